@@ -1,0 +1,1 @@
+"""What is computed: pure Flax modules. Imports nothing else of the package."""

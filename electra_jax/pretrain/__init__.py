@@ -1,0 +1,1 @@
+"""What is learned: masking, sampling, objectives, the pretraining program and its evaluation."""

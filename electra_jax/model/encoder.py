@@ -1,0 +1,165 @@
+"""Embeddings, the encoder layers of both families, and the encoder: layers stacked and scanned."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from electra_jax.model.attention import attention, rotary_tables, rotate
+from electra_jax.model.config import EncoderConfig
+from electra_jax.model.dropout import dropout, fold_in
+
+
+class Inputs(NamedTuple):
+  """What an encoder reads, each int32 [batch, length]."""
+  token_ids: jax.Array
+  segment_ids: jax.Array    # who attends to whom: equal numbers do; 0 is padding
+  positions: jax.Array      # restart in each packed piece
+  type_ids: jax.Array       # token types: 0, and 1 for the second text of a pair
+
+
+def packed_inputs(token_ids, pad_id: int, cls_id: int) -> Inputs:
+  """Inputs of packed rows: each [CLS] begins a piece; pieces do not see each other and positions restart in each.
+
+  Derived on the device from the ids alone, so that a token store is a matrix and nothing more.
+  """
+  token_ids = token_ids.astype(jnp.int32)
+  starts = token_ids == cls_id
+  real = token_ids != pad_id
+  index = jnp.broadcast_to(jnp.arange(token_ids.shape[1], dtype=jnp.int32), token_ids.shape)
+  start_of = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+  return Inputs(token_ids=token_ids,
+                segment_ids=jnp.where(real, jnp.maximum(jnp.cumsum(starts, axis=1, dtype=jnp.int32), 1), 0),
+                positions=jnp.where(real, index - start_of, 0),
+                type_ids=jnp.zeros_like(token_ids))
+
+
+def truncated_normal(std: float):
+  """Normal numbers of standard deviation `std` before they are cut at two deviations, as in BERT and ModernBERT."""
+  # JAX's initialiser rescales so that the cut distribution has the given deviation; the original's does not.
+  return lambda key, shape, dtype=jnp.float32: std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+
+def dense(config: EncoderConfig, features: int, axes: tuple[str, str], name: str, *, init=None, use_bias=None, dtype=None):
+  """A dense layer with a 2-D kernel (in, out) named with logical axes."""
+  return nn.Dense(
+      features, name=name, dtype=dtype or config.dtype, param_dtype=jnp.float32,
+      use_bias=config.use_bias if use_bias is None else use_bias,
+      kernel_init=nn.with_logical_partitioning(init or truncated_normal(config.initializer_range), axes),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]))
+
+
+def layer_norm(config: EncoderConfig, name: str):
+  """LayerNorm with statistics in float32; without a bias in the modern family."""
+  return nn.LayerNorm(
+      name=name, epsilon=config.layer_norm_eps, use_fast_variance=False, use_bias=config.use_bias, dtype=config.dtype,
+      param_dtype=jnp.float32, scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)))
+
+
+def gelu(x):
+  """The exact GELU (with erf), as both families have it."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+class Embeddings(nn.Module):
+  """Word (and in `electra` position and type) embeddings, their LayerNorm, dropout."""
+  config: EncoderConfig
+
+  def setup(self):
+    c = self.config
+    table = lambda name, rows, axis: self.param(
+        name, nn.with_logical_partitioning(truncated_normal(c.initializer_range), (axis, 'embed')),
+        (rows, c.embedding_size), jnp.float32)
+    self.word = table('word', c.padded_vocab_size, 'vocab')
+    if c.family == 'electra':
+      self.position = table('position', c.max_positions, 'positions')
+      self.type = table('type', c.type_vocab_size, 'types')
+    self.norm = layer_norm(c, 'norm')
+
+  def __call__(self, inputs: Inputs, keys=None):
+    """Inputs -> [batch, length, embedding_size]."""
+    c = self.config
+    x = jnp.take(self.word, inputs.token_ids, axis=0)
+    if c.family == 'electra':
+      x += jnp.take(self.position, inputs.positions, axis=0)
+      x += jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype) @ self.type
+    return dropout(self.norm(x), c.dropout, keys, 0, c.dropout_generator)
+
+
+class Layer(nn.Module):
+  """One encoder layer of either family, as the body of a scan over layers."""
+  config: EncoderConfig
+
+  def _attend(self, x, shared, per_layer, keys):
+    c = self.config
+    heads = lambda name: dense(c, c.hidden_size, ('embed', 'heads'), name)(x).reshape(
+        *x.shape[:2], c.num_heads, c.head_size)
+    query, key, value = heads('query'), heads('key'), heads('value')
+    if c.family == 'modern':
+      tables = jax.tree.map(lambda far, near: jnp.where(per_layer['is_global'], far, near), *shared['rotary'])
+      query, key = rotate(query, tables), rotate(key, tables)
+    x = attention(query, key, value, shared['segment_ids'], per_layer.get('window'), dropout_rate=c.attention_dropout,
+                  dropout_keys=keys, dropout_site=1, dropout_generator=c.dropout_generator)
+    x = dense(c, c.hidden_size, ('heads', 'embed'), 'attention_output', init=self._output_init())(
+        x.reshape(*x.shape[:2], c.hidden_size))
+    return dropout(x, c.dropout, keys, 2, c.dropout_generator)
+
+  def _output_init(self):
+    # ModernBERT scales what is added to the residual stream by the number of additions.
+    c = self.config
+    return truncated_normal(c.initializer_range / ((2 * c.num_layers) ** 0.5 if c.family == 'modern' else 1))
+
+  @nn.compact
+  def __call__(self, carry, shared, per_layer):
+    """carry: [batch, length, hidden] (`electra`); the residual stream and its normalised copy (`modern`)."""
+    c = self.config
+    keys = fold_in(shared['keys'], per_layer['index'])
+    if c.family == 'electra':
+      x = layer_norm(c, 'attention_norm')(carry + self._attend(carry, shared, per_layer, keys))
+      y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
+      y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output')(y)
+      return layer_norm(c, 'mlp_norm')(x + dropout(y, c.dropout, keys, 3, c.dropout_generator)), None
+    # ModernBERT's first layer has no norm before its attention and a norm follows the last layer, so each layer carries the norm
+    # that comes after it: the same parameters, the same for every layer of the scan.
+    stream, x = carry
+    stream = stream + self._attend(x, shared, per_layer, keys)
+    x = layer_norm(c, 'mlp_norm')(stream)
+    y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
+    y = y * dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_gate')(x)
+    y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output', init=self._output_init())(y)
+    stream = stream + dropout(y, c.dropout, keys, 3, c.dropout_generator)
+    return (stream, layer_norm(c, 'next_norm')(stream)), None
+
+
+class Encoder(nn.Module):
+  """Projection of the embeddings where their width differs, and the stacked layers."""
+  config: EncoderConfig
+
+  @nn.compact
+  def __call__(self, embedded, inputs: Inputs, keys=None):
+    """embedded [batch, length, embedding_size] -> hidden states [batch, length, hidden_size]."""
+    c = self.config
+    x = embedded.astype(c.dtype)
+    if c.embedding_size != c.hidden_size:
+      # Glorot, as the original leaves this layer to TensorFlow's default initialiser.
+      init = nn.initializers.glorot_uniform() if c.family == 'electra' else None
+      x = dense(c, c.hidden_size, ('embed', 'embed_out'), 'embeddings_project', init=init)(x)
+
+    shared = {'segment_ids': inputs.segment_ids, 'keys': keys}
+    per_layer = {'index': jnp.arange(1, c.num_layers + 1)}     # 0 is the embeddings' place
+    if c.family == 'modern':
+      is_global = jnp.arange(c.num_layers) % c.global_every == 0
+      per_layer['is_global'] = is_global
+      if c.global_every > 1:
+        per_layer['window'] = jnp.where(is_global, x.shape[1], c.local_window // 2)
+      shared['rotary'] = tuple(rotary_tables(inputs.positions, c.head_size, theta)
+                               for theta in (c.global_rope_theta, c.local_rope_theta))
+    policy = {'none': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}[c.remat]
+    layer = Layer if c.remat == 'none' else nn.remat(Layer, policy=policy, prevent_cse=False)
+    layers = nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(nn.broadcast, 0),
+                     length=c.num_layers, unroll=min(c.scan_unroll, c.num_layers),
+                     metadata_params={nn.PARTITION_NAME: 'layers'})
+    carry, _ = layers(c, name='layers')(x if c.family == 'electra' else (x, x), shared, per_layer)
+    return carry if c.family == 'electra' else carry[1]

@@ -1,0 +1,142 @@
+"""The jitted step: masks, both towers, gradients over micro-batches, the update, the figures' sums."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from electra_jax.model.encoder import Inputs
+from electra_jax.pretrain import masking, metrics
+from electra_jax.training import mesh as meshes
+
+
+class TrainState(NamedTuple):
+  """All that changes while training. Randomness is not in it: it comes from (seed, step, row)."""
+  step: jax.Array         # int32: steps done
+  params: Any
+  opt_state: Any
+  skipped: jax.Array      # int32: steps left out because a gradient was not finite
+  bad_step: jax.Array     # int32: the step that was not finite and halted the run, or -1
+
+
+def init_params(model, seed: int, length: int):
+  """Parameters of `model`, boxed with their logical axes. Pure, for jax.eval_shape and jax.jit."""
+  ids = jnp.zeros((1, length), jnp.int32)
+  key = jax.random.key(seed, impl='threefry2x32')
+  return model.init(key, Inputs(ids, ids + 1, ids, ids), jnp.zeros((1, 1), jnp.int32))['params']
+
+
+def init_state(model, optimizer, seed: int, length: int, params=None) -> TrainState:
+  """A fresh state; `params` to start from given parameters."""
+  if params is None:
+    params = nn.unbox(init_params(model, seed, length))
+  return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=optimizer.init(params),
+                    skipped=jnp.zeros([], jnp.int32), bad_step=jnp.full([], -1, jnp.int32))
+
+
+def state_shardings(model, optimizer, length: int, mesh):
+  """Shapes and shardings of the state: two trees like TrainState."""
+  boxed = jax.eval_shape(lambda: init_params(model, 0, length))
+  shardings = meshes.parameter_shardings(boxed, mesh)
+  shapes = jax.eval_shape(lambda: init_state(model, optimizer, 0, length))
+  whole = meshes.replicated(mesh)
+  # The optimizer's moments are laid out as the parameters are; counters are on every device.
+  opt_shardings = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shapes.opt_state, shardings,
+                                        transform_non_params=lambda _: whole)
+  return shapes, TrainState(step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole)
+
+
+def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_batches: int = 1,
+                    skip_nonfinite: bool = False):
+  """`train_step(state, batch) -> (state, sums)`: pure, to be jitted with `jit_train_step`.
+
+  Args:
+    model, objective, settings: the model, a module of pretrain/objectives and its settings.
+    optimizer: an optax transformation over the parameters.
+    seed: of masks, samples and dropout.
+    micro_batches: parts that the batch is split into; gradients are added up, the update is the same.
+    skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
+      before that step, this one and all that follow, and `bad_step` names it.
+
+  `batch` is {'token_ids': int [batch, length]}; `sums` is what metrics.figures reads, and the sums of norms over steps.
+  """
+  def gradients(params, micro, counts):
+    loss = lambda params: objective.loss(settings, model, params, micro, counts, train=True)
+    (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return {'loss': value, **sums}, grads
+
+  def train_step(state: TrainState, batch):
+    token_ids = batch['token_ids']
+    rows = token_ids.shape[0]
+    keys = masking.row_keys(seed, state.step, jnp.arange(rows))
+    examples = objective.examples(settings, token_ids, keys)
+    counts = objective.counts(settings, examples)
+    if micro_batches == 1:
+      sums, grads = gradients(state.params, examples, counts)
+    else:
+      # Row r goes to micro-batch r % k: each device keeps its own rows, nothing moves.
+      split = lambda x: x.reshape(rows // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+      add = lambda total, micro: (jax.tree.map(jnp.add, total, gradients(state.params, micro, counts)), None)
+      split_examples = jax.tree.map(split, examples)
+      first = jax.tree.map(lambda x: x[0], split_examples)
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                           jax.eval_shape(gradients, state.params, first, counts))
+      (sums, grads), _ = jax.lax.scan(add, zeros, split_examples)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    gradient_norms = metrics.tower_norms(grads)
+    fine = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all']) & (state.bad_step < 0)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+    bad = jnp.where(fine | skip_nonfinite | (state.bad_step >= 0), state.bad_step, state.step)
+    new_state = TrainState(
+        step=jnp.where(bad >= 0, state.step, state.step + 1), params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state), skipped=state.skipped + (~fine & (bad < 0)), bad_step=bad)
+    sums |= {'steps': jnp.ones([], jnp.int32)}
+    for name, norms in (('gradient_norm', gradient_norms), ('parameter_norm', metrics.tower_norms(state.params)),
+                        ('update_norm', metrics.tower_norms(updates))):
+      sums |= {f'{name}/{tower}': norm for tower, norm in norms.items()}
+    # A step left out must not turn the sums of a whole interval into nan.
+    return new_state, jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), sums)
+
+  return train_step
+
+
+def jit_train_step(train_step, shardings: TrainState, mesh):
+  """`train_step` under jax.jit with in and out shardings and donated state."""
+  return jax.jit(train_step, in_shardings=(shardings, {'token_ids': meshes.batch_sharding(mesh)}),
+                 out_shardings=(shardings, meshes.replicated(mesh)), donate_argnums=0)
+
+
+def make_eval_step(model, objective, settings, *, seed: int):
+  """`eval_step(params, token_ids [batch, length], rows [batch]) -> sums`, without dropout; masks depend on (seed, row) alone."""
+  def eval_step(params, token_ids, rows):
+    keys = masking.row_keys(seed, 0, rows)
+    examples = objective.examples(settings, token_ids, keys)
+    loss, sums = objective.loss(settings, model, params, examples, objective.counts(settings, examples), train=False,
+                                bins=metrics.EVAL_BINS)
+    del loss
+    return sums
+  return eval_step
+
+
+def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int) -> str:
+  """Names the first tensor that is not finite in a step that failed: a parameter, a loss, or a parameter's gradient."""
+  keys = masking.row_keys(seed, step, jnp.arange(token_ids.shape[0]))
+  examples = objective.examples(settings, token_ids, keys)
+  counts = objective.counts(settings, examples)
+
+  @jax.jit
+  def check(params):
+    loss = lambda params: objective.loss(settings, model, params, examples, counts, train=True)
+    (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+    return finite(params), finite({name: x for name, x in sums.items() if x.dtype == jnp.float32} | {'loss': value}), finite(grads)
+
+  for kind, tree in zip(('the parameter', 'the figure', 'the gradient of'), check(params)):
+    for path, fine in jax.tree_util.tree_leaves_with_path(tree):
+      if not fine:
+        return f'{kind} {jax.tree_util.keystr(path, simple=True, separator="/")}'
+  return 'none when computed again: the failure did not repeat'
