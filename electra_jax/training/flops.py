@@ -1,0 +1,65 @@
+"""Floating point operations of a training step, counted from the shapes."""
+
+from electra_jax.model.config import EncoderConfig
+
+CONVENTIONS = ('model', 'paper')
+
+
+def layer_flops(config: EncoderConfig, length: int) -> int:
+  """Matrix products of one encoder layer, forward, one row of `length` tokens; a multiplication and its addition are two.
+
+  Attention counts every pair of positions in the row, also where a mask or a local window hides one from the other.
+  """
+  c = config
+  feed_forward = (3 if c.family == 'modern' else 2) * c.hidden_size * c.intermediate_size     # the gate is a third product
+  return 2 * length * (4 * c.hidden_size**2 + feed_forward + 2 * length * c.hidden_size)
+
+
+def encoder_flops(config: EncoderConfig, length: int) -> int:
+  """Forward matrix products of the projection of the embeddings and all layers, one row of `length` tokens."""
+  c = config
+  projection = 2 * length * c.embedding_size * c.hidden_size if c.embedding_size != c.hidden_size else 0
+  return projection + c.num_layers * layer_flops(c, length)
+
+
+def generator_head_flops(config: EncoderConfig, predictions: int) -> int:
+  """Forward matrix products from hidden states to logits over the vocabulary, at `predictions` positions of a row."""
+  return 2 * predictions * config.embedding_size * (config.hidden_size + config.vocab_size)
+
+
+def discriminator_head_flops(config: EncoderConfig, length: int) -> int:
+  """Forward matrix products from hidden states to a verdict on each of `length` tokens of a row."""
+  return 2 * length * config.hidden_size * (config.hidden_size + 1)
+
+
+def _lookup_flops(config: EncoderConfig, length: int) -> int:
+  """Embedding lookups as products with one-hot rows: word, position and type."""
+  return 2 * length * config.embedding_size * (config.vocab_size + length + config.type_vocab_size)
+
+
+def step_flops(generator_config: EncoderConfig, discriminator_config: EncoderConfig, batch: int, length: int,
+               predictions: int, convention: str = 'model') -> int:
+  """Floating point operations of one training step over both towers.
+
+  `model`: the matrix products that the model needs, forward once and backward twice that (each product has two gradients). What
+  rematerialisation computes again does not count, so this over the time is model FLOP/s (Chowdhery et al. 2022, appendix B).
+  `paper`: comparable to the training FLOPs of Clark et al. 2020, table 1, whose count takes the backward pass to cost as much as the forward
+  pass and embedding lookups to be dense products; elementwise operations, about 1% of it, are left out here.
+
+  Args:
+    generator_config, discriminator_config: the towers; with all weights shared, the same one twice.
+    batch: rows in the global batch.
+    length: tokens in a row.
+    predictions: slots for masked positions in a row.
+    convention: 'model' or 'paper'.
+
+  Raises ValueError for another convention.
+  """
+  if convention not in CONVENTIONS:
+    raise ValueError(f'The convention of FLOPs is {convention!r}; it is one of {", ".join(CONVENTIONS)}.')
+  forward = (encoder_flops(generator_config, length) + generator_head_flops(generator_config, predictions)
+             + encoder_flops(discriminator_config, length) + discriminator_head_flops(discriminator_config, length))
+  if convention == 'model':
+    return 3 * batch * forward
+  lookups = _lookup_flops(generator_config, length) + _lookup_flops(discriminator_config, length)
+  return 2 * batch * (forward + lookups)
