@@ -1,5 +1,176 @@
-"""Reads and checks a run's config; every complaint names the field and what would do."""
+"""Reads and checks a run's config; every complaint names the field and what would do.
+
+`default_config` is the one place where all fields stand with their meaning; the files in configs/ change some of them.
+"""
+
+import difflib
+import json
+
+import ml_collections
+
+# What may differ when a run is resumed, because neither parameters nor figures depend on it.
+FREE_ON_RESUME = ('keep', 'profile_steps', 'compilation_cache', 'data.cache')
 
 
 class UserError(Exception):
   """A person's mistake: one sentence that names the thing and what would do. main.py prints it and exits with 1."""
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """All fields with their defaults: those of ELECTRA-Small (Clark et al. 2020, table 6)."""
+  c = ml_collections.ConfigDict()
+  c.name = 'run'                    # names the default workdir, runs/<name>
+  c.seed = 0                        # of parameters, batches, masks, samples and dropout
+
+  c.data = data = ml_collections.ConfigDict()
+  data.source = 'sample'            # 'sample' (the bundled corpus), or a text file or glob, several with commas between
+  data.document_format = 'blank_line'  # what separates documents in text files: blank_line, file or line
+  data.heldout_fraction = 0.05      # of the documents, kept whole for evaluation
+  data.vocab_size = 30522           # of the tokenizer that is trained on the corpus, special tokens included
+  data.cache = 'runs/cache'         # where prepared corpora are kept for later runs
+  c.sequence_length = 128           # tokens a row
+  c.batch_size = 128                # rows a step, over all devices
+  c.steps = 1_000_000               # updates in all; the schedule ends there
+
+  c.model = model = ml_collections.ConfigDict()  # the discriminator; see electra_jax/model/config.py
+  model.family = 'electra'          # 'electra' as published, or 'modern' as ModernBERT
+  model.hidden_size = 256           # width of the layers
+  model.embedding_size = 128        # width of the embeddings; projected where it differs
+  model.num_layers = 12             # depth
+  model.num_heads = 4               # attention heads
+  model.intermediate_size = 1024    # width inside the feed-forward layers
+  model.max_positions = 512         # electra: the longest sequence the position table holds
+  model.type_vocab_size = 2         # electra: token types
+  model.layer_norm_eps = 1e-12      # added to the variance in LayerNorm
+  model.initializer_range = 0.02    # standard deviation of fresh weights
+  model.dropout = 0.1               # of embeddings and sublayer outputs
+  model.attention_dropout = 0.1     # of attention probabilities
+  model.global_every = 3            # modern: each such layer attends globally, the others locally; 1: all do
+  model.local_window = 128          # modern: width of local attention
+  model.global_rope_theta = 160_000.0  # modern: base of the rotary frequencies in global layers
+  model.local_rope_theta = 10_000.0    # modern: and in local ones
+  model.vocab_multiple = 128        # the embedding table's rows are padded to a multiple of this
+  model.remat = 'none'              # what the backward pass computes again: none, dots or full
+  model.scan_unroll = 0             # layers an iteration of the scan; 0: all on CPU (faster), one elsewhere (compiles faster)
+  model.dropout_generator = 'hash'  # random bits of dropout: hash (cheap) or threefry
+
+  c.generator = generator = ml_collections.ConfigDict()
+  generator.hidden_fraction = 0.25  # of the discriminator's width, feed-forward and heads
+  generator.layers_fraction = 1.0   # of its depth
+  c.sharing = 'embeddings'          # between the towers: embeddings, none, or all (one tower for both)
+
+  c.objective = objective = ml_collections.ConfigDict()
+  objective.mask_rate = 0.15        # share of the tokens that are masked
+  objective.mask_share = 0.85       # of those, the share that becomes [MASK]; the rest stay as they are
+  objective.temperature = 1.0       # of the generator's softmax when sampling; 0 takes the most likely token
+  objective.disallow_correct = False  # never sample the original token
+  objective.generator_weight = 1.0  # of the generator's loss
+  objective.discriminator_weight = 50.0  # of the discriminator's loss
+  objective.google = False          # the original program's quirks: masks drawn with replacement, and its counts
+
+  c.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.learning_rate = 5e-4    # the peak, after warm-up; then linear to 0 at the last step
+  optimizer.warmup_steps = 10_000   # steps of linear warm-up
+  optimizer.b1 = 0.9                # Adam's decay of the first moment
+  optimizer.b2 = 0.999              # and of the second
+  optimizer.eps = 1e-6              # added outside the square root
+  optimizer.weight_decay = 0.01     # decoupled; not for biases and norms
+  optimizer.clip = 1.0              # largest global norm of the gradients; 0: no clipping
+  optimizer.bias_correction = False # False as published, True as in Adam's paper
+
+  c.dtype = 'auto'                  # of matrix products: auto (bfloat16 on TPU and GPU, float32 on CPU), float32, bfloat16
+  c.micro_batches = 0               # parts a device's rows are split into; 0: as many as its memory wants
+  c.skip_nonfinite = False          # leave out steps whose loss or gradient is not finite, rather than stop
+  c.log_every = 100                 # steps between lines of figures
+  c.eval_every = 5_000              # steps between evaluations on the held-out rows
+  c.eval_rows = 2_048               # most held-out rows in each of those; the final evaluation takes all
+  c.eval_batch_size = 64            # rows a step of evaluation
+  c.save_every = 5_000              # steps between checkpoints
+  c.keep = 2                        # the last so many checkpoints stay, and the best by held-out total loss
+  c.profile_steps = (0, 0)          # first and last step of a profiler trace, in WORKDIR/profile; (0, 0): none
+  c.compilation_cache = '~/.cache/electra_jax/xla'  # compiled programs, kept for the next start; '': not kept
+  return c
+
+
+# Names that a config file takes after its colon: --config=configs/base.py:seq=128,batch=64
+ARGUMENTS = {'seq': ('sequence_length', int), 'batch': ('batch_size', int), 'steps': ('steps', int), 'lr': ('optimizer.learning_rate', float),
+             'warmup': ('optimizer.warmup_steps', int), 'vocab': ('data.vocab_size', int), 'source': ('data.source', str),
+             'seed': ('seed', int), 'dtype': ('dtype', str), 'sharing': ('sharing', str)}
+
+
+def with_arguments(config, arguments: str | None):
+  """The config with `name=value,...` of the config string applied. Raises UserError for unknown names and ill-typed values."""
+  for part in filter(None, (arguments or '').split(',')):
+    name, equals, text = part.partition('=')
+    if not equals or name not in ARGUMENTS:
+      near = difflib.get_close_matches(name, ARGUMENTS, n=1)
+      raise UserError(f'--config takes no argument {part!r}; '
+                      + (f'did you mean {near[0]}=...?' if near else f'it takes {", ".join(f"{n}=..." for n in ARGUMENTS)}.'))
+    field, kind = ARGUMENTS[name]
+    try:
+      value = kind(text)
+    except ValueError:
+      raise UserError(f'--config argument {name}={text!r} is not {"an integer" if kind is int else "a number"}.') from None
+    config.update_from_flattened_dict({field: value})
+  return config
+
+
+def _need(condition, message):
+  if not condition:
+    raise UserError(message)
+
+
+def check(config) -> None:
+  """Raises UserError for a field that cannot be, or two that contradict each other, before anything is built."""
+  c = config
+  for field in ('sequence_length', 'batch_size', 'steps', 'log_every', 'eval_every', 'eval_rows', 'eval_batch_size', 'save_every', 'keep'):
+    _need(c[field] >= 1, f'config.{field} is {c[field]}; it must be at least 1.')
+  _need(c.micro_batches >= 0, f'config.micro_batches is {c.micro_batches}; give the number of parts, or 0 to let it be chosen.')
+  _need(not c.micro_batches or c.batch_size % c.micro_batches == 0,
+        f'config.batch_size {c.batch_size} does not divide into {c.micro_batches} micro-batches; change one of the two.')
+  _need(c.sequence_length >= 8, f'config.sequence_length is {c.sequence_length}; it must be at least 8.')
+  _need(c.model.family != 'electra' or c.sequence_length <= c.model.max_positions,
+        f'config.sequence_length {c.sequence_length} is longer than config.model.max_positions {c.model.max_positions}; '
+        'raise the latter or shorten the rows.')
+  _need(0 <= c.optimizer.warmup_steps < c.steps,
+        f'config.optimizer.warmup_steps {c.optimizer.warmup_steps} is not less than config.steps {c.steps}; '
+        f'shorten the warm-up (--config.optimizer.warmup_steps={c.steps // 10}) or train longer.')
+  _need(c.optimizer.learning_rate > 0, f'config.optimizer.learning_rate is {c.optimizer.learning_rate}; it must be positive.')
+  for field in ('b1', 'b2'):
+    _need(0 <= c.optimizer[field] < 1, f'config.optimizer.{field} is {c.optimizer[field]}; it must lie in [0, 1).')
+  _need(0 < c.objective.mask_rate < 1, f'config.objective.mask_rate is {c.objective.mask_rate}; it must lie between 0 and 1.')
+  _need(0 <= c.objective.mask_share <= 1, f'config.objective.mask_share is {c.objective.mask_share}; it must lie in [0, 1].')
+  _need(c.objective.temperature >= 0, f'config.objective.temperature is {c.objective.temperature}; it must be at least 0.')
+  _need(0 < c.data.heldout_fraction < 1, f'config.data.heldout_fraction is {c.data.heldout_fraction}; it must lie between 0 and 1.')
+  _need(c.sharing in ('embeddings', 'none', 'all'), f'config.sharing is {c.sharing!r}; it is embeddings, none or all.')
+  _need(c.dtype in ('auto', 'float32', 'bfloat16'), f'config.dtype is {c.dtype!r}; it is auto, float32 or bfloat16.')
+  _need(c.save_every % c.eval_every == 0 or c.eval_every % c.save_every == 0,
+        f'config.save_every {c.save_every} and config.eval_every {c.eval_every} do not meet; make one a multiple of the other.')
+  _need(len(c.profile_steps) == 2, f'config.profile_steps is {tuple(c.profile_steps)}; give its first and last step, as (10,12).')
+  _need(c.sharing != 'all' or (c.generator.hidden_fraction, c.generator.layers_fraction) == (1.0, 1.0),
+        "config.sharing 'all' makes one tower of both; set config.generator.hidden_fraction and layers_fraction to 1.0.")
+
+
+def differences(old: dict, new: dict, prefix: str = '') -> list[str]:
+  """Fields that differ between two configs as plain dicts, as 'field: old -> new'."""
+  lines = []
+  for name in sorted(set(old) | set(new)):
+    field, a, b = prefix + name, old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, field + '.')
+    elif a != b and field not in FREE_ON_RESUME:
+      lines.append(f'{field}: {a!r} -> {b!r}')
+  return lines
+
+
+def to_plain(config) -> dict:
+  """The config as JSON has it (tuples become lists)."""
+  return json.loads(config.to_json())
+
+
+def from_plain(plain: dict):
+  """A config from its JSON, over the defaults, so that a run made before a field was added still opens."""
+  config = default_config()
+  with config.unlocked():
+    config.update(ml_collections.ConfigDict({name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}))
+  return config

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from electra_jax.config import UserError
-from electra_jax.data import console, corpora, packing, tokenizers
+from electra_jax import console
+from electra_jax.data import corpora, packing, tokenizers
 from electra_jax.data.token_store import Store, open_store, write_store
 from electra_jax.data.tokenizers import Tokenizer
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from electra_jax.config import UserError
-from electra_jax.data import console
+from electra_jax import console
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
@@ -25,6 +25,7 @@ BYTE_FALLBACK_FROM = 8192
 TRAINING_SENTENCES = 500_000
 # SentencePiece skips longer sentences without a word, so paragraphs are parted before they reach it.
 TRAINING_SENTENCE_BYTES = 4000
+SMALLEST_VOCABULARY = 128
 # Sums are taken thread by thread, so another number would give slightly different scores; fixed, every machine agrees.
 TRAINING_THREADS = 4
 
@@ -131,8 +132,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, seed: int = 0) ->
   Raises:
     UserError: a vocabulary larger than the texts support, or too small for their characters; no text.
   """
-  if vocab_size < 200:
-    raise UserError(f"vocab_size is {vocab_size}; special tokens and single characters need 200 at least")
+  if vocab_size < SMALLEST_VOCABULARY:
+    raise UserError(f"vocab_size is {vocab_size}; special tokens and single characters need {SMALLEST_VOCABULARY} at least")
   read = {"sentences": 0, "characters": 0}
   model = io.BytesIO()
   failure = []
@@ -211,12 +212,13 @@ def _training_error(error: Exception, vocab_size: int) -> Exception:
   message = str(error)
   if isinstance(error, UserError):
     return error
-  if largest := re.search(r"value <= (\d+)", message):
+  largest = re.search(r"value <= (\d+)", message)
+  if largest and int(largest[1]) < SMALLEST_VOCABULARY:
+    return UserError("the corpus is too small to train a tokenizer on; give more text")
+  if largest:
     return UserError(f"vocab_size is {vocab_size}, more than this corpus supports; {largest[1]} is the largest that would do")
   if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
     return UserError(f"vocab_size is {vocab_size}, too few for this corpus's characters; use {int(smallest[1]) + 100} or more")
-  if "Vocabulary size" in message or "sentences_.empty" in message or "seed" in message.lower():
-    return UserError(f"vocab_size is {vocab_size}, more than this corpus supports; use a smaller one or more text")
   return error
 
 

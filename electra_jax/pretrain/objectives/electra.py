@@ -25,7 +25,6 @@ class Settings:
   discriminator_weight: float = 50.0
   google: bool = False
   pad_id: int = 0
-  unk_id: int = 1
   cls_id: int = 2
   sep_id: int = 3
   mask_id: int = 4

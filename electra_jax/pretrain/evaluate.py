@@ -1,0 +1,97 @@
+"""A checkpoint on held-out rows: figures with bootstrap intervals, a table and evaluation.json."""
+
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from electra_jax.console import say
+from electra_jax.data.batches import heldout_batches
+from electra_jax.pretrain import metrics
+from electra_jax.training import mesh as meshes
+
+EVAL_SEED = 7919          # masks and samples of held-out rows are the same for every run and checkpoint
+RESAMPLES = 1_000
+NAMES = {'generator_loss': 'generator loss', 'generator_accuracy': 'generator accuracy', 'sampled_accuracy': 'sampled accuracy',
+         'discriminator_loss': 'discriminator loss', 'constant_loss': "constant predictor's loss",
+         'gain': 'gain over the constant predictor', 'discriminator_accuracy': 'discriminator accuracy', 'auc': 'area under the ROC curve',
+         'average_precision': 'average precision', 'average_precision_gain': 'gain over chance (replaced rate)',
+         'precision': 'precision', 'recall': 'recall', 'replaced_rate': 'replaced rate', 'total_loss': 'total loss'}
+
+
+def heldout_sums(eval_step, params, store, *, batch_size: int, mesh, limit: int | None = None):
+  """Sums of each batch of held-out rows: a dict of arrays with one entry a batch.
+
+  Args:
+    eval_step: jitted pretrain.step.make_eval_step.
+    params: the parameters.
+    store: held-out rows.
+    batch_size: rows a batch, a multiple of the number of devices.
+    mesh: where to compute.
+    limit: most rows, or None for all.
+  """
+  sharding, total = meshes.batch_sharding(mesh), []
+  batches = -(-min(store.rows, limit or store.rows) // batch_size)
+  for i, token_ids in zip(range(batches), heldout_batches(store, batch_size)):
+    rows = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
+    total.append(eval_step(params, jax.device_put(token_ids, sharding), jax.device_put(rows, sharding)))
+  return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(total))
+
+
+def figures_of(sums, settings) -> dict:
+  """metrics.figures of sums added over their first axis, and the total loss and gains made of them."""
+  f = metrics.figures(jax.tree.map(lambda x: np.asarray(x, np.float64).sum(0), sums))
+  return _with_gains(f, settings)
+
+
+def _with_gains(f, settings):
+  return f | {'total_loss': settings.generator_weight * f['generator_loss'] + settings.discriminator_weight * f['discriminator_loss'],
+              'gain': f['constant_loss'] - f['discriminator_loss'], 'average_precision_gain': f['average_precision'] - f['replaced_rate']}
+
+
+def intervals(sums, settings, resamples: int = RESAMPLES) -> dict[str, tuple[float, float]]:
+  """95% percentile bootstrap intervals (Efron 1979) of every figure, resampling batches of consecutive rows."""
+  blocks = len(sums['masked'])
+  draws = np.random.default_rng(0).multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples).astype(np.float64)
+  resampled = {name: np.tensordot(draws, np.asarray(value, np.float64), 1) for name, value in sums.items()}
+  f = _with_gains(metrics.figures(resampled), settings)
+  return {name: tuple(float(x) for x in np.nanpercentile(values, [2.5, 97.5])) if np.isfinite(values).any() else (float('nan'),) * 2
+          for name, values in f.items()}
+
+
+def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
+  """A trained run on its held-out rows: prints a table and writes WORKDIR/evaluation.json, which is returned.
+
+  Args:
+    run: electra_jax.Run, opened on any number of devices.
+    rows: most rows, or None for all.
+    batch_size: rows a step; a step is also the unit that the bootstrap resamples.
+  """
+  from electra_jax.pretrain.objectives import electra as objective
+  from electra_jax.pretrain.step import make_eval_step
+  batch_size = -(-batch_size // run.mesh.size) * run.mesh.size
+  eval_step = jax.jit(make_eval_step(run.model, objective, run.settings, seed=EVAL_SEED))
+  start = time.perf_counter()
+  sums = heldout_sums(eval_step, run.params, run.heldout, batch_size=batch_size, mesh=run.mesh, limit=rows)
+  seconds = time.perf_counter() - start
+  figures, spread = figures_of(sums, run.settings), intervals(sums, run.settings)
+  tokens = int(sums['scores'].sum())
+  facts = {'step': run.step, 'rows': min(run.heldout.rows, rows or run.heldout.rows), 'tokens': tokens, 'masked': int(sums['masked'].sum())}
+  say('evaluated', f'step {run.step:,} on {facts["rows"]:,} held-out rows, {tokens:,} tokens, in {seconds:.0f} s')
+  result = facts | {'figures': {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in NAMES}}
+  print(table(result))
+  path = pathlib.Path(run.workdir) / 'evaluation.json'
+  path.write_text(json.dumps(result, indent=2) + '\n')
+  say('written', str(path))
+  return result
+
+
+def table(result: dict) -> str:
+  """The figures of evaluation.json as aligned text."""
+  lines = [f'\n  {"held-out figure":34}{"value":>9}   95% interval']
+  for name, title in NAMES.items():
+    f = result['figures'][name]
+    lines.append(f'  {title:34}{f["value"]:9.4f}   {f["low"]:.4f} to {f["high"]:.4f}')
+  return '\n'.join(lines) + '\n'

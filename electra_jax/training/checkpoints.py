@@ -1,0 +1,81 @@
+"""Orbax checkpoints: parameters, optimizer state, counters and the figures' running sums as separate items of each step."""
+
+import pathlib
+
+import jax
+import orbax.checkpoint as ocp
+
+from electra_jax.config import UserError
+
+_ITEMS = ('params', 'opt_state', 'counters', 'sums')
+METRIC = 'total_loss'     # the held-out figure that the best checkpoint is chosen by; lower is better
+
+
+def open_manager(workdir, *, keep: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
+  """The checkpoints of a run, in WORKDIR/checkpoints. Saves go on in the background.
+
+  Keeps the last `keep` and the best by METRIC. A save that is cut short never gets its final name, so the one before it is read.
+  """
+  policies = ocp.checkpoint_managers
+  options = ocp.CheckpointManagerOptions(
+      best_fn=lambda metrics: metrics[METRIC], best_mode='min', read_only=read_only, create=not read_only,
+      cleanup_tmp_directories=not read_only,
+      preservation_policy=None if read_only else policies.AnyPreservationPolicy([
+          policies.LatestN(keep),
+          policies.BestN(get_metric_fn=lambda metrics: -metrics[METRIC], n=1, keep_checkpoints_without_metrics=False)]))
+  return ocp.CheckpointManager(pathlib.Path(workdir).absolute() / 'checkpoints', options=options, item_names=_ITEMS)
+
+
+def save(manager, step: int, state, sums, total_loss: float | None) -> None:
+  """Begins to save a pretrain.step.TrainState and the sums since the last line of figures. Does not wait for the disk."""
+  counters = {'step': state.step, 'skipped': state.skipped, 'bad_step': state.bad_step}
+  item = ocp.args.StandardSave
+  manager.save(step, args=ocp.args.Composite(params=item(state.params), opt_state=item(state.opt_state),
+                                             counters=item(counters), sums=item(sums)),
+               metrics=None if total_loss is None else {METRIC: total_loss}, force=True)
+
+
+def _targets(shapes, shardings):
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def restore(manager, step: int, shapes, shardings, sum_shapes, whole):
+  """The state and sums saved at `step`, born with the given shardings: any number of devices will do."""
+  item = ocp.args.StandardRestore
+  counters = {name: getattr(shapes, name) for name in ('step', 'skipped', 'bad_step')}
+  restored = manager.restore(step, args=ocp.args.Composite(
+      params=item(_targets(shapes.params, shardings.params)),
+      opt_state=item(_targets(shapes.opt_state, shardings.opt_state)),
+      counters=item(_targets(counters, jax.tree.map(lambda _: whole, counters))),
+      sums=item(_targets(sum_shapes, jax.tree.map(lambda _: whole, sum_shapes)))))
+  return shapes._replace(params=restored['params'], opt_state=restored['opt_state'], **restored['counters']), restored['sums']
+
+
+def restore_params(workdir, which: str, shapes, shardings):
+  """Parameters alone, without reading the optimizer's state.
+
+  Args:
+    workdir: of the run.
+    which: 'last', 'best' (by the held-out figure), or a step.
+    shapes, shardings: of the parameters.
+
+  Returns: parameters, step.
+
+  Raises UserError where there is no such checkpoint.
+  """
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  with open_manager(workdir, read_only=True) if folder.is_dir() else _none(workdir) as manager:
+    steps = sorted(manager.all_steps())
+    if not steps:
+      _none(workdir)
+    step = {'last': steps[-1], 'best': manager.best_step()}.get(which, which)
+    if step is None:
+      step = steps[-1]                 # none was evaluated
+    if str(step) not in map(str, steps):
+      raise UserError(f'{workdir} has no checkpoint of step {step}; it has those of {", ".join(map(str, steps))}.')
+    restored = manager.restore(int(step), args=ocp.args.Composite(params=ocp.args.StandardRestore(_targets(shapes, shardings))))
+  return restored['params'], int(step)
+
+
+def _none(workdir):
+  raise UserError(f'{workdir} holds no checkpoint; train there first, or name the run with --workdir.')
