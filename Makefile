@@ -1,0 +1,93 @@
+# Works with GNU make 3.81 (macOS) and later. Needs Python 3.11 or 3.12; everything else goes into $(VENV).
+VENV ?= .venv
+PYTHON ?= python3 python3.12 python3.11
+WORKDIR ?= runs/tiny
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+PIP_FLAGS ?=
+LOCK_FLAGS ?=
+
+BIN := $(VENV)/bin
+MAIN := $(BIN)/python -m electra_jax.main
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_FLAGS)
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate --no-header \
+	$(LOCK_FLAGS) pyproject.toml
+SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test install clean distclean lock
+
+help: ## show this list
+	@grep -E '^[a-z]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo '  DEMO_FLAGS="--config.steps=40"  more flags for the pretraining run of make demo'
+	@echo '  WORKDIR=runs/tiny               where make demo keeps its run'
+	@echo '  PYTEST_FLAGS="-k masking -x"    more flags for pytest'
+	@echo '  PIP_FLAGS="--index-url URL"     more flags for pip (a mirror, or an index with CPU builds of torch)'
+	@echo '  PYTHON=/path/to/python3.12      the Python that makes the environment'
+	@echo '  VENV=.venv                      where the environment is'
+
+demo: $(VENV)/.installed ## pretrain a tiny ELECTRA on the bundled text, evaluate it, draw its curves
+	$(MAIN) --config=configs/tiny.py --workdir=$(WORKDIR) $(DEMO_FLAGS)
+	$(MAIN) --mode=evaluate --workdir=$(WORKDIR)
+	$(MAIN) --mode=report --workdir=$(WORKDIR)
+
+test: $(VENV)/.installed-test ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+install: $(VENV)/.installed ## make the environment in .venv, with the locked packages, and nothing else
+
+clean: ## remove caches and build leftovers; the environment and runs/ stay
+	rm -rf .pytest_cache .hypothesis build *.egg-info
+	find electra_jax configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## remove the environment too; runs/ stays
+	rm -rf $(VENV)
+
+# Stamps: a second run installs nothing unless a list of packages has changed since.
+$(VENV)/.made:
+	@if test -e $(BIN)/python; then \
+	  $(BIN)/python -c $(SUITABLE) || { \
+	    echo "$(VENV) holds a Python that is neither 3.11 nor 3.12: remove it, or choose another place with make VENV=DIR." >&2; \
+	    exit 1; }; \
+	else \
+	  python=; \
+	  for candidate in $(PYTHON); do \
+	    if $$candidate -c $(SUITABLE) >/dev/null 2>&1; then \
+	      python=$$candidate; $$candidate -c 'import ensurepip, venv' >/dev/null 2>&1 && break; \
+	    fi; \
+	  done; \
+	  test -n "$$python" || { \
+	    echo "Python 3.11 or 3.12 is needed and none was found: install one, or name it with make PYTHON=/path/to/python3." >&2; \
+	    exit 1; }; \
+	  $$python -c 'import ensurepip, venv' >/dev/null 2>&1 || { \
+	    version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	    echo "$$python lacks the venv module: install it (on Debian and Ubuntu: apt-get install python$$version-venv)." >&2; \
+	    exit 1; }; \
+	  echo "Making a virtual environment in $(VENV) with $$($$python --version)."; \
+	  $$python -m venv $(VENV); \
+	fi
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@touch $@
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/.made
+	@echo "Installing the packages of requirements.txt into $(VENV); this happens once and takes a few minutes."
+	@$(PIP_INSTALL) -r requirements.txt
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	@echo "Installing the packages of requirements-test.txt into $(VENV); this happens once and takes a few minutes."
+	@$(PIP_INSTALL) -r requirements-test.txt
+	@touch $@
+
+# torch's CUDA libraries are left out of the lock: its wheel names the exact ones it wants, and its CPU build wants none.
+lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS=--upgrade for newer versions
+	@$(LOCK) --output-file requirements.txt >/dev/null
+	@$(LOCK) --extra test --constraints requirements.txt --output-file requirements-test.txt >/dev/null
+	@set -e; for name in requirements requirements-test; do \
+	  { echo "# Exact versions for a CPU machine, Python 3.11 and 3.12. Written by make lock from pyproject.toml."; \
+	    grep -vE '^(nvidia-|cuda-|triton)' $$name.txt; } > $$name.tmp; \
+	  mv $$name.tmp $$name.txt; \
+	done
