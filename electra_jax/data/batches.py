@@ -18,8 +18,8 @@ _FOREVER = 2**62
 def permutation(index: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -> np.ndarray:
   """Where a pseudo-random permutation of 0..n-1 sends each index; no array of n is made.
 
-  A Feistel network (Luby and Rackoff 1988) permutes the smallest power of two that holds n, and is applied again to what falls outside
-  (cycle walking; Black and Rogaway 2002), at most twice a value on average.
+  A Feistel network (Luby and Rackoff 1988) permutes the smallest power of two that holds n, and is applied again to
+  what falls outside (cycle walking; Black and Rogaway 2002), on average at most twice a value.
 
   Args:
     index: integers in 0..n-1, any shape.
@@ -47,15 +47,15 @@ def permutation(index: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -
 def batch_rows(step: int, batch_size: int, num_rows: int, seed: int) -> np.ndarray:
   """Rows of the batch of a step, int64 `[batch_size]`.
 
-  Rows are numbered through the run: the i-th of a batch is at `step * batch_size + i`, and each `num_rows` of them are an epoch with
-  a permutation of its own. So every row comes once an epoch, and any step is found at once.
+  Rows are numbered through the run: the i-th of a batch is at `step * batch_size + i`, and each `num_rows` of them are
+  an epoch with a permutation of its own. So every row comes once an epoch, and any step is found at once.
   """
   position = step * batch_size + np.arange(batch_size, dtype=np.int64)
   return permutation(position % num_rows, num_rows, seed, position // num_rows)
 
 
 def read_batch(store: Store, step: int, batch_size: int, seed: int, rows: slice = slice(None)) -> np.ndarray:
-  """The batch of a step, int32 `[batch_size, length]`, or of it the rows that a process needs, `[len(rows), length]`."""
+  """The batch of a step, int32 `[batch_size, length]`; with `rows`, those of its rows, `[len(rows), length]`."""
   return store.read(batch_rows(step, batch_size, store.rows, seed)[rows])
 
 
@@ -74,15 +74,16 @@ def batches(
     batch_size: rows of the global batch; may exceed the store's rows, then a batch holds some of them more than once.
     last_step: the step not to read any more; None goes on for ever.
     rows: the rows of each batch that this process needs.
-    use_tf: tf.data or the NumPy reader, which give the very same batches; None takes tf.data where TensorFlow is installed.
+    use_tf: tf.data or the NumPy reader, which give the very same batches; None takes tf.data where TensorFlow is
+      installed.
 
   Yields:
     int32 `[batch_size or len(rows), length]`.
   """
   if store.rows == 0:
-    raise ValueError(f"the token store {store.path} has no rows")
+    raise ValueError(f'the token store {store.path} has no rows')
   if use_tf is None:
-    use_tf = importlib.util.find_spec("tensorflow") is not None
+    use_tf = importlib.util.find_spec('tensorflow') is not None
   last_step = _FOREVER if last_step is None else last_step
   reader = _tf_batches if use_tf else _numpy_batches
   return reader(lambda step: read_batch(store, int(step), batch_size, seed, rows), first_step, last_step)
@@ -98,11 +99,11 @@ def heldout_batches(store: Store, batch_size: int, rows: slice = slice(None)) ->
 
 
 def _tf_batches(read, first_step, last_step):
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   import tensorflow as tf
 
   try:
-    tf.config.set_visible_devices([], "GPU")  # the accelerator's memory is JAX's
+    tf.config.set_visible_devices([], 'GPU')  # the accelerator's memory is JAX's
   except RuntimeError:  # TensorFlow was in use before us and has them already
     pass
   dataset = tf.data.Dataset.range(first_step, last_step)

@@ -20,9 +20,10 @@ def pack(
 ) -> Iterator[np.ndarray]:
   """Packs documents into rows of pieces, each `[CLS] tokens [SEP]`, in order, padding after the last piece.
 
-  A document is cut where the row ends and goes on in the next, so every token comes out once and in order. A cut leaves no piece
-  shorter than `min_piece`, since a sliver has no context to learn from: where one would be left, the piece before it
-  gives up tokens, or the whole of it waits for the next row. That padding is at most `2 * min_piece + 1` tokens a document.
+  A document is cut where the row ends and goes on in the next, so every token comes out once and in order. A cut leaves
+  no piece shorter than `min_piece`, since a sliver has no context to learn from: where one would be left, the piece
+  before it gives up tokens, or the whole of it waits for the next row. That padding is at most `2 * min_piece` tokens a
+  document.
 
   Args:
     documents: integer arrays `[tokens]` without special tokens; empty ones give nothing.
@@ -60,7 +61,7 @@ def pack(
 def check_row_length(row_length: int) -> None:
   """Raises UserError where rows are too short to hold pieces worth learning from."""
   if row_length < MIN_ROW_LENGTH:
-    raise UserError(f"row_length is {row_length}; rows need {MIN_ROW_LENGTH} tokens at least")
+    raise UserError(f'row_length is {row_length}; rows need {MIN_ROW_LENGTH} tokens at least')
 
 
 def pieces(row: np.ndarray, cls_id: int, sep_id: int) -> list[np.ndarray]:

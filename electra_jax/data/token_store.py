@@ -13,14 +13,16 @@ import numpy as np
 
 from electra_jax.config import UserError
 
-FORMAT = "electra_jax token store"
+FORMAT = 'electra_jax token store'
 FORMAT_VERSION = 1
-MANIFEST_FILE = "manifest.json"
-ROWS_FILE = "rows.bin"
+MANIFEST_FILE = 'manifest.json'
+ROWS_FILE = 'rows.bin'
 
 # Larger stores are checked by size alone when opened: a checksum would read them whole.
 CHECKSUM_BYTES = 256 * 1024 * 1024
+_REMEDY = 'delete it and prepare the corpus again'
 _WRITE_ROWS = 4096
+_MANIFEST_KEYS = {'rows', 'length', 'dtype', 'tokens', 'vocab_size', 'pad_id', 'tokenizer_fingerprint', 'blake2b'}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,16 +50,16 @@ class Store:
 
   @property
   def pad_id(self) -> int:
-    return self.manifest["pad_id"]
+    return self.manifest['pad_id']
 
   @property
   def tokens(self) -> int:
     """Tokens in all rows, [CLS] and [SEP] included and padding not."""
-    return self.manifest["tokens"]
+    return self.manifest['tokens']
 
   @property
   def tokenizer_fingerprint(self) -> str:
-    return self.manifest["tokenizer_fingerprint"]
+    return self.manifest['tokenizer_fingerprint']
 
   def read(self, indices: np.ndarray) -> np.ndarray:
     """The rows of `indices` `[n]`, as int32 `[n, length]`."""
@@ -73,7 +75,7 @@ def write_store(
   tokenizer_fingerprint: str,
   facts: dict,
 ) -> Store:
-  """Writes rows to a new store. It is made in a folder beside `path` and renamed, so a store cut short is never at `path`.
+  """Writes rows to a new store, in a folder beside `path` that is renamed at the end: one cut short is never at `path`.
 
   Args:
     path: the folder to be; nothing may be there.
@@ -84,16 +86,16 @@ def write_store(
     UserError: the folder cannot be written, or something is there already.
   """
   path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-  dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.partial')
+  dtype = np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
   digest = hashlib.blake2b(digest_size=16)
   count = tokens = 0
   try:
     temporary.mkdir(parents=True)
-    with open(temporary / ROWS_FILE, "wb") as file:
+    with open(temporary / ROWS_FILE, 'wb') as file:
       for block in _blocks(rows, row_length):
         if block.min() < 0 or block.max() >= vocab_size:
-          raise ValueError(f"token ids must be in 0..{vocab_size - 1}; found {block.min()}..{block.max()}")
+          raise ValueError(f'token ids must be in 0..{vocab_size - 1}; found {block.min()}..{block.max()}')
         content = block.astype(dtype).tobytes()
         digest.update(content)
         file.write(content)
@@ -102,24 +104,24 @@ def write_store(
       file.flush()
       os.fsync(file.fileno())
     manifest = {
-      "format": FORMAT,
-      "format_version": FORMAT_VERSION,
-      "rows": count,
-      "length": row_length,
-      "dtype": dtype.str,
-      "tokens": tokens,
-      "vocab_size": vocab_size,
-      "pad_id": pad_id,
-      "tokenizer_fingerprint": tokenizer_fingerprint,
-      "blake2b": digest.hexdigest(),
+      'format': FORMAT,
+      'format_version': FORMAT_VERSION,
+      'rows': count,
+      'length': row_length,
+      'dtype': dtype.str,
+      'tokens': tokens,
+      'vocab_size': vocab_size,
+      'pad_id': pad_id,
+      'tokenizer_fingerprint': tokenizer_fingerprint,
+      'blake2b': digest.hexdigest(),
       **facts,
     }
-    (temporary / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (temporary / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + '\n', 'utf-8')
     if path.exists():
-      raise UserError(f"there is something at {str(path)!r} already; remove it or name another folder")
+      raise UserError(f'there is something at {str(path)!r} already; remove it or name another folder')
     os.rename(temporary, path)
   except OSError as error:
-    raise UserError(f"the token store {str(path)!r} cannot be written: {error.strerror or error}") from None
+    raise UserError(f'the token store {str(path)!r} cannot be written: {error.strerror or error}') from None
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return open_store(path)
@@ -135,36 +137,34 @@ def open_store(path: str | os.PathLike) -> Store:
   """
   path = pathlib.Path(path)
   try:
-    manifest = json.loads((path / MANIFEST_FILE).read_text("utf-8"))
+    manifest = json.loads((path / MANIFEST_FILE).read_text('utf-8'))
   except FileNotFoundError:
-    raise UserError(f"no token store at {str(path)!r}: {MANIFEST_FILE} is not there; prepare the corpus again") from None
+    raise UserError(f'no token store at {str(path)!r}: it has no {MANIFEST_FILE}; prepare the corpus again') from None
   except (OSError, ValueError) as error:
-    raise UserError(f"the token store {str(path)!r} has an unreadable manifest ({error}); prepare the corpus again") from None
-  if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-    raise UserError(f"{str(path)!r} is not a token store: its {MANIFEST_FILE} is of another kind; prepare the corpus again")
-  if manifest["format_version"] != FORMAT_VERSION:
+    raise UserError(f'the token store {str(path)!r} has a damaged manifest ({error}); {_REMEDY}') from None
+  if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
+    raise UserError(f'{str(path)!r} is not a token store: its {MANIFEST_FILE} is of another kind; {_REMEDY}')
+  if manifest.get('format_version') != FORMAT_VERSION:
     raise UserError(
-      f"the token store {str(path)!r} has format version {manifest['format_version']} where {FORMAT_VERSION} is read; "
-      "prepare the corpus again"
+      f'the token store {str(path)!r} has format version {manifest.get("format_version")} where {FORMAT_VERSION} is '
+      f'read; {_REMEDY}'
     )
-  rows, length, dtype = manifest["rows"], manifest["length"], np.dtype(manifest["dtype"])
+  if missing := _MANIFEST_KEYS - set(manifest):
+    raise UserError(f'the manifest of the token store {str(path)!r} lacks {min(missing)!r}; {_REMEDY}')
+  rows, length, dtype = manifest['rows'], manifest['length'], np.dtype(manifest['dtype'])
   file = path / ROWS_FILE
   expected = rows * length * dtype.itemsize
   found = file.stat().st_size if file.is_file() else 0
   if found != expected:
     raise UserError(
-      f"the token store {str(path)!r} is damaged: {ROWS_FILE} has {found:,} bytes, not {expected:,}; delete the folder and "
-      "prepare the corpus again"
+      f'the token store {str(path)!r} is damaged: {ROWS_FILE} has {found:,} bytes, not {expected:,}; {_REMEDY}'
     )
   if rows == 0:
     matrix = np.zeros((0, length), dtype)
   else:
-    matrix = np.memmap(file, dtype, mode="r", shape=(rows, length))
-  if expected < CHECKSUM_BYTES and hashlib.blake2b(matrix, digest_size=16).hexdigest() != manifest["blake2b"]:
-    raise UserError(
-      f"the token store {str(path)!r} is damaged: the checksum of {ROWS_FILE} is wrong; delete the folder and prepare the "
-      "corpus again"
-    )
+    matrix = np.memmap(file, dtype, mode='r', shape=(rows, length))
+  if expected < CHECKSUM_BYTES and hashlib.blake2b(matrix, digest_size=16).hexdigest() != manifest['blake2b']:
+    raise UserError(f'the token store {str(path)!r} is damaged: the checksum of {ROWS_FILE} is wrong; {_REMEDY}')
   return Store(path, manifest, matrix)
 
 
@@ -173,7 +173,7 @@ def _blocks(rows, row_length):
   block = []
   for row in rows:
     if row.shape != (row_length,):
-      raise ValueError(f"a row has shape {row.shape}, not ({row_length},)")
+      raise ValueError(f'a row has shape {row.shape}, not ({row_length},)')
     block.append(row)
     if len(block) == _WRITE_ROWS:
       yield np.stack(block)

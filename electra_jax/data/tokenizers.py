@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from electra_jax.config import UserError
 from electra_jax import console
 
-PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
 
-SENTENCEPIECE_FILE = "tokenizer.model"
+SENTENCEPIECE_FILE = 'tokenizer.model'
 
 # Below this, the 256 byte pieces would take a good part of the vocabulary for characters that hardly occur.
 BYTE_FALLBACK_FROM = 8192
@@ -69,7 +69,7 @@ class Tokenizer:
     """A hash of all that decides how text is encoded."""
     digest = hashlib.blake2b(self.kind.encode(), digest_size=16)
     for name, content in sorted(self.files.items()):
-      digest.update(name.encode() + b"\0" + hashlib.blake2b(content).digest())
+      digest.update(name.encode() + b'\0' + hashlib.blake2b(content).digest())
     return digest.hexdigest()
 
   def encode(self, text: str) -> list[int]:
@@ -89,7 +89,7 @@ class Tokenizer:
         ordinary = []
       if special_tokens and i != self.pad_id:
         parts.append(self.tokens[i])
-    return " ".join(parts)
+    return ' '.join(parts)
 
   def token(self, token_id: int) -> str:
     """The token of an id as the vocabulary writes it."""
@@ -114,15 +114,15 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
   """
   path = pathlib.Path(folder) / SENTENCEPIECE_FILE
   if not path.is_file():
-    raise UserError(f"no tokenizer in {str(folder)!r}: {SENTENCEPIECE_FILE} is not there; name a folder that holds one")
+    raise UserError(f'no tokenizer in {str(folder)!r}: {SENTENCEPIECE_FILE} is not there; name a folder that holds one')
   return _sentencepiece_tokenizer({SENTENCEPIECE_FILE: path.read_bytes()}, str(path))
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, seed: int = 0) -> Tokenizer:
   """Trains a SentencePiece unigram model (Kudo 2018). The same texts and arguments give the same model anywhere.
 
-  All printable ASCII is in the vocabulary, so no English text meets [UNK] for a bracket. Rare characters become [UNK] in small
-  vocabularies and bytes in large ones (`BYTE_FALLBACK_FROM`), where 256 more pieces cost little.
+  All printable ASCII is in the vocabulary, so no English text meets [UNK] for a bracket. Rare characters become [UNK]
+  in small vocabularies and bytes in large ones (`BYTE_FALLBACK_FROM`), where 256 more pieces cost little.
 
   Args:
     texts: documents; their lines are the sentences it learns from.
@@ -133,8 +133,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, seed: int = 0) ->
     UserError: a vocabulary larger than the texts support, or too small for their characters; no text.
   """
   if vocab_size < SMALLEST_VOCABULARY:
-    raise UserError(f"vocab_size is {vocab_size}; special tokens and single characters need {SMALLEST_VOCABULARY} at least")
-  read = {"sentences": 0, "characters": 0}
+    raise UserError(
+      f'vocab_size is {vocab_size}; special tokens and single characters need {SMALLEST_VOCABULARY} at least'
+    )
+  read = {'sentences': 0, 'characters': 0}
   model = io.BytesIO()
   failure = []
 
@@ -146,13 +148,13 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, seed: int = 0) ->
       sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=_sentences(texts, read, failure),
         model_writer=model,
-        model_type="unigram",
+        model_type='unigram',
         vocab_size=vocab_size,
         pad_id=PAD_ID, unk_id=UNK_ID, bos_id=CLS_ID, eos_id=SEP_ID,
         pad_piece=PAD, unk_piece=UNK, bos_piece=CLS, eos_piece=SEP, control_symbols=[MASK],
         unk_surface=UNK,
         character_coverage=0.9999,
-        required_chars="".join(c for c in string.printable if not c.isspace()),
+        required_chars=''.join(c for c in string.printable if not c.isspace()),
         byte_fallback=vocab_size >= BYTE_FALLBACK_FROM,
         # Candidates in proportion to the vocabulary: far quicker than the default million, and slightly shorter codes.
         seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
@@ -163,20 +165,20 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, seed: int = 0) ->
     except Exception as error:  # handed to the calling thread
       failure.append(error)
 
-  console.say("tokenizer", f"training SentencePiece, {vocab_size:,} tokens")
+  console.say('tokenizer', f'training SentencePiece, {vocab_size:,} tokens')
   start = time.monotonic()
   worker = threading.Thread(target=train, daemon=True)
   worker.start()
-  with console.progress("tokenizer") as update:
+  with console.progress('tokenizer') as update:
     while worker.is_alive():
       worker.join(0.1)
       update(0, f"training on {read['characters'] / 1e6:,.1f} million characters")
   if failure:
     raise _training_error(failure[0], vocab_size) from None
-  tokenizer = _sentencepiece_tokenizer({SENTENCEPIECE_FILE: model.getvalue()}, "the trained model")
-  sampled = "" if read["sentences"] <= TRAINING_SENTENCES else f", {TRAINING_SENTENCES:,} of them sampled"
+  tokenizer = _sentencepiece_tokenizer({SENTENCEPIECE_FILE: model.getvalue()}, 'the trained model')
+  sampled = '' if read['sentences'] <= TRAINING_SENTENCES else f', {TRAINING_SENTENCES:,} of them sampled'
   console.say(
-    "tokenizer",
+    'tokenizer',
     f"learned {tokenizer.size:,} tokens from {read['sentences']:,} lines{sampled}, "
     f"{read['characters'] / 1e6:,.1f} million characters, in {console.seconds(time.monotonic() - start)}",
   )
@@ -186,10 +188,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, seed: int = 0) ->
 def _sentences(texts: Iterable[str], read: dict, failure: list) -> Iterator[str]:
   try:
     for text in texts:
-      for line in text.split("\n"):
-        for sentence in _short(line.replace("\0", " ")):
-          read["sentences"] += 1
-          read["characters"] += len(sentence)
+      for line in text.split('\n'):
+        for sentence in _short(line.replace('\0', ' ')):
+          read['sentences'] += 1
+          read['characters'] += len(sentence)
           yield sentence
   except Exception as error:  # SentencePiece would turn it into a message of its own
     failure.append(error)
@@ -200,7 +202,7 @@ def _short(line: str) -> Iterator[str]:
   limit = TRAINING_SENTENCE_BYTES // 4  # characters; one takes four bytes at most
   start = 0
   while len(line) - start > limit:
-    cut = line.rfind(" ", start + 1, start + limit)
+    cut = line.rfind(' ', start + 1, start + limit)
     cut = cut if cut > 0 else start + limit
     yield line[start:cut]
     start = cut
@@ -212,13 +214,18 @@ def _training_error(error: Exception, vocab_size: int) -> Exception:
   message = str(error)
   if isinstance(error, UserError):
     return error
-  largest = re.search(r"value <= (\d+)", message)
-  if largest and int(largest[1]) < SMALLEST_VOCABULARY:
-    return UserError("the corpus is too small to train a tokenizer on; give more text")
-  if largest:
-    return UserError(f"vocab_size is {vocab_size}, more than this corpus supports; {largest[1]} is the largest that would do")
-  if smallest := re.search(r"required_chars\. \d+ vs (\d+)", message):
-    return UserError(f"vocab_size is {vocab_size}, too few for this corpus's characters; use {int(smallest[1]) + 100} or more")
+  if found := re.search(r'value <= (\d+)', message):
+    largest = int(found[1])
+    if vocab_size >= BYTE_FALLBACK_FROM > largest:  # so small a vocabulary would have no byte pieces
+      largest -= 256
+    if largest < SMALLEST_VOCABULARY:
+      return UserError('the corpus is too small to train a tokenizer on; give more text')
+    return UserError(
+      f'vocab_size is {vocab_size}, more than this corpus supports; {largest} is the largest that would do'
+    )
+  if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
+    least = int(smallest[1]) + 100
+    return UserError(f"vocab_size is {vocab_size}, too few for this corpus's characters; use {least} or more")
   return error
 
 
@@ -229,13 +236,13 @@ def _sentencepiece_tokenizer(files: dict[str, bytes], name: str) -> Tokenizer:
   try:
     processor.load_from_serialized_proto(files[SENTENCEPIECE_FILE])
   except RuntimeError:
-    raise UserError(f"the tokenizer {name!r} is not a SentencePiece model or is damaged; copy or train it again") from None
+    raise UserError(f'the tokenizer {name!r} is not a SentencePiece model or is damaged; train it again') from None
   tokens = tuple(processor.id_to_piece(list(range(processor.get_piece_size()))))
   if tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
     raise UserError(f"the tokenizer {name!r} does not begin with {' '.join(SPECIAL_TOKENS)}; use one trained here")
   threads = min(16, os.cpu_count() or 1)
   return Tokenizer(
-    kind="sentencepiece",
+    kind='sentencepiece',
     tokens=tokens,
     pad_id=PAD_ID,
     unk_id=UNK_ID,
@@ -249,7 +256,7 @@ def _sentencepiece_tokenizer(files: dict[str, bytes], name: str) -> Tokenizer:
 
 
 def _sentencepiece_from_files(files: dict[str, bytes]) -> Tokenizer:
-  return _sentencepiece_tokenizer(files, "the tokenizer")
+  return _sentencepiece_tokenizer(files, 'the tokenizer')
 
 
-_FROM_FILES = {"sentencepiece": _sentencepiece_from_files}
+_FROM_FILES = {'sentencepiece': _sentencepiece_from_files}
