@@ -41,6 +41,7 @@ def test_permutations_look_random():
 
 def test_the_order_never_changes_between_versions():
   assert batches.batch_rows(5, 4, 1000, 42).tolist() == [798, 127, 867, 250]
+  assert batches.batch_rows(505, 4, 1000, 42).tolist() == [951, 715, 303, 116]
 
 
 def test_large_stores_and_late_steps_are_as_near():
@@ -56,6 +57,11 @@ def test_every_row_comes_once_an_epoch(num_rows, batch_size, seed):
   rows = np.concatenate([batches.batch_rows(step, batch_size, num_rows, seed) for step in range(steps)])
   for epoch in range(3):
     assert np.array_equal(np.sort(rows[epoch * num_rows : (epoch + 1) * num_rows]), np.arange(num_rows))
+
+
+def test_every_epoch_has_an_order_of_its_own():
+  orders = {tuple(batches.batch_rows(epoch, 100, 100, 3)) for epoch in range(20)}
+  assert len(orders) == 20
 
 
 def test_slices_of_a_batch_make_it_up(store):
