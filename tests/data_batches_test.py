@@ -1,7 +1,6 @@
 """A batch is a function of (seed, step): every row once an epoch, any step at once, both readers the very same."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -87,18 +86,13 @@ def test_readers_give_the_batches_of_their_steps(store, use_tf):
 
 
 def test_the_reader_thread_ends_with_its_iterator(store):
-  def readers():
-    return sum('work' in thread.name for thread in threading.enumerate())
-
-  before = readers()
+  before = set(threading.enumerate())
   iterator = batches.batches(store, 4, 3, use_tf=False)
   next(iterator)
-  assert readers() == before + 1
+  (reader,) = (thread for thread in threading.enumerate() if thread not in before and thread.name == batches.READER)
   iterator.close()
-  deadline = time.monotonic() + 10
-  while readers() > before and time.monotonic() < deadline:
-    time.sleep(0.01)
-  assert readers() == before
+  reader.join(timeout=30)
+  assert not reader.is_alive()
 
 
 def test_an_error_of_the_reader_reaches_who_reads(store, monkeypatch):

@@ -10,6 +10,8 @@ import numpy as np
 
 from electra_jax.data.token_store import Store
 
+READER = 'electra_jax batches'  # the NumPy reader's thread
+
 _FEISTEL_ROUNDS = 8
 _READ_AHEAD = 4
 _FOREVER = 2**62
@@ -139,7 +141,7 @@ def _numpy_batches(read, first_step, last_step):
     except Exception as error:  # handed to the reader of the batches
       put(error)
 
-  threading.Thread(target=work, daemon=True).start()
+  threading.Thread(target=work, name=READER, daemon=True).start()
   try:
     while (item := ready.get()) is not None:
       if isinstance(item, Exception):
