@@ -20,40 +20,63 @@ def seconds(value: float) -> str:
   return f"{value // 3600}h{value % 3600 // 60:02d}m"
 
 
-@contextlib.contextmanager
-def progress(label: str, total: float | None = None):
-  """Yields `update(done, text)`, which shows `text`, and with a `total` the share done and the time left.
+def heading(text: str) -> None:
+  """Prints the line that begins a screen."""
+  print(f"\n{text}", flush=True)
 
-  On a terminal the line is rewritten, at most five times a second; elsewhere one is printed every thirty seconds, so logs stay
-  short. The line is wiped at the end.
-  """
-  terminal = sys.stdout.isatty()
-  interval = 0.2 if terminal else 30.0
-  start = shown = time.monotonic()
-  width = 0
 
-  def update(done: float, text: str = "") -> None:
-    nonlocal shown, width
+class Progress:
+  """A line that stays in its place while long work runs. See `progress`."""
+
+  def __init__(self, label: str, total: float | None):
+    self.terminal = sys.stdout.isatty()
+    self._label, self._total = label, total
+    self._interval = 0.2 if self.terminal else 30.0
+    self._start = self._shown = time.monotonic()
+    self._width = 0
+
+  def __call__(self, done: float, text: str = "") -> None:
+    """Shows `text`, and with a total the share done and the time left."""
     now = time.monotonic()
-    if now - shown < interval:
+    if now - self._shown < self._interval:
       return
-    shown = now
-    elapsed = now - start
-    if total:
-      share = min(done / total, 1.0)
+    self._shown = now
+    elapsed = now - self._start
+    if self._total:
+      share = min(done / self._total, 1.0)
       left = f", {seconds(elapsed / share - elapsed)} left" if share > 0 else ""
       text = f"{share:4.0%}  {text}{left}"
     else:
       text = f"{text}, {seconds(elapsed)} so far"
-    if terminal:
-      line = f"  {label:<12} {text}"
-      print("\r" + line.ljust(width), end="", flush=True)
-      width = len(line)
+    if self.terminal:
+      line = f"  {self._label:<12} {text}"
+      print("\r" + line.ljust(self._width), end="", flush=True)
+      self._width = len(line)
     else:
-      say(label, text)
+      say(self._label, text)
 
+  def above(self, text: str) -> None:
+    """Prints a line that stays, above the one that moves."""
+    self.wipe()
+    print(text, flush=True)
+    self._shown = time.monotonic() if not self.terminal else 0.0
+
+  def wipe(self) -> None:
+    """Takes the moving line away."""
+    if self.terminal and self._width:
+      print("\r" + " " * self._width + "\r", end="", flush=True)
+      self._width = 0
+
+
+@contextlib.contextmanager
+def progress(label: str, total: float | None = None):
+  """Yields a Progress.
+
+  On a terminal its line is rewritten, at most five times a second; elsewhere one is printed where nothing else was for thirty
+  seconds, so logs stay short. The line is wiped at the end.
+  """
+  line = Progress(label, total)
   try:
-    yield update
+    yield line
   finally:
-    if terminal and width:
-      print("\r" + " " * width + "\r", end="", flush=True)
+    line.wipe()

@@ -96,4 +96,8 @@ class Electra(nn.Module):
 
   def discriminator_logits(self, inputs: Inputs, keys=None):
     """float32 [batch, length]: log-odds that the token was replaced."""
-    return self.discriminator_head(self.hidden_states(inputs, keys))
+    return self.verdicts(self.hidden_states(inputs, keys))
+
+  def verdicts(self, hidden):
+    """The same from hidden states [batch, length, hidden]."""
+    return self.discriminator_head(hidden)

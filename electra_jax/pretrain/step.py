@@ -122,21 +122,26 @@ def make_eval_step(model, objective, settings, *, seed: int):
   return eval_step
 
 
-def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int) -> str:
-  """Names the first tensor that is not finite in a step that failed: a parameter, a loss, or a parameter's gradient."""
-  keys = masking.row_keys(seed, step, jnp.arange(token_ids.shape[0]))
-  examples = objective.examples(settings, token_ids, keys)
-  counts = objective.counts(settings, examples)
+def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int, parts: int = 1) -> str:
+  """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
+
+  Computes the step's gradients again, in as many parts as it was made of.
+  """
+  token_ids = jnp.asarray(token_ids)
 
   @jax.jit
-  def check(params):
-    loss = lambda params: objective.loss(settings, model, params, examples, counts, train=True)
+  def check(params, token_ids, rows):
+    examples = objective.examples(settings, token_ids, masking.row_keys(seed, step, rows))
+    loss = lambda params: objective.loss(settings, model, params, examples, objective.counts(settings, examples), train=True)
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
     finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
-    return finite(params), finite({name: x for name, x in sums.items() if x.dtype == jnp.float32} | {'loss': value}), finite(grads)
+    figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return finite(params), finite(figures | {'loss': value}), finite(grads)
 
-  for kind, tree in zip(('the parameter', 'the figure', 'the gradient of'), check(params)):
-    for path, fine in jax.tree_util.tree_leaves_with_path(tree):
-      if not fine:
-        return f'{kind} {jax.tree_util.keystr(path, simple=True, separator="/")}'
-  return 'none when computed again: the failure did not repeat'
+  for part in range(parts):
+    rows = jnp.arange(part, token_ids.shape[0], parts)
+    for kind, tree in zip(('the parameter', 'the figure', 'the gradient of'), check(params, token_ids[rows], rows)):
+      for path, fine in jax.tree_util.tree_leaves_with_path(tree):
+        if not fine:
+          return f'{kind} {jax.tree_util.keystr(path, simple=True, separator="/")}'
+  return 'a sum of gradients that are finite each'

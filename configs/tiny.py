@@ -1,0 +1,22 @@
+"""A few hundred thousand parameters, for a laptop's CPU: watch ELECTRA learn on the bundled corpus.
+
+  python -m electra_jax.main --config=configs/tiny.py
+"""
+
+from electra_jax.config import default_config, with_arguments
+
+
+def get_config(arguments=''):
+  c = default_config()
+  c.name = 'tiny'
+  c.data.vocab_size = 2_000
+  c.sequence_length = 64
+  c.batch_size = 32
+  c.steps = 4_000
+  c.model.update(family='modern', hidden_size=128, embedding_size=128, num_layers=3, num_heads=4, intermediate_size=256,
+                 layer_norm_eps=1e-5, global_every=1, dropout=0.0, attention_dropout=0.0)
+  c.generator.update(hidden_fraction=1.0, layers_fraction=1.0)
+  c.sharing = 'all'
+  c.optimizer.update(learning_rate=2e-3, warmup_steps=200, b2=0.98, bias_correction=True)
+  c.log_every, c.eval_every, c.save_every = 100, 500, 500
+  return with_arguments(c, arguments)

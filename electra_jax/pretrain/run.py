@@ -1,0 +1,159 @@
+"""A run's folder: what is written there at the start, and opening it again."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from electra_jax import config as configs
+from electra_jax.config import UserError
+from electra_jax.data.prepare import prepare
+from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
+from electra_jax.model.electra import Electra
+from electra_jax.model.encoder import packed_inputs
+from electra_jax.pretrain import build
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.step import init_params
+from electra_jax.training import checkpoints, mesh as meshes
+
+
+def prepare_data(config):
+  """data.prepare.prepare with a config's fields."""
+  d = config.data
+  source = [part.strip() for part in d.source.split(',')] if ',' in d.source else d.source
+  return prepare(source, vocab_size=d.vocab_size, row_length=config.sequence_length, document_format=d.document_format,
+                 heldout_fraction=d.heldout_fraction, cache=d.cache)
+
+
+def claim(workdir, config) -> dict:
+  """Makes WORKDIR this config's, or finds that it is already; returns what an earlier start resolved (empty for none).
+
+  Raises UserError where the folder cannot be written, or holds the run of another config.
+  """
+  workdir = pathlib.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f'.probe-{os.getpid()}'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise UserError(f'--workdir {workdir} cannot be written ({error.strerror}); name a folder that can.') from None
+  plain, path = configs.to_plain(config), workdir / 'config.json'
+  if path.exists():
+    changed = configs.differences(read_json(path), plain)
+    if changed:
+      raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
+                      'give the same config to resume it, or another --workdir.')
+  else:
+    write_json(path, plain)
+  resolved = workdir / 'resolved.json'
+  return read_json(resolved) if resolved.exists() else {}
+
+
+def read_json(path) -> dict:
+  """A JSON object from a file of a run. Raises UserError where it is damaged."""
+  try:
+    return json.loads(pathlib.Path(path).read_text('utf-8'))
+  except ValueError:
+    raise UserError(f'{path} is damaged; restore it, or begin again in another --workdir.') from None
+
+
+def write_json(path, value) -> None:
+  """Writes a file whole or not at all."""
+  temporary = pathlib.Path(path).with_suffix('.tmp')
+  temporary.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
+  os.replace(temporary, path)
+
+
+def keep_tokenizer(workdir, tokenizer: Tokenizer) -> None:
+  """Keeps the tokenizer with the run, whole or not at all."""
+  final = pathlib.Path(workdir) / 'tokenizer'
+  if not final.exists():
+    temporary = final.with_name('tokenizer.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save(temporary)
+    os.replace(temporary, final)
+
+
+class Reading(NamedTuple):
+  """What the discriminator makes of texts."""
+  tokens: list[list[str]]       # of each text, [CLS] and [SEP] included
+  hidden_states: np.ndarray     # float32 [texts, length, hidden], zeros past a text's tokens
+  replaced: np.ndarray          # float32 [texts, length]: probability that the token was replaced, 0 past a text's tokens
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A trained run in Python. Call it with texts to get a Reading."""
+  workdir: str
+  step: int
+  config: Any                   # ml_collections.ConfigDict
+  tokenizer: Tokenizer
+  model: Electra
+  params: Any
+  settings: objective.Settings
+  mesh: jax.sharding.Mesh
+
+  @functools.cached_property
+  def heldout(self):
+    """The store of held-out rows. Raises UserError where the corpus or its tokenizer is no longer the run's."""
+    prepared = prepare_data(self.config)
+    if prepared.tokenizer.fingerprint != self.tokenizer.fingerprint:
+      raise UserError(f'the corpus {self.config.data.source!r} has changed since {self.workdir} was trained: its held-out rows would be '
+                      'of another tokenizer; restore the corpus.')
+    return prepared.heldout
+
+  @functools.cached_property
+  def _read(self):
+    def read(params, token_ids):
+      inputs = packed_inputs(token_ids, self.tokenizer.pad_id, self.tokenizer.cls_id)
+      hidden = self.model.apply({'params': params}, inputs, method='hidden_states')
+      logits = self.model.apply({'params': params}, hidden, method='verdicts')
+      real = (token_ids != self.tokenizer.pad_id)
+      return jnp.where(real[..., None], hidden.astype(jnp.float32), 0), jnp.where(real, jax.nn.sigmoid(logits), 0)
+    return jax.jit(read)
+
+  def __call__(self, texts: list[str]) -> Reading:
+    """Texts -> Reading. A text longer than the encoder's positions is an error, never cut."""
+    if isinstance(texts, str):
+      texts = [texts]
+    t = self.tokenizer
+    rows = [[t.cls_id, *t.encode(text), t.sep_id] for text in texts]
+    longest = max(map(len, rows), default=0)
+    if self.model.discriminator_config.family == 'electra' and longest > self.model.discriminator_config.max_positions:
+      raise UserError(f'a text of {longest} tokens is longer than the encoder\'s '
+                      f'{self.model.discriminator_config.max_positions} positions; split it.')
+    token_ids = np.full((len(rows), -(-longest // 16) * 16), t.pad_id, np.int32)     # few shapes, few compilations
+    for row, ids in zip(token_ids, rows):
+      row[:len(ids)] = ids
+    hidden, replaced = jax.device_get(self._read(self.params, token_ids))
+    return Reading([[t.token(i) for i in ids] for ids in rows], hidden[:, :longest], replaced[:, :longest])
+
+
+def open_run(workdir, which: str = 'last') -> Run:
+  """Opens the Orbax checkpoint of a run, parameters alone, on all devices.
+
+  Args:
+    workdir: the run's folder.
+    which: 'last', 'best' (by the held-out figure), or a step.
+
+  Raises UserError where the folder is not a run's, or holds no such checkpoint.
+  """
+  workdir = pathlib.Path(workdir)
+  if not (workdir / 'config.json').exists() or not (workdir / 'tokenizer').is_dir():
+    raise UserError(f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.')
+  config = configs.from_plain(read_json(workdir / 'config.json'))
+  tokenizer = load_tokenizer(workdir / 'tokenizer')
+  model = build.build_model(config, tokenizer.size)
+  mesh = meshes.make_mesh()
+  boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
+  params, step = checkpoints.restore_params(workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, mesh))
+  return Run(str(workdir), step, config, tokenizer, model, params, build.build_settings(config, tokenizer), mesh)
