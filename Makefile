@@ -1,11 +1,11 @@
 # Works with GNU make 3.81 (macOS) and later. Needs Python 3.11 or 3.12; everything else goes into $(VENV).
-VENV ?= .venv
-PYTHON ?= python3 python3.12 python3.11
-WORKDIR ?= runs/tiny
-DEMO_FLAGS ?=
-PYTEST_FLAGS ?=
-PIP_FLAGS ?=
-LOCK_FLAGS ?=
+VENV = .venv
+PYTHON = python3 python3.12 python3.11
+WORKDIR = runs/tiny
+DEMO_FLAGS =
+PYTEST_FLAGS =
+PIP_FLAGS =
+LOCK_FLAGS =
 
 BIN := $(VENV)/bin
 MAIN := $(BIN)/python -m electra_jax.main
@@ -47,9 +47,9 @@ distclean: clean ## remove the environment too; runs/ stays
 
 # Stamps: a second run installs nothing unless a list of packages has changed since.
 $(VENV)/.made:
-	@if test -e $(BIN)/python; then \
-	  $(BIN)/python -c $(SUITABLE) || { \
-	    echo "$(VENV) holds a Python that is neither 3.11 nor 3.12: remove it, or choose another place with make VENV=DIR." >&2; \
+	@if test -e $(BIN)/python || test -L $(BIN)/python; then \
+	  $(BIN)/python -c $(SUITABLE) 2>/dev/null || { \
+	    echo "$(VENV) holds no working Python 3.11 or 3.12: remove it, or say make VENV=DIR." >&2; \
 	    exit 1; }; \
 	else \
 	  python=; \
@@ -59,11 +59,11 @@ $(VENV)/.made:
 	    fi; \
 	  done; \
 	  test -n "$$python" || { \
-	    echo "Python 3.11 or 3.12 is needed and none was found: install one, or name it with make PYTHON=/path/to/python3." >&2; \
+	    echo "Python 3.11 or 3.12 is needed, none was found: install one, or say make PYTHON=/path/to/python3." >&2; \
 	    exit 1; }; \
 	  $$python -c 'import ensurepip, venv' >/dev/null 2>&1 || { \
 	    version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	    echo "$$python lacks the venv module: install it (on Debian and Ubuntu: apt-get install python$$version-venv)." >&2; \
+	    echo "$$python lacks the venv module: install it (on Debian or Ubuntu, apt install python$$version-venv)." >&2; \
 	    exit 1; }; \
 	  echo "Making a virtual environment in $(VENV) with $$($$python --version)."; \
 	  $$python -m venv $(VENV); \
@@ -82,7 +82,7 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	@$(PIP_INSTALL) -r requirements-test.txt
 	@touch $@
 
-# torch's CUDA libraries are left out of the lock: its wheel names the exact ones it wants, and its CPU build wants none.
+# No CUDA libraries in the lock: torch names the exact ones that its wheel wants, and its CPU build wants none.
 lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS=--upgrade for newer versions
 	@$(LOCK) --output-file requirements.txt >/dev/null
 	@$(LOCK) --extra test --constraints requirements.txt --output-file requirements-test.txt >/dev/null
