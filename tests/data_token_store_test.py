@@ -38,7 +38,7 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path, vocab_size, dtype):
 
 
 def test_more_rows_than_a_block(tmp_path):
-  rows = _rows(token_store._WRITE_ROWS * 2 + 5, 8)
+  rows = _rows(token_store._BLOCK_ROWS * 2 + 5, 8)
   assert np.array_equal(_write(tmp_path / 'store', rows).read(np.arange(len(rows))), rows)
 
 
@@ -113,3 +113,18 @@ def test_an_unwritable_place_is_named(tmp_path):
   (tmp_path / 'file').write_text('in the way')
   with pytest.raises(UserError, match='cannot be written'):
     _write(tmp_path / 'file' / 'store', _rows())
+
+
+def test_unigram_entropy_is_that_of_the_tokens_that_count(tmp_path):
+  rng = np.random.default_rng(0)
+  rows = rng.choice([5, 6, 7], p=[0.5, 0.25, 0.25], size=(9000, 16))
+  rows[:, 0], rows[:, 12:] = 2, 0
+  store = _write(tmp_path / 'store', rows)
+  entropy = store.unigram_entropy(left_out=(0, 2))
+  assert abs(entropy - 1.5 * np.log(2)) < 1e-3
+  # Left in, two more symbols of share 1/16 and 4/16 take part.
+  shares = np.array([1, 4, 5.5, 2.75, 2.75]) / 16
+  assert abs(store.unigram_entropy() + (shares * np.log(shares)).sum()) < 1e-3
+  sampled = store.unigram_entropy(left_out=(0, 2), most_tokens=16_000)
+  assert sampled != entropy and abs(sampled - entropy) < 0.02
+  assert store.unigram_entropy(left_out=(0, 2, 6, 7)) == 0

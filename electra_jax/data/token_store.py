@@ -21,7 +21,7 @@ ROWS_FILE = 'rows.bin'
 # Larger stores are checked by size alone when opened: a checksum would read them whole.
 CHECKSUM_BYTES = 256 * 1024 * 1024
 _REMEDY = 'delete it and prepare the corpus again'
-_WRITE_ROWS = 4096
+_BLOCK_ROWS = 4096
 _MANIFEST_KEYS = {'rows', 'length', 'dtype', 'tokens', 'vocab_size', 'pad_id', 'tokenizer_fingerprint', 'blake2b'}
 
 
@@ -64,6 +64,22 @@ class Store:
   def read(self, indices: np.ndarray) -> np.ndarray:
     """The rows of `indices` `[n]`, as int32 `[n, length]`."""
     return self.matrix[np.asarray(indices, np.int64)].astype(np.int32)
+
+  def unigram_entropy(self, left_out: Iterable[int] = (), most_tokens: int = 10_000_000) -> float:
+    """Entropy of the tokens' frequencies in nats a token: the cross-entropy of the best guess that sees no context.
+
+    Args:
+      left_out: ids that do not count, padding and special tokens say.
+      most_tokens: of a larger store, rows that make about so many are taken at even distances.
+    """
+    rows = min(self.rows, max(1, most_tokens // self.length))
+    chosen = np.arange(rows) * self.rows // max(rows, 1)
+    counts = np.zeros(self.manifest['vocab_size'], np.int64)
+    for start in range(0, rows, _BLOCK_ROWS):
+      counts += np.bincount(self.read(chosen[start : start + _BLOCK_ROWS]).reshape(-1), minlength=len(counts))
+    counts[list(left_out)] = 0
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def write_store(
@@ -169,13 +185,13 @@ def open_store(path: str | os.PathLike) -> Store:
 
 
 def _blocks(rows, row_length):
-  """Rows gathered into arrays `[up to _WRITE_ROWS, row_length]`."""
+  """Rows gathered into arrays `[up to _BLOCK_ROWS, row_length]`."""
   block = []
   for row in rows:
     if row.shape != (row_length,):
       raise ValueError(f'a row has shape {row.shape}, not ({row_length},)')
     block.append(row)
-    if len(block) == _WRITE_ROWS:
+    if len(block) == _BLOCK_ROWS:
       yield np.stack(block)
       block = []
   if block:

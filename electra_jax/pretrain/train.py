@@ -78,6 +78,9 @@ def train(config, workdir: str) -> int:
   tokens_per_step = config.batch_size * config.sequence_length
   say('this run', f'{config.steps:,} steps of {config.batch_size} x {config.sequence_length} = {quantity(config.steps * tokens_per_step)} '
       f'tokens, {config.steps * config.batch_size / prepared.train.rows:,.1f} epochs of the corpus')
+  unmaskable = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+  unigram_entropy = prepared.train.unigram_entropy(unmaskable)
+  say('baseline', f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores')
 
   #### Model, objective, optimizer ###################################################################################
   model = build.build_model(config, tokenizer.size)
@@ -134,7 +137,9 @@ def train(config, workdir: str) -> int:
     sums = zero_sums()
     say('begins', f'from scratch, seed {config.seed}')
   runs.write_json(workdir / 'resolved.json', {'data': prepared.facts['fingerprint'], 'micro_batches': micro_batches,
-                                              'vocab_size': tokenizer.size, 'dtype': str(model.discriminator_config.dtype)})
+                                              'vocab_size': tokenizer.size, 'dtype': str(model.discriminator_config.dtype),
+                                              'unigram_entropy': unigram_entropy, 'train_rows': prepared.train.rows,
+                                              'parameters': parameters})
   if first >= config.steps:
     say('done', f'all {config.steps:,} steps were made before')
     manager.close()
