@@ -1,5 +1,6 @@
 """A token store gives back what was written, and one that is damaged, cut short or foreign is refused by name."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -116,15 +117,30 @@ def test_an_unwritable_place_is_named(tmp_path):
 
 
 def test_unigram_entropy_is_that_of_the_tokens_that_count(tmp_path):
-  rng = np.random.default_rng(0)
-  rows = rng.choice([5, 6, 7], p=[0.5, 0.25, 0.25], size=(9000, 16))
-  rows[:, 0], rows[:, 12:] = 2, 0
-  store = _write(tmp_path / 'store', rows)
-  entropy = store.unigram_entropy(left_out=(0, 2))
-  assert abs(entropy - 1.5 * np.log(2)) < 1e-3
-  # Left in, two more symbols of share 1/16 and 4/16 take part.
-  shares = np.array([1, 4, 5.5, 2.75, 2.75]) / 16
-  assert abs(store.unigram_entropy() + (shares * np.log(shares)).sum()) < 1e-3
-  sampled = store.unigram_entropy(left_out=(0, 2), most_tokens=16_000)
-  assert sampled != entropy and abs(sampled - entropy) < 0.02
+  # Of each row's tokens that count, half are 5, a quarter 6 and a quarter 7.
+  row = [2, 5, 5, 5, 5, 6, 6, 7, 7, 0]
+  store = _write(tmp_path / 'store', np.tile(row, (9000, 1)))
+  entropy = lambda *shares: -sum(share * np.log(share) for share in shares)
+  assert np.isclose(store.unigram_entropy(left_out=(0, 2)), entropy(0.5, 0.25, 0.25), rtol=1e-12)
+  assert np.isclose(store.unigram_entropy(), entropy(0.1, 0.4, 0.2, 0.2, 0.1), rtol=1e-12)
   assert store.unigram_entropy(left_out=(0, 2, 6, 7)) == 0
+
+
+def test_unigram_entropy_of_a_large_store_is_taken_from_rows_all_over_it(tmp_path):
+  # The first half is all 5, the second all 6: a sample from one end would say 0.
+  store = _write(tmp_path / 'store', np.repeat([5, 6], 500)[:, None] * np.ones((1, 10), int))
+  read = []
+  counted = dataclasses.replace(store, matrix=_Watched(store.matrix, read))
+  assert np.isclose(counted.unigram_entropy(most_tokens=100), np.log(2), rtol=1e-12)
+  assert sum(read) == 10
+
+
+class _Watched:
+  """A matrix that notes how many rows are read of it."""
+
+  def __init__(self, matrix, read):
+    self.matrix, self.read, self.shape = matrix, read, matrix.shape
+
+  def __getitem__(self, rows):
+    self.read.append(len(rows))
+    return self.matrix[rows]
