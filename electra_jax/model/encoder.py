@@ -41,10 +41,20 @@ def truncated_normal(std: float):
   return lambda key, shape, dtype=jnp.float32: std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
 
 
+def flat_product(x, kernel, dimension_numbers, precision=None, preferred_element_type=None):
+  """x [..., in] times kernel [in, out], as one product of matrices; what nn.Dense takes for its `dot_general`.
+
+  The same numbers as the product that keeps the leading axes, but on a CPU its two gradients take half the time.
+  """
+  del dimension_numbers      # the last axis with the first: the only product that a dense layer asks for
+  y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), precision, preferred_element_type)
+  return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 def dense(config: EncoderConfig, features: int, axes: tuple[str, str], name: str, *, init=None, use_bias=None, dtype=None):
   """A dense layer with a 2-D kernel (in, out) named with logical axes."""
   return nn.Dense(
-      features, name=name, dtype=dtype or config.dtype, param_dtype=jnp.float32,
+      features, name=name, dtype=dtype or config.dtype, param_dtype=jnp.float32, dot_general=flat_product,
       use_bias=config.use_bias if use_bias is None else use_bias,
       kernel_init=nn.with_logical_partitioning(init or truncated_normal(config.initializer_range), axes),
       bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]))
@@ -59,8 +69,10 @@ def layer_norm(config: EncoderConfig, name: str):
 
 
 def gelu(x):
-  """The exact GELU (with erf), as both families have it."""
-  return jax.nn.gelu(x, approximate=False)
+  """The exact GELU (with erf, in float32), as both families have it."""
+  # jax.nn.gelu takes erfc, in the type of x: slower on a CPU, and it rounds otherwise than the original and PyTorch do.
+  y = x.astype(jnp.float32)
+  return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
