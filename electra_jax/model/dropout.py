@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from electra_jax.model.randomness import threefry_bits
+
 
 def fold_in(keys, data):
   """Folds one integer into every row's key: keys [batch] -> keys [batch]. None (no dropout) stays None."""
@@ -43,6 +45,6 @@ def dropout(x, rate: float, keys, site: int, generator: str):
   if generator == 'hash':
     bits = _hash_bits(keys, x.shape[1:])
   else:
-    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint32))(keys)
+    bits = threefry_bits(keys, x.shape[1:])
   keep = bits < jnp.uint32(round((1 - rate) * 2**32))
   return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))

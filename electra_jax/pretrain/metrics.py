@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax.pretrain.replacement import argmax
+
 TRAIN_BINS, EVAL_BINS = 512, 4096
 _LARGEST_LOGIT = 16.0
 
@@ -24,7 +26,7 @@ def electra_sums(logits, original, samples, mask_weights, losses, verdicts, labe
   masked = mask_weights.astype(jnp.int32)
   return {
       'generator_loss': losses.sum(),
-      'generator_correct': ((jnp.argmax(logits, -1) == original) * masked).sum(),
+      'generator_correct': ((argmax(logits) == original) * masked).sum(),
       'sampled_correct': ((samples == original) * masked).sum(),
       'masked': masked.sum(),
       'discriminator_loss': verdict_losses.sum(),

@@ -1,9 +1,24 @@
 """What the generator puts at the masked positions: Gumbel sampling, corrupted tokens and their labels."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
+from electra_jax.model.randomness import gumbel
 from electra_jax.pretrain.masking import write
+
+
+def argmax(scores):
+  """The first index of the largest score: [..., vocab] -> int32 [...], as jnp.argmax.
+
+  By way of the best block of 128: XLA vectorises a maximum on a CPU, an argmax it does not, nor the noise inside of one.
+  """
+  block = math.gcd(scores.shape[-1], 128)
+  blocks = scores.reshape(*scores.shape[:-1], -1, block)
+  best = jnp.argmax(blocks.max(-1), axis=-1)
+  inside = jnp.take_along_axis(blocks, best[..., None, None], axis=-2)[..., 0, :]
+  return (best * block + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
 
 
 def sample(logits, keys, *, temperature, disallow: jax.Array | None = None):
@@ -25,9 +40,8 @@ def sample(logits, keys, *, temperature, disallow: jax.Array | None = None):
     vocabulary = jax.lax.iota(jnp.int32, logits.shape[-1])
     logits = jnp.where(disallow[..., None] == vocabulary, jnp.finfo(jnp.float32).min, logits)
   if not (isinstance(temperature, (int, float)) and temperature == 0):
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-    logits = logits + temperature * noise
-  return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits + temperature * gumbel(keys, logits.shape[1:])
+  return argmax(logits)
 
 
 def corrupt(token_ids, masks, samples):
