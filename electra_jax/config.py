@@ -3,13 +3,17 @@
 `default_config` is the one place where all fields stand with their meaning; the files in configs/ change some of them.
 """
 
+import ast
 import difflib
+import importlib.util
 import json
+import pathlib
+import traceback
 
 import ml_collections
 
 # What may differ when a run is resumed, because neither parameters nor figures depend on it.
-FREE_ON_RESUME = ('keep', 'profile_steps', 'compilation_cache', 'data.cache')
+FREE_ON_RESUME = ('keep', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader')
 
 
 class UserError(Exception):
@@ -28,6 +32,7 @@ def default_config() -> ml_collections.ConfigDict:
   data.heldout_fraction = 0.05      # of the documents, kept whole for evaluation
   data.vocab_size = 30522           # of the tokenizer that is trained on the corpus, special tokens included
   data.cache = 'runs/cache'         # where prepared corpora are kept for later runs
+  data.reader = 'auto'              # reads batches ahead: tf (tf.data), numpy (starts faster), auto (tf where it is installed)
   c.sequence_length = 128           # tokens a row
   c.batch_size = 128                # rows a step, over all devices
   c.steps = 1_000_000               # updates in all; the schedule ends there
@@ -93,9 +98,9 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 # Names that a config file takes after its colon: --config=configs/base.py:seq=128,batch=64
-ARGUMENTS = {'seq': ('sequence_length', int), 'batch': ('batch_size', int), 'steps': ('steps', int), 'lr': ('optimizer.learning_rate', float),
-             'warmup': ('optimizer.warmup_steps', int), 'vocab': ('data.vocab_size', int), 'source': ('data.source', str),
-             'seed': ('seed', int), 'dtype': ('dtype', str), 'sharing': ('sharing', str)}
+ARGUMENTS = {'seq': 'sequence_length', 'batch': 'batch_size', 'steps': 'steps', 'lr': 'optimizer.learning_rate',
+             'warmup': 'optimizer.warmup_steps', 'vocab': 'data.vocab_size', 'source': 'data.source', 'seed': 'seed',
+             'dtype': 'dtype', 'sharing': 'sharing'}
 
 
 def with_arguments(config, arguments: str | None):
@@ -104,14 +109,15 @@ def with_arguments(config, arguments: str | None):
     name, equals, text = part.partition('=')
     if not equals or name not in ARGUMENTS:
       near = difflib.get_close_matches(name, ARGUMENTS, n=1)
-      raise UserError(f'--config takes no argument {part!r}; '
-                      + (f'did you mean {near[0]}=...?' if near else f'it takes {", ".join(f"{n}=..." for n in ARGUMENTS)}.'))
-    field, kind = ARGUMENTS[name]
+      raise UserError(f'--config takes no argument {part!r}; ' + (
+          f'did you mean {near[0]}=...?' if near else f'it takes {", ".join(f"{n}=..." for n in ARGUMENTS)}.'))
+    *groups, field = ARGUMENTS[name].split('.')
+    group = config[groups[0]] if groups else config
+    kind = type(group[field])
     try:
-      value = kind(text)
+      group[field] = kind(text)
     except ValueError:
       raise UserError(f'--config argument {name}={text!r} is not {"an integer" if kind is int else "a number"}.') from None
-    config.update_from_flattened_dict({field: value})
   return config
 
 
@@ -142,6 +148,9 @@ def check(config) -> None:
   _need(0 <= c.objective.mask_share <= 1, f'config.objective.mask_share is {c.objective.mask_share}; it must lie in [0, 1].')
   _need(c.objective.temperature >= 0, f'config.objective.temperature is {c.objective.temperature}; it must be at least 0.')
   _need(0 < c.data.heldout_fraction < 1, f'config.data.heldout_fraction is {c.data.heldout_fraction}; it must lie between 0 and 1.')
+  _need(c.data.reader in ('auto', 'tf', 'numpy'), f'config.data.reader is {c.data.reader!r}; it is auto, tf or numpy.')
+  _need(c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,
+        "config.data.reader is 'tf' and TensorFlow is not installed; install it, or use numpy, which gives the same batches.")
   _need(c.sharing in ('embeddings', 'none', 'all'), f'config.sharing is {c.sharing!r}; it is embeddings, none or all.')
   _need(c.dtype in ('auto', 'float32', 'bfloat16'), f'config.dtype is {c.dtype!r}; it is auto, float32 or bfloat16.')
   _need(c.save_every % c.eval_every == 0 or c.eval_every % c.save_every == 0,

@@ -28,19 +28,20 @@ def train_figures(sums, schedule, done: int) -> dict[str, float]:
       'learning_rate': float(schedule(done - 1))}
 
 
-def line(done: int, config, f, seconds_per_step: float, peak_source: str) -> str:
-  """One line of figures for the console."""
-  share = '' if math.isnan(f['utilisation']) else f'  {"MFU" if peak_source != "measured" else "of peak"} {f["utilisation"]:.0%}'
-  return (f'  step {done:>{len(f"{config.steps:,}")},}  loss {f["loss"]:6.2f}  generator {f["generator_loss"]:5.2f} ({f["generator_accuracy"]:4.0%})  '
-          f'discriminator {f["discriminator_loss"]:.4f} of {f["constant_loss"]:.4f}  auc {f["auc"]:.3f}  recall {f["recall"]:.2f}  '
-          f'{quantity(f["tokens_per_second"])} tokens/s{share}  {console.seconds(seconds_per_step * (config.steps - done))} left')
+HEADER_EVERY = 25        # lines of figures
 
 
-def heldout_line(done: int, config, f) -> str:
-  """The same for held-out rows."""
-  return (f'  held out{" " * (len(f"{config.steps:,}") - 3)}  loss {f["total_loss"]:6.2f}  generator {f["generator_loss"]:5.2f} ({f["generator_accuracy"]:4.0%})  '
-          f'discriminator {f["discriminator_loss"]:.4f} of {f["constant_loss"]:.4f}  auc {f["auc"]:.3f}  recall {f["recall"]:.2f}  '
-          f'average precision {f["average_precision"]:.3f} of {f["replaced_rate"]:.3f} by chance')
+def header(peak_source: str) -> str:
+  """What stands over the lines of figures: the generator's loss and accuracy, the discriminator's loss beside the constant predictor's."""
+  return (f'\n{"step":>11} {"loss":>7} {"gen loss":>9} {"acc":>5} {"disc loss":>10} {"constant":>9} {"auc":>6} {"ap":>6} {"recall":>7} '
+          f'{"tokens/s":>9} {"of peak" if peak_source == "measured" else "MFU":>7} {"left":>7}')
+
+
+def line(step: str, f, last_columns: str = '') -> str:
+  """One line of figures, of training or of held-out rows."""
+  return (f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {f["generator_loss"]:9.3f} {f["generator_accuracy"]:5.0%} '
+          f'{f["discriminator_loss"]:10.4f} {f["constant_loss"]:9.4f} {f["auc"]:6.3f} {f["average_precision"]:6.3f} {f["recall"]:7.3f} '
+          f'{last_columns}')
 
 
 def train(config, workdir: str) -> int:
@@ -52,6 +53,7 @@ def train(config, workdir: str) -> int:
   """
   workdir = pathlib.Path(workdir)
   configs.check(config)
+  build.build_model(config, config.data.vocab_size)        # sizes that cannot be are told before long work
   resolved = runs.claim(workdir, config)
   console.heading(f'{config.name}  ({workdir})')
 
@@ -95,8 +97,7 @@ def train(config, workdir: str) -> int:
   say('one step', f'{quantity(flops, "FLOP")}' + (f'; at least {flops / peak:.3g} s at {quantity(peak, "FLOP/s")} ({peak_source})' if peak else ''))
 
   #### The compiled step: as many micro-batches as the memory wants ##################################################
-  if config.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(config.compilation_cache).expanduser()))
+  runs.use_compilation_cache(config)
   batch_shape = {'token_ids': jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32)}
 
   def train_step(micro_batches):
@@ -164,12 +165,12 @@ def train(config, workdir: str) -> int:
                     + (f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint was made yet')
                     + '; lower config.optimizer.learning_rate, or leave such steps out with --config.skip_nonfinite=True.')
 
-  input_batches = batches(prepared.train, config.batch_size, config.seed, first, config.steps)
+  input_batches = batches(prepared.train, config.batch_size, config.seed, first, config.steps,
+                          use_tf={'auto': None, 'tf': True, 'numpy': False}[config.data.reader])
   clock = time.perf_counter
   started, paused, interval_start, interval_first, waited = clock(), 0.0, clock(), first, 0.0
-  previous = None
+  lines, warned, previous = 0, False, None
   profile_first, profile_last = config.profile_steps
-  print(flush=True)
   with console.progress('training', config.steps - first) as live:
     for index in range(first, config.steps):
       if profile_last and index == profile_first:
@@ -205,8 +206,14 @@ def train(config, workdir: str) -> int:
             'utilisation': rate / tokens_per_step * flops / peak if peak else math.nan, 'input_wait': waited / (now - interval_start),
             'seconds': writer.seconds}
         writer.write('train', done, figures)
-        live.above(line(done, config, figures, (now - started - paused) / (done - first), peak_source))
-        if done >= max(config.optimizer.warmup_steps, 10 * config.log_every) and metrics.collapsed(figures):
+        if lines % HEADER_EVERY == 0:
+          live.above(header(peak_source))
+        lines += 1
+        share = f'{figures["utilisation"]:7.0%}' if peak else f'{"":7}'
+        left = (now - started - paused) / (done - first) * (config.steps - done)
+        live.above(line(f'{done:,}', figures, f'{quantity(rate):>9} {share} {console.seconds(left):>7}'))
+        if not warned and done >= max(config.optimizer.warmup_steps, 10 * config.log_every) and metrics.collapsed(figures):
+          warned = True
           live.above('  the discriminator answers "original" to every token so far: usual early on; if it stays, try a weaker '
                      'generator (--config.generator.hidden_fraction), a lower rate, or a longer warm-up')
         interval_start, interval_first, waited = clock(), done, 0.0
@@ -218,7 +225,7 @@ def train(config, workdir: str) -> int:
             eval_step, state.params, prepared.heldout, batch_size=eval_batch_size, mesh=mesh, limit=config.eval_rows), settings)
         figure = float(heldout['total_loss'])
         writer.write('heldout', done, heldout | {'tokens': done * tokens_per_step, 'seconds': writer.seconds})
-        live.above(heldout_line(done, config, heldout))
+        live.above(line('held out', heldout))
         paused += clock() - before
         interval_start += clock() - before
       if save:
