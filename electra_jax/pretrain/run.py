@@ -36,6 +36,8 @@ def prepare_data(config):
 def claim(workdir, config) -> dict:
   """Makes WORKDIR this config's, or finds that it is already; returns what an earlier start resolved (empty for none).
 
+  A folder without a checkpoint holds nothing to lose: another config may have it.
+
   Raises UserError where the folder cannot be written, or holds the run of another config.
   """
   workdir = pathlib.Path(workdir)
@@ -46,15 +48,19 @@ def claim(workdir, config) -> dict:
     probe.unlink()
   except OSError as error:
     raise UserError(f'--workdir {workdir} cannot be written ({error.strerror}); name a folder that can.') from None
-  plain, path = configs.to_plain(config), workdir / 'config.json'
+  plain, path, resolved = configs.to_plain(config), workdir / 'config.json', workdir / 'resolved.json'
   if path.exists():
     changed = configs.differences(read_json(path), plain)
-    if changed:
+    if changed and not checkpoints.any_saved(workdir):
+      # A start that came to nothing, over a mistake in its config say, does not bind the next.
+      resolved.unlink(missing_ok=True)
+      shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)
+      write_json(path, plain)
+    elif changed:
       raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
                       'give the same config to resume it, or another --workdir.')
   else:
     write_json(path, plain)
-  resolved = workdir / 'resolved.json'
   return read_json(resolved) if resolved.exists() else {}
 
 
@@ -71,6 +77,12 @@ def write_json(path, value) -> None:
   temporary = pathlib.Path(path).with_suffix('.tmp')
   temporary.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
   os.replace(temporary, path)
+
+
+def use_compilation_cache(config) -> None:
+  """Compiled programs are kept where the config says, for the next start."""
+  if config.compilation_cache:
+    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(config.compilation_cache).expanduser()))
 
 
 def keep_tokenizer(workdir, tokenizer: Tokenizer) -> None:

@@ -26,6 +26,12 @@ def open_manager(workdir, *, keep: int = 1, read_only: bool = False) -> ocp.Chec
   return ocp.CheckpointManager(pathlib.Path(workdir).absolute() / 'checkpoints', options=options, item_names=_ITEMS)
 
 
+def any_saved(workdir) -> bool:
+  """Whether the run has a checkpoint that was saved whole."""
+  folder = pathlib.Path(workdir) / 'checkpoints'
+  return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def save(manager, step: int, state, sums, total_loss: float | None) -> None:
   """Begins to save a pretrain.step.TrainState and the sums since the last line of figures. Does not wait for the disk."""
   counters = {'step': state.step, 'skipped': state.skipped, 'bad_step': state.bad_step}
