@@ -121,6 +121,15 @@ def with_arguments(config, arguments: str | None):
   return config
 
 
+def flat(config, prefix='') -> dict:
+  """Field -> value of a ConfigDict, groups of fields opened: 'model.hidden_size' and so on."""
+  fields = {}
+  for name, value in config.items():
+    group = isinstance(value, ml_collections.ConfigDict)
+    fields |= flat(value, f'{prefix}{name}.') if group else {prefix + name: value}
+  return fields
+
+
 def _need(condition, message):
   if not condition:
     raise UserError(message)
@@ -128,7 +137,12 @@ def _need(condition, message):
 
 def check(config) -> None:
   """Raises UserError for a field that cannot be, or two that contradict each other, before anything is built."""
-  c = config
+  c, known = config, flat(default_config())
+  for field in set(flat(c)) ^ set(known):
+    near = difflib.get_close_matches(field, known, n=1)
+    _need(field in known, f'config.{field} is not a field' + (f'; did you mean config.{near[0]}?' if near else
+                                                              '; electra_jax/config.py lists all of them.'))
+    raise UserError(f'the config lacks the field {field!r}; begin with electra_jax.config.default_config().')
   for field in ('sequence_length', 'batch_size', 'steps', 'log_every', 'eval_every', 'eval_rows', 'eval_batch_size', 'save_every', 'keep'):
     _need(c[field] >= 1, f'config.{field} is {c[field]}; it must be at least 1.')
   _need(c.micro_batches >= 0, f'config.micro_batches is {c.micro_batches}; give the number of parts, or 0 to let it be chosen.')

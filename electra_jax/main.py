@@ -6,6 +6,7 @@ An absl program whose config is an ml_collections file: fields of it are flags t
 import os
 import re
 import sys
+import traceback
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -29,23 +30,41 @@ def parse(argv: list[str]) -> flags.FlagValues:
                                   flag_values=values, sys_argv=argv)
   try:
     rest = values(argv)
-    values.config and values.config.name       # a file that could not be read raises here
+    # A file that could not be read, or makes no config, raises here.
+    if (config := values['config']).present and not hasattr(values.config, 'lock'):
+      raise TypeError(f'get_config of {config.config_filename} returns no ConfigDict')
+    values.config and values.config.name
   except UserError:
     raise
   except Exception as error:
-    # Whatever a config file raises comes out here, beside the flags' own complaints.
-    message = ' '.join(str(error).replace('\\n', ' ').replace('\\', '').split())
-    unknown, near = re.search(r"'(\w+)'", message), re.search(r'Did you mean "(\w+)"', message)
-    if isinstance(error, AttributeError) and unknown:
-      message = f'the config has no field {unknown[1]!r}' + (f', did you mean {near[1]!r}?' if near else '')
-    elif isinstance(error, OSError) and ']: ' in message:
-      message = f'the config file {message.partition("]: ")[2].partition(" [")[0]} cannot be read'
-    elif not isinstance(error, flags.Error):
-      message = f'the config does not work ({type(error).__name__}: {message})'
-    raise UserError(message.rstrip('.') + '; --help lists the flags, electra_jax/config.py the fields of a config.') from None
+    raise UserError(explain(error) + '; --help lists the flags, electra_jax/config.py the fields of a config.') from None
   if rest[1:]:
     raise UserError(f'{rest[1]!r} is not a flag; flags begin with --, as in --config=configs/tiny.py.')
   return values
+
+
+PLAINER = {'invalid literal for int() with base 10: ': 'not an integer: ', 'could not convert string to float: ': 'not a number: ',
+           "('Non-boolean argument to boolean flag', ": 'neither true nor false: (', "module 'config_config'": 'the file'}
+
+
+def explain(error: Exception) -> str:
+  """What was wrong in a config file or a flag: whatever a config file raises comes out of parsing, beside the flags' complaints."""
+  text = str(error).replace('\\n', '\n').replace('\\', '').strip()
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.name == 'get_config']
+  lines += re.findall(r'line (\d+), in get_config', text)          # ml_collections prints some tracebacks into the message
+  if field := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text):
+    return f'the config has no field {field[2]!r}; did you mean {field[1]!r}?'
+  if isinstance(error, (AttributeError, KeyError)) and re.fullmatch(r'\W*\w+\W*', text) and not lines:
+    return f'the config has no field {text.strip(chr(34) + chr(39))!r}'
+  if isinstance(error, OSError):
+    return 'the config file cannot be read: ' + re.split(r'Errno \d+\] |failure to load: ', text)[-1].rstrip(']')
+  text = ' '.join((text.splitlines() or [''])[-1 if 'Traceback' in text else 0:])
+  for technical, plain in PLAINER.items():
+    text = text.replace(technical, plain)
+  if isinstance(error, flags.Error) and not lines:
+    return ' '.join(text.split()).rstrip('.')
+  kind = '' if isinstance(error, flags.Error) else f'{type(error).__name__}: '
+  return f'the config does not work ({f"line {lines[-1]}: " if lines else ""}{kind}{text})'
 
 
 def dispatch(values: flags.FlagValues) -> int:
@@ -57,6 +76,12 @@ def dispatch(values: flags.FlagValues) -> int:
     raise UserError('no --config was given; name one, as in --config=configs/tiny.py.')
   if values.workdir is None and values.config is None:
     raise UserError(f'--mode={values.mode} needs a run; name its folder with --workdir.')
+  # What would be of no effect is a mistake.
+  for name in ('step', 'rows') if values.mode != 'evaluate' else ():
+    if values[name].present:
+      raise UserError(f'--{name} belongs to --mode=evaluate; leave it out.')
+  if values.mode != 'train' and (fields := [name for name in values if name.startswith('config.')]):
+    raise UserError(f"--mode={values.mode} takes the run's own config; leave out --{fields[0]}.")
   workdir = values.workdir or os.path.join('runs', values.config.name)
   if values.mode == 'train':
     from electra_jax.pretrain.train import train
@@ -64,7 +89,10 @@ def dispatch(values: flags.FlagValues) -> int:
   if values.mode == 'evaluate':
     import electra_jax
     from electra_jax.pretrain.evaluate import evaluate
-    evaluate(electra_jax.load(workdir, values.step), rows=values.rows)
+    from electra_jax.pretrain.run import use_compilation_cache
+    run = electra_jax.load(workdir, values.step)
+    use_compilation_cache(run.config)
+    evaluate(run, rows=values.rows)
   else:
     from electra_jax.report import report
     report(workdir)
