@@ -12,8 +12,8 @@ import traceback
 
 import ml_collections
 
-# What may differ when a run is resumed, because neither parameters nor figures depend on it.
-FREE_ON_RESUME = ('keep', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader')
+# What may differ when a run is resumed, because what was computed so far does not depend on it.
+FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader')
 
 
 class UserError(Exception):

@@ -33,6 +33,11 @@ def prepare_data(config):
                  heldout_fraction=d.heldout_fraction, cache=d.cache)
 
 
+def data_identity(prepared) -> str:
+  """What a run's figures depend on of its data: the rows, however they came to be."""
+  return '-'.join(store.manifest['blake2b'] for store in (prepared.train, prepared.heldout))
+
+
 def claim(workdir, config) -> dict:
   """Makes WORKDIR this config's, or finds that it is already; returns what an earlier start resolved (empty for none).
 
@@ -51,25 +56,24 @@ def claim(workdir, config) -> dict:
   plain, path, resolved = configs.to_plain(config), workdir / 'config.json', workdir / 'resolved.json'
   if path.exists():
     changed = configs.differences(read_json(path), plain)
-    if changed and not checkpoints.any_saved(workdir):
-      # A start that came to nothing, over a mistake in its config say, does not bind the next.
-      resolved.unlink(missing_ok=True)
-      shutil.rmtree(workdir / 'tokenizer', ignore_errors=True)
-      write_json(path, plain)
-    elif changed:
+    if changed and checkpoints.any_saved(workdir):
       raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
                       'give the same config to resume it, or another --workdir.')
-  else:
-    write_json(path, plain)
+    if changed:
+      resolved.unlink(missing_ok=True)        # a start that came to nothing, over a mistake say, does not bind the next
+  write_json(path, plain)
   return read_json(resolved) if resolved.exists() else {}
 
 
 def read_json(path) -> dict:
   """A JSON object from a file of a run. Raises UserError where it is damaged."""
   try:
-    return json.loads(pathlib.Path(path).read_text('utf-8'))
-  except ValueError:
-    raise UserError(f'{path} is damaged; restore it, or begin again in another --workdir.') from None
+    value = json.loads(pathlib.Path(path).read_text('utf-8'))
+  except (OSError, ValueError):
+    value = None
+  if not isinstance(value, dict):
+    raise UserError(f'{path} is damaged; restore it, or begin again in another --workdir.')
+  return value
 
 
 def write_json(path, value) -> None:
@@ -88,10 +92,11 @@ def use_compilation_cache(config) -> None:
 def keep_tokenizer(workdir, tokenizer: Tokenizer) -> None:
   """Keeps the tokenizer with the run, whole or not at all."""
   final = pathlib.Path(workdir) / 'tokenizer'
-  if not final.exists():
+  if not final.exists() or load_tokenizer(final).fingerprint != tokenizer.fingerprint:
     temporary = final.with_name('tokenizer.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save(temporary)
+    shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
 
 
@@ -116,11 +121,11 @@ class Run:
 
   @functools.cached_property
   def heldout(self):
-    """The store of held-out rows. Raises UserError where the corpus or its tokenizer is no longer the run's."""
+    """The store of held-out rows. Raises UserError where the corpus is no longer the one that the run was trained on."""
     prepared = prepare_data(self.config)
-    if prepared.tokenizer.fingerprint != self.tokenizer.fingerprint:
-      raise UserError(f'the corpus {self.config.data.source!r} has changed since {self.workdir} was trained: its held-out rows would be '
-                      'of another tokenizer; restore the corpus.')
+    if read_json(pathlib.Path(self.workdir) / 'resolved.json')['data'] != data_identity(prepared):
+      raise UserError(f'the corpus {self.config.data.source!r} has changed since {self.workdir} was trained: its rows are others; '
+                      'restore the corpus.')
     return prepared.heldout
 
   @functools.cached_property
@@ -162,7 +167,10 @@ def open_run(workdir, which: str = 'last') -> Run:
   workdir = pathlib.Path(workdir)
   if not (workdir / 'config.json').exists() or not (workdir / 'tokenizer').is_dir():
     raise UserError(f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.')
-  config = configs.from_plain(read_json(workdir / 'config.json'))
+  try:
+    config = configs.from_plain(read_json(workdir / 'config.json'))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f'{workdir / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.') from None
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
   mesh = meshes.make_mesh()

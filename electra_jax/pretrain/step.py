@@ -40,7 +40,7 @@ def state_shardings(model, optimizer, length: int, mesh):
   """Shapes and shardings of the state: two trees like TrainState."""
   boxed = jax.eval_shape(lambda: init_params(model, 0, length))
   shardings = meshes.parameter_shardings(boxed, mesh)
-  shapes = jax.eval_shape(lambda: init_state(model, optimizer, 0, length))
+  shapes = jax.eval_shape(lambda params: init_state(model, optimizer, 0, length, params), nn.unbox(boxed))
   whole = meshes.replicated(mesh)
   # The optimizer's moments are laid out as the parameters are; counters are on every device.
   opt_shardings = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shapes.opt_state, shardings,

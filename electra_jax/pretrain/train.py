@@ -71,7 +71,8 @@ def train(config, workdir: str) -> int:
   #### Data ##########################################################################################################
   prepared = runs.prepare_data(config)
   tokenizer = prepared.tokenizer
-  if resolved and resolved['data'] != prepared.facts['fingerprint']:
+  data = runs.data_identity(prepared)
+  if resolved and resolved['data'] != data and checkpoints.any_saved(workdir):
     raise UserError(f'the corpus {config.data.source!r} is not the one that {workdir} was begun with; restore it, or use another --workdir.')
   runs.keep_tokenizer(workdir, tokenizer)
   if prepared.train.rows < config.batch_size:
@@ -125,7 +126,7 @@ def train(config, workdir: str) -> int:
     say('long steps', f'a step takes minutes here; ask for less with --config=FILE:batch={max(1, config.batch_size // 32)},seq=128 or a smaller config')
 
   #### State: restored, or born sharded ##############################################################################
-  sum_shapes = jax.eval_shape(train_step(1), shapes, batch_shape)[1]
+  sum_shapes = compiled.out_info[1]
   zero_sums = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=meshes.replicated(mesh))
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   manager = checkpoints.open_manager(workdir, keep=config.keep)
@@ -137,7 +138,7 @@ def train(config, workdir: str) -> int:
     state = jax.jit(lambda: steps.init_state(model, optimizer, config.seed, config.sequence_length), out_shardings=shardings)()
     sums = zero_sums()
     say('begins', f'from scratch, seed {config.seed}')
-  runs.write_json(workdir / 'resolved.json', {'data': prepared.facts['fingerprint'], 'micro_batches': micro_batches,
+  runs.write_json(workdir / 'resolved.json', {'data': data, 'micro_batches': micro_batches,
                                               'vocab_size': tokenizer.size, 'dtype': str(model.discriminator_config.dtype),
                                               'unigram_entropy': unigram_entropy, 'train_rows': prepared.train.rows,
                                               'parameters': parameters})
@@ -163,7 +164,7 @@ def train(config, workdir: str) -> int:
     kept = manager.latest_step()
     raise UserError(f'the step after {int(bad_step):,} is not finite, first of all {name}; '
                     + (f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint was made yet')
-                    + '; lower config.optimizer.learning_rate, or leave such steps out with --config.skip_nonfinite=True.')
+                    + '; lower config.optimizer.learning_rate, in another --workdir, or go on without such steps: --config.skip_nonfinite=True.')
 
   input_batches = batches(prepared.train, config.batch_size, config.seed, first, config.steps,
                           use_tf={'auto': None, 'tf': True, 'numpy': False}[config.data.reader])

@@ -45,11 +45,23 @@ def _targets(shapes, shardings):
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
+def _read(manager, step: int, items: dict):
+  try:
+    return manager.restore(step, args=ocp.args.Composite(**items))
+  except Exception as error:      # of any kind: the store below is several libraries deep
+    first_line = (str(error).strip().splitlines() or [''])[0][:160]
+    raise UserError(f'the checkpoint {manager.directory / str(step)} is damaged or of another model ({type(error).__name__}: {first_line}); '
+                    'remove its folder, and the one before it is taken.') from None
+
+
 def restore(manager, step: int, shapes, shardings, sum_shapes, whole):
-  """The state and sums saved at `step`, born with the given shardings: any number of devices will do."""
+  """The state and sums saved at `step`, born with the given shardings: any number of devices will do.
+
+  Raises UserError where the checkpoint is damaged.
+  """
   item = ocp.args.StandardRestore
   counters = {name: getattr(shapes, name) for name in ('step', 'skipped', 'bad_step')}
-  restored = manager.restore(step, args=ocp.args.Composite(
+  restored = _read(manager, step, dict(
       params=item(_targets(shapes.params, shardings.params)),
       opt_state=item(_targets(shapes.opt_state, shardings.opt_state)),
       counters=item(_targets(counters, jax.tree.map(lambda _: whole, counters))),
@@ -67,7 +79,7 @@ def restore_params(workdir, which: str, shapes, shardings):
 
   Returns: parameters, step.
 
-  Raises UserError where there is no such checkpoint.
+  Raises UserError where there is no such checkpoint, or it is damaged.
   """
   folder = pathlib.Path(workdir) / 'checkpoints'
   with open_manager(workdir, read_only=True) if folder.is_dir() else _none(workdir) as manager:
@@ -79,7 +91,7 @@ def restore_params(workdir, which: str, shapes, shardings):
       step = steps[-1]                 # none was evaluated
     if str(step) not in map(str, steps):
       raise UserError(f'{workdir} has no checkpoint of step {step}; it has those of {", ".join(map(str, steps))}.')
-    restored = manager.restore(int(step), args=ocp.args.Composite(params=ocp.args.StandardRestore(_targets(shapes, shardings))))
+    restored = _read(manager, int(step), dict(params=ocp.args.StandardRestore(_targets(shapes, shardings))))
   return restored['params'], int(step)
 
 

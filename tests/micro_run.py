@@ -1,0 +1,104 @@
+"""A run of the real command line that takes seconds: its corpus, its command, and what it leaves behind.
+
+Child processes run as a user's do, with one device unless told; they share a folder of compiled programs, so that only the
+first of a kind compiles.
+"""
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = 'tests/configs/micro.py'
+TIMES = ('seconds', 'tokens_per_second', 'utilisation', 'input_wait')     # figures of the clock, not of the run
+SYLLABLES = 'ba ko ti ru me sa lo ni pe du fa gi'.split()
+
+
+@functools.cache
+def shared() -> pathlib.Path:
+  """A folder that lives as long as the test session: the corpus, prepared data, compiled programs, the finished run."""
+  folder = pathlib.Path(tempfile.mkdtemp(prefix='electra_jax_tests_'))
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return folder
+
+
+@functools.cache
+def corpus() -> pathlib.Path:
+  """120 documents of made-up words."""
+  rng = random.Random(0)
+  words = [''.join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(500)]
+  documents = [' '.join(rng.choices(words, k=rng.randint(40, 80))) + '.' for _ in range(120)]
+  path = shared() / 'text.txt'
+  path.write_text('\n\n'.join(documents) + '\n', 'utf-8')
+  return path
+
+
+def arguments(workdir, *more: str, config: str = CONFIG) -> list[str]:
+  """The command's arguments for a training run in WORKDIR."""
+  return [f'--config={config}', f'--workdir={workdir}', f'--config.data.source={corpus()}', f'--config.data.cache={shared() / "cache"}',
+          f'--config.compilation_cache={shared() / "xla"}', '--config.data.reader=numpy', *more]
+
+
+def start(*argv: str, devices: int = 1, **popen) -> subprocess.Popen:
+  """`python -m electra_jax.main ARGV` as a child process, its output in pipes unless told."""
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'PYTHONPATH': str(ROOT)}
+  if devices > 1:
+    env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT) | popen
+  return subprocess.Popen([sys.executable, '-m', 'electra_jax.main', *argv], env=env, **pipes)
+
+
+def run(*argv: str, status: int = 0, devices: int = 1, **popen) -> tuple[str, str]:
+  """The same, waited for: stdout, stderr. Fails where the exit status is another."""
+  process = start(*argv, devices=devices, **popen)
+  try:
+    out, err = process.communicate(timeout=600)
+  finally:
+    process.kill()
+  assert process.returncode == status, f'exit status {process.returncode}\n{out}\n{err}'
+  return out, err
+
+
+@functools.cache
+def finished() -> tuple[pathlib.Path, str]:
+  """The folder of a run never stopped, all of its checkpoints kept, and what it printed. Not to be changed: take a copy."""
+  workdir = shared() / 'finished'
+  return workdir, run(*arguments(workdir, '--config.keep=100'))[0]
+
+
+def checkpoint(workdir, step: int) -> dict[str, np.ndarray]:
+  """All arrays of a checkpoint by name, read without knowing what should be in it."""
+  folder = pathlib.Path(workdir) / 'checkpoints' / str(step)
+  arrays = {}
+  with ocp.PyTreeCheckpointer() as reader:
+    for item in ('params', 'opt_state', 'counters', 'sums'):
+      for name, value in ocp.tree.to_flat_dict(reader.restore(folder / item), sep='/').items():
+        arrays[f'{item}/{name}'] = np.asarray(value)
+  return arrays
+
+
+def checkpoint_steps(workdir) -> list[int]:
+  """Steps of the checkpoints that were saved whole."""
+  return sorted(int(path.name) for path in (pathlib.Path(workdir) / 'checkpoints').iterdir() if path.name.isdigit())
+
+
+def figures(workdir) -> list[dict]:
+  """metrics.jsonl without the figures of the clock."""
+  lines = [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text('utf-8').splitlines()]
+  return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def differing(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
+  """Names of arrays that are not bitwise the same."""
+  return [name for name in sorted(a.keys() | b.keys())
+          if name not in a or name not in b or a[name].dtype != b[name].dtype or a[name].tobytes() != b[name].tobytes()]
