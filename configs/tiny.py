@@ -12,7 +12,7 @@ def get_config(arguments=''):
   c.data.vocab_size = 2_000
   c.sequence_length = 64
   c.batch_size = 32
-  c.steps = 4_000
+  c.steps = 2_500
   c.model.update(family='modern', hidden_size=128, embedding_size=128, num_layers=3, num_heads=4, intermediate_size=256,
                  layer_norm_eps=1e-5, global_every=1, dropout=0.0, attention_dropout=0.0)
   c.generator.update(hidden_fraction=1.0, layers_fraction=1.0)
