@@ -81,7 +81,7 @@ def default_config() -> ml_collections.ConfigDict:
   optimizer.eps = 1e-6              # added outside the square root
   optimizer.weight_decay = 0.01     # decoupled; not for biases and norms
   optimizer.clip = 1.0              # largest global norm of the gradients; 0: no clipping
-  optimizer.bias_correction = False # False as published, True as in Adam's paper
+  optimizer.bias_correction = False  # False as published, True as in Adam's paper
 
   c.dtype = 'auto'                  # of matrix products: auto (bfloat16 on TPU and GPU, float32 on CPU), float32, bfloat16
   c.micro_batches = 0               # parts a device's rows are split into; 0: as many as its memory wants
@@ -169,7 +169,8 @@ def check(config) -> None:
   _need(c.dtype in ('auto', 'float32', 'bfloat16'), f'config.dtype is {c.dtype!r}; it is auto, float32 or bfloat16.')
   _need(c.save_every % c.eval_every == 0 or c.eval_every % c.save_every == 0,
         f'config.save_every {c.save_every} and config.eval_every {c.eval_every} do not meet; make one a multiple of the other.')
-  _need(len(c.profile_steps) == 2, f'config.profile_steps is {tuple(c.profile_steps)}; give its first and last step, as (10,12).')
+  _need(len(c.profile_steps) == 2 and 0 <= c.profile_steps[0] <= c.profile_steps[1],
+        f'config.profile_steps is {tuple(c.profile_steps)}; give its first and last step, as (10,12).')
   _need(c.sharing != 'all' or (c.generator.hidden_fraction, c.generator.layers_fraction) == (1.0, 1.0),
         "config.sharing 'all' makes one tower of both; set config.generator.hidden_fraction and layers_fraction to 1.0.")
 

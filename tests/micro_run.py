@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -52,8 +54,8 @@ def arguments(workdir, *more: str, config: str = CONFIG) -> list[str]:
 def start(*argv: str, devices: int = 1, **popen) -> subprocess.Popen:
   """`python -m electra_jax.main ARGV` as a child process, its output in pipes unless told."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'PYTHONPATH': str(ROOT)}
-  if devices > 1:
-    env['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  # Programs that are compiled without optimisation compute the same thing every time as well, and compile in a third of the time.
+  env['XLA_FLAGS'] = f'--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}'
   pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT) | popen
   return subprocess.Popen([sys.executable, '-m', 'electra_jax.main', *argv], env=env, **pipes)
 
@@ -62,7 +64,7 @@ def run(*argv: str, status: int = 0, devices: int = 1, **popen) -> tuple[str, st
   """The same, waited for: stdout, stderr. Fails where the exit status is another."""
   process = start(*argv, devices=devices, **popen)
   try:
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=900)
   finally:
     process.kill()
   assert process.returncode == status, f'exit status {process.returncode}\n{out}\n{err}'
@@ -76,11 +78,29 @@ def finished() -> tuple[pathlib.Path, str]:
   return workdir, run(*arguments(workdir, '--config.keep=100'))[0]
 
 
+def wait_for(condition, process: subprocess.Popen, timeout: float = 900.0):
+  """Polls until condition() is true and returns what it gave. Fails where the process ends before, or the time is up."""
+  end = time.monotonic() + timeout
+  while not (found := condition()):
+    assert process.poll() is None, f'ended with {process.returncode} before it was to be stopped'
+    assert time.monotonic() < end, 'waited in vain'
+    time.sleep(0.002)
+  return found
+
+
+def last_step(workdir) -> int:
+  """The step of the last whole line of metrics.jsonl, 0 where there is none."""
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  lines = path.read_text('utf-8').split('\n')[:-1] if path.exists() else []
+  return json.loads(lines[-1])['step'] if lines else 0
+
+
 def checkpoint(workdir, step: int) -> dict[str, np.ndarray]:
   """All arrays of a checkpoint by name, read without knowing what should be in it."""
   folder = pathlib.Path(workdir) / 'checkpoints' / str(step)
   arrays = {}
-  with ocp.PyTreeCheckpointer() as reader:
+  with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as reader:
+    warnings.simplefilter('ignore')      # Orbax would rather be told the shardings
     for item in ('params', 'opt_state', 'counters', 'sums'):
       for name, value in ocp.tree.to_flat_dict(reader.restore(folder / item), sep='/').items():
         arrays[f'{item}/{name}'] = np.asarray(value)
