@@ -52,7 +52,7 @@ def write(token_ids, positions, values, weights):
 
 
 def choose(token_ids, maskable, keys, *, rate: float, slots: int, mask_id: int, mask_share: float = 0.85,
-           google: bool = False) -> Masks:
+           google: bool = False, pad_id: int = 0) -> Masks:
   """Draws the masked positions of each row, uniformly over `maskable`, and what the generator sees there.
 
   The number is round(rate x maskable tokens), halves to even, at least 1 where there is one and at most `slots`; positions are drawn
@@ -68,9 +68,10 @@ def choose(token_ids, maskable, keys, *, rate: float, slots: int, mask_id: int, 
     mask_id: id of [MASK].
     mask_share: share of the chosen positions that get [MASK]; the rest keep their token (0.85 in the original).
     google: the original's quirks.
+    pad_id: of padding, which `google` leaves out of its count.
   """
-  real = maskable.sum(1) if not google else (token_ids != 0).sum(1)
-  number = jnp.clip(jnp.round(rate * real).astype(jnp.int32), jnp.minimum(1, maskable.sum(1)), slots)
+  counted = token_ids != pad_id if google else maskable
+  number = jnp.clip(jnp.round(rate * counted.sum(1)).astype(jnp.int32), 1, slots) * maskable.any(1)
 
   def one_row(maskable, key):
     where, what = jax.random.split(key)

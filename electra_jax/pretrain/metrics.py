@@ -16,8 +16,9 @@ def histogram(logits, labels, weights, bins: int):
   Bins are equal over [-16, 16], the outer ones open; an edge lies at 0, so that accuracy, precision and recall are exact, while the area under
   the curve counts pairs inside one bin as ties. logits, labels, weights: [batch, length]; weight 0 is left out.
   """
-  place = jnp.clip(jnp.floor((logits + _LARGEST_LOGIT) * (bins / (2 * _LARGEST_LOGIT))), 0, bins - 1).astype(jnp.int32)
-  place += bins * labels.astype(jnp.int32)
+  # Halves are added after the floor: a tiny negative logit would be lost in a sum with 16.
+  place = jnp.floor(logits * (bins / (2 * _LARGEST_LOGIT))) + bins // 2
+  place = jnp.clip(place, 0, bins - 1).astype(jnp.int32) + bins * labels.astype(jnp.int32)
   return jnp.zeros(2 * bins, jnp.int32).at[place.reshape(-1)].add(weights.astype(jnp.int32).reshape(-1)).reshape(2, bins)
 
 
@@ -85,8 +86,8 @@ def figures(sums) -> dict[str, float]:
 
 
 def collapsed(figures: dict[str, float]) -> bool:
-  """Has the discriminator settled on "original": no replaced token found and no ranking better than chance?"""
-  return bool(figures['recall'] < 1e-3 and not figures['auc'] > 0.55)
+  """Has the discriminator settled on "original": of replaced tokens none found, and no ranking better than chance?"""
+  return bool(figures['replaced_rate'] > 0 and figures['recall'] < 1e-3 and not figures['auc'] > 0.55)
 
 
 def tower_norms(tree) -> dict[str, jax.Array]:

@@ -38,7 +38,7 @@ def examples(settings: Settings, token_ids, keys):
   maskable = ~jnp.isin(token_ids, jnp.array(special))
   masks = masking.choose(token_ids, maskable, masking.stream(keys, masking.MASKING), rate=settings.mask_rate,
                          slots=settings.max_predictions, mask_id=settings.mask_id, mask_share=settings.mask_share,
-                         google=settings.google)
+                         google=settings.google, pad_id=settings.pad_id)
   return {'inputs': inputs, 'masks': masks, 'keys': keys}
 
 
