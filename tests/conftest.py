@@ -1,0 +1,118 @@
+"""Eight CPU devices in this process, whatever the machine has; small models, rows and steps that several tests use."""
+
+import os
+
+# XLA reads both when JAX starts. Tests compile much and compute little, so LLVM does not optimise; the HLO is the same.
+# Child processes are to run as a user's do, so the flags go again.
+_flags = os.environ.get('XLA_FLAGS')
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+
+import jax
+
+assert len(jax.devices()) == 8
+os.environ.pop('XLA_FLAGS') if _flags is None else os.environ.update(XLA_FLAGS=_flags)
+
+import functools
+
+import flax.linen as nn
+import hypothesis
+import numpy as np
+
+from electra_jax.model.config import EncoderConfig
+from electra_jax.model.electra import Electra
+from electra_jax.pretrain import step
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.training import mesh as meshes
+from electra_jax.training import optimizers
+
+hypothesis.settings.register_profile('tests', deadline=None, derandomize=True)      # the same examples each time
+hypothesis.settings.load_profile('tests')
+
+PAD, UNK, CLS, SEP, MASK = range(5)      # the ids that objectives/electra.py takes unless told
+
+
+def packed_rows(batch: int, length: int, vocab_size: int, seed: int = 0, empty_rows: int = 0) -> np.ndarray:
+  """Random rows of [CLS] text [SEP] pieces, padding after; the last `empty_rows` have none. int32 [batch, length]."""
+  rng = np.random.default_rng(seed)
+  rows = np.full((batch, length), PAD, np.int32)
+  for row in rows[:batch - empty_rows]:
+    used = 0
+    while length - used > 6 and (used == 0 or rng.random() < 0.8):
+      piece = rng.integers(4, length - used + 1)
+      row[used:used + piece] = rng.integers(MASK + 1, vocab_size, piece)
+      row[used], row[used + piece - 1] = CLS, SEP
+      used += piece
+  return rows
+
+
+def tiny_electra(family: str = 'electra', *, dropout: float = 0.0, sharing: str = 'embeddings', **fields) -> Electra:
+  """A model of a few thousand parameters. `fields` are EncoderConfig's, for both towers."""
+  common = dict(family=family, vocab_size=60, vocab_multiple=64, embedding_size=16, max_positions=64, local_window=8,
+                layer_norm_eps=1e-12 if family == 'electra' else 1e-5, dropout=dropout, attention_dropout=dropout)
+  common |= fields
+  discriminator = EncoderConfig(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, **common)
+  generator = EncoderConfig(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, **common)
+  return Electra(discriminator if sharing == 'all' else generator, discriminator, sharing=sharing)
+
+
+def random_params(model, seed: int = 0):
+  """Parameters drawn by NumPy, without a compilation, large enough that every one of them matters."""
+  rng = np.random.default_rng(seed)
+  def draw(path, shape):
+    name = path[-1].key
+    noise = rng.standard_normal(shape.shape).astype(np.float32)
+    if name == 'scale':
+      return 1 + 0.2 * noise
+    if name == 'bias':
+      return 0.2 * noise
+    return noise * shape.shape[-1 if name in ('word', 'position', 'type') else -2]**-0.5
+  shapes = nn.unbox(jax.eval_shape(lambda: step.init_params(model, 0, 8)))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def adamw(schedule, eps: float = 1e-6):
+  """The published optimizer."""
+  return optimizers.adamw(schedule, b1=0.9, b2=0.999, eps=eps, weight_decay=0.01, clip=1.0, bias_correction=False)
+
+
+@functools.cache
+def train_steps(family: str, devices: int, micro_batches: int, steps: int = 3):
+  """The real step, dropout on, over so many devices: the state before and after, and each step's sums, in NumPy."""
+  model = tiny_electra(family, dropout=0.1)
+  # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.
+  optimizer = adamw(lambda step: 1e-2, eps=1e-2)
+  mesh = meshes.make_mesh(jax.devices()[:devices])
+  _, shardings = step.state_shardings(model, optimizer, 32, mesh)
+  before = jax.tree.map(np.asarray, step.init_state(model, optimizer, 0, 32, params=random_params(model)))
+  state = jax.device_put(before, shardings)
+  train_step = step.jit_train_step(
+      step.make_train_step(model, objective, objective.Settings(max_predictions=5), optimizer, seed=3,
+                           micro_batches=micro_batches), shardings, mesh)
+  every = []
+  for i in range(steps):
+    state, sums = train_step(state, {'token_ids': packed_rows(16, 32, 60, seed=i, empty_rows=1)})
+    every.append(jax.device_get(sums))
+  return before, jax.device_get(state), every
+
+
+def same_training(ours, theirs):
+  """Of two results of train_steps counts are equal, losses, norms and parameters equal to float32 rounding."""
+  (before, state, every), (_, expected, expected_every) = ours, theirs
+  for sums, expected_sums in zip(every, expected_every, strict=True):
+    assert sums.keys() == expected_sums.keys()
+    for name, value in sums.items():
+      if name == 'scores':                   # rounding may carry a logit over the edge of its bin, and no further
+        assert value.sum() == expected_sums[name].sum()
+        assert np.abs(np.cumsum(value.astype(int) - expected_sums[name], -1)).max() <= 1
+      elif value.dtype == np.int32:
+        assert value == expected_sums[name], name
+      else:
+        np.testing.assert_allclose(value, expected_sums[name], rtol=1e-5, err_msg=name)
+  assert state.step == expected.step == len(every) and state.skipped == expected.skipped == 0
+  moved = 0.0
+  for (path, value), old, want in zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(before.params),
+                                      jax.tree.leaves(expected.params), strict=True):
+    moved = max(moved, np.abs(want - old).max())
+    np.testing.assert_allclose(value, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=jax.tree_util.keystr(path))
+  assert moved > 1e-3                        # there was an update to compare

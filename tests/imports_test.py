@@ -1,0 +1,72 @@
+"""Imports go one way only, and nothing but the functions that use it imports TensorFlow."""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / 'electra_jax'
+# A part may import itself and the parts of lower ranks. `__init__` is the package's own: load(workdir).
+RANKS = {'console': 0, 'model': 0, 'config': 1, 'data': 2, 'training': 2, 'interop': 3, 'pretrain': 4, 'finetune': 4,
+         '__init__': 5, 'plan': 6, 'report': 6, 'sweep': 6, 'main': 7}
+FILES = sorted(PACKAGE.rglob('*.py'))
+
+
+def part_of(file):
+  return file.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imported(source):
+  """(full name, stands in a function) of every import; `from a import b` gives a.b."""
+  def visit(node, inside):
+    for child in ast.iter_child_nodes(node):
+      if isinstance(child, ast.Import):
+        yield from ((name.name, inside) for name in child.names)
+      elif isinstance(child, ast.ImportFrom):
+        assert child.level == 0, f'line {child.lineno}: import by the full name'
+        yield from ((f'{child.module}.{name.name}', inside) for name in child.names)
+      else:
+        yield from visit(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+  return list(visit(ast.parse(source), False))
+
+
+def offences(part, source):
+  """What a file of `part` imports and may not."""
+  found = []
+  for name, inside in imported(source):
+    top, *rest = name.split('.')
+    if top in ('tensorflow', 'tensorflow_datasets') and not inside:
+      found.append(f'{name} outside of a function')
+    if top == 'electra_jax':
+      other = rest[0] if rest and rest[0] in RANKS else '__init__'
+      if other != part and RANKS[other] >= RANKS[part] or (part, other) == ('data', 'model'):
+        found.append(f'{name} from {part}')
+  return found
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_one_way(file):
+  assert part_of(file) in RANKS, 'a new part of the package: give it a rank'
+  assert not offences(part_of(file), file.read_text('utf-8'))
+
+
+@pytest.mark.parametrize('part, source', [
+    ('model', 'from electra_jax.config import UserError'), ('model', 'import electra_jax'),
+    ('data', 'def f():\n  from electra_jax.model import config'), ('data', 'from electra_jax.training import mesh'),
+    ('training', 'from electra_jax.pretrain.step import TrainState'), ('pretrain', 'import electra_jax.main'),
+    ('data', 'import tensorflow as tf'), ('data', 'if True:\n  from tensorflow_datasets import load')])
+def test_an_import_the_wrong_way_is_noticed(part, source):
+  assert offences(part, source)
+
+
+def test_tensorflow_is_not_loaded_by_importing():
+  parts = [file.relative_to(PACKAGE.parent).with_suffix('').parts for file in FILES]
+  modules = ['.'.join(part).removesuffix('.__init__') for part in parts]
+  code = 'import importlib, sys\n' + ''.join(f'importlib.import_module({name!r})\n' for name in modules) + (
+      'sys.exit(", ".join({name.split(".")[0] for name in sys.modules} & {"tensorflow", "tensorflow_datasets"}) or 0)')
+  done = subprocess.run([sys.executable, '-c', code], cwd=PACKAGE.parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+                        capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
