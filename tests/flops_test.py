@@ -15,7 +15,7 @@ from electra_jax.training import flops
 
 
 def counted_by_xla(generator, discriminator, batch, length, predictions):
-  """FLOPs of loss and gradients as XLA counts them before it optimises; the layers are unrolled, as it counts a loop's body once."""
+  """FLOPs of loss and gradients as XLA counts them, before it optimises and with layers unrolled: it counts loops once."""
   model = Electra(generator, discriminator)
   settings = objective.Settings(max_predictions=predictions)
   params = jax.eval_shape(lambda: nn.unbox(init_params(model, 0, length)))
@@ -49,7 +49,8 @@ def test_model_flops_are_what_xla_counts(family, embedding_size):
     (768, 12, 12, 1 / 3, 768, 256, 512, 80, 766_000, 6.425e19),
     (1024, 24, 16, 1 / 4, 1024, 2048, 512, 80, 400_000, 7.118e20),
 ])
-def test_paper_flops_are_the_published_ones(hidden, layers, heads, fraction, embedding, batch, length, predictions, steps, published):
+def test_paper_flops_are_the_published_ones(hidden, layers, heads, fraction, embedding, batch, length, predictions,
+                                            steps, published):
   # What the authors' calculator prints for small, base and large; it masks 0.15625 of the positions.
   discriminator = EncoderConfig(hidden_size=hidden, embedding_size=embedding, num_layers=layers, num_heads=heads,
                                 intermediate_size=4 * hidden)

@@ -47,7 +47,8 @@ def flat_product(x, kernel, dimension_numbers, precision=None, preferred_element
   The same numbers as the product that keeps the leading axes, but on a CPU its two gradients take half the time.
   """
   del dimension_numbers      # the last axis with the first: the only product that a dense layer asks for
-  y = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), precision, preferred_element_type)
+  rows = x.reshape(-1, x.shape[-1])
+  y = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), precision, preferred_element_type)
   return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 

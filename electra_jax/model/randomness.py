@@ -15,8 +15,8 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def threefry_bits(keys, shape):
   """Random uint32 [batch, *shape], equal to jax.random.bits(key, shape) of each row's key with partitionable threefry.
 
-  Threefry-2x32 with 20 rounds (Salmon et al. 2011) of the counter (0, index in the row); the two words are XORed. `keys`:
-  threefry keys [batch]. A row has at most 2**32 numbers.
+  Threefry-2x32 with 20 rounds (Salmon et al. 2011) of the counter (0, index in the row); the two words are XORed.
+  `keys`: threefry keys [batch]. A row has at most 2**32 numbers.
   """
   words = jax.vmap(jax.random.key_data)(keys)                                     # [batch, 2]
   first, second = (words[:, i].reshape((-1,) + (1,) * len(shape)) for i in range(2))

@@ -12,7 +12,7 @@ from electra_jax.pretrain.masking import write
 def argmax(scores):
   """The first index of the largest score: [..., vocab] -> int32 [...], as jnp.argmax.
 
-  By way of the best block of 128: XLA vectorises a maximum on a CPU, an argmax it does not, nor the noise inside of one.
+  By way of the best block of 128: on a CPU XLA vectorises a maximum, but not an argmax nor the noise inside of one.
   """
   block = math.gcd(scores.shape[-1], 128)
   blocks = scores.reshape(*scores.shape[:-1], -1, block)

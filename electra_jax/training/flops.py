@@ -6,12 +6,12 @@ CONVENTIONS = ('model', 'paper')
 
 
 def layer_flops(config: EncoderConfig, length: int) -> int:
-  """Matrix products of one encoder layer, forward, one row of `length` tokens; a multiplication and its addition are two.
+  """Forward matrix products of one encoder layer, one row of `length` tokens; a multiplication and an addition are two.
 
   Attention counts every pair of positions in the row, also where a mask or a local window hides one from the other.
   """
   c = config
-  feed_forward = (3 if c.family == 'modern' else 2) * c.hidden_size * c.intermediate_size     # the gate is a third product
+  feed_forward = (3 if c.family == 'modern' else 2) * c.hidden_size * c.intermediate_size     # the gate is the third
   return 2 * length * (4 * c.hidden_size**2 + feed_forward + 2 * length * c.hidden_size)
 
 
@@ -41,10 +41,12 @@ def step_flops(generator_config: EncoderConfig, discriminator_config: EncoderCon
                predictions: int, convention: str = 'model') -> int:
   """Floating point operations of one training step over both towers.
 
-  `model`: the matrix products that the model needs, forward once and backward twice that (each product has two gradients). What
-  rematerialisation computes again does not count, so this over the time is model FLOP/s (Chowdhery et al. 2022, appendix B).
-  `paper`: comparable to the training FLOPs of Clark et al. 2020, table 1, whose count takes the backward pass to cost as much as the forward
-  pass and embedding lookups to be dense products; elementwise operations, about 1% of it, are left out here.
+  `model`: the matrix products that the model needs, forward once and backward twice that (each product has two
+  gradients). What rematerialisation computes again does not count, so this over the time is model FLOP/s (Chowdhery et
+  al. 2022, appendix B).
+  `paper`: comparable to the training FLOPs of Clark et al. 2020, table 1, whose count takes the backward pass to cost
+  as much as the forward pass and embedding lookups to be dense products; elementwise operations, about 1% of it, are
+  left out.
 
   Args:
     generator_config, discriminator_config: the towers; with all weights shared, the same one twice.

@@ -1,0 +1,257 @@
+"""Times our jitted training step, beside the same step in transformers + PyTorch.
+
+  python benchmarks/train_step.py                      # small, batch 32, length 128, float32, on this machine's CPU
+  taskset -c 0 python benchmarks/train_step.py         # where others use the CPU too: one core, read the processor time
+  python benchmarks/train_step.py --size=base --batch=128 --dtype=bfloat16 --compile      # on a GPU
+
+Rounds of the two alternate in one process, each after a matrix product that measures what the machine gives at that
+moment, so that a neighbour's load falls on both. Needs neither TensorFlow nor ml_collections; PyTorch and transformers
+for the peer alone.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+
+# Both frameworks live on one GPU here; by default JAX would take most of its memory at the start.
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from electra_jax.model.config import EncoderConfig, generator_config
+from electra_jax.model.electra import Electra
+from electra_jax.pretrain import masking
+from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.training import flops, optimizers
+from electra_jax.training import mesh as meshes
+
+# Clark et al. 2020, table 6: hidden, embedding, feed-forward, heads, and the generator's share of the width.
+SIZES = {'small': (256, 128, 1024, 4, 1 / 4), 'base': (768, 768, 3072, 12, 1 / 3)}
+LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY, CLIP = 5e-4, 0.9, 0.999, 1e-6, 0.01, 1.0
+MASK_RATE, MASK_SHARE, DISCRIMINATOR_WEIGHT = 0.15, 0.85, 50.0
+CLS_ID, SEP_ID, MASK_ID, FIRST_WORD = 2, 3, 4, 5
+
+
+def towers(size: str, length: int, dropout: float, dtype, unroll: int):
+  """EncoderConfigs of generator and discriminator."""
+  hidden, embedding, intermediate, heads, fraction = SIZES[size]
+  discriminator = EncoderConfig(
+      hidden_size=hidden, embedding_size=embedding, intermediate_size=intermediate, num_heads=heads, num_layers=12,
+      max_positions=max(512, length), dropout=dropout, attention_dropout=dropout, dtype=dtype, scan_unroll=unroll)
+  return generator_config(discriminator, fraction, 1.0), discriminator
+
+
+def random_rows(config: EncoderConfig, batch: int, length: int) -> np.ndarray:
+  """Token ids [batch, length] as packing makes them: [CLS] words [SEP]."""
+  ids = np.random.default_rng(0).integers(FIRST_WORD, config.vocab_size, (batch, length), dtype=np.int32)
+  ids[:, 0], ids[:, -1] = CLS_ID, SEP_ID
+  return ids
+
+
+def ours(generator, discriminator, rows):
+  """A function of n that makes n of our training steps and returns when they are done."""
+  batch, length = rows.shape
+  model = Electra(generator, discriminator)
+  settings = objective.Settings(mask_rate=MASK_RATE, mask_share=MASK_SHARE, discriminator_weight=DISCRIMINATOR_WEIGHT,
+                                max_predictions=masking.max_predictions(MASK_RATE, length))
+  optimizer = optimizers.adamw(lambda step: LEARNING_RATE, b1=B1, b2=B2, eps=EPS, weight_decay=WEIGHT_DECAY, clip=CLIP,
+                               bias_correction=True)
+  mesh = meshes.make_mesh(jax.devices()[:1])
+  _, shardings = steps.state_shardings(model, optimizer, length, mesh)
+  train_step = steps.jit_train_step(
+      steps.make_train_step(model, objective, settings, optimizer, seed=0), shardings, mesh)
+  state = jax.jit(lambda: steps.init_state(model, optimizer, 0, length), out_shardings=shardings)()
+  data = jax.device_put({'token_ids': rows}, {'token_ids': meshes.batch_sharding(mesh)})
+
+  def run(n):
+    nonlocal state
+    for _ in range(n):
+      state, sums = train_step(state, data)
+    if not np.isfinite(jax.block_until_ready(sums)['loss']):
+      sys.exit('The loss of our step is not finite.')
+  return run
+
+
+def peer(generator, discriminator, rows, compiled: bool):
+  """The same for transformers + PyTorch: ElectraForMaskedLM and ElectraForPreTraining with shared embeddings."""
+  import torch
+  import transformers
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+  def build(kind, c):
+    config = transformers.ElectraConfig(
+        vocab_size=c.vocab_size, embedding_size=c.embedding_size, hidden_size=c.hidden_size,
+        num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, intermediate_size=c.intermediate_size,
+        max_position_embeddings=c.max_positions,
+        hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.attention_dropout, attn_implementation='sdpa')
+    return kind(config).to(device).train()
+
+  verdict_tower = build(transformers.ElectraForPreTraining, discriminator)
+  proposal_tower = build(transformers.ElectraForMaskedLM, generator)
+  proposal_tower.electra.embeddings = verdict_tower.electra.embeddings
+  proposal_tower.generator_lm_head.weight = verdict_tower.electra.embeddings.word_embeddings.weight
+  parameters = list(dict.fromkeys([*verdict_tower.parameters(), *proposal_tower.parameters()]))
+  decayed = [p for p in parameters if p.ndim > 1]
+  kept = [p for p in parameters if p.ndim <= 1]
+  optimizer = torch.optim.AdamW([{'params': decayed}, {'params': kept, 'weight_decay': 0.0}], lr=LEARNING_RATE,
+                                betas=(B1, B2), eps=EPS, weight_decay=WEIGHT_DECAY, fused=True)
+  ids = torch.from_numpy(rows).long().to(device)
+  visible = torch.ones_like(ids)
+  maskable = ids >= FIRST_WORD
+  predictions = masking.max_predictions(MASK_RATE, ids.shape[1])
+
+  def losses(ids):
+    scores = torch.where(maskable, torch.rand(ids.shape, device=device), -1.0)
+    positions = scores.topk(predictions, dim=1).indices                                 # [batch, predictions]
+    original = ids.gather(1, positions)
+    shown = torch.where(torch.rand(positions.shape, device=device) < MASK_SHARE, MASK_ID, original)
+    hidden = proposal_tower.electra(ids.scatter(1, positions, shown), attention_mask=visible)[0]
+    hidden = hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[-1]))
+    logits = proposal_tower.generator_lm_head(proposal_tower.generator_predictions(hidden)).float()
+    generator_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), original.flatten())
+    with torch.no_grad():
+      samples = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)     # -log of Exp(1) is Gumbel
+      corrupted = ids.scatter(1, positions, samples)
+      labels = (corrupted != ids).float()
+    hidden = verdict_tower.electra(corrupted, attention_mask=visible)[0]
+    verdicts = verdict_tower.discriminator_predictions(hidden).float()
+    verdict_loss = torch.nn.functional.binary_cross_entropy_with_logits(verdicts, labels)
+    return generator_loss + DISCRIMINATOR_WEIGHT * verdict_loss
+
+  if compiled:
+    losses = torch.compile(losses)
+
+  def run(n):
+    for _ in range(n):
+      with torch.autocast(device, torch.bfloat16, enabled=discriminator.dtype == jnp.bfloat16):
+        loss = losses(ids)
+      loss.backward()
+      torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+      optimizer.step()
+      optimizer.zero_grad()
+    if not np.isfinite(loss.item()):                                                    # also waits for the device
+      sys.exit('The loss of the peer is not finite.')
+  return run
+
+
+def matrix_product_rate(dtype):
+  """A function that measures FLOP/s of one large square matrix product, after compiling it."""
+  n = 2048 if jax.default_backend() == 'cpu' else 8192
+  a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n)), dtype)
+  multiply = jax.jit(lambda x: x @ x)
+  jax.block_until_ready(multiply(a))
+
+  def measure():
+    start = time.perf_counter()
+    for _ in range(3):
+      result = multiply(a)
+    jax.block_until_ready(result)
+    return 3 * 2 * n**3 / (time.perf_counter() - start)
+  return measure
+
+
+def timed(run, n) -> tuple[float, float]:
+  """Seconds a step over n steps: by the clock, and of processor time over all cores, steadier on a shared CPU."""
+  start, used = time.perf_counter(), time.process_time()
+  run(n)
+  return (time.perf_counter() - start) / n, (time.process_time() - used) / n
+
+
+def summary(values) -> dict[str, float]:
+  return {'median': statistics.median(values), 'low': min(values), 'high': max(values)}
+
+
+def machine() -> str:
+  device = jax.devices()[0]
+  if device.platform != 'cpu':
+    return device.device_kind
+  names = [line.split(':')[1].strip() for line in open('/proc/cpuinfo', encoding='utf-8')
+           if line.startswith('model name')] if os.path.exists('/proc/cpuinfo') else [platform.processor()]
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return f'{names[0]}, {cores} core{"s" * (cores != 1)}'
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--size', choices=list(SIZES), default='small')
+  parser.add_argument('--batch', type=int, default=32, help='rows')
+  parser.add_argument('--length', type=int, default=128, help='tokens in a row')
+  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], help='default: float32 on a CPU, bfloat16 elsewhere')
+  parser.add_argument('--dropout', type=float, default=0.1, help='of activations and of attention probabilities')
+  parser.add_argument('--unroll', type=int, default=12, help='layers in one iteration of our scan')
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--steps', type=int, help='in a round; default: as many as fill about two seconds')
+  parser.add_argument('--peer', action=argparse.BooleanOptionalAction, default=True)
+  parser.add_argument('--compile', action='store_true', help='torch.compile the forward pass of the peer')
+  parser.add_argument('--json', metavar='FILE', help='write the figures there as well')
+  flags = parser.parse_args()
+
+  dtype = jnp.dtype(flags.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
+  generator, discriminator = towers(flags.size, flags.length, flags.dropout, dtype, flags.unroll)
+  rows = random_rows(discriminator, flags.batch, flags.length)
+  work = flops.step_flops(generator, discriminator, flags.batch, flags.length,
+                          masking.max_predictions(MASK_RATE, flags.length))
+  versions = f'jax {jax.__version__}'
+  runs = {'electra_jax': ours(generator, discriminator, rows)}
+  if flags.peer:
+    import torch
+    import transformers
+    versions += f', torch {torch.__version__}, transformers {transformers.__version__}'
+    runs['transformers + PyTorch'] = peer(generator, discriminator, rows, flags.compile)
+  print(f'{machine()}; {versions}\n{flags.size}, batch {flags.batch}, length {flags.length}, {dtype}, '
+        f'dropout {flags.dropout:g}: {work / 1e9:,.1f} GFLOP a step', flush=True)
+
+  product = matrix_product_rate(dtype)
+  counts = {}
+  for name, run in runs.items():
+    first = timed(run, 1)[0]
+    counts[name] = flags.steps or max(1, round(2 / timed(run, 2)[0]))
+    print(f'{name}: first step {first:.1f} s, {counts[name]} steps a round', flush=True)
+
+  seconds, processor, products = {name: [] for name in runs}, {name: [] for name in runs}, []
+  for index in range(flags.rounds):
+    for name in list(runs) if index % 2 == 0 else reversed(runs):
+      products.append(product())
+      for column, value in zip((seconds, processor), timed(runs[name], counts[name])):
+        column[name].append(value)
+
+  peak = statistics.median(products)
+  tokens = flags.batch * flags.length
+  results = {name: {'tokens_per_second': summary([tokens / s for s in values]),
+                    'flops_per_second': summary([work / s for s in values]),
+                    'processor_seconds_per_step': summary(processor[name]),
+                    'share_of_matrix_product_rate': work / statistics.median(values) / peak}
+             for name, values in seconds.items()}
+  print(f'\nMatrix product: {peak / 1e9:,.0f} GFLOP/s ({min(products) / 1e9:,.0f} to {max(products) / 1e9:,.0f})\n')
+  print('| step | tokens/s, median of rounds (range) | model GFLOP/s | share of the matrix-product rate | '
+        'processor seconds a step |\n|---|---|---|---|---|')
+  for name, result in results.items():
+    t = result['tokens_per_second']
+    print(f'| {name} | {t["median"]:,.0f} ({t["low"]:,.0f} to {t["high"]:,.0f}) | '
+          f'{result["flops_per_second"]["median"] / 1e9:,.1f} | {result["share_of_matrix_product_rate"]:.0%} | '
+          f'{result["processor_seconds_per_step"]["median"]:.2f} |')
+  record = {'machine': machine(), 'versions': versions, 'size': flags.size, 'batch': flags.batch,
+            'length': flags.length, 'dtype': str(dtype), 'dropout': flags.dropout, 'unroll': flags.unroll,
+            'compile': flags.compile, 'flops_per_step': work,
+            'matrix_product_flops_per_second': summary(products), 'results': results}
+  print()
+  if flags.peer:
+    for what, table in (('speed', seconds), ('speed by processor time', processor)):
+      ratios = record[f'{what.replace(" ", "_")}_over_peer'] = summary([b / a for a, b in zip(*table.values())])
+      print(f'Our {what} over the peer\'s, round by round: {ratios["median"]:.2f} '
+            f'({ratios["low"]:.2f} to {ratios["high"]:.2f})')
+  if flags.json:
+    pathlib.Path(flags.json).write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+  main()
