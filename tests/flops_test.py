@@ -15,7 +15,7 @@ from electra_jax.training import flops
 
 
 def counted_by_xla(generator, discriminator, batch, length, predictions):
-  """FLOPs of loss and gradients as XLA counts them, before it optimises and with layers unrolled: it counts loops once."""
+  """FLOPs of loss and gradients as XLA counts them before it optimises; layers unrolled, as it counts a loop once."""
   model = Electra(generator, discriminator)
   settings = objective.Settings(max_predictions=predictions)
   params = jax.eval_shape(lambda: nn.unbox(init_params(model, 0, length)))
