@@ -1,0 +1,67 @@
+"""Logits exist at masked positions alone: no array of batch x length x vocabulary elements in the compiled step."""
+
+import math
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conftest import adamw, tiny_electra
+from electra_jax.model.electra import Electra
+from electra_jax.pretrain import step
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.training import mesh as meshes
+
+# So that nothing else is as large: the tables have 2,048 rows of 16, the logits 4 x 9 x 2,048 elements.
+BATCH, LENGTH, VOCAB = 4, 64, 2000
+SETTINGS = objective.Settings(max_predictions=9)
+
+
+class ScoresEveryPosition(Electra):
+  """Wrong on purpose: logits at all positions first, the masked ones after."""
+
+  def generator_logits(self, inputs, positions, keys=None):
+    everywhere = jnp.broadcast_to(jnp.arange(inputs.token_ids.shape[1]), inputs.token_ids.shape)
+    return jnp.take_along_axis(super().generator_logits(inputs, everywhere, keys), positions[:, :, None], axis=1)
+
+
+def largest_array(compiled) -> int:
+  """Elements of the largest array in a compiled program, temporaries within fusions included."""
+  shapes = re.findall(r'\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]', compiled.as_text())
+  assert len(shapes) > 1000
+  return max(math.prod(map(int, shape.split(','))) for shape in shapes)
+
+
+def towers(kind, family):
+  model = tiny_electra(family, dropout=0.1, vocab_size=VOCAB, vocab_multiple=128)
+  return kind(model.generator_config, model.discriminator_config)
+
+
+def train(kind, family):
+  model = towers(kind, family)
+  optimizer = adamw(lambda step: 1e-3)
+  mesh = meshes.make_mesh(jax.devices()[:1])
+  shapes, shardings = step.state_shardings(model, optimizer, LENGTH, mesh)
+  train_step = step.make_train_step(model, objective, SETTINGS, optimizer, seed=0)
+  batch = {'token_ids': jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)}
+  return step.jit_train_step(train_step, shardings, mesh).lower(shapes, batch).compile()
+
+
+def evaluate(kind, family):
+  model = towers(kind, family)
+  params = jax.eval_shape(lambda: nn.unbox(step.init_params(model, 0, LENGTH)))
+  ids = jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)
+  eval_step = step.make_eval_step(model, objective, SETTINGS, seed=0)
+  return jax.jit(eval_step).lower(params, ids, jax.ShapeDtypeStruct((BATCH,), np.int32)).compile()
+
+
+@pytest.mark.parametrize('program, family', [(train, 'electra'), (evaluate, 'modern')])
+def test_no_array_of_batch_times_length_times_vocabulary(program, family):
+  assert BATCH * 9 * VOCAB <= largest_array(program(Electra, family)) < BATCH * LENGTH * VOCAB
+
+
+def test_the_search_finds_one_in_a_model_built_wrong():
+  assert largest_array(train(ScoresEveryPosition, 'electra')) >= BATCH * LENGTH * VOCAB
