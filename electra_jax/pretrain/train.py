@@ -22,10 +22,12 @@ from electra_jax.training.progress import quantity
 
 def train_figures(sums, schedule, done: int) -> dict[str, float]:
   """The figures of the steps since the last line: those of metrics.figures, and means over steps of loss and norms."""
-  count = max(int(sums['steps']), 1)
-  means = {name: float(value) / count for name, value in sums.items() if name == 'loss' or '_norm/' in name}
-  return means | metrics.figures({name: value for name, value in sums.items() if name not in means and name != 'steps'}) | {
-      'learning_rate': float(schedule(done - 1))}
+  count = int(sums['steps'])
+  means = {name: float(value) / max(count, 1) for name, value in sums.items() if name == 'loss' or '_norm/' in name}
+  figures = means | metrics.figures({name: value for name, value in sums.items() if name not in means and name != 'steps'})
+  if not count:        # every step was skipped: there is nothing to say, and no zeros to draw
+    figures = dict.fromkeys(figures, math.nan)
+  return figures | {'learning_rate': float(schedule(done - 1))}
 
 
 HEADER_EVERY = 25        # lines of figures
