@@ -1,0 +1,55 @@
+"""SIGTERM, as clusters send it: everything is saved, the exit status says so, and the same command goes on."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+import micro_run
+from electra_jax.training.preemption import Notice, PREEMPTED
+
+
+def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
+  whole, _ = micro_run.finished()
+  workdir = tmp_path / 'stopped'
+  process = micro_run.start(*micro_run.arguments(workdir))
+  micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 6, process)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=900)
+  assert process.returncode == PREEMPTED == 42 and not err
+  stopped = micro_run.checkpoint_steps(workdir)[-1]
+  assert 6 <= stopped < 30
+  assert f'asked to stop: saved step {stopped}; the same command goes on' in out
+  # The checkpoint is that of a run which saved there of its own accord.
+  if stopped % 2 == 0:
+    assert micro_run.differing(micro_run.checkpoint(workdir, stopped), micro_run.checkpoint(whole, stopped)) == []
+  out, _ = micro_run.run(*micro_run.arguments(workdir))
+  assert f'restored     step {stopped}' in out
+  assert micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(whole, 30)) == []
+  assert micro_run.figures(workdir) == micro_run.figures(whole)
+
+
+@pytest.fixture
+def handlers():
+  kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in kept.items():
+    signal.signal(number, handler)
+
+
+def test_a_notice_is_false_until_asked(handlers):
+  assert threading.current_thread() is threading.main_thread()
+  notice = Notice()
+  assert not notice
+  os.kill(os.getpid(), signal.SIGTERM)
+  assert notice
+
+
+def test_the_second_interrupt_does_not_wait(handlers):
+  notice = Notice()
+  os.kill(os.getpid(), signal.SIGINT)
+  assert notice
+  with pytest.raises(KeyboardInterrupt):
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.sigtimedwait([], 0)      # gives Python a moment to run the handler
