@@ -21,7 +21,7 @@ SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 help: ## show this list
 	@grep -E '^[a-z]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo
-	@echo '  DEMO_FLAGS="--config.steps=40"  more flags for the pretraining run of make demo'
+	@echo '  DEMO_FLAGS="--config.steps=900"  more flags for the pretraining run of make demo'
 	@echo '  WORKDIR=runs/tiny               where make demo keeps its run'
 	@echo '  PYTEST_FLAGS="-k masking -x"    more flags for pytest'
 	@echo '  PIP_FLAGS="--index-url URL"     more flags for pip (a mirror, or an index with CPU builds of torch)'
