@@ -2,21 +2,39 @@
 
 import bz2
 import contextlib
+import dataclasses
 import glob as local_glob
 import gzip
 import io
 import lzma
 import os
 import pathlib
+import shutil
 import uuid
+import zlib
 from typing import BinaryIO
 
 from electra_jax.config import UserError
 
 COMPRESSIONS = ('.gz', '.xz', '.bz2', '.zst')
 
-_PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs': 'adlfs'}
+_PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs': 'adlfs', 'http': 'aiohttp',
+             'https': 'aiohttp', 'hf': 'huggingface_hub'}
+_VERSION_MARKS = ('etag', 'ETag', 'md5Hash', 'generation', 'updated', 'mtime', 'LastModified', 'last_modified', 'created')
 _BUFFER_BYTES = 1 << 18
+_ZSTD_INPUT_BYTES = 1 << 14  # a piece is decompressed whole; small ones keep what grows a thousandfold small too
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What a file system tells of a file without opening it."""
+
+  size: int     # bytes; 0 where it is not told
+  version: str  # changes when the file does: time of change, or what a remote file system tells in its place
+
+
+class Unwritable(UserError):
+  """A file could not be written; those before it were."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -30,7 +48,7 @@ def filesystem(address: str):
 
   scheme = address.split('://')[0]
   try:
-    return fsspec.filesystem(scheme)
+    return fsspec.core.url_to_fs(address)[0]
   except ImportError:
     package = _PACKAGES.get(scheme, f'the fsspec package for {scheme}')
     raise UserError(f'{address!r} needs {package}, which is not installed; pip install {package}') from None
@@ -55,32 +73,40 @@ def is_folder(path: str | os.PathLike) -> bool:
     return filesystem(path).isdir(path) if is_remote(path) else os.path.isdir(path)
 
 
-def glob(pattern: str) -> list[str]:
-  """The files, no folders, that a pattern matches, sorted; `**` matches any depth of folders."""
+def find(pattern: str) -> dict[str, Facts]:
+  """The files, no folders, that a pattern matches, sorted, with their facts; `**` matches any depth of folders."""
   if not is_remote(pattern):
-    return sorted(path for path in local_glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    return {path: facts(path) for path in sorted(local_glob.glob(pattern, recursive=True)) if os.path.isfile(path)}
   with _readable(pattern):
     system = filesystem(pattern)
     found = system.glob(pattern, detail=True)
-    return sorted(system.unstrip_protocol(name) for name, facts in found.items() if facts['type'] == 'file')
+    return {system.unstrip_protocol(name): _remote_facts(told)
+            for name, told in sorted(found.items()) if told['type'] == 'file'}
+
+
+def glob(pattern: str) -> list[str]:
+  """The files, no folders, that a pattern matches, sorted."""
+  return list(find(pattern))
+
+
+def facts(path: str | os.PathLike) -> Facts:
+  """Size and version of a file. Raises UserError where there is none."""
+  path = os.fspath(path)
+  with _readable(path):
+    if is_remote(path):
+      return _remote_facts(filesystem(path).info(path))
+    stat = os.stat(path)
+    return Facts(stat.st_size, str(stat.st_mtime_ns))
 
 
 def size(path: str | os.PathLike) -> int:
   """Bytes of a file."""
-  path = os.fspath(path)
-  with _readable(path):
-    return filesystem(path).size(path) if is_remote(path) else os.stat(path).st_size
+  return facts(path).size
 
 
 def version(path: str | os.PathLike) -> str:
-  """Something that changes when the file does: time of change, or what a remote file system tells in its place."""
-  path = os.fspath(path)
-  with _readable(path):
-    if not is_remote(path):
-      return str(os.stat(path).st_mtime_ns)
-    facts = filesystem(path).info(path)
-    marks = ('etag', 'ETag', 'md5Hash', 'generation', 'updated', 'mtime', 'LastModified', 'last_modified', 'created')
-    return next((f'{mark} {facts[mark]}' for mark in marks if facts.get(mark)), '')
+  """Something that changes when the file does."""
+  return facts(path).version
 
 
 def open_binary(path: str | os.PathLike) -> BinaryIO:
@@ -91,17 +117,51 @@ def open_binary(path: str | os.PathLike) -> BinaryIO:
 
 
 def decompressed(raw: BinaryIO, path: str | os.PathLike) -> BinaryIO:
-  """What a file holds: decompressed where its name ends in .gz, .xz, .bz2 or .zst, several streams in a row included."""
+  """What a file holds: decompressed where its name ends in .gz, .xz, .bz2 or .zst, several streams in a row included.
+
+  Reading raises one of `damage()` where the file is damaged, cut short, or of another kind than its name says.
+  """
   suffix = pathlib.PurePosixPath(os.fspath(path)).suffix.lower()
   if suffix == '.zst':
-    import zstandard
-
-    stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+    stream = _ZstdReader(raw)
   elif suffix in COMPRESSIONS:
     stream = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}[suffix](raw)
   else:
     return raw
   return io.BufferedReader(stream, _BUFFER_BYTES)
+
+
+def damage() -> tuple[type[Exception], ...]:
+  """What reading a damaged compressed file raises."""
+  import zstandard
+
+  return (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+
+
+class _ZstdReader(io.RawIOBase):
+  """Zstandard frames in a row. The library's own stream reader takes a file that is cut short for a whole one."""
+
+  def __init__(self, raw: BinaryIO):
+    self._raw, self._frame, self._ready = raw, None, b''
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    import zstandard
+
+    while not self._ready:
+      piece = (self._frame.unused_data if self._frame and self._frame.eof else b'') or self._raw.read(_ZSTD_INPUT_BYTES)
+      if not piece:
+        if not self._frame or not self._frame.eof:
+          raise EOFError('it ends within a frame')
+        return 0
+      if not self._frame or self._frame.eof:  # windows beyond 128 MB, as of zstd --long=31, are taken too
+        self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+      self._ready = memoryview(self._frame.decompress(piece))
+    count = min(len(buffer), len(self._ready))
+    buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+    return count
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -110,7 +170,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a file whole or not at all, its folder made where it is missing. Raises UserError where it cannot."""
+  """Writes a file whole or not at all, its folder made where it is missing. Raises Unwritable where it cannot."""
   path = os.fspath(path)
   with _writable(path):
     if is_remote(path):  # objects appear when their upload is complete
@@ -129,21 +189,62 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         os.unlink(temporary)
 
 
+def listing(folder: str | os.PathLike) -> list[str]:
+  """Names in a folder, sorted; of one that is not there, none."""
+  folder = os.fspath(folder)
+  if not exists(folder):
+    return []
+  with _readable(folder):
+    if is_remote(folder):
+      return sorted(name.rstrip('/').split('/')[-1] for name in filesystem(folder).ls(folder, detail=False))
+    return sorted(os.listdir(folder))
+
+
+def remove(path: str | os.PathLike) -> None:
+  """Removes a file or a folder with all in it, where there is one."""
+  path = os.fspath(path)
+  with _writable(path):
+    if not exists(path):
+      return
+    if is_remote(path):
+      filesystem(path).rm(path, recursive=True)
+    elif os.path.isdir(path):
+      shutil.rmtree(path)
+    else:
+      os.unlink(path)
+
+
+def _remote_facts(told):
+  mark = next((mark for mark in _VERSION_MARKS if told.get(mark)), None)
+  return Facts(told.get('size') or 0, f'{mark} {told[mark]}' if mark else '')
+
+
+def reason(error: Exception) -> str:
+  """An error in a few words, of one line."""
+  told = str(getattr(error, 'strerror', None) or error).strip()
+  return told.splitlines()[0] if told else type(error).__name__
+
+
 @contextlib.contextmanager
 def _readable(path):
   try:
     yield
-  except OSError as error:
-    raise UserError(f'{path!r} cannot be read: {_reason(error)}') from None
+  except Exception as error:
+    if _is_mistake(error, path):
+      raise UserError(f'{path!r} cannot be read: {reason(error)}') from None
+    raise
 
 
 @contextlib.contextmanager
 def _writable(path):
   try:
     yield
-  except OSError as error:
-    raise UserError(f'{path!r} cannot be written: {_reason(error)}') from None
+  except Exception as error:
+    if _is_mistake(error, path):
+      raise Unwritable(f'{path!r} cannot be written: {reason(error)}') from None
+    raise
 
 
-def _reason(error):
-  return error.strerror or str(error) or type(error).__name__
+def _is_mistake(error, path):
+  """Whether an error is the file system's; remote ones raise all kinds."""
+  return not isinstance(error, UserError) and (isinstance(error, OSError) or is_remote(path))
