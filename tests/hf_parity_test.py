@@ -259,7 +259,7 @@ def test_pieces_packed_in_one_row_are_as_if_alone(case):
   rng = np.random.default_rng(2)
   pieces = [np.array([CLS, *rng.integers(MASK + 1, VOCAB, n), SEP]) for n in (5, 11)]
   row = np.concatenate([*pieces, np.full(LENGTH - sum(map(len, pieces)), PAD)])[None]
-  verdicts = jax.jit(lambda params, row: model.apply({'params': params}, packed_inputs(row, PAD, CLS),
+  verdicts = jax.jit(lambda params, row: model.apply({'params': params}, packed_inputs(row, PAD, CLS, SEP),
                                                      method='discriminator_logits'))
   logits = verdicts(params, row)[0]
   start = 0
@@ -267,3 +267,14 @@ def test_pieces_packed_in_one_row_are_as_if_alone(case):
     alone = rtd(torch.from_numpy(piece)[None]).logits.reshape(-1)
     close(logits[start:start + len(piece)], alone, f'the piece of {len(piece)} tokens')
     start += len(piece)
+
+
+def test_a_pair_is_one_piece_and_its_second_text_has_the_other_type(case):
+  towers, (_, rtd), params, model, _, _ = case
+  rng = np.random.default_rng(3)
+  row = np.array([CLS, *rng.integers(MASK + 1, VOCAB, 6), SEP, *rng.integers(MASK + 1, VOCAB, 9), SEP])[None]
+  types = {'token_type_ids': torch.tensor([[0] * 8 + [1] * 10])} if towers[0].family == 'electra' else {}  # ModernBert has none
+  theirs = rtd(torch.from_numpy(row), **types).logits.reshape(-1)
+  row = np.pad(row, ((0, 0), (0, LENGTH - row.shape[1])), constant_values=PAD)
+  ours = model.apply({'params': params}, packed_inputs(row, PAD, CLS, SEP), method='discriminator_logits')
+  close(ours[0, :18], theirs, 'the verdicts of a pair')

@@ -19,8 +19,10 @@ class Inputs(NamedTuple):
   type_ids: jax.Array       # token types: 0, and 1 for the second text of a pair
 
 
-def packed_inputs(token_ids, pad_id: int, cls_id: int) -> Inputs:
-  """Inputs of packed rows: each [CLS] begins a piece; pieces do not see each other and positions restart in each.
+def packed_inputs(token_ids, pad_id: int, cls_id: int, sep_id: int) -> Inputs:
+  """Inputs of rows: each [CLS] begins a piece; pieces do not see each other and positions restart in each.
+
+  What follows a piece's first [SEP] is of type 1: the second segment of a pair. Packed pieces end with their only [SEP].
 
   Derived on the device from the ids alone, so that a token store is a matrix and nothing more.
   """
@@ -29,10 +31,13 @@ def packed_inputs(token_ids, pad_id: int, cls_id: int) -> Inputs:
   real = token_ids != pad_id
   index = jnp.broadcast_to(jnp.arange(token_ids.shape[1], dtype=jnp.int32), token_ids.shape)
   start_of = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+  ends = token_ids == sep_id
+  ends_before = jnp.cumsum(ends, axis=1, dtype=jnp.int32) - ends
+  ends_before_piece = jax.lax.cummax(jnp.where(starts, ends_before, 0), axis=1)
   return Inputs(token_ids=token_ids,
                 segment_ids=jnp.where(real, jnp.maximum(jnp.cumsum(starts, axis=1, dtype=jnp.int32), 1), 0),
                 positions=jnp.where(real, index - start_of, 0),
-                type_ids=jnp.zeros_like(token_ids))
+                type_ids=jnp.where(real & (ends_before > ends_before_piece), 1, 0))
 
 
 def truncated_normal(std: float):

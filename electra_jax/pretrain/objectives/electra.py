@@ -32,7 +32,7 @@ class Settings:
 
 def examples(settings: Settings, token_ids, keys):
   """Rows of token ids [batch, length] and their keys -> what both towers read, a dict of arrays with `batch` first."""
-  inputs = packed_inputs(token_ids, settings.pad_id, settings.cls_id)
+  inputs = packed_inputs(token_ids, settings.pad_id, settings.cls_id, settings.sep_id)
   token_ids = inputs.token_ids
   special = [settings.pad_id, settings.cls_id, settings.sep_id, settings.mask_id]
   maskable = ~jnp.isin(token_ids, jnp.array(special))
