@@ -1,45 +1,39 @@
-"""Text to token ids and back: one interface, and SentencePiece unigram models behind it."""
+"""Text to token ids and back: one interface over SentencePiece and WordPiece; loading and training them."""
 
 import dataclasses
 import hashlib
-import io
 import os
-import pathlib
 import re
-import string
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from electra_jax.config import UserError
-from electra_jax import console
+from electra_jax.data import files as file_access
+from electra_jax.data import sentencepiece_tokenizer, training_sample, wordpiece_tokenizer
+from electra_jax.data.special_tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
 
-PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
+__all__ = ['CLS', 'MASK', 'PAD', 'SEP', 'SPECIAL_TOKENS', 'UNK', 'Tokenizer', 'load_tokenizer', 'train_tokenizer']
 
-SENTENCEPIECE_FILE = 'tokenizer.model'
+KINDS = ('unigram', 'bpe', 'wordpiece')
 
-# Below this, the 256 byte pieces would take a good part of the vocabulary for characters that hardly occur.
-BYTE_FALLBACK_FROM = 8192
-# Unigram training holds its sentences in memory; more than this many are sampled down to it.
-TRAINING_SENTENCES = 500_000
-# SentencePiece skips longer sentences without a word, so paragraphs are parted before they reach it.
-TRAINING_SENTENCE_BYTES = 4000
-SMALLEST_VOCABULARY = 128
-# Sums are taken thread by thread, so another number would give slightly different scores; fixed, every machine agrees.
-TRAINING_THREADS = 4
+# Characters. A longer text is encoded in parts, so that what a library holds beside the ids stays small.
+LONG_TEXT = 100_000
+# Characters that a library gets at once: `tokenizers` keeps some hundred bytes a token until a call is over.
+CALL_CHARACTERS = 2_000_000
+# Places to part a long text: white space for every kind of tokenizer.
+_CUTS = ' \n\t\r\u3000'
+_SURROGATES = re.compile('[\ud800-\udfff]')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-  """A vocabulary and how text is cut into it. Special tokens never come out of encoding; callers add them.
+  """A vocabulary and how text is cut into it. Special tokens but [UNK] never come out of encoding; callers add them.
 
   Attributes:
-    kind: the family, `'sentencepiece'`.
+    kind: the family, `'sentencepiece'` or `'wordpiece'`.
     tokens: the text of each id, `[size]`, as the vocabulary writes it.
-    pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
+    pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens, wherever the vocabulary has them.
     files: name and content of the files that `save` writes.
-    encode_batch: texts to lists of ids.
+    encode_short: texts of at most `LONG_TEXT` characters and a number of threads, to lists of ids.
     decode_ordinary: ids, none of them special, to text.
   """
 
@@ -51,7 +45,7 @@ class Tokenizer:
   sep_id: int
   mask_id: int
   files: dict[str, bytes]
-  encode_batch: Callable[[Sequence[str]], list[list[int]]]
+  encode_short: Callable[[list[str], int | None], list[list[int]]]
   decode_ordinary: Callable[[Sequence[int]], str]
 
   @property
@@ -72,9 +66,40 @@ class Tokenizer:
       digest.update(name.encode() + b'\0' + hashlib.blake2b(content).digest())
     return digest.hexdigest()
 
+  def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+    """Ids of each text, without [CLS] and [SEP]. Literal `[MASK]` and the like in a text are text.
+
+    A text longer than `LONG_TEXT` characters is parted at white space, so its ids are those of the whole (of a unigram
+    model up to ties that float32 decides); where so long a stretch has none, it is parted anywhere. Lone surrogates,
+    which no encoding of text can hold, count as U+FFFD.
+
+    Args:
+      texts: any text at all.
+      threads: None for all cores; 1 for the calling thread alone, no pool started, as a worker process wants it.
+        SentencePiece takes other numbers as they are, WordPiece takes them for all cores.
+    """
+    encoded, shared = [[] for _ in texts], []
+    for owners, parts in _calls(texts):
+      for owner, ids in zip(owners, self._encode(parts, threads), strict=True):
+        if not encoded[owner]:
+          encoded[owner] = ids
+          continue
+        shared = shared or list(range(self.size))
+        encoded[owner] += map(shared.__getitem__, ids)  # one int object a token of the vocabulary, not of the text
+    return encoded
+
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without [CLS] and [SEP]. Literal `[MASK]` and the like in the text are text."""
-    return self.encode_batch([text])[0]
+    """Ids of one text, as of `encode_batch`, in the calling thread."""
+    return self.encode_batch([text], threads=1)[0]
+
+  def _encode(self, texts: list[str], threads: int | None) -> list[list[int]]:
+    try:
+      return self.encode_short(texts, threads)
+    except (TypeError, RuntimeError, UnicodeError):  # what the libraries make of a lone surrogate
+      clean = [_SURROGATES.sub('\ufffd', text) for text in texts]
+      if clean == texts:
+        raise
+      return self.encode_short(clean, threads)
 
   def decode(self, ids: Iterable[int], special_tokens: bool = True) -> str:
     """Readable text of ids; special tokens other than [PAD] are written out, or left out."""
@@ -95,168 +120,130 @@ class Tokenizer:
     """The token of an id as the vocabulary writes it."""
     return self.tokens[int(token_id)]
 
-  def save(self, folder: str | pathlib.Path) -> None:
-    """Writes the tokenizer's files into a folder, which `load_tokenizer` reads."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes the tokenizer's files into a folder or address, which `load_tokenizer` and `transformers` read."""
     for name, content in self.files.items():
-      (folder / name).write_bytes(content)
+      file_access.write_bytes(file_access.join(folder, name), content)
 
   def __reduce__(self):
-    return _FROM_FILES[self.kind], (self.files,)
+    return _from_files, (self.kind, self.files)
 
 
-def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
-  """The tokenizer that a folder holds.
+def load_tokenizer(
+  path: str | os.PathLike, lowercase: bool | None = None, strip_accents: bool | None = None
+) -> Tokenizer:
+  """The tokenizer in a folder, or of one file: a BERT `vocab.txt`, or a SentencePiece model. Addresses will do.
 
-  Raises:
-    UserError: there is none, it is damaged, or its special tokens are not this project's.
-  """
-  path = pathlib.Path(folder) / SENTENCEPIECE_FILE
-  if not path.is_file():
-    raise UserError(f'no tokenizer in {str(folder)!r}: {SENTENCEPIECE_FILE} is not there; name a folder that holds one')
-  return _sentencepiece_tokenizer({SENTENCEPIECE_FILE: path.read_bytes()}, str(path))
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, seed: int = 0) -> Tokenizer:
-  """Trains a SentencePiece unigram model (Kudo 2018). The same texts and arguments give the same model anywhere.
-
-  All printable ASCII is in the vocabulary, so no English text meets [UNK] for a bracket. Rare characters become [UNK]
-  in small vocabularies and bytes in large ones (`BYTE_FALLBACK_FROM`), where 256 more pieces cost little.
+  A folder is one that `Tokenizer.save` wrote, or another's: a SentencePiece model, or WordPiece's `vocab.txt` with or
+  without `tokenizer_config.json`, or `tokenizer.json`.
 
   Args:
-    texts: documents; their lines are the sentences it learns from.
-    vocab_size: ids in all, special tokens included.
-    seed: of the sampling, where there are more than `TRAINING_SENTENCES` lines.
+    path: of the folder or file.
+    lowercase: WordPiece: whether text is lower-cased. None for what was saved, or else yes, as in uncased BERT.
+    strip_accents: WordPiece: whether accents are taken off. None for what was saved, or else as `lowercase`.
 
   Raises:
-    UserError: a vocabulary larger than the texts support, or too small for their characters; no text.
+    UserError: there is none, it is damaged, it lacks special tokens, or what was saved contradicts the arguments.
   """
-  if vocab_size < SMALLEST_VOCABULARY:
+  path = os.fspath(path)
+  if file_access.is_folder(path):
+    names = (*sentencepiece_tokenizer.FILES, *wordpiece_tokenizer.FILES)
+    found = {name: place for name in names if file_access.exists(place := file_access.join(path, name))}
+  elif file_access.exists(path):
+    suffix = os.path.splitext(path)[1].lower()
+    found = {{'.txt': 'vocab.txt', '.json': 'tokenizer.json'}.get(suffix, 'tokenizer.model'): path}
+  else:
+    raise UserError(f'no tokenizer at {path!r}: nothing is there; name a folder, a vocab.txt or a SentencePiece model')
+  for name in sentencepiece_tokenizer.FILES:
+    if name not in found:
+      continue
+    if lowercase is not None or strip_accents is not None:
+      raise UserError(
+        f'the tokenizer {path!r} is a SentencePiece model, which holds its own normalization; leave lowercase and '
+        'strip_accents at None'
+      )
+    content = {sentencepiece_tokenizer.FILE: file_access.read_bytes(found[name])}
+    return _from_files('sentencepiece', content, found[name])
+  if not {'vocab.txt', 'tokenizer.json'} & set(found):
     raise UserError(
-      f'vocab_size is {vocab_size}; special tokens and single characters need {SMALLEST_VOCABULARY} at least'
+      f'no tokenizer in {path!r}: neither tokenizer.model nor vocab.txt is there; name a folder that holds one'
     )
-  read = {'sentences': 0, 'characters': 0}
-  model = io.BytesIO()
-  failure = []
-
-  def train():
-    import sentencepiece
-
-    try:
-      sentencepiece.set_random_generator_seed(seed)
-      sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_sentences(texts, read, failure),
-        model_writer=model,
-        model_type='unigram',
-        vocab_size=vocab_size,
-        pad_id=PAD_ID, unk_id=UNK_ID, bos_id=CLS_ID, eos_id=SEP_ID,
-        pad_piece=PAD, unk_piece=UNK, bos_piece=CLS, eos_piece=SEP, control_symbols=[MASK],
-        unk_surface=UNK,
-        character_coverage=0.9999,
-        required_chars=''.join(c for c in string.printable if not c.isspace()),
-        byte_fallback=vocab_size >= BYTE_FALLBACK_FROM,
-        # Candidates in proportion to the vocabulary: far quicker than the default million, and slightly shorter codes.
-        seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
-        input_sentence_size=TRAINING_SENTENCES, shuffle_input_sentence=True,
-        num_threads=TRAINING_THREADS,
-        minloglevel=2,
-      )  # fmt: skip
-    except Exception as error:  # handed to the calling thread
-      failure.append(error)
-
-  console.say('tokenizer', f'training SentencePiece, {vocab_size:,} tokens')
-  start = time.monotonic()
-  worker = threading.Thread(target=train, daemon=True)
-  worker.start()
-  with console.progress('tokenizer') as update:
-    while worker.is_alive():
-      worker.join(0.1)
-      update(0, f"training on {read['characters'] / 1e6:,.1f} million characters")
-  if failure:
-    raise _training_error(failure[0], vocab_size) from None
-  tokenizer = _sentencepiece_tokenizer({SENTENCEPIECE_FILE: model.getvalue()}, 'the trained model')
-  sampled = '' if read['sentences'] <= TRAINING_SENTENCES else f', {TRAINING_SENTENCES:,} of them sampled'
-  console.say(
-    'tokenizer',
-    f"learned {tokenizer.size:,} tokens from {read['sentences']:,} lines{sampled}, "
-    f"{read['characters'] / 1e6:,.1f} million characters, in {console.seconds(time.monotonic() - start)}",
-  )
-  return tokenizer
+  content = {name: file_access.read_bytes(place) for name, place in found.items()}
+  return _from_files('wordpiece', wordpiece_tokenizer.canonical_files(content, path, lowercase, strip_accents), path)
 
 
-def _sentences(texts: Iterable[str], read: dict, failure: list) -> Iterator[str]:
-  try:
-    for text in texts:
-      for line in text.split('\n'):
-        for sentence in _short(line.replace('\0', ' ')):
-          read['sentences'] += 1
-          read['characters'] += len(sentence)
-          yield sentence
-  except Exception as error:  # SentencePiece would turn it into a message of its own
-    failure.append(error)
+def train_tokenizer(
+  texts: Iterable[str],
+  *,
+  kind: str = 'unigram',
+  vocab_size: int,
+  lowercase: bool | None = None,
+  strip_accents: bool | None = None,
+  byte_fallback: bool | None = None,
+  seed: int = 0,
+  expected_characters: int | None = None,
+) -> Tokenizer:
+  """Trains a tokenizer. The same texts and arguments give the same one, on any machine and any number of cores.
+
+  All printable ASCII is in the vocabulary, so no English text meets [UNK] for a bracket. Of a corpus larger than
+  `training_sample.TRAINING_CHARACTERS` a part is learned from, its lines chosen by their hash.
+
+  Args:
+    texts: documents; their lines are what it learns from.
+    kind: `'unigram'` (Kudo 2018) or `'bpe'` (Sennrich et al. 2016), both by SentencePiece, or `'wordpiece'`, pairs
+      merged by their number as in BPE, text normalized and applied as in BERT.
+    vocab_size: ids in all, special tokens included.
+    lowercase: WordPiece: whether text is lower-cased; None for yes.
+    strip_accents: WordPiece: whether accents are taken off; None for as `lowercase`.
+    byte_fallback: SentencePiece: whether characters outside the vocabulary become bytes rather than [UNK]; None for
+      yes in vocabularies so large that 256 more tokens cost little.
+    seed: of the choice of lines in a large corpus.
+    expected_characters: about as many as the texts have, for the progress line alone.
+
+  Raises:
+    UserError: a kind that is none; a vocabulary larger than the texts support, or too small for their characters; no
+      text; or what reading the texts raises.
+  """
+  if kind not in KINDS:
+    raise UserError(f"the tokenizer kind {kind!r} is not known; use one of {', '.join(KINDS)}")
+  if kind == 'wordpiece':
+    train = lambda sample: wordpiece_tokenizer.train(sample, vocab_size, lowercase is not False, strip_accents)
+  else:
+    train = lambda sample: sentencepiece_tokenizer.train(sample, kind, vocab_size, byte_fallback, seed)
+  trained = training_sample.train(train, texts, kind, vocab_size, seed, expected_characters)
+  return _from_files('wordpiece' if kind == 'wordpiece' else 'sentencepiece', trained, 'just trained')
 
 
-def _short(line: str) -> Iterator[str]:
-  """Parts of a line of at most `TRAINING_SENTENCE_BYTES` in UTF-8, cut at white space where there is some."""
-  limit = TRAINING_SENTENCE_BYTES // 4  # characters; one takes four bytes at most
+def _from_files(kind: str, content: dict[str, bytes], source: str = 'unpickled') -> Tokenizer:
+  parts = {'sentencepiece': sentencepiece_tokenizer.parts, 'wordpiece': wordpiece_tokenizer.parts}[kind]
+  return Tokenizer(kind=kind, files=content, **parts(content, source))
+
+
+def _calls(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str]]]:
+  """What goes to the library at once: parts of texts, each at most `LONG_TEXT` characters, and whose they are."""
+  if sum(map(len, texts)) <= LONG_TEXT:  # the usual case, at no cost
+    if texts:
+      yield range(len(texts)), list(texts)
+    return
+  owners, parts, characters = [], [], 0
+  for owner, text in enumerate(texts):
+    for part in _parts(text):
+      owners.append(owner)
+      parts.append(part)
+      characters += len(part)
+      if characters >= CALL_CHARACTERS:
+        yield owners, parts
+        owners, parts, characters = [], [], 0
+  if parts:
+    yield owners, parts
+
+
+def _parts(text: str) -> Iterator[str]:
+  """A text in parts of at most `LONG_TEXT` characters; the white space where it is parted is left out."""
   start = 0
-  while len(line) - start > limit:
-    cut = line.rfind(' ', start + 1, start + limit)
-    cut = cut if cut > 0 else start + limit
-    yield line[start:cut]
-    start = cut
-  if line[start:].strip():
-    yield line[start:]
-
-
-def _training_error(error: Exception, vocab_size: int) -> Exception:
-  message = str(error)
-  if isinstance(error, UserError):
-    return error
-  if found := re.search(r'value <= (\d+)', message):
-    largest = int(found[1])
-    if vocab_size >= BYTE_FALLBACK_FROM > largest:  # so small a vocabulary would have no byte pieces
-      largest -= 256
-    if largest < SMALLEST_VOCABULARY:
-      return UserError('the corpus is too small to train a tokenizer on; give more text')
-    return UserError(
-      f'vocab_size is {vocab_size}, more than this corpus supports; {largest} is the largest that would do'
-    )
-  if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
-    least = int(smallest[1]) + 100
-    return UserError(f"vocab_size is {vocab_size}, too few for this corpus's characters; use {least} or more")
-  return error
-
-
-def _sentencepiece_tokenizer(files: dict[str, bytes], name: str) -> Tokenizer:
-  import sentencepiece
-
-  processor = sentencepiece.SentencePieceProcessor()
-  try:
-    processor.load_from_serialized_proto(files[SENTENCEPIECE_FILE])
-  except RuntimeError:
-    raise UserError(f'the tokenizer {name!r} is not a SentencePiece model or is damaged; train it again') from None
-  tokens = tuple(processor.id_to_piece(list(range(processor.get_piece_size()))))
-  if tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
-    raise UserError(f"the tokenizer {name!r} does not begin with {' '.join(SPECIAL_TOKENS)}; use one trained here")
-  threads = min(16, os.cpu_count() or 1)
-  return Tokenizer(
-    kind='sentencepiece',
-    tokens=tokens,
-    pad_id=PAD_ID,
-    unk_id=UNK_ID,
-    cls_id=CLS_ID,
-    sep_id=SEP_ID,
-    mask_id=MASK_ID,
-    files=files,
-    encode_batch=lambda texts: processor.encode(list(texts), num_threads=threads) if texts else [],
-    decode_ordinary=lambda ids: processor.decode(list(ids)),
-  )
-
-
-def _sentencepiece_from_files(files: dict[str, bytes]) -> Tokenizer:
-  return _sentencepiece_tokenizer(files, 'the tokenizer')
-
-
-_FROM_FILES = {'sentencepiece': _sentencepiece_from_files}
+  while len(text) - start > LONG_TEXT:
+    end = start + LONG_TEXT
+    cut = max(text.rfind(white, start + 1, end) for white in _CUTS)
+    yield text[start : cut if cut > 0 else end]
+    start = cut + 1 if cut > 0 else end
+  yield text[start:]

@@ -1,0 +1,128 @@
+"""SentencePiece models, unigram and BPE: opening and training them."""
+
+import io
+import os
+import re
+import string
+
+from electra_jax.config import UserError
+from electra_jax.data import special_tokens
+from electra_jax.data.special_tokens import CLS, CLS_ID, MASK, PAD, PAD_ID, SEP, SEP_ID, UNK, UNK_ID
+from electra_jax.data.training_sample import SMALLEST_VOCABULARY, Sample
+
+FILE = 'tokenizer.model'
+# Names under which models are found in a folder, our own first.
+FILES = (FILE, 'spiece.model', 'sentencepiece.bpe.model')
+
+# Below this, the 256 byte pieces would take a good part of the vocabulary for characters that hardly occur.
+BYTE_FALLBACK_FROM = 8192
+BYTE_PIECES = 256
+# Training holds its sentences in memory; more than this many are sampled down to it.
+TRAINING_SENTENCES = 500_000
+# Sums are taken thread by thread, so another number would give slightly different scores; fixed, every machine agrees.
+TRAINING_THREADS = 4
+
+
+def parts(files: dict[str, bytes], source: str) -> dict:
+  """What a `Tokenizer` needs of a model: tokens, ids of special tokens, encoding and decoding.
+
+  Args:
+    files: the model under the name `FILE`.
+    source: where it is from, for a complaint.
+
+  Raises:
+    UserError: it is no model, or lacks special tokens.
+  """
+  import sentencepiece
+
+  processor = sentencepiece.SentencePieceProcessor()
+  try:
+    processor.load_from_serialized_proto(files[FILE])
+  except RuntimeError:
+    raise UserError(f'the tokenizer {source!r} is not a SentencePiece model or is damaged; train it again') from None
+  tokens = tuple(processor.id_to_piece(list(range(processor.get_piece_size()))))
+  # The unknown piece has a type of its own, whatever its name.
+  named = [UNK if i == processor.unk_id() else token for i, token in enumerate(tokens)]
+  ids = special_tokens.find_special_tokens(named, special_tokens.USUAL_NAMES, repr(source))
+  # Text never becomes a control piece; where a special token is another kind of piece, its literal counts as unknown.
+  guarded = {i for i in ids.values() if not processor.is_control(i)} - {ids['unk_id']}
+  cores = min(16, os.cpu_count() or 1)
+
+  def encode(texts, threads):
+    if threads == 1:  # even one thread would be a pool to SentencePiece
+      encoded = list(map(processor.encode, texts))
+    else:
+      encoded = processor.encode(texts, num_threads=threads or cores)
+    if guarded:
+      encoded = [[ids['unk_id'] if i in guarded else i for i in row] for row in encoded]
+    return encoded
+
+  return {
+    'tokens': tokens,
+    **ids,
+    'encode_short': encode,
+    'decode_ordinary': lambda row: processor.decode(list(row)),
+  }
+
+
+def train(sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None, seed: int) -> dict[str, bytes]:
+  """Files of a model that is trained on a sample. The same sample and arguments give the same model anywhere.
+
+  Args:
+    sample: lines; SentencePiece chooses `TRAINING_SENTENCES` of more.
+    kind: `'unigram'` or `'bpe'`.
+    vocab_size: ids in all, special tokens included.
+    byte_fallback: None for yes from `BYTE_FALLBACK_FROM` tokens on.
+    seed: of that choice.
+
+  Raises:
+    UserError: a vocabulary larger than the sample supports, or too small for its characters; no text.
+  """
+  import sentencepiece
+
+  if vocab_size < SMALLEST_VOCABULARY:
+    raise UserError(
+      f'vocab_size is {vocab_size}; special tokens and single characters need {SMALLEST_VOCABULARY} at least'
+    )
+  fallback = vocab_size >= BYTE_FALLBACK_FROM if byte_fallback is None else byte_fallback
+  model = io.BytesIO()
+  sentencepiece.set_random_generator_seed(seed)
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(sample.lines),
+      model_writer=model,
+      model_type=kind,
+      vocab_size=vocab_size,
+      pad_id=PAD_ID, unk_id=UNK_ID, bos_id=CLS_ID, eos_id=SEP_ID,
+      pad_piece=PAD, unk_piece=UNK, bos_piece=CLS, eos_piece=SEP, control_symbols=[MASK],
+      unk_surface=UNK,
+      character_coverage=0.9999,
+      required_chars=''.join(c for c in string.printable if not c.isspace()),
+      byte_fallback=fallback,
+      # Candidates in proportion to the vocabulary: far quicker than the default million, and slightly shorter codes.
+      seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
+      input_sentence_size=TRAINING_SENTENCES, shuffle_input_sentence=True,
+      num_threads=TRAINING_THREADS,
+      minloglevel=2,
+    )  # fmt: skip
+  except RuntimeError as error:
+    dropped = BYTE_PIECES if byte_fallback is None and fallback else 0
+    if complaint := _complaint(str(error), vocab_size, dropped):
+      raise UserError(complaint) from None
+    raise
+  return {FILE: model.getvalue()}
+
+
+def _complaint(message: str, vocab_size: int, byte_pieces: int) -> str | None:
+  """What is wrong with the vocabulary's size, from SentencePiece's message; None where it is about something else."""
+  if found := re.search(r'value <= (\d+)', message):
+    largest = int(found[1])
+    if largest < BYTE_FALLBACK_FROM:  # so small a vocabulary would have no byte pieces unasked
+      largest -= byte_pieces
+    if largest < SMALLEST_VOCABULARY:
+      return 'the corpus is too small to train a tokenizer on; give more text'
+    return f'vocab_size is {vocab_size}, more than this corpus supports; {largest} is the largest that would do'
+  if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
+    least = int(smallest[1]) + 100
+    return f"vocab_size is {vocab_size}, too few for this corpus's characters; use {least} or more"
+  return None

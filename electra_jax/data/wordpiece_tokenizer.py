@@ -1,0 +1,258 @@
+"""WordPiece vocabularies as BERT has them (Devlin et al. 2019): opening and training them."""
+
+import io
+import json
+import os
+import string
+from collections.abc import Mapping
+
+from electra_jax.config import UserError
+from electra_jax.data import special_tokens
+from electra_jax.data.special_tokens import SPECIAL_TOKENS
+from electra_jax.data.training_sample import Sample
+
+FILE, SETTINGS_FILE, ONE_FILE = FILES = ('vocab.txt', 'tokenizer_config.json', 'tokenizer.json')
+
+# As in BERT: a longer word is [UNK], and what goes on inside a word begins with this.
+LONGEST_WORD = 100
+CONTINUATION = '##'
+# Share of a corpus's characters that a trained vocabulary spells out; the rarest others are [UNK].
+CHARACTER_COVERAGE = 0.9999
+# A pair of tokens seen but once is no token.
+SMALLEST_COUNT = 2
+# A vocabulary with a larger share of tokens with capitals was made for text that keeps them.
+CAPITALS_SHARE = 0.02
+
+# `transformers` classes whose vocab.txt is read as BERT's.
+_BERT_CLASSES = {
+  f'{name}Tokenizer' for name in ('Bert', 'ConvBert', 'DistilBert', 'Electra', 'Funnel', 'MobileBert', 'SqueezeBert')
+} | {'PreTrainedTokenizer', 'TokenizersBackend'}
+
+
+def canonical_files(
+  files: Mapping[str, bytes], source: str, lowercase: bool | None, strip_accents: bool | None
+) -> dict[str, bytes]:
+  """The files of a WordPiece tokenizer as `save` writes them, from those of anybody.
+
+  Args:
+    files: `vocab.txt`, with or without `tokenizer_config.json`; or `tokenizer.json`.
+    source: where they are from, for a complaint.
+    lowercase, strip_accents: as in `load_tokenizer`.
+
+  Raises:
+    UserError: a file is damaged or no WordPiece's; saved settings contradict the arguments; nothing says whether a
+      vocabulary with capitals is meant for lower-cased text.
+  """
+  settings = _json(files[SETTINGS_FILE], f'{SETTINGS_FILE} of {source!r}') if SETTINGS_FILE in files else {}
+  kind = str(settings.get('tokenizer_class') or 'BertTokenizer').removesuffix('Fast')
+  if kind not in _BERT_CLASSES:
+    raise UserError(f'the tokenizer {source!r} is a {kind}, which cuts words otherwise; use one of BERT or ELECTRA')
+  if FILE in files:
+    tokens = _vocabulary(files[FILE], source)
+  else:
+    tokens, normalizer = _one_file(_json(files[ONE_FILE], f'{ONE_FILE} of {source!r}'), source)
+    settings = normalizer | settings
+  saved = {name: settings[name] for name in ('do_lower_case', 'strip_accents') if settings.get(name) is not None}
+  for name, asked in (('lowercase', lowercase), ('strip_accents', strip_accents)):
+    was = saved.get('do_lower_case' if name == 'lowercase' else name)
+    if was is not None and asked is not None and bool(asked) != bool(was):
+      raise UserError(f'{name} is {asked}, but the tokenizer {source!r} was saved with {was}; leave {name} at None')
+  capitals = sum(any(map(str.isupper, token)) for token in tokens if not token.startswith('['))
+  if lowercase is None and 'do_lower_case' not in saved and capitals > CAPITALS_SHARE * len(tokens):
+    raise UserError(
+      f'{capitals} tokens of the vocabulary {source!r} have capitals, and nothing says that it is a cased one; '
+      'set lowercase to False, or to True to use it uncased'
+    )
+  lowercase = bool(saved.get('do_lower_case', True if lowercase is None else lowercase))
+  strip_accents = bool(saved.get('strip_accents', lowercase if strip_accents is None else strip_accents))
+  return _files(tokens, lowercase, strip_accents, bool(settings.get('tokenize_chinese_chars', True)))
+
+
+def parts(files: Mapping[str, bytes], source: str) -> dict:
+  """What a `Tokenizer` needs of a vocabulary: tokens, ids of special tokens, encoding and decoding.
+
+  Args:
+    files: as `canonical_files` gives them.
+    source: where they are from, for a complaint.
+
+  Raises:
+    UserError: the vocabulary lacks special tokens.
+  """
+  from tokenizers import Tokenizer, decoders, models
+
+  tokens = tuple(_vocabulary(files[FILE], source))
+  ids = special_tokens.find_special_tokens(tokens, special_tokens.OWN_NAMES, repr(source))
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  # No special token is added to the pipeline, so a literal [MASK] is cut as any text: [ mask ].
+  pipeline = Tokenizer(
+    models.WordPiece(
+      vocabulary,
+      unk_token=special_tokens.UNK,
+      continuing_subword_prefix=CONTINUATION,
+      max_input_chars_per_word=LONGEST_WORD,
+    )
+  )
+  pipeline.normalizer, pipeline.pre_tokenizer = _pipeline(json.loads(files[SETTINGS_FILE]))
+  decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
+
+  def encode(texts, threads):
+    _set_threads(threads)
+    return [encoding.ids for encoding in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+
+  return {
+    'tokens': tokens,
+    **ids,
+    'encode_short': encode,
+    'decode_ordinary': lambda row: decoder.decode([tokens[i] for i in row]),
+  }
+
+
+def train(sample: Sample, vocab_size: int, lowercase: bool, strip_accents: bool | None) -> dict[str, bytes]:
+  """Files of a vocabulary that is trained on a sample. The same sample and arguments give the same one anywhere.
+
+  Special tokens come first, then every character by code point, alone and inside a word, then merged pairs, the most
+  frequent first.
+
+  Args:
+    sample: lines.
+    vocab_size: ids in all, special tokens included.
+    lowercase, strip_accents: as in `train_tokenizer`.
+
+  Raises:
+    UserError: a vocabulary larger than the sample supports, or too small for its characters.
+  """
+  from tokenizers import Tokenizer, models, trainers
+
+  strip_accents = lowercase if strip_accents is None else strip_accents
+  settings = _settings(lowercase, strip_accents, True)
+  normalizer, pre_tokenizer = _pipeline(settings)
+  characters = _characters(sample.lines, normalizer)
+  # Inside a word. Punctuation and Chinese characters never are: each is a word of its own.
+  alone = lambda character: len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f'a{character}'))) > 1
+  inside = [character for character in characters if character.isascii() or not alone(character)]
+  spelled = [*SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in inside)]
+  if vocab_size < len(spelled):
+    raise UserError(
+      f"vocab_size is {vocab_size}, too few for this corpus's characters; use {len(spelled) + 100} or more"
+    )
+  # The trainer numbers what it is not given in the order of a hash table, and equal counts go by number. Given all
+  # single characters as special tokens, it has nothing to number so, and any process and thread count agree.
+  pipeline = Tokenizer(models.WordPiece(unk_token=special_tokens.UNK, continuing_subword_prefix=CONTINUATION))
+  pipeline.normalizer, pipeline.pre_tokenizer = normalizer, pre_tokenizer
+  _set_threads(None)
+  trainer = trainers.WordPieceTrainer(
+    vocab_size=vocab_size,
+    min_frequency=SMALLEST_COUNT,
+    special_tokens=spelled,
+    initial_alphabet=characters,
+    limit_alphabet=len(characters),
+    continuing_subword_prefix=CONTINUATION,
+    show_progress=False,
+  )
+  pipeline.train_from_iterator(sample.lines, trainer)
+  ids = pipeline.get_vocab(with_added_tokens=False)
+  tokens = sorted(ids, key=ids.get)
+  if len(tokens) < vocab_size:
+    raise UserError(
+      f'vocab_size is {vocab_size}, more than this corpus supports; {len(tokens)} is the largest that would do'
+    )
+  return _files(tokens, lowercase, strip_accents, True)
+
+
+def _characters(lines: list[str], normalizer) -> list[str]:
+  """Printable ASCII and the characters that make up `CHARACTER_COVERAGE` of normalized lines, by code point."""
+  import numpy as np
+
+  counts = np.zeros(0x110000, np.int64)
+  block = 4096  # lines
+  for start in range(0, len(lines), block):
+    points = np.frombuffer(''.join(lines[start : start + block]).encode('utf-32-le'), np.uint32)
+    counts += np.bincount(points, minlength=len(counts))
+  normalized = {}
+  for point in np.flatnonzero(counts):
+    for character in normalizer.normalize_str(chr(point)):
+      normalized[character] = normalized.get(character, 0) + int(counts[point])
+  normalized = {character: count for character, count in normalized.items() if not character.isspace()}
+  ascii_printable = (c for c in string.printable if not c.isspace())
+  chosen = {normalizer.normalize_str(character) for character in ascii_printable}
+  left = CHARACTER_COVERAGE * sum(normalized.values())
+  for character in sorted(normalized, key=lambda c: (-normalized[c], c)):
+    if left <= 0:
+      break
+    chosen.add(character)
+    left -= normalized[character]
+  return sorted(chosen)
+
+
+def _pipeline(settings: Mapping) -> tuple:
+  """BERT's way from text to words: a normalizer and a pre-tokenizer."""
+  from tokenizers import normalizers, pre_tokenizers
+
+  normalizer = normalizers.BertNormalizer(
+    clean_text=True,
+    handle_chinese_chars=settings['tokenize_chinese_chars'],
+    strip_accents=settings['strip_accents'],
+    lowercase=settings['do_lower_case'],
+  )
+  return normalizer, pre_tokenizers.BertPreTokenizer()
+
+
+def _set_threads(threads: int | None) -> None:
+  # The library reads this at each call, and offers no other way; with 'false' it starts no pool.
+  wanted = 'false' if threads == 1 else 'true'
+  if os.environ.get('TOKENIZERS_PARALLELISM') != wanted:
+    os.environ['TOKENIZERS_PARALLELISM'] = wanted
+
+
+def _settings(lowercase: bool, strip_accents: bool, chinese_characters: bool) -> dict:
+  return {
+    'tokenizer_class': 'BertTokenizer',
+    'do_lower_case': lowercase,
+    'strip_accents': strip_accents,
+    'tokenize_chinese_chars': chinese_characters,
+    **{f'{token[1:-1].lower()}_token': token for token in SPECIAL_TOKENS},
+  }
+
+
+def _files(tokens: list[str], lowercase: bool, strip_accents: bool, chinese_characters: bool) -> dict[str, bytes]:
+  settings = _settings(lowercase, strip_accents, chinese_characters)
+  return {
+    FILE: ''.join(f'{token}\n' for token in tokens).encode(),
+    SETTINGS_FILE: (json.dumps(settings, indent=2) + '\n').encode(),
+  }
+
+
+def _vocabulary(content: bytes, source: str) -> list[str]:
+  """The lines of a vocab.txt, as `transformers` reads them."""
+  try:
+    text = content.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f'the vocabulary {source!r} is not UTF-8 at byte {error.start}; give a vocab.txt with a token a line'
+    ) from None
+  return [line.rstrip('\n') for line in io.StringIO(text, newline=None)]
+
+
+def _one_file(description: dict, source: str) -> tuple[list[str], dict]:
+  """Tokens and settings from a tokenizer.json."""
+  model, normalizer = description.get('model') or {}, description.get('normalizer') or {}
+  found = (model.get('type'), model.get('continuing_subword_prefix'), normalizer.get('type'))
+  expected = ('WordPiece', CONTINUATION, 'BertNormalizer')
+  ids = model.get('vocab')
+  if found != expected or not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
+    raise UserError(f"the {ONE_FILE} of {source!r} is not BERT's WordPiece; give a vocab.txt, or a SentencePiece model")
+  return sorted(ids, key=ids.get), {
+    'do_lower_case': normalizer.get('lowercase'),
+    'strip_accents': normalizer.get('strip_accents'),
+    'tokenize_chinese_chars': normalizer.get('handle_chinese_chars', True),
+  }
+
+
+def _json(content: bytes, name: str) -> dict:
+  try:
+    description = json.loads(content)
+  except ValueError:
+    description = None
+  if not isinstance(description, dict):
+    raise UserError(f'{name} is damaged: it is not a JSON object; restore it')
+  return description
