@@ -1,13 +1,20 @@
-"""Documents' token ids to rows of one length, without losing a token."""
+"""Documents' token ids to rows of one length: packed without losing a token, or the original's two-segment examples."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from electra_jax.config import UserError
 
+ROW_FORMATS = ('packed', 'segment_pair')
 MIN_PIECE = 8
 MIN_ROW_LENGTH = 8
+
+# Of google-research/electra's build_pretraining_dataset.py.
+ONE_SEGMENT = 0.1     # examples whose lines all go to the first segment, as single sentences do in classification
+SHORT_TARGET = 0.05   # examples that aim at a random length
+OVERFULL_FIRST = 0.5  # a line that overfills the first segment still goes there, where no second has begun
+SHORTEST_TARGET = 5
 
 
 def pack(
@@ -56,6 +63,68 @@ def pack(
       remaining -= take
   if used:
     yield row
+
+
+def segment_pairs(
+  documents: Iterable[Sequence[np.ndarray]],
+  row_length: int,
+  cls_id: int,
+  sep_id: int,
+  pad_id: int,
+  rng: np.random.Generator,
+  counts: dict,
+) -> Iterator[np.ndarray]:
+  """Rows `[CLS] first [SEP] second [SEP]`, or `[CLS] first [SEP]`, as google-research/electra's builder makes them.
+
+  Lines of a document are gathered until they reach the target length, which is the row's, or a random one for
+  `SHORT_TARGET` of the rows. Lines then go to the first segment up to half of the target (all of them, for `ONE_SEGMENT`
+  of the rows), and the rest to the second. What is longer than the row is cut off and lost, as there, but counted.
+
+  Args:
+    documents: for each document its lines, integer arrays `[tokens]` without special tokens.
+    row_length: tokens a row.
+    rng: all that is random is drawn from it, in order.
+    counts: its 'dropped_tokens' grows by the tokens that were cut off.
+
+  Yields:
+    Rows, int32 `[row_length]`.
+
+  Raises:
+    UserError: rows too short to hold a piece.
+  """
+  check_row_length(row_length)
+  target = row_length
+  for lines in documents:
+    gathered, length = [], 0
+    for index, line in enumerate(lines):
+      gathered.append(line)
+      length += len(line)
+      if length < target and index + 1 < len(lines):
+        continue
+      if length:
+        first, second = _two_segments(gathered, target, rng)
+        first, kept = first[: row_length - 2], len(first)
+        second, kept = second[: max(0, row_length - len(first) - 3)], kept + len(second)
+        counts['dropped_tokens'] += kept - len(first) - len(second)
+        row = np.full(row_length, pad_id, np.int32)
+        ids = np.concatenate([[cls_id], first, [sep_id], *([second, [sep_id]] if len(second) else [])])
+        row[: len(ids)] = ids
+        yield row
+        target = int(rng.integers(SHORTEST_TARGET, row_length + 1)) if rng.random() < SHORT_TARGET else row_length
+      gathered, length = [], 0
+
+
+def _two_segments(lines, target, rng):
+  """The lines of an example, dealt to its first and second segment."""
+  most = np.inf if rng.random() < ONE_SEGMENT else (target - 3) // 2
+  segments, lengths = ([], []), [0, 0]
+  for line in lines:
+    fits = lengths[0] + len(line) < most
+    overfull = not segments[1] and lengths[0] < most and rng.random() < OVERFULL_FIRST
+    chosen = 0 if not segments[0] or fits or overfull else 1
+    segments[chosen].append(line)
+    lengths[chosen] += len(line)
+  return [np.concatenate(segment) if segment else np.zeros(0, np.int32) for segment in segments]
 
 
 def check_row_length(row_length: int) -> None:
