@@ -1,21 +1,39 @@
 """A token store gives back what was written, and one that is damaged, cut short or foreign is refused by name."""
 
-import dataclasses
 import json
+import os
+import pickle
+import shutil
+import threading
 
 import numpy as np
 import pytest
 
 from electra_jax.config import UserError
-from electra_jax.data import token_store
+from electra_jax.data import token_manifest, token_store
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+  """Shards of 4 rows of 16 ids of two bytes."""
+  monkeypatch.setattr(token_manifest, 'SHARD_BYTES', 4 * 16 * 2 + 5)
 
 
 def _rows(count=10, length=16, vocab_size=1000):
   return np.random.default_rng(0).integers(1, vocab_size, (count, length))
 
 
-def _write(path, rows, vocab_size=1000, **facts):
-  return token_store.write_store(path, iter(rows), rows.shape[1], vocab_size, 0, 'fingerprint', facts)
+def _write(path, rows, vocab_size=1000, blocks=None, **facts):
+  kind = {'length': rows.shape[1], 'vocab_size': vocab_size, 'pad_id': 0}
+  return token_store.write_store(path, blocks or [rows], **kind, tokenizer_fingerprint='fingerprint', facts=facts)
+
+
+def _counted_reads(monkeypatch):
+  """A list that the size of every reading of a file is added to."""
+  sizes = []
+  pread = os.pread
+  monkeypatch.setattr(os, 'pread', lambda file, size, offset: sizes.append(size) or pread(file, size, offset))
+  return sizes
 
 
 def test_rows_come_back(tmp_path):
@@ -23,11 +41,82 @@ def test_rows_come_back(tmp_path):
   rows[3, 10:] = 0
   _write(tmp_path / 'store', rows, source='here')
   store = token_store.open_store(tmp_path / 'store')
-  assert (store.rows, store.length, store.pad_id, store.tokens) == (10, 16, 0, 154)
+  assert (store.rows, store.length, store.pad_id, store.tokens, store.vocab_size) == (10, 16, 0, 154, 1000)
   assert store.tokenizer_fingerprint == 'fingerprint' and store.manifest['source'] == 'here'
   batch = store.read(np.array([7, 0, 7]))
   assert batch.dtype == np.int32 and np.array_equal(batch, rows[[7, 0, 7]])
+  assert store.read(np.array([], int)).shape == (0, 16)
   assert [path.name for path in tmp_path.iterdir()] == ['store']
+  for outside in (-1, 10):
+    with pytest.raises(IndexError, match='are 0..9'):
+      store.read(np.array([3, outside]))
+
+
+@pytest.mark.parametrize('sizes', [[10], [1] * 10, [3, 0, 4, 1, 2], [8, 2]])
+def test_shards_are_full_but_the_last_whatever_the_blocks(tmp_path, small_shards, sizes):
+  rows = _rows()
+  store = _write(tmp_path / 'store', rows, blocks=np.split(rows, np.cumsum(sizes)[:-1]))
+  assert [shard['rows'] for shard in store.manifest['shards']] == [4, 4, 2]
+  assert sorted(os.listdir(store.folder)) == [
+    'manifest.json', *(f'rows-0000{i}.bin' for i in range(3)), 'verified.json'
+  ]
+  assert (store.folder / 'rows-00001.bin').read_bytes() == rows[4:8].astype('<u2').tobytes()
+  for indices in (np.arange(10), np.arange(10)[::-1], [9, 0, 1, 2, 3, 4, 5, 5, 3, 4], [4], [3, 4], [7, 9]):
+    assert np.array_equal(store.read(np.array(indices)), rows[indices])
+
+
+def test_shards_are_at_most_256_megabytes():
+  for length, vocab_size in ((128, 30_522), (512, 30_522), (127, 2**17), (7, 100)):
+    row_bytes = length * (2 if vocab_size <= 2**16 else 4)
+    assert 256e6 - row_bytes < token_store.rows_per_shard(length, vocab_size) * row_bytes <= 256e6
+
+
+def test_rows_that_follow_one_another_are_read_at_once(tmp_path, small_shards, monkeypatch):
+  store = _write(tmp_path / 'store', _rows())
+  sizes = _counted_reads(monkeypatch)
+  store.read(np.array([0, 1, 2, 3, 4, 5, 9, 8]))
+  assert sizes == [4 * 32, 2 * 32, 32, 32]
+
+
+def test_shards_written_in_any_order_make_the_same_store(tmp_path, small_shards):
+  rows = _rows()
+  whole = _write(tmp_path / 'whole', rows)
+  kind = {'length': 16, 'vocab_size': 1000, 'pad_id': 0}
+  parts = tmp_path / 'parts'
+  shards = {}
+  for i in (2, 0, 1, 2):  # one of them again, as a pipeline may
+    shards[i] = token_store.write_shard(parts, i, [rows[4 * i : 4 * i + 4]], **kind)
+  with pytest.raises(UserError, match='has no manifest.json'):
+    token_store.open_store(parts)
+  for missing, complaint in ((1, 'shard 1 is called'), (0, 'shard 0 is called')):
+    with pytest.raises(ValueError, match=complaint):
+      some = [shards[i] for i in range(3) if i != missing]
+      token_store.write_manifest(parts, some, **kind, tokenizer_fingerprint='fingerprint', facts={})
+  every = [shards[i] for i in range(3)]
+  token_store.write_manifest(parts, every, **kind, tokenizer_fingerprint='fingerprint', facts={})
+  made = token_store.open_store(parts)
+  assert made.manifest == whole.manifest and made.identity == whole.identity
+  assert np.array_equal(made.read(np.arange(10)), rows)
+  with pytest.raises(ValueError, match='more than 4 rows for shard 0'):
+    token_store.write_shard(parts, 0, [rows[:5]], **kind)
+  with pytest.raises(ValueError, match=r'shape \(2, 15\), not \(n, 16\)'):
+    token_store.write_shard(parts, 0, [rows[:2, :15]], **kind)
+  assert np.array_equal(token_store.open_store(parts).read(np.arange(10)), rows), 'a shard that fails changes nothing'
+  assert not list(parts.glob('*.partial'))
+
+
+def test_facts_do_not_replace_what_the_manifest_says(tmp_path):
+  with pytest.raises(ValueError, match="says 'tokens' itself"):
+    _write(tmp_path / 'store', _rows(), tokens=3)
+
+
+def test_identity_is_that_of_the_rows(tmp_path):
+  rows = _rows()
+  one, same = _write(tmp_path / 'one', rows, note='a'), _write(tmp_path / 'same', rows, note='b')
+  reshaped = _write(tmp_path / 'reshaped', rows.reshape(5, 32))
+  other = _write(tmp_path / 'other', rows[::-1])
+  assert one.identity == same.identity
+  assert len({one.identity, reshaped.identity, other.identity}) == 3
 
 
 @pytest.mark.parametrize('vocab_size, dtype', [(65_536, '<u2'), (65_537, '<u4')])
@@ -38,22 +127,18 @@ def test_ids_take_two_bytes_where_they_fit(tmp_path, vocab_size, dtype):
   assert np.array_equal(store.read(np.arange(3)), rows)
 
 
-def test_more_rows_than_a_block(tmp_path):
-  rows = _rows(token_store._BLOCK_ROWS * 2 + 5, 8)
-  assert np.array_equal(_write(tmp_path / 'store', rows).read(np.arange(len(rows))), rows)
-
-
 def test_an_empty_store_opens(tmp_path):
-  assert _write(tmp_path / 'store', np.zeros((0, 8), int)).rows == 0
+  store = _write(tmp_path / 'store', np.zeros((0, 8), int))
+  assert store.rows == 0 and store.manifest['shards'] == []
 
 
 def test_a_store_cut_short_while_written_is_not_there(tmp_path):
-  def rows():
-    yield from _rows()
+  def blocks():
+    yield _rows()
     raise UserError('the corpus broke')
 
   with pytest.raises(UserError, match='the corpus broke'):
-    token_store.write_store(tmp_path / 'store', rows(), 16, 1000, 0, '', {})
+    _write(tmp_path / 'store', _rows(), blocks=blocks())
   assert list(tmp_path.iterdir()) == []
 
 
@@ -80,40 +165,138 @@ def _refused(path):
   return str(caught.value)
 
 
-def test_a_damaged_store_is_refused(tmp_path):
+def test_a_damaged_store_is_refused(tmp_path, small_shards):
   path = tmp_path / 'store'
   _write(path, _rows())
-  content = bytearray((path / 'rows.bin').read_bytes())
-  (path / 'rows.bin').write_bytes(content[:-1])
-  assert 'has 319 bytes, not 320' in _refused(path)
+  shard = path / 'rows-00001.bin'
+  content = bytearray(shard.read_bytes())
+  shard.write_bytes(content[:-1])
+  assert 'rows-00001.bin has 127 bytes, not 128' in _refused(path)
   content[100] ^= 1
-  (path / 'rows.bin').write_bytes(content)
-  assert 'checksum of rows.bin is wrong' in _refused(path)
-  (path / 'rows.bin').unlink()
-  assert 'has 0 bytes, not 320' in _refused(path)
+  shard.write_bytes(content)
+  assert 'checksum of rows-00001.bin is wrong' in _refused(path)
+  shard.unlink()
+  assert 'rows-00001.bin is missing' in _refused(path)
+  content[100] ^= 1
+  shard.write_bytes(content)
+  assert token_store.open_store(path).rows == 10
 
 
-def test_a_foreign_store_is_refused(tmp_path):
+def test_a_foreign_store_is_refused(tmp_path, small_shards):
   path = tmp_path / 'store'
   assert 'has no manifest.json' in _refused(path)
   _write(path, _rows())
   manifest = json.loads((path / 'manifest.json').read_text())
+  shards = manifest['shards']
+
+  def with_shard(i, **facts):
+    return json.dumps(manifest | {'shards': [s | facts if j == i else s for j, s in enumerate(shards)]})
+
   for content, complaint in [
-    (json.dumps(manifest | {'format_version': 99}), 'has format version 99 where 1 is read'),
+    (json.dumps(manifest | {'format_version': 1}), 'has format version 1 where 2 is read'),
+    (json.dumps(manifest | {'format_version': 99}), 'has format version 99 where 2 is read'),
     (json.dumps(manifest | {'format': 'another'}), 'is not a token store'),
     (json.dumps([1, 2]), 'is not a token store'),
     (json.dumps({k: v for k, v in manifest.items() if k != 'rows'}), "lacks 'rows'"),
+    (json.dumps(manifest | {'shards': shards[:-1]}), 'its rows are not those of its shards'),
+    (json.dumps(manifest | {'shards': shards[:1] + shards[2:]}), "shard 1 is called 'rows-00002.bin'"),
+    (json.dumps(manifest | {'shards': [{}]}), "shard 0 lacks 'blake2b'"),
+    (json.dumps(manifest | {'shards': 5}), 'damaged manifest'),
+    (json.dumps(manifest | {'rows_per_shard': 5}), 'shard 0 of 3 has 4 rows where a full one has 5'),
+    (json.dumps(manifest | {'dtype': '<f4'}), "ids of type '<f4'"),
+    (json.dumps(manifest | {'blake2b': '0'}), 'its checksum is not that of its shards'),
+    (with_shard(1, file='../../secret'), "shard 1 is called '../../secret'"),
+    (with_shard(0, blake2b='0'), 'its checksum is not that of its shards'),
+    (with_shard(2, rows=3), 'shard 2 has 64 bytes for 3 rows'),
     ('{', 'damaged manifest'),
     ('', 'damaged manifest'),
   ]:
     (path / 'manifest.json').write_text(content)
     assert complaint in _refused(path)
+  (path / 'manifest.json').write_bytes(b'\xff\xfe')
+  assert 'damaged manifest' in _refused(path)
+
+
+def test_what_was_checked_is_not_read_again_until_it_changes(tmp_path, small_shards, monkeypatch):
+  path = tmp_path / 'store'
+  _write(path, _rows())
+  hashed = []
+  digest = token_manifest._file_digest
+  monkeypatch.setattr(token_manifest, '_file_digest', lambda file: hashed.append(file.name) or digest(file))
+
+  def opening():
+    hashed.clear()
+    token_store.open_store(path)
+    return sorted(hashed)
+
+  every = [f'rows-0000{i}.bin' for i in range(3)]
+  assert opening() == []
+  os.utime(path / every[1], ns=(1, 1))
+  assert opening() == [every[1]]
+  assert opening() == []
+  shutil.copytree(path, tmp_path / 'other', copy_function=shutil.copy)  # a copy has times of its own
+  path = tmp_path / 'other'
+  assert opening() == every
+  assert opening() == []
+  (path / 'verified.json').write_text('[')
+  assert opening() == every
+  monkeypatch.setattr(token_manifest.files, 'write_bytes', _unwritable)
+  (path / 'verified.json').unlink()
+  assert opening() == every and opening() == every
+
+
+def _unwritable(path, content):
+  raise UserError(f'{path!r} cannot be written: Read-only file system')
 
 
 def test_an_unwritable_place_is_named(tmp_path):
   (tmp_path / 'file').write_text('in the way')
   with pytest.raises(UserError, match='cannot be written'):
     _write(tmp_path / 'file' / 'store', _rows())
+
+
+def test_a_store_that_goes_while_it_is_read_is_named(tmp_path, small_shards):
+  store = _write(tmp_path / 'store', _rows())
+  store.read(np.array([0]))
+  os.truncate(store.folder / 'rows-00000.bin', 40)
+  with pytest.raises(UserError, match="store' was cut short while it was read"):
+    store.read(np.array([0, 1]))
+  shutil.rmtree(store.folder)
+  with pytest.raises(UserError, match="store' cannot be read any more .rows-00001.bin: No such file"):
+    store.read(np.array([5]))
+
+
+def test_files_are_opened_once_shared_by_threads_and_closed_with_the_store(tmp_path, small_shards):
+  rows = _rows()
+  _write(tmp_path / 'store', rows)
+
+  def open_files():
+    names = (os.path.join('/proc/self/fd', name) for name in os.listdir('/proc/self/fd'))
+    return sorted(os.path.basename(os.readlink(name)) for name in names if os.path.lexists(name) and 'rows-' in os.readlink(name))
+
+  if not os.path.isdir('/proc/self/fd'):
+    pytest.skip('no /proc/self/fd here')
+  store = token_store.open_store(tmp_path / 'store')
+  assert open_files() == []
+  store.read(np.array([5]))
+  assert open_files() == ['rows-00001.bin']
+  wrong = []
+
+  def read():
+    for _ in range(50):
+      if not np.array_equal(store.read(np.arange(10)), rows):
+        wrong.append(True)
+
+  threads = [threading.Thread(target=read) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not wrong and open_files() == [f'rows-0000{i}.bin' for i in range(3)]
+  again = pickle.loads(pickle.dumps(store))
+  assert np.array_equal(again.read(np.arange(10)), rows) and again.manifest == store.manifest
+  del store, again
+  assert open_files() == []
 
 
 def test_unigram_entropy_is_that_of_the_tokens_that_count(tmp_path):
@@ -126,21 +309,9 @@ def test_unigram_entropy_is_that_of_the_tokens_that_count(tmp_path):
   assert store.unigram_entropy(left_out=(0, 2, 6, 7)) == 0
 
 
-def test_unigram_entropy_of_a_large_store_is_taken_from_rows_all_over_it(tmp_path):
+def test_unigram_entropy_of_a_large_store_is_taken_from_rows_all_over_it(tmp_path, monkeypatch):
   # The first half is all 5, the second all 6: a sample from one end would say 0.
   store = _write(tmp_path / 'store', np.repeat([5, 6], 500)[:, None] * np.ones((1, 10), int))
-  read = []
-  counted = dataclasses.replace(store, matrix=_Watched(store.matrix, read))
-  assert np.isclose(counted.unigram_entropy(most_tokens=100), np.log(2), rtol=1e-12)
-  assert sum(read) == 10
-
-
-class _Watched:
-  """A matrix that notes how many rows are read of it."""
-
-  def __init__(self, matrix, read):
-    self.matrix, self.read, self.shape = matrix, read, matrix.shape
-
-  def __getitem__(self, rows):
-    self.read.append(len(rows))
-    return self.matrix[rows]
+  sizes = _counted_reads(monkeypatch)
+  assert np.isclose(store.unigram_entropy(most_tokens=100), np.log(2), rtol=1e-12)
+  assert sizes == [20] * 10

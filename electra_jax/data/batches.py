@@ -8,66 +8,44 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from electra_jax.data.token_store import Store
+from electra_jax.data.mixture import Mixture, mixture_rows
+from electra_jax.data.permutation import permutation
+from electra_jax.data.token_store import Store, evenly
 
 READER = 'electra_jax batches'  # the NumPy reader's thread
 
-_FEISTEL_ROUNDS = 8
+Rows = slice | np.ndarray
+ALL = slice(None)
+
 _READ_AHEAD = 4
 _FOREVER = 2**62
 
 
-def permutation(index: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -> np.ndarray:
-  """Where a pseudo-random permutation of 0..n-1 sends each index; no array of n is made.
-
-  A Feistel network (Luby and Rackoff 1988) permutes the smallest power of two that holds n, and is applied again to
-  what falls outside (cycle walking; Black and Rogaway 2002), on average at most twice a value.
-
-  Args:
-    index: integers in 0..n-1, any shape.
-    n: how many there are, at least 1.
-    seed: of the run.
-    epoch: which permutation of the seed's, one for all or one an index.
-
-  Returns:
-    int64 array of index's shape.
-  """
-  index = np.asarray(index)
-  values = np.atleast_1d(index).astype(np.uint64)
-  shape = values.shape
-  values = values.reshape(-1)
-  epochs = np.broadcast_to(np.asarray(epoch, np.uint64), shape).reshape(-1)
-  bits = max(2, (n - 1).bit_length())
-  key = _mix(_mix(np.full_like(epochs, seed % 2**64)) + epochs)
-  todo = np.arange(len(values))
-  while len(todo):
-    values[todo] = _feistel(values[todo], bits, key[todo])
-    todo = todo[values[todo] >= n]
-  return values.astype(np.int64).reshape(index.shape)
-
-
-def batch_rows(step: int, batch_size: int, num_rows: int, seed: int) -> np.ndarray:
-  """Rows of the batch of a step, int64 `[batch_size]`.
+def batch_rows(step: int, batch_size: int, num_rows: int, seed: int, rows: Rows = ALL) -> np.ndarray:
+  """Rows of the batch of a step, or of those of its rows that are asked for: int64 `[batch_size or len(rows)]`.
 
   Rows are numbered through the run: the i-th of a batch is at `step * batch_size + i`, and each `num_rows` of them are
   an epoch with a permutation of its own. So every row comes once an epoch, and any step is found at once.
   """
-  position = step * batch_size + np.arange(batch_size, dtype=np.int64)
+  position = step * batch_size + np.arange(batch_size, dtype=np.int64)[rows]
   return permutation(position % num_rows, num_rows, seed, position // num_rows)
 
 
-def read_batch(store: Store, step: int, batch_size: int, seed: int, rows: slice = slice(None)) -> np.ndarray:
+def read_batch(data: Store | Mixture, step: int, batch_size: int, seed: int, rows: Rows = ALL) -> np.ndarray:
   """The batch of a step, int32 `[batch_size, length]`; with `rows`, those of its rows, `[len(rows), length]`."""
-  return store.read(batch_rows(step, batch_size, store.rows, seed)[rows])
+  if isinstance(data, Mixture):
+    sizes = tuple(store.rows for store in data.stores)
+    return data.read(mixture_rows(step, batch_size, sizes, data.shares, seed, rows))
+  return data.read(batch_rows(step, batch_size, data.rows, seed, rows))
 
 
 def batches(
-  store: Store,
+  data: Store | Mixture,
   batch_size: int,
   seed: int,
   first_step: int = 0,
   last_step: int | None = None,
-  rows: slice = slice(None),
+  rows: Rows = ALL,
   use_tf: bool | None = None,
 ) -> Iterator[np.ndarray]:
   """The batches of steps `first_step` to `last_step - 1`, read ahead in the background.
@@ -75,29 +53,43 @@ def batches(
   Args:
     batch_size: rows of the global batch; may exceed the store's rows, then a batch holds some of them more than once.
     last_step: the step not to read any more; None goes on for ever.
-    rows: the rows of each batch that this process needs.
+    rows: the rows of each batch that this process needs, a slice or ascending numbers; no others are read.
     use_tf: tf.data or the NumPy reader, which give the very same batches; None takes tf.data where TensorFlow is
       installed.
 
   Yields:
     int32 `[batch_size or len(rows), length]`.
   """
-  if store.rows == 0:
-    raise ValueError(f'the token store {store.path} has no rows')
+  if data.rows == 0:
+    raise ValueError(f'the token store {data.path} has no rows')
   if use_tf is None:
     use_tf = importlib.util.find_spec('tensorflow') is not None
   last_step = _FOREVER if last_step is None else last_step
   reader = _tf_batches if use_tf else _numpy_batches
-  return reader(lambda step: read_batch(store, int(step), batch_size, seed, rows), first_step, last_step)
+  return reader(lambda step: read_batch(data, int(step), batch_size, seed, rows), first_step, last_step)
 
 
-def heldout_batches(store: Store, batch_size: int, rows: slice = slice(None)) -> Iterator[np.ndarray]:
-  """All rows once, in order, int32 `[batch_size or len(rows), length]`; rows of padding fill up the last batch."""
-  for start in range(0, store.rows, batch_size):
-    batch = np.full((batch_size, store.length), store.pad_id, np.int32)
-    block = store.read(np.arange(start, min(start + batch_size, store.rows)))
-    batch[: len(block)] = block
-    yield batch[rows]
+def heldout_rows(num_rows: int, batch_size: int, limit: int | None = None) -> np.ndarray:
+  """Rows of each held-out batch, int64 `[batches, batch_size]`, ascending; numbers from `num_rows` on fill up the last.
+
+  Args:
+    limit: most rows, None for all; fewer than all are taken at even distances over the whole.
+  """
+  chosen = evenly(num_rows, min(num_rows, limit or num_rows))
+  filling = num_rows + np.arange(-len(chosen) % batch_size, dtype=np.int64)
+  return np.concatenate([chosen, filling]).reshape(-1, batch_size)
+
+
+def heldout_batches(
+  data: Store | Mixture, batch_size: int, rows: Rows = ALL, limit: int | None = None
+) -> Iterator[np.ndarray]:
+  """The rows of `heldout_rows`, int32 `[batch_size or len(rows), length]`; rows of padding fill up the last batch."""
+  for numbers in heldout_rows(data.rows, batch_size, limit):
+    numbers = numbers[rows]
+    batch = np.full((len(numbers), data.length), data.pad_id, np.int32)
+    real = numbers < data.rows
+    batch[real] = data.read(numbers[real])
+    yield batch
 
 
 def _tf_batches(read, first_step, last_step):
@@ -108,16 +100,30 @@ def _tf_batches(read, first_step, last_step):
     tf.config.set_visible_devices([], 'GPU')  # the accelerator's memory is JAX's
   except RuntimeError:  # TensorFlow was in use before us and has them already
     pass
+  failures = []
+
+  def read_or_note(step):
+    try:
+      return read(step)
+    except Exception as error:
+      failures.append(error)
+      raise
+
   dataset = tf.data.Dataset.range(first_step, last_step)
   dataset = dataset.map(
-    lambda step: tf.numpy_function(read, [step], tf.int32, stateful=False),
+    lambda step: tf.numpy_function(read_or_note, [step], tf.int32, stateful=False),
     num_parallel_calls=2,
     deterministic=True,
   )
   options = tf.data.Options()
   options.deterministic = True
   options.threading.private_threadpool_size = 2  # leave the cores to the step
-  return dataset.with_options(options).prefetch(_READ_AHEAD).as_numpy_iterator()
+  try:
+    yield from dataset.with_options(options).prefetch(_READ_AHEAD).as_numpy_iterator()
+  except tf.errors.OpError:
+    if failures:  # what went wrong itself, not TensorFlow's account of it
+      raise failures[0] from None
+    raise
 
 
 def _numpy_batches(read, first_step, last_step):
@@ -149,26 +155,3 @@ def _numpy_batches(read, first_step, last_step):
       yield item
   finally:
     stopped.set()
-
-
-def _feistel(values, bits, key):
-  """One pass of the network over values `[n]` of so many bits, uint64, with a key `[n]` each."""
-  left_bits, right_bits = np.uint64(bits // 2), np.uint64(bits - bits // 2)
-  left, right = values >> right_bits, values & _mask(right_bits)
-  for i in range(_FEISTEL_ROUNDS):  # an even number of rounds, so the unequal halves end where they began
-    scrambled = _mix(key + right * np.uint64(_FEISTEL_ROUNDS) + np.uint64(i))
-    left, right = right, left ^ (scrambled & _mask(left_bits))
-    left_bits, right_bits = right_bits, left_bits
-  return (left << right_bits) | right
-
-
-def _mask(bits):
-  return (np.uint64(1) << bits) - np.uint64(1)
-
-
-def _mix(values):
-  """SplitMix64's increment and finaliser (Steele, Lea and Flood 2014), uint64 arrays that wrap around."""
-  values = values + np.uint64(0x9E3779B97F4A7C15)
-  values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return values ^ (values >> np.uint64(31))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from electra_jax.console import say
-from electra_jax.data.batches import heldout_batches
+from electra_jax.data.batches import heldout_batches, heldout_rows
 from electra_jax.pretrain import metrics
 from electra_jax.training import mesh as meshes
 
@@ -30,13 +30,14 @@ def heldout_sums(eval_step, params, store, *, batch_size: int, mesh, limit: int 
     store: held-out rows.
     batch_size: rows a batch, a multiple of the number of devices.
     mesh: where to compute.
-    limit: most rows, or None for all.
+    limit: most rows, or None for all; fewer than all are taken at even distances. A row is masked by its number in the
+      store, so whatever the limit it is masked the same.
   """
-  sharding, total = meshes.batch_sharding(mesh), []
-  batches = -(-min(store.rows, limit or store.rows) // batch_size)
-  for i, token_ids in zip(range(batches), heldout_batches(store, batch_size)):
-    rows = np.arange(i * batch_size, (i + 1) * batch_size, dtype=np.int32)
-    total.append(eval_step(params, jax.device_put(token_ids, sharding), jax.device_put(rows, sharding)))
+  mine, total = meshes.process_rows(mesh, batch_size), []
+  numbers = heldout_rows(store.rows, batch_size, limit).astype(np.int32)
+  for token_ids, rows in zip(heldout_batches(store, batch_size, mine, limit), numbers[:, mine], strict=True):
+    local = (meshes.global_batch(x, mesh, batch_size) for x in (token_ids, rows))
+    total.append(eval_step(params, *local))
   return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(total))
 
 

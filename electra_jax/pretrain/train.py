@@ -77,6 +77,8 @@ def train(config, workdir: str) -> int:
   if resolved and resolved['data'] != data and checkpoints.any_saved(workdir):
     raise UserError(f'the corpus {config.data.source!r} is not the one that {workdir} was begun with; restore it, or use another --workdir.')
   runs.keep_tokenizer(workdir, tokenizer)
+  for rows in (prepared.train, prepared.heldout):      # no step is to wait for a shard from afar
+    rows.fetch()
   if prepared.train.rows < config.batch_size:
     raise UserError(f'the corpus makes {prepared.train.rows} rows and config.batch_size is {config.batch_size}; give more text, or at most '
                     f'{prepared.train.rows} rows a batch.')
@@ -169,6 +171,7 @@ def train(config, workdir: str) -> int:
                     + '; lower config.optimizer.learning_rate, in another --workdir, or go on without such steps: --config.skip_nonfinite=True.')
 
   input_batches = batches(prepared.train, config.batch_size, config.seed, first, config.steps,
+                          rows=meshes.process_rows(mesh, config.batch_size),
                           use_tf={'auto': None, 'tf': True, 'numpy': False}[config.data.reader])
   clock = time.perf_counter
   started, paused, interval_start, interval_first, waited = clock(), 0.0, clock(), first, 0.0
@@ -181,7 +184,7 @@ def train(config, workdir: str) -> int:
       before = clock()
       token_ids = next(input_batches)
       waited += clock() - before
-      state, step_sums = compiled(state, {'token_ids': jax.device_put(token_ids, meshes.batch_sharding(mesh))})
+      state, step_sums = compiled(state, {'token_ids': meshes.global_batch(token_ids, mesh, config.batch_size)})
       sums = add(sums, step_sums)
       # One step stays in flight: the device is never idle and the host knows how far it is.
       if previous is not None:

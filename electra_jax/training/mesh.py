@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
@@ -36,6 +37,25 @@ def replicated(mesh) -> NamedSharding:
 def batch_sharding(mesh) -> NamedSharding:
   """Of arrays whose first axis is the global batch."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def process_rows(mesh, batch_size: int) -> np.ndarray:
+  """Rows of a global batch that this process's devices hold, int64, ascending, each once."""
+  indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows, in indices.values()]))
+
+
+def global_batch(local_rows: np.ndarray, mesh, batch_size: int) -> jax.Array:
+  """The sharded array `[batch_size, ...]` of which this process has the rows of `process_rows`, `[rows, ...]`."""
+  local_rows, mine = np.asarray(local_rows), process_rows(mesh, batch_size)
+  if len(local_rows) != len(mine):
+    raise ValueError(f'{len(local_rows)} rows of the batch given, where this process holds {len(mine)}')
+
+  def of_device(index):
+    start, stop, _ = index[0].indices(batch_size)
+    first = np.searchsorted(mine, start)
+    return local_rows[first:first + stop - start]
+  return jax.make_array_from_callback((batch_size, *local_rows.shape[1:]), batch_sharding(mesh), of_device)
 
 
 def parameter_shardings(boxed_shapes, mesh):
