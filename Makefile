@@ -84,8 +84,8 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 
 # No CUDA libraries in the lock: torch names the exact ones that its wheel wants, and its CPU build wants none.
 lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS=--upgrade for newer versions
-	@$(LOCK) --output-file requirements.txt >/dev/null
-	@$(LOCK) --extra test --constraints requirements.txt --output-file requirements-test.txt >/dev/null
+	@$(LOCK) --extra test --output-file requirements-test.txt >/dev/null
+	@$(LOCK) --constraints requirements-test.txt --output-file requirements.txt >/dev/null
 	@set -e; for name in requirements requirements-test; do \
 	  { echo "# Exact versions for a CPU machine, Python 3.11 and 3.12. Written by make lock from pyproject.toml."; \
 	    grep -vE '^(nvidia-|cuda-|triton)' $$name.txt; } > $$name.tmp; \

@@ -13,7 +13,7 @@ import traceback
 import ml_collections
 
 # What may differ when a run is resumed, because what was computed so far does not depend on it.
-FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader')
+FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader', 'data.workers')
 
 
 class UserError(Exception):
@@ -27,11 +27,21 @@ def default_config() -> ml_collections.ConfigDict:
   c.seed = 0                        # of parameters, batches, masks, samples and dropout
 
   c.data = data = ml_collections.ConfigDict()
-  data.source = 'sample'            # 'sample' (the bundled corpus), or a text file or glob, several with commas between
+  data.source = 'sample'            # 'sample' (the bundled corpus), files, globs, gs://..., tfds:NAME, with options; see docs/data.md
   data.document_format = 'blank_line'  # what separates documents in text files: blank_line, file or line
+  data.invalid_utf8 = 'refuse'      # bytes that are not UTF-8: refuse the file, or replace them, counted
   data.heldout_fraction = 0.05      # of the documents, kept whole for evaluation
-  data.vocab_size = 30522           # of the tokenizer that is trained on the corpus, special tokens included
-  data.cache = 'runs/cache'         # where prepared corpora are kept for later runs
+  data.near_duplicates = 0.0        # documents this similar to an earlier one are left out (MinHash; 0.8 say); 0 keeps all
+  data.row_format = 'packed'        # packed (no token lost), or segment_pair (the original's two-segment examples)
+  data.seed = 0                     # of segment_pair's draws
+  data.tokenizer = 'unigram'        # trained on the corpus: unigram, bpe, wordpiece; or one that is there: a vocab.txt, a .model, their folder
+  data.vocab_size = 30522           # of the tokenizer that is trained, special tokens included
+  data.lowercase = 'auto'           # wordpiece: uncased: yes, no, or auto (yes, or as the tokenizer that is there was saved)
+  data.strip_accents = 'auto'       # wordpiece: yes, no, or auto (as BERT: where it is uncased)
+  data.byte_fallback = 'auto'       # unigram, bpe: rare characters as bytes, not [UNK]: yes, no, or auto (from 8,192 tokens on)
+  data.store = ''                   # a corpus that --mode=prepare --output=... made, folder or gs://; takes the place of all above
+  data.cache = 'runs/cache'         # where prepared corpora are kept for later runs, and shards of remote ones
+  data.workers = 0                  # processes that prepare; 0: one a core. The rows are the same for any number
   data.reader = 'auto'              # reads batches ahead: tf (tf.data), numpy (starts faster), auto (tf where it is installed)
   c.sequence_length = 128           # tokens a row
   c.batch_size = 128                # rows a step, over all devices
@@ -161,6 +171,11 @@ def check(config) -> None:
   _need(0 < c.objective.mask_rate < 1, f'config.objective.mask_rate is {c.objective.mask_rate}; it must lie between 0 and 1.')
   _need(0 <= c.objective.mask_share <= 1, f'config.objective.mask_share is {c.objective.mask_share}; it must lie in [0, 1].')
   _need(c.objective.temperature >= 0, f'config.objective.temperature is {c.objective.temperature}; it must be at least 0.')
+  _need(c.data.workers >= 0, f'config.data.workers is {c.data.workers}; give a number of processes, or 0 for one a core.')
+  for field in ('lowercase', 'strip_accents', 'byte_fallback'):
+    _need(c.data[field] in ('auto', 'yes', 'no'), f'config.data.{field} is {c.data[field]!r}; it is yes, no or auto.')
+  _need(c.data.row_format != 'segment_pair' or c.model.family != 'electra' or c.model.type_vocab_size >= 2,
+        f"config.data.row_format 'segment_pair' needs two token types; config.model.type_vocab_size is {c.model.type_vocab_size}.")
   _need(0 < c.data.heldout_fraction < 1, f'config.data.heldout_fraction is {c.data.heldout_fraction}; it must lie between 0 and 1.')
   _need(c.data.reader in ('auto', 'tf', 'numpy'), f'config.data.reader is {c.data.reader!r}; it is auto, tf or numpy.')
   _need(c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,

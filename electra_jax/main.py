@@ -1,4 +1,4 @@
-"""The command line: python -m electra_jax.main --config=configs/base.py [--mode=train|evaluate|report] [--workdir=DIR].
+"""The command line: python -m electra_jax.main --config=configs/base.py [--mode=train|prepare|evaluate|inspect|report] [--workdir=DIR].
 
 An absl program whose config is an ml_collections file: fields of it are flags too, --config.optimizer.learning_rate=1e-3.
 """
@@ -13,18 +13,24 @@ from ml_collections import config_flags
 
 from electra_jax.config import UserError
 
-MODES = ('train', 'evaluate', 'report')
+MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report')
+# Flags that only some modes take, beside those that say what: --config, --workdir.
+BELONG = {'step': ('evaluate', 'inspect'), 'rows': ('evaluate', 'inspect'), 'first': ('inspect',), 'output': ('prepare',), 'beam': ('prepare',)}
 INTERRUPTED = 130     # exit status of a program that Ctrl-C ended
 
 
 def parse(argv: list[str]) -> flags.FlagValues:
   """The command line's flags, in a set of their own. Raises UserError, in one sentence, for whatever is wrong with them."""
   values = flags.FlagValues()
-  flags.DEFINE_enum('mode', 'train', MODES, 'train: pretrain, or go on; evaluate: a checkpoint on held-out rows; report: draw a run.',
-                    flag_values=values)
+  flags.DEFINE_enum('mode', 'train', MODES, 'train: pretrain, or go on; prepare: text to a tokenizer and rows; evaluate: a checkpoint on '
+                    'held-out rows; inspect: show rows, samples and verdicts as text; report: draw a run.', flag_values=values)
   flags.DEFINE_string('workdir', None, "The run's folder; without it runs/<config name>.", flag_values=values)
-  flags.DEFINE_string('step', 'last', 'evaluate: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
-  flags.DEFINE_integer('rows', None, 'evaluate: most held-out rows; without it all of them.', lower_bound=1, flag_values=values)
+  flags.DEFINE_string('step', 'last', 'evaluate, inspect: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
+  flags.DEFINE_integer('rows', None, 'evaluate: most held-out rows, without it all; inspect: how many.', lower_bound=1, flag_values=values)
+  flags.DEFINE_integer('first', 0, 'inspect: the first held-out row to show.', lower_bound=0, flag_values=values)
+  flags.DEFINE_string('output', None, "prepare: the folder or gs:// address to keep it in; without it config.data.cache.", flag_values=values)
+  flags.DEFINE_string('beam', None, "prepare: flags of an Apache Beam pipeline, such as '--runner=DataflowRunner ...'; '' for its local runner.",
+                      flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this.', flag_values=values, short_name='h')
   config_flags.DEFINE_config_file('config', None, 'The config file, with arguments: configs/base.py:seq=128,batch=64.',
                                   flag_values=values, sys_argv=argv)
@@ -72,27 +78,36 @@ def dispatch(values: flags.FlagValues) -> int:
   if values.help:
     print(__doc__ + '\n' + values.get_help(include_special_flags=False))
     return 0
-  if values.mode == 'train' and values.config is None:
+  if values.mode in ('train', 'prepare') and values.config is None:
     raise UserError('no --config was given; name one, as in --config=configs/tiny.py.')
   if values.workdir is None and values.config is None:
     raise UserError(f'--mode={values.mode} needs a run; name its folder with --workdir.')
   # What would be of no effect is a mistake.
-  for name in ('step', 'rows') if values.mode != 'evaluate' else ():
-    if values[name].present:
-      raise UserError(f'--{name} belongs to --mode=evaluate; leave it out.')
-  if values.mode != 'train' and (fields := [name for name in values if name.startswith('config.')]):
+  for name, modes in BELONG.items():
+    if values[name].present and values.mode not in modes:
+      raise UserError(f'--{name} belongs to --mode={" and --mode=".join(modes)}; leave it out.')
+  if values.mode == 'prepare' and values['workdir'].present:
+    raise UserError('--mode=prepare makes no run; name the folder to keep the rows in with --output, or leave --workdir out.')
+  if values.mode not in ('train', 'prepare') and (fields := [name for name in values if name.startswith('config.')]):
     raise UserError(f"--mode={values.mode} takes the run's own config; leave out --{fields[0]}.")
   workdir = values.workdir or os.path.join('runs', values.config.name)
   if values.mode == 'train':
     from electra_jax.pretrain.train import train
     return train(values.config, workdir)
-  if values.mode == 'evaluate':
+  if values.mode == 'prepare':
+    from electra_jax.pretrain.run import prepare_only
+    prepare_only(values.config, output=values.output, beam=values.beam)
+  elif values.mode in ('evaluate', 'inspect'):
     import electra_jax
-    from electra_jax.pretrain.evaluate import evaluate
     from electra_jax.pretrain.run import use_compilation_cache
     run = electra_jax.load(workdir, values.step)
     use_compilation_cache(run.config)
-    evaluate(run, rows=values.rows)
+    if values.mode == 'evaluate':
+      from electra_jax.pretrain.evaluate import evaluate
+      evaluate(run, rows=values.rows)
+    else:
+      from electra_jax.pretrain.inspect import inspect
+      inspect(run, rows=values.rows or 4, first=values.first)
   else:
     from electra_jax.report import report
     report(workdir)

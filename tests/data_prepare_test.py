@@ -1,6 +1,9 @@
 """A corpus is prepared once, whole documents held out, nothing lost; other runs find the same; mistakes are named."""
 
+import dataclasses
+import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -8,34 +11,58 @@ import numpy as np
 import pytest
 
 from electra_jax.config import UserError
-from electra_jax.data import corpora, packing, prepare, tokenizers
-
-SETTINGS = dict(vocab_size=400, row_length=32, heldout_fraction=0.2)
+from electra_jax.data import blocks, corpora, files, packing, prepare, tokenizers
+from electra_jax.data.prepare import Recipe
 
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
   """Thirty documents of a few paragraphs, two odd ones among them."""
-  texts = [document[:1500] for document, _ in zip(corpora.documents('sample'), range(30), strict=False)]
+  texts = [document[:1500] for document, _ in zip(corpora.read('sample'), range(30), strict=False)]
   texts[3] = '\u200b'  # encodes to nothing
   texts[4] = '[MASK] stands [CLS] here [SEP] as text'
   path = tmp_path_factory.mktemp('corpus') / 'text.txt'
   path.write_text('\n\n'.join(texts))
-  return path
+  return str(path)
 
 
 @pytest.fixture(scope='module')
-def prepared(corpus, tmp_path_factory):
-  return prepare.prepare(corpus, cache=tmp_path_factory.mktemp('cache'), **SETTINGS)
+def recipe(corpus):
+  return Recipe(corpus, row_length=32, vocab_size=400, heldout_fraction=0.2)
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture(scope='module')
+def prepared(recipe, cache):
+  return prepare.prepare(recipe, cache=cache)
+
+
+@pytest.fixture(scope='module')
+def tokenizer_folder(prepared):
+  return files.join(prepared.path, 'tokenizer')
+
+
+def _all(store):
+  return store.read(np.arange(store.rows))
 
 
 def _pieces(store, tokenizer):
-  rows = store.read(np.arange(store.rows))
-  return [piece for row in rows for piece in packing.pieces(row, tokenizer.cls_id, tokenizer.sep_id)]
+  return [piece for row in _all(store) for piece in packing.pieces(row, tokenizer.cls_id, tokenizer.sep_id)]
+
+
+def _refused(recipe, **where):
+  with pytest.raises(UserError) as caught:
+    prepare.prepare(recipe, **where)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
 
 
 def test_every_token_of_every_document_is_in_the_rows_of_its_split(corpus, prepared):
-  documents = list(corpora.documents(corpus))
+  documents = list(corpora.read(corpus))
   for store, held in ((prepared.train, False), (prepared.heldout, True)):
     texts = [text for text in documents if corpora.is_held_out(text, 0.2) == held]
     expected = [i for ids in prepared.tokenizer.encode_batch(texts) for i in ids]
@@ -50,129 +77,216 @@ def test_special_tokens_stand_only_where_packing_puts_them(prepared):
 
 
 def test_the_facts_are_true(corpus, prepared):
-  documents = list(corpora.documents(corpus))
+  documents = list(corpora.read(corpus))
   train, heldout = prepared.facts['train'], prepared.facts['heldout']
   assert train['documents'] + heldout['documents'] == len(documents) == 30
   assert train['empty_documents'] + heldout['empty_documents'] == 1
   assert train['characters'] + heldout['characters'] == sum(map(len, documents))
   assert heldout['documents'] == sum(corpora.is_held_out(text, 0.2) for text in documents)
   for store, facts in ((prepared.train, train), (prepared.heldout, heldout)):
-    rows = store.read(np.arange(store.rows))
+    rows = _all(store)
     assert facts['rows'] == store.rows == len(rows)
     assert facts['padding_share'] == pytest.approx((rows == prepared.tokenizer.pad_id).mean())
     assert facts['unknown_tokens'] == (rows == prepared.tokenizer.unk_id).sum()
-    assert store.manifest['vocab_size'] == prepared.tokenizer.size == 400
+    assert facts['tokens'] == store.tokens and facts['dropped_tokens'] == facts['duplicate_documents'] == 0
+    assert store.vocab_size == prepared.tokenizer.size == 400
     assert store.tokenizer_fingerprint == prepared.tokenizer.fingerprint
+  longest = max(documents, key=lambda text: len(prepared.tokenizer.encode(text)))
+  tokens, beginning = max(train['longest'][0], heldout['longest'][0])
+  assert tokens == len(prepared.tokenizer.encode(longest)) and ' '.join(longest.split()).startswith(beginning.strip())
+  report = pathlib.Path(prepared.path, 'report.md').read_text()
+  for figure in (f"{train['text_tokens']:,}", f"{heldout['rows']:,}", '| tokens dropped | 0 (0.000%)', f'{tokens:,}'):
+    assert figure in report
 
 
-def test_a_later_run_reuses_all_of_it(corpus, prepared, monkeypatch, capsys):
-  monkeypatch.setattr(tokenizers, 'train_sentencepiece', None)
+def test_nothing_unfinished_stays(prepared):
+  assert sorted(files.listing(prepared.path)) == ['facts.json', 'heldout', 'report.md', 'tokenizer', 'train']
+
+
+def test_a_later_run_reuses_all_of_it(recipe, prepared, cache, monkeypatch, capsys):
+  monkeypatch.setattr(tokenizers, 'train_tokenizer', None)
   monkeypatch.setattr(corpora, 'documents', None)
-  again = prepare.prepare(corpus, cache=prepared.path.parents[1], **SETTINGS)
+  again = prepare.prepare(recipe, cache=cache)
   assert again.path == prepared.path and again.facts == prepared.facts
   assert again.tokenizer.fingerprint == prepared.tokenizer.fingerprint
   assert 'as prepared before' in capsys.readouterr().out
 
 
-def test_other_rows_reuse_the_tokenizer(corpus, prepared, monkeypatch):
-  monkeypatch.setattr(tokenizers, 'train_sentencepiece', None)
-  other = prepare.prepare(corpus, cache=prepared.path.parents[1], **(SETTINGS | {'row_length': 64}))
+def test_other_rows_reuse_the_tokenizer(recipe, prepared, cache, monkeypatch):
+  monkeypatch.setattr(tokenizers, 'train_tokenizer', None)
+  other = prepare.prepare(dataclasses.replace(recipe, row_length=64), cache=cache)
   assert other.path != prepared.path and other.train.length == 64
   assert other.tokenizer.fingerprint == prepared.tokenizer.fingerprint
 
 
-def test_other_settings_or_text_are_prepared_anew(corpus, prepared, tmp_path):
-  cache = prepared.path.parents[1]
+def test_other_settings_or_text_are_prepared_anew(recipe, prepared, cache, tmp_path):
   copy = tmp_path / 'text.txt'
-  copy.write_bytes(corpus.read_bytes())
+  copy.write_bytes(pathlib.Path(recipe.source).read_bytes())
   paths = {prepared.path}
-  for source, change in ((copy, {}), (corpus, {'vocab_size': 300}), (corpus, {'heldout_fraction': 0.3})):
-    paths.add(prepare.prepare(source, cache=cache, **(SETTINGS | change)).path)
-  copy.write_text(corpus.read_text() + '\n\nOne more document.')
-  paths.add(prepare.prepare(copy, cache=cache, **SETTINGS).path)
-  assert len(paths) == 5
+  for change in ({'source': str(copy)}, {'vocab_size': 300}, {'heldout_fraction': 0.3}, {'tokenizer': 'bpe'}):
+    paths.add(prepare.prepare(dataclasses.replace(recipe, **change), cache=cache).path)
+  copy.write_text(copy.read_text() + '\n\nOne more document.')
+  paths.add(prepare.prepare(dataclasses.replace(recipe, source=str(copy)), cache=cache).path)
+  assert len(paths) == 6
 
 
-def test_a_given_tokenizer_is_used(corpus, prepared, tmp_path, monkeypatch):
-  monkeypatch.setattr(tokenizers, 'train_sentencepiece', None)
-  given = prepare.prepare(corpus, cache=tmp_path, tokenizer=prepared.tokenizer, **(SETTINGS | {'vocab_size': 9}))
+def test_a_given_tokenizer_is_used(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(tokenizers, 'train_tokenizer', None)
+  given = prepare.prepare(dataclasses.replace(recipe, tokenizer=tokenizer_folder, vocab_size=9), cache=tmp_path)
   assert given.tokenizer.fingerprint == prepared.tokenizer.fingerprint
-  assert np.array_equal(given.train.matrix, prepared.train.matrix)
+  assert given.train.identity == prepared.train.identity and given.heldout.identity == prepared.heldout.identity
 
 
-def test_nothing_held_out_where_none_is_asked_for(corpus, prepared, tmp_path):
-  change = {'heldout_fraction': 0.0, 'tokenizer': prepared.tokenizer}
-  whole = prepare.prepare(corpus, cache=tmp_path, **(SETTINGS | change))
+def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
+  made = prepare.prepare(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=cache)
+  assert made.tokenizer.kind == 'wordpiece' and made.tokenizer.size == 400
+  assert np.array_equal(np.concatenate(_pieces(made.heldout, made.tokenizer)), np.concatenate(
+      [made.tokenizer.encode(text) for text in corpora.read(recipe.source) if corpora.is_held_out(text, 0.2)]))
+  assert pathlib.Path(made.path, 'tokenizer', 'vocab.txt').read_text().split('\n')[:5] == list(tokenizers.SPECIAL_TOKENS)
+
+
+def test_nothing_held_out_where_none_is_asked_for(recipe, tokenizer_folder, tmp_path):
+  whole = prepare.prepare(dataclasses.replace(recipe, heldout_fraction=0.0, tokenizer=tokenizer_folder), cache=tmp_path)
   assert whole.heldout is None and whole.facts['train']['documents'] == 30
 
 
-def test_what_a_killed_run_left_is_cleared_and_never_read(corpus, prepared, tmp_path):
-  left = tmp_path / 'rows' / f'.{prepared.path.name}.1.partial'
-  (left / 'train').mkdir(parents=True)
-  again = prepare.prepare(corpus, cache=tmp_path, **SETTINGS)
-  assert again.path.name == prepared.path.name and not left.exists()
-  assert np.array_equal(again.train.matrix, prepared.train.matrix)
+def test_segment_pairs_are_seeded_and_their_losses_counted(recipe, tokenizer_folder, tmp_path, capsys):
+  pairs = dataclasses.replace(recipe, row_format='segment_pair', tokenizer=tokenizer_folder)
+  first = prepare.prepare(pairs, cache=tmp_path)
+  other = prepare.prepare(dataclasses.replace(pairs, seed=1), cache=tmp_path)
+  assert first.train.identity != other.train.identity
+  facts, t = first.facts['train'], first.tokenizer
+  rows = _all(first.train)
+  assert (rows[:, 0] == t.cls_id).all() and ((rows == t.cls_id).sum(1) == 1).all() and set((rows == t.sep_id).sum(1)) == {1, 2}
+  assert facts['dropped_tokens'] > 0 and facts['text_tokens'] == facts['dropped_tokens'] + np.isin(rows, [t.pad_id, t.cls_id, t.sep_id], invert=True).sum()
+  assert 'cut off by segment_pair' in capsys.readouterr().out
 
 
-def test_a_failed_run_leaves_nothing(corpus, tmp_path):
-  cache = tmp_path / 'cache'
+def test_padding_is_below_one_percent_on_the_bundled_corpus(tokenizer_folder, tmp_path):
+  for row_length in (64, 512):
+    facts = prepare.prepare(Recipe('sample', row_length=row_length, tokenizer=tokenizer_folder), cache=tmp_path).facts
+    rows = facts['train']['rows'] + facts['heldout']['rows']
+    assert 1 - (facts['train']['tokens'] + facts['heldout']['tokens']) / (rows * row_length) < 0.01
+    assert facts['heldout']['padding_share'] < 0.02
+
+
+def test_sources_with_weights_have_a_store_each(recipe, prepared, cache, tokenizer_folder, tmp_path, monkeypatch):
+  for name, part in (('a', slice(0, 20)), ('b', slice(20, 30))):
+    (tmp_path / f'{name}.txt').write_text('\n\n'.join(list(corpora.read(recipe.source))[part]))
+  source = lambda a, b: f'{tmp_path}/a.txt;weight={a}, {tmp_path}/b.txt;weight={b}'
+  mixed = dataclasses.replace(recipe, source=source(3, 1), tokenizer=tokenizer_folder)
+  first = prepare.prepare(mixed, cache=tmp_path)
+  assert first.train.weights == (0.75, 0.25) and first.facts['stores'] == ['train-00', 'train-01', 'heldout']
+  assert [store.rows for store in first.train.stores] == [entry['rows'] for entry in first.facts['sources']]
+  assert first.train.rows == first.facts['train']['rows']
+  monkeypatch.setattr(corpora, 'documents', None)
+  other = prepare.prepare(dataclasses.replace(mixed, source=source(1, 1)), cache=tmp_path)
+  assert other.path == first.path and other.train.weights == (0.5, 0.5), 'rows stay, only the mixing changes'
+
+
+def test_near_duplicates_go_and_are_counted(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(blocks, 'BLOCK_CHARACTERS', 5_000)
+  texts = list(corpora.read(recipe.source))
+  once, twice = tmp_path / 'once.txt', tmp_path / 'twice.txt'
+  once.write_text('\n\n'.join(texts[5:]))
+  twice.write_text('\n\n'.join([*texts[5:], *(text.replace('the ', 'the ', 1) + ' End.' for text in texts[5:])]))
+  first = prepare.prepare(dataclasses.replace(recipe, source=str(once), tokenizer=tokenizer_folder, near_duplicates=0.7), cache=tmp_path)
+  both = prepare.prepare(dataclasses.replace(recipe, source=str(twice), tokenizer=tokenizer_folder, near_duplicates=0.7), cache=tmp_path)
+  assert first.facts['train']['duplicate_documents'] + first.facts['heldout']['duplicate_documents'] == 0
+  assert both.facts['train']['duplicate_documents'] + both.facts['heldout']['duplicate_documents'] == 25
+  for split in ('train', 'heldout'):
+    assert both.facts[split]['text_tokens'] == first.facts[split]['text_tokens']
+
+
+def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(recipe, prepared, tokenizer_folder, tmp_path):
+  address = 'memory://bucket/corpora/thirty'
+  made = prepare.prepare(dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path / 'maker', output=address)
+  assert sorted(files.listing(address)) == ['facts.json', 'heldout', 'report.md', 'tokenizer', 'train']
+  opened = prepare.open_prepared(address, tmp_path / 'reader')
+  assert not list((tmp_path / 'reader').rglob('*.bin')), 'nothing is fetched before it is read'
+  assert np.array_equal(_all(opened.train), _all(prepared.train)) and opened.facts == made.facts
+  assert len(list((tmp_path / 'reader').rglob('*.bin'))) == 1, 'the held-out rows were not read'
+
+
+def test_a_folder_of_a_persons_own_is_left_alone(recipe, prepared, tokenizer_folder, tmp_path):
+  mine = tmp_path / 'mine'
+  mine.mkdir()
+  (mine / 'thesis.tex').write_text('years of work')
+  assert 'is not empty and no prepared corpus' in _refused(recipe, cache=tmp_path, output=mine)
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out')
+  assert 'holds another corpus' in _refused(dataclasses.replace(given, row_length=16), cache=tmp_path, output=tmp_path / 'out')
+  assert prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity == prepared.train.identity
+  assert (mine / 'thesis.tex').read_text() == 'years of work'
+
+
+def test_a_failed_run_leaves_nothing(recipe, tmp_path):
   broken = tmp_path / 'text.txt'
-  broken.write_bytes(corpus.read_bytes() + b'\n\n\xff\n')
-  with pytest.raises(UserError, match='not UTF-8'):
-    prepare.prepare(broken, cache=cache, **SETTINGS)
-  assert [path for path in cache.rglob('*') if path.is_file() and path.suffix != '.lock'] == []
+  broken.write_bytes(pathlib.Path(recipe.source).read_bytes() + b'\n\n\xff\n')
+  assert 'not UTF-8' in _refused(dataclasses.replace(recipe, source=str(broken)), cache=tmp_path / 'cache')
+  assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file() and path.suffix != '.lock'] == []
 
 
-def test_two_processes_at_once_make_it_together(corpus, prepared, tmp_path):
-  call = f'prepare({str(corpus)!r}, cache={str(tmp_path)!r}, **{SETTINGS})'
-  command = f'from electra_jax.data.prepare import prepare; {call}'
+def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(recipe, tokenizer_folder, tmp_path, capsys):
+  broken = tmp_path / 'text.txt'
+  broken.write_bytes(pathlib.Path(recipe.source).read_bytes() + b'\n\nbad \xff\xfe bytes\n\n\n')
+  made = prepare.prepare(dataclasses.replace(recipe, source=str(broken), invalid_utf8='replace', tokenizer=tokenizer_folder), cache=tmp_path)
+  source, = made.facts['sources']
+  assert (source['replaced_bytes'], source['documents_with_replacements']) == (2, 1)
+  assert '2 bytes in 1 documents were not UTF-8' in capsys.readouterr().out
+
+
+def test_two_processes_at_once_make_it_together(recipe, prepared, tokenizer_folder, tmp_path):
+  command = ('from electra_jax.data.prepare import Recipe, prepare; '
+             f'prepare(Recipe(**{dataclasses.asdict(recipe) | {"tokenizer": tokenizer_folder}}), cache={str(tmp_path)!r})')
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
   children = [subprocess.Popen([sys.executable, '-c', command], env=environment) for _ in range(2)]
   assert [child.wait(timeout=120) for child in children] == [0, 0]
-  made = [path.name for path in (tmp_path / 'rows').iterdir() if not path.name.startswith('.')]
-  assert made == [prepared.path.name]
-  assert not list(tmp_path.rglob('*.partial'))
-  again = prepare.prepare(corpus, cache=tmp_path, **SETTINGS)
-  assert np.array_equal(again.train.matrix, prepared.train.matrix), 'the same in every process'
+  made, = [path for path in (tmp_path / 'rows').iterdir() if not path.name.startswith('.')]
+  assert prepare.open_prepared(made).train.identity == prepared.train.identity
 
 
-def test_damage_in_the_cache_is_named(corpus, prepared, tmp_path):
-  made = prepare.prepare(corpus, cache=tmp_path, tokenizer=prepared.tokenizer, **SETTINGS)
-  content = (made.path / 'facts.json').read_text()
-  (made.path / 'facts.json').write_text(content[:20])
-  with pytest.raises(UserError, match='damaged: no readable facts.json'):
-    prepare.prepare(corpus, cache=tmp_path, tokenizer=prepared.tokenizer, **SETTINGS)
-  (made.path / 'facts.json').write_text(content)
-  tokenizers.train_sentencepiece([corpus.read_text()], 300).save(made.path / 'tokenizer')
-  with pytest.raises(UserError, match='is not the one that made its rows'):
-    prepare.prepare(corpus, cache=tmp_path, tokenizer=prepared.tokenizer, **SETTINGS)
+@pytest.mark.parametrize('text, complaint', [
+  ('', 'the corpus is empty'), (' \n\n \n', 'the corpus is empty'), ('one document alone', 'too few documents'),
+])
+def test_too_little_text_is_named(recipe, tokenizer_folder, tmp_path, text, complaint):
+  path = tmp_path / 'text.txt'
+  path.write_text(text)
+  assert complaint in _refused(dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path / 'cache')
+  assert not [name for name in files.listing(tmp_path / 'cache' / 'rows') if not name.startswith('.')]
 
 
-def _message(source, cache, **change):
-  with pytest.raises(UserError) as caught:
-    prepare.prepare(source, cache=cache, **(SETTINGS | change))
-  assert '\n' not in str(caught.value)
-  return str(caught.value)
+def test_documents_without_a_token_are_named(recipe, tokenizer_folder, tmp_path):
+  path = tmp_path / 'text.txt'
+  path.write_text('\n\n'.join('\u200b' * n for n in range(1, 40)))
+  assert 'hold no token' in _refused(dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path)
 
 
-def test_mistakes_are_named(corpus, tmp_path):
-  single = tmp_path / 'single.txt'
-  single.write_text('One document alone, with no blank line.\n' * 200)
-  few = _message(single, tmp_path)
-  assert 'too few documents' in few and 'of 1 leaves' in few and 'heldout_fraction 0.2' in few
-  empty = tmp_path / 'empty.txt'
-  empty.write_text('')
-  assert 'the corpus is empty' in _message(empty, tmp_path)
-  assert 'does not exist' in _message(tmp_path / 'none.txt', tmp_path)
-  assert '100000, more than this corpus supports' in _message(corpus, tmp_path, vocab_size=100_000)
-  assert 'row_length is 4' in _message(corpus, tmp_path, row_length=4)
-  assert 'heldout_fraction is 1.5' in _message(corpus, tmp_path, heldout_fraction=1.5)
-  assert "document_format is 'word'" in _message(corpus, tmp_path, document_format='word')
-  assert 'cannot be written' in _message(corpus, single)
+@pytest.mark.parametrize('change, complaint', [
+  ({'heldout_fraction': 1.0}, 'heldout_fraction is 1.0'), ({'row_length': 4}, 'row_length is 4'), ({'near_duplicates': 2.0}, 'near_duplicates is 2.0'),
+  ({'row_format': 'dense'}, "row_format is 'dense'; it can be packed or segment_pair"), ({'invalid_utf8': 'drop'}, "invalid_utf8 is 'drop'"),
+  ({'tokenizer': 'nowhere/vocab.txt'}, 'nowhere/vocab.txt'), ({'source': 'nowhere/*.txt'}, 'nowhere/*.txt'),
+])
+def test_mistakes_are_named(recipe, tmp_path, change, complaint):
+  assert complaint in _refused(dataclasses.replace(recipe, **change), cache=tmp_path)
 
 
-def test_the_bundled_sample_wastes_less_than_one_percent(prepared, tmp_path):
-  for row_length in (64, 512):
-    made = prepare.prepare('sample', vocab_size=1, row_length=row_length, cache=tmp_path, tokenizer=prepared.tokenizer)
-    assert made.facts['train']['padding_share'] < 0.01 and made.facts['heldout']['padding_share'] < 0.01
-    assert made.facts['train']['empty_documents'] == 0
+def test_a_cache_that_cannot_be_written_is_named(recipe, tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  assert 'cannot be written' in _refused(recipe, cache=tmp_path / 'file' / 'cache')
+
+
+def test_damaged_folders_are_named(recipe, tokenizer_folder, tmp_path):
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  made = prepare.prepare(given, cache=tmp_path)
+  other = prepare.prepare(dataclasses.replace(recipe, vocab_size=300), cache=tmp_path)
+  vocabulary = pathlib.Path(made.path, 'tokenizer', 'tokenizer.model')
+  before = vocabulary.read_bytes()
+  vocabulary.write_bytes(pathlib.Path(other.path, 'tokenizer', 'tokenizer.model').read_bytes())
+  assert 'is not the one that made its rows' in _refused(given, cache=tmp_path)
+  vocabulary.write_bytes(before)
+  facts = pathlib.Path(made.path, 'facts.json')
+  facts.write_text(facts.read_text()[:100])
+  assert 'is damaged' in _refused(given, cache=tmp_path)
+  with pytest.raises(UserError, match='no prepared corpus at'):
+    prepare.open_prepared(tmp_path / 'nothing')

@@ -2,26 +2,65 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
 
 import numpy as np
 
 from electra_jax import console
 from electra_jax.config import UserError
-from electra_jax.data import corpora, packing, tokenizers
-from electra_jax.data.token_store import Store, open_store, write_store
+from electra_jax.data import beam as beams, blocks, corpora, duplicates, files, packing, preparation_report, tokenizers, workers
+from electra_jax.data.batches import Mixture
+from electra_jax.data.token_store import Store, open_store, rows_per_shard, write_manifest, write_shard
 from electra_jax.data.tokenizers import Tokenizer
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens or rows.
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 
-_ENCODE_CHARACTERS = 1_000_000
+FORMAT = 'electra_jax prepared corpus'
+FACTS_FILE = 'facts.json'    # written last: a folder without it is not finished
+REPORT_FILE = 'report.md'
+TRAINED_KINDS = ('unigram', 'bpe', 'wordpiece')
+
+_WORK = '.work'
+# Text that a compressed byte makes, about; only to know how much of a corpus a tokenizer need see.
+_EXPANSION = {'.gz': 3, '.xz': 4, '.bz2': 4, '.zst': 3.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """All that decides what is made of a corpus; the fields of config.data, which explains them, and the row length."""
+
+  source: str
+  row_length: int
+  document_format: str = 'blank_line'
+  heldout_fraction: float = 0.05
+  invalid_utf8: str = 'refuse'
+  near_duplicates: float = 0.0
+  row_format: str = 'packed'
+  seed: int = 0
+  tokenizer: str = 'unigram'
+  vocab_size: int = 30522
+  lowercase: bool | None = None
+  strip_accents: bool | None = None
+  byte_fallback: bool | None = None
+
+  def check(self) -> None:
+    """Raises UserError for a field that cannot be."""
+    if not 0 <= self.heldout_fraction < 1:
+      raise UserError(f'heldout_fraction is {self.heldout_fraction}; it can be from 0 up to, not including, 1')
+    if not 0 <= self.near_duplicates <= 1:
+      raise UserError(f'near_duplicates is {self.near_duplicates}; it is the similarity from which documents go, up to 1, or 0 to keep all')
+    if self.row_format not in packing.ROW_FORMATS:
+      raise UserError(f"row_format is {self.row_format!r}; it can be {' or '.join(packing.ROW_FORMATS)}")
+    if self.invalid_utf8 not in ('refuse', 'replace'):
+      raise UserError(f'invalid_utf8 is {self.invalid_utf8!r}; it can be refuse or replace')
+    packing.check_row_length(self.row_length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,237 +68,291 @@ class Prepared:
   """What training reads.
 
   Attributes:
-    train: rows of the training documents.
-    heldout: rows of the held-out documents, None where none were asked for.
+    train: rows of the training documents: a store, or where sources have weights a mixture of one store a source.
+    heldout: rows of the held-out documents of all sources, None where none were asked for.
     tokenizer: what made them.
-    facts: what was counted, JSON values: for `train` and `heldout` each `documents`, `empty_documents` (they give no
-      token), `characters`, `text_tokens` (without special tokens), `unknown_tokens`, `rows` and `padding_share`;
-      `source` and `fingerprint` of it all.
-    path: the folder that holds all of it.
+    facts: what was counted, see preparation_report.gather.
+    path: the folder or address that holds all of it.
   """
 
-  train: Store
+  train: Store | Mixture
   heldout: Store | None
   tokenizer: Tokenizer
   facts: dict
-  path: pathlib.Path
+  path: str
 
 
-def default_cache() -> pathlib.Path:
+def default_cache() -> str:
   """Where prepared corpora are kept unless a person says otherwise."""
   root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(root) / 'electra_jax'
+  return str(pathlib.Path(root) / 'electra_jax')
 
 
 def prepare(
-  source: corpora.Source = corpora.SAMPLE,
+  recipe: Recipe,
   *,
-  vocab_size: int,
-  row_length: int,
-  document_format: str = 'blank_line',
-  heldout_fraction: float = 0.05,
   cache: str | os.PathLike | None = None,
-  tokenizer: Tokenizer | None = None,
+  output: str | os.PathLike | None = None,
+  processes: int = 0,
+  beam: str | None = None,
 ) -> Prepared:
   """Tokenizes a corpus into rows of training and held-out documents, or finds what an earlier run made.
 
-  What is made is kept in the cache under a fingerprint of the corpus and these settings. Processes that start together
-  wait for the first of them, and one that dies leaves nothing that would be read.
+  What is made is the same, byte for byte, whatever the number of processes, with Beam or without. A run that was killed
+  is gone on with where it was; processes that start together wait for the first of them.
 
   Args:
-    source, document_format: see `corpora.documents`.
-    vocab_size: of the tokenizer to train on the training documents; of no effect where `tokenizer` is given.
-    row_length: tokens a row.
-    heldout_fraction: expected share of documents held out, chosen by their text; 0 holds out none.
-    cache: the folder to keep it in; None is `default_cache()`.
-    tokenizer: one to use in place of training one.
+    recipe: what to make.
+    cache: the folder where it is kept under a fingerprint of corpus and recipe, and tokenizers too; None is
+      `default_cache()`.
+    output: a folder or address to keep it in instead.
+    processes: that share the work; 0: one a core.
+    beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for `processes`.
 
   Raises:
-    UserError: what `corpora.documents`, `train_sentencepiece` and `packing.pack` raise; a split without documents; a
-      fraction out of range; a cache that cannot be written.
+    UserError: a recipe that cannot be; what corpora and tokenizers raise; a split without documents; a place that cannot
+      be written, or holds something else; a worker that died.
   """
-  if not 0 <= heldout_fraction < 1:
-    raise UserError(f'heldout_fraction is {heldout_fraction}; it can be from 0 up to, not including, 1')
-  packing.check_row_length(row_length)
-  cache = pathlib.Path(cache) if cache is not None else default_cache()
-  corpus = _Corpus(source, document_format, heldout_fraction)
-  identity = [RECIPE_VERSION, corpora.corpus_identity(source), document_format, heldout_fraction]
-  vocabulary = f'given {tokenizer.fingerprint}' if tokenizer else f'sentencepiece {vocab_size}'
-  fingerprint = _hash([*identity, vocabulary, row_length, packing.MIN_PIECE])
-  path = cache / 'rows' / fingerprint
-  made = False
-  if not path.exists():
-    console.say('corpus', f'{corpora.describe(source)}, {corpora.corpus_bytes(source) / 1e6:,.1f} MB on disk')
-    if tokenizer is None:
-      tokenizer = _tokenizer(cache / 'tokenizers' / _hash([*identity, vocabulary]), corpus, vocab_size)
-    with _building(path) as partial:
-      made = partial is not None
-      if made:
-        _make(partial, fingerprint, corpus, tokenizer, row_length)
-  prepared = _open(path)
-  if not made:
-    console.say('corpus', f'reusing {corpora.describe(source)} as prepared before')
-  for split, title in (('train', 'training'), ('heldout', 'held out')):
-    if split in prepared.facts:
-      console.say(title, _split_line(prepared.facts[split], row_length))
-  console.say('kept in', str(path))
+  recipe.check()
+  cache = os.fspath(cache) if cache is not None else default_cache()
+  sources = corpora.parse_sources(recipe.source, recipe.document_format)
+  given = None if recipe.tokenizer in TRAINED_KINDS else tokenizers.load_tokenizer(
+      recipe.tokenizer, recipe.lowercase, recipe.strip_accents)
+  corpus = [RECIPE_VERSION, corpora.corpus_identity(sources), recipe.heldout_fraction, recipe.invalid_utf8]
+  vocabulary = ['given', given.fingerprint] if given else [
+      recipe.tokenizer, recipe.vocab_size, recipe.byte_fallback, *((recipe.lowercase, recipe.strip_accents) if recipe.tokenizer == 'wordpiece' else ())]
+  fingerprint = _hash([*corpus, vocabulary, recipe.row_length, recipe.row_format, recipe.near_duplicates,
+                       recipe.seed if recipe.row_format == 'segment_pair' else None, _weighted(sources),
+                       packing.MIN_PIECE, blocks.BLOCK_CHARACTERS])
+  path = os.fspath(output) if output is not None else files.join(cache, 'rows', fingerprint)
+  if beam is not None:
+    beams.check(beam, path)
+  with _building(path, fingerprint) as work:
+    if work:
+      groups = corpora.groups(sources)
+      console.say('corpus', f'{corpora.describe(sources)}, {sum(group.bytes for group in groups) / 1e6:,.1f} MB on disk')
+      tokenizer = given or _train_tokenizer(files.join(cache, 'tokenizers', _hash([*corpus, vocabulary])), recipe, sources, groups)
+      _make(path, work, fingerprint, recipe, sources, groups, tokenizer, processes or workers.cores(), beam)
+    else:
+      console.say('corpus', f'reusing {corpora.describe(sources)} as prepared before')
+  return open_prepared(path, cache, [source.weight for source in sources])
+
+
+def open_prepared(path: str | os.PathLike, cache: str | os.PathLike | None = None, weights: list[float] | None = None) -> Prepared:
+  """Opens what `prepare` made.
+
+  Args:
+    path: its folder or address; shards at an address are fetched into the cache when they are read.
+    cache: see `prepare`.
+    weights: of the sources, where they are others than at preparation.
+
+  Raises:
+    UserError: nothing there, or it is damaged.
+  """
+  path = os.fspath(path)
+  facts = _facts(path)
+  if facts is None:
+    raise UserError(f'no prepared corpus at {path!r}: it has no {FACTS_FILE}; make one with --mode=prepare --output={path}')
+  tokenizer = tokenizers.load_tokenizer(files.join(path, 'tokenizer'))
+  shards = None if cache is None else files.join(cache, 'shards')
+  stores = {name: open_store(files.join(path, name), shards) for name in facts['stores']}
+  for store in stores.values():
+    if store.tokenizer_fingerprint != tokenizer.fingerprint:
+      raise UserError(f'the tokenizer in {path!r} is not the one that made its rows; delete the folder and prepare the corpus again')
+  heldout = stores.pop('heldout', None)
+  train, = stores.values() if len(stores) == 1 else [None]
+  if train is None:
+    train = Mixture(tuple(stores.values()), tuple(weights or [source['weight'] for source in facts['sources']]))
+  prepared = Prepared(train, heldout, tokenizer, facts, path)
+  for line in preparation_report.lines(facts):
+    console.say(*line)
+  console.say('kept in', path)
   return prepared
 
 
-@dataclasses.dataclass(frozen=True)
-class _Corpus:
-  source: corpora.Source
-  document_format: str
-  heldout_fraction: float
+def _make(path, work, fingerprint, recipe, sources, groups, tokenizer, processes, beam):
+  """Fills a folder with the stores, the tokenizer, the report and, last, the facts."""
+  start = time.monotonic()
+  for name, content in tokenizer.files.items():
+    files.write_bytes(files.join(path, 'tokenizer', name), content)
+  job = blocks.Job(work, files.join(path, 'tokenizer'), recipe.row_length, recipe.row_format, recipe.seed,
+                   recipe.heldout_fraction, recipe.invalid_utf8)
 
-  def documents(self, heldout: bool, advance=None) -> Iterator[str]:
-    """Documents of one of the two splits; an error at the end where a split that is wanted has none."""
-    counts = {True: 0, False: 0}
-    for text in corpora.documents(self.source, self.document_format, advance):
-      split = corpora.is_held_out(text, self.heldout_fraction)
-      counts[split] += 1
-      if split == heldout:
-        yield text
-    if not counts[False] or (self.heldout_fraction and not counts[True]):
-      raise UserError(
-        f'the corpus has too few documents to hold some out: heldout_fraction {self.heldout_fraction} of '
-        f'{sum(counts.values())} leaves {counts[False]} to train on and {counts[True]} held out; part the text into '
-        f'more documents (document_format is {self.document_format!r}) or choose another fraction'
-      )
+  def each_block(job, stage, finished, label):
+    if beam is None:
+      workers.each_block(job, groups, stage, finished, processes, label)
+    else:
+      beams.each_block(job, groups, stage, label, beam)
+
+  if recipe.near_duplicates:
+    each_block(job, blocks.sign, lambda name: files.exists(blocks.signatures_file(job, name)), 'likeness')
+    job = dataclasses.replace(job, gone=_gone(job, groups, recipe.near_duplicates))
+  each_block(job, blocks.make_rows, lambda name: blocks.block_facts(job, name) is not None, 'rows')
+
+  facts, parts = preparation_report.gather(job, groups, sources, _weighted(sources))
+  _check_splits(facts, recipe, sources)
+  facts = {'format': FORMAT, 'fingerprint': fingerprint, 'source': recipe.source, 'recipe': dataclasses.asdict(recipe),
+           'tokenizer': {'kind': tokenizer.kind, 'size': tokenizer.size, 'fingerprint': tokenizer.fingerprint}} | facts
+  for name, pieces in parts.items():
+    _write_store(path, work, name, pieces, recipe, tokenizer, beam)
+  seconds = time.monotonic() - start
+  files.write_bytes(files.join(path, REPORT_FILE), preparation_report.markdown(facts, seconds, processes, beam).encode('utf-8', 'replace'))
+  files.write_bytes(files.join(path, FACTS_FILE), (json.dumps(facts, indent=2) + '\n').encode())
+  console.say('rows', f'tokenized and packed in {console.seconds(seconds)}')
 
 
-def _tokenizer(path, corpus, vocab_size):
-  with contextlib.nullcontext() if path.exists() else _building(path) as partial:
-    if partial is not None:
-      tokenizers.train_sentencepiece(corpus.documents(heldout=False), vocab_size).save(partial)
-  tokenizer = tokenizers.load_tokenizer(path)
-  if partial is None:
-    console.say('tokenizer', f'reusing {tokenizer.size:,} tokens learned before')
+def _gone(job, groups, threshold):
+  """Numbers of the near-duplicates in each block that has some."""
+  names = [blocks.block_name(i, number) for i in range(len(groups)) for number in range(blocks.group_facts(job, i)['blocks'])]
+  owners = []
+
+  def signatures():
+    with console.progress('likeness', len(names)) as update:
+      for done, name in enumerate(names):
+        for number, values in enumerate(blocks.read_array(blocks.signatures_file(job, name))):
+          owners.append((name, number))
+          yield values
+        update(done + 1, f'{len(owners):,} documents compared')
+
+  gone = {}
+  for index in duplicates.duplicates(signatures(), threshold):
+    name, number = owners[index]
+    gone.setdefault(name, []).append(number)
+  console.say('likeness', f'{sum(map(len, gone.values())):,} of {len(owners):,} documents are near-duplicates and left out')
+  return {name: tuple(numbers) for name, numbers in gone.items()}
+
+
+def _write_store(path, work, name, pieces, recipe, tokenizer, beam):
+  """Writes a store from the row files of finished blocks: `pieces` is a list of (file, rows) in order."""
+  sizes = dict(length=recipe.row_length, vocab_size=tokenizer.size, pad_id=tokenizer.pad_id)
+  per_shard = rows_per_shard(recipe.row_length, tokenizer.size)
+  ends = np.cumsum([0, *(rows for _, rows in pieces)])
+  shards = []
+  for first in range(0, int(ends[-1]), per_shard):
+    last = min(first + per_shard, int(ends[-1]))
+    touched = range(int(np.searchsorted(ends, first, 'right')) - 1, int(np.searchsorted(ends, last, 'left')))
+    shards.append([(pieces[i][0], max(0, first - int(ends[i])), last - int(ends[i])) for i in touched])
+  noted = [files.join(work, 'shards', f'{name}-{index:05d}.json') for index in range(len(shards))]
+  write = functools.partial(_write_shard, files.join(path, name), sizes)
+  numbered = list(zip(range(len(shards)), shards, noted))
+  if beam is None:
+    workers.each(write, numbered)
+  else:
+    beams.each(write, numbered, beam)
+  facts = {'source': recipe.source, 'split': name}
+  write_manifest(files.join(path, name), [json.loads(files.read_bytes(note)) for note in noted], **sizes,
+                 tokenizer_fingerprint=tokenizer.fingerprint, facts=facts)
+
+
+def _write_shard(folder, sizes, numbered):
+  """Writes one shard and notes what it holds, in whatever process that is."""
+  index, pieces, note = numbered
+  facts = write_shard(folder, index, (blocks.read_array(file)[start:stop] for file, start, stop in pieces), **sizes)
+  files.write_bytes(note, json.dumps(facts).encode())
+
+
+def _train_tokenizer(folder, recipe, sources, groups):
+  """The tokenizer of the training documents: learned before, or now."""
+  with _building(folder) as work:
+    if work:
+      wordpiece = {'lowercase': recipe.lowercase, 'strip_accents': recipe.strip_accents} if recipe.tokenizer == 'wordpiece' else {}
+      expected = int(sum(group.bytes * _EXPANSION.get(os.path.splitext((*group.files, '')[0])[1], 1) for group in groups))
+      texts = (text for group in groups for text in corpora.documents(group, recipe.invalid_utf8)
+               if not corpora.is_held_out(text, recipe.heldout_fraction))
+      trained = tokenizers.train_tokenizer(texts, kind=recipe.tokenizer, vocab_size=recipe.vocab_size, expected_characters=expected,
+                                           byte_fallback=recipe.byte_fallback, **wordpiece)
+      for name, content in trained.files.items():
+        files.write_bytes(files.join(folder, name), content)
+      files.write_bytes(files.join(folder, FACTS_FILE), b'{}\n')
+      return trained
+  tokenizer = tokenizers.load_tokenizer(folder)
+  console.say('tokenizer', f'reusing {tokenizer.size:,} tokens learned before')
   return tokenizer
 
 
-def _make(folder, fingerprint, corpus, tokenizer, row_length):
-  """Fills a folder with both stores, the tokenizer and the facts."""
-  start = time.monotonic()
-  source = corpora.describe(corpus.source)
-  facts = {'source': source, 'fingerprint': fingerprint}
-  for split in ('train', 'heldout') if corpus.heldout_fraction else ('train',):
-    facts[split] = _write_split(folder / split, corpus, split == 'heldout', tokenizer, row_length, source)
-  tokenizer.save(folder / 'tokenizer')
-  (folder / 'facts.json').write_text(json.dumps(facts, indent=2, ensure_ascii=False) + '\n', 'utf-8')
-  console.say('rows', f'tokenized and packed in {console.seconds(time.monotonic() - start)}')
+def _check_splits(facts, recipe, sources):
+  documents = {split: facts[split]['documents'] + facts[split]['duplicate_documents'] for split in facts if split in blocks.SPLITS}
+  source = corpora.describe(sources)
+  if not sum(documents.values()):
+    raise UserError(f"the corpus is empty: no text in {source}; give files that hold some, or 'sample'")
+  if not documents['train'] or (recipe.heldout_fraction and not documents.get('heldout')):
+    raise UserError(
+      f'the corpus has too few documents to hold some out: heldout_fraction {recipe.heldout_fraction} of '
+      f"{sum(documents.values())} leaves {documents['train']} to train on and {documents.get('heldout', 0)} held out; part the text into "
+      f'more documents (document_format is {recipe.document_format!r}) or choose another fraction'
+    )
+  for split in documents:
+    if not facts[split]['rows']:
+      raise UserError(f"the {'held-out' if split == 'heldout' else 'training'} documents of {source} hold no token; give more text")
+  for entry in facts['sources']:
+    if entry['store'] != 'train' and not entry['rows']:
+      raise UserError(f"the source {entry['location']!r} has no training document; give more text, or leave it out")
 
 
-def _write_split(path, corpus, heldout, tokenizer, row_length, source):
-  """Writes one store and returns what was counted on the way."""
-  facts = {'documents': 0, 'empty_documents': 0, 'characters': 0, 'text_tokens': 0, 'unknown_tokens': 0}
-  with console.progress('held out' if heldout else 'rows', corpora.corpus_bytes(corpus.source)) as update:
-    read = 0
-
-    def advance(count):
-      nonlocal read
-      read += count
-      update(read, f"{facts['documents']:,} documents, {facts['text_tokens'] / 1e6:,.1f} million tokens")
-
-    ids = _encoded(corpus.documents(heldout, advance), tokenizer, facts)
-    rows = packing.pack(ids, row_length, tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-    stored = {'source': source, 'document_format': corpus.document_format, 'heldout': heldout}
-    stored |= {'heldout_fraction': corpus.heldout_fraction, 'facts': facts}
-    store = write_store(path, rows, row_length, tokenizer.size, tokenizer.pad_id, tokenizer.fingerprint, stored)
-  if store.rows == 0:
-    raise UserError(f"the {'held-out' if heldout else 'training'} documents of {source} hold no token; give more text")
-  return facts | {'rows': store.rows, 'padding_share': 1 - store.tokens / store.matrix.size}
+def _weighted(sources):
+  return sources[0].weight is not None
 
 
-def _encoded(texts, tokenizer, facts):
-  """Token ids of each document, counted into `facts`; encoded by the batch, which uses all cores."""
-  batch, characters = [], 0
-  for text in texts:
-    batch.append(text)
-    characters += len(text)
-    if characters >= _ENCODE_CHARACTERS:
-      yield from _encode_batch(batch, tokenizer, facts)
-      batch, characters = [], 0
-  yield from _encode_batch(batch, tokenizer, facts)
-
-
-def _encode_batch(batch, tokenizer, facts):
-  for text, encoded in zip(batch, tokenizer.encode_batch(batch), strict=True):
-    ids = np.asarray(encoded, np.int32)
-    facts['documents'] += 1
-    facts['empty_documents'] += not len(ids)
-    facts['characters'] += len(text)
-    facts['text_tokens'] += len(ids)
-    facts['unknown_tokens'] += int((ids == tokenizer.unk_id).sum())
-    yield ids
-
-
-def _split_line(facts, row_length):
-  line = (
-    f"{facts['documents']:,} documents, {facts['text_tokens']:,} tokens in {facts['rows']:,} rows of {row_length} "
-    f"({facts['padding_share']:.2%} padding"
-  )
-  if facts['unknown_tokens']:
-    line += f", {facts['unknown_tokens'] / facts['text_tokens']:.3%} unknown"
-  if facts['empty_documents']:
-    line += f", {facts['empty_documents']:,} documents without a token"
-  return line + ')'
-
-
-def _open(path):
+def _facts(path):
+  """What was counted, of a finished folder; None where there is none. Raises UserError where it is damaged."""
+  if not files.exists(files.join(path, FACTS_FILE)):
+    return None
   try:
-    facts = json.loads((path / 'facts.json').read_text('utf-8'))
-  except (OSError, ValueError):
-    raise UserError(f'the prepared corpus {str(path)!r} is damaged: no readable facts.json; delete it') from None
-  tokenizer = tokenizers.load_tokenizer(path / 'tokenizer')
-  stores = {split: open_store(path / split) for split in ('train', 'heldout') if split in facts}
-  for store in stores.values():
-    if store.tokenizer_fingerprint != tokenizer.fingerprint:
-      raise UserError(f'the tokenizer in {str(path)!r} is not the one that made its rows; delete the folder')
-  return Prepared(stores['train'], stores.get('heldout'), tokenizer, facts, path)
+    facts = json.loads(files.read_bytes(files.join(path, FACTS_FILE)))
+  except ValueError:
+    facts = None
+  if not isinstance(facts, dict) or facts.get('format') != FORMAT:
+    raise UserError(f'the prepared corpus {path!r} is damaged: its {FACTS_FILE} cannot be read; delete it and prepare the corpus again')
+  return facts
 
 
 @contextlib.contextmanager
-def _building(path):
-  """Yields a folder to fill, which becomes `path` at the end; None where another process has made `path` meanwhile."""
-  partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+def _building(path, fingerprint=''):
+  """Yields a folder for unfinished work inside of `path`, kept when this process is killed; None where `path` is finished.
+
+  A person's mistake leaves nothing behind. Raises UserError where the place cannot be written, or holds something else.
+  """
   with contextlib.ExitStack() as stack:
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      lock = stack.enter_context(open(path.with_name(f'.{path.name}.lock'), 'w'))
-      if _lock(lock):
-        for stale in path.parent.glob(f'.{path.name}.*.partial'):  # of a process that died
-          shutil.rmtree(stale, ignore_errors=True)
-      if path.exists():
-        partial = None
-      else:
-        partial.mkdir()
-        stack.callback(shutil.rmtree, partial, ignore_errors=True)
-    except OSError as error:
-      raise UserError(f'the cache {str(path.parent)!r} cannot be written: {error.strerror}; name another') from None
-    yield partial
-    if partial is not None:
+    if not files.is_remote(path):
       try:
-        os.rename(partial, path)
-      except OSError:
-        if not path.exists():  # where locks do not work, another process may have been first, and that is as good
-          raise
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        _lock(stack.enter_context(open(os.path.join(os.path.dirname(path), f'.{os.path.basename(path)}.lock'), 'w')))
+      except OSError as error:
+        raise UserError(f'{os.path.dirname(path) or "."!r} cannot be written: {error.strerror}; name another folder') from None
+    if files.exists(files.join(path, FACTS_FILE)):
+      if fingerprint and _facts(path)['fingerprint'] != fingerprint:
+        raise UserError(f'{path!r} holds another corpus, or one prepared in another way; name another --output, or delete it')
+      yield None
+      return
+    mark = files.join(path, _WORK, 'begun.json')
+    begun = {'fingerprint': fingerprint}
+    if files.exists(path) and not files.exists(mark) and files.listing(path):
+      raise UserError(f'{path!r} is not empty and no prepared corpus; name another --output')
+    if files.exists(mark) and json.loads(files.read_bytes(mark)) != begun:
+      files.remove(path)
+    files.write_bytes(mark, json.dumps(begun).encode())
+    try:
+      yield files.join(path, _WORK)
+    except (files.Unwritable, workers.WorkerDied):  # what is done so far is good
+      raise
+    except UserError:
+      files.remove(path)
+      raise
+    files.remove(files.join(path, _WORK))
 
 
 def _lock(file):
-  """Waits until this process alone holds the lock; False where files cannot be locked."""
+  """Waits until this process alone holds the lock, where files can be locked."""
   try:
     import fcntl
   except ImportError:
-    return False
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    console.say('waiting', 'for another run that is preparing the same corpus')
-    fcntl.flock(file, fcntl.LOCK_EX)
-  except OSError:
-    return False
-  return True
+    return
+  with contextlib.suppress(OSError):
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      console.say('waiting', 'for another run that is preparing the same corpus')
+      fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _hash(values):

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import config as configs
+from electra_jax import config as configs, console
 from electra_jax.config import UserError
-from electra_jax.data.prepare import prepare
+from electra_jax.data import files
+from electra_jax.data.prepare import REPORT_FILE, Prepared, Recipe, open_prepared, prepare
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import packed_inputs
@@ -25,17 +26,49 @@ from electra_jax.pretrain.step import init_params
 from electra_jax.training import checkpoints, mesh as meshes
 
 
-def prepare_data(config):
-  """data.prepare.prepare with a config's fields."""
+def prepare_data(config, **where) -> Prepared:
+  """The corpus of a config: opened where `config.data.store` names one, else prepared, or found in the cache.
+
+  Args:
+    where: `output` and `beam` of data.prepare.prepare.
+
+  Raises UserError where the store's rows are not as long as the config's, or what data.prepare raises.
+  """
   d = config.data
-  source = [part.strip() for part in d.source.split(',')] if ',' in d.source else d.source
-  return prepare(source, vocab_size=d.vocab_size, row_length=config.sequence_length, document_format=d.document_format,
-                 heldout_fraction=d.heldout_fraction, cache=d.cache)
+  if d.store:
+    prepared = open_prepared(d.store, d.cache)
+    if prepared.train.length != config.sequence_length:
+      raise UserError(f'config.data.store {d.store!r} has rows of {prepared.train.length} tokens and config.sequence_length is '
+                      f'{config.sequence_length}; make the two equal.')
+    if prepared.heldout is None:
+      raise UserError(f'config.data.store {d.store!r} holds out no document; prepare it with config.data.heldout_fraction above 0.')
+    return prepared
+  choice = {'auto': None, 'yes': True, 'no': False}
+  recipe = Recipe(source=d.source, row_length=config.sequence_length, document_format=d.document_format,
+                  heldout_fraction=d.heldout_fraction, invalid_utf8=d.invalid_utf8, near_duplicates=d.near_duplicates,
+                  row_format=d.row_format, seed=d.seed, tokenizer=d.tokenizer, vocab_size=d.vocab_size, lowercase=choice[d.lowercase],
+                  strip_accents=choice[d.strip_accents], byte_fallback=choice[d.byte_fallback])
+  return prepare(recipe, cache=d.cache, processes=d.workers, **where)
+
+
+def prepare_only(config, output: str | None = None, beam: str | None = None) -> Prepared:
+  """--mode=prepare: makes the tokenizer and the rows of a config, and shows the report. See data.prepare.prepare."""
+  configs.check(config)
+  if config.data.store:
+    raise UserError('config.data.store names a corpus that is prepared already; leave it out to prepare one from config.data.source.')
+  console.heading(f'{config.name}: preparing')
+  prepared = prepare_data(config, output=output, beam=beam)
+  report = files.join(prepared.path, REPORT_FILE)
+  print('\n' + files.read_bytes(report).decode())
+  console.say('report', report)
+  field = 'data.store=' + prepared.path if output else None
+  console.say('next', 'python -m electra_jax.main with the same --config' + (f' and --config.{field}' if field else ''))
+  return prepared
 
 
 def data_identity(prepared) -> str:
   """What a run's figures depend on of its data: the rows, however they came to be."""
-  return '-'.join(store.manifest['blake2b'] for store in (prepared.train, prepared.heldout))
+  return '-'.join(store.identity for store in (prepared.train, prepared.heldout))
 
 
 def claim(workdir, config) -> dict:
@@ -131,7 +164,7 @@ class Run:
   @functools.cached_property
   def _read(self):
     def read(params, token_ids):
-      inputs = packed_inputs(token_ids, self.tokenizer.pad_id, self.tokenizer.cls_id)
+      inputs = packed_inputs(token_ids, self.tokenizer.pad_id, self.tokenizer.cls_id, self.tokenizer.sep_id)
       hidden = self.model.apply({'params': params}, inputs, method='hidden_states')
       logits = self.model.apply({'params': params}, hidden, method='verdicts')
       real = (token_ids != self.tokenizer.pad_id)

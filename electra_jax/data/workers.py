@@ -1,0 +1,126 @@
+"""Runs preparation's pieces on this machine's cores; data/beam.py runs the same ones on a cluster."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+
+from electra_jax import console
+from electra_jax.config import UserError
+from electra_jax.data import blocks, corpora
+
+# Less text than this is made in this process: starting others takes longer.
+SMALL_BYTES = 8_000_000
+
+
+class WorkerDied(UserError):
+  """A worker ended without a word; what it and the others finished is good."""
+
+
+def each_block(
+  job: blocks.Job, groups: list[corpora.Group], stage: Callable, finished: Callable[[str], bool], workers: int, label: str
+) -> None:
+  """Calls `stage(job, block)` for each block of the groups that is not finished, in worker processes.
+
+  Args:
+    stage: blocks.sign or blocks.make_rows.
+    finished: whether the block of a name is.
+    workers: processes; with 1, or little text, this process does it, with the tokenizer library's threads.
+    label: of the progress line.
+
+  Raises:
+    UserError: what reading raises.
+    WorkerDied: as it says.
+  """
+  total, read, tokens, skipped = sum(group.bytes for group in groups), 0, 0, 0
+  alone = workers == 1 or total < SMALL_BYTES
+  with contextlib.ExitStack() as stack:
+    pool = None if alone else stack.enter_context(_processes(workers))
+    update = stack.enter_context(console.progress(label, total))
+
+    def show():
+      update(read, f'{tokens / 1e6:,.1f} million tokens' if tokens else f'{read / 1e6:,.0f} MB read')
+
+    def advance(count):
+      nonlocal read
+      read += count
+      show()
+
+    def count(facts):
+      nonlocal tokens
+      if isinstance(facts, dict):
+        tokens += sum(facts[split]['text_tokens'] for split in blocks.SPLITS)
+      show()
+
+    pending = set()
+    for index, group in enumerate(groups):
+      facts = blocks.group_facts(job, index)
+      if facts and all(finished(blocks.block_name(index, number)) for number in range(facts['blocks'])):
+        advance(group.bytes)
+        continue
+      for block in blocks.read_blocks(job, index, group, advance):
+        if finished(block.name):
+          skipped += 1
+        elif alone:
+          count(stage(job, block) if stage is blocks.sign else stage(job, block, None))
+        else:
+          pending.add(pool.submit(stage, job, block))
+          while len(pending) >= 2 * workers:  # no more text in memory than keeps the workers busy
+            pending = _some_done(pending, count)
+    while pending:
+      pending = _some_done(pending, count)
+  if skipped:
+    console.say(label, f'{skipped:,} blocks were finished before')
+
+
+def each(function: Callable, items: Iterable, threads: int = 4) -> None:
+  """Calls `function` for each item, in threads: for work that waits for disks."""
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    list(pool.map(function, items))
+
+
+def _some_done(pending, count):
+  done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+  for future in done:
+    try:
+      count(future.result())
+    except concurrent.futures.process.BrokenProcessPool:
+      raise WorkerDied(
+        'a worker process of the preparation died, most likely for want of memory; the same command goes on from there, '
+        'with fewer workers say (--config.data.workers=1)'
+      ) from None
+  return pending
+
+
+@contextlib.contextmanager
+def _processes(workers):
+  # Not forked: threads of JAX and TensorFlow may run here already.
+  pool = concurrent.futures.ProcessPoolExecutor(
+    workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker
+  )
+  try:
+    yield pool
+  except BaseException:
+    pool.shutdown(wait=False, cancel_futures=True)
+    raise
+  pool.shutdown()
+
+
+def _start_worker():
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+  """A parent that is killed says nothing; its workers would wait for ever."""
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
+def cores() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

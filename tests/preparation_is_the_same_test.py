@@ -1,0 +1,152 @@
+"""Preparing gives the same bytes for any number of processes, as a Beam pipeline, and after being killed."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from electra_jax.data import blocks, corpora, files, prepare, tokenizers, workers
+from electra_jax.data.prepare import Recipe
+
+BLOCK = 20_000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def small_blocks():
+  """Many blocks of little text, made by worker processes however little it is."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(blocks, 'BLOCK_CHARACTERS', BLOCK)
+    patch.setattr(workers, 'SMALL_BYTES', 0)
+    yield
+
+
+@pytest.fixture(scope='module')
+def recipe(tmp_path_factory):
+  """Two weighted sources in two formats, near-duplicates among them, and a tokenizer that is there."""
+  folder = tmp_path_factory.mktemp('corpus')
+  texts = [document[:3000] for document, _ in zip(corpora.read('sample'), range(120), strict=False)]
+  tokenizers.train_tokenizer(texts, kind='unigram', vocab_size=500).save(folder / 'tokenizer')
+  for number in range(3):
+    (folder / f'part{number}.txt').write_text('\n\n'.join(texts[20 * number : 20 * number + 20]))
+  (folder / 'lines.txt').write_text('\n'.join(text.replace('\n', ' ') for text in [*texts[60:], *texts[60:70]]))
+  source = f'{folder}/part*.txt;weight=2, {folder}/lines.txt;format=line;weight=1'
+  return Recipe(source, row_length=64, tokenizer=str(folder / 'tokenizer'), heldout_fraction=0.1, near_duplicates=0.8)
+
+
+@pytest.fixture(scope='module')
+def expected(recipe, tmp_path_factory):
+  """What one process makes, as the others are compared with it."""
+  path = tmp_path_factory.mktemp('one') / 'out'
+  made = prepare.prepare(recipe, cache=path.parent, output=path, processes=1)
+  assert made.facts['train']['duplicate_documents'] + made.facts['heldout']['duplicate_documents'] >= 10
+  return content(path)
+
+
+def content(path):
+  """Every file of a prepared corpus; the report but tells the time it took."""
+  return {str(file.relative_to(path)): file.read_bytes() for file in sorted(pathlib.Path(path).rglob('*'))
+          if file.is_file() and file.name not in ('report.md', 'verified.json')}
+
+
+@pytest.mark.parametrize('row_format', ['packed', 'segment_pair'])
+def test_for_any_number_of_processes(recipe, expected, tmp_path, row_format):
+  recipe = dataclasses.replace(recipe, row_format=row_format)
+  if row_format == 'segment_pair':
+    prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'one', processes=1)
+    expected = content(tmp_path / 'one')
+  prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'three', processes=3)
+  assert content(tmp_path / 'three') == expected
+
+
+def test_as_a_beam_pipeline(recipe, expected, tmp_path):
+  prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', beam='')
+  assert content(tmp_path / 'out') == expected
+
+
+class Stopped(BaseException):
+  """As a kill looks like from inside."""
+
+
+@pytest.mark.parametrize('stage', ['sign', 'make_rows'])
+def test_after_a_stop_between_blocks_and_no_block_is_made_twice(recipe, expected, tmp_path, monkeypatch, stage):
+  made, original = [], getattr(blocks, stage)
+
+  def stopping(job, block, *threads):
+    if len(made) == 3:
+      raise Stopped
+    made.append(block.name)
+    return original(job, block, *threads)
+
+  monkeypatch.setattr(blocks, stage, stopping)
+  with pytest.raises(Stopped):
+    prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
+  assert not files.exists(tmp_path / 'out' / 'facts.json')
+  again = []
+  monkeypatch.setattr(blocks, stage, lambda job, block, *threads: again.append(block.name) or original(job, block, *threads))
+  prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
+  assert content(tmp_path / 'out') == expected
+  assert len(again) > 3 and not set(made) & set(again)
+
+
+def test_after_being_killed(recipe, expected, tmp_path):
+  """SIGKILL at three moments of the real program with its workers; the workers end too."""
+  code = ('import sys; from electra_jax.data import blocks, workers, prepare; '
+          f'blocks.BLOCK_CHARACTERS = {BLOCK}; workers.SMALL_BYTES = 0; '
+          f'prepare.prepare(prepare.Recipe(**{dataclasses.asdict(recipe)}), cache={str(tmp_path)!r}, output={str(tmp_path / "out")!r}, processes=2)')
+  environment = os.environ | {'PYTHONPATH': os.getcwd()}
+  for kind, number in (('signatures', 2), ('rows', 2), ('rows', 12)):
+    child = subprocess.Popen([sys.executable, '-c', code], env=environment, start_new_session=True)
+    while child.poll() is None and len(list((tmp_path / 'out' / '.work' / kind).glob('*'))) < number:
+      time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, 'it was not done yet'
+    deadline = time.monotonic() + 60
+    while group_lives(child.pid):
+      assert time.monotonic() < deadline, 'workers outlive their parent'
+      time.sleep(0.05)
+  prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
+  assert content(tmp_path / 'out') == expected
+
+
+def group_lives(group):
+  try:
+    os.killpg(group, 0)
+  except ProcessLookupError:
+    return False
+  return True
+
+
+def _die(job, block):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_told_and_nothing_is_lost(recipe, expected, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(blocks, 'make_rows', _die)
+    with pytest.raises(workers.WorkerDied, match='a worker process of the preparation died'):
+      prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
+  assert files.listing(tmp_path / 'out' / '.work' / 'signatures')
+  prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
+  assert content(tmp_path / 'out') == expected
+
+
+def test_another_corpus_in_the_same_place_begins_anew(recipe, expected, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare, '_write_store', lambda *_: (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+      prepare.prepare(dataclasses.replace(recipe, row_length=32), cache=tmp_path, output=tmp_path / 'out', processes=1)
+  prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
+  assert content(tmp_path / 'out') == expected
+
+
+def test_a_mistake_is_one_sentence_in_a_worker_and_in_beam_too(recipe, tmp_path):
+  (tmp_path / 'bad.txt').write_bytes(b'good\n\nbad \xff\n')
+  for how in ({'processes': 2}, {'beam': ''}):
+    with pytest.raises(prepare.UserError, match=r'bad\.txt.* is not UTF-8') as caught:
+      prepare.prepare(dataclasses.replace(recipe, source=str(tmp_path / 'bad.txt')), cache=tmp_path, **how)
+    assert '\n' not in str(caught.value)
