@@ -1,119 +1,132 @@
-"""Documents from a source: the bundled sample, or text files, plain or compressed, read as a stream."""
+"""Documents from any corpus: text, JSON lines or Parquet files, TensorFlow Datasets, the bundled sample, or several."""
 
-import bz2
-import glob
-import gzip
+import dataclasses
 import hashlib
-import io
-import lzma
 import os
 import pathlib
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 from electra_jax.config import UserError
+from electra_jax.data import files, readers, tfds
+from electra_jax.data.sources import (
+    DOCUMENT_FORMATS, SAMPLE, WHAT_TO_GIVE, Source, checked, format_of, parse_sources, source_at)
 
-SAMPLE = 'sample'
 SAMPLE_PATH = pathlib.Path(__file__).parent / 'sample' / 'corpus.txt.xz'
-DOCUMENT_FORMATS = ('blank_line', 'line', 'file')
+INVALID_UTF8 = ('refuse', 'replace')
+GROUP_BYTES = 256_000_000
+GROUP_EXAMPLES = 200_000
 
-_OPENERS = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}
-_BUFFER_BYTES = 1 << 18
-_ADVANCE_LINES = 256
 _GLOB_CHARACTERS = set('*?[')
 
-Source = str | os.PathLike | Sequence[str | os.PathLike]
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """What one reader reads, in order: the unit of parallel reading."""
+
+  source: int  # index of its source
+  spec: Source
+  files: tuple[str, ...] = ()  # of a source of files
+  start: int = 0  # of a TFDS dataset: the first of the examples that its split selects
+  stop: int = 0   # and the one after the last
+  bytes: int = 0  # on disk; of a TFDS dataset about
 
 
-def corpus_files(source: Source) -> list[pathlib.Path]:
-  """The files a source names, sorted and each once.
+def groups(sources: Sequence[Source]) -> list[Group]:
+  """What the sources hold, cut into pieces for one reader each, in order; their names and sizes alone decide.
 
-  Args:
-    source: `'sample'` for the bundled corpus, or a path or glob of text files, or a list of those.
+  Files are sorted and come once each. They are gathered in order until a group has `GROUP_BYTES`; a larger file is a
+  group of its own. Of TFDS datasets each `GROUP_EXAMPLES` examples are one. No group spans sources.
 
   Raises:
-    UserError: a file is missing, cannot be read or is a folder; a glob matches nothing; the source is empty.
+    UserError: a file is missing, cannot be read, is a folder, or of another format; a pattern matches nothing; there is
+      no source; text is in two sources of a mixture; a TFDS dataset is not prepared or has no such split or text.
   """
-  if isinstance(source, str | os.PathLike):
-    source = [source]
-  files = set()
-  for item in source:
-    item = os.fspath(item)
-    if item == SAMPLE:
-      files.add(SAMPLE_PATH)
-    elif os.path.exists(item):
-      files.add(pathlib.Path(item))
-    elif _GLOB_CHARACTERS & set(item):
-      matches = [path for path in glob.glob(item, recursive=True) if os.path.isfile(path)]
-      if not matches:
-        raise UserError(f"the corpus pattern {item!r} matches no file; give a pattern that does, or 'sample'")
-      files.update(map(pathlib.Path, matches))
-    else:
-      raise UserError(f"the corpus file {item!r} does not exist; give a file, a pattern like 'text/*.txt', or 'sample'")
-  if not files:
-    raise UserError("the corpus source is empty; give a file, a pattern such as 'text/*.txt', or 'sample'")
-  for path in files:
-    if path.is_dir():
-      raise UserError(f"the corpus {str(path)!r} is a folder; give the files in it, such as '{path}/*.txt'")
-    if not os.access(path, os.R_OK):
-      raise UserError(f'the corpus file {str(path)!r} may not be read; change its permissions')
-  return sorted(files)
-
-
-def corpus_bytes(source: Source) -> int:
-  """Bytes that the source's files take on disk, the unit of `documents`' `advance`."""
-  return sum(path.stat().st_size for path in corpus_files(source))
-
-
-def corpus_identity(source: Source) -> str:
-  """A hash that changes when the corpus does: the content of the bundled sample; path, size and time of other files."""
-  digest = hashlib.blake2b(digest_size=16)
-  for path in corpus_files(source):
-    if path == SAMPLE_PATH:
-      digest.update(b'sample\0' + hashlib.blake2b(path.read_bytes()).digest())
-    else:
-      stat = path.stat()
-      digest.update(f'{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0'.encode(errors='surrogateescape'))
-  return digest.hexdigest()
-
-
-def describe(source: Source) -> str:
-  """The source in a few words, for a person."""
-  if source == SAMPLE:
-    return 'the bundled sample'
-  files = corpus_files(source)
-  return str(files[0]) if len(files) == 1 else f'{files[0]} and {len(files) - 1} more'
+  found = []
+  for i, (source, contents) in enumerate(_contents(sources)):
+    if source.format == 'tfds':
+      builder, slices = contents
+      total = sum(last - first for _, first, last in slices)
+      size = sum(tfds.slice_bytes(builder, part) for part in slices)
+      for start in range(0, total, GROUP_EXAMPLES):
+        stop = min(start + GROUP_EXAMPLES, total)
+        found.append(Group(i, source, (), start, stop, size * stop // total - size * start // total))
+      continue
+    gathered, size = [], 0
+    for path, facts in contents.items():
+      if gathered and (size >= GROUP_BYTES or facts.size >= GROUP_BYTES):
+        found.append(Group(i, source, tuple(gathered), bytes=size))
+        gathered, size = [], 0
+      gathered.append(path)
+      size += facts.size
+    if gathered:
+      found.append(Group(i, source, tuple(gathered), bytes=size))
+  return found
 
 
 def documents(
-  source: Source,
-  document_format: str = 'blank_line',
+  group: Group,
+  invalid_utf8: str = 'refuse',
   advance: Callable[[int], None] | None = None,
+  counts: dict[str, int] | None = None,
 ) -> Iterator[str]:
-  """Yields the corpus's documents in order, holding one at a time in memory.
+  """The group's documents in order, one at a time in memory.
 
   Args:
-    source: see `corpus_files`. `.gz`, `.xz` and `.bz2` are decompressed on the way.
-    document_format: `'blank_line'`: documents are parted by blank lines, and their lines are paragraphs; `'line'`: each
-      line is one; `'file'`: each file is one.
-    advance: called with the number of bytes of the files on disk read since the last call.
+    invalid_utf8: what becomes of bytes that are not UTF-8: `'refuse'`, or `'replace'` by U+FFFD.
+    advance: called with the number of bytes of `group.bytes` read since the last call.
+    counts: added to: `'blank_documents'` (of white space alone, or null, which are left out), `'replaced_bytes'` (that
+      were not UTF-8; half a surrogate pair in JSON counts as one) and `'documents_with_replacements'`.
 
   Yields:
-    Documents as they stand in the file, their paragraphs parted by newlines. Those of white space alone are left out.
+    Documents as they stand, the paragraphs of a text file parted by newlines.
 
   Raises:
-    UserError: as `corpus_files`; no document at all; a file that is not UTF-8, or is damaged.
+    UserError: something damaged, not UTF-8, or not in the format it should have, named with its place.
   """
-  if document_format not in DOCUMENT_FORMATS:
-    raise UserError(f"document_format is {document_format!r}; it can be {', '.join(map(repr, DOCUMENT_FORMATS))}")
-  files = corpus_files(source)
-  found = False
-  for path in files:
-    for document in _file_documents(path, document_format, advance):
-      found = True
-      yield document
-  if not found:
-    raise UserError(f"the corpus is empty: no text in {describe(source)}; give files that hold some, or 'sample'")
+  if invalid_utf8 not in INVALID_UTF8:
+    raise UserError(f"invalid_utf8 is {invalid_utf8!r}; it can be {', '.join(map(repr, INVALID_UTF8))}")
+  return _documents(group, invalid_utf8, advance, counts)
+
+
+def read(source, document_format: str = 'blank_line', invalid_utf8: str = 'refuse') -> Iterator[str]:
+  """All documents of a source as in config.data.source, of a path or a `Source`, or of a list of those."""
+  found = []
+  for item in source if isinstance(source, Sequence) and not isinstance(source, str) else [source]:
+    if isinstance(item, str):
+      found += parse_sources(item, document_format)
+    else:
+      found.append(item if isinstance(item, Source) else source_at(os.fspath(item), document_format=document_format))
+  for group in groups(checked(found)):
+    yield from documents(group, invalid_utf8)
+
+
+def corpus_identity(sources: Sequence[Source]) -> str:
+  """A hash that changes when the corpus does.
+
+  It covers the content of the bundled sample; path, size and version of other files; name, version, selected examples
+  and files' sizes of TFDS datasets; and how they are read. Weights are not in it.
+  """
+  digest = hashlib.blake2b(digest_size=16)
+  for source, contents in _contents(sources):
+    if source.format == 'tfds':
+      known = tfds.identity(source, contents[0])
+    elif source.format == SAMPLE:
+      known = hashlib.blake2b(SAMPLE_PATH.read_bytes()).hexdigest()
+    else:
+      known = [(_absolute(path), facts.size, facts.version) for path, facts in contents.items()]
+    field = source.field if source.format in ('jsonl', 'parquet') else ''
+    digest.update(repr((source.format, field, known)).encode(errors='surrogateescape') + b'\0')
+  return digest.hexdigest()
+
+
+def describe(sources: Sequence[Source]) -> str:
+  """The sources in a few words, for a person."""
+  def words(source):
+    name = 'the bundled sample' if source.format == SAMPLE else source.location
+    name += f' {source.split}' if source.format == 'tfds' else ''
+    return name + (f' (weight {source.weight:g})' if source.weight is not None and len(sources) > 1 else '')
+  shown = [words(source) for source in sources]
+  return ', '.join(shown) if len(shown) <= 3 else f'{", ".join(shown[:2])} and {len(shown) - 2} more'
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -127,47 +140,79 @@ def is_held_out(text: str, fraction: float) -> bool:
   return int.from_bytes(digest, 'big') < fraction * 2**64
 
 
-def _file_documents(path, document_format, advance):
-  paragraphs = []
-  for line in _lines(path, advance):
-    blank = not line.strip()
-    if document_format == 'line':
-      if not blank:
-        yield line
-    elif not blank or (document_format == 'file' and paragraphs):
-      paragraphs.append(line)
-    elif paragraphs:
-      yield '\n'.join(paragraphs)
-      paragraphs = []
-  if paragraphs:
-    yield '\n'.join(paragraphs).rstrip('\n')
+def _documents(group, invalid_utf8, advance, counts):
+  spec = group.spec
+  if spec.format == 'tfds':
+    yield from tfds.read_examples(spec, group.start, group.stop, invalid_utf8, advance, group.bytes, counts)
+  for path in group.files:
+    if spec.format == 'jsonl':
+      yield from readers.read_jsonl(path, spec.field, invalid_utf8, advance, counts)
+    elif spec.format == 'parquet':
+      yield from readers.read_parquet(path, spec.field, invalid_utf8, advance, counts)
+    else:
+      text_format = 'blank_line' if spec.format == SAMPLE else spec.format
+      yield from readers.read_text(path, text_format, invalid_utf8, advance, counts)
 
 
-def _lines(path, advance):
-  """Lines of a file without their ends, decoded; only \\n parts lines, as other separators occur inside paragraphs."""
-  seen = 0
-  offset = 0
-  with open(path, 'rb') as raw:
-    opener = _OPENERS.get(path.suffix.lower())
-    stream = io.BufferedReader(opener(raw), _BUFFER_BYTES) if opener else raw
-    number = 0
-    while True:
-      try:
-        line = stream.readline()
-      except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f'the corpus file {str(path)!r} is damaged or cut short ({error}); make it again') from None
-      if advance and (number % _ADVANCE_LINES == 0 or len(line) > _BUFFER_BYTES or not line):
-        position = raw.tell()
-        if position > seen:
-          advance(position - seen)
-          seen = position
-      if not line:
-        return
-      number += 1
-      try:
-        text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
-      except UnicodeDecodeError as error:
-        where = f'byte 0x{line[error.start]:02x} on line {number}, byte {offset + error.start} of the text'
-        raise UserError(f'the corpus file {str(path)!r} is not UTF-8 ({where}); convert it, with iconv say') from None
-      offset += len(line)
-      yield text.rstrip('\r\n')
+def _contents(sources):
+  """Yields (source, what it holds): files with their facts, or a TFDS builder and its slices; nothing comes twice."""
+  checked(sources)
+  seen = {}
+  for source in sources:
+    if source.format == 'tfds':
+      builder = tfds.open_dataset(source)
+      slices = tfds.slices(source, builder)
+      for split, first, last in slices:
+        taken = seen.setdefault((builder.info.full_name, source.field, split), [])
+        if any(first < end and start < last for start, end in taken):
+          raise UserError(f'examples of split {split!r} of {source.location!r} are named twice; choose splits that do '
+                          'not overlap')
+        taken.append((first, last))
+      yield source, (builder, slices)
+      continue
+    found = {}
+    for path, facts in _files(source).items():
+      key = (_absolute(path), source.format, source.field)
+      if key in seen and source.weight is not None and seen[key] is not source:
+        raise UserError(f'the corpus file {path!r} is in two sources, {seen[key].location!r} and {source.location!r}; '
+                        'with weights it can be in one')
+      if key not in seen:
+        seen[key] = source
+        found[path] = facts
+    yield source, found
+
+
+def _files(source):
+  """The files of a source with their facts, sorted."""
+  if source.format == SAMPLE:
+    return {str(SAMPLE_PATH): files.facts(SAMPLE_PATH)}
+  location = os.path.expanduser(source.location)
+  if files.exists(location):
+    _check_file(location)
+    found = {location: files.facts(location)}
+  elif _GLOB_CHARACTERS & set(location):
+    found = files.find(location)
+    if not found:
+      raise UserError(f"the corpus pattern {location!r} matches no file; give a pattern that does, or 'sample'")
+  else:
+    raise UserError(f'the corpus file {location!r} does not exist; {WHAT_TO_GIVE}')
+  for path in found:
+    if not files.is_remote(path) and not os.access(path, os.R_OK):
+      raise UserError(f'the corpus file {path!r} may not be read; change its permissions')
+    told = format_of(path)
+    if told and told != source.format and source.format in DOCUMENT_FORMATS and not format_of(location):
+      raise UserError(f'the corpus pattern {location!r} matches {path!r}, which is no text; give a pattern for each '
+                      'kind of file, which ends as they do')
+  return found
+
+
+def _check_file(path):
+  if files.is_folder(path):
+    raise UserError(f"the corpus {path!r} is a folder; give the files in it, such as '{path}/*.txt'")
+  if not files.is_remote(path) and not os.path.isfile(path):
+    raise UserError(f'the corpus {path!r} is no file that can be read twice; give one that is on a disk')
+
+
+def _absolute(path):
+  """What tells one file from others: the path with links resolved, or the address."""
+  return path if files.is_remote(path) else os.path.realpath(path)

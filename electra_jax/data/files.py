@@ -20,7 +20,8 @@ COMPRESSIONS = ('.gz', '.xz', '.bz2', '.zst')
 
 _PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs': 'adlfs', 'http': 'aiohttp',
              'https': 'aiohttp', 'hf': 'huggingface_hub'}
-_VERSION_MARKS = ('etag', 'ETag', 'md5Hash', 'generation', 'updated', 'mtime', 'LastModified', 'last_modified', 'created')
+_VERSION_MARKS = ('etag', 'ETag', 'md5Hash', 'generation', 'updated', 'mtime', 'LastModified', 'last_modified',
+                  'created')
 _BUFFER_BYTES = 1 << 18
 _ZSTD_INPUT_BYTES = 1 << 14  # a piece is decompressed whole; small ones keep what grows a thousandfold small too
 
@@ -53,7 +54,8 @@ def filesystem(address: str):
     package = _PACKAGES.get(scheme, f'the fsspec package for {scheme}')
     raise UserError(f'{address!r} needs {package}, which is not installed; pip install {package}') from None
   except ValueError:
-    raise UserError(f'{address!r} begins with a scheme that is not known; give a path, or an address such as gs://bucket/file') from None
+    raise UserError(f'{address!r} begins with a scheme that is not known; give a path, or an address such as '
+                    'gs://bucket/file') from None
 
 
 def join(folder: str | os.PathLike, *names: str) -> str:
@@ -222,7 +224,7 @@ def _remote_facts(told):
 def reason(error: Exception) -> str:
   """An error in a few words, of one line."""
   told = str(getattr(error, 'strerror', None) or error).strip()
-  return told.splitlines()[0] if told else type(error).__name__
+  return told.splitlines()[0].rstrip('.') if told else type(error).__name__
 
 
 @contextlib.contextmanager
