@@ -23,7 +23,7 @@ _PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs':
 _VERSION_MARKS = ('etag', 'ETag', 'md5Hash', 'generation', 'updated', 'mtime', 'LastModified', 'last_modified',
                   'created')
 _BUFFER_BYTES = 1 << 18
-_ZSTD_INPUT_BYTES = 1 << 14  # a piece is decompressed whole; small ones keep what grows a thousandfold small too
+_ZSTD_LEAST, _ZSTD_MOST = 1 << 8, 1 << 14  # bytes decompressed at a time, fewer where they become very many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _ZstdReader(io.RawIOBase):
   """Zstandard frames in a row. The library's own stream reader takes a file that is cut short for a whole one."""
 
   def __init__(self, raw: BinaryIO):
-    self._raw, self._frame, self._ready = raw, None, b''
+    self._raw, self._frame, self._ready, self._amount = raw, None, b'', _ZSTD_LEAST
 
   def readable(self) -> bool:
     return True
@@ -153,7 +153,7 @@ class _ZstdReader(io.RawIOBase):
     import zstandard
 
     while not self._ready:
-      piece = (self._frame.unused_data if self._frame and self._frame.eof else b'') or self._raw.read(_ZSTD_INPUT_BYTES)
+      piece = (self._frame.unused_data if self._frame and self._frame.eof else b'') or self._raw.read(self._amount)
       if not piece:
         if not self._frame or not self._frame.eof:
           raise EOFError('it ends within a frame')
@@ -161,6 +161,8 @@ class _ZstdReader(io.RawIOBase):
       if not self._frame or self._frame.eof:  # windows beyond 128 MB, as of zstd --long=31, are taken too
         self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
       self._ready = memoryview(self._frame.decompress(piece))
+      wanted = len(piece) * _BUFFER_BYTES // max(len(self._ready), 1)
+      self._amount = max(_ZSTD_LEAST, min(wanted, _ZSTD_MOST))
     count = min(len(buffer), len(self._ready))
     buffer[:count], self._ready = self._ready[:count], self._ready[count:]
     return count

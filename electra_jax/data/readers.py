@@ -112,8 +112,10 @@ def read_parquet(path: str, column: str, invalid_utf8: str, advance: Advance, co
 
   size = files.size(path)
   seen = rows = 0
+  # Read ahead, the column of a whole row group would be in memory.
+  options = dict(buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
   try:
-    with files.open_binary(path) as raw, pq.ParquetFile(raw, buffer_size=_PARQUET_BUFFER_BYTES) as file:
+    with files.open_binary(path) as raw, pq.ParquetFile(raw, **options) as file:
       names = _column(file.schema_arrow, column, path)
       total = file.metadata.num_rows
       for batch in file.iter_batches(_PARQUET_ROWS, columns=['.'.join(names)], use_threads=False):
