@@ -1,6 +1,9 @@
 """The same pieces of preparation as an Apache Beam pipeline: its local runner, Dataflow, Flink, Spark."""
 
+import contextlib
 import functools
+import logging
+import re
 import shlex
 from collections.abc import Callable, Iterable
 
@@ -48,11 +51,25 @@ def each(function: Callable, items: Iterable, flags: str) -> None:
     pipeline | 'items' >> beam.Create(list(items)) | 'share out' >> beam.Reshuffle() | 'call' >> beam.Map(function)
 
 
+@contextlib.contextmanager
 def _pipeline(flags):
+  """A pipeline that runs at the end of the block. A person's mistake in a worker is one sentence here too."""
   import apache_beam as beam
   from apache_beam.options.pipeline_options import PipelineOptions
 
-  return beam.Pipeline(options=PipelineOptions(shlex.split(flags)))
+  logger = logging.getLogger('apache_beam')
+  level = logger.level
+  logger.setLevel(logging.CRITICAL)  # it would print the worker's traceback beside the sentence
+  try:
+    with beam.Pipeline(options=PipelineOptions(shlex.split(flags))) as pipeline:
+      yield pipeline
+  except Exception as error:  # workers on other machines hand over the text of an error alone
+    text = f'{type(error).__name__}: {error}'
+    if not (mistake := re.search(r'\b(UserError|Unwritable): (.+?)(?: \[while running|\n|$)', text)):
+      raise
+    raise (files.Unwritable if mistake[1] == 'Unwritable' else UserError)(mistake[2]) from None
+  finally:
+    logger.setLevel(level)
 
 
 def _read(job, numbered):

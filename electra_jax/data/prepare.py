@@ -190,7 +190,7 @@ def _make(path, work, fingerprint, recipe, sources, groups, tokenizer, processes
   each_block(job, blocks.make_rows, lambda name: blocks.block_facts(job, name) is not None, 'rows')
 
   facts, parts = preparation_report.gather(job, groups, sources, _weighted(sources))
-  _check_splits(facts, recipe, sources)
+  _check_rows(facts, recipe, sources)
   facts = {'format': FORMAT, 'fingerprint': fingerprint, 'source': recipe.source, 'recipe': dataclasses.asdict(recipe),
            'tokenizer': {'kind': tokenizer.kind, 'size': tokenizer.size, 'fingerprint': tokenizer.fingerprint}} | facts
   for name, pieces in parts.items():
@@ -257,9 +257,7 @@ def _train_tokenizer(folder, recipe, sources, groups):
     if work:
       wordpiece = {'lowercase': recipe.lowercase, 'strip_accents': recipe.strip_accents} if recipe.tokenizer == 'wordpiece' else {}
       expected = int(sum(group.bytes * _EXPANSION.get(os.path.splitext((*group.files, '')[0])[1], 1) for group in groups))
-      texts = (text for group in groups for text in corpora.documents(group, recipe.invalid_utf8)
-               if not corpora.is_held_out(text, recipe.heldout_fraction))
-      trained = tokenizers.train_tokenizer(texts, kind=recipe.tokenizer, vocab_size=recipe.vocab_size, expected_characters=expected,
+      trained = tokenizers.train_tokenizer(_training_texts(recipe, sources, groups), kind=recipe.tokenizer, vocab_size=recipe.vocab_size, expected_characters=expected,
                                            byte_fallback=recipe.byte_fallback, **wordpiece)
       for name, content in trained.files.items():
         files.write_bytes(files.join(folder, name), content)
@@ -270,20 +268,38 @@ def _train_tokenizer(folder, recipe, sources, groups):
   return tokenizer
 
 
-def _check_splits(facts, recipe, sources):
-  documents = {split: facts[split]['documents'] + facts[split]['duplicate_documents'] for split in facts if split in blocks.SPLITS}
-  source = corpora.describe(sources)
+def _training_texts(recipe, sources, groups):
+  """The documents to train on; an error at the end where a split that is wanted has none."""
+  documents = dict.fromkeys(blocks.SPLITS, 0)
+  for group in groups:
+    for text in corpora.documents(group, recipe.invalid_utf8):
+      split = blocks.SPLITS[corpora.is_held_out(text, recipe.heldout_fraction)]
+      documents[split] += 1
+      if split == 'train':
+        yield text
+  _check_documents(documents, recipe, sources)
+
+
+def _check_documents(documents, recipe, sources):
+  """Raises UserError where a split that is wanted has no document; `documents` is their number by split."""
   if not sum(documents.values()):
-    raise UserError(f"the corpus is empty: no text in {source}; give files that hold some, or 'sample'")
-  if not documents['train'] or (recipe.heldout_fraction and not documents.get('heldout')):
+    raise UserError(f"the corpus is empty: no text in {corpora.describe(sources)}; give files that hold some, or 'sample'")
+  if not documents['train'] or (recipe.heldout_fraction and not documents['heldout']):
     raise UserError(
       f'the corpus has too few documents to hold some out: heldout_fraction {recipe.heldout_fraction} of '
-      f"{sum(documents.values())} leaves {documents['train']} to train on and {documents.get('heldout', 0)} held out; part the text into "
+      f"{sum(documents.values())} leaves {documents['train']} to train on and {documents['heldout']} held out; part the text into "
       f'more documents (document_format is {recipe.document_format!r}) or choose another fraction'
     )
-  for split in documents:
+
+
+def _check_rows(facts, recipe, sources):
+  """Raises UserError where a split or a source of a mixture has no row."""
+  splits = [split for split in blocks.SPLITS if split in facts]
+  _check_documents(dict.fromkeys(blocks.SPLITS, 0) | {split: facts[split]['documents'] + facts[split]['duplicate_documents'] for split in splits},
+                   recipe, sources)
+  for split in splits:
     if not facts[split]['rows']:
-      raise UserError(f"the {'held-out' if split == 'heldout' else 'training'} documents of {source} hold no token; give more text")
+      raise UserError(f"the {'held-out' if split == 'heldout' else 'training'} documents of {corpora.describe(sources)} hold no token; give more text")
   for entry in facts['sources']:
     if entry['store'] != 'train' and not entry['rows']:
       raise UserError(f"the source {entry['location']!r} has no training document; give more text, or leave it out")

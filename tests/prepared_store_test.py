@@ -1,0 +1,71 @@
+"""--mode=prepare prints what it made, and a run from its store is the run from the text, bit for bit."""
+
+import shutil
+
+import pytest
+
+import micro_run
+from electra_jax import main
+from electra_jax.config import UserError
+from electra_jax.data.prepare import open_prepared
+from electra_jax.pretrain import run as runs
+
+
+def prepare(capsys, *argv):
+  """Runs --mode=prepare in this process and returns what it printed."""
+  here = [argument for argument in micro_run.arguments('none') if 'workdir' not in argument and 'data.cache' not in argument]
+  capsys.readouterr()
+  assert main.main(['main', '--mode=prepare', *here, *argv]) == 0
+  return capsys.readouterr().out
+
+
+@pytest.fixture
+def from_the_root(monkeypatch):
+  monkeypatch.chdir(micro_run.ROOT)
+
+
+def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, capsys):
+  rows = tmp_path / 'rows'
+  screen = prepare(capsys, f'--output={rows}', f'--config.data.cache={tmp_path / "cache"}')
+  facts = open_prepared(rows).facts
+  assert f"| tokens of text | {facts['train']['text_tokens']:,} | {facts['heldout']['text_tokens']:,} |" in screen
+  assert f'--config.data.store={rows}' in screen and str(rows / 'report.md') in screen
+  assert facts['train']['documents'] + facts['heldout']['documents'] == 120
+  # Neither the text nor the cache is there any more: the store is all that is needed.
+  shutil.rmtree(tmp_path / 'cache')
+  argv = [argument for argument in micro_run.arguments(tmp_path / 'run', '--config.keep=100') if 'data.source' not in argument]
+  micro_run.run(*argv, f'--config.data.store={rows}', '--config.data.source=nowhere')
+  expected = micro_run.finished()[0]
+  assert not micro_run.differing(micro_run.checkpoint(tmp_path / 'run', 30), micro_run.checkpoint(expected, 30))
+  assert micro_run.figures(tmp_path / 'run') == micro_run.figures(expected)
+
+
+def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path, capsys):
+  rows = tmp_path / 'rows'
+  prepare(capsys, f'--output={rows}', f'--config.data.cache={tmp_path}', '--config.sequence_length=16')
+  config = main.parse(['main', f'--config={micro_run.CONFIG}', f'--config.data.store={rows}']).config
+  with pytest.raises(UserError, match='has rows of 16 tokens and config.sequence_length is 32'):
+    runs.prepare_data(config)
+  config.sequence_length = 16
+  assert runs.prepare_data(config).train.length == 16
+
+
+def test_a_run_whose_tokenizer_is_not_the_stores_says_so(from_the_root, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  shutil.copytree(micro_run.finished()[0], workdir)
+  other = prepare(capsys, f'--output={tmp_path / "other"}', f'--config.data.cache={tmp_path}', '--config.data.vocab_size=200')
+  assert 'sentencepiece tokenizer of 200 tokens' in other
+  shutil.rmtree(workdir / 'tokenizer')
+  shutil.copytree(tmp_path / 'other' / 'tokenizer', workdir / 'tokenizer')
+  capsys.readouterr()
+  assert main.main(['main', '--mode=evaluate', f'--workdir={workdir}']) == 1
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1 and 'tokenizer' in said
+
+
+def test_inspect_shows_rows_of_a_run(from_the_root, capsys):
+  assert main.main(['main', '--mode=inspect', f'--workdir={micro_run.finished()[0]}', '--rows=2']) == 0
+  screen = capsys.readouterr().out
+  assert 'masked' in screen
+  assert main.main(['main', '--mode=inspect', f'--workdir={micro_run.finished()[0]}', '--first=100000']) == 1
+  assert capsys.readouterr().err.count('\n') == 1
