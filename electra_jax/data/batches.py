@@ -1,5 +1,6 @@
 """Batches as a function of (seed, step): which rows, in which order, and reading them ahead."""
 
+import functools
 import importlib.util
 import os
 import queue
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from electra_jax.data.mixture import Mixture, mixture_rows
-from electra_jax.data.permutation import permutation
+from electra_jax.data.permutation import in_pieces, permutation
 from electra_jax.data.token_store import Store, evenly
 
 READER = 'electra_jax batches'  # the NumPy reader's thread
@@ -17,6 +18,7 @@ READER = 'electra_jax batches'  # the NumPy reader's thread
 Rows = slice | np.ndarray
 ALL = slice(None)
 
+_PIECE = 4096  # positions whose rows are computed at once
 _READ_AHEAD = 4
 _FOREVER = 2**62
 
@@ -27,8 +29,7 @@ def batch_rows(step: int, batch_size: int, num_rows: int, seed: int, rows: Rows 
   Rows are numbered through the run: the i-th of a batch is at `step * batch_size + i`, and each `num_rows` of them are
   an epoch with a permutation of its own. So every row comes once an epoch, and any step is found at once.
   """
-  position = step * batch_size + np.arange(batch_size, dtype=np.int64)[rows]
-  return permutation(position % num_rows, num_rows, seed, position // num_rows)
+  return in_pieces(step * batch_size + np.arange(batch_size)[rows], _PIECE, _piece, num_rows, seed)
 
 
 def read_batch(data: Store | Mixture, step: int, batch_size: int, seed: int, rows: Rows = ALL) -> np.ndarray:
@@ -67,6 +68,13 @@ def batches(
   last_step = _FOREVER if last_step is None else last_step
   reader = _tf_batches if use_tf else _numpy_batches
   return reader(lambda step: read_batch(data, int(step), batch_size, seed, rows), first_step, last_step)
+
+
+@functools.lru_cache(maxsize=64)
+def _piece(number, num_rows, seed):
+  """Rows at `_PIECE` positions of the run."""
+  position = number * _PIECE + np.arange(_PIECE, dtype=np.int64)
+  return permutation(position % num_rows, num_rows, seed, position // num_rows)
 
 
 def heldout_rows(num_rows: int, batch_size: int, limit: int | None = None) -> np.ndarray:

@@ -9,10 +9,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from electra_jax.config import UserError
-from electra_jax.data.permutation import derived_seed, permutation
+from electra_jax.data.permutation import derived_seed, in_pieces, permutation
 from electra_jax.data.token_store import Store, entropy
 
 DEAL = 1000  # rows of a run in which the proportions are kept
+
+_PIECE = 8  # thousands whose rows are computed at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,31 +137,21 @@ def mixture_rows(
     num_rows: of each store.
     shares: rows of each store in a thousand; they sum to `DEAL`.
   """
-  position = step * batch_size + np.arange(batch_size, dtype=np.int64)[rows]
-  deal, place = np.divmod(position, DEAL)
-  source, turn = np.empty_like(position), np.empty_like(position)
-  for one in np.unique(deal).tolist():
-    here = deal == one
-    sources, turns = _deal(one, shares, seed)
-    source[here], turn[here] = sources[place[here]], turns[place[here]]
-  result, first = np.empty_like(position), 0
-  for i, (n, share) in enumerate(zip(num_rows, shares)):
-    here = source == i
-    k = deal[here] * share + turn[here]
-    result[here] = first + permutation(k % n, n, _seed_of(seed, i), k // n)
-    first += n
-  return result
+  return in_pieces(step * batch_size + np.arange(batch_size)[rows], _PIECE * DEAL, _piece, tuple(num_rows), tuple(shares), seed)
 
 
 @functools.lru_cache(maxsize=64)
-def _deal(number, shares, seed):
-  """Of each position of a thousand of the run: which store it is dealt, and how many it was dealt there before."""
-  slots = permutation(np.arange(DEAL), DEAL, _seed_of(seed, -1), number)
+def _piece(number, num_rows, shares, seed):
+  """Rows at the positions of `_PIECE` thousands of the run, int64 `[_PIECE * DEAL]`."""
+  deals = number * _PIECE + np.arange(_PIECE)
+  slots = permutation(np.tile(np.arange(DEAL), _PIECE), DEAL, _seed_of(seed, -1), np.repeat(deals, DEAL))
   sources = np.repeat(np.arange(len(shares)), shares)[slots]
-  turns = np.empty(DEAL, np.int64)
-  for i, share in enumerate(shares):
-    turns[sources == i] = np.arange(share)
-  return sources, turns
+  rows, first = np.empty(_PIECE * DEAL, np.int64), 0
+  for source, (n, share) in enumerate(zip(num_rows, shares)):
+    k = (deals[:, None] * share + np.arange(share)).reshape(-1)
+    rows[sources == source] = first + permutation(k % n, n, _seed_of(seed, source), k // n)
+    first += n
+  return rows
 
 
 def _seed_of(seed, source):

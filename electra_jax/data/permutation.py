@@ -34,6 +34,23 @@ def permutation(index: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -
   return values.astype(np.int64).reshape(index.shape)
 
 
+def in_pieces(position: np.ndarray, size: int, piece, *arguments) -> np.ndarray:
+  """Numbers at positions of an endless sequence that is computed by the piece, since NumPy is slow in small portions.
+
+  Args:
+    position: int64 `[n]`.
+    size: positions a piece.
+    piece: a function, cached, of a piece's number and `arguments`: int64 `[size]`.
+
+  Returns:
+    int64 `[n]`.
+  """
+  if not len(position):
+    return np.zeros(0, np.int64)
+  first, last = int(position.min()) // size, int(position.max()) // size
+  return np.concatenate([piece(number, *arguments) for number in range(first, last + 1)])[position - first * size]
+
+
 def derived_seed(seed: int, number: int) -> int:
   """A seed made of a seed and a number, 0 to 2**64 - 1."""
   return int(_mix(_mix(np.full(1, seed % 2**64, np.uint64)) ^ np.uint64(number % 2**64))[0])

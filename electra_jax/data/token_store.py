@@ -99,8 +99,14 @@ class Store:
     starts = np.flatnonzero((np.diff(indices, prepend=-2) != 1) | (places == 0))
     row_bytes = length * dtype.itemsize
     offsets, sizes = places[starts] * row_bytes, np.diff(starts, append=len(indices)) * row_bytes
-    runs = zip(shards[starts].tolist(), sizes.tolist(), offsets.tolist())
-    content = b''.join([os.pread(self._descriptor(shard), size, offset) for shard, size, offset in runs])
+    runs = [
+      (self._descriptor(shard), size, offset)
+      for shard, size, offset in zip(shards[starts].tolist(), sizes.tolist(), offsets.tolist())
+    ]
+    if hasattr(os, 'posix_fadvise') and len(runs) > 1:  # the disk may begin with all of them
+      for file, size, offset in runs:
+        os.posix_fadvise(file, offset, size, os.POSIX_FADV_WILLNEED)
+    content = b''.join([os.pread(file, size, offset) for file, size, offset in runs])
     if len(content) != len(indices) * row_bytes:
       raise UserError(f'the token store {self.path!r} was cut short while it was read; {REMEDY}')
     return np.frombuffer(content, dtype).reshape(-1, length).astype(np.int32)

@@ -1,0 +1,153 @@
+"""Measures the input side alone: batches from a token store, by tf.data and by the NumPy reader.
+
+  python benchmarks/input.py                         # a store as large as the bundled corpus makes
+  python benchmarks/input.py --gigabytes=10          # and a synthetic one of 10 GB, written to --folder and removed again
+  python benchmarks/input.py --json=FILE
+
+Each reader runs in a process of its own, so that its memory can be told; rounds of the readers alternate. `resident` is
+what the process holds after the first batch and at the end: anonymous memory, and pages of files.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from electra_jax.data import batches as pipeline
+from electra_jax.data import token_store
+
+LENGTH, BATCH, VOCAB_SIZE, SEED = 128, 128, 32_768, 0
+BUNDLED_ROWS = 11_000                # about what the bundled corpus makes at this length
+AIM = 2_000_000                      # tokens a second
+LATE_STEP = 1_000_000
+_BLOCK_ROWS = 65_536
+
+
+def synthetic_store(path: pathlib.Path, rows: int) -> None:
+  """A store of random ids, written a block at a time. Blocks repeat: what is in a row is nothing to its reader."""
+  block = np.random.default_rng(0).integers(5, VOCAB_SIZE, (_BLOCK_ROWS, LENGTH), dtype=np.uint16)
+  token_store.write_store(path, (block[: rows - first] for first in range(0, rows, _BLOCK_ROWS)), length=LENGTH,
+                          vocab_size=VOCAB_SIZE, pad_id=0, tokenizer_fingerprint='synthetic', facts={})
+
+
+def resident() -> dict[str, float]:
+  """Megabytes that this process holds: anonymous memory, and pages of files. Empty where the system does not tell."""
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path('/proc/self/status').read_text().splitlines()
+    return {line.split(':')[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith(('RssAnon', 'RssFile'))}
+  return {}
+
+
+def forget_cached(path: pathlib.Path) -> None:
+  """Asks the system to drop the store's pages, so that reading begins at the disk."""
+  for file in path.glob('rows-*.bin'):
+    with open(file, 'rb') as shard:
+      os.fsync(shard.fileno())
+      os.posix_fadvise(shard.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure(path: str, reader: str, seconds: float) -> dict:
+  """Reads batches for so long, in this process: tokens/s, seconds to the first batch, resident memory."""
+  store = token_store.open_store(path)
+  use_tf = reader == 'tf.data'
+  next(iter(pipeline.batches(store, BATCH, SEED, 0, 1, use_tf=use_tf)))      # imports, and whatever is made once
+  first = {}
+  for step in (0, LATE_STEP):
+    start = time.perf_counter()
+    next(iter(pipeline.batches(store, BATCH, SEED, step, use_tf=use_tf)))
+    first[step] = time.perf_counter() - start
+  iterator = pipeline.batches(store, BATCH, SEED, 0, use_tf=use_tf)
+  next(iterator)
+  before, count, start, processor = resident(), 0, time.perf_counter(), time.process_time()
+  while time.perf_counter() - start < seconds:
+    next(iterator)
+    count += 1
+  elapsed, used = time.perf_counter() - start, time.process_time() - processor
+  return {'tokens_per_second': count * BATCH * LENGTH / elapsed, 'processor_share': used / elapsed,
+          'first_batch': first[0], 'first_batch_late': first[LATE_STEP], 'before': before, 'after': resident(),
+          'gigabytes_read': count * BATCH * LENGTH * 2 / 1e9}
+
+
+def in_a_process(path: pathlib.Path, reader: str, seconds: float) -> dict:
+  environment = os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3'}
+  command = [sys.executable, __file__, '--measure', str(path), reader, str(seconds)]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  if done.returncode:
+    sys.exit(done.stderr[-2000:])
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def read_batches(title: str, path: pathlib.Path, rounds: int, seconds: float, cold: bool = False) -> list[dict]:
+  """Rounds of both readers on one store, and a line for each reader: medians, and the range of the speed."""
+  readers, results = ('tf.data', 'numpy'), []
+  found = {reader: [] for reader in readers}
+  for _ in range(rounds):
+    for reader in readers:
+      if cold:
+        forget_cached(path)
+      found[reader].append(in_a_process(path, reader, seconds))
+  for reader, every in found.items():
+    middle = {key: statistics.median(one[key] for one in every) for key in every[0] if not isinstance(every[0][key], dict)}
+    speeds = [one['tokens_per_second'] for one in every]
+    memory = '  '.join(f'{key[3:].lower()} {every[-1]["before"][key]:.0f} to {every[-1]["after"][key]:.0f}' for key in every[-1]['before'])
+    print(f'| {title} | {reader} | {middle["tokens_per_second"] / 1e6:.1f} ({min(speeds) / 1e6:.1f} to {max(speeds) / 1e6:.1f}) '
+          f'| {middle["processor_share"]:.2f} | {middle["first_batch"] * 1e3:.1f} | {middle["first_batch_late"] * 1e3:.1f} | {memory} |', flush=True)
+    results.append({'store': title, 'reader': reader, **middle, 'rounds': every})
+  return results
+
+
+# What else is measured: functions of the arguments that print a table and return its figures.
+MORE = []
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--gigabytes', type=float, default=0, help='size of a synthetic store to read too')
+  parser.add_argument('--folder', default=tempfile.gettempdir(), help='where stores are written, and removed again')
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--seconds', type=float, default=3, help='of each measurement')
+  parser.add_argument('--json', help='a file for the figures')
+  parser.add_argument('--measure', nargs=3, help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  if arguments.measure:
+    path, reader, seconds = arguments.measure
+    print(json.dumps(measure(path, reader, float(seconds))))
+    return
+
+  sizes = {'bundled size': BUNDLED_ROWS}
+  if arguments.gigabytes:
+    sizes[f'{arguments.gigabytes:g} GB'] = round(arguments.gigabytes * 1e9 / (LENGTH * 2))
+  needed = max(sizes.values()) * LENGTH * 2
+  if shutil.disk_usage(arguments.folder).free < 1.2 * needed:
+    sys.exit(f'{arguments.folder} has no room for a store of {needed / 1e9:.1f} GB; name another --folder, or fewer --gigabytes.')
+  figures = {'machine': platform.processor() or platform.machine(), 'cores': os.cpu_count(), 'batch': BATCH, 'length': LENGTH, 'batches': []}
+  print(f'Batches of {BATCH} rows of {LENGTH}; the aim is {AIM / 1e6:.0f} million tokens/s\n')
+  print('| store | reader | million tokens/s, median (range) | processors | first batch, ms | the same at step 1,000,000 | resident MB |')
+  print('|---|---|---|---|---|---|---|')
+  for title, rows in sizes.items():
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+      path = pathlib.Path(folder) / 'store'
+      synthetic_store(path, rows)
+      figures['batches'] += read_batches(title, path, arguments.rounds, arguments.seconds)
+      if rows > BUNDLED_ROWS and hasattr(os, 'posix_fadvise'):
+        figures['batches'] += read_batches(f'{title}, from the disk', path, arguments.rounds, arguments.seconds, cold=True)
+  for more in MORE:
+    figures |= more(arguments)
+  if arguments.json:
+    pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  main()
