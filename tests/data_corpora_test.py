@@ -1,4 +1,4 @@
-"""Documents come out of every kind of text file whole and in order, and what cannot be read is named in one sentence."""
+"""Documents come out of every kind of text file whole and in order; what cannot be read is named in one sentence."""
 
 import bz2
 import gzip
@@ -56,7 +56,7 @@ def test_an_address_works_like_a_path(suffix, pack):
     read_bytes = []
     assert read(pattern, advance=read_bytes.append) == (['a', *DOCUMENTS, 'b', *DOCUMENTS], {})
     assert sum(read_bytes) == sum(group.bytes for group in corpora.groups(corpora.parse_sources(pattern))) > 0
-    assert read(f'memory://corpus/b.txt{suffix}')[0] == ['b', *DOCUMENTS]
+    assert read(f'memory://corpus/b.txt{suffix}, {pattern}')[0] == ['b', *DOCUMENTS, 'a', *DOCUMENTS]
     before = corpora.corpus_identity(corpora.parse_sources(pattern))
     assert corpora.corpus_identity(corpora.parse_sources(pattern)) == before
     system.pipe_file(f'/corpus/b.txt{suffix}', pack(b'changed'))

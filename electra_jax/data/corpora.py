@@ -113,7 +113,7 @@ def corpus_identity(sources: Sequence[Source]) -> str:
     elif source.format == SAMPLE:
       known = hashlib.blake2b(SAMPLE_PATH.read_bytes()).hexdigest()
     else:
-      known = [(_absolute(path), facts.size, facts.version) for path, facts in contents.items()]
+      known = [(files.absolute(path), facts.size, facts.version) for path, facts in contents.items()]
     field = source.field if source.format in ('jsonl', 'parquet') else ''
     digest.update(repr((source.format, field, known)).encode(errors='surrogateescape') + b'\0')
   return digest.hexdigest()
@@ -172,7 +172,7 @@ def _contents(sources):
       continue
     found = {}
     for path, facts in _files(source).items():
-      key = (_absolute(path), source.format, source.field)
+      key = (files.absolute(path), source.format, source.field)
       if key in seen and source.weight is not None and seen[key] is not source:
         raise UserError(f'the corpus file {path!r} is in two sources, {seen[key].location!r} and {source.location!r}; '
                         'with weights it can be in one')
@@ -211,8 +211,3 @@ def _check_file(path):
     raise UserError(f"the corpus {path!r} is a folder; give the files in it, such as '{path}/*.txt'")
   if not files.is_remote(path) and not os.path.isfile(path):
     raise UserError(f'the corpus {path!r} is no file that can be read twice; give one that is on a disk')
-
-
-def _absolute(path):
-  """What tells one file from others: the path with links resolved, or the address."""
-  return path if files.is_remote(path) else os.path.realpath(path)

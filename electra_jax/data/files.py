@@ -63,6 +63,15 @@ def join(folder: str | os.PathLike, *names: str) -> str:
   return '/'.join([os.fspath(folder).rstrip('/'), *names])
 
 
+def absolute(path: str | os.PathLike) -> str:
+  """What tells one file from others: the path with links resolved, or the address as its file system writes it."""
+  path = os.fspath(path)
+  if not is_remote(path):
+    return os.path.realpath(path)
+  system = filesystem(path)
+  return system.unstrip_protocol(system._strip_protocol(path))
+
+
 def exists(path: str | os.PathLike) -> bool:
   path = os.fspath(path)
   with _readable(path):
@@ -220,7 +229,10 @@ def remove(path: str | os.PathLike) -> None:
 
 def _remote_facts(told):
   mark = next((mark for mark in _VERSION_MARKS if told.get(mark)), None)
-  return Facts(told.get('size') or 0, f'{mark} {told[mark]}' if mark else '')
+  value = told.get(mark, '')
+  if hasattr(value, 'timestamp'):  # one file system may tell a time in both ways
+    value = value.timestamp()
+  return Facts(told.get('size') or 0, f'{mark} {value}' if mark else '')
 
 
 def reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ _APPLYING = {SAMPLE: ('weight',), 'tfds': ('field', 'split', 'data_dir', 'downlo
 _TEXT_OPTIONS = ('format', 'weight')
 _WORDS = {SAMPLE: 'the bundled sample', 'tfds': 'a TFDS dataset', 'tfds folder': 'the folder of a TFDS dataset',
           'jsonl': 'JSON lines', 'parquet': 'Parquet'}
-_SUFFIXES = {'.jsonl': 'jsonl', '.ndjson': 'jsonl', '.parquet': 'parquet'}
+_SUFFIXES = {'.jsonl': 'jsonl', '.ndjson': 'jsonl', '.parquet': 'parquet', '.json': 'json'}
 _ARCHIVES = ('.tar', '.tgz', '.zip', '.7z', '.rar')
 
 
@@ -113,6 +113,9 @@ def _kind(location, given_format, document_format):
   if location.startswith(tfds.PREFIX):
     return 'tfds folder' if tfds.is_folder(location.removeprefix(tfds.PREFIX)) else 'tfds'
   told = format_of(location)
+  if given_format is None and told == 'json':  # the name alone does not tell, and neither is text
+    raise UserError(f'the corpus source {location!r} may be JSON lines or one JSON document; add ;format=jsonl where each '
+                    'line is an object')
   if given_format is None:
     return told or document_format
   if given_format not in FILE_FORMATS:

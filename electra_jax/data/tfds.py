@@ -162,7 +162,7 @@ def _record_key(source, builder):
   found = {'.'.join(names): '/'.join(names) for names in texts(builder.info.features)}
   if source.field not in found:
     raise UserError(f'TFDS dataset {builder.info.full_name} has no text called {source.field!r}; its texts are '
-                    f'{readers.named(found)}; name one with ;field=NAME')
+                    f'{readers.named(sorted(found))}; name one with ;field=NAME')
   return found[source.field]
 
 
@@ -175,7 +175,10 @@ def _array_records(builder, key, split, first, last):
   instruction = tfds.core.ReadInstruction(split, from_=first, to=last, unit='abs')
   records = builder.as_data_source(split=instruction, deserialize_method=DeserializeMethod.RAW_BYTES)
   for i in range(len(records)):
-    values = tf_example_pb2.Example.FromString(records[i]).features.feature[key].bytes_list.value
+    record = records[i]
+    if not record:  # so a file reads that was cut between two blocks
+      raise ValueError(f'example {first + i} of split {split!r} is missing')
+    values = tf_example_pb2.Example.FromString(record).features.feature[key].bytes_list.value
     yield values[0] if values else b''
 
 

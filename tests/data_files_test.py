@@ -1,0 +1,128 @@
+"""Files are found, read and written alike by path and by address, and what fails is told in one sentence."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import struct
+import tracemalloc
+
+import fsspec
+import pytest
+import zstandard
+
+from electra_jax.config import UserError
+from electra_jax.data import files
+
+ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress
+SKIPPED = struct.pack('<II', 0x184D2A50, 5) + b'12345'  # a frame that decompressors pass over
+TEXT = b''.join(b'line %d of some text\n' % i for i in range(20_000))
+
+
+@pytest.fixture(params=['path', 'address'])
+def folder(request, tmp_path):
+  if request.param == 'path':
+    yield str(tmp_path / 'folder')
+    return
+  yield 'memory://folder'
+  fsspec.filesystem('memory').rm('/folder', recursive=True)
+
+
+def decompressed(content, name='a.zst'):
+  return files.decompressed(io.BytesIO(content), name).read()
+
+
+def test_a_path_and_an_address_work_alike(folder):
+  names = ['b.txt', 'a.txt', 'deep/c.txt', 'd.md']
+  for name in names:
+    files.write_bytes(files.join(folder, name), name.encode())
+  path = files.join(folder, 'a.txt')
+  assert files.exists(path) and not files.exists(files.join(folder, 'none.txt'))
+  assert files.is_folder(folder) and not files.is_folder(path)
+  found = [files.absolute(files.join(folder, name)) for name in sorted(names)]
+  assert list(map(files.absolute, files.glob(f'{folder}/*.txt'))) == found[:2]
+  assert list(map(files.absolute, files.glob(f'{folder}/**'))) == found
+  assert files.glob(f'{folder}/*.gz') == []
+  assert files.read_bytes(path) == b'a.txt' and files.size(path) == 5
+  (facts,) = files.find(f'{folder}/a*').values()
+  assert facts == files.facts(path)
+  assert files.listing(folder) == ['a.txt', 'b.txt', 'd.md', 'deep']
+  with files.open_binary(path) as file:
+    assert file.read(2) == b'a.' and file.tell() == 2
+  before = files.version(path)
+  assert before and files.version(path) == before
+  files.write_bytes(path, b'other')
+  assert files.version(path) != before and files.read_bytes(path) == b'other'
+  files.remove(path)
+  files.remove(path)
+  files.remove(files.join(folder, 'deep'))
+  assert files.listing(folder) == ['b.txt', 'd.md'], 'and nothing half-written is left'
+
+
+def test_what_cannot_be_read_is_told(folder):
+  files.write_bytes(files.join(folder, 'a.txt'), b'')
+  for read in (files.size, files.version, files.read_bytes):
+    with pytest.raises(UserError, match=r"none.txt' cannot be read: .*\S$"):
+      read(files.join(folder, 'none.txt'))
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(files.Unwritable, match=r"file/a.txt' cannot be written: \S"):
+    files.write_bytes(tmp_path / 'file/a.txt', b'')
+
+
+def test_an_address_that_nobody_knows_is_told(monkeypatch):
+  with pytest.raises(UserError, match="'nosuch://a' begins with a scheme that is not known"):
+    files.exists('nosuch://a')
+  def missing(address):
+    raise ImportError('no module')
+  monkeypatch.setattr(fsspec.core, 'url_to_fs', missing)
+  with pytest.raises(UserError, match="'gs://b/a' needs gcsfs, which is not installed; pip install gcsfs"):
+    files.exists('gs://b/a')
+
+
+def test_whatever_a_remote_file_system_raises_is_one_sentence(monkeypatch):
+  def fail(*args, **kwargs):
+    raise RuntimeError('refused.\nMore of it.')
+  monkeypatch.setattr(type(fsspec.filesystem('memory')), 'info', fail)
+  with pytest.raises(UserError) as caught:
+    files.size('memory://folder/a')
+  assert str(caught.value) == "'memory://folder/a' cannot be read: refused"
+
+
+@pytest.mark.parametrize('suffix, pack', [('', bytes), ('.gz', gzip.compress), ('.xz', lzma.compress),
+                                          ('.bz2', bz2.compress), ('.zst', ZSTD), ('.ZST', ZSTD)])
+def test_compression_goes_by_the_suffix(suffix, pack):
+  assert decompressed(pack(TEXT) + pack(b'more'), f'a.txt{suffix}') == TEXT + b'more'
+
+
+def test_zstandard_frames_of_every_kind():
+  noise = os.urandom(300_000)
+  for content in (noise, TEXT, b'x' * 3_000_000, b'\n'.join([noise, TEXT])):
+    assert decompressed(SKIPPED + ZSTD(content) + SKIPPED + ZSTD(content[:7])) == content + content[:7]
+  assert decompressed(ZSTD(b'')) == b''
+  long = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=28)).compressobj()
+  assert decompressed(long.compress(TEXT) + long.flush()) == TEXT, 'as zstd --long writes it'
+
+
+@pytest.mark.parametrize('damage', [lambda content: content[:-1], lambda content: content[:len(content) // 2],
+                                    lambda content: content[:3], lambda content: b'', lambda content: b'no such thing',
+                                    lambda content: content + b'garbage', lambda content: content[:-2] + b'zz'])
+def test_damaged_zstandard_is_noticed(damage):
+  with pytest.raises(files.damage()):
+    decompressed(damage(ZSTD(TEXT)))
+
+
+def test_what_compresses_a_thousandfold_is_decompressed_in_parts():
+  content = ZSTD(bytes(200_000_000))
+  tracemalloc.start()
+  stream = files.decompressed(io.BytesIO(content), 'a.zst')
+  total = 0
+  while piece := stream.read(1 << 20):
+    total += len(piece)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert total == 200_000_000
+  assert peak < 30_000_000
