@@ -89,22 +89,27 @@ def markdown(facts: dict, seconds: float, processes: int, beam: str | None) -> s
     ('documents without a token', lambda f: f"{f['empty_documents']:,}"),
     ('near-duplicates left out', lambda f: f"{f['duplicate_documents']:,} ({f['duplicate_characters']:,} characters)"),
   ]
-  result = [
+  made_by = 'by Apache Beam' if beam is not None else f'by {processes} processes' if processes > 1 else 'by one process'
+  return '\n'.join([
     '# Prepared corpus', '',
-    f"{tokenizer['kind']} tokenizer of {tokenizer['size']:,} tokens, row format `{recipe['row_format']}`, made in {console.seconds(seconds)} "
-    + (f'by {processes} processes.' if beam is None else 'by Apache Beam.'), '',
-    '| | ' + ' | '.join(title for title, _ in columns) + ' |', '|---|' + '---:|' * len(columns),
-    *(f'| {title} | ' + ' | '.join(cell(f) for _, f in columns) + ' |' for title, cell in rows), '',
+    f"{tokenizer['kind']} tokenizer of {tokenizer['size']:,} tokens, row format `{recipe['row_format']}`, made in {console.seconds(seconds)} {made_by}.", '',
+    *_table([['', *(title for title, _ in columns)], *([title, *(cell(f) for _, f in columns)] for title, cell in rows)]), '',
     '## Sources', '',
-    '| source | weight | documents | characters | tokens | rows | blank documents | bytes not UTF-8 |', '|---|---:|---:|---:|---:|---:|---:|---:|',
-    *(f"| `{s['location']}` | {'' if s['weight'] is None else s['weight']} | {s['documents']:,} | {s['characters']:,} | {s['text_tokens']:,} | {s['rows']:,} | "
-      f"{s['blank_documents']:,} | {s['replaced_bytes']:,} |" for s in facts['sources']), '',
+    *_table([['source', 'weight', 'documents', 'characters', 'tokens', 'rows', 'blank', 'bytes not UTF-8'],
+             *([f"`{_cell(s['location'])}`", '' if s['weight'] is None else f"{s['weight']:g}", *(f'{s[name]:,}' for name in (
+                 'documents', 'characters', 'text_tokens', 'rows', 'blank_documents', 'replaced_bytes'))] for s in facts['sources'])]), '',
     'Documents, characters, tokens and rows of a source are those to train on. Blank documents are left out.', '',
     '## Longest documents', '',
-    '| tokens | begins |', '|---:|---|',
-    *(f'| {tokens:,} | {_cell(beginning)} |' for tokens, beginning in total['longest']), '',
-  ]
-  return '\n'.join(result)
+    *_table([['begins', 'tokens'], *([_cell(beginning), f'{tokens:,}'] for tokens, beginning in total['longest'])]), '',
+  ])
+
+
+def _table(rows):
+  """Lines of a Markdown table whose columns are aligned as text too, the first to the left, figures to the right."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  line = lambda row: '| ' + ' | '.join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))) + ' |'
+  rule = '|' + '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths)) + '|'
+  return [line(rows[0]), rule, *map(line, rows[1:])]
 
 
 def _total(facts):

@@ -132,7 +132,7 @@ def prepare(
       groups = corpora.groups(sources)
       console.say('corpus', f'{corpora.describe(sources)}, {sum(group.bytes for group in groups) / 1e6:,.1f} MB on disk')
       tokenizer = given or _train_tokenizer(files.join(cache, 'tokenizers', _hash([*corpus, vocabulary])), recipe, sources, groups)
-      _make(path, work, fingerprint, recipe, sources, groups, tokenizer, processes or workers.cores(), beam)
+      _make(path, work, fingerprint, recipe, sources, groups, tokenizer, workers.processes_for(groups, processes), beam)
     else:
       console.say('corpus', f'reusing {corpora.describe(sources)} as prepared before')
   return open_prepared(path, cache, [source.weight for source in sources])

@@ -21,14 +21,14 @@ class WorkerDied(UserError):
 
 
 def each_block(
-  job: blocks.Job, groups: list[corpora.Group], stage: Callable, finished: Callable[[str], bool], workers: int, label: str
+  job: blocks.Job, groups: list[corpora.Group], stage: Callable, finished: Callable[[str], bool], processes: int, label: str
 ) -> None:
   """Calls `stage(job, block)` for each block of the groups that is not finished, in worker processes.
 
   Args:
     stage: blocks.sign or blocks.make_rows.
     finished: whether the block of a name is.
-    workers: processes; with 1, or little text, this process does it, with the tokenizer library's threads.
+    processes: with 1 this process does it, with the tokenizer library's threads.
     label: of the progress line.
 
   Raises:
@@ -36,9 +36,8 @@ def each_block(
     WorkerDied: as it says.
   """
   total, read, tokens, skipped = sum(group.bytes for group in groups), 0, 0, 0
-  alone = workers == 1 or total < SMALL_BYTES
   with contextlib.ExitStack() as stack:
-    pool = None if alone else stack.enter_context(_processes(workers))
+    pool = stack.enter_context(_processes(processes)) if processes > 1 else None
     update = stack.enter_context(console.progress(label, total))
 
     def show():
@@ -64,11 +63,11 @@ def each_block(
       for block in blocks.read_blocks(job, index, group, advance):
         if finished(block.name):
           skipped += 1
-        elif alone:
+        elif pool is None:
           count(stage(job, block) if stage is blocks.sign else stage(job, block, None))
         else:
           pending.add(pool.submit(stage, job, block))
-          while len(pending) >= 2 * workers:  # no more text in memory than keeps the workers busy
+          while len(pending) >= 2 * processes:  # no more text in memory than keeps the workers busy
             pending = _some_done(pending, count)
     while pending:
       pending = _some_done(pending, count)
@@ -96,10 +95,10 @@ def _some_done(pending, count):
 
 
 @contextlib.contextmanager
-def _processes(workers):
+def _processes(number):
   # Not forked: threads of JAX and TensorFlow may run here already.
   pool = concurrent.futures.ProcessPoolExecutor(
-    workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker
+    number, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker
   )
   try:
     yield pool
@@ -119,6 +118,13 @@ def _end_with_parent():
   """A parent that is killed says nothing; its workers would wait for ever."""
   multiprocessing.parent_process().join()
   os._exit(1)
+
+
+def processes_for(groups: list[corpora.Group], wanted: int = 0) -> int:
+  """How many processes to use where `wanted` are (0: one a core): one for little text."""
+  if sum(group.bytes for group in groups) < SMALL_BYTES:
+    return 1
+  return wanted or cores()
 
 
 def cores() -> int:
