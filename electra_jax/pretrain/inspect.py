@@ -1,9 +1,11 @@
-"""Held-out rows as text: what was masked, what the generator put there, what the discriminator thinks of every token."""
+"""Held-out rows as text: what was masked, what the generator put there, what the discriminator makes of it."""
 
 import collections
+import functools
 import os
 import shutil
 import sys
+import textwrap
 from typing import NamedTuple
 
 import jax
@@ -14,9 +16,10 @@ from electra_jax.config import UserError
 from electra_jax.pretrain import masking, replacement
 from electra_jax.pretrain.evaluate import EVAL_SEED
 from electra_jax.pretrain.objectives import electra as objective
-from electra_jax.pretrain.readable import cells, escaped, joined, outer_ids, padded, paint, percent, pieces, surface, texts, wrapped
+from electra_jax.pretrain.readable import (cells, escaped, joined, outer_ids, padded, paint, percent, pieces, surface,
+                                           texts, wrapped)
 
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 4
 NARROWEST, WIDEST = 80, 110           # longer lines are hard to read, however wide the terminal
 TOKEN, FIGURE = 12, 5                 # columns of the tables: a token, a probability
 LONGEST_VERDICT = len('false alarm')
@@ -25,7 +28,7 @@ GAP = '___'
 
 
 class RowsRead(NamedTuple):
-  """What both towers make of rows, each array [rows, length]; probabilities float32, 0 at positions they do not speak of."""
+  """What both towers make of rows, each array [rows, length]; probabilities float32, 0 where they do not apply."""
   token_ids: jax.Array     # int32: the rows as they are
   masked: jax.Array        # bool: chosen, so that the generator's sample was put there
   hidden: jax.Array        # bool: of these, where the generator read [MASK] and not the token itself
@@ -47,13 +50,14 @@ def reading(settings: objective.Settings, model, params, token_ids, keys) -> Row
     token_ids: int [rows, length].
     keys: one key a row [rows], see masking.row_keys.
 
-  The generator's probabilities are of its plain softmax, which its loss is made of; samples follow `settings.temperature`.
+  The generator's probabilities are of its plain softmax, which its loss is made of, whatever `settings.temperature` is.
   """
   batch = objective.examples(settings, token_ids, keys)
   inputs, masks = batch['inputs'], batch['masks']
   original = jnp.take_along_axis(inputs.token_ids, masks.positions, axis=1)
   variables = {'params': params}
-  logits = model.apply(variables, inputs._replace(token_ids=masks.token_ids), masks.positions, method='generator_logits')
+  logits = model.apply(variables, inputs._replace(token_ids=masks.token_ids), masks.positions,
+                       method='generator_logits')                                    # [rows, predictions, vocab]
   samples = replacement.sample(logits, masking.stream(keys, masking.GUMBEL), temperature=settings.temperature,
                                disallow=original if settings.disallow_correct else None)
   corrupted, labels = replacement.corrupt(inputs.token_ids, masks, samples)
@@ -61,14 +65,21 @@ def reading(settings: objective.Settings, model, params, token_ids, keys) -> Row
 
   probabilities = jax.nn.softmax(logits, axis=-1)
   # By position and not by slot; the original program's repeated draws agree on both, empty slots add nothing.
-  at = lambda values: jax.vmap(lambda position, value: jnp.zeros(token_ids.shape[1], value.dtype).at[position].max(value))(
-      masks.positions, values * masks.weights.astype(values.dtype))
+  in_row = jax.vmap(lambda position, value: jnp.zeros(token_ids.shape[1], value.dtype).at[position].max(value))
+  at = lambda values: in_row(masks.positions, values * masks.weights)
   p_of = lambda ids: at(jnp.take_along_axis(probabilities, ids[..., None], axis=-1)[..., 0])
+  put = jnp.take_along_axis(corrupted, masks.positions, axis=1)
   real = inputs.token_ids != settings.pad_id
   return RowsRead(
-      token_ids=inputs.token_ids, masked=at(masks.weights) > 0, hidden=masks.token_ids != inputs.token_ids, corrupted=corrupted,
-      replaced=labels > 0, p_original=p_of(original), p_sample=p_of(jnp.take_along_axis(corrupted, masks.positions, axis=1)),
+      token_ids=inputs.token_ids, masked=at(masks.weights) > 0, hidden=masks.token_ids != inputs.token_ids,
+      corrupted=corrupted, replaced=labels > 0, p_original=p_of(original), p_sample=p_of(put),
       p_replaced=jnp.where(real, jax.nn.sigmoid(verdicts), 0), called=real & (verdicts >= 0))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _as_evaluated(settings, model, params, token_ids, numbers):
+  """`reading` with the masks and samples that evaluation gives the rows of these numbers in the store."""
+  return reading(settings, model, params, token_ids, masking.row_keys(EVAL_SEED, 0, numbers))
 
 
 def inspect(run, *, rows: int = 4, first: int = 0, colour: bool | None = None) -> str:
@@ -78,15 +89,15 @@ def inspect(run, *, rows: int = 4, first: int = 0, colour: bool | None = None) -
     run: electra_jax.Run.
     rows: most rows to show.
     first: number of the first one, from 0.
-    colour: colours in place of braces; None for them where stdout is a terminal and NO_COLOR is not set.
+    colour: marks are coloured, which adds nothing to their meaning; None: on a terminal, unless NO_COLOR is set.
 
   Raises UserError where there is no such row.
   """
   if rows < 1:
     raise UserError(f'--rows is {rows}; show 1 row at least.')
   if not 0 <= first < run.heldout.rows:
-    raise UserError(f'--first is {first}, but the {run.heldout.rows:,} held-out rows are numbered 0 to {run.heldout.rows - 1}; '
-                    'give one of these.')
+    raise UserError(f'--first is {first}, but the {run.heldout.rows:,} held-out rows are numbered 0 to '
+                    f'{run.heldout.rows - 1}; give one of these.')
   if colour is None:
     colour = sys.stdout.isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
   shown = []
@@ -99,16 +110,17 @@ def inspect(run, *, rows: int = 4, first: int = 0, colour: bool | None = None) -
 
 def _sections(run, numbers, colour: bool):
   """The parts of what is shown, in order, each as soon as it is known."""
-  store, width = run.heldout, min(max(shutil.get_terminal_size((WIDEST, 24)).columns, NARROWEST), WIDEST)
-  yield (f'\n{run.config.name}, step {run.step:,}: rows {numbers[0]:,} to {numbers[-1]:,} of {store.rows:,} held-out ones, masked and sampled '
-         f'as in --mode=evaluate\n\n{legend(run.tokenizer.kind, colour)}')
-  read = jax.jit(lambda params, token_ids, numbers: reading(
-      run.settings, run.model, params, token_ids, masking.row_keys(EVAL_SEED, 0, numbers)))
-  counts, size = collections.Counter(), min(ROWS_AT_ONCE, len(numbers))
-  for start in range(0, len(numbers), size):
-    some = numbers[start:start + size]
-    chunk = np.pad(some, (0, size - len(some)), mode='edge')           # one shape, one compilation
-    result = jax.device_get(read(run.params, store.read(chunk), chunk.astype(np.int32)))
+  store, columns = run.heldout, shutil.get_terminal_size((WIDEST, 24)).columns
+  width = min(max(columns, NARROWEST), WIDEST)
+  span = f'row {numbers[0]:,}' if len(numbers) == 1 else f'rows {numbers[0]:,} to {numbers[-1]:,}'
+  yield (f'\n{run.config.name}, step {run.step:,}: held-out {span} of {store.rows:,}, masked as in --mode=evaluate\n'
+         f'\n{legend(run.tokenizer.kind, width, colour)}')
+  counts = collections.Counter()
+  for start in range(0, len(numbers), ROWS_AT_ONCE):
+    some = numbers[start:start + ROWS_AT_ONCE]
+    chunk = np.pad(some, (0, ROWS_AT_ONCE - len(some)), mode='edge')           # one shape, one compilation
+    token_ids = store.read(chunk)
+    result = jax.device_get(_as_evaluated(run.settings, run.model, run.params, token_ids, chunk.astype(np.int32)))
     for i, number in enumerate(some):
       row = RowsRead(*(array[i] for array in result))
       counts += count(row, run.tokenizer)
@@ -140,15 +152,16 @@ def verdict(row: RowsRead, position: int) -> str:
 def count(row: RowsRead, tokenizer) -> collections.Counter:
   """Tokens, masked positions, replaced tokens and verdicts of one row."""
   real = np.flatnonzero(row.token_ids != tokenizer.pad_id)
-  return collections.Counter(tokens=len(real), masked=int(row.masked.sum()), replaced=int(row.replaced.sum())) + collections.Counter(
-      verdict(row, position) for position in real)
+  counts = collections.Counter(verdict(row, position) for position in real)
+  counts.update(tokens=len(real), masked=int(row.masked.sum()), replaced=int(row.replaced.sum()))
+  return counts
 
 
 # ---- Verdicts as text.
 
 
-def mark(was: str, put: str, kind: str, masked: bool, p: float, colour: bool) -> list[tuple[str, str | None]]:
-  """A token as it stands in a row, in parts (text, style): the original, the sample in its place, what is thought of it."""
+def mark(was: str, put: str, kind: str, masked: bool, p: float) -> list[tuple[str, str | None]]:
+  """A token as it stands in a row, in parts (text, style): the original, the sample in its place, the verdict."""
   if kind == 'original' and not masked:
     return [(was, None)]
   thought = f' {SYMBOLS[kind]}{percent(p, 0)}' if kind in SYMBOLS else ''
@@ -156,55 +169,65 @@ def mark(was: str, put: str, kind: str, masked: bool, p: float, colour: bool) ->
     parts = [(was, 'was'), ('→', 'dim'), (put + thought, kind)]
   else:
     parts = [(was + ('=' if masked else '') + thought, kind)]
-  return parts if colour else [('{', None), *parts, ('}', None)]
+  return [('{', 'dim'), *parts, ('}', 'dim')]          # inside of a word the figures need a fence, in colours too
 
 
-def legend(kind: str, colour: bool) -> str:
+def legend(kind: str, width: int, colour: bool) -> str:
   """What the marks mean, for a kind of tokenizer."""
-  meanings = [
-      (mark('was', 'put', 'caught', True, 0.83, colour), 'masked, replaced by the generator, and caught: the discriminator calls it replaced'),
-      (mark('was', 'put', 'missed', True, 0.12, colour), 'masked and replaced, but missed: it takes the token for the original'),
-      (mark('was', 'was', 'original', True, 0.1, colour), 'masked, but the generator put the original back: nothing is replaced'),
-      (mark('was', 'was', 'false alarm', False, 0.64, colour), 'the original, yet called replaced: a false alarm')]
-  lines = [paint(parts, colour) + ' ' * (16 - sum(cells(text) for text, _ in parts)) + meaning for parts, meaning in meanings]
-  lines += ["The percentage is the discriminator's probability that the token was replaced; from 50% on it calls it so.",
-            "In the tables p is the generator's probability of the token before it; "
-            + ('## goes on with a word.' if kind == 'wordpiece' else '▁ begins a word.'),
-            'A * is at a token that was chosen but not hidden: the generator read it as it was, and sampled there all the same.']
-  return '\n'.join('  ' + line for line in lines) + '\n'
+  meanings = ((mark('was', 'put', 'caught', True, 0.83), 'masked and replaced, and the discriminator caught it'),
+              (mark('was', 'put', 'missed', True, 0.12), 'masked and replaced, and the discriminator missed it'),
+              (mark('was', 'was', 'original', True, 0.1), 'masked, but the generator put the original back'),
+              (mark('was', 'was', 'false alarm', False, 0.64), 'the original, yet the discriminator calls it replaced'))
+  lines = [paint(parts, colour) + ' ' * (17 - sum(cells(text) for text, _ in parts)) + meaning
+           for parts, meaning in meanings]
+  writing = '## goes on with a word.' if kind == 'wordpiece' else '▁ begins a word.'
+  notes = ("The percentage is the discriminator's probability that the token was replaced; from 50% on it calls it so. "
+           f"In the tables p is the generator's probability of the token before it. {writing} A * is at a token that was "
+           'chosen but not hidden: the generator read it as it was, and its sample was put there all the same.')
+  lines += ['', *textwrap.wrap(notes, width - 4)]
+  return '\n'.join(('  ' + line).rstrip() for line in lines) + '\n'
 
 
 def row_text(row: RowsRead, tokenizer, number: int, width: int, colour: bool) -> str:
-  """One row: its counts, its pieces as text with marks, and a table of the masked positions. `row` has arrays [length]."""
-  lines = [paint([(f'  row {number:,}', 'bold'), (f'   {_counted(count(row, tokenizer))}', 'dim')], colour), '']
-  room = width - 4 - 3 * 2 - 2 * (TOKEN + 1 + FIGURE) - (FIGURE + 1 + LONGEST_VERDICT)       # columns that are left for the context
-  table = [[(padded('context', room), 'dim'), (_token('original', 'p'), 'dim'), (_token('put there', 'p'), 'dim'), ('replaced?', 'dim')]]
+  """One row: its counts, its pieces as text, and a table of the masked positions. `row` has arrays [length]."""
+  c = count(row, tokenizer)
+  facts = (f'{c["tokens"]} tokens, {c["masked"]} masked, {c["replaced"]} replaced, {c["caught"]} caught, '
+           f'{c["missed"]} missed, {_alarms(c)}')
+  lines = [paint([(f'  row {number:,}', 'bold'), (f'   {facts}', 'dim')], colour), '']
+  room = width - 4 - 3 * 2 - 2 * (TOKEN + 1 + FIGURE) - (FIGURE + 1 + LONGEST_VERDICT)      # columns of the context
+  header = padded('context', room), _token('original', 'p'), _token('put there', 'p'), 'replaced?'
+  table = [[(text, 'dim') for text in header]]
   for piece in pieces(tokenizer, row.token_ids):
     atoms = []
     for i, (space, text) in zip(piece, texts(tokenizer, row.token_ids[piece], row.masked[piece] | row.called[piece])):
       kind = verdict(row, i)
       if kind == 'original' and row.token_ids[i] in outer_ids(tokenizer):
-        atoms.append((space, [(text, 'dim')]))
+        parts = [(text, 'dim')]
       else:
-        atoms.append((space, mark(*_was_and_put(row, tokenizer, i, text), kind, row.masked[i], row.p_replaced[i], colour)))
+        parts = mark(*_was_and_put(row, tokenizer, i, text), kind, row.masked[i], row.p_replaced[i])
+      atoms.append((space, parts))
     lines += ['    ' + '  ' * (k > 0) + line for k, line in enumerate(wrapped(atoms, width - 6, colour))]
     for place in np.flatnonzero(row.masked[piece]):
       i, kind = piece[place], verdict(row, piece[place])
       original, put = (escaped(tokenizer.token(int(ids[i]))) for ids in (row.token_ids, row.corrupted))
-      table.append([
-          (_context(row, tokenizer, piece, place, room), 'dim'),
-          (_token(original + ('' if row.hidden[i] else '*'), percent(row.p_original[i])), None),
-          (_token(put, percent(row.p_sample[i])), kind), (f'{percent(row.p_replaced[i]):>{FIGURE}} {kind}', kind)])
-  gap = ('  ', None)
-  lines += [''] + ['    ' + paint([a, gap, b, gap, c, gap, d], colour) for a, b, c, d in table if len(table) > 1]
+      table.append([(_context(row, tokenizer, piece, place, room), 'dim'),
+                    (_token(original + ('' if row.hidden[i] else '*'), percent(row.p_original[i])), None),
+                    (_token(put, percent(row.p_sample[i])), kind),
+                    (f'{percent(row.p_replaced[i]):>{FIGURE}} {kind}', kind)])
+  if len(table) > 1:
+    lines += ['', *('    ' + '  '.join(paint([part], colour) for part in parts) for parts in table)]
   return '\n'.join(lines) + '\n'
 
 
 def _was_and_put(row, tokenizer, i, text):
-  """An original and what stands there; as the vocabulary writes them where only one of them begins a word."""
+  """An original and what stands there; as the vocabulary writes them where one begins a word and the other does not."""
   ids = int(row.token_ids[i]), int(row.corrupted[i])
+  if ids[0] == ids[1]:
+    return text, text
   (begins, _), (put_begins, put) = (surface(tokenizer, token_id) for token_id in ids)
-  return (text, put) if begins == put_begins else tuple(escaped(tokenizer.token(token_id)) for token_id in ids)
+  if begins == put_begins and put:
+    return text, put
+  return tuple(escaped(tokenizer.token(token_id)) for token_id in ids)
 
 
 def _context(row, tokenizer, piece, place, width):
@@ -221,15 +244,16 @@ def _token(text, p):
   return f'{padded(text, TOKEN)} {p:>{FIGURE}}'
 
 
-def _counted(counts):
-  """Counts of a row or of all of them, in words."""
-  alarms = counts['false alarm']
-  return (f'{counts["tokens"]:,} tokens: {counts["masked"]:,} masked, {counts["replaced"]:,} of them replaced, {counts["caught"]:,} caught, '
-          f'{counts["missed"]:,} missed; {alarms or "no"} false alarm{"s" * (alarms != 1)}')
+def _alarms(counts):
+  return f'{counts["false alarm"] or "no"} false alarm' + 's' * (counts['false alarm'] != 1)
 
 
 def totals(counts, rows: int, next_row: int, of: int) -> str:
   """What the rows shown come to, and how to see others."""
-  others = f'--first={next_row} goes on from here; ' if next_row < of else ''
-  return (f'  {"in all":12} {rows:,} row{"s" * (rows != 1)}, {_counted(counts)}\n'
-          f'  {"others":12} {others}--rows=N shows N rows, --first=N begins at row N, of 0 to {of - 1}\n')
+  share = f' ({counts["caught"] / counts["replaced"]:.0%} caught)' if counts['replaced'] else ''
+  begin = next_row if next_row < of else 0
+  seen = f'{rows:,} row{"s" * (rows != 1)}, {counts["tokens"]:,} tokens'
+  lines = (('in all', f'{seen}, {counts["masked"]:,} masked, {counts["replaced"]:,} replaced'),
+           ('', f'{counts["caught"]:,} caught and {counts["missed"]:,} missed{share}, {_alarms(counts)}'),
+           ('others', f'--rows=N shows N rows, --first={begin} begins with row {begin:,}'))
+  return '\n'.join(f'  {label:<12} {text}' for label, text in lines) + '\n'

@@ -8,9 +8,11 @@ import unicodedata
 import numpy as np
 
 # Green, magenta and yellow for verdicts, cyan for an original put back; struck red for a token that is no longer there.
-STYLES = {'caught': '1;32', 'missed': '1;35', 'false alarm': '1;33', 'original': '36', 'was': '9;31', 'dim': '2', 'bold': '1'}
+STYLES = {'caught': '1;32', 'missed': '1;35', 'false alarm': '1;33', 'original': '36', 'was': '9;31', 'dim': '2',
+          'bold': '1'}
 JOINERS = '\u200c\u200d'           # format characters that some scripts and emoji are written with; they do no harm
-CLOSING, OPENING = set('.,;:!?)]}%\'’”-'), set('([{$\'‘“-')       # WordPiece does not say on which side punctuation stands
+# Marks without a space before or after them: WordPiece does not say on which side one stands.
+CLOSING, OPENING = set('.,;:!?)]}%\'’”-'), set('([{$\'‘“-')
 BYTE = re.compile(r'<0x([0-9A-F]{2})>')                           # SentencePiece's byte fallback
 
 
@@ -22,7 +24,8 @@ def escaped(text: str) -> str:
 
 def cells(text: str) -> int:
   """Columns that a text takes in a terminal, nearly."""
-  return sum(0 if unicodedata.combining(c) or c in JOINERS else 2 if unicodedata.east_asian_width(c) in 'WF' else 1 for c in text)
+  width = lambda c: 0 if unicodedata.combining(c) or c in JOINERS else 1 + (unicodedata.east_asian_width(c) in 'WF')
+  return sum(map(width, text))
 
 
 def outer_ids(tokenizer) -> tuple[int, ...]:
@@ -47,8 +50,8 @@ def texts(tokenizer, token_ids, apart) -> list[tuple[bool, str]]:
 
   Args:
     token_ids: int [length].
-    apart: bool [length], the tokens that are looked at one by one. Of the others bytes are joined to characters, the text at the
-      first of them.
+    apart: bool [length], the tokens that are looked at one by one. Of the others bytes are joined to characters, the
+      text at the first of them.
   """
   result = []
   for i, token_id in enumerate(map(int, token_ids)):
@@ -57,7 +60,8 @@ def texts(tokenizer, token_ids, apart) -> list[tuple[bool, str]]:
       begins = begins and text not in CLOSING and result[-1][1] not in OPENING
     after_special = i > 0 and int(token_ids[i - 1]) in outer_ids(tokenizer)
     result.append((begins or after_special, text or apart[i] and escaped(tokenizer.token(token_id)) or ''))
-  byte = [tokenizer.kind == 'sentencepiece' and not apart[i] and BYTE.fullmatch(text) for i, (_, text) in enumerate(result)]
+  byte = [tokenizer.kind == 'sentencepiece' and not alone and BYTE.fullmatch(text)
+          for alone, (_, text) in zip(apart, result)]
   for are_bytes, run in itertools.groupby(range(len(result)), key=lambda i: bool(byte[i])):
     if are_bytes:
       first, *others = run
@@ -74,7 +78,7 @@ def joined(parts) -> str:
 
 
 def pieces(tokenizer, token_ids) -> list[np.ndarray]:
-  """The positions of each piece of a row [length], [CLS] and [SEP] included and padding not; each text of a pair is a piece."""
+  """Positions of each piece of a row [length], [CLS] and [SEP] included, padding not; a pair of texts is two pieces."""
   real = np.flatnonzero(token_ids != tokenizer.pad_id)
   ids = token_ids[real]
   begins = (ids == tokenizer.cls_id) | np.append(False, ids == tokenizer.sep_id)[:-1]
@@ -84,7 +88,7 @@ def pieces(tokenizer, token_ids) -> list[np.ndarray]:
 def percent(p: float, digits: int = 1) -> str:
   """A probability, cut and not rounded: nothing but 1 is 100%, and nothing below a half is 50%."""
   least = 10.0**-digits
-  cut = math.floor(round(float(p) * 100 / least, 3)) * least
+  cut = math.floor(round(float(p) * 100 / least, 9)) * least
   return '100%' if p >= 1 else f'<{least:.{digits}f}%' if cut < least else f'{cut:.{digits}f}%'
 
 
@@ -104,7 +108,7 @@ def padded(text: str, width: int, align: str = '<') -> str:
 
 
 def wrapped(atoms, width: int, colour: bool) -> list[str]:
-  """Lines of at most `width` columns. An atom is (does a space precede it, its parts); words are cut where they exceed a line."""
+  """Lines of at most `width` columns from atoms (does a space precede it, its parts); only longer words are cut."""
   words = []
   for space, parts in atoms:
     if space or not words:
