@@ -104,7 +104,7 @@ def train(sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None
       input_sentence_size=TRAINING_SENTENCES, shuffle_input_sentence=True,
       num_threads=TRAINING_THREADS,
       minloglevel=2,
-    )  # fmt: skip
+    )
   except RuntimeError as error:
     dropped = BYTE_PIECES if byte_fallback is None and fallback else 0
     if complaint := _complaint(str(error), vocab_size, dropped):

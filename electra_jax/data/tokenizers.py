@@ -18,7 +18,7 @@ KINDS = ('unigram', 'bpe', 'wordpiece')
 # Characters. A longer text is encoded in parts, so that what a library holds beside the ids stays small.
 LONG_TEXT = 100_000
 # Characters that a library gets at once: `tokenizers` keeps some hundred bytes a token until a call is over.
-CALL_CHARACTERS = 2_000_000
+CALL_CHARACTERS = 1_000_000
 # Places to part a long text: white space for every kind of tokenizer.
 _CUTS = ' \n\t\r\u3000'
 _SURROGATES = re.compile('[\ud800-\udfff]')
