@@ -98,8 +98,11 @@ def test_a_glob_several_sources_and_an_overlap_give_each_file_once(tmp_path):
   assert read(f'{tmp_path}/*.txt')[0] == ['document a.txt', 'document b.txt']
   several, _ = read(f' {tmp_path}/c.md, {tmp_path}/*.txt , {tmp_path}/./c.md,')
   assert several == ['document c.md', 'document a.txt', 'document b.txt'], 'in the order of the sources'
-  told = message(f'{tmp_path}/c.md;weight=1, {tmp_path}/*;weight=2')
-  assert "c.md' is in two sources" in told and "weights" in told
+  for again in (f'{tmp_path}/*;weight=2', f'{tmp_path}/c.md;weight=1', f'{tmp_path}/c.md;format=line;weight=2'):
+    told = message(f'{tmp_path}/c.md;weight=1, {again}')
+    assert "c.md' is in two sources" in told and 'weights' in told
+  (tmp_path / 'd.jsonl').write_text('{"text": "the text", "title": "its title"}')
+  assert read(f'{tmp_path}/d.jsonl;weight=1, {tmp_path}/d.jsonl;field=title;weight=1')[0] == ['the text', 'its title']
   assert read(f'{tmp_path}/b.txt;weight=1, {tmp_path}/a.txt;weight=2')[0] == ['document b.txt', 'document a.txt']
 
 

@@ -158,7 +158,7 @@ def _contents(sources):
   """Yields (source, what it holds): files with their facts, or a TFDS builder and its slices; nothing comes twice."""
   checked(sources)
   seen = {}
-  for source in sources:
+  for i, source in enumerate(sources):
     if source.format == 'tfds':
       builder = tfds.open_dataset(source)
       slices = tfds.slices(source, builder)
@@ -172,13 +172,13 @@ def _contents(sources):
       continue
     found = {}
     for path, facts in _files(source).items():
-      key = (files.absolute(path), source.format, source.field)
-      if key in seen and source.weight is not None and seen[key] is not source:
-        raise UserError(f'the corpus file {path!r} is in two sources, {seen[key].location!r} and {source.location!r}; '
-                        'with weights it can be in one')
-      if key not in seen:
-        seen[key] = source
+      what = (source.format, source.field) if source.format in ('jsonl', 'parquet') else 'text'
+      first = seen.setdefault((files.absolute(path), what), (i, path))
+      if first == (i, path):
         found[path] = facts
+      elif first[0] != i and source.weight is not None:
+        raise UserError(f'the corpus file {path!r} is in two sources, {sources[first[0]].location!r} and '
+                        f'{source.location!r}; with weights it can be in one')
     yield source, found
 
 

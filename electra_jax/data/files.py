@@ -6,6 +6,7 @@ import dataclasses
 import glob as local_glob
 import gzip
 import io
+import logging
 import lzma
 import os
 import pathlib
@@ -48,6 +49,9 @@ def filesystem(address: str):
   import fsspec
 
   scheme = address.split('://')[0]
+  logger = logging.getLogger(_PACKAGES.get(scheme, scheme))
+  if logger.level == logging.NOTSET:  # it would log what it raises too, with a traceback
+    logger.setLevel(logging.CRITICAL)
   try:
     return fsspec.core.url_to_fs(address)[0]
   except ImportError:

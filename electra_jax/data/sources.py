@@ -114,8 +114,8 @@ def _kind(location, given_format, document_format):
     return 'tfds folder' if tfds.is_folder(location.removeprefix(tfds.PREFIX)) else 'tfds'
   told = format_of(location)
   if given_format is None and told == 'json':  # the name alone does not tell, and neither is text
-    raise UserError(f'the corpus source {location!r} may be JSON lines or one JSON document; add ;format=jsonl where each '
-                    'line is an object')
+    raise UserError(f'the corpus source {location!r} may be JSON lines or one JSON document; add ;format=jsonl where '
+                    'each line is an object')
   if given_format is None:
     return told or document_format
   if given_format not in FILE_FORMATS:

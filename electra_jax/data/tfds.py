@@ -35,6 +35,10 @@ def open_dataset(source: Any):
   Raises:
     UserError: it is not prepared, cannot be read, or there is no such dataset.
   """
+  if importlib.util.find_spec('tensorflow_datasets') is None:
+    raise UserError(f'{source.location!r} needs TensorFlow Datasets, which is not installed; pip install '
+                    'tensorflow-datasets')
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow is loaded for addresses and for TFRecord files
   import tensorflow_datasets as tfds
   from etils import epath
   from tensorflow_datasets.core import read_only_builder, registered
@@ -187,7 +191,6 @@ def _tf_records(builder, key, split, first, last):
   if importlib.util.find_spec('tensorflow') is None:
     raise UserError(f'TFDS dataset {builder.info.full_name} is kept as {builder.info.file_format.value}, which needs '
                     'TensorFlow to be read; pip install tensorflow, or prepare it as array_record')
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
