@@ -35,42 +35,46 @@ def each_block(
     UserError: what reading raises.
     WorkerDied: as it says.
   """
-  total, read, tokens, skipped = sum(group.bytes for group in groups), 0, 0, 0
+  read = taken = done = tokens = skipped = 0  # bytes: read, of blocks begun, of blocks finished
   with contextlib.ExitStack() as stack:
     pool = stack.enter_context(_processes(processes)) if processes > 1 else None
-    update = stack.enter_context(console.progress(label, total))
+    update = stack.enter_context(console.progress(label, sum(group.bytes for group in groups)))
 
     def show():
-      update(read, f'{tokens / 1e6:,.1f} million tokens' if tokens else f'{read / 1e6:,.0f} MB read')
+      update(done, f'{tokens / 1e6:,.1f} million tokens' if tokens else f'{done / 1e6:,.0f} MB')
 
     def advance(count):
       nonlocal read
       read += count
       show()
 
-    def count(facts):
-      nonlocal tokens
+    def finish(facts, size):
+      nonlocal done, tokens
+      done += size
       if isinstance(facts, dict):
         tokens += sum(facts[split]['text_tokens'] for split in blocks.SPLITS)
       show()
 
-    pending = set()
+    pending = {}
     for index, group in enumerate(groups):
       facts = blocks.group_facts(job, index)
       if facts and all(finished(blocks.block_name(index, number)) for number in range(facts['blocks'])):
-        advance(group.bytes)
+        finish(None, group.bytes)
+        skipped += facts['blocks']
         continue
       for block in blocks.read_blocks(job, index, group, advance):
+        size, taken = read - taken, read
         if finished(block.name):
+          finish(None, size)
           skipped += 1
         elif pool is None:
-          count(stage(job, block) if stage is blocks.sign else stage(job, block, None))
+          finish(stage(job, block) if stage is blocks.sign else stage(job, block, None), size)
         else:
-          pending.add(pool.submit(stage, job, block))
+          pending[pool.submit(stage, job, block)] = size
           while len(pending) >= 2 * processes:  # no more text in memory than keeps the workers busy
-            pending = _some_done(pending, count)
+            _some_finished(pending, finish)
     while pending:
-      pending = _some_done(pending, count)
+      _some_finished(pending, finish)
   if skipped:
     console.say(label, f'{skipped:,} blocks were finished before')
 
@@ -81,17 +85,18 @@ def each(function: Callable, items: Iterable, threads: int = 4) -> None:
     list(pool.map(function, items))
 
 
-def _some_done(pending, count):
-  done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
-  for future in done:
+def _some_finished(pending, finish):
+  """Waits until at least one block is finished, and takes those that are from `pending`, a size by future."""
+  finished, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+  for future in finished:
+    size = pending.pop(future)
     try:
-      count(future.result())
+      finish(future.result(), size)
     except concurrent.futures.process.BrokenProcessPool:
       raise WorkerDied(
         'a worker process of the preparation died, most likely for want of memory; the same command goes on from there, '
         'with fewer workers say (--config.data.workers=1)'
       ) from None
-  return pending
 
 
 @contextlib.contextmanager
