@@ -58,6 +58,15 @@ def test_a_row_shows_every_kind_of_verdict():
   assert len(ends[0]) == 4 and ends == 5 * ends[:1]               # the gaps and the figures are in columns
 
 
+def test_each_text_has_a_line_of_its_own_and_padding_none():
+  tokens = tokenizer()
+  shown = lambda ids: [line.strip() for line in row_text(handmade(ids), tokens, 0, 110, False).splitlines()[2:]]
+  assert shown([CLS, 5, 6, SEP, 7, SEP, PAD, PAD]) == ['[CLS] w5 w6 [SEP]', 'w7 [SEP]']          # a pair of texts
+  assert shown([CLS, 5, SEP, CLS, 6, SEP, PAD]) == ['[CLS] w5 [SEP]', '[CLS] w6 [SEP]']
+  assert shown([CLS, 5, 6]) == ['[CLS] w5 w6'] and shown([PAD, PAD]) == []
+  assert len(shown([CLS, *[9] * 60, SEP])) > 1 and ' '.join(shown([CLS, *[9] * 60, SEP])).split().count('w9') == 60
+
+
 def test_word_pieces_and_punctuation_are_joined():
   tokens = tokenizer('wordpiece', ['the', 'play', '##ing', ',', 'don', "'", 't', '(', 'word', ')', '##ed', '.'])
   row = handmade([CLS, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, SEP, CLS, 6, 7, 8, SEP], masked={3: 1, 15: 1, 16: 1},
