@@ -39,7 +39,10 @@ def parts(files: dict[str, bytes], source: str) -> dict:
   try:
     processor.load_from_serialized_proto(files[FILE])
   except RuntimeError:
-    raise UserError(f'the tokenizer {source!r} is not a SentencePiece model or is damaged; train it again') from None
+    raise UserError(
+      f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train it again '
+      '(a WordPiece vocabulary has a name that ends in .txt)'
+    ) from None
   tokens = tuple(processor.id_to_piece(list(range(processor.get_piece_size()))))
   # The unknown piece has a type of its own, whatever its name.
   named = [UNK if i == processor.unk_id() else token for i, token in enumerate(tokens)]

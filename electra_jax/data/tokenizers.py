@@ -153,7 +153,10 @@ def load_tokenizer(
     suffix = os.path.splitext(path)[1].lower()
     found = {{'.txt': 'vocab.txt', '.json': 'tokenizer.json'}.get(suffix, 'tokenizer.model'): path}
   else:
-    raise UserError(f'no tokenizer at {path!r}: nothing is there; name a folder, a vocab.txt or a SentencePiece model')
+    raise UserError(
+      f'no tokenizer at {path!r}: nothing is there; name a folder, a vocab.txt or a SentencePiece model, '
+      f"or a kind to train: {', '.join(KINDS)}"
+    )
   for name in sentencepiece_tokenizer.FILES:
     if name not in found:
       continue
