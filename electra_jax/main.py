@@ -121,9 +121,14 @@ def main(argv: list[str] | None = None) -> int:
   # Read by XLA when it starts: its notes on compiled programs it finds in the cache are not for a person.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   try:
-    return dispatch(parse(sys.argv if argv is None else argv))
+    status = dispatch(parse(sys.argv if argv is None else argv))
+    sys.stdout.flush()
+    return status
   except UserError as error:
     print(f'electra_jax: {error}', file=sys.stderr)
+    return 1
+  except BrokenPipeError:        # who read what is printed has seen enough: | head
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except KeyboardInterrupt:
     print('electra_jax: interrupted; the same command goes on from the last checkpoint, if there is one.', file=sys.stderr)

@@ -254,3 +254,13 @@ def test_as_a_process_of_its_own(argv, devices, named, tmp_path):
   out, err = micro_run.run(*micro_run.arguments(tmp_path / 'run', *argv), status=1, devices=devices)
   assert err.startswith('electra_jax: ') and err.count('\n') == 1 and named in err
   assert 'Traceback' not in out + err and 'compiling' not in out
+
+
+@pytest.mark.parametrize('argv', [['--help'], ['--mode=prepare', MICRO, '--config.data.source={corpus}', '--config.data.cache={cache}']])
+def test_a_reader_that_has_seen_enough_is_no_error(argv, tmp_path):
+  """As in `... | head -1`."""
+  argv = [argument.format(corpus=micro_run.corpus(), cache=tmp_path) for argument in argv]
+  process = micro_run.start(*argv)
+  process.stdout.close()
+  assert process.stderr.read() == ''
+  process.wait(timeout=300)

@@ -253,5 +253,6 @@ def train(config, workdir: str) -> int:
   manager.close()
   writer.close()
   say('next', f'python -m electra_jax.main --mode=evaluate --workdir={workdir}')
+  say('', f'python -m electra_jax.main --mode=inspect --workdir={workdir}')
   say('', f'python -m electra_jax.main --mode=report --workdir={workdir}')
   return 0
