@@ -3,12 +3,9 @@
 `default_config` is the one place where all fields stand with their meaning; the files in configs/ change some of them.
 """
 
-import ast
 import difflib
 import importlib.util
 import json
-import pathlib
-import traceback
 
 import ml_collections
 

@@ -1,7 +1,6 @@
 """A corpus is prepared once, whole documents held out, nothing lost; other runs find the same; mistakes are named."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import subprocess

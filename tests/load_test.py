@@ -1,7 +1,6 @@
 """A trained run in Python, and its evaluation, on any number of devices, from the parameters alone."""
 
 import json
-import pathlib
 import shutil
 
 import jax

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -158,7 +157,7 @@ def _rows(job, block, split, texts, tokenizer, facts, threads):
     encoded = iter(tokenizer.encode_batch([line for document in lines for line in document], threads))
     documents = [[np.asarray(next(encoded), np.int32) for _ in document] for document in lines]
     rng = np.random.Generator(np.random.Philox(key=[job.seed % 2**64, SPLITS.index(split)], counter=[0, 0, block.group, block.number]))
-    rows = packing.segment_pairs(documents, job.row_length, *ids, rng, facts)
+    rows = np.array(list(packing.segment_pairs(documents, job.row_length, *ids, rng, facts)), np.int32).reshape(-1, job.row_length)
     tokens = [np.concatenate([*document, np.zeros(0, np.int32)]) for document in documents]
   else:
     tokens = [np.asarray(encoded, np.int32) for encoded in tokenizer.encode_batch(texts, threads)]
@@ -171,8 +170,7 @@ def _rows(job, block, split, texts, tokenizer, facts, threads):
     facts['unknown_tokens'] += int((encoded == tokenizer.unk_id).sum())
   longest = sorted(zip(map(len, tokens), texts), key=lambda item: -item[0])[:LONGEST]
   facts['longest'] = [[length, ' '.join(text[: 4 * _BEGINNING].split())[:_BEGINNING]] for length, text in longest]
-  rows = list(rows)
-  return np.stack(rows) if rows else np.zeros((0, job.row_length), np.int32)
+  return rows
 
 
 def _write_array(path, array):

@@ -24,7 +24,7 @@ def pack(
   sep_id: int,
   pad_id: int,
   min_piece: int = MIN_PIECE,
-) -> Iterator[np.ndarray]:
+) -> np.ndarray:
   """Packs documents into rows of pieces, each `[CLS] tokens [SEP]`, in order, padding after the last piece.
 
   A document is cut where the row ends and goes on in the next, so every token comes out once and in order. A cut leaves
@@ -37,32 +37,35 @@ def pack(
     row_length: tokens a row.
     min_piece: the shortest piece, in tokens without [CLS] and [SEP], that a cut may leave.
 
-  Yields:
-    Rows, int32 `[row_length]`.
+  Returns:
+    Rows, int32 `[rows, row_length]`.
 
   Raises:
     UserError: rows too short to hold a piece.
   """
   check_row_length(row_length)
   min_piece = min(min_piece, (row_length - 2) // 2)
-  row, used = np.full(row_length, pad_id, np.int32), 0
+  documents = [np.asarray(document) for document in documents]
+  starts, takes = [], []  # of each piece: where its [CLS] stands in the flat rows, and its tokens
+  position = 0
   for document in documents:
-    document = np.asarray(document)
-    start, remaining = 0, len(document)
+    remaining = len(document)
     while remaining:
-      take = _take(remaining, row_length - used - 2, min_piece)
+      take = _take(remaining, row_length - position % row_length - 2, min_piece)
       if take == 0:
-        yield row
-        row, used = np.full(row_length, pad_id, np.int32), 0
+        position += row_length - position % row_length
         continue
-      row[used] = cls_id
-      row[used + 1 : used + 1 + take] = document[start : start + take]
-      row[used + 1 + take] = sep_id
-      used += take + 2
-      start += take
+      starts.append(position)
+      takes.append(take)
+      position += take + 2
       remaining -= take
-  if used:
-    yield row
+  starts, takes = np.array(starts, np.int64), np.array(takes, np.int64)
+  rows = np.full(-(-position // row_length) * row_length, pad_id, np.int32)
+  if len(starts):
+    rows[starts], rows[starts + takes + 1] = cls_id, sep_id
+    moved = starts + 1 - (np.cumsum(takes) - takes)  # from a token's place in the text to its place in the rows
+    rows[np.arange(takes.sum()) + np.repeat(moved, takes)] = np.concatenate(documents)
+  return rows.reshape(-1, row_length)
 
 
 def segment_pairs(

@@ -6,8 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import pathlib
-import shutil
 import time
 
 import numpy as np
@@ -15,7 +13,8 @@ import numpy as np
 from electra_jax import console
 from electra_jax.config import UserError
 from electra_jax.data import beam as beams, blocks, corpora, duplicates, files, packing, preparation_report, tokenizers, workers
-from electra_jax.data.batches import Mixture
+from electra_jax.data.mixture import Mixture
+from electra_jax.data.shard_cache import default_cache
 from electra_jax.data.token_store import Store, open_store, rows_per_shard, write_manifest, write_shard
 from electra_jax.data.tokenizers import Tokenizer
 
@@ -25,7 +24,6 @@ RECIPE_VERSION = 2
 FORMAT = 'electra_jax prepared corpus'
 FACTS_FILE = 'facts.json'    # written last: a folder without it is not finished
 REPORT_FILE = 'report.md'
-TRAINED_KINDS = ('unigram', 'bpe', 'wordpiece')
 
 _WORK = '.work'
 # Text that a compressed byte makes, about; only to know how much of a corpus a tokenizer need see.
@@ -82,12 +80,6 @@ class Prepared:
   path: str
 
 
-def default_cache() -> str:
-  """Where prepared corpora are kept unless a person says otherwise."""
-  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return str(pathlib.Path(root) / 'electra_jax')
-
-
 def prepare(
   recipe: Recipe,
   *,
@@ -104,7 +96,7 @@ def prepare(
   Args:
     recipe: what to make.
     cache: the folder where it is kept under a fingerprint of corpus and recipe, and tokenizers too; None is
-      `default_cache()`.
+      `shard_cache.default_cache()`.
     output: a folder or address to keep it in instead.
     processes: that share the work; 0: one a core.
     beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for `processes`.
@@ -114,9 +106,9 @@ def prepare(
       be written, or holds something else; a worker that died.
   """
   recipe.check()
-  cache = os.fspath(cache) if cache is not None else default_cache()
+  cache = os.fspath(cache if cache is not None else default_cache())
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
-  given = None if recipe.tokenizer in TRAINED_KINDS else tokenizers.load_tokenizer(
+  given = None if recipe.tokenizer in tokenizers.KINDS else tokenizers.load_tokenizer(
       recipe.tokenizer, recipe.lowercase, recipe.strip_accents)
   corpus = [RECIPE_VERSION, corpora.corpus_identity(sources), recipe.heldout_fraction, recipe.invalid_utf8]
   vocabulary = ['given', given.fingerprint] if given else [

@@ -1,9 +1,11 @@
 """Runs preparation's pieces on this machine's cores; data/beam.py runs the same ones on a cluster."""
 
+import collections
 import concurrent.futures
 import contextlib
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -12,6 +14,8 @@ from electra_jax import console
 from electra_jax.config import UserError
 from electra_jax.data import blocks, corpora
 
+# One thread reads text about as fast as so many processes make rows of it.
+PROCESSES_A_READER = 4
 # Less text than this is made in this process: starting others takes longer.
 SMALL_BYTES = 8_000_000
 
@@ -35,48 +39,100 @@ def each_block(
     UserError: what reading raises.
     WorkerDied: as it says.
   """
-  read = taken = done = tokens = skipped = 0  # bytes: read, of blocks begun, of blocks finished
+  done = tokens = skipped = 0
   with contextlib.ExitStack() as stack:
     pool = stack.enter_context(_processes(processes)) if processes > 1 else None
     update = stack.enter_context(console.progress(label, sum(group.bytes for group in groups)))
-
-    def show():
-      update(done, f'{tokens / 1e6:,.1f} million tokens' if tokens else f'{done / 1e6:,.0f} MB')
-
-    def advance(count):
-      nonlocal read
-      read += count
-      show()
 
     def finish(facts, size):
       nonlocal done, tokens
       done += size
       if isinstance(facts, dict):
         tokens += sum(facts[split]['text_tokens'] for split in blocks.SPLITS)
-      show()
+      update(done, f'{tokens / 1e6:,.1f} million tokens' if tokens else f'{done / 1e6:,.0f} MB')
 
-    pending = {}
+    todo = []
     for index, group in enumerate(groups):
       facts = blocks.group_facts(job, index)
       if facts and all(finished(blocks.block_name(index, number)) for number in range(facts['blocks'])):
         finish(None, group.bytes)
         skipped += facts['blocks']
-        continue
-      for block in blocks.read_blocks(job, index, group, advance):
-        size, taken = read - taken, read
-        if finished(block.name):
-          finish(None, size)
-          skipped += 1
-        elif pool is None:
-          finish(stage(job, block) if stage is blocks.sign else stage(job, block, None), size)
-        else:
-          pending[pool.submit(stage, job, block)] = size
-          while len(pending) >= 2 * processes:  # no more text in memory than keeps the workers busy
-            _some_finished(pending, finish)
+      else:
+        todo.append((index, group))
+    pending = {}
+    for block, size in _read_side_by_side(job, todo, max(1, processes // PROCESSES_A_READER)):
+      if block is None:
+        finish(None, size)
+      elif finished(block.name):
+        finish(None, size)
+        skipped += 1
+      elif pool is None:
+        finish(stage(job, block) if stage is blocks.sign else stage(job, block, None), size)
+      else:
+        pending[pool.submit(stage, job, block)] = size
+        while len(pending) >= 2 * processes:  # no more text in memory than keeps the workers busy
+          _some_finished(pending, finish)
     while pending:
       _some_finished(pending, finish)
   if skipped:
     console.say(label, f'{skipped:,} blocks were finished before')
+
+
+def _read_side_by_side(job, groups, readers):
+  """Yields (block, bytes) of all groups, and (None, bytes) at the end of each; so many are read at the same time.
+
+  Threads do: decompressing, the slowest part, holds no lock of the interpreter.
+  """
+  if readers == 1 or len(groups) <= 1:
+    for index, group in groups:
+      yield from _read(job, index, group)
+    return
+  todo, ready, stopped = collections.deque(groups), queue.Queue(readers), threading.Event()
+
+  def work():
+    try:
+      while todo and not stopped.is_set():
+        with contextlib.suppress(IndexError):  # another thread took the last one
+          for item in _read(job, *todo.popleft()):
+            ready.put(item)
+            if stopped.is_set():
+              return
+      ready.put(None)
+    except BaseException as error:  # handed to who reads the blocks
+      ready.put(error)
+
+  threads = [threading.Thread(target=work, daemon=True) for _ in range(min(readers, len(groups)))]
+  for thread in threads:
+    thread.start()
+  try:
+    ended = 0
+    while ended < len(threads):
+      item = ready.get()
+      if isinstance(item, BaseException):
+        raise item
+      if item is None:
+        ended += 1
+      else:
+        yield item
+  finally:
+    stopped.set()
+    while any(thread.is_alive() for thread in threads):  # one may be waiting for room
+      with contextlib.suppress(queue.Empty):
+        ready.get(timeout=0.05)
+
+
+def _read(job, index, group):
+  """Yields (block, bytes of the group read for it), and at the end (None, what is left of its bytes)."""
+  read = taken = 0
+
+  def advance(count):
+    nonlocal read
+    read += count
+
+  for block in blocks.read_blocks(job, index, group, advance):
+    size, taken = read - taken, read
+    yield block, size
+  yield None, group.bytes - taken
 
 
 def each(function: Callable, items: Iterable, threads: int = 4) -> None:
