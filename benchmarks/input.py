@@ -1,4 +1,4 @@
-"""Measures the input side alone: batches from a token store, by tf.data and by the NumPy reader.
+"""Measures the input side alone: batches from a token store, by tf.data and by the NumPy reader, and tokenizing text.
 
   python benchmarks/input.py                         # a store as large as the bundled corpus makes
   python benchmarks/input.py --gigabytes=10          # and a synthetic one of 10 GB, written to --folder and removed again
@@ -10,6 +10,7 @@ what the process holds after the first batch and at the end: anonymous memory, a
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -26,11 +27,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from electra_jax.data import batches as pipeline
-from electra_jax.data import token_store
+from electra_jax.data import corpora, prepare, token_store, tokenizers, workers
 
 LENGTH, BATCH, VOCAB_SIZE, SEED = 128, 128, 32_768, 0
 BUNDLED_ROWS = 11_000                # about what the bundled corpus makes at this length
 AIM = 2_000_000                      # tokens a second
+SHARE_AIM = 0.8                      # of the speed of the tokenizer's library
+TEXTS_A_CALL = 256
 LATE_STEP = 1_000_000
 _BLOCK_ROWS = 65_536
 
@@ -108,8 +111,61 @@ def read_batches(title: str, path: pathlib.Path, rounds: int, seconds: float, co
   return results
 
 
-# What else is measured: functions of the arguments that print a table and return its figures.
-MORE = []
+def library_encode(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> None:
+  """All texts by the tokenizer's library alone, with its own threads; the ids are thrown away."""
+  if tokenizer.kind == 'sentencepiece':
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.files['tokenizer.model'])
+    encode = lambda part: processor.encode(part, num_threads=workers.cores())
+  else:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    library = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokenizer.tokens)}, unk_token='[UNK]', max_input_chars_per_word=100))
+    library.normalizer, library.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    os.environ['TOKENIZERS_PARALLELISM'] = 'true'
+    encode = lambda part: [one.ids for one in library.encode_batch_fast(part, add_special_tokens=False)]
+  for start in range(0, len(texts), TEXTS_A_CALL):
+    encode(texts[start : start + TEXTS_A_CALL])
+
+
+def tokenizing(arguments) -> dict:
+  """Preparing a text file, reading and packing and writing and all, beside the tokenizer's library alone."""
+  if arguments.tokenizer:
+    chosen = {path: tokenizers.load_tokenizer(path) for path in arguments.tokenizer}
+  else:
+    chosen = {f'{kind}, 8,192 tokens': tokenizers.train_tokenizer(corpora.read('sample'), kind=kind, vocab_size=8192) for kind in ('unigram', 'wordpiece')}
+  texts, megabytes = [], 0.0
+  while megabytes < arguments.megabytes:
+    for text in corpora.read('sample'):
+      texts.append(text)
+      megabytes += len(text.encode()) / 1e6
+  print(f'\nTokenizing {megabytes:.0f} MB of text (the bundled corpus, again and again) on {workers.cores()} cores; the aim is {SHARE_AIM:.0%}\n')
+  print('| tokenizer | library alone, MB/s, median (range) | preparing, MB/s, median (range) | share |')
+  print('|---|---|---|---|')
+  results = []
+  with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    folder = pathlib.Path(folder)
+    (folder / 'text.txt').write_text('\n\n'.join(texts))
+    for name, tokenizer in chosen.items():
+      tokenizer.save(folder / 'tokenizer')
+      library, ours = [], []
+      for _ in range(arguments.rounds):
+        start = time.perf_counter()
+        library_encode(tokenizer, texts)
+        library.append(megabytes / (time.perf_counter() - start))
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+          prepare.prepare(prepare.Recipe(str(folder / 'text.txt'), row_length=LENGTH, tokenizer=str(folder / 'tokenizer')),
+                          cache=folder, output=folder / 'out')
+        ours.append(megabytes / (time.perf_counter() - start))
+        shutil.rmtree(folder / 'out')
+      shutil.rmtree(folder / 'tokenizer')
+      share = statistics.median(one / other for one, other in zip(ours, library))
+      spread = lambda speeds: f'{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})'
+      print(f'| {name} | {spread(library)} | {spread(ours)} | {share:.0%} |', flush=True)
+      results.append({'tokenizer': name, 'kind': tokenizer.kind, 'size': tokenizer.size, 'library': library, 'preparing': ours, 'share': share})
+  return {'megabytes': megabytes, 'tokenizing': results}
 
 
 def main():
@@ -118,6 +174,8 @@ def main():
   parser.add_argument('--folder', default=tempfile.gettempdir(), help='where stores are written, and removed again')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--seconds', type=float, default=3, help='of each measurement')
+  parser.add_argument('--megabytes', type=float, default=100, help='of text to tokenize')
+  parser.add_argument('--tokenizer', action='append', help='a tokenizer to measure with, instead of ones trained on the bundled corpus')
   parser.add_argument('--json', help='a file for the figures')
   parser.add_argument('--measure', nargs=3, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
@@ -143,8 +201,7 @@ def main():
       figures['batches'] += read_batches(title, path, arguments.rounds, arguments.seconds)
       if rows > BUNDLED_ROWS and hasattr(os, 'posix_fadvise'):
         figures['batches'] += read_batches(f'{title}, from the disk', path, arguments.rounds, arguments.seconds, cold=True)
-  for more in MORE:
-    figures |= more(arguments)
+  figures |= tokenizing(arguments)
   if arguments.json:
     pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=2) + '\n')
 

@@ -219,6 +219,16 @@ def test_a_folder_of_a_persons_own_is_left_alone(recipe, prepared, tokenizer_fol
   assert (mine / 'thesis.tex').read_text() == 'years of work'
 
 
+def test_a_failed_run_removes_nothing_but_its_own(recipe, tokenizer_folder, tmp_path, monkeypatch):
+  def meanwhile(*_):
+    (tmp_path / 'out' / 'notes.txt').write_text('mine')
+    raise UserError('something is wrong')
+
+  monkeypatch.setattr(prepare, '_write_store', meanwhile)
+  assert 'something is wrong' in _refused(dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path, output=tmp_path / 'out')
+  assert files.listing(tmp_path / 'out') == ['notes.txt']
+
+
 def test_a_failed_run_leaves_nothing(recipe, tmp_path):
   broken = tmp_path / 'text.txt'
   broken.write_bytes(pathlib.Path(recipe.source).read_bytes() + b'\n\n\xff\n')

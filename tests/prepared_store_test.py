@@ -41,6 +41,21 @@ def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, 
   assert micro_run.figures(tmp_path / 'run') == micro_run.figures(expected)
 
 
+def test_a_mixture_trains_evaluates_and_says_how_often_it_goes_through_each_source(from_the_root, tmp_path):
+  documents = micro_run.corpus().read_text().split('\n\n')
+  for name, part in (('a', documents[:90]), ('b', documents[90:])):
+    (tmp_path / f'{name}.txt').write_text('\n\n'.join(part))
+  argv = [argument for argument in micro_run.arguments(tmp_path / 'run') if 'data.source' not in argument]
+  screen, _ = micro_run.run(*argv, f'--config.data.source={tmp_path}/a.txt;weight=1, {tmp_path}/b.txt;weight=3', f'--config.data.cache={tmp_path}')
+  prepared = open_prepared(next(path for path in (tmp_path / 'rows').iterdir() if not path.name.startswith('.')))
+  a, b = prepared.train.stores
+  assert prepared.train.shares == (250, 750)
+  assert f'epochs of each source: {60 / a.rows:.1f} of {tmp_path}/a.txt, {180 / b.rows:.1f} of {tmp_path}/b.txt' in screen
+  lines = micro_run.figures(tmp_path / 'run')
+  assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
+  assert 'held-out figure' in micro_run.run('--mode=evaluate', f'--workdir={tmp_path / "run"}')[0]
+
+
 def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path, capsys):
   rows = tmp_path / 'rows'
   prepare(capsys, f'--output={rows}', f'--config.data.cache={tmp_path}', '--config.sequence_length=16')

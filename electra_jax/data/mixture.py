@@ -114,6 +114,10 @@ class Mixture:
       raise IndexError(f'rows of the mixture are 0..{first - 1}; found {indices.min()}..{indices.max()}')
     return result
 
+  def epochs(self, rows: int) -> tuple[float, ...]:
+    """How often a run of so many rows goes through each store."""
+    return tuple(rows * share / DEAL / store.rows for store, share in zip(self.stores, self.shares))
+
   def fetch(self) -> None:
     """Brings all shards of stores at addresses to this machine."""
     for store in self.stores:

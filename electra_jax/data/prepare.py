@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import time
 
 import numpy as np
@@ -337,16 +338,25 @@ def _building(path, fingerprint=''):
     if files.exists(path) and not files.exists(mark) and files.listing(path):
       raise UserError(f'{path!r} is not empty and no prepared corpus; name another --output')
     if files.exists(mark) and json.loads(files.read_bytes(mark)) != begun:
-      files.remove(path)
+      _remove_unfinished(path)
     files.write_bytes(mark, json.dumps(begun).encode())
     try:
       yield files.join(path, _WORK)
     except (files.Unwritable, workers.WorkerDied):  # what is done so far is good
       raise
     except UserError:
-      files.remove(path)
+      _remove_unfinished(path)
       raise
     files.remove(files.join(path, _WORK))
+
+
+def _remove_unfinished(path):
+  """Removes what preparing puts into a folder, and nothing that a person may have put there since."""
+  for name in files.listing(path):
+    if name in (_WORK, 'tokenizer', REPORT_FILE) or re.fullmatch(r'heldout|train(-\d+)?', name):
+      files.remove(files.join(path, name))
+  if not files.is_remote(path) and not files.listing(path):
+    files.remove(path)
 
 
 def _lock(file):

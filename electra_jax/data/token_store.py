@@ -111,6 +111,10 @@ class Store:
       raise UserError(f'the token store {self.path!r} was cut short while it was read; {REMEDY}')
     return np.frombuffer(content, dtype).reshape(-1, length).astype(np.int32)
 
+  def epochs(self, rows: int) -> tuple[float]:
+    """How often a run of so many rows goes through the store."""
+    return (rows / self.rows,)
+
   def fetch(self) -> None:
     """Brings all shards of a store at an address to this machine, so that no reading waits for them."""
     if files.is_remote(self.path):

@@ -83,8 +83,10 @@ def train(config, workdir: str) -> int:
     raise UserError(f'the corpus makes {prepared.train.rows} rows and config.batch_size is {config.batch_size}; give more text, or at most '
                     f'{prepared.train.rows} rows a batch.')
   tokens_per_step = config.batch_size * config.sequence_length
-  say('this run', f'{config.steps:,} steps of {config.batch_size} x {config.sequence_length} = {quantity(config.steps * tokens_per_step)} '
-      f'tokens, {config.steps * config.batch_size / prepared.train.rows:,.1f} epochs of the corpus')
+  epochs = prepared.train.epochs(config.steps * config.batch_size)
+  say('this run', f'{config.steps:,} steps of {config.batch_size} x {config.sequence_length} = {quantity(config.steps * tokens_per_step)} tokens, '
+      + (f'{epochs[0]:,.1f} epochs of the corpus' if len(epochs) == 1 else 'epochs of each source: '
+         + ', '.join(f'{count:,.1f} of {source["location"]}' for count, source in zip(epochs, prepared.facts['sources']))))
   unmaskable = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
   unigram_entropy = prepared.train.unigram_entropy(unmaskable)
   say('baseline', f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores')
