@@ -32,6 +32,7 @@ from electra_jax.data import corpora, prepare, token_store, tokenizers, workers
 LENGTH, BATCH, VOCAB_SIZE, SEED = 128, 128, 32_768, 0
 BUNDLED_ROWS = 11_000                # about what the bundled corpus makes at this length
 AIM = 2_000_000                      # tokens a second
+STEP_SPEED = 828                     # tokens/s of the training step of `small` on two CPU cores (benchmarks/README.md)
 SHARE_AIM = 0.8                      # of the speed of the tokenizer's library
 TEXTS_A_CALL = 256
 LATE_STEP = 1_000_000
@@ -191,7 +192,7 @@ def main():
   if shutil.disk_usage(arguments.folder).free < 1.2 * needed:
     sys.exit(f'{arguments.folder} has no room for a store of {needed / 1e9:.1f} GB; name another --folder, or fewer --gigabytes.')
   figures = {'machine': platform.processor() or platform.machine(), 'cores': os.cpu_count(), 'batch': BATCH, 'length': LENGTH, 'batches': []}
-  print(f'Batches of {BATCH} rows of {LENGTH}; the aim is {AIM / 1e6:.0f} million tokens/s\n')
+  print(f'Batches of {BATCH} rows of {LENGTH}; the aim is {AIM / 1e6:.0f} million tokens/s, and 20 times the {STEP_SPEED} of a CPU step of small\n')
   print('| store | reader | million tokens/s, median (range) | processors | first batch, ms | the same at step 1,000,000 | resident MB |')
   print('|---|---|---|---|---|---|---|')
   for title, rows in sizes.items():

@@ -10,7 +10,8 @@ import json
 import ml_collections
 
 # What may differ when a run is resumed, because what was computed so far does not depend on it.
-FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader', 'data.workers')
+FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader', 'data.store',
+                  'data.workers')
 
 
 class UserError(Exception):

@@ -15,7 +15,8 @@ from electra_jax.config import UserError
 
 MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report')
 # Flags that only some modes take, beside those that say what: --config, --workdir.
-BELONG = {'step': ('evaluate', 'inspect'), 'rows': ('evaluate', 'inspect'), 'first': ('inspect',), 'output': ('prepare',), 'beam': ('prepare',)}
+BELONG = {'step': ('evaluate', 'inspect'), 'rows': ('evaluate', 'inspect'), 'store': ('evaluate', 'inspect'), 'first': ('inspect',),
+          'output': ('prepare',), 'beam': ('prepare',)}
 INTERRUPTED = 130     # exit status of a program that Ctrl-C ended
 
 
@@ -28,6 +29,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_string('step', 'last', 'evaluate, inspect: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
   flags.DEFINE_integer('rows', None, 'evaluate: most held-out rows, without it all; inspect: how many.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('first', 0, 'inspect: the first held-out row to show.', lower_bound=0, flag_values=values)
+  flags.DEFINE_string('store', None, 'evaluate, inspect: the prepared corpus, where it is elsewhere than at training.', flag_values=values)
   flags.DEFINE_string('output', None, "prepare: the folder or gs:// address to keep it in; without it config.data.cache.", flag_values=values)
   flags.DEFINE_string('beam', None, "prepare: flags of an Apache Beam pipeline, such as '--runner=DataflowRunner ...'; '' for its local runner.",
                       flag_values=values)
@@ -100,7 +102,7 @@ def dispatch(values: flags.FlagValues) -> int:
   elif values.mode in ('evaluate', 'inspect'):
     import electra_jax
     from electra_jax.pretrain.run import use_compilation_cache
-    run = electra_jax.load(workdir, values.step)
+    run = electra_jax.load(workdir, values.step, values.store)
     use_compilation_cache(run.config)
     if values.mode == 'evaluate':
       from electra_jax.pretrain.evaluate import evaluate

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from electra_jax.config import UserError
-from electra_jax.data import blocks, corpora, files, packing, prepare, tokenizers
+from electra_jax.data import blocks, corpora, files, packing, prepare, tokenizers, workers
 from electra_jax.data.prepare import Recipe
 
 
@@ -207,6 +207,32 @@ def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(recipe, prepa
   assert len(list((tmp_path / 'reader').rglob('*.bin'))) == 1, 'the held-out rows were not read'
 
 
+def test_two_at_one_address_cost_nothing(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
+  """Addresses have no locks: another process may finish, and clear its work away, while this one is at it."""
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  address = 'memory://bucket/two'
+  original, seen = blocks.make_rows, []
+
+  def slow(*args):
+    if not seen:
+      seen.append(True)
+      prepare.prepare(given, cache=tmp_path / 'first', output=address)
+    return original(*args)
+
+  monkeypatch.setattr(blocks, 'make_rows', slow)
+  made = prepare.prepare(given, cache=tmp_path / 'second', output=address)
+  assert made.train.identity == prepared.train.identity
+  assert prepare.open_prepared(address, tmp_path).heldout.read(np.arange(3)).shape == (3, 32)
+
+
+def test_workers_write_to_an_address_too(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(workers, 'SMALL_BYTES', 0)
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  made = prepare.prepare(given, cache=tmp_path, output=f'file://{tmp_path}/out', processes=2)
+  assert np.array_equal(_all(made.train), _all(prepared.train))
+  assert prepare.open_prepared(tmp_path / 'out').heldout.identity == prepared.heldout.identity
+
+
 def test_a_folder_of_a_persons_own_is_left_alone(recipe, prepared, tokenizer_folder, tmp_path):
   mine = tmp_path / 'mine'
   mine.mkdir()
@@ -229,11 +255,71 @@ def test_a_failed_run_removes_nothing_but_its_own(recipe, tokenizer_folder, tmp_
   assert files.listing(tmp_path / 'out') == ['notes.txt']
 
 
-def test_a_failed_run_leaves_nothing(recipe, tmp_path):
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_failed_run_leaves_nothing(recipe, tokenizer_folder, tmp_path, monkeypatch, processes):
+  monkeypatch.setattr(blocks, 'BLOCK_CHARACTERS', 5_000)
+  monkeypatch.setattr(workers, 'SMALL_BYTES', 0)
   broken = tmp_path / 'text.txt'
-  broken.write_bytes(pathlib.Path(recipe.source).read_bytes() + b'\n\n\xff\n')
-  assert 'not UTF-8' in _refused(dataclasses.replace(recipe, source=str(broken)), cache=tmp_path / 'cache')
-  assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file() and path.suffix != '.lock'] == []
+  broken.write_bytes(pathlib.Path(recipe.source).read_bytes() * 10 + b'\n\n\xff\n')
+  for tokenizer in ('unigram', tokenizer_folder):  # found while it is trained, and while rows are made
+    assert 'not UTF-8' in _refused(dataclasses.replace(recipe, source=str(broken), tokenizer=tokenizer), cache=tmp_path / 'cache', processes=processes)
+    assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file() and path.suffix != '.lock'] == []
+
+
+def test_a_disk_that_is_full_costs_no_finished_work(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', lambda _: (_ for _ in ()).throw(OSError(28, 'No space left on device')) if files.exists(
+        tmp_path / 'out' / '.work' / 'groups') and not files.exists(tmp_path / 'full') and (tmp_path / 'out' / 'train').exists() else None)
+    assert 'No space left on device' in _refused(given, cache=tmp_path, output=tmp_path / 'out')
+  assert files.listing(tmp_path / 'out' / '.work' / 'rows')
+  monkeypatch.setattr(blocks, 'worker_tokenizer', None)  # no row is made again
+  assert prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity == prepared.train.identity
+
+
+def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(recipe, tokenizer_folder, tmp_path):
+  out = tmp_path / 'out'
+  prepare.prepare(dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path, output=out)
+  files.remove(out)
+  made = prepare.prepare(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=tmp_path, output=out)
+  text = next(text for text in corpora.read(recipe.source) if not corpora.is_held_out(text, 0.2))
+  assert _pieces(made.train, made.tokenizer)[0].tolist() == made.tokenizer.encode(text)[: len(_pieces(made.train, made.tokenizer)[0])]
+
+
+def test_text_that_changes_while_it_is_read_is_told(recipe, tokenizer_folder, tmp_path, monkeypatch):
+  path = tmp_path / 'text.txt'
+  path.write_bytes(pathlib.Path(recipe.source).read_bytes())
+  original = prepare._write_store
+
+  def changing(*args):
+    original(*args)
+    path.write_bytes(path.read_bytes() + b'\n\nmore\n')
+
+  monkeypatch.setattr(prepare, '_write_store', changing)
+  assert 'has changed while it was read' in _refused(dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path)
+
+
+@pytest.mark.parametrize('written', ['{0}/out/', '{0}/./out', '~/out', 'out'])
+def test_folders_are_found_however_they_are_written(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch, written):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  monkeypatch.chdir(tmp_path)
+  made = prepare.prepare(given, cache='~/cache', output=written.format(tmp_path))
+  assert made.train.identity == prepared.train.identity
+  assert prepare.open_prepared(tmp_path / 'out').facts == prepare.open_prepared(written.format(tmp_path)).facts == made.facts
+  assert sorted(name for name in files.listing(tmp_path) if not name.startswith('.')) == ['out']
+
+
+def test_a_line_of_fifty_megabytes(tokenizer_folder, tmp_path):
+  path = tmp_path / 'long.txt'
+  line = ' '.join(' '.join(text.split()) for text in corpora.read('sample'))[:5_000_000]
+  path.write_text(' '.join([line] * 10) + '\n\n' + '\n\n'.join(f'document {n}' for n in range(100)))
+  made = prepare.prepare(Recipe(str(path), row_length=128, tokenizer=tokenizer_folder), cache=tmp_path)
+  tokenizer, facts = made.tokenizer, made.facts['train']
+  assert facts['longest'][0][0] == pytest.approx(10 * len(tokenizer.encode(line)), rel=1e-4)
+  assert facts['longest'][0][0] >= 10_000_000 and facts['padding_share'] < 0.001
+  assert facts['text_tokens'] == sum(int(np.isin(made.train.read(np.arange(i, min(i + 10_000, made.train.rows))), [
+      tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id], invert=True).sum()) for i in range(0, made.train.rows, 10_000))
 
 
 def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(recipe, tokenizer_folder, tmp_path, capsys):

@@ -285,7 +285,7 @@ def test_settings_that_contradict_are_named(trained, tmp_path):
 def test_a_cased_vocabulary_is_not_taken_for_an_uncased_one(texts, tmp_path):
   cased = tokenizers.train_tokenizer(texts, kind='wordpiece', vocab_size=600, lowercase=False)
   (tmp_path / 'vocab.txt').write_bytes(cased.files['vocab.txt'])
-  with pytest.raises(UserError, match='have capitals, .* set lowercase to False'):
+  with pytest.raises(UserError, match='have capitals, .* set lowercase to no'):
     tokenizers.load_tokenizer(tmp_path)
   assert tokenizers.load_tokenizer(tmp_path, lowercase=False).fingerprint == cased.fingerprint
   assert tokenizers.load_tokenizer(tmp_path, lowercase=True).encode('THE man') == cased.encode('the man')

@@ -63,6 +63,12 @@ def test_the_first_of_each_family_stays():
   assert found == sorted(found) and len(found) > 20
 
 
+@pytest.mark.parametrize('threshold', [0.02, 0.5, 0.99, 0.999, 1.0])
+def test_any_threshold_will_do(threshold):
+  a, b = document(1), document(2)
+  assert gone([' '.join(words) for words in (a, b, a, b)], threshold) == [2, 3]
+
+
 def test_what_goes_leaves_a_similar_document_behind():
   # A chain in which neighbours are alike and ends are not: the middle goes, and then the end is like nothing that stays.
   a = document(1, 2000)

@@ -94,23 +94,36 @@ def test_after_a_stop_between_blocks_and_no_block_is_made_twice(recipe, expected
 
 
 def test_after_being_killed(recipe, expected, tmp_path):
-  """SIGKILL at three moments of the real program with its workers; the workers end too."""
+  """SIGKILL at four moments of the real program with its workers; the workers end too."""
   code = ('import sys; from electra_jax.data import blocks, workers, prepare; '
           f'blocks.BLOCK_CHARACTERS = {BLOCK}; workers.SMALL_BYTES = 0; '
           f'prepare.prepare(prepare.Recipe(**{dataclasses.asdict(recipe)}), cache={str(tmp_path)!r}, output={str(tmp_path / "out")!r}, processes=2)')
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
-  for kind, number in (('signatures', 2), ('rows', 2), ('rows', 12)):
+  for kind, number in (('.work/signatures', 2), ('.work/rows', 2), ('.work/rows', 12), ('train-01', 1)):
     child = subprocess.Popen([sys.executable, '-c', code], env=environment, start_new_session=True)
-    while child.poll() is None and len(list((tmp_path / 'out' / '.work' / kind).glob('*'))) < number:
+    while child.poll() is None and len(list((tmp_path / 'out' / kind).glob('*'))) < number:
       time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL, 'it was not done yet'
+    assert child.wait() == -signal.SIGKILL or kind == 'train-01', 'it was not done yet'  # from there it is a matter of milliseconds
     deadline = time.monotonic() + 60
     while group_lives(child.pid):
       assert time.monotonic() < deadline, 'workers outlive their parent'
       time.sleep(0.05)
   prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
   assert content(tmp_path / 'out') == expected
+
+
+def test_a_kill_at_the_very_end_leaves_nothing(recipe, expected, tmp_path, monkeypatch):
+  out = tmp_path / 'out'
+  with monkeypatch.context() as patch:
+    patch.setattr(files, 'remove', lambda path: (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+      prepare.prepare(recipe, cache=tmp_path, output=out, processes=1)
+  assert files.exists(out / 'facts.json') and files.exists(out / '.work')
+  (out / 'train-00' / 'rows-00000.bin.0123.partial').write_bytes(b'')  # would be of a kill before
+  (out / 'facts.json').rename(tmp_path / 'facts.json')
+  prepare.prepare(recipe, cache=tmp_path, output=out, processes=1)
+  assert content(out) == expected
 
 
 def group_lives(group):
@@ -123,6 +136,21 @@ def group_lives(group):
 
 def _die(job, block):
   os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_while_text_is_read_is_told_too(recipe, tmp_path, monkeypatch):
+  original = corpora.documents
+
+  def slowly(*args):
+    for number, text in enumerate(original(*args)):
+      if number == 30:
+        time.sleep(3)
+      yield text
+
+  monkeypatch.setattr(corpora, 'documents', slowly)
+  monkeypatch.setattr(blocks, 'sign', _die)
+  with pytest.raises(workers.WorkerDied):
+    prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
 
 
 def test_a_worker_that_dies_is_told_and_nothing_is_lost(recipe, expected, tmp_path, monkeypatch):
@@ -151,3 +179,14 @@ def test_a_mistake_is_one_sentence_in_a_pipeline_too(recipe, tmp_path, capfd):
       prepare.prepare(dataclasses.replace(recipe, source=str(tmp_path / 'bad.txt')), cache=tmp_path, **how)
     assert 'Traceback' not in capfd.readouterr().err
     assert str(caught.value).endswith('data.invalid_utf8=replace')
+
+
+@pytest.mark.parametrize('flags, named', [
+  ('--runner=Nope', 'Nope'), ('"', 'No closing quotation'), ('--max_num_workers=x', 'max_num_workers'),
+  ('--runer=DirectRunner', "'--runer=DirectRunner' that Beam does not know; did you mean --runner?"),
+])
+def test_flags_that_beam_cannot_take_are_named(recipe, tmp_path, capfd, flags, named):
+  with pytest.raises(prepare.UserError, match='^--beam') as caught:
+    prepare.prepare(recipe, cache=tmp_path, beam=flags)
+  assert named in str(caught.value) and '\n' not in str(caught.value)
+  assert not files.listing(tmp_path)

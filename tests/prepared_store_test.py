@@ -38,6 +38,13 @@ def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, 
   micro_run.run(*argv, f'--config.data.store={rows}', '--config.data.source=nowhere')
   expected = micro_run.finished()[0]
   assert not micro_run.differing(micro_run.checkpoint(tmp_path / 'run', 30), micro_run.checkpoint(expected, 30))
+  # The rows may move; what they are is checked.
+  shutil.move(rows, tmp_path / 'moved')
+  capsys.readouterr()
+  assert main.main(['main', '--mode=inspect', f'--workdir={tmp_path / "run"}', '--rows=1', f'--store={tmp_path / "moved"}']) == 0
+  prepare(capsys, f'--output={tmp_path / "other"}', f'--config.data.cache={tmp_path}', '--config.data.heldout_fraction=0.3')
+  assert main.main(['main', '--mode=inspect', f'--workdir={tmp_path / "run"}', '--rows=1', f'--store={tmp_path / "other"}']) == 1
+  assert f"the corpus '{tmp_path / 'other'}' has changed" in capsys.readouterr().err
   assert micro_run.figures(tmp_path / 'run') == micro_run.figures(expected)
 
 

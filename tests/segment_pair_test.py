@@ -68,16 +68,16 @@ def test_the_probabilities_are_the_originals():
   sigma = 4 / np.sqrt(len(rows))
   # One in twenty aims at a random length from 5 to 64; lines of four make that 8 to 60 in steps; full ones are cut from 64 to 61.
   short = (lengths < 60).mean()
-  expected_short = packing.SHORT_TARGET * (56 - 5 + 1) / 60  # targets up to 56 give rows of 56 tokens and fewer
+  expected_short = 0.05 * (56 - 5 + 1) / 60  # targets up to 56 give rows of 56 tokens and fewer
   assert short == pytest.approx(expected_short, abs=0.22 * sigma)
   single = np.mean([second is None for first, second in shares])
   # One in ten has one segment; so have rows whose target is too short for a line to be left over.
-  assert packing.ONE_SEGMENT - 0.3 * sigma < single < packing.ONE_SEGMENT + 0.02 + 0.3 * sigma
+  assert 0.1 - 0.3 * sigma < single < 0.1 + 0.02 + 0.3 * sigma
   # The first segment's target is (64 - 3) // 2 = 30 tokens: seven lines fit below it (28), and an eighth goes there
   # half of the time.
   full = [len(first) for (first, second), n in zip(shares, lengths) if n == 61 and second is not None]
   assert set(full) == {28, 32}
-  assert np.mean(np.array(full) == 32) == pytest.approx(packing.OVERFULL_FIRST, abs=0.5 * sigma)
+  assert np.mean(np.array(full) == 32) == pytest.approx(0.5, abs=0.5 * sigma)
 
 
 def test_lines_longer_than_the_row_are_cut_and_counted():

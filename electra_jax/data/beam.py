@@ -1,7 +1,9 @@
 """The same pieces of preparation as an Apache Beam pipeline: its local runner, Dataflow, Flink, Spark."""
 
 import contextlib
+import difflib
 import functools
+import io
 import logging
 import re
 import shlex
@@ -13,12 +15,29 @@ from electra_jax.data import blocks, corpora, files
 
 
 def check(flags: str, folder: str) -> None:
-  """Raises UserError where Beam is not installed, or its workers could not reach the folder."""
+  """Raises UserError where Beam is not installed, its flags cannot be, or its workers could not reach the folder."""
   try:
-    import apache_beam  # noqa: F401
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.runners import create_runner
   except ImportError:
     raise UserError('--beam needs Apache Beam, which is not installed; pip install apache-beam') from None
-  if 'Dataflow' in flags and not files.is_remote(folder):
+  said = io.StringIO()
+  try:
+    words = shlex.split(flags)
+    with contextlib.redirect_stderr(said), _quiet():
+      options = PipelineOptions(words)
+      known = options.get_all_options()
+      runner = options.view_as(StandardOptions).runner or 'DirectRunner'
+      create_runner(runner)
+  except (SystemExit, ValueError, ImportError) as error:
+    told = said.getvalue().strip().splitlines()[-1:] or [str(error)]
+    raise UserError(f'--beam={flags!r} does not work: {told[0]}') from None
+  for word in words:
+    name = word.partition('=')[0].lstrip('-').replace('-', '_')
+    if word.startswith('-') and name not in known and name.removeprefix('no_') not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      raise UserError(f'--beam has a flag {word!r} that Beam does not know' + (f'; did you mean --{near[0]}?' if near else '; leave it out'))
+  if 'dataflow' in runner.lower() and not files.is_remote(folder):
     raise UserError(f'workers of Dataflow cannot reach {folder!r}; give --output an address such as gs://bucket/folder')
 
 
@@ -57,17 +76,24 @@ def _pipeline(flags):
   import apache_beam as beam
   from apache_beam.options.pipeline_options import PipelineOptions
 
-  logger = logging.getLogger('apache_beam')
-  level = logger.level
-  logger.setLevel(logging.CRITICAL)  # it would print the worker's traceback beside the sentence
   try:
-    with beam.Pipeline(options=PipelineOptions(shlex.split(flags))) as pipeline:
+    with _quiet(), beam.Pipeline(options=PipelineOptions(shlex.split(flags))) as pipeline:
       yield pipeline
   except Exception as error:  # workers on other machines hand over the text of an error alone
     text = f'{type(error).__name__}: {error}'
-    if not (mistake := re.search(r'\b(UserError|Unwritable): (.+?)(?: \[while running|\n|$)', text)):
+    if not (mistake := re.search(r'\b(UserError|Unwritable|Unreachable): (.+?)(?: \[while running|\n|$)', text)):
       raise
-    raise (files.Unwritable if mistake[1] == 'Unwritable' else UserError)(mistake[2]) from None
+    raise getattr(files, mistake[1])(mistake[2]) from None
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Without Beam's log, which would print tracebacks beside a sentence."""
+  logger = logging.getLogger('apache_beam')
+  level = logger.level
+  logger.setLevel(logging.CRITICAL)
+  try:
+    yield
   finally:
     logger.setLevel(level)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from electra_jax.config import UserError
 from electra_jax.data import corpora, duplicates, files, packing
 from electra_jax.data.tokenizers import load_tokenizer
 
@@ -32,6 +33,7 @@ class Job:
   Attributes:
     folder: where finished blocks are kept, a path or an address.
     tokenizer: the folder of the tokenizer.
+    tokenizer_fingerprint: of it, so that one that stood in the same folder before is not taken for it.
     row_length: tokens a row.
     row_format: one of packing.ROW_FORMATS.
     seed: of segment pairs.
@@ -42,12 +44,17 @@ class Job:
 
   folder: str
   tokenizer: str
+  tokenizer_fingerprint: str
   row_length: int
   row_format: str
   seed: int
   heldout_fraction: float
   invalid_utf8: str
   gone: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+  def of(self, block: str) -> 'Job':
+    """What the worker of one block needs to know."""
+    return dataclasses.replace(self, gone={block: self.gone[block]} if block in self.gone else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +104,13 @@ def rows_file(job: Job, name: str, split: str) -> str:
   return files.join(job.folder, 'rows', f'{name}.{split}.npy')
 
 
-def sign(job: Job, block: Block) -> int:
-  """Writes the MinHash signatures of a block's documents, uint32 [documents, permutations]; returns their number."""
+def sign(job: Job, block: Block, threads: int | None = 1) -> dict:
+  """Writes the MinHash signatures of a block's documents, uint32 [documents, permutations]; counts nothing."""
+  del threads  # only for tokenizers
   path = signatures_file(job, block.name)
   if not files.exists(path):
     _write_array(path, np.stack([duplicates.signature(text) for text in block.texts]))
-  return len(block.texts)
+  return {}
 
 
 def signatures_file(job: Job, name: str) -> str:
@@ -113,7 +121,7 @@ def make_rows(job: Job, block: Block, threads: int | None = 1) -> dict:
   """Writes a block's rows, by split, and returns what was counted; a block that is finished is left as it is."""
   if facts := block_facts(job, block.name):
     return facts
-  tokenizer = worker_tokenizer(job.tokenizer)
+  tokenizer = worker_tokenizer(job.tokenizer, job.tokenizer_fingerprint)
   gone = set(job.gone.get(block.name, ()))
   chosen = {split: [] for split in SPLITS}
   facts = {split: dict.fromkeys(COUNTS, 0) | {'longest': []} for split in SPLITS}
@@ -144,9 +152,12 @@ def add_facts(total: dict, facts: dict) -> dict:
 
 
 @functools.lru_cache(maxsize=2)
-def worker_tokenizer(folder: str):
+def worker_tokenizer(folder: str, fingerprint: str):
   """The tokenizer of a folder, opened once a process."""
-  return load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
+  if tokenizer.fingerprint != fingerprint:
+    raise UserError(f'the tokenizer in {folder!r} has changed while rows were made with it; prepare the corpus again')
+  return tokenizer
 
 
 def _rows(job, block, split, texts, tokenizer, facts, threads):

@@ -48,8 +48,9 @@ def duplicates(signatures: Iterable[np.ndarray], threshold: float) -> list[int]:
   """
   from datasketch import MinHash, MinHashLSH
 
-  # Missing a duplicate is worse here than looking at a candidate in vain, which the estimate then turns down.
-  lsh = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
+  # Missing a duplicate is worse here than looking at a candidate in vain, which the estimate then turns down. Beyond
+  # 0.98 too few bands would be left to look by.
+  lsh = MinHashLSH(threshold=min(threshold, 0.98), num_perm=PERMUTATIONS, weights=(0.1, 0.9))
   kept, gone = {}, []
   for number, values in enumerate(signatures):
     minhash = MinHash(hashvalues=values, **_SCHEME)

@@ -23,6 +23,7 @@ _PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs':
              'https': 'aiohttp', 'hf': 'huggingface_hub'}
 _VERSION_MARKS = ('etag', 'ETag', 'md5Hash', 'generation', 'updated', 'mtime', 'LastModified', 'last_modified',
                   'created')
+_WITH_FOLDERS = ('file', 'local', 'ftp', 'sftp', 'ssh', 'smb', 'hdfs', 'webhdfs')  # others make them of the names
 _BUFFER_BYTES = 1 << 18
 _ZSTD_LEAST, _ZSTD_MOST = 1 << 8, 1 << 14  # bytes decompressed at a time, fewer where they become very many
 
@@ -37,6 +38,10 @@ class Facts:
 
 class Unwritable(UserError):
   """A file could not be written; those before it were."""
+
+
+class Unreachable(UserError):
+  """What is at an address could not be read, just now or at all."""
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -60,6 +65,12 @@ def filesystem(address: str):
   except ValueError:
     raise UserError(f'{address!r} begins with a scheme that is not known; give a path, or an address such as '
                     'gs://bucket/file') from None
+
+
+def normal(path: str | os.PathLike) -> str:
+  """A path or address as one writes it with care: `~` opened, no slash at the end."""
+  path = os.fspath(path)
+  return path.rstrip('/') if is_remote(path) else os.path.normpath(os.path.expanduser(path))
 
 
 def join(folder: str | os.PathLike, *names: str) -> str:
@@ -182,7 +193,7 @@ class _ZstdReader(io.RawIOBase):
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-  with open_binary(path) as file:
+  with open_binary(path) as file, _readable(os.fspath(path)):
     return file.read()
 
 
@@ -191,7 +202,10 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
   path = os.fspath(path)
   with _writable(path):
     if is_remote(path):  # objects appear when their upload is complete
-      filesystem(path).pipe_file(path, content)
+      system = filesystem(path)
+      if path.split('://')[0] in _WITH_FOLDERS:
+        system.makedirs(path.rpartition('/')[0], exist_ok=True)
+      system.pipe_file(path, content)
       return
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.{uuid.uuid4().hex[:8]}.partial'
@@ -204,6 +218,15 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     finally:
       with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
+
+
+def upload(path: str | os.PathLike, address: str) -> None:
+  """Copies a file of this machine to an address. Raises Unwritable where it cannot."""
+  with _writable(address):
+    system = filesystem(address)
+    if address.split('://')[0] in _WITH_FOLDERS:
+      system.makedirs(address.rpartition('/')[0], exist_ok=True)
+    system.put_file(os.fspath(path), address)
 
 
 def listing(folder: str | os.PathLike) -> list[str]:
@@ -251,7 +274,7 @@ def _readable(path):
     yield
   except Exception as error:
     if _is_mistake(error, path):
-      raise UserError(f'{path!r} cannot be read: {reason(error)}') from None
+      raise (Unreachable if is_remote(path) else UserError)(f'{path!r} cannot be read: {reason(error)}') from None
     raise
 
 

@@ -92,7 +92,8 @@ def prepare(
   """Tokenizes a corpus into rows of training and held-out documents, or finds what an earlier run made.
 
   What is made is the same, byte for byte, whatever the number of processes, with Beam or without. A run that was killed
-  is gone on with where it was; processes that start together wait for the first of them.
+  is gone on with where it was. Processes that start together wait for the first of them, where files can be locked;
+  where they cannot, as at addresses, each does the same work.
 
   Args:
     recipe: what to make.
@@ -107,28 +108,40 @@ def prepare(
       be written, or holds something else; a worker that died.
   """
   recipe.check()
-  cache = os.fspath(cache if cache is not None else default_cache())
+  cache = files.normal(cache if cache is not None else default_cache())
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
-  given = None if recipe.tokenizer in tokenizers.KINDS else tokenizers.load_tokenizer(
-      recipe.tokenizer, recipe.lowercase, recipe.strip_accents)
-  corpus = [RECIPE_VERSION, corpora.corpus_identity(sources), recipe.heldout_fraction, recipe.invalid_utf8]
-  vocabulary = ['given', given.fingerprint] if given else [
-      recipe.tokenizer, recipe.vocab_size, recipe.byte_fallback, *((recipe.lowercase, recipe.strip_accents) if recipe.tokenizer == 'wordpiece' else ())]
-  fingerprint = _hash([*corpus, vocabulary, recipe.row_length, recipe.row_format, recipe.near_duplicates,
-                       recipe.seed if recipe.row_format == 'segment_pair' else None, _weighted(sources),
-                       packing.MIN_PIECE, blocks.BLOCK_CHARACTERS])
-  path = os.fspath(output) if output is not None else files.join(cache, 'rows', fingerprint)
+  given = None
+  if recipe.tokenizer not in tokenizers.KINDS:
+    given = tokenizers.load_tokenizer(files.normal(recipe.tokenizer), recipe.lowercase, recipe.strip_accents)
+  identity = corpora.corpus_identity(sources)
+  fingerprint = _fingerprint(recipe, identity, given, weighted=_weighted(sources))
+  path = files.normal(output) if output is not None else files.join(cache, 'rows', fingerprint)
   if beam is not None:
     beams.check(beam, path)
   with _building(path, fingerprint) as work:
     if work:
       groups = corpora.groups(sources)
       console.say('corpus', f'{corpora.describe(sources)}, {sum(group.bytes for group in groups) / 1e6:,.1f} MB on disk')
-      tokenizer = given or _train_tokenizer(files.join(cache, 'tokenizers', _hash([*corpus, vocabulary])), recipe, sources, groups)
-      _make(path, work, fingerprint, recipe, sources, groups, tokenizer, workers.processes_for(groups, processes), beam)
+      tokenizer = given or _train_tokenizer(files.join(cache, 'tokenizers', _tokenizer_fingerprint(recipe, identity)), recipe, sources, groups)
+      _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer, workers.processes_for(groups, processes), beam)
     else:
       console.say('corpus', f'reusing {corpora.describe(sources)} as prepared before')
   return open_prepared(path, cache, [source.weight for source in sources])
+
+
+def _tokenizer_fingerprint(recipe, identity):
+  """Of all that a tokenizer trained on a corpus depends on."""
+  wordpiece = [recipe.lowercase, recipe.strip_accents] if recipe.tokenizer == 'wordpiece' else [recipe.byte_fallback]
+  return _hash([RECIPE_VERSION, identity, recipe.heldout_fraction, recipe.invalid_utf8, recipe.tokenizer, recipe.vocab_size, *wordpiece])
+
+
+def _fingerprint(recipe, identity, given, weighted):
+  """Of all that the rows depend on, how they are cut into blocks included: unfinished ones are gone on with."""
+  return _hash([
+      RECIPE_VERSION, identity, recipe.heldout_fraction, recipe.invalid_utf8, recipe.near_duplicates,
+      given.fingerprint if given else _tokenizer_fingerprint(recipe, identity),
+      recipe.row_length, recipe.row_format, recipe.seed if recipe.row_format == 'segment_pair' else None, weighted,
+      packing.MIN_PIECE, blocks.BLOCK_CHARACTERS, corpora.GROUP_BYTES, corpora.GROUP_EXAMPLES])
 
 
 def open_prepared(path: str | os.PathLike, cache: str | os.PathLike | None = None, weights: list[float] | None = None) -> Prepared:
@@ -142,12 +155,12 @@ def open_prepared(path: str | os.PathLike, cache: str | os.PathLike | None = Non
   Raises:
     UserError: nothing there, or it is damaged.
   """
-  path = os.fspath(path)
+  path = files.normal(path)
   facts = _facts(path)
   if facts is None:
     raise UserError(f'no prepared corpus at {path!r}: it has no {FACTS_FILE}; make one with --mode=prepare --output={path}')
   tokenizer = tokenizers.load_tokenizer(files.join(path, 'tokenizer'))
-  shards = None if cache is None else files.join(cache, 'shards')
+  shards = None if cache is None or files.is_remote(cache) else files.join(files.normal(cache), 'shards')
   stores = {name: open_store(files.join(path, name), shards) for name in facts['stores']}
   for store in stores.values():
     if store.tokenizer_fingerprint != tokenizer.fingerprint:
@@ -163,12 +176,12 @@ def open_prepared(path: str | os.PathLike, cache: str | os.PathLike | None = Non
   return prepared
 
 
-def _make(path, work, fingerprint, recipe, sources, groups, tokenizer, processes, beam):
+def _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer, processes, beam):
   """Fills a folder with the stores, the tokenizer, the report and, last, the facts."""
   start = time.monotonic()
   for name, content in tokenizer.files.items():
     files.write_bytes(files.join(path, 'tokenizer', name), content)
-  job = blocks.Job(work, files.join(path, 'tokenizer'), recipe.row_length, recipe.row_format, recipe.seed,
+  job = blocks.Job(work, files.join(path, 'tokenizer'), tokenizer.fingerprint, recipe.row_length, recipe.row_format, recipe.seed,
                    recipe.heldout_fraction, recipe.invalid_utf8)
 
   def each_block(job, stage, finished, label):
@@ -188,6 +201,8 @@ def _make(path, work, fingerprint, recipe, sources, groups, tokenizer, processes
            'tokenizer': {'kind': tokenizer.kind, 'size': tokenizer.size, 'fingerprint': tokenizer.fingerprint}} | facts
   for name, pieces in parts.items():
     _write_store(path, work, name, pieces, recipe, tokenizer, beam)
+  if corpora.corpus_identity(sources) != identity:
+    raise UserError(f'the corpus {corpora.describe(sources)} has changed while it was read; prepare it again')
   seconds = time.monotonic() - start
   files.write_bytes(files.join(path, REPORT_FILE), preparation_report.markdown(facts, seconds, processes, beam).encode('utf-8', 'replace'))
   files.write_bytes(files.join(path, FACTS_FILE), (json.dumps(facts, indent=2) + '\n').encode())
@@ -232,6 +247,9 @@ def _write_store(path, work, name, pieces, recipe, tokenizer, beam):
     workers.each(write, numbered)
   else:
     beams.each(write, numbered, beam)
+  for left in files.listing(files.join(path, name)):
+    if left.endswith('.partial'):  # of a process that was killed while it wrote
+      files.remove(files.join(path, name, left))
   facts = {'source': recipe.source, 'split': name}
   write_manifest(files.join(path, name), [json.loads(files.read_bytes(note)) for note in noted], **sizes,
                  tokenizer_fingerprint=tokenizer.fingerprint, facts=facts)
@@ -254,7 +272,7 @@ def _train_tokenizer(folder, recipe, sources, groups):
                                            byte_fallback=recipe.byte_fallback, **wordpiece)
       for name, content in trained.files.items():
         files.write_bytes(files.join(folder, name), content)
-      files.write_bytes(files.join(folder, FACTS_FILE), b'{}\n')
+      files.write_bytes(files.join(folder, FACTS_FILE), (json.dumps({'format': FORMAT}) + '\n').encode())
       return trained
   tokenizer = tokenizers.load_tokenizer(folder)
   console.say('tokenizer', f'reusing {tokenizer.size:,} tokens learned before')
@@ -317,37 +335,50 @@ def _facts(path):
 
 @contextlib.contextmanager
 def _building(path, fingerprint=''):
-  """Yields a folder for unfinished work inside of `path`, kept when this process is killed; None where `path` is finished.
+  """Yields a folder for unfinished work inside of `path`, kept when this process ends early; None where `path` is finished.
 
-  A person's mistake leaves nothing behind. Raises UserError where the place cannot be written, or holds something else.
+  A mistake in the corpus or the recipe leaves nothing behind, where this process alone is at work on it. Raises UserError
+  where the place cannot be written, or holds something else.
   """
+  work, mark, begun = files.join(path, _WORK), files.join(path, _WORK, 'begun.json'), {'fingerprint': fingerprint}
   with contextlib.ExitStack() as stack:
+    alone = False
     if not files.is_remote(path):
+      folder, name = os.path.split(os.path.abspath(path))
       try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        _lock(stack.enter_context(open(os.path.join(os.path.dirname(path), f'.{os.path.basename(path)}.lock'), 'w')))
+        os.makedirs(folder, exist_ok=True)
+        alone = _lock(stack.enter_context(open(os.path.join(folder, f'.{name}.lock'), 'w')))
       except OSError as error:
-        raise UserError(f'{os.path.dirname(path) or "."!r} cannot be written: {error.strerror}; name another folder') from None
-    if files.exists(files.join(path, FACTS_FILE)):
-      if fingerprint and _facts(path)['fingerprint'] != fingerprint:
-        raise UserError(f'{path!r} holds another corpus, or one prepared in another way; name another --output, or delete it')
+        raise UserError(f'{folder!r} cannot be written: {error.strerror}; name another folder') from None
+    if _finished(path, fingerprint):
+      files.remove(work)  # of a process that was killed just before it did
       yield None
       return
-    mark = files.join(path, _WORK, 'begun.json')
-    begun = {'fingerprint': fingerprint}
-    if files.exists(path) and not files.exists(mark) and files.listing(path):
+    there = [name for name in files.listing(path) if name != _WORK]
+    if there and not files.exists(mark):
       raise UserError(f'{path!r} is not empty and no prepared corpus; name another --output')
-    if files.exists(mark) and json.loads(files.read_bytes(mark)) != begun:
+    if not files.exists(mark) or json.loads(files.read_bytes(mark)) != begun:
       _remove_unfinished(path)
     files.write_bytes(mark, json.dumps(begun).encode())
     try:
-      yield files.join(path, _WORK)
-    except (files.Unwritable, workers.WorkerDied):  # what is done so far is good
+      yield work
+    except (files.Unwritable, files.Unreachable, workers.WorkerDied):  # what is done so far is good
       raise
     except UserError:
-      _remove_unfinished(path)
+      if alone:
+        _remove_unfinished(path)
+      elif _finished(path, fingerprint):  # another process was first, and has taken away what this one worked on
+        return
       raise
-    files.remove(files.join(path, _WORK))
+    files.remove(work)
+
+
+def _finished(path, fingerprint):
+  """Whether a folder holds all that was to be made. Raises UserError where it holds something else that is finished."""
+  facts = _facts(path)
+  if facts and fingerprint and facts['fingerprint'] != fingerprint:
+    raise UserError(f'{path!r} holds another corpus, or one prepared in another way; name another --output, or delete it')
+  return facts is not None
 
 
 def _remove_unfinished(path):
@@ -355,22 +386,24 @@ def _remove_unfinished(path):
   for name in files.listing(path):
     if name in (_WORK, 'tokenizer', REPORT_FILE) or re.fullmatch(r'heldout|train(-\d+)?', name):
       files.remove(files.join(path, name))
-  if not files.is_remote(path) and not files.listing(path):
+  if not files.is_remote(path) and files.exists(path) and not files.listing(path):
     files.remove(path)
 
 
 def _lock(file):
-  """Waits until this process alone holds the lock, where files can be locked."""
+  """Waits until this process alone holds the lock; False where files cannot be locked."""
   try:
     import fcntl
   except ImportError:
-    return
-  with contextlib.suppress(OSError):
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      console.say('waiting', 'for another run that is preparing the same corpus')
-      fcntl.flock(file, fcntl.LOCK_EX)
+    return False
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    console.say('waiting', 'for another run that is preparing the same corpus')
+    fcntl.flock(file, fcntl.LOCK_EX)
+  except OSError:
+    return False
+  return True
 
 
 def _hash(values):

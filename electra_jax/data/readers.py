@@ -240,7 +240,8 @@ def _lines(path, invalid_utf8, advance, counts):
       if not isinstance(error, broken) and not files.is_remote(path):
         raise
       told = files.reason(error)
-      raise UserError(f'the corpus file {path!r} is damaged or cut short ({told}); make it again') from None
+      kind = files.Unreachable if files.is_remote(path) else UserError
+      raise kind(f'the corpus file {path!r} is damaged or cut short ({told}); make it again') from None
 
 
 def _check_text(line, path):

@@ -126,8 +126,8 @@ def _chunks(address):
         yield chunk
   except UserError as error:
     raise _Unreadable(str(error)) from None
-  except OSError as error:
-    raise _Unreadable(f'{address!r} cannot be read: {error.strerror or error}') from None
+  except Exception as error:  # remote file systems raise all kinds
+    raise _Unreadable(f'{address!r} cannot be read: {files.reason(error)}') from None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from electra_jax.config import UserError
 from electra_jax.data import files
 from electra_jax.data.token_manifest import ids_dtype, rows_per_shard
 
@@ -34,7 +33,7 @@ def write_shard(
     what `write_manifest` wants to know of it.
 
   Raises:
-    UserError: it cannot be written.
+    files.Unwritable: it cannot be written.
     ValueError: ids out of range, rows of another length, more rows than a shard holds.
   """
   dtype, most = ids_dtype(vocab_size), rows_per_shard(length, vocab_size)
@@ -60,7 +59,7 @@ def write_shard(
         file.flush()
         os.fsync(file.fileno())
       if remote:  # objects appear when their upload is complete
-        files.filesystem(target).put_file(temporary, target)
+        files.upload(temporary, target)
       else:
         os.replace(temporary, target)
     finally:
@@ -72,11 +71,11 @@ def write_shard(
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike):
-  """What the system refuses to write becomes a UserError that names the store."""
+  """What the system refuses to write becomes an Unwritable that names the store."""
   try:
     yield
   except OSError as error:
-    raise UserError(f'the token store {str(path)!r} cannot be written: {error.strerror or error}') from None
+    raise files.Unwritable(f'the token store {str(path)!r} cannot be written: {error.strerror or error}') from None
 
 
 def _check_block(block, length, vocab_size):

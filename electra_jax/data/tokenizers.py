@@ -162,8 +162,8 @@ def load_tokenizer(
       continue
     if lowercase is not None or strip_accents is not None:
       raise UserError(
-        f'the tokenizer {path!r} is a SentencePiece model, which holds its own normalization; leave lowercase and '
-        'strip_accents at None'
+        f'the tokenizer {path!r} is a SentencePiece model, which holds its own normalization; leave out '
+        'lowercase and strip_accents'
       )
     content = {sentencepiece_tokenizer.FILE: file_access.read_bytes(found[name])}
     return _from_files('sentencepiece', content, found[name])

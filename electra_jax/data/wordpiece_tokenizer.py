@@ -56,12 +56,12 @@ def canonical_files(
   for name, asked in (('lowercase', lowercase), ('strip_accents', strip_accents)):
     was = saved.get('do_lower_case' if name == 'lowercase' else name)
     if was is not None and asked is not None and bool(asked) != bool(was):
-      raise UserError(f'{name} is {asked}, but the tokenizer {source!r} was saved with {was}; leave {name} at None')
+      raise UserError(f'{name} is {asked}, but the tokenizer {source!r} was saved with {was}; leave it out')
   capitals = sum(any(map(str.isupper, token)) for token in tokens if not token.startswith('['))
   if lowercase is None and 'do_lower_case' not in saved and capitals > CAPITALS_SHARE * len(tokens):
     raise UserError(
       f'{capitals} tokens of the vocabulary {source!r} have capitals, and nothing says that it is a cased one; '
-      'set lowercase to False, or to True to use it uncased'
+      'set lowercase to no, or to yes to use it uncased'
     )
   lowercase = bool(saved.get('do_lower_case', True if lowercase is None else lowercase))
   strip_accents = bool(saved.get('strip_accents', lowercase if strip_accents is None else strip_accents))

@@ -47,29 +47,28 @@ def each_block(
     def finish(facts, size):
       nonlocal done, tokens
       done += size
-      if isinstance(facts, dict):
-        tokens += sum(facts[split]['text_tokens'] for split in blocks.SPLITS)
+      tokens += sum(split['text_tokens'] for split in facts.values())
       update(done, f'{tokens / 1e6:,.1f} million tokens' if tokens else f'{done / 1e6:,.0f} MB')
 
     todo = []
     for index, group in enumerate(groups):
       facts = blocks.group_facts(job, index)
       if facts and all(finished(blocks.block_name(index, number)) for number in range(facts['blocks'])):
-        finish(None, group.bytes)
+        finish({}, group.bytes)
         skipped += facts['blocks']
       else:
         todo.append((index, group))
     pending = {}
     for block, size in _read_side_by_side(job, todo, max(1, processes // PROCESSES_A_READER)):
       if block is None:
-        finish(None, size)
+        finish({}, size)
       elif finished(block.name):
-        finish(None, size)
+        finish({}, size)
         skipped += 1
       elif pool is None:
-        finish(stage(job, block) if stage is blocks.sign else stage(job, block, None), size)
+        finish(stage(job.of(block.name), block, None), size)
       else:
-        pending[pool.submit(stage, job, block)] = size
+        pending[pool.submit(stage, job.of(block.name), block)] = size
         while len(pending) >= 2 * processes:  # no more text in memory than keeps the workers busy
           _some_finished(pending, finish)
     while pending:
@@ -91,12 +90,15 @@ def _read_side_by_side(job, groups, readers):
 
   def work():
     try:
-      while todo and not stopped.is_set():
-        with contextlib.suppress(IndexError):  # another thread took the last one
-          for item in _read(job, *todo.popleft()):
-            ready.put(item)
-            if stopped.is_set():
-              return
+      while not stopped.is_set():
+        try:
+          index, group = todo.popleft()
+        except IndexError:
+          break
+        for item in _read(job, index, group):
+          ready.put(item)
+          if stopped.is_set():
+            return
       ready.put(None)
     except BaseException as error:  # handed to who reads the blocks
       ready.put(error)
@@ -146,13 +148,7 @@ def _some_finished(pending, finish):
   finished, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
   for future in finished:
     size = pending.pop(future)
-    try:
-      finish(future.result(), size)
-    except concurrent.futures.process.BrokenProcessPool:
-      raise WorkerDied(
-        'a worker process of the preparation died, most likely for want of memory; the same command goes on from there, '
-        'with fewer workers say (--config.data.workers=1)'
-      ) from None
+    finish(future.result(), size)
 
 
 @contextlib.contextmanager
@@ -163,6 +159,14 @@ def _processes(number):
   )
   try:
     yield pool
+  except concurrent.futures.process.BrokenProcessPool:
+    raise WorkerDied(
+      'a worker process of the preparation died, most likely for want of memory; the same command goes on from there, '
+      'with fewer workers say (--config.data.workers=1)'
+    ) from None
+  except Exception:  # nothing is written any more when this is told
+    pool.shutdown(cancel_futures=True)
+    raise
   except BaseException:
     pool.shutdown(wait=False, cancel_futures=True)
     raise

@@ -66,6 +66,11 @@ def prepare_only(config, output: str | None = None, beam: str | None = None) -> 
   return prepared
 
 
+def corpus_name(config) -> str:
+  """The corpus of a config, for a sentence."""
+  return repr(config.data.store or config.data.source)
+
+
 def data_identity(prepared) -> str:
   """What a run's figures depend on of its data: the rows, however they came to be."""
   return '-'.join(store.identity for store in (prepared.train, prepared.heldout))
@@ -157,7 +162,7 @@ class Run:
     """The store of held-out rows. Raises UserError where the corpus is no longer the one that the run was trained on."""
     prepared = prepare_data(self.config)
     if read_json(pathlib.Path(self.workdir) / 'resolved.json')['data'] != data_identity(prepared):
-      raise UserError(f'the corpus {self.config.data.source!r} has changed since {self.workdir} was trained: its rows are others; '
+      raise UserError(f'the corpus {corpus_name(self.config)} has changed since {self.workdir} was trained: its rows are others; '
                       'restore the corpus.')
     return prepared.heldout
 
@@ -188,12 +193,13 @@ class Run:
     return Reading([[t.token(i) for i in ids] for ids in rows], hidden[:, :longest], replaced[:, :longest])
 
 
-def open_run(workdir, which: str = 'last') -> Run:
+def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
   """Opens the Orbax checkpoint of a run, parameters alone, on all devices.
 
   Args:
     workdir: the run's folder.
     which: 'last', 'best' (by the held-out figure), or a step.
+    store: where the prepared corpus is, if it is elsewhere than when the run was trained.
 
   Raises UserError where the folder is not a run's, or holds no such checkpoint.
   """
@@ -204,6 +210,8 @@ def open_run(workdir, which: str = 'last') -> Run:
     config = configs.from_plain(read_json(workdir / 'config.json'))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f'{workdir / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.') from None
+  if store:
+    config.data.store = store
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
   mesh = meshes.make_mesh()

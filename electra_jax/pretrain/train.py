@@ -75,7 +75,7 @@ def train(config, workdir: str) -> int:
   tokenizer = prepared.tokenizer
   data = runs.data_identity(prepared)
   if resolved and resolved['data'] != data and checkpoints.any_saved(workdir):
-    raise UserError(f'the corpus {config.data.source!r} is not the one that {workdir} was begun with; restore it, or use another --workdir.')
+    raise UserError(f'the corpus {runs.corpus_name(config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.')
   runs.keep_tokenizer(workdir, tokenizer)
   for rows in (prepared.train, prepared.heldout):      # no step is to wait for a shard from afar
     rows.fetch()
