@@ -175,7 +175,7 @@ def main():
   parser.add_argument('--folder', default=tempfile.gettempdir(), help='where stores are written, and removed again')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--seconds', type=float, default=3, help='of each measurement')
-  parser.add_argument('--megabytes', type=float, default=100, help='of text to tokenize')
+  parser.add_argument('--megabytes', type=float, default=200, help='of text to tokenize')
   parser.add_argument('--tokenizer', action='append', help='a tokenizer to measure with, instead of ones trained on the bundled corpus')
   parser.add_argument('--json', help='a file for the figures')
   parser.add_argument('--measure', nargs=3, help=argparse.SUPPRESS)

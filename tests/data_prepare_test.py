@@ -94,7 +94,7 @@ def test_the_facts_are_true(corpus, prepared):
   tokens, beginning = max(train['longest'][0], heldout['longest'][0])
   assert tokens == len(prepared.tokenizer.encode(longest)) and ' '.join(longest.split()).startswith(beginning.strip())
   report = pathlib.Path(prepared.path, 'report.md').read_text()
-  for figure in (f"{train['text_tokens']:,}", f"{heldout['rows']:,}", ' 0 (0.000%) ', f'{tokens:,}'):
+  for figure in (f'{train["text_tokens"]:,}', f'{heldout["rows"]:,}', ' 0 (0.000%) ', f'{tokens:,}'):
     assert figure in report
 
 
@@ -139,9 +139,15 @@ def test_a_given_tokenizer_is_used(recipe, prepared, tokenizer_folder, tmp_path,
 def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
   made = prepare.prepare(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=cache)
   assert made.tokenizer.kind == 'wordpiece' and made.tokenizer.size == 400
-  assert np.array_equal(np.concatenate(_pieces(made.heldout, made.tokenizer)), np.concatenate(
-      [made.tokenizer.encode(text) for text in corpora.read(recipe.source) if corpora.is_held_out(text, 0.2)]))
-  assert pathlib.Path(made.path, 'tokenizer', 'vocab.txt').read_text().split('\n')[:5] == list(tokenizers.SPECIAL_TOKENS)
+  assert np.array_equal(
+    np.concatenate(_pieces(made.heldout, made.tokenizer)),
+    np.concatenate(
+      [made.tokenizer.encode(text) for text in corpora.read(recipe.source) if corpora.is_held_out(text, 0.2)]
+    ),
+  )
+  assert pathlib.Path(made.path, 'tokenizer', 'vocab.txt').read_text().split('\n')[:5] == list(
+    tokenizers.SPECIAL_TOKENS
+  )
 
 
 def test_nothing_held_out_where_none_is_asked_for(recipe, tokenizer_folder, tmp_path):
@@ -156,8 +162,16 @@ def test_segment_pairs_are_seeded_and_their_losses_counted(recipe, tokenizer_fol
   assert first.train.identity != other.train.identity
   facts, t = first.facts['train'], first.tokenizer
   rows = _all(first.train)
-  assert (rows[:, 0] == t.cls_id).all() and ((rows == t.cls_id).sum(1) == 1).all() and set((rows == t.sep_id).sum(1)) == {1, 2}
-  assert facts['dropped_tokens'] > 0 and facts['text_tokens'] == facts['dropped_tokens'] + np.isin(rows, [t.pad_id, t.cls_id, t.sep_id], invert=True).sum()
+  assert (
+    (rows[:, 0] == t.cls_id).all()
+    and ((rows == t.cls_id).sum(1) == 1).all()
+    and set((rows == t.sep_id).sum(1)) == {1, 2}
+  )
+  assert (
+    facts['dropped_tokens'] > 0
+    and facts['text_tokens']
+    == facts['dropped_tokens'] + np.isin(rows, [t.pad_id, t.cls_id, t.sep_id], invert=True).sum()
+  )
   assert 'cut off by segment_pair' in capsys.readouterr().out
 
 
@@ -189,8 +203,12 @@ def test_near_duplicates_go_and_are_counted(recipe, prepared, tokenizer_folder, 
   once, twice = tmp_path / 'once.txt', tmp_path / 'twice.txt'
   once.write_text('\n\n'.join(texts[5:]))
   twice.write_text('\n\n'.join([*texts[5:], *(text.replace('the ', 'the ', 1) + ' End.' for text in texts[5:])]))
-  first = prepare.prepare(dataclasses.replace(recipe, source=str(once), tokenizer=tokenizer_folder, near_duplicates=0.7), cache=tmp_path)
-  both = prepare.prepare(dataclasses.replace(recipe, source=str(twice), tokenizer=tokenizer_folder, near_duplicates=0.7), cache=tmp_path)
+  first = prepare.prepare(
+    dataclasses.replace(recipe, source=str(once), tokenizer=tokenizer_folder, near_duplicates=0.7), cache=tmp_path
+  )
+  both = prepare.prepare(
+    dataclasses.replace(recipe, source=str(twice), tokenizer=tokenizer_folder, near_duplicates=0.7), cache=tmp_path
+  )
   assert first.facts['train']['duplicate_documents'] + first.facts['heldout']['duplicate_documents'] == 0
   assert both.facts['train']['duplicate_documents'] + both.facts['heldout']['duplicate_documents'] == 25
   for split in ('train', 'heldout'):
@@ -199,7 +217,9 @@ def test_near_duplicates_go_and_are_counted(recipe, prepared, tokenizer_folder, 
 
 def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(recipe, prepared, tokenizer_folder, tmp_path):
   address = 'memory://bucket/corpora/thirty'
-  made = prepare.prepare(dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path / 'maker', output=address)
+  made = prepare.prepare(
+    dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path / 'maker', output=address
+  )
   assert sorted(files.listing(address)) == ['facts.json', 'heldout', 'report.md', 'tokenizer', 'train']
   opened = prepare.open_prepared(address, tmp_path / 'reader')
   assert not list((tmp_path / 'reader').rglob('*.bin')), 'nothing is fetched before it is read'
@@ -240,7 +260,9 @@ def test_a_folder_of_a_persons_own_is_left_alone(recipe, prepared, tokenizer_fol
   assert 'is not empty and no prepared corpus' in _refused(recipe, cache=tmp_path, output=mine)
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out')
-  assert 'holds another corpus' in _refused(dataclasses.replace(given, row_length=16), cache=tmp_path, output=tmp_path / 'out')
+  assert 'holds another corpus' in _refused(
+    dataclasses.replace(given, row_length=16), cache=tmp_path, output=tmp_path / 'out'
+  )
   assert prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity == prepared.train.identity
   assert (mine / 'thesis.tex').read_text() == 'years of work'
 
@@ -251,7 +273,9 @@ def test_a_failed_run_removes_nothing_but_its_own(recipe, tokenizer_folder, tmp_
     raise UserError('something is wrong')
 
   monkeypatch.setattr(prepare, '_write_store', meanwhile)
-  assert 'something is wrong' in _refused(dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path, output=tmp_path / 'out')
+  assert 'something is wrong' in _refused(
+    dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path, output=tmp_path / 'out'
+  )
   assert files.listing(tmp_path / 'out') == ['notes.txt']
 
 
@@ -262,15 +286,28 @@ def test_a_failed_run_leaves_nothing(recipe, tokenizer_folder, tmp_path, monkeyp
   broken = tmp_path / 'text.txt'
   broken.write_bytes(pathlib.Path(recipe.source).read_bytes() * 10 + b'\n\n\xff\n')
   for tokenizer in ('unigram', tokenizer_folder):  # found while it is trained, and while rows are made
-    assert 'not UTF-8' in _refused(dataclasses.replace(recipe, source=str(broken), tokenizer=tokenizer), cache=tmp_path / 'cache', processes=processes)
+    assert 'not UTF-8' in _refused(
+      dataclasses.replace(recipe, source=str(broken), tokenizer=tokenizer),
+      cache=tmp_path / 'cache',
+      processes=processes,
+    )
     assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file() and path.suffix != '.lock'] == []
 
 
 def test_a_disk_that_is_full_costs_no_finished_work(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   with monkeypatch.context() as patch:
-    patch.setattr(os, 'fsync', lambda _: (_ for _ in ()).throw(OSError(28, 'No space left on device')) if files.exists(
-        tmp_path / 'out' / '.work' / 'groups') and not files.exists(tmp_path / 'full') and (tmp_path / 'out' / 'train').exists() else None)
+    patch.setattr(
+      os,
+      'fsync',
+      lambda _: (
+        (_ for _ in ()).throw(OSError(28, 'No space left on device'))
+        if files.exists(tmp_path / 'out' / '.work' / 'groups')
+        and not files.exists(tmp_path / 'full')
+        and (tmp_path / 'out' / 'train').exists()
+        else None
+      ),
+    )
     assert 'No space left on device' in _refused(given, cache=tmp_path, output=tmp_path / 'out')
   assert files.listing(tmp_path / 'out' / '.work' / 'rows')
   monkeypatch.setattr(blocks, 'worker_tokenizer', None)  # no row is made again
@@ -283,7 +320,10 @@ def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(recipe,
   files.remove(out)
   made = prepare.prepare(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=tmp_path, output=out)
   text = next(text for text in corpora.read(recipe.source) if not corpora.is_held_out(text, 0.2))
-  assert _pieces(made.train, made.tokenizer)[0].tolist() == made.tokenizer.encode(text)[: len(_pieces(made.train, made.tokenizer)[0])]
+  assert (
+    _pieces(made.train, made.tokenizer)[0].tolist()
+    == made.tokenizer.encode(text)[: len(_pieces(made.train, made.tokenizer)[0])]
+  )
 
 
 def test_text_that_changes_while_it_is_read_is_told(recipe, tokenizer_folder, tmp_path, monkeypatch):
@@ -296,7 +336,9 @@ def test_text_that_changes_while_it_is_read_is_told(recipe, tokenizer_folder, tm
     path.write_bytes(path.read_bytes() + b'\n\nmore\n')
 
   monkeypatch.setattr(prepare, '_write_store', changing)
-  assert 'has changed while it was read' in _refused(dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path)
+  assert 'has changed while it was read' in _refused(
+    dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path
+  )
 
 
 @pytest.mark.parametrize('written', ['{0}/out/', '{0}/./out', '~/out', 'out'])
@@ -306,7 +348,9 @@ def test_folders_are_found_however_they_are_written(recipe, prepared, tokenizer_
   monkeypatch.chdir(tmp_path)
   made = prepare.prepare(given, cache='~/cache', output=written.format(tmp_path))
   assert made.train.identity == prepared.train.identity
-  assert prepare.open_prepared(tmp_path / 'out').facts == prepare.open_prepared(written.format(tmp_path)).facts == made.facts
+  assert (
+    prepare.open_prepared(tmp_path / 'out').facts == prepare.open_prepared(written.format(tmp_path)).facts == made.facts
+  )
   assert sorted(name for name in files.listing(tmp_path) if not name.startswith('.')) == ['out']
 
 
@@ -318,50 +362,78 @@ def test_a_line_of_fifty_megabytes(tokenizer_folder, tmp_path):
   tokenizer, facts = made.tokenizer, made.facts['train']
   assert facts['longest'][0][0] == pytest.approx(10 * len(tokenizer.encode(line)), rel=1e-4)
   assert facts['longest'][0][0] >= 10_000_000 and facts['padding_share'] < 0.001
-  assert facts['text_tokens'] == sum(int(np.isin(made.train.read(np.arange(i, min(i + 10_000, made.train.rows))), [
-      tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id], invert=True).sum()) for i in range(0, made.train.rows, 10_000))
+  assert facts['text_tokens'] == sum(
+    int(
+      np.isin(
+        made.train.read(np.arange(i, min(i + 10_000, made.train.rows))),
+        [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id],
+        invert=True,
+      ).sum()
+    )
+    for i in range(0, made.train.rows, 10_000)
+  )
 
 
 def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(recipe, tokenizer_folder, tmp_path, capsys):
   broken = tmp_path / 'text.txt'
   broken.write_bytes(pathlib.Path(recipe.source).read_bytes() + b'\n\nbad \xff\xfe bytes\n\n\n')
-  made = prepare.prepare(dataclasses.replace(recipe, source=str(broken), invalid_utf8='replace', tokenizer=tokenizer_folder), cache=tmp_path)
-  source, = made.facts['sources']
+  made = prepare.prepare(
+    dataclasses.replace(recipe, source=str(broken), invalid_utf8='replace', tokenizer=tokenizer_folder), cache=tmp_path
+  )
+  (source,) = made.facts['sources']
   assert (source['replaced_bytes'], source['documents_with_replacements']) == (2, 1)
   assert '2 bytes in 1 documents were not UTF-8' in capsys.readouterr().out
 
 
 def test_two_processes_at_once_make_it_together(recipe, prepared, tokenizer_folder, tmp_path):
-  command = ('from electra_jax.data.prepare import Recipe, prepare; '
-             f'prepare(Recipe(**{dataclasses.asdict(recipe) | {"tokenizer": tokenizer_folder}}), cache={str(tmp_path)!r})')
+  command = (
+    'from electra_jax.data.prepare import Recipe, prepare; '
+    f'prepare(Recipe(**{dataclasses.asdict(recipe) | {"tokenizer": tokenizer_folder}}), cache={str(tmp_path)!r})'
+  )
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
   children = [subprocess.Popen([sys.executable, '-c', command], env=environment) for _ in range(2)]
   assert [child.wait(timeout=120) for child in children] == [0, 0]
-  made, = [path for path in (tmp_path / 'rows').iterdir() if not path.name.startswith('.')]
+  (made,) = [path for path in (tmp_path / 'rows').iterdir() if not path.name.startswith('.')]
   assert prepare.open_prepared(made).train.identity == prepared.train.identity
 
 
-@pytest.mark.parametrize('text, complaint', [
-  ('', 'the corpus is empty'), (' \n\n \n', 'the corpus is empty'), ('one document alone', 'too few documents'),
-])
+@pytest.mark.parametrize(
+  'text, complaint',
+  [
+    ('', 'the corpus is empty'),
+    (' \n\n \n', 'the corpus is empty'),
+    ('one document alone', 'too few documents'),
+  ],
+)
 def test_too_little_text_is_named(recipe, tokenizer_folder, tmp_path, text, complaint):
   path = tmp_path / 'text.txt'
   path.write_text(text)
-  assert complaint in _refused(dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path / 'cache')
+  assert complaint in _refused(
+    dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path / 'cache'
+  )
   assert not [name for name in files.listing(tmp_path / 'cache' / 'rows') if not name.startswith('.')]
 
 
 def test_documents_without_a_token_are_named(recipe, tokenizer_folder, tmp_path):
   path = tmp_path / 'text.txt'
   path.write_text('\n\n'.join('\u200b' * n for n in range(1, 40)))
-  assert 'hold no token' in _refused(dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path)
+  assert 'hold no token' in _refused(
+    dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path
+  )
 
 
-@pytest.mark.parametrize('change, complaint', [
-  ({'heldout_fraction': 1.0}, 'heldout_fraction is 1.0'), ({'row_length': 4}, 'row_length is 4'), ({'near_duplicates': 2.0}, 'near_duplicates is 2.0'),
-  ({'row_format': 'dense'}, "row_format is 'dense'; it can be packed or segment_pair"), ({'invalid_utf8': 'drop'}, "invalid_utf8 is 'drop'"),
-  ({'tokenizer': 'nowhere/vocab.txt'}, 'nowhere/vocab.txt'), ({'source': 'nowhere/*.txt'}, 'nowhere/*.txt'),
-])
+@pytest.mark.parametrize(
+  'change, complaint',
+  [
+    ({'heldout_fraction': 1.0}, 'heldout_fraction is 1.0'),
+    ({'row_length': 4}, 'row_length is 4'),
+    ({'near_duplicates': 2.0}, 'near_duplicates is 2.0'),
+    ({'row_format': 'dense'}, "row_format is 'dense'; it can be packed or segment_pair"),
+    ({'invalid_utf8': 'drop'}, "invalid_utf8 is 'drop'"),
+    ({'tokenizer': 'nowhere/vocab.txt'}, 'nowhere/vocab.txt'),
+    ({'source': 'nowhere/*.txt'}, 'nowhere/*.txt'),
+  ],
+)
 def test_mistakes_are_named(recipe, tmp_path, change, complaint):
   assert complaint in _refused(dataclasses.replace(recipe, **change), cache=tmp_path)
 

@@ -70,7 +70,7 @@ def test_any_threshold_will_do(threshold):
 
 
 def test_what_goes_leaves_a_similar_document_behind():
-  # A chain in which neighbours are alike and ends are not: the middle goes, and then the end is like nothing that stays.
+  # A chain in which neighbours are alike and ends are not: the middle goes, then the end is like nothing that stays.
   a = document(1, 2000)
   b = changed(a, 0.02, 1)
   c = changed(b, 0.02, 2)

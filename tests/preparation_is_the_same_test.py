@@ -49,8 +49,11 @@ def expected(recipe, tmp_path_factory):
 
 def content(path):
   """Every file of a prepared corpus; the report but tells the time it took."""
-  return {str(file.relative_to(path)): file.read_bytes() for file in sorted(pathlib.Path(path).rglob('*'))
-          if file.is_file() and file.name not in ('report.md', 'verified.json')}
+  return {
+    str(file.relative_to(path)): file.read_bytes()
+    for file in sorted(pathlib.Path(path).rglob('*'))
+    if file.is_file() and file.name not in ('report.md', 'verified.json')
+  }
 
 
 @pytest.mark.parametrize('row_format', ['packed', 'segment_pair'])
@@ -87,7 +90,9 @@ def test_after_a_stop_between_blocks_and_no_block_is_made_twice(recipe, expected
     prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
   assert not files.exists(tmp_path / 'out' / 'facts.json')
   again = []
-  monkeypatch.setattr(blocks, stage, lambda job, block, *threads: again.append(block.name) or original(job, block, *threads))
+  monkeypatch.setattr(
+    blocks, stage, lambda job, block, *threads: again.append(block.name) or original(job, block, *threads)
+  )
   prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
   assert content(tmp_path / 'out') == expected
   assert len(again) > 3 and not set(made) & set(again)
@@ -95,16 +100,20 @@ def test_after_a_stop_between_blocks_and_no_block_is_made_twice(recipe, expected
 
 def test_after_being_killed(recipe, expected, tmp_path):
   """SIGKILL at four moments of the real program with its workers; the workers end too."""
-  code = ('import sys; from electra_jax.data import blocks, workers, prepare; '
-          f'blocks.BLOCK_CHARACTERS = {BLOCK}; workers.SMALL_BYTES = 0; '
-          f'prepare.prepare(prepare.Recipe(**{dataclasses.asdict(recipe)}), cache={str(tmp_path)!r}, output={str(tmp_path / "out")!r}, processes=2)')
+  code = (
+    'import sys; from electra_jax.data import blocks, workers, prepare; '
+    f'blocks.BLOCK_CHARACTERS = {BLOCK}; workers.SMALL_BYTES = 0; '
+    f'prepare.prepare(prepare.Recipe(**{dataclasses.asdict(recipe)}), cache={str(tmp_path)!r}, output={str(tmp_path / "out")!r}, processes=2)'
+  )
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
   for kind, number in (('.work/signatures', 2), ('.work/rows', 2), ('.work/rows', 12), ('train-01', 1)):
     child = subprocess.Popen([sys.executable, '-c', code], env=environment, start_new_session=True)
     while child.poll() is None and len(list((tmp_path / 'out' / kind).glob('*'))) < number:
       time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL or kind == 'train-01', 'it was not done yet'  # from there it is a matter of milliseconds
+    assert child.wait() == -signal.SIGKILL or kind == 'train-01', (
+      'it was not done yet'
+    )  # from there it is a matter of milliseconds
     deadline = time.monotonic() + 60
     while group_lives(child.pid):
       assert time.monotonic() < deadline, 'workers outlive their parent'
@@ -181,10 +190,15 @@ def test_a_mistake_is_one_sentence_in_a_pipeline_too(recipe, tmp_path, capfd):
     assert str(caught.value).endswith('data.invalid_utf8=replace')
 
 
-@pytest.mark.parametrize('flags, named', [
-  ('--runner=Nope', 'Nope'), ('"', 'No closing quotation'), ('--max_num_workers=x', 'max_num_workers'),
-  ('--runer=DirectRunner', "'--runer=DirectRunner' that Beam does not know; did you mean --runner?"),
-])
+@pytest.mark.parametrize(
+  'flags, named',
+  [
+    ('--runner=Nope', 'Nope'),
+    ('"', 'No closing quotation'),
+    ('--max_num_workers=x', 'max_num_workers'),
+    ('--runer=DirectRunner', "'--runer=DirectRunner' that Beam does not know; did you mean --runner?"),
+  ],
+)
 def test_flags_that_beam_cannot_take_are_named(recipe, tmp_path, capfd, flags, named):
   with pytest.raises(prepare.UserError, match='^--beam') as caught:
     prepare.prepare(recipe, cache=tmp_path, beam=flags)

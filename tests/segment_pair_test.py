@@ -28,7 +28,7 @@ def rows_of(documents, row_length, seed=0):
 def segments(row):
   """First and second segment of a row; the second is None where there is none."""
   used = row[row != PAD]
-  assert used[0] == CLS and used[-1] == SEP and (used == CLS).sum() == 1 and not row[len(used):].any()
+  assert used[0] == CLS and used[-1] == SEP and (used == CLS).sum() == 1 and not row[len(used) :].any()
   parts = np.split(used, np.flatnonzero(used == SEP) + 1)[:-1]
   assert len(parts) in (1, 2)
   return parts[0][1:-1], parts[1][:-1] if len(parts) == 2 else None

@@ -36,7 +36,10 @@ def check(flags: str, folder: str) -> None:
     name = word.partition('=')[0].lstrip('-').replace('-', '_')
     if word.startswith('-') and name not in known and name.removeprefix('no_') not in known:
       near = difflib.get_close_matches(name, known, n=1)
-      raise UserError(f'--beam has a flag {word!r} that Beam does not know' + (f'; did you mean --{near[0]}?' if near else '; leave it out'))
+      raise UserError(
+        f'--beam has a flag {word!r} that Beam does not know'
+        + (f'; did you mean --{near[0]}?' if near else '; leave it out')
+      )
   if 'dataflow' in runner.lower() and not files.is_remote(folder):
     raise UserError(f'workers of Dataflow cannot reach {folder!r}; give --output an address such as gs://bucket/folder')
 

@@ -19,8 +19,8 @@ from electra_jax.data.tokenizers import load_tokenizer
 # Large enough that the padding at a block's end is nothing (half a row in a million tokens), small enough to share out.
 BLOCK_CHARACTERS = 4_000_000
 
-LONGEST = 5           # documents that the report lists
-_BEGINNING = 60       # characters of each shown there
+LONGEST = 5  # documents that the report lists
+_BEGINNING = 60  # characters of each shown there
 SPLITS = ('train', 'heldout')
 COUNTS = ('documents', 'empty_documents', 'duplicate_documents', 'duplicate_characters', 'characters', 'text_tokens',
           'unknown_tokens', 'dropped_tokens', 'rows', 'tokens')  # fmt: skip
@@ -91,7 +91,7 @@ def read_blocks(job: Job, index: int, group: corpora.Group, advance=None) -> Ite
 
 
 def group_facts(job: Job, index: int) -> dict | None:
-  """What `read_blocks` noted of a group: 'blocks' (their number) and 'counts'. None where it has not come to the end."""
+  """What `read_blocks` noted of a group: 'blocks' (their number) and 'counts'; None where it has not ended."""
   return _read_json(files.join(job.folder, 'groups', f'{index:05d}.json'))
 
 
@@ -165,13 +165,17 @@ def _rows(job, block, split, texts, tokenizer, facts, threads):
   ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
   if job.row_format == 'segment_pair':
     lines = [[line for line in text.split('\n') if line.strip()] for text in texts]
-    encoded = iter(tokenizer.encode_batch([line for document in lines for line in document], threads))
-    documents = [[np.asarray(next(encoded), np.int32) for _ in document] for document in lines]
-    rng = np.random.Generator(np.random.Philox(key=[job.seed % 2**64, SPLITS.index(split)], counter=[0, 0, block.group, block.number]))
-    rows = np.array(list(packing.segment_pairs(documents, job.row_length, *ids, rng, facts)), np.int32).reshape(-1, job.row_length)
+    encoded = iter(tokenizer.encode_arrays([line for document in lines for line in document], threads))
+    documents = [[next(encoded) for _ in document] for document in lines]
+    rng = np.random.Generator(
+      np.random.Philox(key=[job.seed % 2**64, SPLITS.index(split)], counter=[0, 0, block.group, block.number])
+    )
+    rows = np.array(list(packing.segment_pairs(documents, job.row_length, *ids, rng, facts)), np.int32).reshape(
+      -1, job.row_length
+    )
     tokens = [np.concatenate([*document, np.zeros(0, np.int32)]) for document in documents]
   else:
-    tokens = [np.asarray(encoded, np.int32) for encoded in tokenizer.encode_batch(texts, threads)]
+    tokens = tokenizer.encode_arrays(texts, threads)
     rows = packing.pack(tokens, job.row_length, *ids)
   for text, encoded in zip(texts, tokens, strict=True):
     facts['documents'] += 1

@@ -53,7 +53,8 @@ class Mixture:
     for store, weight, share in zip(self.stores, self.weights, self.shares):
       if share == 0:
         raise UserError(
-          f'the weight of {store.path} is {weight:.2g} of all, which is not one row in {DEAL:,}; raise it, or leave it out'
+          f'the weight of {store.path} is {weight:.2g} of all, which is not one row in {DEAL:,}; raise it, or leave it '
+          'out'
         )
 
   @functools.cached_property
@@ -130,7 +131,12 @@ class Mixture:
 
 
 def mixture_rows(
-  step: int, batch_size: int, num_rows: tuple[int, ...], shares: tuple[int, ...], seed: int, rows: slice | np.ndarray = slice(None)
+  step: int,
+  batch_size: int,
+  num_rows: tuple[int, ...],
+  shares: tuple[int, ...],
+  seed: int,
+  rows: slice | np.ndarray = slice(None),
 ) -> np.ndarray:
   """`batch_rows` for a mixture, in the numbering of `Mixture`.
 
@@ -141,7 +147,8 @@ def mixture_rows(
     num_rows: of each store.
     shares: rows of each store in a thousand; they sum to `DEAL`.
   """
-  return in_pieces(step * batch_size + np.arange(batch_size)[rows], _PIECE * DEAL, _piece, tuple(num_rows), tuple(shares), seed)
+  position = step * batch_size + np.arange(batch_size)[rows]
+  return in_pieces(position, _PIECE * DEAL, _piece, tuple(num_rows), tuple(shares), seed)
 
 
 @functools.lru_cache(maxsize=64)

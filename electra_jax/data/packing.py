@@ -11,8 +11,8 @@ MIN_PIECE = 8
 MIN_ROW_LENGTH = 8
 
 # Of google-research/electra's build_pretraining_dataset.py.
-ONE_SEGMENT = 0.1     # examples whose lines all go to the first segment, as single sentences do in classification
-SHORT_TARGET = 0.05   # examples that aim at a random length
+ONE_SEGMENT = 0.1  # examples whose lines all go to the first segment, as single sentences do in classification
+SHORT_TARGET = 0.05  # examples that aim at a random length
 OVERFULL_FIRST = 0.5  # a line that overfills the first segment still goes there, where no second has begun
 SHORTEST_TARGET = 5
 
@@ -80,8 +80,9 @@ def segment_pairs(
   """Rows `[CLS] first [SEP] second [SEP]`, or `[CLS] first [SEP]`, as google-research/electra's builder makes them.
 
   Lines of a document are gathered until they reach the target length, which is the row's, or a random one for
-  `SHORT_TARGET` of the rows. Lines then go to the first segment up to half of the target (all of them, for `ONE_SEGMENT`
-  of the rows), and the rest to the second. What is longer than the row is cut off and lost, as there, but counted.
+  `SHORT_TARGET` of the rows. Lines then go to the first segment up to half of the target (all of them, for
+  `ONE_SEGMENT` of the rows), and the rest to the second. What is longer than the row is cut off and lost, as there,
+  but counted.
 
   Args:
     documents: for each document its lines, integer arrays `[tokens]` without special tokens.

@@ -1,19 +1,28 @@
 """A corpus and a tokenizer to token stores, once; later runs find them again."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import re
 import time
 
 import numpy as np
 
 from electra_jax import console
 from electra_jax.config import UserError
-from electra_jax.data import beam as beams, blocks, corpora, duplicates, files, packing, preparation_report, tokenizers, workers
+from electra_jax.data import (
+  beam as beams,
+  blocks,
+  corpora,
+  duplicates,
+  files,
+  packing,
+  preparation_report,
+  tokenizers,
+  workers,
+)
+from electra_jax.data.finished import FACTS_FILE, FORMAT, building, read_facts
 from electra_jax.data.mixture import Mixture
 from electra_jax.data.shard_cache import default_cache
 from electra_jax.data.token_store import Store, open_store, rows_per_shard, write_manifest, write_shard
@@ -22,11 +31,8 @@ from electra_jax.data.tokenizers import Tokenizer
 # Part of every fingerprint: raise it when the same settings begin to give other tokens or rows.
 RECIPE_VERSION = 2
 
-FORMAT = 'electra_jax prepared corpus'
-FACTS_FILE = 'facts.json'    # written last: a folder without it is not finished
 REPORT_FILE = 'report.md'
 
-_WORK = '.work'
 # Text that a compressed byte makes, about; only to know how much of a corpus a tokenizer need see.
 _EXPANSION = {'.gz': 3, '.xz': 4, '.bz2': 4, '.zst': 3.5}
 
@@ -54,9 +60,12 @@ class Recipe:
     if not 0 <= self.heldout_fraction < 1:
       raise UserError(f'heldout_fraction is {self.heldout_fraction}; it can be from 0 up to, not including, 1')
     if not 0 <= self.near_duplicates <= 1:
-      raise UserError(f'near_duplicates is {self.near_duplicates}; it is the similarity from which documents go, up to 1, or 0 to keep all')
+      raise UserError(
+        f'near_duplicates is {self.near_duplicates}; it is the similarity from which documents go, up to 1, or 0 to '
+        'keep all'
+      )
     if self.row_format not in packing.ROW_FORMATS:
-      raise UserError(f"row_format is {self.row_format!r}; it can be {' or '.join(packing.ROW_FORMATS)}")
+      raise UserError(f'row_format is {self.row_format!r}; it can be {" or ".join(packing.ROW_FORMATS)}')
     if self.invalid_utf8 not in ('refuse', 'replace'):
       raise UserError(f'invalid_utf8 is {self.invalid_utf8!r}; it can be refuse or replace')
     packing.check_row_length(self.row_length)
@@ -104,8 +113,8 @@ def prepare(
     beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for `processes`.
 
   Raises:
-    UserError: a recipe that cannot be; what corpora and tokenizers raise; a split without documents; a place that cannot
-      be written, or holds something else; a worker that died.
+    UserError: a recipe that cannot be; what corpora and tokenizers raise; a split without documents; a place that
+      cannot be written, or holds something else; a worker that died.
   """
   recipe.check()
   cache = files.normal(cache if cache is not None else default_cache())
@@ -118,12 +127,27 @@ def prepare(
   path = files.normal(output) if output is not None else files.join(cache, 'rows', fingerprint)
   if beam is not None:
     beams.check(beam, path)
-  with _building(path, fingerprint) as work:
+  with building(path, fingerprint) as work:
     if work:
       groups = corpora.groups(sources)
-      console.say('corpus', f'{corpora.describe(sources)}, {sum(group.bytes for group in groups) / 1e6:,.1f} MB on disk')
-      tokenizer = given or _train_tokenizer(files.join(cache, 'tokenizers', _tokenizer_fingerprint(recipe, identity)), recipe, sources, groups)
-      _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer, workers.processes_for(groups, processes), beam)
+      console.say(
+        'corpus', f'{corpora.describe(sources)}, {sum(group.bytes for group in groups) / 1e6:,.1f} MB on disk'
+      )
+      tokenizer = given or _train_tokenizer(
+        files.join(cache, 'tokenizers', _tokenizer_fingerprint(recipe, identity)), recipe, sources, groups
+      )
+      _make(
+        path,
+        work,
+        fingerprint,
+        identity,
+        recipe,
+        sources,
+        groups,
+        tokenizer,
+        workers.processes_for(groups, processes),
+        beam,
+      )
     else:
       console.say('corpus', f'reusing {corpora.describe(sources)} as prepared before')
   return open_prepared(path, cache, [source.weight for source in sources])
@@ -132,19 +156,44 @@ def prepare(
 def _tokenizer_fingerprint(recipe, identity):
   """Of all that a tokenizer trained on a corpus depends on."""
   wordpiece = [recipe.lowercase, recipe.strip_accents] if recipe.tokenizer == 'wordpiece' else [recipe.byte_fallback]
-  return _hash([RECIPE_VERSION, identity, recipe.heldout_fraction, recipe.invalid_utf8, recipe.tokenizer, recipe.vocab_size, *wordpiece])
+  return _hash(
+    [
+      RECIPE_VERSION,
+      identity,
+      recipe.heldout_fraction,
+      recipe.invalid_utf8,
+      recipe.tokenizer,
+      recipe.vocab_size,
+      *wordpiece,
+    ]
+  )
 
 
 def _fingerprint(recipe, identity, given, weighted):
   """Of all that the rows depend on, how they are cut into blocks included: unfinished ones are gone on with."""
-  return _hash([
-      RECIPE_VERSION, identity, recipe.heldout_fraction, recipe.invalid_utf8, recipe.near_duplicates,
+  return _hash(
+    [
+      RECIPE_VERSION,
+      identity,
+      recipe.heldout_fraction,
+      recipe.invalid_utf8,
+      recipe.near_duplicates,
       given.fingerprint if given else _tokenizer_fingerprint(recipe, identity),
-      recipe.row_length, recipe.row_format, recipe.seed if recipe.row_format == 'segment_pair' else None, weighted,
-      packing.MIN_PIECE, blocks.BLOCK_CHARACTERS, corpora.GROUP_BYTES, corpora.GROUP_EXAMPLES])
+      recipe.row_length,
+      recipe.row_format,
+      recipe.seed if recipe.row_format == 'segment_pair' else None,
+      weighted,
+      packing.MIN_PIECE,
+      blocks.BLOCK_CHARACTERS,
+      corpora.GROUP_BYTES,
+      corpora.GROUP_EXAMPLES,
+    ]
+  )
 
 
-def open_prepared(path: str | os.PathLike, cache: str | os.PathLike | None = None, weights: list[float] | None = None) -> Prepared:
+def open_prepared(
+  path: str | os.PathLike, cache: str | os.PathLike | None = None, weights: list[float] | None = None
+) -> Prepared:
   """Opens what `prepare` made.
 
   Args:
@@ -156,17 +205,21 @@ def open_prepared(path: str | os.PathLike, cache: str | os.PathLike | None = Non
     UserError: nothing there, or it is damaged.
   """
   path = files.normal(path)
-  facts = _facts(path)
+  facts = read_facts(path)
   if facts is None:
-    raise UserError(f'no prepared corpus at {path!r}: it has no {FACTS_FILE}; make one with --mode=prepare --output={path}')
+    raise UserError(
+      f'no prepared corpus at {path!r}: it has no {FACTS_FILE}; make one with --mode=prepare --output={path}'
+    )
   tokenizer = tokenizers.load_tokenizer(files.join(path, 'tokenizer'))
   shards = None if cache is None or files.is_remote(cache) else files.join(files.normal(cache), 'shards')
   stores = {name: open_store(files.join(path, name), shards) for name in facts['stores']}
   for store in stores.values():
     if store.tokenizer_fingerprint != tokenizer.fingerprint:
-      raise UserError(f'the tokenizer in {path!r} is not the one that made its rows; delete the folder and prepare the corpus again')
+      raise UserError(
+        f'the tokenizer in {path!r} is not the one that made its rows; delete the folder and prepare the corpus again'
+      )
   heldout = stores.pop('heldout', None)
-  train, = stores.values() if len(stores) == 1 else [None]
+  (train,) = stores.values() if len(stores) == 1 else [None]
   if train is None:
     train = Mixture(tuple(stores.values()), tuple(weights or [source['weight'] for source in facts['sources']]))
   prepared = Prepared(train, heldout, tokenizer, facts, path)
@@ -181,8 +234,16 @@ def _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer,
   start = time.monotonic()
   for name, content in tokenizer.files.items():
     files.write_bytes(files.join(path, 'tokenizer', name), content)
-  job = blocks.Job(work, files.join(path, 'tokenizer'), tokenizer.fingerprint, recipe.row_length, recipe.row_format, recipe.seed,
-                   recipe.heldout_fraction, recipe.invalid_utf8)
+  job = blocks.Job(
+    work,
+    files.join(path, 'tokenizer'),
+    tokenizer.fingerprint,
+    recipe.row_length,
+    recipe.row_format,
+    recipe.seed,
+    recipe.heldout_fraction,
+    recipe.invalid_utf8,
+  )
 
   def each_block(job, stage, finished, label):
     if beam is None:
@@ -197,21 +258,31 @@ def _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer,
 
   facts, parts = preparation_report.gather(job, groups, sources, _weighted(sources))
   _check_rows(facts, recipe, sources)
-  facts = {'format': FORMAT, 'fingerprint': fingerprint, 'source': recipe.source, 'recipe': dataclasses.asdict(recipe),
-           'tokenizer': {'kind': tokenizer.kind, 'size': tokenizer.size, 'fingerprint': tokenizer.fingerprint}} | facts
+  facts = {
+    'format': FORMAT,
+    'fingerprint': fingerprint,
+    'source': recipe.source,
+    'recipe': dataclasses.asdict(recipe),
+    'tokenizer': {'kind': tokenizer.kind, 'size': tokenizer.size, 'fingerprint': tokenizer.fingerprint},
+  } | facts
   for name, pieces in parts.items():
     _write_store(path, work, name, pieces, recipe, tokenizer, beam)
   if corpora.corpus_identity(sources) != identity:
     raise UserError(f'the corpus {corpora.describe(sources)} has changed while it was read; prepare it again')
   seconds = time.monotonic() - start
-  files.write_bytes(files.join(path, REPORT_FILE), preparation_report.markdown(facts, seconds, processes, beam).encode('utf-8', 'replace'))
+  files.write_bytes(
+    files.join(path, REPORT_FILE),
+    preparation_report.markdown(facts, seconds, processes, beam).encode('utf-8', 'replace'),
+  )
   files.write_bytes(files.join(path, FACTS_FILE), (json.dumps(facts, indent=2) + '\n').encode())
   console.say('rows', f'tokenized and packed in {console.seconds(seconds)}')
 
 
 def _gone(job, groups, threshold):
   """Numbers of the near-duplicates in each block that has some."""
-  names = [blocks.block_name(i, number) for i in range(len(groups)) for number in range(blocks.group_facts(job, i)['blocks'])]
+  names = [
+    blocks.block_name(i, number) for i in range(len(groups)) for number in range(blocks.group_facts(job, i)['blocks'])
+  ]
   owners = []
 
   def signatures():
@@ -226,7 +297,9 @@ def _gone(job, groups, threshold):
   for index in duplicates.duplicates(signatures(), threshold):
     name, number = owners[index]
     gone.setdefault(name, []).append(number)
-  console.say('likeness', f'{sum(map(len, gone.values())):,} of {len(owners):,} documents are near-duplicates and left out')
+  console.say(
+    'likeness', f'{sum(map(len, gone.values())):,} of {len(owners):,} documents are near-duplicates and left out'
+  )
   return {name: tuple(numbers) for name, numbers in gone.items()}
 
 
@@ -251,8 +324,13 @@ def _write_store(path, work, name, pieces, recipe, tokenizer, beam):
     if left.endswith('.partial'):  # of a process that was killed while it wrote
       files.remove(files.join(path, name, left))
   facts = {'source': recipe.source, 'split': name}
-  write_manifest(files.join(path, name), [json.loads(files.read_bytes(note)) for note in noted], **sizes,
-                 tokenizer_fingerprint=tokenizer.fingerprint, facts=facts)
+  write_manifest(
+    files.join(path, name),
+    [json.loads(files.read_bytes(note)) for note in noted],
+    **sizes,
+    tokenizer_fingerprint=tokenizer.fingerprint,
+    facts=facts,
+  )
 
 
 def _write_shard(folder, sizes, numbered):
@@ -264,12 +342,24 @@ def _write_shard(folder, sizes, numbered):
 
 def _train_tokenizer(folder, recipe, sources, groups):
   """The tokenizer of the training documents: learned before, or now."""
-  with _building(folder) as work:
+  with building(folder) as work:
     if work:
-      wordpiece = {'lowercase': recipe.lowercase, 'strip_accents': recipe.strip_accents} if recipe.tokenizer == 'wordpiece' else {}
-      expected = int(sum(group.bytes * _EXPANSION.get(os.path.splitext((*group.files, '')[0])[1], 1) for group in groups))
-      trained = tokenizers.train_tokenizer(_training_texts(recipe, sources, groups), kind=recipe.tokenizer, vocab_size=recipe.vocab_size, expected_characters=expected,
-                                           byte_fallback=recipe.byte_fallback, **wordpiece)
+      wordpiece = (
+        {'lowercase': recipe.lowercase, 'strip_accents': recipe.strip_accents}
+        if recipe.tokenizer == 'wordpiece'
+        else {}
+      )
+      expected = int(
+        sum(group.bytes * _EXPANSION.get(os.path.splitext((*group.files, '')[0])[1], 1) for group in groups)
+      )
+      trained = tokenizers.train_tokenizer(
+        _training_texts(recipe, sources, groups),
+        kind=recipe.tokenizer,
+        vocab_size=recipe.vocab_size,
+        expected_characters=expected,
+        byte_fallback=recipe.byte_fallback,
+        **wordpiece,
+      )
       for name, content in trained.files.items():
         files.write_bytes(files.join(folder, name), content)
       files.write_bytes(files.join(folder, FACTS_FILE), (json.dumps({'format': FORMAT}) + '\n').encode())
@@ -294,116 +384,39 @@ def _training_texts(recipe, sources, groups):
 def _check_documents(documents, recipe, sources):
   """Raises UserError where a split that is wanted has no document; `documents` is their number by split."""
   if not sum(documents.values()):
-    raise UserError(f"the corpus is empty: no text in {corpora.describe(sources)}; give files that hold some, or 'sample'")
+    raise UserError(
+      f"the corpus is empty: no text in {corpora.describe(sources)}; give files that hold some, or 'sample'"
+    )
   if not documents['train'] or (recipe.heldout_fraction and not documents['heldout']):
     raise UserError(
       f'the corpus has too few documents to hold some out: heldout_fraction {recipe.heldout_fraction} of '
-      f"{sum(documents.values())} leaves {documents['train']} to train on and {documents['heldout']} held out; part the text into "
-      f'more documents (document_format is {recipe.document_format!r}) or choose another fraction'
+      f'{sum(documents.values())} leaves {documents["train"]} to train on and {documents["heldout"]} held out; part '
+      f'the text into more documents (document_format is {recipe.document_format!r}) or choose another fraction'
     )
 
 
 def _check_rows(facts, recipe, sources):
   """Raises UserError where a split or a source of a mixture has no row."""
   splits = [split for split in blocks.SPLITS if split in facts]
-  _check_documents(dict.fromkeys(blocks.SPLITS, 0) | {split: facts[split]['documents'] + facts[split]['duplicate_documents'] for split in splits},
-                   recipe, sources)
+  _check_documents(
+    dict.fromkeys(blocks.SPLITS, 0)
+    | {split: facts[split]['documents'] + facts[split]['duplicate_documents'] for split in splits},
+    recipe,
+    sources,
+  )
   for split in splits:
     if not facts[split]['rows']:
-      raise UserError(f"the {'held-out' if split == 'heldout' else 'training'} documents of {corpora.describe(sources)} hold no token; give more text")
+      raise UserError(
+        f'the {"held-out" if split == "heldout" else "training"} documents of {corpora.describe(sources)} hold no '
+        'token; give more text'
+      )
   for entry in facts['sources']:
     if entry['store'] != 'train' and not entry['rows']:
-      raise UserError(f"the source {entry['location']!r} has no training document; give more text, or leave it out")
+      raise UserError(f'the source {entry["location"]!r} has no training document; give more text, or leave it out')
 
 
 def _weighted(sources):
   return sources[0].weight is not None
-
-
-def _facts(path):
-  """What was counted, of a finished folder; None where there is none. Raises UserError where it is damaged."""
-  if not files.exists(files.join(path, FACTS_FILE)):
-    return None
-  try:
-    facts = json.loads(files.read_bytes(files.join(path, FACTS_FILE)))
-  except ValueError:
-    facts = None
-  if not isinstance(facts, dict) or facts.get('format') != FORMAT:
-    raise UserError(f'the prepared corpus {path!r} is damaged: its {FACTS_FILE} cannot be read; delete it and prepare the corpus again')
-  return facts
-
-
-@contextlib.contextmanager
-def _building(path, fingerprint=''):
-  """Yields a folder for unfinished work inside of `path`, kept when this process ends early; None where `path` is finished.
-
-  A mistake in the corpus or the recipe leaves nothing behind, where this process alone is at work on it. Raises UserError
-  where the place cannot be written, or holds something else.
-  """
-  work, mark, begun = files.join(path, _WORK), files.join(path, _WORK, 'begun.json'), {'fingerprint': fingerprint}
-  with contextlib.ExitStack() as stack:
-    alone = False
-    if not files.is_remote(path):
-      folder, name = os.path.split(os.path.abspath(path))
-      try:
-        os.makedirs(folder, exist_ok=True)
-        alone = _lock(stack.enter_context(open(os.path.join(folder, f'.{name}.lock'), 'w')))
-      except OSError as error:
-        raise UserError(f'{folder!r} cannot be written: {error.strerror}; name another folder') from None
-    if _finished(path, fingerprint):
-      files.remove(work)  # of a process that was killed just before it did
-      yield None
-      return
-    there = [name for name in files.listing(path) if name != _WORK]
-    if there and not files.exists(mark):
-      raise UserError(f'{path!r} is not empty and no prepared corpus; name another --output')
-    if not files.exists(mark) or json.loads(files.read_bytes(mark)) != begun:
-      _remove_unfinished(path)
-    files.write_bytes(mark, json.dumps(begun).encode())
-    try:
-      yield work
-    except (files.Unwritable, files.Unreachable, workers.WorkerDied):  # what is done so far is good
-      raise
-    except UserError:
-      if alone:
-        _remove_unfinished(path)
-      elif _finished(path, fingerprint):  # another process was first, and has taken away what this one worked on
-        return
-      raise
-    files.remove(work)
-
-
-def _finished(path, fingerprint):
-  """Whether a folder holds all that was to be made. Raises UserError where it holds something else that is finished."""
-  facts = _facts(path)
-  if facts and fingerprint and facts['fingerprint'] != fingerprint:
-    raise UserError(f'{path!r} holds another corpus, or one prepared in another way; name another --output, or delete it')
-  return facts is not None
-
-
-def _remove_unfinished(path):
-  """Removes what preparing puts into a folder, and nothing that a person may have put there since."""
-  for name in files.listing(path):
-    if name in (_WORK, 'tokenizer', REPORT_FILE) or re.fullmatch(r'heldout|train(-\d+)?', name):
-      files.remove(files.join(path, name))
-  if not files.is_remote(path) and files.exists(path) and not files.listing(path):
-    files.remove(path)
-
-
-def _lock(file):
-  """Waits until this process alone holds the lock; False where files cannot be locked."""
-  try:
-    import fcntl
-  except ImportError:
-    return False
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    console.say('waiting', 'for another run that is preparing the same corpus')
-    fcntl.flock(file, fcntl.LOCK_EX)
-  except OSError:
-    return False
-  return True
 
 
 def _hash(values):

@@ -5,6 +5,8 @@ import os
 import re
 import string
 
+import numpy as np
+
 from electra_jax.config import UserError
 from electra_jax.data import special_tokens
 from electra_jax.data.special_tokens import CLS, CLS_ID, MASK, PAD, PAD_ID, SEP, SEP_ID, UNK, UNK_ID
@@ -48,16 +50,16 @@ def parts(files: dict[str, bytes], source: str) -> dict:
   named = [UNK if i == processor.unk_id() else token for i, token in enumerate(tokens)]
   ids = special_tokens.find_special_tokens(named, special_tokens.USUAL_NAMES, repr(source))
   # Text never becomes a control piece; where a special token is another kind of piece, its literal counts as unknown.
-  guarded = {i for i in ids.values() if not processor.is_control(i)} - {ids['unk_id']}
+  guarded = [i for i in ids.values() if not processor.is_control(i) and i != ids['unk_id']]
   cores = min(16, os.cpu_count() or 1)
 
   def encode(texts, threads):
     if threads == 1:  # even one thread would be a pool to SentencePiece
-      encoded = list(map(processor.encode, texts))
+      encoded = list(map(processor.encode_as_numpy, texts))
     else:
-      encoded = processor.encode(texts, num_threads=threads or cores)
+      encoded = processor.encode_as_numpy(texts, num_threads=threads or cores)
     if guarded:
-      encoded = [[ids['unk_id'] if i in guarded else i for i in row] for row in encoded]
+      encoded = [np.where(np.isin(row, guarded), np.int32(ids['unk_id']), row) for row in encoded]
     return encoded
 
   return {

@@ -158,7 +158,8 @@ def verify(folder: pathlib.Path, manifest: dict) -> None:
       raise UserError(f'the token store {str(folder)!r} is damaged: {name} is missing; {REMEDY}') from None
     if facts.st_size != shard['bytes']:
       raise UserError(
-        f'the token store {str(folder)!r} is damaged: {name} has {facts.st_size:,} bytes, not {shard["bytes"]:,}; {REMEDY}'
+        f'the token store {str(folder)!r} is damaged: {name} has {facts.st_size:,} bytes, not '
+          f'{shard["bytes"]:,}; {REMEDY}'
       )
     seen[name] = {'bytes': facts.st_size, 'mtime_ns': facts.st_mtime_ns, 'blake2b': shard['blake2b']}
     if known.get(name) != seen[name]:
@@ -171,7 +172,9 @@ def verify(folder: pathlib.Path, manifest: dict) -> None:
     digests = pool.map(lambda shard: _file_digest(folder / shard['file']), todo)
     for shard, digest in zip(todo, digests):
       if digest != shard['blake2b']:
-        raise UserError(f'the token store {str(folder)!r} is damaged: the checksum of {shard["file"]} is wrong; {REMEDY}')
+        raise UserError(
+          f'the token store {str(folder)!r} is damaged: the checksum of {shard["file"]} is wrong; {REMEDY}'
+        )
       done += shard['bytes']
       line(done, f'{done / 1e9:.1f} of {total / 1e9:.1f} GB of {folder}')
   with contextlib.suppress(UserError):

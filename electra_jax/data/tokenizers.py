@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+
 from electra_jax.config import UserError
 from electra_jax.data import files as file_access
 from electra_jax.data import sentencepiece_tokenizer, training_sample, wordpiece_tokenizer
@@ -33,7 +35,7 @@ class Tokenizer:
     tokens: the text of each id, `[size]`, as the vocabulary writes it.
     pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens, wherever the vocabulary has them.
     files: name and content of the files that `save` writes.
-    encode_short: texts of at most `LONG_TEXT` characters and a number of threads, to lists of ids.
+    encode_short: texts of at most `LONG_TEXT` characters and a number of threads, to ids, int32 `[tokens]` each.
     decode_ordinary: ids, none of them special, to text.
   """
 
@@ -45,7 +47,7 @@ class Tokenizer:
   sep_id: int
   mask_id: int
   files: dict[str, bytes]
-  encode_short: Callable[[list[str], int | None], list[list[int]]]
+  encode_short: Callable[[list[str], int | None], list[np.ndarray]]
   decode_ordinary: Callable[[Sequence[int]], str]
 
   @property
@@ -66,8 +68,8 @@ class Tokenizer:
       digest.update(name.encode() + b'\0' + hashlib.blake2b(content).digest())
     return digest.hexdigest()
 
-  def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
-    """Ids of each text, without [CLS] and [SEP]. Literal `[MASK]` and the like in a text are text.
+  def encode_arrays(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
+    """Ids of each text, int32 `[tokens]`, without [CLS] and [SEP]. Literal `[MASK]` and the like in a text are text.
 
     A text longer than `LONG_TEXT` characters is parted at white space, so its ids are those of the whole (of a unigram
     model up to ties that float32 decides); where so long a stretch has none, it is parted anywhere. Lone surrogates,
@@ -78,21 +80,21 @@ class Tokenizer:
       threads: None for all cores; 1 for the calling thread alone, no pool started, as a worker process wants it.
         SentencePiece takes other numbers as they are, WordPiece takes them for all cores.
     """
-    encoded, shared = [[] for _ in texts], []
+    encoded = [[] for _ in texts]
     for owners, parts in _calls(texts):
       for owner, ids in zip(owners, self._encode(parts, threads), strict=True):
-        if not encoded[owner]:
-          encoded[owner] = ids
-          continue
-        shared = shared or list(range(self.size))
-        encoded[owner] += map(shared.__getitem__, ids)  # one int object a token of the vocabulary, not of the text
-    return encoded
+        encoded[owner].append(ids)
+    return [parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.int32)]) for parts in encoded]
+
+  def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+    """`encode_arrays` as lists."""
+    return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
 
   def encode(self, text: str) -> list[int]:
     """Ids of one text, as of `encode_batch`, in the calling thread."""
     return self.encode_batch([text], threads=1)[0]
 
-  def _encode(self, texts: list[str], threads: int | None) -> list[list[int]]:
+  def _encode(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
     try:
       return self.encode_short(texts, threads)
     except (TypeError, RuntimeError, UnicodeError):  # what the libraries make of a lone surrogate

@@ -6,6 +6,8 @@ import os
 import string
 from collections.abc import Mapping
 
+import numpy as np
+
 from electra_jax.config import UserError
 from electra_jax.data import special_tokens
 from electra_jax.data.special_tokens import SPECIAL_TOKENS
@@ -97,7 +99,7 @@ def parts(files: Mapping[str, bytes], source: str) -> dict:
 
   def encode(texts, threads):
     _set_threads(threads)
-    return [encoding.ids for encoding in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+    return [np.array(encoding.ids, np.int32) for encoding in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
 
   return {
     'tokens': tokens,

@@ -25,7 +25,12 @@ class WorkerDied(UserError):
 
 
 def each_block(
-  job: blocks.Job, groups: list[corpora.Group], stage: Callable, finished: Callable[[str], bool], processes: int, label: str
+  job: blocks.Job,
+  groups: list[corpora.Group],
+  stage: Callable,
+  finished: Callable[[str], bool],
+  processes: int,
+  label: str,
 ) -> None:
   """Calls `stage(job, block)` for each block of the groups that is not finished, in worker processes.
 
