@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -141,6 +142,42 @@ def group_lives(group):
   except ProcessLookupError:
     return False
   return True
+
+
+@pytest.fixture
+def many_groups(recipe, tmp_path, monkeypatch):
+  """A job, and the corpus in a group a file."""
+  monkeypatch.setattr(corpora, 'GROUP_BYTES', 1)
+  groups = corpora.groups(corpora.parse_sources(recipe.source))
+  assert len(groups) == 4
+  return blocks.Job(str(tmp_path / 'work'), '', '', 64, 'packed', 0, 0.1, 'refuse'), list(enumerate(groups))
+
+
+def test_groups_read_side_by_side_are_those_read_in_turn(many_groups):
+  job, groups = many_groups
+  in_turn = list(workers._read_side_by_side(job, groups, 1))
+  side_by_side = list(workers._read_side_by_side(job, groups, 3))
+  texts = lambda items: {block.name: block.texts for block, _ in items if block}
+  assert texts(side_by_side) == texts(in_turn) and len(texts(in_turn)) > 4
+  for items in (in_turn, side_by_side):
+    assert sum(size for _, size in items) == sum(group.bytes for _, group in groups)
+    assert sum(block is None for block, _ in items) == 4
+
+
+@pytest.mark.parametrize('how', ['an error of a reader', 'whoever reads stops'])
+def test_readers_end_with_who_reads(many_groups, monkeypatch, how):
+  job, groups = many_groups
+  before = threading.active_count()
+  if how == 'an error of a reader':
+    original = blocks.read_blocks
+    monkeypatch.setattr(blocks, 'read_blocks', lambda job, index, *more: 1 / 0 if index == 2 else original(job, index, *more))
+    with pytest.raises(ZeroDivisionError):
+      list(workers._read_side_by_side(job, groups, 3))
+  else:
+    reading = workers._read_side_by_side(job, groups, 3)
+    next(reading)
+    reading.close()
+  assert threading.active_count() == before
 
 
 def _die(job, block):
