@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from electra_jax.data import blocks, corpora, files, prepare, tokenizers, workers
+from electra_jax.data import blocks, corpora, files, prepare, token_manifest, tokenizers, workers
 from electra_jax.data.prepare import Recipe
 
 BLOCK = 20_000
@@ -70,6 +71,17 @@ def test_for_any_number_of_processes(recipe, expected, tmp_path, row_format):
 def test_as_a_beam_pipeline(recipe, expected, tmp_path):
   prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', beam='')
   assert content(tmp_path / 'out') == expected
+
+
+@pytest.mark.parametrize('beam', [None, ''])
+def test_shards_that_end_within_blocks_hold_the_same_rows(recipe, tmp_path, monkeypatch, beam):
+  whole = prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'whole', processes=1)
+  monkeypatch.setattr(token_manifest, 'SHARD_BYTES', 37 * 64 * 2)  # 37 rows
+  parted = prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'parted', processes=1, beam=beam)
+  for one, other in zip((*whole.train.stores, whole.heldout), (*parted.train.stores, parted.heldout), strict=True):
+    assert len(other.manifest['shards']) == -(-one.rows // 37) and len(one.manifest['shards']) == 1
+    assert np.array_equal(one.read(np.arange(one.rows)), other.read(np.arange(other.rows)))
+  assert max(len(store.manifest['shards']) for store in parted.train.stores) > 10
 
 
 class Stopped(BaseException):
