@@ -45,7 +45,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
   except UserError:
     raise
   except Exception as error:
-    raise UserError(explain(error) + '; --help lists the flags, electra_jax/config.py the fields of a config.') from None
+    wrong = explain(error)
+    raise UserError(wrong + (' ' if wrong.endswith('?') else '; ')
+                    + '--help lists the flags, electra_jax/config.py the fields of a config.') from None
   if rest[1:]:
     raise UserError(f'{rest[1]!r} is not a flag; flags begin with --, as in --config=configs/tiny.py.')
   return values
@@ -133,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except KeyboardInterrupt:
-    print('electra_jax: interrupted; the same command goes on from the last checkpoint, if there is one.', file=sys.stderr)
+    print('electra_jax: interrupted; the same command goes on from what was saved, if anything was.', file=sys.stderr)
     return INTERRUPTED
 
 

@@ -264,3 +264,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(argv, tmp_path):
   process.stdout.close()
   assert process.stderr.read() == ''
   process.wait(timeout=300)
+
+
+def test_a_question_is_not_followed_by_a_semicolon(sentence, no_data):
+  assert "did you mean 'steps'? --help lists the flags" in sentence(MICRO, '--config.stepz=3')

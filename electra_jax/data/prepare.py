@@ -33,7 +33,7 @@ RECIPE_VERSION = 2
 
 REPORT_FILE = 'report.md'
 
-# Text that a compressed byte makes, about; only to know how much of a corpus a tokenizer need see.
+# Text that a compressed byte makes, about; only for the progress line of a tokenizer in training.
 _EXPANSION = {'.gz': 3, '.xz': 4, '.bz2': 4, '.zst': 3.5}
 
 

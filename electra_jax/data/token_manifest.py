@@ -159,7 +159,7 @@ def verify(folder: pathlib.Path, manifest: dict) -> None:
     if facts.st_size != shard['bytes']:
       raise UserError(
         f'the token store {str(folder)!r} is damaged: {name} has {facts.st_size:,} bytes, not '
-          f'{shard["bytes"]:,}; {REMEDY}'
+        f'{shard["bytes"]:,}; {REMEDY}'
       )
     seen[name] = {'bytes': facts.st_size, 'mtime_ns': facts.st_mtime_ns, 'blake2b': shard['blake2b']}
     if known.get(name) != seen[name]:
