@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from electra_jax.model.dropout import dropout
 
 
-def attention(query, key, value, segment_ids, window, *, dropout_rate, dropout_keys, dropout_site, dropout_generator):
+def attention(query, key, value, segment_ids, is_global=None, *, reach, kernel, dropout_rate, dropout_keys, dropout_site,
+              dropout_generator):
   """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) inside segments.
 
   A position attends to the positions of its own segment, so packed documents do not see each other and no real token sees
@@ -15,7 +16,10 @@ def attention(query, key, value, segment_ids, window, *, dropout_rate, dropout_k
   Args:
     query, key, value: [batch, length, heads, head_size].
     segment_ids: [batch, length], 0 at padding.
-    window: None for all positions, or an integer (may be traced): only positions at most this far apart see each other.
+    is_global: None for all positions, or a boolean (may be traced): where it is false, only positions at most `reach` apart
+      see each other.
+    reach: positions that a local layer sees to either side, a Python integer.
+    kernel: 'xla'.
     dropout_rate, dropout_keys, dropout_site, dropout_generator: dropout of the probabilities, see model/dropout.py.
 
   Returns: [batch, length, heads, head_size].
@@ -25,9 +29,9 @@ def attention(query, key, value, segment_ids, window, *, dropout_rate, dropout_k
   query = (query.astype(jnp.float32) * head_size**-0.5).astype(query.dtype)
   scores = jnp.einsum('bqnd,bknd->bnqk', query, key, preferred_element_type=jnp.float32)
   visible = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]                    # [batch, 1, length, length]
-  if window is not None:
+  if is_global is not None:
     distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)[None, :])
-    visible &= distance <= window
+    visible &= is_global | (distance <= reach)
   probabilities = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
   probabilities = dropout(probabilities.astype(value.dtype), dropout_rate, dropout_keys, dropout_site, dropout_generator)
   return jnp.einsum('bnqk,bknd->bqnd', probabilities, value)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 FAMILIES = ('electra', 'modern')
 REMAT = ('none', 'dots', 'full')
+KERNELS = ('xla', 'splash', 'cudnn')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class EncoderConfig:
   remat: str = 'none'                # what the backward pass computes again: none, dots (all but products), full
   scan_unroll: int = 1               # layers per iteration of the scan; num_layers unrolls it whole
   dropout_generator: str = 'hash'    # 'hash' or 'threefry', see model/dropout.py
+  attention: str = 'xla'             # xla (anywhere), splash (TPU) or cudnn (GPU), see model/attention.py
 
   def __post_init__(self):
     def need(condition, message):
@@ -59,6 +61,9 @@ class EncoderConfig:
       need(0 <= getattr(self, name) < 1, f'{name} is {getattr(self, name)}; it must be at least 0 and less than 1.')
     need(self.dropout_generator in ('hash', 'threefry'),
          f'dropout_generator is {self.dropout_generator!r}; it is hash or threefry.')
+    need(self.attention in KERNELS, f'attention is {self.attention!r}; it is one of {", ".join(KERNELS)}.')
+    need(self.attention == 'xla' or self.attention_dropout == 0,
+         f'attention {self.attention!r} has no dropout of its probabilities; set attention_dropout to 0 or attention to xla.')
 
   @property
   def head_size(self) -> int:

@@ -118,8 +118,9 @@ class Layer(nn.Module):
     if c.family == 'modern':
       tables = jax.tree.map(lambda far, near: jnp.where(per_layer['is_global'], far, near), *shared['rotary'])
       query, key = rotate(query, tables), rotate(key, tables)
-    x = attention(query, key, value, shared['segment_ids'], per_layer.get('window'), dropout_rate=c.attention_dropout,
-                  dropout_keys=keys, dropout_site=1, dropout_generator=c.dropout_generator)
+    x = attention(query, key, value, shared['segment_ids'], per_layer.get('is_global') if c.global_every > 1 else None,
+                  reach=c.local_window // 2, kernel=c.attention, dropout_rate=c.attention_dropout, dropout_keys=keys,
+                  dropout_site=1, dropout_generator=c.dropout_generator)
     x = dense(c, c.hidden_size, ('heads', 'embed'), 'attention_output', init=self._output_init())(
         x.reshape(*x.shape[:2], c.hidden_size))
     return dropout(x, c.dropout, keys, 2, c.dropout_generator)
@@ -170,8 +171,6 @@ class Encoder(nn.Module):
     if c.family == 'modern':
       is_global = jnp.arange(c.num_layers) % c.global_every == 0
       per_layer['is_global'] = is_global
-      if c.global_every > 1:
-        per_layer['window'] = jnp.where(is_global, x.shape[1], c.local_window // 2)
       shared['rotary'] = tuple(rotary_tables(inputs.positions, c.head_size, theta)
                                for theta in (c.global_rope_theta, c.local_rope_theta))
     policy = {'none': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}[c.remat]
