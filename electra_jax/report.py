@@ -1,21 +1,23 @@
 """Curves and tables of a run: WORKDIR/report.png and WORKDIR/report.md."""
 
 import dataclasses
+import io
 import math
-import pathlib
+
+from etils import epath
 
 from electra_jax.config import UserError
 from electra_jax.console import say, seconds
 from electra_jax.pretrain.evaluate import NAMES
-from electra_jax.pretrain.run import read_json
 from electra_jax.training.curves import draw
 from electra_jax.training.progress import quantity, read_metrics
+from electra_jax.training.workdir import exists, folder, read_json, write_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
   """What a run wrote down, as plain JSON values. `train` and `heldout` are lines of metrics.jsonl, in order."""
-  workdir: pathlib.Path
+  workdir: epath.Path
   config: dict
   resolved: dict
   train: list[dict]
@@ -42,9 +44,11 @@ def report(workdir) -> None:
   """
   record = read(workdir)
   picture, summary = record.workdir / 'report.png', record.workdir / 'report.md'
+  image = io.BytesIO()
+  draw(record, headline(record)).savefig(image, dpi=130, format='png')
   try:
-    draw(record, headline(record)).savefig(picture, dpi=130)
-    summary.write_text(text(record, picture.name), 'utf-8')
+    write_bytes(picture, image.getvalue())
+    write_bytes(summary, text(record, picture.name).encode())
   except OSError as error:
     raise UserError(f'the report cannot be written to {workdir} ({error.strerror}); make it writable.') from None
   say('picture', str(picture))
@@ -55,13 +59,13 @@ def report(workdir) -> None:
 
 def read(workdir) -> Record:
   """The record of a run. Raises UserError where the folder holds none, no figures, or damaged files."""
-  workdir = pathlib.Path(workdir)
-  if not (workdir / 'config.json').is_file():
+  workdir = folder(workdir)
+  if not exists(workdir / 'config.json'):
     raise UserError(f'{workdir} is not a run: it has no config.json; name one with --workdir.')
   lines = read_metrics(workdir)
   if not lines:
     raise UserError(f'{workdir} has no figures to report: its metrics.jsonl is missing or empty; train there first.')
-  optional = lambda name: read_json(workdir / name) if (workdir / name).is_file() else None
+  optional = lambda name: read_json(workdir / name) if exists(workdir / name) else None
   of_kind = lambda kind: [line for line in lines if line['kind'] == kind]
   return Record(workdir, config=read_json(workdir / 'config.json'), resolved=optional('resolved.json') or {},
                 train=of_kind('train'), heldout=of_kind('heldout'), evaluation=optional('evaluation.json'))

@@ -1,7 +1,5 @@
 """A checkpoint on held-out rows: figures with bootstrap intervals, a table and evaluation.json."""
 
-import json
-import pathlib
 import time
 
 import jax
@@ -10,7 +8,7 @@ import numpy as np
 from electra_jax.console import say
 from electra_jax.data.batches import heldout_batches, heldout_rows
 from electra_jax.pretrain import metrics
-from electra_jax.training import mesh as meshes
+from electra_jax.training import mesh as meshes, workdir as workdirs
 
 EVAL_SEED = 7919          # masks and samples of held-out rows are the same for every run and checkpoint
 RESAMPLES = 1_000
@@ -83,8 +81,8 @@ def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
   say('evaluated', f'step {run.step:,} on {facts["rows"]:,} held-out rows, {tokens:,} tokens, in {seconds:.0f} s')
   result = facts | {'figures': {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in NAMES}}
   print(table(result))
-  path = pathlib.Path(run.workdir) / 'evaluation.json'
-  path.write_text(json.dumps(result, indent=2) + '\n')
+  path = workdirs.folder(run.workdir) / 'evaluation.json'
+  workdirs.write_json(path, result)
   say('written', str(path))
   return result
 

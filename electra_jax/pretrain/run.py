@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import json
 import os
-import pathlib
 import shutil
 from typing import Any, NamedTuple
 
@@ -23,7 +21,8 @@ from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.pretrain.step import init_params
-from electra_jax.training import checkpoints, mesh as meshes
+from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
+from electra_jax.training.workdir import read_json, write_json
 
 
 def prepare_data(config, **where) -> Prepared:
@@ -81,61 +80,50 @@ def claim(workdir, config) -> dict:
 
   A folder without a checkpoint holds nothing to lose: another config may have it.
 
-  Raises UserError where the folder cannot be written, or holds the run of another config.
+  Raises UserError where the folder cannot be written or reached, or holds the run of another config.
   """
-  workdir = pathlib.Path(workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f'.probe-{os.getpid()}'
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise UserError(f'--workdir {workdir} cannot be written ({error.strerror}); name a folder that can.') from None
+  workdir = workdirs.folder(workdir)
+  workdirs.check_writable(workdir)
   plain, path, resolved = configs.to_plain(config), workdir / 'config.json', workdir / 'resolved.json'
-  if path.exists():
+  if workdirs.exists(path):
     changed = configs.differences(read_json(path), plain)
     if changed and checkpoints.any_saved(workdir):
       raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
                       'give the same config to resume it, or another --workdir.')
     if changed:
-      resolved.unlink(missing_ok=True)        # a start that came to nothing, over a mistake say, does not bind the next
+      with workdirs.reaching(resolved, 'removed'):
+        resolved.unlink(missing_ok=True)      # a start that came to nothing, over a mistake say, does not bind the next
   write_json(path, plain)
-  return read_json(resolved) if resolved.exists() else {}
-
-
-def read_json(path) -> dict:
-  """A JSON object from a file of a run. Raises UserError where it is damaged."""
-  try:
-    value = json.loads(pathlib.Path(path).read_text('utf-8'))
-  except (OSError, ValueError):
-    value = None
-  if not isinstance(value, dict):
-    raise UserError(f'{path} is damaged; restore it, or begin again in another --workdir.')
-  return value
-
-
-def write_json(path, value) -> None:
-  """Writes a file whole or not at all."""
-  temporary = pathlib.Path(path).with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
-  os.replace(temporary, path)
+  return read_json(resolved) if workdirs.exists(resolved) else {}
 
 
 def use_compilation_cache(config) -> None:
   """Compiled programs are kept where the config says, for the next start."""
   if config.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(config.compilation_cache).expanduser()))
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
 
 
 def keep_tokenizer(workdir, tokenizer: Tokenizer) -> None:
-  """Keeps the tokenizer with the run, whole or not at all."""
-  final = pathlib.Path(workdir) / 'tokenizer'
-  if not final.exists() or load_tokenizer(final).fingerprint != tokenizer.fingerprint:
+  """Keeps the tokenizer with the run: whole or not at all on this machine, and in a bucket before any checkpoint."""
+  final = workdirs.folder(workdir) / 'tokenizer'
+  if workdirs.is_remote(final):
+    if not _is_kept(final, tokenizer):
+      with workdirs.reaching(final, 'written'):
+        final.rmtree(missing_ok=True)
+        tokenizer.save(final)
+  elif not final.exists() or load_tokenizer(final).fingerprint != tokenizer.fingerprint:
     temporary = final.with_name('tokenizer.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.save(temporary)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
+
+
+def _is_kept(final, tokenizer) -> bool:
+  try:
+    return workdirs.exists(final) and load_tokenizer(final).fingerprint == tokenizer.fingerprint
+  except UserError:      # its objects come one by one, and a start may have ended between two
+    return False
 
 
 class Reading(NamedTuple):
@@ -161,7 +149,7 @@ class Run:
   def heldout(self):
     """The store of held-out rows. Raises UserError where the corpus is no longer the one that the run was trained on."""
     prepared = prepare_data(self.config)
-    if read_json(pathlib.Path(self.workdir) / 'resolved.json')['data'] != data_identity(prepared):
+    if read_json(workdirs.folder(self.workdir) / 'resolved.json')['data'] != data_identity(prepared):
       raise UserError(f'the corpus {corpus_name(self.config)} has changed since {self.workdir} was trained: its rows are others; '
                       'restore the corpus.')
     return prepared.heldout
@@ -197,14 +185,16 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
   """Opens the Orbax checkpoint of a run, parameters alone, on all devices.
 
   Args:
-    workdir: the run's folder.
+    workdir: the run's folder, which may be gs://.
     which: 'last', 'best' (by the held-out figure), or a step.
     store: where the prepared corpus is, if it is elsewhere than when the run was trained.
 
-  Raises UserError where the folder is not a run's, or holds no such checkpoint.
+  Raises UserError where the folder is not a run's, cannot be reached, or holds no such checkpoint.
   """
-  workdir = pathlib.Path(workdir)
-  if not (workdir / 'config.json').exists() or not (workdir / 'tokenizer').is_dir():
+  workdir = workdirs.folder(workdir)
+  with workdirs.reaching(workdir):
+    is_run = (workdir / 'config.json').exists() and (workdir / 'tokenizer').is_dir()
+  if not is_run:
     raise UserError(f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.')
   try:
     config = configs.from_plain(read_json(workdir / 'config.json'))

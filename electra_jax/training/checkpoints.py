@@ -3,9 +3,11 @@
 import pathlib
 
 import jax
+from etils import epath
 import orbax.checkpoint as ocp
 
 from electra_jax.config import UserError
+from electra_jax.training import workdir as workdirs
 
 _ITEMS = ('params', 'opt_state', 'counters', 'sums')
 METRIC = 'total_loss'     # the held-out figure that the best checkpoint is chosen by; lower is better
@@ -14,7 +16,10 @@ METRIC = 'total_loss'     # the held-out figure that the best checkpoint is chos
 def open_manager(workdir, *, keep: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
   """The checkpoints of a run, in WORKDIR/checkpoints. Saves go on in the background.
 
-  Keeps the last `keep` and the best by METRIC. A save that is cut short never gets its final name, so the one before it is read.
+  Keeps the last `keep` and the best by METRIC. A save that is cut short never gets its final name, or in a bucket its file
+  commit_success.txt, so the one before it is read.
+
+  Raises UserError where its bucket cannot be reached.
   """
   policies = ocp.checkpoint_managers
   options = ocp.CheckpointManagerOptions(
@@ -23,13 +28,21 @@ def open_manager(workdir, *, keep: int = 1, read_only: bool = False) -> ocp.Chec
       preservation_policy=None if read_only else policies.AnyPreservationPolicy([
           policies.LatestN(keep),
           policies.BestN(get_metric_fn=lambda metrics: -metrics[METRIC], n=1, keep_checkpoints_without_metrics=False)]))
-  return ocp.CheckpointManager(pathlib.Path(workdir).absolute() / 'checkpoints', options=options, item_names=_ITEMS)
+  directory = _directory(workdir)
+  with workdirs.reaching(directory):
+    return ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
+
+
+def _directory(workdir) -> epath.Path:
+  directory = workdirs.folder(workdir) / 'checkpoints'
+  return directory if workdirs.is_remote(directory) else epath.Path(pathlib.Path(directory).absolute())
 
 
 def any_saved(workdir) -> bool:
-  """Whether the run has a checkpoint that was saved whole."""
-  folder = pathlib.Path(workdir) / 'checkpoints'
-  return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+  """Whether the run has a checkpoint that was saved whole. One process may ask alone."""
+  directory = _directory(workdir)
+  with workdirs.reaching(directory):
+    return directory.is_dir() and bool(ocp.utils.checkpoint_steps_paths(directory))
 
 
 def save(manager, step: int, state, sums, total_loss: float | None) -> None:
@@ -81,8 +94,10 @@ def restore_params(workdir, which: str, shapes, shardings):
 
   Raises UserError where there is no such checkpoint, or it is damaged.
   """
-  folder = pathlib.Path(workdir) / 'checkpoints'
-  with open_manager(workdir, read_only=True) if folder.is_dir() else _none(workdir) as manager:
+  directory = _directory(workdir)
+  with workdirs.reaching(directory):
+    found = directory.is_dir()
+  with open_manager(workdir, read_only=True) if found else _none(workdir) as manager:
     steps = sorted(manager.all_steps())
     if not steps:
       _none(workdir)

@@ -2,12 +2,14 @@
 
 import json
 import math
-import os
-import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
+
+from electra_jax.training import workdir as workdirs
+
+METRICS = 'metrics.jsonl'
 
 # bfloat16 matrix products a second of one device, dense, as their makers state them.
 PEAK_FLOPS = {'TPU v3': 123e12 / 2, 'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12,
@@ -38,37 +40,49 @@ def peak_flops() -> tuple[float, str]:
 class Writer:
   """Appends figures to WORKDIR/metrics.jsonl and to TensorBoard's event files.
 
-  On resuming at `step`, lines past it are taken out: those steps are done, and written, again.
+  On resuming at `step`, lines past it are taken out: those steps are done, and written, again. In a bucket the files are
+  replaced now and then, see training.workdir.Spool.
+
+  Attributes:
+    seconds: of training, over all starts.
   """
 
   def __init__(self, workdir, step: int):
     from tensorboardX import SummaryWriter
-    self.path = pathlib.Path(workdir) / 'metrics.jsonl'
     lines = [line for line in read_metrics(workdir) if line['step'] <= step]
-    temporary = self.path.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-    os.replace(temporary, self.path)
-    self.seconds = max((line['seconds'] for line in lines), default=0.0)     # of training, over all starts
-    self._board = SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'), purge_step=step + 1 if step else None)
+    self.seconds = max((line['seconds'] for line in lines), default=0.0)
+    self._spool = workdirs.Spool(workdirs.folder(workdir))
+    self._path = self._spool.path / METRICS
+    workdirs.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
+    self._board = SummaryWriter(str(self._spool.path / 'tensorboard'), purge_step=step + 1 if step else None)
 
   def write(self, kind: str, step: int, figures: dict) -> None:
     """kind: 'train' or 'heldout'. Figures that are not finite become null."""
     plain = {name: float(value) if math.isfinite(value) else None for name, value in figures.items()}
-    with self.path.open('a') as file:
+    with self._path.open('a') as file:
       file.write(json.dumps({'kind': kind, 'step': step, **plain}) + '\n')
     for name, value in plain.items():
       if value is not None and name not in ('tokens', 'seconds'):
         self._board.add_scalar(f'{kind}/{name}', value, step)
+    self._spool.soon()
 
-  def close(self):
+  def keep(self) -> str | None:
+    """To be called before a checkpoint is saved: what was written so far stays whatever happens, or it would be missing after a
+    resume from there. Returns a sentence where the bucket could not be written; it is tried again."""
+    return self._spool.now(METRICS)
+
+  def close(self) -> None:
+    """Raises UserError where the last figures could not be written to the bucket; they are kept on this machine then."""
     self._board.close()
+    self._spool.close()
 
 
 def read_metrics(workdir) -> list[dict]:
   """The lines of WORKDIR/metrics.jsonl; a last line that a kill cut short is left out."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  lines = []
-  for text in path.read_text().splitlines() if path.exists() else []:
+  path, lines = workdirs.folder(workdir) / METRICS, []
+  with workdirs.reaching(path):
+    content = path.read_bytes() if path.exists() else b''
+  for text in content.decode(errors='replace').splitlines():
     try:
       lines.append(json.loads(text))
     except ValueError:
