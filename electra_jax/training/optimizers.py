@@ -1,20 +1,49 @@
-"""Schedules and optimizers: AdamW as the original has it, and bias-corrected."""
+"""Schedules and optimizers: AdamW as the original has it, and bias-corrected; LAMB for large batches."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def linear_decay_with_warmup(rate: float, warmup_steps: int, steps: int):
-  """The original's schedule: linear decay to 0 over all steps, times a linear warm-up.
+def decay_with_warmup(rate: float, warmup_steps: int, steps: int, *, power: float = 1.0, after_warmup: bool = False):
+  """Polynomial decay to 0 at `steps`, times a linear warm-up; the first step's rate is 0 unless there is no warm-up.
 
-  step -> rate x (1 - step / steps) x min(1, step / warmup_steps); the first step's rate is 0 unless there is no warm-up.
+  step -> rate x (1 - t / T)^power x min(1, step / warmup_steps), and 0 past the end. (t, T) is (step, steps), as in the original
+  (power 1), or, with `after_warmup`, (max(0, step - warmup_steps), steps - warmup_steps), as in NVIDIA's LAMB recipe (power 0.5;
+  DeepLearningExamples, TensorFlow2/LanguageModeling/ELECTRA/optimization.py): the peak is then the whole rate.
+
+  Args:
+    rate: the learning rate that is multiplied.
+    warmup_steps: less than `steps`; 0 for none.
+    steps: updates until the rate is 0.
+    power: of the decay; 1 is linear, less stays high for longer.
+    after_warmup: whether the decay waits for the end of the warm-up.
   """
+  start = warmup_steps if after_warmup else 0
+
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
-    return rate * jnp.maximum(0.0, 1.0 - step / steps) * warmup
+    decayed = jnp.maximum(0.0, step - start) if start else step
+    decay = jnp.maximum(0.0, 1.0 - decayed / (steps - start))
+    return rate * (decay if power == 1 else decay ** power) * warmup
   return schedule
+
+
+def linear_decay_with_warmup(rate: float, warmup_steps: int, steps: int):
+  """The original's schedule: linear decay to 0 over all steps, times a linear warm-up."""
+  return decay_with_warmup(rate, warmup_steps, steps)
+
+
+def piecewise(schedules, boundaries):
+  """Schedules after each other: the first until step `boundaries[0]`, where the second begins at its own step 0, and so on.
+
+  Raises ValueError unless there is one boundary between each two schedules, ascending.
+  """
+  boundaries = list(boundaries)
+  if len(boundaries) != len(schedules) - 1 or boundaries != sorted(boundaries):      # optax drops schedules without a word
+    raise ValueError(f'{len(schedules)} schedules take {len(schedules) - 1} ascending boundaries, not {boundaries}')
+  return optax.join_schedules(schedules, boundaries)
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -33,10 +62,41 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
   return optax.GradientTransformation(init, update)
 
 
+def _names(path) -> list[str]:
+  return [str(getattr(entry, 'key', entry)) for entry in path]
+
+
 def is_decayed(path) -> bool:
   """Weight decay goes by name: all but biases and norms, embeddings included, as in the original."""
-  names = [str(getattr(entry, 'key', entry)) for entry in path]
+  names = _names(path)
   return names[-1] != 'bias' and not any(name == 'norm' or name.endswith('_norm') for name in names)
+
+
+def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
+  """Makes the norm of each tensor's update that of the tensor: LAMB's trust ratio, 1 where either norm is 0.
+
+  optax.scale_by_trust_ratio, but for two things. Under `layers` the first axis counts layers, and each of them has a ratio
+  of its own. Biases and norms are left alone, as with NVIDIA's --skip_adaptive. Norms are sums over whole axes, so tensors may
+  be sharded in any way: XLA adds up the parts, and no tensor is gathered.
+  """
+  def scale(path, update, param):
+    if not is_decayed(path):
+      return update
+    axes = tuple(range(1 if 'layers' in _names(path) else 0, param.ndim))
+    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
+    of_param, of_update = norm(param), norm(update)
+    moves = (of_param > 0) & (of_update > 0)
+    return update * jnp.where(moves, of_param / jnp.where(moves, of_update, 1), 1)
+
+  return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params))
+
+
+def _adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction) -> list[optax.GradientTransformation]:
+  """What AdamW and LAMB share: clipping, Adam's direction, decay added to it."""
+  mask = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params)
+  return [optax.clip_by_global_norm(clip) if clip else optax.identity(),
+          optax.scale_by_adam(b1, b2, eps) if bias_correction else scale_by_uncorrected_adam(b1, b2, eps),
+          optax.add_decayed_weights(weight_decay, mask=mask)]
 
 
 def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float,
@@ -49,8 +109,20 @@ def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, cl
     clip: largest global norm of the gradients; 0 for no clipping.
     bias_correction: False is the published recipe, True is Adam as in Kingma and Ba 2015.
   """
-  direction = optax.scale_by_adam(b1, b2, eps) if bias_correction else scale_by_uncorrected_adam(b1, b2, eps)
-  decay = optax.add_decayed_weights(
-      weight_decay, mask=lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params))
-  return optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(),
-                     direction, decay, optax.scale_by_learning_rate(schedule))
+  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction), optax.scale_by_learning_rate(schedule))
+
+
+def lamb(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float,
+         bias_correction: bool) -> optax.GradientTransformation:
+  """LAMB (You et al. 2020, algorithm 2, without bounds on the norms): AdamW whose update of each layer's each tensor is scaled to
+  the norm of that tensor, before the learning rate. Biases and norms are neither decayed nor scaled.
+
+  Args:
+    schedule: step -> learning rate.
+    b1, b2, weight_decay: 0.878, 0.974 and 0.01 in NVIDIA's recipe (its scripts/run_pretraining.sh and run_pretraining.py).
+    eps: added outside the square root; 1e-6 there, and in the LAMB of TensorFlow Addons, which it uses.
+    clip: largest global norm of the gradients, 1.0 there; 0 for no clipping.
+    bias_correction: True there and in the paper; False leaves Adam's moments as they are.
+  """
+  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction), scale_by_layer_trust_ratio(),
+                     optax.scale_by_learning_rate(schedule))
