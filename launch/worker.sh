@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# What launch/tpu.sh runs on each TPU VM, out of the tree that it unpacked in ~/electra_jax.
+#
+#   setup EXTRAS                           packages; prints "ready HOST"
+#   start ID [NAME=VALUE ...] -- ARGUMENTS the trainer, free of this connection
+#   state                                  prints "job HOST ID none|running|exited|lost STATUS STEP"
+#   log ID OFFSET                          prints "log NEW_OFFSET", then what the log has gained
+#   tail LINES [STATUS]                    the log's end, where the job left with STATUS
+#   stop [SECONDS]                         asks the job to save and leave, and ends it after so long
+#   idle                                   true where no job runs
+set -euo pipefail
+tree=$HOME/electra_jax
+venv=$HOME/electra_jax_venv
+job=$HOME/electra_jax_job
+# shellcheck source=launch/common.sh
+source "$tree/launch/common.sh"
+
+apt_install() {
+  for _ in 1 2 3 4 5; do
+    if sudo apt-get -qq -o DPkg::Lock::Timeout=300 update &&
+      sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 install "$@"; then
+      return
+    fi
+    sleep 10
+  done
+  fail "apt-get could not install $*; another process may hold its lock: look at 'ps aux | grep apt'."
+}
+
+# The images for TPUs are Ubuntu 22.04 with Python 3.10, and 3.11 or 3.12 is needed. Where there is none, uv fetches one: without
+# root, without apt, the same on every worker.
+find_python() {
+  local candidate
+  for candidate in python3.12 python3.11 python3; do
+    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2> /dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  python3 -m pip --version > /dev/null 2>&1 || apt_install python3-pip >&2
+  export UV_PYTHON_PREFERENCE=only-managed
+  [[ -x $HOME/electra_jax_uv/bin/uv ]] ||
+    python3 -m pip install --quiet --disable-pip-version-check --target "$HOME/electra_jax_uv" 'uv<1' >&2
+  "$HOME/electra_jax_uv/bin/uv" python install --quiet 3.12 >&2
+  "$HOME/electra_jax_uv/bin/uv" python find 3.12
+}
+
+setup() {
+  local wanted python
+  # They hold apt's lock for minutes after a boot, and restart services under a run.
+  sudo systemctl disable --now unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer > /dev/null 2>&1 || true
+  command -v make > /dev/null || apt_install make
+  cd "$tree"
+  # A tree's times are its commit's, so make cannot see that packages changed; their lists' checksum can.
+  wanted="$1 $(cat requirements.txt pyproject.toml | cksum)"
+  if [[ $(cat "$venv/.complete" 2> /dev/null) != "$wanted" ]]; then
+    python=$(find_python)
+    rm -f "$venv/.complete" "$venv/.installed"
+    make install VENV="$venv" PYTHON="$python"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+      --constraint requirements.txt --editable ".[$1]"
+    printf '%s\n' "$wanted" > "$venv/.complete"
+  fi
+  printf 'ready %s\n' "$(hostname)"
+}
+
+id() { cat "$job/id" 2> /dev/null || printf -- '-\n'; }
+
+state() {
+  local state=running status=- step
+  if [[ ! -e $job/id ]]; then
+    state=none
+  elif [[ -e $job/status ]]; then
+    state=exited status=$(cat "$job/status")
+  elif flock --nonblock "$job/lock" true; then
+    state=lost # nobody holds the lock and nobody wrote a status: the machine was started anew, or all was killed
+    # It may have ended just now, between the two looks.
+    if [[ -e $job/status ]]; then state=exited status=$(cat "$job/status"); fi
+  fi
+  step=$(restored_step "$job/log")
+  printf 'job %s %s %s %s %s\n' "$(hostname)" "$(id)" "$state" "$status" "$step"
+}
+
+idle() {
+  [[ $(state) != *' running '* ]] ||
+    fail "a job is running on $(hostname); end it first, with launch/tpu.sh stop."
+}
+
+start() {
+  local wanted=$1 setting
+  shift
+  mkdir -p "$job"
+  if [[ $(id) == "$wanted" ]]; then # asked twice, as happens when a connection drops
+    state
+    return
+  fi
+  idle
+  # What an earlier job left behind may hold the TPU.
+  kill -KILL -- "-$(cat "$job/group" 2> /dev/null)" 2> /dev/null || true
+  # From a slow network, an error after a minute without a kilobyte instead of a hang.
+  export TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS=60 TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES=1024
+  export TPU_STDERR_LOG_LEVEL=2 TPU_MIN_LOG_LEVEL=2
+  # JAX's own port since 0.8.1, 8482, is not among those that the network's automatic rules open between slices; 8476 is.
+  export JAX_COORDINATOR_PORT=8476
+  # The images preload tcmalloc; where ssh did not hand that on, it still should be so.
+  if [[ -z ${LD_PRELOAD-} && -e /usr/lib/x86_64-linux-gnu/libtcmalloc.so.4 ]]; then
+    export LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc.so.4
+  fi
+  for setting in "$@"; do
+    [[ $setting != -- ]] || break
+    export "${setting?}"
+    shift
+  done
+  shift
+  cd "$tree"
+  rm -f "$job/status" "$job/trainer"
+  [[ ! -e $job/log ]] || mv "$job/log" "$job/log.before"
+  exec 9> "$job/lock"
+  flock --wait 5 9 || fail "the job before is still ending on $(hostname); try again in a minute."
+  printf '%s\n' "$wanted" > "$job/id"
+  # A session of its own, without a terminal: neither a dropped connection nor its end touches it.
+  setsid nohup bash "$tree/launch/worker.sh" supervise "$@" < /dev/null > "$job/log" 2>&1 3>&1 &
+  printf '%s\n' "$!" > "$job/group"
+  exec 9>&-
+  state
+}
+
+# Holds the lock while the trainer runs, and keeps its exit status.
+supervise() {
+  local status=0
+  (
+    printf '%s\n' "$BASHPID" > "$job/trainer"
+    exec "$venv/bin/python" -m electra_jax.main "$@"
+  ) || status=$?
+  printf '%s\n' "$status" > "$job/status.new"
+  mv "$job/status.new" "$job/status"
+}
+
+log() {
+  local size from=$2
+  [[ $(id) == "$1" && -e $job/log ]] || return 0
+  size=$(stat -c %s "$job/log")
+  # Who comes late gets the last of it.
+  ((size - from <= 65536)) || from=$((size - 65536))
+  printf 'log %s\n' "$size"
+  tail -c "+$((from + 1))" "$job/log" | head -c "$((size - from))"
+}
+
+tail_log() {
+  if [[ $# -lt 2 || $(cat "$job/status" 2> /dev/null) == "$2" ]]; then
+    tail -n "$1" "$job/log" 2> /dev/null | sed "s/^/$(hostname) | /"
+  fi
+}
+
+stop() {
+  local left
+  [[ $(state) == *' running '* ]] || return 0
+  kill -TERM "$(cat "$job/trainer")" 2> /dev/null || true
+  for ((left = ${1:-120}; left > 0; left--)); do
+    [[ $(state) == *' running '* ]] || return 0
+    sleep 1
+  done
+  kill -KILL -- "-$(cat "$job/group")" 2> /dev/null || true
+  printf '137\n' > "$job/status"
+}
+
+case ${1-} in
+  setup | start | state | log | stop | idle | supervise) "$@" ;;
+  tail) tail_log "${@:2}" ;;
+  *) fail "'${1-}' is none of setup, start, state, log, tail, stop, idle." ;;
+esac
