@@ -46,12 +46,22 @@ def any_saved(workdir) -> bool:
 
 
 def save(manager, step: int, state, sums, total_loss: float | None) -> None:
-  """Begins to save a pretrain.step.TrainState and the sums since the last line of figures. Does not wait for the disk."""
+  """Begins to save a pretrain.step.TrainState and the sums since the last line of figures. Does not wait for the disk.
+
+  Raises UserError where its bucket cannot be written, be it now or by the save before.
+  """
   counters = {'step': state.step, 'skipped': state.skipped, 'bad_step': state.bad_step}
   item = ocp.args.StandardSave
-  manager.save(step, args=ocp.args.Composite(params=item(state.params), opt_state=item(state.opt_state),
-                                             counters=item(counters), sums=item(sums)),
-               metrics=None if total_loss is None else {METRIC: total_loss}, force=True)
+  with workdirs.reaching(manager.directory, 'written'):
+    manager.save(step, args=ocp.args.Composite(params=item(state.params), opt_state=item(state.opt_state),
+                                               counters=item(counters), sums=item(sums)),
+                 metrics=None if total_loss is None else {METRIC: total_loss}, force=True)
+
+
+def wait(manager) -> None:
+  """Waits until what was begun is saved. Raises UserError where its bucket cannot be written."""
+  with workdirs.reaching(manager.directory, 'written'):
+    manager.wait_until_finished()
 
 
 def _targets(shapes, shardings):
@@ -63,7 +73,8 @@ def _read(manager, step: int, items: dict):
     return manager.restore(step, args=ocp.args.Composite(**items))
   except Exception as error:      # of any kind: the store below is several libraries deep
     first_line = (str(error).strip().splitlines() or [''])[0][:160]
-    raise UserError(f'the checkpoint {manager.directory / str(step)} is damaged or of another model ({type(error).__name__}: {first_line}); '
+    wrong = 'cannot be reached, is damaged' if workdirs.is_remote(manager.directory) else 'is damaged'
+    raise UserError(f'the checkpoint {manager.directory / str(step)} {wrong} or of another model ({type(error).__name__}: {first_line}); '
                     'remove its folder, and the one before it is taken.') from None
 
 

@@ -54,7 +54,8 @@ class Writer:
     self._spool = workdirs.Spool(workdirs.folder(workdir))
     self._path = self._spool.path / METRICS
     workdirs.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
-    self._board = SummaryWriter(str(self._spool.path / 'tensorboard'), purge_step=step + 1 if step else None)
+    self._board = SummaryWriter(str(self._spool.path / 'tensorboard'), purge_step=step + 1 if step else None,
+                                flush_secs=int(workdirs.UPLOAD_EVERY))
 
   def write(self, kind: str, step: int, figures: dict) -> None:
     """kind: 'train' or 'heldout'. Figures that are not finite become null."""
@@ -69,12 +70,27 @@ class Writer:
   def keep(self) -> str | None:
     """To be called before a checkpoint is saved: what was written so far stays whatever happens, or it would be missing after a
     resume from there. Returns a sentence where the bucket could not be written; it is tried again."""
+    self._board.flush()
     return self._spool.now(METRICS)
 
   def close(self) -> None:
     """Raises UserError where the last figures could not be written to the bucket; they are kept on this machine then."""
     self._board.close()
     self._spool.close()
+
+
+class NoWriter:
+  """What processes other than the first have in place of a Writer."""
+  seconds = 0.0
+
+  def write(self, kind: str, step: int, figures: dict) -> None:
+    pass
+
+  def keep(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
 
 
 def read_metrics(workdir) -> list[dict]:

@@ -77,11 +77,11 @@ def check_writable(path: epath.Path) -> None:
   """Makes the folder where it is missing, and writes and removes a file in it. Raises UserError where that fails."""
   if is_remote(path):
     with reaching(path, 'written'):
-      from google.cloud import storage
-      storage.Client().get_bucket(path.parts[2])      # Orbax asks this, which takes the right storage.buckets.get
       probe = path / f'.probe-{uuid.uuid4().hex}'
       probe.write_bytes(b'')
       probe.unlink()
+      from google.cloud import storage
+      storage.Client().get_bucket(path.parts[2])      # Orbax asks this, which takes the right storage.buckets.get
     return
   try:
     path.mkdir(parents=True, exist_ok=True)
