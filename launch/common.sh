@@ -44,10 +44,12 @@ parse_topology() {
   accelerator=${generation/#v5e/v5litepod}-${BASH_REMATCH[4]}
 }
 
-# The arguments of the trainer where several processes make up the run: they find each other by what the cluster says.
+# What to add to the trainer's arguments where several processes make up the run: they find each other by what the cluster says.
 distributed() {
   case " $* " in
-    *' --distributed'* | *' --coordinator'* | *' --mode='*) ;;
+    *' --distributed'* | *' --coordinator'*) ;;
+    *' --mode=train '* | *' --mode=evaluate '*) printf -- '--distributed=cluster\n' ;;
+    *' --mode='*) ;; # the other modes are work of one process
     *) printf -- '--distributed=cluster\n' ;;
   esac
 }

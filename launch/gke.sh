@@ -86,7 +86,7 @@ start() {
   [[ -n $topology ]] || wrong 'no --topology was given'
   parse_topology "$topology"
   case " ${trainer[*]-} " in
-    *' --config='*) ;;
+    *' --config='* | *' --mode='*) ;;
     *) wrong 'the trainer needs arguments, after --: -- --config=configs/base.py --workdir=gs://BUCKET/RUN' ;;
   esac
   local word
@@ -94,7 +94,8 @@ start() {
   # exec: XPK hands SIGTERM to the shell that it runs the command in, and so to the trainer only where that shell became it.
   # XPK starts a workload again after 42 and 127 to 255 by itself.
   run xpk workload create --workload="$name" "${where[@]}" --tpu-type="$accelerator" --num-slices="$slices" \
-    --docker-image="$image" --max-restarts="$restarts" --restart-on-exit-codes=43 ${flags[@]+"${flags[@]}"} \
+    --docker-image="$image" --max-restarts="$restarts" --restart-on-exit-codes=43 \
+    --termination-grace-period-seconds=120 ${flags[@]+"${flags[@]}"} \
     --command="exec python -m electra_jax.main $(quoted "${trainer[@]}")"
 }
 

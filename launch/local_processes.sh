@@ -14,7 +14,7 @@ Runs the command several times side by side, each with --coordinator=127.0.0.1:P
   --processes=2   how many
   --devices=4     CPU devices in each; 0 leaves the devices as they are
   --port=PORT     the coordinator's; a free one unless told
-  --grace=60      seconds that the others have to end by themselves when one fails; then they are asked to, and 10 s later ended
+  --grace=120     seconds that the others have to end by themselves when one fails; then they are asked to, and 5 s later ended
   --dry-run       print the commands and run none
 
 Output lines begin with the process's number. Signals are passed on. The exit status is the one that tells most: that of a
@@ -22,7 +22,7 @@ crash, before 43 (another process was lost), before 42 (preempted), before 0.
 END
 }
 
-processes=2 devices=4 port='' grace=60
+processes=2 devices=4 port='' grace=120
 while (($#)); do
   case $1 in
     --processes=*) processes=${1#*=} ;;
@@ -43,7 +43,8 @@ done
 
 # A free one below those that the system gives out by itself.
 given=$port
-while [[ -z $port ]] || [[ -z $given ]] && (exec 4<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
+taken() { (exec 4<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; }
+while [[ -z $port ]] || { [[ -z $given ]] && taken; }; do
   port=$((20000 + RANDOM % 10000))
 done
 environment=(env)
@@ -93,7 +94,7 @@ while ((left)); do
     fi
   done
   if [[ -n $failed_at ]] && ((left)); then
-    if ((SECONDS >= failed_at + grace + 10)); then
+    if ((SECONDS >= failed_at + grace + 5)); then
       end KILL -
     elif ((SECONDS >= failed_at + grace && !asked)); then
       asked=1

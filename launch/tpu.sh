@@ -97,7 +97,7 @@ esac
 case $action in
   run | resume)
     case " ${trainer[*]-} " in
-      *' --config='*) ;;
+      *' --config='* | *' --mode='*) ;;
       *) wrong 'the trainer needs arguments, after --: -- --config=configs/base.py --workdir=gs://BUCKET/RUN' ;;
     esac
     for word in $(distributed "${trainer[@]}"); do trainer+=("$word"); done
@@ -231,7 +231,7 @@ setup() {
 }
 
 start() {
-  id=$fingerprint-$(date +%s) offset=0
+  id=$fingerprint-$(date +%s)-$RANDOM offset=0
   say "starting $(quoted "${trainer[@]}")"
   worker all start "$id" ${settings[@]+"${settings[@]}"} -- "${trainer[@]}" > /dev/null || { outcome=start && return 1; }
 }
@@ -288,21 +288,22 @@ follow_job() {
       # The trainer ends by itself when another process of the run is lost. Where it hangs it is ended.
       if ((running < workers)) && [[ $(worst "${statuses[@]}") != 0 ]] && ((++incomplete == patience)); then
         say "$running of $workers workers did not end; ending them"
-        worker all stop 10 > /dev/null || true
+        worker all stop "$patience" > /dev/null || true
       fi
     fi
     pause
   done
 }
 
-# True where the job of this very command runs on all workers: a loop that was started again goes on following it.
+# True where the job of this very command runs on the workers: a loop that was started again goes on following it.
 attach() {
   id=''
   poll
   if ((dry_run || running == 0)); then return 1; fi
   if [[ $id != "$fingerprint"-* ]]; then fail "another command is running on $name; launch/tpu.sh stop $name --zone=$zone ends it."; fi
-  if ((running == workers)); then offset=0 && return 0; fi
-  say "the job runs on $running of $workers workers; ending it"
+  # Who gave no answer is asked again while following.
+  if ((running == answered)); then offset=0 && return 0; fi
+  say "the job runs on $running of $answered workers; ending it"
   worker all stop > /dev/null || true
   return 1
 }
@@ -315,8 +316,8 @@ attempt() {
   follow_job
 }
 
-# Stops the loop where going on is of no use: after a person's mistake, which no repetition mends, and after the same failure
-# three times. What went wrong because the VMs went away is no failure of the run.
+# Stops the loop after the same failure three times. What went wrong because the VMs went away is no failure of the run. Exit
+# status 1 counts like the others: besides a person's mistake it can be a bucket that did not answer, or a worker that came late.
 judge() {
   if [[ $outcome != create && $outcome != FAILED ]]; then
     look
@@ -324,13 +325,7 @@ judge() {
   fi
   if [[ $outcome =~ ^[0-9]+$ ]]; then
     say "the trainer left with exit status $outcome; the last lines of the workers that say so:"
-    worker all tail 20 "$outcome" > "$scratch/tail" 2> /dev/null || true
-    cat "$scratch/tail" >&2
-    # Python too gives 1, for any exception. A mistake is one sentence and no traceback.
-    if [[ $outcome == 1 && $(worst "${statuses[@]}") == 1 ]] && tail -n 1 "$scratch/tail" | grep -q '| electra_jax: ' &&
-      ! grep -q Traceback "$scratch/tail"; then
-      give_up 'that is a mistake in the command, and trying again mends none'
-    fi
+    worker all tail 20 "$outcome" >&2 2> /dev/null || true
   else
     say "this went wrong: $outcome"
   fi
@@ -346,7 +341,7 @@ remains() {
 
 give_up() {
   say "stopping: $1"
-  remains
+  if [[ $outcome != create && $outcome != FAILED ]]; then remains; fi
   if [[ $outcome =~ ^[0-9]+$ ]]; then exit "$outcome"; else exit 1; fi
 }
 

@@ -40,7 +40,7 @@ find_python() {
   export UV_PYTHON_PREFERENCE=only-managed
   [[ -x $HOME/electra_jax_uv/bin/uv ]] ||
     python3 -m pip install --quiet --disable-pip-version-check --target "$HOME/electra_jax_uv" 'uv<1' >&2
-  "$HOME/electra_jax_uv/bin/uv" python install --quiet 3.12 >&2
+  "$HOME/electra_jax_uv/bin/uv" python install 3.12 >&2
   "$HOME/electra_jax_uv/bin/uv" python find 3.12
 }
 
