@@ -65,12 +65,12 @@ def ours(generator, discriminator, rows):
                                 max_predictions=masking.max_predictions(MASK_RATE, length))
   optimizer = optimizers.adamw(lambda step: LEARNING_RATE, b1=B1, b2=B2, eps=EPS, weight_decay=WEIGHT_DECAY, clip=CLIP,
                                bias_correction=True)
-  mesh = meshes.make_mesh(jax.devices()[:1])
-  _, shardings = steps.state_shardings(model, optimizer, length, mesh)
+  layout = meshes.make_layout(devices=jax.devices()[:1])
+  _, shardings = steps.state_shardings(model, optimizer, length, layout)
   train_step = steps.jit_train_step(
-      steps.make_train_step(model, objective, settings, optimizer, seed=0), shardings, mesh)
+      steps.make_train_step(model, objective, settings, optimizer, seed=0), shardings, layout)
   state = jax.jit(lambda: steps.init_state(model, optimizer, 0, length), out_shardings=shardings)()
-  data = jax.device_put({'token_ids': rows}, {'token_ids': meshes.batch_sharding(mesh)})
+  data = jax.device_put({'token_ids': rows}, {'token_ids': meshes.batch_sharding(layout.mesh)})
 
   def run(n):
     nonlocal state

@@ -3,19 +3,33 @@
 `default_config` is the one place where all fields stand with their meaning; the files in configs/ change some of them.
 """
 
+import copy
 import difflib
 import importlib.util
 import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import ml_collections
 
 # What may differ when a run is resumed, because what was computed so far does not depend on it.
+# A name that ends with a dot is a group of fields.
 FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader', 'data.store',
-                  'data.workers')
+                  'data.workers', 'mesh.', 'sharding.')
+# What a phase of config.phases may set.
+PHASE_FIELDS = ('steps', 'sequence_length', 'batch_size', 'micro_batches', 'data.store', 'objective.mask_rate',
+                'optimizer.learning_rate', 'optimizer.warmup_steps')
 
 
 class UserError(Exception):
   """A person's mistake: one sentence that names the thing and what would do. main.py prints it and exits with 1."""
+
+
+class Preempted(Exception):
+  """The process was asked to stop before there was anything to save. main.py says so and exits with PREEMPTED."""
+
+
+PREEMPTED = 42      # exit status: asked to stop, all saved; the same command goes on
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -44,6 +58,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.sequence_length = 128           # tokens a row
   c.batch_size = 128                # rows a step, over all devices
   c.steps = 1_000_000               # updates in all; the schedule ends there
+  c.phases = ()                     # parts of the run after each other, each a dict of its steps and other fields that change; (): one part
 
   c.model = model = ml_collections.ConfigDict()  # the discriminator; see electra_jax/model/config.py
   model.family = 'electra'          # 'electra' as published, or 'modern' as ModernBERT
@@ -65,6 +80,7 @@ def default_config() -> ml_collections.ConfigDict:
   model.vocab_multiple = 128        # the embedding table's rows are padded to a multiple of this
   model.remat = 'none'              # what the backward pass computes again: none, dots or full
   model.scan_unroll = 0             # layers an iteration of the scan; 0: all on CPU (faster), one elsewhere (compiles faster)
+  model.attention = 'auto'          # kernel: xla, splash (TPU), cudnn (GPU), or auto; only xla has attention dropout
   model.dropout_generator = 'hash'  # random bits of dropout: hash (cheap) or threefry
 
   c.generator = generator = ml_collections.ConfigDict()
@@ -82,7 +98,10 @@ def default_config() -> ml_collections.ConfigDict:
   objective.google = False          # the original program's quirks: masks drawn with replacement, and its counts
 
   c.optimizer = optimizer = ml_collections.ConfigDict()
-  optimizer.learning_rate = 5e-4    # the peak, after warm-up; then linear to 0 at the last step
+  optimizer.name = 'adamw'          # adamw, or lamb (for batches of tens of thousands of rows)
+  optimizer.learning_rate = 5e-4    # the peak, after warm-up; then down to 0 at the last step
+  optimizer.decay_power = 1.0       # of the way down: 1 linear, 0.5 a square root
+  optimizer.decay_after_warmup = False  # the way down begins after the warm-up; as published it runs over all steps
   optimizer.warmup_steps = 10_000   # steps of linear warm-up
   optimizer.b1 = 0.9                # Adam's decay of the first moment
   optimizer.b2 = 0.999              # and of the second
@@ -91,6 +110,20 @@ def default_config() -> ml_collections.ConfigDict:
   optimizer.clip = 1.0              # largest global norm of the gradients; 0: no clipping
   optimizer.bias_correction = False  # False as published, True as in Adam's paper
 
+  c.mesh = mesh = ml_collections.ConfigDict()   # the devices as a grid; each axis a number of devices, -1: what the others leave
+  mesh.data = -1                    # splits rows and the optimizer's state; the parameters are whole
+  mesh.fsdp = 1                     # splits rows and parameters
+  mesh.tensor = 1                   # splits heads, feed-forward and vocabulary
+  mesh.slices = 0                   # groups of devices joined by a slower network, which `data` spans; 0: as the devices say
+  c.sharding = sharding = ml_collections.ConfigDict()  # mesh axes that split each axis of the parameters: fsdp, tensor, 'fsdp,tensor', ''
+  sharding.vocab = 'tensor'         # rows of the embedding table
+  sharding.heads = 'tensor'         # queries, keys, values
+  sharding.mlp = 'tensor'           # inside of the feed-forward
+  sharding.embed = 'fsdp'           # width of embeddings and layers
+  sharding.embed_out = ''           # the other side of square projections
+  sharding.positions = ''           # rows of the position table
+  sharding.optimizer = 'data'       # splits the optimizer's state besides (ZeRO-1): data, or '' for nothing
+  sharding.smallest = 65_536        # tensors of fewer elements stay whole on each device
   c.dtype = 'auto'                  # of matrix products: auto (bfloat16 on TPU and GPU, float32 on CPU), float32, bfloat16
   c.micro_batches = 0               # parts a device's rows are split into; 0: as many as its memory wants
   c.skip_nonfinite = False          # leave out steps whose loss or gradient is not finite, rather than stop
@@ -160,9 +193,16 @@ def check(config) -> None:
   _need(c.model.family != 'electra' or c.sequence_length <= c.model.max_positions,
         f'config.sequence_length {c.sequence_length} is longer than config.model.max_positions {c.model.max_positions}; '
         'raise the latter or shorten the rows.')
-  _need(0 <= c.optimizer.warmup_steps < c.steps,
+  _check_phases(c)
+  _need(c.phases or 0 <= c.optimizer.warmup_steps < c.steps,
         f'config.optimizer.warmup_steps {c.optimizer.warmup_steps} is not less than config.steps {c.steps}; '
         f'shorten the warm-up (--config.optimizer.warmup_steps={c.steps // 10}) or train longer.')
+  _need(c.optimizer.name in ('adamw', 'lamb'), f'config.optimizer.name is {c.optimizer.name!r}; it is adamw or lamb.')
+  _need(c.optimizer.decay_power > 0, f'config.optimizer.decay_power is {c.optimizer.decay_power}; it must be positive.')
+  _need(c.sharding.smallest >= 0, f'config.sharding.smallest is {c.sharding.smallest}; give a number of elements, 0 to split whatever divides.')
+  _need(c.mesh.slices >= 0, f'config.mesh.slices is {c.mesh.slices}; give a number of slices, or 0 for as many as the devices say.')
+  _need(c.model.attention in ('auto', 'xla', 'splash', 'cudnn'),
+        f'config.model.attention is {c.model.attention!r}; it is auto, xla, splash or cudnn.')
   _need(c.optimizer.learning_rate > 0, f'config.optimizer.learning_rate is {c.optimizer.learning_rate}; it must be positive.')
   for field in ('b1', 'b2'):
     _need(0 <= c.optimizer[field] < 1, f'config.optimizer.{field} is {c.optimizer[field]}; it must lie in [0, 1).')
@@ -188,6 +228,50 @@ def check(config) -> None:
         "config.sharing 'all' makes one tower of both; set config.generator.hidden_fraction and layers_fraction to 1.0.")
 
 
+def _check_phases(c):
+  if not c.phases:
+    return
+  total = 0
+  for number, phase in enumerate(c.phases, 1):
+    _need(isinstance(phase, Mapping) and isinstance(phase.get('steps'), int) and phase['steps'] >= 1,
+          f"config.phases: phase {number} is {phase!r}; give a dict with its steps, as {{'steps': 1000, 'sequence_length': 128}}.")
+    for field, value in phase.items():
+      _need(field in PHASE_FIELDS, f'config.phases: phase {number} sets {field!r}; a phase may set {", ".join(PHASE_FIELDS)}.')
+      kind = type(flat(default_config())[field])
+      _need(isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool),
+            f'config.phases: {field} of phase {number} is {value!r}; it must be of type {kind.__name__}.')
+    total += phase['steps']
+  _need(total == c.steps, f'config.phases have {total} steps in all and config.steps is {c.steps}; make it {total}.')
+  for number, phase in enumerate(phases(c), 1):
+    try:
+      check(phase.config)
+    except UserError as error:
+      raise UserError(f'in phase {number}, {error}') from None
+
+
+class Phase(NamedTuple):
+  """Steps of a run that share a config: rows, batches and schedule of their own."""
+  first: int          # steps of the run before it
+  last: int           # steps of the run after it
+  config: Any         # with the phase's fields in place; its `steps` are the phase's, `phases` is empty
+
+
+def phases(config) -> list[Phase]:
+  """The phases of a config; the config itself is the only one where it names none."""
+  found = []
+  for fields in config.phases or ({'steps': config.steps},):
+    c = copy.deepcopy(config)
+    with c.unlocked():
+      c.phases = ()
+      for field, value in fields.items():
+        *groups, name = field.split('.')
+        group = c[groups[0]] if groups else c
+        group[name] = type(group[name])(value)
+    first = found[-1].last if found else 0
+    found.append(Phase(first, first + c.steps, c))
+  return found
+
+
 def differences(old: dict, new: dict, prefix: str = '') -> list[str]:
   """Fields that differ between two configs as plain dicts, as 'field: old -> new'."""
   lines = []
@@ -195,7 +279,7 @@ def differences(old: dict, new: dict, prefix: str = '') -> list[str]:
     field, a, b = prefix + name, old.get(name), new.get(name)
     if isinstance(a, dict) and isinstance(b, dict):
       lines += differences(a, b, field + '.')
-    elif a != b and field not in FREE_ON_RESUME:
+    elif a != b and not any(field == free or free.endswith('.') and field.startswith(free) for free in FREE_ON_RESUME):
       lines.append(f'{field}: {a!r} -> {b!r}')
   return lines
 

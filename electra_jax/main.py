@@ -11,12 +11,13 @@ import traceback
 from absl import flags, logging
 from ml_collections import config_flags
 
-from electra_jax.config import UserError
+from electra_jax.config import PREEMPTED, Preempted, UserError
 
 MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report')
 # Flags that only some modes take, beside those that say what: --config, --workdir.
 BELONG = {'step': ('evaluate', 'inspect'), 'rows': ('evaluate', 'inspect'), 'store': ('evaluate', 'inspect'), 'first': ('inspect',),
-          'output': ('prepare',), 'beam': ('prepare',)}
+          'output': ('prepare',), 'beam': ('prepare',), 'distributed': ('train', 'evaluate'), 'coordinator': ('train', 'evaluate'),
+          'processes': ('train', 'evaluate'), 'process': ('train', 'evaluate')}
 INTERRUPTED = 130     # exit status of a program that Ctrl-C ended
 
 
@@ -33,6 +34,11 @@ def parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_string('output', None, "prepare: the folder or gs:// address to keep it in; without it config.data.cache.", flag_values=values)
   flags.DEFINE_string('beam', None, "prepare: flags of an Apache Beam pipeline, such as '--runner=DataflowRunner ...'; '' for its local runner.",
                       flag_values=values)
+  flags.DEFINE_enum('distributed', 'auto', ('auto', 'cluster', 'off'), 'train, evaluate: join the other processes of the run: as the cluster says '
+                    '(Cloud TPU, GKE, SLURM, MPI); auto: where the environment names several.', flag_values=values)
+  flags.DEFINE_string('coordinator', None, 'train, evaluate: HOST:PORT of the first process, in place of a cluster.', flag_values=values)
+  flags.DEFINE_integer('processes', None, 'with --coordinator: how many processes the run has.', lower_bound=1, flag_values=values)
+  flags.DEFINE_integer('process', None, 'with --coordinator: the number of this one, from 0.', lower_bound=0, flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this.', flag_values=values, short_name='h')
   config_flags.DEFINE_config_file('config', None, 'The config file, with arguments: configs/base.py:seq=128,batch=64.',
                                   flag_values=values, sys_argv=argv)
@@ -95,6 +101,9 @@ def dispatch(values: flags.FlagValues) -> int:
   if values.mode not in ('train', 'prepare') and (fields := [name for name in values if name.startswith('config.')]):
     raise UserError(f"--mode={values.mode} takes the run's own config; leave out --{fields[0]}.")
   workdir = values.workdir or os.path.join('runs', values.config.name)
+  if values.mode in BELONG['distributed']:
+    from electra_jax.training import hosts
+    hosts.join(values.distributed, values.coordinator, values.processes, values.process)
   if values.mode == 'train':
     from electra_jax.pretrain.train import train
     return train(values.config, workdir)
@@ -127,16 +136,31 @@ def main(argv: list[str] | None = None) -> int:
   try:
     status = dispatch(parse(sys.argv if argv is None else argv))
     sys.stdout.flush()
-    return status
   except UserError as error:
-    print(f'electra_jax: {error}', file=sys.stderr)
-    return 1
+    status = complain(str(error), 1)
   except BrokenPipeError:        # who read what is printed has seen enough: | head
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+    status = 1
   except KeyboardInterrupt:
-    print('electra_jax: interrupted; the same command goes on from what was saved, if anything was.', file=sys.stderr)
-    return INTERRUPTED
+    status = complain('interrupted; the same command goes on from what was saved, if anything was.', INTERRUPTED)
+  except Preempted as error:
+    return leave(complain(str(error), PREEMPTED), agreed=False)
+  return leave(status, agreed=status in (0, PREEMPTED))
+
+
+def complain(sentence: str, status: int) -> int:
+  hosts = sys.modules.get('electra_jax.training.hosts')      # not before it was needed: it takes JAX, which takes a second
+  print(f'electra_jax: {hosts.name() if hosts else ""}{sentence}', file=sys.stderr)
+  return status
+
+
+def leave(status: int, agreed: bool) -> int:
+  """Says goodbye to the run's other processes, if there are any; `agreed`: they end now as well."""
+  hosts = sys.modules.get('electra_jax.training.hosts')
+  if hosts and hosts.leave(agreed) and not agreed:
+    sys.stderr.flush()
+    os._exit(status)             # JAX's exit handler would wait for processes that are gone, or are about to be
+  return status
 
 
 if __name__ == '__main__':

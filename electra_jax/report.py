@@ -138,7 +138,9 @@ def _essentials(record):
   model, optimizer, generator = c['model'], c['optimizer'], c['generator']
   rows, parameters = r.get('train_rows'), r.get('parameters', {})
   epochs = f', {last["step"] * c["batch_size"] / rows:,.1f} epochs of {rows:,} rows' if rows else ''
-  split = f' in {r["micro_batches"]} micro-batches' if r.get('micro_batches', 1) > 1 else ''
+  parts = r.get('micro_batches', 1)
+  parts = parts[0] if isinstance(parts, list) else parts
+  split = f' in {parts} micro-batches' if parts > 1 else ''
   return [
       ('discriminator', f'{model["family"]}, {model["num_layers"]} layers, hidden {model["hidden_size"]}, embeddings '
        f'{model["embedding_size"]}, {model["num_heads"]} heads, feed-forward {model["intermediate_size"]}'),

@@ -19,6 +19,7 @@ import flax.linen as nn
 import hypothesis
 import numpy as np
 
+from electra_jax.config import default_config
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import step
@@ -51,8 +52,8 @@ def tiny_electra(family: str = 'electra', *, dropout: float = 0.0, sharing: str 
   common = dict(family=family, vocab_size=60, vocab_multiple=64, embedding_size=16, max_positions=64, local_window=8,
                 layer_norm_eps=1e-12 if family == 'electra' else 1e-5, dropout=dropout, attention_dropout=dropout)
   common |= fields
-  discriminator = EncoderConfig(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, **common)
-  generator = EncoderConfig(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32, **common)
+  discriminator = EncoderConfig(hidden_size=32, num_layers=2, intermediate_size=64, **{'num_heads': 2} | common)
+  generator = EncoderConfig(hidden_size=16, num_layers=2, intermediate_size=32, **{'num_heads': 1} | common)
   return Electra(discriminator if sharing == 'all' else generator, discriminator, sharing=sharing)
 
 
@@ -77,18 +78,21 @@ def adamw(schedule, eps: float = 1e-6):
 
 
 @functools.cache
-def train_steps(family: str, devices: int, micro_batches: int, steps: int = 3):
+def train_steps(family: str, devices: int, micro_batches: int, steps: int = 3, fsdp: int = 1, tensor: int = 1, optimizer: str = 'data'):
   """The real step, dropout on, over so many devices: the state before and after, and each step's sums, in NumPy."""
-  model = tiny_electra(family, dropout=0.1)
+  model = tiny_electra(family, dropout=0.1, **({'num_heads': 2} if tensor > 1 else {}))
+  config = default_config()
+  config.mesh.update(fsdp=fsdp, tensor=tensor)
+  config.sharding.update(smallest=0, optimizer=optimizer)        # so that each tensor that divides is split
+  layout = meshes.make_layout(config, jax.devices()[:devices])
   # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.
   optimizer = adamw(lambda step: 1e-2, eps=1e-2)
-  mesh = meshes.make_mesh(jax.devices()[:devices])
-  _, shardings = step.state_shardings(model, optimizer, 32, mesh)
+  shapes, shardings = step.state_shardings(model, optimizer, 32, layout)
   before = jax.tree.map(np.asarray, step.init_state(model, optimizer, 0, 32, params=random_params(model)))
   state = jax.device_put(before, shardings)
   train_step = step.jit_train_step(
-      step.make_train_step(model, objective, objective.Settings(max_predictions=5), optimizer, seed=3,
-                           micro_batches=micro_batches), shardings, mesh)
+      step.make_train_step(model, objective, objective.Settings(max_predictions=5), optimizer, seed=3, micro_batches=micro_batches,
+                           layout=layout, moments=meshes.moment_shardings(shapes.params, shardings.params, layout)), shardings, layout)
   every = []
   for i in range(steps):
     state, sums = train_step(state, {'token_ids': packed_rows(16, 32, 60, seed=i, empty_rows=1)})

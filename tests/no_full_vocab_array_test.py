@@ -43,11 +43,11 @@ def towers(kind, family):
 def train(kind, family):
   model = towers(kind, family)
   optimizer = adamw(lambda step: 1e-3)
-  mesh = meshes.make_mesh(jax.devices()[:1])
-  shapes, shardings = step.state_shardings(model, optimizer, LENGTH, mesh)
+  layout = meshes.make_layout(devices=jax.devices()[:1])
+  shapes, shardings = step.state_shardings(model, optimizer, LENGTH, layout)
   train_step = step.make_train_step(model, objective, SETTINGS, optimizer, seed=0)
   batch = {'token_ids': jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)}
-  return step.jit_train_step(train_step, shardings, mesh).lower(shapes, batch).compile()
+  return step.jit_train_step(train_step, shardings, layout).lower(shapes, batch).compile()
 
 
 def evaluate(kind, family):

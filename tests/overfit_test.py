@@ -19,10 +19,10 @@ SETTINGS = objective.Settings(max_predictions=5, temperature=20.0)
 def test_both_towers_learn_one_batch_by_heart(family):
   model = tiny_electra(family)
   optimizer = adamw(optimizers.linear_decay_with_warmup(3e-3, 10, STEPS))
-  mesh = meshes.make_mesh(jax.devices()[:1])
-  _, shardings = step.state_shardings(model, optimizer, 32, mesh)
+  layout = meshes.make_layout(devices=jax.devices()[:1])
+  _, shardings = step.state_shardings(model, optimizer, 32, layout)
   state = jax.jit(lambda: step.init_state(model, optimizer, 0, 32), out_shardings=shardings)()
-  train_step = step.jit_train_step(step.make_train_step(model, objective, SETTINGS, optimizer, seed=0), shardings, mesh)
+  train_step = step.jit_train_step(step.make_train_step(model, objective, SETTINGS, optimizer, seed=0), shardings, layout)
   batch = {'token_ids': packed_rows(8, 32, 60, seed=1)}
   every = []
   for _ in range(STEPS):

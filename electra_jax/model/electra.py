@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import fold_in
-from electra_jax.model.encoder import Embeddings, Encoder, Inputs, dense, gelu, layer_norm
+from electra_jax.model.encoder import Embeddings, Encoder, Inputs, dense, gelu, layer_norm, product
 
 SHARING = ('embeddings', 'none', 'all')
 _GENERATOR, _DISCRIMINATOR = 1, 2      # folded into the dropout keys, so that the towers' masks differ
@@ -28,7 +28,7 @@ class GeneratorHead(nn.Module):
     x = layer_norm(c, 'norm')(x)
     bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',)),
                       (c.padded_vocab_size,), jnp.float32)
-    logits = jnp.einsum('bpe,ve->bpv', x, word_embeddings.astype(c.dtype), preferred_element_type=jnp.float32) + bias
+    logits = product(x.reshape(-1, x.shape[-1]), word_embeddings.T).reshape(*x.shape[:2], -1) + bias
     real = jax.lax.iota(jnp.int32, c.padded_vocab_size) < c.vocab_size
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)
 

@@ -21,7 +21,8 @@ from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.pretrain.step import init_params
-from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
+from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training.progress import quantity
 from electra_jax.training.workdir import read_json, write_json
 
 
@@ -95,6 +96,23 @@ def claim(workdir, config) -> dict:
         resolved.unlink(missing_ok=True)      # a start that came to nothing, over a mistake say, does not bind the next
   write_json(path, plain)
   return read_json(resolved) if workdirs.exists(resolved) else {}
+
+
+def check_shared(workdir) -> None:
+  """Raises UserError, on every process, where one of them does not see what the first wrote into WORKDIR."""
+  seen = hosts.gather(workdirs.exists(workdir / 'config.json'))
+  if not all(seen):
+    raise UserError(f'--workdir {workdir} is not the same folder for process {seen.index(0) + 1} as for process 1; all processes need it: '
+                    'use a shared file system, or gs://.')
+
+
+def describe_phase(phase, prepared) -> str:
+  """Steps, tokens and epochs of a phase, for the first screen."""
+  c = phase.config
+  epochs = prepared.train.epochs(c.steps * c.batch_size)
+  return (f'{c.steps:,} steps of {c.batch_size} x {c.sequence_length} = {quantity(c.steps * c.batch_size * c.sequence_length)} tokens, '
+          + (f'{epochs[0]:,.1f} epochs of the corpus' if len(epochs) == 1 else 'epochs of each source: '
+             + ', '.join(f'{count:,.1f} of {source["location"]}' for count, source in zip(epochs, prepared.facts['sources']))))
 
 
 def use_compilation_cache(config) -> None:
@@ -202,9 +220,12 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
     raise UserError(f'{workdir / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.') from None
   if store:
     config.data.store = store
+  config.model.attention = 'auto'      # what it was trained with may not be had here
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
-  mesh = meshes.make_mesh()
+  # Parameters alone are small, and whole wherever they are opened; the run may have been split over more devices than are here.
+  layout = meshes.make_layout()
+  mesh = layout.mesh
   boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
-  params, step = checkpoints.restore_params(workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, mesh))
+  params, step = checkpoints.restore_params(workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout))
   return Run(str(workdir), step, config, tokenizer, model, params, build.build_settings(config, tokenizer), mesh)

@@ -36,66 +36,73 @@ def init_state(model, optimizer, seed: int, length: int, params=None) -> TrainSt
                     skipped=jnp.zeros([], jnp.int32), bad_step=jnp.full([], -1, jnp.int32))
 
 
-def state_shardings(model, optimizer, length: int, mesh):
+def state_shardings(model, optimizer, length: int, layout: meshes.Layout):
   """Shapes and shardings of the state: two trees like TrainState."""
   boxed = jax.eval_shape(lambda: init_params(model, 0, length))
-  shardings = meshes.parameter_shardings(boxed, mesh)
+  shardings = meshes.parameter_shardings(boxed, layout)
   shapes = jax.eval_shape(lambda params: init_state(model, optimizer, 0, length, params), nn.unbox(boxed))
-  whole = meshes.replicated(mesh)
-  # The optimizer's moments are laid out as the parameters are; counters are on every device.
-  opt_shardings = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shapes.opt_state, shardings,
+  whole = meshes.replicated(layout.mesh)
+  # The optimizer's moments are laid out as the parameters are, or finer; counters are on every device.
+  opt_shardings = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shapes.opt_state,
+                                        meshes.moment_shardings(shapes.params, shardings, layout),
                                         transform_non_params=lambda _: whole)
   return shapes, TrainState(step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole)
 
 
 def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_batches: int = 1,
-                    skip_nonfinite: bool = False):
+                    skip_nonfinite: bool = False, layout: meshes.Layout | None = None, moments=None):
   """`train_step(state, batch) -> (state, sums)`: pure, to be jitted with `jit_train_step`.
 
   Args:
     model, objective, settings: the model, a module of pretrain/objectives and its settings.
     optimizer: an optax transformation over the parameters.
     seed: of masks, samples and dropout.
-    micro_batches: parts that the batch is split into; gradients are added up, the update is the same.
+    micro_batches: parts that each device's rows are split into; gradients are added up, the update is the same.
     skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
       before that step, this one and all that follow, and `bad_step` names it.
+    layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
 
   `batch` is {'token_ids': int [batch, length]}; `sums` is what metrics.figures reads, and the sums of norms over steps.
   """
-  def gradients(params, micro, counts):
+  def micro_gradients(params, micro, counts):
     loss = lambda params: objective.loss(settings, model, params, micro, counts, train=True)
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return {'loss': value, **sums}, grads
 
+  def gradients(params, examples, counts):
+    """Sums and gradients of rows, as many as there are."""
+    if micro_batches == 1:
+      return micro_gradients(params, examples, counts)
+    # Row r goes to micro-batch r % k: each device keeps its own rows, nothing moves.
+    split = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+    add = lambda total, micro: (jax.tree.map(jnp.add, total, micro_gradients(params, micro, counts)), None)
+    split_examples = jax.tree.map(split, examples)
+    first = jax.tree.map(lambda x: x[0], split_examples)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro_gradients, params, first, counts))
+    return jax.lax.scan(add, zeros, split_examples)[0]
+
+  over_devices = meshes.sum_over_data(layout, gradients, moments) if layout else gradients
+  laid_out = (lambda tree: jax.lax.with_sharding_constraint(tree, moments)) if layout else (lambda tree: tree)
+
   def train_step(state: TrainState, batch):
     token_ids = batch['token_ids']
-    rows = token_ids.shape[0]
-    keys = masking.row_keys(seed, state.step, jnp.arange(rows))
+    keys = masking.row_keys(seed, state.step, jnp.arange(token_ids.shape[0]))
     examples = objective.examples(settings, token_ids, keys)
-    counts = objective.counts(settings, examples)
-    if micro_batches == 1:
-      sums, grads = gradients(state.params, examples, counts)
-    else:
-      # Row r goes to micro-batch r % k: each device keeps its own rows, nothing moves.
-      split = lambda x: x.reshape(rows // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
-      add = lambda total, micro: (jax.tree.map(jnp.add, total, gradients(state.params, micro, counts)), None)
-      split_examples = jax.tree.map(split, examples)
-      first = jax.tree.map(lambda x: x[0], split_examples)
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                           jax.eval_shape(gradients, state.params, first, counts))
-      (sums, grads), _ = jax.lax.scan(add, zeros, split_examples)
+    sums, grads = over_devices(state.params, examples, objective.counts(settings, examples))
 
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    # Each device updates the part of the parameters whose moments it has; then the parts are gathered.
+    grads, old_params = laid_out(grads), laid_out(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, old_params)
+    params = laid_out(optax.apply_updates(old_params, updates))
     gradient_norms = metrics.tower_norms(grads)
     fine = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all']) & (state.bad_step < 0)
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
     bad = jnp.where(fine | skip_nonfinite | (state.bad_step >= 0), state.bad_step, state.step)
     new_state = TrainState(
-        step=jnp.where(bad >= 0, state.step, state.step + 1), params=keep(params, state.params),
+        step=jnp.where(bad >= 0, state.step, state.step + 1), params=keep(params, old_params),
         opt_state=keep(opt_state, state.opt_state), skipped=state.skipped + (~fine & (bad < 0)), bad_step=bad)
     sums |= {'steps': jnp.ones([], jnp.int32)}
-    for name, norms in (('gradient_norm', gradient_norms), ('parameter_norm', metrics.tower_norms(state.params)),
+    for name, norms in (('gradient_norm', gradient_norms), ('parameter_norm', metrics.tower_norms(old_params)),
                         ('update_norm', metrics.tower_norms(updates))):
       sums |= {f'{name}/{tower}': norm for tower, norm in norms.items()}
     # A step left out must not turn the sums of a whole interval into nan.
@@ -104,10 +111,10 @@ def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_b
   return train_step
 
 
-def jit_train_step(train_step, shardings: TrainState, mesh):
+def jit_train_step(train_step, shardings: TrainState, layout: meshes.Layout):
   """`train_step` under jax.jit with in and out shardings and donated state."""
-  return jax.jit(train_step, in_shardings=(shardings, {'token_ids': meshes.batch_sharding(mesh)}),
-                 out_shardings=(shardings, meshes.replicated(mesh)), donate_argnums=0)
+  return jax.jit(meshes.within(layout, train_step), in_shardings=(shardings, {'token_ids': meshes.batch_sharding(layout.mesh)}),
+                 out_shardings=(shardings, meshes.replicated(layout.mesh)), donate_argnums=0)
 
 
 def make_eval_step(model, objective, settings, *, seed: int):

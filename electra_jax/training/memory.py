@@ -28,14 +28,20 @@ def available() -> int:
 def of(compiled) -> int:
   """Bytes a device that a compiled step holds at its peak: arguments, results that are not given back in their place, temporaries."""
   m = compiled.memory_analysis()
-  return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+  # The sum of all temporaries counts what lives after each other twice; the peak is known on TPU alone.
+  return max(m.peak_memory_in_bytes, m.argument_size_in_bytes) if m.peak_memory_in_bytes and _is_tpu(compiled) else (
+      m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes)
+
+
+def _is_tpu(compiled) -> bool:
+  return any(d.platform == 'tpu' for s in jax.tree.leaves(compiled.input_shardings) for d in s.device_set)
 
 
 def choose_micro_batches(compile_step, rows: int, budget: int, first_guess: int = 1):
   """The fewest micro-batches whose compiled step fits.
 
   Args:
-    compile_step: number of micro-batches -> compiled step.
+    compile_step: number of micro-batches -> compiled step; on a TPU it refuses one that does not fit (RESOURCE_EXHAUSTED).
     rows: rows a device.
     budget: bytes a device.
     first_guess: where to begin, so as not to compile what cannot fit.
@@ -47,13 +53,19 @@ def choose_micro_batches(compile_step, rows: int, budget: int, first_guess: int 
   divisors = [k for k in range(1, rows + 1) if rows % k == 0]
   k = min((k for k in divisors if k >= first_guess), default=rows)
   while True:
-    compiled = compile_step(k)
-    needed = of(compiled)
-    if needed <= budget:
-      return k, compiled, needed
+    try:
+      compiled = compile_step(k)
+      needed = of(compiled)
+      if needed <= budget:
+        return k, compiled, needed
+    except jax.errors.JaxRuntimeError as error:
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      needed = 2 * budget      # by how much it is too large is not said in a form to rely on
     if k == rows:
       raise UserError(f'one row at a time needs {needed / 1e9:.1f} GB a device and {budget / 1e9:.1f} GB are free; '
-                      'choose a smaller model, shorter rows (:seq=128), or --config.model.remat=full.')
+                      'choose a smaller model, shorter rows (:seq=128), --config.model.remat=full, or split the parameters: --config.mesh.fsdp=-1 '
+                      '--config.mesh.data=1.')
     k = min((d for d in divisors if d >= k * min(8, max(2, needed // budget))), default=rows)
 
 

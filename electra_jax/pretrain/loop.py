@@ -1,0 +1,174 @@
+"""The loop over the steps of one phase: figures, held-out rows, checkpoints, and stopping when asked."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from electra_jax import console
+from electra_jax.config import Phase, UserError
+from electra_jax.data.batches import batches, read_batch
+from electra_jax.pretrain import build, evaluate as evaluation, metrics
+from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.training import checkpoints, hosts, mesh as meshes, progress
+from electra_jax.training.preemption import Agreement, Notice
+from electra_jax.training.progress import quantity
+
+HEADER_EVERY = 25        # lines of figures
+
+
+class Course(NamedTuple):
+  """What the loop of a phase needs beside its program."""
+  number: int              # of the phase, from 0
+  is_last: bool            # no phase follows
+  phase: Phase
+  prepared: Any            # data.prepare.Prepared
+  step: Any                # the compiled step
+  micro_batches: int
+  step_flops: float
+  peak: float              # FLOP/s of all devices, 0 where unknown
+  peak_source: str
+  tokens_before: int       # of the phases before
+
+
+def train_figures(sums, schedule, done: int) -> dict[str, float]:
+  """The figures of the steps since the last line: those of metrics.figures, and means over steps of loss and norms."""
+  count = int(sums['steps'])
+  means = {name: float(value) / max(count, 1) for name, value in sums.items() if name == 'loss' or '_norm/' in name}
+  figures = means | metrics.figures({name: value for name, value in sums.items() if name not in means and name != 'steps'})
+  if not count:        # every step was skipped: there is nothing to say, and no zeros to draw
+    figures = dict.fromkeys(figures, math.nan)
+  return figures | {'learning_rate': float(schedule(done - 1))}
+
+
+def header(peak_source: str) -> str:
+  """What stands over the lines of figures: the generator's loss and accuracy, the discriminator's loss beside the constant predictor's."""
+  return (f'\n{"step":>11} {"loss":>7} {"gen loss":>9} {"acc":>5} {"disc loss":>10} {"constant":>9} {"auc":>6} {"ap":>6} {"recall":>7} '
+          f'{"tokens/s":>9} {"of peak" if peak_source == "measured" else "MFU":>7} {"left":>7}')
+
+
+def line(step: str, f, last_columns: str = '') -> str:
+  """One line of figures, of training or of held-out rows."""
+  return (f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {f["generator_loss"]:9.3f} {f["generator_accuracy"]:5.0%} '
+          f'{f["discriminator_loss"]:10.4f} {f["constant_loss"]:9.4f} {f["auc"]:6.3f} {f["average_precision"]:6.3f} {f["recall"]:7.3f} '
+          f'{last_columns}')
+
+
+def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_sums, add, manager, writer, notice: Notice, workdir):
+  """Makes the steps of a phase from the state's on.
+
+  Args:
+    p, course: the program and what belongs to it.
+    first: steps of the run that are done.
+    state, sums: after those, and the sums of figures since the last line.
+    zero_sums, add: of sums.
+    manager, writer: of checkpoints and of figures.
+    notice: becomes true when this process is asked to stop.
+    workdir: the run's folder, for a profile.
+
+  Returns: state, sums, and whether the run was asked to stop.
+
+  Raises UserError when a loss or gradient is not finite.
+  """
+  config, phase, mesh, prepared = p.config, course.phase, p.layout.mesh, course.prepared
+  tokens_per_step = config.batch_size * config.sequence_length
+  eval_step = jax.jit(meshes.within(p.layout, steps.make_eval_step(p.model, objective, p.settings, seed=evaluation.EVAL_SEED)),
+                      out_shardings=meshes.replicated(mesh))
+  shards = meshes.row_shards(mesh)
+  eval_batch_size = -(-config.eval_batch_size // shards) * shards
+  data_seed = config.seed + 1_000_003 * course.number      # a phase on the same rows sees them in another order
+  agreed = Agreement(mesh)
+
+  def halt_if_bad(bad_step):
+    """Ends the run where a step was not finite: the state is still the one before that step."""
+    if bad_step < 0:
+      return
+    token_ids = read_batch(prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed)
+    name = steps.first_nonfinite(p.model, objective, p.settings, state.params, token_ids, seed=config.seed, step=int(bad_step),
+                                 parts=course.micro_batches)
+    manager.wait_until_finished()
+    kept = manager.latest_step()
+    raise UserError(f'the step after {int(bad_step):,} is not finite, first of all {name}; '
+                    + (f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint was made yet')
+                    + '; lower config.optimizer.learning_rate, in another --workdir, or go on without such steps: --config.skip_nonfinite=True.')
+
+  input_batches = batches(prepared.train, config.batch_size, data_seed, first - phase.first, config.steps,
+                          rows=meshes.process_rows(mesh, config.batch_size),
+                          use_tf={'auto': None, 'tf': True, 'numpy': False}[config.data.reader])
+  clock = time.perf_counter
+  started, paused, interval_start, interval_first, waited = clock(), 0.0, clock(), first, 0.0
+  lines, warned, previous = 0, False, None
+  profile_first, profile_last = config.profile_steps
+  notice.heed()
+  with console.progress('training', phase.last - first) as live:
+    for index in range(first, phase.last):
+      if profile_last and index == profile_first and hosts.first():
+        jax.profiler.start_trace(str(workdir / 'profile'))
+      before = clock()
+      token_ids = next(input_batches)
+      waited += clock() - before
+      state, step_sums = course.step(state, {'token_ids': meshes.global_batch(token_ids, mesh, config.batch_size)})
+      sums = add(sums, step_sums)
+      # One step stays in flight: the device is never idle and the host knows how far it is.
+      if previous is not None:
+        jax.block_until_ready(previous)
+      previous = step_sums['steps']
+      stop = agreed(bool(notice))
+      done = index + 1
+      tokens = course.tokens_before + (done - phase.first) * tokens_per_step
+      live(done - first, f'step {done:,} of {phase.last:,}')
+      if profile_last and done == profile_last + 1 and hosts.first():
+        jax.block_until_ready(previous)
+        jax.profiler.stop_trace()
+        live.above(f'  profile of steps {profile_first} to {profile_last} in {workdir / "profile"}')
+
+      last = done == phase.last
+      if done == 1 or done % config.log_every == 0 or last:
+        host_sums, counters = jax.device_get((sums, {'bad_step': state.bad_step, 'skipped': state.skipped}))
+        halt_if_bad(counters['bad_step'])
+        sums = zero_sums()
+        now = clock()
+        rate = (done - interval_first) * tokens_per_step / (now - interval_start)
+        writer.seconds += now - interval_start
+        figures = train_figures(host_sums, p.schedule, done) | {
+            'skipped': int(counters['skipped']), 'tokens': tokens, 'tokens_per_second': rate,
+            'utilisation': rate / tokens_per_step * course.step_flops / course.peak if course.peak else math.nan,
+            'input_wait': waited / (now - interval_start), 'seconds': writer.seconds}
+        writer.write('train', done, figures)
+        if lines % HEADER_EVERY == 0:
+          live.above(header(course.peak_source))
+        lines += 1
+        share = f'{figures["utilisation"]:7.0%}' if course.peak else f'{"":7}'
+        left = (now - started - paused) / (done - first) * (phase.last - done)
+        live.above(line(f'{done:,}', figures, f'{quantity(rate):>9} {share} {console.seconds(left):>7}'))
+        if not warned and done >= max(config.optimizer.warmup_steps, 10 * config.log_every) and metrics.collapsed(figures):
+          warned = True
+          live.above('  the discriminator answers "original" to every token so far: usual early on; if it stays, try a weaker '
+                     'generator (--config.generator.hidden_fraction), a lower rate, or a longer warm-up')
+        interval_start, interval_first, waited = clock(), done, 0.0
+
+      figure = None
+      if done % config.eval_every == 0 or last:
+        before = clock()
+        heldout = evaluation.figures_of(evaluation.heldout_sums(
+            eval_step, state.params, prepared.heldout, batch_size=eval_batch_size, mesh=mesh, limit=config.eval_rows), p.settings)
+        figure = float(heldout['total_loss'])
+        writer.write('heldout', done, heldout | {'tokens': tokens, 'seconds': writer.seconds})
+        live.above(line('held out', heldout))
+        paused += clock() - before
+        interval_start += clock() - before
+      if done % config.save_every == 0 or last or stop:
+        before = clock()
+        # bad_step is checked first: a checkpoint never holds a state past a failure.
+        halt_if_bad(jax.device_get(state.bad_step))
+        if trouble := writer.keep():
+          live.above(f'  {trouble}')
+        checkpoints.save(manager, done, state, sums, figure)
+        interval_start += clock() - before
+      if stop and not (last and course.is_last):
+        manager.wait_until_finished()
+        live.above(f'  asked to stop: saved step {done:,}; the same command goes on from there')
+        return state, sums, True
+  return state, sums, False
