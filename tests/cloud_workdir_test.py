@@ -85,7 +85,7 @@ def own(err) -> str:
 
 def child(code) -> tuple[str, str]:
   """A Python program on one device: stdout, stderr."""
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PYTHONPATH': str(micro_run.ROOT)}
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(micro_run.ROOT), 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
   done = subprocess.run([sys.executable, '-c', code], cwd=micro_run.ROOT, env=env, capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
   return done.stdout, done.stderr
@@ -93,7 +93,7 @@ def child(code) -> tuple[str, str]:
 
 @pytest.fixture(scope='module')
 def killed_and_resumed(bucket):
-  """What the second start printed, of a run in gs://bucket/run that was killed when the save of step 10 lacked its last object."""
+  """What the second start printed, of a run in gs://bucket/run, killed when the save of step 10 lacked its last object."""
   argv = micro_run.arguments('gs://bucket/run', *FIELDS)
   bucket.hold = r'checkpoints/10/commit_success\.txt$'
   process = micro_run.start(*argv)
@@ -108,7 +108,8 @@ def killed_and_resumed(bucket):
     for (_, name), value in cut_short.items():
       bucket.objects['bucket', name.replace('run/', 'half/', 1)] = value
   lines = [json.loads(line) for line in bucket.files('bucket')['run/metrics.jsonl'].splitlines()]
-  assert ('heldout', 10) in [(line['kind'], line['step']) for line in lines], 'figures are to be in the bucket before the checkpoint of their step is'
+  # Figures are in the bucket before the checkpoint of their step is.
+  assert ('heldout', 10) in [(line['kind'], line['step']) for line in lines]
   return micro_run.run(*argv)
 
 
@@ -131,7 +132,8 @@ def test_a_run_killed_inside_a_save_ends_as_one_on_this_machine(bucket, killed_a
 def test_boards_and_profiles_are_in_the_bucket(bucket, killed_and_resumed, tmp_path):
   remote = copied(bucket, 'run', tmp_path / 'remote')
   *_, last = sorted((remote / 'tensorboard').iterdir())
-  assert [event.step for event in events(last) for value in event.summary.value if value.tag == 'heldout/total_loss'] == [10, 20, 30]
+  drawn = [(value.tag, event.step) for event in events(last) for value in event.summary.value]
+  assert [step for tag, step in drawn if tag == 'heldout/total_loss'] == [10, 20, 30]
   assert list(remote.glob('profile/plugins/profile/*/*.xplane.pb'))
 
 
@@ -226,7 +228,8 @@ def test_figures_wait_for_an_upload_in_the_background_and_for_their_own_before_a
   writer.close()
   boards = [content for address, content in sent if address.startswith('gs://bucket/run/tensorboard/events')]
   assert boards and len(boards[-1]) == max(map(len, boards)) > 100
-  assert len([address for address, _ in sent if address.endswith('metrics.jsonl')]) == len(figures)      # unchanged, not sent again
+  # Unchanged, not sent again.
+  assert len([address for address, _ in sent if address.endswith('metrics.jsonl')]) == len(figures)
   assert not writer._spool.path.exists()
   writer.close()                                        # twice is once
 

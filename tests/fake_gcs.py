@@ -1,8 +1,8 @@
 """A stand-in for Google Cloud Storage on loopback: buckets in memory, over the JSON API that gcsfs, google-cloud-storage and
 TensorStore speak.
 
-Objects have generations, and appear when their upload is complete, as in the real one. What it leaves out: credentials, checksums,
-batches, versions and folders.
+Objects have generations, and appear when their upload is complete, as in the real one. What it leaves out: credentials,
+checksums, batches, versions and folders.
 """
 
 import base64
@@ -90,9 +90,11 @@ class Buckets:
   def facts(self, bucket, name) -> dict:
     found = self.get(bucket, name)
     return {'kind': 'storage#object', 'id': f'{bucket}/{name}/{found.generation}', 'name': name, 'bucket': bucket,
-            'generation': str(found.generation), 'metageneration': '1', 'size': str(len(found.content)), 'contentType': 'application/octet-stream',
-            'md5Hash': base64.b64encode(hashlib.md5(found.content).digest()).decode(), 'etag': f'e{found.generation}', 'storageClass': 'STANDARD',
-            'timeCreated': found.updated, 'updated': found.updated, 'mediaLink': f'{self.url}/download/storage/v1/b/{bucket}/o/{name}'}
+            'generation': str(found.generation), 'metageneration': '1', 'size': str(len(found.content)),
+            'contentType': 'application/octet-stream', 'etag': f'e{found.generation}', 'storageClass': 'STANDARD',
+            'md5Hash': base64.b64encode(hashlib.md5(found.content).digest()).decode(),
+            'timeCreated': found.updated, 'updated': found.updated,
+            'mediaLink': f'{self.url}/download/storage/v1/b/{bucket}/o/{name}'}
 
   def list(self, bucket, *, prefix='', delimiter='', startOffset='', endOffset='', maxResults='1000', pageToken='', **_) -> dict:
     with self.lock:
@@ -107,16 +109,19 @@ class Buckets:
       entries = sorted(dict(entries).items())
     rest = [entry for entry in entries if entry[0] > pageToken]
     page = rest[:int(maxResults)]
-    answer = {'kind': 'storage#objects', 'items': [facts for _, facts in page if facts], 'prefixes': [name for name, facts in page if not facts]}
+    answer = {'kind': 'storage#objects', 'items': [facts for _, facts in page if facts],
+              'prefixes': [name for name, facts in page if not facts]}
     return answer | ({'nextPageToken': page[-1][0]} if len(rest) > len(page) else {})
 
   def files(self, bucket, prefix='') -> dict[str, bytes]:
     """Contents by name, without the prefix."""
     with self.lock:
-      return {name.removeprefix(prefix): found.content for (owner, name), found in self.objects.items() if owner == bucket and name.startswith(prefix)}
+      return {name.removeprefix(prefix): found.content for (owner, name), found in self.objects.items()
+              if owner == bucket and name.startswith(prefix)}
 
 
-OBJECT = r'/(?P<way>upload/|download/|)storage/v1/b/(?P<bucket>[^/]+)(?P<list>/o)?(?:/o/(?P<name>[^/]+)(?:/rewriteTo/b/(?P<to>[^/]+)/o/(?P<target>[^/]+))?)?/?'
+OBJECT = (r'/(?P<way>upload/|download/|)storage/v1/b/(?P<bucket>[^/]+)(?P<list>/o)?'
+          r'(?:/o/(?P<name>[^/]+)(?:/rewriteTo/b/(?P<to>[^/]+)/o/(?P<target>[^/]+))?)?/?')
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -159,7 +164,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return 204, b''
     if 'target' in parts:
       facts = b.put(parts['to'], parts['target'], b.get(bucket, name).content)
-      return 200, {'kind': 'storage#rewriteResponse', 'done': True, 'resource': facts, 'objectSize': facts['size'], 'totalBytesRewritten': facts['size']}
+      return 200, {'kind': 'storage#rewriteResponse', 'done': True, 'resource': facts, 'objectSize': facts['size'],
+                   'totalBytesRewritten': facts['size']}
     if parts['way'] == 'upload/':
       return self._upload(bucket, query, body)
     raise Failure(400, 'Bad Request')
@@ -171,8 +177,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return 304, b''
     if 'ifGenerationMatch' in query and query['ifGenerationMatch'] != str(found.generation):
       raise Failure(412, 'At least one of the pre-conditions you specified did not hold.')
-    headers = {'x-goog-generation': str(found.generation), 'x-goog-stored-content-length': str(len(found.content)), 'ETag': f'"e{found.generation}"'}
     size = len(found.content)
+    headers = {'x-goog-generation': str(found.generation), 'x-goog-stored-content-length': str(size),
+               'ETag': f'"e{found.generation}"'}
     if not (asked := re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range', ''))):
       return 200, found.content, headers
     first, last = asked.groups()

@@ -74,8 +74,8 @@ def _read(manager, step: int, items: dict):
   except Exception as error:      # of any kind: the store below is several libraries deep
     first_line = (str(error).strip().splitlines() or [''])[0][:160]
     wrong = 'cannot be reached, is damaged' if workdirs.is_remote(manager.directory) else 'is damaged'
-    raise UserError(f'the checkpoint {manager.directory / str(step)} {wrong} or of another model ({type(error).__name__}: {first_line}); '
-                    'remove its folder, and the one before it is taken.') from None
+    raise UserError(f'the checkpoint {manager.directory / str(step)} {wrong} or of another model '
+                    f'({type(error).__name__}: {first_line}); remove its folder, and the one before it is taken.') from None
 
 
 def restore(manager, step: int, shapes, shardings, sum_shapes, whole):
