@@ -256,7 +256,8 @@ def choose(wanted='auto', platform='tpu', length=512, head_size=64, attention_dr
      'cudnn takes bfloat16 and float16, not float32; set dtype to bfloat16 to have it'),
     (dict(platform='gpu', head_size=132), 'xla',
      'cudnn takes heads of up to 128 in steps of 8, not 132; set hidden_size or num_heads to have it'),
-    (dict(platform='gpu', length=77), 'xla', 'cudnn takes even lengths, not 77; set sequence_length to an even number to have it'),
+    (dict(platform='gpu', length=77), 'xla',
+     'cudnn takes even lengths, not 77; set sequence_length to an even number to have it'),
     (dict(platform='gpu', compute_capability='7.5'), 'xla', 'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not 7.5'),
     (dict(platform='gpu', compute_capability='gfx90a'), 'xla',
      'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not gfx90a')])
