@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -102,7 +103,9 @@ def checkpoint(workdir, step: int) -> dict[str, np.ndarray]:
   with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as reader:
     warnings.simplefilter('ignore')      # Orbax would rather be told the shardings
     for item in ('params', 'opt_state', 'counters', 'sums'):
-      for name, value in ocp.tree.to_flat_dict(reader.restore(folder / item), sep='/').items():
+      # As NumPy arrays, whatever devices they were on.
+      kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder / item).item_metadata.tree)
+      for name, value in ocp.tree.to_flat_dict(reader.restore(folder / item, restore_args=kinds), sep='/').items():
         arrays[f'{item}/{name}'] = np.asarray(value)
   return arrays
 

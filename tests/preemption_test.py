@@ -7,7 +7,8 @@ import threading
 import pytest
 
 import micro_run
-from electra_jax.training.preemption import Notice, PREEMPTED
+from electra_jax.config import PREEMPTED, Preempted
+from electra_jax.training.preemption import Notice
 
 
 def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
@@ -41,13 +42,22 @@ def handlers():
 def test_a_notice_is_false_until_asked(handlers):
   assert threading.current_thread() is threading.main_thread()
   notice = Notice()
+  notice.heed()
   assert not notice
   os.kill(os.getpid(), signal.SIGTERM)
   assert notice
 
 
+def test_before_there_is_anything_to_save_the_process_leaves_at_once(handlers):
+  Notice()
+  with pytest.raises(Preempted, match='before the first step'):
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.sigtimedwait([], 0)
+
+
 def test_the_second_interrupt_does_not_wait(handlers):
   notice = Notice()
+  notice.heed()
   os.kill(os.getpid(), signal.SIGINT)
   assert notice
   with pytest.raises(KeyboardInterrupt):

@@ -46,6 +46,12 @@ def truncated_normal(std: float):
   return lambda key, shape, dtype=jnp.float32: std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
 
 
+def parameter(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]):
+  """A float32 parameter named with logical axes, laid out as it is used: of what is split to save memory the parts are gathered here."""
+  value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+  return nn.with_logical_constraint(value, axes)
+
+
 @jax.custom_vjp
 def product(x, kernel):
   """x [rows, in] times kernel [in, out], in the type of x, summed up in float32: float32 [rows, out].
@@ -83,7 +89,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     """x [..., in] -> [..., features]."""
-    kernel = self.param('kernel', nn.with_logical_partitioning(self.kernel_init, self.axes), (x.shape[-1], self.features), jnp.float32)
+    kernel = parameter(self, 'kernel', self.kernel_init, (x.shape[-1], self.features), self.axes)
     y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
     if self.use_bias:
       y += self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,), jnp.float32)
@@ -117,9 +123,8 @@ class Embeddings(nn.Module):
 
   def setup(self):
     c = self.config
-    table = lambda name, rows, axis: self.param(
-        name, nn.with_logical_partitioning(truncated_normal(c.initializer_range), (axis, 'embed')),
-        (rows, c.embedding_size), jnp.float32)
+    init = truncated_normal(c.initializer_range)
+    table = lambda name, rows, axis: parameter(self, name, init, (rows, c.embedding_size), (axis, 'embed'))
     self.word = table('word', c.padded_vocab_size, 'vocab')
     if c.family == 'electra':
       self.position = table('position', c.max_positions, 'positions')
@@ -133,7 +138,12 @@ class Embeddings(nn.Module):
     if c.family == 'electra':
       x += jnp.take(self.position, inputs.positions, axis=0)
       x += jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype) @ self.type
-    return dropout(self.norm(x), c.dropout, keys, 0, c.dropout_generator)
+    return by_rows(dropout(self.norm(x), c.dropout, keys, 0, c.dropout_generator))
+
+
+def by_rows(x):
+  """Activations [batch, length, ...], of which each device holds whole rows."""
+  return nn.with_logical_constraint(x, ('batch', *[None] * (x.ndim - 1)))
 
 
 class Layer(nn.Module):
@@ -169,7 +179,7 @@ class Layer(nn.Module):
       x = layer_norm(c, 'attention_norm')(carry + self._attend(carry, shared, per_layer, keys))
       y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
       y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output')(y)
-      return layer_norm(c, 'mlp_norm')(x + dropout(y, c.dropout, keys, 3, c.dropout_generator)), None
+      return by_rows(layer_norm(c, 'mlp_norm')(x + dropout(y, c.dropout, keys, 3, c.dropout_generator))), None
     # ModernBERT's first layer has no norm before its attention and a norm follows the last layer, so each layer carries the norm
     # that comes after it: the same parameters, the same for every layer of the scan.
     stream, x = carry
@@ -178,7 +188,7 @@ class Layer(nn.Module):
     y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
     y = y * dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_gate')(x)
     y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output', init=self._output_init())(y)
-    stream = stream + dropout(y, c.dropout, keys, 3, c.dropout_generator)
+    stream = by_rows(stream + dropout(y, c.dropout, keys, 3, c.dropout_generator))
     return (stream, layer_norm(c, 'next_norm')(stream)), None
 
 

@@ -75,7 +75,7 @@ def _on_each_device(function, query, key, value, of_rows, scalar):
   does not divide (`tensor` and a generator of one head) is left whole: each of those devices then computes the same.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if mesh.empty or not nn.get_logical_axis_rules():      # one device, or inside of what each device does by itself
     return function(query, key, value, of_rows, scalar)
 
   def divided(name, size):

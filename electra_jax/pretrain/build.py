@@ -33,9 +33,11 @@ def compute_dtype(name: str, platform: str):
 def attention_kernel(config, platform: str) -> tuple[str, str]:
   """The attention kernel of a config on 'cpu', 'gpu' or 'tpu', and why. Raises UserError where the one it wants cannot be had."""
   m = config.model
+  here = jax.devices()[0] if platform == jax.default_backend() else None
   try:
     return choose_attention(m.attention, platform=platform, length=config.sequence_length, head_size=m.hidden_size // m.num_heads,
-                            attention_dropout=m.attention_dropout, dtype=compute_dtype(config.dtype, platform))
+                            attention_dropout=m.attention_dropout, dtype=compute_dtype(config.dtype, platform),
+                            compute_capability=getattr(here, 'compute_capability', None))
   except ValueError as error:
     raise UserError(f'config.model.attention: {error}') from None
 

@@ -12,7 +12,7 @@ from electra_jax.data.batches import batches, read_batch
 from electra_jax.pretrain import build, evaluate as evaluation, metrics
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.objectives import electra as objective
-from electra_jax.training import checkpoints, hosts, mesh as meshes, progress
+from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
 
@@ -88,7 +88,8 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
     token_ids = read_batch(prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed)
     name = steps.first_nonfinite(p.model, objective, p.settings, state.params, token_ids, seed=config.seed, step=int(bad_step),
                                  parts=course.micro_batches)
-    manager.wait_until_finished()
+    writer.keep()
+    checkpoints.wait(manager)
     kept = manager.latest_step()
     raise UserError(f'the step after {int(bad_step):,} is not finite, first of all {name}; '
                     + (f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint was made yet')
@@ -105,7 +106,8 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
   with console.progress('training', phase.last - first) as live:
     for index in range(first, phase.last):
       if profile_last and index == profile_first and hosts.first():
-        jax.profiler.start_trace(str(workdir / 'profile'))
+        profile = workdirs.Spool(workdir / 'profile')
+        jax.profiler.start_trace(str(profile.path))
       before = clock()
       token_ids = next(input_batches)
       waited += clock() - before
@@ -122,6 +124,7 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
       if profile_last and done == profile_last + 1 and hosts.first():
         jax.block_until_ready(previous)
         jax.profiler.stop_trace()
+        profile.close()
         live.above(f'  profile of steps {profile_first} to {profile_last} in {workdir / "profile"}')
 
       last = done == phase.last
@@ -168,7 +171,7 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
         checkpoints.save(manager, done, state, sums, figure)
         interval_start += clock() - before
       if stop and not (last and course.is_last):
-        manager.wait_until_finished()
+        checkpoints.wait(manager)
         live.above(f'  asked to stop: saved step {done:,}; the same command goes on from there')
         return state, sums, True
   return state, sums, False

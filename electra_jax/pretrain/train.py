@@ -142,7 +142,7 @@ def train(config, workdir: str) -> int:
     say('done', f'all {config.steps:,} steps were made before')
     manager.close()
     return 0
-  manager.wait_until_finished()
+  checkpoints.wait(manager)
   if not stopped:
     say('checkpoints', f'steps {", ".join(map(str, sorted(manager.all_steps())))} in {workdir / "checkpoints"}; '
         f'the best by held-out loss is {manager.best_step()}')

@@ -109,9 +109,13 @@ def make_layout(config=None, devices=None) -> Layout:
 
 def within(layout: Layout, function):
   """`function`, to be traced by jax.jit, with the model's logical axes meaning this layout."""
+  # Where parameters are used, their parts over fsdp are gathered.
+  without = lambda axes: tuple(axis for axis in axes or () if axis != 'fsdp') or None
+  rules = tuple((name, axes if name == 'batch' else without(axes)) for name, axes in layout.rules)
+
   @functools.wraps(function)
   def traced(*args):
-    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh), nn.logical_axis_rules(layout.rules):
+    with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh), nn.logical_axis_rules(rules):
       return function(*args)
   return traced
 
@@ -203,19 +207,17 @@ def sum_over_data(layout: Layout, function, moments):
   """`function(params, examples, counts) -> (sums, gradients)` on each device's own rows, and both added up over `data`.
 
   Gradients arrive as the moments lie: a device gets the sums of its part alone. So a step sends each gradient once, after the last
-  micro-batch, and in float32. Left to itself the partitioner reduces every layer's and every micro-batch's gradient by itself, and
-  gathers what is looked up in an embedding table.
+  micro-batch, and in float32. Left to itself the partitioner reduces every layer's and every micro-batch's gradient by itself. That
+  is how it goes where `fsdp` or `tensor` splits the parameters too: XLA's partitioner fails on axes of which some are taken care of here.
 
   Args:
     layout: of the mesh.
     function: of parameters, rows `[batch, ...]`, and counts over the global batch.
     moments: shardings of moment_shardings.
   """
-  if layout.mesh.shape['data'] == 1:
+  if layout.mesh.shape['data'] == 1 or layout.mesh.size != layout.mesh.shape['data']:
     return function
-  axes = jax.tree.map(lambda sharding: next((i for i, entry in enumerate(sharding.spec) if 'data' in np.atleast_1d(entry or '')), None),
-                      moments, is_leaf=lambda x: isinstance(x, NamedSharding))
-  spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, 'data')
+  axes = jax.tree.map(lambda sharding: next((i for i, entry in enumerate(sharding.spec) if entry), None), moments)
   is_axis = lambda x: x is None or isinstance(x, int)
 
   def add_up(axis, gradient):
@@ -224,13 +226,13 @@ def sum_over_data(layout: Layout, function, moments):
     return jax.lax.psum_scatter(gradient, 'data', scatter_dimension=axis, tiled=True)
 
   def on_own_rows(params, examples, counts):
-    with nn.logical_axis_rules(tuple((name, 'fsdp' if name == 'batch' else over) for name, over in layout.rules)):
+    with nn.logical_axis_rules(()):      # inside every device has all it needs
       sums, gradients = function(params, examples, counts)
     return jax.lax.psum(sums, 'data'), jax.tree.map(add_up, axes, gradients, is_leaf=is_axis)
 
-  whole = PartitionSpec()
-  return jax.shard_map(on_own_rows, mesh=layout.mesh, axis_names={'data'}, in_specs=(whole, PartitionSpec('data'), whole),
-                       out_specs=(whole, jax.tree.map(spec, axes, is_leaf=is_axis)), check_vma=False)
+  whole, parts = PartitionSpec(), jax.tree.map(lambda sharding: sharding.spec, moments)
+  return jax.shard_map(on_own_rows, mesh=layout.mesh, in_specs=(whole, PartitionSpec('data'), whole), out_specs=(whole, parts),
+                       check_vma=False)
 
 
 def bytes_per_device(shapes, shardings) -> int:

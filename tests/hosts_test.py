@@ -1,0 +1,151 @@
+"""Several processes make one run: they train as one process does, stop together, go on together, and none waits for one that is gone.
+
+The processes are real, on loopback: two of four devices, whose every tensor that divides is split (ZeRO-1) over all eight.
+"""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import micro_run
+from electra_jax.config import PREEMPTED
+from electra_jax.training.hosts import LOST
+
+PAIR = ('--config.sharding.smallest=0',)
+
+
+def free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+def start_pair(workdir, *more, other=()):
+  """Both processes of a run; `other`: arguments of the second one alone."""
+  address = f'127.0.0.1:{free_port()}'
+  return [micro_run.start(*micro_run.arguments(workdir, f'--coordinator={address}', '--processes=2', f'--process={i}', *PAIR, *more,
+                                               *(other if i else ())), devices=4) for i in range(2)]
+
+
+def ends(processes, timeout=300):
+  """(exit status, stdout, stderr) of each."""
+  said = [process.communicate(timeout=timeout) for process in processes]
+  return [(process.returncode, *texts) for process, texts in zip(processes, said)]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('pair')
+
+
+@pytest.fixture(scope='module')
+def pair(folder):
+  """A pair's run that nothing happened to: its folder, and what both said."""
+  said = ends(start_pair(folder / 'whole'))
+  for status, _, err in said:
+    assert status == 0, err[-3000:]
+  return folder / 'whole', said
+
+
+@pytest.fixture(scope='module')
+def single(folder):
+  """The same run as one process of eight devices."""
+  micro_run.run(*micro_run.arguments(folder / 'single', *PAIR), devices=8)
+  return folder / 'single'
+
+
+def assert_alike(ours, theirs, step=30):
+  """Parameters and moments are equal to what rounding makes of thirty steps."""
+  ours, theirs = (micro_run.checkpoint(workdir, step) for workdir in (ours, theirs))
+  assert ours.keys() == theirs.keys()
+  for name, value in ours.items():
+    if np.issubdtype(value.dtype, np.floating) and name.startswith('params'):
+      np.testing.assert_allclose(value, theirs[name], rtol=0, atol=2e-3 * max(np.abs(value).max(), 1e-3), err_msg=name)
+
+
+def test_a_pair_trains_as_one_process_does(pair, single):
+  workdir, _ = pair
+  assert_alike(workdir, single)
+  for ours, theirs in zip(micro_run.figures(workdir), micro_run.figures(single), strict=True):
+    assert ours['step'] == theirs['step'] and ours['kind'] == theirs['kind']
+    np.testing.assert_allclose(ours['generator_loss'], theirs['generator_loss'], rtol=1e-3)
+    np.testing.assert_allclose(ours['discriminator_loss'], theirs['discriminator_loss'], rtol=1e-3)
+
+
+def test_only_the_first_process_speaks_and_writes(pair):
+  workdir, ((_, first, first_err), (_, second, second_err)) = pair
+  assert '8 x cpu of 2 processes, mesh data 8' in first and 'axis' in first
+  lines = [line for line in second.splitlines() if line and 'Gloo' not in line]
+  assert lines == [] and first_err == second_err == ''
+  steps = [line['step'] for line in micro_run.figures(workdir) if line['kind'] == 'train']
+  assert steps == sorted(set(steps)) and len(list((workdir / 'tensorboard').glob('events*'))) == 1
+
+
+def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(folder, pair):
+  workdir = folder / 'killed'
+  processes = start_pair(workdir)
+  micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 8, processes[0])
+  processes[1].kill()
+  start = time.monotonic()
+  (status, _, err), _ = ends(processes)
+  assert time.monotonic() - start < 30
+  assert status == LOST == 43 and 'another process of the run ended; this one ends too' in err and 'Traceback' not in err
+  for status, _, err in ends(start_pair(workdir)):
+    assert status == 0, err[-3000:]
+  whole, _ = pair
+  assert micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(whole, 30)) == []
+  assert micro_run.figures(workdir) == micro_run.figures(whole)
+
+
+def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_process_can_go_on(folder, single):
+  workdir = folder / 'stopped'
+  processes = start_pair(workdir)
+  micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 6, processes[0])
+  processes[1].send_signal(signal.SIGTERM)      # the other one is not told
+  (status, out, _), (other, _, _) = ends(processes)
+  assert status == other == PREEMPTED
+  stopped = micro_run.checkpoint_steps(workdir)[-1]
+  assert 6 <= stopped < 30 and f'saved step {stopped}' in out
+  out, _ = micro_run.run(*micro_run.arguments(workdir, *PAIR), devices=1)
+  assert f'restored     step {stopped}' in out
+  assert_alike(workdir, single)
+
+
+def test_processes_that_were_told_different_things_are_told_so(folder):
+  for status, _, err in ends(start_pair(folder / 'different', other=('--config.seed=5',))):
+    assert status == 1 and 'the config of process 2 is not that of process 1' in err and 'Traceback' not in err
+  assert not (folder / 'different' / 'config.json').exists()
+
+
+def test_a_mistake_is_told_by_all_and_nobody_waits(folder, pair):
+  workdir, _ = pair
+  start = time.monotonic()
+  for status, _, err in ends(start_pair(workdir, '--config.optimizer.learning_rate=0.5')):
+    assert status == 1 and 'holds a run of another config' in err and 'Traceback' not in err
+  assert time.monotonic() - start < 60
+
+
+def test_a_process_that_fails_alone_does_not_leave_the_other_waiting(folder):
+  (status, _, err), (alone, _, alone_err) = ends(start_pair(folder / 'alone', '--config.batch_size=8', other=('--config.data.reader=tf', '--config.data.cache=/proc/no')))
+  assert alone == 1 and 'process 2 of 2: ' in alone_err
+  assert status in (1, LOST) and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    (['--coordinator=127.0.0.1:1'], '--processes is missing'),
+    (['--coordinator=127.0.0.1', '--processes=2', '--process=0'], "--coordinator is '127.0.0.1'"),
+    (['--coordinator=127.0.0.1:1', '--processes=2', '--process=2'], '--process is 2 of 2'),
+    (['--coordinator=127.0.0.1:1', '--processes=2', '--process=0', '--distributed=off'], 'contradict'),
+    (['--distributed=cluster'], 'did not come together'),
+])
+def test_wrong_flags_are_named(tmp_path, arguments, sentence):
+  process = micro_run.start(*micro_run.arguments(tmp_path / 'run', *arguments))
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 1 and sentence in err and 'Traceback' not in err
