@@ -3,6 +3,8 @@
 An absl program whose config is an ml_collections file: fields of it are flags too, --config.optimizer.learning_rate=1e-3.
 """
 
+import glob
+import importlib.util
 import os
 import re
 import sys
@@ -133,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
   logging.set_verbosity(logging.ERROR)
   # Read by XLA when it starts: its notes on compiled programs it finds in the cache are not for a person.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  if not tpu_here() and importlib.util.find_spec('libtpu') and not any(map(importlib.util.find_spec, GPU_PLUGINS)):
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')        # libtpu is here for --mode=plan; it would look for a TPU, and complain at length
   try:
     status = dispatch(parse(sys.argv if argv is None else argv))
     sys.stdout.flush()
@@ -146,6 +150,14 @@ def main(argv: list[str] | None = None) -> int:
   except Preempted as error:
     return leave(complain(str(error), PREEMPTED), agreed=False)
   return leave(status, agreed=status in (0, PREEMPTED))
+
+
+GPU_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm7_plugin', 'jax_rocm60_plugin')
+
+
+def tpu_here() -> bool:
+  """Whether this machine has TPU chips, as Cloud TPU VMs show them."""
+  return bool(glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))
 
 
 def complain(sentence: str, status: int) -> int:
