@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from electra_jax.errors import UserError
+
 # What may differ when a run is resumed, because what was computed so far does not depend on it.
 # A name that ends with a dot is a group of fields.
 FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache', 'data.cache', 'data.reader', 'data.store',
@@ -19,17 +21,6 @@ FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache'
 # What a phase of config.phases may set.
 PHASE_FIELDS = ('steps', 'sequence_length', 'batch_size', 'micro_batches', 'data.store', 'objective.mask_rate',
                 'optimizer.learning_rate', 'optimizer.warmup_steps')
-
-
-class UserError(Exception):
-  """A person's mistake: one sentence that names the thing and what would do. main.py prints it and exits with 1."""
-
-
-class Preempted(Exception):
-  """The process was asked to stop before there was anything to save. main.py says so and exits with PREEMPTED."""
-
-
-PREEMPTED = 42      # exit status: asked to stop, all saved; the same command goes on
 
 
 def default_config() -> ml_collections.ConfigDict:

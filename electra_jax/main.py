@@ -13,7 +13,7 @@ import traceback
 from absl import flags, logging
 from ml_collections import config_flags
 
-from electra_jax.config import PREEMPTED, Preempted, UserError
+from electra_jax.errors import PREEMPTED, Preempted, UserError
 
 MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report')
 # Flags that only some modes take, beside those that say what: --config, --workdir.

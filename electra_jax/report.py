@@ -6,8 +6,8 @@ import math
 
 from etils import epath
 
-from electra_jax.config import UserError
 from electra_jax.console import say, seconds
+from electra_jax.errors import UserError
 from electra_jax.pretrain.evaluate import NAMES
 from electra_jax.training.curves import draw
 from electra_jax.training.progress import quantity, read_metrics

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.pretrain.step import TrainState
 from electra_jax.training import checkpoints, mesh as meshes
 

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import fake_gcs
 import micro_run
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.training import progress, workdir as workdirs
 
 pytest.importorskip('gcsfs', reason='needs gcsfs, of the gcs extra')

@@ -9,7 +9,7 @@ import pytest
 import micro_run
 from electra_jax import config as configs
 from electra_jax import main
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.pretrain import build
 
 FILES = sorted((micro_run.ROOT / 'configs').glob('*.py'))

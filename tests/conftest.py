@@ -14,6 +14,7 @@ assert len(jax.devices()) == 8
 os.environ.pop('XLA_FLAGS') if _flags is None else os.environ.update(XLA_FLAGS=_flags)
 
 import functools
+import types
 
 import flax.linen as nn
 import hypothesis
@@ -31,6 +32,7 @@ hypothesis.settings.register_profile('tests', deadline=None, derandomize=True)  
 hypothesis.settings.load_profile('tests')
 
 PAD, UNK, CLS, SEP, MASK = range(5)      # the ids that objectives/electra.py takes unless told
+STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500      # of compiled_step
 
 
 def packed_rows(batch: int, length: int, vocab_size: int, seed: int = 0, empty_rows: int = 0) -> np.ndarray:
@@ -78,24 +80,33 @@ def adamw(schedule, eps: float = 1e-6):
 
 
 @functools.cache
-def train_steps(family: str, devices: int, micro_batches: int, steps: int = 3, fsdp: int = 1, tensor: int = 1, optimizer: str = 'data'):
-  """The real step, dropout on, over so many devices: the state before and after, and each step's sums, in NumPy."""
-  model = tiny_electra(family, dropout=0.1, **({'num_heads': 2} if tensor > 1 else {}))
+def compiled_step(family: str, devices: int, micro_batches: int, fsdp: int = 1, tensor: int = 1, optimizer: str = 'data'):
+  """The real step, dropout on, compiled for so many devices and STEP_ROWS rows; with all that it was made of."""
+  model = tiny_electra(family, dropout=0.1, vocab_size=STEP_VOCAB, num_heads=2)
   config = default_config()
   config.mesh.update(fsdp=fsdp, tensor=tensor)
   config.sharding.update(smallest=0, optimizer=optimizer)        # so that each tensor that divides is split
   layout = meshes.make_layout(config, jax.devices()[:devices])
   # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.
-  optimizer = adamw(lambda step: 1e-2, eps=1e-2)
-  shapes, shardings = step.state_shardings(model, optimizer, 32, layout)
-  before = jax.tree.map(np.asarray, step.init_state(model, optimizer, 0, 32, params=random_params(model)))
-  state = jax.device_put(before, shardings)
-  train_step = step.jit_train_step(
-      step.make_train_step(model, objective, objective.Settings(max_predictions=5), optimizer, seed=3, micro_batches=micro_batches,
-                           layout=layout, moments=meshes.moment_shardings(shapes.params, shardings.params, layout)), shardings, layout)
+  adam = adamw(lambda step: 1e-2, eps=1e-2)
+  shapes, shardings = step.state_shardings(model, adam, STEP_LENGTH, layout)
+  moments = meshes.moment_shardings(shapes.params, shardings.params, layout)
+  train_step = step.make_train_step(model, objective, objective.Settings(max_predictions=5), adam, seed=3,
+                                    micro_batches=micro_batches, layout=layout, moments=moments)
+  batch = {'token_ids': jax.ShapeDtypeStruct((STEP_ROWS, STEP_LENGTH), np.int32)}
+  compiled = step.jit_train_step(train_step, shardings, layout).lower(shapes, batch).compile()
+  return types.SimpleNamespace(compiled=compiled, model=model, optimizer=adam, shapes=shapes, shardings=shardings, moments=moments)
+
+
+@functools.cache
+def train_steps(family: str, devices: int, micro_batches: int, steps: int = 3, fsdp: int = 1, tensor: int = 1, optimizer: str = 'data'):
+  """The step of compiled_step, made a few times: the state before and after, and each step's sums, in NumPy."""
+  made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
+  before = jax.tree.map(np.asarray, step.init_state(made.model, made.optimizer, 0, STEP_LENGTH, params=random_params(made.model)))
+  state = jax.device_put(before, made.shardings)
   every = []
   for i in range(steps):
-    state, sums = train_step(state, {'token_ids': packed_rows(16, 32, 60, seed=i, empty_rows=1)})
+    state, sums = made.compiled(state, {'token_ids': packed_rows(STEP_ROWS, STEP_LENGTH, STEP_VOCAB, seed=i, empty_rows=1)})
     every.append(jax.device_get(sums))
   return before, jax.device_get(state), every
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from electra_jax.config import UserError
 from electra_jax.data import batches, token_store
+from electra_jax.errors import UserError
 
 LENGTH = 8
 

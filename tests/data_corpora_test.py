@@ -12,8 +12,8 @@ import fsspec
 import pytest
 import zstandard
 
-from electra_jax.config import UserError
 from electra_jax.data import corpora
+from electra_jax.errors import UserError
 
 TEXT = 'First paragraph.\nSecond, with é.\n\n\n \nAnother document.\r\n\nThird\u2028one\x0cand\x00more.\n'
 COMPRESSED = [('.gz', gzip.compress), ('.xz', lzma.compress), ('.bz2', bz2.compress),

@@ -12,8 +12,8 @@ import fsspec
 import pytest
 import zstandard
 
-from electra_jax.config import UserError
 from electra_jax.data import files
+from electra_jax.errors import UserError
 
 ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress
 SKIPPED = struct.pack('<II', 0x184D2A50, 5) + b'12345'  # a frame that decompressors pass over

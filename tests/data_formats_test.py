@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from electra_jax.config import UserError
 from electra_jax.data import corpora
+from electra_jax.errors import UserError
 
 TEXTS = ['plain', 'two\nparagraphs\n\nand a gap', '', 'tab\tNUL\x00quote"\\', None, ' \n ', 'é 漢字 🙂 \u2028']
 KEPT = [text for text in TEXTS if text and text.strip()]

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from electra_jax.config import UserError
 from electra_jax.data import packing
+from electra_jax.errors import UserError
 
 PAD, CLS, SEP = 0, 2, 3
 LENGTHS = st.lists(st.integers(0, 300), max_size=30)

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from electra_jax.config import UserError
 from electra_jax.data import blocks, corpora, files, packing, prepare, tokenizers, workers
 from electra_jax.data.prepare import Recipe
+from electra_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')

@@ -13,8 +13,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from electra_jax.config import UserError
 from electra_jax.data import batches, shard_cache, token_manifest, token_store
+from electra_jax.errors import UserError
 
 ADDRESS = 'standin://bucket/store'
 ROWS = np.random.default_rng(0).integers(1, 1000, (10, 16))

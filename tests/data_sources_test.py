@@ -2,9 +2,9 @@
 
 import pytest
 
-from electra_jax.config import UserError
 from electra_jax.data import corpora
 from electra_jax.data.corpora import Source
+from electra_jax.errors import UserError
 
 
 @pytest.mark.parametrize('text, expected', [

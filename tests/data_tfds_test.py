@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from electra_jax.config import UserError
 from electra_jax.data import corpora, tfds
+from electra_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ import threading
 import numpy as np
 import pytest
 
-from electra_jax.config import UserError
 from electra_jax.data import token_manifest, token_store
+from electra_jax.errors import UserError
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import textwrap
 
 import pytest
 
-from electra_jax.config import UserError
 from electra_jax.data import corpora, tokenizers
+from electra_jax.errors import UserError
 
 KINDS = tokenizers.KINDS
 SPECIAL_TEXT = '[CLS] one [MASK] two [SEP] [PAD] [UNK] <s> </s> <unk> <pad> <mask>'

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import micro_run
-from electra_jax.config import PREEMPTED
+from electra_jax.errors import PREEMPTED
 from electra_jax.training.hosts import LOST
 
 PAIR = ('--config.sharding.smallest=0',)

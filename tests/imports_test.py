@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'electra_jax'
 # A part may import itself and the parts of lower ranks. `__init__` is the package's own: load(workdir).
-RANKS = {'console': 0, 'model': 0, 'config': 1, 'data': 2, 'training': 2, 'interop': 3, 'pretrain': 4, 'finetune': 4,
+RANKS = {'console': 0, 'errors': 0, 'model': 0, 'config': 1, 'data': 2, 'training': 2, 'interop': 3, 'pretrain': 4, 'finetune': 4,
          '__init__': 5, 'plan': 6, 'report': 6, 'sweep': 6, 'main': 7}
 # What only some runs need, and takes long to load or may be missing: imported where it is used.
 LAZY = ('tensorflow', 'tensorflow_datasets', 'apache_beam', 'pyarrow', 'fsspec', 'zstandard', 'datasketch', 'sentencepiece', 'tokenizers')
@@ -71,4 +71,11 @@ def test_what_is_lazy_is_not_loaded_by_importing():
       f'sys.exit(", ".join({{name.split(".")[0] for name in sys.modules}} & set({LAZY!r}) - {{"fsspec", "zstandard"}}) or 0)')  # Orbax takes these two
   done = subprocess.run([sys.executable, '-c', code], cwd=PACKAGE.parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
                         capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+def test_the_step_and_the_benchmarks_need_no_ml_collections():
+  code = ('import sys\nfrom electra_jax.pretrain import step\nfrom electra_jax.training import flops, mesh, optimizers\nmesh.make_layout()\n'
+          'sys.exit("ml_collections" in sys.modules)')
+  done = subprocess.run([sys.executable, '-c', code], cwd=PACKAGE.parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

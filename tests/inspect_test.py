@@ -14,7 +14,7 @@ import pytest
 import electra_jax
 import micro_run
 from conftest import CLS, MASK, PAD, SEP, packed_rows, random_params, tiny_electra
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.pretrain import masking, metrics, readable, step
 from electra_jax.pretrain.evaluate import EVAL_SEED, heldout_sums
 from electra_jax.pretrain.inspect import inspect, reading

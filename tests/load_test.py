@@ -9,7 +9,7 @@ import pytest
 
 import electra_jax
 import micro_run
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.pretrain.evaluate import NAMES
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import adamw, tiny_electra
+from conftest import STEP_LENGTH, STEP_ROWS, STEP_VOCAB, adamw, compiled_step, tiny_electra
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import step
 from electra_jax.pretrain.objectives import electra as objective
@@ -29,7 +29,7 @@ class ScoresEveryPosition(Electra):
 
 
 def largest_array(compiled) -> int:
-  """Elements of the largest array in a compiled program, temporaries within fusions included."""
+  """Elements of the largest array on a device in a compiled program, temporaries within fusions included."""
   shapes = re.findall(r'\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]', compiled.as_text())
   assert len(shapes) > 1000
   return max(math.prod(map(int, shape.split(','))) for shape in shapes)
@@ -65,3 +65,12 @@ def test_no_array_of_batch_times_length_times_vocabulary(program, family):
 
 def test_the_search_finds_one_in_a_model_built_wrong():
   assert largest_array(train(ScoresEveryPosition, 'electra')) >= BATCH * LENGTH * VOCAB
+
+
+@pytest.mark.parametrize('family, micro_batches, sizes', [
+    ('electra', 1, {}), ('modern', 2, {}), ('electra', 1, dict(fsdp=2, tensor=2)), ('electra', 1, dict(fsdp=4, tensor=2)),
+    ('electra', 1, dict(fsdp=8))], ids=str)
+def test_no_part_of_such_an_array_on_any_mesh(family, micro_batches, sizes):
+  masked = STEP_ROWS // 8 // micro_batches * 5 * STEP_VOCAB
+  everywhere = STEP_ROWS // 8 // micro_batches * STEP_LENGTH * STEP_VOCAB
+  assert masked <= largest_array(compiled_step(family, 8, micro_batches, **sizes).compiled) < everywhere

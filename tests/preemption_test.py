@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import micro_run
-from electra_jax.config import PREEMPTED, Preempted
+from electra_jax.errors import PREEMPTED, Preempted
 from electra_jax.training.preemption import Notice
 
 

@@ -7,8 +7,8 @@ import pytest
 
 import micro_run
 from electra_jax import main
-from electra_jax.config import UserError
 from electra_jax.data.prepare import open_prepared
+from electra_jax.errors import UserError
 from electra_jax.pretrain import run as runs
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from electra_jax import config as configs
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.report import draw, headline, key_lines, read, report
 from electra_jax.training.curves import series
 

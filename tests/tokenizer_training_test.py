@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from electra_jax.config import UserError
 from electra_jax.data import corpora, sentencepiece_tokenizer, tokenizers, training_sample
+from electra_jax.errors import UserError
 
 KINDS = tokenizers.KINDS
 PRINTABLE = ''.join(c for c in string.printable if not c.isspace())

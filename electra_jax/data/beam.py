@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Callable, Iterable
 
 from electra_jax import console
-from electra_jax.config import UserError
 from electra_jax.data import blocks, corpora, files
+from electra_jax.errors import UserError
 
 
 def check(flags: str, folder: str) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from electra_jax.config import UserError
 from electra_jax.data import corpora, duplicates, files, packing
 from electra_jax.data.tokenizers import load_tokenizer
+from electra_jax.errors import UserError
 
 # Large enough that the padding at a block's end is nothing (half a row in a million tokens), small enough to share out.
 BLOCK_CHARACTERS = 4_000_000

@@ -6,8 +6,8 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from electra_jax.config import UserError
 from electra_jax.data import files, readers, tfds
+from electra_jax.errors import UserError
 from electra_jax.data.sources import (
     DOCUMENT_FORMATS, SAMPLE, WHAT_TO_GIVE, Source, checked, format_of, parse_sources, source_at)
 

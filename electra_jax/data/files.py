@@ -15,7 +15,7 @@ import uuid
 import zlib
 from typing import BinaryIO
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 
 COMPRESSIONS = ('.gz', '.xz', '.bz2', '.zst')
 

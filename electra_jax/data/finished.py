@@ -6,8 +6,8 @@ import os
 import re
 
 from electra_jax import console
-from electra_jax.config import UserError
 from electra_jax.data import files, workers
+from electra_jax.errors import UserError
 
 FORMAT = 'electra_jax prepared corpus'
 FACTS_FILE = 'facts.json'  # written last: a folder without it is not finished

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from electra_jax.config import UserError
 from electra_jax.data.permutation import derived_seed, in_pieces, permutation
 from electra_jax.data.token_store import Store, entropy
+from electra_jax.errors import UserError
 
 DEAL = 1000  # rows of a run in which the proportions are kept
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 
 ROW_FORMATS = ('packed', 'segment_pair')
 MIN_PIECE = 8

@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from electra_jax import console
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.data import (
   beam as beams,
   blocks,

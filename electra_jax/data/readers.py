@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from electra_jax.config import UserError
 from electra_jax.data import files
+from electra_jax.errors import UserError
 
 _ADVANCE_LINES = 256
 _LONG_LINE = 1 << 18

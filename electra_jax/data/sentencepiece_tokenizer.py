@@ -7,10 +7,10 @@ import string
 
 import numpy as np
 
-from electra_jax.config import UserError
 from electra_jax.data import special_tokens
 from electra_jax.data.special_tokens import CLS, CLS_ID, MASK, PAD, PAD_ID, SEP, SEP_ID, UNK, UNK_ID
 from electra_jax.data.training_sample import SMALLEST_VOCABULARY, Sample
+from electra_jax.errors import UserError
 
 FILE = 'tokenizer.model'
 # Names under which models are found in a folder, our own first.

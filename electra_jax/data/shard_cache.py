@@ -8,8 +8,8 @@ import pathlib
 import uuid
 
 from electra_jax import console
-from electra_jax.config import UserError
 from electra_jax.data import files
+from electra_jax.errors import UserError
 
 _AT_ONCE = 4
 _ATTEMPTS = 2

@@ -5,8 +5,8 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from electra_jax.config import UserError
 from electra_jax.data import files, tfds
+from electra_jax.errors import UserError
 
 SAMPLE = 'sample'
 DOCUMENT_FORMATS = ('blank_line', 'line', 'file')

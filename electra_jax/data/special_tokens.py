@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 # Where a vocabulary is made here.

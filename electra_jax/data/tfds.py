@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from electra_jax import console
-from electra_jax.config import UserError
 from electra_jax.data import files, readers
+from electra_jax.errors import UserError
 
 PREFIX = 'tfds:'
 

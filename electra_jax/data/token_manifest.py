@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from electra_jax import console
-from electra_jax.config import UserError
 from electra_jax.data import files
+from electra_jax.errors import UserError
 
 FORMAT = 'electra_jax token store'
 FORMAT_VERSION = 2

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from electra_jax import console
-from electra_jax.config import UserError
 from electra_jax.data import files, shard_cache
+from electra_jax.errors import UserError
 from electra_jax.data.token_manifest import (
   MANIFEST_FILE,
   REMEDY,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from electra_jax.config import UserError
 from electra_jax.data import files as file_access
 from electra_jax.data import sentencepiece_tokenizer, training_sample, wordpiece_tokenizer
 from electra_jax.data.special_tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
+from electra_jax.errors import UserError
 
 __all__ = ['CLS', 'MASK', 'PAD', 'SEP', 'SPECIAL_TOKENS', 'UNK', 'Tokenizer', 'load_tokenizer', 'train_tokenizer']
 

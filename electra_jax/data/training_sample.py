@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 from electra_jax import console
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 
 # Characters, held in memory. Of more, lines are chosen by their hash until no more are left.
 TRAINING_CHARACTERS = 200_000_000

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from electra_jax.config import UserError
 from electra_jax.data import special_tokens
 from electra_jax.data.special_tokens import SPECIAL_TOKENS
 from electra_jax.data.training_sample import Sample
+from electra_jax.errors import UserError
 
 FILE, SETTINGS_FILE, ONE_FILE = FILES = ('vocab.txt', 'tokenizer_config.json', 'tokenizer.json')
 

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterable
 
 from electra_jax import console
-from electra_jax.config import UserError
 from electra_jax.data import blocks, corpora
+from electra_jax.errors import UserError
 
 # One thread reads text about as fast as so many processes make rows of it.
 PROCESSES_A_READER = 4

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from electra_jax.config import UserError, phases
+from electra_jax.config import phases
+from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra

@@ -8,7 +8,7 @@ import numpy as np
 from electra_jax.console import say
 from electra_jax.data.batches import heldout_batches, heldout_rows
 from electra_jax.pretrain import metrics
-from electra_jax.training import mesh as meshes, workdir as workdirs
+from electra_jax.training import hosts, mesh as meshes, workdir as workdirs
 
 EVAL_SEED = 7919          # masks and samples of held-out rows are the same for every run and checkpoint
 RESAMPLES = 1_000
@@ -69,9 +69,9 @@ def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
     batch_size: rows a step; a step is also the unit that the bootstrap resamples.
   """
   from electra_jax.pretrain.objectives import electra as objective
-  from electra_jax.pretrain.step import make_eval_step
+  from electra_jax.pretrain.step import jit_eval_step
   batch_size = -(-batch_size // run.mesh.size) * run.mesh.size
-  eval_step = jax.jit(make_eval_step(run.model, objective, run.settings, seed=EVAL_SEED))
+  eval_step = jit_eval_step(run.model, objective, run.settings, run.layout, seed=EVAL_SEED)
   start = time.perf_counter()
   sums = heldout_sums(eval_step, run.params, run.heldout, batch_size=batch_size, mesh=run.mesh, limit=rows)
   seconds = time.perf_counter() - start
@@ -82,7 +82,7 @@ def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
   result = facts | {'figures': {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in NAMES}}
   print(table(result))
   path = workdirs.folder(run.workdir) / 'evaluation.json'
-  workdirs.write_json(path, result)
+  hosts.from_first(lambda: workdirs.write_json(path, result))
   say('written', str(path))
   return result
 

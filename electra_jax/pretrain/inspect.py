@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.pretrain import masking, replacement
 from electra_jax.pretrain.evaluate import EVAL_SEED
 from electra_jax.pretrain.objectives import electra as objective

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 
 from electra_jax import console
-from electra_jax.config import Phase, UserError
+from electra_jax.config import Phase
 from electra_jax.data.batches import batches, read_batch
+from electra_jax.errors import UserError
 from electra_jax.pretrain import build, evaluate as evaluation, metrics
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.objectives import electra as objective
@@ -74,8 +75,7 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
   """
   config, phase, mesh, prepared = p.config, course.phase, p.layout.mesh, course.prepared
   tokens_per_step = config.batch_size * config.sequence_length
-  eval_step = jax.jit(meshes.within(p.layout, steps.make_eval_step(p.model, objective, p.settings, seed=evaluation.EVAL_SEED)),
-                      out_shardings=meshes.replicated(mesh))
+  eval_step = steps.jit_eval_step(p.model, objective, p.settings, p.layout, seed=evaluation.EVAL_SEED)
   shards = meshes.row_shards(mesh)
   eval_batch_size = -(-config.eval_batch_size // shards) * shards
   data_seed = config.seed + 1_000_003 * course.number      # a phase on the same rows sees them in another order

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_jax import config as configs, console
-from electra_jax.config import UserError
 from electra_jax.data import files
 from electra_jax.data.prepare import REPORT_FILE, Prepared, Recipe, open_prepared, prepare
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
+from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build
@@ -161,7 +161,11 @@ class Run:
   model: Electra
   params: Any
   settings: objective.Settings
-  mesh: jax.sharding.Mesh
+  layout: meshes.Layout
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    return self.layout.mesh
 
   @functools.cached_property
   def heldout(self):
@@ -225,7 +229,6 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
   model = build.build_model(config, tokenizer.size)
   # Parameters alone are small, and whole wherever they are opened; the run may have been split over more devices than are here.
   layout = meshes.make_layout()
-  mesh = layout.mesh
   boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
   params, step = checkpoints.restore_params(workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout))
-  return Run(str(workdir), step, config, tokenizer, model, params, build.build_settings(config, tokenizer), mesh)
+  return Run(str(workdir), step, config, tokenizer, model, params, build.build_settings(config, tokenizer), layout)

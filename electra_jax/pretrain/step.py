@@ -129,6 +129,12 @@ def make_eval_step(model, objective, settings, *, seed: int):
   return eval_step
 
 
+def jit_eval_step(model, objective, settings, layout: meshes.Layout, *, seed: int):
+  """`make_eval_step` under jax.jit: rows are split over the mesh, sums are whole on every process."""
+  return jax.jit(meshes.within(layout, make_eval_step(model, objective, settings, seed=seed)),
+                 out_shardings=meshes.replicated(layout.mesh))
+
+
 def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int, parts: int = 1) -> str:
   """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
 

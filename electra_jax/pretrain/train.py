@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_jax import config as configs, console
-from electra_jax.config import PREEMPTED, UserError
 from electra_jax.console import say
+from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.pretrain import build, run as runs
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.loop import Course, run_steps

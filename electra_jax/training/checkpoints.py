@@ -6,7 +6,7 @@ import jax
 from etils import epath
 import orbax.checkpoint as ocp
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 from electra_jax.training import workdir as workdirs
 
 _ITEMS = ('params', 'opt_state', 'counters', 'sums')

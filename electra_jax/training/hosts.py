@@ -7,11 +7,13 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 
 import jax
 import numpy as np
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
+from electra_jax.training.preemption import metadata_server
 
 LOST = 43             # exit status: another process of the run ended; the same command goes on from the last checkpoint
 WAIT = 300            # seconds for all processes to come, at the start
@@ -28,6 +30,19 @@ def of_cluster(environment=os.environ) -> str | None:
     if several(name) and not (name == 'SLURM_NTASKS' and 'SLURM_PROCID' not in environment):
       return name
   return None
+
+
+def tpu_workers(metadata: str | None) -> int:
+  """How many hosts the TPU slice of this machine has, as Google Cloud's metadata server says; 0 where it does not."""
+  if metadata is None:
+    return 0
+  request = urllib.request.Request(f'http://{metadata}/computeMetadata/v1/instance/attributes/worker-network-endpoints',
+                                   headers={'Metadata-Flavor': 'Google'})
+  try:
+    with urllib.request.urlopen(request, timeout=5) as response:
+      return len(response.read().decode().split(','))
+  except OSError:
+    return 0
 
 
 def join(how: str = 'auto', coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -53,7 +68,7 @@ def join(how: str = 'auto', coordinator: str | None = None, processes: int | Non
     if how == 'off':
       raise UserError("--distributed=off and --coordinator contradict each other; leave one of them out.")
     arguments = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
-  elif how == 'cluster' or how == 'auto' and of_cluster():
+  elif how == 'cluster' or how == 'auto' and (of_cluster() or tpu_workers(metadata_server()) > 1):
     arguments = {}
   else:
     return

@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 
 
 def available() -> int:

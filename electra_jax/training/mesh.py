@@ -15,11 +15,13 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from electra_jax.config import UserError, default_config
+from electra_jax.errors import UserError
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')           # mesh axes over which the rows of a batch are split
-# Logical axes of parameters that config.sharding lays out; those never split are too small for it to be of use.
+SMALLEST = 65_536                 # config.sharding.smallest, where there is no config
+LOGICAL_AXES = ('vocab', 'heads', 'mlp', 'embed', 'embed_out', 'positions')      # of parameters, which config.sharding lays out
+# And those too small for it to be of use.
 NEVER_SPLIT = ('types', 'norm', 'one', 'layers')
 
 
@@ -99,8 +101,12 @@ def rules_of(sharding) -> tuple:
 
 
 def make_layout(config=None, devices=None) -> Layout:
-  """The layout that a config (default: the defaults) asks for on all the given (default: all) devices. Raises UserError where it cannot be."""
-  config = default_config() if config is None else config
+  """The layout that a config asks for on all the given (default: all) devices. Raises UserError where it cannot be.
+
+  Without a config: all devices along `data`, the parameters whole, and the optimizer's state split.
+  """
+  if config is None:
+    return Layout(make_mesh(devices), rules_of(dict.fromkeys(LOGICAL_AXES, '')), 'data', SMALLEST)
   mesh, sharding = make_mesh(devices, **config.mesh), config.sharding
   if sharding.optimizer not in ('', 'data'):
     raise UserError(f"config.sharding.optimizer is {sharding.optimizer!r}; it is 'data' (split over that mesh axis too) or ''.")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from electra_jax.config import Preempted
+from electra_jax.errors import Preempted
 
 POLL = 5.0          # seconds between two looks at the notices of the machine
 

@@ -15,7 +15,7 @@ import uuid
 
 from etils import epath
 
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
 
 UPLOAD_EVERY = 30.0     # seconds between two uploads of files that grow, at least
 UPLOAD_SHARE = 0.05     # and of the time that uploads may take of a run's, at most

@@ -1,0 +1,11 @@
+"""How a program ends before its time. Apart from config.py, since the step and the benchmarks run without ml_collections."""
+
+PREEMPTED = 42      # exit status: asked to stop, all saved; the same command goes on
+
+
+class UserError(Exception):
+  """A person's mistake: one sentence that names the thing and what would do. main.py prints it and exits with 1."""
+
+
+class Preempted(Exception):
+  """The process was asked to stop before there was anything to save. main.py says so and exits with PREEMPTED."""
