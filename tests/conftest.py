@@ -54,8 +54,8 @@ def tiny_electra(family: str = 'electra', *, dropout: float = 0.0, sharing: str 
   common = dict(family=family, vocab_size=60, vocab_multiple=64, embedding_size=16, max_positions=64, local_window=8,
                 layer_norm_eps=1e-12 if family == 'electra' else 1e-5, dropout=dropout, attention_dropout=dropout)
   common |= fields
-  discriminator = EncoderConfig(hidden_size=32, num_layers=2, intermediate_size=64, **{'num_heads': 2} | common)
-  generator = EncoderConfig(hidden_size=16, num_layers=2, intermediate_size=32, **{'num_heads': 1} | common)
+  discriminator = EncoderConfig(**dict(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64) | common)
+  generator = EncoderConfig(**dict(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32) | common)
   return Electra(discriminator if sharing == 'all' else generator, discriminator, sharing=sharing)
 
 

@@ -5,10 +5,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from electra_jax.model.attention import attention, rotary_tables, rotate
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
+from electra_jax.model.kernels import RESIDUALS
+
+PRODUCT = 'product'      # the name of what dense layers give, for remat='dots'
 
 
 class Inputs(NamedTuple):
@@ -93,7 +97,7 @@ class Dense(nn.Module):
     y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
     if self.use_bias:
       y += self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,), jnp.float32)
-    return y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
+    return checkpoint_name(y.astype(self.dtype), PRODUCT).reshape(*x.shape[:-1], self.features)
 
 
 def dense(config: EncoderConfig, features: int, axes: tuple[str, str], name: str, *, init=None, use_bias=None, dtype=None):
@@ -213,7 +217,8 @@ class Encoder(nn.Module):
       per_layer['is_global'] = is_global
       shared['rotary'] = tuple(rotary_tables(inputs.positions, c.head_size, theta)
                                for theta in (c.global_rope_theta, c.local_rope_theta))
-    policy = {'none': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}[c.remat]
+    # By name: the policies that keep all products do not see those with a gradient of their own.
+    policy = jax.checkpoint_policies.save_only_these_names(PRODUCT, RESIDUALS) if c.remat == 'dots' else None
     layer = Layer if c.remat == 'none' else nn.remat(Layer, policy=policy, prevent_cse=False)
     layers = nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(nn.broadcast, 0),
                      length=c.num_layers, unroll=min(c.scan_unroll, c.num_layers),
