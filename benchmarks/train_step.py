@@ -2,7 +2,7 @@
 
   python benchmarks/train_step.py                      # small, batch 32, length 128, float32, on this machine's CPU
   taskset -c 0 python benchmarks/train_step.py         # where others use the CPU too: one core, read the processor time
-  python benchmarks/train_step.py --size=base --batch=128 --dtype=bfloat16 --compile      # on a GPU
+  python benchmarks/train_step.py --size=base --batch=128 --dtype=bfloat16 --compile      # on a GPU; benchmarks/gpu.sh runs all
 
 Rounds of the two alternate in one process, each after a matrix product that measures what the machine gives at that
 moment, so that a neighbour's load falls on both. Needs neither TensorFlow nor ml_collections; PyTorch and transformers
@@ -41,12 +41,13 @@ MASK_RATE, MASK_SHARE, DISCRIMINATOR_WEIGHT = 0.15, 0.85, 50.0
 CLS_ID, SEP_ID, MASK_ID, FIRST_WORD = 2, 3, 4, 5
 
 
-def towers(size: str, length: int, dropout: float, dtype, unroll: int):
-  """EncoderConfigs of generator and discriminator."""
+def towers(size: str, length: int, dropout: float, dtype, unroll: int, attention: str):
+  """EncoderConfigs of generator and discriminator. Only XLA's attention has dropout of its probabilities."""
   hidden, embedding, intermediate, heads, fraction = SIZES[size]
   discriminator = EncoderConfig(
       hidden_size=hidden, embedding_size=embedding, intermediate_size=intermediate, num_heads=heads, num_layers=12,
-      max_positions=max(512, length), dropout=dropout, attention_dropout=dropout, dtype=dtype, scan_unroll=unroll)
+      max_positions=max(512, length), dropout=dropout, attention_dropout=dropout if attention == 'xla' else 0.0,
+      attention=attention, dtype=dtype, scan_unroll=unroll)
   return generator_config(discriminator, fraction, 1.0), discriminator
 
 
@@ -187,6 +188,7 @@ def main():
   parser.add_argument('--length', type=int, default=128, help='tokens in a row')
   parser.add_argument('--dtype', choices=['float32', 'bfloat16'], help='default: float32 on a CPU, bfloat16 elsewhere')
   parser.add_argument('--dropout', type=float, default=0.1, help='of activations and of attention probabilities')
+  parser.add_argument('--attention', choices=['xla', 'cudnn'], default='xla', help='kernel; with cudnn attention has no dropout, here and in the peer')
   parser.add_argument('--unroll', type=int, default=12, help='layers in one iteration of our scan')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--steps', type=int, help='in a round; default: as many as fill about two seconds')
@@ -196,19 +198,19 @@ def main():
   flags = parser.parse_args()
 
   dtype = jnp.dtype(flags.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
-  generator, discriminator = towers(flags.size, flags.length, flags.dropout, dtype, flags.unroll)
+  generator, discriminator = towers(flags.size, flags.length, flags.dropout, dtype, flags.unroll, flags.attention)
   rows = random_rows(discriminator, flags.batch, flags.length)
   work = flops.step_flops(generator, discriminator, flags.batch, flags.length,
                           masking.max_predictions(MASK_RATE, flags.length))
   versions = f'jax {jax.__version__}'
-  runs = {'electra_jax': ours(generator, discriminator, rows)}
+  runs = {f'electra_jax, {flags.attention} attention': ours(generator, discriminator, rows)}
   if flags.peer:
     import torch
     import transformers
     versions += f', torch {torch.__version__}, transformers {transformers.__version__}'
     runs['transformers + PyTorch'] = peer(generator, discriminator, rows, flags.compile)
   print(f'{machine()}; {versions}\n{flags.size}, batch {flags.batch}, length {flags.length}, {dtype}, '
-        f'dropout {flags.dropout:g}: {work / 1e9:,.1f} GFLOP a step', flush=True)
+        f'dropout {flags.dropout:g}, of attention {discriminator.attention_dropout:g}: {work / 1e9:,.1f} GFLOP a step', flush=True)
 
   product = matrix_product_rate(dtype)
   counts = {}
@@ -240,7 +242,8 @@ def main():
           f'{result["flops_per_second"]["median"] / 1e9:,.1f} | {result["share_of_matrix_product_rate"]:.0%} | '
           f'{result["processor_seconds_per_step"]["median"]:.2f} |')
   record = {'machine': machine(), 'versions': versions, 'size': flags.size, 'batch': flags.batch,
-            'length': flags.length, 'dtype': str(dtype), 'dropout': flags.dropout, 'unroll': flags.unroll,
+            'length': flags.length, 'dtype': str(dtype), 'dropout': flags.dropout, 'attention': flags.attention,
+            'attention_dropout': discriminator.attention_dropout, 'unroll': flags.unroll,
             'compile': flags.compile, 'flops_per_step': work,
             'matrix_product_flops_per_second': summary(products), 'results': results}
   print()
