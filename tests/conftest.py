@@ -79,9 +79,13 @@ def adamw(schedule, eps: float = 1e-6):
   return optimizers.adamw(schedule, b1=0.9, b2=0.999, eps=eps, weight_decay=0.01, clip=1.0, bias_correction=False)
 
 
-@functools.cache
 def compiled_step(family: str, devices: int, micro_batches: int, fsdp: int = 1, tensor: int = 1, optimizer: str = 'data'):
-  """The real step, dropout on, compiled for so many devices and STEP_ROWS rows; with all that it was made of."""
+  """The real step, dropout on, compiled once for so many devices and STEP_ROWS rows; with all that it was made of."""
+  return _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
+
+
+@functools.cache
+def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
   model = tiny_electra(family, dropout=0.1, vocab_size=STEP_VOCAB, num_heads=2)
   config = default_config()
   config.mesh.update(fsdp=fsdp, tensor=tensor)
