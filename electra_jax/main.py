@@ -1,4 +1,4 @@
-"""The command line: python -m electra_jax.main --config=configs/base.py [--mode=train|prepare|evaluate|inspect|report] [--workdir=DIR].
+"""The command line: python -m electra_jax.main --config=configs/base.py [--mode=train|prepare|evaluate|inspect|report|plan] [--workdir=DIR].
 
 An absl program whose config is an ml_collections file: fields of it are flags too, --config.optimizer.learning_rate=1e-3.
 """
@@ -15,10 +15,11 @@ from ml_collections import config_flags
 
 from electra_jax.errors import PREEMPTED, Preempted, UserError
 
-MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report')
+MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report', 'plan')
 # Flags that only some modes take, beside those that say what: --config, --workdir.
 BELONG = {'step': ('evaluate', 'inspect'), 'rows': ('evaluate', 'inspect'), 'store': ('evaluate', 'inspect'), 'first': ('inspect',),
-          'output': ('prepare',), 'beam': ('prepare',), 'distributed': ('train', 'evaluate'), 'coordinator': ('train', 'evaluate'),
+          'output': ('prepare', 'plan'), 'beam': ('prepare',), 'topology': ('plan',), 'price': ('plan',), 'search': ('plan',),
+          'distributed': ('train', 'evaluate'), 'coordinator': ('train', 'evaluate'),
           'processes': ('train', 'evaluate'), 'process': ('train', 'evaluate')}
 INTERRUPTED = 130     # exit status of a program that Ctrl-C ended
 
@@ -27,13 +28,16 @@ def parse(argv: list[str]) -> flags.FlagValues:
   """The command line's flags, in a set of their own. Raises UserError, in one sentence, for whatever is wrong with them."""
   values = flags.FlagValues()
   flags.DEFINE_enum('mode', 'train', MODES, 'train: pretrain, or go on; prepare: text to a tokenizer and rows; evaluate: a checkpoint on '
-                    'held-out rows; inspect: show rows, samples and verdicts as text; report: draw a run.', flag_values=values)
+                    'held-out rows; inspect: show rows, samples and verdicts as text; report: draw a run; plan: what it would do on a TPU slice.', flag_values=values)
   flags.DEFINE_string('workdir', None, "The run's folder; without it runs/<config name>.", flag_values=values)
   flags.DEFINE_string('step', 'last', 'evaluate, inspect: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
   flags.DEFINE_integer('rows', None, 'evaluate: most held-out rows, without it all; inspect: how many.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('first', 0, 'inspect: the first held-out row to show.', lower_bound=0, flag_values=values)
   flags.DEFINE_string('store', None, 'evaluate, inspect: the prepared corpus, where it is elsewhere than at training.', flag_values=values)
-  flags.DEFINE_string('output', None, "prepare: the folder or gs:// address to keep it in; without it config.data.cache.", flag_values=values)
+  flags.DEFINE_string('output', None, "prepare, plan: the folder or gs:// address to keep it in; without it config.data.cache, or runs/<config name>.", flag_values=values)
+  flags.DEFINE_string('topology', None, 'plan: the TPU slice, v5e-16, v4-8, v5p-128, v6e-64, or several, 2xv5e-256.', flag_values=values)
+  flags.DEFINE_float('price', None, 'plan: dollars a chip-hour, for what the run costs.', flag_values=values)
+  flags.DEFINE_bool('search', True, 'plan: look for the largest batch that fits, which takes some more compilations.', flag_values=values)
   flags.DEFINE_string('beam', None, "prepare: flags of an Apache Beam pipeline, such as '--runner=DataflowRunner ...'; '' for its local runner.",
                       flag_values=values)
   flags.DEFINE_enum('distributed', 'auto', ('auto', 'cluster', 'off'), 'train, evaluate: join the other processes of the run: as the cluster says '
@@ -90,7 +94,7 @@ def dispatch(values: flags.FlagValues) -> int:
   if values.help:
     print(__doc__ + '\n' + values.get_help(include_special_flags=False))
     return 0
-  if values.mode in ('train', 'prepare') and values.config is None:
+  if values.mode in ('train', 'prepare', 'plan') and values.config is None:
     raise UserError('no --config was given; name one, as in --config=configs/tiny.py.')
   if values.workdir is None and values.config is None:
     raise UserError(f'--mode={values.mode} needs a run; name its folder with --workdir.')
@@ -98,9 +102,11 @@ def dispatch(values: flags.FlagValues) -> int:
   for name, modes in BELONG.items():
     if values[name].present and values.mode not in modes:
       raise UserError(f'--{name} belongs to --mode={" and --mode=".join(modes)}; leave it out.')
-  if values.mode == 'prepare' and values['workdir'].present:
-    raise UserError('--mode=prepare makes no run; name the folder to keep the rows in with --output, or leave --workdir out.')
-  if values.mode not in ('train', 'prepare') and (fields := [name for name in values if name.startswith('config.')]):
+  if values.mode in ('prepare', 'plan') and values['workdir'].present:
+    raise UserError(f'--mode={values.mode} makes no run; name the folder to keep what it makes in with --output, or leave --workdir out.')
+  if values.mode == 'plan' and not values.topology:
+    raise UserError('--mode=plan needs a TPU slice; name one, as in --topology=v5e-16.')
+  if values.mode not in ('train', 'prepare', 'plan') and (fields := [name for name in values if name.startswith('config.')]):
     raise UserError(f"--mode={values.mode} takes the run's own config; leave out --{fields[0]}.")
   workdir = values.workdir or os.path.join('runs', values.config.name)
   if values.mode in BELONG['distributed']:
@@ -112,6 +118,9 @@ def dispatch(values: flags.FlagValues) -> int:
   if values.mode == 'prepare':
     from electra_jax.pretrain.run import prepare_only
     prepare_only(values.config, output=values.output, beam=values.beam)
+  elif values.mode == 'plan':
+    from electra_jax.plan import plan
+    plan(values.config, values.topology, output=values.output, price=values.price, search=values.search)
   elif values.mode in ('evaluate', 'inspect'):
     import electra_jax
     from electra_jax.pretrain.run import use_compilation_cache
