@@ -94,8 +94,8 @@ def rules_of(sharding) -> tuple:
     for axis in axes:
       if axis not in MESH_AXES or axis == 'data':
         raise UserError(f'config.sharding.{name} is {axis!r}; parameters are split over fsdp, tensor, both (fsdp,tensor) or nothing.')
-    if len(set(axes)) < len(axes):
-      raise UserError(f'config.sharding.{name} names {axes[0]!r} twice; name each mesh axis once.')
+    if twice := [axis for axis in axes if axes.count(axis) > 1]:
+      raise UserError(f'config.sharding.{name} names {twice[0]!r} twice; name each mesh axis once.')
     rules.append((name, axes or None))
   return tuple(rules)
 
