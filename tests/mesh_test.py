@@ -30,7 +30,7 @@ def layout_of(devices=None, **fields) -> meshes.Layout:
 def told(error) -> str:
   """The one sentence of a UserError."""
   sentence = str(error.value)
-  assert '\n' not in sentence and sentence.endswith('.')
+  assert '\n' not in sentence and sentence.endswith(('.', '?'))
   return sentence
 
 

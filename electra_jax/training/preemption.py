@@ -1,5 +1,6 @@
 """Being asked to leave: SIGTERM, as clusters send it before they take a machine away, and Google Cloud's notices of maintenance."""
 
+import http.client
 import os
 import pathlib
 import signal
@@ -69,7 +70,7 @@ def leaving(metadata: str) -> bool:
     try:
       with urllib.request.urlopen(request, timeout=POLL) as response:
         said = response.read().decode().strip()
-    except OSError:      # not reached, or a key that this machine does not have
+    except (OSError, http.client.HTTPException):      # not reached, no answer to be read, or a key that this machine does not have
       continue
     # A live migration (MIGRATE_ON_HOST_MAINTENANCE) goes on by itself; TPU VMs are terminated.
     if said != stay and not said.startswith('MIGRATE'):
