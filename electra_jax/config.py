@@ -233,6 +233,10 @@ def _check_phases(c):
             f'config.phases: {field} of phase {number} is {value!r}; it must be of type {kind.__name__}.')
     total += phase['steps']
   _need(total == c.steps, f'config.phases have {total} steps in all and config.steps is {c.steps}; make it {total}.')
+  for field in PHASE_FIELDS[1:]:      # what would be of no effect is a mistake
+    given, own = [phase.get(field) for phase in c.phases], flat(c)[field]
+    _need(None in given or own == given[0], f'config.{field} is {own!r} and each of config.phases sets its own; change it there, and let '
+          f'config.{field} be that of the first, {given[0]!r}.')
   for number, phase in enumerate(phases(c), 1):
     try:
       check(phase.config)
