@@ -156,7 +156,7 @@ class Run:
   """A trained run in Python. Call it with texts to get a Reading."""
   workdir: str
   step: int
-  config: Any                   # ml_collections.ConfigDict
+  config: Any                   # ml_collections.ConfigDict; where the run has phases, that of the checkpoint's
   tokenizer: Tokenizer
   model: Electra
   params: Any
@@ -171,7 +171,8 @@ class Run:
   def heldout(self):
     """The store of held-out rows. Raises UserError where the corpus is no longer the one that the run was trained on."""
     prepared = prepare_data(self.config)
-    if read_json(workdirs.folder(self.workdir) / 'resolved.json')['data'] != data_identity(prepared):
+    of_phases = read_json(workdirs.folder(self.workdir) / 'resolved.json')['data'].split('+')
+    if data_identity(prepared) not in of_phases:
       raise UserError(f'the corpus {corpus_name(self.config)} has changed since {self.workdir} was trained: its rows are others; '
                       'restore the corpus.')
     return prepared.heldout
@@ -222,8 +223,6 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
     config = configs.from_plain(read_json(workdir / 'config.json'))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f'{workdir / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.') from None
-  if store:
-    config.data.store = store
   config.model.attention = 'auto'      # what it was trained with may not be had here
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
@@ -231,4 +230,7 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
   layout = meshes.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
   params, step = checkpoints.restore_params(workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout))
+  config = next(phase.config for phase in configs.phases(config) if step <= phase.last)
+  if store:
+    config.data.store = store
   return Run(str(workdir), step, config, tokenizer, model, params, build.build_settings(config, tokenizer), layout)
