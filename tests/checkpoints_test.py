@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from conftest import adamw, tiny_electra
+from electra_jax.config import default_config
 from electra_jax.errors import UserError
-from electra_jax.pretrain.step import TrainState
+from electra_jax.pretrain import step as steps
 from electra_jax.training import checkpoints, mesh as meshes
 
 ADAM = optax.adam(1e-3)
@@ -18,7 +20,7 @@ ADAM = optax.adam(1e-3)
 def state_of(size=16, step=0):
   """A state whose numbers all depend on the step, on all devices."""
   params = {'kernel': jnp.arange(size * 8, dtype=jnp.float32).reshape(size, 8) + step, 'bias': jnp.full(8, step, jnp.float32)}
-  state = TrainState(jnp.int32(step), params, ADAM.init(params), jnp.int32(0), jnp.int32(-1))
+  state = steps.TrainState(jnp.int32(step), params, ADAM.init(params), jnp.int32(0), jnp.int32(-1))
   return jax.device_put(state, meshes.replicated(meshes.make_mesh()))
 
 
@@ -101,6 +103,35 @@ def test_any_number_of_devices_opens_a_checkpoint(tmp_path, count):
   assert len(state.params['kernel'].devices()) == len(state.opt_state[0].mu['kernel'].devices()) == count
   assert int(sums['steps']) == 2
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(state_of(step=2)))
+
+
+def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_path):
+  model, optimizer = tiny_electra(num_heads=2), adamw(lambda step: 1e-2)
+  rng = np.random.default_rng(0)
+
+  def laid_out(devices, **sizes):
+    config = default_config()
+    config.mesh.update(sizes)
+    config.sharding.smallest = 0
+    layout = meshes.make_layout(config, jax.devices()[:devices])
+    return *steps.state_shardings(model, optimizer, 32, layout), meshes.replicated(layout.mesh)
+  shapes, shardings, _ = laid_out(8)
+  draw = lambda x: rng.standard_normal(x.shape).astype(x.dtype) if x.dtype == np.float32 else np.full(x.shape, 7, x.dtype)
+  expected = jax.tree.map(draw, shapes)
+  state = jax.device_put(expected, shardings)
+  assert sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.opt_state)) > 50      # ZeRO-1
+  with checkpoints.open_manager(tmp_path) as manager:
+    checkpoints.save(manager, 7, state, sums_of(7), None)
+    checkpoints.wait(manager)
+  for devices, sizes in ((8, dict(fsdp=2, tensor=2)), (1, {}), (8, {})):
+    shapes, shardings, whole = laid_out(devices, **sizes)
+    with checkpoints.open_manager(tmp_path) as manager:
+      found, sums = checkpoints.restore(manager, 7, shapes, shardings, jax.eval_shape(sums_of, 0), whole)
+    for x, want, sharding in zip(jax.tree.leaves(found), jax.tree.leaves(expected), jax.tree.leaves(shardings), strict=True):
+      assert x.sharding.is_equivalent_to(sharding, x.ndim) and x.dtype == want.dtype
+      np.testing.assert_array_equal(x, want)
+    params, _ = checkpoints.restore_params(tmp_path, 'last', shapes.params, shardings.params)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), expected.params)
 
 
 def test_parameters_open_without_the_optimizer(tmp_path):

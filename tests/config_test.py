@@ -134,3 +134,59 @@ def test_a_run_made_before_a_field_was_there_still_opens():
   plain = configs.to_plain(configs.default_config())
   del plain['data']['reader'], plain['skip_nonfinite']
   assert configs.flat(configs.from_plain(plain)) == configs.flat(configs.default_config())
+
+
+PHASES = ({'steps': 600_000, 'sequence_length': 64, 'batch_size': 256}, {'steps': 400_000, 'batch_size': 64, 'optimizer.learning_rate': 1e-4})
+
+
+@pytest.mark.parametrize('phases, message', [
+    (PHASES[:1], 'config.phases have 600000 steps in all and config.steps is 1000000; make it 600000.'),
+    (({'sequence_length': 64},), "config.phases: phase 1 is {'sequence_length': 64}; give a dict with its steps"),
+    ((*PHASES, {'steps': 0}), "config.phases: phase 3 is {'steps': 0}; give a dict with its steps"),
+    ((400, 600), 'config.phases: phase 1 is 400; give a dict with its steps'),
+    ((PHASES[0], {'steps': 400_000, 'model.hidden_size': 512}), "config.phases: phase 2 sets 'model.hidden_size'; a phase may set steps, "),
+    ((PHASES[0], {'steps': 400_000, 'batch': 64}), "config.phases: phase 2 sets 'batch'; a phase may set steps, sequence_length, batch_size"),
+    (({'steps': 600_000, 'batch_size': 64.0}, PHASES[1]), 'config.phases: batch_size of phase 1 is 64.0; it must be of type int.'),
+    ((PHASES[0], {'steps': 400_000, 'optimizer.learning_rate': True}), 'config.phases: optimizer.learning_rate of phase 2 is True; it must be of type float.'),
+    (({'steps': 600_000}, {'steps': 400_000, 'sequence_length': 1024}), 'in phase 2, config.sequence_length 1024 is longer than config.model.max_positions 512'),
+    (({'steps': 5_000}, {'steps': 995_000}), 'in phase 1, config.optimizer.warmup_steps 10000 is not less than config.steps 5000'),
+    ((PHASES[0], {'steps': 400_000, 'micro_batches': 3}), 'in phase 2, config.batch_size 128 does not divide into 3 micro-batches'),
+    (PHASES, 'config.batch_size is 128 and each of config.phases sets its own; change it there, and let config.batch_size be that of the first, 256.'),
+], ids=lambda value: value[:60] if isinstance(value, str) else '')
+def test_phases_that_cannot_be_are_named(phases, message):
+  config = configs.default_config()
+  config.phases = phases
+  with pytest.raises(UserError) as error:
+    configs.check(config)
+  assert str(error.value).startswith(message) and '\n' not in str(error.value) and str(error.value).endswith('.')
+
+
+def test_phases_are_given_on_the_command_line_and_survive_json():
+  config = parsed('--config=configs/small.py:batch=256', f'--config.phases={PHASES}')
+  configs.check(config)
+  again = configs.from_plain(configs.to_plain(config))
+  configs.check(again)
+  assert again.phases == config.phases == PHASES
+  assert [phase.config.sequence_length for phase in configs.phases(again)] == [64, config.sequence_length]
+  assert not configs.differences(configs.to_plain(config), configs.to_plain(again))
+  again.phases = ({**PHASES[0], 'batch_size': 512}, PHASES[1])
+  assert configs.differences(configs.to_plain(config), configs.to_plain(again))[0].startswith('phases: ')
+
+
+@pytest.mark.parametrize('argument, message', [
+    ('steps=10', 'config.phases have 10933 steps in all and config.steps is 10; make it 10933.'),
+    ('batch=64', 'config.batch_size is 64 and each of config.phases sets its own; change it there'),
+    ('seq=512', 'config.sequence_length is 512 and each of config.phases sets its own; change it there')])
+def test_arguments_that_phases_leave_without_effect_are_refused(argument, message):
+  with pytest.raises(UserError) as error:
+    configs.check(parsed(f'--config=configs/base_lamb.py:{argument}'))
+  assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'optimizer.name': 'adam'}, "config.optimizer.name is 'adam'; it is adamw or lamb."),
+    ({'optimizer.decay_power': 0.0}, 'config.optimizer.decay_power is 0.0'),
+    ({'sharding.smallest': -1}, 'config.sharding.smallest is -1'), ({'mesh.slices': -1}, 'config.mesh.slices is -1'),
+    ({'model.attention': 'flash'}, "config.model.attention is 'flash'; it is auto, xla, splash or cudnn.")], ids=str)
+def test_layouts_and_optimizers_that_cannot_be_are_named(fields, message):
+  test_what_cannot_be_is_named(fields, message)
