@@ -103,11 +103,13 @@ def test_a_run_saves_and_leaves_when_its_machine_is_preempted(tmp_path, monkeypa
     ({}, None),
     ({'TPU_WORKER_HOSTNAMES': '10.0.0.1,10.0.0.2'}, 'TPU_WORKER_HOSTNAMES'), ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
     ({'TPU_WORKER_HOSTNAMES': ''}, None),
-    ({'MEGASCALE_NUM_SLICES': '2', 'TPU_WORKER_HOSTNAMES': 'localhost'}, 'MEGASCALE_NUM_SLICES'), ({'MEGASCALE_NUM_SLICES': '1'}, None),
+    ({'MEGASCALE_NUM_SLICES': '2', 'TPU_WORKER_HOSTNAMES': 'localhost'}, 'MEGASCALE_NUM_SLICES'),
+    ({'MEGASCALE_NUM_SLICES': '1'}, None),
     ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, 'SLURM_NTASKS'), ({'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'}, None),
     ({'SLURM_NTASKS': '4'}, None),      # in the batch script itself, outside of srun
     ({'OMPI_COMM_WORLD_SIZE': '2'}, 'OMPI_COMM_WORLD_SIZE'), ({'OMPI_COMM_WORLD_SIZE': '1'}, None),
-    ({'JAX_NUM_PROCESSES': '2'}, 'JAX_NUM_PROCESSES'), ({'JAX_NUM_PROCESSES': 'two'}, None), ({'JAX_NUM_PROCESSES': '-2'}, None)], ids=str)
+    ({'JAX_NUM_PROCESSES': '2'}, 'JAX_NUM_PROCESSES'), ({'JAX_NUM_PROCESSES': 'two'}, None),
+    ({'JAX_NUM_PROCESSES': '-2'}, None)], ids=str)
 def test_what_in_the_environment_says_that_there_are_several_processes(environment, found):
   assert hosts.of_cluster(environment) == found
 

@@ -1,4 +1,4 @@
-"""On every mesh bitwise the same masks and samples, and the same training to float32 rounding, dropout on; what is sent between devices."""
+"""On every mesh bitwise the same masks and samples and the same training to rounding, dropout on; what devices send each other."""
 
 import math
 import re
@@ -16,7 +16,8 @@ from electra_jax.training import mesh as meshes
 
 SETTINGS = objective.Settings(max_predictions=5)
 ROWS, LENGTH = 16, 32
-MESHES = {'data 2 x fsdp 2 x tensor 2': dict(fsdp=2, tensor=2), 'fsdp 4 x tensor 2': dict(fsdp=4, tensor=2), 'fsdp 8': dict(fsdp=8)}
+MESHES = {'data 2 x fsdp 2 x tensor 2': dict(fsdp=2, tensor=2), 'fsdp 4 x tensor 2': dict(fsdp=4, tensor=2),
+          'fsdp 8': dict(fsdp=8)}
 
 
 def test_one_device_and_eight_train_alike():
@@ -99,7 +100,8 @@ def test_with_samples_forced_losses_and_gradients_agree_to_rounding(on_meshes):
 
 @pytest.fixture(scope='module')
 def on_layouts():
-  """For one device and each of MESHES, the parameters laid out as in training: masks, noise, logits, samples of these and of given ones."""
+  """For one device and each of MESHES, parameters laid out as in training: masks, noise, logits, samples of these and of given
+  ones."""
   model = tiny_electra(dropout=0.1, num_heads=2)
   boxed = jax.eval_shape(lambda: step.init_params(model, 0, LENGTH))
   ids = packed_rows(ROWS, LENGTH, 60, empty_rows=1)
