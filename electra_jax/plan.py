@@ -1,7 +1,7 @@
 """--mode=plan: what a config would do on TPU slices that are not here.
 
-The trainer's own step is compiled ahead of time for the slice, on this machine's CPU, by libtpu, which may crash: so in a process of
-its own, `python -m electra_jax.plan REQUEST RESULT`.
+The trainer's own step is compiled ahead of time for the slice, on this machine's CPU, by libtpu. That may crash, so it is done in a
+process of its own, `python -m electra_jax.plan REQUEST RESULT`.
 """
 
 import dataclasses
@@ -86,14 +86,13 @@ def compiled_for(config, of: slices.Slice, search: bool, doing=lambda text: None
 
 
 def _phase(config, phase, of, layout, search, doing) -> dict:
-  start = time.monotonic()
   c = phase.config
   p = build.program(config, c, build.any_tokenizer(c.data.vocab_size), layout)
   rows, budget = build.check_batch(c, layout.mesh), int(BUDGET * of.chip.hbm)
   kernel, why = build.attention_kernel(c, 'tpu')
   name = f'steps of {c.batch_size:,} x {c.sequence_length}'
-  found = {'steps': c.steps, 'batch': c.batch_size, 'length': c.sequence_length, 'rows_per_chip': rows, 'attention': kernel, 'why': why,
-           'remat': c.model.remat}
+  found = {'steps': c.steps, 'batch': c.batch_size, 'length': c.sequence_length, 'rows_per_chip': rows, 'attention': kernel,
+           'why': why, 'remat': c.model.remat}
   parameters = meshes.bytes_per_device(p.shapes.params, p.shardings.params)
   found['memory'] = {'parameters': parameters, 'moments': meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state),
                      'available': of.chip.hbm, 'budget': budget}
@@ -101,19 +100,19 @@ def _phase(config, phase, of, layout, search, doing) -> dict:
   found['flops'] = _flops(p)
 
   #### The step, as the trainer would compile it #####################################################################
-  compiled = None
+  compiled, start = None, time.monotonic()
   try:
     k, compiled, needed = build.compile_to_fit(p, budget, c.micro_batches, lambda _, text: doing(f'{text}, {name}'))
   except UserError as error:                         # not even one row at a time
     k, needed, found['complaint'] = rows, None, str(error)
   except jax.errors.JaxRuntimeError as error:        # as many micro-batches as the config says, and they do not fit
     k, needed = c.micro_batches, _refused(error)
-  found |= {'micro_batches': k, 'fits': compiled is not None and needed <= budget, 'compile_seconds': round(time.monotonic() - start, 1)}
+  found |= {'micro_batches': k, 'fits': compiled is not None and needed <= budget,
+            'compile_seconds': round(time.monotonic() - start, 1)}
   found['memory']['peak'] = needed
   if compiled is not None:
     text = compiled.as_text()
-    found['collectives'] = [{'kind': x.kind, 'over': x.over, 'group': x.group, 'times': x.times, 'bytes': x.payload, 'sent': x.sent,
-                             'looped': x.looped, 'shape': x.shape[:200], 'origin': x.origin} for x in hlo.collectives(text, of.slices)]
+    found['collectives'] = [x._asdict() | {'sent': x.sent, 'shape': x.shape[:200]} for x in hlo.collectives(text, of.slices)]
     found |= {'hbm_traffic': hlo.hbm_traffic(text), 'largest_array': hlo.largest_array(text)}
     del text, compiled
   if search:
@@ -130,7 +129,7 @@ def _refused(error) -> int | None:
 
 
 def _flops(p) -> dict:
-  """Of a step over all chips: ours, and the compiler's of the same step without its loops, by three depths and the line through them."""
+  """Of a step over all chips: ours, and the compiler's of the same step without its loops, on the line through small depths."""
   towers = (p.model.generator_config, p.model.discriminator_config)
   batch, length = p.config.batch_size, p.config.sequence_length
 
@@ -165,7 +164,8 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
   points |= {rows: needed} if needed else {}
   while compiles < SEARCH_COMPILES and time.monotonic() - start < SEARCH_SECONDS:
     a, b = sorted(points)[-2:] if len(points) > 1 else (0, 0)
-    guess = a + (0.98 * budget - points[a]) * (b - a) / (points[b] - points[a]) if points[b] > points[a] else (fit + (unfit or 4 * fit)) / 2
+    aim = (0.98 if len(points) > 2 else 0.9) * budget         # what is computed from shapes alone makes a line that is a little low
+    guess = a + (aim - points[a]) * (b - a) / (points[b] - points[a]) if points[b] > points[a] else (fit + (unfit or 4 * fit)) / 2
     if unfit and not fit < guess < unfit:
       guess = (fit + unfit) / 2
     guess = int(guess) // 8 * 8 if guess >= 16 else int(guess)      # rows come in eights, the tiles of a TPU
@@ -205,7 +205,8 @@ def _in_child(request: dict) -> dict:
     paths = [os.path.join(folder, name) for name in ('request', 'result')]
     pathlib.Path(paths[0]).write_text(json.dumps(request))
     with open(os.path.join(folder, 'errors'), 'w+') as errors:
-      child = subprocess.Popen([sys.executable, '-m', 'electra_jax.plan', *paths], env=env, stdout=subprocess.PIPE, stderr=errors, text=True)
+      command = [sys.executable, '-m', 'electra_jax.plan', *paths]
+      child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True)
       try:
         doing = _follow(child)
         status = child.wait()
@@ -289,19 +290,20 @@ def _print(result: dict, of: slices.Slice) -> None:
     rest = f'; gradients, activations and the rest {gb(m["peak"] - m["parameters"] - m["moments"])}' if m['peak'] else ''
     say('', f'parameters {gb(m["parameters"])}, optimizer {gb(m["moments"])}{rest}')
     if large := phase.get('largest'):
-      say('largest', f'{large["rows_per_chip"]} rows a chip at once, a batch of {large["batch"]:,}'
-          + (f' ({large["too_many"]} do not fit)' if large['too_many'] else f' (by extrapolation {large["estimate"]})' if large['estimate'] > large['rows_per_chip'] else '')
-          + '; larger ones go in micro-batches')
+      beyond = f' ({large["too_many"]} do not fit)' if large['too_many'] else (
+          f' (by extrapolation {large["estimate"]})' if large['estimate'] > large['rows_per_chip'] else '')
+      say('largest', f'{large["rows_per_chip"]} rows a chip at once, a batch of {large["batch"]:,}{beyond}; larger ones in micro-batches')
     if not phase['fits']:
       for text in advice(phase, of):
         say('try', text)
     if 'seconds' in phase:
       _print_step(phase)
-    say('compiled', f'in {phase["compile_seconds"]:.0f} s' + (f', and {large["compiles"]} more to find the largest batch' if large else ''))
+    more = f', {large["compiles"]} more to find the largest batch' if large and large['compiles'] else ''
+    say('compiled', f'in {console.seconds(phase["compile_seconds"])}{more}')
   if run := result.get('run'):
     (least, most), (hours, more) = run['days'], run['chip_hours']
     cost = f', ${run["dollars"][0]:,.2f} to {run["dollars"][1]:,.2f} at ${run["price"]:g} a chip-hour' if 'dollars' in run else ''
-    time_of = lambda days: f'{days:.3g} days' if days >= 1 else f'{days * 24:.3g} h' if days * 24 >= 1 else console.seconds(days * 86400)
+    time_of = lambda days: f'{days:.3g} days' if days >= 2 else console.seconds(days * 86400)
     say('whole run', f'at best {time_of(least)} to {time_of(most)}, {hours:,.4g} to {more:,.4g} chip-hours{cost}')
 
 
@@ -310,14 +312,15 @@ def _print_step(phase: dict) -> None:
   kinds = {}
   for c in phase['collectives']:
     count, whole, sent = kinds.get(key := (c['over'], c['kind'], c['looped']), (0, 0, 0))
-    kinds[key] = count + c['times'], whole + c['times'] * c['bytes'], sent + c['sent']
+    kinds[key] = count + c['times'], whole + c['times'] * c['payload'], sent + c['sent']
   say('collectives', f'{"over":5}{"kind":20}{"a step":>7}{"MB":>10}{"MB sent a chip":>16}' if kinds else 'none')
   for (over, kind, looped), (count, whole, sent) in sorted(kinds.items(), key=lambda item: -item[1][2]):
     say('', f'{over:5}{kind:20}{count:7g}{whole / 1e6:10.2f}{sent / 1e6:16.2f}' + ('  in loops' if looped else ''))
   say('FLOPs', f'{quantity(flops["model"])} a step by our count; the compiler counts {quantity(flops["compiler"])} '
       f'({flops["compiler"] / flops["model"]:.3f} of it), {quantity(flops["products"])} in matrix products')
   parts = ', '.join(f'{name} {seconds[name] * 1e3:.3g}' for name in ('products', 'HBM', 'ICI', 'DCN') if seconds[name])
-  say('one step', f'{seconds["at_least"] * 1e3:.3g} ms if all overlaps, {seconds["in_turn"] * 1e3:.3g} if nothing does: {parts}; bound by {phase["bound"]}')
+  say('one step', f'{seconds["at_least"] * 1e3:.3g} ms if all overlaps, {seconds["in_turn"] * 1e3:.3g} if nothing does: {parts}; '
+      f'bound by {phase["bound"]}')
   tokens = phase['batch'] * phase['length'] / seconds['at_least']
   say('at best', f'{phase["mfu"]:.0%} of the peak (MFU), {quantity(tokens)} tokens/s')
 
@@ -334,8 +337,8 @@ def advice(phase: dict, of: slices.Slice) -> list[str]:
     found.append('--config.model.remat=full: the backward pass computes the layers again, for about a third more FLOPs')
   state = m['parameters'] + m['moments']
   if state > 0.2 * of.chip.hbm:
-    found.append(f'--config.mesh.fsdp=-1 --config.mesh.data=1: parameters and optimizer in {of.chips} parts, {state / 1e9:.1f} GB a chip become '
-                 f'some {max(m["parameters"] / of.chips * 3, 0) / 1e9:.2f}')
+    found.append('--config.mesh.fsdp=-1 --config.mesh.data=1: parameters and both moments split over all chips, '
+                 f'{state / 1e9:.1f} GB on each become some {3 * m["parameters"] / of.chips / 1e9:.2f}')
   larger = [n for n in (slices.FLAT if of.chip.cores == 1 else slices.DEEP) if n > of.chips // of.slices]
   if larger:
     found.append(f'--topology={of.chip.name}-{larger[0] * of.chip.cores}: {larger[0]} chips, fewer rows on each')

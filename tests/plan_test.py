@@ -1,4 +1,4 @@
-"""A plan for a TPU slice that is not there: its names and numbers, the compiler in a process that may die, figures that add up."""
+"""A plan for a TPU slice that is not there: names and numbers, the compiler in a process that may die, figures that add up."""
 
 import json
 import os
@@ -71,14 +71,15 @@ def test_what_does_not_fit_gets_advice_with_numbers():
   assert '--config.micro_batches=4: 4 rows a chip' in found and 'remat=full' in found and 'v5e-32' in found and 'fsdp' not in found
   memory = phase()['memory'] | {'parameters': int(4e9), 'moments': int(8e9)}
   found = ' '.join(plans.advice(phase(fits=False, remat='full', memory=memory), of))
-  assert 'fsdp=-1' in found and '12.0 GB a chip become some 0.75' in found and 'remat' not in found
+  assert 'fsdp=-1' in found and '12.0 GB on each become some 0.75' in found and 'remat' not in found
   assert not any('topology' in text for text in plans.advice(phase(), slices.parse('v5e-256')))
 
 
 def test_what_the_compiler_refuses_says_how_much_it_wanted():
   wanted = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G.'
   assert plans._refused(RuntimeError(wanted)) == int(17.5 * 2**30)
-  wanted = 'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (128.00G) exceeds available HBM (15.75G).'
+  wanted = ('RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (128.00G) exceeds '
+            'available HBM (15.75G).')
   assert plans._refused(RuntimeError(wanted)) == 128 << 30
   assert plans._refused(RuntimeError('RESOURCE_EXHAUSTED: something else')) is None
   with pytest.raises(RuntimeError, match='INTERNAL'):
@@ -207,7 +208,7 @@ def test_the_plan_of_tiny_adds_up(tiny_plan):
 @needs_libtpu
 def test_the_plan_of_tiny_moves_a_gradient_and_the_parameters(tiny_plan):
   (step,) = tiny_plan[0]['phases']
-  whole = lambda *kinds: sum(c['times'] * c['bytes'] for c in step['collectives'] if c['kind'] in kinds)
+  whole = lambda *kinds: sum(c['times'] * c['payload'] for c in step['collectives'] if c['kind'] in kinds)
   parameters = step['memory']['parameters']
   assert whole('all-reduce', 'reduce-scatter') == pytest.approx(parameters, rel=0.05)
   assert 0.5 * parameters < whole('all-gather') < 1.05 * parameters          # the small ones are whole already

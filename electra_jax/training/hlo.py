@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its text: collectives, memory traffic, matrix products. Loops count as often as they run."""
+"""What a compiled program does, read from its text: collectives, memory traffic, products. Loops count as often as they run."""
 
 import collections
 import functools
@@ -6,7 +6,8 @@ import math
 import re
 from typing import NamedTuple
 
-COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute', 'collective-broadcast')
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'ragged-all-to-all', 'collective-permute',
+               'collective-broadcast')
 # What moves no data itself: names for what is there, calls, and transfers to hosts.
 FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all', 'partition-id',
         'replica-id', 'opt-barrier', 'optimization-barrier', 'send', 'recv', 'add-dependency')
@@ -57,7 +58,7 @@ def arrays(shape: str) -> list[tuple[str, tuple, str]]:
 
 @functools.lru_cache(1 << 16)
 def size(shape: str, hbm: bool = False) -> int:
-  """Bytes of all arrays in a shape's text; with `hbm` of those alone that lie in a chip's main memory, S(0), which is not written."""
+  """Bytes of all arrays in a shape's text; with `hbm` of those in a chip's main memory alone, which are without an S(1) or the like."""
   total = 0
   for kind, dimensions, layout in arrays(shape):
     if not (hbm and re.search(r'S\([1-9]', layout)):
@@ -238,11 +239,11 @@ def hbm_traffic(text: str) -> float:
   for name, run in executions(computations, entry).items():
     inside = computations[name]
     for i in inside.values() if not run.fused else ():
-      if i.opcode in FREE or i.opcode.endswith(('-done', '-update')) or re.search(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"', i.rest):
+      if i.opcode in FREE or i.opcode.endswith(('-done', '-update')) or re.search('"(AllocateBuffer|ConcatBitcast)"', i.rest):
         continue
       shapes = [inside[n].shape for n in i.operands if n in inside]
       results = _parts(i.shape)
-      if i.opcode.endswith('-start'):          # into other memory, shape (result, operand, ..) of a copy, (operands, result, ..) of others
+      if i.opcode.endswith('-start'):          # its shape: of a copy (result, operand, ..), of others (operands, result, ..)
         moved = results[0 if i.opcode == 'copy-start' or len(results) == 1 else 1]
         total += run.times * (size(moved) * bool(shapes and size(shapes[0], True)) + size(moved, True))
         continue
