@@ -223,3 +223,23 @@ def test_the_plan_is_printed(tiny_plan):
   for label in ('slice', 'mesh', 'attention', 'memory', 'collectives', 'FLOPs', 'one step', 'at best', 'whole run', 'written'):
     assert label in labels, label
   assert '4 chips of TPU v5e (2x2) on 1 host' in tiny_plan[1] and 'fits' in tiny_plan[1] and '$0.00' in tiny_plan[1]
+
+
+@needs_libtpu
+def test_libtpu_knows_every_kind_of_slice():
+  # In a process of its own, as libtpu may abort.
+  names = ('v4-8', 'v4-64', 'v5p-8', 'v5p-32', 'v5p-128', 'v5e-1', 'v5e-8', 'v5e-256', 'v6e-4', 'v6e-64', '2xv5e-4', '3xv5p-16')
+  program = f'''
+import os
+os.environ.update({plans.CHILD!r})
+from electra_jax.training import mesh, slices
+for name in {names!r}:
+  of = slices.parse(name)
+  devices = slices.devices(of)
+  assert len(devices) == of.chips, (name, len(devices))
+  assert len({{d.process_index for d in devices}}) in (of.hosts, 2 * of.hosts), name     # libtpu has machines of at most 4 chips
+  shape = dict(mesh.make_mesh(devices, tensor=min(2, of.chips)).shape)
+  assert shape['data'] == of.chips // shape['tensor'], (name, shape)
+'''
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
+  assert done.returncode == 0, done.stderr[-2000:]
