@@ -162,14 +162,15 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
   points = {0: parameters * (2 + (micro_batches > 1)) + meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state)}
   fit, unfit, compiles, guess = (rows, None, 0, 0) if needed else (0, rows, 0, 0)
   points |= {rows: needed} if needed else {}
-  while compiles < SEARCH_COMPILES and time.monotonic() - start < SEARCH_SECONDS:
+  while True:
     a, b = sorted(points)[-2:] if len(points) > 1 else (0, 0)
     aim = (0.98 if len(points) > 2 else 0.9) * budget         # what is computed from shapes alone makes a line that is a little low
     guess = a + (aim - points[a]) * (b - a) / (points[b] - points[a]) if points[b] > points[a] else (fit + (unfit or 4 * fit)) / 2
     if unfit and not fit < guess < unfit:
       guess = (fit + unfit) / 2
     guess = int(guess) // 8 * 8 if guess >= 16 else int(guess)      # rows come in eights, the tiles of a TPU
-    if guess <= fit + fit // 8 or unfit and unfit - fit <= max(1, fit // 8):      # not worth another compilation
+    worth = guess > fit + fit // 8 and not (unfit and unfit - fit <= max(1, fit // 8))
+    if not worth or compiles == SEARCH_COMPILES or time.monotonic() - start > SEARCH_SECONDS:
       break
     doing(f'{guess} rows a chip at once, to find the most that fit')
     compiles += 1
