@@ -134,7 +134,9 @@ def gather(value) -> list:
   if jax.process_count() == 1:
     return [int(value)]
   from jax.experimental import multihost_utils
-  return np.asarray(multihost_utils.process_allgather(np.int64(value))).ravel().tolist()
+  # As bytes: of integers of 64 bits JAX would keep 32.
+  said = multihost_utils.process_allgather(np.frombuffer(np.int64(value).tobytes(), np.uint8))
+  return np.ascontiguousarray(said).view(np.int64).ravel().tolist()
 
 
 def same_everywhere(what: str, text: str) -> None:
