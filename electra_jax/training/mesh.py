@@ -262,11 +262,13 @@ def describe(shapes, shardings, layout: Layout) -> list[str]:
     rows.append((jax.tree_util.keystr(path, simple=True, separator='/').replace('/layers', ''), 'x'.join(map(str, shape.shape)),
                  _places(sharding, shape), cost[0], _places(moment, shape), cost[1] + cost[2]))
   whole = [bytes_per_device(shapes, tree) / 1e6 for tree in (shardings, moments, moments)]
-  lines = [f'{"parameter":42} {"shape":>15}  {"split":18} {"MB":>8}  {"moments split":18} {"MB":>8}']
-  lines += [f'{name:42} {shape:>15}  {at:18} {mb:8.1f}  {moments_at:18} {moments_mb:8.1f}' for name, shape, at, mb, moments_at, moments_mb in rows]
   if small[0]:
-    lines.append(f'{f"{small[0]} small ones":42} {"":15}  {"whole":18} {small[1]:8.1f}  {"whole":18} {small[2] + small[3]:8.1f}')
-  return lines + [f'{"each device holds":42} {"":15}  {"":18} {whole[0]:8.1f}  {"":18} {whole[1] + whole[2]:8.1f}']
+    rows.append((f'{small[0]} small ones', '', 'whole', small[1], 'whole', small[2] + small[3]))
+  rows.append(('each device holds', '', '', whole[0], '', whole[1] + whole[2]))
+  name, shape, at, moments_at = (max(len(row[i]) for row in rows) for i in (0, 1, 2, 4))
+  at, moments_at = max(at, len('split')), max(moments_at, len('moments split'))
+  lines = [f'{"parameter":{name}} {"shape":>{shape}}  {"split":{at}} {"MB":>8}  {"moments split":{moments_at}} {"MB":>8}']
+  return lines + [f'{a:{name}} {b:>{shape}}  {c:{at}} {d:8.1f}  {e:{moments_at}} {f:8.1f}' for a, b, c, d, e, f in rows]
 
 
 def _places(sharding, shape) -> str:
