@@ -42,7 +42,7 @@ def test_chips_are_as_the_rest_of_the_package_has_them():
     assert chip.flops == PEAK_FLOPS[f'TPU {chip.name}']
   # A chip at the corner of a 4 x 4 mesh has two neighbours; in 16 x 16 every axis is a ring.
   assert slices.parse('v5e-16').ici == 100e9 and slices.parse('v5e-256').ici == 200e9 and slices.parse('v5e-1').ici == 0
-  assert slices.parse('v5p-128').ici == 600e9
+  assert slices.parse('v5p-128').ici == 600e9 and slices.parse('v5p-32').ici == 300e9
 
 
 #### What follows from the compiler's figures ########################################################################

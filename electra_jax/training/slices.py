@@ -16,7 +16,7 @@ class Chip(NamedTuple):
   hbm: int                # bytes that a program can have
   hbm_bandwidth: float    # bytes a second
   link: float             # bytes a second over one link to a neighbour, in one direction
-  wraps: int              # an axis of a multiple of so many chips is a ring
+  ring: int               # an axis of a multiple of so many chips is a ring
   dcn: float              # bytes a second a chip over the data center network; 0: not stated
   chips_per_host: int
 
@@ -59,7 +59,10 @@ class Slice(NamedTuple):
   @property
   def links(self) -> int:
     """Links of a chip at the end of every axis that is not a ring: what all that it sends and receives goes through."""
-    return sum(0 if size == 1 else 2 if size % self.chip.wraps == 0 else 1 for size in self.shape)
+    # Of v4 and v5p all axes are rings or none is (cloud.google.com/tpu/docs/v4#3d-mesh).
+    rings = [size % self.chip.ring == 0 for size in self.shape]
+    rings = rings if len(self.shape) == 2 else [all(rings)] * 3
+    return sum(0 if size == 1 else 1 + ring for size, ring in zip(self.shape, rings))
 
   @property
   def ici(self) -> float:
