@@ -116,7 +116,7 @@ def _phase(config, phase, of, layout, search, doing) -> dict:
     found |= {'hbm_traffic': hlo.hbm_traffic(text), 'largest_array': hlo.largest_array(text)}
     del text, compiled
   if search:
-    found['largest'] = _largest(p, budget, k, needed if found['fits'] else None, start, doing)
+    found['largest'] = _largest(p, budget, k, needed, start, doing)
   return found
 
 
@@ -160,8 +160,8 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
   parameters = meshes.bytes_per_device(p.shapes.params, p.shardings.params)
   # Parameters, their gradients (in micro-batches their sum besides) and the moments do not grow with the rows.
   points = {0: parameters * (2 + (micro_batches > 1)) + meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state)}
-  fit, unfit, compiles, guess = (rows, None, 0, 0) if needed else (0, rows, 0, 0)
   points |= {rows: needed} if needed else {}
+  fit, unfit, compiles = (rows, None, 0) if needed and needed <= budget else (0, rows, 0)
   while True:
     a, b = sorted(points)[-2:] if len(points) > 1 else (0, 0)
     aim = (0.98 if len(points) > 2 else 0.9) * budget         # what is computed from shapes alone makes a line that is a little low
@@ -329,9 +329,10 @@ def _print_step(phase: dict) -> None:
 def advice(phase: dict, of: slices.Slice) -> list[str]:
   """What would make a phase fit that does not, with numbers where they are known."""
   rows, m, found = phase['rows_per_chip'], phase['memory'], []
-  most = (phase.get('largest') or {}).get('rows_per_chip', 0)
+  most = (phase.get('largest') or {}).get('rows_per_chip', 0) or (
+      int(0.9 * rows / phase['micro_batches'] * m['budget'] / m['peak']) if m['peak'] else 0)
   if k := next((k for k in range(1, rows + 1) if rows % k == 0 and rows // k <= most), None):
-    found.append(f'--config.micro_batches={k}: {rows // k} rows a chip at once')
+    found.append(f'--config.micro_batches={k}: {rows // k} rows a chip at once; or 0, as many as it takes')
   elif phase['micro_batches'] < rows:
     found.append('--config.micro_batches=0: as many as it takes')
   if phase['remat'] != 'full':
