@@ -7,5 +7,8 @@ class UserError(Exception):
   """A person's mistake: one sentence that names the thing and what would do. main.py prints it and exits with 1."""
 
 
-class Preempted(Exception):
-  """The process was asked to stop before there was anything to save. main.py says so and exits with PREEMPTED."""
+class Preempted(BaseException):
+  """The process was asked to stop before there was anything to save. main.py says so and exits with PREEMPTED.
+
+  No Exception, as KeyboardInterrupt is none: it comes at any moment, and is not what is wrong with what was being read then.
+  """

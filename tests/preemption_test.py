@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+import types
 
 import pytest
 
 import micro_run
 from electra_jax.errors import PREEMPTED, Preempted
+from electra_jax.training import checkpoints
 from electra_jax.training.preemption import Notice
 
 
@@ -53,6 +55,16 @@ def test_before_there_is_anything_to_save_the_process_leaves_at_once(handlers):
   with pytest.raises(Preempted, match='before the first step'):
     os.kill(os.getpid(), signal.SIGTERM)
     signal.sigtimedwait([], 0)
+
+
+def test_whoever_is_asked_while_a_checkpoint_is_read_is_not_told_that_it_is_damaged(handlers, tmp_path):
+  Notice()
+
+  def restore(step, args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.sigtimedwait([], 0)
+  with pytest.raises(Preempted):
+    checkpoints._read(types.SimpleNamespace(directory=tmp_path, restore=restore), 3, {})
 
 
 def test_the_second_interrupt_does_not_wait(handlers):
