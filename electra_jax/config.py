@@ -267,6 +267,13 @@ def phases(config) -> list[Phase]:
   return found
 
 
+def completed(plain: dict, defaults: dict | None = None) -> dict:
+  """A config as JSON has it, with the defaults of fields that there were not when it was written."""
+  defaults = to_plain(default_config()) if defaults is None else defaults
+  both = lambda name, value: isinstance(value, dict) and isinstance(defaults.get(name), dict)
+  return defaults | {name: completed(value, defaults[name]) if both(name, value) else value for name, value in plain.items()}
+
+
 def differences(old: dict, new: dict, prefix: str = '') -> list[str]:
   """Fields that differ between two configs as plain dicts, as 'field: old -> new'."""
   lines = []

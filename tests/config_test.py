@@ -130,6 +130,16 @@ def test_differences_name_fields_and_pass_over_what_is_free():
   assert configs.differences(configs.to_plain(a), configs.to_plain(b)) == ['model.dropout: 0.1 -> 0.0', 'seed: 0 -> 1']
 
 
+def test_a_run_made_before_fields_were_there_is_still_the_run_of_its_config():
+  config = configs.to_plain(parsed('--config=configs/tiny.py'))
+  old = {name: value for name, value in config.items() if name not in ('mesh', 'sharding', 'phases')}
+  old['optimizer'] = {name: value for name, value in config['optimizer'].items() if name not in ('name', 'decay_power')}
+  assert configs.differences(configs.completed(old), config) == []
+  assert configs.differences(configs.completed(old | {'seed': 5}), config) == ['seed: 5 -> 0']
+  config['optimizer']['name'] = 'lamb'
+  assert configs.differences(configs.completed(old), config) == ["optimizer.name: 'adamw' -> 'lamb'"]
+
+
 def test_a_run_made_before_a_field_was_there_still_opens():
   plain = configs.to_plain(configs.default_config())
   del plain['data']['reader'], plain['skip_nonfinite']

@@ -87,7 +87,7 @@ def claim(workdir, config) -> dict:
   workdirs.check_writable(workdir)
   plain, path, resolved = configs.to_plain(config), workdir / 'config.json', workdir / 'resolved.json'
   if workdirs.exists(path):
-    changed = configs.differences(read_json(path), plain)
+    changed = configs.differences(configs.completed(read_json(path)), plain)
     if changed and checkpoints.any_saved(workdir):
       raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
                       'give the same config to resume it, or another --workdir.')
