@@ -158,6 +158,11 @@ def main(argv: list[str] | None = None) -> int:
     status = complain('interrupted; the same command goes on from what was saved, if anything was.', INTERRUPTED)
   except Preempted as error:
     return leave(complain(str(error), PREEMPTED), agreed=False)
+  except Exception:                # what nobody expected; the other processes are not to wait for this one
+    if hosts := sys.modules.get('electra_jax.training.hosts'):
+      hosts.give_way()
+    traceback.print_exc()
+    status = 1
   return leave(status, agreed=status in (0, PREEMPTED))
 
 
@@ -179,6 +184,7 @@ def leave(status: int, agreed: bool) -> int:
   """Says goodbye to the run's other processes, if there are any; `agreed`: they end now as well."""
   hosts = sys.modules.get('electra_jax.training.hosts')
   if hosts and hosts.leave(agreed) and not agreed:
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)             # JAX's exit handler would wait for processes that are gone, or are about to be
   return status

@@ -3,6 +3,7 @@
 The processes are real, on loopback: two of four devices, whose every tensor that divides is split (ZeRO-1) over all eight.
 """
 
+import json
 import os
 import pathlib
 import signal
@@ -113,8 +114,13 @@ def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_proces
   assert status == other == PREEMPTED
   stopped = micro_run.checkpoint_steps(workdir)[-1]
   assert 6 <= stopped < 30 and f'saved step {stopped}' in out
+  # What was chosen for the pair's mesh does not bind another.
+  resolved = json.loads((workdir / 'resolved.json').read_text())
+  (workdir / 'resolved.json').write_text(json.dumps(resolved | {'micro_batches': [4]}))
   out, _ = micro_run.run(*micro_run.arguments(workdir, *PAIR), devices=1)
   assert f'restored     step {stopped}' in out
+  now = json.loads((workdir / 'resolved.json').read_text())
+  assert (resolved['mesh']['data'], now['mesh']['data'], now['micro_batches']) == (8, 1, [1])
   assert_alike(workdir, single)
 
 
@@ -136,6 +142,24 @@ def test_a_process_that_fails_alone_does_not_leave_the_other_waiting(folder):
   (status, _, err), (alone, _, alone_err) = ends(start_pair(folder / 'alone', '--config.batch_size=8', other=('--config.data.reader=tf', '--config.data.cache=/proc/no')))
   assert alone == 1 and 'process 2 of 2: ' in alone_err
   assert status in (1, LOST) and 'Traceback' not in err
+
+
+def test_an_error_of_the_first_process_that_nobody_expected_ends_both_without_waiting(folder):
+  (folder / 'unexpected' / 'config.tmp').mkdir(parents=True)      # where config.json is to be written first
+  (status, _, err), (other, _, other_err) = ends(start_pair(folder / 'unexpected'), timeout=120)
+  assert status == 1 and 'IsADirectoryError' in err
+  assert other == LOST and 'another process of the run ended' in other_err and 'Check failure' not in other_err
+
+
+def test_whole_numbers_of_any_size_are_gathered():
+  program = ('import sys; from electra_jax.training import hosts; hosts.join("auto", sys.argv[1], 2, int(sys.argv[2])); '
+             'print(hosts.gather(50_000_000_000 + int(sys.argv[2])), file=sys.stderr); hosts.leave(True)')
+  address = f'127.0.0.1:{free_port()}'
+  processes = [subprocess.Popen([sys.executable, '-c', program, address, str(i)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                                cwd=micro_run.ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(micro_run.ROOT)}) for i in range(2)]
+  for process in processes:
+    _, err = process.communicate(timeout=120)
+    assert '[50000000000, 50000000001]' in err
 
 
 @pytest.mark.parametrize('arguments, sentence', [

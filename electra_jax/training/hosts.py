@@ -154,6 +154,8 @@ def same_everywhere(what: str, text: str) -> None:
 # process dies of, and TCP keepalive finds machines that vanished.
 
 _links: list[socket.socket] = []
+_ended = threading.Event()      # another process has, and this one is about to
+_leaving = threading.Event()    # this one has an error of its own to end with
 
 
 def _keepalive(link):
@@ -185,7 +187,10 @@ def _watch():
       except OSError:
         break
       link.settimeout(60)
-      theirs = link.recv(16)
+      try:
+        theirs = link.recv(16)
+      except OSError:      # not one of ours
+        continue
       if theirs.startswith(b'electra '):
         _keepalive(link)
         _links.append(link)
@@ -217,8 +222,11 @@ def _listen(links):
       if said.startswith(b'done'):
         links.remove(link)
         continue
+      _ended.set()
       if said.startswith(b'error'):
         time.sleep(GRACE)
+      if _leaving.is_set():
+        return
       sys.stdout.flush()
       print(f'electra_jax: {name()}another process of the run ended; this one ends too, and the same command goes on from the last '
             'checkpoint.', file=sys.stderr, flush=True)
@@ -227,12 +235,37 @@ def _listen(links):
       os._exit(LOST)      # exit handlers would wait for the process that is gone
 
 
+def give_way() -> None:
+  """To be called on an error that nobody expected: where another process ended, it is of that, and this one ends as said above."""
+  if _links and _ended.wait(2):
+    time.sleep(2 * GRACE)
+
+
 def leave(agreed: bool) -> bool:
   """Says goodbye to the other processes, who would else take this one for lost; whether there are any. `agreed`: they end now as well."""
   links, _links[:] = list(_links), []
+  if not agreed:
+    _leaving.set()
   for link in links:
     try:
+      link.setblocking(False)
       link.sendall(b'done' if agreed else b'error')
     except OSError:
       pass
+  if links and not agreed and first():      # JAX's service ends with this process, and would end the others with a stack trace
+    _outlast(list(links))
   return bool(links)
+
+
+def _outlast(links):
+  end = time.monotonic() + 2 * GRACE
+  while links and (left := end - time.monotonic()) > 0:
+    for link in select.select(links, [], [], left)[0]:
+      try:
+        gone = not link.recv(64)
+      except BlockingIOError:      # the listening thread was first
+        gone = False
+      except OSError:
+        gone = True
+      if gone:
+        links.remove(link)
