@@ -101,7 +101,7 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
   clock = time.perf_counter
   started, paused, interval_start, interval_first, waited = clock(), 0.0, clock(), first, 0.0
   lines, warned, previous = 0, False, None
-  profile_first, profile_last = config.profile_steps
+  (profile_first, profile_last), profile = config.profile_steps, None
   notice.heed()
   with console.progress('training', phase.last - first) as live:
     for index in range(first, phase.last):
@@ -121,11 +121,12 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
       done = index + 1
       tokens = course.tokens_before + (done - phase.first) * tokens_per_step
       live(done - first, f'step {done:,} of {phase.last:,}')
-      if profile_last and done == profile_last + 1 and hosts.first():
+      if profile and (done > profile_last or done == phase.last):
         jax.block_until_ready(previous)
         jax.profiler.stop_trace()
         profile.close()
-        live.above(f'  profile of steps {profile_first} to {profile_last} in {workdir / "profile"}')
+        profile = None
+        live.above(f'  profile of steps {profile_first} to {index} in {workdir / "profile"}')
 
       last = done == phase.last
       if done == 1 or done % config.log_every == 0 or last:

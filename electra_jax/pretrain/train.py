@@ -94,7 +94,10 @@ def train(config, workdir: str) -> int:
   zero_sums = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=whole)
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   state = sums = writer = None
-  micro_batches = np.atleast_1d(resolved.get('micro_batches', [0] * len(phases))).tolist()      # a number alone in older runs
+  shape = dict(mesh.shape)
+  micro_batches = [0] * len(phases)
+  if resolved.get('mesh', shape) == shape:      # on other devices the rows that one has may not fit as they did
+    micro_batches = np.atleast_1d(resolved.get('micro_batches', micro_batches)).tolist()      # a number alone in older runs
   stopped = False
 
   for number, (phase, q, rows) in enumerate(zip(phases, programs, prepared)):
@@ -126,7 +129,7 @@ def train(config, workdir: str) -> int:
         sums = zero_sums()
         say('begins', f'from scratch, seed {config.seed}')
       writer = progress.Writer(workdir, first) if hosts.first() else progress.NoWriter()
-    resolved = {'data': data, 'micro_batches': micro_batches, 'vocab_size': tokenizer.size,
+    resolved = {'data': data, 'mesh': shape, 'micro_batches': micro_batches, 'vocab_size': tokenizer.size,
                 'dtype': str(p.model.discriminator_config.dtype), 'unigram_entropy': unigram_entropy,
                 'train_rows': prepared[0].train.rows, 'parameters': parameters}
     hosts.from_first(lambda: workdirs.write_json(workdir / 'resolved.json', resolved))
