@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import compiled_step, packed_rows, random_params, same_training, tiny_electra, train_steps
+from conftest import (STEP_LENGTH, STEP_ROWS, STEP_VOCAB, compiled_step, packed_rows, random_params, same_training, tiny_electra,
+                      train_steps)
 from electra_jax.config import default_config
 from electra_jax.pretrain import masking, replacement, step
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import mesh as meshes
+from no_full_vocab_array_test import largest_array
 
 SETTINGS = objective.Settings(max_predictions=5)
 ROWS, LENGTH = 16, 32
@@ -194,3 +196,12 @@ def test_with_parameters_split_over_fsdp_no_activation_is_gathered():
   shapes |= {(1, *shape[1:]) for shape in shapes} | {shape[1:] for shape in shapes}      # of a layer
   found = sent(made.compiled)
   assert found['all-gather'] and set(found['all-gather']) <= shapes
+
+
+@pytest.mark.parametrize('family, micro_batches, sizes', [
+    ('electra', 1, {}), ('modern', 2, {}), ('electra', 1, dict(fsdp=2, tensor=2)), ('electra', 1, dict(fsdp=4, tensor=2)),
+    ('electra', 1, dict(fsdp=8))], ids=str)
+def test_no_part_of_an_array_of_batch_times_length_times_vocabulary_on_any_mesh(family, micro_batches, sizes):
+  masked = STEP_ROWS // 8 // micro_batches * 5 * STEP_VOCAB
+  everywhere = STEP_ROWS // 8 // micro_batches * STEP_LENGTH * STEP_VOCAB
+  assert masked <= largest_array(compiled_step(family, 8, micro_batches, **sizes).compiled) < everywhere
