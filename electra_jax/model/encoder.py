@@ -6,11 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from electra_jax.model.attention import attention, rotary_tables, rotate
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
-from electra_jax.model.kernels import RESIDUALS
+from electra_jax.model.kernels import RESIDUALS, divided
 
 PRODUCT = 'product'      # the name of what dense layers give, for remat='dots'
 
@@ -53,7 +54,10 @@ def truncated_normal(std: float):
 def parameter(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]):
   """A float32 parameter named with logical axes, laid out as it is used: of what is split to save memory the parts are gathered here."""
   value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-  return nn.with_logical_constraint(value, axes)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or not nn.get_logical_axis_rules():
+    return value
+  return jax.lax.with_sharding_constraint(value, PartitionSpec(*(divided(mesh, *axis) for axis in zip(axes, shape))))
 
 
 @jax.custom_vjp

@@ -68,6 +68,13 @@ def cudnn(query, key, value, visible, implementation: str = 'cudnn'):
   return _on_each_device(on_device, query, key, value, visible, None)
 
 
+def divided(mesh, name: str | None, size: int) -> tuple[str, ...] | None:
+  """The mesh axes that a logical axis of so many elements goes over by the rules in force; None where they do not divide it."""
+  axes = nn.logical_to_mesh_axes((name,))[0] or ()
+  axes = (axes,) if isinstance(axes, str) else axes
+  return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
+
+
 def _on_each_device(function, query, key, value, of_rows, scalar):
   """`function` of each device's rows and heads, by the mesh and the logical axis rules in force, if there are any.
 
@@ -78,11 +85,7 @@ def _on_each_device(function, query, key, value, of_rows, scalar):
   if mesh.empty or not nn.get_logical_axis_rules():      # one device, or inside of what each device does by itself
     return function(query, key, value, of_rows, scalar)
 
-  def divided(name, size):
-    axes = nn.logical_to_mesh_axes((name,))[0] or ()
-    axes = (axes,) if isinstance(axes, str) else axes
-    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
-  rows, heads = divided('batch', query.shape[0]), divided('heads', query.shape[2])
+  rows, heads = divided(mesh, 'batch', query.shape[0]), divided(mesh, 'heads', query.shape[2])
   inputs = PartitionSpec(rows, None, heads)
   # check_vma: Pallas kernels do not say along which axes their results vary.
   return jax.shard_map(function, in_specs=(inputs, inputs, inputs, PartitionSpec(rows), PartitionSpec()), out_specs=inputs,

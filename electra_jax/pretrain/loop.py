@@ -87,7 +87,7 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
       return
     token_ids = read_batch(prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed)
     name = steps.first_nonfinite(p.model, objective, p.settings, state.params, token_ids, seed=config.seed, step=int(bad_step),
-                                 parts=course.micro_batches)
+                                 parts=course.micro_batches, layout=p.layout)
     writer.keep()
     checkpoints.wait(manager)
     kept = manager.latest_step()

@@ -223,7 +223,7 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
     config = configs.from_plain(read_json(workdir / 'config.json'))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(f'{workdir / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.') from None
-  config.model.attention = 'auto'      # what it was trained with may not be had here
+  config.model.attention = 'xla'       # runs anywhere, and takes texts of any length
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
   # Parameters alone are small, and whole wherever they are opened; the run may have been split over more devices than are here.

@@ -1,10 +1,12 @@
 """The jitted step: masks, both towers, gradients over micro-batches, the update, the figures' sums."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from electra_jax.model.encoder import Inputs
@@ -25,6 +27,8 @@ def init_params(model, seed: int, length: int):
   """Parameters of `model`, boxed with their logical axes. Pure, for jax.eval_shape and jax.jit."""
   ids = jnp.zeros((1, length), jnp.int32)
   key = jax.random.key(seed, impl='threefry2x32')
+  # Nothing is attended to yet, and a kernel of another kind does not lower on several devices at once.
+  model = model.clone(**{name: dataclasses.replace(getattr(model, name), attention='xla') for name in ('generator_config', 'discriminator_config')})
   return model.init(key, Inputs(ids, ids + 1, ids, ids), jnp.zeros((1, 1), jnp.int32))['params']
 
 
@@ -135,14 +139,14 @@ def jit_eval_step(model, objective, settings, layout: meshes.Layout, *, seed: in
                  out_shardings=meshes.replicated(layout.mesh))
 
 
-def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int, parts: int = 1) -> str:
+def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int, parts: int = 1,
+                    layout: meshes.Layout | None = None) -> str:
   """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
 
   Computes the step's gradients again, in as many parts as it was made of.
   """
-  token_ids = jnp.asarray(token_ids)
+  layout = layout or meshes.make_layout(devices=jax.devices()[:1])
 
-  @jax.jit
   def check(params, token_ids, rows):
     examples = objective.examples(settings, token_ids, masking.row_keys(seed, step, rows))
     loss = lambda params: objective.loss(settings, model, params, examples, objective.counts(settings, examples), train=True)
@@ -151,9 +155,12 @@ def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int,
     figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     return finite(params), finite(figures | {'loss': value}), finite(grads)
 
+  check = jax.jit(meshes.within(layout, check), out_shardings=meshes.replicated(layout.mesh))
+  split = lambda x: jax.make_array_from_callback(x.shape, meshes.batch_sharding(layout.mesh), lambda index: x[index])
+  token_ids = np.asarray(token_ids)
   for part in range(parts):
-    rows = jnp.arange(part, token_ids.shape[0], parts)
-    for kind, tree in zip(('the parameter', 'the figure', 'the gradient of'), check(params, token_ids[rows], rows)):
+    rows = np.arange(part, len(token_ids), parts, dtype=np.int32)
+    for kind, tree in zip(('the parameter', 'the figure', 'the gradient of'), check(params, split(token_ids[rows]), split(rows))):
       for path, fine in jax.tree_util.tree_leaves_with_path(tree):
         if not fine:
           return f'{kind} {jax.tree_util.keystr(path, simple=True, separator="/")}'

@@ -77,7 +77,7 @@ def join(how: str = 'auto', coordinator: str | None = None, processes: int | Non
   except (RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:200].rstrip('.')
     raise UserError(f'the processes of the run did not come together ({reason}); start the same command on every host, with the port of '
-                    'the coordinator open, or name them with --coordinator, --processes and --process.') from None
+                    'the coordinator open, or name them with --coordinator, --processes and --process; a process that is alone takes --distributed=off.') from None
   if not first():
     sys.stdout = open(os.devnull, 'w')
   if jax.process_count() > 1:
