@@ -1,6 +1,11 @@
 """Eight CPU devices in this process, whatever the machine has; small models, rows and steps that several tests use."""
 
 import os
+import signal
+
+# Started in the background by a shell that has no job control, tests ignore Ctrl-C, and so would the children that get one.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # XLA reads both when JAX starts. Tests compile much and compute little, so LLVM does not optimise; the HLO is the same.
 # Child processes are to run as a user's do, so the flags go again.
