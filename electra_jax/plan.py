@@ -31,7 +31,6 @@ from electra_jax.training import hlo, memory, mesh as meshes, slices, workdir as
 from electra_jax.training.flops import step_flops
 from electra_jax.training.progress import quantity
 
-BUDGET = 0.95             # of the memory, as training.memory.available
 SEARCH_COMPILES = 3       # most programs that the search for the largest batch compiles, a phase
 SEARCH_SECONDS = 300      # and none is begun after so long
 # What libtpu would otherwise ask of the machine that it believes to be on; other TPU_* may be of a machine that is one.
@@ -88,7 +87,7 @@ def compiled_for(config, of: slices.Slice, search: bool, doing=lambda text: None
 def _phase(config, phase, of, layout, search, doing) -> dict:
   c = phase.config
   p = build.program(config, c, build.any_tokenizer(c.data.vocab_size), layout)
-  rows, budget = build.check_batch(c, layout.mesh), int(BUDGET * of.chip.hbm)
+  rows, budget = build.check_batch(c, layout.mesh), int(memory.SHARE * of.chip.hbm)
   kernel, why = build.attention_kernel(c, 'tpu')
   name = f'steps of {c.batch_size:,} x {c.sequence_length}'
   found = {'steps': c.steps, 'batch': c.batch_size, 'length': c.sequence_length, 'rows_per_chip': rows, 'attention': kernel,

@@ -110,7 +110,7 @@ def train(config, workdir: str) -> int:
     say('one step', f'{quantity(flops[number], "FLOP")}' + (f'; at least {flops[number] / peak:.3g} s at {quantity(peak, "FLOP/s")} ({peak_source})' if peak else ''))
     start = time.perf_counter()
     budget = min(hosts.gather(memory.available()))
-    # What an earlier start chose adds up the gradients in the same order; on another mesh it may not divide.
+    # What an earlier start chose adds up the gradients in the same order.
     rows_per_device = build.check_batch(phase.config, mesh)
     chosen = micro_batches[number] if micro_batches[number] and rows_per_device % micro_batches[number] == 0 else phase.config.micro_batches
     micro_batches[number], compiled, needed = build.compile_to_fit(q, budget, chosen, say)

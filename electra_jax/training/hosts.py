@@ -206,7 +206,7 @@ def _watch():
         continue
   for link in _links:
     link.settimeout(None)
-  if len(gather(len(_links))) and not _links:
+  if not _links:
     print(f'electra_jax: {name()}no connection to the first process; if one is lost, this is noticed after {HEARTBEAT} s.', file=sys.stderr)
   threading.Thread(target=_listen, args=(list(_links),), daemon=True).start()
 

@@ -7,12 +7,15 @@ import jax
 from electra_jax.errors import UserError
 
 
+SHARE = 0.95      # of an accelerator's memory that a step may take
+
+
 def available() -> int:
-  """Bytes that one device can give to a step: 95% of an accelerator's limit; on a CPU 80% of what is free, shared by its devices."""
+  """Bytes that one device can give to a step: SHARE of an accelerator's limit; on a CPU 80% of what is free, shared by its devices."""
   device = jax.local_devices()[0]
   stats = device.memory_stats() if device.platform != 'cpu' else None
   if stats and 'bytes_limit' in stats:
-    return int(0.95 * stats['bytes_limit'])
+    return int(SHARE * stats['bytes_limit'])
   free = [8 << 30]
   try:
     meminfo = dict(line.split(':') for line in pathlib.Path('/proc/meminfo').read_text().splitlines())
