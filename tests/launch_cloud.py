@@ -47,12 +47,18 @@ def take_away():
         pass
     shutil.rmtree(home)
 
-def on_worker(index, command):
+def on_workers(indices, command):    # on all at once, as gcloud does; their output comes worker by worker
   import subprocess
-  home = cloud / f'worker-{index}'
-  home.mkdir(exist_ok=True)
-  env = dict(os.environ, HOME=str(home), WORKER=str(index))
-  return subprocess.run(['bash', '-c', command], env=env, cwd=home, stdin=subprocess.DEVNULL).returncode
+  started = []
+  for index in indices:
+    home = cloud / f'worker-{index}'
+    home.mkdir(exist_ok=True)
+    env = dict(os.environ, HOME=str(home), WORKER=str(index))
+    started.append(subprocess.Popen(['bash', '-c', command], env=env, cwd=home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
+  for process in started:
+    sys.stdout.buffer.write(process.communicate()[0])
+  sys.stdout.flush()
+  return [process.returncode for process in started]
 
 verb = next(after for word, after in zip(args, args[1:]) if word in ('queued-resources', 'tpu-vm'))
 asked = count(verb) if verb in ('create', 'describe') else 0
@@ -98,7 +104,7 @@ elif verb == 'ssh':
     sys.exit(255)
   everyone = range(script['workers']) if '--worker=all' in args else [0]
   silent = script.get('left_out', {}).get(action, [])
-  results = [on_worker(index, command) for index in everyone if not (asked in silent and index)]
+  results = on_workers([index for index in everyone if not (asked in silent and index)], command)
   if asked in script.get('drops_after', {}).get(action, []):
     sys.exit(255)
   sys.exit(max(results))
