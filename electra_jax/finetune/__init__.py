@@ -1,0 +1,1 @@
+"""What the discriminator is kept for: classification, question answering, sequence labelling."""
