@@ -1,7 +1,8 @@
-"""Schedules and optimizers: AdamW as the original has it, and bias-corrected; LAMB for large batches."""
+"""Schedules and optimizers: AdamW as the original has it, and bias-corrected; LAMB for large batches; layer-wise rates."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -99,8 +100,46 @@ def _adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction) -> list[o
           optax.add_decayed_weights(weight_decay, mask=mask)]
 
 
-def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float,
-          bias_correction: bool) -> optax.GradientTransformation:
+def layerwise_rates(shapes, num_layers: int, decay: float, published: bool):
+  """Factors of the learning rate for fine-tuning: the nearer to the input, the lower (Clark et al. 2020, table 7).
+
+  A factor is decay^(depth of the head - depth). Depths are 0 of the embeddings and their projection, i + 1 of layer i (counted from
+  0), and num_layers + 1 of the head: decay^(num_layers + 1), ..., decay^2, decay, 1. As published (the original's
+  model/optimization.py) the head lies one deeper, at num_layers + 2, which no layer is next to: every factor but the head's is
+  smaller by one more `decay`, and the last layer learns at decay^2.
+
+  Args:
+    shapes: parameters of model.heads.FineTuned, or their shapes: `embeddings`, `discriminator`, `head`.
+    num_layers: of the encoder.
+    decay: 0.8 (small, base) or 0.9 (large) in table 7; 1 for the same rate everywhere.
+    published: see above.
+
+  Returns: a tree of the same form, float32: scalars, and [num_layers, 1, ...] for tensors under `layers`, whose first axis counts layers.
+
+  Raises ValueError for a decay that is not in (0, 1], and for parameters whose depth is not known.
+  """
+  if not 0 < decay <= 1:
+    raise ValueError(f'the layer-wise decay is {decay}; it must be more than 0 and at most 1.')
+  head = num_layers + (2 if published else 1)
+
+  def factor(path, shape):
+    names = _names(path)
+    if 'layers' in names:
+      if shape.shape[0] != num_layers:
+        raise ValueError(f'{"/".join(names)} has {shape.shape[0]} layers, not {num_layers}')
+      depths = np.arange(1, num_layers + 1).reshape(-1, *(1,) * (len(shape.shape) - 1))
+    elif names[0] == 'embeddings' or 'embeddings_project' in names:
+      depths = 0
+    elif names[0] == 'head':
+      depths = head
+    else:
+      raise ValueError(f'no depth is known of {"/".join(names)}')
+    return np.power(decay, head - depths, dtype=np.float64).astype(np.float32)
+  return jax.tree_util.tree_map_with_path(factor, shapes)
+
+
+def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float, bias_correction: bool,
+          layer_rates=None) -> optax.GradientTransformation:
   """AdamW on gradients clipped by their global norm; decay is decoupled and multiplied by the learning rate.
 
   Args:
@@ -108,8 +147,12 @@ def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, cl
     b1, b2, eps, weight_decay: 0.9, 0.999, 1e-6 and 0.01 in Clark et al. 2020, table 6.
     clip: largest global norm of the gradients; 0 for no clipping.
     bias_correction: False is the published recipe, True is Adam as in Kingma and Ba 2015.
+    layer_rates: of layerwise_rates; they multiply the learning rate, so the decay with it. None for the same rate everywhere.
   """
-  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction), optax.scale_by_learning_rate(schedule))
+  scale = lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_rates)
+  by_layer = [] if layer_rates is None else [optax.stateless(scale)]
+  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction), *by_layer,
+                     optax.scale_by_learning_rate(schedule))
 
 
 def lamb(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float,
