@@ -1,0 +1,223 @@
+"""Heads for fine-tuning, and the model that has one of them on the pretrained encoder.
+
+As in the original program (google-research/electra, finetune/): no pooler, and kernels drawn from Glorot's uniform distribution with
+zero biases, which is TensorFlow's default, whatever the family of the encoder. Logits are float32.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from electra_jax.model.config import EncoderConfig
+from electra_jax.model.dropout import dropout, fold_in
+from electra_jax.model.encoder import Dense, Embeddings, Encoder, Inputs, gelu, parameter, product
+
+KINDS = ('classification', 'regression', 'tagging', 'span')
+POOLINGS = ('cls', 'mean')
+PUBLISHED_DROPOUT = {'classification': 0.1, 'regression': 0.1, 'tagging': 0.0, 'span': 0.0}
+SPAN_SIZE = 512       # of the span head's hidden layers, in the original whatever the encoder's width
+LOWEST = -1e9         # the logit of what is not allowed: finite, so that sums of two stay finite
+_DISCRIMINATOR, _HEAD = 2, 3      # folded into the dropout keys, the first as in electra.py
+
+_glorot = nn.initializers.glorot_uniform()
+
+
+def _logits(features: int, axis: str = 'embed') -> Dense:
+  """The last layer of a head. The axis of the labels is never split."""
+  return Dense(features, (axis, 'one'), _glorot, True, jnp.float32)
+
+
+class ClassificationHead(nn.Module):
+  """The [CLS] state, or the mean over a row's tokens; dropout; one dense layer."""
+  config: EncoderConfig
+  labels: int
+  dropout: float = PUBLISHED_DROPOUT['classification']
+  pooling: str = 'cls'
+
+  def setup(self):
+    if self.pooling not in POOLINGS:
+      raise ValueError(f'pooling is {self.pooling!r}; it is one of {", ".join(POOLINGS)}.')
+    self.dense = _logits(self.labels)
+
+  def __call__(self, hidden, segment_ids, keys=None):
+    """hidden [batch, length, hidden], segment_ids [batch, length] (0 is padding) -> float32 [batch, labels]."""
+    if self.pooling == 'cls':
+      x = hidden[:, 0]
+    else:
+      real = (segment_ids > 0).astype(jnp.float32)[:, :, None]
+      x = (hidden * real).sum(1) / jnp.maximum(real.sum(1), 1)
+    return self.dense(dropout(x, self.dropout, keys, 0, self.config.dropout_generator))
+
+
+class TaggingHead(nn.Module):
+  """One dense layer over every position."""
+  config: EncoderConfig
+  labels: int
+  dropout: float = PUBLISHED_DROPOUT['tagging']
+
+  def setup(self):
+    self.dense = _logits(self.labels)
+
+  def __call__(self, hidden, keys=None):
+    """hidden [batch, length, hidden] -> float32 [batch, length, labels]."""
+    return self.dense(dropout(hidden, self.dropout, keys, 0, self.config.dropout_generator))
+
+
+class _Weights(nn.Module):
+  """A dense layer's kernel and bias, where the product is not the usual one."""
+  shape: tuple[int, int]
+  axes: tuple[str, str]
+
+  @nn.compact
+  def __call__(self):
+    bias = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+    return (parameter(self, 'kernel', _glorot, self.shape, self.axes),
+            self.param('bias', bias, self.shape[1:], jnp.float32))
+
+
+class SpanHead(nn.Module):
+  """Start and end of an answer, the end given the start, and whether there is one: the original's joint head for SQuAD.
+
+  `allowed` int32 [batch, length]: 1 where an answer may begin or end, and at [CLS], which stands for no answer.
+  """
+  config: EncoderConfig
+  beam: int = 20
+
+  def setup(self):
+    hidden, dtype = self.config.hidden_size, self.config.dtype
+    self.start = _logits(1)
+    self.end_hidden = _Weights((2 * hidden, SPAN_SIZE), ('embed', 'mlp'))
+    self.end = _Weights((SPAN_SIZE, 1), ('mlp', 'one'))
+    self.impossible_hidden = Dense(SPAN_SIZE, ('embed', 'mlp'), _glorot, True, dtype)
+    self.impossible = _logits(1, 'mlp')
+
+  def training(self, hidden, allowed, start):
+    """Logits where the start is known: float32 start [batch, length], end given it [batch, length], impossible [batch].
+
+    hidden [batch, length, hidden]; start int32 [batch].
+    """
+    start_logits = self._starts(hidden, allowed)
+    return start_logits, self._ends(hidden, allowed, start[:, None])[:, 0], self._no_answer(hidden, start_logits)
+
+  def beam_search(self, hidden, allowed):
+    """The `beam` likeliest starts, and of each the `beam` likeliest ends given it, by falling probability.
+
+    Returns: a dict of float32 `start_log_probs`, int32 `start_index` [batch, beam], `end_log_probs`, `end_index` [batch, beam, beam],
+    and `impossible` [batch], log-odds that the row holds no answer. Where fewer positions are allowed than `beam`, the rest are
+    index 0 with a log-probability of about LOWEST. An end may lie before its start, as in the original: who reads them sees to that.
+    """
+    start_logits = self._starts(hidden, allowed)
+    start_log_probs, start_index = self._likeliest(start_logits)
+    end_log_probs, end_index = self._likeliest(self._ends(hidden, allowed, start_index))
+    return {'start_log_probs': start_log_probs, 'start_index': start_index, 'end_log_probs': end_log_probs,
+            'end_index': end_index, 'impossible': self._no_answer(hidden, start_logits)}
+
+  def _starts(self, hidden, allowed):
+    return jnp.where(allowed > 0, self.start(hidden)[..., 0], LOWEST)
+
+  def _ends(self, hidden, allowed, starts):
+    """starts int32 [batch, n] -> float32 [batch, n, length]."""
+    dtype, (batch, length, size) = self.config.dtype, hidden.shape
+    kernel, bias = self.end_hidden()
+    last_kernel, last_bias = self.end()
+    # The layer over [start; token] is a sum of two products, one for each start and one for each token, so that the pairs
+    # [batch, n, length, 2 x hidden] are never made; and one start at a time, so that neither is [batch, n, length, SPAN_SIZE].
+    part = lambda x, rows: product(x.astype(dtype).reshape(-1, size), rows).reshape(*x.shape[:2], SPAN_SIZE)
+    of_start = part(jnp.take_along_axis(hidden, starts[:, :, None], axis=1), kernel[:size])
+    of_token = part(hidden, kernel[size:]) + bias
+
+    def given(of_start):
+      x = gelu((of_token + of_start[:, None]).astype(dtype)).astype(jnp.float32)
+      return (product(x.reshape(-1, SPAN_SIZE), last_kernel) + last_bias).reshape(batch, length)
+    logits = jax.lax.map(given, of_start.swapaxes(0, 1)).swapaxes(0, 1)
+    return jnp.where(allowed[:, None] > 0, logits, LOWEST)
+
+  def _no_answer(self, hidden, start_logits):
+    """From [CLS] and from the hidden state that is expected at the start."""
+    expected = jnp.einsum('bl,bld->bd', jax.nn.softmax(start_logits), hidden, preferred_element_type=jnp.float32)
+    x = jnp.concatenate([hidden[:, 0], expected.astype(hidden.dtype)], axis=-1)
+    return self.impossible(gelu(self.impossible_hidden(x)))[..., 0]
+
+  def _likeliest(self, logits):
+    """float32 [..., length] -> log-probabilities and indices [..., beam]."""
+    count = min(self.beam, logits.shape[-1])
+    log_probs, index = jax.lax.top_k(jax.nn.log_softmax(logits), count)
+    rest = [(0, 0)] * (logits.ndim - 1) + [(0, self.beam - count)]      # rows shorter than the beam
+    return (jnp.pad(log_probs, rest, constant_values=LOWEST),
+            jnp.pad(jnp.where(log_probs > LOWEST / 2, index, 0).astype(jnp.int32), rest))
+
+
+class FineTuned(nn.Module):
+  """Embeddings and encoder under the names that model.electra.Electra has them under, so that their parameters drop in, and `head`.
+
+  Raises ValueError for a kind or a pooling that is not there.
+  """
+  config: EncoderConfig
+  kind: str                       # of KINDS
+  labels: int = 1                 # of classification and tagging
+  dropout: float | None = None    # of the head; None is what the original has, PUBLISHED_DROPOUT
+  pooling: str = 'cls'            # of classification and regression: of POOLINGS
+  beam: int = 20                  # of span
+
+  def setup(self):
+    if self.kind not in KINDS:
+      raise ValueError(f'kind is {self.kind!r}; it is one of {", ".join(KINDS)}.')
+    self.embeddings = Embeddings(self.config)
+    self.discriminator = Encoder(self.config)
+    rate = PUBLISHED_DROPOUT[self.kind] if self.dropout is None else self.dropout
+    if self.kind == 'span':
+      self.head = SpanHead(self.config, self.beam)
+    elif self.kind == 'tagging':
+      self.head = TaggingHead(self.config, self.labels, rate)
+    else:
+      self.head = ClassificationHead(self.config, 1 if self.kind == 'regression' else self.labels, rate, self.pooling)
+
+  def __call__(self, inputs: Inputs):
+    """Touches every parameter, for initialisation."""
+    ids = inputs.token_ids
+    return self.training(inputs, {'allowed': jnp.ones_like(ids), 'start': jnp.zeros_like(ids[:, 0])})
+
+  def hidden_states(self, inputs: Inputs, keys=None):
+    """[batch, length, hidden], what Electra.hidden_states gives with the same parameters and keys."""
+    keys = fold_in(keys, _DISCRIMINATOR)
+    return self.discriminator(self.embeddings(inputs, fold_in(keys, 0)), inputs, keys)
+
+  def training(self, inputs: Inputs, targets: dict, keys=None) -> dict:
+    """What finetune/losses.py compares with the targets.
+
+    Args:
+      inputs: see Inputs.
+      targets: span: `allowed` int32 [batch, length] and `start` int32 [batch], see SpanHead. The others need none.
+      keys: of dropout, one threefry key a row; None for no dropout.
+
+    Returns: float32 arrays by name: classification: `logits` [batch, labels]; regression: `value` [batch]; tagging: `logits`
+      [batch, length, labels]; span: `start_logits`, `end_logits` [batch, length], `impossible` [batch].
+    """
+    hidden = self.hidden_states(inputs, keys)
+    if self.kind != 'span':
+      return self._outputs(hidden, inputs, fold_in(keys, _HEAD))
+    logits = self.head.training(hidden, targets['allowed'], targets['start'])
+    return dict(zip(('start_logits', 'end_logits', 'impossible'), logits))
+
+  def predict(self, inputs: Inputs, targets: dict) -> dict:
+    """The same without dropout and, of span, the beam of SpanHead.beam_search in place of logits (`targets`: `allowed`)."""
+    hidden = self.hidden_states(inputs)
+    if self.kind == 'span':
+      return self.head.beam_search(hidden, targets['allowed'])
+    return self._outputs(hidden, inputs, None)
+
+  def _outputs(self, hidden, inputs, keys):
+    if self.kind == 'tagging':
+      return {'logits': self.head(hidden, keys)}
+    logits = self.head(hidden, inputs.segment_ids, keys)
+    return {'value': logits[:, 0]} if self.kind == 'regression' else {'logits': logits}
+
+
+def init_params(model: FineTuned, seed: int, length: int = 8):
+  """Fresh parameters of the whole model, boxed with their logical axes. Pure, for jax.eval_shape and jax.jit."""
+  ids = jnp.zeros((1, length), jnp.int32)
+  # Nothing is attended to yet, and a kernel of another kind does not lower on several devices at once.
+  model = model.clone(config=dataclasses.replace(model.config, attention='xla'))
+  return model.init(jax.random.key(seed, impl='threefry2x32'), Inputs(ids, ids + 1, ids, ids))['params']
