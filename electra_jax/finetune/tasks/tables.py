@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from electra_jax.data import files, readers
+from electra_jax.data import files, readers, tfds
 from electra_jax.errors import UserError
 
 FORMATS = ('tsv', 'csv', 'jsonl', 'json')
@@ -47,6 +47,12 @@ def read_table(path: str, format: str = 'auto', columns: Sequence[str] | None = 
     format = format_of(path)
     if path == STANDARD_INPUT:
       format = 'jsonl' if text.lstrip().startswith('{') else 'tsv'
+  return parse_table(text, path, format, columns, header, broken)
+
+
+def parse_table(text: str, path: str, format: str, columns: Sequence[str] | None = None, header: bool = True,
+                broken: list[int] | None = None) -> list[Row]:
+  """The rows of a table whose text is at hand already; `path` is for complaints. Otherwise as `read_table`, without auto."""
   if format not in FORMATS:
     raise UserError(f'what kind of table {shown(path)} is does not follow from its name; set data.format to one of {", ".join(FORMATS)}')
   if format in ('jsonl', 'json'):
@@ -98,12 +104,12 @@ def read_lines(path: str) -> list[str]:
 
 def shown(path: str) -> str:
   """A file's name for a sentence."""
-  return 'standard input' if path == STANDARD_INPUT else f'the file {path!r}'
+  return 'standard input' if path == STANDARD_INPUT else f'the file {path!r}' if not path.startswith(tfds.PREFIX) else repr(path)
 
 
 def place(path: str, line: int) -> str:
-  """A line of a file for a sentence."""
-  return f'line {line} of {shown(path)}'
+  """A line of a file for a sentence; of TFDS an example, counted from 1."""
+  return f'example {line} of {path!r}' if path.startswith(tfds.PREFIX) else f'line {line} of {shown(path)}'
 
 
 def need(columns: Sequence[str], present: Sequence[str], path: str, line: int | None = None, field: str = '') -> None:
