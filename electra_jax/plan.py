@@ -28,6 +28,7 @@ from electra_jax.console import say
 from electra_jax.pretrain import build
 from electra_jax.pretrain import step as steps
 from electra_jax.training import hlo, memory, mesh as meshes, slices, workdir as workdirs
+from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.flops import step_flops
 from electra_jax.training.progress import quantity
 
@@ -88,7 +89,7 @@ def _phase(config, phase, of, layout, search, doing) -> dict:
   c = phase.config
   p = build.program(config, c, build.any_tokenizer(c.data.vocab_size), layout)
   rows, budget = build.check_batch(c, layout.mesh), int(memory.SHARE * of.chip.hbm)
-  kernel, why = build.attention_kernel(c, 'tpu')
+  kernel, why = attention_kernel(c.model, c.sequence_length, c.dtype, 'tpu')
   name = f'steps of {c.batch_size:,} x {c.sequence_length}'
   found = {'steps': c.steps, 'batch': c.batch_size, 'length': c.sequence_length, 'rows_per_chip': rows, 'attention': kernel,
            'why': why, 'remat': c.model.remat}

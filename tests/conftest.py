@@ -111,7 +111,7 @@ def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
 def train_steps(family: str, devices: int, micro_batches: int, steps: int = 3, fsdp: int = 1, tensor: int = 1, optimizer: str = 'data'):
   """The step of compiled_step, made a few times: the state before and after, and each step's sums, in NumPy."""
   made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
-  before = jax.tree.map(np.asarray, step.init_state(made.model, made.optimizer, 0, STEP_LENGTH, params=random_params(made.model)))
+  before = jax.tree.map(np.asarray, step.fresh_state(made.optimizer, random_params(made.model)))
   state = jax.device_put(before, made.shardings)
   every = []
   for i in range(steps):

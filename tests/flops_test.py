@@ -8,6 +8,7 @@ import pytest
 
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
+from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.pretrain.step import init_params
@@ -21,7 +22,7 @@ def counted_by_xla(generator, discriminator, batch, length, predictions):
   params = jax.eval_shape(lambda: nn.unbox(init_params(model, 0, length)))
 
   def gradients(params, token_ids):
-    keys = masking.row_keys(0, 0, jnp.arange(batch))
+    keys = row_keys(0, 0, jnp.arange(batch))
     examples = objective.examples(settings, token_ids, keys)
     counts = objective.counts(settings, examples)
     loss = lambda params: objective.loss(settings, model, params, examples, counts, train=True)

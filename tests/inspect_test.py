@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from electra_jax.model.randomness import row_keys
 import electra_jax
 import micro_run
 from conftest import CLS, MASK, PAD, SEP, packed_rows, random_params, tiny_electra
@@ -49,7 +50,7 @@ def made_up_run(tokens=None, rows=20):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def read(settings, model, params, token_ids, numbers):
-  return reading(settings, model, params, token_ids, masking.row_keys(EVAL_SEED, 0, numbers))
+  return reading(settings, model, params, token_ids, row_keys(EVAL_SEED, 0, numbers))
 
 
 # ---- What is read.
@@ -60,7 +61,7 @@ def test_probabilities_are_those_of_both_towers(family):
   model, params = model_and_params(family)
   token_ids, length = packed_rows(4, 32, 60, seed=2), 32
   r = jax.device_get(read(SETTINGS, model, params, token_ids, np.arange(4)))
-  inputs = objective.examples(SETTINGS, token_ids, masking.row_keys(0, 0, np.arange(4)))['inputs']      # not its masks
+  inputs = objective.examples(SETTINGS, token_ids, row_keys(0, 0, np.arange(4)))['inputs']      # not its masks
   at_all = np.broadcast_to(np.arange(length), (4, length))
   generator = inputs._replace(token_ids=np.where(r.hidden, MASK, token_ids))
   apply = jax.jit(functools.partial(model.apply, {'params': params}), static_argnames='method')

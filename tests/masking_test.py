@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 
 from conftest import CLS, MASK, PAD, SEP, UNK, packed_rows
+from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking
 from electra_jax.pretrain.objectives import electra as objective
 
@@ -24,7 +25,7 @@ SPECIAL = (PAD, CLS, SEP, MASK)
 
 @jax.jit
 def _draw(ids, seed, step):
-  keys = masking.row_keys(seed, step, jnp.arange(len(ids)))
+  keys = row_keys(seed, step, jnp.arange(len(ids)))
   return objective.examples(SETTINGS, ids, keys)['masks'], objective.examples(GOOGLE, ids, keys)['masks']
 
 
@@ -70,7 +71,7 @@ def test_counts_are_exact(ids, seed):
 def test_halves_round_to_even_in_float32_at_every_length(rate):
   count = np.arange(1, 1025)
   maskable = jnp.asarray(np.arange(1024) < count[:, None])
-  masks = masking.choose(jnp.full((1024, 1024), 9), maskable, masking.row_keys(0, 0, jnp.arange(1024)),
+  masks = masking.choose(jnp.full((1024, 1024), 9), maskable, row_keys(0, 0, jnp.arange(1024)),
                          rate=float(rate), slots=masking.max_predictions(float(rate), 1024), mask_id=MASK)
   number = np.asarray(masks.weights).sum(1)
   product = np.float32(rate) * count.astype(np.float32)               # as in the original
@@ -89,7 +90,7 @@ def test_google_counts_all_that_is_not_padding_whatever_its_id():
   settings = dataclasses.replace(GOOGLE, pad_id=7)
   ids = np.full((1, LENGTH), 7, np.int32)
   ids[0, :20] = [CLS, *range(10, 28), SEP]
-  masks = objective.examples(settings, jnp.asarray(ids), masking.row_keys(0, 0, jnp.arange(1)))['masks']
+  masks = objective.examples(settings, jnp.asarray(ids), row_keys(0, 0, jnp.arange(1)))['masks']
   assert masks.weights.sum() == 5 and masks.positions.max() < 19
 
 
@@ -153,7 +154,7 @@ def test_every_maskable_position_is_as_likely_and_slots_do_not_order_them(many):
 def test_masks_depend_on_seed_step_and_row_alone():
   ids = packed_rows(BATCH, LENGTH, 60, empty_rows=1)
   one_row = jax.jit(lambda ids, seed, step, row: objective.examples(
-      SETTINGS, ids[None], masking.row_keys(seed, step, row[None]))['masks'])
+      SETTINGS, ids[None], row_keys(seed, step, row[None]))['masks'])
   whole, _ = draw(ids, seed=5, step=7)
   for row in range(BATCH):                                  # a row among others or alone: the same
     alone = one_row(ids[row], 5, 7, np.int32(row))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from electra_jax.training.step import tower_norms
 from electra_jax.pretrain import metrics
 
 BINS = metrics.EVAL_BINS
@@ -129,5 +130,5 @@ def test_norms_of_towers():
   tree = {'embeddings': {'word': jnp.full((2, 2), 1.0)}, 'discriminator': {'a': jnp.full(4, 3.0)},
           'generator_embeddings': {'word': jnp.full(5, 2.0)}, 'generator': {'a': jnp.full(3, 2.0)},
           'generator_head': {'b': jnp.full(1, 2.0)}}
-  assert {name: float(norm) for name, norm in metrics.tower_norms(tree).items()} == pytest.approx(
+  assert {name: float(norm) for name, norm in tower_norms(tree).items()} == pytest.approx(
       {'embeddings': 2.0, 'generator': 6.0, 'discriminator': 6.0, 'all': 76**0.5})

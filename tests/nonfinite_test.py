@@ -30,7 +30,7 @@ OPTIMIZER = optax.adam(0.1)
 def trained(batches, skip_nonfinite):
   """States and sums after each batch, from zero parameters."""
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
-  state = steps.init_state(None, OPTIMIZER, 0, 4, params)
+  state = steps.fresh_state(OPTIMIZER, params)
   step = jax.jit(steps.make_train_step(None, OBJECTIVE, None, OPTIMIZER, seed=0, skip_nonfinite=skip_nonfinite))
   states, sums = [state], []
   for token_ids in batches:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from electra_jax.model import randomness
+from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
 
 SHAPE = (3, 515)
 
 
 def by_row(draw):
-  keys = masking.row_keys(5, 11, jnp.arange(4))
+  keys = row_keys(5, 11, jnp.arange(4))
   return keys, jax.vmap(lambda key: draw(key, SHAPE))(keys)
 
 

@@ -12,6 +12,7 @@ import scipy.special
 import scipy.stats
 
 from conftest import packed_rows, random_params, tiny_electra
+from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
 from electra_jax.pretrain.objectives import electra as objective
 
@@ -21,7 +22,7 @@ MANY = jnp.asarray(np.tile(LOGITS, (ROWS, DRAWS, 1)), jnp.float32)
 
 
 def draws(temperature, disallow=None, seed=0, logits=MANY):
-  keys = masking.stream(masking.row_keys(seed, 0, jnp.arange(len(logits))), masking.GUMBEL)
+  keys = masking.stream(row_keys(seed, 0, jnp.arange(len(logits))), masking.GUMBEL)
   return np.asarray(replacement.sample(logits, keys, temperature=temperature, disallow=disallow))
 
 
@@ -72,7 +73,7 @@ def drawn():
   """Of real towers: examples, the generator's logits, samples so hot that all tokens are as likely, the loss's."""
   model = tiny_electra()
   examples = objective.examples(SETTINGS, jnp.asarray(packed_rows(8, 32, 60, empty_rows=1)),
-                                masking.row_keys(0, 0, jnp.arange(8)))
+                                row_keys(0, 0, jnp.arange(8)))
 
   @jax.jit
   def run(params, examples):
@@ -92,7 +93,7 @@ def test_rows_that_pad_the_vocabulary_are_never_drawn(drawn):
 
 _corrupt = jax.jit(replacement.corrupt)
 _masks = {google: jax.jit(lambda ids, seed, google=google: objective.examples(
-    dataclasses.replace(SETTINGS, google=google), ids, masking.row_keys(seed, 0, jnp.arange(len(ids))))['masks'])
+    dataclasses.replace(SETTINGS, google=google), ids, row_keys(seed, 0, jnp.arange(len(ids))))['masks'])
           for google in (False, True)}
 
 

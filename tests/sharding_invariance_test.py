@@ -11,6 +11,7 @@ import pytest
 from conftest import (STEP_LENGTH, STEP_ROWS, STEP_VOCAB, compiled_step, packed_rows, random_params, same_training, tiny_electra,
                       train_steps)
 from electra_jax.config import default_config
+from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement, step
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import mesh as meshes
@@ -46,7 +47,7 @@ def on_meshes():
   forced = rng.integers(5, 60, (ROWS, 5)).astype(np.int32)
 
   def run(params, ids, given, forced):
-    keys = masking.row_keys(3, 7, jnp.arange(ROWS))
+    keys = row_keys(3, 7, jnp.arange(ROWS))
     examples = objective.examples(SETTINGS, ids, keys)
     masks, counts = examples['masks'], objective.counts(SETTINGS, examples)
     loss = lambda params: objective.loss(SETTINGS, model, params, examples, counts, train=True, samples=forced)
@@ -110,7 +111,7 @@ def on_layouts():
   given = np.random.default_rng(0).standard_normal((ROWS, 5, 64)).astype(np.float32)
 
   def run(params, ids, given):
-    keys = masking.row_keys(3, 7, jnp.arange(ROWS))
+    keys = row_keys(3, 7, jnp.arange(ROWS))
     examples = objective.examples(SETTINGS, ids, keys)
     masks, gumbel_keys = examples['masks'], masking.stream(keys, masking.GUMBEL)
     logits = model.apply({'params': params}, examples['inputs']._replace(token_ids=masks.token_ids), masks.positions,

@@ -1,4 +1,4 @@
-"""Random bits and Gumbel noise from one threefry key a row: JAX's numbers, as operations that fuse.
+"""One threefry key a row, and random bits and Gumbel noise from it: JAX's numbers, as operations that fuse.
 
 On a CPU jax.random runs threefry's rounds as a loop over whole arrays; written out, they become part of the vectorised
 loop that uses the bits, five times as fast. On GPU and TPU both are the same.
@@ -10,6 +10,20 @@ import jax
 import jax.numpy as jnp
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def row_keys(seed: int, step, rows):
+  """One threefry key a row, from (seed, step, row of the global batch) and nothing else: keys [batch].
+
+  So the randomness of a step is bitwise the same on every mesh and for every number of micro-batches.
+
+  Args:
+    seed: the run's seed.
+    step: int32 scalar, may be traced.
+    rows: int32 [batch], the rows' numbers in the global batch.
+  """
+  key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), step)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 def threefry_bits(keys, shape):

@@ -9,38 +9,18 @@ import jax.numpy as jnp
 
 from electra_jax.config import phases
 from electra_jax.errors import UserError
-from electra_jax.model.attention import choose_attention
-from electra_jax.model.config import EncoderConfig, generator_config
+from electra_jax.model.config import generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import memory, mesh as meshes, optimizers
-
-# On a CPU whole loops are unrolled where that is bearable to compile: XLA runs the body of a loop less well.
-UNROLLED_LAYERS_ON_CPU = 6
+from electra_jax.training.encoders import encoder_config
 
 
 def any_tokenizer(vocab_size: int):
   """Stands for a tokenizer where there is none: its ids do not change what is compiled."""
   return types.SimpleNamespace(size=vocab_size, pad_id=0, cls_id=2, sep_id=3, mask_id=4)
-
-
-def compute_dtype(name: str, platform: str):
-  """'auto' is bfloat16 on TPU and GPU and float32 on CPU."""
-  return jnp.dtype(('float32' if platform == 'cpu' else 'bfloat16') if name == 'auto' else name)
-
-
-def attention_kernel(config, platform: str) -> tuple[str, str]:
-  """The attention kernel of a config on 'cpu', 'gpu' or 'tpu', and why. Raises UserError where the one it wants cannot be had."""
-  m = config.model
-  here = jax.devices()[0] if platform == jax.default_backend() else None
-  try:
-    return choose_attention(m.attention, platform=platform, length=config.sequence_length, head_size=m.hidden_size // m.num_heads,
-                            attention_dropout=m.attention_dropout, dtype=compute_dtype(config.dtype, platform),
-                            compute_capability=getattr(here, 'compute_capability', None))
-  except ValueError as error:
-    raise UserError(f'config.model.attention: {error}') from None
 
 
 def build_model(config, vocab_size: int, platform: str | None = None) -> Electra:
@@ -53,18 +33,11 @@ def build_model(config, vocab_size: int, platform: str | None = None) -> Electra
 
   Raises UserError for sizes that contradict each other.
   """
-  platform = platform or jax.default_backend()
-  fields = config.model.to_dict()
-  if not fields['scan_unroll']:
-    layers = fields['num_layers']
-    fields['scan_unroll'] = layers if platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU else 1
+  discriminator = encoder_config(config.model, vocab_size, config.sequence_length, config.dtype, platform)
   try:
-    EncoderConfig(**fields | {'attention': 'xla'})          # sizes first: what the kernels ask comes after
-    fields['attention'], _ = attention_kernel(config, platform)
-    discriminator = EncoderConfig(**fields, vocab_size=vocab_size, dtype=compute_dtype(config.dtype, platform))
     generator = generator_config(discriminator, config.generator.hidden_fraction, config.generator.layers_fraction)
   except ValueError as error:
-    raise UserError(f'config.model: {error}') from None
+    raise UserError(f'config.generator: {error}') from None
   return Electra(generator, discriminator, sharing=config.sharing)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_jax.errors import UserError
+from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
 from electra_jax.pretrain.evaluate import EVAL_SEED
 from electra_jax.pretrain.objectives import electra as objective
@@ -48,7 +49,7 @@ def reading(settings: objective.Settings, model, params, token_ids, keys) -> Row
     model: model.electra.Electra.
     params: its parameters.
     token_ids: int [rows, length].
-    keys: one key a row [rows], see masking.row_keys.
+    keys: one key a row [rows], see row_keys.
 
   The generator's probabilities are of its plain softmax, which its loss is made of, whatever `settings.temperature` is.
   """
@@ -79,7 +80,7 @@ def reading(settings: objective.Settings, model, params, token_ids, keys) -> Row
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _as_evaluated(settings, model, params, token_ids, numbers):
   """`reading` with the masks and samples that evaluation gives the rows of these numbers in the store."""
-  return reading(settings, model, params, token_ids, masking.row_keys(EVAL_SEED, 0, numbers))
+  return reading(settings, model, params, token_ids, row_keys(EVAL_SEED, 0, numbers))
 
 
 def inspect(run, *, rows: int = 4, first: int = 0, colour: bool | None = None) -> str:

@@ -15,20 +15,6 @@ class Masks(NamedTuple):
   token_ids: jax.Array      # int32 [batch, length]: what the generator reads
 
 
-def row_keys(seed: int, step, rows):
-  """One threefry key a row, from (seed, step, row of the global batch) and nothing else: keys [batch].
-
-  So the randomness of a step is bitwise the same on every mesh and for every number of micro-batches.
-
-  Args:
-    seed: the run's seed.
-    step: int32 scalar, may be traced.
-    rows: int32 [batch], the rows' numbers in the global batch.
-  """
-  key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), step)
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-
-
 def stream(keys, number: int):
   """The rows' keys for one use of randomness (MASKING, GUMBEL or DROPOUT)."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -88,12 +88,3 @@ def figures(sums) -> dict[str, float]:
 def collapsed(figures: dict[str, float]) -> bool:
   """Has the discriminator settled on "original": of replaced tokens none found, and no ranking better than chance?"""
   return bool(figures['replaced_rate'] > 0 and figures['recall'] < 1e-3 and not figures['auc'] > 0.55)
-
-
-def tower_norms(tree) -> dict[str, jax.Array]:
-  """Global norms of a parameter-shaped tree: embeddings, generator and discriminator (heads included), and all."""
-  squares = {}
-  for name, subtree in tree.items():
-    tower = 'embeddings' if name == 'embeddings' else name.split('_')[0]
-    squares[tower] = squares.get(tower, 0.0) + sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(subtree))
-  return {tower: jnp.sqrt(total) for tower, total in squares.items()} | {'all': jnp.sqrt(sum(squares.values()))}

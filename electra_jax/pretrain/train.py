@@ -15,6 +15,7 @@ from electra_jax.pretrain import build, run as runs
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.loop import Course, run_steps
 from electra_jax.training import checkpoints, hosts, memory, mesh as meshes, progress, workdir as workdirs
+from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.flops import step_flops
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
@@ -79,7 +80,7 @@ def train(config, workdir: str) -> int:
   say('parameters', f'{quantity(sum(parameters.values()))}: ' + ', '.join(f'{n.replace("_", " ")} {quantity(v)}' for n, v in parameters.items()))
   for text in meshes.describe(p.shapes.params, p.shardings.params, layout):
     say('', text)
-  kernel, why = build.attention_kernel(config, devices[0].platform)
+  kernel, why = attention_kernel(config.model, config.sequence_length, config.dtype, devices[0].platform)
   say('attention', f'{kernel} ({why})')
   flops = [step_flops(q.model.generator_config, q.model.discriminator_config, q.config.batch_size, q.config.sequence_length,
                       q.settings.max_predictions) for q in programs]

@@ -10,24 +10,24 @@ from electra_jax.errors import UserError
 from electra_jax.training import workdir as workdirs
 
 _ITEMS = ('params', 'opt_state', 'counters', 'sums')
-METRIC = 'total_loss'     # the held-out figure that the best checkpoint is chosen by; lower is better
+METRIC = 'total_loss'     # the figure that the best checkpoint of a pretraining run is chosen by; lower is better
 
 
-def open_manager(workdir, *, keep: int = 1, read_only: bool = False) -> ocp.CheckpointManager:
+def open_manager(workdir, *, keep: int = 1, read_only: bool = False, metric: str = METRIC, mode: str = 'min') -> ocp.CheckpointManager:
   """The checkpoints of a run, in WORKDIR/checkpoints. Saves go on in the background.
 
-  Keeps the last `keep` and the best by METRIC. A save that is cut short never gets its final name, or in a bucket its file
+  Keeps the last `keep` and the best by `metric`, whose lower ('min') or higher ('max') values are better. A save that is cut short never gets its final name, or in a bucket its file
   commit_success.txt, so the one before it is read.
 
   Raises UserError where its bucket cannot be reached.
   """
   policies = ocp.checkpoint_managers
   options = ocp.CheckpointManagerOptions(
-      best_fn=lambda metrics: metrics[METRIC], best_mode='min', read_only=read_only, create=not read_only,
+      best_fn=lambda metrics: metrics[metric], best_mode=mode, read_only=read_only, create=not read_only,
       cleanup_tmp_directories=not read_only,
       preservation_policy=None if read_only else policies.AnyPreservationPolicy([
           policies.LatestN(keep),
-          policies.BestN(get_metric_fn=lambda metrics: -metrics[METRIC], n=1, keep_checkpoints_without_metrics=False)]))
+          policies.BestN(get_metric_fn=lambda metrics: metrics[metric] * (1 if mode == 'max' else -1), n=1, keep_checkpoints_without_metrics=False)]))
   directory = _directory(workdir)
   with workdirs.reaching(directory):
     return ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
@@ -45,8 +45,10 @@ def any_saved(workdir) -> bool:
     return directory.is_dir() and bool(ocp.utils.checkpoint_steps_paths(directory))
 
 
-def save(manager, step: int, state, sums, total_loss: float | None) -> None:
-  """Begins to save a pretrain.step.TrainState and the sums since the last line of figures. Does not wait for the disk.
+def save(manager, step: int, state, sums, figure: float | None, metric: str = METRIC) -> None:
+  """Begins to save a training.step.TrainState and the sums since the last line of figures. Does not wait for the disk.
+
+  `figure` is that of `metric` at this step, None where it was not taken.
 
   Raises UserError where its bucket cannot be written, be it now or by the save before.
   """
@@ -55,7 +57,7 @@ def save(manager, step: int, state, sums, total_loss: float | None) -> None:
   with workdirs.reaching(manager.directory, 'written'):
     manager.save(step, args=ocp.args.Composite(params=item(state.params), opt_state=item(state.opt_state),
                                                counters=item(counters), sums=item(sums)),
-                 metrics=None if total_loss is None else {METRIC: total_loss}, force=True)
+                 metrics=None if figure is None else {metric: figure}, force=True)
 
 
 def wait(manager) -> None:

@@ -1,0 +1,61 @@
+"""From a config's fields to an EncoderConfig: what is left to the machine is decided here, for pretraining and fine-tuning alike."""
+
+import jax
+import jax.numpy as jnp
+
+from electra_jax.errors import UserError
+from electra_jax.model.attention import choose_attention
+from electra_jax.model.config import EncoderConfig
+
+# On a CPU whole loops are unrolled where that is bearable to compile: XLA runs the body of a loop less well.
+UNROLLED_LAYERS_ON_CPU = 6
+
+
+def compute_dtype(name: str, platform: str):
+  """'auto' is bfloat16 on TPU and GPU and float32 on CPU."""
+  return jnp.dtype(('float32' if platform == 'cpu' else 'bfloat16') if name == 'auto' else name)
+
+
+def attention_kernel(model, length: int, dtype: str, platform: str) -> tuple[str, str]:
+  """The attention kernel of a config on 'cpu', 'gpu' or 'tpu', and why.
+
+  Args:
+    model: the group config.model.
+    length: of the rows.
+    dtype: config.dtype.
+    platform: of the devices.
+
+  Raises UserError where the one that the config wants cannot be had.
+  """
+  here = jax.devices()[0] if platform == jax.default_backend() else None
+  try:
+    return choose_attention(model.attention, platform=platform, length=length, head_size=model.hidden_size // model.num_heads,
+                            attention_dropout=model.attention_dropout, dtype=compute_dtype(dtype, platform),
+                            compute_capability=getattr(here, 'compute_capability', None))
+  except ValueError as error:
+    raise UserError(f'config.model.attention: {error}') from None
+
+
+def encoder_config(model, vocab_size: int, length: int, dtype: str, platform: str | None = None) -> EncoderConfig:
+  """The encoder of a config.
+
+  Args:
+    model: the group config.model, of which each field is one of EncoderConfig.
+    vocab_size: of the tokenizer.
+    length: of the rows, for the choice of the attention kernel.
+    dtype: config.dtype.
+    platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for that of JAX's devices.
+
+  Raises UserError for sizes that contradict each other.
+  """
+  platform = platform or jax.default_backend()
+  fields = model.to_dict()
+  if not fields['scan_unroll']:
+    layers = fields['num_layers']
+    fields['scan_unroll'] = layers if platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU else 1
+  try:
+    EncoderConfig(**fields | {'attention': 'xla'})          # sizes first: what the kernels ask comes after
+    fields['attention'], _ = attention_kernel(model, length, dtype, platform)
+    return EncoderConfig(**fields, vocab_size=vocab_size, dtype=compute_dtype(dtype, platform))
+  except ValueError as error:
+    raise UserError(f'config.model: {error}') from None

@@ -1,0 +1,102 @@
+"""A training step of any loss: gradients over micro-batches and the mesh, the update, and what is told of it."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from electra_jax.training import mesh as meshes
+
+
+class TrainState(NamedTuple):
+  """All that changes while training. Randomness is not in it: it comes from (seed, step, row)."""
+  step: jax.Array         # int32: steps done
+  params: Any
+  opt_state: Any
+  skipped: jax.Array      # int32: steps left out because a gradient was not finite
+  bad_step: jax.Array     # int32: the step that was not finite and halted the run, or -1
+
+
+def fresh_state(optimizer, params) -> TrainState:
+  """The state before the first step."""
+  return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=optimizer.init(params),
+                    skipped=jnp.zeros([], jnp.int32), bad_step=jnp.full([], -1, jnp.int32))
+
+
+def state_shardings(boxed, optimizer, layout: meshes.Layout):
+  """Shapes and shardings of the state: two trees like TrainState. `boxed`: shapes of the parameters with their logical axes."""
+  shardings = meshes.parameter_shardings(boxed, layout)
+  shapes = jax.eval_shape(lambda params: fresh_state(optimizer, params), nn.unbox(boxed))
+  whole = meshes.replicated(layout.mesh)
+  # The optimizer's moments are laid out as the parameters are, or finer; counters are on every device.
+  opt_shardings = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shapes.opt_state,
+                                        meshes.moment_shardings(shapes.params, shardings, layout),
+                                        transform_non_params=lambda _: whole)
+  return shapes, TrainState(step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole)
+
+
+def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_nonfinite: bool = False,
+                    layout: meshes.Layout | None = None, moments=None):
+  """`train_step(state, batch) -> (state, sums)`, pure.
+
+  Args:
+    prepare: `(step, batch) -> (examples, counts)`: rows `[batch, ...]` for the loss, and counts over the whole of them.
+    loss: `(params, examples, counts) -> (value, sums)`, of some of the rows: values and sums add up over them.
+    optimizer: an optax transformation over the parameters.
+    micro_batches: parts that each device's rows are split into; gradients are added up, the update is the same.
+    skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
+      before that step, this one and all that follow, and `bad_step` names it.
+    layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
+  """
+  def micro_gradients(params, micro, counts):
+    (value, sums), grads = jax.value_and_grad(lambda params: loss(params, micro, counts), has_aux=True)(params)
+    return {'loss': value, **sums}, grads
+
+  def gradients(params, examples, counts):
+    """Sums and gradients of rows, as many as there are."""
+    if micro_batches == 1:
+      return micro_gradients(params, examples, counts)
+    # Row r goes to micro-batch r % k: each device keeps its own rows, nothing moves.
+    split = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+    add = lambda total, micro: (jax.tree.map(jnp.add, total, micro_gradients(params, micro, counts)), None)
+    split_examples = jax.tree.map(split, examples)
+    first = jax.tree.map(lambda x: x[0], split_examples)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro_gradients, params, first, counts))
+    return jax.lax.scan(add, zeros, split_examples)[0]
+
+  over_devices = meshes.sum_over_data(layout, gradients, moments) if layout else gradients
+  laid_out = (lambda tree: jax.lax.with_sharding_constraint(tree, moments)) if layout else (lambda tree: tree)
+
+  def train_step(state: TrainState, batch):
+    sums, grads = over_devices(state.params, *prepare(state.step, batch))
+
+    # Each device updates the part of the parameters whose moments it has; then the parts are gathered.
+    grads, old_params = laid_out(grads), laid_out(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, old_params)
+    params = laid_out(optax.apply_updates(old_params, updates))
+    gradient_norms = tower_norms(grads)
+    fine = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all']) & (state.bad_step < 0)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+    bad = jnp.where(fine | skip_nonfinite | (state.bad_step >= 0), state.bad_step, state.step)
+    new_state = TrainState(
+        step=jnp.where(bad >= 0, state.step, state.step + 1), params=keep(params, old_params),
+        opt_state=keep(opt_state, state.opt_state), skipped=state.skipped + (~fine & (bad < 0)), bad_step=bad)
+    sums |= {'steps': jnp.ones([], jnp.int32)}
+    for name, norms in (('gradient_norm', gradient_norms), ('parameter_norm', tower_norms(old_params)),
+                        ('update_norm', tower_norms(updates))):
+      sums |= {f'{name}/{tower}': norm for tower, norm in norms.items()}
+    # A step left out must not turn the sums of a whole interval into nan.
+    return new_state, jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), sums)
+
+  return train_step
+
+
+def tower_norms(tree) -> dict[str, jax.Array]:
+  """Global norms of a parameter-shaped tree: embeddings, generator and discriminator (heads included), and all."""
+  squares = {}
+  for name, subtree in tree.items():
+    tower = 'embeddings' if name == 'embeddings' else name.split('_')[0]
+    squares[tower] = squares.get(tower, 0.0) + sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(subtree))
+  return {tower: jnp.sqrt(total) for tower, total in squares.items()} | {'all': jnp.sqrt(sum(squares.values()))}
