@@ -51,8 +51,12 @@ def read_table(path: str, format: str = 'auto', columns: Sequence[str] | None = 
 
 
 def parse_table(text: str, path: str, format: str, columns: Sequence[str] | None = None, header: bool = True,
-                broken: list[int] | None = None) -> list[Row]:
-  """The rows of a table whose text is at hand already; `path` is for complaints. Otherwise as `read_table`, without auto."""
+                broken: list[int] | None = None, keep: Sequence[str] | None = None) -> list[Row]:
+  """The rows of a table whose text is at hand already; `path` is for complaints. Otherwise as `read_table`, without auto.
+
+  Args:
+    keep: TSV and CSV: the only columns that rows are to have, where they are there; None for all.
+  """
   if format not in FORMATS:
     raise UserError(f'what kind of table {shown(path)} is does not follow from its name; set data.format to one of {", ".join(FORMATS)}')
   if format in ('jsonl', 'json'):
@@ -60,7 +64,9 @@ def parse_table(text: str, path: str, format: str, columns: Sequence[str] | None
     for row in rows:
       need(columns or (), row.values, path, row.line)
   else:
-    rows = _separated(text, path, format, columns, header, broken)
+    rows = _separated(text, path, format, columns, header, broken, keep)
+  if not rows and broken:
+    raise UserError(f'{place(path, broken[0])}, and all others, have more or fewer fields than there should be; mend them')
   if not rows:
     raise UserError(f'{shown(path)} holds no rows; give a file with at least one' + (' below its header' if header else ''))
   return rows
@@ -140,7 +146,7 @@ def text_value(path: str, row: Row, column: str) -> str:
   raise UserError(f'{place(path, row.line)} has {kind} in its column {column!r}, where text is wanted; mend it')
 
 
-def _separated(text, path, format, columns, header, broken):
+def _separated(text, path, format, columns, header, broken, keep):
   """Rows of TSV or CSV."""
   if format == 'tsv':
     lines = text.split('\n')
@@ -156,9 +162,10 @@ def _separated(text, path, format, columns, header, broken):
       raise UserError(f'{shown(path)} has two columns called {twice[0]!r}; rename one')
     need(columns or (), names, path)
   width, rows = len(names), []
+  picked = [(name, i) for i, name in enumerate(names) if keep is None or name in keep]
   for number, fields in records:
     if len(fields) == width:
-      rows.append(Row(number, dict(zip(names, fields))))
+      rows.append(Row(number, {name: fields[i] for name, i in picked}))
     elif broken is not None:
       broken.append(number)
     else:
