@@ -167,14 +167,19 @@ def _need(condition, message):
     raise UserError(message)
 
 
+def check_fields(config, defaults, where: str) -> None:
+  """Raises UserError for a field that is not among the defaults', which stand in the file `where`, or is missing."""
+  known = flat(defaults)
+  for field in set(flat(config)) ^ set(known):
+    near = difflib.get_close_matches(field, known, n=1)
+    _need(field in known, f'config.{field} is not a field' + (f'; did you mean config.{near[0]}?' if near else f'; {where} lists all of them.'))
+    raise UserError(f'the config lacks the field {field!r}; begin with default_config() of {where}.')
+
+
 def check(config) -> None:
   """Raises UserError for a field that cannot be, or two that contradict each other, before anything is built."""
-  c, known = config, flat(default_config())
-  for field in set(flat(c)) ^ set(known):
-    near = difflib.get_close_matches(field, known, n=1)
-    _need(field in known, f'config.{field} is not a field' + (f'; did you mean config.{near[0]}?' if near else
-                                                              '; electra_jax/config.py lists all of them.'))
-    raise UserError(f'the config lacks the field {field!r}; begin with electra_jax.config.default_config().')
+  c = config
+  check_fields(c, default_config(), 'electra_jax/config.py')
   for field in ('sequence_length', 'batch_size', 'steps', 'log_every', 'eval_every', 'eval_rows', 'eval_batch_size', 'save_every', 'keep'):
     _need(c[field] >= 1, f'config.{field} is {c[field]}; it must be at least 1.')
   _need(c.micro_batches >= 0, f'config.micro_batches is {c.micro_batches}; give the number of parts, or 0 to let it be chosen.')
@@ -274,14 +279,14 @@ def completed(plain: dict, defaults: dict | None = None) -> dict:
   return defaults | {name: completed(value, defaults[name]) if both(name, value) else value for name, value in plain.items()}
 
 
-def differences(old: dict, new: dict, prefix: str = '') -> list[str]:
-  """Fields that differ between two configs as plain dicts, as 'field: old -> new'."""
+def differences(old: dict, new: dict, prefix: str = '', free: tuple[str, ...] = FREE_ON_RESUME) -> list[str]:
+  """Fields that differ between two configs as plain dicts, as 'field: old -> new', but for those that are free to."""
   lines = []
   for name in sorted(set(old) | set(new)):
     field, a, b = prefix + name, old.get(name), new.get(name)
     if isinstance(a, dict) and isinstance(b, dict):
-      lines += differences(a, b, field + '.')
-    elif a != b and not any(field == free or free.endswith('.') and field.startswith(free) for free in FREE_ON_RESUME):
+      lines += differences(a, b, field + '.', free)
+    elif a != b and not any(field == name or name.endswith('.') and field.startswith(name) for name in free):
       lines.append(f'{field}: {a!r} -> {b!r}')
   return lines
 
@@ -291,9 +296,9 @@ def to_plain(config) -> dict:
   return json.loads(config.to_json())
 
 
-def from_plain(plain: dict):
-  """A config from its JSON, over the defaults, so that a run made before a field was added still opens."""
-  config = default_config()
+def from_plain(plain: dict, defaults=None):
+  """A config from its JSON, over the defaults (default_config's), so that a run made before a field was added still opens."""
+  config = default_config() if defaults is None else defaults
   with config.unlocked():
     config.update(ml_collections.ConfigDict({name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}))
   return config

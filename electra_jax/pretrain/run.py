@@ -22,6 +22,7 @@ from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.pretrain.step import init_params
 from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import quantity
 from electra_jax.training.workdir import read_json, write_json
 
@@ -219,10 +220,7 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
     is_run = (workdir / 'config.json').exists() and (workdir / 'tokenizer').is_dir()
   if not is_run:
     raise UserError(f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.')
-  try:
-    config = configs.from_plain(read_json(workdir / 'config.json'))
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f'{workdir / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.') from None
+  config = run_config(workdir)
   config.model.attention = 'xla'       # runs anywhere, and takes texts of any length
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)

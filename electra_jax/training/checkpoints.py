@@ -95,32 +95,82 @@ def restore(manager, step: int, shapes, shardings, sum_shapes, whole):
   return shapes._replace(params=restored['params'], opt_state=restored['opt_state'], **restored['counters']), restored['sums']
 
 
-def restore_params(workdir, which: str, shapes, shardings):
-  """Parameters alone, without reading the optimizer's state.
+def find_step(workdir, which, **best) -> int:
+  """The step of a kept checkpoint.
 
   Args:
     workdir: of the run.
-    which: 'last', 'best' (by the held-out figure), or a step.
+    which: 'last', 'best', or a step.
+    best: `metric` and `mode` of open_manager, where 'best' is not by METRIC.
+
+  Raises UserError where there is no such checkpoint.
+  """
+  directory = _directory(workdir)
+  with workdirs.reaching(directory):
+    found = directory.is_dir()
+  with open_manager(workdir, read_only=True, **best) if found else _none(workdir) as manager:
+    steps = sorted(manager.all_steps())
+    if not steps:
+      _none(workdir)
+    step = {'last': steps[-1], 'best': manager.best_step()}.get(which, which)
+  if step is None:
+    step = steps[-1]                 # none was evaluated
+  if str(step) not in map(str, steps):
+    raise UserError(f'{workdir} has no checkpoint of step {step}; it has those of {", ".join(map(str, steps))}.')
+  return int(step)
+
+
+def all_steps(workdir) -> list[int]:
+  """Steps of the kept checkpoints, ascending. Raises UserError where there is none."""
+  find_step(workdir, 'last')
+  with open_manager(workdir, read_only=True) as manager:
+    return sorted(manager.all_steps())
+
+
+def restore_params(workdir, which: str, shapes, shardings, **best):
+  """Parameters alone, without reading the optimizer's state.
+
+  Args:
+    workdir, which, best: as in find_step.
     shapes, shardings: of the parameters.
 
   Returns: parameters, step.
 
   Raises UserError where there is no such checkpoint, or it is damaged.
   """
-  directory = _directory(workdir)
-  with workdirs.reaching(directory):
-    found = directory.is_dir()
-  with open_manager(workdir, read_only=True) if found else _none(workdir) as manager:
-    steps = sorted(manager.all_steps())
-    if not steps:
-      _none(workdir)
-    step = {'last': steps[-1], 'best': manager.best_step()}.get(which, which)
-    if step is None:
-      step = steps[-1]                 # none was evaluated
-    if str(step) not in map(str, steps):
-      raise UserError(f'{workdir} has no checkpoint of step {step}; it has those of {", ".join(map(str, steps))}.')
-    restored = _read(manager, int(step), dict(params=ocp.args.StandardRestore(_targets(shapes, shardings))))
-  return restored['params'], int(step)
+  step = find_step(workdir, which, **best)
+  with open_manager(workdir, read_only=True, **best) as manager:
+    restored = _read(manager, step, dict(params=ocp.args.StandardRestore(_targets(shapes, shardings))))
+  return restored['params'], step
+
+
+def restore_subtrees(workdir, step: int, shapes, shardings):
+  """Those parameters of a checkpoint whose names are in `shapes`; the rest is left where it is, and not read.
+
+  Raises UserError that names, one by one, parameters that are missing or of another shape.
+  """
+  path = _directory(workdir) / str(step) / 'params'
+  name = lambda key: jax.tree_util.keystr(key, simple=True, separator='/')
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    try:
+      tree = checkpointer.metadata(path).item_metadata.tree
+    except Exception as error:      # of any kind: the store below is several libraries deep
+      raise UserError(f'the parameters in {path} cannot be read ({type(error).__name__}); restore the folder, or name another checkpoint.') from None
+    there = {name(key): tuple(x.shape) for key, x in jax.tree_util.tree_leaves_with_path(tree)}
+    wrong = []
+    for key, wanted in jax.tree_util.tree_leaves_with_path(shapes):
+      if name(key) not in there:
+        wrong.append(f'{name(key)} is missing')
+      elif there[name(key)] != wanted.shape:
+        wrong.append(f'{name(key)} is {" x ".join(map(str, there[name(key)]))} and not {" x ".join(map(str, wanted.shape))}')
+    if wrong:
+      raise UserError(f'the checkpoint of step {step} in {workdir} does not fit the encoder of its config: {"; ".join(wrong)}.')
+    targets = _targets(shapes, shardings)
+    try:
+      return checkpointer.restore(path, args=ocp.args.PyTreeRestore(
+          item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True))
+    except Exception as error:
+      raise UserError(f'the parameters in {path} are damaged ({type(error).__name__}); restore the folder, or name another checkpoint.') from None
 
 
 def _none(workdir):

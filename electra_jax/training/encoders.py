@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from electra_jax import config as configs
 from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig
+from electra_jax.training.workdir import read_json
 
 # On a CPU whole loops are unrolled where that is bearable to compile: XLA runs the body of a loop less well.
 UNROLLED_LAYERS_ON_CPU = 6
@@ -59,3 +61,11 @@ def encoder_config(model, vocab_size: int, length: int, dtype: str, platform: st
     return EncoderConfig(**fields, vocab_size=vocab_size, dtype=compute_dtype(dtype, platform))
   except ValueError as error:
     raise UserError(f'config.model: {error}') from None
+
+
+def run_config(folder):
+  """The config of the pretraining run in a folder (an epath.Path). Raises UserError where its config.json is none."""
+  try:
+    return configs.from_plain(read_json(folder / 'config.json'))
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f'{folder / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.') from None

@@ -1,0 +1,101 @@
+"""What fine-tuning starts from: the encoder and the tokenizer of a run, and its weights, or fresh ones."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from electra_jax import config as configs
+from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
+from electra_jax.errors import UserError
+from electra_jax.training import checkpoints, workdir as workdirs
+from electra_jax.training.encoders import run_config
+from electra_jax.training.progress import read_metrics
+from electra_jax.training.workdir import read_json
+
+ENCODER = 'encoder.json'       # in a fine-tuned run: config.model of the pretraining run, and where it is from
+TASK = 'task.json'             # in each task's folder of a fine-tuned run
+KEPT = 'kept.json'             # there too: the trials whose weights are kept, the best first
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+  """An encoder to start from.
+
+  Attributes:
+    model: the group config.model of the run that it comes from.
+    tokenizer: that run's.
+    origin: plain facts: `run`, `name`, `step` (None for fresh weights), `tokens` that it was pretrained on.
+    weights: the folder whose checkpoints hold it; None for fresh weights.
+  """
+  model: Any
+  tokenizer: Tokenizer
+  origin: dict
+  weights: str | None
+
+  def restore(self, shapes, shardings):
+    """`embeddings` and `discriminator`, born with the given shardings. Raises UserError that names what is missing or misfits."""
+    return checkpoints.restore_subtrees(self.weights, self.origin['step'], shapes, shardings)
+
+  def describe(self) -> str:
+    """For the first screen."""
+    if self.weights is None:
+      return f'fresh weights, in the encoder of {self.origin["run"]}'
+    tokens = self.origin.get('tokens')
+    return f'{self.origin["run"]}, step {self.origin["step"]:,}' + (f', pretrained on {tokens:,.0f} tokens' if tokens else '')
+
+
+def open_initial(config) -> Initial:
+  """What config.init says. Raises UserError where it names no run, or one without such a checkpoint."""
+  fresh = config.init == 'none'
+  folder = workdirs.folder(config.like if fresh else config.init)
+  field = 'config.like' if fresh else 'config.init'
+  with workdirs.reaching(folder):
+    if (folder / TASK).exists():            # a task that was fine-tuned on before, as MNLI before RTE in the paper
+      return _of_task(folder, fresh, config.init_step)
+    if not (folder / 'config.json').exists() or not (folder / 'tokenizer').is_dir():
+      raise UserError(f'{field} {folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run.')
+    if (folder / ENCODER).exists():
+      raise UserError(f'{field} {folder} is a fine-tuned run; name the folder of one of its tasks, as {folder}/mnli, or of a pretrained run.')
+  tokenizer = load_tokenizer(folder / 'tokenizer')
+  pretraining = run_config(folder)
+  origin = {'run': str(folder), 'name': pretraining.name, 'step': None}
+  if fresh:
+    return Initial(pretraining.model, tokenizer, origin, None)
+  step = checkpoints.find_step(folder, config.init_step)
+  lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
+  tokens = max((line['tokens'] for line in lines), default=None)
+  return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, str(folder))
+
+
+def _of_task(folder, fresh, which) -> Initial:
+  saved = read_json(folder.parent / ENCODER)
+  tokenizer = load_tokenizer(folder.parent / 'tokenizer')
+  model = configs.from_plain({'model': saved['model']}).model
+  origin = {'run': str(folder), 'name': folder.name, 'step': None}
+  if fresh:
+    return Initial(model, tokenizer, origin, None)
+  trial = folder / best_trial(folder)
+  step = checkpoints.find_step(trial, which if which != 'best' else 'last')
+  return Initial(model, tokenizer, origin | {'step': step, 'tokens': saved['origin'].get('tokens')}, str(trial))
+
+
+def best_trial(folder) -> str:
+  """The folder's name of the best trial of a task whose weights are kept. Raises UserError where none is."""
+  kept = read_json(folder / KEPT) if workdirs.exists(folder / KEPT) else []
+  if not kept:
+    raise UserError(f'{folder} keeps no weights: its trials are not done, or config.keep_trials was none; run them, or name another folder.')
+  return f'trial-{kept[0]}'
+
+
+def with_choices(model, config):
+  """The pretrained encoder's config.model, with what the fine-tuning config says of it."""
+  model = type(model)(model.to_dict())
+  with model.unlocked():
+    model.update(config.model.to_dict())
+  return model
+
+
+def weights_count(params) -> int:
+  """Elements of a tree of arrays or shapes."""
+  return sum(x.size for x in jax.tree.leaves(params))
