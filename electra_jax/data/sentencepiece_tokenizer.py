@@ -19,6 +19,8 @@ FILES = (FILE, 'spiece.model', 'sentencepiece.bpe.model')
 # Below this, the 256 byte pieces would take a good part of the vocabulary for characters that hardly occur.
 BYTE_FALLBACK_FROM = 8192
 BYTE_PIECES = 256
+# What stands for white space in a piece.
+SPACE = '\u2581'
 # Training holds its sentences in memory; more than this many are sampled down to it.
 TRAINING_SENTENCES = 500_000
 # Sums are taken thread by thread, so another number would give slightly different scores; fixed, every machine agrees.
@@ -53,21 +55,57 @@ def parts(files: dict[str, bytes], source: str) -> dict:
   guarded = [i for i in ids.values() if not processor.is_control(i) and i != ids['unk_id']]
   cores = min(16, os.cpu_count() or 1)
 
+  def guard(rows):
+    return [np.where(np.isin(row, guarded), np.int32(ids['unk_id']), row) for row in rows] if guarded else rows
+
   def encode(texts, threads):
     if threads == 1:  # even one thread would be a pool to SentencePiece
       encoded = list(map(processor.encode_as_numpy, texts))
     else:
       encoded = processor.encode_as_numpy(texts, num_threads=threads or cores)
-    if guarded:
-      encoded = [np.where(np.isin(row, guarded), np.int32(ids['unk_id']), row) for row in encoded]
-    return encoded
+    return guard(encoded)
+
+  is_byte = np.array(processor.is_byte(list(range(len(tokens)))))
+
+  def encode_with_offsets(texts, threads):
+    if threads == 1:
+      encoded = list(map(processor.encode_as_offset_mapping, texts))
+    else:
+      encoded = processor.encode_as_offset_mapping(texts, num_threads=threads or cores)
+    rows = [np.array(one['ids'], np.int32) for one in encoded]
+    spans = [_spans(*processor.normalize(text, with_offsets=True), one['pieces'], is_byte[row], len(text))
+             for text, one, row in zip(texts, encoded, rows, strict=True)]
+    return list(zip(guard(rows), spans))
 
   return {
     'tokens': tokens,
     **ids,
     'encode_short': encode,
+    'encode_short_with_offsets': encode_with_offsets,
     'decode_ordinary': lambda row: processor.decode(list(row)),
   }
+
+
+def _spans(normalized: str, places: list[int], pieces: list[str], is_byte: np.ndarray, length: int) -> np.ndarray:
+  """Characters of pieces, int32 [pieces, 2], that make up a normalized text.
+
+  SentencePiece's own offsets count the space before a word to the word, and where several pieces share a character (its bytes, the letters
+  of a ligature), they give it to the last of them.
+
+  Args:
+    places: of each character of the normalized text, and of its end, where in the text is what it was made of.
+    length: of the text.
+  """
+  places = np.array(places, np.int32)
+  size = np.where(is_byte, 1, [len(piece.encode()) for piece in pieces]).astype(np.int32)
+  leading = np.where(is_byte, 0, [len(piece) - len(piece.lstrip(SPACE)) for piece in pieces]).astype(np.int32)
+  trailing = np.where(is_byte, 0, [len(piece) - len(piece.rstrip(SPACE)) for piece in pieces]).astype(np.int32)
+  after = np.cumsum(size)  # in bytes of the normalized text
+  character = np.cumsum(np.frombuffer(normalized.encode(), np.uint8) & 0xC0 != 0x80) - 1
+  first, last = character[after - size] + leading, character[after - 1] - trailing
+  begin = places[np.minimum(first, len(normalized))]
+  end = np.append(places, np.int32(length))[np.searchsorted(places, places[np.maximum(last, 0)], 'right')]  # where what comes next begins
+  return np.stack([begin, np.where(first <= last, end, begin)], axis=1)
 
 
 def train(sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None, seed: int) -> dict[str, bytes]:

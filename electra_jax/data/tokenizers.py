@@ -36,6 +36,7 @@ class Tokenizer:
     pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens, wherever the vocabulary has them.
     files: name and content of the files that `save` writes.
     encode_short: texts of at most `LONG_TEXT` characters and a number of threads, to ids, int32 `[tokens]` each.
+    encode_short_with_offsets: the same with the characters of each token, int32 `[tokens, 2]`, as pairs.
     decode_ordinary: ids, none of them special, to text.
   """
 
@@ -48,6 +49,7 @@ class Tokenizer:
   mask_id: int
   files: dict[str, bytes]
   encode_short: Callable[[list[str], int | None], list[np.ndarray]]
+  encode_short_with_offsets: Callable[[list[str], int | None], list[tuple[np.ndarray, np.ndarray]]]
   decode_ordinary: Callable[[Sequence[int]], str]
 
   @property
@@ -81,10 +83,30 @@ class Tokenizer:
         SentencePiece takes other numbers as they are, WordPiece takes them for all cores.
     """
     encoded = [[] for _ in texts]
-    for owners, parts in _calls(texts):
-      for owner, ids in zip(owners, self._encode(parts, threads), strict=True):
+    for owners, _, parts in _calls(texts):
+      for owner, ids in zip(owners, _encode(self.encode_short, parts, threads), strict=True):
         encoded[owner].append(ids)
     return [parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.int32)]) for parts in encoded]
+
+  def encode_with_offsets(self, texts: Sequence[str], threads: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids of each text, as of `encode_arrays`, and the characters that each token stands for.
+
+    `text[start:end]` is what a token was made of, before any normalization, without white space around it. Tokens that one character became
+    (its bytes, the letters of a ligature) have that character each. A token of white space alone, or of a space that the tokenizer put
+    before the text, has none: start == end. Starts ascend.
+
+    Args:
+      texts, threads: as of `encode_arrays`.
+
+    Returns:
+      For each text (ids int32 `[tokens]`, spans int32 `[tokens, 2]`: first character and the one after the last).
+    """
+    encoded = [[] for _ in texts]
+    for owners, starts, parts in _calls(texts):
+      for owner, start, (ids, spans) in zip(owners, starts, _encode(self.encode_short_with_offsets, parts, threads), strict=True):
+        encoded[owner].append((ids, spans + np.int32(start)))
+    nothing = (np.zeros(0, np.int32), np.zeros((0, 2), np.int32))
+    return [parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, nothing))) for parts in encoded]
 
   def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
     """`encode_arrays` as lists."""
@@ -93,15 +115,6 @@ class Tokenizer:
   def encode(self, text: str) -> list[int]:
     """Ids of one text, as of `encode_batch`, in the calling thread."""
     return self.encode_batch([text], threads=1)[0]
-
-  def _encode(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
-    try:
-      return self.encode_short(texts, threads)
-    except (TypeError, RuntimeError, UnicodeError):  # what the libraries make of a lone surrogate
-      clean = [_SURROGATES.sub('\ufffd', text) for text in texts]
-      if clean == texts:
-        raise
-      return self.encode_short(clean, threads)
 
   def decode(self, ids: Iterable[int], special_tokens: bool = True) -> str:
     """Readable text of ids; special tokens other than [PAD] are written out, or left out."""
@@ -224,31 +237,42 @@ def _from_files(kind: str, content: dict[str, bytes], source: str = 'unpickled')
   return Tokenizer(kind=kind, files=content, **parts(content, source))
 
 
-def _calls(texts: Sequence[str]) -> Iterator[tuple[list[int], list[str]]]:
-  """What goes to the library at once: parts of texts, each at most `LONG_TEXT` characters, and whose they are."""
+def _encode(encode: Callable, texts: list[str], threads: int | None) -> list:
+  try:
+    return encode(texts, threads)
+  except (TypeError, RuntimeError, UnicodeError):  # what the libraries make of a lone surrogate
+    clean = [_SURROGATES.sub('\ufffd', text) for text in texts]
+    if clean == texts:
+      raise
+    return encode(clean, threads)
+
+
+def _calls(texts: Sequence[str]) -> Iterator[tuple[Sequence[int], Sequence[int], list[str]]]:
+  """What goes to the library at once: parts of texts, each at most `LONG_TEXT` characters, whose they are and where they start."""
   if sum(map(len, texts)) <= LONG_TEXT:  # the usual case, at no cost
     if texts:
-      yield range(len(texts)), list(texts)
+      yield range(len(texts)), [0] * len(texts), list(texts)
     return
-  owners, parts, characters = [], [], 0
+  owners, starts, parts, characters = [], [], [], 0
   for owner, text in enumerate(texts):
-    for part in _parts(text):
+    for start, part in _parts(text):
       owners.append(owner)
+      starts.append(start)
       parts.append(part)
       characters += len(part)
       if characters >= CALL_CHARACTERS:
-        yield owners, parts
-        owners, parts, characters = [], [], 0
+        yield owners, starts, parts
+        owners, starts, parts, characters = [], [], [], 0
   if parts:
-    yield owners, parts
+    yield owners, starts, parts
 
 
-def _parts(text: str) -> Iterator[str]:
-  """A text in parts of at most `LONG_TEXT` characters; the white space where it is parted is left out."""
+def _parts(text: str) -> Iterator[tuple[int, str]]:
+  """A text in parts of at most `LONG_TEXT` characters with their starts; the white space where it is parted is left out."""
   start = 0
   while len(text) - start > LONG_TEXT:
     end = start + LONG_TEXT
     cut = max(text.rfind(white, start + 1, end) for white in _CUTS)
-    yield text[start : cut if cut > 0 else end]
+    yield start, text[start : cut if cut > 0 else end]
     start = cut + 1 if cut > 0 else end
-  yield text[start:]
+  yield start, text[start:]

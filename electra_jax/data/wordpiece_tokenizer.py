@@ -4,6 +4,7 @@ import io
 import json
 import os
 import string
+import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
@@ -101,10 +102,17 @@ def parts(files: Mapping[str, bytes], source: str) -> dict:
     _set_threads(threads)
     return [np.array(encoding.ids, np.int32) for encoding in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
 
+  def encode_with_offsets(texts, threads):
+    _set_threads(threads)
+    encoded = pipeline.encode_batch(texts, add_special_tokens=False)
+    return [(np.array(one.ids, np.int32), _with_accents(text, np.array(one.offsets, np.int32).reshape(-1, 2)))
+            for text, one in zip(texts, encoded, strict=True)]
+
   return {
     'tokens': tokens,
     **ids,
     'encode_short': encode,
+    'encode_short_with_offsets': encode_with_offsets,
     'decode_ordinary': lambda row: decoder.decode([tokens[i] for i in row]),
   }
 
@@ -197,6 +205,19 @@ def _pipeline(settings: Mapping) -> tuple:
     lowercase=settings['do_lower_case'],
   )
   return normalizer, pre_tokenizers.BertPreTokenizer()
+
+
+def _with_accents(text: str, spans: np.ndarray) -> np.ndarray:
+  """Spans int32 [tokens, 2], in place: an accent that is a character of its own and was taken off is of the token before it."""
+  if text.isascii() or not len(spans):
+    return spans
+  points = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+  marks = [point for point in np.unique(points[points >= 0x300]) if unicodedata.category(chr(point)) == 'Mn']
+  if marks:
+    others = np.append(np.flatnonzero(~np.isin(points, marks)), len(text))
+    behind = others[np.searchsorted(others, spans[:, 1])]  # the first character at or after the end that is no mark
+    spans[:, 1] = np.maximum(spans[:, 1], np.minimum(behind, np.append(spans[1:, 0], len(text))))
+  return spans
 
 
 def _set_threads(threads: int | None) -> None:
