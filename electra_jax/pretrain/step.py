@@ -103,8 +103,6 @@ def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int,
   token_ids = np.asarray(token_ids)
   for part in range(parts):
     rows = np.arange(part, len(token_ids), parts, dtype=np.int32)
-    for kind, tree in zip(('the parameter', 'the figure', 'the gradient of'), check(params, split(token_ids[rows]), split(rows))):
-      for path, fine in jax.tree_util.tree_leaves_with_path(tree):
-        if not fine:
-          return f'{kind} {jax.tree_util.keystr(path, simple=True, separator="/")}'
+    if name := shared.name_nonfinite(*check(params, split(token_ids[rows]), split(rows))):
+      return name
   return 'a sum of gradients that are finite each'

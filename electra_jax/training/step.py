@@ -100,3 +100,28 @@ def tower_norms(tree) -> dict[str, jax.Array]:
     tower = 'embeddings' if name == 'embeddings' else name.split('_')[0]
     squares[tower] = squares.get(tower, 0.0) + sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(subtree))
   return {tower: jnp.sqrt(total) for tower, total in squares.items()} | {'all': jnp.sqrt(sum(squares.values()))}
+
+
+def first_nonfinite(prepare, loss, params, step: int, batch, layout: meshes.Layout) -> str:
+  """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
+
+  Computes the step's gradients again; `prepare` and `loss` as in make_train_step.
+  """
+  def check(params, batch):
+    examples, counts = prepare(step, batch)
+    (value, sums), grads = jax.value_and_grad(lambda params: loss(params, examples, counts), has_aux=True)(params)
+    finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+    figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return finite(params), finite(figures | {'loss': value}), finite(grads)
+
+  fine = jax.jit(meshes.within(layout, check), out_shardings=meshes.replicated(layout.mesh))(params, batch)
+  return name_nonfinite(*fine) or 'a sum of gradients that are finite each'
+
+
+def name_nonfinite(params, figures, gradients) -> str | None:
+  """The first of three trees of truth values that says no, in words."""
+  for kind, tree in (('the parameter', params), ('the figure', figures), ('the gradient of', gradients)):
+    for path, fine in jax.tree_util.tree_leaves_with_path(tree):
+      if not fine:
+        return f'{kind} {jax.tree_util.keystr(path, simple=True, separator="/")}'
+  return None

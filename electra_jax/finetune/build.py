@@ -1,0 +1,117 @@
+"""From a fine-tuning config, a task and an encoder to the program of its trials."""
+
+import json
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from electra_jax import config as configs
+from electra_jax.errors import UserError
+from electra_jax.finetune import batches, config as finetune_config, step as steps
+from electra_jax.finetune.initial import Initial, with_choices
+from electra_jax.finetune.tasks.task import Features, Task
+from electra_jax.model.heads import FineTuned, init_params
+from electra_jax.training import hosts, mesh as meshes, optimizers, workdir as workdirs
+from electra_jax.training.encoders import attention_kernel, encoder_config
+from electra_jax.training.step import TrainState, fresh_state, state_shardings
+
+
+def claim(workdir, config) -> None:
+  """Makes WORKDIR this config's, or finds that it is already. A folder in which no trial was begun may have another config.
+
+  Raises UserError where the folder cannot be written or reached, or holds the run of another config.
+  """
+  workdir = workdirs.folder(workdir)
+  workdirs.check_writable(workdir)
+  plain, path = configs.to_plain(config), workdir / 'config.json'
+  if workdirs.exists(path):
+    before = workdirs.read_json(path)
+    changed = configs.differences(configs.completed(before, configs.to_plain(finetune_config.default_config())), plain,
+                                  free=finetune_config.FREE_ON_RESUME)
+    with workdirs.reaching(workdir):
+      begun = any(workdir.glob('*/trial-*')) or (workdir / 'checkpoints').exists()
+    if changed and begun:
+      raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
+                      'give the same config to go on with it, or another --workdir.')
+  workdirs.write_json(path, plain)
+
+
+class Program(NamedTuple):
+  """What all trials of a task share."""
+  config: Any
+  task: Task
+  initial: Initial
+  layout: meshes.Layout
+  model: FineTuned
+  max_length: int
+  lengths: tuple[int, ...]         # that batches are padded to
+  train: Features
+  steps: int                       # of a trial
+  steps_per_epoch: int
+  schedule: Any
+  optimizer: Any
+  shapes: TrainState
+  shardings: TrainState
+  train_step: Any
+  predict: Any
+  rates: tuple[float, float]       # learning rate, layer-wise decay
+  attention: tuple[str, str]       # kernel, and why
+  compiled: set                    # lengths of rows that the step was compiled for, so far
+
+
+def build_model(config, task, initial: Initial, max_length: int):
+  """The encoder with the task's head, its attention kernel and why it is that.
+
+  Raises UserError where rows would be longer than the encoder's positions, or sizes contradict each other.
+  """
+  fields = with_choices(initial.model, config)
+  if fields.family == 'electra' and max_length > fields.max_positions:
+    raise UserError(f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} positions; '
+                    f'set --config.max_length={fields.max_positions}.')
+  platform = jax.default_backend()
+  # Rows come in several lengths: the kernel is one that takes them all.
+  shortest = batches.buckets(max_length, config.bucketed)[0]
+  encoder = encoder_config(fields, initial.tokenizer.size, shortest, config.dtype)
+  head = config.head
+  model = FineTuned(encoder, task.head, labels=max(1, len(task.labels)), dropout=None if head.dropout < 0 else head.dropout,
+                    pooling=head.pooling, beam=head.beam)
+  return model, attention_kernel(fields, shortest, config.dtype, platform)
+
+
+def program(config, task, initial: Initial, layout: meshes.Layout, train: Features, max_length: int) -> Program:
+  """Everything of a task that its trials share. Raises UserError where rows do not divide over the mesh, or what build_model raises."""
+  shards = meshes.row_shards(layout.mesh)
+  if config.batch_size % (shards * config.micro_batches):
+    raise UserError(f'config.batch_size {config.batch_size} does not divide over {shards} devices'
+                    + (f' and {config.micro_batches} micro-batches' if config.micro_batches > 1 else '') + f'; use a multiple of {shards * config.micro_batches}.')
+  model, kernel = build_model(config, task, initial, max_length)
+  o, per_epoch = config.optimizer, batches.steps_per_epoch(len(train), config.batch_size)
+  count = max(1, round((config.epochs or task.recipe.epochs) * per_epoch))
+  rate, decay = rates = finetune_config.rates(config, model.config.hidden_size)
+  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  schedule = optimizers.linear_decay_with_warmup(rate, int(o.warmup * count), count)
+  layer_rates = optimizers.layerwise_rates(nn.unbox(boxed), model.config.num_layers, decay, o.published_depths)
+  optimizer = optimizers.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip,
+                               bias_correction=o.bias_correction, layer_rates=layer_rates)
+  shapes, shardings = state_shardings(boxed, optimizer, layout)
+  ids = steps.special_ids(initial.tokenizer)
+  train_step = steps.jit_train_step(model, optimizer, ids, shardings, layout, meshes.moment_shardings(shapes.params, shardings.params, layout),
+                                    impossible_weight=config.head.impossible_weight, micro_batches=config.micro_batches,
+                                    skip_nonfinite=config.skip_nonfinite)
+  return Program(config, task, initial, layout, model, max_length, batches.buckets(max_length, config.bucketed), train, count, per_epoch,
+                 schedule, optimizer, shapes, shardings, train_step, steps.jit_predict(model, ids, layout), rates, kernel, set())
+
+
+def first_state(p: Program, seed: int) -> TrainState:
+  """A trial's state before its first step: the encoder as it was pretrained, or fresh, and a fresh head."""
+  params = jax.jit(lambda: nn.unbox(init_params(p.model, seed)), out_shardings=p.shardings.params)()
+  if p.initial.weights is not None:
+    pretrained = lambda tree: {name: tree[name] for name in ('embeddings', 'discriminator')}
+    params = {**params, **p.initial.restore(pretrained(p.shapes.params), pretrained(p.shardings.params))}
+  return jax.jit(lambda params: fresh_state(p.optimizer, params), out_shardings=p.shardings, donate_argnums=0)(params)
+
+
+def same_on_all(config) -> None:
+  """Raises UserError where processes of the run have different configs."""
+  hosts.same_everywhere('the config', json.dumps(configs.to_plain(config), sort_keys=True))

@@ -1,0 +1,175 @@
+"""The fine-tuning program: a pretrained run and labelled data to scored trials, top to bottom. A trial's steps are in trial.py."""
+
+import io
+import math
+
+import jax
+import numpy as np
+
+from electra_jax import console
+from electra_jax.console import say
+from electra_jax.data.permutation import permutation
+from electra_jax.errors import PREEMPTED, UserError
+from electra_jax.finetune import batches, build, config as finetune_config, initial, summary
+from electra_jax.finetune.tasks import open_task
+from electra_jax.finetune.trial import RESULT, Split, labelled, plain, run_trial
+from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training.preemption import Notice
+from electra_jax.training.progress import quantity
+
+RESULTS = 'results.json'
+
+
+def finetune(config, workdir: str) -> int:
+  """Fine-tunes on each task of a config, trial after trial, or goes on where an earlier start of the same command stopped.
+
+  Leaves in WORKDIR: config.json, encoder.json and tokenizer/, a folder a task with a folder a trial, and results as JSON, Markdown and picture.
+
+  Returns the exit status: 0 when done, PREEMPTED when asked to stop (everything saved).
+
+  Raises UserError for a person's mistakes, and when a loss or gradient is not finite.
+  """
+  notice = Notice()
+  finetune_config.check(config)
+  build.same_on_all(config)
+  hosts.from_first(lambda: build.claim(workdir, config))
+  workdir = workdirs.folder(workdir)
+  console.heading(f'{config.name}  ({workdir})')
+
+  #### Devices, data, encoder ########################################################################################
+  layout, devices = meshes.make_layout(config), jax.devices()
+  say('devices', f'{len(devices)} x {devices[0].device_kind}' + (f' of {jax.process_count()} processes' if jax.process_count() > 1 else '')
+      + ', mesh ' + ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items()))
+  if config.compilation_cache:
+    import os
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
+  tasks = [open_task(name, config.data) for name in finetune_config.tasks(config)]
+  for task in tasks:                            # all data is read before the first step
+    examples = {split: task.examples(split) for split in ('train', 'dev') if split in task.splits}
+    for split in ('train', 'dev'):
+      if not len(examples.get(split, ())):
+        raise UserError(f'{task.name} has no {split} data; name the file with --config.data.{split}, or its folder with --config.data.source.')
+    others = ', '.join(f'{len(task.examples(split)):,} {split}' for split in task.splits if split not in examples)
+    say(task.name, f'{len(examples["train"]):,} train, {len(examples["dev"]):,} dev' + (f', {others}' if others else '')
+        + (f'; labels {_some(task.labels)}' if task.labels else ''))
+  start = initial.open_initial(config)
+  say('encoder', start.describe())
+  hosts.from_first(lambda: _keep_encoder(workdir, start))
+
+  #### Tasks #########################################################################################################
+  for task in tasks:
+    folder = workdir / task.name
+    todo = [trial for trial in range(1, config.num_trials + 1) if not workdirs.exists(folder / f'trial-{trial}' / RESULT)]
+    hosts.from_first(lambda: workdirs.write_json(_made(folder) / initial.TASK, task.describe() | {'max_length': config.max_length or task.recipe.max_length}))
+    if todo:
+      p, splits = prepare(config, task, start, layout)
+      for trial in todo:
+        say(f'trial {trial}', f'of {config.num_trials}, seed {config.seed + trial - 1}')
+        record, params = run_trial(p, trial, folder / f'trial-{trial}', splits, notice)
+        if record is None:
+          return PREEMPTED
+        hosts.from_first(lambda: _keep_weights(config, folder))
+        figures = record['figures']['dev']
+        say('dev', ', '.join(f'{name} {value:.4f}' for name, value in figures.items() if math.isfinite(value)))
+        del params
+    _show(config, workdir, [task.name])
+
+  #### Results #######################################################################################################
+  records = read_records(workdir, [task.name for task in tasks])
+  hosts.from_first(lambda: write_results(workdir, config, start, records))
+  say('results', str(workdir / RESULTS))
+  say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')
+  return 0
+
+
+def prepare(config, task, start, layout):
+  """The program of a task and the parts of its data that are scored, tokenized; says what was cut off and what will be done."""
+  max_length = config.max_length or task.recipe.max_length
+  examples = task.examples('train')
+  if 0 < config.train_examples < len(examples):
+    chosen = np.sort(permutation(np.arange(config.train_examples), len(examples), config.seed, 0))
+    examples = [examples[i] for i in chosen]
+    say('', f'{config.train_examples:,} of the training examples, by config.train_examples')
+
+  def tokenize(split, examples):
+    features, notes = task.features(examples, start.tokenizer, max_length)
+    if len(features) == 0:
+      raise UserError(f'{task.name}: the {split} data makes no rows; give more of it.')
+    told = ', '.join(f'{count:,} {what}' for what, count in notes.items() if count)
+    if told:
+      say('', f'{split}: {told}')
+    return Split(examples, features)
+
+  train = tokenize('train', examples).features
+  splits = {split: tokenize(split, task.examples(split)) for split in ('dev', *(s for s in task.splits if s not in ('train', 'dev')))}
+  splits = {name: split for name, split in splits.items() if name == 'dev' or (task.head != 'span' and labelled(split))}
+  p = build.program(config, task, start, layout, train, max_length)
+  tokens = sum(map(len, train.token_ids))
+  padded = sum(p.config.batch_size * next(n for n in p.lengths if n >= max(len(train.token_ids[r]) for r in rows))
+               for rows in (batches.Epochs(train, config.batch_size, config.seed, config.bucketed).rows(i) for i in range(p.steps_per_epoch)))
+  rate, decay = p.rates
+  say('', f'{p.steps:,} steps of {config.batch_size} rows, {p.steps / p.steps_per_epoch:.3g} epochs of {len(train):,} rows of at most {max_length} tokens; '
+      f'{1 - tokens / padded:.0%} padding')
+  say('', f'{quantity(initial.weights_count(p.shapes.params))} parameters, learning rate {rate:g}, layer by layer times {decay:g}'
+      + (' (depths as published)' if config.optimizer.published_depths else '') + f', attention {p.attention[0]} ({p.attention[1]})')
+  for line in meshes.describe(p.shapes.params, p.shardings.params, layout):
+    say('', line)
+  return p, splits
+
+
+def _some(labels, most: int = 8) -> str:
+  return ', '.join(labels[:most]) + (f', ... ({len(labels)})' if len(labels) > most else '')
+
+
+def _made(folder):
+  folder.mkdir(parents=True, exist_ok=True)
+  return folder
+
+
+def _keep_encoder(workdir, start):
+  """What a person needs to open the run without the one that it began with."""
+  workdirs.write_json(workdir / initial.ENCODER, {'model': start.model.to_dict(), 'origin': start.origin})
+  if not (workdir / 'tokenizer').exists():
+    start.tokenizer.save(workdir / 'tokenizer')
+
+
+def _keep_weights(config, folder):
+  """Keeps the checkpoints of the trials that config.keep_trials says, and notes which, the best first."""
+  records = [r for r in read_records(folder.parent, [folder.name])]
+  value = lambda record: -math.inf if (v := record['figures']['dev'].get(record['metric'])) is None else v
+  ranked = [record['trial'] for record in sorted(records, key=lambda record: (-value(record), record['trial']))]
+  ranked = [trial for trial in ranked if (folder / f'trial-{trial}' / 'checkpoints').exists()]
+  kept = ranked[:{'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
+  workdirs.write_json(folder / initial.KEPT, kept)
+  for trial in ranked:
+    if trial not in kept:
+      (folder / f'trial-{trial}' / 'checkpoints').rmtree()
+
+
+def read_records(workdir, tasks) -> list[dict]:
+  """The records of the trials that are done, by task and trial."""
+  records = []
+  for task in tasks:
+    folder = workdir / task
+    with workdirs.reaching(folder):
+      paths = sorted(folder.glob(f'trial-*/{RESULT}'), key=lambda path: int(path.parent.name.split('-')[1])) if folder.exists() else []
+    records += [workdirs.read_json(path) for path in paths]
+  return records
+
+
+def _show(config, workdir, tasks):
+  records = read_records(workdir, tasks)
+  print('\n' + summary.table(summary.summarise(records)) + '\n')
+  for trial in summary.collapsed(records):
+    say('collapsed', f'trial {trial["trial"]} of {trial["task"]} says the same of everything, as fine-tuning now and then does on little data: '
+        'look at the median, take more trials, or a lower --config.optimizer.learning_rate')
+
+
+def write_results(workdir, config, start, records) -> None:
+  """results.json, results.md and results.png of all trials."""
+  summaries = summary.summarise(records)
+  workdirs.write_json(workdir / RESULTS, plain({'origin': start.origin, 'summaries': summaries, 'trials': records}))
+  workdirs.write_bytes(workdir / 'results.md', summary.markdown(summaries).encode())
+  image = io.BytesIO()
+  summary.draw(records).savefig(image, dpi=130, format='png')
+  workdirs.write_bytes(workdir / 'results.png', image.getvalue())
