@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from electra_jax.errors import UserError
-from electra_jax.finetune.tasks import glue
+from electra_jax.finetune.tasks import glue, text
 from electra_jax.finetune.tasks.text import Example
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -321,6 +321,16 @@ def test_tfds_in_the_order_of_the_files(data_dir, name):
     assert task.splits == ('train', 'dev', 'dev_mismatched', 'test', 'test_mismatched', 'diagnostic')
     assert task.examples('diagnostic')[19].first == 'test premise 19'
     assert told(task.examples('dev_mismatched')) == expected('validation_mismatched')
+
+
+def test_ones_own_task_from_tfds(data_dir):
+  source = f'tfds:glue/cola;data_dir={data_dir}'
+  task = text.open_task('classification', data(train=source, dev=f'{source};split=validation[:5]', test=f'{source};split=test', text='sentence'))
+  assert task.labels == ('acceptable', 'unacceptable') and len(task.examples('train')) == 20
+  assert sorted(task.examples('dev')[0].first.split()[:2]) == ['sentence', 'validation'] and len(task.examples('dev')) == 5
+  assert {example.target for example in task.examples('test')} == {-1}
+  with pytest.raises(UserError, match="example 1 of 'tfds:glue/cola.*' has no column 'text'"):
+    text.open_task('classification', data(train=source))
 
 
 def test_tfds_data_of_another_task_is_told(data_dir):
