@@ -1,0 +1,359 @@
+"""Heads for fine-tuning: what they compute, what they ignore, and that the pretrained encoder under them is the one it was."""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import conftest
+from electra_jax.finetune import losses
+from electra_jax.model import heads
+from electra_jax.model.encoder import packed_inputs
+from electra_jax.training import mesh as meshes
+
+BATCH, LENGTH, LABELS, BEAM = 3, 12, 4, 5
+LENGTHS = (12, 9, 5)
+READERS = pytest.mark.parametrize('kind', heads.KINDS)
+
+
+def rows(length=LENGTH, lengths=LENGTHS, seed=0):
+  """[CLS] question [SEP] context [SEP] and padding."""
+  rng = np.random.default_rng(seed)
+  ids = np.full((len(lengths), length), conftest.PAD, np.int32)
+  for row, size in zip(ids, lengths):
+    row[:size] = rng.integers(conftest.MASK + 1, 60, size)
+    row[0], row[2], row[size - 1] = conftest.CLS, conftest.SEP, conftest.SEP
+  return ids
+
+
+def inputs_of(ids):
+  return packed_inputs(jnp.asarray(ids), conftest.PAD, conftest.CLS, conftest.SEP)
+
+
+def targets_of(ids):
+  """All heads' targets at once; answers lie in the context or at [CLS]."""
+  real, place = ids != conftest.PAD, np.arange(ids.shape[1])
+  last = real.sum(1) - 1
+  n = len(ids)
+  return {'label': np.arange(n, dtype=np.int32) % LABELS, 'value': np.linspace(0, 1, n).astype(np.float32),
+          'tags': np.where(real & (place % 2 == 1), place % LABELS, -1).astype(np.int32),
+          'start': np.where(np.arange(n) % 2, 0, 3).astype(np.int32),
+          'end': np.where(np.arange(n) % 2, 0, last - 1).astype(np.int32),
+          'impossible': (np.arange(n) % 2).astype(np.float32),
+          'allowed': ((place[None] == 0) | ((place[None] > 2) & (place[None] < last[:, None]))).astype(np.int32),
+          'weights': np.ones(n, np.float32)}
+
+
+def model_of(kind, family='electra', beam=BEAM, dropout=0.0, **fields):
+  config = conftest.tiny_electra(family, dropout=dropout, **fields).discriminator_config
+  return heads.FineTuned(config, kind, labels=LABELS, beam=beam)
+
+
+@functools.cache
+def fresh(kind, family='electra'):
+  return nn.unbox(jax.jit(lambda: heads.init_params(model_of(kind, family), 1))())
+
+
+@functools.cache
+def compiled(kind, family='electra', dtype=jnp.float32):
+  """(params, ids, targets, keys) -> outputs of training and of prediction."""
+  model = model_of(kind, family, dtype=dtype)
+  def both(params, ids, targets, keys):
+    inputs, variables = inputs_of(ids), {'params': params}
+    return (model.apply(variables, inputs, targets, keys, method='training'), model.apply(variables, inputs, targets, method='predict'))
+  return jax.jit(both)
+
+
+def run(kind, ids, keys=None, family='electra', dtype=jnp.float32):
+  return jax.tree.map(np.asarray, compiled(kind, family, dtype)(fresh(kind, family), ids, targets_of(ids), keys))
+
+
+@pytest.mark.parametrize('kind, family', [(kind, 'electra') for kind in heads.KINDS] + [('span', 'modern')])
+def test_every_head_trains_the_whole_encoder_and_loses_less(kind, family):
+  model, params, ids = model_of(kind, family, dropout=0.1), fresh(kind, family), rows()
+  targets = targets_of(ids)
+  @jax.jit
+  def step(params, keys):
+    def mean(params):
+      outputs = model.apply({'params': params}, inputs_of(ids), targets, keys, method='training')
+      total, count, sums = losses.loss(kind, outputs, targets)
+      return total / count, sums
+    (value, sums), grads = jax.value_and_grad(mean, has_aux=True)(params)
+    rate = 0.05 / jnp.maximum(1, jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads))))
+    return value, sums, grads, jax.tree.map(lambda p, g: p - rate * g, params, grads)
+  keys = jax.random.split(jax.random.key(0), len(ids))
+  first, sums, grads, params = step(params, keys)
+  dead = {'/'.join(entry.key for entry in path) for path, grad in jax.tree_util.tree_leaves_with_path(grads) if not np.abs(grad).max() > 0}
+  # A key's bias shifts all scores of a query alike, a start's and an end's all positions: softmax does not see it.
+  assert dead <= {'discriminator/layers/key/bias', 'head/start/bias', 'head/end/bias'}
+  for _ in range(60):
+    last, sums, _, params = step(params, keys)
+  assert np.isfinite(first) and last < 0.8 * first
+  assert all(np.isfinite(value) for value in sums.values())
+
+
+def test_parameters_and_hidden_states_are_those_of_pretraining():
+  ids, keys = rows(), jax.random.split(jax.random.key(3), len(LENGTHS))
+  electra = conftest.tiny_electra(dropout=0.1)
+  pretrained = conftest.random_params(electra)
+  theirs = jax.jit(lambda params: electra.apply({'params': params}, inputs_of(ids), keys, method='hidden_states'))(pretrained)
+  params = fresh('tagging') | {name: pretrained[name] for name in ('embeddings', 'discriminator')}
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, fresh('tagging'))
+  model = model_of('tagging', dropout=0.1)
+  ours = jax.jit(lambda params: model.apply({'params': params}, inputs_of(ids), keys, method='hidden_states'))(params)
+  np.testing.assert_array_equal(ours, theirs)
+
+
+@READERS
+def test_heads_begin_as_tensorflow_has_them(kind):
+  leaves = {'/'.join(entry.key for entry in path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(fresh(kind)['head'])}
+  shapes = {'classification': {'dense': (32, LABELS)}, 'regression': {'dense': (32, 1)}, 'tagging': {'dense': (32, LABELS)},
+            'span': {'start': (32, 1), 'end_hidden': (64, 512), 'end': (512, 1), 'impossible_hidden': (64, 512), 'impossible': (512, 1)}}[kind]
+  assert {name: leaf.shape for name, leaf in leaves.items() if name.endswith('kernel')} == {f'{name}/kernel': s for name, s in shapes.items()}
+  assert len(leaves) == 2 * len(shapes)
+  for name, leaf in leaves.items():
+    assert leaf.dtype == np.float32
+    if name.endswith('bias'):
+      assert not leaf.any()
+    else:       # uniform up to sqrt(6 / (in + out)), of which the deviation is 1 / sqrt(3)
+      limit = (6 / sum(leaf.shape)) ** 0.5
+      assert 0.75 * limit < np.abs(leaf).max() <= limit
+      assert 0.4 < leaf.std() / limit < 0.75
+
+
+def draw(seed=0, batch=BATCH, length=LENGTH, size=8):
+  """Hidden states, what is allowed, and starts; not everything is allowed, and [CLS] is."""
+  rng = np.random.default_rng(seed)
+  allowed = (rng.random((batch, length)) < 0.6).astype(np.int32)
+  allowed[:, 0] = 1
+  start = np.array([rng.choice(np.flatnonzero(row)) for row in allowed], np.int32)
+  return rng.standard_normal((batch, length, size)).astype(np.float32), allowed, start
+
+
+def span_head(beam=BEAM, size=8, dtype=jnp.float32):
+  head = heads.SpanHead(dataclasses.replace(model_of('span').config, hidden_size=size, num_heads=2, dtype=dtype), beam)
+  hidden, allowed, start = draw(size=size)
+  shapes = nn.unbox(jax.eval_shape(lambda: head.init(jax.random.key(0), hidden, allowed, start, method='training')))['params']
+  rng = np.random.default_rng(5)
+  return head, jax.tree.map(lambda s: (rng.standard_normal(s.shape) * (s.shape[0] if len(s.shape) > 1 else 4) ** -0.5).astype(np.float32), shapes)
+
+
+def gelu(x):
+  return 0.5 * x * (1 + np.vectorize(math.erf)(x / 2 ** 0.5))
+
+
+def log_softmax(x):
+  x = x - x.max(-1, keepdims=True)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def span_in_numpy(params, hidden, allowed):
+  """In float64, every start paired with every token, the pair's states one after the other: starts, ends [b, start, end], impossible."""
+  p = jax.tree.map(lambda x: x.astype(np.float64), params)
+  dense = lambda x, name: x @ p[name]['kernel'] + p[name]['bias']
+  hidden, length = hidden.astype(np.float64), hidden.shape[1]
+  starts = np.where(allowed, dense(hidden, 'start')[..., 0], heads.LOWEST)
+  pairs = np.concatenate([np.repeat(hidden[:, :, None], length, 2), np.repeat(hidden[:, None], length, 1)], -1)
+  ends = np.where(allowed[:, None], dense(gelu(dense(pairs, 'end_hidden')), 'end')[..., 0], heads.LOWEST)
+  expected = (np.exp(log_softmax(starts))[..., None] * hidden).sum(1)
+  both = np.concatenate([hidden[:, 0], expected], -1)
+  return starts, ends, dense(gelu(dense(both, 'impossible_hidden')), 'impossible')[..., 0]
+
+
+def test_the_span_head_is_the_one_over_pairs_of_states():
+  head, params = span_head()
+  hidden, allowed, start = draw()
+  ours = jax.jit(lambda params: head.apply({'params': params}, hidden, allowed, start, method='training'))(params)
+  starts, ends, impossible = span_in_numpy(params, hidden, allowed)
+  for a, b in zip(ours, (starts, ends[np.arange(BATCH), start], impossible), strict=True):
+    assert a.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  # The start matters: another one gives other ends.
+  assert np.abs(ends[0, start[0]] - ends[0, (start[0] + 1) % LENGTH])[allowed[0] > 0].max() > 1e-2
+
+
+@pytest.mark.parametrize('beam', [1, 4, 20])
+def test_beam_search_finds_what_going_through_all_pairs_finds(beam):
+  head, params = span_head(beam)
+  hidden, allowed, _ = draw(seed=7)
+  allowed[1] = [1] + [0] * (LENGTH - 1)               # a window in which nothing but [CLS] is allowed
+  found = jax.jit(lambda params: head.apply({'params': params}, hidden, allowed, method='beam_search'))(params)
+  found = jax.tree.map(np.asarray, found)
+  assert {name: (x.dtype.name, x.shape) for name, x in found.items()} == {
+      'start_log_probs': ('float32', (BATCH, beam)), 'start_index': ('int32', (BATCH, beam)), 'impossible': ('float32', (BATCH,)),
+      'end_log_probs': ('float32', (BATCH, beam, beam)), 'end_index': ('int32', (BATCH, beam, beam))}
+  starts, ends, impossible = span_in_numpy(params, hidden, allowed)
+  np.testing.assert_allclose(found['impossible'], impossible, rtol=1e-5, atol=1e-5)
+  starts, ends = log_softmax(starts), log_softmax(ends)
+
+  def check(log_probs, index, row, expected):
+    best = sorted(np.flatnonzero(allowed[row]), key=lambda i: -expected[i])[:beam]
+    assert list(index[:len(best)]) == best
+    np.testing.assert_allclose(log_probs[:len(best)], expected[best], rtol=1e-4, atol=1e-5)
+    assert not index[len(best):].any() and (log_probs[len(best):] < heads.LOWEST / 2).all()
+    assert np.isfinite(log_probs).all() and np.isfinite(log_probs + log_probs).all()
+    return len(best)
+  for row in range(BATCH):
+    count = check(found['start_log_probs'][row], found['start_index'][row], row, starts[row])
+    for i in range(count):
+      check(found['end_log_probs'][row, i], found['end_index'][row, i], row, ends[row, found['start_index'][row, i]])
+
+
+def sizes(jaxpr):
+  """Elements of every array that a jaxpr makes, inside of loops too."""
+  for equation in jaxpr.eqns:
+    yield from (np.prod(v.aval.shape, dtype=int) for v in equation.outvars)
+    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
+      if hasattr(inner, 'jaxpr') or hasattr(inner, 'eqns'):
+        yield from sizes(getattr(inner, 'jaxpr', inner))
+
+
+def test_no_array_has_a_hidden_layer_for_every_pair():
+  head, params = span_head(beam=10)
+  hidden, allowed, _ = draw()
+  made = jax.make_jaxpr(lambda p: head.apply({'params': p}, hidden, allowed, method='beam_search'))(params)
+  assert max(sizes(made.jaxpr)) == BATCH * LENGTH * heads.SPAN_SIZE
+
+
+@pytest.mark.parametrize('pooling', heads.POOLINGS)
+def test_classification_and_tagging_in_numpy(pooling):
+  hidden = draw(size=32)[0]
+  segments = np.arange(LENGTH)[None] < np.array(LENGTHS)[:, None]
+  params = {'dense': {'kernel': np.random.default_rng(1).standard_normal((32, LABELS)).astype(np.float32), 'bias': np.arange(4.0)}}
+  config = model_of('tagging').config
+  classes = heads.ClassificationHead(config, LABELS, pooling=pooling).apply({'params': params}, hidden, segments.astype(np.int32))
+  pooled = hidden[:, 0] if pooling == 'cls' else np.stack([row[:size].mean(0) for row, size in zip(hidden, LENGTHS)])
+  np.testing.assert_allclose(classes, pooled @ params['dense']['kernel'] + np.arange(4), rtol=1e-5, atol=1e-5)
+  tags = heads.TaggingHead(config, LABELS).apply({'params': params}, hidden)
+  np.testing.assert_allclose(tags, hidden @ params['dense']['kernel'] + np.arange(4), rtol=1e-5, atol=1e-5)
+  # An empty row, which fills a batch, is no division by 0.
+  empty = heads.ClassificationHead(config, LABELS, pooling=pooling).apply({'params': params}, hidden, np.zeros_like(segments, np.int32))
+  assert np.isfinite(empty).all()
+
+
+@READERS
+def test_longer_padding_and_empty_rows_change_nothing(kind):
+  family, ids = {'tagging': 'modern'}.get(kind, 'electra'), rows()
+  padded = np.pad(ids, ((0, 2), (0, 4)), constant_values=conftest.PAD)
+  for method, short, long in zip(('training', 'predict'), run(kind, ids, family=family), run(kind, padded, family=family), strict=True):
+    for name, ours in short.items():
+      assert np.isfinite(long[name]).all()
+      of_tokens = kind == 'tagging' or method == 'training' and name.endswith('_logits')
+      other = long[name][:BATCH, :LENGTH] if of_tokens else long[name][:BATCH]
+      np.testing.assert_allclose(other, ours, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@READERS
+def test_dropout_goes_by_the_key_of_the_row(kind):
+  ids, keys = rows(), jax.random.split(jax.random.key(1), BATCH)                     # the config's own dropout is 0
+  (plain, said), (one, said_with_keys), (other, _) = run(kind, ids), run(kind, ids, keys), run(kind, ids[::-1], keys[::-1])
+  for name in plain:
+    np.testing.assert_allclose(other[name][::-1], one[name], rtol=1e-4, atol=1e-5)
+  # As published, classification and regression drop from what the last layer reads, the others nothing; predictions never.
+  differs = any(np.abs(plain[name] - one[name]).max() > 1e-3 for name in plain)
+  assert differs == (kind in ('classification', 'regression'))
+  for name in said:
+    np.testing.assert_allclose(said[name], said_with_keys[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_rate_of_dropout_is_the_one_asked_for():
+  hidden = np.ones((2, 500, 32), np.float32)
+  params = {'dense': {'kernel': np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}}
+  keys = jax.random.split(jax.random.key(1), 2)
+  out = np.asarray(heads.TaggingHead(model_of('tagging').config, 32, 0.25).apply({'params': params}, hidden, keys))
+  assert set(np.unique(out.round(5))) == {0, np.float32(1 / 0.75).round(5)}
+  assert abs((out == 0).mean() - 0.25) < 0.01
+
+
+@pytest.mark.parametrize('kind', ['classification', 'span'])
+def test_bfloat16_runs_and_is_near_float32(kind):
+  for exact, ours in zip(run(kind, rows()), run(kind, rows(), dtype=jnp.bfloat16), strict=True):
+    assert {name: (x.dtype, x.shape) for name, x in ours.items()} == {name: (x.dtype, x.shape) for name, x in exact.items()}
+    for name in ours:
+      if 'index' not in name:
+        near = exact[name] > heads.LOWEST / 2
+        np.testing.assert_allclose(ours[name][near], exact[name][near], atol=0.1)
+    assert not all(np.array_equal(ours[name], exact[name]) for name in ours)
+
+
+def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
+  config = conftest.default_config()
+  config.mesh.update(fsdp=2, tensor=2)
+  config.sharding.update(smallest=0)
+  layout = meshes.make_layout(config)
+  ids = rows(lengths=(12, 9, 5, 12, 7, 8, 10, 6))
+  targets = targets_of(ids)
+  model, params = model_of('span'), fresh('span')
+  shardings = meshes.parameter_shardings(jax.eval_shape(lambda: heads.init_params(model, 0)), layout)
+  assert any(axis for axis in shardings['head']['end_hidden']['kernel'].spec)
+
+  both = compiled('span').__wrapped__
+  by_rows = meshes.batch_sharding(layout.mesh)
+  ours = jax.jit(meshes.within(layout, lambda *x: both(*x, None)), in_shardings=(shardings, by_rows, by_rows))(params, ids, targets)
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(compiled('span')(params, ids, targets, None)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+def test_kinds_and_poolings_that_are_not_there_are_named():
+  for wrong, message in ((dict(kind='tags'), "kind is 'tags'; it is one of classification"),
+                         (dict(kind='classification', pooling='max'), "pooling is 'max'; it is one of cls, mean")):
+    with pytest.raises(ValueError, match=message):
+      jax.eval_shape(lambda: heads.init_params(heads.FineTuned(model_of('span').config, **wrong), 0))
+
+
+def outputs_and_batch(seed=0, n=6):
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+  outputs = {'classification': {'logits': normal(n, LABELS)}, 'regression': {'value': normal(n)},
+             'tagging': {'logits': normal(n, LENGTH, LABELS)},
+             'span': {'start_logits': normal(n, LENGTH), 'end_logits': normal(n, LENGTH), 'impossible': normal(n)}}
+  batch = {'label': rng.integers(0, LABELS, n), 'value': rng.random(n).astype(np.float32), 'tags': rng.integers(-1, LABELS, (n, LENGTH)),
+           'start': rng.integers(0, LENGTH, n), 'end': rng.integers(0, LENGTH, n), 'impossible': rng.integers(0, 2, n).astype(np.float32),
+           'weights': np.array([1, 1, 1, 0, 1, 0], np.float32)}
+  return outputs, batch
+
+
+def test_losses_in_numpy():
+  outputs, batch = outputs_and_batch()
+  w = batch['weights']
+  nll = lambda logits, labels: -np.take_along_axis(log_softmax(logits.astype(np.float64)), labels[..., None], -1)[..., 0]
+  span, said = outputs['span'], 1 / (1 + np.exp(-outputs['span']['impossible'].astype(np.float64)))
+  sides = (nll(span['start_logits'], batch['start']) + nll(span['end_logits'], batch['end'])) / 2
+  answer = -np.log(np.where(batch['impossible'] > 0, said, 1 - said))
+  tagged = (batch['tags'] >= 0) * w[:, None]
+  expected = {'classification': ((nll(outputs['classification']['logits'], batch['label']) * w).sum(), w.sum()),
+              'regression': (((outputs['regression']['value'] - batch['value']) ** 2 * w).sum(), w.sum()),
+              'tagging': ((nll(outputs['tagging']['logits'], batch['tags'].clip(0)) * tagged).sum(), tagged.sum()),
+              'span': (((sides + 0.5 * answer) * w).sum(), w.sum())}
+  for kind, (total, count) in expected.items():
+    ours, n, sums = losses.loss(kind, outputs[kind], batch)
+    np.testing.assert_allclose(ours, total, rtol=1e-5)
+    assert n == count == losses.count(kind, batch) == sums['count']
+    assert ours == sums['loss']
+  without = losses.loss('span', outputs['span'], batch, impossible_weight=0)[0]
+  np.testing.assert_allclose(without, (sides * w).sum(), rtol=1e-5)
+  right = (outputs['classification']['logits'].argmax(-1) == batch['label']) * w
+  assert losses.loss('classification', outputs['classification'], batch)[2]['correct'] == right.sum()
+
+
+@READERS
+def test_rows_without_a_target_and_rows_that_fill_weigh_nothing(kind):
+  outputs, batch = outputs_and_batch()
+  batch['label'][0], batch['value'][0], batch['tags'][0] = -1, np.nan, -1
+  def mean(outputs, batch):
+    total, count, sums = losses.loss(kind, outputs, batch)
+    return total / count, sums
+  (value, sums), grads = jax.value_and_grad(mean, has_aux=True)(outputs[kind], batch)
+  assert np.isfinite(value) and all(np.isfinite(x) for x in sums.values())
+  left_out = [3, 5] + ([0] if kind != 'span' else [])
+  for grad in jax.tree.leaves(grads):
+    assert np.isfinite(grad).all() and not np.asarray(grad)[left_out].any() and np.asarray(grad)[[1, 2, 4]].any()
+  # So a batch is its parts, however it is divided.
+  part = lambda rows: losses.loss(kind, *jax.tree.map(lambda x: x[rows], (outputs[kind], batch)))[2]
+  for name, whole in sums.items():
+    np.testing.assert_allclose(part(slice(0, 2))[name] + part(slice(2, 6))[name], whole, rtol=1e-5, err_msg=name)
