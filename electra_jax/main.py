@@ -1,4 +1,10 @@
-"""The command line: python -m electra_jax.main --config=configs/base.py [--mode=train|prepare|evaluate|inspect|report|plan] [--workdir=DIR].
+"""The command line: python -m electra_jax.main [--mode=MODE] [--config=FILE] [--workdir=DIR].
+
+  train (the default), prepare, plan       --config=configs/base.py: pretrain; make the rows alone; say what a TPU slice would do
+  evaluate, inspect, report, timeline      --workdir=RUN: figures, rows, pictures of a pretrained run; of all its checkpoints
+  finetune                                 --config=configs/finetune/cola.py --config.init=RUN: train a task, in trials
+  predict                                  --workdir=RUN --input=FILE: what a fine-tuned run says
+  blimp                                    --workdir=RUN --pairs=FOLDER: minimal pairs, by a pretrained run as it is
 
 An absl program whose config is an ml_collections file: fields of it are flags too, --config.optimizer.learning_rate=1e-3.
 """
@@ -15,12 +21,13 @@ from ml_collections import config_flags
 
 from electra_jax.errors import PREEMPTED, Preempted, UserError
 
-MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report', 'plan')
+MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report', 'plan', 'finetune', 'predict', 'blimp', 'timeline')
+WITH_CONFIG = ('train', 'prepare', 'plan', 'finetune')
 # Flags that only some modes take, beside those that say what: --config, --workdir.
-BELONG = {'step': ('evaluate', 'inspect'), 'rows': ('evaluate', 'inspect'), 'store': ('evaluate', 'inspect'), 'first': ('inspect',),
-          'output': ('prepare', 'plan'), 'beam': ('prepare',), 'topology': ('plan',), 'price': ('plan',), 'search': ('plan',),
-          'distributed': ('train', 'evaluate'), 'coordinator': ('train', 'evaluate'),
-          'processes': ('train', 'evaluate'), 'process': ('train', 'evaluate')}
+BELONG = {'step': ('evaluate', 'inspect', 'blimp'), 'rows': ('evaluate', 'inspect', 'timeline'), 'store': ('evaluate', 'inspect', 'timeline'),
+          'first': ('inspect',), 'output': ('prepare', 'plan', 'predict'), 'beam': ('prepare',), 'topology': ('plan',), 'price': ('plan',),
+          'search': ('plan',), 'input': ('predict',), 'task': ('predict',), 'split': ('predict',), 'pairs': ('blimp',), 'limit': ('blimp',),
+          **dict.fromkeys(('distributed', 'coordinator', 'processes', 'process'), ('train', 'evaluate', 'finetune'))}
 INTERRUPTED = 130     # exit status of a program that Ctrl-C ended
 
 
@@ -28,13 +35,15 @@ def parse(argv: list[str]) -> flags.FlagValues:
   """The command line's flags, in a set of their own. Raises UserError, in one sentence, for whatever is wrong with them."""
   values = flags.FlagValues()
   flags.DEFINE_enum('mode', 'train', MODES, 'train: pretrain, or go on; prepare: text to a tokenizer and rows; evaluate: a checkpoint on '
-                    'held-out rows; inspect: show rows, samples and verdicts as text; report: draw a run; plan: what it would do on a TPU slice.', flag_values=values)
+                    'held-out rows; inspect: show rows, samples and verdicts as text; report: draw a run; plan: what it would do on a TPU slice; finetune: train a task; '
+                    'predict: use it; blimp: minimal pairs; timeline: all checkpoints of a run.', flag_values=values)
   flags.DEFINE_string('workdir', None, "The run's folder; without it runs/<config name>.", flag_values=values)
-  flags.DEFINE_string('step', 'last', 'evaluate, inspect: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
-  flags.DEFINE_integer('rows', None, 'evaluate: most held-out rows, without it all; inspect: how many.', lower_bound=1, flag_values=values)
+  flags.DEFINE_string('step', 'last', 'evaluate, inspect, blimp: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
+  flags.DEFINE_integer('rows', None, 'evaluate, timeline: most held-out rows, without it all; inspect: how many.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('first', 0, 'inspect: the first held-out row to show.', lower_bound=0, flag_values=values)
-  flags.DEFINE_string('store', None, 'evaluate, inspect: the prepared corpus, where it is elsewhere than at training.', flag_values=values)
-  flags.DEFINE_string('output', None, "prepare, plan: the folder or gs:// address to keep it in; without it config.data.cache, or runs/<config name>.", flag_values=values)
+  flags.DEFINE_string('store', None, 'evaluate, inspect, timeline: the prepared corpus, where it is elsewhere than at training.', flag_values=values)
+  flags.DEFINE_string('output', None, "prepare, plan: the folder or gs:// address to keep it in; without it config.data.cache, or runs/<config name>; predict: the file to write, "
+                      "or with --split the folder; without it what is printed, or WORKDIR/predictions.", flag_values=values)
   flags.DEFINE_string('topology', None, 'plan: the TPU slice, v5e-16, v4-8, v5p-128, v6e-64, or several, 2xv5e-256.', flag_values=values)
   flags.DEFINE_float('price', None, 'plan: dollars a chip-hour, for what the run costs.', flag_values=values)
   flags.DEFINE_bool('search', True, 'plan: look for the largest batch that fits, which takes some more compilations.', flag_values=values)
@@ -45,6 +54,12 @@ def parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_string('coordinator', None, 'train, evaluate: HOST:PORT of the first process, in place of a cluster.', flag_values=values)
   flags.DEFINE_integer('processes', None, 'with --coordinator: how many processes the run has.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('process', None, 'with --coordinator: the number of this one, from 0.', lower_bound=0, flag_values=values)
+  flags.DEFINE_string('input', None, "predict: the file of texts, pairs, questions or sentences; '-' reads them from standard input.", flag_values=values)
+  flags.DEFINE_string('task', None, 'predict: the task, where the run was fine-tuned on several.', flag_values=values)
+  flags.DEFINE_string('split', None, "predict: a part of the run's own data, test or dev, in place of --input: figures where it has labels, and files for the "
+                      "task's site.", flag_values=values)
+  flags.DEFINE_string('pairs', None, 'blimp: the folder, .tar.xz or .jsonl of minimal pairs.', flag_values=values)
+  flags.DEFINE_integer('limit', None, 'blimp: most pairs of each paradigm.', lower_bound=1, flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this.', flag_values=values, short_name='h')
   config_flags.DEFINE_config_file('config', None, 'The config file, with arguments: configs/base.py:seq=128,batch=64.',
                                   flag_values=values, sys_argv=argv)
@@ -94,8 +109,8 @@ def dispatch(values: flags.FlagValues) -> int:
   if values.help:
     print(__doc__ + '\n' + values.get_help(include_special_flags=False))
     return 0
-  if values.mode in ('train', 'prepare', 'plan') and values.config is None:
-    raise UserError('no --config was given; name one, as in --config=configs/tiny.py.')
+  if values.mode in WITH_CONFIG and values.config is None:
+    raise UserError('no --config was given; name one, as in --config=configs/' + ('finetune/cola.py.' if values.mode == 'finetune' else 'tiny.py.'))
   if values.workdir is None and values.config is None:
     raise UserError(f'--mode={values.mode} needs a run; name its folder with --workdir.')
   # What would be of no effect is a mistake.
@@ -106,12 +121,24 @@ def dispatch(values: flags.FlagValues) -> int:
     raise UserError(f'--mode={values.mode} makes no run; name the folder to keep what it makes in with --output, or leave --workdir out.')
   if values.mode == 'plan' and not values.topology:
     raise UserError('--mode=plan needs a TPU slice; name one, as in --topology=v5e-16.')
-  if values.mode not in ('train', 'prepare', 'plan') and (fields := [name for name in values if name.startswith('config.')]):
+  if values.mode not in (*WITH_CONFIG, 'timeline') and (fields := [name for name in values if name.startswith('config.')]):
     raise UserError(f"--mode={values.mode} takes the run's own config; leave out --{fields[0]}.")
+  if values.mode == 'blimp' and not values.pairs:
+    raise UserError('--mode=blimp needs minimal pairs; name their folder or file with --pairs.')
+  if values.mode == 'timeline' and not values.workdir:
+    raise UserError('--mode=timeline needs the folder of a pretrained run; name it with --workdir.')
   workdir = values.workdir or os.path.join('runs', values.config.name)
   if values.mode in BELONG['distributed']:
     from electra_jax.training import hosts
     hosts.join(values.distributed, values.coordinator, values.processes, values.process)
+  is_finetuning = values.config is not None and 'task' in values.config
+  if values.mode in ('train', 'prepare', 'plan') and is_finetuning:
+    raise UserError(f'--mode={values.mode} takes a config to pretrain with, and this one is for --mode=finetune.')
+  if values.mode == 'finetune':
+    if not is_finetuning:
+      raise UserError('--mode=finetune takes a config such as configs/finetune/cola.py, and this one is to pretrain with.')
+    from electra_jax.finetune.train import finetune
+    return finetune(values.config, workdir)
   if values.mode == 'train':
     from electra_jax.pretrain.train import train
     return train(values.config, workdir)
@@ -121,7 +148,13 @@ def dispatch(values: flags.FlagValues) -> int:
   elif values.mode == 'plan':
     from electra_jax.plan import plan
     plan(values.config, values.topology, output=values.output, price=values.price, search=values.search)
-  elif values.mode in ('evaluate', 'inspect'):
+  elif values.mode == 'predict':
+    from electra_jax.finetune.predict import predict
+    predict(workdir, source=values.input, task=values.task, split=values.split, output=values.output)
+  elif values.mode == 'timeline':
+    from electra_jax.timeline import timeline
+    timeline(values.workdir, config=values.config, rows=values.rows, store=values.store)
+  elif values.mode in ('evaluate', 'inspect', 'blimp'):
     import electra_jax
     from electra_jax.pretrain.run import use_compilation_cache
     run = electra_jax.load(workdir, values.step, values.store)
@@ -129,6 +162,9 @@ def dispatch(values: flags.FlagValues) -> int:
     if values.mode == 'evaluate':
       from electra_jax.pretrain.evaluate import evaluate
       evaluate(run, rows=values.rows)
+    elif values.mode == 'blimp':
+      from electra_jax.pretrain.minimal_pairs import blimp
+      blimp(run, values.pairs, limit=values.limit)
     else:
       from electra_jax.pretrain.inspect import inspect
       inspect(run, rows=values.rows or 4, first=values.first)

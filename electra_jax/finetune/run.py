@@ -1,0 +1,102 @@
+"""A fine-tuned run, opened again: its task without its data, the weights of its best trial."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from electra_jax import config as configs
+from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
+from electra_jax.errors import UserError
+from electra_jax.finetune import batches, build, config as finetune_config, initial, step as steps
+from electra_jax.finetune.tasks import restore_task
+from electra_jax.finetune.tasks.task import Features, Outputs, Task
+from electra_jax.model.heads import FineTuned, init_params
+from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
+from electra_jax.training.workdir import read_json
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FineTunedRun:
+  """A fine-tuned run in Python. Call it with the task's examples, or with the name of a file of them, to get its predictions."""
+  workdir: str
+  trial: str
+  step: int
+  config: Any
+  task: Task
+  tokenizer: Tokenizer
+  model: FineTuned
+  params: Any
+  layout: meshes.Layout
+  max_length: int
+
+  @functools.cached_property
+  def _predict(self):
+    return steps.jit_predict(self.model, steps.special_ids(self.tokenizer), self.layout)
+
+  def outputs(self, features: Features, progress=None) -> Outputs:
+    """What the model says of features."""
+    shards = meshes.row_shards(self.layout.mesh)
+    return steps.run_model(self._predict, self.params, features, batch_size=-(-self.config.eval_batch_size // shards) * shards,
+                           lengths=batches.buckets(self.max_length), pad_id=self.tokenizer.pad_id, mesh=self.layout.mesh, progress=progress)
+
+  def features(self, examples) -> tuple[Features, dict[str, int]]:
+    """The task's rows of examples, and counts of what was cut off."""
+    return self.task.features(examples, self.tokenizer, self.max_length)
+
+  def __call__(self, examples) -> list[dict]:
+    """One prediction an example, see the task. `examples`: of the task, or the path of a file."""
+    if isinstance(examples, str):
+      examples = self.task.read(examples)
+    features, _ = self.features(examples)
+    return self.task.predictions(examples, features, self.outputs(features))
+
+
+def is_finetuned(workdir) -> bool:
+  """Whether a folder holds a fine-tuned run."""
+  return workdirs.exists(workdirs.folder(workdir) / initial.ENCODER)
+
+
+def tasks_of(workdir) -> list[str]:
+  """Names of the tasks whose weights a fine-tuned run keeps. Raises UserError where the folder holds none."""
+  folder = workdirs.folder(workdir)
+  if not is_finetuned(folder):
+    raise UserError(f'{folder} is not a fine-tuned run: it has no {initial.ENCODER}; name one with --workdir.')
+  with workdirs.reaching(folder):
+    return sorted(path.parent.name for path in folder.glob(f'*/{initial.KEPT}') if read_json(path))
+
+
+def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
+  """Opens the best trial of a task on all devices.
+
+  Args:
+    workdir: of the fine-tuned run.
+    task: its name; None where the run has only one.
+
+  Raises UserError where there is no such run or task, or its weights were not kept.
+  """
+  folder, names = workdirs.folder(workdir), tasks_of(workdir)
+  if not names:
+    raise UserError(f'{folder} keeps no weights: no trial is done, or config.keep_trials was none; run --mode=finetune there first.')
+  if task is None and len(names) > 1:
+    raise UserError(f'{folder} was fine-tuned on {", ".join(names)}; say which with --task.')
+  task = names[0] if task is None else task
+  if task not in names:
+    raise UserError(f'{folder} keeps no weights of {task!r}; it has those of {", ".join(names)}.')
+  defaults = finetune_config.default_config()
+  config = configs.from_plain(read_json(folder / 'config.json'), defaults)
+  description = read_json(folder / task / initial.TASK)
+  restored = restore_task(description)
+  encoder = read_json(folder / initial.ENCODER)
+  tokenizer = load_tokenizer(folder / 'tokenizer')
+  config.model.attention = 'xla'
+  start = initial.Initial(configs.from_plain({'model': encoder['model']}).model, tokenizer, encoder['origin'], None)
+  model, _ = build.build_model(config, restored, start, description['max_length'])
+  layout = meshes.make_layout()
+  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  trial = initial.best_trial(folder / task)
+  params, step = checkpoints.restore_params(folder / task / trial, config.select, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout),
+                                            metric=restored.metric, mode='max')
+  return FineTunedRun(str(folder), trial, step, config, restored, tokenizer, model, params, layout, description['max_length'])
