@@ -65,7 +65,9 @@ def parts(files: dict[str, bytes], source: str) -> dict:
       encoded = processor.encode_as_numpy(texts, num_threads=threads or cores)
     return guard(encoded)
 
-  is_byte = np.array(processor.is_byte(list(range(len(tokens)))))
+  # Of each piece: bytes of the normalized text that it is, and how many spaces begin and end it.
+  shapes = np.array([(1, 0, 0) if byte else _shape(token)
+                     for token, byte in zip(tokens, processor.is_byte(list(range(len(tokens)))))], np.int32)
 
   def encode_with_offsets(texts, threads):
     if threads == 1:
@@ -73,8 +75,12 @@ def parts(files: dict[str, bytes], source: str) -> dict:
     else:
       encoded = processor.encode_as_offset_mapping(texts, num_threads=threads or cores)
     rows = [np.array(one['ids'], np.int32) for one in encoded]
-    spans = [_spans(*processor.normalize(text, with_offsets=True), one['pieces'], is_byte[row], len(text))
-             for text, one, row in zip(texts, encoded, rows, strict=True)]
+    spans = []
+    for text, one, row in zip(texts, encoded, rows, strict=True):
+      shape = shapes[row]
+      for i in np.flatnonzero(row == processor.unk_id()):  # what it stands for differs
+        shape[i] = _shape(one['pieces'][i])
+      spans.append(_spans(*processor.normalize(text, with_offsets=True), shape, len(text)))
     return list(zip(guard(rows), spans))
 
   return {
@@ -86,7 +92,11 @@ def parts(files: dict[str, bytes], source: str) -> dict:
   }
 
 
-def _spans(normalized: str, places: list[int], pieces: list[str], is_byte: np.ndarray, length: int) -> np.ndarray:
+def _shape(piece: str) -> tuple[int, int, int]:
+  return len(piece.encode()), len(piece) - len(piece.lstrip(SPACE)), len(piece) - len(piece.rstrip(SPACE))
+
+
+def _spans(normalized: str, places: list[int], shapes: np.ndarray, length: int) -> np.ndarray:
   """Characters of pieces, int32 [pieces, 2], that make up a normalized text.
 
   SentencePiece's own offsets count the space before a word to the word, and where several pieces share a character (its bytes, the letters
@@ -94,18 +104,18 @@ def _spans(normalized: str, places: list[int], pieces: list[str], is_byte: np.nd
 
   Args:
     places: of each character of the normalized text, and of its end, where in the text is what it was made of.
+    shapes: int32 [pieces, 3], their bytes in the normalized text, and spaces at the beginning and the end.
     length: of the text.
   """
   places = np.array(places, np.int32)
-  size = np.where(is_byte, 1, [len(piece.encode()) for piece in pieces]).astype(np.int32)
-  leading = np.where(is_byte, 0, [len(piece) - len(piece.lstrip(SPACE)) for piece in pieces]).astype(np.int32)
-  trailing = np.where(is_byte, 0, [len(piece) - len(piece.rstrip(SPACE)) for piece in pieces]).astype(np.int32)
-  after = np.cumsum(size)  # in bytes of the normalized text
-  character = np.cumsum(np.frombuffer(normalized.encode(), np.uint8) & 0xC0 != 0x80) - 1
+  size, leading, trailing = shapes.T
+  after = np.cumsum(size)
+  character = np.cumsum(np.frombuffer(normalized.encode(), np.uint8) & 0xC0 != 0x80) - 1  # of each byte
   first, last = character[after - size] + leading, character[after - 1] - trailing
   begin = places[np.minimum(first, len(normalized))]
   end = np.append(places, np.int32(length))[np.searchsorted(places, places[np.maximum(last, 0)], 'right')]  # where what comes next begins
-  return np.stack([begin, np.where(first <= last, end, begin)], axis=1)
+  end = np.where(first <= last, end, begin)
+  return np.stack([begin, np.maximum.accumulate(end)], axis=1)  # a space inside of what one character became is that character's too
 
 
 def train(sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None, seed: int) -> dict[str, bytes]:

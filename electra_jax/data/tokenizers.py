@@ -93,7 +93,7 @@ class Tokenizer:
 
     `text[start:end]` is what a token was made of, before any normalization, without white space around it. Tokens that one character became
     (its bytes, the letters of a ligature) have that character each. A token of white space alone, or of a space that the tokenizer put
-    before the text, has none: start == end. Starts ascend.
+    before the text, has none: start == end. Starts ascend, and ends.
 
     Args:
       texts, threads: as of `encode_arrays`.
