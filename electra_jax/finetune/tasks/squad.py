@@ -152,11 +152,11 @@ class SquadTask:
     inside = (start >= offset) & (end < offset + length) & np.isfinite(scores)
     candidates = np.flatnonzero(inside & (end >= start) & (end < start + self.max_answer))
     order = candidates[np.argsort(-scores.ravel()[candidates], kind='stable')]
+    window, begin, _ = np.unravel_index(order, scores.shape)
+    first, last = (start - offset)[window, begin, 0], (end - offset).ravel()[order]
     found = {}
-    for place in order.tolist():
-      row, i, j = np.unravel_index(place, scores.shape)
-      spans, shift = notes[rows[row]].spans, int(offset[row, 0, 0])
-      answer = _answer(context, spans, int(start[row, i, 0]) - shift, int(end[row, i, j]) - shift, float(scores[row, i, j]))
+    for row, i, j, score in zip(rows[window].tolist(), first.tolist(), last.tolist(), scores.ravel()[order].tolist()):
+      answer = _answer(context, notes[row].spans, i, j, score)
       if answer and answer.text not in found:
         found[answer.text] = answer
         if len(found) == self.n_best:
@@ -291,7 +291,7 @@ def answer_tokens(question: Question, spans: np.ndarray) -> tuple[int, int]:
 
 def _answer(context, spans, first, last, score):
   """The answer from one token of a window to another, or None where they stand for nothing but white space."""
-  start, end = int(spans[first, 0]), int(spans[first:last + 1, 1].max())
+  start, end = int(spans[first, 0]), int(spans[last, 1])
   text = context[start:end]
   stripped = text.strip()
   if not stripped:
