@@ -57,6 +57,7 @@ class Program(NamedTuple):
   predict: Any
   rates: tuple[float, float]       # learning rate, layer-wise decay
   attention: tuple[str, str]       # kernel, and why
+  constant: dict[str, float]       # what one and the same answer to everything scores on dev
   compiled: set                    # lengths of rows that the step was compiled for, so far
 
 
@@ -100,7 +101,7 @@ def program(config, task, initial: Initial, layout: meshes.Layout, train: Featur
                                     impossible_weight=config.head.impossible_weight, micro_batches=config.micro_batches,
                                     skip_nonfinite=config.skip_nonfinite)
   return Program(config, task, initial, layout, model, max_length, batches.buckets(max_length, config.bucketed), train, count, per_epoch,
-                 schedule, optimizer, shapes, shardings, train_step, steps.jit_predict(model, ids, layout), rates, kernel, set())
+                 schedule, optimizer, shapes, shardings, train_step, steps.jit_predict(model, ids, layout), rates, kernel, task.constant(), set())
 
 
 def first_state(p: Program, seed: int) -> TrainState:

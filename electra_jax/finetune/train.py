@@ -60,7 +60,7 @@ def finetune(config, workdir: str) -> int:
   for task in tasks:
     folder = workdir / task.name
     todo = [trial for trial in range(1, config.num_trials + 1) if not workdirs.exists(folder / f'trial-{trial}' / RESULT)]
-    hosts.from_first(lambda: workdirs.write_json(_made(folder) / initial.TASK, task.describe() | {'max_length': config.max_length or task.recipe.max_length}))
+    hosts.from_first(lambda: _describe(config, task, folder))
     if todo:
       p, splits = prepare(config, task, start, layout)
       for trial in todo:
@@ -68,7 +68,7 @@ def finetune(config, workdir: str) -> int:
         record, params = run_trial(p, trial, folder / f'trial-{trial}', splits, notice)
         if record is None:
           return PREEMPTED
-        hosts.from_first(lambda: _keep_weights(config, folder))
+        hosts.from_first(lambda: _keep_weights(config, task, folder))
         figures = record['figures']['dev']
         say('dev', ', '.join(f'{name} {value:.4f}' for name, value in figures.items() if math.isfinite(value)))
         del params
@@ -121,9 +121,10 @@ def _some(labels, most: int = 8) -> str:
   return ', '.join(labels[:most]) + (f', ... ({len(labels)})' if len(labels) > most else '')
 
 
-def _made(folder):
+def _describe(config, task, folder):
+  """What prediction needs to know of a task."""
   folder.mkdir(parents=True, exist_ok=True)
-  return folder
+  workdirs.write_json(folder / initial.TASK, task.describe() | {'max_length': config.max_length or task.recipe.max_length})
 
 
 def _keep_encoder(workdir, start):
@@ -133,7 +134,7 @@ def _keep_encoder(workdir, start):
     start.tokenizer.save(workdir / 'tokenizer')
 
 
-def _keep_weights(config, folder):
+def _keep_weights(config, task, folder):
   """Keeps the checkpoints of the trials that config.keep_trials says, and notes which, the best first."""
   records = [r for r in read_records(folder.parent, [folder.name])]
   value = lambda record: -math.inf if (v := record['figures']['dev'].get(record['metric'])) is None else v
@@ -141,6 +142,9 @@ def _keep_weights(config, folder):
   ranked = [trial for trial in ranked if (folder / f'trial-{trial}' / 'checkpoints').exists()]
   kept = ranked[:{'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
   workdirs.write_json(folder / initial.KEPT, kept)
+  threshold = next((r['figures']['dev'].get('best_f1_thresh') for r in records if kept and r['trial'] == kept[0]), None)
+  if threshold is not None:      # SQuAD 2.0: from which odds on the best trial gives no answer
+    _describe(config, task.with_threshold(threshold), folder)
   for trial in ranked:
     if trial not in kept:
       (folder / f'trial-{trial}' / 'checkpoints').rmtree()

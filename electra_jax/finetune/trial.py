@@ -165,7 +165,7 @@ def run_trial(p: build.Program, trial: int, folder, splits: dict[str, Split], no
       'task': p.task.name, 'trial': trial, 'seed': seed, 'metric': metric,
       'figures': {name: score(p, params, name, split) for name, split in splits.items()}, 'selected_step': at,
       'best': _best(curve, metric), 'curve': [{name: line[name] for name in line if name not in ('kind', 'tokens', 'seconds')} for line in curve],
-      'train_loss': _last_loss(folder), 'steps': int(jax.device_get(state.step)), 'tokens': tokens, 'seconds': writer.seconds}
+      'train_loss': _last_loss(folder), 'constant': p.constant, 'steps': int(jax.device_get(state.step)), 'tokens': tokens, 'seconds': writer.seconds}
   writer.close()
   hosts.from_first(lambda: workdirs.write_json(folder / RESULT, plain(record)))
   return record, params

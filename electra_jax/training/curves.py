@@ -10,7 +10,7 @@ from electra_jax.training.progress import quantity
 BLUE, ORANGE, GREEN, PURPLE, GREY = '#0072B2', '#D55E00', '#009E73', '#AA4499', '#555555'
 _TOWERS = {'all': GREY, 'discriminator': BLUE, 'generator': ORANGE, 'embeddings': GREEN}
 _FEW, _MANY = 30, 400     # points: a line of more than the first gets no dots, one of more than the second is thin
-_STYLE = {'font.size': 9.5, 'legend.fontsize': 8.5, 'xtick.labelsize': 8.5, 'ytick.labelsize': 8.5,
+STYLE = {'font.size': 9.5, 'legend.fontsize': 8.5, 'xtick.labelsize': 8.5, 'ytick.labelsize': 8.5,
           'xtick.color': '#333333', 'ytick.color': '#333333', 'axes.edgecolor': '#888888',
           'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.axisbelow': True,
           'grid.color': '#E3E3E3', 'grid.linewidth': 0.7}
@@ -36,7 +36,7 @@ def draw(record, headline: str):
   key = 'faint: training rows   ·   bold: held-out rows'
   if record.evaluation:
     key += f'   ·   diamond: evaluation of step {record.evaluation["step"]:,} with its 95% bootstrap interval'
-  with rc_context(_STYLE):
+  with rc_context(STYLE):
     figure = Figure(figsize=(12, 14.5), layout='constrained')
     figure.get_layout_engine().set(w_pad=0.09, h_pad=0.1)
     figure.suptitle(f'{headline}\n{key}', x=0.015, ha='left', fontsize=11)

@@ -1,7 +1,7 @@
 """GLUE (Wang et al. 2019): nine tasks and a diagnostic set, in the files of its download script or prepared by TFDS.
 
-Sources of what stands here: figures, and the submission's format, gluebenchmark.com; epochs, swapped pairs and the order of the labels, the
-original's configure_finetuning.py and classification_tasks.py.
+Sources of what stands here: figures, and the submission's format, gluebenchmark.com; epochs, swapped pairs and the order of
+the labels, the original's configure_finetuning.py and classification_tasks.py.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from electra_jax.data import files, readers
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import prepared, tables
 from electra_jax.finetune.tasks.task import Recipe
-from electra_jax.finetune.tasks.text import IDS, Columns, TextTask, examples_of
+from electra_jax.finetune.tasks.text import GLUE, IDS, Columns, TextTask, examples_of
 
 _FILES = {'train': ('train.tsv',), 'dev': ('dev.tsv',), 'test': ('test.tsv',)}
 _TFDS = {'train': 'train', 'dev': 'validation', 'test': 'test'}
@@ -24,8 +24,15 @@ _MOST_BROKEN = 0.01  # of a file's lines; QQP has a few that were broken in two 
 
 @dataclasses.dataclass(frozen=True)
 class _Glue:
-  """What is particular to a task: names of its folder, its columns and labels (`words`: TFDS's names for them, in their order), its figures
-  by split, without their mean, its files, and the names of its submission, both by split."""
+  """What is particular to a task.
+
+  Attributes:
+    folders: names that its folder may have, the script's first.
+    first, second, target: names that columns may have.
+    labels, words: labels as the files have them, and TFDS's names for them, in the same order.
+    figures: without their mean; `further_figures` of splits that have others.
+    files, tfds, site_files: names by split of the files, of TFDS's splits, and of the submissions.
+  """
   folders: tuple[str, ...]
   first: tuple[str, ...]
   second: tuple[str, ...]
@@ -47,13 +54,14 @@ _PAIR = dict(first=('sentence1', 'premise', 'text'), second=('sentence2', 'hypot
 _ENTAILMENT = ('entailment', 'not_entailment')
 
 _TASKS = {
-  'cola': _Glue(('CoLA',), ('sentence', 'text'), (), ('label',), ('0', '1'), ('matthews',), {'test': 'CoLA.tsv'}, ('unacceptable', 'acceptable')),
+  'cola': _Glue(('CoLA',), ('sentence', 'text'), (), ('label',), ('0', '1'), ('matthews',), {'test': 'CoLA.tsv'},
+                ('unacceptable', 'acceptable')),
   'sst2': _Glue(('SST-2', 'SST', 'SST2'), ('sentence', 'text'), (), ('label',), ('0', '1'), ('accuracy',), {'test': 'SST-2.tsv'},
                 ('negative', 'positive')),
   'mrpc': _Glue(('MRPC',), ('#1 String', 'sentence1', 'text'), ('#2 String', 'sentence2', 'pair'), ('Quality', 'label'), ('0', '1'),
                 ('accuracy', 'f1'), {'test': 'MRPC.tsv'}, ('not_equivalent', 'equivalent'), swap=True),
-  'stsb': _Glue(('STS-B', 'STS', 'STSB'), _PAIR['first'], _PAIR['second'], ('score', 'label'), (), ('pearson', 'spearman'), {'test': 'STS-B.tsv'},
-                recipe=Recipe(epochs=10.0), swap=True, high=5.0),
+  'stsb': _Glue(('STS-B', 'STS', 'STSB'), _PAIR['first'], _PAIR['second'], ('score', 'label'), (), ('pearson', 'spearman'),
+                {'test': 'STS-B.tsv'}, recipe=Recipe(epochs=10.0), swap=True, high=5.0),
   'qqp': _Glue(('QQP',), ('question1', 'text'), ('question2', 'pair'), ('is_duplicate', 'label'), ('0', '1'), ('accuracy', 'f1'),
                {'test': 'QQP.tsv'}, ('not_duplicate', 'duplicate')),
   'mnli': _Glue(('MNLI',), ('sentence1', 'premise', 'Premise', 'text'), ('sentence2', 'hypothesis', 'Hypothesis', 'pair'),
@@ -63,10 +71,12 @@ _TASKS = {
                 files={'train': ('train.tsv',), 'dev': ('dev_matched.tsv',), 'dev_mismatched': ('dev_mismatched.tsv',),
                        'test': ('test_matched.tsv',), 'test_mismatched': ('test_mismatched.tsv',),
                        'diagnostic': ('diagnostic-full.tsv', 'diagnostic.tsv', 'AX.tsv')},
-                tfds={'train': 'train', 'dev': 'validation_matched', 'dev_mismatched': 'validation_mismatched', 'test': 'test_matched',
-                      'test_mismatched': 'test_mismatched'}),
-  'qnli': _Glue(('QNLI',), ('question', 'text'), ('sentence', 'pair'), ('label',), _ENTAILMENT, ('accuracy',), {'test': 'QNLI.tsv'}),
-  'rte': _Glue(('RTE',), **_PAIR, labels=_ENTAILMENT, figures=('accuracy',), site_files={'test': 'RTE.tsv'}, recipe=Recipe(epochs=10.0)),
+                tfds={'train': 'train', 'dev': 'validation_matched', 'dev_mismatched': 'validation_mismatched',
+                      'test': 'test_matched', 'test_mismatched': 'test_mismatched'}),
+  'qnli': _Glue(('QNLI',), ('question', 'text'), ('sentence', 'pair'), ('label',), _ENTAILMENT, ('accuracy',),
+                {'test': 'QNLI.tsv'}),
+  'rte': _Glue(('RTE',), **_PAIR, labels=_ENTAILMENT, figures=('accuracy',), site_files={'test': 'RTE.tsv'},
+               recipe=Recipe(epochs=10.0)),
   'wnli': _Glue(('WNLI',), **_PAIR, labels=('0', '1'), figures=('accuracy',), site_files={'test': 'WNLI.tsv'},
                 words=('not_entailment', 'entailment'))}
 
@@ -76,14 +86,15 @@ NAMES = tuple(_TASKS)
 def open_task(name: str, data: Any) -> TextTask:
   """A task of GLUE, its data found and read when asked for.
 
-  Its score has GLUE's figures (CoLA: Matthews' correlation; MRPC and QQP: accuracy and F1 of class 1; STS-B: Pearson's and Spearman's
-  correlations; the others: accuracy) and `glue`, their mean, which is the task's part of the GLUE score. Of MNLI that part is the mean of `glue`
-  of dev and dev_mismatched; its diagnostic set, where it is labelled, has Matthews' correlation (of three classes) and accuracy.
+  Its score has GLUE's figures (CoLA: Matthews' correlation; MRPC and QQP: accuracy and F1 of class 1; STS-B: Pearson's and
+  Spearman's correlations; the others: accuracy) and `glue`, their mean, which is the task's part of the GLUE score. Of MNLI
+  that part is the mean of `glue` of dev and dev_mismatched; its diagnostic set, where it is labelled, has Matthews'
+  correlation (of three classes) and accuracy.
 
   Args:
     name: one of `NAMES`.
-    data: config.data: source, the folder of all tasks or the task's own, or `tfds:glue` or `tfds:glue/NAME` with options; train, dev and test,
-      files in the original layout that are taken instead.
+    data: config.data: source, the folder of all tasks or the task's own, or `tfds:glue` or `tfds:glue/NAME` with options;
+      train, dev and test, files in the original layout that are taken instead.
 
   Raises:
     UserError: there is no data for the task.
@@ -98,8 +109,8 @@ def open_task(name: str, data: Any) -> TextTask:
   elif given:
     found = {}
   else:
-    raise UserError(f'the task {name!r} has no data; set config.data.source to the folder of GLUE, with {glue.folders[0]} in it, or to '
-                    f'tfds:glue/{name}')
+    raise UserError(f'the task {name!r} has no data; set config.data.source to the folder of GLUE, with {glue.folders[0]} in '
+                    f'it, or to tfds:glue/{name}')
   found |= {split: functools.partial(_read_file, name, path=path) for split, path in given.items()}
   order = [*glue.files]
   splits = tuple(sorted(found, key=order.index))
@@ -118,11 +129,13 @@ def restore(description: dict) -> TextTask:
 
 def _task(name):
   glue = _TASKS[name]
-  figures = {'': (*glue.figures, 'glue')} | dict(glue.further_figures)
+  figures = {'': (*glue.figures, GLUE)} | dict(glue.further_figures)
   return TextTask(
-    name, 'classification' if glue.labels else 'regression', glue.labels, 'glue' if len(glue.figures) > 1 else glue.figures[0], glue.recipe, (),
-    Columns(glue.first, glue.second, glue.target), figures, glue.low, glue.high, {word: i for i, word in enumerate(glue.words)}, glue.swap,
-    glue.site_files, _cola_without_header if name == 'cola' else None)
+    name, head='classification' if glue.labels else 'regression', labels=glue.labels,
+    metric=GLUE if len(glue.figures) > 1 else glue.figures[0], recipe=glue.recipe, splits=(),
+    columns=Columns(glue.first, glue.second, glue.target), figures=figures, low=glue.low, high=glue.high,
+    words={word: i for i, word in enumerate(glue.words)}, swap=glue.swap, site_files=glue.site_files,
+    layout=_cola_without_header if name == 'cola' else None)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -144,8 +157,10 @@ def _in_folder(name, source):
   if name == 'mrpc':
     readers_of = _mrpc_as_published(name, folder) | readers_of
   if not readers_of:
-    what = f'neither a folder {glue.folders[0]} nor {glue.files["train"][0]} is there' if inside else 'there is no such folder, or nothing in it'
-    raise UserError(f'{source!r} holds no data of the task {name!r}: {what}; set config.data.source to the folder of GLUE or of the task')
+    what = (f'neither a folder {glue.folders[0]} nor {glue.files["train"][0]} is there' if inside else
+            'there is no such folder, or nothing in it')
+    raise UserError(f'{source!r} holds no data of the task {name!r}: {what}; set config.data.source to the folder of GLUE or of '
+                    'the task')
   return readers_of
 
 
@@ -155,7 +170,8 @@ def _files_of(folder, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
   for entry in files.listing(folder):
     plain = next((entry.removesuffix(suffix) for suffix in files.COMPRESSIONS if entry.endswith(suffix)), entry)
     there[plain] = files.join(folder, entry)
-  return {split: there[name] for split, choices in names.items() for name in [next((n for n in choices if n in there), None)] if name}
+  found = {split: next((there[name] for name in choices if name in there), None) for split, choices in names.items()}
+  return {split: path for split, path in found.items() if path}
 
 
 def _read_file(name: str, path: str, strict: bool, keep=None):
@@ -180,7 +196,8 @@ def _read_file(name: str, path: str, strict: bool, keep=None):
     rows = tables.parse_table(text, path, table_format, broken=broken, keep=wanted)
   if broken:
     if len(broken) > _MOST_BROKEN * len(rows):
-      raise UserError(f'{tables.place(path, broken[0])}, and {len(broken) - 1} more, have more or fewer fields than the header; get the file anew')
+      raise UserError(f'{tables.place(path, broken[0])}, and {len(broken) - 1} more, have more or fewer fields than the header; '
+                      'get the file anew')
     console.say('data', f'{path}: {len(broken)} lines without all of their fields are left out, the first is line {broken[0]}')
   return ([row for row in rows if keep(row.values)] if keep else rows), path
 
@@ -195,17 +212,18 @@ def _cola_without_header(text: str, path: str) -> list[tables.Row] | None:
 
 def _mrpc_as_published(name, folder):
   """MRPC before the download script made its own files of it: dev_ids.tsv tells which of the training pairs are GLUE's dev set."""
-  found = _files_of(folder, {'train': ('msr_paraphrase_train.txt',), 'test': ('msr_paraphrase_test.txt',), 'ids': ('dev_ids.tsv', 'mrpc_dev_ids.tsv')})
+  found = _files_of(folder, {'train': ('msr_paraphrase_train.txt',), 'test': ('msr_paraphrase_test.txt',),
+                             'ids': ('dev_ids.tsv', 'mrpc_dev_ids.tsv')})
   parts = {'test': functools.partial(_read_file, name, path=found['test'])} if 'test' in found else {}
   if 'train' not in found:
     return parts
 
   def read(strict, in_dev):
     if 'ids' not in found:
-      raise UserError(f'the folder {folder!r} has msr_paraphrase_train.txt and no dev_ids.tsv, which tells what of it is the dev set; add it, or '
-                      'the train.tsv and dev.tsv of the GLUE download script')
+      raise UserError(f'the folder {folder!r} has msr_paraphrase_train.txt and no dev_ids.tsv, which tells what of it is the dev '
+                      'set; add it, or the train.tsv and dev.tsv of the GLUE download script')
     ids = {tuple(line.split('\t')[:2]) for line in tables.read_lines(found['ids'])}
-    return _read_file(name, found['train'], strict, lambda values: ((values.get(_MRPC_IDS[0]), values.get(_MRPC_IDS[1])) in ids) == in_dev)
+    return _read_file(name, found['train'], strict, lambda values: (tuple(map(values.get, _MRPC_IDS)) in ids) == in_dev)
 
   return parts | {'train': functools.partial(read, in_dev=False), 'dev': functools.partial(read, in_dev=True)}
 

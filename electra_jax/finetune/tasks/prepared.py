@@ -41,9 +41,12 @@ def read(source: str, split: str | None = None) -> list[Row]:
                     'pip install tensorflow, or prepare it as array_record')
   try:
     examples = (_from_arrays if in_arrays else _from_records)(builder, split)
-    return [Row(number, _plain(example, builder.info.features)) for number, example in enumerate(examples, 1)]
+    rows = [Row(number, _plain(example, builder.info.features)) for number, example in enumerate(examples, 1)]
   except Exception as error:  # of many kinds
     raise UserError(f'split {split!r} of TFDS dataset {name} cannot be read: {files.reason(error)}') from None
+  if not rows:
+    raise UserError(f'split {split!r} of TFDS dataset {name} holds no example; its splits are {readers.named(known)}')
+  return rows
 
 
 def _parsed(text):

@@ -15,8 +15,8 @@ from electra_jax.errors import UserError
 FORMATS = ('tsv', 'csv', 'jsonl', 'json')
 STANDARD_INPUT = '-'
 
-_SUFFIXES = {'.tsv': 'tsv', '.csv': 'csv', '.jsonl': 'jsonl', '.ndjson': 'jsonl', '.json': 'json', '.conll': 'conll', '.conllu': 'conllu',
-             '.iob2': 'conll', '.txt': 'txt'}
+_SUFFIXES = {'.tsv': 'tsv', '.csv': 'csv', '.jsonl': 'jsonl', '.ndjson': 'jsonl', '.json': 'json', '.conll': 'conll',
+             '.conllu': 'conllu', '.iob2': 'conll', '.txt': 'txt'}
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 
 
@@ -32,9 +32,9 @@ def read_table(path: str, format: str = 'auto', columns: Sequence[str] | None = 
 
   Args:
     path: a file, plain or compressed, an address, or '-' for standard input.
-    format: tsv: fields between tabs, no quotes, a row a line. csv: fields quoted as in RFC 4180, between commas, or the semicolons or tabs
-      that the header has more of. jsonl: an object a line. json: a list of objects. auto: as the file's name says; of standard input jsonl
-      where it begins with '{', else tsv.
+    format: tsv: fields between tabs, no quotes, a row a line. csv: fields quoted as in RFC 4180, between commas, or the
+      semicolons or tabs that the header has more of. jsonl: an object a line. json: a list of objects. auto: as the file's name
+      says; of standard input jsonl where it begins with '{', else tsv.
     columns: with a header, and in JSON, those that each row must have. Without a header: the names of all columns, in order.
     header: whether the first row of TSV and CSV names the columns.
     broken: takes the lines with more or fewer fields than there are columns, which are left out; None: the first one is an error.
@@ -58,7 +58,8 @@ def parse_table(text: str, path: str, format: str, columns: Sequence[str] | None
     keep: TSV and CSV: the only columns that rows are to have, where they are there; None for all.
   """
   if format not in FORMATS:
-    raise UserError(f'what kind of table {shown(path)} is does not follow from its name; set data.format to one of {", ".join(FORMATS)}')
+    raise UserError(f'what kind of table {shown(path)} is does not follow from its name; set data.format to one of '
+                    f'{", ".join(FORMATS)}')
   if format in ('jsonl', 'json'):
     rows = (_json_lines if format == 'jsonl' else _json_list)(text, path)
     for row in rows:
@@ -73,7 +74,7 @@ def parse_table(text: str, path: str, format: str, columns: Sequence[str] | None
 
 
 def format_of(path: str) -> str:
-  """What a file's name says it is, before the suffix of its compression: tsv, csv, jsonl, json, conll, conllu, txt; or '' for others."""
+  """What a file's name says it is, before the suffix of its compression: tsv, csv, jsonl, json, conll, conllu, txt, or ''."""
   name = pathlib.PurePosixPath(path)
   if name.suffix.lower() in files.COMPRESSIONS:
     name = name.with_suffix('')
@@ -81,7 +82,7 @@ def format_of(path: str) -> str:
 
 
 def read_text(path: str) -> str:
-  """All of a file, decompressed, without a byte order mark; '-' for standard input. Raises UserError where it cannot be read as UTF-8."""
+  """All of a file, decompressed, without a byte order mark; '-': standard input. Raises UserError where it is no UTF-8 text."""
   if path == STANDARD_INPUT:
     content = sys.stdin.buffer.read()
   else:

@@ -1,4 +1,4 @@
-"""Classification and regression of single texts and pairs; one's own data in tables. GLUE's tasks are made of the same (glue.py)."""
+"""Classification and regression of single texts and pairs, and one's own data in tables. GLUE's tasks are made of them too."""
 
 import collections
 import dataclasses
@@ -20,7 +20,9 @@ FIGURES = {'accuracy': metrics.accuracy, 'f1': metrics.f1, 'macro_f1': metrics.m
            'pearson': metrics.pearson, 'spearman': metrics.spearman, 'mse': metrics.mse}
 GLUE = 'glue'  # the mean of a GLUE task's figures
 
-_OWN = {'classification': (('accuracy', 'macro_f1', 'matthews'), 'accuracy'), 'regression': (('pearson', 'spearman', 'mse'), 'spearman')}
+# Figures of one's own tasks, and the one that runs are compared by.
+_OWN = {'classification': (('accuracy', 'macro_f1', 'matthews'), 'accuracy'),
+        'regression': (('pearson', 'spearman', 'mse'), 'spearman')}
 IDS = ('id', 'idx', 'index', 'guid')
 
 
@@ -129,7 +131,8 @@ class TextTask:
     names = self.figures.get(split, self.figures[''])
     found = {name: FIGURES[name](gold, answers) for name in names if name != GLUE}
     if len(gold):
-      found = {name: undefined if math.isnan(value) and name in ('pearson', 'spearman') else value for name, value in found.items()}
+      found = {name: undefined if math.isnan(value) and name in ('pearson', 'spearman') else value
+               for name, value in found.items()}
     if GLUE in names:
       found[GLUE] = float(np.mean(list(found.values())))
     return found
@@ -196,7 +199,8 @@ def open_task(name: str, data: Any) -> TextTask:
     UserError: no training file, or anything wrong in it, a sentence each.
   """
   if getattr(data, 'source', ''):
-    raise UserError(f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave config.data.source empty')
+    raise UserError(f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave '
+                    'config.data.source empty')
   places = {split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')}
   if 'train' not in places:
     raise UserError(f'the task {name!r} has no training data; name a file in config.data.train')
@@ -215,11 +219,13 @@ def open_task(name: str, data: Any) -> TextTask:
         raise UserError(f'{tables.place(places["train"], row.line)} has no label; training examples need one')
     task = dataclasses.replace(task, labels=tuple(sorted(set(words))))
     if len(task.labels) < 2:
-      raise UserError(f'{tables.shown(places["train"])} has one label alone, {task.labels[0]!r}, so there is nothing to learn; give at least two')
+      raise UserError(f'{tables.shown(places["train"])} has one label alone, {task.labels[0]!r}, so there is nothing to learn; '
+                      'give at least two')
     return task
   values = [example.target for example in examples_of(task, rows, places['train'], targets='all')]
   if min(values) == max(values):
-    raise UserError(f'{tables.shown(places["train"])} has one value alone, {values[0]:g}, so there is nothing to learn; give different ones')
+    raise UserError(f'{tables.shown(places["train"])} has one value alone, {values[0]:g}, so there is nothing to learn; '
+                    'give different ones')
   return dataclasses.replace(task, low=min(values), high=max(values))
 
 
@@ -257,7 +263,8 @@ def examples_of(task: TextTask, rows: Iterable[tables.Row], path: str, targets: 
     word = None if target is None else _word(row, path, target)
     goal = none if not word else places.get(word) if task.labels else _number(word, task, path, row.line)
     if not word and targets == 'all':
-      raise UserError(f'{tables.place(path, row.line)} has nothing in its column {target!r}; give it a label, or take the line out')
+      raise UserError(f'{tables.place(path, row.line)} has nothing in its column {target!r}; give it a label, or take '
+                      'the line out')
     if goal is None:
       raise UserError(f'{tables.place(path, row.line)} has the label {word!r}, which ' + (
         'the training data have not' if task.load and not task.site_files else f'the task {task.name!r} has not') +
@@ -281,12 +288,13 @@ def _own(name, columns, splits, load):
 def _rows(path, table_format, columns, needs_target):
   """Rows of one's own file or TFDS dataset."""
   if path.startswith(prepared.PREFIX):
-    return prepared.read(path)
-  table_format = table_format if table_format != 'auto' else tables.format_of(path)
-  rows = tables.read_table(path, table_format or 'auto')
-  if table_format in ('tsv', 'csv'):  # the header is what lacks a column; of JSON each row may
-    wanted = [('data.text', columns.first), ('data.pair', columns.second), ('data.label', columns.target if needs_target else ())]
-    for field, names in wanted:
+    rows, in_json = prepared.read(path), False
+  else:
+    rows = tables.read_table(path, table_format)
+    in_json = (tables.format_of(path) if table_format == 'auto' else table_format) in ('jsonl', 'json')
+  if not in_json:  # the table is what lacks a column; of JSON each row may, which is told with its line
+    wanted = {'data.text': columns.first, 'data.pair': columns.second, 'data.label': columns.target if needs_target else ()}
+    for field, names in wanted.items():
       if names:
         _column(names, rows[0].values, path, None, field)
   return rows
@@ -318,7 +326,8 @@ def _plain_rows(task, text, path):
   for number, line in enumerate(lines, 1):
     parts = line.split('\t')
     if len(parts) != 2:
-      raise UserError(f'{tables.place(path, number)} has {len(parts)} fields where the task {task.name!r} wants two texts with a tab between')
+      raise UserError(f'{tables.place(path, number)} has {len(parts)} fields where the task {task.name!r} wants two texts with a '
+                      'tab between')
     rows.append(tables.Row(number, {task.columns.first[0]: parts[0], task.columns.second[0]: parts[1]}))
   return rows
 
@@ -346,7 +355,8 @@ def _number(word, task, path, line):
   except ValueError:
     value = math.nan
   if not math.isfinite(value):
-    raise UserError(f'{tables.place(path, line)} has {word!r} where a number is wanted; mend it, or name another column with data.label')
+    raise UserError(f'{tables.place(path, line)} has {word!r} where a number is wanted; mend it, or name another column with '
+                    'data.label')
   if task.site_files and not task.low <= value <= task.high:
     raise UserError(f'{tables.place(path, line)} has the value {word}, outside of {task.low:g} to {task.high:g}; mend it')
   return value

@@ -1,0 +1,162 @@
+"""--mode=timeline: every kept checkpoint of a pretraining run, on held-out rows and on chosen tasks, against tokens and FLOPs."""
+
+import copy
+import io
+import statistics
+
+import jax
+
+from electra_jax import config as configs, console
+from electra_jax.console import say
+from electra_jax.errors import PREEMPTED, UserError
+from electra_jax.finetune.config import tasks as tasks_of
+from electra_jax.finetune.train import finetune, read_records
+from electra_jax.pretrain import evaluate
+from electra_jax.pretrain.build import build_model, build_settings
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.run import Run, open_run, use_compilation_cache
+from electra_jax.pretrain.step import jit_eval_step
+from electra_jax.training import checkpoints, hosts, workdir as workdirs
+from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from electra_jax.training.encoders import run_config
+from electra_jax.training.flops import step_flops
+from electra_jax.training.progress import quantity
+
+HELDOUT = {'generator_loss': 'generator loss', 'discriminator_loss': 'discriminator loss', 'auc': 'area under the curve'}
+BATCH = 16        # rows a step of evaluation, and the unit that the bootstrap resamples
+
+
+def timeline(workdir: str, *, config=None, rows: int | None = None, store: str | None = None) -> int:
+  """Evaluates the checkpoints of a run, the first to the last, prints a table and leaves WORKDIR/timeline.json and timeline.png.
+
+  Args:
+    workdir: of the pretraining run.
+    config: a fine-tuning config: each of its tasks is trained from each checkpoint, in WORKDIR/timeline/step-<step>; goes on where it
+      was stopped. None for held-out rows alone.
+    rows: most held-out rows, None for all.
+    store: the prepared corpus, where it is elsewhere than at training.
+
+  Returns the exit status. Raises UserError where there is no run or no checkpoint, or what pretrain.run and finetune.train raise.
+  """
+  if config is not None and 'task' not in config:
+    raise UserError('--mode=timeline takes the config of a fine-tuning run, as configs/finetune/cola.py, or none.')
+  steps = checkpoints.all_steps(workdir)
+  run = open_run(workdir, steps[-1], store)
+  use_compilation_cache(run.config)
+  whole = run_config(workdirs.folder(workdir))
+  console.heading(f'{whole.name}: {len(steps)} checkpoints  ({workdir})')
+  points = [{'step': step, **spent(whole, run.tokenizer, step)} for step in steps]
+
+  #### Held-out rows #################################################################################################
+  batch = -(-BATCH // run.mesh.size) * run.mesh.size
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.params)
+  shardings = jax.tree.map(lambda x: x.sharding, run.params)
+  opened: dict[int, tuple[Run, object]] = {}      # a phase's rows have a length of their own
+  with console.progress('held out', len(steps)) as live:
+    for done, point in enumerate(points):
+      number, phase = next((n, p) for n, p in enumerate(configs.phases(whole)) if point['step'] <= p.last)
+      if number not in opened:
+        of_phase = open_run(workdir, point['step'], store)
+        opened[number] = of_phase, jit_eval_step(of_phase.model, objective, of_phase.settings, of_phase.layout, seed=evaluate.EVAL_SEED)
+      of_phase, eval_step = opened[number]
+      params, _ = checkpoints.restore_params(workdir, point['step'], shapes, shardings)
+      sums = evaluate.heldout_sums(eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows)
+      figures, spread = evaluate.figures_of(sums, of_phase.settings), evaluate.intervals(sums, of_phase.settings)
+      point['heldout'] = {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in evaluate.NAMES}
+      live(done + 1, f'step {point["step"]:,}')
+
+  #### Tasks #########################################################################################################
+  for point in points if config is not None else ():
+    c = copy.deepcopy(config)
+    c.init, c.init_step, c.keep_trials = str(workdir), str(point['step']), 'none'
+    folder = workdirs.folder(workdir) / 'timeline' / f'step-{point["step"]}'
+    if finetune(c, str(folder)) == PREEMPTED:
+      return PREEMPTED
+    records = read_records(folder, tasks_of(c))
+    point['tasks'] = {task: _trials([r for r in records if r['task'] == task]) for task in tasks_of(c)}
+
+  result = {'run': str(workdir), 'points': points}
+  folder = workdirs.folder(workdir)
+  image = io.BytesIO()
+  draw(result).savefig(image, dpi=130, format='png')
+  hosts.from_first(lambda: workdirs.write_json(folder / 'timeline.json', result))
+  hosts.from_first(lambda: workdirs.write_bytes(folder / 'timeline.png', image.getvalue()))
+  print('\n' + table(result) + '\n')
+  say('written', f'{folder / "timeline.json"}, {folder / "timeline.png"}')
+  return 0
+
+
+def spent(config, tokenizer, step: int) -> dict[str, float]:
+  """Tokens and FLOPs that a run had spent at a step, over its phases; FLOPs in both conventions of training.flops."""
+  totals = {'tokens': 0, 'flops': 0, 'paper_flops': 0}
+  for phase in configs.phases(config):
+    taken = min(step, phase.last) - phase.first
+    if taken <= 0:
+      continue
+    c = phase.config
+    model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
+    count = lambda convention: step_flops(model.generator_config, model.discriminator_config, c.batch_size, c.sequence_length,
+                                          settings.max_predictions, convention)
+    totals['tokens'] += taken * c.batch_size * c.sequence_length
+    totals['flops'] += taken * count('model')
+    totals['paper_flops'] += taken * count('paper')
+  return totals
+
+
+def _trials(records):
+  metric = records[0]['metric']
+  values = [r['figures']['dev'][metric] for r in records if r['figures']['dev'][metric] is not None]
+  return {'metric': metric, 'values': values, 'median': statistics.median(values) if values else None}
+
+
+def table(result: dict) -> str:
+  """A line a checkpoint."""
+  tasks = list(result['points'][-1].get('tasks', {}))
+  header = ['step', 'tokens', 'FLOPs', *HELDOUT.values(), *tasks]
+  lines = []
+  for point in result['points']:
+    of_task = (point['tasks'][task]['median'] for task in tasks)
+    lines.append([f'{point["step"]:,}', quantity(point['tokens']), quantity(point['flops']),
+                  *(f'{point["heldout"][name]["value"]:.4f}' for name in HELDOUT), *('-' if m is None else f'{100 * m:.1f}' for m in of_task)])
+  widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
+  text = '\n'.join('  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths)) for row in [header, *lines])
+  return text + ('\n  Tasks: the median of the trials, times 100, on dev.' if tasks else '')
+
+
+def draw(result: dict):
+  """Held-out figures and the tasks' scores over tokens, FLOPs on top: a matplotlib Figure."""
+  from matplotlib import rc_context
+  from matplotlib.figure import Figure
+  points = result['points']
+  tasks = list(points[-1].get('tasks', {}))
+  tokens = [point['tokens'] for point in points]
+  rate = points[-1]['flops'] / points[-1]['tokens']
+  panels = [*HELDOUT, *tasks]
+  columns = min(3, len(panels))
+  with rc_context(STYLE):
+    figure = Figure(figsize=(4.3 * columns, 3.4 * -(-len(panels) // columns) + 0.5), layout='constrained')
+    figure.suptitle(f'{result["run"]}: {len(points)} checkpoints', x=0.015, ha='left', fontsize=11)
+    for place, name in enumerate(panels):
+      axes = figure.add_subplot(-(-len(panels) // columns), columns, place + 1)
+      if name in HELDOUT:
+        held = [point['heldout'][name] for point in points]
+        color = {'generator_loss': ORANGE, 'discriminator_loss': BLUE}.get(name, GREEN)
+        axes.fill_between(tokens, [f['low'] for f in held], [f['high'] for f in held], color=color, alpha=0.2, lw=0)
+        axes.plot(tokens, [f['value'] for f in held], color=color, marker='o', ms=4)
+        if name == 'discriminator_loss':
+          axes.plot(tokens, [point['heldout']['constant_loss']['value'] for point in points], color=GREY, ls='--', lw=1.2, label='constant predictor')
+          axes.legend(framealpha=0.85, edgecolor='none')
+        axes.set_title(f'held out: {HELDOUT[name]}', loc='left', fontsize=10, fontweight='bold')
+      else:
+        of_task = [point['tasks'][name] for point in points]
+        for count, trials in zip(tokens, of_task):
+          axes.plot([count] * len(trials['values']), trials['values'], '.', color=PURPLE, alpha=0.5)
+        axes.plot(tokens, [float('nan') if t['median'] is None else t['median'] for t in of_task], color=PURPLE, marker='o', ms=4)
+        axes.set_title(f'{name}: {of_task[0]["metric"]} on dev', loc='left', fontsize=10, fontweight='bold')
+      axes.set_xlim(0, tokens[-1] * 1.03)
+      axes.set_xlabel('tokens')
+      axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+      top = axes.secondary_xaxis('top', functions=(lambda x: x * rate, lambda x: x / rate))
+      top.xaxis.set_major_formatter(lambda value, _: quantity(value, 'FLOP') if value else '')
+      top.tick_params(length=2, pad=1, labelcolor=GREY, labelsize=7)
+  return figure

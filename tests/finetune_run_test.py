@@ -1,0 +1,134 @@
+"""Fine-tuning from the command line: trials that are stopped and started again, and predictions of what was kept."""
+
+import json
+import shutil
+import signal
+
+import finetune_files
+import micro_run
+import pytest
+
+from electra_jax.main import main
+
+CONFIG = 'tests/configs/finetune_micro.py'
+CLOCK = ('seconds', 'tokens_per_second')
+
+
+def arguments(folder, data, *more):
+  return ['--mode=finetune', f'--config={CONFIG}', f'--config.init={micro_run.finished()[0]}', f'--config.data.source={data}',
+          f'--workdir={folder}', f'--config.compilation_cache={micro_run.shared() / "xla"}', '--config.keep_trials=all', *more]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  return finetune_files.glue(tmp_path_factory.mktemp('data') / 'glue', train=60)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, data):
+  """A run that was never stopped, and what it printed."""
+  folder = tmp_path_factory.mktemp('whole')
+  return folder, micro_run.run(*arguments(folder, data))[0]
+
+
+def result(folder, trial):
+  record = json.loads((folder / 'cola' / f'trial-{trial}' / 'result.json').read_text())
+  return {name: value for name, value in record.items() if name not in CLOCK}
+
+
+def figures(folder):
+  lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+
+
+def test_killed_and_started_again_it_ends_bitwise_the_same(whole, data, tmp_path):
+  killed = tmp_path / 'killed'
+  for trial, step, number in ((1, 3, signal.SIGKILL), (1, 9, signal.SIGTERM), (2, 6, signal.SIGKILL)):
+    process = micro_run.start(*arguments(killed, data))
+    micro_run.wait_for(lambda: micro_run.last_step(killed / 'cola' / f'trial-{trial}') >= step, process)
+    process.send_signal(number)
+    assert process.wait(60) == (42 if number == signal.SIGTERM else -number)
+  out, _ = micro_run.run(*arguments(killed, data))
+  assert 'restored     trial 2' in out
+  for trial in (1, 2):
+    a, b = (folder / 'cola' / f'trial-{trial}' for folder in (whole[0], killed))
+    assert result(whole[0], trial) == result(killed, trial)
+    assert figures(a) == figures(b)
+    last = micro_run.checkpoint_steps(a)[-1]
+    assert not micro_run.differing(micro_run.checkpoint(a, last), micro_run.checkpoint(b, last))
+
+
+def test_a_run_leaves_what_a_person_reads(whole):
+  folder, out = whole
+  assert 'encoder' in out and 'step 30' in out and 'trial 2' in out
+  record = json.loads((folder / 'results.json').read_text())
+  assert [trial['seed'] for trial in record['trials']] == [0, 1]
+  assert len(record['trials'][0]['curve']) == 4      # looks each half of two epochs
+  assert (folder / 'results.png').stat().st_size > 10_000 and 'cola' in (folder / 'results.md').read_text()
+  assert micro_run.checkpoint(folder / 'cola' / 'trial-1', result(folder, 1)['steps'])['params/head/dense/kernel'].shape == (32, 2)
+
+
+def test_trials_differ_and_learn(whole):
+  trials = [result(whole[0], trial) for trial in (1, 2)]
+  assert trials[0]['train_loss'] != trials[1]['train_loss']
+  lines = [line for line in figures(whole[0] / 'cola' / 'trial-1') if line['kind'] == 'train']
+  assert lines[-1]['loss'] < lines[0]['loss']
+
+
+def test_the_same_command_again_has_nothing_to_do(whole, data):
+  before = {path: path.stat().st_mtime_ns for path in whole[0].glob('cola/trial-*/checkpoints/*')}
+  out, _ = micro_run.run(*arguments(whole[0], data))
+  assert 'trial 1 ' not in out and before == {path: path.stat().st_mtime_ns for path in whole[0].glob('cola/trial-*/checkpoints/*')}
+
+
+def test_another_config_is_refused(whole, data):
+  _, err = micro_run.run(*arguments(whole[0], data, '--config.optimizer.learning_rate=1e-4'), status=1)
+  assert 'holds a run of another config (optimizer.learning_rate' in err
+
+
+def test_predictions_of_standard_input_are_lines_of_json_alone(whole, tmp_path):
+  texts = tmp_path / 'texts'
+  texts.write_text('bako dufa\nbako salo\n')
+  with open(texts) as file:
+    out, _ = micro_run.run('--mode=predict', f'--workdir={whole[0]}', '--input=-', stdin=file)
+  predictions = [json.loads(line) for line in out.splitlines()]
+  assert len(predictions) == 2 and all(p['label'] in ('0', '1') for p in predictions)
+  assert all(abs(sum(p['probabilities'].values()) - 1) < 1e-5 for p in predictions)
+
+
+def test_the_test_set_becomes_the_sites_file(whole, tmp_path):
+  micro_run.run('--mode=predict', f'--workdir={whole[0]}', '--split=test', f'--output={tmp_path / "out"}')
+  rows = (tmp_path / 'out' / 'CoLA.tsv').read_text().splitlines()
+  assert rows[0] == 'index\tprediction' and len(rows) == 7 and all(row.split('\t')[1] in '01' for row in rows[1:])
+  out, _ = micro_run.run('--mode=predict', f'--workdir={whole[0]}', '--split=dev', f'--output={tmp_path / "out"}')
+  kept = json.loads((whole[0] / 'cola' / 'kept.json').read_text())[0]
+  assert f'matthews {result(whole[0], kept)["figures"]["dev"]["matthews"]:.4f}' in out
+  assert len((tmp_path / 'out' / 'cola.dev.jsonl').read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize('flags, said', [
+    (['--config.init='], 'config.init is empty'),
+    (['--config.init=nowhere'], 'config.init nowhere is not a run'),
+    (['--config.init=none'], 'config.like names no run'),
+    (['--config.task=colla'], "did you mean cola"),
+    (['--config.data.source=nowhere'], 'nowhere'),
+    (['--config.select=beast'], "config.select is 'beast'"),
+    (['--config.head.pooling=max'], 'cls or mean'),
+    (['--config.init_step=7'], 'no checkpoint of step 7')])
+def test_what_cannot_be_is_one_sentence(flags, said, data, tmp_path, capsys):
+  assert main(['main', *arguments(tmp_path / 'run', data, *flags)]) == 1
+  err = capsys.readouterr().err
+  assert said in err and err.count('\n') == 1 and 'Traceback' not in err
+
+
+def test_a_checkpoint_of_another_size_is_told_tensor_by_tensor(data, tmp_path, capsys):
+  other = tmp_path / 'other'
+  shutil.copytree(micro_run.finished()[0], other)
+  config = json.loads((other / 'config.json').read_text())
+  config['model']['intermediate_size'] = 48
+  (other / 'config.json').write_text(json.dumps(config))
+  assert main(['main', *arguments(tmp_path / 'run', data, f'--config.init={other}')]) == 1
+  err = capsys.readouterr().err
+  for name in ('mlp_in', 'mlp_gate', 'mlp_output'):
+    assert f'discriminator/layers/{name}/kernel is 1 x' in err
+  assert 'attention' not in err and 'Traceback' not in err

@@ -1,0 +1,84 @@
+"""Every task, from files in its original layout to scored trials, predictions and its site's files."""
+
+import json
+
+import finetune_files
+import micro_run
+import pytest
+
+from electra_jax.finetune import predict
+from electra_jax.finetune.config import default_config
+from electra_jax.finetune.tasks import FAMILIES, GLUE
+from electra_jax.finetune.train import finetune
+
+SITE_FILES = {'cola': {'CoLA.tsv'}, 'sst2': {'SST-2.tsv'}, 'mrpc': {'MRPC.tsv'}, 'stsb': {'STS-B.tsv'}, 'qqp': {'QQP.tsv'},
+              'mnli': {'MNLI-m.tsv', 'MNLI-mm.tsv'}, 'qnli': {'QNLI.tsv'}, 'rte': {'RTE.tsv'}, 'wnli': {'WNLI.tsv'}}
+
+
+def config_of(task, **data):
+  c = default_config()
+  c.name, c.task, c.init = 'test', task, str(micro_run.finished()[0])
+  c.batch_size = c.eval_batch_size = 8
+  c.max_length, c.epochs, c.bucketed, c.compilation_cache = 48, 1.0, False, ''
+  c.optimizer.learning_rate = 1e-3
+  c.data.update(data)
+  return c
+
+
+def own(folder, task):
+  """One's own data, each task in another format."""
+  rows = {part: finetune_files.sentences(count, seed) for part, count, seed in (('train', 16, 1), ('dev', 8, 2))}
+  files = {}
+  for part, of_part in rows.items():
+    if task == 'classification':      # pairs, as JSON lines
+      files[part] = folder / f'{part}.jsonl'
+      files[part].write_text(''.join(json.dumps({'a': text, 'b': 'bako', 'kind': ['bad', 'good'][label]}) + '\n' for text, label in of_part))
+    elif task == 'regression':
+      files[part] = folder / f'{part}.csv'
+      files[part].write_text('text,label\n' + ''.join(f'"{text}",{label}.5\n' for text, label in of_part))
+    elif task == 'tagging':
+      files[part] = folder / f'{part}.jsonl'
+      files[part].write_text(''.join(json.dumps({'text': text.split(), 'label': ['a' if w == 'dufa' else 'b' for w in text.split()]}) + '\n'
+                                     for text, _ in of_part))
+    else:
+      files[part] = folder / f'{part}.tsv'
+      files[part].write_text('question\tcontext\tanswer\n' + ''.join(f'bako?\t{text}\t{text.split()[0]}\n' for text, _ in of_part))
+  columns = {'classification': dict(text='a', pair='b', label='kind'), 'span': dict(text='question', pair='context', label='answer')}
+  return {part: str(path) for part, path in files.items()} | columns.get(task, {})
+
+
+def data_of(folder, task):
+  if task in GLUE:
+    return {'source': str(finetune_files.glue(folder))}
+  if task in ('squad1', 'squad2'):
+    return {'source': str(finetune_files.squad(folder, {'squad1': '1.1', 'squad2': '2.0'}[task]))}
+  if task in ('ner', 'chunking', 'pos'):
+    return {'source': str(finetune_files.tagged(folder, task))}
+  return own(folder, task)
+
+
+@pytest.mark.parametrize('task', FAMILIES)
+def test_a_task_runs_from_files_to_predictions(task, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  (tmp_path / 'data').mkdir()
+  assert finetune(config_of(task, **data_of(tmp_path / 'data', task)), str(workdir)) == 0
+  record = json.loads((workdir / task / 'trial-1' / 'result.json').read_text())
+  value = record['figures']['dev'][record['metric']]
+  assert value is None or -1 <= value <= 1
+  assert record['metric'] in record['constant']
+  if task == 'mnli':
+    assert 'dev_mismatched' in record['figures']
+  if task == 'pos':
+    assert 'test' in record['figures']       # labelled, unlike GLUE's
+  split = 'test' if task in GLUE or task in ('ner', 'chunking', 'pos') else 'dev'
+  predict.predict(str(workdir), source=None, task=None, split=split, output=str(tmp_path / 'out'))
+  written = {path.name for path in (tmp_path / 'out').iterdir()}
+  assert SITE_FILES.get(task, set()) <= written
+  if task in ('squad1', 'squad2'):
+    answers = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    assert len(answers) == 6 and (task == 'squad2' or all(answers.values()))
+    assert len(json.loads((tmp_path / 'out' / 'null_odds.json').read_text())) == 6
+  lines = [json.loads(line) for line in (tmp_path / 'out' / f'{task}.{split}.jsonl').read_text().splitlines()]
+  assert len(lines) == {'ner': 4, 'chunking': 4, 'pos': 4}.get(task, 6 if task in GLUE or 'squad' in task else 8)
+  shown = capsys.readouterr().out
+  assert 'dev ' in shown and 'written' in shown
