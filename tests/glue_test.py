@@ -329,12 +329,16 @@ def test_ones_own_task_from_tfds(data_dir):
   assert task.labels == ('acceptable', 'unacceptable') and len(task.examples('train')) == 20
   assert sorted(task.examples('dev')[0].first.split()[:2]) == ['sentence', 'validation'] and len(task.examples('dev')) == 5
   assert {example.target for example in task.examples('test')} == {-1}
-  with pytest.raises(UserError, match="example 1 of 'tfds:glue/cola.*' has no column 'text'"):
+  with pytest.raises(UserError, match="^'tfds:glue/cola.*' has no column 'text'; its columns are 'idx', 'label', 'sentence'; name one with data.text"):
     text.open_task('classification', data(train=source))
 
 
 def test_tfds_data_of_another_task_is_told(data_dir):
   assert "has the label 'unacceptable', which the task 'sst2' has not" in message('sst2', f'tfds:glue/cola;data_dir={data_dir}')
+  with pytest.raises(UserError, match="split 'train.:0.' of TFDS dataset glue/cola/2.0.0 "):
+    text.open_task('classification', data(train=f'tfds:glue/cola;data_dir={data_dir};split=train[:0]', text='sentence'))
+  with pytest.raises(UserError, match="has no split 'dev'; its splits are 'train', 'validation', 'test'"):
+    text.open_task('classification', data(train=f'tfds:glue/cola;data_dir={data_dir};split=dev', text='sentence'))
   assert 'is not prepared in' in message('rte', f'tfds:glue;data_dir={data_dir}')
 
 

@@ -20,7 +20,7 @@ def splits(source: str) -> tuple[str, ...]:
 def read(source: str, split: str | None = None) -> list[Row]:
   """All examples of a split, each whole, in the order of the dataset's files; a row's line is its number, from 1.
 
-  Text becomes str, a class label its name, or None where it is -1 (unknown), arrays become lists; nested features are dictionaries.
+  Text becomes str, a class label its name, or None where it is -1 (unknown); arrays become lists, nested features dictionaries.
 
   Args:
     source: `tfds:NAME` with options `;data_dir=FOLDER`, `;download=yes` and `;split=SPLIT`.

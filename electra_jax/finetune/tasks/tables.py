@@ -104,7 +104,7 @@ def read_text(path: str) -> str:
 
 
 def read_lines(path: str) -> list[str]:
-  """Lines of a text file without their ends, as of `read_text`. Only \\n parts lines, so that list index + 1 is what editors count."""
+  """Lines of a text file without their ends, as of `read_text`. Only \\n parts lines, so index + 1 is what editors count."""
   lines = [line.removesuffix('\r') for line in read_text(path).split('\n')]
   return lines if lines[-1] else lines[:-1]
 
@@ -131,7 +131,8 @@ def need(columns: Sequence[str], present: Sequence[str], path: str, line: int | 
     near = difflib.get_close_matches(column, [name for name in present if isinstance(name, str)], n=1)
     quoted = f'"{column}"' in present
     raise UserError(
-      f'{shown(path) if line is None else place(path, line)} has no column {column!r}' + (f' (did you mean {near[0]!r}?)' if near else '') +
+      f'{shown(path) if line is None else place(path, line)} has no column {column!r}' +
+      (f' (did you mean {near[0]!r}?)' if near else '') +
       f'; its columns are {readers.named(present)}' + ('; name one with ' + field if field else '') +
       ('; fields in quotes are read with data.format=csv' if quoted else ''))
 

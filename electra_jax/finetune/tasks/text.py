@@ -174,7 +174,7 @@ class TextTask:
     return {self.site_files[split]: ('index\tprediction\n' + ''.join(lines)).encode()}
 
   def constant(self) -> dict[str, float]:
-    """Of the training set's most frequent label, or mean value, on dev. A constant ranks nothing, so correlations are 0, not nan."""
+    """Figures of the training set's most frequent label, or mean value, on dev. It ranks nothing, so correlations are 0, not nan."""
     targets = [example.target for example in self.examples('train')]
     if self.head == 'classification':
       answer = max(range(len(self.labels)), key=collections.Counter(targets).__getitem__)
@@ -276,7 +276,7 @@ def examples_of(task: TextTask, rows: Iterable[tables.Row], path: str, targets: 
 
 
 def kept(first: int, second: int, room: int) -> int:
-  """Tokens of the first text that stay where both make more than `room`: the last is taken of the longer one, of equals the second's."""
+  """Tokens of the first text that stay where both make more than `room`: the longer one loses its last, of equals the second."""
   return min(first, max(room - second, (room + 1) // 2))
 
 
