@@ -1,17 +1,21 @@
 """ELECTRA pretraining in JAX and Flax."""
 
 
-def load(workdir, step='last', store=None):
-  """A trained run in Python: its config, model, parameters and tokenizer; call it with texts.
+def load(workdir, step='last', store=None, task=None):
+  """A trained run in Python: its config, model, parameters and tokenizer; call it with texts, or a fine-tuned one with a file's name.
 
   Args:
     workdir: the run's folder.
-    step: 'last', 'best' (by the held-out figure), or the number of a kept checkpoint.
-    store: the prepared corpus, where it is elsewhere than at training; only held-out rows come from it.
+    step: of a pretraining run: 'last', 'best' (by the held-out figure), or the number of a kept checkpoint.
+    store: of a pretraining run: the prepared corpus, where it is elsewhere than at training; only held-out rows come from it.
+    task: of a fine-tuned run: which, where it has several.
 
-  Returns: electra_jax.pretrain.run.Run.
+  Returns: electra_jax.pretrain.run.Run, or electra_jax.finetune.run.FineTunedRun.
 
-  Raises: electra_jax.config.UserError where the folder holds no run or no such checkpoint.
+  Raises: electra_jax.errors.UserError where the folder holds no run or no such checkpoint.
   """
+  from electra_jax.finetune.run import is_finetuned, open_finetuned
+  if is_finetuned(workdir):
+    return open_finetuned(workdir, task)
   from electra_jax.pretrain.run import open_run
   return open_run(workdir, step, store)

@@ -156,7 +156,10 @@ def dispatch(values: flags.FlagValues) -> int:
     timeline(values.workdir, config=values.config, rows=values.rows, store=values.store)
   elif values.mode in ('evaluate', 'inspect', 'blimp'):
     import electra_jax
+    from electra_jax.finetune.run import is_finetuned
     from electra_jax.pretrain.run import use_compilation_cache
+    if is_finetuned(workdir):
+      raise UserError(f'--mode={values.mode} is for pretrained runs and {workdir} is a fine-tuned one; --mode=predict --split=dev scores it.')
     run = electra_jax.load(workdir, values.step, values.store)
     use_compilation_cache(run.config)
     if values.mode == 'evaluate':

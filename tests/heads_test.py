@@ -73,8 +73,8 @@ def run(kind, ids, keys=None, family='electra', dtype=jnp.float32):
   return jax.tree.map(np.asarray, compiled(kind, family, dtype)(fresh(kind, family), ids, targets_of(ids), keys))
 
 
-@pytest.mark.parametrize('kind, family', [(kind, 'electra') for kind in heads.KINDS] + [('span', 'modern')])
-def test_every_head_trains_the_whole_encoder_and_loses_less(kind, family):
+@pytest.mark.parametrize('kind, family', [('span', 'electra'), ('classification', 'modern')])
+def test_every_parameter_is_trained_and_the_loss_falls(kind, family):
   model, params, ids = model_of(kind, family, dropout=0.1), fresh(kind, family), rows()
   targets = targets_of(ids)
   @jax.jit
@@ -84,14 +84,14 @@ def test_every_head_trains_the_whole_encoder_and_loses_less(kind, family):
       total, count, sums = losses.loss(kind, outputs, targets)
       return total / count, sums
     (value, sums), grads = jax.value_and_grad(mean, has_aux=True)(params)
-    rate = 0.05 / jnp.maximum(1, jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads))))
+    rate = 0.1 / jnp.maximum(1, jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(grads))))
     return value, sums, grads, jax.tree.map(lambda p, g: p - rate * g, params, grads)
   keys = jax.random.split(jax.random.key(0), len(ids))
   first, sums, grads, params = step(params, keys)
   dead = {'/'.join(entry.key for entry in path) for path, grad in jax.tree_util.tree_leaves_with_path(grads) if not np.abs(grad).max() > 0}
   # A key's bias shifts all scores of a query alike, a start's and an end's all positions: softmax does not see it.
   assert dead <= {'discriminator/layers/key/bias', 'head/start/bias', 'head/end/bias'}
-  for _ in range(60):
+  for _ in range(25):
     last, sums, _, params = step(params, keys)
   assert np.isfinite(first) and last < 0.8 * first
   assert all(np.isfinite(value) for value in sums.values())
@@ -306,6 +306,9 @@ def test_kinds_and_poolings_that_are_not_there_are_named():
       jax.eval_shape(lambda: heads.init_params(heads.FineTuned(model_of('span').config, **wrong), 0))
 
 
+loss = jax.jit(losses.loss, static_argnums=(0, 3))
+
+
 def outputs_and_batch(seed=0, n=6):
   rng = np.random.default_rng(seed)
   normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
@@ -331,14 +334,14 @@ def test_losses_in_numpy():
               'tagging': ((nll(outputs['tagging']['logits'], batch['tags'].clip(0)) * tagged).sum(), tagged.sum()),
               'span': (((sides + 0.5 * answer) * w).sum(), w.sum())}
   for kind, (total, count) in expected.items():
-    ours, n, sums = losses.loss(kind, outputs[kind], batch)
+    ours, n, sums = loss(kind, outputs[kind], batch)
     np.testing.assert_allclose(ours, total, rtol=1e-5)
     assert n == count == losses.count(kind, batch) == sums['count']
     assert ours == sums['loss']
-  without = losses.loss('span', outputs['span'], batch, impossible_weight=0)[0]
+  without = loss('span', outputs['span'], batch, 0)[0]
   np.testing.assert_allclose(without, (sides * w).sum(), rtol=1e-5)
   right = (outputs['classification']['logits'].argmax(-1) == batch['label']) * w
-  assert losses.loss('classification', outputs['classification'], batch)[2]['correct'] == right.sum()
+  assert loss('classification', outputs['classification'], batch)[2]['correct'] == right.sum()
 
 
 @READERS
@@ -348,12 +351,13 @@ def test_rows_without_a_target_and_rows_that_fill_weigh_nothing(kind):
   def mean(outputs, batch):
     total, count, sums = losses.loss(kind, outputs, batch)
     return total / count, sums
-  (value, sums), grads = jax.value_and_grad(mean, has_aux=True)(outputs[kind], batch)
+  (value, sums), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(outputs[kind], batch)
   assert np.isfinite(value) and all(np.isfinite(x) for x in sums.values())
   left_out = [3, 5] + ([0] if kind != 'span' else [])
   for grad in jax.tree.leaves(grads):
     assert np.isfinite(grad).all() and not np.asarray(grad)[left_out].any() and np.asarray(grad)[[1, 2, 4]].any()
   # So a batch is its parts, however it is divided.
-  part = lambda rows: losses.loss(kind, *jax.tree.map(lambda x: x[rows], (outputs[kind], batch)))[2]
+  part = lambda rows: loss(kind, *jax.tree.map(lambda x: x[rows], (outputs[kind], batch)))[2]
+  halves = part(slice(0, 3)), part(slice(3, 6))
   for name, whole in sums.items():
-    np.testing.assert_allclose(part(slice(0, 2))[name] + part(slice(2, 6))[name], whole, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(halves[0][name] + halves[1][name], whole, rtol=1e-5, err_msg=name)

@@ -53,6 +53,9 @@ def _of_file(run: FineTunedRun, source, output):
 
 def _of_split(run: FineTunedRun, split, folder, alone):
   task = open_task(run.task.name, run.config.data)
+  if task.labels != run.task.labels:
+    raise UserError(f'{task.name}: the training data of the run has changed: its labels are {", ".join(task.labels)} now and were '
+                    f'{", ".join(run.task.labels)}; restore it, or name a file with --input.')
   also = ('diagnostic',) if split == 'test' else ()
   chosen = [name for name in task.splits if name == split or name.startswith(split + '_') or name in also]
   if split not in task.splits:
