@@ -6,6 +6,7 @@ import re
 import pytest
 
 from electra_jax import config as configs, main
+from electra_jax.finetune import config as finetune_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
@@ -35,12 +36,12 @@ def test_links_fields_and_commands(page, monkeypatch):
   monkeypatch.chdir(ROOT)
   text = page.read_text('utf-8')
   assert not broken_links(text, page.parent)
-  known = configs.flat(configs.default_config())
+  known = configs.flat(configs.default_config()) | configs.flat(finetune_config.default_config())
   assert not [name for name in fields_named(text) if name not in known]
   for words in commands(text):
     values = main.parse(['main', *words])
     if values.config is not None:
-      configs.check(values.config)
+      (finetune_config if 'task' in values.config else configs).check(values.config)
 
 
 def test_there_are_pages_commands_and_fields_to_check():
