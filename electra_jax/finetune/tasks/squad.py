@@ -123,7 +123,7 @@ class SquadTask:
         starts.append(offset + first - start if holds else 0)
         ends.append(offset + last - start if holds else 0)
       counts[f'further windows on texts longer than {max_length} tokens'] += len(windows) - 1
-      counts['answers too long for any window'] += first >= 0 and not whole
+      counts['answers that no window holds whole'] += first >= 0 and not whole
     starts, ends = np.array(starts, np.int32), np.array(ends, np.int32)
     targets = {'start': starts, 'end': ends, 'impossible': (starts == 0).astype(np.float32), 'allowed': allowed}
     return Features(token_ids, targets, np.array(owners, np.int32), notes), {what: count for what, count in counts.items() if count}
@@ -271,8 +271,11 @@ def _task(name, unanswerable, columns, splits, load, **fields):
 
 
 def window_starts(tokens: int, room: int, stride: int) -> range:
-  """First tokens of the windows of at most `room` tokens that a text of `tokens` has: each `stride` on, or `room` where that is less."""
-  step = min(stride, room)
+  """First tokens of the windows of at most `room` tokens that a text of `tokens` has.
+
+  Each begins `stride` after the one before it, or half a window where that is less, so that an answer of half a window is whole in one.
+  """
+  step = min(stride, (room + 1) // 2)
   return range(0, max(1, math.ceil((tokens - room) / step) * step + 1), step)
 
 
