@@ -25,7 +25,7 @@ class Question(NamedTuple):
   """A question on a text.
 
   Attributes:
-    id: of the data, or the line it is on.
+    id: of the data, or its number.
     answers: any of them is right; () where the context has no answer, None where nobody says.
     starts: of each answer, its first character in the context.
     mended: how many of the starts were told otherwise.
@@ -147,7 +147,8 @@ def _of_document(articles, place):
           answers = question.get('answers')
           if question.get('is_impossible'):
             answers = []
-          yield _question(str(question['id']), _text(question['question']), context, answers, None, place)
+          name = str(question['id'])
+          yield _question(name, _text(question['question']), context, answers, None, f'the question {name!r} of {tables.shown(place)}')
     except (KeyError, TypeError, AttributeError) as error:
       within = ''.join(f'{name} {number} of ' for name, number in (('question', k), ('paragraph', j)) if number)
       lacks = f'no {error.args[0]!r} there' if isinstance(error, KeyError) else 'a value is of another kind'
@@ -161,7 +162,7 @@ def _text(value):
 
 
 def _of_rows(rows: Iterable[tables.Row], place, columns, labelled):
-  for row in rows:
+  for number, row in enumerate(rows, 1):
     values = row.values
     tables.need(columns[:2], list(values), place, row.line)
     answers = values.get(columns.answers, [] if labelled else None)
@@ -169,15 +170,15 @@ def _of_rows(rows: Iterable[tables.Row], place, columns, labelled):
       answers = []
     starts = values.get('answer_start')
     name = values.get('id')
-    yield _question(str(row.line) if name in (None, '') else str(name), tables.text_value(place, row, columns.question),
-                    tables.text_value(place, row, columns.context), answers, None if starts in ('', None) else starts, place)
+    yield _question(str(number if name in (None, '') else name), tables.text_value(place, row, columns.question),
+                    tables.text_value(place, row, columns.context), answers, None if starts == '' else starts,
+                    'the question ' + (f'{name!r} ' if name else '') + f'of {tables.place(place, row.line)}')
 
 
-def _question(name, question, context, answers, starts, place):
-  """A question whose answers, in any of the ways to write them, are found in its context."""
+def _question(name, question, context, answers, starts, which):
+  """A question whose answers, in any of the ways to write them, are found in its context; `which` it is, for a complaint."""
   if answers is None:
     return Question(name, question, context, None, (), 0)
-  whose = f'the question {name!r} of {tables.shown(place)} has'
   if isinstance(answers, dict):  # SQuAD by columns, as TFDS has it
     answers, starts = answers.get('text', []), answers.get('answer_start', starts)
   if not isinstance(answers, list):
@@ -185,7 +186,7 @@ def _question(name, question, context, answers, starts, place):
   if not isinstance(starts, list):
     starts = [starts] * len(answers)
   if len(starts) != len(answers):
-    raise UserError(f'{whose} {len(answers)} answers and {len(starts)} places where they start; mend it')
+    raise UserError(f'{which} has {len(answers)} answers and {len(starts)} places where they start; mend it')
   texts, found, mended = [], [], 0
   for answer, start in zip(answers, starts):
     if isinstance(answer, dict):
@@ -193,19 +194,19 @@ def _question(name, question, context, answers, starts, place):
     if isinstance(answer, int | float):
       answer = json.dumps(answer)
     if not isinstance(answer, str):
-      raise UserError(f'{whose} an answer that is no text; mend it')
+      raise UserError(f'{which} has an answer that is no text; mend it')
     if not answer.strip():
       continue
     try:
       told = None if start is None else int(start)
     except (ValueError, TypeError):
-      raise UserError(f'{whose} an answer that starts at {start!r}, which is no number; mend it') from None
+      raise UserError(f'{which} has an answer that starts at {start!r}, which is no number; mend it') from None
     where = find(context, answer, told)
     if where is None:
       answer = answer.strip()
       where = find(context, answer, told)
     if where is None:
-      raise UserError(f'{whose} the answer {textwrap.shorten(answer, 80, placeholder="...")!r}, which is not in its context; mend it, letter by '
+      raise UserError(f'{which} has the answer {textwrap.shorten(answer, 80, placeholder="...")!r}, which is not in its context; mend it, letter by '
                       'letter as the context has it')
     texts.append(answer)
     found.append(where)
