@@ -404,4 +404,4 @@ def test_tasks_are_found_by_name_and_come_back_from_json(tmp_path, squad1):
 
 def test_nothing_to_answer(squad1, tokenizer):
   features, counts = squad1.features([], tokenizer, 64)
-  assert (len(features), counts, squad1.predictions([], features, beams(features, []))) == (0, {}, [])
+  assert (len(features), counts, squad1.predictions([], features, {})) == (0, {}, [])

@@ -134,13 +134,14 @@ class SquadTask:
     An answer is at most `max_answer` tokens of one window, as the context has them. Of the same text in several windows the likeliest counts. The
     original takes a start from the one window alone where most context is around it, and so loses answers that go beyond that window.
     """
+    if not examples:
+      return [], np.zeros(0)
     bounds = np.searchsorted(features.examples, np.arange(len(examples) + 1))
     found = []
     for number, example in enumerate(examples):
       rows = range(bounds[number], bounds[number + 1])
       found.append(self._best(example.context, features.notes, rows, outputs))
-    odds = np.asarray(outputs['impossible'], np.float64)
-    return found, np.minimum.reduceat(odds, bounds[:-1]) if len(examples) else np.zeros(0)
+    return found, np.minimum.reduceat(np.asarray(outputs['impossible'], np.float64), bounds[:-1])
 
   def _best(self, context, notes, rows, outputs):
     """At most n_best answers of a question, from the beams of its rows."""
