@@ -59,6 +59,11 @@ def fresh(kind, family='electra'):
   return nn.unbox(jax.jit(lambda: heads.init_params(model_of(kind, family), 1))())
 
 
+def named(tree):
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 @functools.cache
 def compiled(kind, family='electra', dtype=jnp.float32):
   """(params, ids, targets, keys) -> outputs of training and of prediction."""
@@ -88,7 +93,7 @@ def test_every_parameter_is_trained_and_the_loss_falls(kind, family):
     return value, sums, grads, jax.tree.map(lambda p, g: p - rate * g, params, grads)
   keys = jax.random.split(jax.random.key(0), len(ids))
   first, sums, grads, params = step(params, keys)
-  dead = {'/'.join(entry.key for entry in path) for path, grad in jax.tree_util.tree_leaves_with_path(grads) if not np.abs(grad).max() > 0}
+  dead = {name for name, grad in named(grads).items() if not np.abs(grad).max() > 0}
   # A key's bias shifts all scores of a query alike, a start's and an end's all positions: softmax does not see it.
   assert dead <= {'discriminator/layers/key/bias', 'head/start/bias', 'head/end/bias'}
   for _ in range(25):
@@ -111,10 +116,12 @@ def test_parameters_and_hidden_states_are_those_of_pretraining():
 
 @READERS
 def test_heads_begin_as_tensorflow_has_them(kind):
-  leaves = {'/'.join(entry.key for entry in path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(fresh(kind)['head'])}
+  leaves = named(fresh(kind)['head'])
   shapes = {'classification': {'dense': (32, LABELS)}, 'regression': {'dense': (32, 1)}, 'tagging': {'dense': (32, LABELS)},
-            'span': {'start': (32, 1), 'end_hidden': (64, 512), 'end': (512, 1), 'impossible_hidden': (64, 512), 'impossible': (512, 1)}}[kind]
-  assert {name: leaf.shape for name, leaf in leaves.items() if name.endswith('kernel')} == {f'{name}/kernel': s for name, s in shapes.items()}
+            'span': {'start': (32, 1), 'end_hidden': (64, 512), 'end': (512, 1), 'impossible_hidden': (64, 512),
+                     'impossible': (512, 1)}}[kind]
+  kernels = {name.removesuffix('/kernel'): leaf.shape for name, leaf in leaves.items() if name.endswith('kernel')}
+  assert kernels == shapes
   assert len(leaves) == 2 * len(shapes)
   for name, leaf in leaves.items():
     assert leaf.dtype == np.float32
@@ -140,7 +147,8 @@ def span_head(beam=BEAM, size=8, dtype=jnp.float32):
   hidden, allowed, start = draw(size=size)
   shapes = nn.unbox(jax.eval_shape(lambda: head.init(jax.random.key(0), hidden, allowed, start, method='training')))['params']
   rng = np.random.default_rng(5)
-  return head, jax.tree.map(lambda s: (rng.standard_normal(s.shape) * (s.shape[0] if len(s.shape) > 1 else 4) ** -0.5).astype(np.float32), shapes)
+  draw_like = lambda s: (rng.standard_normal(s.shape) * (s.shape[0] if len(s.shape) > 1 else 4) ** -0.5).astype(np.float32)
+  return head, jax.tree.map(draw_like, shapes)
 
 
 def gelu(x):
@@ -295,7 +303,8 @@ def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
   both = compiled('span').__wrapped__
   by_rows = meshes.batch_sharding(layout.mesh)
   ours = jax.jit(meshes.within(layout, lambda *x: both(*x, None)), in_shardings=(shardings, by_rows, by_rows))(params, ids, targets)
-  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(compiled('span')(params, ids, targets, None)), strict=True):
+  alone = compiled('span')(params, ids, targets, None)
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(alone), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 

@@ -31,12 +31,14 @@ def summarise(records: list[dict]) -> dict:
   for task in dict.fromkeys(record['task'] for record in records):
     mine = [record for record in records if record['task'] == task]
     figures = {}
-    for split, name in dict.fromkeys((split, name) for record in mine for split in record['figures'] for name in record['figures'][split]):
+    known = dict.fromkeys((split, name) for record in mine for split, of_split in record['figures'].items() for name in of_split)
+    for split, name in known:
       values = [_figure(record, split, name) for record in mine]
       figures.setdefault(split, {})[name] = _statistics(name, [value for value in values if value is not None])
-    summaries[task] = {'metric': mine[0]['metric'], 'trials': len(mine), 'collapsed': [r['trial'] for r in mine if (task, r['trial']) in fallen],
-                       'constant': mine[0].get('constant', {}), 'seconds': sum(r.get('seconds') or 0 for r in mine),
-                       'tokens': sum(r.get('tokens') or 0 for r in mine), 'figures': figures}
+    total = lambda name: sum(record.get(name) or 0 for record in mine)
+    summaries[task] = {
+        'metric': mine[0]['metric'], 'trials': len(mine), 'collapsed': [r['trial'] for r in mine if (task, r['trial']) in fallen],
+        'constant': mine[0].get('constant', {}), 'seconds': total('seconds'), 'tokens': total('tokens'), 'figures': figures}
   return summaries
 
 
@@ -53,7 +55,8 @@ def _statistics(name, values):
   n = len(values)
   mean = statistics.fmean(values) if n else None
   best = None if not n or name.endswith('_thresh') else min(values) if name in _LESS_IS_BETTER else max(values)
-  found = {'n': n, 'median': statistics.median(values) if n else None, 'best': best, 'mean': mean, 'deviation': None, 'low': None, 'high': None}
+  median = statistics.median(values) if n else None
+  found = {'n': n, 'median': median, 'best': best, 'mean': mean, 'deviation': None, 'low': None, 'high': None}
   if n > 1:
     from scipy.special import stdtrit
     deviation = statistics.stdev(values)
@@ -81,7 +84,8 @@ def collapsed(records: list[dict]) -> list[dict]:
       continue
     value = _figure(record, 'dev', metric)
     others = [_figure(other, 'dev', metric) for other in records if other['task'] == record['task']]
-    same = all(abs(_figure(record, 'dev', name) - x) <= _SAME for name, x in constant.items() if _number(x) is not None and name in record['figures']['dev'])
+    shared = [name for name, x in constant.items() if _number(x) is not None and name in record['figures']['dev']]
+    same = all(abs(_figure(record, 'dev', name) - constant[name]) <= _SAME for name in shared)
     if value <= level + _AT_LEVEL and (max(others) >= level + _CLEARLY_ABOVE or same):
       found.append(record)
   return found
@@ -96,7 +100,8 @@ def glue(summaries: dict) -> dict | None:
       medians[task] = figure['median']
   if not medians:
     return None
-  return {'average': statistics.fmean(medians.values()), 'tasks': list(medians), 'missing': [task for task in PUBLISHED_FIGURES if task not in medians]}
+  missing = [task for task in PUBLISHED_FIGURES if task not in medians]
+  return {'average': statistics.fmean(medians.values()), 'tasks': list(medians), 'missing': missing}
 
 
 _HEADER = ('task', 'figure', 'trials', 'median', 'best', 'mean', 'sd', '95% interval', 'constant')
@@ -110,7 +115,8 @@ def table(summaries: dict) -> str:
       names = [summary['metric'], PUBLISHED_FIGURES.get(task) if split == 'dev' else None]
       rows += [_row(task, summary, split, name) for name in dict.fromkeys(names) if name in figures]
   widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-  lines = ['  '.join(f'{cell:<{width}}' if i < 2 else f'{cell:>{width}}' for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
+  aligned = lambda row: '  '.join(f'{cell:{"<" if i < 2 else ">"}{widths[i]}}' for i, cell in enumerate(row)).rstrip()
+  lines = [aligned(row) for row in rows]
   return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:], *_notes(summaries)])
 
 
@@ -171,7 +177,8 @@ def draw(records: list[dict], headline: str = ''):
   with rc_context(STYLE):
     figure = Figure(figsize=(10.5, 0.8 + 2.7 * len(summaries)), layout='constrained')
     figure.get_layout_engine().set(w_pad=0.09, h_pad=0.1)
-    key = 'line: a trial on dev   ·   dot: where it ended   ·   bar: median   ·   band: 95% interval of the mean   ·   hollow: collapsed   ·   dashes: a constant answer'
+    key = '   ·   '.join(('line: a trial on dev', 'dot: where it ended', 'bar: median', 'band: 95% interval of the mean', 'hollow: collapsed',
+                          'dashes: a constant answer'))
     figure.suptitle(f'{headline}\n{key}' if headline else key, x=0.015, ha='left', fontsize=9)
     panels = figure.subplots(len(summaries), 2, squeeze=False, width_ratios=(1.5, 1))
     for (task, summary), (left, right) in zip(summaries.items(), panels, strict=True):
@@ -206,8 +213,8 @@ def _dots(axes, summary, records, fallen):
   for record in records:
     value = _figure(record, 'dev', metric)
     if value is not None:
-      down = record in fallen
-      axes.plot([record['trial']], [100 * value], 'o', ms=6.5, color=PURPLE if down else BLUE, mfc='white' if down else BLUE, mec=PURPLE if down else 'white')
+      fill, edge = ('white', PURPLE) if record in fallen else (BLUE, 'white')
+      axes.plot([record['trial']], [100 * value], 'o', ms=6.5, mfc=fill, mec=edge)
   title = 'no trial has a figure'
   if f['median'] is not None:
     title = f'median {100 * f["median"]:.1f}, best {100 * f["best"]:.1f}' if len(records) > 1 else f'{100 * f["median"]:.1f}, of one trial'
