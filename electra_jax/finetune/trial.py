@@ -18,6 +18,7 @@ from electra_jax.training.progress import quantity
 
 RESULT = 'result.json'
 HEADER_EVERY = 20
+NOT_FIGURES = ('kind', 'step', 'epoch', 'tokens', 'seconds')      # of a line of metrics.jsonl about a look at dev
 
 
 class Split(NamedTuple):
@@ -161,9 +162,11 @@ def run_trial(p: build.Program, trial: int, folder, splits: dict[str, Split], no
   params, at = state.params, int(jax.device_get(state.step))
   if config.select == 'best':
     params, at = checkpoints.restore_params(folder, 'best', p.shapes.params, p.shardings.params, **best)
+  last_look = curve[-1]['step'] == at and {name: math.nan if value is None else value for name, value in curve[-1].items() if name not in NOT_FIGURES}
+  figures = {name: last_look if name == 'dev' and last_look else score(p, params, name, split) for name, split in splits.items()}
   record = {
       'task': p.task.name, 'trial': trial, 'seed': seed, 'metric': metric,
-      'figures': {name: score(p, params, name, split) for name, split in splits.items()}, 'selected_step': at,
+      'figures': figures, 'selected_step': at,
       'best': _best(curve, metric), 'curve': [{name: line[name] for name in line if name not in ('kind', 'tokens', 'seconds')} for line in curve],
       'train_loss': _last_loss(folder), 'constant': p.constant, 'steps': int(jax.device_get(state.step)), 'tokens': tokens, 'seconds': writer.seconds}
   writer.close()
