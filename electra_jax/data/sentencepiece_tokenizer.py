@@ -99,8 +99,8 @@ def _shape(piece: str) -> tuple[int, int, int]:
 def _spans(normalized: str, places: list[int], shapes: np.ndarray, length: int) -> np.ndarray:
   """Characters of pieces, int32 [pieces, 2], that make up a normalized text.
 
-  SentencePiece's own offsets count the space before a word to the word, and where several pieces share a character (its bytes, the letters
-  of a ligature), they give it to the last of them.
+  SentencePiece's own offsets count the space before a word to the word, and where several pieces share a character (its bytes,
+  the letters of a ligature), they give it to the last of them.
 
   Args:
     places: of each character of the normalized text, and of its end, where in the text is what it was made of.
@@ -113,9 +113,11 @@ def _spans(normalized: str, places: list[int], shapes: np.ndarray, length: int) 
   character = np.cumsum(np.frombuffer(normalized.encode(), np.uint8) & 0xC0 != 0x80) - 1  # of each byte
   first, last = character[after - size] + leading, character[after - 1] - trailing
   begin = places[np.minimum(first, len(normalized))]
-  end = np.append(places, np.int32(length))[np.searchsorted(places, places[np.maximum(last, 0)], 'right')]  # where what comes next begins
+  # The end is where what comes next begins.
+  end = np.append(places, np.int32(length))[np.searchsorted(places, places[np.maximum(last, 0)], 'right')]
   end = np.where(first <= last, end, begin)
-  return np.stack([begin, np.maximum.accumulate(end)], axis=1)  # a space inside of what one character became is that character's too
+  # A space inside of what one character became is that character's too.
+  return np.stack([begin, np.maximum.accumulate(end)], axis=1)
 
 
 def train(sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None, seed: int) -> dict[str, bytes]:

@@ -91,9 +91,9 @@ class Tokenizer:
   def encode_with_offsets(self, texts: Sequence[str], threads: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """Ids of each text, as of `encode_arrays`, and the characters that each token stands for.
 
-    `text[start:end]` is what a token was made of, before any normalization, without white space around it. Tokens that one character became
-    (its bytes, the letters of a ligature) have that character each. A token of white space alone, or of a space that the tokenizer put
-    before the text, has none: start == end. Starts ascend, and ends.
+    `text[start:end]` is what a token was made of, before any normalization, without white space around it. Tokens that one
+    character became (its bytes, the letters of a ligature) have that character each. A token of white space alone, or of a
+    space that the tokenizer put before the text, has none: start == end. Starts ascend, and ends.
 
     Args:
       texts, threads: as of `encode_arrays`.
@@ -248,7 +248,7 @@ def _encode(encode: Callable, texts: list[str], threads: int | None) -> list:
 
 
 def _calls(texts: Sequence[str]) -> Iterator[tuple[Sequence[int], Sequence[int], list[str]]]:
-  """What goes to the library at once: parts of texts, each at most `LONG_TEXT` characters, whose they are and where they start."""
+  """What goes to the library at once: whose parts, where they start, and the parts, at most `LONG_TEXT` characters each."""
   if sum(map(len, texts)) <= LONG_TEXT:  # the usual case, at no cost
     if texts:
       yield range(len(texts)), [0] * len(texts), list(texts)

@@ -46,9 +46,9 @@ class SquadTask:
 
   Attributes:
     unanswerable: whether there may be questions without an answer.
-    threshold: questions get no answer whose null odds are higher. Null odds are the log-odds that there is none, of the window where they are
-      lowest: one window that holds an answer is enough (as in the original, finetune/qa/qa_metrics.py). 0 is as likely as not; the best
-      one for the dev set is what `score` tells and `with_threshold` takes.
+    threshold: questions get no answer whose null odds are higher. Null odds are the log-odds that there is none, of the window
+      where they are lowest, since one window that holds an answer is enough (as in the original, finetune/qa/qa_metrics.py). 0
+      is as likely as not; the best one for the dev set is what `score` tells and `with_threshold` takes.
     max_question, stride, max_answer: tokens of a question, from one window to the next, and of an answer.
     n_best: answers that are weighed up.
     columns: of tables.
@@ -83,11 +83,12 @@ class SquadTask:
     return squad_data.read_questions(path, 'auto', self.columns, labelled=False)
 
   def features(self, examples: Sequence[Question], tokenizer: Tokenizer, max_length: int) -> tuple[Features, dict[str, int]]:
-    """Each question with windows of its context, [CLS] question [SEP] window [SEP], so that every token of the context is in some window.
+    """[CLS] question [SEP] window [SEP], for windows of each context that hold all of its tokens.
 
-    An answer is the target of each window that holds it whole. The original labels all other windows by their question: start and end at
-    [CLS], and not impossible unless the question is (finetune/qa/qa_tasks.py). Here they are impossible, since that is what is true of them,
-    and what the lowest odds of a question's windows ask for. Of several answers the first one is learned, as there.
+    An answer is the target of each window that holds it whole. The original labels all other windows by their question: start
+    and end at [CLS], and not impossible unless the question is (finetune/qa/qa_tasks.py). Here they are impossible, since that
+    is what is true of them, and what the lowest odds of a question's windows ask for. Of several answers the first one is
+    learned, as there.
     """
     contexts = list(dict.fromkeys(example.context for example in examples))
     encoded = dict(zip(contexts, tokenizer.encode_with_offsets(contexts)))
@@ -104,8 +105,8 @@ class SquadTask:
       offset = len(question) + 2
       room = max_length - offset - 1
       if room < min(SMALLEST_WINDOW, len(ids)):
-        raise UserError(f'max_length={max_length} leaves {max(room, 0)} tokens for the text beside a question of {len(question)}; raise '
-                        'config.max_length, or lower config.data.max_question')
+        raise UserError(f'max_length={max_length} leaves {max(room, 0)} tokens for the text beside a question of {len(question)}; '
+                        'raise config.max_length, or lower config.data.max_question')
       first, last = answer_tokens(example, spans)
       counts['answers that the tokenizer has no token for'] += bool(example.answers) and first < 0
       whole = False
@@ -126,13 +127,14 @@ class SquadTask:
       counts['answers that no window holds whole'] += first >= 0 and not whole
     starts, ends = np.array(starts, np.int32), np.array(ends, np.int32)
     targets = {'start': starts, 'end': ends, 'impossible': (starts == 0).astype(np.float32), 'allowed': allowed}
-    return Features(token_ids, targets, np.array(owners, np.int32), notes), {what: count for what, count in counts.items() if count}
+    return Features(token_ids, targets, np.array(owners, np.int32), notes), dict(+counts)
 
   def answers(self, examples: Sequence[Question], features: Features, outputs: Outputs) -> tuple[list[list[Answer]], np.ndarray]:
     """Of each question its best answers, none empty and no two of one text, the best first, and null odds, float64 [questions].
 
-    An answer is at most `max_answer` tokens of one window, as the context has them. Of the same text in several windows the likeliest counts. The
-    original takes a start from the one window alone where most context is around it, and so loses answers that go beyond that window.
+    An answer is at most `max_answer` tokens of one window, as the context has them. Of the same text in several windows the
+    likeliest counts. The original takes a start from the one window alone where most context is around it, and so loses answers
+    that go beyond that window.
     """
     if not examples:
       return [], np.zeros(0)
@@ -165,9 +167,9 @@ class SquadTask:
     return list(found.values()) or _anything(context, notes, rows, outputs)
 
   def score(self, split: str, examples: Sequence[Question], features: Features, outputs: Outputs) -> dict[str, float]:
-    """Figures of the official scripts; questions that nobody says the answer of are left out. With unanswerable questions, `exact`, `f1` and
-    their parts go by the task's threshold, `best_f1` and `best_exact` by the best ones for these questions, `best_f1_thresh` and
-    `best_exact_thresh`."""
+    """Figures of the official scripts; questions that nobody says the answer of are left out. With unanswerable questions,
+    `exact`, `f1` and their parts go by the task's threshold, `best_f1` and `best_exact` by the best ones for these questions,
+    `best_f1_thresh` and `best_exact_thresh`."""
     answers, odds = self.answers(examples, features, outputs)
     told = [i for i, example in enumerate(examples) if example.answers is not None]
     if not told:
@@ -179,7 +181,8 @@ class SquadTask:
       return squad_metrics.version_1(predictions, right)
     figures = squad_metrics.version_2(predictions, right, odds, self.threshold)
     for name in ('best_exact_thresh', 'best_f1_thresh'):
-      if figures[name] == 0 and not (odds == 0).any():  # the scripts' way to say that nothing is best answered, where odds begin at 0
+      # So the script says that it is best to answer nothing, of probabilities; log-odds go below 0.
+      if figures[name] == 0 and not (odds == 0).any():
         figures[name] = float(odds.min()) - 1
     return figures
 
@@ -197,8 +200,9 @@ class SquadTask:
     return found
 
   def submission(self, split: str, examples: Sequence[Question], features: Features, outputs: Outputs) -> dict[str, bytes]:
-    """predictions.json, by question. With unanswerable questions '' where the threshold says so, with null_odds.json; best_answers.json has
-    an answer to every question, which the official script (`--na-prob-file null_odds.json`) finds the best thresholds for."""
+    """predictions.json, by question. With unanswerable questions '' where the threshold says so, with null_odds.json;
+    best_answers.json has an answer to every question, which the official script (`--na-prob-file null_odds.json`) finds the
+    best thresholds for."""
     if self.name not in squad_data.VERSIONS:
       return {}
     answers, odds = self.answers(examples, features, outputs)
@@ -206,13 +210,14 @@ class SquadTask:
     if not self.unanswerable:
       return {'predictions.json': _json(names, best)}
     given = ['' if self._refuses(one) else text for text, one in zip(best, odds)]
-    return {'predictions.json': _json(names, given), 'null_odds.json': _json(names, odds.tolist()), 'best_answers.json': _json(names, best)}
+    return {'predictions.json': _json(names, given), 'null_odds.json': _json(names, odds.tolist()),
+            'best_answers.json': _json(names, best)}
 
   def _refuses(self, odds):
     return self.unanswerable and odds > self.threshold
 
   def constant(self) -> dict[str, float]:
-    """Of answering every question of dev as most of the training questions are answered, which is not at all where most have no answer."""
+    """Of always giving the commonest answer of the training set, which is none where many questions have none."""
     train, dev = self.examples('train'), self.examples('dev')
     answer = collections.Counter(example.answers[0] if example.answers else '' for example in train).most_common(1)[0][0]
     return self._figures([answer] * len(dev), [example.answers for example in dev], np.full(len(dev), self.threshold))
@@ -226,8 +231,8 @@ def open_task(name: str, data: Any) -> SquadTask:
 
   Args:
     name: squad1, squad2 or span.
-    data: config.data: source, train, dev and test as `squad_data.places` reads them, format, text, pair (context, where it is '') and label for
-      the columns of span, max_question, stride, max_answer, n_best.
+    data: config.data: source, train, dev and test as `squad_data.places` reads them, format, text, pair (context, where it is
+      '') and label for the columns of span, max_question, stride, max_answer, n_best.
 
   Raises:
     UserError: there is no data, a number is too small, or, of span, anything that is wrong in it.
@@ -239,26 +244,24 @@ def open_task(name: str, data: Any) -> SquadTask:
   columns = Columns(data.text, data.pair or 'context', data.label) if own else Columns()
   places = squad_data.places(name, data)
   if not places or own and 'train' not in places:
-    raise UserError(f'the task {name!r} has no {"training " if own else ""}data; ' + (
-      'name a file in config.data.train' if own else f'name its folder in config.data.source, or tfds:squad{"/v2.0" if name == "squad2" else ""}'))
+    where = 'tfds:squad/v2.0' if name == 'squad2' else 'tfds:squad'
+    raise UserError(f'the task {name!r} has no {"training " if own else ""}data; name ' + (
+      'a file in config.data.train' if own else f'its folder in config.data.source, or {where}'))
   read = {}
 
   def load(split):
     if split not in read:
       questions = squad_data.read_questions(places[split], data.format, columns, labelled=split != 'test')
       if split != 'test':
-        for question in questions:
-          if question.answers is None:
-            raise UserError(f'the question {question.id!r} of {places[split]!r} says nothing of answers; give "answers", empty where there are none')
-        if name == 'squad1':
-          squad_data.need_answers(questions, places[split])
-        if not any(question.answers for question in questions):
-          raise UserError(f'no question of {places[split]!r} has an answer; give some that do')
+        squad_data.check_answers(questions, places[split], each=name == 'squad1')
       read[split] = questions
     return read[split]
 
-  unanswerable = name == 'squad2' or own and any(not question.answers for split in ('train', 'dev') if split in places for question in load(split))
-  return _task(name, unanswerable, columns, splits=tuple(split for split in ('train', 'dev', 'test') if split in places), load=load,
+  splits = tuple(split for split in ('train', 'dev', 'test') if split in places)
+  unanswerable = name == 'squad2'
+  if own:
+    unanswerable = any(not question.answers for split in splits if split != 'test' for question in load(split))
+  return _task(name, unanswerable, columns, splits, load,
                **{field: getattr(data, field) for field in ('max_question', 'stride', 'max_answer', 'n_best')})
 
 
@@ -274,14 +277,14 @@ def _task(name, unanswerable, columns, splits, load, **fields):
 def window_starts(tokens: int, room: int, stride: int) -> range:
   """First tokens of the windows of at most `room` tokens that a text of `tokens` has.
 
-  Each begins `stride` after the one before it, or half a window where that is less, so that an answer of half a window is whole in one.
+  Each begins `stride` after the one before it, or half a window where that is less: any answer of half a window is whole in one.
   """
   step = min(stride, (room + 1) // 2)
   return range(0, max(1, math.ceil((tokens - room) / step) * step + 1), step)
 
 
 def answer_tokens(question: Question, spans: np.ndarray) -> tuple[int, int]:
-  """First and last token that have a character of the first answer; (-1, -1) where there is no answer, or none of its characters has a token.
+  """First and last token of the first answer; (-1, -1) where there is no answer, or no token stands for any of it.
 
   Args:
     spans: int32 [tokens, 2], of the context.
@@ -308,7 +311,8 @@ def _anything(context, notes, rows, outputs):
   """An answer of one token where no beam has a whole one: at the likeliest start, or else the first token there is."""
   starts = [(float(log_prob), row, int(start) - notes[row].start) for row in rows.tolist()
             for log_prob, start in zip(outputs['start_log_probs'][row], outputs['start_index'][row])]
-  inside = [(log_prob, row, token) for log_prob, row, token in starts if 0 <= token < len(notes[row].spans) and math.isfinite(log_prob)]
+  inside = [(log_prob, row, token) for log_prob, row, token in starts
+            if 0 <= token < len(notes[row].spans) and math.isfinite(log_prob)]
   others = [(-math.inf, row, token) for row in rows.tolist() for token in range(len(notes[row].spans))]
   for log_prob, row, token in sorted(inside, reverse=True) + others:
     if answer := _answer(context, notes[row].spans, token, token, max(log_prob, -1e9)):

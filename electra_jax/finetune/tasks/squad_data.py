@@ -43,7 +43,8 @@ def places(name: str, data: Any) -> dict[str, str]:
 
   Args:
     name: squad1, squad2 or span.
-    data: config.data: source, a folder with files named as `train-v1.1.json` or `train.json`, or `tfds:squad`; train, dev, test go first.
+    data: config.data: source, a folder with files named as `train-v1.1.json` or `train.json`, or `tfds:squad`; and train, dev
+      and test, which go first.
 
   Raises:
     UserError: the source has none of the files, or several for one part.
@@ -62,8 +63,8 @@ def places(name: str, data: Any) -> dict[str, str]:
   else:
     found = {split: file for split in _TFDS if (file := _in_folder(source, split, VERSIONS[name]))}
     if not found:
-      raise UserError(f'{source!r} holds no train-{VERSIONS[name]}.json or dev-{VERSIONS[name]}.json; name the folder that does, or files in '
-                      'config.data.train and config.data.dev')
+      raise UserError(f'{source!r} holds no train-{VERSIONS[name]}.json or dev-{VERSIONS[name]}.json; name the folder that does, '
+                      'or files in config.data.train and config.data.dev')
   return found | named
 
 
@@ -73,8 +74,8 @@ def read_questions(place: str, table_format: str, columns: Columns, labelled: bo
   Args:
     place: a file ('-': standard input) or `tfds:NAME;split=SPLIT`.
     table_format: auto, tsv, csv, jsonl or json.
-    columns: of a table. Its answers are a text, in JSON also a list of texts, or SQuAD's `{"text": [...], "answer_start": [...]}`; a column
-      `answer_start` says where they begin, else it is where they first occur. A column `id` names the questions.
+    columns: of a table. Its answers are a text, in JSON also a list of texts, or both lists of SQuAD, `text` and `answer_start`.
+      A column `answer_start` says where they begin, else it is where they first occur. A column `id` names the questions.
     labelled: questions without answers are ones that have none; else, where a table has no such column, nobody says.
 
   Raises:
@@ -97,8 +98,8 @@ def read_questions(place: str, table_format: str, columns: Columns, labelled: bo
       rows = tables.parse_table(text, place, 'tsv', columns=columns[:2], header=False)
       return _checked(_of_rows(rows, place, columns, False), place)
     else:
-      raise UserError(f'{tables.shown(place)} is neither a table with the columns {columns.question!r} and {columns.context!r}, nor JSON, nor '
-                      'lines with a question, a tab and a context; give one of them')
+      raise UserError(f'{tables.shown(place)} is neither a table with the columns {columns.question!r} and {columns.context!r}, '
+                      'nor JSON, nor lines with a question, a tab and a context; give one of them')
   rows = tables.parse_table(text, place, found_format)
   if found_format in ('tsv', 'csv'):  # the header is what lacks a column; of JSON each row may
     fields = ('data.text', 'data.pair', 'data.label')
@@ -133,7 +134,8 @@ def _document(text, place, found_format):
   if isinstance(document.get('data'), list):
     return document['data']
   if found_format == 'json':
-    raise UserError(f'{tables.shown(place)} is not as SQuAD has it: it has no list "data"; set data.format=jsonl where each line is an object')
+    raise UserError(f'{tables.shown(place)} is not as SQuAD has it: it has no list "data"; set data.format=jsonl where each line is '
+                    'an object')
   return None
 
 
@@ -148,7 +150,8 @@ def _of_document(articles, place):
           if question.get('is_impossible'):
             answers = []
           name = str(question['id'])
-          yield _question(name, _text(question['question']), context, answers, None, f'the question {name!r} of {tables.shown(place)}')
+          which = f'the question {name!r} of {tables.shown(place)}'
+          yield _question(name, _text(question['question']), context, answers, None, which)
     except (KeyError, TypeError, AttributeError) as error:
       within = ''.join(f'{name} {number} of ' for name, number in (('question', k), ('paragraph', j)) if number)
       lacks = f'no {error.args[0]!r} there' if isinstance(error, KeyError) else 'a value is of another kind'
@@ -206,8 +209,8 @@ def _question(name, question, context, answers, starts, which):
       answer = answer.strip()
       where = find(context, answer, told)
     if where is None:
-      raise UserError(f'{which} has the answer {textwrap.shorten(answer, 80, placeholder="...")!r}, which is not in its context; mend it, letter by '
-                      'letter as the context has it')
+      raise UserError(f'{which} has the answer {textwrap.shorten(answer, 80, placeholder="...")!r}, which is not in its context; '
+                      'mend it, letter by letter as the context has it')
     texts.append(answer)
     found.append(where)
     mended += told is not None and told != where
@@ -237,8 +240,13 @@ def _checked(questions: Iterable[Question], place: str) -> list[Question]:
   return found
 
 
-def need_answers(questions: Sequence[Question], place: str) -> None:
-  """Raises UserError for a question without an answer, where each must have one."""
+def check_answers(questions: Sequence[Question], place: str, each: bool) -> None:
+  """Raises UserError for a question of which nobody says the answer, or, where `each` must have one, without it; and if none has."""
   for question in questions:
-    if question.answers == ():
-      raise UserError(f'the question {question.id!r} of {tables.shown(place)} has no answer, and squad1 has none such; use the task squad2')
+    which = f'the question {question.id!r} of {tables.shown(place)}'
+    if question.answers is None:
+      raise UserError(f'{which} says nothing of answers; give "answers", empty where there are none')
+    if each and not question.answers:
+      raise UserError(f'{which} has no answer, and squad1 has none such; use the task squad2')
+  if not any(question.answers for question in questions):
+    raise UserError(f'no question of {tables.shown(place)} has an answer; give some that do')

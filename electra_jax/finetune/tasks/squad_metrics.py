@@ -39,8 +39,8 @@ def scores(predictions: Sequence[str], answers: Sequence[Sequence[str]], version
 
   Args:
     predictions: an answer a question; '' for none.
-    answers: what is right, of each question. In 2.0 those that normalization leaves nothing of do not count, and a question without any is
-      one whose right answer is ''. In 1.1 each question has one at least.
+    answers: what is right, of each question. In 2.0 those that normalization leaves nothing of do not count, and a question
+      without any is one whose right answer is ''. In 1.1 each question has one at least.
     version: 1 or 2.
   """
   exact, overlap = np.zeros(len(predictions)), np.zeros(len(predictions))
@@ -52,11 +52,13 @@ def scores(predictions: Sequence[str], answers: Sequence[Sequence[str]], version
   return exact, overlap
 
 
-def best_threshold(scores: np.ndarray, predictions: Sequence[str], answerable: np.ndarray, null_odds: np.ndarray) -> tuple[float, float]:
+def best_threshold(
+  scores: np.ndarray, predictions: Sequence[str], answerable: np.ndarray, null_odds: np.ndarray
+) -> tuple[float, float]:
   """The best mean score that some threshold on `null_odds` gives, and that threshold: a question with higher odds gets no answer.
 
-  Every place in the order of the odds is tried, also between equal ones, where no threshold can be: the best of those is what the official
-  script reports. The first best one counts; 0 where answering nothing is best.
+  Every place in the order of the odds is tried, also between equal ones, where no threshold can be: the best of those is what
+  the official script reports. The first best one counts; 0 where answering nothing is best.
 
   Args:
     scores: of the predictions as they are, float64 [questions].
@@ -78,7 +80,9 @@ def version_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> d
   return {'exact': float(exact.mean()), 'f1': float(overlap.mean())}
 
 
-def version_2(predictions: Sequence[str], answers: Sequence[Sequence[str]], null_odds: Sequence[float], threshold: float) -> dict[str, float]:
+def version_2(
+  predictions: Sequence[str], answers: Sequence[Sequence[str]], null_odds: Sequence[float], threshold: float
+) -> dict[str, float]:
   """Figures of SQuAD 2.0.
 
   Args:
@@ -88,8 +92,8 @@ def version_2(predictions: Sequence[str], answers: Sequence[Sequence[str]], null
     threshold: questions with higher odds get no answer in all figures but those of the best thresholds.
 
   Returns:
-    `exact`, `f1`; the same for questions with (`HasAns_`) and without an answer (`NoAns_`), where there are any; and `best_exact`,
-    `best_exact_thresh`, `best_f1`, `best_f1_thresh`, of the thresholds that are best on these very questions.
+    `exact`, `f1`; the same for questions with (`HasAns_`) and without an answer (`NoAns_`), where there are any; and
+    `best_exact`, `best_exact_thresh`, `best_f1`, `best_f1_thresh`, of the thresholds that are best on these very questions.
   """
   answerable, null_odds = np.array([bool(right) for right in answers]), np.asarray(null_odds, float)
   raw = dict(zip(('exact', 'f1'), scores(predictions, answers, version=2)))
