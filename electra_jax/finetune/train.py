@@ -172,8 +172,8 @@ def _show(config, workdir, tasks):
 def write_results(workdir, config, start, records) -> None:
   """results.json, results.md and results.png of all trials."""
   summaries = summary.summarise(records)
-  workdirs.write_json(workdir / RESULTS, plain({'origin': start.origin, 'summaries': summaries, 'trials': records}))
+  workdirs.write_json(workdir / RESULTS, plain({'origin': start.origin, 'summaries': summaries, 'glue': summary.glue(summaries), 'trials': records}))
   workdirs.write_bytes(workdir / 'results.md', summary.markdown(summaries).encode())
-  image = io.BytesIO()
-  summary.draw(records).savefig(image, dpi=130, format='png')
+  image, headline = io.BytesIO(), f'{config.name}: {start.describe()}'
+  summary.draw(records, headline).savefig(image, dpi=130, format='png')
   workdirs.write_bytes(workdir / 'results.png', image.getvalue())
