@@ -101,7 +101,7 @@ def test_the_test_set_becomes_the_sites_file(whole, tmp_path):
   rows = (tmp_path / 'out' / 'CoLA.tsv').read_text().splitlines()
   assert rows[0] == 'index\tprediction' and len(rows) == 7 and all(row.split('\t')[1] in '01' for row in rows[1:])
   out, _ = micro_run.run('--mode=predict', f'--workdir={whole[0]}', '--split=dev', f'--output={tmp_path / "out"}')
-  kept = json.loads((whole[0] / 'cola' / 'kept.json').read_text())[0]
+  kept = json.loads((whole[0] / 'cola' / 'kept.json').read_text())['trials'][0]
   assert f'matthews {result(whole[0], kept)["figures"]["dev"]["matthews"]:.4f}' in out
   assert len((tmp_path / 'out' / 'cola.dev.jsonl').read_text().splitlines()) == 12
 

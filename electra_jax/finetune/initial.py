@@ -82,10 +82,15 @@ def _of_task(folder, fresh, which) -> Initial:
 
 def best_trial(folder) -> str:
   """The folder's name of the best trial of a task whose weights are kept. Raises UserError where none is."""
-  kept = read_json(folder / KEPT) if workdirs.exists(folder / KEPT) else []
+  kept = kept_trials(folder)
   if not kept:
     raise UserError(f'{folder} keeps no weights: its trials are not done, or config.keep_trials was none; run them, or name another folder.')
   return f'trial-{kept[0]}'
+
+
+def kept_trials(folder) -> list[int]:
+  """Numbers of the trials of a task whose weights are kept, the best first."""
+  return read_json(folder / KEPT)['trials'] if workdirs.exists(folder / KEPT) else []
 
 
 def with_choices(model, config):

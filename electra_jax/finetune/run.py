@@ -65,7 +65,7 @@ def tasks_of(workdir) -> list[str]:
   if not is_finetuned(folder):
     raise UserError(f'{folder} is not a fine-tuned run: it has no {initial.ENCODER}; name one with --workdir.')
   with workdirs.reaching(folder):
-    return sorted(path.parent.name for path in folder.glob(f'*/{initial.KEPT}') if read_json(path))
+    return sorted(path.parent.name for path in folder.glob(f'*/{initial.KEPT}') if initial.kept_trials(path.parent))
 
 
 def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:

@@ -141,7 +141,7 @@ def _keep_weights(config, task, folder):
   ranked = [record['trial'] for record in sorted(records, key=lambda record: (-value(record), record['trial']))]
   ranked = [trial for trial in ranked if (folder / f'trial-{trial}' / 'checkpoints').exists()]
   kept = ranked[:{'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
-  workdirs.write_json(folder / initial.KEPT, kept)
+  workdirs.write_json(folder / initial.KEPT, {'trials': kept})
   threshold = next((r['figures']['dev'].get('best_f1_thresh') for r in records if kept and r['trial'] == kept[0]), None)
   if threshold is not None:      # SQuAD 2.0: from which odds on the best trial gives no answer
     _describe(config, task.with_threshold(threshold), folder)

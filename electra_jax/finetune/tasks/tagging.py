@@ -245,7 +245,8 @@ def _files(data):
   if not data.source:
     return given
   if data.source.startswith('tfds:') or not files.is_folder(data.source):
-    raise UserError(f'data.source {data.source!r} is not a folder; tags are read from files: name a folder, or files with data.train, data.dev and data.test')
+    raise UserError(f'data.source {data.source!r} is not a folder; tags are read from files: name a folder, or files with data.train, '
+                    'data.dev and data.test')
   found = collections.defaultdict(list)
   names = [name for name in files.listing(data.source) if not _OTHER_FILES.match(name)]
   for name in names:
@@ -277,7 +278,8 @@ def _entity_tags(sentence, ignore, repair, refuse=True):
     raise UserError(f'{where} has the tag {tag!r}, which is no entity\'s (O, B-TYPE or I-TYPE); name the column of the tags with data.tags, '
                     'or the task tagging or pos')
   before = repr(tags[fault - 1]) if fault else 'the beginning'
-  raise UserError(f'{where} has the tag {tag!r} after {before}, which breaks IOB2; mend it, or set data.repair_tags=repair to read it as conlleval does')
+  raise UserError(f'{where} has the tag {tag!r} after {before}, which breaks IOB2; mend it, or set data.repair_tags=repair to read it '
+                  'as conlleval does')
 
 
 def _encoded_words(examples, tokenizer):
