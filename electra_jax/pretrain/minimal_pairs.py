@@ -4,6 +4,7 @@ BLiMP is 67 paradigms of 1,000 pairs each, of 12 phenomena in four fields.
 """
 
 import collections
+import functools
 import glob
 import io
 import json
@@ -79,7 +80,7 @@ def _streams(source) -> Iterator[tuple[str, Iterator[bytes]]]:
     try:
       with files.open_binary(path) as raw:
         if not _ARCHIVE.search(path):
-          yield path, files.decompressed(raw, path)
+          yield path, io.BytesIO(files.decompressed(raw, path).read())
           continue
         # Names are those of an archive as of any file that is compressed once more.
         name = re.sub(r'\.t([gx])z$', r'.tar.\1z', path, flags=re.IGNORECASE)
@@ -127,23 +128,10 @@ def score_sentences(run, rows: list[np.ndarray], *, batch_tokens: int | None = N
     batch_tokens: of a device and a step, padding included.
     progress: gets the tokens computed since the last time.
   """
-  model, tokenizer, mesh = run.model, run.tokenizer, run.mesh
-  inputs = lambda token_ids: packed_inputs(token_ids, tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+  tokenizer, mesh = run.tokenizer, run.mesh
   batch_tokens = batch_tokens or BATCH_TOKENS.get(mesh.devices.flat[0].platform, ACCELERATOR_TOKENS)
-
-  def discriminator(params, token_ids, positions):
-    logits = model.apply({'params': params}, inputs(token_ids), method='discriminator_logits')
-    ends = jnp.array([tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id])
-    return jnp.where(jnp.isin(token_ids, ends), 0, jax.nn.log_sigmoid(-logits)).sum(1)
-
-  def generator(params, token_ids, positions):
-    at = positions[:, None]
-    masked = jnp.where(jax.lax.broadcasted_iota(jnp.int32, token_ids.shape, 1) == at, tokenizer.mask_id, token_ids)
-    logits = model.apply({'params': params}, inputs(masked), at, method='generator_logits')[:, 0]
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.take_along_axis(token_ids, at, axis=1), axis=1)[:, 0]
-
-  compute = {'discriminator': discriminator, 'generator': generator}
-  steps = {tower: jax.jit(meshes.within(run.layout, compute[tower]), out_shardings=meshes.replicated(mesh)) for tower in towers}
+  special = tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
+  steps = {tower: _step(run.model, run.layout, tower, *special) for tower in towers}
   scores = {tower: np.zeros(len(rows)) for tower in towers}
   lengths = np.array([len(row) for row in rows], np.int64)
   sizes = np.array([bucket(length) for length in lengths], np.int64)
@@ -175,6 +163,26 @@ def score_sentences(run, rows: list[np.ndarray], *, batch_tokens: int | None = N
       while waiting:
         take()
   return scores
+
+
+@functools.lru_cache(maxsize=4)      # several checkpoints of one model need one compilation
+def _step(model, layout, tower, pad_id, cls_id, sep_id, mask_id):
+  """The jitted function of parameters, token_ids [batch, length] and positions [batch] to float32 [batch]: what a tower says of each row."""
+  inputs = lambda token_ids: packed_inputs(token_ids, pad_id, cls_id, sep_id)
+
+  def discriminator(params, token_ids, positions):
+    del positions
+    logits = model.apply({'params': params}, inputs(token_ids), method='discriminator_logits')
+    return jnp.where(jnp.isin(token_ids, jnp.array([pad_id, cls_id, sep_id])), 0, jax.nn.log_sigmoid(-logits)).sum(1)
+
+  def generator(params, token_ids, positions):
+    at = positions[:, None]
+    masked = jnp.where(jax.lax.broadcasted_iota(jnp.int32, token_ids.shape, 1) == at, mask_id, token_ids)
+    logits = model.apply({'params': params}, inputs(masked), at, method='generator_logits')[:, 0]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.take_along_axis(token_ids, at, axis=1), axis=1)[:, 0]
+
+  compute = {'discriminator': discriminator, 'generator': generator}[tower]
+  return jax.jit(meshes.within(layout, compute), out_shardings=meshes.replicated(layout.mesh))
 
 
 def bucket(length: int) -> int:
