@@ -27,7 +27,7 @@ WITH_CONFIG = ('train', 'prepare', 'plan', 'finetune')
 BELONG = {'step': ('evaluate', 'inspect', 'blimp'), 'rows': ('evaluate', 'inspect', 'timeline'), 'store': ('evaluate', 'inspect', 'timeline'),
           'first': ('inspect',), 'output': ('prepare', 'plan', 'predict'), 'beam': ('prepare',), 'topology': ('plan',), 'price': ('plan',),
           'search': ('plan',), 'input': ('predict',), 'task': ('predict',), 'split': ('predict',), 'pairs': ('blimp',), 'limit': ('blimp',),
-          **dict.fromkeys(('distributed', 'coordinator', 'processes', 'process'), ('train', 'evaluate', 'finetune'))}
+          **dict.fromkeys(('distributed', 'coordinator', 'processes', 'process'), ('train', 'evaluate', 'finetune', 'timeline'))}
 INTERRUPTED = 130     # exit status of a program that Ctrl-C ended
 
 
@@ -153,7 +153,7 @@ def dispatch(values: flags.FlagValues) -> int:
     predict(workdir, source=values.input, task=values.task, split=values.split, output=values.output)
   elif values.mode == 'timeline':
     from electra_jax.timeline import timeline
-    timeline(values.workdir, config=values.config, rows=values.rows, store=values.store)
+    return timeline(values.workdir, config=values.config, rows=values.rows, store=values.store)
   elif values.mode in ('evaluate', 'inspect', 'blimp'):
     import electra_jax
     from electra_jax.finetune.run import is_finetuned

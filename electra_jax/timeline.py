@@ -9,8 +9,10 @@ import jax
 from electra_jax import config as configs, console
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.finetune.config import tasks as tasks_of
+from electra_jax.finetune import config as finetune_config
+from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune, read_records
+from electra_jax.finetune.trial import plain
 from electra_jax.pretrain import evaluate
 from electra_jax.pretrain.build import build_model, build_settings
 from electra_jax.pretrain.objectives import electra as objective
@@ -20,6 +22,7 @@ from electra_jax.training import checkpoints, hosts, workdir as workdirs
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.encoders import run_config
 from electra_jax.training.flops import step_flops
+from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
 HELDOUT = {'generator_loss': 'generator loss', 'discriminator_loss': 'discriminator loss', 'auc': 'area under the curve'}
@@ -40,6 +43,15 @@ def timeline(workdir: str, *, config=None, rows: int | None = None, store: str |
   """
   if config is not None and 'task' not in config:
     raise UserError('--mode=timeline takes the config of a fine-tuning run, as configs/finetune/cola.py, or none.')
+  notice = Notice()
+  tasks = []
+  if config is not None:
+    config = copy.deepcopy(config)
+    config.init, config.keep_trials = str(workdir), 'none'
+    finetune_config.check(config)
+    tasks = finetune_config.tasks(config)
+    for name in tasks:                            # what is wrong with the data is told before anything is computed
+      open_task(name, config.data).examples('train')
   steps = checkpoints.all_steps(workdir)
   run = open_run(workdir, steps[-1], store)
   use_compilation_cache(run.config)
@@ -66,20 +78,20 @@ def timeline(workdir: str, *, config=None, rows: int | None = None, store: str |
       live(done + 1, f'step {point["step"]:,}')
 
   #### Tasks #########################################################################################################
-  for point in points if config is not None else ():
+  for point in points if tasks else ():
     c = copy.deepcopy(config)
-    c.init, c.init_step, c.keep_trials = str(workdir), str(point['step']), 'none'
+    c.init_step = str(point['step'])
     folder = workdirs.folder(workdir) / 'timeline' / f'step-{point["step"]}'
-    if finetune(c, str(folder)) == PREEMPTED:
+    if notice or finetune(c, str(folder), notice) == PREEMPTED:
       return PREEMPTED
-    records = read_records(folder, tasks_of(c))
-    point['tasks'] = {task: _trials([r for r in records if r['task'] == task]) for task in tasks_of(c)}
+    records = read_records(folder, tasks)
+    point['tasks'] = {task: _trials([r for r in records if r['task'] == task]) for task in tasks}
 
   result = {'run': str(workdir), 'points': points}
   folder = workdirs.folder(workdir)
   image = io.BytesIO()
   draw(result).savefig(image, dpi=130, format='png')
-  hosts.from_first(lambda: workdirs.write_json(folder / 'timeline.json', result))
+  hosts.from_first(lambda: workdirs.write_json(folder / 'timeline.json', plain(result)))
   hosts.from_first(lambda: workdirs.write_bytes(folder / 'timeline.png', image.getvalue()))
   print('\n' + table(result) + '\n')
   say('written', f'{folder / "timeline.json"}, {folder / "timeline.png"}')

@@ -46,16 +46,17 @@ def plainly(run, rows):
   """Both scores of each sentence: alone, without padding, one copy at a time, logits of every position."""
   model, t = run.model, run.tokenizer
   inputs = lambda ids: packed_inputs(ids[None], t.pad_id, t.cls_id, t.sep_id)
-  verdicts = jax.jit(lambda params, ids: model.apply({'params': params}, inputs(ids), method='discriminator_logits')[0])
-  vocabulary = jax.jit(lambda params, ids: model.apply({'params': params}, inputs(ids), jnp.arange(len(ids))[None], method='generator_logits')[0])
+  apply = lambda params, inputs, *more, method: model.apply({'params': params}, inputs, *more, method=method)[0]
+  both = jax.jit(lambda params, ids, masked: (apply(params, inputs(ids), method='discriminator_logits'),
+                                              apply(params, inputs(masked), jnp.arange(len(ids))[None], method='generator_logits')))
   scores = {'discriminator': np.zeros(len(rows)), 'generator': np.zeros(len(rows))}
   for number, row in enumerate(rows):
     for i in range(1, len(row) - 1):
-      logit = np.float64(verdicts(run.params, row)[i])
-      scores['discriminator'][number] += np.log(1 - 1 / (1 + np.exp(-logit)))
       masked = row.copy()
       masked[i] = t.mask_id
-      logits = np.asarray(vocabulary(run.params, masked)[i], np.float64)
+      verdicts, vocabulary = jax.device_get(both(run.params, row, masked))
+      scores['discriminator'][number] += np.log(1 - 1 / (1 + np.exp(-np.float64(verdicts[i]))))
+      logits = vocabulary[i].astype(np.float64)
       scores['generator'][number] += logits[row[i]] - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
   return scores
 
@@ -63,8 +64,8 @@ def plainly(run, rows):
 @pytest.mark.parametrize('family, sharing', [('modern', 'embeddings'), ('electra', 'none')])
 def test_scores_are_those_of_the_plainest_program(tokenizer, family, sharing):
   run = make_run(tokenizer, family=family, sharing=sharing)
-  rows = rows_of(tokenizer, TEXTS)
-  assert [len(row) for row in rows] == [4, 4, 12, 12, 22]
+  rows = rows_of(tokenizer, TEXTS if family == 'modern' else TEXTS[:4])
+  assert [len(row) for row in rows] == [4, 4, 12, 12, 22][:len(rows)]
   scores = minimal_pairs.score_sentences(run, rows)
   expected = plainly(run, rows)
   for tower in minimal_pairs.TOWERS:

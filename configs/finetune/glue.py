@@ -14,4 +14,5 @@ def get_config():
   c.name = 'glue'
   c.task = 'cola,sst2,mrpc,stsb,qqp,mnli,qnli,rte,wnli'
   c.num_trials = 10
+  c.save_every = 5_000
   return c

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from electra_jax import config as configs
 from electra_jax.errors import UserError
@@ -17,24 +18,27 @@ from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.step import TrainState, fresh_state, state_shardings
 
 
-def claim(workdir, config) -> None:
+def claim(workdir, config) -> bool:
   """Makes WORKDIR this config's, or finds that it is already. A folder in which no trial was begun may have another config.
+
+  Returns whether a trial was begun in it.
 
   Raises UserError where the folder cannot be written or reached, or holds the run of another config.
   """
   workdir = workdirs.folder(workdir)
   workdirs.check_writable(workdir)
-  plain, path = configs.to_plain(config), workdir / 'config.json'
+  plain, path, begun = configs.to_plain(config), workdir / 'config.json', False
   if workdirs.exists(path):
     before = workdirs.read_json(path)
     changed = configs.differences(configs.completed(before, configs.to_plain(finetune_config.default_config())), plain,
                                   free=finetune_config.FREE_ON_RESUME)
     with workdirs.reaching(workdir):
-      begun = any(workdir.glob('*/trial-*')) or (workdir / 'checkpoints').exists()
+      begun = any(workdir.glob('*/trial-*')) or (workdir / 'checkpoints').exists()      # the latter: of a pretraining run
     if changed and begun:
       raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
                       'give the same config to go on with it, or another --workdir.')
   workdirs.write_json(path, plain)
+  return begun
 
 
 class Program(NamedTuple):
@@ -50,9 +54,10 @@ class Program(NamedTuple):
   steps: int                       # of a trial
   steps_per_epoch: int
   schedule: Any
-  optimizer: Any
   shapes: TrainState
   shardings: TrainState
+  fresh: Any                       # seed -> parameters; jitted once, as the next three are
+  state: Any                       # parameters -> the state before the first step
   train_step: Any
   predict: Any
   rates: tuple[float, float]       # learning rate, layer-wise decay
@@ -70,9 +75,15 @@ def build_model(config, task, initial: Initial, max_length: int):
   if fields.family == 'electra' and max_length > fields.max_positions:
     raise UserError(f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} positions; '
                     f'set --config.max_length={fields.max_positions}.')
+  if config.head.pooling != 'cls' and task.head not in ('classification', 'regression'):
+    raise UserError(f'config.head.pooling belongs to classification and regression, and {task.name} is {task.head}; leave it out.')
+  if config.head.dropout >= 0 and task.head == 'span':
+    raise UserError(f'config.head.dropout is not for spans, whose head has none, and {task.name} is one; leave it out.')
   platform = jax.default_backend()
   # Rows come in several lengths: the kernel is one that takes them all.
   shortest = batches.buckets(max_length, config.bucketed)[0]
+  if fields.attention == 'splash' and shortest % 128:
+    raise UserError("config.model.attention 'splash' takes rows of multiples of 128 tokens; set --config.bucketed=False and such a --config.max_length.")
   encoder = encoder_config(fields, initial.tokenizer.size, shortest, config.dtype)
   head = config.head
   model = FineTuned(encoder, task.head, labels=max(1, len(task.labels)), dropout=None if head.dropout < 0 else head.dropout,
@@ -100,17 +111,19 @@ def program(config, task, initial: Initial, layout: meshes.Layout, train: Featur
   train_step = steps.jit_train_step(model, optimizer, ids, shardings, layout, meshes.moment_shardings(shapes.params, shardings.params, layout),
                                     impossible_weight=config.head.impossible_weight, micro_batches=config.micro_batches,
                                     skip_nonfinite=config.skip_nonfinite)
+  fresh = jax.jit(lambda seed: nn.unbox(init_params(model, seed)), out_shardings=shardings.params)
+  state = jax.jit(lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0)
   return Program(config, task, initial, layout, model, max_length, batches.buckets(max_length, config.bucketed), train, count, per_epoch,
-                 schedule, optimizer, shapes, shardings, train_step, steps.jit_predict(model, ids, layout), rates, kernel, task.constant(), set())
+                 schedule, shapes, shardings, fresh, state, train_step, steps.jit_predict(model, ids, layout), rates, kernel, task.constant(), set())
 
 
 def first_state(p: Program, seed: int) -> TrainState:
   """A trial's state before its first step: the encoder as it was pretrained, or fresh, and a fresh head."""
-  params = jax.jit(lambda: nn.unbox(init_params(p.model, seed)), out_shardings=p.shardings.params)()
+  params = p.fresh(np.uint32(seed))
   if p.initial.weights is not None:
     pretrained = lambda tree: {name: tree[name] for name in ('embeddings', 'discriminator')}
     params = {**params, **p.initial.restore(pretrained(p.shapes.params), pretrained(p.shardings.params))}
-  return jax.jit(lambda params: fresh_state(p.optimizer, params), out_shardings=p.shardings, donate_argnums=0)(params)
+  return p.state(params)
 
 
 def same_on_all(config) -> None:

@@ -7,7 +7,8 @@ from electra_jax.errors import UserError
 from electra_jax.model.heads import POOLINGS
 
 # What may differ when a run is gone on with. More trials may be asked for; those that are done stay.
-FREE_ON_RESUME = ('compilation_cache', 'keep_trials', 'num_trials', 'skip_nonfinite', 'save_every', 'mesh.', 'sharding.')
+FREE_ON_RESUME = ('compilation_cache', 'eval_batch_size', 'keep_trials', 'num_trials', 'skip_nonfinite', 'save_every',
+                  'mesh.', 'sharding.')
 # Learning rate and layer-wise decay of Clark et al. 2020, table 7, by the widest encoder that they are for.
 BY_SIZE = ((256, 3e-4, 0.8), (768, 1e-4, 0.8), (None, 5e-5, 0.9))
 
@@ -108,6 +109,10 @@ def check(config) -> None:
   _need(len(set(tasks(c))) == len(tasks(c)), f'config.task {c.task!r} names a task twice.')
   for field in ('num_trials', 'batch_size', 'micro_batches', 'log_every', 'save_every', 'eval_batch_size'):
     _need(c[field] >= 1, f'config.{field} is {c[field]}; it must be at least 1.')
+  _need(0 <= c.seed and c.seed + c.num_trials <= 2**32, f'config.seed is {c.seed}; the seeds of all trials must lie between 0 and 2**32.')
+  for field in ('clip', 'weight_decay', 'eps'):
+    _need(c.optimizer[field] >= 0, f'config.optimizer.{field} is {c.optimizer[field]}; it must not be negative.')
+  _need(c.head.impossible_weight >= 0, f'config.head.impossible_weight is {c.head.impossible_weight}; it must not be negative.')
   for field in ('epochs', 'eval_every', 'patience', 'train_examples'):
     _need(c[field] >= 0, f'config.{field} is {c[field]}; it must not be negative.')
   _need(c.max_length == 0 or c.max_length >= 8, f'config.max_length is {c.max_length}; it must be at least 8, or 0 for as published.')

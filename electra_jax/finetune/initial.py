@@ -45,14 +45,22 @@ class Initial:
     return f'{self.origin["run"]}, step {self.origin["step"]:,}' + (f', pretrained on {tokens:,.0f} tokens' if tokens else '')
 
 
-def open_initial(config) -> Initial:
-  """What config.init says. Raises UserError where it names no run, or one without such a checkpoint."""
+def open_initial(config, before: dict | None = None) -> Initial:
+  """What config.init says.
+
+  Args:
+    config: of the fine-tuning run.
+    before: the origin that an earlier start of the run had: its trials are all to begin with the same weights, though a run that
+      still trains has a later checkpoint by now.
+
+  Raises UserError where config.init names no run, or one without such a checkpoint.
+  """
   fresh = config.init == 'none'
   folder = workdirs.folder(config.like if fresh else config.init)
   field = 'config.like' if fresh else 'config.init'
   with workdirs.reaching(folder):
     if (folder / TASK).exists():            # a task that was fine-tuned on before, as MNLI before RTE in the paper
-      return _of_task(folder, fresh, config.init_step)
+      return _of_task(folder, fresh, config.init_step, before)
     if not (folder / 'config.json').exists() or not (folder / 'tokenizer').is_dir():
       raise UserError(f'{field} {folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run.')
     if (folder / ENCODER).exists():
@@ -62,22 +70,26 @@ def open_initial(config) -> Initial:
   origin = {'run': str(folder), 'name': pretraining.name, 'step': None}
   if fresh:
     return Initial(pretraining.model, tokenizer, origin, None)
-  step = checkpoints.find_step(folder, config.init_step)
+  step = checkpoints.find_step(folder, before['step'] if before else config.init_step)
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
   tokens = max((line['tokens'] for line in lines), default=None)
   return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, str(folder))
 
 
-def _of_task(folder, fresh, which) -> Initial:
+def _of_task(folder, fresh, which, before) -> Initial:
   saved = read_json(folder.parent / ENCODER)
   tokenizer = load_tokenizer(folder.parent / 'tokenizer')
   model = configs.from_plain({'model': saved['model']}).model
   origin = {'run': str(folder), 'name': folder.name, 'step': None}
   if fresh:
     return Initial(model, tokenizer, origin, None)
-  trial = folder / best_trial(folder)
-  step = checkpoints.find_step(trial, which if which != 'best' else 'last')
-  return Initial(model, tokenizer, origin | {'step': step, 'tokens': saved['origin'].get('tokens')}, str(trial))
+  trial = before['trial'] if before else best_trial(folder)
+  if before:
+    which = before['step']
+  elif which in ('last', 'best'):      # the weights that the trial was scored with
+    which = read_json(folder.parent / 'config.json').get('select', 'last')
+  step = checkpoints.find_step(folder / trial, which, metric=read_json(folder / TASK)['metric'], mode='max')
+  return Initial(model, tokenizer, origin | {'step': step, 'trial': trial, 'tokens': saved['origin'].get('tokens')}, str(folder / trial))
 
 
 def best_trial(folder) -> str:

@@ -68,7 +68,9 @@ def _of_split(run: FineTunedRun, split, folder, alone):
     features, _ = run.features(examples)
     outputs = _outputs(run, features)
     written = {f'{task.name}.{name}.jsonl': _lines(run.task.predictions(examples, features, outputs)).encode(),
-               **run.task.submission(name, examples, features, outputs)}
+               # Not GLUE's, whose names tell tasks and parts apart.
+               **{path if run.task.head in ('classification', 'regression') else f'{task.name}.{name}/{path}': content
+                  for path, content in run.task.submission(name, examples, features, outputs).items()}}
     for path, content in written.items():
       files.write_bytes(files.join(folder, path), content)
     figures = ''

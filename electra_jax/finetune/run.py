@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import flax.linen as nn
@@ -92,6 +93,8 @@ def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
   encoder = read_json(folder / initial.ENCODER)
   tokenizer = load_tokenizer(folder / 'tokenizer')
   config.model.attention = 'xla'
+  if config.compilation_cache:
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
   start = initial.Initial(configs.from_plain({'model': encoder['model']}).model, tokenizer, encoder['origin'], None)
   model, _ = build.build_model(config, restored, start, description['max_length'])
   layout = meshes.make_layout()

@@ -141,7 +141,8 @@ def markdown(summaries: dict) -> str:
 
 def _row(task, summary, split, name, bold=False):
   f = summary['figures'][split][name]
-  percent = lambda value: '' if value is None else f'{100 * value:.1f}'
+  factor = 1 if name in _LESS_IS_BETTER else 100      # errors are in units of the values, not fractions
+  percent = lambda value: '' if value is None else f'{factor * value:.{1 if factor > 1 else 3}f}'
   interval = '' if f['low'] is None else f'{percent(f["low"])} to {percent(f["high"])}'
   constant = percent(_number(summary['constant'].get(name))) if split == 'dev' else ''
   trials = str(f['n']) if f['n'] == summary['trials'] else f'{f["n"]} of {summary["trials"]}'

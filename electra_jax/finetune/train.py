@@ -2,6 +2,8 @@
 
 import io
 import math
+import os
+import zlib
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from electra_jax import console
 from electra_jax.console import say
 from electra_jax.data.permutation import permutation
+from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, build, config as finetune_config, initial, summary
 from electra_jax.finetune.tasks import open_task
@@ -18,22 +21,26 @@ from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
 RESULTS = 'results.json'
+DATA = 'data.json'            # in a task's folder: what its training data was when the first trial began
 
 
-def finetune(config, workdir: str) -> int:
+def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   """Fine-tunes on each task of a config, trial after trial, or goes on where an earlier start of the same command stopped.
 
   Leaves in WORKDIR: config.json, encoder.json and tokenizer/, a folder a task with a folder a trial, and results as JSON, Markdown and picture.
+
+  `notice`: becomes true when this process is asked to stop; None for one of its own.
 
   Returns the exit status: 0 when done, PREEMPTED when asked to stop (everything saved).
 
   Raises UserError for a person's mistakes, and when a loss or gradient is not finite.
   """
-  notice = Notice()
+  notice = Notice() if notice is None else notice
   finetune_config.check(config)
   build.same_on_all(config)
-  hosts.from_first(lambda: build.claim(workdir, config))
+  begun = hosts.from_first(lambda: build.claim(workdir, config))
   workdir = workdirs.folder(workdir)
+  hosts.check_shared(workdir)
   console.heading(f'{config.name}  ({workdir})')
 
   #### Devices, data, encoder ########################################################################################
@@ -41,7 +48,6 @@ def finetune(config, workdir: str) -> int:
   say('devices', f'{len(devices)} x {devices[0].device_kind}' + (f' of {jax.process_count()} processes' if jax.process_count() > 1 else '')
       + ', mesh ' + ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items()))
   if config.compilation_cache:
-    import os
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
   tasks = [open_task(name, config.data) for name in finetune_config.tasks(config)]
   for task in tasks:                            # all data is read before the first step
@@ -52,30 +58,48 @@ def finetune(config, workdir: str) -> int:
     others = ', '.join(f'{len(task.examples(split)):,} {split}' for split in task.splits if split not in examples)
     say(task.name, f'{len(examples["train"]):,} train, {len(examples["dev"]):,} dev' + (f', {others}' if others else '')
         + (f'; labels {_some(task.labels)}' if task.labels else ''))
-  start = initial.open_initial(config)
+  kept = workdirs.read_json(workdir / initial.ENCODER) if begun and workdirs.exists(workdir / initial.ENCODER) else None
+  start = initial.open_initial(config, kept and kept['origin'])
   say('encoder', start.describe())
   hosts.from_first(lambda: _keep_encoder(workdir, start))
 
   #### Tasks #########################################################################################################
+  if len(tasks) > 1:                            # what was read of all of them is let go; each is read again when its turn comes
+    tasks = [task.name for task in tasks]
   for task in tasks:
+    task = open_task(task, config.data) if isinstance(task, str) else task
     folder = workdir / task.name
     todo = [trial for trial in range(1, config.num_trials + 1) if not workdirs.exists(folder / f'trial-{trial}' / RESULT)]
-    hosts.from_first(lambda: _describe(config, task, folder))
+    if not workdirs.exists(folder / initial.KEPT):
+      hosts.from_first(lambda: _describe(config, task, folder))
     if todo:
       p, splits = prepare(config, task, start, layout)
+      hosts.same_everywhere(f'the data of {task.name}', str(_identity(p.train)))
+      hosts.from_first(lambda: _check_data(folder, _identity(p.train)))
       for trial in todo:
         say(f'trial {trial}', f'of {config.num_trials}, seed {config.seed + trial - 1}')
-        record, params = run_trial(p, trial, folder / f'trial-{trial}', splits, notice)
+        try:
+          record, params = run_trial(p, trial, folder / f'trial-{trial}', splits, notice)
+        except jax.errors.JaxRuntimeError as error:
+          if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+          raise UserError(f'{task.name} does not fit the memory of a device; split its batches (--config.micro_batches=2), compute again what takes '
+                          'room (--config.model.remat=full), or lower --config.eval_batch_size.') from None
         if record is None:
           return PREEMPTED
         hosts.from_first(lambda: _keep_weights(config, task, folder))
         figures = record['figures']['dev']
         say('dev', ', '.join(f'{name} {value:.4f}' for name, value in figures.items() if math.isfinite(value)))
         del params
-    _show(config, workdir, [task.name])
+      del p, splits
+    hosts.from_first(lambda: _keep_weights(config, task, folder))      # again, as a start before may have ended just before
+    _show(workdir, [task.name])
 
   #### Results #######################################################################################################
-  records = read_records(workdir, [task.name for task in tasks])
+  names = finetune_config.tasks(config)
+  records = read_records(workdir, names)
+  if len(names) > 1:
+    print('\n' + summary.table(summary.summarise(records)) + '\n')
   hosts.from_first(lambda: write_results(workdir, config, start, records))
   say('results', str(workdir / RESULTS))
   say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')
@@ -101,8 +125,9 @@ def prepare(config, task, start, layout):
     return Split(examples, features)
 
   train = tokenize('train', examples).features
-  splits = {split: tokenize(split, task.examples(split)) for split in ('dev', *(s for s in task.splits if s not in ('train', 'dev')))}
-  splits = {name: split for name, split in splits.items() if name == 'dev' or (task.head != 'span' and labelled(split))}
+  few = lambda split: Split(None, task.features(task.examples(split)[:64], start.tokenizer, max_length)[0])
+  scored = ('dev', *(s for s in task.splits if s not in ('train', 'dev') and task.head != 'span' and labelled(few(s))))
+  splits = {name: split for name in scored if (split := tokenize(name, task.examples(name))) and (name == 'dev' or labelled(split))}
   p = build.program(config, task, start, layout, train, max_length)
   tokens = sum(map(len, train.token_ids))
   padded = sum(p.config.batch_size * next(n for n in p.lengths if n >= max(len(train.token_ids[r]) for r in rows))
@@ -124,27 +149,51 @@ def _some(labels, most: int = 8) -> str:
 def _describe(config, task, folder):
   """What prediction needs to know of a task."""
   folder.mkdir(parents=True, exist_ok=True)
-  workdirs.write_json(folder / initial.TASK, task.describe() | {'max_length': config.max_length or task.recipe.max_length})
+  workdirs.write_json(folder / initial.TASK,
+                      task.describe() | {'metric': task.metric, 'max_length': config.max_length or task.recipe.max_length})
 
 
 def _keep_encoder(workdir, start):
   """What a person needs to open the run without the one that it began with."""
   workdirs.write_json(workdir / initial.ENCODER, {'model': start.model.to_dict(), 'origin': start.origin})
-  if not (workdir / 'tokenizer').exists():
-    start.tokenizer.save(workdir / 'tokenizer')
+  folder = workdir / 'tokenizer'
+  try:
+    kept = load_tokenizer(folder).fingerprint if workdirs.exists(folder) else None
+  except UserError:      # a start ended while it was being written
+    kept = None
+  if kept != start.tokenizer.fingerprint:
+    with workdirs.reaching(folder, 'written'):
+      folder.rmtree(missing_ok=True)
+      start.tokenizer.save(folder)
+
+
+def _identity(features) -> int:
+  """A checksum of all that is trained on."""
+  sums = [zlib.crc32(np.concatenate(features.token_ids).tobytes())]
+  for _, values in sorted(features.targets.items()):
+    sums.append(zlib.crc32((np.concatenate(values) if isinstance(values, list) else np.asarray(values)).tobytes()))
+  return zlib.crc32(str(sums).encode())
+
+
+def _check_data(folder, identity):
+  path = folder / DATA
+  if workdirs.exists(path) and workdirs.read_json(path)['identity'] != identity:
+    if any(folder.glob('trial-*')):
+      raise UserError(f'the training data of {folder.name} is not what {folder} was begun with; restore it, or use another --workdir.')
+  workdirs.write_json(path, {'identity': identity})
 
 
 def _keep_weights(config, task, folder):
   """Keeps the checkpoints of the trials that config.keep_trials says, and notes which, the best first."""
-  records = [r for r in read_records(folder.parent, [folder.name])]
+  records = read_records(folder.parent, [folder.name])
   value = lambda record: -math.inf if (v := record['figures']['dev'].get(record['metric'])) is None else v
   ranked = [record['trial'] for record in sorted(records, key=lambda record: (-value(record), record['trial']))]
   ranked = [trial for trial in ranked if (folder / f'trial-{trial}' / 'checkpoints').exists()]
   kept = ranked[:{'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
-  workdirs.write_json(folder / initial.KEPT, {'trials': kept})
   threshold = next((r['figures']['dev'].get('best_f1_thresh') for r in records if kept and r['trial'] == kept[0]), None)
   if threshold is not None:      # SQuAD 2.0: from which odds on the best trial gives no answer
     _describe(config, task.with_threshold(threshold), folder)
+  workdirs.write_json(folder / initial.KEPT, {'trials': kept})
   for trial in ranked:
     if trial not in kept:
       (folder / f'trial-{trial}' / 'checkpoints').rmtree()
@@ -161,7 +210,7 @@ def read_records(workdir, tasks) -> list[dict]:
   return records
 
 
-def _show(config, workdir, tasks):
+def _show(workdir, tasks):
   records = read_records(workdir, tasks)
   print('\n' + summary.table(summary.summarise(records)) + '\n')
   for trial in summary.collapsed(records):

@@ -89,7 +89,7 @@ def run_trial(p: build.Program, trial: int, folder, splits: dict[str, Split], no
   else:
     state, sums = build.first_state(p, seed), zero_sums()
   writer = progress.Writer(folder, first) if hosts.first() else progress.NoWriter()
-  curve = hosts.from_first(lambda: [line for line in progress.read_metrics(folder) if line['kind'] == 'dev'])
+  curve = hosts.from_first(lambda: [line for line in progress.read_metrics(folder) if line['kind'] == 'dev' and line['step'] <= first])
 
   epochs, agreed = batches.Epochs(p.train, config.batch_size, seed, config.bucketed), Agreement(mesh)
   tokens = sum(len(p.train.token_ids[row]) for step in range(first) for row in epochs.rows(step))

@@ -99,14 +99,6 @@ def claim(workdir, config) -> dict:
   return read_json(resolved) if workdirs.exists(resolved) else {}
 
 
-def check_shared(workdir) -> None:
-  """Raises UserError, on every process, where one of them does not see what the first wrote into WORKDIR."""
-  seen = hosts.gather(workdirs.exists(workdir / 'config.json'))
-  if not all(seen):
-    raise UserError(f'--workdir {workdir} is not the same folder for process {seen.index(0) + 1} as for process 1; all processes need it: '
-                    'use a shared file system, or gs://.')
-
-
 def describe_phase(phase, prepared) -> str:
   """Steps, tokens and epochs of a phase, for the first screen."""
   c = phase.config

@@ -41,7 +41,7 @@ def train(config, workdir: str) -> int:
   hosts.same_everywhere('the config', json.dumps(configs.to_plain(config), sort_keys=True))
   resolved = hosts.from_first(lambda: runs.claim(workdir, config))
   workdir = workdirs.folder(workdir)
-  runs.check_shared(workdir)
+  hosts.check_shared(workdir)
   console.heading(f'{config.name}  ({workdir})')
 
   #### Devices and mesh ##############################################################################################

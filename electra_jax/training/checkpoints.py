@@ -112,7 +112,7 @@ def find_step(workdir, which, **best) -> int:
     steps = sorted(manager.all_steps())
     if not steps:
       _none(workdir)
-    step = {'last': steps[-1], 'best': manager.best_step()}.get(which, which)
+    step = manager.best_step() if which == 'best' else steps[-1] if which == 'last' else which
   if step is None:
     step = steps[-1]                 # none was evaluated
   if str(step) not in map(str, steps):

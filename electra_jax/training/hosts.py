@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from electra_jax.errors import UserError
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.preemption import metadata_server
 
 LOST = 43             # exit status: another process of the run ended; the same command goes on from the last checkpoint
@@ -145,6 +146,14 @@ def same_everywhere(what: str, text: str) -> None:
   sums = gather(zlib.crc32(text.encode()))
   if others := [i for i, other in enumerate(sums) if other != sums[0]]:
     raise UserError(f'{what} of process {others[0] + 1} is not that of process 1; start the same command, on the same files, on every host.')
+
+
+def check_shared(workdir) -> None:
+  """Raises UserError, on every process, where one of them does not see what the first wrote into WORKDIR."""
+  seen = gather(workdirs.exists(workdir / 'config.json'))
+  if not all(seen):
+    raise UserError(f'--workdir {workdir} is not the same folder for process {seen.index(0) + 1} as for process 1; all processes need it: '
+                    'use a shared file system, or gs://.')
 
 
 #### Noticing that a process is gone ##########################################################################
