@@ -245,12 +245,13 @@ def test_columns_of_training_bind_no_other_layout(tmp_path):
 @pytest.mark.parametrize('names, parts', [
     (('eng.train', 'eng.testa', 'eng.testb', 'README.md'), ('eng.train', 'eng.testa', 'eng.testb')),
     (('wnut17train.conll', 'emerging.dev.conll', 'emerging.test.annotated', 'LICENSE.txt'), ('wnut17train.conll', 'emerging.dev.conll', 'emerging.test.annotated')),
-    (('train.txt', 'valid.txt'), ('train.txt', 'valid.txt', None))])
+    (('train.txt', 'valid.txt'), ('train.txt', 'valid.txt', None)),
+    (('en-ud-train.conllu', 'en-ud-train.txt', 'en-ud-dev.conllu', 'stats.xml'), ('en-ud-train.conllu', 'en-ud-dev.conllu', None))])
 def test_parts_are_found_in_a_folder(tmp_path, names, parts):
-  data = fields(tmp_path, dict.fromkeys(names, TRAIN))
+  data = fields(tmp_path, {name: POS if name.endswith('.conllu') else TRAIN for name in names}, tags='-1')
   data.train = data.dev = data.test = ''
   data.source = str(tmp_path / 'data')
-  task = tagging.open_task('ner', data)
+  task = tagging.open_task('tagging', data)
   assert tuple(task.paths.get(split, '').split('/')[-1] or None for split in ('train', 'dev', 'test')) == parts
 
 

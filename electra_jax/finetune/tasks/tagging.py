@@ -253,6 +253,8 @@ def _files(data):
     if (part := next((part for mark, part in _PARTS if mark in name.lower()), None)) and not files.is_folder(files.join(data.source, name)):
       found[part].append(name)
   for part in SPLITS:
+    # A Universal Dependencies folder has the plain text of each part beside it.
+    found[part] = [name for name in found[part] if tables.format_of(name) == 'conllu'] or found[part]
     if part not in given and len(found[part]) > 1:
       raise UserError(f'the folder {data.source!r} has several files for {part}: {named(found[part])}; name one with data.{part}')
   if not given and not any(found.values()):
