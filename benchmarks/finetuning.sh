@@ -26,7 +26,7 @@ for model in ${MODELS:-pretrained scratch}; do
         --config.data.dev="$data/squad/dev-v1.1.articlesplit.json" --config.max_length=256 --config.epochs=1.0) ;;
       blimp)
         [[ $model == pretrained ]] || continue
-        "${PYTHON:-python}" -m electra_jax.main --mode=blimp --workdir="$run" --pairs="$data/blimp.tar.xz" --limit=100 2>&1 | tee "$out/blimp.log"
+        "${PYTHON:-python}" -m electra_jax.main --mode=blimp --workdir="$run" --pairs="$data/blimp.tar.xz" --limit=50 2>&1 | tee "$out/blimp.log"
         continue
         ;;
       *) echo "there is no task '$task'" >&2 && exit 1 ;;
