@@ -5,9 +5,14 @@ import shutil
 import signal
 
 import finetune_files
+import jax
 import micro_run
+import numpy as np
 import pytest
 
+from electra_jax.errors import UserError
+from electra_jax.finetune import initial
+from electra_jax.finetune.config import default_config
 from electra_jax.main import main
 
 CONFIG = 'tests/configs/finetune_micro.py'
@@ -132,3 +137,44 @@ def test_a_checkpoint_of_another_size_is_told_tensor_by_tensor(data, tmp_path, c
   for name in ('mlp_in', 'mlp_gate', 'mlp_output'):
     assert f'discriminator/layers/{name}/kernel is 1 x' in err
   assert 'attention' not in err and 'Traceback' not in err
+
+
+def test_a_fine_tuned_task_can_be_the_start_of_the_next(whole, data, tmp_path):
+  config = default_config()
+  config.init = str(whole[0] / 'cola')
+  start = initial.open_initial(config)
+  trial = json.loads((whole[0] / 'cola' / 'kept.json').read_text())['trials'][0]
+  assert start.origin['trial'] == f'trial-{trial}' and start.origin['step'] == result(whole[0], trial)['selected_step']
+  saved = micro_run.checkpoint(whole[0] / 'cola' / f'trial-{trial}', start.origin['step'])
+  words = saved['params/embeddings/word']
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  restored = start.restore({'embeddings': {'word': jax.ShapeDtypeStruct(words.shape, words.dtype)}}, {'embeddings': {'word': one}})
+  assert np.array_equal(restored['embeddings']['word'], words)
+
+
+def test_all_trials_start_from_the_checkpoint_that_the_first_one_did(data, tmp_path):
+  still_training = tmp_path / 'pretrained'
+  shutil.copytree(micro_run.finished()[0], still_training)
+  steps = micro_run.checkpoint_steps(still_training)
+  config = default_config()
+  config.init = str(still_training)
+  first = initial.open_initial(config)
+  assert first.origin['step'] == steps[-1]
+  earlier = first.origin | {'step': steps[-2]}      # it was begun when that was the last
+  assert initial.open_initial(config, earlier).origin['step'] == steps[-2]
+  shutil.rmtree(still_training / 'checkpoints' / str(steps[-2]))
+  with pytest.raises(UserError, match=f'no checkpoint of step {steps[-2]}'):
+    initial.open_initial(config, earlier)
+
+
+def test_data_that_changed_between_two_starts_is_told(whole, data, tmp_path, capsys):
+  copy, changed = tmp_path / 'run', tmp_path / 'glue'
+  shutil.copytree(whole[0], copy)
+  shutil.copytree(data, changed)
+  with open(changed / 'CoLA' / 'train.tsv', 'a') as file:
+    file.write('made\t1\t\tbako bako dufa\n')
+  config = json.loads((copy / 'config.json').read_text())
+  config['data']['source'] = str(changed)
+  (copy / 'config.json').write_text(json.dumps(config))
+  assert main(['main', *arguments(copy, changed, '--config.num_trials=3')]) == 1
+  assert 'the training data of cola is not what' in capsys.readouterr().err
