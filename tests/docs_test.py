@@ -41,6 +41,8 @@ def test_links_fields_and_commands(page, monkeypatch):
   for words in commands(text):
     values = main.parse(['main', *words])
     if values.config is not None:
+      if values.mode == 'timeline':      # says itself what to begin with
+        values.config.init = values.workdir
       (finetune_config if 'task' in values.config else configs).check(values.config)
 
 
