@@ -87,7 +87,7 @@ def timeline(workdir: str, *, config=None, rows: int | None = None, store: str |
     records = read_records(folder, tasks)
     point['tasks'] = {task: _trials([r for r in records if r['task'] == task]) for task in tasks}
 
-  result = {'run': str(workdir), 'points': points}
+  result = {'run': str(workdir), 'name': whole.name, 'points': points}
   folder = workdirs.folder(workdir)
   image = io.BytesIO()
   draw(result).savefig(image, dpi=130, format='png')
@@ -139,6 +139,7 @@ def draw(result: dict):
   """Held-out figures and the tasks' scores over tokens, FLOPs on top: a matplotlib Figure."""
   from matplotlib import rc_context
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
   points = result['points']
   tasks = list(points[-1].get('tasks', {}))
   tokens = [point['tokens'] for point in points]
@@ -147,7 +148,7 @@ def draw(result: dict):
   columns = min(3, len(panels))
   with rc_context(STYLE):
     figure = Figure(figsize=(4.3 * columns, 3.4 * -(-len(panels) // columns) + 0.5), layout='constrained')
-    figure.suptitle(f'{result["run"]}: {len(points)} checkpoints', x=0.015, ha='left', fontsize=11)
+    figure.suptitle(f'{result["name"]}: {len(points)} checkpoints; bands are 95% bootstrap intervals', x=0.015, ha='left', fontsize=11)
     for place, name in enumerate(panels):
       axes = figure.add_subplot(-(-len(panels) // columns), columns, place + 1)
       if name in HELDOUT:
@@ -169,6 +170,8 @@ def draw(result: dict):
       axes.set_xlabel('tokens')
       axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
       top = axes.secondary_xaxis('top', functions=(lambda x: x * rate, lambda x: x / rate))
+      for axis in (axes.xaxis, top.xaxis):
+        axis.set_major_locator(MaxNLocator(4))
       top.xaxis.set_major_formatter(lambda value, _: quantity(value, 'FLOP') if value else '')
       top.tick_params(length=2, pad=1, labelcolor=GREY, labelsize=7)
   return figure
