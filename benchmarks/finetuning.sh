@@ -15,7 +15,7 @@ for model in ${MODELS:-pretrained scratch}; do
     case $task in
       cola) flags=(--config=configs/finetune/cola.py --config.data.source="$data/glue" --config.epochs=2.0) ;;
       sst2) flags=(--config=configs/finetune/sst2.py --config.data.source="$data/glue" --config.train_examples=10000 --config.epochs=1.0) ;;
-      stsb) flags=(--config=configs/finetune/stsb.py --config.data.source="$data/glue" --config.train_examples=6000 --config.epochs=1.0) ;;
+      stsb) flags=(--config=configs/finetune/stsb.py --config.data.source="$data/glue" --config.train_examples=3000 --config.epochs=1.0) ;;
       pos) flags=(--config=configs/finetune/pos.py --config.data.source="$data/tagging/ud_ewt" --config.train_examples=6000
         --config.max_length=128 --config.epochs=1.0) ;;
       uner) flags=(--config=configs/finetune/ner.py --config.data.source="$data/tagging/uner_ewt" --config.data.ignore_labels=OTH,O
