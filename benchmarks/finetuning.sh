@@ -18,7 +18,7 @@ for model in ${MODELS:-pretrained scratch}; do
       stsb) flags=(--config=configs/finetune/stsb.py --config.data.source="$data/glue" --config.train_examples=3000 --config.epochs=1.0) ;;
       pos) flags=(--config=configs/finetune/pos.py --config.data.source="$data/tagging/ud_ewt" --config.train_examples=6000
         --config.max_length=128 --config.epochs=1.0) ;;
-      uner) flags=(--config=configs/finetune/ner.py --config.data.source="$data/tagging/uner_ewt" --config.data.ignore_labels=OTH,O
+      uner) flags=(--config=configs/finetune/ner.py --config.data.source="$data/tagging/uner_ewt" --config.data.ignore_labels='OTH,O'
         --config.train_examples=6000 --config.max_length=128 --config.epochs=1.0) ;;
       wnut17) flags=(--config=configs/finetune/ner.py --config.data.train="$data/tagging/wnut17/wnut17train.conll"
         --config.data.dev="$data/tagging/wnut17/emerging.dev.conll" --config.data.test="$data/tagging/wnut17/emerging.test.annotated"
