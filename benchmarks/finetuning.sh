@@ -22,9 +22,9 @@ for model in ${MODELS:-pretrained scratch}; do
         --config.train_examples=6000 --config.max_length=128 --config.epochs=1.0) ;;
       wnut17) flags=(--config=configs/finetune/ner.py --config.data.train="$data/tagging/wnut17/wnut17train.conll"
         --config.data.dev="$data/tagging/wnut17/emerging.dev.conll" --config.data.test="$data/tagging/wnut17/emerging.test.annotated"
-        --config.max_length=128 --config.epochs=3.0) ;;
+        --config.max_length=128 --config.epochs=1.0) ;;
       squad) trials=1 flags=(--config=configs/finetune/squad1.py --config.data.train="$data/squad/train-v1.1.articlesplit.json"
-        --config.data.dev="$data/squad/dev-v1.1.articlesplit.json" --config.max_length=256 --config.train_examples=4000
+        --config.data.dev="$data/squad/dev-v1.1.articlesplit.json" --config.max_length=256 --config.train_examples=2000
         --config.epochs=1.0) ;;
       blimp)
         [[ $model == pretrained ]] || continue
