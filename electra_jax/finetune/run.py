@@ -56,8 +56,10 @@ class FineTunedRun:
 
 
 def is_finetuned(workdir) -> bool:
-  """Whether a folder holds a fine-tuned run."""
-  return workdirs.exists(workdirs.folder(workdir) / initial.ENCODER)
+  """Whether a folder holds a fine-tuned run. Raises UserError where its bucket cannot be reached."""
+  folder = workdirs.folder(workdir)
+  with workdirs.reaching(folder):      # the sentence names the run, not this file of it
+    return (folder / initial.ENCODER).exists()
 
 
 def tasks_of(workdir) -> list[str]:
