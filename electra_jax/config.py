@@ -28,6 +28,14 @@ def default_config() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.name = 'run'                    # names the default workdir, runs/<name>
   c.seed = 0                        # of parameters, batches, masks, samples and dropout
+  c.init = ''                       # weights to go on from: hf:FOLDER, tf:CHECKPOINT, or a run's folder; sizes and sharing are theirs. '': fresh ones
+
+  c.continued = continued = ml_collections.ConfigDict()  # with config.init: what becomes of the weights; see docs/continued.md
+  continued.step = 'last'           # of a run: its checkpoint, last, best or a step
+  continued.generator = ''          # '': that of config.init; or hf:FOLDER; scratch and narrowed (cut out of the discriminator) make one
+  continued.optimizer = 'fresh'     # Adam's moments: fresh, kept, or resumed: kept, and the schedule goes on after the steps made
+  continued.new_tokens = 'refuse'   # rows of tokens that its vocabulary lacks: refuse, mean (of all), pieces (mean of what they were cut into)
+  continued.positions = 'refuse'    # electra: rows longer than its position table: refuse, interpolated or repeated
 
   c.data = data = ml_collections.ConfigDict()
   data.source = 'sample'            # 'sample' (the bundled corpus), files, globs, gs://..., tfds:NAME, with options; see docs/data.md
@@ -37,7 +45,9 @@ def default_config() -> ml_collections.ConfigDict:
   data.near_duplicates = 0.0        # documents this similar to an earlier one are left out (MinHash; 0.8 say); 0 keeps all
   data.row_format = 'packed'        # packed (no token lost), or segment_pair (the original's two-segment examples)
   data.seed = 0                     # of segment_pair's draws
-  data.tokenizer = 'unigram'        # trained on the corpus: unigram, bpe, wordpiece; or one that is there: a vocab.txt, a .model, their folder
+  data.tokenizer = 'unigram'        # trained on the corpus: unigram, bpe, wordpiece; or one that is there: a vocab.txt, a .model, their folder;
+                                    # init: that of config.init
+  data.new_words = ''               # tokenizer init: a file of words, one a line, that become tokens of their own (config.continued.new_tokens)
   data.vocab_size = 30522           # of the tokenizer that is trained, special tokens included
   data.lowercase = 'auto'           # wordpiece: uncased: yes, no, or auto (yes, or as the tokenizer that is there was saved)
   data.strip_accents = 'auto'       # wordpiece: yes, no, or auto (as BERT: where it is uncased)
@@ -77,6 +87,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.generator = generator = ml_collections.ConfigDict()
   generator.hidden_fraction = 0.25  # of the discriminator's width, feed-forward and heads
   generator.layers_fraction = 1.0   # of its depth
+  generator.num_heads = 0           # 0: in proportion to the width
+  generator.intermediate_size = 0   # 0: in proportion to the width
+  generator.alone_steps = 0         # the first so many of config.steps train the generator alone, for one that is to catch up
   c.sharing = 'embeddings'          # between the towers: embeddings, none, or all (one tower for both)
 
   c.objective = objective = ml_collections.ConfigDict()

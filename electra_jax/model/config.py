@@ -79,7 +79,7 @@ class EncoderConfig:
 
 
 def generator_config(discriminator: EncoderConfig, hidden_fraction: float, layers_fraction: float,
-                     embedding_size: int | None = None) -> EncoderConfig:
+                     embedding_size: int | None = None, num_heads: int = 0, intermediate_size: int = 0) -> EncoderConfig:
   """The generator's config as a fraction of the discriminator's.
 
   As in the original (and Clark et al. 2020, section 3.2) width, feed-forward and number of heads shrink by one factor,
@@ -90,13 +90,14 @@ def generator_config(discriminator: EncoderConfig, hidden_fraction: float, layer
     hidden_fraction: of the hidden size, 1/4 (small, large) or 1/3 (base) in table 6.
     layers_fraction: of the number of layers.
     embedding_size: width of the embeddings that the generator reads; None for the discriminator's (they are shared).
+    num_heads, intermediate_size: where they are not in proportion, as in some published generators; 0 where they are.
   """
   hidden = int(round(discriminator.hidden_size * hidden_fraction))
-  heads = max(1, hidden // discriminator.head_size)
+  heads = num_heads or max(1, hidden // discriminator.head_size)
   return dataclasses.replace(
       discriminator,
       hidden_size=hidden,
       num_heads=heads,
-      intermediate_size=int(round(discriminator.intermediate_size * hidden / discriminator.hidden_size)),
+      intermediate_size=intermediate_size or int(round(discriminator.intermediate_size * hidden / discriminator.hidden_size)),
       num_layers=max(1, int(round(discriminator.num_layers * layers_fraction))),
       embedding_size=embedding_size or discriminator.embedding_size)

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 
 from electra_jax.config import phases
 from electra_jax.errors import UserError
-from electra_jax.model.config import generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import memory, mesh as meshes, optimizers
-from electra_jax.training.encoders import encoder_config
+from electra_jax.training.encoders import towers
 
 
 def any_tokenizer(vocab_size: int):
@@ -33,12 +32,7 @@ def build_model(config, vocab_size: int, platform: str | None = None) -> Electra
 
   Raises UserError for sizes that contradict each other.
   """
-  discriminator = encoder_config(config.model, vocab_size, config.sequence_length, config.dtype, platform)
-  try:
-    generator = generator_config(discriminator, config.generator.hidden_fraction, config.generator.layers_fraction)
-  except ValueError as error:
-    raise UserError(f'config.generator: {error}') from None
-  return Electra(generator, discriminator, sharing=config.sharing)
+  return Electra(*towers(config, vocab_size, platform), sharing=config.sharing)
 
 
 def build_settings(config, tokenizer) -> objective.Settings:

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 from etils import epath
+import numpy as np
 import orbax.checkpoint as ocp
 
 from electra_jax.errors import UserError
@@ -171,6 +172,34 @@ def restore_subtrees(workdir, step: int, shapes, shardings):
           item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True))
     except Exception as error:
       raise UserError(f'the parameters in {path} are damaged ({type(error).__name__}); restore the folder, or name another checkpoint.') from None
+
+
+def read_arrays(workdir, step: int, item: str):
+  """An item of a checkpoint (params, opt_state) as NumPy arrays on this machine, in the tree that it was saved in.
+
+  Raises UserError where it cannot be read.
+  """
+  path = _directory(workdir) / str(step) / item
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    try:
+      tree = checkpointer.metadata(path).item_metadata.tree
+      return checkpointer.restore(path, args=ocp.args.PyTreeRestore(
+          restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
+    except Exception as error:      # of any kind: the store below is several libraries deep
+      raise UserError(f'{path} cannot be read ({type(error).__name__}); restore the folder, or name another checkpoint.') from None
+
+
+def read_moments(workdir, step: int) -> dict | None:
+  """Adam's moments of a checkpoint, {'mu': tree like the parameters, 'nu': the same}, as NumPy arrays; None where it has none."""
+  found = {}
+
+  def visit(node):
+    if isinstance(node, dict) and isinstance(node.get('mu'), dict) and isinstance(node.get('nu'), dict):
+      found.update(mu=node['mu'], nu=node['nu'])
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+      visit(child)
+  visit(read_arrays(workdir, step, 'opt_state'))
+  return found or None
 
 
 def _none(workdir):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from electra_jax import config as configs
 from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
-from electra_jax.model.config import EncoderConfig
+from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.training.workdir import read_json
 
 # On a CPU whole loops are unrolled where that is bearable to compile: XLA runs the body of a loop less well.
@@ -61,6 +61,24 @@ def encoder_config(model, vocab_size: int, length: int, dtype: str, platform: st
     return EncoderConfig(**fields, vocab_size=vocab_size, dtype=compute_dtype(dtype, platform))
   except ValueError as error:
     raise UserError(f'config.model: {error}') from None
+
+
+def towers(config, vocab_size: int, platform: str | None = None) -> tuple[EncoderConfig, EncoderConfig]:
+  """Generator and discriminator of a pretraining config.
+
+  Args:
+    config: the run's config.
+    vocab_size: of the tokenizer.
+    platform: as of encoder_config.
+
+  Raises UserError for sizes that contradict each other.
+  """
+  discriminator, g = encoder_config(config.model, vocab_size, config.sequence_length, config.dtype, platform), config.generator
+  try:
+    return generator_config(discriminator, g.hidden_fraction, g.layers_fraction, num_heads=g.num_heads,
+                            intermediate_size=g.intermediate_size), discriminator
+  except ValueError as error:
+    raise UserError(f'config.generator: {error}') from None
 
 
 def run_config(folder):
