@@ -77,7 +77,10 @@ def build_model(config, task, initial: Initial, max_length: int):
                     f'set --config.max_length={fields.max_positions}.')
   if config.head.pooling != 'cls' and task.head not in ('classification', 'regression'):
     raise UserError(f'config.head.pooling belongs to classification and regression, and {task.name} is {task.head}; leave it out.')
-  if config.head.dropout >= 0 and task.head == 'span':
+  head, modern = config.head, fields.family == 'modern'
+  if head.pooling != 'cls' and head.style == 'transformers' and not modern:
+    raise UserError("config.head.pooling 'mean' is not what transformers has on an ELECTRA encoder; leave it out, or set --config.head.style=published.")
+  if head.dropout >= 0 and task.head == 'span' and not (modern and head.style == 'transformers'):
     raise UserError(f'config.head.dropout is not for spans, whose head has none, and {task.name} is one; leave it out.')
   platform = jax.default_backend()
   # Rows come in several lengths: the kernel is one that takes them all.
@@ -85,9 +88,8 @@ def build_model(config, task, initial: Initial, max_length: int):
   if fields.attention == 'splash' and shortest % 128:
     raise UserError("config.model.attention 'splash' takes rows of multiples of 128 tokens; set --config.bucketed=False and such a --config.max_length.")
   encoder = encoder_config(fields, initial.tokenizer.size, shortest, config.dtype)
-  head = config.head
   model = FineTuned(encoder, task.head, labels=max(1, len(task.labels)), dropout=None if head.dropout < 0 else head.dropout,
-                    pooling=head.pooling, beam=head.beam)
+                    pooling=head.pooling, beam=head.beam, style=head.style, max_answer=getattr(task, 'max_answer', 1))
   return model, attention_kernel(fields, shortest, config.dtype, platform)
 
 

@@ -4,7 +4,7 @@ import ml_collections
 
 from electra_jax import config as configs
 from electra_jax.errors import UserError
-from electra_jax.model.heads import POOLINGS
+from electra_jax.model.heads import POOLINGS, STYLES
 
 # What may differ when a run is gone on with. More trials may be asked for; those that are done stay.
 FREE_ON_RESUME = ('compilation_cache', 'eval_batch_size', 'keep_trials', 'num_trials', 'skip_nonfinite', 'save_every',
@@ -51,10 +51,11 @@ def default_config() -> ml_collections.ConfigDict:
   data.n_best = 20                  # span: answers that are weighed up
 
   c.head = head = ml_collections.ConfigDict()
-  head.dropout = -1.0               # before the last layer; -1: as published, 0.1 for classification and regression, else 0
+  head.style = 'published'          # transformers: the layers that its ElectraFor... and ModernBertFor... have, for --mode=export
+  head.dropout = -1.0               # of the head; -1: as published, 0.1 for classification and regression, else 0, or as in transformers
   head.pooling = 'cls'              # classification, regression: cls as published, or the mean over the tokens
   head.beam = 20                    # span: starts, and ends of each
-  head.impossible_weight = 0.5      # span: of the loss of whether there is an answer
+  head.impossible_weight = 0.5      # span, as published: of the loss of whether there is an answer
 
   c.model = model = ml_collections.ConfigDict()   # what may differ from the pretrained encoder's config
   model.dropout = 0.1               # of embeddings and sublayer outputs
@@ -121,6 +122,7 @@ def check(config) -> None:
   _need(c.eval_every or not c.patience, 'config.patience counts looks at the dev set, and config.eval_every is 0; set one of the two.')
   _need(c.eval_every or c.select == 'last', "config.select 'best' needs looks at the dev set, and config.eval_every is 0; set it to 1.0.")
   _need(c.keep_trials in ('best', 'all', 'none'), f'config.keep_trials is {c.keep_trials!r}; it is best, all or none.')
+  _need(c.head.style in STYLES, f'config.head.style is {c.head.style!r}; it is {" or ".join(STYLES)}.')
   _need(c.head.pooling in POOLINGS, f'config.head.pooling is {c.head.pooling!r}; it is {" or ".join(POOLINGS)}.')
   _need(c.head.dropout == -1 or 0 <= c.head.dropout < 1, f'config.head.dropout is {c.head.dropout}; it must lie in [0, 1), or be -1.')
   _need(c.head.beam >= 1, f'config.head.beam is {c.head.beam}; it must be at least 1.')

@@ -28,7 +28,7 @@ def loss(kind: str, outputs: dict, batch: dict, impossible_weight: float = IMPOS
     outputs: of model.heads.FineTuned.training.
 
   Returns: the sum of the losses, `count`, and sums for the figures, all float32 scalars: `loss`, `count`, and `correct` or `start_loss`,
-    `start_correct`, `end_loss`, `end_correct`, `impossible_loss`, `impossible_correct`. The end is given the true start.
+    `start_correct`, `end_loss`, `end_correct`, and where the head tells it `impossible_loss`, `impossible_correct`. The end is given the true start.
   """
   weights = _labelled(kind, batch)
   if kind in ('classification', 'tagging'):
@@ -41,11 +41,11 @@ def loss(kind: str, outputs: dict, batch: dict, impossible_weight: float = IMPOS
     sums = {'loss': jnp.square(error)}
   elif kind == 'span':
     (start, start_correct), (end, end_correct) = (_cross_entropy(outputs[f'{side}_logits'], batch[side]) for side in ('start', 'end'))
-    impossible = optax.sigmoid_binary_cross_entropy(outputs['impossible'], batch['impossible'])
-    sums = {'loss': (start + end) / 2 + impossible_weight * impossible,
-            'start_loss': start, 'start_correct': start_correct, 'end_loss': end, 'end_correct': end_correct,
-            'impossible_loss': impossible,
-            'impossible_correct': ((outputs['impossible'] > 0) == (batch['impossible'] > 0.5)).astype(jnp.float32)}
+    sums = {'loss': (start + end) / 2, 'start_loss': start, 'start_correct': start_correct, 'end_loss': end, 'end_correct': end_correct}
+    if 'impossible' in outputs:      # not in the style of `transformers`, where [CLS] as start and end is no answer, and that is learned above
+      impossible = optax.sigmoid_binary_cross_entropy(outputs['impossible'], batch['impossible'])
+      sums |= {'loss': sums['loss'] + impossible_weight * impossible, 'impossible_loss': impossible,
+               'impossible_correct': ((outputs['impossible'] > 0) == (batch['impossible'] > 0.5)).astype(jnp.float32)}
   else:
     raise ValueError(f'no loss is known of {kind!r}')
   sums = {name: (values * weights).sum() for name, values in sums.items()} | {'count': weights.sum()}

@@ -1,7 +1,8 @@
 """Heads for fine-tuning, and the model that has one of them on the pretrained encoder.
 
-As in the original program (google-research/electra, finetune/): no pooler, and kernels drawn from Glorot's uniform distribution with
-zero biases, which is TensorFlow's default, whatever the family of the encoder. Logits are float32.
+Heads come in two styles. `published` is the original program's (google-research/electra, finetune/): no pooler, and kernels drawn from
+Glorot's uniform distribution with zero biases, which is TensorFlow's default, whatever the family of the encoder. `transformers` is what
+Hugging Face's ElectraFor... and ModernBertFor... have, so that their files come and go. Logits are float32.
 """
 
 import dataclasses
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
-from electra_jax.model.encoder import Dense, Embeddings, Encoder, Inputs, gelu, parameter, product
+from electra_jax.model.encoder import Dense, Embeddings, Encoder, Inputs, dense, gelu, layer_norm, parameter, product, truncated_normal
 
 KINDS = ('classification', 'regression', 'tagging', 'span')
+STYLES = ('published', 'transformers')
 POOLINGS = ('cls', 'mean')
 PUBLISHED_DROPOUT = {'classification': 0.1, 'regression': 0.1, 'tagging': 0.0, 'span': 0.0}
 SPAN_SIZE = 512       # of the span head's hidden layers, in the original whatever the encoder's width
@@ -29,6 +31,14 @@ def _logits(features: int, axis: str = 'embed') -> Dense:
   return Dense(features, (axis, 'one'), _glorot, True, jnp.float32)
 
 
+def pooled(hidden, segment_ids, pooling: str):
+  """[batch, length, hidden] -> [batch, hidden]: the [CLS] state ('cls'), or the mean over a row's tokens ('mean'; segment 0 is padding)."""
+  if pooling == 'cls':
+    return hidden[:, 0]
+  real = (segment_ids > 0).astype(jnp.float32)[:, :, None]
+  return (hidden * real).sum(1) / jnp.maximum(real.sum(1), 1)
+
+
 class ClassificationHead(nn.Module):
   """The [CLS] state, or the mean over a row's tokens; dropout; one dense layer."""
   config: EncoderConfig
@@ -37,17 +47,11 @@ class ClassificationHead(nn.Module):
   pooling: str = 'cls'
 
   def setup(self):
-    if self.pooling not in POOLINGS:
-      raise ValueError(f'pooling is {self.pooling!r}; it is one of {", ".join(POOLINGS)}.')
     self.dense = _logits(self.labels)
 
   def __call__(self, hidden, segment_ids, keys=None):
     """hidden [batch, length, hidden], segment_ids [batch, length] (0 is padding) -> float32 [batch, labels]."""
-    if self.pooling == 'cls':
-      x = hidden[:, 0]
-    else:
-      real = (segment_ids > 0).astype(jnp.float32)[:, :, None]
-      x = (hidden * real).sum(1) / jnp.maximum(real.sum(1), 1)
+    x = pooled(hidden, segment_ids, self.pooling)
     return self.dense(dropout(x, self.dropout, keys, 0, self.config.dropout_generator))
 
 
@@ -109,8 +113,8 @@ class SpanHead(nn.Module):
     index 0 with a log-probability of about LOWEST. An end may lie before its start, as in the original: who reads them sees to that.
     """
     start_logits = self._starts(hidden, allowed)
-    start_log_probs, start_index = self._likeliest(start_logits)
-    end_log_probs, end_index = self._likeliest(self._ends(hidden, allowed, start_index))
+    start_log_probs, start_index = _likeliest(start_logits, self.beam)
+    end_log_probs, end_index = _likeliest(self._ends(hidden, allowed, start_index), self.beam)
     return {'start_log_probs': start_log_probs, 'start_index': start_index, 'end_log_probs': end_log_probs,
             'end_index': end_index, 'impossible': self._no_answer(hidden, start_logits)}
 
@@ -140,34 +144,110 @@ class SpanHead(nn.Module):
     x = jnp.concatenate([hidden[:, 0], expected.astype(hidden.dtype)], axis=-1)
     return self.impossible(gelu(self.impossible_hidden(x)))[..., 0]
 
-  def _likeliest(self, logits):
-    """float32 [..., length] -> log-probabilities and indices [..., beam]."""
-    count = min(self.beam, logits.shape[-1])
-    log_probs, index = jax.lax.top_k(jax.nn.log_softmax(logits), count)
-    rest = [(0, 0)] * (logits.ndim - 1) + [(0, self.beam - count)]      # rows shorter than the beam
-    return (jnp.pad(log_probs, rest, constant_values=LOWEST),
-            jnp.pad(jnp.where(log_probs > LOWEST / 2, index, 0).astype(jnp.int32), rest))
+
+def _likeliest(logits, beam: int):
+  """float32 [..., length] -> log-probabilities and indices [..., beam], those that are not allowed last."""
+  log_probs, index = _best(jax.nn.log_softmax(logits), beam)
+  return log_probs, jnp.where(log_probs > LOWEST / 2, index, 0)
+
+
+def _best(scores, beam: int):
+  """float32 [..., length] -> the highest scores, and int32 indices, [..., beam]; rows shorter than that are filled with LOWEST and 0."""
+  count = min(beam, scores.shape[-1])
+  scores, index = jax.lax.top_k(scores, count)
+  rest = [(0, 0)] * (scores.ndim - 1) + [(0, beam - count)]
+  return jnp.pad(scores, rest, constant_values=LOWEST), jnp.pad(index.astype(jnp.int32), rest)
+
+
+class TransformersHead(nn.Module):
+  """The heads of `transformers` (models/electra, models/modernbert).
+
+  Of ELECTRA: classification and regression: [CLS], dropout, dense, GELU, dropout, dense; tagging: dropout, dense; span: dense.
+  Of ModernBERT: [CLS] or the mean (classification, regression), dense without a bias, GELU, norm, dropout, dense.
+
+  `outputs` is the number of labels, 1 of regression, 2 of span: logits of start and end, which know nothing of each other.
+  """
+  config: EncoderConfig
+  kind: str
+  outputs: int
+  dropout: float
+  pooling: str = 'cls'
+
+  @nn.compact
+  def __call__(self, hidden, segment_ids, keys=None):
+    """hidden [batch, length, hidden], segment_ids [batch, length] -> float32 [batch, outputs], of tagging and span [batch, length, outputs]."""
+    c, modern = self.config, self.config.family == 'modern'
+    drop = lambda x, site: dropout(x, self.dropout, keys, site, c.dropout_generator)
+    of_rows = self.kind in ('classification', 'regression')
+    x = pooled(hidden, segment_ids, self.pooling) if of_rows else hidden
+    if modern:
+      init = truncated_normal(c.initializer_range / (2 * c.num_layers) ** 0.5)
+      x = gelu(dense(c, c.hidden_size, ('embed', 'embed_out'), 'hidden', init=init)(x))
+      x = layer_norm(c, 'norm')(x)
+    elif of_rows:
+      x = gelu(dense(c, c.hidden_size, ('embed', 'embed_out'), 'hidden')(drop(x, 1)))
+    init = truncated_normal(c.hidden_size ** -0.5 if modern else c.initializer_range)
+    axes = ('embed_out' if modern or of_rows else 'embed', 'one')
+    return dense(c, self.outputs, axes, 'dense', init=init, use_bias=True, dtype=jnp.float32)(drop(x, 0))
+
+
+def best_spans(start_logits, end_logits, allowed, beam: int, max_answer: int) -> dict:
+  """What SpanHead.beam_search gives, from starts and ends that know nothing of each other.
+
+  The starts are those of the best spans by the sum of both logits, among all spans of at most `max_answer` tokens whose ends are
+  allowed and that do not begin at [CLS]; their ends are the best of such spans. Log-probabilities are over all that is allowed, [CLS] included.
+  `impossible` is the score of [CLS] as start and end, less that of the best span: the null odds of `transformers` for SQuAD 2.0.
+
+  Args:
+    start_logits, end_logits: float32 [batch, length].
+    allowed: int32 [batch, length], see SpanHead.
+    beam: starts, and ends of each.
+    max_answer: tokens.
+  """
+  may = allowed > 0
+  start, end = jnp.where(may, start_logits, LOWEST), jnp.where(may, end_logits, LOWEST)
+  index = jnp.arange(start.shape[1])
+  inside = may & (index > 0)
+  ahead = index[None, :] - index[:, None]                  # [start, end]
+  near = (ahead >= 0) & (ahead < max_answer)
+  ends = jnp.where(near & inside[:, None, :], end[:, None, :], LOWEST)
+  spans = jnp.where(inside, start + ends.max(-1), LOWEST)
+  _, starts = _best(spans, beam)
+  taken = jnp.take_along_axis(inside & (spans > LOWEST / 2), starts, 1) & (jnp.arange(beam) < start.shape[1])
+  starts = jnp.where(taken, starts, 0)
+  end_scores, end_index = _best(jnp.take_along_axis(ends, starts[:, :, None], axis=1), beam)
+  real = taken[:, :, None] & (end_scores > LOWEST / 2)
+  whole = lambda x: jax.nn.logsumexp(x, axis=-1, keepdims=True)
+  return {'start_log_probs': jnp.where(taken, jnp.take_along_axis(start, starts, 1) - whole(start), LOWEST), 'start_index': starts,
+          'end_log_probs': jnp.where(real, end_scores - whole(end)[:, :, None], LOWEST), 'end_index': jnp.where(real, end_index, 0),
+          'impossible': start[:, 0] + end[:, 0] - spans.max(-1)}
 
 
 class FineTuned(nn.Module):
   """Embeddings and encoder under the names that model.electra.Electra has them under, so that their parameters drop in, and `head`.
 
-  Raises ValueError for a kind or a pooling that is not there.
+  Raises ValueError for a kind, a style or a pooling that is not there.
   """
   config: EncoderConfig
   kind: str                       # of KINDS
   labels: int = 1                 # of classification and tagging
-  dropout: float | None = None    # of the head; None is what the original has, PUBLISHED_DROPOUT
+  dropout: float | None = None    # of the head; None is what its style has, see default_dropout
   pooling: str = 'cls'            # of classification and regression: of POOLINGS
   beam: int = 20                  # of span
+  style: str = 'published'        # of STYLES
+  max_answer: int = 30            # of span in the style of transformers: most tokens of an answer
 
   def setup(self):
-    if self.kind not in KINDS:
-      raise ValueError(f'kind is {self.kind!r}; it is one of {", ".join(KINDS)}.')
+    for name, choices in (('kind', KINDS), ('style', STYLES), ('pooling', POOLINGS)):
+      if getattr(self, name) not in choices:
+        raise ValueError(f'{name} is {getattr(self, name)!r}; it is one of {", ".join(choices)}.')
     self.embeddings = Embeddings(self.config)
     self.discriminator = Encoder(self.config)
-    rate = PUBLISHED_DROPOUT[self.kind] if self.dropout is None else self.dropout
-    if self.kind == 'span':
+    rate = default_dropout(self.kind, self.style, self.config.family) if self.dropout is None else self.dropout
+    if self.style == 'transformers':
+      outputs = {'regression': 1, 'span': 2}.get(self.kind, self.labels)
+      self.head = TransformersHead(self.config, self.kind, outputs, rate, self.pooling)
+    elif self.kind == 'span':
       self.head = SpanHead(self.config, self.beam)
     elif self.kind == 'tagging':
       self.head = TaggingHead(self.config, self.labels, rate)
@@ -193,26 +273,40 @@ class FineTuned(nn.Module):
       keys: of dropout, one threefry key a row; None for no dropout.
 
     Returns: float32 arrays by name: classification: `logits` [batch, labels]; regression: `value` [batch]; tagging: `logits`
-      [batch, length, labels]; span: `start_logits`, `end_logits` [batch, length], `impossible` [batch].
+      [batch, length, labels]; span: `start_logits`, `end_logits` [batch, length] and, as published, `impossible` [batch].
     """
     hidden = self.hidden_states(inputs, keys)
     if self.kind != 'span':
       return self._outputs(hidden, inputs, fold_in(keys, _HEAD))
+    if self.style == 'transformers':
+      start, end = jnp.moveaxis(self.head(hidden, inputs.segment_ids, fold_in(keys, _HEAD)), -1, 0)
+      may = targets['allowed'] > 0        # as published: neither padding nor the question is in the running
+      return {'start_logits': jnp.where(may, start, LOWEST), 'end_logits': jnp.where(may, end, LOWEST)}
     logits = self.head.training(hidden, targets['allowed'], targets['start'])
     return dict(zip(('start_logits', 'end_logits', 'impossible'), logits))
 
   def predict(self, inputs: Inputs, targets: dict) -> dict:
     """The same without dropout and, of span, the beam of SpanHead.beam_search in place of logits (`targets`: `allowed`)."""
     hidden = self.hidden_states(inputs)
+    if self.kind == 'span' and self.style == 'transformers':
+      start, end = jnp.moveaxis(self.head(hidden, inputs.segment_ids), -1, 0)
+      return best_spans(start, end, targets['allowed'], self.beam, self.max_answer)
     if self.kind == 'span':
       return self.head.beam_search(hidden, targets['allowed'])
     return self._outputs(hidden, inputs, None)
 
   def _outputs(self, hidden, inputs, keys):
-    if self.kind == 'tagging':
+    if self.kind == 'tagging' and self.style == 'published':
       return {'logits': self.head(hidden, keys)}
     logits = self.head(hidden, inputs.segment_ids, keys)
     return {'value': logits[:, 0]} if self.kind == 'regression' else {'logits': logits}
+
+
+def default_dropout(kind: str, style: str, family: str) -> float:
+  """The head's rate of dropout unless told: the original's, or that of the configs of `transformers`."""
+  if style == 'published':
+    return PUBLISHED_DROPOUT[kind]
+  return 0.0 if family == 'modern' or kind == 'span' else 0.1
 
 
 def init_params(model: FineTuned, seed: int, length: int = 8):
