@@ -25,11 +25,11 @@ _OTHER_NAMES = ('tf_model.h5', 'flax_model.msgpack', 'model.onnx', 'adapter_mode
 
 _BFLOAT16 = np.dtype(jnp.bfloat16)
 _SAFETENSORS_TYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': _BFLOAT16, 'I64': np.int64,
-                      'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U64': np.uint64, 'U32': np.uint32, 'U16': np.uint16, 'U8': np.uint8,
-                      'BOOL': np.bool_}
+                      'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U64': np.uint64, 'U32': np.uint32, 'U16': np.uint16,
+                      'U8': np.uint8, 'BOOL': np.bool_}
 _STORAGE_TYPES = {'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16,
-                  'BFloat16Storage': _BFLOAT16, 'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16, 'CharStorage': np.int8,
-                  'ByteStorage': np.uint8, 'BoolStorage': np.bool_}
+                  'BFloat16Storage': _BFLOAT16, 'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16,
+                  'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_}
 _LFS = b'version https://git-lfs'
 _LEGACY = pickle.dumps(0x1950a86a20f9469cfc6c, protocol=2)      # what files of torch.save before 1.6 begin with
 _MOST_REPEATED = 1 << 24      # numbers in a tensor that is larger than its storage, as of torch.Tensor.expand
@@ -111,8 +111,8 @@ def _read_file(path):
   elif path.endswith('.safetensors'):
     tensors = _safetensors(path, content)
   else:
-    raise UserError(f'{path!r} is no file of torch.save, of neither its zip format nor the older one; where it is whole, save the '
-                    'model again with safetensors.')
+    raise UserError(f'{path!r} is no file of torch.save, of neither its zip format nor the older one; where it is whole, save '
+                    'the model again with safetensors.')
   return {name: value.astype(np.float32, copy=False) if jnp.issubdtype(value.dtype, jnp.floating) else value
           for name, value in tensors.items()}
 
@@ -214,8 +214,8 @@ class _Unpickler(pickle.Unpickler):
     if module == 'torch' and name in _STORAGE_TYPES:
       return _StorageType(np.dtype(_STORAGE_TYPES[name]))
     if (module, name) not in self._GLOBALS:
-      raise UserError(f'{self._path!r} asks for {module}.{name}, which weights have no need of and which may run any program, so it is '
-                      'not opened; save the model again with safetensors.')
+      raise UserError(f'{self._path!r} asks for {module}.{name}, which weights do not need and which may run any program, so '
+                      'it is not opened; save the model again with safetensors.')
     return self._GLOBALS[module, name]
 
   def persistent_load(self, saved):
