@@ -88,7 +88,8 @@ def test_bin_files_in_every_precision(model, tmp_path, dtype, options):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_safetensors_in_every_precision(tmp_path, dtype):
-  state = {'weight': torch.randn(3, 5).to(dtype), 'scalar': torch.tensor(2.5, dtype=dtype), 'ids': torch.arange(6), 'on': torch.tensor([True, False])}
+  state = {'weight': torch.randn(3, 5).to(dtype), 'scalar': torch.tensor(2.5, dtype=dtype), 'ids': torch.arange(6),
+           'on': torch.tensor([True, False])}
   (tmp_path / 'model.safetensors').write_bytes(safetensors.torch.save(state))
   same(tensors.read(str(tmp_path)), state)
 
@@ -96,8 +97,9 @@ def test_safetensors_in_every_precision(tmp_path, dtype):
 @FORMATS
 def test_bin_files_with_shared_storages_views_offsets_and_strides(tmp_path, options):
   table = torch.randn(7, 4)
-  state = {'table': table, 'tied': table, 'transposed': table.t(), 'rows': table[2:5], 'column': table[:, 3], 'every_other': table[::2, 1:3],
-           'scalar': table[3, 2], 'empty': table[:0], 'repeated': torch.ones(1).expand(6, 2), 'parameter': torch.nn.Parameter(table[1:]),
+  state = {'table': table, 'tied': table, 'transposed': table.t(), 'rows': table[2:5], 'column': table[:, 3],
+           'every_other': table[::2, 1:3], 'scalar': table[3, 2], 'empty': table[:0], 'repeated': torch.ones(1).expand(6, 2),
+           'parameter': torch.nn.Parameter(table[1:]),
            'permuted': torch.arange(24).reshape(2, 3, 4).permute(2, 0, 1)}
   saved(tmp_path, state, **options)
   found = tensors.read(str(tmp_path))
@@ -170,7 +172,8 @@ class Run:
 
 
 @pytest.mark.parametrize('options', [{}, LEGACY], ids=['zip', 'legacy'])
-@pytest.mark.parametrize('function', [os.system, subprocess.Popen, eval, pickle.loads, getattr, torch.load], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('function', [os.system, subprocess.Popen, eval, pickle.loads, getattr, torch.load],
+                         ids=lambda function: function.__name__)
 def test_a_pickle_runs_no_program(tmp_path, function, options):
   mark = tmp_path / 'ran'
   argument = f'open({str(mark)!r}, "w")' if function is eval else f'touch {mark}'
@@ -232,7 +235,7 @@ def test_cut_short_and_damaged_bin_files(tmp_path, options):
     refused(path, str(path))
   if options:
     path.write_bytes(content[:-1])
-    refused(path, 'second', 'cut short')
+    refused(path, 'cut short', '300 numbers of 299')
   else:      # a bit of a tensor turned
     middle = content.index(np.ones(300, np.float32).tobytes()) + 600
     path.write_bytes(content[:middle] + b'\x01' + content[middle + 1:])
@@ -248,9 +251,8 @@ def test_other_archives_and_other_machines(tmp_path):
     archive.writestr('archive/data.pkl', b'}.')
   refused(path, 'compressed')
   refused(of_pickle(tmp_path, b'}.', [('byteorder', b'big')]), 'big-endian')
-  with torch.serialization.safe_globals([]):
-    content = io.BytesIO()
-    torch.save({'weight': torch.ones(3)}, content)
+  content = io.BytesIO()
+  torch.save({'weight': torch.ones(3)}, content)
   with zipfile.ZipFile(content) as archive:
     refused(of_pickle(tmp_path, archive.read('archive/data.pkl')), 'data/0')
   path.write_bytes(b'#!/bin/sh\n')
@@ -259,7 +261,7 @@ def test_other_archives_and_other_machines(tmp_path):
 
 def test_cut_short_and_damaged_safetensors(tmp_path):
   path = tmp_path / 'model.safetensors'
-  content = safetensors.numpy.save({'first': np.ones(30, np.float32), 'last': np.ones((5, 4), np.int32)})
+  content = safetensors.numpy.save({'first': np.ones(30, np.float32), 'last': np.ones((5, 4), np.float16)})
   header = 8 + int.from_bytes(content[:8], 'little')
   def told(changed, *words):
     path.write_bytes(changed)
@@ -267,9 +269,8 @@ def test_cut_short_and_damaged_safetensors(tmp_path):
   told(b'', 'cut short')
   told(content[:5], '5 bytes')
   told(content[:20], 'header', f'{header:,}')
-  told(content[:header], 'the tensor', 'cut short')
-  for cut in (1, 100):
-    told(content[:-cut], 'the tensor first' if b'"first":{"dtype":"F32","shape":[30],"data_offsets":[80' in content else 'the tensor last', 'cut short')
+  for cut in (1, 100, len(content) - header):
+    told(content[:-cut], 'cut short: the tensor last ends at', f'{len(content):,}')      # the library puts larger types first
   told(content + b'xy', '2 bytes after')
   told(content[:8] + b'x' * (header - 8) + content[header:], 'damaged header')
   told(content.replace(b'[30]', b'[31]'), 'damaged header')
