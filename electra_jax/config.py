@@ -202,6 +202,7 @@ def check(config) -> None:
   _need(c.model.family != 'electra' or c.sequence_length <= c.model.max_positions,
         f'config.sequence_length {c.sequence_length} is longer than config.model.max_positions {c.model.max_positions}; '
         'raise the latter or shorten the rows.')
+  check_init(c)
   _check_phases(c)
   _need(c.phases or 0 <= c.optimizer.warmup_steps < c.steps,
         f'config.optimizer.warmup_steps {c.optimizer.warmup_steps} is not less than config.steps {c.steps}; '
@@ -237,8 +238,43 @@ def check(config) -> None:
         "config.sharing 'all' makes one tower of both; set config.generator.hidden_fraction and layers_fraction to 1.0.")
 
 
+def check_init(config) -> None:
+  """`check` of config.init and what belongs to it: all that can be told before its weights are read, which decide the sizes."""
+  c = config
+  check_fields(c, default_config(), 'electra_jax/config.py')
+  choices = {'optimizer': ('fresh', 'kept', 'resumed'), 'new_tokens': ('refuse', 'mean', 'pieces'), 'positions': ('refuse', 'interpolated', 'repeated')}
+  for field, names in choices.items():
+    _need(c.continued[field] in names, f'config.continued.{field} is {c.continued[field]!r}; it is {", ".join(names[:-1])} or {names[-1]}.')
+  made = c.continued.generator
+  _need(made in ('', 'scratch', 'narrowed') or made.startswith('hf:'),
+        f'config.continued.generator is {made!r}; it is hf:FOLDER, scratch, narrowed, or empty for that of config.init.')
+  if not c.init:
+    defaults = default_config()
+    for field, value in [*flat(c.continued, 'continued.').items(), ('data.new_words', c.data.new_words)]:
+      _need(value == flat(defaults)[field], f'config.{field} belongs to config.init, which is empty; name the weights to go on from, or leave it out.')
+    _need(c.data.tokenizer != 'init', "config.data.tokenizer is 'init' and config.init is empty; name the weights to go on from, or a tokenizer.")
+    return
+  _need(c.data.store or c.data.tokenizer not in ('unigram', 'bpe', 'wordpiece'),
+        f'config.data.tokenizer {c.data.tokenizer!r} trains another vocabulary than that of config.init; set --config.data.tokenizer=init, or a '
+        'tokenizer that has its tokens and more.')
+  _need(not c.data.new_words or c.data.tokenizer == 'init' and not c.data.store,
+        "config.data.new_words adds to the tokenizer of config.init; set --config.data.tokenizer=init and no config.data.store.")
+  _need(not c.data.new_words or c.continued.new_tokens != 'refuse',
+        'config.data.new_words makes tokens that config.init has no rows of; say what they begin with: --config.continued.new_tokens=mean or pieces.')
+  _need(c.continued.optimizer != 'resumed' or not c.generator.alone_steps,
+        "config.continued.optimizer 'resumed' goes on in the middle of the schedule, and config.generator.alone_steps begins it; leave one out.")
+
+
 def _check_phases(c):
+  alone, first = c.generator.alone_steps, c.phases[0] if c.phases else {}
+  if alone:
+    steps = first.get('steps', c.steps) if isinstance(first, Mapping) else c.steps
+    _need(0 < alone < steps, f'config.generator.alone_steps is {alone}; it must lie between 0 and the {steps} steps'
+          + (' of the first of config.phases.' if c.phases else '.'))
+    _need(c.sharing != 'all', "config.generator.alone_steps needs a generator of its own; config.sharing 'all' makes one tower of both.")
   if not c.phases:
+    if alone:
+      check(phases(c)[1].config)
     return
   total = 0
   for number, phase in enumerate(c.phases, 1):
@@ -267,21 +303,26 @@ class Phase(NamedTuple):
   first: int          # steps of the run before it
   last: int           # steps of the run after it
   config: Any         # with the phase's fields in place; its `steps` are the phase's, `phases` is empty
+  alone: bool         # the generator learns alone
 
 
 def phases(config) -> list[Phase]:
-  """The phases of a config; the config itself is the only one where it names none."""
-  found = []
-  for fields in config.phases or ({'steps': config.steps},):
+  """The phases of a config; the config itself is the only one where it names none. Steps of the generator alone are one before them."""
+  found, parts = [], [dict(fields) for fields in config.phases or ({'steps': config.steps},)]
+  if alone := config.generator.alone_steps:
+    warmup = parts[0].get('optimizer.warmup_steps', config.optimizer.warmup_steps)
+    parts = [parts[0] | {'steps': alone, 'optimizer.warmup_steps': min(warmup, alone // 10)},
+             parts[0] | {'steps': parts[0]['steps'] - alone}, *parts[1:]]
+  for fields in parts:
     c = copy.deepcopy(config)
     with c.unlocked():
-      c.phases = ()
+      c.phases, c.generator.alone_steps = (), 0
       for field, value in fields.items():
         *groups, name = field.split('.')
         group = c[groups[0]] if groups else c
         group[name] = type(group[name])(value)
     first = found[-1].last if found else 0
-    found.append(Phase(first, first + c.steps, c))
+    found.append(Phase(first, first + c.steps, c, bool(alone) and not found))
   return found
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from electra_jax import config as configs, console
 from electra_jax.config import UserError
 from electra_jax.console import say
-from electra_jax.pretrain import build
+from electra_jax.pretrain import build, continued
 from electra_jax.pretrain import step as steps
 from electra_jax.training import hlo, memory, mesh as meshes, slices, workdir as workdirs
 from electra_jax.training.encoders import attention_kernel
@@ -54,6 +54,7 @@ def plan(config, topology: str, output: str | None = None, price: float | None =
 
   Raises UserError for a person's mistakes, where libtpu is missing, and where it crashes.
   """
+  config, _ = continued.resolve(config)
   configs.check(config)
   of = slices.parse(topology)
   if price is not None and price < 0:
@@ -87,7 +88,7 @@ def compiled_for(config, of: slices.Slice, search: bool, doing=lambda text: None
 
 def _phase(config, phase, of, layout, search, doing) -> dict:
   c = phase.config
-  p = build.program(config, c, build.any_tokenizer(c.data.vocab_size), layout)
+  p = build.program(config, c, build.any_tokenizer(c.data.vocab_size), layout, phase.alone)
   rows, budget = build.check_batch(c, layout.mesh), int(memory.SHARE * of.chip.hbm)
   kernel, why = attention_kernel(c.model, c.sequence_length, c.dtype, 'tpu')
   name = f'steps of {c.batch_size:,} x {c.sequence_length}'
@@ -137,7 +138,7 @@ def _flops(p) -> dict:
     g, d = (dataclasses.replace(c, num_layers=n, scan_unroll=n, attention='xla') for c, n in zip(towers, layers))
     model = type(p.model)(d if p.model.sharing == 'all' else g, d, sharing=p.model.sharing)
     shapes, _ = steps.state_shardings(model, p.optimizer, length, p.layout)
-    step = steps.make_train_step(model, build.objective, p.settings, p.optimizer, seed=0)
+    step = steps.make_train_step(model, build.objective, p.settings, p.optimizer, seed=0, trained=p.trained)
     lowered = jax.jit(step).lower(shapes, {'token_ids': jax.ShapeDtypeStruct((batch, length), jnp.int32)})
     return lowered.cost_analysis()['flops'], hlo.product_flops(lowered.compiler_ir('hlo').as_hlo_text())
 
@@ -146,7 +147,7 @@ def _flops(p) -> dict:
   if p.model.sharing != 'all':
     more = [m + (towers[0].num_layers - 1) * (b - a) for m, a, b in zip(more, shallow, counted(2, 1))]
   whole, products = (a + m for a, m in zip(shallow, more))
-  return {'model': step_flops(*towers, batch, length, p.settings.max_predictions), 'compiler': whole, 'products': products}
+  return {'model': step_flops(*towers, batch, length, p.settings.max_predictions, alone=p.trained is not None), 'compiler': whole, 'products': products}
 
 
 def _largest(p, budget, micro_batches, needed, start, doing) -> dict:

@@ -108,7 +108,7 @@ def spent(config, tokenizer, step: int) -> dict[str, float]:
     c = phase.config
     model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
     count = lambda convention: step_flops(model.generator_config, model.discriminator_config, c.batch_size, c.sequence_length,
-                                          settings.max_predictions, convention)
+                                          settings.max_predictions, convention, phase.alone)
     totals['tokens'] += taken * c.batch_size * c.sequence_length
     totals['flops'] += taken * count('model')
     totals['paper_flops'] += taken * count('paper')

@@ -47,7 +47,7 @@ def build_optimizer(config):
   o, parts = config.optimizer, phases(config)
   schedule = optimizers.piecewise(
       [optimizers.decay_with_warmup(c.optimizer.learning_rate, c.optimizer.warmup_steps, c.steps, power=o.decay_power,
-                                    after_warmup=o.decay_after_warmup) for _, _, c in parts],
+                                    after_warmup=o.decay_after_warmup) for c in (phase.config for phase in parts)],
       [phase.last for phase in parts[:-1]])
   make = {'adamw': optimizers.adamw, 'lamb': optimizers.lamb}[o.name]
   optimizer = make(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip, bias_correction=o.bias_correction)
@@ -64,10 +64,11 @@ class Program(NamedTuple):
   schedule: Any
   shapes: steps.TrainState     # of the state
   shardings: steps.TrainState
+  trained: tuple[str, ...] | None = None      # where the generator learns alone, the top levels of the parameters that do
 
 
-def program(run_config, config, tokenizer, layout: meshes.Layout) -> Program:
-  """The program of one phase (`config`) of a run (`run_config`; the same where it has no phases).
+def program(run_config, config, tokenizer, layout: meshes.Layout, alone: bool = False) -> Program:
+  """The program of one phase (`config`) of a run (`run_config`; the same where it has no phases). `alone`: see config.Phase.
 
   Raises UserError for sizes that contradict each other or do not divide over the mesh.
   """
@@ -82,7 +83,10 @@ def program(run_config, config, tokenizer, layout: meshes.Layout) -> Program:
                         f"use a divisor, or leave heads whole: --config.sharding.heads=''.")
   optimizer, schedule = build_optimizer(run_config)
   shapes, shardings = steps.state_shardings(model, optimizer, config.sequence_length, layout)
-  return Program(config, layout, model, build_settings(config, tokenizer), optimizer, schedule, shapes, shardings)
+  # What a discriminator that is there already reads stays as it learned it.
+  learning = ('generator', 'generator_head', 'generator_embeddings', *(() if run_config.init else ('embeddings',)))
+  trained = tuple(name for name in learning if name in shapes.params) if alone else None
+  return Program(config, layout, model, build_settings(config, tokenizer), optimizer, schedule, shapes, shardings, trained)
 
 
 def check_batch(config, mesh) -> int:
@@ -100,7 +104,7 @@ def compile_step(p: Program, micro_batches: int):
   """The train step of a program, compiled for its mesh: `(state, batch) -> (state, sums)`."""
   moments = meshes.moment_shardings(p.shapes.params, p.shardings.params, p.layout)
   step = steps.make_train_step(p.model, objective, p.settings, p.optimizer, seed=p.config.seed, micro_batches=micro_batches,
-                               skip_nonfinite=p.config.skip_nonfinite, layout=p.layout, moments=moments)
+                               skip_nonfinite=p.config.skip_nonfinite, layout=p.layout, moments=moments, trained=p.trained)
   batch = {'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32)}
   return steps.jit_train_step(step, p.shardings, p.layout).lower(p.shapes, batch).compile()
 

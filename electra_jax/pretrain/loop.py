@@ -32,6 +32,7 @@ class Course(NamedTuple):
   peak: float              # FLOP/s of all devices, 0 where unknown
   peak_source: str
   tokens_before: int       # of the phases before
+  look_first: bool         # at the held-out rows before the first step: what the weights that it begins with are worth
 
 
 def train_figures(sums, schedule, done: int) -> dict[str, float]:
@@ -41,6 +42,8 @@ def train_figures(sums, schedule, done: int) -> dict[str, float]:
   figures = means | metrics.figures({name: value for name, value in sums.items() if name not in means and name != 'steps'})
   if not count:        # every step was skipped: there is nothing to say, and no zeros to draw
     figures = dict.fromkeys(figures, math.nan)
+  elif not sums['scores'].any():      # the generator learned alone
+    figures |= dict.fromkeys(metrics.OF_DISCRIMINATOR, math.nan)
   return figures | {'learning_rate': float(schedule(done - 1))}
 
 
@@ -51,10 +54,11 @@ def header(peak_source: str) -> str:
 
 
 def line(step: str, f, last_columns: str = '') -> str:
-  """One line of figures, of training or of held-out rows."""
-  return (f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {f["generator_loss"]:9.3f} {f["generator_accuracy"]:5.0%} '
+  """One line of figures, of training or of held-out rows; a dash for one that there is not."""
+  text = (f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {f["generator_loss"]:9.3f} {f["generator_accuracy"]:5.0%} '
           f'{f["discriminator_loss"]:10.4f} {f["constant_loss"]:9.4f} {f["auc"]:6.3f} {f["average_precision"]:6.3f} {f["recall"]:7.3f} '
           f'{last_columns}')
+  return text.replace('nan', '  -')
 
 
 def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_sums, add, manager, writer, notice: Notice, workdir):
@@ -87,7 +91,7 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
       return
     token_ids = read_batch(prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed)
     name = steps.first_nonfinite(p.model, objective, p.settings, state.params, token_ids, seed=config.seed, step=int(bad_step),
-                                 parts=course.micro_batches, layout=p.layout)
+                                 parts=course.micro_batches, layout=p.layout, alone=p.trained is not None)
     writer.keep()
     checkpoints.wait(manager)
     kept = manager.latest_step()
@@ -101,9 +105,24 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
   clock = time.perf_counter
   started, paused, interval_start, interval_first, waited = clock(), 0.0, clock(), first, 0.0
   lines, warned, previous = 0, False, None
+
+  def look(done, tokens, live):
+    """Held-out rows: writes and shows the figures, and returns the one that checkpoints are chosen by."""
+    heldout = evaluation.figures_of(evaluation.heldout_sums(
+        eval_step, state.params, prepared.heldout, batch_size=eval_batch_size, mesh=mesh, limit=config.eval_rows), p.settings)
+    writer.write('heldout', done, heldout | {'tokens': tokens, 'seconds': writer.seconds})
+    live.above(line('held out', heldout))
+    # While the generator catches up the discriminator's task grows harder: those losses say nothing of which is better.
+    return None if phase.alone else float(heldout['total_loss'])
+
   (profile_first, profile_last), profile = config.profile_steps, None
   notice.heed()
   with console.progress('training', phase.last - first) as live:
+    if course.look_first:
+      live.above(header(course.peak_source))
+      look(first, course.tokens_before + (first - phase.first) * tokens_per_step, live)
+      started = interval_start = clock()
+      lines = 1
     for index in range(first, phase.last):
       if profile_last and index == profile_first and hosts.first():
         profile = workdirs.Spool(workdir / 'profile')
@@ -156,11 +175,7 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
       figure = None
       if done % config.eval_every == 0 or last:
         before = clock()
-        heldout = evaluation.figures_of(evaluation.heldout_sums(
-            eval_step, state.params, prepared.heldout, batch_size=eval_batch_size, mesh=mesh, limit=config.eval_rows), p.settings)
-        figure = float(heldout['total_loss'])
-        writer.write('heldout', done, heldout | {'tokens': tokens, 'seconds': writer.seconds})
-        live.above(line('held out', heldout))
+        figure = look(done, tokens, live)
         paused += clock() - before
         interval_start += clock() - before
       if done % config.save_every == 0 or last or stop:

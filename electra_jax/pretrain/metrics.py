@@ -8,6 +8,7 @@ from electra_jax.pretrain.replacement import argmax
 
 TRAIN_BINS, EVAL_BINS = 512, 4096
 _LARGEST_LOGIT = 16.0
+OF_DISCRIMINATOR = ('discriminator_loss', 'constant_loss', 'discriminator_accuracy', 'auc', 'average_precision', 'precision', 'recall', 'replaced_rate')
 
 
 def histogram(logits, labels, weights, bins: int):

@@ -18,7 +18,7 @@ from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.pretrain import build
+from electra_jax.pretrain import build, continued
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.pretrain.step import init_params
 from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
@@ -27,10 +27,11 @@ from electra_jax.training.progress import quantity
 from electra_jax.training.workdir import read_json, write_json
 
 
-def prepare_data(config, **where) -> Prepared:
+def prepare_data(config, tokenizer: str | None = None, **where) -> Prepared:
   """The corpus of a config: opened where `config.data.store` names one, else prepared, or found in the cache.
 
   Args:
+    tokenizer: a folder in the place of config.data.tokenizer; None for that.
     where: `output` and `beam` of data.prepare.prepare.
 
   Raises UserError where the store's rows are not as long as the config's, or what data.prepare raises.
@@ -47,18 +48,19 @@ def prepare_data(config, **where) -> Prepared:
   choice = {'auto': None, 'yes': True, 'no': False}
   recipe = Recipe(source=d.source, row_length=config.sequence_length, document_format=d.document_format,
                   heldout_fraction=d.heldout_fraction, invalid_utf8=d.invalid_utf8, near_duplicates=d.near_duplicates,
-                  row_format=d.row_format, seed=d.seed, tokenizer=d.tokenizer, vocab_size=d.vocab_size, lowercase=choice[d.lowercase],
+                  row_format=d.row_format, seed=d.seed, tokenizer=tokenizer or d.tokenizer, vocab_size=d.vocab_size, lowercase=choice[d.lowercase],
                   strip_accents=choice[d.strip_accents], byte_fallback=choice[d.byte_fallback])
   return prepare(recipe, cache=d.cache, processes=d.workers, **where)
 
 
 def prepare_only(config, output: str | None = None, beam: str | None = None) -> Prepared:
   """--mode=prepare: makes the tokenizer and the rows of a config, and shows the report. See data.prepare.prepare."""
+  config, weights = continued.resolve(config)
   configs.check(config)
   if config.data.store:
     raise UserError('config.data.store names a corpus that is prepared already; leave it out to prepare one from config.data.source.')
   console.heading(f'{config.name}: preparing')
-  prepared = prepare_data(config, output=output, beam=beam)
+  prepared = prepare_data(config, weights and continued.tokenizer_path(config, weights), output=output, beam=beam)
   report = files.join(prepared.path, REPORT_FILE)
   print('\n' + files.read_bytes(report).decode())
   console.say('report', report)
@@ -163,7 +165,9 @@ class Run:
   @functools.cached_property
   def heldout(self):
     """The store of held-out rows. Raises UserError where the corpus is no longer the one that the run was trained on."""
-    prepared = prepare_data(self.config)
+    # A tokenizer that came with config.init is kept with the run.
+    tokenizer = str(workdirs.folder(self.workdir) / 'tokenizer') if self.config.data.tokenizer == 'init' else None
+    prepared = prepare_data(self.config, tokenizer)
     of_phases = read_json(workdirs.folder(self.workdir) / 'resolved.json')['data'].split('+')
     if data_identity(prepared) not in of_phases:
       raise UserError(f'the corpus {corpus_name(self.config)} has changed since {self.workdir} was trained: its rows are others; '

@@ -34,7 +34,8 @@ def state_shardings(model, optimizer, length: int, layout: meshes.Layout):
 
 
 def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_batches: int = 1,
-                    skip_nonfinite: bool = False, layout: meshes.Layout | None = None, moments=None):
+                    skip_nonfinite: bool = False, layout: meshes.Layout | None = None, moments=None,
+                    trained: tuple[str, ...] | None = None):
   """`train_step(state, batch) -> (state, sums)`: pure, to be jitted with `jit_train_step`.
 
   Args:
@@ -45,6 +46,7 @@ def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_b
     skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
       before that step, this one and all that follow, and `bad_step` names it.
     layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
+    trained: where the generator learns alone, the top levels of the parameters that do.
 
   `batch` is {'token_ids': int [batch, length]}; `sums` is what metrics.figures reads, and the sums of norms over steps.
   """
@@ -53,9 +55,9 @@ def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_b
     examples = objective.examples(settings, token_ids, row_keys(seed, step, jnp.arange(token_ids.shape[0])))
     return examples, objective.counts(settings, examples)
 
-  loss = lambda params, examples, counts: objective.loss(settings, model, params, examples, counts, train=True)
+  loss = lambda params, examples, counts: objective.loss(settings, model, params, examples, counts, train=True, alone=trained is not None)
   return shared.make_train_step(prepare, loss, optimizer, micro_batches=micro_batches, skip_nonfinite=skip_nonfinite,
-                                layout=layout, moments=moments)
+                                layout=layout, moments=moments, trained=trained)
 
 
 def jit_train_step(train_step, shardings: TrainState, layout: meshes.Layout):
@@ -83,7 +85,7 @@ def jit_eval_step(model, objective, settings, layout: meshes.Layout, *, seed: in
 
 
 def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int, parts: int = 1,
-                    layout: meshes.Layout | None = None) -> str:
+                    layout: meshes.Layout | None = None, alone: bool = False) -> str:
   """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
 
   Computes the step's gradients again, in as many parts as it was made of.
@@ -92,7 +94,7 @@ def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int,
 
   def check(params, token_ids, rows):
     examples = objective.examples(settings, token_ids, row_keys(seed, step, rows))
-    loss = lambda params: objective.loss(settings, model, params, examples, objective.counts(settings, examples), train=True)
+    loss = lambda params: objective.loss(settings, model, params, examples, objective.counts(settings, examples), train=True, alone=alone)
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
     finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
     figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}

@@ -11,7 +11,7 @@ import numpy as np
 from electra_jax import config as configs, console
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.pretrain import build, run as runs
+from electra_jax.pretrain import build, continued, run as runs
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.loop import Course, run_steps
 from electra_jax.training import checkpoints, hosts, memory, mesh as meshes, progress, workdir as workdirs
@@ -34,11 +34,13 @@ def train(config, workdir: str) -> int:
   anything to save.
   """
   notice = Notice()
+  config, weights = continued.resolve(config, workdir)
   configs.check(config)
   phases = configs.phases(config)
   for phase in phases:                                      # sizes that cannot be are told before long work
     build.build_model(phase.config, phase.config.data.vocab_size)
   hosts.same_everywhere('the config', json.dumps(configs.to_plain(config), sort_keys=True))
+  hosts.same_everywhere('the weights of config.init', str(continued.digest(weights)))
   resolved = hosts.from_first(lambda: runs.claim(workdir, config))
   workdir = workdirs.folder(workdir)
   hosts.check_shared(workdir)
@@ -53,7 +55,8 @@ def train(config, workdir: str) -> int:
       + ', mesh ' + ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()))
 
   #### Data ##########################################################################################################
-  prepared = [runs.prepare_data(phase.config) for phase in phases]
+  tokenizer_path = continued.tokenizer_path(config, weights, workdir)
+  prepared = [runs.prepare_data(phase.config, tokenizer_path) for phase in phases]
   hosts.wait_for_all('the data', DATA_WAIT)
   tokenizer, data = prepared[0].tokenizer, '+'.join(runs.data_identity(p) for p in prepared)
   hosts.same_everywhere('the data', data)
@@ -73,8 +76,11 @@ def train(config, workdir: str) -> int:
   unigram_entropy = prepared[0].train.unigram_entropy(unmaskable)
   say('baseline', f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores')
 
+  initial = weights and continued.begin(config, weights, tokenizer)
+  weights = None                 # what is not needed is let go
+
   #### Model, objective, optimizer ###################################################################################
-  programs = [build.program(config, phase.config, tokenizer, layout) for phase in phases]
+  programs = [build.program(config, phase.config, tokenizer, layout, phase.alone) for phase in phases]
   p = programs[0]
   parameters = {name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for name, tree in p.shapes.params.items()}
   say('parameters', f'{quantity(sum(parameters.values()))}: ' + ', '.join(f'{n.replace("_", " ")} {quantity(v)}' for n, v in parameters.items()))
@@ -83,13 +89,14 @@ def train(config, workdir: str) -> int:
   kernel, why = attention_kernel(config.model, config.sequence_length, config.dtype, devices[0].platform)
   say('attention', f'{kernel} ({why})')
   flops = [step_flops(q.model.generator_config, q.model.discriminator_config, q.config.batch_size, q.config.sequence_length,
-                      q.settings.max_predictions) for q in programs]
+                      q.settings.max_predictions, alone=q.trained is not None) for q in programs]
   peak, peak_source = progress.peak_flops()
 
   #### State: restored, or born sharded ##############################################################################
   runs.use_compilation_cache(config)
   manager = checkpoints.open_manager(workdir, keep=config.keep)
-  first = hosts.from_first(lambda: manager.latest_step() or 0)
+  saved = hosts.from_first(lambda: manager.latest_step() or 0)
+  first = saved or (initial.step if initial else 0)
   sum_shapes = build.sum_shapes(p)
   whole = meshes.replicated(mesh)
   zero_sums = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=whole)
@@ -107,7 +114,8 @@ def train(config, workdir: str) -> int:
 
     #### The compiled step: as many micro-batches as the memory wants ################################################
     if len(phases) > 1:
-      console.heading(f'phase {number + 1} of {len(phases)}: {phase.config.steps:,} steps of {phase.config.batch_size:,} x {phase.config.sequence_length}')
+      console.heading(f'phase {number + 1} of {len(phases)}: {phase.config.steps:,} steps of {phase.config.batch_size:,} x {phase.config.sequence_length}'
+                      + (', the generator alone' if phase.alone else ''))
     say('one step', f'{quantity(flops[number], "FLOP")}' + (f'; at least {flops[number] / peak:.3g} s at {quantity(peak, "FLOP/s")} ({peak_source})' if peak else ''))
     start = time.perf_counter()
     budget = min(hosts.gather(memory.available()))
@@ -122,20 +130,25 @@ def train(config, workdir: str) -> int:
       say('long steps', f'a step takes minutes here; ask for less with --config=FILE:batch={max(1, phase.config.batch_size // 32)},seq=128 or a smaller config')
 
     if state is None:
-      if first:
+      if saved:
         state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, sum_shapes, whole)
         say('restored', f'step {first:,}, the last checkpoint in {workdir}')
       else:
         state = jax.jit(lambda: steps.init_state(p.model, p.optimizer, config.seed, config.sequence_length), out_shardings=p.shardings)()
         sums = zero_sums()
-        say('begins', f'from scratch, seed {config.seed}')
+        if initial:
+          state = continued.put(initial, state, p.shardings)
+          for label, text in initial.told:
+            say(label, text)
+        say('begins', f'from {config.init}' if initial else f'from scratch, seed {config.seed}')
       writer = progress.Writer(workdir, first) if hosts.first() else progress.NoWriter()
     resolved = {'data': data, 'mesh': shape, 'micro_batches': micro_batches, 'vocab_size': tokenizer.size,
                 'dtype': str(p.model.discriminator_config.dtype), 'unigram_entropy': unigram_entropy,
                 'train_rows': prepared[0].train.rows, 'parameters': parameters}
     hosts.from_first(lambda: workdirs.write_json(workdir / 'resolved.json', resolved))
     before = sum(earlier.config.steps * earlier.config.batch_size * earlier.config.sequence_length for earlier in phases[:number])
-    course = Course(number, phase is phases[-1], phase, rows, compiled, micro_batches[number], flops[number], peak, peak_source, before)
+    course = Course(number, phase is phases[-1], phase, rows, compiled, micro_batches[number], flops[number], peak, peak_source, before,
+                    look_first=initial is not None and not saved and first == initial.step)
     state, sums, stopped = run_steps(q, course, first, state, sums, zero_sums, add, manager, writer, notice, workdir)
     if stopped:
       break

@@ -38,7 +38,7 @@ def _lookup_flops(config: EncoderConfig, length: int) -> int:
 
 
 def step_flops(generator_config: EncoderConfig, discriminator_config: EncoderConfig, batch: int, length: int,
-               predictions: int, convention: str = 'model') -> int:
+               predictions: int, convention: str = 'model', alone: bool = False) -> int:
   """Floating point operations of one training step over both towers.
 
   `model`: the matrix products that the model needs, forward once and backward twice that (each product has two
@@ -54,14 +54,15 @@ def step_flops(generator_config: EncoderConfig, discriminator_config: EncoderCon
     length: tokens in a row.
     predictions: slots for masked positions in a row.
     convention: 'model' or 'paper'.
+    alone: the generator is trained alone.
 
   Raises ValueError for another convention.
   """
   if convention not in CONVENTIONS:
     raise ValueError(f'The convention of FLOPs is {convention!r}; it is one of {", ".join(CONVENTIONS)}.')
-  forward = (encoder_flops(generator_config, length) + generator_head_flops(generator_config, predictions)
-             + encoder_flops(discriminator_config, length) + discriminator_head_flops(discriminator_config, length))
+  towers = [(generator_config, generator_head_flops(generator_config, predictions)),
+            (discriminator_config, discriminator_head_flops(discriminator_config, length))][:1 if alone else 2]
+  forward = sum(encoder_flops(config, length) + head for config, head in towers)
   if convention == 'model':
     return 3 * batch * forward
-  lookups = _lookup_flops(generator_config, length) + _lookup_flops(discriminator_config, length)
-  return 2 * batch * (forward + lookups)
+  return 2 * batch * (forward + sum(_lookup_flops(config, length) for config, _ in towers))

@@ -38,7 +38,7 @@ def state_shardings(boxed, optimizer, layout: meshes.Layout):
 
 
 def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_nonfinite: bool = False,
-                    layout: meshes.Layout | None = None, moments=None):
+                    layout: meshes.Layout | None = None, moments=None, trained: tuple[str, ...] | None = None):
   """`train_step(state, batch) -> (state, sums)`, pure.
 
   Args:
@@ -49,9 +49,14 @@ def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_no
     skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
       before that step, this one and all that follow, and `bad_step` names it.
     layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
+    trained: top levels of the parameters that learn, where not all do; the others and their moments stay bit for bit.
   """
+  def mixed(new: dict, old: dict) -> dict:
+    return new if trained is None else {name: new[name] if name in trained else old[name] for name in new}
+
   def micro_gradients(params, micro, counts):
-    (value, sums), grads = jax.value_and_grad(lambda params: loss(params, micro, counts), has_aux=True)(params)
+    learning = lambda params: loss(mixed(params, jax.lax.stop_gradient(params)), micro, counts)
+    (value, sums), grads = jax.value_and_grad(learning, has_aux=True)(params)
     return {'loss': value, **sums}, grads
 
   def gradients(params, examples, counts):
@@ -75,6 +80,8 @@ def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_no
     # Each device updates the part of the parameters whose moments it has; then the parts are gathered.
     grads, old_params = laid_out(grads), laid_out(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, old_params)
+    updates = mixed(updates, jax.tree.map(jnp.zeros_like, updates))
+    opt_state = with_moments(opt_state, lambda new, old: mixed(new, old), state.opt_state)
     params = laid_out(optax.apply_updates(old_params, updates))
     gradient_norms = tower_norms(grads)
     fine = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all']) & (state.bad_step < 0)
@@ -91,6 +98,13 @@ def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_no
     return new_state, jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), sums)
 
   return train_step
+
+
+def with_moments(opt_state, change, *others):
+  """An optimizer's state with `change(moments, *moments of others)` in place of each of Adam's two moments."""
+  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+  replaced = lambda new, *old: new._replace(**{name: change(getattr(new, name), *(getattr(o, name) for o in old)) for name in ('mu', 'nu')})
+  return jax.tree.map(lambda new, *old: replaced(new, *old) if is_adam(new) else new, opt_state, *others, is_leaf=is_adam)
 
 
 def tower_norms(tree) -> dict[str, jax.Array]:

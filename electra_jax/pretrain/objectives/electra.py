@@ -48,7 +48,7 @@ def counts(settings: Settings, batch):
   return {'masked': jnp.maximum(batch['masks'].weights.sum(), 1.0), 'tokens': jnp.maximum(tokens, 1)}
 
 
-def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins: int = metrics.TRAIN_BINS, samples=None):
+def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins: int = metrics.TRAIN_BINS, samples=None, alone: bool = False):
   """The batch's share of the global loss, and the sums that the figures are made from.
 
   Args:
@@ -60,6 +60,7 @@ def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins:
     train: with dropout.
     bins: of the histogram of the discriminator's logits.
     samples: int32 [batch, predictions] to use in place of the generator's, for parity tests.
+    alone: of the generator alone; the discriminator's sums are zero.
 
   Returns: scalar; dict of sums with one entry a row [batch, ...], see pretrain/metrics.py.
   """
@@ -79,6 +80,11 @@ def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins:
     samples = replacement.sample(logits, masking.stream(keys, masking.GUMBEL), temperature=settings.temperature,
                                  disallow=original if settings.disallow_correct else None)
   corrupted, labels = replacement.corrupt(inputs.token_ids, masks, samples)
+
+  if alone:
+    none = jnp.zeros(inputs.token_ids.shape, jnp.float32)
+    sums = metrics.electra_sums(logits, original, samples, masks.weights, losses, none, labels, none, none, bins)
+    return settings.generator_weight * generator_loss, jax.lax.stop_gradient(sums)
 
   # Discriminator: every token that is not padding, special ones included.
   verdicts = model.apply(variables, inputs._replace(token_ids=corrupted), dropout_keys, method='discriminator_logits')

@@ -1,0 +1,278 @@
+"""Going on from weights that are there: Hugging Face's, the original's, or a run's. What is kept, what is made anew, and saying so."""
+
+import copy
+import dataclasses
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from electra_jax import config as configs
+from electra_jax.data import files
+from electra_jax.data.shard_cache import default_cache
+from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
+from electra_jax.errors import UserError
+from electra_jax.interop import narrowed, sources
+from electra_jax.interop.weights import GENERATOR, Weights, combined, expected_shapes, placed
+from electra_jax.training import checkpoints, workdir as workdirs
+from electra_jax.training.encoders import run_config, towers
+from electra_jax.training.step import TrainState
+
+# Fields of config.model that the weights decide, and of those the ones that may not differ between the towers.
+SIZES = ('family', 'hidden_size', 'embedding_size', 'num_layers', 'num_heads', 'intermediate_size', 'max_positions', 'type_vocab_size',
+         'layer_norm_eps', 'global_every', 'local_window', 'global_rope_theta', 'local_rope_theta')
+COMMON = ('family', 'embedding_size', 'vocab_size', 'max_positions', 'type_vocab_size', 'layer_norm_eps', 'global_every', 'local_window',
+          'global_rope_theta', 'local_rope_theta')
+MOST_PADDING = 256      # rows that others pad a vocabulary with, at most: multiples of 8, 64 or 128 are usual
+
+
+class Start(NamedTuple):
+  """What a run begins with.
+
+  params: NumPy arrays by our names; what is not there is made fresh.
+  moments: {'mu', 'nu'} like it, or None.
+  step: of the schedule, where it begins: 0 unless it goes on with the source's.
+  updates: that Adam's moments have seen.
+  told: (label, sentence) for the first screen.
+  """
+  params: dict
+  moments: dict | None
+  step: int
+  updates: int
+  told: list
+
+
+def resolve(config, workdir: str | None = None):
+  """The config with the sizes of config.init's weights in place, and these weights (None without config.init).
+
+  Where WORKDIR holds a run that has saved a checkpoint, the sizes are those that it was begun with and the weights are not read: such a
+  run goes on without them.
+
+  Raises UserError where the weights cannot be opened, or the config cannot hold them.
+  """
+  if not config.init:
+    return config, None
+  configs.check_init(config)
+  config = copy.deepcopy(config)
+  if workdir and checkpoints.any_saved(workdir):
+    begun = run_config(workdirs.folder(workdir))
+    for name in SIZES:
+      config.model[name] = begun.model[name]
+    config.generator, config.sharing, config.data.vocab_size = begun.generator, begun.sharing, begun.data.vocab_size
+    return config, None
+  weights = _open(config)
+  d, g = weights.discriminator, weights.generator
+  for name in SIZES:
+    config.model[name] = getattr(d, name)
+  longest = max(phase.config.sequence_length for phase in configs.phases(config))
+  if d.family == 'electra' and longest > d.max_positions:
+    if config.continued.positions == 'refuse':
+      raise UserError(f'{weights.source} has {d.max_positions} positions and config.sequence_length is {longest}; shorten the rows, or make more positions: '
+                      '--config.continued.positions=interpolated or repeated.')
+    config.model.max_positions = longest
+  if g is not None:
+    for name in COMMON:
+      if getattr(g, name) != getattr(d, name):
+        raise UserError(f'{weights.source}: {name} is {getattr(g, name)} in the generator and {getattr(d, name)} in the discriminator, and one config '
+                        'holds both; make another generator (--config.continued.generator=scratch).')
+    config.sharing = weights.sharing
+    config.generator.update(hidden_fraction=g.hidden_size / d.hidden_size, layers_fraction=g.num_layers / d.num_layers,
+                            num_heads=g.num_heads, intermediate_size=g.intermediate_size)
+  config.data.vocab_size = weights.vocab_size
+  return config, weights
+
+
+def _open(config) -> Weights:
+  made = config.continued.generator
+  weights = sources.open_source(config.init, config.continued.step)
+  if weights.discriminator is None:
+    raise UserError(f'{weights.source} is a generator; config.init names the discriminator, and config.continued.generator its generator.')
+  if weights.head is not None:
+    raise UserError(f'{weights.source} is a fine-tuned model; name the pretrained one that it began with.')
+  if made in ('scratch', 'narrowed') and weights.generator is not None:      # theirs is left
+    without = lambda tree: {name: subtree for name, subtree in tree.items() if name not in GENERATOR}
+    moments = weights.moments and {name: without(tree) for name, tree in weights.moments.items()}
+    weights = dataclasses.replace(weights, generator=None, sharing='none', params=without(weights.params), moments=moments,
+                                  notes=weights.notes + ('its generator is left behind, by config.continued.generator',))
+  if made.startswith('hf:'):
+    other = sources.open_source(made)
+    if other.generator is None:
+      raise UserError(f'config.continued.generator {made!r} holds no generator; name a folder of ElectraForMaskedLM or ModernBertForMaskedLM.')
+    if other.discriminator is not None:
+      raise UserError(f'config.continued.generator {made!r} holds both towers; name the folder of the generator alone.')
+    if other.vocab_size != weights.vocab_size:
+      raise UserError(f'the generator {other.source} has a vocabulary of {other.vocab_size} and {weights.source} one of {weights.vocab_size}; the two belong to '
+                      'different tokenizers.')
+    weights = combined(weights, other)
+  if weights.generator is None and not made:
+    raise UserError(f'{weights.source} has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed (and let it '
+                    'catch up alone: --config.generator.alone_steps=1000).')
+  return weights
+
+
+def digest(weights: Weights | None) -> int:
+  """A checksum of all parameters, that processes may compare."""
+  found = 0
+  for path, value in jax.tree_util.tree_leaves_with_path(weights.params if weights else {}):
+    found = zlib.crc32(np.ascontiguousarray(value), zlib.crc32(jax.tree_util.keystr(path).encode(), found))
+  return found
+
+
+def tokenizer_path(config, weights: Weights | None, workdir=None) -> str | None:
+  """Where the tokenizer is that config.data.tokenizer='init' names, with config.data.new_words in it; None for any other.
+
+  Args:
+    weights: of `resolve`; None where the run was begun before and keeps its tokenizer in WORKDIR.
+
+  Raises UserError where the source has no tokenizer, or a word cannot be a token.
+  """
+  if config.data.tokenizer != 'init':
+    return None
+  if weights is None:
+    return str(workdirs.folder(workdir) / 'tokenizer')
+  if weights.tokenizer is None:
+    raise UserError(f'{weights.source} has no tokenizer beside it; put its vocab.txt there, or name it: --config.data.tokenizer=FILE.')
+  if not config.data.new_words:
+    return weights.tokenizer
+  from electra_jax.data import vocabulary
+  longer = vocabulary.extended(load_tokenizer(weights.tokenizer), vocabulary.read_words(config.data.new_words))
+  folder = files.join(files.normal(config.data.cache or default_cache()), 'tokenizers', f'extended-{longer.fingerprint}')
+  longer.save(folder)
+  return folder
+
+
+def begin(config, weights: Weights, tokenizer: Tokenizer) -> Start:
+  """The parameters of a run of `config` from `weights`, its vocabulary that of `tokenizer`.
+
+  Args:
+    config: of `resolve`.
+    weights: of `resolve`.
+    tokenizer: of the rows that it will read.
+
+  Raises UserError where the vocabulary or the optimizer's state is not what the config asks for.
+  """
+  c, told = config.continued, [('init', note) for note in weights.notes]
+  generator, discriminator = (dataclasses.replace(t, vocab_multiple=1, attention='xla') for t in towers(config, tokenizer.size, 'cpu'))
+  missing = weights.generator is None
+  if missing:
+    if c.generator == 'narrowed':
+      weights = narrowed.with_generator(weights, dataclasses.replace(generator, vocab_size=weights.vocab_size), config.sharing)
+    what = 'cut out of the discriminator' if c.generator == 'narrowed' else 'made from scratch'
+    alone = config.generator.alone_steps
+    told.append(('init', f'the generator is {what}, {generator.num_layers} layers of {generator.hidden_size}'
+                 + (f', and learns alone for {alone:,} steps' if alone else '; --config.generator.alone_steps=N lets it catch up alone first')))
+  if 'discriminator_head' not in weights.params:
+    told.append(('init', "the discriminator's head is made from scratch: the source has none"))
+
+  rows = _rows(config, weights, tokenizer, told)
+  grow = lambda tree, new_rows: _grown(tree, weights.discriminator, discriminator, rows, c.positions, new_rows)
+  params = grow(weights.params, True)
+  if discriminator.max_positions > weights.discriminator.max_positions and discriminator.family == 'electra':
+    told.append(('init', f'{weights.discriminator.max_positions} positions {c.positions} to {discriminator.max_positions}'))
+  moments, updates, step = None, 0, 0
+  if c.optimizer != 'fresh':
+    if weights.moments is None:
+      raise UserError(f"{weights.source} has no optimizer's state; set --config.continued.optimizer=fresh.")
+    updates = weights.step or 1_000_000      # so many that a correction of their bias is none
+    moments = {name: grow(tree, False) for name, tree in weights.moments.items()}
+  if c.optimizer == 'resumed':
+    if weights.step is None or not 0 <= weights.step < config.steps:
+      raise UserError(f'{weights.source} is at step {weights.step} and config.steps is {config.steps}, all steps together; make it more, or set '
+                      '--config.continued.optimizer=kept for a schedule of its own.')
+    step = weights.step
+  told.append(('init', {'fresh': 'a fresh optimizer, and the learning rate warmed up anew', 'kept': "Adam's moments kept, and the learning rate warmed up anew",
+                        'resumed': f"Adam's moments kept, and the schedule goes on at step {step:,}"}[c.optimizer]
+               + (f' over {configs.phases(config)[0].config.optimizer.warmup_steps:,} steps' if c.optimizer != 'resumed' else '')))
+  _check(params, expected_shapes(Weights(weights.source, discriminator, generator, config.sharing, params)), weights)
+  return Start(params, moments, step, updates, told)
+
+
+def _check(params, shapes, weights):
+  """That each array has the place that the run's model has for it."""
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+  wanted = {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
+  for path, value in jax.tree_util.tree_leaves_with_path(params):
+    if wanted.get(name(path)) != value.shape:
+      raise UserError(f'{weights.source}: {name(path)} is {value.shape} and the run has {wanted.get(name(path), "no such parameter")} for it.')
+
+
+def _rows(config, weights, tokenizer, told):
+  """(old id of each token, -1 for a new one; for each new token the old ids that it is made of), or None where the vocabulary stays."""
+  size = weights.vocab_size
+  if weights.tokenizer is None:
+    if not 0 <= size - tokenizer.size <= MOST_PADDING:
+      raise UserError(f'{weights.source} has embeddings of {size} tokens and the tokenizer {tokenizer.size} tokens; name the tokenizer that belongs to it.')
+    old = None
+  else:
+    old = load_tokenizer(weights.tokenizer)
+    if not 0 <= size - old.size <= MOST_PADDING:
+      raise UserError(f'{weights.source} has embeddings of {size} tokens and its tokenizer {old.size} tokens; the two do not belong together.')
+  if size > (old or tokenizer).size:
+    told.append(('init', f'{size - (old or tokenizer).size} rows that pad the vocabulary of {weights.source} are cut off'))
+  if old is None or old.tokens == tokenizer.tokens:
+    return np.arange(tokenizer.size), []
+  from electra_jax.data import vocabulary
+  ids, new = vocabulary.carried_over(old, tokenizer)
+  if new and config.continued.new_tokens == 'refuse':
+    raise UserError(f'{len(new):,} tokens of the tokenizer are not among those of {weights.source} ({tokenizer.token(new[0])!r} is the first); say what their rows '
+                    'begin with: --config.continued.new_tokens=mean or pieces.')
+  dropped = old.size - len(np.unique(ids[ids >= 0]))
+  pieces = vocabulary.pieces_of(old, tokenizer, new) if config.continued.new_tokens == 'pieces' else [np.flatnonzero(np.ones(old.size))] * len(new)
+  told.append(('init', f'{len(new):,} new tokens, their rows the mean of {"their pieces" if config.continued.new_tokens == "pieces" else "all rows"}'
+               + (f'; {dropped:,} tokens of the source are gone' if dropped else '')))
+  return ids, [np.asarray(p) for p in pieces]
+
+
+def _grown(tree, old, new, rows, how, new_rows: bool):
+  """A tree of parameters, or of moments, with the run's vocabulary and positions. `new_rows`: of means, else zeros."""
+  ids, pieces = rows
+
+  def vocab(value):
+    grown = value[np.maximum(ids, 0)]
+    fresh = np.flatnonzero(ids < 0)
+    grown[fresh] = [value[p].mean(0) for p in pieces] if new_rows and len(fresh) else 0
+    return grown
+
+  def positions(value):
+    if new.max_positions == old.max_positions:
+      return value
+    if how == 'repeated':
+      return value[np.arange(new.max_positions) % old.max_positions]
+    places = np.linspace(0, old.max_positions - 1, new.max_positions)
+    return np.stack([np.interp(places, np.arange(old.max_positions), column) for column in value.T], axis=1).astype(np.float32)
+
+  def change(path, value):
+    names = tuple(entry.key for entry in path)
+    if names[-1] == 'word' or names == ('generator_head', 'bias'):
+      return vocab(value)
+    return positions(value) if names[-1] == 'position' else value
+  return jax.tree_util.tree_map_with_path(change, tree)
+
+
+def put(start: Start, state: TrainState, shardings: TrainState) -> TrainState:
+  """A fresh state with what `start` has in the place of what it has fresh."""
+  def over(tree, fresh, where):
+    names = [name for name in fresh if name in tree]
+    pick = lambda whole: {name: whole[name] for name in names}
+    return {**fresh, **placed(pick(tree), pick(fresh), pick(where))}
+
+  params, opt_state = over(start.params, state.params, shardings.params), state.opt_state
+  if start.moments is not None:
+    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+
+    def kept(fresh, where):
+      if not is_adam(fresh):
+        return fresh
+      moments = {name: over(start.moments[name], getattr(fresh, name), getattr(where, name)) for name in ('mu', 'nu')}
+      return fresh._replace(count=_number(start.updates, fresh.count), **moments)
+    opt_state = jax.tree.map(kept, opt_state, shardings.opt_state, is_leaf=is_adam)
+  if start.step:
+    is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
+    opt_state = jax.tree.map(lambda x: x._replace(count=_number(start.step, x.count)) if is_schedule(x) else x, opt_state, is_leaf=is_schedule)
+  return state._replace(params=params, opt_state=opt_state, step=_number(start.step, state.step))
+
+
+def _number(value: int, like: Any):
+  return jax.make_array_from_callback((), like.sharding, lambda index: np.asarray(value, like.dtype))
