@@ -4,6 +4,7 @@ import ml_collections
 
 from electra_jax import config as configs
 from electra_jax.errors import UserError
+from electra_jax.interop.sources import is_foreign
 from electra_jax.model.heads import POOLINGS, STYLES
 
 # What may differ when a run is gone on with. More trials may be asked for; those that are done stay.
@@ -17,8 +18,8 @@ def default_config() -> ml_collections.ConfigDict:
   """All fields with their defaults: the published recipe (Clark et al. 2020, table 7, and the original's configure_finetuning.py)."""
   c = ml_collections.ConfigDict()
   c.name = 'finetune'               # names the default workdir, runs/<name>
-  c.init = ''                       # the pretrained run's folder (or a task's folder in a fine-tuned run); 'none': fresh weights
-  c.init_step = 'last'              # its checkpoint: last, best (by its held-out loss) or a step
+  c.init = ''                       # a pretrained run's folder, or a task's in a fine-tuned run; hf:FOLDER; tf:CHECKPOINT; 'none': fresh weights
+  c.init_step = 'last'              # a run's checkpoint: last, best (by its held-out loss) or a step
   c.like = ''                       # init='none': the run whose encoder sizes and tokenizer are taken, and not its weights
   c.task = 'cola'                   # or several with commas; docs/finetuning.md lists them
   c.seed = 0                        # of the first trial's head, batches and dropout; each further trial's is one more
@@ -102,10 +103,11 @@ def check(config) -> None:
   """Raises UserError for a field that cannot be, or two that contradict each other, before anything is read."""
   c = config
   configs.check_fields(c, default_config(), 'electra_jax/finetune/config.py')
-  _need(c.init, 'config.init is empty; name the folder of a pretrained run (--config.init=runs/small), or none for fresh weights.')
+  _need(c.init, 'config.init is empty; name the folder of a pretrained run (--config.init=runs/small), hf:FOLDER, tf:CHECKPOINT, or none for fresh weights.')
   _need(c.init != 'none' or c.like, "config.init is 'none' and config.like names no run; name one whose encoder sizes and tokenizer to take "
         '(--config.like=runs/small).')
   _need(c.init == 'none' or not c.like, "config.like belongs to config.init='none'; leave it out.")
+  _need(c.init_step == 'last' or not is_foreign(c.init), f'config.init_step is of runs, and config.init is {c.init!r}; leave it out.')
   _need(tasks(c), 'config.task is empty; name one, as in --config.task=cola.')
   _need(len(set(tasks(c))) == len(tasks(c)), f'config.task {c.task!r} names a task twice.')
   for field in ('num_trials', 'batch_size', 'micro_batches', 'log_every', 'save_every', 'eval_batch_size'):

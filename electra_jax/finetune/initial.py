@@ -1,13 +1,17 @@
-"""What fine-tuning starts from: the encoder and the tokenizer of a run, and its weights, or fresh ones."""
+"""What fine-tuning starts from: the encoder and the tokenizer of a run or of another program, and its weights, or fresh ones."""
 
 import dataclasses
 from typing import Any
+import zlib
 
 import jax
+import numpy as np
 
 from electra_jax import config as configs
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
+from electra_jax.interop.sources import is_foreign, open_source
+from electra_jax.interop.weights import Weights, placed, trimmed
 from electra_jax.training import checkpoints, workdir as workdirs
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
@@ -16,6 +20,8 @@ from electra_jax.training.workdir import read_json
 ENCODER = 'encoder.json'       # in a fine-tuned run: config.model of the pretraining run, and where it is from
 TASK = 'task.json'             # in each task's folder of a fine-tuned run
 KEPT = 'kept.json'             # there too: the trials whose weights are kept, the best first
+# A vocabulary of another program may have rows up to a multiple of one of these, which nothing is ever looked up in.
+ROW_MULTIPLES = (8, 16, 32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,24 +31,30 @@ class Initial:
   Attributes:
     model: the group config.model of the run that it comes from.
     tokenizer: that run's.
-    origin: plain facts: `run`, `name`, `step` (None for fresh weights), `tokens` that it was pretrained on.
-    weights: the folder whose checkpoints hold it; None for fresh weights.
+    origin: plain facts: `run`, `name`, `step` (None for fresh weights, or where it is not known), `tokens` that it was pretrained on;
+      of another program's weights also their `checksum`.
+    weights: the folder whose checkpoints hold it, or the weights themselves, `embeddings` and `discriminator` in NumPy; None for
+      fresh weights.
+    notes: sentences for the first screen.
   """
   model: Any
   tokenizer: Tokenizer
   origin: dict
-  weights: str | None
+  weights: str | dict | None
+  notes: tuple[str, ...] = ()
 
   def restore(self, shapes, shardings):
     """`embeddings` and `discriminator`, born with the given shardings. Raises UserError that names what is missing or misfits."""
+    if isinstance(self.weights, dict):
+      return placed(self.weights, shapes, shardings)
     return checkpoints.restore_subtrees(self.weights, self.origin['step'], shapes, shardings)
 
   def describe(self) -> str:
     """For the first screen."""
     if self.weights is None:
       return f'fresh weights, in the encoder of {self.origin["run"]}'
-    tokens = self.origin.get('tokens')
-    return f'{self.origin["run"]}, step {self.origin["step"]:,}' + (f', pretrained on {tokens:,.0f} tokens' if tokens else '')
+    step, tokens = self.origin['step'], self.origin.get('tokens')
+    return self.origin['run'] + (f', step {step:,}' if step is not None else '') + (f', pretrained on {tokens:,.0f} tokens' if tokens else '')
 
 
 def open_initial(config, before: dict | None = None) -> Initial:
@@ -53,9 +65,14 @@ def open_initial(config, before: dict | None = None) -> Initial:
     before: the origin that an earlier start of the run had: its trials are all to begin with the same weights, though a run that
       still trains has a later checkpoint by now.
 
-  Raises UserError where config.init names no run, or one without such a checkpoint.
+  Raises UserError where config.init names no run, or one without such a checkpoint, or what a source of another program lacks.
   """
   fresh = config.init == 'none'
+  if is_foreign(source := config.like if fresh else config.init):
+    weights = open_source(source)
+    start = of_weights(weights, source, fresh, before)
+    left = f'the head for {weights.head.kind} is left behind, and a new one trained' if weights.head and not fresh else ''
+    return dataclasses.replace(start, notes=(*start.notes, left)) if left else start
   folder = workdirs.folder(config.like if fresh else config.init)
   field = 'config.like' if fresh else 'config.init'
   with workdirs.reaching(folder):
@@ -74,6 +91,57 @@ def open_initial(config, before: dict | None = None) -> Initial:
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
   tokens = max((line['tokens'] for line in lines), default=None)
   return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, str(folder))
+
+
+def of_weights(weights: Weights, source: str, fresh: bool = False, before: dict | None = None) -> Initial:
+  """The discriminator of another program's files.
+
+  Args:
+    weights: what they hold.
+    source: what the config calls them, hf:... or tf:...
+    fresh: whether the encoder's sizes and the tokenizer alone are wanted.
+    before: as of open_initial.
+
+  Raises UserError where they have no discriminator, or no tokenizer that fits it, or are not what the run began with.
+  """
+  field = f'config.{"like" if fresh else "init"} {source}'
+  if weights.discriminator is None:
+    raise UserError(f'{field} holds a generator and no discriminator, which is what is fine-tuned; name the discriminator.')
+  weights, tokenizer = with_tokenizer(weights, field)
+  model = configs.default_config().model
+  model.update({name: type(value)(getattr(weights.discriminator, name)) for name, value in model.items()
+                if name not in ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')})
+  origin = {'run': source, 'name': source.split(';')[0].rstrip('/').split('/')[-1].split(':')[-1], 'step': None}
+  if fresh:
+    return Initial(model, tokenizer, origin, None)
+  params = {name: weights.params[name] for name in ('embeddings', 'discriminator')}
+  origin |= {'step': weights.step, 'tokens': None, 'checksum': checksum(params)}
+  if before and before.get('checksum') != origin['checksum']:
+    raise UserError(f'{field} holds other weights than those that the run began with; restore them, or use another --workdir.')
+  return Initial(model, tokenizer, origin, params, weights.notes)
+
+
+def with_tokenizer(weights: Weights, field: str) -> tuple[Weights, Tokenizer]:
+  """The tokenizer of weights, and these without rows that only pad its vocabulary. Raises UserError where there is none, or it does not fit."""
+  if weights.tokenizer is None:
+    raise UserError(f"{field} has no tokenizer; add its files: vocab.txt (with tokenizer_config.json, if it is cased), tokenizer.json or a SentencePiece model.")
+  tokenizer, rows = load_tokenizer(weights.tokenizer), weights.vocab_size
+  if rows == tokenizer.size:
+    return weights, tokenizer
+  if rows not in (-(-tokenizer.size // n) * n for n in ROW_MULTIPLES):
+    raise UserError(f'{field} has embeddings of {rows:,} tokens and a tokenizer of {tokenizer.size:,}; put the tokenizer there that it was trained with.')
+  cut = lambda config: config and dataclasses.replace(config, vocab_size=tokenizer.size)
+  note = f'{rows - tokenizer.size} rows that pad the vocabulary of {tokenizer.size:,} tokens are left out'
+  return dataclasses.replace(weights, discriminator=cut(weights.discriminator), generator=cut(weights.generator), notes=(*weights.notes, note),
+                             params=trimmed(weights.params, tokenizer.size), moments=None), tokenizer
+
+
+def checksum(params) -> int:
+  """Of a tree of NumPy arrays."""
+  found = 0
+  for _, value in jax.tree_util.tree_leaves_with_path(params):      # in the order of their names
+    found = zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8), found)
+  return found
 
 
 def _of_task(folder, fresh, which, before) -> Initial:

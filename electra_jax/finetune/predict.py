@@ -8,7 +8,7 @@ from electra_jax import console
 from electra_jax.data import files
 from electra_jax.errors import UserError
 from electra_jax.finetune.run import FineTunedRun, open_finetuned, tasks_of
-from electra_jax.finetune.tasks import open_task
+from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.trial import Split, labelled
 
 
@@ -52,7 +52,8 @@ def _of_file(run: FineTunedRun, source, output):
 
 
 def _of_split(run: FineTunedRun, split, folder, alone):
-  task = open_task(run.task.name, run.config.data)
+  opened = (run.task.name, run.config.data)
+  task = define_task(*opened, run.task.labels) if run.imported else open_task(*opened)
   if task.labels != run.task.labels:
     raise UserError(f'{task.name}: the training data of the run has changed: its labels are {", ".join(task.labels)} now and were '
                     f'{", ".join(run.task.labels)}; restore it, or name a file with --input.')

@@ -7,6 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from electra_jax import config as configs
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -14,6 +16,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import batches, build, config as finetune_config, initial, step as steps
 from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
+from electra_jax.interop.weights import Head, Weights, trimmed
 from electra_jax.model.heads import FineTuned, init_params
 from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
 from electra_jax.training.workdir import read_json
@@ -32,6 +35,7 @@ class FineTunedRun:
   params: Any
   layout: meshes.Layout
   max_length: int
+  imported: bool = False      # a model that was trained elsewhere
 
   @functools.cached_property
   def _predict(self):
@@ -46,6 +50,22 @@ class FineTunedRun:
   def features(self, examples) -> tuple[Features, dict[str, int]]:
     """The task's rows of examples, and counts of what was cut off."""
     return self.task.features(examples, self.tokenizer, self.max_length)
+
+  def weights(self) -> Weights:
+    """The encoder and the head on this machine, float32, for export.
+
+    The values of regression are in the unit of the task's data, and not scaled to [0, 1] as they are learned.
+    """
+    size, task, params = self.tokenizer.size, self.task, trimmed(self.params, self.tokenizer.size)
+    head = params.pop('head')
+    low, high = (task.low, task.high) if task.head == 'regression' else (0.0, 1.0)
+    if (low, high) != (0.0, 1.0):
+      kernel, bias = head['dense']['kernel'], head['dense']['bias']
+      head = {**head, 'dense': {'kernel': kernel * np.float32(high - low), 'bias': bias * np.float32(high - low) + np.float32(low)}}
+    encoder = dataclasses.replace(self.model.config, vocab_size=size, vocab_multiple=1, attention='xla', scan_unroll=1, dtype=jnp.float32)
+    labels = tuple(task.labels) if task.head in ('classification', 'tagging') else ()
+    return Weights(self.workdir, encoder, None, 'embeddings', params, Head(task.head, self.model.style, labels, self.model.pooling, head),
+                   step=self.step, tokenizer=str(workdirs.folder(self.workdir) / 'tokenizer'))
 
   def __call__(self, examples) -> list[dict]:
     """One prediction an example, see the task. `examples`: of the task, or the path of a file."""
@@ -104,4 +124,5 @@ def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
   trial = initial.best_trial(folder / task)
   params, step = checkpoints.restore_params(folder / task / trial, config.select, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout),
                                             metric=restored.metric, mode='max')
-  return FineTunedRun(str(folder), trial, step, config, restored, tokenizer, model, params, layout, description['max_length'])
+  return FineTunedRun(str(folder), trial, step, config, restored, tokenizer, model, params, layout, description['max_length'],
+                      bool(encoder['origin'].get('imported')))

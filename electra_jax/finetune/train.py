@@ -41,6 +41,10 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   begun = hosts.from_first(lambda: build.claim(workdir, config))
   workdir = workdirs.folder(workdir)
   hosts.check_shared(workdir)
+  kept = workdirs.read_json(workdir / initial.ENCODER) if begun and workdirs.exists(workdir / initial.ENCODER) else None
+  if kept and kept['origin'].get('imported'):
+    raise UserError(f'{workdir} holds a model that was imported, not trained; train it in another --workdir, with '
+                    f'--config.init={workdir}/{finetune_config.tasks(config)[0]}.')
   console.heading(f'{config.name}  ({workdir})')
 
   #### Devices, data, encoder ########################################################################################
@@ -58,10 +62,13 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
     others = ', '.join(f'{len(task.examples(split)):,} {split}' for split in task.splits if split not in examples)
     say(task.name, f'{len(examples["train"]):,} train, {len(examples["dev"]):,} dev' + (f', {others}' if others else '')
         + (f'; labels {_some(task.labels)}' if task.labels else ''))
-  kept = workdirs.read_json(workdir / initial.ENCODER) if begun and workdirs.exists(workdir / initial.ENCODER) else None
   start = initial.open_initial(config, kept and kept['origin'])
+  if 'checksum' in start.origin:
+    hosts.same_everywhere(f'the weights of {config.init}', str(start.origin['checksum']))
   say('encoder', start.describe())
-  hosts.from_first(lambda: _keep_encoder(workdir, start))
+  for note in start.notes:
+    say('', note)
+  hosts.from_first(lambda: keep_encoder(workdir, start))
 
   #### Tasks #########################################################################################################
   if len(tasks) > 1:                            # what was read of all of them is let go; each is read again when its turn comes
@@ -71,7 +78,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
     folder = workdir / task.name
     todo = [trial for trial in range(1, config.num_trials + 1) if not workdirs.exists(folder / f'trial-{trial}' / RESULT)]
     if not workdirs.exists(folder / initial.KEPT):
-      hosts.from_first(lambda: _describe(config, task, folder))
+      hosts.from_first(lambda: describe(config, task, folder))
     if todo:
       p, splits = prepare(config, task, start, layout)
       hosts.same_everywhere(f'the data of {task.name}', str(_identity(p.train)))
@@ -146,14 +153,14 @@ def _some(labels, most: int = 8) -> str:
   return ', '.join(labels[:most]) + (f', ... ({len(labels)})' if len(labels) > most else '')
 
 
-def _describe(config, task, folder):
+def describe(config, task, folder) -> None:
   """What prediction needs to know of a task."""
   folder.mkdir(parents=True, exist_ok=True)
   workdirs.write_json(folder / initial.TASK,
                       task.describe() | {'metric': task.metric, 'max_length': config.max_length or task.recipe.max_length})
 
 
-def _keep_encoder(workdir, start):
+def keep_encoder(workdir, start) -> None:
   """What a person needs to open the run without the one that it began with."""
   workdirs.write_json(workdir / initial.ENCODER, {'model': start.model.to_dict(), 'origin': start.origin})
   folder = workdir / 'tokenizer'
@@ -192,7 +199,7 @@ def _keep_weights(config, task, folder):
   kept = ranked[:{'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
   threshold = next((r['figures']['dev'].get('best_f1_thresh') for r in records if kept and r['trial'] == kept[0]), None)
   if threshold is not None:      # SQuAD 2.0: from which odds on the best trial gives no answer
-    _describe(config, task.with_threshold(threshold), folder)
+    describe(config, task.with_threshold(threshold), folder)
   workdirs.write_json(folder / initial.KEPT, {'trials': kept})
   for trial in ranked:
     if trial not in kept:

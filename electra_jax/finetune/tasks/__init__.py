@@ -25,6 +25,22 @@ def open_task(name: str, data):
   return _family(name).open_task(name, data)
 
 
+def head_of(name: str) -> str:
+  """The kind of head that a task has, of model.heads.KINDS. Raises UserError where there is no such task."""
+  _family(name)
+  return 'regression' if name == 'stsb' else {'glue': 'classification', 'tagging': 'tagging', 'squad': 'span'}.get(FAMILIES[name], name)
+
+
+def define_task(name: str, data, labels: tuple[str, ...]):
+  """The task of a name for a model that was trained elsewhere, with whatever parts of its data config.data names, or none.
+
+  `labels`: what the model calls them, in the order of its logits; tasks that have labels of their own keep these.
+
+  Raises UserError where the labels are none for the task, or data that is named cannot be had.
+  """
+  return _family(name).define(name, data, labels)
+
+
 def restore_task(description: dict):
   """The task that `Task.describe` told of, without its data: it reads what it is given, and makes sense of outputs."""
   return _family(description['name']).restore(description)

@@ -122,6 +122,11 @@ def open_task(name: str, data: Any) -> TextTask:
   return dataclasses.replace(_task(name), splits=splits, load=load)
 
 
+def define(name: str, data: Any, labels: tuple[str, ...]) -> TextTask:
+  """As tasks.define_task has it: the labels are GLUE's."""
+  return open_task(name, data) if any((data.source, data.train, data.dev, data.test)) else _task(name)
+
+
 def restore(description: dict) -> TextTask:
   """The task of what `describe` gave, without data."""
   return _task(description['name'])

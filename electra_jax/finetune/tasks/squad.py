@@ -237,17 +237,27 @@ def open_task(name: str, data: Any) -> SquadTask:
   Raises:
     UserError: there is no data, a number is too small, or, of span, anything that is wrong in it.
   """
-  for field in ('max_question', 'stride', 'max_answer', 'n_best'):
-    if getattr(data, field) < 1:
-      raise UserError(f'config.data.{field} is {getattr(data, field)}; it must be at least 1')
-  own = name not in squad_data.VERSIONS
-  columns = Columns(data.text, data.pair or 'context', data.label) if own else Columns()
-  places = squad_data.places(name, data)
+  own, places = name not in squad_data.VERSIONS, squad_data.places(name, data)
   if not places or own and 'train' not in places:
     where = 'tfds:squad/v2.0' if name == 'squad2' else 'tfds:squad'
     raise UserError(f'the task {name!r} has no {"training " if own else ""}data; name ' + (
       'a file in config.data.train' if own else f'its folder in config.data.source, or {where}'))
-  read = {}
+  return _on_places(name, data, places)
+
+
+def define(name: str, data: Any, labels: tuple[str, ...]) -> SquadTask:
+  """As tasks.define_task has it: a span has no labels."""
+  named = any((data.source, data.train, data.dev, data.test))
+  return _on_places(name, data, squad_data.places(name, data) if named else {})
+
+
+def _on_places(name, data, places):
+  """The task with the parts that are in these places."""
+  for field in ('max_question', 'stride', 'max_answer', 'n_best'):
+    if getattr(data, field) < 1:
+      raise UserError(f'config.data.{field} is {getattr(data, field)}; it must be at least 1')
+  own, read = name not in squad_data.VERSIONS, {}
+  columns = Columns(data.text, data.pair or 'context', data.label) if own else Columns()
 
   def load(split):
     if split not in read:

@@ -233,6 +233,16 @@ def open_task(name: str, data: Any) -> Tagging:
   return task
 
 
+def define(name: str, data: Any, labels: tuple[str, ...]) -> Tagging:
+  """As tasks.define_task has it. Raises UserError where a task of entities gets labels that are none's."""
+  layout = Layout(data.format, str(data.tags), data.text, data.label, auto='upos' if name in ('pos', 'tagging') else '')
+  of_entities = all(map(entities.is_entity_tag, labels)) and set(labels) != {'O'}
+  if name in ('ner', 'chunking') and not of_entities:
+    raise UserError(f'{name} is about entities (O, B-TYPE, I-TYPE), and the labels of the model are {named(labels)}; set --config.task=tagging, or pos.')
+  ignore = tuple(part.strip() for part in data.ignore_labels.split(',') if part.strip())
+  return Tagging(name, labels, 'f1' if of_entities and name != 'pos' else 'accuracy', layout, ignore, data.repair_tags == 'repair', _files(data))
+
+
 def restore(description: dict) -> Tagging:
   """The task that `describe` told of, without its data."""
   d = description

@@ -198,10 +198,7 @@ def open_task(name: str, data: Any) -> TextTask:
   Raises:
     UserError: no training file, or anything wrong in it, a sentence each.
   """
-  if getattr(data, 'source', ''):
-    raise UserError(f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave '
-                    'config.data.source empty')
-  places = {split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')}
+  places = _places(name, data)
   if 'train' not in places:
     raise UserError(f'the task {name!r} has no training data; name a file in config.data.train')
   columns = Columns((data.text,), (data.pair,) if data.pair else (), (data.label,))
@@ -227,6 +224,26 @@ def open_task(name: str, data: Any) -> TextTask:
     raise UserError(f'{tables.shown(places["train"])} has one value alone, {values[0]:g}, so there is nothing to learn; '
                     'give different ones')
   return dataclasses.replace(task, low=min(values), high=max(values))
+
+
+def _places(name, data):
+  """The file of each part that is named."""
+  if getattr(data, 'source', ''):
+    raise UserError(f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave '
+                    'config.data.source empty')
+  return {split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')}
+
+
+def define(name: str, data: Any, labels: tuple[str, ...]) -> TextTask:
+  """As tasks.define_task has it: the model's labels, or values in the unit that it gives them in."""
+  places = _places(name, data)
+  columns = Columns((data.text,), (data.pair,) if data.pair else (), (data.label,))
+
+  def load(task, split):
+    rows = _rows(places[split], data.format, columns, needs_target=split != 'test')
+    return examples_of(task, rows, places[split], targets='where told' if split == 'test' else 'all')
+
+  return dataclasses.replace(_own(name, columns, tuple(places), load), labels=labels)
 
 
 def restore(description: dict) -> TextTask:
