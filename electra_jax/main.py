@@ -4,6 +4,8 @@
   evaluate, inspect, report, timeline      --workdir=RUN: figures, rows, pictures of a pretrained run; of all its checkpoints
   finetune                                 --config=configs/finetune/cola.py --config.init=RUN: train a task, in trials
   predict                                  --workdir=RUN --input=FILE: what a fine-tuned run says
+  import                                   --config=configs/finetune/cola.py --config.init=hf:FOLDER: a fine-tuned model of transformers as a run
+  export                                   --workdir=RUN --output=FOLDER: for transformers, or --format=tensorflow for the original program
   blimp                                    --workdir=RUN --pairs=FOLDER: minimal pairs, by a pretrained run as it is
 
 An absl program whose config is an ml_collections file: fields of it are flags too, --config.optimizer.learning_rate=1e-3.
@@ -21,12 +23,12 @@ from ml_collections import config_flags
 
 from electra_jax.errors import PREEMPTED, Preempted, UserError
 
-MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report', 'plan', 'finetune', 'predict', 'blimp', 'timeline')
-WITH_CONFIG = ('train', 'prepare', 'plan', 'finetune')
+MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report', 'plan', 'finetune', 'predict', 'blimp', 'timeline', 'import', 'export')
+WITH_CONFIG = ('train', 'prepare', 'plan', 'finetune', 'import')
 # Flags that only some modes take, beside those that say what: --config, --workdir.
-BELONG = {'step': ('evaluate', 'inspect', 'blimp'), 'rows': ('evaluate', 'inspect', 'timeline'), 'store': ('evaluate', 'inspect', 'timeline'),
-          'first': ('inspect',), 'output': ('prepare', 'plan', 'predict'), 'beam': ('prepare',), 'topology': ('plan',), 'price': ('plan',),
-          'search': ('plan',), 'input': ('predict',), 'task': ('predict',), 'split': ('predict',), 'pairs': ('blimp',), 'limit': ('blimp',),
+BELONG = {'step': ('evaluate', 'inspect', 'blimp', 'export'), 'format': ('export',), 'rows': ('evaluate', 'inspect', 'timeline'), 'store': ('evaluate', 'inspect', 'timeline'),
+          'first': ('inspect',), 'output': ('prepare', 'plan', 'predict', 'export'), 'beam': ('prepare',), 'topology': ('plan',), 'price': ('plan',),
+          'search': ('plan',), 'input': ('predict',), 'task': ('predict', 'export'), 'split': ('predict',), 'pairs': ('blimp',), 'limit': ('blimp',),
           **dict.fromkeys(('distributed', 'coordinator', 'processes', 'process'), ('train', 'evaluate', 'finetune', 'timeline'))}
 INTERRUPTED = 130     # exit status of a program that Ctrl-C ended
 
@@ -36,14 +38,17 @@ def parse(argv: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   flags.DEFINE_enum('mode', 'train', MODES, 'train: pretrain, or go on; prepare: text to a tokenizer and rows; evaluate: a checkpoint on '
                     'held-out rows; inspect: show rows, samples and verdicts as text; report: draw a run; plan: what it would do on a TPU slice; finetune: train a task; '
-                    'predict: use it; blimp: minimal pairs; timeline: all checkpoints of a run.', flag_values=values)
+                    'predict: use it; blimp: minimal pairs; timeline: all checkpoints of a run; import: a model of transformers that was fine-tuned, as a run; '
+                    'export: a run for other programs.', flag_values=values)
   flags.DEFINE_string('workdir', None, "The run's folder; without it runs/<config name>.", flag_values=values)
-  flags.DEFINE_string('step', 'last', 'evaluate, inspect, blimp: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
+  flags.DEFINE_string('step', 'last', 'evaluate, inspect, blimp, export: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
   flags.DEFINE_integer('rows', None, 'evaluate, timeline: most held-out rows, without it all; inspect: how many.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('first', 0, 'inspect: the first held-out row to show.', lower_bound=0, flag_values=values)
   flags.DEFINE_string('store', None, 'evaluate, inspect, timeline: the prepared corpus, where it is elsewhere than at training.', flag_values=values)
   flags.DEFINE_string('output', None, "prepare, plan: the folder or gs:// address to keep it in; without it config.data.cache, or runs/<config name>; predict: the file to write, "
-                      "or with --split the folder; without it what is printed, or WORKDIR/predictions.", flag_values=values)
+                      "or with --split the folder; without it what is printed, or WORKDIR/predictions; export: the folder to write.", flag_values=values)
+  flags.DEFINE_enum('format', 'transformers', ('transformers', 'tensorflow'), 'export: for whom: transformers (Hugging Face), or the original TensorFlow program.',
+                    flag_values=values)
   flags.DEFINE_string('topology', None, 'plan: the TPU slice, v5e-16, v4-8, v5p-128, v6e-64, or several, 2xv5e-256.', flag_values=values)
   flags.DEFINE_float('price', None, 'plan: dollars a chip-hour, for what the run costs.', flag_values=values)
   flags.DEFINE_bool('search', True, 'plan: look for the largest batch that fits, which takes some more compilations.', flag_values=values)
@@ -55,7 +60,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_integer('processes', None, 'with --coordinator: how many processes the run has.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('process', None, 'with --coordinator: the number of this one, from 0.', lower_bound=0, flag_values=values)
   flags.DEFINE_string('input', None, "predict: the file of texts, pairs, questions or sentences; '-' reads them from standard input.", flag_values=values)
-  flags.DEFINE_string('task', None, 'predict: the task, where the run was fine-tuned on several.', flag_values=values)
+  flags.DEFINE_string('task', None, 'predict, export: the task, where the run was fine-tuned on several.', flag_values=values)
   flags.DEFINE_string('split', None, "predict: a part of the run's own data, test or dev, in place of --input: figures where it has labels, and files for the "
                       "task's site.", flag_values=values)
   flags.DEFINE_string('pairs', None, 'blimp: the folder, .tar.xz or .jsonl of minimal pairs.', flag_values=values)
@@ -110,7 +115,7 @@ def dispatch(values: flags.FlagValues) -> int:
     print(__doc__ + '\n' + values.get_help(include_special_flags=False))
     return 0
   if values.mode in WITH_CONFIG and values.config is None:
-    raise UserError('no --config was given; name one, as in --config=configs/' + ('finetune/cola.py.' if values.mode == 'finetune' else 'tiny.py.'))
+    raise UserError('no --config was given; name one, as in --config=configs/' + ('finetune/cola.py.' if values.mode in ('finetune', 'import') else 'tiny.py.'))
   if values.workdir is None and values.config is None:
     raise UserError(f'--mode={values.mode} needs a run; name its folder with --workdir.')
   # What would be of no effect is a mistake.
@@ -127,6 +132,8 @@ def dispatch(values: flags.FlagValues) -> int:
     raise UserError('--mode=blimp needs minimal pairs; name their folder or file with --pairs.')
   if values.mode == 'timeline' and not values.workdir:
     raise UserError('--mode=timeline needs the folder of a pretrained run; name it with --workdir.')
+  if values.mode == 'export' and not values.output:
+    raise UserError('--mode=export needs a folder to write; name it with --output.')
   workdir = values.workdir or os.path.join('runs', values.config.name)
   if values.mode in BELONG['distributed']:
     from electra_jax.training import hosts
@@ -134,9 +141,13 @@ def dispatch(values: flags.FlagValues) -> int:
   is_finetuning = values.config is not None and 'task' in values.config
   if values.mode in ('train', 'prepare', 'plan') and is_finetuning:
     raise UserError(f'--mode={values.mode} takes a config to pretrain with, and this one is for --mode=finetune.')
+  if values.mode in ('finetune', 'import') and not is_finetuning:
+    raise UserError(f'--mode={values.mode} takes a config such as configs/finetune/cola.py, and this one is to pretrain with.')
+  if values.mode == 'import':
+    from electra_jax.finetune.adopt import adopt
+    adopt(values.config, workdir)
+    return 0
   if values.mode == 'finetune':
-    if not is_finetuning:
-      raise UserError('--mode=finetune takes a config such as configs/finetune/cola.py, and this one is to pretrain with.')
     from electra_jax.finetune.train import finetune
     return finetune(values.config, workdir)
   if values.mode == 'train':
@@ -151,6 +162,9 @@ def dispatch(values: flags.FlagValues) -> int:
   elif values.mode == 'predict':
     from electra_jax.finetune.predict import predict
     predict(workdir, source=values.input, task=values.task, split=values.split, output=values.output)
+  elif values.mode == 'export':
+    from electra_jax.export import export
+    export(workdir, values.output, format=values.format, step=values.step, task=values.task)
   elif values.mode == 'timeline':
     from electra_jax.timeline import timeline
     return timeline(values.workdir, config=values.config, rows=values.rows, store=values.store)

@@ -122,17 +122,17 @@ def key_lines(record: Record) -> list[tuple[str, str]]:
 
 def text(record: Record, picture: str) -> str:
   """The summary in Markdown; `picture` is what its image links to."""
-  essentials = [f'| {name} | {value} |' for name, value in _essentials(record) if value]
+  essentials = [f'| {name} | {value} |' for name, value in essentials(record) if value]
   commands = [f'python -m electra_jax.main --mode={mode} --workdir={record.workdir}' for mode in ('evaluate', 'report')]
   return '\n'.join([
       f'# {record.config["name"]}', '', f'{headline(record)}.', '', f'![Curves of the run]({picture})', '',
       '## The run', '', '| | |', '|---|---|', *essentials, '',
       '## Last figures', '', *_last_figures(record), '',
-      '## Evaluation', '', *_evaluation(record), '',
+      '## Evaluation', '', *evaluation(record), '',
       '## Commands', '', '```', *commands, '```', ''])
 
 
-def _essentials(record):
+def essentials(record) -> list[tuple[str, str]]:
   """Names and values of the first table; an empty value is left out."""
   c, r, last = record.config, record.resolved, record.last
   model, optimizer, generator = c['model'], c['optimizer'], c['generator']
@@ -148,7 +148,7 @@ def _essentials(record):
        f'{generator["hidden_fraction"]:.3g} of the width, {generator["layers_fraction"]:.3g} of the depth; '
        f'shared: {c["sharing"]}'),
       ('parameters', ', '.join(f'{name.replace("_", " ")} {count:,}' for name, count in parameters.items())),
-      ('corpus', f'{c["data"]["source"]}, vocabulary of {record.vocab_size:,}'),
+      ('corpus', f'{c["data"]["store"] or c["data"]["source"]}, vocabulary of {record.vocab_size:,}'),
       ('unigram entropy', f'{r["unigram_entropy"]:.3f} nats a token' if 'unigram_entropy' in r else ''),
       ('batch', f'{c["batch_size"]} rows of {c["sequence_length"]} tokens{split}'),
       ('steps', f'{last["step"]:,} of {c["steps"]:,}{epochs}'),
@@ -176,7 +176,8 @@ def _difference(line, minuend, subtrahend):
   return None if None in (line[minuend], line[subtrahend]) else line[minuend] - line[subtrahend]
 
 
-def _evaluation(record):
+def evaluation(record) -> list[str]:
+  """Lines of Markdown: the figures of `--mode=evaluate`, with their intervals."""
   e = record.evaluation
   if not e:
     return ['Not made yet; the first command below makes it.']
