@@ -1,6 +1,7 @@
 """WordPiece vocabularies as BERT has them (Devlin et al. 2019): opening and training them."""
 
 import io
+import itertools
 import json
 import os
 import string
@@ -14,7 +15,10 @@ from electra_jax.data.special_tokens import SPECIAL_TOKENS
 from electra_jax.data.training_sample import Sample
 from electra_jax.errors import UserError
 
-FILE, SETTINGS_FILE, ONE_FILE = FILES = ('vocab.txt', 'tokenizer_config.json', 'tokenizer.json')
+FILES = ('vocab.txt', 'tokenizer_config.json', 'tokenizer.json', 'special_tokens_map.json', 'added_tokens.json')
+FILE, SETTINGS_FILE, ONE_FILE, NAMES_FILE, ADDED_FILE = FILES
+# Where settings hold tokens that are found in a text before it is cut into words, by id.
+ADDED = 'added_tokens_decoder'
 
 # As in BERT: a longer word is [UNK], and what goes on inside a word begins with this.
 LONGEST_WORD = 100
@@ -29,7 +33,11 @@ CAPITALS_SHARE = 0.02
 # `transformers` classes whose vocab.txt is read as BERT's.
 _BERT_CLASSES = {
   f'{name}Tokenizer' for name in ('Bert', 'ConvBert', 'DistilBert', 'Electra', 'Funnel', 'MobileBert', 'SqueezeBert')
-} | {'PreTrainedTokenizer', 'TokenizersBackend'}
+}
+# And those of any tokenizer.json, which go by what it says alone.
+_ANY_CLASS = {'PreTrainedTokenizer', 'TokenizersBackend'}
+# What an added token may have beside its text.
+_FLAGS = ('lstrip', 'normalized', 'rstrip', 'single_word', 'special')
 
 
 def canonical_files(
@@ -37,24 +45,33 @@ def canonical_files(
 ) -> dict[str, bytes]:
   """The files of a WordPiece tokenizer as `save` writes them, from those of anybody.
 
+  Tokens that were added to the vocabulary with `add_tokens` of `transformers` stay what they are there: found in a text first, wherever they
+  stand, and kept whole. The five special tokens are text, as everywhere here.
+
   Args:
-    files: `vocab.txt`, with or without `tokenizer_config.json`; or `tokenizer.json`.
+    files: `vocab.txt`, `tokenizer.json` or both, with or without the others of `FILES`, as versions 2 to 5 of `transformers` write them.
     source: where they are from, for a complaint.
     lowercase, strip_accents: as in `load_tokenizer`.
 
   Raises:
-    UserError: a file is damaged or no WordPiece's; saved settings contradict the arguments; nothing says whether a
+    UserError: a file is damaged or no WordPiece's; two contradict each other, or saved settings the arguments; nothing says whether a
       vocabulary with capitals is meant for lower-cased text.
   """
-  settings = _json(files[SETTINGS_FILE], f'{SETTINGS_FILE} of {source!r}') if SETTINGS_FILE in files else {}
+  described = {name: _json(files[name], f'{name} of {source!r}') for name in FILES[1:] if name in files}
+  settings = described.get(SETTINGS_FILE, {})
   kind = str(settings.get('tokenizer_class') or 'BertTokenizer').removesuffix('Fast')
-  if kind not in _BERT_CLASSES:
+  if kind not in _BERT_CLASSES | _ANY_CLASS:
     raise UserError(f'the tokenizer {source!r} is a {kind}, which cuts words otherwise; use one of BERT or ELECTRA')
-  if FILE in files:
-    tokens = _vocabulary(files[FILE], source)
-  else:
-    tokens, normalizer = _one_file(_json(files[ONE_FILE], f'{ONE_FILE} of {source!r}'), source)
-    settings = normalizer | settings
+  tokens = _vocabulary(files[FILE], source) if FILE in files else None
+  if ONE_FILE in files:
+    known, normalizer = _one_file(described[ONE_FILE], source)
+    settings = settings | normalizer if kind in _ANY_CLASS else normalizer | settings
+    if tokens is None:
+      tokens = known
+    elif different := [i for i, pair in enumerate(itertools.zip_longest(tokens, known)) if pair[0] != pair[1]]:
+      raise UserError(f'{FILE} and {ONE_FILE} of {source!r} differ from id {different[0]} on; remove the one that is out of date')
+  names = _names(settings, described.get(NAMES_FILE, {}))
+  added = _added(tokens, names, settings, described, source)
   saved = {name: settings[name] for name in ('do_lower_case', 'strip_accents') if settings.get(name) is not None}
   for name, asked in (('lowercase', lowercase), ('strip_accents', strip_accents)):
     was = saved.get('do_lower_case' if name == 'lowercase' else name)
@@ -68,7 +85,8 @@ def canonical_files(
     )
   lowercase = bool(saved.get('do_lower_case', True if lowercase is None else lowercase))
   strip_accents = bool(saved.get('strip_accents', lowercase if strip_accents is None else strip_accents))
-  return _files(tokens, lowercase, strip_accents, bool(settings.get('tokenize_chinese_chars', True)))
+  chinese_characters = bool(settings.get('tokenize_chinese_chars', True))
+  return _files(tokens, _settings(lowercase, strip_accents, chinese_characters) | names | ({ADDED: added} if added else {}))
 
 
 def parts(files: Mapping[str, bytes], source: str) -> dict:
@@ -81,30 +99,23 @@ def parts(files: Mapping[str, bytes], source: str) -> dict:
   Raises:
     UserError: the vocabulary lacks special tokens.
   """
-  from tokenizers import Tokenizer, decoders, models
+  from tokenizers import decoders
 
-  tokens = tuple(_vocabulary(files[FILE], source))
-  ids = special_tokens.find_special_tokens(tokens, special_tokens.OWN_NAMES, repr(source))
-  vocabulary = {token: i for i, token in enumerate(tokens)}
-  # No special token is added to the pipeline, so a literal [MASK] is cut as any text: [ mask ].
-  pipeline = Tokenizer(
-    models.WordPiece(
-      vocabulary,
-      unk_token=special_tokens.UNK,
-      continuing_subword_prefix=CONTINUATION,
-      max_input_chars_per_word=LONGEST_WORD,
-    )
-  )
-  pipeline.normalizer, pipeline.pre_tokenizer = _pipeline(json.loads(files[SETTINGS_FILE]))
+  cut = pipeline(files, source)
+  ids = cut.get_vocab()
+  tokens = list(_vocabulary(files[FILE], source))
+  tokens = (*tokens, *sorted((token for token, i in ids.items() if i >= len(tokens)), key=ids.get))
+  settings = json.loads(files[SETTINGS_FILE])
+  ids = special_tokens.find_special_tokens(tokens, {token: (settings[_role(token)],) for token in SPECIAL_TOKENS}, repr(source))
   decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
 
   def encode(texts, threads):
     _set_threads(threads)
-    return [np.array(encoding.ids, np.int32) for encoding in pipeline.encode_batch_fast(texts, add_special_tokens=False)]
+    return [np.array(encoding.ids, np.int32) for encoding in cut.encode_batch_fast(texts, add_special_tokens=False)]
 
   def encode_with_offsets(texts, threads):
     _set_threads(threads)
-    encoded = pipeline.encode_batch(texts, add_special_tokens=False)
+    encoded = cut.encode_batch(texts, add_special_tokens=False)
     return [(np.array(one.ids, np.int32), _with_accents(text, np.array(one.offsets, np.int32).reshape(-1, 2)))
             for text, one in zip(texts, encoded, strict=True)]
 
@@ -115,6 +126,35 @@ def parts(files: Mapping[str, bytes], source: str) -> dict:
     'encode_short_with_offsets': encode_with_offsets,
     'decode_ordinary': lambda row: decoder.decode([tokens[i] for i in row]),
   }
+
+
+def pipeline(files: Mapping[str, bytes], source: str = 'this tokenizer'):
+  """The `tokenizers.Tokenizer` of a vocabulary, which cuts special tokens as any text: [ mask ].
+
+  Args:
+    files, source: as of `parts`.
+
+  Raises:
+    UserError: added tokens whose ids do not follow the vocabulary's.
+  """
+  from tokenizers import AddedToken, Tokenizer, decoders, models
+
+  settings = json.loads(files[SETTINGS_FILE])
+  vocabulary = {token: i for i, token in enumerate(_vocabulary(files[FILE], source))}
+  names, added = [settings[_role(token)] for token in SPECIAL_TOKENS], settings.get(ADDED, {})
+  added = {int(i): token for i, token in added.items()}
+  vocabulary |= {token['content']: i for i, token in added.items() if token['content'] in names}
+  made = Tokenizer(models.WordPiece(
+    vocabulary, unk_token=settings[_role(special_tokens.UNK)], continuing_subword_prefix=CONTINUATION, max_input_chars_per_word=LONGEST_WORD))
+  made.normalizer, made.pre_tokenizer = _pipeline(settings)
+  made.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
+  for i, token in sorted(added.items()):
+    if token['content'] not in names:
+      made.add_tokens([AddedToken(**token)])
+    if made.token_to_id(token['content']) != i:
+      raise UserError(f'the token {token["content"]!r} was added to {source!r} as id {i}, which does not follow the ids before it; '
+                      'restore its files as they were saved')
+  return made
 
 
 def train(sample: Sample, vocab_size: int, lowercase: bool, strip_accents: bool | None) -> dict[str, bytes]:
@@ -166,7 +206,7 @@ def train(sample: Sample, vocab_size: int, lowercase: bool, strip_accents: bool 
     raise UserError(
       f'vocab_size is {vocab_size}, more than this corpus supports; {len(tokens)} is the largest that would do'
     )
-  return _files(tokens, lowercase, strip_accents, True)
+  return _files(tokens, settings)
 
 
 def _characters(lines: list[str], normalizer) -> list[str]:
@@ -233,16 +273,59 @@ def _settings(lowercase: bool, strip_accents: bool, chinese_characters: bool) ->
     'do_lower_case': lowercase,
     'strip_accents': strip_accents,
     'tokenize_chinese_chars': chinese_characters,
-    **{f'{token[1:-1].lower()}_token': token for token in SPECIAL_TOKENS},
+    **{_role(token): token for token in SPECIAL_TOKENS},
   }
 
 
-def _files(tokens: list[str], lowercase: bool, strip_accents: bool, chinese_characters: bool) -> dict[str, bytes]:
-  settings = _settings(lowercase, strip_accents, chinese_characters)
+def _role(token: str) -> str:
+  """What settings call the name of a special token: 'cls_token' for [CLS]."""
+  return f'{token[1:-1].lower()}_token'
+
+
+def _files(tokens: list[str], settings: dict) -> dict[str, bytes]:
   return {
     FILE: ''.join(f'{token}\n' for token in tokens).encode(),
     SETTINGS_FILE: (json.dumps(settings, indent=2) + '\n').encode(),
   }
+
+
+def _text(token: str | dict) -> str:
+  """The text of a token that is written by itself or with its flags."""
+  return token['content'] if isinstance(token, dict) else token
+
+
+def _names(settings: dict, map_file: dict) -> dict[str, str]:
+  """Names of the special tokens, by role."""
+  said = map_file | settings
+  return {_role(token): _text(said.get(_role(token)) or token) for token in SPECIAL_TOKENS}
+
+
+def _added(tokens: list[str], names: dict[str, str], settings: dict, described: dict, source: str) -> dict[str, dict]:
+  """Tokens that are found in a text first, {id: {'content': ..., flags}}, as `transformers` takes them from what is there."""
+  ids = {token: i for i, token in enumerate(tokens)}
+  extra = [settings | described.get(NAMES_FILE, {})]
+  # Named tokens that have no part in a row here, such as [BOS], are found in a text all the same.
+  special = [_text(token) for said in extra for name in ('bos_token', 'eos_token', 'additional_special_tokens', 'extra_special_tokens')
+             for token in (said[name] if isinstance(said.get(name), list) else [said[name]] if said.get(name) else [])]
+  try:
+    if ADDED in settings:
+      found = {int(i): token for i, token in settings[ADDED].items()}
+    else:
+      # Files of version 3: names and ids alone. What text is normalized to is looked for, of special tokens their very name.
+      legacy = described.get(ADDED_FILE, {})
+      found = {i: {'content': text, 'normalized': text not in special, 'special': text in special} for text, i in legacy.items()}
+      found |= {token['id']: token for token in described.get(ONE_FILE, {}).get('added_tokens') or []}
+    known = {token['content'] for token in found.values()}
+    for text in dict.fromkeys(special):
+      if text not in known and text not in names.values():
+        after = max([len(tokens) - 1, *found]) + 1
+        found[ids.get(text, after)] = {'content': text, 'special': True, 'normalized': False}
+    return {
+      str(i): {'content': str(token['content']), **{flag: bool(token.get(flag, False)) for flag in _FLAGS}}
+      for i, token in sorted(found.items()) if token['content'] not in names.values() or i >= len(tokens)
+    }
+  except (AttributeError, KeyError, TypeError, ValueError):
+    raise UserError(f'the added tokens of {source!r} are damaged: each needs an id and its text; restore the files as they were saved') from None
 
 
 def _vocabulary(content: bytes, source: str) -> list[str]:
@@ -258,9 +341,11 @@ def _vocabulary(content: bytes, source: str) -> list[str]:
 
 def _one_file(description: dict, source: str) -> tuple[list[str], dict]:
   """Tokens and settings from a tokenizer.json."""
-  model, normalizer = description.get('model') or {}, description.get('normalizer') or {}
-  found = (model.get('type'), model.get('continuing_subword_prefix'), normalizer.get('type'))
-  expected = ('WordPiece', CONTINUATION, 'BertNormalizer')
+  parts = {name: description.get(name) or {} for name in ('model', 'normalizer', 'pre_tokenizer')}
+  model, normalizer, pre_tokenizer = parts.values()
+  found = (model.get('type', 'WordPiece'), model.get('continuing_subword_prefix'), model.get('max_input_chars_per_word', LONGEST_WORD),
+           normalizer.get('type'), normalizer.get('clean_text', True), pre_tokenizer.get('type'))
+  expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
   ids = model.get('vocab')
   if found != expected or not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
     raise UserError(f"the {ONE_FILE} of {source!r} is not BERT's WordPiece; give a vocab.txt, or a SentencePiece model")
