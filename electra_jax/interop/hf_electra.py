@@ -1,8 +1,8 @@
 """ELECTRA as `transformers` has it: the fields of its config, the names of its tensors.
 
-A table of names tells of each of their tensors the parts that it is made of, one after the other along the first axis: the path of one
-of our parameters and, where the parameters of all layers are stacked, the layer. Paths begin with embeddings, encoder or head. Their
-matrices are (out, in), ours (in, out).
+A table of names tells of each of their tensors the parts that it is made of, one after the other along the first axis: the path
+of one of our parameters and, where the parameters of all layers are stacked, the layer. Paths begin with embeddings, encoder or
+head. Their matrices are (out, in), ours (in, out).
 """
 
 from electra_jax.interop.hf_fields import Fields
@@ -50,8 +50,9 @@ def config_json(c: EncoderConfig, ids: dict) -> dict:
       'model_type': MODEL_TYPE, 'vocab_size': c.vocab_size, 'embedding_size': c.embedding_size, 'hidden_size': c.hidden_size,
       'num_hidden_layers': c.num_layers, 'num_attention_heads': c.num_heads, 'intermediate_size': c.intermediate_size,
       'max_position_embeddings': c.max_positions, 'type_vocab_size': c.type_vocab_size, 'layer_norm_eps': c.layer_norm_eps,
-      'initializer_range': c.initializer_range, 'hidden_dropout_prob': c.dropout, 'attention_probs_dropout_prob': c.attention_dropout,
-      'classifier_dropout': None, 'hidden_act': 'gelu', 'position_embedding_type': 'absolute', 'pad_token_id': ids.get('pad_id')}
+      'initializer_range': c.initializer_range, 'hidden_dropout_prob': c.dropout,
+      'attention_probs_dropout_prob': c.attention_dropout, 'classifier_dropout': None, 'hidden_act': 'gelu',
+      'position_embedding_type': 'absolute', 'pad_token_id': ids.get('pad_id')}
 
 
 def heads(names: set[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""ModernBERT as `transformers` has it: the fields of its config, the names of its tensors. Tables of names are as in hf_electra.py."""
+"""ModernBERT as `transformers` has it: the fields of its config, the names of its tensors, in tables as in hf_electra.py."""
 
 from electra_jax.errors import UserError
 from electra_jax.interop.hf_fields import Fields
@@ -7,9 +7,9 @@ from electra_jax.model.config import EncoderConfig
 MODEL_TYPE = 'modernbert'
 PREFIX = 'model.'
 # There is no class for our discriminator: it is a classifier of tokens that has one label, whose hidden layers are the same.
-CLASSES = {'encoder': 'ModernBertModel', 'discriminator': 'ModernBertForTokenClassification', 'generator': 'ModernBertForMaskedLM',
-           'classification': 'ModernBertForSequenceClassification', 'tagging': 'ModernBertForTokenClassification',
-           'span': 'ModernBertForQuestionAnswering'}
+CLASSES = {'encoder': 'ModernBertModel', 'discriminator': 'ModernBertForTokenClassification',
+           'generator': 'ModernBertForMaskedLM', 'classification': 'ModernBertForSequenceClassification',
+           'tagging': 'ModernBertForTokenClassification', 'span': 'ModernBertForQuestionAnswering'}
 WORD = 'embeddings.tok_embeddings.weight'
 COPIES = {'decoder.weight': WORD}
 BUFFERS = ('embeddings.position_ids', 'rotary_emb.inv_freq')
@@ -25,8 +25,9 @@ def encoder_config(fields: Fields) -> EncoderConfig:
   hidden, layers = fields.integer('hidden_size', 768), fields.integer('num_hidden_layers', 22)
   far, near = _thetas(fields)
   return fields.encoder(
-      family='modern', vocab_size=fields.integer('vocab_size', 50368), hidden_size=hidden, embedding_size=hidden, num_layers=layers,
-      num_heads=fields.integer('num_attention_heads', 12), intermediate_size=fields.integer('intermediate_size', 1152),
+      family='modern', vocab_size=fields.integer('vocab_size', 50368), hidden_size=hidden, embedding_size=hidden,
+      num_layers=layers, num_heads=fields.integer('num_attention_heads', 12),
+      intermediate_size=fields.integer('intermediate_size', 1152),
       max_positions=fields.integer('max_position_embeddings', 8192), layer_norm_eps=fields.number('norm_eps', 1e-5),
       initializer_range=fields.number('initializer_range', 0.02),
       dropout=max(fields.number('embedding_dropout', 0.0), fields.number('mlp_dropout', 0.0)),
@@ -74,9 +75,11 @@ def config_json(c: EncoderConfig, ids: dict) -> dict:
   return {
       'model_type': MODEL_TYPE, 'vocab_size': c.vocab_size, 'hidden_size': c.hidden_size, 'num_hidden_layers': c.num_layers,
       'num_attention_heads': c.num_heads, 'intermediate_size': c.intermediate_size, 'max_position_embeddings': c.max_positions,
-      'norm_eps': c.layer_norm_eps, 'initializer_range': c.initializer_range, 'embedding_dropout': c.dropout, 'mlp_dropout': c.dropout,
-      'attention_dropout': c.attention_dropout, 'local_attention': c.local_window, 'layer_types': types, 'rope_parameters': rope,
-      'global_attn_every_n_layers': c.global_every, 'global_rope_theta': c.global_rope_theta, 'local_rope_theta': c.local_rope_theta,
+      'norm_eps': c.layer_norm_eps, 'initializer_range': c.initializer_range, 'embedding_dropout': c.dropout,
+      'mlp_dropout': c.dropout, 'attention_dropout': c.attention_dropout, 'local_attention': c.local_window,
+      'layer_types': types, 'rope_parameters': rope,
+      'global_attn_every_n_layers': c.global_every, 'global_rope_theta': c.global_rope_theta,
+      'local_rope_theta': c.local_rope_theta,
       'norm_bias': False, 'attention_bias': False, 'mlp_bias': False, 'classifier_bias': False, 'decoder_bias': True,
       'hidden_activation': 'gelu', 'classifier_activation': 'gelu', 'classifier_dropout': 0.0, 'classifier_pooling': 'cls',
       # Without these, ids of ModernBERT's own vocabulary would be taken, which may lie beyond this one.

@@ -1,4 +1,4 @@
-"""Between tensors of `transformers` by name and our tree {'embeddings', 'encoder', 'head'}, by a table of names as in hf_electra.py."""
+"""Between tensors of `transformers` by name and our tree {'embeddings', 'encoder', 'head'}, by a table as in hf_electra.py."""
 
 import collections
 
@@ -31,8 +31,8 @@ def to_ours(found: dict, names: dict, form, kind: str, config, shapes: dict, sou
     if value is not None and name not in found:
       found[name] = value
     elif value is not None and not (value.shape == found[name].shape and value.tobytes() == found[name].tobytes()):
-      raise UserError(f'{source}: {own_name(copy)} is not {own_name(name)}, bit for bit, but a tensor of its own, which the generator '
-                      'does not have.')
+      raise UserError(f'{source}: {own_name(copy)} is not {own_name(name)}, bit for bit, but a tensor of its own, which the '
+                      'generator does not have.')
   wrong = []
   for name, parts in table.items():
     value, want = found.get(name), _their_shape(parts, shapes)
@@ -87,7 +87,8 @@ def misfits(tree: dict, shapes: dict) -> list[str]:
 
 
 def _flat(tree):
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
 def _full(name, form, kind):

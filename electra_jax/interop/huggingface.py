@@ -21,11 +21,11 @@ _FORMATS = {module.MODEL_TYPE: module for module in (hf_electra, hf_modernbert)}
 _TOWERS = ('discriminator', 'generator')
 
 
-# ---- reading ------------------------------------------------------------------------------------------------------------------------
+# ---- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read(path: str) -> Weights:
-  """What a folder holds: of a tower, of a fine-tuned model, or of both towers in folders `discriminator` and `generator` inside it.
+  """What a folder holds: a tower, a fine-tuned model, or both towers in folders `discriminator` and `generator` inside it.
 
   Which of them it is the class in config.json says or, where it says none, the names of the tensors.
 
@@ -34,8 +34,8 @@ def read(path: str) -> Weights:
 
   Returns: Weights; of a generator alone without a discriminator and with `sharing` none.
 
-  Raises UserError, one sentence: the folder is no such thing, holds another architecture or one of which we lack something (the field
-  and its value are named), or tensors are missing, have no place, misfit or are no numbers (by their names).
+  Raises UserError, one sentence: the folder is no such thing, holds another architecture or one of which we lack something (the
+  field and its value are named), or tensors are missing, have no place, misfit or are no numbers (by their names).
   """
   path = file_access.normal(path)
   if file_access.exists(file_access.join(path, CONFIG)):
@@ -43,7 +43,7 @@ def read(path: str) -> Weights:
   inside = {name: file_access.join(path, name) for name in _TOWERS if file_access.exists(file_access.join(path, name, CONFIG))}
   if not inside:
     what = f'has no {CONFIG}' if file_access.is_folder(path) else 'is no folder here'
-    raise UserError(f'{path!r} {what}: name a folder that holds a model of transformers, {CONFIG} and weights, downloaded before.')
+    raise UserError(f'{path!r} {what}: name one that holds a model of transformers, {CONFIG} and weights, downloaded before.')
   found = {name: _read_model(place) for name, place in inside.items()}
   for name, weights in found.items():
     if getattr(weights, name) is None or weights.head:
@@ -53,7 +53,8 @@ def read(path: str) -> Weights:
     return _with_tokenizer(found.popitem()[1], path)
   sizes = [found[name].vocab_size for name in _TOWERS]
   if sizes[0] != sizes[1]:
-    raise UserError(f'{path}: vocabularies of {sizes[0]} and {sizes[1]} tokens, of discriminator and generator, do not go together.')
+    raise UserError(f'{path}: the discriminator has a vocabulary of {sizes[0]} tokens and the generator of {sizes[1]}; they have '
+                    'to have the same.')
   return _with_tokenizer(dataclasses.replace(combined(*(found[name] for name in _TOWERS)), source=path), path)
 
 
@@ -80,7 +81,8 @@ def _read_model(path):
   if kind == 'encoder':
     notes.append(f'{path} has no head: it is taken for a discriminator whose head is missing')
   if config.family == 'modern' and fields.get('embedding_dropout', 0.0) != fields.get('mlp_dropout', 0.0):
-    notes.append(f'{path} drops out embeddings and feed-forward layers at two rates: the larger, {config.dropout:g}, is taken for both')
+    notes.append(f'{path} has two rates for dropout of embeddings and feed-forward layers: the larger, {config.dropout:g}, is '
+                 'taken for both')
   weights = Weights(path, None if kind == 'generator' else config, config if kind == 'generator' else None, 'none', {},
                     tokenizer=_tokenizer(path), notes=tuple(notes))
   if kind not in ('encoder', *_TOWERS):
@@ -126,7 +128,7 @@ def _format(fields):
   model_type = fields.get('model_type')
   if model_type is None:      # the first releases did not write it
     name = _architecture(fields) or ''
-    model_type = next((known for known in _FORMATS if name.lower().startswith(f'{known}for') or name.lower() == f'{known}model'), None)
+    model_type = next((known for known, form in _FORMATS.items() if name in form.CLASSES.values()), None)
   if model_type not in _FORMATS:
     what = 'no model_type' if model_type is None else f'model_type {model_type!r}'
     raise UserError(f'{fields.file}: {what}: another architecture; what can be read is {" or ".join(_FORMATS)}.')
@@ -134,7 +136,7 @@ def _format(fields):
 
 
 def _named(found, form, path):
-  """Tensors by their names of today without the prefix, without what is no parameter; and the names that the file has for them."""
+  """The parameters by their names of today, without the prefix; and the names that the file has for them."""
   renamed, names = {}, {}
   for name, value in found.items():
     short = name.removeprefix(form.PREFIX)
@@ -158,10 +160,11 @@ def _kind(fields, form, names, path) -> str:
     return heads.pop() if heads else 'encoder'
   kinds = [kind for kind, known in form.CLASSES.items() if known == name]
   if not kinds:
-    raise UserError(f'{path} is a {name}: a head or model that this program does not have; it has '
+    raise UserError(f'{path} is of the class {name}, which this program does not have; it has '
                     f'{", ".join(dict.fromkeys(form.CLASSES.values()))}.')
   if heads and not heads & set(kinds):
-    raise UserError(f'{fields.file} says {name}, but the tensors are those of {form.CLASSES[min(heads)]}; set "architectures" to that.')
+    raise UserError(f'{fields.file} says {name}, but the tensors are those of {form.CLASSES[min(heads)]}; set "architectures" to '
+                    'that.')
   if len(kinds) > 1:          # of discriminator and classifier of tokens the former has one label
     tower = fields.group(MARK).get('tower', 'discriminator')
     return 'discriminator' if len(_label_names(fields)) == 1 and tower != 'finetuned' else 'tagging'
@@ -175,7 +178,10 @@ def _label_names(fields) -> list[str]:
     return [f'LABEL_{i}' for i in range(fields.integer('num_labels', fields.integer('_num_labels', 2)))]
   if set(given) != {str(i) for i in range(len(given))}:
     raise UserError(f'{fields.file}: the ids in id2label are {", ".join(given)} and not 0 to {len(given) - 1}.')
-  return [str(given[str(i)]) for i in range(len(given))]
+  names = [str(given[str(i)]) for i in range(len(given))]
+  if twice := [name for name in names if names.count(name) > 1]:
+    raise UserError(f'{fields.file}: two labels in id2label have the name {twice[0]!r}.')
+  return names
 
 
 def _labels(fields, kind) -> tuple[str, tuple[str, ...]]:
@@ -192,18 +198,19 @@ def _labels(fields, kind) -> tuple[str, tuple[str, ...]]:
     return 'regression', ()
   if problem != 'single_label_classification' or len(names) == 1:
     can = 'single_label_classification of several labels, and regression of one value'
-    raise UserError(f'{fields.file}: problem_type is {problem!r} with {len(names)} labels, which this program does not have: it has {can}.')
+    raise UserError(f'{fields.file}: problem_type is {problem!r} with {len(names)} labels, which this program does not have: it '
+                    f'has {can}.')
   return kind, tuple(names)
 
 
-# ---- writing ------------------------------------------------------------------------------------------------------------------------
+# ---- writing ----------------------------------------------------------------------------------------------------------
 
 
 def files(weights: Weights, tower: str, *, special_ids: dict | None = None, extra: dict | None = None) -> dict[str, bytes]:
   """config.json and model.safetensors, such that the classes AutoModel... of transformers open the folder.
 
-  The head of one dense layer that the original has for classification and regression becomes transformers' of two, which gives the same
-  logits: x = gelu(x) - gelu(-x), so the hidden layer is [W, -W, 0] and the last one [1, -1, 0].
+  The head of one dense layer that the original has for classification and regression becomes transformers' of two, which gives
+  the same logits: x = gelu(x) - gelu(-x), so the hidden layer is [W, -W, 0] and the last one [1, -1, 0].
 
   Args:
     weights: of `tower`, at least. A discriminator whose head is missing is written as a bare encoder.
@@ -218,8 +225,9 @@ def files(weights: Weights, tower: str, *, special_ids: dict | None = None, extr
     raise UserError(f'{weights.source} has no {tower} model to write.')
   form = hf_electra if config.family == 'electra' else hf_modernbert
   if config.family == 'modern' and config.embedding_size != config.hidden_size:
-    raise UserError(f'the {tower} of {weights.source} cannot be written for transformers: its embeddings of {config.embedding_size} are '
-                    f'projected to a width of {config.hidden_size}, and ModernBERT has no such projection.')
+    raise UserError(f'the {tower} of {weights.source} cannot be written for transformers: its embeddings of '
+                    f'{config.embedding_size} are projected to a width of {config.hidden_size}, and ModernBERT has no such '
+                    'projection.')
   fields = form.config_json(config, special_ids or {})
   if tower == 'finetuned':
     kind, head = _expressible(weights, config)
@@ -230,6 +238,8 @@ def files(weights: Weights, tower: str, *, special_ids: dict | None = None, extr
     alone = dataclasses.replace(weights, head=dataclasses.replace(weights.head, style='transformers', pooling='cls'))
   else:
     tree = of_tower(weights, tower)
+    if tower == 'generator' and 'head' not in tree:
+      raise UserError(f'the generator of {weights.source} has no head, without which it is no generator.')
     kind = tower if 'head' in tree else 'encoder'
     if form is hf_modernbert and kind == 'discriminator':
       fields |= {'id2label': {'0': 'REPLACED'}, 'label2id': {'REPLACED': 0}}
@@ -260,8 +270,8 @@ def _expressible(weights, config) -> tuple[str, dict]:
   kernel, bias = head.params['dense']['kernel'], head.params['dense']['bias']
   width, labels = kernel.shape
   if 2 * labels > width:
-    raise UserError(f'{where}there a layer of {width} stands before the labels, which passes on {width // 2} labels and not {labels}; '
-                    'fine-tune with --config.head.style=transformers.')
+    raise UserError(f'{where}there a layer of {width} stands before the labels, which passes on {width // 2} of them and not '
+                    f'{labels}; fine-tune with --config.head.style=transformers.')
   hidden, last = np.zeros((width, width), np.float32), np.zeros((width, labels), np.float32)
   hidden[:, :labels], hidden[:, labels:2 * labels] = kernel, -kernel
   last[:labels], last[labels:2 * labels] = np.eye(labels), -np.eye(labels)

@@ -1,0 +1,470 @@
+"""A folder of transformers, read: what our model then computes is what PyTorch computes; all else is told in one sentence."""
+
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import hf_files
+from electra_jax.errors import UserError
+from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, huggingface
+from electra_jax.interop.weights import of_tower, same_bits
+from electra_jax.model.electra import Electra
+from electra_jax.model.encoder import Inputs
+from electra_jax.model.heads import FineTuned
+
+POSITIONS = np.array([[1, 3, 19], [12, 2, 5], [1, 3, 2]])      # of masks in hf_files.rows
+
+
+def our_inputs(ids, types, real):
+  positions = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+  return Inputs(*(jnp.asarray(x, jnp.int32) for x in (ids, real, positions, types)))
+
+
+def our_outputs(weights, rows) -> list:
+  """Logits or hidden states, as hf_files.outputs gives them."""
+  inputs = our_inputs(*rows)
+  if head := weights.head:
+    model = FineTuned(weights.discriminator, head.kind, labels=max(1, len(head.labels)), pooling=head.pooling, style=head.style)
+    found = model.apply({'params': weights.params | {'head': head.params}}, inputs, {'allowed': jnp.ones_like(inputs.token_ids)},
+                        method='training')
+    found = found | ({'value': found['value'][:, None]} if 'value' in found else {})
+    return list(found.values())
+  model = Electra(weights.generator or weights.discriminator, weights.discriminator or weights.generator, sharing=weights.sharing)
+  if not weights.discriminator:
+    return [model.apply({'params': weights.params}, inputs, inputs.positions, method='generator_logits')]
+  method = 'discriminator_logits' if 'discriminator_head' in weights.params else 'hidden_states'
+  return [model.apply({'params': weights.params}, inputs, method=method)]
+
+
+def close(ours, theirs, what='', tolerance=1e-5):
+  """To float32 rounding: 1e-5 of the largest value."""
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  assert ours.shape == theirs.shape, (what, ours.shape, theirs.shape)
+  assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max() + 5e-7, (what, np.abs(ours - theirs).max())
+
+
+def same_outputs(weights, made, rows=None):
+  rows = rows or hf_files.rows()
+  for ours, theirs in zip(our_outputs(weights, rows), hf_files.outputs(made, *rows), strict=True):
+    ours = np.asarray(ours).reshape(theirs.shape)      # ModernBERT's discriminator has an axis of its one label
+    if theirs.shape[:2] == rows[2].shape:              # what stands at padding is nobody's business
+      ours, theirs = ours[rows[2]], theirs[rows[2]]
+    close(ours, theirs)
+
+
+# ---- the same numbers -------------------------------------------------------------------------------------------------
+
+
+def their_results(made, kind, rows):
+  """Logits, loss and gradients by name of a PyTorch tower: masked tokens at POSITIONS, replaced ones in every third place."""
+  ids, types, real = rows
+  inputs = {'input_ids': torch.tensor(ids), 'attention_mask': torch.tensor(real).long()}
+  if made.config.model_type == 'electra':
+    inputs['token_type_ids'] = torch.tensor(types)
+  logits = made(**inputs).logits
+  if kind == 'generator':
+    logits = logits[torch.arange(len(ids))[:, None], torch.tensor(POSITIONS)]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets(rows)).flatten())
+  else:
+    logits = logits.reshape(ids.shape)[torch.tensor(real)]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(targets(rows, False)[real]).float())
+  loss.backward()
+  return logits.detach().numpy(), loss.item(), {name: value.grad.numpy() for name, value in made.named_parameters()}
+
+
+def targets(rows, generator=True):
+  return np.take_along_axis(rows[0] % 7 + 5, POSITIONS, 1) if generator else rows[0] % 3 == 0
+
+
+def our_results(weights, kind, rows):
+  inputs, config = our_inputs(*rows), weights.generator or weights.discriminator
+  model = Electra(config, config, sharing=weights.sharing)
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, has_aux=True)
+  def run(params):
+    if kind == 'generator':
+      logits = model.apply({'params': params}, inputs, jnp.asarray(POSITIONS), method='generator_logits')
+      chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(targets(rows))[..., None], -1)
+      return -chosen.mean(), logits
+    logits = model.apply({'params': params}, inputs, method='discriminator_logits')[rows[2]]
+    is_fake = jnp.asarray(targets(rows, False)[rows[2]], jnp.float32)
+    return jnp.mean(jax.nn.softplus(logits) - is_fake * logits), logits
+  (loss, logits), gradients = run(weights.params)
+  form = hf_electra if config.family == 'electra' else hf_modernbert
+  tree = of_tower(type(weights)(weights.source, None, None, weights.sharing, jax.device_get(gradients)), kind)
+  return logits, loss, hf_tensors.to_theirs(tree, form, kind, config)
+
+
+SMALL = dict(vocab_size=30522, embedding_size=128, hidden_size=256, num_hidden_layers=12, num_attention_heads=4,
+             intermediate_size=1024, max_position_embeddings=512, type_vocab_size=2)
+BASE = SMALL | dict(embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
+BASE_GENERATOR = BASE | dict(hidden_size=256, num_attention_heads=4, intermediate_size=1024)
+
+
+@pytest.mark.parametrize('family, kind, fields', [
+    ('electra', 'discriminator', SMALL), ('electra', 'discriminator', BASE), ('electra', 'generator', BASE_GENERATOR),
+    ('electra', 'generator', dict(num_attention_heads=1, intermediate_size=33)),
+    ('electra', 'discriminator', dict(embedding_size=16)),
+    ('modern', 'discriminator', dict(global_attn_every_n_layers=1)), ('modern', 'generator', {}),
+    ('modern', 'discriminator', dict(global_attn_every_n_layers=3, num_hidden_layers=5, hidden_size=24, local_attention=6)),
+], ids=['small', 'base', "base's generator", 'odd sizes, one head', 'no projection', 'all global', 'every second global',
+        'every third global'])
+def test_logits_loss_and_every_gradient_are_those_of_pytorch(family, kind, fields, tmp_path):
+  made = hf_files.model(family, kind, **fields)
+  weights = huggingface.read(hf_files.saved(made, tmp_path))
+  rows = hf_files.rows()
+  theirs, ours = their_results(made, kind, rows), our_results(weights, kind, rows)
+  close(ours[0], theirs[0], 'logits')
+  close(ours[1], theirs[1], 'loss')
+  assert ours[2].keys() == theirs[2].keys()
+  for name, gradient in theirs[2].items():
+    # The generator's table and its decoder are one parameter; a key's bias adds the same to all scores, so all of it is rounding.
+    close(ours[2][name], gradient, name, tolerance=2e-5)
+
+
+@pytest.mark.parametrize('family', ['electra', 'modern'])
+@pytest.mark.parametrize('kind, fields', [
+    ('encoder', {}), ('classification', {}), ('classification', {'num_labels': 1}), ('classification', {'classifier_pooling': 'mean'}),
+    ('tagging', {}), ('span', {})], ids=['no head', 'classification', 'regression', 'mean', 'tagging', 'span'])
+def test_heads_give_the_logits_of_pytorch(family, kind, fields, tmp_path):
+  made = hf_files.model(family, kind, **fields)
+  weights = huggingface.read(hf_files.saved(made, tmp_path))
+  assert (weights.head is None) == (kind == 'encoder')
+  same_outputs(weights, made)
+
+
+@pytest.mark.parametrize('family', ['electra', 'modern'])
+def test_a_nudge_of_any_one_tensor_is_noticed(family, tmp_path):
+  made, rows = hf_files.model(family), hf_files.rows()
+  path = hf_files.saved(made, tmp_path)
+  weights, expected = huggingface.read(path), hf_files.outputs(made, *rows)[0].reshape(rows[2].shape)[rows[2]]
+  model = Electra(weights.discriminator, weights.discriminator)
+  run = jax.jit(lambda params: model.apply({'params': params}, our_inputs(*rows), method='discriminator_logits')[rows[2]])
+  close(run(weights.params), expected)
+  kept = hf_files.state(made)
+  for name, value in kept.items():
+    if name.endswith('key.bias'):
+      continue                                      # adds the same to every score of a query: softmax drops it
+    nudged = value + 0.05 * (1 + np.arange(value.size, dtype=np.float32).reshape(value.shape) % 3)
+    save_file(kept | {name: nudged}, tmp_path / 'model.safetensors', {'format': 'pt'})
+    with pytest.raises(AssertionError):
+      close(run(huggingface.read(path).params), expected)
+      pytest.fail(f'a nudge of {name} went unnoticed', pytrace=False)
+
+
+# ---- files as people have them ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('family', ['electra', 'modern'])
+def test_every_file_format_gives_the_same_weights(family, tmp_path):
+  made = hf_files.model(family, 'generator')
+  whole = huggingface.read(hf_files.saved(made, tmp_path / 'whole'))
+  sharded = hf_files.saved(made, tmp_path / 'sharded', max_shard_size='4KB')
+  assert len(list(pathlib.Path(sharded).glob('model-*.safetensors'))) > 2
+  for path in (sharded, hf_files.rewritten(made, tmp_path / 'bin')):
+    assert same_bits(huggingface.read(path).params, whole.params), path
+
+
+def without_prefix(tensors):
+  return {name.removeprefix('electra.').removeprefix('model.'): value for name, value in tensors.items()}
+
+
+def gamma_and_beta(tensors):
+  return {name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): value
+          for name, value in tensors.items()}
+
+
+def with_buffers(tensors):
+  return tensors | {'electra.embeddings.position_ids': torch.arange(33)[None],
+                    'electra.embeddings.token_type_ids': torch.zeros(1, 33, dtype=torch.long)}
+
+
+def with_copies(tensors):
+  word = tensors['electra.embeddings.word_embeddings.weight']
+  return tensors | {'generator_lm_head.weight': word, 'generator_predictions.bias': tensors['generator_lm_head.bias']}
+
+
+def bias_elsewhere(tensors):
+  bias = tensors['generator_lm_head.bias']
+  return {name: value for name, value in tensors.items() if 'lm_head' not in name} | {'generator_predictions.bias': bias}
+
+
+@pytest.mark.parametrize('older', [without_prefix, gamma_and_beta, with_buffers, with_copies, bias_elsewhere],
+                         ids=lambda older: older.__name__)
+def test_names_as_older_releases_wrote_them(older, tmp_path):
+  made = hf_files.model('electra', 'generator')
+  now = huggingface.read(hf_files.saved(made, tmp_path / 'now'))
+  then = huggingface.read(hf_files.rewritten(made, tmp_path / 'then', older(made.state_dict())))
+  assert same_bits(now.params, then.params)
+
+
+@pytest.mark.parametrize('kind', hf_files.KINDS)
+def test_a_config_that_names_no_class_is_told_by_its_tensors(kind, tmp_path):
+  made = hf_files.model('electra', kind)
+  path = hf_files.saved(made, tmp_path)
+  named = huggingface.read(path)
+  hf_files.change_config(path, remove=('architectures', 'transformers_version'))
+  unnamed = huggingface.read(path)
+  assert same_bits(unnamed.params, named.params)
+  assert (unnamed.head and unnamed.head.kind) == (named.head and named.head.kind)
+  assert (unnamed.discriminator, unnamed.generator) == (named.discriminator, named.generator)
+
+
+def test_a_config_without_model_type_is_told_by_its_class(tmp_path):
+  path = hf_files.saved(hf_files.model(), tmp_path)
+  hf_files.change_config(path, remove=('model_type',), architectures=['TFElectraForPreTraining'])
+  assert huggingface.read(path).discriminator.hidden_size == 16
+
+
+@pytest.mark.parametrize('every', [1, 2, 3])
+def test_modernberts_fields_of_releases_before_5(every, tmp_path):
+  made = hf_files.model('modern', 'generator', global_attn_every_n_layers=every,
+                        rope_parameters={'full_attention': {'rope_type': 'default', 'rope_theta': 500.0},
+                                         'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0}})
+  path = hf_files.saved(made, tmp_path)
+  now = huggingface.read(path)
+  assert (now.generator.global_every, now.generator.global_rope_theta, now.generator.local_rope_theta) == (every, 500, 50)
+  hf_files.change_config(path, remove=('layer_types', 'rope_parameters', 'global_attn_every_n_layers'), global_rope_theta=500.0,
+                         local_rope_theta=50.0, global_attn_every_n_layers=every, position_embedding_type='absolute')
+  then = huggingface.read(path)
+  assert then.generator == now.generator
+  same_outputs(then, made)
+  hf_files.change_config(path, local_rope_theta=None)       # meant the other one
+  assert huggingface.read(path).generator.local_rope_theta == 500
+
+
+def test_a_modernbert_without_a_bias_over_the_vocabulary_is_one_of_zeros(tmp_path):
+  made = hf_files.model('modern', 'generator', decoder_bias=False)
+  weights = huggingface.read(hf_files.saved(made, tmp_path))
+  assert not weights.params['generator_head']['bias'].any() and 'begins at zero' in weights.notes[0]
+  same_outputs(weights, made)
+
+
+# ---- what a folder is -------------------------------------------------------------------------------------------------
+
+
+def test_labels_come_in_the_order_of_their_ids(tmp_path):
+  labels = {10 - i: name for i, name in enumerate('ONMLKJIHGFE')}
+  made = hf_files.model('electra', 'tagging', num_labels=11, id2label=labels)
+  head = huggingface.read(hf_files.saved(made, tmp_path)).head
+  assert (head.kind, head.style, head.labels) == ('tagging', 'transformers', tuple('EFGHIJKLMNO'))
+
+
+@pytest.mark.parametrize('family', ['electra', 'modern'])
+def test_two_labels_without_names_are_numbered_as_transformers_does(family, tmp_path):
+  head = huggingface.read(hf_files.saved(hf_files.model(family, 'classification', num_labels=2), tmp_path)).head
+  assert (head.kind, head.labels) == ('classification', ('LABEL_0', 'LABEL_1'))
+
+
+def test_a_modernbert_that_tags_with_one_label_is_a_discriminator_unless_marked(tmp_path):
+  path = hf_files.saved(hf_files.model('modern', 'discriminator'), tmp_path)
+  assert huggingface.read(path).head is None
+  hf_files.change_config(path, electra_jax={'tower': 'finetuned'})
+  assert huggingface.read(path).head.kind == 'tagging'
+
+
+def test_a_mark_that_stayed_in_a_model_that_was_fine_tuned_elsewhere_is_not_heeded(tmp_path):
+  path = hf_files.saved(hf_files.model('modern', 'tagging'), tmp_path)
+  hf_files.change_config(path, electra_jax={'tower': 'discriminator'})
+  assert len(huggingface.read(path).head.labels) == 5
+
+
+def both(tmp_path, shared, **fields):
+  discriminator = hf_files.model()
+  generator = hf_files.model('electra', 'generator', seed=1, **{'hidden_size': 8, 'num_attention_heads': 1} | fields)
+  if shared:
+    generator.electra.embeddings.load_state_dict(discriminator.electra.embeddings.state_dict())
+  hf_files.saved(discriminator, tmp_path / 'discriminator')
+  hf_files.saved(generator, tmp_path / 'generator')
+  return str(tmp_path), discriminator, generator
+
+
+@pytest.mark.parametrize('shared', [True, False])
+def test_two_folders_inside_are_both_towers(shared, tmp_path):
+  path, discriminator, generator = both(tmp_path, shared)
+  weights = huggingface.read(path)
+  assert (weights.source, weights.sharing) == (path, 'embeddings' if shared else 'none')
+  assert bool(weights.notes) == (not shared)
+  rows, inputs = hf_files.rows(), our_inputs(*hf_files.rows())
+  model = Electra(weights.generator, weights.discriminator, sharing=weights.sharing)
+  verdicts = model.apply({'params': weights.params}, inputs, method='discriminator_logits')
+  guesses = model.apply({'params': weights.params}, inputs, inputs.positions, method='generator_logits')
+  close(verdicts[rows[2]], hf_files.outputs(discriminator, *rows)[0][rows[2]])
+  close(guesses[rows[2]], hf_files.outputs(generator, *rows)[0][rows[2]])
+
+
+def test_one_folder_inside_is_one_tower(tmp_path):
+  path, *_ = both(tmp_path, True)
+  shutil.rmtree(tmp_path / 'generator')
+  assert huggingface.read(path).generator is None
+
+
+def test_a_tokenizer_in_the_folder_or_above_it_is_found(tmp_path):
+  path, *_ = both(tmp_path, True)
+  assert huggingface.read(path).tokenizer is None
+  (tmp_path / 'vocab.txt').write_text('[PAD]\n')
+  assert huggingface.read(path).tokenizer == path
+  (tmp_path / 'discriminator' / 'tokenizer.json').write_text('{}')
+  assert huggingface.read(path).tokenizer == f'{path}/discriminator'
+
+
+# ---- without PyTorch --------------------------------------------------------------------------------------------------
+
+
+def test_reading_and_writing_need_neither_torch_nor_transformers(tmp_path):
+  path = hf_files.saved(hf_files.model('electra', 'generator'), tmp_path / 'safetensors')
+  other = hf_files.rewritten(hf_files.model('modern', 'tagging'), tmp_path / 'bin')
+  program = f'''
+import sys
+for name in ('torch', 'transformers', 'tokenizers', 'sentencepiece', 'tensorflow', 'huggingface_hub'):
+  sys.modules[name] = None
+from electra_jax.interop import huggingface
+for path, tower in (({path!r}, 'generator'), ({other!r}, 'finetuned')):
+  assert sorted(huggingface.files(huggingface.read(path), tower)) == ['config.json', 'model.safetensors']
+'''
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+# ---- one sentence -----------------------------------------------------------------------------------------------------
+
+
+def sentence(path, *said):
+  """The complaint about a folder: one sentence, which says all of `said`."""
+  with pytest.raises(UserError) as error:
+    huggingface.read(str(path))
+  text = str(error.value)
+  assert text.endswith('.') and '\n' not in text and str(path) in text, text
+  for word in said:
+    assert word in text, text
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  return {family: hf_files.saved(hf_files.model(family, 'generator'), tmp_path_factory.mktemp(family))
+          for family in ('electra', 'modern')}
+
+
+def changed(folders, tmp_path, family='electra', **fields):
+  shutil.copytree(folders[family], tmp_path, dirs_exist_ok=True)
+  hf_files.change_config(tmp_path, **fields)
+  return tmp_path
+
+
+@pytest.mark.parametrize('field, value, said', [
+    ('model_type', 'bert', "model_type 'bert'"), ('model_type', 'roberta', "model_type 'roberta'"), ('hidden_act', 'relu', "'gelu'"),
+    ('hidden_act', 'gelu_new', 'gelu_new'), ('position_embedding_type', 'relative_key', 'relative_key'), ('is_decoder', True, 'True'),
+    ('add_cross_attention', True, 'True'), ('hidden_size', 'wide', "'wide'"), ('hidden_size', 15, 'hidden_size 15 does not divide into 2 heads'),
+    ('layer_norm_eps', None, None), ('layer_norm_eps', 'small', "'small'"), ('num_hidden_layers', 0, 'num_layers is 0; it must be at least 1'),
+    ('architectures', 'ElectraForMaskedLM', 'not a list'), ('architectures', ['ElectraForMultipleChoice'], 'ElectraForMultipleChoice'),
+    ('architectures', ['ElectraForPreTraining'], 'those of ElectraForMaskedLM')])
+def test_what_electra_does_not_have_here_is_refused_by_field_and_value(field, value, said, folders, tmp_path):
+  path = changed(folders, tmp_path, **{field: value})
+  if said is None:
+    huggingface.read(str(path))      # null is a field that is not there
+  else:
+    sentence(path, said, *(() if isinstance(value, list) or 'at least' in said or 'divide' in said else (field,)))
+
+
+@pytest.mark.parametrize('field, value, said', [
+    ('norm_bias', True, 'True'), ('attention_bias', True, 'True'), ('mlp_bias', True, 'True'), ('classifier_bias', True, 'True'),
+    ('hidden_activation', 'silu', "'silu'"), ('classifier_activation', 'relu', "'relu'"),
+    ('layer_types', ['sliding_attention'] * 4, 'full_attention'), ('layer_types', ['full_attention'] * 3, 'each of the 4 layers'),
+    ('layer_types', ['full_attention', 'sliding_attention', 'sliding_attention', 'sliding_attention', 'full_attention'], '4 layers'),
+    ('rope_parameters', {'full_attention': {'rope_type': 'yarn', 'rope_theta': 1e4}}, "'yarn'"),
+    ('rope_parameters', {'sliding_attention': {'rope_theta': 'x'}}, "'x'"), ('rope_parameters', 7, '7'),
+    ('rope_scaling', {'type': 'linear', 'factor': 2.0}, "'linear'"), ('num_attention_heads', 16, 'even head size')])
+def test_what_modernbert_does_not_have_here_is_refused_by_field_and_value(field, value, said, folders, tmp_path):
+  sentence(changed(folders, tmp_path, 'modern', **{field: value}), field if 'head size' not in said else 'config.json', said)
+
+
+def test_a_modernbert_whose_head_could_be_several_is_asked_for_its_class(tmp_path):
+  path = hf_files.saved(hf_files.model('modern', 'classification'), tmp_path)
+  hf_files.change_config(path, remove=('architectures',))
+  sentence(path, 'architectures', 'ModernBertForSequenceClassification')
+
+
+@pytest.mark.parametrize('fields, said', [
+    (dict(problem_type='multi_label_classification'), ('problem_type', 'multi_label_classification')),
+    (dict(problem_type='regression'), ('problem_type', '3 labels')),
+    (dict(id2label={'1': 'a', '2': 'b', '3': 'c'}), ('id2label', '1, 2, 3')),
+    (dict(id2label={'0': 'a', '1': 'b', '2': 'a'}), ('id2label', "'a'")),
+    (dict(id2label={'0': 'a', '1': 'b'}), ('classifier.out_proj.weight is 3 x 16 and not 2 x 16',))])
+def test_labels_that_do_not_make_sense_are_refused(fields, said, tmp_path):
+  path = hf_files.saved(hf_files.model('electra', 'classification'), tmp_path)
+  hf_files.change_config(path, **fields)
+  sentence(path, *said)
+
+
+def test_an_answer_with_three_labels_is_refused(tmp_path):
+  sentence(hf_files.saved(hf_files.model('electra', 'span', num_labels=3), tmp_path), '3 labels')
+
+
+KEY = 'electra.encoder.layer.1.attention.self.key.weight'
+
+
+@pytest.mark.parametrize('change, said', [
+    (lambda t: t.pop(KEY), (f'{KEY} is missing',)),
+    (lambda t: t.update({KEY: t[KEY][:, :5]}), (f'{KEY} is 16 x 5 and not 16 x 16',)),
+    (lambda t: t.update({KEY: t[KEY] * float('nan')}), (f'{KEY} holds numbers that are not finite',)),
+    (lambda t: t.update({KEY: t[KEY].long()}), (f'{KEY} is of int64',)),
+    (lambda t: t.update({'electra.encoder.layer.3.output.dense.bias': torch.zeros(16)}),
+     ('electra.encoder.layer.3.output.dense.bias has no place',)),
+    (lambda t: t.update({'encoder.layer.1.attention.self.key.weight': t[KEY]}), ('two names', KEY)),
+    (lambda t: t.update({'electra.embeddings.word_embeddings.weight': t['electra.embeddings.word_embeddings.weight'][:80],
+                         'generator_lm_head.weight': t['generator_lm_head.weight'][:80]}),
+     ('electra.embeddings.word_embeddings.weight is 80 x 12 and not 91 x 12',)),
+    (lambda t: t.update({'generator_lm_head.weight': t['generator_lm_head.weight'] + 1e-6}), ('generator_lm_head.weight is not',)),
+    (lambda t: t.update({'generator_predictions.bias': t['generator_lm_head.bias'] + 1}), ('generator_predictions.bias is not',)),
+    (lambda t: [t.pop(name) for name in list(t) if 'layer.2' in name], ('layer.2', 'is missing', 'and 11 more'))],
+    ids=['missing', 'misshapen', 'not finite', 'whole numbers', 'too many', 'twice', 'another vocabulary', 'untied', 'two biases',
+         'a layer too few'])
+def test_tensors_that_do_not_fit_are_told_by_the_names_they_have_in_the_file(change, said, tmp_path):
+  made = hf_files.model('electra', 'generator')
+  tensors = dict(made.state_dict())
+  change(tensors)
+  sentence(hf_files.rewritten(made, tmp_path, tensors), *said)
+
+
+def test_modernberts_tensors_too(tmp_path):
+  made = hf_files.model('modern', 'generator')
+  tensors = dict(made.state_dict())
+  tensors.pop('model.layers.2.attn.Wqkv.weight')
+  tensors['model.layers.0.mlp.Wi.weight'] = torch.zeros(24, 16)
+  tensors['model.layers.0.attn_norm.weight'] = torch.ones(16)
+  sentence(hf_files.rewritten(made, tmp_path, tensors), 'model.layers.2.attn.Wqkv.weight is missing',
+           'model.layers.0.mlp.Wi.weight is 24 x 16 and not 48 x 16', 'model.layers.0.attn_norm.weight has no place')
+  tensors = dict(made.state_dict()) | {'decoder.weight': torch.zeros(91, 16)}
+  sentence(hf_files.rewritten(made, tmp_path, tensors), 'decoder.weight is not model.embeddings.tok_embeddings.weight')
+
+
+def test_a_folder_that_is_none_or_holds_no_model_is_told_so(tmp_path):
+  sentence(tmp_path, 'has no config.json')
+  sentence(tmp_path / 'google', 'is no folder here')
+  (tmp_path / 'config.json').write_text('{"model_type": "elec')
+  sentence(tmp_path, 'not JSON')
+  (tmp_path / 'config.json').write_text('[]')
+  sentence(tmp_path, 'no fields')
+  (tmp_path / 'config.json').write_text('{}')
+  sentence(tmp_path, 'no model_type')
+  (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'electra'}))
+  sentence(tmp_path)
+
+
+def test_towers_that_do_not_go_together_are_told_so(tmp_path):
+  path, *_ = both(tmp_path / 'sizes', False, vocab_size=92)
+  sentence(path, '91', '92')
+  path, *_ = both(tmp_path / 'swapped', False)
+  shutil.copytree(f'{path}/discriminator', f'{path}/generator', dirs_exist_ok=True)
+  sentence(path, 'is not a generator')
