@@ -1,6 +1,7 @@
 """Weights: what files of any program hold, in our terms. All formats are read into it and written from it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -73,14 +74,20 @@ class Weights:
 
 def expected_shapes(weights: Weights) -> dict:
   """Shapes of all parameters that the configs ask for, heads included, as a tree of jax.ShapeDtypeStruct."""
-  w = weights
-  if w.head:
-    model = FineTuned(w.discriminator, w.head.kind, labels=max(1, len(w.head.labels)), pooling=w.head.pooling, style=w.head.style)
+  head = weights.head and (weights.head.kind, max(1, len(weights.head.labels)), weights.head.pooling, weights.head.style)
+  return dict(_shapes(weights.discriminator, weights.generator, weights.sharing, head))
+
+
+@functools.lru_cache(maxsize=64)      # to trace the model takes half a second
+def _shapes(discriminator, generator, sharing, head):
+  if head:
+    kind, labels, pooling, style = head
+    model = FineTuned(discriminator, kind, labels=labels, pooling=pooling, style=style)
     return nn.unbox(jax.eval_shape(lambda: init_params(model, 0)))
   ids = jnp.zeros((1, 8), jnp.int32)
-  both = Electra(w.generator or w.discriminator, w.discriminator or w.generator, sharing=w.sharing)
+  both = Electra(generator or discriminator, discriminator or generator, sharing=sharing)
   shapes = nn.unbox(jax.eval_shape(lambda: both.init(jax.random.key(0), Inputs(ids, ids, ids, ids), ids[:, :1])['params']))
-  absent = (() if w.discriminator else DISCRIMINATOR) + (() if w.generator else GENERATOR)
+  absent = (() if discriminator else DISCRIMINATOR) + (() if generator else GENERATOR)
   return {name: tree for name, tree in shapes.items() if name not in absent}
 
 
@@ -125,16 +132,19 @@ def same_bits(a, b) -> bool:
 def combined(discriminator: Weights, generator: Weights) -> Weights:
   """Both towers, of two sources: one that has the discriminator and one that has the generator.
 
-  Where the two tables, positions, types and their norm are the same bit for bit, they are shared; where the layers are, too, all is.
+  Where the two tables, positions, types and their norm are the same bit for bit, they are shared; where the layers and the configs are, too,
+  all is.
   """
   tables, layers = discriminator.params['embeddings'], discriminator.params['discriminator']
+  as_used = lambda config: dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
+  d, g = as_used(discriminator.discriminator), as_used(generator.generator)
   params = dict(discriminator.params) | {name: generator.params[name] for name in ('generator', 'generator_head')}
   notes, sharing = discriminator.notes + generator.notes, 'embeddings'
-  if not same_bits(tables, generator.params['generator_embeddings']):
+  if not same_bits(tables, generator.params['generator_embeddings']) or d.layer_norm_eps != g.layer_norm_eps:
     sharing, params['generator_embeddings'] = 'none', generator.params['generator_embeddings']
     if jax.tree.map(np.shape, tables) == jax.tree.map(np.shape, params['generator_embeddings']):
       notes += (f'the embeddings of {generator.source} are not those of {discriminator.source}: each tower keeps its own',)
-  elif same_bits(layers, generator.params['generator']):
+  elif d == g and same_bits(layers, generator.params['generator']):
     sharing = 'all'
     del params['generator']
   return dataclasses.replace(discriminator, generator=generator.generator, sharing=sharing, params=params, notes=notes,
