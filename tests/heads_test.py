@@ -14,10 +14,11 @@ import conftest
 from electra_jax.finetune import losses
 from electra_jax.model import heads
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.training import mesh as meshes
+from electra_jax.training import mesh as meshes, optimizers
 
-BATCH, LENGTH, LABELS, BEAM = 3, 12, 4, 5
-LENGTHS = (12, 9, 5)
+LENGTH, LABELS, BEAM = 12, 4, 5
+LENGTHS = (12, 9, 5, 12, 7, 8, 10, 6)      # one shape for all tests of whole models: compiling is what they spend their time on
+BATCH = len(LENGTHS)
 READERS = pytest.mark.parametrize('kind', heads.KINDS)
 
 
@@ -49,14 +50,21 @@ def targets_of(ids):
           'weights': np.ones(n, np.float32)}
 
 
-def model_of(kind, family='electra', beam=BEAM, dropout=0.0, **fields):
+def model_of(kind, family='electra', beam=BEAM, dropout=0.0, style='published', head_dropout=None, **fields):
   config = conftest.tiny_electra(family, dropout=dropout, **fields).discriminator_config
-  return heads.FineTuned(config, kind, labels=LABELS, beam=beam)
+  return heads.FineTuned(config, kind, labels=LABELS, beam=beam, style=style, dropout=head_dropout)
 
 
 @functools.cache
-def fresh(kind, family='electra'):
-  return nn.unbox(jax.jit(lambda: heads.init_params(model_of(kind, family), 1))())
+def drawn(kind, family='electra'):
+  """Parameters by NumPy, without a compilation."""
+  rng = np.random.default_rng(1)
+  def draw(path, shape):
+    noise = rng.standard_normal(shape.shape).astype(np.float32)
+    name = path[-1].key
+    return 1 + 0.2 * noise if name == 'scale' else 0.2 * noise if name == 'bias' else noise * shape.shape[-1 if noise.ndim < 2 else -2] ** -0.5
+  shapes = nn.unbox(jax.eval_shape(lambda: heads.init_params(model_of(kind, family), 0)))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def named(tree):
@@ -66,7 +74,7 @@ def named(tree):
 
 @functools.cache
 def compiled(kind, family='electra', dtype=jnp.float32):
-  """(params, ids, targets, keys) -> outputs of training and of prediction."""
+  """(params, ids, targets, keys) -> outputs of training, where the head may drop out, and of prediction."""
   model = model_of(kind, family, dtype=dtype)
   def both(params, ids, targets, keys):
     inputs, variables = inputs_of(ids), {'params': params}
@@ -74,13 +82,17 @@ def compiled(kind, family='electra', dtype=jnp.float32):
   return jax.jit(both)
 
 
-def run(kind, ids, keys=None, family='electra', dtype=jnp.float32):
-  return jax.tree.map(np.asarray, compiled(kind, family, dtype)(fresh(kind, family), ids, targets_of(ids), keys))
+def row_keys():
+  return jax.random.split(jax.random.key(1), BATCH)
+
+
+def run(kind, ids, keys, dtype=jnp.float32):
+  return jax.tree.map(np.asarray, compiled(kind, dtype=dtype)(drawn(kind), ids, targets_of(ids), keys))
 
 
 @pytest.mark.parametrize('kind, family', [('span', 'electra'), ('classification', 'modern')])
 def test_every_parameter_is_trained_and_the_loss_falls(kind, family):
-  model, params, ids = model_of(kind, family, dropout=0.1), fresh(kind, family), rows()
+  model, params, ids = model_of(kind, family, dropout=0.1), drawn(kind, family), rows()
   targets = targets_of(ids)
   @jax.jit
   def step(params, keys):
@@ -107,8 +119,8 @@ def test_parameters_and_hidden_states_are_those_of_pretraining():
   electra = conftest.tiny_electra(dropout=0.1)
   pretrained = conftest.random_params(electra)
   theirs = jax.jit(lambda params: electra.apply({'params': params}, inputs_of(ids), keys, method='hidden_states'))(pretrained)
-  params = fresh('tagging') | {name: pretrained[name] for name in ('embeddings', 'discriminator')}
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, fresh('tagging'))
+  params = drawn('tagging') | {name: pretrained[name] for name in ('embeddings', 'discriminator')}
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, drawn('tagging'))
   model = model_of('tagging', dropout=0.1)
   ours = jax.jit(lambda params: model.apply({'params': params}, inputs_of(ids), keys, method='hidden_states'))(params)
   np.testing.assert_array_equal(ours, theirs)
@@ -116,7 +128,7 @@ def test_parameters_and_hidden_states_are_those_of_pretraining():
 
 @READERS
 def test_heads_begin_as_tensorflow_has_them(kind):
-  leaves = named(fresh(kind)['head'])
+  leaves = named(nn.unbox(jax.jit(lambda: heads.init_params(model_of(kind), 1)['head'])()))
   shapes = {'classification': {'dense': (32, LABELS)}, 'regression': {'dense': (32, 1)}, 'tagging': {'dense': (32, LABELS)},
             'span': {'start': (32, 1), 'end_hidden': (64, 512), 'end': (512, 1), 'impossible_hidden': (64, 512),
                      'impossible': (512, 1)}}[kind]
@@ -212,6 +224,48 @@ def test_beam_search_finds_what_going_through_all_pairs_finds(beam):
       check(found['end_log_probs'][row, i], found['end_index'][row, i], row, ends[row, found['start_index'][row, i]])
 
 
+@pytest.mark.parametrize('beam, most', [(4, 30), (4, 2), (20, 3)])
+def test_the_best_spans_of_independent_logits_are_those_of_all_pairs(beam, most):
+  rng = np.random.default_rng(beam)
+  start, end = (3 * rng.standard_normal((BATCH, LENGTH)).astype(np.float32) for _ in range(2))
+  allowed = draw(seed=7)[1]
+  allowed[1] = [1] + [0] * (LENGTH - 1)               # a window in which nothing but [CLS] is allowed
+  found = jax.tree.map(np.asarray, jax.jit(heads.best_spans, static_argnums=(3, 4))(start, end, allowed, beam, most))
+  assert {name: (x.dtype.name, x.shape) for name, x in found.items()} == {
+      'start_log_probs': ('float32', (BATCH, beam)), 'start_index': ('int32', (BATCH, beam)), 'impossible': ('float32', (BATCH,)),
+      'end_log_probs': ('float32', (BATCH, beam, beam)), 'end_index': ('int32', (BATCH, beam, beam))}
+  for row in range(BATCH):
+    places = [i for i in np.flatnonzero(allowed[row]) if i]
+    spans = {(i, j): start[row, i] + end[row, j] for i in places for j in places if i <= j < i + most}
+    assert all(np.isfinite(x[row]).all() for x in found.values())
+    if not spans:
+      assert found['impossible'][row] > 1e8 and (found['start_log_probs'][row] < heads.LOWEST / 2).all() and not found['start_index'][row].any()
+      continue
+    best_of = {}
+    for (i, _), score in spans.items():
+      best_of[i] = max(best_of.get(i, -np.inf), score)
+    starts = sorted(best_of, key=lambda i: -best_of[i])[:beam]
+    assert list(found['start_index'][row][:len(starts)]) == starts
+    assert (found['start_log_probs'][row][len(starts):] < heads.LOWEST / 2).all()
+    of_starts, of_ends = (log_softmax(np.where(allowed[row], x[row].astype(np.float64), heads.LOWEST)) for x in (start, end))
+    np.testing.assert_allclose(found['start_log_probs'][row][:len(starts)], of_starts[starts], rtol=1e-5, atol=1e-5)
+    for n, i in enumerate(starts):
+      ends = sorted((j for a, j in spans if a == i), key=lambda j: -end[row, j])[:beam]
+      assert list(found['end_index'][row, n][:len(ends)]) == ends
+      np.testing.assert_allclose(found['end_log_probs'][row, n][:len(ends)], of_ends[ends], rtol=1e-5, atol=1e-5)
+      assert (found['end_log_probs'][row, n][len(ends):] < heads.LOWEST / 2).all()
+    np.testing.assert_allclose(found['impossible'][row], start[row, 0] + end[row, 0] - max(spans.values()), rtol=1e-5, atol=1e-5)
+
+
+def test_layer_wise_rates_and_decay_know_the_layers_of_transformers():
+  model = model_of('tagging', 'modern', style='transformers')
+  shapes = nn.unbox(jax.eval_shape(lambda: heads.init_params(model, 0)))
+  rates = named(optimizers.layerwise_rates(shapes, 2, 0.5, False)['head'])
+  assert rates == {'dense/bias': 1, 'dense/kernel': 1, 'hidden/kernel': 1, 'norm/scale': 1}
+  decayed = {'/'.join(k.key for k in path): optimizers.is_decayed(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes['head'])}
+  assert decayed == {'dense/bias': False, 'dense/kernel': True, 'hidden/kernel': True, 'norm/scale': False}
+
+
 def sizes(jaxpr):
   """Elements of every array that a jaxpr makes, inside of loops too."""
   for equation in jaxpr.eqns:
@@ -244,29 +298,99 @@ def test_classification_and_tagging_in_numpy(pooling):
   assert np.isfinite(empty).all()
 
 
-@READERS
-def test_longer_padding_and_empty_rows_change_nothing(kind):
-  family, ids = {'tagging': 'modern'}.get(kind, 'electra'), rows()
-  padded = np.pad(ids, ((0, 2), (0, 4)), constant_values=conftest.PAD)
-  for method, short, long in zip(('training', 'predict'), run(kind, ids, family=family), run(kind, padded, family=family), strict=True):
+HEADS = [(kind, style, family) for kind in heads.KINDS for style, family in (('published', 'electra'), ('transformers', 'electra'), ('transformers', 'modern'))]
+all_heads = pytest.mark.parametrize('kind, style, family', HEADS, ids=map(' '.join, HEADS))
+
+
+def head_alone(kind, style, family, rate=0.0, pooling='cls'):
+  """(hidden, segments, allowed, keys) -> outputs by name, of a head without an encoder, whose parameters all matter."""
+  config = model_of(kind, family).config
+  hidden, allowed, start = draw(size=config.hidden_size)
+  if style == 'transformers':
+    head = heads.TransformersHead(config, kind, {'regression': 1, 'span': 2}.get(kind, LABELS), rate, pooling)
+    call = lambda m, hidden, segments, allowed, keys: {'logits': m(hidden, segments, keys)}
+  elif kind == 'span':
+    head = heads.SpanHead(config, BEAM)
+    call = lambda m, hidden, segments, allowed, keys: dict(zip(('start_logits', 'end_logits', 'impossible'), m.training(
+        hidden, allowed, start if len(hidden) == BATCH else np.pad(start, (0, len(hidden) - BATCH))))) | m.beam_search(hidden, allowed)
+  elif kind == 'tagging':
+    head = heads.TaggingHead(config, LABELS, rate)
+    call = lambda m, hidden, segments, allowed, keys: {'logits': m(hidden, keys)}
+  else:
+    head = heads.ClassificationHead(config, 1 if kind == 'regression' else LABELS, rate, pooling)
+    call = lambda m, hidden, segments, allowed, keys: {'logits': m(hidden, segments, keys)}
+  shapes = nn.unbox(jax.eval_shape(lambda: head.init(jax.random.key(0), hidden, allowed, allowed, None, method=call)))
+  rng = np.random.default_rng(5)
+  variables = jax.tree.map(lambda s: (rng.standard_normal(s.shape) * (s.shape[0] if len(s.shape) > 1 else 4) ** -0.5).astype(np.float32), shapes)
+  applied = jax.jit(lambda *inputs: head.apply(variables, *inputs, method=call))
+  return lambda *inputs: jax.tree.map(np.asarray, applied(*inputs))
+
+
+@all_heads
+def test_padding_and_empty_rows_change_nothing_whatever_stands_there(kind, style, family):
+  hidden, allowed, _ = draw(size=32)
+  segments = (np.arange(LENGTH) < np.array(LENGTHS)[:, None]).astype(np.int32)
+  allowed = allowed * segments
+  pad = lambda x, value: np.pad(x, ((0, 2), (0, 4)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
+  pooling = 'mean' if kind == 'classification' and (style, family) != ('transformers', 'electra') else 'cls'
+  head = head_alone(kind, style, family, pooling=pooling)
+  short, long = head(hidden, segments, allowed, None), head(pad(hidden, 3.0), pad(segments, 0), pad(allowed, 0), None)
+  for name, ours in short.items():
+    assert np.isfinite(long[name]).all()
+    of_tokens = name in ('start_logits', 'end_logits') or kind in ('tagging', 'span') and name == 'logits'
+    np.testing.assert_allclose(long[name][:BATCH, :LENGTH] if of_tokens else long[name][:BATCH], ours, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_so_it_is_with_an_encoder_under_it():
+  ids, keys = rows(), row_keys()
+  padded, more = np.pad(ids, ((0, 2), (0, 4)), constant_values=conftest.PAD), jax.random.split(jax.random.key(2), BATCH + 2)
+  for method, short, long in zip(('training', 'predict'), run('span', ids, keys), run('span', padded, more), strict=True):
     for name, ours in short.items():
-      assert np.isfinite(long[name]).all()
-      of_tokens = kind == 'tagging' or method == 'training' and name.endswith('_logits')
-      other = long[name][:BATCH, :LENGTH] if of_tokens else long[name][:BATCH]
-      np.testing.assert_allclose(other, ours, rtol=1e-4, atol=1e-5, err_msg=name)
+      of_tokens = method == 'training' and name.endswith('_logits')
+      np.testing.assert_allclose(long[name][:BATCH, :LENGTH] if of_tokens else long[name][:BATCH], ours, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @READERS
 def test_dropout_goes_by_the_key_of_the_row(kind):
-  ids, keys = rows(), jax.random.split(jax.random.key(1), BATCH)                     # the config's own dropout is 0
-  (plain, said), (one, said_with_keys), (other, _) = run(kind, ids), run(kind, ids, keys), run(kind, ids[::-1], keys[::-1])
-  for name in plain:
-    np.testing.assert_allclose(other[name][::-1], one[name], rtol=1e-4, atol=1e-5)
+  ids, keys = rows(), row_keys()                     # the config's own dropout is 0
+  turned = np.roll(np.arange(BATCH), 2)               # an even number: targets go by odd and even rows
+  (one, said), (other, _) = run(kind, ids, keys), run(kind, ids[turned], keys[turned])
+  for name in one:
+    np.testing.assert_allclose(other[name], one[name][turned], rtol=1e-4, atol=1e-5)
   # As published, classification and regression drop from what the last layer reads, the others nothing; predictions never.
-  differs = any(np.abs(plain[name] - one[name]).max() > 1e-3 for name in plain)
+  if kind == 'span':
+    differs = np.abs(log_softmax(one['start_logits']).max(-1) - said['start_log_probs'][:, 0]).max() > 1e-3
+  else:
+    differs = any(np.abs(said[name] - one[name]).max() > 1e-3 for name in one)
   assert differs == (kind in ('classification', 'regression'))
+  again = run(kind, ids, keys[::-1])[1]
   for name in said:
-    np.testing.assert_allclose(said[name], said_with_keys[name], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(said[name], again[name], rtol=1e-5, atol=1e-6)
+
+
+@all_heads
+def test_each_head_drops_out_at_its_own_rate(kind, style, family):
+  hidden, allowed, _ = draw(size=32)
+  rate = heads.default_dropout(kind, style, family)
+  expected = {'published electra': kind in ('classification', 'regression'), 'transformers electra': kind != 'span', 'transformers modern': False}
+  assert rate == 0.1 * expected[f'{style} {family}']
+  if (kind, style) == ('span', 'published'):
+    return                                            # it has none
+  head = head_alone(kind, style, family, 0.3)
+  keys, none = row_keys(), head(hidden, allowed, allowed, None)
+  one, other = (head(hidden, allowed, allowed, k)['logits'] for k in (keys, keys[::-1]))
+  assert np.abs(one - none['logits']).max() > 1e-2 and np.abs(one - other).max() > 1e-2
+
+
+def test_both_dropouts_of_the_two_layers_are_there():
+  """Of ELECTRA's classifier in transformers: before either layer."""
+  hidden = np.ones((2000, 1, 32), np.float32)
+  head = heads.TransformersHead(model_of('classification').config, 'classification', 32, 0.25)
+  hot = {'kernel': 10 * np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}
+  keys = jax.random.split(jax.random.key(1), len(hidden))
+  out = head.apply({'params': {'hidden': hot, 'dense': hot}}, hidden, np.ones((2000, 1), np.int32), keys)
+  assert abs((np.asarray(out) == 0).mean() - (1 - 0.75 ** 2)) < 0.01
+  assert set(np.unique(np.asarray(out).round(3))) == {0, np.float32(100 / 0.75 ** 2).round(3)}
 
 
 def test_the_rate_of_dropout_is_the_one_asked_for():
@@ -280,7 +404,7 @@ def test_the_rate_of_dropout_is_the_one_asked_for():
 
 @pytest.mark.parametrize('kind', ['classification', 'span'])
 def test_bfloat16_runs_and_is_near_float32(kind):
-  for exact, ours in zip(run(kind, rows()), run(kind, rows(), dtype=jnp.bfloat16), strict=True):
+  for exact, ours in zip(run(kind, rows(), row_keys()), run(kind, rows(), row_keys(), jnp.bfloat16), strict=True):
     assert {name: (x.dtype, x.shape) for name, x in ours.items()} == {name: (x.dtype, x.shape) for name, x in exact.items()}
     for name in ours:
       if 'index' not in name:
@@ -294,22 +418,23 @@ def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
   config.mesh.update(fsdp=2, tensor=2)
   config.sharding.update(smallest=0)
   layout = meshes.make_layout(config)
-  ids = rows(lengths=(12, 9, 5, 12, 7, 8, 10, 6))
+  ids, keys = rows(), row_keys()
   targets = targets_of(ids)
-  model, params = model_of('span'), fresh('span')
+  model, params = model_of('span'), drawn('span')
   shardings = meshes.parameter_shardings(jax.eval_shape(lambda: heads.init_params(model, 0)), layout)
   assert any(axis for axis in shardings['head']['end_hidden']['kernel'].spec)
 
   both = compiled('span').__wrapped__
   by_rows = meshes.batch_sharding(layout.mesh)
-  ours = jax.jit(meshes.within(layout, lambda *x: both(*x, None)), in_shardings=(shardings, by_rows, by_rows))(params, ids, targets)
-  alone = compiled('span')(params, ids, targets, None)
+  ours = jax.jit(meshes.within(layout, both), in_shardings=(shardings, by_rows, by_rows, by_rows))(params, ids, targets, keys)
+  alone = compiled('span')(params, ids, targets, keys)
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(alone), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
-def test_kinds_and_poolings_that_are_not_there_are_named():
+def test_kinds_styles_and_poolings_that_are_not_there_are_named():
   for wrong, message in ((dict(kind='tags'), "kind is 'tags'; it is one of classification"),
+                         (dict(kind='span', style='old'), "style is 'old'; it is one of published, transformers"),
                          (dict(kind='classification', pooling='max'), "pooling is 'max'; it is one of cls, mean")):
     with pytest.raises(ValueError, match=message):
       jax.eval_shape(lambda: heads.init_params(heads.FineTuned(model_of('span').config, **wrong), 0))

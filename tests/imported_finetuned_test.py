@@ -47,7 +47,7 @@ def folder_of(path, family, kind, tokenizer=True, **fields):
 
 def config_of(folder, task, **fields):
   c = default_config()
-  c.init, c.task, c.max_length, c.compilation_cache, c.eval_batch_size = f'hf:{folder}', task, 32, '', 8
+  c.init, c.task, c.max_length, c.compilation_cache, c.eval_batch_size = f'hf:{folder}', task, 16, '', 8
   c.batch_size, c.epochs, c.num_trials, c.bucketed, c.eval_every, c.keep_trials = 8, 1.0, 1, False, 0.0, 'all'
   c.update_from_flattened_dict(fields)
   return c
@@ -80,7 +80,7 @@ def test_a_classifier_needs_nothing_but_its_folder(tmp_path, family):
   names = {0: 'good', 1: 'so so', 2: 'bad'}
   fields = {'classifier_pooling': 'mean'} if family == 'modern' else {}
   made = folder_of(tmp_path / 'hf', family, 'classification', id2label=names, **fields)
-  run = adopted(tmp_path, tmp_path / 'hf', 'classification')
+  adopt(config_of(tmp_path / 'hf', 'classification'), str(tmp_path / 'run'))
   expected = torch_logits(made, tmp_path / 'hf', TEXTS)
   shutil.rmtree(tmp_path / 'hf')      # the run is whole without it
   run = electra_jax.load(tmp_path / 'run')
@@ -93,9 +93,8 @@ def test_a_classifier_needs_nothing_but_its_folder(tmp_path, family):
     assert said['label'] == names[int(logits.argmax())]
 
 
-@FAMILIES
-def test_values_are_the_models_own(tmp_path, family):
-  made = folder_of(tmp_path / 'hf', family, 'classification', num_labels=1, problem_type='regression')
+def test_values_are_the_models_own(tmp_path):
+  made = folder_of(tmp_path / 'hf', 'modern', 'classification', num_labels=1, problem_type='regression')
   run = adopted(tmp_path, tmp_path / 'hf', 'regression', **{'data.pair': 'pair'})
   (tmp_path / 'pairs.tsv').write_text('text\tpair\n' + ''.join(f'{a}\t{b}\n' for a, b in zip(TEXTS, TEXTS[::-1])))
   values = [said['value'] for said in run(str(tmp_path / 'pairs.tsv'))]
@@ -105,15 +104,13 @@ def test_values_are_the_models_own(tmp_path, family):
 def test_a_task_with_a_scale_gets_the_same_values(tmp_path):
   made = folder_of(tmp_path / 'hf', 'electra', 'classification', num_labels=1, problem_type='regression')
   data = finetune_files.glue(tmp_path / 'glue')
-  run = adopted(tmp_path, tmp_path / 'hf', 'stsb', **{'data.source': str(data)})
+  run = adopted(tmp_path, tmp_path / 'hf', 'stsb', max_length=32, **{'data.source': str(data)})
   examples = run.task.read(str(data / 'STS-B' / 'dev.tsv'))
-  values = [said['value'] for said in run(examples)]
   expected = np.concatenate(torch_logits(made, tmp_path / 'hf', [e.first for e in examples], [e.second for e in examples]))
-  np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+  predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
+  np.testing.assert_allclose([said['value'] for said in read_lines(tmp_path / 'out' / 'stsb.dev.jsonl')], expected, rtol=1e-4, atol=1e-5)
   theirs = made.classifier.out_proj.weight.detach().numpy().T
   np.testing.assert_allclose(run.weights().head.params['dense']['kernel'], theirs, rtol=1e-6)      # goes out in its own unit
-  predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
-  assert len(read_lines(tmp_path / 'out' / 'stsb.dev.jsonl')) == len(examples)
 
 
 @FAMILIES
@@ -176,13 +173,13 @@ def test_squad_with_its_data_is_scored(tmp_path, capsys):
 def test_labels_go_to_the_order_of_the_task(tmp_path, capsys):
   made = folder_of(tmp_path / 'hf', 'electra', 'classification', id2label={0: 'NEUTRAL', 1: 'CONTRADICTION', 2: 'ENTAILMENT'})
   data = finetune_files.glue(tmp_path / 'glue')
-  run = adopted(tmp_path, tmp_path / 'hf', 'mnli', **{'data.source': str(data)})
+  run = adopted(tmp_path, tmp_path / 'hf', 'mnli', max_length=32, **{'data.source': str(data)})
   assert run.task.labels == ('contradiction', 'entailment', 'neutral') and 'in the order of the task' in capsys.readouterr().out
   examples = run.task.read(str(data / 'MNLI' / 'dev_matched.tsv'))
-  said = run(examples)
+  predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
+  said = read_lines(tmp_path / 'out' / 'mnli.dev.jsonl')
   for one, logits in zip(said, torch_logits(made, tmp_path / 'hf', [e.first for e in examples], [e.second for e in examples]), strict=True):
     assert one['label'] == ('neutral', 'contradiction', 'entailment')[int(logits.argmax())]
-  predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
   right = np.mean([one['label'] == run.task.labels[e.target] for one, e in zip(said, examples)])
   assert f'accuracy {right:.4f}' in capsys.readouterr().out
 
@@ -205,7 +202,7 @@ def test_what_comes_in_goes_out_bit_for_bit(tmp_path):
   theirs, ours = huggingface.read(str(tmp_path / 'hf')), run.weights()
   assert same_bits(ours.params, theirs.params) and same_bits(ours.head.params, theirs.head.params)
   assert ours.head.labels == theirs.head.labels and ours.discriminator.vocab_size == len(VOCABULARY)
-  (files := huggingface.files(ours, 'finetuned'))
+  files = huggingface.files(ours, 'finetuned')
   assert hf_files.opened(files, tmp_path / 'again', 'tagging', 'modern').config.id2label == dict(enumerate('abcde'))
 
 
@@ -275,33 +272,34 @@ def started(source, task='cola', **fields):
   return initial.open_initial(c, **fields)
 
 
-@pytest.mark.parametrize('family', ['electra'])
-def test_fine_tuning_begins_with_the_very_weights_and_goes_on_without_the_folder(folders, data, tmp_path, capsys, family):
+def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the_folder(folders, data, tmp_path, capsys):
   shutil.copytree(folders / 'classification', tmp_path / 'hf')
-  run, config = tmp_path / 'run', config_of(tmp_path / 'hf', 'cola', **{'data.source': str(data), 'head.style': 'transformers'})
+  run, config = tmp_path / 'run', config_of(tmp_path / 'hf', 'cola', num_trials=2, **{'data.source': str(data), 'head.style': 'transformers'})
   # At a rate of next to nothing a trained encoder is what it began as.
   config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-30, 0.0
   assert finetune(config, str(run)) == 0
   out = capsys.readouterr().out
-  assert 'encoder' in out and f'hf:{tmp_path}/hf' in out and 'the head for classification is left behind' in out
-  trained, theirs = electra_jax.load(run).weights(), huggingface.read(str(tmp_path / 'hf'))
-  assert same_bits(trained.params, theirs.params) and not trained.head.params['dense']['bias'].shape == (3,)
-  assert json.loads((run / 'encoder.json').read_text())['origin']['run'] == f'hf:{tmp_path}/hf'
+  assert f'hf:{tmp_path}/hf' in out and 'the head for classification is left behind' in out
+  theirs = huggingface.read(str(tmp_path / 'hf'))
+  origin = json.loads((run / 'encoder.json').read_text())['origin']
+  assert origin['run'] == config.init and origin['checksum'] == initial.checksum({name: theirs.params[name] for name in ('discriminator', 'embeddings')})
 
   # More trials, later, begin with the same weights or not at all.
-  config.num_trials = 2
-  torch_side = hf_files.model('electra', 'discriminator', seed=5, vocab_size=len(VOCABULARY), max_position_embeddings=64)
-  shutil.copytree(tmp_path / 'hf', tmp_path / 'before')
-  hf_files.saved(torch_side, tmp_path / 'hf')
+  assert initial.open_initial(config, origin).origin == origin
+  hf_files.saved(hf_files.model('electra', 'discriminator', seed=5, vocab_size=len(VOCABULARY), max_position_embeddings=64), tmp_path / 'hf')
   with pytest.raises(UserError, match='holds other weights than those that the run began with'):
+    initial.open_initial(config, origin)
+  with pytest.raises(UserError, match='holds other weights'):
     finetune(config, str(run))
+
   shutil.rmtree(tmp_path / 'hf')
-  (tmp_path / 'before').rename(tmp_path / 'hf')
-  assert finetune(config, str(run)) == 0
-  assert (run / 'cola' / 'trial-2' / 'result.json').exists()
-  shutil.rmtree(tmp_path / 'hf')
+  for trial in (1, 2):
+    (run / 'cola' / 'kept.json').write_text(json.dumps({'trials': [trial]}))
+    opened = electra_jax.load(run)
+    weights = opened.weights()
+    assert same_bits(weights.params, theirs.params) and weights.head.params['dense']['bias'].shape == (2,)
   (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
-  assert len(electra_jax.load(run)(str(tmp_path / 'texts.txt'))) == len(TEXTS)
+  assert len(opened(str(tmp_path / 'texts.txt'))) == len(TEXTS)
 
 
 def test_rows_that_pad_a_vocabulary_are_left_out_and_that_is_said(folders):
