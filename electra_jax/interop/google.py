@@ -159,7 +159,11 @@ def _tree(reader, prefix, wanted, scopes, slot=''):
   """Our tree of a checkpoint's variables, or of one of Adam's two slots of each."""
   def get(path, leaf):
     names, stacked = _names(path, leaf.shape, scopes)
-    values = [np.asarray(_tensor(reader, prefix, name + slot), np.float32) for name in names]
+    values = [_tensor(reader, prefix, name + slot) for name in names]
+    for name, value in zip(names, values):
+      if not jax.numpy.issubdtype(value.dtype, np.floating):
+        raise UserError(f'{prefix} holds {name + slot} as {value.dtype}, and weights are floating-point numbers.')
+    values = [value.astype(np.float32, copy=False) for value in values]
     return np.stack(values) if stacked else values[0]
   return jax.tree_util.tree_map_with_path(get, wanted)
 
@@ -208,6 +212,9 @@ def _sizes(prefix, shapes, scope, embeddings, heads):
       raise UserError(f'{prefix} has layers of width {hidden}, no multiple of {HEAD_SIZE}, and a checkpoint does not tell the '
                       f'number of heads; add it, as in tf:{prefix};heads=4.')
   heads = heads or max(1, hidden // HEAD_SIZE)
+  if hidden % heads:
+    raise UserError(f'{prefix} has layers of width {hidden} under {scope}, which do not divide into {heads} heads; give the number '
+                    'that it was trained with.')
   try:
     return EncoderConfig(
         family='electra', vocab_size=vocab, hidden_size=hidden, embedding_size=embedding, num_heads=heads,

@@ -83,7 +83,7 @@ def _read_shards(path):
   for shard in sorted(set(shard_of.values())):
     if os.path.basename(shard) != shard or shard.endswith('.json'):
       raise UserError(f'{path!r} names the shard {shard!r}; shards are files beside it.')
-    place = files.join(path.rpartition('/')[0] or '.', shard)
+    place = files.join(os.path.dirname(path) or '.', shard)
     if not files.exists(place):
       raise UserError(f'{path!r} names the shard {shard}, which is not beside it; fetch that file, too.')
     found = _read_file(place)
