@@ -213,8 +213,8 @@ def _sizes(prefix, shapes, scope, embeddings, heads):
                       f'number of heads; add it, as in tf:{prefix};heads=4.')
   heads = heads or max(1, hidden // HEAD_SIZE)
   if hidden % heads:
-    raise UserError(f'{prefix} has layers of width {hidden} under {scope}, which do not divide into {heads} heads; give the number '
-                    'that it was trained with.')
+    raise UserError(f'{prefix} has layers of width {hidden} under {scope}, which do not divide into {heads} heads; give the '
+                    'number that it was trained with.')
   try:
     return EncoderConfig(
         family='electra', vocab_size=vocab, hidden_size=hidden, embedding_size=embedding, num_heads=heads,
