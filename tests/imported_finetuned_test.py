@@ -26,11 +26,19 @@ from electra_jax.finetune.predict import predict
 from electra_jax.finetune.train import finetune
 from electra_jax.interop import huggingface
 from electra_jax.interop.weights import same_bits
+from electra_jax.training import mesh as meshes
 
 SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
 VOCABULARY = SPECIAL + finetune_files.WORDS + [f'##{word[:2]}' for word in finetune_files.WORDS] + list('abdefgiklmnoprstu?.')
 TEXTS = ['bako dufa', 'timeru salo nipe rume.', 'pegi', 'nidufa tisalo bako bako bako dufa salo', 'b']
 FAMILIES = pytest.mark.parametrize('family', ['electra', 'modern'])
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """Programs for one device compile in half the time; that a mesh changes nothing is tested elsewhere."""
+  make = meshes.make_layout
+  monkeypatch.setattr(meshes, 'make_layout', lambda config=None: make(config, jax.devices()[:1]))
 
 
 def folder_of(path, family, kind, tokenizer=True, **fields):
@@ -49,6 +57,7 @@ def config_of(folder, task, **fields):
   c = default_config()
   c.init, c.task, c.max_length, c.compilation_cache, c.eval_batch_size = f'hf:{folder}', task, 16, '', 8
   c.batch_size, c.epochs, c.num_trials, c.bucketed, c.eval_every, c.keep_trials = 8, 1.0, 1, False, 0.0, 'all'
+  c.model.scan_unroll, c.model.dropout, c.model.attention_dropout = 1, 0.0, 0.0      # less to compile
   c.update_from_flattened_dict(fields)
   return c
 
