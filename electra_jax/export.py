@@ -96,10 +96,10 @@ def _tensorflow(weights, record, tokenizer, output):
   card = _card(record.config['name'], None, _told_of_run(weights, record, 'discriminator and generator'))
   beside = {**tokenizer.files, CARD: card.encode()}
   prefix = files.join(output, f'model.ckpt-{weights.step}')
-  _check_free(output, [*beside, 'checkpoint', *(f'model.ckpt-{weights.step}.{end}' for end in ('index', 'data-00000-of-00001'))])
+  _check_free(output, [*beside, google.STATE, google.SETTINGS, *(f'model.ckpt-{weights.step}.{end}' for end in ('index', 'data-00000-of-00001'))])
   google.write(weights, prefix)
   _write(output, beside, checked=True)
-  say('next', f'--config.init=tf:{prefix} here; init_checkpoint in the original program')
+  say('next', f'--config.init=tf:{prefix} here; init_checkpoint and --hparams {files.join(output, google.SETTINGS)} in the original program')
 
 
 def _special_ids(tokenizer) -> dict[str, int]:

@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'electra_jax'
 RANKS = {'console': 0, 'errors': 0, 'model': 0, 'config': 1, 'data': 2, 'training': 2, 'interop': 3, 'pretrain': 4, 'finetune': 4,
          '__init__': 5, 'plan': 6, 'report': 6, 'timeline': 6, 'sweep': 6, 'export': 7, 'main': 8}
 # What only some runs need, and takes long to load or may be missing: imported where it is used.
-LAZY = ('tensorflow', 'tensorflow_datasets', 'apache_beam', 'pyarrow', 'fsspec', 'zstandard', 'datasketch', 'sentencepiece', 'tokenizers')
+LAZY = ('tensorflow', 'tensorflow_datasets', 'apache_beam', 'pyarrow', 'fsspec', 'zstandard', 'datasketch', 'sentencepiece', 'tokenizers',
+        'safetensors')
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 

@@ -20,7 +20,8 @@ def generator(weights: Weights, config: EncoderConfig) -> dict:
 
   Layers, heads, hidden units and units of the feed-forward are kept at even distances. What is summed over fewer inputs is multiplied by
   the square root of the share that is left, so that sums of independent inputs stay as large. Where embeddings are as wide as the
-  discriminator, the generator's projection picks out the units that it keeps, and its head puts them back.
+  discriminator, the generator's projection picks out the units that it keeps, and its head puts them back. (Where they are as wide as the generator there is no
+  projection, and it has to learn to read them.)
 
   Args:
     weights: with a discriminator.
