@@ -57,11 +57,16 @@ def data_of(folder, task):
   return own(folder, task)
 
 
-@pytest.mark.parametrize('task', FAMILIES)
-def test_a_task_runs_from_files_to_predictions(task, tmp_path, capsys):
+RUNS = [(task, 'published') for task in FAMILIES] + [('squad2', 'transformers'), ('pos', 'transformers')]
+
+
+@pytest.mark.parametrize('task, style', RUNS, ids=[task + f' {style}' * (style != 'published') for task, style in RUNS])
+def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
   workdir = tmp_path / 'run'
   (tmp_path / 'data').mkdir()
-  assert finetune(config_of(task, **data_of(tmp_path / 'data', task)), str(workdir)) == 0
+  config = config_of(task, **data_of(tmp_path / 'data', task))
+  config.head.style = style
+  assert finetune(config, str(workdir)) == 0
   record = json.loads((workdir / task / 'trial-1' / 'result.json').read_text())
   value = record['figures']['dev'][record['metric']]
   assert value is None or -1 <= value <= 1
