@@ -1,0 +1,41 @@
+"""A pretraining run's folder without the training: fresh weights, a checkpoint, figures that somebody could have written."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from electra_jax.pretrain import build, run as runs, step as steps
+from electra_jax.training import checkpoints
+
+WORDS = 'the chef cooked ate meal in old house and said nothing of it ##ed ##ing . ,'.split()
+SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+TEXTS = ['The chef ate the meal.', 'a house of nothing, cooked and said', 'the old meals']
+
+
+def wordpiece(folder) -> str:
+  """A vocab.txt in a folder of its own."""
+  pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+  letters = [*'abcdefghijklmnopqrstuvwxyz', *(f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz')]
+  (pathlib.Path(folder) / 'vocab.txt').write_text('\n'.join([*SPECIAL, *letters, *WORDS]) + '\n')
+  return str(folder)
+
+
+def make(workdir, config, tokenizer, step: int = 7):
+  """Makes WORKDIR the run of a config at a step, its weights larger than fresh ones so that all matter; returns its state."""
+  runs.claim(workdir, config)
+  runs.keep_tokenizer(workdir, tokenizer)
+  model = build.build_model(config, tokenizer.size)
+  optimizer, _ = build.build_optimizer(config)
+  state = jax.jit(lambda: steps.init_state(model, optimizer, 0, config.sequence_length))()
+  rng = np.random.default_rng(step)
+  state = state._replace(params=jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32) / 8, state.params), step=np.int32(step))
+  manager = checkpoints.open_manager(workdir)
+  checkpoints.save(manager, step, state, {'steps': np.int32(0)}, 1.5)
+  checkpoints.wait(manager)
+  manager.close()
+  figures = {'generator_loss': 4.25, 'discriminator_loss': 0.3125, 'constant_loss': 0.35, 'total_loss': 19.875, 'tokens': 1792.0, 'seconds': 3.0}
+  with open(pathlib.Path(workdir) / 'metrics.jsonl', 'w') as out:
+    out.write(json.dumps({'kind': 'heldout', 'step': step, **figures}) + '\n')
+  return state
