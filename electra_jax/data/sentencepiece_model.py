@@ -1,7 +1,7 @@
 """What a SentencePiece model file holds: pieces, their scores, how text is normalized; and pieces added to it.
 
-The file is a protocol buffer, `sentencepiece_model.proto`. The module that comes with SentencePiece opens under few versions of protobuf, and
-TensorFlow needs others, so its fields are read here.
+The file is a protocol buffer, `sentencepiece_model.proto`. The module that comes with SentencePiece works with few versions of
+protobuf, and TensorFlow needs others, so its fields are read here.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class Model:
   """A model.
 
   Attributes:
-    pieces: (text, score, type) of each id; a score is the logarithm of a probability (unigram), or falls with the order of merges (BPE).
+    pieces: (text, score, type) of each id; a score is the logarithm of a probability (unigram), or falls from merge to merge (BPE).
     kind: UNIGRAM, BPE, or that of words (3) or characters (4).
     byte_fallback: whether characters that no piece has become bytes.
     space_after_words: whether a piece ends with the space of its word, where others begin with it.
@@ -48,15 +48,21 @@ def read(content: bytes) -> Model:
     elif number in (2, 3):
       (trainer if number == 2 else normalizer).update(_fields(value))
   return Model(
-    pieces=tuple(pieces), kind=trainer.get(3, UNIGRAM), byte_fallback=bool(trainer.get(35, 0)), space_after_words=bool(trainer.get(24, 0)),
-    charsmap=normalizer.get(2, b''), add_dummy_prefix=bool(normalizer.get(3, 1)), remove_extra_whitespaces=bool(normalizer.get(4, 1)),
-    escape_whitespaces=bool(normalizer.get(5, 1)))
+    pieces=tuple(pieces),
+    kind=trainer.get(3, UNIGRAM),
+    byte_fallback=bool(trainer.get(35, 0)),
+    space_after_words=bool(trainer.get(24, 0)),
+    charsmap=normalizer.get(2, b''),
+    add_dummy_prefix=bool(normalizer.get(3, 1)),
+    remove_extra_whitespaces=bool(normalizer.get(4, 1)),
+    escape_whitespaces=bool(normalizer.get(5, 1)),
+  )
 
 
 def appended(content: bytes, pieces: Sequence[tuple[str, float]]) -> bytes:
   """The file of a model with more normal pieces, (text, score), whose ids follow those that are there."""
   size = sum(number == 1 for number, _ in _fields(content)) + len(pieces)
-  # Joining messages merges them: what may repeat is appended, what may not is replaced. Samples that test the model may hold no more.
+  # Joining messages merges them: what may repeat is appended, the rest replaced. Field 4 are samples of what it did before.
   kept = b''.join(_field(number, value) for number, value in _fields(content) if number != 4)
   added = (_field(1, _field(1, text.encode()) + _field(2, struct.pack('<f', score), kind=5)) for text, score in pieces)
   return kept + b''.join(added) + _field(2, _field(4, size))

@@ -141,7 +141,7 @@ class Tokenizer:
       file_access.write_bytes(file_access.join(folder, name), content)
 
   def __reduce__(self):
-    return _from_files, (self.kind, self.files)
+    return from_files, (self.kind, self.files)
 
 
 def load_tokenizer(
@@ -149,8 +149,9 @@ def load_tokenizer(
 ) -> Tokenizer:
   """The tokenizer in a folder, or of one file: a BERT `vocab.txt`, or a SentencePiece model. Addresses will do.
 
-  A folder is one that `Tokenizer.save` wrote, or another's: a SentencePiece model, or WordPiece's `vocab.txt` with or
-  without `tokenizer_config.json`, or `tokenizer.json`.
+  A folder is one that `Tokenizer.save` wrote, or another's: a SentencePiece model, or WordPiece's `vocab.txt` or
+  `tokenizer.json`, with or without what else `transformers` writes. Tokens that were added there to a WordPiece
+  vocabulary are found in a text wherever they stand.
 
   Args:
     path: of the folder or file.
@@ -181,13 +182,13 @@ def load_tokenizer(
         'lowercase and strip_accents'
       )
     content = {sentencepiece_tokenizer.FILE: file_access.read_bytes(found[name])}
-    return _from_files('sentencepiece', content, found[name])
+    return from_files('sentencepiece', content, found[name])
   if not {'vocab.txt', 'tokenizer.json'} & set(found):
     raise UserError(
       f'no tokenizer in {path!r}: neither tokenizer.model nor vocab.txt is there; name a folder that holds one'
     )
   content = {name: file_access.read_bytes(place) for name, place in found.items()}
-  return _from_files('wordpiece', wordpiece_tokenizer.canonical_files(content, path, lowercase, strip_accents), path)
+  return from_files('wordpiece', wordpiece_tokenizer.canonical_files(content, path, lowercase, strip_accents), path)
 
 
 def train_tokenizer(
@@ -229,10 +230,11 @@ def train_tokenizer(
   else:
     train = lambda sample: sentencepiece_tokenizer.train(sample, kind, vocab_size, byte_fallback, seed)
   trained = training_sample.train(train, texts, kind, vocab_size, seed, expected_characters)
-  return _from_files('wordpiece' if kind == 'wordpiece' else 'sentencepiece', trained, 'just trained')
+  return from_files('wordpiece' if kind == 'wordpiece' else 'sentencepiece', trained, 'just trained')
 
 
-def _from_files(kind: str, content: dict[str, bytes], source: str = 'unpickled') -> Tokenizer:
+def from_files(kind: str, content: dict[str, bytes], source: str = 'unpickled') -> Tokenizer:
+  """The tokenizer of a kind whose `files` are these; `source` says in a complaint where they are from."""
   parts = {'sentencepiece': sentencepiece_tokenizer.parts, 'wordpiece': wordpiece_tokenizer.parts}[kind]
   return Tokenizer(kind=kind, files=content, **parts(content, source))
 

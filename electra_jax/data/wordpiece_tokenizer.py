@@ -45,17 +45,17 @@ def canonical_files(
 ) -> dict[str, bytes]:
   """The files of a WordPiece tokenizer as `save` writes them, from those of anybody.
 
-  Tokens that were added to the vocabulary with `add_tokens` of `transformers` stay what they are there: found in a text first, wherever they
-  stand, and kept whole. The five special tokens are text, as everywhere here.
+  Tokens that were added to the vocabulary with `add_tokens` of `transformers` stay what they are there: found in a text first,
+  wherever they stand, and kept whole. The five special tokens are text, as everywhere here.
 
   Args:
-    files: `vocab.txt`, `tokenizer.json` or both, with or without the others of `FILES`, as versions 2 to 5 of `transformers` write them.
+    files: `vocab.txt`, `tokenizer.json` or both, with or without the others of `FILES`, as `transformers` writes them, 3 to 5.
     source: where they are from, for a complaint.
     lowercase, strip_accents: as in `load_tokenizer`.
 
   Raises:
-    UserError: a file is damaged or no WordPiece's; two contradict each other, or saved settings the arguments; nothing says whether a
-      vocabulary with capitals is meant for lower-cased text.
+    UserError: a file is damaged or no WordPiece's; two contradict each other, or saved settings the arguments; nothing says whether
+      a vocabulary with capitals is meant for lower-cased text.
   """
   described = {name: _json(files[name], f'{name} of {source!r}') for name in FILES[1:] if name in files}
   settings = described.get(SETTINGS_FILE, {})
@@ -144,15 +144,16 @@ def pipeline(files: Mapping[str, bytes], source: str = 'this tokenizer'):
   names, added = [settings[_role(token)] for token in SPECIAL_TOKENS], settings.get(ADDED, {})
   added = {int(i): token for i, token in added.items()}
   vocabulary |= {token['content']: i for i, token in added.items() if token['content'] in names}
+  unknown = settings[_role(special_tokens.UNK)]
   made = Tokenizer(models.WordPiece(
-    vocabulary, unk_token=settings[_role(special_tokens.UNK)], continuing_subword_prefix=CONTINUATION, max_input_chars_per_word=LONGEST_WORD))
+    vocabulary, unk_token=unknown, continuing_subword_prefix=CONTINUATION, max_input_chars_per_word=LONGEST_WORD))
   made.normalizer, made.pre_tokenizer = _pipeline(settings)
   made.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
   for i, token in sorted(added.items()):
     if token['content'] not in names:
       made.add_tokens([AddedToken(**token)])
     if made.token_to_id(token['content']) != i:
-      raise UserError(f'the token {token["content"]!r} was added to {source!r} as id {i}, which does not follow the ids before it; '
+      raise UserError(f'the token {token["content"]!r} was added to {source!r} as id {i}, which does not follow the ids before; '
                       'restore its files as they were saved')
   return made
 
@@ -303,11 +304,11 @@ def _names(settings: dict, map_file: dict) -> dict[str, str]:
 def _added(tokens: list[str], names: dict[str, str], settings: dict, described: dict, source: str) -> dict[str, dict]:
   """Tokens that are found in a text first, {id: {'content': ..., flags}}, as `transformers` takes them from what is there."""
   ids = {token: i for i, token in enumerate(tokens)}
-  extra = [settings | described.get(NAMES_FILE, {})]
-  # Named tokens that have no part in a row here, such as [BOS], are found in a text all the same.
-  special = [_text(token) for said in extra for name in ('bos_token', 'eos_token', 'additional_special_tokens', 'extra_special_tokens')
-             for token in (said[name] if isinstance(said.get(name), list) else [said[name]] if said.get(name) else [])]
+  said = settings | described.get(NAMES_FILE, {})
   try:
+    # Named tokens that have no part in a row here, such as [BOS], are found in a text all the same.
+    special = [_text(said[name]) for name in ('bos_token', 'eos_token') if said.get(name)]
+    special += [_text(token) for name in ('additional_special_tokens', 'extra_special_tokens') for token in said.get(name) or []]
     if ADDED in settings:
       found = {int(i): token for i, token in settings[ADDED].items()}
     else:
@@ -321,11 +322,12 @@ def _added(tokens: list[str], names: dict[str, str], settings: dict, described: 
         after = max([len(tokens) - 1, *found]) + 1
         found[ids.get(text, after)] = {'content': text, 'special': True, 'normalized': False}
     return {
-      str(i): {'content': str(token['content']), **{flag: bool(token.get(flag, False)) for flag in _FLAGS}}
+      str(int(i)): {'content': str(token['content']), **{flag: bool(token.get(flag, False)) for flag in _FLAGS}}
       for i, token in sorted(found.items()) if token['content'] not in names.values() or i >= len(tokens)
     }
   except (AttributeError, KeyError, TypeError, ValueError):
-    raise UserError(f'the added tokens of {source!r} are damaged: each needs an id and its text; restore the files as they were saved') from None
+    raise UserError(
+      f'the added tokens of {source!r} are damaged: each needs an id and its text; restore the files as they were saved') from None
 
 
 def _vocabulary(content: bytes, source: str) -> list[str]:
@@ -343,8 +345,9 @@ def _one_file(description: dict, source: str) -> tuple[list[str], dict]:
   """Tokens and settings from a tokenizer.json."""
   parts = {name: description.get(name) or {} for name in ('model', 'normalizer', 'pre_tokenizer')}
   model, normalizer, pre_tokenizer = parts.values()
-  found = (model.get('type', 'WordPiece'), model.get('continuing_subword_prefix'), model.get('max_input_chars_per_word', LONGEST_WORD),
-           normalizer.get('type'), normalizer.get('clean_text', True), pre_tokenizer.get('type'))
+  found = (model.get('type', 'WordPiece'), model.get('continuing_subword_prefix'),
+           model.get('max_input_chars_per_word', LONGEST_WORD), normalizer.get('type'), normalizer.get('clean_text', True),
+           pre_tokenizer.get('type'))
   expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
   ids = model.get('vocab')
   if found != expected or not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):

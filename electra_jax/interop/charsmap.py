@@ -1,10 +1,11 @@
 """SentencePiece's normalization by the means that `tokenizers` has.
 
-A model's rules map strings to strings, most of them single characters, and SentencePiece applies the longest that fits at each place, from
-the left. `tokenizers` has `Precompiled` for the same table, which looks at whole clusters of characters instead: of one under six bytes it maps
-the shortest beginning that has a rule and drops what follows, of longer ones each character alone. The two agree on a character that stands
-alone. So here strings that a rule of several characters covers are found first, by a regular expression that steps through the text as
-SentencePiece does; every character is mapped alone; and the several are composed (NFC), with marks put where nothing may be composed.
+A model's rules map strings to strings, and SentencePiece applies the longest that fits at each place, from the left. `tokenizers`
+has `Precompiled` for the same table, which looks at whole clusters of characters instead: of one under six bytes it maps the
+shortest beginning that has a rule and drops what follows, of longer ones each character alone. The two agree on a character that
+stands alone. So here the strings that a rule of several characters covers are found first, by a regular expression that steps
+through the text as SentencePiece does; then every character is mapped alone; and the several are composed (NFC), with something put
+where nothing may be composed.
 """
 
 import base64
@@ -52,7 +53,7 @@ def normalizers(charsmap: bytes) -> list | None:
   A text that holds U+1FFFE beside U+2FFFE or U+3FFFE loses the two.
   """
   from tokenizers import Regex
-  from tokenizers.normalizers import NFC, Normalizer, Replace
+  from tokenizers.normalizers import NFC, Replace
 
   if not charsmap:
     return []
@@ -63,10 +64,12 @@ def normalizers(charsmap: bytes) -> list | None:
     return None
   # The library makes one only when it reads one.
   precompiled = _from_json({'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(charsmap).decode()})
-  seconds = {character for source in several for character in source[1:]}
-  marks = lambda text: unicodedata.category(text[0])[0] == 'M' if text else False
-  joined = seconds | set(_EXTENDING) | {source for source, target in table.items() if len(source) == 1 and (marks(target) or target[:1] in seconds)}
-  near = f'[\\p{{M}}{_ranges(joined)}\\n]'  # before all others, no rule, no cluster and no composition goes on; \n is for \r\n
+  seconds = {character for source in (*several, *left_over) for character in source[1:]}
+  starts = lambda text: text and (text[0] in seconds or unicodedata.category(text[0])[0] == 'M')
+  joined = seconds | set(_EXTENDING) | {source for source, target in table.items() if len(source) == 1 and starts(target)}
+  # Before all others, no rule, no cluster and no composition goes on: that is, before those that are no marks. What the library's
+  # tables do not know yet may be one, and \n is for \r\n.
+  near = f'[\\p{{M}}\\p{{Cn}}{_ranges(joined)}\\n&&[^{_ranges({*_APART, *_TOGETHER})}]]'
   before = lambda put, pattern: Replace(Regex(pattern), put)
   # Never at the very beginning: `Precompiled` fails where a text begins with what was put there.
   if not several:
@@ -97,14 +100,15 @@ def _left_over(table: dict[str, str], several: dict[str, str]) -> dict[str, str]
   """
   from tokenizers.normalizers import NFC
 
-  # As lines, in one call: a line break composes with nothing.
-  composed = lambda texts: NFC().normalize_str('\n'.join(texts)).split('\n')
-  one = [''.join(table.get(character, character) for character in source) for source in several]
-  alone = [chr(point) for point in (*range(11, 0xD800), *range(0xE000, 0x110000)) if chr(point) not in table]
-  targets = [target for target in table.values() if '\n' not in target]
-  if composed(alone) != alone or composed(targets) != targets or any('\n' in text for text in one):
+  alone = (chr(point) for point in (*range(0xD800), *range(0xE000, 0x110000)))
+  unchanged = functools.partial(unicodedata.is_normalized, 'NFC')
+  if not all(map(unchanged, table.values())) or not all(unchanged(character) or character in table for character in alone):
     return None
-  left = {text: target for text, made, target in zip(one, composed(one), several.values(), strict=True) if made != target}
+  one = [''.join(table.get(character, character) for character in source) for source in several]
+  if any('\n' in text for text in one):
+    return None
+  made = NFC().normalize_str('\n'.join(one)).split('\n')  # in one call: a line break composes with nothing
+  left = {text: target for text, composed, target in zip(one, made, several.values(), strict=True) if composed != target}
   return left if len(left) <= MOST_LEFT_OVER else None
 
 
@@ -130,7 +134,8 @@ def _expression(node: dict) -> str:
 
 def _ranges(characters: Iterable[str]) -> str:
   """The inside of a character class."""
-  return ''.join(f'\\x{{{first:X}}}' + (f'-\\x{{{last:X}}}' if last > first else '') for first, last in _runs(sorted(map(ord, characters))))
+  runs = _runs(sorted(map(ord, characters)))
+  return ''.join(f'\\x{{{first:X}}}' + (f'-\\x{{{last:X}}}' if last > first else '') for first, last in runs)
 
 
 def _runs(points: list[int]) -> Iterator[tuple[int, int]]:

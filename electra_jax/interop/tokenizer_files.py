@@ -15,16 +15,18 @@ _NEVER = -1e6
 def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> dict[str, bytes]:
   """Name and content of the files of a folder that `transformers.AutoTokenizer` and `load_tokenizer` open.
 
-  The ids of `transformers` are [CLS], those of `tokenizer.encode`, [SEP], and of a pair another part and [SEP]. They differ in two things.
-  - A special token that stands in a text by its name, as in "Paris is [MASK]", is that token there, as people are used to, and the text around
-    it is encoded in parts; in a `Tokenizer` it is text, as it is in `transformers` with `split_special_tokens=True`.
+  The ids of `transformers` are [CLS], those of `tokenizer.encode`, [SEP], and of a pair another part and [SEP]. They differ in two
+  things.
+  - A special token that stands in a text by its name, as in "Paris is [MASK]", is that token there, as people are used to, and the
+    text around it is encoded in parts; in a `Tokenizer` it is text, as it is in `transformers` with `split_special_tokens=True`.
   - A unigram model takes the likeliest of all ways to cut a text. SentencePiece adds the logarithms in float32 over the whole text,
-    `tokenizers` in float64 word by word; where two ways to cut a word are as likely or nearly so (their sums differ by less than float32
-    resolves at the text's sum so far), either may be taken. BPE and WordPiece have no such ties.
+    `tokenizers` in float64 word by word. Where two ways to cut a word are so nearly as likely that float32 does not tell them apart
+    at the text's sum so far (rarely, and some thousand tokens into a text; sooner in a run of one letter), either may be taken. BPE
+    and WordPiece have no such ties.
 
   Args:
     tokenizer: of either kind.
-    max_length: tokens of the longest row that the model takes, special ones included: where `truncation=True` cuts. None for no limit.
+    max_length: tokens of the longest row that the model takes, special ones included: where `truncation=True` cuts; None for none.
     token_types: whether the model has types for the two parts of a pair; if not, no `token_type_ids` are made.
 
   Raises:
@@ -83,11 +85,11 @@ def _sentencepiece(tokenizer: Tokenizer):
   pipeline.normalizer = _normalizer(model)
   space = sentencepiece_tokenizer.SPACE
   # No piece goes on from one word to the next, so words may be cut one by one, and are remembered.
-  if all(space not in text[1:] for text, _, kind in model.pieces if kind in (sentencepiece_model.NORMAL, sentencepiece_model.USER_DEFINED)) and (
-      space in _texts(model)):
+  matched = [text for text, _, kind in model.pieces if kind in (sentencepiece_model.NORMAL, sentencepiece_model.USER_DEFINED)]
+  if space in matched and all(space not in text[1:] for text in matched):
     pipeline.pre_tokenizer = pre_tokenizers.Split(space, 'merged_with_next')
-  pipeline.decoder = decoders.Sequence([
-    decoders.Replace(space, ' '), decoders.ByteFallback(), decoders.Fuse(), *([decoders.Strip(' ', 1, 0)] if model.add_dummy_prefix else [])])
+  first_space = [decoders.Strip(' ', 1, 0)] if model.add_dummy_prefix else []
+  pipeline.decoder = decoders.Sequence([decoders.Replace(space, ' '), decoders.ByteFallback(), decoders.Fuse(), *first_space])
   return pipeline
 
 
@@ -126,7 +128,7 @@ def _check(model, tokenizer: Tokenizer) -> None:
     if changed := [text for text in ordinary if ' ' in text or any(character in table for character in text)]:
       reason = f'its user-defined symbol {changed[0]!r} is kept from normalization'
   if reason:
-    raise UserError(f'the SentencePiece model cannot be written as a tokenizer.json: {reason}; export a model with another tokenizer.')
+    raise UserError(f'the SentencePiece model cannot be written as a tokenizer.json: {reason}; use another tokenizer')
 
 
 def _unigram(model, tokenizer: Tokenizer):
@@ -135,13 +137,15 @@ def _unigram(model, tokenizer: Tokenizer):
   scores = list(_texts(model).values())
   # A lower score would change what unknown characters cost, which matters only where pieces have characters that are none.
   never = _NEVER if _spelled(model) else min(scores)
+
   def score(text, own, kind):
     if kind == sentencepiece_model.NORMAL:
       return own
     # SentencePiece's own rule, in unigram_model.cc, so that such a symbol wins over what it could be cut into.
     return len(text.encode()) * max(scores) - 0.1 if kind == sentencepiece_model.USER_DEFINED else never
-  return models.Unigram([(text, score(text, own, kind)) for text, own, kind in model.pieces], unk_id=tokenizer.unk_id,
-                        byte_fallback=model.byte_fallback)
+
+  vocabulary = [(text, score(text, own, kind)) for text, own, kind in model.pieces]
+  return models.Unigram(vocabulary, unk_id=tokenizer.unk_id, byte_fallback=model.byte_fallback)
 
 
 def _bpe(model, tokenizer: Tokenizer):
@@ -152,8 +156,9 @@ def _bpe(model, tokenizer: Tokenizer):
   pairs = [(-scores[text], -cut, text[:cut], text[cut:]) for text in scores for cut in range(1, len(text))
            if text[:cut] in scores and text[cut:] in scores]
   merges = [(left, right) for _, _, left, right in sorted(pairs)]
-  return models.BPE({text: i for i, (text, _, _) in enumerate(model.pieces)}, merges, unk_token=tokenizer.tokens[tokenizer.unk_id],
-                    fuse_unk=True, byte_fallback=model.byte_fallback)
+  ids = {text: i for i, (text, _, _) in enumerate(model.pieces)}
+  unknown = tokenizer.tokens[tokenizer.unk_id]
+  return models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback)
 
 
 def _normalizer(model):
