@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from electra_jax import config as configs
-from electra_jax.data import files
+from electra_jax.data import files, vocabulary
 from electra_jax.data.shard_cache import default_cache
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
@@ -136,7 +136,6 @@ def tokenizer_path(config, weights: Weights | None, workdir=None) -> str | None:
     raise UserError(f'{weights.source} has no tokenizer beside it; put its vocab.txt there, or name it: --config.data.tokenizer=FILE.')
   if not config.data.new_words:
     return weights.tokenizer
-  from electra_jax.data import vocabulary
   longer = vocabulary.extended(load_tokenizer(weights.tokenizer), vocabulary.read_words(config.data.new_words))
   folder = files.join(files.normal(config.data.cache or default_cache()), 'tokenizers', f'extended-{longer.fingerprint}')
   longer.save(folder)
@@ -213,7 +212,6 @@ def _rows(config, weights, tokenizer, told):
     told.append(('init', f'{size - (old or tokenizer).size} rows that pad the vocabulary of {weights.source} are cut off'))
   if old is None or old.tokens == tokenizer.tokens:
     return np.arange(tokenizer.size), []
-  from electra_jax.data import vocabulary
   ids, new = vocabulary.carried_over(old, tokenizer)
   if new and config.continued.new_tokens == 'refuse':
     raise UserError(f'{len(new):,} tokens of the tokenizer are not among those of {weights.source} ({tokenizer.token(new[0])!r} is the first); say what their rows '
