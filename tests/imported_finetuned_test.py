@@ -8,6 +8,8 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -274,11 +276,11 @@ def data(tmp_path_factory):
   return finetune_files.glue(tmp_path_factory.mktemp('data') / 'glue')
 
 
-def started(source, task='cola', **fields):
+def started(source):
   """What fine-tuning would begin with."""
   c = default_config()
   c.init = source
-  return initial.open_initial(c, **fields)
+  return initial.open_initial(c)
 
 
 def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the_folder(folders, data, tmp_path, capsys):
@@ -334,3 +336,28 @@ def test_fresh_weights_in_the_sizes_of_a_folder(folders):
   c.init, c.like = 'none', f'hf:{folders}/discriminator'
   start = initial.open_initial(c)
   assert start.weights is None and start.model.hidden_size == 16 and start.tokenizer.size == len(VOCABULARY)
+
+
+def test_a_checkpoint_of_the_original_is_a_start_too(folders, tmp_path):
+  from electra_jax.interop import google
+  weights = huggingface.read(str(folders / 'discriminator'))
+  google.write(weights, str(tmp_path / 'tf' / 'model.ckpt-7'))
+  shutil.copy(folders / 'discriminator' / 'vocab.txt', tmp_path / 'tf')
+  start = started(f'tf:{tmp_path}/tf;heads=2')
+  assert same_bits(start.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')})
+  assert start.model.num_heads == 2 and start.tokenizer.size == len(VOCABULARY)
+
+
+def test_neither_pytorch_nor_transformers_is_needed(tmp_path):
+  made = folder_of(tmp_path / 'hf', 'electra', 'classification', id2label={0: 'good', 1: 'bad'})
+  (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
+  commands = [['--mode=import', '--config=configs/finetune/own.py', f'--config.init=hf:{tmp_path}/hf', f'--workdir={tmp_path}/run'],
+              ['--mode=predict', f'--workdir={tmp_path}/run', f'--input={tmp_path}/texts.txt', f'--output={tmp_path}/said.jsonl']]
+  program = f"import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\nfrom electra_jax.main import main\n" + ''.join(
+      f'assert main({["main", *command]!r}) == 0\n' for command in commands)
+  ended = subprocess.run([sys.executable, '-c', program], cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=300,
+                         env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0'})
+  assert ended.returncode == 0, ended.stderr
+  assert 'labels good, bad' in ended.stdout
+  for said, logits in zip(read_lines(tmp_path / 'said.jsonl'), torch_logits(made, tmp_path / 'hf', TEXTS), strict=True):
+    np.testing.assert_allclose(said['probabilities']['good'], 1 / (1 + np.exp(logits[1] - logits[0])), rtol=2e-5)
