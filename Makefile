@@ -34,7 +34,7 @@ demo: $(VENV)/.installed ## pretrain a tiny ELECTRA on the bundled text, evaluat
 	$(MAIN) --mode=report --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed-test ## run the tests
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 install: $(VENV)/.installed ## make the environment in .venv, with the locked packages, and nothing else
 

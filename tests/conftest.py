@@ -36,8 +36,17 @@ from electra_jax.training import optimizers
 hypothesis.settings.register_profile('tests', deadline=None, derandomize=True)      # the same examples each time
 hypothesis.settings.load_profile('tests')
 
+# The files that take longest, longest first, so that no worker is left alone with one of them at the end.
+LONGEST = ('tpu_compile', 'hosts', 'resume_is_bitwise', 'phases', 'continued', 'finetune_run', 'imported_finetuned', 'command_line', 'finetune_tasks',
+           'cloud_workdir', 'export', 'hf_import', 'hf_export', 'nonfinite', 'finetune_hosts', 'heads')
+
 PAD, UNK, CLS, SEP, MASK = range(5)      # the ids that objectives/electra.py takes unless told
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500      # of compiled_step
+
+
+def pytest_collection_modifyitems(items):
+  rank = {f'{name}_test': place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def packed_rows(batch: int, length: int, vocab_size: int, seed: int = 0, empty_rows: int = 0) -> np.ndarray:
