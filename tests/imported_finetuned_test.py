@@ -223,6 +223,7 @@ def folders(tmp_path_factory):
   base = tmp_path_factory.mktemp('folders')
   for kind in ('classification', 'tagging', 'discriminator', 'generator'):
     folder_of(base / kind, 'electra', kind)
+  folder_of(base / 'one type', 'electra', 'classification', type_vocab_size=1)
   folder_of(base / 'bare', 'electra', 'discriminator', tokenizer=False)
   folder_of(base / 'more', 'electra', 'discriminator', vocab_size=len(VOCABULARY) + 1000)
   folder_of(base / 'padded', 'electra', 'discriminator', vocab_size=-(-len(VOCABULARY) // 8) * 8)
@@ -237,6 +238,7 @@ def folders(tmp_path_factory):
     ('tagging', 'ner', {}, 'ner is about entities .* set --config.task=tagging'),
     ('classification', 'cola,rte', {}, 'a model has one task, and config.task names cola, rte'),
     ('classification', 'classification', {'init': 'runs/x'}, "and config.init is 'runs/x'"),
+    ('one type', 'classification', {'data.pair': 'pair'}, 'classification reads two texts in a row, .* of which it has 1'),
     ('classification', 'classification', {'data.dev': 'nowhere.csv'}, 'nowhere.csv')])
 def test_what_cannot_be_imported_is_one_sentence(folders, tmp_path, kind, task, fields, said):
   with pytest.raises(UserError, match=said) as error:

@@ -77,6 +77,10 @@ def build_model(config, task, initial: Initial, max_length: int):
                     f'set --config.max_length={fields.max_positions}.')
   if config.head.pooling != 'cls' and task.head not in ('classification', 'regression'):
     raise UserError(f'config.head.pooling belongs to classification and regression, and {task.name} is {task.head}; leave it out.')
+  paired = task.head == 'span' or bool(getattr(getattr(task, 'columns', None), 'second', ()))
+  if fields.family == 'electra' and fields.type_vocab_size < 2 and paired:
+    raise UserError(f'{task.name} reads two texts in a row, and the encoder tells one from the other by two token types, of which it has '
+                    f'{fields.type_vocab_size}; name another encoder, or a task of single texts.')
   head, modern = config.head, fields.family == 'modern'
   if head.pooling != 'cls' and head.style == 'transformers' and not modern:
     raise UserError("config.head.pooling 'mean' is not what transformers has on an ELECTRA encoder; leave it out, or set --config.head.style=published.")
