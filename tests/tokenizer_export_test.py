@@ -1,4 +1,4 @@
-"""Tokenizer files that transformers opens give our ids, on real and on hostile text; folders that transformers writes open here."""
+"""Tokenizer files that transformers opens give our ids, on real and hostile text; folders that transformers writes open here."""
 
 import io
 import json
@@ -27,24 +27,27 @@ MODELS = {f'{kind}{", bytes" * fallback}': (kind, fallback) for kind in ('unigra
 KINDS = [*WORDPIECES, *MODELS]
 
 HOSTILE = [
-  '', ' ', '   ', '\t\r\n\f\v', '\r\n', '\n', 'a\r\n\r\nb', '\0', 'a\0b', '\0\0\0', '\x01', '\x01a\x02', 'a\x01', ' \x01 ', '\x7f\x80\x85\x9f',
-  '\ufffd', '\ufeffBOM', 'soft\xadhyphen', 'zero\u200bwidth\u200cjoin\u200ders\u2060', '\u202eright to left\u202c', 'line\u2028para\u2029graph',
-  '\U000e0041tag', '\ue000private', 'tabs\tand\r\nlines\rand\xa0no-break\u2009thin\u3000wide\u1680ogham\u180emongol', ' both  ends ',
-  '😀', '👩‍👩‍👧‍👦 family', '🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f', '👍🏽👍', '1️⃣ #️⃣ ☃️ ™️ ©️', '🇫🇷🇩🇪',
-  '日本語の文章。', '中文，没有空格', '𠀀𪜶 㐀 豈 \u2f00', 'カタカナ ｶﾞ ﾊﾟ がぎぐ か\u3099 \u3099', '한국어 텍스트', '\u1112\u1161\u11ab \u1112\u1161',
-  'ㅋㅋㅠ ㅎㅏㄴ ㄱㅏ', 'ﾡￂ', 'ﬁ ﬂ ﬃ ﬁ\u0301', 'العربية مَعَ التَّشْكِيل', 'हिन्दी क्षत्रिय क\u093c', 'ภาษาไทย น้ำ \u00a0\u0e33', 'עִבְרִית', 'தமிழ் கொ',
+  '', ' ', '   ', '\t\r\n\f\v', '\r\n', '\n', 'a\r\n\r\nb', '\0', 'a\0b', '\0\0\0', '\x01', '\x01a\x02', 'a\x01', ' \x01 ',
+  '\x7f\x80\x85\x9f', '\ufffd', '\ufeffBOM', 'soft\xadhyphen', 'zero\u200bwidth\u200cjoin\u200ders\u2060',
+  '\u202eright to left\u202c', 'line\u2028para\u2029graph', '\U000e0041tag', '\ue000private',
+  'tabs\tand\r\nlines\rand\xa0no-break\u2009thin\u3000wide\u1680ogham\u180emongol', ' both  ends ', '😀', '👩‍👩‍👧‍👦 family',
+  '🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f', '👍🏽👍', '1️⃣ #️⃣ ☃️ ™️ ©️', '🇫🇷🇩🇪', '日本語の文章。', '中文，没有空格',
+  '𠀀𪜶 㐀 豈 \u2f00', 'カタカナ ｶﾞ ﾊﾟ がぎぐ か\u3099 \u3099', '한국어 텍스트', '\u1112\u1161\u11ab \u1112\u1161', 'ㅋㅋㅠ ㅎㅏㄴ ㄱㅏ', 'ﾡￂ',
+  'ﬁ ﬂ ﬃ ﬁ\u0301', 'العربية مَعَ التَّشْكِيل', 'हिन्दी क्षत्रिय क\u093c', 'ภาษาไทย น้ำ \u00a0\u0e33', 'עִבְרִית', 'தமிழ் கொ',
   'ελληνικά ΤΈΛΟΣ ΣΑΣ ς ᾳ α\u0345 \u1fbe', 'Ёлка й И\u0306', 'Tiếng Việt ơ\u0323\u0301', 'İstanbul ıI ǅ ẞ ß ŉ Ŀ',
-  'café cafe\u0301 Ångström A\u030a \u212b \u212b\u0301', 'Z\u0300\u0301\u0302\u0303\u0304\u0305algo', '\u0301starts', '\u0340', '\u0344\u0301', 'a \u0301 b',
-  'e\u0327\u0301 e\u0301\u0327', 'ｅ\u0301 ²\u0301 ½\u20e3 ①\u20dd', '①²½Ⅷ ℌ ㎏ ㍿', '𝔊𝔬𝔱𝔥𝔦𝔠 𝟙𝟚', '１２３ ＡＢＣ ～ ￣', '=\u0338 <\u0338 \u2260',
-  'x' * 99, 'x' * 101, 'a' * 99 + '\u0301' * 5, 'é' * 100, '\u0301' * 300, 'ab' * 500, '-' * 300, 'a-' * 300, '日' * 300, 'a' * 37 + 'b' * 41,
-  '!"#$%&\'()*+,-./:;<=>?@[\\]^_`{|}~', '«»‹›„“”‘’‚—–…¿¡·•†‡§¶', '$1,234.50', "don't I'll o'clock", '€£¥₿ ∀∃∑ ≠≤ ←→',
-  '[MASK]', '[CLS] one [SEP] two [PAD]', 'a[MASK]b', '[UNK] [unk]', '<s> </s> <mask> <0x41> <0xFF>', '##ing ## #', '▁', '▁▁a', ' ▁a▁ b▁', 'a▁b▁', '▁ ▁ ',
+  'café cafe\u0301 Ångström A\u030a \u212b \u212b\u0301', 'Z\u0300\u0301\u0302\u0303\u0304\u0305algo', '\u0301starts',
+  '\u0340', '\u0344\u0301', 'a \u0301 b', 'e\u0327\u0301 e\u0301\u0327', 'ｅ\u0301 ²\u0301 ½\u20e3 ①\u20dd', '①²½Ⅷ ℌ ㎏ ㍿',
+  '𝔊𝔬𝔱𝔥𝔦𝔠 𝟙𝟚', '１２３ ＡＢＣ ～ ￣', '=\u0338 <\u0338 \u2260', 'x' * 99, 'x' * 101, 'a' * 99 + '\u0301' * 5, 'é' * 100,
+  '\u0301' * 300, 'ab' * 500, '-' * 300, 'a-' * 300, '日' * 300, 'a' * 37 + 'b' * 41, '!"#$%&\'()*+,-./:;<=>?@[\\]^_`{|}~',
+  '«»‹›„“”‘’‚—–…¿¡·•†‡§¶', '$1,234.50', "don't I'll o'clock", '€£¥₿ ∀∃∑ ≠≤ ←→', '[MASK]', '[CLS] one [SEP] two [PAD]',
+  'a[MASK]b', '[UNK] [unk]', '<s> </s> <mask> <0x41> <0xFF>', '##ing ## #', '▁', '▁▁a', ' ▁a▁ b▁', 'a▁b▁', '▁ ▁ ',
   '\U0010ffff', '\ufdd0', '\U0001fffe', '\U0002fffe\u0301', 'ꙮ', '\U00016121\U0001611e\U0001611e', '\u0600\xb2', '가\u11a8 각',
 ]
-# Where normalization, words and clusters of characters are decided, and all of Unicode but surrogates. (Of noncharacters, but one: a pair of
-# them is what charsmap.py puts into a text for a while.)
+# Where normalization, words and clusters of characters are decided, and all of Unicode but surrogates. (One noncharacter fewer:
+# two side by side are what charsmap.py puts into a text for a while.)
 AWKWARD = ''.join(sorted(set(''.join(HOSTILE)) - {'\U0001fffe'}))
-TEXT = st.lists(st.text(st.sampled_from(AWKWARD), max_size=6) | st.text(st.characters(exclude_categories=['Cs']), max_size=6), max_size=8)
+ANY = st.characters(exclude_categories=['Cs'])
+TEXT = st.lists(st.text(st.sampled_from(AWKWARD), max_size=6) | st.text(ANY, max_size=6), max_size=8)
 
 
 @pytest.fixture(scope='module')
@@ -90,11 +93,12 @@ def ids_of(theirs, texts):
 
 
 def ties(ours, ids, found):
-  """Of two ways to cut a text, how many words are cut otherwise and as likely, as far as float32 tells at the sum so far; all are."""
+  """Of two ways to cut a text, how many pieces differ, all being as likely as far as float32 tells at the sum so far."""
   model = sentencepiece_model.read(ours.files['tokenizer.model'])
   assert model.kind == sentencepiece_model.UNIGRAM, 'only there'
   scores = np.array([score for _, score, _ in model.pieces])
-  sums, ends = [np.cumsum(scores[row]) for row in (ids, found)], [np.cumsum([len(ours.tokens[i]) for i in row]) for row in (ids, found)]
+  sums = [np.cumsum(scores[row]) for row in (ids, found)]
+  ends = [np.cumsum([len(ours.tokens[i]) for i in row]) for row in (ids, found)]
   _, at, other = np.intersect1d(*ends, return_indices=True)
   assert ends[0][-1] == ends[1][-1], 'other text'
   apart = np.abs(np.diff(sums[0][at] - sums[1][other], prepend=0.0))
@@ -240,7 +244,8 @@ def model_of(texts, **settings):
   """A SentencePiece model as others train them, opened here."""
   import sentencepiece
   out = io.BytesIO()
-  arguments = {'vocab_size': 400, 'hard_vocab_limit': False, 'minloglevel': 2, 'control_symbols': ['<cls>', '<sep>', '<mask>'], 'pad_id': 3} | settings
+  arguments = {'vocab_size': 400, 'hard_vocab_limit': False, 'minloglevel': 2, 'pad_id': 3}
+  arguments |= {'control_symbols': ['<cls>', '<sep>', '<mask>']} | settings
   sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, **arguments)
   return tokenizers.from_files('sentencepiece', {'tokenizer.model': out.getvalue()}, 'another')
 
@@ -260,13 +265,14 @@ def test_every_rule_of_normalization_is_kept(sample, rule):
   reference.load_from_serialized_proto(bare)
   made = normalizers.Sequence(charsmap.normalizers(model.charsmap))
   rng = random.Random(0)
-  alone = [chr(point) for point in (*range(0x3400), *range(0xA000, 0xAC80), *range(0xF900, 0x11700), *range(0x16100, 0x16E00), *range(0x1D000, 0x1F700))]
-  alone = [character for character in alone if not 0xD800 <= ord(character) < 0xE000]
+  ranges = ((0, 0x3400), (0xA000, 0xAC80), (0xF900, 0x11700), (0x16100, 0x16E00), (0x1D000, 0x1F700))
+  alone = [chr(point) for first, last in ranges for point in range(first, last)]
   several = sorted(source for source in table if len(source) > 1)
-  several = [source for source in several if not '\uac00' <= table[source][0] <= '\ud7a3'] + rng.sample(several, min(3000, len(several)))
+  hangul = [source for source in several if '\uac00' <= table[source][0] <= '\ud7a3']
+  several = [*sorted({*several} - {*hangul}), *rng.sample(hangul, min(3000, len(hangul)))]
   joined = sorted({source[-1] for source in several}) or ['\u0301']
   pools = (alone, several or alone, joined, 'aeiou \r\n', '\u200d\ufe0f\u0e33\u0345')
-  mixed = [''.join(rng.choice(rng.choice(pools)) for _ in range(8)) for _ in range(3000)]
+  mixed = [''.join(rng.choice(rng.choice(pools)) for _ in range(8)) for _ in range(1500)]
   for texts in (alone, several, mixed):
     for start in range(0, len(texts), 50):
       text = '\n'.join(texts[start : start + 50])
@@ -275,14 +281,15 @@ def test_every_rule_of_normalization_is_kept(sample, rule):
 
 @pytest.mark.parametrize('settings', [
     {'model_type': 'unigram'}, {'model_type': 'bpe'}, {'remove_extra_whitespaces': False, 'user_defined_symbols': ['<eod>', '(']},
-    {'add_dummy_prefix': False}, {'split_by_whitespace': False}, {'normalization_rule_name': 'nmt_nfkc_cf'}, {'normalization_rule_name': 'identity'},
+    {'add_dummy_prefix': False}, {'split_by_whitespace': False}, {'normalization_rule_name': 'nmt_nfkc_cf'},
+    {'normalization_rule_name': 'identity'},
     {'byte_fallback': True, 'model_type': 'bpe', 'vocab_size': 700}], ids=str)
 def test_models_of_others_give_the_same_ids(sample, tmp_path, settings):
   ours = model_of([*sample[:60_000].split('\n'), 'a  b   c'], **settings)
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path))
-  # Spaces alone are the one thing that differs where none are removed: SentencePiece puts one before what it has emptied.
-  texts = [*sample[60_000:200_000].split('\n'), *(text for text in HOSTILE if text.strip(' \x01\x02') or settings.get('remove_extra_whitespaces', True))]
-  texts = [text for text in texts if '<mask>' not in text]
+  texts = [*sample[60_000:200_000].split('\n'), *(text for text in HOSTILE if '<mask>' not in text)]
+  if not settings.get('remove_extra_whitespaces', True):  # the one thing that differs: a space before a text that was emptied
+    texts = [text for text in texts if text.strip('\x01\x02')]
   assert not [text for text in differing((ours, theirs, tmp_path), texts) if text in HOSTILE and len(text) < 36]
 
 
@@ -301,7 +308,8 @@ def test_what_cannot_be_written_is_refused_with_the_reason(sample, settings, rea
 def test_tokens_added_with_transformers_are_tokens_here(trained, tmp_path):
   ours = trained('uncased')
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path))
-  theirs.add_tokens(['covid', 'Xyzzy-7', transformers.AddedToken('zebra', single_word=True), transformers.AddedToken('CaSe', normalized=False)])
+  flagged = [transformers.AddedToken('zebra', single_word=True), transformers.AddedToken('CaSe', normalized=False)]
+  theirs.add_tokens(['covid', 'Xyzzy-7', *flagged])
   theirs.add_special_tokens({'additional_special_tokens': ['[E1]', '<ent>']})
   texts = ['Covid covids postcovid zebra zebras', 'xyzzy-7 CaSe case [E1]one<ent> two', *HOSTILE]
   expected = theirs(texts, add_special_tokens=False)['input_ids']
@@ -336,9 +344,9 @@ def test_folders_of_older_versions_open(trained, tmp_path):
   v3 = {'special_tokens_map': names, 'added_tokens': {'covid': ours.size, 'Hanta': ours.size + 1},
         'tokenizer_config': {'do_lower_case': False, 'model_max_length': 512}}
   decoder = {str(i): flags | {'content': ours.tokens[i], 'normalized': False, 'special': True} for i in ours.special_ids}
-  v4 = {'special_tokens_map': {role: flags | {'content': name} for role, name in names.items()},
-        'tokenizer_config': names | {'do_lower_case': False, 'tokenizer_class': 'ElectraTokenizer', 'added_tokens_decoder': decoder | {
-            str(ours.size): flags | {'content': 'covid', 'special': False}, str(ours.size + 1): flags | {'content': 'Hanta', 'special': False}}}}
+  decoder |= {str(ours.size + i): flags | {'content': word, 'special': False} for i, word in enumerate(('covid', 'Hanta'))}
+  config = names | {'do_lower_case': False, 'tokenizer_class': 'ElectraTokenizer', 'added_tokens_decoder': decoder}
+  v4 = {'special_tokens_map': {role: flags | {'content': name} for role, name in names.items()}, 'tokenizer_config': config}
   texts = ['the covid Covid Hanta hantas', *(text for text in HOSTILE if '[' not in text)]
   for i, files in enumerate((v3, v4)):
     opened = tokenizers.load_tokenizer(old_folder(ours, tmp_path / str(i), **files))

@@ -62,7 +62,7 @@ def test_new_words_follow_the_ids_that_are_there(pair):
 def test_a_new_word_is_its_token_in_running_text(pair):
   old, new = pair
   for word in ('photosynthesis', 'covid', 'hydroxychloroquine', 'zzxq'):
-    for text in ('The {} was known.', '{}', 'What, "{}"?', 'old-{} (or {}), and {}; {}!', 'x' * 500 + ' {} ' + 'of ' * 5000 + '{}'):
+    for text in ('The {} was known.', '{}', 'What, "{}"?', 'old-{} (or {}), and {}; {}!', 'x' * 500 + ' {} ' + 'of ' * 5000):
       ids, before = new.encode(text.replace('{}', word)), old.encode(text.replace('{}', word))
       # After punctuation, SentencePiece has no space, so a word there is what is inside of one.
       times = len(re.findall(r'(?:^|\s)\{\}' if new.kind == 'sentencepiece' else r'\{\}', text))
@@ -99,7 +99,8 @@ def test_a_longer_word_begins_with_the_new_one_where_it_was_cut_there(trained, k
 
 def test_any_words_are_learned(trained):
   @settings(max_examples=40, deadline=None)
-  @given(words=st.lists(st.text(string.ascii_lowercase, min_size=2, max_size=14), min_size=1, max_size=12), kind=st.sampled_from(KINDS))
+  @given(words=st.lists(st.text(string.ascii_lowercase, min_size=2, max_size=14), min_size=1, max_size=12),
+         kind=st.sampled_from(KINDS))
   def holds(words, kind):
     old = trained(kind)
     new = vocabulary.extended(old, words)
@@ -120,7 +121,7 @@ def test_words_are_normalized_as_text_is(trained):
 @pytest.mark.parametrize('kind, word, reason', [
     ('uncased', '[MASK]', 'special token'), ('uncased', 'two words', "2 words, 'two words'"), ('uncased', 'c++', '3 words'),
     ('uncased', '\u0301', 'nothing is left'), ('uncased', 'x' * 101, 'longer than 100'), ('uncased', '##.', 'never inside'),
-    ('uncased', '##日本', '3 words|2 words|never inside'), ('unigram', '[MASK]', 'special token'), ('unigram', 'two words', '2 words'),
+    ('uncased', '##日本', '2 words'), ('unigram', '[MASK]', 'special token'), ('unigram', 'two words', '2 words'),
     ('unigram', '\x01', 'nothing is left'), ('unigram', '日本', "no piece for '日'.* ##日 before it"),
     ('unigram, bytes', '##<0x41>', 'special piece'),
     ('unigram, bytes', 'ᚠᚢ', "no piece for 'ᚠ'")])
@@ -152,7 +153,8 @@ def test_an_extended_tokenizer_is_saved_opened_and_exported(pair, tmp_path, samp
   for name, content in tokenizer_files.files(new, None, True).items():
     (tmp_path / name).write_bytes(content)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-  texts = [*sample[150_000:250_000].split('\n'), 'photosynthesis and Photosynthesis, covid-covids hydroxychloroquines', 'ᚠ zzxqᚠcovid']
+  rare = ['photosynthesis, Photosynthesis; covid-covids hydroxychloroquines', 'ᚠ zzxqᚠcovid']
+  texts = [*sample[150_000:250_000].split('\n'), *rare]
   found = theirs(texts, add_special_tokens=False)['input_ids']
   assert sum(a != b for a, b in zip(found, new.encode_batch(texts), strict=True)) <= (new.kind == 'sentencepiece')  # a tie
   assert found[-2:] == new.encode_batch(texts[-2:])
@@ -183,7 +185,8 @@ def test_words_are_read_a_line_each(tmp_path):
   assert vocabulary.read_words(path) == vocabulary.read_words(str(path)) == ['one', 'two', 'Éclair', '##ing']
 
 
-@pytest.mark.parametrize('content, reason', [(None, 'nothing is there'), (b'a\n\xff', 'not UTF-8 at byte 2'), (b' \n\n', 'is empty')])
+@pytest.mark.parametrize('content, reason', [
+    (None, 'nothing is there'), (b'a\n\xff', 'not UTF-8 at byte 2'), (b' \n\n', 'is empty')])
 def test_a_list_that_cannot_be_read_is_named(tmp_path, content, reason):
   path = tmp_path / 'words.txt'
   if content is not None:

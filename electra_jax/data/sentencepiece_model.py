@@ -19,7 +19,7 @@ class Model:
   """A model.
 
   Attributes:
-    pieces: (text, score, type) of each id; a score is the logarithm of a probability (unigram), or falls from merge to merge (BPE).
+    pieces: (text, score, type) of each id; a score is the logarithm of a probability (unigram), or falls with each merge (BPE).
     kind: UNIGRAM, BPE, or that of words (3) or characters (4).
     byte_fallback: whether characters that no piece has become bytes.
     space_after_words: whether a piece ends with the space of its word, where others begin with it.

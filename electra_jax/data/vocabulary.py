@@ -40,20 +40,20 @@ def read_words(path: str | os.PathLike) -> list[str]:
 def extended(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
   """The tokenizer with more words, whose ids follow those that are there, in the order given.
 
-  Each word is normalized as the tokenizer normalizes text and becomes one token; `##ing` means a token inside of a word, for either
-  kind. Words that are tokens already are left out: `new.size - tokenizer.size` were added. In running text a new word is its new
-  token, and so is the beginning of a longer word where the vocabulary has nothing longer (WordPiece), or where the longer word was
-  cut at that very place before or nearly as well could have been (unigram); all else is encoded as before. A unigram piece gets the
-  score of what its text was cut into and `MARGIN`.
+  Each word is normalized as the tokenizer normalizes text and becomes one token; `##ing` means a token inside of a word, for
+  either kind. Words that are tokens already are left out: `new.size - tokenizer.size` were added. In running text a new word is
+  its new token, and so is the beginning of a longer word where the vocabulary has nothing longer (WordPiece), or where the longer
+  word was cut at that very place before or nearly as well could have been (unigram); all else is encoded as before. A unigram
+  piece gets the score of what its text was cut into and `MARGIN`.
 
   Args:
-    tokenizer: WordPiece, or SentencePiece's unigram. In a BPE vocabulary a word is made by joining two tokens after the other, so a
-      new one would need all those on the way, which other words would be cut with, too.
+    tokenizer: WordPiece, or SentencePiece's unigram. In a BPE vocabulary a word is made by joining tokens two by two, so a new
+      one would need all those on the way, which other words would be cut with, too.
     words: as of `read_words`.
 
   Raises:
-    UserError: BPE; a vocabulary with tokens that `transformers` added; or words that are empty, special tokens, more than one word
-      to the tokenizer, or have characters that the vocabulary lacks.
+    UserError: BPE; a vocabulary with tokens that `transformers` added; or words that are empty, special tokens, more than one
+      word to the tokenizer, or have characters that the vocabulary lacks.
   """
   return {'wordpiece': _more_wordpieces, 'sentencepiece': _more_unigram_pieces}[tokenizer.kind](tokenizer, words)
 
@@ -75,15 +75,15 @@ def carried_over(old: Tokenizer, new: Tokenizer) -> tuple[np.ndarray, list[int]]
     found[getattr(new, role)] = getattr(old, role)
   known = int((found >= 0).sum())
   if known < KNOWN_SHARE * new.size:
-    raise UserError(f'only {known} of {new.size} tokens of the tokenizer are known to the one that the weights were trained with: it '
-                    'is another vocabulary; use the tokenizer of the weights, or that one with more words')
+    raise UserError(f'only {known} of {new.size} tokens of the tokenizer are known to that which the weights were trained with: '
+                    'it is another vocabulary; use the tokenizer of the weights, or that one with more words')
   return found, np.flatnonzero(found < 0).tolist()
 
 
 def pieces_of(old: Tokenizer, new: Tokenizer, new_ids: Sequence[int]) -> list[np.ndarray]:
   """What the text of each new token was before: the ids of an old vocabulary that it is cut into, int32 `[pieces]`.
 
-  A token at the start of a word is cut as such a one, a token inside of a word as what is inside where the old vocabulary has that.
+  A token at the start of a word is cut as such a one, a token inside of a word as what is inside where that can be.
   Unknown characters are left out; [UNK] stands where nothing else does.
   """
   ids = {token: i for i, token in enumerate(old.tokens) if i not in old.special_ids}
@@ -148,7 +148,8 @@ def _more_wordpieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
       _refuse(word, parts[inner:] if inner else parts)
     token = mark + parts[0][1:] if inner else parts[0]
     if len(token) > wordpiece_tokenizer.LONGEST_WORD:
-      raise UserError(f'the word {word!r} cannot be added: one longer than {wordpiece_tokenizer.LONGEST_WORD} characters is [UNK]')
+      longest = wordpiece_tokenizer.LONGEST_WORD
+      raise UserError(f'the word {word!r} cannot be added: one longer than {longest} characters is always [UNK]')
     if token not in known:
       known.add(token)
       tokens.append(token)
@@ -162,8 +163,8 @@ def _more_unigram_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenize
   file, space, mark = sentencepiece_tokenizer.FILE, sentencepiece_tokenizer.SPACE, wordpiece_tokenizer.CONTINUATION
   model = sentencepiece_model.read(tokenizer.files[file])
   if model.kind != sentencepiece_model.UNIGRAM:
-    raise UserError('a BPE vocabulary cannot be given more words: a word would need every token on the way to it, and other words '
-                    'would be cut with those; use a unigram or WordPiece tokenizer')
+    raise UserError('a BPE vocabulary cannot be given more words: a word would need every token on the way to it, and other '
+                    'words would be cut with those; use a unigram or WordPiece tokenizer')
   if model.space_after_words or not model.escape_whitespaces:
     raise UserError('the SentencePiece model does not begin its words with a space, so it cannot be given more; use another one')
   processor = sentencepiece.SentencePieceProcessor()

@@ -54,8 +54,8 @@ def canonical_files(
     lowercase, strip_accents: as in `load_tokenizer`.
 
   Raises:
-    UserError: a file is damaged or no WordPiece's; two contradict each other, or saved settings the arguments; nothing says whether
-      a vocabulary with capitals is meant for lower-cased text.
+    UserError: a file is damaged or no WordPiece's; two contradict each other, or saved settings the arguments; nothing says
+      whether a vocabulary with capitals is meant for lower-cased text.
   """
   described = {name: _json(files[name], f'{name} of {source!r}') for name in FILES[1:] if name in files}
   settings = described.get(SETTINGS_FILE, {})
@@ -327,7 +327,7 @@ def _added(tokens: list[str], names: dict[str, str], settings: dict, described: 
     }
   except (AttributeError, KeyError, TypeError, ValueError):
     raise UserError(
-      f'the added tokens of {source!r} are damaged: each needs an id and its text; restore the files as they were saved') from None
+      f'the added tokens of {source!r} are damaged: each needs an id and its text; restore the files as they were') from None
 
 
 def _vocabulary(content: bytes, source: str) -> list[str]:

@@ -4,8 +4,8 @@ A model's rules map strings to strings, and SentencePiece applies the longest th
 has `Precompiled` for the same table, which looks at whole clusters of characters instead: of one under six bytes it maps the
 shortest beginning that has a rule and drops what follows, of longer ones each character alone. The two agree on a character that
 stands alone. So here the strings that a rule of several characters covers are found first, by a regular expression that steps
-through the text as SentencePiece does; then every character is mapped alone; and the several are composed (NFC), with something put
-where nothing may be composed.
+through the text as SentencePiece does; then every character is mapped alone; and the several are composed (NFC), with something
+put where nothing may be composed.
 """
 
 import base64

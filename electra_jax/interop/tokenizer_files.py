@@ -15,18 +15,19 @@ _NEVER = -1e6
 def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> dict[str, bytes]:
   """Name and content of the files of a folder that `transformers.AutoTokenizer` and `load_tokenizer` open.
 
-  The ids of `transformers` are [CLS], those of `tokenizer.encode`, [SEP], and of a pair another part and [SEP]. They differ in two
-  things.
-  - A special token that stands in a text by its name, as in "Paris is [MASK]", is that token there, as people are used to, and the
-    text around it is encoded in parts; in a `Tokenizer` it is text, as it is in `transformers` with `split_special_tokens=True`.
-  - A unigram model takes the likeliest of all ways to cut a text. SentencePiece adds the logarithms in float32 over the whole text,
-    `tokenizers` in float64 word by word. Where two ways to cut a word are so nearly as likely that float32 does not tell them apart
-    at the text's sum so far (rarely, and some thousand tokens into a text; sooner in a run of one letter), either may be taken. BPE
-    and WordPiece have no such ties.
+  The ids of `transformers` are [CLS], those of `tokenizer.encode`, [SEP], and of a pair another part and [SEP]. They differ in
+  two things.
+  - A special token that stands in a text by its name, as in "Paris is [MASK]", is that token there, as people are used to, and
+    the text around it is encoded in parts; in a `Tokenizer` it is text, as in `transformers` with `split_special_tokens=True`.
+  - A unigram model takes the likeliest of all ways to cut a text. SentencePiece adds the logarithms in float32 over the whole
+    text, `tokenizers` in float64 word by word. Where two ways to cut a word are so nearly as likely that float32 does not tell
+    them apart at the text's sum so far (rarely, and some thousand tokens into a text; sooner in a run of one letter), either may
+    be taken. BPE and WordPiece have no such ties.
 
   Args:
     tokenizer: of either kind.
-    max_length: tokens of the longest row that the model takes, special ones included: where `truncation=True` cuts; None for none.
+    max_length: tokens of the longest row that the model takes, special ones included: where `truncation=True` cuts. None for no
+      limit.
     token_types: whether the model has types for the two parts of a pair; if not, no `token_type_ids` are made.
 
   Raises:
