@@ -338,7 +338,10 @@ def _vocabulary(content: bytes, source: str) -> list[str]:
     raise UserError(
       f'the vocabulary {source!r} is not UTF-8 at byte {error.start}; give a vocab.txt with a token a line'
     ) from None
-  return [line.rstrip('\n') for line in io.StringIO(text, newline=None)]
+  tokens = [line.rstrip('\n') for line in io.StringIO(text, newline=None)]
+  # Of a token that stands there twice the last counts; the others never come out, and get names that no text has.
+  last = {token: i for i, token in enumerate(tokens)}
+  return [token if last[token] == i else f'[repeated{i}]' for i, token in enumerate(tokens)]
 
 
 def _one_file(description: dict, source: str) -> tuple[list[str], dict]:
