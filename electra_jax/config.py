@@ -89,6 +89,7 @@ def default_config() -> ml_collections.ConfigDict:
   generator.layers_fraction = 1.0   # of its depth
   generator.num_heads = 0           # 0: in proportion to the width
   generator.intermediate_size = 0   # 0: in proportion to the width
+  generator.embedding_size = 0      # sharing none: width of its own embeddings; 0: as the discriminator's
   generator.alone_steps = 0         # the first so many of config.steps train the generator alone, for one that is to catch up
   c.sharing = 'embeddings'          # between the towers: embeddings, none, or all (one tower for both)
 
@@ -234,6 +235,8 @@ def check(config) -> None:
         f'config.save_every {c.save_every} and config.eval_every {c.eval_every} do not meet; make one a multiple of the other.')
   _need(len(c.profile_steps) == 2 and 0 <= c.profile_steps[0] <= c.profile_steps[1],
         f'config.profile_steps is {tuple(c.profile_steps)}; give its first and last step, as (10,12).')
+  _need(c.sharing == 'none' or c.generator.embedding_size in (0, c.model.embedding_size),
+        f"config.generator.embedding_size {c.generator.embedding_size} needs embeddings of its own; config.sharing is {c.sharing!r}.")
   _need(c.sharing != 'all' or (c.generator.hidden_fraction, c.generator.layers_fraction) == (1.0, 1.0),
         "config.sharing 'all' makes one tower of both; set config.generator.hidden_fraction and layers_fraction to 1.0.")
 
@@ -257,12 +260,27 @@ def check_init(config) -> None:
   _need(c.data.store or c.data.tokenizer not in ('unigram', 'bpe', 'wordpiece'),
         f'config.data.tokenizer {c.data.tokenizer!r} trains another vocabulary than that of config.init; set --config.data.tokenizer=init, or a '
         'tokenizer that has its tokens and more.')
-  _need(not c.data.new_words or c.data.tokenizer == 'init' and not c.data.store,
-        "config.data.new_words adds to the tokenizer of config.init; set --config.data.tokenizer=init and no config.data.store.")
+  _need(not c.data.new_words or c.data.tokenizer == 'init',
+        'config.data.new_words adds to the tokenizer of config.init; set --config.data.tokenizer=init.')
   _need(not c.data.new_words or c.continued.new_tokens != 'refuse',
         'config.data.new_words makes tokens that config.init has no rows of; say what they begin with: --config.continued.new_tokens=mean or pieces.')
+  _need(c.continued.step == 'last' or not c.init.startswith(('hf:', 'tf:')),
+        f'config.continued.step chooses a checkpoint of a run, and config.init is {c.init!r}; leave it out.')
+  _check_forms(c.phases)
   _need(c.continued.optimizer != 'resumed' or not c.generator.alone_steps,
         "config.continued.optimizer 'resumed' goes on in the middle of the schedule, and config.generator.alone_steps begins it; leave one out.")
+
+
+def _check_forms(given):
+  """That config.phases are dicts of what a phase may set."""
+  for number, phase in enumerate(given, 1):
+    _need(isinstance(phase, Mapping) and isinstance(phase.get('steps'), int) and phase['steps'] >= 1,
+          f"config.phases: phase {number} is {phase!r}; give a dict with its steps, as {{'steps': 1000, 'sequence_length': 128}}.")
+    for field, value in phase.items():
+      _need(field in PHASE_FIELDS, f'config.phases: phase {number} sets {field!r}; a phase may set {", ".join(PHASE_FIELDS)}.')
+      kind = type(flat(default_config())[field])
+      _need(isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool),
+            f'config.phases: {field} of phase {number} is {value!r}; it must be of type {kind.__name__}.')
 
 
 def _check_phases(c):
@@ -276,16 +294,8 @@ def _check_phases(c):
     if alone:
       check(phases(c)[1].config)
     return
-  total = 0
-  for number, phase in enumerate(c.phases, 1):
-    _need(isinstance(phase, Mapping) and isinstance(phase.get('steps'), int) and phase['steps'] >= 1,
-          f"config.phases: phase {number} is {phase!r}; give a dict with its steps, as {{'steps': 1000, 'sequence_length': 128}}.")
-    for field, value in phase.items():
-      _need(field in PHASE_FIELDS, f'config.phases: phase {number} sets {field!r}; a phase may set {", ".join(PHASE_FIELDS)}.')
-      kind = type(flat(default_config())[field])
-      _need(isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool),
-            f'config.phases: {field} of phase {number} is {value!r}; it must be of type {kind.__name__}.')
-    total += phase['steps']
+  _check_forms(c.phases)
+  total = sum(phase['steps'] for phase in c.phases)
   _need(total == c.steps, f'config.phases have {total} steps in all and config.steps is {c.steps}; make it {total}.')
   for field in PHASE_FIELDS[1:]:      # what would be of no effect is a mistake
     given, own = [phase.get(field) for phase in c.phases], flat(c)[field]

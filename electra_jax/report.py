@@ -148,6 +148,7 @@ def essentials(record) -> list[tuple[str, str]]:
        f'{generator["hidden_fraction"]:.3g} of the width, {generator["layers_fraction"]:.3g} of the depth; '
        f'shared: {c["sharing"]}'),
       ('parameters', ', '.join(f'{name.replace("_", " ")} {count:,}' for name, count in parameters.items())),
+      ('begun from', ', '.join(filter(None, (c.get('init', ''), c.get('continued', {}).get('generator', ''))))),
       ('corpus', f'{c["data"]["store"] or c["data"]["source"]}, vocabulary of {record.vocab_size:,}'),
       ('unigram entropy', f'{r["unigram_entropy"]:.3f} nats a token' if 'unigram_entropy' in r else ''),
       ('batch', f'{c["batch_size"]} rows of {c["sequence_length"]} tokens{split}'),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 import signal
 
@@ -15,7 +16,7 @@ import micro_run
 from electra_jax import config as configs, export, main
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import narrowed, own
+from electra_jax.interop import narrowed, own, sources
 from electra_jax.interop.weights import Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.pretrain import build, continued, step as steps
@@ -95,14 +96,12 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
   _, err = micro_run.run(*arguments(tmp_path / 'run', *from_source(source, init=init)), status=1)
   assert 'has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed' in err and err.count('\n') == 1
   out, _ = micro_run.run(*arguments(tmp_path / 'run', *from_source(source, init=init), '--config.continued.generator=narrowed',
-                                    '--config.generator.alone_steps=4', '--config.eval_every=2'))
+                                    '--config.generator.alone_steps=4', '--config.eval_every=2', '--config.keep=100'))
   assert 'the generator is cut out of the discriminator, 1 layers of 16, and learns alone for 4 steps' in out
   assert 'phase 1 of 2: 4 steps of 8 x 32, the generator alone' in out
-  first, last = micro_run.checkpoint(tmp_path / 'run', 4) if (tmp_path / 'run/checkpoints/4').exists() else None, micro_run.checkpoint(tmp_path / 'run', STEPS)
-  begun = own.read(source / 'run').params
-  if first is not None:      # kept, as the best or the last but one
-    assert np.array_equal(first['params/discriminator/layers/mlp_in/kernel'], begun['discriminator']['layers']['mlp_in']['kernel'])
-  assert not np.array_equal(last['params/discriminator/layers/mlp_in/kernel'], begun['discriminator']['layers']['mlp_in']['kernel'])
+  first, last, begun = micro_run.checkpoint(tmp_path / 'run', 4), micro_run.checkpoint(tmp_path / 'run', STEPS), own.read(source / 'run').params
+  name, before = 'params/discriminator/layers/mlp_in/kernel', begun['discriminator']['layers']['mlp_in']['kernel']
+  assert np.array_equal(first[name], before) and not np.array_equal(last[name], before)
   lines = [line for line in micro_run.figures(tmp_path / 'run') if line['kind'] == 'train']
   alone = [line for line in lines if line['step'] <= 4]
   assert alone and all(line['discriminator_loss'] is None or np.isnan(line['discriminator_loss']) for line in alone)
@@ -222,30 +221,34 @@ def case(tmp_path):
   return make
 
 
+def begin(config, w, tokenizer):
+  return continued.begin(config, continued.Source(*sources.with_tokenizer(w, 'here')), tokenizer)
+
+
 def test_the_same_vocabulary_keeps_every_bit(case):
   config, w, tokenizer = case()
-  start = continued.begin(config, w, tokenizer)
+  start = begin(config, w, tokenizer)
   assert same_bits(start.params, w.params) and start.moments is None and start.step == 0
 
 
 def test_new_tokens_begin_as_the_mean_of_all_or_of_their_pieces(case):
   config, w, tokenizer = case(['cab'], new_tokens='pieces')
-  start = continued.begin(config, w, tokenizer)
+  start = begin(config, w, tokenizer)
   old, ids = w.params['embeddings']['word'], [7, 5 + 26, 5 + 27]                # c, ##a, ##b
   np.testing.assert_array_equal(start.params['embeddings']['word'][:50], old)
   np.testing.assert_allclose(start.params['embeddings']['word'][50], old[ids].mean(0), rtol=1e-6)
   np.testing.assert_allclose(start.params['generator_head']['bias'][50], w.params['generator_head']['bias'][ids].mean(), rtol=1e-6)
   config.continued.new_tokens = 'mean'
-  start = continued.begin(config, w, tokenizer)
+  start = begin(config, w, tokenizer)
   np.testing.assert_allclose(start.params['embeddings']['word'][50], old.mean(0), rtol=1e-5, atol=1e-7)
   config.continued.new_tokens = 'refuse'
   with pytest.raises(UserError, match="1 tokens of the tokenizer are not among those of here \\('cab' is the first\\)"):
-    continued.begin(config, w, tokenizer)
+    begin(config, w, tokenizer)
 
 
 def test_kept_moments_follow_their_rows_and_new_rows_have_none(case):
   config, w, tokenizer = case(['cab'], new_tokens='mean', optimizer='kept')
-  start = continued.begin(config, w, tokenizer)
+  start = begin(config, w, tokenizer)
   for name in ('mu', 'nu'):
     rows = start.moments[name]['embeddings']['word']
     np.testing.assert_array_equal(rows[:50], w.moments[name]['embeddings']['word'])
@@ -258,17 +261,17 @@ def test_rows_that_pad_a_vocabulary_are_cut_off_and_another_vocabulary_is_refuse
   wide = lambda tree: jax.tree_util.tree_map_with_path(
       lambda path, x: np.concatenate([x, x[:6]]) if path[-1].key == 'word' or [k.key for k in path] == ['generator_head', 'bias'] else x, tree)
   padded = dataclasses.replace(w, params=wide(w.params), **{t: dataclasses.replace(getattr(w, t), vocab_size=56) for t in ('discriminator', 'generator')})
-  start = continued.begin(config, padded, tokenizer)
-  assert same_bits(start.params, w.params) and ('init', '6 rows that pad the vocabulary of here are cut off') in start.told
+  start = begin(config, padded, tokenizer)
+  assert same_bits(start.params, w.params) and ('init', '6 rows that pad the vocabulary of 50 tokens are left out') in start.told
   small = dataclasses.replace(w, **{t: dataclasses.replace(getattr(w, t), vocab_size=40) for t in ('discriminator', 'generator')})
-  with pytest.raises(UserError, match='embeddings of 40 tokens and its tokenizer 50 tokens; the two do not belong together'):
-    continued.begin(config, small, tokenizer)
+  with pytest.raises(UserError, match='here has embeddings of 40 tokens and a tokenizer of 50; put the tokenizer there that it was trained with'):
+    begin(config, small, tokenizer)
 
 
 @pytest.mark.parametrize('how', ['interpolated', 'repeated'])
 def test_longer_rows_get_positions(case, how):
   config, w, tokenizer = case(max_positions=39, positions=how)
-  table, old = continued.begin(config, w, tokenizer).params['embeddings']['position'], w.params['embeddings']['position']
+  table, old = begin(config, w, tokenizer).params['embeddings']['position'], w.params['embeddings']['position']
   assert table.shape == (39, 16) and table.dtype == np.float32
   if how == 'repeated':
     np.testing.assert_array_equal(table, np.concatenate([old, old[:19]]))
@@ -283,7 +286,7 @@ def test_the_state_begins_with_the_weights_and_with_what_is_kept(case, how):
   layout = meshes.make_layout(devices=jax.devices()[:1])
   p = build.program(config, config, tokenizer, layout)
   fresh = jax.jit(lambda: steps.init_state(p.model, p.optimizer, 0, 32), out_shardings=p.shardings)()
-  state = jax.device_get(continued.put(continued.begin(config, w, tokenizer), fresh, p.shardings))
+  state = jax.device_get(continued.put(begin(config, w, tokenizer), fresh, p.shardings))
   padded = p.model.discriminator_config.padded_vocab_size
   assert state.params['embeddings']['word'].shape == (padded, 16) and not state.params['embeddings']['word'][50:].any()
   cut = lambda tree: own.trimmed(tree, 50)
@@ -298,13 +301,45 @@ def test_the_state_begins_with_the_weights_and_with_what_is_kept(case, how):
   assert (int(adam.count), int(schedule.count), int(state.step)) == {'fresh': (0, 0, 0), 'kept': (5, 0, 0), 'resumed': (5, 5, 5)}[how]
 
 
-def test_moments_that_are_not_there_and_steps_that_are_over_are_told(case):
-  config, w, tokenizer = case(optimizer='kept')
-  with pytest.raises(UserError, match="no optimizer's state; set --config.continued.optimizer=fresh"):
-    continued.begin(config, dataclasses.replace(w, moments=None), tokenizer)
-  config.continued.optimizer = 'resumed'
-  with pytest.raises(UserError, match='is at step 30 and config.steps is 30, all steps together'):
-    continued.begin(config, dataclasses.replace(w, step=30), tokenizer)
+def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypatch):
+  config, w, tokenizer = case()
+  for changes, weights, said in (
+      ({'optimizer': 'kept'}, dataclasses.replace(w, moments=None), "no optimizer's state; set --config.continued.optimizer=fresh"),
+      ({'optimizer': 'resumed'}, dataclasses.replace(w, step=30), 'is at step 30 and config.steps is 30, all steps together'),
+      ({'generator': 'narrowed'}, dataclasses.replace(w, discriminator=dataclasses.replace(w.discriminator, num_heads=8)), 'whole heads are left'),
+      ({}, dataclasses.replace(w, generator=None), 'has no generator; name one'),
+      ({}, dataclasses.replace(w, discriminator=None), 'is a generator; config.init names the discriminator'),
+      ({}, dataclasses.replace(w, generator=dataclasses.replace(w.generator, max_positions=19)), 'max_positions is 19 in the generator and 20')):
+    monkeypatch.setattr(continued.sources, 'open_source', lambda *_: weights)
+    asked = main.parse(['main', '--config=tests/configs/micro.py', '--config.init=hf:here', '--config.data.tokenizer=init', '--config.sequence_length=16',
+                        '--config.generator.hidden_fraction=0.25', *(f'--config.continued.{name}={value}' for name, value in changes.items())]).config
+    if 'generator' in changes:
+      asked.generator.hidden_fraction = 3 / 32
+    with pytest.raises(UserError, match=said):
+      continued.resolve(asked)
+  # Nor is a vocabulary that does not follow from the source's.
+  asked.data.tokenizer = w.tokenizer.replace('old', 'new')
+  source = continued.Source(w, load_tokenizer(w.tokenizer))
+  assert continued.tokenizer_path(asked, source) is None
+  pathlib.Path(asked.data.tokenizer, 'vocab.txt').open('a').write('cab\n')
+  with pytest.raises(UserError, match='1 tokens of the tokenizer are not among those of here'):
+    continued.tokenizer_path(asked, source)
+
+
+def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkeypatch, tmp_path):
+  _, w, _ = case()
+  other = dataclasses.replace(weights_of(), source='there', tokenizer=w.tokenizer)
+  rng = np.random.default_rng(1)
+  params = {name: jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), other.params[name]) for name in ('generator', 'generator_head')}
+  alone = dataclasses.replace(other, discriminator=None, sharing='none', params=params | {'generator_embeddings': w.params['embeddings']})
+  monkeypatch.setattr(continued.sources, 'open_source', lambda text, *_: alone if text == 'hf:there' else w)
+  asked = main.parse(['main', '--config=tests/configs/micro.py', '--config.init=hf:here', '--config.data.tokenizer=init', '--config.sequence_length=16',
+                      '--config.continued.optimizer=kept', '--config.continued.generator=hf:there']).config
+  config, source = continued.resolve(asked)
+  assert config.sharing == 'embeddings' and same_bits(source.weights.params['generator'], params['generator'])
+  assert set(source.weights.moments['mu']) == {'embeddings', 'discriminator', 'discriminator_head'}      # the new generator has none
+  start = continued.begin(config, source, source.tokenizer)
+  assert ('init', 'the generator of here is left behind, by config.continued.generator') in start.told
 
 
 # ---- Configs -----------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def canonical_files(
   if lowercase is None and 'do_lower_case' not in saved and capitals > CAPITALS_SHARE * len(tokens):
     raise UserError(
       f'{capitals} tokens of the vocabulary {source!r} have capitals, and nothing says that it is a cased one; '
-      'set lowercase to no, or to yes to use it uncased'
+      'set lowercase to no, or to yes to use it uncased, or put a tokenizer_config.json with do_lower_case beside it'
     )
   lowercase = bool(saved.get('do_lower_case', True if lowercase is None else lowercase))
   strip_accents = bool(saved.get('strip_accents', lowercase if strip_accents is None else strip_accents))

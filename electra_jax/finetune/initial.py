@@ -1,8 +1,8 @@
 """What fine-tuning starts from: the encoder and the tokenizer of a run or of another program, and its weights, or fresh ones."""
 
 import dataclasses
-from typing import Any
 import zlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from electra_jax import config as configs
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop.sources import is_foreign, open_source
-from electra_jax.interop.weights import Weights, placed, trimmed
+from electra_jax.interop.sources import is_foreign, open_source, with_tokenizer
+from electra_jax.interop.weights import Weights, placed
 from electra_jax.training import checkpoints, workdir as workdirs
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
@@ -20,8 +20,6 @@ from electra_jax.training.workdir import read_json
 ENCODER = 'encoder.json'       # in a fine-tuned run: config.model of the pretraining run, and where it is from
 TASK = 'task.json'             # in each task's folder of a fine-tuned run
 KEPT = 'kept.json'             # there too: the trials whose weights are kept, the best first
-# A vocabulary of another program may have rows up to a multiple of one of these, which nothing is ever looked up in.
-ROW_MULTIPLES = (8, 16, 32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,8 @@ class Initial:
     if self.weights is None:
       return f'fresh weights, in the encoder of {self.origin["run"]}'
     step, tokens = self.origin['step'], self.origin.get('tokens')
-    return self.origin['run'] + (f', step {step:,}' if step is not None else '') + (f', pretrained on {tokens:,.0f} tokens' if tokens else '')
+    return self.origin['run'] + (f', step {step:,}' if step is not None else '') + (f', pretrained on {tokens:,.0f} tokens' if tokens else '') + (
+        f', on top of {self.origin["after"]}' if 'after' in self.origin else '')
 
 
 def open_initial(config, before: dict | None = None) -> Initial:
@@ -84,7 +83,7 @@ def open_initial(config, before: dict | None = None) -> Initial:
       raise UserError(f'{field} {folder} is a fine-tuned run; name the folder of one of its tasks, as {folder}/mnli, or of a pretrained run.')
   tokenizer = load_tokenizer(folder / 'tokenizer')
   pretraining = run_config(folder)
-  origin = {'run': str(folder), 'name': pretraining.name, 'step': None}
+  origin = {'run': str(folder), 'name': pretraining.name, 'step': None} | ({'after': pretraining.init} if pretraining.init else {})
   if fresh:
     return Initial(pretraining.model, tokenizer, origin, None)
   step = checkpoints.find_step(folder, before['step'] if before else config.init_step)
@@ -119,21 +118,6 @@ def of_weights(weights: Weights, source: str, fresh: bool = False, before: dict 
   if before and before.get('checksum') != origin['checksum']:
     raise UserError(f'{field} holds other weights than those that the run began with; restore them, or use another --workdir.')
   return Initial(model, tokenizer, origin, params, weights.notes)
-
-
-def with_tokenizer(weights: Weights, field: str) -> tuple[Weights, Tokenizer]:
-  """The tokenizer of weights, and these without rows that only pad its vocabulary. Raises UserError where there is none, or it does not fit."""
-  if weights.tokenizer is None:
-    raise UserError(f"{field} has no tokenizer; add its files: vocab.txt (with tokenizer_config.json, if it is cased), tokenizer.json or a SentencePiece model.")
-  tokenizer, rows = load_tokenizer(weights.tokenizer), weights.vocab_size
-  if rows == tokenizer.size:
-    return weights, tokenizer
-  if rows not in (-(-tokenizer.size // n) * n for n in ROW_MULTIPLES):
-    raise UserError(f'{field} has embeddings of {rows:,} tokens and a tokenizer of {tokenizer.size:,}; put the tokenizer there that it was trained with.')
-  cut = lambda config: config and dataclasses.replace(config, vocab_size=tokenizer.size)
-  note = f'{rows - tokenizer.size} rows that pad the vocabulary of {tokenizer.size:,} tokens are left out'
-  return dataclasses.replace(weights, discriminator=cut(weights.discriminator), generator=cut(weights.generator), notes=(*weights.notes, note),
-                             params=trimmed(weights.params, tokenizer.size), moments=None), tokenizer
 
 
 def checksum(params) -> int:

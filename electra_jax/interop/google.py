@@ -39,7 +39,7 @@ _QUERY, _MLP = 'encoder/layer_0/attention/self/query/kernel', 'encoder/layer_0/i
 _LFS = b'version https://git-lfs'
 
 
-def read(address: str) -> Weights:
+def read(address: str, moments: bool = True) -> Weights:
   """One tower or both of a checkpoint, with Adam's moments and the step where they are there.
 
   Sizes are those of the variables, which do not tell the number of heads: it is the option, what `hparams.json` beside the
@@ -49,6 +49,7 @@ def read(address: str) -> Weights:
   Args:
     address: a checkpoint's prefix (.../model.ckpt-1000000), one of its files, or a folder with a `checkpoint` file or with one
       checkpoint; after it options: `;heads=4`.
+    moments: False leaves them unread.
 
   Raises UserError that names the variable or file: no checkpoint, several of them, another program's, a variable that is missing,
     of another shape or unknown, some of Adam's moments missing, a damaged file; or that says to give the number of heads.
@@ -66,18 +67,18 @@ def read(address: str) -> Weights:
     wanted = {top: tree for top, tree in expected_shapes(weights).items() if not (headless and top == 'discriminator_head')}
     _fits(prefix, wanted, scopes, own)
 
-    params, moments, step, notes = _tree(reader, prefix, wanted, scopes), None, None, ()
+    params, read_moments, step, notes = _tree(reader, prefix, wanted, scopes), None, None, ()
     if fine_tuned:
       notes += (f'left out of {prefix}: the head that it was fine-tuned with ({_FINE_TUNED}...), step and optimizer of that',)
     else:
       step = int(_tensor(reader, prefix, 'global_step')) if 'global_step' in shapes else None
-      if slots:
+      if slots and moments:
         _all_slots(prefix, wanted, scopes, shapes)
-        moments = {name: _tree(reader, prefix, wanted, scopes, '/' + slot) for name, slot in _SLOTS.items()}
+        read_moments = {name: _tree(reader, prefix, wanted, scopes, '/' + slot) for name, slot in _SLOTS.items()}
   if headless and weights.discriminator:
     notes += (f'{prefix} has no {scopes["discriminator_head"]}: the head that tells replaced tokens is not in it',)
   vocabulary = files.join(_folder(prefix), VOCABULARY)
-  return checked(dataclasses.replace(weights, params=params, moments=moments, step=step, notes=notes,
+  return checked(dataclasses.replace(weights, params=params, moments=read_moments, step=step, notes=notes,
                                      tokenizer=vocabulary if files.exists(vocabulary) else None), ('discriminator_head',))
 
 

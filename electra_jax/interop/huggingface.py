@@ -51,10 +51,6 @@ def read(path: str) -> Weights:
                       f'{"fine-tuned model" if weights.head else _TOWERS[1 - _TOWERS.index(name)]}.')
   if len(found) == 1:
     return _with_tokenizer(found.popitem()[1], path)
-  sizes = [found[name].vocab_size for name in _TOWERS]
-  if sizes[0] != sizes[1]:
-    raise UserError(f'{path}: the discriminator has a vocabulary of {sizes[0]} tokens and the generator of {sizes[1]}; they have '
-                    'to have the same.')
   return _with_tokenizer(dataclasses.replace(combined(*(found[name] for name in _TOWERS)), source=path), path)
 
 

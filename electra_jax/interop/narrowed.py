@@ -15,6 +15,14 @@ def evenly(count: int, of: int) -> np.ndarray:
   return np.linspace(0, of - 1, count).round().astype(int)
 
 
+def check(d: EncoderConfig, g: EncoderConfig, source: str) -> None:
+  """Raises UserError where a generator `g` cannot be cut out of a discriminator `d`: whole heads are kept, and nothing is made up."""
+  if g.head_size != d.head_size or any(getattr(g, name) > getattr(d, name) for name in ('num_heads', 'num_layers', 'intermediate_size')):
+    said = lambda c: f'{c.num_layers} layers with {c.num_heads} heads of {c.head_size} and a feed-forward of {c.intermediate_size}'
+    raise UserError(f'a generator of {said(g)} cannot be cut out of {source}, which has {said(d)}; set config.generator.hidden_fraction so that whole heads '
+                    'are left, or --config.continued.generator=scratch.')
+
+
 def generator(weights: Weights, config: EncoderConfig) -> dict:
   """The subtrees `generator` and, where it can be had, `generator_head`, of a narrower and shallower tower.
 
@@ -30,10 +38,7 @@ def generator(weights: Weights, config: EncoderConfig) -> dict:
   Raises UserError where heads are of another size.
   """
   d, params = weights.discriminator, weights.params['discriminator']
-  if config.head_size != d.head_size or config.num_heads > d.num_heads or config.num_layers > d.num_layers:
-    raise UserError(f'a generator of {config.num_heads} heads of {config.head_size} and {config.num_layers} layers cannot be cut out of {weights.source}, '
-                    f'which has {d.num_heads} of {d.head_size} and {d.num_layers}; set config.generator.hidden_fraction so that whole heads are left, '
-                    'or --config.continued.generator=scratch.')
+  check(d, config, weights.source)
   layers, units = evenly(config.num_layers, d.num_layers), evenly(config.hidden_size, d.hidden_size)
   heads = evenly(config.num_heads, d.num_heads)
   columns = (heads[:, None] * d.head_size + np.arange(d.head_size)).ravel()

@@ -9,12 +9,13 @@ from electra_jax.training import checkpoints, workdir as workdirs
 from electra_jax.training.encoders import run_config, towers
 
 
-def read(folder: str, which='last') -> Weights:
+def read(folder: str, which='last', moments: bool = True) -> Weights:
   """Both towers of a run's checkpoint, with Adam's moments.
 
   Args:
     folder: of the run, which may be gs://.
     which: 'last', 'best' (by the held-out loss), or a step.
+    moments: False leaves them unread.
 
   Raises UserError where it is no pretraining run, or holds no such checkpoint.
   """
@@ -31,8 +32,8 @@ def read(folder: str, which='last') -> Weights:
   size = load_tokenizer(folder / 'tokenizer').size
   generator, discriminator = (dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu'))
   step = checkpoints.find_step(folder, which)
-  moments = checkpoints.read_moments(folder, step)
+  both = checkpoints.read_moments(folder, step) if moments else None
   return checked(Weights(
       source=f'{folder} (step {step:,})', discriminator=discriminator, generator=generator, sharing=config.sharing,
       params=trimmed(checkpoints.read_arrays(folder, step, 'params'), size), tokenizer=str(folder / 'tokenizer'), step=step,
-      moments=moments and {name: trimmed(tree, size) for name, tree in moments.items()}))
+      moments=both and {name: trimmed(tree, size) for name, tree in both.items()}))

@@ -32,7 +32,7 @@ _STORAGE_TYPES = {'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'Half
                   'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_}
 _LFS = b'version https://git-lfs'
 _LEGACY = pickle.dumps(0x1950a86a20f9469cfc6c, protocol=2)      # what files of torch.save before 1.6 begin with
-_MOST_REPEATED = 1 << 24      # numbers in a tensor that is larger than its storage, as of torch.Tensor.expand
+_MOST_REPEATED = 1 << 20      # numbers in a tensor that is larger than its storage, as of torch.Tensor.expand: position_ids are
 
 
 def read(folder_or_file: str) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
@@ -134,7 +135,10 @@ def combined(discriminator: Weights, generator: Weights) -> Weights:
 
   Where the two tables, positions, types and their norm are the same bit for bit, they are shared; where the layers and the configs are, too,
   all is.
+
+  Raises UserError where they have different vocabularies.
   """
+  _check_vocabularies(discriminator, generator)
   tables, layers = discriminator.params['embeddings'], discriminator.params['discriminator']
   as_used = lambda config: dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
   d, g = as_used(discriminator.discriminator), as_used(generator.generator)
@@ -149,6 +153,18 @@ def combined(discriminator: Weights, generator: Weights) -> Weights:
     del params['generator']
   return dataclasses.replace(discriminator, generator=generator.generator, sharing=sharing, params=params, notes=notes,
                              source=discriminator.source if discriminator.source == generator.source else f'{discriminator.source} and {generator.source}')
+
+
+def _check_vocabularies(discriminator, generator):
+  if discriminator.vocab_size != generator.vocab_size:
+    raise UserError(f'{discriminator.source} has a vocabulary of {discriminator.vocab_size} tokens and {generator.source} of {generator.vocab_size}; '
+                    'a generator and its discriminator have the same.')
+  if discriminator.tokenizer is None or generator.tokenizer is None:
+    return
+  pairs = zip(load_tokenizer(discriminator.tokenizer).tokens, load_tokenizer(generator.tokenizer).tokens)
+  if different := next(((i, a, b) for i, (a, b) in enumerate(pairs) if a != b), None):
+    i, a, b = different
+    raise UserError(f'{discriminator.source} and {generator.source} have different vocabularies: token {i} is {a!r} in one and {b!r} in the other.')
 
 
 def of_tower(weights: Weights, tower: str) -> dict[str, Any]:

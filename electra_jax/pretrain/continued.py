@@ -20,12 +20,20 @@ from electra_jax.training import checkpoints, workdir as workdirs
 from electra_jax.training.encoders import run_config, towers
 from electra_jax.training.step import TrainState
 
-# Fields of config.model that the weights decide, and of those the ones that may not differ between the towers.
+# Fields of config.model that the weights decide.
 SIZES = ('family', 'hidden_size', 'embedding_size', 'num_layers', 'num_heads', 'intermediate_size', 'max_positions', 'type_vocab_size',
          'layer_norm_eps', 'global_every', 'local_window', 'global_rope_theta', 'local_rope_theta')
-COMMON = ('family', 'embedding_size', 'vocab_size', 'max_positions', 'type_vocab_size', 'layer_norm_eps', 'global_every', 'local_window',
-          'global_rope_theta', 'local_rope_theta')
-MOST_PADDING = 256      # rows that others pad a vocabulary with, at most: multiples of 8, 64 or 128 are usual
+# Fields that both towers have from config.model.
+COMMON = ('family', 'vocab_size', 'max_positions', 'type_vocab_size', 'layer_norm_eps', 'global_every', 'local_window', 'global_rope_theta',
+          'local_rope_theta')
+# Fields of config.generator that a generator that is there decides.
+GENERATOR_SIZES = ('hidden_fraction', 'layers_fraction', 'num_heads', 'intermediate_size', 'embedding_size')
+
+
+class Source(NamedTuple):
+  """Weights to go on from, without rows that only pad the vocabulary, and the tokenizer beside them; None where there is none."""
+  weights: Weights
+  tokenizer: Tokenizer | None
 
 
 class Start(NamedTuple):
@@ -45,25 +53,29 @@ class Start(NamedTuple):
 
 
 def resolve(config, workdir: str | None = None):
-  """The config with the sizes of config.init's weights in place, and these weights (None without config.init).
+  """The config with the sizes of config.init's weights in place, and these as a Source (None without config.init).
 
   Where WORKDIR holds a run that has saved a checkpoint, the sizes are those that it was begun with and the weights are not read: such a
   run goes on without them.
 
-  Raises UserError where the weights cannot be opened, or the config cannot hold them.
+  Raises UserError where the weights cannot be opened, or the config cannot hold them, or asks for what they lack.
   """
   if not config.init:
     return config, None
   configs.check_init(config)
-  config = copy.deepcopy(config)
+  config, made = copy.deepcopy(config), config.continued.generator in ('scratch', 'narrowed')
   if workdir and checkpoints.any_saved(workdir):
     begun = run_config(workdirs.folder(workdir))
     for name in SIZES:
       config.model[name] = begun.model[name]
-    config.generator, config.sharing, config.data.vocab_size = begun.generator, begun.sharing, begun.data.vocab_size
+    config.data.vocab_size = begun.data.vocab_size
+    if not made:
+      config.sharing = begun.sharing
+      for name in GENERATOR_SIZES:
+        config.generator[name] = begun.generator[name]
     return config, None
-  weights = _open(config)
-  d, g = weights.discriminator, weights.generator
+  source = _open(config)
+  weights, d, g = source.weights, source.weights.discriminator, source.weights.generator
   for name in SIZES:
     config.model[name] = getattr(d, name)
   longest = max(phase.config.sequence_length for phase in configs.phases(config))
@@ -78,84 +90,106 @@ def resolve(config, workdir: str | None = None):
         raise UserError(f'{weights.source}: {name} is {getattr(g, name)} in the generator and {getattr(d, name)} in the discriminator, and one config '
                         'holds both; make another generator (--config.continued.generator=scratch).')
     config.sharing = weights.sharing
-    config.generator.update(hidden_fraction=g.hidden_size / d.hidden_size, layers_fraction=g.num_layers / d.num_layers,
-                            num_heads=g.num_heads, intermediate_size=g.intermediate_size)
+    config.generator.update(hidden_fraction=g.hidden_size / d.hidden_size, layers_fraction=g.num_layers / d.num_layers, num_heads=g.num_heads,
+                            intermediate_size=g.intermediate_size, embedding_size=g.embedding_size if g.embedding_size != d.embedding_size else 0)
+  elif config.continued.generator == 'narrowed':
+    narrowed.check(d, _towers(config, weights.vocab_size)[0], weights.source)
   config.data.vocab_size = weights.vocab_size
-  return config, weights
+  if config.continued.optimizer != 'fresh' and weights.moments is None:
+    raise UserError(f"{weights.source} has no optimizer's state; set --config.continued.optimizer=fresh.")
+  if config.continued.optimizer == 'resumed' and not 0 <= (weights.step or -1) < config.steps:
+    raise UserError(f'{weights.source} is at step {weights.step} and config.steps is {config.steps}, all steps together; make it more, or set '
+                    '--config.continued.optimizer=kept for a schedule of its own.')
+  return config, source
 
 
-def _open(config) -> Weights:
-  made = config.continued.generator
-  weights = sources.open_source(config.init, config.continued.step)
+def _open(config) -> Source:
+  made, c = config.continued.generator, config.continued
+  weights = sources.open_source(config.init, c.step, c.optimizer != 'fresh')
   if weights.discriminator is None:
     raise UserError(f'{weights.source} is a generator; config.init names the discriminator, and config.continued.generator its generator.')
   if weights.head is not None:
     raise UserError(f'{weights.source} is a fine-tuned model; name the pretrained one that it began with.')
-  if made in ('scratch', 'narrowed') and weights.generator is not None:      # theirs is left
+  if made and weights.generator is not None:      # theirs is left
     without = lambda tree: {name: subtree for name, subtree in tree.items() if name not in GENERATOR}
     moments = weights.moments and {name: without(tree) for name, tree in weights.moments.items()}
     weights = dataclasses.replace(weights, generator=None, sharing='none', params=without(weights.params), moments=moments,
-                                  notes=weights.notes + ('its generator is left behind, by config.continued.generator',))
+                                  notes=weights.notes + (f'the generator of {weights.source} is left behind, by config.continued.generator',))
   if made.startswith('hf:'):
     other = sources.open_source(made)
     if other.generator is None:
       raise UserError(f'config.continued.generator {made!r} holds no generator; name a folder of ElectraForMaskedLM or ModernBertForMaskedLM.')
     if other.discriminator is not None:
       raise UserError(f'config.continued.generator {made!r} holds both towers; name the folder of the generator alone.')
-    if other.vocab_size != weights.vocab_size:
-      raise UserError(f'the generator {other.source} has a vocabulary of {other.vocab_size} and {weights.source} one of {weights.vocab_size}; the two belong to '
-                      'different tokenizers.')
     weights = combined(weights, other)
   if weights.generator is None and not made:
     raise UserError(f'{weights.source} has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed (and let it '
                     'catch up alone: --config.generator.alone_steps=1000).')
-  return weights
+  if weights.tokenizer is None:
+    return Source(weights, None)
+  return Source(*sources.with_tokenizer(weights, f'config.init {config.init}', *_cases(config)))
 
 
-def digest(weights: Weights | None) -> int:
+def _cases(config):
+  """How letters are read where nothing beside a vocabulary says it: lowercase, strip_accents."""
+  choice = {'auto': None, 'yes': True, 'no': False}
+  return choice[config.data.lowercase], choice[config.data.strip_accents]
+
+
+def _towers(config, vocab_size):
+  return tuple(dataclasses.replace(tower, vocab_multiple=1, attention='xla') for tower in towers(config, vocab_size, 'cpu'))
+
+
+def digest(source: Source | None) -> int:
   """A checksum of all parameters, that processes may compare."""
   found = 0
-  for path, value in jax.tree_util.tree_leaves_with_path(weights.params if weights else {}):
+  for path, value in jax.tree_util.tree_leaves_with_path(source.weights.params if source else {}):
     found = zlib.crc32(np.ascontiguousarray(value), zlib.crc32(jax.tree_util.keystr(path).encode(), found))
   return found
 
 
-def tokenizer_path(config, weights: Weights | None, workdir=None) -> str | None:
+def tokenizer_path(config, source: Source | None, workdir=None) -> str | None:
   """Where the tokenizer is that config.data.tokenizer='init' names, with config.data.new_words in it; None for any other.
 
   Args:
-    weights: of `resolve`; None where the run was begun before and keeps its tokenizer in WORKDIR.
+    source: of `resolve`; None where the run was begun before and keeps its tokenizer in WORKDIR.
 
-  Raises UserError where the source has no tokenizer, or a word cannot be a token.
+  Raises UserError where the source has no tokenizer, a word cannot be a token, or the vocabulary that the rows are to have does not follow
+  from the source's: before they are made.
   """
-  if config.data.tokenizer != 'init':
+  if not config.init or config.data.store:
     return None
-  if weights is None:
-    return str(workdirs.folder(workdir) / 'tokenizer')
-  if weights.tokenizer is None:
-    raise UserError(f'{weights.source} has no tokenizer beside it; put its vocab.txt there, or name it: --config.data.tokenizer=FILE.')
-  if not config.data.new_words:
-    return weights.tokenizer
-  longer = vocabulary.extended(load_tokenizer(weights.tokenizer), vocabulary.read_words(config.data.new_words))
-  folder = files.join(files.normal(config.data.cache or default_cache()), 'tokenizers', f'extended-{longer.fingerprint}')
-  longer.save(folder)
-  return folder
+  path = None
+  if config.data.tokenizer == 'init':
+    if source is None:
+      return str(workdirs.folder(workdir) / 'tokenizer')
+    if source.tokenizer is None:
+      raise UserError(f'{source.weights.source} has no tokenizer beside it; put its vocab.txt there, or name it: --config.data.tokenizer=FILE.')
+    path = source.weights.tokenizer
+    if config.data.new_words:
+      longer = vocabulary.extended(source.tokenizer, vocabulary.read_words(config.data.new_words))
+      path = files.join(files.normal(config.data.cache or default_cache()), 'tokenizers', f'extended-{longer.fingerprint}')
+      longer.save(path)
+  if source is not None:
+    _rows(config, source, load_tokenizer(path or files.normal(config.data.tokenizer), *_cases(config)), [])
+  return path
 
 
-def begin(config, weights: Weights, tokenizer: Tokenizer) -> Start:
-  """The parameters of a run of `config` from `weights`, its vocabulary that of `tokenizer`.
+def begin(config, source: Source, tokenizer: Tokenizer) -> Start:
+  """The parameters of a run of `config` from `source`, its vocabulary that of `tokenizer`.
 
   Args:
-    config: of `resolve`.
-    weights: of `resolve`.
+    config, source: of `resolve`.
     tokenizer: of the rows that it will read.
 
-  Raises UserError where the vocabulary or the optimizer's state is not what the config asks for.
+  Raises UserError where the vocabulary does not follow from the source's.
   """
-  c, told = config.continued, [('init', note) for note in weights.notes]
-  generator, discriminator = (dataclasses.replace(t, vocab_multiple=1, attention='xla') for t in towers(config, tokenizer.size, 'cpu'))
-  missing = weights.generator is None
-  if missing:
+  weights, c = source.weights, config.continued
+  if source.tokenizer is None:
+    weights = sources.cut(weights, tokenizer.size, f'config.init {config.init}')
+  told = [('init', note) for note in weights.notes]
+  generator, discriminator = _towers(config, tokenizer.size)
+  if weights.generator is None:
     if c.generator == 'narrowed':
       weights = narrowed.with_generator(weights, dataclasses.replace(generator, vocab_size=weights.vocab_size), config.sharing)
     what = 'cut out of the discriminator' if c.generator == 'narrowed' else 'made from scratch'
@@ -165,27 +199,21 @@ def begin(config, weights: Weights, tokenizer: Tokenizer) -> Start:
   if 'discriminator_head' not in weights.params:
     told.append(('init', "the discriminator's head is made from scratch: the source has none"))
 
-  rows = _rows(config, weights, tokenizer, told)
+  rows = _rows(config, source._replace(weights=weights), tokenizer, told)
   grow = lambda tree, new_rows: _grown(tree, weights.discriminator, discriminator, rows, c.positions, new_rows)
-  params = grow(weights.params, True)
+  params, moments = grow(weights.params, True), None
   if discriminator.max_positions > weights.discriminator.max_positions and discriminator.family == 'electra':
     told.append(('init', f'{weights.discriminator.max_positions} positions {c.positions} to {discriminator.max_positions}'))
-  moments, updates, step = None, 0, 0
   if c.optimizer != 'fresh':
-    if weights.moments is None:
-      raise UserError(f"{weights.source} has no optimizer's state; set --config.continued.optimizer=fresh.")
-    updates = weights.step or 1_000_000      # so many that a correction of their bias is none
     moments = {name: grow(tree, False) for name, tree in weights.moments.items()}
-  if c.optimizer == 'resumed':
-    if weights.step is None or not 0 <= weights.step < config.steps:
-      raise UserError(f'{weights.source} is at step {weights.step} and config.steps is {config.steps}, all steps together; make it more, or set '
-                      '--config.continued.optimizer=kept for a schedule of its own.')
-    step = weights.step
-  told.append(('init', {'fresh': 'a fresh optimizer, and the learning rate warmed up anew', 'kept': "Adam's moments kept, and the learning rate warmed up anew",
-                        'resumed': f"Adam's moments kept, and the schedule goes on at step {step:,}"}[c.optimizer]
-               + (f' over {configs.phases(config)[0].config.optimizer.warmup_steps:,} steps' if c.optimizer != 'resumed' else '')))
+  step = weights.step if c.optimizer == 'resumed' else 0
+  warmup = configs.phases(config)[0].config.optimizer.warmup_steps
+  told.append(('init', {'fresh': 'a fresh optimizer', 'kept': "Adam's moments kept", 'resumed': "Adam's moments kept"}[c.optimizer]
+               + (f', and the schedule goes on at step {step:,}' if c.optimizer == 'resumed' else
+                  f', and the learning rate warmed up anew over {warmup:,} steps' if warmup else ', and the learning rate from its peak')))
   _check(params, expected_shapes(Weights(weights.source, discriminator, generator, config.sharing, params)), weights)
-  return Start(params, moments, step, updates, told)
+  # Without a count the moments have seen so many updates that a correction of their bias is none.
+  return Start(params, moments, step, weights.step or 1_000_000 if moments else 0, told)
 
 
 def _check(params, shapes, weights):
@@ -197,30 +225,20 @@ def _check(params, shapes, weights):
       raise UserError(f'{weights.source}: {name(path)} is {value.shape} and the run has {wanted.get(name(path), "no such parameter")} for it.')
 
 
-def _rows(config, weights, tokenizer, told):
-  """(old id of each token, -1 for a new one; for each new token the old ids that it is made of), or None where the vocabulary stays."""
-  size = weights.vocab_size
-  if weights.tokenizer is None:
-    if not 0 <= size - tokenizer.size <= MOST_PADDING:
-      raise UserError(f'{weights.source} has embeddings of {size} tokens and the tokenizer {tokenizer.size} tokens; name the tokenizer that belongs to it.')
-    old = None
-  else:
-    old = load_tokenizer(weights.tokenizer)
-    if not 0 <= size - old.size <= MOST_PADDING:
-      raise UserError(f'{weights.source} has embeddings of {size} tokens and its tokenizer {old.size} tokens; the two do not belong together.')
-  if size > (old or tokenizer).size:
-    told.append(('init', f'{size - (old or tokenizer).size} rows that pad the vocabulary of {weights.source} are cut off'))
+def _rows(config, source, tokenizer, told):
+  """Old id of each token, -1 for a new one, int32 [vocab]; and of each new token the old ids that it is made of, None for all of them."""
+  old, size, how = source.tokenizer, source.weights.vocab_size, config.continued.new_tokens
   if old is None or old.tokens == tokenizer.tokens:
     return np.arange(tokenizer.size), []
   ids, new = vocabulary.carried_over(old, tokenizer)
-  if new and config.continued.new_tokens == 'refuse':
-    raise UserError(f'{len(new):,} tokens of the tokenizer are not among those of {weights.source} ({tokenizer.token(new[0])!r} is the first); say what their rows '
-                    'begin with: --config.continued.new_tokens=mean or pieces.')
-  dropped = old.size - len(np.unique(ids[ids >= 0]))
-  pieces = vocabulary.pieces_of(old, tokenizer, new) if config.continued.new_tokens == 'pieces' else [np.flatnonzero(np.ones(old.size))] * len(new)
-  told.append(('init', f'{len(new):,} new tokens, their rows the mean of {"their pieces" if config.continued.new_tokens == "pieces" else "all rows"}'
-               + (f'; {dropped:,} tokens of the source are gone' if dropped else '')))
-  return ids, [np.asarray(p) for p in pieces]
+  if new and how == 'refuse':
+    raise UserError(f'{len(new):,} tokens of the tokenizer are not among those of {source.weights.source} ({tokenizer.token(new[0])!r} is the first); say what '
+                    'their rows begin with: --config.continued.new_tokens=mean or pieces.')
+  dropped = size - len(np.unique(ids[ids >= 0]))
+  told.append(('init', '; '.join(filter(None, [
+      f'{len(new):,} new tokens, their rows the mean of {"their pieces" if how == "pieces" else "all rows"}' if new else '',
+      f'{dropped:,} tokens of the source are gone' if dropped else '']) or ['the tokens are those of the source, at other ids'])))
+  return ids, vocabulary.pieces_of(old, tokenizer, new) if how == 'pieces' else [None] * len(new)
 
 
 def _grown(tree, old, new, rows, how, new_rows: bool):
@@ -228,9 +246,11 @@ def _grown(tree, old, new, rows, how, new_rows: bool):
   ids, pieces = rows
 
   def vocab(value):
-    grown = value[np.maximum(ids, 0)]
+    if not len(pieces) and np.array_equal(ids, np.arange(len(value))):
+      return value
+    grown, mean = value[np.maximum(ids, 0)], value.mean(0)
     fresh = np.flatnonzero(ids < 0)
-    grown[fresh] = [value[p].mean(0) for p in pieces] if new_rows and len(fresh) else 0
+    grown[fresh] = [mean if p is None else value[np.asarray(p)].mean(0) for p in pieces] if new_rows and len(fresh) else 0
     return grown
 
   def positions(value):

@@ -55,12 +55,12 @@ def prepare_data(config, tokenizer: str | None = None, **where) -> Prepared:
 
 def prepare_only(config, output: str | None = None, beam: str | None = None) -> Prepared:
   """--mode=prepare: makes the tokenizer and the rows of a config, and shows the report. See data.prepare.prepare."""
-  config, weights = continued.resolve(config)
+  config, source = continued.resolve(config)
   configs.check(config)
   if config.data.store:
     raise UserError('config.data.store names a corpus that is prepared already; leave it out to prepare one from config.data.source.')
   console.heading(f'{config.name}: preparing')
-  prepared = prepare_data(config, weights and continued.tokenizer_path(config, weights), output=output, beam=beam)
+  prepared = prepare_data(config, source and continued.tokenizer_path(config, source), output=output, beam=beam)
   report = files.join(prepared.path, REPORT_FILE)
   print('\n' + files.read_bytes(report).decode())
   console.say('report', report)
@@ -166,8 +166,7 @@ class Run:
   def heldout(self):
     """The store of held-out rows. Raises UserError where the corpus is no longer the one that the run was trained on."""
     # A tokenizer that came with config.init is kept with the run.
-    tokenizer = str(workdirs.folder(self.workdir) / 'tokenizer') if self.config.data.tokenizer == 'init' else None
-    prepared = prepare_data(self.config, tokenizer)
+    prepared = prepare_data(self.config, continued.tokenizer_path(self.config, None, self.workdir))
     of_phases = read_json(workdirs.folder(self.workdir) / 'resolved.json')['data'].split('+')
     if data_identity(prepared) not in of_phases:
       raise UserError(f'the corpus {corpus_name(self.config)} has changed since {self.workdir} was trained: its rows are others; '

@@ -34,13 +34,13 @@ def train(config, workdir: str) -> int:
   anything to save.
   """
   notice = Notice()
-  config, weights = continued.resolve(config, workdir)
+  config, source = continued.resolve(config, workdir)
   configs.check(config)
   phases = configs.phases(config)
   for phase in phases:                                      # sizes that cannot be are told before long work
     build.build_model(phase.config, phase.config.data.vocab_size)
   hosts.same_everywhere('the config', json.dumps(configs.to_plain(config), sort_keys=True))
-  hosts.same_everywhere('the weights of config.init', str(continued.digest(weights)))
+  hosts.same_everywhere('the weights of config.init', str(continued.digest(source)))
   resolved = hosts.from_first(lambda: runs.claim(workdir, config))
   workdir = workdirs.folder(workdir)
   hosts.check_shared(workdir)
@@ -55,7 +55,7 @@ def train(config, workdir: str) -> int:
       + ', mesh ' + ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()))
 
   #### Data ##########################################################################################################
-  tokenizer_path = continued.tokenizer_path(config, weights, workdir)
+  tokenizer_path = continued.tokenizer_path(config, source, workdir)
   prepared = [runs.prepare_data(phase.config, tokenizer_path) for phase in phases]
   hosts.wait_for_all('the data', DATA_WAIT)
   tokenizer, data = prepared[0].tokenizer, '+'.join(runs.data_identity(p) for p in prepared)
@@ -76,8 +76,8 @@ def train(config, workdir: str) -> int:
   unigram_entropy = prepared[0].train.unigram_entropy(unmaskable)
   say('baseline', f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores')
 
-  initial = weights and continued.begin(config, weights, tokenizer)
-  weights = None                 # what is not needed is let go
+  initial = source and continued.begin(config, source, tokenizer)
+  source = None
 
   #### Model, objective, optimizer ###################################################################################
   programs = [build.program(config, phase.config, tokenizer, layout, phase.alone) for phase in phases]
@@ -140,8 +140,10 @@ def train(config, workdir: str) -> int:
           state = continued.put(initial, state, p.shardings)
           for label, text in initial.told:
             say(label, text)
-        say('begins', f'from {config.init}' if initial else f'from scratch, seed {config.seed}')
-      writer = progress.Writer(workdir, first) if hosts.first() else progress.NoWriter()
+          initial = initial._replace(params=None, moments=None)      # the devices have them now
+        other = f', its generator from {config.continued.generator}' if config.continued.generator.startswith('hf:') else ''
+        say('begins', f'from {config.init}{other}' if initial else f'from scratch, seed {config.seed}')
+      writer = progress.Writer(workdir, saved and first) if hosts.first() else progress.NoWriter()
     resolved = {'data': data, 'mesh': shape, 'micro_batches': micro_batches, 'vocab_size': tokenizer.size,
                 'dtype': str(p.model.discriminator_config.dtype), 'unigram_entropy': unigram_entropy,
                 'train_rows': prepared[0].train.rows, 'parameters': parameters}

@@ -75,7 +75,7 @@ def towers(config, vocab_size: int, platform: str | None = None) -> tuple[Encode
   """
   discriminator, g = encoder_config(config.model, vocab_size, config.sequence_length, config.dtype, platform), config.generator
   try:
-    return generator_config(discriminator, g.hidden_fraction, g.layers_fraction, num_heads=g.num_heads,
+    return generator_config(discriminator, g.hidden_fraction, g.layers_fraction, g.embedding_size or None, num_heads=g.num_heads,
                             intermediate_size=g.intermediate_size), discriminator
   except ValueError as error:
     raise UserError(f'config.generator: {error}') from None

@@ -49,7 +49,7 @@ class Writer:
 
   def __init__(self, workdir, step: int):
     from tensorboardX import SummaryWriter
-    lines = [line for line in read_metrics(workdir) if line['step'] <= step]
+    lines = [line for line in read_metrics(workdir) if line['step'] <= step] if step else []
     self.seconds = max((line['seconds'] for line in lines), default=0.0)
     self._spool = workdirs.Spool(workdirs.folder(workdir))
     self._path = self._spool.path / METRICS
