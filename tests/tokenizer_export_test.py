@@ -388,14 +388,14 @@ def test_files_that_contradict_or_are_not_ours_are_named(trained, tmp_path):
   with pytest.raises(UserError, match=f"'covid' was added .* as id {ours.size + 3}"):
     tokenizers.load_tokenizer(gap)
   with pytest.raises(UserError, match='added tokens .* are damaged'):
-    tokenizers.load_tokenizer(old_folder(ours, tmp_path / 'damaged', added_tokens={'covid': 'x'}))
+    tokenizers.tokenizers.load_tokenizer(old_folder(ours, tmp_path / 'damaged', added_tokens={'covid': 'x'}))
 
 
 def test_a_token_that_stands_twice_in_a_vocabulary_is_the_last_of_the_two(tmp_path):
   (tmp_path / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'b', '##a', '##b', 'a', 'the']) + '\n')
-  ours, theirs = load_tokenizer(tmp_path), transformers.BertTokenizer(str(tmp_path / 'vocab.txt'))
+  ours, theirs = tokenizers.load_tokenizer(tmp_path), transformers.BertTokenizer(str(tmp_path / 'vocab.txt'))
   assert ours.encode('a the ab') == theirs('a the ab', add_special_tokens=False)['input_ids'] == [9, 10, 9, 8]
   (tmp_path / 'out').mkdir()
-  again = load_tokenizer(exported(ours, tmp_path / 'out'))
+  again = tokenizers.load_tokenizer(exported(ours, tmp_path / 'out'))
   assert again.fingerprint == ours.fingerprint
   assert transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')('a the ab', add_special_tokens=False)['input_ids'] == [9, 10, 9, 8]
