@@ -3,7 +3,7 @@
 import json
 from typing import NamedTuple
 
-from electra_jax import console, report
+from electra_jax import config as configs, console, report
 from electra_jax.console import say
 from electra_jax.data import files
 from electra_jax.data.tokenizers import load_tokenizer
@@ -11,10 +11,16 @@ from electra_jax.errors import UserError
 from electra_jax.finetune.run import is_finetuned, open_finetuned
 from electra_jax.interop import huggingface, own, tokenizer_files
 from electra_jax.training import workdir as workdirs
-from electra_jax.training.progress import quantity
+from electra_jax.training.encoders import run_config
+from electra_jax.training.progress import quantity, read_metrics
 
 FORMATS = ('transformers', 'tensorflow')
 CARD = 'README.md'
+TOWERS = ('discriminator', 'generator')
+# Files that exports write, beside checkpoints of TensorFlow, and what their cards say.
+KNOWN = ('config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'vocab.txt', 'tokenizer.model',
+         'checkpoint', 'hparams.json', CARD)
+MADE = 'Made with electra_jax.'
 
 
 class Use(NamedTuple):
@@ -45,15 +51,15 @@ def export(workdir, output: str, *, format: str = 'transformers', step: str = 'l
       raise UserError(f'{workdir} is a fine-tuned run, and the original program keeps its heads in a layout of each task; export it for transformers, or the '
                       'pretrained run for tensorflow.')
     return _finetuned(workdir, output, task)
-  weights, record = own.read(workdir, step), report.read(workdir)
-  tokenizer = load_tokenizer(weights.tokenizer)
+  weights = own.read(workdir, step, moments=format == 'tensorflow')
+  config, tokenizer = run_config(workdirs.folder(workdir)), load_tokenizer(weights.tokenizer)
+  record = report.read(workdir) if read_metrics(workdirs.folder(workdir)) else None      # a checkpoint may have come here by itself
   say('read', weights.source)
   if format == 'tensorflow':
-    return _tensorflow(weights, record, tokenizer, output)
-  length = max(phase['sequence_length'] for phase in [record.config, *record.config['phases']] if 'sequence_length' in phase)
+    return _tensorflow(weights, config, record, tokenizer, output)
+  longest = max(phase.config.sequence_length for phase in configs.phases(config))
   written, left_out = {}, None
-  for tower, config in (('discriminator', weights.discriminator), ('generator', weights.generator)):
-    length = config.max_positions if config.family == 'electra' else length
+  for tower, sizes in (('discriminator', weights.discriminator), ('generator', weights.generator)):
     try:
       found = huggingface.files(weights, tower, special_ids=_special_ids(tokenizer))
     except UserError as error:
@@ -61,8 +67,9 @@ def export(workdir, output: str, *, format: str = 'transformers', step: str = 'l
         raise
       left_out = str(error)
       continue
-    found |= tokenizer_files.files(tokenizer, length, config.family == 'electra')
-    found[CARD] = _card(f'{record.config["name"]}, {tower}', _use(tower, config.family), _told_of_run(weights, record, tower)).encode()
+    electra = sizes.family == 'electra'
+    found |= tokenizer_files.files(tokenizer, sizes.max_positions if electra else longest, electra)
+    found[CARD] = _card(f'{config.name}, {tower}', _use(tower, sizes.family), _told_of_run(weights, config, record, tower)).encode()
     written |= {f'{tower}/{name}': content for name, content in found.items()}
   _write(output, written)
   if left_out:
@@ -79,7 +86,9 @@ def _finetuned(workdir, output, task):
   results = _results(workdir, run.task.name)
   found = huggingface.files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
   found |= tokenizer_files.files(run.tokenizer, run.max_length, weights.discriminator.family == 'electra')
-  told = ['## What it is', '', f'The encoder of {encoder["origin"]["run"]}, fine-tuned on {run.task.name}; {run.trial}, the best by the dev set of those that were made.', '']
+  what = (f'{encoder["origin"]["run"]}, fine-tuned elsewhere, for {run.task.name}.' if run.imported else
+          f'The encoder of {encoder["origin"]["run"]}, fine-tuned on {run.task.name}; {run.trial}, the best by the dev set of those that were made.')
+  told = ['## What it is', '', what, '']
   if results:
     told += ['## Figures', '', f'On the dev set, over {results["trials"]} trials with different seeds.', '', '| | this one or better | median | mean |', '|---|---:|---:|---:|',
              *(f'| {name} | {f["best"]:.4f} | {f["median"]:.4f} | {f["mean"]:.4f} |' for name, f in results['figures'].get('dev', {}).items() if f.get('n')), '']
@@ -88,17 +97,17 @@ def _finetuned(workdir, output, task):
   say('next', f'pipeline({_use(run.task.head, weights.discriminator.family).pipeline!r}, {output!r}) in transformers')
 
 
-def _tensorflow(weights, record, tokenizer, output):
+def _tensorflow(weights, config, record, tokenizer, output):
   from electra_jax.interop import google
 
   if tokenizer.kind != 'wordpiece':
     say('tokenizer', 'the original program reads WordPiece alone; the SentencePiece model is written beside the checkpoint, for your own code')
-  card = _card(record.config['name'], None, _told_of_run(weights, record, 'discriminator and generator'))
+  card = _card(config.name, None, _told_of_run(weights, config, record, 'discriminator and generator'))
   beside = {**tokenizer.files, CARD: card.encode()}
   prefix = files.join(output, f'model.ckpt-{weights.step}')
-  _check_free(output, [*beside, google.STATE, google.SETTINGS, *(f'model.ckpt-{weights.step}.{end}' for end in ('index', 'data-00000-of-00001'))])
+  _clear(output, beside)
   google.write(weights, prefix)
-  _write(output, beside, checked=True)
+  _write(output, beside, cleared=True)
   say('next', f'--config.init=tf:{prefix} here; init_checkpoint and --hparams {files.join(output, google.SETTINGS)} in the original program')
 
 
@@ -106,20 +115,26 @@ def _special_ids(tokenizer) -> dict[str, int]:
   return {name: getattr(tokenizer, name) for name in ('pad_id', 'unk_id', 'cls_id', 'sep_id', 'mask_id')}
 
 
-def _check_free(output, names):
-  """Raises UserError where OUTPUT holds what an export would not have written: it is not ours to mix with."""
+def _clear(output, names):
+  """Makes room for files of `names`: takes away what an earlier export has left there. Raises UserError where anything else is there."""
   if files.exists(output) and not files.is_folder(output):
     raise UserError(f'--output {output!r} is a file; name a folder.')
-  if not files.is_folder(output):
-    return
-  known = {name.split('/')[0] for name in names}
-  if others := sorted(name for path in files.listing(output) if (name := path.rstrip('/').rsplit('/', 1)[-1]) not in known):
-    raise UserError(f'--output {output!r} holds {others[0]!r}, which is of no export; name an empty folder.')
+  stale = []
+  for part in ('', *TOWERS):
+    folder = files.join(output, part) if part else output
+    for name in files.listing(folder):
+      path, full = files.join(folder, name), f'{part}/{name}' if part else name
+      ours = name in KNOWN or name.startswith('model.ckpt-') or not part and name in TOWERS
+      if not ours or name == CARD and MADE not in files.read_bytes(path).decode('utf-8', 'replace'):
+        raise UserError(f'--output {output!r} holds {full!r}, which is of no export; name an empty folder.')
+      stale += [path] if full not in names and name not in TOWERS else []
+  for path in stale:
+    files.remove(path)
 
 
-def _write(output, written: dict[str, bytes], checked: bool = False):
-  if not checked:
-    _check_free(output, written)
+def _write(output, written: dict[str, bytes], cleared: bool = False):
+  if not cleared:
+    _clear(output, written)
   for name in sorted(written, key=lambda name: name.endswith('config.json')):      # last: what opens a folder opens all of it
     files.write_bytes(files.join(output, *name.split('/')), written[name])
   folders = sorted({name.rpartition('/')[0] for name in written})
@@ -161,16 +176,18 @@ def _card(title: str, use: Use | None, told: list[str]) -> str:
   """A model card: what the site reads first, how to use it, and what is known of it."""
   head = ['---', *(['library_name: transformers', f'pipeline_tag: {use.pipeline}'] if use else []), 'tags:', '- electra', '- electra_jax', '---', '']
   how = ['## How to use it', '', '```python', use.code, '```', ''] if use else []
-  return '\n'.join([*head, f'# {title}', '', 'Made with electra_jax. Its makers have not said yet what it is fit for and what not, nor under which licence it is: '
+  return '\n'.join([*head, f'# {title}', '', f'{MADE} Its makers have not said yet what it is fit for and what not, nor under which licence it is: '
                     'add both here.', '', *how, *told])
 
 
-def _told_of_run(weights, record, tower: str) -> list[str]:
-  config = json.dumps(record.config, indent=2, sort_keys=True)
-  return ['## What it is', '', f'{report.headline(record)}. These are the weights of {tower} at step {weights.step:,}, pretrained by replaced token detection '
-          '(Clark et al. 2020): a generator fills masked tokens, the discriminator says of every token whether it was replaced.', '',
-          '## The run', '', '| | |', '|---|---|', *(f'| {name} | {value} |' for name, value in report.essentials(record) if value), '',
-          '## Figures on held-out text', '', *_figures(record, weights.step), '', '## Config', '', '```json', config, '```', '']
+def _told_of_run(weights, config, record, tower: str) -> list[str]:
+  base = f' It went on from the weights of {config.init}, whose own training is not counted here.' if config.init else ''
+  told = ['## What it is', '', (f'{report.headline(record)}. ' if record else '') + f'These are the weights of {tower} at step {weights.step:,}, pretrained by '
+          f'replaced token detection (Clark et al. 2020): a generator fills masked tokens, the discriminator says of every token whether it was replaced.{base}', '']
+  if record:
+    told += ['## The run', '', '| | |', '|---|---|', *(f'| {name} | {value} |' for name, value in report.essentials(record) if value), '',
+             '## Figures on held-out text', '', *_figures(record, weights.step), '']
+  return [*told, '## Config', '', '```json', json.dumps(configs.to_plain(config), indent=2, sort_keys=True), '```', '']
 
 
 def _figures(record, step: int) -> list[str]:

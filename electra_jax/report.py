@@ -122,11 +122,11 @@ def key_lines(record: Record) -> list[tuple[str, str]]:
 
 def text(record: Record, picture: str) -> str:
   """The summary in Markdown; `picture` is what its image links to."""
-  essentials = [f'| {name} | {value} |' for name, value in essentials(record) if value]
+  table = [f'| {name} | {value} |' for name, value in essentials(record) if value]
   commands = [f'python -m electra_jax.main --mode={mode} --workdir={record.workdir}' for mode in ('evaluate', 'report')]
   return '\n'.join([
       f'# {record.config["name"]}', '', f'{headline(record)}.', '', f'![Curves of the run]({picture})', '',
-      '## The run', '', '| | |', '|---|---|', *essentials, '',
+      '## The run', '', '| | |', '|---|---|', *table, '',
       '## Last figures', '', *_last_figures(record), '',
       '## Evaluation', '', *evaluation(record), '',
       '## Commands', '', '```', *commands, '```', ''])

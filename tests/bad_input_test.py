@@ -195,7 +195,7 @@ def test_a_corpus_that_has_changed(sentence, copied, tmp_path, monkeypatch):
   changed = tmp_path / 'changed.txt'
   changed.write_bytes(original.replace(b'ba', b'bo'))
   real = runs.prepare_data
-  def of_the_changed(config):
+  def of_the_changed(config, tokenizer=None):
     other = config.copy_and_resolve_references()
     with other.unlocked():
       other.data.source = str(changed)

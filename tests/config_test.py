@@ -34,7 +34,7 @@ def test_every_field_is_set_once_with_a_comment():
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
 def test_every_config_file_loads_and_checks(file):
-  config = parsed(f'--config={file}')
+  config = parsed(f'--config={file}', *(['--config.init=hf:somewhere'] if file.stem == 'continued' else []))
   configs.check(config)
   build.build_model(config, config.data.vocab_size, platform='tpu')
   assert config.name == file.stem and config.is_locked
