@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import transformers
 
+torch.set_num_threads(1)      # models so small, and tests side by side: more threads would wait for each other
+
 VOCAB, PAD, CLS, SEP = 91, 0, 2, 3
 ELECTRA = dict(vocab_size=VOCAB, embedding_size=12, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
                intermediate_size=40, max_position_embeddings=33, type_vocab_size=3, pad_token_id=PAD)
