@@ -20,6 +20,7 @@ from electra_jax.model.encoder import packed_inputs
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 transformers.logging.set_verbosity_error()
+torch.set_num_threads(1)      # models so small, and tests side by side: more threads would wait for each other
 
 # Family, sharing, and what the generator is of the discriminator.
 KINDS = {'electra': ('electra', 'embeddings', 0.5), 'untied': ('electra', 'none', 0.5), 'one tower': ('electra', 'all', 1.0),
@@ -78,7 +79,9 @@ def test_transformers_opens_it_and_computes_the_same(kind, runs, tmp_path, capsy
   assert not any(told.values()), told
   ids = inputs['input_ids'].numpy()
   positions = np.tile(np.arange(1, 4, dtype=np.int32), (len(ids), 1))
-  ours = run.model.apply({'params': run.params}, packed_inputs(ids, 0, run.tokenizer.cls_id, run.tokenizer.sep_id), positions, method='generator_logits')
+  of_masks = jax.jit(lambda params: run.model.apply(
+      {'params': params}, packed_inputs(ids, 0, run.tokenizer.cls_id, run.tokenizer.sep_id), positions, method='generator_logits'))
+  ours = of_masks(run.params)
   with torch.no_grad():
     theirs = generator(**inputs).logits.numpy()
   np.testing.assert_allclose(np.asarray(ours)[:, :, :run.tokenizer.size], np.take_along_axis(theirs, positions[..., None], 1), rtol=1e-4, atol=2e-5)
