@@ -28,11 +28,11 @@ def free_port() -> int:
     return probe.getsockname()[1]
 
 
-def start_pair(workdir, *more, other=()):
+def start_pair(workdir, *more, other=(), devices=4):
   """Both processes of a run; `other`: arguments of the second one alone."""
   address = f'127.0.0.1:{free_port()}'
   return [micro_run.start(*micro_run.arguments(workdir, f'--coordinator={address}', '--processes=2', f'--process={i}', *PAIR, *more,
-                                               *(other if i else ())), devices=4) for i in range(2)]
+                                               *(other if i else ())), devices=devices) for i in range(2)]
 
 
 def ends(processes, timeout=300):
