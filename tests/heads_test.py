@@ -288,13 +288,14 @@ def test_classification_and_tagging_in_numpy(pooling):
   segments = np.arange(LENGTH)[None] < np.array(LENGTHS)[:, None]
   params = {'dense': {'kernel': np.random.default_rng(1).standard_normal((32, LABELS)).astype(np.float32), 'bias': np.arange(4.0)}}
   config = model_of('tagging').config
-  classes = heads.ClassificationHead(config, LABELS, pooling=pooling).apply({'params': params}, hidden, segments.astype(np.int32))
+  classify = jax.jit(lambda segments: heads.ClassificationHead(config, LABELS, pooling=pooling).apply({'params': params}, hidden, segments))
+  classes = classify(segments.astype(np.int32))
   pooled = hidden[:, 0] if pooling == 'cls' else np.stack([row[:size].mean(0) for row, size in zip(hidden, LENGTHS)])
   np.testing.assert_allclose(classes, pooled @ params['dense']['kernel'] + np.arange(4), rtol=1e-5, atol=1e-5)
-  tags = heads.TaggingHead(config, LABELS).apply({'params': params}, hidden)
+  tags = jax.jit(lambda hidden: heads.TaggingHead(config, LABELS).apply({'params': params}, hidden))(hidden)
   np.testing.assert_allclose(tags, hidden @ params['dense']['kernel'] + np.arange(4), rtol=1e-5, atol=1e-5)
   # An empty row, which fills a batch, is no division by 0.
-  empty = heads.ClassificationHead(config, LABELS, pooling=pooling).apply({'params': params}, hidden, np.zeros_like(segments, np.int32))
+  empty = classify(np.zeros_like(segments, np.int32))
   assert np.isfinite(empty).all()
 
 
@@ -388,7 +389,7 @@ def test_both_dropouts_of_the_two_layers_are_there():
   head = heads.TransformersHead(model_of('classification').config, 'classification', 32, 0.25)
   hot = {'kernel': 10 * np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}
   keys = jax.random.split(jax.random.key(1), len(hidden))
-  out = head.apply({'params': {'hidden': hot, 'dense': hot}}, hidden, np.ones((2000, 1), np.int32), keys)
+  out = jax.jit(lambda keys: head.apply({'params': {'hidden': hot, 'dense': hot}}, hidden, np.ones((2000, 1), np.int32), keys))(keys)
   assert abs((np.asarray(out) == 0).mean() - (1 - 0.75 ** 2)) < 0.01
   assert set(np.unique(np.asarray(out).round(3))) == {0, np.float32(100 / 0.75 ** 2).round(3)}
 
@@ -397,7 +398,7 @@ def test_the_rate_of_dropout_is_the_one_asked_for():
   hidden = np.ones((2, 500, 32), np.float32)
   params = {'dense': {'kernel': np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}}
   keys = jax.random.split(jax.random.key(1), 2)
-  out = np.asarray(heads.TaggingHead(model_of('tagging').config, 32, 0.25).apply({'params': params}, hidden, keys))
+  out = np.asarray(jax.jit(lambda keys: heads.TaggingHead(model_of('tagging').config, 32, 0.25).apply({'params': params}, hidden, keys))(keys))
   assert set(np.unique(out.round(5))) == {0, np.float32(1 / 0.75).round(5)}
   assert abs((out == 0).mean() - 0.25) < 0.01
 
