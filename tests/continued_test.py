@@ -351,6 +351,21 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
   assert ('init', 'the generator of here is left behind, by config.continued.generator') in start.told
 
 
+def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
+  _, w, _ = case()
+  narrow = dataclasses.replace(w.generator, embedding_size=8)
+  untied = dataclasses.replace(w, generator=narrow, sharing='none', params={})
+  rng = np.random.default_rng(2)
+  untied = dataclasses.replace(untied, params=jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), expected_shapes(untied)))
+  monkeypatch.setattr(continued.sources, 'open_source', lambda *_: untied)
+  asked = main.parse(['main', '--config=tests/configs/micro.py', '--config.init=hf:here', '--config.data.tokenizer=init', '--config.sequence_length=16']).config
+  config, source = continued.resolve(asked)
+  configs.check(config)
+  assert (config.sharing, config.generator.embedding_size) == ('none', 8)
+  assert same_bits(continued.begin(config, source, source.tokenizer).params, untied.params)
+  assert build.build_model(config, 50).generator_config.embedding_size == narrow.embedding_size
+
+
 # ---- Configs -----------------------------------------------------------------------------------------------------------
 
 
