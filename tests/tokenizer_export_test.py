@@ -120,12 +120,12 @@ def test_hostile_text_gives_the_same_ids(pair):
 
 
 def test_real_text_gives_the_same_ids(pair, sample):
-  lines = sample[400_000:650_000].split('\n')
+  lines = sample[400_000:550_000].split('\n')
   decomposed = [unicodedata.normalize('NFD', line) for line in lines[:500] if not line.isascii()]
   assert decomposed and len(differing(pair, lines + decomposed)) <= (2 if pair[0].kind == 'sentencepiece' else 0)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(text=TEXT)
 def test_any_text_gives_the_same_ids(pair, text):
   for joint in ('', ' '):
@@ -388,7 +388,7 @@ def test_files_that_contradict_or_are_not_ours_are_named(trained, tmp_path):
   with pytest.raises(UserError, match=f"'covid' was added .* as id {ours.size + 3}"):
     tokenizers.load_tokenizer(gap)
   with pytest.raises(UserError, match='added tokens .* are damaged'):
-    tokenizers.tokenizers.load_tokenizer(old_folder(ours, tmp_path / 'damaged', added_tokens={'covid': 'x'}))
+    tokenizers.load_tokenizer(old_folder(ours, tmp_path / 'damaged', added_tokens={'covid': 'x'}))
 
 
 def test_a_token_that_stands_twice_in_a_vocabulary_is_the_last_of_the_two(tmp_path):
