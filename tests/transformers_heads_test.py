@@ -17,6 +17,8 @@ from electra_jax.finetune import losses
 from electra_jax.model import heads
 from electra_jax.model.encoder import packed_inputs
 
+torch.set_num_threads(1)      # models so small, and tests side by side: more threads would wait for each other
+
 LABELS, LENGTH = 3, 14
 LENGTHS = (14, 14, 9, 6)
 CLASSES = {'classification': 'ForSequenceClassification', 'regression': 'ForSequenceClassification', 'tagging': 'ForTokenClassification',
