@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -129,6 +130,25 @@ def test_a_folder_with_other_things_in_it_is_left_alone_and_an_earlier_export_is
     export.export(runs('electra'), str(tmp_path))
   with pytest.raises(UserError, match='is a file; name a folder'):
     export.export(runs('electra'), str(tmp_path / 'thesis.tex'))
+
+
+def test_an_export_over_another_leaves_nothing_of_it(runs, tmp_path):
+  for kind, tokenizer in (('modern', 'tokenizer.model'), ('electra', 'vocab.txt')):
+    export.export(runs(kind), str(tmp_path))
+    assert {name for name in ('tokenizer.model', 'vocab.txt') if (tmp_path / 'generator' / name).exists()} == {tokenizer}
+  export.export(runs('modern, projected'), str(tmp_path))      # has no generator for transformers
+  assert not list((tmp_path / 'generator').iterdir())
+  (tmp_path / 'discriminator' / 'README.md').write_text('# My own words')
+  with pytest.raises(UserError, match="holds 'discriminator/README.md', which is of no export"):
+    export.export(runs('electra'), str(tmp_path))
+
+
+def test_a_checkpoint_that_came_without_its_figures_is_exported_without_them(runs, tmp_path):
+  shutil.copytree(runs('electra'), tmp_path / 'run')
+  (tmp_path / 'run' / 'metrics.jsonl').unlink()
+  export.export(str(tmp_path / 'run'), str(tmp_path / 'out'))
+  card = (tmp_path / 'out' / 'generator' / 'README.md').read_text()
+  assert 'weights of generator at step 7' in card and '## Config' in card and '## Figures' not in card
 
 
 @pytest.mark.parametrize('argv, said', [
