@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import fake_gcs
 import micro_run
+import xla_flags
 from electra_jax.errors import UserError
 from electra_jax.training import progress, workdir as workdirs
 
@@ -85,7 +86,7 @@ def own(err) -> str:
 
 def child(code) -> tuple[str, str]:
   """A Python program on one device: stdout, stderr."""
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(micro_run.ROOT), 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(micro_run.ROOT), 'XLA_FLAGS': xla_flags.QUICK}
   done = subprocess.run([sys.executable, '-c', code], cwd=micro_run.ROOT, env=env, capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
   return done.stdout, done.stderr

@@ -7,11 +7,12 @@ import signal
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# XLA reads both when JAX starts. Tests compile much and compute little, so LLVM does not optimise; the HLO is the same.
-# Child processes are to run as a user's do, so the flags go again.
+import xla_flags
+
+# XLA reads both when JAX starts. Child processes are to run as a user's do, so the flags go again.
 _flags = os.environ.get('XLA_FLAGS')
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {xla_flags.QUICK}'
 
 import jax
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+import xla_flags
 from electra_jax.data import batches, token_store
 from electra_jax.training import mesh as meshes
 
@@ -63,7 +64,7 @@ def _start(folder, readers, first_step, last_step):
     address = f'127.0.0.1:{probe.getsockname()[1]}'
   environment = os.environ | {
       'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // len(readers)} --xla_backend_optimization_level=0'}
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // len(readers)} {xla_flags.QUICK}'}
   return [subprocess.Popen([sys.executable, __file__, address, str(len(readers)), str(process), str(folder), reader,
                             str(first_step), str(last_step)],
                            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -20,6 +20,7 @@ import transformers
 import electra_jax
 import finetune_files
 import hf_files
+import xla_flags
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.finetune.adopt import adopt
@@ -358,7 +359,7 @@ def test_neither_pytorch_nor_transformers_is_needed(tmp_path):
   program = f"import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\nfrom electra_jax.main import main\n" + ''.join(
       f'assert main({["main", *command]!r}) == 0\n' for command in commands)
   ended = subprocess.run([sys.executable, '-c', program], cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, timeout=300,
-                         env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_backend_optimization_level=0'})
+                         env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla_flags.QUICK})
   assert ended.returncode == 0, ended.stderr
   assert 'labels good, bad' in ended.stdout
   for said, logits in zip(read_lines(tmp_path / 'said.jsonl'), torch_logits(made, tmp_path / 'hf', TEXTS), strict=True):

@@ -4,10 +4,13 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from electra_jax.pretrain import build, run as runs, step as steps
+from conftest import random_params
+from electra_jax.pretrain import build, run as runs
 from electra_jax.training import checkpoints
+from electra_jax.training.step import fresh_state
 
 WORDS = 'the chef cooked ate meal in old house and said nothing of it ##ed ##ing . ,'.split()
 SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
@@ -23,14 +26,13 @@ def wordpiece(folder) -> str:
 
 
 def make(workdir, config, tokenizer, step: int = 7):
-  """Makes WORKDIR the run of a config at a step, its weights larger than fresh ones so that all matter; returns its state."""
+  """Makes WORKDIR the run of a config at a step, its weights so large that all matter; returns its state."""
   runs.claim(workdir, config)
   runs.keep_tokenizer(workdir, tokenizer)
   model = build.build_model(config, tokenizer.size)
   optimizer, _ = build.build_optimizer(config)
-  state = jax.jit(lambda: steps.init_state(model, optimizer, 0, config.sequence_length))()
-  rng = np.random.default_rng(step)
-  state = state._replace(params=jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32) / 8, state.params), step=np.int32(step))
+  params = jax.tree.map(jnp.asarray, random_params(model, step))
+  state = fresh_state(optimizer, params)._replace(step=np.int32(step))
   manager = checkpoints.open_manager(workdir)
   checkpoints.save(manager, step, state, {'steps': np.int32(0)}, 1.5)
   checkpoints.wait(manager)

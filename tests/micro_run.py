@@ -21,6 +21,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'tests/configs/micro.py'
 TIMES = ('seconds', 'tokens_per_second', 'utilisation', 'input_wait')     # figures of the clock, not of the run
@@ -56,7 +58,7 @@ def start(*argv: str, devices: int = 1, **popen) -> subprocess.Popen:
   """`python -m electra_jax.main ARGV` as a child process, its output in pipes unless told."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'PYTHONPATH': str(ROOT)}
   # Programs that are compiled without optimisation compute the same thing every time as well, and compile in a third of the time.
-  env['XLA_FLAGS'] = f'--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}'
+  env['XLA_FLAGS'] = f'{xla_flags.QUICK} --xla_force_host_platform_device_count={devices}'
   pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT) | popen
   return subprocess.Popen([sys.executable, '-m', 'electra_jax.main', *argv], env=env, **pipes)
 

@@ -1,0 +1,8 @@
+"""How XLA compiles in tests: quickly. They compile much and compute little, so LLVM does not optimise; the HLO is the same."""
+
+import importlib.metadata
+
+QUICK = '--xla_backend_optimization_level=0'
+# A third of the time to compile. A flag that XLA does not know ends the process, so other versions go without.
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  QUICK += ' --xla_cpu_use_fusion_emitters=false'
