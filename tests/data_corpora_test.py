@@ -211,7 +211,7 @@ def test_a_damaged_file_is_named(tmp_path, suffix, pack):
 
 
 @pytest.mark.parametrize('suffix, content', [(suffix, pack(TEXT.encode())) for suffix, pack in COMPRESSED] + [
-    ('.zip', b'PK\x03\x04 and so on'), ('.parquet', b'PAR1\x15\x04')])
+    ('.zip', b'PK\x03\x04 and so on'), ('.parquet', b'PAR1\x15\x04')], ids=lambda value: value if isinstance(value, str) else '')
 def test_what_is_no_text_is_refused_whatever_its_name(tmp_path, suffix, content):
   path = tmp_path / 'text.txt'
   path.write_bytes(content)

@@ -87,9 +87,9 @@ def _shapes(discriminator, generator, sharing, head):
     return nn.unbox(jax.eval_shape(lambda: init_params(model, 0)))
   ids = jnp.zeros((1, 8), jnp.int32)
   both = Electra(generator or discriminator, discriminator or generator, sharing=sharing)
-  shapes = nn.unbox(jax.eval_shape(lambda: both.init(jax.random.key(0), Inputs(ids, ids, ids, ids), ids[:, :1])['params']))
-  absent = (() if discriminator else DISCRIMINATOR) + (() if generator else GENERATOR)
-  return {name: tree for name, tree in shapes.items() if name not in absent}
+  positions = () if generator is None else (ids[:, :1],)
+  method = 'discriminator_logits' if generator is None else 'generator_logits' if discriminator is None else None
+  return nn.unbox(jax.eval_shape(lambda: both.init(jax.random.key(0), Inputs(ids, ids, ids, ids), *positions, method=method)['params']))
 
 
 def checked(weights: Weights, optional: tuple[str, ...] = ()) -> Weights:
