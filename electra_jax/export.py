@@ -104,10 +104,11 @@ def _tensorflow(weights, config, record, tokenizer, output):
     say('tokenizer', 'the original program reads WordPiece alone; the SentencePiece model is written beside the checkpoint, for your own code')
   card = _card(config.name, None, _told_of_run(weights, config, record, 'discriminator and generator'))
   beside = {**tokenizer.files, CARD: card.encode()}
-  prefix = files.join(output, f'model.ckpt-{weights.step}')
-  _clear(output, beside)
+  name = f'model.ckpt-{weights.step}'
+  prefix, names = files.join(output, name), (google.STATE, google.SETTINGS, f'{name}.index', f'{name}.data-00000-of-00001')
+  stale = _stale(output, (*beside, *names))      # nothing goes before it is known that what comes can be written
   google.write(weights, prefix)
-  _write(output, beside, cleared=True)
+  _write(output, beside, stale)
   say('next', f'--config.init=tf:{prefix} here; init_checkpoint and --hparams {files.join(output, google.SETTINGS)} in the original program')
 
 
@@ -115,8 +116,8 @@ def _special_ids(tokenizer) -> dict[str, int]:
   return {name: getattr(tokenizer, name) for name in ('pad_id', 'unk_id', 'cls_id', 'sep_id', 'mask_id')}
 
 
-def _clear(output, names):
-  """Makes room for files of `names`: takes away what an earlier export has left there. Raises UserError where anything else is there."""
+def _stale(output, names) -> list[str]:
+  """What an earlier export has left there beside files of `names`. Raises UserError where anything else is there."""
   if files.exists(output) and not files.is_folder(output):
     raise UserError(f'--output {output!r} is a file; name a folder.')
   stale = []
@@ -128,13 +129,12 @@ def _clear(output, names):
       if not ours or name == CARD and MADE not in files.read_bytes(path).decode('utf-8', 'replace'):
         raise UserError(f'--output {output!r} holds {full!r}, which is of no export; name an empty folder.')
       stale += [path] if full not in names and name not in TOWERS else []
-  for path in stale:
+  return stale
+
+
+def _write(output, written: dict[str, bytes], stale: list[str] | None = None):
+  for path in _stale(output, written) if stale is None else stale:
     files.remove(path)
-
-
-def _write(output, written: dict[str, bytes], cleared: bool = False):
-  if not cleared:
-    _clear(output, written)
   for name in sorted(written, key=lambda name: name.endswith('config.json')):      # last: what opens a folder opens all of it
     files.write_bytes(files.join(output, *name.split('/')), written[name])
   folders = sorted({name.rpartition('/')[0] for name in written})
