@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import xla_flags
 from conftest import packed_rows, random_params, tiny_electra
 from electra_jax.model.encoder import packed_inputs
 
@@ -25,7 +26,7 @@ def compiled(remat: str, family: str):
     inputs = packed_inputs(ids, 0, 2, 3)
     generator = model.apply({'params': params}, inputs, positions, keys, method='generator_logits')
     return (jnp.square(generator[..., :60]).mean() + model.apply({'params': params}, inputs, keys, method='discriminator_logits').mean())
-  step = jax.jit(jax.grad(loss)).lower(params, ids).compile()
+  step = jax.jit(jax.grad(loss), compiler_options=xla_flags.FUSED).lower(params, ids).compile()
   return step.cost_analysis()['flops'], jax.device_get(step(params, ids))
 
 

@@ -1,6 +1,7 @@
 """Samples follow the generator's softmax; labels say what differs; no gradient passes through a sample."""
 
 import dataclasses
+import functools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,6 +12,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+import xla_flags
 from conftest import packed_rows, random_params, tiny_electra
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
@@ -118,7 +120,7 @@ def test_no_gradient_passes_through_a_sample(drawn):
   model, params, examples, _, _, samples = drawn
   counts = objective.counts(SETTINGS, examples)
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=xla_flags.FUSED)
   def gradients(params, samples):
     settings = dataclasses.replace(SETTINGS, generator_weight=0.0)
     loss = lambda params, samples: objective.loss(settings, model, params, examples, counts, train=False,
