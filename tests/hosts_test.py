@@ -5,7 +5,6 @@ The processes are real, on loopback: two of four devices, whose every tensor tha
 
 import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess

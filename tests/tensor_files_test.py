@@ -10,7 +10,6 @@ import subprocess
 import sys
 import zipfile
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy

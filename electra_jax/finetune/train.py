@@ -16,7 +16,7 @@ from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, build, config as finetune_config, initial, summary
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.trial import RESULT, Split, labelled, plain, run_trial
-from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training import hosts, mesh as meshes, workdir as workdirs
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 

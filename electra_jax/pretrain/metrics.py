@@ -1,6 +1,5 @@
 """The figures that say whether it learns, all made from sums, so that they add over steps, micro-batches and devices."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 

@@ -21,7 +21,7 @@ from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build, continued
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.pretrain.step import init_params
-from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import quantity
 from electra_jax.training.workdir import read_json, write_json

@@ -9,7 +9,7 @@ import numpy as np
 
 from electra_jax.model.encoder import Inputs
 from electra_jax.model.randomness import row_keys
-from electra_jax.pretrain import masking, metrics
+from electra_jax.pretrain import metrics
 from electra_jax.training import mesh as meshes, step as shared
 from electra_jax.training.step import TrainState, fresh_state
 
