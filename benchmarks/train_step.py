@@ -30,8 +30,8 @@ from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking
 from electra_jax.pretrain import step as steps
-from electra_jax.pretrain.objectives import electra as objective
-from electra_jax.training import flops, optimizers
+from electra_jax.pretrain.objectives import electra as objective, shared
+from electra_jax.training import optimizers
 from electra_jax.training import mesh as meshes
 
 # Clark et al. 2020, table 6: hidden, embedding, feed-forward, heads, and the generator's share of the width.
@@ -200,8 +200,8 @@ def main():
   dtype = jnp.dtype(flags.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
   generator, discriminator = towers(flags.size, flags.length, flags.dropout, dtype, flags.unroll, flags.attention)
   rows = random_rows(discriminator, flags.batch, flags.length)
-  work = flops.step_flops(generator, discriminator, flags.batch, flags.length,
-                          masking.max_predictions(MASK_RATE, flags.length))
+  settings = objective.Settings(max_predictions=masking.max_predictions(MASK_RATE, flags.length))
+  work = shared.step_flops(settings, Electra(generator, discriminator), flags.batch, flags.length)
   versions = f'jax {jax.__version__}'
   runs = {f'electra_jax, {flags.attention} attention': ours(generator, discriminator, rows)}
   if flags.peer:

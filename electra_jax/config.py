@@ -20,7 +20,7 @@ FREE_ON_RESUME = ('keep', 'skip_nonfinite', 'profile_steps', 'compilation_cache'
                   'data.workers', 'mesh.', 'sharding.')
 # What a phase of config.phases may set.
 PHASE_FIELDS = ('steps', 'sequence_length', 'batch_size', 'micro_batches', 'data.store', 'objective.mask_rate',
-                'optimizer.learning_rate', 'optimizer.warmup_steps')
+                'optimizer.learning_rate', 'optimizer.generator_learning_rate', 'optimizer.warmup_steps')
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -46,7 +46,7 @@ def default_config() -> ml_collections.ConfigDict:
   data.row_format = 'packed'        # packed (no token lost), or segment_pair (the original's two-segment examples)
   data.seed = 0                     # of segment_pair's draws
   data.tokenizer = 'unigram'        # trained on the corpus: unigram, bpe, wordpiece; or one that is there: a vocab.txt, a .model, their folder;
-                                    # init: that of config.init
+                                    # init: that of config.init, or of config.generator.init
   data.new_words = ''               # tokenizer init: a file of words, one a line, that become tokens of their own (config.continued.new_tokens)
   data.vocab_size = 30522           # of the tokenizer that is trained, special tokens included
   data.lowercase = 'auto'           # wordpiece: uncased: yes, no, or auto (yes, or as the tokenizer that is there was saved)
@@ -59,6 +59,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.sequence_length = 128           # tokens a row
   c.batch_size = 128                # rows a step, over all devices
   c.steps = 1_000_000               # updates in all; the schedule ends there
+  c.budget_flops = 0.0              # in place of steps: as many as this many FLOPs pay for; 0: none
+  c.budget_convention = 'model'     # of budget_flops: model (6 N a token and attention), or paper (as the published script counts)
+  c.budget_tokens = 0.0             # in place of steps: as many as this many tokens make; 0: none
+  c.budget_minutes = 0.0            # in place of steps: as many as these devices make in this time, timed at the start; 0: none
   c.phases = ()                     # parts of the run after each other, each a dict of its steps and other fields that change; (): one part
 
   c.model = model = ml_collections.ConfigDict()  # the discriminator; see electra_jax/model/config.py
@@ -90,24 +94,39 @@ def default_config() -> ml_collections.ConfigDict:
   generator.num_heads = 0           # 0: in proportion to the width
   generator.intermediate_size = 0   # 0: in proportion to the width
   generator.embedding_size = 0      # sharing none: width of its own embeddings; 0: as the discriminator's
+  generator.uniform = False         # no generator: every token of the vocabulary is as likely as any other
+  generator.init = ''               # sharing none, disentangled: weights to begin it with beside a fresh discriminator: hf:FOLDER, tf:CHECKPOINT, a run's folder
+  generator.frozen = False          # it stays as its weights are (generator.init's, or those of config.init), and is computed forward only
   generator.alone_steps = 0         # the first so many of config.steps train the generator alone, for one that is to catch up
-  c.sharing = 'embeddings'          # between the towers: embeddings, none, or all (one tower for both)
+  c.sharing = 'embeddings'          # between the towers: embeddings, none, all (one tower for both), or disentangled (GDES)
 
   c.objective = objective = ml_collections.ConfigDict()
+  objective.name = 'electra'        # electra, mlm, replace_mlm, all_tokens_mlm, electra_15 or electric; see docs/objectives.md
+  objective.masking = 'uniform'     # what is masked: uniform (tokens, each by itself), words (whole), spans (of whole words)
+  objective.span_p = 0.2            # spans: their length in words is geometric, this the chance that one ends after a word
+  objective.span_max = 10           # spans: the longest, in words
   objective.mask_rate = 0.15        # share of the tokens that are masked
-  objective.mask_share = 0.85       # of those, the share that becomes [MASK]; the rest stay as they are
+  objective.mask_share = 0.85       # of those (tokens, words or spans), the share that becomes [MASK]; the rest stay as they are
   objective.temperature = 1.0       # of the generator's softmax when sampling; 0 takes the most likely token
   objective.disallow_correct = False  # never sample the original token
   objective.generator_weight = 1.0  # of the generator's loss
   objective.discriminator_weight = 50.0  # of the discriminator's loss
+  objective.prediction_weight = 1.0  # replace_mlm, all_tokens_mlm: of the main tower's loss
   objective.google = False          # the original program's quirks: masks drawn with replacement, and its counts
+  # Over the run, in training alone: ('linear', from, to), ('exponential', from, to, decay), ('points', (step, value), ...); (): as above
+  objective.schedules = schedules = ml_collections.ConfigDict()
+  schedules.temperature = ()        # of sampling
+  schedules.mask_rate = ()          # of the tokens that are masked
+  schedules.discriminator_weight = ()  # of the discriminator's loss
 
   c.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.name = 'adamw'          # adamw, or lamb (for batches of tens of thousands of rows)
   optimizer.learning_rate = 5e-4    # the peak, after warm-up; then down to 0 at the last step
+  optimizer.generator_learning_rate = 0.0  # above 0: that of what is the generator's alone, clipped by itself too; 0: one optimizer for both towers
   optimizer.decay_power = 1.0       # of the way down: 1 linear, 0.5 a square root
   optimizer.decay_after_warmup = False  # the way down begins after the warm-up; as published it runs over all steps
   optimizer.warmup_steps = 10_000   # steps of linear warm-up
+  optimizer.warmup_fraction = 0.0   # in place of warmup_steps: of the steps of the run, or of the phase; 0: none
   optimizer.b1 = 0.9                # Adam's decay of the first moment
   optimizer.b2 = 0.999              # and of the second
   optimizer.eps = 1e-6              # added outside the square root
@@ -143,10 +162,13 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
+BUDGETS = ('budget_flops', 'budget_tokens', 'budget_minutes')
+OBJECTIVES = ('electra', 'mlm', 'replace_mlm', 'all_tokens_mlm', 'electra_15', 'electric')
+
 # Names that a config file takes after its colon: --config=configs/base.py:seq=128,batch=64
 ARGUMENTS = {'seq': 'sequence_length', 'batch': 'batch_size', 'steps': 'steps', 'lr': 'optimizer.learning_rate',
              'warmup': 'optimizer.warmup_steps', 'vocab': 'data.vocab_size', 'source': 'data.source', 'seed': 'seed',
-             'dtype': 'dtype', 'sharing': 'sharing'}
+             'dtype': 'dtype', 'sharing': 'sharing', 'objective': 'objective.name'}
 
 
 def with_arguments(config, arguments: str | None):
@@ -204,8 +226,10 @@ def check(config) -> None:
         f'config.sequence_length {c.sequence_length} is longer than config.model.max_positions {c.model.max_positions}; '
         'raise the latter or shorten the rows.')
   check_init(c)
+  _check_budget(c)
   _check_phases(c)
-  _need(c.phases or 0 <= c.optimizer.warmup_steps < c.steps,
+  _need(0 <= c.optimizer.warmup_fraction < 1, f'config.optimizer.warmup_fraction is {c.optimizer.warmup_fraction}; it must lie in [0, 1).')
+  _need(_has_budget(c) or c.phases or c.optimizer.warmup_fraction or 0 <= c.optimizer.warmup_steps < c.steps,
         f'config.optimizer.warmup_steps {c.optimizer.warmup_steps} is not less than config.steps {c.steps}; '
         f'shorten the warm-up (--config.optimizer.warmup_steps={c.steps // 10}) or train longer.')
   _need(c.optimizer.name in ('adamw', 'lamb'), f'config.optimizer.name is {c.optimizer.name!r}; it is adamw or lamb.')
@@ -217,6 +241,11 @@ def check(config) -> None:
   _need(c.optimizer.learning_rate > 0, f'config.optimizer.learning_rate is {c.optimizer.learning_rate}; it must be positive.')
   for field in ('b1', 'b2'):
     _need(0 <= c.optimizer[field] < 1, f'config.optimizer.{field} is {c.optimizer[field]}; it must lie in [0, 1).')
+  _need(c.objective.masking in ('uniform', 'words', 'spans'), f'config.objective.masking is {c.objective.masking!r}; it is uniform, words or spans.')
+  _need(0 < c.objective.span_p <= 1, f'config.objective.span_p is {c.objective.span_p}; it must be above 0 and at most 1.')
+  _need(c.objective.span_max >= 1, f'config.objective.span_max is {c.objective.span_max}; it must be at least 1.')
+  _need(not c.objective.google or c.objective.masking == 'uniform',
+        f'config.objective.google draws tokens one by one, and config.objective.masking is {c.objective.masking!r}; leave one out.')
   _need(0 < c.objective.mask_rate < 1, f'config.objective.mask_rate is {c.objective.mask_rate}; it must lie between 0 and 1.')
   _need(0 <= c.objective.mask_share <= 1, f'config.objective.mask_share is {c.objective.mask_share}; it must lie in [0, 1].')
   _need(c.objective.temperature >= 0, f'config.objective.temperature is {c.objective.temperature}; it must be at least 0.')
@@ -229,16 +258,92 @@ def check(config) -> None:
   _need(c.data.reader in ('auto', 'tf', 'numpy'), f'config.data.reader is {c.data.reader!r}; it is auto, tf or numpy.')
   _need(c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,
         "config.data.reader is 'tf' and TensorFlow is not installed; install it, or use numpy, which gives the same batches.")
-  _need(c.sharing in ('embeddings', 'none', 'all'), f'config.sharing is {c.sharing!r}; it is embeddings, none or all.')
+  _need(c.sharing in ('embeddings', 'none', 'all', 'disentangled'), f'config.sharing is {c.sharing!r}; it is embeddings, none, all or disentangled.')
+  _check_objective(c)
+  _check_schedules(c)
+  _check_generator(c)
   _need(c.dtype in ('auto', 'float32', 'bfloat16'), f'config.dtype is {c.dtype!r}; it is auto, float32 or bfloat16.')
   _need(c.save_every % c.eval_every == 0 or c.eval_every % c.save_every == 0,
         f'config.save_every {c.save_every} and config.eval_every {c.eval_every} do not meet; make one a multiple of the other.')
   _need(len(c.profile_steps) == 2 and 0 <= c.profile_steps[0] <= c.profile_steps[1],
         f'config.profile_steps is {tuple(c.profile_steps)}; give its first and last step, as (10,12).')
-  _need(c.sharing == 'none' or c.generator.embedding_size in (0, c.model.embedding_size),
+  _need(c.sharing == 'none' or c.generator.embedding_size in (0, c.model.embedding_size) or c.objective.name == 'mlm',
         f"config.generator.embedding_size {c.generator.embedding_size} needs embeddings of its own; config.sharing is {c.sharing!r}.")
-  _need(c.sharing != 'all' or (c.generator.hidden_fraction, c.generator.layers_fraction) == (1.0, 1.0),
+  _need(c.sharing != 'all' or c.objective.name == 'mlm' or (c.generator.hidden_fraction, c.generator.layers_fraction) == (1.0, 1.0),
         "config.sharing 'all' makes one tower of both; set config.generator.hidden_fraction and layers_fraction to 1.0.")
+
+
+def _has_budget(c):
+  return any(c[field] for field in BUDGETS)
+
+
+def _check_budget(c):
+  named = [field for field in BUDGETS if c[field]]
+  _need(len(named) <= 1, f'config.{" and config.".join(named)} each end the run; leave one out.')
+  for field in named:
+    _need(c[field] > 0, f'config.{field} is {c[field]}; it must be positive.')
+    _need(not c.phases, f'config.{field} ends the run and config.phases have steps of their own; leave one out.')
+    _need(c.continued.optimizer != 'resumed', f"config.{field} begins a schedule, and config.continued.optimizer 'resumed' goes on with one; leave one out.")
+  _need(c.budget_convention in ('model', 'paper'), f'config.budget_convention is {c.budget_convention!r}; it is model or paper.')
+
+
+def _check_objective(c):
+  name, generator = c.objective.name, c.generator
+  _need(name in OBJECTIVES, f'config.objective.name is {name!r}; it is {", ".join(OBJECTIVES[:-1])} or {OBJECTIVES[-1]}.')
+  _need(name != 'mlm' or not (generator.uniform or generator.alone_steps),
+        "config.objective.name 'mlm' has no generator; leave config.generator.uniform and alone_steps out.")
+  _need(name != 'electric' or not generator.uniform and c.sharing != 'all',
+        "config.objective.name 'electric' has a generator of two towers of its own; leave config.generator.uniform out, and share embeddings or none.")
+  _need(name != 'electric' or (c.objective.temperature, c.objective.disallow_correct) == (1.0, False),
+        "config.objective.name 'electric' weighs noise by what its generator says of it; leave config.objective.temperature at 1.0 and disallow_correct out.")
+  _need(not generator.uniform or not generator.alone_steps, 'config.generator.uniform leaves nothing to train in config.generator.alone_steps; leave one out.')
+
+
+def _check_schedules(c):
+  fitting = {'temperature': (lambda x: x >= 0, 'at least 0'), 'mask_rate': (lambda x: 0 < x < 1, 'between 0 and 1'),
+             'discriminator_weight': (lambda x: x >= 0, 'at least 0')}
+  number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+  pair = lambda x: isinstance(x, (tuple, list)) and len(x) == 2 and all(map(number, x))
+  for name, (fits, where) in fitting.items():
+    form, field = c.objective.schedules[name], f'config.objective.schedules.{name}'
+    if not form:
+      continue
+    kind, *rest = form
+    ends = {'linear': 2, 'exponential': 3}.get(kind, 0)
+    points = kind == 'points' and rest and all(map(pair, rest)) and all(a[0] < b[0] for a, b in zip(rest, rest[1:])) and rest[0][0] >= 0
+    _need(points or ends and len(rest) == ends and all(map(number, rest)) and (ends == 2 or rest[2] > 0),
+          f"{field} is {form!r}; it is ('linear', from, to), ('exponential', from, to, decay as a share of the run), or ('points', (step, value), ...) "
+          'with ascending steps.')
+    _need(all(map(fits, [value for _, value in rest] if points else rest[:2])), f'{field} is {form!r}; its values must be {where}.')
+    _need(name != 'mask_rate' or not any('objective.mask_rate' in phase for phase in c.phases),
+          f'config.phases set objective.mask_rate and so does {field}; leave one out.')
+    idle = {'temperature': ('mlm', 'electric'), 'discriminator_weight': ('mlm', 'replace_mlm', 'all_tokens_mlm')}.get(name, ())
+    _need(c.objective.name not in idle, f'{field} changes nothing where config.objective.name is {c.objective.name!r}; leave it out.')
+
+
+def _check_generator(c):
+  g, rate, own = c.generator, c.optimizer.generator_learning_rate, c.sharing in ('none', 'disentangled')
+  why = (f'config.objective.name {c.objective.name!r} has one tower' if c.objective.name == 'mlm' else
+         'config.generator.uniform leaves no generator' if g.uniform else '')
+  _need(not g.uniform or c.objective.temperature == 1 and not c.objective.schedules.temperature,
+        'config.generator.uniform draws every token as often, at any temperature; leave config.objective.temperature and its schedule out.')
+  _need(rate >= 0, f'config.optimizer.generator_learning_rate is {rate}; it must be positive, or 0 for one optimizer.')
+  no_rate = why or (c.sharing == 'all' and "config.sharing 'all' makes one tower of both") or (g.frozen and 'config.generator.frozen lets it learn nothing')
+  _need(not rate or not no_rate, f'config.optimizer.generator_learning_rate needs a generator that learns by itself, and {no_rate}; leave it out.')
+  for field in filter(g.get, ('init', 'frozen')):
+    _need(not why and c.objective.name != 'electric', f'config.generator.{field} is about a generator of one tower, and '
+          f'{why or "electric has one of two"}; leave it out.')
+    _need(own or not c.init, f'config.generator.{field} needs a generator with embeddings of its own, and that of config.init shares them; name another with '
+          '--config.continued.generator=hf:FOLDER.')
+    _need(own, f'config.generator.{field} needs a generator with embeddings of its own, and config.sharing is {c.sharing!r}; set --config.sharing=none '
+          'or disentangled.')
+  _need(not g.init or not c.init, 'config.generator.init makes the generator of a fresh discriminator, and config.init names one that is there; name '
+        'its generator with --config.continued.generator=hf:FOLDER.')
+  _need(not g.init or c.data.store or c.data.tokenizer not in ('unigram', 'bpe', 'wordpiece'),
+        f'config.data.tokenizer {c.data.tokenizer!r} trains another vocabulary than that of config.generator.init; set --config.data.tokenizer=init.')
+  _need(not g.frozen or g.init or c.init and c.continued.generator not in ('scratch', 'narrowed'),
+        'config.generator.frozen keeps a generator as its weights are, and it has none; name them with --config.generator.init=hf:FOLDER.')
+  _need(not g.frozen or not g.alone_steps, 'config.generator.frozen leaves nothing to train in config.generator.alone_steps; leave one out.')
 
 
 def check_init(config) -> None:
@@ -255,7 +360,8 @@ def check_init(config) -> None:
     defaults = default_config()
     for field, value in [*flat(c.continued, 'continued.').items(), ('data.new_words', c.data.new_words)]:
       _need(value == flat(defaults)[field], f'config.{field} belongs to config.init, which is empty; name the weights to go on from, or leave it out.')
-    _need(c.data.tokenizer != 'init', "config.data.tokenizer is 'init' and config.init is empty; name the weights to go on from, or a tokenizer.")
+    _need(c.data.tokenizer != 'init' or c.generator.init,
+          "config.data.tokenizer is 'init' and config.init is empty; name the weights to go on from, or a tokenizer.")
     return
   _need(c.data.store or c.data.tokenizer not in ('unigram', 'bpe', 'wordpiece'),
         f'config.data.tokenizer {c.data.tokenizer!r} trains another vocabulary than that of config.init; set --config.data.tokenizer=init, or a '
@@ -287,14 +393,16 @@ def _check_phases(c):
   alone, first = c.generator.alone_steps, c.phases[0] if c.phases else {}
   if alone:
     steps = first.get('steps', c.steps) if isinstance(first, Mapping) else c.steps
-    _need(0 < alone < steps, f'config.generator.alone_steps is {alone}; it must lie between 0 and the {steps} steps'
+    _need(0 < alone and (alone < steps or _has_budget(c)), f'config.generator.alone_steps is {alone}; it must lie between 0 and the {steps} steps'
           + (' of the first of config.phases.' if c.phases else '.'))
     _need(c.sharing != 'all', "config.generator.alone_steps needs a generator of its own; config.sharing 'all' makes one tower of both.")
   if not c.phases:
-    if alone:
+    if alone and not _has_budget(c):
       check(phases(c)[1].config)
     return
   _check_forms(c.phases)
+  _need(not c.optimizer.warmup_fraction or not any('optimizer.warmup_steps' in phase for phase in c.phases),
+        'config.optimizer.warmup_fraction takes the place of the optimizer.warmup_steps that config.phases set; leave one out.')
   total = sum(phase['steps'] for phase in c.phases)
   _need(total == c.steps, f'config.phases have {total} steps in all and config.steps is {c.steps}; make it {total}.')
   for field in PHASE_FIELDS[1:]:      # what would be of no effect is a mistake
@@ -331,6 +439,8 @@ def phases(config) -> list[Phase]:
         *groups, name = field.split('.')
         group = c[groups[0]] if groups else c
         group[name] = type(group[name])(value)
+      if c.optimizer.warmup_fraction:
+        c.optimizer.warmup_steps, c.optimizer.warmup_fraction = int(c.optimizer.warmup_fraction * c.steps), 0.0
     first = found[-1].last if found else 0
     found.append(Phase(first, first + c.steps, c, bool(alone) and not found))
   return found

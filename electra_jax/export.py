@@ -17,6 +17,13 @@ from electra_jax.training.progress import quantity, read_metrics
 FORMATS = ('transformers', 'tensorflow')
 CARD = 'README.md'
 TOWERS = ('discriminator', 'generator')
+_DETECTION = 'replaced token detection (Clark et al. 2020): a generator fills masked tokens, the discriminator says of '
+HOW = {      # an encoder was pretrained, by its objective
+    'electra': f'{_DETECTION}every token whether it was replaced', 'electra_15': f'{_DETECTION}the tokens that were masked whether they were replaced',
+    'mlm': 'masked language modelling (Devlin et al. 2019): one tower predicts masked tokens',
+    'replace_mlm': 'Replace MLM (Clark et al. 2020): a generator fills masked tokens, the tower that is kept predicts what stood there',
+    'all_tokens_mlm': 'All-Tokens MLM (Clark et al. 2020): a generator fills masked tokens, the tower that is kept predicts every token, or copies it',
+    'electric': 'Electric (Clark et al. 2020b): an energy of every token, learned by telling it from noise'}
 # Files that exports write, beside checkpoints of TensorFlow, and what their cards say.
 KNOWN = ('config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'vocab.txt', 'tokenizer.model',
          'checkpoint', 'hparams.json', CARD)
@@ -55,6 +62,8 @@ def export(workdir, output: str, *, format: str = 'transformers', step: str = 'l
   config, tokenizer = run_config(workdirs.folder(workdir)), load_tokenizer(weights.tokenizer)
   record = report.read(workdir) if read_metrics(workdirs.folder(workdir)) else None      # a checkpoint may have come here by itself
   say('read', weights.source)
+  for note in weights.notes:
+    say('left out', note)
   if format == 'tensorflow':
     return _tensorflow(weights, config, record, tokenizer, output)
   longest = max(phase.config.sequence_length for phase in configs.phases(config))
@@ -69,10 +78,11 @@ def export(workdir, output: str, *, format: str = 'transformers', step: str = 'l
       continue
     electra = sizes.family == 'electra'
     found |= tokenizer_files.files(tokenizer, sizes.max_positions if electra else longest, electra)
-    found[CARD] = _card(f'{config.name}, {tower}', _use(tower, sizes.family), _told_of_run(weights, config, record, tower)).encode()
+    use = _use(tower if tower == 'generator' or 'discriminator_head' in weights.params else 'encoder', sizes.family)
+    found[CARD] = _card(f'{config.name}, {tower}', use, _told_of_run(weights, config, record, tower)).encode()
     written |= {f'{tower}/{name}': content for name, content in found.items()}
   _write(output, written)
-  if left_out:
+  if left_out and (weights.generator or not weights.notes):      # or why is said already
     say('left out', left_out)
   say('next', f'AutoModel.from_pretrained({files.join(output, "discriminator")!r}) in transformers')
   say('', f'--config.init=hf:{output} here')
@@ -149,6 +159,10 @@ def _write(output, written: dict[str, bytes], stale: list[str] | None = None):
 def _use(kind: str, family: str) -> Use:
   """Of a tower, or of a fine-tuned head's kind."""
   tokenizer = "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n"
+  if kind == 'encoder':
+    return Use('feature-extraction', f'''from transformers import AutoModel, AutoTokenizer
+
+{tokenizer}encoder = AutoModel.from_pretrained(FOLDER)            # to fine-tune''')
   if kind == 'discriminator':
     auto = 'AutoModelForPreTraining' if family == 'electra' else 'AutoModelForTokenClassification'
     return Use('feature-extraction', f'''from transformers import AutoModel, {auto}, AutoTokenizer
@@ -183,7 +197,7 @@ def _card(title: str, use: Use | None, told: list[str]) -> str:
 def _told_of_run(weights, config, record, tower: str) -> list[str]:
   base = f' It went on from the weights of {config.init}, whose own training is not counted here.' if config.init else ''
   told = ['## What it is', '', (f'{report.headline(record)}. ' if record else '') + f'These are the weights of {tower} at step {weights.step:,}, pretrained by '
-          f'replaced token detection (Clark et al. 2020): a generator fills masked tokens, the discriminator says of every token whether it was replaced.{base}', '']
+          f'{HOW[config.objective.name]}.{base}', '']
   if record:
     told += ['## The run', '', '| | |', '|---|---|', *(f'| {name} | {value} |' for name, value in report.essentials(record) if value), '',
              '## Figures on held-out text', '', *_figures(record, weights.step), '']

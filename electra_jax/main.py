@@ -7,6 +7,7 @@
   import                                   --config=configs/finetune/cola.py --config.init=hf:FOLDER: a fine-tuned model of transformers as a run
   export                                   --workdir=RUN --output=FOLDER: for transformers, or --format=tensorflow for the original program
   blimp                                    --workdir=RUN --pairs=FOLDER: minimal pairs, by a pretrained run as it is
+  sweep                                    --config=configs/sweeps/objectives.py: many runs, pretrained, evaluated and fine-tuned; or as jobs
 
 An absl program whose config is an ml_collections file: fields of it are flags too, --config.optimizer.learning_rate=1e-3.
 """
@@ -23,12 +24,12 @@ from ml_collections import config_flags
 
 from electra_jax.errors import PREEMPTED, Preempted, UserError
 
-MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report', 'plan', 'finetune', 'predict', 'blimp', 'timeline', 'import', 'export')
-WITH_CONFIG = ('train', 'prepare', 'plan', 'finetune', 'import')
+MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report', 'plan', 'finetune', 'predict', 'blimp', 'timeline', 'import', 'export', 'sweep')
+WITH_CONFIG = ('train', 'prepare', 'plan', 'finetune', 'import', 'sweep')
 # Flags that only some modes take, beside those that say what: --config, --workdir.
 BELONG = {'step': ('evaluate', 'inspect', 'blimp', 'export'), 'format': ('export',), 'rows': ('evaluate', 'inspect', 'timeline'), 'store': ('evaluate', 'inspect', 'timeline'),
-          'first': ('inspect',), 'output': ('prepare', 'plan', 'predict', 'export'), 'beam': ('prepare',), 'topology': ('plan',), 'price': ('plan',),
-          'search': ('plan',), 'input': ('predict',), 'task': ('predict', 'export'), 'split': ('predict',), 'pairs': ('blimp',), 'limit': ('blimp',),
+          'first': ('inspect',), 'output': ('prepare', 'plan', 'predict', 'export', 'sweep'), 'beam': ('prepare',), 'topology': ('plan',), 'price': ('plan',),
+          **dict.fromkeys(('jobs', 'only', 'results'), ('sweep',)), 'search': ('plan',), 'input': ('predict',), 'task': ('predict', 'export'), 'split': ('predict',), 'pairs': ('blimp',), 'limit': ('blimp',),
           **dict.fromkeys(('distributed', 'coordinator', 'processes', 'process'), ('train', 'evaluate', 'finetune', 'timeline'))}
 INTERRUPTED = 130     # exit status of a program that Ctrl-C ended
 
@@ -39,14 +40,14 @@ def parse(argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', MODES, 'train: pretrain, or go on; prepare: text to a tokenizer and rows; evaluate: a checkpoint on '
                     'held-out rows; inspect: show rows, samples and verdicts as text; report: draw a run; plan: what it would do on a TPU slice; finetune: train a task; '
                     'predict: use it; blimp: minimal pairs; timeline: all checkpoints of a run; import: a model of transformers that was fine-tuned, as a run; '
-                    'export: a run for other programs.', flag_values=values)
+                    'export: a run for other programs; sweep: many runs, one table.', flag_values=values)
   flags.DEFINE_string('workdir', None, "The run's folder; without it runs/<config name>.", flag_values=values)
   flags.DEFINE_string('step', 'last', 'evaluate, inspect, blimp, export: the checkpoint to open: last, best (by the held-out loss) or a step.', flag_values=values)
   flags.DEFINE_integer('rows', None, 'evaluate, timeline: most held-out rows, without it all; inspect: how many.', lower_bound=1, flag_values=values)
   flags.DEFINE_integer('first', 0, 'inspect: the first held-out row to show.', lower_bound=0, flag_values=values)
   flags.DEFINE_string('store', None, 'evaluate, inspect, timeline: the prepared corpus, where it is elsewhere than at training.', flag_values=values)
   flags.DEFINE_string('output', None, "prepare, plan: the folder or gs:// address to keep it in; without it config.data.cache, or runs/<config name>; predict: the file to write, "
-                      "or with --split the folder; without it what is printed, or WORKDIR/predictions; export: the folder to write.", flag_values=values)
+                      "or with --split the folder; without it what is printed, or WORKDIR/predictions; export: the folder to write; sweep: of the jobs' commands.", flag_values=values)
   flags.DEFINE_enum('format', 'transformers', ('transformers', 'tensorflow'), 'export: for whom: transformers (Hugging Face), or the original TensorFlow program.',
                     flag_values=values)
   flags.DEFINE_string('topology', None, 'plan: the TPU slice, v5e-16, v4-8, v5p-128, v6e-64, or several, 2xv5e-256.', flag_values=values)
@@ -65,6 +66,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
                       "task's site.", flag_values=values)
   flags.DEFINE_string('pairs', None, 'blimp: the folder, .tar.xz or .jsonl of minimal pairs.', flag_values=values)
   flags.DEFINE_integer('limit', None, 'blimp: most pairs of each paradigm.', lower_bound=1, flag_values=values)
+  flags.DEFINE_enum('jobs', None, ('slurm', 'queued', 'shell'), 'sweep: write the commands of its jobs to --output, and run none.', flag_values=values)
+  flags.DEFINE_string('only', None, "sweep: one job, RUN:SEED, or 'table': the table of what is done.", flag_values=values)
+  flags.DEFINE_list('results', [], 'sweep: files of lines of finished runs, which count where config and data are the same.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this.', flag_values=values, short_name='h')
   config_flags.DEFINE_config_file('config', None, 'The config file, with arguments: configs/base.py:seq=128,batch=64.',
                                   flag_values=values, sys_argv=argv)
@@ -109,13 +113,14 @@ def explain(error: Exception) -> str:
   return f'the config does not work ({f"line {lines[-1]}: " if lines else ""}{kind}{text})'
 
 
-def dispatch(values: flags.FlagValues) -> int:
-  """Does what the flags say and returns the exit status. Raises UserError for a person's mistakes."""
+def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
+  """Does what the flags say and returns the exit status. Raises UserError for a person's mistakes. `arguments`: that the flags were given as."""
   if values.help:
     print(__doc__ + '\n' + values.get_help(include_special_flags=False))
     return 0
   if values.mode in WITH_CONFIG and values.config is None:
-    raise UserError('no --config was given; name one, as in --config=configs/' + ('finetune/cola.py.' if values.mode in ('finetune', 'import') else 'tiny.py.'))
+    raise UserError('no --config was given; name one, as in --config=configs/' + (
+        'finetune/cola.py.' if values.mode in ('finetune', 'import') else 'sweeps/objectives.py.' if values.mode == 'sweep' else 'tiny.py.'))
   if values.workdir is None and values.config is None:
     raise UserError(f'--mode={values.mode} needs a run; name its folder with --workdir.')
   # What would be of no effect is a mistake.
@@ -134,11 +139,23 @@ def dispatch(values: flags.FlagValues) -> int:
     raise UserError('--mode=timeline needs the folder of a pretrained run; name it with --workdir.')
   if values.mode == 'export' and not values.output:
     raise UserError('--mode=export needs a folder to write; name it with --output.')
+  if values.mode == 'sweep' and bool(values.jobs) != bool(values.output):
+    raise UserError('--jobs and --output belong together: for whom the commands are, slurm, queued or shell, and the folder to write them to.')
+  if values.mode == 'sweep' and values.jobs and values.only:
+    raise UserError('--only is one job, and --jobs writes the commands of all; leave one out.')
   workdir = values.workdir or os.path.join('runs', values.config.name)
   if values.mode in BELONG['distributed']:
     from electra_jax.training import hosts
     hosts.join(values.distributed, values.coordinator, values.processes, values.process)
   is_finetuning = values.config is not None and 'task' in values.config
+  is_sweep = values.config is not None and 'runs' in values.config
+  if values.mode == 'sweep' and not is_sweep:
+    raise UserError('--mode=sweep takes a config such as configs/sweeps/objectives.py, and this one is of a single run.')
+  if is_sweep and values.mode != 'sweep':
+    raise UserError(f'--mode={values.mode} takes the config of one run, and this one is for --mode=sweep.')
+  if values.mode == 'sweep':
+    from electra_jax.sweep.run import sweep
+    return sweep(values.config, workdir, only=values.only, known=tuple(values.results), jobs=values.jobs, output=values.output, arguments=tuple(arguments))
   if values.mode in ('train', 'prepare', 'plan') and is_finetuning:
     raise UserError(f'--mode={values.mode} takes a config to pretrain with, and this one is for --mode=finetune.')
   if values.mode in ('finetune', 'import') and not is_finetuning:
@@ -200,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
   if not tpu_here() and importlib.util.find_spec('libtpu') and not any(map(importlib.util.find_spec, GPU_PLUGINS)):
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')        # libtpu is here for --mode=plan; it would look for a TPU, and complain at length
   try:
-    status = dispatch(parse(sys.argv if argv is None else argv))
+    argv = sys.argv if argv is None else argv
+    status = dispatch(parse(argv), argv[1:])
     sys.stdout.flush()
   except UserError as error:
     status = complain(str(error), 1)

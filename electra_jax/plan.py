@@ -25,11 +25,10 @@ import jax.numpy as jnp
 from electra_jax import config as configs, console
 from electra_jax.config import UserError
 from electra_jax.console import say
-from electra_jax.pretrain import build, continued
+from electra_jax.pretrain import budget as budgets, build, continued
 from electra_jax.pretrain import step as steps
 from electra_jax.training import hlo, memory, mesh as meshes, slices, workdir as workdirs
 from electra_jax.training.encoders import attention_kernel
-from electra_jax.training.flops import step_flops
 from electra_jax.training.progress import quantity
 
 SEARCH_COMPILES = 3       # most programs that the search for the largest batch compiles, a phase
@@ -61,6 +60,8 @@ def plan(config, topology: str, output: str | None = None, price: float | None =
     raise UserError(f'--price={price:g} is negative; give the dollars of a chip-hour.')
   for phase in configs.phases(config):
     build.build_model(phase.config, phase.config.data.vocab_size, 'tpu')
+  if config.budget_minutes:
+    raise UserError('config.budget_minutes is timed on the devices themselves, which are not here; plan with config.steps, budget_tokens or budget_flops.')
   if importlib.util.find_spec('libtpu') is None:
     raise UserError("--mode=plan needs libtpu, TPU's compiler, and it is not installed; pip install 'electra-jax[tpu]' or libtpu.")
   folder = workdirs.folder(output or os.path.join('runs', config.name))
@@ -81,6 +82,7 @@ def plan(config, topology: str, output: str | None = None, price: float | None =
 def compiled_for(config, of: slices.Slice, search: bool, doing=lambda text: None) -> dict:
   """What the compiler says of every phase of a config on a slice. `doing` is told what begins. Raises UserError."""
   layout = meshes.make_layout(config, slices.devices(of))
+  config = budgets.resolve(config, build.any_tokenizer(config.data.vocab_size), layout, {})
   return {'config': config.name, 'slice': of.name, 'chips': of.chips, 'hosts': of.hosts, 'mesh': dict(layout.mesh.shape),
           'vocab_size': config.data.vocab_size, 'jax': jax.__version__, 'libtpu': importlib.metadata.version('libtpu'),
           'phases': [_phase(config, phase, of, layout, search, doing) for phase in configs.phases(config)]}
@@ -136,9 +138,9 @@ def _flops(p) -> dict:
 
   def counted(*layers):
     g, d = (dataclasses.replace(c, num_layers=n, scan_unroll=n, attention='xla') for c, n in zip(towers, layers))
-    model = type(p.model)(d if p.model.sharing == 'all' else g, d, sharing=p.model.sharing)
+    model = p.model.clone(generator_config=d if p.model.sharing == 'all' else g, discriminator_config=d)
     shapes, _ = steps.state_shardings(model, p.optimizer, length, p.layout)
-    step = steps.make_train_step(model, build.objective, p.settings, p.optimizer, seed=0, trained=p.trained)
+    step = steps.make_train_step(model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained, alone=p.alone)
     lowered = jax.jit(step).lower(shapes, {'token_ids': jax.ShapeDtypeStruct((batch, length), jnp.int32)})
     return lowered.cost_analysis()['flops'], hlo.product_flops(lowered.compiler_ir('hlo').as_hlo_text())
 
@@ -147,7 +149,7 @@ def _flops(p) -> dict:
   if p.model.sharing != 'all':
     more = [m + (towers[0].num_layers - 1) * (b - a) for m, a, b in zip(more, shallow, counted(2, 1))]
   whole, products = (a + m for a, m in zip(shallow, more))
-  return {'model': step_flops(*towers, batch, length, p.settings.max_predictions, alone=p.trained is not None), 'compiler': whole, 'products': products}
+  return {'model': p.step_flops(), 'compiler': whole, 'products': products}
 
 
 def _largest(p, budget, micro_batches, needed, start, doing) -> dict:

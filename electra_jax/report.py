@@ -107,17 +107,20 @@ def key_lines(record: Record) -> list[tuple[str, str]]:
     value, low, high = figures[name]
     return number(value, digits) + (f' ({number(low, digits)} to {number(high, digits)})' if low is not None else '')
 
-  loss, constant = figures['discriminator_loss'][0], figures['constant_loss'][0]
-  return [
+  judged = 'auc' in figures
+  loss, constant = (figures[name][0] for name in ('discriminator_loss', 'constant_loss')) if judged else (math.nan, math.nan)
+  lines = [
       ('figures', f'{where}, step {step:,}' + (' (95% bootstrap intervals)' if where == 'evaluation' else '')),
       ('generator', f'loss {shown("generator_loss")} nats; ' + (f'unigram entropy {unigram:.3f}, ' if unigram else '')
        + f'knowing nothing {math.log(record.vocab_size):.3f}'),
-      ('verdicts', f'discriminator loss {shown("discriminator_loss", 4)}, {abs(constant - loss):.4f} '
-       f'{"below" if loss < constant else "above"} the constant predictor\'s {number(constant)}'),
-      ('ranking', f'AUC {shown("auc")}, chance 0.5; average precision {shown("average_precision")}, '
-       f'chance {number(figures["replaced_rate"][0], 3)}'),
-      ('found', f'precision {shown("precision")}, recall {shown("recall")}'),
+      judged and ('verdicts', f'discriminator loss {shown("discriminator_loss", 4)}, {abs(constant - loss):.4f} '
+                   f'{"below" if loss < constant else "above"} the constant predictor\'s {number(constant)}'),
+      judged and ('ranking', f'AUC {shown("auc")}, chance 0.5; average precision {shown("average_precision")}, '
+                  f'chance {number(figures["replaced_rate"][0], 3)}'),
+      judged and ('found', f'precision {shown("precision")}, recall {shown("recall")}'),
+      'prediction_loss' in figures and ('predictions', f'loss of the main tower {shown("prediction_loss")} nats, accuracy {shown("prediction_accuracy")}'),
       ('trained on', f'{quantity(last["tokens"])} tokens in {seconds(last["seconds"])}')]
+  return [line for line in lines if line]
 
 
 def text(record: Record, picture: str) -> str:
@@ -135,16 +138,18 @@ def text(record: Record, picture: str) -> str:
 def essentials(record) -> list[tuple[str, str]]:
   """Names and values of the first table; an empty value is left out."""
   c, r, last = record.config, record.resolved, record.last
-  model, optimizer, generator = c['model'], c['optimizer'], c['generator']
+  model, optimizer, generator, objective = c['model'], c['optimizer'], c['generator'], c['objective'].get('name', 'electra')
   rows, parameters = r.get('train_rows'), r.get('parameters', {})
   epochs = f', {last["step"] * c["batch_size"] / rows:,.1f} epochs of {rows:,} rows' if rows else ''
   parts = r.get('micro_batches', 1)
   parts = parts[0] if isinstance(parts, list) else parts
   split = f' in {parts} micro-batches' if parts > 1 else ''
   return [
-      ('discriminator', f'{model["family"]}, {model["num_layers"]} layers, hidden {model["hidden_size"]}, embeddings '
+      ('objective', objective),
+      ('encoder' if objective == 'mlm' else 'discriminator', f'{model["family"]}, {model["num_layers"]} layers, hidden {model["hidden_size"]}, embeddings '
        f'{model["embedding_size"]}, {model["num_heads"]} heads, feed-forward {model["intermediate_size"]}'),
-      ('generator', 'the same tower' if c['sharing'] == 'all' else
+      ('generator', '' if objective == 'mlm' else 'none: every token is as likely as any other' if generator.get('uniform') else
+       'the same tower' if c['sharing'] == 'all' else
        f'{generator["hidden_fraction"]:.3g} of the width, {generator["layers_fraction"]:.3g} of the depth; '
        f'shared: {c["sharing"]}'),
       ('parameters', ', '.join(f'{name.replace("_", " ")} {count:,}' for name, count in parameters.items())),
@@ -155,7 +160,8 @@ def essentials(record) -> list[tuple[str, str]]:
       ('steps', f'{last["step"]:,} of {c["steps"]:,}{epochs}'),
       ('tokens', f'{last["tokens"]:,.0f}'),
       ('training time', f'{seconds(last["seconds"])}, without preparation, compilation and evaluation'),
-      ('learning rate', f'up to {optimizer["learning_rate"]:g}, after {optimizer["warmup_steps"]:,} steps of warm-up'),
+      ('learning rate', f'up to {optimizer["learning_rate"]:g}, after '
+       + (f'{optimizer["warmup_fraction"]:.0%} of the' if optimizer.get('warmup_fraction') else f'{optimizer["warmup_steps"]:,}') + ' steps of warm-up'),
       ('matrix products', r.get('dtype', c['dtype'])),
       ('seed', str(c['seed']))]
 
@@ -163,8 +169,9 @@ def essentials(record) -> list[tuple[str, str]]:
 def _last_figures(record):
   train, heldout = (part[-1] if part else {} for part in (record.train, record.heldout))
   if train:                                  # held-out lines have these already
-    train = {'total_loss': train['loss'], 'gain': _difference(train, 'constant_loss', 'discriminator_loss'),
-             'average_precision_gain': _difference(train, 'average_precision', 'replaced_rate'), **train}
+    gains = {'gain': _difference(train, 'constant_loss', 'discriminator_loss'),
+             'average_precision_gain': _difference(train, 'average_precision', 'replaced_rate')} if 'auc' in train else {}
+    train = {'total_loss': train['loss'], **gains, **train}
   at = lambda line: f', step {line["step"]:,}' if line else ''
   return ['Losses in nats. Training figures are means since the line before; held-out ones are of at most '
           f'{record.config["eval_rows"]:,} rows.', '',

@@ -15,17 +15,17 @@ from electra_jax.finetune.train import finetune, read_records
 from electra_jax.finetune.trial import plain
 from electra_jax.pretrain import evaluate
 from electra_jax.pretrain.build import build_model, build_settings
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain import objectives
+from electra_jax.pretrain.objectives.shared import step_flops
 from electra_jax.pretrain.run import Run, open_run, use_compilation_cache
 from electra_jax.pretrain.step import jit_eval_step
 from electra_jax.training import checkpoints, hosts, workdir as workdirs
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.encoders import run_config
-from electra_jax.training.flops import step_flops
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
-HELDOUT = {'generator_loss': 'generator loss', 'discriminator_loss': 'discriminator loss', 'auc': 'area under the curve'}
+HELDOUT = {'generator_loss': 'generator loss', 'prediction_loss': 'prediction loss', 'discriminator_loss': 'discriminator loss', 'auc': 'area under the curve'}
 BATCH = 16        # rows a step of evaluation, and the unit that the bootstrap resamples
 
 
@@ -69,12 +69,12 @@ def timeline(workdir: str, *, config=None, rows: int | None = None, store: str |
       number, phase = next((n, p) for n, p in enumerate(configs.phases(whole)) if point['step'] <= p.last)
       if number not in opened:
         of_phase = open_run(workdir, point['step'], store)
-        opened[number] = of_phase, jit_eval_step(of_phase.model, objective, of_phase.settings, of_phase.layout, seed=evaluate.EVAL_SEED)
+        opened[number] = of_phase, jit_eval_step(of_phase.model, objectives.named(of_phase.settings.name), of_phase.settings, of_phase.layout, seed=evaluate.EVAL_SEED)
       of_phase, eval_step = opened[number]
       params, _ = checkpoints.restore_params(workdir, point['step'], shapes, shardings)
       sums = evaluate.heldout_sums(eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows)
       figures, spread = evaluate.figures_of(sums, of_phase.settings), evaluate.intervals(sums, of_phase.settings)
-      point['heldout'] = {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in evaluate.NAMES}
+      point['heldout'] = {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in evaluate.NAMES if name in figures}
       live(done + 1, f'step {point["step"]:,}')
 
   #### Tasks #########################################################################################################
@@ -107,8 +107,7 @@ def spent(config, tokenizer, step: int) -> dict[str, float]:
       continue
     c = phase.config
     model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
-    count = lambda convention: step_flops(model.generator_config, model.discriminator_config, c.batch_size, c.sequence_length,
-                                          settings.max_predictions, convention, phase.alone)
+    count = lambda convention: step_flops(settings, model, c.batch_size, c.sequence_length, convention, phase.alone)
     totals['tokens'] += taken * c.batch_size * c.sequence_length
     totals['flops'] += taken * count('model')
     totals['paper_flops'] += taken * count('paper')
@@ -121,15 +120,21 @@ def _trials(records):
   return {'metric': metric, 'values': values, 'median': statistics.median(values) if values else None}
 
 
+def _heldout(result) -> list[str]:
+  """The held-out figures that the run's objective has."""
+  return [name for name in HELDOUT if name in result['points'][-1]['heldout']]
+
+
 def table(result: dict) -> str:
   """A line a checkpoint."""
   tasks = list(result['points'][-1].get('tasks', {}))
-  header = ['step', 'tokens', 'FLOPs', *HELDOUT.values(), *tasks]
+  heldout = _heldout(result)
+  header = ['step', 'tokens', 'FLOPs', *(HELDOUT[name] for name in heldout), *tasks]
   lines = []
   for point in result['points']:
     of_task = (point['tasks'][task]['median'] for task in tasks)
     lines.append([f'{point["step"]:,}', quantity(point['tokens']), quantity(point['flops']),
-                  *(f'{point["heldout"][name]["value"]:.4f}' for name in HELDOUT), *('-' if m is None else f'{100 * m:.1f}' for m in of_task)])
+                  *(f'{point["heldout"][name]["value"]:.4f}' for name in heldout), *('-' if m is None else f'{100 * m:.1f}' for m in of_task)])
   widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
   text = '\n'.join('  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths)) for row in [header, *lines])
   return text + ('\n  Tasks: the median of the trials, times 100, on dev.' if tasks else '')
@@ -144,7 +149,7 @@ def draw(result: dict):
   tasks = list(points[-1].get('tasks', {}))
   tokens = [point['tokens'] for point in points]
   rate = points[-1]['flops'] / points[-1]['tokens']
-  panels = [*HELDOUT, *tasks]
+  panels = [*_heldout(result), *tasks]
   columns = min(3, len(panels))
   with rc_context(STYLE):
     figure = Figure(figsize=(4.3 * columns, 3.4 * -(-len(panels) // columns) + 0.5), layout='constrained')

@@ -22,12 +22,15 @@ def parsed(*argv):
 def test_every_field_is_set_once_with_a_comment():
   source = pathlib.Path(configs.__file__).read_text('utf-8')
   function = next(node for node in ast.parse(source).body if getattr(node, 'name', '') == 'default_config')
-  fields = []
+  fields, groups = [], {'c': ''}
   for node in function.body:
     # `c.model = model = ConfigDict()` begins a group; what is set in it, and in c, are fields.
+    if isinstance(node, ast.Assign) and len(node.targets) == 2:
+      group, alias = node.targets
+      groups[alias.id] = f'{groups[group.value.id]}{group.attr}.'
     if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Attribute):
       owner, name = node.targets[0].value.id, node.targets[0].attr
-      fields.append(name if owner == 'c' else f'{owner}.{name}')
+      fields.append(groups[owner] + name)
       assert re.search(r'\s# \S.+$', source.splitlines()[node.end_lineno - 1]), f'{fields[-1]} has no comment'
   assert sorted(fields) == sorted(configs.flat(configs.default_config()))
 
@@ -51,7 +54,8 @@ def test_there_are_the_configs_that_were_promised():
 @pytest.mark.parametrize('argument, field, value', [
     ('seq=64', 'sequence_length', 64), ('batch=16', 'batch_size', 16), ('steps=300', 'steps', 300), ('lr=1e-3', 'optimizer.learning_rate', 1e-3),
     ('warmup=3', 'optimizer.warmup_steps', 3), ('vocab=500', 'data.vocab_size', 500), ('source=a.txt', 'data.source', 'a.txt'),
-    ('seed=7', 'seed', 7), ('dtype=bfloat16', 'dtype', 'bfloat16'), ('sharing=none', 'sharing', 'none')])
+    ('seed=7', 'seed', 7), ('dtype=bfloat16', 'dtype', 'bfloat16'), ('sharing=none', 'sharing', 'none'),
+    ('objective=mlm', 'objective.name', 'mlm')])
 def test_arguments_of_the_config_string_are_typed(argument, field, value):
   before, after = (configs.flat(parsed(f'--config=configs/small.py{more}')) for more in ('', f':{argument}'))
   assert after[field] == value and type(after[field]) is type(before[field])

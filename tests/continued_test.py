@@ -73,7 +73,7 @@ def test_it_begins_at_the_loss_that_the_source_has(source, whole):
 
 
 def test_two_processes_of_two_devices_begin_and_go_on_the_same(source, whole, tmp_path):
-  told = (*from_source(source), '--config.mesh.fsdp=2', '--config.sharding.smallest=0')
+  told = (*from_source(source), '--config.mesh.fsdp=2', '--config.save_every=4')
   (first, second), outputs = hosts_test.start_pair(tmp_path / 'pair', *steps_and_lines(), *told, devices=2), []
   for process in (first, second):
     outputs.append(process.communicate(timeout=600))

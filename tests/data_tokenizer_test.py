@@ -149,8 +149,8 @@ def in_a_new_process(code, *arguments):
   return done.stdout
 
 
-@pytest.mark.parametrize('kind', ['unigram', 'wordpiece'])
-def test_a_line_of_five_megabytes_takes_little_memory(trained, kind, tmp_path):
+@pytest.mark.parametrize('kind, most', [('unigram', 100), ('wordpiece', 250)])
+def test_a_line_of_five_megabytes_takes_little_memory(trained, kind, most, tmp_path):
   trained[kind].save(tmp_path)
   code = """
     line = 'the old man had listed hundreds of truths ' * 120_000
@@ -159,8 +159,8 @@ def test_a_line_of_five_megabytes_takes_little_memory(trained, kind, tmp_path):
     assert ids == tokenizer.encode(line[:42]) * 120_000
     print(peak() - before)
   """
-  # The ids alone are 8 bytes each in a list. In one piece it is 110 MB more for unigram, 400 MB for WordPiece.
-  assert float(in_a_new_process(code, tmp_path)) < 120
+  # 48 MB and 125 MB, the ids' lists among them. In one piece it is 110 MB more for unigram, 400 MB for WordPiece.
+  assert float(in_a_new_process(code, tmp_path)) < most
 
 
 @pytest.mark.parametrize('kind', ['unigram', 'wordpiece'])

@@ -2,20 +2,22 @@
 
 import pathlib
 import re
+import shlex
 
 import pytest
 
 from electra_jax import config as configs, main
 from electra_jax.finetune import config as finetune_config
+from electra_jax.sweep import config as sweep_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
 
 
 def commands(text):
-  """The indented lines that start the program, as lists of words without quotes."""
-  lines = re.findall(r'^    (?:\w+=\S+ )*python -m electra_jax\.main(.*)$', text, re.MULTILINE)
-  return [[word.replace("'", '') for word in one.split()] for one in lines]
+  """The indented lines that start the program, as lists of words as a shell makes them."""
+  lines = re.findall(r'^    (?:\w+=\S+ )*python -m electra_jax\.main(.*)$', re.sub(r'\\\n\s*', '', text), re.MULTILINE)
+  return [shlex.split(one) for one in lines]
 
 
 def fields_named(text):
@@ -43,7 +45,7 @@ def test_links_fields_and_commands(page, monkeypatch):
     if values.config is not None:
       if values.mode == 'timeline':      # says itself what to begin with
         values.config.init = values.workdir
-      (finetune_config if 'task' in values.config else configs).check(values.config)
+      (finetune_config if 'task' in values.config else sweep_config if 'runs' in values.config else configs).check(values.config)
 
 
 def test_there_are_pages_commands_and_fields_to_check():

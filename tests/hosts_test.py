@@ -18,7 +18,7 @@ import micro_run
 from electra_jax.errors import PREEMPTED
 from electra_jax.training.hosts import LOST
 
-PAIR = ('--config.sharding.smallest=0',)
+PAIR = ('--config.sharding.smallest=0', '--config.save_every=5')      # saves of two processes take long
 
 
 def free_port() -> int:

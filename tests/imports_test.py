@@ -11,7 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'electra_jax'
 # A part may import itself and the parts of lower ranks. `__init__` is the package's own: load(workdir).
 RANKS = {'console': 0, 'errors': 0, 'model': 0, 'config': 1, 'data': 2, 'training': 2, 'interop': 3, 'pretrain': 4, 'finetune': 4,
-         '__init__': 5, 'plan': 6, 'report': 6, 'timeline': 6, 'sweep': 6, 'export': 7, 'main': 8}
+         '__init__': 5, 'plan': 6, 'report': 6, 'timeline': 6, 'sweep': 7, 'export': 7, 'main': 8}
 # What only some runs need, and takes long to load or may be missing: imported where it is used.
 LAZY = ('tensorflow', 'tensorflow_datasets', 'apache_beam', 'pyarrow', 'fsspec', 'zstandard', 'datasketch', 'sentencepiece', 'tokenizers',
         'safetensors')
@@ -80,3 +80,12 @@ def test_the_step_and_the_benchmarks_need_no_ml_collections():
           'sys.exit("ml_collections" in sys.modules)')
   done = subprocess.run([sys.executable, '-c', code], cwd=PACKAGE.parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
+
+
+def test_figures_are_written_without_torch_which_works_afterwards(tmp_path):
+  code = ('import importlib.util, sys\nfrom electra_jax.training.progress import Writer\nwriter = Writer(sys.argv[1], 0)\n'
+          'assert "torch" not in sys.modules\nif importlib.util.find_spec("torch"):\n  import torch\n  torch.ones(1)\n'
+          'writer.write("train", 1, {"loss": 2.0})\nwriter.close()')
+  done = subprocess.run([sys.executable, '-c', code, tmp_path], cwd=PACKAGE.parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert list((tmp_path / 'tensorboard').glob('events*')) and '2.0' in (tmp_path / 'metrics.jsonl').read_text()

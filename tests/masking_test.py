@@ -165,6 +165,16 @@ def test_masks_depend_on_seed_step_and_row_alone():
     assert not np.array_equal(one_row(ids[0], seed, step, np.int32(row)).positions, same.positions)
 
 
+def test_uniform_masks_are_bit_for_bit_what_they_have_always_been():
+  """Recorded before there was another way to mask: a run of then goes on as it would have."""
+  masks, google = draw(packed_rows(BATCH, LENGTH, 60, empty_rows=1), seed=5, step=7)
+  assert masks.positions[:2].tolist() == [[13, 1, 7, 33, 8, 23, 6, 15], [10, 8, 2, 11, 9, 4, 1, 3]]
+  assert google.positions[:2].tolist() == [[13, 25, 18, 20, 17, 20, 28, 5], [10, 2, 11, 2, 7, 11, 9, 2]]
+  assert (masks.weights[:2].sum(1).tolist(), google.weights[:2].sum(1).tolist()) == ([8, 2], [8, 3])
+  assert masks.token_ids[1, :13].tolist() == [CLS, 31, 28, 27, 6, SEP, CLS, 40, MASK, 38, MASK, 26, SEP]
+  assert google.token_ids[1, :13].tolist() == [CLS, 31, MASK, 27, 6, SEP, CLS, 40, 19, 38, MASK, MASK, SEP]
+
+
 def test_slots():
   published = {(0.15, 128): 19, (0.15, 512): 79, (0.25, 512): 130}       # Clark et al. 2020: small, base, large
   assert {key: masking.max_predictions(*key) for key in published} == published

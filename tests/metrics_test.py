@@ -28,8 +28,10 @@ def sums_of(logits, labels, weights, bins=BINS, seed=0):
   mask_weights = (rng.random((len(logits), 5)) < 0.7).astype(np.float32)
   losses = rng.random((len(logits), 5)).astype(np.float32) * mask_weights
   verdict_losses = (np.logaddexp(0, logits) - logits * labels) * weights
-  return jax.device_get(metrics.electra_sums(*map(jnp.asarray, (
-      generated, original, samples, mask_weights, losses, logits, labels, weights, verdict_losses)), bins)), dict(
+  arrays = lambda *values: map(jnp.asarray, values)
+  sums = metrics.generator_sums(*arrays(generated, original, mask_weights, losses))
+  sums |= {'sampled_correct': ((samples == original) * mask_weights).sum()} | metrics.verdict_sums(*arrays(logits, labels, weights, verdict_losses), bins)
+  return jax.device_get(sums), dict(
           generator_loss=losses.sum() / mask_weights.sum(),
           sampled_accuracy=(samples == original)[mask_weights > 0].mean(),
           generator_accuracy=(generated.argmax(-1) == original)[mask_weights > 0].mean())
@@ -110,7 +112,7 @@ def test_without_both_labels_ranking_is_undefined_and_nothing_else_is():
   figures = metrics.figures(sums_of(logits, np.zeros_like(labels), weights)[0])
   assert {name for name, value in figures.items() if np.isnan(value)} == {'auc', 'average_precision'}
   nothing = metrics.figures(sums_of(logits, labels, np.zeros_like(weights))[0])
-  assert nothing['discriminator_loss'] == nothing['discriminator_accuracy'] == nothing['replaced_rate'] == 0
+  assert all(np.isnan(nothing[name]) for name in ('discriminator_loss', 'discriminator_accuracy', 'replaced_rate'))
 
 
 def collapsed(logits, labels, weights):

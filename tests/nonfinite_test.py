@@ -11,11 +11,12 @@ import pytest
 
 import micro_run
 from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.objectives.shared import Settings
 
 POISON = 99
 
 
-def loss(settings, model, params, examples, counts, *, train, alone=False):
+def loss(settings, model, params, examples, counts, *, train):
   """A straight line whose loss is not finite where a row holds POISON."""
   rows = jnp.where(examples == POISON, jnp.inf, examples)
   value = jnp.mean(jnp.square(rows @ params['discriminator']['kernel'] + params['generator']['bias']))
@@ -23,7 +24,7 @@ def loss(settings, model, params, examples, counts, *, train, alone=False):
 
 
 OBJECTIVE = types.SimpleNamespace(examples=lambda settings, token_ids, keys: token_ids.astype(jnp.float32),
-                                  counts=lambda settings, examples: 1.0, loss=loss)
+                                  counts=lambda settings, examples: {}, loss=loss)
 OPTIMIZER = optax.adam(0.1)
 
 
@@ -31,7 +32,7 @@ def trained(batches, skip_nonfinite):
   """States and sums after each batch, from zero parameters."""
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   state = steps.fresh_state(OPTIMIZER, params)
-  step = jax.jit(steps.make_train_step(None, OBJECTIVE, None, OPTIMIZER, seed=0, skip_nonfinite=skip_nonfinite))
+  step = jax.jit(steps.make_train_step(None, OBJECTIVE, Settings(), OPTIMIZER, seed=0, skip_nonfinite=skip_nonfinite))
   states, sums = [state], []
   for token_ids in batches:
     state, step_sums = step(state, {'token_ids': token_ids})
@@ -81,7 +82,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(spoil, name):
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   token_ids = batches()[0]
   spoil(params, token_ids)
-  assert steps.first_nonfinite(None, OBJECTIVE, None, params, token_ids, seed=0, step=0).startswith(name)
+  assert steps.first_nonfinite(None, OBJECTIVE, Settings(), params, token_ids, seed=0, step=0).startswith(name)
 
 
 def test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_asked(tmp_path):

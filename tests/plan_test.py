@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
 from configs import base, base_lamb, tiny
@@ -135,6 +136,10 @@ def test_a_mistake_is_told_before_the_compiler_is_asked(monkeypatch, tmp_path):
   c.optimizer.warmup_steps = 10**9
   with pytest.raises(UserError, match='warmup'):
     plans.plan(c, 'v5e-4', output=str(tmp_path))
+  with pytest.raises(UserError, match='budget_minutes is timed on the devices'):
+    c = tiny.get_config()
+    c.budget_minutes = 10.0
+    plans.plan(c, 'v5e-4', output=str(tmp_path))
 
 
 def test_without_the_compiler_a_sentence_says_what_to_install(monkeypatch, tmp_path):
@@ -174,6 +179,14 @@ def test_what_the_trainer_would_refuse_the_plan_refuses():
   c.batch_size = 30
   with pytest.raises(UserError, match='config.batch_size 30 does not divide over 4 devices'):
     plans._in_child({'config': configs.to_plain(c), 'topology': 'v5e-4', 'search': False})
+
+
+def test_the_steps_of_a_budget_are_planned(monkeypatch):
+  c = tiny.get_config()
+  c.budget_tokens = 64 * 32 * 2_600.0
+  monkeypatch.setattr(plans.slices, 'devices', lambda of: jax.devices()[:1])
+  monkeypatch.setattr(plans, '_phase', lambda config, phase, *_: {'steps': phase.config.steps})
+  assert plans.compiled_for(c, slices.parse('v5e-1'), False)['phases'] == [{'steps': 2_600}]
 
 
 def test_phases_survive_the_way_to_the_child():

@@ -4,10 +4,11 @@ import io
 import os
 import re
 import string
+import unicodedata
 
 import numpy as np
 
-from electra_jax.data import special_tokens
+from electra_jax.data import sentencepiece_model, special_tokens
 from electra_jax.data.special_tokens import CLS, CLS_ID, MASK, PAD, PAD_ID, SEP, SEP_ID, UNK, UNK_ID
 from electra_jax.data.training_sample import SMALLEST_VOCABULARY, Sample
 from electra_jax.errors import UserError
@@ -21,6 +22,11 @@ BYTE_FALLBACK_FROM = 8192
 BYTE_PIECES = 256
 # What stands for white space in a piece.
 SPACE = '\u2581'
+# Scripts that are written without spaces, as first and last character: South East Asian and Tibetan ones, Chinese, Japanese.
+SPACELESS = ((0x0E00, 0x109F), (0x1780, 0x17FF), (0x1950, 0x1AAF), (0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F),
+             (0x1B000, 0x1B16F), (0x20000, 0x3FFFF))
+# First bytes in UTF-8 of characters of which nearly all begin words: punctuation and symbols, Chinese and Japanese, emoji.
+WORD_BYTES = (*range(0xE2, 0xEA), *range(0xF0, 0xF5))
 # Training holds its sentences in memory; more than this many are sampled down to it.
 TRAINING_SENTENCES = 500_000
 # Sums are taken thread by thread, so another number would give slightly different scores; fixed, every machine agrees.
@@ -90,6 +96,41 @@ def parts(files: dict[str, bytes], source: str) -> dict:
     'encode_short_with_offsets': encode_with_offsets,
     'decode_ordinary': lambda row: processor.decode(list(row)),
   }
+
+
+def word_starts(files: dict[str, bytes]) -> np.ndarray:
+  """Whether a piece begins a word, bool [pieces]; see `Tokenizer.word_starts`.
+
+  A word begins at a space, at punctuation and symbols (a word each, as in BERT), and at characters of scripts that are
+  written without spaces, so that of a sentence in these each piece is a word. Marks go on with what they stand on. Of
+  the bytes of a character the first one tells, as far as it can. [UNK] goes on with the word that is begun by the space
+  before it.
+
+  Args:
+    files: as of `parts`.
+
+  Raises:
+    UserError: pieces end with the space of their word, so that a piece alone does not tell.
+  """
+  model = sentencepiece_model.read(files[FILE])
+  if model.space_after_words:
+    raise UserError('the SentencePiece model puts the space of a word at its end, so its pieces do not tell where words begin; use '
+                    "another tokenizer, or config.objective.masking 'uniform'")
+
+  def begins(text, kind):
+    if kind == sentencepiece_model.BYTE:
+      byte = int(text[3:5], 16)  # <0x0A>
+      return byte in WORD_BYTES or byte < 128 and _begins_word(chr(byte))
+    return kind != sentencepiece_model.UNKNOWN and _begins_word(text[:1])
+
+  return np.array([begins(text, kind) for text, _, kind in model.pieces], bool)
+
+
+def _begins_word(character: str) -> bool:
+  if not character or (category := unicodedata.category(character)[0]) == 'M':
+    return False
+  # U+2581 is a symbol to Unicode, too.
+  return category in 'PS' or character.isspace() or any(first <= ord(character) <= last for first, last in SPACELESS)
 
 
 def _shape(piece: str) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """Text to token ids and back: one interface over SentencePiece and WordPiece; loading and training them."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -69,6 +70,23 @@ class Tokenizer:
     for name, content in sorted(self.files.items()):
       digest.update(name.encode() + b'\0' + hashlib.blake2b(content).digest())
     return digest.hexdigest()
+
+  @functools.cached_property
+  def word_starts(self) -> np.ndarray:
+    """Whether each token begins a word, bool `[size]`, read-only: a word of a text is such a token and those after it that are none.
+
+    WordPiece: a token without `##`. SentencePiece: a piece that begins with a space (U+2581), with punctuation or a symbol, or with a
+    character of a script that is written without spaces, where each piece is a word.
+
+    Raises:
+      UserError: the tokens do not tell, since each ends with the space of its word.
+    """
+    if self.kind == 'wordpiece':
+      starts = wordpiece_tokenizer.word_starts(self.tokens)
+    else:
+      starts = sentencepiece_tokenizer.word_starts(self.files)
+    starts.setflags(write=False)
+    return starts
 
   def encode_arrays(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
     """Ids of each text, int32 `[tokens]`, without [CLS] and [SEP]. Literal `[MASK]` and the like in a text are text.

@@ -6,7 +6,7 @@ import json
 import os
 import string
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -126,6 +126,11 @@ def parts(files: Mapping[str, bytes], source: str) -> dict:
     'encode_short_with_offsets': encode_with_offsets,
     'decode_ordinary': lambda row: decoder.decode([tokens[i] for i in row]),
   }
+
+
+def word_starts(tokens: Sequence[str]) -> np.ndarray:
+  """Whether a token begins a word, bool [tokens]: all but those for the inside of one. Punctuation, Chinese characters and [UNK] are words."""
+  return np.array([not token.startswith(CONTINUATION) for token in tokens], bool)
 
 
 def pipeline(files: Mapping[str, bytes], source: str = 'this tokenizer'):

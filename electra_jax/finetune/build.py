@@ -72,6 +72,8 @@ def build_model(config, task, initial: Initial, max_length: int):
   Raises UserError where rows would be longer than the encoder's positions, or sizes contradict each other.
   """
   fields = with_choices(initial.model, config)
+  if config.frozen:      # what is probed is the encoder as it is used
+    fields.dropout = fields.attention_dropout = 0.0
   if fields.family == 'electra' and max_length > fields.max_positions:
     raise UserError(f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} positions; '
                     f'set --config.max_length={fields.max_positions}.')
@@ -116,7 +118,7 @@ def program(config, task, initial: Initial, layout: meshes.Layout, train: Featur
   ids = steps.special_ids(initial.tokenizer)
   train_step = steps.jit_train_step(model, optimizer, ids, shardings, layout, meshes.moment_shardings(shapes.params, shardings.params, layout),
                                     impossible_weight=config.head.impossible_weight, micro_batches=config.micro_batches,
-                                    skip_nonfinite=config.skip_nonfinite)
+                                    skip_nonfinite=config.skip_nonfinite, frozen=config.frozen)
   fresh = jax.jit(lambda seed: nn.unbox(init_params(model, seed)), out_shardings=shardings.params)
   state = jax.jit(lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0)
   return Program(config, task, initial, layout, model, max_length, batches.buckets(max_length, config.bucketed), train, count, per_epoch,

@@ -12,6 +12,7 @@ FREE_ON_RESUME = ('compilation_cache', 'eval_batch_size', 'keep_trials', 'num_tr
                   'mesh.', 'sharding.')
 # Learning rate and layer-wise decay of Clark et al. 2020, table 7, by the widest encoder that they are for.
 BY_SIZE = ((256, 3e-4, 0.8), (768, 1e-4, 0.8), (None, 5e-5, 0.9))
+FROZEN_RATE = 1e-2       # of a head on an encoder that stays as it is; docs/finetuning.md has what it was measured on
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -22,6 +23,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.init_step = 'last'              # a run's checkpoint: last, best (by its held-out loss) or a step
   c.like = ''                       # init='none': the run whose encoder sizes and tokenizer are taken, and not its weights
   c.task = 'cola'                   # or several with commas; docs/finetuning.md lists them
+  c.frozen = False                  # the encoder stays as it was pretrained, bit for bit, and the head alone learns: a probe of what is in it
   c.seed = 0                        # of the first trial's head, batches and dropout; each further trial's is one more
   c.num_trials = 1                  # runs with different seeds
   c.keep_trials = 'best'            # whose weights stay: best, all or none
@@ -59,14 +61,14 @@ def default_config() -> ml_collections.ConfigDict:
   head.impossible_weight = 0.5      # span, as published: of the loss of whether there is an answer
 
   c.model = model = ml_collections.ConfigDict()   # what may differ from the pretrained encoder's config
-  model.dropout = 0.1               # of embeddings and sublayer outputs
-  model.attention_dropout = 0.1     # of attention probabilities; the fast kernels have none
+  model.dropout = 0.1               # of embeddings and sublayer outputs; none where the encoder is frozen
+  model.attention_dropout = 0.1     # of attention probabilities; the fast kernels have none, a frozen encoder neither
   model.attention = 'auto'          # kernel: xla, splash (TPU), cudnn (GPU), or auto
   model.remat = 'none'              # what the backward pass computes again: none, dots or full
   model.scan_unroll = 0             # layers an iteration of the scan; 0: all on CPU, one elsewhere
 
   c.optimizer = optimizer = ml_collections.ConfigDict()
-  optimizer.learning_rate = 0.0     # the peak; 0: by the encoder's width, 3e-4 to 256, 1e-4 to 768, 5e-5 beyond (table 7)
+  optimizer.learning_rate = 0.0     # the peak; 0: by the encoder's width, 3e-4 to 256, 1e-4 to 768, 5e-5 beyond (table 7); frozen: 1e-2
   optimizer.layer_decay = 0.0       # of the rate, from layer to layer down; 1: none; 0: by width, 0.8, 0.8, 0.9
   optimizer.published_depths = False  # the original's depths, where the last layer learns at layer_decay squared
   optimizer.warmup = 0.1            # share of the steps
@@ -129,6 +131,8 @@ def check(config) -> None:
   _need(c.head.dropout == -1 or 0 <= c.head.dropout < 1, f'config.head.dropout is {c.head.dropout}; it must lie in [0, 1), or be -1.')
   _need(c.head.beam >= 1, f'config.head.beam is {c.head.beam}; it must be at least 1.')
   _need(c.optimizer.learning_rate >= 0, f'config.optimizer.learning_rate is {c.optimizer.learning_rate}; it must be positive, or 0 for as published.')
+  _need(not c.frozen or not c.optimizer.layer_decay and not c.optimizer.published_depths,
+        'config.optimizer.layer_decay and published_depths are of encoders that learn, and config.frozen keeps this one as it is; leave them out.')
   _need(0 <= c.optimizer.layer_decay <= 1, f'config.optimizer.layer_decay is {c.optimizer.layer_decay}; it must lie in (0, 1], or be 0.')
   _need(0 <= c.optimizer.warmup < 1, f'config.optimizer.warmup is {c.optimizer.warmup}; it is a share of the steps, in [0, 1).')
   for field in ('b1', 'b2'):
@@ -140,6 +144,8 @@ def check(config) -> None:
 
 
 def rates(config, hidden_size: int) -> tuple[float, float]:
-  """Learning rate and layer-wise decay: the config's, or the published ones for an encoder of this width."""
+  """Learning rate and layer-wise decay: the config's, or the published ones for an encoder of this width; of a frozen one FROZEN_RATE and 1."""
+  if config.frozen:
+    return config.optimizer.learning_rate or FROZEN_RATE, 1.0
   rate, decay = next((rate, decay) for widest, rate, decay in BY_SIZE if widest is None or hidden_size <= widest)
   return config.optimizer.learning_rate or rate, config.optimizer.layer_decay or decay

@@ -10,6 +10,7 @@ import numpy as np
 from electra_jax import config as configs
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
+from electra_jax.interop import own
 from electra_jax.interop.sources import is_foreign, open_source, with_tokenizer
 from electra_jax.interop.weights import Weights, placed
 from electra_jax.training import checkpoints, workdir as workdirs
@@ -89,7 +90,11 @@ def open_initial(config, before: dict | None = None) -> Initial:
   step = checkpoints.find_step(folder, before['step'] if before else config.init_step)
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
   tokens = max((line['tokens'] for line in lines), default=None)
-  return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, str(folder))
+  weights = str(folder)
+  if pretraining.sharing == 'disentangled':      # embeddings in two parts
+    both = own.read(folder, step, moments=False).params
+    weights = {name: both[name] for name in ('embeddings', 'discriminator')}
+  return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, weights)
 
 
 def of_weights(weights: Weights, source: str, fresh: bool = False, before: dict | None = None) -> Initial:

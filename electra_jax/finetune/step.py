@@ -50,11 +50,14 @@ def parts(model: FineTuned, ids: SpecialIds, impossible_weight: float):
 
 
 def jit_train_step(model, optimizer, ids, shardings, layout, moments, *, impossible_weight: float, micro_batches: int = 1,
-                   skip_nonfinite: bool = False):
-  """`train_step(state, batch) -> (state, sums)` under jax.jit, compiled once for each length of rows; the state is donated."""
+                   skip_nonfinite: bool = False, frozen: bool = False):
+  """`train_step(state, batch) -> (state, sums)` under jax.jit, compiled once for each length of rows; the state is donated.
+
+  `frozen`: the head alone learns. No gradient goes into the encoder, so there is no backward pass through it.
+  """
   prepare, loss = parts(model, ids, impossible_weight)
   step = shared.make_train_step(prepare, loss, optimizer, micro_batches=micro_batches, skip_nonfinite=skip_nonfinite, layout=layout,
-                                moments=moments)
+                                moments=moments, trained=('head',) if frozen else None)
   return jax.jit(meshes.within(layout, step), out_shardings=(shardings, meshes.replicated(layout.mesh)), donate_argnums=0)
 
 

@@ -52,11 +52,14 @@ def _figure(record, split, name):
 
 
 def _statistics(name, values):
-  n = len(values)
-  mean = statistics.fmean(values) if n else None
-  best = None if not n or name.endswith('_thresh') else min(values) if name in _LESS_IS_BETTER else max(values)
-  median = statistics.median(values) if n else None
-  found = {'n': n, 'median': median, 'best': best, 'mean': mean, 'deviation': None, 'low': None, 'high': None}
+  best = None if not values or name.endswith('_thresh') else min(values) if name in _LESS_IS_BETTER else max(values)
+  return {'median': statistics.median(values) if values else None, 'best': best} | spread(values)
+
+
+def spread(values: list[float]) -> dict:
+  """`n`, `mean`, `deviation` (of a sample) and the 95% interval of the mean by Student's t, `low` and `high`; None of one value."""
+  n, mean = len(values), statistics.fmean(values) if values else None
+  found = {'n': n, 'mean': mean, 'deviation': None, 'low': None, 'high': None}
   if n > 1:
     from scipy.special import stdtrit
     deviation = statistics.stdev(values)

@@ -142,7 +142,9 @@ def prepare(config, task, start, layout):
   rate, decay = p.rates
   say('', f'{p.steps:,} steps of {config.batch_size} rows, {p.steps / p.steps_per_epoch:.3g} epochs of {len(train):,} rows of at most {max_length} tokens; '
       f'{1 - tokens / padded:.0%} padding')
-  say('', f'{quantity(initial.weights_count(p.shapes.params))} parameters, learning rate {rate:g}, layer by layer times {decay:g}'
+  learning = p.shapes.params['head'] if config.frozen else p.shapes.params
+  say('', f'{quantity(initial.weights_count(learning))} parameters' + (' of the head, on a frozen encoder' if config.frozen else '')
+      + f', learning rate {rate:g}' + ('' if config.frozen else f', layer by layer times {decay:g}')
       + (' (depths as published)' if config.optimizer.published_depths else '') + f', attention {p.attention[0]} ({p.attention[1]})')
   for line in meshes.describe(p.shapes.params, p.shardings.params, layout):
     say('', line)

@@ -99,7 +99,8 @@ def write(weights: Weights, prefix: str) -> dict:
   prefix = files.normal(prefix)
   scopes = _SCOPES if weights.discriminator else _SCOPES | {'generator_embeddings': 'electra/embeddings'}
   variables = _variables(weights.params, scopes)
-  for ours, slot in _SLOTS.items() if weights.moments else ():
+  whole = weights.moments and weights.moments['mu'].keys() == weights.params.keys()      # a generator that was frozen has none
+  for ours, slot in _SLOTS.items() if whole else ():
     variables |= {f'{name}/{slot}': value for name, value in _variables(weights.moments[ours], scopes).items()}
   if weights.step is not None:
     variables['global_step'] = np.asarray(weights.step, np.int64)

@@ -196,7 +196,7 @@ def placed(tree, shapes, shardings):
 
 def trimmed(tree, vocab_size: int):
   """The other way: our arrays as NumPy's, float32, without the rows that pad the vocabulary."""
-  vocab = {('embeddings', 'word'), ('generator_embeddings', 'word'), ('generator_head', 'bias')}
+  vocab = {(name, 'word') for name in ('embeddings', 'generator_embeddings', 'embeddings_difference')} | {('generator_head', 'bias'), ('predictor_head', 'bias')}
   def trim(path, value):
     value = np.asarray(jax.device_get(value), np.float32)
     return value[:vocab_size] if tuple(entry.key for entry in path) in vocab else value

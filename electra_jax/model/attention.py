@@ -13,7 +13,7 @@ SPLASH_FROM_LENGTH = 512
 
 
 def attention(query, key, value, segment_ids, is_global=None, *, reach, kernel, dropout_rate, dropout_keys, dropout_site,
-              dropout_generator):
+              dropout_generator, direction='both'):
   """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) inside segments.
 
   A position attends to the positions of its own segment, so packed documents do not see each other and no real token sees
@@ -27,6 +27,7 @@ def attention(query, key, value, segment_ids, is_global=None, *, reach, kernel, 
     reach: positions that a local layer sees to either side, a Python integer.
     kernel: 'xla', 'splash' or 'cudnn', what choose_attention returned.
     dropout_rate, dropout_keys, dropout_site, dropout_generator: dropout of the probabilities, see model/dropout.py.
+    direction: which side of itself a position sees: 'both', 'left' or 'right'; itself always. One side alone takes kernel 'xla'.
 
   Returns: [batch, length, heads, head_size].
 
@@ -34,11 +35,13 @@ def attention(query, key, value, segment_ids, is_global=None, *, reach, kernel, 
   """
   if kernel != 'xla' and dropout_rate:
     raise ValueError(f'attention {kernel!r} has no dropout of its probabilities; the rate is {dropout_rate}, not 0.')
+  if kernel != 'xla' and direction != 'both':
+    raise ValueError(f'attention {kernel!r} sees both sides; to the {direction} alone takes xla.')
   # Scaling the query and not the scores saves a quarter of attention's time on a CPU.
   query = (query.astype(jnp.float32) * query.shape[-1]**-0.5).astype(query.dtype)
   if kernel == 'splash':
     return kernels.splash(query, key, value, segment_ids, is_global, reach)
-  visible = visible_positions(segment_ids, is_global, reach)
+  visible = visible_positions(segment_ids, is_global, reach, direction)
   if kernel == 'cudnn':
     return kernels.cudnn(query, key, value, visible)
   scores = jnp.einsum('bqnd,bknd->bnqk', query, key, preferred_element_type=jnp.float32)
@@ -47,13 +50,15 @@ def attention(query, key, value, segment_ids, is_global=None, *, reach, kernel, 
   return jnp.einsum('bnqk,bknd->bqnd', probabilities, value)
 
 
-def visible_positions(segment_ids, is_global, reach):
-  """Who attends to whom, boolean [batch, 1, length, length] with the query's position before the key's."""
+def visible_positions(segment_ids, is_global, reach, direction='both'):
+  """Who attends to whom, boolean [batch, 1, length, length] with the query's position before the key's. Arguments as of attention."""
   length = segment_ids.shape[1]
   visible = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+  ahead = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]      # of the query, where the key is
   if is_global is not None:
-    distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)[None, :])
-    visible &= is_global | (distance <= reach)
+    visible &= is_global | (jnp.abs(ahead) <= reach)
+  if direction != 'both':
+    visible &= ahead <= 0 if direction == 'left' else ahead >= 0
   return visible
 
 

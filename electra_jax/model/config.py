@@ -8,6 +8,7 @@ import jax.numpy as jnp
 FAMILIES = ('electra', 'modern')
 REMAT = ('none', 'dots', 'full')
 KERNELS = ('xla', 'splash', 'cudnn')
+DIRECTIONS = ('both', 'left', 'right')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class EncoderConfig:
   scan_unroll: int = 1               # layers per iteration of the scan; num_layers unrolls it whole
   dropout_generator: str = 'hash'    # 'hash' or 'threefry', see model/dropout.py
   attention: str = 'xla'             # xla (anywhere), splash (TPU) or cudnn (GPU), see model/attention.py
+  direction: str = 'both'            # which side of itself a position sees: both, left or right
 
   def __post_init__(self):
     def need(condition, message):
@@ -64,6 +66,9 @@ class EncoderConfig:
     need(self.attention in KERNELS, f'attention is {self.attention!r}; it is one of {", ".join(KERNELS)}.')
     need(self.attention == 'xla' or self.attention_dropout == 0,
          f'attention {self.attention!r} has no dropout of its probabilities; set attention_dropout to 0 or attention to xla.')
+    need(self.direction in DIRECTIONS, f'direction is {self.direction!r}; it is one of {", ".join(DIRECTIONS)}.')
+    need(self.attention == 'xla' or self.direction == 'both',
+         f'attention {self.attention!r} sees both sides; set attention to xla for direction {self.direction!r}.')
 
   @property
   def head_size(self) -> int:

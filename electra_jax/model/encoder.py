@@ -126,12 +126,16 @@ def gelu(x):
 
 
 class Embeddings(nn.Module):
-  """Word (and in `electra` position and type) embeddings, their LayerNorm, dropout."""
+  """Word (and in `electra` position and type) embeddings, their LayerNorm, dropout.
+
+  `difference`: the tables begin at zero, to be added to others' (He et al. 2021, section 3.3).
+  """
   config: EncoderConfig
+  difference: bool = False
 
   def setup(self):
     c = self.config
-    init = truncated_normal(c.initializer_range)
+    init = nn.initializers.zeros if self.difference else truncated_normal(c.initializer_range)
     table = lambda name, rows, axis: parameter(self, name, init, (rows, c.embedding_size), (axis, 'embed'))
     self.word = table('word', c.padded_vocab_size, 'vocab')
     if c.family == 'electra':
@@ -139,13 +143,19 @@ class Embeddings(nn.Module):
       self.type = table('type', c.type_vocab_size, 'types')
     self.norm = layer_norm(c, 'norm')
 
-  def __call__(self, inputs: Inputs, keys=None):
-    """Inputs -> [batch, length, embedding_size]."""
-    c = self.config
-    x = jnp.take(self.word, inputs.token_ids, axis=0)
+  def tables(self, under: dict | None = None) -> dict:
+    """The tables by name, each plus that of `under`, to which no gradient flows."""
+    names = ('word', 'position', 'type') if self.config.family == 'electra' else ('word',)
+    own = {name: getattr(self, name) for name in names}
+    return {name: table + jax.lax.stop_gradient(under[name]) for name, table in own.items()} if under else own
+
+  def __call__(self, inputs: Inputs, keys=None, under: dict | None = None):
+    """Inputs -> [batch, length, embedding_size]. `under`: tables that these are the difference from."""
+    c, tables = self.config, self.tables(under)
+    x = jnp.take(tables['word'], inputs.token_ids, axis=0)
     if c.family == 'electra':
-      x += jnp.take(self.position, inputs.positions, axis=0)
-      x += jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype) @ self.type
+      x += jnp.take(tables['position'], inputs.positions, axis=0)
+      x += jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype) @ tables['type']
     return by_rows(dropout(self.norm(x), c.dropout, keys, 0, c.dropout_generator))
 
 
@@ -168,7 +178,7 @@ class Layer(nn.Module):
       query, key = rotate(query, tables), rotate(key, tables)
     x = attention(query, key, value, shared['segment_ids'], per_layer.get('is_global') if c.global_every > 1 else None,
                   reach=c.local_window // 2, kernel=c.attention, dropout_rate=c.attention_dropout, dropout_keys=keys,
-                  dropout_site=1, dropout_generator=c.dropout_generator)
+                  dropout_site=1, dropout_generator=c.dropout_generator, direction=c.direction)
     x = dense(c, c.hidden_size, ('heads', 'embed'), 'attention_output', init=self._output_init())(
         x.reshape(*x.shape[:2], c.hidden_size))
     return dropout(x, c.dropout, keys, 2, c.dropout_generator)

@@ -6,20 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from electra_jax.config import phases
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking
 from electra_jax.pretrain import step as steps
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain import objectives
+from electra_jax.pretrain.objectives.shared import Settings, step_flops
 from electra_jax.training import memory, mesh as meshes, optimizers
-from electra_jax.training.encoders import towers
+from electra_jax.training.encoders import sharing, towers
 
 
 def any_tokenizer(vocab_size: int):
   """Stands for a tokenizer where there is none: its ids do not change what is compiled."""
-  return types.SimpleNamespace(size=vocab_size, pad_id=0, cls_id=2, sep_id=3, mask_id=4)
+  return types.SimpleNamespace(size=vocab_size, pad_id=0, cls_id=2, sep_id=3, mask_id=4, word_starts=np.arange(vocab_size) % 2 == 0)
 
 
 def build_model(config, vocab_size: int, platform: str | None = None) -> Electra:
@@ -32,26 +34,53 @@ def build_model(config, vocab_size: int, platform: str | None = None) -> Electra
 
   Raises UserError for sizes that contradict each other.
   """
-  return Electra(*towers(config, vocab_size, platform), sharing=config.sharing)
+  heads = objectives.named(config.objective.name).HEADS
+  if config.generator.uniform:
+    heads = tuple(head for head in heads if head != 'generator_head')
+  return Electra(*towers(config, vocab_size, platform), sharing=sharing(config), heads=heads, two_tower=config.objective.name == 'electric')
 
 
-def build_settings(config, tokenizer) -> objective.Settings:
-  """The objective's settings, with the tokenizer's special tokens."""
-  return objective.Settings(
-      **config.objective.to_dict(), max_predictions=masking.max_predictions(config.objective.mask_rate, config.sequence_length),
-      pad_id=tokenizer.pad_id, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id, mask_id=tokenizer.mask_id)
+def build_settings(config, tokenizer) -> Settings:
+  """The objective's settings, with the tokenizer's special tokens; slots for as many masks as its schedule ever wants.
+
+  Raises UserError where masking goes by words and the tokenizer does not tell them.
+  """
+  fields = config.objective.to_dict()
+  scheduled = fields.pop('schedules')['mask_rate']
+  rate = max(config.objective.mask_rate, optimizers.largest_over_steps(scheduled) if scheduled else 0)
+  return Settings(
+      **fields, frozen=config.generator.frozen, max_predictions=masking.max_predictions(rate, config.sequence_length),
+      pad_id=tokenizer.pad_id, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id, mask_id=tokenizer.mask_id,
+      word_starts=b'' if config.objective.masking == 'uniform' else masking.packed(tokenizer.word_starts))
+
+
+def build_schedules(config) -> dict:
+  """Settings of the objective that change over the run: name -> function of the step."""
+  return {name: optimizers.value_over_steps(form, config.steps) for name, form in config.objective.schedules.items() if form}
+
+
+def build_rates(config) -> dict:
+  """Learning rates over all phases: `learning_rate` and, where the generator has one of its own, `generator_learning_rate`."""
+  o, parts = config.optimizer, phases(config)
+
+  def rate(field):
+    return optimizers.piecewise(
+        [optimizers.decay_with_warmup(c.optimizer[field] or c.optimizer.learning_rate, c.optimizer.warmup_steps, c.steps, power=o.decay_power,
+                                      after_warmup=o.decay_after_warmup) for c in (phase.config for phase in parts)],
+        [phase.last for phase in parts[:-1]])
+  own = any(phase.config.optimizer.generator_learning_rate for phase in parts)
+  return {field: rate(field) for field in ('learning_rate', *(('generator_learning_rate',) if own else ()))}
 
 
 def build_optimizer(config):
   """The optimizer of a config, with its schedule over all phases; and the schedule alone."""
-  o, parts = config.optimizer, phases(config)
-  schedule = optimizers.piecewise(
-      [optimizers.decay_with_warmup(c.optimizer.learning_rate, c.optimizer.warmup_steps, c.steps, power=o.decay_power,
-                                    after_warmup=o.decay_after_warmup) for c in (phase.config for phase in parts)],
-      [phase.last for phase in parts[:-1]])
+  o, rates = config.optimizer, build_rates(config)
   make = {'adamw': optimizers.adamw, 'lamb': optimizers.lamb}[o.name]
-  optimizer = make(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip, bias_correction=o.bias_correction)
-  return optimizer, schedule
+  optimizer = make(rates['learning_rate'], b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip, bias_correction=o.bias_correction,
+                   generator_schedule=rates.get('generator_learning_rate'))
+  if config.generator.frozen:
+    optimizer = optimizers.of_what_learns(optimizer, lambda name: not optimizers.is_generators(name))
+  return optimizer, rates['learning_rate']
 
 
 class Program(NamedTuple):
@@ -59,12 +88,23 @@ class Program(NamedTuple):
   config: Any                  # of one phase
   layout: meshes.Layout
   model: Electra
-  settings: objective.Settings
+  settings: Settings
   optimizer: Any               # over all phases
-  schedule: Any
+  rates: dict                  # of build_rates
+  schedules: dict              # of build_schedules
   shapes: steps.TrainState     # of the state
   shardings: steps.TrainState
-  trained: tuple[str, ...] | None = None      # where the generator learns alone, the top levels of the parameters that do
+  trained: tuple[str, ...] | None = None      # top levels of the parameters that learn, where not all do
+  alone: bool = False          # the generator learns alone
+
+  @property
+  def objective(self):
+    """The module of the objective."""
+    return objectives.named(self.settings.name)
+
+  def step_flops(self, convention: str = 'model') -> int:
+    """Of one step, see training/flops.step_flops."""
+    return step_flops(self.settings, self.model, self.config.batch_size, self.config.sequence_length, convention, self.alone)
 
 
 def program(run_config, config, tokenizer, layout: meshes.Layout, alone: bool = False) -> Program:
@@ -77,16 +117,21 @@ def program(run_config, config, tokenizer, layout: meshes.Layout, alone: bool = 
   check_batch(config, mesh)
   across = [axis for axis in dict(layout.rules)['heads'] or () if mesh.shape[axis] > 1]
   for tower, c in (('generator', model.generator_config), ('discriminator', model.discriminator_config)):
-    for axis in across:
+    for axis in across if tower == 'discriminator' or 'generator_head' in model.heads else ():
       if c.num_heads % mesh.shape[axis]:
         raise UserError(f"config.mesh.{axis} {mesh.shape[axis]} does not divide the {tower}'s {c.num_heads} heads; "
                         f"use a divisor, or leave heads whole: --config.sharding.heads=''.")
-  optimizer, schedule = build_optimizer(run_config)
+  optimizer, _ = build_optimizer(run_config)
   shapes, shardings = steps.state_shardings(model, optimizer, config.sequence_length, layout)
   # What a discriminator that is there already reads stays as it learned it.
-  learning = ('generator', 'generator_head', 'generator_embeddings', *(() if run_config.init else ('embeddings',)))
+  learning = ('generator', 'generator_ltr', 'generator_rtl', 'generator_head', 'generator_embeddings', *(() if run_config.init else ('embeddings',)))
+  if run_config.init and model.sharing == 'disentangled':
+    learning = tuple(name for name in learning if name != 'generator_embeddings')      # it reads them too
   trained = tuple(name for name in learning if name in shapes.params) if alone else None
-  return Program(config, layout, model, build_settings(config, tokenizer), optimizer, schedule, shapes, shardings, trained)
+  if config.generator.frozen:
+    trained = tuple(name for name in shapes.params if not optimizers.is_generators(name))
+  return Program(config, layout, model, build_settings(config, tokenizer), optimizer, build_rates(run_config), build_schedules(run_config), shapes,
+                 shardings, trained, alone)
 
 
 def check_batch(config, mesh) -> int:
@@ -103,17 +148,11 @@ def check_batch(config, mesh) -> int:
 def compile_step(p: Program, micro_batches: int):
   """The train step of a program, compiled for its mesh: `(state, batch) -> (state, sums)`."""
   moments = meshes.moment_shardings(p.shapes.params, p.shardings.params, p.layout)
-  step = steps.make_train_step(p.model, objective, p.settings, p.optimizer, seed=p.config.seed, micro_batches=micro_batches,
-                               skip_nonfinite=p.config.skip_nonfinite, layout=p.layout, moments=moments, trained=p.trained)
+  step = steps.make_train_step(p.model, p.objective, p.settings, p.optimizer, seed=p.config.seed, micro_batches=micro_batches,
+                               skip_nonfinite=p.config.skip_nonfinite, layout=p.layout, moments=moments, trained=p.trained,
+                               alone=p.alone, schedules=p.schedules)
   batch = {'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32)}
   return steps.jit_train_step(step, p.shardings, p.layout).lower(p.shapes, batch).compile()
-
-
-def sum_shapes(p: Program):
-  """Shapes of the sums that a step returns, the same in every phase."""
-  step = steps.make_train_step(p.model, objective, p.settings, p.optimizer, seed=p.config.seed)
-  batch = {'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32)}
-  return jax.eval_shape(step, p.shapes, batch)[1]
 
 
 def compile_to_fit(p: Program, budget: int, micro_batches: int = 0, say=lambda label, text: None):

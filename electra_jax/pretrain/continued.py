@@ -1,4 +1,7 @@
-"""Going on from weights that are there: Hugging Face's, the original's, or a run's. What is kept, what is made anew, and saying so."""
+"""Going on from weights that are there: Hugging Face's, the original's, or a run's. What is kept, what is made anew, and saying so.
+
+Of config.init that is a discriminator and its generator; of config.generator.init a generator alone, beside a fresh discriminator.
+"""
 
 import copy
 import dataclasses
@@ -14,10 +17,11 @@ from electra_jax.data import files, vocabulary
 from electra_jax.data.shard_cache import default_cache
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import narrowed, sources
-from electra_jax.interop.weights import GENERATOR, Weights, combined, expected_shapes, placed
+from electra_jax.interop import narrowed, own, sources
+from electra_jax.interop.weights import GENERATOR, Weights, combined, expected_shapes, of_tower, placed
+from electra_jax.pretrain import objectives
 from electra_jax.training import checkpoints, workdir as workdirs
-from electra_jax.training.encoders import run_config, towers
+from electra_jax.training.encoders import run_config, sharing, towers
 from electra_jax.training.step import TrainState
 
 # Fields of config.model that the weights decide.
@@ -26,6 +30,8 @@ SIZES = ('family', 'hidden_size', 'embedding_size', 'num_layers', 'num_heads', '
 # Fields that both towers have from config.model.
 COMMON = ('family', 'vocab_size', 'max_positions', 'type_vocab_size', 'layer_norm_eps', 'global_every', 'local_window', 'global_rope_theta',
           'local_rope_theta')
+# Of those, what a family does not have.
+IDLE = {'electra': ('global_every', 'local_window', 'global_rope_theta', 'local_rope_theta'), 'modern': ('max_positions', 'type_vocab_size')}
 # Fields of config.generator that a generator that is there decides.
 GENERATOR_SIZES = ('hidden_fraction', 'layers_fraction', 'num_heads', 'intermediate_size', 'embedding_size')
 
@@ -53,7 +59,7 @@ class Start(NamedTuple):
 
 
 def resolve(config, workdir: str | None = None):
-  """The config with the sizes of config.init's weights in place, and these as a Source (None without config.init).
+  """The config with the sizes of the weights of config.init or config.generator.init in place, and these as a Source; None without them.
 
   Where WORKDIR holds a run that has saved a checkpoint, the sizes are those that it was begun with and the weights are not read: such a
   run goes on without them.
@@ -61,7 +67,7 @@ def resolve(config, workdir: str | None = None):
   Raises UserError where the weights cannot be opened, or the config cannot hold them, or asks for what they lack.
   """
   if not config.init:
-    return config, None
+    return _with_generator(config, workdir) if config.generator.init else (config, None)
   configs.check_init(config)
   config, made = copy.deepcopy(config), config.continued.generator in ('scratch', 'narrowed')
   if workdir and checkpoints.any_saved(workdir):
@@ -89,9 +95,9 @@ def resolve(config, workdir: str | None = None):
       if getattr(g, name) != getattr(d, name):
         raise UserError(f'{weights.source}: {name} is {getattr(g, name)} in the generator and {getattr(d, name)} in the discriminator, and one config '
                         'holds both; make another generator (--config.continued.generator=scratch).')
-    config.sharing = weights.sharing
-    config.generator.update(hidden_fraction=g.hidden_size / d.hidden_size, layers_fraction=g.num_layers / d.num_layers, num_heads=g.num_heads,
-                            intermediate_size=g.intermediate_size, embedding_size=g.embedding_size if g.embedding_size != d.embedding_size else 0)
+    in_two_parts = config.sharing == 'disentangled' and weights.sharing == 'none' and g.embedding_size == d.embedding_size
+    config.sharing = 'disentangled' if in_two_parts else weights.sharing
+    _size_generator(config, g)
   elif config.continued.generator == 'narrowed':
     narrowed.check(d, _towers(config, weights.vocab_size)[0], weights.source)
   config.data.vocab_size = weights.vocab_size
@@ -103,18 +109,59 @@ def resolve(config, workdir: str | None = None):
   return config, source
 
 
+def _size_generator(config, g) -> None:
+  d = config.model
+  config.generator.update(hidden_fraction=g.hidden_size / d.hidden_size, layers_fraction=g.num_layers / d.num_layers, num_heads=g.num_heads,
+                          intermediate_size=g.intermediate_size, embedding_size=g.embedding_size if g.embedding_size != d.embedding_size else 0)
+
+
+def _with_generator(config, workdir):
+  """`resolve` of config.generator.init."""
+  configs.check(config)
+  config, init = copy.deepcopy(config), config.generator.init
+  if workdir and checkpoints.any_saved(workdir):
+    begun = run_config(workdirs.folder(workdir))
+    config.data.vocab_size = begun.data.vocab_size
+    for name in GENERATOR_SIZES:
+      config.generator[name] = begun.generator[name]
+    return config, None
+  weights = sources.open_source(init)
+  if weights.generator is None or 'generator_head' not in weights.params:
+    raise UserError(f'config.generator.init {init} holds no generator; name a masked language model (ElectraForMaskedLM, ModernBertForMaskedLM), a checkpoint '
+                    'of the original with its generator, or a run of objective electra or mlm.')
+  g, tower = weights.generator, of_tower(weights, 'generator')
+  weights = dataclasses.replace(weights, discriminator=None, sharing='none', moments=None, head=None, params={
+      'generator_embeddings': tower['embeddings'], 'generator': tower['encoder'], 'generator_head': tower['head']})
+  source = Source(weights, None) if weights.tokenizer is None else Source(
+      *sources.with_tokenizer(weights, f'config.generator.init {init}', *_cases(config)))
+  differ = [name for name in COMMON if name not in ('vocab_size', *IDLE[g.family]) and getattr(g, name) != config.model[name]]
+  if differ:
+    raise UserError(f'{weights.source} and config.model differ in {", ".join(differ)}, which both towers have from config.model; set '
+                    + ' '.join(f'--config.model.{name}={getattr(g, name)}' for name in differ) + '.')
+  if config.sharing == 'disentangled' and g.embedding_size != config.model.embedding_size:
+    raise UserError(f"{weights.source} has embeddings of {g.embedding_size} and config.model.embedding_size is {config.model.embedding_size}; make the two equal for "
+                    "disentangled embeddings, or set --config.sharing=none.")
+  _size_generator(config, g)
+  config.data.vocab_size = source.weights.vocab_size
+  return config, source
+
+
 def _open(config) -> Source:
   made, c = config.continued.generator, config.continued
+  mlm = config.objective.name == 'mlm'
+  bare = mlm or config.objective.name == 'electric' or config.generator.uniform      # no place for a generator that is there
+  if made and bare:
+    raise UserError(f'config.continued.generator is {made!r}, and the run has no generator of one tower beside the kept one; leave it out.')
   weights = sources.open_source(config.init, c.step, c.optimizer != 'fresh')
   if weights.discriminator is None:
     raise UserError(f'{weights.source} is a generator; config.init names the discriminator, and config.continued.generator its generator.')
   if weights.head is not None:
     raise UserError(f'{weights.source} is a fine-tuned model; name the pretrained one that it began with.')
-  if made and weights.generator is not None:      # theirs is left
+  if weights.generator is not None and (made or bare) and not (mlm and weights.sharing == 'all'):      # theirs is left
     without = lambda tree: {name: subtree for name, subtree in tree.items() if name not in GENERATOR}
     moments = weights.moments and {name: without(tree) for name, tree in weights.moments.items()}
     weights = dataclasses.replace(weights, generator=None, sharing='none', params=without(weights.params), moments=moments,
-                                  notes=weights.notes + (f'the generator of {weights.source} is left behind, by config.continued.generator',))
+                                  notes=weights.notes + (f'the generator of {weights.source} is left behind' + (', by config.continued.generator' if made else ''),))
   if made.startswith('hf:'):
     other = sources.open_source(made)
     if other.generator is None:
@@ -122,7 +169,7 @@ def _open(config) -> Source:
     if other.discriminator is not None:
       raise UserError(f'config.continued.generator {made!r} holds both towers; name the folder of the generator alone.')
     weights = combined(weights, other)
-  if weights.generator is None and not made:
+  if weights.generator is None and not made and not bare:
     raise UserError(f'{weights.source} has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed (and let it '
                     'catch up alone: --config.generator.alone_steps=1000).')
   if weights.tokenizer is None:
@@ -157,7 +204,7 @@ def tokenizer_path(config, source: Source | None, workdir=None) -> str | None:
   Raises UserError where the source has no tokenizer, a word cannot be a token, or the vocabulary that the rows are to have does not follow
   from the source's: before they are made.
   """
-  if not config.init or config.data.store:
+  if not (config.init or config.generator.init) or config.data.store:
     return None
   path = None
   if config.data.tokenizer == 'init':
@@ -171,7 +218,11 @@ def tokenizer_path(config, source: Source | None, workdir=None) -> str | None:
       path = files.join(files.normal(config.data.cache or default_cache()), 'tokenizers', f'extended-{longer.fingerprint}')
       longer.save(path)
   if source is not None:
-    _rows(config, source, load_tokenizer(path or files.normal(config.data.tokenizer), *_cases(config)), [])
+    tokenizer = load_tokenizer(path or files.normal(config.data.tokenizer), *_cases(config))
+    if config.init:
+      _rows(config, source, tokenizer, [])
+    else:
+      _same_tokens(source, tokenizer)
   return path
 
 
@@ -186,17 +237,25 @@ def begin(config, source: Source, tokenizer: Tokenizer) -> Start:
   """
   weights, c = source.weights, config.continued
   if source.tokenizer is None:
-    weights = sources.cut(weights, tokenizer.size, f'config.init {config.init}')
+    weights = sources.cut(weights, tokenizer.size, f'config.{"init" if config.init else "generator.init"} {config.init or config.generator.init}')
   told = [('init', note) for note in weights.notes]
   generator, discriminator = _towers(config, tokenizer.size)
-  if weights.generator is None:
+  if not config.init:
+    _same_tokens(source, tokenizer)
+    told.append(('init', f'the generator is that of {weights.source}, {generator.num_layers} layers of {generator.hidden_size}, and '
+                 + ('stays as it is' if config.generator.frozen else 'goes on learning') + '; the discriminator is fresh'))
+    _check(weights.params, expected_shapes(Weights(weights.source, discriminator, generator, sharing(config), weights.params)), weights)
+    return Start(weights.params, None, 0, 0, told)
+  heads = objectives.named(config.objective.name).HEADS
+  if weights.generator is None and 'generator_head' in heads and not config.generator.uniform:
     if c.generator == 'narrowed':
       weights = narrowed.with_generator(weights, dataclasses.replace(generator, vocab_size=weights.vocab_size), config.sharing)
     what = 'cut out of the discriminator' if c.generator == 'narrowed' else 'made from scratch'
     alone = config.generator.alone_steps
-    told.append(('init', f'the generator is {what}, {generator.num_layers} layers of {generator.hidden_size}'
+    told.append(('init', 'the head that predicts masked tokens is made from scratch' if config.objective.name == 'mlm' else
+                 f'the generator is {what}, {generator.num_layers} layers of {generator.hidden_size}'
                  + (f', and learns alone for {alone:,} steps' if alone else '; --config.generator.alone_steps=N lets it catch up alone first')))
-  if 'discriminator_head' not in weights.params:
+  if 'discriminator_head' in heads and 'discriminator_head' not in weights.params:
     told.append(('init', "the discriminator's head is made from scratch: the source has none"))
 
   rows = _rows(config, source._replace(weights=weights), tokenizer, told)
@@ -206,12 +265,14 @@ def begin(config, source: Source, tokenizer: Tokenizer) -> Start:
     told.append(('init', f'{weights.discriminator.max_positions} positions {c.positions} to {discriminator.max_positions}'))
   if c.optimizer != 'fresh':
     moments = {name: grow(tree, False) for name, tree in weights.moments.items()}
+  if sharing(config) == 'disentangled':
+    params, moments = own.unfolded(params), moments and {name: own.unfolded(tree, values=False) for name, tree in moments.items()}
   step = weights.step if c.optimizer == 'resumed' else 0
   warmup = configs.phases(config)[0].config.optimizer.warmup_steps
   told.append(('init', {'fresh': 'a fresh optimizer', 'kept': "Adam's moments kept", 'resumed': "Adam's moments kept"}[c.optimizer]
                + (f', and the schedule goes on at step {step:,}' if c.optimizer == 'resumed' else
                   f', and the learning rate warmed up anew over {warmup:,} steps' if warmup else ', and the learning rate from its peak')))
-  _check(params, expected_shapes(Weights(weights.source, discriminator, generator, config.sharing, params)), weights)
+  _check(params, expected_shapes(Weights(weights.source, discriminator, generator, sharing(config), params)), weights)
   # Without a count the moments have seen so many updates that a correction of their bias is none.
   return Start(params, moments, step, weights.step or 1_000_000 if moments else 0, told)
 
@@ -223,6 +284,16 @@ def _check(params, shapes, weights):
   for path, value in jax.tree_util.tree_leaves_with_path(params):
     if wanted.get(name(path)) != value.shape:
       raise UserError(f'{weights.source}: {name(path)} is {value.shape} and the run has {wanted.get(name(path), "no such parameter")} for it.')
+
+
+def _same_tokens(source, tokenizer):
+  """Raises UserError where config.generator.init predicts tokens of another vocabulary than the rows'."""
+  theirs = source.tokenizer and source.tokenizer.tokens
+  if theirs is not None and theirs != tokenizer.tokens:
+    i = next((i for i, (a, b) in enumerate(zip(theirs, tokenizer.tokens)) if a != b), min(len(theirs), tokenizer.size))
+    name = lambda tokens: repr(tokens[i]) if i < len(tokens) else 'none'
+    raise UserError(f'{source.weights.source} has another vocabulary than the rows: token {i} is {name(theirs)} there and {name(tokenizer.tokens)} here; set '
+                    '--config.data.tokenizer=init, or prepare the rows with its tokenizer.')
 
 
 def _rows(config, source, tokenizer, told):

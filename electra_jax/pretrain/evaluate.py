@@ -7,12 +7,14 @@ import numpy as np
 
 from electra_jax.console import say
 from electra_jax.data.batches import heldout_batches, heldout_rows
-from electra_jax.pretrain import metrics
+from electra_jax.pretrain import metrics, objectives
+from electra_jax.pretrain.objectives.shared import total
 from electra_jax.training import hosts, mesh as meshes, workdir as workdirs
 
 EVAL_SEED = 7919          # masks and samples of held-out rows are the same for every run and checkpoint
 RESAMPLES = 1_000
 NAMES = {'generator_loss': 'generator loss', 'generator_accuracy': 'generator accuracy', 'sampled_accuracy': 'sampled accuracy',
+         'prediction_loss': "the main tower's prediction loss", 'prediction_accuracy': "the main tower's prediction accuracy",
          'discriminator_loss': 'discriminator loss', 'constant_loss': "constant predictor's loss",
          'gain': 'gain over the constant predictor', 'discriminator_accuracy': 'discriminator accuracy', 'auc': 'area under the ROC curve',
          'average_precision': 'average precision', 'average_precision_gain': 'gain over chance (replaced rate)',
@@ -46,8 +48,8 @@ def figures_of(sums, settings) -> dict:
 
 
 def _with_gains(f, settings):
-  return f | {'total_loss': settings.generator_weight * f['generator_loss'] + settings.discriminator_weight * f['discriminator_loss'],
-              'gain': f['constant_loss'] - f['discriminator_loss'], 'average_precision_gain': f['average_precision'] - f['replaced_rate']}
+  gains = {'gain': f['constant_loss'] - f['discriminator_loss'], 'average_precision_gain': f['average_precision'] - f['replaced_rate']} if 'auc' in f else {}
+  return f | {'total_loss': total(settings, f)} | gains
 
 
 def intervals(sums, settings, resamples: int = RESAMPLES) -> dict[str, tuple[float, float]]:
@@ -68,18 +70,17 @@ def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
     rows: most rows, or None for all.
     batch_size: rows a step; a step is also the unit that the bootstrap resamples.
   """
-  from electra_jax.pretrain.objectives import electra as objective
   from electra_jax.pretrain.step import jit_eval_step
   batch_size = -(-batch_size // run.mesh.size) * run.mesh.size
-  eval_step = jit_eval_step(run.model, objective, run.settings, run.layout, seed=EVAL_SEED)
+  eval_step = jit_eval_step(run.model, objectives.named(run.settings.name), run.settings, run.layout, seed=EVAL_SEED)
   start = time.perf_counter()
   sums = heldout_sums(eval_step, run.params, run.heldout, batch_size=batch_size, mesh=run.mesh, limit=rows)
   seconds = time.perf_counter() - start
   figures, spread = figures_of(sums, run.settings), intervals(sums, run.settings)
-  tokens = int(sums['scores'].sum())
+  tokens = int(sums['tokens'].sum())
   facts = {'step': run.step, 'rows': min(run.heldout.rows, rows or run.heldout.rows), 'tokens': tokens, 'masked': int(sums['masked'].sum())}
   say('evaluated', f'step {run.step:,} on {facts["rows"]:,} held-out rows, {tokens:,} tokens, in {seconds:.0f} s')
-  result = facts | {'figures': {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in NAMES}}
+  result = facts | {'figures': {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in NAMES if name in figures}}
   print(table(result))
   path = workdirs.folder(run.workdir) / 'evaluation.json'
   hosts.from_first(lambda: workdirs.write_json(path, result))
@@ -90,7 +91,7 @@ def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
 def table(result: dict) -> str:
   """The figures of evaluation.json as aligned text."""
   lines = [f'\n  {"held-out figure":34}{"value":>9}   95% interval']
-  for name, title in NAMES.items():
-    f = result['figures'][name]
+  for name, f in result['figures'].items():
+    title = NAMES[name]
     lines.append(f'  {title:34}{f["value"]:9.4f}   {f["low"]:.4f} to {f["high"]:.4f}')
   return '\n'.join(lines) + '\n'

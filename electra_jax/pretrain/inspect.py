@@ -16,7 +16,7 @@ from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
 from electra_jax.pretrain.evaluate import EVAL_SEED
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives import electra as objective, electric
 from electra_jax.pretrain.readable import (cells, escaped, joined, outer_ids, padded, paint, percent, pieces, surface,
                                            texts, wrapped)
 
@@ -37,7 +37,7 @@ class RowsRead(NamedTuple):
   replaced: jax.Array      # bool: its labels; a sample that equals the original is none
   p_original: jax.Array    # the generator's probability of the original, at masked positions
   p_sample: jax.Array      # and of what was put there
-  p_replaced: jax.Array    # the discriminator's probability that the token was replaced
+  p_replaced: jax.Array    # the discriminator's probability that the token was replaced; nan where there is no discriminator
   called: jax.Array        # bool: it calls the token replaced (log-odds of 0 or more, as metrics count)
 
 
@@ -52,17 +52,24 @@ def reading(settings: objective.Settings, model, params, token_ids, keys) -> Row
     keys: one key a row [rows], see row_keys.
 
   The generator's probabilities are of its plain softmax, which its loss is made of, whatever `settings.temperature` is.
+  Of `electric` it reads rows as they are and never the token that it predicts, so all that was chosen is hidden; noise that equals the
+  original counts as replaced, and verdicts are the log-odds of objectives/electric.py.
   """
   batch = objective.examples(settings, token_ids, keys)
   inputs, masks = batch['inputs'], batch['masks']
   original = jnp.take_along_axis(inputs.token_ids, masks.positions, axis=1)
   variables = {'params': params}
-  logits = model.apply(variables, inputs._replace(token_ids=masks.token_ids), masks.positions,
-                       method='generator_logits')                                    # [rows, predictions, vocab]
-  samples = replacement.sample(logits, masking.stream(keys, masking.GUMBEL), temperature=settings.temperature,
-                               disallow=original if settings.disallow_correct else None)
-  corrupted, labels = replacement.corrupt(inputs.token_ids, masks, samples)
-  verdicts = model.apply(variables, inputs._replace(token_ids=corrupted), method='discriminator_logits')
+  read = inputs.token_ids if settings.name == 'electric' else masks.token_ids
+  logits = model.apply(variables, inputs._replace(token_ids=read), masks.positions, method='generator_logits')  # [rows, predictions, vocab]
+  if settings.name == 'electric':
+    proposal, verdicts = electric.judged(settings, model, params, batch, electric.counts(settings, batch), train=False)
+    corrupted, labels = proposal.corrupted, proposal.labels
+  else:
+    samples = replacement.sample(logits, masking.stream(keys, masking.GUMBEL), temperature=settings.temperature,
+                                 disallow=original if settings.disallow_correct else None)
+    corrupted, labels = replacement.corrupt(inputs.token_ids, masks, samples)
+    judges = 'discriminator_head' in model.heads
+    verdicts = model.apply(variables, inputs._replace(token_ids=corrupted), method='discriminator_logits') if judges else jnp.full(token_ids.shape, jnp.nan)
 
   probabilities = jax.nn.softmax(logits, axis=-1)
   # By position and not by slot; the original program's repeated draws agree on both, empty slots add nothing.
@@ -72,7 +79,8 @@ def reading(settings: objective.Settings, model, params, token_ids, keys) -> Row
   put = jnp.take_along_axis(corrupted, masks.positions, axis=1)
   real = inputs.token_ids != settings.pad_id
   return RowsRead(
-      token_ids=inputs.token_ids, masked=at(masks.weights) > 0, hidden=masks.token_ids != inputs.token_ids,
+      token_ids=inputs.token_ids, masked=at(masks.weights) > 0,
+      hidden=(at(masks.weights) > 0) if settings.name == 'electric' else masks.token_ids != inputs.token_ids,
       corrupted=corrupted, replaced=labels > 0, p_original=p_of(original), p_sample=p_of(put),
       p_replaced=jnp.where(real, jax.nn.sigmoid(verdicts), 0), called=real & (verdicts >= 0))
 
@@ -115,7 +123,7 @@ def _sections(run, numbers, colour: bool):
   width = min(max(columns, NARROWEST), WIDEST)
   span = f'row {numbers[0]:,}' if len(numbers) == 1 else f'rows {numbers[0]:,} to {numbers[-1]:,}'
   yield (f'\n{run.config.name}, step {run.step:,}: held-out {span} of {store.rows:,}, masked as in --mode=evaluate\n'
-         f'\n{legend(run.tokenizer.kind, width, colour)}')
+         f'\n{legend(run.tokenizer.kind, width, colour, "discriminator_head" in run.model.heads)}')
   counts = collections.Counter()
   for start in range(0, len(numbers), ROWS_AT_ONCE):
     some = numbers[start:start + ROWS_AT_ONCE]
@@ -126,7 +134,7 @@ def _sections(run, numbers, colour: bool):
       row = RowsRead(*(array[i] for array in result))
       counts += count(row, run.tokenizer)
       yield row_text(row, run.tokenizer, int(number), width, colour)
-  yield totals(counts, len(numbers), int(numbers[-1]) + 1, store.rows)
+  yield totals(counts, len(numbers), int(numbers[-1]) + 1, store.rows, 'discriminator_head' in run.model.heads)
 
 
 def _show(text: str) -> bool:
@@ -144,16 +152,23 @@ def _show(text: str) -> bool:
 
 
 def verdict(row: RowsRead, position: int) -> str:
-  """'caught', 'missed', 'false alarm', or 'original' for a token that is the original and called so."""
+  """'caught', 'missed', 'false alarm', or 'original' for a token that is the original and called so; 'replaced' where nothing judges."""
+  if row.replaced[position] and np.isnan(row.p_replaced[position]):
+    return 'replaced'
   if row.replaced[position]:
     return 'caught' if row.called[position] else 'missed'
   return 'false alarm' if row.called[position] else 'original'
 
 
+def is_judged(row: RowsRead) -> bool:
+  """Whether a discriminator has read the row."""
+  return not np.isnan(row.p_replaced).any()
+
+
 def count(row: RowsRead, tokenizer) -> collections.Counter:
   """Tokens, masked positions, replaced tokens and verdicts of one row."""
   real = np.flatnonzero(row.token_ids != tokenizer.pad_id)
-  counts = collections.Counter(verdict(row, position) for position in real)
+  counts = collections.Counter(verdict(row, position) for position in real) if is_judged(row) else collections.Counter()
   counts.update(tokens=len(real), masked=int(row.masked.sum()), replaced=int(row.replaced.sum()))
   return counts
 
@@ -166,24 +181,27 @@ def mark(was: str, put: str, kind: str, masked: bool, p: float) -> list[tuple[st
   if kind == 'original' and not masked:
     return [(was, None)]
   thought = f' {SYMBOLS[kind]}{percent(p, 0)}' if kind in SYMBOLS else ''
-  if kind in ('caught', 'missed'):
+  if kind in ('caught', 'missed', 'replaced'):
     parts = [(was, 'was'), ('→', 'dim'), (put + thought, kind)]
   else:
     parts = [(was + ('=' if masked else '') + thought, kind)]
   return [('{', 'dim'), *parts, ('}', 'dim')]          # inside of a word the figures need a fence, in colours too
 
 
-def legend(kind: str, width: int, colour: bool) -> str:
-  """What the marks mean, for a kind of tokenizer."""
+def legend(kind: str, width: int, colour: bool, judged: bool = True) -> str:
+  """What the marks mean, for a kind of tokenizer; `judged`: by a discriminator."""
   meanings = ((mark('was', 'put', 'caught', True, 0.83), 'masked and replaced, and the discriminator caught it'),
               (mark('was', 'put', 'missed', True, 0.12), 'masked and replaced, and the discriminator missed it'),
               (mark('was', 'was', 'original', True, 0.1), 'masked, but the generator put the original back'),
               (mark('was', 'was', 'false alarm', False, 0.64), 'the original, yet the discriminator calls it replaced'))
+  if not judged:
+    meanings = ((mark('was', 'put', 'replaced', True, 0), "masked, with a sample of the tower's in its place"),
+                (mark('was', 'was', 'original', True, 0), 'masked, and the sample is the original'))
   lines = [paint(parts, colour) + ' ' * (17 - sum(cells(text) for text, _ in parts)) + meaning
            for parts, meaning in meanings]
   writing = '## goes on with a word.' if kind == 'wordpiece' else '▁ begins a word.'
-  notes = ("The percentage is the discriminator's probability that the token was replaced; from 50% on it calls it so. "
-           f"In the tables p is the generator's probability of the token before it. {writing} A * is at a token that was "
+  percentage = "The percentage is the discriminator's probability that the token was replaced; from 50% on it calls it so. "
+  notes = (f"{percentage if judged else ''}In the tables p is the generator's probability of the token before it. {writing} A * is at a token that was "
            'chosen but not hidden: the generator read it as it was, and its sample was put there all the same.')
   lines += ['', *textwrap.wrap(notes, width - 4)]
   return '\n'.join(('  ' + line).rstrip() for line in lines) + '\n'
@@ -191,9 +209,9 @@ def legend(kind: str, width: int, colour: bool) -> str:
 
 def row_text(row: RowsRead, tokenizer, number: int, width: int, colour: bool) -> str:
   """One row: its counts, its pieces as text, and a table of the masked positions. `row` has arrays [length]."""
-  c = count(row, tokenizer)
-  facts = (f'{c["tokens"]} tokens, {c["masked"]} masked, {c["replaced"]} replaced, {c["caught"]} caught, '
-           f'{c["missed"]} missed, {_alarms(c)}')
+  c, judged = count(row, tokenizer), is_judged(row)
+  facts = (f'{c["tokens"]} tokens, {c["masked"]} masked, {c["replaced"]} replaced'
+           + (f', {c["caught"]} caught, {c["missed"]} missed, {_alarms(c)}' if judged else ''))
   lines = [paint([(f'  row {number:,}', 'bold'), (f'   {facts}', 'dim')], colour), '']
   room = width - 4 - 3 * 2 - 2 * (TOKEN + 1 + FIGURE) - (FIGURE + 1 + LONGEST_VERDICT)      # columns of the context
   header = padded('context', room), _token('original', 'p'), _token('put there', 'p'), 'replaced?'
@@ -214,7 +232,7 @@ def row_text(row: RowsRead, tokenizer, number: int, width: int, colour: bool) ->
       table.append([(_context(row, tokenizer, piece, place, room), 'dim'),
                     (_token(original + ('' if row.hidden[i] else '*'), percent(row.p_original[i])), None),
                     (_token(put, percent(row.p_sample[i])), kind),
-                    (f'{percent(row.p_replaced[i]):>{FIGURE}} {kind}', kind)])
+                    (f'{percent(row.p_replaced[i]) if judged else "":>{FIGURE}} {kind}', kind)])
   if len(table) > 1:
     lines += ['', *('    ' + '  '.join(paint([part], colour) for part in parts) for parts in table)]
   return '\n'.join(lines) + '\n'
@@ -249,12 +267,12 @@ def _alarms(counts):
   return f'{counts["false alarm"] or "no"} false alarm' + 's' * (counts['false alarm'] != 1)
 
 
-def totals(counts, rows: int, next_row: int, of: int) -> str:
+def totals(counts, rows: int, next_row: int, of: int, judged: bool = True) -> str:
   """What the rows shown come to, and how to see others."""
   share = f' ({counts["caught"] / counts["replaced"]:.0%} caught)' if counts['replaced'] else ''
   begin = next_row if next_row < of else 0
   seen = f'{rows:,} row{"s" * (rows != 1)}, {counts["tokens"]:,} tokens'
   lines = (('in all', f'{seen}, {counts["masked"]:,} masked, {counts["replaced"]:,} replaced'),
-           ('', f'{counts["caught"]:,} caught and {counts["missed"]:,} missed{share}, {_alarms(counts)}'),
+           *([('', f'{counts["caught"]:,} caught and {counts["missed"]:,} missed{share}, {_alarms(counts)}')] if judged else []),
            ('others', f'--rows=N shows N rows, --first={begin} begins with row {begin:,}'))
   return '\n'.join(f'  {label:<12} {text}' for label, text in lines) + '\n'

@@ -12,12 +12,14 @@ from electra_jax.data.batches import batches, read_batch
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build, evaluate as evaluation, metrics
 from electra_jax.pretrain import step as steps
-from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
 
 HEADER_EVERY = 25        # lines of figures
+COLUMNS = {'generator_loss': ('gen loss', 9, '.3f'), 'generator_accuracy': ('acc', 5, '.0%'), 'prediction_loss': ('pred loss', 9, '.3f'),
+           'discriminator_loss': ('disc loss', 10, '.4f'), 'constant_loss': ('constant', 9, '.4f'), 'auc': ('auc', 6, '.3f'),
+           'average_precision': ('ap', 6, '.3f'), 'recall': ('recall', 7, '.3f')}      # title, width and format of a figure
 
 
 class Course(NamedTuple):
@@ -35,30 +37,27 @@ class Course(NamedTuple):
   look_first: bool         # at the held-out rows before the first step: what the weights that it begins with are worth
 
 
-def train_figures(sums, schedule, done: int) -> dict[str, float]:
-  """The figures of the steps since the last line: those of metrics.figures, and means over steps of loss and norms."""
+def train_figures(sums, changing: dict, done: int) -> dict[str, float]:
+  """The figures of the steps since the last line: those of metrics.figures, means over steps of loss and norms, and what changes
+  over the run (name -> function of the step: learning rates, scheduled settings) as it was in the last of them."""
   count = int(sums['steps'])
   means = {name: float(value) / max(count, 1) for name, value in sums.items() if name == 'loss' or '_norm/' in name}
   figures = means | metrics.figures({name: value for name, value in sums.items() if name not in means and name != 'steps'})
   if not count:        # every step was skipped: there is nothing to say, and no zeros to draw
     figures = dict.fromkeys(figures, math.nan)
-  elif not sums['scores'].any():      # the generator learned alone
-    figures |= dict.fromkeys(metrics.OF_DISCRIMINATOR, math.nan)
-  return figures | {'learning_rate': float(schedule(done - 1))}
+  return figures | {name: float(value(done - 1)) for name, value in changing.items()}
 
 
-def header(peak_source: str) -> str:
-  """What stands over the lines of figures: the generator's loss and accuracy, the discriminator's loss beside the constant predictor's."""
-  return (f'\n{"step":>11} {"loss":>7} {"gen loss":>9} {"acc":>5} {"disc loss":>10} {"constant":>9} {"auc":>6} {"ap":>6} {"recall":>7} '
-          f'{"tokens/s":>9} {"of peak" if peak_source == "measured" else "MFU":>7} {"left":>7}')
+def header(f, peak_source: str) -> str:
+  """What stands over lines of figures like `f`: those of COLUMNS that its objective has."""
+  titles = ' '.join(f'{title:>{width}}' for field, (title, width, _) in COLUMNS.items() if field in f)
+  return f'\n{"step":>11} {"loss":>7} {titles} {"tokens/s":>9} {"of peak" if peak_source == "measured" else "MFU":>7} {"left":>7}'
 
 
 def line(step: str, f, last_columns: str = '') -> str:
-  """One line of figures, of training or of held-out rows; a dash for one that there is not."""
-  text = (f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {f["generator_loss"]:9.3f} {f["generator_accuracy"]:5.0%} '
-          f'{f["discriminator_loss"]:10.4f} {f["constant_loss"]:9.4f} {f["auc"]:6.3f} {f["average_precision"]:6.3f} {f["recall"]:7.3f} '
-          f'{last_columns}')
-  return text.replace('nan', '  -')
+  """One line of figures, of training or of held-out rows; a dash for one that is not known."""
+  values = ' '.join(f'{f[field]:{width}{form}}' for field, (_, width, form) in COLUMNS.items() if field in f)
+  return f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {values} {last_columns}'.replace('nan', '  -')
 
 
 def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_sums, add, manager, writer, notice: Notice, workdir):
@@ -79,7 +78,7 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
   """
   config, phase, mesh, prepared = p.config, course.phase, p.layout.mesh, course.prepared
   tokens_per_step = config.batch_size * config.sequence_length
-  eval_step = steps.jit_eval_step(p.model, objective, p.settings, p.layout, seed=evaluation.EVAL_SEED)
+  eval_step = steps.jit_eval_step(p.model, p.objective, p.settings, p.layout, seed=evaluation.EVAL_SEED)
   shards = meshes.row_shards(mesh)
   eval_batch_size = -(-config.eval_batch_size // shards) * shards
   data_seed = config.seed + 1_000_003 * course.number      # a phase on the same rows sees them in another order
@@ -90,8 +89,8 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
     if bad_step < 0:
       return
     token_ids = read_batch(prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed)
-    name = steps.first_nonfinite(p.model, objective, p.settings, state.params, token_ids, seed=config.seed, step=int(bad_step),
-                                 parts=course.micro_batches, layout=p.layout, alone=p.trained is not None)
+    name = steps.first_nonfinite(p.model, p.objective, p.settings, state.params, token_ids, seed=config.seed, step=int(bad_step),
+                                 parts=course.micro_batches, layout=p.layout, alone=p.alone, schedules=p.schedules)
     writer.keep()
     checkpoints.wait(manager)
     kept = manager.latest_step()
@@ -108,9 +107,13 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
 
   def look(done, tokens, live):
     """Held-out rows: writes and shows the figures, and returns the one that checkpoints are chosen by."""
+    nonlocal lines
     heldout = evaluation.figures_of(evaluation.heldout_sums(
         eval_step, state.params, prepared.heldout, batch_size=eval_batch_size, mesh=mesh, limit=config.eval_rows), p.settings)
     writer.write('heldout', done, heldout | {'tokens': tokens, 'seconds': writer.seconds})
+    if not lines:
+      lines = 1
+      live.above(header(heldout, course.peak_source))
     live.above(line('held out', heldout))
     # While the generator catches up the discriminator's task grows harder: those losses say nothing of which is better.
     return None if phase.alone else float(heldout['total_loss'])
@@ -119,10 +122,8 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
   notice.heed()
   with console.progress('training', phase.last - first) as live:
     if course.look_first:
-      live.above(header(course.peak_source))
       look(first, course.tokens_before + (first - phase.first) * tokens_per_step, live)
       started = interval_start = clock()
-      lines = 1
     for index in range(first, phase.last):
       if profile_last and index == profile_first and hosts.first():
         profile = workdirs.Spool(workdir / 'profile')
@@ -155,18 +156,19 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
         now = clock()
         rate = (done - interval_first) * tokens_per_step / (now - interval_start)
         writer.seconds += now - interval_start
-        figures = train_figures(host_sums, p.schedule, done) | {
+        figures = train_figures(host_sums, p.rates | p.schedules, done) | {
             'skipped': int(counters['skipped']), 'tokens': tokens, 'tokens_per_second': rate,
             'utilisation': rate / tokens_per_step * course.step_flops / course.peak if course.peak else math.nan,
             'input_wait': waited / (now - interval_start), 'seconds': writer.seconds}
         writer.write('train', done, figures)
         if lines % HEADER_EVERY == 0:
-          live.above(header(course.peak_source))
+          live.above(header(figures, course.peak_source))
         lines += 1
         share = f'{figures["utilisation"]:7.0%}' if course.peak else f'{"":7}'
         left = (now - started - paused) / (done - first) * (phase.last - done)
         live.above(line(f'{done:,}', figures, f'{quantity(rate):>9} {share} {console.seconds(left):>7}'))
-        if not warned and done >= max(config.optimizer.warmup_steps, 10 * config.log_every) and metrics.collapsed(figures):
+        is_late = done >= max(config.optimizer.warmup_steps, 10 * config.log_every)
+        if not warned and is_late and 'discriminator_loss' in p.objective.LOSSES and metrics.collapsed(figures):
           warned = True
           live.above('  the discriminator answers "original" to every token so far: usual early on; if it stays, try a weaker '
                      'generator (--config.generator.hidden_fraction), a lower rate, or a longer warm-up')

@@ -7,7 +7,6 @@ from electra_jax.pretrain.replacement import argmax
 
 TRAIN_BINS, EVAL_BINS = 512, 4096
 _LARGEST_LOGIT = 16.0
-OF_DISCRIMINATOR = ('discriminator_loss', 'constant_loss', 'discriminator_accuracy', 'auc', 'average_precision', 'precision', 'recall', 'replaced_rate')
 
 
 def histogram(logits, labels, weights, bins: int):
@@ -22,17 +21,24 @@ def histogram(logits, labels, weights, bins: int):
   return jnp.zeros(2 * bins, jnp.int32).at[place.reshape(-1)].add(weights.astype(jnp.int32).reshape(-1)).reshape(2, bins)
 
 
-def electra_sums(logits, original, samples, mask_weights, losses, verdicts, labels, real, verdict_losses, bins):
-  """Sums over a batch, as a dict; counts are int32, so that they stay exact. Arguments as in objectives/electra.py."""
+def generator_sums(logits, original, mask_weights, losses):
+  """Sums over a batch of what the generator predicts, as a dict; counts are int32, so that they stay exact.
+
+  logits [batch, predictions, vocab]; original, mask_weights and losses [batch, predictions], losses zero where the weight is.
+  """
   masked = mask_weights.astype(jnp.int32)
-  return {
-      'generator_loss': losses.sum(),
-      'generator_correct': ((argmax(logits) == original) * masked).sum(),
-      'sampled_correct': ((samples == original) * masked).sum(),
-      'masked': masked.sum(),
-      'discriminator_loss': verdict_losses.sum(),
-      'scores': histogram(verdicts, labels, real, bins),
-  }
+  return {'generator_loss': losses.sum(), 'generator_correct': ((argmax(logits) == original) * masked).sum(), 'masked': masked.sum()}
+
+
+def verdict_sums(verdicts, labels, where, losses, bins: int):
+  """The same of the discriminator's verdicts, all [batch, length]; `where` says which count, losses are zero elsewhere."""
+  return {'discriminator_loss': losses.sum(), 'scores': histogram(verdicts, labels, where, bins)}
+
+
+def prediction_sums(losses, correct, where):
+  """The same of what the main tower predicts: losses, whether right, and whether it counts, all of one shape."""
+  where = where.astype(jnp.int32)
+  return {'prediction_loss': losses.sum(), 'prediction_correct': (correct * where).sum(), 'predicted': where.sum()}
 
 
 def ranking(scores):
@@ -59,32 +65,40 @@ def entropy(rate):
 
 
 def figures(sums) -> dict[str, float]:
-  """The named figures of electra_sums, over whatever was added up (a leading axis gives arrays).
+  """The named figures of an objective's sums, over whatever was added up (a leading axis gives arrays).
 
-  Losses in nats a token. `constant_loss` is the best constant predictor's: the discriminator knows something only below it.
+  Losses in nats a token. `constant_loss` is the best constant predictor's: the discriminator knows something only below it. What
+  the objective has no sums of is left out; the discriminator's are nan while it judges nothing.
   """
   s = {name: np.asarray(value, np.float64) for name, value in sums.items()}
-  scores = s['scores']
+  masked = np.maximum(s['masked'], 1)
+  found = {'generator_loss': s['generator_loss'] / np.maximum(s.get('candidates', s['masked']), 1), 'generator_accuracy': s['generator_correct'] / masked}
+  if 'sampled_correct' in s:
+    found['sampled_accuracy'] = s['sampled_correct'] / masked
+  if 'predicted' in s:
+    predicted = np.maximum(s['predicted'], 1)
+    found |= {'prediction_loss': s['prediction_loss'] / predicted, 'prediction_accuracy': s['prediction_correct'] / predicted}
+  return found | (_of_verdicts(s['discriminator_loss'], s['scores']) if 'scores' in s else {})
+
+
+def _of_verdicts(loss, scores) -> dict:
   tokens, replaced = scores.sum((-2, -1)), scores[..., 1, :].sum(-1)
   middle = scores.shape[-1] // 2
   called, hits = scores[..., middle:].sum((-2, -1)), scores[..., 1, middle:].sum(-1)
-  masked, some = np.maximum(s['masked'], 1), np.maximum(tokens, 1)
   auc, average_precision = ranking(scores)
+  some = np.where(tokens > 0, tokens, np.nan)
   return {
-      'generator_loss': s['generator_loss'] / masked,
-      'generator_accuracy': s['generator_correct'] / masked,
-      'sampled_accuracy': s['sampled_correct'] / masked,
-      'discriminator_loss': s['discriminator_loss'] / some,
+      'discriminator_loss': loss / some,
       'constant_loss': entropy(replaced / some),
       'discriminator_accuracy': (tokens - called - replaced + 2 * hits) / some,
       'auc': auc,
       'average_precision': average_precision,
-      'precision': hits / np.maximum(called, 1),
-      'recall': hits / np.maximum(replaced, 1),
+      'precision': hits / np.maximum(called, 1) + 0 * some,
+      'recall': hits / np.maximum(replaced, 1) + 0 * some,
       'replaced_rate': replaced / some,
   }
 
 
 def collapsed(figures: dict[str, float]) -> bool:
   """Has the discriminator settled on "original": of replaced tokens none found, and no ranking better than chance?"""
-  return bool(figures['replaced_rate'] > 0 and figures['recall'] < 1e-3 and not figures['auc'] > 0.55)
+  return bool(figures.get('replaced_rate', 0) > 0 and figures['recall'] < 1e-3 and not figures['auc'] > 0.55)

@@ -118,7 +118,8 @@ def score_sentences(run, rows: list[np.ndarray], *, batch_tokens: int | None = N
                     towers: tuple[str, ...] = TOWERS) -> dict[str, np.ndarray]:
   """Scores of sentences, float64 [sentences] by tower; more is better.
 
-  The discriminator's is the sum over tokens of the log-probability that the token is the original one. The generator's is the
+  The discriminator's is the sum over tokens of the log-probability that the token is the original one; of `electric` it is the sum of
+  the tokens' negative energies, a pseudo-log-likelihood that is not normalised (Clark et al. 2020b). The generator's is the
   pseudo-log-likelihood (Salazar et al. 2020): each token is masked in turn, and the log-probabilities of the original ones are summed.
   [CLS] and [SEP] are not scored; [UNK] is, as any token.
 
@@ -173,7 +174,7 @@ def _step(model, layout, tower, pad_id, cls_id, sep_id, mask_id):
   def discriminator(params, token_ids, positions):
     del positions
     logits = model.apply({'params': params}, inputs(token_ids), method='discriminator_logits')
-    return jnp.where(jnp.isin(token_ids, jnp.array([pad_id, cls_id, sep_id])), 0, jax.nn.log_sigmoid(-logits)).sum(1)
+    return jnp.where(jnp.isin(token_ids, jnp.array([pad_id, cls_id, sep_id])), 0, -logits if model.two_tower else jax.nn.log_sigmoid(-logits)).sum(1)
 
   def generator(params, token_ids, positions):
     at = positions[:, None]
@@ -211,6 +212,9 @@ def blimp(run, source: str, output: str | None = None, *, limit: int | None = No
 
   Raises UserError for broken files, or a sentence longer than the encoder's positions.
   """
+  towers = tuple(tower for tower in TOWERS if f'{tower}_head' in run.model.heads)
+  if not towers:
+    raise UserError(f'{run.workdir} has neither a discriminator nor a generator, and minimal pairs are scored with one of these; name another run.')
   pairs = read_pairs(source, limit)
   rows = _rows(run, pairs)
   work = sum(bucket(len(row)) * (len(row) - 1) for row in rows)        # len - 2 masked copies, and one for the discriminator
@@ -221,7 +225,7 @@ def blimp(run, source: str, output: str | None = None, *, limit: int | None = No
       nonlocal done
       done += tokens
       line(done, f'{done / (time.perf_counter() - start):,.0f} tokens/s')
-    scores = score_sentences(run, rows, batch_tokens=batch_tokens, progress=progress)
+    scores = score_sentences(run, rows, batch_tokens=batch_tokens, progress=progress, towers=towers)
   seconds = time.perf_counter() - start
   right = {tower: verdicts(values[0::2], values[1::2]) for tower, values in scores.items()}
   result = {'step': run.step, 'source': str(source), 'limit': limit, **summary(pairs, right)}
@@ -279,11 +283,12 @@ def share(right: np.ndarray) -> dict[str, float]:
 
 def table(result: dict) -> str:
   """blimp.json as aligned text: paradigms under their phenomena, then phenomena, fields and the total, in percent."""
-  lines = [f'\n  {"share of pairs that are right, %; chance is 50":52}{"pairs":>8}' + ''.join(f'   {tower:20}' for tower in TOWERS)]
+  towers = [tower for tower in TOWERS if tower in result['total']]
+  lines = [f'\n  {"share of pairs that are right, %; chance is 50":52}{"pairs":>8}' + ''.join(f'   {tower:20}' for tower in towers)]
 
   def row(name, group, indent=2):
     line = f'{" " * indent}{name:{54 - indent}}{group["pairs"]:8,}'
-    for tower in TOWERS:
+    for tower in towers:
       f = group[tower]
       line += f'   {100 * f["value"]:5.1f} ({100 * f["low"]:.1f} to {100 * f["high"]:.1f})'.ljust(23)
     lines.append(line.rstrip())
@@ -299,6 +304,6 @@ def table(result: dict) -> str:
       row(name, group, 4)
   lines.append('')
   row('total', result['total'])
-  ties = {tower: result['total'][tower]['ties'] for tower in TOWERS}
-  lines.append('\n  95% intervals (Wilson)' + (f'; ties, which count one half: {ties["discriminator"]:,} and {ties["generator"]:,}' if any(ties.values()) else ''))
+  ties = [result['total'][tower]['ties'] for tower in towers]
+  lines.append('\n  95% intervals (Wilson)' + (f'; ties, which count one half: {" and ".join(f"{count:,}" for count in ties)}' if any(ties) else ''))
   return '\n'.join(lines) + '\n'

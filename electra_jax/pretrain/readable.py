@@ -8,7 +8,7 @@ import unicodedata
 import numpy as np
 
 # Green, magenta and yellow for verdicts, cyan for an original put back; struck red for a token that is no longer there.
-STYLES = {'caught': '1;32', 'missed': '1;35', 'false alarm': '1;33', 'original': '36', 'was': '9;31', 'dim': '2',
+STYLES = {'caught': '1;32', 'missed': '1;35', 'false alarm': '1;33', 'original': '36', 'replaced': '1', 'was': '9;31', 'dim': '2',
           'bold': '1'}
 JOINERS = '\u200c\u200d'           # format characters that some scripts and emoji are written with; they do no harm
 # Marks without a space before or after them: WordPiece does not say on which side one stands.

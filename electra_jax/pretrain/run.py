@@ -19,7 +19,7 @@ from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build, continued
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.shared import Settings
 from electra_jax.pretrain.step import init_params
 from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
 from electra_jax.training.encoders import run_config
@@ -90,15 +90,17 @@ def claim(workdir, config) -> dict:
   workdirs.check_writable(workdir)
   plain, path, resolved = configs.to_plain(config), workdir / 'config.json', workdir / 'resolved.json'
   if workdirs.exists(path):
-    changed = configs.differences(configs.completed(read_json(path)), plain)
+    steps = ('steps',) if any(config[field] for field in configs.BUDGETS) else ()      # what the budget made of it
+    changed = configs.differences(configs.completed(read_json(path)), plain, free=configs.FREE_ON_RESUME + steps)
     if changed and checkpoints.any_saved(workdir):
       raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
                       'give the same config to resume it, or another --workdir.')
     if changed:
       with workdirs.reaching(resolved, 'removed'):
         resolved.unlink(missing_ok=True)      # a start that came to nothing, over a mistake say, does not bind the next
-  write_json(path, plain)
-  return read_json(resolved) if workdirs.exists(resolved) else {}
+  known = read_json(resolved) if workdirs.exists(resolved) else {}
+  write_json(path, plain | ({'steps': known['steps']} if 'steps' in known else {}))
+  return known
 
 
 def describe_phase(phase, prepared) -> str:
@@ -143,7 +145,7 @@ class Reading(NamedTuple):
   """What the discriminator makes of texts."""
   tokens: list[list[str]]       # of each text, [CLS] and [SEP] included
   hidden_states: np.ndarray     # float32 [texts, length, hidden], zeros past a text's tokens
-  replaced: np.ndarray          # float32 [texts, length]: probability that the token was replaced, 0 past a text's tokens
+  replaced: np.ndarray          # float32 [texts, length]: probability that the token was replaced, 0 past a text's tokens; nan where nothing judges them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,7 +157,7 @@ class Run:
   tokenizer: Tokenizer
   model: Electra
   params: Any
-  settings: objective.Settings
+  settings: Settings
   layout: meshes.Layout
 
   @property
@@ -178,7 +180,8 @@ class Run:
     def read(params, token_ids):
       inputs = packed_inputs(token_ids, self.tokenizer.pad_id, self.tokenizer.cls_id, self.tokenizer.sep_id)
       hidden = self.model.apply({'params': params}, inputs, method='hidden_states')
-      logits = self.model.apply({'params': params}, hidden, method='verdicts')
+      judges = 'discriminator_head' in self.model.heads
+      logits = self.model.apply({'params': params}, hidden, method='verdicts') if judges else jnp.full(token_ids.shape, jnp.nan)
       real = (token_ids != self.tokenizer.pad_id)
       return jnp.where(real[..., None], hidden.astype(jnp.float32), 0), jnp.where(real, jax.nn.sigmoid(logits), 0)
     return jax.jit(read)

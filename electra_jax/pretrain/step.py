@@ -10,6 +10,7 @@ import numpy as np
 from electra_jax.model.encoder import Inputs
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import metrics
+from electra_jax.pretrain.objectives import shared as shared_by_all
 from electra_jax.training import mesh as meshes, step as shared
 from electra_jax.training.step import TrainState, fresh_state
 
@@ -35,7 +36,7 @@ def state_shardings(model, optimizer, length: int, layout: meshes.Layout):
 
 def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_batches: int = 1,
                     skip_nonfinite: bool = False, layout: meshes.Layout | None = None, moments=None,
-                    trained: tuple[str, ...] | None = None):
+                    trained: tuple[str, ...] | None = None, alone: bool = False, schedules: dict | None = None):
   """`train_step(state, batch) -> (state, sums)`: pure, to be jitted with `jit_train_step`.
 
   Args:
@@ -46,16 +47,23 @@ def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_b
     skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
       before that step, this one and all that follow, and `bad_step` names it.
     layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
-    trained: where the generator learns alone, the top levels of the parameters that do.
+    trained: top levels of the parameters that learn, where not all do.
+    alone: the generator learns alone.
+    schedules: name -> function of the step, of settings that change over the run.
 
   `batch` is {'token_ids': int [batch, length]}; `sums` is what metrics.figures reads, and the sums of norms over steps.
   """
   def prepare(step, batch):
-    token_ids = batch['token_ids']
-    examples = objective.examples(settings, token_ids, row_keys(seed, step, jnp.arange(token_ids.shape[0])))
-    return examples, objective.counts(settings, examples)
+    token_ids, now = batch['token_ids'], {name: value(step) for name, value in schedules.items()}
+    settings_now = dataclasses.replace(settings, **now)
+    examples = objective.examples(settings_now, token_ids, row_keys(seed, step, jnp.arange(token_ids.shape[0])))
+    return examples, objective.counts(settings_now, examples) | now
 
-  loss = lambda params, examples, counts: objective.loss(settings, model, params, examples, counts, train=True, alone=trained is not None)
+  def loss(params, examples, counts):
+    settings_now = dataclasses.replace(settings, **{name: counts[name] for name in schedules})      # the step's, the same for all rows
+    return of_objective(settings_now, model, params, examples, counts, train=True)
+
+  schedules, of_objective = schedules or {}, shared_by_all.generator_alone if alone else objective.loss
   return shared.make_train_step(prepare, loss, optimizer, micro_batches=micro_batches, skip_nonfinite=skip_nonfinite,
                                 layout=layout, moments=moments, trained=trained)
 
@@ -74,7 +82,7 @@ def make_eval_step(model, objective, settings, *, seed: int):
     loss, sums = objective.loss(settings, model, params, examples, objective.counts(settings, examples), train=False,
                                 bins=metrics.EVAL_BINS)
     del loss
-    return sums
+    return sums | {'tokens': (examples['inputs'].segment_ids > 0).sum(dtype=jnp.int32)}
   return eval_step
 
 
@@ -85,16 +93,18 @@ def jit_eval_step(model, objective, settings, layout: meshes.Layout, *, seed: in
 
 
 def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int, parts: int = 1,
-                    layout: meshes.Layout | None = None, alone: bool = False) -> str:
+                    layout: meshes.Layout | None = None, alone: bool = False, schedules: dict | None = None) -> str:
   """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
 
   Computes the step's gradients again, in as many parts as it was made of.
   """
   layout = layout or meshes.make_layout(devices=jax.devices()[:1])
+  settings = dataclasses.replace(settings, **{name: value(step) for name, value in (schedules or {}).items()})
 
   def check(params, token_ids, rows):
     examples = objective.examples(settings, token_ids, row_keys(seed, step, rows))
-    loss = lambda params: objective.loss(settings, model, params, examples, objective.counts(settings, examples), train=True, alone=alone)
+    of_objective = shared_by_all.generator_alone if alone else objective.loss
+    loss = lambda params: of_objective(settings, model, params, examples, objective.counts(settings, examples), train=True)
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
     finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
     figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}

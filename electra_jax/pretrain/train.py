@@ -11,29 +11,29 @@ import numpy as np
 from electra_jax import config as configs, console
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.pretrain import build, continued, run as runs
+from electra_jax.pretrain import budget, build, continued, run as runs
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.loop import Course, run_steps
 from electra_jax.training import checkpoints, hosts, memory, mesh as meshes, progress, workdir as workdirs
 from electra_jax.training.encoders import attention_kernel
-from electra_jax.training.flops import step_flops
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
 DATA_WAIT = 24 * 3600      # seconds that a process waits for the others to have their data
 
 
-def train(config, workdir: str) -> int:
+def train(config, workdir: str, notice: Notice | None = None) -> int:
   """Trains a config in WORKDIR, or goes on where an earlier start of the same command stopped.
 
-  Every process of a run calls this; the first one writes what is written once.
+  Every process of a run calls this; the first one writes what is written once. `notice`: becomes true when this process is asked to
+  stop; None for one of its own.
 
   Returns the exit status: 0 when done, PREEMPTED when asked to stop (everything saved).
 
   Raises UserError for a person's mistakes, and when a loss or gradient is not finite; Preempted when asked to stop before there was
   anything to save.
   """
-  notice = Notice()
+  notice = Notice() if notice is None else notice
   config, source = continued.resolve(config, workdir)
   configs.check(config)
   phases = configs.phases(config)
@@ -65,6 +65,11 @@ def train(config, workdir: str) -> int:
   if resolved and resolved['data'] != data and hosts.from_first(lambda: checkpoints.any_saved(workdir)):
     raise UserError(f'the corpus {runs.corpus_name(config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.')
   hosts.from_first(lambda: runs.keep_tokenizer(workdir, tokenizer))
+  runs.use_compilation_cache(config)
+  if budget.given(config):
+    config = budget.resolve(config, tokenizer, layout, resolved, say)
+    phases = configs.phases(config)
+    hosts.from_first(lambda: workdirs.write_json(workdir / 'config.json', configs.to_plain(config)))
   for phase, rows in zip(phases, prepared):
     for store in (rows.train, rows.heldout):      # no step is to wait for a shard from afar
       store.fetch()
@@ -87,19 +92,15 @@ def train(config, workdir: str) -> int:
   for text in meshes.describe(p.shapes.params, p.shardings.params, layout):
     say('', text)
   kernel, why = attention_kernel(config.model, config.sequence_length, config.dtype, devices[0].platform)
-  say('attention', f'{kernel} ({why})')
-  flops = [step_flops(q.model.generator_config, q.model.discriminator_config, q.config.batch_size, q.config.sequence_length,
-                      q.settings.max_predictions, alone=q.trained is not None) for q in programs]
+  say('attention', f'{kernel} ({why})' + ("; xla in the generator's towers, which see one side" if p.model.two_tower and kernel != 'xla' else ''))
+  flops = [q.step_flops() for q in programs]
   peak, peak_source = progress.peak_flops()
 
   #### State: restored, or born sharded ##############################################################################
-  runs.use_compilation_cache(config)
   manager = checkpoints.open_manager(workdir, keep=config.keep)
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
-  sum_shapes = build.sum_shapes(p)
   whole = meshes.replicated(mesh)
-  zero_sums = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=whole)
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   state = sums = writer = None
   shape = dict(mesh.shape)
@@ -118,18 +119,21 @@ def train(config, workdir: str) -> int:
                       + (', the generator alone' if phase.alone else ''))
     say('one step', f'{quantity(flops[number], "FLOP")}' + (f'; at least {flops[number] / peak:.3g} s at {quantity(peak, "FLOP/s")} ({peak_source})' if peak else ''))
     start = time.perf_counter()
-    budget = min(hosts.gather(memory.available()))
+    free = min(hosts.gather(memory.available()))
     # What an earlier start chose adds up the gradients in the same order.
     rows_per_device = build.check_batch(phase.config, mesh)
     chosen = micro_batches[number] if micro_batches[number] and rows_per_device % micro_batches[number] == 0 else phase.config.micro_batches
-    micro_batches[number], compiled, needed = build.compile_to_fit(q, budget, chosen, say)
-    say('memory', f'{needed / 1e9:.2f} GB a device, {budget / 1e9:.1f} GB free'
+    micro_batches[number], compiled, needed = build.compile_to_fit(q, free, chosen, say)
+    say('memory', f'{needed / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free'
         + (f'; {micro_batches[number]} micro-batches of {phase.config.batch_size // micro_batches[number]} rows' if micro_batches[number] > 1 else ''))
     say('compiled', f'in {time.perf_counter() - start:.0f} s, {q.model.discriminator_config.dtype} products')
     if peak and flops[number] / peak > 60:
       say('long steps', f'a step takes minutes here; ask for less with --config=FILE:batch={max(1, phase.config.batch_size // 32)},seq=128 or a smaller config')
 
     if state is None:
+      # What the step sums up is the same in every phase.
+      sum_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), compiled.out_info[1])
+      zero_sums = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=whole)
       if saved:
         state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, sum_shapes, whole)
         say('restored', f'step {first:,}, the last checkpoint in {workdir}')
@@ -142,9 +146,10 @@ def train(config, workdir: str) -> int:
             say(label, text)
           initial = initial._replace(params=None, moments=None)      # the devices have them now
         other = f', its generator from {config.continued.generator}' if config.continued.generator.startswith('hf:') else ''
-        say('begins', f'from {config.init}{other}' if initial else f'from scratch, seed {config.seed}')
+        scratch = f'from scratch, seed {config.seed}' + (f', its generator from {config.generator.init}' if config.generator.init else '')
+        say('begins', f'from {config.init}{other}' if config.init else scratch)
       writer = progress.Writer(workdir, saved and first) if hosts.first() else progress.NoWriter()
-    resolved = {'data': data, 'mesh': shape, 'micro_batches': micro_batches, 'vocab_size': tokenizer.size,
+    resolved = {'data': data, **({'steps': config.steps} if budget.given(config) else {}), 'mesh': shape, 'micro_batches': micro_batches, 'vocab_size': tokenizer.size,
                 'dtype': str(p.model.discriminator_config.dtype), 'unigram_entropy': unigram_entropy,
                 'train_rows': prepared[0].train.rows, 'parameters': parameters}
     hosts.from_first(lambda: workdirs.write_json(workdir / 'resolved.json', resolved))

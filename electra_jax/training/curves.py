@@ -23,7 +23,7 @@ def series(lines: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(record, headline: str):
-  """Ten panels over tokens seen; each title says what good looks like.
+  """Ten panels over tokens seen, fewer where no discriminator judges; each title says what good looks like.
 
   Args:
     record: report.Record.
@@ -64,6 +64,11 @@ def _losses(record, panel):
   if unigram:
     _reference(axes, unigram, f'ignores context: unigram entropy {unigram:.2f}')
 
+  if 'prediction_loss' in record.train[-1]:
+    axes = panel(0, slice(3, 6), "The main tower's prediction loss", 'nats a token; good: falls, and keeps falling')
+    _curves(axes, record, 'prediction_loss', PURPLE, 'main tower')
+  if 'auc' not in record.train[-1] or 'prediction_loss' in record.train[-1]:
+    return
   axes = panel(0, slice(3, 6), 'Discriminator loss',
                "nats a token; good: below the constant predictor's, more and more")
   _curves(axes, record, 'discriminator_loss', BLUE, 'discriminator')
@@ -75,6 +80,16 @@ def _losses(record, panel):
 
 
 def _verdicts(record, panel):
+  if 'auc' in record.train[-1]:
+    _judged(record, panel)
+  axes = panel(2, slice(0, 2), "Generator's accuracy", 'at masked positions; good: both rise')
+  _curves(axes, record, 'generator_accuracy', BLUE, 'most likely token')
+  if 'sampled_accuracy' in record.train[-1]:
+    _curves(axes, record, 'sampled_accuracy', PURPLE, 'sampled token', marker='s')
+  axes.set_ylim(bottom=0)
+
+
+def _judged(record, panel):
   axes = panel(1, slice(0, 2), 'Area under the ROC curve', 'good: above 0.5, and rising at the end')
   _curves(axes, record, 'auc', BLUE, 'discriminator')
   _reference(axes, 0.5, 'chance')
@@ -88,16 +103,12 @@ def _verdicts(record, panel):
   _curves(axes, record, 'recall', BLUE, 'recall')
   axes.set_ylim(-0.03, 1.03)
 
-  axes = panel(2, slice(0, 2), "Generator's accuracy", 'at masked positions; good: both rise')
-  _curves(axes, record, 'generator_accuracy', BLUE, 'most likely token')
-  _curves(axes, record, 'sampled_accuracy', PURPLE, 'sampled token', marker='s')
-  axes.set_ylim(bottom=0)
-
 
 def _health(record, panel):
   from matplotlib.ticker import LogLocator, NullFormatter
   axes = panel(2, slice(2, 4), 'Gradient norms', 'before clipping; good: they settle, without spikes')
-  names = {'discriminator': 'shared tower', 'generator': 'generator head'} if record.config['sharing'] == 'all' else {}
+  one = record.config['sharing'] == 'all' or record.config['objective'].get('name') == 'mlm'
+  names = {'discriminator': 'the tower', 'generator': "the vocabulary's head"} if one else {}
   axes.set_yscale('log')
   for tower, color in _TOWERS.items():
     _plain(axes, record, f'gradient_norm/{tower}', color, names.get(tower, tower))
@@ -179,7 +190,7 @@ def _curves(axes, record, name, color, label, marker='o'):
   if record.heldout:
     axes.plot(*series(record.heldout, name), color=color, lw=2.2, label=label, ms=4.5,
               marker=_marker(record.heldout, marker))
-  if record.evaluation:
+  if record.evaluation and name in record.evaluation['figures']:
     f, a_step = record.evaluation['figures'][name], record.last['tokens'] / record.last['step']
     spread = [[max(f['value'] - f['low'], 0)], [max(f['high'] - f['value'], 0)]]
     axes.errorbar([record.evaluation['step'] * a_step], [f['value']], yerr=spread, color=color, fmt='D', ms=6,
@@ -189,7 +200,7 @@ def _curves(axes, record, name, color, label, marker='o'):
 def _zoom(axes, record, *names):
   """Limits by held-out figures and the later half of training: the first losses would flatten all that follows."""
   late = record.train[len(record.train) // 2:]
-  evaluated = [record.evaluation['figures'][name] for name in names] if record.evaluation else []
+  evaluated = [f for name in names if (f := record.evaluation['figures'].get(name))] if record.evaluation else []
   values = np.concatenate([series(lines, name)[1] for lines in (late, record.heldout) for name in names]
                           + [[f['low'], f['high']] for f in evaluated])
   values = values[np.isfinite(values)]

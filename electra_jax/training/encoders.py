@@ -1,5 +1,7 @@
 """From a config's fields to an EncoderConfig: what is left to the machine is decided here, for pretraining and fine-tuning alike."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -74,11 +76,23 @@ def towers(config, vocab_size: int, platform: str | None = None) -> tuple[Encode
   Raises UserError for sizes that contradict each other.
   """
   discriminator, g = encoder_config(config.model, vocab_size, config.sequence_length, config.dtype, platform), config.generator
+  if config.objective.name == 'mlm':
+    return discriminator, discriminator
   try:
-    return generator_config(discriminator, g.hidden_fraction, g.layers_fraction, g.embedding_size or None, num_heads=g.num_heads,
-                            intermediate_size=g.intermediate_size), discriminator
+    generator = generator_config(discriminator, g.hidden_fraction, g.layers_fraction, g.embedding_size or None, num_heads=g.num_heads,
+                                 intermediate_size=g.intermediate_size)
+    if g.frozen:      # dropout is for what learns
+      generator = dataclasses.replace(generator, dropout=0.0, attention_dropout=0.0)
+    return generator, discriminator
   except ValueError as error:
     raise UserError(f'config.generator: {error}') from None
+
+
+def sharing(config) -> str:
+  """What the towers of a pretraining config share: config.sharing, but for objectives that have one tower, and where there is no generator."""
+  if config.objective.name == 'mlm':
+    return 'all'
+  return 'embeddings' if config.generator.uniform else config.sharing
 
 
 def run_config(folder):

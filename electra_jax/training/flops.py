@@ -1,5 +1,7 @@
 """Floating point operations of a training step, counted from the shapes."""
 
+from typing import NamedTuple
+
 from electra_jax.model.config import EncoderConfig
 
 CONVENTIONS = ('model', 'paper')
@@ -27,6 +29,11 @@ def generator_head_flops(config: EncoderConfig, predictions: int) -> int:
   return 2 * predictions * config.embedding_size * (config.hidden_size + config.vocab_size)
 
 
+def cloze_head_flops(config: EncoderConfig, predictions: int) -> int:
+  """The same where the hidden states are those of two towers, one a side."""
+  return 2 * predictions * config.embedding_size * (2 * config.hidden_size + config.vocab_size)
+
+
 def discriminator_head_flops(config: EncoderConfig, length: int) -> int:
   """Forward matrix products from hidden states to a verdict on each of `length` tokens of a row."""
   return 2 * length * config.hidden_size * (config.hidden_size + 1)
@@ -37,32 +44,35 @@ def _lookup_flops(config: EncoderConfig, length: int) -> int:
   return 2 * length * config.embedding_size * (config.vocab_size + length + config.type_vocab_size)
 
 
-def step_flops(generator_config: EncoderConfig, discriminator_config: EncoderConfig, batch: int, length: int,
-               predictions: int, convention: str = 'model', alone: bool = False) -> int:
-  """Floating point operations of one training step over both towers.
+class Part(NamedTuple):
+  """What a step computes of one tower."""
+  config: EncoderConfig
+  heads: int               # forward FLOPs of its heads, a row
+  learns: bool = True      # False: forward only
+  drawn: int = 0           # forward FLOPs of heads of which no gradient is taken, a row
+
+
+def step_flops(parts: list[Part], batch: int, length: int, convention: str = 'model') -> int:
+  """Floating point operations of one training step.
 
   `model`: the matrix products that the model needs, forward once and backward twice that (each product has two
   gradients). What rematerialisation computes again does not count, so this over the time is model FLOP/s (Chowdhery et
-  al. 2022, appendix B).
+  al. 2022, appendix B). Summed up over a run it is what is elsewhere written as 6 N a token, attention and heads included.
   `paper`: comparable to the training FLOPs of Clark et al. 2020, table 1, whose count takes the backward pass to cost
   as much as the forward pass and embedding lookups to be dense products; elementwise operations, about 1% of it, are
   left out.
 
   Args:
-    generator_config, discriminator_config: the towers; with all weights shared, the same one twice.
+    parts: the towers, of objectives/shared.parts; with all weights shared, the same one twice.
     batch: rows in the global batch.
     length: tokens in a row.
-    predictions: slots for masked positions in a row.
     convention: 'model' or 'paper'.
-    alone: the generator is trained alone.
 
   Raises ValueError for another convention.
   """
   if convention not in CONVENTIONS:
     raise ValueError(f'The convention of FLOPs is {convention!r}; it is one of {", ".join(CONVENTIONS)}.')
-  towers = [(generator_config, generator_head_flops(generator_config, predictions)),
-            (discriminator_config, discriminator_head_flops(discriminator_config, length))][:1 if alone else 2]
-  forward = sum(encoder_flops(config, length) + head for config, head in towers)
+  forward = lambda part: encoder_flops(part.config, length) + part.heads
   if convention == 'model':
-    return 3 * batch * forward
-  return 2 * batch * (forward + sum(_lookup_flops(config, length) for config, _ in towers))
+    return batch * sum((3 if part.learns else 1) * forward(part) + part.drawn for part in parts)
+  return batch * sum((2 if part.learns else 1) * (forward(part) + _lookup_flops(part.config, length)) + part.drawn for part in parts)

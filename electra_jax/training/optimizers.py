@@ -1,4 +1,4 @@
-"""Schedules and optimizers: AdamW as the original has it, and bias-corrected; LAMB for large batches; layer-wise rates."""
+"""Schedules and optimizers: AdamW as the original has it, and bias-corrected; LAMB for large batches; layer-wise rates, rates by tower."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,34 @@ def decay_with_warmup(rate: float, warmup_steps: int, steps: int, *, power: floa
 def linear_decay_with_warmup(rate: float, warmup_steps: int, steps: int):
   """The original's schedule: linear decay to 0 over all steps, times a linear warm-up."""
   return decay_with_warmup(rate, warmup_steps, steps)
+
+
+def value_over_steps(form, steps: int):
+  """A setting that changes over a run: step -> float32, from config.objective.schedules.
+
+  With share = step / steps, kept in [0, 1]:
+  ('linear', a, b): a + (b - a) share.
+  ('exponential', a, b, decay): b + (a - b) exp(-share / decay). With a > b it falls to b and stays: a falling temperature makes the
+    replacements of a generator that does not learn harder and harder to find (Dong et al. 2024, Fast-ELECTRA).
+  ('points', (step, value), ...): linear between the points, level before the first and after the last.
+  """
+  kind, *numbers = form
+
+  def value(step):
+    step = jnp.asarray(step, jnp.float32)
+    if kind == 'points':
+      places, values = zip(*numbers)
+      return jnp.interp(step, jnp.asarray(places, jnp.float32), jnp.asarray(values, jnp.float32))
+    start, end, *decay = numbers
+    share = jnp.clip(step / steps, 0.0, 1.0)
+    return end + (start - end) * (jnp.exp(-share / decay[0]) if kind == 'exponential' else 1.0 - share)
+  return value
+
+
+def largest_over_steps(form) -> float:
+  """An upper bound on the values of `value_over_steps`."""
+  kind, *numbers = form
+  return max(value for _, value in numbers) if kind == 'points' else max(numbers[:2])
 
 
 def piecewise(schedules, boundaries):
@@ -77,11 +105,12 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
   """Makes the norm of each tensor's update that of the tensor: LAMB's trust ratio, 1 where either norm is 0.
 
   optax.scale_by_trust_ratio, but for two things. Under `layers` the first axis counts layers, and each of them has a ratio
-  of its own. Biases and norms are left alone, as with NVIDIA's --skip_adaptive. Norms are sums over whole axes, so tensors may
+  of its own. Biases and norms are left alone, as with NVIDIA's --skip_adaptive, and
+  so is a difference of embeddings that begins at zero: its norm would keep it there. Norms are sums over whole axes, so tensors may
   be sharded in any way: XLA adds up the parts, and no tensor is gathered.
   """
   def scale(path, update, param):
-    if not is_decayed(path):
+    if not is_decayed(path) or _names(path)[0] == 'embeddings_difference':
       return update
     axes = tuple(range(1 if 'layers' in _names(path) else 0, param.ndim))
     norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
@@ -92,10 +121,53 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
   return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params))
 
 
-def _adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction) -> list[optax.GradientTransformation]:
+def is_generators(name: str) -> bool:
+  """Whether a top level of the pretraining parameters is the generator's alone. What it shares is the discriminator's."""
+  return name.startswith('generator')
+
+
+def _by_tower(tree: dict) -> list[dict]:
+  return [{name: x for name, x in tree.items() if is_generators(name) == generators} for generators in (True, False)]
+
+
+def clip_by_tower_norms(clip: float) -> optax.GradientTransformation:
+  """Clips the generator's gradients and the others', each by their own global norm."""
+  def clipped(updates, params):
+    del params
+    generators, others = (optax.clip_by_global_norm(clip).update(part, optax.EmptyState())[0] for part in _by_tower(updates))
+    return generators | others
+  return optax.stateless(clipped)
+
+
+def scale_by_tower_rates(generator_schedule, schedule) -> optax.GradientTransformation:
+  """optax.scale_by_learning_rate with a schedule for the generator and one for the rest; its state is the same."""
+  def update(updates, state, params=None):
+    del params
+    rates = {True: generator_schedule(state.count), False: schedule(state.count)}
+    scaled = {name: jax.tree.map(lambda x: -jnp.asarray(rates[is_generators(name)], x.dtype) * x, tree) for name, tree in updates.items()}
+    return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+  return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update)
+
+
+def of_what_learns(optimizer, learns) -> optax.GradientTransformation:
+  """`optimizer` for those top levels of the parameters alone of which `learns(name)` is true: the others have no moments, and do not move."""
+  part = lambda tree: {name: x for name, x in tree.items() if learns(name)}
+
+  def update(updates, state, params):
+    moves, state = optimizer.update(part(updates), state, part(params))
+    return jax.tree.map(jnp.zeros_like, updates) | moves, state
+  return optax.GradientTransformation(lambda params: optimizer.init(part(params)), update)
+
+
+def _scale_by_rate(schedule, generator_schedule):
+  return scale_by_tower_rates(generator_schedule, schedule) if generator_schedule else optax.scale_by_learning_rate(schedule)
+
+
+def _adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction, by_tower) -> list[optax.GradientTransformation]:
   """What AdamW and LAMB share: clipping, Adam's direction, decay added to it."""
   mask = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params)
-  return [optax.clip_by_global_norm(clip) if clip else optax.identity(),
+  clipping = clip_by_tower_norms if by_tower else optax.clip_by_global_norm
+  return [clipping(clip) if clip else optax.identity(),
           optax.scale_by_adam(b1, b2, eps) if bias_correction else scale_by_uncorrected_adam(b1, b2, eps),
           optax.add_decayed_weights(weight_decay, mask=mask)]
 
@@ -139,7 +211,7 @@ def layerwise_rates(shapes, num_layers: int, decay: float, published: bool):
 
 
 def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float, bias_correction: bool,
-          layer_rates=None) -> optax.GradientTransformation:
+          layer_rates=None, generator_schedule=None) -> optax.GradientTransformation:
   """AdamW on gradients clipped by their global norm; decay is decoupled and multiplied by the learning rate.
 
   Args:
@@ -148,15 +220,18 @@ def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, cl
     clip: largest global norm of the gradients; 0 for no clipping.
     bias_correction: False is the published recipe, True is Adam as in Kingma and Ba 2015.
     layer_rates: of layerwise_rates; they multiply the learning rate, so the decay with it. None for the same rate everywhere.
+    generator_schedule: step -> learning rate of what is the generator's alone (`is_generators`), which is then clipped by its own global
+      norm, and the rest by theirs. All else is per tensor, so this is an optimizer for each of the two (He et al. 2021, DeBERTaV3; Dong et
+      al. 2023). None for one optimizer.
   """
   scale = lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_rates)
   by_layer = [] if layer_rates is None else [optax.stateless(scale)]
-  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction), *by_layer,
-                     optax.scale_by_learning_rate(schedule))
+  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction, generator_schedule is not None), *by_layer,
+                     _scale_by_rate(schedule, generator_schedule))
 
 
 def lamb(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float,
-         bias_correction: bool) -> optax.GradientTransformation:
+         bias_correction: bool, generator_schedule=None) -> optax.GradientTransformation:
   """LAMB (You et al. 2020, algorithm 2, without bounds on the norms): AdamW whose update of each layer's each tensor is scaled to
   the norm of that tensor, before the learning rate. Biases and norms are neither decayed nor scaled.
 
@@ -166,6 +241,7 @@ def lamb(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, cli
     eps: added outside the square root; 1e-6 there, and in the LAMB of TensorFlow Addons, which it uses.
     clip: largest global norm of the gradients, 1.0 there; 0 for no clipping.
     bias_correction: True there and in the paper; False leaves Adam's moments as they are.
+    generator_schedule: as of adamw.
   """
-  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction), scale_by_layer_trust_ratio(),
-                     optax.scale_by_learning_rate(schedule))
+  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction, generator_schedule is not None),
+                     scale_by_layer_trust_ratio(), _scale_by_rate(schedule, generator_schedule))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 
 import jax
@@ -37,6 +38,19 @@ def peak_flops() -> tuple[float, str]:
   return (PEAK_FLOPS[max(kinds, key=len)] * jax.device_count() if kinds else 0.0), 'as stated by its maker'
 
 
+def _summary_writer():
+  """tensorboardX.SummaryWriter, without torch, which it imports where there is one: seconds and memory that scalars have no need of."""
+  hidden = 'torch' not in sys.modules
+  if hidden:
+    sys.modules['torch'] = None
+  try:
+    from tensorboardX import SummaryWriter
+  finally:
+    if hidden:
+      del sys.modules['torch']
+  return SummaryWriter
+
+
 class Writer:
   """Appends figures to WORKDIR/metrics.jsonl and to TensorBoard's event files.
 
@@ -48,13 +62,12 @@ class Writer:
   """
 
   def __init__(self, workdir, step: int):
-    from tensorboardX import SummaryWriter
     lines = [line for line in read_metrics(workdir) if line['step'] <= step] if step else []
     self.seconds = max((line['seconds'] for line in lines), default=0.0)
     self._spool = workdirs.Spool(workdirs.folder(workdir))
     self._path = self._spool.path / METRICS
     workdirs.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
-    self._board = SummaryWriter(str(self._spool.path / 'tensorboard'), purge_step=step + 1 if step else None,
+    self._board = _summary_writer()(str(self._spool.path / 'tensorboard'), purge_step=step + 1 if step else None,
                                 flush_secs=int(workdirs.UPLOAD_EVERY))
 
   def write(self, kind: str, step: int, figures: dict) -> None:

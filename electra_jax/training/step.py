@@ -29,11 +29,9 @@ def state_shardings(boxed, optimizer, layout: meshes.Layout):
   """Shapes and shardings of the state: two trees like TrainState. `boxed`: shapes of the parameters with their logical axes."""
   shardings = meshes.parameter_shardings(boxed, layout)
   shapes = jax.eval_shape(lambda params: fresh_state(optimizer, params), nn.unbox(boxed))
-  whole = meshes.replicated(layout.mesh)
+  whole, moments = meshes.replicated(layout.mesh), meshes.moment_shardings(shapes.params, shardings, layout)
   # The optimizer's moments are laid out as the parameters are, or finer; counters are on every device.
-  opt_shardings = optax.tree_map_params(optimizer, lambda _, sharding: sharding, shapes.opt_state,
-                                        meshes.moment_shardings(shapes.params, shardings, layout),
-                                        transform_non_params=lambda _: whole)
+  opt_shardings = with_moments(jax.tree.map(lambda _: whole, shapes.opt_state), lambda tree: {name: moments[name] for name in tree})
   return shapes, TrainState(step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole)
 
 
