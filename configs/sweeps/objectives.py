@@ -7,15 +7,19 @@ three tasks and probed with its encoder frozen. For a CPU: 1.2 million parameter
 half, the whole sweep four and a half hours of one. Rates are the pilot's, which docs/results.md has.
 """
 
+import pathlib
+
 from electra_jax.sweep.config import default_config
 
 BUDGETS = {'1': 3e12, '2': 6e12, '4': 1.2e13}   # FLOPs of training, forward and backward
 RATES = {'mlm': 2e-3, 'all_tokens_mlm': 2e-3}    # the others as configs/nano.py
+RESULTS = pathlib.Path(__file__).resolve().parents[2] / 'benchmarks' / 'results'
 
 
 def get_config(data='data'):
   c = default_config()
   c.name, c.base, c.seeds, c.rows = 'objectives', 'configs/nano.py', (0, 1, 2), 4_096
+  c.known = (str(RESULTS / 'objectives.jsonl'),)      # what docs/results.md shows; a line counts where its data are the same
   c.fields = (('data.source', f'{data}/pretrain/openstax_ccby.txt.xz;weight=6,{data}/pretrain/wiki_cc_by_sa.txt.xz;weight=4'),
               ('optimizer.warmup_fraction', 0.08), ('eval_every', 5_000), ('save_every', 5_000))
   rate = lambda objective: {'optimizer.learning_rate': RATES[objective]} if objective in RATES else {}

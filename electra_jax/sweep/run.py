@@ -175,10 +175,13 @@ def find_known(folder, jobs: list[Job], wanted: dict, given) -> dict[str, dict]:
         if not unlike:
           found[job.name] = line | {'run': job.run, 'changes': plain(job.changes)}
         elif job.run == line['run']:
-          others[job.name] = f'{path} has {job.name} of another config ({"; ".join(unlike[:3])}{"; ..." if len(unlike) > 3 else ""})'
-  for name, text in others.items():
+          others[job.name] = path, f'{"; ".join(unlike[:3])}{"; ..." if len(unlike) > 3 else ""}'
+  alike = {}
+  for name, why in others.items():
     if name not in found:
-      say('not taken', text)
+      alike.setdefault(why, []).append(name)
+  for (path, why), names in alike.items():
+    say('not taken', f'{path} has {names[0]}{f" and {len(names) - 1} more" if names[1:] else ""} of another config ({why})')
   return found
 
 
