@@ -176,7 +176,7 @@ def test_what_is_known_is_not_done_again_and_what_differs_is(stand_ins, data, tm
   capsys.readouterr()
   found = sweeps.find_known(tmp_path, jobs, sweeps.with_data(c, jobs), (str(known),))
   assert sorted(found) == ['small:0', 'small:1']
-  assert 'has warmer@1:0 of another config (optimizer.learning_rate: 0.001 -> 0.002)' in capsys.readouterr().out
+  assert 'has warmer@1:0 and 1 more of another config (optimizer.learning_rate: 0.001 -> 0.002)' in capsys.readouterr().out
   c.finetune = ((*c.finetune[0][:2], c.finetune[0][2] | {'num_trials': 2}),)
   jobs = sweep_config.check(c)
   wanted = sweeps.with_data(c, jobs)
