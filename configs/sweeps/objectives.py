@@ -3,8 +3,8 @@
   python -m electra_jax.main --mode=sweep --config=configs/sweeps/objectives.py:data
 
 `data` is a folder with pretrain/openstax_ccby.txt.xz and wiki_cc_by_sa.txt.xz, glue/CoLA, glue/STS-B and tagging/ud_ewt. Each of the 27 runs is fine-tuned on
-three tasks and probed with its encoder frozen. For a CPU: 1.2 million parameters. A run of the largest budget takes eight minutes of a core and its tasks three and a
-half, the whole sweep four and a half hours of one. Rates are the pilot's, which docs/results.md has.
+three tasks and probed with its encoder frozen. For a CPU: 1.2 million parameters. A run of the largest budget takes six minutes of a core and its tasks three,
+the whole sweep three and a half hours of one. Rates are the pilot's, which docs/results.md has.
 """
 
 import pathlib
