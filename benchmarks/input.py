@@ -26,6 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from electra_jax import console
 from electra_jax.data import batches as pipeline
 from electra_jax.data import corpora, prepare, token_store, tokenizers, workers
 
@@ -85,9 +86,9 @@ def measure(path: str, reader: str, seconds: float) -> dict:
 
 
 def in_a_process(path: pathlib.Path, reader: str, seconds: float) -> dict:
-  environment = os.environ | {'TF_CPP_MIN_LOG_LEVEL': '3'}
+  console.quiet_libraries()
   command = [sys.executable, __file__, '--measure', str(path), reader, str(seconds)]
-  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  done = subprocess.run(command, capture_output=True, text=True)
   if done.returncode:
     sys.exit(done.stderr[-2000:])
   return json.loads(done.stdout.splitlines()[-1])

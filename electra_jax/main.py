@@ -22,6 +22,7 @@ import traceback
 from absl import flags, logging
 from ml_collections import config_flags
 
+from electra_jax import console
 from electra_jax.errors import PREEMPTED, Preempted, UserError
 
 MODES = ('train', 'prepare', 'evaluate', 'inspect', 'report', 'plan', 'finetune', 'predict', 'blimp', 'timeline', 'import', 'export', 'sweep')
@@ -212,8 +213,7 @@ def main(argv: list[str] | None = None) -> int:
   """Parses the command line and dispatches; a person's mistake is one sentence on stderr and exit status 1."""
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)
-  # Read by XLA when it starts: its notes on compiled programs it finds in the cache are not for a person.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  console.quiet_libraries()
   if not tpu_here() and importlib.util.find_spec('libtpu') and not any(map(importlib.util.find_spec, GPU_PLUGINS)):
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')        # libtpu is here for --mode=plan; it would look for a TPU, and complain at length
   try:

@@ -96,6 +96,19 @@ def test_the_best_of_an_earlier_start_is_still_known(tmp_path):
     assert sorted(manager.all_steps()) == [2, 4]
 
 
+def test_opening_clears_unfinished_saves_away_before_it_returns(tmp_path):
+  saved(tmp_path, 1, [None])
+  leftovers = [tmp_path / 'checkpoints' / f'{step}.orbax-checkpoint-tmp' for step in range(2, 50)]
+  for leftover in leftovers:
+    shutil.copytree(tmp_path / 'checkpoints' / '1', leftover)
+  with checkpoints.open_manager(tmp_path, read_only=True) as manager:      # a reader may look while a run saves
+    assert manager.all_steps() == [1]
+  assert all(leftover.exists() for leftover in leftovers)
+  with checkpoints.open_manager(tmp_path) as manager:      # of a run that is finished already: nothing is saved
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert manager.all_steps() == [1]
+
+
 @pytest.mark.parametrize('count', [1, 2, 8])
 def test_any_number_of_devices_opens_a_checkpoint(tmp_path, count):
   saved(tmp_path, 1, [None, None])

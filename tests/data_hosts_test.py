@@ -63,7 +63,7 @@ def _start(folder, readers, first_step, last_step):
     probe.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{probe.getsockname()[1]}'
   environment = os.environ | {
-      'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3',
+      'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0',
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // len(readers)} {xla_flags.QUICK}'}
   return [subprocess.Popen([sys.executable, __file__, address, str(len(readers)), str(process), str(folder), reader,
                             str(first_step), str(last_step)],

@@ -2,13 +2,13 @@
 
 import functools
 import importlib.util
-import os
 import queue
 import threading
 from collections.abc import Iterator
 
 import numpy as np
 
+from electra_jax import console
 from electra_jax.data.mixture import Mixture, mixture_rows
 from electra_jax.data.permutation import in_pieces, permutation
 from electra_jax.data.token_store import Store, evenly
@@ -101,7 +101,7 @@ def heldout_batches(
 
 
 def _tf_batches(read, first_step, last_step):
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  console.quiet_libraries()
   import tensorflow as tf
 
   try:

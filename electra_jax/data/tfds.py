@@ -38,7 +38,7 @@ def open_dataset(source: Any):
   if importlib.util.find_spec('tensorflow_datasets') is None:
     raise UserError(f'{source.location!r} needs TensorFlow Datasets, which is not installed; pip install '
                     'tensorflow-datasets')
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # TensorFlow is loaded for addresses and for TFRecord files
+  console.quiet_libraries()      # TensorFlow is loaded for addresses and for TFRecord files
   import tensorflow_datasets as tfds
   from etils import epath
   from tensorflow_datasets.core import read_only_builder, registered

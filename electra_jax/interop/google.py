@@ -18,6 +18,7 @@ import tempfile
 import jax
 import numpy as np
 
+from electra_jax import console
 from electra_jax.data import files
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import Weights, checked, expected_shapes
@@ -306,7 +307,7 @@ def _only(folder):
 
 
 def _tensorflow():
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  console.quiet_libraries()
   try:
     import tensorflow as tf
   except ImportError:

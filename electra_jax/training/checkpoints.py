@@ -31,7 +31,11 @@ def open_manager(workdir, *, keep: int = 1, read_only: bool = False, metric: str
           policies.BestN(get_metric_fn=lambda metrics: metrics[metric] * (1 if mode == 'max' else -1), n=1, keep_checkpoints_without_metrics=False)]))
   directory = _directory(workdir)
   with workdirs.reaching(directory):
-    return ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
+    manager = ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
+    # Only a save waits for the thread that clears unfinished ones away. Where none comes, it would outlive the manager, fail at exit
+    # and leave them. Orbax has no public name for this as of 0.12.8.
+    manager._maybe_await_cleanup_tmp_directory()
+    return manager
 
 
 def _directory(workdir) -> epath.Path:
