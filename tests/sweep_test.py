@@ -138,6 +138,14 @@ def test_objectives_without_a_discriminator_are_not_said_to_have_learned(measure
   assert 'learned' not in shown and '1 of 3' in shown
 
 
+def test_figures_of_tasks_are_medians_of_trials_times_100(measured):
+  line = copy.deepcopy(measured[0])
+  line['tasks']['probe']['values'] = [0.9, 0.25, 0.125]
+  (summary,) = results.summarise([line], ['small'])
+  assert summary['figures']['probe: glue']['values'] == {0: 25.0}
+  assert ' 25.0 ' in results.table([summary], 1)
+
+
 def test_intervals_are_student_s():
   found = results.spread([1.0, 2.0, 6.0])
   assert found['mean'] == 3 and found['deviation'] == pytest.approx(7**0.5)
