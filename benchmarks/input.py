@@ -31,10 +31,10 @@ from electra_jax.data import batches as pipeline
 from electra_jax.data import corpora, prepare, token_store, tokenizers, workers
 
 LENGTH, BATCH, VOCAB_SIZE, SEED = 128, 128, 32_768, 0
-BUNDLED_ROWS = 11_000                # about what the bundled corpus makes at this length
-AIM = 2_000_000                      # tokens a second
-STEP_SPEED = 828                     # tokens/s of the training step of `small` on two CPU cores (benchmarks/README.md)
-SHARE_AIM = 0.8                      # of the speed of the tokenizer's library
+BUNDLED_ROWS = 11_000  # about what the bundled corpus makes at this length
+AIM = 2_000_000  # tokens a second
+STEP_SPEED = 828  # tokens/s of the training step of `small` on two CPU cores (benchmarks/README.md)
+SHARE_AIM = 0.8  # of the speed of the tokenizer's library
 TEXTS_A_CALL = 256
 LATE_STEP = 1_000_000
 _BLOCK_ROWS = 65_536
@@ -43,15 +43,26 @@ _BLOCK_ROWS = 65_536
 def synthetic_store(path: pathlib.Path, rows: int) -> None:
   """A store of random ids, written a block at a time. Blocks repeat: what is in a row is nothing to its reader."""
   block = np.random.default_rng(0).integers(5, VOCAB_SIZE, (_BLOCK_ROWS, LENGTH), dtype=np.uint16)
-  token_store.write_store(path, (block[: rows - first] for first in range(0, rows, _BLOCK_ROWS)), length=LENGTH,
-                          vocab_size=VOCAB_SIZE, pad_id=0, tokenizer_fingerprint='synthetic', facts={})
+  token_store.write_store(
+    path,
+    (block[: rows - first] for first in range(0, rows, _BLOCK_ROWS)),
+    length=LENGTH,
+    vocab_size=VOCAB_SIZE,
+    pad_id=0,
+    tokenizer_fingerprint='synthetic',
+    facts={},
+  )
 
 
 def resident() -> dict[str, float]:
   """Megabytes that this process holds: anonymous memory, and pages of files. Empty where the system does not tell."""
   with contextlib.suppress(OSError):
     lines = pathlib.Path('/proc/self/status').read_text().splitlines()
-    return {line.split(':')[0]: int(line.split()[1]) / 1000 for line in lines if line.startswith(('RssAnon', 'RssFile'))}
+    return {
+      line.split(':')[0]: int(line.split()[1]) / 1000
+      for line in lines
+      if line.startswith(('RssAnon', 'RssFile'))
+    }
   return {}
 
 
@@ -67,7 +78,9 @@ def measure(path: str, reader: str, seconds: float) -> dict:
   """Reads batches for so long, in this process: tokens/s, seconds to the first batch, resident memory."""
   store = token_store.open_store(path)
   use_tf = reader == 'tf.data'
-  next(iter(pipeline.batches(store, BATCH, SEED, LATE_STEP // 2, use_tf=use_tf)))      # imports, and whatever is made once
+  next(
+    iter(pipeline.batches(store, BATCH, SEED, LATE_STEP // 2, use_tf=use_tf))
+  )  # imports, and whatever is made once
   first = {}
   for step in (0, LATE_STEP):
     start = time.perf_counter()
@@ -80,9 +93,15 @@ def measure(path: str, reader: str, seconds: float) -> dict:
     next(iterator)
     count += 1
   elapsed, used = time.perf_counter() - start, time.process_time() - processor
-  return {'tokens_per_second': count * BATCH * LENGTH / elapsed, 'processor_share': used / elapsed,
-          'first_batch': first[0], 'first_batch_late': first[LATE_STEP], 'before': before, 'after': resident(),
-          'gigabytes_read': count * BATCH * LENGTH * 2 / 1e9}
+  return {
+    'tokens_per_second': count * BATCH * LENGTH / elapsed,
+    'processor_share': used / elapsed,
+    'first_batch': first[0],
+    'first_batch_late': first[LATE_STEP],
+    'before': before,
+    'after': resident(),
+    'gigabytes_read': count * BATCH * LENGTH * 2 / 1e9,
+  }
 
 
 def in_a_process(path: pathlib.Path, reader: str, seconds: float) -> dict:
@@ -94,7 +113,9 @@ def in_a_process(path: pathlib.Path, reader: str, seconds: float) -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def read_batches(title: str, path: pathlib.Path, rounds: int, seconds: float, cold: bool = False) -> list[dict]:
+def read_batches(
+  title: str, path: pathlib.Path, rounds: int, seconds: float, cold: bool = False
+) -> list[dict]:
   """Rounds of both readers on one store, and a line for each reader: medians, and the range of the speed."""
   readers, results = ('tf.data', 'numpy'), []
   found = {reader: [] for reader in readers}
@@ -104,11 +125,21 @@ def read_batches(title: str, path: pathlib.Path, rounds: int, seconds: float, co
         forget_cached(path)
       found[reader].append(in_a_process(path, reader, seconds))
   for reader, every in found.items():
-    middle = {key: statistics.median(one[key] for one in every) for key in every[0] if not isinstance(every[0][key], dict)}
+    middle = {
+      key: statistics.median(one[key] for one in every)
+      for key in every[0]
+      if not isinstance(every[0][key], dict)
+    }
     speeds = [one['tokens_per_second'] for one in every]
-    memory = '  '.join(f'{key[3:].lower()} {every[-1]["before"][key]:.0f} to {every[-1]["after"][key]:.0f}' for key in every[-1]['before'])
-    print(f'| {title} | {reader} | {middle["tokens_per_second"] / 1e6:.1f} ({min(speeds) / 1e6:.1f} to {max(speeds) / 1e6:.1f}) '
-          f'| {middle["processor_share"]:.2f} | {middle["first_batch"] * 1e3:.1f} | {middle["first_batch_late"] * 1e3:.1f} | {memory} |', flush=True)
+    memory = '  '.join(
+      f'{key[3:].lower()} {every[-1]["before"][key]:.0f} to {every[-1]["after"][key]:.0f}'
+      for key in every[-1]['before']
+    )
+    print(
+      f'| {title} | {reader} | {middle["tokens_per_second"] / 1e6:.1f} ({min(speeds) / 1e6:.1f} to {max(speeds) / 1e6:.1f}) '
+      f'| {middle["processor_share"]:.2f} | {middle["first_batch"] * 1e3:.1f} | {middle["first_batch_late"] * 1e3:.1f} | {memory} |',
+      flush=True,
+    )
     results.append({'store': title, 'reader': reader, **middle, 'rounds': every})
   return results
 
@@ -123,10 +154,21 @@ def library_encode(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> None:
   else:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    library = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokenizer.tokens)}, unk_token='[UNK]', max_input_chars_per_word=100))
-    library.normalizer, library.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    library = Tokenizer(
+      models.WordPiece(
+        {token: i for i, token in enumerate(tokenizer.tokens)},
+        unk_token='[UNK]',
+        max_input_chars_per_word=100,
+      )
+    )
+    library.normalizer, library.pre_tokenizer = (
+      normalizers.BertNormalizer(),
+      pre_tokenizers.BertPreTokenizer(),
+    )
     os.environ['TOKENIZERS_PARALLELISM'] = 'true'
-    encode = lambda part: [one.ids for one in library.encode_batch_fast(part, add_special_tokens=False)]
+    encode = lambda part: [
+      one.ids for one in library.encode_batch_fast(part, add_special_tokens=False)
+    ]
   for start in range(0, len(texts), TEXTS_A_CALL):
     encode(texts[start : start + TEXTS_A_CALL])
 
@@ -136,14 +178,23 @@ def tokenizing(arguments) -> dict:
   if arguments.tokenizer:
     chosen = {path: tokenizers.load_tokenizer(path) for path in arguments.tokenizer}
   else:
-    chosen = {f'{kind}, 8,192 tokens': tokenizers.train_tokenizer(corpora.read('sample'), kind=kind, vocab_size=8192) for kind in ('unigram', 'wordpiece')}
+    chosen = {
+      f'{kind}, 8,192 tokens': tokenizers.train_tokenizer(
+        corpora.read('sample'), kind=kind, vocab_size=8192
+      )
+      for kind in ('unigram', 'wordpiece')
+    }
   texts, megabytes = [], 0.0
   while megabytes < arguments.megabytes:
     for text in corpora.read('sample'):
       texts.append(text)
       megabytes += len(text.encode()) / 1e6
-  print(f'\nTokenizing {megabytes:.0f} MB of text (the bundled corpus, again and again) on {workers.cores()} cores; the aim is {SHARE_AIM:.0%}\n')
-  print('| tokenizer | library alone, MB/s, median (range) | preparing, MB/s, median (range) | share |')
+  print(
+    f'\nTokenizing {megabytes:.0f} MB of text (the bundled corpus, again and again) on {workers.cores()} cores; the aim is {SHARE_AIM:.0%}\n'
+  )
+  print(
+    '| tokenizer | library alone, MB/s, median (range) | preparing, MB/s, median (range) | share |'
+  )
   print('|---|---|---|---|')
   results = []
   with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -158,26 +209,52 @@ def tokenizing(arguments) -> dict:
         library.append(megabytes / (time.perf_counter() - start))
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-          prepare.prepare(prepare.Recipe(str(folder / 'text.txt'), row_length=LENGTH, tokenizer=str(folder / 'tokenizer')),
-                          cache=folder, output=folder / 'out')
+          prepare.prepare(
+            prepare.Recipe(
+              str(folder / 'text.txt'), row_length=LENGTH, tokenizer=str(folder / 'tokenizer')
+            ),
+            cache=folder,
+            output=folder / 'out',
+          )
         ours.append(megabytes / (time.perf_counter() - start))
         shutil.rmtree(folder / 'out')
       shutil.rmtree(folder / 'tokenizer')
       share = statistics.median(one / other for one, other in zip(ours, library))
-      spread = lambda speeds: f'{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})'
+      spread = lambda speeds: (
+        f'{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})'
+      )
       print(f'| {name} | {spread(library)} | {spread(ours)} | {share:.0%} |', flush=True)
-      results.append({'tokenizer': name, 'kind': tokenizer.kind, 'size': tokenizer.size, 'library': library, 'preparing': ours, 'share': share})
+      results.append(
+        {
+          'tokenizer': name,
+          'kind': tokenizer.kind,
+          'size': tokenizer.size,
+          'library': library,
+          'preparing': ours,
+          'share': share,
+        }
+      )
   return {'megabytes': megabytes, 'tokenizing': results}
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--gigabytes', type=float, default=0, help='size of a synthetic store to read too')
-  parser.add_argument('--folder', default=tempfile.gettempdir(), help='where stores are written, and removed again')
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    '--gigabytes', type=float, default=0, help='size of a synthetic store to read too'
+  )
+  parser.add_argument(
+    '--folder', default=tempfile.gettempdir(), help='where stores are written, and removed again'
+  )
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--seconds', type=float, default=3, help='of each measurement')
   parser.add_argument('--megabytes', type=float, default=200, help='of text to tokenize')
-  parser.add_argument('--tokenizer', action='append', help='a tokenizer to measure with, instead of ones trained on the bundled corpus')
+  parser.add_argument(
+    '--tokenizer',
+    action='append',
+    help='a tokenizer to measure with, instead of ones trained on the bundled corpus',
+  )
   parser.add_argument('--json', help='a file for the figures')
   parser.add_argument('--measure', nargs=3, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
@@ -191,10 +268,22 @@ def main():
     sizes[f'{arguments.gigabytes:g} GB'] = round(arguments.gigabytes * 1e9 / (LENGTH * 2))
   needed = max(sizes.values()) * LENGTH * 2
   if shutil.disk_usage(arguments.folder).free < 1.2 * needed:
-    sys.exit(f'{arguments.folder} has no room for a store of {needed / 1e9:.1f} GB; name another --folder, or fewer --gigabytes.')
-  figures = {'machine': platform.processor() or platform.machine(), 'cores': os.cpu_count(), 'batch': BATCH, 'length': LENGTH, 'batches': []}
-  print(f'Batches of {BATCH} rows of {LENGTH}; the aim is {AIM / 1e6:.0f} million tokens/s, and 20 times the {STEP_SPEED} of a CPU step of small\n')
-  print('| store | reader | million tokens/s, median (range) | processors | first batch, ms | the same at step 1,000,000 | resident MB |')
+    sys.exit(
+      f'{arguments.folder} has no room for a store of {needed / 1e9:.1f} GB; name another --folder, or fewer --gigabytes.'
+    )
+  figures = {
+    'machine': platform.processor() or platform.machine(),
+    'cores': os.cpu_count(),
+    'batch': BATCH,
+    'length': LENGTH,
+    'batches': [],
+  }
+  print(
+    f'Batches of {BATCH} rows of {LENGTH}; the aim is {AIM / 1e6:.0f} million tokens/s, and 20 times the {STEP_SPEED} of a CPU step of small\n'
+  )
+  print(
+    '| store | reader | million tokens/s, median (range) | processors | first batch, ms | the same at step 1,000,000 | resident MB |'
+  )
   print('|---|---|---|---|---|---|---|')
   for title, rows in sizes.items():
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -202,7 +291,9 @@ def main():
       synthetic_store(path, rows)
       figures['batches'] += read_batches(title, path, arguments.rounds, arguments.seconds)
       if rows > BUNDLED_ROWS and hasattr(os, 'posix_fadvise'):
-        figures['batches'] += read_batches(f'{title}, from the disk', path, arguments.rounds, arguments.seconds, cold=True)
+        figures['batches'] += read_batches(
+          f'{title}, from the disk', path, arguments.rounds, arguments.seconds, cold=True
+        )
   figures |= tokenizing(arguments)
   if arguments.json:
     pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=2) + '\n')

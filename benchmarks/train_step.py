@@ -45,15 +45,26 @@ def towers(size: str, length: int, dropout: float, dtype, unroll: int, attention
   """EncoderConfigs of generator and discriminator. Only XLA's attention has dropout of its probabilities."""
   hidden, embedding, intermediate, heads, fraction = SIZES[size]
   discriminator = EncoderConfig(
-      hidden_size=hidden, embedding_size=embedding, intermediate_size=intermediate, num_heads=heads, num_layers=12,
-      max_positions=max(512, length), dropout=dropout, attention_dropout=dropout if attention == 'xla' else 0.0,
-      attention=attention, dtype=dtype, scan_unroll=unroll)
+    hidden_size=hidden,
+    embedding_size=embedding,
+    intermediate_size=intermediate,
+    num_heads=heads,
+    num_layers=12,
+    max_positions=max(512, length),
+    dropout=dropout,
+    attention_dropout=dropout if attention == 'xla' else 0.0,
+    attention=attention,
+    dtype=dtype,
+    scan_unroll=unroll,
+  )
   return generator_config(discriminator, fraction, 1.0), discriminator
 
 
 def random_rows(config: EncoderConfig, batch: int, length: int) -> np.ndarray:
   """Token ids [batch, length] as packing makes them: [CLS] words [SEP]."""
-  ids = np.random.default_rng(0).integers(FIRST_WORD, config.vocab_size, (batch, length), dtype=np.int32)
+  ids = np.random.default_rng(0).integers(
+    FIRST_WORD, config.vocab_size, (batch, length), dtype=np.int32
+  )
   ids[:, 0], ids[:, -1] = CLS_ID, SEP_ID
   return ids
 
@@ -62,14 +73,26 @@ def ours(generator, discriminator, rows):
   """A function of n that makes n of our training steps and returns when they are done."""
   batch, length = rows.shape
   model = Electra(generator, discriminator)
-  settings = objective.Settings(mask_rate=MASK_RATE, mask_share=MASK_SHARE, discriminator_weight=DISCRIMINATOR_WEIGHT,
-                                max_predictions=masking.max_predictions(MASK_RATE, length))
-  optimizer = optimizers.adamw(lambda step: LEARNING_RATE, b1=B1, b2=B2, eps=EPS, weight_decay=WEIGHT_DECAY, clip=CLIP,
-                               bias_correction=True)
+  settings = objective.Settings(
+    mask_rate=MASK_RATE,
+    mask_share=MASK_SHARE,
+    discriminator_weight=DISCRIMINATOR_WEIGHT,
+    max_predictions=masking.max_predictions(MASK_RATE, length),
+  )
+  optimizer = optimizers.adamw(
+    lambda step: LEARNING_RATE,
+    b1=B1,
+    b2=B2,
+    eps=EPS,
+    weight_decay=WEIGHT_DECAY,
+    clip=CLIP,
+    bias_correction=True,
+  )
   layout = meshes.make_layout(devices=jax.devices()[:1])
   _, shardings = steps.state_shardings(model, optimizer, length, layout)
   train_step = steps.jit_train_step(
-      steps.make_train_step(model, objective, settings, optimizer, seed=0), shardings, layout)
+    steps.make_train_step(model, objective, settings, optimizer, seed=0), shardings, layout
+  )
   state = jax.jit(lambda: steps.init_state(model, optimizer, 0, length), out_shardings=shardings)()
   data = jax.device_put({'token_ids': rows}, {'token_ids': meshes.batch_sharding(layout.mesh)})
 
@@ -79,6 +102,7 @@ def ours(generator, discriminator, rows):
       state, sums = train_step(state, data)
     if not np.isfinite(jax.block_until_ready(sums)['loss']):
       sys.exit('The loss of our step is not finite.')
+
   return run
 
 
@@ -86,14 +110,22 @@ def peer(generator, discriminator, rows, compiled: bool):
   """The same for transformers + PyTorch: ElectraForMaskedLM and ElectraForPreTraining with shared embeddings."""
   import torch
   import transformers
+
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
   def build(kind, c):
     config = transformers.ElectraConfig(
-        vocab_size=c.vocab_size, embedding_size=c.embedding_size, hidden_size=c.hidden_size,
-        num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, intermediate_size=c.intermediate_size,
-        max_position_embeddings=c.max_positions,
-        hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.attention_dropout, attn_implementation='sdpa')
+      vocab_size=c.vocab_size,
+      embedding_size=c.embedding_size,
+      hidden_size=c.hidden_size,
+      num_hidden_layers=c.num_layers,
+      num_attention_heads=c.num_heads,
+      intermediate_size=c.intermediate_size,
+      max_position_embeddings=c.max_positions,
+      hidden_dropout_prob=c.dropout,
+      attention_probs_dropout_prob=c.attention_dropout,
+      attn_implementation='sdpa',
+    )
     return kind(config).to(device).train()
 
   verdict_tower = build(transformers.ElectraForPreTraining, discriminator)
@@ -103,8 +135,14 @@ def peer(generator, discriminator, rows, compiled: bool):
   parameters = list(dict.fromkeys([*verdict_tower.parameters(), *proposal_tower.parameters()]))
   decayed = [p for p in parameters if p.ndim > 1]
   kept = [p for p in parameters if p.ndim <= 1]
-  optimizer = torch.optim.AdamW([{'params': decayed}, {'params': kept, 'weight_decay': 0.0}], lr=LEARNING_RATE,
-                                betas=(B1, B2), eps=EPS, weight_decay=WEIGHT_DECAY, fused=True)
+  optimizer = torch.optim.AdamW(
+    [{'params': decayed}, {'params': kept, 'weight_decay': 0.0}],
+    lr=LEARNING_RATE,
+    betas=(B1, B2),
+    eps=EPS,
+    weight_decay=WEIGHT_DECAY,
+    fused=True,
+  )
   ids = torch.from_numpy(rows).long().to(device)
   visible = torch.ones_like(ids)
   maskable = ids >= FIRST_WORD
@@ -112,7 +150,7 @@ def peer(generator, discriminator, rows, compiled: bool):
 
   def losses(ids):
     scores = torch.where(maskable, torch.rand(ids.shape, device=device), -1.0)
-    positions = scores.topk(predictions, dim=1).indices                                 # [batch, predictions]
+    positions = scores.topk(predictions, dim=1).indices  # [batch, predictions]
     original = ids.gather(1, positions)
     shown = torch.where(torch.rand(positions.shape, device=device) < MASK_SHARE, MASK_ID, original)
     hidden = proposal_tower.electra(ids.scatter(1, positions, shown), attention_mask=visible)[0]
@@ -120,7 +158,9 @@ def peer(generator, discriminator, rows, compiled: bool):
     logits = proposal_tower.generator_lm_head(proposal_tower.generator_predictions(hidden)).float()
     generator_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), original.flatten())
     with torch.no_grad():
-      samples = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)     # -log of Exp(1) is Gumbel
+      samples = (logits - torch.empty_like(logits).exponential_().log()).argmax(
+        -1
+      )  # -log of Exp(1) is Gumbel
       corrupted = ids.scatter(1, positions, samples)
       labels = (corrupted != ids).float()
     hidden = verdict_tower.electra(corrupted, attention_mask=visible)[0]
@@ -139,8 +179,9 @@ def peer(generator, discriminator, rows, compiled: bool):
       torch.nn.utils.clip_grad_norm_(parameters, CLIP)
       optimizer.step()
       optimizer.zero_grad()
-    if not np.isfinite(loss.item()):                                                    # also waits for the device
+    if not np.isfinite(loss.item()):  # also waits for the device
       sys.exit('The loss of the peer is not finite.')
+
   return run
 
 
@@ -157,6 +198,7 @@ def matrix_product_rate(dtype):
       result = multiply(a)
     jax.block_until_ready(result)
     return 3 * 2 * n**3 / (time.perf_counter() - start)
+
   return measure
 
 
@@ -175,30 +217,54 @@ def machine() -> str:
   device = jax.devices()[0]
   if device.platform != 'cpu':
     return device.device_kind
-  names = [line.split(':')[1].strip() for line in open('/proc/cpuinfo', encoding='utf-8')
-           if line.startswith('model name')] if os.path.exists('/proc/cpuinfo') else [platform.processor()]
+  names = (
+    [
+      line.split(':')[1].strip()
+      for line in open('/proc/cpuinfo', encoding='utf-8')
+      if line.startswith('model name')
+    ]
+    if os.path.exists('/proc/cpuinfo')
+    else [platform.processor()]
+  )
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   return f'{names[0]}, {cores} core{"s" * (cores != 1)}'
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--size', choices=list(SIZES), default='small')
   parser.add_argument('--batch', type=int, default=32, help='rows')
   parser.add_argument('--length', type=int, default=128, help='tokens in a row')
-  parser.add_argument('--dtype', choices=['float32', 'bfloat16'], help='default: float32 on a CPU, bfloat16 elsewhere')
-  parser.add_argument('--dropout', type=float, default=0.1, help='of activations and of attention probabilities')
-  parser.add_argument('--attention', choices=['xla', 'cudnn'], default='xla', help='kernel; with cudnn attention has no dropout, here and in the peer')
+  parser.add_argument(
+    '--dtype', choices=['float32', 'bfloat16'], help='default: float32 on a CPU, bfloat16 elsewhere'
+  )
+  parser.add_argument(
+    '--dropout', type=float, default=0.1, help='of activations and of attention probabilities'
+  )
+  parser.add_argument(
+    '--attention',
+    choices=['xla', 'cudnn'],
+    default='xla',
+    help='kernel; with cudnn attention has no dropout, here and in the peer',
+  )
   parser.add_argument('--unroll', type=int, default=12, help='layers in one iteration of our scan')
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--steps', type=int, help='in a round; default: as many as fill about two seconds')
+  parser.add_argument(
+    '--steps', type=int, help='in a round; default: as many as fill about two seconds'
+  )
   parser.add_argument('--peer', action=argparse.BooleanOptionalAction, default=True)
-  parser.add_argument('--compile', action='store_true', help='torch.compile the forward pass of the peer')
+  parser.add_argument(
+    '--compile', action='store_true', help='torch.compile the forward pass of the peer'
+  )
   parser.add_argument('--json', metavar='FILE', help='write the figures there as well')
   flags = parser.parse_args()
 
   dtype = jnp.dtype(flags.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
-  generator, discriminator = towers(flags.size, flags.length, flags.dropout, dtype, flags.unroll, flags.attention)
+  generator, discriminator = towers(
+    flags.size, flags.length, flags.dropout, dtype, flags.unroll, flags.attention
+  )
   rows = random_rows(discriminator, flags.batch, flags.length)
   settings = objective.Settings(max_predictions=masking.max_predictions(MASK_RATE, flags.length))
   work = shared.step_flops(settings, Electra(generator, discriminator), flags.batch, flags.length)
@@ -207,10 +273,14 @@ def main():
   if flags.peer:
     import torch
     import transformers
+
     versions += f', torch {torch.__version__}, transformers {transformers.__version__}'
     runs['transformers + PyTorch'] = peer(generator, discriminator, rows, flags.compile)
-  print(f'{machine()}; {versions}\n{flags.size}, batch {flags.batch}, length {flags.length}, {dtype}, '
-        f'dropout {flags.dropout:g}, of attention {discriminator.attention_dropout:g}: {work / 1e9:,.1f} GFLOP a step', flush=True)
+  print(
+    f'{machine()}; {versions}\n{flags.size}, batch {flags.batch}, length {flags.length}, {dtype}, '
+    f'dropout {flags.dropout:g}, of attention {discriminator.attention_dropout:g}: {work / 1e9:,.1f} GFLOP a step',
+    flush=True,
+  )
 
   product = matrix_product_rate(dtype)
   counts = {}
@@ -228,30 +298,55 @@ def main():
 
   peak = statistics.median(products)
   tokens = flags.batch * flags.length
-  results = {name: {'tokens_per_second': summary([tokens / s for s in values]),
-                    'flops_per_second': summary([work / s for s in values]),
-                    'processor_seconds_per_step': summary(processor[name]),
-                    'share_of_matrix_product_rate': work / statistics.median(values) / peak}
-             for name, values in seconds.items()}
-  print(f'\nMatrix product: {peak / 1e9:,.0f} GFLOP/s ({min(products) / 1e9:,.0f} to {max(products) / 1e9:,.0f})\n')
-  print('| step | tokens/s, median of rounds (range) | model GFLOP/s | share of the matrix-product rate | '
-        'processor seconds a step |\n|---|---|---|---|---|')
+  results = {
+    name: {
+      'tokens_per_second': summary([tokens / s for s in values]),
+      'flops_per_second': summary([work / s for s in values]),
+      'processor_seconds_per_step': summary(processor[name]),
+      'share_of_matrix_product_rate': work / statistics.median(values) / peak,
+    }
+    for name, values in seconds.items()
+  }
+  print(
+    f'\nMatrix product: {peak / 1e9:,.0f} GFLOP/s ({min(products) / 1e9:,.0f} to {max(products) / 1e9:,.0f})\n'
+  )
+  print(
+    '| step | tokens/s, median of rounds (range) | model GFLOP/s | share of the matrix-product rate | '
+    'processor seconds a step |\n|---|---|---|---|---|'
+  )
   for name, result in results.items():
     t = result['tokens_per_second']
-    print(f'| {name} | {t["median"]:,.0f} ({t["low"]:,.0f} to {t["high"]:,.0f}) | '
-          f'{result["flops_per_second"]["median"] / 1e9:,.1f} | {result["share_of_matrix_product_rate"]:.0%} | '
-          f'{result["processor_seconds_per_step"]["median"]:.2f} |')
-  record = {'machine': machine(), 'versions': versions, 'size': flags.size, 'batch': flags.batch,
-            'length': flags.length, 'dtype': str(dtype), 'dropout': flags.dropout, 'attention': flags.attention,
-            'attention_dropout': discriminator.attention_dropout, 'unroll': flags.unroll,
-            'compile': flags.compile, 'flops_per_step': work,
-            'matrix_product_flops_per_second': summary(products), 'results': results}
+    print(
+      f'| {name} | {t["median"]:,.0f} ({t["low"]:,.0f} to {t["high"]:,.0f}) | '
+      f'{result["flops_per_second"]["median"] / 1e9:,.1f} | {result["share_of_matrix_product_rate"]:.0%} | '
+      f'{result["processor_seconds_per_step"]["median"]:.2f} |'
+    )
+  record = {
+    'machine': machine(),
+    'versions': versions,
+    'size': flags.size,
+    'batch': flags.batch,
+    'length': flags.length,
+    'dtype': str(dtype),
+    'dropout': flags.dropout,
+    'attention': flags.attention,
+    'attention_dropout': discriminator.attention_dropout,
+    'unroll': flags.unroll,
+    'compile': flags.compile,
+    'flops_per_step': work,
+    'matrix_product_flops_per_second': summary(products),
+    'results': results,
+  }
   print()
   if flags.peer:
     for what, table in (('speed', seconds), ('speed by processor time', processor)):
-      ratios = record[f'{what.replace(" ", "_")}_over_peer'] = summary([b / a for a, b in zip(*table.values())])
-      print(f'Our {what} over the peer\'s, round by round: {ratios["median"]:.2f} '
-            f'({ratios["low"]:.2f} to {ratios["high"]:.2f})')
+      ratios = record[f'{what.replace(" ", "_")}_over_peer'] = summary(
+        [b / a for a, b in zip(*table.values())]
+      )
+      print(
+        f"Our {what} over the peer's, round by round: {ratios['median']:.2f} "
+        f'({ratios["low"]:.2f} to {ratios["high"]:.2f})'
+      )
   if flags.json:
     pathlib.Path(flags.json).write_text(json.dumps(record, indent=2) + '\n', encoding='utf-8')
 

@@ -19,15 +19,28 @@ def get_config(arguments=''):
   c = default_config()
   c.name = 'base_lamb'
   c.phases = (
-      {'steps': 10_000, 'sequence_length': 128, 'batch_size': 67_584,
-       'optimizer.learning_rate': 6e-3, 'optimizer.warmup_steps': 2_000},
-      {'steps': 933, 'sequence_length': 512, 'batch_size': 27_648,
-       'optimizer.learning_rate': 4e-3, 'optimizer.warmup_steps': 200})
-  c.sequence_length, c.batch_size, c.steps = 128, 67_584, 10_933       # of the first phase; of both
+    {
+      'steps': 10_000,
+      'sequence_length': 128,
+      'batch_size': 67_584,
+      'optimizer.learning_rate': 6e-3,
+      'optimizer.warmup_steps': 2_000,
+    },
+    {
+      'steps': 933,
+      'sequence_length': 512,
+      'batch_size': 27_648,
+      'optimizer.learning_rate': 4e-3,
+      'optimizer.warmup_steps': 200,
+    },
+  )
+  c.sequence_length, c.batch_size, c.steps = 128, 67_584, 10_933  # of the first phase; of both
   c.model.update(hidden_size=768, embedding_size=768, num_heads=12, intermediate_size=3072)
   c.generator.hidden_fraction = 1 / 3
   c.optimizer.name = 'lamb'
-  c.optimizer.update(learning_rate=6e-3, warmup_steps=2_000, b1=0.878, b2=0.974, bias_correction=True)
+  c.optimizer.update(
+    learning_rate=6e-3, warmup_steps=2_000, b1=0.878, b2=0.974, bias_correction=True
+  )
   c.optimizer.decay_power, c.optimizer.decay_after_warmup = 0.5, True
   c.log_every, c.eval_every, c.save_every = 10, 500, 500
   return with_arguments(c, arguments)

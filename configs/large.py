@@ -13,7 +13,9 @@ def get_config(arguments=''):
   c = default_config()
   c.name = 'large'
   c.sequence_length, c.batch_size, c.steps = 512, 2048, 400_000
-  c.model.update(hidden_size=1024, embedding_size=1024, num_layers=24, num_heads=16, intermediate_size=4096)
+  c.model.update(
+    hidden_size=1024, embedding_size=1024, num_layers=24, num_heads=16, intermediate_size=4096
+  )
   c.objective.mask_rate = 0.25
   c.optimizer.learning_rate = 2e-4
   c.model.remat = 'dots'

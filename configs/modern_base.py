@@ -13,8 +13,17 @@ def get_config(arguments=''):
   c = default_config()
   c.name = 'modern_base'
   c.sequence_length, c.batch_size, c.steps = 512, 256, 766_000
-  c.model.update(family='modern', hidden_size=768, embedding_size=768, num_layers=22, num_heads=12, intermediate_size=1152,
-                 layer_norm_eps=1e-5, dropout=0.0, attention_dropout=0.0)
+  c.model.update(
+    family='modern',
+    hidden_size=768,
+    embedding_size=768,
+    num_layers=22,
+    num_heads=12,
+    intermediate_size=1152,
+    layer_norm_eps=1e-5,
+    dropout=0.0,
+    attention_dropout=0.0,
+  )
   c.generator.update(hidden_fraction=1.0, layers_fraction=0.5)
   c.optimizer.update(learning_rate=5e-4, b2=0.98, bias_correction=True)
   return with_arguments(c, arguments)

@@ -13,8 +13,17 @@ def get_config(arguments=''):
   c = default_config()
   c.name = 'modern_small'
   c.sequence_length, c.batch_size, c.steps = 512, 128, 250_000
-  c.model.update(family='modern', hidden_size=384, embedding_size=384, num_layers=12, num_heads=6, intermediate_size=576,
-                 layer_norm_eps=1e-5, dropout=0.0, attention_dropout=0.0)
+  c.model.update(
+    family='modern',
+    hidden_size=384,
+    embedding_size=384,
+    num_layers=12,
+    num_heads=6,
+    intermediate_size=576,
+    layer_norm_eps=1e-5,
+    dropout=0.0,
+    attention_dropout=0.0,
+  )
   c.generator.update(hidden_fraction=1.0, layers_fraction=0.5)
   c.optimizer.update(learning_rate=1e-3, warmup_steps=5_000, b2=0.98, bias_correction=True)
   return with_arguments(c, arguments)

@@ -15,8 +15,18 @@ def get_config(arguments=''):
   c.name = 'nano'
   c.data.vocab_size = 4_096
   c.sequence_length, c.batch_size, c.steps = 64, 16, 1_280
-  c.model.update(family='modern', hidden_size=128, embedding_size=128, num_layers=4, num_heads=4, intermediate_size=256,
-                 layer_norm_eps=1e-5, global_every=1, dropout=0.0, attention_dropout=0.0)
+  c.model.update(
+    family='modern',
+    hidden_size=128,
+    embedding_size=128,
+    num_layers=4,
+    num_heads=4,
+    intermediate_size=256,
+    layer_norm_eps=1e-5,
+    global_every=1,
+    dropout=0.0,
+    attention_dropout=0.0,
+  )
   c.generator.hidden_fraction = 0.5
   c.optimizer.update(learning_rate=1e-3, warmup_steps=100, b2=0.98, bias_correction=True)
   c.log_every, c.eval_every, c.save_every, c.keep = 100, 500, 500, 1

@@ -10,6 +10,6 @@ from electra_jax.config import default_config, with_arguments
 
 
 def get_config(arguments=''):
-  c = default_config()               # its defaults are those of Small
+  c = default_config()  # its defaults are those of Small
   c.name = 'small'
   return with_arguments(c, arguments)

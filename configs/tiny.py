@@ -17,8 +17,18 @@ def get_config(arguments=''):
   c.sequence_length = 64
   c.batch_size = 32
   c.steps = 2_500
-  c.model.update(family='modern', hidden_size=128, embedding_size=128, num_layers=3, num_heads=4, intermediate_size=256,
-                 layer_norm_eps=1e-5, global_every=1, dropout=0.0, attention_dropout=0.0)
+  c.model.update(
+    family='modern',
+    hidden_size=128,
+    embedding_size=128,
+    num_layers=3,
+    num_heads=4,
+    intermediate_size=256,
+    layer_norm_eps=1e-5,
+    global_every=1,
+    dropout=0.0,
+    attention_dropout=0.0,
+  )
   c.generator.update(hidden_fraction=1.0, layers_fraction=1.0)
   c.sharing = 'all'
   c.optimizer.update(learning_rate=2e-3, warmup_steps=200, b2=0.98, bias_correction=True)

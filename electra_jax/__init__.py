@@ -15,7 +15,9 @@ def load(workdir, step='last', store=None, task=None):
   Raises: electra_jax.errors.UserError where the folder holds no run or no such checkpoint.
   """
   from electra_jax.finetune.run import is_finetuned, open_finetuned
+
   if is_finetuned(workdir):
     return open_finetuned(workdir, task)
   from electra_jax.pretrain.run import open_run
+
   return open_run(workdir, step, store)

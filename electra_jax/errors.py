@@ -1,6 +1,6 @@
 """How a program ends before its time. Apart from config.py, since the step and the benchmarks run without ml_collections."""
 
-PREEMPTED = 42      # exit status: asked to stop, all saved; the same command goes on
+PREEMPTED = 42  # exit status: asked to stop, all saved; the same command goes on
 
 
 class UserError(Exception):

@@ -31,15 +31,25 @@ from electra_jax.training import hlo, memory, mesh as meshes, slices, workdir as
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.progress import quantity
 
-SEARCH_COMPILES = 3       # most programs that the search for the largest batch compiles, a phase
-SEARCH_SECONDS = 300      # and none is begun after so long
+SEARCH_COMPILES = 3  # most programs that the search for the largest batch compiles, a phase
+SEARCH_SECONDS = 300  # and none is begun after so long
 # What libtpu would otherwise ask of the machine that it believes to be on; other TPU_* may be of a machine that is one.
-CHILD = {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'TPU_WORKER_HOSTNAMES': 'localhost',
-         'TPU_WORKER_ID': '0', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TF_CPP_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3',
-         'TPU_MIN_LOG_LEVEL': '3'}
+CHILD = {
+  'JAX_PLATFORMS': 'cpu',
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TF_CPP_MIN_LOG_LEVEL': '3',
+  'TPU_STDERR_LOG_LEVEL': '3',
+  'TPU_MIN_LOG_LEVEL': '3',
+}
 
 
-def plan(config, topology: str, output: str | None = None, price: float | None = None, search: bool = True) -> dict:
+def plan(
+  config, topology: str, output: str | None = None, price: float | None = None, search: bool = True
+) -> dict:
   """Plans a run of a config on a slice, prints it, and writes it to OUTPUT/plan-<slice>.json.
 
   Args:
@@ -61,9 +71,13 @@ def plan(config, topology: str, output: str | None = None, price: float | None =
   for phase in configs.phases(config):
     build.build_model(phase.config, phase.config.data.vocab_size, 'tpu')
   if config.budget_minutes:
-    raise UserError('config.budget_minutes is timed on the devices themselves, which are not here; plan with config.steps, budget_tokens or budget_flops.')
+    raise UserError(
+      'config.budget_minutes is timed on the devices themselves, which are not here; plan with config.steps, budget_tokens or budget_flops.'
+    )
   if importlib.util.find_spec('libtpu') is None:
-    raise UserError("--mode=plan needs libtpu, TPU's compiler, and it is not installed; pip install 'electra-jax[tpu]' or libtpu.")
+    raise UserError(
+      "--mode=plan needs libtpu, TPU's compiler, and it is not installed; pip install 'electra-jax[tpu]' or libtpu."
+    )
   folder = workdirs.folder(output or os.path.join('runs', config.name))
   console.heading(f'{config.name} on {of.name}')
   result = _in_child({'config': configs.to_plain(config), 'topology': topology, 'search': search})
@@ -79,13 +93,24 @@ def plan(config, topology: str, output: str | None = None, price: float | None =
 
 #### In the child: compiling #########################################################################################
 
+
 def compiled_for(config, of: slices.Slice, search: bool, doing=lambda text: None) -> dict:
   """What the compiler says of every phase of a config on a slice. `doing` is told what begins. Raises UserError."""
   layout = meshes.make_layout(config, slices.devices(of))
   config = budgets.resolve(config, build.any_tokenizer(config.data.vocab_size), layout, {})
-  return {'config': config.name, 'slice': of.name, 'chips': of.chips, 'hosts': of.hosts, 'mesh': dict(layout.mesh.shape),
-          'vocab_size': config.data.vocab_size, 'jax': jax.__version__, 'libtpu': importlib.metadata.version('libtpu'),
-          'phases': [_phase(config, phase, of, layout, search, doing) for phase in configs.phases(config)]}
+  return {
+    'config': config.name,
+    'slice': of.name,
+    'chips': of.chips,
+    'hosts': of.hosts,
+    'mesh': dict(layout.mesh.shape),
+    'vocab_size': config.data.vocab_size,
+    'jax': jax.__version__,
+    'libtpu': importlib.metadata.version('libtpu'),
+    'phases': [
+      _phase(config, phase, of, layout, search, doing) for phase in configs.phases(config)
+    ],
+  }
 
 
 def _phase(config, phase, of, layout, search, doing) -> dict:
@@ -94,28 +119,49 @@ def _phase(config, phase, of, layout, search, doing) -> dict:
   rows, budget = build.check_batch(c, layout.mesh), int(memory.SHARE * of.chip.hbm)
   kernel, why = attention_kernel(c.model, c.sequence_length, c.dtype, 'tpu')
   name = f'steps of {c.batch_size:,} x {c.sequence_length}'
-  found = {'steps': c.steps, 'batch': c.batch_size, 'length': c.sequence_length, 'rows_per_chip': rows, 'attention': kernel,
-           'why': why, 'remat': c.model.remat}
+  found = {
+    'steps': c.steps,
+    'batch': c.batch_size,
+    'length': c.sequence_length,
+    'rows_per_chip': rows,
+    'attention': kernel,
+    'why': why,
+    'remat': c.model.remat,
+  }
   parameters = meshes.bytes_per_device(p.shapes.params, p.shardings.params)
-  found['memory'] = {'parameters': parameters, 'moments': meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state),
-                     'available': of.chip.hbm, 'budget': budget}
+  found['memory'] = {
+    'parameters': parameters,
+    'moments': meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state),
+    'available': of.chip.hbm,
+    'budget': budget,
+  }
   doing(f'counting the products of {name}')
   found['flops'] = _flops(p)
 
   #### The step, as the trainer would compile it #####################################################################
   compiled, start = None, time.monotonic()
   try:
-    k, compiled, needed = build.compile_to_fit(p, budget, c.micro_batches, lambda _, text: doing(f'{text}, {name}'))
-  except UserError as error:                         # not even one row at a time
+    k, compiled, needed = build.compile_to_fit(
+      p, budget, c.micro_batches, lambda _, text: doing(f'{text}, {name}')
+    )
+  except UserError as error:  # not even one row at a time
     k, needed, found['complaint'] = rows, None, str(error)
-  except jax.errors.JaxRuntimeError as error:        # as many micro-batches as the config says, and they do not fit
+  except (
+    jax.errors.JaxRuntimeError
+  ) as error:  # as many micro-batches as the config says, and they do not fit
     k, needed = c.micro_batches, _refused(error)
-  found |= {'micro_batches': k, 'fits': compiled is not None and needed <= budget,
-            'compile_seconds': round(time.monotonic() - start, 1)}
+  found |= {
+    'micro_batches': k,
+    'fits': compiled is not None and needed <= budget,
+    'compile_seconds': round(time.monotonic() - start, 1),
+  }
   found['memory']['peak'] = needed
   if compiled is not None:
     text = compiled.as_text()
-    found['collectives'] = [x._asdict() | {'sent': x.sent, 'shape': x.shape[:200]} for x in hlo.collectives(text, of.slices)]
+    found['collectives'] = [
+      x._asdict() | {'sent': x.sent, 'shape': x.shape[:200]}
+      for x in hlo.collectives(text, of.slices)
+    ]
     found |= {'hbm_traffic': hlo.hbm_traffic(text), 'largest_array': hlo.largest_array(text)}
     del text, compiled
   if search:
@@ -128,7 +174,7 @@ def _refused(error) -> int | None:
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
   said = re.search(r'Used ([\d.]+)([KMG]) of|\(([\d.]+)([KMG])\) exceeds', str(error))
-  return said and int(float(said[1] or said[3]) * 1024**('KMG'.index(said[2] or said[4]) + 1))
+  return said and int(float(said[1] or said[3]) * 1024 ** ('KMG'.index(said[2] or said[4]) + 1))
 
 
 def _flops(p) -> dict:
@@ -137,17 +183,30 @@ def _flops(p) -> dict:
   batch, length = p.config.batch_size, p.config.sequence_length
 
   def counted(*layers):
-    g, d = (dataclasses.replace(c, num_layers=n, scan_unroll=n, attention='xla') for c, n in zip(towers, layers))
-    model = p.model.clone(generator_config=d if p.model.sharing == 'all' else g, discriminator_config=d)
+    g, d = (
+      dataclasses.replace(c, num_layers=n, scan_unroll=n, attention='xla')
+      for c, n in zip(towers, layers)
+    )
+    model = p.model.clone(
+      generator_config=d if p.model.sharing == 'all' else g, discriminator_config=d
+    )
     shapes, _ = steps.state_shardings(model, p.optimizer, length, p.layout)
-    step = steps.make_train_step(model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained, alone=p.alone)
-    lowered = jax.jit(step).lower(shapes, {'token_ids': jax.ShapeDtypeStruct((batch, length), jnp.int32)})
-    return lowered.cost_analysis()['flops'], hlo.product_flops(lowered.compiler_ir('hlo').as_hlo_text())
+    step = steps.make_train_step(
+      model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained, alone=p.alone
+    )
+    lowered = jax.jit(step).lower(
+      shapes, {'token_ids': jax.ShapeDtypeStruct((batch, length), jnp.int32)}
+    )
+    return lowered.cost_analysis()['flops'], hlo.product_flops(
+      lowered.compiler_ir('hlo').as_hlo_text()
+    )
 
   shallow, deeper = counted(1, 1), counted(1, 2)
   more = [(towers[1].num_layers - 1) * (b - a) for a, b in zip(shallow, deeper)]
   if p.model.sharing != 'all':
-    more = [m + (towers[0].num_layers - 1) * (b - a) for m, a, b in zip(more, shallow, counted(2, 1))]
+    more = [
+      m + (towers[0].num_layers - 1) * (b - a) for m, a, b in zip(more, shallow, counted(2, 1))
+    ]
   whole, products = (a + m for a, m in zip(shallow, more))
   return {'model': p.step_flops(), 'compiler': whole, 'products': products}
 
@@ -162,16 +221,27 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
   rows = p.config.batch_size // shards // micro_batches
   parameters = meshes.bytes_per_device(p.shapes.params, p.shardings.params)
   # Parameters, their gradients (in micro-batches their sum besides) and the moments do not grow with the rows.
-  points = {0: parameters * (2 + (micro_batches > 1)) + meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state)}
+  points = {
+    0: parameters * (2 + (micro_batches > 1))
+    + meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state)
+  }
   points |= {rows: needed} if needed else {}
   fit, unfit, compiles = (rows, None, 0) if needed and needed <= budget else (0, rows, 0)
   while True:
     a, b = sorted(points)[-2:] if len(points) > 1 else (0, 0)
-    aim = (0.98 if len(points) > 2 else 0.9) * budget         # what is computed from shapes alone makes a line that is a little low
-    guess = a + (aim - points[a]) * (b - a) / (points[b] - points[a]) if points[b] > points[a] else (fit + (unfit or 4 * fit)) / 2
+    aim = (
+      0.98 if len(points) > 2 else 0.9
+    ) * budget  # what is computed from shapes alone makes a line that is a little low
+    guess = (
+      a + (aim - points[a]) * (b - a) / (points[b] - points[a])
+      if points[b] > points[a]
+      else (fit + (unfit or 4 * fit)) / 2
+    )
     if unfit and not fit < guess < unfit:
       guess = (fit + unfit) / 2
-    guess = int(guess) // 8 * 8 if guess >= 16 else int(guess)      # rows come in eights, the tiles of a TPU
+    guess = (
+      int(guess) // 8 * 8 if guess >= 16 else int(guess)
+    )  # rows come in eights, the tiles of a TPU
     worth = guess > fit + fit // 8 and not (unfit and unfit - fit <= max(1, fit // 8))
     if not worth or compiles == SEARCH_COMPILES or time.monotonic() - start > SEARCH_SECONDS:
       break
@@ -184,7 +254,13 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
       needs = _refused(error)
     points |= {guess: needs} if needs else {}
     fit, unfit = (guess, unfit) if needs and needs <= budget else (fit, guess)
-  return {'rows_per_chip': fit, 'batch': fit * shards, 'too_many': unfit, 'estimate': max(fit, guess), 'compiles': compiles}
+  return {
+    'rows_per_chip': fit,
+    'batch': fit * shards,
+    'too_many': unfit,
+    'estimate': max(fit, guess),
+    'compiles': compiles,
+  }
 
 
 def _child(request: str, result: str) -> int:
@@ -192,7 +268,9 @@ def _child(request: str, result: str) -> int:
   asked = json.loads(pathlib.Path(request).read_text())
   try:
     doing = lambda text: print(json.dumps({'doing': text}), flush=True)
-    found = compiled_for(configs.from_plain(asked['config']), slices.parse(asked['topology']), asked['search'], doing)
+    found = compiled_for(
+      configs.from_plain(asked['config']), slices.parse(asked['topology']), asked['search'], doing
+    )
   except UserError as error:
     found = {'error': str(error)}
   pathlib.Path(result).write_text(json.dumps(found))
@@ -201,10 +279,17 @@ def _child(request: str, result: str) -> int:
 
 #### In the parent: the child, and what follows from its figures #######################################################
 
+
 def _in_child(request: dict) -> dict:
   """The result of a request; meanwhile a line says what is being done and for how long. Raises UserError where the child dies."""
-  env = {name: value for name, value in os.environ.items() if not name.startswith(('TPU_', 'XLA_FLAGS', 'JAX_'))} | CHILD
-  env['PYTHONPATH'] = os.pathsep.join(filter(None, (str(pathlib.Path(__file__).parents[1]), env.get('PYTHONPATH'))))
+  env = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(('TPU_', 'XLA_FLAGS', 'JAX_'))
+  } | CHILD
+  env['PYTHONPATH'] = os.pathsep.join(
+    filter(None, (str(pathlib.Path(__file__).parents[1]), env.get('PYTHONPATH')))
+  )
   with tempfile.TemporaryDirectory() as folder:
     paths = [os.path.join(folder, name) for name in ('request', 'result')]
     pathlib.Path(paths[0]).write_text(json.dumps(request))
@@ -220,10 +305,18 @@ def _in_child(request: dict) -> dict:
       errors.seek(0)
       last = ([line.strip() for line in errors if line.strip()] or ['it gave no reason'])[-1]
     if status < 0:
-      cure = 'free some memory of this machine' if -status == signal.SIGKILL else 'another slice or another version of libtpu may do'
-      raise UserError(f"TPU's compiler crashed ({signal.Signals(-status).name}) while {doing}; {cure}.")
+      cure = (
+        'free some memory of this machine'
+        if -status == signal.SIGKILL
+        else 'another slice or another version of libtpu may do'
+      )
+      raise UserError(
+        f"TPU's compiler crashed ({signal.Signals(-status).name}) while {doing}; {cure}."
+      )
     if status:
-      raise UserError(f"TPU's compiler failed while {doing}: {last[:300].rstrip('.')}; another version of libtpu may do.")
+      raise UserError(
+        f"TPU's compiler failed while {doing}: {last[:300].rstrip('.')}; another version of libtpu may do."
+      )
     result = json.loads(pathlib.Path(paths[1]).read_text())
   if 'error' in result:
     raise UserError(result['error'])
@@ -233,10 +326,12 @@ def _in_child(request: dict) -> dict:
 def _follow(child) -> str:
   """Shows what the child says it does until it ends; returns the last of it."""
   lines = queue.Queue()
+
   def read():
     for line in child.stdout:
       lines.put(line)
     lines.put(None)
+
   threading.Thread(target=read, daemon=True).start()
   doing = 'starting'
   while True:
@@ -263,52 +358,109 @@ def costs(result: dict, of: slices.Slice, price: float | None) -> dict:
   for phase in result['phases']:
     if 'hbm_traffic' not in phase:
       return {'phases': result['phases']}
-    sent = {over: sum(c['sent'] for c in phase['collectives'] if c['over'] == over) for over in ('ICI', 'DCN')}
-    parts = {'products': phase['flops']['products'] / of.chips / of.chip.flops, 'HBM': phase['hbm_traffic'] / of.chip.hbm_bandwidth,
-             'ICI': sent['ICI'] / of.ici if of.ici else 0.0, 'DCN': sent['DCN'] / of.chip.dcn if of.chip.dcn else 0.0}
+    sent = {
+      over: sum(c['sent'] for c in phase['collectives'] if c['over'] == over)
+      for over in ('ICI', 'DCN')
+    }
+    parts = {
+      'products': phase['flops']['products'] / of.chips / of.chip.flops,
+      'HBM': phase['hbm_traffic'] / of.chip.hbm_bandwidth,
+      'ICI': sent['ICI'] / of.ici if of.ici else 0.0,
+      'DCN': sent['DCN'] / of.chip.dcn if of.chip.dcn else 0.0,
+    }
     seconds = {**parts, 'at_least': max(parts.values()), 'in_turn': sum(parts.values())}
-    least, most = least + phase['steps'] * seconds['at_least'], most + phase['steps'] * seconds['in_turn']
-    phases.append(phase | {'seconds': seconds, 'bound': max(parts, key=parts.get),
-                           'mfu': phase['flops']['model'] / of.chips / of.chip.flops / seconds['at_least']})
+    least, most = (
+      least + phase['steps'] * seconds['at_least'],
+      most + phase['steps'] * seconds['in_turn'],
+    )
+    phases.append(
+      phase
+      | {
+        'seconds': seconds,
+        'bound': max(parts, key=parts.get),
+        'mfu': phase['flops']['model'] / of.chips / of.chip.flops / seconds['at_least'],
+      }
+    )
   hours = [of.chips * s / 3600 for s in (least, most)]
   run = {'days': [s / 86400 for s in (least, most)], 'chip_hours': hours}
-  return {'phases': phases, 'run': run | ({'price': price, 'dollars': [price * h for h in hours]} if price is not None else {})}
+  return {
+    'phases': phases,
+    'run': run
+    | ({'price': price, 'dollars': [price * h for h in hours]} if price is not None else {}),
+  }
 
 
 #### Printing ##########################################################################################################
 
+
 def _print(result: dict, of: slices.Slice) -> None:
   gb = lambda value: f'{value / 1e9:.2f}'
-  say('slice', f'{of.chips} chips of TPU {of.chip.name} ({f"{of.slices} x " if of.slices > 1 else ""}{"x".join(map(str, of.shape))}) on '
-      f'{of.hosts} host{"s" * (of.hosts > 1)}; each {quantity(of.chip.flops, "FLOP/s")}, {of.chip.hbm / 2**30:.4g} GiB at '
-      f'{quantity(of.chip.hbm_bandwidth, "B/s")}, {quantity(of.ici, "B/s")} to the others')
+  say(
+    'slice',
+    f'{of.chips} chips of TPU {of.chip.name} ({f"{of.slices} x " if of.slices > 1 else ""}{"x".join(map(str, of.shape))}) on '
+    f'{of.hosts} host{"s" * (of.hosts > 1)}; each {quantity(of.chip.flops, "FLOP/s")}, {of.chip.hbm / 2**30:.4g} GiB at '
+    f'{quantity(of.chip.hbm_bandwidth, "B/s")}, {quantity(of.ici, "B/s")} to the others',
+  )
   say('mesh', ' x '.join(f'{name} {size}' for name, size in result['mesh'].items()))
   for phase in result['phases']:
     rows, m = phase['rows_per_chip'], phase['memory']
-    say('steps', f'{phase["steps"]:,} of {phase["batch"]:,} x {phase["length"]}: {rows} rows a chip'
-        + (f' in {phase["micro_batches"]} micro-batches' if phase['micro_batches'] > 1 and phase['fits'] else ''))
+    say(
+      'steps',
+      f'{phase["steps"]:,} of {phase["batch"]:,} x {phase["length"]}: {rows} rows a chip'
+      + (
+        f' in {phase["micro_batches"]} micro-batches'
+        if phase['micro_batches'] > 1 and phase['fits']
+        else ''
+      ),
+    )
     say('attention', f'{phase["attention"]} ({phase["why"]})')
     need = f'{gb(m["peak"])} GB' if m['peak'] else 'more than there is'
-    say('memory', f'{need} a chip of {gb(m["available"])}, of which the trainer takes up to {gb(m["budget"])}: '
-        + ('fits' if phase['fits'] else 'DOES NOT FIT'))
-    rest = f'; gradients, activations and the rest {gb(m["peak"] - m["parameters"] - m["moments"])}' if m['peak'] else ''
+    say(
+      'memory',
+      f'{need} a chip of {gb(m["available"])}, of which the trainer takes up to {gb(m["budget"])}: '
+      + ('fits' if phase['fits'] else 'DOES NOT FIT'),
+    )
+    rest = (
+      f'; gradients, activations and the rest {gb(m["peak"] - m["parameters"] - m["moments"])}'
+      if m['peak']
+      else ''
+    )
     say('', f'parameters {gb(m["parameters"])}, optimizer {gb(m["moments"])}{rest}')
     if large := phase.get('largest'):
-      beyond = f' ({large["too_many"]} do not fit)' if large['too_many'] else (
-          f' (by extrapolation {large["estimate"]})' if large['estimate'] > large['rows_per_chip'] else '')
-      say('largest', f'{large["rows_per_chip"]} rows a chip at once, a batch of {large["batch"]:,}{beyond}; larger ones in micro-batches')
+      beyond = (
+        f' ({large["too_many"]} do not fit)'
+        if large['too_many']
+        else (
+          f' (by extrapolation {large["estimate"]})'
+          if large['estimate'] > large['rows_per_chip']
+          else ''
+        )
+      )
+      say(
+        'largest',
+        f'{large["rows_per_chip"]} rows a chip at once, a batch of {large["batch"]:,}{beyond}; larger ones in micro-batches',
+      )
     if not phase['fits']:
       for text in advice(phase, of):
         say('try', text)
     if 'seconds' in phase:
       _print_step(phase)
-    more = f', {large["compiles"]} more to find the largest batch' if large and large['compiles'] else ''
+    more = (
+      f', {large["compiles"]} more to find the largest batch' if large and large['compiles'] else ''
+    )
     say('compiled', f'in {console.seconds(phase["compile_seconds"])}{more}')
   if run := result.get('run'):
     (least, most), (hours, more) = run['days'], run['chip_hours']
-    cost = f', ${run["dollars"][0]:,.2f} to {run["dollars"][1]:,.2f} at ${run["price"]:g} a chip-hour' if 'dollars' in run else ''
+    cost = (
+      f', ${run["dollars"][0]:,.2f} to {run["dollars"][1]:,.2f} at ${run["price"]:g} a chip-hour'
+      if 'dollars' in run
+      else ''
+    )
     time_of = lambda days: f'{days:.3g} days' if days >= 2 else console.seconds(days * 86400)
-    say('whole run', f'at best {time_of(least)} to {time_of(most)}, {hours:,.4g} to {more:,.4g} chip-hours{cost}')
+    say(
+      'whole run',
+      f'at best {time_of(least)} to {time_of(most)}, {hours:,.4g} to {more:,.4g} chip-hours{cost}',
+    )
 
 
 def _print_step(phase: dict) -> None:
@@ -317,14 +469,33 @@ def _print_step(phase: dict) -> None:
   for c in phase['collectives']:
     count, whole, sent = kinds.get(key := (c['over'], c['kind'], c['looped']), (0, 0, 0))
     kinds[key] = count + c['times'], whole + c['times'] * c['payload'], sent + c['sent']
-  say('collectives', f'{"over":5}{"kind":20}{"a step":>7}{"MB":>10}{"MB sent a chip":>16}' if kinds else 'none')
-  for (over, kind, looped), (count, whole, sent) in sorted(kinds.items(), key=lambda item: -item[1][2]):
-    say('', f'{over:5}{kind:20}{count:7g}{whole / 1e6:10.2f}{sent / 1e6:16.2f}' + ('  in loops' if looped else ''))
-  say('FLOPs', f'{quantity(flops["model"])} a step by our count; the compiler counts {quantity(flops["compiler"])} '
-      f'({flops["compiler"] / flops["model"]:.3f} of it), {quantity(flops["products"])} in matrix products')
-  parts = ', '.join(f'{name} {seconds[name] * 1e3:.3g}' for name in ('products', 'HBM', 'ICI', 'DCN') if seconds[name])
-  say('one step', f'{seconds["at_least"] * 1e3:.3g} ms if all overlaps, {seconds["in_turn"] * 1e3:.3g} if nothing does: {parts}; '
-      f'bound by {phase["bound"]}')
+  say(
+    'collectives',
+    f'{"over":5}{"kind":20}{"a step":>7}{"MB":>10}{"MB sent a chip":>16}' if kinds else 'none',
+  )
+  for (over, kind, looped), (count, whole, sent) in sorted(
+    kinds.items(), key=lambda item: -item[1][2]
+  ):
+    say(
+      '',
+      f'{over:5}{kind:20}{count:7g}{whole / 1e6:10.2f}{sent / 1e6:16.2f}'
+      + ('  in loops' if looped else ''),
+    )
+  say(
+    'FLOPs',
+    f'{quantity(flops["model"])} a step by our count; the compiler counts {quantity(flops["compiler"])} '
+    f'({flops["compiler"] / flops["model"]:.3f} of it), {quantity(flops["products"])} in matrix products',
+  )
+  parts = ', '.join(
+    f'{name} {seconds[name] * 1e3:.3g}'
+    for name in ('products', 'HBM', 'ICI', 'DCN')
+    if seconds[name]
+  )
+  say(
+    'one step',
+    f'{seconds["at_least"] * 1e3:.3g} ms if all overlaps, {seconds["in_turn"] * 1e3:.3g} if nothing does: {parts}; '
+    f'bound by {phase["bound"]}',
+  )
   tokens = phase['batch'] * phase['length'] / seconds['at_least']
   say('at best', f'{phase["mfu"]:.0%} of the peak (MFU), {quantity(tokens)} tokens/s')
 
@@ -333,20 +504,31 @@ def advice(phase: dict, of: slices.Slice) -> list[str]:
   """What would make a phase fit that does not, with numbers where they are known."""
   rows, m, found = phase['rows_per_chip'], phase['memory'], []
   most = (phase.get('largest') or {}).get('rows_per_chip', 0) or (
-      int(0.9 * rows / phase['micro_batches'] * m['budget'] / m['peak']) if m['peak'] else 0)
+    int(0.9 * rows / phase['micro_batches'] * m['budget'] / m['peak']) if m['peak'] else 0
+  )
   if k := next((k for k in range(1, rows + 1) if rows % k == 0 and rows // k <= most), None):
-    found.append(f'--config.micro_batches={k}: {rows // k} rows a chip at once; or 0, as many as it takes')
+    found.append(
+      f'--config.micro_batches={k}: {rows // k} rows a chip at once; or 0, as many as it takes'
+    )
   elif phase['micro_batches'] < rows:
     found.append('--config.micro_batches=0: as many as it takes')
   if phase['remat'] != 'full':
-    found.append('--config.model.remat=full: the backward pass computes the layers again, for about a third more FLOPs')
+    found.append(
+      '--config.model.remat=full: the backward pass computes the layers again, for about a third more FLOPs'
+    )
   state = m['parameters'] + m['moments']
   if state > 0.2 * of.chip.hbm:
-    found.append('--config.mesh.fsdp=-1 --config.mesh.data=1: parameters and both moments split over all chips, '
-                 f'{state / 1e9:.1f} GB on each become some {3 * m["parameters"] / of.chips / 1e9:.2f}')
-  larger = [n for n in (slices.FLAT if of.chip.cores == 1 else slices.DEEP) if n > of.chips // of.slices]
+    found.append(
+      '--config.mesh.fsdp=-1 --config.mesh.data=1: parameters and both moments split over all chips, '
+      f'{state / 1e9:.1f} GB on each become some {3 * m["parameters"] / of.chips / 1e9:.2f}'
+    )
+  larger = [
+    n for n in (slices.FLAT if of.chip.cores == 1 else slices.DEEP) if n > of.chips // of.slices
+  ]
   if larger:
-    found.append(f'--topology={of.chip.name}-{larger[0] * of.chip.cores}: {larger[0]} chips, fewer rows on each')
+    found.append(
+      f'--topology={of.chip.name}-{larger[0] * of.chip.cores}: {larger[0]} chips, fewer rows on each'
+    )
   return found
 
 

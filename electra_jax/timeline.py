@@ -25,11 +25,18 @@ from electra_jax.training.encoders import run_config
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
-HELDOUT = {'generator_loss': 'generator loss', 'prediction_loss': 'prediction loss', 'discriminator_loss': 'discriminator loss', 'auc': 'area under the curve'}
-BATCH = 16        # rows a step of evaluation, and the unit that the bootstrap resamples
+HELDOUT = {
+  'generator_loss': 'generator loss',
+  'prediction_loss': 'prediction loss',
+  'discriminator_loss': 'discriminator loss',
+  'auc': 'area under the curve',
+}
+BATCH = 16  # rows a step of evaluation, and the unit that the bootstrap resamples
 
 
-def timeline(workdir: str, *, config=None, rows: int | None = None, store: str | None = None) -> int:
+def timeline(
+  workdir: str, *, config=None, rows: int | None = None, store: str | None = None
+) -> int:
   """Evaluates the checkpoints of a run, the first to the last, prints a table and leaves WORKDIR/timeline.json and timeline.png.
 
   Args:
@@ -42,7 +49,9 @@ def timeline(workdir: str, *, config=None, rows: int | None = None, store: str |
   Returns the exit status. Raises UserError where there is no run or no checkpoint, or what pretrain.run and finetune.train raise.
   """
   if config is not None and 'task' not in config:
-    raise UserError('--mode=timeline takes the config of a fine-tuning run, as configs/finetune/cola.py, or none.')
+    raise UserError(
+      '--mode=timeline takes the config of a fine-tuning run, as configs/finetune/cola.py, or none.'
+    )
   notice = Notice()
   tasks = []
   if config is not None:
@@ -50,7 +59,7 @@ def timeline(workdir: str, *, config=None, rows: int | None = None, store: str |
     config.init, config.keep_trials = str(workdir), 'none'
     finetune_config.check(config)
     tasks = finetune_config.tasks(config)
-    for name in tasks:                            # what is wrong with the data is told before anything is computed
+    for name in tasks:  # what is wrong with the data is told before anything is computed
       open_task(name, config.data).examples('train')
   steps = checkpoints.all_steps(workdir)
   run = open_run(workdir, steps[-1], store)
@@ -63,18 +72,38 @@ def timeline(workdir: str, *, config=None, rows: int | None = None, store: str |
   batch = -(-BATCH // run.mesh.size) * run.mesh.size
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.params)
   shardings = jax.tree.map(lambda x: x.sharding, run.params)
-  opened: dict[int, tuple[Run, object]] = {}      # a phase's rows have a length of their own
+  opened: dict[int, tuple[Run, object]] = {}  # a phase's rows have a length of their own
   with console.progress('held out', len(steps)) as live:
     for done, point in enumerate(points):
-      number, phase = next((n, p) for n, p in enumerate(configs.phases(whole)) if point['step'] <= p.last)
+      number, phase = next(
+        (n, p) for n, p in enumerate(configs.phases(whole)) if point['step'] <= p.last
+      )
       if number not in opened:
         of_phase = open_run(workdir, point['step'], store)
-        opened[number] = of_phase, jit_eval_step(of_phase.model, objectives.named(of_phase.settings.name), of_phase.settings, of_phase.layout, seed=evaluate.EVAL_SEED)
+        opened[number] = (
+          of_phase,
+          jit_eval_step(
+            of_phase.model,
+            objectives.named(of_phase.settings.name),
+            of_phase.settings,
+            of_phase.layout,
+            seed=evaluate.EVAL_SEED,
+          ),
+        )
       of_phase, eval_step = opened[number]
       params, _ = checkpoints.restore_params(workdir, point['step'], shapes, shardings)
-      sums = evaluate.heldout_sums(eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows)
-      figures, spread = evaluate.figures_of(sums, of_phase.settings), evaluate.intervals(sums, of_phase.settings)
-      point['heldout'] = {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in evaluate.NAMES if name in figures}
+      sums = evaluate.heldout_sums(
+        eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows
+      )
+      figures, spread = (
+        evaluate.figures_of(sums, of_phase.settings),
+        evaluate.intervals(sums, of_phase.settings),
+      )
+      point['heldout'] = {
+        name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]}
+        for name in evaluate.NAMES
+        if name in figures
+      }
       live(done + 1, f'step {point["step"]:,}')
 
   #### Tasks #########################################################################################################
@@ -107,7 +136,9 @@ def spent(config, tokenizer, step: int) -> dict[str, float]:
       continue
     c = phase.config
     model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
-    count = lambda convention: step_flops(settings, model, c.batch_size, c.sequence_length, convention, phase.alone)
+    count = lambda convention: step_flops(
+      settings, model, c.batch_size, c.sequence_length, convention, phase.alone
+    )
     totals['tokens'] += taken * c.batch_size * c.sequence_length
     totals['flops'] += taken * count('model')
     totals['paper_flops'] += taken * count('paper')
@@ -117,7 +148,11 @@ def spent(config, tokenizer, step: int) -> dict[str, float]:
 def _trials(records):
   metric = records[0]['metric']
   values = [r['figures']['dev'][metric] for r in records if r['figures']['dev'][metric] is not None]
-  return {'metric': metric, 'values': values, 'median': statistics.median(values) if values else None}
+  return {
+    'metric': metric,
+    'values': values,
+    'median': statistics.median(values) if values else None,
+  }
 
 
 def _heldout(result) -> list[str]:
@@ -133,10 +168,20 @@ def table(result: dict) -> str:
   lines = []
   for point in result['points']:
     of_task = (point['tasks'][task]['median'] for task in tasks)
-    lines.append([f'{point["step"]:,}', quantity(point['tokens']), quantity(point['flops']),
-                  *(f'{point["heldout"][name]["value"]:.4f}' for name in heldout), *('-' if m is None else f'{100 * m:.1f}' for m in of_task)])
+    lines.append(
+      [
+        f'{point["step"]:,}',
+        quantity(point['tokens']),
+        quantity(point['flops']),
+        *(f'{point["heldout"][name]["value"]:.4f}' for name in heldout),
+        *('-' if m is None else f'{100 * m:.1f}' for m in of_task),
+      ]
+    )
   widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
-  text = '\n'.join('  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths)) for row in [header, *lines])
+  text = '\n'.join(
+    '  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths))
+    for row in [header, *lines]
+  )
   return text + ('\n  Tasks: the median of the trials, times 100, on dev.' if tasks else '')
 
 
@@ -145,6 +190,7 @@ def draw(result: dict):
   from matplotlib import rc_context
   from matplotlib.figure import Figure
   from matplotlib.ticker import MaxNLocator
+
   points = result['points']
   tasks = list(points[-1].get('tasks', {}))
   tokens = [point['tokens'] for point in points]
@@ -152,25 +198,49 @@ def draw(result: dict):
   panels = [*_heldout(result), *tasks]
   columns = min(3, len(panels))
   with rc_context(STYLE):
-    figure = Figure(figsize=(4.3 * columns, 3.4 * -(-len(panels) // columns) + 0.5), layout='constrained')
-    figure.suptitle(f'{result["name"]}: {len(points)} checkpoints; bands are 95% bootstrap intervals', x=0.015, ha='left', fontsize=11)
+    figure = Figure(
+      figsize=(4.3 * columns, 3.4 * -(-len(panels) // columns) + 0.5), layout='constrained'
+    )
+    figure.suptitle(
+      f'{result["name"]}: {len(points)} checkpoints; bands are 95% bootstrap intervals',
+      x=0.015,
+      ha='left',
+      fontsize=11,
+    )
     for place, name in enumerate(panels):
       axes = figure.add_subplot(-(-len(panels) // columns), columns, place + 1)
       if name in HELDOUT:
         held = [point['heldout'][name] for point in points]
         color = {'generator_loss': ORANGE, 'discriminator_loss': BLUE}.get(name, GREEN)
-        axes.fill_between(tokens, [f['low'] for f in held], [f['high'] for f in held], color=color, alpha=0.2, lw=0)
+        axes.fill_between(
+          tokens, [f['low'] for f in held], [f['high'] for f in held], color=color, alpha=0.2, lw=0
+        )
         axes.plot(tokens, [f['value'] for f in held], color=color, marker='o', ms=4)
         if name == 'discriminator_loss':
-          axes.plot(tokens, [point['heldout']['constant_loss']['value'] for point in points], color=GREY, ls='--', lw=1.2, label='constant predictor')
+          axes.plot(
+            tokens,
+            [point['heldout']['constant_loss']['value'] for point in points],
+            color=GREY,
+            ls='--',
+            lw=1.2,
+            label='constant predictor',
+          )
           axes.legend(framealpha=0.85, edgecolor='none')
         axes.set_title(f'held out: {HELDOUT[name]}', loc='left', fontsize=10, fontweight='bold')
       else:
         of_task = [point['tasks'][name] for point in points]
         for count, trials in zip(tokens, of_task):
           axes.plot([count] * len(trials['values']), trials['values'], '.', color=PURPLE, alpha=0.5)
-        axes.plot(tokens, [float('nan') if t['median'] is None else t['median'] for t in of_task], color=PURPLE, marker='o', ms=4)
-        axes.set_title(f'{name}: {of_task[0]["metric"]} on dev', loc='left', fontsize=10, fontweight='bold')
+        axes.plot(
+          tokens,
+          [float('nan') if t['median'] is None else t['median'] for t in of_task],
+          color=PURPLE,
+          marker='o',
+          ms=4,
+        )
+        axes.set_title(
+          f'{name}: {of_task[0]["metric"]} on dev', loc='left', fontsize=10, fontweight='bold'
+        )
       axes.set_xlim(0, tokens[-1] * 1.03)
       axes.set_xlabel('tokens')
       axes.xaxis.set_major_formatter(lambda value, _: quantity(value))

@@ -14,8 +14,16 @@ from electra_jax.training.workdir import read_json
 def config(**fields):
   c = configs.default_config()
   c.sequence_length, c.batch_size = 32, 8
-  c.model.update(family='modern', hidden_size=32, embedding_size=32, num_layers=1, num_heads=2, intermediate_size=64, dropout=0.0,
-                 attention_dropout=0.0)
+  c.model.update(
+    family='modern',
+    hidden_size=32,
+    embedding_size=32,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=64,
+    dropout=0.0,
+    attention_dropout=0.0,
+  )
   c.generator.hidden_fraction = 0.5
   c.optimizer.warmup_fraction = 0.1
   c.update_from_flattened_dict(fields)
@@ -31,14 +39,21 @@ def resolved(c, known=None):
 def costs(c, convention='model'):
   """FLOPs of each phase's step."""
   layout = meshes.make_layout(devices=jax.devices()[:1])
-  return [build.program(c, phase.config, build.any_tokenizer(200), layout, phase.alone).step_flops(convention) for phase in configs.phases(c)]
+  return [
+    build.program(c, phase.config, build.any_tokenizer(200), layout, phase.alone).step_flops(
+      convention
+    )
+    for phase in configs.phases(c)
+  ]
 
 
 @pytest.mark.parametrize('convention', ['model', 'paper'])
 @pytest.mark.parametrize('objective', ['electra', 'mlm', 'all_tokens_mlm'])
 def test_flops_end_a_run_within_one_step(objective, convention):
-  c = resolved(config(**{'objective.name': objective, 'budget_flops': 1e10, 'budget_convention': convention}))
-  cost, = costs(c, convention)
+  c = resolved(
+    config(**{'objective.name': objective, 'budget_flops': 1e10, 'budget_convention': convention})
+  )
+  (cost,) = costs(c, convention)
   assert c.steps * cost <= 1e10 < (c.steps + 1) * cost
   assert configs.phases(c)[0].config.optimizer.warmup_steps == int(0.1 * c.steps)
 
@@ -76,23 +91,49 @@ def test_what_the_first_start_made_of_it_holds():
 
 
 def test_the_steps_of_the_config_count_for_nothing():
-  c = resolved(config(**{'steps': 30, 'budget_tokens': 256_000.0, 'generator.alone_steps': 40, 'optimizer.warmup_fraction': 0.0, 'optimizer.warmup_steps': 50}))
+  c = resolved(
+    config(
+      **{
+        'steps': 30,
+        'budget_tokens': 256_000.0,
+        'generator.alone_steps': 40,
+        'optimizer.warmup_fraction': 0.0,
+        'optimizer.warmup_steps': 50,
+      }
+    )
+  )
   assert c.steps == 1_000
 
 
 def test_a_budget_too_small_for_the_warm_up_is_refused_by_name():
-  with pytest.raises(UserError, match='budget_tokens 2560 makes 10 steps, and config.optimizer.warmup_steps 50'):
-    resolved(config(**{'budget_tokens': 2_560.0, 'optimizer.warmup_fraction': 0.0, 'optimizer.warmup_steps': 50}))
+  with pytest.raises(
+    UserError, match='budget_tokens 2560 makes 10 steps, and config.optimizer.warmup_steps 50'
+  ):
+    resolved(
+      config(
+        **{'budget_tokens': 2_560.0, 'optimizer.warmup_fraction': 0.0, 'optimizer.warmup_steps': 50}
+      )
+    )
 
 
-@pytest.mark.parametrize('fields, message', [
-    ({'optimizer.warmup_fraction': 0.1, 'steps': 20, 'phases': ({'steps': 10, 'optimizer.warmup_steps': 5}, {'steps': 10})}, 'takes the place'),
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    (
+      {
+        'optimizer.warmup_fraction': 0.1,
+        'steps': 20,
+        'phases': ({'steps': 10, 'optimizer.warmup_steps': 5}, {'steps': 10}),
+      },
+      'takes the place',
+    ),
     ({'budget_flops': 1e9, 'budget_tokens': 1e6}, 'leave one out'),
     ({'budget_minutes': -1.0}, 'must be positive'),
     ({'budget_tokens': 1e6, 'phases': ({'steps': 1_000_000},)}, 'phases have steps of their own'),
     ({'budget_flops': 1e9, 'budget_convention': 'dense'}, 'model or paper'),
     ({'optimizer.warmup_fraction': 1.0}, 'warmup_fraction'),
-])
+  ],
+)
 def test_budgets_that_cannot_be_are_refused(fields, message):
   with pytest.raises(UserError, match=message):
     config(**fields)
@@ -104,9 +145,14 @@ def test_a_budget_too_small_for_the_generator_alone_is_refused():
 
 
 def test_the_command_ends_there_goes_on_there_and_says_so(tmp_path):
-  arguments = micro_run.arguments(tmp_path / 'run', '--config.budget_tokens=3000', '--config.optimizer.warmup_fraction=0.2')
+  arguments = micro_run.arguments(
+    tmp_path / 'run', '--config.budget_tokens=3000', '--config.optimizer.warmup_fraction=0.2'
+  )
   first, _ = micro_run.run(*arguments)
   c = read_json(tmp_path / 'run' / 'config.json')
-  assert c['steps'] == 3000 // (c['batch_size'] * c['sequence_length']) and f'{c["steps"]:,} steps' in first
+  assert (
+    c['steps'] == 3000 // (c['batch_size'] * c['sequence_length'])
+    and f'{c["steps"]:,} steps' in first
+  )
   again, _ = micro_run.run(*arguments)
   assert f'all {c["steps"]:,} steps were made before' in again

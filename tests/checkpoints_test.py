@@ -19,7 +19,10 @@ ADAM = optax.adam(1e-3)
 
 def state_of(size=16, step=0):
   """A state whose numbers all depend on the step, on all devices."""
-  params = {'kernel': jnp.arange(size * 8, dtype=jnp.float32).reshape(size, 8) + step, 'bias': jnp.full(8, step, jnp.float32)}
+  params = {
+    'kernel': jnp.arange(size * 8, dtype=jnp.float32).reshape(size, 8) + step,
+    'bias': jnp.full(8, step, jnp.float32),
+  }
   state = steps.TrainState(jnp.int32(step), params, ADAM.init(params), jnp.int32(0), jnp.int32(-1))
   return jax.device_put(state, meshes.replicated(meshes.make_mesh()))
 
@@ -59,7 +62,7 @@ def test_background_saving_is_not_disturbed_by_donation(tmp_path):
       state = train(state)
       expected[step] = jax.device_get(copy(state))
       checkpoints.save(manager, step, state, sums_of(step), None)
-      for _ in range(3):                       # overwrites the buffers while the disk is busy
+      for _ in range(3):  # overwrites the buffers while the disk is busy
         state = train(state)
       jax.block_until_ready(state)
       manager.wait_until_finished()
@@ -67,22 +70,32 @@ def test_background_saving_is_not_disturbed_by_donation(tmp_path):
   for step in (1, 2, 3):
     _, shardings, whole = targets()
     with checkpoints.open_manager(tmp_path) as manager:
-      found, sums = checkpoints.restore(manager, step, shapes, shardings, jax.eval_shape(sums_of, 0), whole)
+      found, sums = checkpoints.restore(
+        manager, step, shapes, shardings, jax.eval_shape(sums_of, 0), whole
+      )
     assert int(found.step) == step + 3 * (step - 1) and int(sums['steps']) == step
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected[step])
 
 
-@pytest.mark.parametrize('keep, losses, kept, best', [
+@pytest.mark.parametrize(
+  'keep, losses, kept, best',
+  [
     (1, [3.0, 1.0, 2.0, 2.5], [2, 4], 2),
     (2, [1.0, 2.0, 3.0, 4.0], [1, 3, 4], 1),
     (2, [4.0, 3.0, 2.0, 1.0], [3, 4], 4),
     (1, [2.0, None, 1.0, None, None], [3, 5], 3),
     (1, [None, None, None], [3], None),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_the_best_stays_beside_the_last(tmp_path, keep, losses, kept, best):
   assert saved(tmp_path, keep, losses) == (kept, best)
   shapes, shardings, _ = targets()
-  for which, step in (('last', len(losses)), ('best', best or len(losses)), (str(kept[0]), kept[0])):
+  for which, step in (
+    ('last', len(losses)),
+    ('best', best or len(losses)),
+    (str(kept[0]), kept[0]),
+  ):
     params, found = checkpoints.restore_params(tmp_path, which, shapes.params, shardings.params)
     assert found == step and params['bias'][0] == step
 
@@ -101,10 +114,14 @@ def test_opening_clears_unfinished_saves_away_before_it_returns(tmp_path):
   leftovers = [tmp_path / 'checkpoints' / f'{step}.orbax-checkpoint-tmp' for step in range(2, 50)]
   for leftover in leftovers:
     shutil.copytree(tmp_path / 'checkpoints' / '1', leftover)
-  with checkpoints.open_manager(tmp_path, read_only=True) as manager:      # a reader may look while a run saves
+  with checkpoints.open_manager(
+    tmp_path, read_only=True
+  ) as manager:  # a reader may look while a run saves
     assert manager.all_steps() == [1]
   assert all(leftover.exists() for leftover in leftovers)
-  with checkpoints.open_manager(tmp_path) as manager:      # of a run that is finished already: nothing is saved
+  with checkpoints.open_manager(
+    tmp_path
+  ) as manager:  # of a run that is finished already: nothing is saved
     assert not any(leftover.exists() for leftover in leftovers)
     assert manager.all_steps() == [1]
 
@@ -113,9 +130,13 @@ def test_opening_clears_unfinished_saves_away_before_it_returns(tmp_path):
 def test_any_number_of_devices_opens_a_checkpoint(tmp_path, count):
   saved(tmp_path, 1, [None, None])
   state, sums = restored(tmp_path, 2, jax.devices()[:count])
-  assert len(state.params['kernel'].devices()) == len(state.opt_state[0].mu['kernel'].devices()) == count
+  assert (
+    len(state.params['kernel'].devices()) == len(state.opt_state[0].mu['kernel'].devices()) == count
+  )
   assert int(sums['steps']) == 2
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(state_of(step=2)))
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(state), jax.device_get(state_of(step=2))
+  )
 
 
 def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_path):
@@ -128,19 +149,30 @@ def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_pat
     config.sharding.smallest = 0
     layout = meshes.make_layout(config, jax.devices()[:devices])
     return *steps.state_shardings(model, optimizer, 32, layout), meshes.replicated(layout.mesh)
+
   shapes, shardings, _ = laid_out(8)
-  draw = lambda x: rng.standard_normal(x.shape).astype(x.dtype) if x.dtype == np.float32 else np.full(x.shape, 7, x.dtype)
+  draw = lambda x: (
+    rng.standard_normal(x.shape).astype(x.dtype)
+    if x.dtype == np.float32
+    else np.full(x.shape, 7, x.dtype)
+  )
   expected = jax.tree.map(draw, shapes)
   state = jax.device_put(expected, shardings)
-  assert sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.opt_state)) > 50      # ZeRO-1
+  assert (
+    sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.opt_state)) > 50
+  )  # ZeRO-1
   with checkpoints.open_manager(tmp_path) as manager:
     checkpoints.save(manager, 7, state, sums_of(7), None)
     checkpoints.wait(manager)
   for devices, sizes in ((8, dict(fsdp=2, tensor=2)), (1, {}), (8, {})):
     shapes, shardings, whole = laid_out(devices, **sizes)
     with checkpoints.open_manager(tmp_path) as manager:
-      found, sums = checkpoints.restore(manager, 7, shapes, shardings, jax.eval_shape(sums_of, 0), whole)
-    for x, want, sharding in zip(jax.tree.leaves(found), jax.tree.leaves(expected), jax.tree.leaves(shardings), strict=True):
+      found, sums = checkpoints.restore(
+        manager, 7, shapes, shardings, jax.eval_shape(sums_of, 0), whole
+      )
+    for x, want, sharding in zip(
+      jax.tree.leaves(found), jax.tree.leaves(expected), jax.tree.leaves(shardings), strict=True
+    ):
       assert x.sharding.is_equivalent_to(sharding, x.ndim) and x.dtype == want.dtype
       np.testing.assert_array_equal(x, want)
     params, _ = checkpoints.restore_params(tmp_path, 'last', shapes.params, shardings.params)
@@ -158,7 +190,9 @@ def test_parameters_open_without_the_optimizer(tmp_path):
 
 def test_reading_changes_no_file(tmp_path):
   saved(tmp_path, 2, [2.0, 1.0, 3.0])
-  unfinished = tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'      # another process may be writing it
+  unfinished = (
+    tmp_path / 'checkpoints' / '9.orbax-checkpoint-tmp'
+  )  # another process may be writing it
   unfinished.mkdir()
   before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').rglob('*')}
   shapes, shardings, _ = targets()
@@ -173,7 +207,9 @@ def test_a_save_cut_short_is_never_read(tmp_path):
   assert checkpoints.any_saved(tmp_path)
   with checkpoints.open_manager(tmp_path, keep=2) as manager:
     assert manager.latest_step() == 2
-    checkpoints.save(manager, 4, state_of(step=4), sums_of(4), None)      # also waits until leftovers are gone
+    checkpoints.save(
+      manager, 4, state_of(step=4), sums_of(4), None
+    )  # also waits until leftovers are gone
   assert not (folder / '3.orbax-checkpoint-tmp').exists()
 
 
@@ -187,7 +223,7 @@ def damage(folder):
   """Cuts every data file of a checkpoint's item to half."""
   for path in folder.rglob('*'):
     if path.is_file():
-      path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def test_damage_is_named_and_the_checkpoint_before_it_opens(tmp_path):

@@ -74,20 +74,33 @@ def events(file):
   """What is in an event file of TensorBoard, by its format: length, checksum, content, checksum."""
   content = file.read_bytes()
   while content:
-    size, = struct.unpack('<Q', content[:8])
-    yield Event.FromString(content[12:12 + size])
-    content = content[16 + size:]
+    (size,) = struct.unpack('<Q', content[:8])
+    yield Event.FromString(content[12 : 12 + size])
+    content = content[16 + size :]
 
 
 def own(err) -> str:
   """stderr without TensorStore's line on where its credentials are from."""
-  return ''.join(line for line in err.splitlines(keepends=True) if 'google_auth_provider' not in line)
+  return ''.join(
+    line for line in err.splitlines(keepends=True) if 'google_auth_provider' not in line
+  )
 
 
 def child(code) -> tuple[str, str]:
   """A Python program on one device: stdout, stderr."""
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(micro_run.ROOT), 'XLA_FLAGS': xla_flags.QUICK}
-  done = subprocess.run([sys.executable, '-c', code], cwd=micro_run.ROOT, env=env, capture_output=True, text=True, timeout=900)
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(micro_run.ROOT),
+    'XLA_FLAGS': xla_flags.QUICK,
+  }
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=micro_run.ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
   assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
   return done.stdout, done.stderr
 
@@ -103,7 +116,9 @@ def killed_and_resumed(bucket):
   process.communicate()
   bucket.hold = None
   with bucket.lock:
-    cut_short = {key: value for key, value in bucket.objects.items() if '/checkpoints/10/' in key[1]}
+    cut_short = {
+      key: value for key, value in bucket.objects.items() if '/checkpoints/10/' in key[1]
+    }
     assert any('/params/' in name for _, name in cut_short)
     assert ('bucket', 'run/checkpoints/10/commit_success.txt') not in cut_short
     for (_, name), value in cut_short.items():
@@ -114,19 +129,26 @@ def killed_and_resumed(bucket):
   return micro_run.run(*argv)
 
 
-def test_a_run_killed_inside_a_save_ends_as_one_on_this_machine(bucket, killed_and_resumed, tmp_path):
+def test_a_run_killed_inside_a_save_ends_as_one_on_this_machine(
+  bucket, killed_and_resumed, tmp_path
+):
   out, err = killed_and_resumed
   assert 'restored     step 5, the last checkpoint in gs://bucket/run' in out and not own(err)
   whole, _ = micro_run.finished()
   remote = copied(bucket, 'run', tmp_path / 'remote')
-  assert micro_run.differing(micro_run.checkpoint(remote, 30), micro_run.checkpoint(whole, 30)) == []
+  assert (
+    micro_run.differing(micro_run.checkpoint(remote, 30), micro_run.checkpoint(whole, 30)) == []
+  )
   assert micro_run.figures(remote) == micro_run.figures(whole)
-  assert (remote / 'checkpoints/30/commit_success.txt').exists() and not (remote / 'checkpoints/10').exists()
+  assert (remote / 'checkpoints/30/commit_success.txt').exists() and not (
+    remote / 'checkpoints/10'
+  ).exists()
   for name in ('config.json', 'resolved.json'):
     ours, others = (json.loads((folder / name).read_text()) for folder in (remote, whole))
     assert ours.keys() == others.keys()
   assert {path.name: path.read_bytes() for path in (remote / 'tokenizer').iterdir()} == {
-      path.name: path.read_bytes() for path in (whole / 'tokenizer').iterdir()}
+    path.name: path.read_bytes() for path in (whole / 'tokenizer').iterdir()
+  }
   assert not list(remote.glob('.probe*'))
 
 
@@ -141,24 +163,39 @@ def test_boards_and_profiles_are_in_the_bucket(bucket, killed_and_resumed, tmp_p
 def test_it_is_evaluated_drawn_shown_and_opened(bucket, killed_and_resumed, tmp_path):
   out, err = child(OPEN)
   assert not own(err)
-  told = json.loads(out[out.index('TOLD') + 5:])
+  told = json.loads(out[out.index('TOLD') + 5 :])
   assert told['saved'] == [True, False, False]
   assert not told['tensorflow']
-  assert 'gs://bucket/run/evaluation.json' in out and 'gs://bucket/run/report.png' in out and 'held-out row 0 of 26' in out
+  assert (
+    'gs://bucket/run/evaluation.json' in out
+    and 'gs://bucket/run/report.png' in out
+    and 'held-out row 0 of 26' in out
+  )
   remote = copied(bucket, 'run', tmp_path / 'remote')
   assert (remote / 'report.png').read_bytes().startswith(b'\x89PNG')
   evaluation = json.loads((remote / 'evaluation.json').read_text())
   assert (evaluation['step'], evaluation['rows']) == (30, 26)
   assert f'{evaluation["figures"]["auc"]["value"]:.4f}' in (remote / 'report.md').read_text()
-  losses = {line['step']: line['total_loss'] for line in micro_run.figures(remote) if line['kind'] == 'heldout'}
+  losses = {
+    line['step']: line['total_loss']
+    for line in micro_run.figures(remote)
+    if line['kind'] == 'heldout'
+  }
   assert told['step'] == min(losses, key=losses.get)
   import electra_jax
+
   here = electra_jax.load(remote, told['step'])('bako tiru mesa.').replaced
-  assert abs(here - told['replaced']).max() < 1e-4      # other optimisation of the compiler
+  assert abs(here - told['replaced']).max() < 1e-4  # other optimisation of the compiler
 
 
-@pytest.mark.parametrize('address, named', [
-    ('s3://bucket/run', 's3://bucket/run'), ('gs://', 'gs://bucket/run'), ('gs:/bucket/run', 'lacks a slash')])
+@pytest.mark.parametrize(
+  'address, named',
+  [
+    ('s3://bucket/run', 's3://bucket/run'),
+    ('gs://', 'gs://bucket/run'),
+    ('gs:/bucket/run', 'lacks a slash'),
+  ],
+)
 def test_addresses_that_are_none_of_a_run(address, named):
   with pytest.raises(UserError, match=named):
     workdirs.folder(address)
@@ -171,15 +208,39 @@ def test_without_gcsfs_it_is_named(monkeypatch):
 
 
 def test_a_bucket_that_cannot_be_reached_is_one_sentence_before_long_work(bucket):
-  train = f'--config={micro_run.CONFIG}', f'--config.data.source={micro_run.shared() / "nosuch.txt"}'
+  train = (
+    f'--config={micro_run.CONFIG}',
+    f'--config.data.source={micro_run.shared() / "nosuch.txt"}',
+  )
   url, nobody = bucket.url, 'http://127.0.0.1:9'
   cases = [
-      (url, [*train, '--workdir=gs://nosuch/run'], 'gs://nosuch/run cannot be written (there is no such bucket'),
-      (url, [*train, '--workdir=gs://closed/run'], 'gs://closed/run cannot be written (nobody@example.com does not have'),
-      (url, ['--mode=evaluate', '--workdir=gs://closed/run'], 'gs://closed/run cannot be read (nobody@example.com does not have'),
-      (url, ['--mode=report', '--workdir=gs://bucket/nosuch'], 'gs://bucket/nosuch is not a run'),
-      (nobody, ['--mode=evaluate', '--workdir=gs://bucket/run'], 'gs://bucket/run cannot be read (Cannot connect'),
-      (nobody, [*train, '--workdir=gs://bucket/run'], 'gs://bucket/run cannot be written (Cannot connect')]
+    (
+      url,
+      [*train, '--workdir=gs://nosuch/run'],
+      'gs://nosuch/run cannot be written (there is no such bucket',
+    ),
+    (
+      url,
+      [*train, '--workdir=gs://closed/run'],
+      'gs://closed/run cannot be written (nobody@example.com does not have',
+    ),
+    (
+      url,
+      ['--mode=evaluate', '--workdir=gs://closed/run'],
+      'gs://closed/run cannot be read (nobody@example.com does not have',
+    ),
+    (url, ['--mode=report', '--workdir=gs://bucket/nosuch'], 'gs://bucket/nosuch is not a run'),
+    (
+      nobody,
+      ['--mode=evaluate', '--workdir=gs://bucket/run'],
+      'gs://bucket/run cannot be read (Cannot connect',
+    ),
+    (
+      nobody,
+      [*train, '--workdir=gs://bucket/run'],
+      'gs://bucket/run cannot be written (Cannot connect',
+    ),
+  ]
   _, err = child(MISTAKES.replace('CASES', repr([case[:2] for case in cases])))
   for said, (_, _, named) in zip(err.split('==\n')[1:], cases, strict=True):
     assert said.startswith('electra_jax: ' + named) and said.count('\n') == 1, said
@@ -191,8 +252,10 @@ def test_a_bucket_that_cannot_be_reached_is_one_sentence_before_long_work(bucket
 @pytest.fixture
 def sent(monkeypatch):
   """What Spool uploads, in order: (address, content). The bucket is out of order while `sent.broken`."""
+
   class Sent(list):
     broken, slow = False, None
+
   sent = Sent()
 
   def write(path, content):
@@ -204,6 +267,7 @@ def sent(monkeypatch):
       sent.append((str(path), content))
     else:
       path.write_bytes(content)
+
   monkeypatch.setattr(workdirs, 'write_bytes', write)
   return sent
 
@@ -212,34 +276,40 @@ def line(writer, step):
   writer.write('train', step, {'seconds': float(step), 'loss': 1.0})
 
 
-def test_figures_wait_for_an_upload_in_the_background_and_for_their_own_before_a_save(sent, monkeypatch):
+def test_figures_wait_for_an_upload_in_the_background_and_for_their_own_before_a_save(
+  sent, monkeypatch
+):
   monkeypatch.setattr(progress, 'read_metrics', lambda workdir: [])
   writer = progress.Writer('gs://bucket/run', 0)
   line(writer, 1)
-  assert not sent                                       # not due yet
+  assert not sent  # not due yet
   monkeypatch.setattr(workdirs, 'UPLOAD_EVERY', 0)
   writer._spool._next, sent.slow = 0, threading.Event()
-  line(writer, 2)                                       # begins an upload, and does not wait
-  line(writer, 3)                                       # there is one already
+  line(writer, 2)  # begins an upload, and does not wait
+  line(writer, 3)  # there is one already
   assert not sent
   sent.slow.set()
   assert writer.keep() is None
   figures = [content for address, content in sent if address == 'gs://bucket/run/metrics.jsonl']
   assert [json.loads(one)['step'] for one in figures[-1].splitlines()] == [1, 2, 3]
   writer.close()
-  boards = [content for address, content in sent if address.startswith('gs://bucket/run/tensorboard/events')]
+  boards = [
+    content for address, content in sent if address.startswith('gs://bucket/run/tensorboard/events')
+  ]
   assert boards and len(boards[-1]) == max(map(len, boards)) > 100
   # Unchanged, not sent again.
   assert len([address for address, _ in sent if address.endswith('metrics.jsonl')]) == len(figures)
   assert not writer._spool.path.exists()
-  writer.close()                                        # twice is once
+  writer.close()  # twice is once
 
 
 def test_uploads_take_a_small_share_of_the_time(monkeypatch):
   spool, now = workdirs.Spool(workdirs.folder('gs://bucket/run')), [100.0]
   monkeypatch.setattr(workdirs.time, 'monotonic', lambda: now[0])
-  for taken, pause in ((0.1, 30), (10, 200)):           # seconds
-    monkeypatch.setattr(workdirs, 'write_bytes', lambda path, content: now.__setitem__(0, now[0] + taken))
+  for taken, pause in ((0.1, 30), (10, 200)):  # seconds
+    monkeypatch.setattr(
+      workdirs, 'write_bytes', lambda path, content: now.__setitem__(0, now[0] + taken)
+    )
     (spool.path / 'file').write_text(f'of {taken}')
     spool._upload()
     assert spool._next - now[0] == pytest.approx(pause)

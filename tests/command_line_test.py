@@ -23,12 +23,19 @@ def labelled(screen, label):
 def test_the_first_screen_tells_what_will_be_done(screen):
   assert f'micro  ({micro_run.finished()[0]})' in screen
   assert labelled(screen, 'devices').startswith('1 x cpu, mesh data 1 x fsdp 1 x tensor 1')
-  assert '112 documents' in labelled(screen, 'training') and '365 rows of 32' in labelled(screen, 'training')
+  assert '112 documents' in labelled(screen, 'training') and '365 rows of 32' in labelled(
+    screen, 'training'
+  )
   assert '8 documents' in labelled(screen, 'held out')
-  assert labelled(screen, 'this run') == '30 steps of 8 x 32 = 7.68 k tokens, 0.7 epochs of the corpus'
+  assert (
+    labelled(screen, 'this run') == '30 steps of 8 x 32 = 7.68 k tokens, 0.7 epochs of the corpus'
+  )
   assert re.search(r'unigram entropy \d\.\d\d nats', labelled(screen, 'baseline'))
   parameters = labelled(screen, 'parameters')
-  assert all(part in parameters for part in ('embeddings', 'generator', 'generator head', 'discriminator', 'discriminator head'))
+  assert all(
+    part in parameters
+    for part in ('embeddings', 'generator', 'generator head', 'discriminator', 'discriminator head')
+  )
   assert re.search(r'[\d.]+ MFLOP; at least [\d.e-]+ s at', labelled(screen, 'one step'))
   assert re.search(r'[\d.]+ GB a device, [\d.]+ GB free', labelled(screen, 'memory'))
   assert 'float32 products' in labelled(screen, 'compiled')
@@ -46,17 +53,36 @@ def test_lines_of_figures_come_when_they_should(screen):
   assert [line['step'] for line in lines if line['kind'] == 'train'] == [1, *range(3, 31, 3)]
   assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
   for line in lines:
-    for name in ('generator_loss', 'generator_accuracy', 'sampled_accuracy', 'discriminator_loss', 'constant_loss', 'auc', 'average_precision',
-                 'precision', 'recall', 'replaced_rate', 'tokens', 'seconds'):
+    for name in (
+      'generator_loss',
+      'generator_accuracy',
+      'sampled_accuracy',
+      'discriminator_loss',
+      'constant_loss',
+      'auc',
+      'average_precision',
+      'precision',
+      'recall',
+      'replaced_rate',
+      'tokens',
+      'seconds',
+    ):
       assert line[name] is not None and line[name] >= 0, name
     if line['kind'] == 'train':
-      assert line['tokens_per_second'] > 0 and line['tokens'] == line['step'] * 8 * 32 and 0 <= line['input_wait'] < 1
+      assert (
+        line['tokens_per_second'] > 0
+        and line['tokens'] == line['step'] * 8 * 32
+        and 0 <= line['input_wait'] < 1
+      )
       for figure in ('gradient_norm', 'parameter_norm', 'update_norm'):
         for tower in ('embeddings', 'generator', 'discriminator', 'all'):
-          assert line[f'{figure}/{tower}'] > 0 or (figure, line['step']) == ('update_norm', 1)      # the first step's rate is 0
+          assert line[f'{figure}/{tower}'] > 0 or (figure, line['step']) == (
+            'update_norm',
+            1,
+          )  # the first step's rate is 0
       assert f'{line["generator_loss"]:.3f}' in screen
   assert [line['seconds'] for line in lines] == sorted(line['seconds'] for line in lines)
-  assert screen.count('held out') == 4       # the corpus's line, and three evaluations
+  assert screen.count('held out') == 4  # the corpus's line, and three evaluations
 
 
 def test_learning_shows(screen):
@@ -66,8 +92,12 @@ def test_learning_shows(screen):
 
 def test_the_end_says_where_things_are_and_what_comes_next(screen):
   workdir = micro_run.finished()[0]
-  assert f'in {workdir / "checkpoints"}' in labelled(screen, 'checkpoints') and '28, 30' in labelled(screen, 'checkpoints')
-  assert f'python -m electra_jax.main --mode=evaluate --workdir={workdir}' in labelled(screen, 'next')
+  assert f'in {workdir / "checkpoints"}' in labelled(
+    screen, 'checkpoints'
+  ) and '28, 30' in labelled(screen, 'checkpoints')
+  assert f'python -m electra_jax.main --mode=evaluate --workdir={workdir}' in labelled(
+    screen, 'next'
+  )
   for name in ('config.json', 'resolved.json', 'metrics.jsonl', 'tokenizer/tokenizer.model'):
     assert (workdir / name).is_file()
   assert list((workdir / 'tensorboard').glob('events*'))
@@ -84,15 +114,29 @@ def test_a_finished_run_is_not_run_again():
 def test_tf_data_gives_the_same_run_and_a_profile_changes_nothing(tmp_path):
   pytest.importorskip('tensorflow')
   workdir = tmp_path / 'tf'
-  out, err = micro_run.run(*micro_run.arguments(workdir, '--config.data.reader=tf', '--config.profile_steps=(4,5)'))
+  out, err = micro_run.run(
+    *micro_run.arguments(workdir, '--config.data.reader=tf', '--config.profile_steps=(4,5)')
+  )
   assert f'profile of steps 4 to 5 in {workdir / "profile"}' in out and not err
   assert list((workdir / 'profile').rglob('*.xplane.pb'))
   assert micro_run.figures(workdir) == micro_run.figures(micro_run.finished()[0])
-  assert micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(micro_run.finished()[0], 30)) == []
+  assert (
+    micro_run.differing(
+      micro_run.checkpoint(workdir, 30), micro_run.checkpoint(micro_run.finished()[0], 30)
+    )
+    == []
+  )
 
 
-@pytest.mark.parametrize('argv, workdir', [
-    ([], 'runs/micro'), (['--config.name=mine'], 'runs/mine'), (['--workdir=elsewhere'], 'elsewhere'), (['--workdir', 'elsewhere'], 'elsewhere')])
+@pytest.mark.parametrize(
+  'argv, workdir',
+  [
+    ([], 'runs/micro'),
+    (['--config.name=mine'], 'runs/mine'),
+    (['--workdir=elsewhere'], 'elsewhere'),
+    (['--workdir', 'elsewhere'], 'elsewhere'),
+  ],
+)
 def test_without_a_workdir_it_is_named_after_the_config(argv, workdir, monkeypatch):
   monkeypatch.chdir(micro_run.ROOT)
   called = []
@@ -110,6 +154,7 @@ def test_the_exit_status_is_training_s(monkeypatch):
 def test_an_interrupt_leaves_no_traceback(monkeypatch, capsys):
   def interrupted(config, workdir):
     raise KeyboardInterrupt
+
   monkeypatch.chdir(micro_run.ROOT)
   monkeypatch.setattr(training, 'train', interrupted)
   assert main.main(['main', f'--config={micro_run.CONFIG}']) == main.INTERRUPTED == 130

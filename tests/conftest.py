@@ -34,15 +34,33 @@ from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import mesh as meshes
 from electra_jax.training import optimizers
 
-hypothesis.settings.register_profile('tests', deadline=None, derandomize=True)      # the same examples each time
+hypothesis.settings.register_profile(
+  'tests', deadline=None, derandomize=True
+)  # the same examples each time
 hypothesis.settings.load_profile('tests')
 
 # The files that take longest, longest first, so that no worker is left alone with one of them at the end.
-LONGEST = ('tpu_compile', 'hosts', 'resume_is_bitwise', 'phases', 'continued', 'finetune_run', 'imported_finetuned', 'command_line', 'finetune_tasks',
-           'cloud_workdir', 'export', 'hf_import', 'hf_export', 'nonfinite', 'finetune_hosts', 'heads')
+LONGEST = (
+  'tpu_compile',
+  'hosts',
+  'resume_is_bitwise',
+  'phases',
+  'continued',
+  'finetune_run',
+  'imported_finetuned',
+  'command_line',
+  'finetune_tasks',
+  'cloud_workdir',
+  'export',
+  'hf_import',
+  'hf_export',
+  'nonfinite',
+  'finetune_hosts',
+  'heads',
+)
 
-PAD, UNK, CLS, SEP, MASK = range(5)      # the ids that objectives/electra.py takes unless told
-STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500      # of compiled_step
+PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes unless told
+STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
 
 
 def pytest_collection_modifyitems(items):
@@ -50,33 +68,51 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
-def packed_rows(batch: int, length: int, vocab_size: int, seed: int = 0, empty_rows: int = 0) -> np.ndarray:
+def packed_rows(
+  batch: int, length: int, vocab_size: int, seed: int = 0, empty_rows: int = 0
+) -> np.ndarray:
   """Random rows of [CLS] text [SEP] pieces, padding after; the last `empty_rows` have none. int32 [batch, length]."""
   rng = np.random.default_rng(seed)
   rows = np.full((batch, length), PAD, np.int32)
-  for row in rows[:batch - empty_rows]:
+  for row in rows[: batch - empty_rows]:
     used = 0
     while length - used > 6 and (used == 0 or rng.random() < 0.8):
       piece = rng.integers(4, length - used + 1)
-      row[used:used + piece] = rng.integers(MASK + 1, vocab_size, piece)
+      row[used : used + piece] = rng.integers(MASK + 1, vocab_size, piece)
       row[used], row[used + piece - 1] = CLS, SEP
       used += piece
   return rows
 
 
-def tiny_electra(family: str = 'electra', *, dropout: float = 0.0, sharing: str = 'embeddings', **fields) -> Electra:
+def tiny_electra(
+  family: str = 'electra', *, dropout: float = 0.0, sharing: str = 'embeddings', **fields
+) -> Electra:
   """A model of a few thousand parameters. `fields` are EncoderConfig's, for both towers."""
-  common = dict(family=family, vocab_size=60, vocab_multiple=64, embedding_size=16, max_positions=64, local_window=8,
-                layer_norm_eps=1e-12 if family == 'electra' else 1e-5, dropout=dropout, attention_dropout=dropout)
+  common = dict(
+    family=family,
+    vocab_size=60,
+    vocab_multiple=64,
+    embedding_size=16,
+    max_positions=64,
+    local_window=8,
+    layer_norm_eps=1e-12 if family == 'electra' else 1e-5,
+    dropout=dropout,
+    attention_dropout=dropout,
+  )
   common |= fields
-  discriminator = EncoderConfig(**dict(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64) | common)
-  generator = EncoderConfig(**dict(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32) | common)
+  discriminator = EncoderConfig(
+    **dict(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64) | common
+  )
+  generator = EncoderConfig(
+    **dict(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32) | common
+  )
   return Electra(discriminator if sharing == 'all' else generator, discriminator, sharing=sharing)
 
 
 def random_params(model, seed: int = 0):
   """Parameters drawn by NumPy, without a compilation, large enough that every one of them matters."""
   rng = np.random.default_rng(seed)
+
   def draw(path, shape):
     name = path[-1].key
     noise = rng.standard_normal(shape.shape).astype(np.float32)
@@ -84,17 +120,27 @@ def random_params(model, seed: int = 0):
       return 1 + 0.2 * noise
     if name == 'bias':
       return 0.2 * noise
-    return noise * shape.shape[-1 if name in ('word', 'position', 'type') else -2]**-0.5
+    return noise * shape.shape[-1 if name in ('word', 'position', 'type') else -2] ** -0.5
+
   shapes = nn.unbox(jax.eval_shape(lambda: step.init_params(model, 0, 8)))
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def adamw(schedule, eps: float = 1e-6):
   """The published optimizer."""
-  return optimizers.adamw(schedule, b1=0.9, b2=0.999, eps=eps, weight_decay=0.01, clip=1.0, bias_correction=False)
+  return optimizers.adamw(
+    schedule, b1=0.9, b2=0.999, eps=eps, weight_decay=0.01, clip=1.0, bias_correction=False
+  )
 
 
-def compiled_step(family: str, devices: int, micro_batches: int, fsdp: int = 1, tensor: int = 1, optimizer: str = 'data'):
+def compiled_step(
+  family: str,
+  devices: int,
+  micro_batches: int,
+  fsdp: int = 1,
+  tensor: int = 1,
+  optimizer: str = 'data',
+):
   """The real step, dropout on, compiled once for so many devices and STEP_ROWS rows; with all that it was made of."""
   return _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
 
@@ -104,28 +150,55 @@ def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
   model = tiny_electra(family, dropout=0.1, vocab_size=STEP_VOCAB, num_heads=2)
   config = default_config()
   config.mesh.update(fsdp=fsdp, tensor=tensor)
-  config.sharding.update(smallest=0, optimizer=optimizer)        # so that each tensor that divides is split
+  config.sharding.update(
+    smallest=0, optimizer=optimizer
+  )  # so that each tensor that divides is split
   layout = meshes.make_layout(config, jax.devices()[:devices])
   # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.
   adam = adamw(lambda step: 1e-2, eps=1e-2)
   shapes, shardings = step.state_shardings(model, adam, STEP_LENGTH, layout)
   moments = meshes.moment_shardings(shapes.params, shardings.params, layout)
-  train_step = step.make_train_step(model, objective, objective.Settings(max_predictions=5), adam, seed=3,
-                                    micro_batches=micro_batches, layout=layout, moments=moments)
+  train_step = step.make_train_step(
+    model,
+    objective,
+    objective.Settings(max_predictions=5),
+    adam,
+    seed=3,
+    micro_batches=micro_batches,
+    layout=layout,
+    moments=moments,
+  )
   batch = {'token_ids': jax.ShapeDtypeStruct((STEP_ROWS, STEP_LENGTH), np.int32)}
   compiled = step.jit_train_step(train_step, shardings, layout).lower(shapes, batch).compile()
-  return types.SimpleNamespace(compiled=compiled, model=model, optimizer=adam, shapes=shapes, shardings=shardings, moments=moments)
+  return types.SimpleNamespace(
+    compiled=compiled,
+    model=model,
+    optimizer=adam,
+    shapes=shapes,
+    shardings=shardings,
+    moments=moments,
+  )
 
 
 @functools.cache
-def train_steps(family: str, devices: int, micro_batches: int, steps: int = 3, fsdp: int = 1, tensor: int = 1, optimizer: str = 'data'):
+def train_steps(
+  family: str,
+  devices: int,
+  micro_batches: int,
+  steps: int = 3,
+  fsdp: int = 1,
+  tensor: int = 1,
+  optimizer: str = 'data',
+):
   """The step of compiled_step, made a few times: the state before and after, and each step's sums, in NumPy."""
   made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
   before = jax.tree.map(np.asarray, step.fresh_state(made.optimizer, random_params(made.model)))
   state = jax.device_put(before, made.shardings)
   every = []
   for i in range(steps):
-    state, sums = made.compiled(state, {'token_ids': packed_rows(STEP_ROWS, STEP_LENGTH, STEP_VOCAB, seed=i, empty_rows=1)})
+    state, sums = made.compiled(
+      state, {'token_ids': packed_rows(STEP_ROWS, STEP_LENGTH, STEP_VOCAB, seed=i, empty_rows=1)}
+    )
     every.append(jax.device_get(sums))
   return before, jax.device_get(state), every
 
@@ -136,7 +209,7 @@ def same_training(ours, theirs):
   for sums, expected_sums in zip(every, expected_every, strict=True):
     assert sums.keys() == expected_sums.keys()
     for name, value in sums.items():
-      if name == 'scores':                   # rounding may carry a logit over the edge of its bin, and no further
+      if name == 'scores':  # rounding may carry a logit over the edge of its bin, and no further
         assert value.sum() == expected_sums[name].sum()
         assert np.abs(np.cumsum(value.astype(int) - expected_sums[name], -1)).max() <= 1
       elif value.dtype == np.int32:
@@ -145,8 +218,14 @@ def same_training(ours, theirs):
         np.testing.assert_allclose(value, expected_sums[name], rtol=1e-5, err_msg=name)
   assert state.step == expected.step == len(every) and state.skipped == expected.skipped == 0
   moved = 0.0
-  for (path, value), old, want in zip(jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(before.params),
-                                      jax.tree.leaves(expected.params), strict=True):
+  for (path, value), old, want in zip(
+    jax.tree_util.tree_leaves_with_path(state.params),
+    jax.tree.leaves(before.params),
+    jax.tree.leaves(expected.params),
+    strict=True,
+  ):
     moved = max(moved, np.abs(want - old).max())
-    np.testing.assert_allclose(value, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=jax.tree_util.keystr(path))
-  assert moved > 1e-3                        # there was an update to compare
+    np.testing.assert_allclose(
+      value, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=jax.tree_util.keystr(path)
+    )
+  assert moved > 1e-3  # there was an update to compare

@@ -29,7 +29,9 @@ def store(tmp_path_factory):
 def three(tmp_path_factory):
   """Stores of 50, 7 and 300 rows; together their ids are 1 to 357."""
   folder = tmp_path_factory.mktemp('three')
-  return tuple(_store(folder / str(rows), rows, first) for rows, first in ((50, 1), (7, 51), (300, 58)))
+  return tuple(
+    _store(folder / str(rows), rows, first) for rows, first in ((50, 1), (7, 51), (300, 58))
+  )
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def rows_read(monkeypatch):
   """A list that the number of rows of every Store.read is added to."""
   counts = []
   read = token_store.Store.read
-  monkeypatch.setattr(token_store.Store, 'read', lambda self, rows: counts.append(len(rows)) or read(self, rows))
+  monkeypatch.setattr(
+    token_store.Store, 'read', lambda self, rows: counts.append(len(rows)) or read(self, rows)
+  )
   return counts
 
 
@@ -54,7 +58,9 @@ def test_an_epoch_is_a_permutation_computed_index_by_index(n, seed, epoch):
 def test_permutations_look_random():
   n = 20_000
   index = np.arange(n)
-  first, next_epoch, next_seed = (batches.permutation(index, n, *key) for key in ((7, 0), (7, 1), (8, 0)))
+  first, next_epoch, next_seed = (
+    batches.permutation(index, n, *key) for key in ((7, 0), (7, 1), (8, 0))
+  )
   for a, b in ((first, index), (first, next_epoch), (first, next_seed), (next_epoch, next_seed)):
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.04
     assert (a == b).sum() < 10
@@ -76,9 +82,13 @@ def test_large_stores_and_late_steps_are_as_near():
 @given(num_rows=st.integers(1, 60), batch_size=st.integers(1, 70), seed=st.integers(0, 9))
 def test_every_row_comes_once_an_epoch(num_rows, batch_size, seed):
   steps = -(-3 * num_rows // batch_size)
-  rows = np.concatenate([batches.batch_rows(step, batch_size, num_rows, seed) for step in range(steps)])
+  rows = np.concatenate(
+    [batches.batch_rows(step, batch_size, num_rows, seed) for step in range(steps)]
+  )
   for epoch in range(3):
-    assert np.array_equal(np.sort(rows[epoch * num_rows : (epoch + 1) * num_rows]), np.arange(num_rows))
+    assert np.array_equal(
+      np.sort(rows[epoch * num_rows : (epoch + 1) * num_rows]), np.arange(num_rows)
+    )
 
 
 def test_every_epoch_has_an_order_of_its_own():
@@ -132,7 +142,11 @@ def test_the_reader_thread_ends_with_its_iterator(store):
   before = set(threading.enumerate())
   iterator = batches.batches(store, 4, 3, use_tf=False)
   next(iterator)
-  (reader,) = (thread for thread in threading.enumerate() if thread not in before and thread.name == batches.READER)
+  (reader,) = (
+    thread
+    for thread in threading.enumerate()
+    if thread not in before and thread.name == batches.READER
+  )
   iterator.close()
   reader.join(timeout=30)
   assert not reader.is_alive()
@@ -169,8 +183,13 @@ def test_some_held_out_rows_are_taken_from_all_over_the_store(store, limit, rows
   steps = np.diff(numbers)
   assert (steps > 0).all() and (count == 1 or steps.max() - steps.min() <= 1)
   assert numbers[0] < 50 / count and numbers[-1] >= 50 - 1 - 50 / count
-  parts = [np.concatenate(list(batches.heldout_batches(store, 16, rows, limit))) for rows in ([0, 1, 5], np.arange(6, 16))]
-  assert np.array_equal(parts[0], together.reshape(-1, 16, LENGTH)[:, [0, 1, 5]].reshape(-1, LENGTH))
+  parts = [
+    np.concatenate(list(batches.heldout_batches(store, 16, rows, limit)))
+    for rows in ([0, 1, 5], np.arange(6, 16))
+  ]
+  assert np.array_equal(
+    parts[0], together.reshape(-1, 16, LENGTH)[:, [0, 1, 5]].reshape(-1, LENGTH)
+  )
   assert np.array_equal(parts[1], together.reshape(-1, 16, LENGTH)[:, 6:].reshape(-1, LENGTH))
 
 
@@ -186,7 +205,9 @@ def test_an_empty_store_is_refused(tmp_path):
 @settings(deadline=None, max_examples=40)
 @given(
   sizes=st.lists(st.integers(1, 400), min_size=1, max_size=4).flatmap(
-    lambda sizes: st.tuples(st.just(sizes), st.lists(st.floats(0.01, 1), min_size=len(sizes), max_size=len(sizes)))
+    lambda sizes: st.tuples(
+      st.just(sizes), st.lists(st.floats(0.01, 1), min_size=len(sizes), max_size=len(sizes))
+    )
   ),
   seed=st.integers(-5, 2**65),
   first=st.integers(0, 10**9),
@@ -202,11 +223,17 @@ def test_a_mixture_keeps_its_proportions_in_every_thousand(sizes, seed, first):
 
 
 @settings(deadline=None, max_examples=25)
-@given(sizes=st.lists(st.integers(1, 120), min_size=1, max_size=3), batch_size=st.integers(30, 1300), seed=st.integers(0, 9))
+@given(
+  sizes=st.lists(st.integers(1, 120), min_size=1, max_size=3),
+  batch_size=st.integers(30, 1300),
+  seed=st.integers(0, 9),
+)
 def test_every_row_of_a_mixture_comes_once_an_epoch_of_its_store(sizes, batch_size, seed):
   shares = {1: (1000,), 2: (700, 300), 3: (1, 333, 666)}[len(sizes)]
   steps = -(-3000 // batch_size)
-  run = np.concatenate([batches.mixture_rows(step, batch_size, tuple(sizes), shares, seed) for step in range(steps)])
+  run = np.concatenate(
+    [batches.mixture_rows(step, batch_size, tuple(sizes), shares, seed) for step in range(steps)]
+  )
   first = 0
   for size in sizes:
     own = run[(run >= first) & (run < first + size)] - first
@@ -229,12 +256,28 @@ def test_stores_of_equal_size_have_orders_of_their_own():
 def test_a_mixture_of_one_store_is_that_store(store):
   one = batches.Mixture((store,), (0.3,))
   for step in (0, 7, 83, 10**9):
-    assert np.array_equal(batches.read_batch(one, step, 12, 5), batches.read_batch(store, step, 12, 5))
+    assert np.array_equal(
+      batches.read_batch(one, step, 12, 5), batches.read_batch(store, step, 12, 5)
+    )
 
 
 def test_the_order_of_a_mixture_never_changes_between_versions():
-  assert batches.mixture_rows(5, 6, (1000, 50), (600, 400), 42).tolist() == [127, 1013, 1027, 867, 1036, 250]
-  assert batches.mixture_rows(166, 6, (1000, 50), (600, 400), 42).tolist() == [924, 421, 1012, 297, 782, 293]
+  assert batches.mixture_rows(5, 6, (1000, 50), (600, 400), 42).tolist() == [
+    127,
+    1013,
+    1027,
+    867,
+    1036,
+    250,
+  ]
+  assert batches.mixture_rows(166, 6, (1000, 50), (600, 400), 42).tolist() == [
+    924,
+    421,
+    1012,
+    297,
+    782,
+    293,
+  ]
 
 
 @pytest.mark.parametrize('use_tf', [False, True])
@@ -244,9 +287,14 @@ def test_readers_give_the_batches_of_a_mixture(three, use_tf):
   mix = batches.Mixture(three, (5, 1, 2))
   every = np.arange(1, 358)
   read = list(batches.batches(mix, 70, 3, 10, 20, use_tf=use_tf))
-  rows = np.concatenate([batches.mixture_rows(step, 70, (50, 7, 300), (625, 125, 250), 3) for step in range(10, 20)])
+  rows = np.concatenate(
+    [batches.mixture_rows(step, 70, (50, 7, 300), (625, 125, 250), 3) for step in range(10, 20)]
+  )
   assert np.array_equal(np.concatenate(read)[:, 0], every[rows])
-  parts = [list(batches.batches(mix, 70, 3, 10, 20, rows, use_tf=use_tf)) for rows in (np.arange(35), np.arange(35, 70))]
+  parts = [
+    list(batches.batches(mix, 70, 3, 10, 20, rows, use_tf=use_tf))
+    for rows in (np.arange(35), np.arange(35, 70))
+  ]
   assert np.array_equal(np.concatenate(parts, axis=1), np.stack(read))
 
 
@@ -255,18 +303,24 @@ def test_a_mixture_knows_its_stores(three):
   assert (mix.rows, mix.length, mix.pad_id, mix.vocab_size) == (357, LENGTH, 0, 5000)
   assert mix.tokens == 357 * LENGTH and mix.weights == (0.625, 0.125, 0.25)
   assert np.array_equal(mix.read(np.array([356, 0, 50, 49]))[:, 0], [357, 1, 51, 50])
-  assert np.array_equal(np.concatenate(list(batches.heldout_batches(mix, 7)))[:, 0], np.arange(1, 358))
+  assert np.array_equal(
+    np.concatenate(list(batches.heldout_batches(mix, 7)))[:, 0], np.arange(1, 358)
+  )
   for outside in (-1, 357):
     with pytest.raises(IndexError, match='are 0..356'):
       mix.read(np.array([outside]))
 
 
 def test_identity_covers_stores_and_weights(three, tmp_path):
-  same = tuple(_store(tmp_path / str(rows), rows, first) for rows, first in ((50, 1), (7, 51), (300, 58)))
+  same = tuple(
+    _store(tmp_path / str(rows), rows, first) for rows, first in ((50, 1), (7, 51), (300, 58))
+  )
   mix = batches.Mixture(three, (5, 1, 2))
   assert mix.identity == batches.Mixture(same, (50, 10, 20)).identity
   others = [
-    batches.Mixture(three, (5, 1, 1)), batches.Mixture(three[::-1], (5, 1, 2)), batches.Mixture(three[:2], (5, 1)),
+    batches.Mixture(three, (5, 1, 1)),
+    batches.Mixture(three[::-1], (5, 1, 2)),
+    batches.Mixture(three[:2], (5, 1)),
     batches.Mixture((*three[:2], _store(tmp_path / 'other', 300, 59)), (5, 1, 2)),
   ]
   assert len({mix.identity, *(other.identity for other in others)}) == 5
@@ -282,7 +336,7 @@ def test_entropy_of_a_mixture_is_that_of_what_a_run_reads(tmp_path):
 
 def test_what_cannot_be_mixed_is_named(three, tmp_path):
   for weights, complaint in [
-    ((1, 0, 1), "weight 0 of .*7 is not a positive number"),
+    ((1, 0, 1), 'weight 0 of .*7 is not a positive number'),
     ((1, -2, 1), 'weight -2 of .*7 is not'),
     ((1, 1, float('nan')), 'weight nan of .*300 is not'),
     ((1, 1, float('inf')), 'weight inf of .*300 is not'),

@@ -16,17 +16,28 @@ from electra_jax.data import corpora
 from electra_jax.errors import UserError
 
 TEXT = 'First paragraph.\nSecond, with é.\n\n\n \nAnother document.\r\n\nThird\u2028one\x0cand\x00more.\n'
-COMPRESSED = [('.gz', gzip.compress), ('.xz', lzma.compress), ('.bz2', bz2.compress),
-              ('.zst', zstandard.ZstdCompressor(write_checksum=True).compress)]
-DOCUMENTS = ['First paragraph.\nSecond, with é.', 'Another document.', 'Third\u2028one\x0cand\x00more.']
+COMPRESSED = [
+  ('.gz', gzip.compress),
+  ('.xz', lzma.compress),
+  ('.bz2', bz2.compress),
+  ('.zst', zstandard.ZstdCompressor(write_checksum=True).compress),
+]
+DOCUMENTS = [
+  'First paragraph.\nSecond, with é.',
+  'Another document.',
+  'Third\u2028one\x0cand\x00more.',
+]
 
 
 def read(source, document_format='blank_line', **kwargs):
   """Documents and counts."""
   sources = corpora.parse_sources(str(source), document_format)
   counts = {}
-  return [text for group in corpora.groups(sources)
-          for text in corpora.documents(group, counts=counts, **kwargs)], counts
+  return [
+    text
+    for group in corpora.groups(sources)
+    for text in corpora.documents(group, counts=counts, **kwargs)
+  ], counts
 
 
 def message(source, *args, **kwargs):
@@ -55,8 +66,17 @@ def test_an_address_works_like_a_path(suffix, pack):
     pattern = f'memory://corpus/*.txt{suffix}'
     read_bytes = []
     assert read(pattern, advance=read_bytes.append) == (['a', *DOCUMENTS, 'b', *DOCUMENTS], {})
-    assert sum(read_bytes) == sum(group.bytes for group in corpora.groups(corpora.parse_sources(pattern))) > 0
-    assert read(f'memory://corpus/b.txt{suffix}, {pattern}')[0] == ['b', *DOCUMENTS, 'a', *DOCUMENTS]
+    assert (
+      sum(read_bytes)
+      == sum(group.bytes for group in corpora.groups(corpora.parse_sources(pattern)))
+      > 0
+    )
+    assert read(f'memory://corpus/b.txt{suffix}, {pattern}')[0] == [
+      'b',
+      *DOCUMENTS,
+      'a',
+      *DOCUMENTS,
+    ]
     before = corpora.corpus_identity(corpora.parse_sources(pattern))
     assert corpora.corpus_identity(corpora.parse_sources(pattern)) == before
     system.pipe_file(f'/corpus/b.txt{suffix}', pack(b'changed'))
@@ -66,7 +86,9 @@ def test_an_address_works_like_a_path(suffix, pack):
     assert "'memory://corpus' is a folder" in message('memory://corpus')
     if suffix:
       system.pipe_file('/corpus/cut.txt.gz', pack(TEXT.encode())[:-9])
-      assert "'memory://corpus/cut.txt.gz' is damaged or cut short" in message('memory://corpus/cut.txt.gz')
+      assert "'memory://corpus/cut.txt.gz' is damaged or cut short" in message(
+        'memory://corpus/cut.txt.gz'
+      )
   finally:
     system.rm('/corpus', recursive=True)
 
@@ -74,7 +96,10 @@ def test_an_address_works_like_a_path(suffix, pack):
 def test_document_formats(tmp_path):
   path = tmp_path / 'text.txt'
   path.write_bytes(TEXT.encode())
-  assert read(path, 'line') == (['First paragraph.', 'Second, with é.', *DOCUMENTS[1:]], {'blank_documents': 4})
+  assert read(path, 'line') == (
+    ['First paragraph.', 'Second, with é.', *DOCUMENTS[1:]],
+    {'blank_documents': 4},
+  )
   (whole,), counts = read(path, 'file')
   assert whole.split() == TEXT.split() and 'Second, with é.\n\n' in whole and not counts
   assert read(f'{path};format=line', 'file') == read(path, 'line')
@@ -97,13 +122,25 @@ def test_a_glob_several_sources_and_an_overlap_give_each_file_once(tmp_path):
   (tmp_path / 'link.txt').symlink_to(tmp_path / 'a.txt')
   assert read(f'{tmp_path}/*.txt')[0] == ['document a.txt', 'document b.txt']
   several, _ = read(f' {tmp_path}/c.md, {tmp_path}/*.txt , {tmp_path}/./c.md,')
-  assert several == ['document c.md', 'document a.txt', 'document b.txt'], 'in the order of the sources'
-  for again in (f'{tmp_path}/*;weight=2', f'{tmp_path}/c.md;weight=1', f'{tmp_path}/c.md;format=line;weight=2'):
+  assert several == ['document c.md', 'document a.txt', 'document b.txt'], (
+    'in the order of the sources'
+  )
+  for again in (
+    f'{tmp_path}/*;weight=2',
+    f'{tmp_path}/c.md;weight=1',
+    f'{tmp_path}/c.md;format=line;weight=2',
+  ):
     told = message(f'{tmp_path}/c.md;weight=1, {again}')
     assert "c.md' is in two sources" in told and 'weights' in told
   (tmp_path / 'd.jsonl').write_text('{"text": "the text", "title": "its title"}')
-  assert read(f'{tmp_path}/d.jsonl;weight=1, {tmp_path}/d.jsonl;field=title;weight=1')[0] == ['the text', 'its title']
-  assert read(f'{tmp_path}/b.txt;weight=1, {tmp_path}/a.txt;weight=2')[0] == ['document b.txt', 'document a.txt']
+  assert read(f'{tmp_path}/d.jsonl;weight=1, {tmp_path}/d.jsonl;field=title;weight=1')[0] == [
+    'the text',
+    'its title',
+  ]
+  assert read(f'{tmp_path}/b.txt;weight=1, {tmp_path}/a.txt;weight=2')[0] == [
+    'document b.txt',
+    'document a.txt',
+  ]
 
 
 def test_paths_and_lists_are_read_too(tmp_path):
@@ -111,7 +148,9 @@ def test_paths_and_lists_are_read_too(tmp_path):
   path.write_text('odd')
   (tmp_path / 'a.txt').write_text('a')
   assert list(corpora.read(path)) == ['odd']
-  assert list(corpora.read([path, f'{tmp_path}/a.txt', *corpora.parse_sources(f'{tmp_path}/a.txt')])) == ['odd', 'a']
+  assert list(
+    corpora.read([path, f'{tmp_path}/a.txt', *corpora.parse_sources(f'{tmp_path}/a.txt')])
+  ) == ['odd', 'a']
   assert next(corpora.read('sample')) == read('sample')[0][0]
 
 
@@ -121,7 +160,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
   assert read(path)[0] == ['Hello']
 
 
-@pytest.mark.parametrize('name, before, after', [('long.txt', b'', b'\nnext'), ('long.jsonl', b'{"text": "', b'"}\n')])
+@pytest.mark.parametrize(
+  'name, before, after', [('long.txt', b'', b'\nnext'), ('long.jsonl', b'{"text": "', b'"}\n')]
+)
 def test_a_line_of_fifty_megabytes_is_a_few_copies_in_memory(tmp_path, name, before, after):
   path = tmp_path / name
   path.write_bytes(before + b'x' * 50_000_000 + after)
@@ -186,7 +227,9 @@ def test_what_is_not_utf8_is_named_with_its_place(tmp_path):
   assert 'latin.txt' in told and '0xe9 on line 2, byte 11 of the text' in told
   path.write_bytes(b'\xef\xbb\xbfone\n\xff')
   assert '0xff on line 2, byte 7 of the text' in message(path)
-  assert "invalid_utf8 is 'ignore'; it can be 'refuse', 'replace'" in message(path, invalid_utf8='ignore')
+  assert "invalid_utf8 is 'ignore'; it can be 'refuse', 'replace'" in message(
+    path, invalid_utf8='ignore'
+  )
 
 
 def test_what_is_not_utf8_is_replaced_and_counted(tmp_path):
@@ -201,8 +244,13 @@ def test_what_is_not_utf8_is_replaced_and_counted(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, suffix, pack):
   content = pack(''.join(f'Some text to compress, line {i}.\n' for i in range(5000)).encode())
   flipped = content[:-5] + bytes([content[-5] ^ 0xFF]) + content[-4:]
-  broken = {'cut': content[:len(content) // 2], 'shorter': content[:-1], 'foreign': b'no such thing', 'empty': b'',
-            'flipped': flipped}
+  broken = {
+    'cut': content[: len(content) // 2],
+    'shorter': content[:-1],
+    'foreign': b'no such thing',
+    'empty': b'',
+    'flipped': flipped,
+  }
   for name, damaged in broken.items():
     path = tmp_path / f'{name}.txt{suffix}'
     path.write_bytes(damaged)
@@ -210,8 +258,12 @@ def test_a_damaged_file_is_named(tmp_path, suffix, pack):
     assert path.name in told and 'damaged or cut short' in told
 
 
-@pytest.mark.parametrize('suffix, content', [(suffix, pack(TEXT.encode())) for suffix, pack in COMPRESSED] + [
-    ('.zip', b'PK\x03\x04 and so on'), ('.parquet', b'PAR1\x15\x04')], ids=lambda value: value if isinstance(value, str) else '')
+@pytest.mark.parametrize(
+  'suffix, content',
+  [(suffix, pack(TEXT.encode())) for suffix, pack in COMPRESSED]
+  + [('.zip', b'PK\x03\x04 and so on'), ('.parquet', b'PAR1\x15\x04')],
+  ids=lambda value: value if isinstance(value, str) else '',
+)
 def test_what_is_no_text_is_refused_whatever_its_name(tmp_path, suffix, content):
   path = tmp_path / 'text.txt'
   path.write_bytes(content)
@@ -239,9 +291,17 @@ def test_the_identity_follows_the_content_and_how_it_is_read(tmp_path):
     return corpora.corpus_identity(corpora.parse_sources(str(text), document_format))
 
   before = identity(path)
-  assert identity(f'{tmp_path}/./text.txt') == before == identity(f'{path};weight=3'), 'the same text'
-  several = [identity(path, 'line'), identity('sample'), identity(f'{path},{other}'), identity(f'{other},{path}'),
-             identity(f'{path};format=jsonl'), identity(f'{path};format=jsonl;field=body')]
+  assert identity(f'{tmp_path}/./text.txt') == before == identity(f'{path};weight=3'), (
+    'the same text'
+  )
+  several = [
+    identity(path, 'line'),
+    identity('sample'),
+    identity(f'{path},{other}'),
+    identity(f'{other},{path}'),
+    identity(f'{path};format=jsonl'),
+    identity(f'{path};format=jsonl;field=body'),
+  ]
   assert len({before, *several}) == 7
   path.write_text('six')
   os.utime(path, ns=(1, 1))
@@ -254,7 +314,9 @@ def test_the_bundled_sample_is_what_the_readme_promises():
   assert len(text.encode()) >= 4_000_000
   assert corpora.SAMPLE_PATH.stat().st_size <= 2_500_000
   assert len(documents) >= 150 and len(set(documents)) == len(documents)
-  assert 5 <= sum(corpora.is_held_out(document, 0.05) for document in documents) <= len(documents) // 5
+  assert (
+    5 <= sum(corpora.is_held_out(document, 0.05) for document in documents) <= len(documents) // 5
+  )
   assert not set(text) & set('\0\t\r\u200b_'), 'clean text'
   attribution = pathlib.Path(corpora.SAMPLE_PATH).with_name('ATTRIBUTION.md').read_text('utf-8')
   assert 'CC BY 4.0' in attribution and f'{len(documents)} documents' in attribution

@@ -76,24 +76,38 @@ def test_what_cannot_be_written_is_told(tmp_path):
 def test_an_address_that_nobody_knows_is_told(monkeypatch):
   with pytest.raises(UserError, match="'nosuch://a' begins with a scheme that is not known"):
     files.exists('nosuch://a')
+
   def missing(address):
     raise ImportError('no module')
+
   monkeypatch.setattr(fsspec.core, 'url_to_fs', missing)
-  with pytest.raises(UserError, match="'gs://b/a' needs gcsfs, which is not installed; pip install gcsfs"):
+  with pytest.raises(
+    UserError, match="'gs://b/a' needs gcsfs, which is not installed; pip install gcsfs"
+  ):
     files.exists('gs://b/a')
 
 
 def test_whatever_a_remote_file_system_raises_is_one_sentence(monkeypatch):
   def fail(*args, **kwargs):
     raise RuntimeError('refused.\nMore of it.')
+
   monkeypatch.setattr(type(fsspec.filesystem('memory')), 'info', fail)
   with pytest.raises(UserError) as caught:
     files.size('memory://folder/a')
   assert str(caught.value) == "'memory://folder/a' cannot be read: refused"
 
 
-@pytest.mark.parametrize('suffix, pack', [('', bytes), ('.gz', gzip.compress), ('.xz', lzma.compress),
-                                          ('.bz2', bz2.compress), ('.zst', ZSTD), ('.ZST', ZSTD)])
+@pytest.mark.parametrize(
+  'suffix, pack',
+  [
+    ('', bytes),
+    ('.gz', gzip.compress),
+    ('.xz', lzma.compress),
+    ('.bz2', bz2.compress),
+    ('.zst', ZSTD),
+    ('.ZST', ZSTD),
+  ],
+)
 def test_compression_goes_by_the_suffix(suffix, pack):
   assert decompressed(pack(TEXT) + pack(b'more'), f'a.txt{suffix}') == TEXT + b'more'
 
@@ -101,15 +115,28 @@ def test_compression_goes_by_the_suffix(suffix, pack):
 def test_zstandard_frames_of_every_kind():
   noise = os.urandom(300_000)
   for content in (noise, TEXT, b'x' * 3_000_000, b'\n'.join([noise, TEXT])):
-    assert decompressed(SKIPPED + ZSTD(content) + SKIPPED + ZSTD(content[:7])) == content + content[:7]
+    assert (
+      decompressed(SKIPPED + ZSTD(content) + SKIPPED + ZSTD(content[:7])) == content + content[:7]
+    )
   assert decompressed(ZSTD(b'')) == b''
-  long = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=28)).compressobj()
+  long = zstandard.ZstdCompressor(
+    compression_params=zstandard.ZstdCompressionParameters(window_log=28)
+  ).compressobj()
   assert decompressed(long.compress(TEXT) + long.flush()) == TEXT, 'as zstd --long writes it'
 
 
-@pytest.mark.parametrize('damage', [lambda content: content[:-1], lambda content: content[:len(content) // 2],
-                                    lambda content: content[:3], lambda content: b'', lambda content: b'no such thing',
-                                    lambda content: content + b'garbage', lambda content: content[:-2] + b'zz'])
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda content: content[:-1],
+    lambda content: content[: len(content) // 2],
+    lambda content: content[:3],
+    lambda content: b'',
+    lambda content: b'no such thing',
+    lambda content: content + b'garbage',
+    lambda content: content[:-2] + b'zz',
+  ],
+)
 def test_damaged_zstandard_is_noticed(damage):
   with pytest.raises(files.damage()):
     decompressed(damage(ZSTD(TEXT)))

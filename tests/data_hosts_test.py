@@ -35,7 +35,9 @@ def folder(tmp_path_factory):
   folder, first = tmp_path_factory.mktemp('stores'), 1
   kind = {'length': LENGTH, 'vocab_size': 1000, 'pad_id': 0, 'tokenizer_fingerprint': ''}
   for name, size in SIZES.items():
-    token_store.write_store(folder / name, [np.arange(first, first + size)[:, None].repeat(LENGTH, 1)], **kind, facts={})
+    token_store.write_store(
+      folder / name, [np.arange(first, first + size)[:, None].repeat(LENGTH, 1)], **kind, facts={}
+    )
     first += size
   return folder
 
@@ -47,7 +49,10 @@ def runs(folder):
   Of the two, one reads through tf.data where it is installed.
   """
   second = 'tf' if importlib.util.find_spec('tensorflow') else 'numpy'
-  started = {(2, 0, 3): _start(folder, ['numpy', second], 0, 3), (4, 3, 6): _start(folder, ['numpy'] * 4, 3, 6)}
+  started = {
+    (2, 0, 3): _start(folder, ['numpy', second], 0, 3),
+    (4, 3, 6): _start(folder, ['numpy'] * 4, 3, 6),
+  }
   said = {(1, 0, 6): [_read_as_a_process(folder, 'numpy', 0, 6)]}
   for run, processes in started.items():
     ends = [process.communicate(timeout=120) for process in processes]
@@ -63,19 +68,41 @@ def _start(folder, readers, first_step, last_step):
     probe.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{probe.getsockname()[1]}'
   environment = os.environ | {
-      'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // len(readers)} {xla_flags.QUICK}'}
-  return [subprocess.Popen([sys.executable, __file__, address, str(len(readers)), str(process), str(folder), reader,
-                            str(first_step), str(last_step)],
-                           env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-          for process, reader in enumerate(readers)]
+    'JAX_PLATFORMS': 'cpu',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+    'TF_ENABLE_ONEDNN_OPTS': '0',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // len(readers)} {xla_flags.QUICK}',
+  }
+  return [
+    subprocess.Popen(
+      [
+        sys.executable,
+        __file__,
+        address,
+        str(len(readers)),
+        str(process),
+        str(folder),
+        reader,
+        str(first_step),
+        str(last_step),
+      ],
+      env=environment,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for process, reader in enumerate(readers)
+  ]
 
 
 @pytest.mark.parametrize('data', ['store', 'mixture'])
 def test_processes_together_read_the_batches_of_one(folder, runs, data):
   whole = _open(folder)[data]
   for (processes, first_step, last_step), said in runs.items():
-    expected = [batches.read_batch(whole, step, BATCH, SEED)[:, 0].tolist() for step in range(first_step, last_step)]
+    expected = [
+      batches.read_batch(whole, step, BATCH, SEED)[:, 0].tolist()
+      for step in range(first_step, last_step)
+    ]
     for i, batch in enumerate(expected):
       rows = {}
       for process in said:
@@ -101,17 +128,23 @@ def test_each_process_reads_its_own_rows_and_no_other(runs):
   for (processes, first_step, last_step), said in runs.items():
     for process in said:
       assert len(process['mine']) == BATCH // processes
-      assert process['read'] == dict.fromkeys(('store', 'mixture'), (last_step - first_step) * BATCH // processes)
+      assert process['read'] == dict.fromkeys(
+        ('store', 'mixture'), (last_step - first_step) * BATCH // processes
+      )
     assert sorted(row for process in said for row in process['mine']) == list(range(BATCH))
 
 
 def test_held_out_rows_too(folder, runs):
   store = _open(folder)['store']
-  expected = np.concatenate(list(batches.heldout_batches(store, BATCH, limit=HELDOUT_LIMIT)))[:, 0].tolist()
+  expected = np.concatenate(list(batches.heldout_batches(store, BATCH, limit=HELDOUT_LIMIT)))[
+    :, 0
+  ].tolist()
   for said in runs.values():
     together = [dict(), dict()]
     for process in said:
-      assert process['heldout read'] == sum(BATCH * i + row < HELDOUT_LIMIT for i in range(2) for row in process['mine'])
+      assert process['heldout read'] == sum(
+        BATCH * i + row < HELDOUT_LIMIT for i in range(2) for row in process['mine']
+      )
       for rows, held in zip(together, process['heldout'], strict=True):
         rows |= {int(row): value for row, value in held.items()}
     assert [rows[i] for rows in together for i in range(BATCH)] == expected
@@ -123,8 +156,15 @@ def test_one_process_holds_all_rows(devices):
   assert meshes.process_rows(mesh, 16).tolist() == list(range(16))
   for shape in ((16,), (16, 5)):
     local = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
-    ours, theirs = meshes.global_batch(local, mesh, 16), jax.device_put(local, meshes.batch_sharding(mesh))
-    assert ours.sharding == theirs.sharding and ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    ours, theirs = (
+      meshes.global_batch(local, mesh, 16),
+      jax.device_put(local, meshes.batch_sharding(mesh)),
+    )
+    assert (
+      ours.sharding == theirs.sharding
+      and ours.dtype == theirs.dtype
+      and np.array_equal(ours, theirs)
+    )
   with pytest.raises(ValueError, match='15 rows of the batch given, where this process holds 16'):
     meshes.global_batch(local[:15], mesh, 16)
 
@@ -133,7 +173,10 @@ def _read_as_a_process(folder, reader, first_step, last_step):
   """What one process of a run has of each batch, taken from its devices, and how many rows it read."""
   mesh = meshes.make_mesh(jax.devices()[:DEVICES])
   mine = meshes.process_rows(mesh, BATCH)
-  checksum = jax.jit(lambda ids: (ids[:, 0] * (1 + np.arange(BATCH)) ** 2).sum(), out_shardings=meshes.replicated(mesh))
+  checksum = jax.jit(
+    lambda ids: (ids[:, 0] * (1 + np.arange(BATCH)) ** 2).sum(),
+    out_shardings=meshes.replicated(mesh),
+  )
 
   def held(batch):
     """First id of each row of the global batch that this process's devices have."""
@@ -141,19 +184,23 @@ def _read_as_a_process(folder, reader, first_step, last_step):
     for shard in batch.addressable_shards:
       values = np.asarray(shard.data)
       assert (values == values[:, :1]).all()
-      rows |= dict(zip(np.arange(BATCH)[shard.index[0]].tolist(), values[:, 0].tolist(), strict=True))
+      rows |= dict(
+        zip(np.arange(BATCH)[shard.index[0]].tolist(), values[:, 0].tolist(), strict=True)
+      )
     return rows
 
   said = {'mine': mine.tolist(), 'held': {}, 'sums': {}, 'read': {}}
   counted, read = [], token_store.Store.read
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(token_store.Store, 'read', lambda self, rows: counted.append(len(rows)) or read(self, rows))
+    patch.setattr(
+      token_store.Store, 'read', lambda self, rows: counted.append(len(rows)) or read(self, rows)
+    )
     for name, data in _open(folder).items():
       counted.clear()
       local = batches.batches(data, BATCH, SEED, first_step, last_step, mine, use_tf=reader == 'tf')
       whole = [meshes.global_batch(rows, mesh, BATCH) for rows in local]
       said['held'][name] = [held(batch) for batch in whole]
-      said['sums'][name] = [int(checksum(batch)) for batch in whole]      # over all processes
+      said['sums'][name] = [int(checksum(batch)) for batch in whole]  # over all processes
       said['read'][name] = sum(counted)
     counted.clear()
     heldout = batches.heldout_batches(_open(folder)['store'], BATCH, mine, HELDOUT_LIMIT)

@@ -50,7 +50,11 @@ def _all(store):
 
 
 def _pieces(store, tokenizer):
-  return [piece for row in _all(store) for piece in packing.pieces(row, tokenizer.cls_id, tokenizer.sep_id)]
+  return [
+    piece
+    for row in _all(store)
+    for piece in packing.pieces(row, tokenizer.cls_id, tokenizer.sep_id)
+  ]
 
 
 def _refused(recipe, **where):
@@ -72,7 +76,9 @@ def test_special_tokens_stand_only_where_packing_puts_them(prepared):
   tokenizer = prepared.tokenizer
   for store in (prepared.train, prepared.heldout):
     pieces = np.concatenate(_pieces(store, tokenizer))
-    assert not np.isin(pieces, [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]).any()
+    assert not np.isin(
+      pieces, [tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]
+    ).any()
 
 
 def test_the_facts_are_true(corpus, prepared):
@@ -87,19 +93,35 @@ def test_the_facts_are_true(corpus, prepared):
     assert facts['rows'] == store.rows == len(rows)
     assert facts['padding_share'] == pytest.approx((rows == prepared.tokenizer.pad_id).mean())
     assert facts['unknown_tokens'] == (rows == prepared.tokenizer.unk_id).sum()
-    assert facts['tokens'] == store.tokens and facts['dropped_tokens'] == facts['duplicate_documents'] == 0
+    assert (
+      facts['tokens'] == store.tokens
+      and facts['dropped_tokens'] == facts['duplicate_documents'] == 0
+    )
     assert store.vocab_size == prepared.tokenizer.size == 400
     assert store.tokenizer_fingerprint == prepared.tokenizer.fingerprint
   longest = max(documents, key=lambda text: len(prepared.tokenizer.encode(text)))
   tokens, beginning = max(train['longest'][0], heldout['longest'][0])
-  assert tokens == len(prepared.tokenizer.encode(longest)) and ' '.join(longest.split()).startswith(beginning.strip())
+  assert tokens == len(prepared.tokenizer.encode(longest)) and ' '.join(longest.split()).startswith(
+    beginning.strip()
+  )
   report = pathlib.Path(prepared.path, 'report.md').read_text()
-  for figure in (f'{train["text_tokens"]:,}', f'{heldout["rows"]:,}', ' 0 (0.000%) ', f'{tokens:,}'):
+  for figure in (
+    f'{train["text_tokens"]:,}',
+    f'{heldout["rows"]:,}',
+    ' 0 (0.000%) ',
+    f'{tokens:,}',
+  ):
     assert figure in report
 
 
 def test_nothing_unfinished_stays(prepared):
-  assert sorted(files.listing(prepared.path)) == ['facts.json', 'heldout', 'report.md', 'tokenizer', 'train']
+  assert sorted(files.listing(prepared.path)) == [
+    'facts.json',
+    'heldout',
+    'report.md',
+    'tokenizer',
+    'train',
+  ]
 
 
 def test_a_later_run_reuses_all_of_it(recipe, prepared, cache, monkeypatch, capsys):
@@ -122,7 +144,12 @@ def test_other_settings_or_text_are_prepared_anew(recipe, prepared, cache, tmp_p
   copy = tmp_path / 'text.txt'
   copy.write_bytes(pathlib.Path(recipe.source).read_bytes())
   paths = {prepared.path}
-  for change in ({'source': str(copy)}, {'vocab_size': 300}, {'heldout_fraction': 0.3}, {'tokenizer': 'bpe'}):
+  for change in (
+    {'source': str(copy)},
+    {'vocab_size': 300},
+    {'heldout_fraction': 0.3},
+    {'tokenizer': 'bpe'},
+  ):
     paths.add(prepare.prepare(dataclasses.replace(recipe, **change), cache=cache).path)
   copy.write_text(copy.read_text() + '\n\nOne more document.')
   paths.add(prepare.prepare(dataclasses.replace(recipe, source=str(copy)), cache=cache).path)
@@ -131,9 +158,14 @@ def test_other_settings_or_text_are_prepared_anew(recipe, prepared, cache, tmp_p
 
 def test_a_given_tokenizer_is_used(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(tokenizers, 'train_tokenizer', None)
-  given = prepare.prepare(dataclasses.replace(recipe, tokenizer=tokenizer_folder, vocab_size=9), cache=tmp_path)
+  given = prepare.prepare(
+    dataclasses.replace(recipe, tokenizer=tokenizer_folder, vocab_size=9), cache=tmp_path
+  )
   assert given.tokenizer.fingerprint == prepared.tokenizer.fingerprint
-  assert given.train.identity == prepared.train.identity and given.heldout.identity == prepared.heldout.identity
+  assert (
+    given.train.identity == prepared.train.identity
+    and given.heldout.identity == prepared.heldout.identity
+  )
 
 
 def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
@@ -142,7 +174,11 @@ def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
   assert np.array_equal(
     np.concatenate(_pieces(made.heldout, made.tokenizer)),
     np.concatenate(
-      [made.tokenizer.encode(text) for text in corpora.read(recipe.source) if corpora.is_held_out(text, 0.2)]
+      [
+        made.tokenizer.encode(text)
+        for text in corpora.read(recipe.source)
+        if corpora.is_held_out(text, 0.2)
+      ]
     ),
   )
   assert pathlib.Path(made.path, 'tokenizer', 'vocab.txt').read_text().split('\n')[:5] == list(
@@ -151,11 +187,15 @@ def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
 
 
 def test_nothing_held_out_where_none_is_asked_for(recipe, tokenizer_folder, tmp_path):
-  whole = prepare.prepare(dataclasses.replace(recipe, heldout_fraction=0.0, tokenizer=tokenizer_folder), cache=tmp_path)
+  whole = prepare.prepare(
+    dataclasses.replace(recipe, heldout_fraction=0.0, tokenizer=tokenizer_folder), cache=tmp_path
+  )
   assert whole.heldout is None and whole.facts['train']['documents'] == 30
 
 
-def test_segment_pairs_are_seeded_and_their_losses_counted(recipe, tokenizer_folder, tmp_path, capsys):
+def test_segment_pairs_are_seeded_and_their_losses_counted(
+  recipe, tokenizer_folder, tmp_path, capsys
+):
   pairs = dataclasses.replace(recipe, row_format='segment_pair', tokenizer=tokenizer_folder)
   first = prepare.prepare(pairs, cache=tmp_path)
   other = prepare.prepare(dataclasses.replace(pairs, seed=1), cache=tmp_path)
@@ -177,50 +217,82 @@ def test_segment_pairs_are_seeded_and_their_losses_counted(recipe, tokenizer_fol
 
 def test_padding_is_below_one_percent_on_the_bundled_corpus(tokenizer_folder, tmp_path):
   for row_length in (64, 512):
-    facts = prepare.prepare(Recipe('sample', row_length=row_length, tokenizer=tokenizer_folder), cache=tmp_path).facts
+    facts = prepare.prepare(
+      Recipe('sample', row_length=row_length, tokenizer=tokenizer_folder), cache=tmp_path
+    ).facts
     rows = facts['train']['rows'] + facts['heldout']['rows']
     assert 1 - (facts['train']['tokens'] + facts['heldout']['tokens']) / (rows * row_length) < 0.01
     assert facts['heldout']['padding_share'] < 0.02
 
 
-def test_sources_with_weights_have_a_store_each(recipe, prepared, cache, tokenizer_folder, tmp_path, monkeypatch):
+def test_sources_with_weights_have_a_store_each(
+  recipe, prepared, cache, tokenizer_folder, tmp_path, monkeypatch
+):
   for name, part in (('a', slice(0, 20)), ('b', slice(20, 30))):
     (tmp_path / f'{name}.txt').write_text('\n\n'.join(list(corpora.read(recipe.source))[part]))
   source = lambda a, b: f'{tmp_path}/a.txt;weight={a}, {tmp_path}/b.txt;weight={b}'
   mixed = dataclasses.replace(recipe, source=source(3, 1), tokenizer=tokenizer_folder)
   first = prepare.prepare(mixed, cache=tmp_path)
-  assert first.train.weights == (0.75, 0.25) and first.facts['stores'] == ['train-00', 'train-01', 'heldout']
-  assert [store.rows for store in first.train.stores] == [entry['rows'] for entry in first.facts['sources']]
+  assert first.train.weights == (0.75, 0.25) and first.facts['stores'] == [
+    'train-00',
+    'train-01',
+    'heldout',
+  ]
+  assert [store.rows for store in first.train.stores] == [
+    entry['rows'] for entry in first.facts['sources']
+  ]
   assert first.train.rows == first.facts['train']['rows']
   monkeypatch.setattr(corpora, 'documents', None)
   other = prepare.prepare(dataclasses.replace(mixed, source=source(1, 1)), cache=tmp_path)
-  assert other.path == first.path and other.train.weights == (0.5, 0.5), 'rows stay, only the mixing changes'
+  assert other.path == first.path and other.train.weights == (0.5, 0.5), (
+    'rows stay, only the mixing changes'
+  )
 
 
-def test_near_duplicates_go_and_are_counted(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
+def test_near_duplicates_go_and_are_counted(
+  recipe, prepared, tokenizer_folder, tmp_path, monkeypatch
+):
   monkeypatch.setattr(blocks, 'BLOCK_CHARACTERS', 5_000)
   texts = list(corpora.read(recipe.source))
   once, twice = tmp_path / 'once.txt', tmp_path / 'twice.txt'
   once.write_text('\n\n'.join(texts[5:]))
-  twice.write_text('\n\n'.join([*texts[5:], *(text.replace('the ', 'the ', 1) + ' End.' for text in texts[5:])]))
+  twice.write_text(
+    '\n\n'.join([*texts[5:], *(text.replace('the ', 'the ', 1) + ' End.' for text in texts[5:])])
+  )
   first = prepare.prepare(
-    dataclasses.replace(recipe, source=str(once), tokenizer=tokenizer_folder, near_duplicates=0.7), cache=tmp_path
+    dataclasses.replace(recipe, source=str(once), tokenizer=tokenizer_folder, near_duplicates=0.7),
+    cache=tmp_path,
   )
   both = prepare.prepare(
-    dataclasses.replace(recipe, source=str(twice), tokenizer=tokenizer_folder, near_duplicates=0.7), cache=tmp_path
+    dataclasses.replace(recipe, source=str(twice), tokenizer=tokenizer_folder, near_duplicates=0.7),
+    cache=tmp_path,
   )
-  assert first.facts['train']['duplicate_documents'] + first.facts['heldout']['duplicate_documents'] == 0
-  assert both.facts['train']['duplicate_documents'] + both.facts['heldout']['duplicate_documents'] == 25
+  assert (
+    first.facts['train']['duplicate_documents'] + first.facts['heldout']['duplicate_documents'] == 0
+  )
+  assert (
+    both.facts['train']['duplicate_documents'] + both.facts['heldout']['duplicate_documents'] == 25
+  )
   for split in ('train', 'heldout'):
     assert both.facts[split]['text_tokens'] == first.facts[split]['text_tokens']
 
 
-def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(recipe, prepared, tokenizer_folder, tmp_path):
+def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(
+  recipe, prepared, tokenizer_folder, tmp_path
+):
   address = 'memory://bucket/corpora/thirty'
   made = prepare.prepare(
-    dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path / 'maker', output=address
+    dataclasses.replace(recipe, tokenizer=tokenizer_folder),
+    cache=tmp_path / 'maker',
+    output=address,
   )
-  assert sorted(files.listing(address)) == ['facts.json', 'heldout', 'report.md', 'tokenizer', 'train']
+  assert sorted(files.listing(address)) == [
+    'facts.json',
+    'heldout',
+    'report.md',
+    'tokenizer',
+    'train',
+  ]
   opened = prepare.open_prepared(address, tmp_path / 'reader')
   assert not list((tmp_path / 'reader').rglob('*.bin')), 'nothing is fetched before it is read'
   assert np.array_equal(_all(opened.train), _all(prepared.train)) and opened.facts == made.facts
@@ -263,7 +335,10 @@ def test_a_folder_of_a_persons_own_is_left_alone(recipe, prepared, tokenizer_fol
   assert 'holds another corpus' in _refused(
     dataclasses.replace(given, row_length=16), cache=tmp_path, output=tmp_path / 'out'
   )
-  assert prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity == prepared.train.identity
+  assert (
+    prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity
+    == prepared.train.identity
+  )
   assert (mine / 'thesis.tex').read_text() == 'years of work'
 
 
@@ -285,16 +360,23 @@ def test_a_failed_run_leaves_nothing(recipe, tokenizer_folder, tmp_path, monkeyp
   monkeypatch.setattr(workers, 'SMALL_BYTES', 0)
   broken = tmp_path / 'text.txt'
   broken.write_bytes(pathlib.Path(recipe.source).read_bytes() * 10 + b'\n\n\xff\n')
-  for tokenizer in ('unigram', tokenizer_folder):  # found while it is trained, and while rows are made
+  for tokenizer in (
+    'unigram',
+    tokenizer_folder,
+  ):  # found while it is trained, and while rows are made
     assert 'not UTF-8' in _refused(
       dataclasses.replace(recipe, source=str(broken), tokenizer=tokenizer),
       cache=tmp_path / 'cache',
       processes=processes,
     )
-    assert [path for path in (tmp_path / 'cache').rglob('*') if path.is_file() and path.suffix != '.lock'] == []
+    assert [
+      path for path in (tmp_path / 'cache').rglob('*') if path.is_file() and path.suffix != '.lock'
+    ] == []
 
 
-def test_a_disk_that_is_full_costs_no_finished_work(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_costs_no_finished_work(
+  recipe, prepared, tokenizer_folder, tmp_path, monkeypatch
+):
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   with monkeypatch.context() as patch:
     patch.setattr(
@@ -311,14 +393,23 @@ def test_a_disk_that_is_full_costs_no_finished_work(recipe, prepared, tokenizer_
     assert 'No space left on device' in _refused(given, cache=tmp_path, output=tmp_path / 'out')
   assert files.listing(tmp_path / 'out' / '.work' / 'rows')
   monkeypatch.setattr(blocks, 'worker_tokenizer', None)  # no row is made again
-  assert prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity == prepared.train.identity
+  assert (
+    prepare.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity
+    == prepared.train.identity
+  )
 
 
-def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(recipe, tokenizer_folder, tmp_path):
+def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(
+  recipe, tokenizer_folder, tmp_path
+):
   out = tmp_path / 'out'
-  prepare.prepare(dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path, output=out)
+  prepare.prepare(
+    dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path, output=out
+  )
   files.remove(out)
-  made = prepare.prepare(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=tmp_path, output=out)
+  made = prepare.prepare(
+    dataclasses.replace(recipe, tokenizer='wordpiece'), cache=tmp_path, output=out
+  )
   text = next(text for text in corpora.read(recipe.source) if not corpora.is_held_out(text, 0.2))
   assert (
     _pieces(made.train, made.tokenizer)[0].tolist()
@@ -326,7 +417,9 @@ def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(recipe,
   )
 
 
-def test_text_that_changes_while_it_is_read_is_told(recipe, tokenizer_folder, tmp_path, monkeypatch):
+def test_text_that_changes_while_it_is_read_is_told(
+  recipe, tokenizer_folder, tmp_path, monkeypatch
+):
   path = tmp_path / 'text.txt'
   path.write_bytes(pathlib.Path(recipe.source).read_bytes())
   original = prepare._write_store
@@ -342,14 +435,18 @@ def test_text_that_changes_while_it_is_read_is_told(recipe, tokenizer_folder, tm
 
 
 @pytest.mark.parametrize('written', ['{0}/out/', '{0}/./out', '~/out', 'out'])
-def test_folders_are_found_however_they_are_written(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch, written):
+def test_folders_are_found_however_they_are_written(
+  recipe, prepared, tokenizer_folder, tmp_path, monkeypatch, written
+):
   monkeypatch.setenv('HOME', str(tmp_path))
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   monkeypatch.chdir(tmp_path)
   made = prepare.prepare(given, cache='~/cache', output=written.format(tmp_path))
   assert made.train.identity == prepared.train.identity
   assert (
-    prepare.open_prepared(tmp_path / 'out').facts == prepare.open_prepared(written.format(tmp_path)).facts == made.facts
+    prepare.open_prepared(tmp_path / 'out').facts
+    == prepare.open_prepared(written.format(tmp_path)).facts
+    == made.facts
   )
   assert sorted(name for name in files.listing(tmp_path) if not name.startswith('.')) == ['out']
 
@@ -358,7 +455,9 @@ def test_a_line_of_fifty_megabytes(tokenizer_folder, tmp_path):
   path = tmp_path / 'long.txt'
   line = ' '.join(' '.join(text.split()) for text in corpora.read('sample'))[:5_000_000]
   path.write_text(' '.join([line] * 10) + '\n\n' + '\n\n'.join(f'document {n}' for n in range(100)))
-  made = prepare.prepare(Recipe(str(path), row_length=128, tokenizer=tokenizer_folder), cache=tmp_path)
+  made = prepare.prepare(
+    Recipe(str(path), row_length=128, tokenizer=tokenizer_folder), cache=tmp_path
+  )
   tokenizer, facts = made.tokenizer, made.facts['train']
   assert facts['longest'][0][0] == pytest.approx(10 * len(tokenizer.encode(line)), rel=1e-4)
   assert facts['longest'][0][0] >= 10_000_000 and facts['padding_share'] < 0.001
@@ -374,11 +473,16 @@ def test_a_line_of_fifty_megabytes(tokenizer_folder, tmp_path):
   )
 
 
-def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(recipe, tokenizer_folder, tmp_path, capsys):
+def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(
+  recipe, tokenizer_folder, tmp_path, capsys
+):
   broken = tmp_path / 'text.txt'
   broken.write_bytes(pathlib.Path(recipe.source).read_bytes() + b'\n\nbad \xff\xfe bytes\n\n\n')
   made = prepare.prepare(
-    dataclasses.replace(recipe, source=str(broken), invalid_utf8='replace', tokenizer=tokenizer_folder), cache=tmp_path
+    dataclasses.replace(
+      recipe, source=str(broken), invalid_utf8='replace', tokenizer=tokenizer_folder
+    ),
+    cache=tmp_path,
   )
   (source,) = made.facts['sources']
   assert (source['replaced_bytes'], source['documents_with_replacements']) == (2, 1)
@@ -409,9 +513,12 @@ def test_too_little_text_is_named(recipe, tokenizer_folder, tmp_path, text, comp
   path = tmp_path / 'text.txt'
   path.write_text(text)
   assert complaint in _refused(
-    dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path / 'cache'
+    dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder),
+    cache=tmp_path / 'cache',
   )
-  assert not [name for name in files.listing(tmp_path / 'cache' / 'rows') if not name.startswith('.')]
+  assert not [
+    name for name in files.listing(tmp_path / 'cache' / 'rows') if not name.startswith('.')
+  ]
 
 
 def test_documents_without_a_token_are_named(recipe, tokenizer_folder, tmp_path):

@@ -36,10 +36,17 @@ class Standin(fsspec.AbstractFileSystem):
 
   def info(self, path, **_):
     local = self._path(path)
-    return {'name': self._strip_protocol(path), 'size': local.stat().st_size, 'type': 'directory' if local.is_dir() else 'file'}
+    return {
+      'name': self._strip_protocol(path),
+      'size': local.stat().st_size,
+      'type': 'directory' if local.is_dir() else 'file',
+    }
 
   def ls(self, path, detail=True, **_):
-    found = [self.info(f'{self._strip_protocol(path)}/{name}') for name in sorted(os.listdir(self._path(path)))]
+    found = [
+      self.info(f'{self._strip_protocol(path)}/{name}')
+      for name in sorted(os.listdir(self._path(path)))
+    ]
     return found if detail else [facts['name'] for facts in found]
 
   def makedirs(self, path, exist_ok=False):
@@ -51,7 +58,9 @@ class Standin(fsspec.AbstractFileSystem):
       local.parent.mkdir(parents=True, exist_ok=True)
       return open(local, mode)
     content = local.read_bytes()
-    with open(os.environ['STANDIN_LOG'], 'a') as log:  # one short write at the end of a file is never torn
+    with open(
+      os.environ['STANDIN_LOG'], 'a'
+    ) as log:  # one short write at the end of a file is never torn
       log.write(f'{local.name}\n')
     if self.faults[local.name]:
       self.faults[local.name] -= 1
@@ -102,7 +111,9 @@ def test_a_store_is_written_to_an_address_and_read_from_it(address, tmp_path):
 def test_another_file_system_does_as_well(tmp_path):
   store = _write('memory://bucket/store', ROWS)
   again = token_store.open_store('memory://bucket/store', tmp_path / 'cache')
-  assert np.array_equal(again.read(np.array([9, 0])), ROWS[[9, 0]]) and again.identity == store.identity
+  assert (
+    np.array_equal(again.read(np.array([9, 0])), ROWS[[9, 0]]) and again.identity == store.identity
+  )
   assert os.listdir(tmp_path / 'cache') == [store.identity]
   fsspec.filesystem('memory').rm('/bucket', recursive=True)
 
@@ -133,7 +144,10 @@ def test_without_a_cache_named_it_is_the_users(address, tmp_path):
 def test_a_held_out_store_that_is_never_read_fetches_nothing(address, tmp_path):
   _write('standin://bucket/heldout', ROWS[::-1])
   _fetched()
-  train, heldout = (token_store.open_store(f'standin://bucket/{name}', tmp_path / 'cache') for name in ('store', 'heldout'))
+  train, heldout = (
+    token_store.open_store(f'standin://bucket/{name}', tmp_path / 'cache')
+    for name in ('store', 'heldout')
+  )
   train.fetch()
   assert len(list(batches.batches(train, 4, 0, 0, 5, use_tf=False))) == 5 and heldout.rows == 10
   assert _fetched() == SHARDS and os.listdir(tmp_path / 'cache') == [train.identity]
@@ -141,7 +155,10 @@ def test_a_held_out_store_that_is_never_read_fetches_nothing(address, tmp_path):
 
 def test_a_mixture_fetches_its_stores(address, tmp_path):
   _write('standin://bucket/other', ROWS[:4])
-  stores = tuple(token_store.open_store(f'standin://bucket/{name}', tmp_path / 'cache') for name in ('store', 'other'))
+  stores = tuple(
+    token_store.open_store(f'standin://bucket/{name}', tmp_path / 'cache')
+    for name in ('store', 'other')
+  )
   _fetched()
   batches.Mixture(stores, (1, 1)).fetch()
   assert _fetched() == sorted([*SHARDS, SHARDS[0]])
@@ -156,7 +173,9 @@ def test_what_arrives_damaged_is_fetched_again_and_then_refused(address, tmp_pat
   for fetch in (lambda store: store.fetch(), lambda store: store.read(np.array([5]))):
     (cache / store.identity / SHARDS[1]).unlink()
     Standin.faults[SHARDS[1]] = 2
-    with pytest.raises(UserError, match=f"'{ADDRESS}/{SHARDS[1]}' is damaged.*prepare the corpus again"):
+    with pytest.raises(
+      UserError, match=f"'{ADDRESS}/{SHARDS[1]}' is damaged.*prepare the corpus again"
+    ):
       fetch(token_store.open_store(address, cache))
     assert not (cache / store.identity / SHARDS[1]).exists() and not list(cache.rglob('*.partial'))
     fetch(token_store.open_store(address, cache))
@@ -169,7 +188,9 @@ def test_a_shard_of_the_wrong_size_or_none_is_refused(address, tmp_path):
   with pytest.raises(UserError, match=f"'{ADDRESS}/{SHARDS[2]}' is damaged: 57 bytes of 64 came"):
     store.read(np.array([9]))
   remote.unlink()
-  with pytest.raises(UserError, match=f"'{ADDRESS}/{SHARDS[2]}' cannot be read: No such file.*; see that it is there"):
+  with pytest.raises(
+    UserError, match=f"'{ADDRESS}/{SHARDS[2]}' cannot be read: No such file.*; see that it is there"
+  ):
     store.read(np.array([9]))
   assert np.array_equal(store.read(np.array([0])), ROWS[:1])
 
@@ -179,19 +200,25 @@ def test_what_was_cut_short_in_the_cache_is_fetched_again(address, tmp_path):
   store.fetch()
   os.truncate(store.folder / SHARDS[0], 100)
   _fetched()
-  assert np.array_equal(token_store.open_store(address, tmp_path / 'cache').read(np.arange(10)), ROWS)
+  assert np.array_equal(
+    token_store.open_store(address, tmp_path / 'cache').read(np.arange(10)), ROWS
+  )
   assert _fetched() == SHARDS[:1]
 
 
 def test_a_cache_that_cannot_be_written_is_named(address, tmp_path):
   (tmp_path / 'file').write_text('in the way')
   store = token_store.open_store(address, tmp_path / 'file')
-  with pytest.raises(UserError, match="the cache '.*file/.*' cannot be written: .*; name another folder"):
+  with pytest.raises(
+    UserError, match="the cache '.*file/.*' cannot be written: .*; name another folder"
+  ):
     store.fetch()
 
 
 def test_a_place_without_a_store_is_named(address, tmp_path):
-  with pytest.raises(UserError, match="no token store at 'standin://bucket/nothing': it has no manifest.json"):
+  with pytest.raises(
+    UserError, match="no token store at 'standin://bucket/nothing': it has no manifest.json"
+  ):
     token_store.open_store('standin://bucket/nothing')
   (tmp_path / 'remote/bucket/store/manifest.json').write_text('{')
   with pytest.raises(UserError, match=f"token store '{ADDRESS}' has a damaged manifest"):
@@ -205,7 +232,10 @@ def test_each_host_fetches_each_shard_once_however_many_its_processes(address, t
   for host in hosts:
     environment = os.environ | {'STANDIN_LOG': str(tmp_path / f'log of {host}')}
     command = [sys.executable, __file__, str(tmp_path / host), str(go)]
-    processes += [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes += [
+      subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+      for _ in range(2)
+    ]
   for process in processes:
     assert process.stdout.readline() == 'ready\n'
   go.touch()
@@ -218,7 +248,10 @@ def test_each_host_fetches_each_shard_once_however_many_its_processes(address, t
 def _child(cache, go):
   """One process of a host: it reads all rows as soon as it may, and says their hash."""
   fetch = shard_cache._download
-  shard_cache._download = lambda *args: (time.sleep(0.1), fetch(*args))  # so that the others come meanwhile
+  shard_cache._download = lambda *args: (
+    time.sleep(0.1),
+    fetch(*args),
+  )  # so that the others come meanwhile
   store = token_store.open_store(ADDRESS, cache)
   print('ready', flush=True)
   while not os.path.exists(go):

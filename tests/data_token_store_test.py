@@ -26,14 +26,18 @@ def _rows(count=10, length=16, vocab_size=1000):
 
 def _write(path, rows, vocab_size=1000, blocks=None, **facts):
   kind = {'length': rows.shape[1], 'vocab_size': vocab_size, 'pad_id': 0}
-  return token_store.write_store(path, blocks or [rows], **kind, tokenizer_fingerprint='fingerprint', facts=facts)
+  return token_store.write_store(
+    path, blocks or [rows], **kind, tokenizer_fingerprint='fingerprint', facts=facts
+  )
 
 
 def _counted_reads(monkeypatch):
   """A list that the size of every reading of a file is added to."""
   sizes = []
   pread = os.pread
-  monkeypatch.setattr(os, 'pread', lambda file, size, offset: sizes.append(size) or pread(file, size, offset))
+  monkeypatch.setattr(
+    os, 'pread', lambda file, size, offset: sizes.append(size) or pread(file, size, offset)
+  )
   return sizes
 
 
@@ -42,7 +46,13 @@ def test_rows_come_back(tmp_path):
   rows[3, 10:] = 0
   _write(tmp_path / 'store', rows, source='here')
   store = token_store.open_store(tmp_path / 'store')
-  assert (store.rows, store.length, store.pad_id, store.tokens, store.vocab_size) == (10, 16, 0, 154, 1000)
+  assert (store.rows, store.length, store.pad_id, store.tokens, store.vocab_size) == (
+    10,
+    16,
+    0,
+    154,
+    1000,
+  )
   assert store.tokenizer_fingerprint == 'fingerprint' and store.manifest['source'] == 'here'
   batch = store.read(np.array([7, 0, 7]))
   assert batch.dtype == np.int32 and np.array_equal(batch, rows[[7, 0, 7]])
@@ -59,10 +69,19 @@ def test_shards_are_full_but_the_last_whatever_the_blocks(tmp_path, small_shards
   store = _write(tmp_path / 'store', rows, blocks=np.split(rows, np.cumsum(sizes)[:-1]))
   assert [shard['rows'] for shard in store.manifest['shards']] == [4, 4, 2]
   assert sorted(os.listdir(store.folder)) == [
-    'manifest.json', *(f'rows-0000{i}.bin' for i in range(3)), 'verified.json'
+    'manifest.json',
+    *(f'rows-0000{i}.bin' for i in range(3)),
+    'verified.json',
   ]
   assert (store.folder / 'rows-00001.bin').read_bytes() == rows[4:8].astype('<u2').tobytes()
-  for indices in (np.arange(10), np.arange(10)[::-1], [9, 0, 1, 2, 3, 4, 5, 5, 3, 4], [4], [3, 4], [7, 9]):
+  for indices in (
+    np.arange(10),
+    np.arange(10)[::-1],
+    [9, 0, 1, 2, 3, 4, 5, 5, 3, 4],
+    [4],
+    [3, 4],
+    [7, 9],
+  ):
     assert np.array_equal(store.read(np.array(indices)), rows[indices])
 
 
@@ -102,7 +121,9 @@ def test_shards_written_in_any_order_make_the_same_store(tmp_path, small_shards)
     token_store.write_shard(parts, 0, [rows[:5]], **kind)
   with pytest.raises(ValueError, match=r'shape \(2, 15\), not \(n, 16\)'):
     token_store.write_shard(parts, 0, [rows[:2, :15]], **kind)
-  assert np.array_equal(token_store.open_store(parts).read(np.arange(10)), rows), 'a shard that fails changes nothing'
+  assert np.array_equal(token_store.open_store(parts).read(np.arange(10)), rows), (
+    'a shard that fails changes nothing'
+  )
   assert not list(parts.glob('*.partial'))
 
 
@@ -191,7 +212,9 @@ def test_a_foreign_store_is_refused(tmp_path, small_shards):
   shards = manifest['shards']
 
   def with_shard(i, **facts):
-    return json.dumps(manifest | {'shards': [s | facts if j == i else s for j, s in enumerate(shards)]})
+    return json.dumps(
+      manifest | {'shards': [s | facts if j == i else s for j, s in enumerate(shards)]}
+    )
 
   for content, complaint in [
     (json.dumps(manifest | {'format_version': 1}), 'has format version 1 where 2 is read'),
@@ -200,10 +223,16 @@ def test_a_foreign_store_is_refused(tmp_path, small_shards):
     (json.dumps([1, 2]), 'is not a token store'),
     (json.dumps({k: v for k, v in manifest.items() if k != 'rows'}), "lacks 'rows'"),
     (json.dumps(manifest | {'shards': shards[:-1]}), 'its rows are not those of its shards'),
-    (json.dumps(manifest | {'shards': shards[:1] + shards[2:]}), "shard 1 is called 'rows-00002.bin'"),
+    (
+      json.dumps(manifest | {'shards': shards[:1] + shards[2:]}),
+      "shard 1 is called 'rows-00002.bin'",
+    ),
     (json.dumps(manifest | {'shards': [{}]}), "shard 0 lacks 'blake2b'"),
     (json.dumps(manifest | {'shards': 5}), 'damaged manifest'),
-    (json.dumps(manifest | {'rows_per_shard': 5}), 'shard 0 of 3 has 4 rows where a full one has 5'),
+    (
+      json.dumps(manifest | {'rows_per_shard': 5}),
+      'shard 0 of 3 has 4 rows where a full one has 5',
+    ),
     (json.dumps(manifest | {'dtype': '<f4'}), "ids of type '<f4'"),
     (json.dumps(manifest | {'blake2b': '0'}), 'its checksum is not that of its shards'),
     (with_shard(1, file='../../secret'), "shard 1 is called '../../secret'"),
@@ -223,7 +252,9 @@ def test_what_was_checked_is_not_read_again_until_it_changes(tmp_path, small_sha
   _write(path, _rows())
   hashed = []
   digest = token_manifest._file_digest
-  monkeypatch.setattr(token_manifest, '_file_digest', lambda file: hashed.append(file.name) or digest(file))
+  monkeypatch.setattr(
+    token_manifest, '_file_digest', lambda file: hashed.append(file.name) or digest(file)
+  )
 
   def opening():
     hashed.clear()
@@ -235,7 +266,9 @@ def test_what_was_checked_is_not_read_again_until_it_changes(tmp_path, small_sha
   os.utime(path / every[1], ns=(1, 1))
   assert opening() == [every[1]]
   assert opening() == []
-  shutil.copytree(path, tmp_path / 'other', copy_function=shutil.copy)  # a copy has times of its own
+  shutil.copytree(
+    path, tmp_path / 'other', copy_function=shutil.copy
+  )  # a copy has times of its own
   path = tmp_path / 'other'
   assert opening() == every
   assert opening() == []
@@ -263,7 +296,9 @@ def test_a_store_that_goes_while_it_is_read_is_named(tmp_path, small_shards):
   with pytest.raises(UserError, match="store' was cut short while it was read"):
     store.read(np.array([0, 1]))
   shutil.rmtree(store.folder)
-  with pytest.raises(UserError, match="store' cannot be read any more .rows-00001.bin: No such file"):
+  with pytest.raises(
+    UserError, match="store' cannot be read any more .rows-00001.bin: No such file"
+  ):
     store.read(np.array([5]))
 
 

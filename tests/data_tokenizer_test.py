@@ -15,8 +15,19 @@ from electra_jax.errors import UserError
 
 KINDS = tokenizers.KINDS
 SPECIAL_TEXT = '[CLS] one [MASK] two [SEP] [PAD] [UNK] <s> </s> <unk> <pad> <mask>'
-ODD_TEXTS = ['', ' ', '\n\t\n', '\0', 'a\0b', '☃', 'x' * 100_000, '日本\u2028\u3000', '\u2060', '\ufffd',
-             'a' + '\u0301' * 999]
+ODD_TEXTS = [
+  '',
+  ' ',
+  '\n\t\n',
+  '\0',
+  'a\0b',
+  '☃',
+  'x' * 100_000,
+  '日本\u2028\u3000',
+  '\u2060',
+  '\ufffd',
+  'a' + '\u0301' * 999,
+]
 
 
 @pytest.fixture(scope='module')
@@ -35,14 +46,21 @@ def tokenizer(request, trained):
 
 
 def test_special_tokens_have_the_first_ids(tokenizer):
-  assert tokenizer.tokens[:5] == tokenizers.SPECIAL_TOKENS == ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+  assert (
+    tokenizer.tokens[:5]
+    == tokenizers.SPECIAL_TOKENS
+    == ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+  )
   ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
   assert ids == tokenizer.special_ids == (0, 1, 2, 3, 4)
   assert tokenizer.size == len(tokenizer.tokens) == len(set(tokenizer.tokens)) == 600
 
 
 def test_english_comes_back_as_it_went_in(trained):
-  for text in ('The old man had listed hundreds of truths.', 'He said: "1,234.50 (or so) [sic] <b> {x} ~ ^ \\ | @ #"'):
+  for text in (
+    'The old man had listed hundreds of truths.',
+    'He said: "1,234.50 (or so) [sic] <b> {x} ~ ^ \\ | @ #"',
+  ):
     for kind, tokenizer in trained.items():
       ids = tokenizer.encode(text)
       assert tokenizer.unk_id not in ids
@@ -58,7 +76,13 @@ def test_literal_special_tokens_are_text(tokenizer):
 
 
 def test_decode_writes_special_tokens_and_leaves_padding_out(tokenizer):
-  ids = [tokenizer.cls_id, *tokenizer.encode('the man'), tokenizer.mask_id, tokenizer.sep_id, *[tokenizer.pad_id] * 2]
+  ids = [
+    tokenizer.cls_id,
+    *tokenizer.encode('the man'),
+    tokenizer.mask_id,
+    tokenizer.sep_id,
+    *[tokenizer.pad_id] * 2,
+  ]
   assert tokenizer.decode(ids) == '[CLS] the man [MASK] [SEP]'
   assert tokenizer.decode(ids, special_tokens=False) == 'the man'
   assert tokenizer.token(tokenizer.mask_id) == '[MASK]'
@@ -67,7 +91,10 @@ def test_decode_writes_special_tokens_and_leaves_padding_out(tokenizer):
 @pytest.mark.parametrize('text', ODD_TEXTS, ids=lambda text: ascii(text[:10]))
 def test_odd_text_encodes(tokenizer, text):
   ids = tokenizer.encode(text)
-  assert all(0 <= i < tokenizer.size and (i == tokenizer.unk_id or i not in tokenizer.special_ids) for i in ids)
+  assert all(
+    0 <= i < tokenizer.size and (i == tokenizer.unk_id or i not in tokenizer.special_ids)
+    for i in ids
+  )
   tokenizer.decode(ids)
 
 
@@ -78,8 +105,12 @@ def test_lone_surrogates_count_as_replacement_characters(tokenizer):
 
 def test_a_batch_encodes_as_its_texts_do(tokenizer, texts):
   for threads in (None, 1, 2):
-    assert tokenizer.encode_batch(texts[:4], threads) == [tokenizer.encode(text) for text in texts[:4]]
-    assert tokenizer.encode_batch([], threads) == [] and tokenizer.encode_batch(['', ''], threads) == [[], []]
+    assert tokenizer.encode_batch(texts[:4], threads) == [
+      tokenizer.encode(text) for text in texts[:4]
+    ]
+    assert tokenizer.encode_batch([], threads) == [] and tokenizer.encode_batch(
+      ['', ''], threads
+    ) == [[], []]
 
 
 # Long texts ###################################################################
@@ -89,7 +120,9 @@ def cut_and_whole(tokenizer, text, monkeypatch):
   monkeypatch.setattr(tokenizers, 'LONG_TEXT', 3000)
   monkeypatch.setattr(tokenizers, 'CALL_CHARACTERS', 10_000)
   cut = tokenizer.encode_batch(['before', text, '', text[:5000], 'after'])
-  assert cut[::2] == tokenizer.encode_batch(['before', '', 'after']) and cut[3] == tokenizer.encode(text[:5000])
+  assert cut[::2] == tokenizer.encode_batch(['before', '', 'after']) and cut[3] == tokenizer.encode(
+    text[:5000]
+  )
   monkeypatch.setattr(tokenizers, 'LONG_TEXT', 10**9)
   return cut[1], tokenizer.encode(text)
 
@@ -106,7 +139,9 @@ def test_parting_a_long_text_changes_no_id_of_a_unigram_model_but_ties(trained, 
 
   tokenizer = trained['unigram']
   model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.files['tokenizer.model'])
-  ways = [split_words(tokenizer, ids) for ids in cut_and_whole(tokenizer, '\n\n'.join(texts), monkeypatch)]
+  ways = [
+    split_words(tokenizer, ids) for ids in cut_and_whole(tokenizer, '\n\n'.join(texts), monkeypatch)
+  ]
   assert len(ways[0]) == len(ways[1]) > 20_000
   differing = [pair for pair in zip(*ways, strict=True) if pair[0] != pair[1]]
   assert len(differing) < 10
@@ -144,7 +179,9 @@ def in_a_new_process(code, *arguments):
     tokenizer = tokenizers.load_tokenizer(sys.argv[1])
   """
   code = textwrap.dedent(start) + textwrap.dedent(code)
-  done = subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True
+  )
   assert done.returncode == 0, done.stderr
   return done.stdout
 
@@ -203,12 +240,23 @@ def test_save_and_load(tokenizer, texts, tmp_path):
 
 def test_a_file_of_its_own_is_enough(trained, tmp_path):
   trained['bpe'].save(tmp_path / 'bpe')
-  assert tokenizers.load_tokenizer(tmp_path / 'bpe/tokenizer.model').fingerprint == trained['bpe'].fingerprint
+  assert (
+    tokenizers.load_tokenizer(tmp_path / 'bpe/tokenizer.model').fingerprint
+    == trained['bpe'].fingerprint
+  )
   trained['wordpiece'].save(tmp_path / 'wordpiece')
-  assert tokenizers.load_tokenizer(tmp_path / 'wordpiece/vocab.txt').fingerprint == trained['wordpiece'].fingerprint
+  assert (
+    tokenizers.load_tokenizer(tmp_path / 'wordpiece/vocab.txt').fingerprint
+    == trained['wordpiece'].fingerprint
+  )
   vocabulary = (tmp_path / 'wordpiece/vocab.txt').read_text()
-  (tmp_path / 'windows.txt').write_bytes(b'\xef\xbb\xbf' + vocabulary.replace('\n', '\r\n').encode())
-  assert tokenizers.load_tokenizer(tmp_path / 'windows.txt').fingerprint == trained['wordpiece'].fingerprint
+  (tmp_path / 'windows.txt').write_bytes(
+    b'\xef\xbb\xbf' + vocabulary.replace('\n', '\r\n').encode()
+  )
+  assert (
+    tokenizers.load_tokenizer(tmp_path / 'windows.txt').fingerprint
+    == trained['wordpiece'].fingerprint
+  )
 
 
 def test_special_tokens_are_where_the_vocabulary_has_them(tmp_path):
@@ -228,7 +276,12 @@ def foreign(texts, **settings):
 
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(texts), model_writer=model, vocab_size=300, hard_vocab_limit=False, minloglevel=2, **settings
+    sentence_iterator=iter(texts),
+    model_writer=model,
+    vocab_size=300,
+    hard_vocab_limit=False,
+    minloglevel=2,
+    **settings,
   )
   return model.getvalue()
 
@@ -242,7 +295,9 @@ def test_models_of_others_are_taken_where_their_special_tokens_are_found(texts, 
   encoded = tokenizer.encode('the <mask> man <s>')  # SentencePiece itself gives the id of <mask>
   assert not set(encoded) & {1, 2, 3, 4} and encoded.count(tokenizer.unk_id) >= 1
   (tmp_path / 'spiece.model').write_bytes(foreign(lines))
-  with pytest.raises(UserError, match=r'lacks \[PAD\] or <pad>, \[MASK\] or <mask>; use one that has them'):
+  with pytest.raises(
+    UserError, match=r'lacks \[PAD\] or <pad>, \[MASK\] or <mask>; use one that has them'
+  ):
     tokenizers.load_tokenizer(tmp_path)
 
 
@@ -250,7 +305,9 @@ def test_models_of_others_are_taken_where_their_special_tokens_are_found(texts, 
 
 
 def test_a_wrong_place_or_file_is_named(trained, tmp_path):
-  refused = lambda *arguments: str(pytest.raises(UserError, tokenizers.load_tokenizer, *arguments).value)
+  refused = lambda *arguments: str(
+    pytest.raises(UserError, tokenizers.load_tokenizer, *arguments).value
+  )
   assert 'no tokenizer in' in refused(tmp_path)
   assert 'nothing is there' in refused(tmp_path / 'missing')
   assert 'nothing is there' in refused('memory://nowhere/tokenizer')
@@ -263,16 +320,25 @@ def test_a_wrong_place_or_file_is_named(trained, tmp_path):
 
 
 def test_settings_that_contradict_are_named(trained, tmp_path):
-  refused = lambda *arguments: str(pytest.raises(UserError, tokenizers.load_tokenizer, *arguments).value)
+  refused = lambda *arguments: str(
+    pytest.raises(UserError, tokenizers.load_tokenizer, *arguments).value
+  )
   trained['bpe'].save(tmp_path / 'bpe')
   assert 'holds its own normalization' in refused(tmp_path / 'bpe', True)
   trained['wordpiece'].save(tmp_path / 'saved')
   assert 'lowercase is False, but' in refused(tmp_path / 'saved', False)
   assert 'strip_accents is False, but' in refused(tmp_path / 'saved', None, False)
-  assert tokenizers.load_tokenizer(tmp_path / 'saved', True, True).fingerprint == trained['wordpiece'].fingerprint
+  assert (
+    tokenizers.load_tokenizer(tmp_path / 'saved', True, True).fingerprint
+    == trained['wordpiece'].fingerprint
+  )
   for name, content, complaint in [
     ('tokenizer_config.json', '{', 'is damaged'),
-    ('tokenizer_config.json', json.dumps({'tokenizer_class': 'BertJapaneseTokenizer'}), 'is a BertJapaneseTokenizer'),
+    (
+      'tokenizer_config.json',
+      json.dumps({'tokenizer_class': 'BertJapaneseTokenizer'}),
+      'is a BertJapaneseTokenizer',
+    ),
     ('tokenizer.json', json.dumps({'model': {'type': 'BPE'}}), "is not BERT's WordPiece"),
   ]:
     (tmp_path / name).mkdir(exist_ok=True)
@@ -288,4 +354,6 @@ def test_a_cased_vocabulary_is_not_taken_for_an_uncased_one(texts, tmp_path):
   with pytest.raises(UserError, match='have capitals, .* set lowercase to no'):
     tokenizers.load_tokenizer(tmp_path)
   assert tokenizers.load_tokenizer(tmp_path, lowercase=False).fingerprint == cased.fingerprint
-  assert tokenizers.load_tokenizer(tmp_path, lowercase=True).encode('THE man') == cased.encode('the man')
+  assert tokenizers.load_tokenizer(tmp_path, lowercase=True).encode('THE man') == cased.encode(
+    'the man'
+  )

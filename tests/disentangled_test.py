@@ -23,9 +23,24 @@ ROWS = conftest.packed_rows(4, 16, 60, seed=3)
 
 
 def config_of(*fields, family='electra'):
-  config = main.parse(['main', '--config=tests/configs/micro.py', '--config.sharing=disentangled', *(f'--config.{field}' for field in fields)]).config
-  config.model.update(family=family, hidden_size=32, embedding_size=24 if family == 'electra' else 32, num_layers=1, num_heads=2, intermediate_size=64,
-                      max_positions=40, layer_norm_eps=1e-12 if family == 'electra' else 1e-5)
+  config = main.parse(
+    [
+      'main',
+      '--config=tests/configs/micro.py',
+      '--config.sharing=disentangled',
+      *(f'--config.{field}' for field in fields),
+    ]
+  ).config
+  config.model.update(
+    family=family,
+    hidden_size=32,
+    embedding_size=24 if family == 'electra' else 32,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=64,
+    max_positions=40,
+    layer_norm_eps=1e-12 if family == 'electra' else 1e-5,
+  )
   return config
 
 
@@ -33,38 +48,61 @@ def config_of(*fields, family='electra'):
 def run(tmp_path_factory):
   """The folder of a run whose every parameter matters, differences included."""
   folder = tmp_path_factory.mktemp('disentangled')
-  made_run.make(folder / 'run', config_of(), load_tokenizer(made_run.wordpiece(folder / 'vocabulary')))
+  made_run.make(
+    folder / 'run', config_of(), load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
+  )
   return folder / 'run'
 
 
 @pytest.fixture(scope='module')
 def stepped():
   """Three steps of a fresh model, and gradients of each loss alone at the state after them."""
-  p = build.program(c := config_of(), c, build.any_tokenizer(60), meshes.make_layout(devices=jax.devices()[:1]))
+  p = build.program(
+    c := config_of(), c, build.any_tokenizer(60), meshes.make_layout(devices=jax.devices()[:1])
+  )
   rng = np.random.default_rng(0)
-  params = jax.tree_util.tree_map_with_path(      # drawn without a compilation; what begins at zero does
-      lambda path, x: np.zeros(x.shape, np.float32) if path[0].key == 'embeddings_difference' and path[1].key != 'norm' else
-      rng.normal(1 if path[-1].key == 'scale' else 0, 0.1, x.shape).astype(np.float32), p.shapes.params)
+  params = (
+    jax.tree_util.tree_map_with_path(  # drawn without a compilation; what begins at zero does
+      lambda path, x: (
+        np.zeros(x.shape, np.float32)
+        if path[0].key == 'embeddings_difference' and path[1].key != 'norm'
+        else rng.normal(1 if path[-1].key == 'scale' else 0, 0.1, x.shape).astype(np.float32)
+      ),
+      p.shapes.params,
+    )
+  )
   examples = p.objective.examples(p.settings, ROWS, jax.vmap(jax.random.key)(jnp.arange(4)))
   counts = p.objective.counts(p.settings, examples)
 
   @jax.jit
   def gradients(params, generator_weight, discriminator_weight):
-    settings = dataclasses.replace(p.settings, generator_weight=generator_weight, discriminator_weight=discriminator_weight)
-    return jax.grad(lambda params: p.objective.loss(settings, p.model, params, examples, counts, train=False)[0])(params)
+    settings = dataclasses.replace(
+      p.settings, generator_weight=generator_weight, discriminator_weight=discriminator_weight
+    )
+    return jax.grad(
+      lambda params: p.objective.loss(settings, p.model, params, examples, counts, train=False)[0]
+    )(params)
 
   before, opt_state, update = params, p.optimizer.init(params), jax.jit(p.optimizer.update)
   for _ in range(3):
     updates, opt_state = update(gradients(params, 1.0, 50.0), opt_state, params)
     params = jax.tree.map(jnp.add, params, updates)
-  return before, jax.device_get(params), jax.device_get(gradients(params, 1.0, 0.0)), jax.device_get(gradients(params, 0.0, 50.0))
+  return (
+    before,
+    jax.device_get(params),
+    jax.device_get(gradients(params, 1.0, 0.0)),
+    jax.device_get(gradients(params, 0.0, 50.0)),
+  )
 
 
 def test_the_difference_is_born_zero():
   c = config_of()
   model = build.build_model(c, 60)
   difference = jax.jit(lambda: nn.unbox(steps.init_params(model, 0, 8))['embeddings_difference'])()
-  assert not any(table.any() for table in tables(difference).values()) and (difference['norm']['scale'] == 1).all()
+  assert (
+    not any(table.any() for table in tables(difference).values())
+    and (difference['norm']['scale'] == 1).all()
+  )
 
 
 def tables(tree):
@@ -75,9 +113,13 @@ def test_each_loss_stops_at_its_own_part(stepped):
   _, _, of_generator, of_discriminator = stepped
   zero = lambda tree: not any(x.any() for x in jax.tree.leaves(tree))
   for name in ('embeddings_difference', 'discriminator', 'discriminator_head'):
-    assert zero(of_generator[name]) and not any(zero(x) for x in jax.tree.leaves(tables(of_discriminator[name])) if x.ndim == 2), name
+    assert zero(of_generator[name]) and not any(
+      zero(x) for x in jax.tree.leaves(tables(of_discriminator[name])) if x.ndim == 2
+    ), name
   for name in ('generator_embeddings', 'generator', 'generator_head'):
-    assert zero(of_discriminator[name]) and not any(zero(x) for x in jax.tree.leaves(tables(of_generator[name])) if x.ndim == 2), name
+    assert zero(of_discriminator[name]) and not any(
+      zero(x) for x in jax.tree.leaves(tables(of_generator[name])) if x.ndim == 2
+    ), name
 
 
 def test_both_parts_learn(stepped):
@@ -90,12 +132,25 @@ def test_both_parts_learn(stepped):
 def test_folded_the_discriminator_s_tables_are_the_generator_s_plus_the_difference(run):
   weights, raw = own.read(str(run)), checkpoints.read_arrays(run, 7, 'params')
   size = weights.vocab_size
-  assert weights.sharing == 'none' and 'embeddings_difference' not in weights.params and 'embeddings_difference' not in weights.moments['mu']
+  assert (
+    weights.sharing == 'none'
+    and 'embeddings_difference' not in weights.params
+    and 'embeddings_difference' not in weights.moments['mu']
+  )
   for name, table in tables(weights.params['embeddings']).items():
-    parts = [raw[part][name][:size if name == 'word' else None] for part in ('generator_embeddings', 'embeddings_difference')]
-    assert all(np.abs(part).max() > 0.1 for part in parts) and np.array_equal(table, sum(parts)), name
+    parts = [
+      raw[part][name][: size if name == 'word' else None]
+      for part in ('generator_embeddings', 'embeddings_difference')
+    ]
+    assert all(np.abs(part).max() > 0.1 for part in parts) and np.array_equal(table, sum(parts)), (
+      name
+    )
   assert same_bits(weights.params['embeddings']['norm'], raw['embeddings_difference']['norm'])
-  assert weights.params['generator_embeddings']['word'].shape == weights.params['embeddings']['word'].shape == (size, 24)
+  assert (
+    weights.params['generator_embeddings']['word'].shape
+    == weights.params['embeddings']['word'].shape
+    == (size, 24)
+  )
 
 
 def test_transformers_opens_the_folded_export_and_computes_the_same(run, tmp_path):
@@ -104,13 +159,19 @@ def test_transformers_opens_the_folded_export_and_computes_the_same(run, tmp_pat
   torch.set_num_threads(1)
   export.export(str(run), str(tmp_path))
   reading = electra_jax.load(str(run))(made_run.TEXTS)
-  inputs = transformers.AutoTokenizer.from_pretrained(f'{tmp_path}/discriminator')(made_run.TEXTS, padding=True, return_tensors='pt')
-  model, told = transformers.AutoModelForPreTraining.from_pretrained(f'{tmp_path}/discriminator', output_loading_info=True)
+  inputs = transformers.AutoTokenizer.from_pretrained(f'{tmp_path}/discriminator')(
+    made_run.TEXTS, padding=True, return_tensors='pt'
+  )
+  model, told = transformers.AutoModelForPreTraining.from_pretrained(
+    f'{tmp_path}/discriminator', output_loading_info=True
+  )
   assert not any(told.values()), told
   with torch.no_grad():
     verdicts = model(**inputs).logits.sigmoid().numpy()
   for i, tokens in enumerate(reading.tokens):
-    np.testing.assert_allclose(reading.replaced[i, :len(tokens)], verdicts[i, :len(tokens)], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+      reading.replaced[i, : len(tokens)], verdicts[i, : len(tokens)], rtol=0, atol=1e-6
+    )
   assert (tmp_path / 'generator').is_dir()
 
 
@@ -118,32 +179,50 @@ def test_fine_tuning_begins_with_the_folded_embeddings(run):
   config = finetune_config.default_config()
   config.init = str(run)
   begun, weights = initial.open_initial(config), own.read(str(run))
-  assert same_bits(begun.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}) and begun.origin['step'] == 7
+  assert (
+    same_bits(
+      begun.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
+    )
+    and begun.origin['step'] == 7
+  )
 
 
 @pytest.mark.parametrize('sharing', ['embeddings', 'disentangled'])
 def test_another_run_goes_on_from_it(run, sharing):
-  config = config_of(f'init={run}', 'data.tokenizer=init', f'sharing={sharing}', 'continued.optimizer=kept')
+  config = config_of(
+    f'init={run}', 'data.tokenizer=init', f'sharing={sharing}', 'continued.optimizer=kept'
+  )
   config, source = continued.resolve(config)
   start = continued.begin(config, source, source.tokenizer)
   weights = own.read(str(run))
-  if sharing == 'embeddings':      # as any source's, the sharing is its own
+  if sharing == 'embeddings':  # as any source's, the sharing is its own
     assert config.sharing == 'none' and same_bits(start.params, weights.params)
     return
   assert config.sharing == 'disentangled' and 'embeddings' not in start.params
   again = own.folded(start.params)
   assert same_bits(again['generator_embeddings'], weights.params['generator_embeddings'])
   for name, table in weights.params['embeddings'].items():
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), again['embeddings'][name], table)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+      again['embeddings'][name],
+      table,
+    )
   assert same_bits(own.folded(start.moments['mu'], values=False), weights.moments['mu'])
 
 
 def test_lamb_lets_the_difference_grow():
-  optimizer = optimizers.lamb(lambda step: 0.01, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, clip=0.0, bias_correction=True)
-  params = {'embeddings_difference': {'word': jnp.zeros((4, 8))}, 'discriminator': {'kernel': jnp.full((4, 8), 1e-3)}}
+  optimizer = optimizers.lamb(
+    lambda step: 0.01, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, clip=0.0, bias_correction=True
+  )
+  params = {
+    'embeddings_difference': {'word': jnp.zeros((4, 8))},
+    'discriminator': {'kernel': jnp.full((4, 8), 1e-3)},
+  }
   state, gradients = optimizer.init(params), jax.tree.map(jnp.ones_like, params)
   for _ in range(10):
     updates, state = optimizer.update(gradients, state, params)
     params = jax.tree.map(jnp.add, params, updates)
-  np.testing.assert_allclose(params['embeddings_difference']['word'], -0.1, rtol=1e-3)       # by the rate, from zero
-  assert jnp.abs(params['discriminator']['kernel']).max() < 2e-3                              # by its own norm
+  np.testing.assert_allclose(
+    params['embeddings_difference']['word'], -0.1, rtol=1e-3
+  )  # by the rate, from zero
+  assert jnp.abs(params['discriminator']['kernel']).max() < 2e-3  # by its own norm

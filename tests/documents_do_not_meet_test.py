@@ -19,7 +19,11 @@ def row_of(*pieces):
 def test_changing_one_document_leaves_the_others_outputs(family):
   model = tiny_electra(family=family, vocab_size=VOCAB)
   params = random_params(model)
-  run = jax.jit(lambda params, row: model.apply({'params': params}, packed_inputs(row, PAD, CLS, SEP), method='hidden_states'))
+  run = jax.jit(
+    lambda params, row: model.apply(
+      {'params': params}, packed_inputs(row, PAD, CLS, SEP), method='hidden_states'
+    )
+  )
   rng = np.random.default_rng(0)
   first, second, third = (rng.integers(MASK + 1, VOCAB, n) for n in (7, 9, 6))
   before = np.asarray(run(params, row_of(first, second, third)))[0]
@@ -36,11 +40,20 @@ def test_gradients_do_not_cross_either():
   model = tiny_electra(vocab_size=VOCAB)
   params = random_params(model)
   rng = np.random.default_rng(1)
-  first, second = np.arange(MASK + 1, MASK + 8), np.arange(MASK + 10, MASK + 18)  # no word in common
+  first, second = (
+    np.arange(MASK + 1, MASK + 8),
+    np.arange(MASK + 10, MASK + 18),
+  )  # no word in common
 
   def loss(params):
-    hidden = model.apply({'params': params}, packed_inputs(row_of(first, second), PAD, CLS, SEP), method='hidden_states')
-    return (hidden[0, : len(first) + 2] * rng.standard_normal(hidden.shape[-1]).astype(np.float32)).sum()
+    hidden = model.apply(
+      {'params': params},
+      packed_inputs(row_of(first, second), PAD, CLS, SEP),
+      method='hidden_states',
+    )
+    return (
+      hidden[0, : len(first) + 2] * rng.standard_normal(hidden.shape[-1]).astype(np.float32)
+    ).sum()
 
   words = np.asarray(jax.grad(loss)(params)['embeddings']['word'])
   assert np.abs(words[first]).max(axis=1).all()

@@ -36,13 +36,17 @@ def test_signatures_estimate_the_jaccard_similarity():
     b = changed(a, 0.002 * seed, seed)
     estimate = np.mean(duplicates.signature(' '.join(a)) == duplicates.signature(' '.join(b)))
     errors.append(estimate - jaccard(a, b))
-  assert np.abs(errors).max() < 0.15 and np.abs(np.mean(errors)) < 0.03  # the deviation of 128 entries is at most 0.044
+  assert (
+    np.abs(errors).max() < 0.15 and np.abs(np.mean(errors)) < 0.03
+  )  # the deviation of 128 entries is at most 0.044
 
 
 def test_case_punctuation_and_spacing_do_not_count():
   a, b = 'The cat sat on the mat, quietly. It slept!', 'the cat  sat on\nthe mat quietly; it slept'
   assert np.array_equal(duplicates.signature(a), duplicates.signature(b))
-  assert not np.array_equal(duplicates.signature(a), duplicates.signature('the mat sat on the cat quietly it slept'))
+  assert not np.array_equal(
+    duplicates.signature(a), duplicates.signature('the mat sat on the cat quietly it slept')
+  )
 
 
 def test_the_first_of_each_family_stays():
@@ -98,7 +102,9 @@ def test_scripts_without_spaces_are_compared_by_character():
 
 
 def test_signatures_never_change_between_versions():
-  assert duplicates.signature('The quick brown fox jumps over the lazy dog').tolist()[:4] == SIGNATURE
+  assert (
+    duplicates.signature('The quick brown fox jumps over the lazy dog').tolist()[:4] == SIGNATURE
+  )
 
 
 SIGNATURE = [222797347, 1001240143, 243773083, 85853507]

@@ -53,10 +53,16 @@ def names(path, layers):
 
 
 def original_model_and_params(file):
-  sizes = dict(vocab_size=300, embedding_size=24, intermediate_size=96, max_positions=40, vocab_multiple=1)
-  model = Electra(EncoderConfig(hidden_size=24, num_layers=2, num_heads=1, **sizes),
-                  EncoderConfig(hidden_size=48, num_layers=3, num_heads=4, **sizes), two_tower=True)
+  sizes = dict(
+    vocab_size=300, embedding_size=24, intermediate_size=96, max_positions=40, vocab_multiple=1
+  )
+  model = Electra(
+    EncoderConfig(hidden_size=24, num_layers=2, num_heads=1, **sizes),
+    EncoderConfig(hidden_size=48, num_layers=3, num_heads=4, **sizes),
+    two_tower=True,
+  )
   used = []
+
   def read(path, shape):
     found = names(path, shape.shape[0])
     used.extend(found)
@@ -64,7 +70,10 @@ def original_model_and_params(file):
     value = np.stack(values) if '{}' in original_name(path) else values[0]
     assert value.shape == shape.shape, path
     return jnp.asarray(value)
-  params = jax.tree_util.tree_map_with_path(read, nn.unbox(jax.eval_shape(lambda: step.init_params(model, 0, 8))))
+
+  params = jax.tree_util.tree_map_with_path(
+    read, nn.unbox(jax.eval_shape(lambda: step.init_params(model, 0, 8)))
+  )
   assert sorted(used) == sorted(name[4:-2] for name in file.files if name.startswith('var/'))
   return model, params
 
@@ -75,13 +84,22 @@ def as_original(patch):
   It matters at [CLS] and at the last [SEP] alone, which are never noise; here a side that a document does not have is zeros.
   """
   ours = attention.visible_positions
+
   def visible(segment_ids, is_global, reach, direction='both'):
     if direction == 'both':
       return ours(segment_ids, is_global, reach)
-    sees = ours(jnp.ones_like(segment_ids), is_global, reach, direction) & (segment_ids > 0)[:, None, None, :]
+    sees = (
+      ours(jnp.ones_like(segment_ids), is_global, reach, direction)
+      & (segment_ids > 0)[:, None, None, :]
+    )
     return sees | ~sees.any(-1, keepdims=True)
+
   patch.setattr(attention, 'visible_positions', visible)
-  patch.setattr(electra, 'neighbours', lambda ltr, rtl, _: jnp.concatenate([jnp.roll(ltr, 1, 1), jnp.roll(rtl, -1, 1)], -1))
+  patch.setattr(
+    electra,
+    'neighbours',
+    lambda ltr, rtl, _: jnp.concatenate([jnp.roll(ltr, 1, 1), jnp.roll(rtl, -1, 1)], -1),
+  )
 
 
 @functools.cache
@@ -89,29 +107,56 @@ def compiled(ends_as_original: bool, gradients: bool = True):
   """The file, parameters -> losses, predictions and gradients on its batch, and its parameters."""
   file = np.load(GOLDEN)
   model, params = original_model_and_params(file)
-  inputs = Inputs(*(jnp.asarray(x) for x in (
-      file['input_ids'], file['input_mask'], np.tile(np.arange(32, dtype=np.int32), (4, 1)), file['segment_ids'])))
-  masks = Masks(*(jnp.asarray(file[f'masked/{name}']) for name in ('masked_lm_positions', 'masked_lm_weights', 'input_ids')))
+  inputs = Inputs(
+    *(
+      jnp.asarray(x)
+      for x in (
+        file['input_ids'],
+        file['input_mask'],
+        np.tile(np.arange(32, dtype=np.int32), (4, 1)),
+        file['segment_ids'],
+      )
+    )
+  )
+  masks = Masks(
+    *(
+      jnp.asarray(file[f'masked/{name}'])
+      for name in ('masked_lm_positions', 'masked_lm_weights', 'input_ids')
+    )
+  )
   batch = {'inputs': inputs, 'masks': masks, 'keys': None}
   counts = electric.counts(SETTINGS, batch)
-  given = dict(train=False, samples=jnp.take_along_axis(jnp.asarray(file['fake_ids']), masks.positions, 1))  # see golden_parity_test
+  given = dict(
+    train=False, samples=jnp.take_along_axis(jnp.asarray(file['fake_ids']), masks.positions, 1)
+  )  # see golden_parity_test
 
   def loss(params):
     total, sums = electric.loss(SETTINGS, model, params, batch, counts, **given)
     proposal, odds = taken.pop()
     logits = model.apply({'params': params}, inputs, masks.positions, method='generator_logits')
-    masked = optax.softmax_cross_entropy_with_integer_labels(logits, proposal.original) * masks.weights
-    return total, dict(mlm_loss=masked.sum() / counts['masked'], mlm_logits=logits, disc_loss=sums['discriminator_loss'] / counts['tokens'],
-                       disc_probs=jax.nn.sigmoid(odds), is_fake=proposal.labels, fake_ids=proposal.corrupted)
+    masked = (
+      optax.softmax_cross_entropy_with_integer_labels(logits, proposal.original) * masks.weights
+    )
+    return total, dict(
+      mlm_loss=masked.sum() / counts['masked'],
+      mlm_logits=logits,
+      disc_loss=sums['discriminator_loss'] / counts['tokens'],
+      disc_probs=jax.nn.sigmoid(odds),
+      is_fake=proposal.labels,
+      fake_ids=proposal.corrupted,
+    )
 
   def run(params):
     if not gradients:
       return loss(params)[1]
     (total, found), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return found | {'total': total, 'grads': grads}
+
   taken, judged = [], electric.judged
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(electric, 'judged', lambda *args, **kwargs: taken.append(judged(*args, **kwargs)) or taken[-1])
+    patch.setattr(
+      electric, 'judged', lambda *args, **kwargs: taken.append(judged(*args, **kwargs)) or taken[-1]
+    )
     if ends_as_original:
       as_original(patch)
     return file, jax.jit(run).lower(params).compile(), params
@@ -147,7 +192,9 @@ def test_losses_logits_probabilities_and_every_gradient_are_the_originals():
 def test_one_nudged_weight_is_noticed():
   file, run, params = compiled(ends_as_original=True)
   kernel = params['generator_rtl']['layers']['value']['kernel']
-  layers = params['generator_rtl']['layers'] | {'value': params['generator_rtl']['layers']['value'] | {'kernel': kernel.at[1, 3, 5].add(1e-3)}}
+  layers = params['generator_rtl']['layers'] | {
+    'value': params['generator_rtl']['layers']['value'] | {'kernel': kernel.at[1, 3, 5].add(1e-3)}
+  }
   with pytest.raises(AssertionError):
     compare(file, run(params | {'generator_rtl': params['generator_rtl'] | {'layers': layers}}))
 
@@ -161,7 +208,7 @@ def test_only_ends_of_rows_are_other_than_the_originals():
 def changed_rows(pieces, length):
   """A row of pieces, and below it the same once for each token of text with another token there: ids, and where the change is."""
   row = np.full(length, PAD, np.int32)
-  row[:sum(map(len, pieces))] = np.concatenate(pieces)
+  row[: sum(map(len, pieces))] = np.concatenate(pieces)
   places = np.flatnonzero(row > MASK)
   rows = np.repeat(row[None], 1 + len(places), 0)
   rows[1 + np.arange(len(places)), places] = MASK + 1 + (row[places] - MASK) % 50
@@ -176,10 +223,14 @@ def test_a_token_is_predicted_from_all_others_of_its_document_and_from_nothing_e
   rng = np.random.default_rng(0)
   pieces = [np.r_[CLS, rng.integers(MASK + 1, 55, n), SEP] for n in (7, 1, 9)]
   rows, places = changed_rows(pieces, 25)
-  states = jax.jit(lambda params, rows: model.apply({'params': params}, packed_inputs(rows, PAD, CLS, SEP), method='cloze_states'))
+  states = jax.jit(
+    lambda params, rows: model.apply(
+      {'params': params}, packed_inputs(rows, PAD, CLS, SEP), method='cloze_states'
+    )
+  )
   found = np.asarray(states(random_params(model), rows))
   document = np.repeat(np.arange(4), [*map(len, pieces), 25 - sum(map(len, pieces))])
-  moved = np.abs(found[1:] - found[0])                              # [change, length, 2 x hidden]
+  moved = np.abs(found[1:] - found[0])  # [change, length, 2 x hidden]
   other = (document[places][:, None] != document) | (places[:, None] == np.arange(25))
   assert moved[other].max() == 0
   assert moved[~other].max(-1).min() > 1e-4, 'every other token of the document sees the change'
@@ -192,13 +243,25 @@ def test_a_token_is_predicted_from_all_others_of_its_document_and_from_nothing_e
 
 
 def log_softmax(logits):
-  return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+  return (
+    logits
+    - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    - logits.max(-1, keepdims=True)
+  )
 
 
 def example(sharing='embeddings'):
   model = two_towers(vocab_size=50, sharing=sharing, num_layers=1)
-  settings = electric.Settings(name='electric', max_predictions=5, mask_rate=0.2, generator_weight=0.7, discriminator_weight=3.0)
-  batch = electric.examples(settings, jnp.asarray(packed_rows(6, 24, 50, empty_rows=1)), row_keys(0, 0, jnp.arange(6)))
+  settings = electric.Settings(
+    name='electric',
+    max_predictions=5,
+    mask_rate=0.2,
+    generator_weight=0.7,
+    discriminator_weight=3.0,
+  )
+  batch = electric.examples(
+    settings, jnp.asarray(packed_rows(6, 24, 50, empty_rows=1)), row_keys(0, 0, jnp.arange(6))
+  )
   return model, settings, batch
 
 
@@ -208,7 +271,9 @@ def test_the_loss_is_its_definition():
   inputs, masks = jax.device_get((batch['inputs'], batch['masks']))
   ids, length = inputs.token_ids, inputs.token_ids.shape[1]
   samples = np.random.default_rng(0).integers(MASK + 1, 50, masks.positions.shape).astype(np.int32)
-  samples[:, 0] = np.take_along_axis(ids, masks.positions, 1)[:, 0]       # noise that equals the original
+  samples[:, 0] = np.take_along_axis(ids, masks.positions, 1)[
+    :, 0
+  ]  # noise that equals the original
 
   corrupted = ids.copy()
   for row, position in np.argwhere(masks.weights):
@@ -216,11 +281,18 @@ def test_the_loss_is_its_definition():
 
   @jax.jit
   def everything(params):
-    total, sums = electric.loss(settings, model, params, batch, counts, train=False, samples=jnp.asarray(samples))
+    total, sums = electric.loss(
+      settings, model, params, batch, counts, train=False, samples=jnp.asarray(samples)
+    )
     everywhere = jnp.broadcast_to(jnp.arange(length), ids.shape)
     read = batch['inputs']._replace(token_ids=corrupted)
-    return (total, sums, model.apply({'params': params}, batch['inputs'], everywhere, method='generator_logits'),
-            model.apply({'params': params}, read, method='discriminator_logits'))
+    return (
+      total,
+      sums,
+      model.apply({'params': params}, batch['inputs'], everywhere, method='generator_logits'),
+      model.apply({'params': params}, read, method='discriminator_logits'),
+    )
+
   total, sums, logits, energies = jax.device_get(everything(params))
   log_q = log_softmax(logits.astype(np.float64))
 
@@ -237,8 +309,13 @@ def test_the_loss_is_its_definition():
         candidates, cloze = candidates + 1, cloze - log_q[row, place, ids[row, place]]
   assert noised > (corrupted != ids).sum()
   np.testing.assert_allclose(total, 0.7 * cloze / candidates + 3 * binary / tokens, rtol=1e-5)
-  np.testing.assert_allclose((sums['generator_loss'], sums['discriminator_loss']), (cloze, binary), rtol=1e-5)
-  assert sums['candidates'] == candidates and sums['scores'].sum(-1).tolist() == [tokens - noised, noised]
+  np.testing.assert_allclose(
+    (sums['generator_loss'], sums['discriminator_loss']), (cloze, binary), rtol=1e-5
+  )
+  assert sums['candidates'] == candidates and sums['scores'].sum(-1).tolist() == [
+    tokens - noised,
+    noised,
+  ]
 
 
 def test_noise_takes_no_gradient_of_the_discriminators_loss():
@@ -246,10 +323,19 @@ def test_noise_takes_no_gradient_of_the_discriminators_loss():
   settings = dataclasses.replace(settings, generator_weight=0.0)
   counts = electric.counts(settings, batch)
   params = random_params(model)
-  grads = jax.jit(jax.grad(lambda params: electric.loss(settings, model, params, batch, counts, train=False)[0]))(params)
-  reached = {top for top, tree in grads.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
+  grads = jax.jit(
+    jax.grad(lambda params: electric.loss(settings, model, params, batch, counts, train=False)[0])
+  )(params)
+  reached = {
+    top for top, tree in grads.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))
+  }
   assert reached == {'embeddings_difference', 'discriminator', 'discriminator_head'}
-  assert set(grads) - reached == {'generator_embeddings', 'generator_ltr', 'generator_rtl', 'generator_head'}
+  assert set(grads) - reached == {
+    'generator_embeddings',
+    'generator_ltr',
+    'generator_rtl',
+    'generator_head',
+  }
 
 
 @pytest.mark.parametrize('kernel', ['splash', 'cudnn'])
@@ -257,29 +343,51 @@ def test_kernels_that_see_both_sides_are_the_discriminators_alone(kernel):
   with pytest.raises(ValueError, match="set attention to xla for direction 'left'"):
     EncoderConfig(attention=kernel, attention_dropout=0.0, direction='left')
   model = two_towers(attention=kernel).bind({})
-  assert [tower.config.attention for tower in (model.generator_ltr, model.generator_rtl, model.discriminator)] == ['xla', 'xla', kernel]
+  assert [
+    tower.config.attention
+    for tower in (model.generator_ltr, model.generator_rtl, model.discriminator)
+  ] == ['xla', 'xla', kernel]
 
 
 def test_one_tower_for_all_is_refused():
   with pytest.raises(ValueError, match='one side alone'):
-    jax.eval_shape(lambda: step.init_params(tiny_electra(sharing='all').clone(two_tower=True), 0, 8))
+    jax.eval_shape(
+      lambda: step.init_params(tiny_electra(sharing='all').clone(two_tower=True), 0, 8)
+    )
 
 
 @pytest.mark.parametrize('chunk', [4, 50])
 def test_log_probabilities_in_chunks_are_those_of_all_logits_and_so_are_the_gradients(chunk):
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  hidden, kernel, weights, ids = draw(3, 13, 5), draw(5, 70), draw(3, 13, 2), jnp.asarray(rng.integers(0, 70, (3, 13, 2)))
+  hidden, kernel, weights, ids = (
+    draw(3, 13, 5),
+    draw(5, 70),
+    draw(3, 13, 2),
+    jnp.asarray(rng.integers(0, 70, (3, 13, 2))),
+  )
+
   def in_chunks(hidden, kernel):
     return (weights * token_log_probabilities(lambda x: x @ kernel, hidden, ids, chunk=chunk)).sum()
+
   def at_once(hidden, kernel):
     return (weights * jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), ids, -1)).sum()
-  ours, theirs = (jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, kernel) for f in (in_chunks, at_once))
+
+  ours, theirs = (
+    jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, kernel) for f in (in_chunks, at_once)
+  )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), ours, theirs)
 
 
 def config_of(*fields):
-  return main.parse(['main', '--config=tests/configs/micro.py', '--config.objective.name=electric', *(f'--config.{field}' for field in fields)]).config
+  return main.parse(
+    [
+      'main',
+      '--config=tests/configs/micro.py',
+      '--config.objective.name=electric',
+      *(f'--config.{field}' for field in fields),
+    ]
+  ).config
 
 
 def test_a_runs_discriminator_goes_to_other_programs_and_its_generator_stays(tmp_path, capsys):
@@ -287,18 +395,29 @@ def test_a_runs_discriminator_goes_to_other_programs_and_its_generator_stays(tmp
   tokenizer = load_tokenizer(made_run.wordpiece(tmp_path / 'vocabulary'))
   params = jax.device_get(made_run.make(tmp_path / 'run', config, tokenizer).params)
   weights = own.read(str(tmp_path / 'run'))
-  assert weights.generator is None and set(weights.params) == {'embeddings', 'discriminator', 'discriminator_head'}
-  assert same_bits({name: weights.params[name] for name in ('discriminator', 'discriminator_head')},
-                   {name: params[name] for name in ('discriminator', 'discriminator_head')})
+  assert weights.generator is None and set(weights.params) == {
+    'embeddings',
+    'discriminator',
+    'discriminator_head',
+  }
+  assert same_bits(
+    {name: weights.params[name] for name in ('discriminator', 'discriminator_head')},
+    {name: params[name] for name in ('discriminator', 'discriminator_head')},
+  )
   export.export(str(tmp_path / 'run'), str(tmp_path / 'out'))
   assert 'two towers, one a side' in capsys.readouterr().out
   assert [path.name for path in (tmp_path / 'out').iterdir()] == ['discriminator']
   assert same_bits(huggingface.read(str(tmp_path / 'out' / 'discriminator')).params, weights.params)
 
 
-@pytest.mark.parametrize('fields, told', [
-    (('objective.temperature=0.5',), 'temperature at 1.0'), (('objective.disallow_correct=True',), 'disallow_correct'),
-    (('sharing=all', 'generator.hidden_fraction=1.0'), 'share embeddings or none')])
+@pytest.mark.parametrize(
+  'fields, told',
+  [
+    (('objective.temperature=0.5',), 'temperature at 1.0'),
+    (('objective.disallow_correct=True',), 'disallow_correct'),
+    (('sharing=all', 'generator.hidden_fraction=1.0'), 'share embeddings or none'),
+  ],
+)
 def test_a_config_that_cannot_be_is_refused(fields, told):
   with pytest.raises(UserError, match=told):
     check(config_of(*fields))

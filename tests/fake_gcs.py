@@ -44,16 +44,28 @@ class Buckets:
 
   def __init__(self, *names):
     self.names, self.objects, self.lock = set(names), {}, threading.RLock()
-    self.forbidden, self.hold, self.waiting, self.requests, self.uploads = set(), None, set(), [], {}
+    self.forbidden, self.hold, self.waiting, self.requests, self.uploads = (
+      set(),
+      None,
+      set(),
+      [],
+      {},
+    )
     self._count = itertools.count(1)
     self.url = ''
 
   def environment(self) -> dict[str, str]:
     """What makes programs take the server for the real one."""
-    return {'STORAGE_EMULATOR_HOST': self.url, 'TENSORSTORE_GCS_HTTP_URL': self.url,
-            'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',      # asks over gRPC what kind of bucket it is
-            'GCE_METADATA_ROOT': self.url.removeprefix('http://'), 'GCE_METADATA_HOST': self.url.removeprefix('http://'),
-            'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'nobody', 'NO_GCE_CHECK': 'true', 'GOOGLE_CLOUD_PROJECT': 'nobody'}
+    return {
+      'STORAGE_EMULATOR_HOST': self.url,
+      'TENSORSTORE_GCS_HTTP_URL': self.url,
+      'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',  # asks over gRPC what kind of bucket it is
+      'GCE_METADATA_ROOT': self.url.removeprefix('http://'),
+      'GCE_METADATA_HOST': self.url.removeprefix('http://'),
+      'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'nobody',
+      'NO_GCE_CHECK': 'true',
+      'GOOGLE_CLOUD_PROJECT': 'nobody',
+    }
 
   def put(self, bucket, name, content: bytes, conditions=None) -> dict:
     if self.hold and re.search(self.hold, name):
@@ -89,39 +101,76 @@ class Buckets:
 
   def facts(self, bucket, name) -> dict:
     found = self.get(bucket, name)
-    return {'kind': 'storage#object', 'id': f'{bucket}/{name}/{found.generation}', 'name': name, 'bucket': bucket,
-            'generation': str(found.generation), 'metageneration': '1', 'size': str(len(found.content)),
-            'contentType': 'application/octet-stream', 'etag': f'e{found.generation}', 'storageClass': 'STANDARD',
-            'md5Hash': base64.b64encode(hashlib.md5(found.content).digest()).decode(),
-            'timeCreated': found.updated, 'updated': found.updated,
-            'mediaLink': f'{self.url}/download/storage/v1/b/{bucket}/o/{name}'}
+    return {
+      'kind': 'storage#object',
+      'id': f'{bucket}/{name}/{found.generation}',
+      'name': name,
+      'bucket': bucket,
+      'generation': str(found.generation),
+      'metageneration': '1',
+      'size': str(len(found.content)),
+      'contentType': 'application/octet-stream',
+      'etag': f'e{found.generation}',
+      'storageClass': 'STANDARD',
+      'md5Hash': base64.b64encode(hashlib.md5(found.content).digest()).decode(),
+      'timeCreated': found.updated,
+      'updated': found.updated,
+      'mediaLink': f'{self.url}/download/storage/v1/b/{bucket}/o/{name}',
+    }
 
-  def list(self, bucket, *, prefix='', delimiter='', startOffset='', endOffset='', maxResults='1000', pageToken='', **_) -> dict:
+  def list(
+    self,
+    bucket,
+    *,
+    prefix='',
+    delimiter='',
+    startOffset='',
+    endOffset='',
+    maxResults='1000',
+    pageToken='',
+    **_,
+  ) -> dict:
     with self.lock:
       if bucket not in self.names:
         raise Failure(404, 'The specified bucket does not exist.')
-      names = sorted(name for owner, name in self.objects if owner == bucket and name.startswith(prefix) and name >= startOffset
-                     and (not endOffset or name < endOffset))
+      names = sorted(
+        name
+        for owner, name in self.objects
+        if owner == bucket
+        and name.startswith(prefix)
+        and name >= startOffset
+        and (not endOffset or name < endOffset)
+      )
       entries = []
       for name in names:
-        head, found, _ = name[len(prefix):].partition(delimiter) if delimiter else (name, '', '')
-        entries.append((prefix + head + delimiter, None) if found else (name, self.facts(bucket, name)))
+        head, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, '', '')
+        entries.append(
+          (prefix + head + delimiter, None) if found else (name, self.facts(bucket, name))
+        )
       entries = sorted(dict(entries).items())
     rest = [entry for entry in entries if entry[0] > pageToken]
-    page = rest[:int(maxResults)]
-    answer = {'kind': 'storage#objects', 'items': [facts for _, facts in page if facts],
-              'prefixes': [name for name, facts in page if not facts]}
+    page = rest[: int(maxResults)]
+    answer = {
+      'kind': 'storage#objects',
+      'items': [facts for _, facts in page if facts],
+      'prefixes': [name for name, facts in page if not facts],
+    }
     return answer | ({'nextPageToken': page[-1][0]} if len(rest) > len(page) else {})
 
   def files(self, bucket, prefix='') -> dict[str, bytes]:
     """Contents by name, without the prefix."""
     with self.lock:
-      return {name.removeprefix(prefix): found.content for (owner, name), found in self.objects.items()
-              if owner == bucket and name.startswith(prefix)}
+      return {
+        name.removeprefix(prefix): found.content
+        for (owner, name), found in self.objects.items()
+        if owner == bucket and name.startswith(prefix)
+      }
 
 
-OBJECT = (r'/(?P<way>upload/|download/|)storage/v1/b/(?P<bucket>[^/]+)(?P<list>/o)?'
-          r'(?:/o/(?P<name>[^/]+)(?:/rewriteTo/b/(?P<to>[^/]+)/o/(?P<target>[^/]+))?)?/?')
+OBJECT = (
+  r'/(?P<way>upload/|download/|)storage/v1/b/(?P<bucket>[^/]+)(?P<list>/o)?'
+  r'(?:/o/(?P<name>[^/]+)(?:/rewriteTo/b/(?P<to>[^/]+)/o/(?P<target>[^/]+))?)?/?'
+)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -137,14 +186,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
     try:
       match = re.fullmatch(OBJECT, url.path)
       if match and match['bucket'] in b.forbidden:
-        raise Failure(403, 'nobody@example.com does not have storage.objects access to the Google Cloud Storage object.')
+        raise Failure(
+          403,
+          'nobody@example.com does not have storage.objects access to the Google Cloud Storage object.',
+        )
       if not match:
         raise Failure(404, 'Not Found')
-      parts = {name: urllib.parse.unquote(part) for name, part in match.groupdict().items() if part is not None}
+      parts = {
+        name: urllib.parse.unquote(part)
+        for name, part in match.groupdict().items()
+        if part is not None
+      }
       self._answer(*self._do(parts, query, body))
     except Failure as failure:
       status, message = failure.args
-      self._answer(status, {'error': {'code': status, 'message': message, 'errors': [{'message': message, 'domain': 'global'}]}})
+      self._answer(
+        status,
+        {
+          'error': {
+            'code': status,
+            'message': message,
+            'errors': [{'message': message, 'domain': 'global'}],
+          }
+        },
+      )
 
   do_GET = do_POST = do_PUT = do_DELETE = _serve
 
@@ -158,14 +223,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if self.command == 'GET':
       if bucket not in b.names:
         raise Failure(404, 'The specified bucket does not exist.')
-      return 200, {'kind': 'storage#bucket', 'name': bucket, 'id': bucket, 'location': 'HERE', 'storageClass': 'STANDARD'}
+      return 200, {
+        'kind': 'storage#bucket',
+        'name': bucket,
+        'id': bucket,
+        'location': 'HERE',
+        'storageClass': 'STANDARD',
+      }
     if self.command == 'DELETE' and name:
       b.delete(bucket, name, query)
       return 204, b''
     if 'target' in parts:
       facts = b.put(parts['to'], parts['target'], b.get(bucket, name).content)
-      return 200, {'kind': 'storage#rewriteResponse', 'done': True, 'resource': facts, 'objectSize': facts['size'],
-                   'totalBytesRewritten': facts['size']}
+      return 200, {
+        'kind': 'storage#rewriteResponse',
+        'done': True,
+        'resource': facts,
+        'objectSize': facts['size'],
+        'totalBytesRewritten': facts['size'],
+      }
     if parts['way'] == 'upload/':
       return self._upload(bucket, query, body)
     raise Failure(400, 'Bad Request')
@@ -178,8 +254,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if 'ifGenerationMatch' in query and query['ifGenerationMatch'] != str(found.generation):
       raise Failure(412, 'At least one of the pre-conditions you specified did not hold.')
     size = len(found.content)
-    headers = {'x-goog-generation': str(found.generation), 'x-goog-stored-content-length': str(size),
-               'ETag': f'"e{found.generation}"'}
+    headers = {
+      'x-goog-generation': str(found.generation),
+      'x-goog-stored-content-length': str(size),
+      'ETag': f'"e{found.generation}"',
+    }
     if not (asked := re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range', ''))):
       return 200, found.content, headers
     first, last = asked.groups()
@@ -187,7 +266,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     end = min(int(last) + 1, size) if first and last else size
     if start >= size:
       raise Failure(416, 'The requested range cannot be satisfied.')
-    return 206, found.content[start:end], headers | {'Content-Range': f'bytes {start}-{end - 1}/{size}'}
+    return (
+      206,
+      found.content[start:end],
+      headers | {'Content-Range': f'bytes {start}-{end - 1}/{size}'},
+    )
 
   def _upload(self, bucket, query, body):
     b = self.buckets
@@ -200,11 +283,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if query['uploadType'] == 'resumable':
       key = f'u{len(b.uploads)}'
       b.uploads[key] = query.get('name') or json.loads(body)['name'], bytearray()
-      return 200, {}, {'Location': f'{b.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={key}'}
+      return (
+        200,
+        {},
+        {
+          'Location': f'{b.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={key}'
+        },
+      )
     if query['uploadType'] == 'media':
       return 200, b.put(bucket, query['name'], body, query)
     boundary = re.search('boundary="?([^";]+)', self.headers['Content-Type'])[1].strip("'").encode()
-    facts, content = (re.split(b'\r?\n\r?\n', part, maxsplit=1)[1] for part in body.split(b'--' + boundary)[1:3])
+    facts, content = (
+      re.split(b'\r?\n\r?\n', part, maxsplit=1)[1] for part in body.split(b'--' + boundary)[1:3]
+    )
     content = content.removesuffix(b'\n').removesuffix(b'\r')
     return 200, b.put(bucket, json.loads(facts)['name'], content, query)
 
@@ -238,7 +329,7 @@ class _Server(http.server.ThreadingHTTPServer):
   daemon_threads = True
   request_queue_size = 64
 
-  def handle_error(self, request, client_address):      # a client that was killed
+  def handle_error(self, request, client_address):  # a client that was killed
     pass
 
 

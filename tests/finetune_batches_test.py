@@ -13,22 +13,40 @@ from electra_jax.finetune.tasks.task import Features
 
 def features(lengths):
   rng = np.random.default_rng(0)
-  return Features([np.concatenate([[2], rng.integers(5, 50, n - 2), [3]]).astype(np.int32) for n in lengths],
-                  {'label': rng.integers(0, 2, len(lengths)).astype(np.int32), 'tags': [np.full(n, 1, np.int32) for n in lengths]},
-                  np.arange(len(lengths), dtype=np.int32), [None] * len(lengths))
+  return Features(
+    [np.concatenate([[2], rng.integers(5, 50, n - 2), [3]]).astype(np.int32) for n in lengths],
+    {
+      'label': rng.integers(0, 2, len(lengths)).astype(np.int32),
+      'tags': [np.full(n, 1, np.int32) for n in lengths],
+    },
+    np.arange(len(lengths), dtype=np.int32),
+    [None] * len(lengths),
+  )
 
 
 def test_buckets():
-  assert buckets(128) == (16, 32, 64, 128) and buckets(100) == (16, 32, 64, 100) and buckets(16) == (16,) and buckets(8) == (8,)
+  assert (
+    buckets(128) == (16, 32, 64, 128)
+    and buckets(100) == (16, 32, 64, 100)
+    and buckets(16) == (16,)
+    and buckets(8) == (8,)
+  )
   assert buckets(128, bucketed=False) == (128,)
 
 
-@hypothesis.given(st.lists(st.integers(3, 60), min_size=1, max_size=300), st.integers(1, 9), st.booleans(), st.integers(0, 5))
+@hypothesis.given(
+  st.lists(st.integers(3, 60), min_size=1, max_size=300),
+  st.integers(1, 9),
+  st.booleans(),
+  st.integers(0, 5),
+)
 def test_every_row_comes_once_an_epoch(lengths, size, bucketed, seed):
   epochs = Epochs(features(lengths), size, seed, bucketed)
   assert epochs.steps == steps_per_epoch(len(lengths), size)
   for epoch in range(2):
-    rows = np.concatenate([epochs.rows(epoch * epochs.steps + step) for step in range(epochs.steps)])
+    rows = np.concatenate(
+      [epochs.rows(epoch * epochs.steps + step) for step in range(epochs.steps)]
+    )
     assert sorted(rows) == list(range(len(lengths)))
 
 
@@ -43,10 +61,14 @@ def test_epochs_and_seeds_differ_and_any_step_is_found_at_once():
 
 def test_like_lengths_come_together():
   lengths = np.random.default_rng(2).integers(3, 128, 4000)
+
   def padding(bucketed):
     epochs, made = Epochs(features(lengths), 16, 0, bucketed), buckets(128, bucketed)
-    width = [next(n for n in made if n >= lengths[epochs.rows(i)].max()) for i in range(epochs.steps)]
+    width = [
+      next(n for n in made if n >= lengths[epochs.rows(i)].max()) for i in range(epochs.steps)
+    ]
     return 16 * sum(width) / lengths.sum()
+
   assert padding(True) < 1.45 < 1.9 < padding(False)
 
 
@@ -54,7 +76,11 @@ def test_a_short_batch_is_filled_with_rows_that_weigh_nothing():
   made = features([5, 9, 20])
   batch = assemble(made, np.array([2, 0]), 4, (16, 32), pad_id=0)
   assert batch['token_ids'].shape == (4, 32) and list(batch['weights']) == [1, 1, 0, 0]
-  assert np.array_equal(batch['token_ids'][0, :20], made.token_ids[2]) and not batch['token_ids'][0, 20:].any() and not batch['token_ids'][2:].any()
+  assert (
+    np.array_equal(batch['token_ids'][0, :20], made.token_ids[2])
+    and not batch['token_ids'][0, 20:].any()
+    and not batch['token_ids'][2:].any()
+  )
   assert (batch['tags'][0, 20:] == -1).all() and (batch['tags'][2:] == -1).all()
   assert list(batch['label'][:2]) == [made.targets['label'][2], made.targets['label'][0]]
 

@@ -10,8 +10,10 @@ WORDS = 'bako timeru salo nipe dufa gibako rume tisalo nidufa pegi'.split()
 def sentences(count: int, seed: int) -> list[tuple[str, int]]:
   """Sentences and a label that a word of theirs gives away."""
   rng = random.Random(seed)
-  return [(' '.join(rng.choices(WORDS, k=rng.randint(2, 6)) + [['dufa', 'salo'][label]]), label)
-          for label in (rng.randint(0, 1) for _ in range(count))]
+  return [
+    (' '.join(rng.choices(WORDS, k=rng.randint(2, 6)) + [['dufa', 'salo'][label]]), label)
+    for label in (rng.randint(0, 1) for _ in range(count))
+  ]
 
 
 def lines(path: pathlib.Path, rows, header=None) -> None:
@@ -30,23 +32,90 @@ def glue(folder: pathlib.Path, train: int = 24, dev: int = 12, test: int = 6) ->
     if known:
       lines(folder / 'CoLA' / name, [('made', label, '', text) for text, label in rows])
     else:
-      lines(folder / 'CoLA' / name, [(i, text) for i, (text, _) in enumerate(rows)], ('index', 'sentence'))
-    lines(folder / 'SST-2' / name, [(text, label) for text, label in rows] if known else [(i, text) for i, (text, _) in enumerate(rows)],
-          ('sentence', 'label') if known else ('index', 'sentence'))
-    pairs = [(i, text, text[::-1] if label else 'bako', label) for i, (text, label) in enumerate(rows)]
-    lines(folder / 'MRPC' / name, [(*((label,) if known else (i,)), i, i, a, b) for i, a, b, label in pairs],
-          ('Quality' if known else 'index', '#1 ID', '#2 ID', '#1 String', '#2 String'))
-    lines(folder / 'STS-B' / name, [(i, 'g', 'f', 'y', i, 's', 's', a, b, *last(5.0 * label)) for i, a, b, label in pairs],
-          ('index', 'genre', 'filename', 'year', 'old_index', 'source1', 'source2', 'sentence1', 'sentence2', *last('score')))
-    lines(folder / 'QQP' / name, [(i, 2 * i, 2 * i + 1, a, b, label) if known else (i, a, b) for i, a, b, label in pairs],
-          ('id', 'qid1', 'qid2', 'question1', 'question2', 'is_duplicate') if known else ('id', 'question1', 'question2'))
-    for task, first, second in (('QNLI', 'question', 'sentence'), ('RTE', 'sentence1', 'sentence2')):
-      lines(folder / task / name, [(i, a, b, *last(['entailment', 'not_entailment'][label])) for i, a, b, label in pairs],
-            ('index', first, second, *last('label')))
-    lines(folder / 'WNLI' / name, [(i, a, b, *last(label)) for i, a, b, label in pairs], ('index', 'sentence1', 'sentence2', *last('label')))
-    middle = ('promptID', 'pairID', 'sentence1_binary_parse', 'sentence2_binary_parse', 'sentence1_parse', 'sentence2_parse', 'genre')
-    of_mnli = [(i, *['x'] * 6, 'g', a, b, *(('neutral', ['contradiction', 'entailment'][label]) if known else ())) for i, a, b, label in pairs]
-    header = ('index', *middle, 'sentence1', 'sentence2', *(('label1', 'gold_label') if known else ()))
+      lines(
+        folder / 'CoLA' / name,
+        [(i, text) for i, (text, _) in enumerate(rows)],
+        ('index', 'sentence'),
+      )
+    lines(
+      folder / 'SST-2' / name,
+      [(text, label) for text, label in rows]
+      if known
+      else [(i, text) for i, (text, _) in enumerate(rows)],
+      ('sentence', 'label') if known else ('index', 'sentence'),
+    )
+    pairs = [
+      (i, text, text[::-1] if label else 'bako', label) for i, (text, label) in enumerate(rows)
+    ]
+    lines(
+      folder / 'MRPC' / name,
+      [(*((label,) if known else (i,)), i, i, a, b) for i, a, b, label in pairs],
+      ('Quality' if known else 'index', '#1 ID', '#2 ID', '#1 String', '#2 String'),
+    )
+    lines(
+      folder / 'STS-B' / name,
+      [(i, 'g', 'f', 'y', i, 's', 's', a, b, *last(5.0 * label)) for i, a, b, label in pairs],
+      (
+        'index',
+        'genre',
+        'filename',
+        'year',
+        'old_index',
+        'source1',
+        'source2',
+        'sentence1',
+        'sentence2',
+        *last('score'),
+      ),
+    )
+    lines(
+      folder / 'QQP' / name,
+      [(i, 2 * i, 2 * i + 1, a, b, label) if known else (i, a, b) for i, a, b, label in pairs],
+      ('id', 'qid1', 'qid2', 'question1', 'question2', 'is_duplicate')
+      if known
+      else ('id', 'question1', 'question2'),
+    )
+    for task, first, second in (
+      ('QNLI', 'question', 'sentence'),
+      ('RTE', 'sentence1', 'sentence2'),
+    ):
+      lines(
+        folder / task / name,
+        [(i, a, b, *last(['entailment', 'not_entailment'][label])) for i, a, b, label in pairs],
+        ('index', first, second, *last('label')),
+      )
+    lines(
+      folder / 'WNLI' / name,
+      [(i, a, b, *last(label)) for i, a, b, label in pairs],
+      ('index', 'sentence1', 'sentence2', *last('label')),
+    )
+    middle = (
+      'promptID',
+      'pairID',
+      'sentence1_binary_parse',
+      'sentence2_binary_parse',
+      'sentence1_parse',
+      'sentence2_parse',
+      'genre',
+    )
+    of_mnli = [
+      (
+        i,
+        *['x'] * 6,
+        'g',
+        a,
+        b,
+        *(('neutral', ['contradiction', 'entailment'][label]) if known else ()),
+      )
+      for i, a, b, label in pairs
+    ]
+    header = (
+      'index',
+      *middle,
+      'sentence1',
+      'sentence2',
+      *(('label1', 'gold_label') if known else ()),
+    )
     for suffix in ('',) if part == 'train' else ('_matched', '_mismatched'):
       lines(folder / 'MNLI' / f'{part}{suffix}.tsv', of_mnli, header)
   return folder
@@ -61,9 +130,16 @@ def squad(folder: pathlib.Path, version: str) -> pathlib.Path:
       answer = context.split()[1]
       answers = [{'text': answer, 'answer_start': context.index(answer)}] if possible else []
       extra = {'is_impossible': not possible} if version == '2.0' else {}
-      paragraphs.append({'context': context, 'qas': [{'id': f'{part}{i}', 'question': 'bako salo?', 'answers': answers, **extra}]})
+      paragraphs.append(
+        {
+          'context': context,
+          'qas': [{'id': f'{part}{i}', 'question': 'bako salo?', 'answers': answers, **extra}],
+        }
+      )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f'{part}-v{version}.json').write_text(json.dumps({'version': version, 'data': [{'title': 't', 'paragraphs': paragraphs}]}))
+    (folder / f'{part}-v{version}.json').write_text(
+      json.dumps({'version': version, 'data': [{'title': 't', 'paragraphs': paragraphs}]})
+    )
   return folder
 
 
@@ -80,6 +156,13 @@ def tagged(folder: pathlib.Path, kind: str) -> pathlib.Path:
       elif kind == 'chunking':
         blocks.append('\n'.join(f'{word} NN {tag}' for word, tag in zip(words, tags)))
       else:
-        blocks.append('\n'.join(f'{i}\t{word}\t_\t{"NOUN" if tag == "O" else "VERB"}' + '\t_' * 6 for i, (word, tag) in enumerate(zip(words, tags), 1)))
-    (folder / f'{part}.{"conllu" if kind == "pos" else "conll"}').write_text('\n\n'.join(blocks) + '\n\n')
+        blocks.append(
+          '\n'.join(
+            f'{i}\t{word}\t_\t{"NOUN" if tag == "O" else "VERB"}' + '\t_' * 6
+            for i, (word, tag) in enumerate(zip(words, tags), 1)
+          )
+        )
+    (folder / f'{part}.{"conllu" if kind == "pos" else "conll"}').write_text(
+      '\n\n'.join(blocks) + '\n\n'
+    )
   return folder

@@ -12,24 +12,47 @@ CONFIG = 'tests/configs/finetune_micro.py'
 
 
 def arguments(folder, data, *more):
-  return ['--mode=finetune', f'--config={CONFIG}', f'--config.init={micro_run.finished()[0]}', f'--config.data.source={data}',
-          f'--workdir={folder}', f'--config.compilation_cache={micro_run.shared() / "xla"}', '--config.num_trials=1',
-          '--config.sharding.smallest=0', *more]
+  return [
+    '--mode=finetune',
+    f'--config={CONFIG}',
+    f'--config.init={micro_run.finished()[0]}',
+    f'--config.data.source={data}',
+    f'--workdir={folder}',
+    f'--config.compilation_cache={micro_run.shared() / "xla"}',
+    '--config.num_trials=1',
+    '--config.sharding.smallest=0',
+    *more,
+  ]
 
 
 def test_a_pair_fine_tunes_as_one_process_does(tmp_path):
   data = finetune_files.glue(tmp_path / 'glue', train=40)
   address = f'127.0.0.1:{free_port()}'
-  pair = [micro_run.start(*arguments(tmp_path / 'pair', data, f'--coordinator={address}', '--processes=2', f'--process={i}'), devices=2)
-          for i in range(2)]
+  pair = [
+    micro_run.start(
+      *arguments(
+        tmp_path / 'pair', data, f'--coordinator={address}', '--processes=2', f'--process={i}'
+      ),
+      devices=2,
+    )
+    for i in range(2)
+  ]
   said = ends(pair)
   assert [status for status, _, _ in said] == [0, 0], said[0][2][-2000:] + said[1][2][-2000:]
   micro_run.run(*arguments(tmp_path / 'single', data), devices=4)
-  records = [json.loads((tmp_path / name / 'cola' / 'trial-1' / 'result.json').read_text()) for name in ('pair', 'single')]
+  records = [
+    json.loads((tmp_path / name / 'cola' / 'trial-1' / 'result.json').read_text())
+    for name in ('pair', 'single')
+  ]
   assert records[0]['steps'] == records[1]['steps'] and records[0]['tokens'] == records[1]['tokens']
   np.testing.assert_allclose(records[0]['train_loss'], records[1]['train_loss'], rtol=1e-3)
-  ours, theirs = (micro_run.checkpoint(tmp_path / name / 'cola' / 'trial-1', records[0]['steps']) for name in ('pair', 'single'))
+  ours, theirs = (
+    micro_run.checkpoint(tmp_path / name / 'cola' / 'trial-1', records[0]['steps'])
+    for name in ('pair', 'single')
+  )
   assert ours.keys() == theirs.keys()
   for name, value in ours.items():
     if name.startswith('params'):
-      np.testing.assert_allclose(value, theirs[name], rtol=0, atol=2e-3 * max(np.abs(value).max(), 1e-3), err_msg=name)
+      np.testing.assert_allclose(
+        value, theirs[name], rtol=0, atol=2e-3 * max(np.abs(value).max(), 1e-3), err_msg=name
+      )

@@ -20,8 +20,16 @@ CLOCK = ('seconds', 'tokens_per_second')
 
 
 def arguments(folder, data, *more):
-  return ['--mode=finetune', f'--config={CONFIG}', f'--config.init={micro_run.finished()[0]}', f'--config.data.source={data}',
-          f'--workdir={folder}', f'--config.compilation_cache={micro_run.shared() / "xla"}', '--config.keep_trials=all', *more]
+  return [
+    '--mode=finetune',
+    f'--config={CONFIG}',
+    f'--config.init={micro_run.finished()[0]}',
+    f'--config.data.source={data}',
+    f'--workdir={folder}',
+    f'--config.compilation_cache={micro_run.shared() / "xla"}',
+    '--config.keep_trials=all',
+    *more,
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -48,9 +56,15 @@ def figures(folder):
 
 def test_killed_and_started_again_it_ends_bitwise_the_same(whole, data, tmp_path):
   killed = tmp_path / 'killed'
-  for trial, step, number in ((1, 3, signal.SIGKILL), (1, 9, signal.SIGTERM), (2, 6, signal.SIGKILL)):
+  for trial, step, number in (
+    (1, 3, signal.SIGKILL),
+    (1, 9, signal.SIGTERM),
+    (2, 6, signal.SIGKILL),
+  ):
     process = micro_run.start(*arguments(killed, data))
-    micro_run.wait_for(lambda: micro_run.last_step(killed / 'cola' / f'trial-{trial}') >= step, process)
+    micro_run.wait_for(
+      lambda: micro_run.last_step(killed / 'cola' / f'trial-{trial}') >= step, process
+    )
     process.send_signal(number)
     assert process.wait(60) == (42 if number == signal.SIGTERM else -number)
   out, _ = micro_run.run(*arguments(killed, data))
@@ -68,9 +82,13 @@ def test_a_run_leaves_what_a_person_reads(whole):
   assert 'encoder' in out and 'step 30' in out and 'trial 2' in out
   record = json.loads((folder / 'results.json').read_text())
   assert [trial['seed'] for trial in record['trials']] == [0, 1]
-  assert len(record['trials'][0]['curve']) == 4      # looks each half of two epochs
-  assert (folder / 'results.png').stat().st_size > 10_000 and 'cola' in (folder / 'results.md').read_text()
-  assert micro_run.checkpoint(folder / 'cola' / 'trial-1', result(folder, 1)['steps'])['params/head/dense/kernel'].shape == (32, 2)
+  assert len(record['trials'][0]['curve']) == 4  # looks each half of two epochs
+  assert (folder / 'results.png').stat().st_size > 10_000 and 'cola' in (
+    folder / 'results.md'
+  ).read_text()
+  assert micro_run.checkpoint(folder / 'cola' / 'trial-1', result(folder, 1)['steps'])[
+    'params/head/dense/kernel'
+  ].shape == (32, 2)
 
 
 def test_trials_differ_and_learn(whole):
@@ -83,11 +101,15 @@ def test_trials_differ_and_learn(whole):
 def test_the_same_command_again_has_nothing_to_do(whole, data):
   before = {path: path.stat().st_mtime_ns for path in whole[0].glob('cola/trial-*/checkpoints/*')}
   out, _ = micro_run.run(*arguments(whole[0], data))
-  assert 'trial 1 ' not in out and before == {path: path.stat().st_mtime_ns for path in whole[0].glob('cola/trial-*/checkpoints/*')}
+  assert 'trial 1 ' not in out and before == {
+    path: path.stat().st_mtime_ns for path in whole[0].glob('cola/trial-*/checkpoints/*')
+  }
 
 
 def test_another_config_is_refused(whole, data):
-  _, err = micro_run.run(*arguments(whole[0], data, '--config.optimizer.learning_rate=1e-4'), status=1)
+  _, err = micro_run.run(
+    *arguments(whole[0], data, '--config.optimizer.learning_rate=1e-4'), status=1
+  )
   assert 'holds a run of another config (optimizer.learning_rate' in err
 
 
@@ -102,24 +124,36 @@ def test_predictions_of_standard_input_are_lines_of_json_alone(whole, tmp_path):
 
 
 def test_the_test_set_becomes_the_sites_file(whole, tmp_path):
-  micro_run.run('--mode=predict', f'--workdir={whole[0]}', '--split=test', f'--output={tmp_path / "out"}')
+  micro_run.run(
+    '--mode=predict', f'--workdir={whole[0]}', '--split=test', f'--output={tmp_path / "out"}'
+  )
   rows = (tmp_path / 'out' / 'CoLA.tsv').read_text().splitlines()
-  assert rows[0] == 'index\tprediction' and len(rows) == 7 and all(row.split('\t')[1] in '01' for row in rows[1:])
-  out, _ = micro_run.run('--mode=predict', f'--workdir={whole[0]}', '--split=dev', f'--output={tmp_path / "out"}')
+  assert (
+    rows[0] == 'index\tprediction'
+    and len(rows) == 7
+    and all(row.split('\t')[1] in '01' for row in rows[1:])
+  )
+  out, _ = micro_run.run(
+    '--mode=predict', f'--workdir={whole[0]}', '--split=dev', f'--output={tmp_path / "out"}'
+  )
   kept = json.loads((whole[0] / 'cola' / 'kept.json').read_text())['trials'][0]
   assert f'matthews {result(whole[0], kept)["figures"]["dev"]["matthews"]:.4f}' in out
   assert len((tmp_path / 'out' / 'cola.dev.jsonl').read_text().splitlines()) == 12
 
 
-@pytest.mark.parametrize('flags, said', [
+@pytest.mark.parametrize(
+  'flags, said',
+  [
     (['--config.init='], 'config.init is empty'),
     (['--config.init=nowhere'], 'config.init nowhere is not a run'),
     (['--config.init=none'], 'config.like names no run'),
-    (['--config.task=colla'], "did you mean cola"),
+    (['--config.task=colla'], 'did you mean cola'),
     (['--config.data.source=nowhere'], 'nowhere'),
     (['--config.select=beast'], "config.select is 'beast'"),
     (['--config.head.pooling=max'], 'cls or mean'),
-    (['--config.init_step=7'], 'no checkpoint of step 7')])
+    (['--config.init_step=7'], 'no checkpoint of step 7'),
+  ],
+)
 def test_what_cannot_be_is_one_sentence(flags, said, data, tmp_path, capsys):
   assert main(['main', *arguments(tmp_path / 'run', data, *flags)]) == 1
   err = capsys.readouterr().err
@@ -144,11 +178,17 @@ def test_a_fine_tuned_task_can_be_the_start_of_the_next(whole, data, tmp_path):
   config.init = str(whole[0] / 'cola')
   start = initial.open_initial(config)
   trial = json.loads((whole[0] / 'cola' / 'kept.json').read_text())['trials'][0]
-  assert start.origin['trial'] == f'trial-{trial}' and start.origin['step'] == result(whole[0], trial)['selected_step']
+  assert (
+    start.origin['trial'] == f'trial-{trial}'
+    and start.origin['step'] == result(whole[0], trial)['selected_step']
+  )
   saved = micro_run.checkpoint(whole[0] / 'cola' / f'trial-{trial}', start.origin['step'])
   words = saved['params/embeddings/word']
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  restored = start.restore({'embeddings': {'word': jax.ShapeDtypeStruct(words.shape, words.dtype)}}, {'embeddings': {'word': one}})
+  restored = start.restore(
+    {'embeddings': {'word': jax.ShapeDtypeStruct(words.shape, words.dtype)}},
+    {'embeddings': {'word': one}},
+  )
   assert np.array_equal(restored['embeddings']['word'], words)
 
 
@@ -160,7 +200,7 @@ def test_all_trials_start_from_the_checkpoint_that_the_first_one_did(data, tmp_p
   config.init = str(still_training)
   first = initial.open_initial(config)
   assert first.origin['step'] == steps[-1]
-  earlier = first.origin | {'step': steps[-2]}      # it was begun when that was the last
+  earlier = first.origin | {'step': steps[-2]}  # it was begun when that was the last
   assert initial.open_initial(config, earlier).origin['step'] == steps[-2]
   shutil.rmtree(still_training / 'checkpoints' / str(steps[-2]))
   with pytest.raises(UserError, match=f'no checkpoint of step {steps[-2]}'):

@@ -11,8 +11,17 @@ from electra_jax.finetune.config import default_config
 from electra_jax.finetune.tasks import FAMILIES, GLUE
 from electra_jax.finetune.train import finetune
 
-SITE_FILES = {'cola': {'CoLA.tsv'}, 'sst2': {'SST-2.tsv'}, 'mrpc': {'MRPC.tsv'}, 'stsb': {'STS-B.tsv'}, 'qqp': {'QQP.tsv'},
-              'mnli': {'MNLI-m.tsv', 'MNLI-mm.tsv'}, 'qnli': {'QNLI.tsv'}, 'rte': {'RTE.tsv'}, 'wnli': {'WNLI.tsv'}}
+SITE_FILES = {
+  'cola': {'CoLA.tsv'},
+  'sst2': {'SST-2.tsv'},
+  'mrpc': {'MRPC.tsv'},
+  'stsb': {'STS-B.tsv'},
+  'qqp': {'QQP.tsv'},
+  'mnli': {'MNLI-m.tsv', 'MNLI-mm.tsv'},
+  'qnli': {'QNLI.tsv'},
+  'rte': {'RTE.tsv'},
+  'wnli': {'WNLI.tsv'},
+}
 
 
 def config_of(task, **data):
@@ -27,23 +36,46 @@ def config_of(task, **data):
 
 def own(folder, task):
   """One's own data, each task in another format."""
-  rows = {part: finetune_files.sentences(count, seed) for part, count, seed in (('train', 16, 1), ('dev', 8, 2))}
+  rows = {
+    part: finetune_files.sentences(count, seed)
+    for part, count, seed in (('train', 16, 1), ('dev', 8, 2))
+  }
   files = {}
   for part, of_part in rows.items():
-    if task == 'classification':      # pairs, as JSON lines
+    if task == 'classification':  # pairs, as JSON lines
       files[part] = folder / f'{part}.jsonl'
-      files[part].write_text(''.join(json.dumps({'a': text, 'b': 'bako', 'kind': ['bad', 'good'][label]}) + '\n' for text, label in of_part))
+      files[part].write_text(
+        ''.join(
+          json.dumps({'a': text, 'b': 'bako', 'kind': ['bad', 'good'][label]}) + '\n'
+          for text, label in of_part
+        )
+      )
     elif task == 'regression':
       files[part] = folder / f'{part}.csv'
-      files[part].write_text('text,label\n' + ''.join(f'"{text}",{label}.5\n' for text, label in of_part))
+      files[part].write_text(
+        'text,label\n' + ''.join(f'"{text}",{label}.5\n' for text, label in of_part)
+      )
     elif task == 'tagging':
       files[part] = folder / f'{part}.jsonl'
-      files[part].write_text(''.join(json.dumps({'text': text.split(), 'label': ['a' if w == 'dufa' else 'b' for w in text.split()]}) + '\n'
-                                     for text, _ in of_part))
+      files[part].write_text(
+        ''.join(
+          json.dumps(
+            {'text': text.split(), 'label': ['a' if w == 'dufa' else 'b' for w in text.split()]}
+          )
+          + '\n'
+          for text, _ in of_part
+        )
+      )
     else:
       files[part] = folder / f'{part}.tsv'
-      files[part].write_text('question\tcontext\tanswer\n' + ''.join(f'bako?\t{text}\t{text.split()[0]}\n' for text, _ in of_part))
-  columns = {'classification': dict(text='a', pair='b', label='kind'), 'span': dict(text='question', pair='context', label='answer')}
+      files[part].write_text(
+        'question\tcontext\tanswer\n'
+        + ''.join(f'bako?\t{text}\t{text.split()[0]}\n' for text, _ in of_part)
+      )
+  columns = {
+    'classification': dict(text='a', pair='b', label='kind'),
+    'span': dict(text='question', pair='context', label='answer'),
+  }
   return {part: str(path) for part, path in files.items()} | columns.get(task, {})
 
 
@@ -57,10 +89,15 @@ def data_of(folder, task):
   return own(folder, task)
 
 
-RUNS = [(task, 'published') for task in FAMILIES] + [('squad2', 'transformers'), ('pos', 'transformers')]
+RUNS = [(task, 'published') for task in FAMILIES] + [
+  ('squad2', 'transformers'),
+  ('pos', 'transformers'),
+]
 
 
-@pytest.mark.parametrize('task, style', RUNS, ids=[task + f' {style}' * (style != 'published') for task, style in RUNS])
+@pytest.mark.parametrize(
+  'task, style', RUNS, ids=[task + f' {style}' * (style != 'published') for task, style in RUNS]
+)
 def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
   workdir = tmp_path / 'run'
   (tmp_path / 'data').mkdir()
@@ -74,7 +111,7 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
   if task == 'mnli':
     assert 'dev_mismatched' in record['figures']
   if task == 'pos':
-    assert 'test' in record['figures']       # labelled, unlike GLUE's
+    assert 'test' in record['figures']  # labelled, unlike GLUE's
   split = 'test' if task in GLUE or task in ('ner', 'chunking', 'pos') else 'dev'
   predict.predict(str(workdir), source=None, task=None, split=split, output=str(tmp_path / 'out'))
   written = {path.name for path in (tmp_path / 'out').iterdir()}
@@ -84,7 +121,12 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
     assert len(answers) == 6 and (task == 'squad2' or all(answers.values()))
     if task == 'squad2':
       assert len(json.loads((tmp_path / 'out' / 'squad2.dev' / 'null_odds.json').read_text())) == 6
-  lines = [json.loads(line) for line in (tmp_path / 'out' / f'{task}.{split}.jsonl').read_text().splitlines()]
-  assert len(lines) == {'ner': 4, 'chunking': 4, 'pos': 4}.get(task, 6 if task in GLUE or 'squad' in task else 8)
+  lines = [
+    json.loads(line)
+    for line in (tmp_path / 'out' / f'{task}.{split}.jsonl').read_text().splitlines()
+  ]
+  assert len(lines) == {'ner': 4, 'chunking': 4, 'pos': 4}.get(
+    task, 6 if task in GLUE or 'squad' in task else 8
+  )
   shown = capsys.readouterr().out
   assert 'dev ' in shown and 'written' in shown

@@ -16,32 +16,67 @@ from electra_jax.interop.weights import Head, Weights, expected_shapes, same_bit
 from electra_jax.model.config import EncoderConfig
 from hf_import_test import applied, close, same_outputs
 
-IDS = {'pad_id': hf_files.PAD, 'unk_id': 1, 'cls_id': hf_files.CLS, 'sep_id': hf_files.SEP, 'mask_id': 4}
-ELECTRA = EncoderConfig(vocab_size=hf_files.VOCAB, hidden_size=16, embedding_size=12, num_layers=3, num_heads=2,
-                        intermediate_size=40, max_positions=33, type_vocab_size=2, vocab_multiple=1, dropout=0.2,
-                        attention_dropout=0.3)
-MODERN = dataclasses.replace(ELECTRA, family='modern', embedding_size=16, layer_norm_eps=1e-5, num_layers=4, intermediate_size=24,
-                             max_positions=64, global_every=3, local_window=8, global_rope_theta=500.0, local_rope_theta=50.0)
+IDS = {
+  'pad_id': hf_files.PAD,
+  'unk_id': 1,
+  'cls_id': hf_files.CLS,
+  'sep_id': hf_files.SEP,
+  'mask_id': 4,
+}
+ELECTRA = EncoderConfig(
+  vocab_size=hf_files.VOCAB,
+  hidden_size=16,
+  embedding_size=12,
+  num_layers=3,
+  num_heads=2,
+  intermediate_size=40,
+  max_positions=33,
+  type_vocab_size=2,
+  vocab_multiple=1,
+  dropout=0.2,
+  attention_dropout=0.3,
+)
+MODERN = dataclasses.replace(
+  ELECTRA,
+  family='modern',
+  embedding_size=16,
+  layer_norm_eps=1e-5,
+  num_layers=4,
+  intermediate_size=24,
+  max_positions=64,
+  global_every=3,
+  local_window=8,
+  global_rope_theta=500.0,
+  local_rope_theta=50.0,
+)
 
 
 def random(shapes, seed=0):
   """So large that all of them matter."""
   rng = np.random.default_rng(seed)
-  fresh = lambda path, x: (rng.standard_normal(x.shape) * (x.shape[-2] ** -0.5 if path[-1].key == 'kernel' else 0.3) +
-                           (path[-1].key == 'scale')).astype(np.float32)
+  fresh = lambda path, x: (
+    rng.standard_normal(x.shape) * (x.shape[-2] ** -0.5 if path[-1].key == 'kernel' else 0.3)
+    + (path[-1].key == 'scale')
+  ).astype(np.float32)
   return jax.tree_util.tree_map_with_path(fresh, shapes)
 
 
 def towers(discriminator, sharing='embeddings', **fields) -> Weights:
-  weights = Weights('a run', discriminator, dataclasses.replace(discriminator, **fields), sharing, {})
+  weights = Weights(
+    'a run', discriminator, dataclasses.replace(discriminator, **fields), sharing, {}
+  )
   return dataclasses.replace(weights, params=random(expected_shapes(weights)))
 
 
-def fine_tuned(config, kind, style='transformers', labels=('no', 'yes', 'maybe'), pooling='cls') -> Weights:
+def fine_tuned(
+  config, kind, style='transformers', labels=('no', 'yes', 'maybe'), pooling='cls'
+) -> Weights:
   labels = labels if kind in ('classification', 'tagging') else ()
   weights = Weights('a run', config, None, 'embeddings', {}, Head(kind, style, labels, pooling, {}))
   params = random(expected_shapes(weights))
-  return dataclasses.replace(weights, head=dataclasses.replace(weights.head, params=params.pop('head')), params=params)
+  return dataclasses.replace(
+    weights, head=dataclasses.replace(weights.head, params=params.pop('head')), params=params
+  )
 
 
 def config_of(files):
@@ -51,22 +86,37 @@ def config_of(files):
 # ---- what PyTorch makes of it -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('config, sharing, fields', [
-    (ELECTRA, 'embeddings', dict(hidden_size=8, num_heads=1, intermediate_size=20, num_layers=2)), (ELECTRA, 'all', {}),
-    (ELECTRA, 'none', dict(embedding_size=8, hidden_size=8, num_heads=1)), (MODERN, 'embeddings', dict(num_layers=2)),
-    (MODERN, 'none', dict(hidden_size=8, embedding_size=8, global_every=1))],
-    ids=['electra', 'electra, all shared', 'electra, none shared', 'modern', 'modern, none shared'])
+@pytest.mark.parametrize(
+  'config, sharing, fields',
+  [
+    (ELECTRA, 'embeddings', dict(hidden_size=8, num_heads=1, intermediate_size=20, num_layers=2)),
+    (ELECTRA, 'all', {}),
+    (ELECTRA, 'none', dict(embedding_size=8, hidden_size=8, num_heads=1)),
+    (MODERN, 'embeddings', dict(num_layers=2)),
+    (MODERN, 'none', dict(hidden_size=8, embedding_size=8, global_every=1)),
+  ],
+  ids=['electra', 'electra, all shared', 'electra, none shared', 'modern', 'modern, none shared'],
+)
 def test_both_towers_open_and_compute_what_ours_do(config, sharing, fields, tmp_path):
   weights, rows = towers(config, sharing, **fields), hf_files.rows()
   real = rows[2]
-  found = {tower: huggingface.files(weights, tower, special_ids=IDS) for tower in ('discriminator', 'generator')}
+  found = {
+    tower: huggingface.files(weights, tower, special_ids=IDS)
+    for tower in ('discriminator', 'generator')
+  }
   ours = {tower: applied(weights, f'{tower}_logits', rows) for tower in found}
   for tower, files in found.items():
-    theirs = hf_files.outputs(hf_files.opened(files, tmp_path / tower, tower, config.family), *rows)[0]
+    theirs = hf_files.outputs(
+      hf_files.opened(files, tmp_path / tower, tower, config.family), *rows
+    )[0]
     close(np.asarray(ours[tower])[real], theirs.reshape(ours[tower].shape)[real], tower)
   again = huggingface.read(str(tmp_path))
   assert same_bits(again.params, weights.params)
-  assert (again.discriminator, again.generator, again.sharing) == (weights.discriminator, weights.generator, sharing)
+  assert (again.discriminator, again.generator, again.sharing) == (
+    weights.discriminator,
+    weights.generator,
+    sharing,
+  )
 
 
 @pytest.mark.parametrize('config', [ELECTRA, MODERN], ids=['electra', 'modern'])
@@ -74,31 +124,50 @@ def test_the_bare_encoder_of_each_tower_opens_too(config, tmp_path):
   weights, rows = towers(config), hf_files.rows()
   hf_files.write(huggingface.files(weights, 'discriminator', special_ids=IDS), tmp_path)
   made = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation='eager').eval()
-  close(np.asarray(applied(weights, 'hidden_states', rows))[rows[2]], hf_files.outputs(made, *rows)[0][rows[2]])
+  close(
+    np.asarray(applied(weights, 'hidden_states', rows))[rows[2]],
+    hf_files.outputs(made, *rows)[0][rows[2]],
+  )
 
 
-@pytest.mark.parametrize('config, kind, pooling', [
-    *[(config, kind, 'cls') for config in (ELECTRA, MODERN) for kind in ('classification', 'tagging', 'span')],
-    (ELECTRA, 'regression', 'cls'), (MODERN, 'regression', 'mean')])
+@pytest.mark.parametrize(
+  'config, kind, pooling',
+  [
+    *[
+      (config, kind, 'cls')
+      for config in (ELECTRA, MODERN)
+      for kind in ('classification', 'tagging', 'span')
+    ],
+    (ELECTRA, 'regression', 'cls'),
+    (MODERN, 'regression', 'mean'),
+  ],
+)
 def test_fine_tuned_models_open_and_compute_what_ours_do(config, kind, pooling, tmp_path):
   weights = fine_tuned(config, kind, pooling=pooling)
   files = huggingface.files(weights, 'finetuned', special_ids=IDS)
-  made = hf_files.opened(files, tmp_path, 'classification' if kind == 'regression' else kind, config.family)
+  made = hf_files.opened(
+    files, tmp_path, 'classification' if kind == 'regression' else kind, config.family
+  )
   same_outputs(weights, made)
   if weights.head.labels:
     assert made.config.id2label == dict(enumerate(weights.head.labels))
     assert made.config.label2id == {name: i for i, name in enumerate(weights.head.labels)}
   again = huggingface.read(str(tmp_path))
   assert same_bits((again.params, again.head.params), (weights.params, weights.head.params))
-  assert again.discriminator == weights.discriminator and dataclasses.replace(again.head, params={}) == dataclasses.replace(
-      weights.head, params={})
+  assert again.discriminator == weights.discriminator and dataclasses.replace(
+    again.head, params={}
+  ) == dataclasses.replace(weights.head, params={})
 
 
 @pytest.mark.parametrize('kind, labels', [('classification', 8), ('regression', 0), ('tagging', 3)])
-def test_electras_published_heads_of_one_layer_give_the_same_logits_in_pytorch(kind, labels, tmp_path):
+def test_electras_published_heads_of_one_layer_give_the_same_logits_in_pytorch(
+  kind, labels, tmp_path
+):
   weights = fine_tuned(ELECTRA, kind, 'published', tuple(f'label {i}' for i in range(labels)))
   files = huggingface.files(weights, 'finetuned', special_ids=IDS)
-  same_outputs(weights, hf_files.opened(files, tmp_path, 'classification' if kind == 'regression' else kind))
+  same_outputs(
+    weights, hf_files.opened(files, tmp_path, 'classification' if kind == 'regression' else kind)
+  )
 
 
 def test_a_pretrained_model_without_its_head_is_a_bare_encoder(tmp_path):
@@ -109,18 +178,28 @@ def test_a_pretrained_model_without_its_head_is_a_bare_encoder(tmp_path):
 
 def test_opening_says_nothing(tmp_path, caplog, recwarn):
   logger = logging.getLogger('transformers')
-  logger.addHandler(caplog.handler)      # it does not hand on what it logs
+  logger.addHandler(caplog.handler)  # it does not hand on what it logs
   try:
     for config in (ELECTRA, MODERN):
       for tower in ('discriminator', 'generator'):
-        hf_files.opened(huggingface.files(towers(config), tower, special_ids=IDS), tmp_path / config.family / tower, tower,
-                        config.family)
-      hf_files.opened(huggingface.files(fine_tuned(config, 'tagging'), 'finetuned'), tmp_path / config.family / 'tagging',
-                      'tagging', config.family)
+        hf_files.opened(
+          huggingface.files(towers(config), tower, special_ids=IDS),
+          tmp_path / config.family / tower,
+          tower,
+          config.family,
+        )
+      hf_files.opened(
+        huggingface.files(fine_tuned(config, 'tagging'), 'finetuned'),
+        tmp_path / config.family / 'tagging',
+        'tagging',
+        config.family,
+      )
   finally:
     logger.removeHandler(caplog.handler)
   assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-  assert not [str(warning.message) for warning in recwarn if 'transformers' in str(warning.filename)]
+  assert not [
+    str(warning.message) for warning in recwarn if 'transformers' in str(warning.filename)
+  ]
 
 
 # ---- bit for bit ------------------------------------------------------------------------------------------------------
@@ -128,7 +207,9 @@ def test_opening_says_nothing(tmp_path, caplog, recwarn):
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
 @pytest.mark.parametrize('kind', hf_files.KINDS)
-def test_from_transformers_to_transformers_every_tensor_keeps_its_name_and_bits(family, kind, tmp_path):
+def test_from_transformers_to_transformers_every_tensor_keeps_its_name_and_bits(
+  family, kind, tmp_path
+):
   made = hf_files.model(family, kind)
   path = hf_files.saved(made, tmp_path / 'theirs')
   weights = huggingface.read(path)
@@ -136,13 +217,20 @@ def test_from_transformers_to_transformers_every_tensor_keeps_its_name_and_bits(
   files = huggingface.files(weights, tower, special_ids=IDS)
   before, after = tensors.read(path), tensors.read(hf_files.write(files, tmp_path / 'ours'))
   assert before.keys() == after.keys()
-  assert all(before[name].dtype == after[name].dtype and before[name].tobytes() == after[name].tobytes() for name in before)
+  assert all(
+    before[name].dtype == after[name].dtype and before[name].tobytes() == after[name].tobytes()
+    for name in before
+  )
   again = huggingface.read(str(tmp_path / 'ours'))
   assert again.discriminator == weights.discriminator and again.generator == weights.generator
   # And the config, but for what says who wrote it, and names that have no meaning.
   theirs = made.config.to_dict()
   ours = type(made.config).from_pretrained(tmp_path / 'ours').to_dict()
-  differ = {name for name in theirs if theirs[name] != ours.get(name)} - {'transformers_version', 'dtype', '_name_or_path'}
+  differ = {name for name in theirs if theirs[name] != ours.get(name)} - {
+    'transformers_version',
+    'dtype',
+    '_name_or_path',
+  }
   named = {'id2label', 'label2id'} if (family, kind) == ('modern', 'discriminator') else set()
   assert differ <= named | {'problem_type'}
 
@@ -152,9 +240,21 @@ def test_from_transformers_to_transformers_every_tensor_keeps_its_name_and_bits(
 
 def test_the_config_has_what_releases_before_5_read():
   config = config_of(huggingface.files(towers(MODERN), 'discriminator', special_ids=IDS))
-  assert (config['global_attn_every_n_layers'], config['global_rope_theta'], config['local_rope_theta']) == (3, 500.0, 50.0)
-  assert config['layer_types'] == ['full_attention', 'sliding_attention', 'sliding_attention', 'full_attention']
-  assert (config['architectures'], config['id2label']) == (['ModernBertForTokenClassification'], {'0': 'REPLACED'})
+  assert (
+    config['global_attn_every_n_layers'],
+    config['global_rope_theta'],
+    config['local_rope_theta'],
+  ) == (3, 500.0, 50.0)
+  assert config['layer_types'] == [
+    'full_attention',
+    'sliding_attention',
+    'sliding_attention',
+    'full_attention',
+  ]
+  assert (config['architectures'], config['id2label']) == (
+    ['ModernBertForTokenClassification'],
+    {'0': 'REPLACED'},
+  )
   assert config['electra_jax'] == {'tower': 'discriminator'}
   assert config['torch_dtype'] == config['dtype'] == 'float32'
 
@@ -165,38 +265,88 @@ def test_special_ids_are_the_tokenizers_or_none():
   assert [config[name] for name in names] == [0, 2, 2, 3, 3]
   config = config_of(huggingface.files(towers(MODERN), 'generator'))
   assert [config[name] for name in names] == [None] * 5
-  assert config_of(huggingface.files(towers(ELECTRA), 'generator', special_ids=IDS))['pad_token_id'] == 0
+  assert (
+    config_of(huggingface.files(towers(ELECTRA), 'generator', special_ids=IDS))['pad_token_id'] == 0
+  )
 
 
 def test_more_fields_win():
-  config = config_of(huggingface.files(towers(ELECTRA), 'generator', extra={'pad_token_id': 5, 'what': {'is': 'this'}}))
+  config = config_of(
+    huggingface.files(
+      towers(ELECTRA), 'generator', extra={'pad_token_id': 5, 'what': {'is': 'this'}}
+    )
+  )
   assert (config['pad_token_id'], config['what']) == (5, {'is': 'this'})
 
 
 def test_the_same_weights_give_the_same_bytes():
-  assert huggingface.files(towers(ELECTRA), 'generator') == huggingface.files(towers(ELECTRA), 'generator')
+  assert huggingface.files(towers(ELECTRA), 'generator') == huggingface.files(
+    towers(ELECTRA), 'generator'
+  )
 
 
 # ---- what transformers has no place for -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('weights, tower, said', [
-    (lambda: towers(dataclasses.replace(MODERN, embedding_size=8)), 'discriminator', 'no such projection'),
+@pytest.mark.parametrize(
+  'weights, tower, said',
+  [
+    (
+      lambda: towers(dataclasses.replace(MODERN, embedding_size=8)),
+      'discriminator',
+      'no such projection',
+    ),
     (lambda: towers(MODERN, hidden_size=8, num_heads=1), 'generator', 'projected to a width of 8'),
-    (lambda: fine_tuned(MODERN, 'tagging', 'published'), 'finetuned', 'config.head.style=transformers'),
-    (lambda: fine_tuned(MODERN, 'classification', 'published'), 'finetuned', 'config.head.style=transformers'),
-    (lambda: fine_tuned(ELECTRA, 'span', 'published'), 'finetuned', 'config.head.style=transformers'),
-    (lambda: fine_tuned(ELECTRA, 'classification', 'published', pooling='mean'), 'finetuned', '[CLS] alone'),
+    (
+      lambda: fine_tuned(MODERN, 'tagging', 'published'),
+      'finetuned',
+      'config.head.style=transformers',
+    ),
+    (
+      lambda: fine_tuned(MODERN, 'classification', 'published'),
+      'finetuned',
+      'config.head.style=transformers',
+    ),
+    (
+      lambda: fine_tuned(ELECTRA, 'span', 'published'),
+      'finetuned',
+      'config.head.style=transformers',
+    ),
+    (
+      lambda: fine_tuned(ELECTRA, 'classification', 'published', pooling='mean'),
+      'finetuned',
+      '[CLS] alone',
+    ),
     (lambda: fine_tuned(ELECTRA, 'classification', pooling='mean'), 'finetuned', '[CLS] alone'),
-    (lambda: fine_tuned(ELECTRA, 'classification', 'published', tuple('abcdefghi')), 'finetuned', '8 of them and not 9'),
-    (lambda: towers(ELECTRA, max_positions=20), 'generator', 'embeddings/position is 33 x 12 and not 20 x 12'),
-    (lambda: towers(ELECTRA, type_vocab_size=5), 'generator', 'embeddings/type is 2 x 12 and not 5 x 12'),
-    (lambda: dataclasses.replace(towers(ELECTRA), generator=None), 'generator', 'no generator model'),
-    (lambda: towers(ELECTRA), 'finetuned', 'no finetuned model')])
+    (
+      lambda: fine_tuned(ELECTRA, 'classification', 'published', tuple('abcdefghi')),
+      'finetuned',
+      '8 of them and not 9',
+    ),
+    (
+      lambda: towers(ELECTRA, max_positions=20),
+      'generator',
+      'embeddings/position is 33 x 12 and not 20 x 12',
+    ),
+    (
+      lambda: towers(ELECTRA, type_vocab_size=5),
+      'generator',
+      'embeddings/type is 2 x 12 and not 5 x 12',
+    ),
+    (
+      lambda: dataclasses.replace(towers(ELECTRA), generator=None),
+      'generator',
+      'no generator model',
+    ),
+    (lambda: towers(ELECTRA), 'finetuned', 'no finetuned model'),
+  ],
+)
 def test_what_transformers_cannot_express_is_refused_with_the_reason(weights, tower, said):
   with pytest.raises(UserError) as error:
     huggingface.files(weights(), tower)
-  assert said in str(error.value) and str(error.value).endswith('.') and 'a run' in str(error.value), str(error.value)
+  assert (
+    said in str(error.value) and str(error.value).endswith('.') and 'a run' in str(error.value)
+  ), str(error.value)
 
 
 def test_a_generator_without_a_head_is_refused():

@@ -7,38 +7,83 @@ import numpy as np
 import torch
 import transformers
 
-torch.set_num_threads(1)      # models so small, and tests side by side: more threads would wait for each other
+torch.set_num_threads(
+  1
+)  # models so small, and tests side by side: more threads would wait for each other
 
 VOCAB, PAD, CLS, SEP = 91, 0, 2, 3
-ELECTRA = dict(vocab_size=VOCAB, embedding_size=12, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
-               intermediate_size=40, max_position_embeddings=33, type_vocab_size=3, pad_token_id=PAD)
-MODERN = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=24,
-              max_position_embeddings=64, local_attention=8, global_attn_every_n_layers=2, pad_token_id=PAD, cls_token_id=CLS,
-              bos_token_id=CLS, sep_token_id=SEP, eos_token_id=SEP)
-CLASSES = {'electra': {'encoder': 'ElectraModel', 'discriminator': 'ElectraForPreTraining', 'generator': 'ElectraForMaskedLM',
-                       'classification': 'ElectraForSequenceClassification', 'tagging': 'ElectraForTokenClassification',
-                       'span': 'ElectraForQuestionAnswering'},
-           'modern': {'encoder': 'ModernBertModel', 'discriminator': 'ModernBertForTokenClassification',
-                      'generator': 'ModernBertForMaskedLM', 'classification': 'ModernBertForSequenceClassification',
-                      'tagging': 'ModernBertForTokenClassification', 'span': 'ModernBertForQuestionAnswering'}}
+ELECTRA = dict(
+  vocab_size=VOCAB,
+  embedding_size=12,
+  hidden_size=16,
+  num_hidden_layers=3,
+  num_attention_heads=2,
+  intermediate_size=40,
+  max_position_embeddings=33,
+  type_vocab_size=3,
+  pad_token_id=PAD,
+)
+MODERN = dict(
+  vocab_size=VOCAB,
+  hidden_size=16,
+  num_hidden_layers=4,
+  num_attention_heads=2,
+  intermediate_size=24,
+  max_position_embeddings=64,
+  local_attention=8,
+  global_attn_every_n_layers=2,
+  pad_token_id=PAD,
+  cls_token_id=CLS,
+  bos_token_id=CLS,
+  sep_token_id=SEP,
+  eos_token_id=SEP,
+)
+CLASSES = {
+  'electra': {
+    'encoder': 'ElectraModel',
+    'discriminator': 'ElectraForPreTraining',
+    'generator': 'ElectraForMaskedLM',
+    'classification': 'ElectraForSequenceClassification',
+    'tagging': 'ElectraForTokenClassification',
+    'span': 'ElectraForQuestionAnswering',
+  },
+  'modern': {
+    'encoder': 'ModernBertModel',
+    'discriminator': 'ModernBertForTokenClassification',
+    'generator': 'ModernBertForMaskedLM',
+    'classification': 'ModernBertForSequenceClassification',
+    'tagging': 'ModernBertForTokenClassification',
+    'span': 'ModernBertForQuestionAnswering',
+  },
+}
 KINDS = tuple(CLASSES['electra'])
 # The class that opens each kind by itself.
-AUTO = {'encoder': 'AutoModel', 'discriminator': 'AutoModelForPreTraining', 'generator': 'AutoModelForMaskedLM',
-        'classification': 'AutoModelForSequenceClassification', 'tagging': 'AutoModelForTokenClassification',
-        'span': 'AutoModelForQuestionAnswering'}
+AUTO = {
+  'encoder': 'AutoModel',
+  'discriminator': 'AutoModelForPreTraining',
+  'generator': 'AutoModelForMaskedLM',
+  'classification': 'AutoModelForSequenceClassification',
+  'tagging': 'AutoModelForTokenClassification',
+  'span': 'AutoModelForQuestionAnswering',
+}
 
 
 def model(family='electra', kind='discriminator', seed=0, **fields):
   """In float32, without dropout, its weights so large that all of them matter."""
-  labels = {'modern discriminator': 1, f'{family} classification': 3, f'{family} tagging': 5}.get(f'{family} {kind}', 2)
+  labels = {'modern discriminator': 1, f'{family} classification': 3, f'{family} tagging': 5}.get(
+    f'{family} {kind}', 2
+  )
   config = (transformers.ElectraConfig if family == 'electra' else transformers.ModernBertConfig)(
-      **(ELECTRA if family == 'electra' else MODERN) | {'attn_implementation': 'eager', 'num_labels': labels} | fields)
+    **(ELECTRA if family == 'electra' else MODERN)
+    | {'attn_implementation': 'eager', 'num_labels': labels}
+    | fields
+  )
   torch.manual_seed(seed)
   made = getattr(transformers, CLASSES[family][kind])(config).eval()
   with torch.no_grad():
     for parameter in made.parameters():
       if parameter.ndim == 2:
-        parameter.normal_(std=parameter.shape[1]**-0.5)
+        parameter.normal_(std=parameter.shape[1] ** -0.5)
       else:
         parameter += 0.2 * torch.randn_like(parameter)
   return made
@@ -68,9 +113,17 @@ def change_config(folder, remove=(), **fields):
 def opened(files, folder, kind, family='electra'):
   """What transformers makes of files {name: content}: the model, by the class that opens any of its kind; all tensors fit."""
   write(files, folder)
-  auto = 'AutoModelForTokenClassification' if (family, kind) == ('modern', 'discriminator') else AUTO[kind]
-  made, told = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True, attn_implementation='eager')
-  assert not any(told[name] for name in ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs')), told
+  auto = (
+    'AutoModelForTokenClassification'
+    if (family, kind) == ('modern', 'discriminator')
+    else AUTO[kind]
+  )
+  made, told = getattr(transformers, auto).from_pretrained(
+    folder, output_loading_info=True, attn_implementation='eager'
+  )
+  assert not any(
+    told[name] for name in ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs')
+  ), told
   assert type(made).__name__ == CLASSES[family][kind]
   return made.eval()
 
@@ -86,7 +139,9 @@ def write(files, folder) -> str:
 def state(made) -> dict[str, np.ndarray]:
   """The tensors that a file has, by name: tied ones once."""
   tied = getattr(made, '_tied_weights_keys', None) or {}
-  return {name: value.detach().numpy() for name, value in made.state_dict().items() if name not in tied}
+  return {
+    name: value.detach().numpy() for name, value in made.state_dict().items() if name not in tied
+  }
 
 
 def rows(lengths=(20, 13, 4), length=20, vocab_size=VOCAB, seed=1):
@@ -106,5 +161,7 @@ def outputs(made, ids, types, real) -> list[np.ndarray]:
     inputs['token_type_ids'] = torch.tensor(types)
   with torch.no_grad():
     found = made(**inputs)
-  names = [name for name in ('logits', 'start_logits', 'end_logits', 'last_hidden_state') if name in found]
+  names = [
+    name for name in ('logits', 'start_logits', 'end_logits', 'last_hidden_state') if name in found
+  ]
   return [found[name].numpy() for name in names]

@@ -22,7 +22,7 @@ from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
 from electra_jax.model.heads import FineTuned
 
-POSITIONS = np.array([[1, 3, 19], [12, 2, 5], [1, 3, 2]])      # of masks in hf_files.rows
+POSITIONS = np.array([[1, 3, 19], [12, 2, 5], [1, 3, 2]])  # of masks in hf_files.rows
 
 
 def our_inputs(ids, types, real):
@@ -37,22 +37,46 @@ def _applied(model, method, params, *arguments):
 
 def applied(weights, method, rows):
   """What a method of both towers' model gives, at every position."""
-  model = Electra(weights.generator or weights.discriminator, weights.discriminator or weights.generator, sharing=weights.sharing)
+  model = Electra(
+    weights.generator or weights.discriminator,
+    weights.discriminator or weights.generator,
+    sharing=weights.sharing,
+  )
   inputs = our_inputs(*rows)
-  return _applied(model, method, weights.params, inputs, *([inputs.positions] if method == 'generator_logits' else []))
+  return _applied(
+    model,
+    method,
+    weights.params,
+    inputs,
+    *([inputs.positions] if method == 'generator_logits' else []),
+  )
 
 
 def our_outputs(weights, rows) -> list:
   """Logits or hidden states, as hf_files.outputs gives them."""
   if head := weights.head:
-    model = FineTuned(weights.discriminator, head.kind, labels=max(1, len(head.labels)), pooling=head.pooling, style=head.style)
+    model = FineTuned(
+      weights.discriminator,
+      head.kind,
+      labels=max(1, len(head.labels)),
+      pooling=head.pooling,
+      style=head.style,
+    )
     inputs = our_inputs(*rows)
     allowed = {'allowed': jnp.ones_like(inputs.token_ids)}
     found = _applied(model, 'training', weights.params | {'head': head.params}, inputs, allowed)
-    return [found[name] for name in ('logits', 'value', 'start_logits', 'end_logits') if name in found]
+    return [
+      found[name] for name in ('logits', 'value', 'start_logits', 'end_logits') if name in found
+    ]
   if not weights.discriminator:
     return [applied(weights, 'generator_logits', rows)]
-  return [applied(weights, 'discriminator_logits' if 'discriminator_head' in weights.params else 'hidden_states', rows)]
+  return [
+    applied(
+      weights,
+      'discriminator_logits' if 'discriminator_head' in weights.params else 'hidden_states',
+      rows,
+    )
+  ]
 
 
 def close(ours, theirs, what=''):
@@ -66,8 +90,10 @@ def close(ours, theirs, what=''):
 def same_outputs(weights, made, rows=None):
   rows = rows or hf_files.rows()
   for ours, theirs in zip(our_outputs(weights, rows), hf_files.outputs(made, *rows), strict=True):
-    ours = np.asarray(ours).reshape(theirs.shape)      # ModernBERT's discriminator has an axis of its one label
-    if theirs.shape[:2] == rows[2].shape:              # what stands at padding is nobody's business
+    ours = np.asarray(ours).reshape(
+      theirs.shape
+    )  # ModernBERT's discriminator has an axis of its one label
+    if theirs.shape[:2] == rows[2].shape:  # what stands at padding is nobody's business
       ours, theirs = ours[rows[2]], theirs[rows[2]]
     close(ours, theirs)
 
@@ -84,12 +110,20 @@ def their_results(made, kind, rows):
   logits = made(**inputs).logits
   if kind == 'generator':
     logits = logits[torch.arange(len(ids))[:, None], torch.tensor(POSITIONS)]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets(rows)).flatten())
+    loss = torch.nn.functional.cross_entropy(
+      logits.flatten(0, 1), torch.tensor(targets(rows)).flatten()
+    )
   else:
     logits = logits.reshape(ids.shape)[torch.tensor(real)]
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(targets(rows, False)[real]).float())
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+      logits, torch.tensor(targets(rows, False)[real]).float()
+    )
   loss.backward()
-  return logits.detach().numpy(), loss.item(), {name: value.grad.numpy() for name, value in made.named_parameters()}
+  return (
+    logits.detach().numpy(),
+    loss.item(),
+    {name: value.grad.numpy() for name, value in made.named_parameters()},
+  )
 
 
 def targets(rows, generator=True):
@@ -104,34 +138,70 @@ def our_results(weights, kind, rows):
   @functools.partial(jax.value_and_grad, has_aux=True)
   def run(params):
     if kind == 'generator':
-      logits = model.apply({'params': params}, inputs, jnp.asarray(POSITIONS), method='generator_logits')
-      chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(targets(rows))[..., None], -1)
+      logits = model.apply(
+        {'params': params}, inputs, jnp.asarray(POSITIONS), method='generator_logits'
+      )
+      chosen = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), jnp.asarray(targets(rows))[..., None], -1
+      )
       return -chosen.mean(), logits
     logits = model.apply({'params': params}, inputs, method='discriminator_logits')[rows[2]]
     is_fake = jnp.asarray(targets(rows, False)[rows[2]], jnp.float32)
     return jnp.mean(jax.nn.softplus(logits) - is_fake * logits), logits
+
   (loss, logits), gradients = run(weights.params)
   form = hf_electra if config.family == 'electra' else hf_modernbert
-  tree = of_tower(type(weights)(weights.source, None, None, weights.sharing, jax.device_get(gradients)), kind)
+  tree = of_tower(
+    type(weights)(weights.source, None, None, weights.sharing, jax.device_get(gradients)), kind
+  )
   return logits, loss, hf_tensors.to_theirs(tree, form, kind, config)
 
 
-SMALL = dict(vocab_size=30522, embedding_size=128, hidden_size=256, num_hidden_layers=12, num_attention_heads=4,
-             intermediate_size=1024, max_position_embeddings=512, type_vocab_size=2)
-BASE = SMALL | dict(embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
+SMALL = dict(
+  vocab_size=30522,
+  embedding_size=128,
+  hidden_size=256,
+  num_hidden_layers=12,
+  num_attention_heads=4,
+  intermediate_size=1024,
+  max_position_embeddings=512,
+  type_vocab_size=2,
+)
+BASE = SMALL | dict(
+  embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072
+)
 SMALL_GENERATOR = SMALL | dict(hidden_size=64, num_attention_heads=1, intermediate_size=256)
 BASE_GENERATOR = BASE | dict(hidden_size=256, num_attention_heads=4, intermediate_size=1024)
 
 
-@pytest.mark.parametrize('family, kind, fields', [
-    ('electra', 'discriminator', SMALL), ('electra', 'generator', SMALL_GENERATOR),
-    ('electra', 'discriminator', BASE), ('electra', 'generator', BASE_GENERATOR),
+@pytest.mark.parametrize(
+  'family, kind, fields',
+  [
+    ('electra', 'discriminator', SMALL),
+    ('electra', 'generator', SMALL_GENERATOR),
+    ('electra', 'discriminator', BASE),
+    ('electra', 'generator', BASE_GENERATOR),
     ('electra', 'generator', dict(num_attention_heads=1, intermediate_size=33)),
     ('modern', 'generator', {}),
-    ('modern', 'discriminator', dict(global_attn_every_n_layers=3, num_hidden_layers=5, hidden_size=24, local_attention=6)),
-], ids=['small', "small's generator", 'base', "base's generator", 'odd sizes, one head', 'every second global',
-        'every third global'])
-def test_logits_loss_and_every_gradient_are_those_of_pytorch_there_and_back(family, kind, fields, tmp_path):
+    (
+      'modern',
+      'discriminator',
+      dict(global_attn_every_n_layers=3, num_hidden_layers=5, hidden_size=24, local_attention=6),
+    ),
+  ],
+  ids=[
+    'small',
+    "small's generator",
+    'base',
+    "base's generator",
+    'odd sizes, one head',
+    'every second global',
+    'every third global',
+  ],
+)
+def test_logits_loss_and_every_gradient_are_those_of_pytorch_there_and_back(
+  family, kind, fields, tmp_path
+):
   made = hf_files.model(family, kind, **fields)
   weights = huggingface.read(hf_files.saved(made, tmp_path / 'in'))
   rows = hf_files.rows()
@@ -142,15 +212,29 @@ def test_logits_loss_and_every_gradient_are_those_of_pytorch_there_and_back(fami
   for name, gradient in theirs[2].items():
     # The generator's table and its decoder are one parameter; a key's bias adds the same to all scores, so all of it is rounding.
     close(ours[2][name], gradient, name)
-  logits, = hf_files.outputs(hf_files.opened(huggingface.files(weights, kind), tmp_path / 'out', kind, family), *rows)
-  there = np.take_along_axis(logits, POSITIONS[..., None], 1) if kind == 'generator' else logits.reshape(rows[2].shape)[rows[2]]
+  (logits,) = hf_files.outputs(
+    hf_files.opened(huggingface.files(weights, kind), tmp_path / 'out', kind, family), *rows
+  )
+  there = (
+    np.take_along_axis(logits, POSITIONS[..., None], 1)
+    if kind == 'generator'
+    else logits.reshape(rows[2].shape)[rows[2]]
+  )
   close(there, ours[0], 'logits of what is written')
-  shutil.rmtree(tmp_path)      # up to a gigabyte
+  shutil.rmtree(tmp_path)  # up to a gigabyte
 
 
-@pytest.mark.parametrize('family, kind, fields', [
-    ('electra', 'encoder', {}), ('electra', 'classification', {}), ('electra', 'tagging', {}), ('modern', 'encoder', {}),
-    ('modern', 'classification', {'num_labels': 1, 'classifier_pooling': 'mean'}), ('modern', 'span', {})])
+@pytest.mark.parametrize(
+  'family, kind, fields',
+  [
+    ('electra', 'encoder', {}),
+    ('electra', 'classification', {}),
+    ('electra', 'tagging', {}),
+    ('modern', 'encoder', {}),
+    ('modern', 'classification', {'num_labels': 1, 'classifier_pooling': 'mean'}),
+    ('modern', 'span', {}),
+  ],
+)
 def test_heads_give_the_logits_of_pytorch(family, kind, fields, tmp_path):
   made = hf_files.model(family, kind, **fields)
   weights = huggingface.read(hf_files.saved(made, tmp_path))
@@ -162,13 +246,16 @@ def test_heads_give_the_logits_of_pytorch(family, kind, fields, tmp_path):
 def test_a_nudge_of_any_one_tensor_is_noticed(family, tmp_path):
   made, rows = hf_files.model(family), hf_files.rows()
   path = hf_files.saved(made, tmp_path)
-  weights, expected = huggingface.read(path), hf_files.outputs(made, *rows)[0].reshape(rows[2].shape)[rows[2]]
+  weights, expected = (
+    huggingface.read(path),
+    hf_files.outputs(made, *rows)[0].reshape(rows[2].shape)[rows[2]],
+  )
   run = lambda weights: applied(weights, 'discriminator_logits', rows)[rows[2]]
   close(run(weights), expected)
   kept = hf_files.state(made)
   for name, value in kept.items():
     if name.endswith('key.bias'):
-      continue                                      # adds the same to every score of a query: softmax drops it
+      continue  # adds the same to every score of a query: softmax drops it
     nudged = value + 0.05 * np.random.default_rng(0).standard_normal(value.shape, np.float32)
     save_file(kept | {name: nudged}, tmp_path / 'model.safetensors', {'format': 'pt'})
     with pytest.raises(AssertionError):
@@ -190,31 +277,47 @@ def test_every_file_format_gives_the_same_weights(family, tmp_path):
 
 
 def without_prefix(tensors):
-  return {name.removeprefix('electra.').removeprefix('model.'): value for name, value in tensors.items()}
+  return {
+    name.removeprefix('electra.').removeprefix('model.'): value for name, value in tensors.items()
+  }
 
 
 def gamma_and_beta(tensors):
-  return {name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): value
-          for name, value in tensors.items()}
+  return {
+    name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
+      'LayerNorm.bias', 'LayerNorm.beta'
+    ): value
+    for name, value in tensors.items()
+  }
 
 
 def with_buffers(tensors):
-  return tensors | {'electra.embeddings.position_ids': torch.arange(33)[None],
-                    'electra.embeddings.token_type_ids': torch.zeros(1, 33, dtype=torch.long)}
+  return tensors | {
+    'electra.embeddings.position_ids': torch.arange(33)[None],
+    'electra.embeddings.token_type_ids': torch.zeros(1, 33, dtype=torch.long),
+  }
 
 
 def with_copies(tensors):
   word = tensors['electra.embeddings.word_embeddings.weight']
-  return tensors | {'generator_lm_head.weight': word, 'generator_predictions.bias': tensors['generator_lm_head.bias']}
+  return tensors | {
+    'generator_lm_head.weight': word,
+    'generator_predictions.bias': tensors['generator_lm_head.bias'],
+  }
 
 
 def bias_elsewhere(tensors):
   bias = tensors['generator_lm_head.bias']
-  return {name: value for name, value in tensors.items() if 'lm_head' not in name} | {'generator_predictions.bias': bias}
+  return {name: value for name, value in tensors.items() if 'lm_head' not in name} | {
+    'generator_predictions.bias': bias
+  }
 
 
-@pytest.mark.parametrize('older', [without_prefix, gamma_and_beta, with_buffers, with_copies, bias_elsewhere],
-                         ids=lambda older: older.__name__)
+@pytest.mark.parametrize(
+  'older',
+  [without_prefix, gamma_and_beta, with_buffers, with_copies, bias_elsewhere],
+  ids=lambda older: older.__name__,
+)
 def test_names_as_older_releases_wrote_them(older, tmp_path):
   made = hf_files.model('electra', 'generator')
   now = huggingface.read(hf_files.saved(made, tmp_path / 'now'))
@@ -240,20 +343,36 @@ def test_a_config_without_model_type_is_told_by_its_class(tmp_path):
   assert huggingface.read(path).discriminator.hidden_size == 16
 
 
-@pytest.mark.parametrize('every', [1, 3])      # the models above have 2
+@pytest.mark.parametrize('every', [1, 3])  # the models above have 2
 def test_modernberts_fields_of_releases_before_5(every, tmp_path):
-  made = hf_files.model('modern', 'generator', global_attn_every_n_layers=every,
-                        rope_parameters={'full_attention': {'rope_type': 'default', 'rope_theta': 500.0},
-                                         'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0}})
+  made = hf_files.model(
+    'modern',
+    'generator',
+    global_attn_every_n_layers=every,
+    rope_parameters={
+      'full_attention': {'rope_type': 'default', 'rope_theta': 500.0},
+      'sliding_attention': {'rope_type': 'default', 'rope_theta': 50.0},
+    },
+  )
   path = hf_files.saved(made, tmp_path)
   now = huggingface.read(path)
-  assert (now.generator.global_every, now.generator.global_rope_theta, now.generator.local_rope_theta) == (every, 500, 50)
-  hf_files.change_config(path, remove=('layer_types', 'rope_parameters', 'global_attn_every_n_layers'), global_rope_theta=500.0,
-                         local_rope_theta=50.0, global_attn_every_n_layers=every, position_embedding_type='absolute')
+  assert (
+    now.generator.global_every,
+    now.generator.global_rope_theta,
+    now.generator.local_rope_theta,
+  ) == (every, 500, 50)
+  hf_files.change_config(
+    path,
+    remove=('layer_types', 'rope_parameters', 'global_attn_every_n_layers'),
+    global_rope_theta=500.0,
+    local_rope_theta=50.0,
+    global_attn_every_n_layers=every,
+    position_embedding_type='absolute',
+  )
   then = huggingface.read(path)
   assert then.generator == now.generator
   same_outputs(then, made)
-  hf_files.change_config(path, local_rope_theta=None)       # meant the other one
+  hf_files.change_config(path, local_rope_theta=None)  # meant the other one
   assert huggingface.read(path).generator.local_rope_theta == 500
 
 
@@ -276,7 +395,9 @@ def test_labels_come_in_the_order_of_their_ids(tmp_path):
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
 def test_two_labels_without_names_are_numbered_as_transformers_does(family, tmp_path):
-  head = huggingface.read(hf_files.saved(hf_files.model(family, 'classification', num_labels=2), tmp_path)).head
+  head = huggingface.read(
+    hf_files.saved(hf_files.model(family, 'classification', num_labels=2), tmp_path)
+  ).head
   assert (head.kind, head.labels) == ('classification', ('LABEL_0', 'LABEL_1'))
 
 
@@ -295,7 +416,9 @@ def test_a_mark_that_stayed_in_a_model_that_was_fine_tuned_elsewhere_is_not_heed
 
 def both(tmp_path, shared, **fields):
   discriminator = hf_files.model()
-  generator = hf_files.model('electra', 'generator', seed=1, **{'hidden_size': 8, 'num_attention_heads': 1} | fields)
+  generator = hf_files.model(
+    'electra', 'generator', seed=1, **{'hidden_size': 8, 'num_attention_heads': 1} | fields
+  )
   if shared:
     generator.electra.embeddings.load_state_dict(discriminator.electra.embeddings.state_dict())
   hf_files.saved(discriminator, tmp_path / 'discriminator')
@@ -310,7 +433,10 @@ def test_two_folders_inside_are_both_towers(shared, tmp_path):
   assert (weights.source, weights.sharing) == (path, 'embeddings' if shared else 'none')
   assert bool(weights.notes) == (not shared)
   rows = hf_files.rows()
-  verdicts, guesses = applied(weights, 'discriminator_logits', rows), applied(weights, 'generator_logits', rows)
+  verdicts, guesses = (
+    applied(weights, 'discriminator_logits', rows),
+    applied(weights, 'generator_logits', rows),
+  )
   close(verdicts[rows[2]], hf_files.outputs(discriminator, *rows)[0][rows[2]])
   close(guesses[rows[2]], hf_files.outputs(generator, *rows)[0][rows[2]])
 
@@ -336,14 +462,14 @@ def test_a_tokenizer_in_the_folder_or_above_it_is_found(tmp_path):
 def test_reading_and_writing_need_neither_torch_nor_transformers(tmp_path):
   path = hf_files.saved(hf_files.model('electra', 'generator'), tmp_path / 'safetensors')
   other = hf_files.rewritten(hf_files.model('modern', 'tagging'), tmp_path / 'bin')
-  program = f'''
+  program = f"""
 import sys
 for name in ('torch', 'transformers', 'tokenizers', 'sentencepiece', 'tensorflow', 'huggingface_hub'):
   sys.modules[name] = None
 from electra_jax.interop import huggingface
 for path, tower in (({path!r}, 'generator'), ({other!r}, 'finetuned')):
   assert sorted(huggingface.files(huggingface.read(path), tower)) == ['config.json', 'model.safetensors']
-'''
+"""
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
 
@@ -363,8 +489,10 @@ def sentence(path, *said):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-  return {family: hf_files.saved(hf_files.model(family, 'generator'), tmp_path_factory.mktemp(family))
-          for family in ('electra', 'modern')}
+  return {
+    family: hf_files.saved(hf_files.model(family, 'generator'), tmp_path_factory.mktemp(family))
+    for family in ('electra', 'modern')
+  }
 
 
 def changed(folders, tmp_path, family='electra', **fields):
@@ -373,34 +501,71 @@ def changed(folders, tmp_path, family='electra', **fields):
   return tmp_path
 
 
-@pytest.mark.parametrize('field, value, said', [
-    ('model_type', 'bert', "model_type 'bert'"), ('model_type', 'roberta', "model_type 'roberta'"),
-    ('hidden_act', 'relu', "'gelu'"), ('hidden_act', 'gelu_new', 'gelu_new'),
-    ('position_embedding_type', 'relative_key', 'relative_key'), ('is_decoder', True, 'True'),
-    ('add_cross_attention', True, 'True'), ('hidden_size', 'wide', "'wide'"),
-    ('hidden_size', 15, 'hidden_size 15 does not divide into 2 heads'), ('layer_norm_eps', None, None),
-    ('layer_norm_eps', 'small', "'small'"), ('num_hidden_layers', 0, 'num_layers is 0; it must be at least 1'),
+@pytest.mark.parametrize(
+  'field, value, said',
+  [
+    ('model_type', 'bert', "model_type 'bert'"),
+    ('model_type', 'roberta', "model_type 'roberta'"),
+    ('hidden_act', 'relu', "'gelu'"),
+    ('hidden_act', 'gelu_new', 'gelu_new'),
+    ('position_embedding_type', 'relative_key', 'relative_key'),
+    ('is_decoder', True, 'True'),
+    ('add_cross_attention', True, 'True'),
+    ('hidden_size', 'wide', "'wide'"),
+    ('hidden_size', 15, 'hidden_size 15 does not divide into 2 heads'),
+    ('layer_norm_eps', None, None),
+    ('layer_norm_eps', 'small', "'small'"),
+    ('num_hidden_layers', 0, 'num_layers is 0; it must be at least 1'),
     ('architectures', 'ElectraForMaskedLM', 'not a list'),
     ('architectures', ['ElectraForMultipleChoice'], 'of the class ElectraForMultipleChoice'),
-    ('architectures', ['ElectraForPreTraining'], 'those of ElectraForMaskedLM')])
-def test_what_electra_does_not_have_here_is_refused_by_field_and_value(field, value, said, folders, tmp_path):
+    ('architectures', ['ElectraForPreTraining'], 'those of ElectraForMaskedLM'),
+  ],
+)
+def test_what_electra_does_not_have_here_is_refused_by_field_and_value(
+  field, value, said, folders, tmp_path
+):
   path = changed(folders, tmp_path, **{field: value})
   if said is None:
-    huggingface.read(str(path))      # null is a field that is not there
+    huggingface.read(str(path))  # null is a field that is not there
   else:
-    sentence(path, said, *(() if isinstance(value, list) or 'at least' in said or 'divide' in said else (field,)))
+    sentence(
+      path,
+      said,
+      *(() if isinstance(value, list) or 'at least' in said or 'divide' in said else (field,)),
+    )
 
 
-@pytest.mark.parametrize('field, value, said', [
-    ('norm_bias', True, 'True'), ('attention_bias', True, 'True'), ('mlp_bias', True, 'True'), ('classifier_bias', True, 'True'),
-    ('hidden_activation', 'silu', "'silu'"), ('classifier_activation', 'relu', "'relu'"),
-    ('layer_types', ['sliding_attention'] * 4, 'full_attention'), ('layer_types', ['full_attention'] * 3, 'each of the 4 layers'),
-    ('layer_types', ['full_attention', 'full_attention', 'sliding_attention', 'full_attention'], 'in each n-th layer'),
+@pytest.mark.parametrize(
+  'field, value, said',
+  [
+    ('norm_bias', True, 'True'),
+    ('attention_bias', True, 'True'),
+    ('mlp_bias', True, 'True'),
+    ('classifier_bias', True, 'True'),
+    ('hidden_activation', 'silu', "'silu'"),
+    ('classifier_activation', 'relu', "'relu'"),
+    ('layer_types', ['sliding_attention'] * 4, 'full_attention'),
+    ('layer_types', ['full_attention'] * 3, 'each of the 4 layers'),
+    (
+      'layer_types',
+      ['full_attention', 'full_attention', 'sliding_attention', 'full_attention'],
+      'in each n-th layer',
+    ),
     ('rope_parameters', {'full_attention': {'rope_type': 'yarn', 'rope_theta': 1e4}}, "'yarn'"),
-    ('rope_parameters', {'sliding_attention': {'rope_theta': 'x'}}, "'x'"), ('rope_parameters', 7, '7'),
-    ('rope_scaling', {'type': 'linear', 'factor': 2.0}, "'linear'"), ('num_attention_heads', 16, 'even head size')])
-def test_what_modernbert_does_not_have_here_is_refused_by_field_and_value(field, value, said, folders, tmp_path):
-  sentence(changed(folders, tmp_path, 'modern', **{field: value}), field if 'head size' not in said else 'config.json', said)
+    ('rope_parameters', {'sliding_attention': {'rope_theta': 'x'}}, "'x'"),
+    ('rope_parameters', 7, '7'),
+    ('rope_scaling', {'type': 'linear', 'factor': 2.0}, "'linear'"),
+    ('num_attention_heads', 16, 'even head size'),
+  ],
+)
+def test_what_modernbert_does_not_have_here_is_refused_by_field_and_value(
+  field, value, said, folders, tmp_path
+):
+  sentence(
+    changed(folders, tmp_path, 'modern', **{field: value}),
+    field if 'head size' not in said else 'config.json',
+    said,
+  )
 
 
 def test_a_modernbert_whose_head_could_be_several_is_asked_for_its_class(tmp_path):
@@ -409,12 +574,19 @@ def test_a_modernbert_whose_head_could_be_several_is_asked_for_its_class(tmp_pat
   sentence(path, 'architectures', 'ModernBertForSequenceClassification')
 
 
-@pytest.mark.parametrize('fields, said', [
-    (dict(problem_type='multi_label_classification'), ('problem_type', 'multi_label_classification')),
+@pytest.mark.parametrize(
+  'fields, said',
+  [
+    (
+      dict(problem_type='multi_label_classification'),
+      ('problem_type', 'multi_label_classification'),
+    ),
     (dict(problem_type='regression'), ('problem_type', '3 labels')),
     (dict(id2label={'1': 'a', '2': 'b', '3': 'c'}), ('id2label', '1, 2, 3')),
     (dict(id2label={'0': 'a', '1': 'b', '2': 'a'}), ('id2label', "'a'")),
-    (dict(id2label={'0': 'a', '1': 'b'}), ('classifier.out_proj.weight is 3 x 16 and not 2 x 16',))])
+    (dict(id2label={'0': 'a', '1': 'b'}), ('classifier.out_proj.weight is 3 x 16 and not 2 x 16',)),
+  ],
+)
 def test_labels_that_do_not_make_sense_are_refused(fields, said, tmp_path):
   path = hf_files.saved(hf_files.model('electra', 'classification'), tmp_path)
   hf_files.change_config(path, **fields)
@@ -428,24 +600,61 @@ def test_an_answer_with_three_labels_is_refused(tmp_path):
 KEY = 'electra.encoder.layer.1.attention.self.key.weight'
 
 
-@pytest.mark.parametrize('change, said', [
+@pytest.mark.parametrize(
+  'change, said',
+  [
     (lambda t: t.pop(KEY), (f'{KEY} is missing',)),
     (lambda t: t.update({KEY: t[KEY][:, :5]}), (f'{KEY} is 16 x 5 and not 16 x 16',)),
-    (lambda t: t.update({KEY: t[KEY] * float('nan')}), (f'{KEY} holds numbers that are not finite',)),
+    (
+      lambda t: t.update({KEY: t[KEY] * float('nan')}),
+      (f'{KEY} holds numbers that are not finite',),
+    ),
     (lambda t: t.update({KEY: t[KEY].long()}), (f'{KEY} is of int64',)),
-    (lambda t: t.update({'electra.encoder.layer.3.output.dense.bias': torch.zeros(16)}),
-     ('electra.encoder.layer.3.output.dense.bias has no place',)),
+    (
+      lambda t: t.update({'electra.encoder.layer.3.output.dense.bias': torch.zeros(16)}),
+      ('electra.encoder.layer.3.output.dense.bias has no place',),
+    ),
     (lambda t: t.update({'encoder.layer.1.attention.self.key.weight': t[KEY]}), ('two names', KEY)),
-    (lambda t: t.update({'electra.embeddings.word_embeddings.weight': t['electra.embeddings.word_embeddings.weight'][:80],
-                         'generator_lm_head.weight': t['generator_lm_head.weight'][:80]}),
-     ('electra.embeddings.word_embeddings.weight is 80 x 12 and not 91 x 12',)),
-    (lambda t: t.update({'generator_lm_head.weight': t['generator_lm_head.weight'] + 1e-6}),
-     ('generator_lm_head.weight is not',)),
-    (lambda t: t.update({'generator_predictions.bias': t['generator_lm_head.bias'] + 1}), ('generator_predictions.bias is not',)),
-    (lambda t: [t.pop(name) for name in list(t) if 'layer.2' in name], ('layer.2', 'is missing', 'and 11 more'))],
-    ids=['missing', 'misshapen', 'not finite', 'whole numbers', 'too many', 'twice', 'another vocabulary', 'untied', 'two biases',
-         'a layer too few'])
-def test_tensors_that_do_not_fit_are_told_by_the_names_they_have_in_the_file(change, said, tmp_path):
+    (
+      lambda t: t.update(
+        {
+          'electra.embeddings.word_embeddings.weight': t[
+            'electra.embeddings.word_embeddings.weight'
+          ][:80],
+          'generator_lm_head.weight': t['generator_lm_head.weight'][:80],
+        }
+      ),
+      ('electra.embeddings.word_embeddings.weight is 80 x 12 and not 91 x 12',),
+    ),
+    (
+      lambda t: t.update({'generator_lm_head.weight': t['generator_lm_head.weight'] + 1e-6}),
+      ('generator_lm_head.weight is not',),
+    ),
+    (
+      lambda t: t.update({'generator_predictions.bias': t['generator_lm_head.bias'] + 1}),
+      ('generator_predictions.bias is not',),
+    ),
+    (
+      lambda t: [t.pop(name) for name in list(t) if 'layer.2' in name],
+      ('layer.2', 'is missing', 'and 11 more'),
+    ),
+  ],
+  ids=[
+    'missing',
+    'misshapen',
+    'not finite',
+    'whole numbers',
+    'too many',
+    'twice',
+    'another vocabulary',
+    'untied',
+    'two biases',
+    'a layer too few',
+  ],
+)
+def test_tensors_that_do_not_fit_are_told_by_the_names_they_have_in_the_file(
+  change, said, tmp_path
+):
   made = hf_files.model('electra', 'generator')
   tensors = dict(made.state_dict())
   change(tensors)
@@ -458,10 +667,17 @@ def test_modernberts_tensors_too(tmp_path):
   tensors.pop('model.layers.2.attn.Wqkv.weight')
   tensors['model.layers.0.mlp.Wi.weight'] = torch.zeros(24, 16)
   tensors['model.layers.0.attn_norm.weight'] = torch.ones(16)
-  sentence(hf_files.rewritten(made, tmp_path, tensors), 'model.layers.2.attn.Wqkv.weight is missing',
-           'model.layers.0.mlp.Wi.weight is 24 x 16 and not 48 x 16', 'model.layers.0.attn_norm.weight has no place')
+  sentence(
+    hf_files.rewritten(made, tmp_path, tensors),
+    'model.layers.2.attn.Wqkv.weight is missing',
+    'model.layers.0.mlp.Wi.weight is 24 x 16 and not 48 x 16',
+    'model.layers.0.attn_norm.weight has no place',
+  )
   tensors = dict(made.state_dict()) | {'decoder.weight': torch.zeros(91, 16)}
-  sentence(hf_files.rewritten(made, tmp_path, tensors), 'decoder.weight is not model.embeddings.tok_embeddings.weight')
+  sentence(
+    hf_files.rewritten(made, tmp_path, tensors),
+    'decoder.weight is not model.embeddings.tok_embeddings.weight',
+  )
 
 
 def test_a_folder_that_is_none_or_holds_no_model_is_told_so(tmp_path):

@@ -14,45 +14,86 @@ from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.pretrain.masking import Masks
 from electra_jax.pretrain.objectives import electra as objective
 
-VOCAB, LENGTH, LENGTHS = 90, 24, (24, 17, 9, 3)      # real tokens of each row; the rest is padding
+VOCAB, LENGTH, LENGTHS = 90, 24, (24, 17, 9, 3)  # real tokens of each row; the rest is padding
 SETTINGS = objective.Settings()
 
 
 def configs(family, embedding_size):
   """The towers' sizes. The modern family has no factorised embeddings in transformers."""
-  common = dict(family=family, vocab_size=VOCAB, max_positions=32, vocab_multiple=1, local_window=8, global_every=2,
-                layer_norm_eps=1e-12 if family == 'electra' else 1e-5)
-  generator = EncoderConfig(hidden_size=16, num_heads=2, intermediate_size=40, num_layers=3,
-                            embedding_size=embedding_size or 16, **common)
-  return generator, EncoderConfig(hidden_size=32, num_heads=4, intermediate_size=48, num_layers=4,
-                                  embedding_size=embedding_size or 32, **common)
+  common = dict(
+    family=family,
+    vocab_size=VOCAB,
+    max_positions=32,
+    vocab_multiple=1,
+    local_window=8,
+    global_every=2,
+    layer_norm_eps=1e-12 if family == 'electra' else 1e-5,
+  )
+  generator = EncoderConfig(
+    hidden_size=16,
+    num_heads=2,
+    intermediate_size=40,
+    num_layers=3,
+    embedding_size=embedding_size or 16,
+    **common,
+  )
+  return generator, EncoderConfig(
+    hidden_size=32,
+    num_heads=4,
+    intermediate_size=48,
+    num_layers=4,
+    embedding_size=embedding_size or 32,
+    **common,
+  )
 
 
 def hf_config(c, attention):
   if c.family == 'electra':
     return transformers.ElectraConfig(
-        vocab_size=c.vocab_size, embedding_size=c.embedding_size, hidden_size=c.hidden_size,
-        num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, intermediate_size=c.intermediate_size,
-        max_position_embeddings=c.max_positions, pad_token_id=PAD, attn_implementation=attention)
+      vocab_size=c.vocab_size,
+      embedding_size=c.embedding_size,
+      hidden_size=c.hidden_size,
+      num_hidden_layers=c.num_layers,
+      num_attention_heads=c.num_heads,
+      intermediate_size=c.intermediate_size,
+      max_position_embeddings=c.max_positions,
+      pad_token_id=PAD,
+      attn_implementation=attention,
+    )
   return transformers.ModernBertConfig(
-      vocab_size=c.vocab_size, hidden_size=c.hidden_size, num_hidden_layers=c.num_layers,
-      num_attention_heads=c.num_heads, intermediate_size=c.intermediate_size, local_attention=c.local_window,
-      global_attn_every_n_layers=c.global_every, num_labels=1, pad_token_id=PAD, bos_token_id=CLS, cls_token_id=CLS,
-      eos_token_id=SEP, sep_token_id=SEP, attn_implementation=attention)
+    vocab_size=c.vocab_size,
+    hidden_size=c.hidden_size,
+    num_hidden_layers=c.num_layers,
+    num_attention_heads=c.num_heads,
+    intermediate_size=c.intermediate_size,
+    local_attention=c.local_window,
+    global_attn_every_n_layers=c.global_every,
+    num_labels=1,
+    pad_token_id=PAD,
+    bos_token_id=CLS,
+    cls_token_id=CLS,
+    eos_token_id=SEP,
+    sep_token_id=SEP,
+    attn_implementation=attention,
+  )
 
 
 def hf_models(generator, discriminator, attention):
   """Generator and discriminator in PyTorch, float32, without dropout, their random weights so large that all matter."""
-  kinds = {'electra': (transformers.ElectraForMaskedLM, transformers.ElectraForPreTraining),
-           'modern': (transformers.ModernBertForMaskedLM, transformers.ModernBertForTokenClassification)}
+  kinds = {
+    'electra': (transformers.ElectraForMaskedLM, transformers.ElectraForPreTraining),
+    'modern': (transformers.ModernBertForMaskedLM, transformers.ModernBertForTokenClassification),
+  }
   torch.manual_seed(0)
-  models = [kind(hf_config(c, attention)).eval()
-            for kind, c in zip(kinds[generator.family], (generator, discriminator))]
+  models = [
+    kind(hf_config(c, attention)).eval()
+    for kind, c in zip(kinds[generator.family], (generator, discriminator))
+  ]
   with torch.no_grad():
     for model in models:
       for parameter in model.parameters():
         if parameter.ndim == 2:
-          parameter.normal_(std=parameter.shape[1]**-0.5)
+          parameter.normal_(std=parameter.shape[1] ** -0.5)
         else:
           parameter += 0.2 * torch.randn_like(parameter)
   return models
@@ -60,57 +101,97 @@ def hf_models(generator, discriminator, attention):
 
 def converted(tensors, c, tower):
   """Our tree of one tower from Hugging Face's tensors by name, weights or gradients. Each tensor is used once."""
-  tensors = {name.removeprefix('electra.').removeprefix('model.'): value.detach().numpy()
-             for name, value in tensors.items()
-             if name not in ('generator_lm_head.weight', 'decoder.weight')}                 # the word embeddings again
+  tensors = {
+    name.removeprefix('electra.').removeprefix('model.'): value.detach().numpy()
+    for name, value in tensors.items()
+    if name not in ('generator_lm_head.weight', 'decoder.weight')
+  }  # the word embeddings again
   take = tensors.pop
   kernel = lambda name: take(f'{name}.weight').T
-  stacked = lambda read: np.stack([read(f'layers.{i}' if c.family == 'modern' else f'encoder.layer.{i}')
-                                   for i in range(c.num_layers)])
+  stacked = lambda read: np.stack(
+    [
+      read(f'layers.{i}' if c.family == 'modern' else f'encoder.layer.{i}')
+      for i in range(c.num_layers)
+    ]
+  )
   if c.family == 'electra':
     dense = lambda name: {'kernel': kernel(name), 'bias': take(f'{name}.bias')}
     norm = lambda name: {'scale': take(f'{name}.weight'), 'bias': take(f'{name}.bias')}
-    layer_dense = lambda name: {'kernel': stacked(lambda layer: kernel(f'{layer}.{name}')),
-                                'bias': stacked(lambda layer: take(f'{layer}.{name}.bias'))}
-    layer_norm = lambda name: {'scale': stacked(lambda layer: take(f'{layer}.{name}.weight')),
-                               'bias': stacked(lambda layer: take(f'{layer}.{name}.bias'))}
-    embeddings = {'word': take('embeddings.word_embeddings.weight'),
-                  'position': take('embeddings.position_embeddings.weight'),
-                  'type': take('embeddings.token_type_embeddings.weight'), 'norm': norm('embeddings.LayerNorm')}
-    encoder = {'layers': {
-        'query': layer_dense('attention.self.query'), 'key': layer_dense('attention.self.key'),
-        'value': layer_dense('attention.self.value'), 'attention_output': layer_dense('attention.output.dense'),
-        'attention_norm': layer_norm('attention.output.LayerNorm'), 'mlp_in': layer_dense('intermediate.dense'),
-        'mlp_output': layer_dense('output.dense'), 'mlp_norm': layer_norm('output.LayerNorm')}}
+    layer_dense = lambda name: {
+      'kernel': stacked(lambda layer: kernel(f'{layer}.{name}')),
+      'bias': stacked(lambda layer: take(f'{layer}.{name}.bias')),
+    }
+    layer_norm = lambda name: {
+      'scale': stacked(lambda layer: take(f'{layer}.{name}.weight')),
+      'bias': stacked(lambda layer: take(f'{layer}.{name}.bias')),
+    }
+    embeddings = {
+      'word': take('embeddings.word_embeddings.weight'),
+      'position': take('embeddings.position_embeddings.weight'),
+      'type': take('embeddings.token_type_embeddings.weight'),
+      'norm': norm('embeddings.LayerNorm'),
+    }
+    encoder = {
+      'layers': {
+        'query': layer_dense('attention.self.query'),
+        'key': layer_dense('attention.self.key'),
+        'value': layer_dense('attention.self.value'),
+        'attention_output': layer_dense('attention.output.dense'),
+        'attention_norm': layer_norm('attention.output.LayerNorm'),
+        'mlp_in': layer_dense('intermediate.dense'),
+        'mlp_output': layer_dense('output.dense'),
+        'mlp_norm': layer_norm('output.LayerNorm'),
+      }
+    }
     if c.embedding_size != c.hidden_size:
       encoder['embeddings_project'] = dense('embeddings_project')
     if tower == 'generator':
-      head = {'dense': dense('generator_predictions.dense'), 'norm': norm('generator_predictions.LayerNorm'),
-              'bias': take('generator_lm_head.bias')}
+      head = {
+        'dense': dense('generator_predictions.dense'),
+        'norm': norm('generator_predictions.LayerNorm'),
+        'bias': take('generator_lm_head.bias'),
+      }
     else:
-      head = {'dense': dense('discriminator_predictions.dense'),
-              'prediction': dense('discriminator_predictions.dense_prediction')}
+      head = {
+        'dense': dense('discriminator_predictions.dense'),
+        'prediction': dense('discriminator_predictions.dense_prediction'),
+      }
   else:
-    embeddings = {'word': take('embeddings.tok_embeddings.weight'), 'norm': {'scale': take('embeddings.norm.weight')}}
+    embeddings = {
+      'word': take('embeddings.tok_embeddings.weight'),
+      'norm': {'scale': take('embeddings.norm.weight')},
+    }
     layer_dense = lambda name: {'kernel': stacked(lambda layer: kernel(f'{layer}.{name}'))}
     query, key, value = np.split(layer_dense('attn.Wqkv')['kernel'], 3, axis=2)
     mlp_in, mlp_gate = np.split(layer_dense('mlp.Wi')['kernel'], 2, axis=2)
     # Our layers carry the norm that comes after them, theirs the one before; the last is followed by the final norm.
-    next_norms = [take(f'layers.{i}.attn_norm.weight') for i in range(1, c.num_layers)] + [take('final_norm.weight')]
-    encoder = {'layers': {
-        'query': {'kernel': query}, 'key': {'kernel': key}, 'value': {'kernel': value},
-        'attention_output': layer_dense('attn.Wo'), 'mlp_in': {'kernel': mlp_in}, 'mlp_gate': {'kernel': mlp_gate},
+    next_norms = [take(f'layers.{i}.attn_norm.weight') for i in range(1, c.num_layers)] + [
+      take('final_norm.weight')
+    ]
+    encoder = {
+      'layers': {
+        'query': {'kernel': query},
+        'key': {'kernel': key},
+        'value': {'kernel': value},
+        'attention_output': layer_dense('attn.Wo'),
+        'mlp_in': {'kernel': mlp_in},
+        'mlp_gate': {'kernel': mlp_gate},
         'mlp_output': layer_dense('mlp.Wo'),
         'mlp_norm': {'scale': stacked(lambda layer: take(f'{layer}.mlp_norm.weight'))},
-        'next_norm': {'scale': np.stack(next_norms)}}}
+        'next_norm': {'scale': np.stack(next_norms)},
+      }
+    }
     head = {'dense': {'kernel': kernel('head.dense')}, 'norm': {'scale': take('head.norm.weight')}}
     if tower == 'generator':
       head['bias'] = take('decoder.bias')
     else:
       head['prediction'] = {'kernel': kernel('classifier'), 'bias': take('classifier.bias')}
   assert not tensors, f'left over: {list(tensors)}'
-  return {'generator_embeddings' if tower == 'generator' else 'embeddings': embeddings, tower: encoder,
-          f'{tower}_head': head}
+  return {
+    'generator_embeddings' if tower == 'generator' else 'embeddings': embeddings,
+    tower: encoder,
+    f'{tower}_head': head,
+  }
 
 
 def example():
@@ -120,7 +201,9 @@ def example():
   ids = np.where(real, rng.integers(MASK + 1, VOCAB, real.shape), PAD).astype(np.int32)
   ids[:, 0] = CLS
   types = (real & (np.arange(LENGTH) >= np.array(LENGTHS)[:, None] // 2)).astype(np.int32)
-  positions = np.stack([rng.permutation(np.arange(1, max(n, 4)))[:3] for n in LENGTHS]).astype(np.int32)
+  positions = np.stack([rng.permutation(np.arange(1, max(n, 4)))[:3] for n in LENGTHS]).astype(
+    np.int32
+  )
   weights = np.ones(positions.shape, np.float32)
   positions[3], weights[3] = (1, 2, 0), (1, 1, 0)
   masked, corrupted = ids.copy(), ids.copy()
@@ -129,7 +212,9 @@ def example():
   for row, slot in zip(*np.nonzero(weights)):
     masked[row, positions[row, slot]] = MASK
     corrupted[row, positions[row, slot]] = samples[row, slot]
-  inputs = Inputs(ids, real.astype(np.int32), np.tile(np.arange(LENGTH, dtype=np.int32), (len(ids), 1)), types)
+  inputs = Inputs(
+    ids, real.astype(np.int32), np.tile(np.arange(LENGTH, dtype=np.int32), (len(ids), 1)), types
+  )
   return jax.tree.map(jnp.asarray, (inputs, Masks(positions, weights, masked), samples, corrupted))
 
 
@@ -141,12 +226,21 @@ def theirs(models, generator, discriminator):
   masked[np.nonzero(masks.weights)[0], masks.positions[masks.weights > 0]] = True
   labels = torch.where(torch.from_numpy(masked), ids, -100)
   fake = torch.from_numpy(corrupted).long()
-  types = {'token_type_ids': torch.from_numpy(inputs.type_ids).long()} if generator.family == 'electra' else {}
+  types = (
+    {'token_type_ids': torch.from_numpy(inputs.type_ids).long()}
+    if generator.family == 'electra'
+    else {}
+  )
   mlm, rtd = models
   for model in models:
     model.zero_grad()
-  generated = mlm(torch.from_numpy(masks.token_ids).long(), attention_mask=real, labels=labels,
-                  output_hidden_states=True, **types)
+  generated = mlm(
+    torch.from_numpy(masks.token_ids).long(),
+    attention_mask=real,
+    labels=labels,
+    output_hidden_states=True,
+    **types,
+  )
   is_fake = (fake != ids).long()
   if generator.family == 'electra':
     verdicts = rtd(fake, attention_mask=real, labels=is_fake, output_hidden_states=True, **types)
@@ -154,15 +248,24 @@ def theirs(models, generator, discriminator):
   else:
     verdicts = rtd(fake, attention_mask=real, output_hidden_states=True)
     logits = verdicts.logits[..., 0]
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits[real == 1], is_fake[real == 1].float())
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+      logits[real == 1], is_fake[real == 1].float()
+    )
   (SETTINGS.generator_weight * generated.loss + SETTINGS.discriminator_weight * loss).backward()
   gradients = lambda model: {name: parameter.grad for name, parameter in model.named_parameters()}
   at_masks = np.take_along_axis(generated.logits.detach().numpy(), masks.positions[..., None], 1)
   return dict(
-      generator_hidden=generated.hidden_states[-1], generator_logits=at_masks, generator_loss=generated.loss,
-      discriminator_hidden=verdicts.hidden_states[-1], discriminator_logits=logits, discriminator_loss=loss,
-      gradients=(converted(gradients(mlm), generator, 'generator') |
-                 converted(gradients(rtd), discriminator, 'discriminator')))
+    generator_hidden=generated.hidden_states[-1],
+    generator_logits=at_masks,
+    generator_loss=generated.loss,
+    discriminator_hidden=verdicts.hidden_states[-1],
+    discriminator_logits=logits,
+    discriminator_loss=loss,
+    gradients=(
+      converted(gradients(mlm), generator, 'generator')
+      | converted(gradients(rtd), discriminator, 'discriminator')
+    ),
+  )
 
 
 def our_function(model):
@@ -175,18 +278,31 @@ def our_function(model):
   @jax.jit
   def run(params):
     # Through the loss below go the models' own methods; here hidden states and logits come from one pass each.
-    generator = lambda m, x: (hidden := m.generator(m.generator_embeddings(x), x), m.generator_head(
-        jnp.take_along_axis(hidden, masks.positions[..., None], 1), m.generator_embeddings.word))
+    generator = lambda m, x: (
+      hidden := m.generator(m.generator_embeddings(x), x),
+      m.generator_head(
+        jnp.take_along_axis(hidden, masks.positions[..., None], 1), m.generator_embeddings.word
+      ),
+    )
     discriminator = lambda m, x: (hidden := m.hidden_states(x), m.discriminator_head(hidden))
     generator_hidden, generator_logits = model.apply({'params': params}, shown, method=generator)
-    discriminator_hidden, discriminator_logits = model.apply({'params': params}, fake, method=discriminator)
-    loss = lambda params: objective.loss(SETTINGS, model, params, batch, counts, train=False, samples=samples)
+    discriminator_hidden, discriminator_logits = model.apply(
+      {'params': params}, fake, method=discriminator
+    )
+    loss = lambda params: objective.loss(
+      SETTINGS, model, params, batch, counts, train=False, samples=samples
+    )
     (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     return dict(
-        generator_hidden=generator_hidden, generator_logits=generator_logits,
-        discriminator_hidden=discriminator_hidden, discriminator_logits=discriminator_logits,
-        generator_loss=sums['generator_loss'] / counts['masked'],
-        discriminator_loss=sums['discriminator_loss'] / counts['tokens'], gradients=gradients)
+      generator_hidden=generator_hidden,
+      generator_logits=generator_logits,
+      discriminator_hidden=discriminator_hidden,
+      discriminator_logits=discriminator_logits,
+      generator_loss=sums['generator_loss'] / counts['masked'],
+      discriminator_loss=sums['discriminator_loss'] / counts['tokens'],
+      gradients=gradients,
+    )
+
   return run
 
 
@@ -195,34 +311,47 @@ def close(ours, theirs, what):
   theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   assert ours.shape == theirs.shape, what
-  assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max() + 5e-7, (what, np.abs(ours - theirs).max())
+  assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max() + 5e-7, (
+    what,
+    np.abs(ours - theirs).max(),
+  )
 
 
 def compare(ours, theirs):
-  real = np.arange(LENGTH) < np.array(LENGTHS)[:, None]       # what stands at padding is nobody's business
+  real = (
+    np.arange(LENGTH) < np.array(LENGTHS)[:, None]
+  )  # what stands at padding is nobody's business
   for name in ('generator_hidden', 'discriminator_hidden', 'discriminator_logits'):
     close(np.asarray(ours[name])[real], theirs[name].detach().numpy()[real], name)
   for name in ('generator_logits', 'generator_loss', 'discriminator_loss'):
     close(ours[name], theirs[name], name)
   assert jax.tree.structure(ours['gradients']) == jax.tree.structure(theirs['gradients'])
-  for (path, gradient), expected in zip(jax.tree_util.tree_leaves_with_path(ours['gradients']),
-                                        jax.tree.leaves(theirs['gradients'])):
+  for (path, gradient), expected in zip(
+    jax.tree_util.tree_leaves_with_path(ours['gradients']), jax.tree.leaves(theirs['gradients'])
+  ):
     close(gradient, expected, jax.tree_util.keystr(path))
 
 
-@pytest.fixture(scope='module', params=[('electra', 24), ('electra', None), ('modern', None)],
-                ids=['factorised embeddings', 'embeddings as wide as the towers', 'modern'])
+@pytest.fixture(
+  scope='module',
+  params=[('electra', 24), ('electra', None), ('modern', None)],
+  ids=['factorised embeddings', 'embeddings as wide as the towers', 'modern'],
+)
 def case(request):
   """Sizes, PyTorch's weights as our parameters, our function and PyTorch's results."""
   towers = configs(*request.param)
   models = hf_models(*towers, 'eager')
   params = converted(dict(models[0].named_parameters()), towers[0], 'generator') | converted(
-      dict(models[1].named_parameters()), towers[1], 'discriminator')
+    dict(models[1].named_parameters()), towers[1], 'discriminator'
+  )
   params = jax.tree.map(jnp.array, params)
   model = Electra(*towers, sharing='none')
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example()[0], example()[1].positions))['params']
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, jax.tree.map(lambda x: x.unbox(), shapes,
-                                                                                is_leaf=lambda x: hasattr(x, 'unbox')))
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), example()[0], example()[1].positions)
+  )['params']
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+    jnp.shape, jax.tree.map(lambda x: x.unbox(), shapes, is_leaf=lambda x: hasattr(x, 'unbox'))
+  )
   return towers, models, params, model, our_function(model), theirs(models, *towers)
 
 
@@ -246,9 +375,9 @@ def test_a_nudge_of_any_one_tensor_is_noticed(case):
   leaves, tree = jax.tree.flatten(params)
   for i, (path, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(expected['gradients'])):
     if 'key' in jax.tree_util.keystr(path) and 'bias' in jax.tree_util.keystr(path):
-      continue                                               # adds the same to every score of a query: softmax drops it
+      continue  # adds the same to every score of a query: softmax drops it
     where = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
-    nudged = [*leaves[:i], leaves[i].at[where].add(1e-3), *leaves[i + 1:]]
+    nudged = [*leaves[:i], leaves[i].at[where].add(1e-3), *leaves[i + 1 :]]
     with pytest.raises(AssertionError):
       compare(run(jax.tree.unflatten(tree, nudged)), expected)
       pytest.fail(f'a nudge of {jax.tree_util.keystr(path)} went unnoticed', pytrace=False)
@@ -259,22 +388,31 @@ def test_pieces_packed_in_one_row_are_as_if_alone(case):
   rng = np.random.default_rng(2)
   pieces = [np.array([CLS, *rng.integers(MASK + 1, VOCAB, n), SEP]) for n in (5, 11)]
   row = np.concatenate([*pieces, np.full(LENGTH - sum(map(len, pieces)), PAD)])[None]
-  verdicts = jax.jit(lambda params, row: model.apply({'params': params}, packed_inputs(row, PAD, CLS, SEP),
-                                                     method='discriminator_logits'))
+  verdicts = jax.jit(
+    lambda params, row: model.apply(
+      {'params': params}, packed_inputs(row, PAD, CLS, SEP), method='discriminator_logits'
+    )
+  )
   logits = verdicts(params, row)[0]
   start = 0
   for piece in pieces:
     alone = rtd(torch.from_numpy(piece)[None]).logits.reshape(-1)
-    close(logits[start:start + len(piece)], alone, f'the piece of {len(piece)} tokens')
+    close(logits[start : start + len(piece)], alone, f'the piece of {len(piece)} tokens')
     start += len(piece)
 
 
 def test_a_pair_is_one_piece_and_its_second_text_has_the_other_type(case):
   towers, (_, rtd), params, model, _, _ = case
   rng = np.random.default_rng(3)
-  row = np.array([CLS, *rng.integers(MASK + 1, VOCAB, 6), SEP, *rng.integers(MASK + 1, VOCAB, 9), SEP])[None]
-  types = {'token_type_ids': torch.tensor([[0] * 8 + [1] * 10])} if towers[0].family == 'electra' else {}  # ModernBert has none
+  row = np.array(
+    [CLS, *rng.integers(MASK + 1, VOCAB, 6), SEP, *rng.integers(MASK + 1, VOCAB, 9), SEP]
+  )[None]
+  types = (
+    {'token_type_ids': torch.tensor([[0] * 8 + [1] * 10])} if towers[0].family == 'electra' else {}
+  )  # ModernBert has none
   theirs = rtd(torch.from_numpy(row), **types).logits.reshape(-1)
   row = np.pad(row, ((0, 0), (0, LENGTH - row.shape[1])), constant_values=PAD)
-  ours = model.apply({'params': params}, packed_inputs(row, PAD, CLS, SEP), method='discriminator_logits')
+  ours = model.apply(
+    {'params': params}, packed_inputs(row, PAD, CLS, SEP), method='discriminator_logits'
+  )
   close(ours[0, :18], theirs, 'the verdicts of a pair')

@@ -18,7 +18,7 @@ import micro_run
 from electra_jax.errors import PREEMPTED
 from electra_jax.training.hosts import LOST
 
-PAIR = ('--config.sharding.smallest=0', '--config.save_every=5')      # saves of two processes take long
+PAIR = ('--config.sharding.smallest=0', '--config.save_every=5')  # saves of two processes take long
 
 
 def free_port() -> int:
@@ -30,8 +30,21 @@ def free_port() -> int:
 def start_pair(workdir, *more, other=(), devices=4):
   """Both processes of a run; `other`: arguments of the second one alone."""
   address = f'127.0.0.1:{free_port()}'
-  return [micro_run.start(*micro_run.arguments(workdir, f'--coordinator={address}', '--processes=2', f'--process={i}', *PAIR, *more,
-                                               *(other if i else ())), devices=devices) for i in range(2)]
+  return [
+    micro_run.start(
+      *micro_run.arguments(
+        workdir,
+        f'--coordinator={address}',
+        '--processes=2',
+        f'--process={i}',
+        *PAIR,
+        *more,
+        *(other if i else ()),
+      ),
+      devices=devices,
+    )
+    for i in range(2)
+  ]
 
 
 def ends(processes, timeout=300):
@@ -67,7 +80,9 @@ def assert_alike(ours, theirs, step=30):
   assert ours.keys() == theirs.keys()
   for name, value in ours.items():
     if np.issubdtype(value.dtype, np.floating) and name.startswith('params'):
-      np.testing.assert_allclose(value, theirs[name], rtol=0, atol=2e-3 * max(np.abs(value).max(), 1e-3), err_msg=name)
+      np.testing.assert_allclose(
+        value, theirs[name], rtol=0, atol=2e-3 * max(np.abs(value).max(), 1e-3), err_msg=name
+      )
 
 
 def test_a_pair_trains_as_one_process_does(pair, single):
@@ -96,19 +111,27 @@ def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(folder, pa
   start = time.monotonic()
   (status, _, err), _ = ends(processes)
   assert time.monotonic() - start < 30
-  assert status == LOST == 43 and 'another process of the run ended; this one ends too' in err and 'Traceback' not in err
+  assert (
+    status == LOST == 43
+    and 'another process of the run ended; this one ends too' in err
+    and 'Traceback' not in err
+  )
   for status, _, err in ends(start_pair(workdir)):
     assert status == 0, err[-3000:]
   whole, _ = pair
-  assert micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(whole, 30)) == []
+  assert (
+    micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(whole, 30)) == []
+  )
   assert micro_run.figures(workdir) == micro_run.figures(whole)
 
 
-def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_process_can_go_on(folder, single):
+def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_process_can_go_on(
+  folder, single
+):
   workdir = folder / 'stopped'
   processes = start_pair(workdir)
   micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 6, processes[0])
-  processes[1].send_signal(signal.SIGTERM)      # the other one is not told
+  processes[1].send_signal(signal.SIGTERM)  # the other one is not told
   (status, out, _), (other, _, _) = ends(processes)
   assert status == other == PREEMPTED
   stopped = micro_run.checkpoint_steps(workdir)[-1]
@@ -125,7 +148,11 @@ def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_proces
 
 def test_processes_that_were_told_different_things_are_told_so(folder):
   for status, _, err in ends(start_pair(folder / 'different', other=('--config.seed=5',))):
-    assert status == 1 and 'the config of process 2 is not that of process 1' in err and 'Traceback' not in err
+    assert (
+      status == 1
+      and 'the config of process 2 is not that of process 1' in err
+      and 'Traceback' not in err
+    )
   assert not (folder / 'different' / 'config.json').exists()
 
 
@@ -138,36 +165,65 @@ def test_a_mistake_is_told_by_all_and_nobody_waits(folder, pair):
 
 
 def test_a_process_that_fails_alone_does_not_leave_the_other_waiting(folder):
-  (status, _, err), (alone, _, alone_err) = ends(start_pair(folder / 'alone', '--config.batch_size=8', other=('--config.data.reader=tf', '--config.data.cache=/proc/no')))
+  (status, _, err), (alone, _, alone_err) = ends(
+    start_pair(
+      folder / 'alone',
+      '--config.batch_size=8',
+      other=('--config.data.reader=tf', '--config.data.cache=/proc/no'),
+    )
+  )
   assert alone == 1 and 'process 2 of 2: ' in alone_err
   assert status in (1, LOST) and 'Traceback' not in err
 
 
 def test_an_error_of_the_first_process_that_nobody_expected_ends_both_without_waiting(folder):
-  (folder / 'unexpected' / 'config.tmp').mkdir(parents=True)      # where config.json is to be written first
+  (folder / 'unexpected' / 'config.tmp').mkdir(
+    parents=True
+  )  # where config.json is to be written first
   (status, _, err), (other, _, other_err) = ends(start_pair(folder / 'unexpected'), timeout=120)
   assert status == 1 and 'IsADirectoryError' in err
-  assert other == LOST and 'another process of the run ended' in other_err and 'Check failure' not in other_err
+  assert (
+    other == LOST
+    and 'another process of the run ended' in other_err
+    and 'Check failure' not in other_err
+  )
 
 
 def test_whole_numbers_of_any_size_are_gathered():
-  program = ('import sys; from electra_jax.training import hosts; hosts.join("auto", sys.argv[1], 2, int(sys.argv[2])); '
-             'print(hosts.gather(50_000_000_000 + int(sys.argv[2])), file=sys.stderr); hosts.leave(True)')
+  program = (
+    'import sys; from electra_jax.training import hosts; hosts.join("auto", sys.argv[1], 2, int(sys.argv[2])); '
+    'print(hosts.gather(50_000_000_000 + int(sys.argv[2])), file=sys.stderr); hosts.leave(True)'
+  )
   address = f'127.0.0.1:{free_port()}'
-  processes = [subprocess.Popen([sys.executable, '-c', program, address, str(i)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                                cwd=micro_run.ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(micro_run.ROOT)}) for i in range(2)]
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', program, address, str(i)],
+      stderr=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      text=True,
+      cwd=micro_run.ROOT,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(micro_run.ROOT)},
+    )
+    for i in range(2)
+  ]
   for process in processes:
     _, err = process.communicate(timeout=120)
     assert '[50000000000, 50000000001]' in err
 
 
-@pytest.mark.parametrize('arguments, sentence', [
+@pytest.mark.parametrize(
+  'arguments, sentence',
+  [
     (['--coordinator=127.0.0.1:1'], '--processes is missing'),
     (['--coordinator=127.0.0.1', '--processes=2', '--process=0'], "--coordinator is '127.0.0.1'"),
     (['--coordinator=127.0.0.1:1', '--processes=2', '--process=2'], '--process is 2 of 2'),
-    (['--coordinator=127.0.0.1:1', '--processes=2', '--process=0', '--distributed=off'], 'contradict'),
+    (
+      ['--coordinator=127.0.0.1:1', '--processes=2', '--process=0', '--distributed=off'],
+      'contradict',
+    ),
     (['--distributed=cluster'], 'did not come together'),
-])
+  ],
+)
 def test_wrong_flags_are_named(tmp_path, arguments, sentence):
   process = micro_run.start(*micro_run.arguments(tmp_path / 'run', *arguments))
   _, err = process.communicate(timeout=120)

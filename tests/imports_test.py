@@ -10,11 +10,37 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'electra_jax'
 # A part may import itself and the parts of lower ranks. `__init__` is the package's own: load(workdir).
-RANKS = {'console': 0, 'errors': 0, 'model': 0, 'config': 1, 'data': 2, 'training': 2, 'interop': 3, 'pretrain': 4, 'finetune': 4,
-         '__init__': 5, 'plan': 6, 'report': 6, 'timeline': 6, 'sweep': 7, 'export': 7, 'main': 8}
+RANKS = {
+  'console': 0,
+  'errors': 0,
+  'model': 0,
+  'config': 1,
+  'data': 2,
+  'training': 2,
+  'interop': 3,
+  'pretrain': 4,
+  'finetune': 4,
+  '__init__': 5,
+  'plan': 6,
+  'report': 6,
+  'timeline': 6,
+  'sweep': 7,
+  'export': 7,
+  'main': 8,
+}
 # What only some runs need, and takes long to load or may be missing: imported where it is used.
-LAZY = ('tensorflow', 'tensorflow_datasets', 'apache_beam', 'pyarrow', 'fsspec', 'zstandard', 'datasketch', 'sentencepiece', 'tokenizers',
-        'safetensors')
+LAZY = (
+  'tensorflow',
+  'tensorflow_datasets',
+  'apache_beam',
+  'pyarrow',
+  'fsspec',
+  'zstandard',
+  'datasketch',
+  'sentencepiece',
+  'tokenizers',
+  'safetensors',
+)
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 
@@ -24,6 +50,7 @@ def part_of(file):
 
 def imported(source):
   """(full name, stands in a function) of every import; `from a import b` gives a.b."""
+
   def visit(node, inside):
     for child in ast.iter_child_nodes(node):
       if isinstance(child, ast.Import):
@@ -32,7 +59,10 @@ def imported(source):
         assert child.level == 0, f'line {child.lineno}: import by the full name'
         yield from ((f'{child.module}.{name.name}', inside) for name in child.names)
       else:
-        yield from visit(child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+        yield from visit(
+          child, inside or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        )
+
   return list(visit(ast.parse(source), False))
 
 
@@ -56,11 +86,20 @@ def test_imports_go_one_way(file):
   assert not offences(part_of(file), file.read_text('utf-8'))
 
 
-@pytest.mark.parametrize('part, source', [
-    ('model', 'from electra_jax.config import UserError'), ('model', 'import electra_jax'),
-    ('data', 'def f():\n  from electra_jax.model import config'), ('data', 'from electra_jax.training import mesh'),
-    ('training', 'from electra_jax.pretrain.step import TrainState'), ('pretrain', 'import electra_jax.main'),
-    ('data', 'import tensorflow as tf'), ('data', 'import apache_beam as beam'), ('data', 'if True:\n  from tensorflow_datasets import load')])
+@pytest.mark.parametrize(
+  'part, source',
+  [
+    ('model', 'from electra_jax.config import UserError'),
+    ('model', 'import electra_jax'),
+    ('data', 'def f():\n  from electra_jax.model import config'),
+    ('data', 'from electra_jax.training import mesh'),
+    ('training', 'from electra_jax.pretrain.step import TrainState'),
+    ('pretrain', 'import electra_jax.main'),
+    ('data', 'import tensorflow as tf'),
+    ('data', 'import apache_beam as beam'),
+    ('data', 'if True:\n  from tensorflow_datasets import load'),
+  ],
+)
 def test_an_import_the_wrong_way_is_noticed(part, source):
   assert offences(part, source)
 
@@ -68,24 +107,53 @@ def test_an_import_the_wrong_way_is_noticed(part, source):
 def test_what_is_lazy_is_not_loaded_by_importing():
   parts = [file.relative_to(PACKAGE.parent).with_suffix('').parts for file in FILES]
   modules = ['.'.join(part).removesuffix('.__init__') for part in parts]
-  code = 'import importlib, sys\n' + ''.join(f'importlib.import_module({name!r})\n' for name in modules) + (
-      f'sys.exit(", ".join({{name.split(".")[0] for name in sys.modules}} & set({LAZY!r}) - {{"fsspec", "zstandard"}}) or 0)')  # Orbax takes these two
-  done = subprocess.run([sys.executable, '-c', code], cwd=PACKAGE.parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-                        capture_output=True, text=True)
+  code = (
+    'import importlib, sys\n'
+    + ''.join(f'importlib.import_module({name!r})\n' for name in modules)
+    + (
+      f'sys.exit(", ".join({{name.split(".")[0] for name in sys.modules}} & set({LAZY!r}) - {{"fsspec", "zstandard"}}) or 0)'
+    )
+  )  # Orbax takes these two
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=PACKAGE.parent,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr
 
 
 def test_the_step_and_the_benchmarks_need_no_ml_collections():
-  code = ('import sys\nfrom electra_jax.pretrain import step\nfrom electra_jax.training import flops, mesh, optimizers\nmesh.make_layout()\n'
-          'sys.exit("ml_collections" in sys.modules)')
-  done = subprocess.run([sys.executable, '-c', code], cwd=PACKAGE.parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True)
+  code = (
+    'import sys\nfrom electra_jax.pretrain import step\nfrom electra_jax.training import flops, mesh, optimizers\nmesh.make_layout()\n'
+    'sys.exit("ml_collections" in sys.modules)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=PACKAGE.parent,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr
 
 
 def test_figures_are_written_without_torch_which_works_afterwards(tmp_path):
-  code = ('import importlib.util, sys\nfrom electra_jax.training.progress import Writer\nwriter = Writer(sys.argv[1], 0)\n'
-          'assert "torch" not in sys.modules\nif importlib.util.find_spec("torch"):\n  import torch\n  torch.ones(1)\n'
-          'writer.write("train", 1, {"loss": 2.0})\nwriter.close()')
-  done = subprocess.run([sys.executable, '-c', code, tmp_path], cwd=PACKAGE.parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True)
+  code = (
+    'import importlib.util, sys\nfrom electra_jax.training.progress import Writer\nwriter = Writer(sys.argv[1], 0)\n'
+    'assert "torch" not in sys.modules\nif importlib.util.find_spec("torch"):\n  import torch\n  torch.ones(1)\n'
+    'writer.write("train", 1, {"loss": 2.0})\nwriter.close()'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, tmp_path],
+    cwd=PACKAGE.parent,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr
-  assert list((tmp_path / 'tensorboard').glob('events*')) and '2.0' in (tmp_path / 'metrics.jsonl').read_text()
+  assert (
+    list((tmp_path / 'tensorboard').glob('events*'))
+    and '2.0' in (tmp_path / 'metrics.jsonl').read_text()
+  )

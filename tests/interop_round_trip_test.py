@@ -29,7 +29,11 @@ def test_from_the_original_through_ours_and_transformers_and_back(which, tmp_pat
   variables = variables_of(which)
   first = google.read(checkpoints.saved(tmp_path / 'theirs', variables) + ';heads=4')
   second = huggingface.read(folders(first, tmp_path / 'folders'))
-  assert (second.discriminator, second.generator, second.sharing) == (first.discriminator, first.generator, first.sharing)
+  assert (second.discriminator, second.generator, second.sharing) == (
+    first.discriminator,
+    first.generator,
+    first.sharing,
+  )
   assert same_bits(second.params, first.params)
   google.write(second, str(tmp_path / 'back' / 'model.ckpt'))
   checkpoints.same(checkpoints.contents(tmp_path / 'back' / 'model.ckpt'), variables)
@@ -38,9 +42,15 @@ def test_from_the_original_through_ours_and_transformers_and_back(which, tmp_pat
 @pytest.mark.parametrize('sharing', ['embeddings', 'none', 'all'])
 def test_from_ours_through_transformers_and_the_original_and_back(sharing, tmp_path):
   generator, discriminator = checkpoints.small_towers(embedding_size=64)
-  first = checkpoints.weights_of(checkpoints.Electra(discriminator if sharing == 'all' else generator, discriminator, sharing))
+  first = checkpoints.weights_of(
+    checkpoints.Electra(discriminator if sharing == 'all' else generator, discriminator, sharing)
+  )
   second = huggingface.read(folders(first, tmp_path / 'folders'))
   google.write(second, str(tmp_path / 'original' / 'model.ckpt'))
   third = google.read(str(tmp_path / 'original'))
-  assert (third.discriminator, third.generator, third.sharing) == (first.discriminator, first.generator, sharing)
+  assert (third.discriminator, third.generator, third.sharing) == (
+    first.discriminator,
+    first.generator,
+    sharing,
+  )
   assert same_bits(third.params, first.params)

@@ -14,7 +14,7 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-GCLOUD = r'''
+GCLOUD = r"""
 import json, os, pathlib, sys
 cloud = pathlib.Path(os.environ['CLOUD'])
 script = json.loads((cloud / 'script.json').read_text())
@@ -108,10 +108,10 @@ elif verb == 'ssh':
   if asked in script.get('drops_after', {}).get(action, []):
     sys.exit(255)
   sys.exit(max(results))
-'''
+"""
 
 # The trainer of the n-th start (of all starts, on this worker) is the n-th script; the last serves for all that follow.
-PYTHON = r'''#!/bin/bash
+PYTHON = r"""#!/bin/bash
 if [[ $2 == pip ]]; then echo "pip ${*:3}" >> "$CLOUD/installs"; exit; fi
 n=$(($(cat "$CLOUD/starts-$WORKER" 2> /dev/null || echo 0) + 1))
 echo $n > "$CLOUD/starts-$WORKER"
@@ -121,13 +121,13 @@ script=$CLOUD/trainer-$n-$WORKER
 for found in "$script" "$CLOUD/trainer-$n" "$CLOUD/trainer-last-$WORKER" "$CLOUD/trainer-last"; do
   if [[ -e $found ]]; then exec bash "$found"; fi
 done
-'''
+"""
 
-MAKE = r'''#!/bin/bash
+MAKE = r"""#!/bin/bash
 for word in "$@"; do case $word in VENV=*) venv=${word#*=} ;; esac; done
 echo "make $*" >> "$CLOUD/installs"
 mkdir -p "$venv/bin" && cp "$CLOUD/bin/trainer" "$venv/bin/python" && touch "$venv/.installed"
-'''
+"""
 
 UNTIL_ASKED = "trap 'exit 42' TERM; echo running; while :; do sleep 0.05; done"
 
@@ -150,30 +150,52 @@ class Cloud:
     executable(bin / 'hostname', '#!/bin/bash\necho "w-$WORKER"\n')
     executable(bin / 'sudo', '#!/bin/bash\necho "$@" >> "$CLOUD/sudo"\n')
     executable(bin / 'python3.12', '#!/bin/bash\n')
-    self.env = {'PATH': f'{bin}:/usr/local/bin:/usr/bin:/bin', 'HOME': str(folder), 'CLOUD': str(folder)}
+    self.env = {
+      'PATH': f'{bin}:/usr/local/bin:/usr/bin:/bin',
+      'HOME': str(folder),
+      'CLOUD': str(folder),
+    }
 
   def plan(self, *trainers, lives=({'states': ['ACTIVE']},), workers=1, **script):
-    (self.folder / 'script.json').write_text(json.dumps(dict(script, lives=list(lives), workers=workers)))
+    (self.folder / 'script.json').write_text(
+      json.dumps(dict(script, lives=list(lives), workers=workers))
+    )
     for number, trainer in enumerate(trainers, 1):
       for worker, text in trainer.items() if isinstance(trainer, dict) else [(None, trainer)]:
         names = [str(number)] + (['last'] if number == len(trainers) else [])
         for name in names:
-          (self.folder / ('trainer-' + name + ('' if worker is None else f'-{worker}'))).write_text(text)
+          (self.folder / ('trainer-' + name + ('' if worker is None else f'-{worker}'))).write_text(
+            text
+          )
 
   def command(self, *words):
     return ['bash', str(self.repository / 'launch' / 'tpu.sh'), *words]
 
   def start(self, *words) -> subprocess.Popen:
-    return subprocess.Popen(self.command(*words), env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+      self.command(*words), env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
   def run(self, *words, timeout=60) -> subprocess.CompletedProcess:
-    return subprocess.run(self.command(*words), env=self.env, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+      self.command(*words), env=self.env, capture_output=True, text=True, timeout=timeout
+    )
 
   def resume(self, *options, arguments=('--config=configs/base.py', '--workdir=gs://bucket/run')):
     return self.run(*self.resuming(*options, arguments=arguments))
 
   def resuming(self, *options, arguments=('--config=configs/base.py', '--workdir=gs://bucket/run')):
-    return ['resume', 'mine', '--zone=us-west4-a', '--topology=v5e-8', '--interval=0.01', '--patience=5', *options, '--', *arguments]
+    return [
+      'resume',
+      'mine',
+      '--zone=us-west4-a',
+      '--topology=v5e-8',
+      '--interval=0.01',
+      '--patience=5',
+      *options,
+      '--',
+      *arguments,
+    ]
 
   def actions(self, polls=False) -> list[str]:
     """What was asked of the cloud, in order; without `polls` only what changes something."""
@@ -182,7 +204,11 @@ class Cloud:
     return [line for line in lines if polls or line not in ('state', 'log', 'tail')]
 
   def calls(self, verb) -> list[list[str]]:
-    return [call for call in map(json.loads, (self.folder / 'calls').read_text().splitlines()) if verb in call]
+    return [
+      call
+      for call in map(json.loads, (self.folder / 'calls').read_text().splitlines())
+      if verb in call
+    ]
 
   def starts(self, worker=0) -> int:
     path = self.folder / f'starts-{worker}'
@@ -211,6 +237,12 @@ def make_repository(folder: pathlib.Path) -> pathlib.Path:
   shutil.copytree(ROOT / 'launch', folder / 'launch')
   for name in ('requirements.txt', 'pyproject.toml'):
     shutil.copy(ROOT / name, folder)
-  for command in ('init -q', 'add .', '-c user.name=test -c user.email=test@example.org commit -qm all'):
-    subprocess.run(['git', '-C', str(folder), *shlex.split(command)], check=True, capture_output=True)
+  for command in (
+    'init -q',
+    'add .',
+    '-c user.name=test -c user.email=test@example.org commit -qm all',
+  ):
+    subprocess.run(
+      ['git', '-C', str(folder), *shlex.split(command)], check=True, capture_output=True
+    )
   return folder

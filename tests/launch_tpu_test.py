@@ -12,9 +12,11 @@ import pytest
 import launch_cloud
 from launch_cloud import UNTIL_ASKED
 
-pytestmark = pytest.mark.skipif(not all(map(shutil.which, ('bash', 'git', 'flock', 'setsid'))),
-                                reason='needs bash, git, flock and setsid, as the workers have')
-ROUND = ['scp', 'setup', 'start']      # what each attempt does on an active slice
+pytestmark = pytest.mark.skipif(
+  not all(map(shutil.which, ('bash', 'git', 'flock', 'setsid'))),
+  reason='needs bash, git, flock and setsid, as the workers have',
+)
+ROUND = ['scp', 'setup', 'start']  # what each attempt does on an active slice
 
 
 @pytest.fixture(scope='module')
@@ -39,8 +41,10 @@ def test_it_waits_for_the_slice_sets_it_up_runs_and_says_what_remains(cloud):
   assert done.returncode == 0, done.stderr
   assert cloud.actions() == ['create', *ROUND]
   assert done.stdout.splitlines().count('step 1') == done.stdout.splitlines().count('step 2') == 1
-  assert done.stderr.count('is WAITING_FOR_RESOURCES') == 1        # each state is told once
-  assert 'costs money' in done.stderr and 'launch/tpu.sh delete mine --zone=us-west4-a' in done.stderr
+  assert done.stderr.count('is WAITING_FOR_RESOURCES') == 1  # each state is told once
+  assert (
+    'costs money' in done.stderr and 'launch/tpu.sh delete mine --zone=us-west4-a' in done.stderr
+  )
   assert cloud.starts(0) == cloud.starts(1) == 1
 
 
@@ -51,7 +55,11 @@ def test_a_finished_run_is_deleted_where_that_was_asked_for(cloud):
 
 
 def test_vms_taken_away_in_the_middle_are_replaced(cloud):
-  cloud.plan(UNTIL_ASKED, 'exit 0', lives=[{'states': ['ACTIVE'], 'taken_at': 3}, {'states': ['PROVISIONING', 'ACTIVE']}])
+  cloud.plan(
+    UNTIL_ASKED,
+    'exit 0',
+    lives=[{'states': ['ACTIVE'], 'taken_at': 3}, {'states': ['PROVISIONING', 'ACTIVE']}],
+  )
   done = cloud.resume()
   assert done.returncode == 0, done.stderr
   assert cloud.actions() == ['create', *ROUND, 'delete', 'create', *ROUND]
@@ -60,7 +68,9 @@ def test_vms_taken_away_in_the_middle_are_replaced(cloud):
 
 
 def test_a_request_that_failed_is_replaced_but_not_for_ever(cloud):
-  cloud.plan('exit 0', lives=[{'states': ['FAILED']}, {'states': ['FAILED']}, {'states': ['ACTIVE']}])
+  cloud.plan(
+    'exit 0', lives=[{'states': ['FAILED']}, {'states': ['FAILED']}, {'states': ['ACTIVE']}]
+  )
   assert cloud.resume().returncode == 0
   assert cloud.actions() == ['create', 'delete'] * 2 + ['create', *ROUND]
 
@@ -92,7 +102,7 @@ def test_a_connection_that_drops_while_starting_starts_no_second_trainer(cloud):
   cloud.plan('sleep 1', drops_after={'start': [1]})
   done = cloud.resume()
   assert done.returncode == 0, done.stderr
-  assert cloud.actions() == ['create', *ROUND]      # the second attempt finds the job running
+  assert cloud.actions() == ['create', *ROUND]  # the second attempt finds the job running
   assert cloud.starts() == 1
 
 
@@ -107,7 +117,14 @@ def test_a_worker_that_was_left_out_without_an_error_is_noticed(cloud):
 
 @pytest.mark.parametrize('status', [1, 43, 139])
 def test_after_a_failure_the_same_command_goes_on(cloud, status):
-  cloud.plan({0: 'echo "the last words"; exit 43' if status == 43 else 'exit 43', 1: f'echo "of worker 1"; exit {status}'}, 'exit 0', workers=2)
+  cloud.plan(
+    {
+      0: 'echo "the last words"; exit 43' if status == 43 else 'exit 43',
+      1: f'echo "of worker 1"; exit {status}',
+    },
+    'exit 0',
+    workers=2,
+  )
   done = cloud.resume()
   assert done.returncode == 0, done.stderr
   assert cloud.actions() == ['create', *ROUND, *ROUND]
@@ -130,7 +147,10 @@ def test_the_same_failure_three_times_stops(cloud):
 
 
 def test_steps_saved_between_failures_keep_it_going(cloud):
-  restored = ['echo "  restored     step {:,}, the last checkpoint"; exit 139'.format(step) for step in (0, 0, 1_800)]
+  restored = [
+    'echo "  restored     step {:,}, the last checkpoint"; exit 139'.format(step)
+    for step in (0, 0, 1_800)
+  ]
   cloud.plan(*restored, 'exit 0')
   done = cloud.resume()
   assert done.returncode == 0, done.stderr
@@ -151,7 +171,9 @@ def test_without_an_answer_from_the_cloud_it_ends_with_what_gcloud_said(cloud):
 
 
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_it_leaves_the_job_and_says_how_to_delete_and_then_finds_it_again(cloud, number, status):
+def test_interrupted_it_leaves_the_job_and_says_how_to_delete_and_then_finds_it_again(
+  cloud, number, status
+):
   cloud.plan(UNTIL_ASKED, workers=2)
   loop = cloud.start(*cloud.resuming())
   cloud.wait_for(lambda: cloud.actions(polls=True).count('state') >= 3)
@@ -165,7 +187,9 @@ def test_interrupted_it_leaves_the_job_and_says_how_to_delete_and_then_finds_it_
   other = cloud.resume(arguments=['--config=configs/large.py'])
   assert other.returncode == 1 and 'another command is running on mine' in other.stderr
   script = json.loads(cloud.read('script.json'))
-  script['left_out'] = {'state': [cloud.actions(polls=True).count('state') + 1]}      # nor does a worker that gives no answer at once
+  script['left_out'] = {
+    'state': [cloud.actions(polls=True).count('state') + 1]
+  }  # nor does a worker that gives no answer at once
   (cloud.folder / 'script.json').write_text(json.dumps(script))
   loop = cloud.start(*cloud.resuming())
   cloud.wait_for(lambda: len(cloud.actions(polls=True)) > asked + 4)
@@ -192,9 +216,15 @@ def test_commands_by_hand(cloud):
   done = cloud.run('run', *here, '--', '--config=configs/tiny.py')
   assert done.returncode == 0 and done.stdout == 'hello\n'
   assert 'w-1 | hello' in cloud.run('logs', *here).stdout
-  assert [line.split()[1::2][:2] for line in cloud.run('status', *here).stdout.splitlines()] == [['w-0', 'exited'], ['w-1', 'exited']]
+  assert [line.split()[1::2][:2] for line in cloud.run('status', *here).stdout.splitlines()] == [
+    ['w-0', 'exited'],
+    ['w-1', 'exited'],
+  ]
   assert cloud.run('simulate-maintenance', *here, '--workers=1').returncode == 0
-  assert cloud.calls('simulate-maintenance-event')[0][:2] == ['alpha', 'compute'] and '--workers=1' in cloud.calls('simulate-maintenance-event')[0]
+  assert (
+    cloud.calls('simulate-maintenance-event')[0][:2] == ['alpha', 'compute']
+    and '--workers=1' in cloud.calls('simulate-maintenance-event')[0]
+  )
   assert cloud.run('delete', *here).returncode == 0 and cloud.actions()[-1] == 'delete'
 
 
@@ -228,25 +258,39 @@ def test_an_image_with_an_old_python_gets_one_from_uv(cloud):
   for name in ('python3.12', 'python3.11'):
     launch_cloud.executable(bin / name, '#!/bin/bash\nexit 1\n')
   # As Ubuntu 22.04's: it has pip and no more.
-  launch_cloud.executable(bin / 'python3', r'''#!/bin/bash
+  launch_cloud.executable(
+    bin / 'python3',
+    r"""#!/bin/bash
 [[ $1 == -m ]] || exit 1
 [[ $3 == install ]] || exit 0
 echo "$@" >> "$CLOUD/installs"
 mkdir -p "$HOME/electra_jax_uv/bin"
 printf '#!/bin/bash\n[[ $2 != find ]] || echo /uv/python3.12\n' > "$HOME/electra_jax_uv/bin/uv"
 chmod +x "$HOME/electra_jax_uv/bin/uv"
-''')
+""",
+  )
   assert cloud.resume().returncode == 0
   assert 'PYTHON=/uv/python3.12' in cloud.read('installs')
 
 
 def test_the_trainer_gets_its_arguments_and_environment_unharmed(cloud):
   cloud.plan('exit 0')
-  arguments = ['--config=configs/base.py:batch=4', "--config.data.source=a b/*.txt;field=it's", '--workdir=gs://b/$HOME']
+  arguments = [
+    '--config=configs/base.py:batch=4',
+    "--config.data.source=a b/*.txt;field=it's",
+    '--workdir=gs://b/$HOME',
+  ]
   done = cloud.resume('--env=LIBTPU_INIT_ARGS=--a=1 --b="2"', arguments=arguments)
   assert done.returncode == 0, done.stderr
-  assert cloud.read('arguments-0').splitlines() == ['-m', 'electra_jax.main', *arguments, '--distributed=cluster']
-  environment = dict(line.split('=', 1) for line in cloud.read('environment-0').splitlines() if '=' in line)
+  assert cloud.read('arguments-0').splitlines() == [
+    '-m',
+    'electra_jax.main',
+    *arguments,
+    '--distributed=cluster',
+  ]
+  environment = dict(
+    line.split('=', 1) for line in cloud.read('environment-0').splitlines() if '=' in line
+  )
   assert environment['LIBTPU_INIT_ARGS'] == '--a=1 --b="2"'
   assert environment['JAX_COORDINATOR_PORT'] == '8476'
   assert environment['TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS'] == '60'
@@ -262,13 +306,25 @@ def test_no_flags_of_libtpu_unless_asked_for(cloud):
 #### Arguments ##########################################################################################################
 
 
-@pytest.mark.parametrize('words, complaint', [
-    ((), 'no command'), (('fly', 'mine'), "no command 'fly'"), (('status', 'mine'), 'no --zone'), (('status', '--zone=z'), 'NAME'),
-    (('create', 'mine', '--zone=z'), 'no --topology'), (('create', 'mine', '--zone=z', '--topology=v5e'), 'v5e-16'),
-    (('create', 'mine', '--zone=z', '--topology=tpu7x-64'), 'GKE'), (('create', 'Mine', '--zone=z', '--topology=v4-8'), 'NAME'),
-    (('status', 'mine', 'yours', '--zone=z'), 'one word too many'), (('status', 'mine', '--zone=z', '--fast'), '--fast'),
-    (('resume', 'mine', '--zone=z', '--topology=v4-8'), '--config'), (('run', 'mine', '--zone=z', '--', '--workdir=w'), '--config'),
-    (('delete', 'mine', '--zone=z', '--', '--config=c'), 'no arguments'), (('logs', 'mine', '--zone=z', '--interval=x'), 'numbers')])
+@pytest.mark.parametrize(
+  'words, complaint',
+  [
+    ((), 'no command'),
+    (('fly', 'mine'), "no command 'fly'"),
+    (('status', 'mine'), 'no --zone'),
+    (('status', '--zone=z'), 'NAME'),
+    (('create', 'mine', '--zone=z'), 'no --topology'),
+    (('create', 'mine', '--zone=z', '--topology=v5e'), 'v5e-16'),
+    (('create', 'mine', '--zone=z', '--topology=tpu7x-64'), 'GKE'),
+    (('create', 'Mine', '--zone=z', '--topology=v4-8'), 'NAME'),
+    (('status', 'mine', 'yours', '--zone=z'), 'one word too many'),
+    (('status', 'mine', '--zone=z', '--fast'), '--fast'),
+    (('resume', 'mine', '--zone=z', '--topology=v4-8'), '--config'),
+    (('run', 'mine', '--zone=z', '--', '--workdir=w'), '--config'),
+    (('delete', 'mine', '--zone=z', '--', '--config=c'), 'no arguments'),
+    (('logs', 'mine', '--zone=z', '--interval=x'), 'numbers'),
+  ],
+)
 def test_wrong_arguments_end_with_usage(cloud, words, complaint):
   cloud.plan('exit 0')
   done = cloud.run(*words)
@@ -290,45 +346,132 @@ def dry_run(cloud, action, *words):
   return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize('topology, accelerator, image, nodes', [
-    ('v5e-16', 'v5litepod-16', 'v2-alpha-tpuv5-lite', ['--node-id=mine']), ('v5p-128', 'v5p-128', 'v2-alpha-tpuv5', ['--node-id=mine']),
-    ('v6e-64', 'v6e-64', 'v2-alpha-tpuv6e', ['--node-id=mine']), ('v4-8', 'v4-8', 'tpu-ubuntu2204-base', ['--node-id=mine']),
-    ('2xv5e-256', 'v5litepod-256', 'v2-alpha-tpuv5-lite', ['--node-count=2', '--node-prefix=mine'])])
+@pytest.mark.parametrize(
+  'topology, accelerator, image, nodes',
+  [
+    ('v5e-16', 'v5litepod-16', 'v2-alpha-tpuv5-lite', ['--node-id=mine']),
+    ('v5p-128', 'v5p-128', 'v2-alpha-tpuv5', ['--node-id=mine']),
+    ('v6e-64', 'v6e-64', 'v2-alpha-tpuv6e', ['--node-id=mine']),
+    ('v4-8', 'v4-8', 'tpu-ubuntu2204-base', ['--node-id=mine']),
+    ('2xv5e-256', 'v5litepod-256', 'v2-alpha-tpuv5-lite', ['--node-count=2', '--node-prefix=mine']),
+  ],
+)
 def test_each_generation_gets_its_image(cloud, topology, accelerator, image, nodes):
   _, create = dry_run(cloud, 'create', 'mine', '--zone=z', f'--topology={topology}')
   assert create[:6] == ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'mine']
-  assert create[6:] == [*nodes, f'--accelerator-type={accelerator}', f'--runtime-version={image}', '--spot', '--zone=z', '--quiet']
+  assert create[6:] == [
+    *nodes,
+    f'--accelerator-type={accelerator}',
+    f'--runtime-version={image}',
+    '--spot',
+    '--zone=z',
+    '--quiet',
+  ]
 
 
 def test_capacity_is_chosen(cloud):
-  _, create = dry_run(cloud, 'create', 'mine', '--zone=z', '--topology=v4-8', '--on-demand', '--valid-until=6h', '--project=p',
-                      '--create-flag=--reserved', '--runtime-version=other')
-  assert create[6:] == ['--node-id=mine', '--accelerator-type=v4-8', '--runtime-version=other', '--valid-after-duration=0s',
-                        '--valid-until-duration=6h', '--reserved', '--zone=z', '--project=p', '--quiet']
+  _, create = dry_run(
+    cloud,
+    'create',
+    'mine',
+    '--zone=z',
+    '--topology=v4-8',
+    '--on-demand',
+    '--valid-until=6h',
+    '--project=p',
+    '--create-flag=--reserved',
+    '--runtime-version=other',
+  )
+  assert create[6:] == [
+    '--node-id=mine',
+    '--accelerator-type=v4-8',
+    '--runtime-version=other',
+    '--valid-after-duration=0s',
+    '--valid-until-duration=6h',
+    '--reserved',
+    '--zone=z',
+    '--project=p',
+    '--quiet',
+  ]
 
 
 def test_a_dry_run_prints_the_whole_way(cloud):
-  lines = dry_run(cloud, 'resume', 'mine', '--zone=z', '--topology=v5e-16', '--delete-when-done', '--env=A=b c',
-                  '--ssh-flag=--tunnel-through-iap', '--', '--config=configs/base.py', "--workdir=gs://b/it's")
+  lines = dry_run(
+    cloud,
+    'resume',
+    'mine',
+    '--zone=z',
+    '--topology=v5e-16',
+    '--delete-when-done',
+    '--env=A=b c',
+    '--ssh-flag=--tunnel-through-iap',
+    '--',
+    '--config=configs/base.py',
+    "--workdir=gs://b/it's",
+  )
   verbs = [line[4] if line[:2] == ['gcloud', 'compute'] else line[0] for line in lines]
-  assert verbs == ['git', 'describe', 'create', 'describe', 'list', 'ssh', 'scp', 'ssh', 'ssh', 'ssh', 'ssh', 'ssh', 'delete']
-  (start,) = [word for line in lines for word in line if word.startswith('--command=') and ' start ' in word]
+  assert verbs == [
+    'git',
+    'describe',
+    'create',
+    'describe',
+    'list',
+    'ssh',
+    'scp',
+    'ssh',
+    'ssh',
+    'ssh',
+    'ssh',
+    'ssh',
+    'delete',
+  ]
+  (start,) = [
+    word for line in lines for word in line if word.startswith('--command=') and ' start ' in word
+  ]
   words = shlex.split(start.removeprefix('--command='))
   assert words[:3] == ['bash', 'electra_jax/launch/worker.sh', 'start']
-  assert words[4:] == ['A=b c', '--', '--config=configs/base.py', "--workdir=gs://b/it's", '--distributed=cluster']
+  assert words[4:] == [
+    'A=b c',
+    '--',
+    '--config=configs/base.py',
+    "--workdir=gs://b/it's",
+    '--distributed=cluster',
+  ]
   assert all('--tunnel-through-iap' in line for line in lines if line[4] in ('ssh', 'scp'))
 
 
 @pytest.mark.skipif(not shutil.which('gcloud'), reason='needs the Google Cloud CLI')
 def test_the_real_gcloud_knows_these_commands_and_flags(cloud, tmp_path):
   """It reads the command line before it finds that nobody is logged in, and so asks nothing of the cloud."""
-  done = cloud.run('resume', 'mine', '--zone=z', '--project=p', '--topology=2xv5e-16', '--valid-until=6h', '--dry-run', '--',
-                   '--config=configs/base.py')
+  done = cloud.run(
+    'resume',
+    'mine',
+    '--zone=z',
+    '--project=p',
+    '--topology=2xv5e-16',
+    '--valid-until=6h',
+    '--dry-run',
+    '--',
+    '--config=configs/base.py',
+  )
   lines = {line.split()[4]: line for line in done.stdout.splitlines() if line.startswith('gcloud')}
-  env = dict(os.environ, CLOUDSDK_CONFIG=str(tmp_path / 'nobody'), CLOUDSDK_CORE_CHECK_GCE_METADATA='0', HOME=str(tmp_path),
-             CLOUDSDK_CORE_DISABLE_PROMPTS='1')
+  env = dict(
+    os.environ,
+    CLOUDSDK_CONFIG=str(tmp_path / 'nobody'),
+    CLOUDSDK_CORE_CHECK_GCE_METADATA='0',
+    HOME=str(tmp_path),
+    CLOUDSDK_CORE_DISABLE_PROMPTS='1',
+  )
   for verb in ('create', 'ssh'):
-    asked = subprocess.run(['bash', '-c', lines[verb]], env=env, capture_output=True, text=True, timeout=120)
+    asked = subprocess.run(
+      ['bash', '-c', lines[verb]], env=env, capture_output=True, text=True, timeout=120
+    )
     assert asked.returncode == 1 and 'active account' in asked.stderr, asked.stderr
-  wrong = subprocess.run(['bash', '-c', lines['create'] + ' --no-such-flag'], env=env, capture_output=True, text=True, timeout=120)
+  wrong = subprocess.run(
+    ['bash', '-c', lines['create'] + ' --no-such-flag'],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert wrong.returncode == 2 and 'unrecognized' in wrong.stderr

@@ -37,7 +37,14 @@ def make(workdir, config, tokenizer, step: int = 7):
   checkpoints.save(manager, step, state, {'steps': np.int32(0)}, 1.5)
   checkpoints.wait(manager)
   manager.close()
-  figures = {'generator_loss': 4.25, 'discriminator_loss': 0.3125, 'constant_loss': 0.35, 'total_loss': 19.875, 'tokens': 1792.0, 'seconds': 3.0}
+  figures = {
+    'generator_loss': 4.25,
+    'discriminator_loss': 0.3125,
+    'constant_loss': 0.35,
+    'total_loss': 19.875,
+    'tokens': 1792.0,
+    'seconds': 3.0,
+  }
   with open(pathlib.Path(workdir) / 'metrics.jsonl', 'w') as out:
     out.write(json.dumps({'kind': 'heldout', 'step': step, **figures}) + '\n')
   return state

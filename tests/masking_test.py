@@ -18,7 +18,9 @@ from electra_jax.pretrain import masking
 from electra_jax.pretrain.objectives import electra as objective
 
 BATCH, LENGTH = 6, 40
-SETTINGS = objective.Settings(mask_rate=0.25, max_predictions=8)     # rows of more than 34 maskable tokens meet the cap
+SETTINGS = objective.Settings(
+  mask_rate=0.25, max_predictions=8
+)  # rows of more than 34 maskable tokens meet the cap
 GOOGLE = dataclasses.replace(SETTINGS, google=True)
 SPECIAL = (PAD, CLS, SEP, MASK)
 
@@ -26,7 +28,9 @@ SPECIAL = (PAD, CLS, SEP, MASK)
 @jax.jit
 def _draw(ids, seed, step):
   keys = row_keys(seed, step, jnp.arange(len(ids)))
-  return objective.examples(SETTINGS, ids, keys)['masks'], objective.examples(GOOGLE, ids, keys)['masks']
+  return objective.examples(SETTINGS, ids, keys)['masks'], objective.examples(GOOGLE, ids, keys)[
+    'masks'
+  ]
 
 
 def draw(ids, seed=0, step=0):
@@ -35,10 +39,17 @@ def draw(ids, seed=0, step=0):
 
 
 # Rows of whatever order, none of them sensible, and packed ones; some with nothing to mask, some of padding alone.
-any_rows = arrays.arrays(np.int32, (BATCH, LENGTH), elements=st.integers(0, 20),
-                         fill=st.sampled_from((*SPECIAL, UNK, 9)))
-sensible_rows = st.builds(packed_rows, st.just(BATCH), st.just(LENGTH), st.just(60), seed=st.integers(0, 10_000),
-                          empty_rows=st.integers(0, 2))
+any_rows = arrays.arrays(
+  np.int32, (BATCH, LENGTH), elements=st.integers(0, 20), fill=st.sampled_from((*SPECIAL, UNK, 9))
+)
+sensible_rows = st.builds(
+  packed_rows,
+  st.just(BATCH),
+  st.just(LENGTH),
+  st.just(60),
+  seed=st.integers(0, 10_000),
+  empty_rows=st.integers(0, 2),
+)
 rows = st.one_of(any_rows, sensible_rows)
 seeds = st.integers(0, 2**31 - 1)
 
@@ -64,19 +75,27 @@ def test_counts_are_exact(ids, seed):
     expected = min(8, max(1, round(fractions.Fraction(1, 4) * int(maskable)))) if maskable else 0
     assert masks.weights[row].sum() == expected
     real = int((ids[row] != PAD).sum())
-    assert google.weights[row].sum() == (min(8, max(1, round(fractions.Fraction(1, 4) * real))) if maskable else 0)
+    assert google.weights[row].sum() == (
+      min(8, max(1, round(fractions.Fraction(1, 4) * real))) if maskable else 0
+    )
 
 
 @pytest.mark.parametrize('rate', ['0.15', '0.25'])
 def test_halves_round_to_even_in_float32_at_every_length(rate):
   count = np.arange(1, 1025)
   maskable = jnp.asarray(np.arange(1024) < count[:, None])
-  masks = masking.choose(jnp.full((1024, 1024), 9), maskable, row_keys(0, 0, jnp.arange(1024)),
-                         rate=float(rate), slots=masking.max_predictions(float(rate), 1024), mask_id=MASK)
+  masks = masking.choose(
+    jnp.full((1024, 1024), 9),
+    maskable,
+    row_keys(0, 0, jnp.arange(1024)),
+    rate=float(rate),
+    slots=masking.max_predictions(float(rate), 1024),
+    mask_id=MASK,
+  )
   number = np.asarray(masks.weights).sum(1)
-  product = np.float32(rate) * count.astype(np.float32)               # as in the original
+  product = np.float32(rate) * count.astype(np.float32)  # as in the original
   assert np.array_equal(number, np.maximum(np.round(product), 1))
-  for n, drawn in zip(count, number):                                 # of the exact product it is a nearest integer
+  for n, drawn in zip(count, number):  # of the exact product it is a nearest integer
     assert abs(drawn - fractions.Fraction(rate) * int(n)) <= fractions.Fraction(1, 2) or drawn == 1
 
 
@@ -96,7 +115,10 @@ def test_google_counts_all_that_is_not_padding_whatever_its_id():
 
 def test_google_draws_with_replacement():
   ids = packed_rows(BATCH, LENGTH, 60)
-  assert any(len(set(chosen(google))) < len(chosen(google)) for google in (draw(ids, seed)[1] for seed in range(10)))
+  assert any(
+    len(set(chosen(google))) < len(chosen(google))
+    for google in (draw(ids, seed)[1] for seed in range(10))
+  )
 
 
 @hypothesis.given(rows, seeds)
@@ -110,11 +132,14 @@ def test_chosen_positions_show_mask_or_their_token_and_all_others_their_token(id
 
 
 @hypothesis.given(
-    arrays.arrays(np.int32, (BATCH, LENGTH), elements=st.integers(0, 99)),
-    arrays.arrays(np.int32, (BATCH, 8), elements=st.integers(0, LENGTH - 1)),
-    arrays.arrays(np.int32, (BATCH, 8), elements=st.integers(0, 99)),
-    arrays.arrays(np.float32, (BATCH, 8), elements=st.sampled_from([0.0, 1.0])))
-def test_write_takes_the_integer_mean_of_duplicates_and_ignores_weight_zero(ids, positions, values, weights):
+  arrays.arrays(np.int32, (BATCH, LENGTH), elements=st.integers(0, 99)),
+  arrays.arrays(np.int32, (BATCH, 8), elements=st.integers(0, LENGTH - 1)),
+  arrays.arrays(np.int32, (BATCH, 8), elements=st.integers(0, 99)),
+  arrays.arrays(np.float32, (BATCH, 8), elements=st.sampled_from([0.0, 1.0])),
+)
+def test_write_takes_the_integer_mean_of_duplicates_and_ignores_weight_zero(
+  ids, positions, values, weights
+):
   expected = ids.copy()
   for row in range(BATCH):
     for position in set(positions[row]):
@@ -153,10 +178,13 @@ def test_every_maskable_position_is_as_likely_and_slots_do_not_order_them(many):
 
 def test_masks_depend_on_seed_step_and_row_alone():
   ids = packed_rows(BATCH, LENGTH, 60, empty_rows=1)
-  one_row = jax.jit(lambda ids, seed, step, row: objective.examples(
-      SETTINGS, ids[None], row_keys(seed, step, row[None]))['masks'])
+  one_row = jax.jit(
+    lambda ids, seed, step, row: objective.examples(
+      SETTINGS, ids[None], row_keys(seed, step, row[None])
+    )['masks']
+  )
   whole, _ = draw(ids, seed=5, step=7)
-  for row in range(BATCH):                                  # a row among others or alone: the same
+  for row in range(BATCH):  # a row among others or alone: the same
     alone = one_row(ids[row], 5, 7, np.int32(row))
     for ours, theirs in zip(alone, whole):
       assert np.array_equal(ours[0], theirs[row])
@@ -169,13 +197,48 @@ def test_uniform_masks_are_bit_for_bit_what_they_have_always_been():
   """Recorded before there was another way to mask: a run of then goes on as it would have."""
   masks, google = draw(packed_rows(BATCH, LENGTH, 60, empty_rows=1), seed=5, step=7)
   assert masks.positions[:2].tolist() == [[13, 1, 7, 33, 8, 23, 6, 15], [10, 8, 2, 11, 9, 4, 1, 3]]
-  assert google.positions[:2].tolist() == [[13, 25, 18, 20, 17, 20, 28, 5], [10, 2, 11, 2, 7, 11, 9, 2]]
+  assert google.positions[:2].tolist() == [
+    [13, 25, 18, 20, 17, 20, 28, 5],
+    [10, 2, 11, 2, 7, 11, 9, 2],
+  ]
   assert (masks.weights[:2].sum(1).tolist(), google.weights[:2].sum(1).tolist()) == ([8, 2], [8, 3])
-  assert masks.token_ids[1, :13].tolist() == [CLS, 31, 28, 27, 6, SEP, CLS, 40, MASK, 38, MASK, 26, SEP]
-  assert google.token_ids[1, :13].tolist() == [CLS, 31, MASK, 27, 6, SEP, CLS, 40, 19, 38, MASK, MASK, SEP]
+  assert masks.token_ids[1, :13].tolist() == [
+    CLS,
+    31,
+    28,
+    27,
+    6,
+    SEP,
+    CLS,
+    40,
+    MASK,
+    38,
+    MASK,
+    26,
+    SEP,
+  ]
+  assert google.token_ids[1, :13].tolist() == [
+    CLS,
+    31,
+    MASK,
+    27,
+    6,
+    SEP,
+    CLS,
+    40,
+    19,
+    38,
+    MASK,
+    MASK,
+    SEP,
+  ]
 
 
 def test_slots():
-  published = {(0.15, 128): 19, (0.15, 512): 79, (0.25, 512): 130}       # Clark et al. 2020: small, base, large
+  published = {
+    (0.15, 128): 19,
+    (0.15, 512): 79,
+    (0.25, 512): 130,
+  }  # Clark et al. 2020: small, base, large
   assert {key: masking.max_predictions(*key) for key in published} == published
   assert masking.max_predictions(0.15, 4) == 1

@@ -9,7 +9,10 @@ from conftest import same_training, train_steps
 
 def test_one_micro_batch_and_four_train_alike():
   # Of the modern family the same, over eight devices, stands in sharding_invariance_test.py.
-  same_training(train_steps('electra', devices=1, micro_batches=4), train_steps('electra', devices=1, micro_batches=1))
+  same_training(
+    train_steps('electra', devices=1, micro_batches=4),
+    train_steps('electra', devices=1, micro_batches=1),
+  )
 
 
 def test_the_sums_are_those_of_the_batch():

@@ -25,7 +25,12 @@ import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'tests/configs/micro.py'
-TIMES = ('seconds', 'tokens_per_second', 'utilisation', 'input_wait')     # figures of the clock, not of the run
+TIMES = (
+  'seconds',
+  'tokens_per_second',
+  'utilisation',
+  'input_wait',
+)  # figures of the clock, not of the run
 SYLLABLES = 'ba ko ti ru me sa lo ni pe du fa gi'.split()
 
 
@@ -50,16 +55,32 @@ def corpus() -> pathlib.Path:
 
 def arguments(workdir, *more: str, config: str = CONFIG) -> list[str]:
   """The command's arguments for a training run in WORKDIR."""
-  return [f'--config={config}', f'--workdir={workdir}', f'--config.data.source={corpus()}', f'--config.data.cache={shared() / "cache"}',
-          f'--config.compilation_cache={shared() / "xla"}', '--config.data.reader=numpy', *more]
+  return [
+    f'--config={config}',
+    f'--workdir={workdir}',
+    f'--config.data.source={corpus()}',
+    f'--config.data.cache={shared() / "cache"}',
+    f'--config.compilation_cache={shared() / "xla"}',
+    '--config.data.reader=numpy',
+    *more,
+  ]
 
 
 def start(*argv: str, devices: int = 1, **popen) -> subprocess.Popen:
   """`python -m electra_jax.main ARGV` as a child process, its output in pipes unless told."""
-  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'PYTHONPATH': str(ROOT)}
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'PYTHONPATH': str(ROOT),
+  }
   # Programs that are compiled without optimisation compute the same thing every time as well, and compile in a third of the time.
   env['XLA_FLAGS'] = f'{xla_flags.QUICK} --xla_force_host_platform_device_count={devices}'
-  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT) | popen
+  pipes = (
+    dict(
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT
+    )
+    | popen
+  )
   return subprocess.Popen([sys.executable, '-m', 'electra_jax.main', *argv], env=env, **pipes)
 
 
@@ -103,27 +124,45 @@ def checkpoint(workdir, step: int) -> dict[str, np.ndarray]:
   folder = pathlib.Path(workdir) / 'checkpoints' / str(step)
   arrays = {}
   with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as reader:
-    warnings.simplefilter('ignore')      # Orbax would rather be told the shardings
+    warnings.simplefilter('ignore')  # Orbax would rather be told the shardings
     for item in ('params', 'opt_state', 'counters', 'sums'):
       # As NumPy arrays, whatever devices they were on.
-      kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder / item).item_metadata.tree)
-      for name, value in ocp.tree.to_flat_dict(reader.restore(folder / item, restore_args=kinds), sep='/').items():
+      kinds = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        reader.metadata(folder / item).item_metadata.tree,
+      )
+      for name, value in ocp.tree.to_flat_dict(
+        reader.restore(folder / item, restore_args=kinds), sep='/'
+      ).items():
         arrays[f'{item}/{name}'] = np.asarray(value)
   return arrays
 
 
 def checkpoint_steps(workdir) -> list[int]:
   """Steps of the checkpoints that were saved whole."""
-  return sorted(int(path.name) for path in (pathlib.Path(workdir) / 'checkpoints').iterdir() if path.name.isdigit())
+  return sorted(
+    int(path.name)
+    for path in (pathlib.Path(workdir) / 'checkpoints').iterdir()
+    if path.name.isdigit()
+  )
 
 
 def figures(workdir) -> list[dict]:
   """metrics.jsonl without the figures of the clock."""
-  lines = [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text('utf-8').splitlines()]
+  lines = [
+    json.loads(line)
+    for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text('utf-8').splitlines()
+  ]
   return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def differing(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
   """Names of arrays that are not bitwise the same."""
-  return [name for name in sorted(a.keys() | b.keys())
-          if name not in a or name not in b or a[name].dtype != b[name].dtype or a[name].tobytes() != b[name].tobytes()]
+  return [
+    name
+    for name in sorted(a.keys() | b.keys())
+    if name not in a
+    or name not in b
+    or a[name].dtype != b[name].dtype
+    or a[name].tobytes() != b[name].tobytes()
+  ]

@@ -32,7 +32,9 @@ class ScoresEveryPosition(Electra):
 
   def generator_logits(self, inputs, positions, keys=None):
     everywhere = jnp.broadcast_to(jnp.arange(inputs.token_ids.shape[1]), inputs.token_ids.shape)
-    return jnp.take_along_axis(super().generator_logits(inputs, everywhere, keys), positions[:, :, None], axis=1)
+    return jnp.take_along_axis(
+      super().generator_logits(inputs, everywhere, keys), positions[:, :, None], axis=1
+    )
 
 
 def largest_array(compiled) -> int:
@@ -45,7 +47,12 @@ def largest_array(compiled) -> int:
 def towers(kind, family, name):
   """The model, the objective and its settings."""
   model = tiny_electra(family, dropout=0.1, vocab_size=VOCAB, vocab_multiple=128)
-  model = kind(model.generator_config, model.discriminator_config, heads=named(name).HEADS, two_tower=name == 'electric')
+  model = kind(
+    model.generator_config,
+    model.discriminator_config,
+    heads=named(name).HEADS,
+    two_tower=name == 'electric',
+  )
   return model, named(name), Settings(name=name, max_predictions=SLOTS)
 
 
@@ -74,7 +81,12 @@ def differentiate(kind, family, name):
 
   def gradients(params, token_ids):
     batch = objective.examples(settings, token_ids, row_keys(0, 0, jnp.arange(BATCH)))
-    return jax.grad(lambda params: objective.loss(settings, model, params, batch, objective.counts(settings, batch), train=True)[0])(params)
+    return jax.grad(
+      lambda params: objective.loss(
+        settings, model, params, batch, objective.counts(settings, batch), train=True
+      )[0]
+    )(params)
+
   return jax.jit(gradients).lower(params, jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)).compile()
 
 
@@ -85,7 +97,11 @@ def test_no_array_of_batch_times_length_times_vocabulary(program, family):
 
 @pytest.mark.parametrize('name', ['electric', 'all_tokens_mlm'])
 def test_nor_in_the_gradients_of_objectives_that_score_every_position(name):
-  assert BATCH * SLOTS * VOCAB <= largest_array(differentiate(Electra, 'electra', name)) < BATCH * LENGTH * VOCAB
+  assert (
+    BATCH * SLOTS * VOCAB
+    <= largest_array(differentiate(Electra, 'electra', name))
+    < BATCH * LENGTH * VOCAB
+  )
 
 
 def test_the_search_finds_one_in_a_model_built_wrong():
@@ -93,7 +109,9 @@ def test_the_search_finds_one_in_a_model_built_wrong():
 
 
 def test_the_search_finds_one_where_chunks_are_left_out(monkeypatch):
-  whole = lambda logits_of, hidden, token_ids, chunk: jnp.take_along_axis(jax.nn.log_softmax(logits_of(hidden)), token_ids, axis=-1)
+  whole = lambda logits_of, hidden, token_ids, chunk: jnp.take_along_axis(
+    jax.nn.log_softmax(logits_of(hidden)), token_ids, axis=-1
+  )
   electric = named('electric')
   assert electric.token_log_probabilities is chunked.token_log_probabilities
   monkeypatch.setattr(electric, 'token_log_probabilities', whole)

@@ -19,12 +19,17 @@ POISON = 99
 def loss(settings, model, params, examples, counts, *, train):
   """A straight line whose loss is not finite where a row holds POISON."""
   rows = jnp.where(examples == POISON, jnp.inf, examples)
-  value = jnp.mean(jnp.square(rows @ params['discriminator']['kernel'] + params['generator']['bias']))
+  value = jnp.mean(
+    jnp.square(rows @ params['discriminator']['kernel'] + params['generator']['bias'])
+  )
   return value, {'discriminator_loss': value}
 
 
-OBJECTIVE = types.SimpleNamespace(examples=lambda settings, token_ids, keys: token_ids.astype(jnp.float32),
-                                  counts=lambda settings, examples: {}, loss=loss)
+OBJECTIVE = types.SimpleNamespace(
+  examples=lambda settings, token_ids, keys: token_ids.astype(jnp.float32),
+  counts=lambda settings, examples: {},
+  loss=loss,
+)
 OPTIMIZER = optax.adam(0.1)
 
 
@@ -32,7 +37,11 @@ def trained(batches, skip_nonfinite):
   """States and sums after each batch, from zero parameters."""
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   state = steps.fresh_state(OPTIMIZER, params)
-  step = jax.jit(steps.make_train_step(None, OBJECTIVE, Settings(), OPTIMIZER, seed=0, skip_nonfinite=skip_nonfinite))
+  step = jax.jit(
+    steps.make_train_step(
+      None, OBJECTIVE, Settings(), OPTIMIZER, seed=0, skip_nonfinite=skip_nonfinite
+    )
+  )
   states, sums = [state], []
   for token_ids in batches:
     state, step_sums = step(state, {'token_ids': token_ids})
@@ -49,7 +58,9 @@ def batches(bad=()):
 
 
 def equal(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def test_the_state_stays_before_the_step_that_failed():
@@ -67,34 +78,55 @@ def test_left_out_steps_are_counted_and_change_nothing_else():
   assert [int(s.skipped) for s in states] == [0, 0, 1, 1, 2, 2]
   assert [int(s.step) for s in states] == [0, 1, 2, 3, 4, 5] and states[-1].bad_step == -1
   for i in (1, 3):
-    assert equal((states[i].params, states[i].opt_state), (states[i + 1].params, states[i + 1].opt_state))
+    assert equal(
+      (states[i].params, states[i].opt_state), (states[i + 1].params, states[i + 1].opt_state)
+    )
   assert not equal(states[2].params, states[3].params)
   assert all(np.isfinite(x).all() for s in (*states, *sums) for x in jax.tree.leaves(s))
 
 
-@pytest.mark.parametrize('spoil, name', [
-    (lambda params, ids: params['discriminator'].update(kernel=jnp.full(4, jnp.nan)), 'the parameter discriminator/kernel'),
+@pytest.mark.parametrize(
+  'spoil, name',
+  [
+    (
+      lambda params, ids: params['discriminator'].update(kernel=jnp.full(4, jnp.nan)),
+      'the parameter discriminator/kernel',
+    ),
     (lambda params, ids: ids.__setitem__((1, 2), POISON), 'the figure discriminator_loss'),
-    (lambda params, ids: params['generator'].update(bias=jnp.float32(1e25)), 'the figure discriminator_loss'),
+    (
+      lambda params, ids: params['generator'].update(bias=jnp.float32(1e25)),
+      'the figure discriminator_loss',
+    ),
     (lambda params, ids: None, 'a sum of gradients'),
-])
+  ],
+)
 def test_the_first_tensor_that_is_not_finite_is_named(spoil, name):
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   token_ids = batches()[0]
   spoil(params, token_ids)
-  assert steps.first_nonfinite(None, OBJECTIVE, Settings(), params, token_ids, seed=0, step=0).startswith(name)
+  assert steps.first_nonfinite(
+    None, OBJECTIVE, Settings(), params, token_ids, seed=0, step=0
+  ).startswith(name)
 
 
 def test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_asked(tmp_path):
   # With this rate the first step's update is 0 (warm-up), the second's is beyond all bounds, and the third cannot be computed.
-  absurd = micro_run.arguments(tmp_path / 'run', '--config.optimizer.learning_rate=1e30', '--config.save_every=1', '--config.steps=6')
+  absurd = micro_run.arguments(
+    tmp_path / 'run',
+    '--config.optimizer.learning_rate=1e30',
+    '--config.save_every=1',
+    '--config.steps=6',
+  )
   out, err = micro_run.run(*absurd, status=1)
-  assert err.count('\n') == 1 and err.startswith('electra_jax: the step after 2 is not finite, first of all the ')
+  assert err.count('\n') == 1 and err.startswith(
+    'electra_jax: the step after 2 is not finite, first of all the '
+  )
   assert 'the checkpoint of step 2 is kept' in err and '--config.skip_nonfinite=True' in err
   assert micro_run.checkpoint_steps(tmp_path / 'run')[-1] == 2
   kept = micro_run.checkpoint(tmp_path / 'run', 2)
   assert kept['counters/bad_step'] == -1 and all(
-      np.isfinite(x).all() for name, x in kept.items() if name.startswith(('params/', 'opt_state/')))
+    np.isfinite(x).all() for name, x in kept.items() if name.startswith(('params/', 'opt_state/'))
+  )
 
   out, err = micro_run.run(*absurd, '--config.skip_nonfinite=True')
   assert 'restored     step 2' in out and not err

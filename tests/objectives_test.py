@@ -22,13 +22,28 @@ from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.objectives import shared
 
 VOCAB, LENGTH, ROWS = 60, 24, 4
-LEARNED = tuple(name for name in objectives.NAMES if name != 'electric')      # which electric_test.py is about
+LEARNED = tuple(
+  name for name in objectives.NAMES if name != 'electric'
+)  # which electric_test.py is about
 
 
 def build_model(name, sharing='none', uniform=False):
-  main = EncoderConfig(family='modern', vocab_size=VOCAB, vocab_multiple=8, hidden_size=16, embedding_size=16, num_layers=1, num_heads=2, intermediate_size=24,
-                       dropout=0.0, attention_dropout=0.0, initializer_range=0.3)
-  heads = tuple(head for head in objectives.named(name).HEADS if not uniform or head != 'generator_head')
+  main = EncoderConfig(
+    family='modern',
+    vocab_size=VOCAB,
+    vocab_multiple=8,
+    hidden_size=16,
+    embedding_size=16,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=24,
+    dropout=0.0,
+    attention_dropout=0.0,
+    initializer_range=0.3,
+  )
+  heads = tuple(
+    head for head in objectives.named(name).HEADS if not uniform or head != 'generator_head'
+  )
   generator = main if name == 'mlm' else generator_config(main, 0.5, 1.0)
   return Electra(generator, main, sharing='all' if name == 'mlm' else sharing, heads=heads)
 
@@ -59,42 +74,94 @@ def evaluated(name, batch, **kwargs):
   params = steps.nn.unbox(steps.init_params(model, 0, LENGTH))
   params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(7), x.shape), params)
   counts = objective.counts(settings, examples)
-  (value, sums), gradients = jax.jit(jax.value_and_grad(
-      lambda params: objective.loss(settings, model, params, examples, counts, train=False), has_aux=True))(params)
-  alone = has_generator(model) and jax.jit(jax.grad(lambda params: shared.predict_masked(model, params, examples, counts, train=False)[0]))(params)
-  return types.SimpleNamespace(alone=alone, settings=settings, model=model, params=params, value=float(value), sums=jax.device_get(sums), gradients=gradients,
-                               apply=lambda *args, method: np.asarray(model.apply({'params': params}, *args, method=method), np.float64))
+  (value, sums), gradients = jax.jit(
+    jax.value_and_grad(
+      lambda params: objective.loss(settings, model, params, examples, counts, train=False),
+      has_aux=True,
+    )
+  )(params)
+  alone = has_generator(model) and jax.jit(
+    jax.grad(lambda params: shared.predict_masked(model, params, examples, counts, train=False)[0])
+  )(params)
+  return types.SimpleNamespace(
+    alone=alone,
+    settings=settings,
+    model=model,
+    params=params,
+    value=float(value),
+    sums=jax.device_get(sums),
+    gradients=gradients,
+    apply=lambda *args, method: np.asarray(
+      model.apply({'params': params}, *args, method=method), np.float64
+    ),
+  )
 
 
 def definition(name, batch, e) -> dict[str, float]:
   """The losses in NumPy, a token at a time, from the logits of the towers."""
   _, examples = batch
   inputs, masks = examples['inputs'], examples['masks']
-  ids, positions, weights = (np.asarray(x) for x in (inputs.token_ids, masks.positions, masks.weights))
-  generator = scipy.special.log_softmax(e.apply(inputs._replace(token_ids=masks.token_ids), masks.positions, method='generator_logits'), -1)
-  masked = [(row, slot) for row in range(ROWS) for slot in range(positions.shape[1]) if weights[row, slot]]
-  losses = {'generator_loss': np.mean([-generator[row, slot, ids[row, positions[row, slot]]] for row, slot in masked])}
+  ids, positions, weights = (
+    np.asarray(x) for x in (inputs.token_ids, masks.positions, masks.weights)
+  )
+  generator = scipy.special.log_softmax(
+    e.apply(inputs._replace(token_ids=masks.token_ids), masks.positions, method='generator_logits'),
+    -1,
+  )
+  masked = [
+    (row, slot) for row in range(ROWS) for slot in range(positions.shape[1]) if weights[row, slot]
+  ]
+  losses = {
+    'generator_loss': np.mean(
+      [-generator[row, slot, ids[row, positions[row, slot]]] for row, slot in masked]
+    )
+  }
   if name == 'mlm':
     return losses
-  logits = e.model.apply({'params': e.params}, inputs._replace(token_ids=masks.token_ids), masks.positions, method='generator_logits')
-  samples = np.asarray(shared.replacement.sample(logits, masking.stream(examples['keys'], masking.GUMBEL), temperature=e.settings.temperature))
+  logits = e.model.apply(
+    {'params': e.params},
+    inputs._replace(token_ids=masks.token_ids),
+    masks.positions,
+    method='generator_logits',
+  )
+  samples = np.asarray(
+    shared.replacement.sample(
+      logits, masking.stream(examples['keys'], masking.GUMBEL), temperature=e.settings.temperature
+    )
+  )
   corrupted = ids.copy()
   for row, slot in masked:
     corrupted[row, positions[row, slot]] = samples[row, slot]
   read = inputs._replace(token_ids=jnp.asarray(corrupted))
-  tokens = [(row, place) for row in range(ROWS) for place in range(LENGTH) if ids[row, place] != e.settings.pad_id]
+  tokens = [
+    (row, place)
+    for row in range(ROWS)
+    for place in range(LENGTH)
+    if ids[row, place] != e.settings.pad_id
+  ]
   if name in ('electra', 'electra_15', 'all_tokens_mlm'):
     p_replaced = scipy.special.expit(e.apply(read, method='discriminator_logits'))
   if name in ('electra', 'electra_15'):
     judged = tokens if name == 'electra' else [(row, positions[row, slot]) for row, slot in masked]
-    losses['discriminator_loss'] = np.mean([-np.log(p_replaced[at] if corrupted[at] != ids[at] else 1 - p_replaced[at]) for at in judged])
+    losses['discriminator_loss'] = np.mean(
+      [-np.log(p_replaced[at] if corrupted[at] != ids[at] else 1 - p_replaced[at]) for at in judged]
+    )
   if name == 'replace_mlm':
     main = scipy.special.log_softmax(e.apply(read, masks.positions, method='predictor_logits'), -1)
-    losses['prediction_loss'] = np.mean([-main[row, slot, ids[row, positions[row, slot]]] for row, slot in masked])
+    losses['prediction_loss'] = np.mean(
+      [-main[row, slot, ids[row, positions[row, slot]]] for row, slot in masked]
+    )
   if name == 'all_tokens_mlm':
-    softmax = scipy.special.softmax(e.apply(e.apply(read, method='hidden_states').astype(np.float32), method='predictions'), -1)
+    softmax = scipy.special.softmax(
+      e.apply(e.apply(read, method='hidden_states').astype(np.float32), method='predictions'), -1
+    )
     copy = lambda at: 1 - p_replaced[at]
-    losses['prediction_loss'] = np.mean([-np.log(copy(at) * (corrupted[at] == ids[at]) + (1 - copy(at)) * softmax[(*at, ids[at])]) for at in tokens])
+    losses['prediction_loss'] = np.mean(
+      [
+        -np.log(copy(at) * (corrupted[at] == ids[at]) + (1 - copy(at)) * softmax[(*at, ids[at])])
+        for at in tokens
+      ]
+    )
   return losses
 
 
@@ -107,7 +174,9 @@ def test_losses_are_those_of_the_definition(name, batch, evaluate):
   for loss, value in expected.items():
     assert figures[loss] == pytest.approx(value, rel=1e-5), loss
   weights = {'generator_loss': 1.0, 'discriminator_loss': 50.0, 'prediction_loss': 1.0}
-  assert e.value == pytest.approx(sum(weights[loss] * value for loss, value in expected.items()), rel=1e-5)
+  assert e.value == pytest.approx(
+    sum(weights[loss] * value for loss, value in expected.items()), rel=1e-5
+  )
   assert shared.total(e.settings, figures) == pytest.approx(e.value, rel=1e-5)
 
 
@@ -117,7 +186,9 @@ def test_nothing_flows_back_through_the_samples(name, evaluate):
   e = evaluate(name)
   alone = e.alone
   for part in ('generator', 'generator_head', 'generator_embeddings'):
-    for ours, own in zip(jax.tree.leaves(e.gradients[part]), jax.tree.leaves(alone[part]), strict=True):
+    for ours, own in zip(
+      jax.tree.leaves(e.gradients[part]), jax.tree.leaves(alone[part]), strict=True
+    ):
       np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-6 * float(jnp.abs(own).max()))
   for part in ('embeddings', 'discriminator'):
     assert optax.tree.norm(e.gradients[part]) > 0 == optax.tree.norm(alone[part])
@@ -131,16 +202,28 @@ def test_a_uniform_generator_draws_every_token_as_often(name, batch, evaluate):
   settings, examples = batch
   keys = jax.random.split(jax.random.key(3), 400)
   logits = e.model.generator_logits(examples['inputs'], jnp.zeros((len(keys), 30), jnp.int32))
-  drawn = np.bincount(np.asarray(shared.replacement.sample(logits, keys, temperature=1.0)).ravel(), minlength=VOCAB)
-  assert len(drawn) == VOCAB and scipy.stats.chisquare(drawn).pvalue > 1e-4       # the rows that pad the table are never drawn
+  drawn = np.bincount(
+    np.asarray(shared.replacement.sample(logits, keys, temperature=1.0)).ravel(), minlength=VOCAB
+  )
+  assert (
+    len(drawn) == VOCAB and scipy.stats.chisquare(drawn).pvalue > 1e-4
+  )  # the rows that pad the table are never drawn
 
 
 def test_the_disentangled_discriminator_leaves_the_generators_table_alone(evaluate):
   e = evaluate('electra', sharing='disentangled')
   generator = e.alone
-  for ours, own in zip(jax.tree.leaves(e.gradients['generator_embeddings']), jax.tree.leaves(generator['generator_embeddings']), strict=True):
+  for ours, own in zip(
+    jax.tree.leaves(e.gradients['generator_embeddings']),
+    jax.tree.leaves(generator['generator_embeddings']),
+    strict=True,
+  ):
     np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-7)
-  assert optax.tree.norm(e.gradients['embeddings_difference']) > 0 == optax.tree.norm(generator['embeddings_difference'])
+  assert (
+    optax.tree.norm(e.gradients['embeddings_difference'])
+    > 0
+    == optax.tree.norm(generator['embeddings_difference'])
+  )
 
 
 def test_the_discriminator_of_no_difference_reads_the_generators_table(batch):
@@ -148,20 +231,34 @@ def test_the_discriminator_of_no_difference_reads_the_generators_table(batch):
   model = build_model('electra', 'disentangled')
   params = steps.nn.unbox(steps.init_params(model, 0, LENGTH))
   assert not params['embeddings_difference']['word'].any()
-  folded = {**{name: tree for name, tree in params.items() if name != 'embeddings_difference'}, 'embeddings': params['generator_embeddings']}
+  folded = {
+    **{name: tree for name, tree in params.items() if name != 'embeddings_difference'},
+    'embeddings': params['generator_embeddings'],
+  }
   ours = model.apply({'params': params}, examples['inputs'], method='discriminator_logits')
-  theirs = build_model('electra', 'none').apply({'params': folded}, examples['inputs'], method='discriminator_logits')
+  theirs = build_model('electra', 'none').apply(
+    {'params': folded}, examples['inputs'], method='discriminator_logits'
+  )
   np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize('name, heads', [
-    ('electra', {'generator_head', 'discriminator_head'}), ('electra_15', {'generator_head', 'discriminator_head'}), ('mlm', {'generator_head'}),
-    ('replace_mlm', {'generator_head', 'predictor_head'}), ('all_tokens_mlm', {'generator_head', 'discriminator_head', 'predictor_head'}),
-    ('electric', {'generator_head', 'discriminator_head'})])
+@pytest.mark.parametrize(
+  'name, heads',
+  [
+    ('electra', {'generator_head', 'discriminator_head'}),
+    ('electra_15', {'generator_head', 'discriminator_head'}),
+    ('mlm', {'generator_head'}),
+    ('replace_mlm', {'generator_head', 'predictor_head'}),
+    ('all_tokens_mlm', {'generator_head', 'discriminator_head', 'predictor_head'}),
+    ('electric', {'generator_head', 'discriminator_head'}),
+  ],
+)
 def test_a_config_field_chooses_it_and_the_kept_tower_has_one_name(name, heads):
   c = configs.with_arguments(configs.default_config(), f'objective={name}')
   configs.check(c)
-  p = build.program(c, c, build.any_tokenizer(VOCAB), steps.meshes.make_layout(devices=jax.devices()[:1]))
+  p = build.program(
+    c, c, build.any_tokenizer(VOCAB), steps.meshes.make_layout(devices=jax.devices()[:1])
+  )
   assert p.objective is objectives.named(name) and p.settings.name == name
   assert {part for part in p.shapes.params if part.endswith('_head')} == heads
   assert {'embeddings', 'discriminator'} <= set(p.shapes.params)
@@ -169,15 +266,27 @@ def test_a_config_field_chooses_it_and_the_kept_tower_has_one_name(name, heads):
   assert ('generator' in p.shapes.params) == (name not in ('mlm', 'electric'))
 
 
-@pytest.mark.parametrize('fields, message', [
+@pytest.mark.parametrize(
+  'fields, message',
+  [
     ({'objective.name': 'bert'}, 'electra, mlm'),
     ({'objective.name': 'mlm', 'generator.uniform': True}, 'has no generator'),
-    ({'objective.name': 'electric', 'sharing': 'all', 'generator.hidden_fraction': 1.0}, 'two towers'),
+    (
+      {'objective.name': 'electric', 'sharing': 'all', 'generator.hidden_fraction': 1.0},
+      'two towers',
+    ),
     ({'generator.uniform': True, 'generator.alone_steps': 10}, 'nothing to train'),
     ({'generator.uniform': True, 'objective.temperature': 0.0}, 'any temperature'),
-    ({'objective.name': 'all_tokens_mlm', 'objective.schedules.discriminator_weight': ('linear', 50.0, 1.0)}, 'changes nothing'),
+    (
+      {
+        'objective.name': 'all_tokens_mlm',
+        'objective.schedules.discriminator_weight': ('linear', 50.0, 1.0),
+      },
+      'changes nothing',
+    ),
     ({'sharing': 'tied'}, 'disentangled'),
-])
+  ],
+)
 def test_what_cannot_be_is_refused_in_a_sentence(fields, message):
   c = configs.default_config()
   c.update_from_flattened_dict(fields)

@@ -25,16 +25,20 @@ def rate(step):
 def gradients(params, steps=STEPS, seed=1):
   """Trees of gradients, small enough at first and then too large not to be clipped."""
   rng = np.random.default_rng(seed)
-  draw = lambda scale: jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), params)
-  return [draw(0.001 * 4 ** i) for i in range(steps)]
+  draw = lambda scale: jax.tree.map(
+    lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), params
+  )
+  return [draw(0.001 * 4**i) for i in range(steps)]
 
 
 def run(optimizer, params, grads):
   """Parameters after each step."""
+
   @jax.jit
   def step(params, state, grads):
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
+
   state, every = optimizer.init(params), []
   for tree in grads:
     params, state = step(params, state, tree)
@@ -43,8 +47,12 @@ def run(optimizer, params, grads):
 
 
 def same(ours, theirs, rtol=1e-5):
-  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-    np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max(), err_msg=jax.tree_util.keystr(path))
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+  ):
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=rtol * np.abs(b).max(), err_msg=jax.tree_util.keystr(path)
+    )
 
 
 def lamb_in_numpy(params, grads, clip, bias_correction, excluded, stacked):
@@ -80,12 +88,21 @@ def flat(tree):
 @pytest.mark.parametrize('clip', [0, 1.0])
 def test_lamb_is_optax_lamb_where_nothing_is_stacked_or_left_out(clip):
   rng = np.random.default_rng(0)
-  params = {f'layer_{i}': {'kernel': rng.standard_normal((4, 3)).astype(np.float32) * 2 ** i} for i in range(3)}
-  params['start'] = {'kernel': np.zeros((5,), np.float32)}                # trust ratio 1, as its norm is 0
-  theirs = optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(),
-                       optax.lamb(rate, RECIPE['b1'], RECIPE['b2'], RECIPE['eps'], weight_decay=RECIPE['weight_decay']))
+  params = {
+    f'layer_{i}': {'kernel': rng.standard_normal((4, 3)).astype(np.float32) * 2**i}
+    for i in range(3)
+  }
+  params['start'] = {'kernel': np.zeros((5,), np.float32)}  # trust ratio 1, as its norm is 0
+  theirs = optax.chain(
+    optax.clip_by_global_norm(clip) if clip else optax.identity(),
+    optax.lamb(
+      rate, RECIPE['b1'], RECIPE['b2'], RECIPE['eps'], weight_decay=RECIPE['weight_decay']
+    ),
+  )
   ours = optimizers.lamb(rate, **RECIPE, clip=clip, bias_correction=True)
-  for a, b in zip(run(ours, params, gradients(params)), run(theirs, params, gradients(params)), strict=True):
+  for a, b in zip(
+    run(ours, params, gradients(params)), run(theirs, params, gradients(params)), strict=True
+  ):
     same(a, b, rtol=1e-6)
 
 
@@ -95,13 +112,17 @@ def test_lamb_of_a_model_is_the_algorithm_in_numpy(family, bias_correction):
   params['embeddings']['word'] = np.zeros_like(params['embeddings']['word'])
   grads = gradients(params)
   for tree in grads:
-    tree['discriminator']['layers']['query']['kernel'][1] = 0             # of one layer alone: its own ratio
+    tree['discriminator']['layers']['query']['kernel'][1] = 0  # of one layer alone: its own ratio
   names = list(flat(params))
   excluded = {name for name in names if name.endswith(('bias', 'scale'))}
   stacked = {name for name in names if '/layers/' in name}
   assert excluded and stacked - excluded and set(names) - excluded - stacked
   args = [flat(tree) for tree in grads], 1.0, bias_correction
-  ours = flat(run(optimizers.lamb(rate, **RECIPE, clip=1.0, bias_correction=bias_correction), params, grads)[-1])
+  ours = flat(
+    run(optimizers.lamb(rate, **RECIPE, clip=1.0, bias_correction=bias_correction), params, grads)[
+      -1
+    ]
+  )
   same(ours, lamb_in_numpy(flat(params), *args, excluded, stacked))
   # The comparison would notice: whole stacks taken as one tensor, and biases and norms that are scaled and decayed.
   for wrong in ((excluded, ()), (set(), stacked)):
@@ -110,29 +131,48 @@ def test_lamb_of_a_model_is_the_algorithm_in_numpy(family, bias_correction):
 
 
 def test_lamb_moves_a_layer_by_its_norm_times_the_rate():
-  params = {'layers': {'query': {'kernel': np.stack([np.full((3, 4), 1.0, np.float32), np.full((3, 4), 100.0, np.float32)])}}}
+  params = {
+    'layers': {
+      'query': {
+        'kernel': np.stack([np.full((3, 4), 1.0, np.float32), np.full((3, 4), 100.0, np.float32)])
+      }
+    }
+  }
   grads = jax.tree.map(np.ones_like, params)
-  after = run(optimizers.lamb(lambda step: 0.01, **RECIPE, clip=0, bias_correction=True), params, [grads])[0]
-  np.testing.assert_allclose(after['layers']['query']['kernel'], 0.99 * params['layers']['query']['kernel'], rtol=1e-6)
+  after = run(
+    optimizers.lamb(lambda step: 0.01, **RECIPE, clip=0, bias_correction=True), params, [grads]
+  )[0]
+  np.testing.assert_allclose(
+    after['layers']['query']['kernel'], 0.99 * params['layers']['query']['kernel'], rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize('axis', [0, 1, 2], ids=['layers', 'rows', 'columns'])
 def test_lamb_on_shards_gathers_nothing_and_is_the_same(axis):
   shape = (8, 16, 24)
   rng = np.random.default_rng(2)
-  params = {'layers': {'query': {'kernel': rng.standard_normal(shape).astype(np.float32)}},
-            'embeddings': {'word': rng.standard_normal(shape[:axis] + shape[axis:]).astype(np.float32)}}
+  params = {
+    'layers': {'query': {'kernel': rng.standard_normal(shape).astype(np.float32)}},
+    'embeddings': {'word': rng.standard_normal(shape[:axis] + shape[axis:]).astype(np.float32)},
+  }
   mesh = meshes.make_mesh()
   sharded = NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
   optimizer = optimizers.lamb(rate, **RECIPE, clip=1.0, bias_correction=True)
   state = optimizer.init(params)
-  place = lambda tree: jax.tree.map(lambda x: sharded if np.ndim(x) == 3 else meshes.replicated(mesh), tree)
+  place = lambda tree: jax.tree.map(
+    lambda x: sharded if np.ndim(x) == 3 else meshes.replicated(mesh), tree
+  )
 
   def step(params, state, grads):
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
+
   shardings = place(params), place(state), place(params)
-  compiled = jax.jit(step, in_shardings=shardings, out_shardings=shardings[:2]).lower(params, state, params).compile()
+  compiled = (
+    jax.jit(step, in_shardings=shardings, out_shardings=shardings[:2])
+    .lower(params, state, params)
+    .compile()
+  )
   text = compiled.as_text()
   assert 'all-reduce' in text
   for moving in ('all-gather', 'all-to-all', 'collective-permute', 'reduce-scatter'):
@@ -149,30 +189,45 @@ def test_the_published_schedule_is_what_it_was_to_the_bit():
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
     return rate * jnp.maximum(0.0, 1.0 - step / steps) * warmup
+
   every = jnp.arange(1_100)
   for numbers in ((5e-4, 100, 1_000), (2e-4, 0, 1_000), (1e-2, 3, 1_097)):
-    schedule, published = optimizers.linear_decay_with_warmup(*numbers), lambda step: before(step, *numbers)
+    schedule, published = (
+      optimizers.linear_decay_with_warmup(*numbers),
+      lambda step: before(step, *numbers),
+    )
     assert np.array_equal(schedule(every), published(every))
     assert np.array_equal(jax.jit(schedule)(every), jax.jit(published)(every))
 
 
 def test_the_schedule_of_the_large_batch_recipe():
-  schedule = jax.jit(optimizers.decay_with_warmup(6e-3, 2_000, 10_000, power=0.5, after_warmup=True))
+  schedule = jax.jit(
+    optimizers.decay_with_warmup(6e-3, 2_000, 10_000, power=0.5, after_warmup=True)
+  )
   steps = np.array([0, 1, 1_000, 1_999, 2_000, 4_000, 8_000, 9_999, 10_000, 12_000])
   # Keras' PolynomialDecay over what is left after a warm-up that ends at the whole rate.
-  expected = [6e-3 * (t / 2_000 if t < 2_000 else max(0, 1 - (t - 2_000) / 8_000) ** 0.5) for t in steps]
+  expected = [
+    6e-3 * (t / 2_000 if t < 2_000 else max(0, 1 - (t - 2_000) / 8_000) ** 0.5) for t in steps
+  ]
   np.testing.assert_allclose([schedule(t) for t in steps], expected, rtol=1e-5, atol=3e-8)
   # The original's way instead: both factors at once, so that the whole rate is never reached.
   at_once = optimizers.decay_with_warmup(6e-3, 2_000, 10_000, power=0.5)
-  np.testing.assert_allclose(at_once(2_000), 6e-3 * 0.8 ** 0.5, rtol=1e-6)
-  assert optimizers.decay_with_warmup(6e-3, 0, 10, power=0.5, after_warmup=True)(0) == np.float32(6e-3)
+  np.testing.assert_allclose(at_once(2_000), 6e-3 * 0.8**0.5, rtol=1e-6)
+  assert optimizers.decay_with_warmup(6e-3, 0, 10, power=0.5, after_warmup=True)(0) == np.float32(
+    6e-3
+  )
 
 
 def test_phases_begin_anew_at_their_boundaries():
-  of_phase = [optimizers.decay_with_warmup(6e-3, 4, 10, power=0.5, after_warmup=True),
-              optimizers.decay_with_warmup(4e-3, 2, 6, power=0.5, after_warmup=True), lambda step: 1.0 * step]
+  of_phase = [
+    optimizers.decay_with_warmup(6e-3, 4, 10, power=0.5, after_warmup=True),
+    optimizers.decay_with_warmup(4e-3, 2, 6, power=0.5, after_warmup=True),
+    lambda step: 1.0 * step,
+  ]
   schedule = optimizers.piecewise(of_phase, [10, 16])
-  expected = [of_phase[0](t) for t in range(10)] + [of_phase[1](t) for t in range(6)] + [0.0, 1.0, 2.0]
+  expected = (
+    [of_phase[0](t) for t in range(10)] + [of_phase[1](t) for t in range(6)] + [0.0, 1.0, 2.0]
+  )
   every = np.array([jax.jit(schedule)(jnp.int32(t)) for t in range(19)])
   np.testing.assert_allclose(every, expected, rtol=1e-6)
   np.testing.assert_allclose([schedule(t) for t in range(19)], expected, rtol=1e-6)
@@ -196,7 +251,10 @@ def test_moments_go_on_from_phase_to_phase():
 
 def test_the_config_of_the_large_batch_recipe_sees_as_many_tokens_as_published_and_divides():
   config = runpy.run_path(str(micro_run.ROOT / 'configs' / 'base_lamb.py'))['get_config']()
-  assert round(sum(p['steps'] * p['batch_size'] * p['sequence_length'] for p in config.phases) / 1e9, 1) == 99.7
+  assert (
+    round(sum(p['steps'] * p['batch_size'] * p['sequence_length'] for p in config.phases) / 1e9, 1)
+    == 99.7
+  )
   assert config.steps == sum(phase['steps'] for phase in config.phases)
   for devices in (1, 16, 64, 256, 1_024, 3 * 128):
     assert all(phase['batch_size'] % devices == 0 for phase in config.phases)

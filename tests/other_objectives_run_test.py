@@ -25,23 +25,48 @@ def micro(objective, workdir, **fields):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   c = module.get_config(f'objective={objective}')
-  c.update_from_flattened_dict({'data.source': str(micro_run.corpus()), 'data.cache': str(micro_run.shared() / 'cache'), 'data.reader': 'numpy',
-                                'steps': 8, 'compilation_cache': '', 'eval_every': 4, 'save_every': 4, **fields})
+  c.update_from_flattened_dict(
+    {
+      'data.source': str(micro_run.corpus()),
+      'data.cache': str(micro_run.shared() / 'cache'),
+      'data.reader': 'numpy',
+      'steps': 8,
+      'compilation_cache': '',
+      'eval_every': 4,
+      'save_every': 4,
+      **fields,
+    }
+  )
   configs.check(c)
   assert train.train(c, str(workdir)) == 0
   return electra_jax.load(str(workdir))
 
 
-@pytest.mark.parametrize('objective, fields, judged, predicted, towers', [
-    ('mlm', {}, False, False, ['generator']), ('replace_mlm', {'generator.uniform': True}, False, True, []),
-    ('all_tokens_mlm', {}, True, True, ['discriminator', 'generator'])])
-def test_every_mode_shows_what_there_is(objective, fields, judged, predicted, towers, tmp_path, capsys):
+@pytest.mark.parametrize(
+  'objective, fields, judged, predicted, towers',
+  [
+    ('mlm', {}, False, False, ['generator']),
+    ('replace_mlm', {'generator.uniform': True}, False, True, []),
+    ('all_tokens_mlm', {}, True, True, ['discriminator', 'generator']),
+  ],
+)
+def test_every_mode_shows_what_there_is(
+  objective, fields, judged, predicted, towers, tmp_path, capsys
+):
   run = micro(objective, tmp_path / 'run', **fields)
-  (header, *_) = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ['step', 'loss']]
+  (header, *_) = [
+    line.split()
+    for line in capsys.readouterr().out.splitlines()
+    if line.split()[:2] == ['step', 'loss']
+  ]
   assert ('recall' in header, 'pred' in header, 'gen' in header) == (judged, predicted, True)
   result = evaluate(run)
-  assert (JUDGED <= set(result['figures'])) == judged and ('prediction_loss' in result['figures']) == predicted
-  assert all(np.isfinite(result['figures'][name]['value']) for name in ('generator_loss', 'total_loss'))
+  assert (JUDGED <= set(result['figures'])) == judged and (
+    'prediction_loss' in result['figures']
+  ) == predicted
+  assert all(
+    np.isfinite(result['figures'][name]['value']) for name in ('generator_loss', 'total_loss')
+  )
   shown = inspect(run, rows=1)
   assert ('caught' in shown) == judged and 'masked' in shown
   report.report(str(tmp_path / 'run'))
@@ -58,4 +83,6 @@ def test_every_mode_shows_what_there_is(objective, fields, judged, predicted, to
     with pytest.raises(UserError, match='neither a discriminator nor a generator'):
       blimp(run, str(pairs))
   reading = run(['ba ko ti'])
-  assert np.isfinite(reading.hidden_states).all() and np.isnan(reading.replaced).all() == (not judged)
+  assert np.isfinite(reading.hidden_states).all() and np.isnan(reading.replaced).all() == (
+    not judged
+  )

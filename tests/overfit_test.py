@@ -22,7 +22,9 @@ def test_both_towers_learn_one_batch_by_heart(family):
   layout = meshes.make_layout(devices=jax.devices()[:1])
   _, shardings = step.state_shardings(model, optimizer, 32, layout)
   state = jax.jit(lambda: step.init_state(model, optimizer, 0, 32), out_shardings=shardings)()
-  train_step = step.jit_train_step(step.make_train_step(model, objective, SETTINGS, optimizer, seed=0), shardings, layout)
+  train_step = step.jit_train_step(
+    step.make_train_step(model, objective, SETTINGS, optimizer, seed=0), shardings, layout
+  )
   batch = {'token_ids': packed_rows(8, 32, 60, seed=1)}
   every = []
   for _ in range(STEPS):
@@ -30,10 +32,14 @@ def test_both_towers_learn_one_batch_by_heart(family):
     state, sums = train_step(state._replace(step=np.int32(0)), batch)
     every.append(sums)
   first, last = (metrics.figures(jax.device_get(sums)) for sums in (every[0], every[-1]))
-  assert first['generator_loss'] > 3.5 and first['discriminator_accuracy'] < 0.95 and first['generator_accuracy'] < 0.3
+  assert (
+    first['generator_loss'] > 3.5
+    and first['discriminator_accuracy'] < 0.95
+    and first['generator_accuracy'] < 0.3
+  )
   assert every[-1]['loss'] < 0.1 * every[0]['loss']
   assert last['generator_loss'] < 0.2 and last['generator_accuracy'] == 1
-  assert last['replaced_rate'] > 0.1                       # nearly all that was masked
+  assert last['replaced_rate'] > 0.1  # nearly all that was masked
   assert last['discriminator_loss'] < 0.2 * last['constant_loss']
   assert last['discriminator_accuracy'] > 0.98 and last['auc'] > 0.99
   assert last['recall'] > 0.9 and last['precision'] > 0.9

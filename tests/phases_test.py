@@ -15,7 +15,7 @@ from electra_jax import config as configs, main
 from electra_jax.errors import PREEMPTED
 from electra_jax.pretrain import build
 
-CONFIG = 'tests/configs/micro_phases.py'      # 12 steps of 8 x 32, then 9 of 6 x 64, LAMB
+CONFIG = 'tests/configs/micro_phases.py'  # 12 steps of 8 x 32, then 9 of 6 x 64, LAMB
 FIRST, LAST = 12, 21
 
 
@@ -31,19 +31,31 @@ def whole(tmp_path_factory) -> tuple[pathlib.Path, str]:
 
 
 def assert_same(workdir, whole):
-  assert micro_run.differing(micro_run.checkpoint(workdir, LAST), micro_run.checkpoint(whole, LAST)) == []
+  assert (
+    micro_run.differing(micro_run.checkpoint(workdir, LAST), micro_run.checkpoint(whole, LAST))
+    == []
+  )
   assert micro_run.figures(workdir) == micro_run.figures(whole)
 
 
 def test_both_phases_train_and_tokens_add_up(whole):
   workdir, out = whole
   assert 'steps 0+     12 steps of 8 x 32' in out and 'steps 12+    9 steps of 6 x 64' in out
-  assert out.index('phase 1 of 2: 12 steps of 8 x 32') < out.index('phase 2 of 2: 9 steps of 6 x 64')
+  assert out.index('phase 1 of 2: 12 steps of 8 x 32') < out.index(
+    'phase 2 of 2: 9 steps of 6 x 64'
+  )
   lines = micro_run.figures(workdir)
   assert [line['step'] for line in lines if line['kind'] == 'train'] == [1, 3, 6, 9, 12, 15, 18, 21]
-  assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 12, 20, 21]      # at the end of each phase too
+  assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [
+    10,
+    12,
+    20,
+    21,
+  ]  # at the end of each phase too
   for line in lines:
-    assert line['tokens'] == min(line['step'], FIRST) * 8 * 32 + max(0, line['step'] - FIRST) * 6 * 64
+    assert (
+      line['tokens'] == min(line['step'], FIRST) * 8 * 32 + max(0, line['step'] - FIRST) * 6 * 64
+    )
   assert json.loads((workdir / 'resolved.json').read_text())['micro_batches'] == [1, 1]
 
 
@@ -51,7 +63,11 @@ def test_the_state_goes_on_and_counts_all_steps(whole):
   workdir, _ = whole
   assert micro_run.checkpoint_steps(workdir) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 21]
   last = micro_run.checkpoint(workdir, LAST)
-  counts = [int(value) for name, value in last.items() if name.startswith('opt_state/') and value.dtype == np.int32]
+  counts = [
+    int(value)
+    for name, value in last.items()
+    if name.startswith('opt_state/') and value.dtype == np.int32
+  ]
   assert last['counters/step'] == LAST and counts and set(counts) == {LAST}
 
 
@@ -64,7 +80,7 @@ def test_the_schedule_begins_anew_in_each_phase(whole):
   for line in micro_run.figures(workdir):
     if line['kind'] == 'train':
       assert line['learning_rate'] == pytest.approx(float(schedule(line['step'] - 1)), abs=1e-12)
-  config.optimizer.decay_after_warmup = True      # so that the peak is the whole rate
+  config.optimizer.decay_after_warmup = True  # so that the peak is the whole rate
   _, schedule = build.build_optimizer(config)
   rates = [float(schedule(i)) for i in range(LAST)]
   assert np.argmax(rates[:FIRST]) == 2 and rates[2] == pytest.approx(1e-3)
@@ -82,7 +98,7 @@ def test_killed_in_the_first_phase_and_stopped_in_the_second_it_ends_the_same(wh
 
   process = micro_run.start(*arguments(workdir))
   micro_run.wait_for(lambda: micro_run.last_step(workdir) >= FIRST, process)
-  process.send_signal(signal.SIGTERM)      # while the second phase compiles
+  process.send_signal(signal.SIGTERM)  # while the second phase compiles
   out, err = process.communicate(timeout=300)
   stopped = micro_run.checkpoint_steps(workdir)[-1]
   assert process.returncode == PREEMPTED and not err and FIRST < stopped < LAST
@@ -127,10 +143,18 @@ def test_phases_split_the_steps():
   config = main.parse(['main', f'--config={CONFIG}']).config
   first, second = configs.phases(config)
   assert (first.first, first.last, second.first, second.last) == (0, FIRST, FIRST, LAST)
-  assert [(p.config.steps, p.config.batch_size, p.config.sequence_length) for p in (first, second)] == [(12, 8, 32), (9, 6, 64)]
-  assert [p.config.optimizer.warmup_steps for p in (first, second)] == [2, 3] and second.config.phases == ()
+  assert [
+    (p.config.steps, p.config.batch_size, p.config.sequence_length) for p in (first, second)
+  ] == [(12, 8, 32), (9, 6, 64)]
+  assert [p.config.optimizer.warmup_steps for p in (first, second)] == [
+    2,
+    3,
+  ] and second.config.phases == ()
   # What a phase does not set is the config's, and the config stays as it was.
-  assert first.config.optimizer.name == second.config.optimizer.name == 'lamb' and first.config.seed == config.seed
+  assert (
+    first.config.optimizer.name == second.config.optimizer.name == 'lamb'
+    and first.config.seed == config.seed
+  )
   assert config.steps == LAST and config.batch_size == 8 and len(config.phases) == 2
-  alone, = configs.phases(main.parse(['main', f'--config={micro_run.CONFIG}']).config)
+  (alone,) = configs.phases(main.parse(['main', f'--config={micro_run.CONFIG}']).config)
   assert (alone.first, alone.last, alone.config.steps) == (0, 30, 30)

@@ -26,10 +26,17 @@ def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
   assert f'asked to stop: saved step {stopped}; the same command goes on' in out
   # The checkpoint is that of a run which saved there of its own accord.
   if stopped % 2 == 0:
-    assert micro_run.differing(micro_run.checkpoint(workdir, stopped), micro_run.checkpoint(whole, stopped)) == []
+    assert (
+      micro_run.differing(
+        micro_run.checkpoint(workdir, stopped), micro_run.checkpoint(whole, stopped)
+      )
+      == []
+    )
   out, _ = micro_run.run(*micro_run.arguments(workdir))
   assert f'restored     step {stopped}' in out
-  assert micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(whole, 30)) == []
+  assert (
+    micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(whole, 30)) == []
+  )
   assert micro_run.figures(workdir) == micro_run.figures(whole)
 
 
@@ -57,12 +64,15 @@ def test_before_there_is_anything_to_save_the_process_leaves_at_once(handlers):
     signal.sigtimedwait([], 0)
 
 
-def test_whoever_is_asked_while_a_checkpoint_is_read_is_not_told_that_it_is_damaged(handlers, tmp_path):
+def test_whoever_is_asked_while_a_checkpoint_is_read_is_not_told_that_it_is_damaged(
+  handlers, tmp_path
+):
   Notice()
 
   def restore(step, args):
     os.kill(os.getpid(), signal.SIGTERM)
     signal.sigtimedwait([], 0)
+
   with pytest.raises(Preempted):
     checkpoints._read(types.SimpleNamespace(directory=tmp_path, restore=restore), 3, {})
 
@@ -74,4 +84,4 @@ def test_the_second_interrupt_does_not_wait(handlers):
   assert notice
   with pytest.raises(KeyboardInterrupt):
     os.kill(os.getpid(), signal.SIGINT)
-    signal.sigtimedwait([], 0)      # gives Python a moment to run the handler
+    signal.sigtimedwait([], 0)  # gives Python a moment to run the handler

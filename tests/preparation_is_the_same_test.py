@@ -35,9 +35,17 @@ def recipe(tmp_path_factory):
   tokenizers.train_tokenizer(texts, kind='unigram', vocab_size=500).save(folder / 'tokenizer')
   for number in range(3):
     (folder / f'part{number}.txt').write_text('\n\n'.join(texts[20 * number : 20 * number + 20]))
-  (folder / 'lines.txt').write_text('\n'.join(text.replace('\n', ' ') for text in [*texts[60:], *texts[60:70]]))
+  (folder / 'lines.txt').write_text(
+    '\n'.join(text.replace('\n', ' ') for text in [*texts[60:], *texts[60:70]])
+  )
   source = f'{folder}/part*.txt;weight=2, {folder}/lines.txt;format=line;weight=1'
-  return Recipe(source, row_length=64, tokenizer=str(folder / 'tokenizer'), heldout_fraction=0.1, near_duplicates=0.8)
+  return Recipe(
+    source,
+    row_length=64,
+    tokenizer=str(folder / 'tokenizer'),
+    heldout_fraction=0.1,
+    near_duplicates=0.8,
+  )
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +53,9 @@ def expected(recipe, tmp_path_factory):
   """What one process makes, as the others are compared with it."""
   path = tmp_path_factory.mktemp('one') / 'out'
   made = prepare.prepare(recipe, cache=path.parent, output=path, processes=1)
-  assert made.facts['train']['duplicate_documents'] + made.facts['heldout']['duplicate_documents'] >= 10
+  assert (
+    made.facts['train']['duplicate_documents'] + made.facts['heldout']['duplicate_documents'] >= 10
+  )
   return content(path)
 
 
@@ -77,8 +87,12 @@ def test_as_a_beam_pipeline(recipe, expected, tmp_path):
 def test_shards_that_end_within_blocks_hold_the_same_rows(recipe, tmp_path, monkeypatch, beam):
   whole = prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'whole', processes=1)
   monkeypatch.setattr(token_manifest, 'SHARD_BYTES', 37 * 64 * 2)  # 37 rows
-  parted = prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'parted', processes=1, beam=beam)
-  for one, other in zip((*whole.train.stores, whole.heldout), (*parted.train.stores, parted.heldout), strict=True):
+  parted = prepare.prepare(
+    recipe, cache=tmp_path, output=tmp_path / 'parted', processes=1, beam=beam
+  )
+  for one, other in zip(
+    (*whole.train.stores, whole.heldout), (*parted.train.stores, parted.heldout), strict=True
+  ):
     assert len(other.manifest['shards']) == -(-one.rows // 37) and len(one.manifest['shards']) == 1
     assert np.array_equal(one.read(np.arange(one.rows)), other.read(np.arange(other.rows)))
   assert max(len(store.manifest['shards']) for store in parted.train.stores) > 10
@@ -89,7 +103,9 @@ class Stopped(BaseException):
 
 
 @pytest.mark.parametrize('stage', ['sign', 'make_rows'])
-def test_after_a_stop_between_blocks_and_no_block_is_made_twice(recipe, expected, tmp_path, monkeypatch, stage):
+def test_after_a_stop_between_blocks_and_no_block_is_made_twice(
+  recipe, expected, tmp_path, monkeypatch, stage
+):
   made, original = [], getattr(blocks, stage)
 
   def stopping(job, block, *threads):
@@ -104,7 +120,9 @@ def test_after_a_stop_between_blocks_and_no_block_is_made_twice(recipe, expected
   assert not files.exists(tmp_path / 'out' / 'facts.json')
   again = []
   monkeypatch.setattr(
-    blocks, stage, lambda job, block, *threads: again.append(block.name) or original(job, block, *threads)
+    blocks,
+    stage,
+    lambda job, block, *threads: again.append(block.name) or original(job, block, *threads),
   )
   prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
   assert content(tmp_path / 'out') == expected
@@ -119,7 +137,12 @@ def test_after_being_killed(recipe, expected, tmp_path):
     f'prepare.prepare(prepare.Recipe(**{dataclasses.asdict(recipe)}), cache={str(tmp_path)!r}, output={str(tmp_path / "out")!r}, processes=2)'
   )
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
-  for kind, number in (('.work/signatures', 2), ('.work/rows', 2), ('.work/rows', 12), ('train-01', 1)):
+  for kind, number in (
+    ('.work/signatures', 2),
+    ('.work/rows', 2),
+    ('.work/rows', 12),
+    ('train-01', 1),
+  ):
     child = subprocess.Popen([sys.executable, '-c', code], env=environment, start_new_session=True)
     while child.poll() is None and len(list((tmp_path / 'out' / kind).glob('*'))) < number:
       time.sleep(0.002)
@@ -162,7 +185,9 @@ def many_groups(recipe, tmp_path, monkeypatch):
   monkeypatch.setattr(corpora, 'GROUP_BYTES', 1)
   groups = corpora.groups(corpora.parse_sources(recipe.source))
   assert len(groups) == 4
-  return blocks.Job(str(tmp_path / 'work'), '', '', 64, 'packed', 0, 0.1, 'refuse'), list(enumerate(groups))
+  return blocks.Job(str(tmp_path / 'work'), '', '', 64, 'packed', 0, 0.1, 'refuse'), list(
+    enumerate(groups)
+  )
 
 
 def test_groups_read_side_by_side_are_those_read_in_turn(many_groups):
@@ -182,7 +207,11 @@ def test_readers_end_with_who_reads(many_groups, monkeypatch, how):
   before = threading.active_count()
   if how == 'an error of a reader':
     original = blocks.read_blocks
-    monkeypatch.setattr(blocks, 'read_blocks', lambda job, index, *more: 1 / 0 if index == 2 else original(job, index, *more))
+    monkeypatch.setattr(
+      blocks,
+      'read_blocks',
+      lambda job, index, *more: 1 / 0 if index == 2 else original(job, index, *more),
+    )
     with pytest.raises(ZeroDivisionError):
       list(workers._read_side_by_side(job, groups, 3))
   else:
@@ -225,7 +254,12 @@ def test_another_corpus_in_the_same_place_begins_anew(recipe, expected, tmp_path
   with monkeypatch.context() as patch:
     patch.setattr(prepare, '_write_store', lambda *_: (_ for _ in ()).throw(Stopped))
     with pytest.raises(Stopped):
-      prepare.prepare(dataclasses.replace(recipe, row_length=32), cache=tmp_path, output=tmp_path / 'out', processes=1)
+      prepare.prepare(
+        dataclasses.replace(recipe, row_length=32),
+        cache=tmp_path,
+        output=tmp_path / 'out',
+        processes=1,
+      )
   prepare.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
   assert content(tmp_path / 'out') == expected
 
@@ -234,7 +268,9 @@ def test_a_mistake_is_one_sentence_in_a_pipeline_too(recipe, tmp_path, capfd):
   (tmp_path / 'bad.txt').write_bytes(b'good\n\nbad \xff\n')
   for how in ({'processes': 2}, {'beam': ''}):
     with pytest.raises(prepare.UserError, match=r'bad\.txt.* is not UTF-8') as caught:
-      prepare.prepare(dataclasses.replace(recipe, source=str(tmp_path / 'bad.txt')), cache=tmp_path, **how)
+      prepare.prepare(
+        dataclasses.replace(recipe, source=str(tmp_path / 'bad.txt')), cache=tmp_path, **how
+      )
     assert 'Traceback' not in capfd.readouterr().err
     assert str(caught.value).endswith('data.invalid_utf8=replace')
 
@@ -245,7 +281,10 @@ def test_a_mistake_is_one_sentence_in_a_pipeline_too(recipe, tmp_path, capfd):
     ('--runner=Nope', 'Nope'),
     ('"', 'No closing quotation'),
     ('--max_num_workers=x', 'max_num_workers'),
-    ('--runer=DirectRunner', "'--runer=DirectRunner' that Beam does not know; did you mean --runner?"),
+    (
+      '--runer=DirectRunner',
+      "'--runer=DirectRunner' that Beam does not know; did you mean --runner?",
+    ),
   ],
 )
 def test_flags_that_beam_cannot_take_are_named(recipe, tmp_path, capfd, flags, named):

@@ -19,22 +19,28 @@ def by_row(draw):
 
 def test_bits_are_jax_bits():
   keys, theirs = by_row(jax.random.bits)
-  np.testing.assert_array_equal(jax.jit(lambda keys: randomness.threefry_bits(keys, SHAPE))(keys), theirs)
+  np.testing.assert_array_equal(
+    jax.jit(lambda keys: randomness.threefry_bits(keys, SHAPE))(keys), theirs
+  )
 
 
 def test_gumbel_noise_is_jax_noise():
   keys, theirs = by_row(jax.random.gumbel)
-  np.testing.assert_allclose(jax.jit(lambda keys: randomness.gumbel(keys, SHAPE))(keys), theirs, rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(
+    jax.jit(lambda keys: randomness.gumbel(keys, SHAPE))(keys), theirs, rtol=1e-6, atol=1e-6
+  )
 
 
 @pytest.mark.parametrize('vocab', [7, 128, 384, 1000])
 def test_argmax_by_blocks_is_argmax_and_ties_go_to_the_first(vocab):
-  scores = np.random.default_rng(0).integers(0, 40, (5, 3, vocab)).astype(np.float32)       # many ties
+  scores = np.random.default_rng(0).integers(0, 40, (5, 3, vocab)).astype(np.float32)  # many ties
   np.testing.assert_array_equal(jax.jit(replacement.argmax)(scores), scores.argmax(-1))
 
 
 def test_a_sample_is_the_argmax_of_logits_and_jax_noise():
   keys, noise = by_row(jax.random.gumbel)
   logits = jax.random.normal(jax.random.key(1), noise.shape)
-  np.testing.assert_array_equal(jax.jit(lambda l, k: replacement.sample(l, k, temperature=0.5))(logits, keys),
-                                jnp.argmax(logits + 0.5 * noise, -1))
+  np.testing.assert_array_equal(
+    jax.jit(lambda l, k: replacement.sample(l, k, temperature=0.5))(logits, keys),
+    jnp.argmax(logits + 0.5 * noise, -1),
+  )

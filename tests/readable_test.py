@@ -17,16 +17,32 @@ SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
 def tokenizer(kind='sentencepiece', tokens=()):
   """As much of a tokenizer as a reader needs, with made-up words where none are given."""
   known = [*SPECIAL, *(tokens or [f'▁w{i}' for i in range(5, 60)])]
-  return types.SimpleNamespace(kind=kind, token=lambda i: known[i], pad_id=PAD, unk_id=UNK, cls_id=CLS, sep_id=SEP,
-                               mask_id=MASK)
+  return types.SimpleNamespace(
+    kind=kind,
+    token=lambda i: known[i],
+    pad_id=PAD,
+    unk_id=UNK,
+    cls_id=CLS,
+    sep_id=SEP,
+    mask_id=MASK,
+  )
 
 
 def handmade(token_ids, **at):
   """A RowsRead of one row [length]; `at` names a field and gives its values by position."""
   n = len(token_ids)
   no, zero = np.zeros(n, bool), np.zeros(n, np.float32)
-  fields = dict(token_ids=np.array(token_ids), masked=no.copy(), hidden=no.copy(), corrupted=np.array(token_ids),
-                replaced=no, p_original=zero.copy(), p_sample=zero.copy(), p_replaced=zero + 0.0625, called=no)
+  fields = dict(
+    token_ids=np.array(token_ids),
+    masked=no.copy(),
+    hidden=no.copy(),
+    corrupted=np.array(token_ids),
+    replaced=no,
+    p_original=zero.copy(),
+    p_sample=zero.copy(),
+    p_replaced=zero + 0.0625,
+    called=no,
+  )
   for name, values in at.items():
     for position, value in values.items():
       fields[name][position] = value
@@ -35,46 +51,68 @@ def handmade(token_ids, **at):
 
 
 def test_a_row_shows_every_kind_of_verdict():
-  tokens = tokenizer(tokens=['▁The', '▁cell', '▁wall', '▁is', '▁made', 's', '.', '▁of', '▁stone', 'ing'])
+  tokens = tokenizer(
+    tokens=['▁The', '▁cell', '▁wall', '▁is', '▁made', 's', '.', '▁of', '▁stone', 'ing']
+  )
   the, cell, wall, is_, made, s, dot, of, stone, ing = range(5, 15)
   row = handmade(
-      [CLS, the, cell, wall, s, is_, made, dot, SEP, CLS, stone, of, wall, s, SEP, PAD, PAD],
-      masked={2: 1, 3: 1, 6: 1, 10: 1, 13: 1}, hidden={2: 1, 3: 1, 10: 1, 13: 1},
-      corrupted={2: stone, 3: the, 13: of}, p_original={2: 0.25, 3: 0.5, 6: 0.875, 10: 1e-5, 13: 1},
-      p_sample={2: 0.125, 3: 0.0625, 6: 0.875, 10: 1e-5, 13: 0},
-      p_replaced={2: 0.9375, 3: 0.125, 5: 0.625, 10: 0.75, 13: 0.5, 14: 0.515})
+    [CLS, the, cell, wall, s, is_, made, dot, SEP, CLS, stone, of, wall, s, SEP, PAD, PAD],
+    masked={2: 1, 3: 1, 6: 1, 10: 1, 13: 1},
+    hidden={2: 1, 3: 1, 10: 1, 13: 1},
+    corrupted={2: stone, 3: the, 13: of},
+    p_original={2: 0.25, 3: 0.5, 6: 0.875, 10: 1e-5, 13: 1},
+    p_sample={2: 0.125, 3: 0.0625, 6: 0.875, 10: 1e-5, 13: 0},
+    p_replaced={2: 0.9375, 3: 0.125, 5: 0.625, 10: 0.75, 13: 0.5, 14: 0.515},
+  )
   lines = row_text(row, tokens, 12, 110, False).splitlines()
   assert [' '.join(line.split()) for line in lines] == [
-      'row 12 15 tokens, 5 masked, 3 replaced, 2 caught, 1 missed, 3 false alarms', '',
-      '[CLS] The {cell→stone ✓93%} {wall→The ✗12%}s {is !62%} {made=}. [SEP]',
-      '[CLS] {stone= !75%} of wall{s→▁of ✓50%} {[SEP] !51%}', '',
-      'context original p put there p replaced?',
-      'The ___ walls is made. ▁cell 25.0% ▁stone 12.5% 93.7% caught',
-      'The cell ___s is made. ▁wall 50.0% ▁The 6.2% 12.5% missed',
-      'The cell walls is ___. ▁made* 87.5% ▁made 87.5% 6.2% original',
-      '___ of walls ▁stone <0.1% ▁stone <0.1% 75.0% false alarm',
-      'stone of wall___ s 100% ▁of <0.1% 50.0% caught']
+    'row 12 15 tokens, 5 masked, 3 replaced, 2 caught, 1 missed, 3 false alarms',
+    '',
+    '[CLS] The {cell→stone ✓93%} {wall→The ✗12%}s {is !62%} {made=}. [SEP]',
+    '[CLS] {stone= !75%} of wall{s→▁of ✓50%} {[SEP] !51%}',
+    '',
+    'context original p put there p replaced?',
+    'The ___ walls is made. ▁cell 25.0% ▁stone 12.5% 93.7% caught',
+    'The cell ___s is made. ▁wall 50.0% ▁The 6.2% 12.5% missed',
+    'The cell walls is ___. ▁made* 87.5% ▁made 87.5% 6.2% original',
+    '___ of walls ▁stone <0.1% ▁stone <0.1% 75.0% false alarm',
+    'stone of wall___ s 100% ▁of <0.1% 50.0% caught',
+  ]
   ends = [[match.end() for match in re.finditer('___|%', line)] for line in lines[6:]]
-  assert len(ends[0]) == 4 and ends == 5 * ends[:1]               # the gaps and the figures are in columns
+  assert len(ends[0]) == 4 and ends == 5 * ends[:1]  # the gaps and the figures are in columns
 
 
 def test_each_text_has_a_line_of_its_own_and_padding_none():
   tokens = tokenizer()
-  shown = lambda ids: [line.strip() for line in row_text(handmade(ids), tokens, 0, 110, False).splitlines()[2:]]
-  assert shown([CLS, 5, 6, SEP, 7, SEP, PAD, PAD]) == ['[CLS] w5 w6 [SEP]', 'w7 [SEP]']          # a pair of texts
+  shown = lambda ids: [
+    line.strip() for line in row_text(handmade(ids), tokens, 0, 110, False).splitlines()[2:]
+  ]
+  assert shown([CLS, 5, 6, SEP, 7, SEP, PAD, PAD]) == [
+    '[CLS] w5 w6 [SEP]',
+    'w7 [SEP]',
+  ]  # a pair of texts
   assert shown([CLS, 5, SEP, CLS, 6, SEP, PAD]) == ['[CLS] w5 [SEP]', '[CLS] w6 [SEP]']
   assert shown([CLS, 5, 6]) == ['[CLS] w5 w6'] and shown([PAD, PAD]) == []
-  assert len(shown([CLS, *[9] * 60, SEP])) > 1 and ' '.join(shown([CLS, *[9] * 60, SEP])).split().count('w9') == 60
+  assert (
+    len(shown([CLS, *[9] * 60, SEP])) > 1
+    and ' '.join(shown([CLS, *[9] * 60, SEP])).split().count('w9') == 60
+  )
 
 
 def test_word_pieces_and_punctuation_are_joined():
-  tokens = tokenizer('wordpiece', ['the', 'play', '##ing', ',', 'don', "'", 't', '(', 'word', ')', '##ed', '.'])
-  row = handmade([CLS, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, SEP, CLS, 6, 7, 8, SEP], masked={3: 1, 15: 1, 16: 1},
-                 hidden={3: 1, 15: 1, 16: 1}, corrupted={3: 5, 15: 15, 16: 16})
+  tokens = tokenizer(
+    'wordpiece', ['the', 'play', '##ing', ',', 'don', "'", 't', '(', 'word', ')', '##ed', '.']
+  )
+  row = handmade(
+    [CLS, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, SEP, CLS, 6, 7, 8, SEP],
+    masked={3: 1, 15: 1, 16: 1},
+    hidden={3: 1, 15: 1, 16: 1},
+    corrupted={3: 5, 15: 15, 16: 16},
+  )
   lines = row_text(row, tokens, 0, 110, False).splitlines()
   assert lines[2].strip() == "[CLS] the play{##ing→the ✗6%}, don't (word). [SEP]"
   assert lines[3].strip() == '[CLS] play{ing→ed ✗6%}{,→. ✗6%} [SEP]'
-  assert 'the play___, don\'t (word).' in lines[6] and '##ing' in lines[6]
+  assert "the play___, don't (word)." in lines[6] and '##ing' in lines[6]
 
 
 def test_bytes_are_shown_as_the_characters_they_make():
@@ -98,7 +136,9 @@ def test_a_word_marks_only_where_it_begins():
 @hypothesis.given(st.text())
 def test_escaped_text_is_harmless_and_nothing_is_lost(text):
   safe = readable.escaped(text)
-  assert not re.search('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]', safe)
+  assert not re.search(
+    '[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]', safe
+  )
   if text.isprintable():
     assert safe == text
   elif set(text) - set(readable.JOINERS + '\\') and '\\' not in text:

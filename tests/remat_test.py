@@ -25,7 +25,11 @@ def compiled(remat: str, family: str):
     keys = jax.random.split(jax.random.key(0), ROWS)
     inputs = packed_inputs(ids, 0, 2, 3)
     generator = model.apply({'params': params}, inputs, positions, keys, method='generator_logits')
-    return (jnp.square(generator[..., :60]).mean() + model.apply({'params': params}, inputs, keys, method='discriminator_logits').mean())
+    return (
+      jnp.square(generator[..., :60]).mean()
+      + model.apply({'params': params}, inputs, keys, method='discriminator_logits').mean()
+    )
+
   step = jax.jit(jax.grad(loss), compiler_options=xla_flags.FUSED).lower(params, ids).compile()
   return step.cost_analysis()['flops'], jax.device_get(step(params, ids))
 
@@ -35,12 +39,18 @@ def test_dots_computes_no_product_again_and_full_all_of_them(family):
   none, dots, full = (compiled(remat, family)[0] for remat in ('none', 'dots', 'full'))
   again = (full - none) / none
   assert again > 0.15
-  assert (dots - none) / none < 0.5 * again      # attention's scores are computed again, the dense layers are not
+  assert (
+    dots - none
+  ) / none < 0.5 * again  # attention's scores are computed again, the dense layers are not
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
 @pytest.mark.parametrize('remat', ['dots', 'full'])
 def test_gradients_are_those_of_no_remat(remat, family):
   ours, plain = compiled(remat, family)[1], compiled('none', family)[1]
-  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-6), err_msg=jax.tree_util.keystr(path))
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True
+  ):
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-6), err_msg=jax.tree_util.keystr(path)
+    )

@@ -13,31 +13,76 @@ from electra_jax.training.curves import series
 
 TOKENS_PER_STEP = 128 * 128
 TOWERS = ('all', 'discriminator', 'embeddings', 'generator')
-RESOLVED = {'vocab_size': 2000, 'micro_batches': 2, 'dtype': 'float32', 'unigram_entropy': 6.25, 'train_rows': 6400,
-            'parameters': {'embeddings': 1_000_000, 'discriminator': 234_567}}
+RESOLVED = {
+  'vocab_size': 2000,
+  'micro_batches': 2,
+  'dtype': 'float32',
+  'unigram_entropy': 6.25,
+  'train_rows': 6400,
+  'parameters': {'embeddings': 1_000_000, 'discriminator': 234_567},
+}
 
 
 def line(kind, step, **changed):
   """A line of metrics.jsonl whose figures all differ and move with the step."""
-  f = {'generator_loss': 7 - step / 100, 'generator_accuracy': step / 1000, 'sampled_accuracy': step / 2000,
-       'discriminator_loss': 0.4 - step / 2000, 'constant_loss': 0.42 - step / 8000, 'discriminator_accuracy': 0.87,
-       'auc': 0.5 + step / 1000, 'average_precision': 0.14 + step / 1500, 'precision': 0.3 + step / 1000,
-       'recall': step / 700, 'replaced_rate': 0.14 - step / 9000}
+  f = {
+    'generator_loss': 7 - step / 100,
+    'generator_accuracy': step / 1000,
+    'sampled_accuracy': step / 2000,
+    'discriminator_loss': 0.4 - step / 2000,
+    'constant_loss': 0.42 - step / 8000,
+    'discriminator_accuracy': 0.87,
+    'auc': 0.5 + step / 1000,
+    'average_precision': 0.14 + step / 1500,
+    'precision': 0.3 + step / 1000,
+    'recall': step / 700,
+    'replaced_rate': 0.14 - step / 9000,
+  }
   if kind == 'train':
     f |= {f'gradient_norm/{tower}': (i + 1) / step for i, tower in enumerate(TOWERS)} | {
-        'loss': 50.0, 'learning_rate': 5e-4 / step, 'tokens_per_second': 1234.5, 'utilisation': 0.4, 'input_wait': 0.01}
+      'loss': 50.0,
+      'learning_rate': 5e-4 / step,
+      'tokens_per_second': 1234.5,
+      'utilisation': 0.4,
+      'input_wait': 0.01,
+    }
   else:
-    f = {name: value + 0.001 for name, value in f.items()} | {'total_loss': 26.0, 'gain': 0.011, 'average_precision_gain': 0.05}
-  return {'kind': kind, 'step': step, **f, 'tokens': step * TOKENS_PER_STEP, 'seconds': 2.0 * step, **changed}
+    f = {name: value + 0.001 for name, value in f.items()} | {
+      'total_loss': 26.0,
+      'gain': 0.011,
+      'average_precision_gain': 0.05,
+    }
+  return {
+    'kind': kind,
+    'step': step,
+    **f,
+    'tokens': step * TOKENS_PER_STEP,
+    'seconds': 2.0 * step,
+    **changed,
+  }
 
 
 def evaluation(step):
-  figures = {name: value for name, value in line('heldout', step).items() if isinstance(value, float)}
-  return {'step': step, 'rows': 77, 'tokens': 9000, 'masked': 1300, 'figures': {
-      name: {'value': value, 'low': value - 0.02, 'high': value + 0.03} for name, value in figures.items()}}
+  figures = {
+    name: value for name, value in line('heldout', step).items() if isinstance(value, float)
+  }
+  return {
+    'step': step,
+    'rows': 77,
+    'tokens': 9000,
+    'masked': 1300,
+    'figures': {
+      name: {'value': value, 'low': value - 0.02, 'high': value + 0.03}
+      for name, value in figures.items()
+    },
+  }
 
 
-LINES = [line('train', 1), *(line(kind, step) for step in (50, 100, 150) for kind in ('train', 'heldout')), line('train', 160)]
+LINES = [
+  line('train', 1),
+  *(line(kind, step) for step in (50, 100, 150) for kind in ('train', 'heldout')),
+  line('train', 160),
+]
 
 
 @pytest.fixture
@@ -52,6 +97,7 @@ def make_run(tmp_path):
     if evaluated:
       (tmp_path / 'evaluation.json').write_text(json.dumps(evaluation(evaluated)))
     return tmp_path
+
   return make
 
 
@@ -63,27 +109,43 @@ def panels(record):
 def drawn(axes, lines, name):
   """Is the figure of these lines among the axes' lines, against tokens?"""
   tokens, values = series(lines, name)
-  return any(np.array_equal(np.asarray(one.get_xdata(), float), tokens) and
-             np.array_equal(np.asarray(one.get_ydata(), float), values, equal_nan=True) for one in axes.lines)
+  return any(
+    np.array_equal(np.asarray(one.get_xdata(), float), tokens)
+    and np.array_equal(np.asarray(one.get_ydata(), float), values, equal_nan=True)
+    for one in axes.lines
+  )
 
 
 def at_height(axes, value):
   """Is there a level line at this height?"""
-  return any(len(one.get_ydata()) == 2 and np.allclose(one.get_ydata(), value) for one in axes.lines)
+  return any(
+    len(one.get_ydata()) == 2 and np.allclose(one.get_ydata(), value) for one in axes.lines
+  )
 
 
 def test_every_panel_draws_its_figures(make_run):
   record = read(make_run())
   axes = panels(record)
   assert len(axes) == 10
-  both = {'Generator loss': ['generator_loss'], 'Discriminator loss': ['discriminator_loss'],
-          'Area under the ROC curve': ['auc'], 'Average precision': ['average_precision'],
-          'Precision and recall': ['precision', 'recall'], "Generator's accuracy": ['generator_accuracy', 'sampled_accuracy']}
+  both = {
+    'Generator loss': ['generator_loss'],
+    'Discriminator loss': ['discriminator_loss'],
+    'Area under the ROC curve': ['auc'],
+    'Average precision': ['average_precision'],
+    'Precision and recall': ['precision', 'recall'],
+    "Generator's accuracy": ['generator_accuracy', 'sampled_accuracy'],
+  }
   for title, names in both.items():
     for name in names:
-      assert drawn(axes[title], record.train, name) and drawn(axes[title], record.heldout, name), name
-  training = {'Gradient norms': [f'gradient_norm/{tower}' for tower in TOWERS], 'Learning rate': ['learning_rate'],
-              'Tokens a second': ['tokens_per_second'], 'Utilisation': ['utilisation', 'input_wait']}
+      assert drawn(axes[title], record.train, name) and drawn(axes[title], record.heldout, name), (
+        name
+      )
+  training = {
+    'Gradient norms': [f'gradient_norm/{tower}' for tower in TOWERS],
+    'Learning rate': ['learning_rate'],
+    'Tokens a second': ['tokens_per_second'],
+    'Utilisation': ['utilisation', 'input_wait'],
+  }
   for title, names in training.items():
     for name in names:
       assert drawn(axes[title], record.train, name), name
@@ -92,7 +154,9 @@ def test_every_panel_draws_its_figures(make_run):
 def test_what_knows_nothing_is_drawn_beside_it(make_run):
   record = read(make_run())
   axes = panels(record)
-  assert at_height(axes['Generator loss'], math.log(2000)) and at_height(axes['Generator loss'], 6.25)
+  assert at_height(axes['Generator loss'], math.log(2000)) and at_height(
+    axes['Generator loss'], 6.25
+  )
   assert drawn(axes['Discriminator loss'], record.heldout, 'constant_loss')
   assert at_height(axes['Area under the ROC curve'], 0.5)
   assert drawn(axes['Average precision'], record.heldout, 'replaced_rate')
@@ -110,6 +174,7 @@ def test_intervals_of_the_evaluation_stand_at_its_step(make_run):
 def overlaps(record):
   """Pairs of texts that touch, and texts that leave the picture; the texts are titles, tick labels and legends."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
+
   figure = draw(record, headline(record))
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
@@ -119,15 +184,31 @@ def overlaps(record):
     every = [axes.xaxis, axes.yaxis, *(child.xaxis for child in axes.child_axes)]
     for axis in every:
       low, high = sorted(axis.get_view_interval())
-      boxes += [(tick.label1.get_text() or tick.label2.get_text(), label) for tick in axis.get_major_ticks()
-                if low <= tick.get_loc() <= high for label in (tick.label1, tick.label2)]
+      boxes += [
+        (tick.label1.get_text() or tick.label2.get_text(), label)
+        for tick in axis.get_major_ticks()
+        if low <= tick.get_loc() <= high
+        for label in (tick.label1, tick.label2)
+      ]
     if axes.get_legend():
       boxes.append(('legend', axes.get_legend()))
-  boxes = [(name, artist.get_window_extent(renderer)) for name, artist in boxes if name and artist.get_visible()]
+  boxes = [
+    (name, artist.get_window_extent(renderer))
+    for name, artist in boxes
+    if name and artist.get_visible()
+  ]
   assert len(boxes) > 100
-  found = [(one, other) for i, (one, a) in enumerate(boxes) for other, b in boxes[:i] if a.padded(-1).overlaps(b)]
-  return found + [name for name, box in boxes
-                  if box.x0 < page.x0 or box.y0 < page.y0 or box.x1 > page.x1 or box.y1 > page.y1]
+  found = [
+    (one, other)
+    for i, (one, a) in enumerate(boxes)
+    for other, b in boxes[:i]
+    if a.padded(-1).overlaps(b)
+  ]
+  return found + [
+    name
+    for name, box in boxes
+    if box.x0 < page.x0 or box.y0 < page.y0 or box.x1 > page.x1 or box.y1 > page.y1
+  ]
 
 
 @pytest.mark.parametrize('case', ['short', 'long', 'no more than one line'])
@@ -145,13 +226,17 @@ def test_no_text_of_the_picture_is_cut_off_or_overlaps_another(make_run, case):
 
 def test_an_overlap_would_be_noticed(make_run, monkeypatch):
   from matplotlib.axes import Axes
+
   set_title = Axes.set_title
-  monkeypatch.setattr(Axes, 'set_title', lambda *args, **kwargs: set_title(*args, **kwargs | {'pad': 4}))
+  monkeypatch.setattr(
+    Axes, 'set_title', lambda *args, **kwargs: set_title(*args, **kwargs | {'pad': 4})
+  )
   assert overlaps(read(make_run()))
 
 
 def test_files_and_key_lines(make_run, capsys):
   from matplotlib.image import imread
+
   workdir = make_run(evaluated=160)
   report(workdir)
   pixels = imread(workdir / 'report.png')
@@ -164,17 +249,31 @@ def test_files_and_key_lines(make_run, capsys):
   assert f'{value["constant_loss"] - value["discriminator_loss"]:.4f} below' in printed
 
   text = (workdir / 'report.md').read_text()
-  for words in ('](report.png)', 'probe', '1.23 M parameters', '160 of 200', '3.2 epochs', '2 micro-batches', '2,621,440',
-                f'--mode=evaluate --workdir={workdir}', '77 held-out rows',
-                f'| area under the ROC curve | {line("train", 160)["auc"]:.4f} | {line("heldout", 150)["auc"]:.4f} |',
-                f'| area under the ROC curve | {value["auc"]:.4f} | {value["auc"] - 0.02:.4f} to {value["auc"] + 0.03:.4f} |'):
+  for words in (
+    '](report.png)',
+    'probe',
+    '1.23 M parameters',
+    '160 of 200',
+    '3.2 epochs',
+    '2 micro-batches',
+    '2,621,440',
+    f'--mode=evaluate --workdir={workdir}',
+    '77 held-out rows',
+    f'| area under the ROC curve | {line("train", 160)["auc"]:.4f} | {line("heldout", 150)["auc"]:.4f} |',
+    f'| area under the ROC curve | {value["auc"]:.4f} | {value["auc"] - 0.02:.4f} to {value["auc"] + 0.03:.4f} |',
+  ):
     assert words in text, words
 
 
 def test_an_evaluation_older_than_the_figures_is_not_taken_for_the_last_word(make_run):
   lines = dict(key_lines(read(make_run(evaluated=100))))
-  assert lines['figures'] == 'held-out rows, step 150' and f'{line("heldout", 150)["auc"]:.3f}' in lines['ranking']
-  assert dict(key_lines(read(make_run(evaluated=150))))['figures'].startswith('evaluation, step 150')
+  assert (
+    lines['figures'] == 'held-out rows, step 150'
+    and f'{line("heldout", 150)["auc"]:.3f}' in lines['ranking']
+  )
+  assert dict(key_lines(read(make_run(evaluated=150))))['figures'].startswith(
+    'evaluation, step 150'
+  )
 
 
 def test_a_discriminator_that_is_worse_than_the_constant_is_said_to_be(make_run):
@@ -187,7 +286,11 @@ def test_what_is_not_known_is_left_out(make_run):
   workdir = make_run([line('train', 1, **unknown)], resolved=None)
   report(workdir)
   text = (workdir / 'report.md').read_text()
-  assert '| area under the ROC curve | - | - |' in text and 'unigram' not in text and 'Not made yet' in text
+  assert (
+    '| area under the ROC curve | - | - |' in text
+    and 'unigram' not in text
+    and 'Not made yet' in text
+  )
   assert (workdir / 'report.png').stat().st_size > 10_000
 
 
@@ -198,9 +301,16 @@ def test_a_line_that_a_kill_cut_short_is_left_out(make_run):
   assert read(workdir).last['step'] == 160
 
 
-@pytest.mark.parametrize('file, content, words', [
-    ('config.json', None, 'is not a run'), ('metrics.jsonl', None, 'no figures'), ('metrics.jsonl', '', 'no figures'),
-    ('config.json', '{', 'config.json is damaged'), ('evaluation.json', '{"step"', 'evaluation.json is damaged')])
+@pytest.mark.parametrize(
+  'file, content, words',
+  [
+    ('config.json', None, 'is not a run'),
+    ('metrics.jsonl', None, 'no figures'),
+    ('metrics.jsonl', '', 'no figures'),
+    ('config.json', '{', 'config.json is damaged'),
+    ('evaluation.json', '{"step"', 'evaluation.json is damaged'),
+  ],
+)
 def test_a_folder_without_figures_is_told_in_one_sentence(make_run, file, content, words):
   workdir = make_run()
   (workdir / file).unlink(missing_ok=True)
@@ -214,6 +324,8 @@ def test_a_folder_without_figures_is_told_in_one_sentence(make_run, file, conten
 
 def test_a_folder_that_cannot_be_written_is_told(make_run):
   workdir = make_run()
-  (workdir / 'report.md').mkdir()              # stands in for a folder without permission, which root has everywhere
+  (
+    workdir / 'report.md'
+  ).mkdir()  # stands in for a folder without permission, which root has everywhere
   with pytest.raises(UserError, match='cannot be written'):
     report(workdir)

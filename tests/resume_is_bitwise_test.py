@@ -8,7 +8,7 @@ import time
 
 import micro_run
 
-STEPS, SAVE_EVERY = 30, 2           # tests/configs/micro.py
+STEPS, SAVE_EVERY = 30, 2  # tests/configs/micro.py
 
 
 def kill(process):
@@ -20,13 +20,18 @@ def kill(process):
 def unfinished_saves(workdir) -> set[str]:
   """Names of the folders of saves that have not got their final name."""
   folder = pathlib.Path(workdir) / 'checkpoints'
-  return {path.name for path in folder.iterdir() if not path.name.isdigit()} if folder.is_dir() else set()
+  return (
+    {path.name for path in folder.iterdir() if not path.name.isdigit()}
+    if folder.is_dir()
+    else set()
+  )
 
 
 def same(a, b, step=STEPS):
   """Whether two runs left bitwise the same last checkpoint and the same figures."""
-  return (not micro_run.differing(micro_run.checkpoint(a, step), micro_run.checkpoint(b, step))
-          and micro_run.figures(a) == micro_run.figures(b))
+  return not micro_run.differing(
+    micro_run.checkpoint(a, step), micro_run.checkpoint(b, step)
+  ) and micro_run.figures(a) == micro_run.figures(b)
 
 
 def test_ten_sigkills_change_nothing(tmp_path):
@@ -35,8 +40,11 @@ def test_ten_sigkills_change_nothing(tmp_path):
   rng = random.Random(20)
   # Two kills before the first step is done, three between saves, five inside saves, the last of all among them.
   moments = [('start', 0)] * 2
-  moments += sorted([('step', step) for step in rng.sample(range(3, STEPS - 3, 3), 3)]
-                    + [('save', step) for step in rng.sample(range(SAVE_EVERY, STEPS, SAVE_EVERY), 4)], key=lambda m: m[1])
+  moments += sorted(
+    [('step', step) for step in rng.sample(range(3, STEPS - 3, 3), 3)]
+    + [('save', step) for step in rng.sample(range(SAVE_EVERY, STEPS, SAVE_EVERY), 4)],
+    key=lambda m: m[1],
+  )
   moments += [('save', STEPS)]
   assert len(moments) == 10
   cut_short = 0
@@ -50,7 +58,12 @@ def test_ten_sigkills_change_nothing(tmp_path):
       micro_run.wait_for(lambda: micro_run.last_step(killed) >= step, process)
       time.sleep(rng.uniform(0, 0.03))
     else:
-      micro_run.wait_for(lambda: any(int(name.partition('.')[0]) >= step for name in unfinished_saves(killed) - left_over), process)
+      micro_run.wait_for(
+        lambda: any(
+          int(name.partition('.')[0]) >= step for name in unfinished_saves(killed) - left_over
+        ),
+        process,
+      )
       time.sleep(rng.choice([0, 0, rng.uniform(0, 0.03)]))
     kill(process)
     cut_short += kind == 'save' and bool(unfinished_saves(killed) - left_over)
@@ -58,14 +71,21 @@ def test_ten_sigkills_change_nothing(tmp_path):
   assert cut_short >= 2, 'no kill fell inside a save: the test shows less than it says'
   assert 'restored     step' in out
   assert not unfinished_saves(killed)
-  assert micro_run.differing(micro_run.checkpoint(whole, STEPS), micro_run.checkpoint(killed, STEPS)) == []
+  assert (
+    micro_run.differing(micro_run.checkpoint(whole, STEPS), micro_run.checkpoint(killed, STEPS))
+    == []
+  )
   assert micro_run.figures(killed) == micro_run.figures(whole)
 
 
-def test_a_checkpoint_holds_the_state_of_its_step_whatever_is_computed_while_it_is_written(tmp_path):
+def test_a_checkpoint_holds_the_state_of_its_step_whatever_is_computed_while_it_is_written(
+  tmp_path,
+):
   whole, _ = micro_run.finished()
   # The whole run saves each second step, so the next steps take over its buffers while the disk is still busy.
-  micro_run.run(*micro_run.arguments(tmp_path / 'rarely', '--config.keep=100', '--config.save_every=10'))
+  micro_run.run(
+    *micro_run.arguments(tmp_path / 'rarely', '--config.keep=100', '--config.save_every=10')
+  )
   assert micro_run.checkpoint_steps(tmp_path / 'rarely') == [10, 20, 30]
   for step in (10, 20, 30):
     frequent, rare = (micro_run.checkpoint(folder, step) for folder in (whole, tmp_path / 'rarely'))
@@ -78,8 +98,12 @@ def test_a_checkpoint_holds_the_state_of_its_step_whatever_is_computed_while_it_
 def test_another_seed_is_another_run(tmp_path):
   whole, _ = micro_run.finished()
   micro_run.run(*micro_run.arguments(tmp_path / 'other', '--config.seed=1'))
-  differing = micro_run.differing(micro_run.checkpoint(whole, STEPS), micro_run.checkpoint(tmp_path / 'other', STEPS))
-  assert any(name.startswith('params/') for name in differing) and any(name.startswith('opt_state/') for name in differing)
+  differing = micro_run.differing(
+    micro_run.checkpoint(whole, STEPS), micro_run.checkpoint(tmp_path / 'other', STEPS)
+  )
+  assert any(name.startswith('params/') for name in differing) and any(
+    name.startswith('opt_state/') for name in differing
+  )
   assert micro_run.figures(tmp_path / 'other') != micro_run.figures(whole)
 
 
@@ -105,7 +129,7 @@ def test_a_line_of_figures_that_was_cut_short_is_written_again(tmp_path):
   shutil.rmtree(copy / 'checkpoints' / '30')
   shutil.rmtree(copy / 'checkpoints' / '28')
   text = (copy / 'metrics.jsonl').read_text()
-  (copy / 'metrics.jsonl').write_text(text[:text.rindex('{"kind": "train", "step": 30') + 40])
+  (copy / 'metrics.jsonl').write_text(text[: text.rindex('{"kind": "train", "step": 30') + 40])
   out, _ = micro_run.run(*micro_run.arguments(copy, '--config.keep=100'))
   assert 'restored     step 26' in out
   assert same(whole, copy)

@@ -30,14 +30,18 @@ def draws(temperature, disallow=None, seed=0, logits=MANY):
 
 def fits(samples, probabilities):
   """The chi-square test's p-value."""
-  return scipy.stats.chisquare(np.bincount(samples.ravel(), minlength=len(LOGITS)), probabilities * samples.size).pvalue
+  return scipy.stats.chisquare(
+    np.bincount(samples.ravel(), minlength=len(LOGITS)), probabilities * samples.size
+  ).pvalue
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.5, 2.0])
 def test_frequencies_follow_the_softmax_at_its_temperature(temperature):
   samples = draws(temperature)
   assert fits(samples, scipy.special.softmax(LOGITS / temperature)) > 1e-4
-  assert fits(samples, scipy.special.softmax(LOGITS / (1.1 * temperature))) < 1e-4        # and of no other
+  assert (
+    fits(samples, scipy.special.softmax(LOGITS / (1.1 * temperature))) < 1e-4
+  )  # and of no other
 
 
 def test_draws_of_rows_and_positions_are_independent():
@@ -62,9 +66,14 @@ def test_disallowed_tokens_are_never_drawn(temperature):
   disallow = np.tile(np.arange(DRAWS, dtype=np.int32) % len(LOGITS), (ROWS, 1))
   samples = draws(temperature, disallow=jnp.asarray(disallow))
   assert (samples != disallow).all()
-  if temperature == 1.0:                                     # the others keep their proportions
+  if temperature == 1.0:  # the others keep their proportions
     counts = np.delete(np.bincount(samples[disallow == 3], minlength=len(LOGITS)), 3)
-    assert scipy.stats.chisquare(counts, scipy.special.softmax(np.delete(LOGITS, 3)) * counts.sum()).pvalue > 1e-4
+    assert (
+      scipy.stats.chisquare(
+        counts, scipy.special.softmax(np.delete(LOGITS, 3)) * counts.sum()
+      ).pvalue
+      > 1e-4
+    )
 
 
 SETTINGS = objective.Settings(mask_rate=0.5, max_predictions=16)
@@ -74,15 +83,23 @@ SETTINGS = objective.Settings(mask_rate=0.5, max_predictions=16)
 def drawn():
   """Of real towers: examples, the generator's logits, samples so hot that all tokens are as likely, the loss's."""
   model = tiny_electra()
-  examples = objective.examples(SETTINGS, jnp.asarray(packed_rows(8, 32, 60, empty_rows=1)),
-                                row_keys(0, 0, jnp.arange(8)))
+  examples = objective.examples(
+    SETTINGS, jnp.asarray(packed_rows(8, 32, 60, empty_rows=1)), row_keys(0, 0, jnp.arange(8))
+  )
 
   @jax.jit
   def run(params, examples):
     shown = examples['inputs']._replace(token_ids=examples['masks'].token_ids)
-    logits = model.apply({'params': params}, shown, examples['masks'].positions, method='generator_logits')
+    logits = model.apply(
+      {'params': params}, shown, examples['masks'].positions, method='generator_logits'
+    )
     keys = masking.stream(examples['keys'], masking.GUMBEL)
-    return logits, replacement.sample(logits, keys, temperature=1e6), replacement.sample(logits, keys, temperature=1.0)
+    return (
+      logits,
+      replacement.sample(logits, keys, temperature=1e6),
+      replacement.sample(logits, keys, temperature=1.0),
+    )
+
   return model, random_params(model), examples, *run(random_params(model), examples)
 
 
@@ -94,15 +111,24 @@ def test_rows_that_pad_the_vocabulary_are_never_drawn(drawn):
 
 
 _corrupt = jax.jit(replacement.corrupt)
-_masks = {google: jax.jit(lambda ids, seed, google=google: objective.examples(
-    dataclasses.replace(SETTINGS, google=google), ids, row_keys(seed, 0, jnp.arange(len(ids))))['masks'])
-          for google in (False, True)}
+_masks = {
+  google: jax.jit(
+    lambda ids, seed, google=google: objective.examples(
+      dataclasses.replace(SETTINGS, google=google), ids, row_keys(seed, 0, jnp.arange(len(ids)))
+    )['masks']
+  )
+  for google in (False, True)
+}
 
 
 @hypothesis.given(st.integers(0, 1000), st.booleans())
-def test_only_masked_positions_change_and_a_sample_equal_to_the_original_is_labelled_original(seed, google):
+def test_only_masked_positions_change_and_a_sample_equal_to_the_original_is_labelled_original(
+  seed, google
+):
   rng = np.random.default_rng(seed)
-  ids = packed_rows(6, 32, 9, seed=seed, empty_rows=seed % 2)       # of four tokens: samples often equal the original
+  ids = packed_rows(
+    6, 32, 9, seed=seed, empty_rows=seed % 2
+  )  # of four tokens: samples often equal the original
   masks = jax.device_get(_masks[google](ids, seed))
   samples = rng.integers(5, 9, masks.positions.shape).astype(np.int32)
   corrupted, labels = jax.device_get(_corrupt(ids, masks, samples))
@@ -123,15 +149,18 @@ def test_no_gradient_passes_through_a_sample(drawn):
   @functools.partial(jax.jit, compiler_options=xla_flags.FUSED)
   def gradients(params, samples):
     settings = dataclasses.replace(SETTINGS, generator_weight=0.0)
-    loss = lambda params, samples: objective.loss(settings, model, params, examples, counts, train=False,
-                                                  samples=samples)[0]
+    loss = lambda params, samples: objective.loss(
+      settings, model, params, examples, counts, train=False, samples=samples
+    )[0]
     return jax.grad(loss)(params, None), jax.grad(loss)(params, samples)
 
   drawing, given = gradients(params, samples)
   for part in ('generator', 'generator_head'):
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(drawing[part]))
   # The shared embeddings get what the discriminator sends them, and that alone.
-  for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(drawing), jax.tree.leaves(given), strict=True):
+  for (path, ours), theirs in zip(
+    jax.tree_util.tree_leaves_with_path(drawing), jax.tree.leaves(given), strict=True
+  ):
     close = 1e-6 * np.abs(theirs).max()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=close, err_msg=jax.tree_util.keystr(path))
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(drawing['embeddings']))

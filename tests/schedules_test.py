@@ -16,54 +16,106 @@ from electra_jax.training import mesh as meshes, optimizers
 
 
 def config_of(*fields):
-  return main.parse(['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]).config
+  return main.parse(
+    ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
+  ).config
 
 
 def program(config):
-  return build.program(config, config, build.any_tokenizer(300), meshes.make_layout(devices=jax.devices()[:1]))
+  return build.program(
+    config, config, build.any_tokenizer(300), meshes.make_layout(devices=jax.devices()[:1])
+  )
 
 
 def test_the_forms():
-  every, at = np.arange(0, 101), lambda form: np.array(jax.jit(optimizers.value_over_steps(form, 100))(jnp.arange(0, 101)))
+  every, at = (
+    np.arange(0, 101),
+    lambda form: np.array(jax.jit(optimizers.value_over_steps(form, 100))(jnp.arange(0, 101))),
+  )
   np.testing.assert_allclose(at(('linear', 2.0, 0.5)), 2 - 1.5 * every / 100, rtol=1e-6)
   falling = at(('exponential', 2.0, 1.0, 0.1))
   np.testing.assert_allclose(falling, 1 + np.exp(-every / 10), rtol=1e-6)
   assert falling[0] == 2 and 1 < falling[100] < 1.0001
-  np.testing.assert_allclose(at(('points', (10, 1.0), (30, 3.0), [80, 2.0])), np.interp(every, [10, 30, 80], [1, 3, 2]), rtol=1e-6)
-  assert [optimizers.largest_over_steps(form) for form in (('linear', 0.1, 0.3), ('exponential', 2, 1, 9), ('points', (0, 1), (5, 4), (9, 2)))] == [0.3, 2, 4]
+  np.testing.assert_allclose(
+    at(('points', (10, 1.0), (30, 3.0), [80, 2.0])),
+    np.interp(every, [10, 30, 80], [1, 3, 2]),
+    rtol=1e-6,
+  )
+  assert [
+    optimizers.largest_over_steps(form)
+    for form in (('linear', 0.1, 0.3), ('exponential', 2, 1, 9), ('points', (0, 1), (5, 4), (9, 2)))
+  ] == [0.3, 2, 4]
 
 
-SCHEDULES = ("objective.schedules.temperature=('exponential',2.0,0.5,0.1)", "objective.schedules.mask_rate=('linear',0.4,0.2)",
-             "objective.schedules.discriminator_weight=('points',(2,1.0),(12,11.0))")
+SCHEDULES = (
+  "objective.schedules.temperature=('exponential',2.0,0.5,0.1)",
+  "objective.schedules.mask_rate=('linear',0.4,0.2)",
+  "objective.schedules.discriminator_weight=('points',(2,1.0),(12,11.0))",
+)
 
 
 def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
   config = config_of(*SCHEDULES, 'model.dropout=0.0', 'model.attention_dropout=0.0')
   plain = program(config)
-  p = build.program(config, config, build.any_tokenizer(300), meshes.make_layout(devices=jax.devices()[:2]))
+  p = build.program(
+    config, config, build.any_tokenizer(300), meshes.make_layout(devices=jax.devices()[:2])
+  )
   step, batch = build.compile_step(p, 2), {'token_ids': conftest.packed_rows(8, 32, 300)}
   state = jax.device_get(steps.fresh_state(p.optimizer, conftest.random_params(p.model)))
-  at = lambda number: jax.device_get(step(jax.device_put(state._replace(step=np.int32(number)), p.shardings), batch)[1])
+  at = lambda number: jax.device_get(
+    step(jax.device_put(state._replace(step=np.int32(number)), p.shardings), batch)[1]
+  )
   first, sums, values = at(0), at(9), {name: float(value(9)) for name, value in p.schedules.items()}
-  assert values['temperature'] == pytest.approx(0.5 + 1.5 * np.exp(-3)) and values['discriminator_weight'] == pytest.approx(8)
+  assert values['temperature'] == pytest.approx(0.5 + 1.5 * np.exp(-3)) and values[
+    'discriminator_weight'
+  ] == pytest.approx(8)
   # One that was compiled for the values of step 9.
-  wanted = jax.jit(steps.make_train_step(plain.model, plain.objective, dataclasses.replace(plain.settings, **values), plain.optimizer, seed=0))(
-      state._replace(step=np.int32(9)), batch)[1]
+  wanted = jax.jit(
+    steps.make_train_step(
+      plain.model,
+      plain.objective,
+      dataclasses.replace(plain.settings, **values),
+      plain.optimizer,
+      seed=0,
+    )
+  )(state._replace(step=np.int32(9)), batch)[1]
   for name in wanted:
-    np.testing.assert_allclose(sums[name], wanted[name], rtol=1e-4, atol=1 if name == 'scores' else 0, err_msg=name)
-  assert first['masked'] > 1.1 * sums['masked']      # another step, another rate
+    np.testing.assert_allclose(
+      sums[name], wanted[name], rtol=1e-4, atol=1 if name == 'scores' else 0, err_msg=name
+    )
+  assert first['masked'] > 1.1 * sums['masked']  # another step, another rate
 
 
 def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_were():
-  plain, scheduled = (build.build_settings(config_of(*fields), build.any_tokenizer(300)) for fields in ((), SCHEDULES[1:2]))
-  assert (plain.max_predictions, scheduled.max_predictions) == (masking.max_predictions(0.15, 32), masking.max_predictions(0.4, 32))
-  assert dataclasses.replace(scheduled, max_predictions=plain.max_predictions) == plain      # what evaluation goes by
+  plain, scheduled = (
+    build.build_settings(config_of(*fields), build.any_tokenizer(300))
+    for fields in ((), SCHEDULES[1:2])
+  )
+  assert (plain.max_predictions, scheduled.max_predictions) == (
+    masking.max_predictions(0.15, 32),
+    masking.max_predictions(0.4, 32),
+  )
+  assert (
+    dataclasses.replace(scheduled, max_predictions=plain.max_predictions) == plain
+  )  # what evaluation goes by
   objective, rows = objectives.named('electra'), conftest.packed_rows(8, 32, 300)
-  few, many = (jax.jit(lambda: objective.examples(settings, rows, row_keys(7, 0, jnp.arange(8))))() for settings in (plain, scheduled))
-  assert np.array_equal(few['masks'].token_ids, many['masks'].token_ids) and few['masks'].weights.sum() == many['masks'].weights.sum()
-  logits = np.random.default_rng(0).normal(size=(8, scheduled.max_predictions, 304)).astype(np.float32)
-  draw = lambda slots: jax.jit(lambda keys: replacement.sample(logits[:, :slots], keys, temperature=1.0))(few['keys'])
-  assert np.array_equal(draw(plain.max_predictions), draw(scheduled.max_predictions)[:, :plain.max_predictions])
+  few, many = (
+    jax.jit(lambda: objective.examples(settings, rows, row_keys(7, 0, jnp.arange(8))))()
+    for settings in (plain, scheduled)
+  )
+  assert (
+    np.array_equal(few['masks'].token_ids, many['masks'].token_ids)
+    and few['masks'].weights.sum() == many['masks'].weights.sum()
+  )
+  logits = (
+    np.random.default_rng(0).normal(size=(8, scheduled.max_predictions, 304)).astype(np.float32)
+  )
+  draw = lambda slots: jax.jit(
+    lambda keys: replacement.sample(logits[:, :slots], keys, temperature=1.0)
+  )(few['keys'])
+  assert np.array_equal(
+    draw(plain.max_predictions), draw(scheduled.max_predictions)[:, : plain.max_predictions]
+  )
 
 
 def test_the_share_is_of_the_whole_run_whatever_its_phases():
@@ -71,7 +123,12 @@ def test_the_share_is_of_the_whole_run_whatever_its_phases():
   config.phases = ({'steps': 10}, {'steps': 20})
   configs.check(config)
   phases = configs.phases(config)
-  second = build.program(config, phases[1].config, build.any_tokenizer(300), meshes.make_layout(devices=jax.devices()[:1]))
+  second = build.program(
+    config,
+    phases[1].config,
+    build.any_tokenizer(300),
+    meshes.make_layout(devices=jax.devices()[:1]),
+  )
   assert second.schedules['temperature'](15) == 1.5
 
 
@@ -79,18 +136,34 @@ def test_a_config_with_a_schedule_comes_back_from_its_file():
   config = config_of("objective.schedules.temperature=('points',(0,2.0),(30,1.0))")
   again = configs.from_plain(configs.to_plain(config))
   configs.check(again)
-  assert build.build_schedules(again)['temperature'](15) == 1.5 and configs.differences(configs.to_plain(config), configs.to_plain(again)) == []
+  assert (
+    build.build_schedules(again)['temperature'](15) == 1.5
+    and configs.differences(configs.to_plain(config), configs.to_plain(again)) == []
+  )
 
 
-@pytest.mark.parametrize('fields, sentence', [
+@pytest.mark.parametrize(
+  'fields, sentence',
+  [
     (("objective.schedules.temperature=('cosine',2.0,1.0)",), "it is ('linear', from, to)"),
     (("objective.schedules.temperature=('exponential',2.0,1.0)",), "it is ('linear', from, to)"),
-    (("objective.schedules.temperature=('exponential',2.0,1.0,0.0)",), "it is ('linear', from, to)"),
+    (
+      ("objective.schedules.temperature=('exponential',2.0,1.0,0.0)",),
+      "it is ('linear', from, to)",
+    ),
     (("objective.schedules.temperature=('points',(5,2.0),(5,1.0))",), 'with ascending steps'),
     (("objective.schedules.temperature=('linear',2.0,-1.0)",), 'its values must be at least 0'),
     (("objective.schedules.mask_rate=('linear',0.0,0.3)",), 'its values must be between 0 and 1'),
-    (("objective.schedules.discriminator_weight=('linear',1,2)", 'objective.name=mlm'), "changes nothing where config.objective.name is 'mlm'"),
-    (("objective.schedules.temperature=('linear',1,2)", 'objective.name=electric'), "changes nothing where config.objective.name is 'electric'")])
+    (
+      ("objective.schedules.discriminator_weight=('linear',1,2)", 'objective.name=mlm'),
+      "changes nothing where config.objective.name is 'mlm'",
+    ),
+    (
+      ("objective.schedules.temperature=('linear',1,2)", 'objective.name=electric'),
+      "changes nothing where config.objective.name is 'electric'",
+    ),
+  ],
+)
 def test_mistakes_are_told(fields, sentence):
   with pytest.raises(UserError) as told:
     configs.check(config_of(*fields))

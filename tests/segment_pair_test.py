@@ -16,19 +16,25 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=12)
 def documents_of(lengths):
   """Documents of lines whose tokens are all different, so that any that is lost, doubled or moved shows."""
   numbers = iter(range(10, 10**6))
-  return [[np.array([next(numbers) for _ in range(n)], np.int32) for n in lines] for lines in lengths]
+  return [
+    [np.array([next(numbers) for _ in range(n)], np.int32) for n in lines] for lines in lengths
+  ]
 
 
 def rows_of(documents, row_length, seed=0):
   counts = collections.Counter()
-  rows = list(packing.segment_pairs(documents, row_length, CLS, SEP, PAD, np.random.default_rng(seed), counts))
+  rows = list(
+    packing.segment_pairs(documents, row_length, CLS, SEP, PAD, np.random.default_rng(seed), counts)
+  )
   return rows, counts['dropped_tokens']
 
 
 def segments(row):
   """First and second segment of a row; the second is None where there is none."""
   used = row[row != PAD]
-  assert used[0] == CLS and used[-1] == SEP and (used == CLS).sum() == 1 and not row[len(used) :].any()
+  assert (
+    used[0] == CLS and used[-1] == SEP and (used == CLS).sum() == 1 and not row[len(used) :].any()
+  )
   parts = np.split(used, np.flatnonzero(used == SEP) + 1)[:-1]
   assert len(parts) in (1, 2)
   return parts[0][1:-1], parts[1][:-1] if len(parts) == 2 else None
@@ -52,7 +58,9 @@ def test_no_row_holds_two_documents(lengths, seed):
   documents = documents_of(lengths)
   owner = {int(token): i for i, lines in enumerate(documents) for line in lines for token in line}
   for row in rows_of(documents, 32, seed)[0]:
-    assert len({owner[int(token)] for part in segments(row) if part is not None for token in part}) == 1
+    assert (
+      len({owner[int(token)] for part in segments(row) if part is not None for token in part}) == 1
+    )
 
 
 def many(line, lines=40_000, row_length=64, seed=1):
@@ -64,7 +72,9 @@ def test_the_probabilities_are_the_originals():
   rows, _ = many(line=4)
   rows = rows[1:-1]
   shares = [segments(row) for row in rows]
-  lengths = np.array([len(first) + (0 if second is None else len(second)) for first, second in shares])
+  lengths = np.array(
+    [len(first) + (0 if second is None else len(second)) for first, second in shares]
+  )
   sigma = 4 / np.sqrt(len(rows))
   # One in twenty aims at a random length from 5 to 64; lines of four make that 8 to 60 in steps; full ones are cut from 64 to 61.
   short = (lengths < 60).mean()
@@ -75,7 +85,9 @@ def test_the_probabilities_are_the_originals():
   assert 0.1 - 0.3 * sigma < single < 0.1 + 0.02 + 0.3 * sigma
   # The first segment's target is (64 - 3) // 2 = 30 tokens: seven lines fit below it (28), and an eighth goes there
   # half of the time.
-  full = [len(first) for (first, second), n in zip(shares, lengths) if n == 61 and second is not None]
+  full = [
+    len(first) for (first, second), n in zip(shares, lengths) if n == 61 and second is not None
+  ]
   assert set(full) == {28, 32}
   assert np.mean(np.array(full) == 32) == pytest.approx(0.5, abs=0.5 * sigma)
 

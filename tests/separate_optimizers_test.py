@@ -11,14 +11,24 @@ from electra_jax.pretrain import build
 from electra_jax.training import optimizers
 
 ADAM = dict(b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.05, clip=1.0)
-RATES = {True: optimizers.decay_with_warmup(3e-2, 2, 9), False: optimizers.decay_with_warmup(1e-2, 4, 9, power=0.5)}      # of the generator, of the rest
+RATES = {
+  True: optimizers.decay_with_warmup(3e-2, 2, 9),
+  False: optimizers.decay_with_warmup(1e-2, 4, 9, power=0.5),
+}  # of the generator, of the rest
 
 
 def parameters(*names):
   """Three tensors of each kind of parameter: one of stacked layers, a bias, a norm's scale."""
   rng = np.random.default_rng(1)
   draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-  return {name: {'layers': {'query': {'kernel': draw(2, 4, 3)}}, 'dense': {'bias': draw(5)}, 'norm': {'scale': draw(3)}} for name in names}
+  return {
+    name: {
+      'layers': {'query': {'kernel': draw(2, 4, 3)}},
+      'dense': {'bias': draw(5)},
+      'norm': {'scale': draw(3)},
+    }
+    for name in names
+  }
 
 
 def gradients(params, steps=4):
@@ -26,7 +36,14 @@ def gradients(params, steps=4):
   rng, found = np.random.default_rng(0), []
   for step in range(steps):
     size = lambda name: 10.0 ** (step % 2 if name.startswith('generator') else -(step % 2))
-    found.append({name: jax.tree.map(lambda x: size(name) * rng.standard_normal(x.shape).astype(np.float32), tree) for name, tree in params.items()})
+    found.append(
+      {
+        name: jax.tree.map(
+          lambda x: size(name) * rng.standard_normal(x.shape).astype(np.float32), tree
+        )
+        for name, tree in params.items()
+      }
+    )
   return found
 
 
@@ -39,19 +56,44 @@ def run(optimizer, params, grads):
   return every, state
 
 
-@pytest.mark.parametrize('kind, bias_correction', [('adamw', False), ('adamw', True), ('lamb', True)])
+@pytest.mark.parametrize(
+  'kind, bias_correction', [('adamw', False), ('adamw', True), ('lamb', True)]
+)
 def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
-  params = parameters('discriminator', 'discriminator_head', 'embeddings_difference', 'generator', 'generator_embeddings', 'generator_head', 'predictor_head')
+  params = parameters(
+    'discriminator',
+    'discriminator_head',
+    'embeddings_difference',
+    'generator',
+    'generator_embeddings',
+    'generator_head',
+    'predictor_head',
+  )
   generators = ('generator', 'generator_embeddings', 'generator_head')
   assert {name for name in params if optimizers.is_generators(name)} == set(generators)
   make, grads = getattr(optimizers, kind), gradients(params)
-  ours, state = run(make(RATES[False], **ADAM, bias_correction=bias_correction, generator_schedule=RATES[True]), params, grads)
+  ours, state = run(
+    make(RATES[False], **ADAM, bias_correction=bias_correction, generator_schedule=RATES[True]),
+    params,
+    grads,
+  )
 
   for own in (True, False):
     part = lambda tree: {name: x for name, x in tree.items() if (name in generators) == own}
-    if kind == 'adamw' and bias_correction:      # optax's own, whole
-      alone = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATES[own], ADAM['b1'], ADAM['b2'], ADAM['eps'], weight_decay=ADAM['weight_decay'],
-                          mask=lambda params: jax.tree_util.tree_map_with_path(lambda path, _: optimizers.is_decayed(path), params)))
+    if kind == 'adamw' and bias_correction:  # optax's own, whole
+      alone = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+          RATES[own],
+          ADAM['b1'],
+          ADAM['b2'],
+          ADAM['eps'],
+          weight_decay=ADAM['weight_decay'],
+          mask=lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: optimizers.is_decayed(path), params
+          ),
+        ),
+      )
     else:
       alone = make(RATES[own], **ADAM, bias_correction=bias_correction)
     theirs, _ = run(alone, part(params), [part(tree) for tree in grads])
@@ -62,20 +104,33 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
   one, form = run(make(RATES[False], **ADAM, bias_correction=bias_correction), params, grads)
   assert jax.tree.structure(state) == jax.tree.structure(form)
   for name in params:
-    differ = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(ours[-1][name]), jax.tree.leaves(one[-1][name])))
+    differ = max(
+      np.abs(a - b).max()
+      for a, b in zip(jax.tree.leaves(ours[-1][name]), jax.tree.leaves(one[-1][name]))
+    )
     assert differ > 1e-5, name
 
 
 def test_what_is_shared_learns_with_the_discriminator():
   params = parameters('discriminator', 'embeddings', 'generator', 'generator_head')
-  still = optimizers.adamw(lambda step: 0.0, **ADAM, bias_correction=False, generator_schedule=lambda step: 1e-2)
+  still = optimizers.adamw(
+    lambda step: 0.0, **ADAM, bias_correction=False, generator_schedule=lambda step: 1e-2
+  )
   (after,), _ = run(still, params, gradients(params, 1))
-  moved = {name for name in params if any((a != b).any() for a, b in zip(jax.tree.leaves(params[name]), jax.tree.leaves(after[name])))}
+  moved = {
+    name
+    for name in params
+    if any(
+      (a != b).any() for a, b in zip(jax.tree.leaves(params[name]), jax.tree.leaves(after[name]))
+    )
+  }
   assert moved == {'generator', 'generator_head'}
 
 
 def config_of(*fields):
-  return main.parse(['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]).config
+  return main.parse(
+    ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
+  ).config
 
 
 def test_the_rates_are_those_of_the_config_and_of_its_phases():
@@ -86,17 +141,34 @@ def test_the_rates_are_those_of_the_config_and_of_its_phases():
     np.testing.assert_allclose(own(step), 4 * schedule(step), rtol=1e-6)
   assert build.build_rates(config_of()).get('generator_learning_rate') is None
   config = config_of('optimizer.generator_learning_rate=4e-3')
-  config.phases = ({'steps': 10}, {'steps': 20, 'optimizer.learning_rate': 2e-3, 'optimizer.generator_learning_rate': 1e-3})
-  (_, schedule), own = build.build_optimizer(config), build.build_rates(config)['generator_learning_rate']
+  config.phases = (
+    {'steps': 10},
+    {'steps': 20, 'optimizer.learning_rate': 2e-3, 'optimizer.generator_learning_rate': 1e-3},
+  )
+  (_, schedule), own = (
+    build.build_optimizer(config),
+    build.build_rates(config)['generator_learning_rate'],
+  )
   np.testing.assert_allclose([own(5), own(15)], [4 * schedule(5), schedule(15) / 2], rtol=1e-6)
 
 
-@pytest.mark.parametrize('fields, sentence', [
+@pytest.mark.parametrize(
+  'fields, sentence',
+  [
     (('optimizer.generator_learning_rate=-1',), 'it must be positive, or 0 for one optimizer'),
-    (('optimizer.generator_learning_rate=1e-3', 'sharing=all', 'generator.hidden_fraction=1.0'), "config.sharing 'all' makes one tower of both"),
-    (('optimizer.generator_learning_rate=1e-3', 'objective.name=mlm'), "config.objective.name 'mlm' has one tower")])
+    (
+      ('optimizer.generator_learning_rate=1e-3', 'sharing=all', 'generator.hidden_fraction=1.0'),
+      "config.sharing 'all' makes one tower of both",
+    ),
+    (
+      ('optimizer.generator_learning_rate=1e-3', 'objective.name=mlm'),
+      "config.objective.name 'mlm' has one tower",
+    ),
+  ],
+)
 def test_mistakes_are_told(fields, sentence):
   from electra_jax.config import check
+
   with pytest.raises(UserError, match=sentence) as told:
     check(config_of(*fields))
   assert 'config.optimizer.generator_learning_rate' in str(told.value)

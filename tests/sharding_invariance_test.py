@@ -8,8 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import (STEP_LENGTH, STEP_ROWS, STEP_VOCAB, compiled_step, packed_rows, random_params, same_training, tiny_electra,
-                      train_steps)
+from conftest import (
+  STEP_LENGTH,
+  STEP_ROWS,
+  STEP_VOCAB,
+  compiled_step,
+  packed_rows,
+  random_params,
+  same_training,
+  tiny_electra,
+  train_steps,
+)
 from electra_jax.config import default_config
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement, step
@@ -19,21 +28,35 @@ from no_full_vocab_array_test import largest_array
 
 SETTINGS = objective.Settings(max_predictions=5)
 ROWS, LENGTH = 16, 32
-MESHES = {'data 2 x fsdp 2 x tensor 2': dict(fsdp=2, tensor=2), 'fsdp 4 x tensor 2': dict(fsdp=4, tensor=2),
-          'fsdp 8': dict(fsdp=8)}
+MESHES = {
+  'data 2 x fsdp 2 x tensor 2': dict(fsdp=2, tensor=2),
+  'fsdp 4 x tensor 2': dict(fsdp=4, tensor=2),
+  'fsdp 8': dict(fsdp=8),
+}
 
 
 def test_one_device_and_eight_train_alike():
-  same_training(train_steps('electra', devices=8, micro_batches=1), train_steps('electra', devices=1, micro_batches=1))
+  same_training(
+    train_steps('electra', devices=8, micro_batches=1),
+    train_steps('electra', devices=1, micro_batches=1),
+  )
 
 
 def test_micro_batches_over_eight_devices_train_alike():
-  same_training(train_steps('modern', devices=8, micro_batches=2), train_steps('modern', devices=1, micro_batches=1))
+  same_training(
+    train_steps('modern', devices=8, micro_batches=2),
+    train_steps('modern', devices=1, micro_batches=1),
+  )
 
 
-@pytest.mark.parametrize('sizes', [dict(optimizer=''), *MESHES.values()], ids=['data 8, optimizer whole', *MESHES])
+@pytest.mark.parametrize(
+  'sizes', [dict(optimizer=''), *MESHES.values()], ids=['data 8, optimizer whole', *MESHES]
+)
 def test_every_mesh_trains_as_one_device_does(sizes):
-  same_training(train_steps('electra', devices=8, micro_batches=1, **sizes), train_steps('electra', devices=1, micro_batches=1))
+  same_training(
+    train_steps('electra', devices=8, micro_batches=1, **sizes),
+    train_steps('electra', devices=1, micro_batches=1),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -50,14 +73,31 @@ def on_meshes():
     keys = row_keys(3, 7, jnp.arange(ROWS))
     examples = objective.examples(SETTINGS, ids, keys)
     masks, counts = examples['masks'], objective.counts(SETTINGS, examples)
-    loss = lambda params: objective.loss(SETTINGS, model, params, examples, counts, train=True, samples=forced)
+    loss = lambda params: objective.loss(
+      SETTINGS, model, params, examples, counts, train=True, samples=forced
+    )
     (total, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    logits = model.apply({'params': params}, examples['inputs']._replace(token_ids=masks.token_ids), masks.positions,
-                         masking.stream(keys, masking.DROPOUT), method='generator_logits')
-    sample = lambda logits: replacement.sample(logits, masking.stream(keys, masking.GUMBEL), temperature=1.0)
+    logits = model.apply(
+      {'params': params},
+      examples['inputs']._replace(token_ids=masks.token_ids),
+      masks.positions,
+      masking.stream(keys, masking.DROPOUT),
+      method='generator_logits',
+    )
+    sample = lambda logits: replacement.sample(
+      logits, masking.stream(keys, masking.GUMBEL), temperature=1.0
+    )
     noise = replacement.gumbel(masking.stream(keys, masking.GUMBEL), logits.shape[1:])
-    return {'masks': masks, 'logits': logits, 'noise': noise, 'samples': sample(logits),
-            'samples of given logits': sample(given), 'total': total, 'sums': sums, 'gradients': gradients}
+    return {
+      'masks': masks,
+      'logits': logits,
+      'noise': noise,
+      'samples': sample(logits),
+      'samples of given logits': sample(given),
+      'total': total,
+      'sums': sums,
+      'gradients': gradients,
+    }
 
   def on(devices):
     mesh = meshes.make_mesh(jax.devices()[:devices])
@@ -66,6 +106,7 @@ def on_meshes():
     results = compiled(random_params(model), ids, given, forced)
     assert len(results['samples'].sharding.device_set) == devices
     return jax.device_get(results)
+
   return on(1), on(8)
 
 
@@ -97,7 +138,9 @@ def test_with_samples_forced_losses_and_gradients_agree_to_rounding(on_meshes):
     np.testing.assert_allclose(one['sums'][name], eight['sums'][name], rtol=1e-6)
   paths = jax.tree_util.tree_leaves_with_path(one['gradients'])
   for (path, ours), theirs in zip(paths, jax.tree.leaves(eight['gradients']), strict=True):
-    close = 1e-5 * np.abs(theirs).max() + 4e-7               # the keys' biases have gradients that are all rounding
+    close = (
+      1e-5 * np.abs(theirs).max() + 4e-7
+    )  # the keys' biases have gradients that are all rounding
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=close, err_msg=jax.tree_util.keystr(path))
 
 
@@ -114,11 +157,21 @@ def on_layouts():
     keys = row_keys(3, 7, jnp.arange(ROWS))
     examples = objective.examples(SETTINGS, ids, keys)
     masks, gumbel_keys = examples['masks'], masking.stream(keys, masking.GUMBEL)
-    logits = model.apply({'params': params}, examples['inputs']._replace(token_ids=masks.token_ids), masks.positions,
-                         masking.stream(keys, masking.DROPOUT), method='generator_logits')
+    logits = model.apply(
+      {'params': params},
+      examples['inputs']._replace(token_ids=masks.token_ids),
+      masks.positions,
+      masking.stream(keys, masking.DROPOUT),
+      method='generator_logits',
+    )
     sample = lambda logits: replacement.sample(logits, gumbel_keys, temperature=1.0)
-    return {'masks': masks, 'noise': replacement.gumbel(gumbel_keys, logits.shape[1:]), 'samples of given logits': sample(given),
-            'logits': logits, 'samples': sample(logits)}
+    return {
+      'masks': masks,
+      'noise': replacement.gumbel(gumbel_keys, logits.shape[1:]),
+      'samples of given logits': sample(given),
+      'logits': logits,
+      'samples': sample(logits),
+    }
 
   def on(devices, sizes):
     config = default_config()
@@ -128,6 +181,7 @@ def on_layouts():
     shardings, rows = meshes.parameter_shardings(boxed, layout), meshes.batch_sharding(layout.mesh)
     compiled = jax.jit(meshes.within(layout, run), in_shardings=(shardings, rows, rows))
     return jax.device_get(compiled(jax.device_put(random_params(model), shardings), ids, given))
+
   return on(1, {}), {name: on(8, sizes) for name, sizes in MESHES.items()}
 
 
@@ -146,12 +200,17 @@ def test_masks_noise_and_samples_are_bitwise_the_same_on_every_mesh(on_layouts, 
 
 #### What is sent between devices ##############################################################################################
 
+
 def sent(compiled) -> dict[str, list]:
   """Kind of collective -> shapes of the float arrays, scalars left out, that it results in."""
   found = {}
   kinds = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute'
-  for shapes, kind, rest in re.findall(rf' = (\([^)]*\)|\S+) ({kinds})(?:-start)?\((.*)', compiled.as_text()):
-    if '/top_k"' in rest:      # on CPU a call that XLA does not split: it gathers batch x length numbers
+  for shapes, kind, rest in re.findall(
+    rf' = (\([^)]*\)|\S+) ({kinds})(?:-start)?\((.*)', compiled.as_text()
+  ):
+    if (
+      '/top_k"' in rest
+    ):  # on CPU a call that XLA does not split: it gathers batch x length numbers
       continue
     for dimensions in re.findall(r'\bf32\[([\d,]+)\]', shapes):
       found.setdefault(kind, []).append(tuple(map(int, dimensions.split(','))))
@@ -163,18 +222,26 @@ def sizes(shapes) -> int:
 
 
 def test_no_collective_stands_in_a_loop_of_the_default_layout():
-  entry = re.search(r'^ENTRY .*?^}', compiled_step('modern', 8, 2).compiled.as_text(), re.MULTILINE | re.DOTALL)[0]
+  entry = re.search(
+    r'^ENTRY .*?^}', compiled_step('modern', 8, 2).compiled.as_text(), re.MULTILINE | re.DOTALL
+  )[0]
   whole = compiled_step('modern', 8, 2).compiled.as_text()
-  collective = r' (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\('
+  collective = (
+    r' (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\('
+  )
   assert len(re.findall(collective, entry)) == len(re.findall(collective, whole)) > 10
-  assert ' while(' in entry      # there are loops, over micro-batches and layers
+  assert ' while(' in entry  # there are loops, over micro-batches and layers
 
 
 @pytest.mark.parametrize('family, micro_batches', [('electra', 1), ('modern', 2)])
 def test_each_gradient_is_sent_once_a_step_and_parameters_alone_are_gathered(family, micro_batches):
   made = compiled_step(family, 8, micro_batches)
   parameters, moments = jax.tree.leaves(made.shapes.params), jax.tree.leaves(made.moments)
-  split = [x.shape for x, sharding in zip(parameters, moments, strict=True) if sharding.shard_shape(x.shape) != x.shape]
+  split = [
+    x.shape
+    for x, sharding in zip(parameters, moments, strict=True)
+    if sharding.shard_shape(x.shape) != x.shape
+  ]
   whole = [x.shape for x in parameters if x.shape not in split]
   assert len(split) > 10 and whole
   found = sent(made.compiled)
@@ -194,15 +261,27 @@ def test_with_the_optimizer_whole_gradients_are_summed_once_and_nothing_is_gathe
 def test_with_parameters_split_over_fsdp_no_activation_is_gathered():
   made = compiled_step('electra', 8, 1, fsdp=8)
   shapes = {x.shape for x in jax.tree.leaves(made.shapes.params)}
-  shapes |= {(1, *shape[1:]) for shape in shapes} | {shape[1:] for shape in shapes}      # of a layer
+  shapes |= {(1, *shape[1:]) for shape in shapes} | {shape[1:] for shape in shapes}  # of a layer
   found = sent(made.compiled)
   assert found['all-gather'] and set(found['all-gather']) <= shapes
 
 
-@pytest.mark.parametrize('family, micro_batches, sizes', [
-    ('electra', 1, {}), ('modern', 2, {}), ('electra', 1, dict(fsdp=2, tensor=2)), ('electra', 1, dict(fsdp=4, tensor=2)),
-    ('electra', 1, dict(fsdp=8))], ids=str)
-def test_no_part_of_an_array_of_batch_times_length_times_vocabulary_on_any_mesh(family, micro_batches, sizes):
+@pytest.mark.parametrize(
+  'family, micro_batches, sizes',
+  [
+    ('electra', 1, {}),
+    ('modern', 2, {}),
+    ('electra', 1, dict(fsdp=2, tensor=2)),
+    ('electra', 1, dict(fsdp=4, tensor=2)),
+    ('electra', 1, dict(fsdp=8)),
+  ],
+  ids=str,
+)
+def test_no_part_of_an_array_of_batch_times_length_times_vocabulary_on_any_mesh(
+  family, micro_batches, sizes
+):
   masked = STEP_ROWS // 8 // micro_batches * 5 * STEP_VOCAB
   everywhere = STEP_ROWS // 8 // micro_batches * STEP_LENGTH * STEP_VOCAB
-  assert masked <= largest_array(compiled_step(family, 8, micro_batches, **sizes).compiled) < everywhere
+  assert (
+    masked <= largest_array(compiled_step(family, 8, micro_batches, **sizes).compiled) < everywhere
+  )

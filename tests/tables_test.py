@@ -18,12 +18,15 @@ def table(tmp_path):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
+
   return write
 
 
 @pytest.fixture
 def standard_input(monkeypatch):
-  return lambda text: monkeypatch.setattr(sys, 'stdin', types.SimpleNamespace(buffer=io.BytesIO(text.encode())))
+  return lambda text: monkeypatch.setattr(
+    sys, 'stdin', types.SimpleNamespace(buffer=io.BytesIO(text.encode()))
+  )
 
 
 def values(*arguments, **options):
@@ -40,16 +43,24 @@ def message(*arguments, **options):
 def test_tsv_has_no_quotes_and_a_row_a_line(table):
   path = table('text\tlabel\nhe said "no\t1\r\n\n"so"\x0b and\u2028so\t0')
   assert values(path) == [(2, 'he said "no', '1'), (4, '"so"\x0b and\u2028so', '0')]
-  assert values(table('a\tb\nc\td\n'), columns=('x', 'y'), header=False) == [(1, 'a', 'b'), (2, 'c', 'd')]
+  assert values(table('a\tb\nc\td\n'), columns=('x', 'y'), header=False) == [
+    (1, 'a', 'b'),
+    (2, 'c', 'd'),
+  ]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(table):
-  assert tables.read_table(table(b'\xef\xbb\xbftext\tlabel\na\tb\n'))[0].values == {'text': 'a', 'label': 'b'}
+  assert tables.read_table(table(b'\xef\xbb\xbftext\tlabel\na\tb\n'))[0].values == {
+    'text': 'a',
+    'label': 'b',
+  }
 
 
 @pytest.mark.parametrize('separator', [',', ';', '\t'])
 def test_csv_has_quotes_lines_inside_of_them_and_any_usual_separator(table, separator):
-  path = table(f'text{separator}label\r\n"a {separator} ""b""\r\nc"{separator}1\r\nd{separator}0\r\n', 't.csv')
+  path = table(
+    f'text{separator}label\r\n"a {separator} ""b""\r\nc"{separator}1\r\nd{separator}0\r\n', 't.csv'
+  )
   assert values(path) == [(2, f'a {separator} "b"\r\nc', '1'), (4, 'd', '0')]
 
 
@@ -60,7 +71,9 @@ def test_a_long_text_is_read_from_csv(table):
 def test_json_keeps_its_types_and_lines(table):
   lines = table('{"text": "a", "label": 1}\n\n{"text": "b", "label": [true, null]}\n', 't.jsonl')
   assert values(lines) == [(1, 'a', 1), (3, 'b', [True, None])]
-  document = table(' [\n {"text": "a", "label": 1},\n\n {"text": "b",\n  "label": 2.5} ]\n', 't.json')
+  document = table(
+    ' [\n {"text": "a", "label": 1},\n\n {"text": "b",\n  "label": 2.5} ]\n', 't.json'
+  )
   assert values(document) == [(2, 'a', 1), (4, 'b', 2.5)]
 
 
@@ -82,10 +95,11 @@ def test_standard_input_is_tsv_or_json_lines(standard_input, text):
 
 def test_a_table_at_an_address():
   import fsspec
+
   with fsspec.open('memory://tables/t.tsv', 'wb') as file:
     file.write(b'text\tlabel\na\t1\n')
   assert values('memory://tables/t.tsv') == [(2, 'a', '1')]
-  assert "memory://tables/no.tsv" in message('memory://tables/no.tsv')
+  assert 'memory://tables/no.tsv' in message('memory://tables/no.tsv')
 
 
 def test_broken_lines_are_left_out_only_where_somebody_counts_them(table):
@@ -100,33 +114,84 @@ def test_kept_columns(table):
   assert rows == [tables.Row(2, {'a': '1', 'c': '3'})]
 
 
-@pytest.mark.parametrize('content, name, said', [
+@pytest.mark.parametrize(
+  'content, name, said',
+  [
     ('', 't.tsv', 'is empty; give one with a header and rows'),
     ('text\tlabel\n', 't.tsv', 'holds no rows; give a file with at least one below its header'),
     ('\n', 't.jsonl', 'holds no rows'),
     ('[]', 't.json', 'holds no rows'),
     ('text\ttext\na\tb\n', 't.tsv', "has two columns called 'text'; rename one"),
-    ('texts\tlabel\na\tb\n', 't.tsv', "has no column 'text' (did you mean 'texts'?); its columns are 'texts', 'label'"),
+    (
+      'texts\tlabel\na\tb\n',
+      't.tsv',
+      "has no column 'text' (did you mean 'texts'?); its columns are 'texts', 'label'",
+    ),
     ('"text"\t"label"\n"a"\t"b"\n', 't.tsv', 'fields in quotes are read with data.format=csv'),
-    ('text\tlabel\na\n', 't.tsv', 'line 2 of the file {path!r} has 1 fields where its header has 2; mend it'),
-    ('text\tlabel\na\tb\tc\n', 't.tsv', 'line 2 of the file {path!r} has 3 fields where its header has 2; mend it'),
-    (b'text\tlabel\nfine\t1\ncaf\xe9\t1\n', 't.tsv', 'line 3 of the file {path!r} is not UTF-8 (byte 0xe9); convert it'),
-    ('text\tlabel\n'.encode('utf-16'), 't.tsv', 'line 1 of the file {path!r} is not UTF-8 (byte 0xff)'),
-    ('text\tlabel\na\tb\n'.encode('utf-16-be'), 't.tsv', 'line 1 of the file {path!r} holds a zero byte'),
+    (
+      'text\tlabel\na\n',
+      't.tsv',
+      'line 2 of the file {path!r} has 1 fields where its header has 2; mend it',
+    ),
+    (
+      'text\tlabel\na\tb\tc\n',
+      't.tsv',
+      'line 2 of the file {path!r} has 3 fields where its header has 2; mend it',
+    ),
+    (
+      b'text\tlabel\nfine\t1\ncaf\xe9\t1\n',
+      't.tsv',
+      'line 3 of the file {path!r} is not UTF-8 (byte 0xe9); convert it',
+    ),
+    (
+      'text\tlabel\n'.encode('utf-16'),
+      't.tsv',
+      'line 1 of the file {path!r} is not UTF-8 (byte 0xff)',
+    ),
+    (
+      'text\tlabel\na\tb\n'.encode('utf-16-be'),
+      't.tsv',
+      'line 1 of the file {path!r} holds a zero byte',
+    ),
     ('text,label\n"a,b\n', 't.csv', 'line 2 of the file {path!r} is not CSV'),
     ('text,label\na,b\n"c"d,e\n', 't.csv', 'line 3 of the file {path!r} is not CSV'),
     ('{"text": "a"}\n{"text": \n', 't.jsonl', 'line 2 of the file {path!r} is not JSON'),
     ('{"text": "a"}\n["text"]\n', 't.jsonl', 'line 2 of the file {path!r} is not a JSON object'),
-    ('{"text": "a"}\n{"txt": "a"}\n', 't.jsonl', "line 2 of the file {path!r} has no column 'text' (did you mean 'txt'?)"),
-    ('{"text": "a"}', 't.json', 'is not a JSON list of objects; set data.format=jsonl where each line is an object'),
+    (
+      '{"text": "a"}\n{"txt": "a"}\n',
+      't.jsonl',
+      "line 2 of the file {path!r} has no column 'text' (did you mean 'txt'?)",
+    ),
+    (
+      '{"text": "a"}',
+      't.json',
+      'is not a JSON list of objects; set data.format=jsonl where each line is an object',
+    ),
     ('"text"', 't.json', 'is not a JSON list of objects; give one'),
-    ('[{"text": "a"},\n{"text": ]', 't.json', 'line 2 of the file {path!r} begins what is not JSON'),
-    ('[{"text": "a"}\n', 't.json', 'line 1 of the file {path!r} begins an object after which the list neither goes on nor ends'),
-    ('[{"text": "a"}\n{"text": "b"}]', 't.json', 'line 1 of the file {path!r} begins an object after which'),
+    (
+      '[{"text": "a"},\n{"text": ]',
+      't.json',
+      'line 2 of the file {path!r} begins what is not JSON',
+    ),
+    (
+      '[{"text": "a"}\n',
+      't.json',
+      'line 1 of the file {path!r} begins an object after which the list neither goes on nor ends',
+    ),
+    (
+      '[{"text": "a"}\n{"text": "b"}]',
+      't.json',
+      'line 1 of the file {path!r} begins an object after which',
+    ),
     ('[{"text": "a"}, 7]', 't.json', 'is not a JSON object'),
-    ('text\tlabel\na\tb\n', 't.dat', 'does not follow from its name; set data.format to one of tsv, csv, jsonl, json'),
+    (
+      'text\tlabel\na\tb\n',
+      't.dat',
+      'does not follow from its name; set data.format to one of tsv, csv, jsonl, json',
+    ),
     ('text\tlabel\na\tb\n', 't.parquet', 'does not follow from its name'),
-])
+  ],
+)
 def test_what_is_wrong_is_told(table, content, name, said):
   path = table(content, name)
   told = message(path, columns=('text',))
@@ -142,7 +207,9 @@ def test_values_as_text(table):
   rows = tables.read_table(table('{"a": 1, "b": true, "c": 2.5, "d": null, "e": [1]}\n', 't.jsonl'))
   assert [tables.text_value('f', rows[0], name) for name in 'abc'] == ['1', 'true', '2.5']
   for name, kind in (('d', 'null'), ('e', 'a list')):
-    with pytest.raises(UserError, match=f"line 1 of the file 'f' has {kind} in its column '{name}'"):
+    with pytest.raises(
+      UserError, match=f"line 1 of the file 'f' has {kind} in its column '{name}'"
+    ):
       tables.text_value('f', rows[0], name)
 
 

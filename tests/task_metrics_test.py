@@ -11,18 +11,33 @@ from sklearn import metrics as reference
 from electra_jax.finetune import metrics
 
 EDGES = {
-    'one class in gold': ([1, 1, 1, 1], [0, 1, 1, 0]), 'one class predicted': ([0, 1, 0, 1], [1, 1, 1, 1]),
-    'one class in both': ([1, 1], [1, 1]), 'no positive at all': ([0, 0, 0], [0, 0, 0]), 'all wrong': ([0, 1], [1, 0]),
-    'a single example, right': ([1], [1]), 'a single example, wrong': ([0], [1]), 'classes apart': ([0, 0, 1], [2, 3, 2])}
+  'one class in gold': ([1, 1, 1, 1], [0, 1, 1, 0]),
+  'one class predicted': ([0, 1, 0, 1], [1, 1, 1, 1]),
+  'one class in both': ([1, 1], [1, 1]),
+  'no positive at all': ([0, 0, 0], [0, 0, 0]),
+  'all wrong': ([0, 1], [1, 0]),
+  'a single example, right': ([1], [1]),
+  'a single example, wrong': ([0], [1]),
+  'classes apart': ([0, 0, 1], [2, 3, 2]),
+}
 
 
 def agree(gold, predicted, positive=1):
   gold, predicted = np.asarray(gold), np.asarray(predicted)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    ours = metrics.accuracy(gold, predicted), metrics.macro_f1(gold, predicted), metrics.matthews(gold, predicted), metrics.f1(gold, predicted, positive)
-    theirs = (reference.accuracy_score(gold, predicted), reference.f1_score(gold, predicted, average='macro'),
-              reference.matthews_corrcoef(gold, predicted), reference.f1_score(gold == positive, predicted == positive))
+    ours = (
+      metrics.accuracy(gold, predicted),
+      metrics.macro_f1(gold, predicted),
+      metrics.matthews(gold, predicted),
+      metrics.f1(gold, predicted, positive),
+    )
+    theirs = (
+      reference.accuracy_score(gold, predicted),
+      reference.f1_score(gold, predicted, average='macro'),
+      reference.matthews_corrcoef(gold, predicted),
+      reference.f1_score(gold == positive, predicted == positive),
+    )
   np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-15)
 
 
@@ -43,31 +58,52 @@ def test_edges_of_labels(edge):
 def test_matthews_does_not_overflow_on_the_largest_tasks():
   gold = np.repeat([0, 1], 200_000)
   predicted = np.roll(gold, 1_000)
-  assert metrics.matthews(gold, predicted) == pytest.approx(reference.matthews_corrcoef(gold, predicted), rel=1e-12)
+  assert metrics.matthews(gold, predicted) == pytest.approx(
+    reference.matthews_corrcoef(gold, predicted), rel=1e-12
+  )
 
 
-@pytest.mark.parametrize('make', [
+@pytest.mark.parametrize(
+  'make',
+  [
     lambda rng, n: (rng.normal(size=n), rng.normal(size=n)),
-    lambda rng, n: (rng.integers(6, size=n), rng.integers(4, size=n)),                      # ties in both
+    lambda rng, n: (rng.integers(6, size=n), rng.integers(4, size=n)),  # ties in both
     lambda rng, n: (rng.integers(3, size=n) * 1.0, rng.normal(size=n).astype(np.float32)),
     lambda rng, n: (x := rng.normal(size=n), 3 - 2 * x),
     lambda rng, n: (x := rng.normal(size=n), 1e-200 * x),
-    lambda rng, n: (x := rng.normal(size=n), 1e8 + x)])
+    lambda rng, n: (x := rng.normal(size=n), 1e8 + x),
+  ],
+)
 def test_correlations(make):
   for seed, examples in enumerate((3, 4, 10, 1000)):
     gold, predicted = make(np.random.default_rng(seed + 1), examples)
     if len(set(gold)) > 1 and len(set(predicted)) > 1:
-      assert metrics.pearson(gold, predicted) == pytest.approx(stats.pearsonr(gold, predicted)[0], rel=1e-9)
-      assert metrics.spearman(gold, predicted) == pytest.approx(stats.spearmanr(gold, predicted)[0], rel=1e-9)
+      assert metrics.pearson(gold, predicted) == pytest.approx(
+        stats.pearsonr(gold, predicted)[0], rel=1e-9
+      )
+      assert metrics.spearman(gold, predicted) == pytest.approx(
+        stats.spearmanr(gold, predicted)[0], rel=1e-9
+      )
 
 
-@pytest.mark.parametrize('gold, predicted', [
-    ([1.0, 2.0, 3.0], [0.1, 0.1, 0.1]), ([2.0, 2.0], [1.0, 3.0]), ([1.0, 2.0, math.nan], [1.0, 2.0, 3.0]), ([1.0, 2.0, 3.0], [1.0, math.nan, 3.0])])
+@pytest.mark.parametrize(
+  'gold, predicted',
+  [
+    ([1.0, 2.0, 3.0], [0.1, 0.1, 0.1]),
+    ([2.0, 2.0], [1.0, 3.0]),
+    ([1.0, 2.0, math.nan], [1.0, 2.0, 3.0]),
+    ([1.0, 2.0, 3.0], [1.0, math.nan, 3.0]),
+  ],
+)
 def test_correlations_that_are_undefined_are_nan_as_in_scipy(gold, predicted):
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    assert math.isnan(stats.pearsonr(gold, predicted)[0]) and math.isnan(stats.spearmanr(gold, predicted)[0])
-    assert math.isnan(metrics.pearson(gold, predicted)) and math.isnan(metrics.spearman(gold, predicted))
+    assert math.isnan(stats.pearsonr(gold, predicted)[0]) and math.isnan(
+      stats.spearmanr(gold, predicted)[0]
+    )
+    assert math.isnan(metrics.pearson(gold, predicted)) and math.isnan(
+      metrics.spearman(gold, predicted)
+    )
 
 
 def test_a_single_pair_has_no_correlation():
@@ -76,11 +112,21 @@ def test_a_single_pair_has_no_correlation():
 
 def test_mean_squared_error():
   gold, predicted = np.random.default_rng(0).normal(size=(2, 50))
-  assert metrics.mse(gold, predicted) == pytest.approx(reference.mean_squared_error(gold, predicted))
+  assert metrics.mse(gold, predicted) == pytest.approx(
+    reference.mean_squared_error(gold, predicted)
+  )
   assert math.isnan(metrics.mse([1.0, math.nan], [1.0, 1.0]))
 
 
 def test_no_example_has_no_figure():
   empty = np.zeros(0, np.int64)
-  for figure in (metrics.accuracy, metrics.f1, metrics.macro_f1, metrics.matthews, metrics.pearson, metrics.spearman, metrics.mse):
+  for figure in (
+    metrics.accuracy,
+    metrics.f1,
+    metrics.macro_f1,
+    metrics.matthews,
+    metrics.pearson,
+    metrics.spearman,
+    metrics.mse,
+  ):
     assert math.isnan(figure(empty, empty))

@@ -38,11 +38,23 @@ def test_every_checkpoint_is_evaluated_and_drawn(run, tmp_path, capsys):
   for point in result['points']:
     assert point['tokens'] == point['step'] * 8 * 32
     assert len(point['tasks']['cola']['values']) == 1
-  logged = {line['step']: line for line in map(json.loads, (run / 'metrics.jsonl').read_text().splitlines()) if line['kind'] == 'heldout'}
-  for point in result['points']:      # training looked at the same rows, all of them where there are no more than config.eval_rows
-    low, high = point['heldout']['generator_loss']['low'], point['heldout']['generator_loss']['high']
+  logged = {
+    line['step']: line
+    for line in map(json.loads, (run / 'metrics.jsonl').read_text().splitlines())
+    if line['kind'] == 'heldout'
+  }
+  for point in result[
+    'points'
+  ]:  # training looked at the same rows, all of them where there are no more than config.eval_rows
+    low, high = (
+      point['heldout']['generator_loss']['low'],
+      point['heldout']['generator_loss']['high'],
+    )
     assert low - 0.3 < logged[point['step']]['generator_loss'] < high + 0.3
-  assert result['points'][0]['heldout']['generator_loss']['value'] > result['points'][1]['heldout']['generator_loss']['value']
+  assert (
+    result['points'][0]['heldout']['generator_loss']['value']
+    > result['points'][1]['heldout']['generator_loss']['value']
+  )
   assert (run / 'timeline.png').stat().st_size > 10_000
   shown = capsys.readouterr().out
   assert table(result).splitlines()[1].strip().startswith('10') and table(result) in shown
@@ -52,10 +64,16 @@ def test_what_was_spent_adds_up_over_phases():
   c = configs.default_config()
   c.steps, c.optimizer.warmup_steps, c.batch_size, c.sequence_length = 30, 2, 4, 32
   plain = spent(c, _tokenizer(), 30)
-  assert plain['tokens'] == 30 * 4 * 32 and spent(c, _tokenizer(), 15)['flops'] * 2 == plain['flops']
+  assert (
+    plain['tokens'] == 30 * 4 * 32 and spent(c, _tokenizer(), 15)['flops'] * 2 == plain['flops']
+  )
   c.phases = ({'steps': 10}, {'steps': 20, 'sequence_length': 64, 'batch_size': 8})
   assert spent(c, _tokenizer(), 12)['tokens'] == 10 * 4 * 32 + 2 * 8 * 64
-  assert spent(c, _tokenizer(), 10)['flops'] == spent(c, _tokenizer(), 5)['flops'] * 2 < spent(c, _tokenizer(), 11)['flops']
+  assert (
+    spent(c, _tokenizer(), 10)['flops']
+    == spent(c, _tokenizer(), 5)['flops'] * 2
+    < spent(c, _tokenizer(), 11)['flops']
+  )
 
 
 def _tokenizer():

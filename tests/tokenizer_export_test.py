@@ -18,36 +18,128 @@ from electra_jax.data import corpora, sentencepiece_model, tokenizers
 from electra_jax.errors import UserError
 from electra_jax.interop import charsmap, tokenizer_files
 
-transformers = pytest.importorskip('transformers', reason='transformers is what it is compared with')
+transformers = pytest.importorskip(
+  'transformers', reason='transformers is what it is compared with'
+)
 
 SHARED = pathlib.Path(__file__).parents[1] / '../shared/data'
-WORDPIECES = {'uncased': (True, None), 'uncased with accents': (True, False), 'cased': (False, None),
-              'cased without accents': (False, True)}
-MODELS = {f'{kind}{", bytes" * fallback}': (kind, fallback) for kind in ('unigram', 'bpe') for fallback in (False, True)}
+WORDPIECES = {
+  'uncased': (True, None),
+  'uncased with accents': (True, False),
+  'cased': (False, None),
+  'cased without accents': (False, True),
+}
+MODELS = {
+  f'{kind}{", bytes" * fallback}': (kind, fallback)
+  for kind in ('unigram', 'bpe')
+  for fallback in (False, True)
+}
 KINDS = [*WORDPIECES, *MODELS]
 
 HOSTILE = [
-  '', ' ', '   ', '\t\r\n\f\v', '\r\n', '\n', 'a\r\n\r\nb', '\0', 'a\0b', '\0\0\0', '\x01', '\x01a\x02', 'a\x01', ' \x01 ',
-  '\x7f\x80\x85\x9f', '\ufffd', '\ufeffBOM', 'soft\xadhyphen', 'zero\u200bwidth\u200cjoin\u200ders\u2060',
-  '\u202eright to left\u202c', 'line\u2028para\u2029graph', '\U000e0041tag', '\ue000private',
-  'tabs\tand\r\nlines\rand\xa0no-break\u2009thin\u3000wide\u1680ogham\u180emongol', ' both  ends ', '😀', '👩‍👩‍👧‍👦 family',
-  '🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f', '👍🏽👍', '1️⃣ #️⃣ ☃️ ™️ ©️', '🇫🇷🇩🇪', '日本語の文章。', '中文，没有空格',
-  '𠀀𪜶 㐀 豈 \u2f00', 'カタカナ ｶﾞ ﾊﾟ がぎぐ か\u3099 \u3099', '한국어 텍스트', '\u1112\u1161\u11ab \u1112\u1161', 'ㅋㅋㅠ ㅎㅏㄴ ㄱㅏ', 'ﾡￂ',
-  'ﬁ ﬂ ﬃ ﬁ\u0301', 'العربية مَعَ التَّشْكِيل', 'हिन्दी क्षत्रिय क\u093c', 'ภาษาไทย น้ำ \u00a0\u0e33', 'עִבְרִית', 'தமிழ் கொ',
-  'ελληνικά ΤΈΛΟΣ ΣΑΣ ς ᾳ α\u0345 \u1fbe', 'Ёлка й И\u0306', 'Tiếng Việt ơ\u0323\u0301', 'İstanbul ıI ǅ ẞ ß ŉ Ŀ',
-  'café cafe\u0301 Ångström A\u030a \u212b \u212b\u0301', 'Z\u0300\u0301\u0302\u0303\u0304\u0305algo', '\u0301starts',
-  '\u0340', '\u0344\u0301', 'a \u0301 b', 'e\u0327\u0301 e\u0301\u0327', 'ｅ\u0301 ²\u0301 ½\u20e3 ①\u20dd', '①²½Ⅷ ℌ ㎏ ㍿',
-  '𝔊𝔬𝔱𝔥𝔦𝔠 𝟙𝟚', '１２３ ＡＢＣ ～ ￣', '=\u0338 <\u0338 \u2260', 'x' * 99, 'x' * 101, 'a' * 99 + '\u0301' * 5, 'é' * 100,
-  '\u0301' * 300, 'ab' * 500, '-' * 300, 'a-' * 300, '日' * 300, 'a' * 37 + 'b' * 41, '!"#$%&\'()*+,-./:;<=>?@[\\]^_`{|}~',
-  '«»‹›„“”‘’‚—–…¿¡·•†‡§¶', '$1,234.50', "don't I'll o'clock", '€£¥₿ ∀∃∑ ≠≤ ←→', '[MASK]', '[CLS] one [SEP] two [PAD]',
-  'a[MASK]b', '[UNK] [unk]', '<s> </s> <mask> <0x41> <0xFF>', '##ing ## #', '▁', '▁▁a', ' ▁a▁ b▁', 'a▁b▁', '▁ ▁ ',
-  '\U0010ffff', '\ufdd0', '\U0001fffe', '\U0002fffe\u0301', 'ꙮ', '\U00016121\U0001611e\U0001611e', '\u0600\xb2', '가\u11a8 각',
+  '',
+  ' ',
+  '   ',
+  '\t\r\n\f\v',
+  '\r\n',
+  '\n',
+  'a\r\n\r\nb',
+  '\0',
+  'a\0b',
+  '\0\0\0',
+  '\x01',
+  '\x01a\x02',
+  'a\x01',
+  ' \x01 ',
+  '\x7f\x80\x85\x9f',
+  '\ufffd',
+  '\ufeffBOM',
+  'soft\xadhyphen',
+  'zero\u200bwidth\u200cjoin\u200ders\u2060',
+  '\u202eright to left\u202c',
+  'line\u2028para\u2029graph',
+  '\U000e0041tag',
+  '\ue000private',
+  'tabs\tand\r\nlines\rand\xa0no-break\u2009thin\u3000wide\u1680ogham\u180emongol',
+  ' both  ends ',
+  '😀',
+  '👩‍👩‍👧‍👦 family',
+  '🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f',
+  '👍🏽👍',
+  '1️⃣ #️⃣ ☃️ ™️ ©️',
+  '🇫🇷🇩🇪',
+  '日本語の文章。',
+  '中文，没有空格',
+  '𠀀𪜶 㐀 豈 \u2f00',
+  'カタカナ ｶﾞ ﾊﾟ がぎぐ か\u3099 \u3099',
+  '한국어 텍스트',
+  '\u1112\u1161\u11ab \u1112\u1161',
+  'ㅋㅋㅠ ㅎㅏㄴ ㄱㅏ',
+  'ﾡￂ',
+  'ﬁ ﬂ ﬃ ﬁ\u0301',
+  'العربية مَعَ التَّشْكِيل',
+  'हिन्दी क्षत्रिय क\u093c',
+  'ภาษาไทย น้ำ \u00a0\u0e33',
+  'עִבְרִית',
+  'தமிழ் கொ',
+  'ελληνικά ΤΈΛΟΣ ΣΑΣ ς ᾳ α\u0345 \u1fbe',
+  'Ёлка й И\u0306',
+  'Tiếng Việt ơ\u0323\u0301',
+  'İstanbul ıI ǅ ẞ ß ŉ Ŀ',
+  'café cafe\u0301 Ångström A\u030a \u212b \u212b\u0301',
+  'Z\u0300\u0301\u0302\u0303\u0304\u0305algo',
+  '\u0301starts',
+  '\u0340',
+  '\u0344\u0301',
+  'a \u0301 b',
+  'e\u0327\u0301 e\u0301\u0327',
+  'ｅ\u0301 ²\u0301 ½\u20e3 ①\u20dd',
+  '①²½Ⅷ ℌ ㎏ ㍿',
+  '𝔊𝔬𝔱𝔥𝔦𝔠 𝟙𝟚',
+  '１２３ ＡＢＣ ～ ￣',
+  '=\u0338 <\u0338 \u2260',
+  'x' * 99,
+  'x' * 101,
+  'a' * 99 + '\u0301' * 5,
+  'é' * 100,
+  '\u0301' * 300,
+  'ab' * 500,
+  '-' * 300,
+  'a-' * 300,
+  '日' * 300,
+  'a' * 37 + 'b' * 41,
+  '!"#$%&\'()*+,-./:;<=>?@[\\]^_`{|}~',
+  '«»‹›„“”‘’‚—–…¿¡·•†‡§¶',
+  '$1,234.50',
+  "don't I'll o'clock",
+  '€£¥₿ ∀∃∑ ≠≤ ←→',
+  '[MASK]',
+  '[CLS] one [SEP] two [PAD]',
+  'a[MASK]b',
+  '[UNK] [unk]',
+  '<s> </s> <mask> <0x41> <0xFF>',
+  '##ing ## #',
+  '▁',
+  '▁▁a',
+  ' ▁a▁ b▁',
+  'a▁b▁',
+  '▁ ▁ ',
+  '\U0010ffff',
+  '\ufdd0',
+  '\U0001fffe',
+  '\U0002fffe\u0301',
+  'ꙮ',
+  '\U00016121\U0001611e\U0001611e',
+  '\u0600\xb2',
+  '가\u11a8 각',
 ]
 # Where normalization, words and clusters of characters are decided, and all of Unicode but surrogates. (One noncharacter fewer:
 # two side by side are what charsmap.py puts into a text for a while.)
 AWKWARD = ''.join(sorted(set(''.join(HOSTILE)) - {'\U0001fffe'}))
 ANY = st.characters(exclude_categories=['Cs'])
-TEXT = st.lists(st.text(st.sampled_from(AWKWARD), max_size=6) | st.text(ANY, max_size=6), max_size=8)
+TEXT = st.lists(
+  st.text(st.sampled_from(AWKWARD), max_size=6) | st.text(ANY, max_size=6), max_size=8
+)
 
 
 @pytest.fixture(scope='module')
@@ -58,14 +150,22 @@ def sample():
 @pytest.fixture(scope='module')
 def trained(sample):
   """A small tokenizer of each kind, that knows some characters of many scripts."""
-  texts = [*sample[:150_000].split('\n\n'), *[unicodedata.normalize('NFKC', text) for text in HOSTILE] * 5]
+  texts = [
+    *sample[:150_000].split('\n\n'),
+    *[unicodedata.normalize('NFKC', text) for text in HOSTILE] * 5,
+  ]
   made = {}
 
   def get(kind):
     if kind not in made:
       if kind in WORDPIECES:
         lowercase, strip_accents = WORDPIECES[kind]
-        arguments = {'kind': 'wordpiece', 'lowercase': lowercase, 'strip_accents': strip_accents, 'vocab_size': 1500}
+        arguments = {
+          'kind': 'wordpiece',
+          'lowercase': lowercase,
+          'strip_accents': strip_accents,
+          'vocab_size': 1500,
+        }
       else:
         arguments = dict(zip(('kind', 'byte_fallback'), MODELS[kind])) | {'vocab_size': 1500}
       made[kind] = tokenizers.train_tokenizer(texts, **arguments)
@@ -122,7 +222,9 @@ def test_hostile_text_gives_the_same_ids(pair):
 def test_real_text_gives_the_same_ids(pair, sample):
   lines = sample[400_000:550_000].split('\n')
   decomposed = [unicodedata.normalize('NFD', line) for line in lines[:500] if not line.isascii()]
-  assert decomposed and len(differing(pair, lines + decomposed)) <= (2 if pair[0].kind == 'sentencepiece' else 0)
+  assert decomposed and len(differing(pair, lines + decomposed)) <= (
+    2 if pair[0].kind == 'sentencepiece' else 0
+  )
 
 
 @settings(max_examples=50)
@@ -141,12 +243,24 @@ def test_rows_have_their_special_tokens_and_types(pair):
   assert row['input_ids'] == [ours.cls_id, *a, ours.sep_id, *b, ours.sep_id]
   assert row['token_type_ids'] == [0] * (len(a) + 2) + [1] * (len(b) + 1)
   long = theirs('word ' * 500, truncation=True)['input_ids']
-  assert long == [ours.cls_id, *ours.encode('word ' * 500)[:62], ours.sep_id] and len(long) == 64 == theirs.model_max_length
+  assert (
+    long == [ours.cls_id, *ours.encode('word ' * 500)[:62], ours.sep_id]
+    and len(long) == 64 == theirs.model_max_length
+  )
   batch = theirs([one, other], padding=True)['input_ids']
-  assert len(set(map(len, batch))) == 1 and set(batch[0][len(a) + 2:] + batch[1][len(b) + 2:]) == {ours.pad_id}
-  assert (theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id) == (
-      ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id)
-  assert len(theirs) == ours.size and theirs.convert_ids_to_tokens(list(range(ours.size))) == list(ours.tokens)
+  assert len(set(map(len, batch))) == 1 and set(
+    batch[0][len(a) + 2 :] + batch[1][len(b) + 2 :]
+  ) == {ours.pad_id}
+  assert (
+    theirs.pad_token_id,
+    theirs.unk_token_id,
+    theirs.cls_token_id,
+    theirs.sep_token_id,
+    theirs.mask_token_id,
+  ) == (ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id)
+  assert len(theirs) == ours.size and theirs.convert_ids_to_tokens(list(range(ours.size))) == list(
+    ours.tokens
+  )
 
 
 def test_a_special_token_named_in_a_text_is_that_token(pair):
@@ -160,7 +274,9 @@ def test_text_comes_back(pair):
   ours, theirs, _ = pair
   text = 'He said it, and they listened (to him).'
   ids = ours.encode(text)
-  assert theirs.decode([ours.cls_id, *ids, ours.sep_id], skip_special_tokens=True) == ours.decode(ids)
+  assert theirs.decode([ours.cls_id, *ids, ours.sep_id], skip_special_tokens=True) == ours.decode(
+    ids
+  )
   assert ours.decode(ids) == text or ours.kind == 'wordpiece'
 
 
@@ -176,12 +292,16 @@ def test_offsets_are_ours(pair):
 def test_what_is_exported_is_opened_here_as_it_was(pair):
   ours, _, folder = pair
   again = tokenizers.load_tokenizer(folder)
-  assert again.fingerprint == ours.fingerprint and again.encode_batch(HOSTILE) == ours.encode_batch(HOSTILE)
+  assert again.fingerprint == ours.fingerprint and again.encode_batch(HOSTILE) == ours.encode_batch(
+    HOSTILE
+  )
 
 
 def test_a_model_without_types_gets_none(trained, tmp_path):
   for kind in ('uncased', 'unigram'):
-    theirs = transformers.AutoTokenizer.from_pretrained(exported(trained(kind), tmp_path, max_length=None, token_types=False))
+    theirs = transformers.AutoTokenizer.from_pretrained(
+      exported(trained(kind), tmp_path, max_length=None, token_types=False)
+    )
     assert set(theirs('one', 'two')) == {'input_ids', 'attention_mask'}
     assert len(theirs('word ' * 999, truncation=True)['input_ids']) > 999
 
@@ -193,19 +313,26 @@ def test_it_opens_beside_a_model(trained, tmp_path, model_type):
     exported(trained(kind), tmp_path)
     (tmp_path / 'config.json').write_text(json.dumps({'model_type': model_type}))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert not [text for text in differing((trained(kind), theirs, tmp_path), HOSTILE) if len(text) < 36]
+    assert not [
+      text for text in differing((trained(kind), theirs, tmp_path), HOSTILE) if len(text) < 36
+    ]
     for file in tmp_path.iterdir():
       file.unlink()
 
 
 def test_bert_vocabulary_and_text_of_the_corpora(tmp_path):
-  vocabulary, corpus = SHARED / 'vocab/bert-base-uncased.txt', SHARED / 'pretrain/wiki_cc_by_sa.txt.xz'
+  vocabulary, corpus = (
+    SHARED / 'vocab/bert-base-uncased.txt',
+    SHARED / 'pretrain/wiki_cc_by_sa.txt.xz',
+  )
   if not (vocabulary.exists() and corpus.exists()):
     pytest.skip(f'{vocabulary} or {corpus} is no part of a clone')
   ours = tokenizers.load_tokenizer(vocabulary)
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path, 512))
   lines = lzma.open(corpus, 'rt', encoding='utf-8').read(500_000).split('\n')
-  assert theirs(lines, truncation=True)['input_ids'] == [[101, *ids[:510], 102] for ids in ours.encode_batch(lines)]
+  assert theirs(lines, truncation=True)['input_ids'] == [
+    [101, *ids[:510], 102] for ids in ours.encode_batch(lines)
+  ]
 
 
 def test_exporting_needs_no_transformers(trained, tmp_path):
@@ -234,7 +361,7 @@ def test_a_unigram_model_differs_at_most_where_float32_cannot_tell(trained, samp
   assert len(ids) > 20_000 and ties(ours, ids, found) < 1e-3 * len(ids)
   with pytest.raises(AssertionError):  # a way that is less likely is none of those
     at = ids.index(ours.tokens.index('\u2581the'))
-    ties(ours, ids, [*ids[:at], *map(ours.tokens.index, '\u2581the'), *ids[at + 1:]])
+    ties(ours, ids, [*ids[:at], *map(ours.tokens.index, '\u2581the'), *ids[at + 1 :]])
 
 
 # SentencePiece's normalization ################################################
@@ -243,10 +370,13 @@ def test_a_unigram_model_differs_at_most_where_float32_cannot_tell(trained, samp
 def model_of(texts, **settings):
   """A SentencePiece model as others train them, opened here."""
   import sentencepiece
+
   out = io.BytesIO()
   arguments = {'vocab_size': 400, 'hard_vocab_limit': False, 'minloglevel': 2, 'pad_id': 3}
   arguments |= {'control_symbols': ['<cls>', '<sep>', '<mask>']} | settings
-  sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, **arguments)
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(texts), model_writer=out, **arguments
+  )
   return tokenizers.from_files('sentencepiece', {'tokenizer.model': out.getvalue()}, 'another')
 
 
@@ -255,17 +385,28 @@ def test_every_rule_of_normalization_is_kept(sample, rule):
   """All characters, all sources of rules, and mixtures of them, as SentencePiece's own normalizer maps them."""
   import sentencepiece
   from tokenizers import normalizers
-  content = model_of(sample[:40_000].split('\n'), normalization_rule_name=rule).files['tokenizer.model']
+
+  content = model_of(sample[:40_000].split('\n'), normalization_rule_name=rule).files[
+    'tokenizer.model'
+  ]
   model = sentencepiece_model.read(content)
   table = charsmap.rules(model.charsmap) if model.charsmap else {}
   assert bool(table) == (rule != 'identity')
   # The rules alone: without what is done with spaces.
-  bare = content + sentencepiece_model._field(3, b''.join(sentencepiece_model._field(number, 0) for number in (3, 4, 5)))
+  bare = content + sentencepiece_model._field(
+    3, b''.join(sentencepiece_model._field(number, 0) for number in (3, 4, 5))
+  )
   reference = sentencepiece.SentencePieceProcessor()
   reference.load_from_serialized_proto(bare)
   made = normalizers.Sequence(charsmap.normalizers(model.charsmap))
   rng = random.Random(0)
-  ranges = ((0, 0x3400), (0xA000, 0xAC80), (0xF900, 0x11700), (0x16100, 0x16E00), (0x1D000, 0x1F700))
+  ranges = (
+    (0, 0x3400),
+    (0xA000, 0xAC80),
+    (0xF900, 0x11700),
+    (0x16100, 0x16E00),
+    (0x1D000, 0x1F700),
+  )
   alone = [chr(point) for first, last in ranges for point in range(first, last)]
   several = sorted(source for source in table if len(source) > 1)
   hangul = [source for source in several if '\uac00' <= table[source][0] <= '\ud7a3']
@@ -279,24 +420,44 @@ def test_every_rule_of_normalization_is_kept(sample, rule):
       assert made.normalize_str(text) == reference.normalize(text), ascii(text)
 
 
-@pytest.mark.parametrize('settings', [
-    {'model_type': 'unigram'}, {'model_type': 'bpe'}, {'remove_extra_whitespaces': False, 'user_defined_symbols': ['<eod>', '(']},
-    {'add_dummy_prefix': False}, {'split_by_whitespace': False}, {'normalization_rule_name': 'nmt_nfkc_cf'},
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {'model_type': 'unigram'},
+    {'model_type': 'bpe'},
+    {'remove_extra_whitespaces': False, 'user_defined_symbols': ['<eod>', '(']},
+    {'add_dummy_prefix': False},
+    {'split_by_whitespace': False},
+    {'normalization_rule_name': 'nmt_nfkc_cf'},
     {'normalization_rule_name': 'identity'},
-    {'byte_fallback': True, 'model_type': 'bpe', 'vocab_size': 700}], ids=str)
+    {'byte_fallback': True, 'model_type': 'bpe', 'vocab_size': 700},
+  ],
+  ids=str,
+)
 def test_models_of_others_give_the_same_ids(sample, tmp_path, settings):
   ours = model_of([*sample[:60_000].split('\n'), 'a  b   c'], **settings)
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path))
   texts = [*sample[60_000:200_000].split('\n'), *(text for text in HOSTILE if '<mask>' not in text)]
-  if not settings.get('remove_extra_whitespaces', True):  # the one thing that differs: a space before a text that was emptied
+  if not settings.get(
+    'remove_extra_whitespaces', True
+  ):  # the one thing that differs: a space before a text that was emptied
     texts = [text for text in texts if text.strip('\x01\x02')]
-  assert not [text for text in differing((ours, theirs, tmp_path), texts) if text in HOSTILE and len(text) < 36]
+  assert not [
+    text
+    for text in differing((ours, theirs, tmp_path), texts)
+    if text in HOSTILE and len(text) < 36
+  ]
 
 
-@pytest.mark.parametrize('settings, reason', [
-    ({'treat_whitespace_as_suffix': True}, 'end with the space'), ({'model_type': 'char'}, 'neither a unigram model nor BPE'),
+@pytest.mark.parametrize(
+  'settings, reason',
+  [
+    ({'treat_whitespace_as_suffix': True}, 'end with the space'),
+    ({'model_type': 'char'}, 'neither a unigram model nor BPE'),
     ({'model_type': 'bpe', 'user_defined_symbols': ['the']}, "'the' is a user-defined symbol"),
-    ({'user_defined_symbols': ['ﬁ']}, 'kept from normalization')])
+    ({'user_defined_symbols': ['ﬁ']}, 'kept from normalization'),
+  ],
+)
 def test_what_cannot_be_written_is_refused_with_the_reason(sample, settings, reason):
   with pytest.raises(UserError, match=reason):
     tokenizer_files.files(model_of(sample[:40_000].split('\n'), **settings), None, True)
@@ -308,24 +469,36 @@ def test_what_cannot_be_written_is_refused_with_the_reason(sample, settings, rea
 def test_tokens_added_with_transformers_are_tokens_here(trained, tmp_path):
   ours = trained('uncased')
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path))
-  flagged = [transformers.AddedToken('zebra', single_word=True), transformers.AddedToken('CaSe', normalized=False)]
+  flagged = [
+    transformers.AddedToken('zebra', single_word=True),
+    transformers.AddedToken('CaSe', normalized=False),
+  ]
   theirs.add_tokens(['covid', 'Xyzzy-7', *flagged])
   theirs.add_special_tokens({'additional_special_tokens': ['[E1]', '<ent>']})
   texts = ['Covid covids postcovid zebra zebras', 'xyzzy-7 CaSe case [E1]one<ent> two', *HOSTILE]
   expected = theirs(texts, add_special_tokens=False)['input_ids']
   theirs.save_pretrained(tmp_path / 'saved')
   opened = tokenizers.load_tokenizer(tmp_path / 'saved')
-  plain = [i for i, text in enumerate(texts) if not any(name in text for name in tokenizers.SPECIAL_TOKENS)]
+  plain = [
+    i for i, text in enumerate(texts) if not any(name in text for name in tokenizers.SPECIAL_TOKENS)
+  ]
   assert opened.size == len(theirs) == ours.size + 6 and opened.tokens[ours.size] == 'covid'
   assert [opened.encode_batch(texts)[i] for i in plain] == [expected[i] for i in plain]
-  assert len(set(expected[0] + expected[1]) & set(range(ours.size, len(theirs)))) == 6, 'each was met'
+  assert len(set(expected[0] + expected[1]) & set(range(ours.size, len(theirs)))) == 6, (
+    'each was met'
+  )
   for again in (tmp_path / 'kept', tmp_path / 'out'):
     again.mkdir()
   opened.save(tmp_path / 'kept')
   exported(opened, tmp_path / 'out')
   for again in (tmp_path / 'kept', tmp_path / 'out'):
     assert tokenizers.load_tokenizer(again).fingerprint == opened.fingerprint
-    assert transformers.AutoTokenizer.from_pretrained(again)(texts, add_special_tokens=False)['input_ids'] == expected
+    assert (
+      transformers.AutoTokenizer.from_pretrained(again)(texts, add_special_tokens=False)[
+        'input_ids'
+      ]
+      == expected
+    )
   assert opened.fingerprint != ours.fingerprint
 
 
@@ -341,27 +514,56 @@ def test_folders_of_older_versions_open(trained, tmp_path):
   ours = trained('cased')
   names = {f'{name[1:-1].lower()}_token': name for name in tokenizers.SPECIAL_TOKENS}
   flags = {'lstrip': False, 'rstrip': False, 'single_word': False, 'normalized': True}
-  v3 = {'special_tokens_map': names, 'added_tokens': {'covid': ours.size, 'Hanta': ours.size + 1},
-        'tokenizer_config': {'do_lower_case': False, 'model_max_length': 512}}
-  decoder = {str(i): flags | {'content': ours.tokens[i], 'normalized': False, 'special': True} for i in ours.special_ids}
-  decoder |= {str(ours.size + i): flags | {'content': word, 'special': False} for i, word in enumerate(('covid', 'Hanta'))}
-  config = names | {'do_lower_case': False, 'tokenizer_class': 'ElectraTokenizer', 'added_tokens_decoder': decoder}
-  v4 = {'special_tokens_map': {role: flags | {'content': name} for role, name in names.items()}, 'tokenizer_config': config}
+  v3 = {
+    'special_tokens_map': names,
+    'added_tokens': {'covid': ours.size, 'Hanta': ours.size + 1},
+    'tokenizer_config': {'do_lower_case': False, 'model_max_length': 512},
+  }
+  decoder = {
+    str(i): flags | {'content': ours.tokens[i], 'normalized': False, 'special': True}
+    for i in ours.special_ids
+  }
+  decoder |= {
+    str(ours.size + i): flags | {'content': word, 'special': False}
+    for i, word in enumerate(('covid', 'Hanta'))
+  }
+  config = names | {
+    'do_lower_case': False,
+    'tokenizer_class': 'ElectraTokenizer',
+    'added_tokens_decoder': decoder,
+  }
+  v4 = {
+    'special_tokens_map': {role: flags | {'content': name} for role, name in names.items()},
+    'tokenizer_config': config,
+  }
   texts = ['the covid Covid Hanta hantas', *(text for text in HOSTILE if '[' not in text)]
   for i, files in enumerate((v3, v4)):
     opened = tokenizers.load_tokenizer(old_folder(ours, tmp_path / str(i), **files))
     theirs = transformers.BertTokenizer.from_pretrained(tmp_path / str(i))
     assert opened.encode_batch(texts) == theirs(texts, add_special_tokens=False)['input_ids']
     assert opened.tokens[-2:] == ('covid', 'Hanta')
-  plain = old_folder(ours, tmp_path / 'plain', special_tokens_map=names, tokenizer_config={'do_lower_case': False})
+  plain = old_folder(
+    ours, tmp_path / 'plain', special_tokens_map=names, tokenizer_config={'do_lower_case': False}
+  )
   assert tokenizers.load_tokenizer(plain).fingerprint == ours.fingerprint
 
 
 def test_special_tokens_of_other_names_are_found(trained, tmp_path):
   ours = trained('uncased')
-  names = {'pad_token': '<pad>', 'unk_token': '<unk>', 'cls_token': '<s>', 'sep_token': '</s>', 'mask_token': '<mask>'}
-  renamed = [names[f'{token[1:-1].lower()}_token'] if token in tokenizers.SPECIAL_TOKENS else token for token in ours.tokens]
-  folder = old_folder(ours, tmp_path / 'renamed', tokenizer_config={'do_lower_case': True}, special_tokens_map=names)
+  names = {
+    'pad_token': '<pad>',
+    'unk_token': '<unk>',
+    'cls_token': '<s>',
+    'sep_token': '</s>',
+    'mask_token': '<mask>',
+  }
+  renamed = [
+    names[f'{token[1:-1].lower()}_token'] if token in tokenizers.SPECIAL_TOKENS else token
+    for token in ours.tokens
+  ]
+  folder = old_folder(
+    ours, tmp_path / 'renamed', tokenizer_config={'do_lower_case': True}, special_tokens_map=names
+  )
   (folder / 'vocab.txt').write_text('\n'.join(renamed) + '\n', encoding='utf-8')
   opened = tokenizers.load_tokenizer(folder)
   assert opened.special_ids == ours.special_ids and opened.tokens[opened.mask_id] == '<mask>'
@@ -380,7 +582,11 @@ def test_files_that_contradict_or_are_not_ours_are_named(trained, tmp_path):
   with pytest.raises(UserError, match='differ from id 700 on'):
     tokenizers.load_tokenizer(tmp_path)
   one = json.loads((tmp_path / 'tokenizer.json').read_text('utf-8'))
-  for part, kind in (('pre_tokenizer', 'Whitespace'), ('normalizer', 'Lowercase'), ('model', 'Unigram')):
+  for part, kind in (
+    ('pre_tokenizer', 'Whitespace'),
+    ('normalizer', 'Lowercase'),
+    ('model', 'Unigram'),
+  ):
     (tmp_path / 'other.json').write_text(json.dumps(one | {part: one[part] | {'type': kind}}))
     with pytest.raises(UserError, match="not BERT's WordPiece"):
       tokenizers.load_tokenizer(tmp_path / 'other.json')
@@ -392,10 +598,22 @@ def test_files_that_contradict_or_are_not_ours_are_named(trained, tmp_path):
 
 
 def test_a_token_that_stands_twice_in_a_vocabulary_is_the_last_of_the_two(tmp_path):
-  (tmp_path / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'b', '##a', '##b', 'a', 'the']) + '\n')
-  ours, theirs = tokenizers.load_tokenizer(tmp_path), transformers.BertTokenizer(str(tmp_path / 'vocab.txt'))
-  assert ours.encode('a the ab') == theirs('a the ab', add_special_tokens=False)['input_ids'] == [9, 10, 9, 8]
+  (tmp_path / 'vocab.txt').write_text(
+    '\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'b', '##a', '##b', 'a', 'the'])
+    + '\n'
+  )
+  ours, theirs = (
+    tokenizers.load_tokenizer(tmp_path),
+    transformers.BertTokenizer(str(tmp_path / 'vocab.txt')),
+  )
+  assert (
+    ours.encode('a the ab')
+    == theirs('a the ab', add_special_tokens=False)['input_ids']
+    == [9, 10, 9, 8]
+  )
   (tmp_path / 'out').mkdir()
   again = tokenizers.load_tokenizer(exported(ours, tmp_path / 'out'))
   assert again.fingerprint == ours.fingerprint
-  assert transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')('a the ab', add_special_tokens=False)['input_ids'] == [9, 10, 9, 8]
+  assert transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')(
+    'a the ab', add_special_tokens=False
+  )['input_ids'] == [9, 10, 9, 8]

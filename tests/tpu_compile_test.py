@@ -13,7 +13,9 @@ from electra_jax import config as configs
 from electra_jax import plan as plans
 from electra_jax.pretrain import build, step
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu, TPU's compiler, is not installed")
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason="libtpu, TPU's compiler, is not installed"
+)
 
 
 def laid_out(**mesh):
@@ -25,16 +27,24 @@ def laid_out(**mesh):
   return c
 
 
-CONFIGS = {'small': small.get_config(), 'modern_small': modern_small.get_config(), 'fsdp': laid_out(data=2, fsdp=2),
-           'tensor': laid_out(data=2, tensor=2)}
+CONFIGS = {
+  'small': small.get_config(),
+  'modern_small': modern_small.get_config(),
+  'fsdp': laid_out(data=2, fsdp=2),
+  'tensor': laid_out(data=2, tensor=2),
+}
 
 
 @pytest.fixture(scope='module')
 def compiled():
   """What the compiler says of each of CONFIGS, two at a time."""
+
   def one(c):
-    (found,) = plans._in_child({'config': configs.to_plain(c), 'topology': 'v5e-4', 'search': False})['phases']
+    (found,) = plans._in_child(
+      {'config': configs.to_plain(c), 'topology': 'v5e-4', 'search': False}
+    )['phases']
     return found
+
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     return dict(zip(CONFIGS, pool.map(one, CONFIGS.values())))
 
@@ -42,7 +52,12 @@ def compiled():
 def parameter_sizes(c) -> list[int]:
   """Elements of every parameter."""
   model = build.build_model(c, c.data.vocab_size, 'cpu')
-  return [math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda: nn.unbox(step.init_params(model, 0, c.sequence_length))))]
+  return [
+    math.prod(x.shape)
+    for x in jax.tree.leaves(
+      jax.eval_shape(lambda: nn.unbox(step.init_params(model, 0, c.sequence_length)))
+    )
+  ]
 
 
 def moved(found, *kinds) -> float:
@@ -52,7 +67,11 @@ def moved(found, *kinds) -> float:
 @pytest.mark.parametrize('name', ['small', 'modern_small'])
 def test_it_fits_without_micro_batches(name, compiled):
   found = compiled[name]
-  assert found['fits'] and found['micro_batches'] == 1 and found['rows_per_chip'] == CONFIGS[name].batch_size // 4
+  assert (
+    found['fits']
+    and found['micro_batches'] == 1
+    and found['rows_per_chip'] == CONFIGS[name].batch_size // 4
+  )
   assert found['memory']['peak'] <= found['memory']['budget']
 
 
@@ -68,7 +87,9 @@ def test_data_parallel_sums_each_gradient_once_and_gathers_parameters_alone(name
   assert moved(found, 'all-reduce', 'reduce-scatter') == pytest.approx(whole, rel=0.05)
   assert 0.9 * whole < moved(found, 'all-gather') <= whole
   assert moved(found, 'all-to-all', 'collective-permute', 'collective-broadcast') < 0.01 * whole
-  assert not [c for c in found['collectives'] if c['looped']], 'a collective in the loop over layers'
+  assert not [c for c in found['collectives'] if c['looped']], (
+    'a collective in the loop over layers'
+  )
   for c in found['collectives']:
     if c['kind'] == 'all-gather':
       assert c['payload'] / 4 in sizes, f'{c["shape"]} is gathered, and no parameter: {c["origin"]}'
@@ -77,7 +98,9 @@ def test_data_parallel_sums_each_gradient_once_and_gathers_parameters_alone(name
 @pytest.mark.parametrize('name', ['small', 'modern_small'])
 def test_flops_are_those_that_the_compiler_counts(name, compiled):
   flops = compiled[name]['flops']
-  assert flops['compiler'] == pytest.approx(flops['model'], rel=0.05) and flops['products'] == pytest.approx(flops['model'], rel=0.005)
+  assert flops['compiler'] == pytest.approx(flops['model'], rel=0.05) and flops[
+    'products'
+  ] == pytest.approx(flops['model'], rel=0.005)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -90,16 +113,24 @@ def test_no_array_of_batch_times_length_times_vocabulary(name, compiled):
 def test_fully_sharded_parameters_are_gathered_and_nothing_else(compiled):
   c, found = CONFIGS['fsdp'], compiled['fsdp']
   sizes = parameter_sizes(c)
-  allowed = set(sizes) | {size // c.model.num_layers for size in sizes}          # all layers of a parameter, or one
+  allowed = set(sizes) | {
+    size // c.model.num_layers for size in sizes
+  }  # all layers of a parameter, or one
   for gathered in (x for x in found['collectives'] if x['kind'] == 'all-gather'):
     # In bfloat16 or float32, over data or fsdp: of what fsdp leaves split, half.
     parts = {gathered['payload'] / width * half for width in (2, 4) for half in (1, 2)}
-    assert parts & allowed, f'{gathered["shape"]} is gathered, and no parameter: {gathered["origin"]}'
+    assert parts & allowed, (
+      f'{gathered["shape"]} is gathered, and no parameter: {gathered["origin"]}'
+    )
 
 
 def test_tensor_parallel_gathers_no_logits(compiled):
   c, found = CONFIGS['tensor'], compiled['tensor']
-  logits = found['rows_per_chip'] * build.masking.max_predictions(c.objective.mask_rate, c.sequence_length) * c.data.vocab_size
+  logits = (
+    found['rows_per_chip']
+    * build.masking.max_predictions(c.objective.mask_rate, c.sequence_length)
+    * c.data.vocab_size
+  )
   sizes = parameter_sizes(c)
   assert logits > max(sizes)
   for gathered in (x for x in found['collectives'] if x['kind'] == 'all-gather'):

@@ -11,32 +11,99 @@ from hypothesis import strategies as st
 
 from electra_jax.data import corpora, tokenizers
 
-transformers = pytest.importorskip('transformers', reason='transformers is what it is compared with')
+transformers = pytest.importorskip(
+  'transformers', reason='transformers is what it is compared with'
+)
 
 BERT_VOCABULARY = pathlib.Path(__file__).parents[1] / '../shared/data/vocab/bert-base-uncased.txt'
-SETTINGS = {'uncased': (True, None), 'uncased with accents': (True, False), 'cased': (False, None),
-            'cased without accents': (False, True)}
+SETTINGS = {
+  'uncased': (True, None),
+  'uncased with accents': (True, False),
+  'cased': (False, None),
+  'cased without accents': (False, True),
+}
 
 HOSTILE = [
-  '', ' ', '\t\r\n\f\v', '\0', 'a\0b', '\0\0\0', '\ufffd', 'a\ufffdb', '\ufeffBOM', '\x7f\x80\x85\x9f',
+  '',
+  ' ',
+  '\t\r\n\f\v',
+  '\0',
+  'a\0b',
+  '\0\0\0',
+  '\ufffd',
+  'a\ufffdb',
+  '\ufeffBOM',
+  '\x7f\x80\x85\x9f',
   'soft\xadhyphen',
-  'zero\u200bwidth\u200cjoin\u200ders\u2060', '\u202eright to left\u202c', 'line\u2028para\u2029graph',
-  '\U000e0041tag', '\ue000private',
+  'zero\u200bwidth\u200cjoin\u200ders\u2060',
+  '\u202eright to left\u202c',
+  'line\u2028para\u2029graph',
+  '\U000e0041tag',
+  '\ue000private',
   'tabs\tand\r\nlines\rand\xa0no-break\u2009thin\u3000wide\u1680ogham\u180emongol',
-  '😀', '👩‍👩‍👧‍👦 family', '🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f', '👍🏽👍', '1️⃣ #️⃣ ☃️', '🇫🇷🇩🇪',
-  '日本語の文章。', '中文，没有空格', '中a文b', '𠀀𪜶 㐀 豈 \u2f00', 'カタカナ ｶﾞ がぎぐ か\u3099', '한국어 텍스트', '\u1112\u1161\u11ab', 'ﬁ ﬂ ﬃ',
-  'العربية مَعَ التَّشْكِيل', 'हिन्दी क्षत्रिय', 'ภาษาไทย น้ำ', 'עִבְרִית', 'தமிழ்', 'ελληνικά ΤΈΛΟΣ ΣΑΣ ς',
-  'Ёлка й И\u0306', 'Tiếng Việt ơ\u0323\u0301',
-  'İstanbul ıI ǅ ẞ ß ŉ Ŀ', 'café cafe\u0301 naïve Ångström A\u030a \u212b',
-  'Z\u0300\u0301\u0302\u0303\u0304\u0305algo', '\u0301starts', 'a \u0301 b',
-  'e\u0327\u0301 e\u0301\u0327', '①²½Ⅷ ℌ ㎏', '𝔊𝔬𝔱𝔥𝔦𝔠 𝟙𝟚', '１２３ ＡＢＣ',
-  'x' * 100, 'x' * 101, 'a' * 99 + '\u0301' * 5, 'é' * 100, '\u0301' * 500, 'ab' * 5000, '-' * 300, 'a-' * 300,
+  '😀',
+  '👩‍👩‍👧‍👦 family',
+  '🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f',
+  '👍🏽👍',
+  '1️⃣ #️⃣ ☃️',
+  '🇫🇷🇩🇪',
+  '日本語の文章。',
+  '中文，没有空格',
+  '中a文b',
+  '𠀀𪜶 㐀 豈 \u2f00',
+  'カタカナ ｶﾞ がぎぐ か\u3099',
+  '한국어 텍스트',
+  '\u1112\u1161\u11ab',
+  'ﬁ ﬂ ﬃ',
+  'العربية مَعَ التَّشْكِيل',
+  'हिन्दी क्षत्रिय',
+  'ภาษาไทย น้ำ',
+  'עִבְרִית',
+  'தமிழ்',
+  'ελληνικά ΤΈΛΟΣ ΣΑΣ ς',
+  'Ёлка й И\u0306',
+  'Tiếng Việt ơ\u0323\u0301',
+  'İstanbul ıI ǅ ẞ ß ŉ Ŀ',
+  'café cafe\u0301 naïve Ångström A\u030a \u212b',
+  'Z\u0300\u0301\u0302\u0303\u0304\u0305algo',
+  '\u0301starts',
+  'a \u0301 b',
+  'e\u0327\u0301 e\u0301\u0327',
+  '①²½Ⅷ ℌ ㎏',
+  '𝔊𝔬𝔱𝔥𝔦𝔠 𝟙𝟚',
+  '１２３ ＡＢＣ',
+  'x' * 100,
+  'x' * 101,
+  'a' * 99 + '\u0301' * 5,
+  'é' * 100,
+  '\u0301' * 500,
+  'ab' * 5000,
+  '-' * 300,
+  'a-' * 300,
   '日' * 300,
-  '!"#$%&\'()*+,-./:;<=>?@[\\]^_`{|}~', '«»‹›„“”‘’‚—–…¿¡·•†‡§¶', '。、「」『』【】〜', '$1,234.50', "don't I'll o'clock",
+  '!"#$%&\'()*+,-./:;<=>?@[\\]^_`{|}~',
+  '«»‹›„“”‘’‚—–…¿¡·•†‡§¶',
+  '。、「」『』【】〜',
+  '$1,234.50',
+  "don't I'll o'clock",
   'a_b.c/d\\e',
-  '€£¥₿ ∀∃∑ ≠≤ ←→', '[MASK]', '[CLS] one [SEP] two [PAD]', 'a[MASK]b', '[ MASK ] [mask] [UNK] [unk]',
+  '€£¥₿ ∀∃∑ ≠≤ ←→',
+  '[MASK]',
+  '[CLS] one [SEP] two [PAD]',
+  'a[MASK]b',
+  '[ MASK ] [mask] [UNK] [unk]',
   '[unused5] ##ing ## #',
-  '<s> </s> <mask>', '[[MASK]]', 'İ' * 50, '\U0010ffff', '\ufdd0', 'ⱥȺ', 'ꙮ', 'a\u0345', 'ᾳ', 'ŉ', '\u1e9e',
+  '<s> </s> <mask>',
+  '[[MASK]]',
+  'İ' * 50,
+  '\U0010ffff',
+  '\ufdd0',
+  'ⱥȺ',
+  'ꙮ',
+  'a\u0345',
+  'ᾳ',
+  'ŉ',
+  '\u1e9e',
 ]
 CHARACTERS = st.characters(exclude_categories=['Cs'])  # all but surrogates
 
@@ -50,11 +117,15 @@ def vocabulary(request, tmp_path_factory):
   """A vocab.txt: a small one with characters of many scripts, and where it is at hand the real one."""
   if request.param == 'BERT':
     if not BERT_VOCABULARY.exists():
-      pytest.skip("BERT's vocabulary is no part of a clone; it is looked for in ../shared/data/vocab")
+      pytest.skip(
+        "BERT's vocabulary is no part of a clone; it is looked for in ../shared/data/vocab"
+      )
     return BERT_VOCABULARY
   folder = tmp_path_factory.mktemp('trained')
   texts = [sample_text(300_000), *(part for text in HOSTILE for part in [text] * 20)]
-  trained = tokenizers.train_tokenizer(texts, kind='wordpiece', vocab_size=3000, lowercase=False, strip_accents=False)
+  trained = tokenizers.train_tokenizer(
+    texts, kind='wordpiece', vocab_size=3000, lowercase=False, strip_accents=False
+  )
   trained.save(folder)
   return folder / 'vocab.txt'
 
@@ -81,7 +152,9 @@ def test_real_text_gives_the_same_ids(pair):
   encoded = ours.encode_batch(documents)
   assert sum(map(len, encoded)) > 50_000
   assert encoded == reference_ids(reference, documents)
-  assert sum(ids.count(ours.unk_id) for ids in encoded) < 0.15 * sum(map(len, encoded)), 'few words to compare'
+  assert sum(ids.count(ours.unk_id) for ids in encoded) < 0.15 * sum(map(len, encoded)), (
+    'few words to compare'
+  )
 
 
 def test_hostile_text_gives_the_same_ids(pair):
@@ -113,10 +186,20 @@ def test_transformers_opens_what_is_saved(pair, tmp_path):
   for opening in (transformers.AutoTokenizer, transformers.BertTokenizerFast):
     opened = opening.from_pretrained(tmp_path)
     assert reference_ids(opened, HOSTILE) == ours.encode_batch(HOSTILE)
-    theirs = (opened.pad_token_id, opened.unk_token_id, opened.cls_token_id, opened.sep_token_id, opened.mask_token_id)
+    theirs = (
+      opened.pad_token_id,
+      opened.unk_token_id,
+      opened.cls_token_id,
+      opened.sep_token_id,
+      opened.mask_token_id,
+    )
     assert theirs == (ours.pad_id, ours.unk_id, ours.cls_id, ours.sep_id, ours.mask_id)
     assert len(opened) == ours.size
-    assert opened('Hello there')['input_ids'] == [ours.cls_id, *ours.encode('Hello there'), ours.sep_id]
+    assert opened('Hello there')['input_ids'] == [
+      ours.cls_id,
+      *ours.encode('Hello there'),
+      ours.sep_id,
+    ]
     text = "He said: it's 5 naïve words (unaffably)."
     assert opened.decode(ours.encode(text)) == ours.decode(ours.encode(text))
 
@@ -125,7 +208,9 @@ def test_what_transformers_saves_is_opened(pair, tmp_path):
   ours, reference = pair
   reference.save_pretrained(tmp_path)  # its current versions write tokenizer.json and no vocab.txt
   opened = tokenizers.load_tokenizer(tmp_path)
-  assert opened.fingerprint == ours.fingerprint and opened.encode_batch(HOSTILE) == ours.encode_batch(HOSTILE)
+  assert opened.fingerprint == ours.fingerprint and opened.encode_batch(
+    HOSTILE
+  ) == ours.encode_batch(HOSTILE)
   assert tokenizers.load_tokenizer(tmp_path / 'tokenizer.json').fingerprint == ours.fingerprint
 
 

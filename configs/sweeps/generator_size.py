@@ -14,7 +14,12 @@ from electra_jax.sweep.config import load
 def get_config(data='data'):
   c = load(f'{pathlib.Path(__file__).with_name("objectives.py")}:{data}')
   _, last = c.runs[-1]
-  c.name, c.known = 'generator_size', (*c.known, str(pathlib.Path(c.known[0]).with_name('generator_size.jsonl')))
-  c.runs = tuple((name, {'generator.hidden_fraction': fraction, 'budget_flops': last['budget_flops']})
-                 for name, fraction in (('eighth', 0.125), ('quarter', 0.25), ('half', 0.5), ('equal', 1.0)))
+  c.name, c.known = (
+    'generator_size',
+    (*c.known, str(pathlib.Path(c.known[0]).with_name('generator_size.jsonl'))),
+  )
+  c.runs = tuple(
+    (name, {'generator.hidden_fraction': fraction, 'budget_flops': last['budget_flops']})
+    for name, fraction in (('eighth', 0.125), ('quarter', 0.25), ('half', 0.5), ('equal', 1.0))
+  )
   return c

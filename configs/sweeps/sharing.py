@@ -14,5 +14,8 @@ def get_config(data='data'):
   c = load(f'{pathlib.Path(__file__).with_name("objectives.py")}:{data}')
   _, last = c.runs[-1]
   c.name, c.known = 'sharing', (*c.known, str(pathlib.Path(c.known[0]).with_name('sharing.jsonl')))
-  c.runs = tuple((sharing, {'sharing': sharing, 'budget_flops': last['budget_flops']}) for sharing in ('embeddings', 'none', 'disentangled'))
+  c.runs = tuple(
+    (sharing, {'sharing': sharing, 'budget_flops': last['budget_flops']})
+    for sharing in ('embeddings', 'none', 'disentangled')
+  )
   return c

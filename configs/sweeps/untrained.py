@@ -1,6 +1,6 @@
 """The control of configs/sweeps/objectives.py: its encoder with the weights it begins with (one step at a rate of 1e-9), on the same tasks.
 
-  python -m electra_jax.main --mode=sweep --config=configs/sweeps/untrained.py:data
+python -m electra_jax.main --mode=sweep --config=configs/sweeps/untrained.py:data
 """
 
 import pathlib

@@ -23,7 +23,9 @@ _READ_AHEAD = 4
 _FOREVER = 2**62
 
 
-def batch_rows(step: int, batch_size: int, num_rows: int, seed: int, rows: Rows = ALL) -> np.ndarray:
+def batch_rows(
+  step: int, batch_size: int, num_rows: int, seed: int, rows: Rows = ALL
+) -> np.ndarray:
   """Rows of the batch of a step, or of those of its rows that are asked for: int64 `[batch_size or len(rows)]`.
 
   Rows are numbered through the run: the i-th of a batch is at `step * batch_size + i`, and each `num_rows` of them are
@@ -32,7 +34,9 @@ def batch_rows(step: int, batch_size: int, num_rows: int, seed: int, rows: Rows 
   return in_pieces(step * batch_size + np.arange(batch_size)[rows], _PIECE, _piece, num_rows, seed)
 
 
-def read_batch(data: Store | Mixture, step: int, batch_size: int, seed: int, rows: Rows = ALL) -> np.ndarray:
+def read_batch(
+  data: Store | Mixture, step: int, batch_size: int, seed: int, rows: Rows = ALL
+) -> np.ndarray:
   """The batch of a step, int32 `[batch_size, length]`; with `rows`, those of its rows, `[len(rows), length]`."""
   if isinstance(data, Mixture):
     sizes = tuple(store.rows for store in data.stores)
@@ -67,7 +71,9 @@ def batches(
     use_tf = importlib.util.find_spec('tensorflow') is not None
   last_step = _FOREVER if last_step is None else last_step
   reader = _tf_batches if use_tf else _numpy_batches
-  return reader(lambda step: read_batch(data, int(step), batch_size, seed, rows), first_step, last_step)
+  return reader(
+    lambda step: read_batch(data, int(step), batch_size, seed, rows), first_step, last_step
+  )
 
 
 @functools.lru_cache(maxsize=64)

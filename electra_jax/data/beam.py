@@ -20,7 +20,9 @@ def check(flags: str, folder: str) -> None:
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     from apache_beam.runners import create_runner
   except ImportError:
-    raise UserError('--beam needs Apache Beam, which is not installed; pip install apache-beam') from None
+    raise UserError(
+      '--beam needs Apache Beam, which is not installed; pip install apache-beam'
+    ) from None
   said = io.StringIO()
   try:
     words = shlex.split(flags)
@@ -41,10 +43,14 @@ def check(flags: str, folder: str) -> None:
         + (f'; did you mean --{near[0]}?' if near else '; leave it out')
       )
   if 'dataflow' in runner.lower() and not files.is_remote(folder):
-    raise UserError(f'workers of Dataflow cannot reach {folder!r}; give --output an address such as gs://bucket/folder')
+    raise UserError(
+      f'workers of Dataflow cannot reach {folder!r}; give --output an address such as gs://bucket/folder'
+    )
 
 
-def each_block(job: blocks.Job, groups: list[corpora.Group], stage: Callable, label: str, flags: str) -> None:
+def each_block(
+  job: blocks.Job, groups: list[corpora.Group], stage: Callable, label: str, flags: str
+) -> None:
   """Calls `stage(job, block)` for each block of the groups; blocks that are finished are left as they are.
 
   Args:
@@ -70,7 +76,12 @@ def each(function: Callable, items: Iterable, flags: str) -> None:
   import apache_beam as beam
 
   with _pipeline(flags) as pipeline:
-    pipeline | 'items' >> beam.Create(list(items)) | 'share out' >> beam.Reshuffle() | 'call' >> beam.Map(function)
+    (
+      pipeline
+      | 'items' >> beam.Create(list(items))
+      | 'share out' >> beam.Reshuffle()
+      | 'call' >> beam.Map(function)
+    )
 
 
 @contextlib.contextmanager
@@ -84,7 +95,11 @@ def _pipeline(flags):
       yield pipeline
   except Exception as error:  # workers on other machines hand over the text of an error alone
     text = f'{type(error).__name__}: {error}'
-    if not (mistake := re.search(r'\b(UserError|Unwritable|Unreachable): (.+?)(?: \[while running|\n|$)', text)):
+    if not (
+      mistake := re.search(
+        r'\b(UserError|Unwritable|Unreachable): (.+?)(?: \[while running|\n|$)', text
+      )
+    ):
       raise
     raise getattr(files, mistake[1])(mistake[2]) from None
 

@@ -87,7 +87,9 @@ def read_blocks(job: Job, index: int, group: corpora.Group, advance=None) -> Ite
   if texts:
     yield Block(index, number, texts)
     number += 1
-  _write_json(files.join(job.folder, 'groups', f'{index:05d}.json'), {'blocks': number, 'counts': counts})
+  _write_json(
+    files.join(job.folder, 'groups', f'{index:05d}.json'), {'blocks': number, 'counts': counts}
+  )
 
 
 def group_facts(job: Job, index: int) -> dict | None:
@@ -139,7 +141,9 @@ def make_rows(job: Job, block: Block, threads: int | None = 1) -> dict:
     dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
     if len(rows):
       _write_array(rows_file(job, block.name, split), rows.astype(dtype))
-  _write_json(files.join(job.folder, 'rows', f'{block.name}.json'), facts)  # last: it says that the block is finished
+  _write_json(
+    files.join(job.folder, 'rows', f'{block.name}.json'), facts
+  )  # last: it says that the block is finished
   return facts
 
 
@@ -147,7 +151,9 @@ def add_facts(total: dict, facts: dict) -> dict:
   """Adds the counts of one split of a block to those of all before it."""
   for name in COUNTS:
     total[name] = total.get(name, 0) + facts[name]
-  total['longest'] = sorted([*total.get('longest', []), *facts['longest']], key=lambda item: -item[0])[:LONGEST]
+  total['longest'] = sorted(
+    [*total.get('longest', []), *facts['longest']], key=lambda item: -item[0]
+  )[:LONGEST]
   return total
 
 
@@ -156,7 +162,9 @@ def worker_tokenizer(folder: str, fingerprint: str):
   """The tokenizer of a folder, opened once a process."""
   tokenizer = load_tokenizer(folder)
   if tokenizer.fingerprint != fingerprint:
-    raise UserError(f'the tokenizer in {folder!r} has changed while rows were made with it; prepare the corpus again')
+    raise UserError(
+      f'the tokenizer in {folder!r} has changed while rows were made with it; prepare the corpus again'
+    )
   return tokenizer
 
 
@@ -165,14 +173,18 @@ def _rows(job, block, split, texts, tokenizer, facts, threads):
   ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
   if job.row_format == 'segment_pair':
     lines = [[line for line in text.split('\n') if line.strip()] for text in texts]
-    encoded = iter(tokenizer.encode_arrays([line for document in lines for line in document], threads))
+    encoded = iter(
+      tokenizer.encode_arrays([line for document in lines for line in document], threads)
+    )
     documents = [[next(encoded) for _ in document] for document in lines]
     rng = np.random.Generator(
-      np.random.Philox(key=[job.seed % 2**64, SPLITS.index(split)], counter=[0, 0, block.group, block.number])
+      np.random.Philox(
+        key=[job.seed % 2**64, SPLITS.index(split)], counter=[0, 0, block.group, block.number]
+      )
     )
-    rows = np.array(list(packing.segment_pairs(documents, job.row_length, *ids, rng, facts)), np.int32).reshape(
-      -1, job.row_length
-    )
+    rows = np.array(
+      list(packing.segment_pairs(documents, job.row_length, *ids, rng, facts)), np.int32
+    ).reshape(-1, job.row_length)
     tokens = [np.concatenate([*document, np.zeros(0, np.int32)]) for document in documents]
   else:
     tokens = tokenizer.encode_arrays(texts, threads)
@@ -184,7 +196,9 @@ def _rows(job, block, split, texts, tokenizer, facts, threads):
     facts['text_tokens'] += len(encoded)
     facts['unknown_tokens'] += int((encoded == tokenizer.unk_id).sum())
   longest = sorted(zip(map(len, tokens), texts), key=lambda item: -item[0])[:LONGEST]
-  facts['longest'] = [[length, ' '.join(text[: 4 * _BEGINNING].split())[:_BEGINNING]] for length, text in longest]
+  facts['longest'] = [
+    [length, ' '.join(text[: 4 * _BEGINNING].split())[:_BEGINNING]] for length, text in longest
+  ]
   return rows
 
 

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from electra_jax.data import files, readers, tfds
 from electra_jax.errors import UserError
 from electra_jax.data.sources import (
-    DOCUMENT_FORMATS, SAMPLE, WHAT_TO_GIVE, Source, checked, format_of, parse_sources, source_at)
+  DOCUMENT_FORMATS,
+  SAMPLE,
+  WHAT_TO_GIVE,
+  Source,
+  checked,
+  format_of,
+  parse_sources,
+  source_at,
+)
 
 SAMPLE_PATH = pathlib.Path(__file__).parent / 'sample' / 'corpus.txt.xz'
 INVALID_UTF8 = ('refuse', 'replace')
@@ -27,7 +35,7 @@ class Group:
   spec: Source
   files: tuple[str, ...] = ()  # of a source of files
   start: int = 0  # of a TFDS dataset: the first of the examples that its split selects
-  stop: int = 0   # and the one after the last
+  stop: int = 0  # and the one after the last
   bytes: int = 0  # on disk; of a TFDS dataset about
 
 
@@ -49,7 +57,9 @@ def groups(sources: Sequence[Source]) -> list[Group]:
       size = sum(tfds.slice_bytes(builder, part) for part in slices)
       for start in range(0, total, GROUP_EXAMPLES):
         stop = min(start + GROUP_EXAMPLES, total)
-        found.append(Group(i, source, (), start, stop, size * stop // total - size * start // total))
+        found.append(
+          Group(i, source, (), start, stop, size * stop // total - size * start // total)
+        )
       continue
     gathered, size = [], 0
     for path, facts in contents.items():
@@ -84,18 +94,26 @@ def documents(
     UserError: something damaged, not UTF-8, or not in the format it should have, named with its place.
   """
   if invalid_utf8 not in INVALID_UTF8:
-    raise UserError(f"invalid_utf8 is {invalid_utf8!r}; it can be {', '.join(map(repr, INVALID_UTF8))}")
+    raise UserError(
+      f'invalid_utf8 is {invalid_utf8!r}; it can be {", ".join(map(repr, INVALID_UTF8))}'
+    )
   return _documents(group, invalid_utf8, advance, counts)
 
 
-def read(source, document_format: str = 'blank_line', invalid_utf8: str = 'refuse') -> Iterator[str]:
+def read(
+  source, document_format: str = 'blank_line', invalid_utf8: str = 'refuse'
+) -> Iterator[str]:
   """All documents of a source as in config.data.source, of a path or a `Source`, or of a list of those."""
   found = []
   for item in source if isinstance(source, Sequence) and not isinstance(source, str) else [source]:
     if isinstance(item, str):
       found += parse_sources(item, document_format)
     else:
-      found.append(item if isinstance(item, Source) else source_at(os.fspath(item), document_format=document_format))
+      found.append(
+        item
+        if isinstance(item, Source)
+        else source_at(os.fspath(item), document_format=document_format)
+      )
   for group in groups(checked(found)):
     yield from documents(group, invalid_utf8)
 
@@ -113,7 +131,9 @@ def corpus_identity(sources: Sequence[Source]) -> str:
     elif source.format == SAMPLE:
       known = hashlib.blake2b(SAMPLE_PATH.read_bytes()).hexdigest()
     else:
-      known = [(files.absolute(path), facts.size, facts.version) for path, facts in contents.items()]
+      known = [
+        (files.absolute(path), facts.size, facts.version) for path, facts in contents.items()
+      ]
     field = source.field if source.format in ('jsonl', 'parquet') else ''
     digest.update(repr((source.format, field, known)).encode(errors='surrogateescape') + b'\0')
   return digest.hexdigest()
@@ -121,12 +141,18 @@ def corpus_identity(sources: Sequence[Source]) -> str:
 
 def describe(sources: Sequence[Source]) -> str:
   """The sources in a few words, for a person."""
+
   def words(source):
     name = 'the bundled sample' if source.format == SAMPLE else source.location
     name += f' {source.split}' if source.format == 'tfds' else ''
-    return name + (f' (weight {source.weight:g})' if source.weight is not None and len(sources) > 1 else '')
+    return name + (
+      f' (weight {source.weight:g})' if source.weight is not None and len(sources) > 1 else ''
+    )
+
   shown = [words(source) for source in sources]
-  return ', '.join(shown) if len(shown) <= 3 else f'{", ".join(shown[:2])} and {len(shown) - 2} more'
+  return (
+    ', '.join(shown) if len(shown) <= 3 else f'{", ".join(shown[:2])} and {len(shown) - 2} more'
+  )
 
 
 def is_held_out(text: str, fraction: float) -> bool:
@@ -143,7 +169,9 @@ def is_held_out(text: str, fraction: float) -> bool:
 def _documents(group, invalid_utf8, advance, counts):
   spec = group.spec
   if spec.format == 'tfds':
-    yield from tfds.read_examples(spec, group.start, group.stop, invalid_utf8, advance, group.bytes, counts)
+    yield from tfds.read_examples(
+      spec, group.start, group.stop, invalid_utf8, advance, group.bytes, counts
+    )
   for path in group.files:
     if spec.format == 'jsonl':
       yield from readers.read_jsonl(path, spec.field, invalid_utf8, advance, counts)
@@ -165,8 +193,10 @@ def _contents(sources):
       for split, first, last in slices:
         taken = seen.setdefault((builder.info.full_name, source.field, split), [])
         if any(first < end and start < last for start, end in taken):
-          raise UserError(f'examples of split {split!r} of {source.location!r} are named twice; choose splits that do '
-                          'not overlap')
+          raise UserError(
+            f'examples of split {split!r} of {source.location!r} are named twice; choose splits that do '
+            'not overlap'
+          )
         taken.append((first, last))
       yield source, (builder, slices)
       continue
@@ -177,8 +207,10 @@ def _contents(sources):
       if first == (i, path):
         found[path] = facts
       elif first[0] != i and source.weight is not None:
-        raise UserError(f'the corpus file {path!r} is in two sources, {sources[first[0]].location!r} and '
-                        f'{source.location!r}; with weights it can be in one')
+        raise UserError(
+          f'the corpus file {path!r} is in two sources, {sources[first[0]].location!r} and '
+          f'{source.location!r}; with weights it can be in one'
+        )
     yield source, found
 
 
@@ -193,21 +225,34 @@ def _files(source):
   elif _GLOB_CHARACTERS & set(location):
     found = files.find(location)
     if not found:
-      raise UserError(f"the corpus pattern {location!r} matches no file; give a pattern that does, or 'sample'")
+      raise UserError(
+        f"the corpus pattern {location!r} matches no file; give a pattern that does, or 'sample'"
+      )
   else:
     raise UserError(f'the corpus file {location!r} does not exist; {WHAT_TO_GIVE}')
   for path in found:
     if not files.is_remote(path) and not os.access(path, os.R_OK):
       raise UserError(f'the corpus file {path!r} may not be read; change its permissions')
     told = format_of(path)
-    if told and told != source.format and source.format in DOCUMENT_FORMATS and not format_of(location):
-      raise UserError(f'the corpus pattern {location!r} matches {path!r}, which is no text; give a pattern for each '
-                      'kind of file, which ends as they do')
+    if (
+      told
+      and told != source.format
+      and source.format in DOCUMENT_FORMATS
+      and not format_of(location)
+    ):
+      raise UserError(
+        f'the corpus pattern {location!r} matches {path!r}, which is no text; give a pattern for each '
+        'kind of file, which ends as they do'
+      )
   return found
 
 
 def _check_file(path):
   if files.is_folder(path):
-    raise UserError(f"the corpus {path!r} is a folder; give the files in it, such as '{path}/*.txt'")
+    raise UserError(
+      f"the corpus {path!r} is a folder; give the files in it, such as '{path}/*.txt'"
+    )
   if not files.is_remote(path) and not os.path.isfile(path):
-    raise UserError(f'the corpus {path!r} is no file that can be read twice; give one that is on a disk')
+    raise UserError(
+      f'the corpus {path!r} is no file that can be read twice; give one that is on a disk'
+    )

@@ -23,7 +23,9 @@ def signature(text: str) -> np.ndarray:
   """
   from datasketch import MinHash
 
-  words = [zlib.crc32(word.encode('utf-8', 'surrogatepass')) for word in _WORDS.findall(text.lower())]
+  words = [
+    zlib.crc32(word.encode('utf-8', 'surrogatepass')) for word in _WORDS.findall(text.lower())
+  ]
   words = np.array(words or [zlib.crc32(text.encode('utf-8', 'surrogatepass'))], np.uint64)
   width = min(SHINGLE_WORDS, len(words))
   shingles = np.zeros(len(words) - width + 1, np.uint64)

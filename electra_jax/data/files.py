@@ -19,20 +19,49 @@ from electra_jax.errors import UserError
 
 COMPRESSIONS = ('.gz', '.xz', '.bz2', '.zst')
 
-_PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs': 'adlfs', 'http': 'aiohttp',
-             'https': 'aiohttp', 'hf': 'huggingface_hub'}
-_VERSION_MARKS = ('etag', 'ETag', 'md5Hash', 'generation', 'updated', 'mtime', 'LastModified', 'last_modified',
-                  'created')
-_WITH_FOLDERS = ('file', 'local', 'ftp', 'sftp', 'ssh', 'smb', 'hdfs', 'webhdfs')  # others make them of the names
+_PACKAGES = {
+  'gs': 'gcsfs',
+  'gcs': 'gcsfs',
+  's3': 's3fs',
+  'az': 'adlfs',
+  'abfs': 'adlfs',
+  'http': 'aiohttp',
+  'https': 'aiohttp',
+  'hf': 'huggingface_hub',
+}
+_VERSION_MARKS = (
+  'etag',
+  'ETag',
+  'md5Hash',
+  'generation',
+  'updated',
+  'mtime',
+  'LastModified',
+  'last_modified',
+  'created',
+)
+_WITH_FOLDERS = (
+  'file',
+  'local',
+  'ftp',
+  'sftp',
+  'ssh',
+  'smb',
+  'hdfs',
+  'webhdfs',
+)  # others make them of the names
 _BUFFER_BYTES = 1 << 18
-_ZSTD_LEAST, _ZSTD_MOST = 1 << 8, 1 << 14  # bytes decompressed at a time, fewer where they become very many
+_ZSTD_LEAST, _ZSTD_MOST = (
+  1 << 8,
+  1 << 14,
+)  # bytes decompressed at a time, fewer where they become very many
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
   """What a file system tells of a file without opening it."""
 
-  size: int     # bytes; 0 where it is not told
+  size: int  # bytes; 0 where it is not told
   version: str  # changes when the file does: time of change, or what a remote file system tells in its place
 
 
@@ -61,10 +90,14 @@ def filesystem(address: str):
     return fsspec.core.url_to_fs(address)[0]
   except ImportError:
     package = _PACKAGES.get(scheme, f'the fsspec package for {scheme}')
-    raise UserError(f'{address!r} needs {package}, which is not installed; pip install {package}') from None
+    raise UserError(
+      f'{address!r} needs {package}, which is not installed; pip install {package}'
+    ) from None
   except ValueError:
-    raise UserError(f'{address!r} begins with a scheme that is not known; give a path, or an address such as '
-                    'gs://bucket/file') from None
+    raise UserError(
+      f'{address!r} begins with a scheme that is not known; give a path, or an address such as '
+      'gs://bucket/file'
+    ) from None
 
 
 def normal(path: str | os.PathLike) -> str:
@@ -102,12 +135,19 @@ def is_folder(path: str | os.PathLike) -> bool:
 def find(pattern: str) -> dict[str, Facts]:
   """The files, no folders, that a pattern matches, sorted, with their facts; `**` matches any depth of folders."""
   if not is_remote(pattern):
-    return {path: facts(path) for path in sorted(local_glob.glob(pattern, recursive=True)) if os.path.isfile(path)}
+    return {
+      path: facts(path)
+      for path in sorted(local_glob.glob(pattern, recursive=True))
+      if os.path.isfile(path)
+    }
   with _readable(pattern):
     system = filesystem(pattern)
     found = system.glob(pattern, detail=True)
-    return {system.unstrip_protocol(name): _remote_facts(told)
-            for name, told in sorted(found.items()) if told['type'] == 'file'}
+    return {
+      system.unstrip_protocol(name): _remote_facts(told)
+      for name, told in sorted(found.items())
+      if told['type'] == 'file'
+    }
 
 
 def glob(pattern: str) -> list[str]:
@@ -177,12 +217,16 @@ class _ZstdReader(io.RawIOBase):
     import zstandard
 
     while not self._ready:
-      piece = (self._frame.unused_data if self._frame and self._frame.eof else b'') or self._raw.read(self._amount)
+      piece = (
+        self._frame.unused_data if self._frame and self._frame.eof else b''
+      ) or self._raw.read(self._amount)
       if not piece:
         if not self._frame or not self._frame.eof:
           raise EOFError('it ends within a frame')
         return 0
-      if not self._frame or self._frame.eof:  # windows beyond 128 MB, as of zstd --long=31, are taken too
+      if (
+        not self._frame or self._frame.eof
+      ):  # windows beyond 128 MB, as of zstd --long=31, are taken too
         self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
       self._ready = memoryview(self._frame.decompress(piece))
       wanted = len(piece) * _BUFFER_BYTES // max(len(self._ready), 1)
@@ -236,7 +280,9 @@ def listing(folder: str | os.PathLike) -> list[str]:
     return []
   with _readable(folder):
     if is_remote(folder):
-      return sorted(name.rstrip('/').split('/')[-1] for name in filesystem(folder).ls(folder, detail=False))
+      return sorted(
+        name.rstrip('/').split('/')[-1] for name in filesystem(folder).ls(folder, detail=False)
+      )
     return sorted(os.listdir(folder))
 
 
@@ -274,7 +320,9 @@ def _readable(path):
     yield
   except Exception as error:
     if _is_mistake(error, path):
-      raise (Unreachable if is_remote(path) else UserError)(f'{path!r} cannot be read: {reason(error)}') from None
+      raise (Unreachable if is_remote(path) else UserError)(
+        f'{path!r} cannot be read: {reason(error)}'
+      ) from None
     raise
 
 

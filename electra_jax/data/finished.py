@@ -24,7 +24,11 @@ def building(path, fingerprint=''):
   behind, where this process alone is at work on it. Raises UserError where the place cannot be written, or holds
   something else.
   """
-  work, mark, begun = files.join(path, _WORK), files.join(path, _WORK, 'begun.json'), {'fingerprint': fingerprint}
+  work, mark, begun = (
+    files.join(path, _WORK),
+    files.join(path, _WORK, 'begun.json'),
+    {'fingerprint': fingerprint},
+  )
   with contextlib.ExitStack() as stack:
     alone = False
     if not files.is_remote(path):
@@ -33,7 +37,9 @@ def building(path, fingerprint=''):
         os.makedirs(folder, exist_ok=True)
         alone = _lock(stack.enter_context(open(os.path.join(folder, f'.{name}.lock'), 'w')))
       except OSError as error:
-        raise UserError(f'{folder!r} cannot be written: {error.strerror}; name another folder') from None
+        raise UserError(
+          f'{folder!r} cannot be written: {error.strerror}; name another folder'
+        ) from None
     if _finished(path, fingerprint):
       files.remove(work)  # of a process that was killed just before it did
       yield None
@@ -51,7 +57,9 @@ def building(path, fingerprint=''):
     except UserError:
       if alone:
         _remove_unfinished(path)
-      elif _finished(path, fingerprint):  # another process was first, and has taken away what this one worked on
+      elif _finished(
+        path, fingerprint
+      ):  # another process was first, and has taken away what this one worked on
         return
       raise
     files.remove(work)

@@ -38,7 +38,9 @@ class Mixture:
       raise ValueError(f'{len(self.stores)} stores and {len(self.weights)} weights')
     for store, weight in zip(self.stores, self.weights):
       if not (weight > 0 and math.isfinite(weight)):
-        raise UserError(f'the weight {weight} of {store.path} is not a positive number; give one, or leave it out')
+        raise UserError(
+          f'the weight {weight} of {store.path} is not a positive number; give one, or leave it out'
+        )
       if store.rows == 0:
         raise UserError(f'{store.path} has no rows to mix; leave it out')
       for name in ('length', 'pad_id', 'vocab_size', 'tokenizer_fingerprint'):
@@ -112,7 +114,9 @@ class Mixture:
       result[here] = store.read(indices[here] - first)
       first += store.rows
     if len(indices) and (indices.min() < 0 or indices.max() >= first):
-      raise IndexError(f'rows of the mixture are 0..{first - 1}; found {indices.min()}..{indices.max()}')
+      raise IndexError(
+        f'rows of the mixture are 0..{first - 1}; found {indices.min()}..{indices.max()}'
+      )
     return result
 
   def epochs(self, rows: int) -> tuple[float, ...]:
@@ -126,7 +130,9 @@ class Mixture:
 
   def unigram_entropy(self, left_out: Iterable[int] = (), most_tokens: int = 10_000_000) -> float:
     """Entropy of the tokens' frequencies in the rows of a run, in nats a token; see `Store.unigram_entropy`."""
-    frequencies = (store.token_frequencies(most_tokens // len(self.stores)) for store in self.stores)
+    frequencies = (
+      store.token_frequencies(most_tokens // len(self.stores)) for store in self.stores
+    )
     return entropy(sum(share * each for share, each in zip(self.shares, frequencies)), left_out)
 
 
@@ -155,7 +161,9 @@ def mixture_rows(
 def _piece(number, num_rows, shares, seed):
   """Rows at the positions of `_PIECE` thousands of the run, int64 `[_PIECE * DEAL]`."""
   deals = number * _PIECE + np.arange(_PIECE)
-  slots = permutation(np.tile(np.arange(DEAL), _PIECE), DEAL, _seed_of(seed, -1), np.repeat(deals, DEAL))
+  slots = permutation(
+    np.tile(np.arange(DEAL), _PIECE), DEAL, _seed_of(seed, -1), np.repeat(deals, DEAL)
+  )
   sources = np.repeat(np.arange(len(shares)), shares)[slots]
   rows, first = np.empty(_PIECE * DEAL, np.int64), 0
   for source, (n, share) in enumerate(zip(num_rows, shares)):

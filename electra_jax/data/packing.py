@@ -11,9 +11,13 @@ MIN_PIECE = 8
 MIN_ROW_LENGTH = 8
 
 # Of google-research/electra's build_pretraining_dataset.py.
-ONE_SEGMENT = 0.1  # examples whose lines all go to the first segment, as single sentences do in classification
+ONE_SEGMENT = (
+  0.1  # examples whose lines all go to the first segment, as single sentences do in classification
+)
 SHORT_TARGET = 0.05  # examples that aim at a random length
-OVERFULL_FIRST = 0.5  # a line that overfills the first segment still goes there, where no second has begun
+OVERFULL_FIRST = (
+  0.5  # a line that overfills the first segment still goes there, where no second has begun
+)
 SHORTEST_TARGET = 5
 
 
@@ -63,7 +67,9 @@ def pack(
   rows = np.full(-(-position // row_length) * row_length, pad_id, np.int32)
   if len(starts):
     rows[starts], rows[starts + takes + 1] = cls_id, sep_id
-    moved = starts + 1 - (np.cumsum(takes) - takes)  # from a token's place in the text to its place in the rows
+    moved = (
+      starts + 1 - (np.cumsum(takes) - takes)
+    )  # from a token's place in the text to its place in the rows
     rows[np.arange(takes.sum()) + np.repeat(moved, takes)] = np.concatenate(documents)
   return rows.reshape(-1, row_length)
 
@@ -111,10 +117,16 @@ def segment_pairs(
         second, kept = second[: max(0, row_length - len(first) - 3)], kept + len(second)
         counts['dropped_tokens'] += kept - len(first) - len(second)
         row = np.full(row_length, pad_id, np.int32)
-        ids = np.concatenate([[cls_id], first, [sep_id], *([second, [sep_id]] if len(second) else [])])
+        ids = np.concatenate(
+          [[cls_id], first, [sep_id], *([second, [sep_id]] if len(second) else [])]
+        )
         row[: len(ids)] = ids
         yield row
-        target = int(rng.integers(SHORTEST_TARGET, row_length + 1)) if rng.random() < SHORT_TARGET else row_length
+        target = (
+          int(rng.integers(SHORTEST_TARGET, row_length + 1))
+          if rng.random() < SHORT_TARGET
+          else row_length
+        )
       gathered, length = [], 0
 
 

@@ -48,7 +48,9 @@ def in_pieces(position: np.ndarray, size: int, piece, *arguments) -> np.ndarray:
   if not len(position):
     return np.zeros(0, np.int64)
   first, last = int(position.min()) // size, int(position.max()) // size
-  return np.concatenate([piece(number, *arguments) for number in range(first, last + 1)])[position - first * size]
+  return np.concatenate([piece(number, *arguments) for number in range(first, last + 1)])[
+    position - first * size
+  ]
 
 
 def derived_seed(seed: int, number: int) -> int:
@@ -60,7 +62,9 @@ def _feistel(values, bits, key):
   """One pass of the network over values `[n]` of so many bits, uint64, with a key `[n]` each."""
   left_bits, right_bits = np.uint64(bits // 2), np.uint64(bits - bits // 2)
   left, right = values >> right_bits, values & _mask(right_bits)
-  for i in range(_FEISTEL_ROUNDS):  # an even number of rounds, so the unequal halves end where they began
+  for i in range(
+    _FEISTEL_ROUNDS
+  ):  # an even number of rounds, so the unequal halves end where they began
     scrambled = _mix(key + right * np.uint64(_FEISTEL_ROUNDS) + np.uint64(i))
     left, right = right, left ^ (scrambled & _mask(left_bits))
     left_bits, right_bits = right_bits, left_bits

@@ -9,7 +9,10 @@ _READ = ('blank_documents', 'documents_with_replacements', 'replaced_bytes')
 
 
 def gather(
-  job: blocks.Job, groups: Sequence[corpora.Group], sources: Sequence[corpora.Source], weighted: bool
+  job: blocks.Job,
+  groups: Sequence[corpora.Group],
+  sources: Sequence[corpora.Source],
+  weighted: bool,
 ) -> tuple[dict, dict]:
   """Adds up finished blocks.
 
@@ -52,7 +55,9 @@ def gather(
       for count in blocks.COUNTS:
         entry[count] += facts['train'][count]
   for split, total in splits.items():
-    blocks.add_facts(total, dict.fromkeys(blocks.COUNTS, 0) | {'longest': []})  # all fields, where there was no block
+    blocks.add_facts(
+      total, dict.fromkeys(blocks.COUNTS, 0) | {'longest': []}
+    )  # all fields, where there was no block
     total['padding_share'] = 1 - total['tokens'] / max(1, total['rows'] * job.row_length)
   if not job.heldout_fraction:
     del splits['heldout'], parts['heldout']
@@ -106,14 +111,29 @@ def markdown(facts: dict, seconds: float, processes: int, beam: str | None) -> s
     ('characters', lambda f: f'{f["characters"]:,}'),
     ('tokens of text', lambda f: f'{f["text_tokens"]:,}'),
     ('characters a token', lambda f: f'{f["characters"] / max(1, f["text_tokens"]):.2f}'),
-    ('unknown tokens', lambda f: f'{f["unknown_tokens"]:,} ({_share(f["unknown_tokens"], f["text_tokens"])})'),
-    ('tokens dropped', lambda f: f'{f["dropped_tokens"]:,} ({_share(f["dropped_tokens"], f["text_tokens"])})'),
+    (
+      'unknown tokens',
+      lambda f: f'{f["unknown_tokens"]:,} ({_share(f["unknown_tokens"], f["text_tokens"])})',
+    ),
+    (
+      'tokens dropped',
+      lambda f: f'{f["dropped_tokens"]:,} ({_share(f["dropped_tokens"], f["text_tokens"])})',
+    ),
     (f'rows of {recipe["row_length"]}', lambda f: f'{f["rows"]:,}'),
     ('padding', lambda f: f'{f["padding_share"]:.3%}'),
     ('documents without a token', lambda f: f'{f["empty_documents"]:,}'),
-    ('near-duplicates left out', lambda f: f'{f["duplicate_documents"]:,} ({f["duplicate_characters"]:,} characters)'),
+    (
+      'near-duplicates left out',
+      lambda f: f'{f["duplicate_documents"]:,} ({f["duplicate_characters"]:,} characters)',
+    ),
   ]
-  made_by = 'by Apache Beam' if beam is not None else f'by {processes} processes' if processes > 1 else 'by one process'
+  made_by = (
+    'by Apache Beam'
+    if beam is not None
+    else f'by {processes} processes'
+    if processes > 1
+    else 'by one process'
+  )
   return '\n'.join(
     [
       '# Prepared corpus',
@@ -122,21 +142,40 @@ def markdown(facts: dict, seconds: float, processes: int, beam: str | None) -> s
       f'{console.seconds(seconds)} {made_by}.',
       '',
       *_table(
-        [['', *(title for title, _ in columns)], *([title, *(cell(f) for _, f in columns)] for title, cell in rows)]
+        [
+          ['', *(title for title, _ in columns)],
+          *([title, *(cell(f) for _, f in columns)] for title, cell in rows),
+        ]
       ),
       '',
       '## Sources',
       '',
       *_table(
         [
-          ['source', 'weight', 'documents', 'characters', 'tokens', 'rows', 'blank', 'bytes not UTF-8'],
+          [
+            'source',
+            'weight',
+            'documents',
+            'characters',
+            'tokens',
+            'rows',
+            'blank',
+            'bytes not UTF-8',
+          ],
           *(
             [
               f'`{_cell(s["location"])}`',
               '' if s['weight'] is None else f'{s["weight"]:g}',
               *(
                 f'{s[name]:,}'
-                for name in ('documents', 'characters', 'text_tokens', 'rows', 'blank_documents', 'replaced_bytes')
+                for name in (
+                  'documents',
+                  'characters',
+                  'text_tokens',
+                  'rows',
+                  'blank_documents',
+                  'replaced_bytes',
+                )
               ),
             ]
             for s in facts['sources']
@@ -148,7 +187,12 @@ def markdown(facts: dict, seconds: float, processes: int, beam: str | None) -> s
       '',
       '## Longest documents',
       '',
-      *_table([['begins', 'tokens'], *([_cell(beginning), f'{tokens:,}'] for tokens, beginning in total['longest'])]),
+      *_table(
+        [
+          ['begins', 'tokens'],
+          *([_cell(beginning), f'{tokens:,}'] for tokens, beginning in total['longest']),
+        ]
+      ),
       '',
     ]
   )
@@ -158,7 +202,11 @@ def _table(rows):
   """Lines of a Markdown table whose columns are aligned as text too, the first to the left, figures to the right."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   line = lambda row: (
-    '| ' + ' | '.join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))) + ' |'
+    '| '
+    + ' | '.join(
+      cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))
+    )
+    + ' |'
   )
   rule = '|' + '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths)) + '|'
   return [line(rows[0]), rule, *map(line, rows[1:])]
@@ -170,7 +218,9 @@ def _total(facts):
   for split in blocks.SPLITS:
     if split in facts:
       blocks.add_facts(total, facts[split])
-  total['padding_share'] = 1 - total['tokens'] / max(1, total['rows'] * facts['recipe']['row_length'])
+  total['padding_share'] = 1 - total['tokens'] / max(
+    1, total['rows'] * facts['recipe']['row_length']
+  )
   return total
 
 

@@ -25,7 +25,13 @@ from electra_jax.data import (
 from electra_jax.data.finished import FACTS_FILE, FORMAT, building, read_facts
 from electra_jax.data.mixture import Mixture
 from electra_jax.data.shard_cache import default_cache
-from electra_jax.data.token_store import Store, open_store, rows_per_shard, write_manifest, write_shard
+from electra_jax.data.token_store import (
+  Store,
+  open_store,
+  rows_per_shard,
+  write_manifest,
+  write_shard,
+)
 from electra_jax.data.tokenizers import Tokenizer
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens or rows.
@@ -58,14 +64,18 @@ class Recipe:
   def check(self) -> None:
     """Raises UserError for a field that cannot be."""
     if not 0 <= self.heldout_fraction < 1:
-      raise UserError(f'heldout_fraction is {self.heldout_fraction}; it can be from 0 up to, not including, 1')
+      raise UserError(
+        f'heldout_fraction is {self.heldout_fraction}; it can be from 0 up to, not including, 1'
+      )
     if not 0 <= self.near_duplicates <= 1:
       raise UserError(
         f'near_duplicates is {self.near_duplicates}; it is the similarity from which documents go, up to 1, or 0 to '
         'keep all'
       )
     if self.row_format not in packing.ROW_FORMATS:
-      raise UserError(f'row_format is {self.row_format!r}; it can be {" or ".join(packing.ROW_FORMATS)}')
+      raise UserError(
+        f'row_format is {self.row_format!r}; it can be {" or ".join(packing.ROW_FORMATS)}'
+      )
     if self.invalid_utf8 not in ('refuse', 'replace'):
       raise UserError(f'invalid_utf8 is {self.invalid_utf8!r}; it can be refuse or replace')
     packing.check_row_length(self.row_length)
@@ -121,7 +131,9 @@ def prepare(
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
   given = None
   if recipe.tokenizer not in tokenizers.KINDS:
-    given = tokenizers.load_tokenizer(files.normal(recipe.tokenizer), recipe.lowercase, recipe.strip_accents)
+    given = tokenizers.load_tokenizer(
+      files.normal(recipe.tokenizer), recipe.lowercase, recipe.strip_accents
+    )
   identity = corpora.corpus_identity(sources)
   fingerprint = _fingerprint(recipe, identity, given, weighted=_weighted(sources))
   path = files.normal(output) if output is not None else files.join(cache, 'rows', fingerprint)
@@ -131,10 +143,14 @@ def prepare(
     if work:
       groups = corpora.groups(sources)
       console.say(
-        'corpus', f'{corpora.describe(sources)}, {sum(group.bytes for group in groups) / 1e6:,.1f} MB on disk'
+        'corpus',
+        f'{corpora.describe(sources)}, {sum(group.bytes for group in groups) / 1e6:,.1f} MB on disk',
       )
       tokenizer = given or _train_tokenizer(
-        files.join(cache, 'tokenizers', _tokenizer_fingerprint(recipe, identity)), recipe, sources, groups
+        files.join(cache, 'tokenizers', _tokenizer_fingerprint(recipe, identity)),
+        recipe,
+        sources,
+        groups,
       )
       _make(
         path,
@@ -155,7 +171,11 @@ def prepare(
 
 def _tokenizer_fingerprint(recipe, identity):
   """Of all that a tokenizer trained on a corpus depends on."""
-  wordpiece = [recipe.lowercase, recipe.strip_accents] if recipe.tokenizer == 'wordpiece' else [recipe.byte_fallback]
+  wordpiece = (
+    [recipe.lowercase, recipe.strip_accents]
+    if recipe.tokenizer == 'wordpiece'
+    else [recipe.byte_fallback]
+  )
   return _hash(
     [
       RECIPE_VERSION,
@@ -192,7 +212,9 @@ def _fingerprint(recipe, identity, given, weighted):
 
 
 def open_prepared(
-  path: str | os.PathLike, cache: str | os.PathLike | None = None, weights: list[float] | None = None
+  path: str | os.PathLike,
+  cache: str | os.PathLike | None = None,
+  weights: list[float] | None = None,
 ) -> Prepared:
   """Opens what `prepare` made.
 
@@ -211,7 +233,9 @@ def open_prepared(
       f'no prepared corpus at {path!r}: it has no {FACTS_FILE}; make one with --mode=prepare --output={path}'
     )
   tokenizer = tokenizers.load_tokenizer(files.join(path, 'tokenizer'))
-  shards = None if cache is None or files.is_remote(cache) else files.join(files.normal(cache), 'shards')
+  shards = (
+    None if cache is None or files.is_remote(cache) else files.join(files.normal(cache), 'shards')
+  )
   stores = {name: open_store(files.join(path, name), shards) for name in facts['stores']}
   for store in stores.values():
     if store.tokenizer_fingerprint != tokenizer.fingerprint:
@@ -221,7 +245,9 @@ def open_prepared(
   heldout = stores.pop('heldout', None)
   (train,) = stores.values() if len(stores) == 1 else [None]
   if train is None:
-    train = Mixture(tuple(stores.values()), tuple(weights or [source['weight'] for source in facts['sources']]))
+    train = Mixture(
+      tuple(stores.values()), tuple(weights or [source['weight'] for source in facts['sources']])
+    )
   prepared = Prepared(train, heldout, tokenizer, facts, path)
   for line in preparation_report.lines(facts):
     console.say(*line)
@@ -252,7 +278,9 @@ def _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer,
       beams.each_block(job, groups, stage, label, beam)
 
   if recipe.near_duplicates:
-    each_block(job, blocks.sign, lambda name: files.exists(blocks.signatures_file(job, name)), 'likeness')
+    each_block(
+      job, blocks.sign, lambda name: files.exists(blocks.signatures_file(job, name)), 'likeness'
+    )
     job = dataclasses.replace(job, gone=_gone(job, groups, recipe.near_duplicates))
   each_block(job, blocks.make_rows, lambda name: blocks.block_facts(job, name) is not None, 'rows')
 
@@ -263,12 +291,18 @@ def _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer,
     'fingerprint': fingerprint,
     'source': recipe.source,
     'recipe': dataclasses.asdict(recipe),
-    'tokenizer': {'kind': tokenizer.kind, 'size': tokenizer.size, 'fingerprint': tokenizer.fingerprint},
+    'tokenizer': {
+      'kind': tokenizer.kind,
+      'size': tokenizer.size,
+      'fingerprint': tokenizer.fingerprint,
+    },
   } | facts
   for name, pieces in parts.items():
     _write_store(path, work, name, pieces, recipe, tokenizer, beam)
   if corpora.corpus_identity(sources) != identity:
-    raise UserError(f'the corpus {corpora.describe(sources)} has changed while it was read; prepare it again')
+    raise UserError(
+      f'the corpus {corpora.describe(sources)} has changed while it was read; prepare it again'
+    )
   seconds = time.monotonic() - start
   files.write_bytes(
     files.join(path, REPORT_FILE),
@@ -281,7 +315,9 @@ def _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer,
 def _gone(job, groups, threshold):
   """Numbers of the near-duplicates in each block that has some."""
   names = [
-    blocks.block_name(i, number) for i in range(len(groups)) for number in range(blocks.group_facts(job, i)['blocks'])
+    blocks.block_name(i, number)
+    for i in range(len(groups))
+    for number in range(blocks.group_facts(job, i)['blocks'])
   ]
   owners = []
 
@@ -298,7 +334,8 @@ def _gone(job, groups, threshold):
     name, number = owners[index]
     gone.setdefault(name, []).append(number)
   console.say(
-    'likeness', f'{sum(map(len, gone.values())):,} of {len(owners):,} documents are near-duplicates and left out'
+    'likeness',
+    f'{sum(map(len, gone.values())):,} of {len(owners):,} documents are near-duplicates and left out',
   )
   return {name: tuple(numbers) for name, numbers in gone.items()}
 
@@ -311,8 +348,12 @@ def _write_store(path, work, name, pieces, recipe, tokenizer, beam):
   shards = []
   for first in range(0, int(ends[-1]), per_shard):
     last = min(first + per_shard, int(ends[-1]))
-    touched = range(int(np.searchsorted(ends, first, 'right')) - 1, int(np.searchsorted(ends, last, 'left')))
-    shards.append([(pieces[i][0], max(0, first - int(ends[i])), last - int(ends[i])) for i in touched])
+    touched = range(
+      int(np.searchsorted(ends, first, 'right')) - 1, int(np.searchsorted(ends, last, 'left'))
+    )
+    shards.append(
+      [(pieces[i][0], max(0, first - int(ends[i])), last - int(ends[i])) for i in touched]
+    )
   noted = [files.join(work, 'shards', f'{name}-{index:05d}.json') for index in range(len(shards))]
   write = functools.partial(_write_shard, files.join(path, name), sizes)
   numbered = list(zip(range(len(shards)), shards, noted))
@@ -336,7 +377,9 @@ def _write_store(path, work, name, pieces, recipe, tokenizer, beam):
 def _write_shard(folder, sizes, numbered):
   """Writes one shard and notes what it holds, in whatever process that is."""
   index, pieces, note = numbered
-  facts = write_shard(folder, index, (blocks.read_array(file)[start:stop] for file, start, stop in pieces), **sizes)
+  facts = write_shard(
+    folder, index, (blocks.read_array(file)[start:stop] for file, start, stop in pieces), **sizes
+  )
   files.write_bytes(note, json.dumps(facts).encode())
 
 
@@ -350,7 +393,10 @@ def _train_tokenizer(folder, recipe, sources, groups):
         else {}
       )
       expected = int(
-        sum(group.bytes * _EXPANSION.get(os.path.splitext((*group.files, '')[0])[1], 1) for group in groups)
+        sum(
+          group.bytes * _EXPANSION.get(os.path.splitext((*group.files, '')[0])[1], 1)
+          for group in groups
+        )
       )
       trained = tokenizers.train_tokenizer(
         _training_texts(recipe, sources, groups),
@@ -362,7 +408,9 @@ def _train_tokenizer(folder, recipe, sources, groups):
       )
       for name, content in trained.files.items():
         files.write_bytes(files.join(folder, name), content)
-      files.write_bytes(files.join(folder, FACTS_FILE), (json.dumps({'format': FORMAT}) + '\n').encode())
+      files.write_bytes(
+        files.join(folder, FACTS_FILE), (json.dumps({'format': FORMAT}) + '\n').encode()
+      )
       return trained
   tokenizer = tokenizers.load_tokenizer(folder)
   console.say('tokenizer', f'reusing {tokenizer.size:,} tokens learned before')
@@ -412,7 +460,9 @@ def _check_rows(facts, recipe, sources):
       )
   for entry in facts['sources']:
     if entry['store'] != 'train' and not entry['rows']:
-      raise UserError(f'the source {entry["location"]!r} has no training document; give more text, or leave it out')
+      raise UserError(
+        f'the source {entry["location"]!r} has no training document; give more text, or leave it out'
+      )
 
 
 def _weighted(sources):

@@ -17,8 +17,15 @@ _NAMES_SHOWN = 20
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 _LONE_SURROGATES = re.compile('[\ud800-\udfff]')
 # First bytes of what is no text, whatever its name says.
-_MAGIC = {b'\x1f\x8b': '.gz', b'\xfd7zXZ\0': '.xz', b'BZh91AY&SY': '.bz2', b'\x28\xb5\x2f\xfd': '.zst',
-          b'PAR1\x15': '.parquet', b'PK\x03\x04': '.zip', b'7z\xbc\xaf': '.7z'}
+_MAGIC = {
+  b'\x1f\x8b': '.gz',
+  b'\xfd7zXZ\0': '.xz',
+  b'BZh91AY&SY': '.bz2',
+  b'\x28\xb5\x2f\xfd': '.zst',
+  b'PAR1\x15': '.parquet',
+  b'PK\x03\x04': '.zip',
+  b'7z\xbc\xaf': '.7z',
+}
 
 Advance = Callable[[int], None] | None
 Counts = dict[str, int] | None
@@ -44,7 +51,9 @@ def decode(data: bytes, invalid_utf8: str, where: Callable[[int], str]) -> tuple
     return data.decode(), 0
   except UnicodeDecodeError as error:
     if invalid_utf8 == 'refuse':
-      raise UserError(f'{where(error.start)}; convert it, with iconv say, or set data.invalid_utf8=replace') from None
+      raise UserError(
+        f'{where(error.start)}; convert it, with iconv say, or set data.invalid_utf8=replace'
+      ) from None
   bad = len(data) - len(data.decode(errors='ignore').encode())
   return data.decode(errors='replace'), bad
 
@@ -58,7 +67,9 @@ def document(text: str, bad: int, counts: Counts) -> Iterator[str]:
   yield text
 
 
-def read_text(path: str, document_format: str, invalid_utf8: str, advance: Advance, counts: Counts) -> Iterator[str]:
+def read_text(
+  path: str, document_format: str, invalid_utf8: str, advance: Advance, counts: Counts
+) -> Iterator[str]:
   """Documents of a text file: between blank lines (`'blank_line'`), one a line (`'line'`), or one in all (`'file'`)."""
   if document_format == 'line':
     for _, line, bad in _lines(path, invalid_utf8, advance, counts):
@@ -77,7 +88,9 @@ def read_text(path: str, document_format: str, invalid_utf8: str, advance: Advan
     yield from document('\n'.join(paragraphs).rstrip('\n'), replaced, counts)
 
 
-def read_jsonl(path: str, field: str, invalid_utf8: str, advance: Advance, counts: Counts) -> Iterator[str]:
+def read_jsonl(
+  path: str, field: str, invalid_utf8: str, advance: Advance, counts: Counts
+) -> Iterator[str]:
   """Documents of a file with a JSON object a line: the string in its field. null is a blank document."""
   for number, line, bad in _lines(path, invalid_utf8, advance, counts):
     if not line or line.isspace():
@@ -94,17 +107,23 @@ def read_jsonl(path: str, field: str, invalid_utf8: str, advance: Advance, count
       count(counts, 'blank_documents')
       continue
     if not isinstance(value, str):
-      raise UserError(f'{where} has {_kind(value)} in its field {field!r}, not a string; name another with ;field=NAME')
+      raise UserError(
+        f'{where} has {_kind(value)} in its field {field!r}, not a string; name another with ;field=NAME'
+      )
     if escapes and (lone := len(_LONE_SURROGATES.findall(value))):
       if invalid_utf8 == 'refuse':
-        raise UserError(f'{where} has half a surrogate pair in its field {field!r}, which is no character; mend it, or '
-                        'set data.invalid_utf8=replace')
+        raise UserError(
+          f'{where} has half a surrogate pair in its field {field!r}, which is no character; mend it, or '
+          'set data.invalid_utf8=replace'
+        )
       value, bad = _LONE_SURROGATES.sub('\ufffd', value), bad + lone
       count(counts, 'replaced_bytes', lone)
     yield from document(value, bad, counts)
 
 
-def read_parquet(path: str, column: str, invalid_utf8: str, advance: Advance, counts: Counts) -> Iterator[str]:
+def read_parquet(
+  path: str, column: str, invalid_utf8: str, advance: Advance, counts: Counts
+) -> Iterator[str]:
   """Documents of a Parquet file: the rows of one column of strings. null is a blank document."""
   import pyarrow as pa
   import pyarrow.compute as pc
@@ -113,7 +132,9 @@ def read_parquet(path: str, column: str, invalid_utf8: str, advance: Advance, co
   size = files.size(path)
   seen = rows = 0
   # Read ahead, the column of a whole row group would be in memory.
-  options = dict(buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+  options = dict(
+    buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+  )
   try:
     with files.open_binary(path) as raw, pq.ParquetFile(raw, **options) as file:
       names = _column(file.schema_arrow, column, path)
@@ -138,10 +159,14 @@ def read_parquet(path: str, column: str, invalid_utf8: str, advance: Advance, co
           advance(size * rows // total - seen)
           seen = size * rows // total
   except Exception as error:
-    if isinstance(error, UserError) or not (isinstance(error, pa.ArrowException | OSError) or files.is_remote(path)):
+    if isinstance(error, UserError) or not (
+      isinstance(error, pa.ArrowException | OSError) or files.is_remote(path)
+    ):
       raise
-    raise UserError(f'the corpus file {path!r} is no Parquet file, damaged or cut short ({files.reason(error)}); '
-                    'make it again') from None
+    raise UserError(
+      f'the corpus file {path!r} is no Parquet file, damaged or cut short ({files.reason(error)}); '
+      'make it again'
+    ) from None
   if advance and size > seen:
     advance(size - seen)
 
@@ -156,38 +181,65 @@ def _column(schema, column, path):
         yield from leaves(field.type, (*prefix, field.name))
       else:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        yield (*prefix, field.name), any(is_kind(kind) for is_kind in (
-            pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary,
-            pa.types.is_large_binary, pa.types.is_binary_view)), field.type
+        yield (
+          (*prefix, field.name),
+          any(
+            is_kind(kind)
+            for is_kind in (
+              pa.types.is_string,
+              pa.types.is_large_string,
+              pa.types.is_string_view,
+              pa.types.is_binary,
+              pa.types.is_large_binary,
+              pa.types.is_binary_view,
+            )
+          ),
+          field.type,
+        )
 
   found = {'.'.join(names): (names, is_text, kind) for names, is_text, kind in leaves(schema)}
   if column not in found:
-    raise UserError(f'the corpus file {path!r} has no column {column!r}; its columns are {named(found)}; name one '
-                    'with ;field=NAME')
+    raise UserError(
+      f'the corpus file {path!r} has no column {column!r}; its columns are {named(found)}; name one '
+      'with ;field=NAME'
+    )
   names, is_text, kind = found[column]
   if not is_text:
     texts = [name for name, (_, is_text, _) in found.items() if is_text]
-    raise UserError(f'the column {column!r} of the corpus file {path!r} holds {kind}, not text; its columns of text '
-                    f'are {named(texts)}; name one with ;field=NAME')
+    raise UserError(
+      f'the column {column!r} of the corpus file {path!r} holds {kind}, not text; its columns of text '
+      f'are {named(texts)}; name one with ;field=NAME'
+    )
   return names
 
 
 def _member(record: Any, field: str, where: str):
   """A field of a JSON object; `a.b` is b inside a, where no field is called so."""
   if not isinstance(record, dict):
-    raise UserError(f'{where} is {_kind(record)}, not a JSON object; give files with an object a line, such as '
-                    '{"text": "..."}')
+    raise UserError(
+      f'{where} is {_kind(record)}, not a JSON object; give files with an object a line, such as '
+      '{"text": "..."}'
+    )
   value = record
   for name in [field] if field in record else field.split('.'):
     if not isinstance(value, dict) or name not in value:
-      raise UserError(f'{where} has no field {field!r}; its fields are {named(record)}; name one with ;field=NAME')
+      raise UserError(
+        f'{where} has no field {field!r}; its fields are {named(record)}; name one with ;field=NAME'
+      )
     value = value[name]
   return value
 
 
 def _kind(value):
-  return {bool: 'a truth value', int: 'a number', float: 'a number', str: 'a string', list: 'a list', dict: 'an object',
-          type(None): 'null'}[type(value)]
+  return {
+    bool: 'a truth value',
+    int: 'a number',
+    float: 'a number',
+    str: 'a string',
+    list: 'a list',
+    dict: 'an object',
+    type(None): 'null',
+  }[type(value)]
 
 
 def named(names: Iterable[str]) -> str:
@@ -241,12 +293,18 @@ def _lines(path, invalid_utf8, advance, counts):
         raise
       told = files.reason(error)
       kind = files.Unreachable if files.is_remote(path) else UserError
-      raise kind(f'the corpus file {path!r} is damaged or cut short ({told}); make it again') from None
+      raise kind(
+        f'the corpus file {path!r} is damaged or cut short ({told}); make it again'
+      ) from None
 
 
 def _check_text(line, path):
   for magic, suffix in _MAGIC.items():
     if line.startswith(magic):
       name = pathlib.PurePosixPath(path).name
-      raise UserError(f'the corpus file {path!r} holds {suffix} data, not text; ' + (
-          f'call it {name}{suffix}' if suffix in (*files.COMPRESSIONS, '.parquet') else 'unpack it'))
+      raise UserError(
+        f'the corpus file {path!r} holds {suffix} data, not text; '
+        + (
+          f'call it {name}{suffix}' if suffix in (*files.COMPRESSIONS, '.parquet') else 'unpack it'
+        )
+      )

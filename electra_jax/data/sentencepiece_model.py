@@ -28,6 +28,7 @@ class Model:
     remove_extra_whitespaces: whether spaces at both ends go, and all but one of several.
     escape_whitespaces: whether spaces become U+2581.
   """
+
   pieces: tuple[tuple[str, float, int], ...]
   kind: int
   byte_fallback: bool
@@ -44,7 +45,9 @@ def read(content: bytes) -> Model:
   for number, value in _fields(content):
     if number == 1:
       piece = dict(_fields(value))
-      pieces.append((piece[1].decode(), struct.unpack('<f', piece.get(2, bytes(4)))[0], piece.get(3, NORMAL)))
+      pieces.append(
+        (piece[1].decode(), struct.unpack('<f', piece.get(2, bytes(4)))[0], piece.get(3, NORMAL))
+      )
     elif number in (2, 3):
       (trainer if number == 2 else normalizer).update(_fields(value))
   return Model(
@@ -64,7 +67,10 @@ def appended(content: bytes, pieces: Sequence[tuple[str, float]]) -> bytes:
   size = sum(number == 1 for number, _ in _fields(content)) + len(pieces)
   # Joining messages merges them: what may repeat is appended, the rest replaced. Field 4 are samples of what it did before.
   kept = b''.join(_field(number, value) for number, value in _fields(content) if number != 4)
-  added = (_field(1, _field(1, text.encode()) + _field(2, struct.pack('<f', score), kind=5)) for text, score in pieces)
+  added = (
+    _field(1, _field(1, text.encode()) + _field(2, struct.pack('<f', score), kind=5))
+    for text, score in pieces
+  )
   return kept + b''.join(added) + _field(2, _field(4, size))
 
 

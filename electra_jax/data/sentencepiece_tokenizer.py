@@ -23,8 +23,16 @@ BYTE_PIECES = 256
 # What stands for white space in a piece.
 SPACE = '\u2581'
 # Scripts that are written without spaces, as first and last character: South East Asian and Tibetan ones, Chinese, Japanese.
-SPACELESS = ((0x0E00, 0x109F), (0x1780, 0x17FF), (0x1950, 0x1AAF), (0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F),
-             (0x1B000, 0x1B16F), (0x20000, 0x3FFFF))
+SPACELESS = (
+  (0x0E00, 0x109F),
+  (0x1780, 0x17FF),
+  (0x1950, 0x1AAF),
+  (0x2E80, 0x9FFF),
+  (0xF900, 0xFAFF),
+  (0xFF66, 0xFF9F),
+  (0x1B000, 0x1B16F),
+  (0x20000, 0x3FFFF),
+)
 # First bytes in UTF-8 of characters of which nearly all begin words: punctuation and symbols, Chinese and Japanese, emoji.
 WORD_BYTES = (*range(0xE2, 0xEA), *range(0xF0, 0xF5))
 # Training holds its sentences in memory; more than this many are sampled down to it.
@@ -62,7 +70,11 @@ def parts(files: dict[str, bytes], source: str) -> dict:
   cores = min(16, os.cpu_count() or 1)
 
   def guard(rows):
-    return [np.where(np.isin(row, guarded), np.int32(ids['unk_id']), row) for row in rows] if guarded else rows
+    return (
+      [np.where(np.isin(row, guarded), np.int32(ids['unk_id']), row) for row in rows]
+      if guarded
+      else rows
+    )
 
   def encode(texts, threads):
     if threads == 1:  # even one thread would be a pool to SentencePiece
@@ -72,8 +84,13 @@ def parts(files: dict[str, bytes], source: str) -> dict:
     return guard(encoded)
 
   # Of each piece: bytes of the normalized text that it is, and how many spaces begin and end it.
-  shapes = np.array([(1, 0, 0) if byte else _shape(token)
-                     for token, byte in zip(tokens, processor.is_byte(list(range(len(tokens)))))], np.int32)
+  shapes = np.array(
+    [
+      (1, 0, 0) if byte else _shape(token)
+      for token, byte in zip(tokens, processor.is_byte(list(range(len(tokens)))))
+    ],
+    np.int32,
+  )
 
   def encode_with_offsets(texts, threads):
     if threads == 1:
@@ -114,8 +131,10 @@ def word_starts(files: dict[str, bytes]) -> np.ndarray:
   """
   model = sentencepiece_model.read(files[FILE])
   if model.space_after_words:
-    raise UserError('the SentencePiece model puts the space of a word at its end, so its pieces do not tell where words begin; use '
-                    "another tokenizer, or config.objective.masking 'uniform'")
+    raise UserError(
+      'the SentencePiece model puts the space of a word at its end, so its pieces do not tell where words begin; use '
+      "another tokenizer, or config.objective.masking 'uniform'"
+    )
 
   def begins(text, kind):
     if kind == sentencepiece_model.BYTE:
@@ -130,11 +149,19 @@ def _begins_word(character: str) -> bool:
   if not character or (category := unicodedata.category(character)[0]) == 'M':
     return False
   # U+2581 is a symbol to Unicode, too.
-  return category in 'PS' or character.isspace() or any(first <= ord(character) <= last for first, last in SPACELESS)
+  return (
+    category in 'PS'
+    or character.isspace()
+    or any(first <= ord(character) <= last for first, last in SPACELESS)
+  )
 
 
 def _shape(piece: str) -> tuple[int, int, int]:
-  return len(piece.encode()), len(piece) - len(piece.lstrip(SPACE)), len(piece) - len(piece.rstrip(SPACE))
+  return (
+    len(piece.encode()),
+    len(piece) - len(piece.lstrip(SPACE)),
+    len(piece) - len(piece.rstrip(SPACE)),
+  )
 
 
 def _spans(normalized: str, places: list[int], shapes: np.ndarray, length: int) -> np.ndarray:
@@ -151,17 +178,23 @@ def _spans(normalized: str, places: list[int], shapes: np.ndarray, length: int) 
   places = np.array(places, np.int32)
   size, leading, trailing = shapes.T
   after = np.cumsum(size)
-  character = np.cumsum(np.frombuffer(normalized.encode(), np.uint8) & 0xC0 != 0x80) - 1  # of each byte
+  character = (
+    np.cumsum(np.frombuffer(normalized.encode(), np.uint8) & 0xC0 != 0x80) - 1
+  )  # of each byte
   first, last = character[after - size] + leading, character[after - 1] - trailing
   begin = places[np.minimum(first, len(normalized))]
   # The end is where what comes next begins.
-  end = np.append(places, np.int32(length))[np.searchsorted(places, places[np.maximum(last, 0)], 'right')]
+  end = np.append(places, np.int32(length))[
+    np.searchsorted(places, places[np.maximum(last, 0)], 'right')
+  ]
   end = np.where(first <= last, end, begin)
   # A space inside of what one character became is that character's too.
   return np.stack([begin, np.maximum.accumulate(end)], axis=1)
 
 
-def train(sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None, seed: int) -> dict[str, bytes]:
+def train(
+  sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None, seed: int
+) -> dict[str, bytes]:
   """Files of a model that is trained on a sample. The same sample and arguments give the same model anywhere.
 
   Args:
@@ -189,15 +222,23 @@ def train(sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None
       model_writer=model,
       model_type=kind,
       vocab_size=vocab_size,
-      pad_id=PAD_ID, unk_id=UNK_ID, bos_id=CLS_ID, eos_id=SEP_ID,
-      pad_piece=PAD, unk_piece=UNK, bos_piece=CLS, eos_piece=SEP, control_symbols=[MASK],
+      pad_id=PAD_ID,
+      unk_id=UNK_ID,
+      bos_id=CLS_ID,
+      eos_id=SEP_ID,
+      pad_piece=PAD,
+      unk_piece=UNK,
+      bos_piece=CLS,
+      eos_piece=SEP,
+      control_symbols=[MASK],
       unk_surface=UNK,
       character_coverage=0.9999,
       required_chars=''.join(c for c in string.printable if not c.isspace()),
       byte_fallback=fallback,
       # Candidates in proportion to the vocabulary: far quicker than the default million, and slightly shorter codes.
       seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
-      input_sentence_size=TRAINING_SENTENCES, shuffle_input_sentence=True,
+      input_sentence_size=TRAINING_SENTENCES,
+      shuffle_input_sentence=True,
       num_threads=TRAINING_THREADS,
       minloglevel=2,
     )

@@ -37,7 +37,10 @@ def fetch_shards(address: str, shards: list[dict], folder: pathlib.Path) -> None
     fetch_shard(address, missing[i], folder, lambda count: arrived.__setitem__(i, count))
 
   total = sum(shard['bytes'] for shard in missing)
-  with console.progress('fetching', total) as line, concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+  with (
+    console.progress('fetching', total) as line,
+    concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool,
+  ):
     waiting = {pool.submit(fetch, i) for i in range(len(missing))}
     try:
       while waiting:
@@ -67,7 +70,9 @@ def fetch_shard(address: str, shard: dict, folder: pathlib.Path, advance=None) -
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / f'{shard["file"]}.lock'):
       if not is_fetched(shard, folder):  # another process may have fetched it meanwhile
-        _download(files.join(address, shard['file']), shard, target, advance or (lambda count: None))
+        _download(
+          files.join(address, shard['file']), shard, target, advance or (lambda count: None)
+        )
   except OSError as error:
     raise UserError(
       f'the cache {str(folder)!r} cannot be written: {error.strerror or error}; name another folder for it'

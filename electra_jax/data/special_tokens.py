@@ -19,7 +19,9 @@ USUAL_NAMES = {
 OWN_NAMES = {token: (token,) for token in SPECIAL_TOKENS}
 
 
-def find_special_tokens(tokens: Sequence[str], names: Mapping[str, Sequence[str]], source: str) -> dict[str, int]:
+def find_special_tokens(
+  tokens: Sequence[str], names: Mapping[str, Sequence[str]], source: str
+) -> dict[str, int]:
   """Ids of the special tokens, as `{'pad_id': ..., 'unk_id': ..., 'cls_id': ..., 'sep_id': ..., 'mask_id': ...}`.
 
   Args:
@@ -31,7 +33,12 @@ def find_special_tokens(tokens: Sequence[str], names: Mapping[str, Sequence[str]
     UserError: some are missing.
   """
   ids = {token: i for i, token in enumerate(tokens)}
-  found = {token: next((ids[name] for name in names[token] if name in ids), None) for token in SPECIAL_TOKENS}
+  found = {
+    token: next((ids[name] for name in names[token] if name in ids), None)
+    for token in SPECIAL_TOKENS
+  }
   if missing := [' or '.join(names[token]) for token in SPECIAL_TOKENS if found[token] is None]:
-    raise UserError(f"the vocabulary of {source} lacks {', '.join(missing)}; use one that has them, or train one here")
+    raise UserError(
+      f'the vocabulary of {source} lacks {", ".join(missing)}; use one that has them, or train one here'
+    )
   return {f'{token[1:-1].lower()}_id': i for token, i in found.items()}

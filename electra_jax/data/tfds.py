@@ -36,9 +36,11 @@ def open_dataset(source: Any):
     UserError: it is not prepared, cannot be read, or there is no such dataset.
   """
   if importlib.util.find_spec('tensorflow_datasets') is None:
-    raise UserError(f'{source.location!r} needs TensorFlow Datasets, which is not installed; pip install '
-                    'tensorflow-datasets')
-  console.quiet_libraries()      # TensorFlow is loaded for addresses and for TFRecord files
+    raise UserError(
+      f'{source.location!r} needs TensorFlow Datasets, which is not installed; pip install '
+      'tensorflow-datasets'
+    )
+  console.quiet_libraries()  # TensorFlow is loaded for addresses and for TFRecord files
   import tensorflow_datasets as tfds
   from etils import epath
   from tensorflow_datasets.core import read_only_builder, registered
@@ -49,14 +51,18 @@ def open_dataset(source: Any):
     with _told(name):
       is_there = (folder / _INFO).exists()
     if not is_there:
-      raise UserError(f'{name!r} holds no prepared TFDS dataset; give the folder of a version, the one with {_INFO} in '
-                      'it')
+      raise UserError(
+        f'{name!r} holds no prepared TFDS dataset; give the folder of a version, the one with {_INFO} in '
+        'it'
+      )
     with _told(name):
       return tfds.builder_from_directory(folder)
   name = _VERSION.sub(':', name)
   if not _NAME.fullmatch(name):
-    raise UserError(f'{name!r} is no TFDS dataset; give a name such as tfds:wikipedia/20230601.en, or the folder of a '
-                    'prepared version')
+    raise UserError(
+      f'{name!r} is no TFDS dataset; give a name such as tfds:wikipedia/20230601.en, or the folder of a '
+      'prepared version'
+    )
   data_dir = os.path.expanduser(source.data_dir) if source.data_dir else None
   looked = data_dir or os.environ.get('TFDS_DATA_DIR') or os.path.join('~', 'tensorflow_datasets')
   found = None
@@ -76,7 +82,11 @@ def open_dataset(source: Any):
 
 def is_folder(name: str) -> bool:
   """Whether it is the folder or address of a prepared dataset, and not the name of one."""
-  return files.is_remote(name) or name.startswith(('/', './', '../', '~')) or os.path.exists(os.path.join(name, _INFO))
+  return (
+    files.is_remote(name)
+    or name.startswith(('/', './', '../', '~'))
+    or os.path.exists(os.path.join(name, _INFO))
+  )
 
 
 def slices(source: Any, builder) -> list[Slice]:
@@ -88,8 +98,10 @@ def slices(source: Any, builder) -> list[Slice]:
   try:
     parts = tfds.core.ReadInstruction.from_spec(source.split).to_absolute(builder.info.splits)
   except Exception as error:  # of many kinds
-    raise UserError(f'TFDS dataset {builder.info.full_name} has no split {source.split!r} ({files.reason(error)}); its '
-                    f'splits are {known}, or slices of them such as train[:50%]') from None
+    raise UserError(
+      f'TFDS dataset {builder.info.full_name} has no split {source.split!r} ({files.reason(error)}); its '
+      f'splits are {known}, or slices of them such as train[:50%]'
+    ) from None
   found = []
   for part in parts:
     examples = builder.info.splits[part.splitname].num_examples
@@ -97,8 +109,10 @@ def slices(source: Any, builder) -> list[Slice]:
     if first < last:
       found.append((part.splitname, first, last))
   if not found:
-    raise UserError(f'split {source.split!r} of TFDS dataset {builder.info.full_name} selects no example; its splits '
-                    f'are {known}')
+    raise UserError(
+      f'split {source.split!r} of TFDS dataset {builder.info.full_name} selects no example; its splits '
+      f'are {known}'
+    )
   return found
 
 
@@ -111,13 +125,21 @@ def slice_bytes(builder, part: Slice) -> int:
 def identity(source: Any, builder) -> str:
   """What changes when the dataset does: its name with the version, what is selected, and its splits' sizes by file."""
   parts = slices(source, builder)
-  facts = [(name, list(builder.info.splits[name].shard_lengths), int(builder.info.splits[name].num_bytes))
-           for name in sorted({part[0] for part in parts})]
+  facts = [
+    (name, list(builder.info.splits[name].shard_lengths), int(builder.info.splits[name].num_bytes))
+    for name in sorted({part[0] for part in parts})
+  ]
   return repr((builder.info.full_name, source.field, parts, facts))
 
 
 def read_examples(
-  source: Any, start: int, stop: int, invalid_utf8: str, advance: readers.Advance, size: int, counts: readers.Counts
+  source: Any,
+  start: int,
+  stop: int,
+  invalid_utf8: str,
+  advance: readers.Advance,
+  size: int,
+  counts: readers.Counts,
 ) -> Iterator[str]:
   """Documents: one field of the examples `start` to `stop - 1` of what the source selects, in the order of the files.
 
@@ -147,8 +169,10 @@ def read_examples(
           advance(done - told)
           told = done
   if number != stop - start:
-    raise UserError(f'TFDS dataset {name} is cut short: {stop - start - number} examples fewer than it says; '
-                    'prepare it again')
+    raise UserError(
+      f'TFDS dataset {name} is cut short: {stop - start - number} examples fewer than it says; '
+      'prepare it again'
+    )
 
 
 def _record_key(source, builder):
@@ -165,8 +189,10 @@ def _record_key(source, builder):
 
   found = {'.'.join(names): '/'.join(names) for names in texts(builder.info.features)}
   if source.field not in found:
-    raise UserError(f'TFDS dataset {builder.info.full_name} has no text called {source.field!r}; its texts are '
-                    f'{readers.named(sorted(found))}; name one with ;field=NAME')
+    raise UserError(
+      f'TFDS dataset {builder.info.full_name} has no text called {source.field!r}; its texts are '
+      f'{readers.named(sorted(found))}; name one with ;field=NAME'
+    )
   return found[source.field]
 
 
@@ -177,7 +203,9 @@ def _array_records(builder, key, split, first, last):
   from tensorflow_datasets.proto import tf_example_pb2
 
   instruction = tfds.core.ReadInstruction(split, from_=first, to=last, unit='abs')
-  records = builder.as_data_source(split=instruction, deserialize_method=DeserializeMethod.RAW_BYTES)
+  records = builder.as_data_source(
+    split=instruction, deserialize_method=DeserializeMethod.RAW_BYTES
+  )
   for i in range(len(records)):
     record = records[i]
     if not record:  # so a file reads that was cut between two blocks
@@ -189,8 +217,10 @@ def _array_records(builder, key, split, first, last):
 def _tf_records(builder, key, split, first, last):
   """One field of records, as bytes, in the order of the files, read by tf.data."""
   if importlib.util.find_spec('tensorflow') is None:
-    raise UserError(f'TFDS dataset {builder.info.full_name} is kept as {builder.info.file_format.value}, which needs '
-                    'TensorFlow to be read; pip install tensorflow, or prepare it as array_record')
+    raise UserError(
+      f'TFDS dataset {builder.info.full_name} is kept as {builder.info.file_format.value}, which needs '
+      'TensorFlow to be read; pip install tensorflow, or prepare it as array_record'
+    )
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
@@ -199,7 +229,9 @@ def _tf_records(builder, key, split, first, last):
   names = key.split('/')
   wanted, feature = {}, builder.info.features
   inner = wanted
-  for name in names:  # only dictionaries can be decoded in part, not what is made of them, as translations are
+  for name in (
+    names
+  ):  # only dictionaries can be decoded in part, not what is made of them, as translations are
     feature = feature[name]
     inner[name] = {} if type(feature) is tfds.features.FeaturesDict else True
     inner = inner[name]
@@ -207,13 +239,24 @@ def _tf_records(builder, key, split, first, last):
       break
   options = tf.data.Options()
   options.threading.private_threadpool_size = 1  # readers run beside each other
-  config = tfds.ReadConfig(options=options, try_autocache=False, skip_prefetch=True, interleave_cycle_length=1,
-                           num_parallel_calls_for_interleave_files=1, num_parallel_calls_for_decode=1)
+  config = tfds.ReadConfig(
+    options=options,
+    try_autocache=False,
+    skip_prefetch=True,
+    interleave_cycle_length=1,
+    num_parallel_calls_for_interleave_files=1,
+    num_parallel_calls_for_decode=1,
+  )
   with _quiet():
     dataset = builder.as_dataset(
-      split=tfds.core.ReadInstruction(split, from_=first, to=last, unit='abs'), shuffle_files=False, read_config=config,
-      decoders=tfds.decode.PartialDecoding(wanted))
-    dataset = dataset.map(lambda example: functools.reduce(operator.getitem, names, example)).batch(_READ_AHEAD)
+      split=tfds.core.ReadInstruction(split, from_=first, to=last, unit='abs'),
+      shuffle_files=False,
+      read_config=config,
+      decoders=tfds.decode.PartialDecoding(wanted),
+    )
+    dataset = dataset.map(lambda example: functools.reduce(operator.getitem, names, example)).batch(
+      _READ_AHEAD
+    )
   for values in dataset.as_numpy_iterator():
     yield from values
 
@@ -224,22 +267,31 @@ def _not_found(name, looked):
   from etils import epath
   from tensorflow_datasets.core import registered
 
-  say = (f'TFDS dataset {name!r} is not prepared in {looked!r}; add ;data_dir=FOLDER where it is, or ;download=yes to '
-         'download and prepare it there')
+  say = (
+    f'TFDS dataset {name!r} is not prepared in {looked!r}; add ;data_dir=FOLDER where it is, or ;download=yes to '
+    'download and prepare it there'
+  )
   if ':' in _VERSION.split(name)[0]:
     return say
   family, *config = _VERSION.split(name)[0].split('/')
   folder = epath.Path(looked).expanduser() / family
   with contextlib.suppress(Exception):
-    if there := sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.')):
-      return (f'TFDS dataset {name!r} is not prepared in {looked!r}; what is there of {family!r} is '
-              f'{readers.named(there)}')
+    if there := sorted(
+      path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith('.')
+    ):
+      return (
+        f'TFDS dataset {name!r} is not prepared in {looked!r}; what is there of {family!r} is '
+        f'{readers.named(there)}'
+      )
   try:
     known = registered.imported_builder_cls(family).builder_configs
   except registered.DatasetNotFoundError:
     near = difflib.get_close_matches(family, tfds.list_builders(with_community_datasets=False), n=1)
-    return (f'TFDS knows no dataset {family!r}' + (f' (did you mean {near[0]!r}?)' if near else '') +
-            f', and none is prepared in {looked!r}; add ;data_dir=FOLDER where it is')
+    return (
+      f'TFDS knows no dataset {family!r}'
+      + (f' (did you mean {near[0]!r}?)' if near else '')
+      + f', and none is prepared in {looked!r}; add ;data_dir=FOLDER where it is'
+    )
   except Exception:  # its code does not load; it may be prepared elsewhere all the same
     return say
   if config and known and config[0] not in known:

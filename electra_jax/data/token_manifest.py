@@ -23,7 +23,17 @@ SHARD_BYTES = 256_000_000  # the most that a shard has
 REMEDY = 'delete it and prepare the corpus again'
 _SHARD_KEYS = {'file', 'rows', 'bytes', 'blake2b', 'tokens'}
 _MANIFEST_KEYS = {
-  *('rows', 'length', 'dtype', 'rows_per_shard', 'shards', 'tokens', 'vocab_size', 'pad_id', 'tokenizer_fingerprint'),
+  *(
+    'rows',
+    'length',
+    'dtype',
+    'rows_per_shard',
+    'shards',
+    'tokens',
+    'vocab_size',
+    'pad_id',
+    'tokenizer_fingerprint',
+  ),
   'blake2b',
 }
 
@@ -89,13 +99,19 @@ def read_manifest(path: str) -> dict:
   """
   file = files.join(path, MANIFEST_FILE)
   if not files.exists(file):
-    raise UserError(f'no token store at {path!r}: it has no {MANIFEST_FILE}; prepare the corpus again')
+    raise UserError(
+      f'no token store at {path!r}: it has no {MANIFEST_FILE}; prepare the corpus again'
+    )
   try:
     manifest = json.loads(files.read_bytes(file).decode('utf-8'))
   except ValueError as error:
-    raise UserError(f'the token store {path!r} has a damaged manifest ({error}); {REMEDY}') from None
+    raise UserError(
+      f'the token store {path!r} has a damaged manifest ({error}); {REMEDY}'
+    ) from None
   if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
-    raise UserError(f'{path!r} is not a token store: its {MANIFEST_FILE} is of another kind; {REMEDY}')
+    raise UserError(
+      f'{path!r} is not a token store: its {MANIFEST_FILE} is of another kind; {REMEDY}'
+    )
   if manifest.get('format_version') != FORMAT_VERSION:
     raise UserError(
       f'the token store {path!r} has format version {manifest.get("format_version")} where {FORMAT_VERSION} is '
@@ -155,20 +171,29 @@ def verify(folder: pathlib.Path, manifest: dict) -> None:
     try:
       facts = os.stat(folder / name)
     except OSError:
-      raise UserError(f'the token store {str(folder)!r} is damaged: {name} is missing; {REMEDY}') from None
+      raise UserError(
+        f'the token store {str(folder)!r} is damaged: {name} is missing; {REMEDY}'
+      ) from None
     if facts.st_size != shard['bytes']:
       raise UserError(
         f'the token store {str(folder)!r} is damaged: {name} has {facts.st_size:,} bytes, not '
         f'{shard["bytes"]:,}; {REMEDY}'
       )
-    seen[name] = {'bytes': facts.st_size, 'mtime_ns': facts.st_mtime_ns, 'blake2b': shard['blake2b']}
+    seen[name] = {
+      'bytes': facts.st_size,
+      'mtime_ns': facts.st_mtime_ns,
+      'blake2b': shard['blake2b'],
+    }
     if known.get(name) != seen[name]:
       todo.append(shard)
   if not todo:
     return
   total, done = sum(shard['bytes'] for shard in todo), 0
   workers = min(8, os.cpu_count() or 1)
-  with console.progress('checking', total) as line, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+  with (
+    console.progress('checking', total) as line,
+    concurrent.futures.ThreadPoolExecutor(workers) as pool,
+  ):
     digests = pool.map(lambda shard: _file_digest(folder / shard['file']), todo)
     for shard, digest in zip(todo, digests):
       if digest != shard['blake2b']:

@@ -66,7 +66,13 @@ def write_shard(
       with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
   size = rows * length * dtype.itemsize
-  return {'file': name, 'rows': rows, 'bytes': size, 'blake2b': digest.hexdigest(), 'tokens': tokens}
+  return {
+    'file': name,
+    'rows': rows,
+    'bytes': size,
+    'blake2b': digest.hexdigest(),
+    'tokens': tokens,
+  }
 
 
 @contextlib.contextmanager
@@ -75,11 +81,15 @@ def writing(path: str | os.PathLike):
   try:
     yield
   except OSError as error:
-    raise files.Unwritable(f'the token store {str(path)!r} cannot be written: {error.strerror or error}') from None
+    raise files.Unwritable(
+      f'the token store {str(path)!r} cannot be written: {error.strerror or error}'
+    ) from None
 
 
 def _check_block(block, length, vocab_size):
   if block.ndim != 2 or block.shape[1] != length:
     raise ValueError(f'a block of rows has shape {block.shape}, not (n, {length})')
   if len(block) and (block.min() < 0 or block.max() >= vocab_size):
-    raise ValueError(f'token ids must be in 0..{vocab_size - 1}; found {block.min()}..{block.max()}')
+    raise ValueError(
+      f'token ids must be in 0..{vocab_size - 1}; found {block.min()}..{block.max()}'
+    )

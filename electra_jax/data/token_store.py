@@ -41,7 +41,9 @@ class Store:
   path: str
   manifest: dict
   folder: pathlib.Path
-  _descriptors: dict = dataclasses.field(default_factory=dict, init=False, repr=False)  # shard -> open file
+  _descriptors: dict = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )  # shard -> open file
 
   def __post_init__(self):
     weakref.finalize(self, _close, self._descriptors).atexit = False
@@ -92,7 +94,9 @@ class Store:
     if not len(indices):
       return np.zeros((0, length), np.int32)
     if indices.min() < 0 or indices.max() >= self.rows:
-      raise IndexError(f'rows of the token store are 0..{self.rows - 1}; found {indices.min()}..{indices.max()}')
+      raise IndexError(
+        f'rows of the token store are 0..{self.rows - 1}; found {indices.min()}..{indices.max()}'
+      )
     shards, places = np.divmod(indices, self.manifest['rows_per_shard'])
     # Rows that follow one another in a shard are read at once. pread keeps the resident memory flat, which a memory map
     # of a large store does not, and waits for the disk without Python's lock.
@@ -130,7 +134,9 @@ class Store:
     chosen = evenly(self.rows, rows)
     counts = np.zeros(self.vocab_size, np.int64)
     for start in range(0, rows, _BLOCK_ROWS):
-      counts += np.bincount(self.read(chosen[start : start + _BLOCK_ROWS]).reshape(-1), minlength=len(counts))
+      counts += np.bincount(
+        self.read(chosen[start : start + _BLOCK_ROWS]).reshape(-1), minlength=len(counts)
+      )
     return counts / max(rows, 1)
 
   def unigram_entropy(self, left_out: Iterable[int] = (), most_tokens: int = 10_000_000) -> float:
@@ -154,9 +160,13 @@ class Store:
     try:
       opened = os.open(self.folder / facts['file'], os.O_RDONLY)
     except OSError as error:
-      remedy = 'raise the limit of open files (ulimit -n 65536)' if error.errno == errno.EMFILE else REMEDY
+      remedy = (
+        'raise the limit of open files (ulimit -n 65536)' if error.errno == errno.EMFILE else REMEDY
+      )
       reason = f'{facts["file"]}: {error.strerror}'
-      raise UserError(f'the token store {self.path!r} cannot be read any more ({reason}); {remedy}') from None
+      raise UserError(
+        f'the token store {self.path!r} cannot be read any more ({reason}); {remedy}'
+      ) from None
     descriptor = self._descriptors.setdefault(shard, opened)
     if descriptor != opened:  # another thread was first
       os.close(opened)
@@ -204,12 +214,18 @@ def write_store(
   remote = files.is_remote(path)
   path = os.fspath(path) if remote else pathlib.Path(path)
   if files.exists(files.join(path, MANIFEST_FILE) if remote else path):
-    raise UserError(f'there is something at {str(path)!r} already; remove it or name another folder')
+    raise UserError(
+      f'there is something at {str(path)!r} already; remove it or name another folder'
+    )
   folder = path if remote else path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.partial')
   kind = {'length': length, 'vocab_size': vocab_size, 'pad_id': pad_id}
   try:
-    pieces = itertools.groupby(_pieces(blocks, rows_per_shard(length, vocab_size)), key=lambda piece: piece[0])
-    shards = [write_shard(folder, index, (rows for _, rows in group), **kind) for index, group in pieces]
+    pieces = itertools.groupby(
+      _pieces(blocks, rows_per_shard(length, vocab_size)), key=lambda piece: piece[0]
+    )
+    shards = [
+      write_shard(folder, index, (rows for _, rows in group), **kind) for index, group in pieces
+    ]
     write_manifest(folder, shards, **kind, tokenizer_fingerprint=tokenizer_fingerprint, facts=facts)
     if not remote:
       with writing(path):
@@ -242,7 +258,9 @@ def open_store(path: str | os.PathLike, local_cache: str | os.PathLike | None = 
     folder = pathlib.Path(path)
     verify(folder, manifest)
     return Store(path, manifest, folder)
-  cache = shard_cache.default_cache() / 'shards' if local_cache is None else pathlib.Path(local_cache)
+  cache = (
+    shard_cache.default_cache() / 'shards' if local_cache is None else pathlib.Path(local_cache)
+  )
   return Store(path, manifest, cache / manifest['blake2b'])
 
 

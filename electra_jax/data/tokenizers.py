@@ -14,7 +14,17 @@ from electra_jax.data import sentencepiece_tokenizer, training_sample, wordpiece
 from electra_jax.data.special_tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
 from electra_jax.errors import UserError
 
-__all__ = ['CLS', 'MASK', 'PAD', 'SEP', 'SPECIAL_TOKENS', 'UNK', 'Tokenizer', 'load_tokenizer', 'train_tokenizer']
+__all__ = [
+  'CLS',
+  'MASK',
+  'PAD',
+  'SEP',
+  'SPECIAL_TOKENS',
+  'UNK',
+  'Tokenizer',
+  'load_tokenizer',
+  'train_tokenizer',
+]
 
 KINDS = ('unigram', 'bpe', 'wordpiece')
 
@@ -104,9 +114,14 @@ class Tokenizer:
     for owners, _, parts in _calls(texts):
       for owner, ids in zip(owners, _encode(self.encode_short, parts, threads), strict=True):
         encoded[owner].append(ids)
-    return [parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.int32)]) for parts in encoded]
+    return [
+      parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.int32)])
+      for parts in encoded
+    ]
 
-  def encode_with_offsets(self, texts: Sequence[str], threads: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+  def encode_with_offsets(
+    self, texts: Sequence[str], threads: int | None = None
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Ids of each text, as of `encode_arrays`, and the characters that each token stands for.
 
     `text[start:end]` is what a token was made of, before any normalization, without white space around it. Tokens that one
@@ -121,10 +136,15 @@ class Tokenizer:
     """
     encoded = [[] for _ in texts]
     for owners, starts, parts in _calls(texts):
-      for owner, start, (ids, spans) in zip(owners, starts, _encode(self.encode_short_with_offsets, parts, threads), strict=True):
+      for owner, start, (ids, spans) in zip(
+        owners, starts, _encode(self.encode_short_with_offsets, parts, threads), strict=True
+      ):
         encoded[owner].append((ids, spans + np.int32(start)))
     nothing = (np.zeros(0, np.int32), np.zeros((0, 2), np.int32))
-    return [parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, nothing))) for parts in encoded]
+    return [
+      parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, nothing)))
+      for parts in encoded
+    ]
 
   def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
     """`encode_arrays` as lists."""
@@ -182,14 +202,16 @@ def load_tokenizer(
   path = os.fspath(path)
   if file_access.is_folder(path):
     names = (*sentencepiece_tokenizer.FILES, *wordpiece_tokenizer.FILES)
-    found = {name: place for name in names if file_access.exists(place := file_access.join(path, name))}
+    found = {
+      name: place for name in names if file_access.exists(place := file_access.join(path, name))
+    }
   elif file_access.exists(path):
     suffix = os.path.splitext(path)[1].lower()
     found = {{'.txt': 'vocab.txt', '.json': 'tokenizer.json'}.get(suffix, 'tokenizer.model'): path}
   else:
     raise UserError(
       f'no tokenizer at {path!r}: nothing is there; name a folder, a vocab.txt or a SentencePiece model, '
-      f"or a kind to train: {', '.join(KINDS)}"
+      f'or a kind to train: {", ".join(KINDS)}'
     )
   for name in sentencepiece_tokenizer.FILES:
     if name not in found:
@@ -206,7 +228,9 @@ def load_tokenizer(
       f'no tokenizer in {path!r}: neither tokenizer.model nor vocab.txt is there; name a folder that holds one'
     )
   content = {name: file_access.read_bytes(place) for name, place in found.items()}
-  return from_files('wordpiece', wordpiece_tokenizer.canonical_files(content, path, lowercase, strip_accents), path)
+  return from_files(
+    'wordpiece', wordpiece_tokenizer.canonical_files(content, path, lowercase, strip_accents), path
+  )
 
 
 def train_tokenizer(
@@ -242,18 +266,26 @@ def train_tokenizer(
       text; or what reading the texts raises.
   """
   if kind not in KINDS:
-    raise UserError(f"the tokenizer kind {kind!r} is not known; use one of {', '.join(KINDS)}")
+    raise UserError(f'the tokenizer kind {kind!r} is not known; use one of {", ".join(KINDS)}')
   if kind == 'wordpiece':
-    train = lambda sample: wordpiece_tokenizer.train(sample, vocab_size, lowercase is not False, strip_accents)
+    train = lambda sample: wordpiece_tokenizer.train(
+      sample, vocab_size, lowercase is not False, strip_accents
+    )
   else:
-    train = lambda sample: sentencepiece_tokenizer.train(sample, kind, vocab_size, byte_fallback, seed)
+    train = lambda sample: sentencepiece_tokenizer.train(
+      sample, kind, vocab_size, byte_fallback, seed
+    )
   trained = training_sample.train(train, texts, kind, vocab_size, seed, expected_characters)
-  return from_files('wordpiece' if kind == 'wordpiece' else 'sentencepiece', trained, 'just trained')
+  return from_files(
+    'wordpiece' if kind == 'wordpiece' else 'sentencepiece', trained, 'just trained'
+  )
 
 
 def from_files(kind: str, content: dict[str, bytes], source: str = 'unpickled') -> Tokenizer:
   """The tokenizer of a kind whose `files` are these; `source` says in a complaint where they are from."""
-  parts = {'sentencepiece': sentencepiece_tokenizer.parts, 'wordpiece': wordpiece_tokenizer.parts}[kind]
+  parts = {'sentencepiece': sentencepiece_tokenizer.parts, 'wordpiece': wordpiece_tokenizer.parts}[
+    kind
+  ]
   return Tokenizer(kind=kind, files=content, **parts(content, source))
 
 

@@ -59,15 +59,20 @@ def train(
   Raises:
     UserError: there is no text; or what reading the texts or learning from them raises.
   """
-  name = 'WordPiece' if kind == 'wordpiece' else f"SentencePiece {'BPE' if kind == 'bpe' else kind}"
+  name = 'WordPiece' if kind == 'wordpiece' else f'SentencePiece {"BPE" if kind == "bpe" else kind}'
   console.say('tokenizer', f'training {name}, {vocab_size:,} tokens')
   start = time.monotonic()
   with console.progress('tokenizer', total=expected_characters) as update:
-    read = lambda sample: update(sample.characters_read, f'{sample.characters_read / 1e6:,.1f} million characters read')
+    read = lambda sample: update(
+      sample.characters_read, f'{sample.characters_read / 1e6:,.1f} million characters read'
+    )
     sample = take_sample(texts, seed, read)
   if not sample.lines:
     raise UserError('the corpus is too small to train a tokenizer on; give more text')
-  lines, millions = f'{sample.lines_read:,} lines', f'{sample.characters_read / 1e6:,.1f} million characters'
+  lines, millions = (
+    f'{sample.lines_read:,} lines',
+    f'{sample.characters_read / 1e6:,.1f} million characters',
+  )
   if sample.characters < sample.characters_read:
     millions = f'{sample.characters / 1e6:,.1f} million of {millions}'
 

@@ -26,11 +26,15 @@ def read_words(path: str | os.PathLike) -> list[str]:
   """
   path = os.fspath(path)
   if not file_access.exists(path):
-    raise UserError(f'no list of words at {path!r}: nothing is there; name a text file with a word a line')
+    raise UserError(
+      f'no list of words at {path!r}: nothing is there; name a text file with a word a line'
+    )
   try:
     text = file_access.read_bytes(path).decode('utf-8-sig')
   except UnicodeDecodeError as error:
-    raise UserError(f'the list of words {path!r} is not UTF-8 at byte {error.start}; save it as UTF-8, a word a line') from None
+    raise UserError(
+      f'the list of words {path!r} is not UTF-8 at byte {error.start}; save it as UTF-8, a word a line'
+    ) from None
   words = [word for line in text.splitlines() if (word := line.strip())]
   if not words:
     raise UserError(f'the list of words {path!r} is empty; give a word a line')
@@ -55,7 +59,9 @@ def extended(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
     UserError: BPE; a vocabulary with tokens that `transformers` added; or words that are empty, special tokens, more than one
       word to the tokenizer, or have characters that the vocabulary lacks.
   """
-  return {'wordpiece': _more_wordpieces, 'sentencepiece': _more_unigram_pieces}[tokenizer.kind](tokenizer, words)
+  return {'wordpiece': _more_wordpieces, 'sentencepiece': _more_unigram_pieces}[tokenizer.kind](
+    tokenizer, words
+  )
 
 
 def carried_over(old: Tokenizer, new: Tokenizer) -> tuple[np.ndarray, list[int]]:
@@ -75,8 +81,10 @@ def carried_over(old: Tokenizer, new: Tokenizer) -> tuple[np.ndarray, list[int]]
     found[getattr(new, role)] = getattr(old, role)
   known = int((found >= 0).sum())
   if known < KNOWN_SHARE * new.size:
-    raise UserError(f'only {known} of {new.size} tokens of the tokenizer are known to that which the weights were trained with: '
-                    'it is another vocabulary; use the tokenizer of the weights, or that one with more words')
+    raise UserError(
+      f'only {known} of {new.size} tokens of the tokenizer are known to that which the weights were trained with: '
+      'it is another vocabulary; use the tokenizer of the weights, or that one with more words'
+    )
   return found, np.flatnonzero(found < 0).tolist()
 
 
@@ -114,7 +122,14 @@ def _longest_first(text: str, ids: dict[str, int]) -> list[int]:
   """WordPiece's way through the inside of a word; nothing where it does not get to the end."""
   found, start = [], 0
   while start < len(text):
-    end = next((end for end in range(len(text), start, -1) if wordpiece_tokenizer.CONTINUATION + text[start:end] in ids), None)
+    end = next(
+      (
+        end
+        for end in range(len(text), start, -1)
+        if wordpiece_tokenizer.CONTINUATION + text[start:end] in ids
+      ),
+      None,
+    )
     if end is None:
       return []
     found.append(ids[wordpiece_tokenizer.CONTINUATION + text[start:end]])
@@ -135,9 +150,14 @@ def _more_wordpieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
   mark, file = wordpiece_tokenizer.CONTINUATION, wordpiece_tokenizer.FILE
   pipeline = wordpiece_tokenizer.pipeline(tokenizer.files)
   if any(token not in _specials(tokenizer) for token in _added_texts(pipeline)):
-    raise UserError('the vocabulary has tokens that were added to it with transformers, whose ids come after its own; more words '
-                    'would move them: use a tokenizer without them')
-  cut = lambda text: [word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(text))]
+    raise UserError(
+      'the vocabulary has tokens that were added to it with transformers, whose ids come after its own; more words '
+      'would move them: use a tokenizer without them'
+    )
+  cut = lambda text: [
+    word
+    for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(text))
+  ]
   known, tokens = set(tokenizer.tokens), []
   for word in words:
     inner = word.startswith(mark) and len(word) > len(mark)
@@ -149,7 +169,9 @@ def _more_wordpieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
     token = mark + parts[0][1:] if inner else parts[0]
     if len(token) > wordpiece_tokenizer.LONGEST_WORD:
       longest = wordpiece_tokenizer.LONGEST_WORD
-      raise UserError(f'the word {word!r} cannot be added: one longer than {longest} characters is always [UNK]')
+      raise UserError(
+        f'the word {word!r} cannot be added: one longer than {longest} characters is always [UNK]'
+      )
     if token not in known:
       known.add(token)
       tokens.append(token)
@@ -160,13 +182,21 @@ def _more_wordpieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
 def _more_unigram_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
   import sentencepiece
 
-  file, space, mark = sentencepiece_tokenizer.FILE, sentencepiece_tokenizer.SPACE, wordpiece_tokenizer.CONTINUATION
+  file, space, mark = (
+    sentencepiece_tokenizer.FILE,
+    sentencepiece_tokenizer.SPACE,
+    wordpiece_tokenizer.CONTINUATION,
+  )
   model = sentencepiece_model.read(tokenizer.files[file])
   if model.kind != sentencepiece_model.UNIGRAM:
-    raise UserError('a BPE vocabulary cannot be given more words: a word would need every token on the way to it, and other '
-                    'words would be cut with those; use a unigram or WordPiece tokenizer')
+    raise UserError(
+      'a BPE vocabulary cannot be given more words: a word would need every token on the way to it, and other '
+      'words would be cut with those; use a unigram or WordPiece tokenizer'
+    )
   if model.space_after_words or not model.escape_whitespaces:
-    raise UserError('the SentencePiece model does not begin its words with a space, so it cannot be given more; use another one')
+    raise UserError(
+      'the SentencePiece model does not begin its words with a space, so it cannot be given more; use another one'
+    )
   processor = sentencepiece.SentencePieceProcessor()
   processor.load_from_serialized_proto(tokenizer.files[file])
   scores = {text: score for text, score, kind in model.pieces if kind == sentencepiece_model.NORMAL}
@@ -181,11 +211,17 @@ def _more_unigram_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenize
       _refuse(word, text.split(space) if text else [])
     token = text if inner else space + text
     if token in other:
-      raise UserError(f'the word {word!r} cannot be added: {token!r} is a special piece of the vocabulary; leave it out')
-    missing = [character for character in text if character not in scores and character not in tokens]
+      raise UserError(
+        f'the word {word!r} cannot be added: {token!r} is a special piece of the vocabulary; leave it out'
+      )
+    missing = [
+      character for character in text if character not in scores and character not in tokens
+    ]
     if missing and len(token) > 1:
-      raise UserError(f'the word {word!r} cannot be added: the vocabulary has no piece for {missing[0]!r}; leave it out, or have '
-                      f'{mark}{missing[0]} before it')
+      raise UserError(
+        f'the word {word!r} cannot be added: the vocabulary has no piece for {missing[0]!r}; leave it out, or have '
+        f'{mark}{missing[0]} before it'
+      )
     if token not in scores:
       tokens[token] = None
   # Shorter ones first: of several new pieces that begin a word, the longest is to win.
@@ -193,15 +229,24 @@ def _more_unigram_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenize
     score = _likeliest(token, scores) + MARGIN
     # A lower score than any would change what unknown characters cost; it matters where pieces have characters that are none.
     tokens[token] = scores[token] = score if spelled else max(score, lowest)
-  return from_files(tokenizer.kind, {file: sentencepiece_model.appended(tokenizer.files[file], list(tokens.items()))})
+  return from_files(
+    tokenizer.kind,
+    {file: sentencepiece_model.appended(tokenizer.files[file], list(tokens.items()))},
+  )
 
 
 def _likeliest(text: str, scores: dict[str, float]) -> float:
   """The greatest sum of scores of pieces that make up a text; for a character that is none, the least score."""
   best = [0.0]
   for end in range(1, len(text) + 1):
-    best.append(max([best[start] + scores[text[start:end]] for start in range(end) if text[start:end] in scores],
-                    default=best[end - 1] + min(scores.values())))
+    best.append(
+      max(
+        [
+          best[start] + scores[text[start:end]] for start in range(end) if text[start:end] in scores
+        ],
+        default=best[end - 1] + min(scores.values()),
+      )
+    )
   return best[-1]
 
 
@@ -215,10 +260,21 @@ def _specials(tokenizer: Tokenizer) -> set[str]:
 
 def _refuse_special(word: str, tokenizer: Tokenizer) -> None:
   if word in _specials(tokenizer):
-    raise UserError(f'the word {word!r} cannot be added: it is the name of a special token; leave it out')
+    raise UserError(
+      f'the word {word!r} cannot be added: it is the name of a special token; leave it out'
+    )
 
 
 def _refuse(word: str, parts: Sequence[str]) -> None:
-  reason = f'to the tokenizer it is {len(parts)} words, {" ".join(parts)!r}' if len(parts) > 1 else (
-      f'{parts[0]!r} is never inside of a word' if parts else 'nothing is left of it when it is normalized')
-  raise UserError(f'the word {word!r} cannot be added: {reason}; leave it out, or give its words a line each')
+  reason = (
+    f'to the tokenizer it is {len(parts)} words, {" ".join(parts)!r}'
+    if len(parts) > 1
+    else (
+      f'{parts[0]!r} is never inside of a word'
+      if parts
+      else 'nothing is left of it when it is normalized'
+    )
+  )
+  raise UserError(
+    f'the word {word!r} cannot be added: {reason}; leave it out, or give its words a line each'
+  )

@@ -15,7 +15,13 @@ from electra_jax.data.special_tokens import SPECIAL_TOKENS
 from electra_jax.data.training_sample import Sample
 from electra_jax.errors import UserError
 
-FILES = ('vocab.txt', 'tokenizer_config.json', 'tokenizer.json', 'special_tokens_map.json', 'added_tokens.json')
+FILES = (
+  'vocab.txt',
+  'tokenizer_config.json',
+  'tokenizer.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+)
 FILE, SETTINGS_FILE, ONE_FILE, NAMES_FILE, ADDED_FILE = FILES
 # Where settings hold tokens that are found in a text before it is cut into words, by id.
 ADDED = 'added_tokens_decoder'
@@ -32,7 +38,8 @@ CAPITALS_SHARE = 0.02
 
 # `transformers` classes whose vocab.txt is read as BERT's.
 _BERT_CLASSES = {
-  f'{name}Tokenizer' for name in ('Bert', 'ConvBert', 'DistilBert', 'Electra', 'Funnel', 'MobileBert', 'SqueezeBert')
+  f'{name}Tokenizer'
+  for name in ('Bert', 'ConvBert', 'DistilBert', 'Electra', 'Funnel', 'MobileBert', 'SqueezeBert')
 }
 # And those of any tokenizer.json, which go by what it says alone.
 _ANY_CLASS = {'PreTrainedTokenizer', 'TokenizersBackend'}
@@ -57,26 +64,40 @@ def canonical_files(
     UserError: a file is damaged or no WordPiece's; two contradict each other, or saved settings the arguments; nothing says
       whether a vocabulary with capitals is meant for lower-cased text.
   """
-  described = {name: _json(files[name], f'{name} of {source!r}') for name in FILES[1:] if name in files}
+  described = {
+    name: _json(files[name], f'{name} of {source!r}') for name in FILES[1:] if name in files
+  }
   settings = described.get(SETTINGS_FILE, {})
   kind = str(settings.get('tokenizer_class') or 'BertTokenizer').removesuffix('Fast')
   if kind not in _BERT_CLASSES | _ANY_CLASS:
-    raise UserError(f'the tokenizer {source!r} is a {kind}, which cuts words otherwise; use one of BERT or ELECTRA')
+    raise UserError(
+      f'the tokenizer {source!r} is a {kind}, which cuts words otherwise; use one of BERT or ELECTRA'
+    )
   tokens = _vocabulary(files[FILE], source) if FILE in files else None
   if ONE_FILE in files:
     known, normalizer = _one_file(described[ONE_FILE], source)
     settings = settings | normalizer if kind in _ANY_CLASS else normalizer | settings
     if tokens is None:
       tokens = known
-    elif different := [i for i, pair in enumerate(itertools.zip_longest(tokens, known)) if pair[0] != pair[1]]:
-      raise UserError(f'{FILE} and {ONE_FILE} of {source!r} differ from id {different[0]} on; remove the one that is out of date')
+    elif different := [
+      i for i, pair in enumerate(itertools.zip_longest(tokens, known)) if pair[0] != pair[1]
+    ]:
+      raise UserError(
+        f'{FILE} and {ONE_FILE} of {source!r} differ from id {different[0]} on; remove the one that is out of date'
+      )
   names = _names(settings, described.get(NAMES_FILE, {}))
   added = _added(tokens, names, settings, described, source)
-  saved = {name: settings[name] for name in ('do_lower_case', 'strip_accents') if settings.get(name) is not None}
+  saved = {
+    name: settings[name]
+    for name in ('do_lower_case', 'strip_accents')
+    if settings.get(name) is not None
+  }
   for name, asked in (('lowercase', lowercase), ('strip_accents', strip_accents)):
     was = saved.get('do_lower_case' if name == 'lowercase' else name)
     if was is not None and asked is not None and bool(asked) != bool(was):
-      raise UserError(f'{name} is {asked}, but the tokenizer {source!r} was saved with {was}; leave it out')
+      raise UserError(
+        f'{name} is {asked}, but the tokenizer {source!r} was saved with {was}; leave it out'
+      )
   capitals = sum(any(map(str.isupper, token)) for token in tokens if not token.startswith('['))
   if lowercase is None and 'do_lower_case' not in saved and capitals > CAPITALS_SHARE * len(tokens):
     raise UserError(
@@ -84,9 +105,16 @@ def canonical_files(
       'set lowercase to no, or to yes to use it uncased, or put a tokenizer_config.json with do_lower_case beside it'
     )
   lowercase = bool(saved.get('do_lower_case', True if lowercase is None else lowercase))
-  strip_accents = bool(saved.get('strip_accents', lowercase if strip_accents is None else strip_accents))
+  strip_accents = bool(
+    saved.get('strip_accents', lowercase if strip_accents is None else strip_accents)
+  )
   chinese_characters = bool(settings.get('tokenize_chinese_chars', True))
-  return _files(tokens, _settings(lowercase, strip_accents, chinese_characters) | names | ({ADDED: added} if added else {}))
+  return _files(
+    tokens,
+    _settings(lowercase, strip_accents, chinese_characters)
+    | names
+    | ({ADDED: added} if added else {}),
+  )
 
 
 def parts(files: Mapping[str, bytes], source: str) -> dict:
@@ -106,18 +134,28 @@ def parts(files: Mapping[str, bytes], source: str) -> dict:
   tokens = list(_vocabulary(files[FILE], source))
   tokens = (*tokens, *sorted((token for token, i in ids.items() if i >= len(tokens)), key=ids.get))
   settings = json.loads(files[SETTINGS_FILE])
-  ids = special_tokens.find_special_tokens(tokens, {token: (settings[_role(token)],) for token in SPECIAL_TOKENS}, repr(source))
+  ids = special_tokens.find_special_tokens(
+    tokens, {token: (settings[_role(token)],) for token in SPECIAL_TOKENS}, repr(source)
+  )
   decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
 
   def encode(texts, threads):
     _set_threads(threads)
-    return [np.array(encoding.ids, np.int32) for encoding in cut.encode_batch_fast(texts, add_special_tokens=False)]
+    return [
+      np.array(encoding.ids, np.int32)
+      for encoding in cut.encode_batch_fast(texts, add_special_tokens=False)
+    ]
 
   def encode_with_offsets(texts, threads):
     _set_threads(threads)
     encoded = cut.encode_batch(texts, add_special_tokens=False)
-    return [(np.array(one.ids, np.int32), _with_accents(text, np.array(one.offsets, np.int32).reshape(-1, 2)))
-            for text, one in zip(texts, encoded, strict=True)]
+    return [
+      (
+        np.array(one.ids, np.int32),
+        _with_accents(text, np.array(one.offsets, np.int32).reshape(-1, 2)),
+      )
+      for text, one in zip(texts, encoded, strict=True)
+    ]
 
   return {
     'tokens': tokens,
@@ -150,20 +188,30 @@ def pipeline(files: Mapping[str, bytes], source: str = 'this tokenizer'):
   added = {int(i): token for i, token in added.items()}
   vocabulary |= {token['content']: i for i, token in added.items() if token['content'] in names}
   unknown = settings[_role(special_tokens.UNK)]
-  made = Tokenizer(models.WordPiece(
-    vocabulary, unk_token=unknown, continuing_subword_prefix=CONTINUATION, max_input_chars_per_word=LONGEST_WORD))
+  made = Tokenizer(
+    models.WordPiece(
+      vocabulary,
+      unk_token=unknown,
+      continuing_subword_prefix=CONTINUATION,
+      max_input_chars_per_word=LONGEST_WORD,
+    )
+  )
   made.normalizer, made.pre_tokenizer = _pipeline(settings)
   made.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
   for i, token in sorted(added.items()):
     if token['content'] not in names:
       made.add_tokens([AddedToken(**token)])
     if made.token_to_id(token['content']) != i:
-      raise UserError(f'the token {token["content"]!r} was added to {source!r} as id {i}, which does not follow the ids before; '
-                      'restore its files as they were saved')
+      raise UserError(
+        f'the token {token["content"]!r} was added to {source!r} as id {i}, which does not follow the ids before; '
+        'restore its files as they were saved'
+      )
   return made
 
 
-def train(sample: Sample, vocab_size: int, lowercase: bool, strip_accents: bool | None) -> dict[str, bytes]:
+def train(
+  sample: Sample, vocab_size: int, lowercase: bool, strip_accents: bool | None
+) -> dict[str, bytes]:
   """Files of a vocabulary that is trained on a sample. The same sample and arguments give the same one anywhere.
 
   Special tokens come first, then every character by code point, alone and inside a word, then merged pairs, the most
@@ -184,7 +232,9 @@ def train(sample: Sample, vocab_size: int, lowercase: bool, strip_accents: bool 
   normalizer, pre_tokenizer = _pipeline(settings)
   characters = _characters(sample.lines, normalizer)
   # Inside a word. Punctuation and Chinese characters never are: each is a word of its own.
-  alone = lambda character: len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f'a{character}'))) > 1
+  alone = lambda character: (
+    len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f'a{character}'))) > 1
+  )
   inside = [character for character in characters if character.isascii() or not alone(character)]
   spelled = [*SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in inside)]
   if vocab_size < len(spelled):
@@ -193,7 +243,9 @@ def train(sample: Sample, vocab_size: int, lowercase: bool, strip_accents: bool 
     )
   # The trainer numbers what it is not given in the order of a hash table, and equal counts go by number. Given all
   # single characters as special tokens, it has nothing to number so, and any process and thread count agree.
-  pipeline = Tokenizer(models.WordPiece(unk_token=special_tokens.UNK, continuing_subword_prefix=CONTINUATION))
+  pipeline = Tokenizer(
+    models.WordPiece(unk_token=special_tokens.UNK, continuing_subword_prefix=CONTINUATION)
+  )
   pipeline.normalizer, pipeline.pre_tokenizer = normalizer, pre_tokenizer
   _set_threads(None)
   trainer = trainers.WordPieceTrainer(
@@ -228,7 +280,9 @@ def _characters(lines: list[str], normalizer) -> list[str]:
   for point in np.flatnonzero(counts):
     for character in normalizer.normalize_str(chr(point)):
       normalized[character] = normalized.get(character, 0) + int(counts[point])
-  normalized = {character: count for character, count in normalized.items() if not character.isspace()}
+  normalized = {
+    character: count for character, count in normalized.items() if not character.isspace()
+  }
   ascii_printable = (c for c in string.printable if not c.isspace())
   chosen = {normalizer.normalize_str(character) for character in ascii_printable}
   left = CHARACTER_COVERAGE * sum(normalized.values())
@@ -258,10 +312,16 @@ def _with_accents(text: str, spans: np.ndarray) -> np.ndarray:
   if text.isascii() or not len(spans):
     return spans
   points = np.frombuffer(text.encode('utf-32-le'), np.uint32)
-  marks = [point for point in np.unique(points[points >= 0x300]) if unicodedata.category(chr(point)) == 'Mn']
+  marks = [
+    point
+    for point in np.unique(points[points >= 0x300])
+    if unicodedata.category(chr(point)) == 'Mn'
+  ]
   if marks:
     others = np.append(np.flatnonzero(~np.isin(points, marks)), len(text))
-    behind = others[np.searchsorted(others, spans[:, 1])]  # the first character at or after the end that is no mark
+    behind = others[
+      np.searchsorted(others, spans[:, 1])
+    ]  # the first character at or after the end that is no mark
     spans[:, 1] = np.maximum(spans[:, 1], np.minimum(behind, np.append(spans[1:, 0], len(text))))
   return spans
 
@@ -306,33 +366,49 @@ def _names(settings: dict, map_file: dict) -> dict[str, str]:
   return {_role(token): _text(said.get(_role(token)) or token) for token in SPECIAL_TOKENS}
 
 
-def _added(tokens: list[str], names: dict[str, str], settings: dict, described: dict, source: str) -> dict[str, dict]:
+def _added(
+  tokens: list[str], names: dict[str, str], settings: dict, described: dict, source: str
+) -> dict[str, dict]:
   """Tokens that are found in a text first, {id: {'content': ..., flags}}, as `transformers` takes them from what is there."""
   ids = {token: i for i, token in enumerate(tokens)}
   said = settings | described.get(NAMES_FILE, {})
   try:
     # Named tokens that have no part in a row here, such as [BOS], are found in a text all the same.
     special = [_text(said[name]) for name in ('bos_token', 'eos_token') if said.get(name)]
-    special += [_text(token) for name in ('additional_special_tokens', 'extra_special_tokens') for token in said.get(name) or []]
+    special += [
+      _text(token)
+      for name in ('additional_special_tokens', 'extra_special_tokens')
+      for token in said.get(name) or []
+    ]
     if ADDED in settings:
       found = {int(i): token for i, token in settings[ADDED].items()}
     else:
       # Files of version 3: names and ids alone. What text is normalized to is looked for, of special tokens their very name.
       legacy = described.get(ADDED_FILE, {})
-      found = {i: {'content': text, 'normalized': text not in special, 'special': text in special} for text, i in legacy.items()}
-      found |= {token['id']: token for token in described.get(ONE_FILE, {}).get('added_tokens') or []}
+      found = {
+        i: {'content': text, 'normalized': text not in special, 'special': text in special}
+        for text, i in legacy.items()
+      }
+      found |= {
+        token['id']: token for token in described.get(ONE_FILE, {}).get('added_tokens') or []
+      }
     known = {token['content'] for token in found.values()}
     for text in dict.fromkeys(special):
       if text not in known and text not in names.values():
         after = max([len(tokens) - 1, *found]) + 1
         found[ids.get(text, after)] = {'content': text, 'special': True, 'normalized': False}
     return {
-      str(int(i)): {'content': str(token['content']), **{flag: bool(token.get(flag, False)) for flag in _FLAGS}}
-      for i, token in sorted(found.items()) if token['content'] not in names.values() or i >= len(tokens)
+      str(int(i)): {
+        'content': str(token['content']),
+        **{flag: bool(token.get(flag, False)) for flag in _FLAGS},
+      }
+      for i, token in sorted(found.items())
+      if token['content'] not in names.values() or i >= len(tokens)
     }
   except (AttributeError, KeyError, TypeError, ValueError):
     raise UserError(
-      f'the added tokens of {source!r} are damaged: each needs an id and its text; restore the files as they were') from None
+      f'the added tokens of {source!r} are damaged: each needs an id and its text; restore the files as they were'
+    ) from None
 
 
 def _vocabulary(content: bytes, source: str) -> list[str]:
@@ -353,13 +429,22 @@ def _one_file(description: dict, source: str) -> tuple[list[str], dict]:
   """Tokens and settings from a tokenizer.json."""
   parts = {name: description.get(name) or {} for name in ('model', 'normalizer', 'pre_tokenizer')}
   model, normalizer, pre_tokenizer = parts.values()
-  found = (model.get('type', 'WordPiece'), model.get('continuing_subword_prefix'),
-           model.get('max_input_chars_per_word', LONGEST_WORD), normalizer.get('type'), normalizer.get('clean_text', True),
-           pre_tokenizer.get('type'))
+  found = (
+    model.get('type', 'WordPiece'),
+    model.get('continuing_subword_prefix'),
+    model.get('max_input_chars_per_word', LONGEST_WORD),
+    normalizer.get('type'),
+    normalizer.get('clean_text', True),
+    pre_tokenizer.get('type'),
+  )
   expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
   ids = model.get('vocab')
-  if found != expected or not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
-    raise UserError(f"the {ONE_FILE} of {source!r} is not BERT's WordPiece; give a vocab.txt, or a SentencePiece model")
+  if (
+    found != expected or not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids)))
+  ):
+    raise UserError(
+      f"the {ONE_FILE} of {source!r} is not BERT's WordPiece; give a vocab.txt, or a SentencePiece model"
+    )
   return sorted(ids, key=ids.get), {
     'do_lower_case': normalizer.get('lowercase'),
     'strip_accents': normalizer.get('strip_accents'),

@@ -58,7 +58,9 @@ def each_block(
     todo = []
     for index, group in enumerate(groups):
       facts = blocks.group_facts(job, index)
-      if facts and all(finished(blocks.block_name(index, number)) for number in range(facts['blocks'])):
+      if facts and all(
+        finished(blocks.block_name(index, number)) for number in range(facts['blocks'])
+      ):
         finish({}, group.bytes)
         skipped += facts['blocks']
       else:

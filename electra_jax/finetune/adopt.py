@@ -20,7 +20,7 @@ from electra_jax.model.heads import init_params
 from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
 from electra_jax.training.step import TrainState
 
-_UNNAMED = re.compile(r'LABEL_\d+')      # what `transformers` calls labels that nobody named
+_UNNAMED = re.compile(r'LABEL_\d+')  # what `transformers` calls labels that nobody named
 
 
 def adopt(config, workdir) -> None:
@@ -36,7 +36,9 @@ def adopt(config, workdir) -> None:
   """
   finetune_config.check(config)
   if not is_foreign(config.init):
-    raise UserError(f"--mode=import takes a model of transformers, --config.init=hf:FOLDER, and config.init is {config.init!r}.")
+    raise UserError(
+      f'--mode=import takes a model of transformers, --config.init=hf:FOLDER, and config.init is {config.init!r}.'
+    )
   if len(names := finetune_config.tasks(config)) != 1:
     raise UserError(f'a model has one task, and config.task names {", ".join(names)}; name one.')
   name, source, kind = names[0], f'config.init {config.init}', head_of(names[0])
@@ -47,16 +49,20 @@ def adopt(config, workdir) -> None:
   if (head := weights.head) is None:
     raise UserError(f'{source} has no head that a task trained; train one, with --mode=finetune.')
   if head.kind != kind:
-    raise UserError(f'{source} is a model for {head.kind}, and {name} is {kind}; name a task that fits, as --config.task={_own_task(head.kind)}.')
+    raise UserError(
+      f'{source} is a model for {head.kind}, and {name} is {kind}; name a task that fits, as --config.task={_own_task(head.kind)}.'
+    )
   start = initial.of_weights(weights, config.init)
   task, head, notes = _with_labels(name, config.data, head, source)
   if 'dev' in task.splits:
-    task.examples('dev')                # what is wrong with it is told now
+    task.examples('dev')  # what is wrong with it is told now
 
   #### The run #######################################################################################################
   config = config.copy_and_resolve_references()
   config.head.style, config.head.pooling = head.style, head.pooling
-  positions = start.model.max_positions if start.model.family == 'electra' else task.recipe.max_length
+  positions = (
+    start.model.max_positions if start.model.family == 'electra' else task.recipe.max_length
+  )
   config.max_length = config.max_length or min(task.recipe.max_length, positions)
   config.select = 'last'
   model, _ = build.build_model(config, task, start, config.max_length)
@@ -65,7 +71,11 @@ def adopt(config, workdir) -> None:
   describe(config, task, folder)
   layout = meshes.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0))
-  params = placed({**start.weights, 'head': head.params}, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout))
+  params = placed(
+    {**start.weights, 'head': head.params},
+    nn.unbox(boxed),
+    meshes.parameter_shardings(boxed, layout),
+  )
   # No optimizer came with it: a run's checkpoint has a place for one.
   zero = jnp.zeros([], jnp.int32)
   state = TrainState(jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1)
@@ -79,11 +89,17 @@ def adopt(config, workdir) -> None:
     say('', note)
   say('head', f'{head.kind}' + (f', labels {", ".join(task.labels)}' if task.labels else ''))
   say('written', str(folder.parent))
-  say('next', f'python -m electra_jax.main --mode=predict --workdir={folder.parent} ' + ('--split=dev' if 'dev' in task.splits else '--input=FILE'))
+  say(
+    'next',
+    f'python -m electra_jax.main --mode=predict --workdir={folder.parent} '
+    + ('--split=dev' if 'dev' in task.splits else '--input=FILE'),
+  )
 
 
 def _own_task(kind):
-  return {'tagging': 'ner or --config.task=tagging', 'span': 'squad2 or --config.task=squad1'}.get(kind, kind)
+  return {'tagging': 'ner or --config.task=tagging', 'span': 'squad2 or --config.task=squad1'}.get(
+    kind, kind
+  )
 
 
 def _with_labels(name, data, head: Head, source):
@@ -100,23 +116,35 @@ def _with_labels(name, data, head: Head, source):
       dense = head.params['dense']
       low, width = np.float32(task.low), np.float32(task.high - task.low)
       head = _with_dense(head, dense['kernel'] / width, (dense['bias'] - low) / width)
-      notes.append(f'its values, taken to lie between {task.low:g} and {task.high:g}, are scaled to [0, 1], as {name} has them')
+      notes.append(
+        f'its values, taken to lie between {task.low:g} and {task.high:g}, are scaled to [0, 1], as {name} has them'
+      )
     return task, head, notes
   if head.kind == 'span':
     return task, head, notes
   if unnamed and labels != head.labels or unnamed and not own:
     if len(head.labels) != len(task.labels):
-      raise UserError(f'{source} has {len(head.labels)} labels and no names for them, and {name} has {len(task.labels)}: {", ".join(task.labels)}; '
-                      'give them names (id2label in config.json), or name the task that the model was trained for.')
-    notes.append('its labels have no names and are taken in the order of the task: '
-                 + ', '.join(f'{theirs} is {ours}' for theirs, ours in zip(head.labels, task.labels)))
+      raise UserError(
+        f'{source} has {len(head.labels)} labels and no names for them, and {name} has {len(task.labels)}: {", ".join(task.labels)}; '
+        'give them names (id2label in config.json), or name the task that the model was trained for.'
+      )
+    notes.append(
+      'its labels have no names and are taken in the order of the task: '
+      + ', '.join(f'{theirs} is {ours}' for theirs, ours in zip(head.labels, task.labels))
+    )
     return task, head, notes
   places = {label.casefold(): i for i, label in enumerate(task.labels)}
-  places |= {word.casefold(): i for word, i in getattr(task, 'words', {}).items()} if not own else {}
-  found = list(range(len(labels))) if own else [places.get(label.casefold()) for label in head.labels]
+  places |= (
+    {word.casefold(): i for word, i in getattr(task, 'words', {}).items()} if not own else {}
+  )
+  found = (
+    list(range(len(labels))) if own else [places.get(label.casefold()) for label in head.labels]
+  )
   if None in found or sorted(found) != list(range(len(task.labels))):
-    raise UserError(f'{source} has the labels {", ".join(head.labels)}, and {name} has {", ".join(task.labels)}; name the task that the model '
-                    'was trained for, or one of your own: --config.task=classification.')
+    raise UserError(
+      f'{source} has the labels {", ".join(head.labels)}, and {name} has {", ".join(task.labels)}; name the task that the model '
+      'was trained for, or one of your own: --config.task=classification.'
+    )
   order = np.argsort(found)
   dense = head.params['dense']
   if list(order) != sorted(order):
@@ -125,7 +153,9 @@ def _with_labels(name, data, head: Head, source):
 
 
 def _with_dense(head, kernel, bias):
-  return dataclasses.replace(head, params={**head.params, 'dense': {'kernel': kernel, 'bias': bias}})
+  return dataclasses.replace(
+    head, params={**head.params, 'dense': {'kernel': kernel, 'bias': bias}}
+  )
 
 
 def _claimed(workdir, config, name):

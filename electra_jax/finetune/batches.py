@@ -46,13 +46,15 @@ class Epochs:
     count, size = len(self._lengths), self._batch_size
     order = permutation(np.arange(count), count, self._seed, epoch)
     if not self._bucketed:
-      return [order[first:first + size] for first in range(0, count, size)]
+      return [order[first : first + size] for first in range(0, count, size)]
     batches = []
     for first in range(0, count, size * SORTED_TOGETHER):
-      part = order[first:first + size * SORTED_TOGETHER]
+      part = order[first : first + size * SORTED_TOGETHER]
       part = part[np.argsort(self._lengths[part], kind='stable')]
-      batches += [part[i:i + size] for i in range(0, len(part), size)]
-    shuffled = permutation(np.arange(len(batches)), len(batches), derived_seed(self._seed, 1), epoch)
+      batches += [part[i : i + size] for i in range(0, len(part), size)]
+    shuffled = permutation(
+      np.arange(len(batches)), len(batches), derived_seed(self._seed, 1), epoch
+    )
     return [batches[i] for i in shuffled]
 
 
@@ -60,10 +62,12 @@ def in_order(features: Features, batch_size: int) -> list[np.ndarray]:
   """Batches of all rows, each once, rows of like length together: for evaluation and prediction."""
   lengths = np.array([len(ids) for ids in features.token_ids], np.int64)
   order = np.argsort(lengths, kind='stable')
-  return [order[first:first + batch_size] for first in range(0, len(order), batch_size)]
+  return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
-def assemble(features: Features, rows: np.ndarray, batch_size: int, lengths: tuple[int, ...], pad_id: int) -> dict[str, np.ndarray]:
+def assemble(
+  features: Features, rows: np.ndarray, batch_size: int, lengths: tuple[int, ...], pad_id: int
+) -> dict[str, np.ndarray]:
   """A padded batch: `token_ids` int32 [batch_size, length], `weights` float32 [batch_size], 0 of rows that fill it up, and the targets.
 
   Args:
@@ -78,14 +82,17 @@ def assemble(features: Features, rows: np.ndarray, batch_size: int, lengths: tup
   def padded(values, fill, dtype):
     out = np.full((batch_size, length), fill, dtype)
     for i, row in enumerate(rows):
-      out[i, :len(values[row])] = values[row]
+      out[i, : len(values[row])] = values[row]
     return out
 
-  batch = {'token_ids': padded(features.token_ids, pad_id, np.int32), 'weights': (np.arange(batch_size) < len(rows)).astype(np.float32)}
+  batch = {
+    'token_ids': padded(features.token_ids, pad_id, np.int32),
+    'weights': (np.arange(batch_size) < len(rows)).astype(np.float32),
+  }
   for name, values in features.targets.items():
     if name in FILL:
       batch[name] = padded(values, FILL[name], np.int32)
     else:
       batch[name] = np.zeros(batch_size, np.asarray(values).dtype)
-      batch[name][:len(rows)] = np.asarray(values)[rows]
+      batch[name][: len(rows)] = np.asarray(values)[rows]
   return batch

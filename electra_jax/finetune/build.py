@@ -30,40 +30,48 @@ def claim(workdir, config) -> bool:
   plain, path, begun = configs.to_plain(config), workdir / 'config.json', False
   if workdirs.exists(path):
     before = workdirs.read_json(path)
-    changed = configs.differences(configs.completed(before, configs.to_plain(finetune_config.default_config())), plain,
-                                  free=finetune_config.FREE_ON_RESUME)
+    changed = configs.differences(
+      configs.completed(before, configs.to_plain(finetune_config.default_config())),
+      plain,
+      free=finetune_config.FREE_ON_RESUME,
+    )
     with workdirs.reaching(workdir):
-      begun = any(workdir.glob('*/trial-*')) or (workdir / 'checkpoints').exists()      # the latter: of a pretraining run
+      begun = (
+        any(workdir.glob('*/trial-*')) or (workdir / 'checkpoints').exists()
+      )  # the latter: of a pretraining run
     if changed and begun:
-      raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
-                      'give the same config to go on with it, or another --workdir.')
+      raise UserError(
+        f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
+        'give the same config to go on with it, or another --workdir.'
+      )
   workdirs.write_json(path, plain)
   return begun
 
 
 class Program(NamedTuple):
   """What all trials of a task share."""
+
   config: Any
   task: Task
   initial: Initial
   layout: meshes.Layout
   model: FineTuned
   max_length: int
-  lengths: tuple[int, ...]         # that batches are padded to
+  lengths: tuple[int, ...]  # that batches are padded to
   train: Features
-  steps: int                       # of a trial
+  steps: int  # of a trial
   steps_per_epoch: int
   schedule: Any
   shapes: TrainState
   shardings: TrainState
-  fresh: Any                       # seed -> parameters; jitted once, as the next three are
-  state: Any                       # parameters -> the state before the first step
+  fresh: Any  # seed -> parameters; jitted once, as the next three are
+  state: Any  # parameters -> the state before the first step
   train_step: Any
   predict: Any
-  rates: tuple[float, float]       # learning rate, layer-wise decay
-  attention: tuple[str, str]       # kernel, and why
-  constant: dict[str, float]       # what one and the same answer to everything scores on dev
-  compiled: set                    # lengths of rows that the step was compiled for, so far
+  rates: tuple[float, float]  # learning rate, layer-wise decay
+  attention: tuple[str, str]  # kernel, and why
+  constant: dict[str, float]  # what one and the same answer to everything scores on dev
+  compiled: set  # lengths of rows that the step was compiled for, so far
 
 
 def build_model(config, task, initial: Initial, max_length: int):
@@ -72,57 +80,124 @@ def build_model(config, task, initial: Initial, max_length: int):
   Raises UserError where rows would be longer than the encoder's positions, or sizes contradict each other.
   """
   fields = with_choices(initial.model, config)
-  if config.frozen:      # what is probed is the encoder as it is used
+  if config.frozen:  # what is probed is the encoder as it is used
     fields.dropout = fields.attention_dropout = 0.0
   if fields.family == 'electra' and max_length > fields.max_positions:
-    raise UserError(f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} positions; '
-                    f'set --config.max_length={fields.max_positions}.')
+    raise UserError(
+      f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} positions; '
+      f'set --config.max_length={fields.max_positions}.'
+    )
   if config.head.pooling != 'cls' and task.head not in ('classification', 'regression'):
-    raise UserError(f'config.head.pooling belongs to classification and regression, and {task.name} is {task.head}; leave it out.')
+    raise UserError(
+      f'config.head.pooling belongs to classification and regression, and {task.name} is {task.head}; leave it out.'
+    )
   paired = task.head == 'span' or bool(getattr(getattr(task, 'columns', None), 'second', ()))
   if fields.family == 'electra' and fields.type_vocab_size < 2 and paired:
-    raise UserError(f'{task.name} reads two texts in a row, and the encoder tells one from the other by two token types, of which it has '
-                    f'{fields.type_vocab_size}; name another encoder, or a task of single texts.')
+    raise UserError(
+      f'{task.name} reads two texts in a row, and the encoder tells one from the other by two token types, of which it has '
+      f'{fields.type_vocab_size}; name another encoder, or a task of single texts.'
+    )
   head, modern = config.head, fields.family == 'modern'
   if head.pooling != 'cls' and head.style == 'transformers' and not modern:
-    raise UserError("config.head.pooling 'mean' is not what transformers has on an ELECTRA encoder; leave it out, or set --config.head.style=published.")
+    raise UserError(
+      "config.head.pooling 'mean' is not what transformers has on an ELECTRA encoder; leave it out, or set --config.head.style=published."
+    )
   if head.dropout >= 0 and task.head == 'span' and not (modern and head.style == 'transformers'):
-    raise UserError(f'config.head.dropout is not for spans, whose head has none, and {task.name} is one; leave it out.')
+    raise UserError(
+      f'config.head.dropout is not for spans, whose head has none, and {task.name} is one; leave it out.'
+    )
   platform = jax.default_backend()
   # Rows come in several lengths: the kernel is one that takes them all.
   shortest = batches.buckets(max_length, config.bucketed)[0]
   if fields.attention == 'splash' and shortest % 128:
-    raise UserError("config.model.attention 'splash' takes rows of multiples of 128 tokens; set --config.bucketed=False and such a --config.max_length.")
+    raise UserError(
+      "config.model.attention 'splash' takes rows of multiples of 128 tokens; set --config.bucketed=False and such a --config.max_length."
+    )
   encoder = encoder_config(fields, initial.tokenizer.size, shortest, config.dtype)
-  model = FineTuned(encoder, task.head, labels=max(1, len(task.labels)), dropout=None if head.dropout < 0 else head.dropout,
-                    pooling=head.pooling, beam=head.beam, style=head.style, max_answer=getattr(task, 'max_answer', 1))
+  model = FineTuned(
+    encoder,
+    task.head,
+    labels=max(1, len(task.labels)),
+    dropout=None if head.dropout < 0 else head.dropout,
+    pooling=head.pooling,
+    beam=head.beam,
+    style=head.style,
+    max_answer=getattr(task, 'max_answer', 1),
+  )
   return model, attention_kernel(fields, shortest, config.dtype, platform)
 
 
-def program(config, task, initial: Initial, layout: meshes.Layout, train: Features, max_length: int) -> Program:
+def program(
+  config, task, initial: Initial, layout: meshes.Layout, train: Features, max_length: int
+) -> Program:
   """Everything of a task that its trials share. Raises UserError where rows do not divide over the mesh, or what build_model raises."""
   shards = meshes.row_shards(layout.mesh)
   if config.batch_size % (shards * config.micro_batches):
-    raise UserError(f'config.batch_size {config.batch_size} does not divide over {shards} devices'
-                    + (f' and {config.micro_batches} micro-batches' if config.micro_batches > 1 else '') + f'; use a multiple of {shards * config.micro_batches}.')
+    raise UserError(
+      f'config.batch_size {config.batch_size} does not divide over {shards} devices'
+      + (f' and {config.micro_batches} micro-batches' if config.micro_batches > 1 else '')
+      + f'; use a multiple of {shards * config.micro_batches}.'
+    )
   model, kernel = build_model(config, task, initial, max_length)
   o, per_epoch = config.optimizer, batches.steps_per_epoch(len(train), config.batch_size)
   count = max(1, round((config.epochs or task.recipe.epochs) * per_epoch))
   rate, decay = rates = finetune_config.rates(config, model.config.hidden_size)
   boxed = jax.eval_shape(lambda: init_params(model, 0))
   schedule = optimizers.linear_decay_with_warmup(rate, int(o.warmup * count), count)
-  layer_rates = optimizers.layerwise_rates(nn.unbox(boxed), model.config.num_layers, decay, o.published_depths)
-  optimizer = optimizers.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip,
-                               bias_correction=o.bias_correction, layer_rates=layer_rates)
+  layer_rates = optimizers.layerwise_rates(
+    nn.unbox(boxed), model.config.num_layers, decay, o.published_depths
+  )
+  optimizer = optimizers.adamw(
+    schedule,
+    b1=o.b1,
+    b2=o.b2,
+    eps=o.eps,
+    weight_decay=o.weight_decay,
+    clip=o.clip,
+    bias_correction=o.bias_correction,
+    layer_rates=layer_rates,
+  )
   shapes, shardings = state_shardings(boxed, optimizer, layout)
   ids = steps.special_ids(initial.tokenizer)
-  train_step = steps.jit_train_step(model, optimizer, ids, shardings, layout, meshes.moment_shardings(shapes.params, shardings.params, layout),
-                                    impossible_weight=config.head.impossible_weight, micro_batches=config.micro_batches,
-                                    skip_nonfinite=config.skip_nonfinite, frozen=config.frozen)
+  train_step = steps.jit_train_step(
+    model,
+    optimizer,
+    ids,
+    shardings,
+    layout,
+    meshes.moment_shardings(shapes.params, shardings.params, layout),
+    impossible_weight=config.head.impossible_weight,
+    micro_batches=config.micro_batches,
+    skip_nonfinite=config.skip_nonfinite,
+    frozen=config.frozen,
+  )
   fresh = jax.jit(lambda seed: nn.unbox(init_params(model, seed)), out_shardings=shardings.params)
-  state = jax.jit(lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0)
-  return Program(config, task, initial, layout, model, max_length, batches.buckets(max_length, config.bucketed), train, count, per_epoch,
-                 schedule, shapes, shardings, fresh, state, train_step, steps.jit_predict(model, ids, layout), rates, kernel, task.constant(), set())
+  state = jax.jit(
+    lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0
+  )
+  return Program(
+    config,
+    task,
+    initial,
+    layout,
+    model,
+    max_length,
+    batches.buckets(max_length, config.bucketed),
+    train,
+    count,
+    per_epoch,
+    schedule,
+    shapes,
+    shardings,
+    fresh,
+    state,
+    train_step,
+    steps.jit_predict(model, ids, layout),
+    rates,
+    kernel,
+    task.constant(),
+    set(),
+  )
 
 
 def first_state(p: Program, seed: int) -> TrainState:
@@ -130,7 +205,10 @@ def first_state(p: Program, seed: int) -> TrainState:
   params = p.fresh(np.uint32(seed))
   if p.initial.weights is not None:
     pretrained = lambda tree: {name: tree[name] for name in ('embeddings', 'discriminator')}
-    params = {**params, **p.initial.restore(pretrained(p.shapes.params), pretrained(p.shardings.params))}
+    params = {
+      **params,
+      **p.initial.restore(pretrained(p.shapes.params), pretrained(p.shardings.params)),
+    }
   return p.state(params)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 # What IOB2 has, and with single (S) and last (E) words marked, IOBES.
 _IOB2, _ANY = re.compile('O|[BI]-.+'), re.compile('O|[BIES]-.+')
 
-Span = tuple[str, int, int]      # type, first word, the word after the last
+Span = tuple[str, int, int]  # type, first word, the word after the last
 
 
 def entities(tags: Sequence[str]) -> list[Span]:
@@ -15,7 +15,7 @@ def entities(tags: Sequence[str]) -> list[Span]:
 
   An I of another type than the word before, or after O, begins an entity as a B would. E and S of IOBES count too.
   """
-  found, start, kind, previous = [], 0, None, 'O'      # kind: of the entity that is open
+  found, start, kind, previous = [], 0, None, 'O'  # kind: of the entity that is open
   for i, tag in enumerate(tags):
     mark, _, own = tag.partition('-')
     if kind is not None and (mark in 'OBS' or own != kind or previous in 'ES'):
@@ -65,7 +65,9 @@ def repaired(tags: Sequence[str]) -> list[str] | None:
   return mended
 
 
-def figures(gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], types: Iterable[str] = ()) -> dict[str, float]:
+def figures(
+  gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], types: Iterable[str] = ()
+) -> dict[str, float]:
   """Precision, recall and F1 over the entities of all sentences: right where type and both ends are.
 
   Args:
@@ -88,8 +90,12 @@ def figures(gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], t
   rate = lambda a, b: a / b if b else 0.0
   f1 = lambda right, a, b: rate(2 * right, a + b)
   found = {key[1] for key in count if isinstance(key, tuple)}
-  result = {'f1': f1(count['right'], count['gold'], count['predicted']), 'precision': rate(count['right'], count['predicted']),
-            'recall': rate(count['right'], count['gold']), 'f1_strict': f1(strict['right'], strict['gold'], strict['predicted'])}
+  result = {
+    'f1': f1(count['right'], count['gold'], count['predicted']),
+    'precision': rate(count['right'], count['predicted']),
+    'recall': rate(count['right'], count['gold']),
+    'f1_strict': f1(strict['right'], strict['gold'], strict['predicted']),
+  }
   for kind in sorted(found | set(types)):
     parts = [count[name, kind] for name in ('right', 'gold', 'predicted')]
     result[f'f1/{kind}'] = f1(*parts) if kind in found else float('nan')

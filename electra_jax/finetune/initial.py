@@ -18,9 +18,11 @@ from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
 from electra_jax.training.workdir import read_json
 
-ENCODER = 'encoder.json'       # in a fine-tuned run: config.model of the pretraining run, and where it is from
-TASK = 'task.json'             # in each task's folder of a fine-tuned run
-KEPT = 'kept.json'             # there too: the trials whose weights are kept, the best first
+ENCODER = (
+  'encoder.json'  # in a fine-tuned run: config.model of the pretraining run, and where it is from
+)
+TASK = 'task.json'  # in each task's folder of a fine-tuned run
+KEPT = 'kept.json'  # there too: the trials whose weights are kept, the best first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Initial:
       fresh weights.
     notes: sentences for the first screen.
   """
+
   model: Any
   tokenizer: Tokenizer
   origin: dict
@@ -53,8 +56,12 @@ class Initial:
     if self.weights is None:
       return f'fresh weights, in the encoder of {self.origin["run"]}'
     step, tokens = self.origin['step'], self.origin.get('tokens')
-    return self.origin['run'] + (f', step {step:,}' if step is not None else '') + (f', pretrained on {tokens:,.0f} tokens' if tokens else '') + (
-        f', on top of {self.origin["after"]}' if 'after' in self.origin else '')
+    return (
+      self.origin['run']
+      + (f', step {step:,}' if step is not None else '')
+      + (f', pretrained on {tokens:,.0f} tokens' if tokens else '')
+      + (f', on top of {self.origin["after"]}' if 'after' in self.origin else '')
+    )
 
 
 def open_initial(config, before: dict | None = None) -> Initial:
@@ -71,33 +78,47 @@ def open_initial(config, before: dict | None = None) -> Initial:
   if is_foreign(source := config.like if fresh else config.init):
     weights = open_source(source)
     start = of_weights(weights, source, fresh, before)
-    left = f'the head for {weights.head.kind} is left behind, and a new one trained' if weights.head and not fresh else ''
+    left = (
+      f'the head for {weights.head.kind} is left behind, and a new one trained'
+      if weights.head and not fresh
+      else ''
+    )
     return dataclasses.replace(start, notes=(*start.notes, left)) if left else start
   folder = workdirs.folder(config.like if fresh else config.init)
   field = 'config.like' if fresh else 'config.init'
   with workdirs.reaching(folder):
-    if (folder / TASK).exists():            # a task that was fine-tuned on before, as MNLI before RTE in the paper
+    if (
+      folder / TASK
+    ).exists():  # a task that was fine-tuned on before, as MNLI before RTE in the paper
       return _of_task(folder, fresh, config.init_step, before)
     if not (folder / 'config.json').exists() or not (folder / 'tokenizer').is_dir():
-      raise UserError(f'{field} {folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run.')
+      raise UserError(
+        f'{field} {folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run.'
+      )
     if (folder / ENCODER).exists():
-      raise UserError(f'{field} {folder} is a fine-tuned run; name the folder of one of its tasks, as {folder}/mnli, or of a pretrained run.')
+      raise UserError(
+        f'{field} {folder} is a fine-tuned run; name the folder of one of its tasks, as {folder}/mnli, or of a pretrained run.'
+      )
   tokenizer = load_tokenizer(folder / 'tokenizer')
   pretraining = run_config(folder)
-  origin = {'run': str(folder), 'name': pretraining.name, 'step': None} | ({'after': pretraining.init} if pretraining.init else {})
+  origin = {'run': str(folder), 'name': pretraining.name, 'step': None} | (
+    {'after': pretraining.init} if pretraining.init else {}
+  )
   if fresh:
     return Initial(pretraining.model, tokenizer, origin, None)
   step = checkpoints.find_step(folder, before['step'] if before else config.init_step)
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
   tokens = max((line['tokens'] for line in lines), default=None)
   weights = str(folder)
-  if pretraining.sharing == 'disentangled':      # embeddings in two parts
+  if pretraining.sharing == 'disentangled':  # embeddings in two parts
     both = own.read(folder, step, moments=False).params
     weights = {name: both[name] for name in ('embeddings', 'discriminator')}
   return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, weights)
 
 
-def of_weights(weights: Weights, source: str, fresh: bool = False, before: dict | None = None) -> Initial:
+def of_weights(
+  weights: Weights, source: str, fresh: bool = False, before: dict | None = None
+) -> Initial:
   """The discriminator of another program's files.
 
   Args:
@@ -110,25 +131,38 @@ def of_weights(weights: Weights, source: str, fresh: bool = False, before: dict 
   """
   field = f'config.{"like" if fresh else "init"} {source}'
   if weights.discriminator is None:
-    raise UserError(f'{field} holds a generator and no discriminator, which is what is fine-tuned; name the discriminator.')
+    raise UserError(
+      f'{field} holds a generator and no discriminator, which is what is fine-tuned; name the discriminator.'
+    )
   weights, tokenizer = with_tokenizer(weights, field)
   model = configs.default_config().model
-  model.update({name: type(value)(getattr(weights.discriminator, name)) for name, value in model.items()
-                if name not in ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')})
-  origin = {'run': source, 'name': source.split(';')[0].rstrip('/').split('/')[-1].split(':')[-1], 'step': None}
+  model.update(
+    {
+      name: type(value)(getattr(weights.discriminator, name))
+      for name, value in model.items()
+      if name not in ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')
+    }
+  )
+  origin = {
+    'run': source,
+    'name': source.split(';')[0].rstrip('/').split('/')[-1].split(':')[-1],
+    'step': None,
+  }
   if fresh:
     return Initial(model, tokenizer, origin, None)
   params = {name: weights.params[name] for name in ('embeddings', 'discriminator')}
   origin |= {'step': weights.step, 'tokens': None, 'checksum': checksum(params)}
   if before and before.get('checksum') != origin['checksum']:
-    raise UserError(f'{field} holds other weights than those that the run began with; restore them, or use another --workdir.')
+    raise UserError(
+      f'{field} holds other weights than those that the run began with; restore them, or use another --workdir.'
+    )
   return Initial(model, tokenizer, origin, params, weights.notes)
 
 
 def checksum(params) -> int:
   """Of a tree of NumPy arrays."""
   found = 0
-  for _, value in jax.tree_util.tree_leaves_with_path(params):      # in the order of their names
+  for _, value in jax.tree_util.tree_leaves_with_path(params):  # in the order of their names
     found = zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8), found)
   return found
 
@@ -143,17 +177,26 @@ def _of_task(folder, fresh, which, before) -> Initial:
   trial = before['trial'] if before else best_trial(folder)
   if before:
     which = before['step']
-  elif which in ('last', 'best'):      # the weights that the trial was scored with
+  elif which in ('last', 'best'):  # the weights that the trial was scored with
     which = read_json(folder.parent / 'config.json').get('select', 'last')
-  step = checkpoints.find_step(folder / trial, which, metric=read_json(folder / TASK)['metric'], mode='max')
-  return Initial(model, tokenizer, origin | {'step': step, 'trial': trial, 'tokens': saved['origin'].get('tokens')}, str(folder / trial))
+  step = checkpoints.find_step(
+    folder / trial, which, metric=read_json(folder / TASK)['metric'], mode='max'
+  )
+  return Initial(
+    model,
+    tokenizer,
+    origin | {'step': step, 'trial': trial, 'tokens': saved['origin'].get('tokens')},
+    str(folder / trial),
+  )
 
 
 def best_trial(folder) -> str:
   """The folder's name of the best trial of a task whose weights are kept. Raises UserError where none is."""
   kept = kept_trials(folder)
   if not kept:
-    raise UserError(f'{folder} keeps no weights: its trials are not done, or config.keep_trials was none; run them, or name another folder.')
+    raise UserError(
+      f'{folder} keeps no weights: its trials are not done, or config.keep_trials was none; run them, or name another folder.'
+    )
   return f'trial-{kept[0]}'
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import optax
 
-IMPOSSIBLE_WEIGHT = 0.5      # answerable_weight in the original's configure_finetuning.py
+IMPOSSIBLE_WEIGHT = 0.5  # answerable_weight in the original's configure_finetuning.py
 
 
 def count(kind: str, batch: dict):
@@ -40,15 +40,32 @@ def loss(kind: str, outputs: dict, batch: dict, impossible_weight: float = IMPOS
     error = jnp.where(weights > 0, outputs['value'] - batch['value'], 0)
     sums = {'loss': jnp.square(error)}
   elif kind == 'span':
-    (start, start_correct), (end, end_correct) = (_cross_entropy(outputs[f'{side}_logits'], batch[side]) for side in ('start', 'end'))
-    sums = {'loss': (start + end) / 2, 'start_loss': start, 'start_correct': start_correct, 'end_loss': end, 'end_correct': end_correct}
-    if 'impossible' in outputs:      # not in the style of `transformers`, where [CLS] as start and end is no answer, and that is learned above
+    (start, start_correct), (end, end_correct) = (
+      _cross_entropy(outputs[f'{side}_logits'], batch[side]) for side in ('start', 'end')
+    )
+    sums = {
+      'loss': (start + end) / 2,
+      'start_loss': start,
+      'start_correct': start_correct,
+      'end_loss': end,
+      'end_correct': end_correct,
+    }
+    if (
+      'impossible' in outputs
+    ):  # not in the style of `transformers`, where [CLS] as start and end is no answer, and that is learned above
       impossible = optax.sigmoid_binary_cross_entropy(outputs['impossible'], batch['impossible'])
-      sums |= {'loss': sums['loss'] + impossible_weight * impossible, 'impossible_loss': impossible,
-               'impossible_correct': ((outputs['impossible'] > 0) == (batch['impossible'] > 0.5)).astype(jnp.float32)}
+      sums |= {
+        'loss': sums['loss'] + impossible_weight * impossible,
+        'impossible_loss': impossible,
+        'impossible_correct': ((outputs['impossible'] > 0) == (batch['impossible'] > 0.5)).astype(
+          jnp.float32
+        ),
+      }
   else:
     raise ValueError(f'no loss is known of {kind!r}')
-  sums = {name: (values * weights).sum() for name, values in sums.items()} | {'count': weights.sum()}
+  sums = {name: (values * weights).sum() for name, values in sums.items()} | {
+    'count': weights.sum()
+  }
   return sums['loss'], sums['count'], sums
 
 

@@ -25,6 +25,7 @@ from electra_jax.training.workdir import read_json
 @dataclasses.dataclass(frozen=True, eq=False)
 class FineTunedRun:
   """A fine-tuned run in Python. Call it with the task's examples, or with the name of a file of them, to get its predictions."""
+
   workdir: str
   trial: str
   step: int
@@ -35,7 +36,7 @@ class FineTunedRun:
   params: Any
   layout: meshes.Layout
   max_length: int
-  imported: bool = False      # a model that was trained elsewhere
+  imported: bool = False  # a model that was trained elsewhere
 
   @functools.cached_property
   def _predict(self):
@@ -44,8 +45,16 @@ class FineTunedRun:
   def outputs(self, features: Features, progress=None) -> Outputs:
     """What the model says of features."""
     shards = meshes.row_shards(self.layout.mesh)
-    return steps.run_model(self._predict, self.params, features, batch_size=-(-self.config.eval_batch_size // shards) * shards,
-                           lengths=batches.buckets(self.max_length), pad_id=self.tokenizer.pad_id, mesh=self.layout.mesh, progress=progress)
+    return steps.run_model(
+      self._predict,
+      self.params,
+      features,
+      batch_size=-(-self.config.eval_batch_size // shards) * shards,
+      lengths=batches.buckets(self.max_length),
+      pad_id=self.tokenizer.pad_id,
+      mesh=self.layout.mesh,
+      progress=progress,
+    )
 
   def features(self, examples) -> tuple[Features, dict[str, int]]:
     """The task's rows of examples, and counts of what was cut off."""
@@ -61,11 +70,32 @@ class FineTunedRun:
     low, high = (task.low, task.high) if task.head == 'regression' else (0.0, 1.0)
     if (low, high) != (0.0, 1.0):
       kernel, bias = head['dense']['kernel'], head['dense']['bias']
-      head = {**head, 'dense': {'kernel': kernel * np.float32(high - low), 'bias': bias * np.float32(high - low) + np.float32(low)}}
-    encoder = dataclasses.replace(self.model.config, vocab_size=size, vocab_multiple=1, attention='xla', scan_unroll=1, dtype=jnp.float32)
+      head = {
+        **head,
+        'dense': {
+          'kernel': kernel * np.float32(high - low),
+          'bias': bias * np.float32(high - low) + np.float32(low),
+        },
+      }
+    encoder = dataclasses.replace(
+      self.model.config,
+      vocab_size=size,
+      vocab_multiple=1,
+      attention='xla',
+      scan_unroll=1,
+      dtype=jnp.float32,
+    )
     labels = tuple(task.labels) if task.head in ('classification', 'tagging') else ()
-    return Weights(self.workdir, encoder, None, 'embeddings', params, Head(task.head, self.model.style, labels, self.model.pooling, head),
-                   step=self.step, tokenizer=str(workdirs.folder(self.workdir) / 'tokenizer'))
+    return Weights(
+      self.workdir,
+      encoder,
+      None,
+      'embeddings',
+      params,
+      Head(task.head, self.model.style, labels, self.model.pooling, head),
+      step=self.step,
+      tokenizer=str(workdirs.folder(self.workdir) / 'tokenizer'),
+    )
 
   def __call__(self, examples) -> list[dict]:
     """One prediction an example, see the task. `examples`: of the task, or the path of a file."""
@@ -78,7 +108,7 @@ class FineTunedRun:
 def is_finetuned(workdir) -> bool:
   """Whether a folder holds a fine-tuned run. Raises UserError where its bucket cannot be reached."""
   folder = workdirs.folder(workdir)
-  with workdirs.reaching(folder):      # the sentence names the run, not this file of it
+  with workdirs.reaching(folder):  # the sentence names the run, not this file of it
     return (folder / initial.ENCODER).exists()
 
 
@@ -86,9 +116,15 @@ def tasks_of(workdir) -> list[str]:
   """Names of the tasks whose weights a fine-tuned run keeps. Raises UserError where the folder holds none."""
   folder = workdirs.folder(workdir)
   if not is_finetuned(folder):
-    raise UserError(f'{folder} is not a fine-tuned run: it has no {initial.ENCODER}; name one with --workdir.')
+    raise UserError(
+      f'{folder} is not a fine-tuned run: it has no {initial.ENCODER}; name one with --workdir.'
+    )
   with workdirs.reaching(folder):
-    return sorted(path.parent.name for path in folder.glob(f'*/{initial.KEPT}') if initial.kept_trials(path.parent))
+    return sorted(
+      path.parent.name
+      for path in folder.glob(f'*/{initial.KEPT}')
+      if initial.kept_trials(path.parent)
+    )
 
 
 def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
@@ -102,7 +138,9 @@ def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
   """
   folder, names = workdirs.folder(workdir), tasks_of(workdir)
   if not names:
-    raise UserError(f'{folder} keeps no weights: no trial is done, or config.keep_trials was none; run --mode=finetune there first.')
+    raise UserError(
+      f'{folder} keeps no weights: no trial is done, or config.keep_trials was none; run --mode=finetune there first.'
+    )
   if task is None and len(names) > 1:
     raise UserError(f'{folder} was fine-tuned on {", ".join(names)}; say which with --task.')
   task = names[0] if task is None else task
@@ -117,12 +155,31 @@ def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
   config.model.attention = 'xla'
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
-  start = initial.Initial(configs.from_plain({'model': encoder['model']}).model, tokenizer, encoder['origin'], None)
+  start = initial.Initial(
+    configs.from_plain({'model': encoder['model']}).model, tokenizer, encoder['origin'], None
+  )
   model, _ = build.build_model(config, restored, start, description['max_length'])
   layout = meshes.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0))
   trial = initial.best_trial(folder / task)
-  params, step = checkpoints.restore_params(folder / task / trial, config.select, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout),
-                                            metric=restored.metric, mode='max')
-  return FineTunedRun(str(folder), trial, step, config, restored, tokenizer, model, params, layout, description['max_length'],
-                      bool(encoder['origin'].get('imported')))
+  params, step = checkpoints.restore_params(
+    folder / task / trial,
+    config.select,
+    nn.unbox(boxed),
+    meshes.parameter_shardings(boxed, layout),
+    metric=restored.metric,
+    mode='max',
+  )
+  return FineTunedRun(
+    str(folder),
+    trial,
+    step,
+    config,
+    restored,
+    tokenizer,
+    model,
+    params,
+    layout,
+    description['max_length'],
+    bool(encoder['origin'].get('imported')),
+  )

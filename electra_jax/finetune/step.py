@@ -17,6 +17,7 @@ from electra_jax.training import mesh as meshes, step as shared
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
   """What the steps know of the tokenizer."""
+
   pad_id: int
   cls_id: int
   sep_id: int
@@ -36,49 +37,89 @@ def parts(model: FineTuned, ids: SpecialIds, impossible_weight: float):
   A batch is batches.assemble's arrays, and `seed`, a uint32 scalar that dropout depends on beside step and row: so that all trials of a
   task share a compiled program.
   """
+
   def prepare(step, batch):
     examples = {name: value for name, value in batch.items() if name != 'seed'}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
     return examples, losses.count(model.kind, examples)
 
   def loss(params, examples, count):
-    outputs = model.apply({'params': params}, _inputs(examples['token_ids'], ids), examples, examples['keys'], method='training')
+    outputs = model.apply(
+      {'params': params},
+      _inputs(examples['token_ids'], ids),
+      examples,
+      examples['keys'],
+      method='training',
+    )
     total, _, sums = losses.loss(model.kind, outputs, examples, impossible_weight)
-    return total / jnp.maximum(count, 1), {name: value for name, value in sums.items() if name != 'loss'} | {'total': total}
+    return total / jnp.maximum(count, 1), {
+      name: value for name, value in sums.items() if name != 'loss'
+    } | {'total': total}
 
   return prepare, loss
 
 
-def jit_train_step(model, optimizer, ids, shardings, layout, moments, *, impossible_weight: float, micro_batches: int = 1,
-                   skip_nonfinite: bool = False, frozen: bool = False):
+def jit_train_step(
+  model,
+  optimizer,
+  ids,
+  shardings,
+  layout,
+  moments,
+  *,
+  impossible_weight: float,
+  micro_batches: int = 1,
+  skip_nonfinite: bool = False,
+  frozen: bool = False,
+):
   """`train_step(state, batch) -> (state, sums)` under jax.jit, compiled once for each length of rows; the state is donated.
 
   `frozen`: the head alone learns. No gradient goes into the encoder, so there is no backward pass through it.
   """
   prepare, loss = parts(model, ids, impossible_weight)
-  step = shared.make_train_step(prepare, loss, optimizer, micro_batches=micro_batches, skip_nonfinite=skip_nonfinite, layout=layout,
-                                moments=moments, trained=('head',) if frozen else None)
-  return jax.jit(meshes.within(layout, step), out_shardings=(shardings, meshes.replicated(layout.mesh)), donate_argnums=0)
+  step = shared.make_train_step(
+    prepare,
+    loss,
+    optimizer,
+    micro_batches=micro_batches,
+    skip_nonfinite=skip_nonfinite,
+    layout=layout,
+    moments=moments,
+    trained=('head',) if frozen else None,
+  )
+  return jax.jit(
+    meshes.within(layout, step),
+    out_shardings=(shardings, meshes.replicated(layout.mesh)),
+    donate_argnums=0,
+  )
 
 
 def jit_predict(model: FineTuned, ids: SpecialIds, layout: meshes.Layout):
   """`predict(params, batch) -> outputs`, whole on every process, compiled once for each length of rows."""
+
   def predict(params, batch):
-    return model.apply({'params': params}, _inputs(batch['token_ids'], ids), batch, method='predict')
+    return model.apply(
+      {'params': params}, _inputs(batch['token_ids'], ids), batch, method='predict'
+    )
+
   return jax.jit(meshes.within(layout, predict), out_shardings=meshes.replicated(layout.mesh))
 
 
 def on_mesh(batch: dict, mesh) -> dict:
   """The arrays of a batch with their rows split over the mesh; scalars whole on every device."""
+
   def place(value):
     value = np.asarray(value)
     if value.ndim == 0:
       return jax.make_array_from_callback((), meshes.replicated(mesh), lambda index: value)
     return meshes.global_batch(value[meshes.process_rows(mesh, len(value))], mesh, len(value))
+
   return {name: place(value) for name, value in batch.items()}
 
 
-def run_model(predict, params, features: Features, *, batch_size: int, lengths, pad_id: int, mesh, progress=None) -> Outputs:
+def run_model(
+  predict, params, features: Features, *, batch_size: int, lengths, pad_id: int, mesh, progress=None
+) -> Outputs:
   """What the model says of all rows, as tasks/task.py has it.
 
   Args:
@@ -87,7 +128,10 @@ def run_model(predict, params, features: Features, *, batch_size: int, lengths, 
     lengths: of batches.buckets.
     progress: called with the number of rows done.
   """
-  inputs = dataclasses.replace(features, targets={name: features.targets[name] for name in ('allowed',) if name in features.targets})
+  inputs = dataclasses.replace(
+    features,
+    targets={name: features.targets[name] for name in ('allowed',) if name in features.targets},
+  )
   results, pending = [None] * len(features), None
 
   def take(rows, outputs):
@@ -97,15 +141,23 @@ def run_model(predict, params, features: Features, *, batch_size: int, lengths, 
 
   done = 0
   for rows in batches.in_order(inputs, batch_size):
-    outputs = predict(params, on_mesh(batches.assemble(inputs, rows, batch_size, lengths, pad_id), mesh))
+    outputs = predict(
+      params, on_mesh(batches.assemble(inputs, rows, batch_size, lengths, pad_id), mesh)
+    )
     if pending:
-      take(*pending)             # while the device is busy with the next
+      take(*pending)  # while the device is busy with the next
     pending = rows, outputs
     done += len(rows)
     if progress:
       progress(done)
   if pending:
     take(*pending)
-  per_token = results and results[0].get('logits', np.zeros(0)).ndim == 2      # tagging: cut to the row's own length
-  return {name: [r[name][:len(ids)] for r, ids in zip(results, features.token_ids)] if per_token else np.stack([r[name] for r in results])
-          for name in (results[0] if results else ())}
+  per_token = (
+    results and results[0].get('logits', np.zeros(0)).ndim == 2
+  )  # tagging: cut to the row's own length
+  return {
+    name: [r[name][: len(ids)] for r, ids in zip(results, features.token_ids)]
+    if per_token
+    else np.stack([r[name] for r in results])
+    for name in (results[0] if results else ())
+  }

@@ -21,7 +21,7 @@ from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
 RESULTS = 'results.json'
-DATA = 'data.json'            # in a task's folder: what its training data was when the first trial began
+DATA = 'data.json'  # in a task's folder: what its training data was when the first trial began
 
 
 def finetune(config, workdir: str, notice: Notice | None = None) -> int:
@@ -41,27 +41,46 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   begun = hosts.from_first(lambda: build.claim(workdir, config))
   workdir = workdirs.folder(workdir)
   hosts.check_shared(workdir)
-  kept = workdirs.read_json(workdir / initial.ENCODER) if begun and workdirs.exists(workdir / initial.ENCODER) else None
+  kept = (
+    workdirs.read_json(workdir / initial.ENCODER)
+    if begun and workdirs.exists(workdir / initial.ENCODER)
+    else None
+  )
   if kept and kept['origin'].get('imported'):
-    raise UserError(f'{workdir} holds a model that was imported, not trained; train it in another --workdir, with '
-                    f'--config.init={workdir}/{finetune_config.tasks(config)[0]}.')
+    raise UserError(
+      f'{workdir} holds a model that was imported, not trained; train it in another --workdir, with '
+      f'--config.init={workdir}/{finetune_config.tasks(config)[0]}.'
+    )
   console.heading(f'{config.name}  ({workdir})')
 
   #### Devices, data, encoder ########################################################################################
   layout, devices = meshes.make_layout(config), jax.devices()
-  say('devices', f'{len(devices)} x {devices[0].device_kind}' + (f' of {jax.process_count()} processes' if jax.process_count() > 1 else '')
-      + ', mesh ' + ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items()))
+  say(
+    'devices',
+    f'{len(devices)} x {devices[0].device_kind}'
+    + (f' of {jax.process_count()} processes' if jax.process_count() > 1 else '')
+    + ', mesh '
+    + ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items()),
+  )
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
   tasks = [open_task(name, config.data) for name in finetune_config.tasks(config)]
-  for task in tasks:                            # all data is read before the first step
+  for task in tasks:  # all data is read before the first step
     examples = {split: task.examples(split) for split in ('train', 'dev') if split in task.splits}
     for split in ('train', 'dev'):
       if not len(examples.get(split, ())):
-        raise UserError(f'{task.name} has no {split} data; name the file with --config.data.{split}, or its folder with --config.data.source.')
-    others = ', '.join(f'{len(task.examples(split)):,} {split}' for split in task.splits if split not in examples)
-    say(task.name, f'{len(examples["train"]):,} train, {len(examples["dev"]):,} dev' + (f', {others}' if others else '')
-        + (f'; labels {_some(task.labels)}' if task.labels else ''))
+        raise UserError(
+          f'{task.name} has no {split} data; name the file with --config.data.{split}, or its folder with --config.data.source.'
+        )
+    others = ', '.join(
+      f'{len(task.examples(split)):,} {split}' for split in task.splits if split not in examples
+    )
+    say(
+      task.name,
+      f'{len(examples["train"]):,} train, {len(examples["dev"]):,} dev'
+      + (f', {others}' if others else '')
+      + (f'; labels {_some(task.labels)}' if task.labels else ''),
+    )
   start = initial.open_initial(config, kept and kept['origin'])
   if 'checksum' in start.origin:
     hosts.same_everywhere(f'the weights of {config.init}', str(start.origin['checksum']))
@@ -71,12 +90,18 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   hosts.from_first(lambda: keep_encoder(workdir, start))
 
   #### Tasks #########################################################################################################
-  if len(tasks) > 1:                            # what was read of all of them is let go; each is read again when its turn comes
+  if (
+    len(tasks) > 1
+  ):  # what was read of all of them is let go; each is read again when its turn comes
     tasks = [task.name for task in tasks]
   for task in tasks:
     task = open_task(task, config.data) if isinstance(task, str) else task
     folder = workdir / task.name
-    todo = [trial for trial in range(1, config.num_trials + 1) if not workdirs.exists(folder / f'trial-{trial}' / RESULT)]
+    todo = [
+      trial
+      for trial in range(1, config.num_trials + 1)
+      if not workdirs.exists(folder / f'trial-{trial}' / RESULT)
+    ]
     if not workdirs.exists(folder / initial.KEPT):
       hosts.from_first(lambda: describe(config, task, folder))
     if todo:
@@ -90,16 +115,25 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
         except jax.errors.JaxRuntimeError as error:
           if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-          raise UserError(f'{task.name} does not fit the memory of a device; split its batches (--config.micro_batches=2), compute again what takes '
-                          'room (--config.model.remat=full), or lower --config.eval_batch_size.') from None
+          raise UserError(
+            f'{task.name} does not fit the memory of a device; split its batches (--config.micro_batches=2), compute again what takes '
+            'room (--config.model.remat=full), or lower --config.eval_batch_size.'
+          ) from None
         if record is None:
           return PREEMPTED
         hosts.from_first(lambda: _keep_weights(config, task, folder))
         figures = record['figures']['dev']
-        say('dev', ', '.join(f'{name} {value:.4f}' for name, value in figures.items() if math.isfinite(value)))
+        say(
+          'dev',
+          ', '.join(
+            f'{name} {value:.4f}' for name, value in figures.items() if math.isfinite(value)
+          ),
+        )
         del params
       del p, splits
-    hosts.from_first(lambda: _keep_weights(config, task, folder))      # again, as a start before may have ended just before
+    hosts.from_first(
+      lambda: _keep_weights(config, task, folder)
+    )  # again, as a start before may have ended just before
     _show(workdir, [task.name])
 
   #### Results #######################################################################################################
@@ -132,20 +166,48 @@ def prepare(config, task, start, layout):
     return Split(examples, features)
 
   train = tokenize('train', examples).features
-  few = lambda split: Split(None, task.features(task.examples(split)[:64], start.tokenizer, max_length)[0])
-  scored = ('dev', *(s for s in task.splits if s not in ('train', 'dev') and task.head != 'span' and labelled(few(s))))
-  splits = {name: split for name in scored if (split := tokenize(name, task.examples(name))) and (name == 'dev' or labelled(split))}
+  few = lambda split: Split(
+    None, task.features(task.examples(split)[:64], start.tokenizer, max_length)[0]
+  )
+  scored = (
+    'dev',
+    *(
+      s
+      for s in task.splits
+      if s not in ('train', 'dev') and task.head != 'span' and labelled(few(s))
+    ),
+  )
+  splits = {
+    name: split
+    for name in scored
+    if (split := tokenize(name, task.examples(name))) and (name == 'dev' or labelled(split))
+  }
   p = build.program(config, task, start, layout, train, max_length)
   tokens = sum(map(len, train.token_ids))
-  padded = sum(p.config.batch_size * next(n for n in p.lengths if n >= max(len(train.token_ids[r]) for r in rows))
-               for rows in (batches.Epochs(train, config.batch_size, config.seed, config.bucketed).rows(i) for i in range(p.steps_per_epoch)))
+  padded = sum(
+    p.config.batch_size
+    * next(n for n in p.lengths if n >= max(len(train.token_ids[r]) for r in rows))
+    for rows in (
+      batches.Epochs(train, config.batch_size, config.seed, config.bucketed).rows(i)
+      for i in range(p.steps_per_epoch)
+    )
+  )
   rate, decay = p.rates
-  say('', f'{p.steps:,} steps of {config.batch_size} rows, {p.steps / p.steps_per_epoch:.3g} epochs of {len(train):,} rows of at most {max_length} tokens; '
-      f'{1 - tokens / padded:.0%} padding')
+  say(
+    '',
+    f'{p.steps:,} steps of {config.batch_size} rows, {p.steps / p.steps_per_epoch:.3g} epochs of {len(train):,} rows of at most {max_length} tokens; '
+    f'{1 - tokens / padded:.0%} padding',
+  )
   learning = p.shapes.params['head'] if config.frozen else p.shapes.params
-  say('', f'{quantity(initial.weights_count(learning))} parameters' + (' of the head, on a frozen encoder' if config.frozen else '')
-      + f', learning rate {rate:g}' + ('' if config.frozen else f', layer by layer times {decay:g}')
-      + (' (depths as published)' if config.optimizer.published_depths else '') + f', attention {p.attention[0]} ({p.attention[1]})')
+  say(
+    '',
+    f'{quantity(initial.weights_count(learning))} parameters'
+    + (' of the head, on a frozen encoder' if config.frozen else '')
+    + f', learning rate {rate:g}'
+    + ('' if config.frozen else f', layer by layer times {decay:g}')
+    + (' (depths as published)' if config.optimizer.published_depths else '')
+    + f', attention {p.attention[0]} ({p.attention[1]})',
+  )
   for line in meshes.describe(p.shapes.params, p.shardings.params, layout):
     say('', line)
   return p, splits
@@ -158,17 +220,22 @@ def _some(labels, most: int = 8) -> str:
 def describe(config, task, folder) -> None:
   """What prediction needs to know of a task."""
   folder.mkdir(parents=True, exist_ok=True)
-  workdirs.write_json(folder / initial.TASK,
-                      task.describe() | {'metric': task.metric, 'max_length': config.max_length or task.recipe.max_length})
+  workdirs.write_json(
+    folder / initial.TASK,
+    task.describe()
+    | {'metric': task.metric, 'max_length': config.max_length or task.recipe.max_length},
+  )
 
 
 def keep_encoder(workdir, start) -> None:
   """What a person needs to open the run without the one that it began with."""
-  workdirs.write_json(workdir / initial.ENCODER, {'model': start.model.to_dict(), 'origin': start.origin})
+  workdirs.write_json(
+    workdir / initial.ENCODER, {'model': start.model.to_dict(), 'origin': start.origin}
+  )
   folder = workdir / 'tokenizer'
   try:
     kept = load_tokenizer(folder).fingerprint if workdirs.exists(folder) else None
-  except UserError:      # a start ended while it was being written
+  except UserError:  # a start ended while it was being written
     kept = None
   if kept != start.tokenizer.fingerprint:
     with workdirs.reaching(folder, 'written'):
@@ -180,7 +247,11 @@ def _identity(features) -> int:
   """A checksum of all that is trained on."""
   sums = [zlib.crc32(np.concatenate(features.token_ids).tobytes())]
   for _, values in sorted(features.targets.items()):
-    sums.append(zlib.crc32((np.concatenate(values) if isinstance(values, list) else np.asarray(values)).tobytes()))
+    sums.append(
+      zlib.crc32(
+        (np.concatenate(values) if isinstance(values, list) else np.asarray(values)).tobytes()
+      )
+    )
   return zlib.crc32(str(sums).encode())
 
 
@@ -188,19 +259,29 @@ def _check_data(folder, identity):
   path = folder / DATA
   if workdirs.exists(path) and workdirs.read_json(path)['identity'] != identity:
     if any(folder.glob('trial-*')):
-      raise UserError(f'the training data of {folder.name} is not what {folder} was begun with; restore it, or use another --workdir.')
+      raise UserError(
+        f'the training data of {folder.name} is not what {folder} was begun with; restore it, or use another --workdir.'
+      )
   workdirs.write_json(path, {'identity': identity})
 
 
 def _keep_weights(config, task, folder):
   """Keeps the checkpoints of the trials that config.keep_trials says, and notes which, the best first."""
   records = read_records(folder.parent, [folder.name])
-  value = lambda record: -math.inf if (v := record['figures']['dev'].get(record['metric'])) is None else v
-  ranked = [record['trial'] for record in sorted(records, key=lambda record: (-value(record), record['trial']))]
+  value = lambda record: (
+    -math.inf if (v := record['figures']['dev'].get(record['metric'])) is None else v
+  )
+  ranked = [
+    record['trial']
+    for record in sorted(records, key=lambda record: (-value(record), record['trial']))
+  ]
   ranked = [trial for trial in ranked if (folder / f'trial-{trial}' / 'checkpoints').exists()]
-  kept = ranked[:{'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
-  threshold = next((r['figures']['dev'].get('best_f1_thresh') for r in records if kept and r['trial'] == kept[0]), None)
-  if threshold is not None:      # SQuAD 2.0: from which odds on the best trial gives no answer
+  kept = ranked[: {'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
+  threshold = next(
+    (r['figures']['dev'].get('best_f1_thresh') for r in records if kept and r['trial'] == kept[0]),
+    None,
+  )
+  if threshold is not None:  # SQuAD 2.0: from which odds on the best trial gives no answer
     describe(config, task.with_threshold(threshold), folder)
   workdirs.write_json(folder / initial.KEPT, {'trials': kept})
   for trial in ranked:
@@ -214,7 +295,13 @@ def read_records(workdir, tasks) -> list[dict]:
   for task in tasks:
     folder = workdir / task
     with workdirs.reaching(folder):
-      paths = sorted(folder.glob(f'trial-*/{RESULT}'), key=lambda path: int(path.parent.name.split('-')[1])) if folder.exists() else []
+      paths = (
+        sorted(
+          folder.glob(f'trial-*/{RESULT}'), key=lambda path: int(path.parent.name.split('-')[1])
+        )
+        if folder.exists()
+        else []
+      )
     records += [workdirs.read_json(path) for path in paths]
   return records
 
@@ -223,14 +310,27 @@ def _show(workdir, tasks):
   records = read_records(workdir, tasks)
   print('\n' + summary.table(summary.summarise(records)) + '\n')
   for trial in summary.collapsed(records):
-    say('collapsed', f'trial {trial["trial"]} of {trial["task"]} says the same of everything, as fine-tuning now and then does on little data: '
-        'look at the median, take more trials, or a lower --config.optimizer.learning_rate')
+    say(
+      'collapsed',
+      f'trial {trial["trial"]} of {trial["task"]} says the same of everything, as fine-tuning now and then does on little data: '
+      'look at the median, take more trials, or a lower --config.optimizer.learning_rate',
+    )
 
 
 def write_results(workdir, config, start, records) -> None:
   """results.json, results.md and results.png of all trials."""
   summaries = summary.summarise(records)
-  workdirs.write_json(workdir / RESULTS, plain({'origin': start.origin, 'summaries': summaries, 'glue': summary.glue(summaries), 'trials': records}))
+  workdirs.write_json(
+    workdir / RESULTS,
+    plain(
+      {
+        'origin': start.origin,
+        'summaries': summaries,
+        'glue': summary.glue(summaries),
+        'trials': records,
+      }
+    ),
+  )
   workdirs.write_bytes(workdir / 'results.md', summary.markdown(summaries).encode())
   image, headline = io.BytesIO(), f'{config.name}: {start.describe()}'
   summary.draw(records, headline).savefig(image, dpi=130, format='png')

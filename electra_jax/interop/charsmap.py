@@ -63,10 +63,16 @@ def normalizers(charsmap: bytes) -> list | None:
   if left_over is None:
     return None
   # The library makes one only when it reads one.
-  precompiled = _from_json({'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(charsmap).decode()})
+  precompiled = _from_json(
+    {'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(charsmap).decode()}
+  )
   seconds = {character for source in (*several, *left_over) for character in source[1:]}
   starts = lambda text: text and (text[0] in seconds or unicodedata.category(text[0])[0] == 'M')
-  joined = seconds | set(_EXTENDING) | {source for source, target in table.items() if len(source) == 1 and starts(target)}
+  joined = (
+    seconds
+    | set(_EXTENDING)
+    | {source for source, target in table.items() if len(source) == 1 and starts(target)}
+  )
   # Before all others, no rule, no cluster and no composition goes on: that is, before those that are no marks. What the library's
   # tables do not know yet may be one, and \n is for \r\n.
   near = f'[\\p{{M}}\\p{{Cn}}{_ranges(joined)}\\n&&[^{_ranges({*_APART, *_TOGETHER})}]]'
@@ -102,13 +108,21 @@ def _left_over(table: dict[str, str], several: dict[str, str]) -> dict[str, str]
 
   alone = (chr(point) for point in (*range(0xD800), *range(0xE000, 0x110000)))
   unchanged = functools.partial(unicodedata.is_normalized, 'NFC')
-  if not all(map(unchanged, table.values())) or not all(unchanged(character) or character in table for character in alone):
+  if not all(map(unchanged, table.values())) or not all(
+    unchanged(character) or character in table for character in alone
+  ):
     return None
   one = [''.join(table.get(character, character) for character in source) for source in several]
   if any('\n' in text for text in one):
     return None
-  made = NFC().normalize_str('\n'.join(one)).split('\n')  # in one call: a line break composes with nothing
-  left = {text: target for text, composed, target in zip(one, made, several.values(), strict=True) if composed != target}
+  made = (
+    NFC().normalize_str('\n'.join(one)).split('\n')
+  )  # in one call: a line break composes with nothing
+  left = {
+    text: target
+    for text, composed, target in zip(one, made, several.values(), strict=True)
+    if composed != target
+  }
   return left if len(left) <= MOST_LEFT_OVER else None
 
 
@@ -128,14 +142,18 @@ def _expression(node: dict) -> str:
   for character, below in node.items():
     if character:
       rest = _expression(below)
-      by_rest.setdefault(rest and (f'(?:{rest})?' if '' in below else f'(?:{rest})'), []).append(character)
+      by_rest.setdefault(rest and (f'(?:{rest})?' if '' in below else f'(?:{rest})'), []).append(
+        character
+      )
   return '|'.join(f'[{_ranges(characters)}]{rest}' for rest, characters in by_rest.items())
 
 
 def _ranges(characters: Iterable[str]) -> str:
   """The inside of a character class."""
   runs = _runs(sorted(map(ord, characters)))
-  return ''.join(f'\\x{{{first:X}}}' + (f'-\\x{{{last:X}}}' if last > first else '') for first, last in runs)
+  return ''.join(
+    f'\\x{{{first:X}}}' + (f'-\\x{{{last:X}}}' if last > first else '') for first, last in runs
+  )
 
 
 def _runs(points: list[int]) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ from electra_jax.model.config import EncoderConfig
 @dataclasses.dataclass(frozen=True)
 class Fields:
   """The fields by name, and the file's name for sentences. A field that is null, or is not there, has its default."""
+
   file: str
   values: dict
 
@@ -44,7 +45,9 @@ class Fields:
     return value
 
   def refuse(self, name: str, value, can: str):
-    raise UserError(f'{self.file}: {name} is {value!r}, which this program does not have: it has {can}.')
+    raise UserError(
+      f'{self.file}: {name} is {value!r}, which this program does not have: it has {can}.'
+    )
 
   def encoder(self, **fields) -> EncoderConfig:
     """EncoderConfig without rows that pad the vocabulary. Raises UserError for fields that contradict each other."""

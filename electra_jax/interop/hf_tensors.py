@@ -7,7 +7,13 @@ import numpy as np
 
 from electra_jax.errors import UserError
 
-_ENCODER = ('embeddings.', 'embeddings_project.', 'encoder.', 'layers.', 'final_norm.')      # what has the prefix beside a head
+_ENCODER = (
+  'embeddings.',
+  'embeddings_project.',
+  'encoder.',
+  'layers.',
+  'final_norm.',
+)  # what has the prefix beside a head
 
 
 def to_ours(found: dict, names: dict, form, kind: str, config, shapes: dict, source: str) -> dict:
@@ -30,9 +36,13 @@ def to_ours(found: dict, names: dict, form, kind: str, config, shapes: dict, sou
     value = found.pop(copy, None)
     if value is not None and name not in found:
       found[name] = value
-    elif value is not None and not (value.shape == found[name].shape and value.tobytes() == found[name].tobytes()):
-      raise UserError(f'{source}: {own_name(copy)} is not {own_name(name)}, bit for bit, but a tensor of its own, which the '
-                      'generator does not have.')
+    elif value is not None and not (
+      value.shape == found[name].shape and value.tobytes() == found[name].tobytes()
+    ):
+      raise UserError(
+        f'{source}: {own_name(copy)} is not {own_name(name)}, bit for bit, but a tensor of its own, which the '
+        'generator does not have.'
+      )
   wrong = []
   for name, parts in table.items():
     value, want = found.get(name), _their_shape(parts, shapes)
@@ -46,8 +56,12 @@ def to_ours(found: dict, names: dict, form, kind: str, config, shapes: dict, sou
       wrong.append(f'{own_name(name)} holds numbers that are not finite')
   wrong += [f'{own_name(name)} has no place' for name in found if name not in table]
   if wrong:
-    raise UserError(f'{source} does not fit its config.json, as {form.CLASSES[kind]}: ' + '; '.join(wrong[:5]) +
-                    (f'; and {len(wrong) - 5} more' if len(wrong) > 5 else '') + '.')
+    raise UserError(
+      f'{source} does not fit its config.json, as {form.CLASSES[kind]}: '
+      + '; '.join(wrong[:5])
+      + (f'; and {len(wrong) - 5} more' if len(wrong) > 5 else '')
+      + '.'
+    )
   leaves = collections.defaultdict(dict)
   for name, parts in table.items():
     value, start = np.asarray(found[name], np.float32), 0
@@ -63,7 +77,11 @@ def to_ours(found: dict, names: dict, form, kind: str, config, shapes: dict, sou
     node = tree
     for name in above:
       node = node.setdefault(name, {})
-    node[last] = np.array(layers[None], order='C') if None in layers else np.stack([layers[i] for i in range(len(layers))])
+    node[last] = (
+      np.array(layers[None], order='C')
+      if None in layers
+      else np.stack([layers[i] for i in range(len(layers))])
+    )
   return tree
 
 
@@ -71,7 +89,10 @@ def to_theirs(tree: dict, form, kind: str, config) -> dict[str, np.ndarray]:
   """The other way: tensors under the names that the class of `kind` gives them."""
   leaves, found = _flat(tree), {}
   for name, parts in form.tensors(config, kind).items():
-    values = [np.asarray(leaves[path] if layer is None else leaves[path][layer], np.float32) for path, layer in parts]
+    values = [
+      np.asarray(leaves[path] if layer is None else leaves[path][layer], np.float32)
+      for path, layer in parts
+    ]
     if parts[0][0].endswith('kernel'):
       values = [value.T for value in values]
     found[_full(name, form, kind)] = np.concatenate(values) if len(values) > 1 else values[0]
@@ -82,8 +103,11 @@ def misfits(tree: dict, shapes: dict) -> list[str]:
   """What of our tree differs from the shapes, in words."""
   there, wanted = _flat(tree), _flat(shapes)
   told = lambda leaves, path: _times(leaves[path].shape) if path in leaves else 'missing'
-  return [f'{path} is {told(there, path)} and not {told(wanted, path)}' for path in wanted | there
-          if told(there, path) != told(wanted, path)]
+  return [
+    f'{path} is {told(there, path)} and not {told(wanted, path)}'
+    for path in wanted | there
+    if told(there, path) != told(wanted, path)
+  ]
 
 
 def _flat(tree):

@@ -17,10 +17,16 @@ def evenly(count: int, of: int) -> np.ndarray:
 
 def check(d: EncoderConfig, g: EncoderConfig, source: str) -> None:
   """Raises UserError where a generator `g` cannot be cut out of a discriminator `d`: whole heads are kept, and nothing is made up."""
-  if g.head_size != d.head_size or any(getattr(g, name) > getattr(d, name) for name in ('num_heads', 'num_layers', 'intermediate_size')):
-    said = lambda c: f'{c.num_layers} layers with {c.num_heads} heads of {c.head_size} and a feed-forward of {c.intermediate_size}'
-    raise UserError(f'a generator of {said(g)} cannot be cut out of {source}, which has {said(d)}; set config.generator.hidden_fraction so that whole heads '
-                    'are left, or --config.continued.generator=scratch.')
+  if g.head_size != d.head_size or any(
+    getattr(g, name) > getattr(d, name) for name in ('num_heads', 'num_layers', 'intermediate_size')
+  ):
+    said = lambda c: (
+      f'{c.num_layers} layers with {c.num_heads} heads of {c.head_size} and a feed-forward of {c.intermediate_size}'
+    )
+    raise UserError(
+      f'a generator of {said(g)} cannot be cut out of {source}, which has {said(d)}; set config.generator.hidden_fraction so that whole heads '
+      'are left, or --config.continued.generator=scratch.'
+    )
 
 
 def generator(weights: Weights, config: EncoderConfig) -> dict:
@@ -44,7 +50,10 @@ def generator(weights: Weights, config: EncoderConfig) -> dict:
   columns = (heads[:, None] * d.head_size + np.arange(d.head_size)).ravel()
   inner = evenly(config.intermediate_size, d.intermediate_size)
   # Of each kernel: which inputs and which outputs stay.
-  kept = dict.fromkeys(('query', 'key', 'value'), (units, columns)) | {'attention_output': (columns, units), 'mlp_output': (inner, units)}
+  kept = dict.fromkeys(('query', 'key', 'value'), (units, columns)) | {
+    'attention_output': (columns, units),
+    'mlp_output': (inner, units),
+  }
   kept |= dict.fromkeys(('mlp_in', 'mlp_gate'), (units, inner))
 
   def cut(name, leaves):
@@ -53,7 +62,9 @@ def generator(weights: Weights, config: EncoderConfig) -> dict:
     for leaf, value in leaves.items():
       value = value[layers]
       if leaf == 'kernel':
-        value = value[:, inputs][:, :, outputs] * np.float32(math.sqrt(value.shape[1] / len(inputs)))
+        value = value[:, inputs][:, :, outputs] * np.float32(
+          math.sqrt(value.shape[1] / len(inputs))
+        )
       else:
         value = value[:, outputs]
       found[leaf] = np.ascontiguousarray(value, np.float32)
@@ -64,14 +75,25 @@ def generator(weights: Weights, config: EncoderConfig) -> dict:
   if config.embedding_size == config.hidden_size:
     return found
   if 'embeddings_project' in params:
-    tower['embeddings_project'] = {leaf: np.ascontiguousarray(value[..., units]) for leaf, value in params['embeddings_project'].items()}
+    tower['embeddings_project'] = {
+      leaf: np.ascontiguousarray(value[..., units])
+      for leaf, value in params['embeddings_project'].items()
+    }
     return found
   picked = np.zeros((d.hidden_size, config.hidden_size), np.float32)
   picked[units, np.arange(len(units))] = 1
-  tower['embeddings_project'] = {'kernel': picked} | ({'bias': np.zeros(config.hidden_size, np.float32)} if config.use_bias else {})
-  norm = {'scale': np.ones(d.embedding_size, np.float32)} | ({'bias': np.zeros(d.embedding_size, np.float32)} if config.use_bias else {})
-  dense = {'kernel': np.ascontiguousarray(picked.T)} | ({'bias': np.zeros(d.embedding_size, np.float32)} if config.use_bias else {})
-  return found | {'generator_head': {'dense': dense, 'norm': norm, 'bias': np.zeros(d.vocab_size, np.float32)}}
+  tower['embeddings_project'] = {'kernel': picked} | (
+    {'bias': np.zeros(config.hidden_size, np.float32)} if config.use_bias else {}
+  )
+  norm = {'scale': np.ones(d.embedding_size, np.float32)} | (
+    {'bias': np.zeros(d.embedding_size, np.float32)} if config.use_bias else {}
+  )
+  dense = {'kernel': np.ascontiguousarray(picked.T)} | (
+    {'bias': np.zeros(d.embedding_size, np.float32)} if config.use_bias else {}
+  )
+  return found | {
+    'generator_head': {'dense': dense, 'norm': norm, 'bias': np.zeros(d.vocab_size, np.float32)}
+  }
 
 
 def with_generator(weights: Weights, config: EncoderConfig, sharing: str) -> Weights:

@@ -27,31 +27,55 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
     is_run = (folder / 'config.json').exists() and (folder / 'tokenizer').is_dir()
     is_finetuned = (folder / 'encoder.json').exists() or (folder / 'task.json').exists()
   if is_finetuned:
-    raise UserError(f'{folder} is a fine-tuned run, whose generator is gone; name the pretrained run that it began with.')
+    raise UserError(
+      f'{folder} is a fine-tuned run, whose generator is gone; name the pretrained run that it began with.'
+    )
   if not is_run:
-    raise UserError(f'{folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run, hf:FOLDER or tf:CHECKPOINT.')
+    raise UserError(
+      f'{folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run, hf:FOLDER or tf:CHECKPOINT.'
+    )
   config = run_config(folder)
   config.model.attention = 'xla'
   size = load_tokenizer(folder / 'tokenizer').size
-  generator, discriminator = (dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu'))
+  generator, discriminator = (
+    dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu')
+  )
   step = checkpoints.find_step(folder, which)
   both = checkpoints.read_moments(folder, step) if moments else None
   trees = {'params': checkpoints.read_arrays(folder, step, 'params')} | (both or {})
   of, notes = sharing(config), []
   if of == 'disentangled':
-    of, trees = 'none', {name: folded(tree, values=name == 'params') for name, tree in trees.items()}
-  if 'generator' not in trees['params'] and of != 'all':      # electric's two towers, or none
+    of, trees = (
+      'none',
+      {name: folded(tree, values=name == 'params') for name, tree in trees.items()},
+    )
+  if 'generator' not in trees['params'] and of != 'all':  # electric's two towers, or none
     generator, of = None, 'embeddings'
     if 'generator_head' in trees['params']:
-      notes.append(f"the generator of {folder} is left out: it is two towers, one a side, of use in pretraining alone")
+      notes.append(
+        f'the generator of {folder} is left out: it is two towers, one a side, of use in pretraining alone'
+      )
   kept = (*DISCRIMINATOR, *(GENERATOR if generator else ()))
   if 'predictor_head' in trees['params']:
     notes.append(f'the head of {folder} that predicts tokens from the kept tower is left out')
-  trees = {name: trimmed({top: x for top, x in tree.items() if top in kept}, size) for name, tree in trees.items()}
-  return checked(Weights(
-      source=f'{folder} (step {step:,})', discriminator=discriminator, generator=generator, sharing=of, params=trees.pop('params'),
-      tokenizer=str(folder / 'tokenizer'), step=step, moments=trees or None, notes=tuple(notes)),
-      optional=('discriminator_head',) if config.objective.name in ('mlm', 'replace_mlm') else ())
+  trees = {
+    name: trimmed({top: x for top, x in tree.items() if top in kept}, size)
+    for name, tree in trees.items()
+  }
+  return checked(
+    Weights(
+      source=f'{folder} (step {step:,})',
+      discriminator=discriminator,
+      generator=generator,
+      sharing=of,
+      params=trees.pop('params'),
+      tokenizer=str(folder / 'tokenizer'),
+      step=step,
+      moments=trees or None,
+      notes=tuple(notes),
+    ),
+    optional=('discriminator_head',) if config.objective.name in ('mlm', 'replace_mlm') else (),
+  )
 
 
 def folded(tree: dict, values: bool = True) -> dict:
@@ -61,15 +85,26 @@ def folded(tree: dict, values: bool = True) -> dict:
     tree: NumPy arrays by our names.
     values: False for moments: those of a sum's second term are the sum's.
   """
-  own, under = tree['embeddings_difference'], tree.get('generator_embeddings')      # where it is frozen it has no moments
-  tables = {name: own[name] + under[name] if values and name != 'norm' else own[name] for name in own}
-  return {name: x for name, x in tree.items() if name != 'embeddings_difference'} | {'embeddings': tables}
+  own, under = (
+    tree['embeddings_difference'],
+    tree.get('generator_embeddings'),
+  )  # where it is frozen it has no moments
+  tables = {
+    name: own[name] + under[name] if values and name != 'norm' else own[name] for name in own
+  }
+  return {name: x for name, x in tree.items() if name != 'embeddings_difference'} | {
+    'embeddings': tables
+  }
 
 
 def unfolded(tree: dict, values: bool = True) -> dict:
   """The other way, to rounding: the difference of the discriminator's tables from the generator's, or from themselves where it has none."""
   own = tree['embeddings']
   under = tree.get('generator_embeddings', own)
-  tables = {name: own[name] - under[name] if values and name != 'norm' else own[name] for name in own}
-  found = {name: x for name, x in tree.items() if name != 'embeddings'} | {'embeddings_difference': tables}
+  tables = {
+    name: own[name] - under[name] if values and name != 'norm' else own[name] for name in own
+  }
+  found = {name: x for name, x in tree.items() if name != 'embeddings'} | {
+    'embeddings_difference': tables
+  }
   return {'generator_embeddings': own} | found if values else found

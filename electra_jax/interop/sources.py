@@ -28,18 +28,25 @@ def open_source(text: str, step: str = 'last', moments: bool = False) -> Weights
   """
   kind, path = (text[:2], text[3:]) if is_foreign(text) else ('run', text)
   if not path:
-    raise UserError(f'{text!r} names nothing; give hf:FOLDER, tf:CHECKPOINT, or the folder of a run.')
+    raise UserError(
+      f'{text!r} names nothing; give hf:FOLDER, tf:CHECKPOINT, or the folder of a run.'
+    )
   if kind == 'hf':
     from electra_jax.interop import huggingface
+
     return huggingface.read(path)
   if kind == 'tf':
     from electra_jax.interop import google
+
     return google.read(path, moments)
   from electra_jax.interop import own
+
   return own.read(path, step, moments)
 
 
-def with_tokenizer(weights: Weights, field: str, lowercase: bool | None = None, strip_accents: bool | None = None) -> tuple[Weights, Tokenizer]:
+def with_tokenizer(
+  weights: Weights, field: str, lowercase: bool | None = None, strip_accents: bool | None = None
+) -> tuple[Weights, Tokenizer]:
   """The tokenizer of weights, and these without rows that only pad its vocabulary.
 
   Args:
@@ -50,7 +57,9 @@ def with_tokenizer(weights: Weights, field: str, lowercase: bool | None = None, 
   Raises UserError where there is no tokenizer, or it does not fit.
   """
   if weights.tokenizer is None:
-    raise UserError(f'{field} has no tokenizer; add its files: vocab.txt (with tokenizer_config.json, if it is cased), tokenizer.json or a SentencePiece model.')
+    raise UserError(
+      f'{field} has no tokenizer; add its files: vocab.txt (with tokenizer_config.json, if it is cased), tokenizer.json or a SentencePiece model.'
+    )
   tokenizer = load_tokenizer(weights.tokenizer, lowercase, strip_accents)
   return cut(weights, tokenizer.size, field), tokenizer
 
@@ -61,9 +70,17 @@ def cut(weights: Weights, size: int, field: str) -> Weights:
   if rows == size:
     return weights
   if rows not in (-(-size // n) * n for n in ROW_MULTIPLES):
-    raise UserError(f'{field} has embeddings of {rows:,} tokens and a tokenizer of {size:,}; put the tokenizer there that it was trained with.')
+    raise UserError(
+      f'{field} has embeddings of {rows:,} tokens and a tokenizer of {size:,}; put the tokenizer there that it was trained with.'
+    )
   shorter = lambda config: config and dataclasses.replace(config, vocab_size=size)
   note = f'{rows - size} rows that pad the vocabulary of {size:,} tokens are left out'
   return dataclasses.replace(
-      weights, discriminator=shorter(weights.discriminator), generator=shorter(weights.generator), notes=(*weights.notes, note),
-      params=trimmed(weights.params, size), moments=weights.moments and {name: trimmed(tree, size) for name, tree in weights.moments.items()})
+    weights,
+    discriminator=shorter(weights.discriminator),
+    generator=shorter(weights.generator),
+    notes=(*weights.notes, note),
+    params=trimmed(weights.params, size),
+    moments=weights.moments
+    and {name: trimmed(tree, size) for name, tree in weights.moments.items()},
+  )

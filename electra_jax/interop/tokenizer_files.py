@@ -37,15 +37,29 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
   pipeline = make(tokenizer)
   _finish(pipeline, tokenizer, token_types)
   roles = _roles(tokenizer)
-  settings = json.loads(tokenizer.files.get(wordpiece_tokenizer.SETTINGS_FILE, b'{}')) | roles | {
-    # The class for whatever has a tokenizer.json; BERT's is also read by versions that had no such file.
-    'tokenizer_class': 'BertTokenizer' if tokenizer.kind == 'wordpiece' else 'PreTrainedTokenizerFast',
-    'added_tokens_decoder': {str(token.pop('id')): token for token in json.loads(pipeline.to_str())['added_tokens']},
-    'model_input_names': ['input_ids', *(['token_type_ids'] if token_types else []), 'attention_mask'],
-    'clean_up_tokenization_spaces': False,  # the decoder does what there is to do
-    **({'model_max_length': max_length} if max_length else {}),
-  }
-  written = lambda description: (json.dumps(description, indent=2, ensure_ascii=False) + '\n').encode()
+  settings = (
+    json.loads(tokenizer.files.get(wordpiece_tokenizer.SETTINGS_FILE, b'{}'))
+    | roles
+    | {
+      # The class for whatever has a tokenizer.json; BERT's is also read by versions that had no such file.
+      'tokenizer_class': 'BertTokenizer'
+      if tokenizer.kind == 'wordpiece'
+      else 'PreTrainedTokenizerFast',
+      'added_tokens_decoder': {
+        str(token.pop('id')): token for token in json.loads(pipeline.to_str())['added_tokens']
+      },
+      'model_input_names': [
+        'input_ids',
+        *(['token_type_ids'] if token_types else []),
+        'attention_mask',
+      ],
+      'clean_up_tokenization_spaces': False,  # the decoder does what there is to do
+      **({'model_max_length': max_length} if max_length else {}),
+    }
+  )
+  written = lambda description: (
+    json.dumps(description, indent=2, ensure_ascii=False) + '\n'
+  ).encode()
   return {
     **tokenizer.files,
     wordpiece_tokenizer.ONE_FILE: (pipeline.to_str(pretty=True) + '\n').encode(),
@@ -56,15 +70,24 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
 
 def _roles(tokenizer: Tokenizer) -> dict[str, str]:
   ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-  return {f'{name[1:-1].lower()}_token': tokenizer.tokens[i] for name, i in zip(SPECIAL_TOKENS, ids, strict=True)}
+  return {
+    f'{name[1:-1].lower()}_token': tokenizer.tokens[i]
+    for name, i in zip(SPECIAL_TOKENS, ids, strict=True)
+  }
 
 
 def _finish(pipeline, tokenizer: Tokenizer, token_types: bool) -> None:
   """Special tokens, in the vocabulary as they are, and where they go."""
   from tokenizers import AddedToken, processors
 
-  pipeline.add_special_tokens([AddedToken(tokenizer.tokens[i], normalized=False) for i in tokenizer.special_ids])
-  cls, sep, second = tokenizer.tokens[tokenizer.cls_id], tokenizer.tokens[tokenizer.sep_id], int(token_types)
+  pipeline.add_special_tokens(
+    [AddedToken(tokenizer.tokens[i], normalized=False) for i in tokenizer.special_ids]
+  )
+  cls, sep, second = (
+    tokenizer.tokens[tokenizer.cls_id],
+    tokenizer.tokens[tokenizer.sep_id],
+    int(token_types),
+  )
   pipeline.post_processor = processors.TemplateProcessing(
     single=[f'{cls}:0', '$A:0', f'{sep}:0'],
     pair=[f'{cls}:0', '$A:0', f'{sep}:0', f'$B:{second}', f'{sep}:{second}'],
@@ -82,15 +105,25 @@ def _sentencepiece(tokenizer: Tokenizer):
 
   model = sentencepiece_model.read(tokenizer.files[sentencepiece_tokenizer.FILE])
   _check(model, tokenizer)
-  pipeline = Pipeline(_unigram(model, tokenizer) if model.kind == sentencepiece_model.UNIGRAM else _bpe(model, tokenizer))
+  pipeline = Pipeline(
+    _unigram(model, tokenizer)
+    if model.kind == sentencepiece_model.UNIGRAM
+    else _bpe(model, tokenizer)
+  )
   pipeline.normalizer = _normalizer(model)
   space = sentencepiece_tokenizer.SPACE
   # No piece goes on from one word to the next, so words may be cut one by one, and are remembered.
-  matched = [text for text, _, kind in model.pieces if kind in (sentencepiece_model.NORMAL, sentencepiece_model.USER_DEFINED)]
+  matched = [
+    text
+    for text, _, kind in model.pieces
+    if kind in (sentencepiece_model.NORMAL, sentencepiece_model.USER_DEFINED)
+  ]
   if space in matched and all(space not in text[1:] for text in matched):
     pipeline.pre_tokenizer = pre_tokenizers.Split(space, 'merged_with_next')
   first_space = [decoders.Strip(' ', 1, 0)] if model.add_dummy_prefix else []
-  pipeline.decoder = decoders.Sequence([decoders.Replace(space, ' '), decoders.ByteFallback(), decoders.Fuse(), *first_space])
+  pipeline.decoder = decoders.Sequence(
+    [decoders.Replace(space, ' '), decoders.ByteFallback(), decoders.Fuse(), *first_space]
+  )
   return pipeline
 
 
@@ -106,8 +139,11 @@ def _spelled(model) -> bool:
 
 def _check(model, tokenizer: Tokenizer) -> None:
   types = [kind for _, _, kind in model.pieces]
-  ordinary = [text for i, (text, _, kind) in enumerate(model.pieces)
-              if kind == sentencepiece_model.USER_DEFINED and i not in tokenizer.special_ids]
+  ordinary = [
+    text
+    for i, (text, _, kind) in enumerate(model.pieces)
+    if kind == sentencepiece_model.USER_DEFINED and i not in tokenizer.special_ids
+  ]
   bpe = model.kind == sentencepiece_model.BPE
   reason = None
   if model.kind not in (sentencepiece_model.UNIGRAM, sentencepiece_model.BPE):
@@ -126,10 +162,14 @@ def _check(model, tokenizer: Tokenizer) -> None:
     reason = 'it has pieces with characters that are no pieces'
   else:
     table = charsmap.rules(model.charsmap) if ordinary and model.charsmap else {}
-    if changed := [text for text in ordinary if ' ' in text or any(character in table for character in text)]:
+    if changed := [
+      text for text in ordinary if ' ' in text or any(character in table for character in text)
+    ]:
       reason = f'its user-defined symbol {changed[0]!r} is kept from normalization'
   if reason:
-    raise UserError(f'the SentencePiece model cannot be written as a tokenizer.json: {reason}; use another tokenizer')
+    raise UserError(
+      f'the SentencePiece model cannot be written as a tokenizer.json: {reason}; use another tokenizer'
+    )
 
 
 def _unigram(model, tokenizer: Tokenizer):
@@ -143,7 +183,9 @@ def _unigram(model, tokenizer: Tokenizer):
     if kind == sentencepiece_model.NORMAL:
       return own
     # SentencePiece's own rule, in unigram_model.cc, so that such a symbol wins over what it could be cut into.
-    return len(text.encode()) * max(scores) - 0.1 if kind == sentencepiece_model.USER_DEFINED else never
+    return (
+      len(text.encode()) * max(scores) - 0.1 if kind == sentencepiece_model.USER_DEFINED else never
+    )
 
   vocabulary = [(text, score(text, own, kind)) for text, own, kind in model.pieces]
   return models.Unigram(vocabulary, unk_id=tokenizer.unk_id, byte_fallback=model.byte_fallback)
@@ -154,12 +196,18 @@ def _bpe(model, tokenizer: Tokenizer):
   from tokenizers import models
 
   scores = _texts(model)
-  pairs = [(-scores[text], -cut, text[:cut], text[cut:]) for text in scores for cut in range(1, len(text))
-           if text[:cut] in scores and text[cut:] in scores]
+  pairs = [
+    (-scores[text], -cut, text[:cut], text[cut:])
+    for text in scores
+    for cut in range(1, len(text))
+    if text[:cut] in scores and text[cut:] in scores
+  ]
   merges = [(left, right) for _, _, left, right in sorted(pairs)]
   ids = {text: i for i, (text, _, _) in enumerate(model.pieces)}
   unknown = tokenizer.tokens[tokenizer.unk_id]
-  return models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback)
+  return models.BPE(
+    ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=model.byte_fallback
+  )
 
 
 def _normalizer(model):

@@ -12,8 +12,21 @@ from electra_jax.model.dropout import dropout
 SPLASH_FROM_LENGTH = 512
 
 
-def attention(query, key, value, segment_ids, is_global=None, *, reach, kernel, dropout_rate, dropout_keys, dropout_site,
-              dropout_generator, direction='both'):
+def attention(
+  query,
+  key,
+  value,
+  segment_ids,
+  is_global=None,
+  *,
+  reach,
+  kernel,
+  dropout_rate,
+  dropout_keys,
+  dropout_site,
+  dropout_generator,
+  direction='both',
+):
   """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) inside segments.
 
   A position attends to the positions of its own segment, so packed documents do not see each other and no real token sees
@@ -34,11 +47,13 @@ def attention(query, key, value, segment_ids, is_global=None, *, reach, kernel, 
   Raises ValueError where `kernel` cannot do what is asked.
   """
   if kernel != 'xla' and dropout_rate:
-    raise ValueError(f'attention {kernel!r} has no dropout of its probabilities; the rate is {dropout_rate}, not 0.')
+    raise ValueError(
+      f'attention {kernel!r} has no dropout of its probabilities; the rate is {dropout_rate}, not 0.'
+    )
   if kernel != 'xla' and direction != 'both':
     raise ValueError(f'attention {kernel!r} sees both sides; to the {direction} alone takes xla.')
   # Scaling the query and not the scores saves a quarter of attention's time on a CPU.
-  query = (query.astype(jnp.float32) * query.shape[-1]**-0.5).astype(query.dtype)
+  query = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
   if kernel == 'splash':
     return kernels.splash(query, key, value, segment_ids, is_global, reach)
   visible = visible_positions(segment_ids, is_global, reach, direction)
@@ -46,7 +61,9 @@ def attention(query, key, value, segment_ids, is_global=None, *, reach, kernel, 
     return kernels.cudnn(query, key, value, visible)
   scores = jnp.einsum('bqnd,bknd->bnqk', query, key, preferred_element_type=jnp.float32)
   probabilities = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
-  probabilities = dropout(probabilities.astype(value.dtype), dropout_rate, dropout_keys, dropout_site, dropout_generator)
+  probabilities = dropout(
+    probabilities.astype(value.dtype), dropout_rate, dropout_keys, dropout_site, dropout_generator
+  )
   return jnp.einsum('bnqk,bknd->bqnd', probabilities, value)
 
 
@@ -54,7 +71,9 @@ def visible_positions(segment_ids, is_global, reach, direction='both'):
   """Who attends to whom, boolean [batch, 1, length, length] with the query's position before the key's. Arguments as of attention."""
   length = segment_ids.shape[1]
   visible = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-  ahead = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]      # of the query, where the key is
+  ahead = (
+    jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
+  )  # of the query, where the key is
   if is_global is not None:
     visible &= is_global | (jnp.abs(ahead) <= reach)
   if direction != 'both':
@@ -62,8 +81,16 @@ def visible_positions(segment_ids, is_global, reach, direction='both'):
   return visible
 
 
-def choose_attention(wanted: str, *, platform: str, length: int, head_size: int, attention_dropout: float, dtype,
-                     compute_capability: str | None = None) -> tuple[str, str]:
+def choose_attention(
+  wanted: str,
+  *,
+  platform: str,
+  length: int,
+  head_size: int,
+  attention_dropout: float,
+  dtype,
+  compute_capability: str | None = None,
+) -> tuple[str, str]:
   """The kernel of a run, and why, in a few words.
 
   `auto` takes XLA's attention wherever attention_dropout is not 0, since neither of the others has it. Without it: on a CPU
@@ -88,16 +115,22 @@ def choose_attention(wanted: str, *, platform: str, length: int, head_size: int,
   kernel = {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'xla') if wanted == 'auto' else wanted
   if kernel == 'xla':
     return 'xla', f'the only one on {platform.upper()}'
-  obstacle, remedy = _obstacle(kernel, platform, length, head_size, attention_dropout, jnp.dtype(dtype), compute_capability)
+  obstacle, remedy = _obstacle(
+    kernel, platform, length, head_size, attention_dropout, jnp.dtype(dtype), compute_capability
+  )
   if wanted != 'auto':
     if obstacle:
-      raise ValueError(f'attention {kernel!r} {obstacle}; set {remedy + " or " if remedy else ""}attention to auto.')
+      raise ValueError(
+        f'attention {kernel!r} {obstacle}; set {remedy + " or " if remedy else ""}attention to auto.'
+      )
     return kernel, 'as configured'
   if obstacle:
     return 'xla', f'{kernel} {obstacle}' + (f'; set {remedy} to have it' if remedy else '')
   if kernel == 'splash' and length < SPLASH_FROM_LENGTH:
     return 'xla', f'rows of {length} are short, splash is taken from {SPLASH_FROM_LENGTH} on'
-  return kernel, 'attention_dropout is 0' + ('; segments are a dense mask' if kernel == 'cudnn' else '')
+  return kernel, 'attention_dropout is 0' + (
+    '; segments are a dense mask' if kernel == 'cudnn' else ''
+  )
 
 
 def _obstacle(kernel, platform, length, head_size, attention_dropout, dtype, compute_capability):
@@ -109,7 +142,10 @@ def _obstacle(kernel, platform, length, head_size, attention_dropout, dtype, com
     return 'has no attention dropout', 'attention_dropout to 0'
   if kernel == 'splash':
     if length % kernels.LANES:
-      return f'takes multiples of {kernels.LANES} positions, not {length}', f'sequence_length to a multiple of {kernels.LANES}'
+      return (
+        f'takes multiples of {kernels.LANES} positions, not {length}',
+        f'sequence_length to a multiple of {kernels.LANES}',
+      )
     return None, None
   # The limits of jax.nn.dot_product_attention's implementation, with a mask and on the oldest GPUs that it serves.
   if dtype not in (jnp.bfloat16, jnp.float16):
@@ -140,4 +176,6 @@ def rotate(x, tables):
   """Rotates x [batch, length, heads, head_size] by its positions: element i of the first half pairs with i of the second."""
   cos, sin = tables
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(
+    x.dtype
+  )

@@ -17,6 +17,7 @@ _GENERATOR, _DISCRIMINATOR, _RIGHT_TO_LEFT = 1, 2, 4
 
 class GeneratorHead(nn.Module):
   """Hidden states at the masked positions -> logits over the vocabulary, through the word embeddings transposed."""
+
   config: EncoderConfig
   embedding_size: int
 
@@ -29,8 +30,12 @@ class GeneratorHead(nn.Module):
     c = self.config
     x = gelu(dense(c, self.embedding_size, ('embed_out', 'embed'), 'dense')(hidden))
     x = layer_norm(c, 'norm')(x)
-    bias = self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',)),
-                      (c.padded_vocab_size,), jnp.float32)
+    bias = self.param(
+      'bias',
+      nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',)),
+      (c.padded_vocab_size,),
+      jnp.float32,
+    )
     logits = product(x.reshape(-1, x.shape[-1]), word_embeddings.T).reshape(*x.shape[:2], -1) + bias
     real = jax.lax.iota(jnp.int32, c.padded_vocab_size) < c.vocab_size
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)
@@ -38,6 +43,7 @@ class GeneratorHead(nn.Module):
 
 class DiscriminatorHead(nn.Module):
   """Hidden states -> one logit a token: is it replaced?"""
+
   config: EncoderConfig
 
   @nn.compact
@@ -49,8 +55,12 @@ class DiscriminatorHead(nn.Module):
     if c.family == 'modern':
       x = layer_norm(c, 'norm')(x)
     else:
-      init = nn.initializers.glorot_uniform()     # left to TensorFlow's default initialiser in the original
-    x = dense(c, 1, ('embed_out', 'one'), 'prediction', init=init, use_bias=True, dtype=jnp.float32)(x)
+      init = (
+        nn.initializers.glorot_uniform()
+      )  # left to TensorFlow's default initialiser in the original
+    x = dense(
+      c, 1, ('embed_out', 'one'), 'prediction', init=init, use_bias=True, dtype=jnp.float32
+    )(x)
     return x[..., 0]
 
 
@@ -71,6 +81,7 @@ class Electra(nn.Module):
   `two_tower`: in place of `generator` two encoders, `generator_ltr` and `generator_rtl`, one a side, so that a token is predicted from
   all others (Baevski et al. 2019; the noise distribution of Clark et al. 2020b). Their attention is XLA's, whatever the config's.
   """
+
   generator_config: EncoderConfig
   discriminator_config: EncoderConfig
   sharing: str = 'embeddings'
@@ -82,7 +93,9 @@ class Electra(nn.Module):
     if self.sharing not in SHARING:
       raise ValueError(f'sharing is {self.sharing!r}; it is one of {", ".join(SHARING)}.')
     if self.two_tower and self.sharing == 'all':
-      raise ValueError("sharing 'all' makes one tower of both, and each of the generator's two towers sees one side alone; share embeddings.")
+      raise ValueError(
+        "sharing 'all' makes one tower of both, and each of the generator's two towers sees one side alone; share embeddings."
+      )
     if self.sharing == 'disentangled':
       self.embeddings_difference = Embeddings(d, difference=True)
     else:
@@ -97,7 +110,9 @@ class Electra(nn.Module):
     if 'generator_head' not in self.heads:
       return
     if self.two_tower:
-      one_sided = lambda direction: Encoder(dataclasses.replace(g, direction=direction, attention='xla'))
+      one_sided = lambda direction: Encoder(
+        dataclasses.replace(g, direction=direction, attention='xla')
+      )
       self.generator_ltr, self.generator_rtl = one_sided('left'), one_sided('right')
     elif self.sharing != 'all':
       self.generator = Encoder(g)
@@ -106,12 +121,16 @@ class Electra(nn.Module):
   def __call__(self, inputs: Inputs, positions):
     """Touches every parameter, for initialisation."""
     hidden = self.hidden_states(inputs)
-    return (self.generator_logits(inputs, positions),
-            self.verdicts(hidden) if 'discriminator_head' in self.heads else None,
-            self.predictions(hidden) if 'predictor_head' in self.heads else None)
+    return (
+      self.generator_logits(inputs, positions),
+      self.verdicts(hidden) if 'discriminator_head' in self.heads else None,
+      self.predictions(hidden) if 'predictor_head' in self.heads else None,
+    )
 
   def _generator_embeddings(self):
-    return self.generator_embeddings if self.sharing in ('none', 'disentangled') else self.embeddings
+    return (
+      self.generator_embeddings if self.sharing in ('none', 'disentangled') else self.embeddings
+    )
 
   def _embed(self, inputs, keys):
     """What the discriminator's tower reads."""
@@ -123,10 +142,14 @@ class Electra(nn.Module):
     """The generator's logits at `positions` [batch, predictions] alone: float32 [batch, predictions, padded vocab]."""
     c = self.generator_config
     if 'generator_head' not in self.heads:
-      uniform = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, 0.0, jnp.finfo(jnp.float32).min)
+      uniform = jnp.where(
+        jnp.arange(c.padded_vocab_size) < c.vocab_size, 0.0, jnp.finfo(jnp.float32).min
+      )
       return jnp.broadcast_to(uniform, (*positions.shape, c.padded_vocab_size))
     if self.two_tower:
-      return self.cloze_logits(jnp.take_along_axis(self.cloze_states(inputs, keys), positions[:, :, None], axis=1))
+      return self.cloze_logits(
+        jnp.take_along_axis(self.cloze_states(inputs, keys), positions[:, :, None], axis=1)
+      )
     keys = fold_in(keys, _GENERATOR)
     embeddings = self._generator_embeddings()
     encoder = self.discriminator if self.sharing == 'all' else self.generator
@@ -166,7 +189,9 @@ class Electra(nn.Module):
 
   def predictor_logits(self, inputs: Inputs, positions, keys=None):
     """The main tower's logits over the vocabulary at `positions` [batch, predictions] alone: float32 [batch, predictions, padded vocab]."""
-    return self.predictions(jnp.take_along_axis(self.hidden_states(inputs, keys), positions[:, :, None], axis=1))
+    return self.predictions(
+      jnp.take_along_axis(self.hidden_states(inputs, keys), positions[:, :, None], axis=1)
+    )
 
   def predictions(self, hidden):
     """The same from the hidden states [batch, predictions, hidden] there."""

@@ -13,15 +13,16 @@ from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.kernels import RESIDUALS, divided
 
-PRODUCT = 'product'      # the name of what dense layers give, for remat='dots'
+PRODUCT = 'product'  # the name of what dense layers give, for remat='dots'
 
 
 class Inputs(NamedTuple):
   """What an encoder reads, each int32 [batch, length]."""
+
   token_ids: jax.Array
-  segment_ids: jax.Array    # who attends to whom: equal numbers do; 0 is padding
-  positions: jax.Array      # restart in each packed piece
-  type_ids: jax.Array       # token types: 0, and 1 for the second text of a pair
+  segment_ids: jax.Array  # who attends to whom: equal numbers do; 0 is padding
+  positions: jax.Array  # restart in each packed piece
+  type_ids: jax.Array  # token types: 0, and 1 for the second text of a pair
 
 
 def packed_inputs(token_ids, pad_id: int, cls_id: int, sep_id: int) -> Inputs:
@@ -39,16 +40,20 @@ def packed_inputs(token_ids, pad_id: int, cls_id: int, sep_id: int) -> Inputs:
   ends = token_ids == sep_id
   ends_before = jnp.cumsum(ends, axis=1, dtype=jnp.int32) - ends
   ends_before_piece = jax.lax.cummax(jnp.where(starts, ends_before, 0), axis=1)
-  return Inputs(token_ids=token_ids,
-                segment_ids=jnp.where(real, jnp.maximum(jnp.cumsum(starts, axis=1, dtype=jnp.int32), 1), 0),
-                positions=jnp.where(real, index - start_of, 0),
-                type_ids=jnp.where(real & (ends_before > ends_before_piece), 1, 0))
+  return Inputs(
+    token_ids=token_ids,
+    segment_ids=jnp.where(real, jnp.maximum(jnp.cumsum(starts, axis=1, dtype=jnp.int32), 1), 0),
+    positions=jnp.where(real, index - start_of, 0),
+    type_ids=jnp.where(real & (ends_before > ends_before_piece), 1, 0),
+  )
 
 
 def truncated_normal(std: float):
   """Normal numbers of standard deviation `std` before they are cut at two deviations, as in BERT and ModernBERT."""
   # JAX's initialiser rescales so that the cut distribution has the given deviation; the original's does not.
-  return lambda key, shape, dtype=jnp.float32: std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+  return lambda key, shape, dtype=jnp.float32: (
+    std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+  )
 
 
 def parameter(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]):
@@ -57,7 +62,9 @@ def parameter(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not nn.get_logical_axis_rules():
     return value
-  return jax.lax.with_sharding_constraint(value, PartitionSpec(*(divided(mesh, *axis) for axis in zip(axes, shape))))
+  return jax.lax.with_sharding_constraint(
+    value, PartitionSpec(*(divided(mesh, *axis) for axis in zip(axes, shape)))
+  )
 
 
 @jax.custom_vjp
@@ -76,8 +83,10 @@ def _product_forward(x, kernel):
 def _product_backward(saved, gradient):
   x, kernel = saved
   gradient = gradient.astype(x.dtype)
-  return (jax.lax.dot_general(gradient, kernel.astype(x.dtype), (((1,), (1,)), ((), ()))),
-          jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32))
+  return (
+    jax.lax.dot_general(gradient, kernel.astype(x.dtype), (((1,), (1,)), ((), ()))),
+    jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32),
+  )
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -88,6 +97,7 @@ class Dense(nn.Module):
 
   The same numbers as the product that keeps the leading axes, but on a CPU its two gradients take half the time.
   """
+
   features: int
   axes: tuple[str, str]
   kernel_init: Any
@@ -100,22 +110,48 @@ class Dense(nn.Module):
     kernel = parameter(self, 'kernel', self.kernel_init, (x.shape[-1], self.features), self.axes)
     y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
     if self.use_bias:
-      y += self.param('bias', nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,), jnp.float32)
+      y += self.param(
+        'bias',
+        nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
+        (self.features,),
+        jnp.float32,
+      )
     return checkpoint_name(y.astype(self.dtype), PRODUCT).reshape(*x.shape[:-1], self.features)
 
 
-def dense(config: EncoderConfig, features: int, axes: tuple[str, str], name: str, *, init=None, use_bias=None, dtype=None):
+def dense(
+  config: EncoderConfig,
+  features: int,
+  axes: tuple[str, str],
+  name: str,
+  *,
+  init=None,
+  use_bias=None,
+  dtype=None,
+):
   """A Dense as the config has it."""
-  return Dense(features, axes, init or truncated_normal(config.initializer_range),
-               config.use_bias if use_bias is None else use_bias, dtype or config.dtype, name=name)
+  return Dense(
+    features,
+    axes,
+    init or truncated_normal(config.initializer_range),
+    config.use_bias if use_bias is None else use_bias,
+    dtype or config.dtype,
+    name=name,
+  )
 
 
 def layer_norm(config: EncoderConfig, name: str):
   """LayerNorm with statistics in float32; without a bias in the modern family."""
   return nn.LayerNorm(
-      name=name, epsilon=config.layer_norm_eps, use_fast_variance=False, use_bias=config.use_bias, dtype=config.dtype,
-      param_dtype=jnp.float32, scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)))
+    name=name,
+    epsilon=config.layer_norm_eps,
+    use_fast_variance=False,
+    use_bias=config.use_bias,
+    dtype=config.dtype,
+    param_dtype=jnp.float32,
+    scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
+    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
+  )
 
 
 def gelu(x):
@@ -130,13 +166,16 @@ class Embeddings(nn.Module):
 
   `difference`: the tables begin at zero, to be added to others' (He et al. 2021, section 3.3).
   """
+
   config: EncoderConfig
   difference: bool = False
 
   def setup(self):
     c = self.config
     init = nn.initializers.zeros if self.difference else truncated_normal(c.initializer_range)
-    table = lambda name, rows, axis: parameter(self, name, init, (rows, c.embedding_size), (axis, 'embed'))
+    table = lambda name, rows, axis: parameter(
+      self, name, init, (rows, c.embedding_size), (axis, 'embed')
+    )
     self.word = table('word', c.padded_vocab_size, 'vocab')
     if c.family == 'electra':
       self.position = table('position', c.max_positions, 'positions')
@@ -147,7 +186,11 @@ class Embeddings(nn.Module):
     """The tables by name, each plus that of `under`, to which no gradient flows."""
     names = ('word', 'position', 'type') if self.config.family == 'electra' else ('word',)
     own = {name: getattr(self, name) for name in names}
-    return {name: table + jax.lax.stop_gradient(under[name]) for name, table in own.items()} if under else own
+    return (
+      {name: table + jax.lax.stop_gradient(under[name]) for name, table in own.items()}
+      if under
+      else own
+    )
 
   def __call__(self, inputs: Inputs, keys=None, under: dict | None = None):
     """Inputs -> [batch, length, embedding_size]. `under`: tables that these are the difference from."""
@@ -166,27 +209,45 @@ def by_rows(x):
 
 class Layer(nn.Module):
   """One encoder layer of either family, as the body of a scan over layers."""
+
   config: EncoderConfig
 
   def _attend(self, x, shared, per_layer, keys):
     c = self.config
     heads = lambda name: dense(c, c.hidden_size, ('embed', 'heads'), name)(x).reshape(
-        *x.shape[:2], c.num_heads, c.head_size)
+      *x.shape[:2], c.num_heads, c.head_size
+    )
     query, key, value = heads('query'), heads('key'), heads('value')
     if c.family == 'modern':
-      tables = jax.tree.map(lambda far, near: jnp.where(per_layer['is_global'], far, near), *shared['rotary'])
+      tables = jax.tree.map(
+        lambda far, near: jnp.where(per_layer['is_global'], far, near), *shared['rotary']
+      )
       query, key = rotate(query, tables), rotate(key, tables)
-    x = attention(query, key, value, shared['segment_ids'], per_layer.get('is_global') if c.global_every > 1 else None,
-                  reach=c.local_window // 2, kernel=c.attention, dropout_rate=c.attention_dropout, dropout_keys=keys,
-                  dropout_site=1, dropout_generator=c.dropout_generator, direction=c.direction)
+    x = attention(
+      query,
+      key,
+      value,
+      shared['segment_ids'],
+      per_layer.get('is_global') if c.global_every > 1 else None,
+      reach=c.local_window // 2,
+      kernel=c.attention,
+      dropout_rate=c.attention_dropout,
+      dropout_keys=keys,
+      dropout_site=1,
+      dropout_generator=c.dropout_generator,
+      direction=c.direction,
+    )
     x = dense(c, c.hidden_size, ('heads', 'embed'), 'attention_output', init=self._output_init())(
-        x.reshape(*x.shape[:2], c.hidden_size))
+      x.reshape(*x.shape[:2], c.hidden_size)
+    )
     return dropout(x, c.dropout, keys, 2, c.dropout_generator)
 
   def _output_init(self):
     # ModernBERT scales what is added to the residual stream by the number of additions.
     c = self.config
-    return truncated_normal(c.initializer_range / ((2 * c.num_layers) ** 0.5 if c.family == 'modern' else 1))
+    return truncated_normal(
+      c.initializer_range / ((2 * c.num_layers) ** 0.5 if c.family == 'modern' else 1)
+    )
 
   @nn.compact
   def __call__(self, carry, shared, per_layer):
@@ -197,7 +258,9 @@ class Layer(nn.Module):
       x = layer_norm(c, 'attention_norm')(carry + self._attend(carry, shared, per_layer, keys))
       y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
       y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output')(y)
-      return by_rows(layer_norm(c, 'mlp_norm')(x + dropout(y, c.dropout, keys, 3, c.dropout_generator))), None
+      return by_rows(
+        layer_norm(c, 'mlp_norm')(x + dropout(y, c.dropout, keys, 3, c.dropout_generator))
+      ), None
     # ModernBERT's first layer has no norm before its attention and a norm follows the last layer, so each layer carries the norm
     # that comes after it: the same parameters, the same for every layer of the scan.
     stream, x = carry
@@ -212,6 +275,7 @@ class Layer(nn.Module):
 
 class Encoder(nn.Module):
   """Projection of the embeddings where their width differs, and the stacked layers."""
+
   config: EncoderConfig
 
   @nn.compact
@@ -225,17 +289,29 @@ class Encoder(nn.Module):
       x = dense(c, c.hidden_size, ('embed', 'embed_out'), 'embeddings_project', init=init)(x)
 
     shared = {'segment_ids': inputs.segment_ids, 'keys': keys}
-    per_layer = {'index': jnp.arange(1, c.num_layers + 1)}     # 0 is the embeddings' place
+    per_layer = {'index': jnp.arange(1, c.num_layers + 1)}  # 0 is the embeddings' place
     if c.family == 'modern':
       is_global = jnp.arange(c.num_layers) % c.global_every == 0
       per_layer['is_global'] = is_global
-      shared['rotary'] = tuple(rotary_tables(inputs.positions, c.head_size, theta)
-                               for theta in (c.global_rope_theta, c.local_rope_theta))
+      shared['rotary'] = tuple(
+        rotary_tables(inputs.positions, c.head_size, theta)
+        for theta in (c.global_rope_theta, c.local_rope_theta)
+      )
     # By name: the policies that keep all products do not see those with a gradient of their own.
-    policy = jax.checkpoint_policies.save_only_these_names(PRODUCT, RESIDUALS) if c.remat == 'dots' else None
+    policy = (
+      jax.checkpoint_policies.save_only_these_names(PRODUCT, RESIDUALS)
+      if c.remat == 'dots'
+      else None
+    )
     layer = Layer if c.remat == 'none' else nn.remat(Layer, policy=policy, prevent_cse=False)
-    layers = nn.scan(layer, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(nn.broadcast, 0),
-                     length=c.num_layers, unroll=min(c.scan_unroll, c.num_layers),
-                     metadata_params={nn.PARTITION_NAME: 'layers'})
+    layers = nn.scan(
+      layer,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(nn.broadcast, 0),
+      length=c.num_layers,
+      unroll=min(c.scan_unroll, c.num_layers),
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
     carry, _ = layers(c, name='layers')(x if c.family == 'electra' else (x, x), shared, per_layer)
     return carry if c.family == 'electra' else carry[1]

@@ -13,15 +13,26 @@ import jax.numpy as jnp
 
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
-from electra_jax.model.encoder import Dense, Embeddings, Encoder, Inputs, dense, gelu, layer_norm, parameter, product, truncated_normal
+from electra_jax.model.encoder import (
+  Dense,
+  Embeddings,
+  Encoder,
+  Inputs,
+  dense,
+  gelu,
+  layer_norm,
+  parameter,
+  product,
+  truncated_normal,
+)
 
 KINDS = ('classification', 'regression', 'tagging', 'span')
 STYLES = ('published', 'transformers')
 POOLINGS = ('cls', 'mean')
 PUBLISHED_DROPOUT = {'classification': 0.1, 'regression': 0.1, 'tagging': 0.0, 'span': 0.0}
-SPAN_SIZE = 512       # of the span head's hidden layers, in the original whatever the encoder's width
-LOWEST = -1e9         # the logit of what is not allowed: finite, so that sums of two stay finite
-_DISCRIMINATOR, _HEAD = 2, 3      # folded into the dropout keys, the first as in electra.py
+SPAN_SIZE = 512  # of the span head's hidden layers, in the original whatever the encoder's width
+LOWEST = -1e9  # the logit of what is not allowed: finite, so that sums of two stay finite
+_DISCRIMINATOR, _HEAD = 2, 3  # folded into the dropout keys, the first as in electra.py
 
 _glorot = nn.initializers.glorot_uniform()
 
@@ -41,6 +52,7 @@ def pooled(hidden, segment_ids, pooling: str):
 
 class ClassificationHead(nn.Module):
   """The [CLS] state, or the mean over a row's tokens; dropout; one dense layer."""
+
   config: EncoderConfig
   labels: int
   dropout: float = PUBLISHED_DROPOUT['classification']
@@ -57,6 +69,7 @@ class ClassificationHead(nn.Module):
 
 class TaggingHead(nn.Module):
   """One dense layer over every position."""
+
   config: EncoderConfig
   labels: int
   dropout: float = PUBLISHED_DROPOUT['tagging']
@@ -71,14 +84,17 @@ class TaggingHead(nn.Module):
 
 class _Weights(nn.Module):
   """A dense layer's kernel and bias, where the product is not the usual one."""
+
   shape: tuple[int, int]
   axes: tuple[str, str]
 
   @nn.compact
   def __call__(self):
     bias = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-    return (parameter(self, 'kernel', _glorot, self.shape, self.axes),
-            self.param('bias', bias, self.shape[1:], jnp.float32))
+    return (
+      parameter(self, 'kernel', _glorot, self.shape, self.axes),
+      self.param('bias', bias, self.shape[1:], jnp.float32),
+    )
 
 
 class SpanHead(nn.Module):
@@ -86,6 +102,7 @@ class SpanHead(nn.Module):
 
   `allowed` int32 [batch, length]: 1 where an answer may begin or end, and at [CLS], which stands for no answer.
   """
+
   config: EncoderConfig
   beam: int = 20
 
@@ -103,7 +120,11 @@ class SpanHead(nn.Module):
     hidden [batch, length, hidden]; start int32 [batch].
     """
     start_logits = self._starts(hidden, allowed)
-    return start_logits, self._ends(hidden, allowed, start[:, None])[:, 0], self._no_answer(hidden, start_logits)
+    return (
+      start_logits,
+      self._ends(hidden, allowed, start[:, None])[:, 0],
+      self._no_answer(hidden, start_logits),
+    )
 
   def beam_search(self, hidden, allowed):
     """The `beam` likeliest starts, and of each the `beam` likeliest ends given it, by falling probability.
@@ -115,8 +136,13 @@ class SpanHead(nn.Module):
     start_logits = self._starts(hidden, allowed)
     start_log_probs, start_index = _likeliest(start_logits, self.beam)
     end_log_probs, end_index = _likeliest(self._ends(hidden, allowed, start_index), self.beam)
-    return {'start_log_probs': start_log_probs, 'start_index': start_index, 'end_log_probs': end_log_probs,
-            'end_index': end_index, 'impossible': self._no_answer(hidden, start_logits)}
+    return {
+      'start_log_probs': start_log_probs,
+      'start_index': start_index,
+      'end_log_probs': end_log_probs,
+      'end_index': end_index,
+      'impossible': self._no_answer(hidden, start_logits),
+    }
 
   def _starts(self, hidden, allowed):
     return jnp.where(allowed > 0, self.start(hidden)[..., 0], LOWEST)
@@ -128,19 +154,24 @@ class SpanHead(nn.Module):
     last_kernel, last_bias = self.end()
     # The layer over [start; token] is a sum of two products, one for each start and one for each token, so that the pairs
     # [batch, n, length, 2 x hidden] are never made; and one start at a time, so that neither is [batch, n, length, SPAN_SIZE].
-    part = lambda x, rows: product(x.astype(dtype).reshape(-1, size), rows).reshape(*x.shape[:2], SPAN_SIZE)
+    part = lambda x, rows: product(x.astype(dtype).reshape(-1, size), rows).reshape(
+      *x.shape[:2], SPAN_SIZE
+    )
     of_start = part(jnp.take_along_axis(hidden, starts[:, :, None], axis=1), kernel[:size])
     of_token = part(hidden, kernel[size:]) + bias
 
     def given(of_start):
       x = gelu((of_token + of_start[:, None]).astype(dtype)).astype(jnp.float32)
       return (product(x.reshape(-1, SPAN_SIZE), last_kernel) + last_bias).reshape(batch, length)
+
     logits = jax.lax.map(given, of_start.swapaxes(0, 1)).swapaxes(0, 1)
     return jnp.where(allowed[:, None] > 0, logits, LOWEST)
 
   def _no_answer(self, hidden, start_logits):
     """From [CLS] and from the hidden state that is expected at the start."""
-    expected = jnp.einsum('bl,bld->bd', jax.nn.softmax(start_logits), hidden, preferred_element_type=jnp.float32)
+    expected = jnp.einsum(
+      'bl,bld->bd', jax.nn.softmax(start_logits), hidden, preferred_element_type=jnp.float32
+    )
     x = jnp.concatenate([hidden[:, 0], expected.astype(hidden.dtype)], axis=-1)
     return self.impossible(gelu(self.impossible_hidden(x)))[..., 0]
 
@@ -167,6 +198,7 @@ class TransformersHead(nn.Module):
 
   `outputs` is the number of labels, 1 of regression, 2 of span: logits of start and end, which know nothing of each other.
   """
+
   config: EncoderConfig
   kind: str
   outputs: int
@@ -186,9 +218,11 @@ class TransformersHead(nn.Module):
       x = layer_norm(c, 'norm')(x)
     elif of_rows:
       x = gelu(dense(c, c.hidden_size, ('embed', 'embed_out'), 'hidden')(drop(x, 1)))
-    init = truncated_normal(c.hidden_size ** -0.5 if modern else c.initializer_range)
+    init = truncated_normal(c.hidden_size**-0.5 if modern else c.initializer_range)
     axes = ('embed_out' if modern or of_rows else 'embed', 'one')
-    return dense(c, self.outputs, axes, 'dense', init=init, use_bias=True, dtype=jnp.float32)(drop(x, 0))
+    return dense(c, self.outputs, axes, 'dense', init=init, use_bias=True, dtype=jnp.float32)(
+      drop(x, 0)
+    )
 
 
 def best_spans(start_logits, end_logits, allowed, beam: int, max_answer: int) -> dict:
@@ -208,19 +242,27 @@ def best_spans(start_logits, end_logits, allowed, beam: int, max_answer: int) ->
   start, end = jnp.where(may, start_logits, LOWEST), jnp.where(may, end_logits, LOWEST)
   index = jnp.arange(start.shape[1])
   inside = may & (index > 0)
-  ahead = index[None, :] - index[:, None]                  # [start, end]
+  ahead = index[None, :] - index[:, None]  # [start, end]
   near = (ahead >= 0) & (ahead < max_answer)
   ends = jnp.where(near & inside[:, None, :], end[:, None, :], LOWEST)
   spans = jnp.where(inside, start + ends.max(-1), LOWEST)
   _, starts = _best(spans, beam)
-  taken = jnp.take_along_axis(inside & (spans > LOWEST / 2), starts, 1) & (jnp.arange(beam) < start.shape[1])
+  taken = jnp.take_along_axis(inside & (spans > LOWEST / 2), starts, 1) & (
+    jnp.arange(beam) < start.shape[1]
+  )
   starts = jnp.where(taken, starts, 0)
   end_scores, end_index = _best(jnp.take_along_axis(ends, starts[:, :, None], axis=1), beam)
   real = taken[:, :, None] & (end_scores > LOWEST / 2)
   whole = lambda x: jax.nn.logsumexp(x, axis=-1, keepdims=True)
-  return {'start_log_probs': jnp.where(taken, jnp.take_along_axis(start, starts, 1) - whole(start), LOWEST), 'start_index': starts,
-          'end_log_probs': jnp.where(real, end_scores - whole(end)[:, :, None], LOWEST), 'end_index': jnp.where(real, end_index, 0),
-          'impossible': start[:, 0] + end[:, 0] - spans.max(-1)}
+  return {
+    'start_log_probs': jnp.where(
+      taken, jnp.take_along_axis(start, starts, 1) - whole(start), LOWEST
+    ),
+    'start_index': starts,
+    'end_log_probs': jnp.where(real, end_scores - whole(end)[:, :, None], LOWEST),
+    'end_index': jnp.where(real, end_index, 0),
+    'impossible': start[:, 0] + end[:, 0] - spans.max(-1),
+  }
 
 
 class FineTuned(nn.Module):
@@ -228,14 +270,15 @@ class FineTuned(nn.Module):
 
   Raises ValueError for a kind, a style or a pooling that is not there.
   """
+
   config: EncoderConfig
-  kind: str                       # of KINDS
-  labels: int = 1                 # of classification and tagging
-  dropout: float | None = None    # of the head; None is what its style has, see default_dropout
-  pooling: str = 'cls'            # of classification and regression: of POOLINGS
-  beam: int = 20                  # of span
-  style: str = 'published'        # of STYLES
-  max_answer: int = 30            # of span in the style of transformers: most tokens of an answer
+  kind: str  # of KINDS
+  labels: int = 1  # of classification and tagging
+  dropout: float | None = None  # of the head; None is what its style has, see default_dropout
+  pooling: str = 'cls'  # of classification and regression: of POOLINGS
+  beam: int = 20  # of span
+  style: str = 'published'  # of STYLES
+  max_answer: int = 30  # of span in the style of transformers: most tokens of an answer
 
   def setup(self):
     for name, choices in (('kind', KINDS), ('style', STYLES), ('pooling', POOLINGS)):
@@ -243,7 +286,11 @@ class FineTuned(nn.Module):
         raise ValueError(f'{name} is {getattr(self, name)!r}; it is one of {", ".join(choices)}.')
     self.embeddings = Embeddings(self.config)
     self.discriminator = Encoder(self.config)
-    rate = default_dropout(self.kind, self.style, self.config.family) if self.dropout is None else self.dropout
+    rate = (
+      default_dropout(self.kind, self.style, self.config.family)
+      if self.dropout is None
+      else self.dropout
+    )
     if self.style == 'transformers':
       outputs = {'regression': 1, 'span': 2}.get(self.kind, self.labels)
       self.head = TransformersHead(self.config, self.kind, outputs, rate, self.pooling)
@@ -252,12 +299,16 @@ class FineTuned(nn.Module):
     elif self.kind == 'tagging':
       self.head = TaggingHead(self.config, self.labels, rate)
     else:
-      self.head = ClassificationHead(self.config, 1 if self.kind == 'regression' else self.labels, rate, self.pooling)
+      self.head = ClassificationHead(
+        self.config, 1 if self.kind == 'regression' else self.labels, rate, self.pooling
+      )
 
   def __call__(self, inputs: Inputs):
     """Touches every parameter, for initialisation."""
     ids = inputs.token_ids
-    return self.training(inputs, {'allowed': jnp.ones_like(ids), 'start': jnp.zeros_like(ids[:, 0])})
+    return self.training(
+      inputs, {'allowed': jnp.ones_like(ids), 'start': jnp.zeros_like(ids[:, 0])}
+    )
 
   def hidden_states(self, inputs: Inputs, keys=None):
     """[batch, length, hidden], what Electra.hidden_states gives with the same parameters and keys."""
@@ -280,8 +331,13 @@ class FineTuned(nn.Module):
       return self._outputs(hidden, inputs, fold_in(keys, _HEAD))
     if self.style == 'transformers':
       start, end = jnp.moveaxis(self.head(hidden, inputs.segment_ids, fold_in(keys, _HEAD)), -1, 0)
-      may = targets['allowed'] > 0        # as published: neither padding nor the question is in the running
-      return {'start_logits': jnp.where(may, start, LOWEST), 'end_logits': jnp.where(may, end, LOWEST)}
+      may = (
+        targets['allowed'] > 0
+      )  # as published: neither padding nor the question is in the running
+      return {
+        'start_logits': jnp.where(may, start, LOWEST),
+        'end_logits': jnp.where(may, end, LOWEST),
+      }
     logits = self.head.training(hidden, targets['allowed'], targets['start'])
     return dict(zip(('start_logits', 'end_logits', 'impossible'), logits))
 
@@ -314,4 +370,6 @@ def init_params(model: FineTuned, seed: int, length: int = 8):
   ids = jnp.zeros((1, length), jnp.int32)
   # Nothing is attended to yet, and a kernel of another kind does not lower on several devices at once.
   model = model.clone(config=dataclasses.replace(model.config, attention='xla'))
-  return model.init(jax.random.key(seed, impl='threefry2x32'), Inputs(ids, ids + 1, ids, ids))['params']
+  return model.init(jax.random.key(seed, impl='threefry2x32'), Inputs(ids, ids + 1, ids, ids))[
+    'params'
+  ]

@@ -32,7 +32,7 @@ def threefry_bits(keys, shape):
   Threefry-2x32 with 20 rounds (Salmon et al. 2011) of the counter (0, index in the row); the two words are XORed.
   `keys`: threefry keys [batch]. A row has at most 2**32 numbers.
   """
-  words = jax.vmap(jax.random.key_data)(keys)                                     # [batch, 2]
+  words = jax.vmap(jax.random.key_data)(keys)  # [batch, 2]
   first, second = (words[:, i].reshape((-1,) + (1,) * len(shape)) for i in range(2))
   schedule = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
   x = schedule[0]
@@ -49,5 +49,10 @@ def threefry_bits(keys, shape):
 def gumbel(keys, shape):
   """Gumbel noise float32 [batch, *shape], equal to jax.random.gumbel of each row's key."""
   # 23 random bits after the point of a number in [1, 2); 1 off gives [0, 1), and the smallest float stands for 0.
-  uniform = jax.lax.bitcast_convert_type((threefry_bits(keys, shape) >> 9) | jnp.uint32(0x3F800000), jnp.float32) - 1
+  uniform = (
+    jax.lax.bitcast_convert_type(
+      (threefry_bits(keys, shape) >> 9) | jnp.uint32(0x3F800000), jnp.float32
+    )
+    - 1
+  )
   return -jnp.log(-jnp.log(jnp.maximum(uniform, jnp.finfo(jnp.float32).tiny)))

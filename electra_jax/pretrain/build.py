@@ -21,7 +21,14 @@ from electra_jax.training.encoders import sharing, towers
 
 def any_tokenizer(vocab_size: int):
   """Stands for a tokenizer where there is none: its ids do not change what is compiled."""
-  return types.SimpleNamespace(size=vocab_size, pad_id=0, cls_id=2, sep_id=3, mask_id=4, word_starts=np.arange(vocab_size) % 2 == 0)
+  return types.SimpleNamespace(
+    size=vocab_size,
+    pad_id=0,
+    cls_id=2,
+    sep_id=3,
+    mask_id=4,
+    word_starts=np.arange(vocab_size) % 2 == 0,
+  )
 
 
 def build_model(config, vocab_size: int, platform: str | None = None) -> Electra:
@@ -37,7 +44,12 @@ def build_model(config, vocab_size: int, platform: str | None = None) -> Electra
   heads = objectives.named(config.objective.name).HEADS
   if config.generator.uniform:
     heads = tuple(head for head in heads if head != 'generator_head')
-  return Electra(*towers(config, vocab_size, platform), sharing=sharing(config), heads=heads, two_tower=config.objective.name == 'electric')
+  return Electra(
+    *towers(config, vocab_size, platform),
+    sharing=sharing(config),
+    heads=heads,
+    two_tower=config.objective.name == 'electric',
+  )
 
 
 def build_settings(config, tokenizer) -> Settings:
@@ -47,16 +59,30 @@ def build_settings(config, tokenizer) -> Settings:
   """
   fields = config.objective.to_dict()
   scheduled = fields.pop('schedules')['mask_rate']
-  rate = max(config.objective.mask_rate, optimizers.largest_over_steps(scheduled) if scheduled else 0)
+  rate = max(
+    config.objective.mask_rate, optimizers.largest_over_steps(scheduled) if scheduled else 0
+  )
   return Settings(
-      **fields, frozen=config.generator.frozen, max_predictions=masking.max_predictions(rate, config.sequence_length),
-      pad_id=tokenizer.pad_id, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id, mask_id=tokenizer.mask_id,
-      word_starts=b'' if config.objective.masking == 'uniform' else masking.packed(tokenizer.word_starts))
+    **fields,
+    frozen=config.generator.frozen,
+    max_predictions=masking.max_predictions(rate, config.sequence_length),
+    pad_id=tokenizer.pad_id,
+    cls_id=tokenizer.cls_id,
+    sep_id=tokenizer.sep_id,
+    mask_id=tokenizer.mask_id,
+    word_starts=b''
+    if config.objective.masking == 'uniform'
+    else masking.packed(tokenizer.word_starts),
+  )
 
 
 def build_schedules(config) -> dict:
   """Settings of the objective that change over the run: name -> function of the step."""
-  return {name: optimizers.value_over_steps(form, config.steps) for name, form in config.objective.schedules.items() if form}
+  return {
+    name: optimizers.value_over_steps(form, config.steps)
+    for name, form in config.objective.schedules.items()
+    if form
+  }
 
 
 def build_rates(config) -> dict:
@@ -65,37 +91,63 @@ def build_rates(config) -> dict:
 
   def rate(field):
     return optimizers.piecewise(
-        [optimizers.decay_with_warmup(c.optimizer[field] or c.optimizer.learning_rate, c.optimizer.warmup_steps, c.steps, power=o.decay_power,
-                                      after_warmup=o.decay_after_warmup) for c in (phase.config for phase in parts)],
-        [phase.last for phase in parts[:-1]])
+      [
+        optimizers.decay_with_warmup(
+          c.optimizer[field] or c.optimizer.learning_rate,
+          c.optimizer.warmup_steps,
+          c.steps,
+          power=o.decay_power,
+          after_warmup=o.decay_after_warmup,
+        )
+        for c in (phase.config for phase in parts)
+      ],
+      [phase.last for phase in parts[:-1]],
+    )
+
   own = any(phase.config.optimizer.generator_learning_rate for phase in parts)
-  return {field: rate(field) for field in ('learning_rate', *(('generator_learning_rate',) if own else ()))}
+  return {
+    field: rate(field)
+    for field in ('learning_rate', *(('generator_learning_rate',) if own else ()))
+  }
 
 
 def build_optimizer(config):
   """The optimizer of a config, with its schedule over all phases; and the schedule alone."""
   o, rates = config.optimizer, build_rates(config)
   make = {'adamw': optimizers.adamw, 'lamb': optimizers.lamb}[o.name]
-  optimizer = make(rates['learning_rate'], b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip, bias_correction=o.bias_correction,
-                   generator_schedule=rates.get('generator_learning_rate'))
+  optimizer = make(
+    rates['learning_rate'],
+    b1=o.b1,
+    b2=o.b2,
+    eps=o.eps,
+    weight_decay=o.weight_decay,
+    clip=o.clip,
+    bias_correction=o.bias_correction,
+    generator_schedule=rates.get('generator_learning_rate'),
+  )
   if config.generator.frozen:
-    optimizer = optimizers.of_what_learns(optimizer, lambda name: not optimizers.is_generators(name))
+    optimizer = optimizers.of_what_learns(
+      optimizer, lambda name: not optimizers.is_generators(name)
+    )
   return optimizer, rates['learning_rate']
 
 
 class Program(NamedTuple):
   """What a config computes on a mesh: what the trainer compiles and runs, and what the plan compiles."""
-  config: Any                  # of one phase
+
+  config: Any  # of one phase
   layout: meshes.Layout
   model: Electra
   settings: Settings
-  optimizer: Any               # over all phases
-  rates: dict                  # of build_rates
-  schedules: dict              # of build_schedules
-  shapes: steps.TrainState     # of the state
+  optimizer: Any  # over all phases
+  rates: dict  # of build_rates
+  schedules: dict  # of build_schedules
+  shapes: steps.TrainState  # of the state
   shardings: steps.TrainState
-  trained: tuple[str, ...] | None = None      # top levels of the parameters that learn, where not all do
-  alone: bool = False          # the generator learns alone
+  trained: tuple[str, ...] | None = (
+    None  # top levels of the parameters that learn, where not all do
+  )
+  alone: bool = False  # the generator learns alone
 
   @property
   def objective(self):
@@ -104,7 +156,14 @@ class Program(NamedTuple):
 
   def step_flops(self, convention: str = 'model') -> int:
     """Of one step, see training/flops.step_flops."""
-    return step_flops(self.settings, self.model, self.config.batch_size, self.config.sequence_length, convention, self.alone)
+    return step_flops(
+      self.settings,
+      self.model,
+      self.config.batch_size,
+      self.config.sequence_length,
+      convention,
+      self.alone,
+    )
 
 
 def program(run_config, config, tokenizer, layout: meshes.Layout, alone: bool = False) -> Program:
@@ -116,42 +175,84 @@ def program(run_config, config, tokenizer, layout: meshes.Layout, alone: bool = 
   model = build_model(config, tokenizer.size, platform)
   check_batch(config, mesh)
   across = [axis for axis in dict(layout.rules)['heads'] or () if mesh.shape[axis] > 1]
-  for tower, c in (('generator', model.generator_config), ('discriminator', model.discriminator_config)):
+  for tower, c in (
+    ('generator', model.generator_config),
+    ('discriminator', model.discriminator_config),
+  ):
     for axis in across if tower == 'discriminator' or 'generator_head' in model.heads else ():
       if c.num_heads % mesh.shape[axis]:
-        raise UserError(f"config.mesh.{axis} {mesh.shape[axis]} does not divide the {tower}'s {c.num_heads} heads; "
-                        f"use a divisor, or leave heads whole: --config.sharding.heads=''.")
+        raise UserError(
+          f"config.mesh.{axis} {mesh.shape[axis]} does not divide the {tower}'s {c.num_heads} heads; "
+          f"use a divisor, or leave heads whole: --config.sharding.heads=''."
+        )
   optimizer, _ = build_optimizer(run_config)
   shapes, shardings = steps.state_shardings(model, optimizer, config.sequence_length, layout)
   # What a discriminator that is there already reads stays as it learned it.
-  learning = ('generator', 'generator_ltr', 'generator_rtl', 'generator_head', 'generator_embeddings', *(() if run_config.init else ('embeddings',)))
+  learning = (
+    'generator',
+    'generator_ltr',
+    'generator_rtl',
+    'generator_head',
+    'generator_embeddings',
+    *(() if run_config.init else ('embeddings',)),
+  )
   if run_config.init and model.sharing == 'disentangled':
-    learning = tuple(name for name in learning if name != 'generator_embeddings')      # it reads them too
+    learning = tuple(
+      name for name in learning if name != 'generator_embeddings'
+    )  # it reads them too
   trained = tuple(name for name in learning if name in shapes.params) if alone else None
   if config.generator.frozen:
     trained = tuple(name for name in shapes.params if not optimizers.is_generators(name))
-  return Program(config, layout, model, build_settings(config, tokenizer), optimizer, build_rates(run_config), build_schedules(run_config), shapes,
-                 shardings, trained, alone)
+  return Program(
+    config,
+    layout,
+    model,
+    build_settings(config, tokenizer),
+    optimizer,
+    build_rates(run_config),
+    build_schedules(run_config),
+    shapes,
+    shardings,
+    trained,
+    alone,
+  )
 
 
 def check_batch(config, mesh) -> int:
   """Rows of a batch on each device. Raises UserError where they do not divide."""
   shards = meshes.row_shards(mesh)
   if config.batch_size % shards:
-    raise UserError(f'config.batch_size {config.batch_size} does not divide over {shards} devices; use a multiple of {shards}.')
+    raise UserError(
+      f'config.batch_size {config.batch_size} does not divide over {shards} devices; use a multiple of {shards}.'
+    )
   rows = config.batch_size // shards
   if config.micro_batches and rows % config.micro_batches:
-    raise UserError(f'config.micro_batches {config.micro_batches} does not divide the {rows} rows of a device; change it, or config.batch_size.')
+    raise UserError(
+      f'config.micro_batches {config.micro_batches} does not divide the {rows} rows of a device; change it, or config.batch_size.'
+    )
   return rows
 
 
 def compile_step(p: Program, micro_batches: int):
   """The train step of a program, compiled for its mesh: `(state, batch) -> (state, sums)`."""
   moments = meshes.moment_shardings(p.shapes.params, p.shardings.params, p.layout)
-  step = steps.make_train_step(p.model, p.objective, p.settings, p.optimizer, seed=p.config.seed, micro_batches=micro_batches,
-                               skip_nonfinite=p.config.skip_nonfinite, layout=p.layout, moments=moments, trained=p.trained,
-                               alone=p.alone, schedules=p.schedules)
-  batch = {'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32)}
+  step = steps.make_train_step(
+    p.model,
+    p.objective,
+    p.settings,
+    p.optimizer,
+    seed=p.config.seed,
+    micro_batches=micro_batches,
+    skip_nonfinite=p.config.skip_nonfinite,
+    layout=p.layout,
+    moments=moments,
+    trained=p.trained,
+    alone=p.alone,
+    schedules=p.schedules,
+  )
+  batch = {
+    'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32)
+  }
   return steps.jit_train_step(step, p.shardings, p.layout).lower(p.shapes, batch).compile()
 
 
@@ -160,14 +261,21 @@ def compile_to_fit(p: Program, budget: int, micro_batches: int = 0, say=lambda l
 
   Returns: micro-batches, the compiled step, its bytes a device. Raises UserError where even one row at a time does not fit.
   """
+
   def compile_one(k):
     say('compiling', 'the step' + (f' in {k} micro-batches' if k > 1 else ''))
     return compile_step(p, k)
+
   if micro_batches:
     compiled = compile_one(micro_batches)
     return micro_batches, compiled, memory.of(compiled)
-  rows, towers = check_batch(p.config, p.layout.mesh), (p.model.generator_config, p.model.discriminator_config)
+  rows, towers = (
+    check_batch(p.config, p.layout.mesh),
+    (p.model.generator_config, p.model.discriminator_config),
+  )
   row = sum(memory.activation_bytes(c, p.config.sequence_length) for c in towers)
-  state = meshes.bytes_per_device(p.shapes, p.shardings) + 2 * meshes.bytes_per_device(p.shapes.params, p.shardings.params)
+  state = meshes.bytes_per_device(p.shapes, p.shardings) + 2 * meshes.bytes_per_device(
+    p.shapes.params, p.shardings.params
+  )
   guess = math.ceil(rows * row / max(1, budget - state))
   return memory.choose_micro_batches(compile_one, rows, budget, max(1, guess))

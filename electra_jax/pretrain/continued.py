@@ -18,26 +18,65 @@ from electra_jax.data.shard_cache import default_cache
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, own, sources
-from electra_jax.interop.weights import GENERATOR, Weights, combined, expected_shapes, of_tower, placed
+from electra_jax.interop.weights import (
+  GENERATOR,
+  Weights,
+  combined,
+  expected_shapes,
+  of_tower,
+  placed,
+)
 from electra_jax.pretrain import objectives
 from electra_jax.training import checkpoints, workdir as workdirs
 from electra_jax.training.encoders import run_config, sharing, towers
 from electra_jax.training.step import TrainState
 
 # Fields of config.model that the weights decide.
-SIZES = ('family', 'hidden_size', 'embedding_size', 'num_layers', 'num_heads', 'intermediate_size', 'max_positions', 'type_vocab_size',
-         'layer_norm_eps', 'global_every', 'local_window', 'global_rope_theta', 'local_rope_theta')
+SIZES = (
+  'family',
+  'hidden_size',
+  'embedding_size',
+  'num_layers',
+  'num_heads',
+  'intermediate_size',
+  'max_positions',
+  'type_vocab_size',
+  'layer_norm_eps',
+  'global_every',
+  'local_window',
+  'global_rope_theta',
+  'local_rope_theta',
+)
 # Fields that both towers have from config.model.
-COMMON = ('family', 'vocab_size', 'max_positions', 'type_vocab_size', 'layer_norm_eps', 'global_every', 'local_window', 'global_rope_theta',
-          'local_rope_theta')
+COMMON = (
+  'family',
+  'vocab_size',
+  'max_positions',
+  'type_vocab_size',
+  'layer_norm_eps',
+  'global_every',
+  'local_window',
+  'global_rope_theta',
+  'local_rope_theta',
+)
 # Of those, what a family does not have.
-IDLE = {'electra': ('global_every', 'local_window', 'global_rope_theta', 'local_rope_theta'), 'modern': ('max_positions', 'type_vocab_size')}
+IDLE = {
+  'electra': ('global_every', 'local_window', 'global_rope_theta', 'local_rope_theta'),
+  'modern': ('max_positions', 'type_vocab_size'),
+}
 # Fields of config.generator that a generator that is there decides.
-GENERATOR_SIZES = ('hidden_fraction', 'layers_fraction', 'num_heads', 'intermediate_size', 'embedding_size')
+GENERATOR_SIZES = (
+  'hidden_fraction',
+  'layers_fraction',
+  'num_heads',
+  'intermediate_size',
+  'embedding_size',
+)
 
 
 class Source(NamedTuple):
   """Weights to go on from, without rows that only pad the vocabulary, and the tokenizer beside them; None where there is none."""
+
   weights: Weights
   tokenizer: Tokenizer | None
 
@@ -51,6 +90,7 @@ class Start(NamedTuple):
   updates: that Adam's moments have seen.
   told: (label, sentence) for the first screen.
   """
+
   params: dict
   moments: dict | None
   step: int
@@ -87,32 +127,49 @@ def resolve(config, workdir: str | None = None):
   longest = max(phase.config.sequence_length for phase in configs.phases(config))
   if d.family == 'electra' and longest > d.max_positions:
     if config.continued.positions == 'refuse':
-      raise UserError(f'{weights.source} has {d.max_positions} positions and config.sequence_length is {longest}; shorten the rows, or make more positions: '
-                      '--config.continued.positions=interpolated or repeated.')
+      raise UserError(
+        f'{weights.source} has {d.max_positions} positions and config.sequence_length is {longest}; shorten the rows, or make more positions: '
+        '--config.continued.positions=interpolated or repeated.'
+      )
     config.model.max_positions = longest
   if g is not None:
     for name in COMMON:
       if getattr(g, name) != getattr(d, name):
-        raise UserError(f'{weights.source}: {name} is {getattr(g, name)} in the generator and {getattr(d, name)} in the discriminator, and one config '
-                        'holds both; make another generator (--config.continued.generator=scratch).')
-    in_two_parts = config.sharing == 'disentangled' and weights.sharing == 'none' and g.embedding_size == d.embedding_size
+        raise UserError(
+          f'{weights.source}: {name} is {getattr(g, name)} in the generator and {getattr(d, name)} in the discriminator, and one config '
+          'holds both; make another generator (--config.continued.generator=scratch).'
+        )
+    in_two_parts = (
+      config.sharing == 'disentangled'
+      and weights.sharing == 'none'
+      and g.embedding_size == d.embedding_size
+    )
     config.sharing = 'disentangled' if in_two_parts else weights.sharing
     _size_generator(config, g)
   elif config.continued.generator == 'narrowed':
     narrowed.check(d, _towers(config, weights.vocab_size)[0], weights.source)
   config.data.vocab_size = weights.vocab_size
   if config.continued.optimizer != 'fresh' and weights.moments is None:
-    raise UserError(f"{weights.source} has no optimizer's state; set --config.continued.optimizer=fresh.")
+    raise UserError(
+      f"{weights.source} has no optimizer's state; set --config.continued.optimizer=fresh."
+    )
   if config.continued.optimizer == 'resumed' and not 0 <= (weights.step or -1) < config.steps:
-    raise UserError(f'{weights.source} is at step {weights.step} and config.steps is {config.steps}, all steps together; make it more, or set '
-                    '--config.continued.optimizer=kept for a schedule of its own.')
+    raise UserError(
+      f'{weights.source} is at step {weights.step} and config.steps is {config.steps}, all steps together; make it more, or set '
+      '--config.continued.optimizer=kept for a schedule of its own.'
+    )
   return config, source
 
 
 def _size_generator(config, g) -> None:
   d = config.model
-  config.generator.update(hidden_fraction=g.hidden_size / d.hidden_size, layers_fraction=g.num_layers / d.num_layers, num_heads=g.num_heads,
-                          intermediate_size=g.intermediate_size, embedding_size=g.embedding_size if g.embedding_size != d.embedding_size else 0)
+  config.generator.update(
+    hidden_fraction=g.hidden_size / d.hidden_size,
+    layers_fraction=g.num_layers / d.num_layers,
+    num_heads=g.num_heads,
+    intermediate_size=g.intermediate_size,
+    embedding_size=g.embedding_size if g.embedding_size != d.embedding_size else 0,
+  )
 
 
 def _with_generator(config, workdir):
@@ -127,20 +184,44 @@ def _with_generator(config, workdir):
     return config, None
   weights = sources.open_source(init)
   if weights.generator is None or 'generator_head' not in weights.params:
-    raise UserError(f'config.generator.init {init} holds no generator; name a masked language model (ElectraForMaskedLM, ModernBertForMaskedLM), a checkpoint '
-                    'of the original with its generator, or a run of objective electra or mlm.')
+    raise UserError(
+      f'config.generator.init {init} holds no generator; name a masked language model (ElectraForMaskedLM, ModernBertForMaskedLM), a checkpoint '
+      'of the original with its generator, or a run of objective electra or mlm.'
+    )
   g, tower = weights.generator, of_tower(weights, 'generator')
-  weights = dataclasses.replace(weights, discriminator=None, sharing='none', moments=None, head=None, params={
-      'generator_embeddings': tower['embeddings'], 'generator': tower['encoder'], 'generator_head': tower['head']})
-  source = Source(weights, None) if weights.tokenizer is None else Source(
-      *sources.with_tokenizer(weights, f'config.generator.init {init}', *_cases(config)))
-  differ = [name for name in COMMON if name not in ('vocab_size', *IDLE[g.family]) and getattr(g, name) != config.model[name]]
+  weights = dataclasses.replace(
+    weights,
+    discriminator=None,
+    sharing='none',
+    moments=None,
+    head=None,
+    params={
+      'generator_embeddings': tower['embeddings'],
+      'generator': tower['encoder'],
+      'generator_head': tower['head'],
+    },
+  )
+  source = (
+    Source(weights, None)
+    if weights.tokenizer is None
+    else Source(*sources.with_tokenizer(weights, f'config.generator.init {init}', *_cases(config)))
+  )
+  differ = [
+    name
+    for name in COMMON
+    if name not in ('vocab_size', *IDLE[g.family]) and getattr(g, name) != config.model[name]
+  ]
   if differ:
-    raise UserError(f'{weights.source} and config.model differ in {", ".join(differ)}, which both towers have from config.model; set '
-                    + ' '.join(f'--config.model.{name}={getattr(g, name)}' for name in differ) + '.')
+    raise UserError(
+      f'{weights.source} and config.model differ in {", ".join(differ)}, which both towers have from config.model; set '
+      + ' '.join(f'--config.model.{name}={getattr(g, name)}' for name in differ)
+      + '.'
+    )
   if config.sharing == 'disentangled' and g.embedding_size != config.model.embedding_size:
-    raise UserError(f"{weights.source} has embeddings of {g.embedding_size} and config.model.embedding_size is {config.model.embedding_size}; make the two equal for "
-                    "disentangled embeddings, or set --config.sharing=none.")
+    raise UserError(
+      f'{weights.source} has embeddings of {g.embedding_size} and config.model.embedding_size is {config.model.embedding_size}; make the two equal for '
+      'disentangled embeddings, or set --config.sharing=none.'
+    )
   _size_generator(config, g)
   config.data.vocab_size = source.weights.vocab_size
   return config, source
@@ -149,29 +230,57 @@ def _with_generator(config, workdir):
 def _open(config) -> Source:
   made, c = config.continued.generator, config.continued
   mlm = config.objective.name == 'mlm'
-  bare = mlm or config.objective.name == 'electric' or config.generator.uniform      # no place for a generator that is there
+  bare = (
+    mlm or config.objective.name == 'electric' or config.generator.uniform
+  )  # no place for a generator that is there
   if made and bare:
-    raise UserError(f'config.continued.generator is {made!r}, and the run has no generator of one tower beside the kept one; leave it out.')
+    raise UserError(
+      f'config.continued.generator is {made!r}, and the run has no generator of one tower beside the kept one; leave it out.'
+    )
   weights = sources.open_source(config.init, c.step, c.optimizer != 'fresh')
   if weights.discriminator is None:
-    raise UserError(f'{weights.source} is a generator; config.init names the discriminator, and config.continued.generator its generator.')
+    raise UserError(
+      f'{weights.source} is a generator; config.init names the discriminator, and config.continued.generator its generator.'
+    )
   if weights.head is not None:
-    raise UserError(f'{weights.source} is a fine-tuned model; name the pretrained one that it began with.')
-  if weights.generator is not None and (made or bare) and not (mlm and weights.sharing == 'all'):      # theirs is left
-    without = lambda tree: {name: subtree for name, subtree in tree.items() if name not in GENERATOR}
+    raise UserError(
+      f'{weights.source} is a fine-tuned model; name the pretrained one that it began with.'
+    )
+  if (
+    weights.generator is not None and (made or bare) and not (mlm and weights.sharing == 'all')
+  ):  # theirs is left
+    without = lambda tree: {
+      name: subtree for name, subtree in tree.items() if name not in GENERATOR
+    }
     moments = weights.moments and {name: without(tree) for name, tree in weights.moments.items()}
-    weights = dataclasses.replace(weights, generator=None, sharing='none', params=without(weights.params), moments=moments,
-                                  notes=weights.notes + (f'the generator of {weights.source} is left behind' + (', by config.continued.generator' if made else ''),))
+    weights = dataclasses.replace(
+      weights,
+      generator=None,
+      sharing='none',
+      params=without(weights.params),
+      moments=moments,
+      notes=weights.notes
+      + (
+        f'the generator of {weights.source} is left behind'
+        + (', by config.continued.generator' if made else ''),
+      ),
+    )
   if made.startswith('hf:'):
     other = sources.open_source(made)
     if other.generator is None:
-      raise UserError(f'config.continued.generator {made!r} holds no generator; name a folder of ElectraForMaskedLM or ModernBertForMaskedLM.')
+      raise UserError(
+        f'config.continued.generator {made!r} holds no generator; name a folder of ElectraForMaskedLM or ModernBertForMaskedLM.'
+      )
     if other.discriminator is not None:
-      raise UserError(f'config.continued.generator {made!r} holds both towers; name the folder of the generator alone.')
+      raise UserError(
+        f'config.continued.generator {made!r} holds both towers; name the folder of the generator alone.'
+      )
     weights = combined(weights, other)
   if weights.generator is None and not made and not bare:
-    raise UserError(f'{weights.source} has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed (and let it '
-                    'catch up alone: --config.generator.alone_steps=1000).')
+    raise UserError(
+      f'{weights.source} has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed (and let it '
+      'catch up alone: --config.generator.alone_steps=1000).'
+    )
   if weights.tokenizer is None:
     return Source(weights, None)
   return Source(*sources.with_tokenizer(weights, f'config.init {config.init}', *_cases(config)))
@@ -184,14 +293,19 @@ def _cases(config):
 
 
 def _towers(config, vocab_size):
-  return tuple(dataclasses.replace(tower, vocab_multiple=1, attention='xla') for tower in towers(config, vocab_size, 'cpu'))
+  return tuple(
+    dataclasses.replace(tower, vocab_multiple=1, attention='xla')
+    for tower in towers(config, vocab_size, 'cpu')
+  )
 
 
 def digest(source: Source | None) -> int:
   """A checksum of all parameters, that processes may compare."""
   found = 0
   for path, value in jax.tree_util.tree_leaves_with_path(source.weights.params if source else {}):
-    found = zlib.crc32(np.ascontiguousarray(value), zlib.crc32(jax.tree_util.keystr(path).encode(), found))
+    found = zlib.crc32(
+      np.ascontiguousarray(value), zlib.crc32(jax.tree_util.keystr(path).encode(), found)
+    )
   return found
 
 
@@ -211,11 +325,17 @@ def tokenizer_path(config, source: Source | None, workdir=None) -> str | None:
     if source is None:
       return str(workdirs.folder(workdir) / 'tokenizer')
     if source.tokenizer is None:
-      raise UserError(f'{source.weights.source} has no tokenizer beside it; put its vocab.txt there, or name it: --config.data.tokenizer=FILE.')
+      raise UserError(
+        f'{source.weights.source} has no tokenizer beside it; put its vocab.txt there, or name it: --config.data.tokenizer=FILE.'
+      )
     path = source.weights.tokenizer
     if config.data.new_words:
       longer = vocabulary.extended(source.tokenizer, vocabulary.read_words(config.data.new_words))
-      path = files.join(files.normal(config.data.cache or default_cache()), 'tokenizers', f'extended-{longer.fingerprint}')
+      path = files.join(
+        files.normal(config.data.cache or default_cache()),
+        'tokenizers',
+        f'extended-{longer.fingerprint}',
+      )
       longer.save(path)
   if source is not None:
     tokenizer = load_tokenizer(path or files.normal(config.data.tokenizer), *_cases(config))
@@ -237,42 +357,101 @@ def begin(config, source: Source, tokenizer: Tokenizer) -> Start:
   """
   weights, c = source.weights, config.continued
   if source.tokenizer is None:
-    weights = sources.cut(weights, tokenizer.size, f'config.{"init" if config.init else "generator.init"} {config.init or config.generator.init}')
+    weights = sources.cut(
+      weights,
+      tokenizer.size,
+      f'config.{"init" if config.init else "generator.init"} {config.init or config.generator.init}',
+    )
   told = [('init', note) for note in weights.notes]
   generator, discriminator = _towers(config, tokenizer.size)
   if not config.init:
     _same_tokens(source, tokenizer)
-    told.append(('init', f'the generator is that of {weights.source}, {generator.num_layers} layers of {generator.hidden_size}, and '
-                 + ('stays as it is' if config.generator.frozen else 'goes on learning') + '; the discriminator is fresh'))
-    _check(weights.params, expected_shapes(Weights(weights.source, discriminator, generator, sharing(config), weights.params)), weights)
+    told.append(
+      (
+        'init',
+        f'the generator is that of {weights.source}, {generator.num_layers} layers of {generator.hidden_size}, and '
+        + ('stays as it is' if config.generator.frozen else 'goes on learning')
+        + '; the discriminator is fresh',
+      )
+    )
+    _check(
+      weights.params,
+      expected_shapes(
+        Weights(weights.source, discriminator, generator, sharing(config), weights.params)
+      ),
+      weights,
+    )
     return Start(weights.params, None, 0, 0, told)
   heads = objectives.named(config.objective.name).HEADS
   if weights.generator is None and 'generator_head' in heads and not config.generator.uniform:
     if c.generator == 'narrowed':
-      weights = narrowed.with_generator(weights, dataclasses.replace(generator, vocab_size=weights.vocab_size), config.sharing)
+      weights = narrowed.with_generator(
+        weights, dataclasses.replace(generator, vocab_size=weights.vocab_size), config.sharing
+      )
     what = 'cut out of the discriminator' if c.generator == 'narrowed' else 'made from scratch'
     alone = config.generator.alone_steps
-    told.append(('init', 'the head that predicts masked tokens is made from scratch' if config.objective.name == 'mlm' else
-                 f'the generator is {what}, {generator.num_layers} layers of {generator.hidden_size}'
-                 + (f', and learns alone for {alone:,} steps' if alone else '; --config.generator.alone_steps=N lets it catch up alone first')))
+    told.append(
+      (
+        'init',
+        'the head that predicts masked tokens is made from scratch'
+        if config.objective.name == 'mlm'
+        else f'the generator is {what}, {generator.num_layers} layers of {generator.hidden_size}'
+        + (
+          f', and learns alone for {alone:,} steps'
+          if alone
+          else '; --config.generator.alone_steps=N lets it catch up alone first'
+        ),
+      )
+    )
   if 'discriminator_head' in heads and 'discriminator_head' not in weights.params:
     told.append(('init', "the discriminator's head is made from scratch: the source has none"))
 
   rows = _rows(config, source._replace(weights=weights), tokenizer, told)
-  grow = lambda tree, new_rows: _grown(tree, weights.discriminator, discriminator, rows, c.positions, new_rows)
+  grow = lambda tree, new_rows: _grown(
+    tree, weights.discriminator, discriminator, rows, c.positions, new_rows
+  )
   params, moments = grow(weights.params, True), None
-  if discriminator.max_positions > weights.discriminator.max_positions and discriminator.family == 'electra':
-    told.append(('init', f'{weights.discriminator.max_positions} positions {c.positions} to {discriminator.max_positions}'))
+  if (
+    discriminator.max_positions > weights.discriminator.max_positions
+    and discriminator.family == 'electra'
+  ):
+    told.append(
+      (
+        'init',
+        f'{weights.discriminator.max_positions} positions {c.positions} to {discriminator.max_positions}',
+      )
+    )
   if c.optimizer != 'fresh':
     moments = {name: grow(tree, False) for name, tree in weights.moments.items()}
   if sharing(config) == 'disentangled':
-    params, moments = own.unfolded(params), moments and {name: own.unfolded(tree, values=False) for name, tree in moments.items()}
+    params, moments = (
+      own.unfolded(params),
+      moments and {name: own.unfolded(tree, values=False) for name, tree in moments.items()},
+    )
   step = weights.step if c.optimizer == 'resumed' else 0
   warmup = configs.phases(config)[0].config.optimizer.warmup_steps
-  told.append(('init', {'fresh': 'a fresh optimizer', 'kept': "Adam's moments kept", 'resumed': "Adam's moments kept"}[c.optimizer]
-               + (f', and the schedule goes on at step {step:,}' if c.optimizer == 'resumed' else
-                  f', and the learning rate warmed up anew over {warmup:,} steps' if warmup else ', and the learning rate from its peak')))
-  _check(params, expected_shapes(Weights(weights.source, discriminator, generator, sharing(config), params)), weights)
+  told.append(
+    (
+      'init',
+      {
+        'fresh': 'a fresh optimizer',
+        'kept': "Adam's moments kept",
+        'resumed': "Adam's moments kept",
+      }[c.optimizer]
+      + (
+        f', and the schedule goes on at step {step:,}'
+        if c.optimizer == 'resumed'
+        else f', and the learning rate warmed up anew over {warmup:,} steps'
+        if warmup
+        else ', and the learning rate from its peak'
+      ),
+    )
+  )
+  _check(
+    params,
+    expected_shapes(Weights(weights.source, discriminator, generator, sharing(config), params)),
+    weights,
+  )
   # Without a count the moments have seen so many updates that a correction of their bias is none.
   return Start(params, moments, step, weights.step or 1_000_000 if moments else 0, told)
 
@@ -283,17 +462,24 @@ def _check(params, shapes, weights):
   wanted = {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
   for path, value in jax.tree_util.tree_leaves_with_path(params):
     if wanted.get(name(path)) != value.shape:
-      raise UserError(f'{weights.source}: {name(path)} is {value.shape} and the run has {wanted.get(name(path), "no such parameter")} for it.')
+      raise UserError(
+        f'{weights.source}: {name(path)} is {value.shape} and the run has {wanted.get(name(path), "no such parameter")} for it.'
+      )
 
 
 def _same_tokens(source, tokenizer):
   """Raises UserError where config.generator.init predicts tokens of another vocabulary than the rows'."""
   theirs = source.tokenizer and source.tokenizer.tokens
   if theirs is not None and theirs != tokenizer.tokens:
-    i = next((i for i, (a, b) in enumerate(zip(theirs, tokenizer.tokens)) if a != b), min(len(theirs), tokenizer.size))
+    i = next(
+      (i for i, (a, b) in enumerate(zip(theirs, tokenizer.tokens)) if a != b),
+      min(len(theirs), tokenizer.size),
+    )
     name = lambda tokens: repr(tokens[i]) if i < len(tokens) else 'none'
-    raise UserError(f'{source.weights.source} has another vocabulary than the rows: token {i} is {name(theirs)} there and {name(tokenizer.tokens)} here; set '
-                    '--config.data.tokenizer=init, or prepare the rows with its tokenizer.')
+    raise UserError(
+      f'{source.weights.source} has another vocabulary than the rows: token {i} is {name(theirs)} there and {name(tokenizer.tokens)} here; set '
+      '--config.data.tokenizer=init, or prepare the rows with its tokenizer.'
+    )
 
 
 def _rows(config, source, tokenizer, told):
@@ -303,12 +489,28 @@ def _rows(config, source, tokenizer, told):
     return np.arange(tokenizer.size), []
   ids, new = vocabulary.carried_over(old, tokenizer)
   if new and how == 'refuse':
-    raise UserError(f'{len(new):,} tokens of the tokenizer are not among those of {source.weights.source} ({tokenizer.token(new[0])!r} is the first); say what '
-                    'their rows begin with: --config.continued.new_tokens=mean or pieces.')
+    raise UserError(
+      f'{len(new):,} tokens of the tokenizer are not among those of {source.weights.source} ({tokenizer.token(new[0])!r} is the first); say what '
+      'their rows begin with: --config.continued.new_tokens=mean or pieces.'
+    )
   dropped = size - len(np.unique(ids[ids >= 0]))
-  told.append(('init', '; '.join(filter(None, [
-      f'{len(new):,} new tokens, their rows the mean of {"their pieces" if how == "pieces" else "all rows"}' if new else '',
-      f'{dropped:,} tokens of the source are gone' if dropped else '']) or ['the tokens are those of the source, at other ids'])))
+  told.append(
+    (
+      'init',
+      '; '.join(
+        filter(
+          None,
+          [
+            f'{len(new):,} new tokens, their rows the mean of {"their pieces" if how == "pieces" else "all rows"}'
+            if new
+            else '',
+            f'{dropped:,} tokens of the source are gone' if dropped else '',
+          ],
+        )
+        or ['the tokens are those of the source, at other ids']
+      ),
+    )
+  )
   return ids, vocabulary.pieces_of(old, tokenizer, new) if how == 'pieces' else [None] * len(new)
 
 
@@ -321,7 +523,11 @@ def _grown(tree, old, new, rows, how, new_rows: bool):
       return value
     grown, mean = value[np.maximum(ids, 0)], value.mean(0)
     fresh = np.flatnonzero(ids < 0)
-    grown[fresh] = [mean if p is None else value[np.asarray(p)].mean(0) for p in pieces] if new_rows and len(fresh) else 0
+    grown[fresh] = (
+      [mean if p is None else value[np.asarray(p)].mean(0) for p in pieces]
+      if new_rows and len(fresh)
+      else 0
+    )
     return grown
 
   def positions(value):
@@ -330,18 +536,22 @@ def _grown(tree, old, new, rows, how, new_rows: bool):
     if how == 'repeated':
       return value[np.arange(new.max_positions) % old.max_positions]
     places = np.linspace(0, old.max_positions - 1, new.max_positions)
-    return np.stack([np.interp(places, np.arange(old.max_positions), column) for column in value.T], axis=1).astype(np.float32)
+    return np.stack(
+      [np.interp(places, np.arange(old.max_positions), column) for column in value.T], axis=1
+    ).astype(np.float32)
 
   def change(path, value):
     names = tuple(entry.key for entry in path)
     if names[-1] == 'word' or names == ('generator_head', 'bias'):
       return vocab(value)
     return positions(value) if names[-1] == 'position' else value
+
   return jax.tree_util.tree_map_with_path(change, tree)
 
 
 def put(start: Start, state: TrainState, shardings: TrainState) -> TrainState:
   """A fresh state with what `start` has in the place of what it has fresh."""
+
   def over(tree, fresh, where):
     names = [name for name in fresh if name in tree]
     pick = lambda whole: {name: whole[name] for name in names}
@@ -354,14 +564,24 @@ def put(start: Start, state: TrainState, shardings: TrainState) -> TrainState:
     def kept(fresh, where):
       if not is_adam(fresh):
         return fresh
-      moments = {name: over(start.moments[name], getattr(fresh, name), getattr(where, name)) for name in ('mu', 'nu')}
+      moments = {
+        name: over(start.moments[name], getattr(fresh, name), getattr(where, name))
+        for name in ('mu', 'nu')
+      }
       return fresh._replace(count=_number(start.updates, fresh.count), **moments)
+
     opt_state = jax.tree.map(kept, opt_state, shardings.opt_state, is_leaf=is_adam)
   if start.step:
     is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
-    opt_state = jax.tree.map(lambda x: x._replace(count=_number(start.step, x.count)) if is_schedule(x) else x, opt_state, is_leaf=is_schedule)
+    opt_state = jax.tree.map(
+      lambda x: x._replace(count=_number(start.step, x.count)) if is_schedule(x) else x,
+      opt_state,
+      is_leaf=is_schedule,
+    )
   return state._replace(params=params, opt_state=opt_state, step=_number(start.step, state.step))
 
 
 def _number(value: int, like: Any):
-  return jax.make_array_from_callback((), like.sharding, lambda index: np.asarray(value, like.dtype))
+  return jax.make_array_from_callback(
+    (), like.sharding, lambda index: np.asarray(value, like.dtype)
+  )

@@ -11,14 +11,26 @@ from electra_jax.pretrain import metrics, objectives
 from electra_jax.pretrain.objectives.shared import total
 from electra_jax.training import hosts, mesh as meshes, workdir as workdirs
 
-EVAL_SEED = 7919          # masks and samples of held-out rows are the same for every run and checkpoint
+EVAL_SEED = 7919  # masks and samples of held-out rows are the same for every run and checkpoint
 RESAMPLES = 1_000
-NAMES = {'generator_loss': 'generator loss', 'generator_accuracy': 'generator accuracy', 'sampled_accuracy': 'sampled accuracy',
-         'prediction_loss': "the main tower's prediction loss", 'prediction_accuracy': "the main tower's prediction accuracy",
-         'discriminator_loss': 'discriminator loss', 'constant_loss': "constant predictor's loss",
-         'gain': 'gain over the constant predictor', 'discriminator_accuracy': 'discriminator accuracy', 'auc': 'area under the ROC curve',
-         'average_precision': 'average precision', 'average_precision_gain': 'gain over chance (replaced rate)',
-         'precision': 'precision', 'recall': 'recall', 'replaced_rate': 'replaced rate', 'total_loss': 'total loss'}
+NAMES = {
+  'generator_loss': 'generator loss',
+  'generator_accuracy': 'generator accuracy',
+  'sampled_accuracy': 'sampled accuracy',
+  'prediction_loss': "the main tower's prediction loss",
+  'prediction_accuracy': "the main tower's prediction accuracy",
+  'discriminator_loss': 'discriminator loss',
+  'constant_loss': "constant predictor's loss",
+  'gain': 'gain over the constant predictor',
+  'discriminator_accuracy': 'discriminator accuracy',
+  'auc': 'area under the ROC curve',
+  'average_precision': 'average precision',
+  'average_precision_gain': 'gain over chance (replaced rate)',
+  'precision': 'precision',
+  'recall': 'recall',
+  'replaced_rate': 'replaced rate',
+  'total_loss': 'total loss',
+}
 
 
 def heldout_sums(eval_step, params, store, *, batch_size: int, mesh, limit: int | None = None):
@@ -35,7 +47,9 @@ def heldout_sums(eval_step, params, store, *, batch_size: int, mesh, limit: int 
   """
   mine, total = meshes.process_rows(mesh, batch_size), []
   numbers = heldout_rows(store.rows, batch_size, limit).astype(np.int32)
-  for token_ids, rows in zip(heldout_batches(store, batch_size, mine, limit), numbers[:, mine], strict=True):
+  for token_ids, rows in zip(
+    heldout_batches(store, batch_size, mine, limit), numbers[:, mine], strict=True
+  ):
     local = (meshes.global_batch(x, mesh, batch_size) for x in (token_ids, rows))
     total.append(eval_step(params, *local))
   return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(total))
@@ -48,18 +62,35 @@ def figures_of(sums, settings) -> dict:
 
 
 def _with_gains(f, settings):
-  gains = {'gain': f['constant_loss'] - f['discriminator_loss'], 'average_precision_gain': f['average_precision'] - f['replaced_rate']} if 'auc' in f else {}
+  gains = (
+    {
+      'gain': f['constant_loss'] - f['discriminator_loss'],
+      'average_precision_gain': f['average_precision'] - f['replaced_rate'],
+    }
+    if 'auc' in f
+    else {}
+  )
   return f | {'total_loss': total(settings, f)} | gains
 
 
 def intervals(sums, settings, resamples: int = RESAMPLES) -> dict[str, tuple[float, float]]:
   """95% percentile bootstrap intervals (Efron 1979) of every figure, resampling batches of consecutive rows."""
   blocks = len(sums['masked'])
-  draws = np.random.default_rng(0).multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples).astype(np.float64)
-  resampled = {name: np.tensordot(draws, np.asarray(value, np.float64), 1) for name, value in sums.items()}
+  draws = (
+    np.random.default_rng(0)
+    .multinomial(blocks, np.full(blocks, 1 / blocks), size=resamples)
+    .astype(np.float64)
+  )
+  resampled = {
+    name: np.tensordot(draws, np.asarray(value, np.float64), 1) for name, value in sums.items()
+  }
   f = _with_gains(metrics.figures(resampled), settings)
-  return {name: tuple(float(x) for x in np.nanpercentile(values, [2.5, 97.5])) if np.isfinite(values).any() else (float('nan'),) * 2
-          for name, values in f.items()}
+  return {
+    name: tuple(float(x) for x in np.nanpercentile(values, [2.5, 97.5]))
+    if np.isfinite(values).any()
+    else (float('nan'),) * 2
+    for name, values in f.items()
+  }
 
 
 def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
@@ -71,16 +102,35 @@ def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
     batch_size: rows a step; a step is also the unit that the bootstrap resamples.
   """
   from electra_jax.pretrain.step import jit_eval_step
+
   batch_size = -(-batch_size // run.mesh.size) * run.mesh.size
-  eval_step = jit_eval_step(run.model, objectives.named(run.settings.name), run.settings, run.layout, seed=EVAL_SEED)
+  eval_step = jit_eval_step(
+    run.model, objectives.named(run.settings.name), run.settings, run.layout, seed=EVAL_SEED
+  )
   start = time.perf_counter()
-  sums = heldout_sums(eval_step, run.params, run.heldout, batch_size=batch_size, mesh=run.mesh, limit=rows)
+  sums = heldout_sums(
+    eval_step, run.params, run.heldout, batch_size=batch_size, mesh=run.mesh, limit=rows
+  )
   seconds = time.perf_counter() - start
   figures, spread = figures_of(sums, run.settings), intervals(sums, run.settings)
   tokens = int(sums['tokens'].sum())
-  facts = {'step': run.step, 'rows': min(run.heldout.rows, rows or run.heldout.rows), 'tokens': tokens, 'masked': int(sums['masked'].sum())}
-  say('evaluated', f'step {run.step:,} on {facts["rows"]:,} held-out rows, {tokens:,} tokens, in {seconds:.0f} s')
-  result = facts | {'figures': {name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]} for name in NAMES if name in figures}}
+  facts = {
+    'step': run.step,
+    'rows': min(run.heldout.rows, rows or run.heldout.rows),
+    'tokens': tokens,
+    'masked': int(sums['masked'].sum()),
+  }
+  say(
+    'evaluated',
+    f'step {run.step:,} on {facts["rows"]:,} held-out rows, {tokens:,} tokens, in {seconds:.0f} s',
+  )
+  result = facts | {
+    'figures': {
+      name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]}
+      for name in NAMES
+      if name in figures
+    }
+  }
   print(table(result))
   path = workdirs.folder(run.workdir) / 'evaluation.json'
   hosts.from_first(lambda: workdirs.write_json(path, result))

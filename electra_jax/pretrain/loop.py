@@ -16,51 +16,83 @@ from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as 
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
 
-HEADER_EVERY = 25        # lines of figures
-COLUMNS = {'generator_loss': ('gen loss', 9, '.3f'), 'generator_accuracy': ('acc', 5, '.0%'), 'prediction_loss': ('pred loss', 9, '.3f'),
-           'discriminator_loss': ('disc loss', 10, '.4f'), 'constant_loss': ('constant', 9, '.4f'), 'auc': ('auc', 6, '.3f'),
-           'average_precision': ('ap', 6, '.3f'), 'recall': ('recall', 7, '.3f')}      # title, width and format of a figure
+HEADER_EVERY = 25  # lines of figures
+COLUMNS = {
+  'generator_loss': ('gen loss', 9, '.3f'),
+  'generator_accuracy': ('acc', 5, '.0%'),
+  'prediction_loss': ('pred loss', 9, '.3f'),
+  'discriminator_loss': ('disc loss', 10, '.4f'),
+  'constant_loss': ('constant', 9, '.4f'),
+  'auc': ('auc', 6, '.3f'),
+  'average_precision': ('ap', 6, '.3f'),
+  'recall': ('recall', 7, '.3f'),
+}  # title, width and format of a figure
 
 
 class Course(NamedTuple):
   """What the loop of a phase needs beside its program."""
-  number: int              # of the phase, from 0
-  is_last: bool            # no phase follows
+
+  number: int  # of the phase, from 0
+  is_last: bool  # no phase follows
   phase: Phase
-  prepared: Any            # data.prepare.Prepared
-  step: Any                # the compiled step
+  prepared: Any  # data.prepare.Prepared
+  step: Any  # the compiled step
   micro_batches: int
   step_flops: float
-  peak: float              # FLOP/s of all devices, 0 where unknown
+  peak: float  # FLOP/s of all devices, 0 where unknown
   peak_source: str
-  tokens_before: int       # of the phases before
-  look_first: bool         # at the held-out rows before the first step: what the weights that it begins with are worth
+  tokens_before: int  # of the phases before
+  look_first: bool  # at the held-out rows before the first step: what the weights that it begins with are worth
 
 
 def train_figures(sums, changing: dict, done: int) -> dict[str, float]:
   """The figures of the steps since the last line: those of metrics.figures, means over steps of loss and norms, and what changes
   over the run (name -> function of the step: learning rates, scheduled settings) as it was in the last of them."""
   count = int(sums['steps'])
-  means = {name: float(value) / max(count, 1) for name, value in sums.items() if name == 'loss' or '_norm/' in name}
-  figures = means | metrics.figures({name: value for name, value in sums.items() if name not in means and name != 'steps'})
-  if not count:        # every step was skipped: there is nothing to say, and no zeros to draw
+  means = {
+    name: float(value) / max(count, 1)
+    for name, value in sums.items()
+    if name == 'loss' or '_norm/' in name
+  }
+  figures = means | metrics.figures(
+    {name: value for name, value in sums.items() if name not in means and name != 'steps'}
+  )
+  if not count:  # every step was skipped: there is nothing to say, and no zeros to draw
     figures = dict.fromkeys(figures, math.nan)
   return figures | {name: float(value(done - 1)) for name, value in changing.items()}
 
 
 def header(f, peak_source: str) -> str:
   """What stands over lines of figures like `f`: those of COLUMNS that its objective has."""
-  titles = ' '.join(f'{title:>{width}}' for field, (title, width, _) in COLUMNS.items() if field in f)
+  titles = ' '.join(
+    f'{title:>{width}}' for field, (title, width, _) in COLUMNS.items() if field in f
+  )
   return f'\n{"step":>11} {"loss":>7} {titles} {"tokens/s":>9} {"of peak" if peak_source == "measured" else "MFU":>7} {"left":>7}'
 
 
 def line(step: str, f, last_columns: str = '') -> str:
   """One line of figures, of training or of held-out rows; a dash for one that is not known."""
-  values = ' '.join(f'{f[field]:{width}{form}}' for field, (_, width, form) in COLUMNS.items() if field in f)
-  return f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {values} {last_columns}'.replace('nan', '  -')
+  values = ' '.join(
+    f'{f[field]:{width}{form}}' for field, (_, width, form) in COLUMNS.items() if field in f
+  )
+  return f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {values} {last_columns}'.replace(
+    'nan', '  -'
+  )
 
 
-def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_sums, add, manager, writer, notice: Notice, workdir):
+def run_steps(
+  p: build.Program,
+  course: Course,
+  first: int,
+  state,
+  sums,
+  zero_sums,
+  add,
+  manager,
+  writer,
+  notice: Notice,
+  workdir,
+):
   """Makes the steps of a phase from the state's on.
 
   Args:
@@ -78,29 +110,54 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
   """
   config, phase, mesh, prepared = p.config, course.phase, p.layout.mesh, course.prepared
   tokens_per_step = config.batch_size * config.sequence_length
-  eval_step = steps.jit_eval_step(p.model, p.objective, p.settings, p.layout, seed=evaluation.EVAL_SEED)
+  eval_step = steps.jit_eval_step(
+    p.model, p.objective, p.settings, p.layout, seed=evaluation.EVAL_SEED
+  )
   shards = meshes.row_shards(mesh)
   eval_batch_size = -(-config.eval_batch_size // shards) * shards
-  data_seed = config.seed + 1_000_003 * course.number      # a phase on the same rows sees them in another order
+  data_seed = (
+    config.seed + 1_000_003 * course.number
+  )  # a phase on the same rows sees them in another order
   agreed = Agreement(mesh)
 
   def halt_if_bad(bad_step):
     """Ends the run where a step was not finite: the state is still the one before that step."""
     if bad_step < 0:
       return
-    token_ids = read_batch(prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed)
-    name = steps.first_nonfinite(p.model, p.objective, p.settings, state.params, token_ids, seed=config.seed, step=int(bad_step),
-                                 parts=course.micro_batches, layout=p.layout, alone=p.alone, schedules=p.schedules)
+    token_ids = read_batch(
+      prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed
+    )
+    name = steps.first_nonfinite(
+      p.model,
+      p.objective,
+      p.settings,
+      state.params,
+      token_ids,
+      seed=config.seed,
+      step=int(bad_step),
+      parts=course.micro_batches,
+      layout=p.layout,
+      alone=p.alone,
+      schedules=p.schedules,
+    )
     writer.keep()
     checkpoints.wait(manager)
     kept = manager.latest_step()
-    raise UserError(f'the step after {int(bad_step):,} is not finite, first of all {name}; '
-                    + (f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint was made yet')
-                    + '; lower config.optimizer.learning_rate, in another --workdir, or go on without such steps: --config.skip_nonfinite=True.')
+    raise UserError(
+      f'the step after {int(bad_step):,} is not finite, first of all {name}; '
+      + (f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint was made yet')
+      + '; lower config.optimizer.learning_rate, in another --workdir, or go on without such steps: --config.skip_nonfinite=True.'
+    )
 
-  input_batches = batches(prepared.train, config.batch_size, data_seed, first - phase.first, config.steps,
-                          rows=meshes.process_rows(mesh, config.batch_size),
-                          use_tf={'auto': None, 'tf': True, 'numpy': False}[config.data.reader])
+  input_batches = batches(
+    prepared.train,
+    config.batch_size,
+    data_seed,
+    first - phase.first,
+    config.steps,
+    rows=meshes.process_rows(mesh, config.batch_size),
+    use_tf={'auto': None, 'tf': True, 'numpy': False}[config.data.reader],
+  )
   clock = time.perf_counter
   started, paused, interval_start, interval_first, waited = clock(), 0.0, clock(), first, 0.0
   lines, warned, previous = 0, False, None
@@ -108,8 +165,17 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
   def look(done, tokens, live):
     """Held-out rows: writes and shows the figures, and returns the one that checkpoints are chosen by."""
     nonlocal lines
-    heldout = evaluation.figures_of(evaluation.heldout_sums(
-        eval_step, state.params, prepared.heldout, batch_size=eval_batch_size, mesh=mesh, limit=config.eval_rows), p.settings)
+    heldout = evaluation.figures_of(
+      evaluation.heldout_sums(
+        eval_step,
+        state.params,
+        prepared.heldout,
+        batch_size=eval_batch_size,
+        mesh=mesh,
+        limit=config.eval_rows,
+      ),
+      p.settings,
+    )
     writer.write('heldout', done, heldout | {'tokens': tokens, 'seconds': writer.seconds})
     if not lines:
       lines = 1
@@ -131,7 +197,9 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
       before = clock()
       token_ids = next(input_batches)
       waited += clock() - before
-      state, step_sums = course.step(state, {'token_ids': meshes.global_batch(token_ids, mesh, config.batch_size)})
+      state, step_sums = course.step(
+        state, {'token_ids': meshes.global_batch(token_ids, mesh, config.batch_size)}
+      )
       sums = add(sums, step_sums)
       # One step stays in flight: the device is never idle and the host knows how far it is.
       if previous is not None:
@@ -150,28 +218,45 @@ def run_steps(p: build.Program, course: Course, first: int, state, sums, zero_su
 
       last = done == phase.last
       if done == 1 or done % config.log_every == 0 or last:
-        host_sums, counters = jax.device_get((sums, {'bad_step': state.bad_step, 'skipped': state.skipped}))
+        host_sums, counters = jax.device_get(
+          (sums, {'bad_step': state.bad_step, 'skipped': state.skipped})
+        )
         halt_if_bad(counters['bad_step'])
         sums = zero_sums()
         now = clock()
         rate = (done - interval_first) * tokens_per_step / (now - interval_start)
         writer.seconds += now - interval_start
         figures = train_figures(host_sums, p.rates | p.schedules, done) | {
-            'skipped': int(counters['skipped']), 'tokens': tokens, 'tokens_per_second': rate,
-            'utilisation': rate / tokens_per_step * course.step_flops / course.peak if course.peak else math.nan,
-            'input_wait': waited / (now - interval_start), 'seconds': writer.seconds}
+          'skipped': int(counters['skipped']),
+          'tokens': tokens,
+          'tokens_per_second': rate,
+          'utilisation': rate / tokens_per_step * course.step_flops / course.peak
+          if course.peak
+          else math.nan,
+          'input_wait': waited / (now - interval_start),
+          'seconds': writer.seconds,
+        }
         writer.write('train', done, figures)
         if lines % HEADER_EVERY == 0:
           live.above(header(figures, course.peak_source))
         lines += 1
         share = f'{figures["utilisation"]:7.0%}' if course.peak else f'{"":7}'
         left = (now - started - paused) / (done - first) * (phase.last - done)
-        live.above(line(f'{done:,}', figures, f'{quantity(rate):>9} {share} {console.seconds(left):>7}'))
+        live.above(
+          line(f'{done:,}', figures, f'{quantity(rate):>9} {share} {console.seconds(left):>7}')
+        )
         is_late = done >= max(config.optimizer.warmup_steps, 10 * config.log_every)
-        if not warned and is_late and 'discriminator_loss' in p.objective.LOSSES and metrics.collapsed(figures):
+        if (
+          not warned
+          and is_late
+          and 'discriminator_loss' in p.objective.LOSSES
+          and metrics.collapsed(figures)
+        ):
           warned = True
-          live.above('  the discriminator answers "original" to every token so far: usual early on; if it stays, try a weaker '
-                     'generator (--config.generator.hidden_fraction), a lower rate, or a longer warm-up')
+          live.above(
+            '  the discriminator answers "original" to every token so far: usual early on; if it stays, try a weaker '
+            'generator (--config.generator.hidden_fraction), a lower rate, or a longer warm-up'
+          )
         interval_start, interval_first, waited = clock(), done, 0.0
 
       figure = None

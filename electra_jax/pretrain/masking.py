@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 METHODS = ('uniform', 'words', 'spans')
-PASSES = 8      # over the words of a row, to fill the number of masks to the last
-MASKING, GUMBEL, DROPOUT = 0, 1, 2       # folded into a row's key, one stream of randomness each
+PASSES = 8  # over the words of a row, to fill the number of masks to the last
+MASKING, GUMBEL, DROPOUT = 0, 1, 2  # folded into a row's key, one stream of randomness each
 
 
 class Masks(NamedTuple):
   """The masked positions of a batch. Slots past a row's number of masks have weight 0."""
-  positions: jax.Array      # int32 [batch, predictions]
-  weights: jax.Array        # float32 [batch, predictions], 1 for a mask and 0 for an empty slot
-  token_ids: jax.Array      # int32 [batch, length]: what the generator reads
+
+  positions: jax.Array  # int32 [batch, predictions]
+  weights: jax.Array  # float32 [batch, predictions], 1 for a mask and 0 for an empty slot
+  token_ids: jax.Array  # int32 [batch, length]: what the generator reads
 
 
 def stream(keys, number: int):
@@ -36,14 +37,29 @@ def write(token_ids, positions, values, weights):
   write nothing.
   """
   slots = weights.astype(jnp.int32)
-  row = jax.vmap(lambda position, value: jnp.zeros(token_ids.shape[1], jnp.int32).at[position].add(value))
+  row = jax.vmap(
+    lambda position, value: jnp.zeros(token_ids.shape[1], jnp.int32).at[position].add(value)
+  )
   count = row(positions, slots)
   return jnp.where(count > 0, row(positions, values * slots) // jnp.maximum(count, 1), token_ids)
 
 
-def choose(token_ids, maskable, keys, *, rate: float, slots: int, mask_id: int, mask_share: float = 0.85,
-           google: bool = False, pad_id: int = 0, method: str = 'uniform', word_starts=None, span_p: float = 0.2,
-           span_max: int = 10) -> Masks:
+def choose(
+  token_ids,
+  maskable,
+  keys,
+  *,
+  rate: float,
+  slots: int,
+  mask_id: int,
+  mask_share: float = 0.85,
+  google: bool = False,
+  pad_id: int = 0,
+  method: str = 'uniform',
+  word_starts=None,
+  span_p: float = 0.2,
+  span_max: int = 10,
+) -> Masks:
   """Draws the masked positions of each row among `maskable`, and what the generator sees there.
 
   The number is round(rate x maskable tokens), halves to even, at least 1 where there is one and at most `slots`. Of `method`
@@ -90,8 +106,12 @@ def choose(token_ids, maskable, keys, *, rate: float, slots: int, mask_id: int, 
     positions, masked = jax.vmap(one_row)(maskable, keys)
   else:
     lengths = _span_lengths(span_p, span_max) if method == 'spans' else None
-    whole = functools.partial(_whole_words, slots=slots, mask_share=mask_share, span_lengths=lengths)
-    positions, masked, number = jax.vmap(whole)(jnp.asarray(word_starts)[token_ids], maskable, number, keys)
+    whole = functools.partial(
+      _whole_words, slots=slots, mask_share=mask_share, span_lengths=lengths
+    )
+    positions, masked, number = jax.vmap(whole)(
+      jnp.asarray(word_starts)[token_ids], maskable, number, keys
+    )
   weights = (jnp.arange(slots) < number[:, None]).astype(jnp.float32)
   shown = write(token_ids, positions, jnp.full_like(positions, mask_id), weights * masked)
   return Masks(positions=positions, weights=weights, token_ids=shown)
@@ -120,35 +140,47 @@ def _whole_words(begins, maskable, number, key, *, slots, mask_share, span_lengt
   """
   length = len(maskable)
   place, (where, what) = jnp.arange(length), jax.random.split(key)
-  opens = maskable & ~jnp.concatenate([jnp.zeros(1, bool), maskable[:-1]])       # nothing before it that can be masked
-  first = opens | maskable & begins                                              # token of a word
+  opens = maskable & ~jnp.concatenate(
+    [jnp.zeros(1, bool), maskable[:-1]]
+  )  # nothing before it that can be masked
+  first = opens | maskable & begins  # token of a word
   word = jnp.maximum(jnp.cumsum(first) - 1, 0)
-  size = jnp.zeros(length, jnp.int32).at[word].add(maskable)[word]               # tokens of its word
-  scores, draws = jax.random.uniform(where, (2, length))                         # of each word: the lowest score is first
+  size = jnp.zeros(length, jnp.int32).at[word].add(maskable)[word]  # tokens of its word
+  scores, draws = jax.random.uniform(where, (2, length))  # of each word: the lowest score is first
   unit = word
-  if span_lengths is not None:       # the word that begins the first span to come over this one
+  if span_lengths is not None:  # the word that begins the first span to come over this one
     reach = 1 + (draws[:, None] >= span_lengths).sum(1)
-    part = jnp.cumsum(jnp.zeros(length, jnp.int32).at[word].add(opens))          # what special tokens divide, of each word
+    part = jnp.cumsum(
+      jnp.zeros(length, jnp.int32).at[word].add(opens)
+    )  # what special tokens divide, of each word
 
     def nearer(back, found):
       best, begin = found
       before = functools.partial(jnp.roll, shift=back)
-      over = (place >= back) & (before(reach) > back) & (before(part) == part) & (before(scores) < best)
+      over = (
+        (place >= back) & (before(reach) > back) & (before(part) == part) & (before(scores) < best)
+      )
       return jnp.where(over, before(scores), best), jnp.where(over, place - back, begin)
 
     unit = jax.lax.fori_loop(1, len(span_lengths) + 1, nearer, (scores, place))[1][word]
-  order = jnp.argsort(jnp.where(maskable, scores[unit], 2.0), stable=True)       # words one after the other, each from left to right
-  to_come = (size - 1 - (place - jax.lax.cummax(jnp.where(first, place, 0))))[order]     # tokens of the word after this one
+  order = jnp.argsort(
+    jnp.where(maskable, scores[unit], 2.0), stable=True
+  )  # words one after the other, each from left to right
+  to_come = (size - 1 - (place - jax.lax.cummax(jnp.where(first, place, 0))))[
+    order
+  ]  # tokens of the word after this one
   size, real = size[order], maskable[order]
 
   def take(_, taken):
     left = number - taken.sum()
     short = real & ~taken & (size <= left)
-    return taken | short & (jnp.cumsum(short) + to_come <= left)                 # all up to the first that no longer fits
+    return taken | short & (
+      jnp.cumsum(short) + to_come <= left
+    )  # all up to the first that no longer fits
 
   # The word at which a pass ends is shorter than the one before, so as many passes are enough for words of as many lengths.
   taken = jax.lax.fori_loop(0, PASSES, take, jnp.zeros(length, bool))
-  taken |= ~taken.any() & (place < number)                                       # no word is so short: a part of the first
-  positions = order[jnp.argsort(~taken, stable=True)[:slots]]                    # those taken first, in order
+  taken |= ~taken.any() & (place < number)  # no word is so short: a part of the first
+  positions = order[jnp.argsort(~taken, stable=True)[:slots]]  # those taken first, in order
   masked = jax.random.uniform(what, (length,))[unit] < mask_share
   return positions.astype(jnp.int32), masked[positions], taken.sum(dtype=jnp.int32)

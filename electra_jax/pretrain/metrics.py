@@ -18,7 +18,12 @@ def histogram(logits, labels, weights, bins: int):
   # Halves are added after the floor: a tiny negative logit would be lost in a sum with 16.
   place = jnp.floor(logits * (bins / (2 * _LARGEST_LOGIT))) + bins // 2
   place = jnp.clip(place, 0, bins - 1).astype(jnp.int32) + bins * labels.astype(jnp.int32)
-  return jnp.zeros(2 * bins, jnp.int32).at[place.reshape(-1)].add(weights.astype(jnp.int32).reshape(-1)).reshape(2, bins)
+  return (
+    jnp.zeros(2 * bins, jnp.int32)
+    .at[place.reshape(-1)]
+    .add(weights.astype(jnp.int32).reshape(-1))
+    .reshape(2, bins)
+  )
 
 
 def generator_sums(logits, original, mask_weights, losses):
@@ -27,7 +32,11 @@ def generator_sums(logits, original, mask_weights, losses):
   logits [batch, predictions, vocab]; original, mask_weights and losses [batch, predictions], losses zero where the weight is.
   """
   masked = mask_weights.astype(jnp.int32)
-  return {'generator_loss': losses.sum(), 'generator_correct': ((argmax(logits) == original) * masked).sum(), 'masked': masked.sum()}
+  return {
+    'generator_loss': losses.sum(),
+    'generator_correct': ((argmax(logits) == original) * masked).sum(),
+    'masked': masked.sum(),
+  }
 
 
 def verdict_sums(verdicts, labels, where, losses, bins: int):
@@ -38,7 +47,11 @@ def verdict_sums(verdicts, labels, where, losses, bins: int):
 def prediction_sums(losses, correct, where):
   """The same of what the main tower predicts: losses, whether right, and whether it counts, all of one shape."""
   where = where.astype(jnp.int32)
-  return {'prediction_loss': losses.sum(), 'prediction_correct': (correct * where).sum(), 'predicted': where.sum()}
+  return {
+    'prediction_loss': losses.sum(),
+    'prediction_correct': (correct * where).sum(),
+    'predicted': where.sum(),
+  }
 
 
 def ranking(scores):
@@ -46,7 +59,7 @@ def ranking(scores):
 
   Average precision is the sum over thresholds of (recall gained) x (precision), as scikit-learn defines it.
   """
-  scores = np.asarray(scores, np.float64)[..., ::-1]                      # from the surest "replaced" down
+  scores = np.asarray(scores, np.float64)[..., ::-1]  # from the surest "replaced" down
   negatives, positives = scores[..., 0, :], scores[..., 1, :]
   above_n, above_p = np.cumsum(negatives, -1), np.cumsum(positives, -1)
   total_n, total_p = above_n[..., -1], above_p[..., -1]
@@ -72,12 +85,18 @@ def figures(sums) -> dict[str, float]:
   """
   s = {name: np.asarray(value, np.float64) for name, value in sums.items()}
   masked = np.maximum(s['masked'], 1)
-  found = {'generator_loss': s['generator_loss'] / np.maximum(s.get('candidates', s['masked']), 1), 'generator_accuracy': s['generator_correct'] / masked}
+  found = {
+    'generator_loss': s['generator_loss'] / np.maximum(s.get('candidates', s['masked']), 1),
+    'generator_accuracy': s['generator_correct'] / masked,
+  }
   if 'sampled_correct' in s:
     found['sampled_accuracy'] = s['sampled_correct'] / masked
   if 'predicted' in s:
     predicted = np.maximum(s['predicted'], 1)
-    found |= {'prediction_loss': s['prediction_loss'] / predicted, 'prediction_accuracy': s['prediction_correct'] / predicted}
+    found |= {
+      'prediction_loss': s['prediction_loss'] / predicted,
+      'prediction_accuracy': s['prediction_correct'] / predicted,
+    }
   return found | (_of_verdicts(s['discriminator_loss'], s['scores']) if 'scores' in s else {})
 
 
@@ -88,17 +107,19 @@ def _of_verdicts(loss, scores) -> dict:
   auc, average_precision = ranking(scores)
   some = np.where(tokens > 0, tokens, np.nan)
   return {
-      'discriminator_loss': loss / some,
-      'constant_loss': entropy(replaced / some),
-      'discriminator_accuracy': (tokens - called - replaced + 2 * hits) / some,
-      'auc': auc,
-      'average_precision': average_precision,
-      'precision': hits / np.maximum(called, 1) + 0 * some,
-      'recall': hits / np.maximum(replaced, 1) + 0 * some,
-      'replaced_rate': replaced / some,
+    'discriminator_loss': loss / some,
+    'constant_loss': entropy(replaced / some),
+    'discriminator_accuracy': (tokens - called - replaced + 2 * hits) / some,
+    'auc': auc,
+    'average_precision': average_precision,
+    'precision': hits / np.maximum(called, 1) + 0 * some,
+    'recall': hits / np.maximum(replaced, 1) + 0 * some,
+    'replaced_rate': replaced / some,
   }
 
 
 def collapsed(figures: dict[str, float]) -> bool:
   """Has the discriminator settled on "original": of replaced tokens none found, and no ranking better than chance?"""
-  return bool(figures.get('replaced_rate', 0) > 0 and figures['recall'] < 1e-3 and not figures['auc'] > 0.55)
+  return bool(
+    figures.get('replaced_rate', 0) > 0 and figures['recall'] < 1e-3 and not figures['auc'] > 0.55
+  )

@@ -28,23 +28,24 @@ from electra_jax.training import hosts, mesh as meshes, workdir as workdirs
 
 TOWERS = ('discriminator', 'generator')
 SENTENCES = ('sentence_good', 'sentence_bad')
-BATCH_TOKENS = {'cpu': 4_096}        # of a device and a step; on accelerators:
+BATCH_TOKENS = {'cpu': 4_096}  # of a device and a step; on accelerators:
 ACCELERATOR_TOKENS = 32_768
-AHEAD = 2                            # steps that are computed while the host makes the next
+AHEAD = 2  # steps that are computed while the host makes the next
 # BLiMP's files write some phenomena and fields otherwise than its paper, whose names and groups these are.
 AS_PUBLISHED = {'s-selection': 'argument_structure', 'syntax/semantics': 'syntax_semantics'}
 _ARCHIVE = re.compile(r'\.(tar(\.(gz|xz|bz2|zst))?|tgz|txz)$', re.IGNORECASE)
-_95 = 1.959964                       # normal quantile of 97.5%
+_95 = 1.959964  # normal quantile of 97.5%
 
 
 class Pair(NamedTuple):
   """Two sentences, of which the first is right, and what the difference is about."""
+
   good: str
   bad: str
   paradigm: str
   phenomenon: str
   field: str
-  place: str         # line and file, for a complaint
+  place: str  # line and file, for a complaint
 
 
 def read_pairs(source: str, limit: int | None = None) -> list[Pair]:
@@ -66,14 +67,20 @@ def read_pairs(source: str, limit: int | None = None) -> list[Pair]:
         if limit is None or counts[pair.paradigm] <= limit:
           found.append(pair)
   if not found:
-    raise UserError(f'{source!r} holds no minimal pairs; name a folder, an archive or a file of JSON lines with {" and ".join(SENTENCES)}')
+    raise UserError(
+      f'{source!r} holds no minimal pairs; name a folder, an archive or a file of JSON lines with {" and ".join(SENTENCES)}'
+    )
   return found
 
 
 def _streams(source) -> Iterator[tuple[str, Iterator[bytes]]]:
   if files.is_folder(source):
     folder = source if files.is_remote(source) else glob.escape(source)
-    paths = sorted(path for suffix in ('', *files.COMPRESSIONS) for path in files.glob(files.join(folder, '**', f'*.jsonl{suffix}')))
+    paths = sorted(
+      path
+      for suffix in ('', *files.COMPRESSIONS)
+      for path in files.glob(files.join(folder, '**', f'*.jsonl{suffix}'))
+    )
   else:
     paths = [source]
   for path in paths:
@@ -96,7 +103,7 @@ def _streams(source) -> Iterator[tuple[str, Iterator[bytes]]]:
 def _pair(line, place, path):
   try:
     record = json.loads(line)
-  except ValueError as error:        # UnicodeDecodeError is one
+  except ValueError as error:  # UnicodeDecodeError is one
     raise UserError(f'{place} is not JSON ({files.reason(error)}); mend it') from None
   if not isinstance(record, dict):
     raise UserError(f'{place} is not a JSON object; mend it')
@@ -110,12 +117,24 @@ def _pair(line, place, path):
   def kind(name, default):
     value = str(record.get(name) or default)
     return AS_PUBLISHED.get(value, value)
-  return Pair(*(record[name] for name in SENTENCES), kind('UID', stem), kind('linguistics_term', 'of no phenomenon'),
-              kind('field', 'of no field'), place)
+
+  return Pair(
+    *(record[name] for name in SENTENCES),
+    kind('UID', stem),
+    kind('linguistics_term', 'of no phenomenon'),
+    kind('field', 'of no field'),
+    place,
+  )
 
 
-def score_sentences(run, rows: list[np.ndarray], *, batch_tokens: int | None = None, progress: Callable[[int], None] = lambda done: None,
-                    towers: tuple[str, ...] = TOWERS) -> dict[str, np.ndarray]:
+def score_sentences(
+  run,
+  rows: list[np.ndarray],
+  *,
+  batch_tokens: int | None = None,
+  progress: Callable[[int], None] = lambda done: None,
+  towers: tuple[str, ...] = TOWERS,
+) -> dict[str, np.ndarray]:
   """Scores of sentences, float64 [sentences] by tower; more is better.
 
   The discriminator's is the sum over tokens of the log-probability that the token is the original one; of `electric` it is the sum of
@@ -140,24 +159,31 @@ def score_sentences(run, rows: list[np.ndarray], *, batch_tokens: int | None = N
     owners = np.flatnonzero(sizes == size)
     padded = np.full((len(owners), size), tokenizer.pad_id, np.int32)
     for row, owner in zip(padded, owners):
-      row[:lengths[owner]] = rows[owner]
+      row[: lengths[owner]] = rows[owner]
     for tower in towers:
       # What is computed: a row of each sentence, or one for each of its tokens between [CLS] and [SEP].
       copies = np.ones(len(owners), np.int64) if tower == 'discriminator' else lengths[owners] - 2
       which = np.repeat(np.arange(len(owners)), copies)
-      positions = (np.arange(len(which)) - np.repeat(np.cumsum(copies) - copies, copies) + 1).astype(np.int32)
+      positions = (
+        np.arange(len(which)) - np.repeat(np.cumsum(copies) - copies, copies) + 1
+      ).astype(np.int32)
       batch_size = _batch_size(len(which), batch_tokens // size, meshes.row_shards(mesh))
       mine, waiting = meshes.process_rows(mesh, batch_size), collections.deque()
 
       def take():
         chosen, values = waiting.popleft()
-        np.add.at(scores[tower], owners[which[chosen]], np.asarray(values, np.float64)[:len(chosen)])
+        np.add.at(
+          scores[tower], owners[which[chosen]], np.asarray(values, np.float64)[: len(chosen)]
+        )
         progress(len(chosen) * int(size))
 
       for first in range(0, len(which), batch_size):
         chosen = np.arange(first, min(first + batch_size, len(which)))
         padding = np.pad(chosen, (0, batch_size - len(chosen)), mode='edge')[mine]
-        local = (meshes.global_batch(x, mesh, batch_size) for x in (padded[which[padding]], positions[padding]))
+        local = (
+          meshes.global_batch(x, mesh, batch_size)
+          for x in (padded[which[padding]], positions[padding])
+        )
         waiting.append((chosen, steps[tower](run.params, *local)))
         if len(waiting) > AHEAD:
           take()
@@ -166,7 +192,7 @@ def score_sentences(run, rows: list[np.ndarray], *, batch_tokens: int | None = N
   return scores
 
 
-@functools.lru_cache(maxsize=4)      # several checkpoints of one model need one compilation
+@functools.lru_cache(maxsize=4)  # several checkpoints of one model need one compilation
 def _step(model, layout, tower, pad_id, cls_id, sep_id, mask_id):
   """The jitted function of parameters, token_ids [batch, length] and positions [batch] to float32 [batch]: what a tower says of each row."""
   inputs = lambda token_ids: packed_inputs(token_ids, pad_id, cls_id, sep_id)
@@ -174,13 +200,21 @@ def _step(model, layout, tower, pad_id, cls_id, sep_id, mask_id):
   def discriminator(params, token_ids, positions):
     del positions
     logits = model.apply({'params': params}, inputs(token_ids), method='discriminator_logits')
-    return jnp.where(jnp.isin(token_ids, jnp.array([pad_id, cls_id, sep_id])), 0, -logits if model.two_tower else jax.nn.log_sigmoid(-logits)).sum(1)
+    return jnp.where(
+      jnp.isin(token_ids, jnp.array([pad_id, cls_id, sep_id])),
+      0,
+      -logits if model.two_tower else jax.nn.log_sigmoid(-logits),
+    ).sum(1)
 
   def generator(params, token_ids, positions):
     at = positions[:, None]
-    masked = jnp.where(jax.lax.broadcasted_iota(jnp.int32, token_ids.shape, 1) == at, mask_id, token_ids)
+    masked = jnp.where(
+      jax.lax.broadcasted_iota(jnp.int32, token_ids.shape, 1) == at, mask_id, token_ids
+    )
     logits = model.apply({'params': params}, inputs(masked), at, method='generator_logits')[:, 0]
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.take_along_axis(token_ids, at, axis=1), axis=1)[:, 0]
+    return jnp.take_along_axis(
+      jax.nn.log_softmax(logits), jnp.take_along_axis(token_ids, at, axis=1), axis=1
+    )[:, 0]
 
   compute = {'discriminator': discriminator, 'generator': generator}[tower]
   return jax.jit(meshes.within(layout, compute), out_shardings=meshes.replicated(layout.mesh))
@@ -198,7 +232,14 @@ def _batch_size(count, rows, shards):
   return rows * shards
 
 
-def blimp(run, source: str, output: str | None = None, *, limit: int | None = None, batch_tokens: int | None = None) -> dict:
+def blimp(
+  run,
+  source: str,
+  output: str | None = None,
+  *,
+  limit: int | None = None,
+  batch_tokens: int | None = None,
+) -> dict:
   """Scores the minimal pairs of `source` with a run: prints a table and writes WORKDIR/blimp.json, which is returned.
 
   A pair is right where the good sentence has the higher score; two equal scores, as of two sentences that the tokenizer cannot tell apart,
@@ -214,17 +255,26 @@ def blimp(run, source: str, output: str | None = None, *, limit: int | None = No
   """
   towers = tuple(tower for tower in TOWERS if f'{tower}_head' in run.model.heads)
   if not towers:
-    raise UserError(f'{run.workdir} has neither a discriminator nor a generator, and minimal pairs are scored with one of these; name another run.')
+    raise UserError(
+      f'{run.workdir} has neither a discriminator nor a generator, and minimal pairs are scored with one of these; name another run.'
+    )
   pairs = read_pairs(source, limit)
   rows = _rows(run, pairs)
-  work = sum(bucket(len(row)) * (len(row) - 1) for row in rows)        # len - 2 masked copies, and one for the discriminator
-  console.say('pairs', f'{len(pairs):,} of {len({pair.paradigm for pair in pairs})} paradigms, {sum(len(row) - 2 for row in rows):,} tokens to be masked')
+  work = sum(
+    bucket(len(row)) * (len(row) - 1) for row in rows
+  )  # len - 2 masked copies, and one for the discriminator
+  console.say(
+    'pairs',
+    f'{len(pairs):,} of {len({pair.paradigm for pair in pairs})} paradigms, {sum(len(row) - 2 for row in rows):,} tokens to be masked',
+  )
   start, done = time.perf_counter(), 0
   with console.progress('scoring', work) as line:
+
     def progress(tokens):
       nonlocal done
       done += tokens
       line(done, f'{done / (time.perf_counter() - start):,.0f} tokens/s')
+
     scores = score_sentences(run, rows, batch_tokens=batch_tokens, progress=progress, towers=towers)
   seconds = time.perf_counter() - start
   right = {tower: verdicts(values[0::2], values[1::2]) for tower, values in scores.items()}
@@ -244,8 +294,10 @@ def _rows(run, pairs):
   rows = [np.concatenate([[t.cls_id], ids, [t.sep_id]]).astype(np.int32) for ids in encoded]
   longest = max(range(len(rows)), key=lambda i: len(rows[i]))
   if config.family == 'electra' and len(rows[longest]) > config.max_positions:
-    raise UserError(f'{pairs[longest // 2].place} has a sentence of {len(rows[longest])} tokens, and the encoder has {config.max_positions} positions; '
-                    'leave it out')
+    raise UserError(
+      f'{pairs[longest // 2].place} has a sentence of {len(rows[longest])} tokens, and the encoder has {config.max_positions} positions; '
+      'leave it out'
+    )
   return rows
 
 
@@ -260,37 +312,61 @@ def summary(pairs: list[Pair], right: dict[str, np.ndarray]) -> dict:
   Args:
     right: verdicts [pairs] by tower.
   """
+
   def group(chosen):
-    return {'pairs': len(chosen)} | {tower: share(values[chosen]) for tower, values in right.items()}
+    return {'pairs': len(chosen)} | {
+      tower: share(values[chosen]) for tower, values in right.items()
+    }
 
   members = {part: collections.defaultdict(list) for part in ('field', 'phenomenon', 'paradigm')}
   for i, pair in enumerate(pairs):
     for part, of in members.items():
       of[getattr(pair, part)].append(i)
-  figures = {part: {name: group(np.array(chosen)) for name, chosen in sorted(of.items())} for part, of in members.items()}
+  figures = {
+    part: {name: group(np.array(chosen)) for name, chosen in sorted(of.items())}
+    for part, of in members.items()
+  }
   for name, chosen in members['paradigm'].items():
-    figures['paradigm'][name] |= {'phenomenon': pairs[chosen[0]].phenomenon, 'field': pairs[chosen[0]].field}
-  return {'total': group(np.arange(len(pairs))), 'fields': figures['field'], 'phenomena': figures['phenomenon'], 'paradigms': figures['paradigm']}
+    figures['paradigm'][name] |= {
+      'phenomenon': pairs[chosen[0]].phenomenon,
+      'field': pairs[chosen[0]].field,
+    }
+  return {
+    'total': group(np.arange(len(pairs))),
+    'fields': figures['field'],
+    'phenomena': figures['phenomenon'],
+    'paradigms': figures['paradigm'],
+  }
 
 
 def share(right: np.ndarray) -> dict[str, float]:
   """The mean of verdicts, its 95% interval (Wilson 1927) as of pairs drawn at random from the same paradigms, and the number of ties."""
   n, p = len(right), float(right.mean())
-  middle, spread = p + _95**2 / (2 * n), _95 * (p * (1 - p) / n + (_95 / (2 * n))**2)**0.5
+  middle, spread = p + _95**2 / (2 * n), _95 * (p * (1 - p) / n + (_95 / (2 * n)) ** 2) ** 0.5
   low, high = ((middle + sign * spread) / (1 + _95**2 / n) for sign in (-1, 1))
-  return {'value': p, 'low': max(low, 0.0), 'high': min(high, 1.0), 'ties': int((right == 0.5).sum())}
+  return {
+    'value': p,
+    'low': max(low, 0.0),
+    'high': min(high, 1.0),
+    'ties': int((right == 0.5).sum()),
+  }
 
 
 def table(result: dict) -> str:
   """blimp.json as aligned text: paradigms under their phenomena, then phenomena, fields and the total, in percent."""
   towers = [tower for tower in TOWERS if tower in result['total']]
-  lines = [f'\n  {"share of pairs that are right, %; chance is 50":52}{"pairs":>8}' + ''.join(f'   {tower:20}' for tower in towers)]
+  lines = [
+    f'\n  {"share of pairs that are right, %; chance is 50":52}{"pairs":>8}'
+    + ''.join(f'   {tower:20}' for tower in towers)
+  ]
 
   def row(name, group, indent=2):
     line = f'{" " * indent}{name:{54 - indent}}{group["pairs"]:8,}'
     for tower in towers:
       f = group[tower]
-      line += f'   {100 * f["value"]:5.1f} ({100 * f["low"]:.1f} to {100 * f["high"]:.1f})'.ljust(23)
+      line += f'   {100 * f["value"]:5.1f} ({100 * f["low"]:.1f} to {100 * f["high"]:.1f})'.ljust(
+        23
+      )
     lines.append(line.rstrip())
 
   for phenomenon in result['phenomena']:
@@ -305,5 +381,12 @@ def table(result: dict) -> str:
   lines.append('')
   row('total', result['total'])
   ties = [result['total'][tower]['ties'] for tower in towers]
-  lines.append('\n  95% intervals (Wilson)' + (f'; ties, which count one half: {" and ".join(f"{count:,}" for count in ties)}' if any(ties) else ''))
+  lines.append(
+    '\n  95% intervals (Wilson)'
+    + (
+      f'; ties, which count one half: {" and ".join(f"{count:,}" for count in ties)}'
+      if any(ties)
+      else ''
+    )
+  )
   return '\n'.join(lines) + '\n'

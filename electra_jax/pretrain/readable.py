@@ -8,23 +8,37 @@ import unicodedata
 import numpy as np
 
 # Green, magenta and yellow for verdicts, cyan for an original put back; struck red for a token that is no longer there.
-STYLES = {'caught': '1;32', 'missed': '1;35', 'false alarm': '1;33', 'original': '36', 'replaced': '1', 'was': '9;31', 'dim': '2',
-          'bold': '1'}
-JOINERS = '\u200c\u200d'           # format characters that some scripts and emoji are written with; they do no harm
+STYLES = {
+  'caught': '1;32',
+  'missed': '1;35',
+  'false alarm': '1;33',
+  'original': '36',
+  'replaced': '1',
+  'was': '9;31',
+  'dim': '2',
+  'bold': '1',
+}
+JOINERS = (
+  '\u200c\u200d'  # format characters that some scripts and emoji are written with; they do no harm
+)
 # Marks without a space before or after them: WordPiece does not say on which side one stands.
-CLOSING, OPENING = set('.,;:!?)]}%\'’”-'), set('([{$\'‘“-')
-BYTE = re.compile(r'<0x([0-9A-F]{2})>')                           # SentencePiece's byte fallback
+CLOSING, OPENING = set(".,;:!?)]}%'’”-"), set("([{$'‘“-")
+BYTE = re.compile(r'<0x([0-9A-F]{2})>')  # SentencePiece's byte fallback
 
 
 def escaped(text: str) -> str:
   """A text that does nothing to a terminal: control, format and separator characters are written as in Python."""
-  harmless = lambda c: c in JOINERS or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Co', 'Zl', 'Zp')
+  harmless = lambda c: (
+    c in JOINERS or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Co', 'Zl', 'Zp')
+  )
   return ''.join(c if harmless(c) else c.encode('unicode_escape').decode() for c in text)
 
 
 def cells(text: str) -> int:
   """Columns that a text takes in a terminal, nearly."""
-  width = lambda c: 0 if unicodedata.combining(c) or c in JOINERS else 1 + (unicodedata.east_asian_width(c) in 'WF')
+  width = lambda c: (
+    0 if unicodedata.combining(c) or c in JOINERS else 1 + (unicodedata.east_asian_width(c) in 'WF')
+  )
   return sum(map(width, text))
 
 
@@ -59,9 +73,13 @@ def texts(tokenizer, token_ids, apart) -> list[tuple[bool, str]]:
     if i and tokenizer.kind == 'wordpiece':
       begins = begins and text not in CLOSING and result[-1][1] not in OPENING
     after_special = i > 0 and int(token_ids[i - 1]) in outer_ids(tokenizer)
-    result.append((begins or after_special, text or apart[i] and escaped(tokenizer.token(token_id)) or ''))
-  byte = [tokenizer.kind == 'sentencepiece' and not alone and BYTE.fullmatch(text)
-          for alone, (_, text) in zip(apart, result)]
+    result.append(
+      (begins or after_special, text or apart[i] and escaped(tokenizer.token(token_id)) or '')
+    )
+  byte = [
+    tokenizer.kind == 'sentencepiece' and not alone and BYTE.fullmatch(text)
+    for alone, (_, text) in zip(apart, result)
+  ]
   for are_bytes, run in itertools.groupby(range(len(result)), key=lambda i: bool(byte[i])):
     if are_bytes:
       first, *others = run
@@ -94,7 +112,10 @@ def percent(p: float, digits: int = 1) -> str:
 
 def paint(parts, colour: bool) -> str:
   """Parts (text, style of STYLES or None) as one text, in colours or plain."""
-  return ''.join(f'\x1b[{STYLES[style]}m{text}\x1b[0m' if colour and style and text else text for text, style in parts)
+  return ''.join(
+    f'\x1b[{STYLES[style]}m{text}\x1b[0m' if colour and style and text else text
+    for text, style in parts
+  )
 
 
 def padded(text: str, width: int, align: str = '<') -> str:

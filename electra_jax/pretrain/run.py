@@ -40,16 +40,31 @@ def prepare_data(config, tokenizer: str | None = None, **where) -> Prepared:
   if d.store:
     prepared = open_prepared(d.store, d.cache)
     if prepared.train.length != config.sequence_length:
-      raise UserError(f'config.data.store {d.store!r} has rows of {prepared.train.length} tokens and config.sequence_length is '
-                      f'{config.sequence_length}; make the two equal.')
+      raise UserError(
+        f'config.data.store {d.store!r} has rows of {prepared.train.length} tokens and config.sequence_length is '
+        f'{config.sequence_length}; make the two equal.'
+      )
     if prepared.heldout is None:
-      raise UserError(f'config.data.store {d.store!r} holds out no document; prepare it with config.data.heldout_fraction above 0.')
+      raise UserError(
+        f'config.data.store {d.store!r} holds out no document; prepare it with config.data.heldout_fraction above 0.'
+      )
     return prepared
   choice = {'auto': None, 'yes': True, 'no': False}
-  recipe = Recipe(source=d.source, row_length=config.sequence_length, document_format=d.document_format,
-                  heldout_fraction=d.heldout_fraction, invalid_utf8=d.invalid_utf8, near_duplicates=d.near_duplicates,
-                  row_format=d.row_format, seed=d.seed, tokenizer=tokenizer or d.tokenizer, vocab_size=d.vocab_size, lowercase=choice[d.lowercase],
-                  strip_accents=choice[d.strip_accents], byte_fallback=choice[d.byte_fallback])
+  recipe = Recipe(
+    source=d.source,
+    row_length=config.sequence_length,
+    document_format=d.document_format,
+    heldout_fraction=d.heldout_fraction,
+    invalid_utf8=d.invalid_utf8,
+    near_duplicates=d.near_duplicates,
+    row_format=d.row_format,
+    seed=d.seed,
+    tokenizer=tokenizer or d.tokenizer,
+    vocab_size=d.vocab_size,
+    lowercase=choice[d.lowercase],
+    strip_accents=choice[d.strip_accents],
+    byte_fallback=choice[d.byte_fallback],
+  )
   return prepare(recipe, cache=d.cache, processes=d.workers, **where)
 
 
@@ -58,14 +73,22 @@ def prepare_only(config, output: str | None = None, beam: str | None = None) -> 
   config, source = continued.resolve(config)
   configs.check(config)
   if config.data.store:
-    raise UserError('config.data.store names a corpus that is prepared already; leave it out to prepare one from config.data.source.')
+    raise UserError(
+      'config.data.store names a corpus that is prepared already; leave it out to prepare one from config.data.source.'
+    )
   console.heading(f'{config.name}: preparing')
-  prepared = prepare_data(config, source and continued.tokenizer_path(config, source), output=output, beam=beam)
+  prepared = prepare_data(
+    config, source and continued.tokenizer_path(config, source), output=output, beam=beam
+  )
   report = files.join(prepared.path, REPORT_FILE)
   print('\n' + files.read_bytes(report).decode())
   console.say('report', report)
   field = 'data.store=' + prepared.path if output else None
-  console.say('next', 'python -m electra_jax.main with the same --config' + (f' and --config.{field}' if field else ''))
+  console.say(
+    'next',
+    'python -m electra_jax.main with the same --config'
+    + (f' and --config.{field}' if field else ''),
+  )
   return prepared
 
 
@@ -88,16 +111,28 @@ def claim(workdir, config) -> dict:
   """
   workdir = workdirs.folder(workdir)
   workdirs.check_writable(workdir)
-  plain, path, resolved = configs.to_plain(config), workdir / 'config.json', workdir / 'resolved.json'
+  plain, path, resolved = (
+    configs.to_plain(config),
+    workdir / 'config.json',
+    workdir / 'resolved.json',
+  )
   if workdirs.exists(path):
-    steps = ('steps',) if any(config[field] for field in configs.BUDGETS) else ()      # what the budget made of it
-    changed = configs.differences(configs.completed(read_json(path)), plain, free=configs.FREE_ON_RESUME + steps)
+    steps = (
+      ('steps',) if any(config[field] for field in configs.BUDGETS) else ()
+    )  # what the budget made of it
+    changed = configs.differences(
+      configs.completed(read_json(path)), plain, free=configs.FREE_ON_RESUME + steps
+    )
     if changed and checkpoints.any_saved(workdir):
-      raise UserError(f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
-                      'give the same config to resume it, or another --workdir.')
+      raise UserError(
+        f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
+        'give the same config to resume it, or another --workdir.'
+      )
     if changed:
       with workdirs.reaching(resolved, 'removed'):
-        resolved.unlink(missing_ok=True)      # a start that came to nothing, over a mistake say, does not bind the next
+        resolved.unlink(
+          missing_ok=True
+        )  # a start that came to nothing, over a mistake say, does not bind the next
   known = read_json(resolved) if workdirs.exists(resolved) else {}
   write_json(path, plain | ({'steps': known['steps']} if 'steps' in known else {}))
   return known
@@ -107,9 +142,18 @@ def describe_phase(phase, prepared) -> str:
   """Steps, tokens and epochs of a phase, for the first screen."""
   c = phase.config
   epochs = prepared.train.epochs(c.steps * c.batch_size)
-  return (f'{c.steps:,} steps of {c.batch_size} x {c.sequence_length} = {quantity(c.steps * c.batch_size * c.sequence_length)} tokens, '
-          + (f'{epochs[0]:,.1f} epochs of the corpus' if len(epochs) == 1 else 'epochs of each source: '
-             + ', '.join(f'{count:,.1f} of {source["location"]}' for count, source in zip(epochs, prepared.facts['sources']))))
+  return (
+    f'{c.steps:,} steps of {c.batch_size} x {c.sequence_length} = {quantity(c.steps * c.batch_size * c.sequence_length)} tokens, '
+    + (
+      f'{epochs[0]:,.1f} epochs of the corpus'
+      if len(epochs) == 1
+      else 'epochs of each source: '
+      + ', '.join(
+        f'{count:,.1f} of {source["location"]}'
+        for count, source in zip(epochs, prepared.facts['sources'])
+      )
+    )
+  )
 
 
 def use_compilation_cache(config) -> None:
@@ -137,23 +181,25 @@ def keep_tokenizer(workdir, tokenizer: Tokenizer) -> None:
 def _is_kept(final, tokenizer) -> bool:
   try:
     return workdirs.exists(final) and load_tokenizer(final).fingerprint == tokenizer.fingerprint
-  except UserError:      # its objects come one by one, and a start may have ended between two
+  except UserError:  # its objects come one by one, and a start may have ended between two
     return False
 
 
 class Reading(NamedTuple):
   """What the discriminator makes of texts."""
-  tokens: list[list[str]]       # of each text, [CLS] and [SEP] included
-  hidden_states: np.ndarray     # float32 [texts, length, hidden], zeros past a text's tokens
-  replaced: np.ndarray          # float32 [texts, length]: probability that the token was replaced, 0 past a text's tokens; nan where nothing judges them
+
+  tokens: list[list[str]]  # of each text, [CLS] and [SEP] included
+  hidden_states: np.ndarray  # float32 [texts, length, hidden], zeros past a text's tokens
+  replaced: np.ndarray  # float32 [texts, length]: probability that the token was replaced, 0 past a text's tokens; nan where nothing judges them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
   """A trained run in Python. Call it with texts to get a Reading."""
+
   workdir: str
   step: int
-  config: Any                   # ml_collections.ConfigDict; where the run has phases, that of the checkpoint's
+  config: Any  # ml_collections.ConfigDict; where the run has phases, that of the checkpoint's
   tokenizer: Tokenizer
   model: Electra
   params: Any
@@ -171,19 +217,30 @@ class Run:
     prepared = prepare_data(self.config, continued.tokenizer_path(self.config, None, self.workdir))
     of_phases = read_json(workdirs.folder(self.workdir) / 'resolved.json')['data'].split('+')
     if data_identity(prepared) not in of_phases:
-      raise UserError(f'the corpus {corpus_name(self.config)} has changed since {self.workdir} was trained: its rows are others; '
-                      'restore the corpus.')
+      raise UserError(
+        f'the corpus {corpus_name(self.config)} has changed since {self.workdir} was trained: its rows are others; '
+        'restore the corpus.'
+      )
     return prepared.heldout
 
   @functools.cached_property
   def _read(self):
     def read(params, token_ids):
-      inputs = packed_inputs(token_ids, self.tokenizer.pad_id, self.tokenizer.cls_id, self.tokenizer.sep_id)
+      inputs = packed_inputs(
+        token_ids, self.tokenizer.pad_id, self.tokenizer.cls_id, self.tokenizer.sep_id
+      )
       hidden = self.model.apply({'params': params}, inputs, method='hidden_states')
       judges = 'discriminator_head' in self.model.heads
-      logits = self.model.apply({'params': params}, hidden, method='verdicts') if judges else jnp.full(token_ids.shape, jnp.nan)
-      real = (token_ids != self.tokenizer.pad_id)
-      return jnp.where(real[..., None], hidden.astype(jnp.float32), 0), jnp.where(real, jax.nn.sigmoid(logits), 0)
+      logits = (
+        self.model.apply({'params': params}, hidden, method='verdicts')
+        if judges
+        else jnp.full(token_ids.shape, jnp.nan)
+      )
+      real = token_ids != self.tokenizer.pad_id
+      return jnp.where(real[..., None], hidden.astype(jnp.float32), 0), jnp.where(
+        real, jax.nn.sigmoid(logits), 0
+      )
+
     return jax.jit(read)
 
   def __call__(self, texts: list[str]) -> Reading:
@@ -193,14 +250,23 @@ class Run:
     t = self.tokenizer
     rows = [[t.cls_id, *t.encode(text), t.sep_id] for text in texts]
     longest = max(map(len, rows), default=0)
-    if self.model.discriminator_config.family == 'electra' and longest > self.model.discriminator_config.max_positions:
-      raise UserError(f'a text of {longest} tokens is longer than the encoder\'s '
-                      f'{self.model.discriminator_config.max_positions} positions; split it.')
-    token_ids = np.full((len(rows), -(-longest // 16) * 16), t.pad_id, np.int32)     # few shapes, few compilations
+    if (
+      self.model.discriminator_config.family == 'electra'
+      and longest > self.model.discriminator_config.max_positions
+    ):
+      raise UserError(
+        f"a text of {longest} tokens is longer than the encoder's "
+        f'{self.model.discriminator_config.max_positions} positions; split it.'
+      )
+    token_ids = np.full(
+      (len(rows), -(-longest // 16) * 16), t.pad_id, np.int32
+    )  # few shapes, few compilations
     for row, ids in zip(token_ids, rows):
-      row[:len(ids)] = ids
+      row[: len(ids)] = ids
     hidden, replaced = jax.device_get(self._read(self.params, token_ids))
-    return Reading([[t.token(i) for i in ids] for ids in rows], hidden[:, :longest], replaced[:, :longest])
+    return Reading(
+      [[t.token(i) for i in ids] for ids in rows], hidden[:, :longest], replaced[:, :longest]
+    )
 
 
 def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
@@ -217,16 +283,29 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
   with workdirs.reaching(workdir):
     is_run = (workdir / 'config.json').exists() and (workdir / 'tokenizer').is_dir()
   if not is_run:
-    raise UserError(f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.')
+    raise UserError(
+      f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.'
+    )
   config = run_config(workdir)
-  config.model.attention = 'xla'       # runs anywhere, and takes texts of any length
+  config.model.attention = 'xla'  # runs anywhere, and takes texts of any length
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
   # Parameters alone are small, and whole wherever they are opened; the run may have been split over more devices than are here.
   layout = meshes.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
-  params, step = checkpoints.restore_params(workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout))
+  params, step = checkpoints.restore_params(
+    workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout)
+  )
   config = next(phase.config for phase in configs.phases(config) if step <= phase.last)
   if store:
     config.data.store = store
-  return Run(str(workdir), step, config, tokenizer, model, params, build.build_settings(config, tokenizer), layout)
+  return Run(
+    str(workdir),
+    step,
+    config,
+    tokenizer,
+    model,
+    params,
+    build.build_settings(config, tokenizer),
+    layout,
+  )

@@ -20,7 +20,12 @@ def init_params(model, seed: int, length: int):
   ids = jnp.zeros((1, length), jnp.int32)
   key = jax.random.key(seed, impl='threefry2x32')
   # Nothing is attended to yet, and a kernel of another kind does not lower on several devices at once.
-  model = model.clone(**{name: dataclasses.replace(getattr(model, name), attention='xla') for name in ('generator_config', 'discriminator_config')})
+  model = model.clone(
+    **{
+      name: dataclasses.replace(getattr(model, name), attention='xla')
+      for name in ('generator_config', 'discriminator_config')
+    }
+  )
   return model.init(key, Inputs(ids, ids + 1, ids, ids), jnp.zeros((1, 1), jnp.int32))['params']
 
 
@@ -31,12 +36,26 @@ def init_state(model, optimizer, seed: int, length: int) -> TrainState:
 
 def state_shardings(model, optimizer, length: int, layout: meshes.Layout):
   """Shapes and shardings of the state: two trees like TrainState."""
-  return shared.state_shardings(jax.eval_shape(lambda: init_params(model, 0, length)), optimizer, layout)
+  return shared.state_shardings(
+    jax.eval_shape(lambda: init_params(model, 0, length)), optimizer, layout
+  )
 
 
-def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_batches: int = 1,
-                    skip_nonfinite: bool = False, layout: meshes.Layout | None = None, moments=None,
-                    trained: tuple[str, ...] | None = None, alone: bool = False, schedules: dict | None = None):
+def make_train_step(
+  model,
+  objective,
+  settings,
+  optimizer,
+  *,
+  seed: int,
+  micro_batches: int = 1,
+  skip_nonfinite: bool = False,
+  layout: meshes.Layout | None = None,
+  moments=None,
+  trained: tuple[str, ...] | None = None,
+  alone: bool = False,
+  schedules: dict | None = None,
+):
   """`train_step(state, batch) -> (state, sums)`: pure, to be jitted with `jit_train_step`.
 
   Args:
@@ -53,65 +72,114 @@ def make_train_step(model, objective, settings, optimizer, *, seed: int, micro_b
 
   `batch` is {'token_ids': int [batch, length]}; `sums` is what metrics.figures reads, and the sums of norms over steps.
   """
+
   def prepare(step, batch):
     token_ids, now = batch['token_ids'], {name: value(step) for name, value in schedules.items()}
     settings_now = dataclasses.replace(settings, **now)
-    examples = objective.examples(settings_now, token_ids, row_keys(seed, step, jnp.arange(token_ids.shape[0])))
+    examples = objective.examples(
+      settings_now, token_ids, row_keys(seed, step, jnp.arange(token_ids.shape[0]))
+    )
     return examples, objective.counts(settings_now, examples) | now
 
   def loss(params, examples, counts):
-    settings_now = dataclasses.replace(settings, **{name: counts[name] for name in schedules})      # the step's, the same for all rows
+    settings_now = dataclasses.replace(
+      settings, **{name: counts[name] for name in schedules}
+    )  # the step's, the same for all rows
     return of_objective(settings_now, model, params, examples, counts, train=True)
 
-  schedules, of_objective = schedules or {}, shared_by_all.generator_alone if alone else objective.loss
-  return shared.make_train_step(prepare, loss, optimizer, micro_batches=micro_batches, skip_nonfinite=skip_nonfinite,
-                                layout=layout, moments=moments, trained=trained)
+  schedules, of_objective = (
+    schedules or {},
+    shared_by_all.generator_alone if alone else objective.loss,
+  )
+  return shared.make_train_step(
+    prepare,
+    loss,
+    optimizer,
+    micro_batches=micro_batches,
+    skip_nonfinite=skip_nonfinite,
+    layout=layout,
+    moments=moments,
+    trained=trained,
+  )
 
 
 def jit_train_step(train_step, shardings: TrainState, layout: meshes.Layout):
   """`train_step` under jax.jit with in and out shardings and donated state."""
-  return jax.jit(meshes.within(layout, train_step), in_shardings=(shardings, {'token_ids': meshes.batch_sharding(layout.mesh)}),
-                 out_shardings=(shardings, meshes.replicated(layout.mesh)), donate_argnums=0)
+  return jax.jit(
+    meshes.within(layout, train_step),
+    in_shardings=(shardings, {'token_ids': meshes.batch_sharding(layout.mesh)}),
+    out_shardings=(shardings, meshes.replicated(layout.mesh)),
+    donate_argnums=0,
+  )
 
 
 def make_eval_step(model, objective, settings, *, seed: int):
   """`eval_step(params, token_ids [batch, length], rows [batch]) -> sums`, without dropout; masks depend on (seed, row) alone."""
+
   def eval_step(params, token_ids, rows):
     keys = row_keys(seed, 0, rows)
     examples = objective.examples(settings, token_ids, keys)
-    loss, sums = objective.loss(settings, model, params, examples, objective.counts(settings, examples), train=False,
-                                bins=metrics.EVAL_BINS)
+    loss, sums = objective.loss(
+      settings,
+      model,
+      params,
+      examples,
+      objective.counts(settings, examples),
+      train=False,
+      bins=metrics.EVAL_BINS,
+    )
     del loss
     return sums | {'tokens': (examples['inputs'].segment_ids > 0).sum(dtype=jnp.int32)}
+
   return eval_step
 
 
 def jit_eval_step(model, objective, settings, layout: meshes.Layout, *, seed: int):
   """`make_eval_step` under jax.jit: rows are split over the mesh, sums are whole on every process."""
-  return jax.jit(meshes.within(layout, make_eval_step(model, objective, settings, seed=seed)),
-                 out_shardings=meshes.replicated(layout.mesh))
+  return jax.jit(
+    meshes.within(layout, make_eval_step(model, objective, settings, seed=seed)),
+    out_shardings=meshes.replicated(layout.mesh),
+  )
 
 
-def first_nonfinite(model, objective, settings, params, token_ids, *, seed: int, step: int, parts: int = 1,
-                    layout: meshes.Layout | None = None, alone: bool = False, schedules: dict | None = None) -> str:
+def first_nonfinite(
+  model,
+  objective,
+  settings,
+  params,
+  token_ids,
+  *,
+  seed: int,
+  step: int,
+  parts: int = 1,
+  layout: meshes.Layout | None = None,
+  alone: bool = False,
+  schedules: dict | None = None,
+) -> str:
   """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
 
   Computes the step's gradients again, in as many parts as it was made of.
   """
   layout = layout or meshes.make_layout(devices=jax.devices()[:1])
-  settings = dataclasses.replace(settings, **{name: value(step) for name, value in (schedules or {}).items()})
+  settings = dataclasses.replace(
+    settings, **{name: value(step) for name, value in (schedules or {}).items()}
+  )
 
   def check(params, token_ids, rows):
     examples = objective.examples(settings, token_ids, row_keys(seed, step, rows))
     of_objective = shared_by_all.generator_alone if alone else objective.loss
-    loss = lambda params: of_objective(settings, model, params, examples, objective.counts(settings, examples), train=True)
+    loss = lambda params: of_objective(
+      settings, model, params, examples, objective.counts(settings, examples), train=True
+    )
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
     finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
     figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     return finite(params), finite(figures | {'loss': value}), finite(grads)
 
   check = jax.jit(meshes.within(layout, check), out_shardings=meshes.replicated(layout.mesh))
-  split = lambda x: jax.make_array_from_callback(x.shape, meshes.batch_sharding(layout.mesh), lambda index: x[index])
+  split = lambda x: jax.make_array_from_callback(
+    x.shape, meshes.batch_sharding(layout.mesh), lambda index: x[index]
+  )
   token_ids = np.asarray(token_ids)
   for part in range(parts):
     rows = np.arange(part, len(token_ids), parts, dtype=np.int32)

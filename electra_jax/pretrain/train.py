@@ -14,12 +14,19 @@ from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.pretrain import budget, build, continued, run as runs
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.loop import Course, run_steps
-from electra_jax.training import checkpoints, hosts, memory, mesh as meshes, progress, workdir as workdirs
+from electra_jax.training import (
+  checkpoints,
+  hosts,
+  memory,
+  mesh as meshes,
+  progress,
+  workdir as workdirs,
+)
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
-DATA_WAIT = 24 * 3600      # seconds that a process waits for the others to have their data
+DATA_WAIT = 24 * 3600  # seconds that a process waits for the others to have their data
 
 
 def train(config, workdir: str, notice: Notice | None = None) -> int:
@@ -37,7 +44,7 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
   config, source = continued.resolve(config, workdir)
   configs.check(config)
   phases = configs.phases(config)
-  for phase in phases:                                      # sizes that cannot be are told before long work
+  for phase in phases:  # sizes that cannot be are told before long work
     build.build_model(phase.config, phase.config.data.vocab_size)
   hosts.same_everywhere('the config', json.dumps(configs.to_plain(config), sort_keys=True))
   hosts.same_everywhere('the weights of config.init', str(continued.digest(source)))
@@ -51,8 +58,13 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
   mesh, devices = layout.mesh, jax.devices()
   for phase in phases:
     build.check_batch(phase.config, mesh)
-  say('devices', f'{len(devices)} x {devices[0].device_kind}' + (f' of {jax.process_count()} processes' if jax.process_count() > 1 else '')
-      + ', mesh ' + ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()))
+  say(
+    'devices',
+    f'{len(devices)} x {devices[0].device_kind}'
+    + (f' of {jax.process_count()} processes' if jax.process_count() > 1 else '')
+    + ', mesh '
+    + ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()),
+  )
 
   #### Data ##########################################################################################################
   tokenizer_path = continued.tokenizer_path(config, source, workdir)
@@ -61,9 +73,17 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
   tokenizer, data = prepared[0].tokenizer, '+'.join(runs.data_identity(p) for p in prepared)
   hosts.same_everywhere('the data', data)
   if any(p.tokenizer.fingerprint != tokenizer.fingerprint for p in prepared):
-    raise UserError('the stores of config.phases were not made with the same tokenizer; prepare them with that of the first.')
-  if resolved and resolved['data'] != data and hosts.from_first(lambda: checkpoints.any_saved(workdir)):
-    raise UserError(f'the corpus {runs.corpus_name(config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.')
+    raise UserError(
+      'the stores of config.phases were not made with the same tokenizer; prepare them with that of the first.'
+    )
+  if (
+    resolved
+    and resolved['data'] != data
+    and hosts.from_first(lambda: checkpoints.any_saved(workdir))
+  ):
+    raise UserError(
+      f'the corpus {runs.corpus_name(config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.'
+    )
   hosts.from_first(lambda: runs.keep_tokenizer(workdir, tokenizer))
   runs.use_compilation_cache(config)
   if budget.given(config):
@@ -71,28 +91,55 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
     phases = configs.phases(config)
     hosts.from_first(lambda: workdirs.write_json(workdir / 'config.json', configs.to_plain(config)))
   for phase, rows in zip(phases, prepared):
-    for store in (rows.train, rows.heldout):      # no step is to wait for a shard from afar
+    for store in (rows.train, rows.heldout):  # no step is to wait for a shard from afar
       store.fetch()
     if rows.train.rows < phase.config.batch_size:
-      raise UserError(f'the corpus makes {rows.train.rows} rows and config.batch_size is {phase.config.batch_size}; give more text, or at '
-                      f'most {rows.train.rows} rows a batch.')
-    say('this run' if len(phases) == 1 else f'steps {phase.first:,}+', runs.describe_phase(phase, rows))
+      raise UserError(
+        f'the corpus makes {rows.train.rows} rows and config.batch_size is {phase.config.batch_size}; give more text, or at '
+        f'most {rows.train.rows} rows a batch.'
+      )
+    say(
+      'this run' if len(phases) == 1 else f'steps {phase.first:,}+',
+      runs.describe_phase(phase, rows),
+    )
   unmaskable = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
   unigram_entropy = prepared[0].train.unigram_entropy(unmaskable)
-  say('baseline', f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores')
+  say(
+    'baseline',
+    f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores',
+  )
 
   initial = source and continued.begin(config, source, tokenizer)
   source = None
 
   #### Model, objective, optimizer ###################################################################################
-  programs = [build.program(config, phase.config, tokenizer, layout, phase.alone) for phase in phases]
+  programs = [
+    build.program(config, phase.config, tokenizer, layout, phase.alone) for phase in phases
+  ]
   p = programs[0]
-  parameters = {name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for name, tree in p.shapes.params.items()}
-  say('parameters', f'{quantity(sum(parameters.values()))}: ' + ', '.join(f'{n.replace("_", " ")} {quantity(v)}' for n, v in parameters.items()))
+  parameters = {
+    name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    for name, tree in p.shapes.params.items()
+  }
+  say(
+    'parameters',
+    f'{quantity(sum(parameters.values()))}: '
+    + ', '.join(f'{n.replace("_", " ")} {quantity(v)}' for n, v in parameters.items()),
+  )
   for text in meshes.describe(p.shapes.params, p.shardings.params, layout):
     say('', text)
-  kernel, why = attention_kernel(config.model, config.sequence_length, config.dtype, devices[0].platform)
-  say('attention', f'{kernel} ({why})' + ("; xla in the generator's towers, which see one side" if p.model.two_tower and kernel != 'xla' else ''))
+  kernel, why = attention_kernel(
+    config.model, config.sequence_length, config.dtype, devices[0].platform
+  )
+  say(
+    'attention',
+    f'{kernel} ({why})'
+    + (
+      "; xla in the generator's towers, which see one side"
+      if p.model.two_tower and kernel != 'xla'
+      else ''
+    ),
+  )
   flops = [q.step_flops() for q in programs]
   peak, peak_source = progress.peak_flops()
 
@@ -105,8 +152,12 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
   state = sums = writer = None
   shape = dict(mesh.shape)
   micro_batches = [0] * len(phases)
-  if resolved.get('mesh', shape) == shape:      # on other devices the rows that one has may not fit as they did
-    micro_batches = np.atleast_1d(resolved.get('micro_batches', micro_batches)).tolist()      # a number alone in older runs
+  if (
+    resolved.get('mesh', shape) == shape
+  ):  # on other devices the rows that one has may not fit as they did
+    micro_batches = np.atleast_1d(
+      resolved.get('micro_batches', micro_batches)
+    ).tolist()  # a number alone in older runs
   stopped = False
 
   for number, (phase, q, rows) in enumerate(zip(phases, programs, prepared)):
@@ -115,48 +166,112 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
 
     #### The compiled step: as many micro-batches as the memory wants ################################################
     if len(phases) > 1:
-      console.heading(f'phase {number + 1} of {len(phases)}: {phase.config.steps:,} steps of {phase.config.batch_size:,} x {phase.config.sequence_length}'
-                      + (', the generator alone' if phase.alone else ''))
-    say('one step', f'{quantity(flops[number], "FLOP")}' + (f'; at least {flops[number] / peak:.3g} s at {quantity(peak, "FLOP/s")} ({peak_source})' if peak else ''))
+      console.heading(
+        f'phase {number + 1} of {len(phases)}: {phase.config.steps:,} steps of {phase.config.batch_size:,} x {phase.config.sequence_length}'
+        + (', the generator alone' if phase.alone else '')
+      )
+    say(
+      'one step',
+      f'{quantity(flops[number], "FLOP")}'
+      + (
+        f'; at least {flops[number] / peak:.3g} s at {quantity(peak, "FLOP/s")} ({peak_source})'
+        if peak
+        else ''
+      ),
+    )
     start = time.perf_counter()
     free = min(hosts.gather(memory.available()))
     # What an earlier start chose adds up the gradients in the same order.
     rows_per_device = build.check_batch(phase.config, mesh)
-    chosen = micro_batches[number] if micro_batches[number] and rows_per_device % micro_batches[number] == 0 else phase.config.micro_batches
+    chosen = (
+      micro_batches[number]
+      if micro_batches[number] and rows_per_device % micro_batches[number] == 0
+      else phase.config.micro_batches
+    )
     micro_batches[number], compiled, needed = build.compile_to_fit(q, free, chosen, say)
-    say('memory', f'{needed / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free'
-        + (f'; {micro_batches[number]} micro-batches of {phase.config.batch_size // micro_batches[number]} rows' if micro_batches[number] > 1 else ''))
-    say('compiled', f'in {time.perf_counter() - start:.0f} s, {q.model.discriminator_config.dtype} products')
+    say(
+      'memory',
+      f'{needed / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free'
+      + (
+        f'; {micro_batches[number]} micro-batches of {phase.config.batch_size // micro_batches[number]} rows'
+        if micro_batches[number] > 1
+        else ''
+      ),
+    )
+    say(
+      'compiled',
+      f'in {time.perf_counter() - start:.0f} s, {q.model.discriminator_config.dtype} products',
+    )
     if peak and flops[number] / peak > 60:
-      say('long steps', f'a step takes minutes here; ask for less with --config=FILE:batch={max(1, phase.config.batch_size // 32)},seq=128 or a smaller config')
+      say(
+        'long steps',
+        f'a step takes minutes here; ask for less with --config=FILE:batch={max(1, phase.config.batch_size // 32)},seq=128 or a smaller config',
+      )
 
     if state is None:
       # What the step sums up is the same in every phase.
-      sum_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), compiled.out_info[1])
-      zero_sums = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=whole)
+      sum_shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), compiled.out_info[1]
+      )
+      zero_sums = jax.jit(
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=whole
+      )
       if saved:
         state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, sum_shapes, whole)
         say('restored', f'step {first:,}, the last checkpoint in {workdir}')
       else:
-        state = jax.jit(lambda: steps.init_state(p.model, p.optimizer, config.seed, config.sequence_length), out_shardings=p.shardings)()
+        state = jax.jit(
+          lambda: steps.init_state(p.model, p.optimizer, config.seed, config.sequence_length),
+          out_shardings=p.shardings,
+        )()
         sums = zero_sums()
         if initial:
           state = continued.put(initial, state, p.shardings)
           for label, text in initial.told:
             say(label, text)
-          initial = initial._replace(params=None, moments=None)      # the devices have them now
-        other = f', its generator from {config.continued.generator}' if config.continued.generator.startswith('hf:') else ''
-        scratch = f'from scratch, seed {config.seed}' + (f', its generator from {config.generator.init}' if config.generator.init else '')
+          initial = initial._replace(params=None, moments=None)  # the devices have them now
+        other = (
+          f', its generator from {config.continued.generator}'
+          if config.continued.generator.startswith('hf:')
+          else ''
+        )
+        scratch = f'from scratch, seed {config.seed}' + (
+          f', its generator from {config.generator.init}' if config.generator.init else ''
+        )
         say('begins', f'from {config.init}{other}' if config.init else scratch)
       writer = progress.Writer(workdir, saved and first) if hosts.first() else progress.NoWriter()
-    resolved = {'data': data, **({'steps': config.steps} if budget.given(config) else {}), 'mesh': shape, 'micro_batches': micro_batches, 'vocab_size': tokenizer.size,
-                'dtype': str(p.model.discriminator_config.dtype), 'unigram_entropy': unigram_entropy,
-                'train_rows': prepared[0].train.rows, 'parameters': parameters}
+    resolved = {
+      'data': data,
+      **({'steps': config.steps} if budget.given(config) else {}),
+      'mesh': shape,
+      'micro_batches': micro_batches,
+      'vocab_size': tokenizer.size,
+      'dtype': str(p.model.discriminator_config.dtype),
+      'unigram_entropy': unigram_entropy,
+      'train_rows': prepared[0].train.rows,
+      'parameters': parameters,
+    }
     hosts.from_first(lambda: workdirs.write_json(workdir / 'resolved.json', resolved))
-    before = sum(earlier.config.steps * earlier.config.batch_size * earlier.config.sequence_length for earlier in phases[:number])
-    course = Course(number, phase is phases[-1], phase, rows, compiled, micro_batches[number], flops[number], peak, peak_source, before,
-                    look_first=initial is not None and not saved and first == initial.step)
-    state, sums, stopped = run_steps(q, course, first, state, sums, zero_sums, add, manager, writer, notice, workdir)
+    before = sum(
+      earlier.config.steps * earlier.config.batch_size * earlier.config.sequence_length
+      for earlier in phases[:number]
+    )
+    course = Course(
+      number,
+      phase is phases[-1],
+      phase,
+      rows,
+      compiled,
+      micro_batches[number],
+      flops[number],
+      peak,
+      peak_source,
+      before,
+      look_first=initial is not None and not saved and first == initial.step,
+    )
+    state, sums, stopped = run_steps(
+      q, course, first, state, sums, zero_sums, add, manager, writer, notice, workdir
+    )
     if stopped:
       break
     first = phase.last
@@ -168,12 +283,18 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
     return 0
   checkpoints.wait(manager)
   if not stopped:
-    say('checkpoints', f'steps {", ".join(map(str, sorted(manager.all_steps())))} in {workdir / "checkpoints"}; '
-        f'the best by held-out loss is {manager.best_step()}')
+    say(
+      'checkpoints',
+      f'steps {", ".join(map(str, sorted(manager.all_steps())))} in {workdir / "checkpoints"}; '
+      f'the best by held-out loss is {manager.best_step()}',
+    )
   manager.close()
   writer.close()
   if stopped:
     return PREEMPTED
   for mode in ('evaluate', 'inspect', 'report'):
-    say('next' if mode == 'evaluate' else '', f'python -m electra_jax.main --mode={mode} --workdir={workdir}')
+    say(
+      'next' if mode == 'evaluate' else '',
+      f'python -m electra_jax.main --mode={mode} --workdir={workdir}',
+    )
   return 0

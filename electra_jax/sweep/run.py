@@ -24,11 +24,19 @@ from electra_jax.training.encoders import run_config
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import read_metrics
 
-TABLE = 'table'      # in the place of a job: --only=table
+TABLE = 'table'  # in the place of a job: --only=table
 
 
-def sweep(config, workdir: str, *, only: str | None = None, known: tuple[str, ...] = (), jobs: str | None = None, output: str | None = None,
-          arguments: tuple[str, ...] = ()) -> int:
+def sweep(
+  config,
+  workdir: str,
+  *,
+  only: str | None = None,
+  known: tuple[str, ...] = (),
+  jobs: str | None = None,
+  output: str | None = None,
+  arguments: tuple[str, ...] = (),
+) -> int:
   """Does the runs of a sweep that are not done, or goes on where it was stopped; leaves results.jsonl, sweep.md and sweep.png in WORKDIR.
 
   Args:
@@ -49,7 +57,9 @@ def sweep(config, workdir: str, *, only: str | None = None, known: tuple[str, ..
   folder = workdirs.folder(workdir)
   chosen = todo if only in (None, TABLE) else [job for job in todo if job.name == only]
   if not chosen:
-    raise UserError(f'--only={only} is none of the sweep\'s jobs; they are {", ".join(job.name for job in todo[:6])}{", ..." if len(todo) > 6 else ""}, or {TABLE}.')
+    raise UserError(
+      f"--only={only} is none of the sweep's jobs; they are {', '.join(job.name for job in todo[:6])}{', ...' if len(todo) > 6 else ''}, or {TABLE}."
+    )
   console.heading(f'{config.name}: {len(todo)} runs  ({folder})')
 
   #### What is asked for, and what is known ##########################################################################
@@ -60,7 +70,11 @@ def sweep(config, workdir: str, *, only: str | None = None, known: tuple[str, ..
   hosts.from_first(lambda: workdirs.check_writable(folder))
   done = hosts.from_first(lambda: find_known(folder, chosen, wanted, (*config.known, *known)))
   left = [] if only == TABLE else [job for job in chosen if job.name not in done]
-  say('runs', f'{len(chosen) - len(left) if only != TABLE else len(done)} done, {len(left)} to do' + ('' if not left else f': {_some(left)}'))
+  say(
+    'runs',
+    f'{len(chosen) - len(left) if only != TABLE else len(done)} done, {len(left)} to do'
+    + ('' if not left else f': {_some(left)}'),
+  )
 
   #### Runs ##########################################################################################################
   failed, start, spent_here = {}, time.perf_counter(), 0
@@ -68,14 +82,18 @@ def sweep(config, workdir: str, *, only: str | None = None, known: tuple[str, ..
     if notice:
       return PREEMPTED
     console.heading(f'run {number} of {len(left)}: {job.run}, seed {job.seed}')
-    place = folder / 'runs' / f'{job.file}-{results.digest({"fields": wanted[job.name]["fields"], "data": wanted[job.name]["data"]})}'
+    place = (
+      folder
+      / 'runs'
+      / f'{job.file}-{results.digest({"fields": wanted[job.name]["fields"], "data": wanted[job.name]["data"]})}'
+    )
     try:
       status = train(job.config, str(place), notice)
       if notice:
         return PREEMPTED
       if status == 0:
         line = measure(config, job, wanted[job.name], place, notice)
-    except UserError as error:      # a run that diverges is no reason to leave the others undone
+    except UserError as error:  # a run that diverges is no reason to leave the others undone
       failed[job.name] = str(error)
       say('failed', f'{job.name}: {error}')
       continue
@@ -88,7 +106,10 @@ def sweep(config, workdir: str, *, only: str | None = None, known: tuple[str, ..
       hosts.from_first(lambda: place.rmtree(missing_ok=True))
     spent_here += 1
     if number < len(left):
-      say('left', f'{len(left) - number} runs; about {console.seconds((time.perf_counter() - start) / spent_here * (len(left) - number))} at this pace')
+      say(
+        'left',
+        f'{len(left) - number} runs; about {console.seconds((time.perf_counter() - start) / spent_here * (len(left) - number))} at this pace',
+      )
     if not only:
       show(config, todo, done, folder)
 
@@ -132,7 +153,9 @@ def with_data(config, jobs: list[Job]) -> dict[str, dict]:
         try:
           build.build_model(c, rows.tokenizer.size)
           if rows.train.rows < c.batch_size:
-            raise UserError(f'the corpus makes {rows.train.rows} rows and config.batch_size is {c.batch_size}; give more text, or smaller batches.')
+            raise UserError(
+              f'the corpus makes {rows.train.rows} rows and config.batch_size is {c.batch_size}; give more text, or smaller batches.'
+            )
         except UserError as error:
           raise UserError(f'run {job.run}: {error}') from None
         identities.append(runs.data_identity(rows))
@@ -151,7 +174,9 @@ def _checksum(name, config) -> int:
     for split in ('train', 'dev'):
       examples = task.examples(split) if split in task.splits else ()
       if not len(examples):
-        raise UserError(f'there is no {split} data; name the file with data.{split}, or its folder with data.source.')
+        raise UserError(
+          f'there is no {split} data; name the file with data.{split}, or its folder with data.source.'
+        )
       for example in examples:
         found = zlib.crc32(repr(example).encode(), found)
     return found
@@ -164,7 +189,11 @@ def find_known(folder, jobs: list[Job], wanted: dict, given) -> dict[str, dict]:
 
   A line is a job's where seed, all fields and all data are, whatever the run was called there. Of several the last counts.
   """
-  own = [folder / results.LINES, *sorted((folder / 'results').glob('*.jsonl'))] if workdirs.exists(folder) else []
+  own = (
+    [folder / results.LINES, *sorted((folder / 'results').glob('*.jsonl'))]
+    if workdirs.exists(folder)
+    else []
+  )
   found, others = {}, {}
   for path in [*map(str, given), *(path for path in own if workdirs.exists(path))]:
     for line in results.read(path):
@@ -181,7 +210,10 @@ def find_known(folder, jobs: list[Job], wanted: dict, given) -> dict[str, dict]:
     if name not in found:
       alike.setdefault(why, []).append(name)
   for (path, why), names in alike.items():
-    say('not taken', f'{path} has {names[0]}{f" and {len(names) - 1} more" if names[1:] else ""} of another config ({why})')
+    say(
+      'not taken',
+      f'{path} has {names[0]}{f" and {len(names) - 1} more" if names[1:] else ""} of another config ({why})',
+    )
   return found
 
 
@@ -203,22 +235,42 @@ def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
     of_task = place / 'finetune' / f'{name}-{results.digest(wanted["tasks"][name])}'
     if notice or finetune(c, str(of_task), notice) == PREEMPTED:
       return None
-    records = hosts.from_first(lambda: read_records(of_task, [c.task]))[:c.num_trials]
+    records = hosts.from_first(lambda: read_records(of_task, [c.task]))[: c.num_trials]
     metric = records[0]['metric']
     values = [value for record in records if (value := _value(record, metric)) is not None]
-    tasks[name] = wanted['tasks'][name] | {'metric': metric, 'values': values, 'constant': records[0].get('constant', {}).get(metric),
-                                           'collapsed': [r['trial'] for r in trials.collapsed(records)]}
+    tasks[name] = wanted['tasks'][name] | {
+      'metric': metric,
+      'values': values,
+      'constant': records[0].get('constant', {}).get(metric),
+      'collapsed': [r['trial'] for r in trials.collapsed(records)],
+    }
     seconds += sum(record['seconds'] for record in records)
   figures = before['figures']
   # Of all_tokens_mlm the verdicts are by-products: no loss asks for them.
   judges = 'discriminator_loss' in objectives.named(whole.objective.name).LOSSES
   gain = judges and figures.get('gain') or {'low': None, 'high': None}
-  known = gain['low'] is not None and math.isfinite(gain['low']) and gain['low'] < gain['high']      # a single batch of rows has no interval
+  known = (
+    gain['low'] is not None and math.isfinite(gain['low']) and gain['low'] < gain['high']
+  )  # a single batch of rows has no interval
   trained = max((line['seconds'] for line in read_metrics(place)), default=0.0)
-  return plain({'run': job.run, 'seed': job.seed, 'digest': results.digest(wanted), 'changes': job.changes, **wanted, 'tasks': tasks,
-          'steps': step, **spent(whole, size, step), 'parameters': workdirs.read_json(place / 'resolved.json')['parameters'],
-          'heldout': figures, 'heldout_rows': rows, 'learned': gain['low'] > 0 if known else None,
-          'seconds': {'pretraining': trained, 'tasks': seconds}, 'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}'})
+  return plain(
+    {
+      'run': job.run,
+      'seed': job.seed,
+      'digest': results.digest(wanted),
+      'changes': job.changes,
+      **wanted,
+      'tasks': tasks,
+      'steps': step,
+      **spent(whole, size, step),
+      'parameters': workdirs.read_json(place / 'resolved.json')['parameters'],
+      'heldout': figures,
+      'heldout_rows': rows,
+      'learned': gain['low'] > 0 if known else None,
+      'seconds': {'pretraining': trained, 'tasks': seconds},
+      'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
+    }
+  )
 
 
 def _value(record, metric):

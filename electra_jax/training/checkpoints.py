@@ -11,10 +11,12 @@ from electra_jax.errors import UserError
 from electra_jax.training import workdir as workdirs
 
 _ITEMS = ('params', 'opt_state', 'counters', 'sums')
-METRIC = 'total_loss'     # the figure that the best checkpoint of a pretraining run is chosen by; lower is better
+METRIC = 'total_loss'  # the figure that the best checkpoint of a pretraining run is chosen by; lower is better
 
 
-def open_manager(workdir, *, keep: int = 1, read_only: bool = False, metric: str = METRIC, mode: str = 'min') -> ocp.CheckpointManager:
+def open_manager(
+  workdir, *, keep: int = 1, read_only: bool = False, metric: str = METRIC, mode: str = 'min'
+) -> ocp.CheckpointManager:
   """The checkpoints of a run, in WORKDIR/checkpoints. Saves go on in the background.
 
   Keeps the last `keep` and the best by `metric`, whose lower ('min') or higher ('max') values are better. A save that is cut short never gets its final name, or in a bucket its file
@@ -24,11 +26,24 @@ def open_manager(workdir, *, keep: int = 1, read_only: bool = False, metric: str
   """
   policies = ocp.checkpoint_managers
   options = ocp.CheckpointManagerOptions(
-      best_fn=lambda metrics: metrics[metric], best_mode=mode, read_only=read_only, create=not read_only,
-      cleanup_tmp_directories=not read_only,
-      preservation_policy=None if read_only else policies.AnyPreservationPolicy([
-          policies.LatestN(keep),
-          policies.BestN(get_metric_fn=lambda metrics: metrics[metric] * (1 if mode == 'max' else -1), n=1, keep_checkpoints_without_metrics=False)]))
+    best_fn=lambda metrics: metrics[metric],
+    best_mode=mode,
+    read_only=read_only,
+    create=not read_only,
+    cleanup_tmp_directories=not read_only,
+    preservation_policy=None
+    if read_only
+    else policies.AnyPreservationPolicy(
+      [
+        policies.LatestN(keep),
+        policies.BestN(
+          get_metric_fn=lambda metrics: metrics[metric] * (1 if mode == 'max' else -1),
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        ),
+      ]
+    ),
+  )
   directory = _directory(workdir)
   with workdirs.reaching(directory):
     manager = ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
@@ -40,7 +55,9 @@ def open_manager(workdir, *, keep: int = 1, read_only: bool = False, metric: str
 
 def _directory(workdir) -> epath.Path:
   directory = workdirs.folder(workdir) / 'checkpoints'
-  return directory if workdirs.is_remote(directory) else epath.Path(pathlib.Path(directory).absolute())
+  return (
+    directory if workdirs.is_remote(directory) else epath.Path(pathlib.Path(directory).absolute())
+  )
 
 
 def any_saved(workdir) -> bool:
@@ -60,9 +77,17 @@ def save(manager, step: int, state, sums, figure: float | None, metric: str = ME
   counters = {'step': state.step, 'skipped': state.skipped, 'bad_step': state.bad_step}
   item = ocp.args.StandardSave
   with workdirs.reaching(manager.directory, 'written'):
-    manager.save(step, args=ocp.args.Composite(params=item(state.params), opt_state=item(state.opt_state),
-                                               counters=item(counters), sums=item(sums)),
-                 metrics=None if figure is None else {metric: figure}, force=True)
+    manager.save(
+      step,
+      args=ocp.args.Composite(
+        params=item(state.params),
+        opt_state=item(state.opt_state),
+        counters=item(counters),
+        sums=item(sums),
+      ),
+      metrics=None if figure is None else {metric: figure},
+      force=True,
+    )
 
 
 def wait(manager) -> None:
@@ -72,17 +97,23 @@ def wait(manager) -> None:
 
 
 def _targets(shapes, shardings):
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
 
 
 def _read(manager, step: int, items: dict):
   try:
     return manager.restore(step, args=ocp.args.Composite(**items))
-  except Exception as error:      # of any kind: the store below is several libraries deep
+  except Exception as error:  # of any kind: the store below is several libraries deep
     first_line = (str(error).strip().splitlines() or [''])[0][:160]
-    wrong = 'cannot be reached, is damaged' if workdirs.is_remote(manager.directory) else 'is damaged'
-    raise UserError(f'the checkpoint {manager.directory / str(step)} {wrong} or of another model '
-                    f'({type(error).__name__}: {first_line}); remove its folder, and the one before it is taken.') from None
+    wrong = (
+      'cannot be reached, is damaged' if workdirs.is_remote(manager.directory) else 'is damaged'
+    )
+    raise UserError(
+      f'the checkpoint {manager.directory / str(step)} {wrong} or of another model '
+      f'({type(error).__name__}: {first_line}); remove its folder, and the one before it is taken.'
+    ) from None
 
 
 def restore(manager, step: int, shapes, shardings, sum_shapes, whole):
@@ -92,12 +123,19 @@ def restore(manager, step: int, shapes, shardings, sum_shapes, whole):
   """
   item = ocp.args.StandardRestore
   counters = {name: getattr(shapes, name) for name in ('step', 'skipped', 'bad_step')}
-  restored = _read(manager, step, dict(
+  restored = _read(
+    manager,
+    step,
+    dict(
       params=item(_targets(shapes.params, shardings.params)),
       opt_state=item(_targets(shapes.opt_state, shardings.opt_state)),
       counters=item(_targets(counters, jax.tree.map(lambda _: whole, counters))),
-      sums=item(_targets(sum_shapes, jax.tree.map(lambda _: whole, sum_shapes)))))
-  return shapes._replace(params=restored['params'], opt_state=restored['opt_state'], **restored['counters']), restored['sums']
+      sums=item(_targets(sum_shapes, jax.tree.map(lambda _: whole, sum_shapes))),
+    ),
+  )
+  return shapes._replace(
+    params=restored['params'], opt_state=restored['opt_state'], **restored['counters']
+  ), restored['sums']
 
 
 def find_step(workdir, which, **best) -> int:
@@ -119,9 +157,11 @@ def find_step(workdir, which, **best) -> int:
       _none(workdir)
     step = manager.best_step() if which == 'best' else steps[-1] if which == 'last' else which
   if step is None:
-    step = steps[-1]                 # none was evaluated
+    step = steps[-1]  # none was evaluated
   if str(step) not in map(str, steps):
-    raise UserError(f'{workdir} has no checkpoint of step {step}; it has those of {", ".join(map(str, steps))}.')
+    raise UserError(
+      f'{workdir} has no checkpoint of step {step}; it has those of {", ".join(map(str, steps))}.'
+    )
   return int(step)
 
 
@@ -145,7 +185,9 @@ def restore_params(workdir, which: str, shapes, shardings, **best):
   """
   step = find_step(workdir, which, **best)
   with open_manager(workdir, read_only=True, **best) as manager:
-    restored = _read(manager, step, dict(params=ocp.args.StandardRestore(_targets(shapes, shardings))))
+    restored = _read(
+      manager, step, dict(params=ocp.args.StandardRestore(_targets(shapes, shardings)))
+    )
   return restored['params'], step
 
 
@@ -159,23 +201,37 @@ def restore_subtrees(workdir, step: int, shapes, shardings):
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree
-    except Exception as error:      # of any kind: the store below is several libraries deep
-      raise UserError(f'the parameters in {path} cannot be read ({type(error).__name__}); restore the folder, or name another checkpoint.') from None
+    except Exception as error:  # of any kind: the store below is several libraries deep
+      raise UserError(
+        f'the parameters in {path} cannot be read ({type(error).__name__}); restore the folder, or name another checkpoint.'
+      ) from None
     there = {name(key): tuple(x.shape) for key, x in jax.tree_util.tree_leaves_with_path(tree)}
     wrong = []
     for key, wanted in jax.tree_util.tree_leaves_with_path(shapes):
       if name(key) not in there:
         wrong.append(f'{name(key)} is missing')
       elif there[name(key)] != wanted.shape:
-        wrong.append(f'{name(key)} is {" x ".join(map(str, there[name(key)]))} and not {" x ".join(map(str, wanted.shape))}')
+        wrong.append(
+          f'{name(key)} is {" x ".join(map(str, there[name(key)]))} and not {" x ".join(map(str, wanted.shape))}'
+        )
     if wrong:
-      raise UserError(f'the checkpoint of step {step} in {workdir} does not fit the encoder of its config: {"; ".join(wrong)}.')
+      raise UserError(
+        f'the checkpoint of step {step} in {workdir} does not fit the encoder of its config: {"; ".join(wrong)}.'
+      )
     targets = _targets(shapes, shardings)
     try:
-      return checkpointer.restore(path, args=ocp.args.PyTreeRestore(
-          item=targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True))
+      return checkpointer.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+          item=targets,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
+          partial_restore=True,
+        ),
+      )
     except Exception as error:
-      raise UserError(f'the parameters in {path} are damaged ({type(error).__name__}); restore the folder, or name another checkpoint.') from None
+      raise UserError(
+        f'the parameters in {path} are damaged ({type(error).__name__}); restore the folder, or name another checkpoint.'
+      ) from None
 
 
 def read_arrays(workdir, step: int, item: str):
@@ -187,10 +243,16 @@ def read_arrays(workdir, step: int, item: str):
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree
-      return checkpointer.restore(path, args=ocp.args.PyTreeRestore(
-          restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
-    except Exception as error:      # of any kind: the store below is several libraries deep
-      raise UserError(f'{path} cannot be read ({type(error).__name__}); restore the folder, or name another checkpoint.') from None
+      return checkpointer.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+          restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        ),
+      )
+    except Exception as error:  # of any kind: the store below is several libraries deep
+      raise UserError(
+        f'{path} cannot be read ({type(error).__name__}); restore the folder, or name another checkpoint.'
+      ) from None
 
 
 def read_moments(workdir, step: int) -> dict | None:
@@ -198,13 +260,22 @@ def read_moments(workdir, step: int) -> dict | None:
   found = {}
 
   def visit(node):
-    if isinstance(node, dict) and isinstance(node.get('mu'), dict) and isinstance(node.get('nu'), dict):
+    if (
+      isinstance(node, dict)
+      and isinstance(node.get('mu'), dict)
+      and isinstance(node.get('nu'), dict)
+    ):
       found.update(mu=node['mu'], nu=node['nu'])
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+    for child in (
+      node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    ):
       visit(child)
+
   visit(read_arrays(workdir, step, 'opt_state'))
   return found or None
 
 
 def _none(workdir):
-  raise UserError(f'{workdir} holds no checkpoint; train there first, or name the run with --workdir.')
+  raise UserError(
+    f'{workdir} holds no checkpoint; train there first, or name the run with --workdir.'
+  )

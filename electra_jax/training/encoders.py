@@ -33,14 +33,22 @@ def attention_kernel(model, length: int, dtype: str, platform: str) -> tuple[str
   """
   here = jax.devices()[0] if platform == jax.default_backend() else None
   try:
-    return choose_attention(model.attention, platform=platform, length=length, head_size=model.hidden_size // model.num_heads,
-                            attention_dropout=model.attention_dropout, dtype=compute_dtype(dtype, platform),
-                            compute_capability=getattr(here, 'compute_capability', None))
+    return choose_attention(
+      model.attention,
+      platform=platform,
+      length=length,
+      head_size=model.hidden_size // model.num_heads,
+      attention_dropout=model.attention_dropout,
+      dtype=compute_dtype(dtype, platform),
+      compute_capability=getattr(here, 'compute_capability', None),
+    )
   except ValueError as error:
     raise UserError(f'config.model.attention: {error}') from None
 
 
-def encoder_config(model, vocab_size: int, length: int, dtype: str, platform: str | None = None) -> EncoderConfig:
+def encoder_config(
+  model, vocab_size: int, length: int, dtype: str, platform: str | None = None
+) -> EncoderConfig:
   """The encoder of a config.
 
   Args:
@@ -58,14 +66,16 @@ def encoder_config(model, vocab_size: int, length: int, dtype: str, platform: st
     layers = fields['num_layers']
     fields['scan_unroll'] = layers if platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU else 1
   try:
-    EncoderConfig(**fields | {'attention': 'xla'})          # sizes first: what the kernels ask comes after
+    EncoderConfig(**fields | {'attention': 'xla'})  # sizes first: what the kernels ask comes after
     fields['attention'], _ = attention_kernel(model, length, dtype, platform)
     return EncoderConfig(**fields, vocab_size=vocab_size, dtype=compute_dtype(dtype, platform))
   except ValueError as error:
     raise UserError(f'config.model: {error}') from None
 
 
-def towers(config, vocab_size: int, platform: str | None = None) -> tuple[EncoderConfig, EncoderConfig]:
+def towers(
+  config, vocab_size: int, platform: str | None = None
+) -> tuple[EncoderConfig, EncoderConfig]:
   """Generator and discriminator of a pretraining config.
 
   Args:
@@ -75,13 +85,22 @@ def towers(config, vocab_size: int, platform: str | None = None) -> tuple[Encode
 
   Raises UserError for sizes that contradict each other.
   """
-  discriminator, g = encoder_config(config.model, vocab_size, config.sequence_length, config.dtype, platform), config.generator
+  discriminator, g = (
+    encoder_config(config.model, vocab_size, config.sequence_length, config.dtype, platform),
+    config.generator,
+  )
   if config.objective.name == 'mlm':
     return discriminator, discriminator
   try:
-    generator = generator_config(discriminator, g.hidden_fraction, g.layers_fraction, g.embedding_size or None, num_heads=g.num_heads,
-                                 intermediate_size=g.intermediate_size)
-    if g.frozen:      # dropout is for what learns
+    generator = generator_config(
+      discriminator,
+      g.hidden_fraction,
+      g.layers_fraction,
+      g.embedding_size or None,
+      num_heads=g.num_heads,
+      intermediate_size=g.intermediate_size,
+    )
+    if g.frozen:  # dropout is for what learns
       generator = dataclasses.replace(generator, dropout=0.0, attention_dropout=0.0)
     return generator, discriminator
   except ValueError as error:
@@ -100,4 +119,6 @@ def run_config(folder):
   try:
     return configs.from_plain(read_json(folder / 'config.json'))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(f'{folder / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.') from None
+    raise UserError(
+      f'{folder / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.'
+    ) from None

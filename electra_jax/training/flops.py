@@ -13,14 +13,18 @@ def layer_flops(config: EncoderConfig, length: int) -> int:
   Attention counts every pair of positions in the row, also where a mask or a local window hides one from the other.
   """
   c = config
-  feed_forward = (3 if c.family == 'modern' else 2) * c.hidden_size * c.intermediate_size     # the gate is the third
+  feed_forward = (
+    (3 if c.family == 'modern' else 2) * c.hidden_size * c.intermediate_size
+  )  # the gate is the third
   return 2 * length * (4 * c.hidden_size**2 + feed_forward + 2 * length * c.hidden_size)
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> int:
   """Forward matrix products of the projection of the embeddings and all layers, one row of `length` tokens."""
   c = config
-  projection = 2 * length * c.embedding_size * c.hidden_size if c.embedding_size != c.hidden_size else 0
+  projection = (
+    2 * length * c.embedding_size * c.hidden_size if c.embedding_size != c.hidden_size else 0
+  )
   return projection + c.num_layers * layer_flops(c, length)
 
 
@@ -46,10 +50,11 @@ def _lookup_flops(config: EncoderConfig, length: int) -> int:
 
 class Part(NamedTuple):
   """What a step computes of one tower."""
+
   config: EncoderConfig
-  heads: int               # forward FLOPs of its heads, a row
-  learns: bool = True      # False: forward only
-  drawn: int = 0           # forward FLOPs of heads of which no gradient is taken, a row
+  heads: int  # forward FLOPs of its heads, a row
+  learns: bool = True  # False: forward only
+  drawn: int = 0  # forward FLOPs of heads of which no gradient is taken, a row
 
 
 def step_flops(parts: list[Part], batch: int, length: int, convention: str = 'model') -> int:
@@ -71,8 +76,13 @@ def step_flops(parts: list[Part], batch: int, length: int, convention: str = 'mo
   Raises ValueError for another convention.
   """
   if convention not in CONVENTIONS:
-    raise ValueError(f'The convention of FLOPs is {convention!r}; it is one of {", ".join(CONVENTIONS)}.')
+    raise ValueError(
+      f'The convention of FLOPs is {convention!r}; it is one of {", ".join(CONVENTIONS)}.'
+    )
   forward = lambda part: encoder_flops(part.config, length) + part.heads
   if convention == 'model':
     return batch * sum((3 if part.learns else 1) * forward(part) + part.drawn for part in parts)
-  return batch * sum((2 if part.learns else 1) * (forward(part) + _lookup_flops(part.config, length)) + part.drawn for part in parts)
+  return batch * sum(
+    (2 if part.learns else 1) * (forward(part) + _lookup_flops(part.config, length)) + part.drawn
+    for part in parts
+  )

@@ -16,10 +16,10 @@ from electra_jax.errors import UserError
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.preemption import metadata_server
 
-LOST = 43             # exit status: another process of the run ended; the same command goes on from the last checkpoint
-WAIT = 300            # seconds for all processes to come, at the start
-GRACE = 10            # seconds that a process has to end by itself after another ended with an error
-HEARTBEAT = 100       # seconds without a sign of life after which JAX itself gives a process up
+LOST = 43  # exit status: another process of the run ended; the same command goes on from the last checkpoint
+WAIT = 300  # seconds for all processes to come, at the start
+GRACE = 10  # seconds that a process has to end by itself after another ended with an error
+HEARTBEAT = 100  # seconds without a sign of life after which JAX itself gives a process up
 
 
 def of_cluster(environment=os.environ) -> str | None:
@@ -37,8 +37,10 @@ def tpu_workers(metadata: str | None) -> int:
   """How many hosts the TPU slice of this machine has, as Google Cloud's metadata server says; 0 where it does not."""
   if metadata is None:
     return 0
-  request = urllib.request.Request(f'http://{metadata}/computeMetadata/v1/instance/attributes/worker-network-endpoints',
-                                   headers={'Metadata-Flavor': 'Google'})
+  request = urllib.request.Request(
+    f'http://{metadata}/computeMetadata/v1/instance/attributes/worker-network-endpoints',
+    headers={'Metadata-Flavor': 'Google'},
+  )
   try:
     with urllib.request.urlopen(request, timeout=5) as response:
       return len(response.read().decode().split(','))
@@ -46,7 +48,12 @@ def tpu_workers(metadata: str | None) -> int:
     return 0
 
 
-def join(how: str = 'auto', coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def join(
+  how: str = 'auto',
+  coordinator: str | None = None,
+  processes: int | None = None,
+  process: int | None = None,
+) -> None:
   """Joins the run's processes; to be called before anything asks JAX for a device. Then only the first one prints.
 
   Args:
@@ -61,24 +68,34 @@ def join(how: str = 'auto', coordinator: str | None = None, processes: int | Non
   if any(value is not None for value in given.values()):
     missing = [name for name, value in given.items() if value is None]
     if missing:
-      raise UserError(f'{missing[0]} is missing; --coordinator=HOST:PORT, --processes=N and --process=I go together.')
+      raise UserError(
+        f'{missing[0]} is missing; --coordinator=HOST:PORT, --processes=N and --process=I go together.'
+      )
     if not 0 <= process < processes:
-      raise UserError(f'--process is {process} of {processes}; processes are numbered from 0 to {processes - 1}.')
+      raise UserError(
+        f'--process is {process} of {processes}; processes are numbered from 0 to {processes - 1}.'
+      )
     if not coordinator.rpartition(':')[2].isdigit() or not coordinator.rpartition(':')[0]:
       raise UserError(f'--coordinator is {coordinator!r}; give the first process as HOST:PORT.')
     if how == 'off':
-      raise UserError("--distributed=off and --coordinator contradict each other; leave one of them out.")
+      raise UserError(
+        '--distributed=off and --coordinator contradict each other; leave one of them out.'
+      )
     arguments = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
   elif how == 'cluster' or how == 'auto' and (of_cluster() or tpu_workers(metadata_server()) > 1):
     arguments = {}
   else:
     return
   try:
-    jax.distributed.initialize(**arguments, initialization_timeout=WAIT, heartbeat_timeout_seconds=HEARTBEAT)
+    jax.distributed.initialize(
+      **arguments, initialization_timeout=WAIT, heartbeat_timeout_seconds=HEARTBEAT
+    )
   except (RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:200].rstrip('.')
-    raise UserError(f'the processes of the run did not come together ({reason}); start the same command on every host, with the port of '
-                    'the coordinator open, or name them with --coordinator, --processes and --process; a process that is alone takes --distributed=off.') from None
+    raise UserError(
+      f'the processes of the run did not come together ({reason}); start the same command on every host, with the port of '
+      'the coordinator open, or name them with --coordinator, --processes and --process; a process that is alone takes --distributed=off.'
+    ) from None
   if not first():
     sys.stdout = open(os.devnull, 'w')
   if jax.process_count() > 1:
@@ -104,6 +121,7 @@ def from_first(make):
   if jax.process_count() == 1:
     return make()
   from jax.experimental import multihost_utils
+
   said = {}
   if first():
     try:
@@ -124,10 +142,13 @@ def wait_for_all(name: str, seconds: int) -> None:
   if jax.process_count() == 1:
     return
   import orbax.checkpoint as ocp
+
   try:
     ocp.multihost.sync_global_processes(name, timeout=seconds)
-  except Exception as error:      # of the runtime below, which has no public types
-    raise UserError(f'not every process came to {name!r} within {seconds} s ({" ".join(str(error).split())[:120]}).') from None
+  except Exception as error:  # of the runtime below, which has no public types
+    raise UserError(
+      f'not every process came to {name!r} within {seconds} s ({" ".join(str(error).split())[:120]}).'
+    ) from None
 
 
 def gather(value) -> list:
@@ -135,6 +156,7 @@ def gather(value) -> list:
   if jax.process_count() == 1:
     return [int(value)]
   from jax.experimental import multihost_utils
+
   # As bytes: of integers of 64 bits JAX would keep 32.
   said = multihost_utils.process_allgather(np.frombuffer(np.int64(value).tobytes(), np.uint8))
   return np.ascontiguousarray(said).view(np.int64).ravel().tolist()
@@ -143,17 +165,22 @@ def gather(value) -> list:
 def same_everywhere(what: str, text: str) -> None:
   """Raises UserError, on every process, where `text` is not the same on all of them."""
   import zlib
+
   sums = gather(zlib.crc32(text.encode()))
   if others := [i for i, other in enumerate(sums) if other != sums[0]]:
-    raise UserError(f'{what} of process {others[0] + 1} is not that of process 1; start the same command, on the same files, on every host.')
+    raise UserError(
+      f'{what} of process {others[0] + 1} is not that of process 1; start the same command, on the same files, on every host.'
+    )
 
 
 def check_shared(workdir) -> None:
   """Raises UserError, on every process, where one of them does not see what the first wrote into WORKDIR."""
   seen = gather(workdirs.exists(workdir / 'config.json'))
   if not all(seen):
-    raise UserError(f'--workdir {workdir} is not the same folder for process {seen.index(0) + 1} as for process 1; all processes need it: '
-                    'use a shared file system, or gs://.')
+    raise UserError(
+      f'--workdir {workdir} is not the same folder for process {seen.index(0) + 1} as for process 1; all processes need it: '
+      'use a shared file system, or gs://.'
+    )
 
 
 #### Noticing that a process is gone ##########################################################################
@@ -163,14 +190,14 @@ def check_shared(workdir) -> None:
 # process dies of, and TCP keepalive finds machines that vanished.
 
 _links: list[socket.socket] = []
-_ended = threading.Event()      # another process has, and this one is about to
-_leaving = threading.Event()    # this one has an error of its own to end with
+_ended = threading.Event()  # another process has, and this one is about to
+_leaving = threading.Event()  # this one has an error of its own to end with
 
 
 def _keepalive(link):
   link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
   for option, value in (('TCP_KEEPIDLE', 20), ('TCP_KEEPINTVL', 10), ('TCP_KEEPCNT', 3)):
-    if hasattr(socket, option):      # not on every system
+    if hasattr(socket, option):  # not on every system
       link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
@@ -178,7 +205,7 @@ def _address() -> str:
   """This host's address as other hosts see it."""
   with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
     try:
-      probe.connect(('192.0.2.1', 9))      # sends nothing: it asks which interface leads out
+      probe.connect(('192.0.2.1', 9))  # sends nothing: it asks which interface leads out
       return probe.getsockname()[0]
     except OSError:
       return '127.0.0.1'
@@ -186,7 +213,9 @@ def _address() -> str:
 
 def _watch():
   server = socket.create_server(('', 0), backlog=jax.process_count()) if first() else None
-  port, addresses = from_first(lambda: [server.getsockname()[1], [_address(), socket.gethostname(), '127.0.0.1']])
+  port, addresses = from_first(
+    lambda: [server.getsockname()[1], [_address(), socket.gethostname(), '127.0.0.1']]
+  )
   number = jax.process_index() + 1
   if first():
     server.settimeout(60)
@@ -198,7 +227,7 @@ def _watch():
       link.settimeout(60)
       try:
         theirs = link.recv(16)
-      except OSError:      # not one of ours
+      except OSError:  # not one of ours
         continue
       if theirs.startswith(b'electra '):
         _keepalive(link)
@@ -216,7 +245,10 @@ def _watch():
   for link in _links:
     link.settimeout(None)
   if not _links:
-    print(f'electra_jax: {name()}no connection to the first process; if one is lost, this is noticed after {HEARTBEAT} s.', file=sys.stderr)
+    print(
+      f'electra_jax: {name()}no connection to the first process; if one is lost, this is noticed after {HEARTBEAT} s.',
+      file=sys.stderr,
+    )
   threading.Thread(target=_listen, args=(list(_links),), daemon=True).start()
 
 
@@ -237,11 +269,15 @@ def _listen(links):
       if _leaving.is_set():
         return
       sys.stdout.flush()
-      print(f'electra_jax: {name()}another process of the run ended; this one ends too, and the same command goes on from the last '
-            'checkpoint.', file=sys.stderr, flush=True)
+      print(
+        f'electra_jax: {name()}another process of the run ended; this one ends too, and the same command goes on from the last '
+        'checkpoint.',
+        file=sys.stderr,
+        flush=True,
+      )
       for other in _links:
         other.close()
-      os._exit(LOST)      # exit handlers would wait for the process that is gone
+      os._exit(LOST)  # exit handlers would wait for the process that is gone
 
 
 def give_way() -> None:
@@ -261,7 +297,9 @@ def leave(agreed: bool) -> bool:
       link.sendall(b'done' if agreed else b'error')
     except OSError:
       pass
-  if links and not agreed and first():      # JAX's service ends with this process, and would end the others with a stack trace
+  if (
+    links and not agreed and first()
+  ):  # JAX's service ends with this process, and would end the others with a stack trace
     _outlast(list(links))
   return bool(links)
 
@@ -272,7 +310,7 @@ def _outlast(links):
     for link in select.select(links, [], [], left)[0]:
       try:
         gone = not link.recv(64)
-      except BlockingIOError:      # the listening thread was first
+      except BlockingIOError:  # the listening thread was first
         gone = False
       except OSError:
         gone = True

@@ -6,7 +6,9 @@ import numpy as np
 import optax
 
 
-def decay_with_warmup(rate: float, warmup_steps: int, steps: int, *, power: float = 1.0, after_warmup: bool = False):
+def decay_with_warmup(
+  rate: float, warmup_steps: int, steps: int, *, power: float = 1.0, after_warmup: bool = False
+):
   """Polynomial decay to 0 at `steps`, times a linear warm-up; the first step's rate is 0 unless there is no warm-up.
 
   step -> rate x (1 - t / T)^power x min(1, step / warmup_steps), and 0 past the end. (t, T) is (step, steps), as in the original
@@ -27,7 +29,8 @@ def decay_with_warmup(rate: float, warmup_steps: int, steps: int, *, power: floa
     warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
     decayed = jnp.maximum(0.0, step - start) if start else step
     decay = jnp.maximum(0.0, 1.0 - decayed / (steps - start))
-    return rate * (decay if power == 1 else decay ** power) * warmup
+    return rate * (decay if power == 1 else decay**power) * warmup
+
   return schedule
 
 
@@ -54,7 +57,10 @@ def value_over_steps(form, steps: int):
       return jnp.interp(step, jnp.asarray(places, jnp.float32), jnp.asarray(values, jnp.float32))
     start, end, *decay = numbers
     share = jnp.clip(step / steps, 0.0, 1.0)
-    return end + (start - end) * (jnp.exp(-share / decay[0]) if kind == 'exponential' else 1.0 - share)
+    return end + (start - end) * (
+      jnp.exp(-share / decay[0]) if kind == 'exponential' else 1.0 - share
+    )
+
   return value
 
 
@@ -70,13 +76,18 @@ def piecewise(schedules, boundaries):
   Raises ValueError unless there is one boundary between each two schedules, ascending.
   """
   boundaries = list(boundaries)
-  if len(boundaries) != len(schedules) - 1 or boundaries != sorted(boundaries):      # optax drops schedules without a word
-    raise ValueError(f'{len(schedules)} schedules take {len(schedules) - 1} ascending boundaries, not {boundaries}')
+  if len(boundaries) != len(schedules) - 1 or boundaries != sorted(
+    boundaries
+  ):  # optax drops schedules without a word
+    raise ValueError(
+      f'{len(schedules)} schedules take {len(schedules) - 1} ascending boundaries, not {boundaries}'
+    )
   return optax.join_schedules(schedules, boundaries)
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
   """Adam's direction without bias correction: m / (sqrt(v) + eps), as in the original and in BERT's optimizer."""
+
   def init(params):
     zeros = lambda: jax.tree.map(jnp.zeros_like, params)
     return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros(), nu=zeros())
@@ -109,6 +120,7 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
   so is a difference of embeddings that begins at zero: its norm would keep it there. Norms are sums over whole axes, so tensors may
   be sharded in any way: XLA adds up the parts, and no tensor is gathered.
   """
+
   def scale(path, update, param):
     if not is_decayed(path) or _names(path)[0] == 'embeddings_difference':
       return update
@@ -118,7 +130,9 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     moves = (of_param > 0) & (of_update > 0)
     return update * jnp.where(moves, of_param / jnp.where(moves, of_update, 1), 1)
 
-  return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params))
+  return optax.stateless(
+    lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params)
+  )
 
 
 def is_generators(name: str) -> bool:
@@ -127,26 +141,41 @@ def is_generators(name: str) -> bool:
 
 
 def _by_tower(tree: dict) -> list[dict]:
-  return [{name: x for name, x in tree.items() if is_generators(name) == generators} for generators in (True, False)]
+  return [
+    {name: x for name, x in tree.items() if is_generators(name) == generators}
+    for generators in (True, False)
+  ]
 
 
 def clip_by_tower_norms(clip: float) -> optax.GradientTransformation:
   """Clips the generator's gradients and the others', each by their own global norm."""
+
   def clipped(updates, params):
     del params
-    generators, others = (optax.clip_by_global_norm(clip).update(part, optax.EmptyState())[0] for part in _by_tower(updates))
+    generators, others = (
+      optax.clip_by_global_norm(clip).update(part, optax.EmptyState())[0]
+      for part in _by_tower(updates)
+    )
     return generators | others
+
   return optax.stateless(clipped)
 
 
 def scale_by_tower_rates(generator_schedule, schedule) -> optax.GradientTransformation:
   """optax.scale_by_learning_rate with a schedule for the generator and one for the rest; its state is the same."""
+
   def update(updates, state, params=None):
     del params
     rates = {True: generator_schedule(state.count), False: schedule(state.count)}
-    scaled = {name: jax.tree.map(lambda x: -jnp.asarray(rates[is_generators(name)], x.dtype) * x, tree) for name, tree in updates.items()}
+    scaled = {
+      name: jax.tree.map(lambda x: -jnp.asarray(rates[is_generators(name)], x.dtype) * x, tree)
+      for name, tree in updates.items()
+    }
     return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
-  return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update)
+
+  return optax.GradientTransformation(
+    lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update
+  )
 
 
 def of_what_learns(optimizer, learns) -> optax.GradientTransformation:
@@ -156,20 +185,29 @@ def of_what_learns(optimizer, learns) -> optax.GradientTransformation:
   def update(updates, state, params):
     moves, state = optimizer.update(part(updates), state, part(params))
     return jax.tree.map(jnp.zeros_like, updates) | moves, state
+
   return optax.GradientTransformation(lambda params: optimizer.init(part(params)), update)
 
 
 def _scale_by_rate(schedule, generator_schedule):
-  return scale_by_tower_rates(generator_schedule, schedule) if generator_schedule else optax.scale_by_learning_rate(schedule)
+  return (
+    scale_by_tower_rates(generator_schedule, schedule)
+    if generator_schedule
+    else optax.scale_by_learning_rate(schedule)
+  )
 
 
-def _adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction, by_tower) -> list[optax.GradientTransformation]:
+def _adam_with_decay(
+  b1, b2, eps, weight_decay, clip, bias_correction, by_tower
+) -> list[optax.GradientTransformation]:
   """What AdamW and LAMB share: clipping, Adam's direction, decay added to it."""
   mask = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params)
   clipping = clip_by_tower_norms if by_tower else optax.clip_by_global_norm
-  return [clipping(clip) if clip else optax.identity(),
-          optax.scale_by_adam(b1, b2, eps) if bias_correction else scale_by_uncorrected_adam(b1, b2, eps),
-          optax.add_decayed_weights(weight_decay, mask=mask)]
+  return [
+    clipping(clip) if clip else optax.identity(),
+    optax.scale_by_adam(b1, b2, eps) if bias_correction else scale_by_uncorrected_adam(b1, b2, eps),
+    optax.add_decayed_weights(weight_decay, mask=mask),
+  ]
 
 
 def layerwise_rates(shapes, num_layers: int, decay: float, published: bool):
@@ -207,11 +245,22 @@ def layerwise_rates(shapes, num_layers: int, decay: float, published: bool):
     else:
       raise ValueError(f'no depth is known of {"/".join(names)}')
     return np.power(decay, head - depths, dtype=np.float64).astype(np.float32)
+
   return jax.tree_util.tree_map_with_path(factor, shapes)
 
 
-def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float, bias_correction: bool,
-          layer_rates=None, generator_schedule=None) -> optax.GradientTransformation:
+def adamw(
+  schedule,
+  *,
+  b1: float,
+  b2: float,
+  eps: float,
+  weight_decay: float,
+  clip: float,
+  bias_correction: bool,
+  layer_rates=None,
+  generator_schedule=None,
+) -> optax.GradientTransformation:
   """AdamW on gradients clipped by their global norm; decay is decoupled and multiplied by the learning rate.
 
   Args:
@@ -226,12 +275,26 @@ def adamw(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, cl
   """
   scale = lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_rates)
   by_layer = [] if layer_rates is None else [optax.stateless(scale)]
-  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction, generator_schedule is not None), *by_layer,
-                     _scale_by_rate(schedule, generator_schedule))
+  return optax.chain(
+    *_adam_with_decay(
+      b1, b2, eps, weight_decay, clip, bias_correction, generator_schedule is not None
+    ),
+    *by_layer,
+    _scale_by_rate(schedule, generator_schedule),
+  )
 
 
-def lamb(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float,
-         bias_correction: bool, generator_schedule=None) -> optax.GradientTransformation:
+def lamb(
+  schedule,
+  *,
+  b1: float,
+  b2: float,
+  eps: float,
+  weight_decay: float,
+  clip: float,
+  bias_correction: bool,
+  generator_schedule=None,
+) -> optax.GradientTransformation:
   """LAMB (You et al. 2020, algorithm 2, without bounds on the norms): AdamW whose update of each layer's each tensor is scaled to
   the norm of that tensor, before the learning rate. Biases and norms are neither decayed nor scaled.
 
@@ -243,5 +306,10 @@ def lamb(schedule, *, b1: float, b2: float, eps: float, weight_decay: float, cli
     bias_correction: True there and in the paper; False leaves Adam's moments as they are.
     generator_schedule: as of adamw.
   """
-  return optax.chain(*_adam_with_decay(b1, b2, eps, weight_decay, clip, bias_correction, generator_schedule is not None),
-                     scale_by_layer_trust_ratio(), _scale_by_rate(schedule, generator_schedule))
+  return optax.chain(
+    *_adam_with_decay(
+      b1, b2, eps, weight_decay, clip, bias_correction, generator_schedule is not None
+    ),
+    scale_by_layer_trust_ratio(),
+    _scale_by_rate(schedule, generator_schedule),
+  )

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from electra_jax.errors import Preempted
 
-POLL = 5.0          # seconds between two looks at the notices of the machine
+POLL = 5.0  # seconds between two looks at the notices of the machine
 
 
 class Notice:
@@ -66,11 +66,16 @@ def metadata_server() -> str | None:
 def leaving(metadata: str) -> bool:
   """Whether the machine is about to be taken away (preempted), or stopped for maintenance, as its metadata say."""
   for key, stay in (('preempted', 'FALSE'), ('maintenance-event', 'NONE')):
-    request = urllib.request.Request(f'http://{metadata}/computeMetadata/v1/instance/{key}', headers={'Metadata-Flavor': 'Google'})
+    request = urllib.request.Request(
+      f'http://{metadata}/computeMetadata/v1/instance/{key}', headers={'Metadata-Flavor': 'Google'}
+    )
     try:
       with urllib.request.urlopen(request, timeout=POLL) as response:
         said = response.read().decode().strip()
-    except (OSError, http.client.HTTPException):      # not reached, no answer to be read, or a key that this machine does not have
+    except (
+      OSError,
+      http.client.HTTPException,
+    ):  # not reached, no answer to be read, or a key that this machine does not have
       continue
     # A live migration (MIGRATE_ON_HOST_MAINTENANCE) goes on by itself; TPU VMs are terminated.
     if said != stay and not said.startswith('MIGRATE'):
@@ -86,13 +91,17 @@ class Agreement:
 
   def __init__(self, mesh):
     self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    self._any = jax.jit(lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    self._any = jax.jit(
+      lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
     self._count, self._said = mesh.size, None
 
   def __call__(self, asked: bool) -> bool:
     if jax.process_count() == 1:
       return asked
     said = self._said
-    flags = jax.make_array_from_callback((self._count,), self._sharding, lambda _: np.full(1, asked, np.int32))
+    flags = jax.make_array_from_callback(
+      (self._count,), self._sharding, lambda _: np.full(1, asked, np.int32)
+    )
     self._said = self._any(flags)
     return said is not None and bool(said)

@@ -13,8 +13,19 @@ from electra_jax.training import workdir as workdirs
 METRICS = 'metrics.jsonl'
 
 # bfloat16 matrix products a second of one device, dense, as their makers state them.
-PEAK_FLOPS = {'TPU v3': 123e12 / 2, 'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12,
-              'TPU v6 lite': 918e12, 'TPU v6e': 918e12, 'NVIDIA A100': 312e12, 'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12}
+PEAK_FLOPS = {
+  'TPU v3': 123e12 / 2,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5e': 197e12,
+  'TPU v5': 459e12,
+  'TPU v5p': 459e12,
+  'TPU v6 lite': 918e12,
+  'TPU v6e': 918e12,
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100': 989e12,
+  'NVIDIA H200': 989e12,
+}
 
 
 def peak_flops() -> tuple[float, str]:
@@ -35,7 +46,9 @@ def peak_flops() -> tuple[float, str]:
       best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best, 'measured'
   kinds = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
-  return (PEAK_FLOPS[max(kinds, key=len)] * jax.device_count() if kinds else 0.0), 'as stated by its maker'
+  return (
+    PEAK_FLOPS[max(kinds, key=len)] * jax.device_count() if kinds else 0.0
+  ), 'as stated by its maker'
 
 
 def _summary_writer():
@@ -67,12 +80,17 @@ class Writer:
     self._spool = workdirs.Spool(workdirs.folder(workdir))
     self._path = self._spool.path / METRICS
     workdirs.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
-    self._board = _summary_writer()(str(self._spool.path / 'tensorboard'), purge_step=step + 1 if step else None,
-                                flush_secs=int(workdirs.UPLOAD_EVERY))
+    self._board = _summary_writer()(
+      str(self._spool.path / 'tensorboard'),
+      purge_step=step + 1 if step else None,
+      flush_secs=int(workdirs.UPLOAD_EVERY),
+    )
 
   def write(self, kind: str, step: int, figures: dict) -> None:
     """kind: 'train' or 'heldout'. Figures that are not finite become null."""
-    plain = {name: float(value) if math.isfinite(value) else None for name, value in figures.items()}
+    plain = {
+      name: float(value) if math.isfinite(value) else None for name, value in figures.items()
+    }
     with self._path.open('a') as file:
       file.write(json.dumps({'kind': kind, 'step': step, **plain}) + '\n')
     for name, value in plain.items():
@@ -94,6 +112,7 @@ class Writer:
 
 class NoWriter:
   """What processes other than the first have in place of a Writer."""
+
   seconds = 0.0
 
   def write(self, kind: str, step: int, figures: dict) -> None:

@@ -12,31 +12,54 @@ from electra_jax.training import mesh as meshes
 
 class TrainState(NamedTuple):
   """All that changes while training. Randomness is not in it: it comes from (seed, step, row)."""
-  step: jax.Array         # int32: steps done
+
+  step: jax.Array  # int32: steps done
   params: Any
   opt_state: Any
-  skipped: jax.Array      # int32: steps left out because a gradient was not finite
-  bad_step: jax.Array     # int32: the step that was not finite and halted the run, or -1
+  skipped: jax.Array  # int32: steps left out because a gradient was not finite
+  bad_step: jax.Array  # int32: the step that was not finite and halted the run, or -1
 
 
 def fresh_state(optimizer, params) -> TrainState:
   """The state before the first step."""
-  return TrainState(step=jnp.zeros([], jnp.int32), params=params, opt_state=optimizer.init(params),
-                    skipped=jnp.zeros([], jnp.int32), bad_step=jnp.full([], -1, jnp.int32))
+  return TrainState(
+    step=jnp.zeros([], jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    skipped=jnp.zeros([], jnp.int32),
+    bad_step=jnp.full([], -1, jnp.int32),
+  )
 
 
 def state_shardings(boxed, optimizer, layout: meshes.Layout):
   """Shapes and shardings of the state: two trees like TrainState. `boxed`: shapes of the parameters with their logical axes."""
   shardings = meshes.parameter_shardings(boxed, layout)
   shapes = jax.eval_shape(lambda params: fresh_state(optimizer, params), nn.unbox(boxed))
-  whole, moments = meshes.replicated(layout.mesh), meshes.moment_shardings(shapes.params, shardings, layout)
+  whole, moments = (
+    meshes.replicated(layout.mesh),
+    meshes.moment_shardings(shapes.params, shardings, layout),
+  )
   # The optimizer's moments are laid out as the parameters are, or finer; counters are on every device.
-  opt_shardings = with_moments(jax.tree.map(lambda _: whole, shapes.opt_state), lambda tree: {name: moments[name] for name in tree})
-  return shapes, TrainState(step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole)
+  opt_shardings = with_moments(
+    jax.tree.map(lambda _: whole, shapes.opt_state),
+    lambda tree: {name: moments[name] for name in tree},
+  )
+  return shapes, TrainState(
+    step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole
+  )
 
 
-def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_nonfinite: bool = False,
-                    layout: meshes.Layout | None = None, moments=None, trained: tuple[str, ...] | None = None):
+def make_train_step(
+  prepare,
+  loss,
+  optimizer,
+  *,
+  micro_batches: int = 1,
+  skip_nonfinite: bool = False,
+  layout: meshes.Layout | None = None,
+  moments=None,
+  trained: tuple[str, ...] | None = None,
+):
   """`train_step(state, batch) -> (state, sums)`, pure.
 
   Args:
@@ -49,8 +72,13 @@ def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_no
     layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
     trained: top levels of the parameters that learn, where not all do; the others and their moments stay bit for bit.
   """
+
   def mixed(new: dict, old: dict) -> dict:
-    return new if trained is None else {name: new[name] if name in trained else old[name] for name in new}
+    return (
+      new
+      if trained is None
+      else {name: new[name] if name in trained else old[name] for name in new}
+    )
 
   def micro_gradients(params, micro, counts):
     learning = lambda params: loss(mixed(params, jax.lax.stop_gradient(params)), micro, counts)
@@ -62,15 +90,26 @@ def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_no
     if micro_batches == 1:
       return micro_gradients(params, examples, counts)
     # Row r goes to micro-batch r % k: each device keeps its own rows, nothing moves.
-    split = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
-    add = lambda total, micro: (jax.tree.map(jnp.add, total, micro_gradients(params, micro, counts)), None)
+    split = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(
+      0, 1
+    )
+    add = lambda total, micro: (
+      jax.tree.map(jnp.add, total, micro_gradients(params, micro, counts)),
+      None,
+    )
     split_examples = jax.tree.map(split, examples)
     first = jax.tree.map(lambda x: x[0], split_examples)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro_gradients, params, first, counts))
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro_gradients, params, first, counts)
+    )
     return jax.lax.scan(add, zeros, split_examples)[0]
 
   over_devices = meshes.sum_over_data(layout, gradients, moments) if layout else gradients
-  laid_out = (lambda tree: jax.lax.with_sharding_constraint(tree, moments)) if layout else (lambda tree: tree)
+  laid_out = (
+    (lambda tree: jax.lax.with_sharding_constraint(tree, moments))
+    if layout
+    else (lambda tree: tree)
+  )
 
   def train_step(state: TrainState, batch):
     sums, grads = over_devices(state.params, *prepare(state.step, batch))
@@ -86,11 +125,18 @@ def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_no
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
     bad = jnp.where(fine | skip_nonfinite | (state.bad_step >= 0), state.bad_step, state.step)
     new_state = TrainState(
-        step=jnp.where(bad >= 0, state.step, state.step + 1), params=keep(params, old_params),
-        opt_state=keep(opt_state, state.opt_state), skipped=state.skipped + (~fine & (bad < 0)), bad_step=bad)
+      step=jnp.where(bad >= 0, state.step, state.step + 1),
+      params=keep(params, old_params),
+      opt_state=keep(opt_state, state.opt_state),
+      skipped=state.skipped + (~fine & (bad < 0)),
+      bad_step=bad,
+    )
     sums |= {'steps': jnp.ones([], jnp.int32)}
-    for name, norms in (('gradient_norm', gradient_norms), ('parameter_norm', tower_norms(old_params)),
-                        ('update_norm', tower_norms(updates))):
+    for name, norms in (
+      ('gradient_norm', gradient_norms),
+      ('parameter_norm', tower_norms(old_params)),
+      ('update_norm', tower_norms(updates)),
+    ):
       sums |= {f'{name}/{tower}': norm for tower, norm in norms.items()}
     # A step left out must not turn the sums of a whole interval into nan.
     return new_state, jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), sums)
@@ -101,8 +147,15 @@ def make_train_step(prepare, loss, optimizer, *, micro_batches: int = 1, skip_no
 def with_moments(opt_state, change, *others):
   """An optimizer's state with `change(moments, *moments of others)` in place of each of Adam's two moments."""
   is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
-  replaced = lambda new, *old: new._replace(**{name: change(getattr(new, name), *(getattr(o, name) for o in old)) for name in ('mu', 'nu')})
-  return jax.tree.map(lambda new, *old: replaced(new, *old) if is_adam(new) else new, opt_state, *others, is_leaf=is_adam)
+  replaced = lambda new, *old: new._replace(
+    **{name: change(getattr(new, name), *(getattr(o, name) for o in old)) for name in ('mu', 'nu')}
+  )
+  return jax.tree.map(
+    lambda new, *old: replaced(new, *old) if is_adam(new) else new,
+    opt_state,
+    *others,
+    is_leaf=is_adam,
+  )
 
 
 def tower_norms(tree) -> dict[str, jax.Array]:
@@ -110,8 +163,12 @@ def tower_norms(tree) -> dict[str, jax.Array]:
   squares = {}
   for name, subtree in tree.items():
     tower = 'embeddings' if name == 'embeddings' else name.split('_')[0]
-    squares[tower] = squares.get(tower, 0.0) + sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(subtree))
-  return {tower: jnp.sqrt(total) for tower, total in squares.items()} | {'all': jnp.sqrt(sum(squares.values()))}
+    squares[tower] = squares.get(tower, 0.0) + sum(
+      jnp.sum(jnp.square(x)) for x in jax.tree.leaves(subtree)
+    )
+  return {tower: jnp.sqrt(total) for tower, total in squares.items()} | {
+    'all': jnp.sqrt(sum(squares.values()))
+  }
 
 
 def first_nonfinite(prepare, loss, params, step: int, batch, layout: meshes.Layout) -> str:
@@ -119,20 +176,29 @@ def first_nonfinite(prepare, loss, params, step: int, batch, layout: meshes.Layo
 
   Computes the step's gradients again; `prepare` and `loss` as in make_train_step.
   """
+
   def check(params, batch):
     examples, counts = prepare(step, batch)
-    (value, sums), grads = jax.value_and_grad(lambda params: loss(params, examples, counts), has_aux=True)(params)
+    (value, sums), grads = jax.value_and_grad(
+      lambda params: loss(params, examples, counts), has_aux=True
+    )(params)
     finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
     figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     return finite(params), finite(figures | {'loss': value}), finite(grads)
 
-  fine = jax.jit(meshes.within(layout, check), out_shardings=meshes.replicated(layout.mesh))(params, batch)
+  fine = jax.jit(meshes.within(layout, check), out_shardings=meshes.replicated(layout.mesh))(
+    params, batch
+  )
   return name_nonfinite(*fine) or 'a sum of gradients that are finite each'
 
 
 def name_nonfinite(params, figures, gradients) -> str | None:
   """The first of three trees of truth values that says no, in words."""
-  for kind, tree in (('the parameter', params), ('the figure', figures), ('the gradient of', gradients)):
+  for kind, tree in (
+    ('the parameter', params),
+    ('the figure', figures),
+    ('the gradient of', gradients),
+  ):
     for path, fine in jax.tree_util.tree_leaves_with_path(tree):
       if not fine:
         return f'{kind} {jax.tree_util.keystr(path, simple=True, separator="/")}'

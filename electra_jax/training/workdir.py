@@ -17,8 +17,8 @@ from etils import epath
 
 from electra_jax.errors import UserError
 
-UPLOAD_EVERY = 30.0     # seconds between two uploads of files that grow, at least
-UPLOAD_SHARE = 0.05     # and of the time that uploads may take of a run's, at most
+UPLOAD_EVERY = 30.0  # seconds between two uploads of files that grow, at least
+UPLOAD_SHARE = 0.05  # and of the time that uploads may take of a run's, at most
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -32,11 +32,15 @@ def folder(workdir: str | os.PathLike) -> epath.Path:
   Raises UserError where it is an address of another kind than gs://, or gcsfs is not installed.
   """
   address = os.fspath(workdir)
-  if re.match('gs:/(?!/)', address):      # what pathlib makes of gs://
-    raise UserError(f'--workdir {address!r} lacks a slash; give the address as text, gs://bucket/run.')
+  if re.match('gs:/(?!/)', address):  # what pathlib makes of gs://
+    raise UserError(
+      f'--workdir {address!r} lacks a slash; give the address as text, gs://bucket/run.'
+    )
   if is_remote(address):
     if not re.match('gs://[^/]', address):
-      raise UserError(f'--workdir {address!r} is no place for a run; give a folder, or an address such as gs://bucket/run.')
+      raise UserError(
+        f'--workdir {address!r} is no place for a run; give a folder, or an address such as gs://bucket/run.'
+      )
     _set_up_gcs(address)
   return epath.Path(address)
 
@@ -46,11 +50,13 @@ def _set_up_gcs(address):
     raise UserError(f'--workdir {address!r} needs gcsfs, which is not installed; pip install gcsfs')
   import fsspec
 
-  os.environ.setdefault('EPATH_USE_TF', 'false')      # else epath would load TensorFlow to reach a bucket
+  os.environ.setdefault(
+    'EPATH_USE_TF', 'false'
+  )  # else epath would load TensorFlow to reach a bucket
   # TensorStore writes beside gcsfs, and other processes do: listings that are kept would be of the past.
   fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
   logger = logging.getLogger('gcsfs')
-  if logger.level == logging.NOTSET:      # it would log what it raises too, with a traceback
+  if logger.level == logging.NOTSET:  # it would log what it raises too, with a traceback
     logger.setLevel(logging.CRITICAL)
 
 
@@ -59,11 +65,13 @@ def reaching(path: str | os.PathLike, verb: str = 'read'):
   """Whatever goes wrong on the way to a bucket becomes a UserError; errors of this machine's files stay as they are."""
   try:
     yield
-  except Exception as error:      # of any kind: gcsfs, google.auth and aiohttp each have their own
+  except Exception as error:  # of any kind: gcsfs, google.auth and aiohttp each have their own
     if isinstance(error, UserError) or not is_remote(path):
       raise
-    raise UserError(f'{os.fspath(path)} cannot be {verb} ({_reason(error)}); check the address, the network, and that this '
-                    'account may read, write and delete in the bucket (gcloud auth application-default login).') from None
+    raise UserError(
+      f'{os.fspath(path)} cannot be {verb} ({_reason(error)}); check the address, the network, and that this '
+      'account may read, write and delete in the bucket (gcloud auth application-default login).'
+    ) from None
 
 
 def _reason(error):
@@ -81,7 +89,10 @@ def check_writable(path: epath.Path) -> None:
       probe.write_bytes(b'')
       probe.unlink()
       from google.cloud import storage
-      storage.Client().get_bucket(path.parts[2])      # Orbax asks this, which takes the right storage.buckets.get
+
+      storage.Client().get_bucket(
+        path.parts[2]
+      )  # Orbax asks this, which takes the right storage.buckets.get
     return
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +100,9 @@ def check_writable(path: epath.Path) -> None:
     probe.touch()
     probe.unlink()
   except OSError as error:
-    raise UserError(f'--workdir {path} cannot be written ({error.strerror}); name a folder that can.') from None
+    raise UserError(
+      f'--workdir {path} cannot be written ({error.strerror}); name a folder that can.'
+    ) from None
 
 
 def exists(path: epath.Path) -> bool:
@@ -101,7 +114,7 @@ def exists(path: epath.Path) -> bool:
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
   """Writes a file whole or not at all. Raises UserError where its bucket cannot be written, else OSError."""
   path = epath.Path(path)
-  if is_remote(path):      # an object appears when its upload is complete
+  if is_remote(path):  # an object appears when its upload is complete
     with reaching(path, 'written'):
       path.write_bytes(content)
     return
@@ -123,7 +136,9 @@ def read_json(path: str | os.PathLike) -> dict:
   except (OSError, ValueError):
     value = None
   if not isinstance(value, dict):
-    raise UserError(f'{os.fspath(path)} is damaged; restore it, or begin again in another --workdir.')
+    raise UserError(
+      f'{os.fspath(path)} is damaged; restore it, or begin again in another --workdir.'
+    )
   return value
 
 
@@ -141,14 +156,18 @@ class Spool:
     self.final = final
     self.remote = is_remote(final)
     self.path = pathlib.Path(tempfile.mkdtemp(prefix='electra_jax_') if self.remote else final)
-    self._sent = {}              # size and time of change of each file as it is in the bucket
+    self._sent = {}  # size and time of change of each file as it is in the bucket
     self._thread = None
     self._next = time.monotonic() + UPLOAD_EVERY
     self._failure = None
 
   def soon(self) -> None:
     """Begins an upload in the background where it is time for one."""
-    if self.remote and time.monotonic() >= self._next and not (self._thread and self._thread.is_alive()):
+    if (
+      self.remote
+      and time.monotonic() >= self._next
+      and not (self._thread and self._thread.is_alive())
+    ):
       self._begin()
 
   def now(self, name: str) -> str | None:
@@ -181,11 +200,16 @@ class Spool:
   def _upload(self, names=None):
     start = time.monotonic()
     try:
-      for file in sorted(self.path.rglob('*')) if names is None else [self.path / name for name in names]:
+      for file in (
+        sorted(self.path.rglob('*')) if names is None else [self.path / name for name in names]
+      ):
         if not file.is_file():
           continue
         stat = file.stat()
-        version = stat.st_size, stat.st_mtime_ns      # taken before the content: what is added meanwhile is sent next time
+        version = (
+          stat.st_size,
+          stat.st_mtime_ns,
+        )  # taken before the content: what is added meanwhile is sent next time
         if self._sent.get(file) != version:
           write_bytes(self.final / file.relative_to(self.path).as_posix(), file.read_bytes())
           self._sent[file] = version

@@ -10,8 +10,17 @@ def get_config(arguments=''):
   c.sequence_length = 32
   c.batch_size = 8
   c.steps = 30
-  c.model.update(family='modern', hidden_size=32, embedding_size=32, num_layers=1, num_heads=2, intermediate_size=64,
-                 layer_norm_eps=1e-5, global_every=1, vocab_multiple=8)
+  c.model.update(
+    family='modern',
+    hidden_size=32,
+    embedding_size=32,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=64,
+    layer_norm_eps=1e-5,
+    global_every=1,
+    vocab_multiple=8,
+  )
   c.generator.hidden_fraction = 0.5
   c.optimizer.update(learning_rate=1e-3, warmup_steps=2)
   c.micro_batches = 1

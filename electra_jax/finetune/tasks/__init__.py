@@ -6,17 +6,22 @@ import importlib
 from electra_jax.errors import UserError
 
 # Which file of this folder knows a task.
-FAMILIES = {**dict.fromkeys(('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli'), 'glue'),
-            **dict.fromkeys(('classification', 'regression'), 'text'),
-            **dict.fromkeys(('ner', 'chunking', 'pos', 'tagging'), 'tagging'),
-            **dict.fromkeys(('squad1', 'squad2', 'span'), 'squad')}
+FAMILIES = {
+  **dict.fromkeys(('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli'), 'glue'),
+  **dict.fromkeys(('classification', 'regression'), 'text'),
+  **dict.fromkeys(('ner', 'chunking', 'pos', 'tagging'), 'tagging'),
+  **dict.fromkeys(('squad1', 'squad2', 'span'), 'squad'),
+}
 GLUE = tuple(name for name, family in FAMILIES.items() if family == 'glue')
 
 
 def _family(name: str):
   if name not in FAMILIES:
     near = difflib.get_close_matches(name, FAMILIES, n=1)
-    raise UserError(f'config.task names {name!r}, which is no task' + (f'; did you mean {near[0]}?' if near else f'; there are {", ".join(FAMILIES)}.'))
+    raise UserError(
+      f'config.task names {name!r}, which is no task'
+      + (f'; did you mean {near[0]}?' if near else f'; there are {", ".join(FAMILIES)}.')
+    )
   return importlib.import_module(f'electra_jax.finetune.tasks.{FAMILIES[name]}')
 
 
@@ -28,7 +33,11 @@ def open_task(name: str, data):
 def head_of(name: str) -> str:
   """The kind of head that a task has, of model.heads.KINDS. Raises UserError where there is no such task."""
   _family(name)
-  return 'regression' if name == 'stsb' else {'glue': 'classification', 'tagging': 'tagging', 'squad': 'span'}.get(FAMILIES[name], name)
+  return (
+    'regression'
+    if name == 'stsb'
+    else {'glue': 'classification', 'tagging': 'tagging', 'squad': 'span'}.get(FAMILIES[name], name)
+  )
 
 
 def define_task(name: str, data, labels: tuple[str, ...]):

@@ -34,18 +34,29 @@ def read(source: str, split: str | None = None) -> list[Row]:
   builder = tfds.open_dataset(parsed)
   name, known = builder.info.full_name, builder.info.splits
   if split not in known and not re.search(r'[\[+]', split):
-    raise UserError(f'TFDS dataset {name} has no split {split!r}; its splits are {readers.named(known)}')
+    raise UserError(
+      f'TFDS dataset {name} has no split {split!r}; its splits are {readers.named(known)}'
+    )
   in_arrays = builder.info.file_format.value == 'array_record'
   if not in_arrays and importlib.util.find_spec('tensorflow') is None:
-    raise UserError(f'TFDS dataset {name} is kept as {builder.info.file_format.value}, which needs TensorFlow to be read; '
-                    'pip install tensorflow, or prepare it as array_record')
+    raise UserError(
+      f'TFDS dataset {name} is kept as {builder.info.file_format.value}, which needs TensorFlow to be read; '
+      'pip install tensorflow, or prepare it as array_record'
+    )
   try:
     examples = (_from_arrays if in_arrays else _from_records)(builder, split)
-    rows = [Row(number, _plain(example, builder.info.features)) for number, example in enumerate(examples, 1)]
+    rows = [
+      Row(number, _plain(example, builder.info.features))
+      for number, example in enumerate(examples, 1)
+    ]
   except Exception as error:  # of many kinds
-    raise UserError(f'split {split!r} of TFDS dataset {name} cannot be read: {files.reason(error)}') from None
+    raise UserError(
+      f'split {split!r} of TFDS dataset {name} cannot be read: {files.reason(error)}'
+    ) from None
   if not rows:
-    raise UserError(f'split {split!r} of TFDS dataset {name} holds no example; its splits are {readers.named(known)}')
+    raise UserError(
+      f'split {split!r} of TFDS dataset {name} holds no example; its splits are {readers.named(known)}'
+    )
   return rows
 
 
@@ -69,8 +80,12 @@ def _from_records(builder, split):
 
   with contextlib.suppress(RuntimeError):  # TensorFlow was in use before us and has them already
     tf.config.set_visible_devices([], 'GPU')  # the accelerator's memory is JAX's
-  config = tensorflow_datasets.ReadConfig(try_autocache=False, interleave_cycle_length=1)  # files one after the other
-  return tensorflow_datasets.as_numpy(builder.as_dataset(split=split, shuffle_files=False, read_config=config))
+  config = tensorflow_datasets.ReadConfig(
+    try_autocache=False, interleave_cycle_length=1
+  )  # files one after the other
+  return tensorflow_datasets.as_numpy(
+    builder.as_dataset(split=split, shuffle_files=False, read_config=config)
+  )
 
 
 def _plain(value, feature):

@@ -28,12 +28,14 @@ class Window(NamedTuple):
     start: the row's first token of the context.
     spans: int32 [tokens, 2], the characters of the context that each of them stands for.
   """
+
   start: int
   spans: np.ndarray
 
 
 class Answer(NamedTuple):
   """A span of a context, `context[start:end]`, with its log-probability."""
+
   text: str
   start: int
   end: int
@@ -54,6 +56,7 @@ class SquadTask:
     columns: of tables.
     load: the questions of a part.
   """
+
   name: str
   metric: str
   splits: tuple[str, ...]
@@ -75,14 +78,18 @@ class SquadTask:
 
   def examples(self, split: str) -> Sequence[Question]:
     if split not in self.splits:
-      raise UserError(f'there is no {split} data for the task {self.name!r}; it has {readers.named(self.splits)}; '
-                      f'name a file in config.data.{split if split in ("train", "dev", "test") else "source"}')
+      raise UserError(
+        f'there is no {split} data for the task {self.name!r}; it has {readers.named(self.splits)}; '
+        f'name a file in config.data.{split if split in ("train", "dev", "test") else "source"}'
+      )
     return self.load(split)
 
   def read(self, path: str) -> Sequence[Question]:
     return squad_data.read_questions(path, 'auto', self.columns, labelled=False)
 
-  def features(self, examples: Sequence[Question], tokenizer: Tokenizer, max_length: int) -> tuple[Features, dict[str, int]]:
+  def features(
+    self, examples: Sequence[Question], tokenizer: Tokenizer, max_length: int
+  ) -> tuple[Features, dict[str, int]]:
     """[CLS] question [SEP] window [SEP], for windows of each context that hold all of its tokens.
 
     An answer is the target of each window that holds it whole. The original labels all other windows by their question: start
@@ -101,12 +108,14 @@ class SquadTask:
       ids, spans = encoded[example.context]
       counts[f'questions cut to {self.max_question} tokens'] += len(question) > self.max_question
       counts['answers that start elsewhere than told'] += example.mended
-      question = question[:self.max_question]
+      question = question[: self.max_question]
       offset = len(question) + 2
       room = max_length - offset - 1
       if room < min(SMALLEST_WINDOW, len(ids)):
-        raise UserError(f'max_length={max_length} leaves {max(room, 0)} tokens for the text beside a question of {len(question)}; '
-                        'raise config.max_length, or lower config.data.max_question')
+        raise UserError(
+          f'max_length={max_length} leaves {max(room, 0)} tokens for the text beside a question of {len(question)}; '
+          'raise config.max_length, or lower config.data.max_question'
+        )
       first, last = answer_tokens(example, spans)
       counts['answers that the tokenizer has no token for'] += bool(example.answers) and first < 0
       whole = False
@@ -126,10 +135,17 @@ class SquadTask:
       counts[f'further windows on texts longer than {max_length} tokens'] += len(windows) - 1
       counts['answers that no window holds whole'] += first >= 0 and not whole
     starts, ends = np.array(starts, np.int32), np.array(ends, np.int32)
-    targets = {'start': starts, 'end': ends, 'impossible': (starts == 0).astype(np.float32), 'allowed': allowed}
+    targets = {
+      'start': starts,
+      'end': ends,
+      'impossible': (starts == 0).astype(np.float32),
+      'allowed': allowed,
+    }
     return Features(token_ids, targets, np.array(owners, np.int32), notes), dict(+counts)
 
-  def answers(self, examples: Sequence[Question], features: Features, outputs: Outputs) -> tuple[list[list[Answer]], np.ndarray]:
+  def answers(
+    self, examples: Sequence[Question], features: Features, outputs: Outputs
+  ) -> tuple[list[list[Answer]], np.ndarray]:
     """Of each question its best answers, none empty and no two of one text, the best first, and null odds, float64 [questions].
 
     An answer is at most `max_answer` tokens of one window, as the context has them. Of the same text in several windows the
@@ -149,7 +165,10 @@ class SquadTask:
     """At most n_best answers of a question, from the beams of its rows."""
     rows = np.array(rows)
     start, end = outputs['start_index'][rows][:, :, None], outputs['end_index'][rows]
-    scores = outputs['start_log_probs'][rows][:, :, None].astype(np.float64) + outputs['end_log_probs'][rows]
+    scores = (
+      outputs['start_log_probs'][rows][:, :, None].astype(np.float64)
+      + outputs['end_log_probs'][rows]
+    )
     offset = np.array([notes[row].start for row in rows])[:, None, None]
     length = np.array([len(notes[row].spans) for row in rows])[:, None, None]
     inside = (start >= offset) & (end < offset + length) & np.isfinite(scores)
@@ -158,7 +177,9 @@ class SquadTask:
     window, begin, _ = np.unravel_index(order, scores.shape)
     first, last = (start - offset)[window, begin, 0], (end - offset).ravel()[order]
     found = {}
-    for row, i, j, score in zip(rows[window].tolist(), first.tolist(), last.tolist(), scores.ravel()[order].tolist()):
+    for row, i, j, score in zip(
+      rows[window].tolist(), first.tolist(), last.tolist(), scores.ravel()[order].tolist()
+    ):
       answer = _answer(context, notes[row].spans, i, j, score)
       if answer and answer.text not in found:
         found[answer.text] = answer
@@ -166,7 +187,9 @@ class SquadTask:
           break
     return list(found.values()) or _anything(context, notes, rows, outputs)
 
-  def score(self, split: str, examples: Sequence[Question], features: Features, outputs: Outputs) -> dict[str, float]:
+  def score(
+    self, split: str, examples: Sequence[Question], features: Features, outputs: Outputs
+  ) -> dict[str, float]:
     """Figures of the official scripts; questions that nobody says the answer of are left out. With unanswerable questions,
     `exact`, `f1` and their parts go by the task's threshold, `best_f1` and `best_exact` by the best ones for these questions,
     `best_f1_thresh` and `best_exact_thresh`."""
@@ -174,7 +197,9 @@ class SquadTask:
     told = [i for i, example in enumerate(examples) if example.answers is not None]
     if not told:
       return {}
-    return self._figures([_text(answers[i]) for i in told], [examples[i].answers for i in told], odds[told])
+    return self._figures(
+      [_text(answers[i]) for i in told], [examples[i].answers for i in told], odds[told]
+    )
 
   def _figures(self, predictions, right, odds):
     if not self.unanswerable:
@@ -186,20 +211,36 @@ class SquadTask:
         figures[name] = float(odds.min()) - 1
     return figures
 
-  def predictions(self, examples: Sequence[Question], features: Features, outputs: Outputs) -> list[dict]:
+  def predictions(
+    self, examples: Sequence[Question], features: Features, outputs: Outputs
+  ) -> list[dict]:
     """`answer`, '' for none, with its place in the context, its share of probability among the best, these, and null odds."""
     found = []
-    for example, answers, odds in zip(examples, *self.answers(examples, features, outputs), strict=True):
-      shares = np.exp([answer.score - answers[0].score for answer in answers]) if answers else np.zeros(0)
-      best = [{'text': answer.text, 'probability': float(share), 'start': answer.start, 'end': answer.end}
-              for answer, share in zip(answers, shares / (shares.sum() or 1))]
-      given = best[0] if best and not self._refuses(odds) else {'text': '', 'probability': None, 'start': None, 'end': None}
+    for example, answers, odds in zip(
+      examples, *self.answers(examples, features, outputs), strict=True
+    ):
+      shares = (
+        np.exp([answer.score - answers[0].score for answer in answers]) if answers else np.zeros(0)
+      )
+      best = [
+        {'text': answer.text, 'probability': float(share), 'start': answer.start, 'end': answer.end}
+        for answer, share in zip(answers, shares / (shares.sum() or 1))
+      ]
+      given = (
+        best[0]
+        if best and not self._refuses(odds)
+        else {'text': '', 'probability': None, 'start': None, 'end': None}
+      )
       said = {'id': example.id, 'question': example.question, 'answer': given['text']}
       said |= {name: given[name] for name in ('probability', 'start', 'end')}
-      found.append(said | ({'null_odds': float(odds)} if self.unanswerable else {}) | {'n_best': best})
+      found.append(
+        said | ({'null_odds': float(odds)} if self.unanswerable else {}) | {'n_best': best}
+      )
     return found
 
-  def submission(self, split: str, examples: Sequence[Question], features: Features, outputs: Outputs) -> dict[str, bytes]:
+  def submission(
+    self, split: str, examples: Sequence[Question], features: Features, outputs: Outputs
+  ) -> dict[str, bytes]:
     """predictions.json, by question. With unanswerable questions '' where the threshold says so, with null_odds.json;
     best_answers.json has an answer to every question, which the official script (`--na-prob-file null_odds.json`) finds the
     best thresholds for."""
@@ -210,8 +251,11 @@ class SquadTask:
     if not self.unanswerable:
       return {'predictions.json': _json(names, best)}
     given = ['' if self._refuses(one) else text for text, one in zip(best, odds)]
-    return {'predictions.json': _json(names, given), 'null_odds.json': _json(names, odds.tolist()),
-            'best_answers.json': _json(names, best)}
+    return {
+      'predictions.json': _json(names, given),
+      'null_odds.json': _json(names, odds.tolist()),
+      'best_answers.json': _json(names, best),
+    }
 
   def _refuses(self, odds):
     return self.unanswerable and odds > self.threshold
@@ -219,8 +263,12 @@ class SquadTask:
   def constant(self) -> dict[str, float]:
     """Of always giving the commonest answer of the training set, which is none where many questions have none."""
     train, dev = self.examples('train'), self.examples('dev')
-    answer = collections.Counter(example.answers[0] if example.answers else '' for example in train).most_common(1)[0][0]
-    return self._figures([answer] * len(dev), [example.answers for example in dev], np.full(len(dev), self.threshold))
+    answer = collections.Counter(
+      example.answers[0] if example.answers else '' for example in train
+    ).most_common(1)[0][0]
+    return self._figures(
+      [answer] * len(dev), [example.answers for example in dev], np.full(len(dev), self.threshold)
+    )
 
   def describe(self) -> dict:
     return {name: getattr(self, name) for name in _DESCRIBED} | {'columns': list(self.columns)}
@@ -240,8 +288,10 @@ def open_task(name: str, data: Any) -> SquadTask:
   own, places = name not in squad_data.VERSIONS, squad_data.places(name, data)
   if not places or own and 'train' not in places:
     where = 'tfds:squad/v2.0' if name == 'squad2' else 'tfds:squad'
-    raise UserError(f'the task {name!r} has no {"training " if own else ""}data; name ' + (
-      'a file in config.data.train' if own else f'its folder in config.data.source, or {where}'))
+    raise UserError(
+      f'the task {name!r} has no {"training " if own else ""}data; name '
+      + ('a file in config.data.train' if own else f'its folder in config.data.source, or {where}')
+    )
   return _on_places(name, data, places)
 
 
@@ -261,7 +311,9 @@ def _on_places(name, data, places):
 
   def load(split):
     if split not in read:
-      questions = squad_data.read_questions(places[split], data.format, columns, labelled=split != 'test')
+      questions = squad_data.read_questions(
+        places[split], data.format, columns, labelled=split != 'test'
+      )
       if split != 'test':
         squad_data.check_answers(questions, places[split], each=name == 'squad1')
       read[split] = questions
@@ -270,18 +322,39 @@ def _on_places(name, data, places):
   splits = tuple(split for split in ('train', 'dev', 'test') if split in places)
   unanswerable = name == 'squad2'
   if own:
-    unanswerable = any(not question.answers for split in splits if split != 'test' for question in load(split))
-  return _task(name, unanswerable, columns, splits, load,
-               **{field: getattr(data, field) for field in ('max_question', 'stride', 'max_answer', 'n_best')})
+    unanswerable = any(
+      not question.answers for split in splits if split != 'test' for question in load(split)
+    )
+  return _task(
+    name,
+    unanswerable,
+    columns,
+    splits,
+    load,
+    **{field: getattr(data, field) for field in ('max_question', 'stride', 'max_answer', 'n_best')},
+  )
 
 
 def restore(description: dict) -> SquadTask:
   """The task of what `describe` gave, without data."""
-  return _task(**{name: description[name] for name in _DESCRIBED}, columns=Columns(*description['columns']), splits=(), load=None)
+  return _task(
+    **{name: description[name] for name in _DESCRIBED},
+    columns=Columns(*description['columns']),
+    splits=(),
+    load=None,
+  )
 
 
 def _task(name, unanswerable, columns, splits, load, **fields):
-  return SquadTask(name, 'best_f1' if unanswerable else 'f1', splits, unanswerable, columns=columns, load=load, **fields)
+  return SquadTask(
+    name,
+    'best_f1' if unanswerable else 'f1',
+    splits,
+    unanswerable,
+    columns=columns,
+    load=load,
+    **fields,
+  )
 
 
 def window_starts(tokens: int, room: int, stride: int) -> range:
@@ -319,11 +392,19 @@ def _answer(context, spans, first, last, score):
 
 def _anything(context, notes, rows, outputs):
   """An answer of one token where no beam has a whole one: at the likeliest start, or else the first token there is."""
-  starts = [(float(log_prob), row, int(start) - notes[row].start) for row in rows.tolist()
-            for log_prob, start in zip(outputs['start_log_probs'][row], outputs['start_index'][row])]
-  inside = [(log_prob, row, token) for log_prob, row, token in starts
-            if 0 <= token < len(notes[row].spans) and math.isfinite(log_prob)]
-  others = [(-math.inf, row, token) for row in rows.tolist() for token in range(len(notes[row].spans))]
+  starts = [
+    (float(log_prob), row, int(start) - notes[row].start)
+    for row in rows.tolist()
+    for log_prob, start in zip(outputs['start_log_probs'][row], outputs['start_index'][row])
+  ]
+  inside = [
+    (log_prob, row, token)
+    for log_prob, row, token in starts
+    if 0 <= token < len(notes[row].spans) and math.isfinite(log_prob)
+  ]
+  others = [
+    (-math.inf, row, token) for row in rows.tolist() for token in range(len(notes[row].spans))
+  ]
   for log_prob, row, token in sorted(inside, reverse=True) + others:
     if answer := _answer(context, notes[row].spans, token, token, max(log_prob, -1e9)):
       return [answer]

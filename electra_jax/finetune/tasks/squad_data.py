@@ -16,6 +16,7 @@ _TFDS = {'train': 'train', 'dev': 'validation', 'test': 'test'}
 
 class Columns(NamedTuple):
   """Names of a table's columns."""
+
   question: str = 'question'
   context: str = 'context'
   answers: str = 'answers'
@@ -30,6 +31,7 @@ class Question(NamedTuple):
     starts: of each answer, its first character in the context.
     mended: how many of the starts were told otherwise.
   """
+
   id: str
   question: str
   context: str
@@ -49,26 +51,38 @@ def places(name: str, data: Any) -> dict[str, str]:
   Raises:
     UserError: the source has none of the files, or several for one part.
   """
-  named = {split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')}
+  named = {
+    split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')
+  }
   source = getattr(data, 'source', '')
   if not source:
     found = {}
   elif name not in VERSIONS:
-    raise UserError(f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave '
-                    'config.data.source empty')
+    raise UserError(
+      f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave '
+      'config.data.source empty'
+    )
   elif source.startswith(prepared.PREFIX):
     location, semicolon, options = source.partition(';')
     there = prepared.splits(source)
-    found = {split: f'{location};split={theirs}{semicolon}{options}' for split, theirs in _TFDS.items() if theirs in there}
+    found = {
+      split: f'{location};split={theirs}{semicolon}{options}'
+      for split, theirs in _TFDS.items()
+      if theirs in there
+    }
   else:
     found = {split: file for split in _TFDS if (file := _in_folder(source, split, VERSIONS[name]))}
     if not found:
-      raise UserError(f'{source!r} holds no train-{VERSIONS[name]}.json or dev-{VERSIONS[name]}.json; name the folder that does, '
-                      'or files in config.data.train and config.data.dev')
+      raise UserError(
+        f'{source!r} holds no train-{VERSIONS[name]}.json or dev-{VERSIONS[name]}.json; name the folder that does, '
+        'or files in config.data.train and config.data.dev'
+      )
   return found | named
 
 
-def read_questions(place: str, table_format: str, columns: Columns, labelled: bool) -> list[Question]:
+def read_questions(
+  place: str, table_format: str, columns: Columns, labelled: bool
+) -> list[Question]:
   """The questions of a file or a prepared dataset, in order.
 
   Args:
@@ -98,12 +112,14 @@ def read_questions(place: str, table_format: str, columns: Columns, labelled: bo
       rows = tables.parse_table(text, place, 'tsv', columns=columns[:2], header=False)
       return _checked(_of_rows(rows, place, columns, False), place)
     else:
-      raise UserError(f'{tables.shown(place)} is neither a table with the columns {columns.question!r} and {columns.context!r}, '
-                      'nor JSON, nor lines with a question, a tab and a context; give one of them')
+      raise UserError(
+        f'{tables.shown(place)} is neither a table with the columns {columns.question!r} and {columns.context!r}, '
+        'nor JSON, nor lines with a question, a tab and a context; give one of them'
+      )
   rows = tables.parse_table(text, place, found_format)
   if found_format in ('tsv', 'csv'):  # the header is what lacks a column; of JSON each row may
     fields = ('data.text', 'data.pair', 'data.label')
-    for column, field in list(zip(columns, fields))[:3 if labelled else 2]:
+    for column, field in list(zip(columns, fields))[: 3 if labelled else 2]:
       tables.need([column], list(rows[0].values), place, field=field)
   return _checked(_of_rows(rows, place, columns, labelled), place)
 
@@ -116,7 +132,9 @@ def _in_folder(folder, split, version):
         return path
   found = files.glob(files.join(folder, f'{split}-{version}*.json*'))
   if len(found) > 1:
-    raise UserError(f'{folder!r} holds {readers.named(found)}; name one of them in config.data.{split}')
+    raise UserError(
+      f'{folder!r} holds {readers.named(found)}; name one of them in config.data.{split}'
+    )
   return found[0] if found else None
 
 
@@ -130,12 +148,16 @@ def _document(text, place, found_format):
     if found_format != 'json':  # JSON lines, may be
       return None
     line = getattr(error, 'lineno', 1)
-    raise UserError(f'{tables.place(place, line)} is not JSON ({files.reason(error)}); mend it') from None
+    raise UserError(
+      f'{tables.place(place, line)} is not JSON ({files.reason(error)}); mend it'
+    ) from None
   if isinstance(document.get('data'), list):
     return document['data']
   if found_format == 'json':
-    raise UserError(f'{tables.shown(place)} is not as SQuAD has it: it has no list "data"; set data.format=jsonl where each line is '
-                    'an object')
+    raise UserError(
+      f'{tables.shown(place)} is not as SQuAD has it: it has no list "data"; set data.format=jsonl where each line is '
+      'an object'
+    )
   return None
 
 
@@ -153,8 +175,14 @@ def _of_document(articles, place):
           which = f'the question {name!r} of {tables.shown(place)}'
           yield _question(name, _text(question['question']), context, answers, None, which)
     except (KeyError, TypeError, AttributeError) as error:
-      within = ''.join(f'{name} {number} of ' for name, number in (('question', k), ('paragraph', j)) if number)
-      lacks = f'no {error.args[0]!r} there' if isinstance(error, KeyError) else 'a value is of another kind'
+      within = ''.join(
+        f'{name} {number} of ' for name, number in (('question', k), ('paragraph', j)) if number
+      )
+      lacks = (
+        f'no {error.args[0]!r} there'
+        if isinstance(error, KeyError)
+        else 'a value is of another kind'
+      )
       raise UserError(f'{within}{where} is not as SQuAD has it: {lacks}; mend it') from None
 
 
@@ -173,9 +201,14 @@ def _of_rows(rows: Iterable[tables.Row], place, columns, labelled):
       answers = []
     starts = values.get('answer_start')
     name = values.get('id')
-    yield _question(str(number if name in (None, '') else name), tables.text_value(place, row, columns.question),
-                    tables.text_value(place, row, columns.context), answers, None if starts == '' else starts,
-                    'the question ' + (f'{name!r} ' if name else '') + f'of {tables.place(place, row.line)}')
+    yield _question(
+      str(number if name in (None, '') else name),
+      tables.text_value(place, row, columns.question),
+      tables.text_value(place, row, columns.context),
+      answers,
+      None if starts == '' else starts,
+      'the question ' + (f'{name!r} ' if name else '') + f'of {tables.place(place, row.line)}',
+    )
 
 
 def _question(name, question, context, answers, starts, which):
@@ -189,7 +222,9 @@ def _question(name, question, context, answers, starts, which):
   if not isinstance(starts, list):
     starts = [starts] * len(answers)
   if len(starts) != len(answers):
-    raise UserError(f'{which} has {len(answers)} answers and {len(starts)} places where they start; mend it')
+    raise UserError(
+      f'{which} has {len(answers)} answers and {len(starts)} places where they start; mend it'
+    )
   texts, found, mended = [], [], 0
   for answer, start in zip(answers, starts):
     if isinstance(answer, dict):
@@ -203,14 +238,18 @@ def _question(name, question, context, answers, starts, which):
     try:
       told = None if start is None else int(start)
     except (ValueError, TypeError):
-      raise UserError(f'{which} has an answer that starts at {start!r}, which is no number; mend it') from None
+      raise UserError(
+        f'{which} has an answer that starts at {start!r}, which is no number; mend it'
+      ) from None
     where = find(context, answer, told)
     if where is None:
       answer = answer.strip()
       where = find(context, answer, told)
     if where is None:
-      raise UserError(f'{which} has the answer {textwrap.shorten(answer, 80, placeholder="...")!r}, which is not in its context; '
-                      'mend it, letter by letter as the context has it')
+      raise UserError(
+        f'{which} has the answer {textwrap.shorten(answer, 80, placeholder="...")!r}, which is not in its context; '
+        'mend it, letter by letter as the context has it'
+      )
     texts.append(answer)
     found.append(where)
     mended += told is not None and told != where
@@ -233,7 +272,9 @@ def _checked(questions: Iterable[Question], place: str) -> list[Question]:
   found, seen = list(questions), set()
   for question in found:
     if question.id in seen:
-      raise UserError(f'{tables.shown(place)} has two questions with the id {question.id!r}; give each its own')
+      raise UserError(
+        f'{tables.shown(place)} has two questions with the id {question.id!r}; give each its own'
+      )
     seen.add(question.id)
   if not found:
     raise UserError(f'{tables.shown(place)} holds no questions; give one that does')
@@ -245,7 +286,9 @@ def check_answers(questions: Sequence[Question], place: str, each: bool) -> None
   for question in questions:
     which = f'the question {question.id!r} of {tables.shown(place)}'
     if question.answers is None:
-      raise UserError(f'{which} says nothing of answers; give "answers", empty where there are none')
+      raise UserError(
+        f'{which} says nothing of answers; give "answers", empty where there are none'
+      )
     if each and not question.answers:
       raise UserError(f'{which} has no answer, and squad1 has none such; use the task squad2')
   if not any(question.answers for question in questions):

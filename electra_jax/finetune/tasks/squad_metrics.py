@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
-_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)  # of ASCII alone, so that curly quotes and dashes stay
+_NO_PUNCTUATION = str.maketrans(
+  '', '', string.punctuation
+)  # of ASCII alone, so that curly quotes and dashes stay
 
 
 def normalize(text: str) -> str:
@@ -34,7 +36,9 @@ def f1(prediction: str, answer: str, version: int) -> float:
   return 2 * precision * recall / (precision + recall)
 
 
-def scores(predictions: Sequence[str], answers: Sequence[Sequence[str]], version: int) -> tuple[np.ndarray, np.ndarray]:
+def scores(
+  predictions: Sequence[str], answers: Sequence[Sequence[str]], version: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Exact match and F1 of each question, float64 [questions], with the best of its answers.
 
   Args:
@@ -81,7 +85,10 @@ def version_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> d
 
 
 def version_2(
-  predictions: Sequence[str], answers: Sequence[Sequence[str]], null_odds: Sequence[float], threshold: float
+  predictions: Sequence[str],
+  answers: Sequence[Sequence[str]],
+  null_odds: Sequence[float],
+  threshold: float,
 ) -> dict[str, float]:
   """Figures of SQuAD 2.0.
 
@@ -98,10 +105,18 @@ def version_2(
   answerable, null_odds = np.array([bool(right) for right in answers]), np.asarray(null_odds, float)
   raw = dict(zip(('exact', 'f1'), scores(predictions, answers, version=2)))
   figures = {}
-  for prefix, chosen in (('', np.ones(len(answers), bool)), ('HasAns_', answerable), ('NoAns_', ~answerable)):
+  for prefix, chosen in (
+    ('', np.ones(len(answers), bool)),
+    ('HasAns_', answerable),
+    ('NoAns_', ~answerable),
+  ):
     for name, values in raw.items():
       if chosen.any():
-        figures[prefix + name] = float(np.where(null_odds > threshold, ~answerable, values)[chosen].mean())
+        figures[prefix + name] = float(
+          np.where(null_odds > threshold, ~answerable, values)[chosen].mean()
+        )
   for name, values in raw.items():
-    figures[f'best_{name}'], figures[f'best_{name}_thresh'] = best_threshold(values, predictions, answerable, null_odds)
+    figures[f'best_{name}'], figures[f'best_{name}_thresh'] = best_threshold(
+      values, predictions, answerable, null_odds
+    )
   return figures

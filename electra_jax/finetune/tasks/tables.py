@@ -15,19 +15,34 @@ from electra_jax.errors import UserError
 FORMATS = ('tsv', 'csv', 'jsonl', 'json')
 STANDARD_INPUT = '-'
 
-_SUFFIXES = {'.tsv': 'tsv', '.csv': 'csv', '.jsonl': 'jsonl', '.ndjson': 'jsonl', '.json': 'json', '.conll': 'conll',
-             '.conllu': 'conllu', '.iob2': 'conll', '.txt': 'txt'}
+_SUFFIXES = {
+  '.tsv': 'tsv',
+  '.csv': 'csv',
+  '.jsonl': 'jsonl',
+  '.ndjson': 'jsonl',
+  '.json': 'json',
+  '.conll': 'conll',
+  '.conllu': 'conllu',
+  '.iob2': 'conll',
+  '.txt': 'txt',
+}
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 
 
 class Row(NamedTuple):
   """One row: the line of the file that it begins on, counted from 1, and its values by column, text but in JSON."""
+
   line: int
   values: dict[str, Any]
 
 
-def read_table(path: str, format: str = 'auto', columns: Sequence[str] | None = None, header: bool = True,
-               broken: list[int] | None = None) -> list[Row]:
+def read_table(
+  path: str,
+  format: str = 'auto',
+  columns: Sequence[str] | None = None,
+  header: bool = True,
+  broken: list[int] | None = None,
+) -> list[Row]:
   """The rows of a table, all of them, with all of their columns.
 
   Args:
@@ -50,16 +65,25 @@ def read_table(path: str, format: str = 'auto', columns: Sequence[str] | None = 
   return parse_table(text, path, format, columns, header, broken)
 
 
-def parse_table(text: str, path: str, format: str, columns: Sequence[str] | None = None, header: bool = True,
-                broken: list[int] | None = None, keep: Sequence[str] | None = None) -> list[Row]:
+def parse_table(
+  text: str,
+  path: str,
+  format: str,
+  columns: Sequence[str] | None = None,
+  header: bool = True,
+  broken: list[int] | None = None,
+  keep: Sequence[str] | None = None,
+) -> list[Row]:
   """The rows of a table whose text is at hand already; `path` is for complaints. Otherwise as `read_table`, without auto.
 
   Args:
     keep: TSV and CSV: the only columns that rows are to have, where they are there; None for all.
   """
   if format not in FORMATS:
-    raise UserError(f'what kind of table {shown(path)} is does not follow from its name; set data.format to one of '
-                    f'{", ".join(FORMATS)}')
+    raise UserError(
+      f'what kind of table {shown(path)} is does not follow from its name; set data.format to one of '
+      f'{", ".join(FORMATS)}'
+    )
   if format in ('jsonl', 'json'):
     rows = (_json_lines if format == 'jsonl' else _json_list)(text, path)
     for row in rows:
@@ -67,9 +91,14 @@ def parse_table(text: str, path: str, format: str, columns: Sequence[str] | None
   else:
     rows = _separated(text, path, format, columns, header, broken, keep)
   if not rows and broken:
-    raise UserError(f'{place(path, broken[0])}, and all others, have more or fewer fields than there should be; mend them')
+    raise UserError(
+      f'{place(path, broken[0])}, and all others, have more or fewer fields than there should be; mend them'
+    )
   if not rows:
-    raise UserError(f'{shown(path)} holds no rows; give a file with at least one' + (' below its header' if header else ''))
+    raise UserError(
+      f'{shown(path)} holds no rows; give a file with at least one'
+      + (' below its header' if header else '')
+    )
   return rows
 
 
@@ -96,10 +125,14 @@ def read_text(path: str) -> str:
     text = content.decode()
   except UnicodeDecodeError as error:
     line = content.count(b'\n', 0, error.start) + 1
-    raise UserError(f'{place(path, line)} is not UTF-8 (byte 0x{content[error.start]:02x}); convert it, with iconv say') from None
+    raise UserError(
+      f'{place(path, line)} is not UTF-8 (byte 0x{content[error.start]:02x}); convert it, with iconv say'
+    ) from None
   if '\0' in text:
     line = text.count('\n', 0, text.index('\0')) + 1
-    raise UserError(f'{place(path, line)} holds a zero byte, so it is no text, or not UTF-8; convert it, with iconv say')
+    raise UserError(
+      f'{place(path, line)} holds a zero byte, so it is no text, or not UTF-8; convert it, with iconv say'
+    )
   return text
 
 
@@ -111,15 +144,31 @@ def read_lines(path: str) -> list[str]:
 
 def shown(path: str) -> str:
   """A file's name for a sentence."""
-  return 'standard input' if path == STANDARD_INPUT else f'the file {path!r}' if not path.startswith(tfds.PREFIX) else repr(path)
+  return (
+    'standard input'
+    if path == STANDARD_INPUT
+    else f'the file {path!r}'
+    if not path.startswith(tfds.PREFIX)
+    else repr(path)
+  )
 
 
 def place(path: str, line: int) -> str:
   """A line of a file for a sentence; of TFDS an example, counted from 1."""
-  return f'example {line} of {path!r}' if path.startswith(tfds.PREFIX) else f'line {line} of {shown(path)}'
+  return (
+    f'example {line} of {path!r}'
+    if path.startswith(tfds.PREFIX)
+    else f'line {line} of {shown(path)}'
+  )
 
 
-def need(columns: Sequence[str], present: Sequence[str], path: str, line: int | None = None, field: str = '') -> None:
+def need(
+  columns: Sequence[str],
+  present: Sequence[str],
+  path: str,
+  line: int | None = None,
+  field: str = '',
+) -> None:
   """Raises UserError, naming what there is, for the first of `columns` that is not present in the table, or in a line of it.
 
   Args:
@@ -128,13 +177,17 @@ def need(columns: Sequence[str], present: Sequence[str], path: str, line: int | 
   for column in columns:
     if column in present:
       continue
-    near = difflib.get_close_matches(column, [name for name in present if isinstance(name, str)], n=1)
+    near = difflib.get_close_matches(
+      column, [name for name in present if isinstance(name, str)], n=1
+    )
     quoted = f'"{column}"' in present
     raise UserError(
-      f'{shown(path) if line is None else place(path, line)} has no column {column!r}' +
-      (f' (did you mean {near[0]!r}?)' if near else '') +
-      f'; its columns are {readers.named(present)}' + ('; name one with ' + field if field else '') +
-      ('; fields in quotes are read with data.format=csv' if quoted else ''))
+      f'{shown(path) if line is None else place(path, line)} has no column {column!r}'
+      + (f' (did you mean {near[0]!r}?)' if near else '')
+      + f'; its columns are {readers.named(present)}'
+      + ('; name one with ' + field if field else '')
+      + ('; fields in quotes are read with data.format=csv' if quoted else '')
+    )
 
 
 def text_value(path: str, row: Row, column: str) -> str:
@@ -145,14 +198,20 @@ def text_value(path: str, row: Row, column: str) -> str:
   if isinstance(value, bool | int | float):
     return json.dumps(value)
   kind = {list: 'a list', dict: 'an object'}.get(type(value), 'null')
-  raise UserError(f'{place(path, row.line)} has {kind} in its column {column!r}, where text is wanted; mend it')
+  raise UserError(
+    f'{place(path, row.line)} has {kind} in its column {column!r}, where text is wanted; mend it'
+  )
 
 
 def _separated(text, path, format, columns, header, broken, keep):
   """Rows of TSV or CSV."""
   if format == 'tsv':
     lines = text.split('\n')
-    records = ((number, line.removesuffix('\r').split('\t')) for number, line in enumerate(lines, 1) if line and line != '\r')
+    records = (
+      (number, line.removesuffix('\r').split('\t'))
+      for number, line in enumerate(lines, 1)
+      if line and line != '\r'
+    )
   else:
     records = _csv_records(text, path, header)
   names = columns
@@ -171,14 +230,19 @@ def _separated(text, path, format, columns, header, broken, keep):
     elif broken is not None:
       broken.append(number)
     else:
-      raise UserError(f'{place(path, number)} has {len(fields)} fields where ' +
-                      ('its header has ' if header else 'there should be ') + f'{width}; mend it')
+      raise UserError(
+        f'{place(path, number)} has {len(fields)} fields where '
+        + ('its header has ' if header else 'there should be ')
+        + f'{width}; mend it'
+      )
   return rows
 
 
 def _csv_records(text, path, header):
   """Yields (line, fields) of records, which may go over several lines."""
-  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # else texts beyond 131,072 characters are refused
+  csv.field_size_limit(
+    min(sys.maxsize, 2**31 - 1)
+  )  # else texts beyond 131,072 characters are refused
   first = text.split('\n', 1)[0]
   separator = max(',;\t', key=first.count) if header else ','
   reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
@@ -189,7 +253,9 @@ def _csv_records(text, path, header):
     except StopIteration:
       return
     except csv.Error as error:
-      raise UserError(f'{place(path, number)} is not CSV ({files.reason(error)}); mend it') from None
+      raise UserError(
+        f'{place(path, number)} is not CSV ({files.reason(error)}); mend it'
+      ) from None
     if fields:
       yield number, fields
 
@@ -202,7 +268,9 @@ def _json_lines(text, path):
     try:
       value = json.loads(line, strict=False)
     except (ValueError, RecursionError) as error:
-      raise UserError(f'{place(path, number)} is not JSON ({files.reason(error)}); mend it') from None
+      raise UserError(
+        f'{place(path, number)} is not JSON ({files.reason(error)}); mend it'
+      ) from None
     rows.append(Row(number, _object(value, path, number)))
   return rows
 
@@ -212,32 +280,42 @@ def _json_list(text, path):
   decoder, rows, line, counted = json.JSONDecoder(strict=False), [], 1, 0
   blank = ' \t\r\n'
   position = len(text) - len(text.lstrip(blank))
-  if text[position:position + 1] != '[':
-    hint = '; set data.format=jsonl where each line is an object' if text[position:position + 1] == '{' else ''
+  if text[position : position + 1] != '[':
+    hint = (
+      '; set data.format=jsonl where each line is an object'
+      if text[position : position + 1] == '{'
+      else ''
+    )
     raise UserError(f'{shown(path)} is not a JSON list of objects{hint or "; give one"}')
 
   def skip(position):
-    while text[position:position + 1] in blank and position < len(text):
+    while text[position : position + 1] in blank and position < len(text):
       position += 1
     return position
 
   position = skip(position + 1)
-  while text[position:position + 1] != ']':
+  while text[position : position + 1] != ']':
     line, counted = line + text.count('\n', counted, position), position
     try:
       value, position = decoder.raw_decode(text, position)
     except (ValueError, RecursionError) as error:
-      raise UserError(f'{place(path, line)} begins what is not JSON ({files.reason(error)}); mend it') from None
+      raise UserError(
+        f'{place(path, line)} begins what is not JSON ({files.reason(error)}); mend it'
+      ) from None
     rows.append(Row(line, _object(value, path, line)))
     position = skip(position)
-    if text[position:position + 1] == ',':
+    if text[position : position + 1] == ',':
       position = skip(position + 1)
-    elif text[position:position + 1] != ']':
-      raise UserError(f'{place(path, line)} begins an object after which the list neither goes on nor ends; mend it')
+    elif text[position : position + 1] != ']':
+      raise UserError(
+        f'{place(path, line)} begins an object after which the list neither goes on nor ends; mend it'
+      )
   return rows
 
 
 def _object(value, path, line):
   if not isinstance(value, dict):
-    raise UserError(f'{place(path, line)} is not a JSON object; give rows such as {{"text": "...", "label": "..."}}')
+    raise UserError(
+      f'{place(path, line)} is not a JSON object; give rows such as {{"text": "...", "label": "..."}}'
+    )
   return value

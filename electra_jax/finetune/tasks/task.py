@@ -18,8 +18,9 @@ FILL = {'tags': -1, 'allowed': 0}
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """What a task is trained with unless the config says otherwise (Clark et al. 2020, appendix B, and the original's configure_finetuning.py)."""
+
   epochs: float = 3.0
-  max_length: int = 128          # tokens of a row at most, [CLS] and [SEP] included
+  max_length: int = 128  # tokens of a row at most, [CLS] and [SEP] included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Features:
     examples: int32 [rows], ascending: which of the examples each row is of. Long contexts make several.
     notes: of each row, what the task needs to make sense of outputs, such as character offsets.
   """
+
   token_ids: list[np.ndarray]
   targets: dict[str, Any]
   examples: np.ndarray
@@ -67,6 +69,7 @@ class Task(Protocol):
     recipe: what it is trained with by default.
     splits: names of the parts there are data for.
   """
+
   name: str
   head: str
   labels: tuple[str, ...]
@@ -80,16 +83,24 @@ class Task(Protocol):
   def read(self, path: str) -> Sequence[Any]:
     """Examples of a person's file ('-': standard input), with or without labels, in any layout that the task reads. Raises UserError."""
 
-  def features(self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int) -> tuple[Features, dict[str, int]]:
+  def features(
+    self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int
+  ) -> tuple[Features, dict[str, int]]:
     """Rows of at most `max_length` tokens, and counts of what was cut off or left out, by a few plain words each."""
 
-  def score(self, split: str, examples: Sequence[Any], features: Features, outputs: Outputs) -> dict[str, float]:
+  def score(
+    self, split: str, examples: Sequence[Any], features: Features, outputs: Outputs
+  ) -> dict[str, float]:
     """Figures of labelled examples, by name, as fractions (0.912, not 91.2); nan where one is undefined."""
 
-  def predictions(self, examples: Sequence[Any], features: Features, outputs: Outputs) -> list[dict]:
+  def predictions(
+    self, examples: Sequence[Any], features: Features, outputs: Outputs
+  ) -> list[dict]:
     """One JSON object an example, in order."""
 
-  def submission(self, split: str, examples: Sequence[Any], features: Features, outputs: Outputs) -> dict[str, bytes]:
+  def submission(
+    self, split: str, examples: Sequence[Any], features: Features, outputs: Outputs
+  ) -> dict[str, bytes]:
     """Files for the task's own evaluation site or script, name -> content; {} where it has none."""
 
   def constant(self) -> dict[str, float]:

@@ -16,19 +16,29 @@ from electra_jax.finetune import metrics
 from electra_jax.finetune.tasks import prepared, tables
 from electra_jax.finetune.tasks.task import Features, Outputs, Recipe
 
-FIGURES = {'accuracy': metrics.accuracy, 'f1': metrics.f1, 'macro_f1': metrics.macro_f1, 'matthews': metrics.matthews,
-           'pearson': metrics.pearson, 'spearman': metrics.spearman, 'mse': metrics.mse}
+FIGURES = {
+  'accuracy': metrics.accuracy,
+  'f1': metrics.f1,
+  'macro_f1': metrics.macro_f1,
+  'matthews': metrics.matthews,
+  'pearson': metrics.pearson,
+  'spearman': metrics.spearman,
+  'mse': metrics.mse,
+}
 GLUE = 'glue'  # the mean of a GLUE task's figures
 
 # Figures of one's own tasks, and the one that runs are compared by.
-_OWN = {'classification': (('accuracy', 'macro_f1', 'matthews'), 'accuracy'),
-        'regression': (('pearson', 'spearman', 'mse'), 'spearman')}
+_OWN = {
+  'classification': (('accuracy', 'macro_f1', 'matthews'), 'accuracy'),
+  'regression': (('pearson', 'spearman', 'mse'), 'spearman'),
+}
 IDS = ('id', 'idx', 'index', 'guid')
 
 
 class Example(NamedTuple):
   """One text or pair. `target` is the label's place in the task's labels, -1 for none, or the value, nan for none."""
-  id: Any              # as the file has it; None where it has none
+
+  id: Any  # as the file has it; None where it has none
   first: str
   second: str | None
   target: int | float
@@ -36,6 +46,7 @@ class Example(NamedTuple):
 
 class Columns(NamedTuple):
   """Names that the columns of a table may have, the first one found counts; an empty `second` is for single texts."""
+
   first: tuple[str, ...]
   second: tuple[str, ...]
   target: tuple[str, ...]
@@ -56,6 +67,7 @@ class TextTask:
     layout: reads the rows of a person's file from its text and path; None: as a table or plain lines.
     load: reads the examples of a split; None where a task was restored, without its data.
   """
+
   name: str
   head: str
   labels: tuple[str, ...]
@@ -71,12 +83,16 @@ class TextTask:
   site_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
   layout: Callable[[str, str], list[tables.Row] | None] | None = None
   load: Callable[['TextTask', str], list[Example]] | None = None
-  _read: dict[str, list[Example]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+  _read: dict[str, list[Example]] = dataclasses.field(
+    default_factory=dict, compare=False, repr=False
+  )
 
   def examples(self, split: str) -> Sequence[Example]:
     if split not in self.splits:
-      raise UserError(f'there is no {split} data for the task {self.name!r}; it has {readers.named(self.splits)}; '
-                      f'name a file in config.data.{split if split in ("train", "dev", "test") else "source"}')
+      raise UserError(
+        f'there is no {split} data for the task {self.name!r}; it has {readers.named(self.splits)}; '
+        f'name a file in config.data.{split if split in ("train", "dev", "test") else "source"}'
+      )
     if split not in self._read:
       collecting = gc.isenabled()
       gc.disable()  # it would go over all rows again and again
@@ -87,38 +103,54 @@ class TextTask:
           gc.enable()
     found = self._read[split]
     if self.swap and split == 'train':
-      found = found + [example._replace(first=example.second, second=example.first) for example in found]
+      found = found + [
+        example._replace(first=example.second, second=example.first) for example in found
+      ]
     return found
 
   def read(self, path: str) -> Sequence[Example]:
     rows = _rows_of_anything(self, tables.read_text(path), path)
     return examples_of(self, rows, path, targets='where told')
 
-  def features(self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int) -> tuple[Features, dict[str, int]]:
+  def features(
+    self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+  ) -> tuple[Features, dict[str, int]]:
     paired = bool(self.columns.second)
     room = max_length - (3 if paired else 2)
     if room < 2:
       raise UserError(f'max_length={max_length} leaves no room for text; give at least 16')
     cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
     firsts = tokenizer.encode_arrays([example.first for example in examples])
-    seconds = tokenizer.encode_arrays([example.second for example in examples]) if paired else firsts
+    seconds = (
+      tokenizer.encode_arrays([example.second for example in examples]) if paired else firsts
+    )
     rows, cut_rows, cut_tokens = [], 0, 0
     for first, second in zip(firsts, seconds, strict=True):
       total = len(first) + (len(second) if paired else 0)
       if total > room:
         cut_rows, cut_tokens = cut_rows + 1, cut_tokens + total - room
         keep = kept(len(first), len(second), room) if paired else room
-        first, second = first[:keep], second[:room - keep]
+        first, second = first[:keep], second[: room - keep]
       rows.append(np.concatenate([cls, first, sep, second, sep] if paired else [cls, first, sep]))
     targets = [example.target for example in examples]
     if self.head == 'classification':
       targets = {'label': np.array(targets, np.int32)}
     else:
-      targets = {'value': ((np.array(targets, np.float64) - self.low) / (self.high - self.low)).astype(np.float32)}
-    counts = {f'texts cut to {max_length} tokens': cut_rows, 'tokens cut off': cut_tokens} if cut_rows else {}
+      targets = {
+        'value': ((np.array(targets, np.float64) - self.low) / (self.high - self.low)).astype(
+          np.float32
+        )
+      }
+    counts = (
+      {f'texts cut to {max_length} tokens': cut_rows, 'tokens cut off': cut_tokens}
+      if cut_rows
+      else {}
+    )
     return Features(rows, targets, np.arange(len(rows), dtype=np.int32), [None] * len(rows)), counts
 
-  def score(self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs) -> dict[str, float]:
+  def score(
+    self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
+  ) -> dict[str, float]:
     return self._figures(split, examples, self._answers(outputs))
 
   def _figures(self, split, examples, answers, undefined=math.nan):
@@ -131,8 +163,10 @@ class TextTask:
     names = self.figures.get(split, self.figures[''])
     found = {name: FIGURES[name](gold, answers) for name in names if name != GLUE}
     if len(gold):
-      found = {name: undefined if math.isnan(value) and name in ('pearson', 'spearman') else value
-               for name, value in found.items()}
+      found = {
+        name: undefined if math.isnan(value) and name in ('pearson', 'spearman') else value
+        for name, value in found.items()
+      }
     if GLUE in names:
       found[GLUE] = float(np.mean(list(found.values())))
     return found
@@ -143,7 +177,9 @@ class TextTask:
       return np.argmax(outputs['logits'], -1)
     return np.asarray(outputs['value'], np.float64) * (self.high - self.low) + self.low
 
-  def predictions(self, examples: Sequence[Example], features: Features, outputs: Outputs) -> list[dict]:
+  def predictions(
+    self, examples: Sequence[Example], features: Features, outputs: Outputs
+  ) -> list[dict]:
     answers = self._answers(outputs)
     if self.head == 'classification':
       logits = np.asarray(outputs['logits'], np.float64)
@@ -151,18 +187,25 @@ class TextTask:
       shares /= shares.sum(-1, keepdims=True)
     found = []
     for i, example in enumerate(examples):
-      said = {'index': i} | ({} if example.id is None else {'id': example.id}) | {'text': example.first}
+      said = (
+        {'index': i} | ({} if example.id is None else {'id': example.id}) | {'text': example.first}
+      )
       if example.second is not None:
         said['pair'] = example.second
       if self.head == 'regression':
         said['value'] = float(answers[i])
       else:
-        said |= {'label': self.labels[answers[i]], 'probability': float(shares[i, answers[i]]),
-                 'probabilities': dict(zip(self.labels, shares[i].tolist()))}
+        said |= {
+          'label': self.labels[answers[i]],
+          'probability': float(shares[i, answers[i]]),
+          'probabilities': dict(zip(self.labels, shares[i].tolist())),
+        }
       found.append(said)
     return found
 
-  def submission(self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs) -> dict[str, bytes]:
+  def submission(
+    self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
+  ) -> dict[str, bytes]:
     if split not in self.site_files:
       return {}
     answers = self._answers(outputs)
@@ -170,7 +213,9 @@ class TextTask:
       answers = [f'{value:.3f}' for value in np.clip(answers, self.low, self.high)]
     else:
       answers = [self.labels[place] for place in answers]
-    lines = [f'{i}\t{answer}\n' for i, answer in enumerate(answers)]  # the site counts from 0 in the order of its file
+    lines = [
+      f'{i}\t{answer}\n' for i, answer in enumerate(answers)
+    ]  # the site counts from 0 in the order of its file
     return {self.site_files[split]: ('index\tprediction\n' + ''.join(lines)).encode()}
 
   def constant(self) -> dict[str, float]:
@@ -184,8 +229,13 @@ class TextTask:
     return self._figures('dev', dev, np.full(len(dev), answer), undefined=0.0)
 
   def describe(self) -> dict:
-    return {'name': self.name, 'labels': list(self.labels), 'low': self.low, 'high': self.high,
-            'columns': {name: list(names) for name, names in self.columns._asdict().items()}}
+    return {
+      'name': self.name,
+      'labels': list(self.labels),
+      'low': self.low,
+      'high': self.high,
+      'columns': {name: list(names) for name, names in self.columns._asdict().items()},
+    }
 
 
 def open_task(name: str, data: Any) -> TextTask:
@@ -205,33 +255,49 @@ def open_task(name: str, data: Any) -> TextTask:
   rows = _rows(places['train'], data.format, columns, needs_target=True)
 
   def load(task, split):
-    found = rows if split == 'train' else _rows(places[split], data.format, columns, needs_target=split == 'dev')
-    return examples_of(task, found, places[split], targets='where told' if split == 'test' else 'all')
+    found = (
+      rows
+      if split == 'train'
+      else _rows(places[split], data.format, columns, needs_target=split == 'dev')
+    )
+    return examples_of(
+      task, found, places[split], targets='where told' if split == 'test' else 'all'
+    )
 
   task = _own(name, columns, tuple(places), load)
   if task.head == 'classification':
     words = [_target_word(row, places['train'], columns) for row in rows]
     for row, word in zip(rows, words):
       if not word:
-        raise UserError(f'{tables.place(places["train"], row.line)} has no label; training examples need one')
+        raise UserError(
+          f'{tables.place(places["train"], row.line)} has no label; training examples need one'
+        )
     task = dataclasses.replace(task, labels=tuple(sorted(set(words))))
     if len(task.labels) < 2:
-      raise UserError(f'{tables.shown(places["train"])} has one label alone, {task.labels[0]!r}, so there is nothing to learn; '
-                      'give at least two')
+      raise UserError(
+        f'{tables.shown(places["train"])} has one label alone, {task.labels[0]!r}, so there is nothing to learn; '
+        'give at least two'
+      )
     return task
   values = [example.target for example in examples_of(task, rows, places['train'], targets='all')]
   if min(values) == max(values):
-    raise UserError(f'{tables.shown(places["train"])} has one value alone, {values[0]:g}, so there is nothing to learn; '
-                    'give different ones')
+    raise UserError(
+      f'{tables.shown(places["train"])} has one value alone, {values[0]:g}, so there is nothing to learn; '
+      'give different ones'
+    )
   return dataclasses.replace(task, low=min(values), high=max(values))
 
 
 def _places(name, data):
   """The file of each part that is named."""
   if getattr(data, 'source', ''):
-    raise UserError(f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave '
-                    'config.data.source empty')
-  return {split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')}
+    raise UserError(
+      f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave '
+      'config.data.source empty'
+    )
+  return {
+    split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')
+  }
 
 
 def define(name: str, data: Any, labels: tuple[str, ...]) -> TextTask:
@@ -241,7 +307,9 @@ def define(name: str, data: Any, labels: tuple[str, ...]) -> TextTask:
 
   def load(task, split):
     rows = _rows(places[split], data.format, columns, needs_target=split != 'test')
-    return examples_of(task, rows, places[split], targets='where told' if split == 'test' else 'all')
+    return examples_of(
+      task, rows, places[split], targets='where told' if split == 'test' else 'all'
+    )
 
   return dataclasses.replace(_own(name, columns, tuple(places), load), labels=labels)
 
@@ -249,11 +317,17 @@ def define(name: str, data: Any, labels: tuple[str, ...]) -> TextTask:
 def restore(description: dict) -> TextTask:
   """The task of what `describe` gave, without data."""
   columns = Columns(**{name: tuple(names) for name, names in description['columns'].items()})
-  return dataclasses.replace(_own(description['name'], columns, (), None), labels=tuple(description['labels']),
-                             low=description['low'], high=description['high'])
+  return dataclasses.replace(
+    _own(description['name'], columns, (), None),
+    labels=tuple(description['labels']),
+    low=description['low'],
+    high=description['high'],
+  )
 
 
-def examples_of(task: TextTask, rows: Iterable[tables.Row], path: str, targets: str) -> list[Example]:
+def examples_of(
+  task: TextTask, rows: Iterable[tables.Row], path: str, targets: str
+) -> list[Example]:
   """Rows as examples, checked.
 
   Args:
@@ -272,23 +346,42 @@ def examples_of(task: TextTask, rows: Iterable[tables.Row], path: str, targets: 
     if values.keys() != names:  # of tables all rows have the same; of JSON each may have its own
       names = values.keys()
       first = _column(task.columns.first, names, path, row.line, fields[0])
-      second = _column(task.columns.second, names, path, row.line, fields[1]) if task.columns.second else None
+      second = (
+        _column(task.columns.second, names, path, row.line, fields[1])
+        if task.columns.second
+        else None
+      )
       target = next((name for name in task.columns.target if name in names), None)
       if targets == 'all' and target is None:
         _column(task.columns.target, names, path, row.line, fields[2])
       identity = next((name for name in task.columns.id if name in names), None)
     word = None if target is None else _word(row, path, target)
-    goal = none if not word else places.get(word) if task.labels else _number(word, task, path, row.line)
+    goal = (
+      none if not word else places.get(word) if task.labels else _number(word, task, path, row.line)
+    )
     if not word and targets == 'all':
-      raise UserError(f'{tables.place(path, row.line)} has nothing in its column {target!r}; give it a label, or take '
-                      'the line out')
+      raise UserError(
+        f'{tables.place(path, row.line)} has nothing in its column {target!r}; give it a label, or take '
+        'the line out'
+      )
     if goal is None:
-      raise UserError(f'{tables.place(path, row.line)} has the label {word!r}, which ' + (
-        'the training data have not' if task.load and not task.site_files else f'the task {task.name!r} has not') +
-        f'; labels are {readers.named(task.labels)}')
-    texts = [values[column] if isinstance(values[column], str) else tables.text_value(path, row, column)
-             for column in (first, second) if column]
-    found.append(Example(values[identity] if identity else None, texts[0], texts[1] if second else None, goal))
+      raise UserError(
+        f'{tables.place(path, row.line)} has the label {word!r}, which '
+        + (
+          'the training data have not'
+          if task.load and not task.site_files
+          else f'the task {task.name!r} has not'
+        )
+        + f'; labels are {readers.named(task.labels)}'
+      )
+    texts = [
+      values[column] if isinstance(values[column], str) else tables.text_value(path, row, column)
+      for column in (first, second)
+      if column
+    ]
+    found.append(
+      Example(values[identity] if identity else None, texts[0], texts[1] if second else None, goal)
+    )
   return found
 
 
@@ -308,9 +401,18 @@ def _rows(path, table_format, columns, needs_target):
     rows, in_json = prepared.read(path), False
   else:
     rows = tables.read_table(path, table_format)
-    in_json = (tables.format_of(path) if table_format == 'auto' else table_format) in ('jsonl', 'json')
-  if not in_json:  # the table is what lacks a column; of JSON each row may, which is told with its line
-    wanted = {'data.text': columns.first, 'data.pair': columns.second, 'data.label': columns.target if needs_target else ()}
+    in_json = (tables.format_of(path) if table_format == 'auto' else table_format) in (
+      'jsonl',
+      'json',
+    )
+  if (
+    not in_json
+  ):  # the table is what lacks a column; of JSON each row may, which is told with its line
+    wanted = {
+      'data.text': columns.first,
+      'data.pair': columns.second,
+      'data.label': columns.target if needs_target else (),
+    }
     for field, names in wanted.items():
       if names:
         _column(names, rows[0].values, path, None, field)
@@ -326,7 +428,9 @@ def _rows_of_anything(task, text, path):
     first = text.split('\n', 1)[0].removesuffix('\r').split('\t')
     if text.lstrip().startswith('{'):
       table_format = 'jsonl'
-    elif all(set(names) & set(first) for names in (task.columns.first, task.columns.second) if names):
+    elif all(
+      set(names) & set(first) for names in (task.columns.first, task.columns.second) if names
+    ):
       table_format = 'tsv'
     else:
       return _plain_rows(task, text, path)
@@ -338,14 +442,20 @@ def _plain_rows(task, text, path):
   if not lines:
     raise UserError(f'{tables.shown(path)} is empty; give a text a line')
   if not task.columns.second:
-    return [tables.Row(number, {task.columns.first[0]: line}) for number, line in enumerate(lines, 1)]
+    return [
+      tables.Row(number, {task.columns.first[0]: line}) for number, line in enumerate(lines, 1)
+    ]
   rows = []
   for number, line in enumerate(lines, 1):
     parts = line.split('\t')
     if len(parts) != 2:
-      raise UserError(f'{tables.place(path, number)} has {len(parts)} fields where the task {task.name!r} wants two texts with a '
-                      'tab between')
-    rows.append(tables.Row(number, {task.columns.first[0]: parts[0], task.columns.second[0]: parts[1]}))
+      raise UserError(
+        f'{tables.place(path, number)} has {len(parts)} fields where the task {task.name!r} wants two texts with a '
+        'tab between'
+      )
+    rows.append(
+      tables.Row(number, {task.columns.first[0]: parts[0], task.columns.second[0]: parts[1]})
+    )
   return rows
 
 
@@ -359,7 +469,13 @@ def _column(candidates, present, path, line, field):
 
 def _word(row, path, column):
   value = row.values[column]
-  return value.strip() if isinstance(value, str) else None if value is None else tables.text_value(path, row, column).strip()
+  return (
+    value.strip()
+    if isinstance(value, str)
+    else None
+    if value is None
+    else tables.text_value(path, row, column).strip()
+  )
 
 
 def _target_word(row, path, columns):
@@ -372,8 +488,12 @@ def _number(word, task, path, line):
   except ValueError:
     value = math.nan
   if not math.isfinite(value):
-    raise UserError(f'{tables.place(path, line)} has {word!r} where a number is wanted; mend it, or name another column with '
-                    'data.label')
+    raise UserError(
+      f'{tables.place(path, line)} has {word!r} where a number is wanted; mend it, or name another column with '
+      'data.label'
+    )
   if task.site_files and not task.low <= value <= task.high:
-    raise UserError(f'{tables.place(path, line)} has the value {word}, outside of {task.low:g} to {task.high:g}; mend it')
+    raise UserError(
+      f'{tables.place(path, line)} has the value {word}, outside of {task.low:g} to {task.high:g}; mend it'
+    )
   return value

@@ -31,7 +31,9 @@ def token_log_probabilities(logits_of, hidden, token_ids, *, chunk: int):
   @jax.checkpoint
   def one(hidden, token_ids):
     logits = logits_of(hidden)
-    return jnp.take_along_axis(logits, token_ids, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return jnp.take_along_axis(logits, token_ids, axis=-1) - jax.nn.logsumexp(
+      logits, axis=-1, keepdims=True
+    )
 
   found = jax.lax.map(lambda x: one(*x), (split(hidden), split(token_ids)))
   return jnp.moveaxis(found, 0, 1).reshape(hidden.shape[0], steps * size, -1)[:, :length]

@@ -8,11 +8,24 @@ import jax
 from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.shared import Settings, counts, examples, judge, propose, real  # noqa: F401
 
-LOSSES = {'generator_loss': 'generator_weight', 'discriminator_loss': 'discriminator_weight'}      # figure -> its weight in Settings
-HEADS = ('generator_head', 'discriminator_head')                                                    # of model.electra.Electra
+LOSSES = {
+  'generator_loss': 'generator_weight',
+  'discriminator_loss': 'discriminator_weight',
+}  # figure -> its weight in Settings
+HEADS = ('generator_head', 'discriminator_head')  # of model.electra.Electra
 
 
-def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins: int = metrics.TRAIN_BINS, samples=None):
+def loss(
+  settings: Settings,
+  model,
+  params,
+  batch,
+  counts,
+  *,
+  train: bool,
+  bins: int = metrics.TRAIN_BINS,
+  samples=None,
+):
   """The batch's share of the global loss, and the sums that the figures are made from.
 
   Args:
@@ -29,6 +42,11 @@ def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins:
   """
   proposal = propose(settings, model, params, batch, counts, train=train, samples=samples)
   # Every token that is not padding, special ones included.
-  verdict_loss, sums = judge(model, params, batch, proposal, real(settings, batch), bins, train=train)
-  total = settings.generator_weight * proposal.loss + settings.discriminator_weight * verdict_loss / counts['tokens']
+  verdict_loss, sums = judge(
+    model, params, batch, proposal, real(settings, batch), bins, train=train
+  )
+  total = (
+    settings.generator_weight * proposal.loss
+    + settings.discriminator_weight * verdict_loss / counts['tokens']
+  )
   return total, jax.lax.stop_gradient(proposal.sums | sums)

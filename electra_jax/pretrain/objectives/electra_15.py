@@ -13,12 +13,27 @@ from electra_jax.pretrain.objectives.shared import Settings, chosen, examples, j
 
 def counts(settings: Settings, batch):
   """As of all objectives, but the tokens judged are those at the masked positions."""
-  return shared.counts(settings, batch) | {'tokens': jax.numpy.maximum(chosen(batch).sum(dtype='int32'), 1)}
+  return shared.counts(settings, batch) | {
+    'tokens': jax.numpy.maximum(chosen(batch).sum(dtype='int32'), 1)
+  }
 
 
-def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins: int = metrics.TRAIN_BINS, samples=None):
+def loss(
+  settings: Settings,
+  model,
+  params,
+  batch,
+  counts,
+  *,
+  train: bool,
+  bins: int = metrics.TRAIN_BINS,
+  samples=None,
+):
   """As electra.loss; the discriminator's figures are over the masked positions too, so its constant predictor is another."""
   proposal = propose(settings, model, params, batch, counts, train=train, samples=samples)
   verdict_loss, sums = judge(model, params, batch, proposal, chosen(batch), bins, train=train)
-  total = settings.generator_weight * proposal.loss + settings.discriminator_weight * verdict_loss / counts['tokens']
+  total = (
+    settings.generator_weight * proposal.loss
+    + settings.discriminator_weight * verdict_loss / counts['tokens']
+  )
   return total, jax.lax.stop_gradient(proposal.sums | sums)

@@ -18,25 +18,49 @@ from electra_jax.pretrain import masking, metrics, replacement
 from electra_jax.pretrain.objectives import shared
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
 from electra_jax.pretrain.objectives.electra import HEADS, LOSSES  # noqa: F401
-from electra_jax.pretrain.objectives.shared import Proposal, Settings, chosen, dropout_keys, examples, real  # noqa: F401
+from electra_jax.pretrain.objectives.shared import (
+  Proposal,
+  Settings,
+  chosen,
+  dropout_keys,
+  examples,
+  real,
+)  # noqa: F401
 
 
 def counts(settings: Settings, batch):
   """As of all objectives, and what the generator's loss divides by: all tokens that may be masked, at least 1."""
-  return shared.counts(settings, batch) | {'candidates': jnp.maximum(candidates(settings, batch).sum(dtype=jnp.int32), 1)}
+  return shared.counts(settings, batch) | {
+    'candidates': jnp.maximum(candidates(settings, batch).sum(dtype=jnp.int32), 1)
+  }
 
 
 def candidates(settings: Settings, batch):
   """bool [batch, length]: the tokens that may be masked."""
-  return ~jnp.isin(batch['inputs'].token_ids, jnp.array([settings.pad_id, settings.cls_id, settings.sep_id, settings.mask_id]))
+  return ~jnp.isin(
+    batch['inputs'].token_ids,
+    jnp.array([settings.pad_id, settings.cls_id, settings.sep_id, settings.mask_id]),
+  )
 
 
-def propose(settings: Settings, model, params, batch, counts, *, train: bool, samples=None) -> Proposal:
+def propose(
+  settings: Settings, model, params, batch, counts, *, train: bool, samples=None
+) -> Proposal:
   """The generator's loss, over all candidates, and noise from it at the chosen positions, labelled so also where it equals the original."""
   return _noise(settings, model, params, batch, counts, train=train, samples=samples)[0]
 
 
-def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins: int = metrics.TRAIN_BINS, samples=None):
+def loss(
+  settings: Settings,
+  model,
+  params,
+  batch,
+  counts,
+  *,
+  train: bool,
+  bins: int = metrics.TRAIN_BINS,
+  samples=None,
+):
   """As electra.loss, but the figures are to be read so:
 
   A token drawn from q counts as replaced also where it equals the original, since distributions are told apart and not tokens
@@ -44,17 +68,26 @@ def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins:
   is the constant predictor's or more. The generator reads no [MASK]: its loss is over all candidates, its accuracy at the chosen ones.
   """
   proposal, odds = judged(settings, model, params, batch, counts, train=train, samples=samples)
-  where = real(settings, batch)       # special tokens included
+  where = real(settings, batch)  # special tokens included
   losses = optax.sigmoid_binary_cross_entropy(odds, proposal.labels) * where
-  total = settings.generator_weight * proposal.loss + settings.discriminator_weight * losses.sum() / counts['tokens']
-  return total, jax.lax.stop_gradient(proposal.sums | metrics.verdict_sums(odds, proposal.labels, where, losses, bins))
+  total = (
+    settings.generator_weight * proposal.loss
+    + settings.discriminator_weight * losses.sum() / counts['tokens']
+  )
+  return total, jax.lax.stop_gradient(
+    proposal.sums | metrics.verdict_sums(odds, proposal.labels, where, losses, bins)
+  )
 
 
 def judged(settings: Settings, model, params, batch, counts, *, train: bool, samples=None):
   """`propose`, and the log-odds that each token of its corrupted rows is noise, float32 [batch, length]. Arguments as of loss."""
   proposal, log_q = _noise(settings, model, params, batch, counts, train=train, samples=samples)
-  energies = model.apply({'params': params}, batch['inputs']._replace(token_ids=proposal.corrupted), dropout_keys(batch, train),
-                         method='discriminator_logits')
+  energies = model.apply(
+    {'params': params},
+    batch['inputs']._replace(token_ids=proposal.corrupted),
+    dropout_keys(batch, train),
+    method='discriminator_logits',
+  )
   return proposal, energies + log_q + jnp.log(settings.mask_rate / (1 - settings.mask_rate))
 
 
@@ -62,19 +95,38 @@ def _noise(settings, model, params, batch, counts, *, train, samples):
   """`propose`, and log q of the tokens that the discriminator reads, float32 [batch, length], without gradient."""
   inputs, masks = batch['inputs'], batch['masks']
   original = jnp.take_along_axis(inputs.token_ids, masks.positions, axis=1)
-  states = model.apply({'params': params}, inputs, dropout_keys(batch, train), method='cloze_states')      # of the row as it is
+  states = model.apply(
+    {'params': params}, inputs, dropout_keys(batch, train), method='cloze_states'
+  )  # of the row as it is
   logits_of = lambda states: model.apply({'params': params}, states, method='cloze_logits')
 
-  logits = jax.lax.stop_gradient(logits_of(jnp.take_along_axis(states, masks.positions[:, :, None], axis=1)))
+  logits = jax.lax.stop_gradient(
+    logits_of(jnp.take_along_axis(states, masks.positions[:, :, None], axis=1))
+  )
   if samples is None:
-    samples = replacement.sample(logits, masking.stream(batch['keys'], masking.GUMBEL), temperature=1.0)
+    samples = replacement.sample(
+      logits, masking.stream(batch['keys'], masking.GUMBEL), temperature=1.0
+    )
   corrupted, _ = replacement.corrupt(inputs.token_ids, masks, samples)
 
   # Of the original tokens it is learned, of those that stand there now it is known.
-  log_q = token_log_probabilities(logits_of, states, jnp.stack([inputs.token_ids, corrupted], axis=-1), chunk=settings.max_predictions)
+  log_q = token_log_probabilities(
+    logits_of,
+    states,
+    jnp.stack([inputs.token_ids, corrupted], axis=-1),
+    chunk=settings.max_predictions,
+  )
   where = candidates(settings, batch)
   losses = -log_q[..., 0] * where
-  sums = metrics.generator_sums(logits, original, masks.weights, losses) | {'candidates': where.sum(dtype=jnp.int32)}
+  sums = metrics.generator_sums(logits, original, masks.weights, losses) | {
+    'candidates': where.sum(dtype=jnp.int32)
+  }
   sums['sampled_correct'] = ((samples == original) * masks.weights.astype(jnp.int32)).sum()
-  proposal = Proposal(losses.sum() / counts['candidates'], sums, original, corrupted, chosen(batch).astype(jnp.float32))
+  proposal = Proposal(
+    losses.sum() / counts['candidates'],
+    sums,
+    original,
+    corrupted,
+    chosen(batch).astype(jnp.float32),
+  )
   return proposal, jax.lax.stop_gradient(log_q[..., 1])

@@ -9,10 +9,22 @@ from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.shared import Settings, counts, examples, predict_masked  # noqa: F401
 
 LOSSES = {'generator_loss': 'generator_weight'}
-HEADS = ('generator_head',)      # the tower stands in the generator's place, with sharing 'all', and is named `discriminator`: what is kept
+HEADS = (
+  'generator_head',
+)  # the tower stands in the generator's place, with sharing 'all', and is named `discriminator`: what is kept
 
 
-def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins: int = metrics.TRAIN_BINS, samples=None):
+def loss(
+  settings: Settings,
+  model,
+  params,
+  batch,
+  counts,
+  *,
+  train: bool,
+  bins: int = metrics.TRAIN_BINS,
+  samples=None,
+):
   """As electra.loss; `bins` and `samples` are not heeded."""
   del bins, samples
   loss, _, _, sums = predict_masked(model, params, batch, counts, train=train)

@@ -14,13 +14,34 @@ LOSSES = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_w
 HEADS = ('generator_head', 'predictor_head')
 
 
-def loss(settings: Settings, model, params, batch, counts, *, train: bool, bins: int = metrics.TRAIN_BINS, samples=None):
+def loss(
+  settings: Settings,
+  model,
+  params,
+  batch,
+  counts,
+  *,
+  train: bool,
+  bins: int = metrics.TRAIN_BINS,
+  samples=None,
+):
   """As electra.loss: the generator's cross-entropy + the main tower's, both at the masked positions."""
   del bins
   proposal = propose(settings, model, params, batch, counts, train=train, samples=samples)
   masks, inputs = batch['masks'], batch['inputs']._replace(token_ids=proposal.corrupted)
-  logits = model.apply({'params': params}, inputs, masks.positions, dropout_keys(batch, train), method='predictor_logits')
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, proposal.original) * masks.weights
-  total = settings.generator_weight * proposal.loss + settings.prediction_weight * losses.sum() / counts['masked']
+  logits = model.apply(
+    {'params': params},
+    inputs,
+    masks.positions,
+    dropout_keys(batch, train),
+    method='predictor_logits',
+  )
+  losses = (
+    optax.softmax_cross_entropy_with_integer_labels(logits, proposal.original) * masks.weights
+  )
+  total = (
+    settings.generator_weight * proposal.loss
+    + settings.prediction_weight * losses.sum() / counts['masked']
+  )
   sums = metrics.prediction_sums(losses, jnp.argmax(logits, -1) == proposal.original, masks.weights)
   return total, jax.lax.stop_gradient(proposal.sums | sums)

@@ -16,6 +16,7 @@ from electra_jax.training import flops
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Of an objective: rates and weights as in Clark et al. 2020, table 6, and the ids of the special tokens."""
+
   name: str = 'electra'
   mask_rate: float = 0.15
   mask_share: float = 0.85
@@ -26,11 +27,11 @@ class Settings:
   discriminator_weight: float = 50.0
   prediction_weight: float = 1.0
   google: bool = False
-  frozen: bool = False      # the generator does not learn
-  masking: str = 'uniform'     # one of masking.METHODS
+  frozen: bool = False  # the generator does not learn
+  masking: str = 'uniform'  # one of masking.METHODS
   span_p: float = 0.2
   span_max: int = 10
-  word_starts: bytes = b''     # a bit a token, see masking.packed; of masking by words and spans
+  word_starts: bytes = b''  # a bit a token, see masking.packed; of masking by words and spans
   pad_id: int = 0
   cls_id: int = 2
   sep_id: int = 3
@@ -39,11 +40,12 @@ class Settings:
 
 class Proposal(NamedTuple):
   """What the generator says of a batch, and puts at the masked positions. No gradient passes through tokens and labels."""
-  loss: jax.Array        # scalar: the batch's share of the generator's loss
-  sums: dict             # metrics.generator_sums
-  original: jax.Array    # int32 [batch, predictions]: the tokens at the masked positions
-  corrupted: jax.Array   # int32 [batch, length]: what the main tower reads
-  labels: jax.Array      # float32 [batch, length], 1 where a token was replaced
+
+  loss: jax.Array  # scalar: the batch's share of the generator's loss
+  sums: dict  # metrics.generator_sums
+  original: jax.Array  # int32 [batch, predictions]: the tokens at the masked positions
+  corrupted: jax.Array  # int32 [batch, length]: what the main tower reads
+  labels: jax.Array  # float32 [batch, length], 1 where a token was replaced
 
 
 def examples(settings: Settings, token_ids, keys):
@@ -52,17 +54,31 @@ def examples(settings: Settings, token_ids, keys):
   token_ids = inputs.token_ids
   special = [settings.pad_id, settings.cls_id, settings.sep_id, settings.mask_id]
   maskable = ~jnp.isin(token_ids, jnp.array(special))
-  masks = masking.choose(token_ids, maskable, masking.stream(keys, masking.MASKING), rate=settings.mask_rate,
-                         slots=settings.max_predictions, mask_id=settings.mask_id, mask_share=settings.mask_share,
-                         google=settings.google, pad_id=settings.pad_id, method=settings.masking,
-                         word_starts=masking.unpacked(settings.word_starts), span_p=settings.span_p, span_max=settings.span_max)
+  masks = masking.choose(
+    token_ids,
+    maskable,
+    masking.stream(keys, masking.MASKING),
+    rate=settings.mask_rate,
+    slots=settings.max_predictions,
+    mask_id=settings.mask_id,
+    mask_share=settings.mask_share,
+    google=settings.google,
+    pad_id=settings.pad_id,
+    method=settings.masking,
+    word_starts=masking.unpacked(settings.word_starts),
+    span_p=settings.span_p,
+    span_max=settings.span_max,
+  )
   return {'inputs': inputs, 'masks': masks, 'keys': keys}
 
 
 def counts(settings: Settings, batch):
   """What the losses divide by, over the whole global batch: masks and non-padding tokens, at least 1 each."""
   tokens = real(settings, batch).sum(dtype=jnp.int32)
-  return {'masked': jnp.maximum(batch['masks'].weights.sum(), 1.0), 'tokens': jnp.maximum(tokens, 1)}
+  return {
+    'masked': jnp.maximum(batch['masks'].weights.sum(), 1.0),
+    'tokens': jnp.maximum(tokens, 1),
+  }
 
 
 def real(settings: Settings, batch):
@@ -89,13 +105,25 @@ def predict_masked(model, params, batch, counts, *, train: bool):
   """
   inputs, masks = batch['inputs'], batch['masks']
   original = jnp.take_along_axis(inputs.token_ids, masks.positions, axis=1)
-  logits = model.apply({'params': params}, inputs._replace(token_ids=masks.token_ids), masks.positions, dropout_keys(batch, train),
-                       method='generator_logits')                                     # [batch, predictions, vocab]
+  logits = model.apply(
+    {'params': params},
+    inputs._replace(token_ids=masks.token_ids),
+    masks.positions,
+    dropout_keys(batch, train),
+    method='generator_logits',
+  )  # [batch, predictions, vocab]
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, original) * masks.weights
-  return losses.sum() / counts['masked'], logits, original, metrics.generator_sums(logits, original, masks.weights, losses)
+  return (
+    losses.sum() / counts['masked'],
+    logits,
+    original,
+    metrics.generator_sums(logits, original, masks.weights, losses),
+  )
 
 
-def propose(settings: Settings, model, params, batch, counts, *, train: bool, samples=None) -> Proposal:
+def propose(
+  settings: Settings, model, params, batch, counts, *, train: bool, samples=None
+) -> Proposal:
   """The generator's loss, and samples from it in the place of the masks (Clark et al. 2020, section 3.1).
 
   Args: as of electra.loss.
@@ -103,8 +131,12 @@ def propose(settings: Settings, model, params, batch, counts, *, train: bool, sa
   masks = batch['masks']
   loss, logits, original, sums = predict_masked(model, params, batch, counts, train=train)
   if samples is None:
-    samples = replacement.sample(logits, masking.stream(batch['keys'], masking.GUMBEL), temperature=settings.temperature,
-                                 disallow=original if settings.disallow_correct else None)
+    samples = replacement.sample(
+      logits,
+      masking.stream(batch['keys'], masking.GUMBEL),
+      temperature=settings.temperature,
+      disallow=original if settings.disallow_correct else None,
+    )
   corrupted, labels = replacement.corrupt(batch['inputs'].token_ids, masks, samples)
   sums['sampled_correct'] = ((samples == original) * masks.weights.astype(jnp.int32)).sum()
   return Proposal(loss, sums, original, corrupted, labels)
@@ -115,8 +147,12 @@ def judge(model, params, batch, proposal: Proposal, where, bins: int, *, train: 
 
   where: bool [batch, length], the tokens that count.
   """
-  verdicts = model.apply({'params': params}, batch['inputs']._replace(token_ids=proposal.corrupted), dropout_keys(batch, train),
-                         method='discriminator_logits')
+  verdicts = model.apply(
+    {'params': params},
+    batch['inputs']._replace(token_ids=proposal.corrupted),
+    dropout_keys(batch, train),
+    method='discriminator_logits',
+  )
   losses = verdict_losses(verdicts, proposal.labels, where)
   return losses.sum(), metrics.verdict_sums(verdicts, proposal.labels, where, losses, bins)
 
@@ -136,16 +172,26 @@ def generator_alone(settings: Settings, model, params, batch, counts, *, train: 
 
 def total(settings: Settings, figures: dict):
   """The loss that is minimised, of the figures of metrics.figures."""
-  return sum(getattr(settings, weight) * figures[loss] for loss, weight in named(settings.name).LOSSES.items())
+  return sum(
+    getattr(settings, weight) * figures[loss]
+    for loss, weight in named(settings.name).LOSSES.items()
+  )
 
 
 def parts(settings: Settings, model, length: int, alone: bool = False) -> list[flops.Part]:
   """What a step computes on a row of `length` tokens: its towers and their heads. `alone`: the generator learns alone."""
   g, d, heads = model.generator_config, model.discriminator_config, model.heads
   slots = settings.max_predictions
-  generator = [flops.Part(g, flops.generator_head_flops(g, slots), learns=not settings.frozen)] if 'generator_head' in heads else []
-  if model.two_tower:       # every position is predicted, and those of the noise once more to draw from
-    generator = [flops.Part(g, flops.cloze_head_flops(g, length), drawn=flops.cloze_head_flops(g, slots)), flops.Part(g, 0)]
+  generator = (
+    [flops.Part(g, flops.generator_head_flops(g, slots), learns=not settings.frozen)]
+    if 'generator_head' in heads
+    else []
+  )
+  if model.two_tower:  # every position is predicted, and those of the noise once more to draw from
+    generator = [
+      flops.Part(g, flops.cloze_head_flops(g, length), drawn=flops.cloze_head_flops(g, slots)),
+      flops.Part(g, 0),
+    ]
   if alone or settings.name == 'mlm':
     return generator
   predicted = length if settings.name == 'all_tokens_mlm' else slots
@@ -154,6 +200,8 @@ def parts(settings: Settings, model, length: int, alone: bool = False) -> list[f
   return [*generator, flops.Part(d, main)]
 
 
-def step_flops(settings: Settings, model, batch: int, length: int, convention: str = 'model', alone: bool = False) -> int:
+def step_flops(
+  settings: Settings, model, batch: int, length: int, convention: str = 'model', alone: bool = False
+) -> int:
   """Floating point operations of one training step of `batch` rows, see training/flops.step_flops."""
   return flops.step_flops(parts(settings, model, length, alone), batch, length, convention)
