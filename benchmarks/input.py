@@ -150,7 +150,9 @@ def library_encode(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> None:
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.files['tokenizer.model'])
-    encode = lambda part: processor.encode(part, num_threads=workers.cores())
+
+    def encode(part):
+      return processor.encode(part, num_threads=workers.cores())
   else:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -166,9 +168,10 @@ def library_encode(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> None:
       pre_tokenizers.BertPreTokenizer(),
     )
     os.environ['TOKENIZERS_PARALLELISM'] = 'true'
-    encode = lambda part: [
-      one.ids for one in library.encode_batch_fast(part, add_special_tokens=False)
-    ]
+
+    def encode(part):
+      return [one.ids for one in library.encode_batch_fast(part, add_special_tokens=False)]
+
   for start in range(0, len(texts), TEXTS_A_CALL):
     encode(texts[start : start + TEXTS_A_CALL])
 
@@ -220,9 +223,10 @@ def tokenizing(arguments) -> dict:
         shutil.rmtree(folder / 'out')
       shutil.rmtree(folder / 'tokenizer')
       share = statistics.median(one / other for one, other in zip(ours, library))
-      spread = lambda speeds: (
-        f'{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})'
-      )
+
+      def spread(speeds):
+        return f'{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})'
+
       print(f'| {name} | {spread(library)} | {spread(ours)} | {share:.0%} |', flush=True)
       results.append(
         {

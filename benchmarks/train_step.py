@@ -30,9 +30,10 @@ from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking
 from electra_jax.pretrain import step as steps
-from electra_jax.pretrain.objectives import electra as objective, shared
-from electra_jax.training import optimizers
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives import shared
 from electra_jax.training import mesh as meshes
+from electra_jax.training import optimizers
 
 # Clark et al. 2020, table 6: hidden, embedding, feed-forward, heads, and the generator's share of the width.
 SIZES = {'small': (256, 128, 1024, 4, 1 / 4), 'base': (768, 768, 3072, 12, 1 / 3)}

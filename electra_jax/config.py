@@ -521,8 +521,13 @@ def _check_schedules(c):
     'mask_rate': (lambda x: 0 < x < 1, 'between 0 and 1'),
     'discriminator_weight': (lambda x: x >= 0, 'at least 0'),
   }
-  number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
-  pair = lambda x: isinstance(x, (tuple, list)) and len(x) == 2 and all(map(number, x))
+
+  def number(x):
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+  def pair(x):
+    return isinstance(x, (tuple, list)) and len(x) == 2 and all(map(number, x))
+
   for name, (fits, where) in fitting.items():
     form, field = c.objective.schedules[name], f'config.objective.schedules.{name}'
     if not form:
@@ -787,7 +792,10 @@ def phases(config) -> list[Phase]:
 def completed(plain: dict, defaults: dict | None = None) -> dict:
   """A config as JSON has it, with the defaults of fields that there were not when it was written."""
   defaults = to_plain(default_config()) if defaults is None else defaults
-  both = lambda name, value: isinstance(value, dict) and isinstance(defaults.get(name), dict)
+
+  def both(name, value):
+    return isinstance(value, dict) and isinstance(defaults.get(name), dict)
+
   return defaults | {
     name: completed(value, defaults[name]) if both(name, value) else value
     for name, value in plain.items()

@@ -3,7 +3,8 @@
 import json
 from typing import NamedTuple
 
-from electra_jax import config as configs, console, report
+from electra_jax import config as configs
+from electra_jax import console, report
 from electra_jax.console import say
 from electra_jax.data import files
 from electra_jax.data.tokenizers import load_tokenizer

@@ -22,12 +22,16 @@ import time
 import jax
 import jax.numpy as jnp
 
-from electra_jax import config as configs, console
+from electra_jax import config as configs
+from electra_jax import console
 from electra_jax.config import UserError
 from electra_jax.console import say
-from electra_jax.pretrain import budget as budgets, build, continued
+from electra_jax.pretrain import budget as budgets
+from electra_jax.pretrain import build, continued
 from electra_jax.pretrain import step as steps
-from electra_jax.training import hlo, memory, mesh as meshes, slices, workdir as workdirs
+from electra_jax.training import hlo, memory, slices
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.progress import quantity
 
@@ -267,7 +271,10 @@ def _child(request: str, result: str) -> int:
   """Reads a request, compiles, and writes the result, or the sentence that a person is to read."""
   asked = json.loads(pathlib.Path(request).read_text())
   try:
-    doing = lambda text: print(json.dumps({'doing': text}), flush=True)
+
+    def doing(text):
+      return print(json.dumps({'doing': text}), flush=True)
+
     found = compiled_for(
       configs.from_plain(asked['config']), slices.parse(asked['topology']), asked['search'], doing
     )
@@ -394,7 +401,9 @@ def costs(result: dict, of: slices.Slice, price: float | None) -> dict:
 
 
 def _print(result: dict, of: slices.Slice) -> None:
-  gb = lambda value: f'{value / 1e9:.2f}'
+  def gb(value):
+    return f'{value / 1e9:.2f}'
+
   say(
     'slice',
     f'{of.chips} chips of TPU {of.chip.name} ({f"{of.slices} x " if of.slices > 1 else ""}{"x".join(map(str, of.shape))}) on '
@@ -456,7 +465,10 @@ def _print(result: dict, of: slices.Slice) -> None:
       if 'dollars' in run
       else ''
     )
-    time_of = lambda days: f'{days:.3g} days' if days >= 2 else console.seconds(days * 86400)
+
+    def time_of(days):
+      return f'{days:.3g} days' if days >= 2 else console.seconds(days * 86400)
+
     say(
       'whole run',
       f'at best {time_of(least)} to {time_of(most)}, {hours:,.4g} to {more:,.4g} chip-hours{cost}',

@@ -70,8 +70,13 @@ def read(workdir) -> Record:
     raise UserError(
       f'{workdir} has no figures to report: its metrics.jsonl is missing or empty; train there first.'
     )
-  optional = lambda name: read_json(workdir / name) if exists(workdir / name) else None
-  of_kind = lambda kind: [line for line in lines if line['kind'] == kind]
+
+  def optional(name):
+    return read_json(workdir / name) if exists(workdir / name) else None
+
+  def of_kind(kind):
+    return [line for line in lines if line['kind'] == kind]
+
   return Record(
     workdir,
     config=read_json(workdir / 'config.json'),
@@ -282,7 +287,10 @@ def _last_figures(record):
       else {}
     )
     train = {'total_loss': train['loss'], **gains, **train}
-  at = lambda line: f', step {line["step"]:,}' if line else ''
+
+  def at(line):
+    return f', step {line["step"]:,}' if line else ''
+
   return [
     'Losses in nats. Training figures are means since the line before; held-out ones are of at most '
     f'{record.config["eval_rows"]:,} rows.',

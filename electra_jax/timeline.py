@@ -6,20 +6,21 @@ import statistics
 
 import jax
 
-from electra_jax import config as configs, console
+from electra_jax import config as configs
+from electra_jax import console
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune, read_records
 from electra_jax.finetune.trial import plain
-from electra_jax.pretrain import evaluate
+from electra_jax.pretrain import evaluate, objectives
 from electra_jax.pretrain.build import build_model, build_settings
-from electra_jax.pretrain import objectives
 from electra_jax.pretrain.objectives.shared import step_flops
 from electra_jax.pretrain.run import Run, open_run, use_compilation_cache
 from electra_jax.pretrain.step import jit_eval_step
-from electra_jax.training import checkpoints, hosts, workdir as workdirs
+from electra_jax.training import checkpoints, hosts
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.encoders import run_config
 from electra_jax.training.preemption import Notice
@@ -136,9 +137,10 @@ def spent(config, tokenizer, step: int) -> dict[str, float]:
       continue
     c = phase.config
     model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
-    count = lambda convention: step_flops(
-      settings, model, c.batch_size, c.sequence_length, convention, phase.alone
-    )
+
+    def count(convention):
+      return step_flops(settings, model, c.batch_size, c.sequence_length, convention, phase.alone)
+
     totals['tokens'] += taken * c.batch_size * c.sequence_length
     totals['flops'] += taken * count('model')
     totals['paper_flops'] += taken * count('paper')

@@ -206,13 +206,17 @@ def test_cudnn_lowers_for_a_gpu(monkeypatch, family, held):
   model = encoder(family, 'cudnn', dtype=jnp.bfloat16)
   ids = jax.ShapeDtypeStruct((4, 128), jnp.int32)
   embedded = jax.ShapeDtypeStruct((4, 128, 32), jnp.float32)
-  inputs = lambda ids: Inputs(ids, ids, ids, ids)
+
+  def inputs(ids):
+    return Inputs(ids, ids, ids, ids)
+
   params = jax.eval_shape(
     lambda x, ids: nn.unbox(model.init(jax.random.key(0), x, inputs(ids)))['params'], embedded, ids
   )
-  loss = lambda params, x, ids: (
-    model.apply({'params': params}, x, inputs(ids)).astype(jnp.float32).sum()
-  )
+
+  def loss(params, x, ids):
+    return model.apply({'params': params}, x, inputs(ids)).astype(jnp.float32).sum()
+
   text = (
     jax.jit(jax.grad(loss))
     .trace(params, embedded, ids)
@@ -334,55 +338,55 @@ def choose(
 @pytest.mark.parametrize(
   'given, kernel, why',
   [
-    (dict(), 'splash', 'attention_dropout is 0'),
-    (dict(dtype=jnp.float32), 'splash', 'attention_dropout is 0'),
+    ({}, 'splash', 'attention_dropout is 0'),
+    ({'dtype': jnp.float32}, 'splash', 'attention_dropout is 0'),
     (
-      dict(attention_dropout=0.1),
+      {'attention_dropout': 0.1},
       'xla',
       'splash has no attention dropout; set attention_dropout to 0 to have it',
     ),
-    (dict(length=128), 'xla', 'rows of 128 are short, splash is taken from 512 on'),
+    ({'length': 128}, 'xla', 'rows of 128 are short, splash is taken from 512 on'),
     (
-      dict(length=600),
+      {'length': 600},
       'xla',
       'splash takes multiples of 128 positions, not 600; set sequence_length to a multiple of 128 to have it',
     ),
-    (dict(wanted='splash', length=128), 'splash', 'as configured'),
-    (dict(wanted='xla'), 'xla', 'as configured'),
-    (dict(platform='cpu'), 'xla', 'the only one on CPU'),
-    (dict(platform='gpu'), 'cudnn', 'attention_dropout is 0; segments are a dense mask'),
+    ({'wanted': 'splash', 'length': 128}, 'splash', 'as configured'),
+    ({'wanted': 'xla'}, 'xla', 'as configured'),
+    ({'platform': 'cpu'}, 'xla', 'the only one on CPU'),
+    ({'platform': 'gpu'}, 'cudnn', 'attention_dropout is 0; segments are a dense mask'),
     (
-      dict(platform='gpu', dtype=jnp.float16, compute_capability='9.0'),
+      {'platform': 'gpu', 'dtype': jnp.float16, 'compute_capability': '9.0'},
       'cudnn',
       'attention_dropout is 0; segments are a dense mask',
     ),
     (
-      dict(platform='gpu', attention_dropout=0.1),
+      {'platform': 'gpu', 'attention_dropout': 0.1},
       'xla',
       'cudnn has no attention dropout; set attention_dropout to 0 to have it',
     ),
     (
-      dict(platform='gpu', dtype=jnp.float32),
+      {'platform': 'gpu', 'dtype': jnp.float32},
       'xla',
       'cudnn takes bfloat16 and float16, not float32; set dtype to bfloat16 to have it',
     ),
     (
-      dict(platform='gpu', head_size=132),
+      {'platform': 'gpu', 'head_size': 132},
       'xla',
       'cudnn takes heads of up to 128 in steps of 8, not 132; set hidden_size or num_heads to have it',
     ),
     (
-      dict(platform='gpu', length=77),
+      {'platform': 'gpu', 'length': 77},
       'xla',
       'cudnn takes even lengths, not 77; set sequence_length to an even number to have it',
     ),
     (
-      dict(platform='gpu', compute_capability='7.5'),
+      {'platform': 'gpu', 'compute_capability': '7.5'},
       'xla',
       'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not 7.5',
     ),
     (
-      dict(platform='gpu', compute_capability='gfx90a'),
+      {'platform': 'gpu', 'compute_capability': 'gfx90a'},
       'xla',
       'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not gfx90a',
     ),
@@ -396,31 +400,31 @@ def test_auto_picks_by_platform_dropout_length_and_type_and_says_why(given, kern
   'given, sentence',
   [
     (
-      dict(wanted='splash', attention_dropout=0.1),
+      {'wanted': 'splash', 'attention_dropout': 0.1},
       "attention 'splash' has no attention dropout; "
       'set attention_dropout to 0 or attention to auto.',
     ),
     (
-      dict(wanted='splash', platform='cpu'),
+      {'wanted': 'splash', 'platform': 'cpu'},
       "attention 'splash' runs on TPU, not on CPU; set attention to auto.",
     ),
     (
-      dict(wanted='splash', length=100),
+      {'wanted': 'splash', 'length': 100},
       "attention 'splash' takes multiples of 128 positions, not 100; "
       'set sequence_length to a multiple of 128 or attention to auto.',
     ),
-    (dict(wanted='cudnn'), "attention 'cudnn' runs on GPU, not on TPU; set attention to auto."),
+    ({'wanted': 'cudnn'}, "attention 'cudnn' runs on GPU, not on TPU; set attention to auto."),
     (
-      dict(wanted='cudnn', platform='gpu', dtype=jnp.float32),
+      {'wanted': 'cudnn', 'platform': 'gpu', 'dtype': jnp.float32},
       "attention 'cudnn' takes bfloat16 and float16, not float32; "
       'set dtype to bfloat16 or attention to auto.',
     ),
     (
-      dict(wanted='cudnn', platform='gpu', head_size=100),
+      {'wanted': 'cudnn', 'platform': 'gpu', 'head_size': 100},
       "attention 'cudnn' takes heads of up to 128 in steps of 8, not 100; "
       'set hidden_size or num_heads or attention to auto.',
     ),
-    (dict(wanted='flash'), "attention is 'flash'; it is one of auto, xla, splash, cudnn."),
+    ({'wanted': 'flash'}, "attention is 'flash'; it is one of auto, xla, splash, cudnn."),
   ],
 )
 def test_a_kernel_that_cannot_be_had_is_refused_in_a_sentence(given, sentence):

@@ -4,9 +4,9 @@ import pathlib
 import shutil
 import sys
 
+import micro_run
 import pytest
 
-import micro_run
 from electra_jax import main
 from electra_jax.pretrain import run as runs
 from electra_jax.pretrain import step as steps

@@ -1,9 +1,9 @@
 """A run ends within one step of its budget, the schedule with it, and a start that goes on keeps to the steps of the first."""
 
 import jax
+import micro_run
 import pytest
 
-import micro_run
 from electra_jax import config as configs
 from electra_jax.errors import UserError
 from electra_jax.pretrain import budget, build

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from conftest import adamw, tiny_electra
+
 from electra_jax.config import default_config
 from electra_jax.errors import UserError
 from electra_jax.pretrain import step as steps
-from electra_jax.training import checkpoints, mesh as meshes
+from electra_jax.training import checkpoints
+from electra_jax.training import mesh as meshes
 
 ADAM = optax.adam(1e-3)
 
@@ -151,11 +152,14 @@ def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_pat
     return *steps.state_shardings(model, optimizer, 32, layout), meshes.replicated(layout.mesh)
 
   shapes, shardings, _ = laid_out(8)
-  draw = lambda x: (
-    rng.standard_normal(x.shape).astype(x.dtype)
-    if x.dtype == np.float32
-    else np.full(x.shape, 7, x.dtype)
-  )
+
+  def draw(x):
+    return (
+      rng.standard_normal(x.shape).astype(x.dtype)
+      if x.dtype == np.float32
+      else np.full(x.shape, 7, x.dtype)
+    )
+
   expected = jax.tree.map(draw, shapes)
   state = jax.device_put(expected, shardings)
   assert (
@@ -164,7 +168,7 @@ def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_pat
   with checkpoints.open_manager(tmp_path) as manager:
     checkpoints.save(manager, 7, state, sums_of(7), None)
     checkpoints.wait(manager)
-  for devices, sizes in ((8, dict(fsdp=2, tensor=2)), (1, {}), (8, {})):
+  for devices, sizes in ((8, {'fsdp': 2, 'tensor': 2}), (1, {}), (8, {})):
     shapes, shardings, whole = laid_out(devices, **sizes)
     with checkpoints.open_manager(tmp_path) as manager:
       found, sums = checkpoints.restore(

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 
-import pytest
-from tensorboardX.proto.event_pb2 import Event
-
 import fake_gcs
 import micro_run
+import pytest
 import xla_flags
+from tensorboardX.proto.event_pb2 import Event
+
 from electra_jax.errors import UserError
-from electra_jax.training import progress, workdir as workdirs
+from electra_jax.training import progress
+from electra_jax.training import workdir as workdirs
 
 pytest.importorskip('gcsfs', reason='needs gcsfs, of the gcs extra')
 

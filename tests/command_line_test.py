@@ -2,9 +2,9 @@
 
 import re
 
+import micro_run
 import pytest
 
-import micro_run
 from electra_jax import main
 from electra_jax.pretrain import train as training
 from electra_jax.training.progress import read_metrics

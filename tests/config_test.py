@@ -4,9 +4,9 @@ import ast
 import pathlib
 import re
 
+import micro_run
 import pytest
 
-import micro_run
 from electra_jax import config as configs
 from electra_jax import main
 from electra_jax.errors import UserError
@@ -119,12 +119,12 @@ def test_one_command_line_leaves_nothing_for_the_next():
 
 
 WRONG = [
-  (dict(steps=0), 'config.steps is 0'),
-  (dict(batch_size=0), 'config.batch_size is 0'),
-  (dict(keep=0), 'config.keep is 0'),
-  (dict(sequence_length=4), 'config.sequence_length is 4'),
+  ({'steps': 0}, 'config.steps is 0'),
+  ({'batch_size': 0}, 'config.batch_size is 0'),
+  ({'keep': 0}, 'config.keep is 0'),
+  ({'sequence_length': 4}, 'config.sequence_length is 4'),
   (
-    dict(sequence_length=1024),
+    {'sequence_length': 1024},
     'config.sequence_length 1024 is longer than config.model.max_positions 512',
   ),
   (
@@ -137,17 +137,17 @@ WRONG = [
   ({'objective.temperature': -1.0}, 'config.objective.temperature is -1.0'),
   ({'data.heldout_fraction': 0.0}, 'config.data.heldout_fraction is 0.0'),
   ({'data.reader': 'torch'}, "config.data.reader is 'torch'"),
-  (dict(sharing='some'), "config.sharing is 'some'"),
-  (dict(sharing='all'), "config.sharing 'all' makes one tower"),
-  (dict(dtype='float16'), "config.dtype is 'float16'"),
-  (dict(micro_batches=-1), 'config.micro_batches is -1'),
-  (dict(micro_batches=3), 'config.batch_size 128 does not divide into 3 micro-batches'),
+  ({'sharing': 'some'}, "config.sharing is 'some'"),
+  ({'sharing': 'all'}, "config.sharing 'all' makes one tower"),
+  ({'dtype': 'float16'}, "config.dtype is 'float16'"),
+  ({'micro_batches': -1}, 'config.micro_batches is -1'),
+  ({'micro_batches': 3}, 'config.batch_size 128 does not divide into 3 micro-batches'),
   (
-    dict(save_every=300, eval_every=200),
+    {'save_every': 300, 'eval_every': 200},
     'config.save_every 300 and config.eval_every 200 do not meet',
   ),
-  (dict(profile_steps=(1, 2, 3)), 'config.profile_steps is (1, 2, 3)'),
-  (dict(profile_steps=(5, 3)), 'config.profile_steps is (5, 3)'),
+  ({'profile_steps': (1, 2, 3)}, 'config.profile_steps is (1, 2, 3)'),
+  ({'profile_steps': (5, 3)}, 'config.profile_steps is (5, 3)'),
 ]
 
 

@@ -88,23 +88,23 @@ def tiny_electra(
   family: str = 'electra', *, dropout: float = 0.0, sharing: str = 'embeddings', **fields
 ) -> Electra:
   """A model of a few thousand parameters. `fields` are EncoderConfig's, for both towers."""
-  common = dict(
-    family=family,
-    vocab_size=60,
-    vocab_multiple=64,
-    embedding_size=16,
-    max_positions=64,
-    local_window=8,
-    layer_norm_eps=1e-12 if family == 'electra' else 1e-5,
-    dropout=dropout,
-    attention_dropout=dropout,
-  )
+  common = {
+    'family': family,
+    'vocab_size': 60,
+    'vocab_multiple': 64,
+    'embedding_size': 16,
+    'max_positions': 64,
+    'local_window': 8,
+    'layer_norm_eps': 1e-12 if family == 'electra' else 1e-5,
+    'dropout': dropout,
+    'attention_dropout': dropout,
+  }
   common |= fields
   discriminator = EncoderConfig(
-    **dict(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64) | common
+    **{'hidden_size': 32, 'num_layers': 2, 'num_heads': 2, 'intermediate_size': 64} | common
   )
   generator = EncoderConfig(
-    **dict(hidden_size=16, num_layers=2, num_heads=1, intermediate_size=32) | common
+    **{'hidden_size': 16, 'num_layers': 2, 'num_heads': 1, 'intermediate_size': 32} | common
   )
   return Electra(discriminator if sharing == 'all' else generator, discriminator, sharing=sharing)
 

@@ -6,21 +6,23 @@ import pathlib
 import shutil
 import signal
 
+import hosts_test
 import jax
 import jax.numpy as jnp
+import micro_run
 import numpy as np
 import optax
 import pytest
 
-import hosts_test
-import micro_run
-from electra_jax import config as configs, export, main
+from electra_jax import config as configs
+from electra_jax import export, main
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, own, sources
 from electra_jax.interop.weights import Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig, generator_config
-from electra_jax.pretrain import build, continued, step as steps
+from electra_jax.pretrain import build, continued
+from electra_jax.pretrain import step as steps
 from electra_jax.training import mesh as meshes
 
 ELECTRA = ('--config.model.family=electra', '--config.model.max_positions=40')
@@ -182,8 +184,13 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
   layout = meshes.make_layout(devices=jax.devices()[:1])
   p = build.program(config, alone.config, build.any_tokenizer(300), layout, alone.alone)
   state = steps.init_state(p.model, p.optimizer, 0, 32)
-  noise = lambda tree: jax.tree.map(lambda x: x + 1e-3, tree)
-  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+
+  def noise(tree):
+    return jax.tree.map(lambda x: x + 1e-3, tree)
+
+  def is_adam(x):
+    return isinstance(x, optax.ScaleByAdamState)
+
   state = state._replace(
     step=jnp.asarray(2),
     opt_state=jax.tree.map(
@@ -206,13 +213,16 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
     | ({'generator_embeddings'} if sharing == 'none' else set())
     | (set() if init else {'embeddings'})
   )
-  moments = lambda s: {
-    f'{name} {top}': tree
-    for x in jax.tree.leaves(s.opt_state, is_leaf=is_adam)
-    if is_adam(x)
-    for name in ('mu', 'nu')
-    for top, tree in getattr(x, name).items()
-  }
+
+  def moments(s):
+    return {
+      f'{name} {top}': tree
+      for x in jax.tree.leaves(s.opt_state, is_leaf=is_adam)
+      if is_adam(x)
+      for name in ('mu', 'nu')
+      for top, tree in getattr(x, name).items()
+    }
+
   for top in before.params:
     assert same_bits(before.params[top], after.params[top]) != (top in learns), top
     for name in ('mu', 'nu'):
@@ -401,14 +411,17 @@ def test_kept_moments_follow_their_rows_and_new_rows_have_none(case):
 
 def test_rows_that_pad_a_vocabulary_are_cut_off_and_another_vocabulary_is_refused(case):
   config, w, tokenizer = case()
-  wide = lambda tree: jax.tree_util.tree_map_with_path(
-    lambda path, x: (
-      np.concatenate([x, x[:6]])
-      if path[-1].key == 'word' or [k.key for k in path] == ['generator_head', 'bias']
-      else x
-    ),
-    tree,
-  )
+
+  def wide(tree):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: (
+        np.concatenate([x, x[:6]])
+        if path[-1].key == 'word' or [k.key for k in path] == ['generator_head', 'bias']
+        else x
+      ),
+      tree,
+    )
+
   padded = dataclasses.replace(
     w,
     params=wide(w.params),
@@ -456,12 +469,17 @@ def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
   fresh = jax.jit(
     lambda: steps.init_state(p.model, p.optimizer, 0, 32), out_shardings=p.shardings
   )()
-  cut = lambda tree: own.trimmed(tree, 50)
-  only = lambda state, kind: next(
-    x
-    for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, kind))
-    if isinstance(x, kind)
-  )
+
+  def cut(tree):
+    return own.trimmed(tree, 50)
+
+  def only(state, kind):
+    return next(
+      x
+      for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, kind))
+      if isinstance(x, kind)
+    )
+
   for how, counts in (('fresh', (0, 0, 0)), ('kept', (5, 0, 0)), ('resumed', (5, 5, 5))):
     config.continued.optimizer = how
     state = jax.device_get(continued.put(begin(config, w, tokenizer), fresh, p.shardings))

@@ -188,7 +188,17 @@ def test_memory_stays_flat(tmp_path, suffix, pack):
 
 def test_groups_are_filled_in_order_and_follow_from_names_and_sizes(tmp_path, monkeypatch):
   monkeypatch.setattr(corpora, 'GROUP_BYTES', 100)
-  for name, size in dict(a=40, b=50, c=30, d=10, e=250, f=99, g=100, h=0, i=5).items():
+  for name, size in {
+    'a': 40,
+    'b': 50,
+    'c': 30,
+    'd': 10,
+    'e': 250,
+    'f': 99,
+    'g': 100,
+    'h': 0,
+    'i': 5,
+  }.items():
     (tmp_path / f'{name}.txt').write_bytes(b'x' * size)
   (tmp_path / 'z.md').write_bytes(b'y')
   sources = corpora.parse_sources(f'{tmp_path}/*.txt, {tmp_path}/z.md')

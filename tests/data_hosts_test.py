@@ -14,8 +14,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-
 import xla_flags
+
 from electra_jax.data import batches, token_store
 from electra_jax.training import mesh as meshes
 
@@ -140,7 +140,7 @@ def test_held_out_rows_too(folder, runs):
     :, 0
   ].tolist()
   for said in runs.values():
-    together = [dict(), dict()]
+    together = [{}, {}]
     for process in said:
       assert process['heldout read'] == sum(
         BATCH * i + row < HELDOUT_LIMIT for i in range(2) for row in process['mine']

@@ -230,7 +230,10 @@ def test_sources_with_weights_have_a_store_each(
 ):
   for name, part in (('a', slice(0, 20)), ('b', slice(20, 30))):
     (tmp_path / f'{name}.txt').write_text('\n\n'.join(list(corpora.read(recipe.source))[part]))
-  source = lambda a, b: f'{tmp_path}/a.txt;weight={a}, {tmp_path}/b.txt;weight={b}'
+
+  def source(a, b):
+    return f'{tmp_path}/a.txt;weight={a}, {tmp_path}/b.txt;weight={b}'
+
   mixed = dataclasses.replace(recipe, source=source(3, 1), tokenizer=tokenizer_folder)
   first = prepare.prepare(mixed, cache=tmp_path)
   assert first.train.weights == (0.75, 0.25) and first.facts['stores'] == [

@@ -342,7 +342,10 @@ def test_unigram_entropy_is_that_of_the_tokens_that_count(tmp_path):
   # Of each row's tokens that count, half are 5, a quarter 6 and a quarter 7.
   row = [2, 5, 5, 5, 5, 6, 6, 7, 7, 0]
   store = _write(tmp_path / 'store', np.tile(row, (9000, 1)))
-  entropy = lambda *shares: -sum(share * np.log(share) for share in shares)
+
+  def entropy(*shares):
+    return -sum(share * np.log(share) for share in shares)
+
   assert np.isclose(store.unigram_entropy(left_out=(0, 2)), entropy(0.5, 0.25, 0.25), rtol=1e-12)
   assert np.isclose(store.unigram_entropy(), entropy(0.1, 0.4, 0.2, 0.2, 0.1), rtol=1e-12)
   assert store.unigram_entropy(left_out=(0, 2, 6, 7)) == 0

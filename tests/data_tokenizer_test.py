@@ -305,9 +305,9 @@ def test_models_of_others_are_taken_where_their_special_tokens_are_found(texts, 
 
 
 def test_a_wrong_place_or_file_is_named(trained, tmp_path):
-  refused = lambda *arguments: str(
-    pytest.raises(UserError, tokenizers.load_tokenizer, *arguments).value
-  )
+  def refused(*arguments):
+    return str(pytest.raises(UserError, tokenizers.load_tokenizer, *arguments).value)
+
   assert 'no tokenizer in' in refused(tmp_path)
   assert 'nothing is there' in refused(tmp_path / 'missing')
   assert 'nothing is there' in refused('memory://nowhere/tokenizer')
@@ -320,9 +320,9 @@ def test_a_wrong_place_or_file_is_named(trained, tmp_path):
 
 
 def test_settings_that_contradict_are_named(trained, tmp_path):
-  refused = lambda *arguments: str(
-    pytest.raises(UserError, tokenizers.load_tokenizer, *arguments).value
-  )
+  def refused(*arguments):
+    return str(pytest.raises(UserError, tokenizers.load_tokenizer, *arguments).value)
+
   trained['bpe'].save(tmp_path / 'bpe')
   assert 'holds its own normalization' in refused(tmp_path / 'bpe', True)
   trained['wordpiece'].save(tmp_path / 'saved')

@@ -2,22 +2,25 @@
 
 import dataclasses
 
+import conftest
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import made_run
 import numpy as np
 import pytest
 
-import conftest
 import electra_jax
-import made_run
 from electra_jax import export, main
 from electra_jax.data.tokenizers import load_tokenizer
-from electra_jax.finetune import config as finetune_config, initial
+from electra_jax.finetune import config as finetune_config
+from electra_jax.finetune import initial
 from electra_jax.interop import own
 from electra_jax.interop.weights import same_bits
-from electra_jax.pretrain import build, continued, step as steps
-from electra_jax.training import checkpoints, mesh as meshes, optimizers
+from electra_jax.pretrain import build, continued
+from electra_jax.pretrain import step as steps
+from electra_jax.training import checkpoints, optimizers
+from electra_jax.training import mesh as meshes
 
 ROWS = conftest.packed_rows(4, 16, 60, seed=3)
 
@@ -111,7 +114,10 @@ def tables(tree):
 
 def test_each_loss_stops_at_its_own_part(stepped):
   _, _, of_generator, of_discriminator = stepped
-  zero = lambda tree: not any(x.any() for x in jax.tree.leaves(tree))
+
+  def zero(tree):
+    return not any(x.any() for x in jax.tree.leaves(tree))
+
   for name in ('embeddings_difference', 'discriminator', 'discriminator_head'):
     assert zero(of_generator[name]) and not any(
       zero(x) for x in jax.tree.leaves(tables(of_discriminator[name])) if x.ndim == 2

@@ -6,7 +6,8 @@ import shlex
 
 import pytest
 
-from electra_jax import config as configs, main
+from electra_jax import config as configs
+from electra_jax import main
 from electra_jax.finetune import config as finetune_config
 from electra_jax.sweep import config as sweep_config
 

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-
 from conftest import CLS, MASK, PAD, SEP, random_params, tiny_electra
+
 from electra_jax.model.encoder import packed_inputs
 
 LENGTH, VOCAB = 32, 50

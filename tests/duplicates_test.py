@@ -81,7 +81,10 @@ def test_what_goes_leaves_a_similar_document_behind():
   d = changed(c, 0.02, 3)
   texts = [' '.join(words) for words in (a, b, c, d)]
   signatures = [duplicates.signature(text) for text in texts]
-  alike = lambda i, j: np.mean(signatures[i] == signatures[j]) >= 0.75
+
+  def alike(i, j):
+    return np.mean(signatures[i] == signatures[j]) >= 0.75
+
   assert alike(0, 1) and not alike(0, 3)
   found = duplicates.duplicates(signatures, 0.75)
   kept = set(range(4)) - set(found)

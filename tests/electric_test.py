@@ -5,15 +5,15 @@ import functools
 import pathlib
 
 import flax.linen as nn
+import golden_parity_test as golden
 import jax
 import jax.numpy as jnp
+import made_run
 import numpy as np
 import optax
 import pytest
-
-import golden_parity_test as golden
-import made_run
 from conftest import CLS, MASK, PAD, SEP, packed_rows, random_params, tiny_electra
+
 from electra_jax import export, main
 from electra_jax.config import check
 from electra_jax.data.tokenizers import load_tokenizer
@@ -53,9 +53,13 @@ def names(path, layers):
 
 
 def original_model_and_params(file):
-  sizes = dict(
-    vocab_size=300, embedding_size=24, intermediate_size=96, max_positions=40, vocab_multiple=1
-  )
+  sizes = {
+    'vocab_size': 300,
+    'embedding_size': 24,
+    'intermediate_size': 96,
+    'max_positions': 40,
+    'vocab_multiple': 1,
+  }
   model = Electra(
     EncoderConfig(hidden_size=24, num_layers=2, num_heads=1, **sizes),
     EncoderConfig(hidden_size=48, num_layers=3, num_heads=4, **sizes),
@@ -126,9 +130,10 @@ def compiled(ends_as_original: bool, gradients: bool = True):
   )
   batch = {'inputs': inputs, 'masks': masks, 'keys': None}
   counts = electric.counts(SETTINGS, batch)
-  given = dict(
-    train=False, samples=jnp.take_along_axis(jnp.asarray(file['fake_ids']), masks.positions, 1)
-  )  # see golden_parity_test
+  given = {
+    'train': False,
+    'samples': jnp.take_along_axis(jnp.asarray(file['fake_ids']), masks.positions, 1),
+  }  # see golden_parity_test
 
   def loss(params):
     total, sums = electric.loss(SETTINGS, model, params, batch, counts, **given)
@@ -137,14 +142,14 @@ def compiled(ends_as_original: bool, gradients: bool = True):
     masked = (
       optax.softmax_cross_entropy_with_integer_labels(logits, proposal.original) * masks.weights
     )
-    return total, dict(
-      mlm_loss=masked.sum() / counts['masked'],
-      mlm_logits=logits,
-      disc_loss=sums['discriminator_loss'] / counts['tokens'],
-      disc_probs=jax.nn.sigmoid(odds),
-      is_fake=proposal.labels,
-      fake_ids=proposal.corrupted,
-    )
+    return total, {
+      'mlm_loss': masked.sum() / counts['masked'],
+      'mlm_logits': logits,
+      'disc_loss': sums['discriminator_loss'] / counts['tokens'],
+      'disc_probs': jax.nn.sigmoid(odds),
+      'is_fake': proposal.labels,
+      'fake_ids': proposal.corrupted,
+    }
 
   def run(params):
     if not gradients:
@@ -359,7 +364,10 @@ def test_one_tower_for_all_is_refused():
 @pytest.mark.parametrize('chunk', [4, 50])
 def test_log_probabilities_in_chunks_are_those_of_all_logits_and_so_are_the_gradients(chunk):
   rng = np.random.default_rng(0)
-  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+  def draw(*shape):
+    return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
   hidden, kernel, weights, ids = (
     draw(3, 13, 5),
     draw(5, 70),

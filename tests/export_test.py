@@ -5,12 +5,12 @@ import pathlib
 import shutil
 
 import jax
+import made_run
+import micro_run
 import numpy as np
 import pytest
 
 import electra_jax
-import made_run
-import micro_run
 from electra_jax import export, main
 from electra_jax.data.tokenizers import load_tokenizer, train_tokenizer
 from electra_jax.errors import UserError

@@ -77,7 +77,7 @@ class Buckets:
       if bucket not in self.names:
         raise Failure(404, 'The specified bucket does not exist.')
       self._meet(bucket, name, conditions or {})
-      now = datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%S.%fZ')
+      now = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%dT%H:%M:%S.%fZ')
       self.objects[bucket, name] = Object(content, 1_000 + next(self._count), now)
       return self.facts(bucket, name)
 

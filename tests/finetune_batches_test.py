@@ -53,7 +53,10 @@ def test_every_row_comes_once_an_epoch(lengths, size, bucketed, seed):
 def test_epochs_and_seeds_differ_and_any_step_is_found_at_once():
   made = features(np.random.default_rng(1).integers(3, 60, 500))
   epochs = Epochs(made, 16, 0)
-  order = lambda e, first: np.concatenate([e.rows(step) for step in range(first, first + e.steps)])
+
+  def order(e, first):
+    return np.concatenate([e.rows(step) for step in range(first, first + e.steps)])
+
   assert not np.array_equal(order(epochs, 0), order(epochs, epochs.steps))
   assert not np.array_equal(order(epochs, 0), order(Epochs(made, 16, 1), 0))
   assert np.array_equal(Epochs(made, 16, 0).rows(77), epochs.rows(77))

@@ -27,7 +27,10 @@ def glue(folder: pathlib.Path, train: int = 24, dev: int = 12, test: int = 6) ->
   parts = {'train': sentences(train, 1), 'dev': sentences(dev, 2), 'test': sentences(test, 3)}
   for part, rows in parts.items():
     known = part != 'test'
-    last = lambda label: (label,) if known else ()
+
+    def last(label):
+      return (label,) if known else ()
+
     name = f'{part}.tsv'
     if known:
       lines(folder / 'CoLA' / name, [('made', label, '', text) for text, label in rows])

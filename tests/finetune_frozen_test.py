@@ -2,26 +2,29 @@
 
 import json
 
+import finetune_files
 import flax.linen as nn
 import jax
+import made_run
 import micro_run
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-import finetune_files
-import made_run
 from electra_jax.config import default_config
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune import batches, config as finetune_config, initial, step as steps
+from electra_jax.finetune import batches, initial
+from electra_jax.finetune import config as finetune_config
+from electra_jax.finetune import step as steps
 from electra_jax.finetune.run import open_finetuned
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.model.heads import KINDS, FineTuned, init_params, pooled
-from electra_jax.training import checkpoints, mesh as meshes, optimizers
+from electra_jax.training import checkpoints, optimizers
+from electra_jax.training import mesh as meshes
 from electra_jax.training.encoders import encoder_config
 from electra_jax.training.step import fresh_state, state_shardings
 

@@ -5,7 +5,6 @@ import json
 import finetune_files
 import micro_run
 import numpy as np
-
 from hosts_test import ends, free_port
 
 CONFIG = 'tests/configs/finetune_micro.py'

@@ -73,8 +73,8 @@ def own(folder, task):
         + ''.join(f'bako?\t{text}\t{text.split()[0]}\n' for text, _ in of_part)
       )
   columns = {
-    'classification': dict(text='a', pair='b', label='kind'),
-    'span': dict(text='question', pair='context', label='answer'),
+    'classification': {'text': 'a', 'pair': 'b', 'label': 'kind'},
+    'span': {'text': 'question', 'pair': 'context', 'label': 'answer'},
   }
   return {part: str(path) for part, path in files.items()} | columns.get(task, {})
 

@@ -10,7 +10,8 @@ from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import objectives
-from electra_jax.pretrain.objectives import electra as objective, shared
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives import shared
 from electra_jax.pretrain.step import init_params
 from electra_jax.training import flops
 
@@ -23,7 +24,10 @@ def counted_by_xla(settings, model, batch, length):
   def gradients(params, token_ids):
     examples = objective.examples(settings, token_ids, row_keys(0, 0, jnp.arange(batch)))
     counts = objective.counts(settings, examples)
-    loss = lambda params: objective.loss(settings, model, params, examples, counts, train=True)
+
+    def loss(params):
+      return objective.loss(settings, model, params, examples, counts, train=True)
+
     return jax.grad(loss, has_aux=True)(params)
 
   lowered = jax.jit(gradients).lower(params, jax.ShapeDtypeStruct((batch, length), np.int32))

@@ -2,21 +2,24 @@
 
 import shutil
 
+import conftest
 import jax
 import jax.numpy as jnp
+import made_run
+import micro_run
 import numpy as np
 import optax
 import pytest
 
-import conftest
-import made_run
-import micro_run
-from electra_jax import config as configs, export, main
+from electra_jax import config as configs
+from electra_jax import export, main
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.weights import of_tower, same_bits
-from electra_jax.pretrain import build, continued, run as runs, step as steps
+from electra_jax.pretrain import build, continued
+from electra_jax.pretrain import run as runs
+from electra_jax.pretrain import step as steps
 from electra_jax.training import mesh as meshes
 
 GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
@@ -313,7 +316,9 @@ def test_mistakes_in_the_config_are_told(fields, sentence):
 
 
 def test_weights_that_do_not_fit_are_told(sources, tmp_path):
-  resolve = lambda init, *fields: continued.resolve(config_of(f'generator.init={init}', *fields))
+  def resolve(init, *fields):
+    return continued.resolve(config_of(f'generator.init={init}', *fields))
+
   with pytest.raises(UserError, match='holds no generator; name a masked language model'):
     resolve(f'hf:{sources / "hf" / "discriminator"}', *ELECTRA)
   with pytest.raises(

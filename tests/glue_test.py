@@ -115,16 +115,16 @@ TESTS = {
 
 def data(source='', **fields):
   return types.SimpleNamespace(
-    **dict(
-      source=str(source),
-      train='',
-      dev='',
-      test='',
-      format='auto',
-      text='text',
-      pair='',
-      label='label',
-    )
+    **{
+      'source': str(source),
+      'train': '',
+      'dev': '',
+      'test': '',
+      'format': 'auto',
+      'text': 'text',
+      'pair': '',
+      'label': 'label',
+    }
     | fields
   )
 

@@ -140,21 +140,21 @@ def run(file, model, params):
 
   (total, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
   corrupted = inputs._replace(token_ids=jnp.asarray(file['fake_ids']))
-  return dict(
-    total=total,
-    mlm_loss=sums['generator_loss'] / counts['masked'],
-    disc_loss=sums['discriminator_loss'] / counts['tokens'],
-    mlm_logits=model.apply(
+  return {
+    'total': total,
+    'mlm_loss': sums['generator_loss'] / counts['masked'],
+    'disc_loss': sums['discriminator_loss'] / counts['tokens'],
+    'mlm_logits': model.apply(
       {'params': params},
       inputs._replace(token_ids=masks.token_ids),
       masks.positions,
       method='generator_logits',
     ),
-    disc_probs=jax.nn.sigmoid(
+    'disc_probs': jax.nn.sigmoid(
       model.apply({'params': params}, corrupted, method='discriminator_logits')
     ),
-    grads=grads,
-  )
+    'grads': grads,
+  }
 
 
 def close(ours, theirs, what):
@@ -204,12 +204,14 @@ def test_eight_steps_of_the_optimizer():
   names = [
     name[len('pretrain/grad/') :] for name in file.files if name.startswith('pretrain/grad/')
   ]
-  ours = lambda name: (
-    name.replace('LayerNorm', 'norm')
-    .replace('gamma', 'scale')
-    .replace('beta', 'bias')
-    .replace('/', '.')
-  )
+
+  def ours(name):
+    return (
+      name.replace('LayerNorm', 'norm')
+      .replace('gamma', 'scale')
+      .replace('beta', 'bias')
+      .replace('/', '.')
+    )
 
   def tree(prefix, index=None):
     nested = {}

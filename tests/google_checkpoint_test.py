@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from conftest import random_params, tiny_electra
+
 from electra_jax.errors import UserError
 from electra_jax.interop import google
 from electra_jax.interop.weights import Head, Weights, same_bits
@@ -134,21 +134,21 @@ def logits_of(file, model, params, discriminator=True):
 
 def weights_of(model, **fields):
   """Random weights of a model of our own."""
-  both = dict(discriminator=model.discriminator_config, generator=model.generator_config) | fields
+  both = {'discriminator': model.discriminator_config, 'generator': model.generator_config} | fields
   return Weights('a run', **both, sharing=model.sharing, params=random_params(model))
 
 
 def small_towers(**fields):
   """Towers that the original has, too: heads of 64, feed-forward layers of four times the width."""
-  sizes = dict(
-    vocab_size=60,
-    hidden_size=128,
-    embedding_size=32,
-    num_layers=2,
-    num_heads=2,
-    intermediate_size=512,
-    max_positions=24,
-  )
+  sizes = {
+    'vocab_size': 60,
+    'hidden_size': 128,
+    'embedding_size': 32,
+    'num_layers': 2,
+    'num_heads': 2,
+    'intermediate_size': 512,
+    'max_positions': 24,
+  }
   tower = EncoderConfig(vocab_multiple=1, **sizes | fields)
   return generator_config(tower, 0.5, 0.5), tower
 
@@ -185,9 +185,11 @@ def test_the_golden_variables_as_a_checkpoint_give_the_golden_losses(which, tmp_
   disc_loss = (
     np.logaddexp(0, np.where(file['is_fake'] > 0, -disc_logits, disc_logits)) * real
   ).sum() / real.sum()
-  for name, loss in dict(
-    mlm_loss=mlm_loss, disc_loss=disc_loss, total=mlm_loss + 50 * disc_loss
-  ).items():
+  for name, loss in {
+    'mlm_loss': mlm_loss,
+    'disc_loss': disc_loss,
+    'total': mlm_loss + 50 * disc_loss,
+  }.items():
     golden.close(loss, file[name], name)
 
 
@@ -516,9 +518,9 @@ def test_checkpoints_that_hold_something_else(tmp_path):
     shutil.rmtree(tmp_path / 'run', ignore_errors=True)
     refused(saved(tmp_path / 'run', variables) + ';heads=4', *words)
 
-  without = lambda *names: {
-    name: value for name, value in right.items() if not name.startswith(names)
-  }
+  def without(*names):
+    return {name: value for name, value in right.items() if not name.startswith(names)}
+
   bert = {
     name.replace('electra/', 'bert/'): value
     for name, value in right.items()
@@ -589,7 +591,10 @@ def test_damaged_files(tmp_path):
   prefix = saved(tmp_path, variables_of('tied'))
   data, index = tmp_path / 'model.ckpt-7.data-00000-of-00001', tmp_path / 'model.ckpt-7.index'
   whole, whole_index = data.read_bytes(), index.read_bytes()
-  told = lambda *words: refused(prefix + ';heads=4', prefix, *words)
+
+  def told(*words):
+    return refused(prefix + ';heads=4', prefix, *words)
+
   data.write_bytes(whole[:-200])
   told('cut short', '/')
   data.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])

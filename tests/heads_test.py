@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import math
 
+import conftest
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import conftest
 from electra_jax.finetune import losses
 from electra_jax.model import heads
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.training import mesh as meshes, optimizers
+from electra_jax.training import mesh as meshes
+from electra_jax.training import optimizers
 
 LENGTH, LABELS, BEAM = 12, 4, 5
 LENGTHS = (
@@ -216,9 +217,12 @@ def span_head(beam=BEAM, size=8, dtype=jnp.float32):
     jax.eval_shape(lambda: head.init(jax.random.key(0), hidden, allowed, start, method='training'))
   )['params']
   rng = np.random.default_rng(5)
-  draw_like = lambda s: (
-    rng.standard_normal(s.shape) * (s.shape[0] if len(s.shape) > 1 else 4) ** -0.5
-  ).astype(np.float32)
+
+  def draw_like(s):
+    return (rng.standard_normal(s.shape) * (s.shape[0] if len(s.shape) > 1 else 4) ** -0.5).astype(
+      np.float32
+    )
+
   return head, jax.tree.map(draw_like, shapes)
 
 
@@ -234,7 +238,10 @@ def log_softmax(x):
 def span_in_numpy(params, hidden, allowed):
   """In float64, every start paired with every token, the pair's states one after the other: starts, ends [b, start, end], impossible."""
   p = jax.tree.map(lambda x: x.astype(np.float64), params)
-  dense = lambda x, name: x @ p[name]['kernel'] + p[name]['bias']
+
+  def dense(x, name):
+    return x @ p[name]['kernel'] + p[name]['bias']
+
   hidden, length = hidden.astype(np.float64), hidden.shape[1]
   starts = np.where(allowed, dense(hidden, 'start')[..., 0], heads.LOWEST)
   pairs = np.concatenate(
@@ -451,11 +458,14 @@ def head_alone(kind, style, family, rate=0.0, pooling='cls'):
     head = heads.TransformersHead(
       config, kind, {'regression': 1, 'span': 2}.get(kind, LABELS), rate, pooling
     )
-    call = lambda m, hidden, segments, allowed, keys: {'logits': m(hidden, segments, keys)}
+
+    def call(m, hidden, segments, allowed, keys):
+      return {'logits': m(hidden, segments, keys)}
   elif kind == 'span':
     head = heads.SpanHead(config, BEAM)
-    call = lambda m, hidden, segments, allowed, keys: (
-      dict(
+
+    def call(m, hidden, segments, allowed, keys):
+      return dict(
         zip(
           ('start_logits', 'end_logits', 'impossible'),
           m.training(
@@ -464,15 +474,18 @@ def head_alone(kind, style, family, rate=0.0, pooling='cls'):
             start if len(hidden) == BATCH else np.pad(start, (0, len(hidden) - BATCH)),
           ),
         )
-      )
-      | m.beam_search(hidden, allowed)
-    )
+      ) | m.beam_search(hidden, allowed)
   elif kind == 'tagging':
     head = heads.TaggingHead(config, LABELS, rate)
-    call = lambda m, hidden, segments, allowed, keys: {'logits': m(hidden, keys)}
+
+    def call(m, hidden, segments, allowed, keys):
+      return {'logits': m(hidden, keys)}
   else:
     head = heads.ClassificationHead(config, 1 if kind == 'regression' else LABELS, rate, pooling)
-    call = lambda m, hidden, segments, allowed, keys: {'logits': m(hidden, segments, keys)}
+
+    def call(m, hidden, segments, allowed, keys):
+      return {'logits': m(hidden, segments, keys)}
+
   shapes = nn.unbox(
     jax.eval_shape(
       lambda: head.init(jax.random.key(0), hidden, allowed, allowed, None, method=call)
@@ -494,9 +507,10 @@ def test_padding_and_empty_rows_change_nothing_whatever_stands_there(kind, style
   hidden, allowed, _ = draw(size=32)
   segments = (np.arange(LENGTH) < np.array(LENGTHS)[:, None]).astype(np.int32)
   allowed = allowed * segments
-  pad = lambda x, value: np.pad(
-    x, ((0, 2), (0, 4)) + ((0, 0),) * (x.ndim - 2), constant_values=value
-  )
+
+  def pad(x, value):
+    return np.pad(x, ((0, 2), (0, 4)) + ((0, 0),) * (x.ndim - 2), constant_values=value)
+
   pooling = (
     'mean' if kind == 'classification' and (style, family) != ('transformers', 'electra') else 'cls'
   )
@@ -649,9 +663,9 @@ def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
 
 def test_kinds_styles_and_poolings_that_are_not_there_are_named():
   for wrong, message in (
-    (dict(kind='tags'), "kind is 'tags'; it is one of classification"),
-    (dict(kind='span', style='old'), "style is 'old'; it is one of published, transformers"),
-    (dict(kind='classification', pooling='max'), "pooling is 'max'; it is one of cls, mean"),
+    ({'kind': 'tags'}, "kind is 'tags'; it is one of classification"),
+    ({'kind': 'span', 'style': 'old'}, "style is 'old'; it is one of published, transformers"),
+    ({'kind': 'classification', 'pooling': 'max'}, "pooling is 'max'; it is one of cls, mean"),
   ):
     with pytest.raises(ValueError, match=message):
       jax.eval_shape(
@@ -664,7 +678,10 @@ loss = jax.jit(losses.loss, static_argnums=(0, 3))
 
 def outputs_and_batch(seed=0, n=6):
   rng = np.random.default_rng(seed)
-  normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+
+  def normal(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
   outputs = {
     'classification': {'logits': normal(n, LABELS)},
     'regression': {'value': normal(n)},
@@ -690,9 +707,12 @@ def outputs_and_batch(seed=0, n=6):
 def test_losses_in_numpy():
   outputs, batch = outputs_and_batch()
   w = batch['weights']
-  nll = lambda logits, labels: (
-    -np.take_along_axis(log_softmax(logits.astype(np.float64)), labels[..., None], -1)[..., 0]
-  )
+
+  def nll(logits, labels):
+    return -np.take_along_axis(log_softmax(logits.astype(np.float64)), labels[..., None], -1)[
+      ..., 0
+    ]
+
   span, said = outputs['span'], 1 / (1 + np.exp(-outputs['span']['impossible'].astype(np.float64)))
   sides = (nll(span['start_logits'], batch['start']) + nll(span['end_logits'], batch['end'])) / 2
   answer = -np.log(np.where(batch['impossible'] > 0, said, 1 - said))
@@ -738,8 +758,11 @@ def test_rows_without_a_target_and_rows_that_fill_weigh_nothing(kind):
       and not np.asarray(grad)[left_out].any()
       and np.asarray(grad)[[1, 2, 4]].any()
     )
+
   # So a batch is its parts, however it is divided.
-  part = lambda rows: loss(kind, *jax.tree.map(lambda x: x[rows], (outputs[kind], batch)))[2]
+  def part(rows):
+    return loss(kind, *jax.tree.map(lambda x: x[rows], (outputs[kind], batch)))[2]
+
   halves = part(slice(0, 3)), part(slice(3, 6))
   for name, whole in sums.items():
     np.testing.assert_allclose(halves[0][name] + halves[1][name], whole, rtol=1e-5, err_msg=name)

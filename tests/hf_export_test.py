@@ -4,17 +4,17 @@ import dataclasses
 import json
 import logging
 
+import hf_files
 import jax
 import numpy as np
 import pytest
 import transformers
+from hf_import_test import applied, close, same_outputs
 
-import hf_files
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, tensors
 from electra_jax.interop.weights import Head, Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig
-from hf_import_test import applied, close, same_outputs
 
 IDS = {
   'pad_id': hf_files.PAD,
@@ -54,10 +54,13 @@ MODERN = dataclasses.replace(
 def random(shapes, seed=0):
   """So large that all of them matter."""
   rng = np.random.default_rng(seed)
-  fresh = lambda path, x: (
-    rng.standard_normal(x.shape) * (x.shape[-2] ** -0.5 if path[-1].key == 'kernel' else 0.3)
-    + (path[-1].key == 'scale')
-  ).astype(np.float32)
+
+  def fresh(path, x):
+    return (
+      rng.standard_normal(x.shape) * (x.shape[-2] ** -0.5 if path[-1].key == 'kernel' else 0.3)
+      + (path[-1].key == 'scale')
+    ).astype(np.float32)
+
   return jax.tree_util.tree_map_with_path(fresh, shapes)
 
 
@@ -89,11 +92,15 @@ def config_of(files):
 @pytest.mark.parametrize(
   'config, sharing, fields',
   [
-    (ELECTRA, 'embeddings', dict(hidden_size=8, num_heads=1, intermediate_size=20, num_layers=2)),
+    (
+      ELECTRA,
+      'embeddings',
+      {'hidden_size': 8, 'num_heads': 1, 'intermediate_size': 20, 'num_layers': 2},
+    ),
     (ELECTRA, 'all', {}),
-    (ELECTRA, 'none', dict(embedding_size=8, hidden_size=8, num_heads=1)),
-    (MODERN, 'embeddings', dict(num_layers=2)),
-    (MODERN, 'none', dict(hidden_size=8, embedding_size=8, global_every=1)),
+    (ELECTRA, 'none', {'embedding_size': 8, 'hidden_size': 8, 'num_heads': 1}),
+    (MODERN, 'embeddings', {'num_layers': 2}),
+    (MODERN, 'none', {'hidden_size': 8, 'embedding_size': 8, 'global_every': 1}),
   ],
   ids=['electra', 'electra, all shared', 'electra, none shared', 'modern', 'modern, none shared'],
 )

@@ -12,32 +12,32 @@ torch.set_num_threads(
 )  # models so small, and tests side by side: more threads would wait for each other
 
 VOCAB, PAD, CLS, SEP = 91, 0, 2, 3
-ELECTRA = dict(
-  vocab_size=VOCAB,
-  embedding_size=12,
-  hidden_size=16,
-  num_hidden_layers=3,
-  num_attention_heads=2,
-  intermediate_size=40,
-  max_position_embeddings=33,
-  type_vocab_size=3,
-  pad_token_id=PAD,
-)
-MODERN = dict(
-  vocab_size=VOCAB,
-  hidden_size=16,
-  num_hidden_layers=4,
-  num_attention_heads=2,
-  intermediate_size=24,
-  max_position_embeddings=64,
-  local_attention=8,
-  global_attn_every_n_layers=2,
-  pad_token_id=PAD,
-  cls_token_id=CLS,
-  bos_token_id=CLS,
-  sep_token_id=SEP,
-  eos_token_id=SEP,
-)
+ELECTRA = {
+  'vocab_size': VOCAB,
+  'embedding_size': 12,
+  'hidden_size': 16,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 2,
+  'intermediate_size': 40,
+  'max_position_embeddings': 33,
+  'type_vocab_size': 3,
+  'pad_token_id': PAD,
+}
+MODERN = {
+  'vocab_size': VOCAB,
+  'hidden_size': 16,
+  'num_hidden_layers': 4,
+  'num_attention_heads': 2,
+  'intermediate_size': 24,
+  'max_position_embeddings': 64,
+  'local_attention': 8,
+  'global_attn_every_n_layers': 2,
+  'pad_token_id': PAD,
+  'cls_token_id': CLS,
+  'bos_token_id': CLS,
+  'sep_token_id': SEP,
+  'eos_token_id': SEP,
+}
 CLASSES = {
   'electra': {
     'encoder': 'ElectraModel',

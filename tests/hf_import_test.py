@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import hf_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-import hf_files
 from electra_jax.errors import UserError
 from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, huggingface
 from electra_jax.interop.weights import of_tower, same_bits
@@ -157,21 +157,24 @@ def our_results(weights, kind, rows):
   return logits, loss, hf_tensors.to_theirs(tree, form, kind, config)
 
 
-SMALL = dict(
-  vocab_size=30522,
-  embedding_size=128,
-  hidden_size=256,
-  num_hidden_layers=12,
-  num_attention_heads=4,
-  intermediate_size=1024,
-  max_position_embeddings=512,
-  type_vocab_size=2,
-)
-BASE = SMALL | dict(
-  embedding_size=768, hidden_size=768, num_attention_heads=12, intermediate_size=3072
-)
-SMALL_GENERATOR = SMALL | dict(hidden_size=64, num_attention_heads=1, intermediate_size=256)
-BASE_GENERATOR = BASE | dict(hidden_size=256, num_attention_heads=4, intermediate_size=1024)
+SMALL = {
+  'vocab_size': 30522,
+  'embedding_size': 128,
+  'hidden_size': 256,
+  'num_hidden_layers': 12,
+  'num_attention_heads': 4,
+  'intermediate_size': 1024,
+  'max_position_embeddings': 512,
+  'type_vocab_size': 2,
+}
+BASE = SMALL | {
+  'embedding_size': 768,
+  'hidden_size': 768,
+  'num_attention_heads': 12,
+  'intermediate_size': 3072,
+}
+SMALL_GENERATOR = SMALL | {'hidden_size': 64, 'num_attention_heads': 1, 'intermediate_size': 256}
+BASE_GENERATOR = BASE | {'hidden_size': 256, 'num_attention_heads': 4, 'intermediate_size': 1024}
 
 
 @pytest.mark.parametrize(
@@ -181,12 +184,17 @@ BASE_GENERATOR = BASE | dict(hidden_size=256, num_attention_heads=4, intermediat
     ('electra', 'generator', SMALL_GENERATOR),
     ('electra', 'discriminator', BASE),
     ('electra', 'generator', BASE_GENERATOR),
-    ('electra', 'generator', dict(num_attention_heads=1, intermediate_size=33)),
+    ('electra', 'generator', {'num_attention_heads': 1, 'intermediate_size': 33}),
     ('modern', 'generator', {}),
     (
       'modern',
       'discriminator',
-      dict(global_attn_every_n_layers=3, num_hidden_layers=5, hidden_size=24, local_attention=6),
+      {
+        'global_attn_every_n_layers': 3,
+        'num_hidden_layers': 5,
+        'hidden_size': 24,
+        'local_attention': 6,
+      },
     ),
   ],
   ids=[
@@ -250,7 +258,10 @@ def test_a_nudge_of_any_one_tensor_is_noticed(family, tmp_path):
     huggingface.read(path),
     hf_files.outputs(made, *rows)[0].reshape(rows[2].shape)[rows[2]],
   )
-  run = lambda weights: applied(weights, 'discriminator_logits', rows)[rows[2]]
+
+  def run(weights):
+    return applied(weights, 'discriminator_logits', rows)[rows[2]]
+
   close(run(weights), expected)
   kept = hf_files.state(made)
   for name, value in kept.items():
@@ -578,13 +589,13 @@ def test_a_modernbert_whose_head_could_be_several_is_asked_for_its_class(tmp_pat
   'fields, said',
   [
     (
-      dict(problem_type='multi_label_classification'),
+      {'problem_type': 'multi_label_classification'},
       ('problem_type', 'multi_label_classification'),
     ),
-    (dict(problem_type='regression'), ('problem_type', '3 labels')),
-    (dict(id2label={'1': 'a', '2': 'b', '3': 'c'}), ('id2label', '1, 2, 3')),
-    (dict(id2label={'0': 'a', '1': 'b', '2': 'a'}), ('id2label', "'a'")),
-    (dict(id2label={'0': 'a', '1': 'b'}), ('classifier.out_proj.weight is 3 x 16 and not 2 x 16',)),
+    ({'problem_type': 'regression'}, ('problem_type', '3 labels')),
+    ({'id2label': {'1': 'a', '2': 'b', '3': 'c'}}, ('id2label', '1, 2, 3')),
+    ({'id2label': {'0': 'a', '1': 'b', '2': 'a'}}, ('id2label', "'a'")),
+    ({'id2label': {'0': 'a', '1': 'b'}}, ('classifier.out_proj.weight is 3 x 16 and not 2 x 16',)),
   ],
 )
 def test_labels_that_do_not_make_sense_are_refused(fields, said, tmp_path):

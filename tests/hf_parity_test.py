@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-
 from conftest import CLS, MASK, PAD, SEP
+
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs, packed_inputs
@@ -20,15 +20,15 @@ SETTINGS = objective.Settings()
 
 def configs(family, embedding_size):
   """The towers' sizes. The modern family has no factorised embeddings in transformers."""
-  common = dict(
-    family=family,
-    vocab_size=VOCAB,
-    max_positions=32,
-    vocab_multiple=1,
-    local_window=8,
-    global_every=2,
-    layer_norm_eps=1e-12 if family == 'electra' else 1e-5,
-  )
+  common = {
+    'family': family,
+    'vocab_size': VOCAB,
+    'max_positions': 32,
+    'vocab_multiple': 1,
+    'local_window': 8,
+    'global_every': 2,
+    'layer_norm_eps': 1e-12 if family == 'electra' else 1e-5,
+  }
   generator = EncoderConfig(
     hidden_size=16,
     num_heads=2,
@@ -107,24 +107,38 @@ def converted(tensors, c, tower):
     if name not in ('generator_lm_head.weight', 'decoder.weight')
   }  # the word embeddings again
   take = tensors.pop
-  kernel = lambda name: take(f'{name}.weight').T
-  stacked = lambda read: np.stack(
-    [
-      read(f'layers.{i}' if c.family == 'modern' else f'encoder.layer.{i}')
-      for i in range(c.num_layers)
-    ]
-  )
+
+  def kernel(name):
+    return take(f'{name}.weight').T
+
+  def stacked(read):
+    return np.stack(
+      [
+        read(f'layers.{i}' if c.family == 'modern' else f'encoder.layer.{i}')
+        for i in range(c.num_layers)
+      ]
+    )
+
   if c.family == 'electra':
-    dense = lambda name: {'kernel': kernel(name), 'bias': take(f'{name}.bias')}
-    norm = lambda name: {'scale': take(f'{name}.weight'), 'bias': take(f'{name}.bias')}
-    layer_dense = lambda name: {
-      'kernel': stacked(lambda layer: kernel(f'{layer}.{name}')),
-      'bias': stacked(lambda layer: take(f'{layer}.{name}.bias')),
-    }
-    layer_norm = lambda name: {
-      'scale': stacked(lambda layer: take(f'{layer}.{name}.weight')),
-      'bias': stacked(lambda layer: take(f'{layer}.{name}.bias')),
-    }
+
+    def dense(name):
+      return {'kernel': kernel(name), 'bias': take(f'{name}.bias')}
+
+    def norm(name):
+      return {'scale': take(f'{name}.weight'), 'bias': take(f'{name}.bias')}
+
+    def layer_dense(name):
+      return {
+        'kernel': stacked(lambda layer: kernel(f'{layer}.{name}')),
+        'bias': stacked(lambda layer: take(f'{layer}.{name}.bias')),
+      }
+
+    def layer_norm(name):
+      return {
+        'scale': stacked(lambda layer: take(f'{layer}.{name}.weight')),
+        'bias': stacked(lambda layer: take(f'{layer}.{name}.bias')),
+      }
+
     embeddings = {
       'word': take('embeddings.word_embeddings.weight'),
       'position': take('embeddings.position_embeddings.weight'),
@@ -161,7 +175,10 @@ def converted(tensors, c, tower):
       'word': take('embeddings.tok_embeddings.weight'),
       'norm': {'scale': take('embeddings.norm.weight')},
     }
-    layer_dense = lambda name: {'kernel': stacked(lambda layer: kernel(f'{layer}.{name}'))}
+
+    def layer_dense(name):
+      return {'kernel': stacked(lambda layer: kernel(f'{layer}.{name}'))}
+
     query, key, value = np.split(layer_dense('attn.Wqkv')['kernel'], 3, axis=2)
     mlp_in, mlp_gate = np.split(layer_dense('mlp.Wi')['kernel'], 2, axis=2)
     # Our layers carry the norm that comes after them, theirs the one before; the last is followed by the final norm.
@@ -252,20 +269,23 @@ def theirs(models, generator, discriminator):
       logits[real == 1], is_fake[real == 1].float()
     )
   (SETTINGS.generator_weight * generated.loss + SETTINGS.discriminator_weight * loss).backward()
-  gradients = lambda model: {name: parameter.grad for name, parameter in model.named_parameters()}
+
+  def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
   at_masks = np.take_along_axis(generated.logits.detach().numpy(), masks.positions[..., None], 1)
-  return dict(
-    generator_hidden=generated.hidden_states[-1],
-    generator_logits=at_masks,
-    generator_loss=generated.loss,
-    discriminator_hidden=verdicts.hidden_states[-1],
-    discriminator_logits=logits,
-    discriminator_loss=loss,
-    gradients=(
+  return {
+    'generator_hidden': generated.hidden_states[-1],
+    'generator_logits': at_masks,
+    'generator_loss': generated.loss,
+    'discriminator_hidden': verdicts.hidden_states[-1],
+    'discriminator_logits': logits,
+    'discriminator_loss': loss,
+    'gradients': (
       converted(gradients(mlm), generator, 'generator')
       | converted(gradients(rtd), discriminator, 'discriminator')
     ),
-  )
+  }
 
 
 def our_function(model):
@@ -278,30 +298,35 @@ def our_function(model):
   @jax.jit
   def run(params):
     # Through the loss below go the models' own methods; here hidden states and logits come from one pass each.
-    generator = lambda m, x: (
-      hidden := m.generator(m.generator_embeddings(x), x),
-      m.generator_head(
-        jnp.take_along_axis(hidden, masks.positions[..., None], 1), m.generator_embeddings.word
-      ),
-    )
-    discriminator = lambda m, x: (hidden := m.hidden_states(x), m.discriminator_head(hidden))
+    def generator(m, x):
+      return (
+        hidden := m.generator(m.generator_embeddings(x), x),
+        m.generator_head(
+          jnp.take_along_axis(hidden, masks.positions[..., None], 1), m.generator_embeddings.word
+        ),
+      )
+
+    def discriminator(m, x):
+      return (hidden := m.hidden_states(x), m.discriminator_head(hidden))
+
     generator_hidden, generator_logits = model.apply({'params': params}, shown, method=generator)
     discriminator_hidden, discriminator_logits = model.apply(
       {'params': params}, fake, method=discriminator
     )
-    loss = lambda params: objective.loss(
-      SETTINGS, model, params, batch, counts, train=False, samples=samples
-    )
+
+    def loss(params):
+      return objective.loss(SETTINGS, model, params, batch, counts, train=False, samples=samples)
+
     (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    return dict(
-      generator_hidden=generator_hidden,
-      generator_logits=generator_logits,
-      discriminator_hidden=discriminator_hidden,
-      discriminator_logits=discriminator_logits,
-      generator_loss=sums['generator_loss'] / counts['masked'],
-      discriminator_loss=sums['discriminator_loss'] / counts['tokens'],
-      gradients=gradients,
-    )
+    return {
+      'generator_hidden': generator_hidden,
+      'generator_logits': generator_logits,
+      'discriminator_hidden': discriminator_hidden,
+      'discriminator_logits': discriminator_logits,
+      'generator_loss': sums['generator_loss'] / counts['masked'],
+      'discriminator_loss': sums['discriminator_loss'] / counts['tokens'],
+      'gradients': gradients,
+    }
 
   return run
 

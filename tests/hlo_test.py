@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from electra_jax.training import hlo, mesh as meshes
+from electra_jax.training import hlo
+from electra_jax.training import mesh as meshes
 
 SUM = """
 %sum (a: f32[], b: f32[]) -> f32[] {

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 
+import micro_run
 import numpy as np
 import pytest
 
-import micro_run
 from electra_jax.errors import PREEMPTED
 from electra_jax.training.hosts import LOST
 

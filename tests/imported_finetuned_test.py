@@ -11,16 +11,16 @@ import shutil
 import subprocess
 import sys
 
+import finetune_files
+import hf_files
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+import xla_flags
 
 import electra_jax
-import finetune_files
-import hf_files
-import xla_flags
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.finetune.adopt import adopt
@@ -509,7 +509,7 @@ def test_neither_pytorch_nor_transformers_is_needed(tmp_path):
     ],
   ]
   program = (
-    f"import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\nfrom electra_jax.main import main\n"
+    "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\nfrom electra_jax.main import main\n"
     + ''.join(f'assert main({["main", *command]!r}) == 0\n' for command in commands)
   )
   ended = subprocess.run(

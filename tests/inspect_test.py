@@ -8,19 +8,19 @@ import re
 import types
 
 import jax
+import micro_run
 import numpy as np
 import pytest
-
-from electra_jax.model.randomness import row_keys
-import electra_jax
-import micro_run
 from conftest import CLS, MASK, PAD, SEP, packed_rows, random_params, tiny_electra
+from readable_test import tokenizer
+
+import electra_jax
 from electra_jax.errors import UserError
+from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, metrics, readable, step
 from electra_jax.pretrain.evaluate import EVAL_SEED, heldout_sums
 from electra_jax.pretrain.inspect import inspect, reading
 from electra_jax.pretrain.objectives import electra as objective
-from readable_test import tokenizer
 
 SETTINGS = objective.Settings(max_predictions=5)
 ANSI = re.compile('\x1b\\[[0-9;]*m')
@@ -77,7 +77,10 @@ def test_probabilities_are_those_of_both_towers(family):
   logits = np.float64(apply(generator, at_all, method='generator_logits'))
   softmax = np.exp(logits - logits.max(-1, keepdims=True))
   softmax /= softmax.sum(-1, keepdims=True)
-  of = lambda ids: np.where(r.masked, np.take_along_axis(softmax, ids[..., None], -1)[..., 0], 0)
+
+  def of(ids):
+    return np.where(r.masked, np.take_along_axis(softmax, ids[..., None], -1)[..., 0], 0)
+
   np.testing.assert_allclose(r.p_original, of(token_ids), rtol=1e-4, atol=1e-7)
   np.testing.assert_allclose(r.p_sample, of(r.corrupted), rtol=1e-4, atol=1e-7)
   verdicts = np.float64(
@@ -240,9 +243,10 @@ def test_a_reader_who_leaves_early_is_no_error(monkeypatch):
 
 def test_any_rows_show_the_same_whatever_the_company(capsys):
   run = made_up_run()
-  parts = lambda text: {
-    m[1]: m[2] for m in re.finditer(r'(?ms)^  row (\d+)(.*?)(?=^  row |^  in all)', text)
-  }
+
+  def parts(text):
+    return {m[1]: m[2] for m in re.finditer(r'(?ms)^  row (\d+)(.*?)(?=^  row |^  in all)', text)}
+
   every = parts(inspect(run, rows=20, colour=False))  # more than are read at once
   assert capsys.readouterr().out.count('\n  row ') == 20
   assert list(every) == [str(i) for i in range(20)] and len(set(every.values())) == 20
@@ -307,7 +311,10 @@ def test_a_real_run_shows_what_its_evaluation_counts(capsys):
   mark = re.compile(r'\{([^{}→=]+?)(?:=|→[^{}]*?)?(?: [✓✗!]<?\d+%)?\}')
   row = text.split('  row 0')[1].split('\n', 1)[1].split('    context')[0]
   assert mark.search(row)
-  squeezed = lambda text: ''.join(text.split()).replace('▁', '')
+
+  def squeezed(text):
+    return ''.join(text.split()).replace('▁', '')
+
   assert squeezed(mark.sub(r'\1', row)) == squeezed(
     run.tokenizer.decode(run.heldout.read(np.array([0]))[0])
   )

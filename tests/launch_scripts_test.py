@@ -10,9 +10,8 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 import launch_cloud
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'launch'

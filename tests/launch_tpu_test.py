@@ -7,9 +7,8 @@ import shutil
 import signal
 import subprocess
 
-import pytest
-
 import launch_cloud
+import pytest
 from launch_cloud import UNTIL_ASKED
 
 pytestmark = pytest.mark.skipif(
@@ -148,8 +147,7 @@ def test_the_same_failure_three_times_stops(cloud):
 
 def test_steps_saved_between_failures_keep_it_going(cloud):
   restored = [
-    'echo "  restored     step {:,}, the last checkpoint"; exit 139'.format(step)
-    for step in (0, 0, 1_800)
+    f'echo "  restored     step {step:,}, the last checkpoint"; exit 139' for step in (0, 0, 1_800)
   ]
   cloud.plan(*restored, 'exit 0')
   done = cloud.resume()

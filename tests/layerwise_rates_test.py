@@ -19,7 +19,14 @@ GOLDEN, PREFIX = (
   pathlib.Path(__file__).parent / 'golden' / 'optimizer.npz',
   'finetune_layerwise_0.8/',
 )
-ADAM = dict(b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01, clip=1.0, bias_correction=False)
+ADAM = {
+  'b1': 0.9,
+  'b2': 0.999,
+  'eps': 1e-6,
+  'weight_decay': 0.01,
+  'clip': 1.0,
+  'bias_correction': False,
+}
 # The original's tensors at their places in our tree; of the layers some are missing there, and are zeros here.
 PLACES = {
   ('embeddings', 'word'): 'electra/embeddings/word_embeddings',
@@ -180,9 +187,10 @@ def test_on_shards_nothing_moves_and_the_update_is_the_same(axis):
   state = optimizer.init(params)
   mesh = meshes.make_mesh()
   split = NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
-  place = lambda tree: jax.tree.map(
-    lambda x: split if np.ndim(x) == 3 else meshes.replicated(mesh), tree
-  )
+
+  def place(tree):
+    return jax.tree.map(lambda x: split if np.ndim(x) == 3 else meshes.replicated(mesh), tree)
+
   shardings = place(params), place(state), place(params)
   compiled = (
     jax.jit(optimizer.update, in_shardings=shardings, out_shardings=shardings[:2])

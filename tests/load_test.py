@@ -4,11 +4,11 @@ import json
 import shutil
 
 import jax
+import micro_run
 import numpy as np
 import pytest
 
 import electra_jax
-import micro_run
 from electra_jax.errors import UserError
 from electra_jax.pretrain.evaluate import NAMES
 

@@ -6,9 +6,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from conftest import random_params
-from electra_jax.pretrain import build, run as runs
+
+from electra_jax.pretrain import build
+from electra_jax.pretrain import run as runs
 from electra_jax.training import checkpoints
 from electra_jax.training.step import fresh_state
 

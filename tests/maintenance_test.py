@@ -6,9 +6,9 @@ import os
 import socket
 import threading
 
+import micro_run
 import pytest
 
-import micro_run
 from electra_jax.errors import PREEMPTED
 from electra_jax.training import hosts, preemption
 
@@ -46,15 +46,15 @@ def metadata(**said):
 @pytest.mark.parametrize(
   'said, leaves',
   [
-    (dict(preempted='FALSE', maintenance_event='NONE'), False),
-    (dict(preempted='TRUE', maintenance_event='NONE'), True),
-    (dict(preempted='FALSE', maintenance_event='TERMINATE_ON_HOST_MAINTENANCE'), True),
-    (dict(preempted='FALSE', maintenance_event='MIGRATE_ON_HOST_MAINTENANCE'), False),
-    (dict(preempted='TRUE', maintenance_event='MIGRATE_ON_HOST_MAINTENANCE'), True),
-    (dict(preempted='FALSE\n', maintenance_event='NONE\n'), False),
-    (dict(maintenance_event='TERMINATE_ON_HOST_MAINTENANCE'), True),
-    (dict(preempted='TRUE'), True),
-    (dict(), False),
+    ({'preempted': 'FALSE', 'maintenance_event': 'NONE'}, False),
+    ({'preempted': 'TRUE', 'maintenance_event': 'NONE'}, True),
+    ({'preempted': 'FALSE', 'maintenance_event': 'TERMINATE_ON_HOST_MAINTENANCE'}, True),
+    ({'preempted': 'FALSE', 'maintenance_event': 'MIGRATE_ON_HOST_MAINTENANCE'}, False),
+    ({'preempted': 'TRUE', 'maintenance_event': 'MIGRATE_ON_HOST_MAINTENANCE'}, True),
+    ({'preempted': 'FALSE\n', 'maintenance_event': 'NONE\n'}, False),
+    ({'maintenance_event': 'TERMINATE_ON_HOST_MAINTENANCE'}, True),
+    ({'preempted': 'TRUE'}, True),
+    ({}, False),
   ],
   ids=str,
 )

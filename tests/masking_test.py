@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-
 from conftest import CLS, MASK, PAD, SEP, UNK, packed_rows
+
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking
 from electra_jax.pretrain.objectives import electra as objective

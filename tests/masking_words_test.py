@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-
 from conftest import CLS, MASK, PAD, SEP, UNK, packed_rows, random_params, tiny_electra
+
 from electra_jax.config import check, default_config
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
@@ -217,9 +217,12 @@ def test_words_of_a_length_are_as_likely_wherever_they_are(many):
 def test_spans_have_the_lengths_of_a_geometric_distribution_that_is_cut():
   """Slots are filled in the order of the spans, so the first run of a row is its first span, unless one of the next goes on with it."""
   ids = jnp.full((2000, 200), 9)  # words of one token
-  first = lambda **span: first_runs(
-    np.asarray(draw(ids, 5, method='spans', rate=0.075, slots=15, **span).positions)
-  )
+
+  def first(**span):
+    return first_runs(
+      np.asarray(draw(ids, 5, method='spans', rate=0.075, slots=15, **span).positions)
+    )
+
   found = first()
   assert 0 < (found > 10).mean() < 0.03  # such are one or two in a hundred
   shares = 0.2 * 0.8 ** np.arange(10)

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
-
 from conftest import adamw, tiny_electra
-from electra_jax import config as configs, main
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from electra_jax import config as configs
+from electra_jax import main
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build, step
 from electra_jax.training import mesh as meshes
@@ -41,11 +43,11 @@ def told(error) -> str:
   'sizes, shape',
   [
     ({}, (8, 1, 1)),
-    (dict(fsdp=2, tensor=2), (2, 2, 2)),
-    (dict(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
-    (dict(data=1, tensor=-1), (1, 1, 8)),
-    (dict(data=2, fsdp=2, tensor=2), (2, 2, 2)),
-    (dict(data=-1, fsdp=8), (1, 8, 1)),
+    ({'fsdp': 2, 'tensor': 2}, (2, 2, 2)),
+    ({'data': 2, 'fsdp': -1, 'tensor': 2}, (2, 2, 2)),
+    ({'data': 1, 'tensor': -1}, (1, 1, 8)),
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, (2, 2, 2)),
+    ({'data': -1, 'fsdp': 8}, (1, 8, 1)),
   ],
   ids=str,
 )
@@ -58,28 +60,28 @@ def test_minus_one_takes_what_the_other_axes_leave(sizes, shape):
 @pytest.mark.parametrize(
   'sizes, start, remedy',
   [
-    (dict(data=0), 'config.mesh.data is 0;', '-1'),
-    (dict(fsdp=-2), 'config.mesh.fsdp is -2;', '-1'),
-    (dict(tensor=0), 'config.mesh.tensor is 0;', '-1'),
-    (dict(fsdp=-1), 'config.mesh.data and config.mesh.fsdp are both -1;', 'only one'),
+    ({'data': 0}, 'config.mesh.data is 0;', '-1'),
+    ({'fsdp': -2}, 'config.mesh.fsdp is -2;', '-1'),
+    ({'tensor': 0}, 'config.mesh.tensor is 0;', '-1'),
+    ({'fsdp': -1}, 'config.mesh.data and config.mesh.fsdp are both -1;', 'only one'),
     (
-      dict(tensor=3),
+      {'tensor': 3},
       'config.mesh asks for fsdp 1 x tensor 3 = 3 devices or a multiple and there are 8;',
       '-1',
     ),
     (
-      dict(data=4, tensor=4),
+      {'data': 4, 'tensor': 4},
       'config.mesh asks for data 4 x fsdp 1 x tensor 4 = 16 devices and there are 8;',
       '-1',
     ),
     (
-      dict(data=2),
+      {'data': 2},
       'config.mesh asks for data 2 x fsdp 1 x tensor 1 = 2 devices and there are 8;',
       '-1',
     ),
-    (dict(slices=3), 'config.mesh.slices 3 does not divide 8 devices;', 'change it'),
+    ({'slices': 3}, 'config.mesh.slices 3 does not divide 8 devices;', 'change it'),
     (
-      dict(slices=2, data=1, fsdp=-1),
+      {'slices': 2, 'data': 1, 'fsdp': -1},
       'the data axis of 1 does not span 2 slices evenly;',
       'config.mesh.data a multiple of 2',
     ),
@@ -118,9 +120,9 @@ def devices_of(slices: int, platform: str):
   'slices, sizes, shape',
   [
     (2, {}, (16, 1, 1)),
-    (2, dict(tensor=2), (8, 1, 2)),
-    (4, dict(fsdp=8), (4, 8, 1)),
-    (2, dict(fsdp=2, tensor=4, slices=2), (2, 2, 4)),
+    (2, {'tensor': 2}, (8, 1, 2)),
+    (4, {'fsdp': 8}, (4, 8, 1)),
+    (2, {'fsdp': 2, 'tensor': 4, 'slices': 2}, (2, 2, 4)),
   ],
   ids=str,
 )
@@ -159,16 +161,16 @@ def test_slices_that_contradict_the_devices_are_named():
   'fields, sentence',
   [
     (
-      dict(vocab='tensors'),
+      {'vocab': 'tensors'},
       "config.sharding.vocab is 'tensors'; parameters are split over fsdp, tensor, both",
     ),
     (
-      dict(mlp='data'),
+      {'mlp': 'data'},
       "config.sharding.mlp is 'data'; parameters are split over fsdp, tensor, both",
     ),
-    (dict(embed='fsdp,data'), "config.sharding.embed is 'data'; parameters"),
-    (dict(heads='fsdp,tensor,tensor'), "config.sharding.heads names 'tensor' twice"),
-    (dict(optimizer='tensor'), "config.sharding.optimizer is 'tensor'; it is 'data'"),
+    ({'embed': 'fsdp,data'}, "config.sharding.embed is 'data'; parameters"),
+    ({'heads': 'fsdp,tensor,tensor'}, "config.sharding.heads names 'tensor' twice"),
+    ({'optimizer': 'tensor'}, "config.sharding.optimizer is 'tensor'; it is 'data'"),
   ],
   ids=str,
 )
@@ -344,12 +346,12 @@ def test_the_published_base_keeps_a_part_of_each_large_moment_on_a_device():
     (
       (512, 64),
       P('tensor', None),
-      dict(tensor=2),
+      {'tensor': 2},
       P('tensor', 'data'),
     ),  # an axis that is whole comes first
-    ((512, 63), P('tensor', None), dict(tensor=2), P(('data', 'tensor'), None)),
-    ((512, 64), P('tensor', 'fsdp'), dict(tensor=2, fsdp=2), P(('data', 'tensor'), 'fsdp')),
-    ((512, 64), P(None, 'fsdp'), dict(fsdp=8), P(None, 'fsdp')),  # data 1
+    ((512, 63), P('tensor', None), {'tensor': 2}, P(('data', 'tensor'), None)),
+    ((512, 64), P('tensor', 'fsdp'), {'tensor': 2, 'fsdp': 2}, P(('data', 'tensor'), 'fsdp')),
+    ((512, 64), P(None, 'fsdp'), {'fsdp': 8}, P(None, 'fsdp')),  # data 1
   ],
   ids=str,
 )
@@ -370,7 +372,7 @@ def test_moments_are_split_once_over_data_along_the_axis_that_fills_tiles(
 
 #### What it costs #############################################################################################################
 
-LAYOUTS = [dict(), dict(fsdp=2, tensor=2), dict(fsdp=8), dict(optimizer='')]
+LAYOUTS = [{}, {'fsdp': 2, 'tensor': 2}, {'fsdp': 8}, {'optimizer': ''}]
 
 
 def places(sharding) -> set:
@@ -390,9 +392,12 @@ def test_the_table_says_what_lies_on_each_device(sizes):
   shapes, shardings = step.state_shardings(model, adamw(lambda step: 1e-3), 8, layout)
   shapes, shardings = shapes.params, shardings.params
   moments = meshes.moment_shardings(shapes, shardings, layout)
-  zeros = lambda shardings: jax.tree.map(
-    lambda x, s: jax.device_put(np.zeros(x.shape, x.dtype), s), shapes, shardings
-  )
+
+  def zeros(shardings):
+    return jax.tree.map(
+      lambda x, s: jax.device_put(np.zeros(x.shape, x.dtype), s), shapes, shardings
+    )
+
   held = {}
   for name, tree in (('parameters', zeros(shardings)), ('moments', zeros(moments))):
     bytes_of = {
@@ -410,7 +415,10 @@ def test_the_table_says_what_lies_on_each_device(sizes):
   assert meshes.bytes_per_device(shapes, moments) == held['moments']
 
   lines = meshes.describe(shapes, shardings, layout)
-  numbers = lambda line: [float(x) for x in re.findall(r'\d+\.\d', line)]
+
+  def numbers(line):
+    return [float(x) for x in re.findall(r'\d+\.\d', line)]
+
   assert lines[-1].startswith('each device holds')
   np.testing.assert_allclose(
     numbers(lines[-1]), [held['parameters'] / 1e6, 2 * held['moments'] / 1e6], atol=0.051
@@ -469,7 +477,7 @@ def born(program):
 def test_state_is_born_on_its_devices_and_is_that_of_one_device_bit_for_bit():
   one, _ = born(program_on(1))
   assert all(np.ptp(x) > 0 for x in jax.tree.leaves(one.params) if x.ndim > 2)  # not zeros
-  for sizes in (dict(), dict(fsdp=2, tensor=2)):
+  for sizes in ({}, {'fsdp': 2, 'tensor': 2}):
     program = program_on(8, **sizes)
     state, made = born(program)
     parts = 0

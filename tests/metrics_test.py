@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from electra_jax.training.step import tower_norms
 from electra_jax.pretrain import metrics
+from electra_jax.training.step import tower_norms
 
 BINS = metrics.EVAL_BINS
 
@@ -28,31 +28,34 @@ def sums_of(logits, labels, weights, bins=BINS, seed=0):
   mask_weights = (rng.random((len(logits), 5)) < 0.7).astype(np.float32)
   losses = rng.random((len(logits), 5)).astype(np.float32) * mask_weights
   verdict_losses = (np.logaddexp(0, logits) - logits * labels) * weights
-  arrays = lambda *values: map(jnp.asarray, values)
+
+  def arrays(*values):
+    return map(jnp.asarray, values)
+
   sums = metrics.generator_sums(*arrays(generated, original, mask_weights, losses))
   sums |= {'sampled_correct': ((samples == original) * mask_weights).sum()} | metrics.verdict_sums(
     *arrays(logits, labels, weights, verdict_losses), bins
   )
-  return jax.device_get(sums), dict(
-    generator_loss=losses.sum() / mask_weights.sum(),
-    sampled_accuracy=(samples == original)[mask_weights > 0].mean(),
-    generator_accuracy=(generated.argmax(-1) == original)[mask_weights > 0].mean(),
-  )
+  return jax.device_get(sums), {
+    'generator_loss': losses.sum() / mask_weights.sum(),
+    'sampled_accuracy': (samples == original)[mask_weights > 0].mean(),
+    'generator_accuracy': (generated.argmax(-1) == original)[mask_weights > 0].mean(),
+  }
 
 
 def scikit(logits, labels, weights):
   scores, truth = (x[weights > 0].astype(np.float64) for x in (logits, labels))
   called = scores >= 0
-  return dict(
-    auc=sklearn.metrics.roc_auc_score(truth, scores),
-    average_precision=sklearn.metrics.average_precision_score(truth, scores),
-    discriminator_accuracy=sklearn.metrics.accuracy_score(truth, called),
-    replaced_rate=truth.mean(),
-    precision=sklearn.metrics.precision_score(truth, called),
-    recall=sklearn.metrics.recall_score(truth, called),
-    discriminator_loss=sklearn.metrics.log_loss(truth, 1 / (1 + np.exp(-scores))),
-    constant_loss=sklearn.metrics.log_loss(truth, np.full(truth.shape, truth.mean())),
-  )
+  return {
+    'auc': sklearn.metrics.roc_auc_score(truth, scores),
+    'average_precision': sklearn.metrics.average_precision_score(truth, scores),
+    'discriminator_accuracy': sklearn.metrics.accuracy_score(truth, called),
+    'replaced_rate': truth.mean(),
+    'precision': sklearn.metrics.precision_score(truth, called),
+    'recall': sklearn.metrics.recall_score(truth, called),
+    'discriminator_loss': sklearn.metrics.log_loss(truth, 1 / (1 + np.exp(-scores))),
+    'constant_loss': sklearn.metrics.log_loss(truth, np.full(truth.shape, truth.mean())),
+  }
 
 
 def within_bins(logits, bins):

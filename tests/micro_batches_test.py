@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-
 from conftest import same_training, train_steps
 
 

@@ -20,7 +20,6 @@ import warnings
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-
 import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,12 +74,13 @@ def start(*argv: str, devices: int = 1, **popen) -> subprocess.Popen:
   }
   # Programs that are compiled without optimisation compute the same thing every time as well, and compile in a third of the time.
   env['XLA_FLAGS'] = f'{xla_flags.QUICK} --xla_force_host_platform_device_count={devices}'
-  pipes = (
-    dict(
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT
-    )
-    | popen
-  )
+  pipes = {
+    'stdout': subprocess.PIPE,
+    'stderr': subprocess.PIPE,
+    'stdin': subprocess.DEVNULL,
+    'text': True,
+    'cwd': ROOT,
+  } | popen
   return subprocess.Popen([sys.executable, '-m', 'electra_jax.main', *argv], env=env, **pipes)
 
 

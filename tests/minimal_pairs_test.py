@@ -5,13 +5,13 @@ import json
 import pathlib
 import tarfile
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
-import conftest
 from electra_jax.data.tokenizers import SPECIAL_TOKENS, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.encoder import packed_inputs
@@ -54,10 +54,13 @@ def rows_of(tokenizer, texts):
 def plainly(run, rows):
   """Both scores of each sentence: alone, without padding, one copy at a time, logits of every position."""
   model, t = run.model, run.tokenizer
-  inputs = lambda ids: packed_inputs(ids[None], t.pad_id, t.cls_id, t.sep_id)
-  apply = lambda params, inputs, *more, method: model.apply(
-    {'params': params}, inputs, *more, method=method
-  )[0]
+
+  def inputs(ids):
+    return packed_inputs(ids[None], t.pad_id, t.cls_id, t.sep_id)
+
+  def apply(params, inputs, *more, method):
+    return model.apply({'params': params}, inputs, *more, method=method)[0]
+
   both = jax.jit(
     lambda params, ids, masked: (
       apply(params, inputs(ids), method='discriminator_logits'),

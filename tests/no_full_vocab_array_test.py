@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import adamw, tiny_electra
+
 from electra_jax.model.electra import Electra
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import step
@@ -109,9 +109,9 @@ def test_the_search_finds_one_in_a_model_built_wrong():
 
 
 def test_the_search_finds_one_where_chunks_are_left_out(monkeypatch):
-  whole = lambda logits_of, hidden, token_ids, chunk: jnp.take_along_axis(
-    jax.nn.log_softmax(logits_of(hidden)), token_ids, axis=-1
-  )
+  def whole(logits_of, hidden, token_ids, chunk):
+    return jnp.take_along_axis(jax.nn.log_softmax(logits_of(hidden)), token_ids, axis=-1)
+
   electric = named('electric')
   assert electric.token_log_probabilities is chunked.token_log_probabilities
   monkeypatch.setattr(electric, 'token_log_probabilities', whole)

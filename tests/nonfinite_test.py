@@ -5,11 +5,11 @@ import types
 
 import jax
 import jax.numpy as jnp
+import micro_run
 import numpy as np
 import optax
 import pytest
 
-import micro_run
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.objectives.shared import Settings
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 import scipy.special
 import scipy.stats
-
 from conftest import packed_rows
+
 from electra_jax import config as configs
 from electra_jax.errors import UserError
 from electra_jax.model.config import EncoderConfig, generator_config
@@ -155,7 +155,10 @@ def definition(name, batch, e) -> dict[str, float]:
     softmax = scipy.special.softmax(
       e.apply(e.apply(read, method='hidden_states').astype(np.float32), method='predictions'), -1
     )
-    copy = lambda at: 1 - p_replaced[at]
+
+    def copy(at):
+      return 1 - p_replaced[at]
+
     losses['prediction_loss'] = np.mean(
       [
         -np.log(copy(at) * (corrupted[at] == ids[at]) + (1 - copy(at)) * softmax[(*at, ids[at])])

@@ -26,9 +26,9 @@ def texts():
 
 @pytest.fixture(scope='module')
 def trained(texts):
-  train = lambda kind, **options: tokenizers.train_tokenizer(
-    texts, kind=kind, vocab_size=800, **options
-  )
+  def train(kind, **options):
+    return tokenizers.train_tokenizer(texts, kind=kind, vocab_size=800, **options)
+
   return {
     'unigram': train('unigram'),
     'unigram, bytes': train('unigram', byte_fallback=True),

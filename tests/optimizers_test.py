@@ -2,19 +2,19 @@
 
 import runpy
 
+import conftest
 import jax
 import jax.numpy as jnp
+import micro_run
 import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-import conftest
-import micro_run
 from electra_jax.training import mesh as meshes
 from electra_jax.training import optimizers
 
-RECIPE = dict(b1=0.878, b2=0.974, eps=1e-6, weight_decay=0.01)
+RECIPE = {'b1': 0.878, 'b2': 0.974, 'eps': 1e-6, 'weight_decay': 0.01}
 STEPS = 5
 
 
@@ -25,9 +25,10 @@ def rate(step):
 def gradients(params, steps=STEPS, seed=1):
   """Trees of gradients, small enough at first and then too large not to be clipped."""
   rng = np.random.default_rng(seed)
-  draw = lambda scale: jax.tree.map(
-    lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), params
-  )
+
+  def draw(scale):
+    return jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), params)
+
   return [draw(0.001 * 4**i) for i in range(steps)]
 
 
@@ -159,9 +160,9 @@ def test_lamb_on_shards_gathers_nothing_and_is_the_same(axis):
   sharded = NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
   optimizer = optimizers.lamb(rate, **RECIPE, clip=1.0, bias_correction=True)
   state = optimizer.init(params)
-  place = lambda tree: jax.tree.map(
-    lambda x: sharded if np.ndim(x) == 3 else meshes.replicated(mesh), tree
-  )
+
+  def place(tree):
+    return jax.tree.map(lambda x: sharded if np.ndim(x) == 3 else meshes.replicated(mesh), tree)
 
   def step(params, state, grads):
     updates, state = optimizer.update(grads, state, params)

@@ -3,12 +3,13 @@
 import importlib.util
 import json
 
+import micro_run
 import numpy as np
 import pytest
 
-import micro_run
 import electra_jax
-from electra_jax import config as configs, report
+from electra_jax import config as configs
+from electra_jax import report
 from electra_jax.errors import UserError
 from electra_jax.pretrain import train
 from electra_jax.pretrain.evaluate import evaluate

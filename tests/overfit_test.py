@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-
 from conftest import adamw, packed_rows, tiny_electra
+
 from electra_jax.pretrain import metrics, step
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import mesh as meshes

@@ -15,32 +15,48 @@ from electra_jax.pretrain import step
 ELECTRA = {
   name: EncoderConfig(vocab_multiple=1, **sizes)
   for name, sizes in {
-    'small': dict(
-      hidden_size=256, embedding_size=128, num_layers=12, num_heads=4, intermediate_size=1024
-    ),
-    'base': dict(
-      hidden_size=768, embedding_size=768, num_layers=12, num_heads=12, intermediate_size=3072
-    ),
-    'large': dict(
-      hidden_size=1024, embedding_size=1024, num_layers=24, num_heads=16, intermediate_size=4096
-    ),
+    'small': {
+      'hidden_size': 256,
+      'embedding_size': 128,
+      'num_layers': 12,
+      'num_heads': 4,
+      'intermediate_size': 1024,
+    },
+    'base': {
+      'hidden_size': 768,
+      'embedding_size': 768,
+      'num_layers': 12,
+      'num_heads': 12,
+      'intermediate_size': 3072,
+    },
+    'large': {
+      'hidden_size': 1024,
+      'embedding_size': 1024,
+      'num_layers': 24,
+      'num_heads': 16,
+      'intermediate_size': 4096,
+    },
   }.items()
 }
 FRACTIONS = {'small': 1 / 4, 'base': 1 / 3, 'large': 1 / 4}
 MODERN = {
   name: EncoderConfig(family='modern', vocab_multiple=1, layer_norm_eps=1e-5, **sizes)
   for name, sizes in {
-    'small': dict(
-      hidden_size=256, embedding_size=256, num_layers=12, num_heads=4, intermediate_size=512
-    ),
-    'base': dict(
-      vocab_size=50368,
-      hidden_size=768,
-      embedding_size=768,
-      num_layers=22,
-      num_heads=12,
-      intermediate_size=1152,
-    ),
+    'small': {
+      'hidden_size': 256,
+      'embedding_size': 256,
+      'num_layers': 12,
+      'num_heads': 4,
+      'intermediate_size': 512,
+    },
+    'base': {
+      'vocab_size': 50368,
+      'hidden_size': 768,
+      'embedding_size': 768,
+      'num_layers': 22,
+      'num_heads': 12,
+      'intermediate_size': 1152,
+    },
   }.items()
 }
 

@@ -6,12 +6,13 @@ import shutil
 import signal
 
 import jax
+import micro_run
 import numpy as np
 import pytest
 
 import electra_jax
-import micro_run
-from electra_jax import config as configs, main
+from electra_jax import config as configs
+from electra_jax import main
 from electra_jax.errors import PREEMPTED
 from electra_jax.pretrain import build
 

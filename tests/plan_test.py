@@ -332,9 +332,10 @@ def test_the_plan_of_tiny_adds_up(tiny_plan):
 @needs_libtpu
 def test_the_plan_of_tiny_moves_a_gradient_and_the_parameters(tiny_plan):
   (step,) = tiny_plan[0]['phases']
-  whole = lambda *kinds: sum(
-    c['times'] * c['payload'] for c in step['collectives'] if c['kind'] in kinds
-  )
+
+  def whole(*kinds):
+    return sum(c['times'] * c['payload'] for c in step['collectives'] if c['kind'] in kinds)
+
   parameters = step['memory']['parameters']
   assert whole('all-reduce', 'reduce-scatter') == pytest.approx(parameters, rel=0.05)
   assert (

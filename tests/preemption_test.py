@@ -5,9 +5,9 @@ import signal
 import threading
 import types
 
+import micro_run
 import pytest
 
-import micro_run
 from electra_jax.errors import PREEMPTED, Preempted
 from electra_jax.training import checkpoints
 from electra_jax.training.preemption import Notice

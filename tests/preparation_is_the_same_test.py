@@ -194,7 +194,10 @@ def test_groups_read_side_by_side_are_those_read_in_turn(many_groups):
   job, groups = many_groups
   in_turn = list(workers._read_side_by_side(job, groups, 1))
   side_by_side = list(workers._read_side_by_side(job, groups, 3))
-  texts = lambda items: {block.name: block.texts for block, _ in items if block}
+
+  def texts(items):
+    return {block.name: block.texts for block, _ in items if block}
+
   assert texts(side_by_side) == texts(in_turn) and len(texts(in_turn)) > 4
   for items in (in_turn, side_by_side):
     assert sum(size for _, size in items) == sum(group.bytes for _, group in groups)

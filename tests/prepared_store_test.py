@@ -3,9 +3,9 @@
 import re
 import shutil
 
+import micro_run
 import pytest
 
-import micro_run
 from electra_jax import main
 from electra_jax.data.prepare import open_prepared
 from electra_jax.errors import UserError

@@ -6,8 +6,8 @@ import types
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-
 from conftest import CLS, MASK, PAD, SEP, UNK
+
 from electra_jax.pretrain import readable
 from electra_jax.pretrain.inspect import RowsRead, row_text
 
@@ -32,17 +32,17 @@ def handmade(token_ids, **at):
   """A RowsRead of one row [length]; `at` names a field and gives its values by position."""
   n = len(token_ids)
   no, zero = np.zeros(n, bool), np.zeros(n, np.float32)
-  fields = dict(
-    token_ids=np.array(token_ids),
-    masked=no.copy(),
-    hidden=no.copy(),
-    corrupted=np.array(token_ids),
-    replaced=no,
-    p_original=zero.copy(),
-    p_sample=zero.copy(),
-    p_replaced=zero + 0.0625,
-    called=no,
-  )
+  fields = {
+    'token_ids': np.array(token_ids),
+    'masked': no.copy(),
+    'hidden': no.copy(),
+    'corrupted': np.array(token_ids),
+    'replaced': no,
+    'p_original': zero.copy(),
+    'p_sample': zero.copy(),
+    'p_replaced': zero + 0.0625,
+    'called': no,
+  }
   for name, values in at.items():
     for position, value in values.items():
       fields[name][position] = value
@@ -84,9 +84,12 @@ def test_a_row_shows_every_kind_of_verdict():
 
 def test_each_text_has_a_line_of_its_own_and_padding_none():
   tokens = tokenizer()
-  shown = lambda ids: [
-    line.strip() for line in row_text(handmade(ids), tokens, 0, 110, False).splitlines()[2:]
-  ]
+
+  def shown(ids):
+    return [
+      line.strip() for line in row_text(handmade(ids), tokens, 0, 110, False).splitlines()[2:]
+    ]
+
   assert shown([CLS, 5, 6, SEP, 7, SEP, PAD, PAD]) == [
     '[CLS] w5 w6 [SEP]',
     'w7 [SEP]',
@@ -118,7 +121,10 @@ def test_word_pieces_and_punctuation_are_joined():
 def test_bytes_are_shown_as_the_characters_they_make():
   tokens = tokenizer(tokens=['▁', '<0xE2>', '<0x82>', '<0xAC>', '▁ok', '<0x1B>', '<0xFF>'])
   euro = [5, 6, 7, 8]
-  shown = lambda row: row_text(row, tokens, 0, 110, False).splitlines()[2].strip()
+
+  def shown(row):
+    return row_text(row, tokens, 0, 110, False).splitlines()[2].strip()
+
   assert shown(handmade([CLS, *euro, 9, SEP])) == '[CLS] € ok [SEP]'
   cut = handmade([CLS, *euro, 9, SEP], masked={3: 1}, corrupted={3: 6})
   assert shown(cut) == '[CLS] \\xe2{<0x82>→<0xE2> ✗6%}\\xac ok [SEP]'
@@ -127,7 +133,10 @@ def test_bytes_are_shown_as_the_characters_they_make():
 
 def test_a_word_marks_only_where_it_begins():
   tokens = tokenizer(tokens=['▁', 'R', '▁to', '▁be▁or'])
-  shown = lambda row: row_text(row, tokens, 0, 110, False).splitlines()[2].strip()
+
+  def shown(row):
+    return row_text(row, tokens, 0, 110, False).splitlines()[2].strip()
+
   assert shown(handmade([CLS, 7, 5, 6, 8, SEP])) == '[CLS] to R be or [SEP]'
   both = handmade([CLS, 7, 5, SEP], masked={1: 1, 2: 1}, corrupted={1: 5, 2: 7})
   assert shown(both) == '[CLS] {▁to→▁ ✗6%} {▁→to ✗6%} [SEP]'
@@ -142,7 +151,10 @@ def test_escaped_text_is_harmless_and_nothing_is_lost(text):
   if text.isprintable():
     assert safe == text
   elif set(text) - set(readable.JOINERS + '\\') and '\\' not in text:
-    back = lambda match: match[0].encode().decode('unicode_escape')
+
+    def back(match):
+      return match[0].encode().decode('unicode_escape')
+
     assert re.sub(r'\\(x..|u....|U........|[nrt])', back, safe) == text
 
 

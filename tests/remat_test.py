@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import xla_flags
 from conftest import packed_rows, random_params, tiny_electra
+
 from electra_jax.model.encoder import packed_inputs
 
 ROWS, LENGTH = 4, 32

@@ -282,7 +282,7 @@ def test_a_discriminator_that_is_worse_than_the_constant_is_said_to_be(make_run)
 
 
 def test_what_is_not_known_is_left_out(make_run):
-  unknown = dict(auc=None, average_precision=None, utilisation=None)
+  unknown = {'auc': None, 'average_precision': None, 'utilisation': None}
   workdir = make_run([line('train', 1, **unknown)], resolved=None)
   report(workdir)
   text = (workdir / 'report.md').read_text()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-
 import xla_flags
 from conftest import packed_rows, random_params, tiny_electra
+
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
 from electra_jax.pretrain.objectives import electra as objective
@@ -149,9 +149,12 @@ def test_no_gradient_passes_through_a_sample(drawn):
   @functools.partial(jax.jit, compiler_options=xla_flags.FUSED)
   def gradients(params, samples):
     settings = dataclasses.replace(SETTINGS, generator_weight=0.0)
-    loss = lambda params, samples: objective.loss(
-      settings, model, params, examples, counts, train=False, samples=samples
-    )[0]
+
+    def loss(params, samples):
+      return objective.loss(
+        settings, model, params, examples, counts, train=False, samples=samples
+      )[0]
+
     return jax.grad(loss)(params, None), jax.grad(loss)(params, samples)
 
   drawing, given = gradients(params, samples)

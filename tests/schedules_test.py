@@ -2,17 +2,20 @@
 
 import dataclasses
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import conftest
-from electra_jax import config as configs, main
+from electra_jax import config as configs
+from electra_jax import main
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
-from electra_jax.pretrain import build, masking, objectives, replacement, step as steps
-from electra_jax.training import mesh as meshes, optimizers
+from electra_jax.pretrain import build, masking, objectives, replacement
+from electra_jax.pretrain import step as steps
+from electra_jax.training import mesh as meshes
+from electra_jax.training import optimizers
 
 
 def config_of(*fields):
@@ -62,9 +65,12 @@ def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
   )
   step, batch = build.compile_step(p, 2), {'token_ids': conftest.packed_rows(8, 32, 300)}
   state = jax.device_get(steps.fresh_state(p.optimizer, conftest.random_params(p.model)))
-  at = lambda number: jax.device_get(
-    step(jax.device_put(state._replace(step=np.int32(number)), p.shardings), batch)[1]
-  )
+
+  def at(number):
+    return jax.device_get(
+      step(jax.device_put(state._replace(step=np.int32(number)), p.shardings), batch)[1]
+    )
+
   first, sums, values = at(0), at(9), {name: float(value(9)) for name, value in p.schedules.items()}
   assert values['temperature'] == pytest.approx(0.5 + 1.5 * np.exp(-3)) and values[
     'discriminator_weight'
@@ -110,9 +116,12 @@ def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_w
   logits = (
     np.random.default_rng(0).normal(size=(8, scheduled.max_predictions, 304)).astype(np.float32)
   )
-  draw = lambda slots: jax.jit(
-    lambda keys: replacement.sample(logits[:, :slots], keys, temperature=1.0)
-  )(few['keys'])
+
+  def draw(slots):
+    return jax.jit(lambda keys: replacement.sample(logits[:, :slots], keys, temperature=1.0))(
+      few['keys']
+    )
+
   assert np.array_equal(
     draw(plain.max_predictions), draw(scheduled.max_predictions)[:, : plain.max_predictions]
   )

@@ -10,7 +10,7 @@ from electra_jax.errors import UserError
 from electra_jax.pretrain import build
 from electra_jax.training import optimizers
 
-ADAM = dict(b1=0.9, b2=0.99, eps=1e-6, weight_decay=0.05, clip=1.0)
+ADAM = {'b1': 0.9, 'b2': 0.99, 'eps': 1e-6, 'weight_decay': 0.05, 'clip': 1.0}
 RATES = {
   True: optimizers.decay_with_warmup(3e-2, 2, 9),
   False: optimizers.decay_with_warmup(1e-2, 4, 9, power=0.5),
@@ -20,7 +20,10 @@ RATES = {
 def parameters(*names):
   """Three tensors of each kind of parameter: one of stacked layers, a bias, a norm's scale."""
   rng = np.random.default_rng(1)
-  draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+
+  def draw(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
   return {
     name: {
       'layers': {'query': {'kernel': draw(2, 4, 3)}},
@@ -35,7 +38,10 @@ def gradients(params, steps=4):
   """The generator's are small where the others are large, and the other way around."""
   rng, found = np.random.default_rng(0), []
   for step in range(steps):
-    size = lambda name: 10.0 ** (step % 2 if name.startswith('generator') else -(step % 2))
+
+    def size(name):
+      return 10.0 ** (step % 2 if name.startswith('generator') else -(step % 2))
+
     found.append(
       {
         name: jax.tree.map(
@@ -79,7 +85,10 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
   )
 
   for own in (True, False):
-    part = lambda tree: {name: x for name, x in tree.items() if (name in generators) == own}
+
+    def part(tree):
+      return {name: x for name, x in tree.items() if (name in generators) == own}
+
     if kind == 'adamw' and bias_correction:  # optax's own, whole
       alone = optax.chain(
         optax.clip_by_global_norm(1.0),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conftest import (
   STEP_LENGTH,
   STEP_ROWS,
@@ -19,19 +18,20 @@ from conftest import (
   tiny_electra,
   train_steps,
 )
+from no_full_vocab_array_test import largest_array
+
 from electra_jax.config import default_config
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement, step
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import mesh as meshes
-from no_full_vocab_array_test import largest_array
 
 SETTINGS = objective.Settings(max_predictions=5)
 ROWS, LENGTH = 16, 32
 MESHES = {
-  'data 2 x fsdp 2 x tensor 2': dict(fsdp=2, tensor=2),
-  'fsdp 4 x tensor 2': dict(fsdp=4, tensor=2),
-  'fsdp 8': dict(fsdp=8),
+  'data 2 x fsdp 2 x tensor 2': {'fsdp': 2, 'tensor': 2},
+  'fsdp 4 x tensor 2': {'fsdp': 4, 'tensor': 2},
+  'fsdp 8': {'fsdp': 8},
 }
 
 
@@ -50,7 +50,7 @@ def test_micro_batches_over_eight_devices_train_alike():
 
 
 @pytest.mark.parametrize(
-  'sizes', [dict(optimizer=''), *MESHES.values()], ids=['data 8, optimizer whole', *MESHES]
+  'sizes', [{'optimizer': ''}, *MESHES.values()], ids=['data 8, optimizer whole', *MESHES]
 )
 def test_every_mesh_trains_as_one_device_does(sizes):
   same_training(
@@ -73,9 +73,10 @@ def on_meshes():
     keys = row_keys(3, 7, jnp.arange(ROWS))
     examples = objective.examples(SETTINGS, ids, keys)
     masks, counts = examples['masks'], objective.counts(SETTINGS, examples)
-    loss = lambda params: objective.loss(
-      SETTINGS, model, params, examples, counts, train=True, samples=forced
-    )
+
+    def loss(params):
+      return objective.loss(SETTINGS, model, params, examples, counts, train=True, samples=forced)
+
     (total, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     logits = model.apply(
       {'params': params},
@@ -84,9 +85,10 @@ def on_meshes():
       masking.stream(keys, masking.DROPOUT),
       method='generator_logits',
     )
-    sample = lambda logits: replacement.sample(
-      logits, masking.stream(keys, masking.GUMBEL), temperature=1.0
-    )
+
+    def sample(logits):
+      return replacement.sample(logits, masking.stream(keys, masking.GUMBEL), temperature=1.0)
+
     noise = replacement.gumbel(masking.stream(keys, masking.GUMBEL), logits.shape[1:])
     return {
       'masks': masks,
@@ -164,7 +166,10 @@ def on_layouts():
       masking.stream(keys, masking.DROPOUT),
       method='generator_logits',
     )
-    sample = lambda logits: replacement.sample(logits, gumbel_keys, temperature=1.0)
+
+    def sample(logits):
+      return replacement.sample(logits, gumbel_keys, temperature=1.0)
+
     return {
       'masks': masks,
       'noise': replacement.gumbel(gumbel_keys, logits.shape[1:]),
@@ -271,9 +276,9 @@ def test_with_parameters_split_over_fsdp_no_activation_is_gathered():
   [
     ('electra', 1, {}),
     ('modern', 2, {}),
-    ('electra', 1, dict(fsdp=2, tensor=2)),
-    ('electra', 1, dict(fsdp=4, tensor=2)),
-    ('electra', 1, dict(fsdp=8)),
+    ('electra', 1, {'fsdp': 2, 'tensor': 2}),
+    ('electra', 1, {'fsdp': 4, 'tensor': 2}),
+    ('electra', 1, {'fsdp': 8}),
   ],
   ids=str,
 )

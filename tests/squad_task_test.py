@@ -64,20 +64,20 @@ TRAIN_2 = document(
 
 
 def data(**fields):
-  defaults = dict(
-    source='',
-    train='',
-    dev='',
-    test='',
-    format='auto',
-    text='text',
-    pair='',
-    label='label',
-    max_question=64,
-    stride=128,
-    max_answer=30,
-    n_best=20,
-  )
+  defaults = {
+    'source': '',
+    'train': '',
+    'dev': '',
+    'test': '',
+    'format': 'auto',
+    'text': 'text',
+    'pair': '',
+    'label': 'label',
+    'max_question': 64,
+    'stride': 128,
+    'max_answer': 30,
+    'n_best': 20,
+  }
   return types.SimpleNamespace(
     **defaults
     | {name: value if isinstance(value, int) else str(value) for name, value in fields.items()}
@@ -210,7 +210,7 @@ def table(path, rows, header='question\tcontext\tanswer'):
 
 
 def own(tmp_path, train, dev=None, **fields):
-  fields = dict(text='question', pair='context', label='answer') | fields
+  fields = {'text': 'question', 'pair': 'context', 'label': 'answer'} | fields
   return squad.open_task('span', data(train=train, dev=dev or train, **fields))
 
 
@@ -412,34 +412,40 @@ def test_mistakes_in_squad_files_are_named(tmp_path):
 
 
 def test_mistakes_in_tables_are_named(tmp_path):
-  fields = dict(name='span', text='question', pair='context', label='answer', file='train.tsv')
+  fields = {
+    'name': 'span',
+    'text': 'question',
+    'pair': 'context',
+    'label': 'answer',
+    'file': 'train.tsv',
+  }
   rows = f'question\tcontext\tanswer\nWhen?\t{MILL}\t1790\n'
   said = mistake(tmp_path, rows.replace('\t1790', '\t1791'), **fields)
   assert 'the question of line 2 of the file' in said and "'1791'" in said
   assert "has no column 'contekst' (did you mean 'context'?)" in mistake(
-    tmp_path, rows, **fields | dict(pair='contekst')
+    tmp_path, rows, **fields | {'pair': 'contekst'}
   )
-  assert 'data.label' in mistake(tmp_path, rows, **fields | dict(label='gold'))
-  assert 'line 1 of' in mistake(tmp_path, '{"question": "x"}', **fields | dict(file='train.jsonl'))
+  assert 'data.label' in mistake(tmp_path, rows, **fields | {'label': 'gold'})
+  assert 'line 1 of' in mistake(tmp_path, '{"question": "x"}', **fields | {'file': 'train.jsonl'})
   assert 'a list' in mistake(
     tmp_path,
     json.dumps({'question': ['x'], 'context': MILL, 'answer': ''}),
-    **fields | dict(file='train.jsonl'),
+    **fields | {'file': 'train.jsonl'},
   )
   assert '2 answers and 1 places' in mistake(
     tmp_path,
     json.dumps({'question': 'x', 'context': MILL, 'answer': ['1790', 'It'], 'answer_start': [35]}),
-    **fields | dict(file='train.jsonl'),
+    **fields | {'file': 'train.jsonl'},
   )
   assert 'neither a table' in mistake(
-    tmp_path, 'nothing\nof the kind\n', **fields | dict(file='train.txt')
+    tmp_path, 'nothing\nof the kind\n', **fields | {'file': 'train.txt'}
   )
 
 
 def test_mistakes_in_the_config_are_named(tmp_path, squad1):
-  refused = lambda name, **fields: pytest.raises(
-    UserError, squad.open_task, name, data(**fields)
-  ).value.args[0]
+  def refused(name, **fields):
+    return pytest.raises(UserError, squad.open_task, name, data(**fields)).value.args[0]
+
   assert 'config.data.source' in refused('squad1') and 'tfds:squad/v2.0' in refused('squad2')
   assert 'config.data.train' in refused('span') and 'leave config.data.source empty' in refused(
     'span', source='x'

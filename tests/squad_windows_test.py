@@ -26,9 +26,10 @@ HOSTILE = (
 @pytest.fixture(scope='module')
 def trained():
   texts = lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
-  train = lambda kind, **options: tokenizers.train_tokenizer(
-    texts, kind=kind, vocab_size=800, **options
-  )
+
+  def train(kind, **options):
+    return tokenizers.train_tokenizer(texts, kind=kind, vocab_size=800, **options)
+
   return {
     'unigram': train('unigram'),
     'bytes': train('bpe', byte_fallback=True),
@@ -37,15 +38,15 @@ def trained():
 
 
 def task(**fields):
-  defaults = dict(
-    name='squad2',
-    unanswerable=True,
-    max_question=64,
-    stride=128,
-    max_answer=1000,
-    n_best=20,
-    threshold=0.0,
-  )
+  defaults = {
+    'name': 'squad2',
+    'unanswerable': True,
+    'max_question': 64,
+    'stride': 128,
+    'max_answer': 1000,
+    'n_best': 20,
+    'threshold': 0.0,
+  }
   return squad.restore(defaults | fields | {'columns': ['question', 'context', 'answers']})
 
 

@@ -4,21 +4,23 @@ import contextlib
 import copy
 import io
 import json
-import signal
 import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 
+import finetune_files
 import jax
+import micro_run
 import pytest
 
-import finetune_files
-import micro_run
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.main import main
-from electra_jax.sweep import config as sweep_config, results, run as sweeps
+from electra_jax.sweep import config as sweep_config
+from electra_jax.sweep import results
+from electra_jax.sweep import run as sweeps
 from electra_jax.training import mesh as meshes
 
 FINETUNE = 'tests/configs/finetune_micro.py'

@@ -44,17 +44,17 @@ def fields(tmp_path, files, **more):
   folder.mkdir(exist_ok=True)
   for name, content in files.items():
     (folder / name).write_text(content, 'utf-8')
-  d = dict(
-    source='',
-    train='',
-    dev='',
-    test='',
-    format='auto',
-    text='text',
-    pair='',
-    label='label',
-    tags='auto',
-  )
+  d = {
+    'source': '',
+    'train': '',
+    'dev': '',
+    'test': '',
+    'format': 'auto',
+    'text': 'text',
+    'pair': '',
+    'label': 'label',
+    'tags': 'auto',
+  }
   d |= {name.split('.')[0]: str(folder / name) for name in files if name.split('.')[0] in d}
   return types.SimpleNamespace(**d | more)
 
@@ -173,7 +173,9 @@ WORDS = st.lists(st.text('abc1\u200b', min_size=1, max_size=9), max_size=12)
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(sentences=st.lists(WORDS, min_size=1, max_size=5), max_length=st.integers(3, 12))
 def test_every_word_is_in_one_row_and_is_scored_once(tokenizer, sentences, max_length):
-  tag_of = lambda word: ('O', 'B-X', 'B-Y')[len(word) % 3]
+  def tag_of(word):
+    return ('O', 'B-X', 'B-Y')[len(word) % 3]
+
   task = tagging.Tagging('ner', ('O', 'B-X', 'I-X', 'B-Y', 'I-Y'), 'f1', tagging.Layout())
   examples = [
     tagging.Sentence(tuple(words), tuple(map(tag_of, words)), 'f', (1,) * len(words))
@@ -220,9 +222,10 @@ def test_scores_are_over_entities_and_over_words(tmp_path, tokenizer):
 def test_macro_f1_is_that_of_scikit_learn(tmp_path, tokenizer):
   rng = np.random.default_rng(1)
   tags = list('ABCDE')
-  lines = lambda n: '\n\n'.join(
-    '\n'.join(f'a {tag}' for tag in rng.choice(tags, 5)) for _ in range(n)
-  )
+
+  def lines(n):
+    return '\n\n'.join('\n'.join(f'a {tag}' for tag in rng.choice(tags, 5)) for _ in range(n))
+
   task = open_task(tmp_path, 'pos', {'train.conll': lines(30), 'dev.conll': lines(20)})
   examples = task.examples('dev')
   features, _ = task.features(examples, tokenizer, 256)

@@ -20,7 +20,7 @@ import transformers
 from electra_jax.errors import UserError
 from electra_jax.interop import tensors
 
-LEGACY = dict(_use_new_zipfile_serialization=False)
+LEGACY = {'_use_new_zipfile_serialization': False}
 FORMATS = pytest.mark.parametrize('options', [{}, LEGACY], ids=['zip', 'legacy'])
 
 

@@ -35,10 +35,12 @@ def tokenizer(tmp_path_factory):
 def data(folder, train='train.tsv', dev='dev.tsv', test='', **fields):
   named = {
     split: str(folder / name) if name else ''
-    for split, name in dict(train=train, dev=dev, test=test).items()
+    for split, name in {'train': train, 'dev': dev, 'test': test}.items()
   }
   return types.SimpleNamespace(
-    **dict(source='', format='auto', text='text', pair='', label='label') | named | fields
+    **{'source': '', 'format': 'auto', 'text': 'text', 'pair': '', 'label': 'label'}
+    | named
+    | fields
   )
 
 
@@ -115,22 +117,22 @@ def test_values_are_scaled_by_the_training_range(folder, tokenizer):
 
 def test_rows_of_single_texts_and_pairs(tokenizer):
   single = text.restore(
-    dict(
-      name='classification',
-      labels=['no', 'yes'],
-      low=0,
-      high=1,
-      columns=dict(first=['text'], second=[], target=['label']),
-    )
+    {
+      'name': 'classification',
+      'labels': ['no', 'yes'],
+      'low': 0,
+      'high': 1,
+      'columns': {'first': ['text'], 'second': [], 'target': ['label']},
+    }
   )
   pair = text.restore(
-    dict(
-      name='classification',
-      labels=['no', 'yes'],
-      low=0,
-      high=1,
-      columns=dict(first=['a'], second=['b'], target=['label']),
-    )
+    {
+      'name': 'classification',
+      'labels': ['no', 'yes'],
+      'low': 0,
+      'high': 1,
+      'columns': {'first': ['a'], 'second': ['b'], 'target': ['label']},
+    }
   )
   a, b, c, d, e = (WORDS.index(letter) for letter in 'abcde')
   features, counts = single.features(
@@ -272,13 +274,13 @@ def test_a_restored_task_reads_tables_and_plain_lines(
 )
 def test_what_is_wrong_with_texts_to_predict_is_told(folder, path, content, pair, said):
   task = text.restore(
-    dict(
-      name='classification',
-      labels=['no', 'yes'],
-      low=0,
-      high=1,
-      columns=dict(first=['text'], second=[pair] if pair else [], target=['label']),
-    )
+    {
+      'name': 'classification',
+      'labels': ['no', 'yes'],
+      'low': 0,
+      'high': 1,
+      'columns': {'first': ['text'], 'second': [pair] if pair else [], 'target': ['label']},
+    }
   )
   (folder / path).write_text(content)
   with pytest.raises(UserError) as caught:

@@ -49,9 +49,10 @@ def test_other_texts_or_settings_give_another(kind, texts):
   ]
   assert len(set(made)) == 3
   if kind == 'wordpiece':
-    train = lambda **settings: (
-      tokenizers.train_tokenizer(texts, kind=kind, vocab_size=500, **settings).fingerprint
-    )
+
+    def train(**settings):
+      return tokenizers.train_tokenizer(texts, kind=kind, vocab_size=500, **settings).fingerprint
+
     assert made[0] == train() == train(lowercase=True, strip_accents=True)
     others = [
       {'strip_accents': False},

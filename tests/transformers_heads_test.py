@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
+import conftest
+import hf_parity_test
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,6 @@ import pytest
 import torch
 import transformers
 
-import conftest
-import hf_parity_test
 from electra_jax.finetune import losses
 from electra_jax.model import heads
 from electra_jax.model.encoder import packed_inputs
@@ -97,7 +97,10 @@ def ours_from(tensors, config):
     for name in list(tensors)
     if name.split('.')[0] in ('classifier', 'qa_outputs')
   }
-  dense = lambda name: {'kernel': found.pop(f'{name}.weight').T, 'bias': found.pop(f'{name}.bias')}
+
+  def dense(name):
+    return {'kernel': found.pop(f'{name}.weight').T, 'bias': found.pop(f'{name}.bias')}
+
   last = next(
     name.removesuffix('.weight')
     for name in found
@@ -120,7 +123,10 @@ def ours_from(tensors, config):
 
 def theirs(model, kind, ids, targets):
   """Logits, and the loss with its gradients by name; of spans padding is not in the running, as it is not in a row that stands alone."""
-  long = lambda x: torch.from_numpy(np.array(x)).long()
+
+  def long(x):
+    return torch.from_numpy(np.array(x)).long()
+
   real = long(ids != conftest.PAD)
   types = (
     {'token_type_ids': long(np.where(ids != conftest.PAD, np.arange(LENGTH) > 3, 0))}

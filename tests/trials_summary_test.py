@@ -14,11 +14,14 @@ from electra_jax.finetune import summary
 def record(task, trial, value, metric='accuracy', constant=None, looks=4, split='dev', **further):
   """As finetune/trial.py keeps it; `further` figures have a constant of 0."""
   figures = {metric: value} | further
-  at = lambda share: {
-    'epoch': 3 * share,
-    'step': int(40 * share),
-    metric: None if value is None else value * share,
-  }
+
+  def at(share):
+    return {
+      'epoch': 3 * share,
+      'step': int(40 * share),
+      metric: None if value is None else value * share,
+    }
+
   curve = [at((i + 1) / looks) for i in range(looks)]
   level = {} if constant is None else {metric: constant} | dict.fromkeys(further, 0.0)
   return {
@@ -152,9 +155,16 @@ def test_glue_is_the_mean_of_the_published_figures_medians():
   assert summary.glue(summary.summarise(trials('pos', [0.2]))) is None
   assert 'GLUE' not in summary.table(summary.summarise(trials('cola', [0.4], metric='matthews')))
   # The published numbers of the small model on public data (google-research/electra, README): their mean is 80.4.
-  published = dict(
-    cola=56.8, sst2=88.3, mrpc=87.4, stsb=86.8, qqp=88.3, mnli=78.9, qnli=87.9, rte=68.5
-  )
+  published = {
+    'cola': 56.8,
+    'sst2': 88.3,
+    'mrpc': 87.4,
+    'stsb': 86.8,
+    'qqp': 88.3,
+    'mnli': 78.9,
+    'qnli': 87.9,
+    'rte': 68.5,
+  }
   whole = [
     record(task, 1, value / 100, summary.PUBLISHED_FIGURES[task])
     for task, value in published.items()
@@ -185,10 +195,11 @@ def outside(figure):
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   page, renderer = figure.bbox, canvas.get_renderer()
+
   # Ticks past the limits have labels too, which are not drawn.
-  shown = lambda labels, axis, limits: [
-    text for text in labels if min(limits) <= text.get_position()[axis] <= max(limits)
-  ]
+  def shown(labels, axis, limits):
+    return [text for text in labels if min(limits) <= text.get_position()[axis] <= max(limits)]
+
   texts = [figure._suptitle] + [
     text
     for axes in figure.axes

@@ -31,13 +31,16 @@ def get_config(data='data'):
     ('eval_every', 5_000),
     ('save_every', 5_000),
   )
-  rate = lambda objective: (
-    {'optimizer.learning_rate': RATES[objective]} if objective in RATES else {}
-  )
-  run = lambda objective, budget: (
-    f'{objective}@{budget}',
-    {'objective.name': objective, 'budget_flops': BUDGETS[budget], **rate(objective)},
-  )
+
+  def rate(objective):
+    return {'optimizer.learning_rate': RATES[objective]} if objective in RATES else {}
+
+  def run(objective, budget):
+    return (
+      f'{objective}@{budget}',
+      {'objective.name': objective, 'budget_flops': BUDGETS[budget], **rate(objective)},
+    )
+
   c.runs = (
     *(run(objective, budget) for budget in BUDGETS for objective in ('electra', 'mlm')),
     *(run(objective, '4') for objective in ('replace_mlm', 'all_tokens_mlm', 'electra_15')),

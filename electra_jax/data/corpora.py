@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 from electra_jax.data import files, readers, tfds
-from electra_jax.errors import UserError
 from electra_jax.data.sources import (
   DOCUMENT_FORMATS,
   SAMPLE,
@@ -18,6 +17,7 @@ from electra_jax.data.sources import (
   parse_sources,
   source_at,
 )
+from electra_jax.errors import UserError
 
 SAMPLE_PATH = pathlib.Path(__file__).parent / 'sample' / 'corpus.txt.xz'
 INVALID_UTF8 = ('refuse', 'replace')

@@ -201,13 +201,16 @@ def markdown(facts: dict, seconds: float, processes: int, beam: str | None) -> s
 def _table(rows):
   """Lines of a Markdown table whose columns are aligned as text too, the first to the left, figures to the right."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  line = lambda row: (
-    '| '
-    + ' | '.join(
-      cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))
+
+  def line(row):
+    return (
+      '| '
+      + ' | '.join(
+        cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))
+      )
+      + ' |'
     )
-    + ' |'
-  )
+
   rule = '|' + '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths)) + '|'
   return [line(rows[0]), rule, *map(line, rows[1:])]
 

@@ -10,9 +10,10 @@ import time
 import numpy as np
 
 from electra_jax import console
-from electra_jax.errors import UserError
 from electra_jax.data import (
   beam as beams,
+)
+from electra_jax.data import (
   blocks,
   corpora,
   duplicates,
@@ -33,6 +34,7 @@ from electra_jax.data.token_store import (
   write_shard,
 )
 from electra_jax.data.tokenizers import Tokenizer
+from electra_jax.errors import UserError
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens or rows.
 RECIPE_VERSION = 2
@@ -342,7 +344,7 @@ def _gone(job, groups, threshold):
 
 def _write_store(path, work, name, pieces, recipe, tokenizer, beam):
   """Writes a store from the row files of finished blocks: `pieces` is a list of (file, rows) in order."""
-  sizes = dict(length=recipe.row_length, vocab_size=tokenizer.size, pad_id=tokenizer.pad_id)
+  sizes = {'length': recipe.row_length, 'vocab_size': tokenizer.size, 'pad_id': tokenizer.pad_id}
   per_shard = rows_per_shard(recipe.row_length, tokenizer.size)
   ends = np.cumsum([0, *(rows for _, rows in pieces)])
   shards = []

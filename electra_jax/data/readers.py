@@ -132,9 +132,11 @@ def read_parquet(
   size = files.size(path)
   seen = rows = 0
   # Read ahead, the column of a whole row group would be in memory.
-  options = dict(
-    buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-  )
+  options = {
+    'buffer_size': _PARQUET_BUFFER_BYTES,
+    'pre_buffer': False,
+    'page_checksum_verification': True,
+  }
   try:
     with files.open_binary(path) as raw, pq.ParquetFile(raw, **options) as file:
       names = _column(file.schema_arrow, column, path)

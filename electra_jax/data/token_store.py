@@ -14,7 +14,6 @@ import numpy as np
 
 from electra_jax import console
 from electra_jax.data import files, shard_cache
-from electra_jax.errors import UserError
 from electra_jax.data.token_manifest import (
   MANIFEST_FILE,
   REMEDY,
@@ -24,6 +23,7 @@ from electra_jax.data.token_manifest import (
   write_manifest,
 )
 from electra_jax.data.token_shards import write_shard, writing
+from electra_jax.errors import UserError
 
 _BLOCK_ROWS = 4096
 
@@ -155,7 +155,10 @@ class Store:
     facts = self.manifest['shards'][shard]
     if files.is_remote(self.path) and not shard_cache.is_fetched(facts, self.folder):
       with console.progress('fetching', facts['bytes']) as line:
-        show = lambda count: line(count, f'{facts["file"]} of {self.path}')
+
+        def show(count):
+          return line(count, f'{facts["file"]} of {self.path}')
+
         shard_cache.fetch_shard(self.path, facts, self.folder, show)
     try:
       opened = os.open(self.folder / facts['file'], os.O_RDONLY)

@@ -268,13 +268,14 @@ def train_tokenizer(
   if kind not in KINDS:
     raise UserError(f'the tokenizer kind {kind!r} is not known; use one of {", ".join(KINDS)}')
   if kind == 'wordpiece':
-    train = lambda sample: wordpiece_tokenizer.train(
-      sample, vocab_size, lowercase is not False, strip_accents
-    )
+
+    def train(sample):
+      return wordpiece_tokenizer.train(sample, vocab_size, lowercase is not False, strip_accents)
   else:
-    train = lambda sample: sentencepiece_tokenizer.train(
-      sample, kind, vocab_size, byte_fallback, seed
-    )
+
+    def train(sample):
+      return sentencepiece_tokenizer.train(sample, kind, vocab_size, byte_fallback, seed)
+
   trained = training_sample.train(train, texts, kind, vocab_size, seed, expected_characters)
   return from_files(
     'wordpiece' if kind == 'wordpiece' else 'sentencepiece', trained, 'just trained'

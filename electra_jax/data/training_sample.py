@@ -63,9 +63,12 @@ def train(
   console.say('tokenizer', f'training {name}, {vocab_size:,} tokens')
   start = time.monotonic()
   with console.progress('tokenizer', total=expected_characters) as update:
-    read = lambda sample: update(
-      sample.characters_read, f'{sample.characters_read / 1e6:,.1f} million characters read'
-    )
+
+    def read(sample):
+      return update(
+        sample.characters_read, f'{sample.characters_read / 1e6:,.1f} million characters read'
+      )
+
     sample = take_sample(texts, seed, read)
   if not sample.lines:
     raise UserError('the corpus is too small to train a tokenizer on; give more text')

@@ -154,10 +154,15 @@ def _more_wordpieces(tokenizer: Tokenizer, words: Sequence[str]) -> Tokenizer:
       'the vocabulary has tokens that were added to it with transformers, whose ids come after its own; more words '
       'would move them: use a tokenizer without them'
     )
-  cut = lambda text: [
-    word
-    for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(text))
-  ]
+
+  def cut(text):
+    return [
+      word
+      for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(
+        pipeline.normalizer.normalize_str(text)
+      )
+    ]
+
   known, tokens = set(tokenizer.tokens), []
   for word in words:
     inner = word.startswith(mark) and len(word) > len(mark)

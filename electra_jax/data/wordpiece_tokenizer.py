@@ -231,10 +231,11 @@ def train(
   settings = _settings(lowercase, strip_accents, True)
   normalizer, pre_tokenizer = _pipeline(settings)
   characters = _characters(sample.lines, normalizer)
+
   # Inside a word. Punctuation and Chinese characters never are: each is a word of its own.
-  alone = lambda character: (
-    len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f'a{character}'))) > 1
-  )
+  def alone(character):
+    return len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f'a{character}'))) > 1
+
   inside = [character for character in characters if character.isascii() or not alone(character)]
   spelled = [*SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in inside)]
   if vocab_size < len(spelled):

@@ -11,13 +11,16 @@ import numpy as np
 from electra_jax import console
 from electra_jax.console import say
 from electra_jax.errors import UserError
-from electra_jax.finetune import build, config as finetune_config, initial
+from electra_jax.finetune import build, initial
+from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune.tasks import define_task, head_of, open_task
 from electra_jax.finetune.train import describe, keep_encoder
 from electra_jax.interop.sources import is_foreign, open_source
 from electra_jax.interop.weights import Head, placed
 from electra_jax.model.heads import init_params
-from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
+from electra_jax.training import checkpoints
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.step import TrainState
 
 _UNNAMED = re.compile(r'LABEL_\d+')  # what `transformers` calls labels that nobody named

@@ -9,11 +9,15 @@ import numpy as np
 
 from electra_jax import config as configs
 from electra_jax.errors import UserError
-from electra_jax.finetune import batches, config as finetune_config, step as steps
+from electra_jax.finetune import batches
+from electra_jax.finetune import config as finetune_config
+from electra_jax.finetune import step as steps
 from electra_jax.finetune.initial import Initial, with_choices
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.heads import FineTuned, init_params
-from electra_jax.training import hosts, mesh as meshes, optimizers, workdir as workdirs
+from electra_jax.training import hosts, optimizers
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.step import TrainState, fresh_state, state_shardings
 
@@ -204,7 +208,10 @@ def first_state(p: Program, seed: int) -> TrainState:
   """A trial's state before its first step: the encoder as it was pretrained, or fresh, and a fresh head."""
   params = p.fresh(np.uint32(seed))
   if p.initial.weights is not None:
-    pretrained = lambda tree: {name: tree[name] for name in ('embeddings', 'discriminator')}
+
+    def pretrained(tree):
+      return {name: tree[name] for name in ('embeddings', 'discriminator')}
+
     params = {
       **params,
       **p.initial.restore(pretrained(p.shapes.params), pretrained(p.shardings.params)),

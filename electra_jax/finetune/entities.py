@@ -87,8 +87,13 @@ def figures(
         count.update((name, kind) for kind, _, _ in spans)
         count[name] += len(spans)
   count, strict = counts[entities], counts[strict_entities]
-  rate = lambda a, b: a / b if b else 0.0
-  f1 = lambda right, a, b: rate(2 * right, a + b)
+
+  def rate(a, b):
+    return a / b if b else 0.0
+
+  def f1(right, a, b):
+    return rate(2 * right, a + b)
+
   found = {key[1] for key in count if isinstance(key, tuple)}
   result = {
     'f1': f1(count['right'], count['gold'], count['predicted']),

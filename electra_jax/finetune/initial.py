@@ -13,7 +13,8 @@ from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.sources import is_foreign, open_source, with_tokenizer
 from electra_jax.interop.weights import Weights, placed
-from electra_jax.training import checkpoints, workdir as workdirs
+from electra_jax.training import checkpoints
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
 from electra_jax.training.workdir import read_json

@@ -13,12 +13,16 @@ import numpy as np
 from electra_jax import config as configs
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune import batches, build, config as finetune_config, initial, step as steps
+from electra_jax.finetune import batches, build, initial
+from electra_jax.finetune import config as finetune_config
+from electra_jax.finetune import step as steps
 from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.interop.weights import Head, Weights, trimmed
 from electra_jax.model.heads import FineTuned, init_params
-from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
+from electra_jax.training import checkpoints
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.workdir import read_json
 
 

@@ -11,7 +11,8 @@ from electra_jax.finetune.tasks.task import Features, Outputs
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.model.heads import FineTuned
 from electra_jax.model.randomness import row_keys
-from electra_jax.training import mesh as meshes, step as shared
+from electra_jax.training import mesh as meshes
+from electra_jax.training import step as shared
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,10 @@ def summarise(records: list[dict]) -> dict:
       figures.setdefault(split, {})[name] = _statistics(
         name, [value for value in values if value is not None]
       )
-    total = lambda name: sum(record.get(name) or 0 for record in mine)
+
+    def total(name):
+      return sum(record.get(name) or 0 for record in mine)
+
     summaries[task] = {
       'metric': mine[0]['metric'],
       'trials': len(mine),
@@ -152,9 +155,12 @@ def table(summaries: dict) -> str:
       names = [summary['metric'], PUBLISHED_FIGURES.get(task) if split == 'dev' else None]
       rows += [_row(task, summary, split, name) for name in dict.fromkeys(names) if name in figures]
   widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-  aligned = lambda row: '  '.join(
-    f'{cell:{"<" if i < 2 else ">"}{widths[i]}}' for i, cell in enumerate(row)
-  ).rstrip()
+
+  def aligned(row):
+    return '  '.join(
+      f'{cell:{"<" if i < 2 else ">"}{widths[i]}}' for i, cell in enumerate(row)
+    ).rstrip()
+
   lines = [aligned(row) for row in rows]
   return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:], *_notes(summaries)])
 
@@ -169,7 +175,10 @@ def markdown(summaries: dict) -> str:
         key=lambda name: name != summary['metric'],
       )
       rows += [_row(task, summary, split, name, bold=name == summary['metric']) for name in names]
-  line = lambda cells: '| ' + ' | '.join(cells) + ' |'
+
+  def line(cells):
+    return '| ' + ' | '.join(cells) + ' |'
+
   text = [
     '# Fine-tuning',
     '',
@@ -194,7 +203,10 @@ def markdown(summaries: dict) -> str:
 def _row(task, summary, split, name, bold=False):
   f = summary['figures'][split][name]
   factor = 1 if name in _LESS_IS_BETTER else 100  # errors are in units of the values, not fractions
-  percent = lambda value: '' if value is None else f'{factor * value:.{1 if factor > 1 else 3}f}'
+
+  def percent(value):
+    return '' if value is None else f'{factor * value:.{1 if factor > 1 else 3}f}'
+
   interval = '' if f['low'] is None else f'{percent(f["low"])} to {percent(f["high"])}'
   constant = percent(_number(summary['constant'].get(name))) if split == 'dev' else ''
   trials = str(f['n']) if f['n'] == summary['trials'] else f'{f["n"]} of {summary["trials"]}'
@@ -271,7 +283,7 @@ def _curves(axes, task, summary, records, fallen):
       (line['epoch'], line.get(metric, line.get('dev', {}).get(metric))) for line in record['curve']
     ]
     points = [(epoch, 100 * value) for epoch, value in points if _number(value) is not None]
-    style = dict(color=PURPLE, ls='-.') if record in fallen else dict(color=BLUE)
+    style = {'color': PURPLE, 'ls': '-.'} if record in fallen else {'color': BLUE}
     if points:
       axes.plot(*zip(*points), lw=1.2, alpha=0.75, marker='.', clip_on=False, **style)
   level = _number(summary['constant'].get(metric))

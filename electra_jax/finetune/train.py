@@ -13,10 +13,13 @@ from electra_jax.console import say
 from electra_jax.data.permutation import permutation
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.finetune import batches, build, config as finetune_config, initial, summary
+from electra_jax.finetune import batches, build, initial, summary
+from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.trial import RESULT, Split, labelled, plain, run_trial
-from electra_jax.training import hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training import hosts
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
@@ -166,9 +169,10 @@ def prepare(config, task, start, layout):
     return Split(examples, features)
 
   train = tokenize('train', examples).features
-  few = lambda split: Split(
-    None, task.features(task.examples(split)[:64], start.tokenizer, max_length)[0]
-  )
+
+  def few(split):
+    return Split(None, task.features(task.examples(split)[:64], start.tokenizer, max_length)[0])
+
   scored = (
     'dev',
     *(
@@ -268,9 +272,10 @@ def _check_data(folder, identity):
 def _keep_weights(config, task, folder):
   """Keeps the checkpoints of the trials that config.keep_trials says, and notes which, the best first."""
   records = read_records(folder.parent, [folder.name])
-  value = lambda record: (
-    -math.inf if (v := record['figures']['dev'].get(record['metric'])) is None else v
-  )
+
+  def value(record):
+    return -math.inf if (v := record['figures']['dev'].get(record['metric'])) is None else v
+
   ranked = [
     record['trial']
     for record in sorted(records, key=lambda record: (-value(record), record['trial']))

@@ -10,9 +10,12 @@ import numpy as np
 
 from electra_jax import console
 from electra_jax.errors import UserError
-from electra_jax.finetune import batches, build, step as steps
+from electra_jax.finetune import batches, build
+from electra_jax.finetune import step as steps
 from electra_jax.finetune.tasks.task import Features
-from electra_jax.training import checkpoints, hosts, mesh as meshes, progress, workdir as workdirs
+from electra_jax.training import checkpoints, hosts, progress
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.preemption import Agreement
 from electra_jax.training.progress import quantity
 

@@ -29,7 +29,10 @@ def rules(charsmap: bytes) -> dict[str, str]:
   size = int.from_bytes(charsmap[:4], 'little')
   units = np.frombuffer(charsmap[4 : 4 + size], '<u4').tolist()
   strings = charsmap[4 + size :]
-  jump = lambda unit: unit >> 10 << ((unit & 1 << 9) >> 6)
+
+  def jump(unit):
+    return unit >> 10 << ((unit & 1 << 9) >> 6)
+
   children = {}  # by the base of a node: (label, index) of each
   for i, unit in enumerate(units):
     if not unit >> 31 and unit & 0xFF:
@@ -67,7 +70,10 @@ def normalizers(charsmap: bytes) -> list | None:
     {'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(charsmap).decode()}
   )
   seconds = {character for source in (*several, *left_over) for character in source[1:]}
-  starts = lambda text: text and (text[0] in seconds or unicodedata.category(text[0])[0] == 'M')
+
+  def starts(text):
+    return text and (text[0] in seconds or unicodedata.category(text[0])[0] == 'M')
+
   joined = (
     seconds
     | set(_EXTENDING)
@@ -76,7 +82,10 @@ def normalizers(charsmap: bytes) -> list | None:
   # Before all others, no rule, no cluster and no composition goes on: that is, before those that are no marks. What the library's
   # tables do not know yet may be one, and \n is for \r\n.
   near = f'[\\p{{M}}\\p{{Cn}}{_ranges(joined)}\\n&&[^{_ranges({*_APART, *_TOGETHER})}]]'
-  before = lambda put, pattern: Replace(Regex(pattern), put)
+
+  def before(put, pattern):
+    return Replace(Regex(pattern), put)
+
   # Never at the very beginning: `Precompiled` fails where a text begins with what was put there.
   if not several:
     return [before(_APART, f'(?<=[\\s\\S])(?={near})'), precompiled, Replace(_APART, '')]

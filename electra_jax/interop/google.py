@@ -240,7 +240,10 @@ def _tree(reader, prefix, wanted, scopes, slot=''):
 
 def _towers(prefix, shapes, heads):
   """Weights without parameters, of the sizes that the shapes have, and the scope of each part of our tree."""
-  has = lambda scope: any(name.startswith(scope + '/') for name in shapes)
+
+  def has(scope):
+    return any(name.startswith(scope + '/') for name in shapes)
+
   for name in sorted(shapes):
     if name.startswith(('generator_ltr/', 'generator_rtl/', 'cloze_predictions/')):
       raise UserError(
@@ -338,7 +341,10 @@ def _told_heads(prefix):
 def _fits(prefix, wanted, scopes, shapes):
   """Complains of variables that are missing, of another shape, or unknown."""
   expected = _expected(wanted, scopes)
-  times = lambda shape: ' x '.join(map(str, shape)) or 'a scalar'
+
+  def times(shape):
+    return ' x '.join(map(str, shape)) or 'a scalar'
+
   wrong = [f'{name} is missing' for name in expected if name not in shapes]
   wrong += [
     f'{name} is {times(shapes[name])} and not {times(shape)}'

@@ -145,7 +145,10 @@ def tensors(c: EncoderConfig, kind: str) -> dict[str, tuple]:
     'embeddings.norm.weight': (('embeddings/norm/scale', None),),
   }
   for i in range(c.num_layers):
-    part = lambda name: (f'encoder/layers/{name}', i)
+
+    def part(name):
+      return (f'encoder/layers/{name}', i)
+
     here = f'layers.{i}'
     table |= {
       f'{here}.attn.Wqkv.weight': (part('query/kernel'), part('key/kernel'), part('value/kernel')),

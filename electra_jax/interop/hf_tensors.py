@@ -31,7 +31,10 @@ def to_ours(found: dict, names: dict, form, kind: str, config, shapes: dict, sou
   Raises UserError that names, in their names, what is missing, has no place, misfits, or is no number.
   """
   found, shapes, table = dict(found), _flat(shapes), form.tensors(config, kind)
-  own_name = lambda name: names.get(name) or _full(name, form, kind)
+
+  def own_name(name):
+    return names.get(name) or _full(name, form, kind)
+
   for copy, name in form.COPIES.items() if kind == 'generator' else ():
     value = found.pop(copy, None)
     if value is not None and name not in found:
@@ -102,7 +105,10 @@ def to_theirs(tree: dict, form, kind: str, config) -> dict[str, np.ndarray]:
 def misfits(tree: dict, shapes: dict) -> list[str]:
   """What of our tree differs from the shapes, in words."""
   there, wanted = _flat(tree), _flat(shapes)
-  told = lambda leaves, path: _times(leaves[path].shape) if path in leaves else 'missing'
+
+  def told(leaves, path):
+    return _times(leaves[path].shape) if path in leaves else 'missing'
+
   return [
     f'{path} is {told(there, path)} and not {told(wanted, path)}'
     for path in wanted | there

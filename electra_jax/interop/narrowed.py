@@ -20,9 +20,10 @@ def check(d: EncoderConfig, g: EncoderConfig, source: str) -> None:
   if g.head_size != d.head_size or any(
     getattr(g, name) > getattr(d, name) for name in ('num_heads', 'num_layers', 'intermediate_size')
   ):
-    said = lambda c: (
-      f'{c.num_layers} layers with {c.num_heads} heads of {c.head_size} and a feed-forward of {c.intermediate_size}'
-    )
+
+    def said(c):
+      return f'{c.num_layers} layers with {c.num_heads} heads of {c.head_size} and a feed-forward of {c.intermediate_size}'
+
     raise UserError(
       f'a generator of {said(g)} cannot be cut out of {source}, which has {said(d)}; set config.generator.hidden_fraction so that whole heads '
       'are left, or --config.continued.generator=scratch.'

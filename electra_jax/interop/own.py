@@ -5,7 +5,8 @@ import dataclasses
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import DISCRIMINATOR, GENERATOR, Weights, checked, trimmed
-from electra_jax.training import checkpoints, workdir as workdirs
+from electra_jax.training import checkpoints
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import run_config, sharing, towers
 
 

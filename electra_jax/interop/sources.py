@@ -73,7 +73,10 @@ def cut(weights: Weights, size: int, field: str) -> Weights:
     raise UserError(
       f'{field} has embeddings of {rows:,} tokens and a tokenizer of {size:,}; put the tokenizer there that it was trained with.'
     )
-  shorter = lambda config: config and dataclasses.replace(config, vocab_size=size)
+
+  def shorter(config):
+    return config and dataclasses.replace(config, vocab_size=size)
+
   note = f'{rows - size} rows that pad the vocabulary of {size:,} tokens are left out'
   return dataclasses.replace(
     weights,

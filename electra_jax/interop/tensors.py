@@ -331,7 +331,10 @@ def _unpickled_zip(path, content):
       raise UserError(
         f'{path!r} is an archive without data.pkl, no file of torch.save; save the model again with safetensors.'
       )
-    record = lambda name: archive.read(records[name])
+
+    def record(name):
+      return archive.read(records[name])
+
     if 'byteorder' in records and record('byteorder') != b'little':
       raise UserError(
         f'{path!r} was written by a big-endian machine; save the model again with safetensors.'

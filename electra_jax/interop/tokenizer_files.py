@@ -57,9 +57,10 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
       **({'model_max_length': max_length} if max_length else {}),
     }
   )
-  written = lambda description: (
-    json.dumps(description, indent=2, ensure_ascii=False) + '\n'
-  ).encode()
+
+  def written(description):
+    return (json.dumps(description, indent=2, ensure_ascii=False) + '\n').encode()
+
   return {
     **tokenizer.files,
     wordpiece_tokenizer.ONE_FILE: (pipeline.to_str(pretty=True) + '\n').encode(),

@@ -119,7 +119,10 @@ def checked(weights: Weights, optional: tuple[str, ...] = ()) -> Weights:
 
   Raises UserError that names, in our names, what is missing, misfits, or is no number.
   """
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+
+  def name(path):
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
   there = {
     name(path): x
     for path, x in jax.tree_util.tree_leaves_with_path(
@@ -175,7 +178,10 @@ def combined(discriminator: Weights, generator: Weights) -> Weights:
   """
   _check_vocabularies(discriminator, generator)
   tables, layers = discriminator.params['embeddings'], discriminator.params['discriminator']
-  as_used = lambda config: dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
+
+  def as_used(config):
+    return dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
+
   d, g = as_used(discriminator.discriminator), as_used(generator.generator)
   params = dict(discriminator.params) | {
     name: generator.params[name] for name in ('generator', 'generator_head')

@@ -21,7 +21,10 @@ def _hash_bits(keys, shape):
   decide which activations are dropped; masks and samples never use it.
   """
   words = jax.vmap(jax.random.key_data)(keys)  # [batch, 2]
-  column = lambda word: words[:, word].reshape((-1,) + (1,) * len(shape))
+
+  def column(word):
+    return words[:, word].reshape((-1,) + (1,) * len(shape))
+
   counter = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape((1,) + shape)
   bits = counter * jnp.uint32(0x9E3779B9) ^ column(0)  # the golden ratio spreads neighbours apart
   bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B) ^ column(1)

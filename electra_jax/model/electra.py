@@ -110,9 +110,10 @@ class Electra(nn.Module):
     if 'generator_head' not in self.heads:
       return
     if self.two_tower:
-      one_sided = lambda direction: Encoder(
-        dataclasses.replace(g, direction=direction, attention='xla')
-      )
+
+      def one_sided(direction):
+        return Encoder(dataclasses.replace(g, direction=direction, attention='xla'))
+
       self.generator_ltr, self.generator_rtl = one_sided('left'), one_sided('right')
     elif self.sharing != 'all':
       self.generator = Encoder(g)

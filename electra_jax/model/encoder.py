@@ -173,9 +173,10 @@ class Embeddings(nn.Module):
   def setup(self):
     c = self.config
     init = nn.initializers.zeros if self.difference else truncated_normal(c.initializer_range)
-    table = lambda name, rows, axis: parameter(
-      self, name, init, (rows, c.embedding_size), (axis, 'embed')
-    )
+
+    def table(name, rows, axis):
+      return parameter(self, name, init, (rows, c.embedding_size), (axis, 'embed'))
+
     self.word = table('word', c.padded_vocab_size, 'vocab')
     if c.family == 'electra':
       self.position = table('position', c.max_positions, 'positions')
@@ -214,9 +215,12 @@ class Layer(nn.Module):
 
   def _attend(self, x, shared, per_layer, keys):
     c = self.config
-    heads = lambda name: dense(c, c.hidden_size, ('embed', 'heads'), name)(x).reshape(
-      *x.shape[:2], c.num_heads, c.head_size
-    )
+
+    def heads(name):
+      return dense(c, c.hidden_size, ('embed', 'heads'), name)(x).reshape(
+        *x.shape[:2], c.num_heads, c.head_size
+      )
+
     query, key, value = heads('query'), heads('key'), heads('value')
     if c.family == 'modern':
       tables = jax.tree.map(

@@ -152,11 +152,12 @@ class SpanHead(nn.Module):
     dtype, (batch, length, size) = self.config.dtype, hidden.shape
     kernel, bias = self.end_hidden()
     last_kernel, last_bias = self.end()
+
     # The layer over [start; token] is a sum of two products, one for each start and one for each token, so that the pairs
     # [batch, n, length, 2 x hidden] are never made; and one start at a time, so that neither is [batch, n, length, SPAN_SIZE].
-    part = lambda x, rows: product(x.astype(dtype).reshape(-1, size), rows).reshape(
-      *x.shape[:2], SPAN_SIZE
-    )
+    def part(x, rows):
+      return product(x.astype(dtype).reshape(-1, size), rows).reshape(*x.shape[:2], SPAN_SIZE)
+
     of_start = part(jnp.take_along_axis(hidden, starts[:, :, None], axis=1), kernel[:size])
     of_token = part(hidden, kernel[size:]) + bias
 
@@ -209,7 +210,10 @@ class TransformersHead(nn.Module):
   def __call__(self, hidden, segment_ids, keys=None):
     """hidden [batch, length, hidden], segment_ids [batch, length] -> float32 [batch, outputs], of tagging and span [batch, length, outputs]."""
     c, modern = self.config, self.config.family == 'modern'
-    drop = lambda x, site: dropout(x, self.dropout, keys, site, c.dropout_generator)
+
+    def drop(x, site):
+      return dropout(x, self.dropout, keys, site, c.dropout_generator)
+
     of_rows = self.kind in ('classification', 'regression')
     x = pooled(hidden, segment_ids, self.pooling) if of_rows else hidden
     if modern:
@@ -253,7 +257,10 @@ def best_spans(start_logits, end_logits, allowed, beam: int, max_answer: int) ->
   starts = jnp.where(taken, starts, 0)
   end_scores, end_index = _best(jnp.take_along_axis(ends, starts[:, :, None], axis=1), beam)
   real = taken[:, :, None] & (end_scores > LOWEST / 2)
-  whole = lambda x: jax.nn.logsumexp(x, axis=-1, keepdims=True)
+
+  def whole(x):
+    return jax.nn.logsumexp(x, axis=-1, keepdims=True)
+
   return {
     'start_log_probs': jnp.where(
       taken, jnp.take_along_axis(start, starts, 1) - whole(start), LOWEST

@@ -25,9 +25,10 @@ def splash(query, key, value, segment_ids, is_global, reach):
 
   def on_device(query, key, value, segment_ids, is_global):
     by_head = [x.swapaxes(1, 2) for x in (query, key, value)]  # [batch, heads, length, head_size]
-    attend = lambda reach: jax.vmap(_splash_row(length, query.shape[2], reach))(
-      *by_head, segment_ids
-    )
+
+    def attend(reach):
+      return jax.vmap(_splash_row(length, query.shape[2], reach))(*by_head, segment_ids)
+
     if is_global is None:
       return attend(None).swapaxes(1, 2)
     # Masks are made when the kernel is traced, so the one body of scanned layers has a kernel for each kind.
@@ -86,10 +87,13 @@ def cudnn(query, key, value, visible, implementation: str = 'cudnn'):
     visible: boolean [batch, 1, length, length].
     implementation: of jax.nn.dot_product_attention; 'xla' computes the same without a GPU.
   """
+
   # A device at a time: left to itself the kernel's partitioning does not divide the mask as it does the query.
-  on_device = lambda query, key, value, visible, _: jax.nn.dot_product_attention(
-    query, key, value, mask=visible, scale=1.0, implementation=implementation
-  )
+  def on_device(query, key, value, visible, _):
+    return jax.nn.dot_product_attention(
+      query, key, value, mask=visible, scale=1.0, implementation=implementation
+    )
+
   return _on_each_device(on_device, query, key, value, visible, None)
 
 

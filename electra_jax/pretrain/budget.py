@@ -10,7 +10,8 @@ from electra_jax import config as configs
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build
 from electra_jax.pretrain import step as steps
-from electra_jax.training import hosts, memory, mesh as meshes
+from electra_jax.training import hosts, memory
+from electra_jax.training import mesh as meshes
 
 TIMED_STEPS = 8  # whose median says what a step takes
 FIELDS = configs.BUDGETS

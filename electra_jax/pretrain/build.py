@@ -11,11 +11,11 @@ import numpy as np
 from electra_jax.config import phases
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
-from electra_jax.pretrain import masking
+from electra_jax.pretrain import masking, objectives
 from electra_jax.pretrain import step as steps
-from electra_jax.pretrain import objectives
 from electra_jax.pretrain.objectives.shared import Settings, step_flops
-from electra_jax.training import memory, mesh as meshes, optimizers
+from electra_jax.training import memory, optimizers
+from electra_jax.training import mesh as meshes
 from electra_jax.training.encoders import sharing, towers
 
 

@@ -27,7 +27,8 @@ from electra_jax.interop.weights import (
   placed,
 )
 from electra_jax.pretrain import objectives
-from electra_jax.training import checkpoints, workdir as workdirs
+from electra_jax.training import checkpoints
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import run_config, sharing, towers
 from electra_jax.training.step import TrainState
 
@@ -249,9 +250,10 @@ def _open(config) -> Source:
   if (
     weights.generator is not None and (made or bare) and not (mlm and weights.sharing == 'all')
   ):  # theirs is left
-    without = lambda tree: {
-      name: subtree for name, subtree in tree.items() if name not in GENERATOR
-    }
+
+    def without(tree):
+      return {name: subtree for name, subtree in tree.items() if name not in GENERATOR}
+
     moments = weights.moments and {name: without(tree) for name, tree in weights.moments.items()}
     weights = dataclasses.replace(
       weights,
@@ -407,9 +409,10 @@ def begin(config, source: Source, tokenizer: Tokenizer) -> Start:
     told.append(('init', "the discriminator's head is made from scratch: the source has none"))
 
   rows = _rows(config, source._replace(weights=weights), tokenizer, told)
-  grow = lambda tree, new_rows: _grown(
-    tree, weights.discriminator, discriminator, rows, c.positions, new_rows
-  )
+
+  def grow(tree, new_rows):
+    return _grown(tree, weights.discriminator, discriminator, rows, c.positions, new_rows)
+
   params, moments = grow(weights.params, True), None
   if (
     discriminator.max_positions > weights.discriminator.max_positions
@@ -458,7 +461,10 @@ def begin(config, source: Source, tokenizer: Tokenizer) -> Start:
 
 def _check(params, shapes, weights):
   """That each array has the place that the run's model has for it."""
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator='/')
+
+  def name(path):
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
   wanted = {name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
   for path, value in jax.tree_util.tree_leaves_with_path(params):
     if wanted.get(name(path)) != value.shape:
@@ -475,7 +481,10 @@ def _same_tokens(source, tokenizer):
       (i for i, (a, b) in enumerate(zip(theirs, tokenizer.tokens)) if a != b),
       min(len(theirs), tokenizer.size),
     )
-    name = lambda tokens: repr(tokens[i]) if i < len(tokens) else 'none'
+
+    def name(tokens):
+      return repr(tokens[i]) if i < len(tokens) else 'none'
+
     raise UserError(
       f'{source.weights.source} has another vocabulary than the rows: token {i} is {name(theirs)} there and {name(tokenizer.tokens)} here; set '
       '--config.data.tokenizer=init, or prepare the rows with its tokenizer.'
@@ -554,12 +563,17 @@ def put(start: Start, state: TrainState, shardings: TrainState) -> TrainState:
 
   def over(tree, fresh, where):
     names = [name for name in fresh if name in tree]
-    pick = lambda whole: {name: whole[name] for name in names}
+
+    def pick(whole):
+      return {name: whole[name] for name in names}
+
     return {**fresh, **placed(pick(tree), pick(fresh), pick(where))}
 
   params, opt_state = over(start.params, state.params, shardings.params), state.opt_state
   if start.moments is not None:
-    is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
+
+    def is_adam(x):
+      return isinstance(x, optax.ScaleByAdamState)
 
     def kept(fresh, where):
       if not is_adam(fresh):
@@ -572,7 +586,10 @@ def put(start: Start, state: TrainState, shardings: TrainState) -> TrainState:
 
     opt_state = jax.tree.map(kept, opt_state, shardings.opt_state, is_leaf=is_adam)
   if start.step:
-    is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
+
+    def is_schedule(x):
+      return isinstance(x, optax.ScaleByScheduleState)
+
     opt_state = jax.tree.map(
       lambda x: x._replace(count=_number(start.step, x.count)) if is_schedule(x) else x,
       opt_state,

@@ -9,7 +9,9 @@ from electra_jax.console import say
 from electra_jax.data.batches import heldout_batches, heldout_rows
 from electra_jax.pretrain import metrics, objectives
 from electra_jax.pretrain.objectives.shared import total
-from electra_jax.training import hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training import hosts
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 
 EVAL_SEED = 7919  # masks and samples of held-out rows are the same for every run and checkpoint
 RESAMPLES = 1_000

@@ -16,7 +16,8 @@ from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
 from electra_jax.pretrain.evaluate import EVAL_SEED
-from electra_jax.pretrain.objectives import electra as objective, electric
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives import electric
 from electra_jax.pretrain.readable import (
   cells,
   escaped,
@@ -100,8 +101,13 @@ def reading(settings: objective.Settings, model, params, token_ids, keys) -> Row
   in_row = jax.vmap(
     lambda position, value: jnp.zeros(token_ids.shape[1], value.dtype).at[position].max(value)
   )
-  at = lambda values: in_row(masks.positions, values * masks.weights)
-  p_of = lambda ids: at(jnp.take_along_axis(probabilities, ids[..., None], axis=-1)[..., 0])
+
+  def at(values):
+    return in_row(masks.positions, values * masks.weights)
+
+  def p_of(ids):
+    return at(jnp.take_along_axis(probabilities, ids[..., None], axis=-1)[..., 0])
+
   put = jnp.take_along_axis(corrupted, masks.positions, axis=1)
   real = inputs.token_ids != settings.pad_id
   return RowsRead(

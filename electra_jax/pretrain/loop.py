@@ -10,9 +10,12 @@ from electra_jax import console
 from electra_jax.config import Phase
 from electra_jax.data.batches import batches, read_batch
 from electra_jax.errors import UserError
-from electra_jax.pretrain import build, evaluate as evaluation, metrics
+from electra_jax.pretrain import build, metrics
+from electra_jax.pretrain import evaluate as evaluation
 from electra_jax.pretrain import step as steps
-from electra_jax.training import checkpoints, hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training import checkpoints, hosts
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
 

@@ -24,7 +24,9 @@ from electra_jax.data import files
 from electra_jax.data.readers import named
 from electra_jax.errors import UserError
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.training import hosts, mesh as meshes, workdir as workdirs
+from electra_jax.training import hosts
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 
 TOWERS = ('discriminator', 'generator')
 SENTENCES = ('sentence_good', 'sentence_bad')
@@ -195,7 +197,9 @@ def score_sentences(
 @functools.lru_cache(maxsize=4)  # several checkpoints of one model need one compilation
 def _step(model, layout, tower, pad_id, cls_id, sep_id, mask_id):
   """The jitted function of parameters, token_ids [batch, length] and positions [batch] to float32 [batch]: what a tower says of each row."""
-  inputs = lambda token_ids: packed_inputs(token_ids, pad_id, cls_id, sep_id)
+
+  def inputs(token_ids):
+    return packed_inputs(token_ids, pad_id, cls_id, sep_id)
 
   def discriminator(params, token_ids, positions):
     del positions

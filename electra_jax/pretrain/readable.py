@@ -28,17 +28,23 @@ BYTE = re.compile(r'<0x([0-9A-F]{2})>')  # SentencePiece's byte fallback
 
 def escaped(text: str) -> str:
   """A text that does nothing to a terminal: control, format and separator characters are written as in Python."""
-  harmless = lambda c: (
-    c in JOINERS or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Co', 'Zl', 'Zp')
-  )
+
+  def harmless(c):
+    return c in JOINERS or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Co', 'Zl', 'Zp')
+
   return ''.join(c if harmless(c) else c.encode('unicode_escape').decode() for c in text)
 
 
 def cells(text: str) -> int:
   """Columns that a text takes in a terminal, nearly."""
-  width = lambda c: (
-    0 if unicodedata.combining(c) or c in JOINERS else 1 + (unicodedata.east_asian_width(c) in 'WF')
-  )
+
+  def width(c):
+    return (
+      0
+      if unicodedata.combining(c) or c in JOINERS
+      else 1 + (unicodedata.east_asian_width(c) in 'WF')
+    )
+
   return sum(map(width, text))
 
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import config as configs, console
+from electra_jax import config as configs
+from electra_jax import console
 from electra_jax.data import files
 from electra_jax.data.prepare import REPORT_FILE, Prepared, Recipe, open_prepared, prepare
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -21,7 +22,9 @@ from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build, continued
 from electra_jax.pretrain.objectives.shared import Settings
 from electra_jax.pretrain.step import init_params
-from electra_jax.training import checkpoints, mesh as meshes, workdir as workdirs
+from electra_jax.training import checkpoints
+from electra_jax.training import mesh as meshes
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import quantity
 from electra_jax.training.workdir import read_json, write_json

@@ -11,7 +11,8 @@ from electra_jax.model.encoder import Inputs
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives import shared as shared_by_all
-from electra_jax.training import mesh as meshes, step as shared
+from electra_jax.training import mesh as meshes
+from electra_jax.training import step as shared
 from electra_jax.training.step import TrainState, fresh_state
 
 
@@ -168,18 +169,27 @@ def first_nonfinite(
   def check(params, token_ids, rows):
     examples = objective.examples(settings, token_ids, row_keys(seed, step, rows))
     of_objective = shared_by_all.generator_alone if alone else objective.loss
-    loss = lambda params: of_objective(
-      settings, model, params, examples, objective.counts(settings, examples), train=True
-    )
+
+    def loss(params):
+      return of_objective(
+        settings, model, params, examples, objective.counts(settings, examples), train=True
+      )
+
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+    def finite(tree):
+      return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
     figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     return finite(params), finite(figures | {'loss': value}), finite(grads)
 
   check = jax.jit(meshes.within(layout, check), out_shardings=meshes.replicated(layout.mesh))
-  split = lambda x: jax.make_array_from_callback(
-    x.shape, meshes.batch_sharding(layout.mesh), lambda index: x[index]
-  )
+
+  def split(x):
+    return jax.make_array_from_callback(
+      x.shape, meshes.batch_sharding(layout.mesh), lambda index: x[index]
+    )
+
   token_ids = np.asarray(token_ids)
   for part in range(parts):
     rows = np.arange(part, len(token_ids), parts, dtype=np.int32)

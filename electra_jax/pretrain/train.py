@@ -8,18 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import config as configs, console
+from electra_jax import config as configs
+from electra_jax import console
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.pretrain import budget, build, continued, run as runs
+from electra_jax.pretrain import budget, build, continued
+from electra_jax.pretrain import run as runs
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.loop import Course, run_steps
 from electra_jax.training import (
   checkpoints,
   hosts,
   memory,
-  mesh as meshes,
   progress,
+)
+from electra_jax.training import (
+  mesh as meshes,
+)
+from electra_jax.training import (
   workdir as workdirs,
 )
 from electra_jax.training.encoders import attention_kernel

@@ -69,11 +69,15 @@ def asked(job: Job, data: str, data_of_tasks: dict[str, int], rows: int) -> dict
 
 def _fields(config, defaults, free) -> dict:
   """Fields that are not the defaults, flat, as JSON has them, less those that are free."""
-  plain = lambda c: _flat(configs.to_plain(c))
+
+  def plain(c):
+    return _flat(configs.to_plain(c))
+
   usual = plain(defaults)
-  is_free = lambda field: any(
-    field == name or name.endswith('.') and field.startswith(name) for name in free
-  )
+
+  def is_free(field):
+    return any(field == name or name.endswith('.') and field.startswith(name) for name in free)
+
   return {
     field: value
     for field, value in plain(config).items()
@@ -141,7 +145,9 @@ def differences(wanted: dict, line: dict) -> list[str]:
   }
 
   def compare(theirs, ours, usual, prefix):
-    value = lambda fields, name: fields.get(name, usual.get(name))
+    def value(fields, name):
+      return fields.get(name, usual.get(name))
+
     return [
       f'{prefix}{name}: {value(theirs, name)!r} -> {value(ours, name)!r}'
       for name in sorted({*theirs, *ours})
@@ -190,7 +196,10 @@ def summarise(lines: list[dict], runs: list[str]) -> list[dict]:
         value = line['heldout'].get(name, {}).get('value')
         if value is not None and math.isfinite(value):
           figures.setdefault((name, HELDOUT[name][0]), {})[line['seed']] = value
-    mean = lambda name: statistics.fmean(line[name] for line in mine)
+
+    def mean(name):
+      return statistics.fmean(line[name] for line in mine)
+
     found.append(
       {
         'run': run,
@@ -280,7 +289,10 @@ NOTES = (
 def markdown(name: str, summaries: list[dict], seeds: int) -> str:
   """The same with intervals, and what is needed to read it."""
   columns = _columns(summaries)
-  line = lambda cells: '| ' + ' | '.join(cells) + ' |'
+
+  def line(cells):
+    return '| ' + ' | '.join(cells) + ' |'
+
   rows = [
     [
       s['run'],

@@ -7,19 +7,23 @@ import zlib
 
 import jax
 
-from electra_jax import config as configs, console
+from electra_jax import config as configs
+from electra_jax import console
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import summary as trials
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune, read_records
 from electra_jax.finetune.trial import plain
-from electra_jax.pretrain import build, continued, evaluate, objectives, run as runs
+from electra_jax.pretrain import build, continued, evaluate, objectives
+from electra_jax.pretrain import run as runs
 from electra_jax.pretrain.train import train
-from electra_jax.sweep import jobs as scripts, results
+from electra_jax.sweep import jobs as scripts
+from electra_jax.sweep import results
 from electra_jax.sweep.config import Job, check
 from electra_jax.timeline import spent
-from electra_jax.training import hosts, workdir as workdirs
+from electra_jax.training import hosts
+from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import run_config
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import read_metrics

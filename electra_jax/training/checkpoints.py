@@ -3,9 +3,9 @@
 import pathlib
 
 import jax
-from etils import epath
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from electra_jax.errors import UserError
 from electra_jax.training import workdir as workdirs
@@ -126,12 +126,12 @@ def restore(manager, step: int, shapes, shardings, sum_shapes, whole):
   restored = _read(
     manager,
     step,
-    dict(
-      params=item(_targets(shapes.params, shardings.params)),
-      opt_state=item(_targets(shapes.opt_state, shardings.opt_state)),
-      counters=item(_targets(counters, jax.tree.map(lambda _: whole, counters))),
-      sums=item(_targets(sum_shapes, jax.tree.map(lambda _: whole, sum_shapes))),
-    ),
+    {
+      'params': item(_targets(shapes.params, shardings.params)),
+      'opt_state': item(_targets(shapes.opt_state, shardings.opt_state)),
+      'counters': item(_targets(counters, jax.tree.map(lambda _: whole, counters))),
+      'sums': item(_targets(sum_shapes, jax.tree.map(lambda _: whole, sum_shapes))),
+    },
   )
   return shapes._replace(
     params=restored['params'], opt_state=restored['opt_state'], **restored['counters']
@@ -186,7 +186,7 @@ def restore_params(workdir, which: str, shapes, shardings, **best):
   step = find_step(workdir, which, **best)
   with open_manager(workdir, read_only=True, **best) as manager:
     restored = _read(
-      manager, step, dict(params=ocp.args.StandardRestore(_targets(shapes, shardings)))
+      manager, step, {'params': ocp.args.StandardRestore(_targets(shapes, shardings))}
     )
   return restored['params'], step
 
@@ -197,7 +197,10 @@ def restore_subtrees(workdir, step: int, shapes, shardings):
   Raises UserError that names, one by one, parameters that are missing or of another shape.
   """
   path = _directory(workdir) / str(step) / 'params'
-  name = lambda key: jax.tree_util.keystr(key, simple=True, separator='/')
+
+  def name(key):
+    return jax.tree_util.keystr(key, simple=True, separator='/')
+
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree

@@ -200,7 +200,9 @@ def _panel(axes, record, title, good, *, steps):
   """Titles, and tokens on the x axis; with `steps` these too, on top."""
   from matplotlib.ticker import MaxNLocator
 
-  ticks = lambda: MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=True)
+  def ticks():
+    return MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=True)
+
   last, above = record.last, 17 if steps else 0
   axes.set_title(title, loc='left', fontsize=11, fontweight='bold', pad=21 + above)
   axes.annotate(

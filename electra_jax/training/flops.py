@@ -79,7 +79,10 @@ def step_flops(parts: list[Part], batch: int, length: int, convention: str = 'mo
     raise ValueError(
       f'The convention of FLOPs is {convention!r}; it is one of {", ".join(CONVENTIONS)}.'
     )
-  forward = lambda part: encoder_flops(part.config, length) + part.heads
+
+  def forward(part):
+    return encoder_flops(part.config, length) + part.heads
+
   if convention == 'model':
     return batch * sum((3 if part.learns else 1) * forward(part) + part.drawn for part in parts)
   return batch * sum(

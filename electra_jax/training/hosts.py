@@ -24,7 +24,10 @@ HEARTBEAT = 100  # seconds without a sign of life after which JAX itself gives a
 
 def of_cluster(environment=os.environ) -> str | None:
   """What in the environment says that this is one of several processes, or None: a TPU pod slice, SLURM or MPI."""
-  several = lambda name: environment.get(name, '').isdigit() and int(environment[name]) > 1
+
+  def several(name):
+    return environment.get(name, '').isdigit() and int(environment[name]) > 1
+
   if ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
     return 'TPU_WORKER_HOSTNAMES'
   for name in ('MEGASCALE_NUM_SLICES', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE', 'JAX_NUM_PROCESSES'):
@@ -81,7 +84,11 @@ def join(
       raise UserError(
         '--distributed=off and --coordinator contradict each other; leave one of them out.'
       )
-    arguments = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    arguments = {
+      'coordinator_address': coordinator,
+      'num_processes': processes,
+      'process_id': process,
+    }
   elif how == 'cluster' or how == 'auto' and (of_cluster() or tpu_workers(metadata_server()) > 1):
     arguments = {}
   else:

@@ -6,7 +6,6 @@ import jax
 
 from electra_jax.errors import UserError
 
-
 SHARE = 0.95  # of an accelerator's memory that a step may take
 
 

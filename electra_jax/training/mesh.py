@@ -152,8 +152,11 @@ def make_layout(config=None, devices=None) -> Layout:
 
 def within(layout: Layout, function):
   """`function`, to be traced by jax.jit, with the model's logical axes meaning this layout."""
+
   # Where parameters are used, their parts over fsdp are gathered.
-  without = lambda axes: tuple(axis for axis in axes or () if axis != 'fsdp') or None
+  def without(axes):
+    return tuple(axis for axis in axes or () if axis != 'fsdp') or None
+
   rules = tuple((name, axes if name == 'batch' else without(axes)) for name, axes in layout.rules)
 
   @functools.wraps(function)
@@ -277,7 +280,9 @@ def sum_over_data(layout: Layout, function, moments):
   axes = jax.tree.map(
     lambda sharding: next((i for i, entry in enumerate(sharding.spec) if entry), None), moments
   )
-  is_axis = lambda x: x is None or isinstance(x, int)
+
+  def is_axis(x):
+    return x is None or isinstance(x, int)
 
   def add_up(axis, gradient):
     if axis is None:

@@ -89,7 +89,9 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
   """Adam's direction without bias correction: m / (sqrt(v) + eps), as in the original and in BERT's optimizer."""
 
   def init(params):
-    zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+    def zeros():
+      return jax.tree.map(jnp.zeros_like, params)
+
     return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros(), nu=zeros())
 
   def update(gradients, state, params=None):
@@ -125,7 +127,10 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     if not is_decayed(path) or _names(path)[0] == 'embeddings_difference':
       return update
     axes = tuple(range(1 if 'layers' in _names(path) else 0, param.ndim))
-    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
+
+    def norm(x):
+      return jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
+
     of_param, of_update = norm(param), norm(update)
     moves = (of_param > 0) & (of_update > 0)
     return update * jnp.where(moves, of_param / jnp.where(moves, of_update, 1), 1)
@@ -180,7 +185,9 @@ def scale_by_tower_rates(generator_schedule, schedule) -> optax.GradientTransfor
 
 def of_what_learns(optimizer, learns) -> optax.GradientTransformation:
   """`optimizer` for those top levels of the parameters alone of which `learns(name)` is true: the others have no moments, and do not move."""
-  part = lambda tree: {name: x for name, x in tree.items() if learns(name)}
+
+  def part(tree):
+    return {name: x for name, x in tree.items() if learns(name)}
 
   def update(updates, state, params):
     moves, state = optimizer.update(part(updates), state, part(params))
@@ -201,7 +208,10 @@ def _adam_with_decay(
   b1, b2, eps, weight_decay, clip, bias_correction, by_tower
 ) -> list[optax.GradientTransformation]:
   """What AdamW and LAMB share: clipping, Adam's direction, decay added to it."""
-  mask = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params)
+
+  def mask(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params)
+
   clipping = clip_by_tower_norms if by_tower else optax.clip_by_global_norm
   return [
     clipping(clip) if clip else optax.identity(),
@@ -273,7 +283,10 @@ def adamw(
       norm, and the rest by theirs. All else is per tensor, so this is an optimizer for each of the two (He et al. 2021, DeBERTaV3; Dong et
       al. 2023). None for one optimizer.
   """
-  scale = lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_rates)
+
+  def scale(updates, params):
+    return jax.tree.map(jnp.multiply, updates, layer_rates)
+
   by_layer = [] if layer_rates is None else [optax.stateless(scale)]
   return optax.chain(
     *_adam_with_decay(

@@ -81,7 +81,9 @@ def make_train_step(
     )
 
   def micro_gradients(params, micro, counts):
-    learning = lambda params: loss(mixed(params, jax.lax.stop_gradient(params)), micro, counts)
+    def learning(params):
+      return loss(mixed(params, jax.lax.stop_gradient(params)), micro, counts)
+
     (value, sums), grads = jax.value_and_grad(learning, has_aux=True)(params)
     return {'loss': value, **sums}, grads
 
@@ -89,14 +91,17 @@ def make_train_step(
     """Sums and gradients of rows, as many as there are."""
     if micro_batches == 1:
       return micro_gradients(params, examples, counts)
+
     # Row r goes to micro-batch r % k: each device keeps its own rows, nothing moves.
-    split = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(
-      0, 1
-    )
-    add = lambda total, micro: (
-      jax.tree.map(jnp.add, total, micro_gradients(params, micro, counts)),
-      None,
-    )
+    def split(x):
+      return x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, micro):
+      return (
+        jax.tree.map(jnp.add, total, micro_gradients(params, micro, counts)),
+        None,
+      )
+
     split_examples = jax.tree.map(split, examples)
     first = jax.tree.map(lambda x: x[0], split_examples)
     zeros = jax.tree.map(
@@ -122,7 +127,10 @@ def make_train_step(
     params = laid_out(optax.apply_updates(old_params, updates))
     gradient_norms = tower_norms(grads)
     fine = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all']) & (state.bad_step < 0)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+
+    def keep(new, old):
+      return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+
     bad = jnp.where(fine | skip_nonfinite | (state.bad_step >= 0), state.bad_step, state.step)
     new_state = TrainState(
       step=jnp.where(bad >= 0, state.step, state.step + 1),
@@ -146,10 +154,17 @@ def make_train_step(
 
 def with_moments(opt_state, change, *others):
   """An optimizer's state with `change(moments, *moments of others)` in place of each of Adam's two moments."""
-  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)
-  replaced = lambda new, *old: new._replace(
-    **{name: change(getattr(new, name), *(getattr(o, name) for o in old)) for name in ('mu', 'nu')}
-  )
+
+  def is_adam(x):
+    return isinstance(x, optax.ScaleByAdamState)
+
+  def replaced(new, *old):
+    return new._replace(
+      **{
+        name: change(getattr(new, name), *(getattr(o, name) for o in old)) for name in ('mu', 'nu')
+      }
+    )
+
   return jax.tree.map(
     lambda new, *old: replaced(new, *old) if is_adam(new) else new,
     opt_state,
@@ -182,7 +197,10 @@ def first_nonfinite(prepare, loss, params, step: int, batch, layout: meshes.Layo
     (value, sums), grads = jax.value_and_grad(
       lambda params: loss(params, examples, counts), has_aux=True
     )(params)
-    finite = lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+    def finite(tree):
+      return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
     figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     return finite(params), finite(figures | {'loss': value}), finite(grads)
 

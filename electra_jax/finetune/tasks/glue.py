@@ -51,11 +51,11 @@ class _Glue:
   tfds: Mapping[str, str] = dataclasses.field(default_factory=lambda: _TFDS)
 
 
-_PAIR = dict(
-  first=('sentence1', 'premise', 'text'),
-  second=('sentence2', 'hypothesis', 'pair'),
-  target=('label',),
-)
+_PAIR = {
+  'first': ('sentence1', 'premise', 'text'),
+  'second': ('sentence2', 'hypothesis', 'pair'),
+  'target': ('label',),
+}
 _ENTAILMENT = ('entailment', 'not_entailment')
 
 _TASKS = {

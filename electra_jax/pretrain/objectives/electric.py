@@ -98,7 +98,9 @@ def _noise(settings, model, params, batch, counts, *, train, samples):
   states = model.apply(
     {'params': params}, inputs, dropout_keys(batch, train), method='cloze_states'
   )  # of the row as it is
-  logits_of = lambda states: model.apply({'params': params}, states, method='cloze_logits')
+
+  def logits_of(states):
+    return model.apply({'params': params}, states, method='cloze_logits')
 
   logits = jax.lax.stop_gradient(
     logits_of(jnp.take_along_axis(states, masks.positions[:, :, None], axis=1))

@@ -165,7 +165,10 @@ def verdict_losses(verdicts, labels, where):
 def generator_alone(settings: Settings, model, params, batch, counts, *, train: bool):
   """The loss where the generator learns alone; the sums have the form of the whole objective's, zero where it has no part."""
   proposal = named(settings.name).propose(settings, model, params, batch, counts, train=train)
-  whole = lambda: named(settings.name).loss(settings, model, params, batch, counts, train=train)[1]
+
+  def whole():
+    return named(settings.name).loss(settings, model, params, batch, counts, train=train)[1]
+
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(whole))
   return settings.generator_weight * proposal.loss, jax.lax.stop_gradient(zeros | proposal.sums)
 
