@@ -14,7 +14,7 @@ from electra_jax.data.permutation import permutation
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, build, initial, summary
-from electra_jax.finetune import config as finetune_config
+from electra_jax.finetune.resolve import resolve
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.trial import RESULT, Split, labelled, plain, run_trial
 from electra_jax.training import hosts
@@ -39,21 +39,11 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   Raises UserError for a person's mistakes, and when a loss or gradient is not finite.
   """
   notice = Notice() if notice is None else notice
-  finetune_config.check(config)
+  run = resolve(config, workdir)
+  config, workdir = run.config, run.workdir
   build.same_on_all(config)
-  begun = hosts.from_first(lambda: build.claim(workdir, config))
-  workdir = workdirs.folder(workdir)
+  hosts.from_first(lambda: build.claim(workdir, config))
   hosts.check_shared(workdir)
-  kept = (
-    workdirs.read_json(workdir / initial.ENCODER)
-    if begun and workdirs.exists(workdir / initial.ENCODER)
-    else None
-  )
-  if kept and kept['origin'].get('imported'):
-    raise UserError(
-      f'{workdir} holds a model that was imported, not trained; train it in another --workdir, with '
-      f'--config.init={workdir}/{finetune_config.tasks(config)[0]}.'
-    )
   console.heading(f'{config.name}  ({workdir})')
 
   #### Devices, data, encoder ########################################################################################
@@ -67,7 +57,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   )
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
-  tasks = [open_task(name, config.data) for name in finetune_config.tasks(config)]
+  tasks = [open_task(name, config.data) for name in config.tasks]
   for task in tasks:  # all data is read before the first step
     examples = {split: task.examples(split) for split in ('train', 'dev') if split in task.splits}
     for split in ('train', 'dev'):
@@ -84,7 +74,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
       + (f', {others}' if others else '')
       + (f'; labels {_some(task.labels)}' if task.labels else ''),
     )
-  start = initial.open_initial(config, kept and kept['origin'])
+  start = initial.open_initial(config, run.origin)
   if 'checksum' in start.origin:
     hosts.same_everywhere(f'the weights of {config.init}', str(start.origin['checksum']))
   say('encoder', start.describe())
@@ -140,7 +130,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
     _show(workdir, [task.name])
 
   #### Results #######################################################################################################
-  names = finetune_config.tasks(config)
+  names = config.tasks
   records = read_records(workdir, names)
   if len(names) > 1:
     print('\n' + summary.table(summary.summarise(records)) + '\n')

@@ -5,6 +5,7 @@ Mesh axes: `data` splits the rows of a batch and the optimizer's state (ZeRO-1, 
 """
 
 import collections
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -142,12 +143,14 @@ def make_layout(config=None, devices=None) -> Layout:
   """
   if config is None:
     return Layout(make_mesh(devices), rules_of(dict.fromkeys(LOGICAL_AXES, '')), 'data', SMALLEST)
-  mesh, sharding = make_mesh(devices, **config.mesh), config.sharding
+  mesh, sharding = make_mesh(devices, **dataclasses.asdict(config.mesh)), config.sharding
   if sharding.optimizer not in ('', 'data'):
     raise UserError(
       f"config.sharding.optimizer is {sharding.optimizer!r}; it is 'data' (split over that mesh axis too) or ''."
     )
-  return Layout(mesh, rules_of(sharding), sharding.optimizer or None, sharding.smallest)
+  return Layout(
+    mesh, rules_of(dataclasses.asdict(sharding)), sharding.optimizer or None, sharding.smallest
+  )
 
 
 def within(layout: Layout, function):

@@ -11,9 +11,7 @@ from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
 from electra_jax.pretrain.objectives.shared import (
   Settings,
-  counts,
   dropout_keys,
-  examples,
   propose,
   real,
   verdict_losses,

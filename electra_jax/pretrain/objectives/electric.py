@@ -23,7 +23,6 @@ from electra_jax.pretrain.objectives.shared import (
   Settings,
   chosen,
   dropout_keys,
-  examples,
   real,
 )  # noqa: F401
 
