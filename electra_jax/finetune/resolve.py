@@ -13,6 +13,7 @@ from electra_jax import config as configs
 from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
+from electra_jax.training import versions
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.workdir import read_json
 
@@ -67,6 +68,7 @@ def resolve_saved(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
     UserError: where the folder holds no config of a fine-tuned run.
   """
   folder = workdirs.folder(workdir)
+  versions.read(folder)
   c = configs.from_plain(read_json(folder / 'config.json'), FinetuningConfig)
   # This kernel runs anywhere, and takes rows of any length.
   return ResolvedFinetuning(c.replace({'model.attention': 'xla'}), folder)
