@@ -6,6 +6,7 @@
 import copy
 import difflib
 import importlib.util
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -538,7 +539,7 @@ def _check_schedules(c):
       kind == 'points'
       and rest
       and all(map(pair, rest))
-      and all(a[0] < b[0] for a, b in zip(rest, rest[1:]))
+      and all(a[0] < b[0] for a, b in itertools.pairwise(rest))
       and rest[0][0] >= 0
     )
     _need(
