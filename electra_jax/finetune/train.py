@@ -1,5 +1,6 @@
 """The fine-tuning program: a pretrained run and labelled data to scored trials, top to bottom. A trial's steps are in trial.py."""
 
+import functools
 import io
 import math
 import os
@@ -96,11 +97,12 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
       if not workdirs.exists(folder / f'trial-{trial}' / RESULT)
     ]
     if not workdirs.exists(folder / initial.KEPT):
-      hosts.from_first(lambda: describe(config, task, folder))
+      hosts.from_first(functools.partial(describe, config, task, folder))
     if todo:
       p, splits = prepare(config, task, start, layout)
-      hosts.same_everywhere(f'the data of {task.name}', str(_identity(p.train)))
-      hosts.from_first(lambda: _check_data(folder, _identity(p.train)))
+      identity = _identity(p.train)
+      hosts.same_everywhere(f'the data of {task.name}', str(identity))
+      hosts.from_first(functools.partial(_check_data, folder, identity))
       for trial in todo:
         say(f'trial {trial}', f'of {config.num_trials}, seed {config.seed + trial - 1}')
         try:
@@ -114,7 +116,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
           ) from None
         if record is None:
           return PREEMPTED
-        hosts.from_first(lambda: _keep_weights(config, task, folder))
+        hosts.from_first(functools.partial(_keep_weights, config, task, folder))
         figures = record['figures']['dev']
         say(
           'dev',
@@ -125,7 +127,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
         del params
       del p, splits
     hosts.from_first(
-      lambda: _keep_weights(config, task, folder)
+      functools.partial(_keep_weights, config, task, folder)
     )  # again, as a start before may have ended just before
     _show(workdir, [task.name])
 

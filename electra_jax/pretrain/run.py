@@ -152,7 +152,7 @@ def describe_phase(phase, prepared) -> str:
       else 'epochs of each source: '
       + ', '.join(
         f'{count:,.1f} of {source["location"]}'
-        for count, source in zip(epochs, prepared.facts['sources'])
+        for count, source in zip(epochs, prepared.facts['sources'], strict=True)
       )
     )
   )
@@ -263,7 +263,7 @@ class Run:
     token_ids = np.full(
       (len(rows), -(-longest // 16) * 16), t.pad_id, np.int32
     )  # few shapes, few compilations
-    for row, ids in zip(token_ids, rows):
+    for row, ids in zip(token_ids, rows, strict=True):
       row[: len(ids)] = ids
     hidden, replaced = jax.device_get(self._read(self.params, token_ids))
     return Reading(
