@@ -4,9 +4,8 @@ A config file returns the ConfigDict of `default_config()` with some fields chan
 it into the frozen, typed config that the programs take.
 """
 
-from typing import Any
-
 from electra_jax.config.declarations import (
+  AnyConfig,
   Config,
   completed,
   differences,
@@ -30,6 +29,7 @@ from electra_jax.config.sweeps import SweepConfig
 from electra_jax.errors import UserError
 
 __all__ = [
+  'AnyConfig',
   'BUDGETS',
   'Config',
   'FinetuningConfig',
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 
-def checked_pretraining(config: Any, sizes_known: bool | None = None) -> PretrainingConfig:
+def checked_pretraining(config: AnyConfig, sizes_known: bool | None = None) -> PretrainingConfig:
   """Returns the typed config of a pretraining ConfigDict, its ranges and rules checked.
 
   Args:
@@ -73,28 +73,28 @@ def checked_pretraining(config: Any, sizes_known: bool | None = None) -> Pretrai
   return c
 
 
-def checked_finetuning(config: Any) -> FinetuningConfig:
+def checked_finetuning(config: AnyConfig) -> FinetuningConfig:
   """The typed config of a fine-tuning ConfigDict, checked. Raises UserError."""
   c = freeze(FinetuningConfig, config)
   check_finetuning(c)
   return c
 
 
-def checked_sweep(config: Any) -> SweepConfig:
+def checked_sweep(config: AnyConfig) -> SweepConfig:
   """The typed config of a sweep's ConfigDict, its own fields checked. Raises UserError."""
   c = freeze(SweepConfig, config)
   check_sweep(c)
   return c
 
 
-def kind_of(config: Any) -> type[Config]:
+def kind_of(config: AnyConfig) -> type[Config]:
   """The program that a ConfigDict is for, as the class of its typed config."""
   if 'runs' in config:
     return SweepConfig
   return FinetuningConfig if 'task' in config else PretrainingConfig
 
 
-def checked(config: Any) -> Config:
+def checked(config: AnyConfig) -> Config:
   """The typed config of a ConfigDict of any of the three programs, checked. Raises UserError."""
   kind = kind_of(config)
   if kind is SweepConfig:

@@ -18,11 +18,14 @@ import json
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from electra_jax.errors import UserError
 
 UNSET: Any = object()
+ConfigDict: TypeAlias = Any  # ml_collections has no annotations
+AnyConfig: TypeAlias = Any  # a ConfigDict, or a typed Config
+Value: TypeAlias = Any  # of a field
 NOUNS = {
   int: 'an integer',
   float: 'a number',
@@ -72,7 +75,7 @@ class Declaration:
     words = ' and '.join(parts)
     return words + (f', or {one_of(self.also)}' if words and self.also else '')
 
-  def accepts(self, value: Any) -> bool:
+  def accepts(self, value: Value) -> bool:
     """Whether a value of the right type is one of the choices and inside the range."""
     if value in self.also:
       return True
@@ -89,14 +92,14 @@ def one_of(values: Sequence[Any]) -> str:
   return ' or '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
 
 
-def field(default: Any, help: str, **declaration: Any) -> Any:
+def field(default: Value, help: str, **declaration: Value) -> Value:
   """A field of a config: its default, one line of help, and attributes of `Declaration`."""
   return dataclasses.field(
     default=default, metadata={'declaration': Declaration(help, **declaration)}
   )
 
 
-def group(kind: type['Config'], help: str, **declaration: Any) -> Any:
+def group(kind: type['Config'], help: str, **declaration: Value) -> Value:
   """A group of fields: a config inside a config. Attributes apply to all of its fields."""
   return dataclasses.field(
     default_factory=kind, metadata={'declaration': Declaration(help, **declaration)}
@@ -142,7 +145,7 @@ class Field:
 _FIELDS: dict[type[Config], dict[str, Field]] = {}
 
 
-def is_group(kind: Any) -> bool:
+def is_group(kind: Value) -> bool:
   """Whether a field's type is a group of fields."""
   return isinstance(kind, type) and issubclass(kind, Config)
 
@@ -187,7 +190,7 @@ def groups_of(kind: type[Config], prefix: str = '') -> dict[str, Declaration]:
   return found
 
 
-def flat(config: Any, prefix: str = '') -> dict[str, Any]:
+def flat(config: AnyConfig, prefix: str = '') -> dict[str, Any]:
   """Field -> value of a config or a ConfigDict, groups expanded: 'model.hidden_size' and so on."""
   values: dict[str, Any] = {}
   for name, value in _items(config):
@@ -196,18 +199,18 @@ def flat(config: Any, prefix: str = '') -> dict[str, Any]:
   return values
 
 
-def _items(config: Any) -> list[tuple[str, Any]]:
+def _items(config: AnyConfig) -> list[tuple[str, Any]]:
   if isinstance(config, Config):
     return [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
   return list(config.items())
 
 
-def _is_config_dict(value: Any) -> bool:
+def _is_config_dict(value: Value) -> bool:
   """Whether a value is an ml_collections ConfigDict, without importing ml_collections."""
   return hasattr(value, 'items') and hasattr(value, 'is_locked')
 
 
-def config_dict(kind: type[Config]) -> Any:
+def config_dict(kind: type[Config]) -> ConfigDict:
   """An ml_collections ConfigDict of the defaults, which config files edit."""
   import ml_collections
 
@@ -227,7 +230,7 @@ def unknown_field(name: str, kind: type[Config]) -> str:
   return f'config.{name} is not a field; {help_}'
 
 
-def freeze(kind: type[C], config: Any) -> C:
+def freeze(kind: type[C], config: AnyConfig) -> C:
   """Returns the typed config of a ConfigDict, types and ranges of its fields checked.
 
   A config that is typed already is checked, too.
@@ -251,7 +254,7 @@ def freeze(kind: type[C], config: Any) -> C:
   return frozen
 
 
-def typed_value(entry: Field, value: Any) -> Any:
+def typed_value(entry: Field, value: Value) -> Value:
   """A value with its field's type: tuples for lists, floats for integers.
 
   Raises:
@@ -268,7 +271,7 @@ def typed_value(entry: Field, value: Any) -> Any:
   return value
 
 
-def _plain_tuple(value: Any) -> Any:
+def _plain_tuple(value: Value) -> Value:
   """Lists as tuples and ConfigDicts as dicts, at any depth."""
   if isinstance(value, list | tuple):
     return tuple(_plain_tuple(item) for item in value)
@@ -294,7 +297,7 @@ def names_with(kind: type[Config], attribute: str) -> tuple[str, ...]:
 #### Config files' arguments: --config=FILE:name=value,... ####
 
 
-def with_arguments(config: Any, arguments: str | None, kind: type[Config]) -> Any:
+def with_arguments(config: ConfigDict, arguments: str | None, kind: type[Config]) -> ConfigDict:
   """The ConfigDict with `name=value,...` of the config string applied.
 
   Raises:
@@ -326,7 +329,7 @@ def with_arguments(config: Any, arguments: str | None, kind: type[Config]) -> An
 #### JSON ####
 
 
-def to_plain(config: Any) -> dict[str, Any]:
+def to_plain(config: AnyConfig) -> dict[str, Any]:
   """A config or ConfigDict as JSON has it: dicts, and lists for tuples."""
   if isinstance(config, Config):
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))

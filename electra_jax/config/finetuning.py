@@ -4,10 +4,9 @@ The recipe is Clark et al. 2020, table 7, and configure_finetuning.py of the ori
 """
 
 import dataclasses
-from typing import Any
 
 from electra_jax.config import declarations
-from electra_jax.config.declarations import Config, field, group
+from electra_jax.config.declarations import Config, ConfigDict, field, group
 from electra_jax.config.groups import (
   CACHE,
   CACHE_HELP,
@@ -206,6 +205,6 @@ class FinetuningConfig(Config):
     return tuple(filter(None, (name.strip() for name in self.task.split(','))))
 
 
-def default_config() -> Any:
+def default_config() -> ConfigDict:
   """The ConfigDict of all fine-tuning fields with their defaults, for a config file to change."""
   return declarations.config_dict(FinetuningConfig)

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from electra_jax.config import declarations
-from electra_jax.config.declarations import Config, field, group
+from electra_jax.config.declarations import Config, ConfigDict, field, group
 from electra_jax.config.groups import (
   CACHE,
   CACHE_HELP,
@@ -379,12 +379,12 @@ class PretrainingConfig(Config):
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
 
 
-def default_config() -> Any:
+def default_config() -> ConfigDict:
   """The ConfigDict of all pretraining fields with their defaults, for a config file to change."""
   return declarations.config_dict(PretrainingConfig)
 
 
-def with_arguments(config: Any, arguments: str | None) -> Any:
+def with_arguments(config: ConfigDict, arguments: str | None) -> ConfigDict:
   """The ConfigDict with the arguments after the colon of `--config=FILE:name=value,...` applied.
 
   Raises:

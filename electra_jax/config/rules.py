@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from electra_jax.config import declarations
-from electra_jax.config.declarations import names_with
+from electra_jax.config.declarations import Value, names_with
 from electra_jax.config.finetuning import FinetuningConfig
 from electra_jax.config.phases import KNOWN, phases_of
 from electra_jax.config.pretraining import BUDGETS, PretrainingConfig
@@ -523,11 +523,11 @@ def _no_generator(c: PretrainingConfig) -> str:
   return 'config.generator.uniform leaves no generator' if c.generator.uniform else ''
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Value) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_point(value: Any) -> bool:
+def _is_point(value: Value) -> bool:
   return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from electra_jax.config import declarations
-from electra_jax.config.declarations import Config, field
+from electra_jax.config.declarations import Config, ConfigDict, field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,6 @@ class SweepConfig(Config):
   )
 
 
-def default_config() -> Any:
+def default_config() -> ConfigDict:
   """The ConfigDict of a sweep's fields with their defaults, for a config file to change."""
   return declarations.config_dict(SweepConfig)

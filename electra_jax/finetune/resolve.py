@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from electra_jax import config as configs
-from electra_jax.config import FinetuningConfig
+from electra_jax.config import AnyConfig, FinetuningConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.training import versions
@@ -39,7 +39,7 @@ class ResolvedFinetuning:
   origin: dict[str, Any] | None = None
 
 
-def resolve(config: Any, workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
+def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
   """Resolves a config that a run is started or resumed with. No data is read.
 
   Args:

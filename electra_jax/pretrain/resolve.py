@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from electra_jax import config as configs
-from electra_jax.config import Phase, PretrainingConfig
+from electra_jax.config import AnyConfig, Phase, PretrainingConfig
 from electra_jax.pretrain import build, continued
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import run_config
@@ -47,7 +47,7 @@ class ResolvedRun:
 
 
 def resolve(
-  config: Any, workdir: str | os.PathLike[str] | None = None, platform: str | None = None
+  config: AnyConfig, workdir: str | os.PathLike[str] | None = None, platform: str | None = None
 ) -> ResolvedRun:
   """Resolves a config that a run is started or resumed with. No data is read.
 

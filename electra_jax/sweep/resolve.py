@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from etils import epath
 
 from electra_jax import config as configs
-from electra_jax.config import Config, FinetuningConfig, PretrainingConfig, SweepConfig
-from electra_jax.config.declarations import fields_of, typed_value
+from electra_jax.config import AnyConfig, Config, FinetuningConfig, PretrainingConfig, SweepConfig
+from electra_jax.config.declarations import ConfigDict, fields_of, typed_value
 from electra_jax.errors import UserError
 from electra_jax.training import workdir as workdirs
 
@@ -70,7 +70,7 @@ def group(run: str) -> str:
   return run.partition('@')[0]
 
 
-def resolve(config: Any, workdir: str | os.PathLike[str]) -> ResolvedSweep:
+def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedSweep:
   """Resolves a sweep's config, and those of all of its runs and tasks. No data is read.
 
   Args:
@@ -85,7 +85,7 @@ def resolve(config: Any, workdir: str | os.PathLike[str]) -> ResolvedSweep:
   )
 
 
-def jobs_of(config: Any) -> list[Job]:
+def jobs_of(config: AnyConfig) -> list[Job]:
   """The jobs of a sweep's config, see `resolve`."""
   c = configs.checked_sweep(config)
   base = _pretraining(c.base)
@@ -133,7 +133,7 @@ def _task(name: str, file: str, fields: Mapping[str, Any]) -> FinetuningConfig:
   return task
 
 
-def _checked(where: str, check: Callable[[Any], C], config: Any) -> C:
+def _checked(where: str, check: Callable[[Any], C], config: AnyConfig) -> C:
   """The result of a check, whose complaint begins with `where`."""
   try:
     return check(config)
@@ -141,7 +141,7 @@ def _checked(where: str, check: Callable[[Any], C], config: Any) -> C:
     raise UserError(f'{where}: {error}') from None
 
 
-def load(path: str) -> Any:
+def load(path: str) -> ConfigDict:
   """The ConfigDict of a file, given as on the command line: FILE or FILE:ARGUMENTS.
 
   Raises:
