@@ -11,11 +11,13 @@ from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
 from electra_jax.pretrain.objectives.shared import (
   Settings,
+  counts,  # noqa: F401 - a function of every objective
   dropout_keys,
+  examples,  # noqa: F401 - a function of every objective
   propose,
   real,
   verdict_losses,
-)  # noqa: F401
+)
 
 LOSSES = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
 HEADS = ('generator_head', 'discriminator_head', 'predictor_head')
