@@ -26,7 +26,7 @@ import flax.linen as nn
 import hypothesis
 import numpy as np
 
-from electra_jax.config import default_config
+from electra_jax.config import PretrainingConfig
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import step
@@ -148,10 +148,9 @@ def compiled_step(
 @functools.cache
 def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
   model = tiny_electra(family, dropout=0.1, vocab_size=STEP_VOCAB, num_heads=2)
-  config = default_config()
-  config.mesh.update(fsdp=fsdp, tensor=tensor)
-  config.sharding.update(
-    smallest=0, optimizer=optimizer
+  sizes = {'mesh.fsdp': fsdp, 'mesh.tensor': tensor, 'sharding.optimizer': optimizer}
+  config = PretrainingConfig().replace(
+    sizes | {'sharding.smallest': 0}
   )  # so that each tensor that divides is split
   layout = meshes.make_layout(config, jax.devices()[:devices])
   # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.

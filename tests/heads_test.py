@@ -638,9 +638,9 @@ def test_bfloat16_runs_and_is_near_float32(kind):
 
 
 def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
-  config = conftest.default_config()
-  config.mesh.update(fsdp=2, tensor=2)
-  config.sharding.update(smallest=0)
+  config = conftest.PretrainingConfig().replace(
+    {'mesh.fsdp': 2, 'mesh.tensor': 2, 'sharding.smallest': 0}
+  )
   layout = meshes.make_layout(config)
   ids, keys = rows(), row_keys()
   targets = targets_of(ids)

@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 from conftest import CLS, MASK, PAD, SEP, UNK, packed_rows, random_params, tiny_electra
 
-from electra_jax.config import check, default_config
+from electra_jax.config import checked_pretraining, default_config
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import build, inspect, masking
@@ -330,8 +330,7 @@ def settings_of(**fields):
   config = default_config()
   config.sequence_length = 32
   config.objective.update(fields)
-  check(config)
-  return build.build_settings(config, Words())
+  return build.build_settings(checked_pretraining(config), Words())
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -363,13 +362,13 @@ def test_settings_of_uniform_masks_hold_no_table():
 @pytest.mark.parametrize(
   'fields, complaint',
   [
-    ({'masking': 'word'}, 'masking is .word.; it is uniform, words or spans'),
+    ({'masking': 'word'}, 'masking is .word.; expected uniform, words or spans'),
     ({'span_p': 0.0}, 'span_p is 0.0'),
     ({'span_p': 1.5}, 'span_p is 1.5'),
     ({'span_max': 0}, 'span_max is 0'),
     (
       {'masking': 'words', 'google': True},
-      'google draws tokens one by one, and .*masking is .words.; leave one out',
+      'google masks single tokens, and .*masking is .words.; change one of the two',
     ),
   ],
 )

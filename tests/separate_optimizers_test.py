@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from electra_jax import main
+from electra_jax.config import checked_pretraining
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build
 from electra_jax.training import optimizers
@@ -140,17 +141,18 @@ def config_of(*fields):
 
 
 def test_the_rates_are_those_of_the_config_and_of_its_phases():
-  config = config_of('optimizer.generator_learning_rate=4e-3')
+  config = checked_pretraining(config_of('optimizer.generator_learning_rate=4e-3'))
   _, schedule = build.build_optimizer(config)
   own = build.build_rates(config)['generator_learning_rate']
   for step in (0, 1, 2, 10, 29):
     np.testing.assert_allclose(own(step), 4 * schedule(step), rtol=1e-6)
-  assert build.build_rates(config_of()).get('generator_learning_rate') is None
+  assert build.build_rates(checked_pretraining(config_of())).get('generator_learning_rate') is None
   config = config_of('optimizer.generator_learning_rate=4e-3')
   config.phases = (
     {'steps': 10},
     {'steps': 20, 'optimizer.learning_rate': 2e-3, 'optimizer.generator_learning_rate': 1e-3},
   )
+  config = checked_pretraining(config)
   (_, schedule), own = (
     build.build_optimizer(config),
     build.build_rates(config)['generator_learning_rate'],
@@ -161,7 +163,7 @@ def test_the_rates_are_those_of_the_config_and_of_its_phases():
 @pytest.mark.parametrize(
   'fields, sentence',
   [
-    (('optimizer.generator_learning_rate=-1',), 'it must be positive, or 0 for one optimizer'),
+    (('optimizer.generator_learning_rate=-1',), 'is -1.0; expected at least 0'),
     (
       ('optimizer.generator_learning_rate=1e-3', 'sharing=all', 'generator.hidden_fraction=1.0'),
       "config.sharing 'all' makes one tower of both",
@@ -173,8 +175,6 @@ def test_the_rates_are_those_of_the_config_and_of_its_phases():
   ],
 )
 def test_mistakes_are_told(fields, sentence):
-  from electra_jax.config import check
-
   with pytest.raises(UserError, match=sentence) as told:
-    check(config_of(*fields))
+    checked_pretraining(config_of(*fields))
   assert 'config.optimizer.generator_learning_rate' in str(told.value)

@@ -19,7 +19,7 @@ import pytest
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.main import main
 from electra_jax.sweep import config as sweep_config
-from electra_jax.sweep import results
+from electra_jax.sweep import resolve, results
 from electra_jax.sweep import run as sweeps
 from electra_jax.training import mesh as meshes
 
@@ -240,7 +240,7 @@ def test_what_is_known_is_not_done_again_and_what_differs_is(
   assert sweeps.sweep(c, str(tmp_path / 'another'), known=(str(known),)) == 0
 
   c.runs = (('otherwise', c.runs[0][1]), c.runs[1])  # a run of another sweep, say
-  jobs = sweep_config.check(c)
+  jobs = resolve.jobs_of(c)
   found = sweeps.find_known(tmp_path, jobs, sweeps.with_data(c, jobs), (str(known),))
   assert sorted(found) == ['otherwise:0', 'otherwise:1', 'warmer@1:0', 'warmer@1:1']
   assert [found['otherwise:1'][name] for name in ('run', 'seed')] == [
@@ -249,7 +249,7 @@ def test_what_is_known_is_not_done_again_and_what_differs_is(
   ] and 'config' not in capsys.readouterr().out
 
   c.runs = (('small', {}), ('warmer@1', c.runs[1][1] | {'optimizer.learning_rate': 2e-3}))
-  jobs = sweep_config.check(c)
+  jobs = resolve.jobs_of(c)
   capsys.readouterr()
   found = sweeps.find_known(tmp_path, jobs, sweeps.with_data(c, jobs), (str(known),))
   assert sorted(found) == ['small:0', 'small:1']
@@ -258,7 +258,7 @@ def test_what_is_known_is_not_done_again_and_what_differs_is(
     in capsys.readouterr().out
   )
   c.finetune = ((*c.finetune[0][:2], c.finetune[0][2] | {'num_trials': 2}),)
-  jobs = sweep_config.check(c)
+  jobs = resolve.jobs_of(c)
   wanted = sweeps.with_data(c, jobs)
   assert sweeps.find_known(tmp_path, jobs, wanted, (str(known),)) == {}
   shown = capsys.readouterr().out
@@ -365,15 +365,15 @@ def test_what_is_known_is_shown_though_the_rest_failed(
 def test_a_sweep_may_do_without_fine_tuning(data):
   c = config_of(data)
   c.finetune = ()
-  assert all(not job.tasks for job in sweep_config.check(c))
+  assert all(not job.tasks for job in resolve.jobs_of(c))
 
 
 @pytest.mark.parametrize(
   'path', sorted((micro_run.ROOT / 'configs' / 'sweeps').glob('*.py')), ids=lambda path: path.stem
 )
 def test_a_shipped_sweep_is_fine_and_says_its_command(path):
-  c = sweep_config.load(f'{path}:texts')
-  jobs = sweep_config.check(c)
+  c = resolve.load(f'{path}:texts')
+  jobs = resolve.jobs_of(c)
   assert (
     c.name == path.stem
     and len(jobs) == len(c.runs) * 3
@@ -382,7 +382,7 @@ def test_a_shipped_sweep_is_fine_and_says_its_command(path):
   assert f'--mode=sweep --config=configs/sweeps/{path.stem}.py:data' in path.read_text()
   budgets = {}
   for job in jobs:
-    budgets.setdefault(sweep_config.group(job.run), set()).add(job.config.budget_flops)
+    budgets.setdefault(resolve.group(job.run), set()).add(job.config.budget_flops)
   top = max(max(of_group) for of_group in budgets.values())
   assert all(
     top in of_group for of_group in budgets.values()

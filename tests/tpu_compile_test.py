@@ -51,7 +51,7 @@ def compiled():
 
 def parameter_sizes(c) -> list[int]:
   """Elements of every parameter."""
-  model = build.build_model(c, c.data.vocab_size, 'cpu')
+  model = build.build_model(configs.checked_pretraining(c), c.data.vocab_size, 'cpu')
   return [
     math.prod(x.shape)
     for x in jax.tree.leaves(

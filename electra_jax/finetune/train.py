@@ -9,6 +9,7 @@ import zlib
 import jax
 import numpy as np
 
+from electra_jax import config as configs
 from electra_jax import console
 from electra_jax.console import say
 from electra_jax.data.permutation import permutation
@@ -226,7 +227,7 @@ def describe(config, task, folder) -> None:
 def keep_encoder(workdir, start) -> None:
   """What a person needs to open the run without the one that it began with."""
   workdirs.write_json(
-    workdir / initial.ENCODER, {'model': start.model.to_dict(), 'origin': start.origin}
+    workdir / initial.ENCODER, {'model': configs.to_plain(start.model), 'origin': start.origin}
   )
   folder = workdir / 'tokenizer'
   try:
