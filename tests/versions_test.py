@@ -16,6 +16,7 @@ import jax
 import micro_run
 import numpy as np
 import pytest
+import xla_flags
 from safetensors.numpy import load_file
 
 import electra_jax
@@ -56,32 +57,39 @@ def here(original, monkeypatch):
 
 @pytest.fixture(scope='module')
 def resumed(tmp_path_factory):
-  """A copy in which every run was resumed by the command that it was started with."""
+  """A copy in which the runs were evaluated, then resumed by the command that started them."""
   folder = copied(tmp_path_factory.mktemp('resumed') / 'copy')
   programs = f'--config.compilation_cache={micro_run.shared() / "xla"}'
   commands = [
+    *(('--mode=evaluate', f'--workdir={name}') for name in PRETRAINED),
     # Fine-tuning first: resuming the other runs removes the checkpoints that it starts from.
-    ('--mode=finetune', '--config=configs/cola.py', '--workdir=finetuned', '--config.num_trials=3'),
-    ('--mode=finetune', '--config=configs/ner.py', '--workdir=finetuned_stopped'),
-    ('--config=configs/continued.py', '--workdir=continued'),
-    ('--config=configs/modern.py', '--workdir=modern'),
+    (
+      '--mode=finetune',
+      '--config=configs/cola.py',
+      '--workdir=finetuned',
+      '--config.num_trials=3',
+      programs,
+    ),
+    ('--mode=finetune', '--config=configs/ner.py', '--workdir=finetuned_stopped', programs),
+    ('--config=configs/continued.py', '--workdir=continued', programs),
+    *((f'--config=configs/{name}.py', f'--workdir={name}', programs) for name in PRETRAINED),
   ]
-  micro_run_python(folder, COMMANDS, json.dumps([[*argv, programs] for argv in commands]))
-  micro_run.run('--config=configs/electra.py', '--workdir=electra', programs, cwd=folder)
+  for name in PRETRAINED:
+    (folder / name / 'evaluation.json').unlink()
+  run_commands(folder, commands)
   return folder
 
 
-def micro_run_python(folder: pathlib.Path, program: str, argument: str) -> None:
-  """Runs `python -c PROGRAM ARGUMENT` in a folder, in the environment of micro_run's commands."""
-  flags = f'{micro_run.xla_flags.QUICK} --xla_force_host_platform_device_count=1'
+def run_commands(folder: pathlib.Path, commands: list[list[str]]) -> None:
+  """Runs commands after each other in one child process, in the environment of micro_run's."""
   env = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'PYTHONPATH': str(micro_run.ROOT),
-    'XLA_FLAGS': flags,
+    'XLA_FLAGS': f'{xla_flags.QUICK} --xla_force_host_platform_device_count=1',
   }
-  command = [sys.executable, '-c', program, argument]
-  done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
+  argv = [sys.executable, '-c', COMMANDS, json.dumps(commands)]
+  done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
 
 
@@ -112,10 +120,13 @@ def metrics(workdir: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()]
 
 
-def named(params) -> dict[str, np.ndarray]:
-  """Parameters by their path."""
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
+def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+  """The parameters of the last checkpoint by their path, as stored."""
+  arrays = micro_run.checkpoint(workdir, max(micro_run.checkpoint_steps(workdir)))
+  prefix = 'params/'
+  return {
+    path.removeprefix(prefix): value for path, value in arrays.items() if path.startswith(prefix)
+  }
 
 
 def test_the_stored_folders_are_below_2_mb_in_git():
@@ -130,20 +141,13 @@ def test_the_stored_folders_name_no_absolute_path(path):
 
 
 @pytest.mark.parametrize('name', PRETRAINED)
-def test_a_run_opens_with_the_stored_parameters(here, name):
+def test_a_run_opens_and_computes_the_same(here, name):
   run = electra_jax.load(name)
-  stored = {
-    path.removeprefix('params/'): value
-    for path, value in micro_run.checkpoint(STORED / name, run.step).items()
-    if path.startswith('params/')
-  }
+  leaves = jax.tree_util.tree_leaves_with_path(run.params)
+  opened = {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
   assert run.step == max(micro_run.checkpoint_steps(STORED / name))
-  assert not micro_run.differing(named(run.params), stored)
-
-
-@pytest.mark.parametrize('name', PRETRAINED)
-def test_a_run_gives_the_same_hidden_states_and_probabilities(here, name):
-  reading = electra_jax.load(name)(read_json(EXPECTED / 'texts.json'))
+  assert not micro_run.differing(opened, parameters(STORED / name))
+  reading = run(read_json(EXPECTED / 'texts.json'))
   assert reading.tokens == read_json(EXPECTED / f'{name}.tokens.json')
   expected = np.load(EXPECTED / f'{name}.npz')
   for field in ('hidden_states', 'replaced'):
@@ -152,11 +156,9 @@ def test_a_run_gives_the_same_hidden_states_and_probabilities(here, name):
 
 
 @pytest.mark.parametrize('name', PRETRAINED)
-def test_a_run_evaluates_to_the_same_metrics(here, name):
-  path = here / name / 'evaluation.json'
-  path.unlink()
-  assert main(['main', '--mode=evaluate', f'--workdir={name}']) == 0
-  same_values(read_json(path), read_json(STORED / name / 'evaluation.json'))
+def test_a_run_evaluates_to_the_same_metrics(resumed, name):
+  path = pathlib.Path(name, 'evaluation.json')
+  same_values(read_json(resumed / path), read_json(STORED / path))
 
 
 @pytest.mark.parametrize('name', [*PRETRAINED, 'finetuned'])
@@ -192,11 +194,10 @@ def test_a_stopped_run_resumes_to_the_same_end(resumed, name):
   assert ours[: len(before)] == before  # times too: these steps were not repeated
   same_values(ours, expected)
   final = dict(np.load(EXPECTED / name / 'parameters.npz'))
-  same_parameters(named(electra_jax.load(resumed / name).params), final)
+  same_parameters(parameters(resumed / name), final)
   # The steps that were resumed change the parameters by far more than the tolerance.
-  stored = micro_run.checkpoint(STORED / name, max(micro_run.checkpoint_steps(STORED / name)))
   with pytest.raises(AssertionError):
-    same_parameters({path: stored[f'params/{path}'] for path in final}, final)
+    same_parameters(parameters(STORED / name), final)
 
 
 def same_parameters(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -208,7 +209,7 @@ def same_parameters(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 def test_a_store_and_an_export_are_trained_from_to_the_same_end(resumed):
   same_values(metrics(resumed / 'continued'), metrics(EXPECTED / 'continued'))
   final = dict(np.load(EXPECTED / 'continued' / 'parameters.npz'))
-  same_parameters(named(electra_jax.load(resumed / 'continued').params), final)
+  same_parameters(parameters(resumed / 'continued'), final)
 
 
 @pytest.mark.parametrize('name', FINETUNED)
