@@ -63,6 +63,12 @@ PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes 
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    '--breaks', action='store_true', help='run the tests of breaks/breaks.py on each broken copy'
+  )
+
+
 def pytest_collection_modifyitems(items):
   rank = {f'{name}_test': place for place, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
