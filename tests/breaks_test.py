@@ -17,7 +17,7 @@ import typing
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from breaks.breaks import BREAKS
+from breaks.breaks import BREAKS, PARTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 COPIED = ('electra_jax', 'tests', 'configs', 'pyproject.toml')
@@ -29,16 +29,13 @@ NO_PROGRAM = re.compile(
 
 
 def pytest_generate_tests(metafunc):
-  """One test for each break, or a single one that is skipped."""
+  """One test for each break and each part of the list, or a single one that is skipped."""
+  asked = metafunc.config.getoption('--breaks')
   if 'change' in metafunc.fixturenames:
-    changes = BREAKS if metafunc.config.getoption('--breaks') else []
+    changes = BREAKS if asked else []
     metafunc.parametrize('change', changes, ids=[change.name for change in changes])
-
-
-@pytest.fixture
-def asked(request):
-  if not request.config.getoption('--breaks'):
-    pytest.skip('runs with --breaks')
+  if 'part' in metafunc.fixturenames:
+    metafunc.parametrize('part', PARTS if asked else [])
 
 
 @pytest.fixture(scope='session')
@@ -138,8 +135,8 @@ def test_the_tests_that_are_named_exist():
     assert function_of(change.test) in functions[change.test.partition('::')[0]], change.test
 
 
-def test_the_named_tests_pass_without_a_change(asked, copy):
-  nodes = list(dict.fromkeys(change.test for change in BREAKS))
+def test_the_named_tests_pass_without_a_change(copy, part):
+  nodes = list(dict.fromkeys(change.test for change in PARTS[part]))
   found = run(copy, nodes)
   assert found.status == 0 and found.passed >= len(nodes), found.output
   assert not found.skipped, 'a test that is skipped notices nothing'

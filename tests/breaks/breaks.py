@@ -571,4 +571,12 @@ INTEROP = [
   ),
 ]
 
-BREAKS = MODEL + PRETRAINING + TRAINING + DATA + FINETUNING + INTEROP
+PARTS = {
+  'model': MODEL,
+  'pretraining': PRETRAINING,
+  'training': TRAINING,
+  'data': DATA,
+  'fine-tuning': FINETUNING,
+  'interop': INTEROP,
+}
+BREAKS = [change for part in PARTS.values() for change in part]
