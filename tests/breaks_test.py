@@ -147,7 +147,7 @@ def test_a_break_is_noticed(copy, change):
   source = path.read_text('utf-8')
   write_source(path, source.replace(change.original, change.broken))
   try:
-    found = run(copy, [change.test], '--maxfail=1')
+    found = run(copy, [change.test], '--maxfail=1', '--hypothesis-profile=first_failure')
   finally:
     write_source(path, source)
   assert found.status == FAILED, found.output

@@ -37,6 +37,11 @@ from electra_jax.training import optimizers
 hypothesis.settings.register_profile(
   'tests', deadline=None, derandomize=True
 )  # the same examples each time
+hypothesis.settings.register_profile(
+  'first_failure',
+  hypothesis.settings.get_profile('tests'),
+  phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
 hypothesis.settings.load_profile('tests')
 
 # The files that take longest, longest first, so that no worker is left alone with one of them at the end.
