@@ -37,6 +37,11 @@ from electra_jax.training import optimizers
 hypothesis.settings.register_profile(
   'tests', deadline=None, derandomize=True
 )  # the same examples each time
+hypothesis.settings.register_profile(
+  'first_failure',
+  hypothesis.settings.get_profile('tests'),
+  phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
 hypothesis.settings.load_profile('tests')
 
 # The files that take longest, longest first, so that no worker is left alone with one of them at the end.
@@ -61,6 +66,12 @@ LONGEST = (
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes unless told
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--breaks', action='store_true', help='run the tests of breaks/breaks.py on each broken copy'
+  )
 
 
 def pytest_collection_modifyitems(items):

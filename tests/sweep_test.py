@@ -199,9 +199,15 @@ def test_objectives_without_a_discriminator_are_not_said_to_have_learned(measure
   assert 'learned' not in shown and '1 of 3' in shown
 
 
-def test_figures_of_tasks_are_medians_of_trials_times_100(measured):
-  line = copy.deepcopy(measured[0])
-  line['tasks']['probe']['values'] = [0.9, 0.25, 0.125]
+def test_figures_of_tasks_are_medians_of_trials_times_100():
+  line = {
+    'run': 'small',
+    'seed': 0,
+    'learned': True,
+    'heldout': {},
+    'tasks': {'probe': {'metric': 'glue', 'values': [0.9, 0.25, 0.125]}},
+    **dict.fromkeys(('flops', 'paper_flops', 'tokens'), 1.0),
+  }
   (summary,) = results.summarise([line], ['small'])
   assert summary['figures']['probe: glue']['values'] == {0: 25.0}
   assert ' 25.0 ' in results.table([summary], 1)
