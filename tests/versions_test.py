@@ -1,7 +1,8 @@
 """Folders written by version 0.1.0 open, evaluate, export and resume with this version.
 
 tests/versions/make_0_1_0.py made the folders and describes them. What they record was computed on
-another processor: stored bytes are compared bitwise, computed values to float32 rounding.
+another processor: stored bytes are compared bitwise, computed values to float32 rounding. Programs
+compiled for SSE4.2 instead of AVX-512 differ by at most 4e-7 relative, far below the tolerances.
 """
 
 import json
@@ -97,7 +98,7 @@ def read_json(path: pathlib.Path):
   return json.loads(path.read_text('utf-8'))
 
 
-def same_values(ours, expected, where: str = '', rtol: float = 1e-3, atol: float = 1e-5) -> None:
+def same_values(ours, expected, where: str = '', rtol: float = 1e-4, atol: float = 1e-6) -> None:
   """Asserts that two JSON values are equal, numbers with a fraction up to rounding, times excepted.
 
   Keys that a later version adds are not compared.
@@ -183,7 +184,7 @@ def test_an_export_has_bitwise_the_same_tensors(here, tmp_path, name):
 def test_a_fine_tuned_run_gives_the_same_predictions(here, name):
   ours = electra_jax.load(name)(FINETUNED[name])
   lines = (EXPECTED / f'{name}.jsonl').read_text('utf-8').splitlines()
-  same_values(ours, [json.loads(line) for line in lines], rtol=1e-4)
+  same_values(ours, [json.loads(line) for line in lines])
 
 
 @pytest.mark.parametrize('name', PRETRAINED)
@@ -203,7 +204,7 @@ def test_a_stopped_run_resumes_to_the_same_end(resumed, name):
 def same_parameters(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
   assert ours.keys() == expected.keys()
   for path, value in expected.items():
-    np.testing.assert_allclose(ours[path], value, rtol=0, atol=1e-5, err_msg=path)
+    np.testing.assert_allclose(ours[path], value, rtol=0, atol=1e-6, err_msg=path)
 
 
 def test_a_store_and_an_export_are_trained_from_to_the_same_end(resumed):
