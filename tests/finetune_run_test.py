@@ -149,7 +149,7 @@ def test_the_test_set_becomes_the_sites_file(whole, tmp_path):
   [
     (['--config.init='], 'config.init is empty'),
     (['--config.init=nowhere'], 'config.init nowhere is not a run'),
-    (['--config.init=none'], 'config.like names no run'),
+    (['--config.init=none'], 'config.like is empty'),
     (['--config.task=colla'], 'did you mean cola'),
     (['--config.data.source=nowhere'], 'nowhere'),
     (['--config.select=beast'], "config.select is 'beast'"),
