@@ -226,7 +226,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
     # A file that could not be read, or makes no config, raises here.
     if (config := values['config']).present and not hasattr(values.config, 'lock'):
       raise TypeError(f'get_config of {config.config_filename} returns no ConfigDict')
-    values.config and values.config.name
+    if values.config:
+      _ = values.config.name  # raises where the file sets no name
   except UserError:
     raise
   except Exception as error:

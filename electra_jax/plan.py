@@ -187,7 +187,7 @@ def _flops(p) -> dict:
   def counted(*layers):
     g, d = (
       dataclasses.replace(c, num_layers=n, scan_unroll=n, attention='xla')
-      for c, n in zip(towers, layers)
+      for c, n in zip(towers, layers, strict=True)
     )
     model = p.model.clone(
       generator_config=d if p.model.sharing == 'all' else g, discriminator_config=d
@@ -204,12 +204,13 @@ def _flops(p) -> dict:
     )
 
   shallow, deeper = counted(1, 1), counted(1, 2)
-  more = [(towers[1].num_layers - 1) * (b - a) for a, b in zip(shallow, deeper)]
+  more = [(towers[1].num_layers - 1) * (b - a) for a, b in zip(shallow, deeper, strict=True)]
   if p.model.sharing != 'all':
     more = [
-      m + (towers[0].num_layers - 1) * (b - a) for m, a, b in zip(more, shallow, counted(2, 1))
+      m + (towers[0].num_layers - 1) * (b - a)
+      for m, a, b in zip(more, shallow, counted(2, 1), strict=True)
     ]
-  whole, products = (a + m for a, m in zip(shallow, more))
+  whole, products = (a + m for a, m in zip(shallow, more, strict=True))
   return {'model': p.step_flops(), 'compiler': whole, 'products': products}
 
 

@@ -134,15 +134,11 @@ def spent(run: ResolvedRun, tokenizer, step: int) -> dict[str, float]:
       continue
     c = phase.config
     model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
-
-    def count(convention):
-      return step_flops(
+    totals['tokens'] += taken * c.batch_size * c.sequence_length
+    for name, convention in (('flops', 'model'), ('paper_flops', 'paper')):
+      totals[name] += taken * step_flops(
         settings, model, c.batch_size, c.sequence_length, convention, phase.generator_only
       )
-
-    totals['tokens'] += taken * c.batch_size * c.sequence_length
-    totals['flops'] += taken * count('model')
-    totals['paper_flops'] += taken * count('paper')
   return totals
 
 
@@ -180,7 +176,7 @@ def table(result: dict) -> str:
     )
   widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
   text = '\n'.join(
-    '  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths))
+    '  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))
     for row in [header, *lines]
   )
   return text + ('\n  Tasks: the median of the trials, times 100, on dev.' if tasks else '')
@@ -230,7 +226,7 @@ def draw(result: dict):
         axes.set_title(f'held out: {HELDOUT[name]}', loc='left', fontsize=10, fontweight='bold')
       else:
         of_task = [point['tasks'][name] for point in points]
-        for count, trials in zip(tokens, of_task):
+        for count, trials in zip(tokens, of_task, strict=True):
           axes.plot([count] * len(trials['values']), trials['values'], '.', color=PURPLE, alpha=0.5)
         axes.plot(
           tokens,

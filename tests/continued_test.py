@@ -527,7 +527,7 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
       'max_positions is 19 in the generator and 20',
     ),
   ):
-    monkeypatch.setattr(continued.sources, 'open_source', lambda *_: weights)
+    monkeypatch.setattr(continued.sources, 'open_source', lambda *_, weights=weights: weights)
     asked = main.parse(
       [
         'main',

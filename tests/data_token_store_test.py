@@ -334,7 +334,7 @@ def test_files_are_opened_once_shared_by_threads_and_closed_with_the_store(tmp_p
   assert not wrong and open_files() == [f'rows-0000{i}.bin' for i in range(3)]
   again = pickle.loads(pickle.dumps(store))
   assert np.array_equal(again.read(np.arange(10)), rows) and again.manifest == store.manifest
-  del store, again
+  store = again = None
   assert open_files() == []
 
 

@@ -63,7 +63,10 @@ def test_killed_and_started_again_it_ends_bitwise_the_same(whole, data, tmp_path
   ):
     process = micro_run.start(*arguments(killed, data))
     micro_run.wait_for(
-      lambda: micro_run.last_step(killed / 'cola' / f'trial-{trial}') >= step, process
+      lambda trial=trial, step=step: (
+        micro_run.last_step(killed / 'cola' / f'trial-{trial}') >= step
+      ),
+      process,
     )
     process.send_signal(number)
     assert process.wait(60) == (42 if number == signal.SIGTERM else -number)

@@ -101,7 +101,7 @@ def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, 
   ).params
   for name in GENERATOR:  # the run has a place for each, its vocabulary padded
     jax.tree.map(
-      lambda x, shape: pytest.fail(name) if x.shape[1:] != shape.shape[1:] else None,
+      lambda x, shape, name=name: pytest.fail(name) if x.shape[1:] != shape.shape[1:] else None,
       start.params[name],
       shapes[name],
     )

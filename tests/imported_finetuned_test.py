@@ -151,7 +151,7 @@ def test_values_are_the_models_own(tmp_path):
   )
   run = adopted(tmp_path, tmp_path / 'hf', 'regression', **{'data.pair': 'pair'})
   (tmp_path / 'pairs.tsv').write_text(
-    'text\tpair\n' + ''.join(f'{a}\t{b}\n' for a, b in zip(TEXTS, TEXTS[::-1]))
+    'text\tpair\n' + ''.join(f'{a}\t{b}\n' for a, b in zip(TEXTS, TEXTS[::-1], strict=True))
   )
   values = [said['value'] for said in run(str(tmp_path / 'pairs.tsv'))]
   np.testing.assert_allclose(
@@ -273,7 +273,9 @@ def test_labels_go_to_the_order_of_the_task(tmp_path, capsys):
     strict=True,
   ):
     assert one['label'] == ('neutral', 'contradiction', 'entailment')[int(logits.argmax())]
-  right = np.mean([one['label'] == run.task.labels[e.target] for one, e in zip(said, examples)])
+  right = np.mean(
+    [one['label'] == run.task.labels[e.target] for one, e in zip(said, examples, strict=True)]
+  )
   assert f'accuracy {right:.4f}' in capsys.readouterr().out
 
 

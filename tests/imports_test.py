@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'electra_jax'
 RANKS = {
   'console': 0,
   'errors': 0,
+  'version': 0,
   'model': 0,
   'config': 1,
   'data': 2,

@@ -5,7 +5,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import adamw, tiny_electra
@@ -53,7 +52,7 @@ def told(error) -> str:
 )
 def test_minus_one_takes_what_the_other_axes_leave(sizes, shape):
   mesh = layout_of(**sizes).mesh
-  assert tuple(mesh.shape.items()) == tuple(zip(('data', 'fsdp', 'tensor'), shape))
+  assert tuple(mesh.shape.items()) == tuple(zip(('data', 'fsdp', 'tensor'), shape, strict=True))
   assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
 
 

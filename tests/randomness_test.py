@@ -7,7 +7,7 @@ import pytest
 
 from electra_jax.model import randomness
 from electra_jax.model.randomness import row_keys
-from electra_jax.pretrain import masking, replacement
+from electra_jax.pretrain import replacement
 
 SHAPE = (3, 515)
 
@@ -41,6 +41,6 @@ def test_a_sample_is_the_argmax_of_logits_and_jax_noise():
   keys, noise = by_row(jax.random.gumbel)
   logits = jax.random.normal(jax.random.key(1), noise.shape)
   np.testing.assert_array_equal(
-    jax.jit(lambda l, k: replacement.sample(l, k, temperature=0.5))(logits, keys),
+    jax.jit(lambda logits, keys: replacement.sample(logits, keys, temperature=0.5))(logits, keys),
     jnp.argmax(logits + 0.5 * noise, -1),
   )

@@ -55,11 +55,11 @@ def test_ten_sigkills_change_nothing(tmp_path):
       micro_run.wait_for(lambda: (killed / 'config.json').exists(), process)
       time.sleep(rng.uniform(0, 4))
     elif kind == 'step':
-      micro_run.wait_for(lambda: micro_run.last_step(killed) >= step, process)
+      micro_run.wait_for(lambda step=step: micro_run.last_step(killed) >= step, process)
       time.sleep(rng.uniform(0, 0.03))
     else:
       micro_run.wait_for(
-        lambda: any(
+        lambda step=step, left_over=left_over: any(
           int(name.partition('.')[0]) >= step for name in unfinished_saves(killed) - left_over
         ),
         process,

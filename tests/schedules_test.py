@@ -106,7 +106,9 @@ def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_w
   )  # what evaluation goes by
   objective, rows = objectives.named('electra'), conftest.packed_rows(8, 32, 300)
   few, many = (
-    jax.jit(lambda: objective.examples(settings, rows, row_keys(7, 0, jnp.arange(8))))()
+    jax.jit(
+      lambda settings=settings: objective.examples(settings, rows, row_keys(7, 0, jnp.arange(8)))
+    )()
     for settings in (plain, scheduled)
   )
   assert (

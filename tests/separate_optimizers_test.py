@@ -36,21 +36,17 @@ def parameters(*names):
 
 def gradients(params, steps=4):
   """The generator's are small where the others are large, and the other way around."""
-  rng, found = np.random.default_rng(0), []
-  for step in range(steps):
+  rng = np.random.default_rng(0)
 
-    def size(name):
-      return 10.0 ** (step % 2 if name.startswith('generator') else -(step % 2))
+  def size(name, step):
+    return 10.0 ** (step % 2 if name.startswith('generator') else -(step % 2))
 
-    found.append(
-      {
-        name: jax.tree.map(
-          lambda x: size(name) * rng.standard_normal(x.shape).astype(np.float32), tree
-        )
-        for name, tree in params.items()
-      }
-    )
-  return found
+  def drawn(size, tree):
+    return jax.tree.map(lambda x: size * rng.standard_normal(x.shape).astype(np.float32), tree)
+
+  return [
+    {name: drawn(size(name, step), tree) for name, tree in params.items()} for step in range(steps)
+  ]
 
 
 def run(optimizer, params, grads):
@@ -86,7 +82,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
 
   for own in (True, False):
 
-    def part(tree):
+    def part(tree, own=own):
       return {name: x for name, x in tree.items() if (name in generators) == own}
 
     if kind == 'adamw' and bias_correction:  # optax's own, whole
@@ -115,7 +111,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
   for name in params:
     differ = max(
       np.abs(a - b).max()
-      for a, b in zip(jax.tree.leaves(ours[-1][name]), jax.tree.leaves(one[-1][name]))
+      for a, b in zip(jax.tree.leaves(ours[-1][name]), jax.tree.leaves(one[-1][name]), strict=True)
     )
     assert differ > 1e-5, name
 
@@ -130,7 +126,8 @@ def test_what_is_shared_learns_with_the_discriminator():
     name
     for name in params
     if any(
-      (a != b).any() for a, b in zip(jax.tree.leaves(params[name]), jax.tree.leaves(after[name]))
+      (a != b).any()
+      for a, b in zip(jax.tree.leaves(params[name]), jax.tree.leaves(after[name]), strict=True)
     )
   }
   assert moved == {'generator', 'generator_head'}

@@ -114,7 +114,7 @@ def on_meshes():
 
 def test_masks_and_noise_are_bitwise_the_same(on_meshes):
   one, eight = on_meshes
-  for ours, theirs in zip(one['masks'], eight['masks']):
+  for ours, theirs in zip(one['masks'], eight['masks'], strict=True):
     assert np.array_equal(ours, theirs)
   np.testing.assert_array_equal(one['noise'], eight['noise'])
 

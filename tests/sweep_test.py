@@ -407,7 +407,9 @@ def test_jobs_are_written_for_slurm_slices_and_shells(data, tmp_path, capsys):
     subprocess.run(['bash', '-n', str(tmp_path / kind / 'jobs.sh')], check=True)
     commands = [shlex.split(line) for line in text.splitlines() if '--only=' in line]
     assert len(commands) == 4
-    for words, job in zip(commands, ('small:0', 'small:1', 'warmer@1:0', 'warmer@1:1')):
+    for words, job in zip(
+      commands, ('small:0', 'small:1', 'warmer@1:0', 'warmer@1:1'), strict=True
+    ):
       assert {
         f'--only={job}',
         f'--workdir={workdir}',

@@ -46,7 +46,7 @@ def compiled():
     return found
 
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    return dict(zip(CONFIGS, pool.map(one, CONFIGS.values())))
+    return dict(zip(CONFIGS, pool.map(one, CONFIGS.values()), strict=True))
 
 
 def parameter_sizes(c) -> list[int]:

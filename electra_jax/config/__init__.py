@@ -58,12 +58,12 @@ __all__ = [
 
 
 def checked_pretraining(config: Any, sizes_known: bool | None = None) -> PretrainingConfig:
-  """The typed config of a pretraining ConfigDict, its ranges and the rules across its fields checked.
+  """Returns the typed config of a pretraining ConfigDict, its ranges and rules checked.
 
   Args:
     config: a ConfigDict, or a typed config.
-    sizes_known: whether the sizes are final. Where config.init names weights, they decide the sizes,
-      and None leaves the rules about sizes to the check after they were read.
+    sizes_known: whether the sizes are final. The weights of config.init decide them, so None leaves
+      the rules about sizes to the check after they were read.
 
   Raises:
     UserError: for the first field or rule that does not hold.

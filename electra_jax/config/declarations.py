@@ -14,7 +14,6 @@ command line takes.
 
 import dataclasses
 import difflib
-import functools
 import json
 import math
 import typing
@@ -81,7 +80,7 @@ class Declaration:
       return value in self.choices
     if isinstance(value, str | tuple):
       return True
-    return self.above < value < self.below and self.at_least <= value <= self.at_most
+    return bool(self.above < value < self.below and self.at_least <= value <= self.at_most)
 
 
 def one_of(values: Sequence[Any]) -> str:
@@ -140,20 +139,28 @@ class Field:
   declaration: Declaration
 
 
+_FIELDS: dict[type[Config], dict[str, Field]] = {}
+
+
 def is_group(kind: Any) -> bool:
   """Whether a field's type is a group of fields."""
   return isinstance(kind, type) and issubclass(kind, Config)
 
 
-@functools.cache
-def fields_of(kind: type[Config], prefix: str = '') -> dict[str, Field]:
+def fields_of(kind: type[Config]) -> dict[str, Field]:
   """All fields of a config by their names with dots, in their order, groups expanded."""
+  if kind not in _FIELDS:
+    _FIELDS[kind] = _collect(kind, '')
+  return _FIELDS[kind]
+
+
+def _collect(kind: type[Config], prefix: str) -> dict[str, Field]:
   found: dict[str, Field] = {}
   types = typing.get_type_hints(kind)
   for f in dataclasses.fields(kind):
     declared: Declaration = f.metadata['declaration']
     if is_group(types[f.name]):
-      inner = fields_of(types[f.name], f'{prefix}{f.name}.')
+      inner = _collect(types[f.name], f'{prefix}{f.name}.')
       if declared.resumable:
         inner = {
           name: dataclasses.replace(
@@ -221,7 +228,9 @@ def unknown_field(name: str, kind: type[Config]) -> str:
 
 
 def freeze(kind: type[C], config: Any) -> C:
-  """The typed config of a ConfigDict, its fields and their ranges checked. One that is typed already is checked too.
+  """Returns the typed config of a ConfigDict, types and ranges of its fields checked.
+
+  A config that is typed already is checked, too.
 
   Raises:
     UserError: for a field that is unknown, missing, of another type or out of its range.
@@ -346,7 +355,7 @@ def completed(plain: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any], kind: type[C]) -> C:
-  """The typed config of a config.json. Fields that did not exist when it was written are `completed`.
+  """Returns the typed config of a config.json, its missing fields `completed`.
 
   Raises:
     UserError: where it holds something that is not a field, or a value of another type.
@@ -374,7 +383,8 @@ def differences(
   """Fields that differ between two configs as JSON has them, as 'field: old -> new'.
 
   Args:
-    old, new: of `to_plain` or `completed`.
+    old: a config, of `to_plain` or `completed`.
+    new: another one.
     free: fields that may differ.
     prefix: of names, for groups.
   """

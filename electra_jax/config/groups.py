@@ -1,4 +1,4 @@
-"""Groups of fields that pretraining and fine-tuning share: the mesh and the layout of parameters on it."""
+"""Fields that pretraining and fine-tuning share: the mesh, and the parameters on it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The fields of a pretraining config, with the defaults of ELECTRA-Small (Clark et al. 2020, table 6).
+"""The fields of a pretraining config. Defaults are ELECTRA-Small (Clark et al. 2020, table 6).
 
 A field is declared here once; see declarations.py for what is derived from it. Rules across fields
 are in rules.py.
@@ -34,7 +34,8 @@ class ContinuedConfig(Config):
   step: str = field('last', 'Checkpoint of a run: last, best or a step.')
   generator: str = field(
     '',
-    "Generator: '' for that of config.init, hf:FOLDER, scratch, or narrowed from the discriminator.",
+    "Generator: '' for that of config.init, hf:FOLDER, scratch, or narrowed (cut from the "
+    'discriminator).',
   )
   optimizer: str = field(
     'fresh',
@@ -80,7 +81,8 @@ class DataConfig(Config):
   seed: int = field(0, 'Seed of the draws of segment_pair.')
   tokenizer: str = field(
     'unigram',
-    'Trained on the corpus: unigram, bpe or wordpiece; or a vocab.txt, a .model, their folder, init.',
+    'Trained on the corpus: unigram, bpe or wordpiece; or an existing vocab.txt or .model, its '
+    'folder, or init.',
   )
   new_words: str = field(
     '',
@@ -199,8 +201,11 @@ class GeneratorConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class SchedulesConfig(Config):
-  """Settings that change over training: ('linear', from, to), ('exponential', from, to, decay),
-  ('points', (step, value), ...), or () for a constant."""
+  """Settings that change over training.
+
+  ('linear', from, to), ('exponential', from, to, decay), ('points', (step, value), ...), or () for
+  a constant.
+  """
 
   temperature: tuple[Any, ...] = field((), 'Schedule of objective.temperature.')
   mask_rate: tuple[Any, ...] = field((), 'Schedule of objective.mask_rate.')
@@ -239,10 +244,10 @@ class ObjectiveConfig(Config):
     1.0, "Temperature of the generator's softmax when sampling; 0: most likely token.", at_least=0
   )
   disallow_correct: bool = field(False, 'Never sample the original token.')
-  generator_weight: float = field(1.0, "Weight of the generator's loss.")
-  discriminator_weight: float = field(50.0, "Weight of the discriminator's loss.")
+  generator_weight: float = field(1.0, "Weight of the generator's loss.", at_least=0)
+  discriminator_weight: float = field(50.0, "Weight of the discriminator's loss.", at_least=0)
   prediction_weight: float = field(
-    1.0, "replace_mlm, all_tokens_mlm: weight of the main tower's loss."
+    1.0, "replace_mlm, all_tokens_mlm: weight of the main tower's loss.", at_least=0
   )
   google: bool = field(
     False, "The original program's behavior: masks drawn with replacement, and its counts."

@@ -22,7 +22,8 @@ Every field of a config, with its default. This page is generated from the decla
 [electra_jax/config](../../electra_jax/config); `make docs` writes it.
 
 Set a field on the command line with `--config.NAME=VALUE`, as in
-`--config.optimizer.learning_rate=3e-4`, or in a config file with `c.optimizer.learning_rate = 3e-4`.
+`--config.optimizer.learning_rate=3e-4`, or in a config file:
+`c.optimizer.learning_rate = 3e-4`.
 Fields with a short name can follow the config file after a colon:
 `--config=configs/small.py:seq=128,batch=64`. Fields marked *resumable* may differ when a run is
 resumed with the same command. Fields marked *per phase* may be set by the phases of

@@ -1,4 +1,6 @@
-"""Rules across the fields of a config, one function each. Ranges of single fields are with their declarations.
+"""Rules across the fields of a config, one function each.
+
+Ranges of single fields are with their declarations.
 
 A rule takes the typed config and raises UserError, in one sentence, where fields contradict each
 other. Nothing here imports JAX or reads a file, so that a mistake is reported within a second.
@@ -7,7 +9,7 @@ other. Nothing here imports JAX or reads a file, so that a mistake is reported w
 import importlib.util
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from electra_jax.config import declarations
@@ -66,7 +68,7 @@ def one_budget(c: PretrainingConfig) -> None:
   for name in named:
     require(
       not c.phases,
-      f'config.{name} determines the steps, and config.phases set their own; remove one of the two.',
+      f'config.{name} determines the steps and config.phases set their own; remove one of the two.',
     )
     require(
       c.continued.optimizer != 'resumed',
@@ -166,17 +168,15 @@ def uniform_generator_is_not_trained(c: PretrainingConfig) -> None:
 
 def schedules_are_well_formed(c: PretrainingConfig) -> None:
   """Each of config.objective.schedules has a known form, and values that its setting may have."""
-  ranges: dict[str, tuple[Callable[[float], bool], str]] = {
-    'temperature': (_is_at_least_0, 'at least 0'),
-    'mask_rate': (_is_fraction, 'between 0 and 1'),
-    'discriminator_weight': (_is_at_least_0, 'at least 0'),
-  }
-  for name, (accepts, words) in ranges.items():
+  for name in ('temperature', 'mask_rate', 'discriminator_weight'):
     form, path = getattr(c.objective.schedules, name), f'config.objective.schedules.{name}'
     if form:
-      values = _schedule_values(form)
+      declared, values = KNOWN[f'objective.{name}'].declaration, _schedule_values(form)
       require(values is not None, f'{path} is {form!r}; expected {SCHEDULE_FORMS}.')
-      require(all(map(accepts, values or ())), f'{path} is {form!r}; expected values {words}.')
+      require(
+        all(map(declared.accepts, values or ())),
+        f'{path} is {form!r}; expected values {declared.expectation()}.',
+      )
 
 
 def schedules_have_an_effect(c: PretrainingConfig) -> None:
@@ -251,7 +251,8 @@ def continued_fits_init(c: PretrainingConfig) -> None:
   )
   require(
     c.continued.step == 'last' or not is_foreign(c.init),
-    f'config.continued.step chooses a checkpoint of a run, and config.init is {c.init!r}; remove it.',
+    'config.continued.step chooses a checkpoint of a run, and config.init is '
+    f'{c.init!r}; remove it.',
   )
   require(
     c.continued.optimizer != 'resumed' or not c.generator.alone_steps,
@@ -311,8 +312,8 @@ def phases_make_the_run(c: PretrainingConfig) -> None:
     given = [phase.get(name) for phase in c.phases]
     require(
       None in given or values[name] == given[0],
-      f'config.{name} is {values[name]!r} and each of config.phases sets its own; change it there, '
-      f'and let config.{name} be that of the first, {given[0]!r}.',
+      f'config.{name} is {values[name]!r} and each of config.phases sets its own; change it '
+      f'there, and let config.{name} be that of the first, {given[0]!r}.',
     )
 
 
@@ -324,7 +325,7 @@ def generator_steps_are_a_part(c: PretrainingConfig) -> None:
   steps = c.phases[0]['steps'] if c.phases else c.steps
   require(
     0 < alone and (alone < steps or has_budget(c)),
-    f'config.generator.alone_steps is {alone}; expected more than 0 and fewer than the {steps} steps'
+    f'config.generator.alone_steps is {alone}; expected above 0 and below the {steps} steps'
     + (' of the first of config.phases.' if c.phases else '.'),
   )
 
@@ -526,14 +527,6 @@ def _is_number(value: Any) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_at_least_0(value: float) -> bool:
-  return value >= 0
-
-
-def _is_fraction(value: float) -> bool:
-  return 0 < value < 1
-
-
 def _is_point(value: Any) -> bool:
   return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
 
@@ -568,8 +561,8 @@ def starts_from_something(c: FinetuningConfig) -> None:
   )
   require(
     c.init != 'none' or c.like,
-    "config.init is 'none' and config.like is empty; name the run whose encoder sizes and tokenizer "
-    'are taken (--config.like=runs/small).',
+    "config.init is 'none' and config.like is empty; name the run whose encoder sizes and "
+    'tokenizer are taken (--config.like=runs/small).',
   )
   require(c.init == 'none' or not c.like, "config.like requires config.init='none'; remove it.")
   require(
@@ -684,7 +677,7 @@ def entries_are_well_formed(c: SweepConfig) -> None:
     names = [entry[0] for entry in entries]
     require(
       len(set(names)) == len(names),
-      f'config.{kind} has {max(names, key=names.count, default="")!r} twice; give each its own name.',
+      f'config.{kind} has {max(names, key=names.count, default="")!r} twice; expected one each.',
     )
 
 
@@ -693,7 +686,7 @@ def changes_are_pairs(c: SweepConfig) -> None:
   for pair in c.fields:
     require(
       isinstance(pair, tuple) and len(pair) == 2,
-      f"config.fields holds {pair!r}; expected pairs of a field and its value, as (('batch_size', 64),).",
+      f'config.fields holds {pair!r}; expected pairs of a field and its value.',
     )
 
 
@@ -701,6 +694,6 @@ SWEEP = (sweep_has_runs, seeds_are_distinct, entries_are_well_formed, changes_ar
 
 
 def check_sweep(c: SweepConfig) -> None:
-  """Applies the rules of sweeps to its own fields. Raises UserError for the first that does not hold."""
+  """Applies the rules of sweeps. Raises UserError for the first that does not hold."""
   for rule in SWEEP:
     rule(c)

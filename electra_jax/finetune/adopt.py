@@ -138,7 +138,9 @@ def _with_labels(name, data, head: Head, source):
       )
     notes.append(
       'its labels have no names and are taken in the order of the task: '
-      + ', '.join(f'{theirs} is {ours}' for theirs, ours in zip(head.labels, task.labels))
+      + ', '.join(
+        f'{theirs} is {ours}' for theirs, ours in zip(head.labels, task.labels, strict=True)
+      )
     )
     return task, head, notes
   places = {label.casefold(): i for i, label in enumerate(task.labels)}

@@ -16,7 +16,7 @@ from electra_jax.finetune.initial import Initial, with_choices
 from electra_jax.finetune.resolve import rates, started
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.heads import FineTuned, init_params
-from electra_jax.training import hosts, optimizers
+from electra_jax.training import hosts, optimizers, versions
 from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import attention_kernel, encoder_config
@@ -45,6 +45,7 @@ def claim(workdir, config: FinetuningConfig) -> None:
         'config to resume it, or another --workdir.'
       )
   workdirs.write_json(path, plain)
+  versions.record(workdir, resumed=started(workdir))
 
 
 class Program(NamedTuple):

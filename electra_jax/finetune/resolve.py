@@ -13,10 +13,11 @@ from electra_jax import config as configs
 from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
+from electra_jax.training import versions
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.workdir import read_json
 
-# Learning rate and layer-wise decay of Clark et al. 2020, table 7, by the widest encoder they are for.
+# Rate and layer-wise decay by the widest encoder they are for (Clark et al. 2020, table 7).
 BY_WIDTH = ((256, 3e-4, 0.8), (768, 1e-4, 0.8), (None, 5e-5, 0.9))
 # Learning rate of a head on a frozen encoder; docs/finetuning.md describes how it was measured.
 FROZEN_RATE = 1e-2
@@ -67,13 +68,18 @@ def resolve_saved(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
     UserError: where the folder holds no config of a fine-tuned run.
   """
   folder = workdirs.folder(workdir)
+  versions.read(folder)
   c = configs.from_plain(read_json(folder / 'config.json'), FinetuningConfig)
   # This kernel runs anywhere, and takes rows of any length.
   return ResolvedFinetuning(c.replace({'model.attention': 'xla'}), folder)
 
 
 def started(folder: epath.Path) -> bool:
-  """Whether a trial was started in a run's folder, or a pretraining run. Raises UserError where it cannot be reached."""
+  """Whether a trial was started in a run's folder, or a pretraining run.
+
+  Raises:
+    UserError: where the folder cannot be reached.
+  """
   with workdirs.reaching(folder):
     if not folder.exists():
       return False
@@ -81,7 +87,7 @@ def started(folder: epath.Path) -> bool:
 
 
 def rates(config: FinetuningConfig, hidden_size: int) -> tuple[float, float]:
-  """Learning rate and layer-wise decay: the config's, or the published ones for the encoder's width.
+  """Returns learning rate and layer-wise decay: the config's, or the published ones by width.
 
   Args:
     config: whose zeros are replaced.

@@ -1,5 +1,6 @@
 """The fine-tuning program: a pretrained run and labelled data to scored trials, top to bottom. A trial's steps are in trial.py."""
 
+import functools
 import io
 import math
 import os
@@ -108,11 +109,12 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
       if not workdirs.exists(folder / f'trial-{trial}' / RESULT)
     ]
     if not workdirs.exists(folder / initial.KEPT):
-      hosts.from_first(lambda: describe(config, task, folder))
+      hosts.from_first(functools.partial(describe, config, task, folder))
     if todo:
       p, splits = prepare(config, task, start, layout)
-      hosts.same_everywhere(f'the data of {task.name}', str(_identity(p.train)))
-      hosts.from_first(lambda: _check_data(folder, _identity(p.train)))
+      identity = _identity(p.train)
+      hosts.same_everywhere(f'the data of {task.name}', str(identity))
+      hosts.from_first(functools.partial(_check_data, folder, identity))
       for trial in todo:
         say(f'trial {trial}', f'of {config.num_trials}, seed {config.seed + trial - 1}')
         try:
@@ -126,7 +128,7 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
           ) from None
         if record is None:
           return PREEMPTED
-        hosts.from_first(lambda: _keep_weights(config, task, folder))
+        hosts.from_first(functools.partial(_keep_weights, config, task, folder))
         figures = record['figures']['dev']
         say(
           'dev',
@@ -137,7 +139,7 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
         del params
       del p, splits
     hosts.from_first(
-      lambda: _keep_weights(config, task, folder)
+      functools.partial(_keep_weights, config, task, folder)
     )  # again, as a start before may have ended just before
     _show(workdir, [task.name])
 

@@ -63,7 +63,7 @@ def parameter(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: 
   if mesh.empty or not nn.get_logical_axis_rules():
     return value
   return jax.lax.with_sharding_constraint(
-    value, PartitionSpec(*(divided(mesh, *axis) for axis in zip(axes, shape)))
+    value, PartitionSpec(*(divided(mesh, *axis) for axis in zip(axes, shape, strict=True)))
   )
 
 

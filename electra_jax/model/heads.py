@@ -346,7 +346,7 @@ class FineTuned(nn.Module):
         'end_logits': jnp.where(may, end, LOWEST),
       }
     logits = self.head.training(hidden, targets['allowed'], targets['start'])
-    return dict(zip(('start_logits', 'end_logits', 'impossible'), logits))
+    return dict(zip(('start_logits', 'end_logits', 'impossible'), logits, strict=True))
 
   def predict(self, inputs: Inputs, targets: dict) -> dict:
     """The same without dropout and, of span, the beam of SpanHead.beam_search in place of logits (`targets`: `allowed`)."""

@@ -498,7 +498,7 @@ def _same_tokens(source, tokenizer):
   theirs = source.tokenizer and source.tokenizer.tokens
   if theirs is not None and theirs != tokenizer.tokens:
     i = next(
-      (i for i, (a, b) in enumerate(zip(theirs, tokenizer.tokens)) if a != b),
+      (i for i, (a, b) in enumerate(zip(theirs, tokenizer.tokens, strict=False)) if a != b),
       min(len(theirs), tokenizer.size),
     )
 

@@ -55,7 +55,7 @@ def resolve(
     config: a ConfigDict, or a typed config.
     workdir: the run's folder. Where it holds a checkpoint, sizes are those that the run was started
       with, and initial weights are not read.
-    platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for that of JAX's devices.
+    platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for JAX's default.
 
   Raises:
     UserError: for fields that cannot be, or contradict each other or the initial weights.

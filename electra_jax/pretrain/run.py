@@ -24,7 +24,7 @@ from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives.shared import Settings
 from electra_jax.pretrain.resolve import ResolvedRun, resolve, resolve_saved
 from electra_jax.pretrain.step import init_params
-from electra_jax.training import checkpoints
+from electra_jax.training import checkpoints, versions
 from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.progress import quantity
@@ -136,6 +136,7 @@ def claim(workdir, config: PretrainingConfig) -> dict:
         )  # a start that came to nothing, over a mistake say, does not bind the next
   known = read_json(resolved) if workdirs.exists(resolved) else {}
   write_json(path, plain | ({'steps': known['steps']} if 'steps' in known else {}))
+  versions.record(workdir, resumed=checkpoints.any_saved(workdir))
   return known
 
 
@@ -151,7 +152,7 @@ def describe_phase(phase, prepared) -> str:
       else 'epochs of each source: '
       + ', '.join(
         f'{count:,.1f} of {source["location"]}'
-        for count, source in zip(epochs, prepared.facts['sources'])
+        for count, source in zip(epochs, prepared.facts['sources'], strict=True)
       )
     )
   )
@@ -262,7 +263,7 @@ class Run:
     token_ids = np.full(
       (len(rows), -(-longest // 16) * 16), t.pad_id, np.int32
     )  # few shapes, few compilations
-    for row, ids in zip(token_ids, rows):
+    for row, ids in zip(token_ids, rows, strict=True):
       row[: len(ids)] = ids
     hidden, replaced = jax.device_get(self._read(self.params, token_ids))
     return Reading(

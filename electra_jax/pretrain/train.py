@@ -1,6 +1,7 @@
 """The pretraining program: text to a pretrained, evaluated ELECTRA, top to bottom. The steps themselves are in loop.py."""
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -102,7 +103,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   config, phases = run.config, run.phases
   if configs.has_budget(config):
     hosts.from_first(lambda: workdirs.write_json(workdir / 'config.json', configs.to_plain(config)))
-  for phase, rows in zip(phases, prepared):
+  for phase, rows in zip(phases, prepared, strict=True):
     for store in (rows.train, rows.heldout):  # no step is to wait for a shard from afar
       store.fetch()
     if rows.train.rows < phase.config.batch_size:
@@ -171,7 +172,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
     ).tolist()  # a number alone in older runs
   stopped = False
 
-  for number, (phase, q, rows) in enumerate(zip(phases, programs, prepared)):
+  for number, (phase, q, rows) in enumerate(zip(phases, programs, prepared, strict=True)):
     if first >= phase.last:
       continue
 
@@ -225,7 +226,10 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), compiled.out_info[1]
       )
       zero_sums = jax.jit(
-        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=whole
+        lambda sum_shapes=sum_shapes: jax.tree.map(
+          lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes
+        ),
+        out_shardings=whole,
       )
       if saved:
         state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, sum_shapes, whole)
@@ -262,7 +266,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
       'train_rows': prepared[0].train.rows,
       'parameters': parameters,
     }
-    hosts.from_first(lambda: workdirs.write_json(workdir / 'resolved.json', resolved))
+    hosts.from_first(functools.partial(workdirs.write_json, workdir / 'resolved.json', resolved))
     before = sum(
       earlier.config.steps * earlier.config.batch_size * earlier.config.sequence_length
       for earlier in phases[:number]

@@ -1,4 +1,4 @@
-"""The one place where a sweep's config is interpreted: (config, workdir) -> ResolvedSweep, with a job per run and seed."""
+"""The one place where a sweep's config is interpreted: (config, workdir) -> ResolvedSweep."""
 
 import dataclasses
 import difflib

@@ -198,7 +198,7 @@ def summarise(lines: list[dict], runs: list[str]) -> list[dict]:
         if value is not None and math.isfinite(value):
           figures.setdefault((name, HELDOUT[name][0]), {})[line['seed']] = value
 
-    def mean(name):
+    def mean(name, mine=mine):
       return statistics.fmean(line[name] for line in mine)
 
     found.append(
@@ -274,7 +274,8 @@ def table(summaries: list[dict], seeds: int) -> str:
   return '\n'.join(
     '  '
     + '  '.join(
-      f'{cell:{"<" if i == 0 else ">"}{width}}' for i, (cell, width) in enumerate(zip(row, widths))
+      f'{cell:{"<" if i == 0 else ">"}{width}}'
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ).rstrip()
     for row in rows
   )
@@ -419,7 +420,7 @@ def _group(axes, summaries, where, title, colour, marker):
     offset_copy(axes.transData, axes.figure, x=-5, units='points'),
   )
   axes.plot(where, [f['mean'] for f in figures], color=colour, lw=1.5, alpha=0.8)
-  for s, x, f in zip(summaries, where, figures):
+  for s, x, f in zip(summaries, where, figures, strict=True):
     axes.plot(
       [x] * f['n'],
       list(f['values'].values()),

@@ -1,5 +1,6 @@
 """--mode=sweep: the runs of a sweep one after another, each pretrained, evaluated and fine-tuned; then all that is known, as one table."""
 
+import functools
 import math
 import time
 import zlib
@@ -104,10 +105,10 @@ def sweep(
     if status == PREEMPTED or line is None:
       return PREEMPTED
     target = folder / 'results' / f'{job.file}.jsonl' if only else folder / results.LINES
-    hosts.from_first(lambda: _keep(target, line))
+    hosts.from_first(functools.partial(_keep, target, line))
     done[job.name] = line
     if config.delete_runs:
-      hosts.from_first(lambda: place.rmtree(missing_ok=True))
+      hosts.from_first(functools.partial(place.rmtree, missing_ok=True))
     spent_here += 1
     if number < len(left):
       say(
@@ -243,7 +244,7 @@ def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
     of_task = place / 'finetune' / f'{name}-{results.digest(wanted["tasks"][name])}'
     if notice or finetune(c, str(of_task), notice) == PREEMPTED:
       return None
-    records = hosts.from_first(lambda: read_records(of_task, [c.task]))[: c.num_trials]
+    records = hosts.from_first(functools.partial(read_records, of_task, [c.task]))[: c.num_trials]
     metric = records[0]['metric']
     values = [value for record in records if (value := _value(record, metric)) is not None]
     tasks[name] = wanted['tasks'][name] | {

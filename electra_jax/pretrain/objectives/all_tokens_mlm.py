@@ -15,7 +15,9 @@ from electra_jax.pretrain.objectives.shared import (
   propose,
   real,
   verdict_losses,
-)  # noqa: F401
+)
+from electra_jax.pretrain.objectives.shared import counts as counts
+from electra_jax.pretrain.objectives.shared import examples as examples
 
 LOSSES = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
 HEADS = ('generator_head', 'discriminator_head', 'predictor_head')
