@@ -75,7 +75,9 @@ def test_killed_and_started_again_it_ends_bitwise_the_same(whole, data, tmp_path
     # A process that is killed cannot write.
     ends = ('stopped', 42) if number == signal.SIGTERM else ('running', None)
     assert (status['state'], status['exit_status']) == ends
-    assert step <= status['step'] <= status['steps']
+    assert status['step'] <= status['steps']
+    if number == signal.SIGTERM:  # a kill can come between the line of metrics and the status
+      assert status['step'] >= step
   saved = micro_run.checkpoint_steps(killed / 'cola' / 'trial-2')
   out, _ = micro_run.run(*arguments(killed, data))
   status = json.loads((killed / 'status.json').read_text())

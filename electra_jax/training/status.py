@@ -48,7 +48,7 @@ class Record:
     exit_status: the exit status of the program, null while it runs.
     pid: process ID of the process that writes the file, the first of the run.
     host: name of its machine.
-    started: when it claimed the run's folder, ISO 8601 in UTC.
+    started: when this start of the program began, ISO 8601 in UTC.
     updated: when the file was written, ISO 8601 in UTC.
     task: fine-tuning only: the current task, null before the first.
     trial: fine-tuning only: the current trial, counted from 1, null before the first.
