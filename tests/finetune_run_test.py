@@ -70,7 +70,20 @@ def test_killed_and_started_again_it_ends_bitwise_the_same(whole, data, tmp_path
     )
     process.send_signal(number)
     assert process.wait(60) == (42 if number == signal.SIGTERM else -number)
+    status = json.loads((killed / 'status.json').read_text())
+    assert (status['task'], status['trial'], status['pid']) == ('cola', trial, process.pid)
+    # A process that is killed cannot write.
+    ends = ('stopped', 42) if number == signal.SIGTERM else ('running', None)
+    assert (status['state'], status['exit_status']) == ends
+    assert status['step'] <= status['steps']
+    if number == signal.SIGTERM:  # a kill can come between the line of metrics and the status
+      assert status['step'] >= step
+  saved = micro_run.checkpoint_steps(killed / 'cola' / 'trial-2')
   out, _ = micro_run.run(*arguments(killed, data))
+  status = json.loads((killed / 'status.json').read_text())
+  # All of trial 1, and what trial 2 had saved.
+  assert status['restored_step'] == result(killed, 1)['steps'] + (saved or [0])[-1]
+  assert status['state'] == 'finished' and status['step'] == status['steps']
   assert 'restored     trial 2' in out
   for trial in (1, 2):
     a, b = (folder / 'cola' / f'trial-{trial}' for folder in (whole[0], killed))
