@@ -118,12 +118,12 @@ def report(text: str) -> None:
 def work_folder(keep: str | None) -> Iterator[pathlib.Path]:
   """A folder for everything that is written: the one to keep, or a temporary one."""
   if keep:
-    folder = pathlib.Path(keep).resolve()
-    folder.mkdir(parents=True)
-    yield folder
+    kept = pathlib.Path(keep).resolve()
+    kept.mkdir(parents=True)
+    yield kept
     return
-  with tempfile.TemporaryDirectory(prefix='electra_jax_compare_') as folder:
-    yield pathlib.Path(folder)
+  with tempfile.TemporaryDirectory(prefix='electra_jax_compare_') as temporary:
+    yield pathlib.Path(temporary)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -145,7 +145,7 @@ def optimizer_cells() -> list[Cell]:
   lamb = {'optimizer.name': 'lamb'}
   corrected = {'optimizer.bias_correction': True}
   generator_rate = {'optimizer.generator_learning_rate': 2e-3}
-  variants = {
+  variants: dict[str, Fields] = {
     'adamw-bias_correction': corrected,
     'lamb': lamb,
     'lamb-bias_correction': lamb | corrected,
@@ -173,7 +173,7 @@ def objective_setting_cells() -> list[Cell]:
   temperature = {'objective.schedules.temperature': ('linear', 1.5, 0.5)}
   weight = {'objective.schedules.discriminator_weight': ('exponential', 10.0, 50.0, 0.3)}
   rate = {'objective.schedules.mask_rate': ('points', (0, 0.1), (8, 0.3), (16, 0.2))}
-  variants = {
+  variants: dict[str, Fields] = {
     'masking-words': {'objective.masking': 'words'},
     'masking-spans': {'objective.masking': 'spans'},
     'masking-spans-short': {
@@ -216,12 +216,11 @@ def phase_cells() -> list[Cell]:
   rated['optimizer.warmup_steps'] = 2
   alone = {'generator.alone_steps': 10}
   separate = {'optimizer.generator_learning_rate': 2e-3, 'sharing': 'none'}
-  two = {'programs': (2, 2)}
   return [
-    pretraining('phases', fields=phases, **two),
-    pretraining('phases-rates', fields=rated, **two),
-    pretraining('phases-rates-lamb', fields=rated | {'optimizer.name': 'lamb'}, **two),
-    pretraining('phases-generator_rate', fields=rated | separate, **two),
+    pretraining('phases', fields=phases, programs=(2, 2)),
+    pretraining('phases-rates', fields=rated, programs=(2, 2)),
+    pretraining('phases-rates-lamb', fields=rated | {'optimizer.name': 'lamb'}, programs=(2, 2)),
+    pretraining('phases-generator_rate', fields=rated | separate, programs=(2, 2)),
     pretraining('alone_steps', fields=alone, programs=(2, 1)),
     pretraining('alone_steps-generator_rate', fields=alone | separate, programs=(2, 1)),
   ]

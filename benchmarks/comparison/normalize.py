@@ -66,7 +66,7 @@ def split(text: str) -> tuple[list[str], dict[str, str], list[str]]:
   head: list[str] = []
   tail: list[str] = []
   functions: dict[str, str] = {}
-  name, body = '', []
+  name, body = '', list[str]()
   for line in text.splitlines():
     line = LOCATION.sub('', RESULT_NAME.sub('', line)).replace(' {}', '')
     if line.startswith('#loc'):

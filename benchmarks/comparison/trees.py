@@ -20,6 +20,8 @@ RECORDER = pathlib.Path(__file__).with_name('recorder.py')
 POLL = 0.2  # seconds
 
 CONFIG = """\
+import functools
+
 from {module} import default_config
 
 
@@ -27,7 +29,7 @@ def get_config():
   c = default_config()
   for field, value in {fields}.items():
     *groups, name = field.split('.')
-    (c[groups[0]] if groups else c)[name] = value
+    functools.reduce(lambda group, name: group[name], groups, c)[name] = value
   return c
 """
 
