@@ -204,8 +204,8 @@ PRETRAINING = [
   Break(
     'a budget takes one step too many',
     'electra_jax/pretrain/budget.py',
-    'max(1, int((config[field] - spent) / costs[-1]))',
-    'max(1, int((config[field] - spent) / costs[-1]) + 1)',
+    'max(1, int((budget - spent) / costs[-1]))',
+    'max(1, int((budget - spent) / costs[-1]) + 1)',
     'budget_test.py::test_tokens_end_a_run_within_one_step',
   ),
   Break(
