@@ -97,7 +97,7 @@ MODEL = [
     'electra_jax/model/config.py',
     'self.hidden_size % self.num_heads == 0',
     'self.hidden_size >= self.num_heads',
-    'config_test.py::test_sizes_that_cannot_be_are_named',
+    'config_test.py::test_the_model_refuses_impossible_sizes_itself',
   ),
 ]
 
