@@ -158,6 +158,7 @@ def test_the_search_finds_the_most_rows_with_few_compilations(monkeypatch):
     tried.clear()
     c = base.get_config()
     c.batch_size = rows * 16
+    c = configs.checked_pretraining(c)
 
     def compile_step(p, micro_batches):
       assert micro_batches == 1 and p.config.batch_size % 16 == 0
