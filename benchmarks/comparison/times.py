@@ -13,7 +13,7 @@ from comparison.results import aligned
 from comparison.trees import Tree, environment
 
 # Config -> steps. Rows of small are few, so that a step takes about a second on two cores.
-CONFIGS = {'configs/tiny.py': 40, 'configs/small.py:batch=8,warmup=2': 8}
+CONFIGS = {'configs/tiny.py:warmup=2': 40, 'configs/small.py:batch=8,warmup=2': 8}
 SKIPPED = 2  # first steps that the median leaves out
 QUANTITIES = {
   'step': ('time per step', 's'),
@@ -84,17 +84,22 @@ def measure(tree: Tree, config: str, steps: int, workdir: pathlib.Path) -> dict[
   }
 
 
-def prepare(tree: Tree, config: str) -> None:
-  """Prepares a config's corpus, so that no measured run does."""
-  whole = command(tree, config, SKIPPED + 2, tree.work)
-  kept = [x for x in whole if not x.startswith('--workdir')]
-  subprocess.run(
-    [*kept, '--mode=prepare'],
+def prepare(tree: Tree, config: str, steps: int) -> None:
+  """Prepares a config's corpus, so that no measured run does.
+
+  Raises:
+    RuntimeError: the command failed.
+  """
+  whole = command(tree, config, steps, tree.work)
+  done = subprocess.run(
+    [*(x for x in whole if not x.startswith('--workdir')), '--mode=prepare'],
     cwd=tree.path,
     env=environment(tree),
-    check=True,
-    stdout=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
   )
+  if done.returncode:
+    raise RuntimeError(f'{tree.name}: {config} was not prepared: {done.stderr[-500:].strip()}')
 
 
 def compare(
@@ -114,7 +119,7 @@ def compare(
   rows = [['config', 'quantity', 'base', 'head', 'head / base, by round', 'median ratio']]
   for config, steps in (configs or CONFIGS).items():
     for tree in trees:
-      prepare(tree, config)
+      prepare(tree, config, steps)
     measured: dict[str, list[dict[str, float]]] = {tree.name: [] for tree in trees}
     for number in range(rounds):
       for tree in trees if number % 2 == 0 else reversed(trees):
