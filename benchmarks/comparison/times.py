@@ -1,4 +1,4 @@
-"""Step time, time to the first step, and peak memory of two trees, in interleaved rounds."""
+"""Times and peak memory of training runs of two trees, in interleaved rounds."""
 
 import json
 import os
@@ -18,6 +18,7 @@ SKIPPED = 2  # first steps that the median leaves out
 QUANTITIES = {
   'step': ('time per step', 's'),
   'first': ('time to the first step', 's'),
+  'processor': ('processor time of the run', 's'),
   'memory': ('peak memory', 'MB'),
 }
 POLL = 0.01  # seconds
@@ -47,7 +48,8 @@ def measure(tree: Tree, config: str, steps: int, workdir: pathlib.Path) -> dict[
 
   Returns:
     `step`: median seconds per step; `first`: seconds from the start of the process to the first
-    line of metrics; `memory`: peak resident memory in MB.
+    line of metrics; `processor`: processor seconds of the whole run; `memory`: peak resident memory
+    in MB.
 
   Raises:
     RuntimeError: the command failed.
@@ -80,6 +82,7 @@ def measure(tree: Tree, config: str, steps: int, workdir: pathlib.Path) -> dict[
   return {
     'step': statistics.median(per_step[SKIPPED - 1 :]),
     'first': first,
+    'processor': ended[2].ru_utime + ended[2].ru_stime,
     'memory': ended[2].ru_maxrss / 1024,
   }
 
