@@ -1,4 +1,4 @@
-"""Step time, time to the first step, and peak memory of two trees, in interleaved rounds."""
+"""Times and peak memory of training runs of two trees, in interleaved rounds."""
 
 import json
 import os
@@ -13,11 +13,12 @@ from comparison.results import aligned
 from comparison.trees import Tree, environment
 
 # Config -> steps. Rows of small are few, so that a step takes about a second on two cores.
-CONFIGS = {'configs/tiny.py': 40, 'configs/small.py:batch=8,warmup=2': 8}
+CONFIGS = {'configs/tiny.py:warmup=2': 40, 'configs/small.py:batch=8,warmup=2': 8}
 SKIPPED = 2  # first steps that the median leaves out
 QUANTITIES = {
   'step': ('time per step', 's'),
   'first': ('time to the first step', 's'),
+  'processor': ('processor time of the run', 's'),
   'memory': ('peak memory', 'MB'),
 }
 POLL = 0.01  # seconds
@@ -47,7 +48,8 @@ def measure(tree: Tree, config: str, steps: int, workdir: pathlib.Path) -> dict[
 
   Returns:
     `step`: median seconds per step; `first`: seconds from the start of the process to the first
-    line of metrics; `memory`: peak resident memory in MB.
+    line of metrics; `processor`: processor seconds of the whole run; `memory`: peak resident memory
+    in MB.
 
   Raises:
     RuntimeError: the command failed.
@@ -80,21 +82,27 @@ def measure(tree: Tree, config: str, steps: int, workdir: pathlib.Path) -> dict[
   return {
     'step': statistics.median(per_step[SKIPPED - 1 :]),
     'first': first,
+    'processor': ended[2].ru_utime + ended[2].ru_stime,
     'memory': ended[2].ru_maxrss / 1024,
   }
 
 
-def prepare(tree: Tree, config: str) -> None:
-  """Prepares a config's corpus, so that no measured run does."""
-  whole = command(tree, config, SKIPPED + 2, tree.work)
-  kept = [x for x in whole if not x.startswith('--workdir')]
-  subprocess.run(
-    [*kept, '--mode=prepare'],
+def prepare(tree: Tree, config: str, steps: int) -> None:
+  """Prepares a config's corpus, so that no measured run does.
+
+  Raises:
+    RuntimeError: the command failed.
+  """
+  whole = command(tree, config, steps, tree.work)
+  done = subprocess.run(
+    [*(x for x in whole if not x.startswith('--workdir')), '--mode=prepare'],
     cwd=tree.path,
     env=environment(tree),
-    check=True,
-    stdout=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
   )
+  if done.returncode:
+    raise RuntimeError(f'{tree.name}: {config} was not prepared: {done.stderr[-500:].strip()}')
 
 
 def compare(
@@ -114,7 +122,7 @@ def compare(
   rows = [['config', 'quantity', 'base', 'head', 'head / base, by round', 'median ratio']]
   for config, steps in (configs or CONFIGS).items():
     for tree in trees:
-      prepare(tree, config)
+      prepare(tree, config, steps)
     measured: dict[str, list[dict[str, float]]] = {tree.name: [] for tree in trees}
     for number in range(rounds):
       for tree in trees if number % 2 == 0 else reversed(trees):
