@@ -1,7 +1,9 @@
 """Eight CPU devices in this process, whatever the machine has; small models, rows and steps that several tests use."""
 
 import os
+import shutil
 import signal
+import tempfile
 
 # Started in the background by a shell that has no job control, tests ignore Ctrl-C, and so would the children that get one.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -19,12 +21,18 @@ import jax
 assert len(jax.devices()) == 8
 os.environ.pop('XLA_FLAGS') if _flags is None else os.environ.update(XLA_FLAGS=_flags)
 
+import datetime
 import functools
+import json
+import pathlib
+import subprocess
+import time
 import types
 
 import flax.linen as nn
 import hypothesis
 import numpy as np
+import pytest
 
 from electra_jax.config import default_config
 from electra_jax.model.config import EncoderConfig
@@ -61,11 +69,50 @@ LONGEST = (
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes unless told
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
+STARTED = pytest.StashKey[float]()  # when the session started, in seconds
+
+
+def pytest_addoption(parser):
+  parser.addoption('--record', metavar='FILE', help='write counts and duration to FILE as JSON')
+
+
+def pytest_configure(config):
+  """Makes the folder that all processes of a session share, and removes it at the end."""
+  config.stash[STARTED] = time.monotonic()
+  if 'ELECTRA_JAX_TESTS' not in os.environ:
+    folder = tempfile.mkdtemp(prefix='electra_jax_tests_')
+    os.environ['ELECTRA_JAX_TESTS'] = folder
+    config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+    config.add_cleanup(functools.partial(os.environ.pop, 'ELECTRA_JAX_TESTS', None))
 
 
 def pytest_collection_modifyitems(items):
   rank = {f'{name}_test': place for place, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  """Writes the file of --record: what ran, at which commit, how it ended, and how long it took."""
+  if not config.option.record or hasattr(config, 'workerinput'):
+    return
+
+  def git(*command):
+    done = subprocess.run(['git', *command], capture_output=True, text=True, cwd=config.rootpath)
+    return done.stdout.strip()
+
+  outcomes = ('passed', 'failed', 'error', 'skipped')
+  record = {
+    'commit': git('rev-parse', 'HEAD'),
+    'modified': bool(git('status', '--porcelain', '--untracked-files=no')),
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'selection': config.option.markexpr,
+    **{name: len(terminalreporter.getreports(name)) for name in outcomes},
+    'seconds': round(time.monotonic() - config.stash[STARTED]),
+    'tests': sorted({report.nodeid for report in terminalreporter.getreports('passed')}),
+  }
+  path = pathlib.Path(config.option.record)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(record, indent=1) + '\n')
 
 
 def packed_rows(

@@ -90,6 +90,7 @@ def test_it_begins_at_the_loss_that_the_source_has(source, whole):
   )  # the sizes are the source's
 
 
+@pytest.mark.faults
 def test_two_processes_of_two_devices_begin_and_go_on_the_same(source, whole, tmp_path):
   told = (*from_source(source), '--config.mesh.fsdp=2', '--config.save_every=4')
   (first, second), outputs = (
@@ -120,13 +121,17 @@ def test_killed_and_the_source_gone_it_ends_bitwise_as_one_never_stopped(source,
     == []
   )
   assert micro_run.figures(workdir) == micro_run.figures(whole[0])
-  micro_run.run('--mode=evaluate', f'--workdir={workdir}')  # opens without the source too
+  # It opens without the source too.
+  assert main.main(['main', '--mode=evaluate', f'--workdir={workdir}']) == 0
 
 
-def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, tmp_path):
+def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, tmp_path, capsys):
   shutil.copytree(source / 'hf' / 'discriminator', tmp_path / 'discriminator')
   init = f'hf:{tmp_path / "discriminator"}'
-  _, err = micro_run.run(*arguments(tmp_path / 'run', *from_source(source, init=init)), status=1)
+  capsys.readouterr()
+  argv = arguments(tmp_path / 'run', *from_source(source, init=init))
+  assert main.main(['main', *argv]) == 1
+  err = capsys.readouterr().err
   assert (
     'has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed'
     in err

@@ -17,7 +17,7 @@ def arguments(folder, data, *more):
     f'--config.init={micro_run.finished()[0]}',
     f'--config.data.source={data}',
     f'--workdir={folder}',
-    f'--config.compilation_cache={micro_run.shared() / "xla"}',
+    f'--config.compilation_cache={micro_run.programs()}',
     '--config.num_trials=1',
     '--config.sharding.smallest=0',
     *more,
