@@ -16,7 +16,7 @@ SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test install clean distclean lock
+.PHONY: help demo test lint format install clean distclean lock
 
 help: ## show this list
 	@grep -E '^[a-z]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,10 +36,22 @@ demo: $(VENV)/.installed ## pretrain a tiny ELECTRA on the bundled text, evaluat
 test: $(VENV)/.installed-test ## run the tests
 	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
+SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch benchmarks/*.sh
+lint: $(VENV)/.installed-test ## check style, types and shell scripts; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/shellcheck --external-sources $(SCRIPTS)
+
+format: $(VENV)/.installed-test ## format the sources and fix what ruff can fix
+	$(BIN)/ruff check --fix --exit-zero --quiet
+	$(BIN)/ruff format
+	$(BIN)/ruff check
+
 install: $(VENV)/.installed ## make the environment in .venv, with the locked packages, and nothing else
 
 clean: ## remove caches and build leftovers; the environment and runs/ stay
-	rm -rf .pytest_cache .hypothesis build *.egg-info
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info
 	find electra_jax configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## remove the environment too; runs/ stays

@@ -29,7 +29,7 @@ def main(out, source=None):
   }
   with rc_context(STYLE):
     figure = Figure(figsize=(9, 3.4), layout='constrained')
-    for axes, (name, title) in zip(figure.subplots(1, 2), TITLES.items()):
+    for axes, (name, title) in zip(figure.subplots(1, 2), TITLES.items(), strict=True):
       for run, colour in (('continued', '#1F5FA8'), ('scratch', '#B0473B')):
         axes.plot(
           [line['tokens'] / 1e6 for line in lines[run]],

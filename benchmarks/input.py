@@ -222,7 +222,7 @@ def tokenizing(arguments) -> dict:
         ours.append(megabytes / (time.perf_counter() - start))
         shutil.rmtree(folder / 'out')
       shutil.rmtree(folder / 'tokenizer')
-      share = statistics.median(one / other for one, other in zip(ours, library))
+      share = statistics.median(one / other for one, other in zip(ours, library, strict=True))
 
       def spread(speeds):
         return f'{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})'

@@ -294,7 +294,7 @@ def main():
   for index in range(flags.rounds):
     for name in list(runs) if index % 2 == 0 else reversed(runs):
       products.append(product())
-      for column, value in zip((seconds, processor), timed(runs[name], counts[name])):
+      for column, value in zip((seconds, processor), timed(runs[name], counts[name]), strict=True):
         column[name].append(value)
 
   peak = statistics.median(products)
@@ -342,7 +342,7 @@ def main():
   if flags.peer:
     for what, table in (('speed', seconds), ('speed by processor time', processor)):
       ratios = record[f'{what.replace(" ", "_")}_over_peer'] = summary(
-        [b / a for a, b in zip(*table.values())]
+        [b / a for a, b in zip(*table.values(), strict=True)]
       )
       print(
         f"Our {what} over the peer's, round by round: {ratios['median']:.2f} "

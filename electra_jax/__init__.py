@@ -1,5 +1,7 @@
 """ELECTRA pretraining in JAX and Flax."""
 
+from electra_jax.version import __version__ as __version__
+
 
 def load(workdir, step='last', store=None, task=None):
   """A trained run in Python: its config, model, parameters and tokenizer; call it with texts, or a fine-tuned one with a file's name.

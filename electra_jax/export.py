@@ -11,8 +11,8 @@ from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.run import is_finetuned, open_finetuned
 from electra_jax.interop import huggingface, own, tokenizer_files
+from electra_jax.pretrain.resolve import resolve_saved
 from electra_jax.training import workdir as workdirs
-from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import quantity, read_metrics
 
 FORMATS = ('transformers', 'tensorflow')
@@ -77,7 +77,8 @@ def export(
       )
     return _finetuned(workdir, output, task)
   weights = own.read(workdir, step, moments=format == 'tensorflow')
-  config, tokenizer = run_config(workdirs.folder(workdir)), load_tokenizer(weights.tokenizer)
+  run, tokenizer = resolve_saved(workdir), load_tokenizer(weights.tokenizer)
+  config = run.config
   record = (
     report.read(workdir) if read_metrics(workdirs.folder(workdir)) else None
   )  # a checkpoint may have come here by itself
@@ -86,7 +87,7 @@ def export(
     say('left out', note)
   if format == 'tensorflow':
     return _tensorflow(weights, config, record, tokenizer, output)
-  longest = max(phase.config.sequence_length for phase in configs.phases(config))
+  longest = max(phase.config.sequence_length for phase in run.phases)
   written, left_out = {}, None
   for tower, sizes in (('discriminator', weights.discriminator), ('generator', weights.generator)):
     try:

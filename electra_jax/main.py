@@ -22,7 +22,9 @@ import traceback
 from absl import flags, logging
 from ml_collections import config_flags
 
+from electra_jax import config as configs
 from electra_jax import console
+from electra_jax.config import reference
 from electra_jax.errors import PREEMPTED, Preempted, UserError
 
 MODES = (
@@ -225,7 +227,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
     # A file that could not be read, or makes no config, raises here.
     if (config := values['config']).present and not hasattr(values.config, 'lock'):
       raise TypeError(f'get_config of {config.config_filename} returns no ConfigDict')
-    values.config and values.config.name
+    if values.config:
+      _ = values.config.name  # raises where the file sets no name
   except UserError:
     raise
   except Exception as error:
@@ -233,7 +236,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
     raise UserError(
       wrong
       + (' ' if wrong.endswith('?') else '; ')
-      + '--help lists the flags, electra_jax/config.py the fields of a config.'
+      + '--help lists the flags and the fields of a config.'
     ) from None
   if rest[1:]:
     raise UserError(
@@ -283,7 +286,7 @@ def explain(error: Exception) -> str:
 def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
   """Does what the flags say and returns the exit status. Raises UserError for a person's mistakes. `arguments`: that the flags were given as."""
   if values.help:
-    print(__doc__ + '\n' + values.get_help(include_special_flags=False))
+    print(help_text(values))
     return 0
   if values.mode in WITH_CONFIG and values.config is None:
     raise UserError(
@@ -325,20 +328,11 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
   if values.mode == 'sweep' and values.jobs and values.only:
     raise UserError('--only is one job, and --jobs writes the commands of all; leave one out.')
   workdir = values.workdir or os.path.join('runs', values.config.name)
+  check_config(values)
   if values.mode in BELONG['distributed']:
     from electra_jax.training import hosts
 
     hosts.join(values.distributed, values.coordinator, values.processes, values.process)
-  is_finetuning = values.config is not None and 'task' in values.config
-  is_sweep = values.config is not None and 'runs' in values.config
-  if values.mode == 'sweep' and not is_sweep:
-    raise UserError(
-      '--mode=sweep takes a config such as configs/sweeps/objectives.py, and this one is of a single run.'
-    )
-  if is_sweep and values.mode != 'sweep':
-    raise UserError(
-      f'--mode={values.mode} takes the config of one run, and this one is for --mode=sweep.'
-    )
   if values.mode == 'sweep':
     from electra_jax.sweep.run import sweep
 
@@ -350,14 +344,6 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
       jobs=values.jobs,
       output=values.output,
       arguments=tuple(arguments),
-    )
-  if values.mode in ('train', 'prepare', 'plan') and is_finetuning:
-    raise UserError(
-      f'--mode={values.mode} takes a config to pretrain with, and this one is for --mode=finetune.'
-    )
-  if values.mode in ('finetune', 'import') and not is_finetuning:
-    raise UserError(
-      f'--mode={values.mode} takes a config such as configs/finetune/cola.py, and this one is to pretrain with.'
     )
   if values.mode == 'import':
     from electra_jax.finetune.adopt import adopt
@@ -424,6 +410,55 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
 
     report(workdir)
   return 0
+
+
+KINDS = {
+  configs.PretrainingConfig: ('to pretrain with', 'configs/tiny.py'),
+  configs.FinetuningConfig: ('for --mode=finetune', 'configs/finetune/cola.py'),
+  configs.SweepConfig: ('for --mode=sweep', 'configs/sweeps/objectives.py'),
+}
+
+
+def kind_for(mode: str) -> type[configs.Config] | None:
+  """The kind of config that a mode takes; None for a mode that takes none."""
+  if mode == 'sweep':
+    return configs.SweepConfig
+  if mode in ('finetune', 'import', 'timeline'):
+    return configs.FinetuningConfig
+  return configs.PretrainingConfig if mode in WITH_CONFIG else None
+
+
+def check_config(values: flags.FlagValues) -> None:
+  """Checks the config of a mode that takes one, before anything slow is imported.
+
+  Raises:
+    UserError: where it is for another mode, or its fields cannot be or contradict each other.
+  """
+  if values.config is None or values.mode not in WITH_CONFIG:
+    return
+  kind, given = kind_for(values.mode), configs.kind_of(values.config)
+  if kind is not given:
+    raise UserError(
+      f'--mode={values.mode} takes a config such as {KINDS[kind][1]}, and this one is '
+      f'{KINDS[given][0]}.'
+    )
+  if given is configs.SweepConfig:
+    from electra_jax.sweep.resolve import jobs_of
+
+    jobs_of(values.config)
+  else:
+    configs.checked(values.config)
+
+
+def help_text(values: flags.FlagValues) -> str:
+  """The flags, and the fields of the config that the mode takes."""
+  kind = kind_for(values.mode)
+  text = __doc__ + '\n' + values.get_help(include_special_flags=False)
+  if kind is None:
+    return text
+  return f'{text}\n\nFields of a config {KINDS[kind][0]}, such as {KINDS[kind][1]}:\n\n' + (
+    reference.help_text(kind)
+  )
 
 
 def main(argv: list[str] | None = None) -> int:

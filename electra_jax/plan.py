@@ -24,11 +24,13 @@ import jax.numpy as jnp
 
 from electra_jax import config as configs
 from electra_jax import console
-from electra_jax.config import UserError
+from electra_jax.config import Phase, PretrainingConfig
 from electra_jax.console import say
+from electra_jax.errors import UserError
 from electra_jax.pretrain import budget as budgets
-from electra_jax.pretrain import build, continued
+from electra_jax.pretrain import build
 from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.resolve import ResolvedRun, resolve
 from electra_jax.training import hlo, memory, slices
 from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
@@ -67,13 +69,10 @@ def plan(
 
   Raises UserError for a person's mistakes, where libtpu is missing, and where it crashes.
   """
-  config, _ = continued.resolve(config)
-  configs.check(config)
+  config = resolve(config, platform='tpu').config
   of = slices.parse(topology)
   if price is not None and price < 0:
     raise UserError(f'--price={price:g} is negative; give the dollars of a chip-hour.')
-  for phase in configs.phases(config):
-    build.build_model(phase.config, phase.config.data.vocab_size, 'tpu')
   if config.budget_minutes:
     raise UserError(
       'config.budget_minutes is timed on the devices themselves, which are not here; plan with config.steps, budget_tokens or budget_flops.'
@@ -98,10 +97,11 @@ def plan(
 #### In the child: compiling #########################################################################################
 
 
-def compiled_for(config, of: slices.Slice, search: bool, doing=lambda text: None) -> dict:
+def compiled_for(run: ResolvedRun, of: slices.Slice, search: bool, doing=lambda text: None) -> dict:
   """What the compiler says of every phase of a config on a slice. `doing` is told what begins. Raises UserError."""
-  layout = meshes.make_layout(config, slices.devices(of))
-  config = budgets.resolve(config, build.any_tokenizer(config.data.vocab_size), layout, {})
+  layout = meshes.make_layout(run.config, slices.devices(of))
+  run = budgets.resolve(run, build.any_tokenizer(run.config.data.vocab_size), layout, {})
+  config = run.config
   return {
     'config': config.name,
     'slice': of.name,
@@ -111,15 +111,13 @@ def compiled_for(config, of: slices.Slice, search: bool, doing=lambda text: None
     'vocab_size': config.data.vocab_size,
     'jax': jax.__version__,
     'libtpu': importlib.metadata.version('libtpu'),
-    'phases': [
-      _phase(config, phase, of, layout, search, doing) for phase in configs.phases(config)
-    ],
+    'phases': [_phase(config, phase, of, layout, search, doing) for phase in run.phases],
   }
 
 
-def _phase(config, phase, of, layout, search, doing) -> dict:
+def _phase(config: PretrainingConfig, phase: Phase, of, layout, search, doing) -> dict:
   c = phase.config
-  p = build.program(config, c, build.any_tokenizer(c.data.vocab_size), layout, phase.alone)
+  p = build.program(config, phase, build.any_tokenizer(c.data.vocab_size), layout)
   rows, budget = build.check_batch(c, layout.mesh), int(memory.SHARE * of.chip.hbm)
   kernel, why = attention_kernel(c.model, c.sequence_length, c.dtype, 'tpu')
   name = f'steps of {c.batch_size:,} x {c.sequence_length}'
@@ -189,7 +187,7 @@ def _flops(p) -> dict:
   def counted(*layers):
     g, d = (
       dataclasses.replace(c, num_layers=n, scan_unroll=n, attention='xla')
-      for c, n in zip(towers, layers)
+      for c, n in zip(towers, layers, strict=True)
     )
     model = p.model.clone(
       generator_config=d if p.model.sharing == 'all' else g, discriminator_config=d
@@ -206,12 +204,13 @@ def _flops(p) -> dict:
     )
 
   shallow, deeper = counted(1, 1), counted(1, 2)
-  more = [(towers[1].num_layers - 1) * (b - a) for a, b in zip(shallow, deeper)]
+  more = [(towers[1].num_layers - 1) * (b - a) for a, b in zip(shallow, deeper, strict=True)]
   if p.model.sharing != 'all':
     more = [
-      m + (towers[0].num_layers - 1) * (b - a) for m, a, b in zip(more, shallow, counted(2, 1))
+      m + (towers[0].num_layers - 1) * (b - a)
+      for m, a, b in zip(more, shallow, counted(2, 1), strict=True)
     ]
-  whole, products = (a + m for a, m in zip(shallow, more))
+  whole, products = (a + m for a, m in zip(shallow, more, strict=True))
   return {'model': p.step_flops(), 'compiler': whole, 'products': products}
 
 
@@ -251,7 +250,7 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
       break
     doing(f'{guess} rows a chip at once, to find the most that fit')
     compiles += 1
-    config = configs.from_plain(configs.to_plain(p.config) | {'batch_size': guess * shards})
+    config = p.config.replace({'batch_size': guess * shards})
     try:
       needs = memory.of(build.compile_step(p._replace(config=config), 1))
     except jax.errors.JaxRuntimeError as error:
@@ -270,14 +269,14 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
 def _child(request: str, result: str) -> int:
   """Reads a request, compiles, and writes the result, or the sentence that a person is to read."""
   asked = json.loads(pathlib.Path(request).read_text())
+  config = configs.from_plain(asked['config'], PretrainingConfig)
+  run = ResolvedRun(config, configs.phases_of(config))  # resolved by the parent
   try:
 
     def doing(text):
       return print(json.dumps({'doing': text}), flush=True)
 
-    found = compiled_for(
-      configs.from_plain(asked['config']), slices.parse(asked['topology']), asked['search'], doing
-    )
+    found = compiled_for(run, slices.parse(asked['topology']), asked['search'], doing)
   except UserError as error:
     found = {'error': str(error)}
   pathlib.Path(result).write_text(json.dumps(found))

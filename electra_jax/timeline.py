@@ -1,6 +1,5 @@
 """--mode=timeline: every kept checkpoint of a pretraining run, on held-out rows and on chosen tasks, against tokens and FLOPs."""
 
-import copy
 import io
 import statistics
 
@@ -8,21 +7,21 @@ import jax
 
 from electra_jax import config as configs
 from electra_jax import console
+from electra_jax.config import FinetuningConfig
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune, read_records
 from electra_jax.finetune.trial import plain
 from electra_jax.pretrain import evaluate, objectives
 from electra_jax.pretrain.build import build_model, build_settings
 from electra_jax.pretrain.objectives.shared import step_flops
+from electra_jax.pretrain.resolve import ResolvedRun
 from electra_jax.pretrain.run import Run, open_run, use_compilation_cache
 from electra_jax.pretrain.step import jit_eval_step
 from electra_jax.training import checkpoints, hosts
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
-from electra_jax.training.encoders import run_config
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
@@ -49,24 +48,25 @@ def timeline(
 
   Returns the exit status. Raises UserError where there is no run or no checkpoint, or what pretrain.run and finetune.train raise.
   """
-  if config is not None and 'task' not in config:
+  if config is not None and configs.kind_of(config) is not FinetuningConfig:
     raise UserError(
       '--mode=timeline takes the config of a fine-tuning run, as configs/finetune/cola.py, or none.'
     )
   notice = Notice()
   tasks = []
   if config is not None:
-    config = copy.deepcopy(config)
-    config.init, config.keep_trials = str(workdir), 'none'
-    finetune_config.check(config)
-    tasks = finetune_config.tasks(config)
+    config = configs.freeze(FinetuningConfig, config)
+    config = configs.checked_finetuning(
+      config.replace({'init': str(workdir), 'keep_trials': 'none'})
+    )
+    tasks = config.tasks
     for name in tasks:  # what is wrong with the data is told before anything is computed
       open_task(name, config.data).examples('train')
   steps = checkpoints.all_steps(workdir)
   run = open_run(workdir, steps[-1], store)
   use_compilation_cache(run.config)
-  whole = run_config(workdirs.folder(workdir))
-  console.heading(f'{whole.name}: {len(steps)} checkpoints  ({workdir})')
+  whole = run.resolved
+  console.heading(f'{whole.config.name}: {len(steps)} checkpoints  ({workdir})')
   points = [{'step': step, **spent(whole, run.tokenizer, step)} for step in steps]
 
   #### Held-out rows #################################################################################################
@@ -76,9 +76,7 @@ def timeline(
   opened: dict[int, tuple[Run, object]] = {}  # a phase's rows have a length of their own
   with console.progress('held out', len(steps)) as live:
     for done, point in enumerate(points):
-      number, phase = next(
-        (n, p) for n, p in enumerate(configs.phases(whole)) if point['step'] <= p.last
-      )
+      number, phase = next((n, p) for n, p in enumerate(whole.phases) if point['step'] <= p.last)
       if number not in opened:
         of_phase = open_run(workdir, point['step'], store)
         opened[number] = (
@@ -109,15 +107,14 @@ def timeline(
 
   #### Tasks #########################################################################################################
   for point in points if tasks else ():
-    c = copy.deepcopy(config)
-    c.init_step = str(point['step'])
+    c = config.replace({'init_step': str(point['step'])})
     folder = workdirs.folder(workdir) / 'timeline' / f'step-{point["step"]}'
     if notice or finetune(c, str(folder), notice) == PREEMPTED:
       return PREEMPTED
     records = read_records(folder, tasks)
     point['tasks'] = {task: _trials([r for r in records if r['task'] == task]) for task in tasks}
 
-  result = {'run': str(workdir), 'name': whole.name, 'points': points}
+  result = {'run': str(workdir), 'name': whole.config.name, 'points': points}
   folder = workdirs.folder(workdir)
   image = io.BytesIO()
   draw(result).savefig(image, dpi=130, format='png')
@@ -128,22 +125,20 @@ def timeline(
   return 0
 
 
-def spent(config, tokenizer, step: int) -> dict[str, float]:
+def spent(run: ResolvedRun, tokenizer, step: int) -> dict[str, float]:
   """Tokens and FLOPs that a run had spent at a step, over its phases; FLOPs in both conventions of training.flops."""
   totals = {'tokens': 0, 'flops': 0, 'paper_flops': 0}
-  for phase in configs.phases(config):
+  for phase in run.phases:
     taken = min(step, phase.last) - phase.first
     if taken <= 0:
       continue
     c = phase.config
     model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
-
-    def count(convention):
-      return step_flops(settings, model, c.batch_size, c.sequence_length, convention, phase.alone)
-
     totals['tokens'] += taken * c.batch_size * c.sequence_length
-    totals['flops'] += taken * count('model')
-    totals['paper_flops'] += taken * count('paper')
+    for name, convention in (('flops', 'model'), ('paper_flops', 'paper')):
+      totals[name] += taken * step_flops(
+        settings, model, c.batch_size, c.sequence_length, convention, phase.generator_only
+      )
   return totals
 
 
@@ -181,7 +176,7 @@ def table(result: dict) -> str:
     )
   widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
   text = '\n'.join(
-    '  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths))
+    '  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))
     for row in [header, *lines]
   )
   return text + ('\n  Tasks: the median of the trials, times 100, on dev.' if tasks else '')
@@ -231,7 +226,7 @@ def draw(result: dict):
         axes.set_title(f'held out: {HELDOUT[name]}', loc='left', fontsize=10, fontweight='bold')
       else:
         of_task = [point['tasks'][name] for point in points]
-        for count, trials in zip(tokens, of_task):
+        for count, trials in zip(tokens, of_task, strict=True):
           axes.plot([count] * len(trials['values']), trials['values'], '.', color=PURPLE, alpha=0.5)
         axes.plot(
           tokens,

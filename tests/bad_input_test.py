@@ -268,10 +268,7 @@ def test_a_corpus_that_has_changed(sentence, copied, tmp_path, monkeypatch):
   real = runs.prepare_data
 
   def of_the_changed(config, tokenizer=None):
-    other = config.copy_and_resolve_references()
-    with other.unlocked():
-      other.data.source = str(changed)
-    return real(other)
+    return real(config.replace({'data.source': str(changed)}))
 
   monkeypatch.setattr(runs, 'prepare_data', of_the_changed)
   assert 'is not the one that' in sentence(*micro_run.arguments(copied, '--config.keep=100'))

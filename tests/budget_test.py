@@ -7,6 +7,7 @@ import pytest
 from electra_jax import config as configs
 from electra_jax.errors import UserError
 from electra_jax.pretrain import budget, build
+from electra_jax.pretrain.resolve import ResolvedRun
 from electra_jax.training import mesh as meshes
 from electra_jax.training.workdir import read_json
 
@@ -27,23 +28,21 @@ def config(**fields):
   c.generator.hidden_fraction = 0.5
   c.optimizer.warmup_fraction = 0.1
   c.update_from_flattened_dict(fields)
-  configs.check(c)
-  return c
+  return configs.checked_pretraining(c)
 
 
 def resolved(c, known=None):
   layout = meshes.make_layout(devices=jax.devices()[:1])
-  return budget.resolve(c, build.any_tokenizer(200), layout, known or {})
+  run = ResolvedRun(c, configs.phases_of(c))
+  return budget.resolve(run, build.any_tokenizer(200), layout, known or {}).config
 
 
 def costs(c, convention='model'):
   """FLOPs of each phase's step."""
   layout = meshes.make_layout(devices=jax.devices()[:1])
   return [
-    build.program(c, phase.config, build.any_tokenizer(200), layout, phase.alone).step_flops(
-      convention
-    )
-    for phase in configs.phases(c)
+    build.program(c, phase, build.any_tokenizer(200), layout).step_flops(convention)
+    for phase in configs.phases_of(c)
   ]
 
 
@@ -55,7 +54,7 @@ def test_flops_end_a_run_within_one_step(objective, convention):
   )
   (cost,) = costs(c, convention)
   assert c.steps * cost <= 1e10 < (c.steps + 1) * cost
-  assert configs.phases(c)[0].config.optimizer.warmup_steps == int(0.1 * c.steps)
+  assert configs.phases_of(c)[0].config.optimizer.warmup_steps == int(0.1 * c.steps)
 
 
 def test_steps_of_the_generator_alone_count_at_their_price():
@@ -83,7 +82,9 @@ def test_minutes_become_steps_by_the_time_of_one(monkeypatch):
 def test_a_step_is_timed():
   layout = meshes.make_layout(devices=jax.devices()[:1])
   c = config(budget_minutes=1.0)
-  assert 0 < budget.seconds_per_step(build.program(c, c, build.any_tokenizer(200), layout)) < 10
+  (phase,) = configs.phases_of(c)
+  p = build.program(c, phase, build.any_tokenizer(200), layout)
+  assert 0 < budget.seconds_per_step(p) < 10
 
 
 def test_what_the_first_start_made_of_it_holds():
@@ -125,11 +126,11 @@ def test_a_budget_too_small_for_the_warm_up_is_refused_by_name():
         'steps': 20,
         'phases': ({'steps': 10, 'optimizer.warmup_steps': 5}, {'steps': 10}),
       },
-      'takes the place',
+      'replaces the optimizer.warmup_steps',
     ),
-    ({'budget_flops': 1e9, 'budget_tokens': 1e6}, 'leave one out'),
-    ({'budget_minutes': -1.0}, 'must be positive'),
-    ({'budget_tokens': 1e6, 'phases': ({'steps': 1_000_000},)}, 'phases have steps of their own'),
+    ({'budget_flops': 1e9, 'budget_tokens': 1e6}, 'expected one budget, or none'),
+    ({'budget_minutes': -1.0}, 'is -1.0; expected at least 0'),
+    ({'budget_tokens': 1e6, 'phases': ({'steps': 1_000_000},)}, 'config.phases set their own'),
     ({'budget_flops': 1e9, 'budget_convention': 'dense'}, 'model or paper'),
     ({'optimizer.warmup_fraction': 1.0}, 'warmup_fraction'),
   ],

@@ -9,7 +9,7 @@ import optax
 import pytest
 from conftest import adamw, tiny_electra
 
-from electra_jax.config import default_config
+from electra_jax.config import PretrainingConfig
 from electra_jax.errors import UserError
 from electra_jax.pretrain import step as steps
 from electra_jax.training import checkpoints
@@ -145,9 +145,9 @@ def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_pat
   rng = np.random.default_rng(0)
 
   def laid_out(devices, **sizes):
-    config = default_config()
-    config.mesh.update(sizes)
-    config.sharding.smallest = 0
+    config = PretrainingConfig().replace(
+      {f'mesh.{axis}': size for axis, size in sizes.items()} | {'sharding.smallest': 0}
+    )
     layout = meshes.make_layout(config, jax.devices()[:devices])
     return *steps.state_shardings(model, optimizer, 32, layout), meshes.replicated(layout.mesh)
 

@@ -309,7 +309,9 @@ def test_uploads_take_a_small_share_of_the_time(monkeypatch):
   monkeypatch.setattr(workdirs.time, 'monotonic', lambda: now[0])
   for taken, pause in ((0.1, 30), (10, 200)):  # seconds
     monkeypatch.setattr(
-      workdirs, 'write_bytes', lambda path, content: now.__setitem__(0, now[0] + taken)
+      workdirs,
+      'write_bytes',
+      lambda path, content, taken=taken: now.__setitem__(0, now[0] + taken),
     )
     (spool.path / 'file').write_text(f'of {taken}')
     spool._upload()

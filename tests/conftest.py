@@ -34,7 +34,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-from electra_jax.config import default_config
+from electra_jax.config import PretrainingConfig
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import step
@@ -45,6 +45,11 @@ from electra_jax.training import optimizers
 hypothesis.settings.register_profile(
   'tests', deadline=None, derandomize=True
 )  # the same examples each time
+hypothesis.settings.register_profile(
+  'first_failure',
+  hypothesis.settings.get_profile('tests'),
+  phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
 hypothesis.settings.load_profile('tests')
 
 # The files that take longest, longest first, so that no worker is left alone with one of them at the end.
@@ -69,21 +74,30 @@ LONGEST = (
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes unless told
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
+SHARED = 'ELECTRA_JAX_TESTS'  # the variable that names the folder shared by a session's processes
 STARTED = pytest.StashKey[float]()  # when the session started, in seconds
 
 
 def pytest_addoption(parser):
+  parser.addoption(
+    '--breaks', action='store_true', help='run the tests of breaks/breaks.py on each broken copy'
+  )
   parser.addoption('--record', metavar='FILE', help='write counts and duration to FILE as JSON')
 
 
 def pytest_configure(config):
-  """Makes the folder that all processes of a session share, and removes it at the end."""
+  """Makes the folder that the processes of this session share, and removes it at the end."""
   config.stash[STARTED] = time.monotonic()
-  if 'ELECTRA_JAX_TESTS' not in os.environ:
-    folder = tempfile.mkdtemp(prefix='electra_jax_tests_')
-    os.environ['ELECTRA_JAX_TESTS'] = folder
-    config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
-    config.add_cleanup(functools.partial(os.environ.pop, 'ELECTRA_JAX_TESTS', None))
+  if hasattr(config, 'workerinput'):  # a worker: the session that started it made the folder
+    return
+  before, folder = os.environ.get(SHARED), tempfile.mkdtemp(prefix='electra_jax_tests_')
+  os.environ[SHARED] = folder
+
+  def remove():
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ.pop(SHARED) if before is None else os.environ.update({SHARED: before})
+
+  config.add_cleanup(remove)
 
 
 def pytest_collection_modifyitems(items):
@@ -108,7 +122,6 @@ def pytest_terminal_summary(terminalreporter, config):
     'selection': config.option.markexpr,
     **{name: len(terminalreporter.getreports(name)) for name in outcomes},
     'seconds': round(time.monotonic() - config.stash[STARTED]),
-    'tests': sorted({report.nodeid for report in terminalreporter.getreports('passed')}),
   }
   path = pathlib.Path(config.option.record)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,10 +208,9 @@ def compiled_step(
 @functools.cache
 def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
   model = tiny_electra(family, dropout=0.1, vocab_size=STEP_VOCAB, num_heads=2)
-  config = default_config()
-  config.mesh.update(fsdp=fsdp, tensor=tensor)
-  config.sharding.update(
-    smallest=0, optimizer=optimizer
+  sizes = {'mesh.fsdp': fsdp, 'mesh.tensor': tensor, 'sharding.optimizer': optimizer}
+  config = PretrainingConfig().replace(
+    sizes | {'sharding.smallest': 0}
   )  # so that each tensor that divides is split
   layout = meshes.make_layout(config, jax.devices()[:devices])
   # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.

@@ -23,6 +23,7 @@ from electra_jax.interop.weights import Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.pretrain import build, continued
 from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import mesh as meshes
 
 ELECTRA = ('--config.model.family=electra', '--config.model.max_positions=40')
@@ -184,10 +185,11 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
     ]
   ).config
   config.init, config.generator.alone_steps = init, 4
-  alone, both = configs.phases(config)
-  assert alone.alone and not both.alone and (alone.last, both.last) == (4, 30)
+  config = configs.freeze(configs.PretrainingConfig, config)
+  alone, both = configs.phases_of(config)
+  assert alone.generator_only and not both.generator_only and (alone.last, both.last) == (4, 30)
   layout = meshes.make_layout(devices=jax.devices()[:1])
-  p = build.program(config, alone.config, build.any_tokenizer(300), layout, alone.alone)
+  p = build.program(config, alone, build.any_tokenizer(300), layout)
   state = steps.init_state(p.model, p.optimizer, 0, 32)
 
   def noise(tree):
@@ -240,8 +242,9 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
 def test_the_schedule_of_the_discriminator_begins_when_it_does():
   config = main.parse(['main', '--config=tests/configs/micro.py']).config
   config.generator.alone_steps = 10
+  config = configs.checked_pretraining(config)
   _, schedule = build.build_optimizer(config)
-  assert [phase.config.steps for phase in configs.phases(config)] == [10, 20]
+  assert [phase.config.steps for phase in configs.phases_of(config)] == [10, 20]
   assert schedule(0) == schedule(10) == 0 and float(schedule(1)) > 0 and float(schedule(11)) > 0
 
 
@@ -371,6 +374,7 @@ def case(tmp_path):
 
 
 def begin(config, w, tokenizer):
+  config = configs.freeze(configs.PretrainingConfig, config)
   return continued.begin(config, continued.Source(*sources.with_tokenizer(w, 'here')), tokenizer)
 
 
@@ -470,7 +474,8 @@ def test_longer_rows_get_positions(case, how):
 def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
   config, w, tokenizer = case()
   layout = meshes.make_layout(devices=jax.devices()[:1])
-  p = build.program(config, config, tokenizer, layout)
+  typed = configs.freeze(configs.PretrainingConfig, config)
+  p = build.program(typed, configs.phases_of(typed)[0], tokenizer, layout)
   fresh = jax.jit(
     lambda: steps.init_state(p.model, p.optimizer, 0, 32), out_shardings=p.shardings
   )()
@@ -532,7 +537,7 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
       'max_positions is 19 in the generator and 20',
     ),
   ):
-    monkeypatch.setattr(continued.sources, 'open_source', lambda *_: weights)
+    monkeypatch.setattr(continued.sources, 'open_source', lambda *_, weights=weights: weights)
     asked = main.parse(
       [
         'main',
@@ -547,10 +552,11 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
     if 'generator' in changes:
       asked.generator.hidden_fraction = 3 / 32
     with pytest.raises(UserError, match=said):
-      continued.resolve(asked)
+      resolve(asked)
   # Nor is a vocabulary that does not follow from the source's.
   asked.data.tokenizer = w.tokenizer.replace('old', 'new')
   source = continued.Source(w, load_tokenizer(w.tokenizer))
+  asked = configs.checked_pretraining(asked)
   assert continued.tokenizer_path(asked, source) is None
   pathlib.Path(asked.data.tokenizer, 'vocab.txt').open('a').write('cab\n')
   with pytest.raises(UserError, match='1 tokens of the tokenizer are not among those of here'):
@@ -585,7 +591,8 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
       '--config.continued.generator=hf:there',
     ]
   ).config
-  config, source = continued.resolve(asked)
+  run = resolve(asked)
+  config, source = run.config, run.source
   assert config.sharing == 'embeddings' and same_bits(
     source.weights.params['generator'], params['generator']
   )
@@ -622,8 +629,8 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
       '--config.sequence_length=16',
     ]
   ).config
-  config, source = continued.resolve(asked)
-  configs.check(config)
+  run = resolve(asked)
+  config, source = run.config, run.source
   assert (config.sharing, config.generator.embedding_size) == ('none', 8)
   assert same_bits(continued.begin(config, source, source.tokenizer).params, untied.params)
   assert build.build_model(config, 50).generator_config.embedding_size == narrow.embedding_size
@@ -636,12 +643,12 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
   'fields, said',
   [
     ({'data.tokenizer': 'init'}, "config.data.tokenizer is 'init' and config.init is empty"),
-    ({'continued.optimizer': 'kept'}, 'config.continued.optimizer belongs to config.init'),
-    ({'data.new_words': 'words.txt'}, 'config.data.new_words belongs to config.init'),
+    ({'continued.optimizer': 'kept'}, 'config.continued.optimizer requires config.init'),
+    ({'data.new_words': 'words.txt'}, 'config.data.new_words requires config.init'),
     ({'init': 'hf:x'}, "config.data.tokenizer 'unigram' trains another vocabulary"),
     (
       {'init': 'hf:x', 'data.tokenizer': 'init', 'continued.optimizer': 'old'},
-      'config.continued.optimizer is .old.; it is fresh, kept or resumed',
+      'config.continued.optimizer is .old.; expected fresh, kept or resumed',
     ),
     (
       {'init': 'hf:x', 'data.tokenizer': 'init', 'continued.generator': 'large'},
@@ -649,7 +656,7 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
     ),
     (
       {'init': 'hf:x', 'data.tokenizer': 'init', 'data.new_words': 'w'},
-      'say what they begin with: --config.continued.new_tokens=mean or pieces',
+      'without embeddings in config.init; set --config.continued.new_tokens=mean or pieces',
     ),
     (
       {
@@ -658,11 +665,11 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
         'continued.optimizer': 'resumed',
         'generator.alone_steps': 5,
       },
-      "'resumed' goes on in the middle",
+      "'resumed' continues in the middle",
     ),
     (
       {'generator.alone_steps': 30},
-      'config.generator.alone_steps is 30; it must lie between 0 and the 30 steps',
+      'config.generator.alone_steps is 30; expected more than 0 and fewer than the 30 steps',
     ),
     ({'generator.alone_steps': 28}, 'warmup_steps 2 is not less than config.steps 2'),
     (
@@ -680,7 +687,7 @@ def test_what_cannot_be_is_told_before_anything_is_read(fields, said):
     ]
   ).config
   with pytest.raises(UserError, match=said):
-    configs.check(config)
+    configs.checked_pretraining(config)
 
 
 def test_a_source_that_is_none_is_one_sentence(tmp_path, capsys):

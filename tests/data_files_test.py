@@ -73,6 +73,22 @@ def test_what_cannot_be_written_is_told(tmp_path):
     files.write_bytes(tmp_path / 'file/a.txt', b'')
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  calls, fsync, replace = [], os.fsync, os.replace
+  monkeypatch.setattr(
+    os, 'fsync', lambda file: calls.append(('fsync', os.fstat(file).st_size)) or fsync(file)
+  )
+  monkeypatch.setattr(
+    os,
+    'replace',
+    lambda source, target: calls.append(('replace', target)) or replace(source, target),
+  )
+  path = str(tmp_path / 'folder' / 'a.txt')
+  files.write_bytes(path, b'content')
+  assert calls == [('fsync', len(b'content')), ('replace', path)]
+  assert files.read_bytes(path) == b'content'
+
+
 def test_an_address_that_nobody_knows_is_told(monkeypatch):
   with pytest.raises(UserError, match="'nosuch://a' begins with a scheme that is not known"):
     files.exists('nosuch://a')

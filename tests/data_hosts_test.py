@@ -56,7 +56,7 @@ def runs(folder):
   said = {(1, 0, 6): [_read_as_a_process(folder, 'numpy', 0, 6)]}
   for run, processes in started.items():
     ends = [process.communicate(timeout=120) for process in processes]
-    for process, (_, errors) in zip(processes, ends):
+    for process, (_, errors) in zip(processes, ends, strict=True):
       assert process.returncode == 0, errors[-3000:]
     said[run] = [json.loads(output.splitlines()[-1]) for output, _ in ends]
   return said

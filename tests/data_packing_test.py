@@ -1,5 +1,7 @@
 """Packing loses no token, keeps their order, and wastes little room."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ LENGTHS = st.lists(st.integers(0, 300), max_size=30)
 def _documents(lengths):
   """Documents whose tokens are all different, so that any that is lost, doubled or moved shows."""
   ends = np.cumsum([0, *lengths])
-  return [np.arange(start, end) + 10 for start, end in zip(ends, ends[1:], strict=False)]
+  return [np.arange(start, end) + 10 for start, end in itertools.pairwise(ends)]
 
 
 def _pack(documents, row_length, **kwargs):

@@ -1,15 +1,26 @@
 """A corpus is prepared once, whole documents held out, nothing lost; other runs find the same; mistakes are named."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 
-from electra_jax.data import blocks, corpora, files, packing, prepare, tokenizers, workers
+from electra_jax.data import (
+  blocks,
+  corpora,
+  files,
+  finished,
+  packing,
+  prepare,
+  tokenizers,
+  workers,
+)
 from electra_jax.data.prepare import Recipe
 from electra_jax.errors import UserError
 
@@ -490,6 +501,32 @@ def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(
   (source,) = made.facts['sources']
   assert (source['replaced_bytes'], source['documents_with_replacements']) == (2, 1)
   assert '2 bytes in 1 documents were not UTF-8' in capsys.readouterr().out
+
+
+def test_whoever_is_second_waits_for_the_first(tmp_path, monkeypatch):
+  path, events, said, entered = str(tmp_path / 'corpus'), [], threading.Event(), threading.Event()
+
+  def say(label, text):
+    events.append(label)
+    said.set()
+
+  monkeypatch.setattr(finished.console, 'say', say)
+
+  def second():
+    with finished.building(path) as work:
+      events.append(('second', work))
+    entered.set()
+
+  thread = threading.Thread(target=second, daemon=True)
+  with finished.building(path) as work:
+    assert work
+    thread.start()
+    assert said.wait(60), 'the second neither waits nor says so'
+    events.append('first')
+    facts = {'format': finished.FORMAT, 'fingerprint': ''}
+    files.write_bytes(files.join(path, finished.FACTS_FILE), json.dumps(facts).encode())
+  assert entered.wait(60)
+  assert events == ['waiting', 'first', ('second', None)], 'and finds the work done'
 
 
 def test_two_processes_at_once_make_it_together(recipe, prepared, tokenizer_folder, tmp_path):

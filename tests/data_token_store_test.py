@@ -164,6 +164,19 @@ def test_a_store_cut_short_while_written_is_not_there(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, small_shards, monkeypatch):
+  calls, fsync, replace = [], os.fsync, os.replace
+  monkeypatch.setattr(os, 'fsync', lambda file: calls.append(os.fstat(file).st_size) or fsync(file))
+  monkeypatch.setattr(
+    os,
+    'replace',
+    lambda source, target: calls.append(os.path.basename(target)) or replace(source, target),
+  )
+  _write(tmp_path / 'store', _rows(6))
+  assert calls[:4] == [4 * 16 * 2, 'rows-00000.bin', 2 * 16 * 2, 'rows-00001.bin']
+  assert calls[5] == 'manifest.json', 'last: it makes a store of the shards'
+
+
 def test_ids_outside_the_vocabulary_are_not_written(tmp_path):
   for bad in (1000, -1):
     rows = _rows()
@@ -334,7 +347,7 @@ def test_files_are_opened_once_shared_by_threads_and_closed_with_the_store(tmp_p
   assert not wrong and open_files() == [f'rows-0000{i}.bin' for i in range(3)]
   again = pickle.loads(pickle.dumps(store))
   assert np.array_equal(again.read(np.arange(10)), rows) and again.manifest == store.manifest
-  del store, again
+  store = again = None
   assert open_files() == []
 
 

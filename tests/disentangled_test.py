@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 import electra_jax
+from electra_jax import config as configs
 from electra_jax import export, main
 from electra_jax.data.tokenizers import load_tokenizer
-from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune import initial
 from electra_jax.interop import own
 from electra_jax.interop.weights import same_bits
 from electra_jax.pretrain import build, continued
 from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import checkpoints, optimizers
 from electra_jax.training import mesh as meshes
 
@@ -60,8 +61,12 @@ def run(tmp_path_factory):
 @pytest.fixture(scope='module')
 def stepped():
   """Three steps of a fresh model, and gradients of each loss alone at the state after them."""
+  c = configs.checked_pretraining(config_of())
   p = build.program(
-    c := config_of(), c, build.any_tokenizer(60), meshes.make_layout(devices=jax.devices()[:1])
+    c,
+    configs.phases_of(c)[0],
+    build.any_tokenizer(60),
+    meshes.make_layout(devices=jax.devices()[:1]),
   )
   rng = np.random.default_rng(0)
   params = (
@@ -99,7 +104,7 @@ def stepped():
 
 
 def test_the_difference_is_born_zero():
-  c = config_of()
+  c = configs.checked_pretraining(config_of())
   model = build.build_model(c, 60)
   difference = jax.jit(lambda: nn.unbox(steps.init_params(model, 0, 8))['embeddings_difference'])()
   assert (
@@ -182,8 +187,7 @@ def test_transformers_opens_the_folded_export_and_computes_the_same(run, tmp_pat
 
 
 def test_fine_tuning_begins_with_the_folded_embeddings(run):
-  config = finetune_config.default_config()
-  config.init = str(run)
+  config = configs.FinetuningConfig().replace({'init': str(run)})
   begun, weights = initial.open_initial(config), own.read(str(run))
   assert (
     same_bits(
@@ -198,7 +202,8 @@ def test_another_run_goes_on_from_it(run, sharing):
   config = config_of(
     f'init={run}', 'data.tokenizer=init', f'sharing={sharing}', 'continued.optimizer=kept'
   )
-  config, source = continued.resolve(config)
+  resolved = resolve(config)
+  config, source = resolved.config, resolved.source
   start = continued.begin(config, source, source.tokenizer)
   weights = own.read(str(run))
   if sharing == 'embeddings':  # as any source's, the sharing is its own

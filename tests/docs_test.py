@@ -9,10 +9,9 @@ import pytest
 from electra_jax import config as configs
 from electra_jax import main
 from electra_jax.finetune import config as finetune_config
-from electra_jax.sweep import config as sweep_config
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted((ROOT / 'docs').glob('*.md'))
+PAGES = sorted((ROOT / 'docs').rglob('*.md'))
 
 
 def commands(text):
@@ -56,13 +55,8 @@ def test_links_fields_and_commands(page, monkeypatch):
     if values.config is not None:
       if values.mode == 'timeline':  # says itself what to begin with
         values.config.init = values.workdir
-      (
-        finetune_config
-        if 'task' in values.config
-        else sweep_config
-        if 'runs' in values.config
-        else configs
-      ).check(values.config)
+        configs.checked(values.config)
+      main.check_config(values)
 
 
 def test_there_are_pages_commands_and_fields_to_check():
@@ -78,7 +72,7 @@ def test_what_is_wrong_is_noticed(monkeypatch):
   assert fields_named('`config.stepz` and `--config.keep=3` in `config.json`') == ['keep', 'stepz']
   (words,) = commands('    A=1 python -m electra_jax.main --config=configs/tiny.py:steps=20\n')
   with pytest.raises(configs.UserError, match='warmup_steps'):
-    configs.check(main.parse(['main', *words]).config)
+    configs.checked_pretraining(main.parse(['main', *words]).config)
 
 
 def test_the_plan_of_the_house_names_every_module():

@@ -15,7 +15,7 @@ import pytest
 from conftest import CLS, MASK, PAD, SEP, packed_rows, random_params, tiny_electra
 
 from electra_jax import export, main
-from electra_jax.config import check
+from electra_jax.config import checked_pretraining
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, own
@@ -421,11 +421,14 @@ def test_a_runs_discriminator_goes_to_other_programs_and_its_generator_stays(tmp
 @pytest.mark.parametrize(
   'fields, told',
   [
-    (('objective.temperature=0.5',), 'temperature at 1.0'),
+    (('objective.temperature=0.5',), 'temperature 1.0'),
     (('objective.disallow_correct=True',), 'disallow_correct'),
-    (('sharing=all', 'generator.hidden_fraction=1.0'), 'share embeddings or none'),
+    (
+      ('sharing=all', 'generator.hidden_fraction=1.0'),
+      'set --config.sharing to embeddings or none',
+    ),
   ],
 )
 def test_a_config_that_cannot_be_is_refused(fields, told):
   with pytest.raises(UserError, match=told):
-    check(config_of(*fields))
+    checked_pretraining(config_of(*fields))

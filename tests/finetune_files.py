@@ -28,7 +28,7 @@ def glue(folder: pathlib.Path, train: int = 24, dev: int = 12, test: int = 6) ->
   for part, rows in parts.items():
     known = part != 'test'
 
-    def last(label):
+    def last(label, known=known):
       return (label,) if known else ()
 
     name = f'{part}.tsv'
@@ -155,14 +155,14 @@ def tagged(folder: pathlib.Path, kind: str) -> pathlib.Path:
       words = text.split()
       tags = ['B-X' if word == 'dufa' else 'B-Y' if word == 'salo' else 'O' for word in words]
       if kind == 'ner':
-        blocks.append('\n'.join(f'{word} {tag}' for word, tag in zip(words, tags)))
+        blocks.append('\n'.join(f'{word} {tag}' for word, tag in zip(words, tags, strict=True)))
       elif kind == 'chunking':
-        blocks.append('\n'.join(f'{word} NN {tag}' for word, tag in zip(words, tags)))
+        blocks.append('\n'.join(f'{word} NN {tag}' for word, tag in zip(words, tags, strict=True)))
       else:
         blocks.append(
           '\n'.join(
             f'{i}\t{word}\t_\t{"NOUN" if tag == "O" else "VERB"}' + '\t_' * 6
-            for i, (word, tag) in enumerate(zip(words, tags), 1)
+            for i, (word, tag) in enumerate(zip(words, tags, strict=True), 1)
           )
         )
     (folder / f'{part}.{"conllu" if kind == "pos" else "conll"}').write_text(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from electra_jax.config import default_config
+from electra_jax.config import FinetuningConfig, checked_finetuning, default_config
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune import batches, initial
+from electra_jax.finetune import batches, initial, resolve
 from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune import step as steps
 from electra_jax.finetune.run import open_finetuned
@@ -211,8 +211,7 @@ def test_a_probe_says_what_another_program_s_does_of_the_same_states(pretrained,
       )
     )
 
-  data = finetune_config.default_config().data
-  data.source = str(pretrained[1])
+  data = FinetuningConfig().replace({'data.source': str(pretrained[1])}).data
   states, labels = {}, {}
   read = jax.jit(
     lambda params, inputs: run.model.apply({'params': params}, inputs, method='hidden_states')
@@ -260,9 +259,7 @@ def test_runs_of_every_objective_are_begun_with(objective, sharing, tmp_path):
     tmp_path / 'run', config, load_tokenizer(made_run.wordpiece(tmp_path / 'vocabulary'))
   )
   saved = checkpoints.read_arrays(tmp_path / 'run', 7, 'params')
-  c = finetune_config.default_config()
-  c.init = str(tmp_path / 'run')
-  start = initial.open_initial(c)
+  start = initial.open_initial(FinetuningConfig().replace({'init': str(tmp_path / 'run')}))
   words = (
     saved['embeddings']['word']
     if sharing != 'disentangled'
@@ -283,10 +280,11 @@ def test_runs_of_every_objective_are_begun_with(objective, sharing, tmp_path):
 
 def test_what_has_no_meaning_there_is_told(pretrained):
   for fields in ({'optimizer': {'layer_decay': 0.8}}, {'optimizer': {'published_depths': True}}):
-    with pytest.raises(UserError, match='config.frozen keeps this one as it is'):
-      finetune_config.check(probe_config(pretrained, **fields))
+    with pytest.raises(
+      UserError, match='have no effect where config.frozen keeps the encoder unchanged'
+    ):
+      checked_finetuning(probe_config(pretrained, **fields))
   c = probe_config(pretrained)
-  assert finetune_config.rates(c, 128) == (finetune_config.FROZEN_RATE, 1.0)
+  assert resolve.rates(checked_finetuning(c), 128) == (resolve.FROZEN_RATE, 1.0)
   c.optimizer.learning_rate = 0.1
-  finetune_config.check(c)
-  assert finetune_config.rates(c, 128) == (0.1, 1.0)
+  assert resolve.rates(checked_finetuning(c), 128) == (0.1, 1.0)

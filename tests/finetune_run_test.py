@@ -10,9 +10,9 @@ import micro_run
 import numpy as np
 import pytest
 
+from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
-from electra_jax.finetune.config import default_config
 from electra_jax.main import main
 
 CONFIG = 'tests/configs/finetune_micro.py'
@@ -69,7 +69,10 @@ def test_killed_and_started_again_it_ends_bitwise_the_same(stops, whole, data, t
   for trial, step, number in stops:
     process = micro_run.start(*arguments(killed, data))
     micro_run.wait_for(
-      lambda: micro_run.last_step(killed / 'cola' / f'trial-{trial}') >= step, process
+      lambda trial=trial, step=step: (
+        micro_run.last_step(killed / 'cola' / f'trial-{trial}') >= step
+      ),
+      process,
     )
     process.send_signal(number)
     assert process.wait(60) == (42 if number == signal.SIGTERM else -number)
@@ -179,8 +182,7 @@ def test_a_checkpoint_of_another_size_is_told_tensor_by_tensor(data, tmp_path, c
 
 
 def test_a_fine_tuned_task_can_be_the_start_of_the_next(whole, data, tmp_path):
-  config = default_config()
-  config.init = str(whole[0] / 'cola')
+  config = FinetuningConfig().replace({'init': str(whole[0] / 'cola')})
   start = initial.open_initial(config)
   trial = json.loads((whole[0] / 'cola' / 'kept.json').read_text())['trials'][0]
   assert (
@@ -201,8 +203,7 @@ def test_all_trials_start_from_the_checkpoint_that_the_first_one_did(data, tmp_p
   still_training = tmp_path / 'pretrained'
   shutil.copytree(micro_run.finished()[0], still_training)
   steps = micro_run.checkpoint_steps(still_training)
-  config = default_config()
-  config.init = str(still_training)
+  config = FinetuningConfig().replace({'init': str(still_training)})
   first = initial.open_initial(config)
   assert first.origin['step'] == steps[-1]
   earlier = first.origin | {'step': steps[-2]}  # it was begun when that was the last

@@ -20,6 +20,7 @@ from electra_jax.interop.weights import of_tower, same_bits
 from electra_jax.pretrain import build, continued
 from electra_jax.pretrain import run as runs
 from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import mesh as meshes
 
 GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
@@ -80,8 +81,8 @@ ELECTRA = (
 def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, tower, sources):
   kind, colon, name = init.rpartition(':')
   config = config_of(f'generator.init={kind}{colon}{sources / name}', *fields)
-  config, source = continued.resolve(config)
-  configs.check(config)
+  run = resolve(config)
+  config, source = run.config, run.source
   g = config.generator
   assert (g.hidden_fraction, g.layers_fraction, g.embedding_size) == pytest.approx(
     tower
@@ -101,11 +102,11 @@ def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, 
   ).params
   for name in GENERATOR:  # the run has a place for each, its vocabulary padded
     jax.tree.map(
-      lambda x, shape: pytest.fail(name) if x.shape[1:] != shape.shape[1:] else None,
+      lambda x, shape, name=name: pytest.fail(name) if x.shape[1:] != shape.shape[1:] else None,
       start.params[name],
       shapes[name],
     )
-  assert continued.tokenizer_path(config, source) == source.weights.tokenizer
+  assert run.tokenizer == source.weights.tokenizer
   assert 'and goes on learning; the discriminator is fresh' in start.told[-1][1]
 
 
@@ -117,9 +118,12 @@ def frozen_program(frozen=True, *fields):
     ),
     *fields,
   )
-  return build.program(
-    config, config, build.any_tokenizer(300), meshes.make_layout(devices=jax.devices()[:1])
-  )
+  return program_of(config, meshes.make_layout(devices=jax.devices()[:1]))
+
+
+def program_of(config, layout):
+  config = configs.checked_pretraining(config)
+  return build.program(config, configs.phases_of(config)[0], build.any_tokenizer(300), layout)
 
 
 def test_it_stays_bit_for_bit_without_dropout_moments_or_decay():
@@ -186,14 +190,16 @@ def test_no_backward_pass_is_made_for_it_and_flops_are_counted_so():
 
 
 def test_frozen_moments_lie_on_several_devices_too():
-  config = config_of(
-    'sharing=none',
-    'generator.init=somewhere',
-    'generator.frozen=True',
-    'data.tokenizer=init',
-    'sharding.smallest=0',
+  config = configs.checked_pretraining(
+    config_of(
+      'sharing=none',
+      'generator.init=somewhere',
+      'generator.frozen=True',
+      'data.tokenizer=init',
+      'sharding.smallest=0',
+    )
   )
-  p = build.program(config, config, build.any_tokenizer(300), meshes.make_layout(config))
+  p = program_of(config, meshes.make_layout(config))
   assert jax.tree.structure(p.shapes.opt_state) == jax.tree.structure(p.shardings.opt_state)
   adam = next(
     x
@@ -251,13 +257,12 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
 
   # The same command goes on where the source is gone.
   shutil.rmtree(tmp_path / 'source')
-  config, source = continued.resolve(main.parse(['main', *told]).config, workdir)
+  run = resolve(main.parse(['main', *told]).config, workdir)
   assert (
-    source is None
-    and load_tokenizer(continued.tokenizer_path(config, source, workdir)).tokens
-    == load_tokenizer(workdir / 'tokenizer').tokens
+    run.source is None
+    and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
   )
-  runs.claim(workdir, config)  # which refuses another config
+  runs.claim(workdir, run.config)  # which refuses another config
   weights = own.read(workdir)
   assert (
     weights.moments['mu'].keys() == weights.params.keys() - GENERATOR and weights.sharing == 'none'
@@ -269,7 +274,7 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
   [
     (
       ('generator.frozen=True', 'sharing=none'),
-      'and it has none; name them with --config.generator.init=hf:FOLDER',
+      'and there are none; name them with --config.generator.init=hf:FOLDER',
     ),
     (
       ('generator.init=hf:x', 'data.tokenizer=init'),
@@ -295,7 +300,7 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
         'generator.alone_steps=3',
         'data.tokenizer=init',
       ),
-      'leaves nothing to train',
+      'config.generator.frozen has nothing to train in config.generator.alone_steps',
     ),
     (
       (
@@ -305,34 +310,34 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
         'optimizer.generator_learning_rate=1e-3',
         'data.tokenizer=init',
       ),
-      'lets it learn nothing',
+      'and config.generator.frozen keeps its parameters unchanged',
     ),
   ],
 )
 def test_mistakes_in_the_config_are_told(fields, sentence):
   with pytest.raises(UserError) as told:
-    configs.check(config_of(*fields))
+    configs.checked_pretraining(config_of(*fields))
   assert sentence in str(told.value)
 
 
 def test_weights_that_do_not_fit_are_told(sources, tmp_path):
-  def resolve(init, *fields):
-    return continued.resolve(config_of(f'generator.init={init}', *fields))
+  def resolved(init, *fields):
+    return resolve(config_of(f'generator.init={init}', *fields))
 
   with pytest.raises(UserError, match='holds no generator; name a masked language model'):
-    resolve(f'hf:{sources / "hf" / "discriminator"}', *ELECTRA)
+    resolved(f'hf:{sources / "hf" / "discriminator"}', *ELECTRA)
   with pytest.raises(
     UserError,
     match='differ in family, layer_norm_eps.* set --config.model.family=electra --config.model.layer_norm_eps=1e-12',
   ):
-    resolve(sources / 'electra', 'sharing=none', 'data.tokenizer=init')
+    resolved(sources / 'electra', 'sharing=none', 'data.tokenizer=init')
   with pytest.raises(UserError, match='has embeddings of 16 and config.model.embedding_size is 32'):
-    resolve(sources / 'mlm', *MLM[1:])
-  config, source = resolve(sources / 'mlm', *MLM)
+    resolved(sources / 'mlm', *MLM[1:])
+  run = resolved(sources / 'mlm', *MLM)
   words = made_run.wordpiece(tmp_path / 'vocabulary')
   text = (tmp_path / 'vocabulary' / 'vocab.txt').read_text()
   (tmp_path / 'vocabulary' / 'vocab.txt').write_text(text.replace('\nchef\n', '\ncook\n'))
-  config.data.tokenizer = words
+  config, source = run.config.replace({'data.tokenizer': words}), run.source
   with pytest.raises(
     UserError,
     match="has another vocabulary than the rows: token .* is 'chef' there and 'cook' here",
@@ -344,12 +349,9 @@ def test_weights_that_do_not_fit_are_told(sources, tmp_path):
 
 def test_an_objective_without_a_generator_leaves_it_and_one_tower_may_give_one(sources):
   def begun(init, *fields):
-    config, source = continued.resolve(
-      config_of(f'init={sources / init}', 'data.tokenizer=init', *fields)
-    )
-    configs.check(config)
-    start = continued.begin(config, source, source.tokenizer)
-    return config, start.params.keys(), '; '.join(text for _, text in start.told)
+    run = resolve(config_of(f'init={sources / init}', 'data.tokenizer=init', *fields))
+    start = continued.begin(run.config, run.source, run.source.tokenizer)
+    return run.config, start.params.keys(), '; '.join(text for _, text in start.told)
 
   _, params, told = begun('electra', 'objective.name=mlm')
   assert (

@@ -238,7 +238,7 @@ def test_eight_steps_of_the_optimizer():
     updates, state = optimizer.update(tree('pretrain/grad/', step), state, params)
     params = jax.tree.map(jnp.add, params, updates)
     for ours_leaf, theirs_leaf in zip(
-      jax.tree.leaves(params), jax.tree.leaves(tree(f'pretrain/param/{step + 1}/'))
+      jax.tree.leaves(params), jax.tree.leaves(tree(f'pretrain/param/{step + 1}/')), strict=True
     ):
       np.testing.assert_allclose(ours_leaf, theirs_leaf, rtol=2e-6, atol=1e-7)
   assert np.array_equal(file['pretrain/param/0/' + names[0]], file['pretrain/param/1/' + names[0]])

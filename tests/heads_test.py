@@ -36,7 +36,7 @@ def rows(length=LENGTH, lengths=LENGTHS, seed=0):
   """[CLS] question [SEP] context [SEP] and padding."""
   rng = np.random.default_rng(seed)
   ids = np.full((len(lengths), length), conftest.PAD, np.int32)
-  for row, size in zip(ids, lengths):
+  for row, size in zip(ids, lengths, strict=True):
     row[:size] = rng.integers(conftest.MASK + 1, 60, size)
     row[0], row[2], row[size - 1] = conftest.CLS, conftest.SEP, conftest.SEP
   return ids
@@ -422,7 +422,7 @@ def test_classification_and_tagging_in_numpy(pooling):
   pooled = (
     hidden[:, 0]
     if pooling == 'cls'
-    else np.stack([row[:size].mean(0) for row, size in zip(hidden, LENGTHS)])
+    else np.stack([row[:size].mean(0) for row, size in zip(hidden, LENGTHS, strict=True)])
   )
   np.testing.assert_allclose(
     classes, pooled @ params['dense']['kernel'] + np.arange(4), rtol=1e-5, atol=1e-5
@@ -473,6 +473,7 @@ def head_alone(kind, style, family, rate=0.0, pooling='cls'):
             allowed,
             start if len(hidden) == BATCH else np.pad(start, (0, len(hidden) - BATCH)),
           ),
+          strict=True,
         )
       ) | m.beam_search(hidden, allowed)
   elif kind == 'tagging':
@@ -637,9 +638,9 @@ def test_bfloat16_runs_and_is_near_float32(kind):
 
 
 def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
-  config = conftest.default_config()
-  config.mesh.update(fsdp=2, tensor=2)
-  config.sharding.update(smallest=0)
+  config = conftest.PretrainingConfig().replace(
+    {'mesh.fsdp': 2, 'mesh.tensor': 2, 'sharding.smallest': 0}
+  )
   layout = meshes.make_layout(config)
   ids, keys = rows(), row_keys()
   targets = targets_of(ids)
@@ -669,7 +670,7 @@ def test_kinds_styles_and_poolings_that_are_not_there_are_named():
   ):
     with pytest.raises(ValueError, match=message):
       jax.eval_shape(
-        lambda: heads.init_params(heads.FineTuned(model_of('span').config, **wrong), 0)
+        lambda wrong=wrong: heads.init_params(heads.FineTuned(model_of('span').config, **wrong), 0)
       )
 
 

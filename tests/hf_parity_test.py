@@ -87,7 +87,7 @@ def hf_models(generator, discriminator, attention):
   torch.manual_seed(0)
   models = [
     kind(hf_config(c, attention)).eval()
-    for kind, c in zip(kinds[generator.family], (generator, discriminator))
+    for kind, c in zip(kinds[generator.family], (generator, discriminator), strict=True)
   ]
   with torch.no_grad():
     for model in models:
@@ -226,7 +226,7 @@ def example():
   masked, corrupted = ids.copy(), ids.copy()
   samples = rng.integers(MASK + 1, VOCAB, positions.shape).astype(np.int32)
   samples[:, 0] = np.take_along_axis(ids, positions, 1)[:, 0]
-  for row, slot in zip(*np.nonzero(weights)):
+  for row, slot in zip(*np.nonzero(weights), strict=True):
     masked[row, positions[row, slot]] = MASK
     corrupted[row, positions[row, slot]] = samples[row, slot]
   inputs = Inputs(
@@ -352,7 +352,9 @@ def compare(ours, theirs):
     close(ours[name], theirs[name], name)
   assert jax.tree.structure(ours['gradients']) == jax.tree.structure(theirs['gradients'])
   for (path, gradient), expected in zip(
-    jax.tree_util.tree_leaves_with_path(ours['gradients']), jax.tree.leaves(theirs['gradients'])
+    jax.tree_util.tree_leaves_with_path(ours['gradients']),
+    jax.tree.leaves(theirs['gradients']),
+    strict=True,
   ):
     close(gradient, expected, jax.tree_util.keystr(path))
 

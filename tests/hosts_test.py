@@ -50,7 +50,7 @@ def start_pair(workdir, *more, other=(), devices=4):
 def ends(processes, timeout=300):
   """(exit status, stdout, stderr) of each."""
   said = [process.communicate(timeout=timeout) for process in processes]
-  return [(process.returncode, *texts) for process, texts in zip(processes, said)]
+  return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
 @pytest.fixture(scope='module')

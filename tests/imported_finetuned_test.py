@@ -21,6 +21,7 @@ import transformers
 import xla_flags
 
 import electra_jax
+from electra_jax.config import FinetuningConfig, freeze
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.finetune.adopt import adopt
@@ -151,7 +152,7 @@ def test_values_are_the_models_own(tmp_path):
   )
   run = adopted(tmp_path, tmp_path / 'hf', 'regression', **{'data.pair': 'pair'})
   (tmp_path / 'pairs.tsv').write_text(
-    'text\tpair\n' + ''.join(f'{a}\t{b}\n' for a, b in zip(TEXTS, TEXTS[::-1]))
+    'text\tpair\n' + ''.join(f'{a}\t{b}\n' for a, b in zip(TEXTS, TEXTS[::-1], strict=True))
   )
   values = [said['value'] for said in run(str(tmp_path / 'pairs.tsv'))]
   np.testing.assert_allclose(
@@ -273,7 +274,9 @@ def test_labels_go_to_the_order_of_the_task(tmp_path, capsys):
     strict=True,
   ):
     assert one['label'] == ('neutral', 'contradiction', 'entailment')[int(logits.argmax())]
-  right = np.mean([one['label'] == run.task.labels[e.target] for one, e in zip(said, examples)])
+  right = np.mean(
+    [one['label'] == run.task.labels[e.target] for one, e in zip(said, examples, strict=True)]
+  )
   assert f'accuracy {right:.4f}' in capsys.readouterr().out
 
 
@@ -384,9 +387,7 @@ def data(tmp_path_factory):
 
 def started(source):
   """What fine-tuning would begin with."""
-  c = default_config()
-  c.init = source
-  return initial.open_initial(c)
+  return initial.open_initial(FinetuningConfig().replace({'init': source}))
 
 
 def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the_folder(
@@ -414,7 +415,8 @@ def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the
   )
 
   # More trials, later, begin with the same weights or not at all.
-  assert initial.open_initial(config, origin).origin == origin
+  typed = freeze(FinetuningConfig, config)
+  assert initial.open_initial(typed, origin).origin == origin
   hf_files.saved(
     hf_files.model(
       'electra', 'discriminator', seed=5, vocab_size=len(VOCABULARY), max_position_embeddings=64
@@ -422,7 +424,7 @@ def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the
     tmp_path / 'hf',
   )
   with pytest.raises(UserError, match='holds other weights than those that the run began with'):
-    initial.open_initial(config, origin)
+    initial.open_initial(typed, origin)
   with pytest.raises(UserError, match='holds other weights'):
     finetune(config, str(run))
 
@@ -468,9 +470,8 @@ def test_what_fine_tuning_cannot_begin_with_is_one_sentence(folders, kind, said)
 
 
 def test_fresh_weights_in_the_sizes_of_a_folder(folders):
-  c = default_config()
-  c.init, c.like = 'none', f'hf:{folders}/discriminator'
-  start = initial.open_initial(c)
+  config = FinetuningConfig().replace({'init': 'none', 'like': f'hf:{folders}/discriminator'})
+  start = initial.open_initial(config)
   assert (
     start.weights is None
     and start.model.hidden_size == 16

@@ -17,7 +17,7 @@ from readable_test import tokenizer
 import electra_jax
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
-from electra_jax.pretrain import masking, metrics, readable, step
+from electra_jax.pretrain import metrics, readable, step
 from electra_jax.pretrain.evaluate import EVAL_SEED, heldout_sums
 from electra_jax.pretrain.inspect import inspect, reading
 from electra_jax.pretrain.objectives import electra as objective
@@ -189,7 +189,7 @@ def test_every_line_fits_the_terminal(monkeypatch):
     monkeypatch.setenv('COLUMNS', str(columns))
     lines = inspect(run, rows=4, colour=False).splitlines()
     widths = [readable.cells(line) for line in lines]
-    assert max(widths) <= min(columns, 110), max(zip(widths, lines))
+    assert max(widths) <= min(columns, 110), max(zip(widths, lines, strict=True))
     assert max(widths) > min(columns, 110) - 15
 
 

@@ -128,7 +128,9 @@ def test_every_parameter_of_a_model_has_the_rate_of_its_depth(family, published)
   )
   for kind in heads.KINDS:
     shapes = nn.unbox(
-      jax.eval_shape(lambda: heads.init_params(heads.FineTuned(config, kind, labels=2), 0))
+      jax.eval_shape(
+        lambda kind=kind: heads.init_params(heads.FineTuned(config, kind, labels=2), 0)
+      )
     )
     rates = optimizers.layerwise_rates(shapes, 3, 0.5, published)
     assert jax.tree.structure(rates) == jax.tree.structure(shapes)

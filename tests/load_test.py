@@ -45,7 +45,7 @@ def test_sentences_give_hidden_states_and_verdicts(run):
   reading = run(texts)
   lengths = [len(tokens) for tokens in reading.tokens]
   assert lengths[1] < lengths[0] and lengths[2] == 2
-  for text, tokens in zip(texts, reading.tokens):
+  for text, tokens in zip(texts, reading.tokens, strict=True):
     assert tokens[0] == '[CLS]' and tokens[-1] == '[SEP]'
     assert ''.join(tokens[1:-1]).replace('▁', ' ').strip() == text
   assert (

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from conftest import random_params
 
+from electra_jax import config as configs
 from electra_jax.pretrain import build
 from electra_jax.pretrain import run as runs
 from electra_jax.training import checkpoints
@@ -28,6 +29,7 @@ def wordpiece(folder) -> str:
 
 def make(workdir, config, tokenizer, step: int = 7):
   """Makes WORKDIR the run of a config at a step, its weights so large that all matter; returns its state."""
+  config = configs.freeze(configs.PretrainingConfig, config)
   runs.claim(workdir, config)
   runs.keep_tokenizer(workdir, tokenizer)
   model = build.build_model(config, tokenizer.size)

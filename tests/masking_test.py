@@ -56,7 +56,9 @@ seeds = st.integers(0, 2**31 - 1)
 
 def chosen(masks):
   """(row, position) of the slots in use."""
-  return [(row, masks.positions[row, slot]) for row, slot in zip(*np.nonzero(masks.weights))]
+  return [
+    (row, masks.positions[row, slot]) for row, slot in zip(*np.nonzero(masks.weights), strict=True)
+  ]
 
 
 @hypothesis.given(rows, seeds)
@@ -95,7 +97,7 @@ def test_halves_round_to_even_in_float32_at_every_length(rate):
   number = np.asarray(masks.weights).sum(1)
   product = np.float32(rate) * count.astype(np.float32)  # as in the original
   assert np.array_equal(number, np.maximum(np.round(product), 1))
-  for n, drawn in zip(count, number):  # of the exact product it is a nearest integer
+  for n, drawn in zip(count, number, strict=True):  # of the exact product it is a nearest integer
     assert abs(drawn - fractions.Fraction(rate) * int(n)) <= fractions.Fraction(1, 2) or drawn == 1
 
 
@@ -186,7 +188,7 @@ def test_masks_depend_on_seed_step_and_row_alone():
   whole, _ = draw(ids, seed=5, step=7)
   for row in range(BATCH):  # a row among others or alone: the same
     alone = one_row(ids[row], 5, 7, np.int32(row))
-    for ours, theirs in zip(alone, whole):
+    for ours, theirs in zip(alone, whole, strict=True):
       assert np.array_equal(ours[0], theirs[row])
   same = one_row(ids[0], 5, 7, np.int32(0))
   for seed, step, row in ((6, 7, 0), (5, 8, 0), (5, 7, 1)):

@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 from conftest import CLS, MASK, PAD, SEP, UNK, packed_rows, random_params, tiny_electra
 
-from electra_jax.config import check, default_config
+from electra_jax.config import checked_pretraining, default_config
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import build, inspect, masking
@@ -240,7 +240,7 @@ def test_spans_of_one_word_are_words():
     draw(ids, 3, method=method, **span)
     for method, span in (('words', {}), ('spans', {'span_max': 1}))
   ]
-  assert all(np.array_equal(*pair) for pair in zip(*same))
+  assert all(np.array_equal(*pair) for pair in zip(*same, strict=True))
 
 
 def first_runs(positions):
@@ -279,7 +279,7 @@ def test_masks_depend_on_seed_step_and_row_alone(method):
   whole = draw(ids, 5, 7, numbers, method=method)
   others = numbers[::-1].copy()
   others[0] = others[1] = 3  # a row in other company: the same
-  for ours, theirs in zip(draw(ids[others], 5, 7, others, method=method), whole):
+  for ours, theirs in zip(draw(ids[others], 5, 7, others, method=method), whole, strict=True):
     assert np.array_equal(ours, theirs[others])
   for seed, step, rows in ((6, 7, numbers), (5, 8, numbers), (5, 7, numbers + 1)):
     other = draw(ids, seed, step, rows, method=method)
@@ -302,7 +302,9 @@ def test_rows_over_eight_devices_are_masked_where_they_are_and_the_same(method):
     for name in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute')
     if name in text
   ]
-  for ours, theirs in zip(program(jax.device_put(ids, split)), draw(ids, 3, method=method)):
+  for ours, theirs in zip(
+    program(jax.device_put(ids, split)), draw(ids, 3, method=method), strict=True
+  ):
     assert np.array_equal(ours, theirs)
 
 
@@ -328,8 +330,7 @@ def settings_of(**fields):
   config = default_config()
   config.sequence_length = 32
   config.objective.update(fields)
-  check(config)
-  return build.build_settings(config, Words())
+  return build.build_settings(checked_pretraining(config), Words())
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -344,7 +345,7 @@ def test_the_config_and_the_words_of_the_tokenizer_reach_the_masks(method):
   masks = jax.jit(shared.examples, static_argnums=0)(settings, ids, keys)['masks']
   expected = [
     defined(row, key, method, 0.3, settings.max_predictions, 0.85, 0.5, 4)
-    for row, key in zip(ids, masking.stream(keys, masking.MASKING))
+    for row, key in zip(ids, masking.stream(keys, masking.MASKING), strict=True)
   ]
   for row, (chosen, shown) in enumerate(expected):
     assert (
@@ -361,13 +362,13 @@ def test_settings_of_uniform_masks_hold_no_table():
 @pytest.mark.parametrize(
   'fields, complaint',
   [
-    ({'masking': 'word'}, 'masking is .word.; it is uniform, words or spans'),
+    ({'masking': 'word'}, 'masking is .word.; expected uniform, words or spans'),
     ({'span_p': 0.0}, 'span_p is 0.0'),
     ({'span_p': 1.5}, 'span_p is 1.5'),
     ({'span_max': 0}, 'span_max is 0'),
     (
       {'masking': 'words', 'google': True},
-      'google draws tokens one by one, and .*masking is .words.; leave one out',
+      'google masks single tokens, and .*masking is .words.; change one of the two',
     ),
   ],
 )
@@ -384,7 +385,9 @@ def test_inspected_rows_are_masked_by_words():
     settings, model, random_params(model), ids, row_keys(0, 0, jnp.arange(8))
   )
   several = 0
-  for row, hidden, masked in zip(ids, np.asarray(read.hidden), np.asarray(read.masked)):
+  for row, hidden, masked in zip(
+    ids, np.asarray(read.hidden), np.asarray(read.masked), strict=True
+  ):
     words, _ = words_of(row)
     assert min(map(len, words)) <= 2  # so no word is masked in part
     for word in words:

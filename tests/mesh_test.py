@@ -5,7 +5,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import adamw, tiny_electra
@@ -14,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from electra_jax import config as configs
 from electra_jax import main
+from electra_jax.config import PretrainingConfig
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build, step
 from electra_jax.training import mesh as meshes
@@ -23,10 +23,19 @@ MICRO = 'tests/configs/micro.py'
 
 def layout_of(devices=None, **fields) -> meshes.Layout:
   """Of the default config with some fields changed: mesh.fsdp as fsdp, sharding.smallest as smallest."""
-  config = configs.default_config()
+  config = PretrainingConfig()
   for name, value in fields.items():
-    (config.mesh if name in config.mesh else config.sharding)[name] = value
+    group = 'mesh' if hasattr(config.mesh, name) else 'sharding'
+    config = config.replace({f'{group}.{name}': value})
   return meshes.make_layout(config, devices)
+
+
+def program_of(config, vocab_size=300, devices=None) -> build.Program:
+  """The program of a ConfigDict of one phase, on all devices or on those given."""
+  c = configs.checked_pretraining(config)
+  (phase,) = configs.phases_of(c)
+  layout = meshes.make_layout(c, devices)
+  return build.program(c, phase, build.any_tokenizer(vocab_size), layout)
 
 
 def told(error) -> str:
@@ -53,7 +62,7 @@ def told(error) -> str:
 )
 def test_minus_one_takes_what_the_other_axes_leave(sizes, shape):
   mesh = layout_of(**sizes).mesh
-  assert tuple(mesh.shape.items()) == tuple(zip(('data', 'fsdp', 'tensor'), shape))
+  assert tuple(mesh.shape.items()) == tuple(zip(('data', 'fsdp', 'tensor'), shape, strict=True))
   assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
 
 
@@ -186,7 +195,7 @@ def test_names_that_are_no_logical_axes_are_refused():
   config = configs.default_config()
   config.sharding.kv = 'tensor'
   with pytest.raises(UserError) as error:
-    configs.check(config)
+    configs.checked_pretraining(config)
   assert told(error).startswith('config.sharding.kv is not a field')
 
 
@@ -223,8 +232,7 @@ def test_the_command_line_lays_out_an_axis_otherwise(given, word):
       '--config.model.num_heads=4',
     ]
   ).config
-  configs.check(config)
-  program = build.program(config, config, build.any_tokenizer(300), meshes.make_layout(config))
+  program = program_of(config)
   assert program.shardings.params['embeddings']['word'].spec == word
 
 
@@ -304,7 +312,7 @@ def test_an_axis_that_does_not_divide_stays_whole():
 
 def test_the_published_base_keeps_a_part_of_each_large_moment_on_a_device():
   config = main.parse(['main', '--config=configs/base.py']).config
-  program = build.program(config, config, build.any_tokenizer(30522), meshes.make_layout(config))
+  program = program_of(config, 30522)
   shapes, shardings = program.shapes.params, program.shardings.params
   moments = meshes.moment_shardings(shapes, shardings, program.layout)
   large = 0
@@ -456,9 +464,7 @@ def program_on(devices, **fields) -> build.Program:
     ['main', f'--config={MICRO}', '--config.sharding.smallest=0', '--config.model.num_heads=4']
   ).config
   config.mesh.update(fields)
-  return build.program(
-    config, config, build.any_tokenizer(300), meshes.make_layout(config, jax.devices()[:devices])
-  )
+  return program_of(config, devices=jax.devices()[:devices])
 
 
 def born(program):
@@ -518,9 +524,7 @@ def test_batches_and_heads_that_do_not_divide_are_named(devices, fields, sentenc
   config = main.parse(['main', f'--config={MICRO}']).config
   config.update_from_flattened_dict(fields)
   with pytest.raises(UserError) as error:
-    build.program(
-      config, config, build.any_tokenizer(300), meshes.make_layout(config, jax.devices()[:devices])
-    )
+    program_of(config, devices=jax.devices()[:devices])
   assert told(error).startswith(sentence)
 
 
@@ -534,7 +538,7 @@ def test_heads_that_do_not_divide_may_stay_whole():
       '--config.sharding.smallest=0',
     ]
   ).config
-  program = build.program(config, config, build.any_tokenizer(300), meshes.make_layout(config))
+  program = program_of(config)
   layers = program.shardings.params['discriminator']['layers']
   assert layers['query']['kernel'].is_fully_replicated
   assert 'tensor' in layers['mlp_in']['kernel'].spec

@@ -102,7 +102,10 @@ def test_sums_add_up_over_batches():
   every = [sums_of(*part, seed=seed)[0] for seed, part in enumerate(parts)]
   added = metrics.figures(jax.tree.map(lambda *x: sum(x), *every))
   together = scikit(
-    *map(np.concatenate, zip(*[(within_bins(logits, BINS), *rest) for logits, *rest in parts]))
+    *map(
+      np.concatenate,
+      zip(*[(within_bins(logits, BINS), *rest) for logits, *rest in parts], strict=True),
+    )
   )
   for name, value in together.items():
     if name != 'discriminator_loss':  # of the logits themselves, not of their bins' middles

@@ -111,11 +111,11 @@ def test_scores_do_not_depend_on_company_batches_or_devices(tokenizer):
 def test_lengths_are_few_and_never_short():
   sizes = [minimal_pairs.bucket(length) for length in range(2, 513)]
   assert (
-    all(size >= length for length, size in zip(range(2, 513), sizes))
+    all(size >= length for length, size in zip(range(2, 513), sizes, strict=True))
     and sizes == sorted(sizes)
     and len(set(sizes)) <= 16
   )
-  assert max(size / length for length, size in zip(range(9, 513), sizes[7:])) < 2
+  assert max(size / length for length, size in zip(range(9, 513), sizes[7:], strict=True)) < 2
 
 
 def line(good, bad, **more):

@@ -73,6 +73,20 @@ def test_the_state_stays_before_the_step_that_failed():
   assert [int(s['steps']) for s in sums] == [1, 1, 0, 0, 0]
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is():
+  def root(settings, model, params, examples, counts, *, train):
+    value = jnp.sqrt(jnp.sum(jnp.square(params['discriminator']['kernel'])))  # no slope at zero
+    return value, {'discriminator_loss': value}
+
+  objective = types.SimpleNamespace(**{**vars(OBJECTIVE), 'loss': root})
+  params = {'discriminator': {'kernel': jnp.zeros(4)}}
+  state = steps.fresh_state(OPTIMIZER, params)
+  step = jax.jit(steps.make_train_step(None, objective, Settings(), OPTIMIZER, seed=0))
+  after, sums = step(state, {'token_ids': batches()[0]})
+  assert after.bad_step == 0 and after.step == 0 and sums['steps'] == 0
+  assert equal((after.params, after.opt_state), (state.params, state.opt_state))
+
+
 def test_left_out_steps_are_counted_and_change_nothing_else():
   states, sums = trained(batches(bad=[1, 3]), skip_nonfinite=True)
   assert [int(s.skipped) for s in states] == [0, 0, 1, 1, 2, 2]

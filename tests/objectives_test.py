@@ -258,9 +258,10 @@ def test_the_discriminator_of_no_difference_reads_the_generators_table(batch):
 )
 def test_a_config_field_chooses_it_and_the_kept_tower_has_one_name(name, heads):
   c = configs.with_arguments(configs.default_config(), f'objective={name}')
-  configs.check(c)
+  c = configs.checked_pretraining(c)
+  (phase,) = configs.phases_of(c)
   p = build.program(
-    c, c, build.any_tokenizer(VOCAB), steps.meshes.make_layout(devices=jax.devices()[:1])
+    c, phase, build.any_tokenizer(VOCAB), steps.meshes.make_layout(devices=jax.devices()[:1])
   )
   assert p.objective is objectives.named(name) and p.settings.name == name
   assert {part for part in p.shapes.params if part.endswith('_head')} == heads
@@ -278,14 +279,14 @@ def test_a_config_field_chooses_it_and_the_kept_tower_has_one_name(name, heads):
       {'objective.name': 'electric', 'sharing': 'all', 'generator.hidden_fraction': 1.0},
       'two towers',
     ),
-    ({'generator.uniform': True, 'generator.alone_steps': 10}, 'nothing to train'),
+    ({'generator.uniform': True, 'generator.alone_steps': 10}, 'no parameters to train'),
     ({'generator.uniform': True, 'objective.temperature': 0.0}, 'any temperature'),
     (
       {
         'objective.name': 'all_tokens_mlm',
         'objective.schedules.discriminator_weight': ('linear', 50.0, 1.0),
       },
-      'changes nothing',
+      'has no effect',
     ),
     ({'sharing': 'tied'}, 'disentangled'),
   ],
@@ -294,4 +295,4 @@ def test_what_cannot_be_is_refused_in_a_sentence(fields, message):
   c = configs.default_config()
   c.update_from_flattened_dict(fields)
   with pytest.raises(UserError, match=message):
-    configs.check(c)
+    configs.checked_pretraining(c)

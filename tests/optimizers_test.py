@@ -195,7 +195,7 @@ def test_the_published_schedule_is_what_it_was_to_the_bit():
   for numbers in ((5e-4, 100, 1_000), (2e-4, 0, 1_000), (1e-2, 3, 1_097)):
     schedule, published = (
       optimizers.linear_decay_with_warmup(*numbers),
-      lambda step: before(step, *numbers),
+      lambda step, numbers=numbers: before(step, *numbers),
     )
     assert np.array_equal(schedule(every), published(every))
     assert np.array_equal(jax.jit(schedule)(every), jax.jit(published)(every))

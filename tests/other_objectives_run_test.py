@@ -38,7 +38,7 @@ def micro(objective, workdir, **fields):
       **fields,
     }
   )
-  configs.check(c)
+  configs.checked_pretraining(c)
   assert train.train(c, str(workdir)) == 0
   return electra_jax.load(str(workdir))
 

@@ -74,14 +74,15 @@ def test_the_state_goes_on_and_counts_all_steps(whole):
 
 def test_the_schedule_begins_anew_in_each_phase(whole):
   workdir, _ = whole
-  config = main.parse(['main', f'--config={CONFIG}']).config
+  config = configs.checked_pretraining(main.parse(['main', f'--config={CONFIG}']).config)
   _, schedule = build.build_optimizer(config)
   assert schedule(0) == schedule(FIRST) == schedule(LAST) == 0
   assert min(schedule(i) for i in (*range(1, FIRST), *range(FIRST + 1, LAST))) > 0
   for line in micro_run.figures(workdir):
     if line['kind'] == 'train':
       assert line['learning_rate'] == pytest.approx(float(schedule(line['step'] - 1)), abs=1e-12)
-  config.optimizer.decay_after_warmup = True  # so that the peak is the whole rate
+  # So that the peak is the whole rate.
+  config = config.replace({'optimizer.decay_after_warmup': True})
   _, schedule = build.build_optimizer(config)
   rates = [float(schedule(i)) for i in range(LAST)]
   assert np.argmax(rates[:FIRST]) == 2 and rates[2] == pytest.approx(1e-3)
@@ -141,8 +142,8 @@ def test_a_checkpoint_opens_with_the_rows_of_its_phase(whole):
 
 
 def test_phases_split_the_steps():
-  config = main.parse(['main', f'--config={CONFIG}']).config
-  first, second = configs.phases(config)
+  config = configs.checked_pretraining(main.parse(['main', f'--config={CONFIG}']).config)
+  first, second = configs.phases_of(config)
   assert (first.first, first.last, second.first, second.last) == (0, FIRST, FIRST, LAST)
   assert [
     (p.config.steps, p.config.batch_size, p.config.sequence_length) for p in (first, second)
@@ -157,5 +158,6 @@ def test_phases_split_the_steps():
     and first.config.seed == config.seed
   )
   assert config.steps == LAST and config.batch_size == 8 and len(config.phases) == 2
-  (alone,) = configs.phases(main.parse(['main', f'--config={micro_run.CONFIG}']).config)
+  whole = main.parse(['main', f'--config={micro_run.CONFIG}']).config
+  (alone,) = configs.phases_of(configs.checked_pretraining(whole))
   assert (alone.first, alone.last, alone.config.steps) == (0, 30, 30)

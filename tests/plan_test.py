@@ -14,7 +14,8 @@ import pytest
 from configs import base, base_lamb, tiny
 from electra_jax import config as configs
 from electra_jax import plan as plans
-from electra_jax.config import UserError
+from electra_jax.errors import UserError
+from electra_jax.pretrain.resolve import ResolvedRun
 from electra_jax.training import slices
 from electra_jax.training.progress import PEAK_FLOPS
 
@@ -274,13 +275,15 @@ def test_the_steps_of_a_budget_are_planned(monkeypatch):
   c.budget_tokens = 64 * 32 * 2_600.0
   monkeypatch.setattr(plans.slices, 'devices', lambda of: jax.devices()[:1])
   monkeypatch.setattr(plans, '_phase', lambda config, phase, *_: {'steps': phase.config.steps})
-  assert plans.compiled_for(c, slices.parse('v5e-1'), False)['phases'] == [{'steps': 2_600}]
+  c = configs.checked_pretraining(c)
+  run = ResolvedRun(c, configs.phases_of(c))
+  assert plans.compiled_for(run, slices.parse('v5e-1'), False)['phases'] == [{'steps': 2_600}]
 
 
 def test_phases_survive_the_way_to_the_child():
-  c = configs.from_plain(json.loads(json.dumps(configs.to_plain(base_lamb.get_config()))))
-  configs.check(c)
-  assert [p.config.batch_size for p in configs.phases(c)] == [67_584, 27_648]
+  plain = json.loads(json.dumps(configs.to_plain(base_lamb.get_config())))
+  c = configs.checked_pretraining(configs.from_plain(plain, configs.PretrainingConfig))
+  assert [p.config.batch_size for p in configs.phases_of(c)] == [67_584, 27_648]
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ import shutil
 import micro_run
 import pytest
 
+from electra_jax import config as configs
 from electra_jax import main
 from electra_jax.data.prepare import open_prepared
 from electra_jax.errors import UserError
@@ -126,9 +127,10 @@ def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path
   config = main.parse(
     ['main', f'--config={micro_run.CONFIG}', f'--config.data.store={rows}']
   ).config
+  config = configs.checked_pretraining(config)
   with pytest.raises(UserError, match='has rows of 16 tokens and config.sequence_length is 32'):
     runs.prepare_data(config)
-  config.sequence_length = 16
+  config = config.replace({'sequence_length': 16})
   assert runs.prepare_data(config).train.length == 16
 
 

@@ -1,13 +1,18 @@
 """Our bits and Gumbel noise are JAX's own, number by number, and the sampled token is the argmax."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from electra_jax.model import randomness
 from electra_jax.model.randomness import row_keys
-from electra_jax.pretrain import masking, replacement
+from electra_jax.pretrain import replacement
+from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.objectives.shared import Settings
 
 SHAPE = (3, 515)
 
@@ -41,6 +46,24 @@ def test_a_sample_is_the_argmax_of_logits_and_jax_noise():
   keys, noise = by_row(jax.random.gumbel)
   logits = jax.random.normal(jax.random.key(1), noise.shape)
   np.testing.assert_array_equal(
-    jax.jit(lambda l, k: replacement.sample(l, k, temperature=0.5))(logits, keys),
+    jax.jit(lambda logits, keys: replacement.sample(logits, keys, temperature=0.5))(logits, keys),
     jnp.argmax(logits + 0.5 * noise, -1),
   )
+
+
+def test_a_training_step_has_the_keys_of_its_seed_step_and_rows():
+  def loss(settings, model, params, examples, counts, *, train):
+    return jnp.sum(params['discriminator']), {'keys': jax.random.key_data(examples)}
+
+  objective = types.SimpleNamespace(
+    examples=lambda settings, token_ids, keys: keys,
+    counts=lambda settings, examples: {},
+    loss=loss,
+  )
+  optimizer = optax.sgd(0.1)
+  state = steps.fresh_state(optimizer, {'discriminator': jnp.zeros(3)})
+  step = jax.jit(steps.make_train_step(None, objective, Settings(), optimizer, seed=7))
+  for number in range(3):
+    state, sums = step(state, {'token_ids': jnp.zeros((4, 8), jnp.int32)})
+    expected = jax.random.key_data(row_keys(7, number, jnp.arange(4)))
+    assert np.array_equal(sums['keys'], expected)

@@ -133,7 +133,7 @@ def test_only_masked_positions_change_and_a_sample_equal_to_the_original_is_labe
   samples = rng.integers(5, 9, masks.positions.shape).astype(np.int32)
   corrupted, labels = jax.device_get(_corrupt(ids, masks, samples))
   masked = np.zeros(ids.shape, bool)
-  for row, slot in zip(*np.nonzero(masks.weights)):
+  for row, slot in zip(*np.nonzero(masks.weights), strict=True):
     position = masks.positions[row, slot]
     masked[row, position] = True
     there = samples[row][(masks.positions[row] == position) & (masks.weights[row] > 0)]

@@ -24,10 +24,14 @@ def config_of(*fields):
   ).config
 
 
-def program(config):
-  return build.program(
-    config, config, build.any_tokenizer(300), meshes.make_layout(devices=jax.devices()[:1])
-  )
+def checked(*fields):
+  return configs.checked_pretraining(config_of(*fields))
+
+
+def program(config, devices=1):
+  (phase,) = configs.phases_of(config)
+  layout = meshes.make_layout(devices=jax.devices()[:devices])
+  return build.program(config, phase, build.any_tokenizer(300), layout)
 
 
 def test_the_forms():
@@ -58,11 +62,9 @@ SCHEDULES = (
 
 
 def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
-  config = config_of(*SCHEDULES, 'model.dropout=0.0', 'model.attention_dropout=0.0')
+  config = checked(*SCHEDULES, 'model.dropout=0.0', 'model.attention_dropout=0.0')
   plain = program(config)
-  p = build.program(
-    config, config, build.any_tokenizer(300), meshes.make_layout(devices=jax.devices()[:2])
-  )
+  p = program(config, devices=2)
   step, batch = build.compile_step(p, 2), {'token_ids': conftest.packed_rows(8, 32, 300)}
   state = jax.device_get(steps.fresh_state(p.optimizer, conftest.random_params(p.model)))
 
@@ -94,7 +96,7 @@ def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
 
 def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_were():
   plain, scheduled = (
-    build.build_settings(config_of(*fields), build.any_tokenizer(300))
+    build.build_settings(checked(*fields), build.any_tokenizer(300))
     for fields in ((), SCHEDULES[1:2])
   )
   assert (plain.max_predictions, scheduled.max_predictions) == (
@@ -106,7 +108,9 @@ def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_w
   )  # what evaluation goes by
   objective, rows = objectives.named('electra'), conftest.packed_rows(8, 32, 300)
   few, many = (
-    jax.jit(lambda: objective.examples(settings, rows, row_keys(7, 0, jnp.arange(8))))()
+    jax.jit(
+      lambda settings=settings: objective.examples(settings, rows, row_keys(7, 0, jnp.arange(8)))
+    )()
     for settings in (plain, scheduled)
   )
   assert (
@@ -130,11 +134,10 @@ def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_w
 def test_the_share_is_of_the_whole_run_whatever_its_phases():
   config = config_of("objective.schedules.temperature=('linear',2.0,1.0)")
   config.phases = ({'steps': 10}, {'steps': 20})
-  configs.check(config)
-  phases = configs.phases(config)
+  config = configs.checked_pretraining(config)
   second = build.program(
     config,
-    phases[1].config,
+    configs.phases_of(config)[1],
     build.any_tokenizer(300),
     meshes.make_layout(devices=jax.devices()[:1]),
   )
@@ -143,8 +146,8 @@ def test_the_share_is_of_the_whole_run_whatever_its_phases():
 
 def test_a_config_with_a_schedule_comes_back_from_its_file():
   config = config_of("objective.schedules.temperature=('points',(0,2.0),(30,1.0))")
-  again = configs.from_plain(configs.to_plain(config))
-  configs.check(again)
+  again = configs.from_plain(configs.to_plain(config), configs.PretrainingConfig)
+  configs.checked_pretraining(again)
   assert (
     build.build_schedules(again)['temperature'](15) == 1.5
     and configs.differences(configs.to_plain(config), configs.to_plain(again)) == []
@@ -154,28 +157,28 @@ def test_a_config_with_a_schedule_comes_back_from_its_file():
 @pytest.mark.parametrize(
   'fields, sentence',
   [
-    (("objective.schedules.temperature=('cosine',2.0,1.0)",), "it is ('linear', from, to)"),
-    (("objective.schedules.temperature=('exponential',2.0,1.0)",), "it is ('linear', from, to)"),
+    (("objective.schedules.temperature=('cosine',2.0,1.0)",), "expected ('linear', from, to)"),
+    (("objective.schedules.temperature=('exponential',2.0,1.0)",), "expected ('linear', from, to)"),
     (
       ("objective.schedules.temperature=('exponential',2.0,1.0,0.0)",),
-      "it is ('linear', from, to)",
+      "expected ('linear', from, to)",
     ),
     (("objective.schedules.temperature=('points',(5,2.0),(5,1.0))",), 'with ascending steps'),
-    (("objective.schedules.temperature=('linear',2.0,-1.0)",), 'its values must be at least 0'),
-    (("objective.schedules.mask_rate=('linear',0.0,0.3)",), 'its values must be between 0 and 1'),
+    (("objective.schedules.temperature=('linear',2.0,-1.0)",), 'expected values at least 0'),
+    (("objective.schedules.mask_rate=('linear',0.0,0.3)",), 'expected values between 0 and 1'),
     (
       ("objective.schedules.discriminator_weight=('linear',1,2)", 'objective.name=mlm'),
-      "changes nothing where config.objective.name is 'mlm'",
+      "has no effect where config.objective.name is 'mlm'",
     ),
     (
       ("objective.schedules.temperature=('linear',1,2)", 'objective.name=electric'),
-      "changes nothing where config.objective.name is 'electric'",
+      "has no effect where config.objective.name is 'electric'",
     ),
   ],
 )
 def test_mistakes_are_told(fields, sentence):
   with pytest.raises(UserError) as told:
-    configs.check(config_of(*fields))
+    checked(*fields)
   assert sentence in str(told.value) and 'config.objective.schedules.' in str(told.value)
 
 
@@ -183,4 +186,4 @@ def test_a_rate_of_masks_is_set_in_one_place():
   config = config_of("objective.schedules.mask_rate=('linear',0.2,0.3)")
   config.phases = ({'steps': 10, 'objective.mask_rate': 0.2}, {'steps': 20})
   with pytest.raises(UserError, match='config.phases set objective.mask_rate and so does'):
-    configs.check(config)
+    configs.checked_pretraining(config)

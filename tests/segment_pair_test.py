@@ -86,7 +86,9 @@ def test_the_probabilities_are_the_originals():
   # The first segment's target is (64 - 3) // 2 = 30 tokens: seven lines fit below it (28), and an eighth goes there
   # half of the time.
   full = [
-    len(first) for (first, second), n in zip(shares, lengths) if n == 61 and second is not None
+    len(first)
+    for (first, second), n in zip(shares, lengths, strict=True)
+    if n == 61 and second is not None
   ]
   assert set(full) == {28, 32}
   assert np.mean(np.array(full) == 32) == pytest.approx(0.5, abs=0.5 * sigma)

@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from electra_jax import main
+from electra_jax.config import checked_pretraining
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build
 from electra_jax.training import optimizers
@@ -36,21 +37,17 @@ def parameters(*names):
 
 def gradients(params, steps=4):
   """The generator's are small where the others are large, and the other way around."""
-  rng, found = np.random.default_rng(0), []
-  for step in range(steps):
+  rng = np.random.default_rng(0)
 
-    def size(name):
-      return 10.0 ** (step % 2 if name.startswith('generator') else -(step % 2))
+  def size(name, step):
+    return 10.0 ** (step % 2 if name.startswith('generator') else -(step % 2))
 
-    found.append(
-      {
-        name: jax.tree.map(
-          lambda x: size(name) * rng.standard_normal(x.shape).astype(np.float32), tree
-        )
-        for name, tree in params.items()
-      }
-    )
-  return found
+  def drawn(size, tree):
+    return jax.tree.map(lambda x: size * rng.standard_normal(x.shape).astype(np.float32), tree)
+
+  return [
+    {name: drawn(size(name, step), tree) for name, tree in params.items()} for step in range(steps)
+  ]
 
 
 def run(optimizer, params, grads):
@@ -86,7 +83,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
 
   for own in (True, False):
 
-    def part(tree):
+    def part(tree, own=own):
       return {name: x for name, x in tree.items() if (name in generators) == own}
 
     if kind == 'adamw' and bias_correction:  # optax's own, whole
@@ -115,7 +112,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
   for name in params:
     differ = max(
       np.abs(a - b).max()
-      for a, b in zip(jax.tree.leaves(ours[-1][name]), jax.tree.leaves(one[-1][name]))
+      for a, b in zip(jax.tree.leaves(ours[-1][name]), jax.tree.leaves(one[-1][name]), strict=True)
     )
     assert differ > 1e-5, name
 
@@ -130,7 +127,8 @@ def test_what_is_shared_learns_with_the_discriminator():
     name
     for name in params
     if any(
-      (a != b).any() for a, b in zip(jax.tree.leaves(params[name]), jax.tree.leaves(after[name]))
+      (a != b).any()
+      for a, b in zip(jax.tree.leaves(params[name]), jax.tree.leaves(after[name]), strict=True)
     )
   }
   assert moved == {'generator', 'generator_head'}
@@ -143,17 +141,18 @@ def config_of(*fields):
 
 
 def test_the_rates_are_those_of_the_config_and_of_its_phases():
-  config = config_of('optimizer.generator_learning_rate=4e-3')
+  config = checked_pretraining(config_of('optimizer.generator_learning_rate=4e-3'))
   _, schedule = build.build_optimizer(config)
   own = build.build_rates(config)['generator_learning_rate']
   for step in (0, 1, 2, 10, 29):
     np.testing.assert_allclose(own(step), 4 * schedule(step), rtol=1e-6)
-  assert build.build_rates(config_of()).get('generator_learning_rate') is None
+  assert build.build_rates(checked_pretraining(config_of())).get('generator_learning_rate') is None
   config = config_of('optimizer.generator_learning_rate=4e-3')
   config.phases = (
     {'steps': 10},
     {'steps': 20, 'optimizer.learning_rate': 2e-3, 'optimizer.generator_learning_rate': 1e-3},
   )
+  config = checked_pretraining(config)
   (_, schedule), own = (
     build.build_optimizer(config),
     build.build_rates(config)['generator_learning_rate'],
@@ -164,7 +163,7 @@ def test_the_rates_are_those_of_the_config_and_of_its_phases():
 @pytest.mark.parametrize(
   'fields, sentence',
   [
-    (('optimizer.generator_learning_rate=-1',), 'it must be positive, or 0 for one optimizer'),
+    (('optimizer.generator_learning_rate=-1',), 'is -1.0; expected at least 0'),
     (
       ('optimizer.generator_learning_rate=1e-3', 'sharing=all', 'generator.hidden_fraction=1.0'),
       "config.sharing 'all' makes one tower of both",
@@ -176,8 +175,6 @@ def test_the_rates_are_those_of_the_config_and_of_its_phases():
   ],
 )
 def test_mistakes_are_told(fields, sentence):
-  from electra_jax.config import check
-
   with pytest.raises(UserError, match=sentence) as told:
-    check(config_of(*fields))
+    checked_pretraining(config_of(*fields))
   assert 'config.optimizer.generator_learning_rate' in str(told.value)

@@ -20,7 +20,7 @@ from conftest import (
 )
 from no_full_vocab_array_test import largest_array
 
-from electra_jax.config import default_config
+from electra_jax.config import PretrainingConfig
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement, step
 from electra_jax.pretrain.objectives import electra as objective
@@ -114,7 +114,7 @@ def on_meshes():
 
 def test_masks_and_noise_are_bitwise_the_same(on_meshes):
   one, eight = on_meshes
-  for ours, theirs in zip(one['masks'], eight['masks']):
+  for ours, theirs in zip(one['masks'], eight['masks'], strict=True):
     assert np.array_equal(ours, theirs)
   np.testing.assert_array_equal(one['noise'], eight['noise'])
 
@@ -179,9 +179,9 @@ def on_layouts():
     }
 
   def on(devices, sizes):
-    config = default_config()
-    config.mesh.update(sizes)
-    config.sharding.smallest = 0
+    config = PretrainingConfig().replace(
+      {f'mesh.{axis}': size for axis, size in sizes.items()} | {'sharding.smallest': 0}
+    )
     layout = meshes.make_layout(config, jax.devices()[:devices])
     shardings, rows = meshes.parameter_shardings(boxed, layout), meshes.batch_sharding(layout.mesh)
     compiled = jax.jit(meshes.within(layout, run), in_shardings=(shardings, rows, rows))

@@ -89,7 +89,7 @@ def told(task, questions, tokenizer, max_length, noise=None):
   held = np.zeros(len(questions), bool)
   np.logical_or.at(held, features.examples, features.targets['impossible'] == 0)
   assert counts.get('answers that no window holds whole', 0) == sum(
-    bool(q.answers) and not has for q, has in zip(questions, held)
+    bool(q.answers) and not has for q, has in zip(questions, held, strict=True)
   ) - counts.get('answers that the tokenizer has no token for', 0)
   assert ((odds < 0) == held).all()
   return [answer[0] if answer else None for answer in answers], held
@@ -132,7 +132,7 @@ def test_every_token_of_the_context_is_in_a_window(trained, kind):
   )
   seen, places = [], []
   for row, note, allowed in list(
-    zip(features.token_ids, features.notes, features.targets['allowed'])
+    zip(features.token_ids, features.notes, features.targets['allowed'], strict=True)
   )[:-2]:
     assert row.dtype == np.int32 and len(row) <= 40 and note.start == 11
     assert (
@@ -165,12 +165,12 @@ def test_a_window_without_the_whole_answer_is_impossible(trained):
   assert (start.dtype, end.dtype, impossible.dtype) == (np.int32, np.int32, np.float32)
   assert ((start == 0) == (impossible == 1)).all() and ((end == 0) == (impossible == 1)).all()
   assert 0 < (impossible == 0).sum() < len(features)
-  for row, first, last in zip(features.token_ids, start, end):
+  for row, first, last in zip(features.token_ids, start, end, strict=True):
     if first:
       assert trained['unigram'].decode(row[first : last + 1].tolist()) == 'q r'
   q, r = (trained['unigram'].encode(f'a {letter}')[-1] for letter in 'qr')
   for row, holds in zip(
-    features.token_ids, impossible == 0
+    features.token_ids, impossible == 0, strict=True
   ):  # exactly the rows that have both tokens, of the first alphabet
     assert holds <= ({q, r} <= set(row.tolist()))
 
@@ -207,7 +207,7 @@ def test_each_word_of_a_hostile_text_comes_back(trained, kind, max_length, strid
     task(stride=stride), words, trained[kind], max_length, np.random.default_rng(0)
   )
   assert held.mean() > 0.9
-  for one, answer, has in zip(words, found, held):
+  for one, answer, has in zip(words, found, held, strict=True):
     if has:
       assert (answer.text, answer.start) == (one.answers[0], one.starts[0])
       assert context[answer.start : answer.end] == answer.text
@@ -231,7 +231,7 @@ def test_whatever_span_a_window_holds_comes_back(trained):
     ]
     found, held = told(task(stride=stride), questions, trained[kind], max_length)
     places = trained[kind].encode_with_offsets([context])[0][1].tolist()
-    for one, answer, has in zip(questions, found, held):
+    for one, answer, has in zip(questions, found, held, strict=True):
       if has:  # the span, widened to whole tokens, without white space around it
         end = one.starts[0] + len(one.answers[0])
         tokens = [(a, b) for a, b in places if a < b and a < end and b > one.starts[0]]
@@ -300,7 +300,9 @@ def test_no_answer_of_squad_is_lost(file, name):
   outputs = perfect(features)
   answers, _ = opened.answers(questions, features, outputs)
   assert all(
-    one.answers[0] in answer[0].text for one, answer in zip(questions, answers) if one.answers
+    one.answers[0] in answer[0].text
+    for one, answer in zip(questions, answers, strict=True)
+    if one.answers
   )
   figures = opened.score('dev', questions, features, outputs)
   assert figures['exact'] > 0.99 and (name == 'squad1' or figures['NoAns_exact'] == 1)

@@ -19,7 +19,7 @@ import pytest
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.main import main
 from electra_jax.sweep import config as sweep_config
-from electra_jax.sweep import results
+from electra_jax.sweep import resolve, results
 from electra_jax.sweep import run as sweeps
 from electra_jax.training import mesh as meshes
 
@@ -199,9 +199,15 @@ def test_objectives_without_a_discriminator_are_not_said_to_have_learned(measure
   assert 'learned' not in shown and '1 of 3' in shown
 
 
-def test_figures_of_tasks_are_medians_of_trials_times_100(measured):
-  line = copy.deepcopy(measured[0])
-  line['tasks']['probe']['values'] = [0.9, 0.25, 0.125]
+def test_figures_of_tasks_are_medians_of_trials_times_100():
+  line = {
+    'run': 'small',
+    'seed': 0,
+    'learned': True,
+    'heldout': {},
+    'tasks': {'probe': {'metric': 'glue', 'values': [0.9, 0.25, 0.125]}},
+    **dict.fromkeys(('flops', 'paper_flops', 'tokens'), 1.0),
+  }
   (summary,) = results.summarise([line], ['small'])
   assert summary['figures']['probe: glue']['values'] == {0: 25.0}
   assert ' 25.0 ' in results.table([summary], 1)
@@ -240,7 +246,7 @@ def test_what_is_known_is_not_done_again_and_what_differs_is(
   assert sweeps.sweep(c, str(tmp_path / 'another'), known=(str(known),)) == 0
 
   c.runs = (('otherwise', c.runs[0][1]), c.runs[1])  # a run of another sweep, say
-  jobs = sweep_config.check(c)
+  jobs = resolve.jobs_of(c)
   found = sweeps.find_known(tmp_path, jobs, sweeps.with_data(c, jobs), (str(known),))
   assert sorted(found) == ['otherwise:0', 'otherwise:1', 'warmer@1:0', 'warmer@1:1']
   assert [found['otherwise:1'][name] for name in ('run', 'seed')] == [
@@ -249,7 +255,7 @@ def test_what_is_known_is_not_done_again_and_what_differs_is(
   ] and 'config' not in capsys.readouterr().out
 
   c.runs = (('small', {}), ('warmer@1', c.runs[1][1] | {'optimizer.learning_rate': 2e-3}))
-  jobs = sweep_config.check(c)
+  jobs = resolve.jobs_of(c)
   capsys.readouterr()
   found = sweeps.find_known(tmp_path, jobs, sweeps.with_data(c, jobs), (str(known),))
   assert sorted(found) == ['small:0', 'small:1']
@@ -258,7 +264,7 @@ def test_what_is_known_is_not_done_again_and_what_differs_is(
     in capsys.readouterr().out
   )
   c.finetune = ((*c.finetune[0][:2], c.finetune[0][2] | {'num_trials': 2}),)
-  jobs = sweep_config.check(c)
+  jobs = resolve.jobs_of(c)
   wanted = sweeps.with_data(c, jobs)
   assert sweeps.find_known(tmp_path, jobs, wanted, (str(known),)) == {}
   shown = capsys.readouterr().out
@@ -365,15 +371,15 @@ def test_what_is_known_is_shown_though_the_rest_failed(
 def test_a_sweep_may_do_without_fine_tuning(data):
   c = config_of(data)
   c.finetune = ()
-  assert all(not job.tasks for job in sweep_config.check(c))
+  assert all(not job.tasks for job in resolve.jobs_of(c))
 
 
 @pytest.mark.parametrize(
   'path', sorted((micro_run.ROOT / 'configs' / 'sweeps').glob('*.py')), ids=lambda path: path.stem
 )
 def test_a_shipped_sweep_is_fine_and_says_its_command(path):
-  c = sweep_config.load(f'{path}:texts')
-  jobs = sweep_config.check(c)
+  c = resolve.load(f'{path}:texts')
+  jobs = resolve.jobs_of(c)
   assert (
     c.name == path.stem
     and len(jobs) == len(c.runs) * 3
@@ -382,7 +388,7 @@ def test_a_shipped_sweep_is_fine_and_says_its_command(path):
   assert f'--mode=sweep --config=configs/sweeps/{path.stem}.py:data' in path.read_text()
   budgets = {}
   for job in jobs:
-    budgets.setdefault(sweep_config.group(job.run), set()).add(job.config.budget_flops)
+    budgets.setdefault(resolve.group(job.run), set()).add(job.config.budget_flops)
   top = max(max(of_group) for of_group in budgets.values())
   assert all(
     top in of_group for of_group in budgets.values()
@@ -407,7 +413,9 @@ def test_jobs_are_written_for_slurm_slices_and_shells(data, tmp_path, capsys):
     subprocess.run(['bash', '-n', str(tmp_path / kind / 'jobs.sh')], check=True)
     commands = [shlex.split(line) for line in text.splitlines() if '--only=' in line]
     assert len(commands) == 4
-    for words, job in zip(commands, ('small:0', 'small:1', 'warmer@1:0', 'warmer@1:1')):
+    for words, job in zip(
+      commands, ('small:0', 'small:1', 'warmer@1:0', 'warmer@1:1'), strict=True
+    ):
       assert {
         f'--only={job}',
         f'--workdir={workdir}',

@@ -11,6 +11,7 @@ import pytest
 from electra_jax import config as configs
 from electra_jax.errors import UserError
 from electra_jax.finetune.config import default_config
+from electra_jax.pretrain.resolve import ResolvedRun
 from electra_jax.pretrain.run import open_run
 from electra_jax.timeline import spent, table, timeline
 
@@ -63,17 +64,24 @@ def test_every_checkpoint_is_evaluated_and_drawn(run, tmp_path, capsys):
 def test_what_was_spent_adds_up_over_phases():
   c = configs.default_config()
   c.steps, c.optimizer.warmup_steps, c.batch_size, c.sequence_length = 30, 2, 4, 32
-  plain = spent(c, _tokenizer(), 30)
+  run = _resolved(c)
+  plain = spent(run, _tokenizer(), 30)
   assert (
-    plain['tokens'] == 30 * 4 * 32 and spent(c, _tokenizer(), 15)['flops'] * 2 == plain['flops']
+    plain['tokens'] == 30 * 4 * 32 and spent(run, _tokenizer(), 15)['flops'] * 2 == plain['flops']
   )
   c.phases = ({'steps': 10}, {'steps': 20, 'sequence_length': 64, 'batch_size': 8})
-  assert spent(c, _tokenizer(), 12)['tokens'] == 10 * 4 * 32 + 2 * 8 * 64
+  run = _resolved(c)
+  assert spent(run, _tokenizer(), 12)['tokens'] == 10 * 4 * 32 + 2 * 8 * 64
   assert (
-    spent(c, _tokenizer(), 10)['flops']
-    == spent(c, _tokenizer(), 5)['flops'] * 2
-    < spent(c, _tokenizer(), 11)['flops']
+    spent(run, _tokenizer(), 10)['flops']
+    == spent(run, _tokenizer(), 5)['flops'] * 2
+    < spent(run, _tokenizer(), 11)['flops']
   )
+
+
+def _resolved(config):
+  c = configs.freeze(configs.PretrainingConfig, config)
+  return ResolvedRun(c, configs.phases_of(c))
 
 
 def _tokenizer():

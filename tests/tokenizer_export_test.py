@@ -167,7 +167,9 @@ def trained(sample):
           'vocab_size': 1500,
         }
       else:
-        arguments = dict(zip(('kind', 'byte_fallback'), MODELS[kind])) | {'vocab_size': 1500}
+        arguments = dict(zip(('kind', 'byte_fallback'), MODELS[kind], strict=True)) | {
+          'vocab_size': 1500
+        }
       made[kind] = tokenizers.train_tokenizer(texts, **arguments)
     return made[kind]
 
@@ -203,7 +205,7 @@ def ties(ours, ids, found):
   assert ends[0][-1] == ends[1][-1], 'other text'
   apart = np.abs(np.diff(sums[0][at] - sums[1][other], prepend=0.0))
   assert apart.max() <= 4 * np.spacing(np.float32(abs(sums[0][-1])))
-  pieces = [set(zip(row, end)) for row, end in zip((ids, found), ends)]
+  pieces = [set(zip(row, end, strict=True)) for row, end in zip((ids, found), ends, strict=False)]
   return len(pieces[0] - pieces[1])
 
 

@@ -53,12 +53,12 @@ def compiled():
     return found
 
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    return dict(zip(CONFIGS, pool.map(one, CONFIGS.values())))
+    return dict(zip(CONFIGS, pool.map(one, CONFIGS.values()), strict=True))
 
 
 def parameter_sizes(c) -> list[int]:
   """Elements of every parameter."""
-  model = build.build_model(c, c.data.vocab_size, 'cpu')
+  model = build.build_model(configs.checked_pretraining(c), c.data.vocab_size, 'cpu')
   return [
     math.prod(x.shape)
     for x in jax.tree.leaves(

@@ -39,7 +39,7 @@ def rows():
   """[CLS] text [SEP] text [SEP] and padding, int32 [4, LENGTH]."""
   rng = np.random.default_rng(0)
   ids = np.full((len(LENGTHS), LENGTH), conftest.PAD, np.int32)
-  for row, size in zip(ids, LENGTHS):
+  for row, size in zip(ids, LENGTHS, strict=True):
     row[:size] = rng.integers(conftest.MASK + 1, 60, size)
     row[0], row[3], row[size - 1] = conftest.CLS, conftest.SEP, conftest.SEP
   return ids
@@ -204,6 +204,6 @@ def test_logits_losses_and_gradients_are_pytorchs(family, kind, pooling):
   expected = ours_from(their_gradients, config)
   assert jax.tree.structure(gradients) == jax.tree.structure(expected)
   for (path, ours), want in zip(
-    jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected)
+    jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True
   ):
     hf_parity_test.close(ours, want, jax.tree_util.keystr(path))

@@ -50,7 +50,7 @@ def wordpieces_are_the_words_of_bert(tokenizer):
     ]
     found = words(tokenizer, text)
     assert len(found) == len(expected) > 30
-    for ids, word in zip(found, expected):
+    for ids, word in zip(found, expected, strict=True):
       assert (
         ids == [tokenizer.unk_id]
         or ''.join(tokenizer.token(i).removeprefix('##') for i in ids) == word
@@ -94,7 +94,7 @@ def test_of_sentencepieces_what_follows_a_space_and_what_begins_with_a_mark(kind
     seen = spans[:, 0] < spans[:, 1]  # a space alone is nothing
     found = {
       (spans[a:b][seen[a:b]].min(initial=10**6), spans[b - 1, 1]): b - a
-      for a, b in zip(first, after)
+      for a, b in zip(first, after, strict=True)
     }
     assert first[0] == 0
     for word in re.finditer(
@@ -161,7 +161,7 @@ def other_model(**options):
 def test_scripts_without_spaces_and_pieces_of_others(tmp_path):
   (tmp_path / 'spiece.model').write_bytes(other_model(user_defined_symbols=['<sep>', 'zz']))
   tokenizer = tokenizers.load_tokenizer(tmp_path)
-  starts = dict(zip(tokenizer.tokens, tokenizer.word_starts.tolist()))
+  starts = dict(zip(tokenizer.tokens, tokenizer.word_starts.tolist(), strict=True))
   assert starts['<sep>'] and starts['▁'] and not starts['zz'] and not starts['<unk>']
   characters = [token for token in tokenizer.tokens if len(token) == 1]
   for character in characters:
@@ -177,7 +177,7 @@ def test_a_model_with_the_spaces_after_its_words_is_refused(tmp_path):
   tokenizer = tokenizers.load_tokenizer(tmp_path)
   tokenizer.encode('the cat')  # which is good enough for all else
   with pytest.raises(UserError, match='space of a word at its end.*uniform'):
-    tokenizer.word_starts
+    _ = tokenizer.word_starts
 
 
 @pytest.mark.parametrize('kind', tokenizers.KINDS)

@@ -45,16 +45,16 @@ def get_config(data='data'):
     *(run(objective, budget) for budget in BUDGETS for objective in ('electra', 'mlm')),
     *(run(objective, '4') for objective in ('replace_mlm', 'all_tokens_mlm', 'electra_15')),
   )
-  glue, tags, rate = (
+  glue, tags, fixed_rate = (
     {'data.source': f'{data}/glue'},
     {'data.source': f'{data}/tagging/ud_ewt', 'max_length': 128},
     {'optimizer.learning_rate': 1e-3},
   )
   some = {'train_examples': 3_000}
   c.finetune = (
-    ('cola', 'configs/finetune/cola.py', glue | rate | some | {'epochs': 1.0}),
-    ('stsb', 'configs/finetune/stsb.py', glue | rate | some | {'epochs': 2.0}),
-    ('pos', 'configs/finetune/pos.py', tags | rate | some | {'epochs': 1.0}),
+    ('cola', 'configs/finetune/cola.py', glue | fixed_rate | some | {'epochs': 1.0}),
+    ('stsb', 'configs/finetune/stsb.py', glue | fixed_rate | some | {'epochs': 2.0}),
+    ('pos', 'configs/finetune/pos.py', tags | fixed_rate | some | {'epochs': 1.0}),
     ('pos_probe', 'configs/finetune/pos.py', tags | some | {'epochs': 1.0, 'frozen': True}),
     (
       'stsb_probe',

@@ -195,7 +195,7 @@ def _rows(job, block, split, texts, tokenizer, facts, threads):
     facts['characters'] += len(text)
     facts['text_tokens'] += len(encoded)
     facts['unknown_tokens'] += int((encoded == tokenizer.unk_id).sum())
-  longest = sorted(zip(map(len, tokens), texts), key=lambda item: -item[0])[:LONGEST]
+  longest = sorted(zip(map(len, tokens), texts, strict=True), key=lambda item: -item[0])[:LONGEST]
   facts['longest'] = [
     [length, ' '.join(text[: 4 * _BEGINNING].split())[:_BEGINNING]] for length, text in longest
   ]

@@ -36,7 +36,7 @@ class Mixture:
   def __post_init__(self):
     if not self.stores or len(self.stores) != len(self.weights):
       raise ValueError(f'{len(self.stores)} stores and {len(self.weights)} weights')
-    for store, weight in zip(self.stores, self.weights):
+    for store, weight in zip(self.stores, self.weights, strict=True):
       if not (weight > 0 and math.isfinite(weight)):
         raise UserError(
           f'the weight {weight} of {store.path} is not a positive number; give one, or leave it out'
@@ -52,7 +52,7 @@ class Mixture:
     total = math.fsum(self.weights)
     object.__setattr__(self, 'stores', tuple(self.stores))
     object.__setattr__(self, 'weights', tuple(weight / total for weight in self.weights))
-    for store, weight, share in zip(self.stores, self.weights, self.shares):
+    for store, weight, share in zip(self.stores, self.weights, self.shares, strict=True):
       if share == 0:
         raise UserError(
           f'the weight of {store.path} is {weight:.2g} of all, which is not one row in {DEAL:,}; raise it, or leave it '
@@ -101,7 +101,9 @@ class Mixture:
   @property
   def identity(self) -> str:
     """A hash of the rows and of how they are mixed."""
-    parts = [f'{store.identity} {share}' for store, share in zip(self.stores, self.shares)]
+    parts = [
+      f'{store.identity} {share}' for store, share in zip(self.stores, self.shares, strict=True)
+    ]
     return hashlib.blake2b('\n'.join(parts).encode(), digest_size=16).hexdigest()
 
   def read(self, indices: np.ndarray) -> np.ndarray:
@@ -121,7 +123,10 @@ class Mixture:
 
   def epochs(self, rows: int) -> tuple[float, ...]:
     """How often a run of so many rows goes through each store."""
-    return tuple(rows * share / DEAL / store.rows for store, share in zip(self.stores, self.shares))
+    return tuple(
+      rows * share / DEAL / store.rows
+      for store, share in zip(self.stores, self.shares, strict=True)
+    )
 
   def fetch(self) -> None:
     """Brings all shards of stores at addresses to this machine."""
@@ -133,7 +138,9 @@ class Mixture:
     frequencies = (
       store.token_frequencies(most_tokens // len(self.stores)) for store in self.stores
     )
-    return entropy(sum(share * each for share, each in zip(self.shares, frequencies)), left_out)
+    return entropy(
+      sum(share * each for share, each in zip(self.shares, frequencies, strict=True)), left_out
+    )
 
 
 def mixture_rows(
@@ -166,7 +173,7 @@ def _piece(number, num_rows, shares, seed):
   )
   sources = np.repeat(np.arange(len(shares)), shares)[slots]
   rows, first = np.empty(_PIECE * DEAL, np.int64), 0
-  for source, (n, share) in enumerate(zip(num_rows, shares)):
+  for source, (n, share) in enumerate(zip(num_rows, shares, strict=True)):
     k = (deals[:, None] * share + np.arange(share)).reshape(-1)
     rows[sources == source] = first + permutation(k % n, n, _seed_of(seed, source), k // n)
     first += n

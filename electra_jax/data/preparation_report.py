@@ -54,7 +54,7 @@ def gather(
           parts[store].append((blocks.rows_file(job, name, split), facts[split]['rows']))
       for count in blocks.COUNTS:
         entry[count] += facts['train'][count]
-  for split, total in splits.items():
+  for total in splits.values():
     blocks.add_facts(
       total, dict.fromkeys(blocks.COUNTS, 0) | {'longest': []}
     )  # all fields, where there was no block
@@ -206,7 +206,8 @@ def _table(rows):
     return (
       '| '
       + ' | '.join(
-        cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))
+        cell.rjust(w) if i else cell.ljust(w)
+        for i, (cell, w) in enumerate(zip(row, widths, strict=True))
       )
       + ' |'
     )

@@ -358,7 +358,7 @@ def _write_store(path, work, name, pieces, recipe, tokenizer, beam):
     )
   noted = [files.join(work, 'shards', f'{name}-{index:05d}.json') for index in range(len(shards))]
   write = functools.partial(_write_shard, files.join(path, name), sizes)
-  numbered = list(zip(range(len(shards)), shards, noted))
+  numbered = list(zip(range(len(shards)), shards, noted, strict=True))
   if beam is None:
     workers.each(write, numbered)
   else:

@@ -87,7 +87,7 @@ def parts(files: dict[str, bytes], source: str) -> dict:
   shapes = np.array(
     [
       (1, 0, 0) if byte else _shape(token)
-      for token, byte in zip(tokens, processor.is_byte(list(range(len(tokens)))))
+      for token, byte in zip(tokens, processor.is_byte(list(range(len(tokens)))), strict=True)
     ],
     np.int32,
   )
@@ -104,7 +104,7 @@ def parts(files: dict[str, bytes], source: str) -> dict:
       for i in np.flatnonzero(row == processor.unk_id()):  # what it stands for differs
         shape[i] = _shape(one['pieces'][i])
       spans.append(_spans(*processor.normalize(text, with_offsets=True), shape, len(text)))
-    return list(zip(guard(rows), spans))
+    return list(zip(guard(rows), spans, strict=True))
 
   return {
     'tokens': tokens,

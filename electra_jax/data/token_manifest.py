@@ -195,7 +195,7 @@ def verify(folder: pathlib.Path, manifest: dict) -> None:
     concurrent.futures.ThreadPoolExecutor(workers) as pool,
   ):
     digests = pool.map(lambda shard: _file_digest(folder / shard['file']), todo)
-    for shard, digest in zip(todo, digests):
+    for shard, digest in zip(todo, digests, strict=True):
       if digest != shard['blake2b']:
         raise UserError(
           f'the token store {str(folder)!r} is damaged: the checksum of {shard["file"]} is wrong; {REMEDY}'

@@ -105,7 +105,9 @@ class Store:
     offsets, sizes = places[starts] * row_bytes, np.diff(starts, append=len(indices)) * row_bytes
     runs = [
       (self._descriptor(shard), size, offset)
-      for shard, size, offset in zip(shards[starts].tolist(), sizes.tolist(), offsets.tolist())
+      for shard, size, offset in zip(
+        shards[starts].tolist(), sizes.tolist(), offsets.tolist(), strict=True
+      )
     ]
     if hasattr(os, 'posix_fadvise') and len(runs) > 1:  # the disk may begin with all of them
       for file, size, offset in runs:

@@ -142,7 +142,7 @@ class Tokenizer:
         encoded[owner].append((ids, spans + np.int32(start)))
     nothing = (np.zeros(0, np.int32), np.zeros((0, 2), np.int32))
     return [
-      parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, nothing)))
+      parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, nothing, strict=True)))
       for parts in encoded
     ]
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax import config as configs
 from electra_jax import console
 from electra_jax.console import say
 from electra_jax.errors import UserError
 from electra_jax.finetune import build, initial
-from electra_jax.finetune import config as finetune_config
+from electra_jax.finetune.resolve import started
 from electra_jax.finetune.tasks import define_task, head_of, open_task
 from electra_jax.finetune.train import describe, keep_encoder
 from electra_jax.interop.sources import is_foreign, open_source
@@ -37,12 +38,12 @@ def adopt(config, workdir) -> None:
   Raises UserError where the folder holds no fine-tuned model, one of another kind than the task's, or with other labels; and where
   WORKDIR is taken.
   """
-  finetune_config.check(config)
+  config = configs.checked_finetuning(config)
   if not is_foreign(config.init):
     raise UserError(
       f'--mode=import takes a model of transformers, --config.init=hf:FOLDER, and config.init is {config.init!r}.'
     )
-  if len(names := finetune_config.tasks(config)) != 1:
+  if len(names := config.tasks) != 1:
     raise UserError(f'a model has one task, and config.task names {", ".join(names)}; name one.')
   name, source, kind = names[0], f'config.init {config.init}', head_of(names[0])
   console.heading(f'{name}  ({workdir})')
@@ -61,13 +62,17 @@ def adopt(config, workdir) -> None:
     task.examples('dev')  # what is wrong with it is told now
 
   #### The run #######################################################################################################
-  config = config.copy_and_resolve_references()
-  config.head.style, config.head.pooling = head.style, head.pooling
   positions = (
     start.model.max_positions if start.model.family == 'electra' else task.recipe.max_length
   )
-  config.max_length = config.max_length or min(task.recipe.max_length, positions)
-  config.select = 'last'
+  config = config.replace(
+    {
+      'head.style': head.style,
+      'head.pooling': head.pooling,
+      'max_length': config.max_length or min(task.recipe.max_length, positions),
+      'select': 'last',
+    }
+  )
   model, _ = build.build_model(config, task, start, config.max_length)
   folder = _claimed(workdir, config, name)
   keep_encoder(folder.parent, dataclasses.replace(start, origin=start.origin | {'imported': True}))
@@ -133,7 +138,9 @@ def _with_labels(name, data, head: Head, source):
       )
     notes.append(
       'its labels have no names and are taken in the order of the task: '
-      + ', '.join(f'{theirs} is {ours}' for theirs, ours in zip(head.labels, task.labels))
+      + ', '.join(
+        f'{theirs} is {ours}' for theirs, ours in zip(head.labels, task.labels, strict=True)
+      )
     )
     return task, head, notes
   places = {label.casefold(): i for i, label in enumerate(task.labels)}
@@ -164,7 +171,8 @@ def _with_dense(head, kernel, bias):
 def _claimed(workdir, config, name):
   """The task's folder in WORKDIR, which nothing was trained in. What an import that was cut short left goes."""
   folder = workdirs.folder(workdir) / name
-  if build.claim(workdir, config):
+  build.claim(workdir, config)
+  if started(folder.parent):
     encoder = folder.parent / initial.ENCODER
     ours = workdirs.exists(encoder) and workdirs.read_json(encoder)['origin'].get('imported')
     if not ours or workdirs.exists(folder / initial.KEPT):

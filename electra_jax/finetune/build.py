@@ -8,54 +8,50 @@ import jax
 import numpy as np
 
 from electra_jax import config as configs
+from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import batches
-from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune import step as steps
 from electra_jax.finetune.initial import Initial, with_choices
+from electra_jax.finetune.resolve import rates, started
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.heads import FineTuned, init_params
-from electra_jax.training import hosts, optimizers
+from electra_jax.training import hosts, optimizers, versions
 from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.step import TrainState, fresh_state, state_shardings
 
 
-def claim(workdir, config) -> bool:
-  """Makes WORKDIR this config's, or finds that it is already. A folder in which no trial was begun may have another config.
+def claim(workdir, config: FinetuningConfig) -> None:
+  """Makes WORKDIR this config's, or verifies that it is. A folder without a trial may get another config.
 
-  Returns whether a trial was begun in it.
-
-  Raises UserError where the folder cannot be written or reached, or holds the run of another config.
+  Raises:
+    UserError: where the folder cannot be written or reached, or holds the run of another config.
   """
   workdir = workdirs.folder(workdir)
   workdirs.check_writable(workdir)
-  plain, path, begun = configs.to_plain(config), workdir / 'config.json', False
+  plain, path = configs.to_plain(config), workdir / 'config.json'
   if workdirs.exists(path):
-    before = workdirs.read_json(path)
     changed = configs.differences(
-      configs.completed(before, configs.to_plain(finetune_config.default_config())),
+      configs.completed(workdirs.read_json(path), FinetuningConfig),
       plain,
-      free=finetune_config.FREE_ON_RESUME,
+      configs.names_with(FinetuningConfig, 'resumable'),
     )
-    with workdirs.reaching(workdir):
-      begun = (
-        any(workdir.glob('*/trial-*')) or (workdir / 'checkpoints').exists()
-      )  # the latter: of a pretraining run
-    if changed and begun:
+    if changed and started(workdir):
+      more = '; ...' if len(changed) > 3 else ''
       raise UserError(
-        f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
-        'give the same config to go on with it, or another --workdir.'
+        f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
+        'config to resume it, or another --workdir.'
       )
   workdirs.write_json(path, plain)
-  return begun
+  versions.record(workdir, resumed=started(workdir))
 
 
 class Program(NamedTuple):
   """What all trials of a task share."""
 
-  config: Any
+  config: FinetuningConfig
   task: Task
   initial: Initial
   layout: meshes.Layout
@@ -78,14 +74,14 @@ class Program(NamedTuple):
   compiled: set  # lengths of rows that the step was compiled for, so far
 
 
-def build_model(config, task, initial: Initial, max_length: int):
+def build_model(config: FinetuningConfig, task, initial: Initial, max_length: int):
   """The encoder with the task's head, its attention kernel and why it is that.
 
   Raises UserError where rows would be longer than the encoder's positions, or sizes contradict each other.
   """
   fields = with_choices(initial.model, config)
   if config.frozen:  # what is probed is the encoder as it is used
-    fields.dropout = fields.attention_dropout = 0.0
+    fields = fields.replace({'dropout': 0.0, 'attention_dropout': 0.0})
   if fields.family == 'electra' and max_length > fields.max_positions:
     raise UserError(
       f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} positions; '
@@ -145,7 +141,7 @@ def program(
   model, kernel = build_model(config, task, initial, max_length)
   o, per_epoch = config.optimizer, batches.steps_per_epoch(len(train), config.batch_size)
   count = max(1, round((config.epochs or task.recipe.epochs) * per_epoch))
-  rate, decay = rates = finetune_config.rates(config, model.config.hidden_size)
+  rate, decay = rates(config, model.config.hidden_size)
   boxed = jax.eval_shape(lambda: init_params(model, 0))
   schedule = optimizers.linear_decay_with_warmup(rate, int(o.warmup * count), count)
   layer_rates = optimizers.layerwise_rates(
@@ -197,7 +193,7 @@ def program(
     state,
     train_step,
     steps.jit_predict(model, ids, layout),
-    rates,
+    (rate, decay),
     kernel,
     task.constant(),
     set(),
@@ -219,6 +215,6 @@ def first_state(p: Program, seed: int) -> TrainState:
   return p.state(params)
 
 
-def same_on_all(config) -> None:
+def same_on_all(config: FinetuningConfig) -> None:
   """Raises UserError where processes of the run have different configs."""
   hosts.same_everywhere('the config', json.dumps(configs.to_plain(config), sort_keys=True))

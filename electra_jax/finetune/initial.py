@@ -2,12 +2,12 @@
 
 import dataclasses
 import zlib
-from typing import Any
 
 import jax
 import numpy as np
 
-from electra_jax import config as configs
+from electra_jax.config import FinetuningConfig, ModelConfig, flat, from_plain
+from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
@@ -23,6 +23,8 @@ ENCODER = (
   'encoder.json'  # in a fine-tuned run: config.model of the pretraining run, and where it is from
 )
 TASK = 'task.json'  # in each task's folder of a fine-tuned run
+# Fields of config.model that describe how an encoder is computed here, not the encoder.
+OWN_CHOICES = ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')
 KEPT = 'kept.json'  # there too: the trials whose weights are kept, the best first
 
 
@@ -40,7 +42,7 @@ class Initial:
     notes: sentences for the first screen.
   """
 
-  model: Any
+  model: ModelConfig
   tokenizer: Tokenizer
   origin: dict
   weights: str | dict | None
@@ -65,7 +67,7 @@ class Initial:
     )
 
 
-def open_initial(config, before: dict | None = None) -> Initial:
+def open_initial(config: FinetuningConfig, before: dict | None = None) -> Initial:
   """What config.init says.
 
   Args:
@@ -136,12 +138,12 @@ def of_weights(
       f'{field} holds a generator and no discriminator, which is what is fine-tuned; name the discriminator.'
     )
   weights, tokenizer = with_tokenizer(weights, field)
-  model = configs.default_config().model
-  model.update(
+  d = weights.discriminator
+  model = ModelConfig().replace(
     {
-      name: type(value)(getattr(weights.discriminator, name))
-      for name, value in model.items()
-      if name not in ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')
+      entry.name: entry.kind(getattr(d, entry.name))
+      for entry in fields_of(ModelConfig).values()
+      if entry.name not in OWN_CHOICES
     }
   )
   origin = {
@@ -171,7 +173,7 @@ def checksum(params) -> int:
 def _of_task(folder, fresh, which, before) -> Initial:
   saved = read_json(folder.parent / ENCODER)
   tokenizer = load_tokenizer(folder.parent / 'tokenizer')
-  model = configs.from_plain({'model': saved['model']}).model
+  model = from_plain(saved['model'], ModelConfig)
   origin = {'run': str(folder), 'name': folder.name, 'step': None}
   if fresh:
     return Initial(model, tokenizer, origin, None)
@@ -206,12 +208,9 @@ def kept_trials(folder) -> list[int]:
   return read_json(folder / KEPT)['trials'] if workdirs.exists(folder / KEPT) else []
 
 
-def with_choices(model, config):
-  """The pretrained encoder's config.model, with what the fine-tuning config says of it."""
-  model = type(model)(model.to_dict())
-  with model.unlocked():
-    model.update(config.model.to_dict())
-  return model
+def with_choices(model: ModelConfig, config: FinetuningConfig) -> ModelConfig:
+  """The config.model of the pretrained encoder, with the fields that fine-tuning chooses."""
+  return model.replace(flat(config.model))
 
 
 def weights_count(params) -> int:

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_jax import config as configs
+from electra_jax.config import FinetuningConfig, ModelConfig
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import batches, build, initial
-from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune import step as steps
+from electra_jax.finetune.resolve import resolve_saved
 from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.interop.weights import Head, Weights, trimmed
@@ -33,7 +34,7 @@ class FineTunedRun:
   workdir: str
   trial: str
   step: int
-  config: Any
+  config: FinetuningConfig
   task: Task
   tokenizer: Tokenizer
   model: FineTuned
@@ -150,17 +151,15 @@ def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
   task = names[0] if task is None else task
   if task not in names:
     raise UserError(f'{folder} keeps no weights of {task!r}; it has those of {", ".join(names)}.')
-  defaults = finetune_config.default_config()
-  config = configs.from_plain(read_json(folder / 'config.json'), defaults)
+  config = resolve_saved(folder).config
   description = read_json(folder / task / initial.TASK)
   restored = restore_task(description)
   encoder = read_json(folder / initial.ENCODER)
   tokenizer = load_tokenizer(folder / 'tokenizer')
-  config.model.attention = 'xla'
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
   start = initial.Initial(
-    configs.from_plain({'model': encoder['model']}).model, tokenizer, encoder['origin'], None
+    configs.from_plain(encoder['model'], ModelConfig), tokenizer, encoder['origin'], None
   )
   model, _ = build.build_model(config, restored, start, description['max_length'])
   layout = meshes.make_layout()

@@ -157,7 +157,7 @@ def run_model(
     results and results[0].get('logits', np.zeros(0)).ndim == 2
   )  # tagging: cut to the row's own length
   return {
-    name: [r[name][: len(ids)] for r, ids in zip(results, features.token_ids)]
+    name: [r[name][: len(ids)] for r, ids in zip(results, features.token_ids, strict=True)]
     if per_token
     else np.stack([r[name] for r in results])
     for name in (results[0] if results else ())

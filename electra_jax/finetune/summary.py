@@ -51,7 +51,7 @@ def summarise(records: list[dict]) -> dict:
         name, [value for value in values if value is not None]
       )
 
-    def total(name):
+    def total(name, mine=mine):
       return sum(record.get(name) or 0 for record in mine)
 
     summaries[task] = {
@@ -285,7 +285,7 @@ def _curves(axes, task, summary, records, fallen):
     points = [(epoch, 100 * value) for epoch, value in points if _number(value) is not None]
     style = {'color': PURPLE, 'ls': '-.'} if record in fallen else {'color': BLUE}
     if points:
-      axes.plot(*zip(*points), lw=1.2, alpha=0.75, marker='.', clip_on=False, **style)
+      axes.plot(*zip(*points, strict=True), lw=1.2, alpha=0.75, marker='.', clip_on=False, **style)
   level = _number(summary['constant'].get(metric))
   if level is not None:
     axes.axhline(100 * level, color=ORANGE, ls='--', lw=1.4)

@@ -1,5 +1,6 @@
 """The fine-tuning program: a pretrained run and labelled data to scored trials, top to bottom. A trial's steps are in trial.py."""
 
+import functools
 import io
 import math
 import os
@@ -8,13 +9,14 @@ import zlib
 import jax
 import numpy as np
 
+from electra_jax import config as configs
 from electra_jax import console
 from electra_jax.console import say
 from electra_jax.data.permutation import permutation
 from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, build, initial, summary
-from electra_jax.finetune import config as finetune_config
+from electra_jax.finetune.resolve import resolve
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.trial import RESULT, Split, labelled, plain, run_trial
 from electra_jax.training import hosts
@@ -39,21 +41,11 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   Raises UserError for a person's mistakes, and when a loss or gradient is not finite.
   """
   notice = Notice() if notice is None else notice
-  finetune_config.check(config)
+  run = resolve(config, workdir)
+  config, workdir = run.config, run.workdir
   build.same_on_all(config)
-  begun = hosts.from_first(lambda: build.claim(workdir, config))
-  workdir = workdirs.folder(workdir)
+  hosts.from_first(lambda: build.claim(workdir, config))
   hosts.check_shared(workdir)
-  kept = (
-    workdirs.read_json(workdir / initial.ENCODER)
-    if begun and workdirs.exists(workdir / initial.ENCODER)
-    else None
-  )
-  if kept and kept['origin'].get('imported'):
-    raise UserError(
-      f'{workdir} holds a model that was imported, not trained; train it in another --workdir, with '
-      f'--config.init={workdir}/{finetune_config.tasks(config)[0]}.'
-    )
   console.heading(f'{config.name}  ({workdir})')
 
   #### Devices, data, encoder ########################################################################################
@@ -67,7 +59,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   )
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
-  tasks = [open_task(name, config.data) for name in finetune_config.tasks(config)]
+  tasks = [open_task(name, config.data) for name in config.tasks]
   for task in tasks:  # all data is read before the first step
     examples = {split: task.examples(split) for split in ('train', 'dev') if split in task.splits}
     for split in ('train', 'dev'):
@@ -84,7 +76,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
       + (f', {others}' if others else '')
       + (f'; labels {_some(task.labels)}' if task.labels else ''),
     )
-  start = initial.open_initial(config, kept and kept['origin'])
+  start = initial.open_initial(config, run.origin)
   if 'checksum' in start.origin:
     hosts.same_everywhere(f'the weights of {config.init}', str(start.origin['checksum']))
   say('encoder', start.describe())
@@ -106,11 +98,12 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
       if not workdirs.exists(folder / f'trial-{trial}' / RESULT)
     ]
     if not workdirs.exists(folder / initial.KEPT):
-      hosts.from_first(lambda: describe(config, task, folder))
+      hosts.from_first(functools.partial(describe, config, task, folder))
     if todo:
       p, splits = prepare(config, task, start, layout)
-      hosts.same_everywhere(f'the data of {task.name}', str(_identity(p.train)))
-      hosts.from_first(lambda: _check_data(folder, _identity(p.train)))
+      identity = _identity(p.train)
+      hosts.same_everywhere(f'the data of {task.name}', str(identity))
+      hosts.from_first(functools.partial(_check_data, folder, identity))
       for trial in todo:
         say(f'trial {trial}', f'of {config.num_trials}, seed {config.seed + trial - 1}')
         try:
@@ -124,7 +117,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
           ) from None
         if record is None:
           return PREEMPTED
-        hosts.from_first(lambda: _keep_weights(config, task, folder))
+        hosts.from_first(functools.partial(_keep_weights, config, task, folder))
         figures = record['figures']['dev']
         say(
           'dev',
@@ -135,12 +128,12 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
         del params
       del p, splits
     hosts.from_first(
-      lambda: _keep_weights(config, task, folder)
+      functools.partial(_keep_weights, config, task, folder)
     )  # again, as a start before may have ended just before
     _show(workdir, [task.name])
 
   #### Results #######################################################################################################
-  names = finetune_config.tasks(config)
+  names = config.tasks
   records = read_records(workdir, names)
   if len(names) > 1:
     print('\n' + summary.table(summary.summarise(records)) + '\n')
@@ -234,7 +227,7 @@ def describe(config, task, folder) -> None:
 def keep_encoder(workdir, start) -> None:
   """What a person needs to open the run without the one that it began with."""
   workdirs.write_json(
-    workdir / initial.ENCODER, {'model': start.model.to_dict(), 'origin': start.origin}
+    workdir / initial.ENCODER, {'model': configs.to_plain(start.model), 'origin': start.origin}
   )
   folder = workdir / 'tokenizer'
   try:

@@ -214,7 +214,7 @@ def _variables(tree, scopes):
   found = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     names, stacked = _names(path, leaf.shape, scopes)
-    found |= zip(names, leaf) if stacked else {names[0]: leaf}
+    found |= zip(names, leaf, strict=True) if stacked else {names[0]: leaf}
   return {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
 
 
@@ -224,7 +224,7 @@ def _tree(reader, prefix, wanted, scopes, slot=''):
   def get(path, leaf):
     names, stacked = _names(path, leaf.shape, scopes)
     values = [_tensor(reader, prefix, name + slot) for name in names]
-    for name, value in zip(names, values):
+    for name, value in zip(names, values, strict=True):
       if not jax.numpy.issubdtype(value.dtype, np.floating):
         raise UserError(
           f'{prefix} holds {name + slot} as {value.dtype}, and weights are floating-point numbers.'

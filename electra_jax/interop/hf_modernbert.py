@@ -146,7 +146,7 @@ def tensors(c: EncoderConfig, kind: str) -> dict[str, tuple]:
   }
   for i in range(c.num_layers):
 
-    def part(name):
+    def part(name, i=i):
       return (f'encoder/layers/{name}', i)
 
     here = f'layers.{i}'

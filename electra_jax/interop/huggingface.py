@@ -130,7 +130,9 @@ def _read_model(path):
   tree = hf_tensors.to_ours(found, names, form, kind, config, _shapes(weights, kind), path)
   top = {'generator': GENERATOR}.get(kind, DISCRIMINATOR)
   params = {
-    name: tree[part] for name, part in zip(top, ('embeddings', 'encoder', 'head')) if part in tree
+    name: tree[part]
+    for name, part in zip(top, ('embeddings', 'encoder', 'head'), strict=True)
+    if part in tree
   }
   if weights.head:
     weights = dataclasses.replace(

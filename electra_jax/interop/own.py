@@ -36,7 +36,7 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
       f'{folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run, hf:FOLDER or tf:CHECKPOINT.'
     )
   config = run_config(folder)
-  config.model.attention = 'xla'
+  config = config.replace({'model.attention': 'xla'})
   size = load_tokenizer(folder / 'tokenizer').size
   generator, discriminator = (
     dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu')

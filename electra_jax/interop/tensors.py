@@ -398,7 +398,9 @@ def _tensors(path, loaded, content_of):
     there = len(contents[storage.key]) // item
     needed = max(
       storage.count,
-      1 + offset + sum((n - 1) * stride for n, stride in zip(shape, strides)) if size else 0,
+      1 + offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+      if size
+      else 0,
     )
     if needed > there:
       raise UserError(

@@ -164,7 +164,7 @@ def same_bits(a, b) -> bool:
   return all(
     x.shape == y.shape
     and np.array_equal(np.asarray(x).view(np.uint32), np.asarray(y).view(np.uint32))
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   )
 
 
@@ -219,8 +219,11 @@ def _check_vocabularies(discriminator, generator):
     )
   if discriminator.tokenizer is None or generator.tokenizer is None:
     return
+  # A tokenizer may have fewer tokens than vocab_size; the common part is compared.
   pairs = zip(
-    load_tokenizer(discriminator.tokenizer).tokens, load_tokenizer(generator.tokenizer).tokens
+    load_tokenizer(discriminator.tokenizer).tokens,
+    load_tokenizer(generator.tokenizer).tokens,
+    strict=False,
   )
   if different := next(((i, a, b) for i, (a, b) in enumerate(pairs) if a != b), None):
     i, a, b = different

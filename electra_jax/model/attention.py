@@ -1,7 +1,11 @@
 """Attention behind one function."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from electra_jax.model import kernels
 from electra_jax.model.config import KERNELS
@@ -13,20 +17,20 @@ SPLASH_FROM_LENGTH = 512
 
 
 def attention(
-  query,
-  key,
-  value,
-  segment_ids,
-  is_global=None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segment_ids: jax.Array,
+  is_global: jax.Array | bool | None = None,
   *,
-  reach,
-  kernel,
-  dropout_rate,
-  dropout_keys,
-  dropout_site,
-  dropout_generator,
-  direction='both',
-):
+  reach: int,
+  kernel: str,
+  dropout_rate: float,
+  dropout_keys: jax.Array | None,
+  dropout_site: int,
+  dropout_generator: str,
+  direction: str = 'both',
+) -> jax.Array:
   """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) inside segments.
 
   A position attends to the positions of its own segment, so packed documents do not see each other and no real token sees
@@ -67,7 +71,9 @@ def attention(
   return jnp.einsum('bnqk,bknd->bqnd', probabilities, value)
 
 
-def visible_positions(segment_ids, is_global, reach, direction='both'):
+def visible_positions(
+  segment_ids: jax.Array, is_global: jax.Array | bool | None, reach: int, direction: str = 'both'
+) -> jax.Array:
   """Who attends to whom, boolean [batch, 1, length, length] with the query's position before the key's. Arguments as of attention."""
   length = segment_ids.shape[1]
   visible = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
@@ -88,7 +94,7 @@ def choose_attention(
   length: int,
   head_size: int,
   attention_dropout: float,
-  dtype,
+  dtype: DTypeLike,
   compute_capability: str | None = None,
 ) -> tuple[str, str]:
   """The kernel of a run, and why, in a few words.
@@ -133,7 +139,15 @@ def choose_attention(
   )
 
 
-def _obstacle(kernel, platform, length, head_size, attention_dropout, dtype, compute_capability):
+def _obstacle(
+  kernel: str,
+  platform: str,
+  length: int,
+  head_size: int,
+  attention_dropout: float,
+  dtype: np.dtype[Any],
+  compute_capability: str | None,
+) -> tuple[str | None, str | None]:
   """What keeps a fast kernel from being used, or None, and what to set instead, if anything would do."""
   home = {'splash': 'tpu', 'cudnn': 'gpu'}[kernel]
   if platform != home:
@@ -165,14 +179,16 @@ def _at_least(compute_capability: str, major: int) -> bool:
   return number.isdigit() and int(number) >= major
 
 
-def rotary_tables(positions, head_size, theta):
+def rotary_tables(
+  positions: jax.Array, head_size: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
   """Cosines and sines of rotary positions (Su et al. 2021, section 3.2.2), float32 [batch, length, 1, head_size / 2]."""
   frequencies = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
   angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x, tables):
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Rotates x [batch, length, heads, head_size] by its positions: element i of the first half pairs with i of the second."""
   cos, sin = tables
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -1,9 +1,9 @@
 """EncoderConfig: one frozen dataclass for both families, and how a generator's is derived from a discriminator's."""
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 FAMILIES = ('electra', 'modern')
 REMAT = ('none', 'dots', 'full')
@@ -44,15 +44,17 @@ class EncoderConfig:
   vocab_multiple: int = (
     128  # rows of the embedding table are padded to a multiple of this (TPU lanes)
   )
-  dtype: Any = jnp.float32  # of matrix products and activations; parameters are float32 always
+  dtype: DTypeLike = (
+    jnp.float32
+  )  # of matrix products and activations; parameters are float32 always
   remat: str = 'none'  # what the backward pass computes again: none, dots (all but products), full
   scan_unroll: int = 1  # layers per iteration of the scan; num_layers unrolls it whole
   dropout_generator: str = 'hash'  # 'hash' or 'threefry', see model/dropout.py
   attention: str = 'xla'  # xla (anywhere), splash (TPU) or cudnn (GPU), see model/attention.py
   direction: str = 'both'  # which side of itself a position sees: both, left or right
 
-  def __post_init__(self):
-    def need(condition, message):
+  def __post_init__(self) -> None:
+    def need(condition: bool, message: str) -> None:
       if not condition:
         raise ValueError(message)
 
@@ -109,14 +111,17 @@ class EncoderConfig:
 
   @property
   def head_size(self) -> int:
+    """Width of one attention head."""
     return self.hidden_size // self.num_heads
 
   @property
   def padded_vocab_size(self) -> int:
+    """Rows of the embedding table: vocab_size rounded up to a multiple of vocab_multiple."""
     return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
   @property
   def use_bias(self) -> bool:
+    """Whether dense layers and norms have a bias."""
     return self.family == 'electra'
 
 
@@ -138,7 +143,8 @@ def generator_config(
     hidden_fraction: of the hidden size, 1/4 (small, large) or 1/3 (base) in table 6.
     layers_fraction: of the number of layers.
     embedding_size: width of the embeddings that the generator reads; None for the discriminator's (they are shared).
-    num_heads, intermediate_size: where they are not in proportion, as in some published generators; 0 where they are.
+    num_heads: where it is not in proportion, as in some published generators; 0 where it is.
+    intermediate_size: likewise.
   """
   hidden = int(round(discriminator.hidden_size * hidden_fraction))
   heads = num_heads or max(1, hidden // discriminator.head_size)

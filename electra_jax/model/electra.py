@@ -8,7 +8,16 @@ import jax.numpy as jnp
 
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import fold_in
-from electra_jax.model.encoder import Embeddings, Encoder, Inputs, dense, gelu, layer_norm, product
+from electra_jax.model.encoder import (
+  Embeddings,
+  Encoder,
+  Inputs,
+  dense,
+  gelu,
+  layer_norm,
+  partitioned,
+  product,
+)
 
 SHARING = ('embeddings', 'none', 'all', 'disentangled')
 # Folded into the dropout keys, so that the towers' masks differ; 3 is a fine-tuning head's, see heads.py.
@@ -22,8 +31,8 @@ class GeneratorHead(nn.Module):
   embedding_size: int
 
   @nn.compact
-  def __call__(self, hidden, word_embeddings):
-    """hidden [batch, predictions, hidden], word_embeddings [vocab, embed] -> float32 [batch, predictions, padded vocab].
+  def __call__(self, hidden: jax.Array, word_embeddings: jax.Array) -> jax.Array:
+    """Hidden states [batch, predictions, hidden], word_embeddings [vocab, embed] -> float32 [batch, predictions, padded vocab].
 
     The rows that pad the vocabulary get the lowest float32, so that softmax and sampling never see them.
     """
@@ -32,7 +41,7 @@ class GeneratorHead(nn.Module):
     x = layer_norm(c, 'norm')(x)
     bias = self.param(
       'bias',
-      nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',)),
+      partitioned(nn.initializers.zeros, ('vocab',)),
       (c.padded_vocab_size,),
       jnp.float32,
     )
@@ -47,8 +56,8 @@ class DiscriminatorHead(nn.Module):
   config: EncoderConfig
 
   @nn.compact
-  def __call__(self, hidden):
-    """hidden [batch, length, hidden] -> float32 [batch, length]."""
+  def __call__(self, hidden: jax.Array) -> jax.Array:
+    """Hidden states [batch, length, hidden] -> float32 [batch, length]."""
     c = self.config
     x = gelu(dense(c, c.hidden_size, ('embed', 'embed_out'), 'dense')(hidden))
     init = None
@@ -88,7 +97,8 @@ class Electra(nn.Module):
   heads: tuple[str, ...] = ('generator_head', 'discriminator_head')
   two_tower: bool = False
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the towers and heads."""
     g, d = self.generator_config, self.discriminator_config
     if self.sharing not in SHARING:
       raise ValueError(f'sharing is {self.sharing!r}; it is one of {", ".join(SHARING)}.')
@@ -111,7 +121,7 @@ class Electra(nn.Module):
       return
     if self.two_tower:
 
-      def one_sided(direction):
+      def one_sided(direction: str) -> Encoder:
         return Encoder(dataclasses.replace(g, direction=direction, attention='xla'))
 
       self.generator_ltr, self.generator_rtl = one_sided('left'), one_sided('right')
@@ -119,7 +129,9 @@ class Electra(nn.Module):
       self.generator = Encoder(g)
     self.generator_head = GeneratorHead(g, g.embedding_size)
 
-  def __call__(self, inputs: Inputs, positions):
+  def __call__(
+    self, inputs: Inputs, positions: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Touches every parameter, for initialisation."""
     hidden = self.hidden_states(inputs)
     return (
@@ -128,18 +140,20 @@ class Electra(nn.Module):
       self.predictions(hidden) if 'predictor_head' in self.heads else None,
     )
 
-  def _generator_embeddings(self):
+  def _generator_embeddings(self) -> Embeddings:
     return (
       self.generator_embeddings if self.sharing in ('none', 'disentangled') else self.embeddings
     )
 
-  def _embed(self, inputs, keys):
+  def _embed(self, inputs: Inputs, keys: jax.Array | None) -> jax.Array:
     """What the discriminator's tower reads."""
     if self.sharing == 'disentangled':
       return self.embeddings_difference(inputs, keys, under=self.generator_embeddings.tables())
     return self.embeddings(inputs, keys)
 
-  def generator_logits(self, inputs: Inputs, positions, keys=None):
+  def generator_logits(
+    self, inputs: Inputs, positions: jax.Array, keys: jax.Array | None = None
+  ) -> jax.Array:
     """The generator's logits at `positions` [batch, predictions] alone: float32 [batch, predictions, padded vocab]."""
     c = self.generator_config
     if 'generator_head' not in self.heads:
@@ -158,7 +172,7 @@ class Electra(nn.Module):
     at_positions = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
     return self.generator_head(at_positions, embeddings.word)
 
-  def cloze_states(self, inputs: Inputs, keys=None):
+  def cloze_states(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
     """Of `two_tower`: what stands to the left and to the right of each position in its own document, and never what stands there.
 
     Zeros stand for the side that a document does not have, at its first and its last token.
@@ -171,30 +185,32 @@ class Electra(nn.Module):
     rtl = self.generator_rtl(embedded, inputs, fold_in(keys, _RIGHT_TO_LEFT))
     return neighbours(ltr, rtl, inputs.segment_ids)
 
-  def cloze_logits(self, states):
+  def cloze_logits(self, states: jax.Array) -> jax.Array:
     """Logits of states [batch, positions, 2 x hidden] out of cloze_states: float32 [batch, positions, padded vocab]."""
     return self.generator_head(states, self._generator_embeddings().word)
 
-  def hidden_states(self, inputs: Inputs, keys=None):
+  def hidden_states(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
     """The discriminator's hidden states [batch, length, hidden]: what fine-tuning starts from."""
     keys = fold_in(keys, _DISCRIMINATOR)
     return self.discriminator(self._embed(inputs, fold_in(keys, 0)), inputs, keys)
 
-  def discriminator_logits(self, inputs: Inputs, keys=None):
-    """float32 [batch, length]: log-odds that the token was replaced."""
+  def discriminator_logits(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
+    """Float32 [batch, length]: log-odds that the token was replaced."""
     return self.verdicts(self.hidden_states(inputs, keys))
 
-  def verdicts(self, hidden):
+  def verdicts(self, hidden: jax.Array) -> jax.Array:
     """The same from hidden states [batch, length, hidden]."""
     return self.discriminator_head(hidden)
 
-  def predictor_logits(self, inputs: Inputs, positions, keys=None):
+  def predictor_logits(
+    self, inputs: Inputs, positions: jax.Array, keys: jax.Array | None = None
+  ) -> jax.Array:
     """The main tower's logits over the vocabulary at `positions` [batch, predictions] alone: float32 [batch, predictions, padded vocab]."""
     return self.predictions(
       jnp.take_along_axis(self.hidden_states(inputs, keys), positions[:, :, None], axis=1)
     )
 
-  def predictions(self, hidden):
+  def predictions(self, hidden: jax.Array) -> jax.Array:
     """The same from the hidden states [batch, predictions, hidden] there."""
     if self.sharing == 'disentangled':
       word = self.embeddings_difference.tables(self.generator_embeddings.tables())['word']
@@ -203,7 +219,7 @@ class Electra(nn.Module):
     return self.predictor_head(hidden, word)
 
 
-def neighbours(ltr, rtl, segment_ids):
+def neighbours(ltr: jax.Array, rtl: jax.Array, segment_ids: jax.Array) -> jax.Array:
   """At each position the state of `ltr` one to its left beside that of `rtl` one to its right, zeros where no document goes on.
 
   ltr, rtl: [batch, length, hidden]; segment_ids: [batch, length]. Returns [batch, length, 2 x hidden].

@@ -1,17 +1,21 @@
 """Embeddings, the encoder layers of both families, and the encoder: layers stacked and scanned."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from electra_jax.model.attention import attention, rotary_tables, rotate
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.kernels import RESIDUALS, divided
+
+Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 
 PRODUCT = 'product'  # the name of what dense layers give, for remat='dots'
 
@@ -25,7 +29,7 @@ class Inputs(NamedTuple):
   type_ids: jax.Array  # token types: 0, and 1 for the second text of a pair
 
 
-def packed_inputs(token_ids, pad_id: int, cls_id: int, sep_id: int) -> Inputs:
+def packed_inputs(token_ids: jax.Array, pad_id: int, cls_id: int, sep_id: int) -> Inputs:
   """Inputs of rows: each [CLS] begins a piece; pieces do not see each other and positions restart in each.
 
   What follows a piece's first [SEP] is of type 1: the second segment of a pair. Packed pieces end with their only [SEP].
@@ -48,7 +52,7 @@ def packed_inputs(token_ids, pad_id: int, cls_id: int, sep_id: int) -> Inputs:
   )
 
 
-def truncated_normal(std: float):
+def truncated_normal(std: float) -> Initializer:
   """Normal numbers of standard deviation `std` before they are cut at two deviations, as in BERT and ModernBERT."""
   # JAX's initialiser rescales so that the cut distribution has the given deviation; the original's does not.
   return lambda key, shape, dtype=jnp.float32: (
@@ -56,19 +60,30 @@ def truncated_normal(std: float):
   )
 
 
-def parameter(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]):
+def partitioned(init: Initializer, axes: tuple[str, ...]) -> Initializer:
+  """An initializer whose array carries logical axes; Module.param returns the array without them."""
+  return cast(Initializer, nn.with_logical_partitioning(init, axes))
+
+
+def parameter(
+  module: nn.Module,
+  name: str,
+  init: Initializer,
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+) -> jax.Array:
   """A float32 parameter named with logical axes, laid out as it is used: of what is split to save memory the parts are gathered here."""
-  value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+  value: jax.Array = module.param(name, partitioned(init, axes), shape, jnp.float32)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not nn.get_logical_axis_rules():
     return value
-  return jax.lax.with_sharding_constraint(
-    value, PartitionSpec(*(divided(mesh, *axis) for axis in zip(axes, shape)))
-  )
+  spec = PartitionSpec(*(divided(mesh, *axis) for axis in zip(axes, shape, strict=True)))
+  gathered: jax.Array = jax.lax.with_sharding_constraint(value, spec)
+  return gathered
 
 
 @jax.custom_vjp
-def product(x, kernel):
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """x [rows, in] times kernel [in, out], in the type of x, summed up in float32: float32 [rows, out].
 
   The kernel's gradient comes out in float32 as well, so that its sum over devices is not rounded to bfloat16 on the way.
@@ -76,11 +91,15 @@ def product(x, kernel):
   return jax.lax.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-def _product_forward(x, kernel):
+def _product_forward(
+  x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   return product(x, kernel), (x, kernel)
 
 
-def _product_backward(saved, gradient):
+def _product_backward(
+  saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   x, kernel = saved
   gradient = gradient.astype(x.dtype)
   return (
@@ -100,23 +119,24 @@ class Dense(nn.Module):
 
   features: int
   axes: tuple[str, str]
-  kernel_init: Any
+  kernel_init: Initializer
   use_bias: bool
-  dtype: Any
+  dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x):
-    """x [..., in] -> [..., features]."""
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Features [..., in] -> [..., features]."""
     kernel = parameter(self, 'kernel', self.kernel_init, (x.shape[-1], self.features), self.axes)
     y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
     if self.use_bias:
       y += self.param(
         'bias',
-        nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
+        partitioned(nn.initializers.zeros, self.axes[1:]),
         (self.features,),
         jnp.float32,
       )
-    return checkpoint_name(y.astype(self.dtype), PRODUCT).reshape(*x.shape[:-1], self.features)
+    named: jax.Array = checkpoint_name(y.astype(self.dtype), PRODUCT)
+    return named.reshape(*x.shape[:-1], self.features)
 
 
 def dense(
@@ -125,10 +145,10 @@ def dense(
   axes: tuple[str, str],
   name: str,
   *,
-  init=None,
-  use_bias=None,
-  dtype=None,
-):
+  init: Initializer | None = None,
+  use_bias: bool | None = None,
+  dtype: DTypeLike | None = None,
+) -> Dense:
   """A Dense as the config has it."""
   return Dense(
     features,
@@ -140,7 +160,7 @@ def dense(
   )
 
 
-def layer_norm(config: EncoderConfig, name: str):
+def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
   """LayerNorm with statistics in float32; without a bias in the modern family."""
   return nn.LayerNorm(
     name=name,
@@ -154,7 +174,7 @@ def layer_norm(config: EncoderConfig, name: str):
   )
 
 
-def gelu(x):
+def gelu(x: jax.Array) -> jax.Array:
   """The exact GELU (with erf, in float32), as both families have it."""
   # jax.nn.gelu takes erfc, in the type of x: slower on a CPU, and it rounds otherwise than the original and PyTorch do.
   y = x.astype(jnp.float32)
@@ -170,11 +190,12 @@ class Embeddings(nn.Module):
   config: EncoderConfig
   difference: bool = False
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the tables and the norm."""
     c = self.config
     init = nn.initializers.zeros if self.difference else truncated_normal(c.initializer_range)
 
-    def table(name, rows, axis):
+    def table(name: str, rows: int, axis: str) -> jax.Array:
       return parameter(self, name, init, (rows, c.embedding_size), (axis, 'embed'))
 
     self.word = table('word', c.padded_vocab_size, 'vocab')
@@ -183,7 +204,7 @@ class Embeddings(nn.Module):
       self.type = table('type', c.type_vocab_size, 'types')
     self.norm = layer_norm(c, 'norm')
 
-  def tables(self, under: dict | None = None) -> dict:
+  def tables(self, under: Mapping[str, jax.Array] | None = None) -> dict[str, jax.Array]:
     """The tables by name, each plus that of `under`, to which no gradient flows."""
     names = ('word', 'position', 'type') if self.config.family == 'electra' else ('word',)
     own = {name: getattr(self, name) for name in names}
@@ -193,7 +214,12 @@ class Embeddings(nn.Module):
       else own
     )
 
-  def __call__(self, inputs: Inputs, keys=None, under: dict | None = None):
+  def __call__(
+    self,
+    inputs: Inputs,
+    keys: jax.Array | None = None,
+    under: Mapping[str, jax.Array] | None = None,
+  ) -> jax.Array:
     """Inputs -> [batch, length, embedding_size]. `under`: tables that these are the difference from."""
     c, tables = self.config, self.tables(under)
     x = jnp.take(tables['word'], inputs.token_ids, axis=0)
@@ -203,9 +229,14 @@ class Embeddings(nn.Module):
     return by_rows(dropout(self.norm(x), c.dropout, keys, 0, c.dropout_generator))
 
 
-def by_rows(x):
+def by_rows(x: jax.Array) -> jax.Array:
   """Activations [batch, length, ...], of which each device holds whole rows."""
-  return nn.with_logical_constraint(x, ('batch', *[None] * (x.ndim - 1)))
+  constrained: jax.Array = nn.with_logical_constraint(x, ('batch', *[None] * (x.ndim - 1)))
+  return constrained
+
+
+# What a layer gets from the one before: hidden states or, in `modern`, the residual stream and its normalised copy.
+Carry = jax.Array | tuple[jax.Array, jax.Array]
 
 
 class Layer(nn.Module):
@@ -213,10 +244,16 @@ class Layer(nn.Module):
 
   config: EncoderConfig
 
-  def _attend(self, x, shared, per_layer, keys):
+  def _attend(
+    self,
+    x: jax.Array,
+    shared: Mapping[str, Any],
+    per_layer: Mapping[str, jax.Array],
+    keys: jax.Array | None,
+  ) -> jax.Array:
     c = self.config
 
-    def heads(name):
+    def heads(name: str) -> jax.Array:
       return dense(c, c.hidden_size, ('embed', 'heads'), name)(x).reshape(
         *x.shape[:2], c.num_heads, c.head_size
       )
@@ -246,7 +283,7 @@ class Layer(nn.Module):
     )
     return dropout(x, c.dropout, keys, 2, c.dropout_generator)
 
-  def _output_init(self):
+  def _output_init(self) -> Initializer:
     # ModernBERT scales what is added to the residual stream by the number of additions.
     c = self.config
     return truncated_normal(
@@ -254,11 +291,19 @@ class Layer(nn.Module):
     )
 
   @nn.compact
-  def __call__(self, carry, shared, per_layer):
-    """carry: [batch, length, hidden] (`electra`); the residual stream and its normalised copy (`modern`)."""
+  def __call__(
+    self, carry: Carry, shared: Mapping[str, Any], per_layer: Mapping[str, jax.Array]
+  ) -> tuple[Carry, None]:
+    """The carry after this layer, and nothing to stack.
+
+    Args:
+      carry: [batch, length, hidden] (`electra`); the residual stream and its normalised copy (`modern`).
+      shared: the same for all layers: `segment_ids` [batch, length], `keys` [batch] or None, `rotary` (`modern`).
+      per_layer: of this layer: `index` int32 scalar, `is_global` boolean scalar (`modern`).
+    """
     c = self.config
     keys = fold_in(shared['keys'], per_layer['index'])
-    if c.family == 'electra':
+    if not isinstance(carry, tuple):  # `electra`
       x = layer_norm(c, 'attention_norm')(carry + self._attend(carry, shared, per_layer, keys))
       y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
       y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output')(y)
@@ -283,8 +328,10 @@ class Encoder(nn.Module):
   config: EncoderConfig
 
   @nn.compact
-  def __call__(self, embedded, inputs: Inputs, keys=None):
-    """embedded [batch, length, embedding_size] -> hidden states [batch, length, hidden_size]."""
+  def __call__(
+    self, embedded: jax.Array, inputs: Inputs, keys: jax.Array | None = None
+  ) -> jax.Array:
+    """Embedded tokens [batch, length, embedding_size] -> hidden states [batch, length, hidden_size]."""
     c = self.config
     x = embedded.astype(c.dtype)
     if c.embedding_size != c.hidden_size:
@@ -292,7 +339,7 @@ class Encoder(nn.Module):
       init = nn.initializers.glorot_uniform() if c.family == 'electra' else None
       x = dense(c, c.hidden_size, ('embed', 'embed_out'), 'embeddings_project', init=init)(x)
 
-    shared = {'segment_ids': inputs.segment_ids, 'keys': keys}
+    shared: dict[str, Any] = {'segment_ids': inputs.segment_ids, 'keys': keys}
     per_layer = {'index': jnp.arange(1, c.num_layers + 1)}  # 0 is the embeddings' place
     if c.family == 'modern':
       is_global = jnp.arange(c.num_layers) % c.global_every == 0
@@ -318,4 +365,4 @@ class Encoder(nn.Module):
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     carry, _ = layers(c, name='layers')(x if c.family == 'electra' else (x, x), shared, per_layer)
-    return carry if c.family == 'electra' else carry[1]
+    return carry[1] if isinstance(carry, tuple) else carry

@@ -6,6 +6,8 @@ Hugging Face's ElectraFor... and ModernBertFor... have, so that their files come
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,6 +24,7 @@ from electra_jax.model.encoder import (
   gelu,
   layer_norm,
   parameter,
+  partitioned,
   product,
   truncated_normal,
 )
@@ -42,7 +45,7 @@ def _logits(features: int, axis: str = 'embed') -> Dense:
   return Dense(features, (axis, 'one'), _glorot, True, jnp.float32)
 
 
-def pooled(hidden, segment_ids, pooling: str):
+def pooled(hidden: jax.Array, segment_ids: jax.Array, pooling: str) -> jax.Array:
   """[batch, length, hidden] -> [batch, hidden]: the [CLS] state ('cls'), or the mean over a row's tokens ('mean'; segment 0 is padding)."""
   if pooling == 'cls':
     return hidden[:, 0]
@@ -58,11 +61,14 @@ class ClassificationHead(nn.Module):
   dropout: float = PUBLISHED_DROPOUT['classification']
   pooling: str = 'cls'
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the dense layer."""
     self.dense = _logits(self.labels)
 
-  def __call__(self, hidden, segment_ids, keys=None):
-    """hidden [batch, length, hidden], segment_ids [batch, length] (0 is padding) -> float32 [batch, labels]."""
+  def __call__(
+    self, hidden: jax.Array, segment_ids: jax.Array, keys: jax.Array | None = None
+  ) -> jax.Array:
+    """Hidden states [batch, length, hidden], segment_ids [batch, length] (0 is padding) -> float32 [batch, labels]."""
     x = pooled(hidden, segment_ids, self.pooling)
     return self.dense(dropout(x, self.dropout, keys, 0, self.config.dropout_generator))
 
@@ -74,11 +80,12 @@ class TaggingHead(nn.Module):
   labels: int
   dropout: float = PUBLISHED_DROPOUT['tagging']
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the dense layer."""
     self.dense = _logits(self.labels)
 
-  def __call__(self, hidden, keys=None):
-    """hidden [batch, length, hidden] -> float32 [batch, length, labels]."""
+  def __call__(self, hidden: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    """Hidden states [batch, length, hidden] -> float32 [batch, length, labels]."""
     return self.dense(dropout(hidden, self.dropout, keys, 0, self.config.dropout_generator))
 
 
@@ -89,8 +96,8 @@ class _Weights(nn.Module):
   axes: tuple[str, str]
 
   @nn.compact
-  def __call__(self):
-    bias = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    bias = partitioned(nn.initializers.zeros, self.axes[1:])
     return (
       parameter(self, 'kernel', _glorot, self.shape, self.axes),
       self.param('bias', bias, self.shape[1:], jnp.float32),
@@ -106,7 +113,8 @@ class SpanHead(nn.Module):
   config: EncoderConfig
   beam: int = 20
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the layers of start, end and impossibility."""
     hidden, dtype = self.config.hidden_size, self.config.dtype
     self.start = _logits(1)
     self.end_hidden = _Weights((2 * hidden, SPAN_SIZE), ('embed', 'mlp'))
@@ -114,7 +122,9 @@ class SpanHead(nn.Module):
     self.impossible_hidden = Dense(SPAN_SIZE, ('embed', 'mlp'), _glorot, True, dtype)
     self.impossible = _logits(1, 'mlp')
 
-  def training(self, hidden, allowed, start):
+  def training(
+    self, hidden: jax.Array, allowed: jax.Array, start: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Logits where the start is known: float32 start [batch, length], end given it [batch, length], impossible [batch].
 
     hidden [batch, length, hidden]; start int32 [batch].
@@ -126,7 +136,7 @@ class SpanHead(nn.Module):
       self._no_answer(hidden, start_logits),
     )
 
-  def beam_search(self, hidden, allowed):
+  def beam_search(self, hidden: jax.Array, allowed: jax.Array) -> dict[str, jax.Array]:
     """The `beam` likeliest starts, and of each the `beam` likeliest ends given it, by falling probability.
 
     Returns: a dict of float32 `start_log_probs`, int32 `start_index` [batch, beam], `end_log_probs`, `end_index` [batch, beam, beam],
@@ -144,31 +154,31 @@ class SpanHead(nn.Module):
       'impossible': self._no_answer(hidden, start_logits),
     }
 
-  def _starts(self, hidden, allowed):
+  def _starts(self, hidden: jax.Array, allowed: jax.Array) -> jax.Array:
     return jnp.where(allowed > 0, self.start(hidden)[..., 0], LOWEST)
 
-  def _ends(self, hidden, allowed, starts):
-    """starts int32 [batch, n] -> float32 [batch, n, length]."""
+  def _ends(self, hidden: jax.Array, allowed: jax.Array, starts: jax.Array) -> jax.Array:
+    """Starts int32 [batch, n] -> float32 [batch, n, length]."""
     dtype, (batch, length, size) = self.config.dtype, hidden.shape
     kernel, bias = self.end_hidden()
     last_kernel, last_bias = self.end()
 
     # The layer over [start; token] is a sum of two products, one for each start and one for each token, so that the pairs
     # [batch, n, length, 2 x hidden] are never made; and one start at a time, so that neither is [batch, n, length, SPAN_SIZE].
-    def part(x, rows):
+    def part(x: jax.Array, rows: jax.Array) -> jax.Array:
       return product(x.astype(dtype).reshape(-1, size), rows).reshape(*x.shape[:2], SPAN_SIZE)
 
     of_start = part(jnp.take_along_axis(hidden, starts[:, :, None], axis=1), kernel[:size])
     of_token = part(hidden, kernel[size:]) + bias
 
-    def given(of_start):
+    def given(of_start: jax.Array) -> jax.Array:
       x = gelu((of_token + of_start[:, None]).astype(dtype)).astype(jnp.float32)
       return (product(x.reshape(-1, SPAN_SIZE), last_kernel) + last_bias).reshape(batch, length)
 
     logits = jax.lax.map(given, of_start.swapaxes(0, 1)).swapaxes(0, 1)
     return jnp.where(allowed[:, None] > 0, logits, LOWEST)
 
-  def _no_answer(self, hidden, start_logits):
+  def _no_answer(self, hidden: jax.Array, start_logits: jax.Array) -> jax.Array:
     """From [CLS] and from the hidden state that is expected at the start."""
     expected = jnp.einsum(
       'bl,bld->bd', jax.nn.softmax(start_logits), hidden, preferred_element_type=jnp.float32
@@ -177,13 +187,13 @@ class SpanHead(nn.Module):
     return self.impossible(gelu(self.impossible_hidden(x)))[..., 0]
 
 
-def _likeliest(logits, beam: int):
+def _likeliest(logits: jax.Array, beam: int) -> tuple[jax.Array, jax.Array]:
   """float32 [..., length] -> log-probabilities and indices [..., beam], those that are not allowed last."""
   log_probs, index = _best(jax.nn.log_softmax(logits), beam)
   return log_probs, jnp.where(log_probs > LOWEST / 2, index, 0)
 
 
-def _best(scores, beam: int):
+def _best(scores: jax.Array, beam: int) -> tuple[jax.Array, jax.Array]:
   """float32 [..., length] -> the highest scores, and int32 indices, [..., beam]; rows shorter than that are filled with LOWEST and 0."""
   count = min(beam, scores.shape[-1])
   scores, index = jax.lax.top_k(scores, count)
@@ -207,11 +217,13 @@ class TransformersHead(nn.Module):
   pooling: str = 'cls'
 
   @nn.compact
-  def __call__(self, hidden, segment_ids, keys=None):
-    """hidden [batch, length, hidden], segment_ids [batch, length] -> float32 [batch, outputs], of tagging and span [batch, length, outputs]."""
+  def __call__(
+    self, hidden: jax.Array, segment_ids: jax.Array, keys: jax.Array | None = None
+  ) -> jax.Array:
+    """Hidden states [batch, length, hidden], segment_ids [batch, length] -> float32 [batch, outputs], of tagging and span [batch, length, outputs]."""
     c, modern = self.config, self.config.family == 'modern'
 
-    def drop(x, site):
+    def drop(x: jax.Array, site: int) -> jax.Array:
       return dropout(x, self.dropout, keys, site, c.dropout_generator)
 
     of_rows = self.kind in ('classification', 'regression')
@@ -229,7 +241,9 @@ class TransformersHead(nn.Module):
     )
 
 
-def best_spans(start_logits, end_logits, allowed, beam: int, max_answer: int) -> dict:
+def best_spans(
+  start_logits: jax.Array, end_logits: jax.Array, allowed: jax.Array, beam: int, max_answer: int
+) -> dict[str, jax.Array]:
   """What SpanHead.beam_search gives, from starts and ends that know nothing of each other.
 
   The starts are those of the best spans by the sum of both logits, among all spans of at most `max_answer` tokens whose ends are
@@ -237,7 +251,8 @@ def best_spans(start_logits, end_logits, allowed, beam: int, max_answer: int) ->
   `impossible` is the score of [CLS] as start and end, less that of the best span: the null odds of `transformers` for SQuAD 2.0.
 
   Args:
-    start_logits, end_logits: float32 [batch, length].
+    start_logits: float32 [batch, length].
+    end_logits: float32 [batch, length].
     allowed: int32 [batch, length], see SpanHead.
     beam: starts, and ends of each.
     max_answer: tokens.
@@ -258,7 +273,7 @@ def best_spans(start_logits, end_logits, allowed, beam: int, max_answer: int) ->
   end_scores, end_index = _best(jnp.take_along_axis(ends, starts[:, :, None], axis=1), beam)
   real = taken[:, :, None] & (end_scores > LOWEST / 2)
 
-  def whole(x):
+  def whole(x: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(x, axis=-1, keepdims=True)
 
   return {
@@ -287,7 +302,8 @@ class FineTuned(nn.Module):
   style: str = 'published'  # of STYLES
   max_answer: int = 30  # of span in the style of transformers: most tokens of an answer
 
-  def setup(self):
+  def setup(self) -> None:
+    """Creates the tower and the head."""
     for name, choices in (('kind', KINDS), ('style', STYLES), ('pooling', POOLINGS)):
       if getattr(self, name) not in choices:
         raise ValueError(f'{name} is {getattr(self, name)!r}; it is one of {", ".join(choices)}.')
@@ -298,6 +314,7 @@ class FineTuned(nn.Module):
       if self.dropout is None
       else self.dropout
     )
+    self.head: Any  # of four classes, which are called with different arguments
     if self.style == 'transformers':
       outputs = {'regression': 1, 'span': 2}.get(self.kind, self.labels)
       self.head = TransformersHead(self.config, self.kind, outputs, rate, self.pooling)
@@ -310,19 +327,21 @@ class FineTuned(nn.Module):
         self.config, 1 if self.kind == 'regression' else self.labels, rate, self.pooling
       )
 
-  def __call__(self, inputs: Inputs):
+  def __call__(self, inputs: Inputs) -> dict[str, jax.Array]:
     """Touches every parameter, for initialisation."""
     ids = inputs.token_ids
     return self.training(
       inputs, {'allowed': jnp.ones_like(ids), 'start': jnp.zeros_like(ids[:, 0])}
     )
 
-  def hidden_states(self, inputs: Inputs, keys=None):
+  def hidden_states(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
     """[batch, length, hidden], what Electra.hidden_states gives with the same parameters and keys."""
     keys = fold_in(keys, _DISCRIMINATOR)
     return self.discriminator(self.embeddings(inputs, fold_in(keys, 0)), inputs, keys)
 
-  def training(self, inputs: Inputs, targets: dict, keys=None) -> dict:
+  def training(
+    self, inputs: Inputs, targets: Mapping[str, jax.Array], keys: jax.Array | None = None
+  ) -> dict[str, jax.Array]:
     """What finetune/losses.py compares with the targets.
 
     Args:
@@ -346,19 +365,22 @@ class FineTuned(nn.Module):
         'end_logits': jnp.where(may, end, LOWEST),
       }
     logits = self.head.training(hidden, targets['allowed'], targets['start'])
-    return dict(zip(('start_logits', 'end_logits', 'impossible'), logits))
+    return dict(zip(('start_logits', 'end_logits', 'impossible'), logits, strict=True))
 
-  def predict(self, inputs: Inputs, targets: dict) -> dict:
+  def predict(self, inputs: Inputs, targets: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The same without dropout and, of span, the beam of SpanHead.beam_search in place of logits (`targets`: `allowed`)."""
     hidden = self.hidden_states(inputs)
     if self.kind == 'span' and self.style == 'transformers':
       start, end = jnp.moveaxis(self.head(hidden, inputs.segment_ids), -1, 0)
       return best_spans(start, end, targets['allowed'], self.beam, self.max_answer)
     if self.kind == 'span':
-      return self.head.beam_search(hidden, targets['allowed'])
+      beam: dict[str, jax.Array] = self.head.beam_search(hidden, targets['allowed'])
+      return beam
     return self._outputs(hidden, inputs, None)
 
-  def _outputs(self, hidden, inputs, keys):
+  def _outputs(
+    self, hidden: jax.Array, inputs: Inputs, keys: jax.Array | None
+  ) -> dict[str, jax.Array]:
     if self.kind == 'tagging' and self.style == 'published':
       return {'logits': self.head(hidden, keys)}
     logits = self.head(hidden, inputs.segment_ids, keys)
@@ -372,11 +394,11 @@ def default_dropout(kind: str, style: str, family: str) -> float:
   return 0.0 if family == 'modern' or kind == 'span' else 0.1
 
 
-def init_params(model: FineTuned, seed: int, length: int = 8):
+def init_params(model: FineTuned, seed: int, length: int = 8) -> dict[str, Any]:
   """Fresh parameters of the whole model, boxed with their logical axes. Pure, for jax.eval_shape and jax.jit."""
   ids = jnp.zeros((1, length), jnp.int32)
   # Nothing is attended to yet, and a kernel of another kind does not lower on several devices at once.
   model = model.clone(config=dataclasses.replace(model.config, attention='xla'))
-  return model.init(jax.random.key(seed, impl='threefry2x32'), Inputs(ids, ids + 1, ids, ids))[
-    'params'
-  ]
+  variables = model.init(jax.random.key(seed, impl='threefry2x32'), Inputs(ids, ids + 1, ids, ids))
+  params: dict[str, Any] = variables['params']
+  return params

@@ -4,6 +4,8 @@ Both take a scaled query and know no dropout. Shapes as in model/attention.py.
 """
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -15,7 +17,14 @@ RESIDUALS = 'attention_residuals'  # the name of what splash keeps for its backw
 INTERPRET = False  # tests set it, to run splash without a TPU
 
 
-def splash(query, key, value, segment_ids, is_global, reach):
+def splash(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segment_ids: jax.Array,
+  is_global: jax.Array | bool | None,
+  reach: int,
+) -> jax.Array:
   """Splash attention of jax.experimental.pallas. Raises ValueError for a length that is not a multiple of 128."""
   length = query.shape[1]
   if length % LANES:
@@ -23,21 +32,28 @@ def splash(query, key, value, segment_ids, is_global, reach):
       f'splash attention takes lengths that are multiples of {LANES}, not {length}; attention xla takes any.'
     )
 
-  def on_device(query, key, value, segment_ids, is_global):
+  def on_device(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    is_global: jax.Array | bool | None,
+  ) -> jax.Array:
     by_head = [x.swapaxes(1, 2) for x in (query, key, value)]  # [batch, heads, length, head_size]
 
-    def attend(reach):
+    def attend(reach: int | None) -> jax.Array:
       return jax.vmap(_splash_row(length, query.shape[2], reach))(*by_head, segment_ids)
 
     if is_global is None:
       return attend(None).swapaxes(1, 2)
     # Masks are made when the kernel is traced, so the one body of scanned layers has a kernel for each kind.
-    return jax.lax.cond(is_global, lambda: attend(None), lambda: attend(reach)).swapaxes(1, 2)
+    by_kind: jax.Array = jax.lax.cond(is_global, lambda: attend(None), lambda: attend(reach))
+    return by_kind.swapaxes(1, 2)
 
   return _on_each_device(on_device, query, key, value, segment_ids, is_global)
 
 
-def _splash_row(length: int, heads: int, reach: int | None):
+def _splash_row(length: int, heads: int, reach: int | None) -> Callable[..., jax.Array]:
   """Attention of one row, [heads, length, head_size] and [length]. A `reach` skips the blocks that lie beyond it."""
   # Experimental in JAX, so it is asked for only where it is used.
   from jax.experimental.pallas.ops.tpu import splash_attention as sa
@@ -74,7 +90,13 @@ def _splash_row(length: int, heads: int, reach: int | None):
   )
 
 
-def cudnn(query, key, value, visible, implementation: str = 'cudnn'):
+def cudnn(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  visible: jax.Array,
+  implementation: Literal['xla', 'cudnn'] = 'cudnn',
+) -> jax.Array:
   """cuDNN's attention, through jax.nn.dot_product_attention.
 
   The kernel knows padding and causal windows, but neither packed rows nor windows to both sides, so it is given what is visible
@@ -83,13 +105,17 @@ def cudnn(query, key, value, visible, implementation: str = 'cudnn'):
   MiB, where the probabilities of 12 heads that XLA's attention holds for every layer are 384 MiB in bfloat16.
 
   Args:
-    query, key, value: bfloat16 or float16.
+    query: bfloat16 or float16 [batch, length, heads, head_size], scaled.
+    key: of the same type and shape.
+    value: of the same type and shape.
     visible: boolean [batch, 1, length, length].
     implementation: of jax.nn.dot_product_attention; 'xla' computes the same without a GPU.
   """
 
   # A device at a time: left to itself the kernel's partitioning does not divide the mask as it does the query.
-  def on_device(query, key, value, visible, _):
+  def on_device(
+    query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, _: None
+  ) -> jax.Array:
     return jax.nn.dot_product_attention(
       query, key, value, mask=visible, scale=1.0, implementation=implementation
     )
@@ -97,14 +123,23 @@ def cudnn(query, key, value, visible, implementation: str = 'cudnn'):
   return _on_each_device(on_device, query, key, value, visible, None)
 
 
-def divided(mesh, name: str | None, size: int) -> tuple[str, ...] | None:
+def divided(mesh: jax.sharding.AbstractMesh, name: str | None, size: int) -> tuple[str, ...] | None:
   """The mesh axes that a logical axis of so many elements goes over by the rules in force; None where they do not divide it."""
-  axes = nn.logical_to_mesh_axes((name,))[0] or ()
+  spec = nn.logical_to_mesh_axes((name,))
+  assert spec is not None  # None is for no names at all
+  axes = spec[0] or ()
   axes = (axes,) if isinstance(axes, str) else axes
   return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
 
-def _on_each_device(function, query, key, value, of_rows, scalar):
+def _on_each_device(
+  function: Callable[..., jax.Array],
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  of_rows: jax.Array,
+  scalar: jax.Array | bool | None,
+) -> jax.Array:
   """`function` of each device's rows and heads, by the mesh and the logical axis rules in force, if there are any.
 
   XLA cannot divide a kernel that it did not make. `of_rows` has the batch first and no heads; `scalar` is whole. An axis that

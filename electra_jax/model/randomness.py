@@ -12,7 +12,7 @@ import jax.numpy as jnp
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def row_keys(seed: int, step, rows):
+def row_keys(seed: int, step: jax.Array | int, rows: jax.Array) -> jax.Array:
   """One threefry key a row, from (seed, step, row of the global batch) and nothing else: keys [batch].
 
   So the randomness of a step is bitwise the same on every mesh and for every number of micro-batches.
@@ -26,7 +26,7 @@ def row_keys(seed: int, step, rows):
   return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
-def threefry_bits(keys, shape):
+def threefry_bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Random uint32 [batch, *shape], equal to jax.random.bits(key, shape) of each row's key with partitionable threefry.
 
   Threefry-2x32 with 20 rounds (Salmon et al. 2011) of the counter (0, index in the row); the two words are XORed.
@@ -46,7 +46,7 @@ def threefry_bits(keys, shape):
   return x ^ y
 
 
-def gumbel(keys, shape):
+def gumbel(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Gumbel noise float32 [batch, *shape], equal to jax.random.gumbel of each row's key."""
   # 23 random bits after the point of a number in [1, 2); 1 off gives [0, 1), and the smallest float stands for 0.
   uniform = (

@@ -1,87 +1,84 @@
-"""Ends of a run that are not a number of steps: FLOPs, tokens or minutes, resolved to steps once, before the first."""
+"""Budgets of a run in FLOPs, tokens or minutes, converted to a number of steps once, before the first."""
 
-import copy
 import time
 
 import jax
 import numpy as np
 
 from electra_jax import config as configs
+from electra_jax.config import BUDGETS, PretrainingConfig
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build
 from electra_jax.pretrain import step as steps
+from electra_jax.pretrain.resolve import ResolvedRun
 from electra_jax.training import hosts, memory
 from electra_jax.training import mesh as meshes
 
-TIMED_STEPS = 8  # whose median says what a step takes
-FIELDS = configs.BUDGETS
+TIMED_STEPS = 8  # the time of a step is their median
 
 
-def given(config) -> str | None:
-  """The budget that a config names, or None."""
-  return next((field for field in FIELDS if config[field]), None)
+def given(config: PretrainingConfig) -> str | None:
+  """The name of the budget that a config sets, or None."""
+  return next((name for name in BUDGETS if getattr(config, name)), None)
 
 
-def resolve(config, tokenizer, layout: meshes.Layout, known: dict, say=lambda label, text: None):
-  """The config with the steps that its budget makes, the schedule's included; as it is where it names none.
+def resolve(
+  run: ResolvedRun, tokenizer, layout: meshes.Layout, known: dict, say=lambda label, text: None
+) -> ResolvedRun:
+  """The run with the number of steps that its budget allows; unchanged where it sets none.
 
-  FLOPs are those of one step in config.budget_convention, tokens those of its rows; both stop within one step of the budget. Minutes
-  are of training steps alone, without compilation, evaluation and checkpoints: the steps are timed on these devices, and then fixed.
+  FLOPs are those of one step in config.budget_convention, tokens those of its rows; both end within
+  one step of the budget. Minutes count training steps only, without compilation, evaluation and
+  checkpoints: the steps are timed on these devices once, and their number is then fixed.
 
   Args:
-    config: the run's config, checked.
-    tokenizer: the run's.
+    run: the run.
+    tokenizer: of its rows.
     layout: of the mesh.
-    known: of resolved.json: an earlier start's steps hold.
+    known: of resolved.json; the number of steps of an earlier start is kept.
     say: takes a label and a line for the console.
 
-  Raises UserError where the budget is too small for the warm-up, or for the steps of the generator alone.
+  Raises:
+    UserError: where the budget is too small for the warm-up, or for config.generator.alone_steps.
   """
-  field = given(config)
-  if field is None:
-    return config
-  count = known.get('steps') or _steps(config, field, tokenizer, layout)
-  config = copy.deepcopy(config)
-  config.steps = count
-  if count <= config.generator.alone_steps:
+  name = given(run.config)
+  if name is None:
+    return run
+  budget, alone = getattr(run.config, name), run.config.generator.alone_steps
+  count = known.get('steps') or _steps(run, name, tokenizer, layout)
+  if count <= alone:
     raise UserError(
-      f'config.{field} {config[field]:g} makes {count:,} steps, and config.generator.alone_steps takes {config.generator.alone_steps:,} '
-      'of them; give more, or fewer of those.'
+      f'config.{name} {budget:g} makes {count:,} steps, and config.generator.alone_steps takes '
+      f'{alone:,} of them; raise the budget, or lower config.generator.alone_steps.'
     )
-  warmup = configs.phases(config)[-1].config.optimizer.warmup_steps
-  if warmup >= count - config.generator.alone_steps:
+  last = configs.phases_of(run.config.replace({'steps': count}))[-1]
+  warmup = last.config.optimizer.warmup_steps
+  if warmup >= count - alone:
     raise UserError(
-      f'config.{field} {config[field]:g} makes {count:,} steps, and config.optimizer.warmup_steps {warmup:,} takes all of them; give more, or '
+      f'config.{name} {budget:g} makes {count:,} steps, and config.optimizer.warmup_steps '
+      f'{warmup:,} takes all of them; raise the budget, or set '
       '--config.optimizer.warmup_fraction=0.1.'
     )
-  configs.check(config)
-  say('budget', f'{config[field]:g} {field.removeprefix("budget_")}: {count:,} steps')
-  return config
+  say('budget', f'{budget:g} {name.removeprefix("budget_")}: {count:,} steps')
+  return run.with_steps(count)
 
 
-def _steps(config, field, tokenizer, layout) -> int:
-  """Steps whose cost comes nearest to the budget from below, at least one."""
-  config = copy.deepcopy(config)
-  config.steps = (
-    config.generator.alone_steps + config.optimizer.warmup_steps + 1
-  )  # any number: a step costs the same
-  phases = configs.phases(config)
+def _steps(run: ResolvedRun, name: str, tokenizer, layout: meshes.Layout) -> int:
+  """The number of steps whose cost is nearest to the budget from below, at least one."""
+  alone = run.config.generator.alone_steps
+  # Any number of steps will do here: each step costs the same.
+  config = run.config.replace({'steps': alone + run.config.optimizer.warmup_steps + 1})
   programs = [
-    build.program(config, phase.config, tokenizer, layout, phase.alone) for phase in phases
+    build.program(config, phase, tokenizer, layout) for phase in configs.phases_of(config)
   ]
-  if field == 'budget_flops':
+  if name == 'budget_flops':
     costs = [p.step_flops(config.budget_convention) for p in programs]
-  elif field == 'budget_tokens':
+  elif name == 'budget_tokens':
     costs = [p.config.batch_size * p.config.sequence_length for p in programs]
-  else:
-    costs = [
-      max(hosts.gather(int(1e9 * seconds_per_step(p)))) / 60e9 for p in programs
-    ]  # the slowest process's
-  alone = config.generator.alone_steps
-  spent = costs[0] * alone if alone else 0.0
-  return (
-    alone + max(1, int((config[field] - spent) / costs[-1])) if config[field] > spent else alone
-  )
+  else:  # minutes, of the slowest process
+    costs = [max(hosts.gather(int(1e9 * seconds_per_step(p)))) / 60e9 for p in programs]
+  budget, spent = getattr(config, name), costs[0] * alone if alone else 0.0
+  return alone + max(1, int((budget - spent) / costs[-1])) if budget > spent else alone
 
 
 def seconds_per_step(p: build.Program) -> float:

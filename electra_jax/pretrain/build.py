@@ -1,5 +1,6 @@
 """From a config to the model, the objective's settings, the optimizer, and the program that the trainer compiles."""
 
+import dataclasses
 import math
 import types
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax.config import phases
+from electra_jax.config import Phase, PretrainingConfig, phases_of
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking, objectives
@@ -31,7 +32,7 @@ def any_tokenizer(vocab_size: int):
   )
 
 
-def build_model(config, vocab_size: int, platform: str | None = None) -> Electra:
+def build_model(config: PretrainingConfig, vocab_size: int, platform: str | None = None) -> Electra:
   """The two towers of a config.
 
   Args:
@@ -52,13 +53,14 @@ def build_model(config, vocab_size: int, platform: str | None = None) -> Electra
   )
 
 
-def build_settings(config, tokenizer) -> Settings:
+def build_settings(config: PretrainingConfig, tokenizer) -> Settings:
   """The objective's settings, with the tokenizer's special tokens; slots for as many masks as its schedule ever wants.
 
   Raises UserError where masking goes by words and the tokenizer does not tell them.
   """
-  fields = config.objective.to_dict()
-  scheduled = fields.pop('schedules')['mask_rate']
+  fields = dataclasses.asdict(config.objective)
+  del fields['schedules']
+  scheduled = config.objective.schedules.mask_rate
   rate = max(
     config.objective.mask_rate, optimizers.largest_over_steps(scheduled) if scheduled else 0
   )
@@ -76,24 +78,24 @@ def build_settings(config, tokenizer) -> Settings:
   )
 
 
-def build_schedules(config) -> dict:
+def build_schedules(config: PretrainingConfig) -> dict:
   """Settings of the objective that change over the run: name -> function of the step."""
   return {
     name: optimizers.value_over_steps(form, config.steps)
-    for name, form in config.objective.schedules.items()
+    for name, form in vars(config.objective.schedules).items()
     if form
   }
 
 
-def build_rates(config) -> dict:
+def build_rates(config: PretrainingConfig) -> dict:
   """Learning rates over all phases: `learning_rate` and, where the generator has one of its own, `generator_learning_rate`."""
-  o, parts = config.optimizer, phases(config)
+  o, parts = config.optimizer, phases_of(config)
 
   def rate(field):
     return optimizers.piecewise(
       [
         optimizers.decay_with_warmup(
-          c.optimizer[field] or c.optimizer.learning_rate,
+          getattr(c.optimizer, field) or c.optimizer.learning_rate,
           c.optimizer.warmup_steps,
           c.steps,
           power=o.decay_power,
@@ -111,7 +113,7 @@ def build_rates(config) -> dict:
   }
 
 
-def build_optimizer(config):
+def build_optimizer(config: PretrainingConfig):
   """The optimizer of a config, with its schedule over all phases; and the schedule alone."""
   o, rates = config.optimizer, build_rates(config)
   make = {'adamw': optimizers.adamw, 'lamb': optimizers.lamb}[o.name]
@@ -135,7 +137,7 @@ def build_optimizer(config):
 class Program(NamedTuple):
   """What a config computes on a mesh: what the trainer compiles and runs, and what the plan compiles."""
 
-  config: Any  # of one phase
+  config: PretrainingConfig  # of one phase
   layout: meshes.Layout
   model: Electra
   settings: Settings
@@ -147,7 +149,7 @@ class Program(NamedTuple):
   trained: tuple[str, ...] | None = (
     None  # top levels of the parameters that learn, where not all do
   )
-  alone: bool = False  # the generator learns alone
+  alone: bool = False  # only the generator is trained
 
   @property
   def objective(self):
@@ -166,11 +168,21 @@ class Program(NamedTuple):
     )
 
 
-def program(run_config, config, tokenizer, layout: meshes.Layout, alone: bool = False) -> Program:
-  """The program of one phase (`config`) of a run (`run_config`; the same where it has no phases). `alone`: see config.Phase.
+def program(
+  run_config: PretrainingConfig, phase: Phase, tokenizer, layout: meshes.Layout
+) -> Program:
+  """The program of one phase of a run.
 
-  Raises UserError for sizes that contradict each other or do not divide over the mesh.
+  Args:
+    run_config: of the run, whose phases the schedules of the learning rates go over.
+    phase: the phase.
+    tokenizer: its size and special token ids.
+    layout: of the mesh.
+
+  Raises:
+    UserError: for sizes that contradict each other or do not divide over the mesh.
   """
+  config = phase.config
   mesh, platform = layout.mesh, layout.mesh.devices.flat[0].platform
   model = build_model(config, tokenizer.size, platform)
   check_batch(config, mesh)
@@ -200,7 +212,9 @@ def program(run_config, config, tokenizer, layout: meshes.Layout, alone: bool = 
     learning = tuple(
       name for name in learning if name != 'generator_embeddings'
     )  # it reads them too
-  trained = tuple(name for name in learning if name in shapes.params) if alone else None
+  trained = (
+    tuple(name for name in learning if name in shapes.params) if phase.generator_only else None
+  )
   if config.generator.frozen:
     trained = tuple(name for name in shapes.params if not optimizers.is_generators(name))
   return Program(
@@ -214,11 +228,11 @@ def program(run_config, config, tokenizer, layout: meshes.Layout, alone: bool = 
     shapes,
     shardings,
     trained,
-    alone,
+    phase.generator_only,
   )
 
 
-def check_batch(config, mesh) -> int:
+def check_batch(config: PretrainingConfig, mesh) -> int:
   """Rows of a batch on each device. Raises UserError where they do not divide."""
   shards = meshes.row_shards(mesh)
   if config.batch_size % shards:

@@ -3,8 +3,8 @@
 Of config.init that is a discriminator and its generator; of config.generator.init a generator alone, beside a fresh discriminator.
 """
 
-import copy
 import dataclasses
+import os
 import zlib
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from electra_jax import config as configs
+from electra_jax.config import PretrainingConfig, flat, phases_of
 from electra_jax.data import files, vocabulary
 from electra_jax.data.shard_cache import default_cache
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -26,6 +26,7 @@ from electra_jax.interop.weights import (
   of_tower,
   placed,
 )
+from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain import objectives
 from electra_jax.training import checkpoints
 from electra_jax.training import workdir as workdirs
@@ -99,136 +100,153 @@ class Start(NamedTuple):
   told: list
 
 
-def resolve(config, workdir: str | None = None):
-  """The config with the sizes of the weights of config.init or config.generator.init in place, and these as a Source; None without them.
+def with_sizes(
+  config: PretrainingConfig, workdir: str | os.PathLike[str] | None = None
+) -> tuple[PretrainingConfig, Source | None]:
+  """The config with the sizes of its initial weights, and these as a Source; None without them.
 
-  Where WORKDIR holds a run that has saved a checkpoint, the sizes are those that it was begun with and the weights are not read: such a
-  run goes on without them.
+  Initial weights are those of config.init, or of config.generator.init. Where `workdir` holds a run
+  that has saved a checkpoint, the sizes are those that the run was started with, and the weights
+  are not read: such a run continues without them.
 
-  Raises UserError where the weights cannot be opened, or the config cannot hold them, or asks for what they lack.
+  Raises:
+    UserError: where the weights cannot be opened, the config cannot hold them, or it asks for what
+      they lack.
   """
-  if not config.init:
-    return _with_generator(config, workdir) if config.generator.init else (config, None)
-  configs.check_init(config)
-  config, made = copy.deepcopy(config), config.continued.generator in ('scratch', 'narrowed')
-  if workdir and checkpoints.any_saved(workdir):
-    begun = run_config(workdirs.folder(workdir))
-    for name in SIZES:
-      config.model[name] = begun.model[name]
-    config.data.vocab_size = begun.data.vocab_size
-    if not made:
-      config.sharing = begun.sharing
-      for name in GENERATOR_SIZES:
-        config.generator[name] = begun.generator[name]
+  if not config.init and not config.generator.init:
     return config, None
+  started = (
+    run_config(workdirs.folder(workdir)) if workdir and checkpoints.any_saved(workdir) else None
+  )
+  if not config.init:
+    return _with_generator(config, started)
+  if started:
+    kept = [f'model.{name}' for name in SIZES] + ['data.vocab_size']
+    if config.continued.generator not in ('scratch', 'narrowed'):
+      kept += ['sharing', *(f'generator.{name}' for name in GENERATOR_SIZES)]
+    values = flat(started)
+    return config.replace({name: values[name] for name in kept}), None
   source = _open(config)
-  weights, d, g = source.weights, source.weights.discriminator, source.weights.generator
-  for name in SIZES:
-    config.model[name] = getattr(d, name)
-  longest = max(phase.config.sequence_length for phase in configs.phases(config))
-  if d.family == 'electra' and longest > d.max_positions:
-    if config.continued.positions == 'refuse':
-      raise UserError(
-        f'{weights.source} has {d.max_positions} positions and config.sequence_length is {longest}; shorten the rows, or make more positions: '
-        '--config.continued.positions=interpolated or repeated.'
-      )
-    config.model.max_positions = longest
-  if g is not None:
-    for name in COMMON:
-      if getattr(g, name) != getattr(d, name):
-        raise UserError(
-          f'{weights.source}: {name} is {getattr(g, name)} in the generator and {getattr(d, name)} in the discriminator, and one config '
-          'holds both; make another generator (--config.continued.generator=scratch).'
-        )
-    in_two_parts = (
-      config.sharing == 'disentangled'
-      and weights.sharing == 'none'
-      and g.embedding_size == d.embedding_size
-    )
-    config.sharing = 'disentangled' if in_two_parts else weights.sharing
-    _size_generator(config, g)
-  elif config.continued.generator == 'narrowed':
-    narrowed.check(d, _towers(config, weights.vocab_size)[0], weights.source)
-  config.data.vocab_size = weights.vocab_size
+  weights = source.weights
+  config = _with_discriminator(config, weights)
   if config.continued.optimizer != 'fresh' and weights.moments is None:
     raise UserError(
       f"{weights.source} has no optimizer's state; set --config.continued.optimizer=fresh."
     )
   if config.continued.optimizer == 'resumed' and not 0 <= (weights.step or -1) < config.steps:
     raise UserError(
-      f'{weights.source} is at step {weights.step} and config.steps is {config.steps}, all steps together; make it more, or set '
-      '--config.continued.optimizer=kept for a schedule of its own.'
+      f'{weights.source} is at step {weights.step} and config.steps is {config.steps}, all steps '
+      'together; raise it, or set --config.continued.optimizer=kept for a schedule of its own.'
     )
   return config, source
 
 
-def _size_generator(config, g) -> None:
+def _with_discriminator(config: PretrainingConfig, weights: Weights) -> PretrainingConfig:
+  """The config with the sizes of both towers of `weights`, where they have both."""
+  d, g = weights.discriminator, weights.generator
+  changes = {f'model.{name}': getattr(d, name) for name in SIZES}
+  changes['data.vocab_size'] = weights.vocab_size
+  longest = max(phase.config.sequence_length for phase in phases_of(config))
+  if d.family == 'electra' and longest > d.max_positions:
+    if config.continued.positions == 'refuse':
+      raise UserError(
+        f'{weights.source} has {d.max_positions} positions and config.sequence_length is {longest}; '
+        'shorten the rows, or make more positions: --config.continued.positions=interpolated or '
+        'repeated.'
+      )
+    changes['model.max_positions'] = longest
+  config = config.replace(changes)
+  if g is None:
+    if config.continued.generator == 'narrowed':
+      narrowed.check(d, _towers(config, weights.vocab_size)[0], weights.source)
+    return config
+  for name in COMMON:
+    if getattr(g, name) != getattr(d, name):
+      raise UserError(
+        f'{weights.source}: {name} is {getattr(g, name)} in the generator and {getattr(d, name)} in '
+        'the discriminator, and one config holds both; make another generator '
+        '(--config.continued.generator=scratch).'
+      )
+  in_two_parts = (
+    config.sharing == 'disentangled'
+    and weights.sharing == 'none'
+    and g.embedding_size == d.embedding_size
+  )
+  sharing_of_both = 'disentangled' if in_two_parts else weights.sharing
+  return _with_generator_sizes(config.replace({'sharing': sharing_of_both}), g)
+
+
+def _with_generator_sizes(config: PretrainingConfig, g: EncoderConfig) -> PretrainingConfig:
   d = config.model
-  config.generator.update(
-    hidden_fraction=g.hidden_size / d.hidden_size,
-    layers_fraction=g.num_layers / d.num_layers,
-    num_heads=g.num_heads,
-    intermediate_size=g.intermediate_size,
-    embedding_size=g.embedding_size if g.embedding_size != d.embedding_size else 0,
+  return config.replace(
+    {
+      'generator.hidden_fraction': g.hidden_size / d.hidden_size,
+      'generator.layers_fraction': g.num_layers / d.num_layers,
+      'generator.num_heads': g.num_heads,
+      'generator.intermediate_size': g.intermediate_size,
+      'generator.embedding_size': (g.embedding_size if g.embedding_size != d.embedding_size else 0),
+    }
   )
 
 
-def _with_generator(config, workdir):
-  """`resolve` of config.generator.init."""
-  configs.check(config)
-  config, init = copy.deepcopy(config), config.generator.init
-  if workdir and checkpoints.any_saved(workdir):
-    begun = run_config(workdirs.folder(workdir))
-    config.data.vocab_size = begun.data.vocab_size
-    for name in GENERATOR_SIZES:
-      config.generator[name] = begun.generator[name]
-    return config, None
+def _with_generator(
+  config: PretrainingConfig, started: PretrainingConfig | None
+) -> tuple[PretrainingConfig, Source | None]:
+  """`with_sizes` of config.generator.init."""
+  init = config.generator.init
+  if started:
+    values = flat(started)
+    kept = ['data.vocab_size', *(f'generator.{name}' for name in GENERATOR_SIZES)]
+    return config.replace({name: values[name] for name in kept}), None
   weights = sources.open_source(init)
   if weights.generator is None or 'generator_head' not in weights.params:
     raise UserError(
-      f'config.generator.init {init} holds no generator; name a masked language model (ElectraForMaskedLM, ModernBertForMaskedLM), a checkpoint '
-      'of the original with its generator, or a run of objective electra or mlm.'
+      f'config.generator.init {init} holds no generator; name a masked language model '
+      '(ElectraForMaskedLM, ModernBertForMaskedLM), a checkpoint of the original with its '
+      'generator, or a run of objective electra or mlm.'
     )
   g, tower = weights.generator, of_tower(weights, 'generator')
+  params = {
+    'generator_embeddings': tower['embeddings'],
+    'generator': tower['encoder'],
+    'generator_head': tower['head'],
+  }
   weights = dataclasses.replace(
-    weights,
-    discriminator=None,
-    sharing='none',
-    moments=None,
-    head=None,
-    params={
-      'generator_embeddings': tower['embeddings'],
-      'generator': tower['encoder'],
-      'generator_head': tower['head'],
-    },
+    weights, discriminator=None, sharing='none', moments=None, head=None, params=params
   )
-  source = (
-    Source(weights, None)
-    if weights.tokenizer is None
-    else Source(*sources.with_tokenizer(weights, f'config.generator.init {init}', *_cases(config)))
-  )
+  source = Source(weights, None)
+  if weights.tokenizer is not None:
+    source = Source(
+      *sources.with_tokenizer(weights, f'config.generator.init {init}', *_cases(config))
+    )
+  _check_common_sizes(config, g, weights.source)
+  config = _with_generator_sizes(config, g)
+  return config.replace({'data.vocab_size': source.weights.vocab_size}), source
+
+
+def _check_common_sizes(config: PretrainingConfig, g: EncoderConfig, source: str) -> None:
+  """Raises UserError where a generator cannot stand beside the discriminator of the config."""
+  unused = ('vocab_size', *IDLE[g.family])
   differ = [
     name
     for name in COMMON
-    if name not in ('vocab_size', *IDLE[g.family]) and getattr(g, name) != config.model[name]
+    if name not in unused and getattr(g, name) != getattr(config.model, name)
   ]
   if differ:
+    flags = ' '.join(f'--config.model.{name}={getattr(g, name)}' for name in differ)
     raise UserError(
-      f'{weights.source} and config.model differ in {", ".join(differ)}, which both towers have from config.model; set '
-      + ' '.join(f'--config.model.{name}={getattr(g, name)}' for name in differ)
-      + '.'
+      f'{source} and config.model differ in {", ".join(differ)}, which both towers have from '
+      f'config.model; set {flags}.'
     )
   if config.sharing == 'disentangled' and g.embedding_size != config.model.embedding_size:
     raise UserError(
-      f'{weights.source} has embeddings of {g.embedding_size} and config.model.embedding_size is {config.model.embedding_size}; make the two equal for '
-      'disentangled embeddings, or set --config.sharing=none.'
+      f'{source} has embeddings of {g.embedding_size} and config.model.embedding_size is '
+      f'{config.model.embedding_size}; make the two equal for disentangled embeddings, or set '
+      '--config.sharing=none.'
     )
-  _size_generator(config, g)
-  config.data.vocab_size = source.weights.vocab_size
-  return config, source
 
 
-def _open(config) -> Source:
+def _open(config: PretrainingConfig) -> Source:
   made, c = config.continued.generator, config.continued
   mlm = config.objective.name == 'mlm'
   bare = (
@@ -288,13 +306,13 @@ def _open(config) -> Source:
   return Source(*sources.with_tokenizer(weights, f'config.init {config.init}', *_cases(config)))
 
 
-def _cases(config):
+def _cases(config: PretrainingConfig) -> tuple[bool | None, bool | None]:
   """How letters are read where nothing beside a vocabulary says it: lowercase, strip_accents."""
   choice = {'auto': None, 'yes': True, 'no': False}
   return choice[config.data.lowercase], choice[config.data.strip_accents]
 
 
-def _towers(config, vocab_size):
+def _towers(config: PretrainingConfig, vocab_size: int) -> tuple[EncoderConfig, EncoderConfig]:
   return tuple(
     dataclasses.replace(tower, vocab_multiple=1, attention='xla')
     for tower in towers(config, vocab_size, 'cpu')
@@ -311,11 +329,13 @@ def digest(source: Source | None) -> int:
   return found
 
 
-def tokenizer_path(config, source: Source | None, workdir=None) -> str | None:
+def tokenizer_path(
+  config: PretrainingConfig, source: Source | None, workdir: os.PathLike[str] | None = None
+) -> str | None:
   """Where the tokenizer is that config.data.tokenizer='init' names, with config.data.new_words in it; None for any other.
 
   Args:
-    source: of `resolve`; None where the run was begun before and keeps its tokenizer in WORKDIR.
+    source: of `with_sizes`; None where the run was begun before and keeps its tokenizer in WORKDIR.
 
   Raises UserError where the source has no tokenizer, a word cannot be a token, or the vocabulary that the rows are to have does not follow
   from the source's: before they are made.
@@ -348,11 +368,11 @@ def tokenizer_path(config, source: Source | None, workdir=None) -> str | None:
   return path
 
 
-def begin(config, source: Source, tokenizer: Tokenizer) -> Start:
+def begin(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> Start:
   """The parameters of a run of `config` from `source`, its vocabulary that of `tokenizer`.
 
   Args:
-    config, source: of `resolve`.
+    config, source: of `with_sizes`.
     tokenizer: of the rows that it will read.
 
   Raises UserError where the vocabulary does not follow from the source's.
@@ -432,7 +452,7 @@ def begin(config, source: Source, tokenizer: Tokenizer) -> Start:
       moments and {name: own.unfolded(tree, values=False) for name, tree in moments.items()},
     )
   step = weights.step if c.optimizer == 'resumed' else 0
-  warmup = configs.phases(config)[0].config.optimizer.warmup_steps
+  warmup = phases_of(config)[0].config.optimizer.warmup_steps
   told.append(
     (
       'init',
@@ -478,7 +498,7 @@ def _same_tokens(source, tokenizer):
   theirs = source.tokenizer and source.tokenizer.tokens
   if theirs is not None and theirs != tokenizer.tokens:
     i = next(
-      (i for i, (a, b) in enumerate(zip(theirs, tokenizer.tokens)) if a != b),
+      (i for i, (a, b) in enumerate(zip(theirs, tokenizer.tokens, strict=False)) if a != b),
       min(len(theirs), tokenizer.size),
     )
 

@@ -300,7 +300,9 @@ def row_text(row: RowsRead, tokenizer, number: int, width: int, colour: bool) ->
   for piece in pieces(tokenizer, row.token_ids):
     atoms = []
     for i, (space, text) in zip(
-      piece, texts(tokenizer, row.token_ids[piece], row.masked[piece] | row.called[piece])
+      piece,
+      texts(tokenizer, row.token_ids[piece], row.masked[piece] | row.called[piece]),
+      strict=True,
     ):
       kind = verdict(row, i)
       if kind == 'original' and row.token_ids[i] in outer_ids(tokenizer):

@@ -185,7 +185,7 @@ def run_steps(
       live.above(header(heldout, course.peak_source))
     live.above(line('held out', heldout))
     # While the generator catches up the discriminator's task grows harder: those losses say nothing of which is better.
-    return None if phase.alone else float(heldout['total_loss'])
+    return None if phase.generator_only else float(heldout['total_loss'])
 
   (profile_first, profile_last), profile = config.profile_steps, None
   notice.heed()

@@ -160,7 +160,7 @@ def score_sentences(
   for size in np.unique(sizes):
     owners = np.flatnonzero(sizes == size)
     padded = np.full((len(owners), size), tokenizer.pad_id, np.int32)
-    for row, owner in zip(padded, owners):
+    for row, owner in zip(padded, owners, strict=True):
       row[: lengths[owner]] = rows[owner]
     for tower in towers:
       # What is computed: a row of each sentence, or one for each of its tokens between [CLS] and [SEP].
@@ -172,7 +172,7 @@ def score_sentences(
       batch_size = _batch_size(len(which), batch_tokens // size, meshes.row_shards(mesh))
       mine, waiting = meshes.process_rows(mesh, batch_size), collections.deque()
 
-      def take():
+      def take(waiting=waiting, tower=tower, owners=owners, which=which, size=size):
         chosen, values = waiting.popleft()
         np.add.at(
           scores[tower], owners[which[chosen]], np.asarray(values, np.float64)[: len(chosen)]

@@ -84,7 +84,7 @@ def texts(tokenizer, token_ids, apart) -> list[tuple[bool, str]]:
     )
   byte = [
     tokenizer.kind == 'sentencepiece' and not alone and BYTE.fullmatch(text)
-    for alone, (_, text) in zip(apart, result)
+    for alone, (_, text) in zip(apart, result, strict=True)
   ]
   for are_bytes, run in itertools.groupby(range(len(result)), key=lambda i: bool(byte[i])):
     if are_bytes:

@@ -13,24 +13,25 @@ import numpy as np
 
 from electra_jax import config as configs
 from electra_jax import console
+from electra_jax.config import PretrainingConfig
 from electra_jax.data import files
 from electra_jax.data.prepare import REPORT_FILE, Prepared, Recipe, open_prepared, prepare
 from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.pretrain import build, continued
+from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives.shared import Settings
+from electra_jax.pretrain.resolve import ResolvedRun, resolve, resolve_saved
 from electra_jax.pretrain.step import init_params
-from electra_jax.training import checkpoints
+from electra_jax.training import checkpoints, versions
 from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
-from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import quantity
 from electra_jax.training.workdir import read_json, write_json
 
 
-def prepare_data(config, tokenizer: str | None = None, **where) -> Prepared:
+def prepare_data(config: PretrainingConfig, tokenizer: str | None = None, **where) -> Prepared:
   """The corpus of a config: opened where `config.data.store` names one, else prepared, or found in the cache.
 
   Args:
@@ -73,16 +74,14 @@ def prepare_data(config, tokenizer: str | None = None, **where) -> Prepared:
 
 def prepare_only(config, output: str | None = None, beam: str | None = None) -> Prepared:
   """--mode=prepare: makes the tokenizer and the rows of a config, and shows the report. See data.prepare.prepare."""
-  config, source = continued.resolve(config)
-  configs.check(config)
+  run = resolve(config)
+  config = run.config
   if config.data.store:
     raise UserError(
       'config.data.store names a corpus that is prepared already; leave it out to prepare one from config.data.source.'
     )
   console.heading(f'{config.name}: preparing')
-  prepared = prepare_data(
-    config, source and continued.tokenizer_path(config, source), output=output, beam=beam
-  )
+  prepared = prepare_data(config, run.tokenizer, output=output, beam=beam)
   report = files.join(prepared.path, REPORT_FILE)
   print('\n' + files.read_bytes(report).decode())
   console.say('report', report)
@@ -95,7 +94,7 @@ def prepare_only(config, output: str | None = None, beam: str | None = None) -> 
   return prepared
 
 
-def corpus_name(config) -> str:
+def corpus_name(config: PretrainingConfig) -> str:
   """The corpus of a config, for a sentence."""
   return repr(config.data.store or config.data.source)
 
@@ -105,7 +104,7 @@ def data_identity(prepared) -> str:
   return '-'.join(store.identity for store in (prepared.train, prepared.heldout))
 
 
-def claim(workdir, config) -> dict:
+def claim(workdir, config: PretrainingConfig) -> dict:
   """Makes WORKDIR this config's, or finds that it is already; returns what an earlier start resolved (empty for none).
 
   A folder without a checkpoint holds nothing to lose: another config may have it.
@@ -120,12 +119,11 @@ def claim(workdir, config) -> dict:
     workdir / 'resolved.json',
   )
   if workdirs.exists(path):
-    steps = (
-      ('steps',) if any(config[field] for field in configs.BUDGETS) else ()
-    )  # what the budget made of it
-    changed = configs.differences(
-      configs.completed(read_json(path)), plain, free=configs.FREE_ON_RESUME + steps
-    )
+    free = configs.names_with(PretrainingConfig, 'resumable')
+    if configs.has_budget(config):  # which determined the steps
+      free += ('steps',)
+    before = configs.completed(read_json(path), PretrainingConfig)
+    changed = configs.differences(before, plain, free)
     if changed and checkpoints.any_saved(workdir):
       raise UserError(
         f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{"; ..." if len(changed) > 3 else ""}); '
@@ -138,6 +136,7 @@ def claim(workdir, config) -> dict:
         )  # a start that came to nothing, over a mistake say, does not bind the next
   known = read_json(resolved) if workdirs.exists(resolved) else {}
   write_json(path, plain | ({'steps': known['steps']} if 'steps' in known else {}))
+  versions.record(workdir, resumed=checkpoints.any_saved(workdir))
   return known
 
 
@@ -153,13 +152,13 @@ def describe_phase(phase, prepared) -> str:
       else 'epochs of each source: '
       + ', '.join(
         f'{count:,.1f} of {source["location"]}'
-        for count, source in zip(epochs, prepared.facts['sources'])
+        for count, source in zip(epochs, prepared.facts['sources'], strict=True)
       )
     )
   )
 
 
-def use_compilation_cache(config) -> None:
+def use_compilation_cache(config: PretrainingConfig) -> None:
   """Compiled programs are kept where the config says, for the next start."""
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
@@ -202,7 +201,8 @@ class Run:
 
   workdir: str
   step: int
-  config: Any  # ml_collections.ConfigDict; where the run has phases, that of the checkpoint's
+  resolved: ResolvedRun
+  config: PretrainingConfig  # of the phase that the checkpoint is from
   tokenizer: Tokenizer
   model: Electra
   params: Any
@@ -216,8 +216,7 @@ class Run:
   @functools.cached_property
   def heldout(self):
     """The store of held-out rows. Raises UserError where the corpus is no longer the one that the run was trained on."""
-    # A tokenizer that came with config.init is kept with the run.
-    prepared = prepare_data(self.config, continued.tokenizer_path(self.config, None, self.workdir))
+    prepared = prepare_data(self.config, self.resolved.tokenizer)
     of_phases = read_json(workdirs.folder(self.workdir) / 'resolved.json')['data'].split('+')
     if data_identity(prepared) not in of_phases:
       raise UserError(
@@ -264,7 +263,7 @@ class Run:
     token_ids = np.full(
       (len(rows), -(-longest // 16) * 16), t.pad_id, np.int32
     )  # few shapes, few compilations
-    for row, ids in zip(token_ids, rows):
+    for row, ids in zip(token_ids, rows, strict=True):
       row[: len(ids)] = ids
     hidden, replaced = jax.device_get(self._read(self.params, token_ids))
     return Reading(
@@ -289,8 +288,10 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
     raise UserError(
       f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.'
     )
-  config = run_config(workdir)
-  config.model.attention = 'xla'  # runs anywhere, and takes texts of any length
+  # This kernel runs anywhere, and takes texts of any length.
+  changes = {'model.attention': 'xla'} | ({'data.store': store} if store else {})
+  resolved = resolve_saved(workdir, changes)
+  config = resolved.config
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
   # Parameters alone are small, and whole wherever they are opened; the run may have been split over more devices than are here.
@@ -299,16 +300,15 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
   params, step = checkpoints.restore_params(
     workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout)
   )
-  config = next(phase.config for phase in configs.phases(config) if step <= phase.last)
-  if store:
-    config.data.store = store
+  phase = next(phase for phase in resolved.phases if step <= phase.last)
   return Run(
     str(workdir),
     step,
-    config,
+    resolved,
+    phase.config,
     tokenizer,
     model,
     params,
-    build.build_settings(config, tokenizer),
+    build.build_settings(phase.config, tokenizer),
     layout,
   )

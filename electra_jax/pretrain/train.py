@@ -1,5 +1,7 @@
 """The pretraining program: text to a pretrained, evaluated ELECTRA, top to bottom. The steps themselves are in loop.py."""
 
+import dataclasses
+import functools
 import json
 import math
 import time
@@ -16,6 +18,7 @@ from electra_jax.pretrain import budget, build, continued
 from electra_jax.pretrain import run as runs
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.loop import Course, run_steps
+from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import (
   checkpoints,
   hosts,
@@ -47,22 +50,18 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
   anything to save.
   """
   notice = Notice() if notice is None else notice
-  config, source = continued.resolve(config, workdir)
-  configs.check(config)
-  phases = configs.phases(config)
-  for phase in phases:  # sizes that cannot be are told before long work
-    build.build_model(phase.config, phase.config.data.vocab_size)
-  hosts.same_everywhere('the config', json.dumps(configs.to_plain(config), sort_keys=True))
-  hosts.same_everywhere('the weights of config.init', str(continued.digest(source)))
-  resolved = hosts.from_first(lambda: runs.claim(workdir, config))
-  workdir = workdirs.folder(workdir)
+  run = resolve(config, workdir)
+  workdir, digest = run.workdir, str(continued.digest(run.source))
+  hosts.same_everywhere('the config', json.dumps(configs.to_plain(run.config), sort_keys=True))
+  hosts.same_everywhere('the weights of config.init', digest)
+  resolved = hosts.from_first(lambda: runs.claim(workdir, run.config))
   hosts.check_shared(workdir)
-  console.heading(f'{config.name}  ({workdir})')
+  console.heading(f'{run.config.name}  ({workdir})')
 
   #### Devices and mesh ##############################################################################################
-  layout = meshes.make_layout(config)
+  layout = meshes.make_layout(run.config)
   mesh, devices = layout.mesh, jax.devices()
-  for phase in phases:
+  for phase in run.phases:
     build.check_batch(phase.config, mesh)
   say(
     'devices',
@@ -73,8 +72,7 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
   )
 
   #### Data ##########################################################################################################
-  tokenizer_path = continued.tokenizer_path(config, source, workdir)
-  prepared = [runs.prepare_data(phase.config, tokenizer_path) for phase in phases]
+  prepared = [runs.prepare_data(phase.config, run.tokenizer) for phase in run.phases]
   hosts.wait_for_all('the data', DATA_WAIT)
   tokenizer, data = prepared[0].tokenizer, '+'.join(runs.data_identity(p) for p in prepared)
   hosts.same_everywhere('the data', data)
@@ -88,15 +86,15 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
     and hosts.from_first(lambda: checkpoints.any_saved(workdir))
   ):
     raise UserError(
-      f'the corpus {runs.corpus_name(config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.'
+      f'the corpus {runs.corpus_name(run.config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.'
     )
   hosts.from_first(lambda: runs.keep_tokenizer(workdir, tokenizer))
-  runs.use_compilation_cache(config)
-  if budget.given(config):
-    config = budget.resolve(config, tokenizer, layout, resolved, say)
-    phases = configs.phases(config)
+  runs.use_compilation_cache(run.config)
+  run = budget.resolve(run, tokenizer, layout, resolved, say)
+  config, phases = run.config, run.phases
+  if configs.has_budget(config):
     hosts.from_first(lambda: workdirs.write_json(workdir / 'config.json', configs.to_plain(config)))
-  for phase, rows in zip(phases, prepared):
+  for phase, rows in zip(phases, prepared, strict=True):
     for store in (rows.train, rows.heldout):  # no step is to wait for a shard from afar
       store.fetch()
     if rows.train.rows < phase.config.batch_size:
@@ -115,13 +113,11 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
     f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores',
   )
 
-  initial = source and continued.begin(config, source, tokenizer)
-  source = None
+  initial = run.source and continued.begin(config, run.source, tokenizer)
+  run = dataclasses.replace(run, source=None)  # frees the weights
 
   #### Model, objective, optimizer ###################################################################################
-  programs = [
-    build.program(config, phase.config, tokenizer, layout, phase.alone) for phase in phases
-  ]
+  programs = [build.program(config, phase, tokenizer, layout) for phase in phases]
   p = programs[0]
   parameters = {
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
@@ -166,7 +162,7 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
     ).tolist()  # a number alone in older runs
   stopped = False
 
-  for number, (phase, q, rows) in enumerate(zip(phases, programs, prepared)):
+  for number, (phase, q, rows) in enumerate(zip(phases, programs, prepared, strict=True)):
     if first >= phase.last:
       continue
 
@@ -174,7 +170,7 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
     if len(phases) > 1:
       console.heading(
         f'phase {number + 1} of {len(phases)}: {phase.config.steps:,} steps of {phase.config.batch_size:,} x {phase.config.sequence_length}'
-        + (', the generator alone' if phase.alone else '')
+        + (', the generator alone' if phase.generator_only else '')
       )
     say(
       'one step',
@@ -220,7 +216,10 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), compiled.out_info[1]
       )
       zero_sums = jax.jit(
-        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes), out_shardings=whole
+        lambda sum_shapes=sum_shapes: jax.tree.map(
+          lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes
+        ),
+        out_shardings=whole,
       )
       if saved:
         state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, sum_shapes, whole)
@@ -248,7 +247,7 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
       writer = progress.Writer(workdir, saved and first) if hosts.first() else progress.NoWriter()
     resolved = {
       'data': data,
-      **({'steps': config.steps} if budget.given(config) else {}),
+      **({'steps': config.steps} if configs.has_budget(config) else {}),
       'mesh': shape,
       'micro_batches': micro_batches,
       'vocab_size': tokenizer.size,
@@ -257,7 +256,7 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
       'train_rows': prepared[0].train.rows,
       'parameters': parameters,
     }
-    hosts.from_first(lambda: workdirs.write_json(workdir / 'resolved.json', resolved))
+    hosts.from_first(functools.partial(workdirs.write_json, workdir / 'resolved.json', resolved))
     before = sum(
       earlier.config.steps * earlier.config.batch_size * earlier.config.sequence_length
       for earlier in phases[:number]

@@ -5,7 +5,7 @@ import shlex
 
 from electra_jax.console import say
 from electra_jax.errors import UserError
-from electra_jax.sweep.config import Job
+from electra_jax.sweep.resolve import Job
 from electra_jax.training import workdir as workdirs
 
 KINDS = ('slurm', 'queued', 'shell')

@@ -7,19 +7,20 @@ import math
 import statistics
 
 from electra_jax import config as configs
+from electra_jax.config import FinetuningConfig, PretrainingConfig
 from electra_jax.data import files
 from electra_jax.errors import UserError
-from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune.summary import spread
-from electra_jax.sweep.config import Job, group
+from electra_jax.sweep.resolve import Job, group
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.progress import quantity
 
 LINES = 'results.jsonl'  # in the sweep's folder; jobs write files of their own in `results`
 # What a run's figures do not depend on. Its data is told by the rows themselves, wherever they are.
-_FREE = configs.FREE_ON_RESUME + ('name', 'seed', 'data.')
-_FREE_IN_TASKS = tuple(name for name in finetune_config.FREE_ON_RESUME if name != 'num_trials') + (
+_FREE = (*configs.names_with(PretrainingConfig, 'resumable'), 'name', 'seed', 'data.')
+_FREE_IN_TASKS = (
+  *(n for n in configs.names_with(FinetuningConfig, 'resumable') if n != 'num_trials'),
   'name',
   'init',
   'init_step',
@@ -54,13 +55,13 @@ def asked(job: Job, data: str, data_of_tasks: dict[str, int], rows: int) -> dict
   tasks = {
     name: {
       'task': c.task,
-      'fields': _fields(c, finetune_config.default_config(), _FREE_IN_TASKS),
+      'fields': _fields(c, FinetuningConfig(), _FREE_IN_TASKS),
       'data': data_of_tasks[name],
     }
     for name, c in job.tasks.items()
   }
   return {
-    'fields': _fields(job.config, configs.default_config(), _FREE),
+    'fields': _fields(job.config, PretrainingConfig(), _FREE),
     'data': data,
     'rows': rows,
     'tasks': tasks,
@@ -140,8 +141,8 @@ def append(path, line: dict) -> None:
 def differences(wanted: dict, line: dict) -> list[str]:
   """In which fields a line is not what is asked for, as 'field: its value -> the value asked for'."""
   defaults = {
-    '': _flat(configs.to_plain(configs.default_config())),
-    'task': _flat(configs.to_plain(finetune_config.default_config())),
+    '': _flat(configs.to_plain(PretrainingConfig())),
+    'task': _flat(configs.to_plain(FinetuningConfig())),
   }
 
   def compare(theirs, ours, usual, prefix):
@@ -197,7 +198,7 @@ def summarise(lines: list[dict], runs: list[str]) -> list[dict]:
         if value is not None and math.isfinite(value):
           figures.setdefault((name, HELDOUT[name][0]), {})[line['seed']] = value
 
-    def mean(name):
+    def mean(name, mine=mine):
       return statistics.fmean(line[name] for line in mine)
 
     found.append(
@@ -273,7 +274,8 @@ def table(summaries: list[dict], seeds: int) -> str:
   return '\n'.join(
     '  '
     + '  '.join(
-      f'{cell:{"<" if i == 0 else ">"}{width}}' for i, (cell, width) in enumerate(zip(row, widths))
+      f'{cell:{"<" if i == 0 else ">"}{width}}'
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ).rstrip()
     for row in rows
   )
@@ -418,7 +420,7 @@ def _group(axes, summaries, where, title, colour, marker):
     offset_copy(axes.transData, axes.figure, x=-5, units='points'),
   )
   axes.plot(where, [f['mean'] for f in figures], color=colour, lw=1.5, alpha=0.8)
-  for s, x, f in zip(summaries, where, figures):
+  for s, x, f in zip(summaries, where, figures, strict=True):
     axes.plot(
       [x] * f['n'],
       list(f['values'].values()),

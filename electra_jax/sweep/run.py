@@ -1,6 +1,6 @@
 """--mode=sweep: the runs of a sweep one after another, each pretrained, evaluated and fine-tuned; then all that is known, as one table."""
 
-import copy
+import functools
 import math
 import time
 import zlib
@@ -9,22 +9,23 @@ import jax
 
 from electra_jax import config as configs
 from electra_jax import console
+from electra_jax.config import FinetuningConfig
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import summary as trials
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune, read_records
 from electra_jax.finetune.trial import plain
-from electra_jax.pretrain import build, continued, evaluate, objectives
+from electra_jax.pretrain import build, evaluate, objectives
 from electra_jax.pretrain import run as runs
+from electra_jax.pretrain.resolve import resolve as resolve_run
 from electra_jax.pretrain.train import train
 from electra_jax.sweep import jobs as scripts
 from electra_jax.sweep import results
-from electra_jax.sweep.config import Job, check
+from electra_jax.sweep.resolve import Job, resolve
 from electra_jax.timeline import spent
 from electra_jax.training import hosts
 from electra_jax.training import workdir as workdirs
-from electra_jax.training.encoders import run_config
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import read_metrics
 
@@ -57,8 +58,8 @@ def sweep(
   Raises UserError for a person's mistakes, in any of the runs, before the first of them begins.
   """
   notice = Notice()
-  todo = check(config)
-  folder = workdirs.folder(workdir)
+  resolved = resolve(config, workdir)
+  config, folder, todo = resolved.config, resolved.workdir, list(resolved.jobs)
   chosen = todo if only in (None, TABLE) else [job for job in todo if job.name == only]
   if not chosen:
     raise UserError(
@@ -104,10 +105,10 @@ def sweep(
     if status == PREEMPTED or line is None:
       return PREEMPTED
     target = folder / 'results' / f'{job.file}.jsonl' if only else folder / results.LINES
-    hosts.from_first(lambda: _keep(target, line))
+    hosts.from_first(functools.partial(_keep, target, line))
     done[job.name] = line
     if config.delete_runs:
-      hosts.from_first(lambda: place.rmtree(missing_ok=True))
+      hosts.from_first(functools.partial(place.rmtree, missing_ok=True))
     spent_here += 1
     if number < len(left):
       say(
@@ -146,24 +147,10 @@ def with_data(config, jobs: list[Job]) -> dict[str, dict]:
   stores, sums, wanted, checked = {}, {}, {}, {}
   for job in jobs:
     if job.run not in checked:
-      whole, source = continued.resolve(job.config)
-      identities = []
-      for phase in configs.phases(whole):
-        c = phase.config
-        key = results.digest([configs.to_plain(c.data), c.sequence_length, c.init])
-        if key not in stores:
-          stores[key] = runs.prepare_data(c, continued.tokenizer_path(whole, source))
-        rows = stores[key]
-        try:
-          build.build_model(c, rows.tokenizer.size)
-          if rows.train.rows < c.batch_size:
-            raise UserError(
-              f'the corpus makes {rows.train.rows} rows and config.batch_size is {c.batch_size}; give more text, or smaller batches.'
-            )
-        except UserError as error:
-          raise UserError(f'run {job.run}: {error}') from None
-        identities.append(runs.data_identity(rows))
-      checked[job.run] = '+'.join(identities)
+      try:
+        checked[job.run] = '+'.join(_identities(job, stores))
+      except UserError as error:
+        raise UserError(f'run {job.run}: {error}') from None
     for name, task in job.tasks.items():
       if name not in sums:
         sums[name] = _checksum(name, task)
@@ -171,7 +158,26 @@ def with_data(config, jobs: list[Job]) -> dict[str, dict]:
   return wanted
 
 
-def _checksum(name, config) -> int:
+def _identities(job: Job, stores: dict) -> list[str]:
+  """Identities of the rows of a job's phases; `stores` keeps what is opened for other jobs."""
+  run, found = resolve_run(job.config), []
+  for phase in run.phases:
+    c = phase.config
+    key = results.digest([configs.to_plain(c.data), c.sequence_length, c.init])
+    if key not in stores:
+      stores[key] = runs.prepare_data(c, run.tokenizer)
+    rows = stores[key]
+    build.build_model(c, rows.tokenizer.size)
+    if rows.train.rows < c.batch_size:
+      raise UserError(
+        f'the corpus makes {rows.train.rows} rows and config.batch_size is {c.batch_size}; give '
+        'more text, or smaller batches.'
+      )
+    found.append(runs.data_identity(rows))
+  return found
+
+
+def _checksum(name: str, config: FinetuningConfig) -> int:
   """Of a task's examples to train on and to be scored on."""
   try:
     task, found = open_task(config.task, config.data), 0
@@ -230,16 +236,15 @@ def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
   before = workdirs.read_json(evaluation) if workdirs.exists(evaluation) else {}
   if (before.get('step'), before.get('rows')) != (run.step, rows):
     before = evaluate.evaluate(run, rows=config.rows or None)
-  whole, step, size = run_config(place), run.step, run.tokenizer
+  whole, step, tokenizer = run.resolved, run.step, run.tokenizer
   del run
   tasks, seconds = {}, 0.0
   for name, task in job.tasks.items():
-    c = copy.deepcopy(task)
-    c.init = str(place)
+    c = task.replace({'init': str(place)})
     of_task = place / 'finetune' / f'{name}-{results.digest(wanted["tasks"][name])}'
     if notice or finetune(c, str(of_task), notice) == PREEMPTED:
       return None
-    records = hosts.from_first(lambda: read_records(of_task, [c.task]))[: c.num_trials]
+    records = hosts.from_first(functools.partial(read_records, of_task, [c.task]))[: c.num_trials]
     metric = records[0]['metric']
     values = [value for record in records if (value := _value(record, metric)) is not None]
     tasks[name] = wanted['tasks'][name] | {
@@ -251,7 +256,7 @@ def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
     seconds += sum(record['seconds'] for record in records)
   figures = before['figures']
   # Of all_tokens_mlm the verdicts are by-products: no loss asks for them.
-  judges = 'discriminator_loss' in objectives.named(whole.objective.name).LOSSES
+  judges = 'discriminator_loss' in objectives.named(whole.config.objective.name).LOSSES
   gain = judges and figures.get('gain') or {'low': None, 'high': None}
   known = (
     gain['low'] is not None and math.isfinite(gain['low']) and gain['low'] < gain['high']
@@ -266,7 +271,7 @@ def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
       **wanted,
       'tasks': tasks,
       'steps': step,
-      **spent(whole, size, step),
+      **spent(whole, tokenizer, step),
       'parameters': workdirs.read_json(place / 'resolved.json')['parameters'],
       'heldout': figures,
       'heldout_rows': rows,

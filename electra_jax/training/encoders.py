@@ -4,11 +4,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
-from electra_jax import config as configs
+from electra_jax.config import ModelConfig, PretrainingConfig, from_plain
 from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig, generator_config
+from electra_jax.training import versions
 from electra_jax.training.workdir import read_json
 
 # On a CPU whole loops are unrolled where that is bearable to compile: XLA runs the body of a loop less well.
@@ -20,7 +22,7 @@ def compute_dtype(name: str, platform: str):
   return jnp.dtype(('float32' if platform == 'cpu' else 'bfloat16') if name == 'auto' else name)
 
 
-def attention_kernel(model, length: int, dtype: str, platform: str) -> tuple[str, str]:
+def attention_kernel(model: ModelConfig, length: int, dtype: str, platform: str) -> tuple[str, str]:
   """The attention kernel of a config on 'cpu', 'gpu' or 'tpu', and why.
 
   Args:
@@ -47,7 +49,7 @@ def attention_kernel(model, length: int, dtype: str, platform: str) -> tuple[str
 
 
 def encoder_config(
-  model, vocab_size: int, length: int, dtype: str, platform: str | None = None
+  model: ModelConfig, vocab_size: int, length: int, dtype: str, platform: str | None = None
 ) -> EncoderConfig:
   """The encoder of a config.
 
@@ -61,7 +63,7 @@ def encoder_config(
   Raises UserError for sizes that contradict each other.
   """
   platform = platform or jax.default_backend()
-  fields = model.to_dict()
+  fields = dataclasses.asdict(model)
   if not fields['scan_unroll']:
     layers = fields['num_layers']
     fields['scan_unroll'] = layers if platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU else 1
@@ -74,7 +76,7 @@ def encoder_config(
 
 
 def towers(
-  config, vocab_size: int, platform: str | None = None
+  config: PretrainingConfig, vocab_size: int, platform: str | None = None
 ) -> tuple[EncoderConfig, EncoderConfig]:
   """Generator and discriminator of a pretraining config.
 
@@ -107,18 +109,25 @@ def towers(
     raise UserError(f'config.generator: {error}') from None
 
 
-def sharing(config) -> str:
+def sharing(config: PretrainingConfig) -> str:
   """What the towers of a pretraining config share: config.sharing, but for objectives that have one tower, and where there is no generator."""
   if config.objective.name == 'mlm':
     return 'all'
   return 'embeddings' if config.generator.uniform else config.sharing
 
 
-def run_config(folder):
-  """The config of the pretraining run in a folder (an epath.Path). Raises UserError where its config.json is none."""
+def run_config(folder: epath.Path) -> PretrainingConfig:
+  """Returns the config of the pretraining run in a folder.
+
+  Raises:
+    UserError: where its config.json is missing, damaged, or not the config of a run.
+  """
+  versions.read(folder)
+  path = folder / 'config.json'
+  plain = read_json(path)
   try:
-    return configs.from_plain(read_json(folder / 'config.json'))
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    return from_plain(plain, PretrainingConfig)
+  except UserError as error:
     raise UserError(
-      f'{folder / "config.json"} is not the config of a run ({" ".join(str(error).split())[:160]}); restore it.'
+      f'{path} is not the config of a run ({str(error).rstrip(".")}); restore it.'
     ) from None

@@ -372,7 +372,8 @@ def hbm_traffic(text: str) -> float:
         )
         + sum(
           size(shape, True) if touched is None else min(size(shape, True), touched)
-          for shape, touched in zip(results, written)
+          # A scatter of several operands has one entry in `written`.
+          for shape, touched in zip(results, written, strict=False)
         )
       )
   return total

@@ -5,6 +5,7 @@ Mesh axes: `data` splits the rows of a batch and the optimizer's state (ZeRO-1, 
 """
 
 import collections
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -45,7 +46,7 @@ class Layout(NamedTuple):
 
 def mesh_shape(count: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
   """Sizes of the mesh axes over `count` devices; one of them may be -1, the rest of the devices. Raises UserError."""
-  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
+  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
   wrong = [name for name, size in sizes.items() if size != -1 and size < 1]
   if wrong:
     raise UserError(
@@ -142,12 +143,14 @@ def make_layout(config=None, devices=None) -> Layout:
   """
   if config is None:
     return Layout(make_mesh(devices), rules_of(dict.fromkeys(LOGICAL_AXES, '')), 'data', SMALLEST)
-  mesh, sharding = make_mesh(devices, **config.mesh), config.sharding
+  mesh, sharding = make_mesh(devices, **dataclasses.asdict(config.mesh)), config.sharding
   if sharding.optimizer not in ('', 'data'):
     raise UserError(
       f"config.sharding.optimizer is {sharding.optimizer!r}; it is 'data' (split over that mesh axis too) or ''."
     )
-  return Layout(mesh, rules_of(sharding), sharding.optimizer or None, sharding.smallest)
+  return Layout(
+    mesh, rules_of(dataclasses.asdict(sharding)), sharding.optimizer or None, sharding.smallest
+  )
 
 
 def within(layout: Layout, function):
@@ -217,7 +220,7 @@ def parameter_shardings(boxed_shapes, layout: Layout):
     if math.prod(shape) < layout.smallest:
       axes = [None] * len(shape)
     spec, used = [], set()
-    for size, over in zip(shape, axes):
+    for size, over in zip(shape, axes, strict=True):
       over = tuple(a for a in over or () if layout.mesh.shape[a] > 1 and a not in used)
       fits = over and size % math.prod(layout.mesh.shape[a] for a in over) == 0
       spec.append((over[0] if len(over) == 1 else over) if fits else None)
@@ -326,7 +329,7 @@ def describe(shapes, shardings, layout: Layout) -> list[str]:
   ):
     cost = [bytes_per_device(shape, s) / 1e6 for s in (sharding, moment, moment)]
     if math.prod(shape.shape) < layout.smallest:
-      small = [a + b for a, b in zip(small, (1, cost[0], *cost[1:]))]
+      small = [a + b for a, b in zip(small, (1, cost[0], *cost[1:]), strict=True)]
       continue
     rows.append(
       (

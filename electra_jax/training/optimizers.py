@@ -53,7 +53,7 @@ def value_over_steps(form, steps: int):
   def value(step):
     step = jnp.asarray(step, jnp.float32)
     if kind == 'points':
-      places, values = zip(*numbers)
+      places, values = zip(*numbers, strict=True)
       return jnp.interp(step, jnp.asarray(places, jnp.float32), jnp.asarray(values, jnp.float32))
     start, end, *decay = numbers
     share = jnp.clip(step / steps, 0.0, 1.0)
@@ -166,6 +166,10 @@ def clip_by_tower_norms(clip: float) -> optax.GradientTransformation:
   return optax.stateless(clipped)
 
 
+def _times_minus(rate, tree):
+  return jax.tree.map(lambda x: -jnp.asarray(rate, x.dtype) * x, tree)
+
+
 def scale_by_tower_rates(generator_schedule, schedule) -> optax.GradientTransformation:
   """optax.scale_by_learning_rate with a schedule for the generator and one for the rest; its state is the same."""
 
@@ -173,8 +177,7 @@ def scale_by_tower_rates(generator_schedule, schedule) -> optax.GradientTransfor
     del params
     rates = {True: generator_schedule(state.count), False: schedule(state.count)}
     scaled = {
-      name: jax.tree.map(lambda x: -jnp.asarray(rates[is_generators(name)], x.dtype) * x, tree)
-      for name, tree in updates.items()
+      name: _times_minus(rates[is_generators(name)], tree) for name, tree in updates.items()
     }
     return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 

@@ -86,7 +86,7 @@ class Slice(NamedTuple):
     # Of v4 and v5p all axes are rings or none is (cloud.google.com/tpu/docs/v4#3d-mesh).
     rings = [size % self.chip.ring == 0 for size in self.shape]
     rings = rings if len(self.shape) == 2 else [all(rings)] * 3
-    return sum(0 if size == 1 else 1 + ring for size, ring in zip(self.shape, rings))
+    return sum(0 if size == 1 else 1 + ring for size, ring in zip(self.shape, rings, strict=True))
 
   @property
   def ici(self) -> float:

@@ -81,8 +81,8 @@ def case(rng, version_1, version_2, size, with_answer, ties):
   made = {'answers': answers, 'predictions': predictions, 'null_odds': odds}
   data, named, scores = (
     dataset(answers),
-    dict(zip(map(str, range(size)), predictions)),
-    dict(zip(map(str, range(size)), odds)),
+    dict(zip(map(str, range(size)), predictions, strict=True)),
+    dict(zip(map(str, range(size)), odds, strict=True)),
   )
   if all(answers):
     made['version_1'] = version_1.evaluate(data, named)

@@ -130,7 +130,7 @@ def of_lines(
   number = next(
     number
     for sentence in sentences
-    for number, tag in zip(sentence.lines, sentence.tags)
+    for number, tag in zip(sentence.lines, sentence.tags, strict=True)
     if not tag
   )
   raise UserError(

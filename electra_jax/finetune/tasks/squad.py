@@ -98,7 +98,7 @@ class SquadTask:
     learned, as there.
     """
     contexts = list(dict.fromkeys(example.context for example in examples))
-    encoded = dict(zip(contexts, tokenizer.encode_with_offsets(contexts)))
+    encoded = dict(zip(contexts, tokenizer.encode_with_offsets(contexts), strict=True))
     questions = tokenizer.encode_arrays([example.question for example in examples])
     cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
     token_ids, allowed, owners, notes = [], [], [], []
@@ -178,7 +178,11 @@ class SquadTask:
     first, last = (start - offset)[window, begin, 0], (end - offset).ravel()[order]
     found = {}
     for row, i, j, score in zip(
-      rows[window].tolist(), first.tolist(), last.tolist(), scores.ravel()[order].tolist()
+      rows[window].tolist(),
+      first.tolist(),
+      last.tolist(),
+      scores.ravel()[order].tolist(),
+      strict=True,
     ):
       answer = _answer(context, notes[row].spans, i, j, score)
       if answer and answer.text not in found:
@@ -224,7 +228,7 @@ class SquadTask:
       )
       best = [
         {'text': answer.text, 'probability': float(share), 'start': answer.start, 'end': answer.end}
-        for answer, share in zip(answers, shares / (shares.sum() or 1))
+        for answer, share in zip(answers, shares / (shares.sum() or 1), strict=True)
       ]
       given = (
         best[0]
@@ -250,7 +254,7 @@ class SquadTask:
     names, best = [example.id for example in examples], list(map(_text, answers))
     if not self.unanswerable:
       return {'predictions.json': _json(names, best)}
-    given = ['' if self._refuses(one) else text for text, one in zip(best, odds)]
+    given = ['' if self._refuses(one) else text for text, one in zip(best, odds, strict=True)]
     return {
       'predictions.json': _json(names, given),
       'null_odds.json': _json(names, odds.tolist()),
@@ -395,7 +399,9 @@ def _anything(context, notes, rows, outputs):
   starts = [
     (float(log_prob), row, int(start) - notes[row].start)
     for row in rows.tolist()
-    for log_prob, start in zip(outputs['start_log_probs'][row], outputs['start_index'][row])
+    for log_prob, start in zip(
+      outputs['start_log_probs'][row], outputs['start_index'][row], strict=True
+    )
   ]
   inside = [
     (log_prob, row, token)
@@ -416,4 +422,4 @@ def _text(answers):
 
 
 def _json(names, values):
-  return (json.dumps(dict(zip(names, values)), ensure_ascii=False) + '\n').encode()
+  return (json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) + '\n').encode()

@@ -119,7 +119,7 @@ def read_questions(
   rows = tables.parse_table(text, place, found_format)
   if found_format in ('tsv', 'csv'):  # the header is what lacks a column; of JSON each row may
     fields = ('data.text', 'data.pair', 'data.label')
-    for column, field in list(zip(columns, fields))[: 3 if labelled else 2]:
+    for column, field in list(zip(columns, fields, strict=True))[: 3 if labelled else 2]:
       tables.need([column], list(rows[0].values), place, field=field)
   return _checked(_of_rows(rows, place, columns, labelled), place)
 
@@ -165,9 +165,9 @@ def _of_document(articles, place):
   for i, article in enumerate(articles, 1):
     where, j, k = f'article {i} of {tables.shown(place)}', 0, 0
     try:
-      for j, paragraph in enumerate(article['paragraphs'], 1):
+      for j, paragraph in enumerate(article['paragraphs'], 1):  # noqa: B007 - read in `except`
         k, context = 0, _text(paragraph['context'])
-        for k, question in enumerate(paragraph['qas'], 1):
+        for k, question in enumerate(paragraph['qas'], 1):  # noqa: B007 - read in `except`
           answers = question.get('answers')
           if question.get('is_impossible'):
             answers = []
@@ -226,7 +226,7 @@ def _question(name, question, context, answers, starts, which):
       f'{which} has {len(answers)} answers and {len(starts)} places where they start; mend it'
     )
   texts, found, mended = [], [], 0
-  for answer, start in zip(answers, starts):
+  for answer, start in zip(answers, starts, strict=True):
     if isinstance(answer, dict):
       answer, start = answer.get('text'), answer.get('answer_start', start)
     if isinstance(answer, int | float):

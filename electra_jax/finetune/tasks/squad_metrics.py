@@ -103,7 +103,7 @@ def version_2(
     `best_exact`, `best_exact_thresh`, `best_f1`, `best_f1_thresh`, of the thresholds that are best on these very questions.
   """
   answerable, null_odds = np.array([bool(right) for right in answers]), np.asarray(null_odds, float)
-  raw = dict(zip(('exact', 'f1'), scores(predictions, answers, version=2)))
+  raw = dict(zip(('exact', 'f1'), scores(predictions, answers, version=2), strict=True))
   figures = {}
   for prefix, chosen in (
     ('', np.ones(len(answers), bool)),

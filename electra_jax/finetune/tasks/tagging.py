@@ -86,7 +86,8 @@ class Tagging:
         raise UserError(
           f'{where} has no tags where data.tags and data.label say; training and dev data need them'
         )
-      for line, tag in zip(sentence.lines, sentence.tags or ()):
+      # A sentence of the test data may have no tags.
+      for line, tag in zip(sentence.lines, sentence.tags or (), strict=False):
         if tag not in self.labels:
           raise UserError(
             f'{place(sentence.path, line)} has the tag {tag!r}, which the training data has not; it has {named(self.labels)}'
@@ -200,7 +201,7 @@ class Tagging:
     ]
     if not pairs:
       raise UserError('there are no tags to compare with; give tagged data')
-    gold, predicted = zip(*pairs)
+    gold, predicted = zip(*pairs, strict=True)
     flat = [np.array([tag for tags in side for tag in tags]) for side in (gold, predicted)]
     if self.metric == 'f1':
       return entities.figures(gold, predicted, self.types) | {'accuracy': metrics.accuracy(*flat)}
@@ -216,7 +217,7 @@ class Tagging:
       best = logits.argmax(-1)
       labels[owner].append(best)
       chances[owner].append(1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))
-    return [(np.concatenate(a), np.concatenate(b)) for a, b in zip(labels, chances)]
+    return [(np.concatenate(a), np.concatenate(b)) for a, b in zip(labels, chances, strict=True)]
 
   def predictions(
     self, examples: Sequence[Sentence], features: Features, outputs: Outputs

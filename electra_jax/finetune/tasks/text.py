@@ -198,7 +198,7 @@ class TextTask:
         said |= {
           'label': self.labels[answers[i]],
           'probability': float(shares[i, answers[i]]),
-          'probabilities': dict(zip(self.labels, shares[i].tolist())),
+          'probabilities': dict(zip(self.labels, shares[i].tolist(), strict=True)),
         }
       found.append(said)
     return found
@@ -267,7 +267,7 @@ def open_task(name: str, data: Any) -> TextTask:
   task = _own(name, columns, tuple(places), load)
   if task.head == 'classification':
     words = [_target_word(row, places['train'], columns) for row in rows]
-    for row, word in zip(rows, words):
+    for row, word in zip(rows, words, strict=True):
       if not word:
         raise UserError(
           f'{tables.place(places["train"], row.line)} has no label; training examples need one'

@@ -11,13 +11,13 @@ from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
 from electra_jax.pretrain.objectives.shared import (
   Settings,
-  counts,
   dropout_keys,
-  examples,
   propose,
   real,
   verdict_losses,
-)  # noqa: F401
+)
+from electra_jax.pretrain.objectives.shared import counts as counts
+from electra_jax.pretrain.objectives.shared import examples as examples
 
 LOSSES = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
 HEADS = ('generator_head', 'discriminator_head', 'predictor_head')

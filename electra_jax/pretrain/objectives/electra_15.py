@@ -7,8 +7,10 @@ import jax
 
 from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives import shared
-from electra_jax.pretrain.objectives.electra import HEADS, LOSSES  # noqa: F401
-from electra_jax.pretrain.objectives.shared import Settings, chosen, examples, judge, propose  # noqa: F401
+from electra_jax.pretrain.objectives.electra import HEADS as HEADS
+from electra_jax.pretrain.objectives.electra import LOSSES as LOSSES
+from electra_jax.pretrain.objectives.shared import Settings, chosen, judge, propose
+from electra_jax.pretrain.objectives.shared import examples as examples
 
 
 def counts(settings: Settings, batch):

@@ -17,15 +17,16 @@ import optax
 from electra_jax.pretrain import masking, metrics, replacement
 from electra_jax.pretrain.objectives import shared
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
-from electra_jax.pretrain.objectives.electra import HEADS, LOSSES  # noqa: F401
+from electra_jax.pretrain.objectives.electra import HEADS as HEADS
+from electra_jax.pretrain.objectives.electra import LOSSES as LOSSES
 from electra_jax.pretrain.objectives.shared import (
   Proposal,
   Settings,
   chosen,
   dropout_keys,
-  examples,
   real,
-)  # noqa: F401
+)
+from electra_jax.pretrain.objectives.shared import examples as examples
 
 
 def counts(settings: Settings, batch):

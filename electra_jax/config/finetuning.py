@@ -1,0 +1,210 @@
+"""The fields of a fine-tuning config, with the published recipe as defaults.
+
+The recipe is Clark et al. 2020, table 7, and configure_finetuning.py of the original program.
+"""
+
+import dataclasses
+
+from electra_jax.config import declarations
+from electra_jax.config.declarations import Config, ConfigDict, field, group
+from electra_jax.config.groups import (
+  CACHE,
+  CACHE_HELP,
+  DTYPE_HELP,
+  DTYPES,
+  KERNEL_HELP,
+  KERNELS,
+  REMAT,
+  REMAT_HELP,
+  SKIP_HELP,
+  MeshConfig,
+  ShardingConfig,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskDataConfig(Config):
+  """Labeled data; see docs/finetuning.md."""
+
+  source: str = field(
+    '', "Folder in the task's original layout, or tfds:glue/cola; '' where the files are named."
+  )
+  train: str = field('', 'File of training examples, here or at gs://.')
+  dev: str = field('', 'File of development examples.')
+  test: str = field('', 'File of test examples.')
+  format: str = field(
+    'auto', "Format: auto (by the file's name), tsv, csv, jsonl, json, conll or conllu."
+  )
+  text: str = field('text', 'Column of the text; span tasks: of the question.')
+  pair: str = field('', 'Column of the second text; span tasks: of the context.')
+  label: str = field('label', 'Column of the label, value, tags or answers.')
+  tags: str = field(
+    'auto', 'conll: column of the tags, from 0, -1 the last; conllu: upos, xpos or a key of MISC.'
+  )
+  ignore_labels: str = field('', 'Tagging: types, separated by commas, that count as O.')
+  repair_tags: str = field(
+    'refuse',
+    'Tagging: I- tags without a preceding tag of their type: refuse, or repair as conlleval does.',
+    choices=('refuse', 'repair'),
+  )
+  max_question: int = field(64, 'Span tasks: tokens of a question, at most.')
+  stride: int = field(128, 'Span tasks: tokens from one window on a context to the next.')
+  max_answer: int = field(30, 'Span tasks: tokens of an answer, at most.')
+  n_best: int = field(20, 'Span tasks: number of candidate answers.')
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig(Config):
+  """The task's head on the encoder."""
+
+  style: str = field(
+    'published',
+    'published, or transformers: the layers of its ElectraFor... and ModernBertFor... classes.',
+    choices=('published', 'transformers'),
+  )
+  dropout: float = field(
+    -1.0,
+    'Dropout of the head; -1: as published, or as in transformers.',
+    at_least=0,
+    below=1,
+    also=(-1.0,),
+  )
+  pooling: str = field(
+    'cls',
+    'Classification, regression: cls as published, or mean over the tokens.',
+    choices=('cls', 'mean'),
+  )
+  beam: int = field(20, 'Span tasks: number of starts, and of ends for each.', at_least=1)
+  impossible_weight: float = field(
+    0.5, 'Span tasks: weight of the loss of whether there is an answer, as published.', at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderChoices(Config):
+  """Fields of the pretrained encoder that fine-tuning may change."""
+
+  dropout: float = field(
+    0.1,
+    'Dropout of embeddings and sublayer outputs; none where the encoder is frozen.',
+    at_least=0,
+    below=1,
+  )
+  attention_dropout: float = field(
+    0.1,
+    'Dropout of attention probabilities; none with fast kernels or a frozen encoder.',
+    at_least=0,
+    below=1,
+  )
+  attention: str = field('auto', KERNEL_HELP, choices=KERNELS)
+  remat: str = field('none', REMAT_HELP, choices=REMAT)
+  scan_unroll: int = field(
+    0, 'Layers per iteration of the scan; 0: all on CPU, 1 elsewhere.', at_least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningOptimizerConfig(Config):
+  """AdamW with a rate per layer."""
+
+  learning_rate: float = field(
+    0.0,
+    'Peak rate; 0: by width, 3e-4 to 256, 1e-4 to 768, 5e-5 beyond (table 7); frozen: 1e-2.',
+    at_least=0,
+  )
+  layer_decay: float = field(
+    0.0,
+    'Factor of the rate from layer to layer down; 1: none; 0: by width, 0.8, 0.8, 0.9.',
+    at_least=0,
+    at_most=1,
+  )
+  published_depths: bool = field(
+    False, "The original's depths, where the last layer has layer_decay squared."
+  )
+  warmup: float = field(0.1, 'Fraction of the steps with linear warm-up.', at_least=0, below=1)
+  b1: float = field(0.9, "Adam's decay of the first moment.", at_least=0, below=1)
+  b2: float = field(0.999, "Adam's decay of the second moment.", at_least=0, below=1)
+  eps: float = field(1e-6, "Adam's epsilon, added outside the square root.", at_least=0)
+  weight_decay: float = field(
+    0.01, "Decoupled weight decay, as in the original's code; table 7 has 0.", at_least=0
+  )
+  clip: float = field(1.0, 'Largest global norm of the gradients; 0: no clipping.', at_least=0)
+  bias_correction: bool = field(False, "Adam's bias correction; False as published.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningConfig(Config):
+  """A fine-tuning run: one or several tasks, in trials."""
+
+  name: str = field('finetune', 'Names the default workdir, runs/<name>.')
+  init: str = field(
+    '', "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none."
+  )
+  init_step: str = field(
+    'last', 'Checkpoint of a run: last, best (by its held-out loss) or a step.'
+  )
+  like: str = field(
+    '',
+    "With init='none': the run whose encoder sizes and tokenizer are taken, without its weights.",
+  )
+  task: str = field('cola', 'Task, or several separated by commas; docs/finetuning.md lists them.')
+  frozen: bool = field(False, 'Keep the encoder unchanged and train only the head: a probe.')
+  seed: int = field(0, "Seed of the first trial's head, batches and dropout; then one more each.")
+  num_trials: int = field(1, 'Runs with different seeds.', at_least=1, resumable=True)
+  keep_trials: str = field(
+    'best', 'Trials whose weights are kept.', choices=('best', 'all', 'none'), resumable=True
+  )
+  epochs: float = field(0.0, 'Epochs; 0: as published for the task.', at_least=0)
+  batch_size: int = field(32, 'Rows per step, over all devices.', at_least=1)
+  max_length: int = field(
+    0, 'Tokens per row, at most; 0: as published for the task.', at_least=8, also=(0,)
+  )
+  bucketed: bool = field(
+    True, 'Batch rows of similar length, padded to 16, 32, 64, ...; else all to max_length.'
+  )
+  train_examples: int = field(
+    0, 'Train on this many examples, chosen by the seed; 0: all.', at_least=0
+  )
+  eval_every: float = field(
+    1.0, 'Epochs between evaluations on dev; 0: only at the end.', at_least=0
+  )
+  select: str = field(
+    'last',
+    'Weights and metrics of a trial: last, as published, or best by the dev metric.',
+    choices=('last', 'best'),
+  )
+  patience: int = field(
+    0, 'End a trial after this many evaluations without improvement; 0: never.', at_least=0
+  )
+  data: TaskDataConfig = group(TaskDataConfig, 'Labeled data.')
+  head: HeadConfig = group(HeadConfig, "The task's head.")
+  model: EncoderChoices = group(EncoderChoices, 'Fields of the pretrained encoder that may change.')
+  optimizer: FinetuningOptimizerConfig = group(FinetuningOptimizerConfig, 'AdamW.')
+  mesh: MeshConfig = group(MeshConfig, 'The devices as a grid: devices per axis.', resumable=True)
+  sharding: ShardingConfig = group(
+    ShardingConfig, 'Mesh axes that split each axis of the parameters.', resumable=True
+  )
+  dtype: str = field('auto', DTYPE_HELP, choices=DTYPES)
+  micro_batches: int = field(1, 'Parts that the rows of a device are split into.', at_least=1)
+  skip_nonfinite: bool = field(False, SKIP_HELP, resumable=True)
+  log_every: int = field(50, 'Steps between lines of training metrics.', at_least=1)
+  save_every: int = field(
+    500,
+    'Steps between checkpoints; each evaluation on dev saves one too.',
+    at_least=1,
+    resumable=True,
+  )
+  eval_batch_size: int = field(
+    64, 'Rows per step of evaluation and prediction.', at_least=1, resumable=True
+  )
+  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+
+  @property
+  def tasks(self) -> tuple[str, ...]:
+    """Names of the tasks, in their order."""
+    return tuple(filter(None, (name.strip() for name in self.task.split(','))))
+
+
+def default_config() -> ConfigDict:
+  """The ConfigDict of all fine-tuning fields with their defaults, for a config file to change."""
+  return declarations.config_dict(FinetuningConfig)

@@ -1,0 +1,101 @@
+"""The one place where a fine-tuning config is interpreted: (config, workdir) -> ResolvedFinetuning.
+
+All code below takes the typed values, never a ConfigDict.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+from etils import epath
+
+from electra_jax import config as configs
+from electra_jax.config import AnyConfig, FinetuningConfig
+from electra_jax.errors import UserError
+from electra_jax.finetune import initial
+from electra_jax.training import versions
+from electra_jax.training import workdir as workdirs
+from electra_jax.training.workdir import read_json
+
+# Rate and layer-wise decay by the widest encoder they are for (Clark et al. 2020, table 7).
+BY_WIDTH = ((256, 3e-4, 0.8), (768, 1e-4, 0.8), (None, 5e-5, 0.9))
+# Learning rate of a head on a frozen encoder; docs/finetuning.md describes how it was measured.
+FROZEN_RATE = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedFinetuning:
+  """What a fine-tuning config means for a run's folder.
+
+  Attributes:
+    config: the run's fields.
+    workdir: the run's folder.
+    origin: of the weights that an earlier start of the run began with; None where no trial was
+      started. All trials begin with the same weights.
+  """
+
+  config: FinetuningConfig
+  workdir: epath.Path
+  origin: dict[str, Any] | None = None
+
+
+def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
+  """Resolves a config that a run is started or resumed with. No data is read.
+
+  Args:
+    config: a ConfigDict, or a typed config.
+    workdir: the run's folder.
+
+  Raises:
+    UserError: for fields that cannot be or contradict each other, and where the folder holds a
+      model that was imported.
+  """
+  c, folder = configs.checked_finetuning(config), workdirs.folder(workdir)
+  encoder = folder / initial.ENCODER
+  origin = read_json(encoder)['origin'] if started(folder) and workdirs.exists(encoder) else None
+  if origin and origin.get('imported'):
+    raise UserError(
+      f'{folder} holds a model that was imported, not trained; train it in another --workdir, with '
+      f'--config.init={folder}/{c.tasks[0]}.'
+    )
+  return ResolvedFinetuning(c, folder, origin)
+
+
+def resolve_saved(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
+  """Resolves the config that is kept in a fine-tuned run's folder, for prediction.
+
+  Raises:
+    UserError: where the folder holds no config of a fine-tuned run.
+  """
+  folder = workdirs.folder(workdir)
+  versions.read(folder)
+  c = configs.from_plain(read_json(folder / 'config.json'), FinetuningConfig)
+  # This kernel runs anywhere, and takes rows of any length.
+  return ResolvedFinetuning(c.replace({'model.attention': 'xla'}), folder)
+
+
+def started(folder: epath.Path) -> bool:
+  """Whether a trial was started in a run's folder, or a pretraining run.
+
+  Raises:
+    UserError: where the folder cannot be reached.
+  """
+  with workdirs.reaching(folder):
+    if not folder.exists():
+      return False
+    return any(folder.glob('*/trial-*')) or (folder / 'checkpoints').exists()
+
+
+def rates(config: FinetuningConfig, hidden_size: int) -> tuple[float, float]:
+  """Returns learning rate and layer-wise decay: the config's, or the published ones by width.
+
+  Args:
+    config: whose zeros are replaced.
+    hidden_size: of the encoder.
+  """
+  if config.frozen:
+    return config.optimizer.learning_rate or FROZEN_RATE, 1.0
+  rate, decay = next(
+    (rate, decay) for widest, rate, decay in BY_WIDTH if widest is None or hidden_size <= widest
+  )
+  return config.optimizer.learning_rate or rate, config.optimizer.layer_decay or decay

@@ -1,0 +1,70 @@
+"""What a run's folder was written with: WORKDIR/versions.json.
+
+    {"format": 1,
+     "started_with": {"electra_jax": "0.2.0", "jax": "0.10.2", "jaxlib": "0.10.2"},
+     "last_run_with": {...}}
+
+`format` is the version of the folder's layout. It grows when a program of an older version could
+not read a folder correctly. Folders of version 0.1.0 have no such file; they count as format 0.
+`started_with` stays as it was when the run was started; fields of its config that did not exist
+then have the value that `before` of their declaration gives.
+"""
+
+import importlib.metadata
+import os
+from typing import Any
+
+from electra_jax.errors import UserError
+from electra_jax.training import workdir as workdirs
+from electra_jax.version import __version__
+
+FILE = 'versions.json'
+FORMAT = 1
+
+
+def current() -> dict[str, str]:
+  """Versions of the installed packages that determine what a run computes."""
+  return {
+    'electra_jax': __version__,
+    'jax': importlib.metadata.version('jax'),
+    'jaxlib': importlib.metadata.version('jaxlib'),
+  }
+
+
+def read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+  """The content of a run's versions.json; format 0 without versions where there is none.
+
+  Raises:
+    UserError: where the folder's format is newer than this program's.
+  """
+  path = workdirs.folder(workdir) / FILE
+  found = workdirs.read_json(path) if workdirs.exists(path) else {'format': 0}
+  if found['format'] > FORMAT:
+    writer = found.get('last_run_with', {}).get('electra_jax', 'a newer version')
+    raise UserError(
+      f'{os.fspath(workdir)} has format {found["format"]} of run folders, written by electra_jax '
+      f'{writer}; electra_jax {__version__} reads formats up to {FORMAT}: update it.'
+    )
+  return found
+
+
+def record(workdir: str | os.PathLike[str], resumed: bool) -> None:
+  """Writes the present versions into a run's folder.
+
+  Args:
+    workdir: the run's folder.
+    resumed: whether the run has saved anything; its `started_with` and `format` then stay.
+
+  Raises:
+    UserError: where the folder's format is newer than this program's.
+  """
+  before = read(workdir)
+  started = before.get('started_with') if resumed else current()
+  if resumed and started is None:  # a run of version 0.1.0, which recorded nothing
+    started = {'electra_jax': '0.1.0'}
+  content = {
+    'format': before['format'] if resumed else FORMAT,
+    'started_with': started,
+    'last_run_with': current(),
+  }
+  workdirs.write_json(workdirs.folder(workdir) / FILE, content)

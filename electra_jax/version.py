@@ -1,0 +1,3 @@
+"""The version of the package; CHANGELOG.md lists what each brings."""
+
+__version__ = '0.2.0.dev0'

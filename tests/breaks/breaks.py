@@ -1,0 +1,568 @@
+"""One-line breaks of the package, each with the test that must fail; see tests/breaks_test.py."""
+
+from typing import NamedTuple
+
+
+class Break(NamedTuple):
+  """A change of one line that a test must notice."""
+
+  name: str
+  file: str  # path from the root of the repository
+  original: str  # part of a line that occurs exactly once in the file
+  broken: str  # what replaces it
+  test: str  # node of pytest below tests/, as narrow as possible
+
+
+MODEL = [
+  Break(
+    'attention scores scaled by the number of heads',
+    'electra_jax/model/attention.py',
+    'query.shape[-1] ** -0.5',
+    'query.shape[-2] ** -0.5',
+    'golden_parity_test.py::test_losses_logits_probabilities_and_every_gradient[tied]',
+  ),
+  Break(
+    'packed documents attend to each other',
+    'electra_jax/model/attention.py',
+    'segment_ids[:, :, None] == segment_ids[:, None, :]',
+    '(segment_ids[:, :, None] > 0) == (segment_ids[:, None, :] > 0)',
+    'documents_do_not_meet_test.py::test_changing_one_document_leaves_the_others_outputs[electra]',
+  ),
+  Break(
+    'local attention reaches one position less',
+    'electra_jax/model/attention.py',
+    'jnp.abs(ahead) <= reach',
+    'jnp.abs(ahead) < reach',
+    'hf_parity_test.py::test_hidden_states_logits_losses_and_every_gradient[modern]',
+  ),
+  Break(
+    'rotary positions turn the other way',
+    'electra_jax/model/attention.py',
+    '[first * cos - second * sin, second * cos + first * sin]',
+    '[first * cos + second * sin, second * cos - first * sin]',
+    'hf_parity_test.py::test_hidden_states_logits_losses_and_every_gradient[modern]',
+  ),
+  Break(
+    'positions do not restart in each packed document',
+    'electra_jax/model/encoder.py',
+    'positions=jnp.where(real, index - start_of, 0)',
+    'positions=jnp.where(real, index, 0)',
+    'documents_do_not_meet_test.py::test_types_and_positions_follow_the_pieces',
+  ),
+  Break(
+    'LayerNorm with an epsilon of its own',
+    'electra_jax/model/encoder.py',
+    'epsilon=config.layer_norm_eps',
+    'epsilon=1e-6',
+    'golden_parity_test.py::test_losses_logits_probabilities_and_every_gradient[tied]',
+  ),
+  Break(
+    'GELU by its tanh approximation',
+    'electra_jax/model/encoder.py',
+    '(0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5)))',
+    'jax.nn.gelu(y, approximate=True)',
+    'golden_parity_test.py::test_losses_logits_probabilities_and_every_gradient[tied]',
+  ),
+  Break(
+    'disentangled embeddings let gradients through',
+    'electra_jax/model/encoder.py',
+    'table + jax.lax.stop_gradient(under[name])',
+    'table + under[name]',
+    'objectives_test.py::test_the_disentangled_discriminator_leaves_the_generators_table_alone',
+  ),
+  Break(
+    'a row that pads the vocabulary can be predicted',
+    'electra_jax/model/electra.py',
+    'jax.lax.iota(jnp.int32, c.padded_vocab_size) < c.vocab_size',
+    'jax.lax.iota(jnp.int32, c.padded_vocab_size) <= c.vocab_size',
+    'sampling_test.py::test_rows_that_pad_the_vocabulary_are_never_drawn',
+  ),
+  Break(
+    'the left tower sees the token that it predicts',
+    'electra_jax/model/electra.py',
+    'jnp.where(goes_on[..., None], ltr[:, :-1], 0)',
+    'jnp.where(goes_on[..., None], ltr[:, 1:], 0)',
+    'electric_test.py::'
+    'test_a_token_is_predicted_from_all_others_of_its_document_and_from_nothing_else[electra]',
+  ),
+  Break(
+    'all rows of a batch drop the same units',
+    'electra_jax/model/dropout.py',
+    'words[:, word].reshape(',
+    'words[:1, word].reshape(',
+    'heads_test.py::test_dropout_goes_by_the_key_of_the_row[classification]',
+  ),
+  Break(
+    'heads that do not divide the width are accepted',
+    'electra_jax/model/config.py',
+    'self.hidden_size % self.num_heads == 0',
+    'self.hidden_size >= self.num_heads',
+    'config_test.py::test_sizes_that_cannot_be_are_named',
+  ),
+]
+
+PRETRAINING = [
+  Break(
+    'the discriminator learns from masked positions only',
+    'electra_jax/pretrain/objectives/electra.py',
+    'proposal, real(settings, batch), bins',
+    "proposal, batch['masks'].token_ids == settings.mask_id, bins",
+    'objectives_test.py::test_losses_are_those_of_the_definition[electra]',
+  ),
+  Break(
+    'a sample equal to the original is labeled replaced',
+    'electra_jax/pretrain/replacement.py',
+    '(corrupted != token_ids).astype(jnp.float32)',
+    'write(0 * token_ids, masks.positions, samples * 0 + 1, masks.weights).astype(jnp.float32)',
+    'sampling_test.py::'
+    'test_only_masked_positions_change_and_a_sample_equal_to_the_original_is_labelled_original',
+  ),
+  Break(
+    'the generator reads the tokens that it predicts',
+    'electra_jax/pretrain/objectives/shared.py',
+    'inputs._replace(token_ids=masks.token_ids)',
+    'inputs',
+    'objectives_test.py::test_losses_are_those_of_the_definition[mlm]',
+  ),
+  Break(
+    'micro-batches divide by their own number of masks',
+    'electra_jax/pretrain/objectives/shared.py',
+    "losses.sum() / counts['masked']",
+    'losses.sum() / masks.weights.sum()',
+    'micro_batches_test.py::test_one_micro_batch_and_four_train_alike',
+  ),
+  Break(
+    '[SEP] can be masked',
+    'electra_jax/pretrain/objectives/shared.py',
+    'special = [settings.pad_id, settings.cls_id, settings.sep_id, settings.mask_id]',
+    'special = [settings.pad_id, settings.cls_id, settings.mask_id]',
+    'masking_test.py::test_special_tokens_and_padding_are_never_chosen_and_never_changed',
+  ),
+  Break(
+    'the number of masks is rounded up',
+    'electra_jax/pretrain/masking.py',
+    'jnp.round(rate * counted.sum(1))',
+    'jnp.ceil(rate * counted.sum(1))',
+    'masking_test.py::test_counts_are_exact',
+  ),
+  Break(
+    '15% of the chosen positions are masked and 85% are kept',
+    'electra_jax/pretrain/masking.py',
+    'jax.random.uniform(what, (slots,)) < mask_share',
+    'jax.random.uniform(what, (slots,)) >= mask_share',
+    'masking_test.py::test_85_percent_of_the_chosen_are_masked',
+  ),
+  Break(
+    'words are continued across special tokens',
+    'electra_jax/pretrain/masking.py',
+    'first = opens | maskable & begins',
+    'first = maskable & begins',
+    'masking_words_test.py::test_masks_are_those_of_the_definition',
+  ),
+  Break(
+    'Gumbel noise with the wrong sign',
+    'electra_jax/model/randomness.py',
+    'return -jnp.log(-jnp.log(',
+    'return jnp.log(-jnp.log(',
+    'randomness_test.py::test_gumbel_noise_is_jax_noise',
+  ),
+  Break(
+    'temperature inverted',
+    'electra_jax/pretrain/replacement.py',
+    'logits + temperature * gumbel(keys, logits.shape[1:])',
+    'logits + gumbel(keys, logits.shape[1:]) / temperature',
+    'sampling_test.py::test_frequencies_follow_the_softmax_at_its_temperature[0.5]',
+  ),
+  Break(
+    'masks are the same in each step',
+    'electra_jax/pretrain/step.py',
+    'row_keys(seed, step, jnp.arange(token_ids.shape[0]))',
+    'row_keys(seed, 0, jnp.arange(token_ids.shape[0]))',
+    'randomness_test.py::test_a_training_step_has_the_keys_of_its_seed_step_and_rows',
+  ),
+  Break(
+    "Electric's noise takes a gradient of the discriminator's loss",
+    'electra_jax/pretrain/objectives/electric.py',
+    'return proposal, jax.lax.stop_gradient(log_q[..., 1])',
+    'return proposal, log_q[..., 1]',
+    'electric_test.py::test_noise_takes_no_gradient_of_the_discriminators_loss',
+  ),
+  Break(
+    'ties do not count in the area under the curve',
+    'electra_jax/pretrain/metrics.py',
+    ' + 0.5 * positives * negatives',
+    '',
+    'metrics_test.py::test_figures_are_scikit_learns[0.0-512]',
+  ),
+  Break(
+    'a tie between minimal pairs counts as right',
+    'electra_jax/pretrain/minimal_pairs.py',
+    'np.where(good > bad, 1.0,',
+    'np.where(good >= bad, 1.0,',
+    'minimal_pairs_test.py::test_equal_scores_count_one_half',
+  ),
+  Break(
+    'a budget takes one step too many',
+    'electra_jax/pretrain/budget.py',
+    'max(1, int((config[field] - spent) / costs[-1]))',
+    'max(1, int((config[field] - spent) / costs[-1]) + 1)',
+    'budget_test.py::test_tokens_end_a_run_within_one_step',
+  ),
+  Break(
+    'a run of another config is trained over',
+    'electra_jax/pretrain/run.py',
+    'if changed and checkpoints.any_saved(workdir):',
+    'if changed and not checkpoints.any_saved(workdir):',
+    'bad_input_test.py::test_the_workdir_of_another_config',
+  ),
+  Break(
+    'a checkpoint is saved before its step is checked',
+    'electra_jax/pretrain/loop.py',
+    'halt_if_bad(jax.device_get(state.bad_step))',
+    'pass',
+    'nonfinite_test.py::'
+    'test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_asked',
+  ),
+]
+
+TRAINING = [
+  Break(
+    'weight decay on biases',
+    'electra_jax/training/optimizers.py',
+    "return names[-1] != 'bias' and not any(",
+    'return not any(',
+    'golden_parity_test.py::test_eight_steps_of_the_optimizer',
+  ),
+  Break(
+    'gradients are not clipped',
+    'electra_jax/training/optimizers.py',
+    'clipping(clip) if clip else optax.identity()',
+    'optax.identity()',
+    'golden_parity_test.py::test_eight_steps_of_the_optimizer',
+  ),
+  Break(
+    'the warm-up is one step ahead',
+    'electra_jax/training/optimizers.py',
+    'jnp.minimum(1.0, step / warmup_steps)',
+    'jnp.minimum(1.0, (step + 1) / warmup_steps)',
+    'golden_parity_test.py::test_eight_steps_of_the_optimizer',
+  ),
+  Break(
+    'bias correction where it is turned off',
+    'electra_jax/training/optimizers.py',
+    'if bias_correction else scale_by_uncorrected_adam',
+    'if not bias_correction else scale_by_uncorrected_adam',
+    'golden_parity_test.py::test_eight_steps_of_the_optimizer',
+  ),
+  Break(
+    "LAMB's trust ratio inverted",
+    'electra_jax/training/optimizers.py',
+    'of_param / jnp.where(moves, of_update, 1)',
+    'of_update / jnp.where(moves, of_param, 1)',
+    'optimizers_test.py::test_lamb_moves_a_layer_by_its_norm_times_the_rate',
+  ),
+  Break(
+    'layer-wise rates are one layer off',
+    'electra_jax/training/optimizers.py',
+    'depths = np.arange(1, num_layers + 1)',
+    'depths = np.arange(num_layers)',
+    'layerwise_rates_test.py::'
+    'test_every_parameter_of_a_model_has_the_rate_of_its_depth[True-electra]',
+  ),
+  Break(
+    'frozen parameters are decayed',
+    'electra_jax/training/step.py',
+    'updates = mixed(updates, jax.tree.map(jnp.zeros_like, updates))',
+    'pass',
+    'continued_test.py::'
+    'test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments[-embeddings]',
+  ),
+  Break(
+    'a gradient that is not finite updates the parameters',
+    'electra_jax/training/step.py',
+    " & jnp.isfinite(gradient_norms['all'])",
+    '',
+    'nonfinite_test.py::test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is',
+  ),
+  Break(
+    'devices average their gradients instead of adding them',
+    'electra_jax/training/mesh.py',
+    "return jax.lax.psum(gradient, 'data')",
+    "return jax.lax.pmean(gradient, 'data')",
+    'sharding_invariance_test.py::test_one_device_and_eight_train_alike',
+  ),
+  Break(
+    'moments are split along an axis that fills no tiles',
+    'electra_jax/training/mesh.py',
+    '(spec[i] is None, part % tile == 0, part // tile, -i)',
+    '(spec[i] is None, part, -i)',
+    'mesh_test.py::test_moments_are_split_once_over_data_along_the_axis_that_fills_tiles',
+  ),
+  Break(
+    'the best checkpoint is the one of the highest loss',
+    'electra_jax/training/checkpoints.py',
+    "(1 if mode == 'max' else -1)",
+    "(1 if mode == 'min' else -1)",
+    'checkpoints_test.py::test_the_best_stays_beside_the_last',
+  ),
+  Break(
+    'a checkpoint loses the sums of its interval',
+    'electra_jax/training/checkpoints.py',
+    'sums=item(sums),',
+    'sums=item(jax.tree.map(lambda x: 0 * x, sums)),',
+    'checkpoints_test.py::test_background_saving_is_not_disturbed_by_donation',
+  ),
+  Break(
+    'a file of a run is written in place',
+    'electra_jax/training/workdir.py',
+    "temporary = path.with_suffix('.tmp')",
+    'temporary = path',
+    'workdir_test.py::test_a_file_whose_writing_fails_stays_as_it_was',
+  ),
+  Break(
+    'a resumed run loses the metrics of its checkpoint',
+    'electra_jax/training/progress.py',
+    "if line['step'] <= step]",
+    "if line['step'] < step]",
+    'workdir_test.py::test_metrics_up_to_the_checkpoint_stay_and_later_ones_go',
+  ),
+]
+
+DATA = [
+  Break(
+    'each epoch has the same order',
+    'electra_jax/data/permutation.py',
+    'seed % 2**64)) + epochs)',
+    'seed % 2**64)))',
+    'data_batches_test.py::test_every_epoch_has_an_order_of_its_own',
+  ),
+  Break(
+    'batches overlap',
+    'electra_jax/data/batches.py',
+    'in_pieces(step * batch_size + np.arange',
+    'in_pieces(step * (batch_size - 1) + np.arange',
+    'data_batches_test.py::test_every_row_comes_once_an_epoch',
+  ),
+  Break(
+    'stores of a mixture share one order',
+    'electra_jax/data/mixture.py',
+    'return seed if source == 0 else derived_seed(seed, source)',
+    'return seed',
+    'data_batches_test.py::test_stores_of_equal_size_have_orders_of_their_own',
+  ),
+  Break(
+    'a cut leaves slivers of documents',
+    'electra_jax/data/packing.py',
+    'take = min(room, remaining - min_piece)',
+    'take = min(room, remaining)',
+    'data_packing_test.py::test_every_token_comes_out_once_and_in_order',
+  ),
+  Break(
+    'held-out documents are trained on',
+    'electra_jax/data/blocks.py',
+    'chosen[split].append(text)',
+    "chosen['train'].append(text)",
+    'data_prepare_test.py::test_every_token_of_every_document_is_in_the_rows_of_its_split',
+  ),
+  Break(
+    'other documents are held out than before',
+    'electra_jax/data/corpora.py',
+    "int.from_bytes(digest, 'big')",
+    "int.from_bytes(digest, 'little')",
+    'data_corpora_test.py::test_the_held_out_split_goes_by_text_alone',
+  ),
+  Break(
+    'unknown tokens are not counted',
+    'electra_jax/data/blocks.py',
+    '(encoded == tokenizer.unk_id).sum()',
+    '(encoded == tokenizer.pad_id).sum()',
+    'data_prepare_test.py::test_the_facts_are_true',
+  ),
+  Break(
+    'checksums of shards are not compared',
+    'electra_jax/data/token_manifest.py',
+    "if digest != shard['blake2b']:",
+    'if not digest:',
+    'data_token_store_test.py::test_a_damaged_store_is_refused',
+  ),
+  Break(
+    'a shard that changed is not checked again',
+    'electra_jax/data/token_manifest.py',
+    'if known.get(name) != seen[name]:',
+    'if name not in known:',
+    'data_token_store_test.py::test_what_was_checked_is_not_read_again_until_it_changes',
+  ),
+  Break(
+    'a fetched shard is not compared with its checksum',
+    'electra_jax/data/shard_cache.py',
+    "count == shard['bytes'] and digest.hexdigest() == shard['blake2b']",
+    "count == shard['bytes']",
+    'data_remote_store_test.py::test_what_arrives_damaged_is_fetched_again_and_then_refused',
+  ),
+  Break(
+    'a shard gets its name before it is on the disk',
+    'electra_jax/data/token_shards.py',
+    'os.fsync(file.fileno())',
+    'pass',
+    'data_token_store_test.py::test_a_shard_is_on_the_disk_before_it_has_its_name',
+  ),
+  Break(
+    'a file gets its name before it is on the disk',
+    'electra_jax/data/files.py',
+    'os.fsync(file.fileno())',
+    'pass',
+    'data_files_test.py::test_a_file_is_on_the_disk_before_it_has_its_name',
+  ),
+  Break(
+    'processes that prepare one corpus do not wait for each other',
+    'electra_jax/data/finished.py',
+    'fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)',
+    'fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)',
+    'data_prepare_test.py::test_whoever_is_second_waits_for_the_first',
+  ),
+  Break(
+    'cased text is lower-cased',
+    'electra_jax/data/wordpiece_tokenizer.py',
+    "lowercase=settings['do_lower_case']",
+    'lowercase=True',
+    'wordpiece_parity_test.py::test_hostile_text_gives_the_same_ids[cased-trained here]',
+  ),
+]
+
+FINETUNING = [
+  Break(
+    'articles are removed before punctuation',
+    'electra_jax/finetune/tasks/squad_metrics.py',
+    "_ARTICLES.sub(' ', text.lower().translate(_NO_PUNCTUATION))",
+    "_ARTICLES.sub(' ', text.lower()).translate(_NO_PUNCTUATION)",
+    'squad_metrics_test.py::test_normalized',
+  ),
+  Break(
+    'null odds are those of the window that doubts most',
+    'electra_jax/finetune/tasks/squad.py',
+    'np.minimum.reduceat',
+    'np.maximum.reduceat',
+    'squad_task_test.py::test_null_odds_are_of_the_window_that_doubts_least',
+  ),
+  Break(
+    'a window is given an answer that it cuts',
+    'electra_jax/finetune/tasks/squad.py',
+    'start <= first and last < start + room',
+    'start <= first and first < start + room',
+    'squad_windows_test.py::test_a_window_without_the_whole_answer_is_impossible',
+  ),
+  Break(
+    "a word's tag is at the token before it",
+    'electra_jax/finetune/tasks/tagging.py',
+    'np.cumsum([1, *map(len, pieces)])',
+    'np.cumsum([0, *map(len, pieces)])',
+    'tagging_task_test.py::test_a_row_has_each_words_tag_at_its_first_token',
+  ),
+  Break(
+    'a B- tag continues the entity before it',
+    'electra_jax/finetune/entities.py',
+    "mark in 'OBS' or own != kind",
+    "mark in 'OS' or own != kind",
+    'entities_test.py::test_figures_are_those_of_seqeval',
+  ),
+  Break(
+    "Matthews' correlation without its expected agreement",
+    'electra_jax/finetune/metrics.py',
+    'np.trace(counts) * n - golds @ predictions',
+    'np.trace(counts) * n - golds @ golds',
+    'task_metrics_test.py::test_random_labels',
+  ),
+  Break(
+    'tied values get the last of their ranks',
+    'electra_jax/finetune/metrics.py',
+    '(np.cumsum(counts) - (counts - 1) / 2)[places]',
+    'np.cumsum(counts)[places]',
+    'task_metrics_test.py::test_correlations',
+  ),
+  Break(
+    'the first label has no loss in tagging',
+    'electra_jax/finetune/losses.py',
+    "weights[:, None] * (batch['tags'] >= 0)",
+    "weights[:, None] * (batch['tags'] > 0)",
+    'heads_test.py::test_losses_in_numpy',
+  ),
+  Break(
+    'a row that fills a batch has a weight',
+    'electra_jax/finetune/batches.py',
+    'np.arange(batch_size) < len(rows)',
+    'np.arange(batch_size) <= len(rows)',
+    'finetune_batches_test.py::test_a_short_batch_is_filled_with_rows_that_weigh_nothing',
+  ),
+  Break(
+    'the labels of MNLI in another order',
+    'electra_jax/finetune/tasks/glue.py',
+    "('contradiction', 'entailment', 'neutral')",
+    "('entailment', 'contradiction', 'neutral')",
+    'glue_test.py::test_labels_metrics_and_recipe[mnli]',
+  ),
+  Break(
+    'intervals of the mean of n - 1 trials',
+    'electra_jax/finetune/summary.py',
+    '* deviation / math.sqrt(n)',
+    '* deviation / math.sqrt(n - 1)',
+    'trials_summary_test.py::test_statistics_are_scipys',
+  ),
+  Break(
+    'a sweep reports the best of the trials',
+    'electra_jax/sweep/results.py',
+    "100 * statistics.median(task['values'])",
+    "100 * max(task['values'])",
+    'sweep_test.py::test_figures_of_tasks_are_medians_of_trials_times_100',
+  ),
+]
+
+INTEROP = [
+  Break(
+    'kernels are exported without transposing them',
+    'electra_jax/interop/hf_tensors.py',
+    'values = [value.T for value in values]',
+    'values = [value.reshape(value.T.shape) for value in values]',
+    'hf_export_test.py::'
+    'test_from_transformers_to_transformers_every_tensor_keeps_its_name_and_bits[encoder-electra]',
+  ),
+  Break(
+    "ModernBERT's gate and input swapped",
+    'electra_jax/interop/hf_modernbert.py',
+    "(part('mlp_in/kernel'), part('mlp_gate/kernel'))",
+    "(part('mlp_gate/kernel'), part('mlp_in/kernel'))",
+    'hf_import_test.py::'
+    'test_logits_loss_and_every_gradient_are_those_of_pytorch_there_and_back[every second global]',
+  ),
+  Break(
+    "Adam's two moments swapped in TensorFlow checkpoints",
+    'electra_jax/interop/google.py',
+    "{'mu': 'adam_m', 'nu': 'adam_v'}",
+    "{'mu': 'adam_v', 'nu': 'adam_m'}",
+    'google_checkpoint_test.py::test_moments_and_step_are_those_of_the_variables',
+  ),
+  Break(
+    'a generator cut out of a discriminator is scaled down',
+    'electra_jax/interop/narrowed.py',
+    'math.sqrt(value.shape[1] / len(inputs))',
+    'math.sqrt(len(inputs) / value.shape[1])',
+    'continued_test.py::'
+    'test_a_narrowed_generator_has_units_heads_and_layers_at_even_distances[electra-32]',
+  ),
+  Break(
+    'a pickle may import what it asks for',
+    'electra_jax/interop/tensors.py',
+    'if (module, name) not in self._GLOBALS:',
+    'if (module, name) not in self._GLOBALS and not super().find_class(module, name):',
+    'tensor_files_test.py::test_the_refused_global_is_named',
+  ),
+]
+
+PARTS = {
+  'model': MODEL,
+  'pretraining': PRETRAINING,
+  'training': TRAINING,
+  'data': DATA,
+  'fine-tuning': FINETUNING,
+  'interop': INTEROP,
+}
+BREAKS = [change for part in PARTS.values() for change in part]
