@@ -14,6 +14,8 @@ import xla_flags
 # XLA reads both when JAX starts. Child processes are to run as a user's do, so the flags go again.
 _flags = os.environ.get('XLA_FLAGS')
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Where a test has a compilation cache, short programs do not enter it: a look-up costs as much.
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {xla_flags.QUICK}'
 
 import jax
@@ -251,7 +253,9 @@ def train_steps(
 ):
   """The step of compiled_step, made a few times: the state before and after, and each step's sums, in NumPy."""
   made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
-  before = jax.tree.map(np.asarray, step.fresh_state(made.optimizer, random_params(made.model)))
+  # In one program: without jit, JAX compiles one for each shape of a parameter.
+  fresh = jax.jit(lambda params: step.fresh_state(made.optimizer, params))
+  before = jax.tree.map(np.asarray, fresh(random_params(made.model)))
   state = jax.device_put(before, made.shardings)
   every = []
   for i in range(steps):

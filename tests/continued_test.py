@@ -190,10 +190,10 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
   assert alone.generator_only and not both.generator_only and (alone.last, both.last) == (4, 30)
   layout = meshes.make_layout(devices=jax.devices()[:1])
   p = build.program(config, alone, build.any_tokenizer(300), layout)
-  state = steps.init_state(p.model, p.optimizer, 0, 32)
+  state = jax.jit(lambda: steps.init_state(p.model, p.optimizer, 0, 32))()
 
   def noise(tree):
-    return jax.tree.map(lambda x: x + 1e-3, tree)
+    return jax.tree.map(lambda x: np.asarray(x) + np.float32(1e-3), tree)
 
   def is_adam(x):
     return isinstance(x, optax.ScaleByAdamState)
