@@ -103,42 +103,6 @@ def test_only_the_first_process_speaks_and_writes(pair):
   assert steps == sorted(set(steps)) and len(list((workdir / 'tensorboard').glob('events*'))) == 1
 
 
-def test_a_pair_outlives_a_kill_and_a_request_to_stop_and_one_process_finishes(
-  folder, pair, single
-):
-  """The two tests after this one in a chain; they repeat each part by itself and to the end."""
-  workdir, whole = folder / 'chain', pair[0]
-  processes = start_pair(workdir)
-  micro_run.wait_for(lambda: (workdir / 'checkpoints' / '5').exists(), processes[0])
-  processes[1].kill()
-  (status, _, err), _ = ends(processes)
-  assert status == LOST == 43 and 'another process of the run ended' in err
-  assert 'Traceback' not in err
-
-  processes = start_pair(workdir)
-  micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 15, processes[0])
-  processes[1].send_signal(signal.SIGTERM)  # only one of them is asked
-  (status, out, _), (other, _, _) = ends(processes)
-  assert status == other == PREEMPTED and 'restored     step' in out
-  stopped = micro_run.checkpoint_steps(workdir)[-1]
-  assert 15 <= stopped < 30 and f'saved step {stopped}' in out
-  # What was killed, restored and stopped has the numbers of a run that was not.
-  lines = [line for line in micro_run.figures(whole) if line['step'] <= stopped]
-  assert len(lines) >= 6 and micro_run.figures(workdir) == lines
-  if stopped % 5 == 0:
-    ours, theirs = (micro_run.checkpoint(run, stopped) for run in (workdir, whole))
-    assert micro_run.differing(ours, theirs) == []
-
-  # What was chosen for the pair's mesh does not bind another.
-  resolved = json.loads((workdir / 'resolved.json').read_text())
-  (workdir / 'resolved.json').write_text(json.dumps(resolved | {'micro_batches': [4]}))
-  out, _ = micro_run.run(*micro_run.arguments(workdir, *PAIR), devices=1)
-  assert f'restored     step {stopped}' in out
-  now = json.loads((workdir / 'resolved.json').read_text())
-  assert (resolved['mesh']['data'], now['mesh']['data'], now['micro_batches']) == (4, 1, [1])
-  assert_alike(workdir, single)
-
-
 @pytest.mark.faults
 def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(folder, pair):
   workdir = folder / 'killed'
@@ -162,7 +126,6 @@ def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(folder, pa
   assert micro_run.figures(workdir) == micro_run.figures(whole)
 
 
-@pytest.mark.faults
 def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_process_can_go_on(
   folder, single
 ):
