@@ -1,6 +1,7 @@
 """How a program ends before its time. Apart from config.py, since the step and the benchmarks run without ml_collections."""
 
 PREEMPTED = 42  # exit status: asked to stop, all saved; the same command goes on
+INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
 
 
 class UserError(Exception):

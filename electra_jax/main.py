@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from electra_jax import config as configs
 from electra_jax import console
 from electra_jax.config import reference
-from electra_jax.errors import PREEMPTED, Preempted, UserError
+from electra_jax.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
 
 MODES = (
   'train',
@@ -66,7 +66,6 @@ BELONG = {
     ('train', 'evaluate', 'finetune', 'timeline'),
   ),
 }
-INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
 
 
 def parse(argv: list[str]) -> flags.FlagValues:

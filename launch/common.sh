@@ -77,10 +77,23 @@ third_time() { # HISTORY FAILURE STEP; STEP is the one that the failed run was r
   [[ $(wc -l < "$1") -ge 3 && $(tail -n 3 "$1" | sort -u | wc -l) -eq 1 ]]
 }
 
-# The step that a log says the run was restored from; 0 where it began anew. The trainer prints it when it starts.
-restored_step() {
+# A field of a status file of the trainer, which has one field per line (docs/reference/status.md). Empty where the field is null,
+# or there is no such file.
+status_field() { # FILE FIELD
+  local value
+  value=$(sed -n "s/^  \"$2\": \(.*[^,]\),\{0,1\}\$/\1/p" "$1" 2> /dev/null) || true
+  [[ $value != null ]] || value=''
+  if [[ $value == '"'*'"' ]]; then
+    value=${value:1:${#value}-2}
+    printf '%b\n' "${value//\\\"/\"}" # the other escapes of JSON strings are among those of printf
+  else
+    printf '%s\n' "$value"
+  fi
+}
+
+# The optimizer steps that were saved when the start that wrote a status file began; 0 where there is no such file.
+restored_step() { # FILE
   local step
-  step=$(sed -n 's/^.*restored  *step \([0-9,]*\).*$/\1/p' "$1" 2> /dev/null | tail -n 1)
-  step=${step//,/}
+  step=$(status_field "$1" restored_step)
   printf '%s\n' "${step:-0}"
 }

@@ -5,7 +5,7 @@
 #   start ID [NAME=VALUE ...] -- ARGUMENTS the trainer, free of this connection
 #   state                                  prints "job HOST ID none|running|exited|lost STATUS STEP"
 #   log ID OFFSET                          prints "log NEW_OFFSET", then what the log has gained
-#   tail LINES [STATUS]                    the log's end, where the job left with STATUS
+#   tail LINES [STATUS]                    the log's end and the exit reason, where the job left with STATUS
 #   stop [SECONDS]                         asks the job to save and leave, and ends it after so long
 #   idle                                   true where no job runs
 set -euo pipefail
@@ -76,7 +76,7 @@ state() {
     # It may have ended just now, between the two looks.
     if [[ -e $job/status ]]; then state=exited status=$(cat "$job/status"); fi
   fi
-  step=$(restored_step "$job/log")
+  step=$(restored_step "$job/status.json")
   printf 'job %s %s %s %s %s\n' "$(hostname)" "$(id)" "$state" "$status" "$step"
 }
 
@@ -112,7 +112,8 @@ start() {
   done
   shift
   cd "$tree"
-  rm -f "$job/status" "$job/trainer"
+  rm -f "$job/status" "$job/status.json" "$job/trainer"
+  export ELECTRA_JAX_STATUS=$job/status.json # the first process of the run writes it
   [[ ! -e $job/log ]] || mv "$job/log" "$job/log.before"
   exec 9> "$job/lock"
   flock --wait 5 9 || fail "the job before is still ending on $(hostname); try again in a minute."
@@ -146,8 +147,11 @@ log() {
 }
 
 tail_log() {
+  local reason
   if [[ $# -lt 2 || $(cat "$job/status" 2> /dev/null) == "$2" ]]; then
     tail -n "$1" "$job/log" 2> /dev/null | sed "s/^/$(hostname) | /"
+    reason=$(status_field "$job/status.json" exit_reason)
+    [[ -z $reason ]] || printf '%s | exit reason: %s\n' "$(hostname)" "$reason"
   fi
 }
 

@@ -144,6 +144,9 @@ def test_a_run_killed_inside_a_save_ends_as_one_on_this_machine(
   assert (remote / 'checkpoints/30/commit_success.txt').exists() and not (
     remote / 'checkpoints/10'
   ).exists()
+  status = json.loads((remote / 'status.json').read_text())
+  assert (status['state'], status['step'], status['exit_status']) == ('finished', 30, 0)
+  assert (status['restored_step'], status['last_checkpoint']) == (5, 30)
   for name in ('config.json', 'resolved.json'):
     ours, others = (json.loads((folder / name).read_text()) for folder in (remote, whole))
     assert ours.keys() == others.keys()

@@ -5,6 +5,7 @@ import json
 import finetune_files
 import micro_run
 import numpy as np
+import pytest
 from hosts_test import ends, free_port
 
 CONFIG = 'tests/configs/finetune_micro.py'

@@ -76,7 +76,20 @@ def test_killed_and_started_again_it_ends_bitwise_the_same(stops, whole, data, t
     )
     process.send_signal(number)
     assert process.wait(60) == (42 if number == signal.SIGTERM else -number)
+    status = json.loads((killed / 'status.json').read_text())
+    assert (status['task'], status['trial'], status['pid']) == ('cola', trial, process.pid)
+    # A process that is killed cannot write.
+    ends = ('stopped', 42) if number == signal.SIGTERM else ('running', None)
+    assert (status['state'], status['exit_status']) == ends
+    assert status['step'] <= status['steps']
+    if number == signal.SIGTERM:  # a kill can come between the line of metrics and the status
+      assert status['step'] >= step
+  saved = micro_run.checkpoint_steps(killed / 'cola' / 'trial-2')
   out, _ = micro_run.run(*arguments(killed, data))
+  status = json.loads((killed / 'status.json').read_text())
+  # All of trial 1, and what trial 2 had saved.
+  assert status['restored_step'] == result(killed, 1)['steps'] + (saved or [0])[-1]
+  assert status['state'] == 'finished' and status['step'] == status['steps']
   assert 'restored     trial 2' in out
   for trial in (1, 2):
     a, b = (folder / 'cola' / f'trial-{trial}' for folder in (whole[0], killed))
@@ -154,7 +167,7 @@ def test_the_test_set_becomes_the_sites_file(whole, tmp_path, capsys):
   [
     (['--config.init='], 'config.init is empty'),
     (['--config.init=nowhere'], 'config.init nowhere is not a run'),
-    (['--config.init=none'], 'config.like names no run'),
+    (['--config.init=none'], 'config.like is empty'),
     (['--config.task=colla'], 'did you mean cola'),
     (['--config.data.source=nowhere'], 'nowhere'),
     (['--config.select=beast'], "config.select is 'beast'"),

@@ -117,6 +117,9 @@ def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(folder, pa
     and 'another process of the run ended; this one ends too' in err
     and 'Traceback' not in err
   )
+  written = json.loads((workdir / 'status.json').read_text())
+  assert (written['state'], written['exit_status']) == ('failed', LOST)
+  assert written['exit_reason'].startswith('another process of the run ended')
   for status, _, err in ends(start_pair(workdir)):
     assert status == 0, err[-3000:]
   whole, _ = pair

@@ -132,6 +132,12 @@ mkdir -p "$venv/bin" && cp "$CLOUD/bin/trainer" "$venv/bin/python" && touch "$ve
 UNTIL_ASKED = "trap 'exit 42' TERM; echo running; while :; do sleep 0.05; done"
 
 
+def write_status(step: int, reason: str = 'null') -> str:
+  """Bash that writes a status file as the trainer does; `reason` as JSON."""
+  lines = ['{', '  "format": 1,', f'  "restored_step": {step},', f'  "exit_reason": {reason}', '}']
+  return f'printf "%s\\n" {" ".join(map(shlex.quote, lines))} > "$ELECTRA_JAX_STATUS"'
+
+
 def executable(path: pathlib.Path, text: str) -> None:
   path.write_text(text)
   path.chmod(path.stat().st_mode | stat.S_IXUSR)

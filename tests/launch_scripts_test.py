@@ -1,5 +1,6 @@
 """The launch scripts other than launch/tpu.sh: GKE, the image, SLURM, and many devices or processes on this machine."""
 
+import json
 import os
 import pathlib
 import re
@@ -12,6 +13,8 @@ import time
 
 import launch_cloud
 import pytest
+
+from electra_jax.training import status, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'launch'
@@ -118,31 +121,32 @@ def test_help_is_no_mistake(script):
   assert done.returncode == 0 and not done.stderr and len(done.stdout.splitlines()) > 3
 
 
-def test_the_line_that_tells_progress_is_the_one_that_the_trainer_prints():
-  """The loops read from it whether a step was gained between two failures."""
-  from electra_jax import console
-
-  source = (ROOT / 'electra_jax' / 'pretrain' / 'train.py').read_text()
-  label, text = re.search(r"say\('(restored)', f'(step \{first:,\})", source).groups()
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-c',
-      f"from electra_jax.console import say; first = 12345; say({label!r}, f'{text}, the last')",
-    ],
-    cwd=ROOT,
+def read_by_common(call):
+  """What a function of launch/common.sh prints."""
+  return subprocess.run(
+    ['bash', '-c', f'set -euo pipefail; source {LAUNCH}/common.sh; {call}'],
     capture_output=True,
     text=True,
     check=True,
-  )
-  log = f'{done.stdout}  step   9 of 10\n'
-  read = subprocess.run(
-    ['bash', '-c', f'source {LAUNCH}/common.sh; restored_step /dev/stdin'],
-    input=log,
-    capture_output=True,
-    text=True,
-  )
-  assert console and read.stdout.strip() == '12345', log
+  ).stdout.removesuffix('\n')
+
+
+def test_the_scripts_read_the_status_file_that_the_trainer_writes(tmp_path):
+  reason = 'the file "a\\b", $HOME/*, `x` of 100% is missing, and 5, 6 too.'
+  with status.Status('finetune') as writer:
+    writer.claim(tmp_path, 4000)
+  path = tmp_path / status.FILE
+  written = json.loads(path.read_text())
+  written |= {'restored_step': 12345, 'exit_reason': reason}
+  workdir.write_json(path, written)
+  fields = {name: read_by_common(f'status_field {path} {name}') for name in written}
+  assert fields == {name: '' if value is None else str(value) for name, value in written.items()}
+  assert read_by_common(f'restored_step {path}') == '12345'
+
+
+def test_without_a_status_file_nothing_was_restored(tmp_path):
+  assert read_by_common(f'restored_step {tmp_path}/none') == '0'
+  assert read_by_common(f'status_field {tmp_path}/none exit_reason') == ''
 
 
 @pytest.mark.parametrize(
@@ -413,24 +417,36 @@ def test_slurm_queues_a_preempted_job_again(slurm):
   assert 'preempted, and saved' in (slurm.folder / 'slurm-77.out').read_text()
 
 
+def failing(step, exit_status, reason='null'):
+  """An `srun` whose trainer writes a status file, then fails."""
+  return f'{launch_cloud.write_status(step, reason)}; exit {exit_status}'
+
+
 def test_slurm_stops_after_the_same_failure_three_times(slurm):
-  assert [slurm.run('echo "  restored     step 5, x"; exit 139') for _ in range(3)] == [0, 0, 139]
+  assert [slurm.run(failing(5, 139)) for _ in range(3)] == [0, 0, 139]
   assert slurm.requeued() == 2
 
 
 def test_slurm_goes_on_while_steps_are_gained(slurm):
-  assert [
-    slurm.run(f'echo "  restored     step {step},000, x"; exit 43') for step in (1, 2, 3, 4)
-  ] == [0] * 4
+  assert [slurm.run(failing(step * 1000, 43)) for step in (1, 2, 3, 4)] == [0] * 4
   assert slurm.requeued() == 4
+
+
+def test_slurm_reads_no_status_of_an_earlier_start(slurm):
+  assert [slurm.run(failing(7000, 1, '"the fault"')), slurm.run('exit 1')] == [0, 0]
+  assert (slurm.folder / 'slurm-77.failures').read_text().splitlines() == [
+    '1, restored at step 7000',
+    '1, restored at step 0',
+  ]
+  log = (slurm.folder / 'slurm-77.out').read_text()
+  assert log.count('exit status 1: the fault\n') == 1 and log.count('exit status 1\n') == 1
 
 
 def test_slurm_dry_run(slurm):
   done = run('slurm.sbatch', '--dry-run', '--config=configs/base.py')
-  assert [shlex.split(line)[0] for line in done.stdout.splitlines()] == [
-    'srun',
-    'scontrol',
-  ] and not done.stderr
+  trainer, requeue = [shlex.split(line) for line in done.stdout.splitlines()]
+  assert trainer[:3] == ['env', f'ELECTRA_JAX_STATUS={ROOT}/slurm-0.status.json', 'srun']
+  assert requeue[0] == 'scontrol' and not done.stderr
 
 
 #### This machine #######################################################################################################

@@ -146,13 +146,19 @@ def test_the_same_failure_three_times_stops(cloud):
 
 
 def test_steps_saved_between_failures_keep_it_going(cloud):
-  restored = [
-    f'echo "  restored     step {step:,}, the last checkpoint"; exit 139' for step in (0, 0, 1_800)
-  ]
+  restored = [f'{launch_cloud.write_status(step)}; exit 139' for step in (0, 0, 1_800)]
   cloud.plan(*restored, 'exit 0')
   done = cloud.resume()
   assert done.returncode == 0, done.stderr
   assert cloud.starts() == 4
+
+
+def test_the_exit_reason_of_a_start_is_printed_once_and_not_after_the_next_one(cloud):
+  fault = f'{launch_cloud.write_status(1_800, chr(34) + "the fault, in full." + chr(34))}; exit 1'
+  cloud.plan({0: fault, 1: 'exit 43'}, 'exit 1', 'exit 1', workers=2)
+  done = cloud.resume()
+  assert done.returncode == 1 and cloud.starts() == 3
+  assert done.stderr.count('w-0 | exit reason: the fault, in full.\n') == 1
 
 
 def test_a_worker_that_hangs_when_another_crashed_is_ended(cloud):
@@ -293,6 +299,7 @@ def test_the_trainer_gets_its_arguments_and_environment_unharmed(cloud):
   assert environment['JAX_COORDINATOR_PORT'] == '8476'
   assert environment['TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS'] == '60'
   assert environment['TPU_MIN_LOG_LEVEL'] == '2'
+  assert environment['ELECTRA_JAX_STATUS'].endswith('worker-0/electra_jax_job/status.json')
 
 
 def test_no_flags_of_libtpu_unless_asked_for(cloud):

@@ -129,6 +129,7 @@ def test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_as
     tmp_path / 'run',
     '--config.optimizer.learning_rate=1e30',
     '--config.save_every=1',
+    '--config.log_every=6',  # so that only saving looks at the steps before
     '--config.steps=6',
   )
   out, err = micro_run.run(*absurd, status=1)
@@ -137,6 +138,9 @@ def test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_as
   )
   assert 'the checkpoint of step 2 is kept' in err and '--config.skip_nonfinite=True' in err
   assert micro_run.checkpoint_steps(tmp_path / 'run')[-1] == 2
+  status = json.loads((tmp_path / 'run' / 'status.json').read_text())
+  assert (status['state'], status['exit_status'], status['last_checkpoint']) == ('failed', 1, 2)
+  assert err == f'electra_jax: {status["exit_reason"]}\n'
   kept = micro_run.checkpoint(tmp_path / 'run', 2)
   assert kept['counters/bad_step'] == -1 and all(
     np.isfinite(x).all() for name, x in kept.items() if name.startswith(('params/', 'opt_state/'))

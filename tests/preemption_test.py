@@ -1,5 +1,6 @@
 """SIGTERM, as clusters send it: everything is saved, the exit status says so, and the same command goes on."""
 
+import json
 import os
 import signal
 import threading
@@ -13,6 +14,13 @@ from electra_jax.training import checkpoints
 from electra_jax.training.preemption import Notice
 
 
+def status_of(folder):
+  """state, step, restored_step, last_checkpoint and exit_status of a run's status file."""
+  status = json.loads((folder / 'status.json').read_text())
+  names = ('state', 'step', 'restored_step', 'last_checkpoint', 'exit_status')
+  return tuple(status[name] for name in names)
+
+
 def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
   whole, _ = micro_run.finished()
   workdir = tmp_path / 'stopped'
@@ -24,11 +32,13 @@ def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
   stopped = micro_run.checkpoint_steps(workdir)[-1]
   assert 6 <= stopped < 30
   assert f'asked to stop: saved step {stopped}; the same command goes on' in out
+  assert status_of(workdir) == ('stopped', stopped, 0, stopped, PREEMPTED)
   # The checkpoint is equal to that of a run that saves at every step.
   saved = micro_run.checkpoint(micro_run.saved_often(), stopped)
   assert micro_run.differing(micro_run.checkpoint(workdir, stopped), saved) == []
   out, _ = micro_run.run(*micro_run.arguments(workdir))
   assert f'restored     step {stopped}' in out
+  assert status_of(workdir) == ('finished', 30, stopped, 30, 0)
   assert (
     micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(whole, 30)) == []
   )

@@ -3,12 +3,14 @@
 import re
 import shutil
 
+import made_run
 import micro_run
 import pytest
 
 from electra_jax import config as configs
 from electra_jax import main
 from electra_jax.data.prepare import open_prepared
+from electra_jax.data.tokenizers import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.pretrain import run as runs
 
@@ -132,6 +134,24 @@ def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path
     runs.prepare_data(config)
   config = config.replace({'sequence_length': 16})
   assert runs.prepare_data(config).train.length == 16
+
+
+def test_another_store_replaces_that_of_every_phase(from_the_root, tmp_path):
+  phases = ({'steps': 10, 'data.store': 'first'}, {'steps': 20, 'data.store': 'second'})
+  config = main.parse(
+    [
+      'main',
+      f'--config={micro_run.CONFIG}',
+      '--config.data.store=first',
+      f'--config.phases={phases}',
+    ]
+  ).config
+  tokenizer = load_tokenizer(made_run.wordpiece(tmp_path / 'vocabulary'))
+  for step, kept in ((10, 'first'), (11, 'second')):
+    workdir = tmp_path / str(step)
+    made_run.make(workdir, config, tokenizer, step)
+    assert runs.open_run(workdir).config.data.store == kept
+    assert runs.open_run(workdir, store='elsewhere').config.data.store == 'elsewhere'
 
 
 def test_a_run_whose_tokenizer_is_not_the_stores_says_so(from_the_root, tmp_path, capsys):

@@ -165,7 +165,7 @@ def test_a_config_with_a_schedule_comes_back_from_its_file():
     ),
     (("objective.schedules.temperature=('points',(5,2.0),(5,1.0))",), 'with ascending steps'),
     (("objective.schedules.temperature=('linear',2.0,-1.0)",), 'expected values at least 0'),
-    (("objective.schedules.mask_rate=('linear',0.0,0.3)",), 'expected values between 0 and 1'),
+    (("objective.schedules.mask_rate=('linear',0.0,0.3)",), 'expected values above 0 and below 1'),
     (
       ("objective.schedules.discriminator_weight=('linear',1,2)", 'objective.name=mlm'),
       "has no effect where config.objective.name is 'mlm'",

@@ -297,8 +297,8 @@ def test_what_cannot_be_is_told_before_any_run(data, tmp_path, monkeypatch):
   told("run a sets 'seed', which the sweep sets itself", runs=(('a', {'seed': 3}),))
   told('run b: config.steps is 0', runs=(('a', {}), ('b', {'steps': 0})))
   told('config.runs has .a. twice', runs=(('a', {}), ('a', {'steps': 9})))
-  told("'a b' is no name", runs=(('a b', {}),))
-  told('each entry is its name and a dict', runs=('a',))
+  told("'a b' cannot be a name", runs=(('a b', {}),))
+  told('expected its name and a dict of fields', runs=('a',))
   told('config.runs is empty', runs=())
   told('config.seeds', seeds=(0, 0))
   told('config.base is empty', base='')
@@ -458,4 +458,4 @@ def test_jobs_are_written_for_slurm_slices_and_shells(data, tmp_path, capsys):
   assert main(['main', '--mode=sweep', f'--config={config}', '--jobs=slurm']) == 1
   assert '--jobs and --output belong together' in capsys.readouterr().err
   assert main(['main', '--mode=sweep', '--config=configs/tiny.py']) == 1
-  assert 'this one is of a single run' in capsys.readouterr().err
+  assert 'this one is to pretrain with' in capsys.readouterr().err

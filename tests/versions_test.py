@@ -1,15 +1,18 @@
 """Folders written by version 0.1.0 open, evaluate, export and resume with this version.
 
 tests/versions/make_0_1_0.py made the folders and describes them. What they record was computed on
-another processor: stored bytes are compared bitwise, computed values to float32 rounding.
+another processor: stored bytes are compared bitwise, computed values to float32 rounding. Programs
+compiled for SSE4.2 instead of AVX-512 differed by at most 3e-7 relative in two of the runs.
 """
 
+import functools
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import zlib
 
 import jax
@@ -22,8 +25,7 @@ from safetensors.numpy import load_file
 import electra_jax
 from electra_jax.main import main
 
-STORED = pathlib.Path(__file__).parent / 'versions' / '0.1.0'
-EXPECTED = STORED / 'expected'
+VERSIONS = pathlib.Path(__file__).parent / 'versions'
 PRETRAINED = ('electra', 'modern')
 FINETUNED = {'finetuned': 'glue/CoLA/dev.tsv', 'finetuned_stopped': 'ner/dev.conll'}
 CLOCK = (*micro_run.TIMES, 'total_seconds')
@@ -37,9 +39,23 @@ for argv in json.loads(sys.argv[1]):
 """
 
 
-def copied(folder: pathlib.Path) -> pathlib.Path:
-  shutil.copytree(STORED, folder, ignore=shutil.ignore_patterns('__pycache__'))
+@functools.cache
+def stored() -> pathlib.Path:
+  """The folders as version 0.1.0 left them. Not to be changed: take a copy."""
+  folder, configs = micro_run.shared() / '0.1.0', VERSIONS / '0.1.0' / 'configs'
+  shutil.copytree(configs, folder / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
+  with tarfile.open(VERSIONS / '0.1.0.tar.xz') as archive:
+    archive.extractall(folder, filter='data')
   return folder
+
+
+def recorded() -> pathlib.Path:
+  """What version 0.1.0 computed from them."""
+  return stored() / 'expected'
+
+
+def copied(folder: pathlib.Path) -> pathlib.Path:
+  return pathlib.Path(shutil.copytree(stored(), folder))
 
 
 @pytest.fixture(scope='module')
@@ -97,7 +113,7 @@ def read_json(path: pathlib.Path):
   return json.loads(path.read_text('utf-8'))
 
 
-def same_values(ours, expected, where: str = '', rtol: float = 1e-3, atol: float = 1e-5) -> None:
+def same_values(ours, expected, where: str = '', rtol: float = 1e-4, atol: float = 1e-6) -> None:
   """Asserts that two JSON values are equal, numbers with a fraction up to rounding, times excepted.
 
   Keys that a later version adds are not compared.
@@ -130,13 +146,13 @@ def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def test_the_stored_folders_are_below_2_mb_in_git():
-  contents = {path.read_bytes() for path in STORED.rglob('*') if path.is_file()}
+  contents = {path.read_bytes() for path in stored().rglob('*') if path.is_file()}
   assert sum(len(zlib.compress(content)) for content in contents) < 2e6
 
 
 @pytest.mark.parametrize('path', [*PRETRAINED, *FINETUNED, 'store'])
 def test_the_stored_folders_name_no_absolute_path(path):
-  for file in (STORED / path).glob('*.json'):
+  for file in (stored() / path).glob('*.json'):
     assert '"/' not in file.read_text('utf-8'), file
 
 
@@ -145,11 +161,11 @@ def test_a_run_opens_and_computes_the_same(here, name):
   run = electra_jax.load(name)
   leaves = jax.tree_util.tree_leaves_with_path(run.params)
   opened = {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
-  assert run.step == max(micro_run.checkpoint_steps(STORED / name))
-  assert not micro_run.differing(opened, parameters(STORED / name))
-  reading = run(read_json(EXPECTED / 'texts.json'))
-  assert reading.tokens == read_json(EXPECTED / f'{name}.tokens.json')
-  expected = np.load(EXPECTED / f'{name}.npz')
+  assert run.step == max(micro_run.checkpoint_steps(stored() / name))
+  assert not micro_run.differing(opened, parameters(stored() / name))
+  reading = run(read_json(recorded() / 'texts.json'))
+  assert reading.tokens == read_json(recorded() / f'{name}.tokens.json')
+  expected = np.load(recorded() / f'{name}.npz')
   for field in ('hidden_states', 'replaced'):
     ours = getattr(reading, field)
     np.testing.assert_allclose(ours, expected[field], rtol=1e-5, atol=1e-5, err_msg=field)
@@ -158,19 +174,19 @@ def test_a_run_opens_and_computes_the_same(here, name):
 @pytest.mark.parametrize('name', PRETRAINED)
 def test_a_run_evaluates_to_the_same_metrics(resumed, name):
   path = pathlib.Path(name, 'evaluation.json')
-  same_values(read_json(resumed / path), read_json(STORED / path))
+  same_values(read_json(resumed / path), read_json(stored() / path))
 
 
 @pytest.mark.parametrize('name', [*PRETRAINED, 'finetuned'])
 def test_an_export_has_bitwise_the_same_tensors(here, tmp_path, name):
   assert main(['main', '--mode=export', f'--workdir={name}', f'--output={tmp_path / "out"}']) == 0
-  stored = STORED / 'exports' / name
-  paths = [path.relative_to(stored) for path in stored.rglob('*') if path.is_file()]
+  before = stored() / 'exports' / name
+  paths = [path.relative_to(before) for path in before.rglob('*') if path.is_file()]
   assert len([path for path in paths if path.suffix == '.safetensors']) == (
     1 if name == 'finetuned' else 2
   )
   for path in paths:
-    ours, expected = tmp_path / 'out' / path, stored / path
+    ours, expected = tmp_path / 'out' / path, before / path
     if path.suffix == '.safetensors':
       assert not micro_run.differing(load_file(ours), load_file(expected)), path
     elif path.suffix == '.json':
@@ -182,40 +198,40 @@ def test_an_export_has_bitwise_the_same_tensors(here, tmp_path, name):
 @pytest.mark.parametrize('name', FINETUNED)
 def test_a_fine_tuned_run_gives_the_same_predictions(here, name):
   ours = electra_jax.load(name)(FINETUNED[name])
-  lines = (EXPECTED / f'{name}.jsonl').read_text('utf-8').splitlines()
-  same_values(ours, [json.loads(line) for line in lines], rtol=1e-4)
+  lines = (recorded() / f'{name}.jsonl').read_text('utf-8').splitlines()
+  same_values(ours, [json.loads(line) for line in lines])
 
 
 @pytest.mark.parametrize('name', PRETRAINED)
 def test_a_stopped_run_resumes_to_the_same_end(resumed, name):
-  ours, expected = metrics(resumed / name), metrics(EXPECTED / name)
-  before = metrics(STORED / name)
+  ours, expected = metrics(resumed / name), metrics(recorded() / name)
+  before = metrics(stored() / name)
   assert before and len(before) < len(expected)
   assert ours[: len(before)] == before  # times too: these steps were not repeated
   same_values(ours, expected)
-  final = dict(np.load(EXPECTED / name / 'parameters.npz'))
+  final = dict(np.load(recorded() / name / 'parameters.npz'))
   same_parameters(parameters(resumed / name), final)
   # The steps that were resumed change the parameters by far more than the tolerance.
   with pytest.raises(AssertionError):
-    same_parameters(parameters(STORED / name), final)
+    same_parameters(parameters(stored() / name), final)
 
 
 def same_parameters(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
   assert ours.keys() == expected.keys()
   for path, value in expected.items():
-    np.testing.assert_allclose(ours[path], value, rtol=0, atol=1e-5, err_msg=path)
+    np.testing.assert_allclose(ours[path], value, rtol=0, atol=1e-6, err_msg=path)
 
 
 def test_a_store_and_an_export_are_trained_from_to_the_same_end(resumed):
-  same_values(metrics(resumed / 'continued'), metrics(EXPECTED / 'continued'))
-  final = dict(np.load(EXPECTED / 'continued' / 'parameters.npz'))
+  same_values(metrics(resumed / 'continued'), metrics(recorded() / 'continued'))
+  final = dict(np.load(recorded() / 'continued' / 'parameters.npz'))
   same_parameters(parameters(resumed / 'continued'), final)
 
 
 @pytest.mark.parametrize('name', FINETUNED)
 def test_a_fine_tuned_run_resumes_to_the_same_results(resumed, name):
   same_values(
-    read_json(resumed / name / 'results.json'), read_json(EXPECTED / name / 'results.json')
+    read_json(resumed / name / 'results.json'), read_json(recorded() / name / 'results.json')
   )
 
 
@@ -223,9 +239,9 @@ def test_complete_trials_are_not_repeated(resumed):
   for name, task, trials in (('finetuned', 'cola', (1, 2)), ('finetuned_stopped', 'ner', (1,))):
     for trial in trials:
       path = pathlib.Path(name, task, f'trial-{trial}', 'result.json')
-      assert read_json(resumed / path) == read_json(STORED / path)  # times too
+      assert read_json(resumed / path) == read_json(stored() / path)  # times too
   path = pathlib.Path('finetuned_stopped', 'ner', 'trial-2')
-  before = metrics(STORED / path)
+  before = metrics(stored() / path)
   assert before and metrics(resumed / path)[: len(before)] == before
 
 

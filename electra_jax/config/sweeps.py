@@ -18,12 +18,12 @@ class SweepConfig(Config):
   fields: tuple[Any, ...] = field((), "What all runs change of it: (('batch_size', 64), ...).")
   runs: tuple[Any, ...] = field(
     (),
-    "Names and changes: (('mlm@1', {'objective.name': 'mlm'}), ...); what precedes an @ names a group.",
+    "Names and changes: (('mlm@1', {'objective.name': 'mlm'}), ...); the part before @ is a group.",
   )
   seeds: tuple[Any, ...] = field((0,), 'Each run is made once with each of these seeds.')
   finetune: tuple[Any, ...] = field(
     (),
-    "Tasks that each run is fine-tuned on: (('cola', 'configs/finetune/cola.py', {'epochs': 1.0}), ...).",
+    "Tasks of each run: (('cola', 'configs/finetune/cola.py', {'epochs': 1.0}), ...).",
   )
   rows: int = field(0, 'Held-out rows that a run is evaluated on, at most; 0: all.', at_least=0)
   known: tuple[Any, ...] = field(

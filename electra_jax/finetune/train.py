@@ -5,9 +5,12 @@ import io
 import math
 import os
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from electra_jax import config as configs
 from electra_jax import console
@@ -24,6 +27,7 @@ from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
+from electra_jax.training.status import Status
 
 RESULTS = 'results.json'
 DATA = 'data.json'  # in a task's folder: what its training data was when the first trial began
@@ -40,11 +44,18 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
 
   Raises UserError for a person's mistakes, and when a loss or gradient is not finite.
   """
-  notice = Notice() if notice is None else notice
+  with Status('finetune') as status:
+    notice = Notice() if notice is None else notice
+    return status.end(_finetune(config, workdir, notice, status))
+
+
+def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
+  """Does the work of `finetune`; `status` is the status file of the run."""
   run = resolve(config, workdir)
   config, workdir = run.config, run.workdir
   build.same_on_all(config)
   hosts.from_first(lambda: build.claim(workdir, config))
+  status.claim(workdir)
   hosts.check_shared(workdir)
   console.heading(f'{config.name}  ({workdir})')
 
@@ -85,6 +96,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
   hosts.from_first(lambda: keep_encoder(workdir, start))
 
   #### Tasks #########################################################################################################
+  status.change(restored_step=hosts.from_first(lambda: _steps_of_trials(workdir, config.tasks)))
   if (
     len(tasks) > 1
   ):  # what was read of all of them is let go; each is read again when its turn comes
@@ -107,7 +119,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
       for trial in todo:
         say(f'trial {trial}', f'of {config.num_trials}, seed {config.seed + trial - 1}')
         try:
-          record, params = run_trial(p, trial, folder / f'trial-{trial}', splits, notice)
+          record, params = run_trial(p, trial, folder / f'trial-{trial}', splits, notice, status)
         except jax.errors.JaxRuntimeError as error:
           if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
@@ -302,6 +314,11 @@ def read_records(workdir, tasks) -> list[dict]:
       )
     records += [workdirs.read_json(path) for path in paths]
   return records
+
+
+def _steps_of_trials(workdir: epath.Path, tasks: Sequence[str]) -> int:
+  """Optimizer steps of the trials that are done, over all tasks."""
+  return sum(record['steps'] for record in read_records(workdir, tasks))
 
 
 def _show(workdir, tasks):

@@ -18,6 +18,7 @@ from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.preemption import Agreement
 from electra_jax.training.progress import quantity
+from electra_jax.training.status import Status
 
 RESULT = 'result.json'
 HEADER_EVERY = 20
@@ -84,7 +85,7 @@ def sum_shapes(p: build.Program):
 
 
 def run_trial(
-  p: build.Program, trial: int, folder, splits: dict[str, Split], notice
+  p: build.Program, trial: int, folder, splits: dict[str, Split], notice, status: Status
 ) -> tuple[dict | None, Any]:
   """Trains and scores a trial in FOLDER, or goes on with it.
 
@@ -94,6 +95,7 @@ def run_trial(
     folder: WORKDIR/<task>/trial-<trial>.
     splits: the parts that are scored at the end; 'dev' is looked at on the way.
     notice: becomes true when this process is asked to stop.
+    status: the status file of the run.
 
   Returns: its record, also in FOLDER/result.json, and its parameters; or None where it was asked to stop, all saved.
 
@@ -109,6 +111,7 @@ def run_trial(
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   manager = checkpoints.open_manager(folder, **best)
   first = hosts.from_first(lambda: manager.latest_step() or 0)
+  status.begin_trial(folder, p.task.name, trial, first, p.steps)
   if first:
     state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, shapes_of_sums, whole)
     console.say('restored', f'trial {trial}, step {first:,}, the last checkpoint in {folder}')
@@ -170,6 +173,7 @@ def run_trial(
           'seconds': writer.seconds,
         }
         writer.write('train', done, figures)
+        status.progress(done)
         left = (now - started) / (done - first) * (p.steps - done)
         if live.terminal or lines % HEADER_EVERY == 0 or last:
           live.above(
@@ -206,6 +210,7 @@ def run_trial(
           None if figure is None else figure if math.isfinite(figure) else -math.inf,
           metric,
         )
+        status.progress(done, saved=True)
         interval_start += clock() - before
       if stop and not last:
         checkpoints.wait(manager)

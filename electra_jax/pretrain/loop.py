@@ -18,6 +18,7 @@ from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
+from electra_jax.training.status import Status
 
 HEADER_EVERY = 25  # lines of figures
 COLUMNS = {
@@ -45,6 +46,7 @@ class Course(NamedTuple):
   peak: float  # FLOP/s of all devices, 0 where unknown
   peak_source: str
   tokens_before: int  # of the phases before
+  status: Status  # of the run
   look_first: bool  # at the held-out rows before the first step: what the weights that it begins with are worth
 
 
@@ -240,6 +242,7 @@ def run_steps(
           'seconds': writer.seconds,
         }
         writer.write('train', done, figures)
+        course.status.progress(done)
         if lines % HEADER_EVERY == 0:
           live.above(header(figures, course.peak_source))
         lines += 1
@@ -275,6 +278,7 @@ def run_steps(
         if trouble := writer.keep():
           live.above(f'  {trouble}')
         checkpoints.save(manager, done, state, sums, figure)
+        course.status.progress(done, saved=True)
         interval_start += clock() - before
       if stop and not (last and course.is_last):
         checkpoints.wait(manager)

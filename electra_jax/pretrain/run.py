@@ -289,8 +289,7 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
       f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.'
     )
   # This kernel runs anywhere, and takes texts of any length.
-  changes = {'model.attention': 'xla'} | ({'data.store': store} if store else {})
-  resolved = resolve_saved(workdir, changes)
+  resolved = resolve_saved(workdir, {'model.attention': 'xla'})
   config = resolved.config
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
@@ -301,14 +300,15 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
     workdir, which, nn.unbox(boxed), meshes.parameter_shardings(boxed, layout)
   )
   phase = next(phase for phase in resolved.phases if step <= phase.last)
+  of_phase = phase.config.replace({'data.store': store} if store else {})
   return Run(
     str(workdir),
     step,
     resolved,
-    phase.config,
+    of_phase,
     tokenizer,
     model,
     params,
-    build.build_settings(phase.config, tokenizer),
+    build.build_settings(of_phase, tokenizer),
     layout,
   )

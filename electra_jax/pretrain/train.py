@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from electra_jax.training import (
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
+from electra_jax.training.status import Status
 
 DATA_WAIT = 24 * 3600  # seconds that a process waits for the others to have their data
 
@@ -49,12 +51,19 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
   Raises UserError for a person's mistakes, and when a loss or gradient is not finite; Preempted when asked to stop before there was
   anything to save.
   """
-  notice = Notice() if notice is None else notice
+  with Status('train') as status:
+    notice = Notice() if notice is None else notice
+    return status.end(_train(config, workdir, notice, status))
+
+
+def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
+  """Does the work of `train`; `status` is the status file of the run."""
   run = resolve(config, workdir)
   workdir, digest = run.workdir, str(continued.digest(run.source))
   hosts.same_everywhere('the config', json.dumps(configs.to_plain(run.config), sort_keys=True))
   hosts.same_everywhere('the weights of config.init', digest)
   resolved = hosts.from_first(lambda: runs.claim(workdir, run.config))
+  status.claim(workdir, run.phases[-1].last)
   hosts.check_shared(workdir)
   console.heading(f'{run.config.name}  ({workdir})')
 
@@ -149,6 +158,7 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
   manager = checkpoints.open_manager(workdir, keep=config.keep)
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
+  status.change(step=first, steps=phases[-1].last, restored_step=saved)
   whole = meshes.replicated(mesh)
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   state = sums = writer = None
@@ -273,7 +283,9 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
       peak_source,
       before,
       look_first=initial is not None and not saved and first == initial.step,
+      status=status,
     )
+    status.change(state='running')
     state, sums, stopped = run_steps(
       q, course, first, state, sums, zero_sums, add, manager, writer, notice, workdir
     )

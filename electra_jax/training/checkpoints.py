@@ -67,6 +67,20 @@ def any_saved(workdir) -> bool:
     return directory.is_dir() and bool(ocp.utils.checkpoint_steps_paths(directory))
 
 
+def latest_saved(workdir) -> int | None:
+  """The step of the newest checkpoint that was saved whole; None where there is none.
+
+  One process may call this by itself. A save that is still in progress does not count.
+  """
+  directory = _directory(workdir)
+  with workdirs.reaching(directory):
+    if workdirs.is_remote(directory):
+      paths = ocp.utils.checkpoint_steps_paths(directory)
+    else:  # a folder gets its final name, the step, when it is complete
+      paths = directory.iterdir() if directory.is_dir() else ()
+    return max((int(path.name) for path in paths if path.name.isdigit()), default=None)
+
+
 def save(manager, step: int, state, sums, figure: float | None, metric: str = METRIC) -> None:
   """Begins to save a training.step.TrainState and the sums since the last line of figures. Does not wait for the disk.
 

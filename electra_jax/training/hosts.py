@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -199,6 +200,18 @@ def check_shared(workdir) -> None:
 _links: list[socket.socket] = []
 _ended = threading.Event()  # another process has, and this one is about to
 _leaving = threading.Event()  # this one has an error of its own to end with
+_before_exit: list[Callable[[], None]] = []  # called before this process ends with LOST
+
+
+def before_exit(call: Callable[[], None]) -> None:
+  """Has a function called before this process ends because another one was lost."""
+  _before_exit.append(call)
+
+
+def forget_exit(call: Callable[[], None]) -> None:
+  """Takes back what `before_exit` was given, if it was."""
+  if call in _before_exit:
+    _before_exit.remove(call)
 
 
 def _keepalive(link):
@@ -284,6 +297,10 @@ def _listen(links):
       )
       for other in _links:
         other.close()
+      for call in list(_before_exit):  # a bucket may not answer: the exit does not wait long
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        thread.join(GRACE)
       os._exit(LOST)  # exit handlers would wait for the process that is gone
 
 

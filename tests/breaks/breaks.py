@@ -97,7 +97,7 @@ MODEL = [
     'electra_jax/model/config.py',
     'self.hidden_size % self.num_heads == 0',
     'self.hidden_size >= self.num_heads',
-    'config_test.py::test_sizes_that_cannot_be_are_named',
+    'config_test.py::test_the_model_refuses_impossible_sizes_itself',
   ),
 ]
 
@@ -204,8 +204,8 @@ PRETRAINING = [
   Break(
     'a budget takes one step too many',
     'electra_jax/pretrain/budget.py',
-    'max(1, int((config[field] - spent) / costs[-1]))',
-    'max(1, int((config[field] - spent) / costs[-1]) + 1)',
+    'max(1, int((budget - spent) / costs[-1]))',
+    'max(1, int((budget - spent) / costs[-1]) + 1)',
     'budget_test.py::test_tokens_end_a_run_within_one_step',
   ),
   Break(

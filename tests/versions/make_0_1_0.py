@@ -1,16 +1,18 @@
-"""Makes tests/versions/0.1.0: what the commands of version 0.1.0 write, for tests/versions_test.py.
+"""Makes tests/versions/0.1.0.tar.xz, the input of tests/versions_test.py.
+
+It holds what the commands of version 0.1.0 write:
 
     git worktree add --detach ../electra_jax-0.1.0 641b850
     python tests/versions/make_0_1_0.py ../electra_jax-0.1.0
 
-The folder's `configs` are the input; everything else in it is removed and made again. It was made
-once. Run the script again only to add a kind of folder. It refuses every commit but 641b850. It
-requires the packages of requirements.txt at that commit, and about three minutes of one CPU core.
+Config files are in tests/versions/0.1.0/configs. The archive was made once. Run the script again
+only to add a kind of folder. It refuses every commit but 641b850. It requires the packages of requirements.txt at that commit, and about three minutes of one CPU core.
 
 A run that gets SIGTERM saves at the next step, which depends on the speed of the machine.
 `expected` is computed from the folders of the same run of this script.
 
-All paths in the folder are relative to it, so the commands of the tests run in a copy of it.
+All paths in the archive are relative, so the commands of the tests run in the folder that it is
+extracted to, beside a copy of `configs`.
 
     corpus.txt, glue/, ner/       text and labeled examples, drawn with a fixed seed
     store/                        token store, by --mode=prepare
@@ -30,11 +32,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 
 COMMIT = '641b850'
-HERE = pathlib.Path(__file__).resolve().parent / '0.1.0'
+HERE = pathlib.Path(__file__).resolve().parent
 PREEMPTED = 42  # exit status of a run that was stopped by SIGTERM
 SYLLABLES = 'ba ko ti ru me sa lo ni pe du fa gi'.split()
 TEXTS = ['bako tiru mesa', 'Loni, pedu! fagi', 'ba']
@@ -221,9 +224,16 @@ def record(version: Version, expected: pathlib.Path) -> None:
     shutil.copy(version.folder / name / 'results.json', expected / name)
 
 
+def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+  """An entry of the archive without its owner."""
+  entry.uid = entry.gid = 0
+  entry.uname = entry.gname = ''
+  return entry
+
+
 def main() -> None:
-  """Makes the folder from a checkout of version 0.1.0."""
-  parser = argparse.ArgumentParser(description='Makes tests/versions/0.1.0.')
+  """Makes the archive from a checkout of version 0.1.0."""
+  parser = argparse.ArgumentParser(description='Makes tests/versions/0.1.0.tar.xz.')
   parser.add_argument('checkout', type=pathlib.Path, help='a checkout of 641b850')
   checkout = parser.parse_args().checkout.resolve()
   git = ['git', '-C', str(checkout)]
@@ -235,15 +245,16 @@ def main() -> None:
     made, changing, programs = (
       pathlib.Path(temporary, name) for name in ('made', 'changing', 'programs')
     )
-    shutil.copytree(HERE / 'configs', made / 'configs', ignore=shutil.ignore_patterns('__py*'))
+    shutil.copytree(
+      HERE / '0.1.0' / 'configs', made / 'configs', ignore=shutil.ignore_patterns('__py*')
+    )
     make(Version(checkout, made, programs))
     shutil.copytree(made, changing)
     record(Version(checkout, changing, programs), made / 'expected')
     shutil.rmtree(made / 'configs')
-    for path in HERE.iterdir():
-      if path.name != 'configs':
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.copytree(made, HERE, dirs_exist_ok=True)
+    with tarfile.open(HERE / '0.1.0.tar.xz', 'w:xz') as archive:
+      for path in sorted(made.iterdir()):
+        archive.add(path, path.name, filter=anonymous)
 
 
 if __name__ == '__main__':
