@@ -12,14 +12,19 @@ MAIN := $(BIN)/python -m electra_jax.main
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_FLAGS)
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate --no-header \
 	$(LOCK_FLAGS) pyproject.toml
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+# The files of make test-fast: together they take less than 2 minutes on two cores.
+FAST := golden_parity masking masking_words randomness sampling segment_pair schedules optimizers metrics \
+	config data_packing data_batches data_files data_formats data_sources data_token_store word_starts \
+	flops parameter_counts docs run_versions
 SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format install clean distclean lock
+.PHONY: help demo test test-fast test-faults test-clients test-tpu test-breaks lint format install clean distclean lock
 
 help: ## show this list
-	@grep -E '^[a-z]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo '  DEMO_FLAGS="--config.steps=900"  more flags for the pretraining run of make demo'
 	@echo '  WORKDIR=runs/tiny               where make demo keeps its run'
@@ -33,8 +38,24 @@ demo: $(VENV)/.installed ## pretrain a tiny ELECTRA on the bundled text, evaluat
 	$(MAIN) --mode=evaluate --workdir=$(WORKDIR)
 	$(MAIN) --mode=report --workdir=$(WORKDIR)
 
-test: $(VENV)/.installed-test ## run the tests
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+test: $(VENV)/.installed-test ## run the tests that CI runs
+	$(PYTEST) $(PYTEST_FLAGS)
+
+test-fast: $(VENV)/.installed-test ## run the quick test files: numerics, masking, config, data
+	$(PYTEST) $(FAST:%=tests/%_test.py) $(PYTEST_FLAGS)
+
+# Long variants of tests. Their results are committed with each change that concerns them.
+test-faults: $(VENV)/.installed-test ## run the long tests of kills, preemption and several processes
+	$(PYTEST) -m faults --record=tests/results/faults.json $(PYTEST_FLAGS)
+
+test-clients: $(VENV)/.installed-test ## run the long comparisons with other programs
+	$(PYTEST) -m clients --record=tests/results/clients.json $(PYTEST_FLAGS)
+
+test-tpu: $(VENV)/.installed-test ## compile the smaller shipped configs for TPU slices
+	$(PYTEST) -m tpu --record=tests/results/tpu.json $(PYTEST_FLAGS)
+
+test-breaks: $(VENV)/.installed-test ## check that each break of a list makes its test fail
+	$(PYTEST) --dist=load tests/breaks_test.py --breaks --record=tests/results/breaks.json $(PYTEST_FLAGS)
 
 SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch benchmarks/*.sh
 lint: $(VENV)/.installed-test ## check style, types and shell scripts; changes nothing

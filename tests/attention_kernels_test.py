@@ -271,6 +271,7 @@ print(json.dumps([
 """
 
 
+@pytest.mark.tpu
 @pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu')
 def test_splash_compiles_for_a_tpu_and_takes_less_memory():
   xla, splash, local = in_a_child(

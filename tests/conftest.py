@@ -1,7 +1,9 @@
 """Eight CPU devices in this process, whatever the machine has; small models, rows and steps that several tests use."""
 
 import os
+import shutil
 import signal
+import tempfile
 
 # Started in the background by a shell that has no job control, tests ignore Ctrl-C, and so would the children that get one.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -12,6 +14,8 @@ import xla_flags
 # XLA reads both when JAX starts. Child processes are to run as a user's do, so the flags go again.
 _flags = os.environ.get('XLA_FLAGS')
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Where a test has a compilation cache, short programs do not enter it: a look-up costs as much.
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {xla_flags.QUICK}'
 
 import jax
@@ -19,12 +23,18 @@ import jax
 assert len(jax.devices()) == 8
 os.environ.pop('XLA_FLAGS') if _flags is None else os.environ.update(XLA_FLAGS=_flags)
 
+import datetime
 import functools
+import json
+import pathlib
+import subprocess
+import time
 import types
 
 import flax.linen as nn
 import hypothesis
 import numpy as np
+import pytest
 
 from electra_jax.config import PretrainingConfig
 from electra_jax.model.config import EncoderConfig
@@ -66,17 +76,58 @@ LONGEST = (
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes unless told
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
+SHARED = 'ELECTRA_JAX_TESTS'  # the variable that names the folder shared by a session's processes
+STARTED = pytest.StashKey[float]()  # when the session started, in seconds
 
 
 def pytest_addoption(parser):
   parser.addoption(
     '--breaks', action='store_true', help='run the tests of breaks/breaks.py on each broken copy'
   )
+  parser.addoption('--record', metavar='FILE', help='write counts and duration to FILE as JSON')
+
+
+def pytest_configure(config):
+  """Makes the folder that the processes of this session share, and removes it at the end."""
+  config.stash[STARTED] = time.monotonic()
+  if hasattr(config, 'workerinput'):  # a worker: the session that started it made the folder
+    return
+  before, folder = os.environ.get(SHARED), tempfile.mkdtemp(prefix='electra_jax_tests_')
+  os.environ[SHARED] = folder
+
+  def remove():
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ.pop(SHARED) if before is None else os.environ.update({SHARED: before})
+
+  config.add_cleanup(remove)
 
 
 def pytest_collection_modifyitems(items):
   rank = {f'{name}_test': place for place, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  """Writes the file of --record: what ran, at which commit, how it ended, and how long it took."""
+  if not config.option.record or hasattr(config, 'workerinput'):
+    return
+
+  def git(*command):
+    done = subprocess.run(['git', *command], capture_output=True, text=True, cwd=config.rootpath)
+    return done.stdout.strip()
+
+  outcomes = ('passed', 'failed', 'error', 'skipped')
+  record = {
+    'commit': git('rev-parse', 'HEAD'),
+    'modified': bool(git('status', '--porcelain', '--untracked-files=no')),
+    'date': datetime.datetime.now(datetime.UTC).date().isoformat(),
+    'selection': config.option.markexpr,
+    **{name: len(terminalreporter.getreports(name)) for name in outcomes},
+    'seconds': round(time.monotonic() - config.stash[STARTED]),
+  }
+  path = pathlib.Path(config.option.record)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(record, indent=1) + '\n')
 
 
 def packed_rows(
@@ -202,7 +253,9 @@ def train_steps(
 ):
   """The step of compiled_step, made a few times: the state before and after, and each step's sums, in NumPy."""
   made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
-  before = jax.tree.map(np.asarray, step.fresh_state(made.optimizer, random_params(made.model)))
+  # In one program: without jit, JAX compiles one for each shape of a parameter.
+  fresh = jax.jit(lambda params: step.fresh_state(made.optimizer, params))
+  before = jax.tree.map(np.asarray, fresh(random_params(made.model)))
   state = jax.device_put(before, made.shardings)
   every = []
   for i in range(steps):

@@ -5,6 +5,7 @@ import json
 import finetune_files
 import micro_run
 import numpy as np
+import pytest
 from hosts_test import ends, free_port
 
 CONFIG = 'tests/configs/finetune_micro.py'
@@ -17,13 +18,15 @@ def arguments(folder, data, *more):
     f'--config.init={micro_run.finished()[0]}',
     f'--config.data.source={data}',
     f'--workdir={folder}',
-    f'--config.compilation_cache={micro_run.shared() / "xla"}',
+    f'--config.compilation_cache={micro_run.programs()}',
     '--config.num_trials=1',
     '--config.sharding.smallest=0',
     *more,
   ]
 
 
+# Long. make test has a pair that pretrains (hosts_test.py) and fine-tuning on a mesh (heads_test.py).
+@pytest.mark.faults
 def test_a_pair_fine_tunes_as_one_process_does(tmp_path):
   data = finetune_files.glue(tmp_path / 'glue', train=40)
   address = f'127.0.0.1:{free_port()}'

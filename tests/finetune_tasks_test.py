@@ -28,7 +28,8 @@ def config_of(task, **data):
   c = default_config()
   c.name, c.task, c.init = 'test', task, str(micro_run.finished()[0])
   c.batch_size = c.eval_batch_size = 8
-  c.max_length, c.epochs, c.bucketed, c.compilation_cache = 48, 1.0, False, ''
+  c.max_length, c.epochs, c.bucketed = 48, 1.0, False
+  c.compilation_cache = str(micro_run.programs())  # most tasks of GLUE share their programs
   c.optimizer.learning_rate = 1e-3
   c.data.update(data)
   return c

@@ -182,8 +182,8 @@ BASE_GENERATOR = BASE | {'hidden_size': 256, 'num_attention_heads': 4, 'intermed
   [
     ('electra', 'discriminator', SMALL),
     ('electra', 'generator', SMALL_GENERATOR),
-    ('electra', 'discriminator', BASE),
-    ('electra', 'generator', BASE_GENERATOR),
+    pytest.param('electra', 'discriminator', BASE, marks=pytest.mark.clients),
+    pytest.param('electra', 'generator', BASE_GENERATOR, marks=pytest.mark.clients),
     ('electra', 'generator', {'num_attention_heads': 1, 'intermediate_size': 33}),
     ('modern', 'generator', {}),
     (

@@ -4,7 +4,6 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from conftest import random_params
 
@@ -34,8 +33,8 @@ def make(workdir, config, tokenizer, step: int = 7):
   runs.keep_tokenizer(workdir, tokenizer)
   model = build.build_model(config, tokenizer.size)
   optimizer, _ = build.build_optimizer(config)
-  params = jax.tree.map(jnp.asarray, random_params(model, step))
-  state = fresh_state(optimizer, params)._replace(step=np.int32(step))
+  start = jax.jit(lambda params: fresh_state(optimizer, params))  # one program, not one per shape
+  state = start(random_params(model, step))._replace(step=np.int32(step))
   manager = checkpoints.open_manager(workdir)
   checkpoints.save(manager, step, state, {'steps': np.int32(0)}, 1.5)
   checkpoints.wait(manager)

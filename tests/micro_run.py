@@ -5,6 +5,8 @@ first of a kind compiles.
 """
 
 import atexit
+import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -35,10 +37,28 @@ SYLLABLES = 'ba ko ti ru me sa lo ni pe du fa gi'.split()
 
 @functools.cache
 def shared() -> pathlib.Path:
-  """A folder that lives as long as the test session: the corpus, prepared data, compiled programs, the finished run."""
-  folder = pathlib.Path(tempfile.mkdtemp(prefix='electra_jax_tests_'))
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  return folder
+  """Returns a folder that lives as long as the test session and that its workers share.
+
+  It holds the corpus, prepared data and the finished run.
+  """
+  folder = os.environ.get('ELECTRA_JAX_TESTS')
+  if folder is None:  # not under pytest
+    folder = tempfile.mkdtemp(prefix='electra_jax_tests_')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return pathlib.Path(folder)
+
+
+def programs() -> pathlib.Path:
+  """Returns the folder of compiled programs, one per worker: JAX's writes to it are not atomic."""
+  return shared() / f'xla_{os.environ.get("PYTEST_XDIST_WORKER", "main")}'
+
+
+@contextlib.contextmanager
+def locked(name: str):
+  """Holds a lock that the session's workers share."""
+  with open(shared() / f'{name}.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 @functools.cache
@@ -48,7 +68,9 @@ def corpus() -> pathlib.Path:
   words = [''.join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(500)]
   documents = [' '.join(rng.choices(words, k=rng.randint(40, 80))) + '.' for _ in range(120)]
   path = shared() / 'text.txt'
-  path.write_text('\n\n'.join(documents) + '\n', 'utf-8')
+  with locked('corpus'):
+    if not path.exists():
+      path.write_text('\n\n'.join(documents) + '\n', 'utf-8')
   return path
 
 
@@ -59,7 +81,7 @@ def arguments(workdir, *more: str, config: str = CONFIG) -> list[str]:
     f'--workdir={workdir}',
     f'--config.data.source={corpus()}',
     f'--config.data.cache={shared() / "cache"}',
-    f'--config.compilation_cache={shared() / "xla"}',
+    f'--config.compilation_cache={programs()}',
     '--config.data.reader=numpy',
     *more,
   ]
@@ -97,9 +119,26 @@ def run(*argv: str, status: int = 0, devices: int = 1, **popen) -> tuple[str, st
 
 @functools.cache
 def finished() -> tuple[pathlib.Path, str]:
-  """The folder of a run never stopped, all of its checkpoints kept, and what it printed. Not to be changed: take a copy."""
-  workdir = shared() / 'finished'
-  return workdir, run(*arguments(workdir, '--config.keep=100'))[0]
+  """Returns the folder of a run that was never stopped, and what it printed.
+
+  All of its checkpoints are kept. One run serves all workers; tests change only copies of it.
+  """
+  workdir, printed = shared() / 'finished', shared() / 'finished.txt'
+  with locked('finished'):
+    if not printed.exists():
+      printed.write_text(run(*arguments(workdir, '--config.keep=100'))[0])
+  return workdir, printed.read_text()
+
+
+@functools.cache
+def saved_often() -> pathlib.Path:
+  """Returns the folder of the same run with a checkpoint of every step, all of them kept."""
+  workdir, done = shared() / 'saved_often', shared() / 'saved_often.txt'
+  with locked('saved_often'):
+    if not done.exists():
+      run(*arguments(workdir, '--config.keep=100', '--config.save_every=1'))
+      done.touch()
+  return workdir
 
 
 def wait_for(condition, process: subprocess.Popen, timeout: float = 900.0):

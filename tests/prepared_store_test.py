@@ -92,7 +92,7 @@ def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, 
 
 
 def test_a_mixture_trains_evaluates_and_says_how_often_it_goes_through_each_source(
-  from_the_root, tmp_path
+  from_the_root, tmp_path, capsys
 ):
   documents = micro_run.corpus().read_text().split('\n\n')
   for name, part in (('a', documents[:90]), ('b', documents[90:])):
@@ -116,7 +116,9 @@ def test_a_mixture_trains_evaluates_and_says_how_often_it_goes_through_each_sour
   )
   lines = micro_run.figures(tmp_path / 'run')
   assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
-  assert 'held-out figure' in micro_run.run('--mode=evaluate', f'--workdir={tmp_path / "run"}')[0]
+  capsys.readouterr()
+  assert main.main(['main', '--mode=evaluate', f'--workdir={tmp_path / "run"}']) == 0
+  assert 'held-out figure' in capsys.readouterr().out
 
 
 def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path, capsys):

@@ -271,6 +271,14 @@ def test_with_parameters_split_over_fsdp_no_activation_is_gathered():
   assert found['all-gather'] and set(found['all-gather']) <= shapes
 
 
+def test_with_the_vocabulary_split_over_tensor_no_logits_are_gathered():
+  made = compiled_step('electra', 8, 1, fsdp=2, tensor=2)
+  logits = STEP_ROWS // 4 * 5 * STEP_VOCAB  # of the rows of a device, over the whole vocabulary
+  assert logits > max(math.prod(x.shape) for x in jax.tree.leaves(made.shapes.params))
+  found = sent(made.compiled)
+  assert found['all-gather'] and max(map(math.prod, found['all-gather'])) < logits
+
+
 @pytest.mark.parametrize(
   'family, micro_batches, sizes',
   [

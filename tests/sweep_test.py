@@ -53,7 +53,7 @@ def config_of(data):
     ('data.source', str(micro_run.corpus())),
     ('data.cache', str(micro_run.shared() / 'cache')),
     ('data.reader', 'numpy'),
-    ('compilation_cache', str(micro_run.shared() / 'xla')),
+    ('compilation_cache', str(micro_run.programs())),
   )
   c.runs = (('small', {}), ('warmer@1', {'objective.temperature': 2, 'steps': 60}))
   c.finetune = (

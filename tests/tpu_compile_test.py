@@ -1,4 +1,8 @@
-"""The smaller shipped configs compile for a v5e-4 and fit; on every layout nothing moves between chips that should not."""
+"""The smaller shipped configs compile for a v5e-4 and fit; on every layout nothing moves between chips that should not.
+
+These are the long variants, run by `make test-tpu`. `make test` compiles tiny for a v5e-4 in plan_test.py and checks the
+collectives of every layout on CPU devices in sharding_invariance_test.py.
+"""
 
 import concurrent.futures
 import importlib.util
@@ -13,9 +17,12 @@ from electra_jax import config as configs
 from electra_jax import plan as plans
 from electra_jax.pretrain import build, step
 
-pytestmark = pytest.mark.skipif(
-  importlib.util.find_spec('libtpu') is None, reason="libtpu, TPU's compiler, is not installed"
-)
+pytestmark = [
+  pytest.mark.tpu,
+  pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason="libtpu, TPU's compiler, is not installed"
+  ),
+]
 
 
 def laid_out(**mesh):

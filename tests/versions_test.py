@@ -43,9 +43,11 @@ for argv in json.loads(sys.argv[1]):
 def stored() -> pathlib.Path:
   """The folders as version 0.1.0 left them. Not to be changed: take a copy."""
   folder, configs = micro_run.shared() / '0.1.0', VERSIONS / '0.1.0' / 'configs'
-  shutil.copytree(configs, folder / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
-  with tarfile.open(VERSIONS / '0.1.0.tar.xz') as archive:
-    archive.extractall(folder, filter='data')
+  with micro_run.locked('versions'):
+    if not folder.exists():
+      with tarfile.open(VERSIONS / '0.1.0.tar.xz') as archive:
+        archive.extractall(folder, filter='data')
+      shutil.copytree(configs, folder / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
   return folder
 
 

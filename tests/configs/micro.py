@@ -24,6 +24,6 @@ def get_config(arguments=''):
   c.generator.hidden_fraction = 0.5
   c.optimizer.update(learning_rate=1e-3, warmup_steps=2)
   c.micro_batches = 1
-  # Lines and saves fall on different steps: sums of figures must travel with the checkpoints.
-  c.log_every, c.save_every, c.eval_every, c.eval_rows, c.eval_batch_size = 3, 2, 10, 16, 8
+  # Logging and saving happen at different steps: running sums must travel with the checkpoints.
+  c.log_every, c.save_every, c.eval_every, c.eval_rows, c.eval_batch_size = 3, 5, 10, 16, 8
   return with_arguments(c, arguments)

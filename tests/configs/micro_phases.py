@@ -23,6 +23,6 @@ def get_config(arguments=''):
       'optimizer.warmup_steps': 3,
     },
   )
-  c.steps = 21
+  c.steps, c.save_every = 21, 2
   c.optimizer.name = 'lamb'
   return with_arguments(c, arguments)
