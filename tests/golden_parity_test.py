@@ -13,7 +13,7 @@ from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
 from electra_jax.pretrain.masking import Masks
 from electra_jax.pretrain.objectives import electra as objective
-from electra_jax.training import optimizers
+from electra_jax.training import optimizers, schedules
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 SETTINGS = objective.Settings()
@@ -224,7 +224,7 @@ def test_eight_steps_of_the_optimizer():
     return {scope: {scope.split('/')[-1]: leaves} for scope, leaves in nested.items()}
 
   optimizer = optimizers.adamw(
-    optimizers.linear_decay_with_warmup(1e-2, 3, 20),
+    schedules.WarmupDecay(1e-2, 3, 20),
     b1=0.9,
     b2=0.999,
     eps=1e-6,

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from electra_jax.model import heads
 from electra_jax.model.config import EncoderConfig
 from electra_jax.training import mesh as meshes
-from electra_jax.training import optimizers
+from electra_jax.training import optimizers, schedules
 
 GOLDEN, PREFIX = (
   pathlib.Path(__file__).parent / 'golden' / 'optimizer.npz',
@@ -93,9 +93,7 @@ def eight_steps(published, file):
   params, read = original(file, PREFIX + 'param/0/')
   assert read == sum(name.startswith(PREFIX + 'param/0/') for name in file.files) == 9
   rates = optimizers.layerwise_rates(params, 2, 0.8, published)
-  optimizer = optimizers.adamw(
-    optimizers.linear_decay_with_warmup(1e-2, 3, 20), **ADAM, layer_rates=rates
-  )
+  optimizer = optimizers.adamw(schedules.WarmupDecay(1e-2, 3, 20), **ADAM, layer_rates=rates)
   state, worst = optimizer.init(params), 0
   step = jax.jit(lambda grads, state, params: optimizer.update(grads, state, params))
   for i in range(8):

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from electra_jax.training import mesh as meshes
-from electra_jax.training import optimizers
+from electra_jax.training import optimizers, schedules
 
 RECIPE = {'b1': 0.878, 'b2': 0.974, 'eps': 1e-6, 'weight_decay': 0.01}
 STEPS = 5
@@ -194,7 +194,7 @@ def test_the_published_schedule_is_what_it_was_to_the_bit():
   every = jnp.arange(1_100)
   for numbers in ((5e-4, 100, 1_000), (2e-4, 0, 1_000), (1e-2, 3, 1_097)):
     schedule, published = (
-      optimizers.linear_decay_with_warmup(*numbers),
+      schedules.WarmupDecay(*numbers),
       lambda step, numbers=numbers: before(step, *numbers),
     )
     assert np.array_equal(schedule(every), published(every))
@@ -202,9 +202,7 @@ def test_the_published_schedule_is_what_it_was_to_the_bit():
 
 
 def test_the_schedule_of_the_large_batch_recipe():
-  schedule = jax.jit(
-    optimizers.decay_with_warmup(6e-3, 2_000, 10_000, power=0.5, after_warmup=True)
-  )
+  schedule = jax.jit(schedules.WarmupDecay(6e-3, 2_000, 10_000, power=0.5, after_warmup=True))
   steps = np.array([0, 1, 1_000, 1_999, 2_000, 4_000, 8_000, 9_999, 10_000, 12_000])
   # Keras' PolynomialDecay over what is left after a warm-up that ends at the whole rate.
   expected = [
@@ -212,20 +210,18 @@ def test_the_schedule_of_the_large_batch_recipe():
   ]
   np.testing.assert_allclose([schedule(t) for t in steps], expected, rtol=1e-5, atol=3e-8)
   # The original's way instead: both factors at once, so that the whole rate is never reached.
-  at_once = optimizers.decay_with_warmup(6e-3, 2_000, 10_000, power=0.5)
+  at_once = schedules.WarmupDecay(6e-3, 2_000, 10_000, power=0.5)
   np.testing.assert_allclose(at_once(2_000), 6e-3 * 0.8**0.5, rtol=1e-6)
-  assert optimizers.decay_with_warmup(6e-3, 0, 10, power=0.5, after_warmup=True)(0) == np.float32(
-    6e-3
-  )
+  assert schedules.WarmupDecay(6e-3, 0, 10, power=0.5, after_warmup=True)(0) == np.float32(6e-3)
 
 
 def test_phases_begin_anew_at_their_boundaries():
   of_phase = [
-    optimizers.decay_with_warmup(6e-3, 4, 10, power=0.5, after_warmup=True),
-    optimizers.decay_with_warmup(4e-3, 2, 6, power=0.5, after_warmup=True),
+    schedules.WarmupDecay(6e-3, 4, 10, power=0.5, after_warmup=True),
+    schedules.WarmupDecay(4e-3, 2, 6, power=0.5, after_warmup=True),
     lambda step: 1.0 * step,
   ]
-  schedule = optimizers.piecewise(of_phase, [10, 16])
+  schedule = schedules.Piecewise(of_phase, [10, 16])
   expected = (
     [of_phase[0](t) for t in range(10)] + [of_phase[1](t) for t in range(6)] + [0.0, 1.0, 2.0]
   )
@@ -233,17 +229,17 @@ def test_phases_begin_anew_at_their_boundaries():
   np.testing.assert_allclose(every, expected, rtol=1e-6)
   np.testing.assert_allclose([schedule(t) for t in range(19)], expected, rtol=1e-6)
   assert every[9] > 0 and every[10] == 0 and every[12] == np.float32(4e-3)
-  assert optimizers.piecewise(of_phase[:1], [])(4) == np.float32(6e-3)
+  assert schedules.Piecewise(of_phase[:1], [])(4) == np.float32(6e-3)
   for wrong in ([10], [10, 16, 20], [16, 10]):
     with pytest.raises(ValueError, match='3 schedules take 2 ascending boundaries'):
-      optimizers.piecewise(of_phase, wrong)
+      schedules.Piecewise(of_phase, wrong)
 
 
 def test_moments_go_on_from_phase_to_phase():
   """At the boundary the rate is 0 and the state is the same as without phases."""
   params = {'head': {'kernel': np.ones((3, 2), np.float32)}}
   grads = gradients(params, steps=4)
-  phases = optimizers.piecewise([lambda step: 1e-2, optimizers.decay_with_warmup(1e-2, 2, 4)], [2])
+  phases = schedules.Piecewise([lambda step: 1e-2, schedules.WarmupDecay(1e-2, 2, 4)], [2])
   optimizer = optimizers.lamb(phases, **RECIPE, clip=1.0, bias_correction=True)
   every = run(optimizer, params, grads)
   same(every[2], every[1], rtol=0)

@@ -8,7 +8,7 @@ from conftest import adamw, packed_rows, tiny_electra
 from electra_jax.pretrain import metrics, step
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.training import mesh as meshes
-from electra_jax.training import optimizers
+from electra_jax.training import schedules
 
 STEPS = 250
 # So hot that samples stay wrong when the generator is right: there is something to find until the end.
@@ -18,7 +18,7 @@ SETTINGS = objective.Settings(max_predictions=5, temperature=20.0)
 @pytest.mark.parametrize('family', ['electra', 'modern'])
 def test_both_towers_learn_one_batch_by_heart(family):
   model = tiny_electra(family)
-  optimizer = adamw(optimizers.linear_decay_with_warmup(3e-3, 10, STEPS))
+  optimizer = adamw(schedules.WarmupDecay(3e-3, 10, STEPS))
   layout = meshes.make_layout(devices=jax.devices()[:1])
   _, shardings = step.state_shardings(model, optimizer, 32, layout)
   state = jax.jit(lambda: step.init_state(model, optimizer, 0, 32), out_shardings=shardings)()

@@ -15,7 +15,7 @@ from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import build, masking, objectives, replacement
 from electra_jax.pretrain import step as steps
 from electra_jax.training import mesh as meshes
-from electra_jax.training import optimizers
+from electra_jax.training import schedules
 
 
 def config_of(*fields):
@@ -37,7 +37,7 @@ def program(config, devices=1):
 def test_the_forms():
   every, at = (
     np.arange(0, 101),
-    lambda form: np.array(jax.jit(optimizers.value_over_steps(form, 100))(jnp.arange(0, 101))),
+    lambda form: np.array(jax.jit(schedules.from_form(form, 100))(jnp.arange(0, 101))),
   )
   np.testing.assert_allclose(at(('linear', 2.0, 0.5)), 2 - 1.5 * every / 100, rtol=1e-6)
   falling = at(('exponential', 2.0, 1.0, 0.1))
@@ -49,9 +49,64 @@ def test_the_forms():
     rtol=1e-6,
   )
   assert [
-    optimizers.largest_over_steps(form)
+    schedules.upper_bound(form)
     for form in (('linear', 0.1, 0.3), ('exponential', 2, 1, 9), ('points', (0, 1), (5, 4), (9, 2)))
   ] == [0.3, 2, 4]
+
+
+FORMS = {
+  'warm-up and linear decay': schedules.WarmupDecay(5e-4, 10_000, 1_000_000),
+  'no warm-up': schedules.WarmupDecay(3e-4, 0, 977),
+  'square root': schedules.WarmupDecay(1e-3, 7, 61, power=0.5),
+  'decay after the warm-up': schedules.WarmupDecay(6e-3, 2_003, 10_007, 0.5, after_warmup=True),
+  'phases': schedules.Piecewise(
+    [schedules.WarmupDecay(6e-3, 13, 101, 0.5, True), schedules.WarmupDecay(4e-3, 7, 53)], [101]
+  ),
+  'linear': schedules.from_form(('linear', 0.4, 0.15), 999),
+  'exponential': schedules.from_form(('exponential', 2.0, 0.7, 0.13), 777),
+  'points': schedules.from_form(('points', (3, 1.5), (50, 0.1), (200, 7.0)), 300),
+}
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_constants_as_inputs_give_bitwise_the_values_of_constants_in_the_program(name):
+  schedule = FORMS[name]
+  steps_in_use = np.unique(np.geomspace(1, 1.01e6, 3_000).astype(np.int32))
+  every = np.concatenate([np.arange(300, dtype=np.int32), steps_in_use])
+
+  def each(function):
+    return jax.jit(lambda steps, inputs: jax.lax.map(lambda step: function(step, inputs), steps))
+
+  as_constants = each(lambda step, _: schedule(step))(every, {})
+  as_inputs = each(schedule)(every, schedule.inputs())
+  assert np.asarray(as_constants).tobytes() == np.asarray(as_inputs).tobytes()
+  assert len(np.unique(as_inputs)) > 50
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_another_rate_or_length_needs_no_other_program(name):
+  schedule, compilations = FORMS[name], []
+
+  @jax.jit
+  def value(step, inputs):
+    compilations.append(step)
+    return schedule(step, inputs)
+
+  first = value(5, schedule.inputs())
+  other = jax.tree.map(lambda x: x * 2, schedule.inputs())
+  assert len(compilations) == 1 and value(5, other) != first and len(compilations) == 1
+  assert all(x.dtype in (np.float32, np.int32) for x in jax.tree.leaves(schedule.inputs()))
+
+
+def test_the_lowered_step_is_the_same_for_other_rates_and_lengths():
+  def lowered(*fields):
+    p = program(checked(*fields))
+    return build.lower_step(p, 1).as_text()
+
+  base = ('optimizer.warmup_steps=2', SCHEDULES[1])
+  other = ('optimizer.warmup_steps=5', 'optimizer.learning_rate=7e-3', 'steps=47')
+  assert lowered(*base) == lowered(*base, *other)
+  assert lowered(*base) != lowered(*base, 'optimizer.weight_decay=0.5')
 
 
 SCHEDULES = (

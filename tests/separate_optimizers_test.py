@@ -9,12 +9,12 @@ from electra_jax import main
 from electra_jax.config import checked_pretraining
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build
-from electra_jax.training import optimizers
+from electra_jax.training import optimizers, schedules
 
 ADAM = {'b1': 0.9, 'b2': 0.99, 'eps': 1e-6, 'weight_decay': 0.05, 'clip': 1.0}
 RATES = {
-  True: optimizers.decay_with_warmup(3e-2, 2, 9),
-  False: optimizers.decay_with_warmup(1e-2, 4, 9, power=0.5),
+  True: schedules.WarmupDecay(3e-2, 2, 9),
+  False: schedules.WarmupDecay(1e-2, 4, 9, power=0.5),
 }  # of the generator, of the rest
 
 

@@ -16,10 +16,11 @@ from electra_jax.finetune.initial import Initial, with_choices
 from electra_jax.finetune.resolve import rates, started
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.heads import FineTuned, init_params
-from electra_jax.training import hosts, optimizers, versions
+from electra_jax.training import hosts, optimizers, schedules, versions
 from electra_jax.training import mesh as meshes
 from electra_jax.training import workdir as workdirs
 from electra_jax.training.encoders import attention_kernel, encoder_config
+from electra_jax.training.schedules import WarmupDecay
 from electra_jax.training.step import TrainState, fresh_state, state_shardings
 
 
@@ -61,7 +62,7 @@ class Program(NamedTuple):
   train: Features
   steps: int  # of a trial
   steps_per_epoch: int
-  schedule: Any
+  schedule: WarmupDecay  # of the learning rate
   shapes: TrainState
   shardings: TrainState
   fresh: Any  # seed -> parameters; jitted once, as the next three are
@@ -72,6 +73,11 @@ class Program(NamedTuple):
   attention: tuple[str, str]  # kernel, and why
   constant: dict[str, float]  # what one and the same answer to everything scores on dev
   compiled: set  # lengths of rows that the step was compiled for, so far
+
+  @property
+  def inputs(self) -> dict:
+    """Constants of the learning rate's schedule, the `schedules` of a step's batch."""
+    return schedules.constants({'learning_rate': self.schedule})
 
 
 def build_model(config: FinetuningConfig, task, initial: Initial, max_length: int):
@@ -143,7 +149,7 @@ def program(
   count = max(1, round((config.epochs or task.recipe.epochs) * per_epoch))
   rate, decay = rates(config, model.config.hidden_size)
   boxed = jax.eval_shape(lambda: init_params(model, 0))
-  schedule = optimizers.linear_decay_with_warmup(rate, int(o.warmup * count), count)
+  schedule = WarmupDecay(rate, int(o.warmup * count), count)
   layer_rates = optimizers.layerwise_rates(
     nn.unbox(boxed), model.config.num_layers, decay, o.published_depths
   )

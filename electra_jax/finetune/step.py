@@ -35,12 +35,13 @@ def _inputs(token_ids, ids: SpecialIds):
 def parts(model: FineTuned, ids: SpecialIds, impossible_weight: float):
   """`prepare` and `loss` for training.step.make_train_step.
 
-  A batch is batches.assemble's arrays, and `seed`, a uint32 scalar that dropout depends on beside step and row: so that all trials of a
-  task share a compiled program.
+  A batch is batches.assemble's arrays, `seed`, a uint32 scalar that dropout depends on beside step
+  and row, and `schedules`, the constants of the learning rate: so that all trials of a task share a
+  compiled program.
   """
 
   def prepare(step, batch):
-    examples = {name: value for name, value in batch.items() if name != 'seed'}
+    examples = {name: value for name, value in batch.items() if name not in ('seed', 'schedules')}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
     return examples, losses.count(model.kind, examples)
 

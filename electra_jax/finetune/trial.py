@@ -103,6 +103,7 @@ def run_trial(
   """
   config, mesh, metric = p.config, p.layout.mesh, p.task.metric
   seed, whole = config.seed + trial - 1, meshes.replicated(mesh)
+  constants = meshes.replicate(p.inputs, mesh)
   best = {'metric': metric, 'mode': 'max'}
   shapes_of_sums = sum_shapes(p)
   zero_sums = jax.jit(
@@ -148,7 +149,8 @@ def run_trial(
       if (length := batch['token_ids'].shape[1]) not in p.compiled:
         p.compiled.add(length)
         live.above(f'  {"compiling":12} the step for rows of {length}')
-      state, step_sums = p.train_step(state, steps.on_mesh(batch | {'seed': np.uint32(seed)}, mesh))
+      inputs = steps.on_mesh(batch | {'seed': np.uint32(seed)}, mesh) | {'schedules': constants}
+      state, step_sums = p.train_step(state, inputs)
       sums = add(sums, step_sums)
       if previous is not None:  # one step stays in flight
         jax.block_until_ready(previous)

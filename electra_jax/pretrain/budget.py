@@ -97,7 +97,10 @@ def seconds_per_step(p: build.Program) -> float:
     .astype(np.int32)
   )
   batch = {
-    'token_ids': meshes.global_batch(token_ids[meshes.process_rows(mesh, shape[0])], mesh, shape[0])
+    'token_ids': meshes.global_batch(
+      token_ids[meshes.process_rows(mesh, shape[0])], mesh, shape[0]
+    ),
+    'schedules': meshes.replicate(p.inputs, mesh),
   }
   times = []
   for _ in range(TIMED_STEPS + 1):  # the first is warm-up

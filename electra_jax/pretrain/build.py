@@ -15,7 +15,7 @@ from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking, objectives
 from electra_jax.pretrain import step as steps
 from electra_jax.pretrain.objectives.shared import Settings, step_flops
-from electra_jax.training import memory, optimizers
+from electra_jax.training import memory, optimizers, schedules
 from electra_jax.training import mesh as meshes
 from electra_jax.training.encoders import sharing, towers
 
@@ -61,9 +61,7 @@ def build_settings(config: PretrainingConfig, tokenizer) -> Settings:
   fields = dataclasses.asdict(config.objective)
   del fields['schedules']
   scheduled = config.objective.schedules.mask_rate
-  rate = max(
-    config.objective.mask_rate, optimizers.largest_over_steps(scheduled) if scheduled else 0
-  )
+  rate = max(config.objective.mask_rate, schedules.upper_bound(scheduled) if scheduled else 0)
   return Settings(
     **fields,
     frozen=config.generator.frozen,
@@ -81,7 +79,7 @@ def build_settings(config: PretrainingConfig, tokenizer) -> Settings:
 def build_schedules(config: PretrainingConfig) -> dict:
   """Settings of the objective that change over the run: name -> function of the step."""
   return {
-    name: optimizers.value_over_steps(form, config.steps)
+    name: schedules.from_form(form, config.steps)
     for name, form in vars(config.objective.schedules).items()
     if form
   }
@@ -92,9 +90,9 @@ def build_rates(config: PretrainingConfig) -> dict:
   o, parts = config.optimizer, phases_of(config)
 
   def rate(field):
-    return optimizers.piecewise(
+    return schedules.Piecewise(
       [
-        optimizers.decay_with_warmup(
+        schedules.WarmupDecay(
           getattr(c.optimizer, field) or c.optimizer.learning_rate,
           c.optimizer.warmup_steps,
           c.steps,
@@ -150,6 +148,11 @@ class Program(NamedTuple):
     None  # top levels of the parameters that learn, where not all do
   )
   alone: bool = False  # only the generator is trained
+
+  @property
+  def inputs(self) -> dict:
+    """Constants of the schedules, the `schedules` of a step's batch."""
+    return schedules.constants(self.rates | self.schedules)
 
   @property
   def objective(self):
@@ -247,8 +250,8 @@ def check_batch(config: PretrainingConfig, mesh) -> int:
   return rows
 
 
-def compile_step(p: Program, micro_batches: int):
-  """The train step of a program, compiled for its mesh: `(state, batch) -> (state, sums)`."""
+def lower_step(p: Program, micro_batches: int) -> jax.stages.Lowered:
+  """The train step of a program, `(state, batch) -> (state, sums)`, lowered for its mesh."""
   moments = meshes.moment_shardings(p.shapes.params, p.shardings.params, p.layout)
   step = steps.make_train_step(
     p.model,
@@ -265,9 +268,16 @@ def compile_step(p: Program, micro_batches: int):
     schedules=p.schedules,
   )
   batch = {
-    'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32)
+    'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32),
+    'schedules': jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), p.inputs),
   }
-  return steps.jit_train_step(step, p.shardings, p.layout).lower(p.shapes, batch).compile()
+  jitted = steps.jit_train_step(step, p.shardings, p.layout, with_schedules=True)
+  return jitted.lower(p.shapes, batch)
+
+
+def compile_step(p: Program, micro_batches: int) -> jax.stages.Compiled:
+  """The train step of a program, `(state, batch) -> (state, sums)`, compiled for its mesh."""
+  return lower_step(p, micro_batches).compile()
 
 
 def compile_to_fit(p: Program, budget: int, micro_batches: int = 0, say=lambda label, text: None):

@@ -123,7 +123,7 @@ def run_steps(
   data_seed = (
     config.seed + 1_000_003 * course.number
   )  # a phase on the same rows sees them in another order
-  agreed = Agreement(mesh)
+  agreed, constants = Agreement(mesh), meshes.replicate(p.inputs, mesh)
 
   def halt_if_bad(bad_step):
     """Ends the run where a step was not finite: the state is still the one before that step."""
@@ -203,7 +203,11 @@ def run_steps(
       token_ids = next(input_batches)
       waited += clock() - before
       state, step_sums = course.step(
-        state, {'token_ids': meshes.global_batch(token_ids, mesh, config.batch_size)}
+        state,
+        {
+          'token_ids': meshes.global_batch(token_ids, mesh, config.batch_size),
+          'schedules': constants,
+        },
       )
       sums = add(sums, step_sums)
       # One step stays in flight: the device is never idle and the host knows how far it is.

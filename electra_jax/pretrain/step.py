@@ -13,6 +13,7 @@ from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives import shared as shared_by_all
 from electra_jax.training import mesh as meshes
 from electra_jax.training import step as shared
+from electra_jax.training.schedules import values
 from electra_jax.training.step import TrainState, fresh_state
 
 
@@ -69,13 +70,14 @@ def make_train_step(
     layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
     trained: top levels of the parameters that learn, where not all do.
     alone: the generator learns alone.
-    schedules: name -> function of the step, of settings that change over the run.
+    schedules: name -> training.schedules.Schedule, of settings that change over the run.
 
-  `batch` is {'token_ids': int [batch, length]}; `sums` is what metrics.figures reads, and the sums of norms over steps.
+  `batch` is {'token_ids': int [batch, length]}, and 'schedules', the constants of the learning rates' and the settings' schedules by name
+  (training.schedules.constants); without them they are constants of the program. `sums` is what metrics.figures reads, and the sums of norms over steps.
   """
 
   def prepare(step, batch):
-    token_ids, now = batch['token_ids'], {name: value(step) for name, value in schedules.items()}
+    token_ids, now = batch['token_ids'], values(schedules, step, batch.get('schedules'))
     settings_now = dataclasses.replace(settings, **now)
     examples = objective.examples(
       settings_now, token_ids, row_keys(seed, step, jnp.arange(token_ids.shape[0]))
@@ -104,11 +106,19 @@ def make_train_step(
   )
 
 
-def jit_train_step(train_step, shardings: TrainState, layout: meshes.Layout):
-  """`train_step` under jax.jit with in and out shardings and donated state."""
+def jit_train_step(
+  train_step, shardings: TrainState, layout: meshes.Layout, with_schedules: bool = False
+):
+  """`train_step` under jax.jit with in and out shardings and donated state.
+
+  `with_schedules`: whether batches have 'schedules'.
+  """
+  batch = {'token_ids': meshes.batch_sharding(layout.mesh)}
+  if with_schedules:
+    batch['schedules'] = meshes.replicated(layout.mesh)
   return jax.jit(
     meshes.within(layout, train_step),
-    in_shardings=(shardings, {'token_ids': meshes.batch_sharding(layout.mesh)}),
+    in_shardings=(shardings, batch),
     out_shardings=(shardings, meshes.replicated(layout.mesh)),
     donate_argnums=0,
   )
@@ -162,9 +172,7 @@ def first_nonfinite(
   Computes the step's gradients again, in as many parts as it was made of.
   """
   layout = layout or meshes.make_layout(devices=jax.devices()[:1])
-  settings = dataclasses.replace(
-    settings, **{name: value(step) for name, value in (schedules or {}).items()}
-  )
+  settings = dataclasses.replace(settings, **values(schedules or {}, step, None))
 
   def check(params, token_ids, rows):
     examples = objective.examples(settings, token_ids, row_keys(seed, step, rows))

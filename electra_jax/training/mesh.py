@@ -179,6 +179,14 @@ def batch_sharding(mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def replicate(tree, mesh):
+  """A tree of NumPy arrays, the same on every process, as arrays that are whole on every device."""
+  whole = replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), tree
+  )
+
+
 def row_shards(mesh) -> int:
   """The number of parts that the rows of a batch are split into."""
   return math.prod(mesh.shape[axis] for axis in ROWS)

@@ -1,88 +1,12 @@
-"""Schedules and optimizers: AdamW as the original has it, and bias-corrected; LAMB for large batches; layer-wise rates, rates by tower."""
+"""Optimizers: AdamW as the original has it, and bias-corrected; LAMB for large batches; layer-wise rates, rates by tower."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-
-def decay_with_warmup(
-  rate: float, warmup_steps: int, steps: int, *, power: float = 1.0, after_warmup: bool = False
-):
-  """Polynomial decay to 0 at `steps`, times a linear warm-up; the first step's rate is 0 unless there is no warm-up.
-
-  step -> rate x (1 - t / T)^power x min(1, step / warmup_steps), and 0 past the end. (t, T) is (step, steps), as in the original
-  (power 1), or, with `after_warmup`, (max(0, step - warmup_steps), steps - warmup_steps), as in NVIDIA's LAMB recipe (power 0.5;
-  DeepLearningExamples, TensorFlow2/LanguageModeling/ELECTRA/optimization.py): the peak is then the whole rate.
-
-  Args:
-    rate: the learning rate that is multiplied.
-    warmup_steps: less than `steps`; 0 for none.
-    steps: updates until the rate is 0.
-    power: of the decay; 1 is linear, less stays high for longer.
-    after_warmup: whether the decay waits for the end of the warm-up.
-  """
-  start = warmup_steps if after_warmup else 0
-
-  def schedule(step):
-    step = jnp.asarray(step, jnp.float32)
-    warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
-    decayed = jnp.maximum(0.0, step - start) if start else step
-    decay = jnp.maximum(0.0, 1.0 - decayed / (steps - start))
-    return rate * (decay if power == 1 else decay**power) * warmup
-
-  return schedule
-
-
-def linear_decay_with_warmup(rate: float, warmup_steps: int, steps: int):
-  """The original's schedule: linear decay to 0 over all steps, times a linear warm-up."""
-  return decay_with_warmup(rate, warmup_steps, steps)
-
-
-def value_over_steps(form, steps: int):
-  """A setting that changes over a run: step -> float32, from config.objective.schedules.
-
-  With share = step / steps, kept in [0, 1]:
-  ('linear', a, b): a + (b - a) share.
-  ('exponential', a, b, decay): b + (a - b) exp(-share / decay). With a > b it falls to b and stays: a falling temperature makes the
-    replacements of a generator that does not learn harder and harder to find (Dong et al. 2024, Fast-ELECTRA).
-  ('points', (step, value), ...): linear between the points, level before the first and after the last.
-  """
-  kind, *numbers = form
-
-  def value(step):
-    step = jnp.asarray(step, jnp.float32)
-    if kind == 'points':
-      places, values = zip(*numbers, strict=True)
-      return jnp.interp(step, jnp.asarray(places, jnp.float32), jnp.asarray(values, jnp.float32))
-    start, end, *decay = numbers
-    share = jnp.clip(step / steps, 0.0, 1.0)
-    return end + (start - end) * (
-      jnp.exp(-share / decay[0]) if kind == 'exponential' else 1.0 - share
-    )
-
-  return value
-
-
-def largest_over_steps(form) -> float:
-  """An upper bound on the values of `value_over_steps`."""
-  kind, *numbers = form
-  return max(value for _, value in numbers) if kind == 'points' else max(numbers[:2])
-
-
-def piecewise(schedules, boundaries):
-  """Schedules after each other: the first until step `boundaries[0]`, where the second begins at its own step 0, and so on.
-
-  Raises ValueError unless there is one boundary between each two schedules, ascending.
-  """
-  boundaries = list(boundaries)
-  if len(boundaries) != len(schedules) - 1 or boundaries != sorted(
-    boundaries
-  ):  # optax drops schedules without a word
-    raise ValueError(
-      f'{len(schedules)} schedules take {len(schedules) - 1} ascending boundaries, not {boundaries}'
-    )
-  return optax.join_schedules(schedules, boundaries)
+from electra_jax.training import schedules
+from electra_jax.training.schedules import Schedule
 
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -170,41 +94,54 @@ def _times_minus(rate, tree):
   return jax.tree.map(lambda x: -jnp.asarray(rate, x.dtype) * x, tree)
 
 
-def scale_by_tower_rates(generator_schedule, schedule) -> optax.GradientTransformation:
-  """optax.scale_by_learning_rate with a schedule for the generator and one for the rest; its state is the same."""
+def scale_by_rates(rates: dict[str, Schedule]) -> optax.GradientTransformationExtraArgs:
+  """Multiplies updates by minus the learning rate; its state is that of optax.scale_by_learning_rate.
 
-  def update(updates, state, params=None):
-    del params
-    rates = {True: generator_schedule(state.count), False: schedule(state.count)}
-    scaled = {
-      name: _times_minus(rates[is_generators(name)], tree) for name, tree in updates.items()
-    }
+  Args:
+    rates: `learning_rate`, and where the generator has its own `generator_learning_rate`. Their
+      constants are the `inputs` of an update where it has them, see training/schedules.py.
+  """
+
+  def update(updates, state, params=None, *, inputs=None, **extra):
+    del params, extra
+    now = schedules.values(rates, state.count, inputs)
+    if 'generator_learning_rate' in rates:
+      scaled = {
+        name: _scaled(
+          tree, now['generator_learning_rate' if is_generators(name) else 'learning_rate']
+        )
+        for name, tree in updates.items()
+      }
+    else:
+      scaled = _scaled(updates, now['learning_rate'])
     return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-  return optax.GradientTransformation(
+  return optax.GradientTransformationExtraArgs(
     lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update
   )
 
 
-def of_what_learns(optimizer, learns) -> optax.GradientTransformation:
+def _scaled(tree, rate):
+  return jax.tree.map(lambda x: -jnp.asarray(rate, x.dtype) * x, tree)
+
+
+def of_what_learns(optimizer, learns) -> optax.GradientTransformationExtraArgs:
   """`optimizer` for those top levels of the parameters alone of which `learns(name)` is true: the others have no moments, and do not move."""
 
   def part(tree):
     return {name: x for name, x in tree.items() if learns(name)}
 
-  def update(updates, state, params):
-    moves, state = optimizer.update(part(updates), state, part(params))
+  def update(updates, state, params, **extra):
+    moves, state = optimizer.update(part(updates), state, part(params), **extra)
     return jax.tree.map(jnp.zeros_like, updates) | moves, state
 
-  return optax.GradientTransformation(lambda params: optimizer.init(part(params)), update)
+  optimizer = optax.with_extra_args_support(optimizer)
+  return optax.GradientTransformationExtraArgs(lambda params: optimizer.init(part(params)), update)
 
 
 def _scale_by_rate(schedule, generator_schedule):
-  return (
-    scale_by_tower_rates(generator_schedule, schedule)
-    if generator_schedule
-    else optax.scale_by_learning_rate(schedule)
-  )
+  own = {'generator_learning_rate': generator_schedule} if generator_schedule else {}
+  return scale_by_rates({'learning_rate': schedule} | own)
 
 
 def _adam_with_decay(

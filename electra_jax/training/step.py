@@ -65,7 +65,8 @@ def make_train_step(
   Args:
     prepare: `(step, batch) -> (examples, counts)`: rows `[batch, ...]` for the loss, and counts over the whole of them.
     loss: `(params, examples, counts) -> (value, sums)`, of some of the rows: values and sums add up over them.
-    optimizer: an optax transformation over the parameters.
+    optimizer: an optax transformation over the parameters. Its update gets `batch['schedules']`, where
+      it is there, as `inputs`, see training/schedules.py.
     micro_batches: parts that each device's rows are split into; gradients are added up, the update is the same.
     skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
       before that step, this one and all that follow, and `bad_step` names it.
@@ -109,6 +110,7 @@ def make_train_step(
     )
     return jax.lax.scan(add, zeros, split_examples)[0]
 
+  optimizer = optax.with_extra_args_support(optimizer)
   over_devices = meshes.sum_over_data(layout, gradients, moments) if layout else gradients
   laid_out = (
     (lambda tree: jax.lax.with_sharding_constraint(tree, moments))
@@ -121,7 +123,9 @@ def make_train_step(
 
     # Each device updates the part of the parameters whose moments it has; then the parts are gathered.
     grads, old_params = laid_out(grads), laid_out(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, old_params)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, old_params, inputs=batch.get('schedules')
+    )
     updates = mixed(updates, jax.tree.map(jnp.zeros_like, updates))
     opt_state = with_moments(opt_state, lambda new, old: mixed(new, old), state.opt_state)
     params = laid_out(optax.apply_updates(old_params, updates))
