@@ -192,7 +192,8 @@ def from_form(form: Sequence[Any], steps: int) -> Schedule:
   """The schedule of a form of config.objective.schedules.
 
   Args:
-    form: ('linear', start, end), ('exponential', start, end, decay) or ('points', (step, value), ...).
+    form: ('linear', start, end), ('exponential', start, end, decay) or
+      ('points', (step, value), ...).
     steps: of the run.
   """
   kind, *numbers = form

@@ -242,9 +242,9 @@ TRAINING = [
   ),
   Break(
     'the warm-up is one step ahead',
-    'electra_jax/training/optimizers.py',
-    'jnp.minimum(1.0, step / warmup_steps)',
-    'jnp.minimum(1.0, (step + 1) / warmup_steps)',
+    'electra_jax/training/schedules.py',
+    '_share(step, self.warmup_steps,',
+    '_share(step + 1, self.warmup_steps,',
     'golden_parity_test.py::test_eight_steps_of_the_optimizer',
   ),
   Break(
