@@ -213,7 +213,8 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
     ),
   )
   before = jax.device_get(state)
-  batch = {'token_ids': np.random.default_rng(0).integers(5, 300, (8, 32), dtype=np.int32)}
+  token_ids = np.random.default_rng(0).integers(5, 300, (8, 32), dtype=np.int32)
+  batch = {'token_ids': token_ids, 'schedules': p.inputs}
   after, sums = jax.device_get(build.compile_step(p, 1)(state, batch))
   learns = (
     {'generator', 'generator_head'}

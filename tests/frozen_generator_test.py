@@ -153,7 +153,8 @@ def test_it_stays_bit_for_bit_without_dropout_moments_or_decay():
   assert adam.mu.keys() == adam.nu.keys() == params.keys() - GENERATOR
   after, sums = jax.device_get(
     build.compile_step(p, 1)(
-      jax.device_put(state, p.shardings), {'token_ids': conftest.packed_rows(8, 32, 300)}
+      jax.device_put(state, p.shardings),
+      {'token_ids': conftest.packed_rows(8, 32, 300), 'schedules': p.inputs},
     )
   )
   for name in params:

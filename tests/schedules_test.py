@@ -120,7 +120,8 @@ def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
   config = checked(*SCHEDULES, 'model.dropout=0.0', 'model.attention_dropout=0.0')
   plain = program(config)
   p = program(config, devices=2)
-  step, batch = build.compile_step(p, 2), {'token_ids': conftest.packed_rows(8, 32, 300)}
+  step = build.compile_step(p, 2)
+  batch = {'token_ids': conftest.packed_rows(8, 32, 300), 'schedules': p.inputs}
   state = jax.device_get(steps.fresh_state(p.optimizer, conftest.random_params(p.model)))
 
   def at(number):
