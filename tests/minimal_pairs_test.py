@@ -41,7 +41,17 @@ def make_run(tokenizer, workdir='', family='modern', devices=1, **options):
   model = conftest.tiny_electra(family, **options)
   layout = meshes.make_layout(devices=jax.devices()[:devices])
   params = jax.device_put(conftest.random_params(model), meshes.replicated(layout.mesh))
-  return Run(str(workdir), 7, None, tokenizer, model, params, None, layout)
+  return Run(
+    workdir=str(workdir),
+    step=7,
+    resolved=None,
+    config=None,
+    tokenizer=tokenizer,
+    model=model,
+    params=params,
+    settings=None,
+    layout=layout,
+  )
 
 
 def rows_of(tokenizer, texts):
