@@ -90,10 +90,6 @@ def clip_by_tower_norms(clip: float) -> optax.GradientTransformation:
   return optax.stateless(clipped)
 
 
-def _times_minus(rate, tree):
-  return jax.tree.map(lambda x: -jnp.asarray(rate, x.dtype) * x, tree)
-
-
 def scale_by_rates(rates: dict[str, Schedule]) -> optax.GradientTransformationExtraArgs:
   """Multiplies updates by minus the learning rate; its state is that of optax.scale_by_learning_rate.
 
@@ -108,12 +104,14 @@ def scale_by_rates(rates: dict[str, Schedule]) -> optax.GradientTransformationEx
     if 'generator_learning_rate' in rates:
       scaled = {
         name: _scaled(
-          tree, now['generator_learning_rate' if is_generators(name) else 'learning_rate']
+          tree, -now['generator_learning_rate' if is_generators(name) else 'learning_rate']
         )
         for name, tree in updates.items()
       }
     else:
-      scaled = _scaled(updates, now['learning_rate'])
+      # A product with -1, as in optax: XLA moves it past factors that are constants, as layer-wise
+      # rates are, and with a negation it would round in another order.
+      scaled = _scaled(updates, -1 * now['learning_rate'])
     return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
   return optax.GradientTransformationExtraArgs(
@@ -121,8 +119,8 @@ def scale_by_rates(rates: dict[str, Schedule]) -> optax.GradientTransformationEx
   )
 
 
-def _scaled(tree, rate):
-  return jax.tree.map(lambda x: -jnp.asarray(rate, x.dtype) * x, tree)
+def _scaled(tree, factor):
+  return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, tree)
 
 
 def of_what_learns(optimizer, learns) -> optax.GradientTransformationExtraArgs:
