@@ -21,7 +21,7 @@ SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-faults test-clients test-tpu test-breaks lint format install clean distclean lock
+.PHONY: help demo test test-fast test-faults test-clients test-tpu test-breaks docs lint format install clean distclean lock
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test-tpu: $(VENV)/.installed-test ## compile the smaller shipped configs for TPU
 
 test-breaks: $(VENV)/.installed-test ## check that each break of a list makes its test fail
 	$(PYTEST) --dist=load tests/breaks_test.py --breaks --record=tests/results/breaks.json $(PYTEST_FLAGS)
+
+docs: $(VENV)/.installed ## write docs/reference/config.md from the declarations of the config fields
+	$(BIN)/python -m electra_jax.config.reference > docs/reference/config.md
 
 SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch benchmarks/*.sh
 lint: $(VENV)/.installed-test ## check style, types and shell scripts; changes nothing

@@ -88,10 +88,12 @@ def test_the_matrix_covers_every_choice_of_the_config():
     ('optimizer.name', ('lamb',)),
   ):
     assert {fields.get(field) for fields in pretraining} >= set(choices)
-  from electra_jax.config import OBJECTIVES
+  from electra_jax.config import PretrainingConfig
+  from electra_jax.config.declarations import fields_of
   from electra_jax.model.heads import KINDS
 
-  assert set(matrix.OBJECTIVES) == set(OBJECTIVES)
+  objectives = fields_of(PretrainingConfig)['objective.name'].declaration.choices
+  assert set(matrix.OBJECTIVES) == set(objectives)
   assert set(matrix.HEADS) == set(KINDS)
 
 

@@ -376,7 +376,7 @@ PRETRAINING = [
   (
     'one_budget',
     {'budget_tokens': 1e9, 'phases': PHASES},
-    'config.budget_tokens determines the steps, and config.phases set their own',
+    'config.budget_tokens determines the steps and config.phases set their own',
   ),
   (
     'one_budget',
@@ -432,17 +432,17 @@ PRETRAINING = [
   (
     'generator_steps_are_a_part',
     {'generator.alone_steps': 1_000_000},
-    'config.generator.alone_steps is 1000000; expected more than 0 and fewer than the 1000000',
+    'config.generator.alone_steps is 1000000; expected above 0 and below the 1000000',
   ),
   (
     'generator_steps_are_a_part',
     {'generator.alone_steps': -1},
-    'config.generator.alone_steps is -1; expected more than 0',
+    'config.generator.alone_steps is -1; expected above 0',
   ),
   (
     'generator_steps_are_a_part',
     {'generator.alone_steps': 600_000, 'batch_size': 256, 'phases': PHASES},
-    'config.generator.alone_steps is 600000; expected more than 0 and fewer than the 600000 steps '
+    'config.generator.alone_steps is 600000; expected above 0 and below the 600000 steps '
     'of the first of config.phases.',
   ),
   (
@@ -730,7 +730,7 @@ SWEEP = [
   (
     'entries_are_well_formed',
     {'runs': (('a', {}), ('a', {'steps': 9}))},
-    "config.runs has 'a' twice; give each its own name.",
+    "config.runs has 'a' twice; expected one each.",
   ),
   (
     'entries_are_well_formed',

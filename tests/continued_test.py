@@ -34,6 +34,7 @@ def steps_and_lines():
   return (
     f'--config.steps={STEPS}',
     '--config.eval_every=4',
+    '--config.save_every=2',
     '--config.log_every=2',
     '--config.data.reader=numpy',
   )  # which starts faster
@@ -670,7 +671,7 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
     ),
     (
       {'generator.alone_steps': 30},
-      'config.generator.alone_steps is 30; expected more than 0 and fewer than the 30 steps',
+      'config.generator.alone_steps is 30; expected above 0 and below the 30 steps',
     ),
     ({'generator.alone_steps': 28}, 'warmup_steps 2 is not less than config.steps 2'),
     (

@@ -80,7 +80,7 @@ def build_schedules(config: PretrainingConfig) -> dict:
   """Settings of the objective that change over the run: name -> function of the step."""
   return {
     name: schedules.from_form(form, config.steps)
-    for name, form in vars(config.objective.schedules).items()
+    for name, form in sorted(vars(config.objective.schedules).items())
     if form
   }
 
