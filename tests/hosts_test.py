@@ -18,7 +18,9 @@ import pytest
 from electra_jax.errors import PREEMPTED
 from electra_jax.training.hosts import LOST
 
-PAIR = ('--config.sharding.smallest=0', '--config.keep=100')
+STEPS = 18
+# The length of a run is an input of the step: the program is the same for all.
+PAIR = ('--config.sharding.smallest=0', f'--config.steps={STEPS}')
 
 
 def free_port() -> int:
@@ -74,8 +76,8 @@ def single(folder):
   return folder / 'single'
 
 
-def assert_alike(ours, theirs, step=30):
-  """Parameters and moments are equal to what rounding makes of thirty steps."""
+def assert_alike(ours, theirs, step=STEPS):
+  """Parameters and moments are equal to what rounding makes of these steps."""
   ours, theirs = (micro_run.checkpoint(workdir, step) for workdir in (ours, theirs))
   assert ours.keys() == theirs.keys()
   for name, value in ours.items():
@@ -124,7 +126,8 @@ def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(folder, pa
     assert status == 0, err[-3000:]
   whole, _ = pair
   assert (
-    micro_run.differing(micro_run.checkpoint(workdir, 30), micro_run.checkpoint(whole, 30)) == []
+    micro_run.differing(micro_run.checkpoint(workdir, STEPS), micro_run.checkpoint(whole, STEPS))
+    == []
   )
   assert micro_run.figures(workdir) == micro_run.figures(whole)
 
@@ -139,7 +142,7 @@ def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_proces
   (status, out, _), (other, _, _) = ends(processes)
   assert status == other == PREEMPTED
   stopped = micro_run.checkpoint_steps(workdir)[-1]
-  assert 6 <= stopped < 30 and f'saved step {stopped}' in out
+  assert 6 <= stopped < STEPS and f'saved step {stopped}' in out
   # What was chosen for the pair's mesh does not bind another.
   resolved = json.loads((workdir / 'resolved.json').read_text())
   (workdir / 'resolved.json').write_text(json.dumps(resolved | {'micro_batches': [4]}))

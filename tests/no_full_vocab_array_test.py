@@ -105,7 +105,7 @@ def test_nor_in_the_gradients_of_objectives_that_score_every_position(name):
 
 
 def test_the_search_finds_one_in_a_model_built_wrong():
-  assert largest_array(train(ScoresEveryPosition, 'electra')) >= BATCH * LENGTH * VOCAB
+  assert largest_array(evaluate(ScoresEveryPosition, 'electra')) >= BATCH * LENGTH * VOCAB
 
 
 def test_the_search_finds_one_where_chunks_are_left_out(monkeypatch):

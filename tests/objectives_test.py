@@ -71,8 +71,11 @@ def evaluated(name, batch, **kwargs):
   settings, examples = batch
   settings = shared.Settings(**{**vars(settings), 'name': name})
   model, objective = build_model(name, **kwargs), objectives.named(name)
-  params = steps.nn.unbox(steps.init_params(model, 0, LENGTH))
-  params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(7), x.shape), params)
+  params = jax.jit(lambda: steps.nn.unbox(steps.init_params(model, 0, LENGTH)))()
+  rng = np.random.default_rng(7)
+  params = jax.tree.map(
+    lambda x: np.asarray(x) + 0.05 * rng.standard_normal(x.shape, np.float32), params
+  )
   counts = objective.counts(settings, examples)
   (value, sums), gradients = jax.jit(
     jax.value_and_grad(
