@@ -5,7 +5,6 @@ import json
 import finetune_files
 import micro_run
 import numpy as np
-import pytest
 from hosts_test import ends, free_port
 
 CONFIG = 'tests/configs/finetune_micro.py'
@@ -26,7 +25,6 @@ def arguments(folder, data, *more):
 
 
 # Long. make test has a pair that pretrains (hosts_test.py) and fine-tuning on a mesh (heads_test.py).
-@pytest.mark.faults
 def test_a_pair_fine_tunes_as_one_process_does(tmp_path):
   data = finetune_files.glue(tmp_path / 'glue', train=40)
   address = f'127.0.0.1:{free_port()}'
