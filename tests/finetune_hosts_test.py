@@ -24,7 +24,6 @@ def arguments(folder, data, *more):
   ]
 
 
-# Long. make test has a pair that pretrains (hosts_test.py) and fine-tuning on a mesh (heads_test.py).
 def test_a_pair_fine_tunes_as_one_process_does(tmp_path):
   data = finetune_files.glue(tmp_path / 'glue', train=40)
   address = f'127.0.0.1:{free_port()}'
