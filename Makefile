@@ -42,7 +42,7 @@ test: $(VENV)/.installed-test ## run the tests that CI runs
 	$(PYTEST) $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/.installed-test ## run the quick test files: numerics, masking, config, data
-	$(PYTEST) $(FAST:%=tests/%_test.py) $(PYTEST_FLAGS)
+	$(PYTEST) $(FAST:%=tests/*/%_test.py) $(PYTEST_FLAGS)
 
 # Long variants of tests. Their results are committed with each change that concerns them.
 test-faults: $(VENV)/.installed-test ## run the long tests of kills, preemption and several processes
@@ -55,7 +55,7 @@ test-tpu: $(VENV)/.installed-test ## compile the smaller shipped configs for TPU
 	$(PYTEST) -m tpu --record=tests/results/tpu.json $(PYTEST_FLAGS)
 
 test-breaks: $(VENV)/.installed-test ## check that each break of a list makes its test fail
-	$(PYTEST) --dist=load tests/breaks_test.py --breaks --record=tests/results/breaks.json $(PYTEST_FLAGS)
+	$(PYTEST) --dist=load tests/project/breaks_test.py --breaks --record=tests/results/breaks.json $(PYTEST_FLAGS)
 
 docs: $(VENV)/.installed ## write docs/reference/config.md from the declarations of the config fields
 	$(BIN)/python -m electra_jax.config.reference > docs/reference/config.md

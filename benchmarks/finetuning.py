@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 
-from electra_jax.finetune.summary import summarise
+from electra_jax.finetune.trial_summary import summarise
 
 # The figure that is told of each task, and on which part of the data.
 ROWS = (

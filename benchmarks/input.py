@@ -27,8 +27,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from electra_jax import console
-from electra_jax.data import batches as pipeline
-from electra_jax.data import corpora, prepare, token_store, tokenizers, workers
+from electra_jax.data.corpus import corpora
+from electra_jax.data.prepare import preparation, workers
+from electra_jax.data.store import row_batches, token_store
+from electra_jax.data.tokenizers import tokenization
 
 LENGTH, BATCH, VOCAB_SIZE, SEED = 128, 128, 32_768, 0
 BUNDLED_ROWS = 11_000  # about what the bundled corpus makes at this length
@@ -79,14 +81,14 @@ def measure(path: str, reader: str, seconds: float) -> dict:
   store = token_store.open_store(path)
   use_tf = reader == 'tf.data'
   next(
-    iter(pipeline.batches(store, BATCH, SEED, LATE_STEP // 2, use_tf=use_tf))
+    iter(row_batches.batches(store, BATCH, SEED, LATE_STEP // 2, use_tf=use_tf))
   )  # imports, and whatever is made once
   first = {}
   for step in (0, LATE_STEP):
     start = time.perf_counter()
-    next(iter(pipeline.batches(store, BATCH, SEED, step, use_tf=use_tf)))
+    next(iter(row_batches.batches(store, BATCH, SEED, step, use_tf=use_tf)))
     first[step] = time.perf_counter() - start
-  iterator = pipeline.batches(store, BATCH, SEED, 0, use_tf=use_tf)
+  iterator = row_batches.batches(store, BATCH, SEED, 0, use_tf=use_tf)
   next(iterator)
   before, count, start, processor = resident(), 0, time.perf_counter(), time.process_time()
   while time.perf_counter() - start < seconds:
@@ -144,7 +146,7 @@ def read_batches(
   return results
 
 
-def library_encode(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> None:
+def library_encode(tokenizer: tokenization.Tokenizer, texts: list[str]) -> None:
   """All texts by the tokenizer's library alone, with its own threads; the ids are thrown away."""
   if tokenizer.kind == 'sentencepiece':
     import sentencepiece
@@ -179,10 +181,10 @@ def library_encode(tokenizer: tokenizers.Tokenizer, texts: list[str]) -> None:
 def tokenizing(arguments) -> dict:
   """Preparing a text file, reading and packing and writing and all, beside the tokenizer's library alone."""
   if arguments.tokenizer:
-    chosen = {path: tokenizers.load_tokenizer(path) for path in arguments.tokenizer}
+    chosen = {path: tokenization.load_tokenizer(path) for path in arguments.tokenizer}
   else:
     chosen = {
-      f'{kind}, 8,192 tokens': tokenizers.train_tokenizer(
+      f'{kind}, 8,192 tokens': tokenization.train_tokenizer(
         corpora.read('sample'), kind=kind, vocab_size=8192
       )
       for kind in ('unigram', 'wordpiece')
@@ -212,8 +214,8 @@ def tokenizing(arguments) -> dict:
         library.append(megabytes / (time.perf_counter() - start))
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-          prepare.prepare(
-            prepare.Recipe(
+          preparation.prepare(
+            preparation.Recipe(
               str(folder / 'text.txt'), row_length=LENGTH, tokenizer=str(folder / 'tokenizer')
             ),
             cache=folder,

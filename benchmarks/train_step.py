@@ -28,12 +28,10 @@ import numpy as np
 
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
-from electra_jax.pretrain import masking
-from electra_jax.pretrain import step as steps
+from electra_jax.pretrain import masking, pretrain_step
+from electra_jax.pretrain.objectives import common
 from electra_jax.pretrain.objectives import electra as objective
-from electra_jax.pretrain.objectives import shared
-from electra_jax.training import mesh as meshes
-from electra_jax.training import optimizers
+from electra_jax.training import optimizers, partitioning
 
 # Clark et al. 2020, table 6: hidden, embedding, feed-forward, heads, and the generator's share of the width.
 SIZES = {'small': (256, 128, 1024, 4, 1 / 4), 'base': (768, 768, 3072, 12, 1 / 3)}
@@ -89,13 +87,17 @@ def ours(generator, discriminator, rows):
     clip=CLIP,
     bias_correction=True,
   )
-  layout = meshes.make_layout(devices=jax.devices()[:1])
-  _, shardings = steps.state_shardings(model, optimizer, length, layout)
-  train_step = steps.jit_train_step(
-    steps.make_train_step(model, objective, settings, optimizer, seed=0), shardings, layout
+  layout = partitioning.make_layout(devices=jax.devices()[:1])
+  _, shardings = pretrain_step.state_shardings(model, optimizer, length, layout)
+  train_step = pretrain_step.jit_train_step(
+    pretrain_step.make_train_step(model, objective, settings, optimizer, seed=0), shardings, layout
   )
-  state = jax.jit(lambda: steps.init_state(model, optimizer, 0, length), out_shardings=shardings)()
-  data = jax.device_put({'token_ids': rows}, {'token_ids': meshes.batch_sharding(layout.mesh)})
+  state = jax.jit(
+    lambda: pretrain_step.init_state(model, optimizer, 0, length), out_shardings=shardings
+  )()
+  data = jax.device_put(
+    {'token_ids': rows}, {'token_ids': partitioning.batch_sharding(layout.mesh)}
+  )
 
   def run(n):
     nonlocal state
@@ -268,7 +270,7 @@ def main():
   )
   rows = random_rows(discriminator, flags.batch, flags.length)
   settings = objective.Settings(max_predictions=masking.max_predictions(MASK_RATE, flags.length))
-  work = shared.step_flops(settings, Electra(generator, discriminator), flags.batch, flags.length)
+  work = common.step_flops(settings, Electra(generator, discriminator), flags.batch, flags.length)
   versions = f'jax {jax.__version__}'
   runs = {f'electra_jax, {flags.attention} attention': ours(generator, discriminator, rows)}
   if flags.peer:

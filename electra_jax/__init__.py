@@ -12,14 +12,14 @@ def load(workdir, step='last', store=None, task=None):
     store: of a pretraining run: the prepared corpus, where it is elsewhere than at training; only held-out rows come from it.
     task: of a fine-tuned run: which, where it has several.
 
-  Returns: electra_jax.pretrain.run.Run, or electra_jax.finetune.run.FineTunedRun.
+  Returns: electra_jax.pretrain.pretrained.Run, or electra_jax.finetune.finetuned.FineTunedRun.
 
   Raises: electra_jax.errors.UserError where the folder holds no run or no such checkpoint.
   """
-  from electra_jax.finetune.run import is_finetuned, open_finetuned
+  from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 
   if is_finetuned(workdir):
     return open_finetuned(workdir, task)
-  from electra_jax.pretrain.run import open_run
+  from electra_jax.pretrain.pretrained import open_run
 
   return open_run(workdir, step, store)

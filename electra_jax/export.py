@@ -3,16 +3,15 @@
 import json
 from typing import NamedTuple
 
-from electra_jax import config as configs
-from electra_jax import console, report
+from electra_jax import console, file_access, report
+from electra_jax.config import to_plain
 from electra_jax.console import say
-from electra_jax.data import files
-from electra_jax.data.tokenizers import load_tokenizer
+from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune.run import is_finetuned, open_finetuned
+from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 from electra_jax.interop import huggingface, own, tokenizer_files
 from electra_jax.pretrain.resolve import resolve_saved
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import run_folder
 from electra_jax.training.progress import quantity, read_metrics
 
 FORMATS = ('transformers', 'tensorflow')
@@ -80,7 +79,7 @@ def export(
   run, tokenizer = resolve_saved(workdir), load_tokenizer(weights.tokenizer)
   config = run.config
   record = (
-    report.read(workdir) if read_metrics(workdirs.folder(workdir)) else None
+    report.read(workdir) if read_metrics(run_folder.folder(workdir)) else None
   )  # a checkpoint may have come here by itself
   say('read', weights.source)
   for note in weights.notes:
@@ -110,7 +109,10 @@ def export(
   _write(output, written)
   if left_out and (weights.generator or not weights.notes):  # or why is said already
     say('left out', left_out)
-  say('next', f'AutoModel.from_pretrained({files.join(output, "discriminator")!r}) in transformers')
+  say(
+    'next',
+    f'AutoModel.from_pretrained({file_access.join(output, "discriminator")!r}) in transformers',
+  )
   say('', f'--config.init=hf:{output} here')
 
 
@@ -118,7 +120,7 @@ def _finetuned(workdir, output, task):
   run = open_finetuned(workdir, task)
   weights = run.weights()
   say('read', f'{weights.source}, {run.trial}, step {run.step:,}')
-  encoder = workdirs.read_json(workdirs.folder(workdir) / 'encoder.json')
+  encoder = run_folder.read_json(run_folder.folder(workdir) / 'encoder.json')
   results = _results(workdir, run.task.name)
   found = huggingface.files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
   found |= tokenizer_files.files(
@@ -169,7 +171,7 @@ def _tensorflow(weights, config, record, tokenizer, output):
   beside = {**tokenizer.files, CARD: card.encode()}
   name = f'model.ckpt-{weights.step}'
   prefix, names = (
-    files.join(output, name),
+    file_access.join(output, name),
     (google.STATE, google.SETTINGS, f'{name}.index', f'{name}.data-00000-of-00001'),
   )
   stale = _stale(
@@ -179,7 +181,7 @@ def _tensorflow(weights, config, record, tokenizer, output):
   _write(output, beside, stale)
   say(
     'next',
-    f'--config.init=tf:{prefix} here; init_checkpoint and --hparams {files.join(output, google.SETTINGS)} in the original program',
+    f'--config.init=tf:{prefix} here; init_checkpoint and --hparams {file_access.join(output, google.SETTINGS)} in the original program',
   )
 
 
@@ -191,15 +193,19 @@ def _special_ids(tokenizer) -> dict[str, int]:
 
 def _stale(output, names) -> list[str]:
   """What an earlier export has left there beside files of `names`. Raises UserError where anything else is there."""
-  if files.exists(output) and not files.is_folder(output):
+  if file_access.exists(output) and not file_access.is_folder(output):
     raise UserError(f'--output {output!r} is a file; name a folder.')
   stale = []
   for part in ('', *TOWERS):
-    folder = files.join(output, part) if part else output
-    for name in files.listing(folder):
-      path, full = files.join(folder, name), f'{part}/{name}' if part else name
+    folder = file_access.join(output, part) if part else output
+    for name in file_access.listing(folder):
+      path, full = file_access.join(folder, name), f'{part}/{name}' if part else name
       ours = name in KNOWN or name.startswith('model.ckpt-') or not part and name in TOWERS
-      if not ours or name == CARD and MADE not in files.read_bytes(path).decode('utf-8', 'replace'):
+      if (
+        not ours
+        or name == CARD
+        and MADE not in file_access.read_bytes(path).decode('utf-8', 'replace')
+      ):
         raise UserError(
           f'--output {output!r} holds {full!r}, which is of no export; name an empty folder.'
         )
@@ -209,16 +215,16 @@ def _stale(output, names) -> list[str]:
 
 def _write(output, written: dict[str, bytes], stale: list[str] | None = None):
   for path in _stale(output, written) if stale is None else stale:
-    files.remove(path)
+    file_access.remove(path)
   for name in sorted(
     written, key=lambda name: name.endswith('config.json')
   ):  # last: what opens a folder opens all of it
-    files.write_bytes(files.join(output, *name.split('/')), written[name])
+    file_access.write_bytes(file_access.join(output, *name.split('/')), written[name])
   folders = sorted({name.rpartition('/')[0] for name in written})
   for folder in folders:
     say(
       'written',
-      f'{files.join(output, folder) if folder else output}: '
+      f'{file_access.join(output, folder) if folder else output}: '
       + ', '.join(
         f'{name.rpartition("/")[2]} ({quantity(len(content), "B")})'
         for name, content in written.items()
@@ -333,7 +339,7 @@ def _told_of_run(weights, config, record, tower: str) -> list[str]:
     '## Config',
     '',
     '```json',
-    json.dumps(configs.to_plain(config), indent=2, sort_keys=True),
+    json.dumps(to_plain(config), indent=2, sort_keys=True),
     '```',
     '',
   ]
@@ -359,5 +365,5 @@ def _figures(record, step: int) -> list[str]:
 
 
 def _results(workdir, task: str) -> dict | None:
-  path = workdirs.folder(workdir) / 'results.json'
-  return workdirs.read_json(path)['summaries'].get(task) if workdirs.exists(path) else None
+  path = run_folder.folder(workdir) / 'results.json'
+  return run_folder.read_json(path)['summaries'].get(task) if run_folder.exists(path) else None

@@ -22,9 +22,16 @@ import traceback
 from absl import flags, logging
 from ml_collections import config_flags
 
-from electra_jax import config as configs
 from electra_jax import console
-from electra_jax.config import reference
+from electra_jax.config import (
+  Config,
+  FinetuningConfig,
+  PretrainingConfig,
+  SweepConfig,
+  checked,
+  kind_of,
+  reference,
+)
 from electra_jax.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
 
 MODES = (
@@ -333,7 +340,7 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
 
     hosts.join(values.distributed, values.coordinator, values.processes, values.process)
   if values.mode == 'sweep':
-    from electra_jax.sweep.run import sweep
+    from electra_jax.sweep.runner import sweep
 
     return sweep(
       values.config,
@@ -358,7 +365,7 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
 
     return train(values.config, workdir)
   if values.mode == 'prepare':
-    from electra_jax.pretrain.run import prepare_only
+    from electra_jax.pretrain.pretrained import prepare_only
 
     prepare_only(values.config, output=values.output, beam=values.beam)
   elif values.mode == 'plan':
@@ -383,8 +390,8 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
     return timeline(values.workdir, config=values.config, rows=values.rows, store=values.store)
   elif values.mode in ('evaluate', 'inspect', 'blimp'):
     import electra_jax
-    from electra_jax.finetune.run import is_finetuned
-    from electra_jax.pretrain.run import use_compilation_cache
+    from electra_jax.finetune.finetuned import is_finetuned
+    from electra_jax.pretrain.pretrained import use_compilation_cache
 
     if is_finetuned(workdir):
       raise UserError(
@@ -393,7 +400,7 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
     run = electra_jax.load(workdir, values.step, values.store)
     use_compilation_cache(run.config)
     if values.mode == 'evaluate':
-      from electra_jax.pretrain.evaluate import evaluate
+      from electra_jax.pretrain.evaluation import evaluate
 
       evaluate(run, rows=values.rows)
     elif values.mode == 'blimp':
@@ -412,19 +419,19 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
 
 
 KINDS = {
-  configs.PretrainingConfig: ('to pretrain with', 'configs/tiny.py'),
-  configs.FinetuningConfig: ('for --mode=finetune', 'configs/finetune/cola.py'),
-  configs.SweepConfig: ('for --mode=sweep', 'configs/sweeps/objectives.py'),
+  PretrainingConfig: ('to pretrain with', 'configs/tiny.py'),
+  FinetuningConfig: ('for --mode=finetune', 'configs/finetune/cola.py'),
+  SweepConfig: ('for --mode=sweep', 'configs/sweeps/objectives.py'),
 }
 
 
-def kind_for(mode: str) -> type[configs.Config] | None:
+def kind_for(mode: str) -> type[Config] | None:
   """The kind of config that a mode takes; None for a mode that takes none."""
   if mode == 'sweep':
-    return configs.SweepConfig
+    return SweepConfig
   if mode in ('finetune', 'import', 'timeline'):
-    return configs.FinetuningConfig
-  return configs.PretrainingConfig if mode in WITH_CONFIG else None
+    return FinetuningConfig
+  return PretrainingConfig if mode in WITH_CONFIG else None
 
 
 def check_config(values: flags.FlagValues) -> None:
@@ -435,18 +442,18 @@ def check_config(values: flags.FlagValues) -> None:
   """
   if values.config is None or values.mode not in WITH_CONFIG:
     return
-  kind, given = kind_for(values.mode), configs.kind_of(values.config)
+  kind, given = kind_for(values.mode), kind_of(values.config)
   if kind is not given:
     raise UserError(
       f'--mode={values.mode} takes a config such as {KINDS[kind][1]}, and this one is '
       f'{KINDS[given][0]}.'
     )
-  if given is configs.SweepConfig:
+  if given is SweepConfig:
     from electra_jax.sweep.resolve import jobs_of
 
     jobs_of(values.config)
   else:
-    configs.checked(values.config)
+    checked(values.config)
 
 
 def help_text(values: flags.FlagValues) -> str:

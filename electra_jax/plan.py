@@ -22,18 +22,13 @@ import time
 import jax
 import jax.numpy as jnp
 
-from electra_jax import config as configs
 from electra_jax import console
-from electra_jax.config import Phase, PretrainingConfig
+from electra_jax.config import Phase, PretrainingConfig, from_plain, phases_of, to_plain
 from electra_jax.console import say
 from electra_jax.errors import UserError
-from electra_jax.pretrain import budget as budgets
-from electra_jax.pretrain import build
-from electra_jax.pretrain import step as steps
+from electra_jax.pretrain import budgets, build, pretrain_step
 from electra_jax.pretrain.resolve import ResolvedRun, resolve
-from electra_jax.training import hlo, memory, slices
-from electra_jax.training import mesh as meshes
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import hlo, memory, partitioning, run_folder, slices
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.progress import quantity
 
@@ -81,15 +76,15 @@ def plan(
     raise UserError(
       "--mode=plan needs libtpu, TPU's compiler, and it is not installed; pip install 'electra-jax[tpu]' or libtpu."
     )
-  folder = workdirs.folder(output or os.path.join('runs', config.name))
+  folder = run_folder.folder(output or os.path.join('runs', config.name))
   console.heading(f'{config.name} on {of.name}')
-  result = _in_child({'config': configs.to_plain(config), 'topology': topology, 'search': search})
+  result = _in_child({'config': to_plain(config), 'topology': topology, 'search': search})
   result |= costs(result, of, price)
   _print(result, of)
   path = folder / f'plan-{of.name}.json'
-  with workdirs.reaching(path, 'written'):
+  with run_folder.reaching(path, 'written'):
     path.parent.mkdir(parents=True, exist_ok=True)
-  workdirs.write_json(path, result)
+  run_folder.write_json(path, result)
   say('written', str(path))
   return result
 
@@ -99,7 +94,7 @@ def plan(
 
 def compiled_for(run: ResolvedRun, of: slices.Slice, search: bool, doing=lambda text: None) -> dict:
   """What the compiler says of every phase of a config on a slice. `doing` is told what begins. Raises UserError."""
-  layout = meshes.make_layout(run.config, slices.devices(of))
+  layout = partitioning.make_layout(run.config, slices.devices(of))
   run = budgets.resolve(run, build.any_tokenizer(run.config.data.vocab_size), layout, {})
   config = run.config
   return {
@@ -130,10 +125,10 @@ def _phase(config: PretrainingConfig, phase: Phase, of, layout, search, doing) -
     'why': why,
     'remat': c.model.remat,
   }
-  parameters = meshes.bytes_per_device(p.shapes.params, p.shardings.params)
+  parameters = partitioning.bytes_per_device(p.shapes.params, p.shardings.params)
   found['memory'] = {
     'parameters': parameters,
-    'moments': meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state),
+    'moments': partitioning.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state),
     'available': of.chip.hbm,
     'budget': budget,
   }
@@ -192,8 +187,8 @@ def _flops(p) -> dict:
     model = p.model.clone(
       generator_config=d if p.model.sharing == 'all' else g, discriminator_config=d
     )
-    shapes, _ = steps.state_shardings(model, p.optimizer, length, p.layout)
-    step = steps.make_train_step(
+    shapes, _ = pretrain_step.state_shardings(model, p.optimizer, length, p.layout)
+    step = pretrain_step.make_train_step(
       model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained, alone=p.alone
     )
     lowered = jax.jit(step).lower(
@@ -220,13 +215,13 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
   Returns: rows a chip that fit and the batch that they make, the fewest rows that did not fit (None: none was tried), those that
   the line has fit, and the number of programs compiled.
   """
-  shards = meshes.row_shards(p.layout.mesh)
+  shards = partitioning.row_shards(p.layout.mesh)
   rows = p.config.batch_size // shards // micro_batches
-  parameters = meshes.bytes_per_device(p.shapes.params, p.shardings.params)
+  parameters = partitioning.bytes_per_device(p.shapes.params, p.shardings.params)
   # Parameters, their gradients (in micro-batches their sum besides) and the moments do not grow with the rows.
   points = {
     0: parameters * (2 + (micro_batches > 1))
-    + meshes.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state)
+    + partitioning.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state)
   }
   points |= {rows: needed} if needed else {}
   fit, unfit, compiles = (rows, None, 0) if needed and needed <= budget else (0, rows, 0)
@@ -269,8 +264,8 @@ def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
 def _child(request: str, result: str) -> int:
   """Reads a request, compiles, and writes the result, or the sentence that a person is to read."""
   asked = json.loads(pathlib.Path(request).read_text())
-  config = configs.from_plain(asked['config'], PretrainingConfig)
-  run = ResolvedRun(config, configs.phases_of(config))  # resolved by the parent
+  config = from_plain(asked['config'], PretrainingConfig)
+  run = ResolvedRun(config, phases_of(config))  # resolved by the parent
   try:
 
     def doing(text):

@@ -8,10 +8,10 @@ from etils import epath
 
 from electra_jax.console import say, seconds
 from electra_jax.errors import UserError
-from electra_jax.pretrain.evaluate import NAMES
+from electra_jax.pretrain.evaluation import NAMES
 from electra_jax.training.curves import draw
 from electra_jax.training.progress import quantity, read_metrics
-from electra_jax.training.workdir import exists, folder, read_json, write_bytes
+from electra_jax.training.run_folder import exists, folder, read_json, write_bytes
 
 
 @dataclasses.dataclass(frozen=True)

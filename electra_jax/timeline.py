@@ -5,22 +5,20 @@ import statistics
 
 import jax
 
-from electra_jax import config as configs
 from electra_jax import console
-from electra_jax.config import FinetuningConfig
+from electra_jax.config import FinetuningConfig, checked_finetuning, freeze, kind_of
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune, read_records
 from electra_jax.finetune.trial import plain
-from electra_jax.pretrain import evaluate, objectives
+from electra_jax.pretrain import evaluation, objectives
 from electra_jax.pretrain.build import build_model, build_settings
-from electra_jax.pretrain.objectives.shared import step_flops
+from electra_jax.pretrain.objectives.common import step_flops
+from electra_jax.pretrain.pretrain_step import jit_eval_step
+from electra_jax.pretrain.pretrained import Run, open_run, use_compilation_cache
 from electra_jax.pretrain.resolve import ResolvedRun
-from electra_jax.pretrain.run import Run, open_run, use_compilation_cache
-from electra_jax.pretrain.step import jit_eval_step
-from electra_jax.training import checkpoints, hosts
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import checkpoints, hosts, run_folder
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
@@ -48,17 +46,15 @@ def timeline(
 
   Returns the exit status. Raises UserError where there is no run or no checkpoint, or what pretrain.run and finetune.train raise.
   """
-  if config is not None and configs.kind_of(config) is not FinetuningConfig:
+  if config is not None and kind_of(config) is not FinetuningConfig:
     raise UserError(
       '--mode=timeline takes the config of a fine-tuning run, as configs/finetune/cola.py, or none.'
     )
   notice = Notice()
   tasks = []
   if config is not None:
-    config = configs.freeze(FinetuningConfig, config)
-    config = configs.checked_finetuning(
-      config.replace({'init': str(workdir), 'keep_trials': 'none'})
-    )
+    config = freeze(FinetuningConfig, config)
+    config = checked_finetuning(config.replace({'init': str(workdir), 'keep_trials': 'none'}))
     tasks = config.tasks
     for name in tasks:  # what is wrong with the data is told before anything is computed
       open_task(name, config.data).examples('train')
@@ -86,21 +82,21 @@ def timeline(
             objectives.named(of_phase.settings.name),
             of_phase.settings,
             of_phase.layout,
-            seed=evaluate.EVAL_SEED,
+            seed=evaluation.EVAL_SEED,
           ),
         )
       of_phase, eval_step = opened[number]
       params, _ = checkpoints.restore_params(workdir, point['step'], shapes, shardings)
-      sums = evaluate.heldout_sums(
+      sums = evaluation.heldout_sums(
         eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows
       )
       figures, spread = (
-        evaluate.figures_of(sums, of_phase.settings),
-        evaluate.intervals(sums, of_phase.settings),
+        evaluation.figures_of(sums, of_phase.settings),
+        evaluation.intervals(sums, of_phase.settings),
       )
       point['heldout'] = {
         name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]}
-        for name in evaluate.NAMES
+        for name in evaluation.NAMES
         if name in figures
       }
       live(done + 1, f'step {point["step"]:,}')
@@ -108,18 +104,18 @@ def timeline(
   #### Tasks #########################################################################################################
   for point in points if tasks else ():
     c = config.replace({'init_step': str(point['step'])})
-    folder = workdirs.folder(workdir) / 'timeline' / f'step-{point["step"]}'
+    folder = run_folder.folder(workdir) / 'timeline' / f'step-{point["step"]}'
     if notice or finetune(c, str(folder), notice) == PREEMPTED:
       return PREEMPTED
     records = read_records(folder, tasks)
     point['tasks'] = {task: _trials([r for r in records if r['task'] == task]) for task in tasks}
 
   result = {'run': str(workdir), 'name': whole.config.name, 'points': points}
-  folder = workdirs.folder(workdir)
+  folder = run_folder.folder(workdir)
   image = io.BytesIO()
   draw(result).savefig(image, dpi=130, format='png')
-  hosts.from_first(lambda: workdirs.write_json(folder / 'timeline.json', plain(result)))
-  hosts.from_first(lambda: workdirs.write_bytes(folder / 'timeline.png', image.getvalue()))
+  hosts.from_first(lambda: run_folder.write_json(folder / 'timeline.json', plain(result)))
+  hosts.from_first(lambda: run_folder.write_bytes(folder / 'timeline.png', image.getvalue()))
   print('\n' + table(result) + '\n')
   say('written', f'{folder / "timeline.json"}, {folder / "timeline.png"}')
   return 0

@@ -39,10 +39,9 @@ import pytest
 from electra_jax.config import PretrainingConfig
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
-from electra_jax.pretrain import step
+from electra_jax.pretrain import pretrain_step
 from electra_jax.pretrain.objectives import electra as objective
-from electra_jax.training import mesh as meshes
-from electra_jax.training import optimizers
+from electra_jax.training import optimizers, partitioning
 
 hypothesis.settings.register_profile(
   'tests', deadline=None, derandomize=True
@@ -184,7 +183,7 @@ def random_params(model, seed: int = 0):
       return 0.2 * noise
     return noise * shape.shape[-1 if name in ('word', 'position', 'type') else -2] ** -0.5
 
-  shapes = nn.unbox(jax.eval_shape(lambda: step.init_params(model, 0, 8)))
+  shapes = nn.unbox(jax.eval_shape(lambda: pretrain_step.init_params(model, 0, 8)))
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -214,12 +213,12 @@ def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
   config = PretrainingConfig().replace(
     sizes | {'sharding.smallest': 0}
   )  # so that each tensor that divides is split
-  layout = meshes.make_layout(config, jax.devices()[:devices])
+  layout = partitioning.make_layout(config, jax.devices()[:devices])
   # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.
   adam = adamw(lambda step: 1e-2, eps=1e-2)
-  shapes, shardings = step.state_shardings(model, adam, STEP_LENGTH, layout)
-  moments = meshes.moment_shardings(shapes.params, shardings.params, layout)
-  train_step = step.make_train_step(
+  shapes, shardings = pretrain_step.state_shardings(model, adam, STEP_LENGTH, layout)
+  moments = partitioning.moment_shardings(shapes.params, shardings.params, layout)
+  train_step = pretrain_step.make_train_step(
     model,
     objective,
     objective.Settings(max_predictions=5),
@@ -230,7 +229,9 @@ def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
     moments=moments,
   )
   batch = {'token_ids': jax.ShapeDtypeStruct((STEP_ROWS, STEP_LENGTH), np.int32)}
-  compiled = step.jit_train_step(train_step, shardings, layout).lower(shapes, batch).compile()
+  compiled = (
+    pretrain_step.jit_train_step(train_step, shardings, layout).lower(shapes, batch).compile()
+  )
   return types.SimpleNamespace(
     compiled=compiled,
     model=model,
@@ -254,7 +255,7 @@ def train_steps(
   """The step of compiled_step, made a few times: the state before and after, and each step's sums, in NumPy."""
   made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
   # In one program: without jit, JAX compiles one for each shape of a parameter.
-  fresh = jax.jit(lambda params: step.fresh_state(made.optimizer, params))
+  fresh = jax.jit(lambda params: pretrain_step.fresh_state(made.optimizer, params))
   before = jax.tree.map(np.asarray, fresh(random_params(made.model)))
   state = jax.device_put(before, made.shardings)
   every = []

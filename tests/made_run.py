@@ -7,11 +7,10 @@ import jax
 import numpy as np
 from conftest import random_params
 
-from electra_jax import config as configs
-from electra_jax.pretrain import build
-from electra_jax.pretrain import run as runs
+from electra_jax.config import PretrainingConfig, freeze
+from electra_jax.pretrain import build, pretrained
 from electra_jax.training import checkpoints
-from electra_jax.training.step import fresh_state
+from electra_jax.training.update_step import fresh_state
 
 WORDS = 'the chef cooked ate meal in old house and said nothing of it ##ed ##ing . ,'.split()
 SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
@@ -28,9 +27,9 @@ def wordpiece(folder) -> str:
 
 def make(workdir, config, tokenizer, step: int = 7):
   """Makes WORKDIR the run of a config at a step, its weights so large that all matter; returns its state."""
-  config = configs.freeze(configs.PretrainingConfig, config)
-  runs.claim(workdir, config)
-  runs.keep_tokenizer(workdir, tokenizer)
+  config = freeze(PretrainingConfig, config)
+  pretrained.claim(workdir, config)
+  pretrained.keep_tokenizer(workdir, tokenizer)
   model = build.build_model(config, tokenizer.size)
   optimizer, _ = build.build_optimizer(config)
   start = jax.jit(lambda params: fresh_state(optimizer, params))  # one program, not one per shape

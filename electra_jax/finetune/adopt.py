@@ -8,21 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import config as configs
 from electra_jax import console
+from electra_jax.config import checked_finetuning
 from electra_jax.console import say
 from electra_jax.errors import UserError
-from electra_jax.finetune import build, initial
+from electra_jax.finetune import initial, task_program
 from electra_jax.finetune.resolve import started
 from electra_jax.finetune.tasks import define_task, head_of, open_task
 from electra_jax.finetune.train import describe, keep_encoder
-from electra_jax.interop.sources import is_foreign, open_source
+from electra_jax.interop.origins import is_foreign, open_source
 from electra_jax.interop.weights import Head, placed
 from electra_jax.model.heads import init_params
-from electra_jax.training import checkpoints
-from electra_jax.training import mesh as meshes
-from electra_jax.training import workdir as workdirs
-from electra_jax.training.step import TrainState
+from electra_jax.training import checkpoints, partitioning, run_folder
+from electra_jax.training.update_step import TrainState
 
 _UNNAMED = re.compile(r'LABEL_\d+')  # what `transformers` calls labels that nobody named
 
@@ -38,7 +36,7 @@ def adopt(config, workdir) -> None:
   Raises UserError where the folder holds no fine-tuned model, one of another kind than the task's, or with other labels; and where
   WORKDIR is taken.
   """
-  config = configs.checked_finetuning(config)
+  config = checked_finetuning(config)
   if not is_foreign(config.init):
     raise UserError(
       f'--mode=import takes a model of transformers, --config.init=hf:FOLDER, and config.init is {config.init!r}.'
@@ -73,16 +71,16 @@ def adopt(config, workdir) -> None:
       'select': 'last',
     }
   )
-  model, _ = build.build_model(config, task, start, config.max_length)
+  model, _ = task_program.build_model(config, task, start, config.max_length)
   folder = _claimed(workdir, config, name)
   keep_encoder(folder.parent, dataclasses.replace(start, origin=start.origin | {'imported': True}))
   describe(config, task, folder)
-  layout = meshes.make_layout()
+  layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0))
   params = placed(
     {**start.weights, 'head': head.params},
     nn.unbox(boxed),
-    meshes.parameter_shardings(boxed, layout),
+    partitioning.parameter_shardings(boxed, layout),
   )
   # No optimizer came with it: a run's checkpoint has a place for one.
   zero = jnp.zeros([], jnp.int32)
@@ -91,7 +89,7 @@ def adopt(config, workdir) -> None:
   checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, task.metric)
   checkpoints.wait(manager)
   manager.close()
-  workdirs.write_json(folder / initial.KEPT, {'trials': [1]})
+  run_folder.write_json(folder / initial.KEPT, {'trials': [1]})
   say('encoder', start.describe())
   for note in (*start.notes, *notes):
     say('', note)
@@ -170,13 +168,13 @@ def _with_dense(head, kernel, bias):
 
 def _claimed(workdir, config, name):
   """The task's folder in WORKDIR, which nothing was trained in. What an import that was cut short left goes."""
-  folder = workdirs.folder(workdir) / name
-  build.claim(workdir, config)
+  folder = run_folder.folder(workdir) / name
+  task_program.claim(workdir, config)
   if started(folder.parent):
     encoder = folder.parent / initial.ENCODER
-    ours = workdirs.exists(encoder) and workdirs.read_json(encoder)['origin'].get('imported')
-    if not ours or workdirs.exists(folder / initial.KEPT):
+    ours = run_folder.exists(encoder) and run_folder.read_json(encoder)['origin'].get('imported')
+    if not ours or run_folder.exists(folder / initial.KEPT):
       raise UserError(f'{workdir} holds a run already; name another --workdir.')
-    with workdirs.reaching(folder, 'written'):
+    with run_folder.reaching(folder, 'written'):
       folder.rmtree(missing_ok=True)
   return folder

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from electra_jax.data.permutation import derived_seed, permutation
+from electra_jax.data.store.permutation import derived_seed, permutation
 from electra_jax.finetune.tasks.task import FILL, Features
 
 SHORTEST = 16

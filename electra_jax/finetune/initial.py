@@ -8,16 +8,15 @@ import numpy as np
 
 from electra_jax.config import FinetuningConfig, ModelConfig, flat, from_plain
 from electra_jax.config.declarations import fields_of
-from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
+from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
-from electra_jax.interop.sources import is_foreign, open_source, with_tokenizer
+from electra_jax.interop.origins import is_foreign, open_source, with_tokenizer
 from electra_jax.interop.weights import Weights, placed
-from electra_jax.training import checkpoints
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
-from electra_jax.training.workdir import read_json
+from electra_jax.training.run_folder import read_json
 
 ENCODER = (
   'encoder.json'  # in a fine-tuned run: config.model of the pretraining run, and where it is from
@@ -87,9 +86,9 @@ def open_initial(config: FinetuningConfig, before: dict | None = None) -> Initia
       else ''
     )
     return dataclasses.replace(start, notes=(*start.notes, left)) if left else start
-  folder = workdirs.folder(config.like if fresh else config.init)
+  folder = run_folder.folder(config.like if fresh else config.init)
   field = 'config.like' if fresh else 'config.init'
-  with workdirs.reaching(folder):
+  with run_folder.reaching(folder):
     if (
       folder / TASK
     ).exists():  # a task that was fine-tuned on before, as MNLI before RTE in the paper
@@ -205,7 +204,7 @@ def best_trial(folder) -> str:
 
 def kept_trials(folder) -> list[int]:
   """Numbers of the trials of a task whose weights are kept, the best first."""
-  return read_json(folder / KEPT)['trials'] if workdirs.exists(folder / KEPT) else []
+  return read_json(folder / KEPT)['trials'] if run_folder.exists(folder / KEPT) else []
 
 
 def with_choices(model: ModelConfig, config: FinetuningConfig) -> ModelConfig:

@@ -4,10 +4,9 @@ import json
 import math
 import sys
 
-from electra_jax import console
-from electra_jax.data import files
+from electra_jax import console, file_access
 from electra_jax.errors import UserError
-from electra_jax.finetune.run import FineTunedRun, open_finetuned, tasks_of
+from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.trial import Split, labelled
 
@@ -35,7 +34,7 @@ def predict(
   names = [task] if task else tasks_of(workdir)
   if not names:
     open_finetuned(workdir)  # says what is missing
-  folder = output or files.join(str(workdir), 'predictions')
+  folder = output or file_access.join(str(workdir), 'predictions')
   for name in names:
     _of_split(open_finetuned(workdir, name), split, folder, alone=len(names) == 1)
 
@@ -53,7 +52,7 @@ def _of_file(run: FineTunedRun, source, output):
   if output is None:
     sys.stdout.write(text)
   else:
-    files.write_bytes(output, text.encode())
+    file_access.write_bytes(output, text.encode())
     console.say(
       'written', f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
     )
@@ -93,7 +92,7 @@ def _of_split(run: FineTunedRun, split, folder, alone):
       },
     }
     for path, content in written.items():
-      files.write_bytes(files.join(folder, path), content)
+      file_access.write_bytes(file_access.join(folder, path), content)
     figures = ''
     if (
       name != 'train'

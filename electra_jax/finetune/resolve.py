@@ -9,13 +9,11 @@ from typing import Any
 
 from etils import epath
 
-from electra_jax import config as configs
-from electra_jax.config import AnyConfig, FinetuningConfig
+from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, from_plain
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
-from electra_jax.training import versions
-from electra_jax.training import workdir as workdirs
-from electra_jax.training.workdir import read_json
+from electra_jax.training import run_folder, versions
+from electra_jax.training.run_folder import read_json
 
 # Rate and layer-wise decay by the widest encoder they are for (Clark et al. 2020, table 7).
 BY_WIDTH = ((256, 3e-4, 0.8), (768, 1e-4, 0.8), (None, 5e-5, 0.9))
@@ -50,9 +48,9 @@ def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedFinet
     UserError: for fields that cannot be or contradict each other, and where the folder holds a
       model that was imported.
   """
-  c, folder = configs.checked_finetuning(config), workdirs.folder(workdir)
+  c, folder = checked_finetuning(config), run_folder.folder(workdir)
   encoder = folder / initial.ENCODER
-  origin = read_json(encoder)['origin'] if started(folder) and workdirs.exists(encoder) else None
+  origin = read_json(encoder)['origin'] if started(folder) and run_folder.exists(encoder) else None
   if origin and origin.get('imported'):
     raise UserError(
       f'{folder} holds a model that was imported, not trained; train it in another --workdir, with '
@@ -67,9 +65,9 @@ def resolve_saved(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
   Raises:
     UserError: where the folder holds no config of a fine-tuned run.
   """
-  folder = workdirs.folder(workdir)
+  folder = run_folder.folder(workdir)
   versions.read(folder)
-  c = configs.from_plain(read_json(folder / 'config.json'), FinetuningConfig)
+  c = from_plain(read_json(folder / 'config.json'), FinetuningConfig)
   # This kernel runs anywhere, and takes rows of any length.
   return ResolvedFinetuning(c.replace({'model.attention': 'xla'}), folder)
 
@@ -80,7 +78,7 @@ def started(folder: epath.Path) -> bool:
   Raises:
     UserError: where the folder cannot be reached.
   """
-  with workdirs.reaching(folder):
+  with run_folder.reaching(folder):
     if not folder.exists():
       return False
     return any(folder.glob('*/trial-*')) or (folder / 'checkpoints').exists()

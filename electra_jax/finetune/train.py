@@ -12,19 +12,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import config as configs
 from electra_jax import console
+from electra_jax.config import to_plain
 from electra_jax.console import say
-from electra_jax.data.permutation import permutation
-from electra_jax.data.tokenizers import load_tokenizer
+from electra_jax.data.store.permutation import permutation
+from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.finetune import batches, build, initial, summary
+from electra_jax.finetune import batches, initial, task_program, trial_summary
 from electra_jax.finetune.resolve import resolve
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.trial import RESULT, Split, labelled, plain, run_trial
-from electra_jax.training import hosts
-from electra_jax.training import mesh as meshes
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import hosts, partitioning, run_folder
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
@@ -53,14 +51,14 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   """Does the work of `finetune`; `status` is the status file of the run."""
   run = resolve(config, workdir)
   config, workdir = run.config, run.workdir
-  build.same_on_all(config)
-  hosts.from_first(lambda: build.claim(workdir, config))
+  task_program.same_on_all(config)
+  hosts.from_first(lambda: task_program.claim(workdir, config))
   status.claim(workdir)
   hosts.check_shared(workdir)
   console.heading(f'{config.name}  ({workdir})')
 
   #### Devices, data, encoder ########################################################################################
-  layout, devices = meshes.make_layout(config), jax.devices()
+  layout, devices = partitioning.make_layout(config), jax.devices()
   say(
     'devices',
     f'{len(devices)} x {devices[0].device_kind}'
@@ -107,9 +105,9 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
     todo = [
       trial
       for trial in range(1, config.num_trials + 1)
-      if not workdirs.exists(folder / f'trial-{trial}' / RESULT)
+      if not run_folder.exists(folder / f'trial-{trial}' / RESULT)
     ]
-    if not workdirs.exists(folder / initial.KEPT):
+    if not run_folder.exists(folder / initial.KEPT):
       hosts.from_first(functools.partial(describe, config, task, folder))
     if todo:
       p, splits = prepare(config, task, start, layout)
@@ -148,7 +146,7 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   names = config.tasks
   records = read_records(workdir, names)
   if len(names) > 1:
-    print('\n' + summary.table(summary.summarise(records)) + '\n')
+    print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
   hosts.from_first(lambda: write_results(workdir, config, start, records))
   say('results', str(workdir / RESULTS))
   say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')
@@ -191,7 +189,7 @@ def prepare(config, task, start, layout):
     for name in scored
     if (split := tokenize(name, task.examples(name))) and (name == 'dev' or labelled(split))
   }
-  p = build.program(config, task, start, layout, train, max_length)
+  p = task_program.program(config, task, start, layout, train, max_length)
   tokens = sum(map(len, train.token_ids))
   padded = sum(
     p.config.batch_size
@@ -217,7 +215,7 @@ def prepare(config, task, start, layout):
     + (' (depths as published)' if config.optimizer.published_depths else '')
     + f', attention {p.attention[0]} ({p.attention[1]})',
   )
-  for line in meshes.describe(p.shapes.params, p.shardings.params, layout):
+  for line in partitioning.describe(p.shapes.params, p.shardings.params, layout):
     say('', line)
   return p, splits
 
@@ -229,7 +227,7 @@ def _some(labels, most: int = 8) -> str:
 def describe(config, task, folder) -> None:
   """What prediction needs to know of a task."""
   folder.mkdir(parents=True, exist_ok=True)
-  workdirs.write_json(
+  run_folder.write_json(
     folder / initial.TASK,
     task.describe()
     | {'metric': task.metric, 'max_length': config.max_length or task.recipe.max_length},
@@ -238,16 +236,16 @@ def describe(config, task, folder) -> None:
 
 def keep_encoder(workdir, start) -> None:
   """What a person needs to open the run without the one that it began with."""
-  workdirs.write_json(
-    workdir / initial.ENCODER, {'model': configs.to_plain(start.model), 'origin': start.origin}
+  run_folder.write_json(
+    workdir / initial.ENCODER, {'model': to_plain(start.model), 'origin': start.origin}
   )
   folder = workdir / 'tokenizer'
   try:
-    kept = load_tokenizer(folder).fingerprint if workdirs.exists(folder) else None
+    kept = load_tokenizer(folder).fingerprint if run_folder.exists(folder) else None
   except UserError:  # a start ended while it was being written
     kept = None
   if kept != start.tokenizer.fingerprint:
-    with workdirs.reaching(folder, 'written'):
+    with run_folder.reaching(folder, 'written'):
       folder.rmtree(missing_ok=True)
       start.tokenizer.save(folder)
 
@@ -266,12 +264,12 @@ def _identity(features) -> int:
 
 def _check_data(folder, identity):
   path = folder / DATA
-  if workdirs.exists(path) and workdirs.read_json(path)['identity'] != identity:
+  if run_folder.exists(path) and run_folder.read_json(path)['identity'] != identity:
     if any(folder.glob('trial-*')):
       raise UserError(
         f'the training data of {folder.name} is not what {folder} was begun with; restore it, or use another --workdir.'
       )
-  workdirs.write_json(path, {'identity': identity})
+  run_folder.write_json(path, {'identity': identity})
 
 
 def _keep_weights(config, task, folder):
@@ -293,7 +291,7 @@ def _keep_weights(config, task, folder):
   )
   if threshold is not None:  # SQuAD 2.0: from which odds on the best trial gives no answer
     describe(config, task.with_threshold(threshold), folder)
-  workdirs.write_json(folder / initial.KEPT, {'trials': kept})
+  run_folder.write_json(folder / initial.KEPT, {'trials': kept})
   for trial in ranked:
     if trial not in kept:
       (folder / f'trial-{trial}' / 'checkpoints').rmtree()
@@ -304,7 +302,7 @@ def read_records(workdir, tasks) -> list[dict]:
   records = []
   for task in tasks:
     folder = workdir / task
-    with workdirs.reaching(folder):
+    with run_folder.reaching(folder):
       paths = (
         sorted(
           folder.glob(f'trial-*/{RESULT}'), key=lambda path: int(path.parent.name.split('-')[1])
@@ -312,7 +310,7 @@ def read_records(workdir, tasks) -> list[dict]:
         if folder.exists()
         else []
       )
-    records += [workdirs.read_json(path) for path in paths]
+    records += [run_folder.read_json(path) for path in paths]
   return records
 
 
@@ -323,8 +321,8 @@ def _steps_of_trials(workdir: epath.Path, tasks: Sequence[str]) -> int:
 
 def _show(workdir, tasks):
   records = read_records(workdir, tasks)
-  print('\n' + summary.table(summary.summarise(records)) + '\n')
-  for trial in summary.collapsed(records):
+  print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
+  for trial in trial_summary.collapsed(records):
     say(
       'collapsed',
       f'trial {trial["trial"]} of {trial["task"]} says the same of everything, as fine-tuning now and then does on little data: '
@@ -334,19 +332,19 @@ def _show(workdir, tasks):
 
 def write_results(workdir, config, start, records) -> None:
   """results.json, results.md and results.png of all trials."""
-  summaries = summary.summarise(records)
-  workdirs.write_json(
+  summaries = trial_summary.summarise(records)
+  run_folder.write_json(
     workdir / RESULTS,
     plain(
       {
         'origin': start.origin,
         'summaries': summaries,
-        'glue': summary.glue(summaries),
+        'glue': trial_summary.glue(summaries),
         'trials': records,
       }
     ),
   )
-  workdirs.write_bytes(workdir / 'results.md', summary.markdown(summaries).encode())
+  run_folder.write_bytes(workdir / 'results.md', trial_summary.markdown(summaries).encode())
   image, headline = io.BytesIO(), f'{config.name}: {start.describe()}'
-  summary.draw(records, headline).savefig(image, dpi=130, format='png')
-  workdirs.write_bytes(workdir / 'results.png', image.getvalue())
+  trial_summary.draw(records, headline).savefig(image, dpi=130, format='png')
+  run_folder.write_bytes(workdir / 'results.png', image.getvalue())

@@ -10,12 +10,9 @@ import numpy as np
 
 from electra_jax import console
 from electra_jax.errors import UserError
-from electra_jax.finetune import batches, build
-from electra_jax.finetune import step as steps
+from electra_jax.finetune import batches, finetune_step, task_program
 from electra_jax.finetune.tasks.task import Features
-from electra_jax.training import checkpoints, hosts, progress
-from electra_jax.training import mesh as meshes
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import checkpoints, hosts, partitioning, progress, run_folder
 from electra_jax.training.preemption import Agreement
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
@@ -50,13 +47,13 @@ def labelled(split: Split) -> bool:
 
 def eval_batch_size(config, mesh) -> int:
   """config.eval_batch_size, made to divide over the mesh."""
-  shards = meshes.row_shards(mesh)
+  shards = partitioning.row_shards(mesh)
   return -(-config.eval_batch_size // shards) * shards
 
 
-def outputs_of(p: build.Program, params, features: Features, progress_of=None):
+def outputs_of(p: task_program.Program, params, features: Features, progress_of=None):
   """What the model says of features."""
-  return steps.run_model(
+  return finetune_step.run_model(
     p.predict,
     params,
     features,
@@ -68,12 +65,12 @@ def outputs_of(p: build.Program, params, features: Features, progress_of=None):
   )
 
 
-def score(p: build.Program, params, name: str, split: Split) -> dict[str, float]:
+def score(p: task_program.Program, params, name: str, split: Split) -> dict[str, float]:
   """The figures of a part of the data."""
   return p.task.score(name, split.examples, split.features, outputs_of(p, params, split.features))
 
 
-def sum_shapes(p: build.Program):
+def sum_shapes(p: task_program.Program):
   """Shapes of the sums that a step returns."""
   batch = batches.assemble(
     p.train, np.arange(0), p.config.batch_size, p.lengths[:1], p.initial.tokenizer.pad_id
@@ -85,7 +82,7 @@ def sum_shapes(p: build.Program):
 
 
 def run_trial(
-  p: build.Program, trial: int, folder, splits: dict[str, Split], notice, status: Status
+  p: task_program.Program, trial: int, folder, splits: dict[str, Split], notice, status: Status
 ) -> tuple[dict | None, Any]:
   """Trains and scores a trial in FOLDER, or goes on with it.
 
@@ -102,8 +99,8 @@ def run_trial(
   Raises UserError when a loss or gradient is not finite.
   """
   config, mesh, metric = p.config, p.layout.mesh, p.task.metric
-  seed, whole = config.seed + trial - 1, meshes.replicated(mesh)
-  constants = meshes.replicate(p.inputs, mesh)
+  seed, whole = config.seed + trial - 1, partitioning.replicated(mesh)
+  constants = partitioning.replicate(p.inputs, mesh)
   best = {'metric': metric, 'mode': 'max'}
   shapes_of_sums = sum_shapes(p)
   zero_sums = jax.jit(
@@ -117,7 +114,7 @@ def run_trial(
     state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, shapes_of_sums, whole)
     console.say('restored', f'trial {trial}, step {first:,}, the last checkpoint in {folder}')
   else:
-    state, sums = build.first_state(p, seed), zero_sums()
+    state, sums = task_program.first_state(p, seed), zero_sums()
   writer = progress.Writer(folder, first) if hosts.first() else progress.NoWriter()
   curve = hosts.from_first(
     lambda: [
@@ -149,7 +146,9 @@ def run_trial(
       if (length := batch['token_ids'].shape[1]) not in p.compiled:
         p.compiled.add(length)
         live.above(f'  {"compiling":12} the step for rows of {length}')
-      inputs = steps.on_mesh(batch | {'seed': np.uint32(seed)}, mesh) | {'schedules': constants}
+      inputs = finetune_step.on_mesh(batch | {'seed': np.uint32(seed)}, mesh) | {
+        'schedules': constants
+      }
       state, step_sums = p.train_step(state, inputs)
       sums = add(sums, step_sums)
       if previous is not None:  # one step stays in flight
@@ -258,7 +257,7 @@ def run_trial(
     'seconds': writer.seconds,
   }
   writer.close()
-  hosts.from_first(lambda: workdirs.write_json(folder / RESULT, plain(record)))
+  hosts.from_first(lambda: run_folder.write_json(folder / RESULT, plain(record)))
   return record, params
 
 
@@ -287,10 +286,10 @@ def plain(value):
 def _halt_if_bad(bad_step, p, trial, state, epochs, seed):
   if bad_step < 0:
     return
-  from electra_jax.training.step import first_nonfinite
+  from electra_jax.training.update_step import first_nonfinite
 
-  prepare, loss = steps.parts(
-    p.model, steps.special_ids(p.initial.tokenizer), p.config.head.impossible_weight
+  prepare, loss = finetune_step.parts(
+    p.model, finetune_step.special_ids(p.initial.tokenizer), p.config.head.impossible_weight
   )
   batch = batches.assemble(
     p.train, epochs.rows(int(bad_step)), p.config.batch_size, p.lengths, p.initial.tokenizer.pad_id
@@ -300,7 +299,7 @@ def _halt_if_bad(bad_step, p, trial, state, epochs, seed):
     loss,
     state.params,
     int(bad_step),
-    steps.on_mesh(batch | {'seed': np.uint32(seed)}, p.layout.mesh),
+    finetune_step.on_mesh(batch | {'seed': np.uint32(seed)}, p.layout.mesh),
     p.layout,
   )
   raise UserError(

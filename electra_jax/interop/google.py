@@ -18,8 +18,7 @@ import tempfile
 import jax
 import numpy as np
 
-from electra_jax import console
-from electra_jax.data import files
+from electra_jax import console, file_access
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import Weights, checked, expected_shapes
 from electra_jax.model.config import EncoderConfig
@@ -115,7 +114,7 @@ def read(address: str, moments: bool = True) -> Weights:
     notes += (
       f'{prefix} has no {scopes["discriminator_head"]}: the head that tells replaced tokens is not in it',
     )
-  vocabulary = files.join(_folder(prefix), VOCABULARY)
+  vocabulary = file_access.join(_folder(prefix), VOCABULARY)
   return checked(
     dataclasses.replace(
       weights,
@@ -123,7 +122,7 @@ def read(address: str, moments: bool = True) -> Weights:
       moments=read_moments,
       step=step,
       notes=notes,
-      tokenizer=vocabulary if files.exists(vocabulary) else None,
+      tokenizer=vocabulary if file_access.exists(vocabulary) else None,
     ),
     ('discriminator_head',),
   )
@@ -143,7 +142,7 @@ def write(weights: Weights, prefix: str) -> dict:
   Raises UserError with the reason where the original has no such model, and where it cannot be written.
   """
   _expressible(weights)
-  prefix = files.normal(prefix)
+  prefix = file_access.normal(prefix)
   scopes = (
     _SCOPES if weights.discriminator else _SCOPES | {'generator_embeddings': 'electra/embeddings'}
   )
@@ -162,13 +161,13 @@ def write(weights: Weights, prefix: str) -> dict:
   _save(variables, prefix)
   folder, name = _folder(prefix), os.path.basename(prefix)
   if settings:
-    files.write_bytes(
-      files.join(folder, SETTINGS), (json.dumps(settings, indent=2) + '\n').encode()
+    file_access.write_bytes(
+      file_access.join(folder, SETTINGS), (json.dumps(settings, indent=2) + '\n').encode()
     )
   state = (
     f'model_checkpoint_path: {json.dumps(name)}\nall_model_checkpoint_paths: {json.dumps(name)}\n'
   )
-  files.write_bytes(files.join(folder, STATE), state.encode())
+  file_access.write_bytes(file_access.join(folder, STATE), state.encode())
   return settings
 
 
@@ -326,11 +325,11 @@ def _sizes(prefix, shapes, scope, embeddings, heads):
 
 def _told_heads(prefix):
   """What hparams.json beside the checkpoint says of the number of heads, if anything."""
-  place = files.join(_folder(prefix), SETTINGS)
+  place = file_access.join(_folder(prefix), SETTINGS)
   try:
     told = (
-      json.loads(files.read_bytes(place))['model_hparam_overrides']['num_attention_heads']
-      if files.exists(place)
+      json.loads(file_access.read_bytes(place))['model_hparam_overrides']['num_attention_heads']
+      if file_access.exists(place)
       else None
     )
   except (ValueError, KeyError, TypeError):
@@ -388,7 +387,7 @@ def _options(address):
         f'{option!r} is no option of a TensorFlow checkpoint; there is one, heads, as in tf:{path};heads=4.'
       )
     heads = int(value)
-  return files.normal(path), heads
+  return file_access.normal(path), heads
 
 
 def _folder(prefix):
@@ -397,12 +396,12 @@ def _folder(prefix):
 
 def _prefix(path):
   """The checkpoint that a path names: its prefix, one of its files, or its folder."""
-  if os.path.basename(path) == STATE and not files.is_folder(path):
+  if os.path.basename(path) == STATE and not file_access.is_folder(path):
     path = _folder(path)
-  if files.is_folder(path):
+  if file_access.is_folder(path):
     return _only(path)
   prefix = re.sub(r'\.(index|meta|data-\d+-of-\d+)$', '', path)
-  if files.exists(prefix + '.index') or files.exists(
+  if file_access.exists(prefix + '.index') or file_access.exists(
     prefix
   ):  # the older format is one file of that name
     return prefix
@@ -413,18 +412,22 @@ def _prefix(path):
 
 
 def _only(folder):
-  there = [name.removesuffix('.index') for name in files.listing(folder) if name.endswith('.index')]
-  if files.exists(files.join(folder, STATE)):
+  there = [
+    name.removesuffix('.index') for name in file_access.listing(folder) if name.endswith('.index')
+  ]
+  if file_access.exists(file_access.join(folder, STATE)):
     told = re.search(
-      rb'^model_checkpoint_path: "(.*)"', files.read_bytes(files.join(folder, STATE)), re.MULTILINE
+      rb'^model_checkpoint_path: "(.*)"',
+      file_access.read_bytes(file_access.join(folder, STATE)),
+      re.MULTILINE,
     )
     name = (
       os.path.basename(told[1].decode('utf-8', 'replace')) if told else ''
     )  # folders move, their state files do not
-    if name in there or name and files.exists(files.join(folder, name)):
-      return files.join(folder, name)
+    if name in there or name and file_access.exists(file_access.join(folder, name)):
+      return file_access.join(folder, name)
   if len(there) == 1:
-    return files.join(folder, there[0])
+    return file_access.join(folder, there[0])
   if there:
     raise UserError(
       f'{folder!r} holds several checkpoints, and no {STATE} file names one of them: {", ".join(there)}; '
@@ -455,7 +458,7 @@ def _reader(prefix):
   name = os.path.basename(prefix)
   parts = [
     part
-    for part in files.listing(_folder(prefix))
+    for part in file_access.listing(_folder(prefix))
     if re.fullmatch(re.escape(name) + r'(\.index|\.data-.*)?', part)
   ]
   if parts == [f'{name}.index']:
@@ -464,19 +467,19 @@ def _reader(prefix):
     )
   with tempfile.TemporaryDirectory() as copies:
     for part in parts:
-      with files.open_binary(files.join(_folder(prefix), part)) as file:
+      with file_access.open_binary(file_access.join(_folder(prefix), part)) as file:
         if file.read(len(_LFS)) == _LFS:
           raise UserError(
-            f'{files.join(_folder(prefix), part)!r} is a Git LFS pointer and not the file itself, which was not '
+            f'{file_access.join(_folder(prefix), part)!r} is a Git LFS pointer and not the file itself, which was not '
             'fetched; run git lfs pull there.'
           )
-        if files.is_remote(prefix):
+        if file_access.is_remote(prefix):
           file.seek(0)
           with open(os.path.join(copies, part), 'wb') as copy:
             shutil.copyfileobj(file, copy)
     with _damage(prefix, 'cannot be read'):
       reader = tf.train.load_checkpoint(
-        os.path.join(copies, name) if files.is_remote(prefix) else prefix
+        os.path.join(copies, name) if file_access.is_remote(prefix) else prefix
       )
     yield reader
 
@@ -498,16 +501,20 @@ def _damage(prefix, what):
     RuntimeError,
     IndexError,
   ) as error:  # an early end of the data is an IndexError
-    raise UserError(f'{prefix} {what} ({files.reason(error)}); fetch its files again.') from None
+    raise UserError(
+      f'{prefix} {what} ({file_access.reason(error)}); fetch its files again.'
+    ) from None
 
 
 def _save(variables, prefix):
   tf = _tensorflow()
   folder, name = _folder(prefix), os.path.basename(prefix)
   try:
-    if not files.is_remote(prefix):
+    if not file_access.is_remote(prefix):
       os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=None if files.is_remote(prefix) else folder) as fresh:
+    with tempfile.TemporaryDirectory(
+      dir=None if file_access.is_remote(prefix) else folder
+    ) as fresh:
       with tf.device('CPU:0'):
         tf.raw_ops.SaveV2(
           prefix=os.path.join(fresh, name),
@@ -516,12 +523,14 @@ def _save(variables, prefix):
           tensors=list(variables.values()),
         )
       for part in sorted(os.listdir(fresh)):  # the index last: it makes a checkpoint of them
-        place = files.join(folder, part)
-        files.upload(os.path.join(fresh, part), place) if files.is_remote(place) else os.replace(
-          os.path.join(fresh, part), place
-        )
+        place = file_access.join(folder, part)
+        file_access.upload(os.path.join(fresh, part), place) if file_access.is_remote(
+          place
+        ) else os.replace(os.path.join(fresh, part), place)
   except (OSError, tf.errors.OpError) as error:
-    raise files.Unwritable(f'{prefix!r} cannot be written: {files.reason(error)}') from None
+    raise file_access.Unwritable(
+      f'{prefix!r} cannot be written: {file_access.reason(error)}'
+    ) from None
 
 
 # ---- what the original can hold

@@ -8,8 +8,8 @@ import json
 
 import numpy as np
 
-from electra_jax.data import files as file_access
-from electra_jax.data import sentencepiece_tokenizer, wordpiece_tokenizer
+from electra_jax import file_access
+from electra_jax.data.tokenizers import sentencepiece_tokenizer, wordpiece_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, tensors
 from electra_jax.interop.hf_fields import Fields

@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from electra_jax.data.tokenizers import load_tokenizer
+from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import DISCRIMINATOR, GENERATOR, Weights, checked, trimmed
-from electra_jax.training import checkpoints
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config, sharing, towers
 
 
@@ -23,8 +22,8 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
 
   Raises UserError where it is no pretraining run, or holds no such checkpoint.
   """
-  folder = workdirs.folder(folder)
-  with workdirs.reaching(folder):
+  folder = run_folder.folder(folder)
+  with run_folder.reaching(folder):
     is_run = (folder / 'config.json').exists() and (folder / 'tokenizer').is_dir()
     is_finetuned = (folder / 'encoder.json').exists() or (folder / 'task.json').exists()
   if is_finetuned:

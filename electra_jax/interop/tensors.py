@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax.data import files
+from electra_jax import file_access
 from electra_jax.errors import UserError
 
 # What a folder is searched for, best first.
@@ -82,10 +82,10 @@ def read(folder_or_file: str) -> dict[str, np.ndarray]:
   Raises UserError that names the file, and the tensor where it is one tensor's fault: nothing there, a file that is cut short or
     damaged, a Git LFS pointer, a missing shard, a `.bin` that would run a program.
   """
-  path = files.normal(folder_or_file)
-  if files.is_folder(path):
+  path = file_access.normal(folder_or_file)
+  if file_access.is_folder(path):
     path = _in_folder(path)
-  elif not files.exists(path):
+  elif not file_access.exists(path):
     raise UserError(
       f'{path!r} is not there; give a folder with one of {", ".join(NAMES)}, or such a file.'
     )
@@ -105,9 +105,9 @@ def to_bytes(tensors: dict[str, np.ndarray]) -> bytes:
 
 def _in_folder(folder):
   for name in NAMES:
-    if files.exists(files.join(folder, name)):
-      return files.join(folder, name)
-  others = [name for name in _OTHER_NAMES if files.exists(files.join(folder, name))]
+    if file_access.exists(file_access.join(folder, name)):
+      return file_access.join(folder, name)
+  others = [name for name in _OTHER_NAMES if file_access.exists(file_access.join(folder, name))]
   there = (
     f'; {others[0]} cannot be read here, save the model again with safetensors' if others else ''
   )
@@ -128,8 +128,8 @@ def _read_shards(path):
   for shard in sorted(set(shard_of.values())):
     if os.path.basename(shard) != shard or shard.endswith('.json'):
       raise UserError(f'{path!r} names the shard {shard!r}; shards are files beside it.')
-    place = files.join(os.path.dirname(path) or '.', shard)
-    if not files.exists(place):
+    place = file_access.join(os.path.dirname(path) or '.', shard)
+    if not file_access.exists(place):
       raise UserError(
         f'{path!r} names the shard {shard}, which is not beside it; fetch that file, too.'
       )
@@ -145,7 +145,7 @@ def _read_shards(path):
 
 
 def _whole(path):
-  content = files.read_bytes(path)
+  content = file_access.read_bytes(path)
   if content.startswith(_LFS):
     raise UserError(
       f'{path!r} is a Git LFS pointer and not the file itself, which was not fetched; run git lfs pull there.'
@@ -217,7 +217,7 @@ def _what_is_wrong(content, error):
       return f'has {len(content) - 8 - size - end:,} bytes after its last tensor, {last}'
   except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
     pass
-  return f'has a damaged header ({files.reason(error).removeprefix("Error while deserializing: ")})'
+  return f'has a damaged header ({file_access.reason(error).removeprefix("Error while deserializing: ")})'
 
 
 # ---- torch.save
@@ -313,7 +313,7 @@ def _load(path, file):
     raise
   except Exception as error:  # a damaged pickle raises what it likes
     raise UserError(
-      f'{path!r} is damaged: its pickle cannot be read ({files.reason(error)}); fetch it again.'
+      f'{path!r} is damaged: its pickle cannot be read ({file_access.reason(error)}); fetch it again.'
     ) from None
 
 
@@ -352,7 +352,7 @@ def _unpickled_zip(path, content):
     RuntimeError,
   ) as error:
     raise UserError(
-      f'{path!r} is damaged or cut short ({files.reason(error)}); fetch it again.'
+      f'{path!r} is damaged or cut short ({file_access.reason(error)}); fetch it again.'
     ) from None
 
 

@@ -2,9 +2,13 @@
 
 import json
 
-from electra_jax.data import sentencepiece_model, sentencepiece_tokenizer, wordpiece_tokenizer
-from electra_jax.data.special_tokens import SPECIAL_TOKENS
-from electra_jax.data.tokenizers import Tokenizer
+from electra_jax.data.tokenizers import (
+  sentencepiece_model,
+  sentencepiece_tokenizer,
+  wordpiece_tokenizer,
+)
+from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import charsmap
 

@@ -12,11 +12,9 @@ import numpy as np
 from electra_jax.config import Phase, PretrainingConfig, phases_of
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
-from electra_jax.pretrain import masking, objectives
-from electra_jax.pretrain import step as steps
-from electra_jax.pretrain.objectives.shared import Settings, step_flops
-from electra_jax.training import memory, optimizers, schedules
-from electra_jax.training import mesh as meshes
+from electra_jax.pretrain import masking, objectives, pretrain_step
+from electra_jax.pretrain.objectives.common import Settings, step_flops
+from electra_jax.training import memory, optimizers, partitioning, schedules
 from electra_jax.training.encoders import sharing, towers
 
 
@@ -136,14 +134,14 @@ class Program(NamedTuple):
   """What a config computes on a mesh: what the trainer compiles and runs, and what the plan compiles."""
 
   config: PretrainingConfig  # of one phase
-  layout: meshes.Layout
+  layout: partitioning.Layout
   model: Electra
   settings: Settings
   optimizer: Any  # over all phases
   rates: dict  # of build_rates
   schedules: dict  # of build_schedules
-  shapes: steps.TrainState  # of the state
-  shardings: steps.TrainState
+  shapes: pretrain_step.TrainState  # of the state
+  shardings: pretrain_step.TrainState
   trained: tuple[str, ...] | None = (
     None  # top levels of the parameters that learn, where not all do
   )
@@ -172,7 +170,7 @@ class Program(NamedTuple):
 
 
 def program(
-  run_config: PretrainingConfig, phase: Phase, tokenizer, layout: meshes.Layout
+  run_config: PretrainingConfig, phase: Phase, tokenizer, layout: partitioning.Layout
 ) -> Program:
   """The program of one phase of a run.
 
@@ -201,7 +199,9 @@ def program(
           f"use a divisor, or leave heads whole: --config.sharding.heads=''."
         )
   optimizer, _ = build_optimizer(run_config)
-  shapes, shardings = steps.state_shardings(model, optimizer, config.sequence_length, layout)
+  shapes, shardings = pretrain_step.state_shardings(
+    model, optimizer, config.sequence_length, layout
+  )
   # What a discriminator that is there already reads stays as it learned it.
   learning = (
     'generator',
@@ -237,7 +237,7 @@ def program(
 
 def check_batch(config: PretrainingConfig, mesh) -> int:
   """Rows of a batch on each device. Raises UserError where they do not divide."""
-  shards = meshes.row_shards(mesh)
+  shards = partitioning.row_shards(mesh)
   if config.batch_size % shards:
     raise UserError(
       f'config.batch_size {config.batch_size} does not divide over {shards} devices; use a multiple of {shards}.'
@@ -252,8 +252,8 @@ def check_batch(config: PretrainingConfig, mesh) -> int:
 
 def lower_step(p: Program, micro_batches: int) -> jax.stages.Lowered:
   """The train step of a program, `(state, batch) -> (state, sums)`, lowered for its mesh."""
-  moments = meshes.moment_shardings(p.shapes.params, p.shardings.params, p.layout)
-  step = steps.make_train_step(
+  moments = partitioning.moment_shardings(p.shapes.params, p.shardings.params, p.layout)
+  step = pretrain_step.make_train_step(
     p.model,
     p.objective,
     p.settings,
@@ -271,7 +271,7 @@ def lower_step(p: Program, micro_batches: int) -> jax.stages.Lowered:
     'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32),
     'schedules': jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), p.inputs),
   }
-  jitted = steps.jit_train_step(step, p.shardings, p.layout, with_schedules=True)
+  jitted = pretrain_step.jit_train_step(step, p.shardings, p.layout, with_schedules=True)
   return jitted.lower(p.shapes, batch)
 
 
@@ -298,7 +298,7 @@ def compile_to_fit(p: Program, budget: int, micro_batches: int = 0, say=lambda l
     (p.model.generator_config, p.model.discriminator_config),
   )
   row = sum(memory.activation_bytes(c, p.config.sequence_length) for c in towers)
-  state = meshes.bytes_per_device(p.shapes, p.shardings) + 2 * meshes.bytes_per_device(
+  state = partitioning.bytes_per_device(p.shapes, p.shardings) + 2 * partitioning.bytes_per_device(
     p.shapes.params, p.shardings.params
   )
   guess = math.ceil(rows * row / max(1, budget - state))

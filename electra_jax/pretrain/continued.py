@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import optax
 
+from electra_jax import file_access
 from electra_jax.config import PretrainingConfig, flat, phases_of
-from electra_jax.data import files, vocabulary
-from electra_jax.data.shard_cache import default_cache
-from electra_jax.data.tokenizers import Tokenizer, load_tokenizer
+from electra_jax.data.store.shard_cache import default_cache
+from electra_jax.data.tokenizers import vocabulary
+from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import narrowed, own, sources
+from electra_jax.interop import narrowed, origins, own
 from electra_jax.interop.weights import (
   GENERATOR,
   Weights,
@@ -28,10 +29,9 @@ from electra_jax.interop.weights import (
 )
 from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain import objectives
-from electra_jax.training import checkpoints
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config, sharing, towers
-from electra_jax.training.step import TrainState
+from electra_jax.training.update_step import TrainState
 
 # Fields of config.model that the weights decide.
 SIZES = (
@@ -116,7 +116,7 @@ def with_sizes(
   if not config.init and not config.generator.init:
     return config, None
   started = (
-    run_config(workdirs.folder(workdir)) if workdir and checkpoints.any_saved(workdir) else None
+    run_config(run_folder.folder(workdir)) if workdir and checkpoints.any_saved(workdir) else None
   )
   if not config.init:
     return _with_generator(config, started)
@@ -198,7 +198,7 @@ def _with_generator(
     values = flat(started)
     kept = ['data.vocab_size', *(f'generator.{name}' for name in GENERATOR_SIZES)]
     return config.replace({name: values[name] for name in kept}), None
-  weights = sources.open_source(init)
+  weights = origins.open_source(init)
   if weights.generator is None or 'generator_head' not in weights.params:
     raise UserError(
       f'config.generator.init {init} holds no generator; name a masked language model '
@@ -217,7 +217,7 @@ def _with_generator(
   source = Source(weights, None)
   if weights.tokenizer is not None:
     source = Source(
-      *sources.with_tokenizer(weights, f'config.generator.init {init}', *_cases(config))
+      *origins.with_tokenizer(weights, f'config.generator.init {init}', *_cases(config))
     )
   _check_common_sizes(config, g, weights.source)
   config = _with_generator_sizes(config, g)
@@ -256,7 +256,7 @@ def _open(config: PretrainingConfig) -> Source:
     raise UserError(
       f'config.continued.generator is {made!r}, and the run has no generator of one tower beside the kept one; leave it out.'
     )
-  weights = sources.open_source(config.init, c.step, c.optimizer != 'fresh')
+  weights = origins.open_source(config.init, c.step, c.optimizer != 'fresh')
   if weights.discriminator is None:
     raise UserError(
       f'{weights.source} is a generator; config.init names the discriminator, and config.continued.generator its generator.'
@@ -286,7 +286,7 @@ def _open(config: PretrainingConfig) -> Source:
       ),
     )
   if made.startswith('hf:'):
-    other = sources.open_source(made)
+    other = origins.open_source(made)
     if other.generator is None:
       raise UserError(
         f'config.continued.generator {made!r} holds no generator; name a folder of ElectraForMaskedLM or ModernBertForMaskedLM.'
@@ -303,7 +303,7 @@ def _open(config: PretrainingConfig) -> Source:
     )
   if weights.tokenizer is None:
     return Source(weights, None)
-  return Source(*sources.with_tokenizer(weights, f'config.init {config.init}', *_cases(config)))
+  return Source(*origins.with_tokenizer(weights, f'config.init {config.init}', *_cases(config)))
 
 
 def _cases(config: PretrainingConfig) -> tuple[bool | None, bool | None]:
@@ -345,7 +345,7 @@ def tokenizer_path(
   path = None
   if config.data.tokenizer == 'init':
     if source is None:
-      return str(workdirs.folder(workdir) / 'tokenizer')
+      return str(run_folder.folder(workdir) / 'tokenizer')
     if source.tokenizer is None:
       raise UserError(
         f'{source.weights.source} has no tokenizer beside it; put its vocab.txt there, or name it: --config.data.tokenizer=FILE.'
@@ -353,14 +353,14 @@ def tokenizer_path(
     path = source.weights.tokenizer
     if config.data.new_words:
       longer = vocabulary.extended(source.tokenizer, vocabulary.read_words(config.data.new_words))
-      path = files.join(
-        files.normal(config.data.cache or default_cache()),
+      path = file_access.join(
+        file_access.normal(config.data.cache or default_cache()),
         'tokenizers',
         f'extended-{longer.fingerprint}',
       )
       longer.save(path)
   if source is not None:
-    tokenizer = load_tokenizer(path or files.normal(config.data.tokenizer), *_cases(config))
+    tokenizer = load_tokenizer(path or file_access.normal(config.data.tokenizer), *_cases(config))
     if config.init:
       _rows(config, source, tokenizer, [])
     else:
@@ -379,7 +379,7 @@ def begin(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> St
   """
   weights, c = source.weights, config.continued
   if source.tokenizer is None:
-    weights = sources.cut(
+    weights = origins.cut(
       weights,
       tokenizer.size,
       f'config.{"init" if config.init else "generator.init"} {config.init or config.generator.init}',

@@ -15,7 +15,7 @@ import numpy as np
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
-from electra_jax.pretrain.evaluate import EVAL_SEED
+from electra_jax.pretrain.evaluation import EVAL_SEED
 from electra_jax.pretrain.objectives import electra as objective
 from electra_jax.pretrain.objectives import electric
 from electra_jax.pretrain.readable import (

@@ -8,14 +8,10 @@ import jax
 
 from electra_jax import console
 from electra_jax.config import Phase
-from electra_jax.data.batches import batches, read_batch
+from electra_jax.data.store.row_batches import batches, read_batch
 from electra_jax.errors import UserError
-from electra_jax.pretrain import build, metrics
-from electra_jax.pretrain import evaluate as evaluation
-from electra_jax.pretrain import step as steps
-from electra_jax.training import checkpoints, hosts
-from electra_jax.training import mesh as meshes
-from electra_jax.training import workdir as workdirs
+from electra_jax.pretrain import build, evaluation, metrics, pretrain_step
+from electra_jax.training import checkpoints, hosts, partitioning, run_folder
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
@@ -115,15 +111,15 @@ def run_steps(
   """
   config, phase, mesh, prepared = p.config, course.phase, p.layout.mesh, course.prepared
   tokens_per_step = config.batch_size * config.sequence_length
-  eval_step = steps.jit_eval_step(
+  eval_step = pretrain_step.jit_eval_step(
     p.model, p.objective, p.settings, p.layout, seed=evaluation.EVAL_SEED
   )
-  shards = meshes.row_shards(mesh)
+  shards = partitioning.row_shards(mesh)
   eval_batch_size = -(-config.eval_batch_size // shards) * shards
   data_seed = (
     config.seed + 1_000_003 * course.number
   )  # a phase on the same rows sees them in another order
-  agreed, constants = Agreement(mesh), meshes.replicate(p.inputs, mesh)
+  agreed, constants = Agreement(mesh), partitioning.replicate(p.inputs, mesh)
 
   def halt_if_bad(bad_step):
     """Ends the run where a step was not finite: the state is still the one before that step."""
@@ -132,7 +128,7 @@ def run_steps(
     token_ids = read_batch(
       prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed
     )
-    name = steps.first_nonfinite(
+    name = pretrain_step.first_nonfinite(
       p.model,
       p.objective,
       p.settings,
@@ -160,7 +156,7 @@ def run_steps(
     data_seed,
     first - phase.first,
     config.steps,
-    rows=meshes.process_rows(mesh, config.batch_size),
+    rows=partitioning.process_rows(mesh, config.batch_size),
     use_tf={'auto': None, 'tf': True, 'numpy': False}[config.data.reader],
   )
   clock = time.perf_counter
@@ -197,7 +193,7 @@ def run_steps(
       started = interval_start = clock()
     for index in range(first, phase.last):
       if profile_last and index == profile_first and hosts.first():
-        profile = workdirs.Spool(workdir / 'profile')
+        profile = run_folder.Spool(workdir / 'profile')
         jax.profiler.start_trace(str(profile.path))
       before = clock()
       token_ids = next(input_batches)
@@ -205,7 +201,7 @@ def run_steps(
       state, step_sums = course.step(
         state,
         {
-          'token_ids': meshes.global_batch(token_ids, mesh, config.batch_size),
+          'token_ids': partitioning.global_batch(token_ids, mesh, config.batch_size),
           'schedules': constants,
         },
       )

@@ -19,14 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import console
-from electra_jax.data import files
-from electra_jax.data.readers import named
+from electra_jax import console, file_access
+from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.training import hosts
-from electra_jax.training import mesh as meshes
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import hosts, partitioning, run_folder
 
 TOWERS = ('discriminator', 'generator')
 SENTENCES = ('sentence_good', 'sentence_bad')
@@ -59,7 +56,7 @@ def read_pairs(source: str, limit: int | None = None) -> list[Pair]:
 
   Raises UserError where there is none, or a line is broken.
   """
-  source = files.normal(source)
+  source = file_access.normal(source)
   found, counts = [], collections.Counter()
   for path, stream in _streams(source):
     for number, line in enumerate(stream, 1):
@@ -76,37 +73,37 @@ def read_pairs(source: str, limit: int | None = None) -> list[Pair]:
 
 
 def _streams(source) -> Iterator[tuple[str, Iterator[bytes]]]:
-  if files.is_folder(source):
-    folder = source if files.is_remote(source) else glob.escape(source)
+  if file_access.is_folder(source):
+    folder = source if file_access.is_remote(source) else glob.escape(source)
     paths = sorted(
       path
-      for suffix in ('', *files.COMPRESSIONS)
-      for path in files.glob(files.join(folder, '**', f'*.jsonl{suffix}'))
+      for suffix in ('', *file_access.COMPRESSIONS)
+      for path in file_access.glob(file_access.join(folder, '**', f'*.jsonl{suffix}'))
     )
   else:
     paths = [source]
   for path in paths:
     try:
-      with files.open_binary(path) as raw:
+      with file_access.open_binary(path) as raw:
         if not _ARCHIVE.search(path):
-          yield path, io.BytesIO(files.decompressed(raw, path).read())
+          yield path, io.BytesIO(file_access.decompressed(raw, path).read())
           continue
         # Names are those of an archive as of any file that is compressed once more.
         name = re.sub(r'\.t([gx])z$', r'.tar.\1z', path, flags=re.IGNORECASE)
-        with tarfile.open(fileobj=files.decompressed(raw, name), mode='r|') as archive:
+        with tarfile.open(fileobj=file_access.decompressed(raw, name), mode='r|') as archive:
           for member in archive:
             inside = pathlib.PurePosixPath(member.name)
             if member.isfile() and inside.suffix == '.jsonl' and not inside.name.startswith('.'):
               yield f'{path}/{member.name}', io.BytesIO(archive.extractfile(member).read())
-    except (tarfile.TarError, *files.damage()) as error:
-      raise UserError(f'{path!r} cannot be read: {files.reason(error)}') from None
+    except (tarfile.TarError, *file_access.damage()) as error:
+      raise UserError(f'{path!r} cannot be read: {file_access.reason(error)}') from None
 
 
 def _pair(line, place, path):
   try:
     record = json.loads(line)
   except ValueError as error:  # UnicodeDecodeError is one
-    raise UserError(f'{place} is not JSON ({files.reason(error)}); mend it') from None
+    raise UserError(f'{place} is not JSON ({file_access.reason(error)}); mend it') from None
   if not isinstance(record, dict):
     raise UserError(f'{place} is not a JSON object; mend it')
   for name in SENTENCES:
@@ -169,8 +166,8 @@ def score_sentences(
       positions = (
         np.arange(len(which)) - np.repeat(np.cumsum(copies) - copies, copies) + 1
       ).astype(np.int32)
-      batch_size = _batch_size(len(which), batch_tokens // size, meshes.row_shards(mesh))
-      mine, waiting = meshes.process_rows(mesh, batch_size), collections.deque()
+      batch_size = _batch_size(len(which), batch_tokens // size, partitioning.row_shards(mesh))
+      mine, waiting = partitioning.process_rows(mesh, batch_size), collections.deque()
 
       def take(waiting=waiting, tower=tower, owners=owners, which=which, size=size):
         chosen, values = waiting.popleft()
@@ -183,7 +180,7 @@ def score_sentences(
         chosen = np.arange(first, min(first + batch_size, len(which)))
         padding = np.pad(chosen, (0, batch_size - len(chosen)), mode='edge')[mine]
         local = (
-          meshes.global_batch(x, mesh, batch_size)
+          partitioning.global_batch(x, mesh, batch_size)
           for x in (padded[which[padding]], positions[padding])
         )
         waiting.append((chosen, steps[tower](run.params, *local)))
@@ -221,7 +218,9 @@ def _step(model, layout, tower, pad_id, cls_id, sep_id, mask_id):
     )[:, 0]
 
   compute = {'discriminator': discriminator, 'generator': generator}[tower]
-  return jax.jit(meshes.within(layout, compute), out_shardings=meshes.replicated(layout.mesh))
+  return jax.jit(
+    partitioning.within(layout, compute), out_shardings=partitioning.replicated(layout.mesh)
+  )
 
 
 def bucket(length: int) -> int:
@@ -285,8 +284,8 @@ def blimp(
   result = {'step': run.step, 'source': str(source), 'limit': limit, **summary(pairs, right)}
   console.say('scored', f'step {run.step:,} on {len(pairs):,} pairs in {console.seconds(seconds)}')
   print(table(result))
-  path = workdirs.folder(output) if output else workdirs.folder(run.workdir) / 'blimp.json'
-  hosts.from_first(lambda: workdirs.write_json(path, result))
+  path = run_folder.folder(output) if output else run_folder.folder(run.workdir) / 'blimp.json'
+  hosts.from_first(lambda: run_folder.write_json(path, result))
   console.say('written', str(path))
   return result
 

@@ -12,10 +12,9 @@ from typing import Any
 
 from etils import epath
 
-from electra_jax import config as configs
-from electra_jax.config import AnyConfig, Phase, PretrainingConfig
+from electra_jax.config import AnyConfig, Phase, PretrainingConfig, checked_pretraining, phases_of
 from electra_jax.pretrain import build, continued
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import run_folder
 from electra_jax.training.encoders import run_config
 
 
@@ -42,8 +41,8 @@ class ResolvedRun:
 
   def with_steps(self, steps: int) -> 'ResolvedRun':
     """The run with another number of steps, checked again. Raises UserError."""
-    config = configs.checked_pretraining(self.config.replace({'steps': steps}), sizes_known=True)
-    return dataclasses.replace(self, config=config, phases=configs.phases_of(config))
+    config = checked_pretraining(self.config.replace({'steps': steps}), sizes_known=True)
+    return dataclasses.replace(self, config=config, phases=phases_of(config))
 
 
 def resolve(
@@ -60,13 +59,13 @@ def resolve(
   Raises:
     UserError: for fields that cannot be, or contradict each other or the initial weights.
   """
-  c = configs.checked_pretraining(config)
+  c = checked_pretraining(config)
   c, source = continued.with_sizes(c, workdir)
-  c = configs.checked_pretraining(c, sizes_known=True)
-  phases = configs.phases_of(c)
+  c = checked_pretraining(c, sizes_known=True)
+  phases = phases_of(c)
   for phase in phases:  # sizes that contradict each other are reported before long work
     build.build_model(phase.config, phase.config.data.vocab_size, platform)
-  folder = None if workdir is None else workdirs.folder(workdir)
+  folder = None if workdir is None else run_folder.folder(workdir)
   return ResolvedRun(c, phases, folder, source, continued.tokenizer_path(c, source, folder))
 
 
@@ -82,8 +81,6 @@ def resolve_saved(
   Raises:
     UserError: where the folder holds no config of a run.
   """
-  folder = workdirs.folder(workdir)
+  folder = run_folder.folder(workdir)
   c = run_config(folder).replace(changes or {})
-  return ResolvedRun(
-    c, configs.phases_of(c), folder, None, continued.tokenizer_path(c, None, folder)
-  )
+  return ResolvedRun(c, phases_of(c), folder, None, continued.tokenizer_path(c, None, folder))

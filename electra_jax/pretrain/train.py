@@ -11,26 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import config as configs
 from electra_jax import console
+from electra_jax.config import has_budget, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.pretrain import budget, build, continued
-from electra_jax.pretrain import run as runs
-from electra_jax.pretrain import step as steps
+from electra_jax.pretrain import budgets, build, continued, pretrain_step, pretrained
 from electra_jax.pretrain.loop import Course, run_steps
 from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import (
   checkpoints,
   hosts,
   memory,
+  partitioning,
   progress,
-)
-from electra_jax.training import (
-  mesh as meshes,
-)
-from electra_jax.training import (
-  workdir as workdirs,
+  run_folder,
 )
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.preemption import Notice
@@ -60,15 +54,15 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   """Does the work of `train`; `status` is the status file of the run."""
   run = resolve(config, workdir)
   workdir, digest = run.workdir, str(continued.digest(run.source))
-  hosts.same_everywhere('the config', json.dumps(configs.to_plain(run.config), sort_keys=True))
+  hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
   hosts.same_everywhere('the weights of config.init', digest)
-  resolved = hosts.from_first(lambda: runs.claim(workdir, run.config))
+  resolved = hosts.from_first(lambda: pretrained.claim(workdir, run.config))
   status.claim(workdir, run.phases[-1].last)
   hosts.check_shared(workdir)
   console.heading(f'{run.config.name}  ({workdir})')
 
   #### Devices and mesh ##############################################################################################
-  layout = meshes.make_layout(run.config)
+  layout = partitioning.make_layout(run.config)
   mesh, devices = layout.mesh, jax.devices()
   for phase in run.phases:
     build.check_batch(phase.config, mesh)
@@ -81,9 +75,9 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   )
 
   #### Data ##########################################################################################################
-  prepared = [runs.prepare_data(phase.config, run.tokenizer) for phase in run.phases]
+  prepared = [pretrained.prepare_data(phase.config, run.tokenizer) for phase in run.phases]
   hosts.wait_for_all('the data', DATA_WAIT)
-  tokenizer, data = prepared[0].tokenizer, '+'.join(runs.data_identity(p) for p in prepared)
+  tokenizer, data = prepared[0].tokenizer, '+'.join(pretrained.data_identity(p) for p in prepared)
   hosts.same_everywhere('the data', data)
   if any(p.tokenizer.fingerprint != tokenizer.fingerprint for p in prepared):
     raise UserError(
@@ -95,14 +89,14 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
     and hosts.from_first(lambda: checkpoints.any_saved(workdir))
   ):
     raise UserError(
-      f'the corpus {runs.corpus_name(run.config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.'
+      f'the corpus {pretrained.corpus_name(run.config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.'
     )
-  hosts.from_first(lambda: runs.keep_tokenizer(workdir, tokenizer))
-  runs.use_compilation_cache(run.config)
-  run = budget.resolve(run, tokenizer, layout, resolved, say)
+  hosts.from_first(lambda: pretrained.keep_tokenizer(workdir, tokenizer))
+  pretrained.use_compilation_cache(run.config)
+  run = budgets.resolve(run, tokenizer, layout, resolved, say)
   config, phases = run.config, run.phases
-  if configs.has_budget(config):
-    hosts.from_first(lambda: workdirs.write_json(workdir / 'config.json', configs.to_plain(config)))
+  if has_budget(config):
+    hosts.from_first(lambda: run_folder.write_json(workdir / 'config.json', to_plain(config)))
   for phase, rows in zip(phases, prepared, strict=True):
     for store in (rows.train, rows.heldout):  # no step is to wait for a shard from afar
       store.fetch()
@@ -113,7 +107,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
       )
     say(
       'this run' if len(phases) == 1 else f'steps {phase.first:,}+',
-      runs.describe_phase(phase, rows),
+      pretrained.describe_phase(phase, rows),
     )
   unmaskable = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
   unigram_entropy = prepared[0].train.unigram_entropy(unmaskable)
@@ -137,7 +131,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
     f'{quantity(sum(parameters.values()))}: '
     + ', '.join(f'{n.replace("_", " ")} {quantity(v)}' for n, v in parameters.items()),
   )
-  for text in meshes.describe(p.shapes.params, p.shardings.params, layout):
+  for text in partitioning.describe(p.shapes.params, p.shardings.params, layout):
     say('', text)
   kernel, why = attention_kernel(
     config.model, config.sequence_length, config.dtype, devices[0].platform
@@ -159,7 +153,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
   status.change(step=first, steps=phases[-1].last, restored_step=saved)
-  whole = meshes.replicated(mesh)
+  whole = partitioning.replicated(mesh)
   add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
   state = sums = writer = None
   shape = dict(mesh.shape)
@@ -236,7 +230,9 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
         say('restored', f'step {first:,}, the last checkpoint in {workdir}')
       else:
         state = jax.jit(
-          lambda: steps.init_state(p.model, p.optimizer, config.seed, config.sequence_length),
+          lambda: pretrain_step.init_state(
+            p.model, p.optimizer, config.seed, config.sequence_length
+          ),
           out_shardings=p.shardings,
         )()
         sums = zero_sums()
@@ -257,7 +253,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
       writer = progress.Writer(workdir, saved and first) if hosts.first() else progress.NoWriter()
     resolved = {
       'data': data,
-      **({'steps': config.steps} if configs.has_budget(config) else {}),
+      **({'steps': config.steps} if has_budget(config) else {}),
       'mesh': shape,
       'micro_batches': micro_batches,
       'vocab_size': tokenizer.size,
@@ -266,7 +262,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
       'train_rows': prepared[0].train.rows,
       'parameters': parameters,
     }
-    hosts.from_first(functools.partial(workdirs.write_json, workdir / 'resolved.json', resolved))
+    hosts.from_first(functools.partial(run_folder.write_json, workdir / 'resolved.json', resolved))
     before = sum(
       earlier.config.steps * earlier.config.batch_size * earlier.config.sequence_length
       for earlier in phases[:number]

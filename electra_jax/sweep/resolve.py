@@ -9,11 +9,20 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from electra_jax import config as configs
-from electra_jax.config import AnyConfig, Config, FinetuningConfig, PretrainingConfig, SweepConfig
+from electra_jax.config import (
+  AnyConfig,
+  Config,
+  FinetuningConfig,
+  PretrainingConfig,
+  SweepConfig,
+  checked_finetuning,
+  checked_pretraining,
+  checked_sweep,
+  freeze,
+)
 from electra_jax.config.declarations import ConfigDict, fields_of, typed_value
 from electra_jax.errors import UserError
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import run_folder
 
 # Fields that the sweep sets itself.
 OWN = ('name', 'seed', 'keep')
@@ -80,21 +89,19 @@ def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedSweep
   Raises:
     UserError: for a field that cannot be, in the sweep's own config or in that of a run or task.
   """
-  return ResolvedSweep(
-    configs.checked_sweep(config), workdirs.folder(workdir), tuple(jobs_of(config))
-  )
+  return ResolvedSweep(checked_sweep(config), run_folder.folder(workdir), tuple(jobs_of(config)))
 
 
 def jobs_of(config: AnyConfig) -> list[Job]:
   """The jobs of a sweep's config, see `resolve`."""
-  c = configs.checked_sweep(config)
+  c = checked_sweep(config)
   base = _pretraining(c.base)
   base = changed(base, dict(c.fields), 'config.fields', OWN)
   tasks = {name: _task(name, file, fields) for name, file, fields in c.finetune}
   jobs = []
   for run, fields in c.runs:
     of_run = changed(base, dict(fields), f'run {run}', OWN)
-    of_run = _checked(f'run {run}', configs.checked_pretraining, of_run)
+    of_run = _checked(f'run {run}', checked_pretraining, of_run)
     for seed in c.seeds:
       mine = of_run.replace({'name': f'{run}, seed {seed}', 'seed': seed, 'keep': 1})
       # Trials of two seeds differ in all that a seed determines.
@@ -112,7 +119,7 @@ def _pretraining(path: str) -> PretrainingConfig:
     raise UserError(
       f'config.base {path} is no config to pretrain with; name one, as configs/mini.py.'
     )
-  return _checked(f'config.base {path}', lambda c: configs.freeze(PretrainingConfig, c), base)
+  return _checked(f'config.base {path}', lambda c: freeze(PretrainingConfig, c), base)
 
 
 def _task(name: str, file: str, fields: Mapping[str, Any]) -> FinetuningConfig:
@@ -123,11 +130,11 @@ def _task(name: str, file: str, fields: Mapping[str, Any]) -> FinetuningConfig:
     raise UserError(
       f'{where}: {file} is no config to fine-tune with; name one, as configs/finetune/cola.py.'
     )
-  task = _checked(where, lambda c: configs.freeze(FinetuningConfig, c), loaded)
+  task = _checked(where, lambda c: freeze(FinetuningConfig, c), loaded)
   task = changed(task, fields, where, OWN_OF_TASKS).replace(
     {'name': name, 'init': 'the run', 'init_step': 'last', 'like': '', 'keep_trials': 'none'}
   )
-  task = _checked(where, configs.checked_finetuning, task)
+  task = _checked(where, checked_finetuning, task)
   if len(task.tasks) != 1:
     raise UserError(f'{where} has the tasks {task.task}; give each an entry of its own.')
   return task

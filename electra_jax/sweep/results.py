@@ -6,21 +6,20 @@ import json
 import math
 import statistics
 
-from electra_jax import config as configs
-from electra_jax.config import FinetuningConfig, PretrainingConfig
-from electra_jax.data import files
+from electra_jax import file_access
+from electra_jax.config import FinetuningConfig, PretrainingConfig, names_with, to_plain
 from electra_jax.errors import UserError
-from electra_jax.finetune.summary import spread
+from electra_jax.finetune.trial_summary import spread
 from electra_jax.sweep.resolve import Job, group
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import run_folder
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.progress import quantity
 
 LINES = 'results.jsonl'  # in the sweep's folder; jobs write files of their own in `results`
 # What a run's figures do not depend on. Its data is told by the rows themselves, wherever they are.
-_FREE = (*configs.names_with(PretrainingConfig, 'resumable'), 'name', 'seed', 'data.')
+_FREE = (*names_with(PretrainingConfig, 'resumable'), 'name', 'seed', 'data.')
 _FREE_IN_TASKS = (
-  *(n for n in configs.names_with(FinetuningConfig, 'resumable') if n != 'num_trials'),
+  *(n for n in names_with(FinetuningConfig, 'resumable') if n != 'num_trials'),
   'name',
   'init',
   'init_step',
@@ -72,7 +71,7 @@ def _fields(config, defaults, free) -> dict:
   """Fields that are not the defaults, flat, as JSON has them, less those that are free."""
 
   def plain(c):
-    return _flat(configs.to_plain(c))
+    return _flat(to_plain(c))
 
   usual = plain(defaults)
 
@@ -101,7 +100,7 @@ def digest(value) -> str:
 def read(path) -> list[dict]:
   """The lines of a file; a last one that a kill cut short is left out. Raises UserError where it cannot be read or is damaged."""
   try:
-    content = files.read_bytes(str(path)).decode()
+    content = file_access.read_bytes(str(path)).decode()
   except (OSError, ValueError) as error:
     raise UserError(
       f'{path} cannot be read as results ({getattr(error, "strerror", None) or type(error).__name__}); name a file of JSON lines.'
@@ -131,18 +130,18 @@ def read(path) -> list[dict]:
 
 def append(path, line: dict) -> None:
   """Adds a line to a file, which is whole at any moment, here or in a bucket."""
-  path = workdirs.folder(path)
-  before = path.read_bytes() if workdirs.exists(path) else b''
+  path = run_folder.folder(path)
+  before = path.read_bytes() if run_folder.exists(path) else b''
   if before and not before.endswith(b'\n'):  # of an editor, say
     before += b'\n'
-  workdirs.write_bytes(path, before + (json.dumps(line) + '\n').encode())
+  run_folder.write_bytes(path, before + (json.dumps(line) + '\n').encode())
 
 
 def differences(wanted: dict, line: dict) -> list[str]:
   """In which fields a line is not what is asked for, as 'field: its value -> the value asked for'."""
   defaults = {
-    '': _flat(configs.to_plain(PretrainingConfig())),
-    'task': _flat(configs.to_plain(FinetuningConfig())),
+    '': _flat(to_plain(PretrainingConfig())),
+    'task': _flat(to_plain(FinetuningConfig())),
   }
 
   def compare(theirs, ours, usual, prefix):
@@ -483,5 +482,5 @@ def write(folder, name: str, summaries: list[dict], seeds: int) -> None:
   """sweep.md and sweep.png in a folder."""
   image = io.BytesIO()
   draw(name, summaries).savefig(image, dpi=130, format='png')
-  workdirs.write_bytes(folder / 'sweep.md', markdown(name, summaries, seeds).encode())
-  workdirs.write_bytes(folder / 'sweep.png', image.getvalue())
+  run_folder.write_bytes(folder / 'sweep.md', markdown(name, summaries, seeds).encode())
+  run_folder.write_bytes(folder / 'sweep.png', image.getvalue())

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from electra_jax.errors import UserError
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import run_folder
 
 _ITEMS = ('params', 'opt_state', 'counters', 'sums')
 METRIC = 'total_loss'  # the figure that the best checkpoint of a pretraining run is chosen by; lower is better
@@ -45,7 +45,7 @@ def open_manager(
     ),
   )
   directory = _directory(workdir)
-  with workdirs.reaching(directory):
+  with run_folder.reaching(directory):
     manager = ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
     # Only a save waits for the thread that clears unfinished ones away. Where none comes, it would outlive the manager, fail at exit
     # and leave them. Orbax has no public name for this as of 0.12.8.
@@ -54,16 +54,16 @@ def open_manager(
 
 
 def _directory(workdir) -> epath.Path:
-  directory = workdirs.folder(workdir) / 'checkpoints'
+  directory = run_folder.folder(workdir) / 'checkpoints'
   return (
-    directory if workdirs.is_remote(directory) else epath.Path(pathlib.Path(directory).absolute())
+    directory if run_folder.is_remote(directory) else epath.Path(pathlib.Path(directory).absolute())
   )
 
 
 def any_saved(workdir) -> bool:
   """Whether the run has a checkpoint that was saved whole. One process may ask alone."""
   directory = _directory(workdir)
-  with workdirs.reaching(directory):
+  with run_folder.reaching(directory):
     return directory.is_dir() and bool(ocp.utils.checkpoint_steps_paths(directory))
 
 
@@ -73,8 +73,8 @@ def latest_saved(workdir) -> int | None:
   One process may call this by itself. A save that is still in progress does not count.
   """
   directory = _directory(workdir)
-  with workdirs.reaching(directory):
-    if workdirs.is_remote(directory):
+  with run_folder.reaching(directory):
+    if run_folder.is_remote(directory):
       paths = ocp.utils.checkpoint_steps_paths(directory)
     else:  # a folder gets its final name, the step, when it is complete
       paths = directory.iterdir() if directory.is_dir() else ()
@@ -90,7 +90,7 @@ def save(manager, step: int, state, sums, figure: float | None, metric: str = ME
   """
   counters = {'step': state.step, 'skipped': state.skipped, 'bad_step': state.bad_step}
   item = ocp.args.StandardSave
-  with workdirs.reaching(manager.directory, 'written'):
+  with run_folder.reaching(manager.directory, 'written'):
     manager.save(
       step,
       args=ocp.args.Composite(
@@ -106,7 +106,7 @@ def save(manager, step: int, state, sums, figure: float | None, metric: str = ME
 
 def wait(manager) -> None:
   """Waits until what was begun is saved. Raises UserError where its bucket cannot be written."""
-  with workdirs.reaching(manager.directory, 'written'):
+  with run_folder.reaching(manager.directory, 'written'):
     manager.wait_until_finished()
 
 
@@ -122,7 +122,7 @@ def _read(manager, step: int, items: dict):
   except Exception as error:  # of any kind: the store below is several libraries deep
     first_line = (str(error).strip().splitlines() or [''])[0][:160]
     wrong = (
-      'cannot be reached, is damaged' if workdirs.is_remote(manager.directory) else 'is damaged'
+      'cannot be reached, is damaged' if run_folder.is_remote(manager.directory) else 'is damaged'
     )
     raise UserError(
       f'the checkpoint {manager.directory / str(step)} {wrong} or of another model '
@@ -163,7 +163,7 @@ def find_step(workdir, which, **best) -> int:
   Raises UserError where there is no such checkpoint.
   """
   directory = _directory(workdir)
-  with workdirs.reaching(directory):
+  with run_folder.reaching(directory):
     found = directory.is_dir()
   with open_manager(workdir, read_only=True, **best) if found else _none(workdir) as manager:
     steps = sorted(manager.all_steps())

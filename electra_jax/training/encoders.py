@@ -11,7 +11,7 @@ from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.training import versions
-from electra_jax.training.workdir import read_json
+from electra_jax.training.run_folder import read_json
 
 # On a CPU whole loops are unrolled where that is bearable to compile: XLA runs the body of a loop less well.
 UNROLLED_LAYERS_ON_CPU = 6

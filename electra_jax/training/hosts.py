@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from electra_jax.errors import UserError
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import run_folder
 from electra_jax.training.preemption import metadata_server
 
 LOST = 43  # exit status: another process of the run ended; the same command goes on from the last checkpoint
@@ -183,7 +183,7 @@ def same_everywhere(what: str, text: str) -> None:
 
 def check_shared(workdir) -> None:
   """Raises UserError, on every process, where one of them does not see what the first wrote into WORKDIR."""
-  seen = gather(workdirs.exists(workdir / 'config.json'))
+  seen = gather(run_folder.exists(workdir / 'config.json'))
   if not all(seen):
     raise UserError(
       f'--workdir {workdir} is not the same folder for process {seen.index(0) + 1} as for process 1; all processes need it: '

@@ -8,7 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import run_folder
 
 METRICS = 'metrics.jsonl'
 
@@ -77,13 +77,13 @@ class Writer:
   def __init__(self, workdir, step: int):
     lines = [line for line in read_metrics(workdir) if line['step'] <= step] if step else []
     self.seconds = max((line['seconds'] for line in lines), default=0.0)
-    self._spool = workdirs.Spool(workdirs.folder(workdir))
+    self._spool = run_folder.Spool(run_folder.folder(workdir))
     self._path = self._spool.path / METRICS
-    workdirs.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
+    run_folder.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
     self._board = _summary_writer()(
       str(self._spool.path / 'tensorboard'),
       purge_step=step + 1 if step else None,
-      flush_secs=int(workdirs.UPLOAD_EVERY),
+      flush_secs=int(run_folder.UPLOAD_EVERY),
     )
 
   def write(self, kind: str, step: int, figures: dict) -> None:
@@ -127,8 +127,8 @@ class NoWriter:
 
 def read_metrics(workdir) -> list[dict]:
   """The lines of WORKDIR/metrics.jsonl; a last line that a kill cut short is left out."""
-  path, lines = workdirs.folder(workdir) / METRICS, []
-  with workdirs.reaching(path):
+  path, lines = run_folder.folder(workdir) / METRICS, []
+  with run_folder.reaching(path):
     content = path.read_bytes() if path.exists() else b''
   for text in content.decode(errors='replace').splitlines():
     try:

@@ -16,8 +16,7 @@ from typing import Any, Literal
 from etils import epath
 
 from electra_jax.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
-from electra_jax.training import checkpoints, hosts
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import checkpoints, hosts, run_folder
 
 FILE = 'status.json'
 COPY = 'ELECTRA_JAX_STATUS'  # environment variable: a file of this machine with the same content
@@ -129,7 +128,7 @@ class Status:
       workdir: the run's folder.
       steps: optimizer steps in total, where they are known.
     """
-    self._saved_in = workdirs.folder(workdir)
+    self._saved_in = run_folder.folder(workdir)
     self._path = self._saved_in / FILE
     hosts.before_exit(self._lost)
     self.change(steps=steps)
@@ -168,7 +167,7 @@ class Status:
       saved: whether a checkpoint was begun at this step. Buckets are written only then.
     """
     self._record.step = step
-    if self._path is None or not workdirs.is_remote(self._path):
+    if self._path is None or not run_folder.is_remote(self._path):
       self._write()
     elif hosts.first():
       self._write_copy()
@@ -228,7 +227,7 @@ class Status:
     try:
       with self._lock:
         self._record.updated = _now()
-        workdirs.write_json(path, self._record.plain())
+        run_folder.write_json(path, self._record.plain())
     except Exception as error:  # of any kind: no status is worth a run
       if not self._reported:
         self._reported = True

@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 from electra_jax.errors import UserError
-from electra_jax.training import workdir as workdirs
+from electra_jax.training import run_folder
 from electra_jax.version import __version__
 
 FILE = 'versions.json'
@@ -37,8 +37,8 @@ def read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     UserError: where the folder's format is newer than this program's.
   """
-  path = workdirs.folder(workdir) / FILE
-  found = workdirs.read_json(path) if workdirs.exists(path) else {'format': 0}
+  path = run_folder.folder(workdir) / FILE
+  found = run_folder.read_json(path) if run_folder.exists(path) else {'format': 0}
   if found['format'] > FORMAT:
     writer = found.get('last_run_with', {}).get('electra_jax', 'a newer version')
     raise UserError(
@@ -67,4 +67,4 @@ def record(workdir: str | os.PathLike[str], resumed: bool) -> None:
     'started_with': started,
     'last_run_with': current(),
   }
-  workdirs.write_json(workdirs.folder(workdir) / FILE, content)
+  run_folder.write_json(run_folder.folder(workdir) / FILE, content)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from electra_jax.data.readers import named
+from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import tables
 from electra_jax.finetune.tasks.tables import place, shown

@@ -9,8 +9,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from electra_jax import console
-from electra_jax.data import files, readers
+from electra_jax import console, file_access
+from electra_jax.data.corpus import readers
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import prepared, tables
 from electra_jax.finetune.tasks.task import Recipe
@@ -250,24 +250,24 @@ def _task(name):
 
 def _in_folder(name, source):
   """Of each split there is, what reads it: a function of `strict` that gives rows and their path."""
-  glue, source = _TASKS[name], files.normal(source)
-  inside = files.listing(source)
+  glue, source = _TASKS[name], file_access.normal(source)
+  inside = file_access.listing(source)
   wanted = {folder.lower() for folder in (*glue.folders, name)}
   own = next(
     (
       entry
       for entry in inside
-      if entry.lower() in wanted and files.is_folder(files.join(source, entry))
+      if entry.lower() in wanted and file_access.is_folder(file_access.join(source, entry))
     ),
     None,
   )
-  folder = files.join(source, own) if own else source
+  folder = file_access.join(source, own) if own else source
   found = _files_of(folder, glue.files)
   if name == 'mnli' and own and 'diagnostic' not in found:
     for entry in inside:
       if entry.lower() in ('diagnostic', 'diagnostics', 'ax') and 'diagnostic' not in found:
         found |= _files_of(
-          files.join(source, entry), {'diagnostic': (*glue.files['diagnostic'], 'test.tsv')}
+          file_access.join(source, entry), {'diagnostic': (*glue.files['diagnostic'], 'test.tsv')}
         )
   readers_of = {
     split: functools.partial(_read_file, name, path=path) for split, path in found.items()
@@ -290,11 +290,12 @@ def _in_folder(name, source):
 def _files_of(folder, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
   """Paths of the files that are there, by split, plain or compressed."""
   there = {}
-  for entry in files.listing(folder):
+  for entry in file_access.listing(folder):
     plain = next(
-      (entry.removesuffix(suffix) for suffix in files.COMPRESSIONS if entry.endswith(suffix)), entry
+      (entry.removesuffix(suffix) for suffix in file_access.COMPRESSIONS if entry.endswith(suffix)),
+      entry,
     )
-    there[plain] = files.join(folder, entry)
+    there[plain] = file_access.join(folder, entry)
   found = {
     split: next((there[name] for name in choices if name in there), None)
     for split, choices in names.items()

@@ -5,7 +5,8 @@ import re
 
 import numpy as np
 
-from electra_jax.data import files, readers, sources, tfds
+from electra_jax import file_access
+from electra_jax.data.corpus import readers, sources, tfds
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks.tables import Row
 
@@ -51,7 +52,7 @@ def read(source: str, split: str | None = None) -> list[Row]:
     ]
   except Exception as error:  # of many kinds
     raise UserError(
-      f'split {split!r} of TFDS dataset {name} cannot be read: {files.reason(error)}'
+      f'split {split!r} of TFDS dataset {name} cannot be read: {file_access.reason(error)}'
     ) from None
   if not rows:
     raise UserError(

@@ -5,7 +5,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from electra_jax.data import files, readers
+from electra_jax import file_access
+from electra_jax.data.corpus import readers
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import prepared, tables
 
@@ -127,10 +128,10 @@ def read_questions(
 def _in_folder(folder, split, version):
   """The file of a part, or None."""
   for name in (f'{split}-{version}.json', f'{split}.json'):
-    for suffix in ('', *files.COMPRESSIONS):
-      if files.exists(path := files.join(folder, name + suffix)):
+    for suffix in ('', *file_access.COMPRESSIONS):
+      if file_access.exists(path := file_access.join(folder, name + suffix)):
         return path
-  found = files.glob(files.join(folder, f'{split}-{version}*.json*'))
+  found = file_access.glob(file_access.join(folder, f'{split}-{version}*.json*'))
   if len(found) > 1:
     raise UserError(
       f'{folder!r} holds {readers.named(found)}; name one of them in config.data.{split}'
@@ -149,7 +150,7 @@ def _document(text, place, found_format):
       return None
     line = getattr(error, 'lineno', 1)
     raise UserError(
-      f'{tables.place(place, line)} is not JSON ({files.reason(error)}); mend it'
+      f'{tables.place(place, line)} is not JSON ({file_access.reason(error)}); mend it'
     ) from None
   if isinstance(document.get('data'), list):
     return document['data']

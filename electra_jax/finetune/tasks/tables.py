@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from electra_jax.data import files, readers, tfds
+from electra_jax import file_access
+from electra_jax.data.corpus import readers, tfds
 from electra_jax.errors import UserError
 
 FORMATS = ('tsv', 'csv', 'jsonl', 'json')
@@ -105,7 +106,7 @@ def parse_table(
 def format_of(path: str) -> str:
   """What a file's name says it is, before the suffix of its compression: tsv, csv, jsonl, json, conll, conllu, txt, or ''."""
   name = pathlib.PurePosixPath(path)
-  if name.suffix.lower() in files.COMPRESSIONS:
+  if name.suffix.lower() in file_access.COMPRESSIONS:
     name = name.with_suffix('')
   return _SUFFIXES.get(name.suffix.lower(), '')
 
@@ -116,10 +117,10 @@ def read_text(path: str) -> str:
     content = sys.stdin.buffer.read()
   else:
     try:
-      with files.open_binary(path) as raw:
-        content = files.decompressed(raw, path).read()
-    except files.damage() as error:
-      raise UserError(f'{shown(path)} cannot be read: {files.reason(error)}') from None
+      with file_access.open_binary(path) as raw:
+        content = file_access.decompressed(raw, path).read()
+    except file_access.damage() as error:
+      raise UserError(f'{shown(path)} cannot be read: {file_access.reason(error)}') from None
   content = content.removeprefix(_BYTE_ORDER_MARK)
   try:
     text = content.decode()
@@ -254,7 +255,7 @@ def _csv_records(text, path, header):
       return
     except csv.Error as error:
       raise UserError(
-        f'{place(path, number)} is not CSV ({files.reason(error)}); mend it'
+        f'{place(path, number)} is not CSV ({file_access.reason(error)}); mend it'
       ) from None
     if fields:
       yield number, fields
@@ -269,7 +270,7 @@ def _json_lines(text, path):
       value = json.loads(line, strict=False)
     except (ValueError, RecursionError) as error:
       raise UserError(
-        f'{place(path, number)} is not JSON ({files.reason(error)}); mend it'
+        f'{place(path, number)} is not JSON ({file_access.reason(error)}); mend it'
       ) from None
     rows.append(Row(number, _object(value, path, number)))
   return rows
@@ -300,7 +301,7 @@ def _json_list(text, path):
       value, position = decoder.raw_decode(text, position)
     except (ValueError, RecursionError) as error:
       raise UserError(
-        f'{place(path, line)} begins what is not JSON ({files.reason(error)}); mend it'
+        f'{place(path, line)} begins what is not JSON ({file_access.reason(error)}); mend it'
       ) from None
     rows.append(Row(line, _object(value, path, line)))
     position = skip(position)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from electra_jax.data import files
-from electra_jax.data.readers import named
-from electra_jax.data.tokenizers import Tokenizer
+from electra_jax import file_access
+from electra_jax.data.corpus.readers import named
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import entities, metrics
 from electra_jax.finetune.tasks import conll, tables
@@ -385,17 +385,17 @@ def _files(data):
   given = {split: path for split in SPLITS if (path := getattr(data, split))}
   if not data.source:
     return given
-  if data.source.startswith('tfds:') or not files.is_folder(data.source):
+  if data.source.startswith('tfds:') or not file_access.is_folder(data.source):
     raise UserError(
       f'data.source {data.source!r} is not a folder; tags are read from files: name a folder, or files with data.train, '
       'data.dev and data.test'
     )
   found = collections.defaultdict(list)
-  names = [name for name in files.listing(data.source) if not _OTHER_FILES.match(name)]
+  names = [name for name in file_access.listing(data.source) if not _OTHER_FILES.match(name)]
   for name in names:
     if (
       part := next((part for mark, part in _PARTS if mark in name.lower()), None)
-    ) and not files.is_folder(files.join(data.source, name)):
+    ) and not file_access.is_folder(file_access.join(data.source, name)):
       found[part].append(name)
   for part in SPLITS:
     # A Universal Dependencies folder has the plain text of each part beside it.
@@ -411,7 +411,7 @@ def _files(data):
       f'the folder {data.source!r} has no file whose name has train, dev or test in it; name files with data.train and data.dev'
     )
   return {
-    split: given.get(split) or files.join(data.source, found[split][0])
+    split: given.get(split) or file_access.join(data.source, found[split][0])
     for split in SPLITS
     if split in given or found[split]
   }

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from electra_jax.data.tokenizers import Tokenizer
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 
 # What a position past a row's end holds of a target that has one value a token; targets of one value a row are padded with 0.
 FILL = {'tags': -1, 'allowed': 0}

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from electra_jax.data import readers
-from electra_jax.data.tokenizers import Tokenizer
+from electra_jax.data.corpus import readers
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import metrics
 from electra_jax.finetune.tasks import prepared, tables

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 
 from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
-from electra_jax.pretrain.objectives.shared import (
+from electra_jax.pretrain.objectives.common import (
   Settings,
   dropout_keys,
   propose,
   real,
   verdict_losses,
 )
-from electra_jax.pretrain.objectives.shared import counts as counts
-from electra_jax.pretrain.objectives.shared import examples as examples
+from electra_jax.pretrain.objectives.common import counts as counts
+from electra_jax.pretrain.objectives.common import examples as examples
 
 LOSSES = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
 HEADS = ('generator_head', 'discriminator_head', 'predictor_head')

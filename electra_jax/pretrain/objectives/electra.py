@@ -6,9 +6,9 @@ Clark et al. 2020, section 3.1: minimise L_MLM + 50 L_Disc over both towers, no 
 import jax
 
 from electra_jax.pretrain import metrics
-from electra_jax.pretrain.objectives.shared import Settings, judge, propose, real
-from electra_jax.pretrain.objectives.shared import counts as counts
-from electra_jax.pretrain.objectives.shared import examples as examples
+from electra_jax.pretrain.objectives.common import Settings, judge, propose, real
+from electra_jax.pretrain.objectives.common import counts as counts
+from electra_jax.pretrain.objectives.common import examples as examples
 
 LOSSES = {
   'generator_loss': 'generator_weight',

@@ -6,16 +6,16 @@ It tests what there is to gain from learning from all tokens rather than from a 
 import jax
 
 from electra_jax.pretrain import metrics
-from electra_jax.pretrain.objectives import shared
+from electra_jax.pretrain.objectives import common
+from electra_jax.pretrain.objectives.common import Settings, chosen, judge, propose
+from electra_jax.pretrain.objectives.common import examples as examples
 from electra_jax.pretrain.objectives.electra import HEADS as HEADS
 from electra_jax.pretrain.objectives.electra import LOSSES as LOSSES
-from electra_jax.pretrain.objectives.shared import Settings, chosen, judge, propose
-from electra_jax.pretrain.objectives.shared import examples as examples
 
 
 def counts(settings: Settings, batch):
   """As of all objectives, but the tokens judged are those at the masked positions."""
-  return shared.counts(settings, batch) | {
+  return common.counts(settings, batch) | {
     'tokens': jax.numpy.maximum(chosen(batch).sum(dtype='int32'), 1)
   }
 

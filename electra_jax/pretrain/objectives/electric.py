@@ -15,23 +15,17 @@ import jax.numpy as jnp
 import optax
 
 from electra_jax.pretrain import masking, metrics, replacement
-from electra_jax.pretrain.objectives import shared
+from electra_jax.pretrain.objectives import common
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
+from electra_jax.pretrain.objectives.common import Proposal, Settings, chosen, dropout_keys, real
+from electra_jax.pretrain.objectives.common import examples as examples
 from electra_jax.pretrain.objectives.electra import HEADS as HEADS
 from electra_jax.pretrain.objectives.electra import LOSSES as LOSSES
-from electra_jax.pretrain.objectives.shared import (
-  Proposal,
-  Settings,
-  chosen,
-  dropout_keys,
-  real,
-)
-from electra_jax.pretrain.objectives.shared import examples as examples
 
 
 def counts(settings: Settings, batch):
   """As of all objectives, and what the generator's loss divides by: all tokens that may be masked, at least 1."""
-  return shared.counts(settings, batch) | {
+  return common.counts(settings, batch) | {
     'candidates': jnp.maximum(candidates(settings, batch).sum(dtype=jnp.int32), 1)
   }
 

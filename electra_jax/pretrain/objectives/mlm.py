@@ -6,9 +6,9 @@ Masks are those of the other objectives: of the chosen tokens 85% become [MASK] 
 import jax
 
 from electra_jax.pretrain import metrics
-from electra_jax.pretrain.objectives.shared import Settings, predict_masked
-from electra_jax.pretrain.objectives.shared import counts as counts
-from electra_jax.pretrain.objectives.shared import examples as examples
+from electra_jax.pretrain.objectives.common import Settings, predict_masked
+from electra_jax.pretrain.objectives.common import counts as counts
+from electra_jax.pretrain.objectives.common import examples as examples
 
 LOSSES = {'generator_loss': 'generator_weight'}
 HEADS = (

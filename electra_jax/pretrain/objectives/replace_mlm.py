@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from electra_jax.pretrain import metrics
-from electra_jax.pretrain.objectives.shared import Settings, dropout_keys, propose
-from electra_jax.pretrain.objectives.shared import counts as counts
-from electra_jax.pretrain.objectives.shared import examples as examples
+from electra_jax.pretrain.objectives.common import Settings, dropout_keys, propose
+from electra_jax.pretrain.objectives.common import counts as counts
+from electra_jax.pretrain.objectives.common import examples as examples
 
 LOSSES = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
 HEADS = ('generator_head', 'predictor_head')

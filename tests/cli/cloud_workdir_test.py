@@ -1,0 +1,344 @@
+"""A run whose folder is in a bucket is the run that it would be on this machine: killed, resumed, evaluated, drawn and opened."""
+
+import json
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import threading
+
+import fake_gcs
+import micro_run
+import pytest
+import xla_flags
+from tensorboardX.proto.event_pb2 import Event
+
+from electra_jax.errors import UserError
+from electra_jax.training import progress, run_folder
+
+pytest.importorskip('gcsfs', reason='needs gcsfs, of the gcs extra')
+
+FIELDS = ('--config.save_every=5', '--config.profile_steps=(20, 21)')
+
+# In one child process: each mode of the command line on a run in a bucket, and electra_jax.load.
+OPEN = """
+import json, sys
+import electra_jax
+from electra_jax.main import main
+from electra_jax.training import checkpoints
+for mode in ('evaluate', 'report', 'inspect'):
+  assert main(['electra_jax', f'--mode={mode}', '--workdir=gs://bucket/run', *(['--rows=1'] if mode == 'inspect' else [])]) == 0
+run = electra_jax.load('gs://bucket/run', 'best')
+told = {'step': run.step, 'replaced': run('bako tiru mesa.').replaced.tolist(), 'tensorflow': 'tensorflow' in sys.modules,
+        'saved': [checkpoints.any_saved(f'gs://bucket/{name}') for name in ('run', 'half', 'none')]}
+print('TOLD', json.dumps(told))
+"""
+
+# In one child process: command lines that cannot work. gcsfs tries six times, which takes half a minute; here it does not pause.
+MISTAKES = """
+import os, sys, types
+import gcsfs
+from electra_jax.main import main
+async def sleep(seconds):
+  pass
+gcsfs.retry.asyncio = types.SimpleNamespace(sleep=sleep)
+for url, argv in CASES:
+  os.environ['STORAGE_EMULATOR_HOST'] = url
+  print('==', file=sys.stderr)
+  assert main(['electra_jax', *argv]) == 1
+"""
+
+
+@pytest.fixture(scope='module')
+def bucket():
+  with fake_gcs.serving('bucket', 'closed') as buckets:
+    buckets.forbidden.add('closed')
+    kept = {name: os.environ.get(name) for name in buckets.environment()}
+    os.environ.update(buckets.environment())
+    yield buckets
+    for name, value in kept.items():
+      os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def copied(bucket, name, to) -> pathlib.Path:
+  """A folder of the bucket as one of this machine."""
+  for file, content in bucket.files('bucket', name + '/').items():
+    (to / file).parent.mkdir(parents=True, exist_ok=True)
+    (to / file).write_bytes(content)
+  return to
+
+
+def events(file):
+  """What is in an event file of TensorBoard, by its format: length, checksum, content, checksum."""
+  content = file.read_bytes()
+  while content:
+    (size,) = struct.unpack('<Q', content[:8])
+    yield Event.FromString(content[12 : 12 + size])
+    content = content[16 + size :]
+
+
+def own(err) -> str:
+  """stderr without TensorStore's line on where its credentials are from."""
+  return ''.join(
+    line for line in err.splitlines(keepends=True) if 'google_auth_provider' not in line
+  )
+
+
+def child(code) -> tuple[str, str]:
+  """A Python program on one device: stdout, stderr."""
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': str(micro_run.ROOT),
+    'XLA_FLAGS': xla_flags.QUICK,
+  }
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=micro_run.ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
+  return done.stdout, done.stderr
+
+
+@pytest.fixture(scope='module')
+def killed_and_resumed(bucket):
+  """What the second start printed, of a run in gs://bucket/run, killed when the save of step 10 lacked its last object."""
+  argv = micro_run.arguments('gs://bucket/run', *FIELDS)
+  bucket.hold = r'checkpoints/10/commit_success\.txt$'
+  process = micro_run.start(*argv)
+  micro_run.wait_for(lambda: bucket.waiting, process)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  bucket.hold = None
+  with bucket.lock:
+    cut_short = {
+      key: value for key, value in bucket.objects.items() if '/checkpoints/10/' in key[1]
+    }
+    assert any('/params/' in name for _, name in cut_short)
+    assert ('bucket', 'run/checkpoints/10/commit_success.txt') not in cut_short
+    for (_, name), value in cut_short.items():
+      bucket.objects['bucket', name.replace('run/', 'half/', 1)] = value
+  lines = [json.loads(line) for line in bucket.files('bucket')['run/metrics.jsonl'].splitlines()]
+  # Figures are in the bucket before the checkpoint of their step is.
+  assert ('heldout', 10) in [(line['kind'], line['step']) for line in lines]
+  return micro_run.run(*argv)
+
+
+def test_a_run_killed_inside_a_save_ends_as_one_on_this_machine(
+  bucket, killed_and_resumed, tmp_path
+):
+  out, err = killed_and_resumed
+  assert 'restored     step 5, the last checkpoint in gs://bucket/run' in out and not own(err)
+  whole, _ = micro_run.finished()
+  remote = copied(bucket, 'run', tmp_path / 'remote')
+  assert (
+    micro_run.differing(micro_run.checkpoint(remote, 30), micro_run.checkpoint(whole, 30)) == []
+  )
+  assert micro_run.figures(remote) == micro_run.figures(whole)
+  assert (remote / 'checkpoints/30/commit_success.txt').exists() and not (
+    remote / 'checkpoints/10'
+  ).exists()
+  status = json.loads((remote / 'status.json').read_text())
+  assert (status['state'], status['step'], status['exit_status']) == ('finished', 30, 0)
+  assert (status['restored_step'], status['last_checkpoint']) == (5, 30)
+  for name in ('config.json', 'resolved.json'):
+    ours, others = (json.loads((folder / name).read_text()) for folder in (remote, whole))
+    assert ours.keys() == others.keys()
+  assert {path.name: path.read_bytes() for path in (remote / 'tokenizer').iterdir()} == {
+    path.name: path.read_bytes() for path in (whole / 'tokenizer').iterdir()
+  }
+  assert not list(remote.glob('.probe*'))
+
+
+def test_boards_and_profiles_are_in_the_bucket(bucket, killed_and_resumed, tmp_path):
+  remote = copied(bucket, 'run', tmp_path / 'remote')
+  *_, last = sorted((remote / 'tensorboard').iterdir())
+  drawn = [(value.tag, event.step) for event in events(last) for value in event.summary.value]
+  assert [step for tag, step in drawn if tag == 'heldout/total_loss'] == [10, 20, 30]
+  assert list(remote.glob('profile/plugins/profile/*/*.xplane.pb'))
+
+
+def test_it_is_evaluated_drawn_shown_and_opened(bucket, killed_and_resumed, tmp_path):
+  out, err = child(OPEN)
+  assert not own(err)
+  told = json.loads(out[out.index('TOLD') + 5 :])
+  assert told['saved'] == [True, False, False]
+  assert not told['tensorflow']
+  assert (
+    'gs://bucket/run/evaluation.json' in out
+    and 'gs://bucket/run/report.png' in out
+    and 'held-out row 0 of 26' in out
+  )
+  remote = copied(bucket, 'run', tmp_path / 'remote')
+  assert (remote / 'report.png').read_bytes().startswith(b'\x89PNG')
+  evaluation = json.loads((remote / 'evaluation.json').read_text())
+  assert (evaluation['step'], evaluation['rows']) == (30, 26)
+  assert f'{evaluation["figures"]["auc"]["value"]:.4f}' in (remote / 'report.md').read_text()
+  losses = {
+    line['step']: line['total_loss']
+    for line in micro_run.figures(remote)
+    if line['kind'] == 'heldout'
+  }
+  assert told['step'] == min(losses, key=losses.get)
+  import electra_jax
+
+  here = electra_jax.load(remote, told['step'])('bako tiru mesa.').replaced
+  assert abs(here - told['replaced']).max() < 1e-4  # other optimisation of the compiler
+
+
+@pytest.mark.parametrize(
+  'address, named',
+  [
+    ('s3://bucket/run', 's3://bucket/run'),
+    ('gs://', 'gs://bucket/run'),
+    ('gs:/bucket/run', 'lacks a slash'),
+  ],
+)
+def test_addresses_that_are_none_of_a_run(address, named):
+  with pytest.raises(UserError, match=named):
+    run_folder.folder(address)
+
+
+def test_without_gcsfs_it_is_named(monkeypatch):
+  monkeypatch.setattr(run_folder.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(UserError, match='needs gcsfs, which is not installed; pip install gcsfs'):
+    run_folder.folder('gs://bucket/run')
+
+
+def test_a_bucket_that_cannot_be_reached_is_one_sentence_before_long_work(bucket):
+  train = (
+    f'--config={micro_run.CONFIG}',
+    f'--config.data.source={micro_run.shared() / "nosuch.txt"}',
+  )
+  url, nobody = bucket.url, 'http://127.0.0.1:9'
+  cases = [
+    (
+      url,
+      [*train, '--workdir=gs://nosuch/run'],
+      'gs://nosuch/run cannot be written (there is no such bucket',
+    ),
+    (
+      url,
+      [*train, '--workdir=gs://closed/run'],
+      'gs://closed/run cannot be written (nobody@example.com does not have',
+    ),
+    (
+      url,
+      ['--mode=evaluate', '--workdir=gs://closed/run'],
+      'gs://closed/run cannot be read (nobody@example.com does not have',
+    ),
+    (url, ['--mode=report', '--workdir=gs://bucket/nosuch'], 'gs://bucket/nosuch is not a run'),
+    (
+      nobody,
+      ['--mode=evaluate', '--workdir=gs://bucket/run'],
+      'gs://bucket/run cannot be read (Cannot connect',
+    ),
+    (
+      nobody,
+      [*train, '--workdir=gs://bucket/run'],
+      'gs://bucket/run cannot be written (Cannot connect',
+    ),
+  ]
+  _, err = child(MISTAKES.replace('CASES', repr([case[:2] for case in cases])))
+  for said, (_, _, named) in zip(err.split('==\n')[1:], cases, strict=True):
+    assert said.startswith('electra_jax: ' + named) and said.count('\n') == 1, said
+
+
+# ---- Files that grow.
+
+
+@pytest.fixture
+def sent(monkeypatch):
+  """What Spool uploads, in order: (address, content). The bucket is out of order while `sent.broken`."""
+
+  class Sent(list):
+    broken, slow = False, None
+
+  sent = Sent()
+
+  def write(path, content):
+    if str(path).startswith('gs://'):
+      if sent.slow:
+        sent.slow.wait(60)
+      if sent.broken:
+        raise UserError(f'{path} cannot be written (out of order).')
+      sent.append((str(path), content))
+    else:
+      path.write_bytes(content)
+
+  monkeypatch.setattr(run_folder, 'write_bytes', write)
+  return sent
+
+
+def line(writer, step):
+  writer.write('train', step, {'seconds': float(step), 'loss': 1.0})
+
+
+def test_figures_wait_for_an_upload_in_the_background_and_for_their_own_before_a_save(
+  sent, monkeypatch
+):
+  monkeypatch.setattr(progress, 'read_metrics', lambda workdir: [])
+  writer = progress.Writer('gs://bucket/run', 0)
+  line(writer, 1)
+  assert not sent  # not due yet
+  monkeypatch.setattr(run_folder, 'UPLOAD_EVERY', 0)
+  writer._spool._next, sent.slow = 0, threading.Event()
+  line(writer, 2)  # begins an upload, and does not wait
+  line(writer, 3)  # there is one already
+  assert not sent
+  sent.slow.set()
+  assert writer.keep() is None
+  figures = [content for address, content in sent if address == 'gs://bucket/run/metrics.jsonl']
+  assert [json.loads(one)['step'] for one in figures[-1].splitlines()] == [1, 2, 3]
+  writer.close()
+  boards = [
+    content for address, content in sent if address.startswith('gs://bucket/run/tensorboard/events')
+  ]
+  assert boards and len(boards[-1]) == max(map(len, boards)) > 100
+  # Unchanged, not sent again.
+  assert len([address for address, _ in sent if address.endswith('metrics.jsonl')]) == len(figures)
+  assert not writer._spool.path.exists()
+  writer.close()  # twice is once
+
+
+def test_uploads_take_a_small_share_of_the_time(monkeypatch):
+  spool, now = run_folder.Spool(run_folder.folder('gs://bucket/run')), [100.0]
+  monkeypatch.setattr(run_folder.time, 'monotonic', lambda: now[0])
+  for taken, pause in ((0.1, 30), (10, 200)):  # seconds
+    monkeypatch.setattr(
+      run_folder,
+      'write_bytes',
+      lambda path, content, taken=taken: now.__setitem__(0, now[0] + taken),
+    )
+    (spool.path / 'file').write_text(f'of {taken}')
+    spool._upload()
+    assert spool._next - now[0] == pytest.approx(pause)
+  spool.close()
+
+
+def test_a_bucket_out_of_order_loses_no_figure(sent):
+  spool = run_folder.Spool(run_folder.folder('gs://bucket/run'))
+  (spool.path / 'metrics.jsonl').write_text('1\n')
+  sent.broken = True
+  assert 'metrics.jsonl cannot be written (out of order)' in spool.now('metrics.jsonl')
+  with pytest.raises(UserError, match=f'out of order.*is in {spool.path}'):
+    spool.close()
+  assert (spool.path / 'metrics.jsonl').read_text() == '1\n'
+  sent.broken = False
+  spool.close()
+  assert sent == [('gs://bucket/run/metrics.jsonl', b'1\n')] and not spool.path.exists()
+
+
+def test_on_this_machine_they_are_written_in_place(tmp_path):
+  spool = run_folder.Spool(run_folder.folder(tmp_path))
+  assert spool.path == tmp_path
+  (spool.path / 'file').write_text('a')
+  spool.soon()
+  assert spool.now('file') is None
+  spool.close()
+  assert [path.name for path in tmp_path.iterdir()] == ['file']

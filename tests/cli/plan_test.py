@@ -1,0 +1,417 @@
+"""A plan for a TPU slice that is not there: names and numbers, the compiler in a process that may die, figures that add up."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+
+from configs import base, base_lamb, tiny
+from electra_jax import plan as plans
+from electra_jax.config import (
+  PretrainingConfig,
+  checked_pretraining,
+  from_plain,
+  phases_of,
+  to_plain,
+)
+from electra_jax.errors import UserError
+from electra_jax.pretrain.resolve import ResolvedRun
+from electra_jax.training import slices
+from electra_jax.training.progress import PEAK_FLOPS
+
+needs_libtpu = pytest.mark.skipif(
+  plans.importlib.util.find_spec('libtpu') is None,
+  reason="libtpu, TPU's compiler, is not installed",
+)
+
+
+#### Slices ##########################################################################################################
+
+
+@pytest.mark.parametrize(
+  'name, chips, hosts, shape',
+  [
+    ('v4-8', 4, 1, (2, 2, 1)),
+    ('v4-32', 16, 4, (2, 2, 4)),
+    ('v5p-8', 4, 1, (2, 2, 1)),
+    ('v5p-32', 16, 4, (2, 2, 4)),
+    ('v5p-128', 64, 16, (4, 4, 4)),
+    ('v5e-1', 1, 1, (1, 1)),
+    ('v5e-4', 4, 1, (2, 2)),
+    ('v5e-8', 8, 1, (2, 4)),
+    ('v5e-16', 16, 4, (4, 4)),
+    ('v5litepod-64', 64, 16, (8, 8)),
+    ('v6e-256', 256, 64, (16, 16)),
+    ('2xv5e-256', 512, 128, (16, 16)),
+    ('V5E-4', 4, 1, (2, 2)),
+  ],
+)
+def test_names_of_slices_mean_what_people_mean(name, chips, hosts, shape):
+  found = slices.parse(name)
+  assert (found.chips, found.hosts, found.shape) == (chips, hosts, shape)
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['v5e-5', 'v4-9', 'v4-6', 'v5e', 'v9-8', 'h100-8', '0xv5e-4', 'v5p-8192000', '', 'v5e-16x2'],
+)
+def test_a_slice_that_is_not_is_refused_with_those_that_are(name):
+  with pytest.raises(UserError, match=r'v5e-N and v6e-N count chips .* v4-N and v5p-N count cores'):
+    slices.parse(name)
+
+
+def test_chips_are_as_the_rest_of_the_package_has_them():
+  for chip in slices.CHIPS.values():
+    assert chip.flops == PEAK_FLOPS[f'TPU {chip.name}']
+  # A chip at the corner of a 4 x 4 mesh has two neighbours; in 16 x 16 every axis is a ring.
+  assert (
+    slices.parse('v5e-16').ici == 100e9
+    and slices.parse('v5e-256').ici == 200e9
+    and slices.parse('v5e-1').ici == 0
+  )
+  assert slices.parse('v5p-128').ici == 600e9 and slices.parse('v5p-32').ici == 300e9
+
+
+#### What follows from the compiler's figures ########################################################################
+
+
+def phase(**fields):
+  return {
+    'steps': 1000,
+    'batch': 256,
+    'length': 512,
+    'rows_per_chip': 16,
+    'micro_batches': 1,
+    'fits': True,
+    'remat': 'none',
+    'memory': {
+      'parameters': int(5e8),
+      'moments': int(1e8),
+      'peak': int(1e10),
+      'available': 1 << 34,
+      'budget': int(1.6e10),
+    },
+    'flops': {'model': 16 * 197e12, 'compiler': 16 * 197e12, 'products': 2 * 16 * 197e12},
+    'hbm_traffic': 819e9,
+    'collectives': [{'over': 'ICI', 'sent': 5e10}, {'over': 'DCN', 'sent': 0.0}],
+  } | fields
+
+
+def test_times_and_prices_follow_from_peaks_and_bandwidths():
+  found = plans.costs({'phases': [phase(), phase(steps=2000)]}, slices.parse('v5e-16'), price=2.0)
+  seconds = found['phases'][0]['seconds']
+  assert (seconds['products'], seconds['HBM'], seconds['ICI'], seconds['DCN']) == (
+    2.0,
+    1.0,
+    0.5,
+    0.0,
+  )
+  assert found['phases'][0]['bound'] == 'products' and found['phases'][0]['mfu'] == 0.5
+  assert found['run']['days'] == [3000 * 2 / 86400, 3000 * 3.5 / 86400]
+  assert found['run']['dollars'] == pytest.approx([2 * 16 * 6000 / 3600, 2 * 16 * 10500 / 3600])
+  over_network = plans.costs(
+    {'phases': [phase(collectives=[{'over': 'DCN', 'sent': 3.125e10}])]},
+    slices.parse('2xv5e-8'),
+    None,
+  )
+  assert over_network['phases'][0]['bound'] == 'DCN' and 'dollars' not in over_network['run']
+
+
+def test_what_does_not_fit_gets_advice_with_numbers():
+  of = slices.parse('v5e-16')
+  found = ' '.join(plans.advice(phase(fits=False, largest={'rows_per_chip': 6}), of))
+  assert (
+    '--config.micro_batches=4: 4 rows a chip' in found
+    and 'remat=full' in found
+    and 'v5e-32' in found
+    and 'fsdp' not in found
+  )
+  found = ' '.join(
+    plans.advice(phase(fits=False, memory=phase()['memory'] | {'peak': int(5e10)}), of)
+  )
+  assert '--config.micro_batches=4: 4 rows a chip' in found  # not searched: in proportion
+  memory = phase()['memory'] | {'parameters': int(4e9), 'moments': int(8e9)}
+  found = ' '.join(plans.advice(phase(fits=False, remat='full', memory=memory), of))
+  assert 'fsdp=-1' in found and '12.0 GB on each become some 0.75' in found and 'remat' not in found
+  assert not any('topology' in text for text in plans.advice(phase(), slices.parse('v5e-256')))
+
+
+def test_what_the_compiler_refuses_says_how_much_it_wanted():
+  wanted = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G.'
+  assert plans._refused(RuntimeError(wanted)) == int(17.5 * 2**30)
+  wanted = (
+    'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (128.00G) exceeds '
+    'available HBM (15.75G).'
+  )
+  assert plans._refused(RuntimeError(wanted)) == 128 << 30
+  assert plans._refused(RuntimeError('RESOURCE_EXHAUSTED: something else')) is None
+  with pytest.raises(RuntimeError, match='INTERNAL'):
+    plans._refused(RuntimeError('INTERNAL: something else'))
+
+
+def test_the_search_finds_the_most_rows_with_few_compilations(monkeypatch):
+  tried = []
+
+  def search(
+    fixed, each, budget, rows, says=True
+  ):  # where rows need so many bytes each, and all else `fixed`
+    tried.clear()
+    c = base.get_config()
+    c.batch_size = rows * 16
+    c = checked_pretraining(c)
+
+    def compile_step(p, micro_batches):
+      assert micro_batches == 1 and p.config.batch_size % 16 == 0
+      tried.append(p.config.batch_size // 16)
+      need = fixed + each * tried[-1]
+      if need > 1.05 * budget:
+        raise plans.jax.errors.JaxRuntimeError(
+          f'RESOURCE_EXHAUSTED: Used {need / 2**30:.2f}G of {budget / 2**30:.2f}G hbm'
+        )
+      return need
+
+    monkeypatch.setattr(plans.build, 'compile_step', compile_step)
+    monkeypatch.setattr(plans.memory, 'of', lambda compiled: compiled)
+    monkeypatch.setattr(plans.meshes, 'row_shards', lambda mesh: 16)
+    monkeypatch.setattr(plans.meshes, 'bytes_per_device', lambda shapes, shardings: fixed // 3)
+    tree = types.SimpleNamespace(params=None, opt_state=None)
+
+    class P(types.SimpleNamespace):
+      def _replace(self, **fields):
+        return P(**vars(self) | fields)
+
+    p = P(config=c, layout=types.SimpleNamespace(mesh=None), shapes=tree, shardings=tree)
+    return plans._largest(
+      p, budget, 1, fixed + each * rows if says else None, plans.time.monotonic(), lambda text: None
+    )
+
+  found = search(fixed=1 << 30, each=1 << 28, budget=15 << 30, rows=16)
+  assert (
+    48 <= found['rows_per_chip'] <= 56
+    and found['batch'] == 16 * found['rows_per_chip']
+    and found['compiles'] == len(tried) <= 2
+  )
+  found = search(fixed=1 << 30, each=1 << 30, budget=15 << 30, rows=13)
+  assert found['rows_per_chip'] == 13 and not tried  # another row is not worth a compilation
+  for says in (True, False):  # how much it wanted, where it was refused
+    found = search(fixed=1 << 30, each=1 << 30, budget=15 << 30, rows=32, says=says)
+    assert 12 <= found['rows_per_chip'] <= 14 and len(tried) <= (2 if says else 3), found
+
+
+#### The whole way ###################################################################################################
+
+
+def test_a_mistake_is_told_before_the_compiler_is_asked(monkeypatch, tmp_path):
+  monkeypatch.setattr(plans, '_in_child', lambda request: pytest.fail('compiled'))
+  c = tiny.get_config()
+  with pytest.raises(UserError, match='no TPU slice'):
+    plans.plan(c, 'v5e', output=str(tmp_path))
+  with pytest.raises(UserError, match='--price'):
+    plans.plan(c, 'v5e-4', price=-1, output=str(tmp_path))
+  c.optimizer.warmup_steps = 10**9
+  with pytest.raises(UserError, match='warmup'):
+    plans.plan(c, 'v5e-4', output=str(tmp_path))
+  with pytest.raises(UserError, match='budget_minutes is timed on the devices'):
+    c = tiny.get_config()
+    c.budget_minutes = 10.0
+    plans.plan(c, 'v5e-4', output=str(tmp_path))
+
+
+def test_without_the_compiler_a_sentence_says_what_to_install(monkeypatch, tmp_path):
+  real = plans.importlib.util.find_spec
+  monkeypatch.setattr(
+    plans.importlib.util, 'find_spec', lambda name: None if name == 'libtpu' else real(name)
+  )
+  with pytest.raises(UserError, match=r"libtpu.*pip install 'electra-jax\[tpu\]'"):
+    plans.plan(tiny.get_config(), 'v5e-4', output=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  'code, said',
+  [
+    ('os.kill(os.getpid(), 11)', r'crashed \(SIGSEGV\) while compiling the step; another slice'),
+    ('os.kill(os.getpid(), 9)', r'crashed \(SIGKILL\) while compiling the step; free some memory'),
+    (
+      'raise RuntimeError("no such thing")',
+      'failed while compiling the step: RuntimeError: no such thing; another version',
+    ),
+  ],
+)
+def test_a_compiler_that_dies_ends_in_one_sentence(code, said, monkeypatch):
+  real = subprocess.Popen
+  script = (
+    f'import os\nprint(\'{{"doing": "compiling the step"}}\', flush=True)\nprint("noise")\n{code}'
+  )
+  monkeypatch.setattr(
+    plans.subprocess, 'Popen', lambda command, **kw: real([sys.executable, '-c', script], **kw)
+  )
+  with pytest.raises(UserError, match=said):
+    plans._in_child({})
+
+
+def test_the_compiler_is_ended_with_the_one_who_waits(monkeypatch):
+  children, real = [], subprocess.Popen
+
+  def start(command, **kw):
+    children.append(real([sys.executable, '-c', 'import time; time.sleep(60)'], **kw))
+    return children[0]
+
+  monkeypatch.setattr(plans.subprocess, 'Popen', start)
+  monkeypatch.setattr(plans, '_follow', lambda child: (_ for _ in ()).throw(KeyboardInterrupt))
+  with pytest.raises(KeyboardInterrupt):
+    plans._in_child({})
+  assert children[0].poll() == -signal.SIGKILL
+
+
+@needs_libtpu
+def test_what_the_trainer_would_refuse_the_plan_refuses():
+  c = tiny.get_config()
+  c.batch_size = 30
+  with pytest.raises(UserError, match='config.batch_size 30 does not divide over 4 devices'):
+    plans._in_child({'config': to_plain(c), 'topology': 'v5e-4', 'search': False})
+
+
+def test_the_steps_of_a_budget_are_planned(monkeypatch):
+  c = tiny.get_config()
+  c.budget_tokens = 64 * 32 * 2_600.0
+  monkeypatch.setattr(plans.slices, 'devices', lambda of: jax.devices()[:1])
+  monkeypatch.setattr(plans, '_phase', lambda config, phase, *_: {'steps': phase.config.steps})
+  c = checked_pretraining(c)
+  run = ResolvedRun(c, phases_of(c))
+  assert plans.compiled_for(run, slices.parse('v5e-1'), False)['phases'] == [{'steps': 2_600}]
+
+
+def test_phases_survive_the_way_to_the_child():
+  plain = json.loads(json.dumps(to_plain(base_lamb.get_config())))
+  c = checked_pretraining(from_plain(plain, PretrainingConfig))
+  assert [p.config.batch_size for p in phases_of(c)] == [67_584, 27_648]
+
+
+@pytest.fixture(scope='module')
+def tiny_plan(tmp_path_factory):
+  """The plan of configs/tiny.py for a v5e-4, made as a user makes it, and what was printed."""
+  folder = tmp_path_factory.mktemp('plan')
+  program = (
+    'from configs import tiny\nfrom electra_jax.plan import plan\n'
+    f"plan(tiny.get_config(), 'v5e-4', output={str(folder)!r}, price=1.2, search=False)"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads((folder / 'plan-v5e-4.json').read_text()), done.stdout
+
+
+@needs_libtpu
+def test_the_plan_of_tiny_adds_up(tiny_plan):
+  found, _ = tiny_plan
+  (step,) = found['phases']
+  assert found['chips'] == 4 and found['mesh'] == {'data': 4, 'fsdp': 1, 'tensor': 1}
+  assert (step['batch'], step['rows_per_chip'], step['micro_batches'], step['fits']) == (
+    32,
+    8,
+    1,
+    True,
+  )
+  memory = step['memory']
+  assert (
+    memory['parameters'] + memory['moments']
+    < memory['peak']
+    < 1e9
+    < memory['budget']
+    < memory['available']
+  )
+  assert step['flops']['compiler'] == pytest.approx(step['flops']['model'], rel=0.05)
+  assert step['flops']['products'] == pytest.approx(step['flops']['model'], rel=0.005)
+  assert 0 < step['mfu'] < 1 and step['seconds']['at_least'] < step['seconds']['in_turn']
+  assert found['run']['dollars'][0] == pytest.approx(
+    1.2 * 4 * 2500 * step['seconds']['at_least'] / 3600
+  )
+
+
+@needs_libtpu
+def test_the_plan_of_tiny_moves_a_gradient_and_the_parameters(tiny_plan):
+  (step,) = tiny_plan[0]['phases']
+
+  def whole(*kinds):
+    return sum(c['times'] * c['payload'] for c in step['collectives'] if c['kind'] in kinds)
+
+  parameters = step['memory']['parameters']
+  assert whole('all-reduce', 'reduce-scatter') == pytest.approx(parameters, rel=0.05)
+  assert (
+    0.5 * parameters < whole('all-gather') < 1.05 * parameters
+  )  # the small ones are whole already
+  assert not any(c['looped'] for c in step['collectives']) and not whole('all-to-all')
+  assert step['largest_array'] < 8 * 64 * 2000
+
+
+@needs_libtpu
+def test_the_plan_is_printed(tiny_plan):
+  lines = tiny_plan[1].splitlines()
+  labels = [line[2:14].strip() for line in lines if line.startswith('  ')]
+  for label in (
+    'slice',
+    'mesh',
+    'attention',
+    'memory',
+    'collectives',
+    'FLOPs',
+    'one step',
+    'at best',
+    'whole run',
+    'written',
+  ):
+    assert label in labels, label
+  assert (
+    '4 chips of TPU v5e (2x2) on 1 host' in tiny_plan[1]
+    and 'fits' in tiny_plan[1]
+    and '$0.00' in tiny_plan[1]
+  )
+
+
+@needs_libtpu
+def test_libtpu_knows_every_kind_of_slice():
+  # In a process of its own, as libtpu may abort.
+  names = (
+    'v4-8',
+    'v4-64',
+    'v5p-8',
+    'v5p-32',
+    'v5p-128',
+    'v5e-1',
+    'v5e-8',
+    'v5e-256',
+    'v6e-4',
+    'v6e-64',
+    '2xv5e-4',
+    '3xv5p-16',
+  )
+  program = f"""
+import os
+os.environ.update({plans.CHILD!r})
+from electra_jax.training import partitioning, slices
+for name in {names!r}:
+  of = slices.parse(name)
+  devices = slices.devices(of)
+  assert len(devices) == of.chips, (name, len(devices))
+  assert len({{d.process_index for d in devices}}) in (of.hosts, 2 * of.hosts), name     # libtpu has machines of at most 4 chips
+  shape = dict(partitioning.make_mesh(devices, tensor=min(2, of.chips)).shape)
+  assert shape['data'] == of.chips // shape['tensor'], (name, shape)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+  )
+  assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,331 @@
+"""A report says what metrics.jsonl and evaluation.json say, in a picture that can be read."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from electra_jax.config import default_config, to_plain
+from electra_jax.errors import UserError
+from electra_jax.report import draw, headline, key_lines, read, report
+from electra_jax.training.curves import series
+
+TOKENS_PER_STEP = 128 * 128
+TOWERS = ('all', 'discriminator', 'embeddings', 'generator')
+RESOLVED = {
+  'vocab_size': 2000,
+  'micro_batches': 2,
+  'dtype': 'float32',
+  'unigram_entropy': 6.25,
+  'train_rows': 6400,
+  'parameters': {'embeddings': 1_000_000, 'discriminator': 234_567},
+}
+
+
+def line(kind, step, **changed):
+  """A line of metrics.jsonl whose figures all differ and move with the step."""
+  f = {
+    'generator_loss': 7 - step / 100,
+    'generator_accuracy': step / 1000,
+    'sampled_accuracy': step / 2000,
+    'discriminator_loss': 0.4 - step / 2000,
+    'constant_loss': 0.42 - step / 8000,
+    'discriminator_accuracy': 0.87,
+    'auc': 0.5 + step / 1000,
+    'average_precision': 0.14 + step / 1500,
+    'precision': 0.3 + step / 1000,
+    'recall': step / 700,
+    'replaced_rate': 0.14 - step / 9000,
+  }
+  if kind == 'train':
+    f |= {f'gradient_norm/{tower}': (i + 1) / step for i, tower in enumerate(TOWERS)} | {
+      'loss': 50.0,
+      'learning_rate': 5e-4 / step,
+      'tokens_per_second': 1234.5,
+      'utilisation': 0.4,
+      'input_wait': 0.01,
+    }
+  else:
+    f = {name: value + 0.001 for name, value in f.items()} | {
+      'total_loss': 26.0,
+      'gain': 0.011,
+      'average_precision_gain': 0.05,
+    }
+  return {
+    'kind': kind,
+    'step': step,
+    **f,
+    'tokens': step * TOKENS_PER_STEP,
+    'seconds': 2.0 * step,
+    **changed,
+  }
+
+
+def evaluation(step):
+  figures = {
+    name: value for name, value in line('heldout', step).items() if isinstance(value, float)
+  }
+  return {
+    'step': step,
+    'rows': 77,
+    'tokens': 9000,
+    'masked': 1300,
+    'figures': {
+      name: {'value': value, 'low': value - 0.02, 'high': value + 0.03}
+      for name, value in figures.items()
+    },
+  }
+
+
+LINES = [
+  line('train', 1),
+  *(line(kind, step) for step in (50, 100, 150) for kind in ('train', 'heldout')),
+  line('train', 160),
+]
+
+
+@pytest.fixture
+def make_run(tmp_path):
+  def make(lines=LINES, evaluated=None, resolved=RESOLVED, **fields):
+    config = default_config()
+    config.update_from_flattened_dict({'name': 'probe', 'steps': 200, **fields})
+    (tmp_path / 'config.json').write_text(json.dumps(to_plain(config)))
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(one) + '\n' for one in lines))
+    if resolved:
+      (tmp_path / 'resolved.json').write_text(json.dumps(resolved))
+    if evaluated:
+      (tmp_path / 'evaluation.json').write_text(json.dumps(evaluation(evaluated)))
+    return tmp_path
+
+  return make
+
+
+def panels(record):
+  """Title -> axes of the picture."""
+  return {axes.get_title(loc='left'): axes for axes in draw(record, headline(record)).axes}
+
+
+def drawn(axes, lines, name):
+  """Is the figure of these lines among the axes' lines, against tokens?"""
+  tokens, values = series(lines, name)
+  return any(
+    np.array_equal(np.asarray(one.get_xdata(), float), tokens)
+    and np.array_equal(np.asarray(one.get_ydata(), float), values, equal_nan=True)
+    for one in axes.lines
+  )
+
+
+def at_height(axes, value):
+  """Is there a level line at this height?"""
+  return any(
+    len(one.get_ydata()) == 2 and np.allclose(one.get_ydata(), value) for one in axes.lines
+  )
+
+
+def test_every_panel_draws_its_figures(make_run):
+  record = read(make_run())
+  axes = panels(record)
+  assert len(axes) == 10
+  both = {
+    'Generator loss': ['generator_loss'],
+    'Discriminator loss': ['discriminator_loss'],
+    'Area under the ROC curve': ['auc'],
+    'Average precision': ['average_precision'],
+    'Precision and recall': ['precision', 'recall'],
+    "Generator's accuracy": ['generator_accuracy', 'sampled_accuracy'],
+  }
+  for title, names in both.items():
+    for name in names:
+      assert drawn(axes[title], record.train, name) and drawn(axes[title], record.heldout, name), (
+        name
+      )
+  training = {
+    'Gradient norms': [f'gradient_norm/{tower}' for tower in TOWERS],
+    'Learning rate': ['learning_rate'],
+    'Tokens a second': ['tokens_per_second'],
+    'Utilisation': ['utilisation', 'input_wait'],
+  }
+  for title, names in training.items():
+    for name in names:
+      assert drawn(axes[title], record.train, name), name
+
+
+def test_what_knows_nothing_is_drawn_beside_it(make_run):
+  record = read(make_run())
+  axes = panels(record)
+  assert at_height(axes['Generator loss'], math.log(2000)) and at_height(
+    axes['Generator loss'], 6.25
+  )
+  assert drawn(axes['Discriminator loss'], record.heldout, 'constant_loss')
+  assert at_height(axes['Area under the ROC curve'], 0.5)
+  assert drawn(axes['Average precision'], record.heldout, 'replaced_rate')
+
+
+def test_intervals_of_the_evaluation_stand_at_its_step(make_run):
+  axes = panels(read(make_run(evaluated=150)))['Average precision']
+  (bars,) = axes.containers
+  (segment,) = bars.lines[2][0].get_segments()
+  value = line('heldout', 150)['average_precision']
+  at = 150 * TOKENS_PER_STEP
+  np.testing.assert_allclose(segment, [[at, value - 0.02], [at, value + 0.03]])
+
+
+def overlaps(record):
+  """Pairs of texts that touch, and texts that leave the picture; the texts are titles, tick labels and legends."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+  figure = draw(record, headline(record))
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  renderer, boxes, page = canvas.get_renderer(), [('headline', figure._suptitle)], figure.bbox
+  for axes in figure.axes:
+    boxes += [(text.get_text(), text) for text in (axes._left_title, *axes.texts, axes.xaxis.label)]
+    every = [axes.xaxis, axes.yaxis, *(child.xaxis for child in axes.child_axes)]
+    for axis in every:
+      low, high = sorted(axis.get_view_interval())
+      boxes += [
+        (tick.label1.get_text() or tick.label2.get_text(), label)
+        for tick in axis.get_major_ticks()
+        if low <= tick.get_loc() <= high
+        for label in (tick.label1, tick.label2)
+      ]
+    if axes.get_legend():
+      boxes.append(('legend', axes.get_legend()))
+  boxes = [
+    (name, artist.get_window_extent(renderer))
+    for name, artist in boxes
+    if name and artist.get_visible()
+  ]
+  assert len(boxes) > 100
+  found = [
+    (one, other)
+    for i, (one, a) in enumerate(boxes)
+    for other, b in boxes[:i]
+    if a.padded(-1).overlaps(b)
+  ]
+  return found + [
+    name
+    for name, box in boxes
+    if box.x0 < page.x0 or box.y0 < page.y0 or box.x1 > page.x1 or box.y1 > page.y1
+  ]
+
+
+@pytest.mark.parametrize('case', ['short', 'long', 'no more than one line'])
+def test_no_text_of_the_picture_is_cut_off_or_overlaps_another(make_run, case):
+  if case == 'short':
+    workdir = make_run(evaluated=150, sharing='all')
+  elif case == 'long':
+    steps = range(10_000, 1_000_001, 5_000)
+    lines = [line(kind, step) | {'auc': 0.9} for step in steps for kind in ('train', 'heldout')]
+    workdir = make_run(lines, resolved=RESOLVED | {'vocab_size': 250_112})
+  else:
+    workdir = make_run([line('train', 1, learning_rate=6.7e-7)])
+  assert not overlaps(read(workdir))
+
+
+def test_an_overlap_would_be_noticed(make_run, monkeypatch):
+  from matplotlib.axes import Axes
+
+  set_title = Axes.set_title
+  monkeypatch.setattr(
+    Axes, 'set_title', lambda *args, **kwargs: set_title(*args, **kwargs | {'pad': 4})
+  )
+  assert overlaps(read(make_run()))
+
+
+def test_files_and_key_lines(make_run, capsys):
+  from matplotlib.image import imread
+
+  workdir = make_run(evaluated=160)
+  report(workdir)
+  pixels = imread(workdir / 'report.png')
+  assert pixels.shape[0] > 1500 and pixels.shape[1] > 1200 and pixels.std() > 0.05
+  printed = capsys.readouterr().out
+  value = line('heldout', 160)
+  assert str(workdir / 'report.png') in printed and str(workdir / 'report.md') in printed
+  assert f'loss {value["generator_loss"]:.3f} ({value["generator_loss"] - 0.02:.3f} to' in printed
+  assert 'unigram entropy 6.250' in printed and '95% bootstrap' in printed
+  assert f'{value["constant_loss"] - value["discriminator_loss"]:.4f} below' in printed
+
+  text = (workdir / 'report.md').read_text()
+  for words in (
+    '](report.png)',
+    'probe',
+    '1.23 M parameters',
+    '160 of 200',
+    '3.2 epochs',
+    '2 micro-batches',
+    '2,621,440',
+    f'--mode=evaluate --workdir={workdir}',
+    '77 held-out rows',
+    f'| area under the ROC curve | {line("train", 160)["auc"]:.4f} | {line("heldout", 150)["auc"]:.4f} |',
+    f'| area under the ROC curve | {value["auc"]:.4f} | {value["auc"] - 0.02:.4f} to {value["auc"] + 0.03:.4f} |',
+  ):
+    assert words in text, words
+
+
+def test_an_evaluation_older_than_the_figures_is_not_taken_for_the_last_word(make_run):
+  lines = dict(key_lines(read(make_run(evaluated=100))))
+  assert (
+    lines['figures'] == 'held-out rows, step 150'
+    and f'{line("heldout", 150)["auc"]:.3f}' in lines['ranking']
+  )
+  assert dict(key_lines(read(make_run(evaluated=150))))['figures'].startswith(
+    'evaluation, step 150'
+  )
+
+
+def test_a_discriminator_that_is_worse_than_the_constant_is_said_to_be(make_run):
+  record = read(make_run([line('train', 50, discriminator_loss=0.6, constant_loss=0.4)]))
+  assert "0.2000 above the constant predictor's 0.4000" in dict(key_lines(record))['verdicts']
+
+
+def test_what_is_not_known_is_left_out(make_run):
+  unknown = {'auc': None, 'average_precision': None, 'utilisation': None}
+  workdir = make_run([line('train', 1, **unknown)], resolved=None)
+  report(workdir)
+  text = (workdir / 'report.md').read_text()
+  assert (
+    '| area under the ROC curve | - | - |' in text
+    and 'unigram' not in text
+    and 'Not made yet' in text
+  )
+  assert (workdir / 'report.png').stat().st_size > 10_000
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(make_run):
+  workdir = make_run()
+  with (workdir / 'metrics.jsonl').open('a') as file:
+    file.write('{"kind": "train", "st')
+  assert read(workdir).last['step'] == 160
+
+
+@pytest.mark.parametrize(
+  'file, content, words',
+  [
+    ('config.json', None, 'is not a run'),
+    ('metrics.jsonl', None, 'no figures'),
+    ('metrics.jsonl', '', 'no figures'),
+    ('config.json', '{', 'config.json is damaged'),
+    ('evaluation.json', '{"step"', 'evaluation.json is damaged'),
+  ],
+)
+def test_a_folder_without_figures_is_told_in_one_sentence(make_run, file, content, words):
+  workdir = make_run()
+  (workdir / file).unlink(missing_ok=True)
+  if content is not None:
+    (workdir / file).write_text(content)
+  with pytest.raises(UserError, match=words) as caught:
+    report(workdir)
+  assert str(workdir) in str(caught.value) and '\n' not in str(caught.value)
+  assert not (workdir / 'report.png').exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(make_run):
+  workdir = make_run()
+  (
+    workdir / 'report.md'
+  ).mkdir()  # stands in for a folder without permission, which root has everywhere
+  with pytest.raises(UserError, match='cannot be written'):
+    report(workdir)

@@ -1,0 +1,225 @@
+"""JSON lines and Parquet files give the strings of one field, and what is wrong in them is named with its place."""
+
+import gzip
+import json
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from electra_jax.data.corpus import corpora
+from electra_jax.errors import UserError
+
+TEXTS = [
+  'plain',
+  'two\nparagraphs\n\nand a gap',
+  '',
+  'tab\tNUL\x00quote"\\',
+  None,
+  ' \n ',
+  'é 漢字 🙂 \u2028',
+]
+KEPT = [text for text in TEXTS if text and text.strip()]
+
+
+def read(source, **kwargs):
+  """Documents, counts, and bytes that advance told against those of the groups."""
+  groups = corpora.groups(corpora.parse_sources(str(source)))
+  counts, told = {}, []
+  texts = [
+    text
+    for group in groups
+    for text in corpora.documents(group, advance=told.append, counts=counts, **kwargs)
+  ]
+  assert sum(told) == sum(group.bytes for group in groups)
+  return texts, counts
+
+
+def message(source, **kwargs):
+  with pytest.raises(UserError) as caught:
+    read(source, **kwargs)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def jsonl(path, *lines):
+  path.write_bytes(
+    b'\n'.join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+  )
+  return path
+
+
+def parquet(path, columns, **kwargs):
+  pq.write_table(pa.table(columns), path, **kwargs)
+  return path
+
+
+@pytest.mark.parametrize('ascii_only', [True, False])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\n\n'])
+def test_json_lines(tmp_path, ascii_only, end):
+  path = tmp_path / 'text.jsonl'
+  lines = [
+    json.dumps({'n': 1, 'text': text, 'body': {'inner': f'{i}'}}, ensure_ascii=ascii_only)
+    for i, text in enumerate(TEXTS)
+  ]
+  path.write_bytes(b'\xef\xbb\xbf' + end.join(lines).encode())
+  assert read(path) == (KEPT, {'blank_documents': 3})
+  assert read(f'{path};field=body.inner') == (list('0123456'), {})
+  path.with_suffix('.jsonl.gz').write_bytes(gzip.compress(path.read_bytes()))
+  assert read(f'{path}.gz') == (KEPT, {'blank_documents': 3})
+
+
+def test_json_strings_may_hold_raw_control_characters(tmp_path):
+  path = jsonl(tmp_path / 'a.jsonl', b'{"text": "a\x00b\tc"}', {'a.b': 'dotted', 'text': 'x'})
+  assert read(path)[0] == ['a\0b\tc', 'x']
+  path = jsonl(
+    tmp_path / 'a.jsonl', {'a.b': 'dotted', 'a': {'b': 'nested'}}, {'a': {'b': 'nested'}}
+  )
+  assert read(f'{path};field=a.b')[0] == ['dotted', 'nested']
+
+
+@pytest.mark.parametrize(
+  'line, said',
+  [
+    (b'{"text": "cut', "line 2 of the corpus file '{path}' is not JSON (Unterminated string"),
+    (b'plain text', 'is not JSON'),
+    (b'{"text": "a"} {"text": "b"}', 'is not JSON (Extra data'),
+    (b'[' * 100_000, 'is not JSON'),
+    (['text'], "line 2 of the corpus file '{path}' is a list, not a JSON object"),
+    ('text', 'is a string, not a JSON'),
+    (None, 'is null, not a JSON object'),
+    (True, 'is a truth value'),
+    (3.5, 'is a number'),
+    (
+      {'body': 'x', 'title': 'y'},
+      "has no field 'text'; its fields are 'body', 'title'; name one with ;field=NAME",
+    ),
+    ({}, "has no field 'text'; its fields are none"),
+    (
+      {'text': 3},
+      "line 2 of the corpus file '{path}' has a number in its field 'text', not a string",
+    ),
+    ({'text': ['a']}, "has a list in its field 'text'"),
+    ({'text': {'a': 'b'}}, 'has an object'),
+    (b'{"text": "caf\xe9"}', 'is not UTF-8 (byte 0xe9 on line 2, byte 30 of the text)'),
+    (
+      b'{"text": "\\ud83d and no more"}',
+      "line 2 of the corpus file '{path}' has half a surrogate pair",
+    ),
+  ],
+)
+def test_a_wrong_json_line_is_named(tmp_path, line, said):
+  path = jsonl(tmp_path / 'text.jsonl', {'text': 'fine'}, line)
+  assert said.format(path=path) in message(path)
+
+
+def test_what_is_no_character_in_json_is_replaced_and_counted(tmp_path):
+  path = jsonl(
+    tmp_path / 'text.jsonl',
+    b'{"text": "caf\xe9 \xff"}',
+    b'{"text": "\\ud83d \\ud83d\\ude42"}',
+    {'text': 'fine'},
+  )
+  assert read(path, invalid_utf8='replace') == (
+    ['caf\ufffd \ufffd', '\ufffd 🙂', 'fine'],
+    {'replaced_bytes': 3, 'documents_with_replacements': 2},
+  )
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.binary(),
+    pa.dictionary(pa.int32(), pa.string()),
+  ],
+  ids=str,
+)
+def test_parquet(tmp_path, kind):
+  column = (
+    pa.array(TEXTS * 100, pa.string()).cast(kind)
+    if kind != pa.string_view()
+    else pa.array(TEXTS * 100, kind)
+  )
+  path = parquet(
+    tmp_path / 'text.parquet', {'n': list(range(700)), 'text': column}, row_group_size=130
+  )
+  assert read(path) == (KEPT * 100, {'blank_documents': 300})
+
+
+def test_parquet_at_an_address_and_in_structures(tmp_path):
+  documents = [{'body': 'a', 'n': 1}, None, {'body': None, 'n': 2}]
+  path = parquet(tmp_path / 'text.parquet', {'doc': documents, 'x.y': ['1', '2', '3']})
+  assert read(f'{path};field=doc.body') == (['a'], {'blank_documents': 2})
+  assert read(f'{path};field=x.y')[0] == ['1', '2', '3']
+  system = fsspec.filesystem('memory')
+  system.pipe_file('/parquet/a.parquet', path.read_bytes())
+  try:
+    assert read('memory://parquet/*.parquet;field=x.y')[0] == ['1', '2', '3']
+    system.pipe_file('/parquet/a.parquet', path.read_bytes()[:-20])
+    assert 'is no Parquet file, damaged or cut short' in message(
+      'memory://parquet/*.parquet;field=x.y'
+    )
+  finally:
+    system.rm('/parquet', recursive=True)
+
+
+def test_only_the_wanted_column_is_in_memory_and_not_all_of_it(tmp_path):
+  texts = [f'{i:07}' * 300 for i in range(10_000)]
+  path = parquet(
+    tmp_path / 'big.parquet',
+    {'text': texts, 'other': texts},
+    compression='none',
+    use_dictionary=False,
+  )
+  assert path.stat().st_size > 40_000_000
+  del texts
+  pool = pa.default_memory_pool()
+  before, peak, number = pool.bytes_allocated(), 0, 0
+  for _ in corpora.read(path):
+    number += 1
+    peak = max(peak, pool.bytes_allocated() - before)
+  assert number == 10_000 and peak < 12_000_000
+
+
+def test_a_parquet_file_without_rows_is_fine(tmp_path):
+  assert read(parquet(tmp_path / 'none.parquet', {'text': pa.array([], pa.string())})) == ([], {})
+
+
+def test_what_is_wrong_with_parquet_is_named(tmp_path):
+  path = parquet(tmp_path / 'a.parquet', {'title': ['x'], 'n': [1], 'parts': [['y']]})
+  assert (
+    f"{path}' has no column 'text'; its columns are 'title', 'n', 'parts'; name one with ;field="
+    in message(path)
+  )
+  assert "the column 'n' of" in message(f'{path};field=n') and "of text are 'title'" in message(
+    f'{path};field=n'
+  )
+  assert 'holds list<' in message(f'{path};field=parts')
+  path = parquet(tmp_path / 'a.parquet', {'text': pa.array([b'fine', b'caf\xe9'], pa.binary())})
+  assert 'row 2 of the corpus file' in message(path) and 'is not UTF-8' in message(path)
+  assert read(path, invalid_utf8='replace') == (
+    ['fine', 'caf\ufffd'],
+    {'replaced_bytes': 1, 'documents_with_replacements': 1},
+  )
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda content: content[: len(content) // 2],
+    lambda content: content[:-1],
+    lambda content: b'no such thing' * 9,
+    lambda content: b'',
+    lambda content: content[:200] + bytes(200) + content[400:],
+  ],
+)
+def test_a_damaged_parquet_file_is_named(tmp_path, damage):
+  path = parquet(
+    tmp_path / 'a.parquet', {'text': [f'text {i}' for i in range(500)]}, write_page_checksum=True
+  )
+  path.write_bytes(damage(path.read_bytes()))
+  assert "a.parquet' is no Parquet file, damaged or cut short" in message(path)

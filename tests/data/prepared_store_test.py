@@ -1,0 +1,185 @@
+"""--mode=prepare prints what it made, and a run from its store is the run from the text, bit for bit."""
+
+import re
+import shutil
+
+import made_run
+import micro_run
+import pytest
+
+from electra_jax import main
+from electra_jax.config import checked_pretraining
+from electra_jax.data.prepare.preparation import open_prepared
+from electra_jax.data.tokenizers.tokenization import load_tokenizer
+from electra_jax.errors import UserError
+from electra_jax.pretrain import pretrained
+
+
+def prepare(capsys, *argv):
+  """Runs --mode=prepare in this process and returns what it printed."""
+  here = [
+    argument
+    for argument in micro_run.arguments('none')
+    if 'workdir' not in argument and 'data.cache' not in argument
+  ]
+  capsys.readouterr()
+  assert main.main(['main', '--mode=prepare', *here, *argv]) == 0
+  return capsys.readouterr().out
+
+
+@pytest.fixture
+def from_the_root(monkeypatch):
+  monkeypatch.chdir(micro_run.ROOT)
+
+
+def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, capsys):
+  rows = tmp_path / 'rows'
+  screen = prepare(capsys, f'--output={rows}', f'--config.data.cache={tmp_path / "cache"}')
+  facts = open_prepared(rows).facts
+  assert re.search(
+    rf'tokens of text +\| +{facts["train"]["text_tokens"]:,} \| +{facts["heldout"]["text_tokens"]:,} ',
+    screen,
+  )
+  assert f'--config.data.store={rows}' in screen and str(rows / 'report.md') in screen
+  assert facts['train']['documents'] + facts['heldout']['documents'] == 120
+  # Neither the text nor the cache is there any more: the store is all that is needed.
+  shutil.rmtree(tmp_path / 'cache')
+  argv = [
+    argument
+    for argument in micro_run.arguments(tmp_path / 'run', '--config.keep=100')
+    if 'data.source' not in argument
+  ]
+  micro_run.run(*argv, f'--config.data.store={rows}', '--config.data.source=nowhere')
+  expected = micro_run.finished()[0]
+  assert not micro_run.differing(
+    micro_run.checkpoint(tmp_path / 'run', 30), micro_run.checkpoint(expected, 30)
+  )
+  # The rows may move; what they are is checked.
+  shutil.move(rows, tmp_path / 'moved')
+  capsys.readouterr()
+  assert (
+    main.main(
+      [
+        'main',
+        '--mode=inspect',
+        f'--workdir={tmp_path / "run"}',
+        '--rows=1',
+        f'--store={tmp_path / "moved"}',
+      ]
+    )
+    == 0
+  )
+  prepare(
+    capsys,
+    f'--output={tmp_path / "other"}',
+    f'--config.data.cache={tmp_path}',
+    '--config.data.heldout_fraction=0.3',
+  )
+  assert (
+    main.main(
+      [
+        'main',
+        '--mode=inspect',
+        f'--workdir={tmp_path / "run"}',
+        '--rows=1',
+        f'--store={tmp_path / "other"}',
+      ]
+    )
+    == 1
+  )
+  assert f"the corpus '{tmp_path / 'other'}' has changed" in capsys.readouterr().err
+  assert micro_run.figures(tmp_path / 'run') == micro_run.figures(expected)
+
+
+def test_a_mixture_trains_evaluates_and_says_how_often_it_goes_through_each_source(
+  from_the_root, tmp_path, capsys
+):
+  documents = micro_run.corpus().read_text().split('\n\n')
+  for name, part in (('a', documents[:90]), ('b', documents[90:])):
+    (tmp_path / f'{name}.txt').write_text('\n\n'.join(part))
+  argv = [
+    argument for argument in micro_run.arguments(tmp_path / 'run') if 'data.source' not in argument
+  ]
+  screen, _ = micro_run.run(
+    *argv,
+    f'--config.data.source={tmp_path}/a.txt;weight=1, {tmp_path}/b.txt;weight=3',
+    f'--config.data.cache={tmp_path}',
+  )
+  prepared = open_prepared(
+    next(path for path in (tmp_path / 'rows').iterdir() if not path.name.startswith('.'))
+  )
+  a, b = prepared.train.stores
+  assert prepared.train.shares == (250, 750)
+  assert (
+    f'epochs of each source: {60 / a.rows:.1f} of {tmp_path}/a.txt, {180 / b.rows:.1f} of {tmp_path}/b.txt'
+    in screen
+  )
+  lines = micro_run.figures(tmp_path / 'run')
+  assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
+  capsys.readouterr()
+  assert main.main(['main', '--mode=evaluate', f'--workdir={tmp_path / "run"}']) == 0
+  assert 'held-out figure' in capsys.readouterr().out
+
+
+def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path, capsys):
+  rows = tmp_path / 'rows'
+  prepare(
+    capsys, f'--output={rows}', f'--config.data.cache={tmp_path}', '--config.sequence_length=16'
+  )
+  config = main.parse(
+    ['main', f'--config={micro_run.CONFIG}', f'--config.data.store={rows}']
+  ).config
+  config = checked_pretraining(config)
+  with pytest.raises(UserError, match='has rows of 16 tokens and config.sequence_length is 32'):
+    pretrained.prepare_data(config)
+  config = config.replace({'sequence_length': 16})
+  assert pretrained.prepare_data(config).train.length == 16
+
+
+def test_another_store_replaces_that_of_every_phase(from_the_root, tmp_path):
+  phases = ({'steps': 10, 'data.store': 'first'}, {'steps': 20, 'data.store': 'second'})
+  config = main.parse(
+    [
+      'main',
+      f'--config={micro_run.CONFIG}',
+      '--config.data.store=first',
+      f'--config.phases={phases}',
+    ]
+  ).config
+  tokenizer = load_tokenizer(made_run.wordpiece(tmp_path / 'vocabulary'))
+  for step, kept in ((10, 'first'), (11, 'second')):
+    workdir = tmp_path / str(step)
+    made_run.make(workdir, config, tokenizer, step)
+    assert pretrained.open_run(workdir).config.data.store == kept
+    assert pretrained.open_run(workdir, store='elsewhere').config.data.store == 'elsewhere'
+
+
+def test_a_run_whose_tokenizer_is_not_the_stores_says_so(from_the_root, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  shutil.copytree(micro_run.finished()[0], workdir)
+  other = prepare(
+    capsys,
+    f'--output={tmp_path / "other"}',
+    f'--config.data.cache={tmp_path}',
+    '--config.data.vocab_size=200',
+  )
+  assert 'sentencepiece tokenizer of 200 tokens' in other
+  shutil.rmtree(workdir / 'tokenizer')
+  shutil.copytree(tmp_path / 'other' / 'tokenizer', workdir / 'tokenizer')
+  capsys.readouterr()
+  assert main.main(['main', '--mode=evaluate', f'--workdir={workdir}']) == 1
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1 and 'tokenizer' in said
+
+
+def test_inspect_shows_rows_of_a_run(from_the_root, capsys):
+  assert (
+    main.main(['main', '--mode=inspect', f'--workdir={micro_run.finished()[0]}', '--rows=2']) == 0
+  )
+  screen = capsys.readouterr().out
+  assert 'masked' in screen
+  assert (
+    main.main(['main', '--mode=inspect', f'--workdir={micro_run.finished()[0]}', '--first=100000'])
+    == 1
+  )
+  assert capsys.readouterr().err.count('\n') == 1

@@ -1,0 +1,533 @@
+"""Models fine-tuned with transformers become runs of ours, whose predictions are PyTorch's; and fine-tuning begins with their weights."""
+
+import os
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import finetune_files
+import hf_files
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+import xla_flags
+
+import electra_jax
+from electra_jax.config import FinetuningConfig, freeze
+from electra_jax.errors import UserError
+from electra_jax.finetune import initial
+from electra_jax.finetune.adopt import adopt
+from electra_jax.finetune.config import default_config
+from electra_jax.finetune.predict import predict
+from electra_jax.finetune.train import finetune
+from electra_jax.interop import huggingface
+from electra_jax.interop.weights import same_bits
+from electra_jax.training import partitioning
+
+SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+VOCABULARY = (
+  SPECIAL
+  + finetune_files.WORDS
+  + [f'##{word[:2]}' for word in finetune_files.WORDS]
+  + list('abdefgiklmnoprstu?.')
+)
+TEXTS = [
+  'bako dufa',
+  'timeru salo nipe rume.',
+  'pegi',
+  'nidufa tisalo bako bako bako dufa salo',
+  'b',
+]
+FAMILIES = pytest.mark.parametrize('family', ['electra', 'modern'])
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """Programs for one device compile in half the time; that a mesh changes nothing is tested elsewhere."""
+  make = partitioning.make_layout
+  monkeypatch.setattr(
+    partitioning, 'make_layout', lambda config=None: make(config, jax.devices()[:1])
+  )
+
+
+def folder_of(path, family, kind, tokenizer=True, **fields):
+  """A folder as transformers writes it, with a WordPiece vocabulary, and its model in PyTorch."""
+  if 'id2label' in fields:
+    fields['num_labels'] = len(fields['id2label'])
+  made = hf_files.model(
+    family, kind, **{'vocab_size': len(VOCABULARY), 'max_position_embeddings': 64} | fields
+  )
+  hf_files.saved(made, path)
+  if tokenizer:
+    (pathlib.Path(path) / 'vocab.txt').write_text('\n'.join(VOCABULARY) + '\n')
+    (pathlib.Path(path) / 'tokenizer_config.json').write_text(
+      json.dumps({'do_lower_case': True, 'tokenizer_class': 'ElectraTokenizer'})
+    )
+  return made
+
+
+def config_of(folder, task, **fields):
+  c = default_config()
+  c.init, c.task, c.max_length, c.compilation_cache, c.eval_batch_size = (
+    f'hf:{folder}',
+    task,
+    16,
+    '',
+    8,
+  )
+  c.batch_size, c.epochs, c.num_trials, c.bucketed, c.eval_every, c.keep_trials = (
+    8,
+    1.0,
+    1,
+    False,
+    0.0,
+    'all',
+  )
+  c.model.scan_unroll, c.model.dropout, c.model.attention_dropout = 1, 0.0, 0.0  # less to compile
+  c.update_from_flattened_dict(fields)
+  return c
+
+
+def adopted(tmp_path, folder, task, **fields):
+  adopt(config_of(folder, task, **fields), str(tmp_path / 'run'))
+  return electra_jax.load(tmp_path / 'run')
+
+
+def torch_logits(made, folder, texts, pairs=None):
+  """Of texts one by one, as transformers reads them."""
+  tokenizer = transformers.BertTokenizer.from_pretrained(folder)
+  found = []
+  for i, text in enumerate(texts):
+    inputs = tokenizer(text, *([pairs[i]] if pairs else []), return_tensors='pt')
+    if made.config.model_type == 'modernbert':
+      inputs.pop('token_type_ids', None)
+    with torch.no_grad():
+      found.append(made(**inputs).logits[0].numpy())
+  return found
+
+
+def read_lines(path):
+  return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+
+
+@FAMILIES
+def test_a_classifier_needs_nothing_but_its_folder(tmp_path, family):
+  names = {0: 'good', 1: 'so so', 2: 'bad'}
+  fields = {'classifier_pooling': 'mean'} if family == 'modern' else {}
+  made = folder_of(tmp_path / 'hf', family, 'classification', id2label=names, **fields)
+  adopt(config_of(tmp_path / 'hf', 'classification'), str(tmp_path / 'run'))
+  expected = torch_logits(made, tmp_path / 'hf', TEXTS)
+  shutil.rmtree(tmp_path / 'hf')  # the run is whole without it
+  run = electra_jax.load(tmp_path / 'run')
+  assert (
+    run.imported
+    and run.task.labels == ('good', 'so so', 'bad')
+    and run.model.style == 'transformers'
+  )
+  (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
+  predict(
+    str(tmp_path / 'run'),
+    source=str(tmp_path / 'texts.txt'),
+    task=None,
+    split=None,
+    output=str(tmp_path / 'said.jsonl'),
+  )
+  for said, logits in zip(read_lines(tmp_path / 'said.jsonl'), expected, strict=True):
+    shares = np.exp(logits - logits.max())
+    np.testing.assert_allclose(
+      [said['probabilities'][name] for name in names.values()], shares / shares.sum(), rtol=2e-5
+    )
+    assert said['label'] == names[int(logits.argmax())]
+
+
+def test_values_are_the_models_own(tmp_path):
+  made = folder_of(
+    tmp_path / 'hf', 'modern', 'classification', num_labels=1, problem_type='regression'
+  )
+  run = adopted(tmp_path, tmp_path / 'hf', 'regression', **{'data.pair': 'pair'})
+  (tmp_path / 'pairs.tsv').write_text(
+    'text\tpair\n' + ''.join(f'{a}\t{b}\n' for a, b in zip(TEXTS, TEXTS[::-1], strict=True))
+  )
+  values = [said['value'] for said in run(str(tmp_path / 'pairs.tsv'))]
+  np.testing.assert_allclose(
+    values,
+    np.concatenate(torch_logits(made, tmp_path / 'hf', TEXTS, TEXTS[::-1])),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
+def test_a_task_with_a_scale_gets_the_same_values(tmp_path):
+  made = folder_of(
+    tmp_path / 'hf', 'electra', 'classification', num_labels=1, problem_type='regression'
+  )
+  data = finetune_files.glue(tmp_path / 'glue')
+  run = adopted(tmp_path, tmp_path / 'hf', 'stsb', max_length=32, **{'data.source': str(data)})
+  examples = run.task.read(str(data / 'STS-B' / 'dev.tsv'))
+  expected = np.concatenate(
+    torch_logits(made, tmp_path / 'hf', [e.first for e in examples], [e.second for e in examples])
+  )
+  predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
+  np.testing.assert_allclose(
+    [said['value'] for said in read_lines(tmp_path / 'out' / 'stsb.dev.jsonl')],
+    expected,
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  theirs = made.classifier.out_proj.weight.detach().numpy().T
+  np.testing.assert_allclose(
+    run.weights().head.params['dense']['kernel'], theirs, rtol=1e-6
+  )  # goes out in its own unit
+
+
+@FAMILIES
+def test_a_tagger_needs_nothing_but_its_folder(tmp_path, family):
+  names = dict(enumerate(['B-X', 'O', 'I-X', 'B-Y', 'I-Y']))
+  made = folder_of(tmp_path / 'hf', family, 'tagging', id2label=names)
+  run = adopted(tmp_path, tmp_path / 'hf', 'ner')
+  (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
+  tokenizer = transformers.BertTokenizer.from_pretrained(tmp_path / 'hf')
+  for text, logits, said in zip(
+    TEXTS, torch_logits(made, tmp_path / 'hf', TEXTS), run(str(tmp_path / 'texts.txt')), strict=True
+  ):
+    pieces = [len(tokenizer.tokenize(word)) for word in text.split()]
+    firsts = np.cumsum([1, *pieces])[:-1]  # after [CLS]
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    assert said['tags'] == [names[int(logits[place].argmax())] for place in firsts]
+    np.testing.assert_allclose(said['probabilities'], shares[firsts].max(-1), rtol=1e-4, atol=2e-6)
+
+
+def best_by_hand(made, tokenizer, question, context, most=30):
+  """As run_qa.py of transformers has it: the best pair of start and end in the context, and [CLS] twice less it."""
+  ids = tokenizer(question, context, return_tensors='pt')
+  of_question = len(tokenizer(question)['input_ids'])
+  if made.config.model_type == 'modernbert':
+    ids.pop('token_type_ids', None)
+  with torch.no_grad():
+    out = made(**ids)
+  start, end = out.start_logits[0].double().numpy(), out.end_logits[0].double().numpy()
+  inside = range(of_question, len(start) - 1)
+  score, i, j = max((start[i] + end[j], i, j) for i in inside for j in inside if i <= j < i + most)
+  words = tokenizer.convert_ids_to_tokens(ids['input_ids'][0])
+  return words[i : j + 1], start[0] + end[0] - score
+
+
+@pytest.mark.parametrize('family, most', [('electra', 30), ('modern', 2)])
+def test_answers_are_those_of_the_best_pair_of_logits(tmp_path, family, most):
+  made = folder_of(tmp_path / 'hf', family, 'span')
+  run = adopted(tmp_path, tmp_path / 'hf', 'squad2', **{'data.max_answer': most, 'head.beam': 3})
+  questions = [
+    {'question': TEXTS[i % 3], 'context': ' '.join(finetune_files.WORDS[i % 5 :][: 4 + i])}
+    for i in range(6)
+  ]
+  (tmp_path / 'q.jsonl').write_text('\n'.join(map(json.dumps, questions)))
+  tokenizer = transformers.BertTokenizer.from_pretrained(tmp_path / 'hf')
+  expected = [
+    best_by_hand(made, tokenizer, row['question'], row['context'], most) for row in questions
+  ]
+  odds = [null for _, null in expected]
+  middle = dataclasses.replace(
+    run, task=run.task.with_threshold((sorted(odds)[2] + sorted(odds)[3]) / 2)
+  )
+  for given in (run, middle):
+    for said, (words, null) in zip(given(str(tmp_path / 'q.jsonl')), expected, strict=True):
+      np.testing.assert_allclose(said['null_odds'], null, rtol=1e-4, atol=1e-5)
+      assert said['n_best'][0]['text'] == ' '.join(words)
+      assert said['answer'] == ('' if null > given.task.threshold else ' '.join(words))
+
+
+def test_squad_with_its_data_is_scored(tmp_path, capsys):
+  folder_of(tmp_path / 'hf', 'electra', 'span')
+  data = finetune_files.squad(tmp_path / 'squad', '2.0')
+  adopted(tmp_path, tmp_path / 'hf', 'squad2', **{'data.source': str(data)})
+  predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
+  assert 'best_f1 ' in capsys.readouterr().out
+  assert len(json.loads((tmp_path / 'out' / 'squad2.dev' / 'predictions.json').read_text())) == 6
+
+
+def test_labels_go_to_the_order_of_the_task(tmp_path, capsys):
+  made = folder_of(
+    tmp_path / 'hf',
+    'electra',
+    'classification',
+    id2label={0: 'NEUTRAL', 1: 'CONTRADICTION', 2: 'ENTAILMENT'},
+  )
+  data = finetune_files.glue(tmp_path / 'glue')
+  run = adopted(tmp_path, tmp_path / 'hf', 'mnli', max_length=32, **{'data.source': str(data)})
+  assert (
+    run.task.labels == ('contradiction', 'entailment', 'neutral')
+    and 'in the order of the task' in capsys.readouterr().out
+  )
+  examples = run.task.read(str(data / 'MNLI' / 'dev_matched.tsv'))
+  predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
+  said = read_lines(tmp_path / 'out' / 'mnli.dev.jsonl')
+  for one, logits in zip(
+    said,
+    torch_logits(made, tmp_path / 'hf', [e.first for e in examples], [e.second for e in examples]),
+    strict=True,
+  ):
+    assert one['label'] == ('neutral', 'contradiction', 'entailment')[int(logits.argmax())]
+  right = np.mean(
+    [one['label'] == run.task.labels[e.target] for one, e in zip(said, examples, strict=True)]
+  )
+  assert f'accuracy {right:.4f}' in capsys.readouterr().out
+
+
+def test_labels_without_names_are_the_tasks_and_that_is_said(tmp_path, capsys):
+  folder_of(tmp_path / 'hf', 'electra', 'classification', num_labels=2)
+  data = finetune_files.glue(tmp_path / 'glue')
+  run = adopted(tmp_path, tmp_path / 'hf', 'cola', **{'data.source': str(data)})
+  assert run.task.labels == ('0', '1') and 'LABEL_0 is 0, LABEL_1 is 1' in capsys.readouterr().out
+  (tmp_path / 'train.csv').write_text('text,label\nbako,up\nsalo,down\n')
+  adopt(
+    config_of(tmp_path / 'hf', 'classification', **{'data.train': str(tmp_path / 'train.csv')}),
+    str(tmp_path / 'own'),
+  )
+  assert electra_jax.load(tmp_path / 'own').task.labels == ('down', 'up')
+  adopt(config_of(tmp_path / 'hf', 'classification'), str(tmp_path / 'alone'))
+  assert electra_jax.load(tmp_path / 'alone').task.labels == ('LABEL_0', 'LABEL_1')
+
+
+def test_what_comes_in_goes_out_bit_for_bit(tmp_path):
+  folder_of(tmp_path / 'hf', 'modern', 'tagging', id2label=dict(enumerate('abcde')))
+  run = adopted(tmp_path, tmp_path / 'hf', 'tagging')
+  theirs, ours = huggingface.read(str(tmp_path / 'hf')), run.weights()
+  assert same_bits(ours.params, theirs.params) and same_bits(ours.head.params, theirs.head.params)
+  assert ours.head.labels == theirs.head.labels and ours.discriminator.vocab_size == len(VOCABULARY)
+  files = huggingface.files(ours, 'finetuned')
+  assert hf_files.opened(files, tmp_path / 'again', 'tagging', 'modern').config.id2label == dict(
+    enumerate('abcde')
+  )
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  """By kind."""
+  base = tmp_path_factory.mktemp('folders')
+  for kind in ('classification', 'tagging', 'discriminator', 'generator'):
+    folder_of(base / kind, 'electra', kind)
+  folder_of(base / 'one type', 'electra', 'classification', type_vocab_size=1)
+  folder_of(base / 'bare', 'electra', 'discriminator', tokenizer=False)
+  folder_of(base / 'more', 'electra', 'discriminator', vocab_size=len(VOCABULARY) + 1000)
+  folder_of(base / 'padded', 'electra', 'discriminator', vocab_size=-(-len(VOCABULARY) // 8) * 8)
+  return base
+
+
+@pytest.mark.parametrize(
+  'kind, task, fields, said',
+  [
+    (
+      'tagging',
+      'cola',
+      {},
+      'is a model for tagging, and cola is classification; name a task that fits, as --config.task=ner',
+    ),
+    ('classification', 'pos', {}, 'is a model for classification, and pos is tagging'),
+    ('discriminator', 'cola', {}, 'has no head that a task trained'),
+    ('classification', 'cola', {}, 'has 3 labels and no names for them, and cola has 2: 0, 1'),
+    ('tagging', 'ner', {}, 'ner is about entities .* set --config.task=tagging'),
+    ('classification', 'cola,rte', {}, 'a model has one task, and config.task names cola, rte'),
+    ('classification', 'classification', {'init': 'runs/x'}, "and config.init is 'runs/x'"),
+    (
+      'one type',
+      'classification',
+      {'data.pair': 'pair'},
+      'classification reads two texts in a row, .* of which it has 1',
+    ),
+    ('classification', 'classification', {'data.dev': 'nowhere.csv'}, 'nowhere.csv'),
+  ],
+)
+def test_what_cannot_be_imported_is_one_sentence(folders, tmp_path, kind, task, fields, said):
+  with pytest.raises(UserError, match=said) as error:
+    adopt(config_of(folders / kind, task, **fields), str(tmp_path / 'run'))
+  assert '\n' not in str(error.value) and not (tmp_path / 'run' / 'encoder.json').exists()
+
+
+def test_labels_of_another_task_are_named(tmp_path):
+  folder_of(tmp_path / 'hf', 'electra', 'classification', id2label={0: 'spam', 1: 'ham'})
+  with pytest.raises(UserError, match='has the labels spam, ham, and sst2 has 0, 1'):
+    adopt(config_of(tmp_path / 'hf', 'sst2'), str(tmp_path / 'run'))
+  (tmp_path / 'dev.csv').write_text('text,label\nbako,eggs\n')
+  with pytest.raises(UserError, match="'eggs'"):
+    adopt(
+      config_of(tmp_path / 'hf', 'classification', **{'data.dev': str(tmp_path / 'dev.csv')}),
+      str(tmp_path / 'run'),
+    )
+
+
+def test_a_run_is_not_written_over_and_one_cut_short_is(folders, tmp_path):
+  config = config_of(folders / 'classification', 'classification')
+  run = tmp_path / 'run'
+  adopt(config, str(run))
+  with pytest.raises(UserError, match='holds a run already'):
+    adopt(config, str(run))
+  (run / 'classification' / 'kept.json').unlink()
+  adopt(config, str(run))
+  assert electra_jax.load(run).imported
+  saved = default_config()
+  saved.update(json.loads((run / 'config.json').read_text()))
+  with pytest.raises(UserError, match=f'--config.init={run}/classification'):
+    finetune(saved, str(run))
+
+
+# ---- fine-tuning from files of transformers ----
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  return finetune_files.glue(tmp_path_factory.mktemp('data') / 'glue')
+
+
+def started(source):
+  """What fine-tuning would begin with."""
+  return initial.open_initial(FinetuningConfig().replace({'init': source}))
+
+
+def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the_folder(
+  folders, data, tmp_path, capsys
+):
+  shutil.copytree(folders / 'classification', tmp_path / 'hf')
+  run, config = (
+    tmp_path / 'run',
+    config_of(
+      tmp_path / 'hf',
+      'cola',
+      num_trials=2,
+      **{'data.source': str(data), 'head.style': 'transformers'},
+    ),
+  )
+  # At a rate of next to nothing a trained encoder is what it began as.
+  config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-30, 0.0
+  assert finetune(config, str(run)) == 0
+  out = capsys.readouterr().out
+  assert f'hf:{tmp_path}/hf' in out and 'the head for classification is left behind' in out
+  theirs = huggingface.read(str(tmp_path / 'hf'))
+  origin = json.loads((run / 'encoder.json').read_text())['origin']
+  assert origin['run'] == config.init and origin['checksum'] == initial.checksum(
+    {name: theirs.params[name] for name in ('discriminator', 'embeddings')}
+  )
+
+  # More trials, later, begin with the same weights or not at all.
+  typed = freeze(FinetuningConfig, config)
+  assert initial.open_initial(typed, origin).origin == origin
+  hf_files.saved(
+    hf_files.model(
+      'electra', 'discriminator', seed=5, vocab_size=len(VOCABULARY), max_position_embeddings=64
+    ),
+    tmp_path / 'hf',
+  )
+  with pytest.raises(UserError, match='holds other weights than those that the run began with'):
+    initial.open_initial(typed, origin)
+  with pytest.raises(UserError, match='holds other weights'):
+    finetune(config, str(run))
+
+  shutil.rmtree(tmp_path / 'hf')
+  for trial in (1, 2):
+    (run / 'cola' / 'kept.json').write_text(json.dumps({'trials': [trial]}))
+    opened = electra_jax.load(run)
+    weights = opened.weights()
+    assert same_bits(weights.params, theirs.params) and weights.head.params['dense'][
+      'bias'
+    ].shape == (2,)
+  (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
+  assert len(opened(str(tmp_path / 'texts.txt'))) == len(TEXTS)
+
+
+def test_rows_that_pad_a_vocabulary_are_left_out_and_that_is_said(folders):
+  start = started(f'hf:{folders}/padded')
+  assert any('rows that pad the vocabulary' in note for note in start.notes)
+  assert start.weights['embeddings']['word'].shape == (len(VOCABULARY), 12)
+  shapes = {'embeddings': {'word': jax.ShapeDtypeStruct((128, 12), np.float32)}}
+  restored = dataclasses.replace(
+    start, weights={'embeddings': {'word': start.weights['embeddings']['word']}}
+  ).restore(shapes, {'embeddings': {'word': jax.sharding.SingleDeviceSharding(jax.devices()[0])}})[
+    'embeddings'
+  ]['word']
+  assert not np.asarray(restored)[len(VOCABULARY) :].any() and np.array_equal(
+    restored[: len(VOCABULARY)], start.weights['embeddings']['word']
+  )
+
+
+@pytest.mark.parametrize(
+  'kind, said',
+  [
+    ('generator', 'holds a generator and no discriminator'),
+    ('bare', 'has no tokenizer; add its files'),
+    ('more', f'has embeddings of 1,0{len(VOCABULARY)} tokens and a tokenizer of {len(VOCABULARY)}'),
+    ('nowhere', 'nowhere'),
+  ],
+)
+def test_what_fine_tuning_cannot_begin_with_is_one_sentence(folders, kind, said):
+  with pytest.raises(UserError, match=said):
+    started(f'hf:{folders}/{kind}')
+
+
+def test_fresh_weights_in_the_sizes_of_a_folder(folders):
+  config = FinetuningConfig().replace({'init': 'none', 'like': f'hf:{folders}/discriminator'})
+  start = initial.open_initial(config)
+  assert (
+    start.weights is None
+    and start.model.hidden_size == 16
+    and start.tokenizer.size == len(VOCABULARY)
+  )
+
+
+def test_a_checkpoint_of_the_original_is_a_start_too(folders, tmp_path):
+  from electra_jax.interop import google
+
+  weights = huggingface.read(str(folders / 'discriminator'))
+  google.write(weights, str(tmp_path / 'tf' / 'model.ckpt-7'))
+  shutil.copy(folders / 'discriminator' / 'vocab.txt', tmp_path / 'tf')
+  start = started(f'tf:{tmp_path}/tf;heads=2')
+  assert same_bits(
+    start.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
+  )
+  assert start.model.num_heads == 2 and start.tokenizer.size == len(VOCABULARY)
+
+
+def test_neither_pytorch_nor_transformers_is_needed(tmp_path):
+  made = folder_of(tmp_path / 'hf', 'electra', 'classification', id2label={0: 'good', 1: 'bad'})
+  (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
+  commands = [
+    [
+      '--mode=import',
+      '--config=configs/finetune/own.py',
+      f'--config.init=hf:{tmp_path}/hf',
+      f'--workdir={tmp_path}/run',
+    ],
+    [
+      '--mode=predict',
+      f'--workdir={tmp_path}/run',
+      f'--input={tmp_path}/texts.txt',
+      f'--output={tmp_path}/said.jsonl',
+    ],
+  ]
+  program = (
+    "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\nfrom electra_jax.main import main\n"
+    + ''.join(f'assert main({["main", *command]!r}) == 0\n' for command in commands)
+  )
+  ended = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': xla_flags.QUICK},
+  )
+  assert ended.returncode == 0, ended.stderr
+  assert 'labels good, bad' in ended.stdout
+  for said, logits in zip(
+    read_lines(tmp_path / 'said.jsonl'), torch_logits(made, tmp_path / 'hf', TEXTS), strict=True
+  ):
+    np.testing.assert_allclose(
+      said['probabilities']['good'], 1 / (1 + np.exp(logits[1] - logits[0])), rtol=2e-5
+    )

@@ -1,0 +1,285 @@
+"""A run for other programs: what opens there computes what it computed here, and every bit of it comes back."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import made_run
+import micro_run
+import numpy as np
+import pytest
+
+import electra_jax
+from electra_jax import export, main
+from electra_jax.data.tokenizers.tokenization import load_tokenizer, train_tokenizer
+from electra_jax.errors import UserError
+from electra_jax.interop import google, huggingface, own
+from electra_jax.interop.weights import same_bits
+from electra_jax.model.encoder import packed_inputs
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+transformers.logging.set_verbosity_error()
+torch.set_num_threads(
+  1
+)  # models so small, and tests side by side: more threads would wait for each other
+
+# Family, sharing, and what the generator is of the discriminator.
+KINDS = {
+  'electra': ('electra', 'embeddings', 0.5),
+  'untied': ('electra', 'none', 0.5),
+  'one tower': ('electra', 'all', 1.0),
+  'modern': ('modern', 'all', 1.0),
+  'modern, projected': ('modern', 'embeddings', 0.5),
+}
+
+
+def config_of(kind, heads_of=64):
+  """Heads of 64, as the original program wants them, or as given."""
+  family, sharing, fraction = KINDS[kind]
+  config = main.parse(['main', '--config=tests/configs/micro.py']).config
+  config.model.update(
+    family=family,
+    hidden_size=2 * heads_of,
+    embedding_size=48 if family == 'electra' else 2 * heads_of,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=8 * heads_of,
+    max_positions=40,
+    global_every=2,
+    layer_norm_eps=1e-12 if family == 'electra' else 1e-5,
+  )
+  config.generator.hidden_fraction, config.sharing = fraction, sharing
+  return config
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Folders of runs by kind, made when asked for: with WordPiece where the family is electra, else with SentencePiece."""
+  folder, made = tmp_path_factory.mktemp('runs'), {}
+  vocabulary = load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
+  sentences = train_tokenizer(
+    [*made_run.TEXTS, micro_run.corpus().read_text()], kind='unigram', vocab_size=200
+  )
+
+  def run(kind):
+    if kind not in made:
+      made[kind] = str(folder / kind)
+      made_run.make(
+        made[kind], config_of(kind), vocabulary if KINDS[kind][0] == 'electra' else sentences
+      )
+    return made[kind]
+
+  return run
+
+
+# The other sharing schemes: interop/hf_export_test.py checks them on weights, make test-clients on runs.
+@pytest.mark.parametrize(
+  'kind',
+  [
+    kind if kind in ('electra', 'modern') else pytest.param(kind, marks=pytest.mark.clients)
+    for kind in KINDS
+  ],
+)
+def test_transformers_opens_it_and_computes_the_same(kind, runs, tmp_path, capsys):
+  output = str(tmp_path / 'out')
+  export.export(runs(kind), output)
+  run, out = electra_jax.load(runs(kind)), capsys.readouterr().out
+  tokenizer = transformers.AutoTokenizer.from_pretrained(f'{output}/discriminator')
+  inputs = tokenizer(made_run.TEXTS, padding=True, return_tensors='pt')
+  reading = run(made_run.TEXTS)
+  for ids, mask, tokens in zip(
+    inputs['input_ids'], inputs['attention_mask'], reading.tokens, strict=True
+  ):
+    assert [run.tokenizer.token(i) for i in ids[mask == 1]] == tokens
+  auto = (
+    transformers.AutoModelForPreTraining
+    if KINDS[kind][0] == 'electra'
+    else transformers.AutoModelForTokenClassification
+  )
+  model, told = auto.from_pretrained(f'{output}/discriminator', output_loading_info=True)
+  assert not any(told.values()), told
+  encoder = transformers.AutoModel.from_pretrained(f'{output}/discriminator')
+  with torch.no_grad():
+    verdicts = model(**inputs).logits.sigmoid().reshape(inputs['input_ids'].shape).numpy()
+    hidden = encoder(**inputs).last_hidden_state.numpy()
+  for i, tokens in enumerate(reading.tokens):
+    np.testing.assert_allclose(
+      reading.replaced[i, : len(tokens)], verdicts[i, : len(tokens)], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+      reading.hidden_states[i, : len(tokens)], hidden[i, : len(tokens)], rtol=1e-4, atol=1e-5
+    )
+  if kind == 'modern, projected':
+    assert (
+      not pathlib.Path(output, 'generator').exists()
+      and 'left out     the generator of' in out
+      and 'ModernBERT has no such projection' in out
+    )
+    return
+  generator, told = transformers.AutoModelForMaskedLM.from_pretrained(
+    f'{output}/generator', output_loading_info=True
+  )
+  assert not any(told.values()), told
+  ids = inputs['input_ids'].numpy()
+  positions = np.tile(np.arange(1, 4, dtype=np.int32), (len(ids), 1))
+  of_masks = jax.jit(
+    lambda params: run.model.apply(
+      {'params': params},
+      packed_inputs(ids, 0, run.tokenizer.cls_id, run.tokenizer.sep_id),
+      positions,
+      method='generator_logits',
+    )
+  )
+  ours = of_masks(run.params)
+  with torch.no_grad():
+    theirs = generator(**inputs).logits.numpy()
+  np.testing.assert_allclose(
+    np.asarray(ours)[:, :, : run.tokenizer.size],
+    np.take_along_axis(theirs, positions[..., None], 1),
+    rtol=1e-4,
+    atol=2e-5,
+  )
+  assert generator.config.vocab_size == run.tokenizer.size == len(tokenizer)  # no row that pads
+
+
+@pytest.mark.parametrize('kind', ['electra', 'untied', 'one tower', 'modern'])
+def test_every_bit_comes_back_through_transformers(kind, runs, tmp_path):
+  export.export(runs(kind), str(tmp_path))
+  before, after = own.read(runs(kind)), huggingface.read(str(tmp_path))
+  assert same_bits(before.params, after.params) and after.sharing == KINDS[kind][1]
+  assert load_tokenizer(after.tokenizer).tokens == load_tokenizer(before.tokenizer).tokens
+
+
+@pytest.mark.parametrize('kind', ['electra', 'one tower'])
+def test_every_bit_comes_back_through_the_original_s_checkpoint_moments_and_step_too(
+  kind, runs, tmp_path, capsys
+):
+  export.export(runs(kind), str(tmp_path), format='tensorflow')
+  before, after = own.read(runs(kind)), google.read(str(tmp_path))
+  assert same_bits(before.params, after.params) and (before.step, after.step) == (7, 7)
+  assert same_bits(before.moments, after.moments)
+  assert load_tokenizer(after.tokenizer).tokens == load_tokenizer(before.tokenizer).tokens
+  export.export(runs(kind), str(tmp_path), format='tensorflow')  # again, over itself
+
+
+def test_what_the_original_cannot_hold_is_refused_with_the_reason(runs, tmp_path):
+  with pytest.raises(UserError, match='modern'):
+    export.export(runs('modern'), str(tmp_path), format='tensorflow')
+  assert not any(path.name.startswith('model.ckpt') for path in tmp_path.iterdir())
+
+
+def test_the_card_says_what_it_is_and_how_to_use_it(runs, tmp_path):
+  export.export(runs('electra'), str(tmp_path))
+  for tower, use in (
+    ('discriminator', 'AutoModelForPreTraining'),
+    ('generator', 'pipeline("fill-mask"'),
+  ):
+    card = (tmp_path / tower / 'README.md').read_text()
+    assert card.startswith('---\nlibrary_name: transformers\n') and use in card
+    for fact in (
+      f'weights of {tower} at step 7',
+      '1.79 k tokens',
+      '| generator loss | 4.2500 |',
+      '| batch | 8 rows of 32 tokens |',
+      '"mask_rate": 0.15',
+    ):
+      assert fact in card, fact
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone_and_an_earlier_export_is_not(
+  runs, tmp_path
+):
+  export.export(runs('electra'), str(tmp_path))
+  export.export(runs('electra'), str(tmp_path))
+  (tmp_path / 'thesis.tex').write_text('dear')
+  with pytest.raises(
+    UserError, match="holds 'thesis.tex', which is of no export; name an empty folder"
+  ):
+    export.export(runs('electra'), str(tmp_path))
+  with pytest.raises(UserError, match='is a file; name a folder'):
+    export.export(runs('electra'), str(tmp_path / 'thesis.tex'))
+
+
+def test_an_export_over_another_leaves_nothing_of_it(runs, tmp_path):
+  for kind, tokenizer in (('modern', 'tokenizer.model'), ('electra', 'vocab.txt')):
+    export.export(runs(kind), str(tmp_path))
+    assert {
+      name for name in ('tokenizer.model', 'vocab.txt') if (tmp_path / 'generator' / name).exists()
+    } == {tokenizer}
+  export.export(runs('modern, projected'), str(tmp_path))  # has no generator for transformers
+  assert not list((tmp_path / 'generator').iterdir())
+  (tmp_path / 'discriminator' / 'README.md').write_text('# My own words')
+  with pytest.raises(UserError, match="holds 'discriminator/README.md', which is of no export"):
+    export.export(runs('electra'), str(tmp_path))
+
+
+def test_a_checkpoint_that_came_without_its_figures_is_exported_without_them(runs, tmp_path):
+  shutil.copytree(runs('electra'), tmp_path / 'run')
+  (tmp_path / 'run' / 'metrics.jsonl').unlink()
+  export.export(str(tmp_path / 'run'), str(tmp_path / 'out'))
+  card = (tmp_path / 'out' / 'generator' / 'README.md').read_text()
+  assert (
+    'weights of generator at step 7' in card and '## Config' in card and '## Figures' not in card
+  )
+
+
+@pytest.mark.parametrize(
+  'argv, said',
+  [
+    (['--workdir=here'], '--mode=export needs a folder to write; name it with --output'),
+    (['--workdir=nowhere', '--output=out'], 'nowhere is not a run'),
+    (['--workdir=here', '--output=out', '--rows=3'], '--rows belongs to --mode=evaluate'),
+    (['--workdir=here', '--output=out', '--format=onnx'], 'format'),
+  ],
+)
+def test_mistakes_are_one_sentence(argv, said, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert main.main(['main', '--mode=export', *argv]) == 1
+  err = capsys.readouterr().err
+  assert said in err and err.count('\n') == 1
+
+
+def test_a_fine_tuned_model_of_transformers_comes_in_and_goes_out_the_same(tmp_path):
+  config = transformers.ElectraConfig(
+    vocab_size=len(load_tokenizer(made_run.wordpiece(tmp_path / 'model')).tokens),
+    hidden_size=32,
+    embedding_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=40,
+    id2label={0: '0', 1: '1'},
+    label2id={'0': 0, '1': 1},
+  )
+  torch.manual_seed(0)
+  model = transformers.ElectraForSequenceClassification(config).eval()
+  model.save_pretrained(tmp_path / 'model')
+  told = [
+    'main',
+    '--mode=import',
+    '--config=tests/configs/finetune_micro.py',
+    f'--config.init=hf:{tmp_path / "model"}',
+    f'--workdir={tmp_path / "run"}',
+  ]
+  assert main.main(told) == 0
+  assert (
+    main.main(
+      ['main', '--mode=export', f'--workdir={tmp_path / "run"}', f'--output={tmp_path / "out"}']
+    )
+    == 0
+  )
+  back, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+    tmp_path / 'out', output_loading_info=True
+  )
+  assert not any(loaded.values())
+  for (name, a), b in zip(model.state_dict().items(), back.state_dict().values(), strict=True):
+    assert torch.equal(a, b), name
+  assert (
+    back.config.id2label == {0: '0', 1: '1'}
+    and 'text-classification' in (tmp_path / 'out' / 'README.md').read_text()
+  )
+  assert json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'] == [
+    'ElectraForSequenceClassification'
+  ]

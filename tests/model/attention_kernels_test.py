@@ -1,0 +1,458 @@
+"""The fast attention kernels agree with XLA's in outputs and gradients, and are taken only where they can do what is asked."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from electra_jax.model import kernels
+from electra_jax.model.attention import attention, choose_attention, visible_positions
+from electra_jax.model.config import EncoderConfig
+from electra_jax.model.encoder import Encoder, Inputs
+
+LENGTH, HEADS, HEAD_SIZE, REACH = 256, 2, 16, 20
+RULES = (('batch', ('data', 'fsdp')), ('heads', 'tensor'), ('embed', 'fsdp'))
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+  monkeypatch.setattr(kernels, 'INTERPRET', True)
+
+
+def rows(batch, length=LENGTH, heads=HEADS, dtype=jnp.float32):
+  """Queries, keys, values, what their gradient is taken against, and segment ids: pieces, padding after, one row empty."""
+  rng = np.random.default_rng(0)
+  arrays = [
+    jnp.asarray(rng.standard_normal((batch, length, heads, HEAD_SIZE)), dtype) for _ in range(4)
+  ]
+  ends = np.arange(batch)[:, None] + np.array([[length // 5, length // 2, length // 4 * 3]])
+  index = np.arange(length)[:, None]
+  segment_ids = np.where(index[:, 0] < ends[:, 2:], 1 + (index >= ends[:, None, :2]).sum(-1), 0)
+  segment_ids[0] = 1  # one document, no padding
+  segment_ids[-1] = 0
+  return *arrays, jnp.asarray(segment_ids, jnp.int32)
+
+
+def outputs_and_gradients(function, query, key, value, weights, segment_ids, is_global):
+  def loss(query, key, value):
+    outputs = function(query, key, value, segment_ids, is_global)
+    return (outputs * weights).sum(dtype=jnp.float32), outputs
+
+  gradients, outputs = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(query, key, value)
+  return outputs, *gradients
+
+
+def by(kernel):
+  return lambda *arrays: attention(
+    *arrays,
+    reach=REACH,
+    kernel=kernel,
+    dropout_rate=0.0,
+    dropout_keys=None,
+    dropout_site=1,
+    dropout_generator='hash',
+  )
+
+
+def cudnn_without_a_gpu(query, key, value, segment_ids, is_global):
+  query = query * HEAD_SIZE**-0.5
+  return kernels.cudnn(
+    query, key, value, visible_positions(segment_ids, is_global, REACH), implementation='xla'
+  )
+
+
+def close(ours, theirs, tolerance=1e-5):
+  for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    mine, other = np.asarray(mine, np.float32), np.asarray(other, np.float32)
+    assert np.isfinite(mine).all()
+    np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize(
+  'block, is_global', [(128, None), (128, True), (128, False), (512, None), (512, False)]
+)
+def test_splash_agrees_on_packed_and_padded_rows(interpreted, monkeypatch, block, is_global):
+  """With several blocks (their own kernel for the query's gradient) and with one, padding included."""
+  monkeypatch.setattr(kernels, 'LARGEST_BLOCK', block)
+  given = *rows(3), is_global
+  close(outputs_and_gradients(by('splash'), *given), outputs_and_gradients(by('xla'), *given))
+
+
+def test_splash_agrees_in_bfloat16(interpreted):
+  *arrays, segment_ids = rows(3, length=128, dtype=jnp.bfloat16)
+  exact = outputs_and_gradients(
+    by('xla'), *(x.astype(jnp.float32) for x in arrays), segment_ids, False
+  )
+  ours = outputs_and_gradients(by('splash'), *arrays, segment_ids, False)
+  assert all(x.dtype == jnp.bfloat16 for x in ours)
+  close(ours, exact, tolerance=0.02)
+
+
+@pytest.mark.parametrize('change', ['segments', 'padding', 'reach'])
+def test_what_is_ignored_is_noticed(interpreted, change):
+  *arrays, segment_ids = rows(3, length=128)
+  expected = outputs_and_gradients(by('xla'), *arrays, segment_ids, change != 'reach')
+  ignored = {
+    'segments': jnp.minimum(segment_ids, 1),
+    'padding': jnp.maximum(segment_ids, 1),
+    'reach': segment_ids,
+  }[change]
+  ours = outputs_and_gradients(by('splash'), *arrays, ignored, True)
+  for mine, other in zip(ours, expected, strict=True):
+    with pytest.raises(AssertionError):
+      close(mine, other)
+
+
+@pytest.mark.parametrize('is_global', [None, True, False])
+def test_the_mask_given_to_cudnn_is_that_of_xla(is_global):
+  given = *rows(3), is_global
+  close(
+    outputs_and_gradients(cudnn_without_a_gpu, *given), outputs_and_gradients(by('xla'), *given)
+  )
+
+
+@pytest.mark.parametrize(
+  'function, batch, heads, spec',
+  [
+    pytest.param(by('splash'), 8, 2, (('data', 'fsdp'), None, 'tensor'), id='splash'),
+    pytest.param(by('splash'), 8, 1, (('data', 'fsdp'),), id='splash, one head'),
+    pytest.param(cudnn_without_a_gpu, 8, 2, (('data', 'fsdp'), None, 'tensor'), id='cudnn'),
+    pytest.param(cudnn_without_a_gpu, 3, 2, (None, None, 'tensor'), id='cudnn, three rows'),
+  ],
+)
+def test_each_device_attends_its_own_rows_and_heads(interpreted, function, batch, heads, spec):
+  """On a mesh of data 2, fsdp 2, tensor 2; what an axis does not divide is whole on each device, and right."""
+  given = *rows(batch, length=128, heads=heads), False
+  mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    results = outputs_and_gradients(function, *given)
+  assert results[0].sharding.is_equivalent_to(
+    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)), 4
+  )
+  close(results, outputs_and_gradients(by('xla'), *given))
+
+
+def encoder(family, kernel, **fields):
+  return Encoder(
+    EncoderConfig(
+      family=family,
+      hidden_size=32,
+      embedding_size=32,
+      num_heads=2,
+      intermediate_size=64,
+      num_layers=3,
+      global_every=2,
+      local_window=2 * REACH,
+      dropout=0.0,
+      attention_dropout=0.0,
+      attention=kernel,
+      **fields,
+    )
+  )
+
+
+@pytest.mark.parametrize('family, remat', [('electra', 'none'), ('modern', 'dots')])
+def test_an_encoder_is_the_same_with_splash(interpreted, family, remat):
+  """Layers scanned, global and local ones mixed in `modern`; every parameter's gradient."""
+  embedded, *_, segment_ids = rows(3, length=128)
+  embedded = embedded.reshape(3, 128, 32)
+  inputs = Inputs(
+    segment_ids, segment_ids, jnp.broadcast_to(jnp.arange(128), (3, 128)), segment_ids
+  )
+  rng = np.random.default_rng(1)
+  shapes = jax.eval_shape(
+    lambda: nn.unbox(encoder(family, 'xla').init(jax.random.key(0), embedded, inputs)['params'])
+  )
+  params = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), shapes)
+
+  def results(kernel):
+    def loss(params):
+      hidden = encoder(family, kernel, remat=remat).apply({'params': params}, embedded, inputs)
+      return (hidden * jnp.sin(jnp.arange(32.0))).sum(), hidden
+
+    return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+  (ours, hidden), (theirs, expected) = results('splash'), results('xla')
+  close(hidden, expected)
+  for (path, mine), other in zip(
+    jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+  ):
+    if path[-2].key == 'key' and path[-1].key == 'bias':  # softmax does not see it: all rounding
+      continue
+    np.testing.assert_allclose(
+      mine, other, rtol=0, atol=1e-5 * np.abs(other).max(), err_msg=jax.tree_util.keystr(path)
+    )
+
+
+# -- Lowering and compiling for devices that are not here --
+
+
+@pytest.mark.parametrize('family, held', [('electra', 0), ('modern', 1)])
+def test_cudnn_lowers_for_a_gpu(monkeypatch, family, held):
+  """With the mask as its bias, which is kept for the backward pass once, or once a layer where layers differ."""
+  # JAX asks the library for its version, which is not here.
+  monkeypatch.setattr('jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version', lambda: 91000)
+  model = encoder(family, 'cudnn', dtype=jnp.bfloat16)
+  ids = jax.ShapeDtypeStruct((4, 128), jnp.int32)
+  embedded = jax.ShapeDtypeStruct((4, 128, 32), jnp.float32)
+
+  def inputs(ids):
+    return Inputs(ids, ids, ids, ids)
+
+  params = jax.eval_shape(
+    lambda x, ids: nn.unbox(model.init(jax.random.key(0), x, inputs(ids)))['params'], embedded, ids
+  )
+
+  def loss(params, x, ids):
+    return model.apply({'params': params}, x, inputs(ids)).astype(jnp.float32).sum()
+
+  text = (
+    jax.jit(jax.grad(loss))
+    .trace(params, embedded, ids)
+    .lower(lowering_platforms=('cuda',))
+    .as_text()
+  )
+  assert re.findall(r'__cudnn\$(\w+)', text) == [
+    'fmhaScaleBiasSoftmax',
+    'fmhaScaleBiasSoftmaxBackward',
+  ]
+  assert 'tensor<4x1x128x128xbf16>' in text
+  assert bool(re.search(r'tensor<3x4x1x128x128x', text)) == held
+  assert not re.search(r'tensor<(\d+x)?4x2x128x128x', text), 'the scores of all pairs of positions'
+
+
+def in_a_child(code, **environment):
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    env=os.environ | environment,
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+FOR_A_TPU = """
+import json, jax, jax.numpy as jnp, numpy as np, flax.linen as nn
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from electra_jax.model.attention import attention
+devices = np.array(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices)
+
+def compiled(kernel, shape, mesh_shape, dtype, is_global):
+  mesh = Mesh(devices[:np.prod(mesh_shape)].reshape(mesh_shape), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
+  array = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+  x = array(shape, dtype, ('data', 'fsdp'), None, 'tensor')
+  loss = lambda *arrays: attention(*arrays, reach=64, kernel=kernel, dropout_rate=0.0, dropout_keys=None, dropout_site=1,
+                                   dropout_generator='hash').astype(jnp.float32).sum()
+  given = x, x, x, array(shape[:2], jnp.int32, ('data', 'fsdp')), array((), jnp.bool_) if is_global else None
+  with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', ('data', 'fsdp')), ('heads', 'tensor'))):
+    program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*given).compile()
+  text = program.as_text()
+  return program.memory_analysis().temp_size_in_bytes, text.count('"tpu_custom_call"'), 'all-' in text
+
+print(json.dumps([
+    compiled('xla', (64, 512, 12, 64), (1, 1, 1), jnp.bfloat16, False),
+    compiled('splash', (64, 512, 12, 64), (1, 1, 1), jnp.bfloat16, False),
+    compiled('splash', (8, 1024, 4, 64), (1, 2, 2), jnp.float32, True)]))
+"""
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='needs libtpu')
+def test_splash_compiles_for_a_tpu_and_takes_less_memory():
+  xla, splash, local = in_a_child(
+    FOR_A_TPU,
+    JAX_PLATFORMS='cpu',
+    TPU_SKIP_MDS_QUERY='1',
+    TPU_ACCELERATOR_TYPE='v5litepod-8',
+    TPU_WORKER_HOSTNAMES='localhost',
+    TPU_WORKER_ID='0',
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+  )
+  scores = 64 * 12 * 512 * 512 * 4
+  assert xla[0] > scores > splash[0]
+  # Kernels: forward and backward; where there are several blocks two backward, and all of them for each kind of layer.
+  assert (xla[1], splash[1], local[1]) == (0, 2, 6)
+  assert not splash[2] and not local[2], 'kernels need nothing from other devices'
+
+
+ON_A_GPU = """
+import json, jax, jax.numpy as jnp, numpy as np
+from electra_jax.model.attention import attention
+rng = np.random.default_rng(0)
+x = [jnp.asarray(rng.standard_normal((4, 256, 4, 64)), jnp.bfloat16) for _ in range(4)]
+ids = jnp.asarray([[1] * 256, [1] * 60 + [2] * 100 + [0] * 96, [1] * 200 + [0] * 56, [0] * 256], jnp.int32)
+def results(kernel, is_global):
+  function = lambda *arrays: attention(*arrays, ids, is_global, reach=20, kernel=kernel, dropout_rate=0.0, dropout_keys=None,
+                                       dropout_site=1, dropout_generator='hash')
+  def run(*arrays):
+    outputs, pullback = jax.vjp(function, *arrays)
+    return outputs, *pullback(x[3])
+  return [np.asarray(y, np.float32) for y in jax.jit(run)(*x[:3])]
+print(json.dumps([float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for is_global in (None, True, False)
+                  for ours, theirs in zip(results('cudnn', is_global), results('xla', is_global))]))
+"""
+
+
+@pytest.mark.skipif(not shutil.which('nvidia-smi'), reason='needs an NVIDIA GPU')
+def test_cudnn_agrees_on_a_gpu():
+  assert max(in_a_child(ON_A_GPU, JAX_PLATFORMS='cuda')) < 0.03
+
+
+# -- Which kernel --
+
+
+def choose(
+  wanted='auto',
+  platform='tpu',
+  length=512,
+  head_size=64,
+  attention_dropout=0.0,
+  dtype=jnp.bfloat16,
+  **more,
+):
+  return choose_attention(
+    wanted,
+    platform=platform,
+    length=length,
+    head_size=head_size,
+    attention_dropout=attention_dropout,
+    dtype=dtype,
+    **more,
+  )
+
+
+@pytest.mark.parametrize(
+  'given, kernel, why',
+  [
+    ({}, 'splash', 'attention_dropout is 0'),
+    ({'dtype': jnp.float32}, 'splash', 'attention_dropout is 0'),
+    (
+      {'attention_dropout': 0.1},
+      'xla',
+      'splash has no attention dropout; set attention_dropout to 0 to have it',
+    ),
+    ({'length': 128}, 'xla', 'rows of 128 are short, splash is taken from 512 on'),
+    (
+      {'length': 600},
+      'xla',
+      'splash takes multiples of 128 positions, not 600; set sequence_length to a multiple of 128 to have it',
+    ),
+    ({'wanted': 'splash', 'length': 128}, 'splash', 'as configured'),
+    ({'wanted': 'xla'}, 'xla', 'as configured'),
+    ({'platform': 'cpu'}, 'xla', 'the only one on CPU'),
+    ({'platform': 'gpu'}, 'cudnn', 'attention_dropout is 0; segments are a dense mask'),
+    (
+      {'platform': 'gpu', 'dtype': jnp.float16, 'compute_capability': '9.0'},
+      'cudnn',
+      'attention_dropout is 0; segments are a dense mask',
+    ),
+    (
+      {'platform': 'gpu', 'attention_dropout': 0.1},
+      'xla',
+      'cudnn has no attention dropout; set attention_dropout to 0 to have it',
+    ),
+    (
+      {'platform': 'gpu', 'dtype': jnp.float32},
+      'xla',
+      'cudnn takes bfloat16 and float16, not float32; set dtype to bfloat16 to have it',
+    ),
+    (
+      {'platform': 'gpu', 'head_size': 132},
+      'xla',
+      'cudnn takes heads of up to 128 in steps of 8, not 132; set hidden_size or num_heads to have it',
+    ),
+    (
+      {'platform': 'gpu', 'length': 77},
+      'xla',
+      'cudnn takes even lengths, not 77; set sequence_length to an even number to have it',
+    ),
+    (
+      {'platform': 'gpu', 'compute_capability': '7.5'},
+      'xla',
+      'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not 7.5',
+    ),
+    (
+      {'platform': 'gpu', 'compute_capability': 'gfx90a'},
+      'xla',
+      'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not gfx90a',
+    ),
+  ],
+)
+def test_auto_picks_by_platform_dropout_length_and_type_and_says_why(given, kernel, why):
+  assert choose(**given) == (kernel, why)
+
+
+@pytest.mark.parametrize(
+  'given, sentence',
+  [
+    (
+      {'wanted': 'splash', 'attention_dropout': 0.1},
+      "attention 'splash' has no attention dropout; "
+      'set attention_dropout to 0 or attention to auto.',
+    ),
+    (
+      {'wanted': 'splash', 'platform': 'cpu'},
+      "attention 'splash' runs on TPU, not on CPU; set attention to auto.",
+    ),
+    (
+      {'wanted': 'splash', 'length': 100},
+      "attention 'splash' takes multiples of 128 positions, not 100; "
+      'set sequence_length to a multiple of 128 or attention to auto.',
+    ),
+    ({'wanted': 'cudnn'}, "attention 'cudnn' runs on GPU, not on TPU; set attention to auto."),
+    (
+      {'wanted': 'cudnn', 'platform': 'gpu', 'dtype': jnp.float32},
+      "attention 'cudnn' takes bfloat16 and float16, not float32; "
+      'set dtype to bfloat16 or attention to auto.',
+    ),
+    (
+      {'wanted': 'cudnn', 'platform': 'gpu', 'head_size': 100},
+      "attention 'cudnn' takes heads of up to 128 in steps of 8, not 100; "
+      'set hidden_size or num_heads or attention to auto.',
+    ),
+    ({'wanted': 'flash'}, "attention is 'flash'; it is one of auto, xla, splash, cudnn."),
+  ],
+)
+def test_a_kernel_that_cannot_be_had_is_refused_in_a_sentence(given, sentence):
+  with pytest.raises(ValueError) as error:
+    choose(**given)
+  assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize('kernel', ['splash', 'cudnn'])
+def test_attention_dropout_is_never_dropped(kernel):
+  with pytest.raises(ValueError, match='no dropout'):
+    EncoderConfig(attention=kernel, attention_dropout=0.1)
+  *arrays, _, segment_ids = rows(2, length=128)
+  with pytest.raises(ValueError, match='no dropout'):
+    attention(
+      *arrays,
+      segment_ids,
+      reach=1,
+      kernel=kernel,
+      dropout_rate=0.1,
+      dropout_keys=None,
+      dropout_site=1,
+      dropout_generator='hash',
+    )
+
+
+def test_splash_refuses_a_length_that_blocks_do_not_fill():
+  *arrays, _, segment_ids = rows(1, length=100)
+  with pytest.raises(ValueError, match='multiples of 128, not 100'):
+    by('splash')(*arrays, segment_ids, None)

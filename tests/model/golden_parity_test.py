@@ -1,0 +1,244 @@
+"""With the original program's weights, masks and samples: losses, logits, probabilities and every gradient are its."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from electra_jax.model.config import EncoderConfig
+from electra_jax.model.electra import Electra
+from electra_jax.model.encoder import Inputs
+from electra_jax.pretrain.masking import Masks
+from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.training import optimizers, schedules
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+SETTINGS = objective.Settings()
+# Our name inside a layer -> the original's.
+LAYER = {
+  'query': 'attention/self/query',
+  'key': 'attention/self/key',
+  'value': 'attention/self/value',
+  'attention_output': 'attention/output/dense',
+  'attention_norm': 'attention/output/LayerNorm',
+  'mlp_in': 'intermediate/dense',
+  'mlp_output': 'output/dense',
+  'mlp_norm': 'output/LayerNorm',
+}
+LEAF = {'kernel': 'kernel', 'bias': 'bias', 'scale': 'gamma'}
+TABLES = {
+  'word': 'word_embeddings',
+  'position': 'position_embeddings',
+  'type': 'token_type_embeddings',
+}
+
+
+def original_name(path):
+  """The original's name of one of our parameters; layers are stacked here, so theirs has a {} for the layer."""
+  top, *rest = path
+  scope = {'embeddings': 'electra', 'discriminator': 'electra', 'generator': 'generator'}.get(top)
+  if top == 'embeddings':
+    return f'{scope}/embeddings/' + (
+      'LayerNorm/' + ('gamma' if rest[1] == 'scale' else 'beta')
+      if rest[0] == 'norm'
+      else TABLES[rest[0]]
+    )
+  if top in ('discriminator', 'generator'):
+    if rest[0] == 'embeddings_project':
+      return f'{scope}/embeddings_project/{rest[1]}'
+    leaf = 'beta' if rest[1].endswith('norm') and rest[2] == 'bias' else LEAF[rest[2]]
+    return f'{scope}/encoder/layer_{{}}/{LAYER[rest[1]]}/{leaf}'
+  if top == 'generator_head':
+    return 'generator_predictions/' + {
+      ('bias',): 'output_bias',
+      ('norm', 'scale'): 'LayerNorm/gamma',
+      ('norm', 'bias'): 'LayerNorm/beta',
+    }.get(tuple(rest), '/'.join(rest))
+  return 'discriminator_predictions/' + '/'.join(rest).replace('prediction', 'dense_1')
+
+
+def towers(file):
+  shapes = {name[4:-2]: file[name].shape for name in file.files if name.startswith('var/')}
+  embedding = shapes['electra/embeddings/word_embeddings'][1]
+  discriminator = EncoderConfig(
+    vocab_size=300,
+    hidden_size=48,
+    embedding_size=embedding,
+    num_layers=3,
+    num_heads=4,
+    intermediate_size=96,
+    max_positions=40,
+    vocab_multiple=1,
+  )
+  if 'generator/encoder/layer_0/intermediate/dense/kernel' not in shapes:
+    return Electra(discriminator, discriminator, sharing='all')
+  generator = EncoderConfig(
+    vocab_size=300,
+    hidden_size=24,
+    embedding_size=embedding,
+    num_layers=2,
+    num_heads=1,
+    intermediate_size=96,
+    max_positions=40,
+    vocab_multiple=1,
+  )
+  return Electra(generator, discriminator)
+
+
+def load(file, model):
+  """Our parameters, from the original's variables; each of those is used."""
+  used = set()
+  shapes = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), Inputs(*[jnp.zeros((1, 8), jnp.int32)] * 4), jnp.zeros((1, 1), jnp.int32)
+    )
+  )['params']
+
+  def read(path, shape):
+    name = 'var/' + original_name([entry.key for entry in path if hasattr(entry, 'key')]) + ':0'
+    names = [name.format(i) for i in range(shape.shape[0])] if '{}' in name else [name]
+    used.update(names)
+    value = np.stack([file[n] for n in names]) if '{}' in name else file[name]
+    assert value.shape == shape.shape, name
+    return jnp.asarray(value)
+
+  params = jax.tree_util.tree_map_with_path(read, nn.unbox(shapes))
+  assert used == {name for name in file.files if name.startswith('var/')}
+  return params
+
+
+def run(file, model, params):
+  inputs = Inputs(
+    *(
+      jnp.asarray(x)
+      for x in (
+        file['input_ids'],
+        file['input_mask'],
+        np.tile(np.arange(32, dtype=np.int32), (4, 1)),
+        file['segment_ids'],
+      )
+    )
+  )
+  masks = Masks(
+    positions=jnp.asarray(file['masked/masked_lm_positions']),
+    weights=jnp.asarray(file['masked/masked_lm_weights']),
+    token_ids=jnp.asarray(file['masked/input_ids']),
+  )
+  # The file has the tokens after sampling, not the samples, and a position drawn twice holds the mean of its two: writing that mean in both
+  # slots gives it again.
+  samples = np.take_along_axis(file['fake_ids'], file['masked/masked_lm_positions'], 1)
+  batch = {'inputs': inputs, 'masks': masks, 'keys': None}
+  counts = objective.counts(SETTINGS, batch)
+
+  def loss(params):
+    return objective.loss(
+      SETTINGS, model, params, batch, counts, train=False, samples=jnp.asarray(samples)
+    )
+
+  (total, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  corrupted = inputs._replace(token_ids=jnp.asarray(file['fake_ids']))
+  return {
+    'total': total,
+    'mlm_loss': sums['generator_loss'] / counts['masked'],
+    'disc_loss': sums['discriminator_loss'] / counts['tokens'],
+    'mlm_logits': model.apply(
+      {'params': params},
+      inputs._replace(token_ids=masks.token_ids),
+      masks.positions,
+      method='generator_logits',
+    ),
+    'disc_probs': jax.nn.sigmoid(
+      model.apply({'params': params}, corrupted, method='discriminator_logits')
+    ),
+    'grads': grads,
+  }
+
+
+def close(ours, theirs, what):
+  """To float32 rounding: 1e-5 of the tensor's largest value, and 1e-8 of the loss (about 40) where all of it is rounding: the
+  gradients of the keys' biases are zero in exact arithmetic."""
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  assert ours.shape == theirs.shape, what
+  assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max() + 4e-7, (
+    what,
+    np.abs(ours - theirs).max(),
+  )
+
+
+def compare(file, result):
+  for name in ('mlm_loss', 'disc_loss', 'total', 'mlm_logits'):
+    close(result[name], file[name], name)
+  real = file['input_mask'] > 0
+  close(np.asarray(result['disc_probs'])[real], file['disc_probs'][real], 'disc_probs')
+  compared = 0
+  for path, grad in jax.tree_util.tree_leaves_with_path(result['grads']):
+    name = 'grad/' + original_name([entry.key for entry in path]) + ':0'
+    for i in range(grad.shape[0]) if '{}' in name else [None]:
+      close(grad if i is None else grad[i], file[name.format(i)], name.format(i))
+      compared += 1
+  assert compared == sum(name.startswith('grad/') for name in file.files)
+
+
+@pytest.mark.parametrize('which', ['tied', 'base_like', 'all_tied'])
+def test_losses_logits_probabilities_and_every_gradient(which):
+  file = np.load(GOLDEN / f'{which}.npz')
+  model = towers(file)
+  compare(file, run(file, model, load(file, model)))
+
+
+def test_one_nudged_weight_is_noticed():
+  file = np.load(GOLDEN / 'tied.npz')
+  model = towers(file)
+  params = load(file, model)
+  kernel = params['generator']['layers']['value']['kernel']
+  params['generator']['layers']['value']['kernel'] = kernel.at[1, 3, 5].add(1e-3)
+  with pytest.raises(AssertionError):
+    compare(file, run(file, model, params))
+
+
+def test_eight_steps_of_the_optimizer():
+  file = np.load(GOLDEN / 'optimizer.npz')
+  names = [
+    name[len('pretrain/grad/') :] for name in file.files if name.startswith('pretrain/grad/')
+  ]
+
+  def ours(name):
+    return (
+      name.replace('LayerNorm', 'norm')
+      .replace('gamma', 'scale')
+      .replace('beta', 'bias')
+      .replace('/', '.')
+    )
+
+  def tree(prefix, index=None):
+    nested = {}
+    for name in names:
+      *scope, leaf = ours(name).split('.')
+      value = file[prefix + name]
+      nested.setdefault('/'.join(scope), {}).setdefault(
+        leaf, jnp.asarray(value if index is None else value[index])
+      )
+    return {scope: {scope.split('/')[-1]: leaves} for scope, leaves in nested.items()}
+
+  optimizer = optimizers.adamw(
+    schedules.WarmupDecay(1e-2, 3, 20),
+    b1=0.9,
+    b2=0.999,
+    eps=1e-6,
+    weight_decay=0.01,
+    clip=1.0,
+    bias_correction=False,
+  )
+  params = tree('pretrain/param/0/')
+  state = optimizer.init(params)
+  for step in range(8):
+    updates, state = optimizer.update(tree('pretrain/grad/', step), state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+    for ours_leaf, theirs_leaf in zip(
+      jax.tree.leaves(params), jax.tree.leaves(tree(f'pretrain/param/{step + 1}/')), strict=True
+    ):
+      np.testing.assert_allclose(ours_leaf, theirs_leaf, rtol=2e-6, atol=1e-7)
+  assert np.array_equal(file['pretrain/param/0/' + names[0]], file['pretrain/param/1/' + names[0]])

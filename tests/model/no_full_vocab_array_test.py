@@ -1,0 +1,118 @@
+"""Logits exist at as many positions as are masked: no array of batch x length x vocabulary elements in the compiled step.
+
+Electric and all_tokens_mlm, which score every position, do so a chunk at a time.
+
+Of steps on many devices the same, training/sharding_invariance_test.py shows, which compiles them.
+"""
+
+import math
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import adamw, tiny_electra
+
+from electra_jax.model.electra import Electra
+from electra_jax.model.randomness import row_keys
+from electra_jax.pretrain import pretrain_step
+from electra_jax.pretrain.objectives import chunked, named
+from electra_jax.pretrain.objectives.common import Settings
+from electra_jax.training import partitioning
+
+# So that nothing else is as large: the tables have 2,048 rows of 16, the logits 4 x 9 x 2,048 elements.
+BATCH, LENGTH, VOCAB = 4, 64, 2000
+SLOTS = 9
+
+
+class ScoresEveryPosition(Electra):
+  """Wrong on purpose: logits at all positions first, the masked ones after."""
+
+  def generator_logits(self, inputs, positions, keys=None):
+    everywhere = jnp.broadcast_to(jnp.arange(inputs.token_ids.shape[1]), inputs.token_ids.shape)
+    return jnp.take_along_axis(
+      super().generator_logits(inputs, everywhere, keys), positions[:, :, None], axis=1
+    )
+
+
+def largest_array(compiled) -> int:
+  """Elements of the largest array on a device in a compiled program, temporaries within fusions included."""
+  shapes = re.findall(r'\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]', compiled.as_text())
+  assert len(shapes) > 1000
+  return max(math.prod(map(int, shape.split(','))) for shape in shapes)
+
+
+def towers(kind, family, name):
+  """The model, the objective and its settings."""
+  model = tiny_electra(family, dropout=0.1, vocab_size=VOCAB, vocab_multiple=128)
+  model = kind(
+    model.generator_config,
+    model.discriminator_config,
+    heads=named(name).HEADS,
+    two_tower=name == 'electric',
+  )
+  return model, named(name), Settings(name=name, max_predictions=SLOTS)
+
+
+def train(kind, family):
+  model, objective, settings = towers(kind, family, 'electra')
+  optimizer = adamw(lambda step: 1e-3)
+  layout = partitioning.make_layout(devices=jax.devices()[:1])
+  shapes, shardings = pretrain_step.state_shardings(model, optimizer, LENGTH, layout)
+  train_step = pretrain_step.make_train_step(model, objective, settings, optimizer, seed=0)
+  batch = {'token_ids': jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)}
+  return pretrain_step.jit_train_step(train_step, shardings, layout).lower(shapes, batch).compile()
+
+
+def evaluate(kind, family, name='electra'):
+  model, objective, settings = towers(kind, family, name)
+  params = jax.eval_shape(lambda: nn.unbox(pretrain_step.init_params(model, 0, LENGTH)))
+  ids = jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)
+  eval_step = pretrain_step.make_eval_step(model, objective, settings, seed=0)
+  return jax.jit(eval_step).lower(params, ids, jax.ShapeDtypeStruct((BATCH,), np.int32)).compile()
+
+
+def differentiate(kind, family, name):
+  """Loss and gradients alone."""
+  model, objective, settings = towers(kind, family, name)
+  params = jax.eval_shape(lambda: nn.unbox(pretrain_step.init_params(model, 0, LENGTH)))
+
+  def gradients(params, token_ids):
+    batch = objective.examples(settings, token_ids, row_keys(0, 0, jnp.arange(BATCH)))
+    return jax.grad(
+      lambda params: objective.loss(
+        settings, model, params, batch, objective.counts(settings, batch), train=True
+      )[0]
+    )(params)
+
+  return jax.jit(gradients).lower(params, jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)).compile()
+
+
+@pytest.mark.parametrize('program, family', [(train, 'electra'), (evaluate, 'modern')])
+def test_no_array_of_batch_times_length_times_vocabulary(program, family):
+  assert BATCH * SLOTS * VOCAB <= largest_array(program(Electra, family)) < BATCH * LENGTH * VOCAB
+
+
+@pytest.mark.parametrize('name', ['electric', 'all_tokens_mlm'])
+def test_nor_in_the_gradients_of_objectives_that_score_every_position(name):
+  assert (
+    BATCH * SLOTS * VOCAB
+    <= largest_array(differentiate(Electra, 'electra', name))
+    < BATCH * LENGTH * VOCAB
+  )
+
+
+def test_the_search_finds_one_in_a_model_built_wrong():
+  assert largest_array(evaluate(ScoresEveryPosition, 'electra')) >= BATCH * LENGTH * VOCAB
+
+
+def test_the_search_finds_one_where_chunks_are_left_out(monkeypatch):
+  def whole(logits_of, hidden, token_ids, chunk):
+    return jnp.take_along_axis(jax.nn.log_softmax(logits_of(hidden)), token_ids, axis=-1)
+
+  electric = named('electric')
+  assert electric.token_log_probabilities is chunked.token_log_probabilities
+  monkeypatch.setattr(electric, 'token_log_probabilities', whole)
+  assert largest_array(evaluate(Electra, 'electra', 'electric')) >= BATCH * LENGTH * VOCAB

@@ -1,0 +1,169 @@
+"""A trained run in Python, and its evaluation, on any number of devices, from the parameters alone."""
+
+import json
+import shutil
+
+import jax
+import micro_run
+import numpy as np
+import pytest
+
+import electra_jax
+from electra_jax import main
+from electra_jax.errors import UserError
+from electra_jax.pretrain.evaluation import NAMES
+
+
+@pytest.fixture(scope='module')
+def run():
+  return electra_jax.load(micro_run.finished()[0])
+
+
+def test_a_run_knows_what_it_is_made_of(run):
+  whole = micro_run.checkpoint(run.workdir, 30)
+  assert run.step == 30 and run.config.name == 'micro' and run.tokenizer.size == 300
+  assert (
+    run.model.discriminator_config.hidden_size == 32
+    and run.settings.mask_id == run.tokenizer.mask_id
+  )
+  assert run.mesh.size == len(jax.devices()) == 8
+  flat = {
+    'params/' + '/'.join(str(key.key) for key in path): value
+    for path, value in jax.tree_util.tree_leaves_with_path(run.params)
+  }
+  assert (
+    micro_run.differing(
+      {name: array for name, array in whole.items() if name.startswith('params/')},
+      {name: np.asarray(value) for name, value in flat.items()},
+    )
+    == []
+  )
+
+
+def test_sentences_give_hidden_states_and_verdicts(run):
+  texts = ['bako tiru mesa.', 'lo', '']
+  reading = run(texts)
+  lengths = [len(tokens) for tokens in reading.tokens]
+  assert lengths[1] < lengths[0] and lengths[2] == 2
+  for text, tokens in zip(texts, reading.tokens, strict=True):
+    assert tokens[0] == '[CLS]' and tokens[-1] == '[SEP]'
+    assert ''.join(tokens[1:-1]).replace('▁', ' ').strip() == text
+  assert (
+    reading.hidden_states.shape == (3, max(lengths), 32)
+    and reading.hidden_states.dtype == np.float32
+  )
+  assert reading.replaced.shape == (3, max(lengths)) and reading.replaced.dtype == np.float32
+  for row, length in enumerate(lengths):
+    assert ((0 < reading.replaced[row, :length]) & (reading.replaced[row, :length] < 1)).all()
+    assert (
+      not reading.replaced[row, length:].any() and not reading.hidden_states[row, length:].any()
+    )
+    assert (
+      np.isfinite(reading.hidden_states).all() and reading.hidden_states[row, :length].any(-1).all()
+    )
+
+
+def test_a_text_reads_the_same_alone_and_in_company(run):
+  alone, company = run(['bako tiru mesa.']), run(['bako tiru mesa.', 'lo ni pe du fa gi ' * 4])
+  length = len(alone.tokens[0])
+  assert alone.tokens[0] == company.tokens[0]
+  np.testing.assert_allclose(alone.hidden_states[0], company.hidden_states[0, :length], atol=1e-5)
+  np.testing.assert_allclose(alone.replaced[0], company.replaced[0, :length], atol=1e-6)
+
+
+def test_one_text_need_not_be_a_list(run):
+  np.testing.assert_array_equal(run('lo ni').replaced, run(['lo ni']).replaced)
+
+
+def test_the_weights_matter(run):
+  other = electra_jax.load(run.workdir, 5)
+  assert other.step == 5
+  assert np.abs(other('bako tiru').hidden_states - run('bako tiru').hidden_states).max() > 1e-3
+
+
+def test_parameters_alone_are_read(run, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(run.workdir, copy)
+  for step in micro_run.checkpoint_steps(copy):
+    for item in ('opt_state', 'counters', 'sums'):
+      shutil.rmtree(copy / 'checkpoints' / str(step) / item)
+  for which in ('last', 'best', '10'):
+    np.testing.assert_array_equal(
+      electra_jax.load(copy, which)('bako').replaced,
+      electra_jax.load(run.workdir, which)('bako').replaced,
+    )
+
+
+def test_the_best_is_the_one_of_the_lowest_held_out_loss(run):
+  losses = {
+    line['step']: line['total_loss']
+    for line in micro_run.figures(run.workdir)
+    if line['kind'] == 'heldout'
+  }
+  assert sorted(losses) == [10, 20, 30]
+  assert electra_jax.load(run.workdir, 'best').step == min(losses, key=losses.get)
+
+
+def test_what_is_not_a_run_is_refused(tmp_path):
+  with pytest.raises(UserError, match='is not a run'):
+    electra_jax.load(tmp_path)
+
+
+def test_one_device_and_eight_give_the_same_evaluation(run, tmp_path, capsys):
+  results = []
+  for devices in (1, 8):
+    copy = tmp_path / str(devices)
+    shutil.copytree(run.workdir, copy)
+    for step in micro_run.checkpoint_steps(copy)[:-1]:
+      shutil.rmtree(copy / 'checkpoints' / str(step))
+    before = {path: path.read_bytes() for path in copy.rglob('*') if path.is_file()}
+    if devices == 1:
+      out, err = micro_run.run('--mode=evaluate', f'--workdir={copy}')
+    else:  # those of this process
+      capsys.readouterr()
+      assert main.main(['main', '--mode=evaluate', f'--workdir={copy}']) == 0
+      out, err = capsys.readouterr()
+    assert not err and 'step 30 on 26 held-out rows' in out
+    after = {path: path.read_bytes() for path in copy.rglob('*') if path.is_file()}
+    assert after.pop(copy / 'evaluation.json') and after == before
+    results.append(json.loads((copy / 'evaluation.json').read_text()))
+    assert set(results[-1]['figures']) == set(NAMES) - {
+      'prediction_loss',
+      'prediction_accuracy',
+    }  # which electra has none of
+    for name, figure in results[-1]['figures'].items():
+      assert f'{NAMES[name]:34}{figure["value"]:9.4f}' in out
+      assert figure['low'] <= figure['high'] or np.isnan(figure['low'])
+  one, eight = results
+  assert {name: value for name, value in one.items() if name != 'figures'} == {
+    name: value for name, value in eight.items() if name != 'figures'
+  }
+  for name in one['figures']:
+    # Scores fall into bins, and rounding may move one of them into the next.
+    np.testing.assert_allclose(
+      one['figures'][name]['value'],
+      eight['figures'][name]['value'],
+      rtol=1e-4,
+      atol=1e-6,
+      err_msg=name,
+    )
+  last = [line for line in micro_run.figures(run.workdir) if line['kind'] == 'heldout'][-1]
+  assert (
+    abs(one['figures']['generator_loss']['value'] - last['generator_loss']) < 0.1
+  )  # the first 16 of the 26 rows
+
+
+def test_fewer_rows_can_be_evaluated(run, tmp_path):
+  copy = tmp_path / 'copy'
+  shutil.copytree(run.workdir, copy)
+  argv = ['main', '--mode=evaluate', f'--workdir={copy}', '--rows=16', '--step=20']
+  assert main.main(argv) == 0
+  result = json.loads((copy / 'evaluation.json').read_text())
+  assert (result['step'], result['rows']) == (20, 16)
+  line = next(
+    line
+    for line in micro_run.figures(run.workdir)
+    if (line['kind'], line['step']) == ('heldout', 20)
+  )
+  for name in ('generator_loss', 'discriminator_loss', 'auc', 'total_loss'):
+    np.testing.assert_allclose(result['figures'][name]['value'], line[name], rtol=1e-4)

@@ -1,0 +1,168 @@
+"""The figures equal scikit-learn's, add up over batches, and tell a discriminator that has collapsed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from electra_jax.pretrain import metrics
+from electra_jax.training.update_step import tower_norms
+
+BINS = metrics.EVAL_BINS
+
+
+def verdicts(seed, rate=0.15, apart=1.0, shape=(16, 64)):
+  """Logits, labels and weights [batch, length]; replaced tokens score `apart` higher."""
+  rng = np.random.default_rng(seed)
+  labels = (rng.random(shape) < rate).astype(np.float32)
+  logits = (2 * rng.standard_normal(shape) + apart * labels - 1).astype(np.float32)
+  return logits, labels, (rng.random(shape) < 0.8).astype(np.float32)
+
+
+def sums_of(logits, labels, weights, bins=BINS, seed=0):
+  """The sums of a batch with these verdicts and some generator."""
+  rng = np.random.default_rng(seed)
+  generated = rng.standard_normal((len(logits), 5, 9)).astype(np.float32)
+  original, samples = rng.integers(0, 9, (2, len(logits), 5))
+  mask_weights = (rng.random((len(logits), 5)) < 0.7).astype(np.float32)
+  losses = rng.random((len(logits), 5)).astype(np.float32) * mask_weights
+  verdict_losses = (np.logaddexp(0, logits) - logits * labels) * weights
+
+  def arrays(*values):
+    return map(jnp.asarray, values)
+
+  sums = metrics.generator_sums(*arrays(generated, original, mask_weights, losses))
+  sums |= {'sampled_correct': ((samples == original) * mask_weights).sum()} | metrics.verdict_sums(
+    *arrays(logits, labels, weights, verdict_losses), bins
+  )
+  return jax.device_get(sums), {
+    'generator_loss': losses.sum() / mask_weights.sum(),
+    'sampled_accuracy': (samples == original)[mask_weights > 0].mean(),
+    'generator_accuracy': (generated.argmax(-1) == original)[mask_weights > 0].mean(),
+  }
+
+
+def scikit(logits, labels, weights):
+  scores, truth = (x[weights > 0].astype(np.float64) for x in (logits, labels))
+  called = scores >= 0
+  return {
+    'auc': sklearn.metrics.roc_auc_score(truth, scores),
+    'average_precision': sklearn.metrics.average_precision_score(truth, scores),
+    'discriminator_accuracy': sklearn.metrics.accuracy_score(truth, called),
+    'replaced_rate': truth.mean(),
+    'precision': sklearn.metrics.precision_score(truth, called),
+    'recall': sklearn.metrics.recall_score(truth, called),
+    'discriminator_loss': sklearn.metrics.log_loss(truth, 1 / (1 + np.exp(-scores))),
+    'constant_loss': sklearn.metrics.log_loss(truth, np.full(truth.shape, truth.mean())),
+  }
+
+
+def within_bins(logits, bins):
+  """Each logit moved to the middle of its bin, so that the histogram loses nothing."""
+  width = 32 / bins
+  return ((np.clip(np.floor(logits / width), -bins // 2, bins // 2 - 1) + 0.5) * width).astype(
+    np.float32
+  )
+
+
+@pytest.mark.parametrize('bins', [metrics.TRAIN_BINS, metrics.EVAL_BINS])
+@pytest.mark.parametrize('apart', [-1.0, 0.0, 2.0])
+def test_figures_are_scikit_learns(bins, apart):
+  logits, labels, weights = verdicts(0, apart=apart)
+  logits = within_bins(logits, bins)
+  sums, generator = sums_of(logits, labels, weights, bins)
+  figures, expected = metrics.figures(sums), generator | scikit(logits, labels, weights)
+  assert figures.keys() == expected.keys()
+  for name, value in expected.items():
+    assert figures[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_bins_cost_ranking_little_and_the_rest_nothing():
+  logits, labels, weights = verdicts(1)
+  figures, expected = (
+    metrics.figures(sums_of(logits, labels, weights)[0]),
+    scikit(logits, labels, weights),
+  )
+  for name in ('discriminator_accuracy', 'precision', 'recall', 'replaced_rate', 'constant_loss'):
+    assert figures[name] == pytest.approx(expected[name], rel=1e-12), name
+  assert figures['auc'] == pytest.approx(expected['auc'], abs=5e-4)
+  assert figures['average_precision'] == pytest.approx(expected['average_precision'], abs=5e-3)
+
+
+def test_the_sign_of_a_tiny_logit_counts():
+  logits = np.array([[-1e-7, -1e-12, 0.0, 1e-12, 1e-7, -40.0, 40.0]], np.float32)
+  counts = np.asarray(metrics.histogram(logits, np.ones_like(logits), np.ones_like(logits), BINS))
+  assert counts[1, : BINS // 2].sum() == 3 and counts[1, BINS // 2 :].sum() == 4
+  assert counts[1, 0] == counts[1, -1] == 1  # the outer bins are open
+
+
+def test_sums_add_up_over_batches():
+  parts = [verdicts(seed, apart=0.5) for seed in range(3)]
+  every = [sums_of(*part, seed=seed)[0] for seed, part in enumerate(parts)]
+  added = metrics.figures(jax.tree.map(lambda *x: sum(x), *every))
+  together = scikit(
+    *map(
+      np.concatenate,
+      zip(*[(within_bins(logits, BINS), *rest) for logits, *rest in parts], strict=True),
+    )
+  )
+  for name, value in together.items():
+    if name != 'discriminator_loss':  # of the logits themselves, not of their bins' middles
+      assert added[name] == pytest.approx(value, rel=1e-9), name
+  # A leading axis gives an array of figures.
+  stacked = metrics.figures(jax.tree.map(lambda *x: np.stack(x), *every))
+  for i, sums in enumerate(every):
+    for name, value in metrics.figures(sums).items():
+      assert stacked[name][i] == pytest.approx(value, rel=1e-12), name
+
+
+def test_constant_loss_is_the_best_constant_predictors():
+  for rate in (0.03, 0.15, 0.5):
+    guesses = np.linspace(1e-4, 1 - 1e-4, 9999)
+    best = -(rate * np.log(guesses) + (1 - rate) * np.log(1 - guesses))
+    assert metrics.entropy(rate) == pytest.approx(best.min(), rel=1e-6)
+    assert guesses[best.argmin()] == pytest.approx(rate, abs=1e-4)
+  assert metrics.entropy(np.array([0.0, 1.0])) == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_without_both_labels_ranking_is_undefined_and_nothing_else_is():
+  logits, labels, weights = verdicts(2)
+  figures = metrics.figures(sums_of(logits, np.zeros_like(labels), weights)[0])
+  assert {name for name, value in figures.items() if np.isnan(value)} == {
+    'auc',
+    'average_precision',
+  }
+  nothing = metrics.figures(sums_of(logits, labels, np.zeros_like(weights))[0])
+  assert all(
+    np.isnan(nothing[name])
+    for name in ('discriminator_loss', 'discriminator_accuracy', 'replaced_rate')
+  )
+
+
+def collapsed(logits, labels, weights):
+  return metrics.collapsed(metrics.figures(sums_of(logits, labels, weights)[0]))
+
+
+def test_collapse_is_told():
+  logits, labels, weights = verdicts(3, apart=0.0, shape=(64, 128))
+  assert collapsed(logits - 9, labels, weights)  # all "original", and no order among them
+  assert not collapsed(logits, labels, weights)  # chance, but it does answer "replaced"
+  logits, labels, weights = verdicts(3, apart=1.0, shape=(64, 128))
+  assert not collapsed(
+    logits - 9, labels, weights
+  )  # all "original", but it ranks them well: it is learning
+  assert not collapsed(logits - 9, 0 * labels, weights)  # there was nothing to find
+
+
+def test_norms_of_towers():
+  tree = {
+    'embeddings': {'word': jnp.full((2, 2), 1.0)},
+    'discriminator': {'a': jnp.full(4, 3.0)},
+    'generator_embeddings': {'word': jnp.full(5, 2.0)},
+    'generator': {'a': jnp.full(3, 2.0)},
+    'generator_head': {'b': jnp.full(1, 2.0)},
+  }
+  assert {name: float(norm) for name, norm in tower_norms(tree).items()} == pytest.approx(
+    {'embeddings': 2.0, 'generator': 6.0, 'discriminator': 6.0, 'all': 76**0.5}
+  )

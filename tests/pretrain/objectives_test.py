@@ -1,0 +1,303 @@
+"""Each objective is what its file says: against a small NumPy writing of its definition, with gradients where they may flow and nowhere else."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+import scipy.stats
+from conftest import packed_rows
+
+from electra_jax.config import checked_pretraining, default_config, phases_of, with_arguments
+from electra_jax.errors import UserError
+from electra_jax.model.config import EncoderConfig, generator_config
+from electra_jax.model.electra import Electra
+from electra_jax.model.randomness import row_keys
+from electra_jax.pretrain import build, masking, metrics, objectives, pretrain_step
+from electra_jax.pretrain.objectives import common
+
+VOCAB, LENGTH, ROWS = 60, 24, 4
+LEARNED = tuple(
+  name for name in objectives.NAMES if name != 'electric'
+)  # which pretrain/electric_test.py is about
+
+
+def build_model(name, sharing='none', uniform=False):
+  main = EncoderConfig(
+    family='modern',
+    vocab_size=VOCAB,
+    vocab_multiple=8,
+    hidden_size=16,
+    embedding_size=16,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=24,
+    dropout=0.0,
+    attention_dropout=0.0,
+    initializer_range=0.3,
+  )
+  heads = tuple(
+    head for head in objectives.named(name).HEADS if not uniform or head != 'generator_head'
+  )
+  generator = main if name == 'mlm' else generator_config(main, 0.5, 1.0)
+  return Electra(generator, main, sharing='all' if name == 'mlm' else sharing, heads=heads)
+
+
+def has_generator(model):
+  return 'generator_head' in model.heads and model.sharing != 'all'
+
+
+@pytest.fixture(scope='module')
+def batch():
+  """Rows with their masks, and the settings they were made with."""
+  settings = common.Settings(max_predictions=masking.max_predictions(0.15, LENGTH), temperature=2.0)
+  ids = jnp.asarray(packed_rows(ROWS, LENGTH, VOCAB, empty_rows=1))
+  return settings, common.examples(settings, ids, row_keys(0, 0, jnp.arange(ROWS)))
+
+
+@pytest.fixture(scope='module')
+def evaluate(batch):
+  """`evaluated`, once for each objective and sharing."""
+  return functools.cache(lambda name, **kwargs: evaluated(name, batch, **kwargs))
+
+
+def evaluated(name, batch, **kwargs):
+  """Loss, sums, gradients, parameters and model of an objective; and the gradients of the generator's loss alone."""
+  settings, examples = batch
+  settings = common.Settings(**{**vars(settings), 'name': name})
+  model, objective = build_model(name, **kwargs), objectives.named(name)
+  params = jax.jit(lambda: pretrain_step.nn.unbox(pretrain_step.init_params(model, 0, LENGTH)))()
+  rng = np.random.default_rng(7)
+  params = jax.tree.map(
+    lambda x: np.asarray(x) + 0.05 * rng.standard_normal(x.shape, np.float32), params
+  )
+  counts = objective.counts(settings, examples)
+  (value, sums), gradients = jax.jit(
+    jax.value_and_grad(
+      lambda params: objective.loss(settings, model, params, examples, counts, train=False),
+      has_aux=True,
+    )
+  )(params)
+  alone = has_generator(model) and jax.jit(
+    jax.grad(lambda params: common.predict_masked(model, params, examples, counts, train=False)[0])
+  )(params)
+  return types.SimpleNamespace(
+    alone=alone,
+    settings=settings,
+    model=model,
+    params=params,
+    value=float(value),
+    sums=jax.device_get(sums),
+    gradients=gradients,
+    apply=lambda *args, method: np.asarray(
+      model.apply({'params': params}, *args, method=method), np.float64
+    ),
+  )
+
+
+def definition(name, batch, e) -> dict[str, float]:
+  """The losses in NumPy, a token at a time, from the logits of the towers."""
+  _, examples = batch
+  inputs, masks = examples['inputs'], examples['masks']
+  ids, positions, weights = (
+    np.asarray(x) for x in (inputs.token_ids, masks.positions, masks.weights)
+  )
+  generator = scipy.special.log_softmax(
+    e.apply(inputs._replace(token_ids=masks.token_ids), masks.positions, method='generator_logits'),
+    -1,
+  )
+  masked = [
+    (row, slot) for row in range(ROWS) for slot in range(positions.shape[1]) if weights[row, slot]
+  ]
+  losses = {
+    'generator_loss': np.mean(
+      [-generator[row, slot, ids[row, positions[row, slot]]] for row, slot in masked]
+    )
+  }
+  if name == 'mlm':
+    return losses
+  logits = e.model.apply(
+    {'params': e.params},
+    inputs._replace(token_ids=masks.token_ids),
+    masks.positions,
+    method='generator_logits',
+  )
+  samples = np.asarray(
+    common.replacement.sample(
+      logits, masking.stream(examples['keys'], masking.GUMBEL), temperature=e.settings.temperature
+    )
+  )
+  corrupted = ids.copy()
+  for row, slot in masked:
+    corrupted[row, positions[row, slot]] = samples[row, slot]
+  read = inputs._replace(token_ids=jnp.asarray(corrupted))
+  tokens = [
+    (row, place)
+    for row in range(ROWS)
+    for place in range(LENGTH)
+    if ids[row, place] != e.settings.pad_id
+  ]
+  if name in ('electra', 'electra_15', 'all_tokens_mlm'):
+    p_replaced = scipy.special.expit(e.apply(read, method='discriminator_logits'))
+  if name in ('electra', 'electra_15'):
+    judged = tokens if name == 'electra' else [(row, positions[row, slot]) for row, slot in masked]
+    losses['discriminator_loss'] = np.mean(
+      [-np.log(p_replaced[at] if corrupted[at] != ids[at] else 1 - p_replaced[at]) for at in judged]
+    )
+  if name == 'replace_mlm':
+    main = scipy.special.log_softmax(e.apply(read, masks.positions, method='predictor_logits'), -1)
+    losses['prediction_loss'] = np.mean(
+      [-main[row, slot, ids[row, positions[row, slot]]] for row, slot in masked]
+    )
+  if name == 'all_tokens_mlm':
+    softmax = scipy.special.softmax(
+      e.apply(e.apply(read, method='hidden_states').astype(np.float32), method='predictions'), -1
+    )
+
+    def copy(at):
+      return 1 - p_replaced[at]
+
+    losses['prediction_loss'] = np.mean(
+      [
+        -np.log(copy(at) * (corrupted[at] == ids[at]) + (1 - copy(at)) * softmax[(*at, ids[at])])
+        for at in tokens
+      ]
+    )
+  return losses
+
+
+@pytest.mark.parametrize('name', LEARNED)
+def test_losses_are_those_of_the_definition(name, batch, evaluate):
+  e = evaluate(name)
+  expected = definition(name, batch, e)
+  figures = metrics.figures(e.sums)
+  assert set(expected) == set(objectives.named(name).LOSSES)
+  for loss, value in expected.items():
+    assert figures[loss] == pytest.approx(value, rel=1e-5), loss
+  weights = {'generator_loss': 1.0, 'discriminator_loss': 50.0, 'prediction_loss': 1.0}
+  assert e.value == pytest.approx(
+    sum(weights[loss] * value for loss, value in expected.items()), rel=1e-5
+  )
+  assert common.total(e.settings, figures) == pytest.approx(e.value, rel=1e-5)
+
+
+@pytest.mark.parametrize('name', [name for name in LEARNED if name != 'mlm'])
+def test_nothing_flows_back_through_the_samples(name, evaluate):
+  """With towers that share nothing the generator's gradient is that of its own loss, whatever the main tower's is."""
+  e = evaluate(name)
+  alone = e.alone
+  for part in ('generator', 'generator_head', 'generator_embeddings'):
+    for ours, own in zip(
+      jax.tree.leaves(e.gradients[part]), jax.tree.leaves(alone[part]), strict=True
+    ):
+      np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-6 * float(jnp.abs(own).max()))
+  for part in ('embeddings', 'discriminator'):
+    assert optax.tree.norm(e.gradients[part]) > 0 == optax.tree.norm(alone[part])
+
+
+@pytest.mark.parametrize('name', ['electra'])
+def test_a_uniform_generator_draws_every_token_as_often(name, batch, evaluate):
+  e = evaluate(name, uniform=True, sharing='embeddings')
+  assert not [part for part in e.params if part.startswith('generator')]
+  assert metrics.figures(e.sums)['generator_loss'] == pytest.approx(np.log(VOCAB), rel=1e-6)
+  settings, examples = batch
+  keys = jax.random.split(jax.random.key(3), 400)
+  logits = e.model.generator_logits(examples['inputs'], jnp.zeros((len(keys), 30), jnp.int32))
+  drawn = np.bincount(
+    np.asarray(common.replacement.sample(logits, keys, temperature=1.0)).ravel(), minlength=VOCAB
+  )
+  assert (
+    len(drawn) == VOCAB and scipy.stats.chisquare(drawn).pvalue > 1e-4
+  )  # the rows that pad the table are never drawn
+
+
+def test_the_disentangled_discriminator_leaves_the_generators_table_alone(evaluate):
+  e = evaluate('electra', sharing='disentangled')
+  generator = e.alone
+  for ours, own in zip(
+    jax.tree.leaves(e.gradients['generator_embeddings']),
+    jax.tree.leaves(generator['generator_embeddings']),
+    strict=True,
+  ):
+    np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-7)
+  assert (
+    optax.tree.norm(e.gradients['embeddings_difference'])
+    > 0
+    == optax.tree.norm(generator['embeddings_difference'])
+  )
+
+
+def test_the_discriminator_of_no_difference_reads_the_generators_table(batch):
+  _, examples = batch
+  model = build_model('electra', 'disentangled')
+  params = pretrain_step.nn.unbox(pretrain_step.init_params(model, 0, LENGTH))
+  assert not params['embeddings_difference']['word'].any()
+  folded = {
+    **{name: tree for name, tree in params.items() if name != 'embeddings_difference'},
+    'embeddings': params['generator_embeddings'],
+  }
+  ours = model.apply({'params': params}, examples['inputs'], method='discriminator_logits')
+  theirs = build_model('electra', 'none').apply(
+    {'params': folded}, examples['inputs'], method='discriminator_logits'
+  )
+  np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+  'name, heads',
+  [
+    ('electra', {'generator_head', 'discriminator_head'}),
+    ('electra_15', {'generator_head', 'discriminator_head'}),
+    ('mlm', {'generator_head'}),
+    ('replace_mlm', {'generator_head', 'predictor_head'}),
+    ('all_tokens_mlm', {'generator_head', 'discriminator_head', 'predictor_head'}),
+    ('electric', {'generator_head', 'discriminator_head'}),
+  ],
+)
+def test_a_config_field_chooses_it_and_the_kept_tower_has_one_name(name, heads):
+  c = with_arguments(default_config(), f'objective={name}')
+  c = checked_pretraining(c)
+  (phase,) = phases_of(c)
+  p = build.program(
+    c,
+    phase,
+    build.any_tokenizer(VOCAB),
+    pretrain_step.meshes.make_layout(devices=jax.devices()[:1]),
+  )
+  assert p.objective is objectives.named(name) and p.settings.name == name
+  assert {part for part in p.shapes.params if part.endswith('_head')} == heads
+  assert {'embeddings', 'discriminator'} <= set(p.shapes.params)
+  assert p.shapes.params['discriminator']['layers']['query']['kernel'].shape == (12, 256, 256)
+  assert ('generator' in p.shapes.params) == (name not in ('mlm', 'electric'))
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'objective.name': 'bert'}, 'electra, mlm'),
+    ({'objective.name': 'mlm', 'generator.uniform': True}, 'has no generator'),
+    (
+      {'objective.name': 'electric', 'sharing': 'all', 'generator.hidden_fraction': 1.0},
+      'two towers',
+    ),
+    ({'generator.uniform': True, 'generator.alone_steps': 10}, 'no parameters to train'),
+    ({'generator.uniform': True, 'objective.temperature': 0.0}, 'any temperature'),
+    (
+      {
+        'objective.name': 'all_tokens_mlm',
+        'objective.schedules.discriminator_weight': ('linear', 50.0, 1.0),
+      },
+      'has no effect',
+    ),
+    ({'sharing': 'tied'}, 'disentangled'),
+  ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(fields, message):
+  c = default_config()
+  c.update_from_flattened_dict(fields)
+  with pytest.raises(UserError, match=message):
+    checked_pretraining(c)

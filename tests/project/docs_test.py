@@ -1,0 +1,89 @@
+"""The pages name files, fields, modes and links that exist, and the design's plan of the house is the house."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from electra_jax import main
+from electra_jax.config import UserError, checked, checked_pretraining, default_config, flat
+from electra_jax.finetune import config as finetune_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = sorted((ROOT / 'docs').rglob('*.md'))
+
+
+def commands(text):
+  """The indented lines that start the program, as lists of words as a shell makes them."""
+  lines = re.findall(
+    r'^    (?:\w+=\S+ )*python -m electra_jax\.main(.*)$',
+    re.sub(r'\\\n\s*', '', text),
+    re.MULTILINE,
+  )
+  return [shlex.split(one) for one in lines]
+
+
+def fields_named(text):
+  """Fields written as `config.x.y` or in a flag --config.x.y=..., files such as config.json and config.py left out."""
+  found = re.findall(r'`(?:--)?config\.([a-z_0-9.]+?)(?:=[^`]*)?`', text)
+  found += [
+    word.partition('=')[0].removeprefix('--config.')
+    for one in commands(text)
+    for word in one
+    if word.startswith('--config.')
+  ]
+  return sorted({name for name in found if name not in ('json', 'py')})
+
+
+def broken_links(text, folder):
+  links = [
+    link.partition('#')[0] for link in re.findall(r'\]\(([^)]+)\)', text) if '://' not in link
+  ]
+  return [link for link in links if not (folder / link).exists()]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_fields_and_commands(page, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  text = page.read_text('utf-8')
+  assert not broken_links(text, page.parent)
+  known = flat(default_config()) | flat(finetune_config.default_config())
+  assert not [name for name in fields_named(text) if name not in known]
+  for words in commands(text):
+    values = main.parse(['main', *words])
+    if values.config is not None:
+      if values.mode == 'timeline':  # says itself what to begin with
+        values.config.init = values.workdir
+        checked(values.config)
+      main.check_config(values)
+
+
+def test_there_are_pages_commands_and_fields_to_check():
+  text = ''.join(page.read_text('utf-8') for page in PAGES)
+  assert len(PAGES) >= 3 and len(commands(text)) >= 6 and len(fields_named(text)) >= 10
+
+
+def test_what_is_wrong_is_noticed(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert broken_links('[a](nowhere.md)', ROOT) and not broken_links(
+    '[a](LICENSE) [b](https://example.org)', ROOT
+  )
+  assert fields_named('`config.stepz` and `--config.keep=3` in `config.json`') == ['keep', 'stepz']
+  (words,) = commands('    A=1 python -m electra_jax.main --config=configs/tiny.py:steps=20\n')
+  with pytest.raises(UserError, match='warmup_steps'):
+    checked_pretraining(main.parse(['main', *words]).config)
+
+
+def test_the_plan_of_the_house_names_every_module():
+  text = (ROOT / 'docs' / 'design.md').read_text('utf-8')
+  plan = text[text.index('    electra_jax/') : text.index('Imports go one way')]
+  named = set(re.findall(r'[\w/]+\.py', plan))
+  there = [
+    path.relative_to(ROOT / 'electra_jax').as_posix()
+    for path in (ROOT / 'electra_jax').rglob('*.py')
+  ]
+  files = {path for path in there if not path.endswith('/__init__.py')}
+  assert {pathlib.PurePath(path).name for path in files} == {
+    pathlib.PurePath(name).name for name in named
+  }

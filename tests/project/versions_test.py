@@ -1,0 +1,267 @@
+"""Folders written by version 0.1.0 open, evaluate, export and resume with this version.
+
+tests/versions/make_0_1_0.py made the folders and describes them. What they record was computed on
+another processor: stored bytes are compared bitwise, computed values to float32 rounding. Programs
+compiled for SSE4.2 instead of AVX-512 differed by at most 3e-7 relative in two of the runs.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import zlib
+
+import jax
+import micro_run
+import numpy as np
+import pytest
+import xla_flags
+from safetensors.numpy import load_file
+
+import electra_jax
+from electra_jax.main import main
+
+VERSIONS = pathlib.Path(__file__).parents[1] / 'versions'
+PRETRAINED = ('electra', 'modern')
+FINETUNED = {'finetuned': 'glue/CoLA/dev.tsv', 'finetuned_stopped': 'ner/dev.conll'}
+CLOCK = (*micro_run.TIMES, 'total_seconds')
+# Several commands in one process: importing the package takes longer than most of them.
+COMMANDS = """
+import json, sys
+from electra_jax.main import main
+for argv in json.loads(sys.argv[1]):
+  if status := main(['main', *argv]):
+    sys.exit(f'{argv} ended with exit status {status}')
+"""
+
+
+@functools.cache
+def stored() -> pathlib.Path:
+  """The folders as version 0.1.0 left them. Not to be changed: take a copy."""
+  folder, configs = micro_run.shared() / '0.1.0', VERSIONS / '0.1.0' / 'configs'
+  with micro_run.locked('versions'):
+    if not folder.exists():
+      with tarfile.open(VERSIONS / '0.1.0.tar.xz') as archive:
+        archive.extractall(folder, filter='data')
+      shutil.copytree(configs, folder / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
+  return folder
+
+
+def recorded() -> pathlib.Path:
+  """What version 0.1.0 computed from them."""
+  return stored() / 'expected'
+
+
+def copied(folder: pathlib.Path) -> pathlib.Path:
+  return pathlib.Path(shutil.copytree(stored(), folder))
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+  """A copy in which nothing is trained."""
+  return copied(tmp_path_factory.mktemp('original') / 'copy')
+
+
+@pytest.fixture
+def here(original, monkeypatch):
+  """The same as the working directory, since the paths in the folders are relative."""
+  monkeypatch.chdir(original)
+  return original
+
+
+@pytest.fixture(scope='module')
+def resumed(tmp_path_factory):
+  """A copy in which the runs were evaluated, then resumed by the command that started them."""
+  folder = copied(tmp_path_factory.mktemp('resumed') / 'copy')
+  programs = f'--config.compilation_cache={micro_run.shared() / "xla"}'
+  commands = [
+    *(('--mode=evaluate', f'--workdir={name}') for name in PRETRAINED),
+    # Fine-tuning first: resuming the other runs removes the checkpoints that it starts from.
+    (
+      '--mode=finetune',
+      '--config=configs/cola.py',
+      '--workdir=finetuned',
+      '--config.num_trials=3',
+      programs,
+    ),
+    ('--mode=finetune', '--config=configs/ner.py', '--workdir=finetuned_stopped', programs),
+    ('--config=configs/continued.py', '--workdir=continued', programs),
+    *((f'--config=configs/{name}.py', f'--workdir={name}', programs) for name in PRETRAINED),
+  ]
+  for name in PRETRAINED:
+    (folder / name / 'evaluation.json').unlink()
+  run_commands(folder, commands)
+  return folder
+
+
+def run_commands(folder: pathlib.Path, commands: list[list[str]]) -> None:
+  """Runs commands after each other in one child process, in the environment of micro_run's."""
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'PYTHONPATH': str(micro_run.ROOT),
+    'XLA_FLAGS': f'{xla_flags.QUICK} --xla_force_host_platform_device_count=1',
+  }
+  argv = [sys.executable, '-c', COMMANDS, json.dumps(commands)]
+  done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
+  assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
+
+
+def read_json(path: pathlib.Path):
+  return json.loads(path.read_text('utf-8'))
+
+
+def same_values(ours, expected, where: str = '', rtol: float = 1e-4, atol: float = 1e-6) -> None:
+  """Asserts that two JSON values are equal, numbers with a fraction up to rounding, times excepted.
+
+  Keys that a later version adds are not compared.
+  """
+  if isinstance(expected, dict):
+    assert expected.keys() <= ours.keys(), where
+    for name in expected.keys() - set(CLOCK):
+      same_values(ours[name], expected[name], f'{where}/{name}', rtol, atol)
+  elif isinstance(expected, list):
+    assert len(ours) == len(expected), where
+    for number, pair in enumerate(zip(ours, expected, strict=True)):
+      same_values(*pair, f'{where}/{number}', rtol, atol)
+  elif isinstance(expected, float):
+    np.testing.assert_allclose(ours, expected, rtol=rtol, atol=atol, err_msg=where)
+  else:
+    assert ours == expected, where
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()]
+
+
+def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+  """The parameters of the last checkpoint by their path, as stored."""
+  arrays = micro_run.checkpoint(workdir, max(micro_run.checkpoint_steps(workdir)))
+  prefix = 'params/'
+  return {
+    path.removeprefix(prefix): value for path, value in arrays.items() if path.startswith(prefix)
+  }
+
+
+def test_the_stored_folders_are_below_2_mb_in_git():
+  contents = {path.read_bytes() for path in stored().rglob('*') if path.is_file()}
+  assert sum(len(zlib.compress(content)) for content in contents) < 2e6
+
+
+@pytest.mark.parametrize('path', [*PRETRAINED, *FINETUNED, 'store'])
+def test_the_stored_folders_name_no_absolute_path(path):
+  for file in (stored() / path).glob('*.json'):
+    assert '"/' not in file.read_text('utf-8'), file
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
+def test_a_run_opens_and_computes_the_same(here, name):
+  run = electra_jax.load(name)
+  leaves = jax.tree_util.tree_leaves_with_path(run.params)
+  opened = {'/'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
+  assert run.step == max(micro_run.checkpoint_steps(stored() / name))
+  assert not micro_run.differing(opened, parameters(stored() / name))
+  reading = run(read_json(recorded() / 'texts.json'))
+  assert reading.tokens == read_json(recorded() / f'{name}.tokens.json')
+  expected = np.load(recorded() / f'{name}.npz')
+  for field in ('hidden_states', 'replaced'):
+    ours = getattr(reading, field)
+    np.testing.assert_allclose(ours, expected[field], rtol=1e-5, atol=1e-5, err_msg=field)
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
+def test_a_run_evaluates_to_the_same_metrics(resumed, name):
+  path = pathlib.Path(name, 'evaluation.json')
+  same_values(read_json(resumed / path), read_json(stored() / path))
+
+
+@pytest.mark.parametrize('name', [*PRETRAINED, 'finetuned'])
+def test_an_export_has_bitwise_the_same_tensors(here, tmp_path, name):
+  assert main(['main', '--mode=export', f'--workdir={name}', f'--output={tmp_path / "out"}']) == 0
+  before = stored() / 'exports' / name
+  paths = [path.relative_to(before) for path in before.rglob('*') if path.is_file()]
+  assert len([path for path in paths if path.suffix == '.safetensors']) == (
+    1 if name == 'finetuned' else 2
+  )
+  for path in paths:
+    ours, expected = tmp_path / 'out' / path, before / path
+    if path.suffix == '.safetensors':
+      assert not micro_run.differing(load_file(ours), load_file(expected)), path
+    elif path.suffix == '.json':
+      same_values(read_json(ours), read_json(expected), str(path))
+    else:
+      assert ours.exists(), path
+
+
+@pytest.mark.parametrize('name', FINETUNED)
+def test_a_fine_tuned_run_gives_the_same_predictions(here, name):
+  ours = electra_jax.load(name)(FINETUNED[name])
+  lines = (recorded() / f'{name}.jsonl').read_text('utf-8').splitlines()
+  same_values(ours, [json.loads(line) for line in lines])
+
+
+@pytest.mark.parametrize('name', PRETRAINED)
+def test_a_stopped_run_resumes_to_the_same_end(resumed, name):
+  ours, expected = metrics(resumed / name), metrics(recorded() / name)
+  before = metrics(stored() / name)
+  assert before and len(before) < len(expected)
+  assert ours[: len(before)] == before  # times too: these steps were not repeated
+  same_values(ours, expected)
+  final = dict(np.load(recorded() / name / 'parameters.npz'))
+  same_parameters(parameters(resumed / name), final)
+  # The steps that were resumed change the parameters by far more than the tolerance.
+  with pytest.raises(AssertionError):
+    same_parameters(parameters(stored() / name), final)
+
+
+def same_parameters(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+  assert ours.keys() == expected.keys()
+  for path, value in expected.items():
+    np.testing.assert_allclose(ours[path], value, rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_a_store_and_an_export_are_trained_from_to_the_same_end(resumed):
+  same_values(metrics(resumed / 'continued'), metrics(recorded() / 'continued'))
+  final = dict(np.load(recorded() / 'continued' / 'parameters.npz'))
+  same_parameters(parameters(resumed / 'continued'), final)
+
+
+@pytest.mark.parametrize('name', FINETUNED)
+def test_a_fine_tuned_run_resumes_to_the_same_results(resumed, name):
+  same_values(
+    read_json(resumed / name / 'results.json'), read_json(recorded() / name / 'results.json')
+  )
+
+
+def test_complete_trials_are_not_repeated(resumed):
+  for name, task, trials in (('finetuned', 'cola', (1, 2)), ('finetuned_stopped', 'ner', (1,))):
+    for trial in trials:
+      path = pathlib.Path(name, task, f'trial-{trial}', 'result.json')
+      assert read_json(resumed / path) == read_json(stored() / path)  # times too
+  path = pathlib.Path('finetuned_stopped', 'ner', 'trial-2')
+  before = metrics(stored() / path)
+  assert before and metrics(resumed / path)[: len(before)] == before
+
+
+@pytest.mark.parametrize(
+  'flags, field',
+  [
+    (
+      ['--config=configs/electra.py', '--workdir=electra', '--config.optimizer.b1=0.8'],
+      'optimizer.b1',
+    ),
+    (
+      ['--mode=finetune', '--config=configs/ner.py', '--workdir=finetuned_stopped']
+      + ['--config.batch_size=4'],
+      'batch_size',
+    ),
+  ],
+)
+def test_another_config_is_refused(here, capsys, flags, field):
+  assert main(['main', *flags]) == 1
+  err = capsys.readouterr().err
+  assert f'{field}: ' in err and 'Traceback' not in err
