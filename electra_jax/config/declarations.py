@@ -17,7 +17,7 @@ import difflib
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 from electra_jax.errors import UserError
@@ -32,6 +32,7 @@ NOUNS = {
   str: 'a string',
   bool: 'True or False',
   tuple: 'a tuple',
+  dict: 'a dict of options',
 }
 C = TypeVar('C', bound='Config')
 
@@ -42,7 +43,7 @@ class Declaration:
 
   Attributes:
     help: one line for `--help` and the reference page.
-    choices: the values of a field of a closed list.
+    choices: the values of a field of a closed list: names, or a list of registry.py.
     at_least, above, at_most, below: the range of a number.
     also: values outside of the range that have a meaning of their own, such as 0 for "automatic".
     resumable: whether the field may differ when a run is resumed.
@@ -53,7 +54,7 @@ class Declaration:
   """
 
   help: str
-  choices: tuple[str, ...] = ()
+  choices: Collection[str] = ()
   at_least: float = -math.inf
   above: float = -math.inf
   at_most: float = math.inf
@@ -81,12 +82,12 @@ class Declaration:
       return True
     if self.choices:
       return value in self.choices
-    if isinstance(value, str | tuple):
+    if isinstance(value, str | tuple | dict):
       return True
     return bool(self.above < value < self.below and self.at_least <= value <= self.at_most)
 
 
-def one_of(values: Sequence[Any]) -> str:
+def one_of(values: Collection[Any]) -> str:
   """'a, b or c'; the empty string is written as ''."""
   words = [str(value) if value != '' else "''" for value in values]
   return ' or '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
@@ -96,6 +97,13 @@ def field(default: Value, help: str, **declaration: Value) -> Value:
   """A field of a config: its default, one line of help, and attributes of `Declaration`."""
   return dataclasses.field(
     default=default, metadata={'declaration': Declaration(help, **declaration)}
+  )
+
+
+def options(help: str, **declaration: Value) -> Value:
+  """A field of the options of a registered spec: a dict, empty by default; see `typed_options`."""
+  return dataclasses.field(
+    default_factory=dict, metadata={'declaration': Declaration(help, **declaration)}
   )
 
 
@@ -175,8 +183,12 @@ def _collect(kind: type[Config], prefix: str) -> dict[str, Field]:
     else:
       name = prefix + f.name
       kind_of_value = typing.get_origin(types[f.name]) or types[f.name]
-      found[name] = Field(name, kind_of_value, f.default, declared)
+      found[name] = Field(name, kind_of_value, _default(f), declared)
   return found
+
+
+def _default(f: 'dataclasses.Field[Any]') -> Value:
+  return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def groups_of(kind: type[Config], prefix: str = '') -> dict[str, Declaration]:
@@ -190,12 +202,18 @@ def groups_of(kind: type[Config], prefix: str = '') -> dict[str, Declaration]:
   return found
 
 
-def flat(config: AnyConfig, prefix: str = '') -> dict[str, Any]:
-  """Field -> value of a config or a ConfigDict, groups expanded: 'model.hidden_size' and so on."""
+def flat(config: AnyConfig, prefix: str = '', whole: Collection[str] = ()) -> dict[str, Any]:
+  """Field -> value of a config or a ConfigDict, groups expanded: 'model.hidden_size' and so on.
+
+  Args:
+    config: a typed config or a ConfigDict.
+    prefix: of names, for groups.
+    whole: names of ConfigDicts that are one value each: the fields of `options`.
+  """
   values: dict[str, Any] = {}
   for name, value in _items(config):
-    inner = isinstance(value, Config) or _is_config_dict(value)
-    values |= flat(value, f'{prefix}{name}.') if inner else {prefix + name: value}
+    inner = isinstance(value, Config) or _is_config_dict(value) and prefix + name not in whole
+    values |= flat(value, f'{prefix}{name}.', whole) if inner else {prefix + name: value}
   return values
 
 
@@ -217,7 +235,7 @@ def config_dict(kind: type[Config]) -> ConfigDict:
   c = ml_collections.ConfigDict()
   types = typing.get_type_hints(kind)
   for f in dataclasses.fields(kind):
-    c[f.name] = config_dict(types[f.name]) if is_group(types[f.name]) else f.default
+    c[f.name] = config_dict(types[f.name]) if is_group(types[f.name]) else _default(f)
   return c
 
 
@@ -242,7 +260,8 @@ def freeze(kind: type[C], config: AnyConfig) -> C:
     raise UserError(
       f'the config is {config!r}; expected the ConfigDict that default_config() returns.'
     )
-  values, known = flat(config), fields_of(kind)
+  known = fields_of(kind)
+  values = flat(config, whole=[name for name, entry in known.items() if entry.kind is dict])
   for name in values:
     if name not in known:
       raise UserError(unknown_field(name, kind))
@@ -261,6 +280,8 @@ def typed_value(entry: Field, value: Value) -> Value:
     UserError: for a value of another type.
   """
   if entry.kind is tuple and isinstance(value, list | tuple):
+    return _plain_tuple(value)
+  if entry.kind is dict and (isinstance(value, dict) or _is_config_dict(value)):
     return _plain_tuple(value)
   if entry.kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -292,6 +313,38 @@ def check_ranges(config: Config) -> None:
 def names_with(kind: type[Config], attribute: str) -> tuple[str, ...]:
   """Names of the fields whose declaration has an attribute set, such as 'resumable'."""
   return tuple(n for n, entry in fields_of(kind).items() if getattr(entry.declaration, attribute))
+
+
+def typed_options(
+  kind: type[C] | None, given: Mapping[str, Any], path: str, owner: str
+) -> C | None:
+  """The options of a registered spec as its dataclass.
+
+  Args:
+    kind: the spec's dataclass of options; None for a spec without options.
+    given: of the config.
+    path: the config field that holds them, for messages, such as 'config.objective.options'.
+    owner: the spec, for messages, such as "the objective 'electra'".
+
+  Raises:
+    UserError: for an option that the spec does not have, or a value of another type or out of its
+      range.
+  """
+  known = {} if kind is None else fields_of(kind)
+  for name in given:
+    if name not in known:
+      expected = one_of(list(known)) if known else 'none'
+      raise UserError(f'{path}.{name} is not an option of {owner}; expected {expected}.')
+  if kind is None:
+    return None
+  for name, value in given.items():
+    entry = known[name]
+    accepted = isinstance(value, entry.kind) or entry.kind is float and isinstance(value, int)
+    if not accepted or isinstance(value, bool) != (entry.kind is bool):
+      raise UserError(f'{path}.{name} is {value!r}; expected {NOUNS[entry.kind]}.')
+    if not entry.declaration.accepts(value):
+      raise UserError(f'{path}.{name} is {value!r}; expected {entry.declaration.expectation()}.')
+  return kind().replace({name: typed_value(known[name], value) for name, value in given.items()})
 
 
 #### Config files' arguments: --config=FILE:name=value,... ####
@@ -351,7 +404,7 @@ def completed(plain: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
       known[f.name] = completed(given, types[f.name]) if isinstance(given, Mapping) else given
     else:
       before = f.metadata['declaration'].before
-      known[f.name] = plain.get(f.name, f.default if before is UNSET else before)
+      known[f.name] = plain.get(f.name, _default(f) if before is UNSET else before)
   rest = {name: value for name, value in plain.items() if name not in known}
   normalized: dict[str, Any] = json.loads(json.dumps(known | rest))
   return normalized

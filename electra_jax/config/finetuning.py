@@ -4,9 +4,10 @@ The recipe is Clark et al. 2020, table 7, and configure_finetuning.py of the ori
 """
 
 import dataclasses
+from typing import Any
 
 from electra_jax.config import declarations
-from electra_jax.config.declarations import Config, ConfigDict, field, group
+from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
   CACHE,
   CACHE_HELP,
@@ -148,6 +149,7 @@ class FinetuningConfig(Config):
     "With init='none': the run whose encoder sizes and tokenizer are taken, without its weights.",
   )
   task: str = field('cola', 'Task, or several separated by commas; docs/finetuning.md lists them.')
+  task_options: dict[str, Any] = options('Options of a task that user code registered.')
   frozen: bool = field(False, 'Keep the encoder unchanged and train only the head: a probe.')
   seed: int = field(0, "Seed of the first trial's head, batches and dropout; then one more each.")
   num_trials: int = field(1, 'Runs with different seeds.', at_least=1, resumable=True)

@@ -7,8 +7,9 @@ are in rules.py.
 import dataclasses
 from typing import Any
 
+from electra_jax import registry
 from electra_jax.config import declarations
-from electra_jax.config.declarations import Config, ConfigDict, field, group
+from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
   CACHE,
   CACHE_HELP,
@@ -88,6 +89,7 @@ class DataConfig(Config):
     '',
     'With tokenizer init: file of words, one per line, that become tokens (continued.new_tokens).',
   )
+  tokenizer_options: dict[str, Any] = options('Options of a tokenizer that user code registered.')
   vocab_size: int = field(
     30522, 'Vocabulary size of a trained tokenizer, special tokens included.', argument='vocab'
   )
@@ -219,7 +221,7 @@ class ObjectiveConfig(Config):
   name: str = field(
     'electra',
     'The objective.',
-    choices=('electra', 'mlm', 'replace_mlm', 'all_tokens_mlm', 'electra_15', 'electric'),
+    choices=registry.OBJECTIVES,
     argument='objective',
   )
   masking: str = field(
@@ -253,6 +255,7 @@ class ObjectiveConfig(Config):
     False, "The original program's behavior: masks drawn with replacement, and its counts."
   )
   schedules: SchedulesConfig = group(SchedulesConfig, 'Settings that change over training.')
+  options: dict[str, Any] = options('Options of an objective that user code registered.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +263,9 @@ class OptimizerConfig(Config):
   """The optimizer and the learning rate's schedule."""
 
   name: str = field(
-    'adamw', 'adamw, or lamb (for batches of tens of thousands of rows).', choices=('adamw', 'lamb')
+    'adamw',
+    'adamw, or lamb (for batches of tens of thousands of rows).',
+    choices=registry.OPTIMIZERS,
   )
   learning_rate: float = field(
     5e-4,
@@ -292,6 +297,7 @@ class OptimizerConfig(Config):
   weight_decay: float = field(0.01, 'Decoupled weight decay; not applied to biases and norms.')
   clip: float = field(1.0, 'Largest global norm of the gradients; 0: no clipping.')
   bias_correction: bool = field(False, "Adam's bias correction; False as published.")
+  options: dict[str, Any] = options('Options of an optimizer that user code registered.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,7 +347,7 @@ class PretrainingConfig(Config):
   sharing: str = field(
     'embeddings',
     'What the towers share: embeddings, none, all (one tower), or disentangled (GDES).',
-    choices=('embeddings', 'none', 'all', 'disentangled'),
+    choices=registry.SHARING_SCHEMES,
     argument='sharing',
   )
   objective: ObjectiveConfig = group(ObjectiveConfig, 'The pretraining objective.')

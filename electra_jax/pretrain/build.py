@@ -57,7 +57,7 @@ def build_settings(config: PretrainingConfig, tokenizer) -> Settings:
   Raises UserError where masking goes by words and the tokenizer does not tell them.
   """
   fields = dataclasses.asdict(config.objective)
-  del fields['schedules']
+  del fields['schedules'], fields['options']
   scheduled = config.objective.schedules.mask_rate
   rate = max(config.objective.mask_rate, schedules.upper_bound(scheduled) if scheduled else 0)
   return Settings(
