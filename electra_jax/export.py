@@ -75,7 +75,7 @@ def export(
         'pretrained run for tensorflow.'
       )
     return _finetuned(workdir, output, task)
-  weights = own.read(workdir, step, moments=format == 'tensorflow')
+  weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
   run, tokenizer = resolve_saved(workdir), load_tokenizer(weights.tokenizer)
   config = run.config
   record = (
@@ -90,7 +90,7 @@ def export(
   written, left_out = {}, None
   for tower, sizes in (('discriminator', weights.discriminator), ('generator', weights.generator)):
     try:
-      found = huggingface.files(weights, tower, special_ids=_special_ids(tokenizer))
+      found = huggingface.model_files(weights, tower, special_ids=_special_ids(tokenizer))
     except UserError as error:
       if tower == 'discriminator':
         raise
@@ -122,7 +122,7 @@ def _finetuned(workdir, output, task):
   say('read', f'{weights.source}, {run.trial}, step {run.step:,}')
   encoder = run_folder.read_json(run_folder.folder(workdir) / 'encoder.json')
   results = _results(workdir, run.task.name)
-  found = huggingface.files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
+  found = huggingface.model_files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
   found |= tokenizer_files.files(
     run.tokenizer, run.max_length, weights.discriminator.family == 'electra'
   )
@@ -177,7 +177,7 @@ def _tensorflow(weights, config, record, tokenizer, output):
   stale = _stale(
     output, (*beside, *names)
   )  # nothing goes before it is known that what comes can be written
-  google.write(weights, prefix)
+  google.write_checkpoint(weights, prefix)
   _write(output, beside, stale)
   say(
     'next',

@@ -19,6 +19,7 @@ from electra_jax.config.phases import KNOWN, phases_of
 from electra_jax.config.pretraining import BUDGETS, PretrainingConfig
 from electra_jax.config.sweeps import SweepConfig
 from electra_jax.errors import UserError
+from electra_jax.registry import is_foreign
 
 TRAINED_TOKENIZERS = ('unigram', 'bpe', 'wordpiece')
 PHASE_FIELDS = names_with(PretrainingConfig, 'per_phase')
@@ -34,11 +35,6 @@ def require(condition: object, message: str) -> None:
   """Raises UserError with the message unless the condition holds."""
   if not condition:
     raise UserError(message)
-
-
-def is_foreign(init: str) -> bool:
-  """Whether config.init names weights of another program, not a run."""
-  return init.startswith(('hf:', 'tf:'))
 
 
 def has_budget(c: PretrainingConfig) -> bool:

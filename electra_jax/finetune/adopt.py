@@ -16,9 +16,10 @@ from electra_jax.finetune import initial, task_program
 from electra_jax.finetune.resolve import started
 from electra_jax.finetune.tasks import define_task, head_of, open_task
 from electra_jax.finetune.train import describe, keep_encoder
-from electra_jax.interop.origins import is_foreign, open_source
-from electra_jax.interop.weights import Head, placed
+from electra_jax.interop.origins import open_source
+from electra_jax.interop.weights import Head, place_params
 from electra_jax.model.heads import init_params
+from electra_jax.registry import is_foreign
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.update_step import TrainState
 
@@ -77,7 +78,7 @@ def adopt(config, workdir) -> None:
   describe(config, task, folder)
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0))
-  params = placed(
+  params = place_params(
     {**start.weights, 'head': head.params},
     nn.unbox(boxed),
     partitioning.parameter_shardings(boxed, layout),

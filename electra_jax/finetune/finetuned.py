@@ -17,7 +17,7 @@ from electra_jax.finetune import batches, finetune_step, initial, task_program
 from electra_jax.finetune.resolve import resolve_saved
 from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
-from electra_jax.interop.weights import Head, Weights, trimmed
+from electra_jax.interop.weights import Head, Weights, trim_vocabulary
 from electra_jax.model.heads import FineTuned, init_params
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
@@ -68,7 +68,8 @@ class FineTunedRun:
 
     The values of regression are in the unit of the task's data, and not scaled to [0, 1] as they are learned.
     """
-    size, task, params = self.tokenizer.size, self.task, trimmed(self.params, self.tokenizer.size)
+    size, task = self.tokenizer.size, self.task
+    params = trim_vocabulary(self.params, size)
     head = params.pop('head')
     low, high = (task.low, task.high) if task.head == 'regression' else (0.0, 1.0)
     if (low, high) != (0.0, 1.0):

@@ -11,8 +11,9 @@ from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
-from electra_jax.interop.origins import is_foreign, open_source, with_tokenizer
-from electra_jax.interop.weights import Weights, placed
+from electra_jax.interop.origins import open_source, with_tokenizer
+from electra_jax.interop.weights import Weights, place_params
+from electra_jax.registry import is_foreign
 from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
@@ -50,7 +51,7 @@ class Initial:
   def restore(self, shapes, shardings):
     """`embeddings` and `discriminator`, born with the given shardings. Raises UserError that names what is missing or misfits."""
     if isinstance(self.weights, dict):
-      return placed(self.weights, shapes, shardings)
+      return place_params(self.weights, shapes, shardings)
     return checkpoints.restore_subtrees(self.weights, self.origin['step'], shapes, shardings)
 
   def describe(self) -> str:
@@ -113,7 +114,7 @@ def open_initial(config: FinetuningConfig, before: dict | None = None) -> Initia
   tokens = max((line['tokens'] for line in lines), default=None)
   weights = str(folder)
   if pretraining.sharing == 'disentangled':  # embeddings in two parts
-    both = own.read(folder, step, moments=False).params
+    both = own.read_weights(folder, step, moments=False).params
     weights = {name: both[name] for name in ('embeddings', 'discriminator')}
   return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, weights)
 

@@ -1,110 +1,150 @@
-"""Checkpoints of our own pretraining runs as Weights, on this machine."""
+"""Checkpoints of pretraining runs of this package as `Weights`."""
 
 import dataclasses
+from typing import Any
 
+from etils import epath
+
+from electra_jax.config import PretrainingConfig
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop.weights import DISCRIMINATOR, GENERATOR, Weights, checked, trimmed
+from electra_jax.interop.weights import (
+  DISCRIMINATOR,
+  GENERATOR,
+  Weights,
+  check_weights,
+  trim_vocabulary,
+)
 from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config, sharing, towers
 
+_OTHER_HEAD = 'predictor_head'  # of an objective that trains the kept tower to predict tokens
 
-def read(folder: str, which='last', moments: bool = True) -> Weights:
-  """Both towers of a run's checkpoint, with Adam's moments.
 
-  Of a run of masked language modelling the one tower is both, and has no discriminator_head; disentangled embeddings are folded
-  together; what other objectives have besides is left out, with a note.
+def read_weights(folder: str | epath.Path, which: str = 'last', moments: bool = True) -> Weights:
+  """Reads both towers of a run's checkpoint.
+
+  A run of masked language modeling has one tower, which is both the discriminator (without its
+  head) and the generator. Disentangled embeddings are added up. Other parts that some objectives
+  have are left out, with a note.
 
   Args:
-    folder: of the run, which may be gs://.
+    folder: the run's folder; may be at gs://.
     which: 'last', 'best' (by the held-out loss), or a step.
-    moments: False leaves them unread.
+    moments: whether to read Adam's moments.
 
-  Raises UserError where it is no pretraining run, or holds no such checkpoint.
+  Raises:
+    UserError: the folder is not a pretraining run, or has no such checkpoint.
   """
-  folder = run_folder.folder(folder)
+  place = run_folder.folder(folder)
+  _check_is_run(place)
+  config = run_config(place).replace({'model.attention': 'xla'})
+  size = load_tokenizer(place / 'tokenizer').size
+  generator, discriminator = (
+    dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu')
+  )
+  step = checkpoints.find_step(place, which)
+  trees = {'params': checkpoints.read_arrays(place, step, 'params')}
+  if moments:
+    trees |= checkpoints.read_moments(place, step) or {}
+  scheme, trees = _fold_scheme(sharing(config), trees)
+  params = trees['params']
+  has_generator = 'generator' in params or scheme == 'all'
+  notes = []
+  if not has_generator:
+    scheme = 'embeddings'
+    if 'generator_head' in params:  # the two towers of Electric's cloze generator
+      notes.append(
+        f'the generator of {place} is left out: it is a two-tower cloze model, which only '
+        'pretraining uses'
+      )
+  if _OTHER_HEAD in params:
+    notes.append(f'the head of {place} that predicts tokens from the kept tower is left out')
+  kept = (*DISCRIMINATOR, *(GENERATOR if has_generator else ()))
+  trees = {
+    name: trim_vocabulary({top: x for top, x in tree.items() if top in kept}, size)
+    for name, tree in trees.items()
+  }
+  return check_weights(
+    Weights(
+      source=f'{place} (step {step:,})',
+      discriminator=discriminator,
+      generator=generator if has_generator else None,
+      sharing=scheme,
+      params=trees.pop('params'),
+      tokenizer=str(place / 'tokenizer'),
+      step=step,
+      moments=trees or None,
+      notes=tuple(notes),
+    ),
+    optional=() if _trains_detection(config) else ('discriminator_head',),
+  )
+
+
+def _check_is_run(folder: epath.Path) -> None:
   with run_folder.reaching(folder):
     is_run = (folder / 'config.json').exists() and (folder / 'tokenizer').is_dir()
     is_finetuned = (folder / 'encoder.json').exists() or (folder / 'task.json').exists()
   if is_finetuned:
     raise UserError(
-      f'{folder} is a fine-tuned run, whose generator is gone; name the pretrained run that it began with.'
+      f'{folder} is a fine-tuned run, which has no generator; name the pretrained run that it was '
+      'initialized from.'
     )
   if not is_run:
     raise UserError(
-      f'{folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run, hf:FOLDER or tf:CHECKPOINT.'
+      f'{folder} is not a run: it has no config.json and tokenizer; name the folder of a '
+      'pretrained run, hf:FOLDER or tf:CHECKPOINT.'
     )
-  config = run_config(folder)
-  config = config.replace({'model.attention': 'xla'})
-  size = load_tokenizer(folder / 'tokenizer').size
-  generator, discriminator = (
-    dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu')
-  )
-  step = checkpoints.find_step(folder, which)
-  both = checkpoints.read_moments(folder, step) if moments else None
-  trees = {'params': checkpoints.read_arrays(folder, step, 'params')} | (both or {})
-  of, notes = sharing(config), []
-  if of == 'disentangled':
-    of, trees = (
-      'none',
-      {name: folded(tree, values=name == 'params') for name, tree in trees.items()},
-    )
-  if 'generator' not in trees['params'] and of != 'all':  # electric's two towers, or none
-    generator, of = None, 'embeddings'
-    if 'generator_head' in trees['params']:
-      notes.append(
-        f'the generator of {folder} is left out: it is two towers, one a side, of use in pretraining alone'
-      )
-  kept = (*DISCRIMINATOR, *(GENERATOR if generator else ()))
-  if 'predictor_head' in trees['params']:
-    notes.append(f'the head of {folder} that predicts tokens from the kept tower is left out')
-  trees = {
-    name: trimmed({top: x for top, x in tree.items() if top in kept}, size)
-    for name, tree in trees.items()
-  }
-  return checked(
-    Weights(
-      source=f'{folder} (step {step:,})',
-      discriminator=discriminator,
-      generator=generator,
-      sharing=of,
-      params=trees.pop('params'),
-      tokenizer=str(folder / 'tokenizer'),
-      step=step,
-      moments=trees or None,
-      notes=tuple(notes),
-    ),
-    optional=('discriminator_head',) if config.objective.name in ('mlm', 'replace_mlm') else (),
-  )
 
 
-def folded(tree: dict, values: bool = True) -> dict:
-  """Parameters of `sharing='disentangled'` as those of 'none': the discriminator's tables are the generator's plus their difference.
+def _trains_detection(config: PretrainingConfig) -> bool:
+  """Whether the objective trains the discriminator's head."""
+  return config.objective.name not in ('mlm', 'replace_mlm')
+
+
+def _fold_scheme(scheme: str, trees: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+  """Replaces a sharing scheme that only pretraining uses by one that `Weights` has."""
+  if scheme != 'disentangled':
+    return scheme, trees
+  return 'none', {name: folded(tree, values=name == 'params') for name, tree in trees.items()}
+
+
+def folded(tree: dict[str, Any], values: bool = True) -> dict[str, Any]:
+  """Returns the parameters of sharing='disentangled' as those of sharing='none'.
+
+  The discriminator's embeddings are the generator's plus their difference.
 
   Args:
-    tree: NumPy arrays by our names.
-    values: False for moments: those of a sum's second term are the sum's.
+    tree: NumPy arrays by parameter.
+    values: False for moments, which are those of the difference.
   """
-  own, under = (
-    tree['embeddings_difference'],
-    tree.get('generator_embeddings'),
-  )  # where it is frozen it has no moments
+  difference = tree['embeddings_difference']
+  # Absent from the moments of a frozen generator.
+  base = tree['generator_embeddings'] if values else {}
   tables = {
-    name: own[name] + under[name] if values and name != 'norm' else own[name] for name in own
+    name: value + base[name] if values and name != 'norm' else value
+    for name, value in difference.items()
   }
-  return {name: x for name, x in tree.items() if name != 'embeddings_difference'} | {
-    'embeddings': tables
-  }
+  rest = {name: x for name, x in tree.items() if name != 'embeddings_difference'}
+  return rest | {'embeddings': tables}
 
 
-def unfolded(tree: dict, values: bool = True) -> dict:
-  """The other way, to rounding: the difference of the discriminator's tables from the generator's, or from themselves where it has none."""
-  own = tree['embeddings']
-  under = tree.get('generator_embeddings', own)
+def unfolded(tree: dict[str, Any], values: bool = True) -> dict[str, Any]:
+  """Inverse of `folded`, up to rounding.
+
+  Without embeddings of a generator, the difference is 0 and the discriminator's become the
+  generator's.
+
+  Args:
+    tree: NumPy arrays by parameter.
+    values: False for moments.
+  """
+  embeddings = tree['embeddings']
+  base = tree.get('generator_embeddings', embeddings)
   tables = {
-    name: own[name] - under[name] if values and name != 'norm' else own[name] for name in own
+    name: value - base[name] if values and name != 'norm' else value
+    for name, value in embeddings.items()
   }
-  found = {name: x for name, x in tree.items() if name != 'embeddings'} | {
-    'embeddings_difference': tables
-  }
-  return {'generator_embeddings': own} | found if values else found
+  found = {name: x for name, x in tree.items() if name != 'embeddings'}
+  found['embeddings_difference'] = tables
+  return {'generator_embeddings': embeddings} | found if values else found

@@ -22,10 +22,10 @@ from electra_jax.interop import narrowed, origins, own
 from electra_jax.interop.weights import (
   GENERATOR,
   Weights,
-  combined,
+  combine_towers,
   expected_shapes,
-  of_tower,
-  placed,
+  place_params,
+  tower_params,
 )
 from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain import objectives
@@ -205,7 +205,7 @@ def _with_generator(
       '(ElectraForMaskedLM, ModernBertForMaskedLM), a checkpoint of the original with its '
       'generator, or a run of objective electra or mlm.'
     )
-  g, tower = weights.generator, of_tower(weights, 'generator')
+  g, tower = weights.generator, tower_params(weights, 'generator')
   params = {
     'generator_embeddings': tower['embeddings'],
     'generator': tower['encoder'],
@@ -295,7 +295,7 @@ def _open(config: PretrainingConfig) -> Source:
       raise UserError(
         f'config.continued.generator {made!r} holds both towers; name the folder of the generator alone.'
       )
-    weights = combined(weights, other)
+    weights = combine_towers(weights, other)
   if weights.generator is None and not made and not bare:
     raise UserError(
       f'{weights.source} has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed (and let it '
@@ -379,7 +379,7 @@ def begin(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> St
   """
   weights, c = source.weights, config.continued
   if source.tokenizer is None:
-    weights = origins.cut(
+    weights = origins.without_padding_rows(
       weights,
       tokenizer.size,
       f'config.{"init" if config.init else "generator.init"} {config.init or config.generator.init}',
@@ -587,7 +587,7 @@ def put(start: Start, state: TrainState, shardings: TrainState) -> TrainState:
     def pick(whole):
       return {name: whole[name] for name in names}
 
-    return {**fresh, **placed(pick(tree), pick(fresh), pick(where))}
+    return {**fresh, **place_params(pick(tree), pick(fresh), pick(where))}
 
   params, opt_state = over(start.params, state.params, shardings.params), state.opt_state
   if start.moments is not None:

@@ -300,10 +300,10 @@ def test_labels_without_names_are_the_tasks_and_that_is_said(tmp_path, capsys):
 def test_what_comes_in_goes_out_bit_for_bit(tmp_path):
   folder_of(tmp_path / 'hf', 'modern', 'tagging', id2label=dict(enumerate('abcde')))
   run = adopted(tmp_path, tmp_path / 'hf', 'tagging')
-  theirs, ours = huggingface.read(str(tmp_path / 'hf')), run.weights()
+  theirs, ours = huggingface.read_weights(str(tmp_path / 'hf')), run.weights()
   assert same_bits(ours.params, theirs.params) and same_bits(ours.head.params, theirs.head.params)
   assert ours.head.labels == theirs.head.labels and ours.discriminator.vocab_size == len(VOCABULARY)
-  files = huggingface.files(ours, 'finetuned')
+  files = huggingface.model_files(ours, 'finetuned')
   assert hf_files.opened(files, tmp_path / 'again', 'tagging', 'modern').config.id2label == dict(
     enumerate('abcde')
   )
@@ -410,7 +410,7 @@ def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the
   assert finetune(config, str(run)) == 0
   out = capsys.readouterr().out
   assert f'hf:{tmp_path}/hf' in out and 'the head for classification is left behind' in out
-  theirs = huggingface.read(str(tmp_path / 'hf'))
+  theirs = huggingface.read_weights(str(tmp_path / 'hf'))
   origin = json.loads((run / 'encoder.json').read_text())['origin']
   assert origin['run'] == config.init and origin['checksum'] == initial.checksum(
     {name: theirs.params[name] for name in ('discriminator', 'embeddings')}
@@ -484,8 +484,8 @@ def test_fresh_weights_in_the_sizes_of_a_folder(folders):
 def test_a_checkpoint_of_the_original_is_a_start_too(folders, tmp_path):
   from electra_jax.interop import google
 
-  weights = huggingface.read(str(folders / 'discriminator'))
-  google.write(weights, str(tmp_path / 'tf' / 'model.ckpt-7'))
+  weights = huggingface.read_weights(str(folders / 'discriminator'))
+  google.write_checkpoint(weights, str(tmp_path / 'tf' / 'model.ckpt-7'))
   shutil.copy(folders / 'discriminator' / 'vocab.txt', tmp_path / 'tf')
   start = started(f'tf:{tmp_path}/tf;heads=2')
   assert same_bits(

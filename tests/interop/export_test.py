@@ -147,7 +147,7 @@ def test_transformers_opens_it_and_computes_the_same(kind, runs, tmp_path, capsy
 @pytest.mark.parametrize('kind', ['electra', 'untied', 'one tower', 'modern'])
 def test_every_bit_comes_back_through_transformers(kind, runs, tmp_path):
   export.export(runs(kind), str(tmp_path))
-  before, after = own.read(runs(kind)), huggingface.read(str(tmp_path))
+  before, after = own.read_weights(runs(kind)), huggingface.read_weights(str(tmp_path))
   assert same_bits(before.params, after.params) and after.sharing == KINDS[kind][1]
   assert load_tokenizer(after.tokenizer).tokens == load_tokenizer(before.tokenizer).tokens
 
@@ -157,7 +157,7 @@ def test_every_bit_comes_back_through_the_original_s_checkpoint_moments_and_step
   kind, runs, tmp_path, capsys
 ):
   export.export(runs(kind), str(tmp_path), format='tensorflow')
-  before, after = own.read(runs(kind)), google.read(str(tmp_path))
+  before, after = own.read_weights(runs(kind)), google.read_weights(str(tmp_path))
   assert same_bits(before.params, after.params) and (before.step, after.step) == (7, 7)
   assert same_bits(before.moments, after.moments)
   assert load_tokenizer(after.tokenizer).tokens == load_tokenizer(before.tokenizer).tokens

@@ -19,7 +19,12 @@ from electra_jax.config import PretrainingConfig, checked_pretraining, freeze, p
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, origins, own
-from electra_jax.interop.weights import Weights, expected_shapes, same_bits
+from electra_jax.interop.weights import (
+  Weights,
+  expected_shapes,
+  same_bits,
+  trim_vocabulary,
+)
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.pretrain import build, continued, pretrain_step
 from electra_jax.pretrain.resolve import resolve
@@ -156,7 +161,7 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
   first, last, begun = (
     micro_run.checkpoint(tmp_path / 'run', 4),
     micro_run.checkpoint(tmp_path / 'run', STEPS),
-    own.read(source / 'run').params,
+    own.read_weights(source / 'run').params,
   )
   name, before = (
     'params/discriminator/layers/mlp_in/kernel',
@@ -482,7 +487,7 @@ def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
   )()
 
   def cut(tree):
-    return own.trimmed(tree, 50)
+    return trim_vocabulary(tree, 50)
 
   def only(state, kind):
     return next(
@@ -696,7 +701,7 @@ def test_a_source_that_is_none_is_one_sentence(tmp_path, capsys):
     ('hf:' + str(tmp_path), 'has no config.json'),
     (str(tmp_path), 'is not a run'),
     ('tf:' + str(tmp_path), str(tmp_path)),
-    ('hf:', 'names nothing'),
+    ('hf:', 'has no path'),
   ):
     assert (
       main.main(

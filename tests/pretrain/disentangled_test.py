@@ -141,7 +141,7 @@ def test_both_parts_learn(stepped):
 
 
 def test_folded_the_discriminator_s_tables_are_the_generator_s_plus_the_difference(run):
-  weights, raw = own.read(str(run)), checkpoints.read_arrays(run, 7, 'params')
+  weights, raw = own.read_weights(str(run)), checkpoints.read_arrays(run, 7, 'params')
   size = weights.vocab_size
   assert (
     weights.sharing == 'none'
@@ -188,7 +188,7 @@ def test_transformers_opens_the_folded_export_and_computes_the_same(run, tmp_pat
 
 def test_fine_tuning_begins_with_the_folded_embeddings(run):
   config = FinetuningConfig().replace({'init': str(run)})
-  begun, weights = initial.open_initial(config), own.read(str(run))
+  begun, weights = initial.open_initial(config), own.read_weights(str(run))
   assert (
     same_bits(
       begun.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
@@ -205,7 +205,7 @@ def test_another_run_goes_on_from_it(run, sharing):
   resolved = resolve(config)
   config, source = resolved.config, resolved.source
   start = continued.begin(config, source, source.tokenizer)
-  weights = own.read(str(run))
+  weights = own.read_weights(str(run))
   if sharing == 'embeddings':  # as any source's, the sharing is its own
     assert config.sharing == 'none' and same_bits(start.params, weights.params)
     return

@@ -16,7 +16,7 @@ from electra_jax.config import checked_pretraining, phases_of
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
-from electra_jax.interop.weights import of_tower, same_bits
+from electra_jax.interop.weights import same_bits, tower_params
 from electra_jax.pretrain import build, continued, pretrain_step, pretrained
 from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import partitioning
@@ -86,7 +86,8 @@ def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, 
     tower
   ) and config.data.vocab_size == source.tokenizer.size
   start = continued.begin(config, source, source.tokenizer)
-  theirs = of_tower(own.read(sources / ('mlm' if init == 'mlm' else 'electra')), 'generator')
+  their_run = sources / ('mlm' if init == 'mlm' else 'electra')
+  theirs = tower_params(own.read_weights(their_run), 'generator')
   assert start.params.keys() == GENERATOR and start.step == 0 and start.moments is None
   for name, part in (
     ('generator_embeddings', 'embeddings'),
@@ -216,7 +217,8 @@ def test_frozen_moments_lie_on_several_devices_too():
 def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
   """With a falling temperature, as Fast-ELECTRA has it."""
   shutil.copytree(sources / 'mlm', tmp_path / 'source')
-  workdir, theirs = tmp_path / 'run', of_tower(own.read(sources / 'mlm'), 'generator')
+  workdir = tmp_path / 'run'
+  theirs = tower_params(own.read_weights(sources / 'mlm'), 'generator')
   told = micro_run.arguments(
     workdir,
     *(f'--config.{field}' for field in MLM),
@@ -262,7 +264,7 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
   )
   pretrained.claim(workdir, run.config)  # which refuses another config
-  weights = own.read(workdir)
+  weights = own.read_weights(workdir)
   assert (
     weights.moments['mu'].keys() == weights.params.keys() - GENERATOR and weights.sharing == 'none'
   )
