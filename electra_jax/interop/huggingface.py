@@ -262,6 +262,13 @@ def model_files(
   return {CONFIG: text.encode(), TENSORS: tensor_files.to_safetensors(tensors)}
 
 
+def auto_class(config: EncoderConfig) -> str:
+  """Returns the AutoModel class that opens a discriminator of a config with its head."""
+  classes = _architecture_for(config).classes
+  is_tagger = classes['discriminator'] == classes['tagging']
+  return 'AutoModelForTokenClassification' if is_tagger else 'AutoModelForPreTraining'
+
+
 def _architecture_for(config: EncoderConfig) -> Architecture:
   return next(known for known in _ARCHITECTURES if known.family == config.family)
 

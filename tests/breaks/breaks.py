@@ -553,7 +553,7 @@ INTEROP = [
     'electra_jax/interop/torch_files.py',
     'if (module, name) not in self._GLOBALS:',
     'if (module, name) not in self._GLOBALS and not super().find_class(module, name):',
-    'interop/tensor_files_test.py::test_the_refused_global_is_named',
+    'interop/tensor_files_test.py::test_message_names_the_refused_global',
   ),
 ]
 
