@@ -292,7 +292,7 @@ def compile_to_fit(p: Program, budget: int, micro_batches: int = 0, say=lambda l
 
   if micro_batches:
     compiled = compile_one(micro_batches)
-    return micro_batches, compiled, memory.of(compiled)
+    return micro_batches, compiled, memory.peak_bytes(compiled)
   rows, towers = (
     check_batch(p.config, p.layout.mesh),
     (p.model.generator_config, p.model.discriminator_config),
