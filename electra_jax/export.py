@@ -14,6 +14,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 from electra_jax.interop import huggingface, own, tokenizer_files
 from electra_jax.interop.weights import Weights
+from electra_jax.pretrain.evaluation import NAMES
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved
 from electra_jax.training import run_folder
 from electra_jax.training.progress import quantity, read_metrics
@@ -94,6 +95,7 @@ def export(
     _export_finetuned(workdir, output, task)
     return
   weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
+  assert weights.tokenizer is not None
   has_metrics = bool(read_metrics(run_folder.folder(workdir)))
   run = _PretrainedRun(
     weights,
@@ -112,7 +114,7 @@ def export(
 
 def _export_to_transformers(run: _PretrainedRun, output: str) -> None:
   weights = run.weights
-  written = {}
+  written: dict[str, bytes] = {}
   left_out = ''
   for tower in TOWERS:
     try:
@@ -169,7 +171,7 @@ def _heldout_metrics(record: report.Record, step: int | None) -> list[str]:
     '|---|---:|',
     *(
       f'| {title} | {report.number(lines[-1].get(name))} |'
-      for name, title in report.NAMES.items()
+      for name, title in NAMES.items()
       if name in lines[-1]
     ),
   ]

@@ -187,7 +187,7 @@ def _plan_phase(
     found['complaint'] = step.complaint
   found['memory']['peak'] = step.bytes
   if step.compiled is not None:
-    text = step.compiled.as_text()
+    text = step.compiled.as_text() or ''
     found |= {
       'collectives': [
         x._asdict() | {'sent': x.sent, 'shape': x.shape[:200]}

@@ -62,7 +62,7 @@ class VariableTable:
 
   def variable_shapes(self) -> dict[str, tuple[int, ...]]:
     """Returns the expected shapes by variable."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(self.shapes):
       names, stacked = _names(path, leaf, self.scopes)
       found |= dict.fromkeys(names, tuple(leaf.shape[1:] if stacked else leaf.shape))

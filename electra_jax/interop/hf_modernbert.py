@@ -55,7 +55,8 @@ def _global_every(fields: ConfigFields, layers: int) -> int:
       f'{layers} layers of num_hidden_layers.'
     )
   # With few layers, several values are possible; the older field is preferred.
-  for every in (older, *range(1, layers + 1)):
+  candidates: list[int] = [older, *range(1, layers + 1)]
+  for every in candidates:
     if every > 0 and types == [_LOCAL if i % every else _GLOBAL for i in range(layers)]:
       return every
   fields.refuse(

@@ -159,7 +159,9 @@ def _mistake(value: np.ndarray | None, shape: tuple[int, ...]) -> str:
 
 def _their_shape(parts: tuple[Part, ...], shapes: dict[str, Any]) -> tuple[int, ...]:
   """Returns the shape of the tensor that some parts make up."""
-  inner = [shapes[path].shape if layer is None else shapes[path].shape[1:] for path, layer in parts]
+  inner: list[tuple[int, ...]] = [
+    shapes[path].shape if layer is None else shapes[path].shape[1:] for path, layer in parts
+  ]
   if not parts[0][0].endswith('kernel'):
     return inner[0]
   return (sum(outputs for _, outputs in inner), inner[0][0])

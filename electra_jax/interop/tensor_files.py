@@ -5,6 +5,8 @@ PyTorch is not needed. See torch_files.py for .bin files.
 
 import json
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -152,7 +154,8 @@ def _read_safetensors(path: str, content: bytes) -> dict[str, np.ndarray]:
   import safetensors
 
   try:
-    parts = safetensors.deserialize(content)
+    deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
+    parts = deserialize(content)
   except safetensors.SafetensorError as error:
     reason = file_access.reason(error).removeprefix('Error while deserializing: ')
     raise UserError(

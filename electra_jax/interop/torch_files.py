@@ -66,7 +66,7 @@ class _Storage(NamedTuple):
 
   key: str
   dtype: np.dtype[Any]
-  count: int  # of elements
+  length: int  # in elements
 
 
 class _Tensor(NamedTuple):
@@ -96,7 +96,7 @@ class _RebuildTensor:
   __slots__ = ()
 
   def __call__(
-    self, storage: object, offset: object, shape: _Sizes, strides: _Sizes, *options: object
+    self, storage: object, offset: int, shape: _Sizes, strides: _Sizes, *options: object
   ) -> _Tensor:
     numbers = (offset, *shape, *strides)
     if (
@@ -239,7 +239,7 @@ def _to_arrays(
     count = len(content) // item
     size = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    needed = max(storage.count, 1 + last if size else 0)
+    needed = max(storage.length, 1 + last if size else 0)
     if needed > count:
       raise UserError(
         f'{path!r} is damaged or cut short: {name} needs {needed:,} numbers of {count:,}; download '

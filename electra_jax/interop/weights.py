@@ -136,13 +136,17 @@ def _shapes(
   generator: EncoderConfig | None,
   sharing: str,
   head: tuple[str, int, str, str] | None,
-) -> dict[str, Any]:
+) -> PyTree:
   if head:
+    assert discriminator is not None
     kind, labels, pooling, style = head
     model = FineTuned(discriminator, kind, labels=labels, pooling=pooling, style=style)
     return nn.unbox(jax.eval_shape(lambda: init_params(model, 0)))
   ids = jnp.zeros((1, 8), jnp.int32)
-  both = Electra(generator or discriminator, discriminator or generator, sharing=sharing)
+  g = generator or discriminator
+  d = discriminator or generator
+  assert g and d
+  both = Electra(g, d, sharing=sharing)
   positions = () if generator is None else (ids[:, :1],)
   method = None
   if generator is None:
@@ -211,7 +215,8 @@ def join_mistakes(mistakes: list[str], most: int) -> str:
 
 def same_bits(a: PyTree, b: PyTree) -> bool:
   """Whether two trees of float32 arrays have the same structure, shapes and bits."""
-  if jax.tree.structure(a) != jax.tree.structure(b):
+  structures: list[object] = [jax.tree.structure(tree) for tree in (a, b)]
+  if structures[0] != structures[1]:
     return False
   return all(
     x.shape == y.shape

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,14 +48,13 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
 
   These are its arguments, results that do not reuse the memory of arguments, and temporaries.
   """
-  m = compiled.memory_analysis()
+  m: Any = compiled.memory_analysis()
   # Elsewhere than on TPU the peak is unknown. The sum of all temporaries, which is used instead,
   # counts temporaries twice that are not alive at the same time.
   if m.peak_memory_in_bytes and _is_tpu(compiled):
-    return max(m.peak_memory_in_bytes, m.argument_size_in_bytes)
+    return max(int(m.peak_memory_in_bytes), int(m.argument_size_in_bytes))
   results = m.output_size_in_bytes - m.alias_size_in_bytes
-  total: int = m.argument_size_in_bytes + results + m.temp_size_in_bytes
-  return total
+  return int(m.argument_size_in_bytes + results + m.temp_size_in_bytes)
 
 
 def _is_tpu(compiled: jax.stages.Compiled) -> bool:
