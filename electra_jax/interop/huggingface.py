@@ -86,7 +86,7 @@ def read_weights(path: str) -> Weights:
   for name, model in found.items():
     if getattr(model, name) is None or model.head:
       other = 'fine-tuned model' if model.head else _TOWERS[1 - _TOWERS.index(name)]
-      raise UserError(f'{model.source} is a {other}; expected a {name}, as its name says.')
+      raise UserError(f'{model.source} is a {other}; expected a {name}, the name of the folder.')
   if len(found) == 2:
     weights = combine_towers(found['discriminator'], found['generator'])
     weights = dataclasses.replace(weights, source=path)
