@@ -34,7 +34,7 @@ from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives.common import Settings
 from electra_jax.pretrain.pretrain_step import init_params
-from electra_jax.pretrain.resolve import ResolvedRun, resolve, resolve_saved
+from electra_jax.pretrain.resolve import ResolvedRun, resolve_run, resolve_saved_run
 from electra_jax.training import checkpoints, partitioning, run_folder, versions
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
@@ -83,7 +83,7 @@ def prepare_data(config: PretrainingConfig, tokenizer: str | None = None, **wher
 
 def prepare_only(config, output: str | None = None, beam: str | None = None) -> Prepared:
   """--mode=prepare: makes the tokenizer and the rows of a config, and shows the report. See data.prepare.prepare."""
-  run = resolve(config)
+  run = resolve_run(config)
   config = run.config
   if config.data.store:
     raise UserError(
@@ -298,7 +298,7 @@ def open_run(workdir, which: str = 'last', store: str | None = None) -> Run:
       f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.'
     )
   # This kernel runs anywhere, and takes texts of any length.
-  resolved = resolve_saved(workdir, {'model.attention': 'xla'})
+  resolved = resolve_saved_run(workdir, {'model.attention': 'xla'})
   config = resolved.config
   tokenizer = load_tokenizer(workdir / 'tokenizer')
   model = build.build_model(config, tokenizer.size)

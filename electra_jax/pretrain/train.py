@@ -15,9 +15,11 @@ from electra_jax import console
 from electra_jax.config import has_budget, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.pretrain import budgets, build, continued, pretrain_step, pretrained
+from electra_jax.pretrain import budgets, build, pretrain_step, pretrained
+from electra_jax.pretrain.continued import source
+from electra_jax.pretrain.continued.initial_state import initial_state, place
 from electra_jax.pretrain.loop import Course, run_steps
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import (
   checkpoints,
   hosts,
@@ -52,8 +54,8 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
 
 def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   """Does the work of `train`; `status` is the status file of the run."""
-  run = resolve(config, workdir)
-  workdir, digest = run.workdir, str(continued.digest(run.source))
+  run = resolve_run(config, workdir)
+  workdir, digest = run.workdir, str(source.digest(run.source))
   hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
   hosts.same_everywhere('the weights of config.init', digest)
   resolved = hosts.from_first(lambda: pretrained.claim(workdir, run.config))
@@ -93,7 +95,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
     )
   hosts.from_first(lambda: pretrained.keep_tokenizer(workdir, tokenizer))
   pretrained.use_compilation_cache(run.config)
-  run = budgets.resolve(run, tokenizer, layout, resolved, say)
+  run = budgets.resolve_budget(run, tokenizer, layout, resolved, say)
   config, phases = run.config, run.phases
   if has_budget(config):
     hosts.from_first(lambda: run_folder.write_json(workdir / 'config.json', to_plain(config)))
@@ -116,7 +118,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
     f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores',
   )
 
-  initial = run.source and continued.begin(config, run.source, tokenizer)
+  initial = run.source and initial_state(config, run.source, tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights
 
   #### Model, objective, optimizer ###################################################################################
@@ -237,10 +239,11 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
         )()
         sums = zero_sums()
         if initial:
-          state = continued.put(initial, state, p.shardings)
-          for label, text in initial.told:
-            say(label, text)
-          initial = initial._replace(params=None, moments=None)  # the devices have them now
+          state = place(initial, state, p.shardings)
+          for text in initial.notes:
+            say('init', text)
+          # The devices have them now.
+          initial = dataclasses.replace(initial, params=None, moments=None)
         other = (
           f', its generator from {config.continued.generator}'
           if config.continued.generator.startswith('hf:')

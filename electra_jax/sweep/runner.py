@@ -16,7 +16,7 @@ from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune, read_records
 from electra_jax.finetune.trial import plain
 from electra_jax.pretrain import build, evaluation, objectives, pretrained
-from electra_jax.pretrain.resolve import resolve as resolve_run
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.pretrain.train import train
 from electra_jax.sweep import job_scripts, results
 from electra_jax.sweep.resolve import Job, resolve
