@@ -37,6 +37,7 @@ import numpy as np
 import pytest
 
 from electra_jax.config import PretrainingConfig
+from electra_jax.config.pretraining import OptimizerConfig
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import pretrain_step
@@ -187,11 +188,18 @@ def random_params(model, seed: int = 0):
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def adamw(schedule, eps: float = 1e-6):
+def optimizer_settings(schedule, generator_schedule=None, layer_rates=None, **fields):
+  """Settings of an optimizer; `fields` are those of config.optimizer, as published by default."""
+  rates = {'learning_rate': schedule}
+  if generator_schedule is not None:
+    rates['generator_learning_rate'] = generator_schedule
+  config = OptimizerConfig(**fields)
+  return optimizers.OptimizerSettings(rates, config, layer_rates=layer_rates)
+
+
+def adamw(schedule, **fields):
   """The published optimizer."""
-  return optimizers.adamw(
-    schedule, b1=0.9, b2=0.999, eps=eps, weight_decay=0.01, clip=1.0, bias_correction=False
-  )
+  return optimizers.adamw(optimizer_settings(schedule, **fields))
 
 
 def compiled_step(

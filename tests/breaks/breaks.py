@@ -66,8 +66,8 @@ MODEL = [
   Break(
     'disentangled embeddings let gradients through',
     'electra_jax/model/encoder.py',
-    'table + jax.lax.stop_gradient(under[name])',
-    'table + under[name]',
+    'table + jax.lax.stop_gradient(base[name])',
+    'table + base[name]',
     'pretrain/objectives_test.py::test_the_disentangled_discriminator_leaves_the_generators_table_alone',
   ),
   Break(
@@ -80,8 +80,8 @@ MODEL = [
   Break(
     'the left tower sees the token that it predicts',
     'electra_jax/model/electra.py',
-    'jnp.where(goes_on[..., None], ltr[:, :-1], 0)',
-    'jnp.where(goes_on[..., None], ltr[:, 1:], 0)',
+    'jnp.where(continues[..., None], ltr[:, :-1], 0)',
+    'jnp.where(continues[..., None], ltr[:, 1:], 0)',
     'pretrain/electric_test.py::'
     'test_a_token_is_predicted_from_all_others_of_its_document_and_from_nothing_else[electra]',
   ),
@@ -236,7 +236,7 @@ TRAINING = [
   Break(
     'gradients are not clipped',
     'electra_jax/training/optimizers.py',
-    'clipping(clip) if clip else optax.identity()',
+    'clip_by_tower_norms(clip) if settings.clips_by_tower else optax.clip_by_global_norm(clip)',
     'optax.identity()',
     'model/golden_parity_test.py::test_eight_steps_of_the_optimizer',
   ),
@@ -250,8 +250,8 @@ TRAINING = [
   Break(
     'bias correction where it is turned off',
     'electra_jax/training/optimizers.py',
-    'if bias_correction else scale_by_uncorrected_adam',
-    'if not bias_correction else scale_by_uncorrected_adam',
+    'if o.bias_correction else scale_by_uncorrected_adam',
+    'if not o.bias_correction else scale_by_uncorrected_adam',
     'model/golden_parity_test.py::test_eight_steps_of_the_optimizer',
   ),
   Break(

@@ -17,7 +17,12 @@ import pytest
 from jax.sharding import AxisType
 
 from electra_jax.model import kernels
-from electra_jax.model.attention import attention, choose_attention, visible_positions
+from electra_jax.model.attention import (
+  AttentionSettings,
+  attention,
+  choose_attention,
+  visible_positions,
+)
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import Encoder, Inputs
 
@@ -54,15 +59,7 @@ def outputs_and_gradients(function, query, key, value, weights, segment_ids, is_
 
 
 def by(kernel):
-  return lambda *arrays: attention(
-    *arrays,
-    reach=REACH,
-    kernel=kernel,
-    dropout_rate=0.0,
-    dropout_keys=None,
-    dropout_site=1,
-    dropout_generator='hash',
-  )
+  return lambda *arrays: attention(*arrays, AttentionSettings(kernel, REACH))
 
 
 def cudnn_without_a_gpu(query, key, value, segment_ids, is_global):
@@ -249,15 +246,15 @@ FOR_A_TPU = """
 import json, jax, jax.numpy as jnp, numpy as np, flax.linen as nn
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from electra_jax.model.attention import attention
+from electra_jax.model.attention import AttentionSettings, attention
 devices = np.array(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices)
 
 def compiled(kernel, shape, mesh_shape, dtype, is_global):
   mesh = Mesh(devices[:np.prod(mesh_shape)].reshape(mesh_shape), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
   array = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
   x = array(shape, dtype, ('data', 'fsdp'), None, 'tensor')
-  loss = lambda *arrays: attention(*arrays, reach=64, kernel=kernel, dropout_rate=0.0, dropout_keys=None, dropout_site=1,
-                                   dropout_generator='hash').astype(jnp.float32).sum()
+  settings = AttentionSettings(kernel, reach=64)
+  loss = lambda *arrays: attention(*arrays, settings).astype(jnp.float32).sum()
   given = x, x, x, array(shape[:2], jnp.int32, ('data', 'fsdp')), array((), jnp.bool_) if is_global else None
   with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', ('data', 'fsdp')), ('heads', 'tensor'))):
     program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*given).compile()
@@ -292,13 +289,13 @@ def test_splash_compiles_for_a_tpu_and_takes_less_memory():
 
 ON_A_GPU = """
 import json, jax, jax.numpy as jnp, numpy as np
-from electra_jax.model.attention import attention
+from electra_jax.model.attention import AttentionSettings, attention
 rng = np.random.default_rng(0)
 x = [jnp.asarray(rng.standard_normal((4, 256, 4, 64)), jnp.bfloat16) for _ in range(4)]
 ids = jnp.asarray([[1] * 256, [1] * 60 + [2] * 100 + [0] * 96, [1] * 200 + [0] * 56, [0] * 256], jnp.int32)
 def results(kernel, is_global):
-  function = lambda *arrays: attention(*arrays, ids, is_global, reach=20, kernel=kernel, dropout_rate=0.0, dropout_keys=None,
-                                       dropout_site=1, dropout_generator='hash')
+  settings = AttentionSettings(kernel, reach=20)
+  function = lambda *arrays: attention(*arrays, ids, is_global, settings)
   def run(*arrays):
     outputs, pullback = jax.vjp(function, *arrays)
     return outputs, *pullback(x[3])
@@ -344,13 +341,13 @@ def choose(
     (
       {'attention_dropout': 0.1},
       'xla',
-      'splash has no attention dropout; set attention_dropout to 0 to have it',
+      'splash has no attention dropout; set attention_dropout to 0 to use it',
     ),
-    ({'length': 128}, 'xla', 'rows of 128 are short, splash is taken from 512 on'),
+    ({'length': 128}, 'xla', 'rows of 128 are short; splash is used from 512 on'),
     (
       {'length': 600},
       'xla',
-      'splash takes multiples of 128 positions, not 600; set sequence_length to a multiple of 128 to have it',
+      'splash takes multiples of 128 positions, not 600; set sequence_length to a multiple of 128 to use it',
     ),
     ({'wanted': 'splash', 'length': 128}, 'splash', 'as configured'),
     ({'wanted': 'xla'}, 'xla', 'as configured'),
@@ -364,32 +361,32 @@ def choose(
     (
       {'platform': 'gpu', 'attention_dropout': 0.1},
       'xla',
-      'cudnn has no attention dropout; set attention_dropout to 0 to have it',
+      'cudnn has no attention dropout; set attention_dropout to 0 to use it',
     ),
     (
       {'platform': 'gpu', 'dtype': jnp.float32},
       'xla',
-      'cudnn takes bfloat16 and float16, not float32; set dtype to bfloat16 to have it',
+      'cudnn takes bfloat16 and float16, not float32; set dtype to bfloat16 to use it',
     ),
     (
       {'platform': 'gpu', 'head_size': 132},
       'xla',
-      'cudnn takes heads of up to 128 in steps of 8, not 132; set hidden_size or num_heads to have it',
+      'cudnn takes head sizes up to 128 that are multiples of 8, not 132; set hidden_size or num_heads to use it',
     ),
     (
       {'platform': 'gpu', 'length': 77},
       'xla',
-      'cudnn takes even lengths, not 77; set sequence_length to an even number to have it',
+      'cudnn takes even lengths, not 77; set sequence_length to an even number to use it',
     ),
     (
       {'platform': 'gpu', 'compute_capability': '7.5'},
       'xla',
-      'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not 7.5',
+      'cudnn requires a GPU of compute capability 8.0 or more, not 7.5',
     ),
     (
       {'platform': 'gpu', 'compute_capability': 'gfx90a'},
       'xla',
-      'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not gfx90a',
+      'cudnn requires a GPU of compute capability 8.0 or more, not gfx90a',
     ),
   ],
 )
@@ -422,10 +419,10 @@ def test_auto_picks_by_platform_dropout_length_and_type_and_says_why(given, kern
     ),
     (
       {'wanted': 'cudnn', 'platform': 'gpu', 'head_size': 100},
-      "attention 'cudnn' takes heads of up to 128 in steps of 8, not 100; "
+      "attention 'cudnn' takes head sizes up to 128 that are multiples of 8, not 100; "
       'set hidden_size or num_heads or attention to auto.',
     ),
-    ({'wanted': 'flash'}, "attention is 'flash'; it is one of auto, xla, splash, cudnn."),
+    ({'wanted': 'flash'}, "attention is 'flash'; expected auto, xla, splash or cudnn."),
   ],
 )
 def test_a_kernel_that_cannot_be_had_is_refused_in_a_sentence(given, sentence):
@@ -438,21 +435,11 @@ def test_a_kernel_that_cannot_be_had_is_refused_in_a_sentence(given, sentence):
 def test_attention_dropout_is_never_dropped(kernel):
   with pytest.raises(ValueError, match='no dropout'):
     EncoderConfig(attention=kernel, attention_dropout=0.1)
-  *arrays, _, segment_ids = rows(2, length=128)
   with pytest.raises(ValueError, match='no dropout'):
-    attention(
-      *arrays,
-      segment_ids,
-      reach=1,
-      kernel=kernel,
-      dropout_rate=0.1,
-      dropout_keys=None,
-      dropout_site=1,
-      dropout_generator='hash',
-    )
+    AttentionSettings(kernel, reach=1, dropout_rate=0.1)
 
 
 def test_splash_refuses_a_length_that_blocks_do_not_fill():
   *arrays, _, segment_ids = rows(1, length=100)
-  with pytest.raises(ValueError, match='multiples of 128, not 100'):
+  with pytest.raises(ValueError, match='100 positions, .* takes multiples of 128'):
     by('splash')(*arrays, segment_ids, None)

@@ -34,7 +34,7 @@ def config(**fields):
 def resolved(c, known=None):
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   run = ResolvedRun(c, phases_of(c))
-  return budgets.resolve(run, build.any_tokenizer(200), layout, known or {}).config
+  return budgets.resolve_budget(run, build.any_tokenizer(200), layout, known or {}).config
 
 
 def costs(c, convention='model'):

@@ -21,8 +21,12 @@ from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, origins, own
 from electra_jax.interop.weights import Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig, generator_config
-from electra_jax.pretrain import build, continued, pretrain_step
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain import build, pretrain_step
+from electra_jax.pretrain.continued.initial_state import initial_state, place
+from electra_jax.pretrain.continued.sizes import SIZES
+from electra_jax.pretrain.continued.source import Source
+from electra_jax.pretrain.continued.tokens import tokenizer_path
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import partitioning
 
 ELECTRA = ('--config.model.family=electra', '--config.model.max_positions=40')
@@ -83,7 +87,7 @@ def test_it_begins_at_the_loss_that_the_source_has(source, whole):
     assert at_once[name] == pytest.approx(before[name], rel=1e-6)
   assert (
     f'begins       from hf:{source / "hf"}' in out
-    and 'a fresh optimizer, and the learning rate warmed up anew over 2 steps' in out
+    and 'the optimizer has new moments and a new schedule with a warm-up of 2 steps' in out
   )
   assert out.index('held out ') < out.index('\n          1 ')
   assert (
@@ -134,7 +138,7 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
   assert main.main(['main', *argv]) == 1
   err = capsys.readouterr().err
   assert (
-    'has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed'
+    'has no generator; name one with --config.continued.generator=hf:FOLDER, or create one: scratch or narrowed'
     in err
     and err.count('\n') == 1
   )
@@ -149,8 +153,8 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
     )
   )
   assert (
-    'the generator is cut out of the discriminator, 1 layers of 16, and learns alone for 4 steps'
-    in out
+    'the generator is cut out of the discriminator, 1 layers of 16; '
+    'the first 4 steps train only the generator' in out
   )
   assert 'phase 1 of 2: 4 steps of 8 x 32, the generator alone' in out
   first, last, begun = (
@@ -284,7 +288,7 @@ def weights_of(
 @pytest.mark.parametrize('family, embedding', [('electra', 16), ('electra', 32), ('modern', 32)])
 def test_a_generator_cut_out_whole_is_the_discriminator(family, embedding):
   w = weights_of(family, embedding=embedding, generator=False)
-  found = narrowed.generator(w, dataclasses.replace(w.discriminator))
+  found = narrowed.narrowed_generator(w, dataclasses.replace(w.discriminator))
   assert same_bits(found['generator'], w.params['discriminator'])
 
 
@@ -330,8 +334,10 @@ def test_a_narrowed_generator_has_units_heads_and_layers_at_even_distances(famil
 
 def test_heads_of_another_size_cannot_be_cut_out():
   w = weights_of(generator=False)
-  with pytest.raises(UserError, match='whole heads are left'):
-    narrowed.generator(w, dataclasses.replace(w.discriminator, hidden_size=12, num_heads=3))
+  with pytest.raises(UserError, match='whole heads are kept'):
+    narrowed.narrowed_generator(
+      w, dataclasses.replace(w.discriminator, hidden_size=12, num_heads=3)
+    )
 
 
 def vocabulary(tmp_path, name, words):
@@ -362,7 +368,7 @@ def case(tmp_path):
     )
     config = main.parse(['main', '--config=tests/configs/micro.py']).config
     config.init, config.data.tokenizer = 'hf:here', 'init'
-    for name in continued.SIZES:
+    for name in SIZES:
       config.model[name] = getattr(w.discriminator, name)
     config.generator.update(hidden_fraction=0.5, layers_fraction=0.5)
     config.sharing = 'embeddings'
@@ -376,7 +382,7 @@ def case(tmp_path):
 
 def begin(config, w, tokenizer):
   config = freeze(PretrainingConfig, config)
-  return continued.begin(config, continued.Source(*origins.with_tokenizer(w, 'here')), tokenizer)
+  return initial_state(config, Source(*origins.with_tokenizer(w, 'here')), tokenizer)
 
 
 def test_the_same_vocabulary_keeps_every_bit(case):
@@ -442,7 +448,7 @@ def test_rows_that_pad_a_vocabulary_are_cut_off_and_another_vocabulary_is_refuse
   start = begin(config, padded, tokenizer)
   assert (
     same_bits(start.params, w.params)
-    and ('init', '6 rows that pad the vocabulary of 50 tokens are left out') in start.told
+    and '6 rows that pad the vocabulary of 50 tokens are left out' in start.notes
   )
   small = dataclasses.replace(
     w,
@@ -493,7 +499,7 @@ def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
 
   for how, counts in (('fresh', (0, 0, 0)), ('kept', (5, 0, 0)), ('resumed', (5, 5, 5))):
     config.continued.optimizer = how
-    state = jax.device_get(continued.put(begin(config, w, tokenizer), fresh, p.shardings))
+    state = jax.device_get(place(begin(config, w, tokenizer), fresh, p.shardings))
     padded = p.model.discriminator_config.padded_vocab_size
     assert (
       state.params['embeddings']['word'].shape == (padded, 16)
@@ -519,12 +525,12 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
     (
       {'optimizer': 'resumed'},
       dataclasses.replace(w, step=30),
-      'is at step 30 and config.steps is 30, all steps together',
+      'is at step 30 and config.steps, the number of all steps together, is 30',
     ),
     (
       {'generator': 'narrowed'},
       dataclasses.replace(w, discriminator=dataclasses.replace(w.discriminator, num_heads=8)),
-      'whole heads are left',
+      'whole heads are kept',
     ),
     ({}, dataclasses.replace(w, generator=None), 'has no generator; name one'),
     (
@@ -538,7 +544,7 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
       'max_positions is 19 in the generator and 20',
     ),
   ):
-    monkeypatch.setattr(continued.sources, 'open_source', lambda *_, weights=weights: weights)
+    monkeypatch.setattr(origins, 'open_source', lambda *_, weights=weights: weights)
     asked = main.parse(
       [
         'main',
@@ -553,15 +559,15 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
     if 'generator' in changes:
       asked.generator.hidden_fraction = 3 / 32
     with pytest.raises(UserError, match=said):
-      resolve(asked)
+      resolve_run(asked)
   # Nor is a vocabulary that does not follow from the source's.
   asked.data.tokenizer = w.tokenizer.replace('old', 'new')
-  source = continued.Source(w, load_tokenizer(w.tokenizer))
+  source = Source(w, load_tokenizer(w.tokenizer))
   asked = checked_pretraining(asked)
-  assert continued.tokenizer_path(asked, source) is None
+  assert tokenizer_path(asked, source) is None
   pathlib.Path(asked.data.tokenizer, 'vocab.txt').open('a').write('cab\n')
   with pytest.raises(UserError, match='1 tokens of the tokenizer are not among those of here'):
-    continued.tokenizer_path(asked, source)
+    tokenizer_path(asked, source)
 
 
 def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkeypatch, tmp_path):
@@ -578,9 +584,7 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
     sharing='none',
     params=params | {'generator_embeddings': w.params['embeddings']},
   )
-  monkeypatch.setattr(
-    continued.sources, 'open_source', lambda text, *_: alone if text == 'hf:there' else w
-  )
+  monkeypatch.setattr(origins, 'open_source', lambda text, *_: alone if text == 'hf:there' else w)
   asked = main.parse(
     [
       'main',
@@ -592,7 +596,7 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
       '--config.continued.generator=hf:there',
     ]
   ).config
-  run = resolve(asked)
+  run = resolve_run(asked)
   config, source = run.config, run.source
   assert config.sharing == 'embeddings' and same_bits(
     source.weights.params['generator'], params['generator']
@@ -602,11 +606,8 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
     'discriminator',
     'discriminator_head',
   }  # the new generator has none
-  start = continued.begin(config, source, source.tokenizer)
-  assert (
-    'init',
-    'the generator of here is left behind, by config.continued.generator',
-  ) in start.told
+  start = initial_state(config, source, source.tokenizer)
+  assert 'the generator of here is not used, by config.continued.generator' in start.notes
 
 
 def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
@@ -620,7 +621,7 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
       lambda x: rng.normal(size=x.shape).astype(np.float32), expected_shapes(untied)
     ),
   )
-  monkeypatch.setattr(continued.sources, 'open_source', lambda *_: untied)
+  monkeypatch.setattr(origins, 'open_source', lambda *_: untied)
   asked = main.parse(
     [
       'main',
@@ -630,10 +631,10 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
       '--config.sequence_length=16',
     ]
   ).config
-  run = resolve(asked)
+  run = resolve_run(asked)
   config, source = run.config, run.source
   assert (config.sharing, config.generator.embedding_size) == ('none', 8)
-  assert same_bits(continued.begin(config, source, source.tokenizer).params, untied.params)
+  assert same_bits(initial_state(config, source, source.tokenizer).params, untied.params)
   assert build.build_model(config, 50).generator_config.embedding_size == narrow.embedding_size
 
 

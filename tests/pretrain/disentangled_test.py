@@ -17,8 +17,10 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.finetune import initial
 from electra_jax.interop import own
 from electra_jax.interop.weights import same_bits
-from electra_jax.pretrain import build, continued, pretrain_step
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.model.sharing.disentangled import SCHEME
+from electra_jax.pretrain import build, pretrain_step
+from electra_jax.pretrain.continued.initial_state import initial_state
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import checkpoints, optimizers, partitioning
 
 ROWS = conftest.packed_rows(4, 16, 60, seed=3)
@@ -202,15 +204,15 @@ def test_another_run_goes_on_from_it(run, sharing):
   config = config_of(
     f'init={run}', 'data.tokenizer=init', f'sharing={sharing}', 'continued.optimizer=kept'
   )
-  resolved = resolve(config)
+  resolved = resolve_run(config)
   config, source = resolved.config, resolved.source
-  start = continued.begin(config, source, source.tokenizer)
+  start = initial_state(config, source, source.tokenizer)
   weights = own.read(str(run))
   if sharing == 'embeddings':  # as any source's, the sharing is its own
     assert config.sharing == 'none' and same_bits(start.params, weights.params)
     return
   assert config.sharing == 'disentangled' and 'embeddings' not in start.params
-  again = own.folded(start.params)
+  again = SCHEME.fold(start.params)
   assert same_bits(again['generator_embeddings'], weights.params['generator_embeddings'])
   for name, table in weights.params['embeddings'].items():
     jax.tree.map(
@@ -218,13 +220,14 @@ def test_another_run_goes_on_from_it(run, sharing):
       again['embeddings'][name],
       table,
     )
-  assert same_bits(own.folded(start.moments['mu'], values=False), weights.moments['mu'])
+  assert same_bits(SCHEME.fold(start.moments['mu'], values=False), weights.moments['mu'])
 
 
 def test_lamb_lets_the_difference_grow():
-  optimizer = optimizers.lamb(
-    lambda step: 0.01, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, clip=0.0, bias_correction=True
+  settings = conftest.optimizer_settings(
+    lambda step: 0.01, weight_decay=0.0, clip=0.0, bias_correction=True
   )
+  optimizer = optimizers.lamb(settings)
   params = {
     'embeddings_difference': {'word': jnp.zeros((4, 8))},
     'discriminator': {'kernel': jnp.full((4, 8), 1e-3)},

@@ -17,8 +17,10 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.weights import of_tower, same_bits
-from electra_jax.pretrain import build, continued, pretrain_step, pretrained
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain import build, pretrain_step, pretrained
+from electra_jax.pretrain.continued.initial_state import initial_state
+from electra_jax.pretrain.continued.tokens import tokenizer_path
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import partitioning
 
 GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
@@ -79,13 +81,13 @@ ELECTRA = (
 def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, tower, sources):
   kind, colon, name = init.rpartition(':')
   config = config_of(f'generator.init={kind}{colon}{sources / name}', *fields)
-  run = resolve(config)
+  run = resolve_run(config)
   config, source = run.config, run.source
   g = config.generator
   assert (g.hidden_fraction, g.layers_fraction, g.embedding_size) == pytest.approx(
     tower
   ) and config.data.vocab_size == source.tokenizer.size
-  start = continued.begin(config, source, source.tokenizer)
+  start = initial_state(config, source, source.tokenizer)
   theirs = of_tower(own.read(sources / ('mlm' if init == 'mlm' else 'electra')), 'generator')
   assert start.params.keys() == GENERATOR and start.step == 0 and start.moments is None
   for name, part in (
@@ -105,7 +107,7 @@ def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, 
       shapes[name],
     )
   assert run.tokenizer == source.weights.tokenizer
-  assert 'and goes on learning; the discriminator is fresh' in start.told[-1][1]
+  assert 'trained further; the discriminator is new' in start.notes[-1]
 
 
 def frozen_program(frozen=True, *fields):
@@ -230,7 +232,7 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
   )
   out, _ = micro_run.run(*told)
   assert f'from scratch, seed 0, its generator from {tmp_path / "source"}' in out
-  assert '1 layers of 16, and stays as it is; the discriminator is fresh' in out and out.index(
+  assert '1 layers of 16, frozen; the discriminator is new' in out and out.index(
     'held out '
   ) < out.index('\n          1 ')
   whole, lines = micro_run.checkpoint(workdir, 4), micro_run.figures(workdir)
@@ -256,7 +258,7 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
 
   # The same command goes on where the source is gone.
   shutil.rmtree(tmp_path / 'source')
-  run = resolve(main.parse(['main', *told]).config, workdir)
+  run = resolve_run(main.parse(['main', *told]).config, workdir)
   assert (
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
@@ -321,7 +323,7 @@ def test_mistakes_in_the_config_are_told(fields, sentence):
 
 def test_weights_that_do_not_fit_are_told(sources, tmp_path):
   def resolved(init, *fields):
-    return resolve(config_of(f'generator.init={init}', *fields))
+    return resolve_run(config_of(f'generator.init={init}', *fields))
 
   with pytest.raises(UserError, match='holds no generator; name a masked language model'):
     resolved(f'hf:{sources / "hf" / "discriminator"}', *ELECTRA)
@@ -341,29 +343,29 @@ def test_weights_that_do_not_fit_are_told(sources, tmp_path):
     UserError,
     match="has another vocabulary than the rows: token .* is 'chef' there and 'cook' here",
   ):
-    continued.tokenizer_path(config, source)
+    tokenizer_path(config, source)
   with pytest.raises(UserError, match='has another vocabulary than the rows'):
-    continued.begin(config, source, load_tokenizer(words))
+    initial_state(config, source, load_tokenizer(words))
 
 
 def test_an_objective_without_a_generator_leaves_it_and_one_tower_may_give_one(sources):
   def begun(init, *fields):
-    run = resolve(config_of(f'init={sources / init}', 'data.tokenizer=init', *fields))
-    start = continued.begin(run.config, run.source, run.source.tokenizer)
-    return run.config, start.params.keys(), '; '.join(text for _, text in start.told)
+    run = resolve_run(config_of(f'init={sources / init}', 'data.tokenizer=init', *fields))
+    start = initial_state(run.config, run.source, run.source.tokenizer)
+    return run.config, start.params.keys(), '; '.join(start.notes)
 
   _, params, told = begun('electra', 'objective.name=mlm')
   assert (
     params == {'embeddings', 'discriminator', 'discriminator_head'}
     and 'the generator of' in told
-    and 'is left behind' in told
+    and 'is not used' in told
   )
-  assert 'the head that predicts masked tokens is made from scratch' in told
+  assert 'the head that predicts masked tokens is new' in told
   config, params, told = begun('mlm')
   assert (
     config.sharing == 'all'
     and params == {'embeddings', 'discriminator', 'generator_head'}
-    and "the discriminator's head is made from scratch" in told
+    and "the discriminator's head is new" in told
   )
   _, params, _ = begun('mlm', 'objective.name=mlm')
   assert params == {'embeddings', 'discriminator', 'generator_head'}

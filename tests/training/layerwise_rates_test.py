@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import adamw
 from jax.sharding import NamedSharding, PartitionSpec
 
 from electra_jax.model import heads
@@ -18,14 +19,6 @@ GOLDEN, PREFIX = (
   pathlib.Path(__file__).parents[1] / 'golden' / 'optimizer.npz',
   'finetune_layerwise_0.8/',
 )
-ADAM = {
-  'b1': 0.9,
-  'b2': 0.999,
-  'eps': 1e-6,
-  'weight_decay': 0.01,
-  'clip': 1.0,
-  'bias_correction': False,
-}
 # The original's tensors at their places in our tree; of the layers some are missing there, and are zeros here.
 PLACES = {
   ('embeddings', 'word'): 'electra/embeddings/word_embeddings',
@@ -92,7 +85,7 @@ def eight_steps(published, file):
   params, read = original(file, PREFIX + 'param/0/')
   assert read == sum(name.startswith(PREFIX + 'param/0/') for name in file.files) == 9
   rates = optimizers.layerwise_rates(params, 2, 0.8, published)
-  optimizer = optimizers.adamw(schedules.WarmupDecay(1e-2, 3, 20), **ADAM, layer_rates=rates)
+  optimizer = adamw(schedules.WarmupDecay(1e-2, 3, 20), layer_rates=rates)
   state, worst = optimizer.init(params), 0
   step = jax.jit(lambda grads, state, params: optimizer.update(grads, state, params))
   for i in range(8):
@@ -147,10 +140,9 @@ def test_every_parameter_of_a_model_has_the_rate_of_its_depth(family, published)
 
 def test_a_decay_of_one_changes_nothing():
   params, _ = original(np.load(GOLDEN), PREFIX + 'param/0/')
-  plain = optimizers.adamw(lambda step: 1e-2, **ADAM)
-  with_rates = optimizers.adamw(
-    lambda step: 1e-2, **ADAM, layer_rates=optimizers.layerwise_rates(params, 2, 1.0, True)
-  )
+  plain = adamw(lambda step: 1e-2)
+  rates = optimizers.layerwise_rates(params, 2, 1.0, True)
+  with_rates = adamw(lambda step: 1e-2, layer_rates=rates)
   updates = [
     optimizer.update(params, optimizer.init(params), params)[0] for optimizer in (plain, with_rates)
   ]
@@ -164,12 +156,12 @@ def test_what_has_no_depth_is_named():
   leaf = jnp.ones((2, 3))
   with pytest.raises(ValueError, match='generator_head/dense/kernel'):
     optimizers.layerwise_rates({'generator_head': {'dense': {'kernel': leaf}}}, 2, 0.8, True)
-  with pytest.raises(ValueError, match='has 2 layers, not 12'):
+  with pytest.raises(ValueError, match='has 2 layers; expected 12'):
     optimizers.layerwise_rates(
       {'discriminator': {'layers': {'query': {'kernel': leaf}}}}, 12, 0.8, True
     )
   for wrong in (0, -1, 1.1):
-    with pytest.raises(ValueError, match='more than 0 and at most 1'):
+    with pytest.raises(ValueError, match='above 0 and at most 1'):
       optimizers.layerwise_rates({'head': {'dense': {'kernel': leaf}}}, 2, wrong, True)
 
 
@@ -182,7 +174,7 @@ def test_on_shards_nothing_moves_and_the_update_is_the_same(axis):
     }
   }
   rates = optimizers.layerwise_rates(params, 8, 0.8, False)
-  optimizer = optimizers.adamw(lambda step: 1e-2, **ADAM | {'clip': 0}, layer_rates=rates)
+  optimizer = adamw(lambda step: 1e-2, clip=0.0, layer_rates=rates)
   state = optimizer.init(params)
   mesh = partitioning.make_mesh()
   split = NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))

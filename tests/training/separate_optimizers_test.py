@@ -1,5 +1,6 @@
 """Separate optimizers: the generator learns as if it had an optimizer of its own, and the rest as if it had another."""
 
+import conftest
 import jax
 import numpy as np
 import optax
@@ -8,6 +9,7 @@ import pytest
 from electra_jax import main
 from electra_jax.config import checked_pretraining
 from electra_jax.errors import UserError
+from electra_jax.model.sharing.scheme import is_generator_parameter
 from electra_jax.pretrain import build
 from electra_jax.training import optimizers, schedules
 
@@ -73,10 +75,11 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
     'predictor_head',
   )
   generators = ('generator', 'generator_embeddings', 'generator_head')
-  assert {name for name in params if optimizers.is_generators(name)} == set(generators)
+  assert {name for name in params if is_generator_parameter(name)} == set(generators)
   make, grads = getattr(optimizers, kind), gradients(params)
+  fields = ADAM | {'bias_correction': bias_correction}
   ours, state = run(
-    make(RATES[False], **ADAM, bias_correction=bias_correction, generator_schedule=RATES[True]),
+    make(conftest.optimizer_settings(RATES[False], RATES[True], **fields)),
     params,
     grads,
   )
@@ -101,13 +104,13 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
         ),
       )
     else:
-      alone = make(RATES[own], **ADAM, bias_correction=bias_correction)
+      alone = make(conftest.optimizer_settings(RATES[own], **fields))
     theirs, _ = run(alone, part(params), [part(tree) for tree in grads])
     for a, b in zip(ours, theirs, strict=True):
       jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-8), part(a), b)
 
   # One optimizer for both is another thing, and so are two that share a norm or a rate; the state has one form.
-  one, form = run(make(RATES[False], **ADAM, bias_correction=bias_correction), params, grads)
+  one, form = run(make(conftest.optimizer_settings(RATES[False], **fields)), params, grads)
   assert jax.tree.structure(state) == jax.tree.structure(form)
   for name in params:
     differ = max(
@@ -119,9 +122,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
 
 def test_what_is_shared_learns_with_the_discriminator():
   params = parameters('discriminator', 'embeddings', 'generator', 'generator_head')
-  still = optimizers.adamw(
-    lambda step: 0.0, **ADAM, bias_correction=False, generator_schedule=lambda step: 1e-2
-  )
+  still = conftest.adamw(lambda step: 0.0, generator_schedule=lambda step: 1e-2, **ADAM)
   (after,), _ = run(still, params, gradients(params, 1))
   moved = {
     name
