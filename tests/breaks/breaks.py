@@ -1,4 +1,4 @@
-"""One-line breaks of the package, each with the test that must fail; see tests/project/breaks_test.py."""
+"""One-line breaks of the package, each with the test that must fail; see breaks_test.py."""
 
 from typing import NamedTuple
 
@@ -26,28 +26,29 @@ MODEL = [
     'electra_jax/model/attention.py',
     'segment_ids[:, :, None] == segment_ids[:, None, :]',
     '(segment_ids[:, :, None] > 0) == (segment_ids[:, None, :] > 0)',
-    'model/documents_do_not_meet_test.py::test_changing_one_document_leaves_the_others_outputs[electra]',
+    'model/documents_do_not_meet_test.py::'
+    'test_changing_one_document_does_not_change_the_outputs_of_others[electra]',
   ),
   Break(
     'local attention reaches one position less',
     'electra_jax/model/attention.py',
     'jnp.abs(ahead) <= reach',
     'jnp.abs(ahead) < reach',
-    'model/hf_parity_test.py::test_hidden_states_logits_losses_and_every_gradient[modern]',
+    'model/hf_parity_test.py::test_hidden_states_logits_losses_and_every_gradient_agree[modern]',
   ),
   Break(
     'rotary positions turn the other way',
     'electra_jax/model/attention.py',
     '[first * cos - second * sin, second * cos + first * sin]',
     '[first * cos + second * sin, second * cos - first * sin]',
-    'model/hf_parity_test.py::test_hidden_states_logits_losses_and_every_gradient[modern]',
+    'model/hf_parity_test.py::test_hidden_states_logits_losses_and_every_gradient_agree[modern]',
   ),
   Break(
     'positions do not restart in each packed document',
     'electra_jax/model/encoder.py',
     'positions=jnp.where(real, index - start_of, 0)',
     'positions=jnp.where(real, index, 0)',
-    'model/documents_do_not_meet_test.py::test_types_and_positions_follow_the_pieces',
+    'model/documents_do_not_meet_test.py::test_types_and_positions_restart_in_each_document',
   ),
   Break(
     'LayerNorm with an epsilon of its own',
@@ -90,7 +91,7 @@ MODEL = [
     'electra_jax/model/dropout.py',
     'words[:, word].reshape(',
     'words[:1, word].reshape(',
-    'model/heads_test.py::test_dropout_goes_by_the_key_of_the_row[classification]',
+    'model/heads_test.py::test_dropout_depends_only_on_the_key_of_the_row[classification]',
   ),
   Break(
     'heads that do not divide the width are accepted',
@@ -164,7 +165,7 @@ PRETRAINING = [
     'electra_jax/model/randomness.py',
     'return -jnp.log(-jnp.log(',
     'return jnp.log(-jnp.log(',
-    'model/randomness_test.py::test_gumbel_noise_is_jax_noise',
+    'model/randomness_test.py::test_gumbel_noise_equals_that_of_jax',
   ),
   Break(
     'temperature inverted',
@@ -178,7 +179,7 @@ PRETRAINING = [
     'electra_jax/pretrain/pretrain_step.py',
     'row_keys(seed, step, jnp.arange(token_ids.shape[0]))',
     'row_keys(seed, 0, jnp.arange(token_ids.shape[0]))',
-    'model/randomness_test.py::test_a_training_step_has_the_keys_of_its_seed_step_and_rows',
+    'model/randomness_test.py::test_the_keys_of_a_step_follow_from_seed_step_and_rows',
   ),
   Break(
     "Electric's noise takes a gradient of the discriminator's loss",
@@ -206,7 +207,7 @@ PRETRAINING = [
     'electra_jax/pretrain/budgets.py',
     'max(1, int((budget - spent) / costs[-1]))',
     'max(1, int((budget - spent) / costs[-1]) + 1)',
-    'pretrain/budget_test.py::test_tokens_end_a_run_within_one_step',
+    'pretrain/budget_test.py::test_a_budget_of_tokens_is_met_within_one_step',
   ),
   Break(
     'a run of another config is trained over',
@@ -267,7 +268,7 @@ TRAINING = [
     'depths = np.arange(1, num_layers + 1)',
     'depths = np.arange(num_layers)',
     'training/layerwise_rates_test.py::'
-    'test_every_parameter_of_a_model_has_the_rate_of_its_depth[True-electra]',
+    'test_every_parameter_has_the_rate_of_its_depth[True-electra]',
   ),
   Break(
     'frozen parameters are decayed',
@@ -275,7 +276,7 @@ TRAINING = [
     'updates = mixed(updates, jax.tree.map(jnp.zeros_like, updates))',
     'pass',
     'pretrain/continued_test.py::'
-    'test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments[-embeddings]',
+    'test_steps_of_only_the_generator_leave_all_else_bitwise_unchanged[-embeddings]',
   ),
   Break(
     'a gradient that is not finite updates the parameters',
@@ -289,7 +290,7 @@ TRAINING = [
     'electra_jax/training/partitioning.py',
     "return jax.lax.psum(gradient, 'data')",
     "return jax.lax.pmean(gradient, 'data')",
-    'training/sharding_invariance_test.py::test_one_device_and_eight_train_alike',
+    'training/sharding_invariance_test.py::test_one_device_and_eight_train_equally',
   ),
   Break(
     'moments are split along an axis that fills no tiles',
@@ -484,7 +485,7 @@ FINETUNING = [
     'electra_jax/finetune/losses.py',
     "weights[:, None] * (batch['tags'] >= 0)",
     "weights[:, None] * (batch['tags'] > 0)",
-    'model/heads_test.py::test_losses_in_numpy',
+    'model/heads_test.py::test_losses_agree_with_numpy',
   ),
   Break(
     'a row that fills a batch has a weight',

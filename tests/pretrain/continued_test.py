@@ -1,4 +1,4 @@
-"""Going on from weights that are there: a run begins with exactly them, and what it had to make anew it made as it said."""
+"""Runs that are initialized from weights start with exactly these, and report what is new."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def arguments(workdir, *more):
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-  """A run of the electra family, and its folders for transformers."""
+  """A run of the electra family, and its export for transformers."""
   folder = tmp_path_factory.mktemp('continued')
   micro_run.run(*arguments(folder / 'run', *ELECTRA))
   export.export(str(folder / 'run'), str(folder / 'hf'))
@@ -66,7 +66,7 @@ def from_source(source, *more, init=None):
 
 @pytest.fixture(scope='module')
 def whole(source):
-  """A run that went on from the folders, never stopped, and what it printed."""
+  """A run that was initialized from the export and never stopped, and its output."""
   return source / 'whole', micro_run.run(
     *arguments(source / 'whole', *from_source(source), '--config.keep=100')
   )[0]
@@ -76,10 +76,10 @@ def heldout(workdir):
   return [line for line in micro_run.figures(workdir) if line['kind'] == 'heldout']
 
 
-# ---- Runs ------------------------------------------------------------------------------------------------------------
+#### Runs ####
 
 
-def test_it_begins_at_the_loss_that_the_source_has(source, whole):
+def test_a_run_starts_at_the_loss_of_its_source(source, whole):
   workdir, out = whole
   before, (at_once, *_) = heldout(source / 'run')[-1], heldout(workdir)
   assert at_once['step'] == 0 and before['step'] == STEPS
@@ -92,11 +92,11 @@ def test_it_begins_at_the_loss_that_the_source_has(source, whole):
   assert out.index('held out ') < out.index('\n          1 ')
   assert (
     json.loads((workdir / 'config.json').read_text())['model']['family'] == 'electra'
-  )  # the sizes are the source's
+  )  # the sizes are those of the source
 
 
 @pytest.mark.faults
-def test_two_processes_of_two_devices_begin_and_go_on_the_same(source, whole, tmp_path):
+def test_two_processes_of_two_devices_start_and_train_equally(source, whole, tmp_path):
   told = (*from_source(source), '--config.mesh.fsdp=2', '--config.save_every=4')
   (first, second), outputs = (
     hosts_test.start_pair(tmp_path / 'pair', *steps_and_lines(), *told, devices=2),
@@ -110,7 +110,7 @@ def test_two_processes_of_two_devices_begin_and_go_on_the_same(source, whole, tm
     assert here['total_loss'] == pytest.approx(there['total_loss'], rel=1e-4)
 
 
-def test_killed_and_the_source_gone_it_ends_bitwise_as_one_never_stopped(source, whole, tmp_path):
+def test_a_killed_run_resumes_bitwise_without_its_source(source, whole, tmp_path):
   folder, workdir = tmp_path / 'hf', tmp_path / 'killed'
   shutil.copytree(source / 'hf', folder)
   told = arguments(workdir, *from_source(source, init=f'hf:{folder}'), '--config.keep=100')
@@ -126,11 +126,11 @@ def test_killed_and_the_source_gone_it_ends_bitwise_as_one_never_stopped(source,
     == []
   )
   assert micro_run.figures(workdir) == micro_run.figures(whole[0])
-  # It opens without the source too.
+  # The run can be opened without the source too.
   assert main.main(['main', '--mode=evaluate', f'--workdir={workdir}']) == 0
 
 
-def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, tmp_path, capsys):
+def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path, capsys):
   shutil.copytree(source / 'hf' / 'discriminator', tmp_path / 'discriminator')
   init = f'hf:{tmp_path / "discriminator"}'
   capsys.readouterr()
@@ -138,7 +138,8 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
   assert main.main(['main', *argv]) == 1
   err = capsys.readouterr().err
   assert (
-    'has no generator; name one with --config.continued.generator=hf:FOLDER, or create one: scratch or narrowed'
+    'has no generator; name one with --config.continued.generator=hf:FOLDER, or create one: '
+    'scratch or narrowed'
     in err
     and err.count('\n') == 1
   )
@@ -175,11 +176,11 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
   assert all(line['discriminator_loss'] > 0 for line in lines if line['step'] > 4)
 
 
-# ---- The step of the generator alone -----------------------------------------------------------------------------------
+#### Steps of only the generator ####
 
 
 @pytest.mark.parametrize('init, sharing', [('', 'embeddings'), ('hf:somewhere', 'none')])
-def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, sharing):
+def test_steps_of_only_the_generator_leave_all_else_bitwise_unchanged(init, sharing):
   config = main.parse(
     [
       'main',
@@ -244,7 +245,7 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
   assert sums['generator_loss'] > 0 and sums['discriminator_loss'] == 0 and not sums['scores'].any()
 
 
-def test_the_schedule_of_the_discriminator_begins_when_it_does():
+def test_the_schedule_starts_again_when_the_discriminator_is_trained():
   config = main.parse(['main', '--config=tests/configs/micro.py']).config
   config.generator.alone_steps = 10
   config = checked_pretraining(config)
@@ -253,7 +254,7 @@ def test_the_schedule_of_the_discriminator_begins_when_it_does():
   assert schedule(0) == schedule(10) == 0 and float(schedule(1)) > 0 and float(schedule(11)) > 0
 
 
-# ---- What is made anew -------------------------------------------------------------------------------------------------
+#### New parameters ####
 
 
 def weights_of(
@@ -286,7 +287,7 @@ def weights_of(
 
 
 @pytest.mark.parametrize('family, embedding', [('electra', 16), ('electra', 32), ('modern', 32)])
-def test_a_generator_cut_out_whole_is_the_discriminator(family, embedding):
+def test_a_generator_of_the_same_size_is_the_discriminator(family, embedding):
   w = weights_of(family, embedding=embedding, generator=False)
   found = narrowed.narrowed_generator(w, dataclasses.replace(w.discriminator))
   assert same_bits(found['generator'], w.params['discriminator'])
@@ -323,7 +324,7 @@ def test_a_narrowed_generator_has_units_heads_and_layers_at_even_distances(famil
     np.testing.assert_array_equal(
       project, w.params['discriminator']['embeddings_project']['kernel'][:, units]
     )
-  else:  # it reads the units that it keeps, and its head writes to them
+  else:  # the projection selects the units that are kept, and the head maps them back
     x = np.arange(32, dtype=np.float32)
     np.testing.assert_array_equal(x @ project, x[units])
     assert jax.tree.map(np.shape, found.params['generator_head']) == jax.tree.map(
@@ -332,7 +333,7 @@ def test_a_narrowed_generator_has_units_heads_and_layers_at_even_distances(famil
     np.testing.assert_array_equal(found.params['generator_head']['dense']['kernel'], project.T)
 
 
-def test_heads_of_another_size_cannot_be_cut_out():
+def test_heads_of_another_size_are_refused():
   w = weights_of(generator=False)
   with pytest.raises(UserError, match='whole heads are kept'):
     narrowed.narrowed_generator(
@@ -355,7 +356,7 @@ WORDS = [
 
 @pytest.fixture
 def case(tmp_path):
-  """config, weights and what belongs to them, as a function of changes."""
+  """A function from changes to a config, its initial weights and the tokenizer of the rows."""
 
   def make(new_words=(), family='electra', **fields):
     w = dataclasses.replace(
@@ -391,7 +392,7 @@ def test_the_same_vocabulary_keeps_every_bit(case):
   assert same_bits(start.params, w.params) and start.moments is None and start.step == 0
 
 
-def test_new_tokens_begin_as_the_mean_of_all_or_of_their_pieces(case):
+def test_new_tokens_are_initialized_with_the_mean_of_all_or_of_their_pieces(case):
   config, w, tokenizer = case(['cab'], new_tokens='pieces')
   start = begin(config, w, tokenizer)
   old, ids = w.params['embeddings']['word'], [7, 5 + 26, 5 + 27]  # c, ##a, ##b
@@ -415,7 +416,7 @@ def test_new_tokens_begin_as_the_mean_of_all_or_of_their_pieces(case):
     begin(config, w, tokenizer)
 
 
-def test_kept_moments_follow_their_rows_and_new_rows_have_none(case):
+def test_kept_moments_follow_their_rows_and_new_rows_have_zeros(case):
   config, w, tokenizer = case(['cab'], new_tokens='mean', optimizer='kept')
   start = begin(config, w, tokenizer)
   for name in ('mu', 'nu'):
@@ -425,7 +426,7 @@ def test_kept_moments_follow_their_rows_and_new_rows_have_none(case):
   assert (start.updates, start.step) == (5, 0)
 
 
-def test_rows_that_pad_a_vocabulary_are_cut_off_and_another_vocabulary_is_refused(case):
+def test_rows_that_pad_a_vocabulary_are_removed_and_another_vocabulary_is_refused(case):
   config, w, tokenizer = case()
 
   def wide(tree):
@@ -458,7 +459,7 @@ def test_rows_that_pad_a_vocabulary_are_cut_off_and_another_vocabulary_is_refuse
   )
   with pytest.raises(
     UserError,
-    match='here has embeddings of 40 tokens and a tokenizer of 50; put the tokenizer there that it was trained with',
+    match='here has embeddings of 40 tokens and a tokenizer of 50',
   ):
     begin(config, small, tokenizer)
 
@@ -478,7 +479,7 @@ def test_longer_rows_get_positions(case, how):
     np.testing.assert_allclose(table[1::2], (old[1:] + old[:-1]) / 2, rtol=1e-5, atol=1e-6)
 
 
-def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
+def test_the_initial_state_has_the_weights_moments_and_step_of_the_source(case):
   config, w, tokenizer = case()
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   typed = freeze(PretrainingConfig, config)
@@ -514,7 +515,7 @@ def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
     assert (int(adam.count), int(schedule.count), int(state.step)) == counts
 
 
-def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypatch):
+def test_what_the_weights_lack_is_reported_before_the_corpus_is_read(case, monkeypatch):
   config, w, tokenizer = case()
   for changes, weights, said in (
     (
@@ -560,7 +561,7 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
       asked.generator.hidden_fraction = 3 / 32
     with pytest.raises(UserError, match=said):
       resolve_run(asked)
-  # Nor is a vocabulary that does not follow from the source's.
+  # A vocabulary that does not fit is reported then too.
   asked.data.tokenizer = w.tokenizer.replace('old', 'new')
   source = Source(w, load_tokenizer(w.tokenizer))
   asked = checked_pretraining(asked)
@@ -570,7 +571,7 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
     tokenizer_path(asked, source)
 
 
-def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkeypatch, tmp_path):
+def test_another_generator_replaces_the_one_of_the_source(case, monkeypatch, tmp_path):
   _, w, _ = case()
   other = dataclasses.replace(weights_of(), source='there', tokenizer=w.tokenizer)
   rng = np.random.default_rng(1)
@@ -605,12 +606,12 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
     'embeddings',
     'discriminator',
     'discriminator_head',
-  }  # the new generator has none
+  }  # those of the new generator are zeros
   start = initial_state(config, source, source.tokenizer)
   assert 'the generator of here is not used, by config.continued.generator' in start.notes
 
 
-def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
+def test_a_generator_with_narrower_embeddings_is_continued(case, monkeypatch):
   _, w, _ = case()
   narrow = dataclasses.replace(w.generator, embedding_size=8)
   untied = dataclasses.replace(w, generator=narrow, sharing='none', params={})
@@ -638,7 +639,7 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
   assert build.build_model(config, 50).generator_config.embedding_size == narrow.embedding_size
 
 
-# ---- Configs -----------------------------------------------------------------------------------------------------------
+#### Configs ####
 
 
 @pytest.mark.parametrize(
@@ -680,7 +681,7 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
     ),
   ],
 )
-def test_what_cannot_be_is_told_before_anything_is_read(fields, said):
+def test_invalid_configs_are_reported_before_weights_are_read(fields, said):
   config = main.parse(
     [
       'main',
@@ -692,7 +693,7 @@ def test_what_cannot_be_is_told_before_anything_is_read(fields, said):
     checked_pretraining(config)
 
 
-def test_a_source_that_is_none_is_one_sentence(tmp_path, capsys):
+def test_an_invalid_source_is_reported_in_one_sentence(tmp_path, capsys):
   for init, said in (
     ('hf:' + str(tmp_path), 'has no config.json'),
     (str(tmp_path), 'is not a run'),

@@ -1,4 +1,4 @@
-"""Gradient-disentangled embeddings: each tower's loss stops at its own part, and folded together they compute the same."""
+"""Gradient-disentangled embeddings: each loss has its own part, and the folded sum is equal."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def config_of(*fields, family='electra'):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """The folder of a run whose every parameter matters, differences included."""
+  """The folder of a run with large random parameters, differences included."""
   folder = tmp_path_factory.mktemp('disentangled')
   made_run.make(
     folder / 'run', config_of(), load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
@@ -60,7 +60,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def stepped():
-  """Three steps of a fresh model, and gradients of each loss alone at the state after them."""
+  """Parameters before and after three steps, and then the gradients of each loss."""
   c = checked_pretraining(config_of())
   p = build.program(
     c,
@@ -69,15 +69,13 @@ def stepped():
     partitioning.make_layout(devices=jax.devices()[:1]),
   )
   rng = np.random.default_rng(0)
-  params = (
-    jax.tree_util.tree_map_with_path(  # drawn without a compilation; what begins at zero does
-      lambda path, x: (
-        np.zeros(x.shape, np.float32)
-        if path[0].key == 'embeddings_difference' and path[1].key != 'norm'
-        else rng.normal(1 if path[-1].key == 'scale' else 0, 0.1, x.shape).astype(np.float32)
-      ),
-      p.shapes.params,
-    )
+  params = jax.tree_util.tree_map_with_path(  # drawn without a compilation; differences are zeros
+    lambda path, x: (
+      np.zeros(x.shape, np.float32)
+      if path[0].key == 'embeddings_difference' and path[1].key != 'norm'
+      else rng.normal(1 if path[-1].key == 'scale' else 0, 0.1, x.shape).astype(np.float32)
+    ),
+    p.shapes.params,
   )
   examples = p.objective.examples(p.settings, ROWS, jax.vmap(jax.random.key)(jnp.arange(4)))
   counts = p.objective.counts(p.settings, examples)
@@ -103,7 +101,7 @@ def stepped():
   )
 
 
-def test_the_difference_is_born_zero():
+def test_the_difference_is_initialized_with_zeros():
   c = checked_pretraining(config_of())
   model = build.build_model(c, 60)
   difference = jax.jit(
@@ -119,7 +117,7 @@ def tables(tree):
   return {name: table for name, table in tree.items() if name != 'norm'}
 
 
-def test_each_loss_stops_at_its_own_part(stepped):
+def test_each_loss_has_gradients_of_its_own_part_only(stepped):
   _, _, of_generator, of_discriminator = stepped
 
   def zero(tree):
@@ -135,14 +133,14 @@ def test_each_loss_stops_at_its_own_part(stepped):
     ), name
 
 
-def test_both_parts_learn(stepped):
+def test_both_parts_are_trained(stepped):
   before, after, *_ = stepped
   for name, table in tables(before['embeddings_difference']).items():
     assert (table != after['embeddings_difference'][name]).any(), name
     assert (before['generator_embeddings'][name] != after['generator_embeddings'][name]).any(), name
 
 
-def test_folded_the_discriminator_s_tables_are_the_generator_s_plus_the_difference(run):
+def test_folded_tables_are_those_of_the_generator_plus_the_difference(run):
   weights, raw = own.read(str(run)), checkpoints.read_arrays(run, 7, 'params')
   size = weights.vocab_size
   assert (
@@ -166,7 +164,7 @@ def test_folded_the_discriminator_s_tables_are_the_generator_s_plus_the_differen
   )
 
 
-def test_transformers_opens_the_folded_export_and_computes_the_same(run, tmp_path):
+def test_transformers_computes_the_same_from_the_folded_export(run, tmp_path):
   torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
   transformers.logging.set_verbosity_error()
   torch.set_num_threads(1)
@@ -188,7 +186,7 @@ def test_transformers_opens_the_folded_export_and_computes_the_same(run, tmp_pat
   assert (tmp_path / 'generator').is_dir()
 
 
-def test_fine_tuning_begins_with_the_folded_embeddings(run):
+def test_fine_tuning_starts_from_the_folded_embeddings(run):
   config = FinetuningConfig().replace({'init': str(run)})
   begun, weights = initial.open_initial(config), own.read(str(run))
   assert (
@@ -200,7 +198,7 @@ def test_fine_tuning_begins_with_the_folded_embeddings(run):
 
 
 @pytest.mark.parametrize('sharing', ['embeddings', 'disentangled'])
-def test_another_run_goes_on_from_it(run, sharing):
+def test_another_run_continues_from_it(run, sharing):
   config = config_of(
     f'init={run}', 'data.tokenizer=init', f'sharing={sharing}', 'continued.optimizer=kept'
   )
@@ -208,7 +206,7 @@ def test_another_run_goes_on_from_it(run, sharing):
   config, source = resolved.config, resolved.source
   start = initial_state(config, source, source.tokenizer)
   weights = own.read(str(run))
-  if sharing == 'embeddings':  # as any source's, the sharing is its own
+  if sharing == 'embeddings':  # the scheme is that of the weights
     assert config.sharing == 'none' and same_bits(start.params, weights.params)
     return
   assert config.sharing == 'disentangled' and 'embeddings' not in start.params
@@ -223,7 +221,7 @@ def test_another_run_goes_on_from_it(run, sharing):
   assert same_bits(SCHEME.fold(start.moments['mu'], values=False), weights.moments['mu'])
 
 
-def test_lamb_lets_the_difference_grow():
+def test_lamb_does_not_keep_the_difference_at_zero():
   settings = conftest.optimizer_settings(
     lambda step: 0.01, weight_decay=0.0, clip=0.0, bias_correction=True
   )
@@ -238,5 +236,5 @@ def test_lamb_lets_the_difference_grow():
     params = jax.tree.map(jnp.add, params, updates)
   np.testing.assert_allclose(
     params['embeddings_difference']['word'], -0.1, rtol=1e-3
-  )  # by the rate, from zero
-  assert jnp.abs(params['discriminator']['kernel']).max() < 2e-3  # by its own norm
+  )  # the rate, from zero
+  assert jnp.abs(params['discriminator']['kernel']).max() < 2e-3  # scaled to its norm

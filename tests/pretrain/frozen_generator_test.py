@@ -1,4 +1,4 @@
-"""A generator that is there: it begins as its weights are, and where it is frozen it stays so, bit for bit, and is only computed forward."""
+"""A generator with initial weights: it starts with them, and a frozen one never changes."""
 
 import shutil
 
@@ -34,7 +34,11 @@ def config_of(*fields):
 
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
-  """Folder of runs whose weights were drawn at random: `mlm`, one tower of 16, and `electra`, of 32 and 16 that share a table of 32; and `hf`, its export."""
+  """Folder of runs with random weights.
+
+  `mlm` has one tower of 16, `electra` towers of 32 and 16 that share embeddings of 32, and `hf` is
+  its export.
+  """
   folder = tmp_path_factory.mktemp('sources')
   tokenizer = load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
   made_run.make(
@@ -78,7 +82,7 @@ ELECTRA = (
     ('hf:hf/generator', ELECTRA, (0.25, 1 / 3, 0)),
   ],
 )
-def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, tower, sources):
+def test_a_generator_and_its_sizes_are_read_from_runs_and_folders(init, fields, tower, sources):
   kind, colon, name = init.rpartition(':')
   config = config_of(f'generator.init={kind}{colon}{sources / name}', *fields)
   run = resolve_run(config)
@@ -100,7 +104,7 @@ def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, 
   shapes = jax.eval_shape(
     lambda: pretrain_step.init_state(model, build.build_optimizer(config)[0], 0, 32)
   ).params
-  for name in GENERATOR:  # the run has a place for each, its vocabulary padded
+  for name in GENERATOR:  # the run has these parameters, with a padded vocabulary
     jax.tree.map(
       lambda x, shape, name=name: pytest.fail(name) if x.shape[1:] != shape.shape[1:] else None,
       start.params[name],
@@ -126,7 +130,7 @@ def program_of(config, layout):
   return build.program(config, phases_of(config)[0], build.any_tokenizer(300), layout)
 
 
-def test_it_stays_bit_for_bit_without_dropout_moments_or_decay():
+def test_a_frozen_generator_is_bitwise_constant_without_dropout_moments_or_decay():
   p = frozen_program(True, 'optimizer.weight_decay=0.5')
   assert (
     p.model.generator_config.dropout == p.model.generator_config.attention_dropout == 0
@@ -166,7 +170,7 @@ def test_it_stays_bit_for_bit_without_dropout_moments_or_decay():
   )
 
 
-def test_no_backward_pass_is_made_for_it_and_flops_are_counted_so():
+def test_a_frozen_generator_has_no_backward_pass_in_program_and_flops():
   def counted(p):
     step = pretrain_step.make_train_step(
       p.model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained
@@ -190,7 +194,7 @@ def test_no_backward_pass_is_made_for_it_and_flops_are_counted_so():
   assert (compiler - frozen_compiler) == pytest.approx(ours - frozen, rel=0.1)
 
 
-def test_frozen_moments_lie_on_several_devices_too():
+def test_moments_of_a_frozen_run_are_sharded():
   config = checked_pretraining(
     config_of(
       'sharing=none',
@@ -215,8 +219,8 @@ def test_frozen_moments_lie_on_several_devices_too():
   )
 
 
-def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
-  """With a falling temperature, as Fast-ELECTRA has it."""
+def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources, tmp_path):
+  """With a falling temperature, as in Fast-ELECTRA."""
   shutil.copytree(sources / 'mlm', tmp_path / 'source')
   workdir, theirs = tmp_path / 'run', of_tower(own.read(sources / 'mlm'), 'generator')
   told = micro_run.arguments(
@@ -256,14 +260,14 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
     and len({line['discriminator_loss'] for line in held}) == 3
   )
 
-  # The same command goes on where the source is gone.
+  # The same command resumes without the source.
   shutil.rmtree(tmp_path / 'source')
   run = resolve_run(main.parse(['main', *told]).config, workdir)
   assert (
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
   )
-  pretrained.claim(workdir, run.config)  # which refuses another config
+  pretrained.claim(workdir, run.config)  # it refuses another config
   weights = own.read(workdir)
   assert (
     weights.moments['mu'].keys() == weights.params.keys() - GENERATOR and weights.sharing == 'none'
@@ -315,13 +319,13 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
     ),
   ],
 )
-def test_mistakes_in_the_config_are_told(fields, sentence):
+def test_invalid_configs_are_refused(fields, sentence):
   with pytest.raises(UserError) as told:
     checked_pretraining(config_of(*fields))
   assert sentence in str(told.value)
 
 
-def test_weights_that_do_not_fit_are_told(sources, tmp_path):
+def test_weights_that_do_not_fit_are_refused(sources, tmp_path):
   def resolved(init, *fields):
     return resolve_run(config_of(f'generator.init={init}', *fields))
 
@@ -329,7 +333,8 @@ def test_weights_that_do_not_fit_are_told(sources, tmp_path):
     resolved(f'hf:{sources / "hf" / "discriminator"}', *ELECTRA)
   with pytest.raises(
     UserError,
-    match='differ in family, layer_norm_eps.* set --config.model.family=electra --config.model.layer_norm_eps=1e-12',
+    match='differ in family, layer_norm_eps.* set --config.model.family=electra '
+    '--config.model.layer_norm_eps=1e-12',
   ):
     resolved(sources / 'electra', 'sharing=none', 'data.tokenizer=init')
   with pytest.raises(UserError, match='has embeddings of 16 and config.model.embedding_size is 32'):
@@ -348,7 +353,7 @@ def test_weights_that_do_not_fit_are_told(sources, tmp_path):
     initial_state(config, source, load_tokenizer(words))
 
 
-def test_an_objective_without_a_generator_leaves_it_and_one_tower_may_give_one(sources):
+def test_objectives_of_one_and_two_towers_continue_from_each_other(sources):
   def begun(init, *fields):
     run = resolve_run(config_of(f'init={sources / init}', 'data.tokenizer=init', *fields))
     start = initial_state(run.config, run.source, run.source.tokenizer)

@@ -1,4 +1,4 @@
-"""Layer-wise learning rates: the original's to the last tensor, and mended; by depth alone, whatever the mesh."""
+"""Layer-wise learning rates: as in the original program, or by depth; on any mesh."""
 
 import pathlib
 
@@ -19,7 +19,8 @@ GOLDEN, PREFIX = (
   pathlib.Path(__file__).parents[1] / 'golden' / 'optimizer.npz',
   'finetune_layerwise_0.8/',
 )
-# The original's tensors at their places in our tree; of the layers some are missing there, and are zeros here.
+# Tensors of the original program by their paths in our tree. Those of some layers are missing in
+# the file, and are zeros here.
 PLACES = {
   ('embeddings', 'word'): 'electra/embeddings/word_embeddings',
   ('embeddings', 'norm', 'scale'): 'electra/embeddings/LayerNorm/gamma',
@@ -56,7 +57,7 @@ def flat(tree):
 
 
 def original(file, prefix, step=None):
-  """The file's tensors as a tree of ours; how many were read."""
+  """The tensors of the file as our tree, and how many were read."""
   nested, read = {}, 0
 
   def get(name):
@@ -81,7 +82,7 @@ def original(file, prefix, step=None):
 
 
 def eight_steps(published, file):
-  """Largest difference from the original over all tensors and steps, as a share of its tolerance."""
+  """Largest difference from the original program over all tensors and steps, in tolerances."""
   params, read = original(file, PREFIX + 'param/0/')
   assert read == sum(name.startswith(PREFIX + 'param/0/') for name in file.files) == 9
   rates = optimizers.layerwise_rates(params, 2, 0.8, published)
@@ -97,15 +98,15 @@ def eight_steps(published, file):
   return worst
 
 
-def test_eight_steps_of_the_original_with_layerwise_rates():
+def test_eight_steps_agree_with_the_original_program():
   file = np.load(GOLDEN)
   assert eight_steps(True, file) <= 1
-  assert eight_steps(False, file) > 100  # the mended rates are others, and the comparison sees it
+  assert eight_steps(False, file) > 100  # rates by depth differ, which the comparison detects
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
 @pytest.mark.parametrize('published', [True, False])
-def test_every_parameter_of_a_model_has_the_rate_of_its_depth(family, published):
+def test_every_parameter_has_the_rate_of_its_depth(family, published):
   config = EncoderConfig(
     family=family,
     vocab_size=20,
@@ -138,7 +139,7 @@ def test_every_parameter_of_a_model_has_the_rate_of_its_depth(family, published)
       np.testing.assert_array_equal(rate.reshape(-1), expected, err_msg='/'.join(path))
 
 
-def test_a_decay_of_one_changes_nothing():
+def test_a_decay_of_one_has_no_effect():
   params, _ = original(np.load(GOLDEN), PREFIX + 'param/0/')
   plain = adamw(lambda step: 1e-2)
   rates = optimizers.layerwise_rates(params, 2, 1.0, True)
@@ -148,11 +149,11 @@ def test_a_decay_of_one_changes_nothing():
   ]
   for a, b in zip(*map(jax.tree.leaves, updates), strict=True):
     np.testing.assert_array_equal(a, b)
-  # Without rates the state has the form that it always had, so that checkpoints of pretraining open.
+  # Without factors the state has the form of version 0.1.0, so that its checkpoints are read.
   assert len(plain.init(params)) == 4
 
 
-def test_what_has_no_depth_is_named():
+def test_a_parameter_without_a_depth_is_refused_by_name():
   leaf = jnp.ones((2, 3))
   with pytest.raises(ValueError, match='generator_head/dense/kernel'):
     optimizers.layerwise_rates({'generator_head': {'dense': {'kernel': leaf}}}, 2, 0.8, True)
@@ -166,7 +167,7 @@ def test_what_has_no_depth_is_named():
 
 
 @pytest.mark.parametrize('axis', [0, 1], ids=['layers', 'rows'])
-def test_on_shards_nothing_moves_and_the_update_is_the_same(axis):
+def test_updates_on_shards_need_no_communication_and_agree(axis):
   rng = np.random.default_rng(0)
   params = {
     'discriminator': {

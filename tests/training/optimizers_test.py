@@ -1,4 +1,4 @@
-"""LAMB is the algorithm of its paper, a layer at a time and on any sharding; schedules and phases are the published ones."""
+"""LAMB is the algorithm of its paper, per layer and on any sharding; schedules are as published."""
 
 import runpy
 
@@ -27,7 +27,7 @@ def lamb(schedule, **fields):
 
 
 def gradients(params, steps=STEPS, seed=1):
-  """Trees of gradients, small enough at first and then too large not to be clipped."""
+  """Trees of gradients, of which the first are too small to be clipped and the last are clipped."""
   rng = np.random.default_rng(seed)
 
   def draw(scale):
@@ -61,7 +61,7 @@ def same(ours, theirs, rtol=1e-5):
 
 
 def lamb_in_numpy(params, grads, clip, bias_correction, excluded, stacked):
-  """You et al. 2020, algorithm 2, in float64, on flat dicts of tensors; layers of stacked tensors are taken one by one."""
+  """You et al. 2020, algorithm 2, in float64, on flat dicts of tensors, per layer if stacked."""
   params = {name: x.astype(np.float64) for name, x in params.items()}
   m = {name: np.zeros_like(x) for name, x in params.items()}
   v = {name: np.zeros_like(x) for name, x in params.items()}
@@ -91,7 +91,7 @@ def flat(tree):
 
 
 @pytest.mark.parametrize('clip', [0.0, 1.0])
-def test_lamb_is_optax_lamb_where_nothing_is_stacked_or_left_out(clip):
+def test_lamb_equals_optax_lamb_without_stacked_or_excluded_tensors(clip):
   rng = np.random.default_rng(0)
   params = {
     f'layer_{i}': {'kernel': rng.standard_normal((4, 3)).astype(np.float32) * 2**i}
@@ -112,12 +112,12 @@ def test_lamb_is_optax_lamb_where_nothing_is_stacked_or_left_out(clip):
 
 
 @pytest.mark.parametrize('family, bias_correction', [('electra', True), ('modern', False)])
-def test_lamb_of_a_model_is_the_algorithm_in_numpy(family, bias_correction):
+def test_lamb_of_a_model_agrees_with_the_algorithm_in_numpy(family, bias_correction):
   params = conftest.random_params(conftest.tiny_electra(family))
   params['embeddings']['word'] = np.zeros_like(params['embeddings']['word'])
   grads = gradients(params)
   for tree in grads:
-    tree['discriminator']['layers']['query']['kernel'][1] = 0  # of one layer alone: its own ratio
+    tree['discriminator']['layers']['query']['kernel'][1] = 0  # only one layer: its own ratio
   names = list(flat(params))
   excluded = {name for name in names if name.endswith(('bias', 'scale'))}
   stacked = {name for name in names if '/layers/' in name}
@@ -125,7 +125,8 @@ def test_lamb_of_a_model_is_the_algorithm_in_numpy(family, bias_correction):
   args = [flat(tree) for tree in grads], 1.0, bias_correction
   ours = flat(run(lamb(rate, bias_correction=bias_correction), params, grads)[-1])
   same(ours, lamb_in_numpy(flat(params), *args, excluded, stacked))
-  # The comparison would notice: whole stacks taken as one tensor, and biases and norms that are scaled and decayed.
+  # The comparison detects stacks that are one tensor, and biases and norms that are scaled and
+  # decayed.
   for wrong in ((excluded, ()), (set(), stacked)):
     with pytest.raises(AssertionError):
       same(ours, lamb_in_numpy(flat(params), *args, *wrong))
@@ -147,7 +148,7 @@ def test_lamb_moves_a_layer_by_its_norm_times_the_rate():
 
 
 @pytest.mark.parametrize('axis', [0, 1, 2], ids=['layers', 'rows', 'columns'])
-def test_lamb_on_shards_gathers_nothing_and_is_the_same(axis):
+def test_lamb_on_shards_gathers_no_tensor_and_agrees(axis):
   shape = (8, 16, 24)
   rng = np.random.default_rng(2)
   params = {
@@ -185,7 +186,7 @@ def test_lamb_on_shards_gathers_nothing_and_is_the_same(axis):
   same(jax.device_get(ours[0]), run(optimizer, params, grads)[-1], rtol=1e-6)
 
 
-def test_the_published_schedule_is_what_it_was_to_the_bit():
+def test_the_published_schedule_is_bitwise_its_formula():
   def before(step, rate, warmup_steps, steps):
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
@@ -201,21 +202,21 @@ def test_the_published_schedule_is_what_it_was_to_the_bit():
     assert np.array_equal(jax.jit(schedule)(every), jax.jit(published)(every))
 
 
-def test_the_schedule_of_the_large_batch_recipe():
+def test_the_schedule_of_the_large_batch_recipe_agrees_with_keras():
   schedule = jax.jit(schedules.WarmupDecay(6e-3, 2_000, 10_000, power=0.5, after_warmup=True))
   steps = np.array([0, 1, 1_000, 1_999, 2_000, 4_000, 8_000, 9_999, 10_000, 12_000])
-  # Keras' PolynomialDecay over what is left after a warm-up that ends at the whole rate.
+  # PolynomialDecay of Keras over the steps after a warm-up that ends at the full rate.
   expected = [
     6e-3 * (t / 2_000 if t < 2_000 else max(0, 1 - (t - 2_000) / 8_000) ** 0.5) for t in steps
   ]
   np.testing.assert_allclose([schedule(t) for t in steps], expected, rtol=1e-5, atol=3e-8)
-  # The original's way instead: both factors at once, so that the whole rate is never reached.
+  # In the original program both factors apply at once, so that the full rate is never reached.
   at_once = schedules.WarmupDecay(6e-3, 2_000, 10_000, power=0.5)
   np.testing.assert_allclose(at_once(2_000), 6e-3 * 0.8**0.5, rtol=1e-6)
   assert schedules.WarmupDecay(6e-3, 0, 10, power=0.5, after_warmup=True)(0) == np.float32(6e-3)
 
 
-def test_phases_begin_anew_at_their_boundaries():
+def test_schedules_of_phases_start_at_their_boundaries():
   of_phase = [
     schedules.WarmupDecay(6e-3, 4, 10, power=0.5, after_warmup=True),
     schedules.WarmupDecay(4e-3, 2, 6, power=0.5, after_warmup=True),
@@ -237,8 +238,8 @@ def test_phases_begin_anew_at_their_boundaries():
       schedules.Piecewise(of_phase, wrong)
 
 
-def test_moments_go_on_from_phase_to_phase():
-  """At the boundary the rate is 0 and the state is the same as without phases."""
+def test_moments_are_kept_from_phase_to_phase():
+  """At the boundary the rate is 0, and the state is that of a run without phases."""
   params = {'head': {'kernel': np.ones((3, 2), np.float32)}}
   grads = gradients(params, steps=4)
   phases = schedules.Piecewise([lambda step: 1e-2, schedules.WarmupDecay(1e-2, 2, 4)], [2])
@@ -248,7 +249,7 @@ def test_moments_go_on_from_phase_to_phase():
   assert np.abs(every[3]['head']['kernel'] - every[2]['head']['kernel']).max() > 1e-4
 
 
-def test_the_config_of_the_large_batch_recipe_sees_as_many_tokens_as_published_and_divides():
+def test_the_config_of_the_large_batch_recipe_has_the_published_number_of_tokens_and_divides():
   config = runpy.run_path(str(micro_run.ROOT / 'configs' / 'base_lamb.py'))['get_config']()
   assert (
     round(sum(p['steps'] * p['batch_size'] * p['sequence_length'] for p in config.phases) / 1e9, 1)

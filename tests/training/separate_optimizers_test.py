@@ -1,4 +1,4 @@
-"""Separate optimizers: the generator learns as if it had an optimizer of its own, and the rest as if it had another."""
+"""With its own learning rate, the generator is trained as with a separate optimizer."""
 
 import conftest
 import jax
@@ -17,11 +17,11 @@ ADAM = {'b1': 0.9, 'b2': 0.99, 'eps': 1e-6, 'weight_decay': 0.05, 'clip': 1.0}
 RATES = {
   True: schedules.WarmupDecay(3e-2, 2, 9),
   False: schedules.WarmupDecay(1e-2, 4, 9, power=0.5),
-}  # of the generator, of the rest
+}  # of the generator and of all else
 
 
 def parameters(*names):
-  """Three tensors of each kind of parameter: one of stacked layers, a bias, a norm's scale."""
+  """For each name three tensors: a kernel of stacked layers, a bias, and the scale of a norm."""
   rng = np.random.default_rng(1)
 
   def draw(*shape):
@@ -38,7 +38,7 @@ def parameters(*names):
 
 
 def gradients(params, steps=4):
-  """The generator's are small where the others are large, and the other way around."""
+  """Gradients of the generator that are small where the others are large, and vice versa."""
   rng = np.random.default_rng(0)
 
   def size(name, step):
@@ -64,7 +64,7 @@ def run(optimizer, params, grads):
 @pytest.mark.parametrize(
   'kind, bias_correction', [('adamw', False), ('adamw', True), ('lamb', True)]
 )
-def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
+def test_one_chain_equals_an_optimizer_per_tower(kind, bias_correction):
   params = parameters(
     'discriminator',
     'discriminator_head',
@@ -89,7 +89,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
     def part(tree, own=own):
       return {name: x for name, x in tree.items() if (name in generators) == own}
 
-    if kind == 'adamw' and bias_correction:  # optax's own, whole
+    if kind == 'adamw' and bias_correction:  # that of optax
       alone = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
@@ -109,7 +109,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
     for a, b in zip(ours, theirs, strict=True):
       jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-8), part(a), b)
 
-  # One optimizer for both is another thing, and so are two that share a norm or a rate; the state has one form.
+  # One optimizer for both towers gives other parameters; the state has the same form.
   one, form = run(make(conftest.optimizer_settings(RATES[False], **fields)), params, grads)
   assert jax.tree.structure(state) == jax.tree.structure(form)
   for name in params:
@@ -120,7 +120,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
     assert differ > 1e-5, name
 
 
-def test_what_is_shared_learns_with_the_discriminator():
+def test_shared_parameters_have_the_rate_of_the_discriminator():
   params = parameters('discriminator', 'embeddings', 'generator', 'generator_head')
   still = conftest.adamw(lambda step: 0.0, generator_schedule=lambda step: 1e-2, **ADAM)
   (after,), _ = run(still, params, gradients(params, 1))
@@ -141,7 +141,7 @@ def config_of(*fields):
   ).config
 
 
-def test_the_rates_are_those_of_the_config_and_of_its_phases():
+def test_rates_follow_the_config_and_its_phases():
   config = checked_pretraining(config_of('optimizer.generator_learning_rate=4e-3'))
   _, schedule = build.build_optimizer(config)
   own = build.build_rates(config)['generator_learning_rate']
@@ -175,7 +175,7 @@ def test_the_rates_are_those_of_the_config_and_of_its_phases():
     ),
   ],
 )
-def test_mistakes_are_told(fields, sentence):
+def test_invalid_configs_are_refused(fields, sentence):
   with pytest.raises(UserError, match=sentence) as told:
     checked_pretraining(config_of(*fields))
   assert 'config.optimizer.generator_learning_rate' in str(told.value)
