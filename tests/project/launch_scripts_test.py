@@ -84,8 +84,8 @@ def test_the_scripts_are_strict_and_those_to_type_can_be_run():
   'script, words, complaint',
   [
     ('gke.sh', [], 'no command'),
-    ('gke.sh', ['fly'], "no command 'fly'"),
-    ('gke.sh', ['build'], 'no --image'),
+    ('gke.sh', ['fly'], "'fly' is not a command"),
+    ('gke.sh', ['build'], '--image is missing'),
     ('gke.sh', ['status', 'w'], '--cluster'),
     (
       'gke.sh',
@@ -100,10 +100,10 @@ def test_the_scripts_are_strict_and_those_to_type_can_be_run():
     ('gke.sh', ['build', '--image=i', '--accelerator=abacus'], 'abacus'),
     ('slurm.sbatch', [], '--config'),
     ('local_devices.sh', [], 'number of devices'),
-    ('local_devices.sh', ['4'], 'no command'),
+    ('local_devices.sh', ['4'], 'command to run is missing'),
     ('local_devices.sh', ['x', 'true'], "'x'"),
-    ('local_processes.sh', [], 'no command'),
-    ('local_processes.sh', ['--processes=0', 'true'], 'whole numbers'),
+    ('local_processes.sh', [], 'command to run is missing'),
+    ('local_processes.sh', ['--processes=0', 'true'], 'integers'),
     ('local_processes.sh', ['--fast', 'true'], '--fast'),
   ],
 )
@@ -540,8 +540,8 @@ def test_when_one_process_fails_the_others_are_asked_and_then_ended():
     )
   )
   assert done.returncode == 139 and '[0] asked' in done.stdout and time.monotonic() - started < 15
-  assert done.stderr.index('process 1 left with exit status 139') < done.stderr.index(
-    'process 0 left with exit status 43'
+  assert done.stderr.index('process 1 exited with status 139') < done.stderr.index(
+    'process 0 exited with status 43'
   )
 
 
