@@ -414,7 +414,7 @@ def test_slurm_queues_a_preempted_job_again(slurm):
   time.sleep(0.5)
   job.send_signal(signal.SIGTERM)
   assert job.wait(timeout=20) == 0 and slurm.requeued() == 1
-  assert 'preempted, and saved' in (slurm.folder / 'slurm-77.out').read_text()
+  assert 'preempted and saved' in (slurm.folder / 'slurm-77.out').read_text()
 
 
 def failing(step, exit_status, reason='null'):
@@ -439,7 +439,7 @@ def test_slurm_reads_no_status_of_an_earlier_start(slurm):
     '1, restored at step 0',
   ]
   log = (slurm.folder / 'slurm-77.out').read_text()
-  assert log.count('exit status 1: the fault\n') == 1 and log.count('exit status 1\n') == 1
+  assert log.count('status 1: the fault\n') == 1 and log.count('status 1\n') == 1
 
 
 def test_slurm_dry_run(slurm):
