@@ -1,4 +1,4 @@
-"""The launch scripts other than launch/tpu.sh: GKE, the image, SLURM, and many devices or processes on this machine."""
+"""Launch scripts other than launch/tpu.sh: GKE, the image, SLURM, and local processes."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def run(script, *words, bin=None, timeout=60, **env):
 
 @pytest.fixture
 def stubs(tmp_path):
-  """A folder of programs that write down how they were called, and take their exit status from $STATUS."""
+  """A folder of programs that record their arguments and exit with $STATUS."""
   bin = tmp_path / 'bin'
   bin.mkdir()
   for name in ('xpk', 'docker', 'scontrol'):
@@ -53,7 +53,7 @@ def calls(stubs):
   return [shlex.split(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-#### All ################################################################################################################
+#### All scripts ####
 
 
 def test_shellcheck_finds_nothing():
@@ -210,7 +210,7 @@ def test_processes_are_joined_where_there_are_several(words, added):
   assert done.stdout == ('--distributed=cluster\n' if added else '')
 
 
-#### GKE ################################################################################################################
+#### GKE ####
 
 
 def test_gke_runs_a_workload_on_its_slices(stubs):
@@ -335,11 +335,11 @@ def test_the_image_is_made_of_files_that_exist_and_stages_that_are_named():
   assert copies[0].startswith('COPY requirements.txt') and copies[-1].startswith('USER')
 
 
-#### SLURM ##############################################################################################################
+#### SLURM ####
 
 
 class Slurm:
-  """A submitted job: the script in a folder of its own, an `srun` that behaves as a test says, an `scontrol` that is written down."""
+  """A submitted job: the script in its own folder, a scripted `srun` and a recorded `scontrol`."""
 
   def __init__(self, tmp_path, stubs):
     self.folder, self.stubs = tmp_path / 'submitted', stubs
@@ -449,7 +449,7 @@ def test_slurm_dry_run(slurm):
   assert requeue[0] == 'scontrol' and not done.stderr
 
 
-#### This machine #######################################################################################################
+#### Local processes ####
 
 
 def test_local_devices():
@@ -535,7 +535,8 @@ def test_when_one_process_fails_the_others_are_asked_and_then_ended():
   started = time.monotonic()
   done = run(
     *processes(
-      '((number)) && { sleep 0.2; exit 139; }; trap "echo asked; exit 43" TERM; while :; do sleep 0.05; done',
+      '((number)) && { sleep 0.2; exit 139; }; trap "echo asked; exit 43" TERM; '
+      'while :; do sleep 0.05; done',
       '--grace=1',
     )
   )
@@ -548,7 +549,8 @@ def test_when_one_process_fails_the_others_are_asked_and_then_ended():
 def test_a_process_that_heeds_nothing_is_killed_with_what_it_started():
   done = run(
     *processes(
-      '((number)) && exit 139; trap "" TERM; sleep 300 & echo "child $!"; while :; do sleep 0.05; done',
+      '((number)) && exit 139; trap "" TERM; sleep 300 & echo "child $!"; '
+      'while :; do sleep 0.05; done',
       '--grace=0',
     )
   )
