@@ -295,8 +295,8 @@ def main() -> None:
     'batches': [],
   }
   print(
-    f'Batches of {BATCH} rows of {LENGTH}; target: {TARGET / 1e6:.0f} million tokens/s, and 20 times '
-    f'the {STEP_SPEED} of a CPU step of small\n'
+    f'Batches of {BATCH} rows of {LENGTH}; target: {TARGET / 1e6:.0f} million tokens/s, and 20 '
+    f'times the {STEP_SPEED} of a CPU step of small\n'
   )
   print(
     '| store | reader | million tokens/s, median (range) | processors | first batch, ms '

@@ -2,9 +2,9 @@
 
   python benchmarks/train_step.py               # small, batch 32, length 128, float32, CPU
   taskset -c 0 python benchmarks/train_step.py  # one core of a shared CPU: read the processor time
-  python benchmarks/train_step.py --size=base --batch=128 --dtype=bfloat16 --compile  # GPU
+  python benchmarks/train_step.py --size=base --batch=128 --dtype=bfloat16 --compile
 
-benchmarks/gpu.sh runs all GPU measurements. Rounds of the two alternate in one process, each after a
+The last one is for a GPU. Rounds of the two alternate in one process, each after a
 matrix product that measures the speed of the machine at that moment, so that other load affects
 both. Requires neither TensorFlow nor ml_collections; PyTorch and transformers only for the peer.
 """
@@ -304,7 +304,8 @@ def main() -> None:
     runs['transformers + PyTorch'] = peer(generator, discriminator, rows, flags.compile)
   print(
     f'{machine()}; {versions}\n{flags.size}, batch {flags.batch}, length {flags.length}, {dtype}, '
-    f'dropout {flags.dropout:g}, of attention {discriminator.attention_dropout:g}: {work / 1e9:,.1f} GFLOP per step',
+    f'dropout {flags.dropout:g}, of attention {discriminator.attention_dropout:g}: '
+    f'{work / 1e9:,.1f} GFLOP per step',
     flush=True,
   )
 
