@@ -262,7 +262,7 @@ class Run:
     rows = [[t.cls_id, *t.encode(text), t.sep_id] for text in texts]
     longest = max(map(len, rows), default=0)
     if (
-      self.model.discriminator_config.family == 'electra'
+      self.model.discriminator_config.has_position_table
       and longest > self.model.discriminator_config.max_positions
     ):
       raise UserError(

@@ -101,7 +101,7 @@ def as_original(patch):
   patch.setattr(attention, 'visible_positions', visible)
   patch.setattr(
     electra,
-    'neighbours',
+    'neighbors',
     lambda ltr, rtl, _: jnp.concatenate([jnp.roll(ltr, 1, 1), jnp.roll(rtl, -1, 1)], -1),
   )
 
