@@ -228,7 +228,7 @@ def test_a_checkpoint_that_came_without_its_figures_is_exported_without_them(run
 @pytest.mark.parametrize(
   'argv, said',
   [
-    (['--workdir=here'], '--mode=export needs a folder to write; name it with --output'),
+    (['--workdir=here'], '--mode=export requires --output'),
     (['--workdir=nowhere', '--output=out'], 'nowhere is not a run'),
     (['--workdir=here', '--output=out', '--rows=3'], '--rows applies to --mode=evaluate'),
     (['--workdir=here', '--output=out', '--format=onnx'], 'format'),
