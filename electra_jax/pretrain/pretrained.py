@@ -35,7 +35,7 @@ from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives.common import Settings
 from electra_jax.pretrain.pretrain_step import init_params
 from electra_jax.pretrain.resolve import ResolvedRun, resolve, resolve_saved
-from electra_jax.training import checkpoints, partitioning, run_folder, versions
+from electra_jax.training import checkpoints, partitioning, plugins, run_folder, versions
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
@@ -146,6 +146,7 @@ def claim(workdir, config: PretrainingConfig) -> dict:
   known = read_json(resolved) if run_folder.exists(resolved) else {}
   write_json(path, plain | ({'steps': known['steps']} if 'steps' in known else {}))
   versions.record(workdir, resumed=checkpoints.any_saved(workdir))
+  plugins.record(workdir, config.specs)
   return known
 
 
