@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Value, names_with
 from electra_jax.config.finetuning import FinetuningConfig
@@ -20,7 +21,6 @@ from electra_jax.config.pretraining import BUDGETS, PretrainingConfig
 from electra_jax.config.sweeps import SweepConfig
 from electra_jax.errors import UserError
 
-TRAINED_TOKENIZERS = ('unigram', 'bpe', 'wordpiece')
 PHASE_FIELDS = names_with(PretrainingConfig, 'per_phase')
 # 'steps' is listed first: each phase must set it.
 PHASE_FIELDS = ('steps', *(name for name in PHASE_FIELDS if name != 'steps'))
@@ -217,7 +217,7 @@ def continued_needs_init(c: PretrainingConfig) -> None:
 
 def init_has_a_tokenizer(c: PretrainingConfig) -> None:
   """Initial weights fix the vocabulary, so no tokenizer is trained beside them."""
-  trains = not c.data.store and c.data.tokenizer in TRAINED_TOKENIZERS
+  trains = not c.data.store and c.data.tokenizer in registry.TOKENIZERS
   for name, init in (('init', c.init), ('generator.init', c.generator.init)):
     require(
       not init or not trains,
