@@ -199,11 +199,17 @@ TOKENIZERS: Registry[Any] = Registry(
     Entry(
       'unigram',
       'SentencePiece unigram',
-      'electra_jax.data.tokenizers.sentencepiece_tokenizer:UNIGRAM',
+      'electra_jax.data.tokenizers.sentencepiece_tokenizer:SentencePieceTokenizer',
     ),
-    Entry('bpe', 'SentencePiece BPE', 'electra_jax.data.tokenizers.sentencepiece_tokenizer:BPE'),
     Entry(
-      'wordpiece', "BERT's WordPiece", 'electra_jax.data.tokenizers.wordpiece_tokenizer:WORDPIECE'
+      'bpe',
+      'SentencePiece BPE',
+      'electra_jax.data.tokenizers.sentencepiece_tokenizer:SentencePieceTokenizer',
+    ),
+    Entry(
+      'wordpiece',
+      "BERT's WordPiece",
+      'electra_jax.data.tokenizers.wordpiece_tokenizer:WordPieceTokenizer',
     ),
   ],
 )

@@ -77,6 +77,7 @@ def prepare_data(config: PretrainingConfig, tokenizer: str | None = None, **wher
     lowercase=choice[d.lowercase],
     strip_accents=choice[d.strip_accents],
     byte_fallback=choice[d.byte_fallback],
+    tokenizer_options=d.tokenizer_options,
   )
   return prepare(recipe, cache=d.cache, processes=d.workers, **where)
 
