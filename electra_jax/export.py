@@ -160,15 +160,15 @@ def _finetuned(workdir, output, task):
 def _tensorflow(weights, config, record, tokenizer, output):
   from electra_jax.interop import google
 
-  if tokenizer.kind != 'wordpiece':
+  if not tokenizer.read_by_original_program:
     say(
       'tokenizer',
-      'the original program reads WordPiece alone; the SentencePiece model is written beside the checkpoint, for your own code',
+      'the original program reads WordPiece only; the files of this tokenizer are written beside the checkpoint',
     )
   card = _card(
     config.name, None, _told_of_run(weights, config, record, 'discriminator and generator')
   )
-  beside = {**tokenizer.files, CARD: card.encode()}
+  beside = {**tokenizer.saved_files(), CARD: card.encode()}
   name = f'model.ckpt-{weights.step}'
   prefix, names = (
     file_access.join(output, name),

@@ -15,7 +15,15 @@ from electra_jax.finetune.resolve import rates, started
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import FineTuned, init_finetuned
-from electra_jax.training import hosts, optimizers, partitioning, run_folder, schedules, versions
+from electra_jax.training import (
+  hosts,
+  optimizers,
+  partitioning,
+  plugins,
+  run_folder,
+  schedules,
+  versions,
+)
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.schedules import WarmupDecay
 from electra_jax.training.update_step import TrainState, fresh_state, state_shardings
@@ -44,6 +52,7 @@ def claim(workdir, config: FinetuningConfig) -> None:
       )
   run_folder.write_json(path, plain)
   versions.record(workdir, resumed=started(workdir))
+  plugins.record(workdir, config.specs)
 
 
 class Program(NamedTuple):

@@ -35,7 +35,7 @@ from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives.common import Settings
 from electra_jax.pretrain.pretrain_step import init_params
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_run, resolve_saved_run
-from electra_jax.training import checkpoints, partitioning, run_folder, versions
+from electra_jax.training import checkpoints, partitioning, plugins, run_folder, versions
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
@@ -77,6 +77,7 @@ def prepare_data(config: PretrainingConfig, tokenizer: str | None = None, **wher
     lowercase=choice[d.lowercase],
     strip_accents=choice[d.strip_accents],
     byte_fallback=choice[d.byte_fallback],
+    tokenizer_options=d.tokenizer_options,
   )
   return prepare(recipe, cache=d.cache, processes=d.workers, **where)
 
@@ -146,6 +147,7 @@ def claim(workdir, config: PretrainingConfig) -> dict:
   known = read_json(resolved) if run_folder.exists(resolved) else {}
   write_json(path, plain | ({'steps': known['steps']} if 'steps' in known else {}))
   versions.record(workdir, resumed=checkpoints.any_saved(workdir))
+  plugins.record(workdir, config.specs)
   return known
 
 

@@ -181,7 +181,7 @@ def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path
 
 @pytest.mark.parametrize('init, sharing', [('', 'embeddings'), ('hf:somewhere', 'none')])
 def test_steps_of_only_the_generator_leave_all_else_bitwise_unchanged(init, sharing):
-  config = main.parse(
+  config = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',
@@ -246,7 +246,7 @@ def test_steps_of_only_the_generator_leave_all_else_bitwise_unchanged(init, shar
 
 
 def test_the_schedule_starts_again_when_the_discriminator_is_trained():
-  config = main.parse(['main', '--config=tests/configs/micro.py']).config
+  config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
   config.generator.alone_steps = 10
   config = checked_pretraining(config)
   _, schedule = build.build_optimizer(config)
@@ -367,7 +367,7 @@ def case(tmp_path):
     w = dataclasses.replace(
       w, moments={name: jax.tree.map(np.abs, w.params) for name in ('mu', 'nu')}
     )
-    config = main.parse(['main', '--config=tests/configs/micro.py']).config
+    config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
     config.init, config.data.tokenizer = 'hf:here', 'init'
     for name in SIZES:
       config.model[name] = getattr(w.discriminator, name)
@@ -546,7 +546,7 @@ def test_what_the_weights_lack_is_reported_before_the_corpus_is_read(case, monke
     ),
   ):
     monkeypatch.setattr(origins, 'open_source', lambda *_, weights=weights: weights)
-    asked = main.parse(
+    asked = main.parse_flags(
       [
         'main',
         '--config=tests/configs/micro.py',
@@ -586,7 +586,7 @@ def test_another_generator_replaces_the_one_of_the_source(case, monkeypatch, tmp
     params=params | {'generator_embeddings': w.params['embeddings']},
   )
   monkeypatch.setattr(origins, 'open_source', lambda text, *_: alone if text == 'hf:there' else w)
-  asked = main.parse(
+  asked = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',
@@ -623,7 +623,7 @@ def test_a_generator_with_narrower_embeddings_is_continued(case, monkeypatch):
     ),
   )
   monkeypatch.setattr(origins, 'open_source', lambda *_: untied)
-  asked = main.parse(
+  asked = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',
@@ -682,7 +682,7 @@ def test_a_generator_with_narrower_embeddings_is_continued(case, monkeypatch):
   ],
 )
 def test_invalid_configs_are_reported_before_weights_are_read(fields, said):
-  config = main.parse(
+  config = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',

@@ -27,7 +27,7 @@ GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
 
 
 def config_of(*fields):
-  return main.parse(
+  return main.parse_flags(
     ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
   ).config
 
@@ -262,7 +262,7 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
 
   # The same command resumes without the source.
   shutil.rmtree(tmp_path / 'source')
-  run = resolve_run(main.parse(['main', *told]).config, workdir)
+  run = resolve_run(main.parse_flags(['main', *told]).config, workdir)
   assert (
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens

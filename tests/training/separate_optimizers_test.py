@@ -136,7 +136,7 @@ def test_shared_parameters_have_the_rate_of_the_discriminator():
 
 
 def config_of(*fields):
-  return main.parse(
+  return main.parse_flags(
     ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
   ).config
 

@@ -147,8 +147,7 @@ def _tokenizer_of(config: PretrainingConfig, source: Source) -> str:
     )
   if not config.data.new_words:
     return source.weights.tokenizer
-  words = vocabulary.read_words(config.data.new_words)
-  longer = vocabulary.extended(source.tokenizer, words)
+  longer = source.tokenizer.with_words(vocabulary.read_words(config.data.new_words))
   cache = file_access.normal(config.data.cache or default_cache())
   path = file_access.join(cache, 'tokenizers', f'extended-{longer.fingerprint}')
   longer.save(path)
