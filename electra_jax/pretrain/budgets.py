@@ -27,7 +27,7 @@ def resolve_budget(
   tokenizer: TokenizerLike,
   layout: partitioning.Layout,
   known: Mapping[str, Any],
-  say: Callable[[str, str], object] = lambda label, text: None,
+  log: Callable[[str, str], object] = lambda label, text: None,
 ) -> ResolvedRun:
   """The run with the number of steps that its budget allows; unchanged without a budget.
 
@@ -40,7 +40,7 @@ def resolve_budget(
     tokenizer: the tokenizer of its rows.
     layout: layout of the mesh.
     known: of resolved.json; the number of steps of an earlier start is kept.
-    say: takes a label and a line for the console.
+    log: takes a label and a line for the console.
 
   Raises:
     UserError: the budget is too small for the warm-up, or for config.generator.alone_steps.
@@ -63,7 +63,7 @@ def resolve_budget(
       f'{warmup:,} takes all of them; raise the budget, or set '
       '--config.optimizer.warmup_fraction=0.1.'
     )
-  say('budget', f'{budget:g} {name.removeprefix("budget_")}: {count:,} steps')
+  log('budget', f'{budget:g} {name.removeprefix("budget_")}: {count:,} steps')
   return run.with_steps(count)
 
 

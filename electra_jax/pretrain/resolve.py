@@ -15,7 +15,7 @@ from etils import epath
 from electra_jax.config import AnyConfig, Phase, PretrainingConfig, checked_pretraining, phases_of
 from electra_jax.pretrain import build
 from electra_jax.pretrain.continued.sizes import with_sizes
-from electra_jax.pretrain.continued.source import Source
+from electra_jax.pretrain.continued.source import InitialWeights
 from electra_jax.pretrain.continued.tokens import tokenizer_path
 from electra_jax.training import run_folder
 from electra_jax.training.encoders import run_config
@@ -39,7 +39,7 @@ class ResolvedRun:
   config: PretrainingConfig
   phases: tuple[Phase, ...]
   workdir: epath.Path | None = None
-  source: Source | None = None
+  source: InitialWeights | None = None
   tokenizer: str | None = None
 
   def with_steps(self, steps: int) -> 'ResolvedRun':

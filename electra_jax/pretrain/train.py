@@ -17,7 +17,7 @@ from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.pretrain import budgets, build, pretrain_step, pretrained
 from electra_jax.pretrain.continued import source
-from electra_jax.pretrain.continued.initial_state import initial_state, place
+from electra_jax.pretrain.continued.initial_state import initial_state, place_initial
 from electra_jax.pretrain.loop import Course, run_steps
 from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import (
@@ -55,7 +55,7 @@ def train(config, workdir: str, notice: Notice | None = None) -> int:
 def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   """Does the work of `train`; `status` is the status file of the run."""
   run = resolve_run(config, workdir)
-  workdir, digest = run.workdir, str(source.digest(run.source))
+  workdir, digest = run.workdir, str(source.weights_digest(run.source))
   hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
   hosts.same_everywhere('the weights of config.init', digest)
   resolved = hosts.from_first(lambda: pretrained.claim(workdir, run.config))
@@ -239,7 +239,7 @@ def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
         )()
         sums = zero_sums()
         if initial:
-          state = place(initial, state, p.shardings)
+          state = place_initial(initial, state, p.shardings)
           for text in initial.notes:
             say('init', text)
           # The devices have them now.

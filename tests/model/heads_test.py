@@ -561,21 +561,20 @@ def test_the_content_of_padding_has_no_effect_on_a_whole_model():
 def test_dropout_depends_only_on_the_key_of_the_row(kind):
   ids, keys = rows(), row_keys()  # the dropout of the encoder is 0
   turned = np.roll(np.arange(BATCH), 2)  # an even number: targets differ in odd and even rows
-  (one, said), (other, _) = run(kind, ids, keys), run(kind, ids[turned], keys[turned])
+  (one, computed), (other, _) = run(kind, ids, keys), run(kind, ids[turned], keys[turned])
   for name in one:
     np.testing.assert_allclose(other[name], one[name][turned], rtol=1e-4, atol=1e-5)
   # As published, classification and regression have dropout before the last layer, and the others
   # none; predictions never have dropout.
   if kind == 'span':
-    differs = (
-      np.abs(log_softmax(one['start_logits']).max(-1) - said['start_log_probs'][:, 0]).max() > 1e-3
-    )
+    largest = log_softmax(one['start_logits']).max(-1)
+    differs = np.abs(largest - computed['start_log_probs'][:, 0]).max() > 1e-3
   else:
-    differs = any(np.abs(said[name] - one[name]).max() > 1e-3 for name in one)
+    differs = any(np.abs(computed[name] - one[name]).max() > 1e-3 for name in one)
   assert differs == (kind in ('classification', 'regression'))
   again = run(kind, ids, keys[::-1])[1]
-  for name in said:
-    np.testing.assert_allclose(said[name], again[name], rtol=1e-5, atol=1e-6)
+  for name in computed:
+    np.testing.assert_allclose(computed[name], again[name], rtol=1e-5, atol=1e-6)
 
 
 @all_heads
@@ -719,9 +718,10 @@ def test_losses_agree_with_numpy():
       ..., 0
     ]
 
-  span, said = outputs['span'], 1 / (1 + np.exp(-outputs['span']['impossible'].astype(np.float64)))
+  span = outputs['span']
+  probability = 1 / (1 + np.exp(-span['impossible'].astype(np.float64)))
   sides = (nll(span['start_logits'], batch['start']) + nll(span['end_logits'], batch['end'])) / 2
-  answer = -np.log(np.where(batch['impossible'] > 0, said, 1 - said))
+  answer = -np.log(np.where(batch['impossible'] > 0, probability, 1 - probability))
   tagged = (batch['tags'] >= 0) * w[:, None]
   expected = {
     'classification': (

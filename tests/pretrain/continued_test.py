@@ -22,9 +22,9 @@ from electra_jax.interop import narrowed, origins, own
 from electra_jax.interop.weights import Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.pretrain import build, pretrain_step
-from electra_jax.pretrain.continued.initial_state import initial_state, place
+from electra_jax.pretrain.continued.initial_state import initial_state, place_initial
 from electra_jax.pretrain.continued.sizes import SIZES
-from electra_jax.pretrain.continued.source import Source
+from electra_jax.pretrain.continued.source import InitialWeights
 from electra_jax.pretrain.continued.tokens import tokenizer_path
 from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import partitioning
@@ -97,9 +97,9 @@ def test_a_run_starts_at_the_loss_of_its_source(source, whole):
 
 @pytest.mark.faults
 def test_two_processes_of_two_devices_start_and_train_equally(source, whole, tmp_path):
-  told = (*from_source(source), '--config.mesh.fsdp=2', '--config.save_every=4')
+  argv = (*from_source(source), '--config.mesh.fsdp=2', '--config.save_every=4')
   (first, second), outputs = (
-    hosts_test.start_pair(tmp_path / 'pair', *steps_and_lines(), *told, devices=2),
+    hosts_test.start_pair(tmp_path / 'pair', *steps_and_lines(), *argv, devices=2),
     [],
   )
   for process in (first, second):
@@ -113,13 +113,13 @@ def test_two_processes_of_two_devices_start_and_train_equally(source, whole, tmp
 def test_a_killed_run_resumes_bitwise_without_its_source(source, whole, tmp_path):
   folder, workdir = tmp_path / 'hf', tmp_path / 'killed'
   shutil.copytree(source / 'hf', folder)
-  told = arguments(workdir, *from_source(source, init=f'hf:{folder}'), '--config.keep=100')
-  process = micro_run.start(*told)
+  argv = arguments(workdir, *from_source(source, init=f'hf:{folder}'), '--config.keep=100')
+  process = micro_run.start(*argv)
   micro_run.wait_for(lambda: (workdir / 'checkpoints' / '4').exists(), process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   shutil.rmtree(folder)
-  out, _ = micro_run.run(*told)
+  out, _ = micro_run.run(*argv)
   assert 'restored     step' in out
   assert (
     micro_run.differing(micro_run.checkpoint(workdir, STEPS), micro_run.checkpoint(whole[0], STEPS))
@@ -158,20 +158,21 @@ def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path
     'the first 4 steps train only the generator' in out
   )
   assert 'phase 1 of 2: 4 steps of 8 x 32, the generator alone' in out
-  first, last, begun = (
+  first, last, source_params = (
     micro_run.checkpoint(tmp_path / 'run', 4),
     micro_run.checkpoint(tmp_path / 'run', STEPS),
     own.read(source / 'run').params,
   )
   name, before = (
     'params/discriminator/layers/mlp_in/kernel',
-    begun['discriminator']['layers']['mlp_in']['kernel'],
+    source_params['discriminator']['layers']['mlp_in']['kernel'],
   )
   assert np.array_equal(first[name], before) and not np.array_equal(last[name], before)
   lines = [line for line in micro_run.figures(tmp_path / 'run') if line['kind'] == 'train']
-  alone = [line for line in lines if line['step'] <= 4]
-  assert alone and all(
-    line['discriminator_loss'] is None or np.isnan(line['discriminator_loss']) for line in alone
+  generator_only = [line for line in lines if line['step'] <= 4]
+  assert generator_only and all(
+    line['discriminator_loss'] is None or np.isnan(line['discriminator_loss'])
+    for line in generator_only
   )
   assert all(line['discriminator_loss'] > 0 for line in lines if line['step'] > 4)
 
@@ -383,7 +384,7 @@ def case(tmp_path):
 
 def begin(config, w, tokenizer):
   config = freeze(PretrainingConfig, config)
-  return initial_state(config, Source(*origins.with_tokenizer(w, 'here')), tokenizer)
+  return initial_state(config, InitialWeights(*origins.with_tokenizer(w, 'here')), tokenizer)
 
 
 def test_the_same_vocabulary_keeps_every_bit(case):
@@ -500,7 +501,7 @@ def test_the_initial_state_has_the_weights_moments_and_step_of_the_source(case):
 
   for how, counts in (('fresh', (0, 0, 0)), ('kept', (5, 0, 0)), ('resumed', (5, 5, 5))):
     config.continued.optimizer = how
-    state = jax.device_get(place(begin(config, w, tokenizer), fresh, p.shardings))
+    state = jax.device_get(place_initial(begin(config, w, tokenizer), fresh, p.shardings))
     padded = p.model.discriminator_config.padded_vocab_size
     assert (
       state.params['embeddings']['word'].shape == (padded, 16)
@@ -563,7 +564,7 @@ def test_what_the_weights_lack_is_reported_before_the_corpus_is_read(case, monke
       resolve_run(asked)
   # A vocabulary that does not fit is reported then too.
   asked.data.tokenizer = w.tokenizer.replace('old', 'new')
-  source = Source(w, load_tokenizer(w.tokenizer))
+  source = InitialWeights(w, load_tokenizer(w.tokenizer))
   asked = checked_pretraining(asked)
   assert tokenizer_path(asked, source) is None
   pathlib.Path(asked.data.tokenizer, 'vocab.txt').open('a').write('cab\n')
@@ -579,13 +580,15 @@ def test_another_generator_replaces_the_one_of_the_source(case, monkeypatch, tmp
     name: jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), other.params[name])
     for name in ('generator', 'generator_head')
   }
-  alone = dataclasses.replace(
+  generator_only = dataclasses.replace(
     other,
     discriminator=None,
     sharing='none',
     params=params | {'generator_embeddings': w.params['embeddings']},
   )
-  monkeypatch.setattr(origins, 'open_source', lambda text, *_: alone if text == 'hf:there' else w)
+  monkeypatch.setattr(
+    origins, 'open_source', lambda text, *_: generator_only if text == 'hf:there' else w
+  )
   asked = main.parse_flags(
     [
       'main',

@@ -188,12 +188,12 @@ def test_transformers_computes_the_same_from_the_folded_export(run, tmp_path):
 
 def test_fine_tuning_starts_from_the_folded_embeddings(run):
   config = FinetuningConfig().replace({'init': str(run)})
-  begun, weights = initial.open_initial(config), own.read(str(run))
+  start, weights = initial.open_initial(config), own.read(str(run))
   assert (
     same_bits(
-      begun.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
+      start.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
     )
-    and begun.origin['step'] == 7
+    and start.origin['step'] == 7
   )
 
 

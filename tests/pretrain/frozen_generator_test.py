@@ -223,7 +223,7 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
   """With a falling temperature, as in Fast-ELECTRA."""
   shutil.copytree(sources / 'mlm', tmp_path / 'source')
   workdir, theirs = tmp_path / 'run', of_tower(own.read(sources / 'mlm'), 'generator')
-  told = micro_run.arguments(
+  argv = micro_run.arguments(
     workdir,
     *(f'--config.{field}' for field in MLM),
     f'--config.generator.init={tmp_path / "source"}',
@@ -234,7 +234,7 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
     '--config.log_every=2',
     "--config.objective.schedules.temperature=('exponential',2.0,1.0,0.1)",
   )
-  out, _ = micro_run.run(*told)
+  out, _ = micro_run.run(*argv)
   assert f'from scratch, seed 0, its generator from {tmp_path / "source"}' in out
   assert '1 layers of 16, frozen; the discriminator is new' in out and out.index(
     'held out '
@@ -262,7 +262,7 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
 
   # The same command resumes without the source.
   shutil.rmtree(tmp_path / 'source')
-  run = resolve_run(main.parse_flags(['main', *told]).config, workdir)
+  run = resolve_run(main.parse_flags(['main', *argv]).config, workdir)
   assert (
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
@@ -320,9 +320,9 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
   ],
 )
 def test_invalid_configs_are_refused(fields, sentence):
-  with pytest.raises(UserError) as told:
+  with pytest.raises(UserError) as error:
     checked_pretraining(config_of(*fields))
-  assert sentence in str(told.value)
+  assert sentence in str(error.value)
 
 
 def test_weights_that_do_not_fit_are_refused(sources, tmp_path):
@@ -354,27 +354,27 @@ def test_weights_that_do_not_fit_are_refused(sources, tmp_path):
 
 
 def test_objectives_of_one_and_two_towers_continue_from_each_other(sources):
-  def begun(init, *fields):
+  def initialized(init, *fields):
     run = resolve_run(config_of(f'init={sources / init}', 'data.tokenizer=init', *fields))
     start = initial_state(run.config, run.source, run.source.tokenizer)
     return run.config, start.params.keys(), '; '.join(start.notes)
 
-  _, params, told = begun('electra', 'objective.name=mlm')
+  _, params, notes = initialized('electra', 'objective.name=mlm')
   assert (
     params == {'embeddings', 'discriminator', 'discriminator_head'}
-    and 'the generator of' in told
-    and 'is not used' in told
+    and 'the generator of' in notes
+    and 'is not used' in notes
   )
-  assert 'the head that predicts masked tokens is new' in told
-  config, params, told = begun('mlm')
+  assert 'the head that predicts masked tokens is new' in notes
+  config, params, notes = initialized('mlm')
   assert (
     config.sharing == 'all'
     and params == {'embeddings', 'discriminator', 'generator_head'}
-    and "the discriminator's head is new" in told
+    and "the discriminator's head is new" in notes
   )
-  _, params, _ = begun('mlm', 'objective.name=mlm')
+  _, params, _ = initialized('mlm', 'objective.name=mlm')
   assert params == {'embeddings', 'discriminator', 'generator_head'}
-  config, params, told = begun(
+  config, params, notes = initialized(
     'mlm',
     'continued.generator=narrowed',
     'generator.layers_fraction=1.0',
@@ -383,10 +383,10 @@ def test_objectives_of_one_and_two_towers_continue_from_each_other(sources):
   assert (
     config.sharing == 'embeddings'
     and 'generator' in params
-    and 'cut out of the discriminator' in told
+    and 'cut out of the discriminator' in notes
   )
   with pytest.raises(
     UserError,
     match="config.continued.generator is 'scratch', and the run has no generator of one tower",
   ):
-    begun('electra', 'objective.name=mlm', 'continued.generator=scratch')
+    initialized('electra', 'objective.name=mlm', 'continued.generator=scratch')

@@ -238,9 +238,9 @@ def test_a_config_with_a_schedule_survives_json():
   ],
 )
 def test_invalid_configs_are_refused(fields, sentence):
-  with pytest.raises(UserError) as told:
+  with pytest.raises(UserError) as error:
     checked(*fields)
-  assert sentence in str(told.value) and 'config.objective.schedules.' in str(told.value)
+  assert sentence in str(error.value) and 'config.objective.schedules.' in str(error.value)
 
 
 def test_a_mask_rate_is_set_by_phases_or_a_schedule_but_not_both():

@@ -176,6 +176,6 @@ def test_rates_follow_the_config_and_its_phases():
   ],
 )
 def test_invalid_configs_are_refused(fields, sentence):
-  with pytest.raises(UserError, match=sentence) as told:
+  with pytest.raises(UserError, match=sentence) as error:
     checked_pretraining(config_of(*fields))
-  assert 'config.optimizer.generator_learning_rate' in str(told.value)
+  assert 'config.optimizer.generator_learning_rate' in str(error.value)

@@ -15,7 +15,12 @@ from electra_jax.interop import narrowed, origins
 from electra_jax.interop.weights import Weights, expected_shapes, placed
 from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain import objectives
-from electra_jax.pretrain.continued.source import Source, encoders_of, is_one_tower, scheme_of
+from electra_jax.pretrain.continued.source import (
+  InitialWeights,
+  encoders_of,
+  is_one_tower,
+  scheme_of,
+)
 from electra_jax.pretrain.continued.tokens import TokenRows, check_same_tokens, token_rows
 from electra_jax.training.update_step import TrainState
 
@@ -44,7 +49,9 @@ class InitialState:
   notes: tuple[str, ...] = ()
 
 
-def initial_state(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> InitialState:
+def initial_state(
+  config: PretrainingConfig, source: InitialWeights, tokenizer: Tokenizer
+) -> InitialState:
   """What a run takes from its initial weights.
 
   Args:
@@ -71,7 +78,7 @@ def initial_state(config: PretrainingConfig, source: Source, tokenizer: Tokenize
 
 
 def _from_generator(
-  config: PretrainingConfig, source: Source, tokenizer: Tokenizer
+  config: PretrainingConfig, source: InitialWeights, tokenizer: Tokenizer
 ) -> InitialState:
   """The generator of config.generator.init, beside a new discriminator."""
   check_same_tokens(source, tokenizer)
@@ -86,7 +93,7 @@ def _from_generator(
 
 
 def _from_discriminator(
-  config: PretrainingConfig, source: Source, tokenizer: Tokenizer
+  config: PretrainingConfig, source: InitialWeights, tokenizer: Tokenizer
 ) -> InitialState:
   """The weights of config.init, with the vocabulary and the positions of the run."""
   weights, notes = _with_missing_towers(config, source.weights, tokenizer.size)
@@ -217,7 +224,7 @@ class _Resize:
 #### On the devices ####
 
 
-def place(initial: InitialState, state: TrainState, shardings: TrainState) -> TrainState:
+def place_initial(initial: InitialState, state: TrainState, shardings: TrainState) -> TrainState:
   """A newly initialized state with what a run takes from its initial weights.
 
   Args:

@@ -9,7 +9,7 @@ from electra_jax.interop import narrowed
 from electra_jax.interop.weights import Weights
 from electra_jax.model.config import FAMILIES, EncoderConfig
 from electra_jax.pretrain.continued import source
-from electra_jax.pretrain.continued.source import Source
+from electra_jax.pretrain.continued.source import InitialWeights
 from electra_jax.training import checkpoints, optimizers, run_folder
 from electra_jax.training.encoders import run_config
 
@@ -45,7 +45,7 @@ GENERATOR_SIZES = (
 
 def with_sizes(
   config: PretrainingConfig, workdir: str | os.PathLike[str] | None = None
-) -> tuple[PretrainingConfig, Source | None]:
+) -> tuple[PretrainingConfig, InitialWeights | None]:
   """The config with the sizes of its initial weights.
 
   Args:

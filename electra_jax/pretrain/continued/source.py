@@ -21,7 +21,7 @@ PyTree: TypeAlias = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class InitialWeights:
   """Initial weights and their tokenizer.
 
   Attributes:
@@ -33,7 +33,7 @@ class Source:
   tokenizer: Tokenizer | None
 
 
-def open_discriminator(config: PretrainingConfig) -> Source:
+def open_discriminator(config: PretrainingConfig) -> InitialWeights:
   """The weights of config.init, with the generator of config.continued.generator if it names one.
 
   A generator that the run has no use for is removed.
@@ -75,7 +75,7 @@ def open_discriminator(config: PretrainingConfig) -> Source:
   return _with_tokenizer(weights, f'config.init {config.init}', config)
 
 
-def open_generator(config: PretrainingConfig) -> Source:
+def open_generator(config: PretrainingConfig) -> InitialWeights:
   """The generator of config.generator.init, without the discriminator that it may have.
 
   Raises:
@@ -138,10 +138,10 @@ def _with_generator(weights: Weights, origin: str) -> Weights:
   return combined(weights, other)
 
 
-def _with_tokenizer(weights: Weights, field: str, config: PretrainingConfig) -> Source:
+def _with_tokenizer(weights: Weights, field: str, config: PretrainingConfig) -> InitialWeights:
   if weights.tokenizer is None:
-    return Source(weights, None)
-  return Source(*origins.with_tokenizer(weights, field, *letter_cases(config)))
+    return InitialWeights(weights, None)
+  return InitialWeights(*origins.with_tokenizer(weights, field, *letter_cases(config)))
 
 
 #### What a config means for weights ####
@@ -185,7 +185,7 @@ def letter_cases(config: PretrainingConfig) -> tuple[bool | None, bool | None]:
   return choice[config.data.lowercase], choice[config.data.strip_accents]
 
 
-def digest(source: Source | None) -> int:
+def weights_digest(source: InitialWeights | None) -> int:
   """A checksum of all parameters, which processes compare; 0 without a source."""
   found = 0
   for path, value in jax.tree_util.tree_leaves_with_path(source.weights.params if source else {}):

@@ -11,7 +11,7 @@ from electra_jax.data.store.shard_cache import default_cache
 from electra_jax.data.tokenizers import vocabulary
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.pretrain.continued.source import Source, letter_cases
+from electra_jax.pretrain.continued.source import InitialWeights, letter_cases
 from electra_jax.training import run_folder
 
 
@@ -51,7 +51,9 @@ class TokenRows:
     return selected
 
 
-def token_rows(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> TokenRows:
+def token_rows(
+  config: PretrainingConfig, source: InitialWeights, tokenizer: Tokenizer
+) -> TokenRows:
   """Where the embeddings of each token of the rows' tokenizer come from.
 
   Raises:
@@ -80,7 +82,7 @@ def token_rows(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) 
   return TokenRows(ids, tuple(pieces), note)
 
 
-def check_same_tokens(source: Source, tokenizer: Tokenizer) -> None:
+def check_same_tokens(source: InitialWeights, tokenizer: Tokenizer) -> None:
   """Raises UserError where the weights have another vocabulary than the rows."""
   if source.tokenizer is None or source.tokenizer.tokens == tokenizer.tokens:
     return
@@ -99,7 +101,7 @@ def check_same_tokens(source: Source, tokenizer: Tokenizer) -> None:
 
 
 def tokenizer_path(
-  config: PretrainingConfig, source: Source | None, workdir: os.PathLike[str] | None = None
+  config: PretrainingConfig, source: InitialWeights | None, workdir: os.PathLike[str] | None = None
 ) -> str | None:
   """The path of the tokenizer of config.data.tokenizer='init', config.data.new_words included.
 
@@ -138,7 +140,7 @@ def tokenizer_path(
   return path
 
 
-def _tokenizer_of(config: PretrainingConfig, source: Source) -> str:
+def _tokenizer_of(config: PretrainingConfig, source: InitialWeights) -> str:
   """The path of the tokenizer of the weights, extended by config.data.new_words."""
   if source.tokenizer is None or source.weights.tokenizer is None:
     raise UserError(
