@@ -37,6 +37,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from electra_jax import main
 from electra_jax.config import PretrainingConfig
 from electra_jax.config.pretraining import OptimizerConfig
 from electra_jax.model.config import EncoderConfig
@@ -76,6 +77,7 @@ LONGEST = (
 )
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes unless told
+MICRO = 'tests/configs/micro.py'
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
 SHARED = 'ELECTRA_JAX_TESTS'  # the variable that names the folder shared by a session's processes
 STARTED = pytest.StashKey[float]()  # when the session started, in seconds
@@ -190,6 +192,12 @@ def random_params(model, seed: int = 0):
 
   shapes = nn.unbox(jax.eval_shape(lambda: pretrain_step.init_params(model, 0, 8)))
   return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def micro_config(*fields):
+  """The ConfigDict of tests/configs/micro.py; `fields` are assignments such as 'sharing=none'."""
+  argv = ['main', f'--config={MICRO}', *(f'--config.{field}' for field in fields)]
+  return main.parse_flags(argv).config
 
 
 def optimizer_settings(schedule, generator_schedule=None, layer_rates=None, **fields):

@@ -13,6 +13,7 @@ import micro_run
 import numpy as np
 import optax
 import pytest
+from conftest import micro_config
 
 from electra_jax import export, main
 from electra_jax.config import PretrainingConfig, checked_pretraining, freeze, phases_of
@@ -31,6 +32,7 @@ from electra_jax.training import partitioning
 
 ELECTRA = ('--config.model.family=electra', '--config.model.max_positions=40')
 STEPS = 8
+FROM_HERE = ('init=hf:here', 'data.tokenizer=init', 'sequence_length=16')
 
 
 def steps_and_lines():
@@ -182,14 +184,7 @@ def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path
 
 @pytest.mark.parametrize('init, sharing', [('', 'embeddings'), ('hf:somewhere', 'none')])
 def test_steps_of_only_the_generator_leave_all_else_bitwise_unchanged(init, sharing):
-  config = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      f'--config.sharing={sharing}',
-      '--config.optimizer.weight_decay=0.5',
-    ]
-  ).config
+  config = micro_config(f'sharing={sharing}', 'optimizer.weight_decay=0.5')
   config.init, config.generator.alone_steps = init, 4
   config = freeze(PretrainingConfig, config)
   alone, both = phases_of(config)
@@ -247,7 +242,7 @@ def test_steps_of_only_the_generator_leave_all_else_bitwise_unchanged(init, shar
 
 
 def test_the_schedule_starts_again_when_the_discriminator_is_trained():
-  config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
+  config = micro_config()
   config.generator.alone_steps = 10
   config = checked_pretraining(config)
   _, schedule = build.build_optimizer(config)
@@ -368,7 +363,7 @@ def case(tmp_path):
     w = dataclasses.replace(
       w, moments={name: jax.tree.map(np.abs, w.params) for name in ('mu', 'nu')}
     )
-    config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
+    config = micro_config()
     config.init, config.data.tokenizer = 'hf:here', 'init'
     for name in SIZES:
       config.model[name] = getattr(w.discriminator, name)
@@ -547,17 +542,11 @@ def test_what_the_weights_lack_is_reported_before_the_corpus_is_read(case, monke
     ),
   ):
     monkeypatch.setattr(origins, 'open_source', lambda *_, weights=weights: weights)
-    asked = main.parse_flags(
-      [
-        'main',
-        '--config=tests/configs/micro.py',
-        '--config.init=hf:here',
-        '--config.data.tokenizer=init',
-        '--config.sequence_length=16',
-        '--config.generator.hidden_fraction=0.25',
-        *(f'--config.continued.{name}={value}' for name, value in changes.items()),
-      ]
-    ).config
+    asked = micro_config(
+      *FROM_HERE,
+      'generator.hidden_fraction=0.25',
+      *(f'continued.{name}={value}' for name, value in changes.items()),
+    )
     if 'generator' in changes:
       asked.generator.hidden_fraction = 3 / 32
     with pytest.raises(UserError, match=said):
@@ -589,17 +578,7 @@ def test_another_generator_replaces_the_one_of_the_source(case, monkeypatch, tmp
   monkeypatch.setattr(
     origins, 'open_source', lambda text, *_: generator_only if text == 'hf:there' else w
   )
-  asked = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      '--config.init=hf:here',
-      '--config.data.tokenizer=init',
-      '--config.sequence_length=16',
-      '--config.continued.optimizer=kept',
-      '--config.continued.generator=hf:there',
-    ]
-  ).config
+  asked = micro_config(*FROM_HERE, 'continued.optimizer=kept', 'continued.generator=hf:there')
   run = resolve_run(asked)
   config, source = run.config, run.source
   assert config.sharing == 'embeddings' and same_bits(
@@ -626,15 +605,7 @@ def test_a_generator_with_narrower_embeddings_is_continued(case, monkeypatch):
     ),
   )
   monkeypatch.setattr(origins, 'open_source', lambda *_: untied)
-  asked = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      '--config.init=hf:here',
-      '--config.data.tokenizer=init',
-      '--config.sequence_length=16',
-    ]
-  ).config
+  asked = micro_config(*FROM_HERE)
   run = resolve_run(asked)
   config, source = run.config, run.source
   assert (config.sharing, config.generator.embedding_size) == ('none', 8)
@@ -685,13 +656,7 @@ def test_a_generator_with_narrower_embeddings_is_continued(case, monkeypatch):
   ],
 )
 def test_invalid_configs_are_reported_before_weights_are_read(fields, said):
-  config = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      *(f'--config.{name}={value}' for name, value in fields.items()),
-    ]
-  ).config
+  config = micro_config(*(f'{name}={value}' for name, value in fields.items()))
   with pytest.raises(UserError, match=said):
     checked_pretraining(config)
 

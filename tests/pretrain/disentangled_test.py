@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import electra_jax
-from electra_jax import export, main
+from electra_jax import export
 from electra_jax.config import FinetuningConfig, checked_pretraining, phases_of
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.finetune import initial
@@ -27,14 +27,7 @@ ROWS = conftest.packed_rows(4, 16, 60, seed=3)
 
 
 def config_of(*fields, family='electra'):
-  config = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      '--config.sharing=disentangled',
-      *(f'--config.{field}' for field in fields),
-    ]
-  ).config
+  config = conftest.micro_config('sharing=disentangled', *fields)
   config.model.update(
     family=family,
     hidden_size=32,

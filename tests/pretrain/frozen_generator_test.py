@@ -10,6 +10,7 @@ import micro_run
 import numpy as np
 import optax
 import pytest
+from conftest import micro_config
 
 from electra_jax import export, main
 from electra_jax.config import checked_pretraining, phases_of
@@ -26,12 +27,6 @@ from electra_jax.training import partitioning
 GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
 
 
-def config_of(*fields):
-  return main.parse_flags(
-    ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
-  ).config
-
-
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
   """Folder of runs with random weights.
@@ -43,14 +38,14 @@ def sources(tmp_path_factory):
   tokenizer = load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
   made_run.make(
     folder / 'mlm',
-    config_of(
+    micro_config(
       'objective.name=mlm', 'model.hidden_size=16', 'model.embedding_size=16', 'model.num_heads=1'
     ),
     tokenizer,
   )
   made_run.make(
     folder / 'electra',
-    config_of(
+    micro_config(
       'model.family=electra',
       'model.layer_norm_eps=1e-12',
       'model.num_layers=2',
@@ -84,7 +79,7 @@ ELECTRA = (
 )
 def test_a_generator_and_its_sizes_are_read_from_runs_and_folders(init, fields, tower, sources):
   kind, colon, name = init.rpartition(':')
-  config = config_of(f'generator.init={kind}{colon}{sources / name}', *fields)
+  config = micro_config(f'generator.init={kind}{colon}{sources / name}', *fields)
   run = resolve_run(config)
   config, source = run.config, run.source
   g = config.generator
@@ -115,7 +110,7 @@ def test_a_generator_and_its_sizes_are_read_from_runs_and_folders(init, fields, 
 
 
 def frozen_program(frozen=True, *fields):
-  config = config_of(
+  config = micro_config(
     'sharing=none',
     *(
       ('generator.init=somewhere', 'generator.frozen=True', 'data.tokenizer=init') if frozen else ()
@@ -196,7 +191,7 @@ def test_a_frozen_generator_has_no_backward_pass_in_program_and_flops():
 
 def test_moments_of_a_frozen_run_are_sharded():
   config = checked_pretraining(
-    config_of(
+    micro_config(
       'sharing=none',
       'generator.init=somewhere',
       'generator.frozen=True',
@@ -321,13 +316,13 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
 )
 def test_invalid_configs_are_refused(fields, sentence):
   with pytest.raises(UserError) as error:
-    checked_pretraining(config_of(*fields))
+    checked_pretraining(micro_config(*fields))
   assert sentence in str(error.value)
 
 
 def test_weights_that_do_not_fit_are_refused(sources, tmp_path):
   def resolved(init, *fields):
-    return resolve_run(config_of(f'generator.init={init}', *fields))
+    return resolve_run(micro_config(f'generator.init={init}', *fields))
 
   with pytest.raises(UserError, match='holds no generator; name a masked language model'):
     resolved(f'hf:{sources / "hf" / "discriminator"}', *ELECTRA)
@@ -355,7 +350,7 @@ def test_weights_that_do_not_fit_are_refused(sources, tmp_path):
 
 def test_objectives_of_one_and_two_towers_continue_from_each_other(sources):
   def initialized(init, *fields):
-    run = resolve_run(config_of(f'init={sources / init}', 'data.tokenizer=init', *fields))
+    run = resolve_run(micro_config(f'init={sources / init}', 'data.tokenizer=init', *fields))
     start = initial_state(run.config, run.source, run.source.tokenizer)
     return run.config, start.params.keys(), '; '.join(start.notes)
 

@@ -11,6 +11,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from electra_jax import registry
+from electra_jax.config import checked_pretraining
+from electra_jax.errors import UserError
+from electra_jax.pretrain import build
 from electra_jax.training import optimizers, partitioning, schedules
 
 RECIPE = {'b1': 0.878, 'b2': 0.974, 'eps': 1e-6, 'weight_decay': 0.01}
@@ -184,6 +188,34 @@ def test_lamb_on_shards_gathers_no_tensor_and_agrees(axis):
   for tree in grads:
     ours = compiled(*jax.device_put((*ours, tree), shardings))
   same(jax.device_get(ours[0]), run(optimizer, params, grads)[-1], rtol=1e-6)
+
+
+@pytest.fixture
+def lion(monkeypatch):
+  """The config of the example that registers Lion, which is registered only in this test."""
+  monkeypatch.setattr(registry.OPTIMIZERS, '_entries', dict(registry.OPTIMIZERS._entries))
+  path = micro_run.ROOT / 'tests' / 'extending' / 'optimizer.py'
+  return runpy.run_path(str(path))['get_config']()
+
+
+def test_a_registered_optimizer_is_built_from_the_config_and_its_options(lion):
+  lion.optimizer.update(warmup_steps=0, clip=0.0)
+  lion.optimizer.options = {'momentum_dtype': 'bfloat16'}
+  config = checked_pretraining(lion)
+  optimizer, schedule = build.build_optimizer(config)
+  params = {'discriminator': {'kernel': np.linspace(-1, 1, 8, dtype=np.float32)}}
+  theirs = optax.lion(schedule, b1=0.9, b2=0.99, mu_dtype=jnp.bfloat16, weight_decay=0.1)
+  grads = gradients(params)
+  for ours, expected in zip(run(optimizer, params, grads), run(theirs, params, grads), strict=True):
+    same(ours, expected, rtol=1e-6)
+  momentum = next(x.mu for x in optimizer.init(params) if hasattr(x, 'mu'))
+  assert momentum['discriminator']['kernel'].dtype == jnp.bfloat16
+
+
+def test_an_unknown_option_of_an_optimizer_is_refused(lion):
+  lion.optimizer.options = {'momentum': 0.9}
+  with pytest.raises(UserError, match='config.optimizer.options.momentum is not an option'):
+    checked_pretraining(lion)
 
 
 def test_the_published_schedule_is_bitwise_its_formula():

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import micro_config
 
-from electra_jax import main
 from electra_jax.config import (
   PretrainingConfig,
   checked_pretraining,
@@ -23,14 +23,8 @@ from electra_jax.pretrain import build, masking, objectives, pretrain_step, repl
 from electra_jax.training import partitioning, schedules
 
 
-def config_of(*fields):
-  return main.parse_flags(
-    ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
-  ).config
-
-
 def checked(*fields):
-  return checked_pretraining(config_of(*fields))
+  return checked_pretraining(micro_config(*fields))
 
 
 def program(config, devices=1):
@@ -193,7 +187,7 @@ def test_slots_suffice_for_the_largest_rate_and_evaluation_masks_do_not_change()
 
 
 def test_schedules_span_the_whole_run_with_any_phases():
-  config = config_of("objective.schedules.temperature=('linear',2.0,1.0)")
+  config = micro_config("objective.schedules.temperature=('linear',2.0,1.0)")
   config.phases = ({'steps': 10}, {'steps': 20})
   config = checked_pretraining(config)
   second = build.program(
@@ -206,7 +200,7 @@ def test_schedules_span_the_whole_run_with_any_phases():
 
 
 def test_a_config_with_a_schedule_survives_json():
-  config = config_of("objective.schedules.temperature=('points',(0,2.0),(30,1.0))")
+  config = micro_config("objective.schedules.temperature=('points',(0,2.0),(30,1.0))")
   again = from_plain(to_plain(config), PretrainingConfig)
   checked_pretraining(again)
   assert (
@@ -244,7 +238,7 @@ def test_invalid_configs_are_refused(fields, sentence):
 
 
 def test_a_mask_rate_is_set_by_phases_or_a_schedule_but_not_both():
-  config = config_of("objective.schedules.mask_rate=('linear',0.2,0.3)")
+  config = micro_config("objective.schedules.mask_rate=('linear',0.2,0.3)")
   config.phases = ({'steps': 10, 'objective.mask_rate': 0.2}, {'steps': 20})
   with pytest.raises(UserError, match='config.phases set objective.mask_rate and so does'):
     checked_pretraining(config)

@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import optax
 import pytest
+from conftest import micro_config
 
-from electra_jax import main
 from electra_jax.config import checked_pretraining
 from electra_jax.errors import UserError
 from electra_jax.model.sharing.scheme import is_generator_parameter
@@ -135,20 +135,16 @@ def test_shared_parameters_have_the_rate_of_the_discriminator():
   assert moved == {'generator', 'generator_head'}
 
 
-def config_of(*fields):
-  return main.parse_flags(
-    ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
-  ).config
-
-
 def test_rates_follow_the_config_and_its_phases():
-  config = checked_pretraining(config_of('optimizer.generator_learning_rate=4e-3'))
+  config = checked_pretraining(micro_config('optimizer.generator_learning_rate=4e-3'))
   _, schedule = build.build_optimizer(config)
   own = build.build_rates(config)['generator_learning_rate']
   for step in (0, 1, 2, 10, 29):
     np.testing.assert_allclose(own(step), 4 * schedule(step), rtol=1e-6)
-  assert build.build_rates(checked_pretraining(config_of())).get('generator_learning_rate') is None
-  config = config_of('optimizer.generator_learning_rate=4e-3')
+  assert (
+    build.build_rates(checked_pretraining(micro_config())).get('generator_learning_rate') is None
+  )
+  config = micro_config('optimizer.generator_learning_rate=4e-3')
   config.phases = (
     {'steps': 10},
     {'steps': 20, 'optimizer.learning_rate': 2e-3, 'optimizer.generator_learning_rate': 1e-3},
@@ -177,5 +173,5 @@ def test_rates_follow_the_config_and_its_phases():
 )
 def test_invalid_configs_are_refused(fields, sentence):
   with pytest.raises(UserError, match=sentence) as error:
-    checked_pretraining(config_of(*fields))
+    checked_pretraining(micro_config(*fields))
   assert 'config.optimizer.generator_learning_rate' in str(error.value)
