@@ -365,7 +365,7 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
 
     return train(values.config, workdir)
   if values.mode == 'prepare':
-    from electra_jax.pretrain.pretrained import prepare_only
+    from electra_jax.pretrain.run_start import prepare_only
 
     prepare_only(values.config, output=values.output, beam=values.beam)
   elif values.mode == 'plan':
@@ -391,14 +391,14 @@ def dispatch(values: flags.FlagValues, arguments: list[str] = ()) -> int:
   elif values.mode in ('evaluate', 'inspect', 'blimp'):
     import electra_jax
     from electra_jax.finetune.finetuned import is_finetuned
-    from electra_jax.pretrain.pretrained import use_compilation_cache
+    from electra_jax.training.devices import use_compilation_cache
 
     if is_finetuned(workdir):
       raise UserError(
         f'--mode={values.mode} is for pretrained runs and {workdir} is a fine-tuned one; --mode=predict --split=dev scores it.'
       )
     run = electra_jax.load(workdir, values.step, values.store)
-    use_compilation_cache(run.config)
+    use_compilation_cache(run.config.compilation_cache)
     if values.mode == 'evaluate':
       from electra_jax.pretrain.evaluation import evaluate
 

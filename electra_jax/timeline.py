@@ -9,17 +9,18 @@ from electra_jax import console
 from electra_jax.config import FinetuningConfig, checked_finetuning, freeze, kind_of
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
+from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.train import finetune, read_records
-from electra_jax.finetune.trial import plain
+from electra_jax.finetune.train import finetune
 from electra_jax.pretrain import evaluation, objectives
 from electra_jax.pretrain.build import build_model, build_settings
 from electra_jax.pretrain.objectives.common import step_flops
 from electra_jax.pretrain.pretrain_step import jit_eval_step
-from electra_jax.pretrain.pretrained import Run, open_run, use_compilation_cache
 from electra_jax.pretrain.resolve import ResolvedRun
+from electra_jax.pretrain.trained_run import Run, open_run
 from electra_jax.training import checkpoints, hosts, run_folder
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
@@ -60,7 +61,7 @@ def timeline(
       open_task(name, config.data).examples('train')
   steps = checkpoints.all_steps(workdir)
   run = open_run(workdir, steps[-1], store)
-  use_compilation_cache(run.config)
+  use_compilation_cache(run.config.compilation_cache)
   whole = run.resolved
   console.heading(f'{whole.config.name}: {len(steps)} checkpoints  ({workdir})')
   points = [{'step': step, **spent(whole, run.tokenizer, step)} for step in steps]
@@ -114,7 +115,7 @@ def timeline(
   folder = run_folder.folder(workdir)
   image = io.BytesIO()
   draw(result).savefig(image, dpi=130, format='png')
-  hosts.from_first(lambda: run_folder.write_json(folder / 'timeline.json', plain(result)))
+  hosts.from_first(lambda: run_folder.write_json(folder / 'timeline.json', json_values(result)))
   hosts.from_first(lambda: run_folder.write_bytes(folder / 'timeline.png', image.getvalue()))
   print('\n' + table(result) + '\n')
   say('written', f'{folder / "timeline.json"}, {folder / "timeline.png"}')

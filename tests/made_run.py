@@ -8,7 +8,7 @@ import numpy as np
 from conftest import random_params
 
 from electra_jax.config import PretrainingConfig, freeze
-from electra_jax.pretrain import build, pretrained
+from electra_jax.pretrain import build, run_start
 from electra_jax.training import checkpoints
 from electra_jax.training.update_step import fresh_state
 
@@ -28,8 +28,8 @@ def wordpiece(folder) -> str:
 def make(workdir, config, tokenizer, step: int = 7):
   """Makes WORKDIR the run of a config at a step, its weights so large that all matter; returns its state."""
   config = freeze(PretrainingConfig, config)
-  pretrained.claim(workdir, config)
-  pretrained.keep_tokenizer(workdir, tokenizer)
+  run_start.claim_workdir(workdir, config)
+  run_start.keep_tokenizer(workdir, tokenizer)
   model = build.build_model(config, tokenizer.size)
   optimizer, _ = build.build_optimizer(config)
   start = jax.jit(lambda params: fresh_state(optimizer, params))  # one program, not one per shape

@@ -210,15 +210,15 @@ PRETRAINING = [
   ),
   Break(
     'a run of another config is trained over',
-    'electra_jax/pretrain/pretrained.py',
+    'electra_jax/pretrain/run_start.py',
     'if changed and checkpoints.any_saved(workdir):',
     'if changed and not checkpoints.any_saved(workdir):',
     'cli/bad_input_test.py::test_the_workdir_of_another_config',
   ),
   Break(
     'a checkpoint is saved before its step is checked',
-    'electra_jax/pretrain/loop.py',
-    'halt_if_bad(jax.device_get(state.bad_step))',
+    'electra_jax/pretrain/phase_loop.py',
+    'self.recorder.check_finite(self.runner.bad_step(), self._find_nonfinite)',
     'pass',
     'pretrain/nonfinite_test.py::'
     'test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_asked',
@@ -272,7 +272,7 @@ TRAINING = [
   Break(
     'frozen parameters are decayed',
     'electra_jax/training/update_step.py',
-    'updates = mixed(updates, jax.tree.map(jnp.zeros_like, updates))',
+    'updates = _only_trained(trained, updates, jax.tree.map(jnp.zeros_like, updates))',
     'pass',
     'pretrain/continued_test.py::'
     'test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments[-embeddings]',

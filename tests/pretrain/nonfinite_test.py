@@ -106,10 +106,10 @@ def test_left_out_steps_are_counted_and_change_nothing_else():
       lambda params, ids: params['discriminator'].update(kernel=jnp.full(4, jnp.nan)),
       'the parameter discriminator/kernel',
     ),
-    (lambda params, ids: ids.__setitem__((1, 2), POISON), 'the figure discriminator_loss'),
+    (lambda params, ids: ids.__setitem__((1, 2), POISON), 'the metric discriminator_loss'),
     (
       lambda params, ids: params['generator'].update(bias=jnp.float32(1e25)),
-      'the figure discriminator_loss',
+      'the metric discriminator_loss',
     ),
     (lambda params, ids: None, 'a sum of gradients'),
   ],
@@ -134,7 +134,7 @@ def test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_as
   )
   out, err = micro_run.run(*absurd, status=1)
   assert err.count('\n') == 1 and err.startswith(
-    'electra_jax: the step after 2 is not finite, first of all the '
+    'electra_jax: the step after 2 is not finite, first in the '
   )
   assert 'the checkpoint of step 2 is kept' in err and '--config.skip_nonfinite=True' in err
   assert micro_run.checkpoint_steps(tmp_path / 'run')[-1] == 2

@@ -56,7 +56,9 @@ def targets(devices=None):
 def restored(workdir, step, devices=None):
   shapes, shardings, whole = targets(devices)
   with checkpoints.open_manager(workdir) as manager:
-    return checkpoints.restore(manager, step, shapes, shardings, jax.eval_shape(sums_of, 0), whole)
+    return checkpoints.restore_state(
+      manager, step, shapes, shardings, jax.eval_shape(sums_of, 0), whole
+    )
 
 
 def test_background_saving_is_not_disturbed_by_donation(tmp_path):
@@ -76,7 +78,7 @@ def test_background_saving_is_not_disturbed_by_donation(tmp_path):
   for step in (1, 2, 3):
     _, shardings, whole = targets()
     with checkpoints.open_manager(tmp_path) as manager:
-      found, sums = checkpoints.restore(
+      found, sums = checkpoints.restore_state(
         manager, step, shapes, shardings, jax.eval_shape(sums_of, 0), whole
       )
     assert int(found.step) == step + 3 * (step - 1) and int(sums['steps']) == step
@@ -178,7 +180,7 @@ def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_pat
   for devices, sizes in ((8, {'fsdp': 2, 'tensor': 2}), (1, {}), (8, {})):
     shapes, shardings, whole = laid_out(devices, **sizes)
     with checkpoints.open_manager(tmp_path) as manager:
-      found, sums = checkpoints.restore(
+      found, sums = checkpoints.restore_state(
         manager, 7, shapes, shardings, jax.eval_shape(sums_of, 0), whole
       )
     for x, want, sharding in zip(

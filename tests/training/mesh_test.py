@@ -427,7 +427,7 @@ def test_the_table_says_what_lies_on_each_device(sizes):
   assert partitioning.bytes_per_device(shapes, shardings) == held['parameters']
   assert partitioning.bytes_per_device(shapes, moments) == held['moments']
 
-  lines = partitioning.describe(shapes, shardings, layout)
+  lines = partitioning.sharding_table(shapes, shardings, layout)
 
   def numbers(line):
     return [float(x) for x in re.findall(r'\d+\.\d', line)]
@@ -460,7 +460,7 @@ def test_on_one_device_there_is_no_table():
   shapes, shardings = pretrain_step.state_shardings(
     tiny_electra(), adamw(lambda step: 1e-3), 8, layout
   )
-  assert partitioning.describe(shapes.params, shardings.params, layout) == []
+  assert partitioning.sharding_table(shapes.params, shardings.params, layout) == []
 
 
 #### State is born in place ####################################################################################################

@@ -31,7 +31,7 @@ def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
   assert process.returncode == PREEMPTED == 42 and not err
   stopped = micro_run.checkpoint_steps(workdir)[-1]
   assert 6 <= stopped < 30
-  assert f'asked to stop: saved step {stopped}; the same command goes on' in out
+  assert f'asked to stop: saved step {stopped}; the same command resumes' in out
   assert status_of(workdir) == ('stopped', stopped, 0, stopped, PREEMPTED)
   # The checkpoint is equal to that of a run that saves at every step.
   saved = micro_run.checkpoint(micro_run.saved_often(), stopped)
