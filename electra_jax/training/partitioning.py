@@ -198,8 +198,8 @@ def make_layout(
   mesh, sharding = make_mesh(devices, **dataclasses.asdict(config.mesh)), config.sharding
   if sharding.optimizer not in ('', 'data'):
     raise UserError(
-      f"config.sharding.optimizer is {sharding.optimizer!r}; expected 'data', to split it over that "
-      "mesh axis too, or ''."
+      f"config.sharding.optimizer is {sharding.optimizer!r}; expected 'data' (split over that mesh "
+      "axis too) or ''."
     )
   return Layout(
     mesh, rules_of(dataclasses.asdict(sharding)), sharding.optimizer or None, sharding.smallest

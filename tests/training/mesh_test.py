@@ -178,7 +178,7 @@ def test_slices_that_contradict_the_devices_are_named():
     ),
     ({'embed': 'fsdp,data'}, "config.sharding.embed is 'data'; parameters"),
     ({'heads': 'fsdp,tensor,tensor'}, "config.sharding.heads names 'tensor' twice"),
-    ({'optimizer': 'tensor'}, "config.sharding.optimizer is 'tensor'; it is 'data'"),
+    ({'optimizer': 'tensor'}, "config.sharding.optimizer is 'tensor'; expected 'data'"),
   ],
   ids=str,
 )

@@ -19,7 +19,7 @@ from electra_jax.errors import PREEMPTED, Preempted, UserError
 from electra_jax.main import main
 from electra_jax.training import hosts
 from electra_jax.training.hosts import LOST
-from electra_jax.training.status import COPY, FILE, Record, Status
+from electra_jax.training.status import COPY, FILE, Status, StatusRecord
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -165,7 +165,7 @@ def test_a_bucket_is_written_at_transitions_and_at_checkpoints_only(folder, monk
   remote = types.SimpleNamespace(
     folder=pathlib.Path, is_remote=lambda path: True, write_json=write_json
   )
-  monkeypatch.setattr('electra_jax.training.status.workdirs', remote)
+  monkeypatch.setattr('electra_jax.training.status.run_folder', remote)
   monkeypatch.setenv(COPY, str(folder / 'copy.json'))
   with Status('train') as status:
     status.claim(folder, 40)
@@ -206,7 +206,7 @@ def test_the_page_describes_every_field():
   table = page.partition('## Fields')[2].partition('## ')[0]
   rows = [row.split('|')[1] for row in table.splitlines() if row.startswith('| `')]
   named = [name for row in rows for name in re.findall(r'`(\w+)`', row)]
-  assert named == list(Record('finetune').plain())
+  assert named == list(StatusRecord('finetune').plain())
 
 
 # Runs that are stopped, killed or fail are in preemption_test, nonfinite_test, finetune_run_test.
