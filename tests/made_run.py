@@ -1,4 +1,4 @@
-"""A pretraining run's folder without the training: fresh weights, a checkpoint, figures that somebody could have written."""
+"""The folder of a pretraining run that was never trained: random weights and made-up metrics."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ TEXTS = ['The chef ate the meal.', 'a house of nothing, cooked and said', 'the o
 
 
 def wordpiece(folder) -> str:
-  """A vocab.txt in a folder of its own."""
+  """Writes a vocab.txt into a new folder, and returns the folder."""
   pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   letters = [*'abcdefghijklmnopqrstuvwxyz', *(f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz')]
   (pathlib.Path(folder) / 'vocab.txt').write_text('\n'.join([*SPECIAL, *letters, *WORDS]) + '\n')
@@ -26,7 +26,7 @@ def wordpiece(folder) -> str:
 
 
 def make(workdir, config, tokenizer, step: int = 7):
-  """Makes WORKDIR the run of a config at a step, its weights so large that all matter; returns its state."""
+  """Writes the run of a config with a checkpoint of large random weights; returns the state."""
   config = freeze(PretrainingConfig, config)
   run_start.claim_workdir(workdir, config)
   run_start.keep_tokenizer(workdir, tokenizer)
@@ -38,7 +38,7 @@ def make(workdir, config, tokenizer, step: int = 7):
   checkpoints.save(manager, step, state, {'steps': np.int32(0)}, 1.5)
   checkpoints.wait(manager)
   manager.close()
-  figures = {
+  metrics = {
     'generator_loss': 4.25,
     'discriminator_loss': 0.3125,
     'constant_loss': 0.35,
@@ -47,5 +47,5 @@ def make(workdir, config, tokenizer, step: int = 7):
     'seconds': 3.0,
   }
   with open(pathlib.Path(workdir) / 'metrics.jsonl', 'w') as out:
-    out.write(json.dumps({'kind': 'heldout', 'step': step, **figures}) + '\n')
+    out.write(json.dumps({'kind': 'heldout', 'step': step, **metrics}) + '\n')
   return state

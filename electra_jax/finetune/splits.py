@@ -12,7 +12,7 @@ from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks.task import Features, Task
 
-SAMPLE = 64  # examples that tell whether a part is labeled, before all of it is tokenized
+SAMPLE = 64  # examples by which a part counts as labeled, before all of it is tokenized
 
 
 class Split(NamedTuple):

@@ -33,7 +33,7 @@ HEARTBEAT = 100  # seconds without a heartbeat after which JAX ends a process
 
 
 def of_cluster(environment: Mapping[str, str] = os.environ) -> str | None:
-  """The variable that tells that this is one of several processes; None if there is none.
+  """The variable that shows that this is one of several processes; None if there is none.
 
   Args:
     environment: variables of a TPU pod slice, SLURM or MPI.
@@ -408,7 +408,7 @@ def give_way() -> None:
 
 
 def leave(agreed: bool) -> bool:
-  """Tells the other processes that this one ends; they would take it for lost otherwise.
+  """Informs the other processes that this one ends; they would take it for lost otherwise.
 
   Args:
     agreed: whether the other processes end now as well.

@@ -207,7 +207,7 @@ def make_layout(
 
 
 def within(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
-  """Wraps a function for jax.jit so that the model's logical axes are split as the layout says.
+  """Wraps a function for jax.jit so that the layout splits the logical axes of the model.
 
   Parameters that are split over `fsdp` are gathered where they are used.
   """

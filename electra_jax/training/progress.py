@@ -170,7 +170,7 @@ class NoWriter:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Reads WORKDIR/metrics.jsonl. A last line that is incomplete, as after a kill, is left out."""
+  """Reads WORKDIR/metrics.jsonl. An incomplete last line, as after a kill, is ignored."""
   path = run_folder.folder(workdir) / METRICS
   lines = []
   with run_folder.reaching(path):

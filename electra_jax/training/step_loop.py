@@ -276,7 +276,7 @@ class RunRecorder:
     Args:
       bad_step: the step that was not finite, or -1.
       find_tensor: names the first tensor of a step that is not finite.
-      subject: what the step belongs to, for the message.
+      subject: start of the message, such as 'trial 1 of cola: '.
 
     Raises:
       UserError: a step was not finite.

@@ -38,7 +38,9 @@ def read_versions(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     UserError: the folder's format is newer than this program's.
   """
   path = run_folder.folder(workdir) / FILE
-  found = run_folder.read_json(path) if run_folder.exists(path) else {'format': 0}
+  found: dict[str, Any] = {'format': 0}
+  if run_folder.exists(path):
+    found = run_folder.read_json(path)
   if found['format'] > FORMAT:
     writer = found.get('last_run_with', {}).get('electra_jax', 'a newer version')
     raise UserError(

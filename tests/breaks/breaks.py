@@ -129,7 +129,7 @@ PRETRAINING = [
     'electra_jax/pretrain/objectives/common.py',
     "losses.sum() / counts['masked']",
     'losses.sum() / masks.weights.sum()',
-    'training/micro_batches_test.py::test_one_micro_batch_and_four_train_alike',
+    'training/micro_batches_test.py::test_one_and_four_micro_batches_train_alike',
   ),
   Break(
     '[SEP] can be masked',
@@ -221,7 +221,7 @@ PRETRAINING = [
     'self.recorder.check_finite(self.runner.bad_step(), self._find_nonfinite)',
     'pass',
     'pretrain/nonfinite_test.py::'
-    'test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_asked',
+    'test_the_command_stops_and_names_the_step_or_skips_such_steps_if_configured',
   ),
 ]
 
@@ -282,7 +282,7 @@ TRAINING = [
     'electra_jax/training/update_step.py',
     " & jnp.isfinite(gradient_norms['all'])",
     '',
-    'pretrain/nonfinite_test.py::test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is',
+    'pretrain/nonfinite_test.py::test_a_nonfinite_gradient_stops_the_run_though_the_loss_is_finite',
   ),
   Break(
     'devices average their gradients instead of adding them',
@@ -303,14 +303,14 @@ TRAINING = [
     'electra_jax/training/checkpoints.py',
     "(1 if mode == 'max' else -1)",
     "(1 if mode == 'min' else -1)",
-    'training/checkpoints_test.py::test_the_best_stays_beside_the_last',
+    'training/checkpoints_test.py::test_the_best_and_the_last_checkpoints_are_kept',
   ),
   Break(
     'a checkpoint loses the sums of its interval',
     'electra_jax/training/checkpoints.py',
     'sums=item(sums),',
     'sums=item(jax.tree.map(lambda x: 0 * x, sums)),',
-    'training/checkpoints_test.py::test_background_saving_is_not_disturbed_by_donation',
+    'training/checkpoints_test.py::test_background_saving_is_not_affected_by_donated_buffers',
   ),
   Break(
     'a file of a run is written in place',

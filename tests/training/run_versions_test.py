@@ -8,7 +8,7 @@ from electra_jax.errors import UserError
 from electra_jax.training import versions
 
 
-def test_a_started_run_records_the_present_versions(tmp_path):
+def test_a_new_run_records_the_installed_versions(tmp_path):
   versions.record_versions(tmp_path, resumed=False)
   found = versions.read_versions(tmp_path)
   assert found['format'] == versions.FORMAT
@@ -34,7 +34,7 @@ def test_a_folder_without_the_file_is_one_of_version_0_1_0(tmp_path):
   assert (found['format'], found['started_with']) == (0, {'electra_jax': '0.1.0'})
 
 
-def test_a_newer_format_is_refused_by_name(tmp_path):
+def test_a_newer_format_is_refused_with_its_version(tmp_path):
   newer = {'format': versions.FORMAT + 1, 'last_run_with': {'electra_jax': '9.0'}}
   (tmp_path / versions.FILE).write_text(json.dumps(newer))
   with pytest.raises(UserError, match='format 2 of run folders, written by electra_jax 9.0'):
