@@ -23,8 +23,8 @@ POLL = 5.0  # seconds between two requests for the notices of the machine
 class Notice:
   """True once the process is asked to stop, by SIGTERM, Ctrl-C or a notice of maintenance.
 
-  Before `heed` is called no state exists that could be saved: SIGTERM raises Preempted in the main thread, and
-  Ctrl-C KeyboardInterrupt. A second Ctrl-C always raises KeyboardInterrupt.
+  Before `heed` is called no state exists that could be saved: SIGTERM raises Preempted in the main
+  thread, and Ctrl-C KeyboardInterrupt. A second Ctrl-C always raises KeyboardInterrupt.
   """
 
   def __init__(self) -> None:

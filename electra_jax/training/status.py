@@ -165,7 +165,7 @@ class Status:
 
     Args:
       step: optimizer steps that were made.
-      saved: whether the save of a checkpoint was started at this step. Buckets are written only then.
+      saved: whether a checkpoint is saved at this step. Buckets are written only then.
     """
     self._record.step = step
     if self._path is None or not run_folder.is_remote(self._path):
