@@ -67,7 +67,7 @@ def task_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> Ba
   def loss(
     params: PyTree, examples: Batch, count: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    outputs = model.apply(
+    outputs: PyTree = model.apply(
       {'params': params},
       _inputs(examples['token_ids'], ids),
       examples,

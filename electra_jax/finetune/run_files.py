@@ -48,23 +48,23 @@ def claim_finetuning(workdir: str | os.PathLike[str], config: FinetuningConfig) 
   Raises:
     UserError: the folder cannot be written or reached, or holds the run of another config.
   """
-  workdir = run_folder.folder(workdir)
-  run_folder.check_writable(workdir)
-  plain, path = to_plain(config), workdir / 'config.json'
+  folder = run_folder.folder(workdir)
+  run_folder.check_writable(folder)
+  plain, path = to_plain(config), folder / 'config.json'
   if run_folder.exists(path):
     changed = differences(
       completed(run_folder.read_json(path), FinetuningConfig),
       plain,
       names_with(FinetuningConfig, 'resumable'),
     )
-    if changed and started(workdir):
+    if changed and started(folder):
       more = '; ...' if len(changed) > 3 else ''
       raise UserError(
-        f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
+        f'{folder} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
         'config to resume it, or another --workdir.'
       )
   run_folder.write_json(path, plain)
-  versions.record_versions(workdir, resumed=started(workdir))
+  versions.record_versions(folder, resumed=started(folder))
 
 
 def keep_encoder(workdir: epath.Path, start: initial.Initial) -> None:

@@ -221,7 +221,7 @@ class _PhaseLoop:
       live.above(line)
     self._report_collapse(step, found, live)
 
-  def _report_collapse(self, step: int, found: Mapping[str, float], live: console.Progress) -> None:
+  def _report_collapse(self, step: int, found: dict[str, float], live: console.Progress) -> None:
     """Reports once, after the warm-up, that the discriminator answers 'original' only."""
     config = self.config
     early = step < max(config.optimizer.warmup_steps, 10 * config.log_every)

@@ -123,7 +123,8 @@ def corpus_name(config: PretrainingConfig) -> str:
 
 def data_identity(prepared: Prepared) -> str:
   """Identifies the rows that a run trains and evaluates on, whatever made them."""
-  return '-'.join(store.identity for store in (prepared.train, prepared.heldout))
+  stores = (prepared.train, prepared.heldout)
+  return '-'.join(store.identity for store in stores if store is not None)
 
 
 def describe_phase(phase: Phase, prepared: Prepared) -> str:
@@ -159,21 +160,21 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
   Raises:
     UserError: the folder cannot be written or reached, or holds the run of another config.
   """
-  workdir = run_folder.folder(workdir)
-  run_folder.check_writable(workdir)
+  folder = run_folder.folder(workdir)
+  run_folder.check_writable(folder)
   plain = to_plain(config)
-  path = workdir / 'config.json'
-  resolved = workdir / 'resolved.json'
+  path = folder / 'config.json'
+  resolved = folder / 'resolved.json'
   if run_folder.exists(path):
     free = names_with(PretrainingConfig, 'resumable')
     if has_budget(config):  # it determined the steps
       free += ('steps',)
     before = completed(read_json(path), PretrainingConfig)
     changed = differences(before, plain, free)
-    if changed and checkpoints.any_saved(workdir):
+    if changed and checkpoints.any_saved(folder):
       more = '; ...' if len(changed) > 3 else ''
       raise UserError(
-        f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
+        f'{folder} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
         'config to resume it, or another --workdir.'
       )
     if changed:  # a start that saved nothing does not bind the next one
@@ -181,7 +182,7 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
         resolved.unlink(missing_ok=True)
   recorded = read_json(resolved) if run_folder.exists(resolved) else {}
   write_json(path, plain | ({'steps': recorded['steps']} if 'steps' in recorded else {}))
-  versions.record_versions(workdir, resumed=checkpoints.any_saved(workdir))
+  versions.record_versions(folder, resumed=checkpoints.any_saved(folder))
   return recorded
 
 

@@ -37,6 +37,7 @@ from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops, quantity
 from electra_jax.training.status import Status
 from electra_jax.training.step_loop import RunRecorder, StepRunner, SumFunctions
+from electra_jax.training.update_step import TrainState
 
 DATA_WAIT = 24 * 3600  # seconds that a process waits until the others have their data
 LONG_STEP = 60  # seconds of one step, at the peak, from which smaller steps are suggested
@@ -198,8 +199,9 @@ def _with_steps(
 def _check_rows(run: ResolvedRun, data: RunData) -> None:
   """Fetches the rows, checks that they fill a batch, and prints the size of each phase."""
   for phase, rows in zip(run.phases, data.prepared, strict=True):
-    for store in (rows.train, rows.heldout):  # a step must not wait for a remote shard
-      store.fetch()
+    for store in (rows.train, rows.heldout):
+      if store is not None:
+        store.fetch()  # a step must not wait for a remote shard
     if rows.train.rows < phase.config.batch_size:
       raise UserError(
         f'the corpus has {rows.train.rows} rows and config.batch_size is '
@@ -349,7 +351,7 @@ def _fresh(setup: RunSetup, initial: continued.Start | None, functions: SumFunct
   """State before the first step: initial weights, and random parameters for the rest."""
   p, config = setup.programs[0], setup.run.config
 
-  def init() -> pretrain_step.TrainState:
+  def init() -> TrainState:
     return pretrain_step.init_state(p.model, p.optimizer, config.seed, config.sequence_length)
 
   state = jax.jit(init, out_shardings=p.shardings)()

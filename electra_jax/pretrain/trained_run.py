@@ -96,7 +96,8 @@ class Run:
 
     def read(params: PyTree, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
       inputs = packed_inputs(token_ids, t.pad_id, t.cls_id, t.sep_id)
-      hidden = self.model.apply({'params': params}, inputs, method='hidden_states')
+      hidden: PyTree = self.model.apply({'params': params}, inputs, method='hidden_states')
+      logits: PyTree
       if 'discriminator_head' in self.model.heads:
         logits = self.model.apply({'params': params}, hidden, method='verdicts')
       else:
@@ -147,28 +148,28 @@ def open_run(
   Raises:
     UserError: the folder does not hold a run, cannot be reached, or has no such checkpoint.
   """
-  workdir = run_folder.folder(workdir)
-  with run_folder.reaching(workdir):
-    is_run = (workdir / 'config.json').exists() and (workdir / 'tokenizer').is_dir()
+  folder = run_folder.folder(workdir)
+  with run_folder.reaching(folder):
+    is_run = (folder / 'config.json').exists() and (folder / 'tokenizer').is_dir()
   if not is_run:
     raise UserError(
-      f'{workdir} is not a run: it has no config.json and tokenizer; name one with --workdir.'
+      f'{folder} is not a run: it has no config.json and tokenizer; name one with --workdir.'
     )
   # This kernel supports all devices and lengths.
-  resolved = resolve_saved(workdir, {'model.attention': 'xla'})
+  resolved = resolve_saved(folder, {'model.attention': 'xla'})
   config = resolved.config
-  tokenizer = load_tokenizer(workdir / 'tokenizer')
+  tokenizer = load_tokenizer(folder / 'tokenizer')
   model = build.build_model(config, tokenizer.size)
   # Parameters are opened unsplit: the run may have used more devices than this machine has.
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
   params, step = checkpoints.restore_params(
-    workdir, which, nn.unbox(boxed), partitioning.parameter_shardings(boxed, layout)
+    folder, which, nn.unbox(boxed), partitioning.parameter_shardings(boxed, layout)
   )
   phase = next(phase for phase in resolved.phases if step <= phase.last)
   of_phase = phase.config.replace({'data.store': store} if store else {})
   return Run(
-    workdir=str(workdir),
+    workdir=str(folder),
     step=step,
     resolved=resolved,
     config=of_phase,

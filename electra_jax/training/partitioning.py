@@ -262,7 +262,8 @@ def padded_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:
 def process_rows(mesh: jax.sharding.Mesh, batch_size: int) -> np.ndarray:
   """Numbers of the rows of a global batch that this process's devices hold, int64, ascending."""
   indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-  return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices.values()]))
+  rows = np.arange(batch_size)
+  return np.unique(np.concatenate([rows[index] for index in indices.values()]))
 
 
 def global_batch(local_rows: np.ndarray, mesh: jax.sharding.Mesh, batch_size: int) -> jax.Array:
@@ -280,7 +281,8 @@ def global_batch(local_rows: np.ndarray, mesh: jax.sharding.Mesh, batch_size: in
   if len(local_rows) != len(mine):
     raise ValueError(f'{len(local_rows)} rows were given; this process holds {len(mine)}.')
 
-  def of_device(index: tuple[slice, ...]) -> np.ndarray:
+  def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None  # as the array has a global shape
     start, stop, _ = index[0].indices(batch_size)
     first = np.searchsorted(mine, start)
     return local_rows[first : first + stop - start]
@@ -303,7 +305,7 @@ def parameter_shardings(boxed_shapes: PyTree, layout: Layout) -> PyTree:
     boxed_shapes: result of jax.eval_shape of the model's init.
     layout: the mesh and its rules.
   """
-  rules = dict(layout.rules)
+  rules: dict[str | None, Axes] = dict(layout.rules)
 
   def sharding(boxed: nn.Partitioned[Any]) -> NamedSharding:
     shape = boxed.value.shape
@@ -327,7 +329,7 @@ def _axes_of(entry: Entry) -> tuple[str, ...]:
   return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def _shards(entry: Entry, mesh: jax.sharding.Mesh) -> int:
+def _shards(entry: Entry, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
   return math.prod(mesh.shape[axis] for axis in _axes_of(entry))
 
 
@@ -391,7 +393,7 @@ def sum_over_data(
   def is_axis(x: object) -> bool:
     return x is None or isinstance(x, int)
 
-  def add_up(axis: int | None, gradient: jax.Array) -> jax.Array:
+  def add_up(axis: int | None, gradient: PyTree) -> PyTree:
     if axis is None:
       return jax.lax.psum(gradient, 'data')
     return jax.lax.psum_scatter(gradient, 'data', scatter_dimension=axis, tiled=True)

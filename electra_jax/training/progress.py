@@ -82,7 +82,8 @@ def _summary_writer() -> Callable[..., Any]:
   finally:
     if hidden:
       del sys.modules['torch']
-  return SummaryWriter
+  writer: Callable[..., Any] = SummaryWriter
+  return writer
 
 
 class Writer:

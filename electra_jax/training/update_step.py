@@ -13,6 +13,7 @@ import optax
 from electra_jax.training import partitioning
 
 PyTree = Any
+Leaf = Any  # jax.Array; in trees of shapes or shardings, one of these
 
 
 class TrainState(NamedTuple):
@@ -26,11 +27,11 @@ class TrainState(NamedTuple):
     bad_step: int32, the step that was not finite and stopped the run, or -1.
   """
 
-  step: jax.Array
+  step: Leaf
   params: PyTree
   opt_state: PyTree
-  skipped: jax.Array
-  bad_step: jax.Array
+  skipped: Leaf
+  bad_step: Leaf
 
 
 class BatchLoss(NamedTuple):

@@ -214,8 +214,8 @@ PRETRAINING = [
   Break(
     'a run of another config is trained over',
     'electra_jax/pretrain/run_start.py',
-    'if changed and checkpoints.any_saved(workdir):',
-    'if changed and not checkpoints.any_saved(workdir):',
+    'if changed and checkpoints.any_saved(folder):',
+    'if changed and not checkpoints.any_saved(folder):',
     'cli/bad_input_test.py::test_the_workdir_of_another_config',
   ),
   Break(
