@@ -1,6 +1,7 @@
 """ELECTRA pretraining in JAX and Flax."""
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from electra_jax.version import __version__ as __version__
@@ -15,6 +16,7 @@ def load(
   step: str | int = 'last',
   store: str | None = None,
   task: str | None = None,
+  plugins: Sequence[str | os.PathLike[str]] = (),
 ) -> 'Run | FineTunedRun':
   """Opens a trained run: its config, model, parameters and tokenizer.
 
@@ -25,6 +27,7 @@ def load(
     store: of a pretraining run, the prepared corpus if it has moved since training. Only held-out
       rows are read from it.
     task: of a fine-tuned run, the task to open; None if the run has one task.
+    plugins: Python files that register what user code added for the run (--plugins).
 
   Returns:
     A run that can be called with texts, or a fine-tuned run that can be called with examples or the
@@ -33,8 +36,10 @@ def load(
   Raises:
     electra_jax.errors.UserError: the folder holds no run, or no such checkpoint.
   """
+  from electra_jax import registry
   from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 
+  registry.load_plugins(plugins)
   if is_finetuned(workdir):
     return open_finetuned(workdir, task)
   from electra_jax.pretrain.trained_run import open_run

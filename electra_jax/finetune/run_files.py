@@ -26,7 +26,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import initial, trial_summary
 from electra_jax.finetune.resolve import started
 from electra_jax.finetune.tasks.task import Features, Task
-from electra_jax.training import run_folder, versions
+from electra_jax.training import plugins, run_folder, versions
 
 RESULT = 'result.json'  # in the folder of a trial
 RESULTS = 'results.json'  # in the folder of the run
@@ -65,6 +65,7 @@ def claim_finetuning(workdir: str | os.PathLike[str], config: FinetuningConfig) 
       )
   run_folder.write_json(path, plain)
   versions.record_versions(folder, resumed=started(folder))
+  plugins.record(folder, config.specs)
 
 
 def keep_encoder(workdir: epath.Path, start: initial.Initial) -> None:

@@ -16,7 +16,8 @@ from electra_jax.finetune.finetune_step import Predictor
 from electra_jax.finetune.initial import Initial, with_choices
 from electra_jax.finetune.resolve import rates
 from electra_jax.finetune.tasks.task import Features, Task
-from electra_jax.model.heads import FineTuned, init_params
+from electra_jax.model.config import FAMILIES
+from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import optimizers, partitioning, schedules
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.schedules import WarmupDecay
@@ -175,13 +176,14 @@ def build_task_model(
 
 def _check_encoder(fields: ModelConfig, task: Task, max_length: int) -> None:
   """Checks that the rows of a task fit the positions and token types of the encoder."""
-  if fields.family == 'electra' and max_length > fields.max_positions:
+  family = FAMILIES[fields.family]
+  if family.has_position_table and max_length > fields.max_positions:
     raise UserError(
       f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} '
       f'positions; set --config.max_length={fields.max_positions}.'
     )
   paired = task.head == 'span' or bool(getattr(getattr(task, 'columns', None), 'second', ()))
-  if fields.family == 'electra' and fields.type_vocab_size < 2 and paired:
+  if family.has_token_types and fields.type_vocab_size < 2 and paired:
     raise UserError(
       f'{task.name} has two texts per row, which need two token types, and the encoder has '
       f'{fields.type_vocab_size}; name another encoder, or a task of single texts.'
@@ -190,18 +192,19 @@ def _check_encoder(fields: ModelConfig, task: Task, max_length: int) -> None:
 
 def _check_head(config: FinetuningConfig, fields: ModelConfig, task: Task) -> None:
   """Checks that the fields of config.head apply to the task."""
-  head, modern = config.head, fields.family == 'modern'
+  head, family = config.head, FAMILIES[fields.family]
   if head.pooling != 'cls' and task.head not in ('classification', 'regression'):
     raise UserError(
       f'config.head.pooling is {head.pooling!r} and {task.name} is a task of {task.head}; pooling '
       'applies to classification and regression, leave it out.'
     )
-  if head.pooling != 'cls' and head.style == 'transformers' and not modern:
+  if head.style == 'transformers' and head.pooling not in family.transformers_poolings:
     raise UserError(
-      f'config.head.pooling is {head.pooling!r}, which transformers does not have for an ELECTRA '
+      f'config.head.pooling is {head.pooling!r}, which transformers does not have for this '
       'encoder; leave it out, or set --config.head.style=published.'
     )
-  if head.dropout >= 0 and task.head == 'span' and not (modern and head.style == 'transformers'):
+  span_dropout = head.style == 'transformers' and family.transformers_span_dropout
+  if head.dropout >= 0 and task.head == 'span' and not span_dropout:
     raise UserError(
       f'config.head.dropout is {head.dropout} and the head of {task.name}, a task of spans, has no '
       'dropout; leave it out.'
@@ -239,7 +242,7 @@ def build_task_program(
   steps = max(1, round((config.epochs or task.recipe.epochs) * steps_per_epoch))
   rate, decay = rates(config, model.config.hidden_size)
   schedule = WarmupDecay(rate, int(o.warmup * steps), steps)
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   optimizer = _optimizer(config, schedule, boxed, model.config.num_layers, decay)
   shapes, shardings = layout_of_state(boxed, optimizer, layout)
   ids = finetune_step.special_ids(initial.tokenizer)
@@ -276,7 +279,7 @@ def build_task_program(
     shapes=shapes,
     shardings=shardings,
     init_params=jax.jit(
-      lambda seed: nn.unbox(init_params(model, seed)), out_shardings=shardings.params
+      lambda seed: nn.unbox(init_finetuned(model, seed)), out_shardings=shardings.params
     ),
     init_state=jax.jit(
       lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0
@@ -305,14 +308,11 @@ def _optimizer(
   config: FinetuningConfig, schedule: WarmupDecay, boxed: PyTree, layers: int, decay: float
 ) -> optax.GradientTransformation:
   """AdamW, with learning rates that decay layer by layer from the head downwards."""
-  o = config.optimizer
+  layer_rates = optimizers.layerwise_rates(
+    nn.unbox(boxed), layers, decay, config.optimizer.published_depths
+  )
   return optimizers.adamw(
-    schedule,
-    b1=o.b1,
-    b2=o.b2,
-    eps=o.eps,
-    weight_decay=o.weight_decay,
-    clip=o.clip,
-    bias_correction=o.bias_correction,
-    layer_rates=optimizers.layerwise_rates(nn.unbox(boxed), layers, decay, o.published_depths),
+    optimizers.OptimizerSettings(
+      {'learning_rate': schedule}, config.optimizer, layer_rates=layer_rates
+    )
   )

@@ -27,7 +27,7 @@ from electra_jax.data.prepare.preparation import (
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.pretrain.resolve import resolve
-from electra_jax.training import checkpoints, run_folder, versions
+from electra_jax.training import checkpoints, plugins, run_folder, versions
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
@@ -68,6 +68,7 @@ def prepare_data(
     lowercase=TRISTATE[d.lowercase],
     strip_accents=TRISTATE[d.strip_accents],
     byte_fallback=TRISTATE[d.byte_fallback],
+    tokenizer_options=d.tokenizer_options,
   )
   return prepare(recipe, cache=d.cache, processes=d.workers, **where)
 
@@ -183,6 +184,7 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
   recorded = read_json(resolved) if run_folder.exists(resolved) else {}
   write_json(path, plain | ({'steps': recorded['steps']} if 'steps' in recorded else {}))
   versions.record_versions(folder, resumed=checkpoints.any_saved(folder))
+  plugins.record(folder, config.specs)
   return recorded
 
 

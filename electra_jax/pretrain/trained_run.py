@@ -122,7 +122,7 @@ class Run:
     t, encoder = self.tokenizer, self.model.discriminator_config
     rows = [[t.cls_id, *t.encode(text), t.sep_id] for text in texts]
     longest = max(map(len, rows), default=0)
-    if encoder.family == 'electra' and longest > encoder.max_positions:
+    if encoder.has_position_table and longest > encoder.max_positions:
       raise UserError(
         f'a text has {longest} tokens and the encoder has {encoder.max_positions} positions; split '
         'the text.'

@@ -216,7 +216,7 @@ PRETRAINING = [
     'electra_jax/pretrain/run_start.py',
     'if changed and checkpoints.any_saved(folder):',
     'if changed and not checkpoints.any_saved(folder):',
-    'cli/bad_input_test.py::test_the_workdir_of_another_config',
+    'cli/bad_input_test.py::test_the_workdir_of_another_config_is_refused',
   ),
   Break(
     'a checkpoint is saved before its step is checked',
