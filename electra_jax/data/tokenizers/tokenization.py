@@ -104,7 +104,7 @@ class Tokenizer(abc.ABC):
   """
 
   # Part of the fingerprint. For a tokenizer of user code, the name that it is registered under.
-  kind: ClassVar[str]
+  kind: ClassVar[str] = ''
   # User code: raise it when the same files and options begin to give other ids, so that prepared
   # corpora are not reused.
   version: ClassVar[int] = 0
