@@ -159,7 +159,7 @@ def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path
     'the generator is cut out of the discriminator, 1 layers of 16; '
     'the first 4 steps train only the generator' in out
   )
-  assert 'phase 1 of 2: 4 steps of 8 x 32, the generator alone' in out
+  assert 'phase 1 of 2: 4 steps of 8 x 32, only the generator is trained' in out
   first, last, source_params = (
     micro_run.checkpoint(tmp_path / 'run', 4),
     micro_run.checkpoint(tmp_path / 'run', STEPS),

@@ -18,7 +18,7 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.weights import of_tower, same_bits
-from electra_jax.pretrain import build, pretrain_step, pretrained
+from electra_jax.pretrain import build, pretrain_step, run_start
 from electra_jax.pretrain.continued.initial_state import initial_state
 from electra_jax.pretrain.continued.tokens import tokenizer_path
 from electra_jax.pretrain.resolve import resolve_run
@@ -262,7 +262,7 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
   )
-  pretrained.claim(workdir, run.config)  # it refuses another config
+  run_start.claim_workdir(workdir, run.config)  # it refuses another config
   weights = own.read(workdir)
   assert (
     weights.moments['mu'].keys() == weights.params.keys() - GENERATOR and weights.sharing == 'none'
