@@ -12,10 +12,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from electra_jax import registry
-from electra_jax.config import checked_pretraining
+from electra_jax.config import PretrainingConfig, checked_pretraining
 from electra_jax.errors import UserError
-from electra_jax.pretrain import build
+from electra_jax.pretrain import build, pretrain_step
 from electra_jax.training import optimizers, partitioning, schedules
+from electra_jax.training.update_step import layout_of_state, with_moments
 
 RECIPE = {'b1': 0.878, 'b2': 0.974, 'eps': 1e-6, 'weight_decay': 0.01}
 STEPS = 5
@@ -216,6 +217,43 @@ def test_an_unknown_option_of_an_optimizer_is_refused(lion):
   lion.optimizer.options = {'momentum': 0.9}
   with pytest.raises(UserError, match='config.optimizer.options.momentum is not an option'):
     checked_pretraining(lion)
+
+
+@pytest.mark.parametrize('kind', ['adam', 'lion', 'adafactor'])
+def test_moments_of_any_optimizer_are_split_as_the_parameters(kind):
+  optimizer = {
+    'adam': optax.scale_by_adam(),
+    'lion': optax.scale_by_lion(),
+    'adafactor': optax.scale_by_factored_rms(min_dim_size_to_factor=8),
+  }[kind]
+  config = PretrainingConfig().replace({'sharding.smallest': 0})
+  layout = partitioning.make_layout(config)
+  boxed = jax.eval_shape(lambda: pretrain_step.init_params(conftest.tiny_electra(), 0, 8))
+  shapes, shardings = layout_of_state(boxed, optimizer, layout)
+  assert jax.tree.structure(shapes.opt_state) == jax.tree.structure(shardings.opt_state)
+  of_adam = layout_of_state(boxed, optax.scale_by_adam(), layout)[1].opt_state.mu
+  same_shape = {'adam': 'mu', 'lion': 'mu', 'adafactor': 'v'}[kind]
+  moments = getattr(shardings.opt_state, same_shape)
+  if kind == 'adafactor':  # matrices have factored moments
+    assert shapes.opt_state.v_row['embeddings']['word'].shape == (16,)
+    assert shardings.opt_state.v_row['embeddings']['word'].is_fully_replicated
+    assert moments['embeddings']['norm'] == of_adam['embeddings']['norm']
+  else:
+    assert moments == of_adam
+    assert not moments['embeddings']['word'].is_fully_replicated
+
+
+def test_moments_of_parameters_that_are_not_trained_do_not_change():
+  params = {name: {'kernel': jnp.ones((2, 2))} for name in ('discriminator', 'generator')}
+  old = optax.scale_by_lion().init(params)
+  new = jax.tree.map(lambda x: x + 1, old)
+
+  def only_generator(new, old):
+    return old | {'generator': new['generator']}
+
+  state = with_moments(new, params, only_generator, old)
+  assert state.count == 1
+  assert not state.mu['discriminator']['kernel'].any() and state.mu['generator']['kernel'].all()
 
 
 def test_the_published_schedule_is_bitwise_its_formula():
