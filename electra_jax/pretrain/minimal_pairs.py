@@ -423,7 +423,7 @@ def _rows(run: 'Run', pairs: Sequence[Pair]) -> list[np.ndarray]:
   ]
   config = run.model.discriminator_config
   longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-  if config.family == 'electra' and len(rows[longest]) > config.max_positions:
+  if config.has_position_table and len(rows[longest]) > config.max_positions:
     raise UserError(
       f'{pairs[longest // 2].place} has a sentence of {len(rows[longest])} tokens, and the encoder '
       f'has {config.max_positions} positions; remove it.'

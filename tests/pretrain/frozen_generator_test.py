@@ -17,7 +17,7 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.weights import of_tower, same_bits
-from electra_jax.pretrain import build, continued, pretrain_step, pretrained
+from electra_jax.pretrain import build, continued, pretrain_step, run_start
 from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import partitioning
 
@@ -25,7 +25,7 @@ GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
 
 
 def config_of(*fields):
-  return main.parse(
+  return main.parse_flags(
     ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
   ).config
 
@@ -256,12 +256,12 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
 
   # The same command goes on where the source is gone.
   shutil.rmtree(tmp_path / 'source')
-  run = resolve(main.parse(['main', *told]).config, workdir)
+  run = resolve(main.parse_flags(['main', *told]).config, workdir)
   assert (
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
   )
-  pretrained.claim(workdir, run.config)  # which refuses another config
+  run_start.claim_workdir(workdir, run.config)  # which refuses another config
   weights = own.read(workdir)
   assert (
     weights.moments['mu'].keys() == weights.params.keys() - GENERATOR and weights.sharing == 'none'

@@ -16,7 +16,7 @@ from electra_jax.data.tokenizers.tokenization import SPECIAL_TOKENS, load_tokeni
 from electra_jax.errors import UserError
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import minimal_pairs
-from electra_jax.pretrain.pretrained import Run
+from electra_jax.pretrain.trained_run import Run
 from electra_jax.training import partitioning
 
 REAL = pathlib.Path(__file__).parents[3] / 'shared/data/blimp.tar.xz'
