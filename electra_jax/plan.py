@@ -189,7 +189,9 @@ def _flops(p) -> dict:
     )
     shapes, _ = pretrain_step.state_shardings(model, p.optimizer, length, p.layout)
     step = pretrain_step.make_train_step(
-      model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained, alone=p.alone
+      dataclasses.replace(p.computation, model=model, seed=0, schedules={}),
+      p.optimizer,
+      trained=p.trained,
     )
     lowered = jax.jit(step).lower(
       shapes, {'token_ids': jax.ShapeDtypeStruct((batch, length), jnp.int32)}

@@ -5,16 +5,15 @@ import statistics
 
 import jax
 
-from electra_jax import console
+from electra_jax import console, registry
 from electra_jax.config import FinetuningConfig, checked_finetuning, freeze, kind_of
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune, read_records
 from electra_jax.finetune.trial import plain
-from electra_jax.pretrain import evaluation, objectives
-from electra_jax.pretrain.build import build_model, build_settings
-from electra_jax.pretrain.objectives.common import step_flops
+from electra_jax.pretrain import evaluation
+from electra_jax.pretrain.build import build_model, build_settings, objective_of
 from electra_jax.pretrain.pretrain_step import jit_eval_step
 from electra_jax.pretrain.pretrained import Run, open_run, use_compilation_cache
 from electra_jax.pretrain.resolve import ResolvedRun
@@ -79,7 +78,7 @@ def timeline(
           of_phase,
           jit_eval_step(
             of_phase.model,
-            objectives.named(of_phase.settings.name),
+            registry.OBJECTIVES.get(of_phase.settings.name),
             of_phase.settings,
             of_phase.layout,
             seed=evaluation.EVAL_SEED,
@@ -90,15 +89,7 @@ def timeline(
       sums = evaluation.heldout_sums(
         eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows
       )
-      figures, spread = (
-        evaluation.figures_of(sums, of_phase.settings),
-        evaluation.intervals(sums, of_phase.settings),
-      )
-      point['heldout'] = {
-        name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]}
-        for name in evaluation.NAMES
-        if name in figures
-      }
+      point['heldout'] = evaluation.with_intervals(sums, of_phase.settings)
       live(done + 1, f'step {point["step"]:,}')
 
   #### Tasks #########################################################################################################
@@ -132,8 +123,8 @@ def spent(run: ResolvedRun, tokenizer, step: int) -> dict[str, float]:
     model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
     totals['tokens'] += taken * c.batch_size * c.sequence_length
     for name, convention in (('flops', 'model'), ('paper_flops', 'paper')):
-      totals[name] += taken * step_flops(
-        settings, model, c.batch_size, c.sequence_length, convention, phase.generator_only
+      totals[name] += taken * objective_of(c).step_flops(
+        settings, model, (c.batch_size, c.sequence_length), convention, phase.generator_only
       )
   return totals
 

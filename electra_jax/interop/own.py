@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from electra_jax import registry
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import DISCRIMINATOR, GENERATOR, Weights, checked, trimmed
@@ -37,13 +38,15 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
   config = run_config(folder)
   config = config.replace({'model.attention': 'xla'})
   size = load_tokenizer(folder / 'tokenizer').size
+  objective = registry.OBJECTIVES.get(config.objective.name)
   generator, discriminator = (
-    dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu')
+    dataclasses.replace(tower, vocab_multiple=1)
+    for tower in towers(config, objective.one_tower, size, 'cpu')
   )
   step = checkpoints.find_step(folder, which)
   both = checkpoints.read_moments(folder, step) if moments else None
   trees = {'params': checkpoints.read_arrays(folder, step, 'params')} | (both or {})
-  of, notes = sharing(config), []
+  of, notes = sharing(config, objective.one_tower), []
   if of == 'disentangled':
     of, trees = (
       'none',
@@ -74,7 +77,7 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
       moments=trees or None,
       notes=tuple(notes),
     ),
-    optional=('discriminator_head',) if config.objective.name in ('mlm', 'replace_mlm') else (),
+    optional=() if objective.has_discriminator else ('discriminator_head',),
   )
 
 

@@ -17,16 +17,6 @@ from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
 
 HEADER_EVERY = 25  # lines of figures
-COLUMNS = {
-  'generator_loss': ('gen loss', 9, '.3f'),
-  'generator_accuracy': ('acc', 5, '.0%'),
-  'prediction_loss': ('pred loss', 9, '.3f'),
-  'discriminator_loss': ('disc loss', 10, '.4f'),
-  'constant_loss': ('constant', 9, '.4f'),
-  'auc': ('auc', 6, '.3f'),
-  'average_precision': ('ap', 6, '.3f'),
-  'recall': ('recall', 7, '.3f'),
-}  # title, width and format of a figure
 
 
 class Course(NamedTuple):
@@ -46,8 +36,8 @@ class Course(NamedTuple):
   look_first: bool  # at the held-out rows before the first step: what the weights that it begins with are worth
 
 
-def train_figures(sums, changing: dict, done: int) -> dict[str, float]:
-  """The figures of the steps since the last line: those of metrics.figures, means over steps of loss and norms, and what changes
+def train_figures(objective, sums, changing: dict, done: int) -> dict[str, float]:
+  """The figures of the steps since the last line: those of the objective, means over steps of loss and norms, and what changes
   over the run (name -> function of the step: learning rates, scheduled settings) as it was in the last of them."""
   count = int(sums['steps'])
   means = {
@@ -55,7 +45,7 @@ def train_figures(sums, changing: dict, done: int) -> dict[str, float]:
     for name, value in sums.items()
     if name == 'loss' or '_norm/' in name
   }
-  figures = means | metrics.figures(
+  figures = means | objective.compute_metrics(
     {name: value for name, value in sums.items() if name not in means and name != 'steps'}
   )
   if not count:  # every step was skipped: there is nothing to say, and no zeros to draw
@@ -63,18 +53,16 @@ def train_figures(sums, changing: dict, done: int) -> dict[str, float]:
   return figures | {name: float(value(done - 1)) for name, value in changing.items()}
 
 
-def header(f, peak_source: str) -> str:
-  """What stands over lines of figures like `f`: those of COLUMNS that its objective has."""
-  titles = ' '.join(
-    f'{title:>{width}}' for field, (title, width, _) in COLUMNS.items() if field in f
-  )
+def header(objective, f, peak_source: str) -> str:
+  """What stands over lines of figures like `f`: the columns of the objective."""
+  titles = ' '.join(f'{c.column:>{c.width}}' for name, c in objective.columns.items() if name in f)
   return f'\n{"step":>11} {"loss":>7} {titles} {"tokens/s":>9} {"of peak" if peak_source == "measured" else "MFU":>7} {"left":>7}'
 
 
-def line(step: str, f, last_columns: str = '') -> str:
+def line(objective, step: str, f, last_columns: str = '') -> str:
   """One line of figures, of training or of held-out rows; a dash for one that is not known."""
   values = ' '.join(
-    f'{f[field]:{width}{form}}' for field, (_, width, form) in COLUMNS.items() if field in f
+    f'{f[name]:{c.width}{c.format}}' for name, c in objective.columns.items() if name in f
   )
   return f'{step:>11} {f["loss"] if "loss" in f else f["total_loss"]:7.2f} {values} {last_columns}'.replace(
     'nan', '  -'
@@ -129,17 +117,12 @@ def run_steps(
       prepared.train, int(bad_step) - phase.first, config.batch_size, data_seed
     )
     name = pretrain_step.first_nonfinite(
-      p.model,
-      p.objective,
-      p.settings,
+      p.computation,
       state.params,
       token_ids,
-      seed=config.seed,
       step=int(bad_step),
-      parts=course.micro_batches,
+      micro_batches=course.micro_batches,
       layout=p.layout,
-      alone=p.alone,
-      schedules=p.schedules,
     )
     writer.keep()
     checkpoints.wait(manager)
@@ -166,7 +149,7 @@ def run_steps(
   def look(done, tokens, live):
     """Held-out rows: writes and shows the figures, and returns the one that checkpoints are chosen by."""
     nonlocal lines
-    heldout = evaluation.figures_of(
+    heldout = evaluation.heldout_metrics(
       evaluation.heldout_sums(
         eval_step,
         state.params,
@@ -180,8 +163,8 @@ def run_steps(
     writer.write('heldout', done, heldout | {'tokens': tokens, 'seconds': writer.seconds})
     if not lines:
       lines = 1
-      live.above(header(heldout, course.peak_source))
-    live.above(line('held out', heldout))
+      live.above(header(p.objective, heldout, course.peak_source))
+    live.above(line(p.objective, 'held out', heldout))
     # While the generator catches up the discriminator's task grows harder: those losses say nothing of which is better.
     return None if phase.generator_only else float(heldout['total_loss'])
 
@@ -231,7 +214,7 @@ def run_steps(
         now = clock()
         rate = (done - interval_first) * tokens_per_step / (now - interval_start)
         writer.seconds += now - interval_start
-        figures = train_figures(host_sums, p.rates | p.schedules, done) | {
+        figures = train_figures(p.objective, host_sums, p.rates | p.schedules, done) | {
           'skipped': int(counters['skipped']),
           'tokens': tokens,
           'tokens_per_second': rate,
@@ -244,19 +227,24 @@ def run_steps(
         writer.write('train', done, figures)
         course.status.progress(done)
         if lines % HEADER_EVERY == 0:
-          live.above(header(figures, course.peak_source))
+          live.above(header(p.objective, figures, course.peak_source))
         lines += 1
         share = f'{figures["utilisation"]:7.0%}' if course.peak else f'{"":7}'
         left = (now - started - paused) / (done - first) * (phase.last - done)
         live.above(
-          line(f'{done:,}', figures, f'{quantity(rate):>9} {share} {console.seconds(left):>7}')
+          line(
+            p.objective,
+            f'{done:,}',
+            figures,
+            f'{quantity(rate):>9} {share} {console.seconds(left):>7}',
+          )
         )
         is_late = done >= max(config.optimizer.warmup_steps, 10 * config.log_every)
         if (
           not warned
           and is_late
-          and 'discriminator_loss' in p.objective.LOSSES
-          and metrics.collapsed(figures)
+          and p.objective.trains_discriminator
+          and metrics.answers_original(figures)
         ):
           warned = True
           live.above(

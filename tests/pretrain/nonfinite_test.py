@@ -1,5 +1,6 @@
 """A step that is not finite stops the run, named, with the last good checkpoint kept; leaving such steps out is a choice, counted."""
 
+import dataclasses
 import json
 import types
 
@@ -11,14 +12,14 @@ import optax
 import pytest
 
 from electra_jax.pretrain import pretrain_step
-from electra_jax.pretrain.objectives.common import Settings
+from electra_jax.pretrain.objectives.settings import Settings
 
 POISON = 99
 
 
-def loss(settings, model, params, examples, counts, *, train):
+def loss(params, context):
   """A straight line whose loss is not finite where a row holds POISON."""
-  rows = jnp.where(examples == POISON, jnp.inf, examples)
+  rows = jnp.where(context.batch == POISON, jnp.inf, context.batch)
   value = jnp.mean(
     jnp.square(rows @ params['discriminator']['kernel'] + params['generator']['bias'])
   )
@@ -30,6 +31,7 @@ OBJECTIVE = types.SimpleNamespace(
   counts=lambda settings, examples: {},
   loss=loss,
 )
+COMPUTATION = pretrain_step.Computation(None, OBJECTIVE, Settings(), seed=0)
 OPTIMIZER = optax.adam(0.1)
 
 
@@ -38,9 +40,7 @@ def trained(batches, skip_nonfinite):
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   state = pretrain_step.fresh_state(OPTIMIZER, params)
   step = jax.jit(
-    pretrain_step.make_train_step(
-      None, OBJECTIVE, Settings(), OPTIMIZER, seed=0, skip_nonfinite=skip_nonfinite
-    )
+    pretrain_step.make_train_step(COMPUTATION, OPTIMIZER, skip_nonfinite=skip_nonfinite)
   )
   states, sums = [state], []
   for token_ids in batches:
@@ -74,14 +74,15 @@ def test_the_state_stays_before_the_step_that_failed():
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is():
-  def root(settings, model, params, examples, counts, *, train):
+  def root(params, context):
     value = jnp.sqrt(jnp.sum(jnp.square(params['discriminator']['kernel'])))  # no slope at zero
     return value, {'discriminator_loss': value}
 
   objective = types.SimpleNamespace(**{**vars(OBJECTIVE), 'loss': root})
   params = {'discriminator': {'kernel': jnp.zeros(4)}}
   state = pretrain_step.fresh_state(OPTIMIZER, params)
-  step = jax.jit(pretrain_step.make_train_step(None, objective, Settings(), OPTIMIZER, seed=0))
+  computation = dataclasses.replace(COMPUTATION, objective=objective)
+  step = jax.jit(pretrain_step.make_train_step(computation, OPTIMIZER))
   after, sums = step(state, {'token_ids': batches()[0]})
   assert after.bad_step == 0 and after.step == 0 and sums['steps'] == 0
   assert equal((after.params, after.opt_state), (state.params, state.opt_state))
@@ -118,9 +119,8 @@ def test_the_first_tensor_that_is_not_finite_is_named(spoil, name):
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   token_ids = batches()[0]
   spoil(params, token_ids)
-  assert pretrain_step.first_nonfinite(
-    None, OBJECTIVE, Settings(), params, token_ids, seed=0, step=0
-  ).startswith(name)
+  found = pretrain_step.first_nonfinite(COMPUTATION, params, token_ids, step=0)
+  assert found.startswith(name)
 
 
 def test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_asked(tmp_path):

@@ -6,12 +6,13 @@ import pytest
 from conftest import adamw, packed_rows, tiny_electra
 
 from electra_jax.pretrain import metrics, pretrain_step
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import partitioning, schedules
 
 STEPS = 250
 # So hot that samples stay wrong when the generator is right: there is something to find until the end.
-SETTINGS = objective.Settings(max_predictions=5, temperature=20.0)
+SETTINGS = Settings(max_predictions=5, temperature=20.0)
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
@@ -24,7 +25,11 @@ def test_both_towers_learn_one_batch_by_heart(family):
     lambda: pretrain_step.init_state(model, optimizer, 0, 32), out_shardings=shardings
   )()
   train_step = pretrain_step.jit_train_step(
-    pretrain_step.make_train_step(model, objective, SETTINGS, optimizer, seed=0), shardings, layout
+    pretrain_step.make_train_step(
+      pretrain_step.Computation(model, OBJECTIVE, SETTINGS, seed=0), optimizer
+    ),
+    shardings,
+    layout,
   )
   batch = {'token_ids': packed_rows(8, 32, 60, seed=1)}
   every = []
