@@ -156,10 +156,12 @@ def key_lines(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _verdict_lines(values: dict[str, Interval]) -> list[tuple[str, str]]:
-  loss, constant = (
-    math.nan if values[name][0] is None else values[name][0]
-    for name in ('discriminator_loss', 'constant_loss')
-  )
+
+  def value(name: str) -> float:
+    found = values[name][0]
+    return math.nan if found is None else found
+
+  loss, constant = value('discriminator_loss'), value('constant_loss')
   side = 'below' if loss < constant else 'above'
   return [
     (

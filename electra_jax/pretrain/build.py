@@ -20,6 +20,8 @@ from electra_jax.pretrain.objectives.objective import Objective
 from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import memory, optimizers, partitioning, schedules
 from electra_jax.training.encoders import sharing, towers
+from electra_jax.training.schedules import Inputs, Schedule
+from electra_jax.training.update_step import TrainState
 
 # A Tokenizer, or what any_tokenizer returns.
 AnyTokenizer: TypeAlias = Any
@@ -100,7 +102,7 @@ def build_settings(config: PretrainingConfig, tokenizer: AnyTokenizer) -> Settin
   )
 
 
-def build_schedules(config: PretrainingConfig) -> dict[str, schedules.Schedule]:
+def build_schedules(config: PretrainingConfig) -> dict[str, Schedule]:
   """Settings of the objective that change over the run: name -> function of the step."""
   return {
     name: schedules.from_form(form, config.steps)
@@ -109,7 +111,7 @@ def build_schedules(config: PretrainingConfig) -> dict[str, schedules.Schedule]:
   }
 
 
-def build_rates(config: PretrainingConfig) -> dict[str, schedules.Schedule]:
+def build_rates(config: PretrainingConfig) -> dict[str, Schedule]:
   """Learning rates over all phases.
 
   Returns:
@@ -117,7 +119,7 @@ def build_rates(config: PretrainingConfig) -> dict[str, schedules.Schedule]:
   """
   o, phases = config.optimizer, phases_of(config)
 
-  def rate(field: str) -> schedules.Schedule:
+  def rate(field: str) -> Schedule:
     return schedules.Piecewise(
       [
         schedules.WarmupDecay(
@@ -139,7 +141,7 @@ def build_rates(config: PretrainingConfig) -> dict[str, schedules.Schedule]:
 
 def build_optimizer(
   config: PretrainingConfig,
-) -> tuple[optax.GradientTransformation, schedules.Schedule]:
+) -> tuple[optax.GradientTransformation, Schedule]:
   """The optimizer of a config and its learning rate, over all phases."""
   o, rates = config.optimizer, build_rates(config)
   make = {'adamw': optimizers.adamw, 'lamb': optimizers.lamb}[o.name]
@@ -184,15 +186,15 @@ class Program(NamedTuple):
   objective: Objective
   settings: Settings
   optimizer: optax.GradientTransformation
-  rates: dict[str, schedules.Schedule]
-  schedules: dict[str, schedules.Schedule]
-  shapes: pretrain_step.TrainState
-  shardings: pretrain_step.TrainState
+  rates: dict[str, Schedule]
+  schedules: dict[str, Schedule]
+  shapes: TrainState
+  shardings: TrainState
   trained: tuple[str, ...] | None = None
   generator_only: bool = False
 
   @property
-  def inputs(self) -> dict[str, schedules.Inputs]:
+  def inputs(self) -> dict[str, Inputs]:
     """Constants of the schedules, the `schedules` of a step's batch."""
     return schedules.constants(self.rates | self.schedules)
 

@@ -113,15 +113,15 @@ def read_rows(
     verdicts = jnp.full(token_ids.shape, jnp.nan)
 
   probabilities = jax.nn.softmax(logits, axis=-1)
+
   # From slots to positions. The original program's repeated draws agree on both, and empty slots
   # add nothing.
-  in_row = jax.vmap(
-    lambda position, value: jnp.zeros(token_ids.shape[1], value.dtype).at[position].max(value)
-  )
+  @jax.vmap
+  def in_row(position: jax.Array, value: jax.Array) -> jax.Array:
+    return jnp.zeros(token_ids.shape[1], value.dtype).at[position].max(value)
 
   def at(values: jax.Array) -> jax.Array:
-    found: jax.Array = in_row(masks.positions, values * masks.weights)
-    return found
+    return in_row(masks.positions, values * masks.weights)
 
   def p_of(ids: jax.Array) -> jax.Array:
     return at(jnp.take_along_axis(probabilities, ids[..., None], axis=-1)[..., 0])
@@ -256,7 +256,7 @@ def count_verdicts(row: RowsRead, tokenizer: Tokenizer) -> Counts:
   real = np.flatnonzero(row.token_ids != tokenizer.pad_id)
   counts: Counts = collections.Counter()
   if is_judged(row):
-    counts.update(verdict(row, position) for position in real)
+    counts.update(verdict(row, int(position)) for position in real)
   counts.update(tokens=len(real), masked=int(row.masked.sum()), replaced=int(row.replaced.sum()))
   return counts
 

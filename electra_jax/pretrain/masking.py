@@ -57,11 +57,15 @@ def write_tokens(
     weights: [batch, predictions]; slots of weight 0 write nothing.
   """
   slots = weights.astype(jnp.int32)
-  row = jax.vmap(
-    lambda position, value: jnp.zeros(token_ids.shape[1], jnp.int32).at[position].add(value)
+
+  @jax.vmap
+  def row_of_sums(position: jax.Array, value: jax.Array) -> jax.Array:
+    return jnp.zeros(token_ids.shape[1], jnp.int32).at[position].add(value)
+
+  count = row_of_sums(positions, slots)
+  return jnp.where(
+    count > 0, row_of_sums(positions, values * slots) // jnp.maximum(count, 1), token_ids
   )
-  count = row(positions, slots)
-  return jnp.where(count > 0, row(positions, values * slots) // jnp.maximum(count, 1), token_ids)
 
 
 def choose(settings: Settings, token_ids: jax.Array, maskable: jax.Array, keys: jax.Array) -> Masks:

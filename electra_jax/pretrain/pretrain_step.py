@@ -62,7 +62,7 @@ class Computation:
       The masked rows; counts over all of them, and the settings that change.
     """
     token_ids = batch['token_ids']
-    now = values(dict(self.schedules), step, batch.get('schedules'))
+    now: dict[str, Any] = values(dict(self.schedules), step, batch.get('schedules'))
     keys = row_keys(self.seed, step, jnp.arange(token_ids.shape[0]))
     settings = dataclasses.replace(self.settings, **now)
     examples = self.objective.examples(settings, token_ids, keys)
@@ -72,7 +72,7 @@ class Computation:
     self, params: Params, examples: Batch, counts: dict[str, jax.Array]
   ) -> tuple[jax.Array, Sums]:
     """The loss of some rows of `prepare`, and sums for metrics; with dropout."""
-    now = {name: counts[name] for name in self.schedules}  # the same for all rows
+    now: dict[str, Any] = {name: counts[name] for name in self.schedules}  # the same for all rows
     settings = dataclasses.replace(self.settings, **now)
     context = LossContext(settings, self.model, examples, counts, train=True)
     if self.generator_only:
@@ -240,7 +240,7 @@ def first_nonfinite(
     layout: of the mesh; None for one device.
   """
   layout = layout or partitioning.make_layout(devices=jax.devices()[:1])
-  now = values(dict(computation.schedules), step, None)
+  now: dict[str, Any] = values(dict(computation.schedules), step, None)
   settings, objective = dataclasses.replace(computation.settings, **now), computation.objective
 
   def check(params: Params, token_ids: jax.Array, rows: jax.Array) -> tuple[PyTree, ...]:

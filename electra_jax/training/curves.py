@@ -10,6 +10,8 @@ from etils import epath
 
 from electra_jax.training.progress import quantity
 
+RcParams: TypeAlias = Any  # of matplotlib
+
 # From the palettes of Okabe and Ito (2008) and of Tol, which people with any kind of color vision
 # can tell apart.
 BLUE = '#0072B2'
@@ -20,7 +22,7 @@ GREY = '#555555'
 _TOWERS = {'all': GREY, 'discriminator': BLUE, 'generator': ORANGE, 'embeddings': GREEN}
 _FEW = 30  # points: a line of more has no dots
 _MANY = 400  # points: a line of more is thin
-STYLE = {
+STYLE: RcParams = {
   'font.size': 9.5,
   'legend.fontsize': 8.5,
   'xtick.labelsize': 8.5,

@@ -219,7 +219,7 @@ def test_words_of_equal_length_are_equally_likely_at_all_positions(many):
 
 
 def test_span_lengths_follow_a_truncated_geometric_distribution():
-  """Slots are in the order of spans. A row's first run is its first span, or one that another extends."""
+  """A row's first run of positions is its first span, unless a later span extends it."""
   ids = jnp.full((2000, 200), 9)  # words of one token
 
   def first(**span):

@@ -5,7 +5,7 @@ the global batch, so that they and their gradients add up over micro-batches and
 """
 
 import dataclasses
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +74,7 @@ class LossContext:
 
   def apply(self, params: Params, *args: jax.Array | Inputs | None, method: str) -> jax.Array:
     """Calls a method of the model, such as 'generator_logits'."""
-    result: jax.Array = self.model.apply({'params': params}, *args, method=method)
-    return result
+    return cast(jax.Array, self.model.apply({'params': params}, *args, method=method))
 
 
 class MaskedPrediction(NamedTuple):
@@ -218,7 +217,8 @@ def verdict_logits(params: Params, context: LossContext, token_ids: jax.Array) -
 
 def verdict_losses(verdicts: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
   """The binary cross-entropy of log-odds, 0 where `where` is False; all are [batch, length]."""
-  return optax.sigmoid_binary_cross_entropy(verdicts, labels) * where
+  losses: jax.Array = optax.sigmoid_binary_cross_entropy(verdicts, labels) * where
+  return losses
 
 
 def judge(
