@@ -69,7 +69,7 @@ def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
     train=[line for line in lines if line['kind'] == 'train'],
     heldout=[line for line in lines if line['kind'] == 'heldout'],
     evaluation=optional('evaluation.json'),
-    same_tower=config['sharing'] == 'all' or _objective(config).one_tower,
+    same_tower=_objective(config).one_tower or _one_encoder(config),
   )
 
 
@@ -77,6 +77,11 @@ def _objective(config: dict[str, Any]) -> Objective:
   """The objective of config.json; older runs do not record its name."""
   objective: Objective = registry.OBJECTIVES.get(config['objective'].get('name', 'electra'))
   return objective
+
+
+def _one_encoder(config: dict[str, Any]) -> bool:
+  """Whether the towers share all parameters of the encoder."""
+  return bool(registry.SHARING_SCHEMES.get(config['sharing']).one_encoder)
 
 
 def displayed_metrics(record: RunRecord) -> dict[str, str]:
@@ -272,7 +277,7 @@ def _describe_generator(c: dict[str, Any]) -> str:
     return ''
   if g.get('uniform'):
     return 'none: every token is equally likely'
-  if c['sharing'] == 'all':
+  if _one_encoder(c):
     return 'the same tower'
   return (
     f'{g["hidden_fraction"]:.3g} of the width, {g["layers_fraction"]:.3g} of the depth; '

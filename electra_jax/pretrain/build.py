@@ -15,6 +15,7 @@ from electra_jax.config import Phase, PretrainingConfig, phases_of
 from electra_jax.config.declarations import typed_options
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
+from electra_jax.model.sharing.scheme import is_generator_parameter
 from electra_jax.pretrain import masking, pretrain_step
 from electra_jax.pretrain.objectives.objective import Objective
 from electra_jax.pretrain.objectives.settings import Settings
@@ -143,22 +144,10 @@ def build_optimizer(
   config: PretrainingConfig,
 ) -> tuple[optax.GradientTransformation, Schedule]:
   """The optimizer of a config and its learning rate, over all phases."""
-  o, rates = config.optimizer, build_rates(config)
-  make = {'adamw': optimizers.adamw, 'lamb': optimizers.lamb}[o.name]
-  optimizer = make(
-    rates['learning_rate'],
-    b1=o.b1,
-    b2=o.b2,
-    eps=o.eps,
-    weight_decay=o.weight_decay,
-    clip=o.clip,
-    bias_correction=o.bias_correction,
-    generator_schedule=rates.get('generator_learning_rate'),
-  )
+  rates = build_rates(config)
+  optimizer = optimizers.build(config.optimizer, rates)
   if config.generator.frozen:
-    optimizer = optimizers.of_what_learns(
-      optimizer, lambda name: not optimizers.is_generators(name)
-    )
+    optimizer = optimizers.restricted(optimizer, lambda name: not is_generator_parameter(name))
   return optimizer, rates['learning_rate']
 
 
@@ -277,25 +266,13 @@ def _trained(
 ) -> tuple[str, ...] | None:
   """Top levels of the parameters that a phase trains; None for all.
 
-  A phase that trains only the generator leaves everything unchanged that an initialized
-  discriminator reads: its embeddings, and disentangled ones of the generator.
+  A phase that trains only the generator does not change what an initialized discriminator reads.
   """
   if phase.config.generator.frozen:
-    return tuple(name for name in names if not optimizers.is_generators(name))
+    return tuple(name for name in names if not is_generator_parameter(name))
   if not phase.generator_only:
     return None
-  trained = [
-    'generator',
-    'generator_ltr',
-    'generator_rtl',
-    'generator_head',
-    'generator_embeddings',
-    'embeddings',
-  ]
-  if run_config.init:
-    trained.remove('embeddings')
-    if model.sharing == 'disentangled':
-      trained.remove('generator_embeddings')
+  trained = model.scheme.trained_with_generator(keep_discriminator=bool(run_config.init))
   return tuple(name for name in trained if name in names)
 
 

@@ -197,7 +197,7 @@ def _sections(run: 'Run', numbers: np.ndarray, color: bool) -> Iterator[str]:
   judged = 'discriminator_head' in run.model.heads
   yield (
     f'\n{run.config.name}, step {run.step:,}: held-out {span} of {store.rows:,}, '
-    f'masked as in --mode=evaluate\n\n{legend(run.tokenizer.kind, width, color, judged)}'
+    f'masked as in --mode=evaluate\n\n{legend(run.tokenizer.notation, width, color, judged)}'
   )
   counts: Counts = collections.Counter()
   for start in range(0, len(numbers), ROWS_AT_ONCE):
@@ -293,11 +293,11 @@ _OTHER_MARKS = (
 )
 
 
-def legend(kind: str, width: int, color: bool, judged: bool = True) -> str:
+def legend(notation: str, width: int, color: bool, judged: bool = True) -> str:
   """What the marks mean.
 
   Args:
-    kind: of the tokenizer.
+    notation: how the tokenizer marks words, see Tokenizer.notation.
     width: columns.
     color: whether marks are colored.
     judged: whether there is a discriminator.
@@ -313,7 +313,7 @@ def legend(kind: str, width: int, color: bool, judged: bool = True) -> str:
     if judged
     else '',
     "In the tables, p is the generator's probability of the token before it.",
-    '## continues a word.' if kind == 'wordpiece' else '▁ begins a word.',
+    notation,
     'A * marks a token that was chosen but not hidden: the generator read it as it was, and its '
     'sample was put there nevertheless.',
   ]

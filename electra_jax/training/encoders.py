@@ -13,7 +13,7 @@ from electra_jax.config import ModelConfig, PretrainingConfig, from_plain
 from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig, generator_config
-from electra_jax.training import versions
+from electra_jax.training import plugins, versions
 from electra_jax.training.run_folder import read_json
 
 # On a CPU the loop over the layers is unrolled where compilation stays short: XLA optimizes the
@@ -135,6 +135,7 @@ def run_config(folder: epath.Path) -> PretrainingConfig:
     UserError: its config.json is missing, damaged, or not the config of a run.
   """
   versions.read(folder)
+  plugins.check(folder)
   path = folder / 'config.json'
   plain = read_json(path)
   try:

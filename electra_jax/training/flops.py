@@ -18,7 +18,7 @@ def layer_flops(config: EncoderConfig, length: int) -> int:
   from the other.
   """
   c = config
-  matrices = 3 if c.family == 'modern' else 2  # the gate is the third
+  matrices = 3 if c.gated_feed_forward else 2
   feed_forward = matrices * c.hidden_size * c.intermediate_size
   return 2 * length * (4 * c.hidden_size**2 + feed_forward + 2 * length * c.hidden_size)
 

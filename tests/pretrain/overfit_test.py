@@ -37,7 +37,7 @@ def test_both_towers_learn_one_batch_by_heart(family):
     # Masks and noise are those of step 0 each time, as they are part of the batch; the rate has its own count.
     state, sums = train_step(state._replace(step=np.int32(0)), batch)
     every.append(sums)
-  first, last = (metrics.figures(jax.device_get(sums)) for sums in (every[0], every[-1]))
+  first, last = (metrics.compute(jax.device_get(sums)) for sums in (every[0], every[-1]))
   assert (
     first['generator_loss'] > 3.5
     and first['discriminator_accuracy'] < 0.95
