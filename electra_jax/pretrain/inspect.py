@@ -53,7 +53,7 @@ StyledText: TypeAlias = list[tuple[str, str | None]]  # (text, style of readable
 
 
 class RowsRead(NamedTuple):
-  """What both towers make of rows, each array [rows, length].
+  """Rows and the predictions of both towers, each array [rows, length].
 
   Probabilities are float32, and 0 where they do not apply.
 
@@ -161,8 +161,8 @@ def inspect(run: 'Run', *, rows: int = 4, first: int = 0, color: bool | None = N
     run: an opened run.
     rows: most rows to show.
     first: number of the first one, from 0.
-    color: whether marks are colored, which adds nothing to their meaning; None: on a terminal,
-      unless NO_COLOR is set.
+    color: whether marks are colored, without a change of the text; None: on a terminal, unless
+      NO_COLOR is set.
 
   Returns:
     What it printed.

@@ -93,7 +93,7 @@ def generator_sums(
     logits: [batch, predictions, vocab].
     original: int32 [batch, predictions], the masked tokens.
     mask_weights: [batch, predictions], 0 for an empty slot.
-    losses: [batch, predictions] or [batch, length], 0 where nothing is predicted.
+    losses: [batch, predictions] or [batch, length], 0 where there is no prediction.
   """
   masked = mask_weights.astype(jnp.int32)
   return {
@@ -122,7 +122,7 @@ def prediction_sums(losses: jax.Array, correct: jax.Array, where: jax.Array) -> 
   """Sums of the main tower's predictions of tokens.
 
   Args:
-    losses: [batch, positions], 0 where nothing is predicted.
+    losses: [batch, positions], 0 where there is no prediction.
     correct: [batch, positions], whether the prediction is right.
     where: [batch, positions], the positions that count.
   """

@@ -13,7 +13,7 @@ from electra_jax.training.progress import quantity
 RcParams: TypeAlias = Any  # of matplotlib
 
 # From the palettes of Okabe and Ito (2008) and of Tol, which people with any kind of color vision
-# can tell apart.
+# can distinguish.
 BLUE = '#0072B2'
 ORANGE = '#D55E00'
 GREEN = '#009E73'

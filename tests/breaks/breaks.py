@@ -116,7 +116,7 @@ PRETRAINING = [
     'a sample equal to the original is labeled replaced',
     'electra_jax/pretrain/replacement.py',
     '(corrupted != token_ids).astype(jnp.float32)',
-    'write_tokens(0 * token_ids, masks.positions, samples * 0 + 1, masks.weights).astype(jnp.float32)',
+    'write_tokens(0 * token_ids, masks.positions, samples * 0 + 1, masks.weights) + 0.0',
     'pretrain/sampling_test.py::'
     'test_only_masked_positions_change_and_a_sample_equal_to_the_original_is_labeled_original',
   ),

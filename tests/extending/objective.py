@@ -69,5 +69,9 @@ def get_config(arguments=''):
   )
   c.generator.hidden_fraction = 0.5
   c.optimizer.update(learning_rate=1e-3, warmup_steps=2)
-  c.log_every, c.eval_every, c.eval_rows, c.eval_batch_size = 3, 10, 16, 8
+  c.log_every = 3
+  c.save_every = 10
+  c.eval_every = 10
+  c.eval_rows = 16
+  c.eval_batch_size = 8
   return with_arguments(c, arguments)

@@ -31,9 +31,9 @@ class Electric(Objective):
   """Noise-contrastive estimation of the energy of every token; see the module.
 
   Its metrics differ from electra's in three ways. A token drawn from q is labeled as replaced also
-  where it equals the original, since the loss compares distributions (`sampled_accuracy` is the
-  fraction of draws that do). Verdicts are the log-odds above, which include q: where the energies
-  add nothing to q, the loss is that of the constant predictor or higher. The generator reads no
+  where it equals the original, since the loss compares distributions; `sampled_accuracy` is the
+  fraction of such draws. Verdicts are the log-odds above, which include q: where the energies add
+  no information to q, the loss is that of the constant predictor or higher. The generator reads no
   [MASK]: its loss is over all tokens that may be masked, its accuracy at the chosen positions.
   """
 

@@ -24,7 +24,8 @@ class ReplaceMLM(Objective):
 
   def loss(self, params: Params, context: LossContext) -> tuple[jax.Array, Sums]:
     """See Objective.loss; both losses are the cross-entropy at the masked positions."""
-    settings, proposal, masks = context.settings, self.propose(params, context), context.masks
+    settings, masks = context.settings, context.masks
+    proposal = self.propose(params, context)
     logits = context.apply(
       params,
       context.inputs_with(proposal.corrupted),
