@@ -15,7 +15,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import initial, task_program
 from electra_jax.finetune.resolve import started
 from electra_jax.finetune.tasks import define_task, head_of, open_task
-from electra_jax.finetune.train import describe, keep_encoder
+from electra_jax.finetune.run_files import claim_finetuning, keep_encoder, write_task
 from electra_jax.interop.origins import is_foreign, open_source
 from electra_jax.interop.weights import Head, placed
 from electra_jax.model.config import FAMILIES
@@ -74,10 +74,10 @@ def adopt(config, workdir) -> None:
       'select': 'last',
     }
   )
-  model, _ = task_program.build_model(config, task, start, config.max_length)
+  model, _ = task_program.build_task_model(config, task, start, config.max_length)
   folder = _claimed(workdir, config, name)
   keep_encoder(folder.parent, dataclasses.replace(start, origin=start.origin | {'imported': True}))
-  describe(config, task, folder)
+  write_task(config, task, folder)
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   params = placed(
@@ -88,8 +88,9 @@ def adopt(config, workdir) -> None:
   # No optimizer came with it: a run's checkpoint has a place for one.
   zero = jnp.zeros([], jnp.int32)
   state = TrainState(jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1)
-  manager = checkpoints.open_manager(folder / 'trial-1', metric=task.metric, mode='max')
-  checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, task.metric)
+  best_by = checkpoints.Criterion(task.metric, 'max')
+  manager = checkpoints.open_manager(folder / 'trial-1', best_by=best_by)
+  checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, best_by)
   checkpoints.wait(manager)
   manager.close()
   run_folder.write_json(folder / initial.KEPT, {'trials': [1]})
@@ -172,7 +173,7 @@ def _with_dense(head, kernel, bias):
 def _claimed(workdir, config, name):
   """The task's folder in WORKDIR, which nothing was trained in. What an import that was cut short left goes."""
   folder = run_folder.folder(workdir) / name
-  task_program.claim(workdir, config)
+  claim_finetuning(workdir, config)
   if started(folder.parent):
     encoder = folder.parent / initial.ENCODER
     ours = run_folder.exists(encoder) and run_folder.read_json(encoder)['origin'].get('imported')

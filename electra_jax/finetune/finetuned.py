@@ -47,17 +47,14 @@ class FineTunedRun:
 
   def outputs(self, features: Features, progress=None) -> Outputs:
     """What the model says of features."""
-    shards = partitioning.row_shards(self.layout.mesh)
-    return finetune_step.run_model(
+    predictor = finetune_step.Predictor(
       self._predict,
-      self.params,
-      features,
-      batch_size=-(-self.config.eval_batch_size // shards) * shards,
-      lengths=batches.buckets(self.max_length),
-      pad_id=self.tokenizer.pad_id,
-      mesh=self.layout.mesh,
-      progress=progress,
+      partitioning.padded_batch_size(self.config.eval_batch_size, self.layout.mesh),
+      batches.buckets(self.max_length),
+      self.tokenizer.pad_id,
+      self.layout.mesh,
     )
+    return predictor.outputs(self.params, features, progress)
 
   def features(self, examples) -> tuple[Features, dict[str, int]]:
     """The task's rows of examples, and counts of what was cut off."""
@@ -159,7 +156,7 @@ def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
   start = initial.Initial(
     from_plain(encoder['model'], ModelConfig), tokenizer, encoder['origin'], None
   )
-  model, _ = task_program.build_model(config, restored, start, description['max_length'])
+  model, _ = task_program.build_task_model(config, restored, start, description['max_length'])
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   trial = initial.best_trial(folder / task)
@@ -168,8 +165,7 @@ def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
     config.select,
     nn.unbox(boxed),
     partitioning.parameter_shardings(boxed, layout),
-    metric=restored.metric,
-    mode='max',
+    checkpoints.Criterion(restored.metric, 'max'),
   )
   return FineTunedRun(
     str(folder),

@@ -182,9 +182,8 @@ def _of_task(folder, fresh, which, before) -> Initial:
     which = before['step']
   elif which in ('last', 'best'):  # the weights that the trial was scored with
     which = read_json(folder.parent / 'config.json').get('select', 'last')
-  step = checkpoints.find_step(
-    folder / trial, which, metric=read_json(folder / TASK)['metric'], mode='max'
-  )
+  best_by = checkpoints.Criterion(read_json(folder / TASK)['metric'], 'max')
+  step = checkpoints.find_step(folder / trial, which, best_by)
   return Initial(
     model,
     tokenizer,

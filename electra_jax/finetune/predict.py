@@ -7,8 +7,8 @@ import sys
 from electra_jax import console, file_access
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
+from electra_jax.finetune.splits import is_labeled
 from electra_jax.finetune.tasks import define_task, open_task
-from electra_jax.finetune.trial import Split, labelled
 
 
 def predict(
@@ -94,11 +94,7 @@ def _of_split(run: FineTunedRun, split, folder, alone):
     for path, content in written.items():
       file_access.write_bytes(file_access.join(folder, path), content)
     figures = ''
-    if (
-      name != 'train'
-      and (task.head != 'span' or name.startswith('dev'))
-      and labelled(Split(examples, features))
-    ):
+    if name != 'train' and (task.head != 'span' or name.startswith('dev')) and is_labeled(features):
       figures = ': ' + ', '.join(
         f'{figure} {value:.4f}'
         for figure, value in run.task.score(name, examples, features, outputs).items()

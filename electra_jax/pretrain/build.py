@@ -22,7 +22,7 @@ from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import memory, optimizers, partitioning, schedules
 from electra_jax.training.encoders import sharing, towers
 from electra_jax.training.schedules import Inputs, Schedule
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, UpdateOptions
 
 # A Tokenizer, or what any_tokenizer returns.
 AnyTokenizer: TypeAlias = Any
@@ -296,15 +296,8 @@ def check_batch(config: PretrainingConfig, mesh: jax.sharding.Mesh) -> int:
 def lower_step(p: Program, micro_batches: int) -> jax.stages.Lowered:
   """The train step of a program, `(state, batch) -> (state, sums)`, lowered for its mesh."""
   moments = partitioning.moment_shardings(p.shapes.params, p.shardings.params, p.layout)
-  step = pretrain_step.make_train_step(
-    p.computation,
-    p.optimizer,
-    micro_batches=micro_batches,
-    skip_nonfinite=p.config.skip_nonfinite,
-    layout=p.layout,
-    moments=moments,
-    trained=p.trained,
-  )
+  options = UpdateOptions(micro_batches, p.config.skip_nonfinite, p.layout, moments, p.trained)
+  step = pretrain_step.make_train_step(p.computation, p.optimizer, options)
   batch = {
     'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32),
     'schedules': jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), p.inputs),

@@ -21,38 +21,48 @@ EVAL_BINS = 4096
 _LARGEST_LOGIT = 16.0
 
 
+class Column(NamedTuple):
+  """A column of the training log.
+
+  Attributes:
+    title: header of the column.
+    width: width in characters.
+    format: format of the values, such as '.3f'.
+  """
+
+  title: str
+  width: int
+  format: str
+
+
 class Metric(NamedTuple):
   """How a metric is displayed.
 
   Attributes:
     title: in tables of evaluation and of reports.
-    column: title of its column in the training log; '' for none.
-    width: of the column, in characters.
-    format: of a number in the column.
+    column: of the training log; None for none.
   """
 
   title: str
-  column: str = ''
-  width: int = 0
-  format: str = ''
+  column: Column | None = None
 
 
 # In the order of tables and columns.
 METRICS = {
-  'generator_loss': Metric('generator loss', 'gen loss', 9, '.3f'),
-  'generator_accuracy': Metric('generator accuracy', 'acc', 5, '.0%'),
+  'generator_loss': Metric('generator loss', Column('gen loss', 9, '.3f')),
+  'generator_accuracy': Metric('generator accuracy', Column('acc', 5, '.0%')),
   'sampled_accuracy': Metric('sampled accuracy'),
-  'prediction_loss': Metric("the main tower's prediction loss", 'pred loss', 9, '.3f'),
+  'prediction_loss': Metric("the main tower's prediction loss", Column('pred loss', 9, '.3f')),
   'prediction_accuracy': Metric("the main tower's prediction accuracy"),
-  'discriminator_loss': Metric('discriminator loss', 'disc loss', 10, '.4f'),
-  'constant_loss': Metric("constant predictor's loss", 'constant', 9, '.4f'),
+  'discriminator_loss': Metric('discriminator loss', Column('disc loss', 10, '.4f')),
+  'constant_loss': Metric("constant predictor's loss", Column('constant', 9, '.4f')),
   'gain': Metric('gain over the constant predictor'),
   'discriminator_accuracy': Metric('discriminator accuracy'),
-  'auc': Metric('area under the ROC curve', 'auc', 6, '.3f'),
-  'average_precision': Metric('average precision', 'ap', 6, '.3f'),
+  'auc': Metric('area under the ROC curve', Column('auc', 6, '.3f')),
+  'average_precision': Metric('average precision', Column('ap', 6, '.3f')),
   'average_precision_gain': Metric('gain over chance (replaced rate)'),
   'precision': Metric('precision'),
-  'recall': Metric('recall', 'recall', 7, '.3f'),
+  'recall': Metric('recall', Column('recall', 7, '.3f')),
   'replaced_rate': Metric('replaced rate'),
   'total_loss': Metric('total loss'),
 }

@@ -22,7 +22,7 @@ from electra_jax.pretrain.objectives.parts import Batch, LossContext, Params, Su
 from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import partitioning, update_step
 from electra_jax.training.schedules import Schedule, values
-from electra_jax.training.update_step import TrainState, fresh_state
+from electra_jax.training.update_step import TrainState, UpdateOptions, fresh_state
 
 PyTree: TypeAlias = Any
 TrainStep: TypeAlias = Callable[[TrainState, PyTree], tuple[TrainState, Sums]]
@@ -110,19 +110,13 @@ def state_shardings(
 ) -> tuple[TrainState, TrainState]:
   """Shapes and shardings of the state: two trees like TrainState."""
   boxed = jax.eval_shape(lambda: init_params(model, 0, length))
-  shapes, shardings = update_step.state_shardings(boxed, optimizer, layout)
-  return shapes, shardings
+  return update_step.layout_of_state(boxed, optimizer, layout)
 
 
 def make_train_step(
   computation: Computation,
   optimizer: optax.GradientTransformation,
-  *,
-  micro_batches: int = 1,
-  skip_nonfinite: bool = False,
-  layout: partitioning.Layout | None = None,
-  moments: PyTree = None,
-  trained: tuple[str, ...] | None = None,
+  options: UpdateOptions | None = None,
 ) -> TrainStep:
   """Returns `train_step(state, batch) -> (state, sums)`: pure, for `jit_train_step`.
 
@@ -133,24 +127,10 @@ def make_train_step(
   Args:
     computation: the loss.
     optimizer: an optax transformation over the parameters.
-    micro_batches: parts that each device's rows are split into; gradients are added, and the update
-      is the same.
-    skip_nonfinite: skip and count an update whose loss or gradient is not finite. Otherwise the
-      state stays as before that step, in it and in all later ones, and `bad_step` holds its number.
-    layout: of the mesh; None on one device.
-    moments: shardings of the optimizer's moments, see partitioning.moment_shardings.
-    trained: top levels of the parameters that are trained; None for all.
+    options: of the update; None for the defaults.
   """
-  step: TrainStep = update_step.make_train_step(
-    computation.prepare,
-    computation.loss,
-    optimizer,
-    micro_batches=micro_batches,
-    skip_nonfinite=skip_nonfinite,
-    layout=layout,
-    moments=moments,
-    trained=trained,
-  )
+  batch_loss = update_step.BatchLoss(computation.prepare, computation.loss)
+  step: TrainStep = update_step.make_update_step(batch_loss, optimizer, options or UpdateOptions())
   return step
 
 

@@ -122,9 +122,9 @@ class Objective(abc.ABC):
     return 'discriminator_loss' in self.losses
 
   @property
-  def columns(self) -> dict[str, metrics.Metric]:
-    """The metrics that are columns of the training log."""
-    return {name: metric for name, metric in self.displayed.items() if metric.column}
+  def columns(self) -> dict[str, metrics.Column]:
+    """The columns of the training log, by metric."""
+    return {name: metric.column for name, metric in self.displayed.items() if metric.column}
 
   @property
   def main_tower(self) -> str:
