@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 
-from electra_jax.finetune.trial_summary import summarise
+from electra_jax.finetune.trial_summary import summarize_trials
 
 # The figure that is told of each task, and on which part of the data.
 ROWS = (
@@ -47,7 +47,7 @@ def cell(folder: pathlib.Path, task: str, split: str, figure: str) -> str:
     }
     for i, value in enumerate(values, 1)
   ]
-  s = summarise(record)[task]['figures']['dev'][figure]
+  s = summarize_trials(record)[task]['figures']['dev'][figure]
   return f'{100 * s["median"]:.1f}, {100 * s["mean"]:.1f} ({100 * s["low"]:.1f} to {100 * s["high"]:.1f})'
 
 

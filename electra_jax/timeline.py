@@ -57,7 +57,7 @@ def timeline(
     config = checked_finetuning(config.replace({'init': str(workdir), 'keep_trials': 'none'}))
     tasks = config.tasks
     for name in tasks:  # what is wrong with the data is told before anything is computed
-      open_task(name, config.data).examples('train')
+      open_task(name, config).examples('train')
   steps = checkpoints.all_steps(workdir)
   run = open_run(workdir, steps[-1], store)
   use_compilation_cache(run.config)

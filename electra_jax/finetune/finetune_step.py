@@ -42,7 +42,7 @@ def parts(model: FineTuned, ids: SpecialIds, impossible_weight: float):
   def prepare(step, batch):
     examples = {name: value for name, value in batch.items() if name not in ('seed', 'schedules')}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
-    return examples, losses.count(model.kind, examples)
+    return examples, losses.loss_denominator(model.kind, examples)
 
   def loss(params, examples, count):
     outputs = model.apply(
@@ -52,7 +52,7 @@ def parts(model: FineTuned, ids: SpecialIds, impossible_weight: float):
       examples['keys'],
       method='training',
     )
-    total, _, sums = losses.loss(model.kind, outputs, examples, impossible_weight)
+    total, _, sums = losses.task_loss(model.kind, outputs, examples, impossible_weight)
     return total / jnp.maximum(count, 1), {
       name: value for name, value in sums.items() if name != 'loss'
     } | {'total': total}

@@ -11,7 +11,7 @@ from electra_jax.config import FinetuningConfig, completed, differences, names_w
 from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step
 from electra_jax.finetune.initial import Initial, with_choices
-from electra_jax.finetune.resolve import rates, started
+from electra_jax.finetune.resolve import learning_rates, started
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.heads import FineTuned, init_params
 from electra_jax.training import hosts, optimizers, partitioning, run_folder, schedules, versions
@@ -93,8 +93,7 @@ def build_model(config: FinetuningConfig, task, initial: Initial, max_length: in
     raise UserError(
       f'config.head.pooling belongs to classification and regression, and {task.name} is {task.head}; leave it out.'
     )
-  paired = task.head == 'span' or bool(getattr(getattr(task, 'columns', None), 'second', ()))
-  if fields.family == 'electra' and fields.type_vocab_size < 2 and paired:
+  if fields.family == 'electra' and fields.type_vocab_size < 2 and task.paired:
     raise UserError(
       f'{task.name} reads two texts in a row, and the encoder tells one from the other by two token types, of which it has '
       f'{fields.type_vocab_size}; name another encoder, or a task of single texts.'
@@ -124,7 +123,7 @@ def build_model(config: FinetuningConfig, task, initial: Initial, max_length: in
     pooling=head.pooling,
     beam=head.beam,
     style=head.style,
-    max_answer=getattr(task, 'max_answer', 1),
+    max_answer=task.max_answer,
   )
   return model, attention_kernel(fields, shortest, config.dtype, platform)
 
@@ -143,7 +142,7 @@ def program(
   model, kernel = build_model(config, task, initial, max_length)
   o, per_epoch = config.optimizer, batches.steps_per_epoch(len(train), config.batch_size)
   count = max(1, round((config.epochs or task.recipe.epochs) * per_epoch))
-  rate, decay = rates(config, model.config.hidden_size)
+  rate, decay = learning_rates(config, model.config.hidden_size)
   boxed = jax.eval_shape(lambda: init_params(model, 0))
   schedule = WarmupDecay(rate, int(o.warmup * count), count)
   layer_rates = optimizers.layerwise_rates(

@@ -19,9 +19,9 @@ from electra_jax.data.store.permutation import permutation
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, initial, task_program, trial_summary
-from electra_jax.finetune.resolve import resolve
-from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.trial import RESULT, Split, labelled, plain, run_trial
+from electra_jax.finetune.resolve import resolve_finetuning
+from electra_jax.finetune.tasks import describe_task, open_task
+from electra_jax.finetune.trial import RESULT, Split, plain, run_trial
 from electra_jax.training import hosts, partitioning, run_folder
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
@@ -49,7 +49,7 @@ def finetune(config, workdir: str, notice: Notice | None = None) -> int:
 
 def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   """Does the work of `finetune`; `status` is the status file of the run."""
-  run = resolve(config, workdir)
+  run = resolve_finetuning(config, workdir)
   config, workdir = run.config, run.workdir
   task_program.same_on_all(config)
   hosts.from_first(lambda: task_program.claim(workdir, config))
@@ -68,7 +68,7 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   )
   if config.compilation_cache:
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
-  tasks = [open_task(name, config.data) for name in config.tasks]
+  tasks = [open_task(name, config) for name in config.tasks]
   for task in tasks:  # all data is read before the first step
     examples = {split: task.examples(split) for split in ('train', 'dev') if split in task.splits}
     for split in ('train', 'dev'):
@@ -100,7 +100,7 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   ):  # what was read of all of them is let go; each is read again when its turn comes
     tasks = [task.name for task in tasks]
   for task in tasks:
-    task = open_task(task, config.data) if isinstance(task, str) else task
+    task = open_task(task, config) if isinstance(task, str) else task
     folder = workdir / task.name
     todo = [
       trial
@@ -146,7 +146,7 @@ def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
   names = config.tasks
   records = read_records(workdir, names)
   if len(names) > 1:
-    print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
+    print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
   hosts.from_first(lambda: write_results(workdir, config, start, records))
   say('results', str(workdir / RESULTS))
   say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')
@@ -173,21 +173,22 @@ def prepare(config, task, start, layout):
 
   train = tokenize('train', examples).features
 
-  def few(split):
-    return Split(None, task.features(task.examples(split)[:64], start.tokenizer, max_length)[0])
+  def seems_labeled(split):
+    first = task.examples(split)[:64]
+    return task.labeled(split, task.features(first, start.tokenizer, max_length)[0])
 
   scored = (
     'dev',
     *(
       s
       for s in task.splits
-      if s not in ('train', 'dev') and task.head != 'span' and labelled(few(s))
+      if s not in ('train', 'dev') and seems_labeled(s)
     ),
   )
   splits = {
     name: split
     for name in scored
-    if (split := tokenize(name, task.examples(name))) and (name == 'dev' or labelled(split))
+    if (split := tokenize(name, task.examples(name))) and (name == 'dev' or task.labeled(name, split.features))
   }
   p = task_program.program(config, task, start, layout, train, max_length)
   tokens = sum(map(len, train.token_ids))
@@ -229,7 +230,7 @@ def describe(config, task, folder) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   run_folder.write_json(
     folder / initial.TASK,
-    task.describe()
+    describe_task(task)
     | {'metric': task.metric, 'max_length': config.max_length or task.recipe.max_length},
   )
 
@@ -285,12 +286,10 @@ def _keep_weights(config, task, folder):
   ]
   ranked = [trial for trial in ranked if (folder / f'trial-{trial}' / 'checkpoints').exists()]
   kept = ranked[: {'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
-  threshold = next(
-    (r['figures']['dev'].get('best_f1_thresh') for r in records if kept and r['trial'] == kept[0]),
-    None,
-  )
-  if threshold is not None:  # SQuAD 2.0: from which odds on the best trial gives no answer
-    describe(config, task.with_threshold(threshold), folder)
+  best = next((r['figures']['dev'] for r in records if kept and r['trial'] == kept[0]), {})
+  tuned = task.tuned(best)
+  if tuned is not task:  # SQuAD 2.0: the threshold that is best for the best trial
+    describe(config, tuned, folder)
   run_folder.write_json(folder / initial.KEPT, {'trials': kept})
   for trial in ranked:
     if trial not in kept:
@@ -321,8 +320,8 @@ def _steps_of_trials(workdir: epath.Path, tasks: Sequence[str]) -> int:
 
 def _show(workdir, tasks):
   records = read_records(workdir, tasks)
-  print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
-  for trial in trial_summary.collapsed(records):
+  print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
+  for trial in trial_summary.collapsed_trials(records):
     say(
       'collapsed',
       f'trial {trial["trial"]} of {trial["task"]} says the same of everything, as fine-tuning now and then does on little data: '
@@ -332,19 +331,19 @@ def _show(workdir, tasks):
 
 def write_results(workdir, config, start, records) -> None:
   """results.json, results.md and results.png of all trials."""
-  summaries = trial_summary.summarise(records)
+  summaries = trial_summary.summarize_trials(records)
   run_folder.write_json(
     workdir / RESULTS,
     plain(
       {
         'origin': start.origin,
         'summaries': summaries,
-        'glue': trial_summary.glue(summaries),
+        'glue': trial_summary.glue_average(summaries),
         'trials': records,
       }
     ),
   )
-  run_folder.write_bytes(workdir / 'results.md', trial_summary.markdown(summaries).encode())
+  run_folder.write_bytes(workdir / 'results.md', trial_summary.trials_markdown(summaries).encode())
   image, headline = io.BytesIO(), f'{config.name}: {start.describe()}'
-  trial_summary.draw(records, headline).savefig(image, dpi=130, format='png')
+  trial_summary.draw_trials(records, headline).savefig(image, dpi=130, format='png')
   run_folder.write_bytes(workdir / 'results.png', image.getvalue())

@@ -35,16 +35,6 @@ class Split(NamedTuple):
   features: Features
 
 
-def labelled(split: Split) -> bool:
-  """Whether all of a part's examples have labels; test files come without. Parts of span tasks are scored if they are for development."""
-  targets = split.features.targets
-  if 'label' in targets:
-    return bool((np.asarray(targets['label']) >= 0).all())
-  if 'value' in targets:
-    return bool(np.isfinite(targets['value']).all())
-  return 'tags' not in targets or any((tags >= 0).any() for tags in targets['tags'])
-
-
 def eval_batch_size(config, mesh) -> int:
   """config.eval_batch_size, made to divide over the mesh."""
   shards = partitioning.row_shards(mesh)

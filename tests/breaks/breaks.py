@@ -467,14 +467,14 @@ FINETUNING = [
   ),
   Break(
     "Matthews' correlation without its expected agreement",
-    'electra_jax/finetune/metrics.py',
+    'electra_jax/finetune/task_metrics.py',
     'np.trace(counts) * n - golds @ predictions',
     'np.trace(counts) * n - golds @ golds',
     'finetune/task_metrics_test.py::test_random_labels',
   ),
   Break(
     'tied values get the last of their ranks',
-    'electra_jax/finetune/metrics.py',
+    'electra_jax/finetune/task_metrics.py',
     '(np.cumsum(counts) - (counts - 1) / 2)[places]',
     'np.cumsum(counts)[places]',
     'finetune/task_metrics_test.py::test_correlations',
