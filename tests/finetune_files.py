@@ -27,7 +27,7 @@ def opened(name: str, **fields) -> tasks.Task:
 
 def described(task: tasks.Task, **changes) -> dict:
   """What a run's folder records of a task, with changes."""
-  return json.loads(json.dumps(tasks.describe_task(task))) | changes
+  return json.loads(json.dumps(task.describe())) | changes
 
 
 def restored(task: tasks.Task, **changes) -> tasks.Task:

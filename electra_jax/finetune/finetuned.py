@@ -180,7 +180,7 @@ def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> 
   task = _chosen_task(str(folder), tasks_of(workdir), task)
   config = resolve_saved_finetuning(folder).config
   description = read_json(folder / task / initial.TASK)
-  restored = restore_task(description, str(folder))
+  restored = restore_task(description)
   encoder = read_json(folder / initial.ENCODER)
   tokenizer = load_tokenizer(folder / 'tokenizer')
   if config.compilation_cache:

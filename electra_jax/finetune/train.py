@@ -20,7 +20,7 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, initial, task_program, trial_summary
 from electra_jax.finetune.resolve import resolve_finetuning
-from electra_jax.finetune.tasks import describe_task, open_task
+from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.trial import RESULT, Split, plain, run_trial
 from electra_jax.training import hosts, partitioning, run_folder
 from electra_jax.training.preemption import Notice
@@ -230,7 +230,7 @@ def describe(config, task, folder) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   run_folder.write_json(
     folder / initial.TASK,
-    describe_task(task)
+    task.describe()
     | {'metric': task.metric, 'max_length': config.max_length or task.recipe.max_length},
   )
 

@@ -438,14 +438,14 @@ FINETUNING = [
     'finetune/squad_metrics_test.py::test_normalized',
   ),
   Break(
-    'null odds are those of the window that doubts most',
+    'null odds are the highest of all windows',
     'electra_jax/finetune/tasks/squad.py',
     'np.minimum.reduceat',
     'np.maximum.reduceat',
-    'finetune/squad_task_test.py::test_null_odds_are_of_the_window_that_doubts_least',
+    'finetune/squad_task_test.py::test_null_odds_are_the_lowest_of_all_windows',
   ),
   Break(
-    'a window is given an answer that it cuts',
+    'a window has an answer that it contains only in part',
     'electra_jax/finetune/tasks/squad.py',
     'start <= first and last < start + room',
     'start <= first and first < start + room',
@@ -456,14 +456,14 @@ FINETUNING = [
     'electra_jax/finetune/tasks/tagging.py',
     'np.cumsum([1, *map(len, pieces)])',
     'np.cumsum([0, *map(len, pieces)])',
-    'finetune/tagging_task_test.py::test_a_row_has_each_words_tag_at_its_first_token',
+    'finetune/tagging_task_test.py::test_the_target_of_a_word_is_at_its_first_token',
   ),
   Break(
     'a B- tag continues the entity before it',
     'electra_jax/finetune/entities.py',
     "mark in 'OBS' or own != kind",
     "mark in 'OS' or own != kind",
-    'finetune/entities_test.py::test_figures_are_those_of_seqeval',
+    'finetune/entities_test.py::test_metrics_equal_those_of_seqeval',
   ),
   Break(
     "Matthews' correlation without its expected agreement",
@@ -487,11 +487,11 @@ FINETUNING = [
     'model/heads_test.py::test_losses_in_numpy',
   ),
   Break(
-    'a row that fills a batch has a weight',
+    'a padding row of a batch has a weight',
     'electra_jax/finetune/batches.py',
     'np.arange(batch_size) < len(rows)',
     'np.arange(batch_size) <= len(rows)',
-    'finetune/finetune_batches_test.py::test_a_short_batch_is_filled_with_rows_that_weigh_nothing',
+    'finetune/finetune_batches_test.py::test_a_short_batch_is_padded_with_rows_of_weight_0',
   ),
   Break(
     'the labels of MNLI in another order',
@@ -505,7 +505,7 @@ FINETUNING = [
     'electra_jax/finetune/trial_summary.py',
     '* deviation / math.sqrt(n)',
     '* deviation / math.sqrt(n - 1)',
-    'finetune/trials_summary_test.py::test_statistics_are_scipys',
+    'finetune/trials_summary_test.py::test_statistics_equal_those_of_scipy',
   ),
   Break(
     'a sweep reports the best of the trials',

@@ -8,8 +8,8 @@ import pytest
 
 from electra_jax.finetune import predict
 from electra_jax.finetune.config import default_config
-from electra_jax.registry import TASKS
 from electra_jax.finetune.train import finetune
+from electra_jax.registry import TASKS
 
 SITE_FILES = {
   'cola': {'CoLA.tsv'},

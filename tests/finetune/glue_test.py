@@ -453,12 +453,14 @@ class Glue(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, downloads):
     name = self.builder_config.name
     ends = ('_matched', '_mismatched') if name == 'mnli' else ('',)
-    splits = ['test'] if name == 'ax' else ['train'] + [f'{part}{end}' for part in ('validation', 'test') for end in ends]
+    splits = [f'{part}{end}' for part in ('validation', 'test') for end in ends]
+    splits = ['test'] if name == 'ax' else ['train', *splits]
     return {split: self._generate_examples(split) for split in splits}
 
   def _generate_examples(self, split):
     for i in range(20):
-      texts = {name: f'{split} {name} {i}' for name in self.info.features if name not in ('label', 'idx')}
+      names = [name for name in self.info.features if name not in ('label', 'idx')]
+      texts = {name: f'{split} {name} {i}' for name in names}
       yield i, texts | {'label': -1 if 'test' in split else i % 2, 'idx': i}
 
 for name in ('cola', 'stsb', 'mnli', 'ax'):

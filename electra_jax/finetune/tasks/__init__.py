@@ -38,23 +38,15 @@ def define_task(name: str, config: FinetuningConfig, labels: tuple[str, ...]) ->
   return spec.define(name, config.data, task_options(name, config), labels)
 
 
-def describe_task(task: Task) -> dict[str, Any]:
-  """What `restore_task` needs, for JSON: what the task describes, and the user code it needs."""
-  used = registry.from_user_code({'task': [task.name]})
-  return task.describe() | ({'registered': used} if used else {})
-
-
-def restore_task(description: Mapping[str, Any], folder: str = '') -> Task:
-  """The task of a description of `describe_task`, without data.
+def restore_task(description: Mapping[str, Any]) -> Task:
+  """The task that `Task.describe` described, without data.
 
   Args:
     description: as JSON has it.
-    folder: which holds it, for messages.
 
   Raises:
-    UserError: user code registered the task and is not loaded.
+    UserError: the task is not registered.
   """
-  registry.require(description.get('registered', ()), folder)
   name = description['name']
   entry = registry.TASKS.entry(name)
   options = typed_options(

@@ -227,7 +227,7 @@ class SquadTask(TaskDefaults):
     for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
       ids, spans = encoded[example.context]
       counts[f'questions cut to {self.max_question} tokens'] += len(question) > self.max_question
-      counts['answers that start elsewhere than told'] += example.moved
+      counts['answers that start elsewhere than stated'] += example.moved
       question = question[: self.max_question]
       room = max_length - len(question) - 3
       if room < min(SMALLEST_WINDOW, len(ids)):

@@ -286,7 +286,7 @@ class TaggingTask(TaskDefaults):
       words = [ids[token][: max_length - 2] for token in sentence.tokens]
       whole = sum(len(ids[token]) for token in sentence.tokens)
       unknown = sentence.tags is not None and not known
-      counts['sentences with tags that training did not have, read without'] += unknown
+      counts['sentences with unknown tags, read without tags'] += unknown
       counts['tags repaired'] += sentence.repaired
       counts['tokens of words too long for a row, cut off'] += whole - sum(map(len, words))
       gold = np.full(len(words), TARGET_PADDING['tags'], np.int32)
