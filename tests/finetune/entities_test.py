@@ -40,8 +40,8 @@ def test_the_golden_results_cover_all_cases():
 
 
 def test_a_type_that_nobody_has_is_undefined():
-  figures = entities.entity_metrics([['B-PER', 'O']], [['B-PER', 'O']], ['PER', 'LOC'])
-  assert figures['f1/PER'] == 1 and np.isnan(figures['f1/LOC'])
+  metrics = entities.entity_metrics([['B-PER', 'O']], [['B-PER', 'O']], ['PER', 'LOC'])
+  assert metrics['f1/PER'] == 1 and np.isnan(metrics['f1/LOC'])
 
 
 def test_sentences_must_be_as_long_as_their_tags():

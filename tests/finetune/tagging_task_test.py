@@ -186,8 +186,8 @@ def test_every_word_is_in_one_row_and_scored_once(tokenizer, sentences, max_leng
     list(map(tag_of, words)) for words in sentences
   ]
   if any(sentences):
-    figures = task.score('dev', examples, features, outputs)
-    assert figures['accuracy'] == 1 and figures['f1'] == (
+    metrics = task.score('dev', examples, features, outputs)
+    assert metrics['accuracy'] == 1 and metrics['f1'] == (
       1 if any(tag_of(word) != 'O' for words in sentences for word in words) else 0
     )
   kept = [ids[1:-1] for ids in features.token_ids]
@@ -203,12 +203,12 @@ def test_scores_count_entities_and_words(tmp_path, tokenizer):
   outputs = perfect(task, features)
   place = (len(features) - 1, features.notes[-1][-1])  # the last word, I-LOC, comes out as O
   outputs['logits'][place[0]][place[1]] = 9 * np.eye(5)[0]
-  figures = task.score('dev', examples, features, outputs)
+  metrics = task.score('dev', examples, features, outputs)
   assert (
-    figures['f1'] == 0.5
-    and figures['f1/PER'] == 1
-    and figures['f1/LOC'] == 0
-    and figures['accuracy'] == 0.8
+    metrics['f1'] == 0.5
+    and metrics['f1/PER'] == 1
+    and metrics['f1/LOC'] == 0
+    and metrics['accuracy'] == 0.8
   )
 
 
@@ -225,10 +225,10 @@ def test_macro_f1_equals_scikit_learns(tmp_path, tokenizer):
   outputs = {'logits': [rng.normal(size=(len(ids), 5)) for ids in features.token_ids]}
   gold = [tag for sentence in examples for tag in sentence.tags]
   predicted = [tag for row in task.predictions(examples, features, outputs) for tag in row['tags']]
-  figures = task.score('dev', examples, features, outputs)
-  np.testing.assert_allclose(figures['accuracy'], sklearn.metrics.accuracy_score(gold, predicted))
+  metrics = task.score('dev', examples, features, outputs)
+  np.testing.assert_allclose(metrics['accuracy'], sklearn.metrics.accuracy_score(gold, predicted))
   np.testing.assert_allclose(
-    figures['macro_f1'], sklearn.metrics.f1_score(gold, predicted, average='macro')
+    metrics['macro_f1'], sklearn.metrics.f1_score(gold, predicted, average='macro')
   )
 
 

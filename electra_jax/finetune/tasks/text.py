@@ -29,7 +29,7 @@ class TableTask(TextTask):
   """A task on tables that config.data names; the class itself is the spec (`task.TaskSpec`).
 
   A subclass sets `head`, `metric` and `metric_names`, and overrides what differs: usually
-  `parse_target`, `answers`, `measure` or `fitted`. Options are in `self.options`.
+  `parse_target`, `answers`, `measure` or `value_range`. Options are in `self.options`.
   """
 
   fixed_labels: ClassVar[bool] = False
@@ -75,9 +75,11 @@ class TableTask(TextTask):
       rows = _read_rows(files[split], data.format, columns, needs_target=split != 'test')
       return examples_of_rows(task, rows, files[split], required=split != 'test')
 
-    return cls(
+    task = cls(
       name=name, columns=columns, labels=labels, splits=tuple(files), options=options, load=load
     )
+    low, high = task.value_range() or (0.0, 1.0)
+    return dataclasses.replace(task, low=low, high=high)
 
   @classmethod
   def restore(cls, description: Mapping[str, Any], options: Options) -> Self:
@@ -97,6 +99,10 @@ class TableTask(TextTask):
     options = {} if self.options is None else {'options': to_plain(self.options)}
     return super().describe() | options
 
+  def value_range(self) -> tuple[float, float] | None:
+    """Regression: the lowest and the highest value; None for those of the training data."""
+    return None
+
   def fitted(self, rows: list[tables.Row], path: str) -> Self:
     """The task with its labels, or its range of values, from the training data.
 
@@ -110,7 +116,7 @@ class TableTask(TextTask):
     if self.head == 'classification':
       return dataclasses.replace(self, labels=self._labels_of(rows, path))
     values = [example.target for example in examples_of_rows(self, rows, path, required=True)]
-    low, high = float(min(values)), float(max(values))
+    low, high = self.value_range() or (float(min(values)), float(max(values)))
     if low == high:
       raise UserError(
         f'{tables.shown(path)} has a single value, {low:g}; expected at least two different values'
@@ -177,7 +183,7 @@ def _read_rows(
   else:
     rows = tables.read_table(path, table_format)
     known_format = tables.format_from_name(path) if table_format == 'auto' else table_format
-  # Each row of JSON has columns of its own, which are checked with the row.
+  # Each row of JSON has other columns, which are checked row by row.
   if known_format not in ('jsonl', 'json'):
     wanted = {
       'data.text': columns.first,

@@ -151,7 +151,7 @@ class TextTask(TaskDefaults):
     return metrics
 
   def table_rows(self, text: str, path: str) -> list[tables.Row] | None:
-    """The rows of a file in a format of its own; None for tables and plain lines."""
+    """The rows of a file in a special format; None for tables and plain lines."""
     return None
 
   #### What `task.Task` requires ####
