@@ -27,7 +27,8 @@ from electra_jax.finetune.tasks.task import Task
 from electra_jax.finetune.train import describe, keep_encoder
 from electra_jax.interop.origins import is_foreign, open_source
 from electra_jax.interop.weights import Head, Weights, placed
-from electra_jax.model.heads import FineTuned, init_params
+from electra_jax.model.config import FAMILIES
+from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.update_step import TrainState
 
@@ -105,7 +106,7 @@ def _as_imported(
 ) -> FinetuningConfig:
   """The config of the run, with what the model determines."""
   longest = task.recipe.max_length
-  if start.model.family == 'electra':
+  if FAMILIES[start.model.family].has_position_table:
     longest = min(longest, start.model.max_positions)
   return config.replace(
     {
@@ -150,7 +151,7 @@ def _params(start: Initial) -> dict[str, PyTree]:
 
 def _placed(params: PyTree, model: FineTuned) -> PyTree:
   """The parameters on the devices."""
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   shardings = partitioning.parameter_shardings(boxed, partitioning.make_layout())
   return placed(params, nn.unbox(boxed), shardings)
 

@@ -19,7 +19,7 @@ from electra_jax.finetune.resolve import resolve_saved_finetuning
 from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.interop.weights import Head, Weights, trimmed
-from electra_jax.model.heads import FineTuned, init_params
+from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
@@ -189,7 +189,7 @@ def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> 
   start = initial.Initial(pretrained, tokenizer, encoder['origin'], None)
   model, _ = task_program.build_model(config, restored, start, description['max_length'])
   layout = partitioning.make_layout()
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   trial = initial.best_trial(folder / task)
   params, step = checkpoints.restore_params(
     folder / task / trial,

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from electra_jax import registry
 from electra_jax.config import FinetuningConfig, ModelConfig, flat, from_plain
 from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
@@ -136,7 +137,8 @@ def _of_pretraining(
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
   origin |= {'step': step, 'tokens': max((line['tokens'] for line in lines), default=None)}
   weights: str | dict[str, Any] = str(folder)
-  if pretraining.sharing == 'disentangled':  # its embeddings are the sum of two parts
+  # The embeddings of such a scheme are the sum of two parts.
+  if registry.SHARING_SCHEMES.get(pretraining.sharing).folds_into:
     both = own.read(folder, step, moments=False).params
     weights = {name: both[name] for name in ('embeddings', 'discriminator')}
   return Initial(pretraining.model, tokenizer, origin, weights)

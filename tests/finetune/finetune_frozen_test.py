@@ -23,7 +23,7 @@ from electra_jax.finetune.finetuned import open_finetuned
 from electra_jax.finetune.train import finetune
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.model.heads import KINDS, FineTuned, init_params, pooled
+from electra_jax.model.heads import KINDS, FineTuned, init_finetuned, pooled
 from electra_jax.training import checkpoints, optimizers, partitioning
 from electra_jax.training.encoders import encoder_config
 from electra_jax.training.update_step import fresh_state, state_shardings
@@ -89,7 +89,7 @@ def made_step(kind, frozen, layers=1):
     clip=1.0,
     bias_correction=False,
   )
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   shapes, shardings = state_shardings(boxed, optimizer, layout)
   step = finetune_step.jit_train_step(
     model,
@@ -259,7 +259,7 @@ def test_fine_tuning_starts_from_runs_of_every_objective(objective, sharing, tmp
   model = FineTuned(
     encoder_config(start.model, start.tokenizer.size, 16, 'float32'), 'classification'
   )
-  shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, 0)))
+  shapes = nn.unbox(jax.eval_shape(lambda: init_finetuned(model, 0)))
   shapes = {name: shapes[name] for name in ('embeddings', 'discriminator')}
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   restored = start.restore(shapes, jax.tree.map(lambda _: one, shapes))
