@@ -189,7 +189,7 @@ def _with_labels(
   order = np.arange(len(labels)) if not fixed else _order_of_labels(task, head.labels, source)
   notes = []
   if list(order) != sorted(order):
-    notes.append(f'its labels are permuted to the order of the task: {", ".join(task.labels)}')
+    notes.append(f'its labels are put in the order of the task: {", ".join(task.labels)}')
   dense = head.params['dense']
   return task, _with_dense(head, dense['kernel'][:, order], dense['bias'][order]), notes
 
