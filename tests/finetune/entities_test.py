@@ -45,7 +45,7 @@ def test_a_type_that_nobody_has_is_undefined():
 
 
 def test_sentences_must_be_as_long_as_their_tags():
-  with pytest.raises(ValueError, match='1 tags of 2 words'):
+  with pytest.raises(ValueError, match='1 tags for 2 words'):
     entities.entity_metrics([['O', 'O']], [['O']])
 
 

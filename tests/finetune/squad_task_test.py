@@ -9,12 +9,12 @@ import lzma
 import math
 import types
 
+import made_tokenizers
 import numpy as np
 import pytest
 from finetune_files import described, opened, restored
 
 from electra_jax.data.corpus import corpora
-from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import prepared, squad_data, squad_metrics
 from electra_jax.finetune.tasks.tables import Row
@@ -29,7 +29,7 @@ FERRY = 'A ferry crosses the bay every hour; the fare is two coins.'
 @pytest.fixture(scope='module')
 def tokenizer():
   texts = lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
-  return tokenization.train_tokenizer(texts, kind='unigram', vocab_size=800)
+  return made_tokenizers.train(texts, kind='unigram', vocab_size=800)
 
 
 def answer(text, context=MILL, start=None):

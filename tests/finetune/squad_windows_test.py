@@ -4,6 +4,7 @@ import lzma
 import pathlib
 
 import hypothesis
+import made_tokenizers
 import numpy as np
 import pytest
 from finetune_files import opened
@@ -30,7 +31,7 @@ def trained():
   texts = lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
 
   def train(kind, **options):
-    return tokenization.train_tokenizer(texts, kind=kind, vocab_size=800, **options)
+    return made_tokenizers.train(texts, kind=kind, vocab_size=800, **options)
 
   return {
     'unigram': train('unigram'),

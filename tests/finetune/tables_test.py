@@ -171,7 +171,7 @@ def test_only_the_kept_columns_are_in_rows(table):
     (
       '[{"text": "a"},\n{"text": ]',
       't.json',
-      'line 2 of the file {path!r} begins what is not valid JSON',
+      'line 2 of the file {path!r} is not valid JSON',
     ),
     (
       '[{"text": "a"}\n',

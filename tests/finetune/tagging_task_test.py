@@ -201,7 +201,7 @@ def test_scores_count_entities_and_words(tmp_path, tokenizer):
   features, _ = task.features(examples, tokenizer, 8)
   assert len(features) > 1
   outputs = perfect(task, features)
-  place = (len(features) - 1, features.notes[-1][-1])  # the last word, I-LOC, comes out as O
+  place = (len(features) - 1, features.notes[-1][-1])  # the last word, I-LOC, is predicted as O
   outputs['logits'][place[0]][place[1]] = 9 * np.eye(5)[0]
   metrics = task.score('dev', examples, features, outputs)
   assert (
