@@ -21,17 +21,18 @@ from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, 
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
+from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.train import finetune, read_records
-from electra_jax.finetune.trial import plain
+from electra_jax.finetune.train import finetune
 from electra_jax.pretrain import evaluation, objectives
 from electra_jax.pretrain.build import build_model, build_settings
 from electra_jax.pretrain.objectives.common import step_flops
 from electra_jax.pretrain.pretrain_step import jit_eval_step
-from electra_jax.pretrain.pretrained import Run, open_run, use_compilation_cache
 from electra_jax.pretrain.resolve import ResolvedRun
+from electra_jax.pretrain.trained_run import Run, open_run
 from electra_jax.training import checkpoints, hosts, run_folder
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
+from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 
@@ -76,7 +77,7 @@ def timeline(
   tuning = None if config is None else _tuning_config(config, workdir)
   steps = checkpoints.all_steps(workdir)
   run = open_run(workdir, steps[-1], store)
-  use_compilation_cache(run.config)
+  use_compilation_cache(run.config.compilation_cache)
   name = run.resolved.config.name
   console.heading(f'{name}: {len(steps)} checkpoints  ({workdir})')
   points = [{'step': step, **spent(run.resolved, run.tokenizer, step)} for step in steps]
@@ -174,7 +175,7 @@ def _write(workdir: epath.Path, result: dict[str, Any]) -> None:
   image = io.BytesIO()
   draw_timeline(result).savefig(image, dpi=130, format='png')
   picture, data = workdir / 'timeline.png', workdir / 'timeline.json'
-  hosts.from_first(lambda: run_folder.write_json(data, plain(result)))
+  hosts.from_first(lambda: run_folder.write_json(data, json_values(result)))
   hosts.from_first(lambda: run_folder.write_bytes(picture, image.getvalue()))
   print('\n' + timeline_table(result) + '\n')
   say('written', f'{data}, {picture}')

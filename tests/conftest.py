@@ -130,6 +130,15 @@ def pytest_terminal_summary(terminalreporter, config):
   path.write_text(json.dumps(record, indent=1) + '\n')
 
 
+@pytest.fixture
+def handlers():
+  """Restores the handlers of signals after a test."""
+  kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in kept.items():
+    signal.signal(number, handler)
+
+
 def packed_rows(
   batch: int, length: int, vocab_size: int, seed: int = 0, empty_rows: int = 0
 ) -> np.ndarray:

@@ -22,9 +22,9 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import initial, task_program
 from electra_jax.finetune.initial import Initial
 from electra_jax.finetune.resolve import started
+from electra_jax.finetune.run_files import claim_finetuning, keep_encoder, write_task
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Task
-from electra_jax.finetune.train import describe, keep_encoder
 from electra_jax.interop.origins import is_foreign, open_source
 from electra_jax.interop.weights import Head, Weights, placed
 from electra_jax.model.config import FAMILIES
@@ -127,16 +127,17 @@ def _write_run(
   head: Head,
 ) -> epath.Path:
   """Writes the run, and returns the folder of its task."""
-  model, _ = task_program.build_model(config, task, start, config.max_length)
+  model, _ = task_program.build_task_model(config, task, start, config.max_length)
   folder = _claimed(workdir, config, task.name)
   keep_encoder(folder.parent, dataclasses.replace(start, origin=start.origin | {'imported': True}))
-  describe(config, task, folder)
+  write_task(config, task, folder)
   params = _placed({**_params(start), 'head': head.params}, model)
   # The model has no optimizer, but checkpoints of runs contain its state.
   zero = jnp.zeros([], jnp.int32)
   state = TrainState(jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1)
-  manager = checkpoints.open_manager(folder / 'trial-1', metric=task.metric, mode='max')
-  checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, task.metric)
+  best_by = checkpoints.Criterion(task.metric, 'max')
+  manager = checkpoints.open_manager(folder / 'trial-1', best_by=best_by)
+  checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, best_by)
   checkpoints.wait(manager)
   manager.close()
   run_folder.write_json(folder / initial.KEPT, {'trials': [1]})
@@ -245,7 +246,7 @@ def _with_dense(head: Head, kernel: np.ndarray, bias: np.ndarray) -> Head:
 def _claimed(workdir: str | os.PathLike[str], config: FinetuningConfig, name: str) -> epath.Path:
   """The task's folder in WORKDIR, without the files of an import that was interrupted."""
   folder = run_folder.folder(workdir) / name
-  task_program.claim(workdir, config)
+  claim_finetuning(workdir, config)
   if not started(folder.parent):
     return folder
   encoder = folder.parent / initial.ENCODER

@@ -20,7 +20,7 @@ from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.interop.weights import Head, Weights, trimmed
 from electra_jax.model.heads import FineTuned, init_finetuned
-from electra_jax.training import checkpoints, partitioning, run_folder
+from electra_jax.training import checkpoints, devices, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
 PyTree: TypeAlias = Any
@@ -57,9 +57,15 @@ class FineTunedRun:
   imported: bool = False
 
   @functools.cached_property
-  def _predict(self) -> Callable[..., Any]:
+  def _predictor(self) -> finetune_step.Predictor:
     ids = finetune_step.special_ids(self.tokenizer)
-    return finetune_step.jit_predict(self.model, ids, self.layout)
+    return finetune_step.Predictor(
+      finetune_step.jit_predict(self.model, ids, self.layout),
+      partitioning.padded_batch_size(self.config.eval_batch_size, self.layout.mesh),
+      batches.buckets(self.max_length),
+      ids.pad_id,
+      self.layout.mesh,
+    )
 
   def outputs(self, features: Features, progress: Callable[[int], None] | None = None) -> Outputs:
     """The model's outputs for rows.
@@ -68,17 +74,7 @@ class FineTunedRun:
       features: the rows.
       progress: called with the number of rows done.
     """
-    shards = partitioning.row_shards(self.layout.mesh)
-    return finetune_step.run_model(
-      self._predict,
-      self.params,
-      features,
-      batch_size=-(-self.config.eval_batch_size // shards) * shards,
-      lengths=batches.buckets(self.max_length),
-      pad_id=self.tokenizer.pad_id,
-      mesh=self.layout.mesh,
-      progress=progress,
-    )
+    return self._predictor.outputs(self.params, features, progress)
 
   def features(self, examples: Sequence[Any]) -> tuple[Features, dict[str, int]]:
     """The rows of examples, and counts of what was truncated or skipped."""
@@ -183,11 +179,10 @@ def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> 
   restored = restore_task(description)
   encoder = read_json(folder / initial.ENCODER)
   tokenizer = load_tokenizer(folder / 'tokenizer')
-  if config.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
+  devices.use_compilation_cache(config.compilation_cache)
   pretrained = from_plain(encoder['model'], ModelConfig)
   start = initial.Initial(pretrained, tokenizer, encoder['origin'], None)
-  model, _ = task_program.build_model(config, restored, start, description['max_length'])
+  model, _ = task_program.build_task_model(config, restored, start, description['max_length'])
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   trial = initial.best_trial(folder / task)
@@ -196,8 +191,7 @@ def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> 
     config.select,
     nn.unbox(boxed),
     partitioning.parameter_shardings(boxed, layout),
-    metric=restored.metric,
-    mode='max',
+    checkpoints.Criterion(restored.metric, 'max'),
   )
   return FineTunedRun(
     workdir=str(folder),

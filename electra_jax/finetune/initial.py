@@ -211,8 +211,8 @@ def _of_task(
     which = before['step']
   elif which in ('last', 'best'):  # the weights that the trial was scored with
     which = read_json(folder.parent / 'config.json').get('select', 'last')
-  metric = read_json(folder / TASK)['metric']
-  step = checkpoints.find_step(folder / trial, which, metric=metric, mode='max')
+  best_by = checkpoints.Criterion(read_json(folder / TASK)['metric'], 'max')
+  step = checkpoints.find_step(folder / trial, which, best_by)
   origin |= {'step': step, 'trial': trial, 'tokens': saved['origin'].get('tokens')}
   return Initial(model, tokenizer, origin, str(folder / trial))
 

@@ -22,7 +22,7 @@ def loss_denominator(head: str, batch: Mapping[str, jax.Array]) -> jax.Array:
   return _loss_weights(head, batch).sum()
 
 
-def task_loss(
+def head_loss(
   head: str,
   outputs: Mapping[str, jax.Array],
   batch: Mapping[str, jax.Array],

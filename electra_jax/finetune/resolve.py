@@ -66,7 +66,7 @@ def resolve_saved_finetuning(workdir: str | os.PathLike[str]) -> ResolvedFinetun
     UserError: the folder holds no config of a fine-tuned run.
   """
   folder = run_folder.folder(workdir)
-  versions.read(folder)
+  versions.read_versions(folder)
   plugins.check(folder)
   c = from_plain(read_json(folder / 'config.json'), FinetuningConfig)
   # This kernel runs on all devices and takes rows of any length.

@@ -37,7 +37,7 @@ def init_state(model, optimizer, seed: int, length: int) -> TrainState:
 
 def state_shardings(model, optimizer, length: int, layout: partitioning.Layout):
   """Shapes and shardings of the state: two trees like TrainState."""
-  return update_step.state_shardings(
+  return update_step.layout_of_state(
     jax.eval_shape(lambda: init_params(model, 0, length)), optimizer, layout
   )
 
@@ -93,16 +93,8 @@ def make_train_step(
     schedules or {},
     common.generator_alone if alone else objective.loss,
   )
-  return update_step.make_train_step(
-    prepare,
-    loss,
-    optimizer,
-    micro_batches=micro_batches,
-    skip_nonfinite=skip_nonfinite,
-    layout=layout,
-    moments=moments,
-    trained=trained,
-  )
+  options = update_step.UpdateOptions(micro_batches, skip_nonfinite, layout, moments, trained)
+  return update_step.make_update_step(update_step.BatchLoss(prepare, loss), optimizer, options)
 
 
 def jit_train_step(

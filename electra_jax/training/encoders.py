@@ -122,7 +122,7 @@ def run_config(folder: epath.Path) -> PretrainingConfig:
   Raises:
     UserError: where its config.json is missing, damaged, or not the config of a run.
   """
-  versions.read(folder)
+  versions.read_versions(folder)
   plugins.check(folder)
   path = folder / 'config.json'
   plain = read_json(path)

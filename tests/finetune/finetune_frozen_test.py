@@ -26,7 +26,7 @@ from electra_jax.model.encoder import packed_inputs
 from electra_jax.model.heads import KINDS, FineTuned, init_finetuned, pooled
 from electra_jax.training import checkpoints, optimizers, partitioning
 from electra_jax.training.encoders import encoder_config
-from electra_jax.training.update_step import fresh_state, state_shardings
+from electra_jax.training.update_step import fresh_state, layout_of_state
 
 ROWS, LENGTH = 8, 16
 
@@ -90,7 +90,7 @@ def made_step(kind, frozen, layers=1):
     bias_correction=False,
   )
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
-  shapes, shardings = state_shardings(boxed, optimizer, layout)
+  shapes, shardings = layout_of_state(boxed, optimizer, layout)
   step = finetune_step.jit_train_step(
     model,
     optimizer,

@@ -1,4 +1,4 @@
-"""Every task, from files in its original layout to scored trials, predictions and its site's files."""
+"""Every task, from files in its original layout to results, predictions and submission files."""
 
 import json
 
@@ -35,8 +35,8 @@ def config_of(task, **data):
   return c
 
 
-def own(folder, task):
-  """One's own data, each task in another format."""
+def user_data(folder, task):
+  """Data of the user, for each task in another format."""
   rows = {
     part: finetune_files.sentences(count, seed)
     for part, count, seed in (('train', 16, 1), ('dev', 8, 2))
@@ -87,7 +87,7 @@ def data_of(folder, task):
     return {'source': str(finetune_files.squad(folder, {'squad1': '1.1', 'squad2': '2.0'}[task]))}
   if task in ('ner', 'chunking', 'pos'):
     return {'source': str(finetune_files.tagged(folder, task))}
-  return own(folder, task)
+  return user_data(folder, task)
 
 
 RUNS = [(task, 'published') for task in TASKS] + [
@@ -112,7 +112,7 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
   if task == 'mnli':
     assert 'dev_mismatched' in record['figures']
   if task == 'pos':
-    assert 'test' in record['figures']  # labelled, unlike GLUE's
+    assert 'test' in record['figures']  # labeled, unlike GLUE's
   split = 'test' if TASKS.get(task).fixed_labels or task in ('ner', 'chunking', 'pos') else 'dev'
   predict.predict(str(workdir), source=None, task=None, split=split, output=str(tmp_path / 'out'))
   written = {path.name for path in (tmp_path / 'out').iterdir()}

@@ -17,7 +17,7 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.weights import of_tower, same_bits
-from electra_jax.pretrain import build, continued, pretrain_step, pretrained
+from electra_jax.pretrain import build, continued, pretrain_step, run_start
 from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import partitioning
 
@@ -261,7 +261,7 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
   )
-  pretrained.claim(workdir, run.config)  # which refuses another config
+  run_start.claim_workdir(workdir, run.config)  # which refuses another config
   weights = own.read(workdir)
   assert (
     weights.moments['mu'].keys() == weights.params.keys() - GENERATOR and weights.sharing == 'none'
