@@ -97,7 +97,7 @@ def _tuning_config(config: AnyConfig, workdir: str | os.PathLike[str]) -> Finetu
   frozen = freeze(FinetuningConfig, config)
   c = checked_finetuning(frozen.replace({'init': str(workdir), 'keep_trials': 'none'}))
   for name in c.tasks:  # a mistake in the data is reported before anything is computed
-    open_task(name, c.data).examples('train')
+    open_task(name, c).examples('train')
   return c
 
 

@@ -62,7 +62,7 @@ def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float)
   def prepare(step: jax.Array | int, batch: Mapping[str, Any]) -> tuple[Batch, jax.Array]:
     examples = {name: value for name, value in batch.items() if name not in NOT_EXAMPLES}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
-    return examples, losses.count(model.kind, examples)
+    return examples, losses.loss_denominator(model.kind, examples)
 
   def loss(
     params: PyTree, examples: Batch, count: jax.Array
@@ -74,7 +74,7 @@ def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float)
       examples['keys'],
       method='training',
     )
-    total, _, sums = losses.loss(model.kind, outputs, examples, impossible_weight)
+    total, _, sums = losses.head_loss(model.kind, outputs, examples, impossible_weight)
     others = {name: value for name, value in sums.items() if name != 'loss'}
     return total / jnp.maximum(count, 1), others | {'total': total}
 

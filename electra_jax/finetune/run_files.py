@@ -117,12 +117,10 @@ def keep_weights(config: FinetuningConfig, task: Task, folder: epath.Path) -> No
   ]
   ranked = [trial for trial in ranked if _checkpoints(folder, trial).exists()]
   kept = ranked[: {'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
-  # SQuAD 2.0: the best trial gives no answer from these odds on.
-  thresholds = [
-    r['figures']['dev'].get('best_f1_thresh') for r in records if r['trial'] in kept[:1]
-  ]
-  if thresholds and thresholds[0] is not None:
-    write_task(config, task.with_threshold(thresholds[0]), folder)
+  best = [record['figures']['dev'] for record in records if record['trial'] in kept[:1]]
+  tuned = task.tuned(best[0]) if best else task
+  if tuned is not task:
+    write_task(config, tuned, folder)
   run_folder.write_json(folder / initial.KEPT, {'trials': kept})
   for trial in ranked:
     if trial not in kept:
@@ -174,16 +172,16 @@ def write_results(
   workdir: epath.Path, config: FinetuningConfig, start: initial.Initial, records: list[Record]
 ) -> None:
   """Writes results.json, results.md and results.png of all trials."""
-  summaries = trial_summary.summarise(records)
+  summaries = trial_summary.summarize_trials(records)
   results = {
     'origin': start.origin,
     'summaries': summaries,
-    'glue': trial_summary.glue(summaries),
+    'glue': trial_summary.glue_average(summaries),
     'trials': records,
   }
   run_folder.write_json(workdir / RESULTS, json_values(results))
-  run_folder.write_bytes(workdir / 'results.md', trial_summary.markdown(summaries).encode())
+  run_folder.write_bytes(workdir / 'results.md', trial_summary.trials_markdown(summaries).encode())
   image = io.BytesIO()
-  figure = trial_summary.draw(records, f'{config.name}: {start.describe()}')
+  figure = trial_summary.draw_trials(records, f'{config.name}: {start.describe()}')
   figure.savefig(image, dpi=130, format='png')
   run_folder.write_bytes(workdir / 'results.png', image.getvalue())

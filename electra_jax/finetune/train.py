@@ -15,7 +15,7 @@ from electra_jax.config import AnyConfig, FinetuningConfig, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, initial, run_files, trial_summary
-from electra_jax.finetune.resolve import ResolvedFinetuning, resolve
+from electra_jax.finetune.resolve import ResolvedFinetuning, resolve_finetuning
 from electra_jax.finetune.run_files import RESULT, RESULTS, Record, read_records
 from electra_jax.finetune.splits import (
   Split,
@@ -74,7 +74,7 @@ def _finetune(
   if len(tasks) > 1:
     tasks = ()  # frees their data; each task is opened again in its turn
   for number, name in enumerate(names):
-    task = tasks[number] if tasks else open_task(name, run.config.data)
+    task = tasks[number] if tasks else open_task(name, run.config)
     if _train_task(setup, task):
       return PREEMPTED
   _finish(setup)
@@ -109,7 +109,7 @@ def _claim(
   config: AnyConfig, workdir: str | os.PathLike[str], status: Status
 ) -> ResolvedFinetuning:
   """Resolves the config and takes the folder for it."""
-  run = resolve(config, workdir)
+  run = resolve_finetuning(config, workdir)
   hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
   hosts.from_first(lambda: run_files.claim_finetuning(run.workdir, run.config))
   status.claim(run.workdir)
@@ -120,7 +120,7 @@ def _claim(
 
 def _open_tasks(config: FinetuningConfig) -> Sequence[Task]:
   """Opens all tasks and reads their data, so that errors are reported before the first step."""
-  tasks = [open_task(name, config.data) for name in config.tasks]
+  tasks = [open_task(name, config) for name in config.tasks]
   for task in tasks:
     counts = {split: len(task.examples(split)) for split in task.splits}
     for split in ('train', 'dev'):
@@ -253,8 +253,8 @@ def _padding(p: TaskProgram) -> float:
 
 def _print_results(records: list[Record]) -> None:
   """Prints the table of a task's trials, and names trials that collapsed."""
-  print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
-  for trial in trial_summary.collapsed(records):
+  print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
+  for trial in trial_summary.collapsed_trials(records):
     say(
       'collapsed',
       f'trial {trial["trial"]} of {trial["task"]} gives the same answer to everything, as '
@@ -268,7 +268,7 @@ def _finish(setup: FinetuningSetup) -> None:
   workdir, names = setup.workdir, setup.config.tasks
   records = read_records(workdir, names)
   if len(names) > 1:
-    print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
+    print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
   hosts.from_first(lambda: run_files.write_results(workdir, setup.config, setup.start, records))
   say('results', str(workdir / RESULTS))
   say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')

@@ -178,7 +178,7 @@ def _identities(job: Job, stores: dict) -> list[str]:
 def _checksum(name: str, config: FinetuningConfig) -> int:
   """Of a task's examples to train on and to be scored on."""
   try:
-    task, found = open_task(config.task, config.data), 0
+    task, found = open_task(config.task, config), 0
     for split in ('train', 'dev'):
       examples = task.examples(split) if split in task.splits else ()
       if not len(examples):
@@ -249,7 +249,7 @@ def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
       'metric': metric,
       'values': values,
       'constant': records[0].get('constant', {}).get(metric),
-      'collapsed': [r['trial'] for r in trial_summary.collapsed(records)],
+      'collapsed': [r['trial'] for r in trial_summary.collapsed_trials(records)],
     }
     seconds += sum(record['seconds'] for record in records)
   figures = before['figures']
