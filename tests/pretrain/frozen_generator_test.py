@@ -1,5 +1,6 @@
 """A generator with initial weights: it starts with them, and a frozen one never changes."""
 
+import dataclasses
 import shutil
 
 import conftest
@@ -23,6 +24,7 @@ from electra_jax.pretrain.continued.initial_state import initial_state
 from electra_jax.pretrain.continued.tokens import tokenizer_path
 from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import partitioning
+from electra_jax.training.update_step import UpdateOptions
 
 GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
 
@@ -168,7 +170,7 @@ def test_a_frozen_generator_is_bitwise_constant_without_dropout_moments_or_decay
 def test_a_frozen_generator_has_no_backward_pass_in_program_and_flops():
   def counted(p):
     step = pretrain_step.make_train_step(
-      p.model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained
+      dataclasses.replace(p.computation, seed=0), p.optimizer, UpdateOptions(trained=p.trained)
     )
     lowered = jax.jit(step).lower(p.shapes, {'token_ids': jax.ShapeDtypeStruct((8, 32), jnp.int32)})
     return lowered.cost_analysis()['flops'], p.step_flops(), p.step_flops('paper')

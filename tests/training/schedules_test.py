@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import micro_config
 
+from electra_jax import registry
 from electra_jax.config import (
   PretrainingConfig,
   checked_pretraining,
@@ -19,7 +20,7 @@ from electra_jax.config import (
 )
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
-from electra_jax.pretrain import build, masking, objectives, pretrain_step, replacement
+from electra_jax.pretrain import build, masking, pretrain_step, replacement
 from electra_jax.training import partitioning, schedules
 
 
@@ -135,11 +136,10 @@ def test_a_scheduled_step_equals_a_step_with_its_values_on_any_mesh():
   # A step that was compiled with the values of step 9.
   wanted = jax.jit(
     pretrain_step.make_train_step(
-      plain.model,
-      plain.objective,
-      dataclasses.replace(plain.settings, **values),
+      dataclasses.replace(
+        plain.computation, settings=dataclasses.replace(plain.settings, **values), seed=0
+      ),
       plain.optimizer,
-      seed=0,
     )
   )(state._replace(step=np.int32(9)), batch)[1]
   for name in wanted:
@@ -161,7 +161,7 @@ def test_slots_suffice_for_the_largest_rate_and_evaluation_masks_do_not_change()
   assert (
     dataclasses.replace(scheduled, max_predictions=plain.max_predictions) == plain
   )  # evaluation uses these
-  objective, rows = objectives.named('electra'), conftest.packed_rows(8, 32, 300)
+  objective, rows = registry.OBJECTIVES.get('electra'), conftest.packed_rows(8, 32, 300)
   few, many = (
     jax.jit(
       lambda settings=settings: objective.examples(settings, rows, row_keys(7, 0, jnp.arange(8)))

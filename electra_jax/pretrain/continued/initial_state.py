@@ -14,11 +14,10 @@ from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, origins
 from electra_jax.interop.weights import Weights, expected_shapes, placed
 from electra_jax.model.config import EncoderConfig
-from electra_jax.pretrain import objectives
+from electra_jax.pretrain.build import objective_of
 from electra_jax.pretrain.continued.source import (
   InitialWeights,
   encoders_of,
-  is_one_tower,
   scheme_of,
 )
 from electra_jax.pretrain.continued.tokens import TokenRows, check_same_tokens, token_rows
@@ -124,7 +123,7 @@ def _with_missing_towers(
   config: PretrainingConfig, weights: Weights, vocab_size: int
 ) -> tuple[Weights, list[str]]:
   """The weights with a narrowed generator, if the config has one, and notes on what is new."""
-  heads = objectives.named(config.objective.name).HEADS
+  heads = objective_of(config).heads
   how, notes = config.continued.generator, []
   if weights.generator is None and 'generator_head' in heads and not config.generator.uniform:
     generator, _ = encoders_of(config, vocab_size)
@@ -138,7 +137,7 @@ def _with_missing_towers(
 
 
 def _generator_note(config: PretrainingConfig, generator: EncoderConfig) -> str:
-  if is_one_tower(config):
+  if objective_of(config).one_tower:
     return 'the head that predicts masked tokens is new'
   origin = 'cut out of the discriminator' if config.continued.generator == 'narrowed' else 'new'
   steps = config.generator.alone_steps

@@ -15,6 +15,7 @@ from electra_jax.interop import origins
 from electra_jax.interop.weights import GENERATOR, Weights, combined, of_tower
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.sharing.scheme import SharingScheme
+from electra_jax.pretrain.build import objective_of
 from electra_jax.training.encoders import sharing, towers
 
 PyTree: TypeAlias = Any
@@ -61,7 +62,7 @@ def open_discriminator(config: PretrainingConfig) -> InitialWeights:
     )
   one_encoder = scheme_of_weights(weights).one_encoder
   if weights.generator is not None and (c.generator or not uses_generator):
-    if not (one_encoder and is_one_tower(config)):
+    if not (one_encoder and objective_of(config).one_tower):
       reason = ', by config.continued.generator' if c.generator else ''
       weights = _without_generator(weights, reason)
   if c.generator.startswith('hf:'):
@@ -147,20 +148,18 @@ def _with_tokenizer(weights: Weights, field: str, config: PretrainingConfig) -> 
 #### What a config means for weights ####
 
 
-def is_one_tower(config: PretrainingConfig) -> bool:
-  """Whether the objective has no generator beside the tower that it trains."""
-  return config.objective.name == 'mlm'
-
-
 def has_one_tower_generator(config: PretrainingConfig) -> bool:
   """Whether the run has a generator that weights can have: one tower, beside the discriminator."""
-  two_towers = config.objective.name == 'electric'
-  return not (is_one_tower(config) or two_towers or config.generator.uniform)
+  objective = objective_of(config)
+  if objective.one_tower or objective.two_tower_generator:
+    return False
+  return not config.generator.uniform
 
 
 def scheme_of(config: PretrainingConfig) -> SharingScheme:
   """What the towers of a run share."""
-  scheme: SharingScheme = registry.SHARING_SCHEMES.get(sharing(config))
+  name = sharing(config, objective_of(config).one_tower)
+  scheme: SharingScheme = registry.SHARING_SCHEMES.get(name)
   return scheme
 
 
@@ -174,7 +173,7 @@ def encoders_of(config: PretrainingConfig, vocab_size: int) -> tuple[EncoderConf
   """Configs of generator and discriminator as weights have them: no row pads the vocabulary."""
   generator, discriminator = (
     dataclasses.replace(tower, vocab_multiple=1, attention='xla')
-    for tower in towers(config, vocab_size, 'cpu')
+    for tower in towers(config, objective_of(config).one_tower, vocab_size, 'cpu')
   )
   return generator, discriminator
 
