@@ -147,11 +147,11 @@ def test_paths_and_lists_are_read_too(tmp_path):
   path = tmp_path / 'odd, name;.txt'
   path.write_text('odd')
   (tmp_path / 'a.txt').write_text('a')
-  assert list(corpora.read(path)) == ['odd']
+  assert list(corpora.read_documents(path)) == ['odd']
   assert list(
-    corpora.read([path, f'{tmp_path}/a.txt', *corpora.parse_sources(f'{tmp_path}/a.txt')])
+    corpora.read_documents([path, f'{tmp_path}/a.txt', *corpora.parse_sources(f'{tmp_path}/a.txt')])
   ) == ['odd', 'a']
-  assert next(corpora.read('sample')) == read('sample')[0][0]
+  assert next(corpora.read_documents('sample')) == read('sample')[0][0]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -167,7 +167,7 @@ def test_a_line_of_fifty_megabytes_is_a_few_copies_in_memory(tmp_path, name, bef
   path = tmp_path / name
   path.write_bytes(before + b'x' * 50_000_000 + after)
   tracemalloc.start()
-  (length,) = [len(document) for document in corpora.read(path)]
+  (length,) = [len(document) for document in corpora.read_documents(path)]
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert length - 50_000_000 == (5 if name == 'long.txt' else 0)
@@ -179,7 +179,7 @@ def test_memory_stays_flat(tmp_path, suffix, pack):
   path = tmp_path / f'text.txt{suffix}'
   path.write_bytes(pack((('word ' * 400 + '\n\n') * 10_000).encode()))
   tracemalloc.start()
-  number = sum(1 for _ in corpora.read(path))
+  number = sum(1 for _ in corpora.read_documents(path))
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert number == 10_000
@@ -319,7 +319,7 @@ def test_the_identity_follows_the_content_and_how_it_is_read(tmp_path):
 
 
 def test_the_bundled_sample_is_what_the_readme_promises():
-  documents = list(corpora.read('sample'))
+  documents = list(corpora.read_documents('sample'))
   text = '\n\n'.join(documents)
   assert len(text.encode()) >= 4_000_000
   assert corpora.SAMPLE_PATH.stat().st_size <= 2_500_000

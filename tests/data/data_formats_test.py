@@ -179,7 +179,7 @@ def test_only_the_wanted_column_is_in_memory_and_not_all_of_it(tmp_path):
   del texts
   pool = pa.default_memory_pool()
   before, peak, number = pool.bytes_allocated(), 0, 0
-  for _ in corpora.read(path):
+  for _ in corpora.read_documents(path):
     number += 1
     peak = max(peak, pool.bytes_allocated() - before)
   assert number == 10_000 and peak < 12_000_000

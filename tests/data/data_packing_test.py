@@ -29,7 +29,7 @@ def _pack(documents, row_length, **kwargs):
 def test_every_token_comes_out_once_and_in_order(lengths, row_length, min_piece):
   documents = _documents(lengths)
   rows = _pack(documents, row_length, min_piece=min_piece)
-  pieces = [piece for row in rows for piece in packing.pieces(row, CLS, SEP)]
+  pieces = [piece for row in rows for piece in packing.row_pieces(row, CLS, SEP)]
   assert np.array_equal(np.concatenate([[], *pieces]), np.concatenate([[], *documents]))
   ends = set(np.cumsum(lengths))
   for piece in pieces:

@@ -14,7 +14,7 @@ import pytest
 from electra_jax import file_access
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import blocks, finished, packing, preparation, workers
-from electra_jax.data.prepare.preparation import Recipe
+from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
 
@@ -22,7 +22,7 @@ from electra_jax.errors import UserError
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
   """Thirty documents of a few paragraphs, two odd ones among them."""
-  texts = [document[:1500] for document, _ in zip(corpora.read('sample'), range(30), strict=False)]
+  texts = [document[:1500] for document, _ in zip(corpora.read_documents('sample'), range(30), strict=False)]
   texts[3] = '\u200b'  # encodes to nothing
   texts[4] = '[MASK] stands [CLS] here [SEP] as text'
   path = tmp_path_factory.mktemp('corpus') / 'text.txt'
@@ -32,7 +32,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def recipe(corpus):
-  return Recipe(corpus, row_length=32, vocab_size=400, heldout_fraction=0.2)
+  return CorpusRecipe(corpus, row_length=32, vocab_size=400, heldout_fraction=0.2)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +42,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def prepared(recipe, cache):
-  return preparation.prepare(recipe, cache=cache)
+  return preparation.prepare_corpus(recipe, cache=cache)
 
 
 @pytest.fixture(scope='module')
@@ -58,19 +58,19 @@ def _pieces(store, tokenizer):
   return [
     piece
     for row in _all(store)
-    for piece in packing.pieces(row, tokenizer.cls_id, tokenizer.sep_id)
+    for piece in packing.row_pieces(row, tokenizer.cls_id, tokenizer.sep_id)
   ]
 
 
 def _refused(recipe, **where):
   with pytest.raises(UserError) as caught:
-    preparation.prepare(recipe, **where)
+    preparation.prepare_corpus(recipe, **where)
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
 
 def test_every_token_of_every_document_is_in_the_rows_of_its_split(corpus, prepared):
-  documents = list(corpora.read(corpus))
+  documents = list(corpora.read_documents(corpus))
   for store, held in ((prepared.train, False), (prepared.heldout, True)):
     texts = [text for text in documents if corpora.is_held_out(text, 0.2) == held]
     expected = [i for ids in prepared.tokenizer.encode_batch(texts) for i in ids]
@@ -87,7 +87,7 @@ def test_special_tokens_stand_only_where_packing_puts_them(prepared):
 
 
 def test_the_facts_are_true(corpus, prepared):
-  documents = list(corpora.read(corpus))
+  documents = list(corpora.read_documents(corpus))
   train, heldout = prepared.facts['train'], prepared.facts['heldout']
   assert train['documents'] + heldout['documents'] == len(documents) == 30
   assert train['empty_documents'] + heldout['empty_documents'] == 1
@@ -132,7 +132,7 @@ def test_nothing_unfinished_stays(prepared):
 def test_a_later_run_reuses_all_of_it(recipe, prepared, cache, monkeypatch, capsys):
   monkeypatch.setattr(tokenization, 'train_tokenizer', None)
   monkeypatch.setattr(corpora, 'documents', None)
-  again = preparation.prepare(recipe, cache=cache)
+  again = preparation.prepare_corpus(recipe, cache=cache)
   assert again.path == prepared.path and again.facts == prepared.facts
   assert again.tokenizer.fingerprint == prepared.tokenizer.fingerprint
   assert 'as prepared before' in capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_a_later_run_reuses_all_of_it(recipe, prepared, cache, monkeypatch, caps
 
 def test_other_rows_reuse_the_tokenizer(recipe, prepared, cache, monkeypatch):
   monkeypatch.setattr(tokenization, 'train_tokenizer', None)
-  other = preparation.prepare(dataclasses.replace(recipe, row_length=64), cache=cache)
+  other = preparation.prepare_corpus(dataclasses.replace(recipe, row_length=64), cache=cache)
   assert other.path != prepared.path and other.train.length == 64
   assert other.tokenizer.fingerprint == prepared.tokenizer.fingerprint
 
@@ -155,15 +155,15 @@ def test_other_settings_or_text_are_prepared_anew(recipe, prepared, cache, tmp_p
     {'heldout_fraction': 0.3},
     {'tokenizer': 'bpe'},
   ):
-    paths.add(preparation.prepare(dataclasses.replace(recipe, **change), cache=cache).path)
+    paths.add(preparation.prepare_corpus(dataclasses.replace(recipe, **change), cache=cache).path)
   copy.write_text(copy.read_text() + '\n\nOne more document.')
-  paths.add(preparation.prepare(dataclasses.replace(recipe, source=str(copy)), cache=cache).path)
+  paths.add(preparation.prepare_corpus(dataclasses.replace(recipe, source=str(copy)), cache=cache).path)
   assert len(paths) == 6
 
 
 def test_a_given_tokenizer_is_used(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(tokenization, 'train_tokenizer', None)
-  given = preparation.prepare(
+  given = preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer=tokenizer_folder, vocab_size=9), cache=tmp_path
   )
   assert given.tokenizer.fingerprint == prepared.tokenizer.fingerprint
@@ -174,14 +174,14 @@ def test_a_given_tokenizer_is_used(recipe, prepared, tokenizer_folder, tmp_path,
 
 
 def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
-  made = preparation.prepare(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=cache)
+  made = preparation.prepare_corpus(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=cache)
   assert made.tokenizer.kind == 'wordpiece' and made.tokenizer.size == 400
   assert np.array_equal(
     np.concatenate(_pieces(made.heldout, made.tokenizer)),
     np.concatenate(
       [
         made.tokenizer.encode(text)
-        for text in corpora.read(recipe.source)
+        for text in corpora.read_documents(recipe.source)
         if corpora.is_held_out(text, 0.2)
       ]
     ),
@@ -192,7 +192,7 @@ def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
 
 
 def test_nothing_held_out_where_none_is_asked_for(recipe, tokenizer_folder, tmp_path):
-  whole = preparation.prepare(
+  whole = preparation.prepare_corpus(
     dataclasses.replace(recipe, heldout_fraction=0.0, tokenizer=tokenizer_folder), cache=tmp_path
   )
   assert whole.heldout is None and whole.facts['train']['documents'] == 30
@@ -202,8 +202,8 @@ def test_segment_pairs_are_seeded_and_their_losses_counted(
   recipe, tokenizer_folder, tmp_path, capsys
 ):
   pairs = dataclasses.replace(recipe, row_format='segment_pair', tokenizer=tokenizer_folder)
-  first = preparation.prepare(pairs, cache=tmp_path)
-  other = preparation.prepare(dataclasses.replace(pairs, seed=1), cache=tmp_path)
+  first = preparation.prepare_corpus(pairs, cache=tmp_path)
+  other = preparation.prepare_corpus(dataclasses.replace(pairs, seed=1), cache=tmp_path)
   assert first.train.identity != other.train.identity
   facts, t = first.facts['train'], first.tokenizer
   rows = _all(first.train)
@@ -222,8 +222,8 @@ def test_segment_pairs_are_seeded_and_their_losses_counted(
 
 def test_padding_is_below_one_percent_on_the_bundled_corpus(tokenizer_folder, tmp_path):
   for row_length in (64, 512):
-    facts = preparation.prepare(
-      Recipe('sample', row_length=row_length, tokenizer=tokenizer_folder), cache=tmp_path
+    facts = preparation.prepare_corpus(
+      CorpusRecipe('sample', row_length=row_length, tokenizer=tokenizer_folder), cache=tmp_path
     ).facts
     rows = facts['train']['rows'] + facts['heldout']['rows']
     assert 1 - (facts['train']['tokens'] + facts['heldout']['tokens']) / (rows * row_length) < 0.01
@@ -234,13 +234,13 @@ def test_sources_with_weights_have_a_store_each(
   recipe, prepared, cache, tokenizer_folder, tmp_path, monkeypatch
 ):
   for name, part in (('a', slice(0, 20)), ('b', slice(20, 30))):
-    (tmp_path / f'{name}.txt').write_text('\n\n'.join(list(corpora.read(recipe.source))[part]))
+    (tmp_path / f'{name}.txt').write_text('\n\n'.join(list(corpora.read_documents(recipe.source))[part]))
 
   def source(a, b):
     return f'{tmp_path}/a.txt;weight={a}, {tmp_path}/b.txt;weight={b}'
 
   mixed = dataclasses.replace(recipe, source=source(3, 1), tokenizer=tokenizer_folder)
-  first = preparation.prepare(mixed, cache=tmp_path)
+  first = preparation.prepare_corpus(mixed, cache=tmp_path)
   assert first.train.weights == (0.75, 0.25) and first.facts['stores'] == [
     'train-00',
     'train-01',
@@ -251,7 +251,7 @@ def test_sources_with_weights_have_a_store_each(
   ]
   assert first.train.rows == first.facts['train']['rows']
   monkeypatch.setattr(corpora, 'documents', None)
-  other = preparation.prepare(dataclasses.replace(mixed, source=source(1, 1)), cache=tmp_path)
+  other = preparation.prepare_corpus(dataclasses.replace(mixed, source=source(1, 1)), cache=tmp_path)
   assert other.path == first.path and other.train.weights == (0.5, 0.5), (
     'rows stay, only the mixing changes'
   )
@@ -261,17 +261,17 @@ def test_near_duplicates_go_and_are_counted(
   recipe, prepared, tokenizer_folder, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(blocks, 'BLOCK_CHARACTERS', 5_000)
-  texts = list(corpora.read(recipe.source))
+  texts = list(corpora.read_documents(recipe.source))
   once, twice = tmp_path / 'once.txt', tmp_path / 'twice.txt'
   once.write_text('\n\n'.join(texts[5:]))
   twice.write_text(
     '\n\n'.join([*texts[5:], *(text.replace('the ', 'the ', 1) + ' End.' for text in texts[5:])])
   )
-  first = preparation.prepare(
+  first = preparation.prepare_corpus(
     dataclasses.replace(recipe, source=str(once), tokenizer=tokenizer_folder, near_duplicates=0.7),
     cache=tmp_path,
   )
-  both = preparation.prepare(
+  both = preparation.prepare_corpus(
     dataclasses.replace(recipe, source=str(twice), tokenizer=tokenizer_folder, near_duplicates=0.7),
     cache=tmp_path,
   )
@@ -289,7 +289,7 @@ def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(
   recipe, prepared, tokenizer_folder, tmp_path
 ):
   address = 'memory://bucket/corpora/thirty'
-  made = preparation.prepare(
+  made = preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer=tokenizer_folder),
     cache=tmp_path / 'maker',
     output=address,
@@ -316,11 +316,11 @@ def test_two_at_one_address_cost_nothing(recipe, prepared, tokenizer_folder, tmp
   def slow(*args):
     if not seen:
       seen.append(True)
-      preparation.prepare(given, cache=tmp_path / 'first', output=address)
+      preparation.prepare_corpus(given, cache=tmp_path / 'first', output=address)
     return original(*args)
 
   monkeypatch.setattr(blocks, 'make_rows', slow)
-  made = preparation.prepare(given, cache=tmp_path / 'second', output=address)
+  made = preparation.prepare_corpus(given, cache=tmp_path / 'second', output=address)
   assert made.train.identity == prepared.train.identity
   assert preparation.open_prepared(address, tmp_path).heldout.read(np.arange(3)).shape == (3, 32)
 
@@ -328,7 +328,7 @@ def test_two_at_one_address_cost_nothing(recipe, prepared, tokenizer_folder, tmp
 def test_workers_write_to_an_address_too(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(workers, 'SMALL_BYTES', 0)
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
-  made = preparation.prepare(given, cache=tmp_path, output=f'file://{tmp_path}/out', processes=2)
+  made = preparation.prepare_corpus(given, cache=tmp_path, output=f'file://{tmp_path}/out', processes=2)
   assert np.array_equal(_all(made.train), _all(prepared.train))
   assert preparation.open_prepared(tmp_path / 'out').heldout.identity == prepared.heldout.identity
 
@@ -339,12 +339,12 @@ def test_a_folder_of_a_persons_own_is_left_alone(recipe, prepared, tokenizer_fol
   (mine / 'thesis.tex').write_text('years of work')
   assert 'is not empty and no prepared corpus' in _refused(recipe, cache=tmp_path, output=mine)
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
-  preparation.prepare(given, cache=tmp_path, output=tmp_path / 'out')
+  preparation.prepare_corpus(given, cache=tmp_path, output=tmp_path / 'out')
   assert 'holds another corpus' in _refused(
     dataclasses.replace(given, row_length=16), cache=tmp_path, output=tmp_path / 'out'
   )
   assert (
-    preparation.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity
+    preparation.prepare_corpus(given, cache=tmp_path, output=tmp_path / 'out').train.identity
     == prepared.train.identity
   )
   assert (mine / 'thesis.tex').read_text() == 'years of work'
@@ -402,7 +402,7 @@ def test_a_disk_that_is_full_costs_no_finished_work(
   assert file_access.listing(tmp_path / 'out' / '.work' / 'rows')
   monkeypatch.setattr(blocks, 'worker_tokenizer', None)  # no row is made again
   assert (
-    preparation.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity
+    preparation.prepare_corpus(given, cache=tmp_path, output=tmp_path / 'out').train.identity
     == prepared.train.identity
   )
 
@@ -411,14 +411,14 @@ def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(
   recipe, tokenizer_folder, tmp_path
 ):
   out = tmp_path / 'out'
-  preparation.prepare(
+  preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path, output=out
   )
   file_access.remove(out)
-  made = preparation.prepare(
+  made = preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer='wordpiece'), cache=tmp_path, output=out
   )
-  text = next(text for text in corpora.read(recipe.source) if not corpora.is_held_out(text, 0.2))
+  text = next(text for text in corpora.read_documents(recipe.source) if not corpora.is_held_out(text, 0.2))
   assert (
     _pieces(made.train, made.tokenizer)[0].tolist()
     == made.tokenizer.encode(text)[: len(_pieces(made.train, made.tokenizer)[0])]
@@ -449,7 +449,7 @@ def test_folders_are_found_however_they_are_written(
   monkeypatch.setenv('HOME', str(tmp_path))
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   monkeypatch.chdir(tmp_path)
-  made = preparation.prepare(given, cache='~/cache', output=written.format(tmp_path))
+  made = preparation.prepare_corpus(given, cache='~/cache', output=written.format(tmp_path))
   assert made.train.identity == prepared.train.identity
   assert (
     preparation.open_prepared(tmp_path / 'out').facts
@@ -463,10 +463,10 @@ def test_folders_are_found_however_they_are_written(
 
 def test_a_line_of_fifty_megabytes(tokenizer_folder, tmp_path):
   path = tmp_path / 'long.txt'
-  line = ' '.join(' '.join(text.split()) for text in corpora.read('sample'))[:5_000_000]
+  line = ' '.join(' '.join(text.split()) for text in corpora.read_documents('sample'))[:5_000_000]
   path.write_text(' '.join([line] * 10) + '\n\n' + '\n\n'.join(f'document {n}' for n in range(100)))
-  made = preparation.prepare(
-    Recipe(str(path), row_length=128, tokenizer=tokenizer_folder), cache=tmp_path
+  made = preparation.prepare_corpus(
+    CorpusRecipe(str(path), row_length=128, tokenizer=tokenizer_folder), cache=tmp_path
   )
   tokenizer, facts = made.tokenizer, made.facts['train']
   assert facts['longest'][0][0] == pytest.approx(10 * len(tokenizer.encode(line)), rel=1e-4)
@@ -488,7 +488,7 @@ def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(
 ):
   broken = tmp_path / 'text.txt'
   broken.write_bytes(pathlib.Path(recipe.source).read_bytes() + b'\n\nbad \xff\xfe bytes\n\n\n')
-  made = preparation.prepare(
+  made = preparation.prepare_corpus(
     dataclasses.replace(
       recipe, source=str(broken), invalid_utf8='replace', tokenizer=tokenizer_folder
     ),
@@ -526,9 +526,11 @@ def test_whoever_is_second_waits_for_the_first(tmp_path, monkeypatch):
 
 
 def test_two_processes_at_once_make_it_together(recipe, prepared, tokenizer_folder, tmp_path):
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   command = (
-    'from electra_jax.data.prepare.preparation import Recipe, prepare; '
-    f'prepare(Recipe(**{dataclasses.asdict(recipe) | {"tokenizer": tokenizer_folder}}), cache={str(tmp_path)!r})'
+    'from electra_jax.data.prepare.preparation import prepare_corpus; '
+    'from electra_jax.data.prepare.recipe import CorpusRecipe; '
+    f'prepare_corpus(CorpusRecipe(**{dataclasses.asdict(given)}), cache={str(tmp_path)!r})'
   )
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
   children = [subprocess.Popen([sys.executable, '-c', command], env=environment) for _ in range(2)]
@@ -588,8 +590,8 @@ def test_a_cache_that_cannot_be_written_is_named(recipe, tmp_path):
 
 def test_damaged_folders_are_named(recipe, tokenizer_folder, tmp_path):
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
-  made = preparation.prepare(given, cache=tmp_path)
-  other = preparation.prepare(dataclasses.replace(recipe, vocab_size=300), cache=tmp_path)
+  made = preparation.prepare_corpus(given, cache=tmp_path)
+  other = preparation.prepare_corpus(dataclasses.replace(recipe, vocab_size=300), cache=tmp_path)
   vocabulary = pathlib.Path(made.path, 'tokenizer', 'tokenizer.model')
   before = vocabulary.read_bytes()
   vocabulary.write_bytes(pathlib.Path(other.path, 'tokenizer', 'tokenizer.model').read_bytes())

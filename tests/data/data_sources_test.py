@@ -114,7 +114,7 @@ def test_a_pattern_that_mixes_kinds_of_files_is_told(tmp_path):
 
 def test_a_person_is_told_what_the_sources_are():
   def words(text):
-    return corpora.describe(corpora.parse_sources(text))
+    return corpora.describe_sources(corpora.parse_sources(text))
 
   assert words('sample') == 'the bundled sample'
   assert words('a/*.txt;weight=2') == 'a/*.txt'

@@ -63,7 +63,7 @@ READ = (
   + """
 import json
 from electra_jax.data import corpora
-texts = [list(corpora.read(source)) for source in sys.argv[1:]]
+texts = [list(corpora.read_documents(source)) for source in sys.argv[1:]]
 print(json.dumps([texts, 'tensorflow' in sys.modules]))
 """
 )

@@ -26,7 +26,7 @@ def jaccard(a, b):
 
 
 def gone(texts, threshold=0.8):
-  return duplicates.duplicates([duplicates.signature(text) for text in texts], threshold)
+  return duplicates.near_duplicates([duplicates.signature(text) for text in texts], threshold)
 
 
 def test_signatures_estimate_the_jaccard_similarity():
@@ -86,7 +86,7 @@ def test_what_goes_leaves_a_similar_document_behind():
     return np.mean(signatures[i] == signatures[j]) >= 0.75
 
   assert alike(0, 1) and not alike(0, 3)
-  found = duplicates.duplicates(signatures, 0.75)
+  found = duplicates.near_duplicates(signatures, 0.75)
   kept = set(range(4)) - set(found)
   assert 1 in found and all(any(alike(i, j) for j in kept if j < i) for i in found)
   assert all(not alike(i, j) for i in kept for j in kept if j < i)
