@@ -23,10 +23,10 @@ from electra_jax.config import (
 from electra_jax.data.prepare.preparation import (
   REPORT_FILE,
   Prepared,
-  Recipe,
   open_prepared,
-  prepare,
+  prepare_corpus,
 )
+from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
@@ -63,7 +63,7 @@ def prepare_data(config: PretrainingConfig, tokenizer: str | None = None, **wher
       )
     return prepared
   choice = {'auto': None, 'yes': True, 'no': False}
-  recipe = Recipe(
+  recipe = CorpusRecipe(
     source=d.source,
     row_length=config.sequence_length,
     document_format=d.document_format,
@@ -77,8 +77,9 @@ def prepare_data(config: PretrainingConfig, tokenizer: str | None = None, **wher
     lowercase=choice[d.lowercase],
     strip_accents=choice[d.strip_accents],
     byte_fallback=choice[d.byte_fallback],
+    tokenizer_options=dict(d.tokenizer_options),
   )
-  return prepare(recipe, cache=d.cache, processes=d.workers, **where)
+  return prepare_corpus(recipe, cache=d.cache, processes=d.workers, **where)
 
 
 def prepare_only(config, output: str | None = None, beam: str | None = None) -> Prepared:

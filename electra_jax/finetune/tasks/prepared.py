@@ -31,7 +31,7 @@ def read(source: str, split: str | None = None) -> list[Row]:
     UserError: it is not prepared, cannot be read, or has no such split.
   """
   parsed = _parsed(source)
-  split = split or parsed.split
+  split = split or parsed.options['split']
   builder = tfds.open_dataset(parsed)
   name, known = builder.info.full_name, builder.info.splits
   if split not in known and not re.search(r'[\[+]', split):
