@@ -282,12 +282,13 @@ def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
   suffix = pathlib.PurePosixPath(os.fspath(path)).suffix.lower()
   if suffix not in COMPRESSIONS:
     return raw
-  stream: Any = (
-    _ZstdReader(raw)
-    if suffix == '.zst'
-    else {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}[suffix](raw)
-  )
-  return io.BufferedReader(stream, _BUFFER_BYTES)
+  openers: dict[str, Any] = {
+    '.gz': gzip.open,
+    '.xz': lzma.open,
+    '.bz2': bz2.open,
+    '.zst': _ZstdReader,
+  }
+  return io.BufferedReader(openers[suffix](raw), _BUFFER_BYTES)
 
 
 def damage() -> tuple[type[Exception], ...]:

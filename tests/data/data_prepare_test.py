@@ -22,7 +22,10 @@ from electra_jax.errors import UserError
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
   """Thirty documents of a few paragraphs, two odd ones among them."""
-  texts = [document[:1500] for document, _ in zip(corpora.read_documents('sample'), range(30), strict=False)]
+  texts = [
+    document[:1500]
+    for document, _ in zip(corpora.read_documents('sample'), range(30), strict=False)
+  ]
   texts[3] = '\u200b'  # encodes to nothing
   texts[4] = '[MASK] stands [CLS] here [SEP] as text'
   path = tmp_path_factory.mktemp('corpus') / 'text.txt'
@@ -157,7 +160,9 @@ def test_other_settings_or_text_are_prepared_anew(recipe, prepared, cache, tmp_p
   ):
     paths.add(preparation.prepare_corpus(dataclasses.replace(recipe, **change), cache=cache).path)
   copy.write_text(copy.read_text() + '\n\nOne more document.')
-  paths.add(preparation.prepare_corpus(dataclasses.replace(recipe, source=str(copy)), cache=cache).path)
+  paths.add(
+    preparation.prepare_corpus(dataclasses.replace(recipe, source=str(copy)), cache=cache).path
+  )
   assert len(paths) == 6
 
 
@@ -234,7 +239,9 @@ def test_sources_with_weights_have_a_store_each(
   recipe, prepared, cache, tokenizer_folder, tmp_path, monkeypatch
 ):
   for name, part in (('a', slice(0, 20)), ('b', slice(20, 30))):
-    (tmp_path / f'{name}.txt').write_text('\n\n'.join(list(corpora.read_documents(recipe.source))[part]))
+    (tmp_path / f'{name}.txt').write_text(
+      '\n\n'.join(list(corpora.read_documents(recipe.source))[part])
+    )
 
   def source(a, b):
     return f'{tmp_path}/a.txt;weight={a}, {tmp_path}/b.txt;weight={b}'
@@ -251,7 +258,9 @@ def test_sources_with_weights_have_a_store_each(
   ]
   assert first.train.rows == first.facts['train']['rows']
   monkeypatch.setattr(corpora, 'documents', None)
-  other = preparation.prepare_corpus(dataclasses.replace(mixed, source=source(1, 1)), cache=tmp_path)
+  other = preparation.prepare_corpus(
+    dataclasses.replace(mixed, source=source(1, 1)), cache=tmp_path
+  )
   assert other.path == first.path and other.train.weights == (0.5, 0.5), (
     'rows stay, only the mixing changes'
   )
@@ -328,7 +337,9 @@ def test_two_at_one_address_cost_nothing(recipe, prepared, tokenizer_folder, tmp
 def test_workers_write_to_an_address_too(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(workers, 'SMALL_BYTES', 0)
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
-  made = preparation.prepare_corpus(given, cache=tmp_path, output=f'file://{tmp_path}/out', processes=2)
+  made = preparation.prepare_corpus(
+    given, cache=tmp_path, output=f'file://{tmp_path}/out', processes=2
+  )
   assert np.array_equal(_all(made.train), _all(prepared.train))
   assert preparation.open_prepared(tmp_path / 'out').heldout.identity == prepared.heldout.identity
 
@@ -418,7 +429,9 @@ def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(
   made = preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer='wordpiece'), cache=tmp_path, output=out
   )
-  text = next(text for text in corpora.read_documents(recipe.source) if not corpora.is_held_out(text, 0.2))
+  text = next(
+    text for text in corpora.read_documents(recipe.source) if not corpora.is_held_out(text, 0.2)
+  )
   assert (
     _pieces(made.train, made.tokenizer)[0].tolist()
     == made.tokenizer.encode(text)[: len(_pieces(made.train, made.tokenizer)[0])]

@@ -88,7 +88,9 @@ def test_shards_are_full_but_the_last_whatever_the_blocks(tmp_path, small_shards
 def test_shards_are_at_most_256_megabytes():
   for length, vocab_size in ((128, 30_522), (512, 30_522), (127, 2**17), (7, 100)):
     row_bytes = length * (2 if vocab_size <= 2**16 else 4)
-    assert 256e6 - row_bytes < token_manifest.rows_per_shard(length, vocab_size) * row_bytes <= 256e6
+    assert (
+      256e6 - row_bytes < token_manifest.rows_per_shard(length, vocab_size) * row_bytes <= 256e6
+    )
 
 
 def test_rows_that_follow_one_another_are_read_at_once(tmp_path, small_shards, monkeypatch):
@@ -111,7 +113,9 @@ def test_shards_written_in_any_order_make_the_same_store(tmp_path, small_shards)
   for missing, complaint in ((1, 'shard 1 is called'), (0, 'shard 0 is called')):
     with pytest.raises(ValueError, match=complaint):
       some = [shards[i] for i in range(3) if i != missing]
-      token_manifest.write_manifest(parts, some, **kind, tokenizer_fingerprint='fingerprint', facts={})
+      token_manifest.write_manifest(
+        parts, some, **kind, tokenizer_fingerprint='fingerprint', facts={}
+      )
   every = [shards[i] for i in range(3)]
   token_manifest.write_manifest(parts, every, **kind, tokenizer_fingerprint='fingerprint', facts={})
   made = token_store.open_store(parts)

@@ -36,7 +36,10 @@ def small_blocks():
 def recipe(tmp_path_factory):
   """Two weighted sources in two formats, near-duplicates among them, and a tokenizer that is there."""
   folder = tmp_path_factory.mktemp('corpus')
-  texts = [document[:3000] for document, _ in zip(corpora.read_documents('sample'), range(120), strict=False)]
+  texts = [
+    document[:3000]
+    for document, _ in zip(corpora.read_documents('sample'), range(120), strict=False)
+  ]
   tokenization.train_tokenizer(texts, kind='unigram', vocab_size=500).save(folder / 'tokenizer')
   for number in range(3):
     (folder / f'part{number}.txt').write_text('\n\n'.join(texts[20 * number : 20 * number + 20]))

@@ -87,8 +87,8 @@ def read_documents(
     UserError: see `groups` and `documents`.
   """
   found: list[CorpusSource] = []
-  several = isinstance(source, Sequence) and not isinstance(source, str)
-  for item in source if several else [source]:  # type: ignore[union-attr] # `several` tells
+  one = isinstance(source, str | os.PathLike | CorpusSource)
+  for item in [source] if one else source:
     if isinstance(item, str):
       found += parse_sources(item, document_format)
     elif isinstance(item, CorpusSource):

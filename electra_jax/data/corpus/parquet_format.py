@@ -73,7 +73,7 @@ def _column_texts(
         yield ''
         continue
       where = f'row {rows} of the corpus file {path!r} is not UTF-8'
-      text = reading.decode(value, lambda _, where=where: where)
+      text = reading.decode(value, where)
       del value  # it may be large
       yield text
     reading.advance(size * rows // total - seen)

@@ -75,12 +75,13 @@ class Reading:
     self._replaced += number
     self.add('replaced_bytes', number)
 
-  def decode(self, data: bytes, where: Callable[[int], str]) -> str:
+  def decode(self, data: bytes, where: str | Callable[[int], str]) -> str:
     """Text of UTF-8 bytes.
 
     Args:
       data: the bytes.
-      where: from the index of the first wrong byte to the start of the error's sentence.
+      where: the start of the error's sentence, such as 'row 3 of ... is not UTF-8'; a function
+        gets the index of the first wrong byte.
 
     Raises:
       UserError: the bytes are not UTF-8 and `invalid_utf8` is 'refuse'.
@@ -89,9 +90,9 @@ class Reading:
       return data.decode()
     except UnicodeDecodeError as error:
       if self.invalid_utf8 == 'refuse':
+        beginning = where if isinstance(where, str) else where(error.start)
         raise UserError(
-          f'{where(error.start)}; convert it, for example with iconv, or set '
-          'data.invalid_utf8=replace'
+          f'{beginning}; convert it, for example with iconv, or set data.invalid_utf8=replace'
         ) from None
     self.add_replaced(len(data) - len(data.decode(errors='ignore').encode()))
     return data.decode(errors='replace')

@@ -150,7 +150,7 @@ class TfdsFormat(CorpusFormat):
       with _sentence(name):
         for example, value in enumerate(records(builder, key, split, start, stop), start):
           where = f'example {example} of split {split!r} of TFDS dataset {name} is not UTF-8'
-          text = reading.decode(value, lambda _, where=where: where)
+          text = reading.decode(value, where)
           number += 1
           del value  # it may be large
           yield from reading.document(text)

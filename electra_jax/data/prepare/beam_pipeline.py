@@ -37,7 +37,7 @@ def check_beam_flags(flags: str, folder: str) -> None:
   """
   try:
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-    from apache_beam.runners import create_runner
+    from apache_beam.runners.runner import create_runner
   except ImportError:
     raise UserError(
       '--beam needs Apache Beam, which is not installed; pip install apache-beam'

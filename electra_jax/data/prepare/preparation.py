@@ -157,13 +157,13 @@ def prepare_corpus(
       _make(plan, work, tokenizer, runner)
     else:
       console.say('corpus', f'reusing {corpora.describe_sources(plan.sources)} as prepared before')
-  return open_prepared(plan.path, plan.cache, [source.weight for source in plan.sources])
+  return open_prepared(plan.path, plan.cache, _weights(plan.sources))
 
 
 def open_prepared(
   path: str | os.PathLike[str],
   cache: str | os.PathLike[str] | None = None,
-  weights: Sequence[float | None] | None = None,
+  weights: Sequence[float] | None = None,
 ) -> Prepared:
   """Opens a prepared corpus.
 
@@ -210,6 +210,12 @@ def open_prepared(
   return Prepared(train, heldout, tokenizer, facts, path)
 
 
+def _weights(sources: Sequence[corpora.CorpusSource]) -> list[float] | None:
+  """The weights of sources; None if they have none."""
+  weights = [source.weight for source in sources if source.weight is not None]
+  return weights or None
+
+
 #### The plan and its fingerprint ####
 
 
@@ -226,7 +232,7 @@ def _make_plan(
     path = file_access.normal(recipe.tokenizer)
     given = tokenization.load_tokenizer(path, recipe.lowercase, recipe.strip_accents)
   identity = corpora.corpus_identity(sources)
-  fingerprint = _fingerprint(recipe, identity, given, weighted=sources[0].weight is not None)
+  fingerprint = _fingerprint(recipe, identity, given, weighted=_weights(sources) is not None)
   if output is None:
     folder = file_access.join(cache, 'rows', fingerprint)
   else:

@@ -67,7 +67,8 @@ def gather_facts(
     }
     for i, source in enumerate(sources)
   ]
-  parts: dict[str, list[Part]] = {entry['store']: [] for entry in entries} | {'heldout': []}
+  parts: dict[str, list[Part]] = {entry['store']: [] for entry in entries}
+  parts['heldout'] = []
   for index, group in enumerate(groups):
     read = _recorded(blocks.group_facts(job, index))
     entry = entries[group.source_index]

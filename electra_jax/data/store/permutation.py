@@ -58,7 +58,8 @@ def in_pieces(
   first = int(position.min()) // size
   last = int(position.max()) // size
   pieces = [piece(number, *arguments) for number in range(first, last + 1)]
-  return np.concatenate(pieces)[position - first * size]
+  values: np.ndarray = np.concatenate(pieces)[position - first * size]
+  return values
 
 
 def derived_seed(seed: int, number: int) -> int:

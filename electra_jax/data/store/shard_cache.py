@@ -82,7 +82,7 @@ def fetch_shard(
   Raises:
     UserError: it cannot be read, arrives damaged twice, or cannot be written here.
   """
-  target = folder / shard['file']
+  target = folder / str(shard['file'])
   if is_fetched(shard, folder):
     return target
   try:
