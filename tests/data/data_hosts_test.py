@@ -112,7 +112,7 @@ def test_processes_together_read_the_batches_of_one(folder, runs, data):
       assert rows == dict(enumerate(batch)), (processes, first_step + i)
 
 
-def test_two_processes_then_four_go_on_as_one(runs):
+def test_two_processes_then_four_continue_as_one(runs):
   def sums(run, data):
     per_process = [process['sums'][data] for process in runs[run]]
     assert all(each == per_process[0] for each in per_process)
@@ -124,7 +124,7 @@ def test_two_processes_then_four_go_on_as_one(runs):
     assert one == sums((2, 0, 3), data) + sums((4, 3, 6), data)
 
 
-def test_each_process_reads_its_own_rows_and_no_other(runs):
+def test_each_process_reads_only_its_own_rows(runs):
   for (processes, first_step, last_step), said in runs.items():
     for process in said:
       assert len(process['mine']) == BATCH // processes
@@ -134,7 +134,7 @@ def test_each_process_reads_its_own_rows_and_no_other(runs):
     assert sorted(row for process in said for row in process['mine']) == list(range(BATCH))
 
 
-def test_held_out_rows_too(folder, runs):
+def test_processes_together_read_the_held_out_rows_of_one(folder, runs):
   store = _open(folder)['store']
   expected = np.concatenate(list(row_batches.heldout_batches(store, BATCH, limit=HELDOUT_LIMIT)))[
     :, 0

@@ -1,4 +1,4 @@
-"""Near-duplicate documents go by the similarity of their runs of words; the first one stays."""
+"""Near-duplicate documents are found by their runs of words; the first one is kept."""
 
 import random
 
@@ -49,7 +49,7 @@ def test_case_punctuation_and_spacing_do_not_count():
   )
 
 
-def test_the_first_of_each_family_stays():
+def test_the_first_of_each_family_is_kept():
   families = [document(seed) for seed in range(20)]
   texts, owner = [], []
   for copy in range(3):
@@ -58,7 +58,7 @@ def test_the_first_of_each_family_stays():
       owner.append(i)
   similar = [jaccard(families[owner[n]], texts[n].split()) for n in range(len(texts))]
   found = gone(texts)
-  assert not set(found) & set(range(20)), 'originals stay'
+  assert not set(found) & set(range(20)), 'originals are kept'
   for n in range(20, 60):
     if similar[n] > 0.93:
       assert n in found
@@ -68,12 +68,12 @@ def test_the_first_of_each_family_stays():
 
 
 @pytest.mark.parametrize('threshold', [0.02, 0.5, 0.99, 0.999, 1.0])
-def test_any_threshold_will_do(threshold):
+def test_any_threshold_works(threshold):
   a, b = document(1), document(2)
   assert gone([' '.join(words) for words in (a, b, a, b)], threshold) == [2, 3]
 
 
-def test_what_goes_leaves_a_similar_document_behind():
+def test_a_dropped_document_is_similar_to_a_kept_one():
   # A chain in which neighbours are alike and ends are not: the middle goes, then the end is like nothing that stays.
   a = document(1, 2000)
   b = changed(a, 0.02, 1)

@@ -1,4 +1,4 @@
-"""Preparing gives the same bytes for any number of processes, as a Beam pipeline, and after being killed."""
+"""Preparation gives the same bytes with any number of processes, with Beam, and after a kill."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ BLOCK = 20_000
 
 @pytest.fixture(scope='module', autouse=True)
 def small_blocks():
-  """Many blocks of little text, made by worker processes however little it is."""
+  """Many blocks of little text, which worker processes make."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(blocks, 'BLOCK_CHARACTERS', BLOCK)
     patch.setattr(workers, 'SMALL_BYTES', 0)
@@ -34,7 +34,7 @@ def small_blocks():
 
 @pytest.fixture(scope='module')
 def recipe(tmp_path_factory):
-  """Two weighted sources in two formats, near-duplicates among them, and a tokenizer that is there."""
+  """Two weighted sources in two formats, with near-duplicates, and an existing tokenizer."""
   folder = tmp_path_factory.mktemp('corpus')
   texts = [
     document[:3000]
@@ -58,7 +58,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(recipe, tmp_path_factory):
-  """What one process makes, as the others are compared with it."""
+  """What one process makes."""
   path = tmp_path_factory.mktemp('one') / 'out'
   made = preparation.prepare_corpus(recipe, cache=path.parent, output=path, processes=1)
   assert (
@@ -68,7 +68,7 @@ def expected(recipe, tmp_path_factory):
 
 
 def content(path):
-  """Every file of a prepared corpus; the report but tells the time it took."""
+  """Every file of a prepared corpus but the report, which contains the time it took."""
   return {
     str(file.relative_to(path)): file.read_bytes()
     for file in sorted(pathlib.Path(path).rglob('*'))
@@ -77,7 +77,7 @@ def content(path):
 
 
 @pytest.mark.parametrize('row_format', ['packed', 'segment_pair'])
-def test_for_any_number_of_processes(recipe, expected, tmp_path, row_format):
+def test_any_number_of_processes_gives_the_same(recipe, expected, tmp_path, row_format):
   recipe = dataclasses.replace(recipe, row_format=row_format)
   if row_format == 'segment_pair':
     preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'one', processes=1)
@@ -86,7 +86,7 @@ def test_for_any_number_of_processes(recipe, expected, tmp_path, row_format):
   assert content(tmp_path / 'three') == expected
 
 
-def test_as_a_beam_pipeline(recipe, expected, tmp_path):
+def test_a_beam_pipeline_gives_the_same(recipe, expected, tmp_path):
   preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', beam='')
   assert content(tmp_path / 'out') == expected
 
@@ -95,23 +95,23 @@ def test_as_a_beam_pipeline(recipe, expected, tmp_path):
 def test_shards_that_end_within_blocks_hold_the_same_rows(recipe, tmp_path, monkeypatch, beam):
   whole = preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'whole', processes=1)
   monkeypatch.setattr(token_manifest, 'SHARD_BYTES', 37 * 64 * 2)  # 37 rows
-  parted = preparation.prepare_corpus(
-    recipe, cache=tmp_path, output=tmp_path / 'parted', processes=1, beam=beam
+  split = preparation.prepare_corpus(
+    recipe, cache=tmp_path, output=tmp_path / 'split', processes=1, beam=beam
   )
   for one, other in zip(
-    (*whole.train.stores, whole.heldout), (*parted.train.stores, parted.heldout), strict=True
+    (*whole.train.stores, whole.heldout), (*split.train.stores, split.heldout), strict=True
   ):
     assert len(other.manifest['shards']) == -(-one.rows // 37) and len(one.manifest['shards']) == 1
     assert np.array_equal(one.read(np.arange(one.rows)), other.read(np.arange(other.rows)))
-  assert max(len(store.manifest['shards']) for store in parted.train.stores) > 10
+  assert max(len(store.manifest['shards']) for store in split.train.stores) > 10
 
 
 class Stopped(BaseException):
-  """As a kill looks like from inside."""
+  """Ends a preparation as a kill does."""
 
 
 @pytest.mark.parametrize('stage', ['sign', 'make_rows'])
-def test_after_a_stop_between_blocks_and_no_block_is_made_twice(
+def test_a_stop_between_blocks_gives_the_same_and_repeats_no_block(
   recipe, expected, tmp_path, monkeypatch, stage
 ):
   made, original = [], getattr(blocks, stage)
@@ -137,8 +137,8 @@ def test_after_a_stop_between_blocks_and_no_block_is_made_twice(
   assert len(again) > 3 and not set(made) & set(again)
 
 
-def test_after_being_killed(recipe, expected, tmp_path):
-  """SIGKILL at four moments of the real program with its workers; the workers end too."""
+def test_kills_give_the_same(recipe, expected, tmp_path):
+  """SIGKILL at four moments, in a process with workers; the workers end too."""
   code = (
     'from electra_jax.data.prepare import blocks, preparation, recipe, workers; '
     f'blocks.BLOCK_CHARACTERS = {BLOCK}; workers.SMALL_BYTES = 0; '
@@ -157,8 +157,8 @@ def test_after_being_killed(recipe, expected, tmp_path):
       time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL or kind == 'train-01', (
-      'it was not done yet'
-    )  # from there it is a matter of milliseconds
+      'it was not finished yet'
+    )  # from train-01 on it takes milliseconds
     deadline = time.monotonic() + 60
     while group_lives(child.pid):
       assert time.monotonic() < deadline, 'workers outlive their parent'
@@ -167,14 +167,16 @@ def test_after_being_killed(recipe, expected, tmp_path):
   assert content(tmp_path / 'out') == expected
 
 
-def test_a_kill_at_the_very_end_leaves_nothing(recipe, expected, tmp_path, monkeypatch):
+def test_a_kill_at_the_end_leaves_no_partial_file(recipe, expected, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   with monkeypatch.context() as patch:
     patch.setattr(file_access, 'remove', lambda path: (_ for _ in ()).throw(Stopped))
     with pytest.raises(Stopped):
       preparation.prepare_corpus(recipe, cache=tmp_path, output=out, processes=1)
   assert file_access.exists(out / 'facts.json') and file_access.exists(out / '.work')
-  (out / 'train-00' / 'rows-00000.bin.0123.partial').write_bytes(b'')  # would be of a kill before
+  (out / 'train-00' / 'rows-00000.bin.0123.partial').write_bytes(
+    b''
+  )  # as an earlier kill leaves it
   (out / 'facts.json').rename(tmp_path / 'facts.json')
   preparation.prepare_corpus(recipe, cache=tmp_path, output=out, processes=1)
   assert content(out) == expected
@@ -190,7 +192,7 @@ def group_lives(group):
 
 @pytest.fixture
 def many_groups(recipe, tmp_path, monkeypatch):
-  """A job, and the corpus in a group a file."""
+  """A job, and the groups of the corpus, one per file."""
   monkeypatch.setattr(corpus_format, 'GROUP_BYTES', 1)
   groups = corpora.groups(corpora.parse_sources(recipe.source))
   assert len(groups) == 4
@@ -201,19 +203,19 @@ def many_groups(recipe, tmp_path, monkeypatch):
 def test_groups_read_in_parallel_are_those_read_in_turn(many_groups):
   job, groups = many_groups
   in_turn = list(workers._read_in_parallel(job, groups, 1))
-  side_by_side = list(workers._read_in_parallel(job, groups, 3))
+  in_parallel = list(workers._read_in_parallel(job, groups, 3))
 
   def texts(items):
     return {block.name: block.texts for block, _ in items if block}
 
-  assert texts(side_by_side) == texts(in_turn) and len(texts(in_turn)) > 4
-  for items in (in_turn, side_by_side):
+  assert texts(in_parallel) == texts(in_turn) and len(texts(in_turn)) > 4
+  for items in (in_turn, in_parallel):
     assert sum(size for _, size in items) == sum(group.bytes for _, group in groups)
     assert sum(block is None for block, _ in items) == 4
 
 
-@pytest.mark.parametrize('how', ['an error of a reader', 'whoever reads stops'])
-def test_readers_end_with_who_reads(many_groups, monkeypatch, how):
+@pytest.mark.parametrize('how', ['an error of a reader', 'the consumer stops'])
+def test_readers_end_with_their_consumer(many_groups, monkeypatch, how):
   job, groups = many_groups
   before = threading.active_count()
   if how == 'an error of a reader':
@@ -236,7 +238,7 @@ def _die(job, block, threads):
   os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_while_text_is_read_is_told_too(recipe, tmp_path, monkeypatch):
+def test_a_worker_that_dies_while_text_is_read_is_reported(recipe, tmp_path, monkeypatch):
   original = corpora.documents
 
   def slowly(*args):
@@ -251,7 +253,9 @@ def test_a_worker_that_dies_while_text_is_read_is_told_too(recipe, tmp_path, mon
     preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
 
 
-def test_a_worker_that_dies_is_told_and_nothing_is_lost(recipe, expected, tmp_path, monkeypatch):
+def test_a_worker_that_dies_is_reported_and_no_work_is_lost(
+  recipe, expected, tmp_path, monkeypatch
+):
   with monkeypatch.context() as patch:
     patch.setattr(blocks, 'make_rows', _die)
     with pytest.raises(workers.WorkerDied, match='a worker process of the preparation died'):
@@ -261,7 +265,7 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(recipe, expected, tmp_pa
   assert content(tmp_path / 'out') == expected
 
 
-def test_another_corpus_in_the_same_place_begins_anew(recipe, expected, tmp_path, monkeypatch):
+def test_another_corpus_in_the_same_folder_starts_again(recipe, expected, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(preparation, '_write_store', lambda *_: (_ for _ in ()).throw(Stopped))
     with pytest.raises(Stopped):
@@ -275,7 +279,7 @@ def test_another_corpus_in_the_same_place_begins_anew(recipe, expected, tmp_path
   assert content(tmp_path / 'out') == expected
 
 
-def test_a_mistake_is_one_sentence_in_a_pipeline_too(recipe, tmp_path, capfd):
+def test_an_error_of_a_worker_is_one_sentence(recipe, tmp_path, capfd):
   (tmp_path / 'bad.txt').write_bytes(b'good\n\nbad \xff\n')
   for how in ({'processes': 2}, {'beam': ''}):
     with pytest.raises(UserError, match=r'bad\.txt.* is not UTF-8') as caught:
@@ -294,11 +298,11 @@ def test_a_mistake_is_one_sentence_in_a_pipeline_too(recipe, tmp_path, capfd):
     ('--max_num_workers=x', 'max_num_workers'),
     (
       '--runer=DirectRunner',
-      "'--runer=DirectRunner' that Beam does not know; did you mean --runner?",
+      "'--runer=DirectRunner', which Beam does not know; did you mean --runner?",
     ),
   ],
 )
-def test_flags_that_beam_cannot_take_are_named(recipe, tmp_path, capfd, flags, named):
+def test_wrong_flags_of_beam_are_named(recipe, tmp_path, capfd, flags, named):
   with pytest.raises(UserError, match='^--beam') as caught:
     preparation.prepare_corpus(recipe, cache=tmp_path, beam=flags)
   assert named in str(caught.value) and '\n' not in str(caught.value)

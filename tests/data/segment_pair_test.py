@@ -68,7 +68,7 @@ def many(line, lines=40_000, row_length=64, seed=1):
   return rows_of([[np.full(line, 7, np.int32)] * lines], row_length, seed)
 
 
-def test_the_probabilities_are_the_originals():
+def test_the_probabilities_are_those_of_the_original():
   rows, _ = many(line=4)
   rows = rows[1:-1]
   shares = [segments(row) for row in rows]
@@ -99,7 +99,7 @@ def test_lines_longer_than_the_row_are_cut_and_counted():
   assert [len(segments(row)[0]) for row in rows] == [30, 10] and dropped == 70
 
 
-def test_the_seed_decides():
+def test_the_seed_decides_the_rows():
   documents = documents_of([[9, 4, 30, 2, 11, 5, 8] * 20] * 3)
   first, again, other = (np.stack(rows_of(documents, 32, seed)[0]) for seed in (0, 0, 1))
   assert np.array_equal(first, again)
