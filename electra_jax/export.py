@@ -96,8 +96,8 @@ def export(
         raise
       left_out = str(error)
       continue
-    electra = sizes.family == 'electra'
-    found |= tokenizer_files.files(tokenizer, sizes.max_positions if electra else longest, electra)
+    longest_row = sizes.max_positions if sizes.has_position_table else longest
+    found |= tokenizer_files.files(tokenizer, longest_row, sizes.has_token_types)
     use = _use(
       tower if tower == 'generator' or 'discriminator_head' in weights.params else 'encoder',
       sizes.family,
@@ -124,7 +124,7 @@ def _finetuned(workdir, output, task):
   results = _results(workdir, run.task.name)
   found = huggingface.files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
   found |= tokenizer_files.files(
-    run.tokenizer, run.max_length, weights.discriminator.family == 'electra'
+    run.tokenizer, run.max_length, weights.discriminator.has_token_types
   )
   what = (
     f'{encoder["origin"]["run"]}, fine-tuned elsewhere, for {run.task.name}.'
@@ -160,15 +160,15 @@ def _finetuned(workdir, output, task):
 def _tensorflow(weights, config, record, tokenizer, output):
   from electra_jax.interop import google
 
-  if tokenizer.kind != 'wordpiece':
+  if not tokenizer.read_by_original_program:
     say(
       'tokenizer',
-      'the original program reads WordPiece alone; the SentencePiece model is written beside the checkpoint, for your own code',
+      'the original program reads WordPiece only; the files of this tokenizer are written beside the checkpoint',
     )
   card = _card(
     config.name, None, _told_of_run(weights, config, record, 'discriminator and generator')
   )
-  beside = {**tokenizer.files, CARD: card.encode()}
+  beside = {**tokenizer.saved_files(), CARD: card.encode()}
   name = f'model.ckpt-{weights.step}'
   prefix, names = (
     file_access.join(output, name),

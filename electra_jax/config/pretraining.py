@@ -384,6 +384,18 @@ class PretrainingConfig(Config):
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
 
+  @property
+  def specs(self) -> dict[str, tuple[str, ...]]:
+    """Kind -> names of the specs that the config uses, as `registry.from_user_code` takes them."""
+    return {
+      'objective': (self.objective.name,),
+      'sharing scheme': (self.sharing,),
+      'optimizer': (self.optimizer.name,),
+      'tokenizer': (self.data.tokenizer,),
+      # A source may choose its format by the names of its files, so each may be in use.
+      'corpus format': tuple(registry.CORPUS_FORMATS),
+    }
+
 
 def default_config() -> ConfigDict:
   """The ConfigDict of all pretraining fields with their defaults, for a config file to change."""

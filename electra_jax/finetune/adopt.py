@@ -18,7 +18,8 @@ from electra_jax.finetune.tasks import define_task, head_of, open_task
 from electra_jax.finetune.train import describe, keep_encoder
 from electra_jax.interop.origins import is_foreign, open_source
 from electra_jax.interop.weights import Head, placed
-from electra_jax.model.heads import init_params
+from electra_jax.model.config import FAMILIES
+from electra_jax.model.heads import init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.update_step import TrainState
 
@@ -61,7 +62,9 @@ def adopt(config, workdir) -> None:
 
   #### The run #######################################################################################################
   positions = (
-    start.model.max_positions if start.model.family == 'electra' else task.recipe.max_length
+    start.model.max_positions
+    if FAMILIES[start.model.family].has_position_table
+    else task.recipe.max_length
   )
   config = config.replace(
     {
@@ -76,7 +79,7 @@ def adopt(config, workdir) -> None:
   keep_encoder(folder.parent, dataclasses.replace(start, origin=start.origin | {'imported': True}))
   describe(config, task, folder)
   layout = partitioning.make_layout()
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   params = placed(
     {**start.weights, 'head': head.params},
     nn.unbox(boxed),

@@ -18,7 +18,7 @@ from electra_jax.finetune.resolve import resolve_saved
 from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.interop.weights import Head, Weights, trimmed
-from electra_jax.model.heads import FineTuned, init_params
+from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
@@ -161,7 +161,7 @@ def open_finetuned(workdir, task: str | None = None) -> FineTunedRun:
   )
   model, _ = task_program.build_model(config, restored, start, description['max_length'])
   layout = partitioning.make_layout()
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   trial = initial.best_trial(folder / task)
   params, step = checkpoints.restore_params(
     folder / task / trial,

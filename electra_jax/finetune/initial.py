@@ -6,6 +6,7 @@ import zlib
 import jax
 import numpy as np
 
+from electra_jax import registry
 from electra_jax.config import FinetuningConfig, ModelConfig, flat, from_plain
 from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
@@ -112,7 +113,7 @@ def open_initial(config: FinetuningConfig, before: dict | None = None) -> Initia
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
   tokens = max((line['tokens'] for line in lines), default=None)
   weights = str(folder)
-  if pretraining.sharing == 'disentangled':  # embeddings in two parts
+  if registry.SHARING_SCHEMES.get(pretraining.sharing).folds_into:  # embeddings in two parts
     both = own.read(folder, step, moments=False).params
     weights = {name: both[name] for name in ('embeddings', 'discriminator')}
   return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, weights)

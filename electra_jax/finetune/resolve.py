@@ -12,7 +12,7 @@ from etils import epath
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, from_plain
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
-from electra_jax.training import run_folder, versions
+from electra_jax.training import plugins, run_folder, versions
 from electra_jax.training.run_folder import read_json
 
 # Rate and layer-wise decay by the widest encoder they are for (Clark et al. 2020, table 7).
@@ -67,6 +67,7 @@ def resolve_saved(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
   """
   folder = run_folder.folder(workdir)
   versions.read(folder)
+  plugins.check(folder)
   c = from_plain(read_json(folder / 'config.json'), FinetuningConfig)
   # This kernel runs anywhere, and takes rows of any length.
   return ResolvedFinetuning(c.replace({'model.attention': 'xla'}), folder)

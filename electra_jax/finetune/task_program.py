@@ -13,8 +13,17 @@ from electra_jax.finetune import batches, finetune_step
 from electra_jax.finetune.initial import Initial, with_choices
 from electra_jax.finetune.resolve import rates, started
 from electra_jax.finetune.tasks.task import Features, Task
-from electra_jax.model.heads import FineTuned, init_params
-from electra_jax.training import hosts, optimizers, partitioning, run_folder, schedules, versions
+from electra_jax.model.config import FAMILIES
+from electra_jax.model.heads import FineTuned, init_finetuned
+from electra_jax.training import (
+  hosts,
+  optimizers,
+  partitioning,
+  plugins,
+  run_folder,
+  schedules,
+  versions,
+)
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.schedules import WarmupDecay
 from electra_jax.training.update_step import TrainState, fresh_state, state_shardings
@@ -43,6 +52,7 @@ def claim(workdir, config: FinetuningConfig) -> None:
       )
   run_folder.write_json(path, plain)
   versions.record(workdir, resumed=started(workdir))
+  plugins.record(workdir, config.specs)
 
 
 class Program(NamedTuple):
@@ -84,7 +94,8 @@ def build_model(config: FinetuningConfig, task, initial: Initial, max_length: in
   fields = with_choices(initial.model, config)
   if config.frozen:  # what is probed is the encoder as it is used
     fields = fields.replace({'dropout': 0.0, 'attention_dropout': 0.0})
-  if fields.family == 'electra' and max_length > fields.max_positions:
+  family = FAMILIES[fields.family]
+  if family.has_position_table and max_length > fields.max_positions:
     raise UserError(
       f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} positions; '
       f'set --config.max_length={fields.max_positions}.'
@@ -94,17 +105,18 @@ def build_model(config: FinetuningConfig, task, initial: Initial, max_length: in
       f'config.head.pooling belongs to classification and regression, and {task.name} is {task.head}; leave it out.'
     )
   paired = task.head == 'span' or bool(getattr(getattr(task, 'columns', None), 'second', ()))
-  if fields.family == 'electra' and fields.type_vocab_size < 2 and paired:
+  if family.has_token_types and fields.type_vocab_size < 2 and paired:
     raise UserError(
       f'{task.name} reads two texts in a row, and the encoder tells one from the other by two token types, of which it has '
       f'{fields.type_vocab_size}; name another encoder, or a task of single texts.'
     )
-  head, modern = config.head, fields.family == 'modern'
-  if head.pooling != 'cls' and head.style == 'transformers' and not modern:
+  head = config.head
+  if head.style == 'transformers' and head.pooling not in family.transformers_poolings:
     raise UserError(
       "config.head.pooling 'mean' is not what transformers has on an ELECTRA encoder; leave it out, or set --config.head.style=published."
     )
-  if head.dropout >= 0 and task.head == 'span' and not (modern and head.style == 'transformers'):
+  span_dropout = head.style == 'transformers' and family.transformers_span_dropout
+  if head.dropout >= 0 and task.head == 'span' and not span_dropout:
     raise UserError(
       f'config.head.dropout is not for spans, whose head has none, and {task.name} is one; leave it out.'
     )
@@ -144,20 +156,13 @@ def program(
   o, per_epoch = config.optimizer, batches.steps_per_epoch(len(train), config.batch_size)
   count = max(1, round((config.epochs or task.recipe.epochs) * per_epoch))
   rate, decay = rates(config, model.config.hidden_size)
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   schedule = WarmupDecay(rate, int(o.warmup * count), count)
   layer_rates = optimizers.layerwise_rates(
     nn.unbox(boxed), model.config.num_layers, decay, o.published_depths
   )
   optimizer = optimizers.adamw(
-    schedule,
-    b1=o.b1,
-    b2=o.b2,
-    eps=o.eps,
-    weight_decay=o.weight_decay,
-    clip=o.clip,
-    bias_correction=o.bias_correction,
-    layer_rates=layer_rates,
+    optimizers.OptimizerSettings({'learning_rate': schedule}, o, layer_rates=layer_rates)
   )
   shapes, shardings = state_shardings(boxed, optimizer, layout)
   ids = finetune_step.special_ids(initial.tokenizer)
@@ -173,7 +178,9 @@ def program(
     skip_nonfinite=config.skip_nonfinite,
     frozen=config.frozen,
   )
-  fresh = jax.jit(lambda seed: nn.unbox(init_params(model, seed)), out_shardings=shardings.params)
+  fresh = jax.jit(
+    lambda seed: nn.unbox(init_finetuned(model, seed)), out_shardings=shardings.params
+  )
   state = jax.jit(
     lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0
   )

@@ -12,6 +12,7 @@ import numpy as np
 from electra_jax.config import Phase, PretrainingConfig, phases_of
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
+from electra_jax.model.sharing.scheme import is_generator_parameter
 from electra_jax.pretrain import masking, objectives, pretrain_step
 from electra_jax.pretrain.objectives.common import Settings, step_flops
 from electra_jax.training import memory, optimizers, partitioning, schedules
@@ -111,22 +112,10 @@ def build_rates(config: PretrainingConfig) -> dict:
 
 def build_optimizer(config: PretrainingConfig):
   """The optimizer of a config, with its schedule over all phases; and the schedule alone."""
-  o, rates = config.optimizer, build_rates(config)
-  make = {'adamw': optimizers.adamw, 'lamb': optimizers.lamb}[o.name]
-  optimizer = make(
-    rates['learning_rate'],
-    b1=o.b1,
-    b2=o.b2,
-    eps=o.eps,
-    weight_decay=o.weight_decay,
-    clip=o.clip,
-    bias_correction=o.bias_correction,
-    generator_schedule=rates.get('generator_learning_rate'),
-  )
+  rates = build_rates(config)
+  optimizer = optimizers.build(config.optimizer, rates)
   if config.generator.frozen:
-    optimizer = optimizers.of_what_learns(
-      optimizer, lambda name: not optimizers.is_generators(name)
-    )
+    optimizer = optimizers.restricted(optimizer, lambda name: not is_generator_parameter(name))
   return optimizer, rates['learning_rate']
 
 
@@ -202,24 +191,12 @@ def program(
   shapes, shardings = pretrain_step.state_shardings(
     model, optimizer, config.sequence_length, layout
   )
-  # What a discriminator that is there already reads stays as it learned it.
-  learning = (
-    'generator',
-    'generator_ltr',
-    'generator_rtl',
-    'generator_head',
-    'generator_embeddings',
-    *(() if run_config.init else ('embeddings',)),
-  )
-  if run_config.init and model.sharing == 'disentangled':
-    learning = tuple(
-      name for name in learning if name != 'generator_embeddings'
-    )  # it reads them too
+  learning = model.scheme.trained_with_generator(keep_discriminator=bool(run_config.init))
   trained = (
     tuple(name for name in learning if name in shapes.params) if phase.generator_only else None
   )
   if config.generator.frozen:
-    trained = tuple(name for name in shapes.params if not optimizers.is_generators(name))
+    trained = tuple(name for name in shapes.params if not is_generator_parameter(name))
   return Program(
     config,
     layout,

@@ -352,7 +352,7 @@ def tokenizer_path(
       )
     path = source.weights.tokenizer
     if config.data.new_words:
-      longer = vocabulary.extended(source.tokenizer, vocabulary.read_words(config.data.new_words))
+      longer = source.tokenizer.with_words(vocabulary.read_words(config.data.new_words))
       path = file_access.join(
         file_access.normal(config.data.cache or default_cache()),
         'tokenizers',

@@ -168,7 +168,7 @@ def _sections(run, numbers, colour: bool):
   span = f'row {numbers[0]:,}' if len(numbers) == 1 else f'rows {numbers[0]:,} to {numbers[-1]:,}'
   yield (
     f'\n{run.config.name}, step {run.step:,}: held-out {span} of {store.rows:,}, masked as in --mode=evaluate\n'
-    f'\n{legend(run.tokenizer.kind, width, colour, "discriminator_head" in run.model.heads)}'
+    f'\n{legend(run.tokenizer.notation, width, colour, "discriminator_head" in run.model.heads)}'
   )
   counts = collections.Counter()
   for start in range(0, len(numbers), ROWS_AT_ONCE):
@@ -246,7 +246,7 @@ def mark(was: str, put: str, kind: str, masked: bool, p: float) -> list[tuple[st
   ]  # inside of a word the figures need a fence, in colours too
 
 
-def legend(kind: str, width: int, colour: bool, judged: bool = True) -> str:
+def legend(notation: str, width: int, colour: bool, judged: bool = True) -> str:
   """What the marks mean, for a kind of tokenizer; `judged`: by a discriminator."""
   meanings = (
     (
@@ -275,10 +275,9 @@ def legend(kind: str, width: int, colour: bool, judged: bool = True) -> str:
     paint(parts, colour) + ' ' * (17 - sum(cells(text) for text, _ in parts)) + meaning
     for parts, meaning in meanings
   ]
-  writing = '## goes on with a word.' if kind == 'wordpiece' else '▁ begins a word.'
   percentage = "The percentage is the discriminator's probability that the token was replaced; from 50% on it calls it so. "
   notes = (
-    f"{percentage if judged else ''}In the tables p is the generator's probability of the token before it. {writing} A * is at a token that was "
+    f"{percentage if judged else ''}In the tables p is the generator's probability of the token before it. {notation} A * is at a token that was "
     'chosen but not hidden: the generator read it as it was, and its sample was put there all the same.'
   )
   lines += ['', *textwrap.wrap(notes, width - 4)]

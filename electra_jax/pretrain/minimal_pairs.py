@@ -296,7 +296,7 @@ def _rows(run, pairs):
   encoded = t.encode_arrays([text for pair in pairs for text in (pair.good, pair.bad)])
   rows = [np.concatenate([[t.cls_id], ids, [t.sep_id]]).astype(np.int32) for ids in encoded]
   longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-  if config.family == 'electra' and len(rows[longest]) > config.max_positions:
+  if config.has_position_table and len(rows[longest]) > config.max_positions:
     raise UserError(
       f'{pairs[longest // 2].place} has a sentence of {len(rows[longest])} tokens, and the encoder has {config.max_positions} positions; '
       'leave it out'

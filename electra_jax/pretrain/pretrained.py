@@ -35,7 +35,7 @@ from electra_jax.pretrain import build
 from electra_jax.pretrain.objectives.common import Settings
 from electra_jax.pretrain.pretrain_step import init_params
 from electra_jax.pretrain.resolve import ResolvedRun, resolve, resolve_saved
-from electra_jax.training import checkpoints, partitioning, run_folder, versions
+from electra_jax.training import checkpoints, partitioning, plugins, run_folder, versions
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
@@ -77,7 +77,7 @@ def prepare_data(config: PretrainingConfig, tokenizer: str | None = None, **wher
     lowercase=choice[d.lowercase],
     strip_accents=choice[d.strip_accents],
     byte_fallback=choice[d.byte_fallback],
-    tokenizer_options=dict(d.tokenizer_options),
+    tokenizer_options=d.tokenizer_options,
   )
   return prepare_corpus(recipe, cache=d.cache, processes=d.workers, **where)
 
@@ -147,6 +147,7 @@ def claim(workdir, config: PretrainingConfig) -> dict:
   known = read_json(resolved) if run_folder.exists(resolved) else {}
   write_json(path, plain | ({'steps': known['steps']} if 'steps' in known else {}))
   versions.record(workdir, resumed=checkpoints.any_saved(workdir))
+  plugins.record(workdir, config.specs)
   return known
 
 
@@ -263,7 +264,7 @@ class Run:
     rows = [[t.cls_id, *t.encode(text), t.sep_id] for text in texts]
     longest = max(map(len, rows), default=0)
     if (
-      self.model.discriminator_config.family == 'electra'
+      self.model.discriminator_config.has_position_table
       and longest > self.model.discriminator_config.max_positions
     ):
       raise UserError(

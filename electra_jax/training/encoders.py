@@ -10,7 +10,7 @@ from electra_jax.config import ModelConfig, PretrainingConfig, from_plain
 from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig, generator_config
-from electra_jax.training import versions
+from electra_jax.training import plugins, versions
 from electra_jax.training.run_folder import read_json
 
 # On a CPU whole loops are unrolled where that is bearable to compile: XLA runs the body of a loop less well.
@@ -123,6 +123,7 @@ def run_config(folder: epath.Path) -> PretrainingConfig:
     UserError: where its config.json is missing, damaged, or not the config of a run.
   """
   versions.read(folder)
+  plugins.check(folder)
   path = folder / 'config.json'
   plain = read_json(path)
   try:

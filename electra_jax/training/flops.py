@@ -13,9 +13,8 @@ def layer_flops(config: EncoderConfig, length: int) -> int:
   Attention counts every pair of positions in the row, also where a mask or a local window hides one from the other.
   """
   c = config
-  feed_forward = (
-    (3 if c.family == 'modern' else 2) * c.hidden_size * c.intermediate_size
-  )  # the gate is the third
+  matrices = 3 if c.gated_feed_forward else 2
+  feed_forward = matrices * c.hidden_size * c.intermediate_size
   return 2 * length * (4 * c.hidden_size**2 + feed_forward + 2 * length * c.hidden_size)
 
 

@@ -1,4 +1,7 @@
-"""One-line breaks of the package, each with the test that must fail; see tests/project/breaks_test.py."""
+"""One-line breaks of the package, each with the test that must fail.
+
+See tests/project/breaks_test.py.
+"""
 
 from typing import NamedTuple
 
@@ -213,7 +216,7 @@ PRETRAINING = [
     'electra_jax/pretrain/pretrained.py',
     'if changed and checkpoints.any_saved(workdir):',
     'if changed and not checkpoints.any_saved(workdir):',
-    'cli/bad_input_test.py::test_the_workdir_of_another_config',
+    'cli/bad_input_test.py::test_the_workdir_of_another_config_is_refused',
   ),
   Break(
     'a checkpoint is saved before its step is checked',

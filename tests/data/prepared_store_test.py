@@ -126,7 +126,7 @@ def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path
   prepare(
     capsys, f'--output={rows}', f'--config.data.cache={tmp_path}', '--config.sequence_length=16'
   )
-  config = main.parse(
+  config = main.parse_flags(
     ['main', f'--config={micro_run.CONFIG}', f'--config.data.store={rows}']
   ).config
   config = checked_pretraining(config)
@@ -138,7 +138,7 @@ def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path
 
 def test_another_store_replaces_that_of_every_phase(from_the_root, tmp_path):
   phases = ({'steps': 10, 'data.store': 'first'}, {'steps': 20, 'data.store': 'second'})
-  config = main.parse(
+  config = main.parse_flags(
     [
       'main',
       f'--config={micro_run.CONFIG}',

@@ -21,7 +21,7 @@ from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.model.heads import KINDS, FineTuned, init_params, pooled
+from electra_jax.model.heads import KINDS, FineTuned, init_finetuned, pooled
 from electra_jax.training import checkpoints, optimizers, partitioning
 from electra_jax.training.encoders import encoder_config
 from electra_jax.training.update_step import fresh_state, state_shardings
@@ -87,7 +87,7 @@ def made_step(kind, frozen, layers=1):
     clip=1.0,
     bias_correction=False,
   )
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   shapes, shardings = state_shardings(boxed, optimizer, layout)
   step = finetune_step.jit_train_step(
     model,
@@ -267,7 +267,7 @@ def test_runs_of_every_objective_are_begun_with(objective, sharing, tmp_path):
   model = FineTuned(
     encoder_config(start.model, start.tokenizer.size, 16, 'float32'), 'classification'
   )
-  shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, 0)))
+  shapes = nn.unbox(jax.eval_shape(lambda: init_finetuned(model, 0)))
   shapes = {name: shapes[name] for name in ('embeddings', 'discriminator')}
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   restored = start.restore(shapes, jax.tree.map(lambda _: one, shapes))

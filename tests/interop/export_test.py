@@ -38,7 +38,7 @@ KINDS = {
 def config_of(kind, heads_of=64):
   """Heads of 64, as the original program wants them, or as given."""
   family, sharing, fraction = KINDS[kind]
-  config = main.parse(['main', '--config=tests/configs/micro.py']).config
+  config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
   config.model.update(
     family=family,
     hidden_size=2 * heads_of,
@@ -228,9 +228,9 @@ def test_a_checkpoint_that_came_without_its_figures_is_exported_without_them(run
 @pytest.mark.parametrize(
   'argv, said',
   [
-    (['--workdir=here'], '--mode=export needs a folder to write; name it with --output'),
+    (['--workdir=here'], '--mode=export requires --output'),
     (['--workdir=nowhere', '--output=out'], 'nowhere is not a run'),
-    (['--workdir=here', '--output=out', '--rows=3'], '--rows belongs to --mode=evaluate'),
+    (['--workdir=here', '--output=out', '--rows=3'], '--rows applies to --mode=evaluate'),
     (['--workdir=here', '--output=out', '--format=onnx'], 'format'),
   ],
 )

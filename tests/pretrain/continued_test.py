@@ -176,7 +176,7 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
 
 @pytest.mark.parametrize('init, sharing', [('', 'embeddings'), ('hf:somewhere', 'none')])
 def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, sharing):
-  config = main.parse(
+  config = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',
@@ -241,7 +241,7 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
 
 
 def test_the_schedule_of_the_discriminator_begins_when_it_does():
-  config = main.parse(['main', '--config=tests/configs/micro.py']).config
+  config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
   config.generator.alone_steps = 10
   config = checked_pretraining(config)
   _, schedule = build.build_optimizer(config)
@@ -360,7 +360,7 @@ def case(tmp_path):
     w = dataclasses.replace(
       w, moments={name: jax.tree.map(np.abs, w.params) for name in ('mu', 'nu')}
     )
-    config = main.parse(['main', '--config=tests/configs/micro.py']).config
+    config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
     config.init, config.data.tokenizer = 'hf:here', 'init'
     for name in continued.SIZES:
       config.model[name] = getattr(w.discriminator, name)
@@ -539,7 +539,7 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
     ),
   ):
     monkeypatch.setattr(continued.sources, 'open_source', lambda *_, weights=weights: weights)
-    asked = main.parse(
+    asked = main.parse_flags(
       [
         'main',
         '--config=tests/configs/micro.py',
@@ -581,7 +581,7 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
   monkeypatch.setattr(
     continued.sources, 'open_source', lambda text, *_: alone if text == 'hf:there' else w
   )
-  asked = main.parse(
+  asked = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',
@@ -621,7 +621,7 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
     ),
   )
   monkeypatch.setattr(continued.sources, 'open_source', lambda *_: untied)
-  asked = main.parse(
+  asked = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',
@@ -680,7 +680,7 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
   ],
 )
 def test_what_cannot_be_is_told_before_anything_is_read(fields, said):
-  config = main.parse(
+  config = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',

@@ -25,7 +25,7 @@ ROWS = conftest.packed_rows(4, 16, 60, seed=3)
 
 
 def config_of(*fields, family='electra'):
-  config = main.parse(
+  config = main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',

@@ -101,7 +101,7 @@ def as_original(patch):
   patch.setattr(attention, 'visible_positions', visible)
   patch.setattr(
     electra,
-    'neighbours',
+    'neighbors',
     lambda ltr, rtl, _: jnp.concatenate([jnp.roll(ltr, 1, 1), jnp.roll(rtl, -1, 1)], -1),
   )
 
@@ -388,7 +388,7 @@ def test_log_probabilities_in_chunks_are_those_of_all_logits_and_so_are_the_grad
 
 
 def config_of(*fields):
-  return main.parse(
+  return main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',

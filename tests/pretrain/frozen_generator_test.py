@@ -25,7 +25,7 @@ GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
 
 
 def config_of(*fields):
-  return main.parse(
+  return main.parse_flags(
     ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
   ).config
 
@@ -256,7 +256,7 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
 
   # The same command goes on where the source is gone.
   shutil.rmtree(tmp_path / 'source')
-  run = resolve(main.parse(['main', *told]).config, workdir)
+  run = resolve(main.parse_flags(['main', *told]).config, workdir)
   assert (
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens

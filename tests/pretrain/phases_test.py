@@ -74,7 +74,7 @@ def test_the_state_goes_on_and_counts_all_steps(whole):
 
 def test_the_schedule_begins_anew_in_each_phase(whole):
   workdir, _ = whole
-  config = checked_pretraining(main.parse(['main', f'--config={CONFIG}']).config)
+  config = checked_pretraining(main.parse_flags(['main', f'--config={CONFIG}']).config)
   _, schedule = build.build_optimizer(config)
   assert schedule(0) == schedule(FIRST) == schedule(LAST) == 0
   assert min(schedule(i) for i in (*range(1, FIRST), *range(FIRST + 1, LAST))) > 0
@@ -145,7 +145,7 @@ def test_a_checkpoint_opens_with_the_rows_of_its_phase(whole):
 
 
 def test_phases_split_the_steps():
-  config = checked_pretraining(main.parse(['main', f'--config={CONFIG}']).config)
+  config = checked_pretraining(main.parse_flags(['main', f'--config={CONFIG}']).config)
   first, second = phases_of(config)
   assert (first.first, first.last, second.first, second.last) == (0, FIRST, FIRST, LAST)
   assert [
@@ -161,6 +161,6 @@ def test_phases_split_the_steps():
     and first.config.seed == config.seed
   )
   assert config.steps == LAST and config.batch_size == 8 and len(config.phases) == 2
-  whole = main.parse(['main', f'--config={micro_run.CONFIG}']).config
+  whole = main.parse_flags(['main', f'--config={micro_run.CONFIG}']).config
   (alone,) = phases_of(checked_pretraining(whole))
   assert (alone.first, alone.last, alone.config.steps) == (0, 30, 30)

@@ -190,7 +190,7 @@ def test_names_that_are_no_mesh_axes_are_refused(fields, sentence):
 
 def test_names_that_are_no_logical_axes_are_refused():
   with pytest.raises(UserError, match=r"no field 'vocabb'; did you mean 'vocab'\?"):
-    main.parse(['main', f'--config={MICRO}', '--config.sharding.vocabb=fsdp'])
+    main.parse_flags(['main', f'--config={MICRO}', '--config.sharding.vocabb=fsdp'])
   config = default_config()
   config.sharding.kv = 'tensor'
   with pytest.raises(UserError) as error:
@@ -222,7 +222,7 @@ def test_every_logical_axis_of_the_models_has_a_rule():
   ],
 )
 def test_the_command_line_lays_out_an_axis_otherwise(given, word):
-  config = main.parse(
+  config = main.parse_flags(
     [
       'main',
       f'--config={MICRO}',
@@ -312,7 +312,7 @@ def test_an_axis_that_does_not_divide_stays_whole():
 
 
 def test_the_published_base_keeps_a_part_of_each_large_moment_on_a_device():
-  config = main.parse(['main', '--config=configs/base.py']).config
+  config = main.parse_flags(['main', '--config=configs/base.py']).config
   program = program_of(config, 30522)
   shapes, shardings = program.shapes.params, program.shardings.params
   moments = partitioning.moment_shardings(shapes, shardings, program.layout)
@@ -467,7 +467,7 @@ def test_on_one_device_there_is_no_table():
 
 
 def program_on(devices, **fields) -> build.Program:
-  config = main.parse(
+  config = main.parse_flags(
     ['main', f'--config={MICRO}', '--config.sharding.smallest=0', '--config.model.num_heads=4']
   ).config
   config.mesh.update(fields)
@@ -528,7 +528,7 @@ def test_state_is_born_on_its_devices_and_is_that_of_one_device_bit_for_bit():
   ids=str,
 )
 def test_batches_and_heads_that_do_not_divide_are_named(devices, fields, sentence):
-  config = main.parse(['main', f'--config={MICRO}']).config
+  config = main.parse_flags(['main', f'--config={MICRO}']).config
   config.update_from_flattened_dict(fields)
   with pytest.raises(UserError) as error:
     program_of(config, devices=jax.devices()[:devices])
@@ -536,7 +536,7 @@ def test_batches_and_heads_that_do_not_divide_are_named(devices, fields, sentenc
 
 
 def test_heads_that_do_not_divide_may_stay_whole():
-  config = main.parse(
+  config = main.parse_flags(
     [
       'main',
       f'--config={MICRO}',

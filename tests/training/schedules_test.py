@@ -24,7 +24,7 @@ from electra_jax.training import partitioning, schedules
 
 
 def config_of(*fields):
-  return main.parse(
+  return main.parse_flags(
     ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
   ).config
 

@@ -135,7 +135,7 @@ def test_what_is_shared_learns_with_the_discriminator():
 
 
 def config_of(*fields):
-  return main.parse(
+  return main.parse_flags(
     ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
   ).config
 

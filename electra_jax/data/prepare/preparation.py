@@ -182,10 +182,6 @@ def open_prepared(
       f'no prepared corpus at {path!r}: it has no {FACTS_FILE}; make one with --mode=prepare '
       f'--output={path}'
     )
-  plugins = [
-    entry for entry in facts.get('plugins', []) if entry['kind'] == registry.TOKENIZERS.kind
-  ]
-  registry.require(plugins, f'the prepared corpus {path!r}')
   tokenizer = tokenization.load_tokenizer(file_access.join(path, 'tokenizer'))
   shards = None
   if cache is not None and not file_access.is_remote(cache):
@@ -277,15 +273,9 @@ def _tokenizer_fingerprint(recipe: CorpusRecipe, identity: str) -> str:
       recipe.invalid_utf8,
       recipe.tokenizer,
       recipe.vocab_size,
-      *_tokenizer_settings(recipe),
+      *tokenization.settings_identity(recipe.tokenizer_settings),
     ]
   )
-
-
-def _tokenizer_settings(recipe: CorpusRecipe) -> list[Any]:
-  if recipe.tokenizer == 'wordpiece':
-    return [recipe.lowercase, recipe.strip_accents]
-  return [recipe.byte_fallback]
 
 
 def _hash(values: list[Any]) -> str:
@@ -303,13 +293,7 @@ def _train_tokenizer(plan: _Plan, groups: Sequence[corpora.Group]) -> Tokenizer:
   with building(folder) as work:
     if work:
       trained = tokenization.train_tokenizer(
-        _training_texts(plan, groups),
-        kind=recipe.tokenizer,
-        vocab_size=recipe.vocab_size,
-        lowercase=recipe.lowercase,
-        strip_accents=recipe.strip_accents,
-        byte_fallback=recipe.byte_fallback,
-        expected_characters=_expected_characters(groups),
+        _training_texts(plan, groups), recipe.tokenizer_settings, _expected_characters(groups)
       )
       trained.save(folder)
       write_facts(folder, {})
@@ -376,8 +360,8 @@ def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None
 
 
 def _facts(plan: _Plan, tokenizer: Tokenizer) -> blocks.Facts:
-  """Facts that are not counted. `plugins` is there only if user code registered something."""
-  facts = {
+  """Facts that are not counted."""
+  return {
     'fingerprint': plan.fingerprint,
     'source': plan.recipe.source,
     'recipe': plan.recipe.plain(),
@@ -387,12 +371,6 @@ def _facts(plan: _Plan, tokenizer: Tokenizer) -> blocks.Facts:
       'fingerprint': tokenizer.fingerprint,
     },
   }
-  used = {
-    registry.TOKENIZERS.kind: [plan.recipe.tokenizer],
-    registry.CORPUS_FORMATS.kind: [source.format for source in plan.sources],
-  }
-  plugins = registry.from_user_code(used)
-  return facts | ({'plugins': plugins} if plugins else {})
 
 
 def _has_rows(job: blocks.PreparationJob) -> Callable[[str], bool]:

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from electra_jax import registry
 from electra_jax.data.corpus.readers import INVALID_UTF8
 from electra_jax.data.prepare import packing
+from electra_jax.data.tokenizers.tokenization import TokenizerSettings
 from electra_jax.errors import UserError
 
 
@@ -35,6 +37,18 @@ class CorpusRecipe:
   byte_fallback: bool | None = None
   tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def tokenizer_settings(self) -> TokenizerSettings:
+    """How the tokenizer is trained."""
+    return TokenizerSettings(
+      kind=self.tokenizer,
+      vocab_size=self.vocab_size,
+      lowercase=self.lowercase,
+      strip_accents=self.strip_accents,
+      byte_fallback=self.byte_fallback,
+      options=self.tokenizer_options,
+    )
+
   def check(self) -> None:
     """Checks the values.
 
@@ -59,6 +73,11 @@ class CorpusRecipe:
         f'invalid_utf8 is {self.invalid_utf8!r}; expected {" or ".join(INVALID_UTF8)}.'
       )
     packing.check_row_length(self.row_length)
+    if self.tokenizer_options and self.tokenizer not in registry.TOKENIZERS:
+      raise UserError(
+        f'config.data.tokenizer_options is set, but config.data.tokenizer is {self.tokenizer!r}; '
+        f'expected a kind to train: {", ".join(registry.TOKENIZERS)}.'
+      )
 
   def plain(self) -> dict[str, Any]:
     """The settings as JSON values; options of a tokenizer only if there are some."""
