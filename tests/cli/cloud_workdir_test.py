@@ -32,9 +32,10 @@ for mode in ('evaluate', 'report', 'inspect'):
   rows = ['--rows=1'] if mode == 'inspect' else []
   assert main(['electra_jax', f'--mode={mode}', '--workdir=gs://bucket/run', *rows]) == 0
 run = electra_jax.load('gs://bucket/run', 'best')
+NAMES = 'run', 'half', 'none'
 result = {'step': run.step, 'replaced': run('bako tiru mesa.').replaced.tolist(),
           'tensorflow': 'tensorflow' in sys.modules,
-          'saved': [checkpoints.any_saved(f'gs://bucket/{name}') for name in ('run', 'half', 'none')]}
+          'saved': [checkpoints.any_saved('gs://bucket/' + name) for name in NAMES]}
 print('RESULT', json.dumps(result))
 """
 

@@ -201,7 +201,7 @@ def test_an_empty_store_is_refused(tmp_path):
     row_batches.batches(empty, 4, 0)
 
 
-#### Mixtures ##########################################################################################################
+#### Mixtures ####
 
 
 @settings(deadline=None, max_examples=40)

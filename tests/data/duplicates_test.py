@@ -74,7 +74,8 @@ def test_any_threshold_works(threshold):
 
 
 def test_a_dropped_document_is_similar_to_a_kept_one():
-  # A chain in which neighbours are alike and ends are not: the middle goes, then the end is like nothing that stays.
+  # A chain whose neighbors are alike and whose ends are not. Once the middle is dropped, the end is
+  # unlike every kept document.
   a = document(1, 2000)
   b = changed(a, 0.02, 1)
   c = changed(b, 0.02, 2)
@@ -93,18 +94,21 @@ def test_a_dropped_document_is_similar_to_a_kept_one():
 
 
 @pytest.mark.parametrize('text', ['', ' ', '!!!', 'one', 'two words', '\x00', '\ud800'])
-def test_short_and_odd_documents_have_signatures(text):
+def test_short_and_unusual_documents_have_signatures(text):
   signature = duplicates.signature(text)
   assert signature.shape == (duplicates.PERMUTATIONS,) and signature.dtype == np.uint32
   assert gone([text, 'a quite different text of several words', text]) == [2]
 
 
 def test_scripts_without_spaces_are_compared_by_character():
-  a = '吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所で泣いていた事だけは記憶している。'
+  a = (
+    '吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。'
+    '何でも薄暗いじめじめした所で泣いていた事だけは記憶している。'
+  )
   assert gone([a, a.replace('猫', '犬') * 1, a[::-1]], 0.7) == [1]
 
 
-def test_signatures_never_change_between_versions():
+def test_signatures_do_not_change_between_versions():
   assert (
     duplicates.signature('The quick brown fox jumps over the lazy dog').tolist()[:4] == SIGNATURE
   )

@@ -36,10 +36,8 @@ def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, 
   rows = tmp_path / 'rows'
   screen = prepare(capsys, f'--output={rows}', f'--config.data.cache={tmp_path / "cache"}')
   facts = open_prepared(rows).facts
-  assert re.search(
-    rf'tokens of text +\| +{facts["train"]["text_tokens"]:,} \| +{facts["heldout"]["text_tokens"]:,} ',
-    screen,
-  )
+  train, heldout = (facts[split]['text_tokens'] for split in ('train', 'heldout'))
+  assert re.search(rf'tokens of text +\| +{train:,} \| +{heldout:,} ', screen)
   assert f'--config.data.store={rows}' in screen and str(rows / 'report.md') in screen
   assert facts['train']['documents'] + facts['heldout']['documents'] == 120
   # Neither the text nor the cache exists anymore: the store is sufficient.
@@ -110,10 +108,9 @@ def test_a_mixture_trains_evaluates_and_prints_the_epochs_of_each_source(
   )
   a, b = prepared.train.stores
   assert prepared.train.shares == (250, 750)
-  assert (
-    f'epochs of each source: {60 / a.rows:.1f} of {tmp_path}/a.txt, {180 / b.rows:.1f} of {tmp_path}/b.txt'
-    in screen
-  )
+  first = f'{60 / a.rows:.1f} of {tmp_path}/a.txt'
+  second = f'{180 / b.rows:.1f} of {tmp_path}/b.txt'
+  assert f'epochs of each source: {first}, {second}' in screen
   lines = micro_run.figures(tmp_path / 'run')
   assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
   capsys.readouterr()
