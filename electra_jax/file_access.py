@@ -255,7 +255,7 @@ def _remote_facts(info: Mapping[str, Any]) -> Facts:
 
 
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
-  """Opens a file for reading its stored bytes; `tell()` counts them."""
+  """Opens a file for reading its stored bytes; its position counts them."""
   path = os.fspath(path)
   with reaching(path, local=True):
     if is_remote(path):

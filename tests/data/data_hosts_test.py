@@ -72,6 +72,7 @@ def _start(folder, readers, first_step, last_step):
   devices = DEVICES // len(readers)
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': os.pathsep.join(sys.path),
     'TF_CPP_MIN_LOG_LEVEL': '3',
     'TF_ENABLE_ONEDNN_OPTS': '0',
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {xla_flags.QUICK}',

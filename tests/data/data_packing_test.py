@@ -75,5 +75,5 @@ def test_no_documents_give_no_rows():
 
 
 def test_rows_too_short_are_refused():
-  with pytest.raises(UserError, match='row_length is 7; rows need 8'):
+  with pytest.raises(UserError, match='row_length is 7; expected at least 8'):
     _pack([np.arange(5)], 7)

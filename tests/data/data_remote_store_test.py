@@ -230,7 +230,10 @@ def test_each_host_fetches_each_shard_once_with_any_number_of_processes(address,
   go = tmp_path / 'go'
   processes = []
   for host in hosts:
-    environment = os.environ | {'STANDIN_LOG': str(tmp_path / f'log of {host}')}
+    environment = os.environ | {
+      'PYTHONPATH': os.getcwd(),
+      'STANDIN_LOG': str(tmp_path / f'log of {host}'),
+    }
     command = [sys.executable, __file__, str(tmp_path / host), str(go)]
     processes += [
       subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)

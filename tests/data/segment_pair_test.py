@@ -76,7 +76,7 @@ def test_the_probabilities_are_those_of_the_original():
     [len(first) + (0 if second is None else len(second)) for first, second in shares]
   )
   sigma = 4 / np.sqrt(len(rows))
-  # One in twenty has a random target length from 5 to 64, which lines of four round it to 8 to 60.
+  # One in twenty has a random target length from 5 to 64, which lines of four round to 8 to 60.
   # Full rows are cut from 64 to 61.
   short = (lengths < 60).mean()
   expected_short = 0.05 * (56 - 5 + 1) / 60  # targets up to 56 give rows of 56 tokens and fewer

@@ -24,8 +24,8 @@ class TeiFormat(CorpusFormat):
       raise UserError(f'{location!r} has notes={options["notes"]}; expected keep or drop.')
     return options
 
-  def read(self, path, options, reading):
-    with reading.open(path) as stream:  # decompressed
+  def read(self, path, options, reader):
+    with reader.open(path) as stream:  # decompressed
       try:
         for _, element in ET.iterparse(stream):
           if element.tag == 'note' and options['notes'] == 'drop':

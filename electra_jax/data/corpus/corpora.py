@@ -1,11 +1,11 @@
-"""Documents of a corpus, which is one source or several, each in a format of its own."""
+"""Documents of a corpus, which is one or several sources, each with its format."""
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 from electra_jax.data.corpus.corpus_format import Claims, Contents, CorpusSource, Group
-from electra_jax.data.corpus.readers import Reading
+from electra_jax.data.corpus.readers import DocumentReader
 from electra_jax.data.corpus.sources import check_sources, parse_sources, source_at
 from electra_jax.data.corpus.text_format import SAMPLE_PATH
 
@@ -28,7 +28,7 @@ _SHOWN = 3  # sources in a description
 def groups(sources: Sequence[CorpusSource]) -> list[Group]:
   """The contents of sources in groups, one for each reader, in order.
 
-  Names and sizes of the files alone decide. Each file comes once. No group spans sources.
+  Only names and sizes of the files decide. Each file occurs once. No group spans sources.
 
   Raises:
     UserError: a file is missing, cannot be read, is a folder, or in another format; a pattern
@@ -65,7 +65,7 @@ def documents(
     UserError: a file is damaged, not UTF-8, or not in its format; the sentence names the place.
   """
   spec = group.source.spec
-  return spec.documents(group, Reading(invalid_utf8, advance, counts, spec.magic))
+  return spec.documents(group, DocumentReader(invalid_utf8, advance, counts, spec.magic))
 
 
 def read_documents(

@@ -6,7 +6,7 @@ User code adds a format with one class, from its config file:
       title = 'subtitles'
       extensions = ('.srt',)
 
-      def read(self, path, options, reading):
+      def read(self, path, options, reader):
         ...  # yields documents
 
     registry.CORPUS_FORMATS.register('subtitles', Subtitles(), help='Subtitles in SubRip format.')
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from electra_jax import file_access, registry
-from electra_jax.data.corpus.readers import Reading
+from electra_jax.data.corpus.readers import DocumentReader
 from electra_jax.errors import UserError
 
 # Files are grouped until a group has so many bytes. A group is what one reader reads.
@@ -61,7 +61,7 @@ class CorpusSource:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """The part of a source that one reader reads, in order: the unit of parallel reading.
+  """The part of a source that one reader reads, in order: the unit of parallel reader.
 
   Attributes:
     source_index: position of the source among all sources.
@@ -89,17 +89,17 @@ class CorpusFormat:
   Attributes:
     title: what such a file is, for messages, as in "'a.jsonl' is JSON lines".
     extensions: in lower case with the dot, before the extension of a compression. Files with such
-      a name are read in this format unless the source says `;format=NAME`.
+      a name are read in this format unless the source has `;format=NAME`.
     ambiguous_extensions: extensions that files of this format may have, beside other files; the
-      source must say `;format=NAME`.
+      source must have `;format=NAME`.
     magic: first bytes of such files, if they are not text. A text file that starts with them is
       refused.
     options: those that a source may set with `;name=value`, and their defaults. Values are text.
     version: part of the fingerprint of prepared corpora. Raise it when the format begins to give
       other documents.
     compressible: whether a compressed file can be read.
-    plain_text: whether `config.data.document_format` may name it, for files that no extension
-      tells.
+    plain_text: whether `config.data.document_format` may name it, for files with unknown
+      extensions.
     selectable: whether a source may select it with `;format=NAME`.
   """
 
@@ -113,13 +113,13 @@ class CorpusFormat:
   plain_text: bool = False
   selectable: bool = True
 
-  def read(self, path: str, options: Mapping[str, str], reading: Reading) -> Iterator[str]:
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """Yields the documents of a file in order; blank ones are dropped by the caller.
 
     Args:
       path: of the file, local or an address.
       options: of the source, see the attribute.
-      reading: gives lines, or decompressed bytes.
+      reader: gives lines, or decompressed bytes.
 
     Raises:
       UserError: the file is damaged, or not in this format.
@@ -127,7 +127,7 @@ class CorpusFormat:
     raise NotImplementedError
 
   def owns(self, location: str) -> bool:
-    """Whether a location that is not a file belongs to this format."""
+    """Whether a location that is not a file is one of this format."""
     return False
 
   def parse_options(self, location: str, given: Mapping[str, str]) -> dict[str, str]:
@@ -241,11 +241,11 @@ class CorpusFormat:
     """What decides, beside the format's name, which documents are read of a file."""
     return self.version, sorted(source.options.items())
 
-  def documents(self, group: Group, reading: Reading) -> Iterator[str]:
+  def documents(self, group: Group, reader: DocumentReader) -> Iterator[str]:
     """Yields the documents of a group in order, blank ones dropped."""
     for path in group.files:
-      for text in self.read(path, group.source.options, reading):
-        yield from reading.document(text)
+      for text in self.read(path, group.source.options, reader):
+        yield from reader.document(text)
 
 
 class FieldFormat(CorpusFormat):
@@ -263,7 +263,7 @@ class FieldFormat(CorpusFormat):
 
 
 def format_by_name(path: str) -> str | None:
-  """The format that the extension of a file's name belongs to; None if to none.
+  """The format that has the extension of a file's name; None if there is none.
 
   Raises:
     UserError: the file is an archive, or compressed in a way in which it cannot be read.

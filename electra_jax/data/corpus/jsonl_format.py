@@ -7,7 +7,7 @@ from typing import Any
 
 from electra_jax import file_access
 from electra_jax.data.corpus.corpus_format import FieldFormat
-from electra_jax.data.corpus.readers import Reading, named
+from electra_jax.data.corpus.readers import DocumentReader, named
 from electra_jax.errors import UserError
 
 Json = Any  # a value of JSON
@@ -31,10 +31,10 @@ class JsonlFormat(FieldFormat):
   extensions = ('.jsonl', '.ndjson')
   ambiguous_extensions = ('.json',)
 
-  def read(self, path: str, options: Mapping[str, str], reading: Reading) -> Iterator[str]:
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """See the base class."""
     field = options['field']
-    for number, line in reading.lines(path):
+    for number, line in reader.lines(path):
       if not line or line.isspace():
         continue
       where = f'line {number} of the corpus file {path!r}'
@@ -54,13 +54,13 @@ class JsonlFormat(FieldFormat):
           'field with ;field=NAME'
         )
       if escapes and (lone := len(_LONE_SURROGATES.findall(value))):
-        if reading.invalid_utf8 == 'refuse':
+        if reader.invalid_utf8 == 'refuse':
           raise UserError(
             f'{where} has half a surrogate pair in its field {field!r}, which is not a character; '
             'repair it, or set data.invalid_utf8=replace'
           )
         value = _LONE_SURROGATES.sub('\ufffd', value)
-        reading.add_replaced(lone)
+        reader.add_replaced(lone)
       yield value
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from electra_jax import file_access
 from electra_jax.data.corpus.corpus_format import FieldFormat
-from electra_jax.data.corpus.readers import Reading, named
+from electra_jax.data.corpus.readers import DocumentReader, named
 from electra_jax.errors import UserError
 
 Arrow = Any  # objects of pyarrow, which has no annotations
@@ -27,7 +27,7 @@ class ParquetFormat(FieldFormat):
   magic = (b'PAR1\x15',)
   compressible = False
 
-  def read(self, path: str, options: Mapping[str, str], reading: Reading) -> Iterator[str]:
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """See the base class."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -35,7 +35,7 @@ class ParquetFormat(FieldFormat):
     size = file_access.facts(path).size
     try:
       with file_access.open_binary(path) as raw, pq.ParquetFile(raw, **_OPTIONS) as file:
-        yield from _column_texts(file, options['field'], path, reading, size)
+        yield from _column_texts(file, options['field'], path, reader, size)
     except Exception as error:
       if isinstance(error, UserError) or not (
         isinstance(error, pa.ArrowException | OSError) or file_access.is_remote(path)
@@ -51,7 +51,7 @@ PARQUET = ParquetFormat()
 
 
 def _column_texts(
-  file: Arrow, column: str, path: str, reading: Reading, size: int
+  file: Arrow, column: str, path: str, reader: DocumentReader, size: int
 ) -> Iterator[str]:
   """The texts of a column of an open file of `size` bytes; '' for null."""
   import pyarrow as pa
@@ -73,12 +73,12 @@ def _column_texts(
         yield ''
         continue
       where = f'row {rows} of the corpus file {path!r} is not UTF-8'
-      text = reading.decode(value, where)
+      text = reader.decode(value, where)
       del value  # it may be large
       yield text
-    reading.advance(size * rows // total - seen)
+    reader.advance(size * rows // total - seen)
     seen = max(seen, size * rows // total)
-  reading.advance(size - seen)
+  reader.advance(size - seen)
 
 
 def _column_path(schema: Arrow, column: str, path: str) -> tuple[str, ...]:

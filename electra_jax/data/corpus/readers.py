@@ -19,11 +19,11 @@ _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 _ARCHIVE_MAGIC = {b'PK\x03\x04': '.zip', b'7z\xbc\xaf': '.7z'}
 
 
-class Reading:
-  """How documents are read, and what is counted meanwhile.
+class DocumentReader:
+  """Reads lines or bytes of files for a corpus format, and counts.
 
-  A corpus format gets one for each group of files. Its `read` yields documents and takes text from
-  `lines`, or bytes from `open` and text from `decode`.
+  The `read` of a format gets one for each group of files. It takes text from `lines`, or bytes from
+  `open` and text from `decode`.
 
   Attributes:
     invalid_utf8: what becomes of bytes that are not UTF-8: 'refuse' them, or 'replace' them with

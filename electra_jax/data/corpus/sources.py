@@ -24,7 +24,7 @@ def parse_sources(text: str, document_format: str = 'blank_line') -> tuple[Corpu
 
   Args:
     text: as in the config.
-    document_format: the format of files that no extension tells.
+    document_format: the format of files with unknown extensions.
 
   Raises:
     UserError: there is no source, an option or its value is unknown or does not apply, or only some

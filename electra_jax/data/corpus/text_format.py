@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from electra_jax import file_access
 from electra_jax.data.corpus.corpus_format import Contents, CorpusFormat, CorpusSource
-from electra_jax.data.corpus.readers import Reading
+from electra_jax.data.corpus.readers import DocumentReader
 
 SAMPLE_PATH = pathlib.Path(__file__).parents[1] / 'sample' / 'corpus.txt.xz'
 
@@ -29,10 +29,10 @@ class TextFormat(CorpusFormat):
 class BlankLineFormat(TextFormat):
   """Text with blank lines between documents."""
 
-  def read(self, path: str, options: Mapping[str, str], reading: Reading) -> Iterator[str]:
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """See the base class."""
     paragraphs: list[str] = []
-    for _, line in reading.lines(path):
+    for _, line in reader.lines(path):
       if line and not line.isspace():
         paragraphs.append(line)
       elif paragraphs:
@@ -45,19 +45,19 @@ class BlankLineFormat(TextFormat):
 class LineFormat(TextFormat):
   """Text with one document per line."""
 
-  def read(self, path: str, options: Mapping[str, str], reading: Reading) -> Iterator[str]:
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """See the base class."""
-    for _, line in reading.lines(path):
+    for _, line in reader.lines(path):
       yield line
 
 
 class WholeFileFormat(TextFormat):
   """Text with one document per file."""
 
-  def read(self, path: str, options: Mapping[str, str], reading: Reading) -> Iterator[str]:
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """See the base class. Blank lines at the start and the end are dropped."""
     lines: list[str] = []
-    for _, line in reading.lines(path):
+    for _, line in reader.lines(path):
       if lines or (line and not line.isspace()):
         lines.append(line)
     yield '\n'.join(lines).rstrip('\n')

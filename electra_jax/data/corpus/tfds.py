@@ -23,7 +23,7 @@ from electra_jax.data.corpus.corpus_format import (
   Group,
   unknown_option,
 )
-from electra_jax.data.corpus.readers import Reading, named
+from electra_jax.data.corpus.readers import DocumentReader, named
 from electra_jax.errors import UserError
 
 PREFIX = 'tfds:'
@@ -131,7 +131,7 @@ class TfdsFormat(CorpusFormat):
     ]
     return '', repr((builder.info.full_name, source.options['field'], slices, facts))
 
-  def documents(self, group: Group, reading: Reading) -> Iterator[str]:
+  def documents(self, group: Group, reader: DocumentReader) -> Iterator[str]:
     """See the base class. The examples are read in the order of the files."""
     builder = open_dataset(group.source)
     key = _record_key(group.source, builder)
@@ -150,13 +150,13 @@ class TfdsFormat(CorpusFormat):
       with _sentence(name):
         for example, value in enumerate(records(builder, key, split, start, stop), start):
           where = f'example {example} of split {split!r} of TFDS dataset {name} is not UTF-8'
-          text = reading.decode(value, where)
+          text = reader.decode(value, where)
           number += 1
           del value  # it may be large
-          yield from reading.document(text)
+          yield from reader.document(text)
           if number % _ADVANCE_EXAMPLES == 0 or number == total:
             read = group.bytes * number // total
-            reading.advance(read - reported)
+            reader.advance(read - reported)
             reported = read
     if number != total:
       raise UserError(

@@ -35,7 +35,7 @@ def building(path: str, fingerprint: str = '') -> Iterator[str | None]:
   """
   work = file_access.join(path, _WORK)
   with contextlib.ExitStack() as stack:
-    alone = not file_access.is_remote(path) and stack.enter_context(_locked(path))
+    locked = not file_access.is_remote(path) and stack.enter_context(_locked(path))
     if _is_finished(path, fingerprint):
       file_access.remove(work)  # a process was killed just before it did
       yield None
@@ -46,7 +46,7 @@ def building(path: str, fingerprint: str = '') -> Iterator[str | None]:
     except (file_access.Unwritable, file_access.Unreachable, workers.WorkerDied):
       raise  # the finished work is good
     except UserError:
-      if alone:
+      if locked:
         _remove_unfinished(path)
       elif _is_finished(path, fingerprint):
         return  # another process was faster and has removed what this one worked on
@@ -98,7 +98,7 @@ def _locked(path: str) -> Iterator[bool]:
 
 
 def _lock(file: IO[str]) -> bool:
-  """Waits until this process alone holds the lock; False where files cannot be locked."""
+  """Waits until this process holds the lock; False where files cannot be locked."""
   try:
     import fcntl
   except ImportError:

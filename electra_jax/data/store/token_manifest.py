@@ -149,7 +149,7 @@ def read_manifest(path: str) -> Manifest:
 
 
 def complaint_of(manifest: Manifest) -> str | None:
-  """What is wrong with the shards of a manifest; None if nothing is."""
+  """What is wrong with the shards of a manifest; None if they are right."""
   shards = manifest['shards']
   full = manifest['rows_per_shard']
   if manifest['dtype'] != ids_dtype(manifest['vocab_size']).str:
