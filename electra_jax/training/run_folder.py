@@ -79,10 +79,10 @@ def check_writable(path: epath.Path) -> None:
       probe = path / f'.probe-{uuid.uuid4().hex}'
       probe.write_bytes(b'')
       probe.unlink()
-      from google.cloud import storage
+      from google.cloud.storage import Client
 
       # Orbax does this too. It needs the right storage.buckets.get.
-      storage.Client().get_bucket(path.parts[2])
+      Client().get_bucket(path.parts[2])
     return
   try:
     path.mkdir(parents=True, exist_ok=True)

@@ -332,7 +332,7 @@ def test_identity_covers_stores_and_weights(three, tmp_path):
 
 
 def test_the_entropy_of_a_mixture_is_that_of_a_runs_rows(tmp_path):
-  # Half of the rows read are all 1, half all 2 or 3, however many of them there are.
+  # Half of the rows read are all 1 and half all 2 or 3, for any sizes of the stores.
   one, two = _store(tmp_path / 'one', 1), _store(tmp_path / 'two', 2, first=2)
   mix = row_batches.Mixture((one, two), (1, 1))
   assert np.isclose(mix.unigram_entropy(), 0.5 * np.log(2) + 2 * 0.25 * np.log(4), rtol=1e-12)
@@ -362,7 +362,7 @@ def test_stores_that_cannot_be_mixed_are_named(three, tmp_path):
 
 
 class _Sized:
-  """What a mixture asks of a store, without one."""
+  """The attributes of a store that a mixture uses."""
 
   path, length, pad_id, vocab_size, tokenizer_fingerprint = 'store', LENGTH, 0, 5000, ''
 

@@ -22,6 +22,9 @@ __all__ = [
   'read_documents',
 ]
 
+# Text as in config.data.source, a path, or a source.
+SourceLike = str | os.PathLike[str] | CorpusSource
+
 _SHOWN = 3  # sources in a description
 
 
@@ -69,14 +72,14 @@ def documents(
 
 
 def read_documents(
-  source: str | os.PathLike[str] | CorpusSource | Sequence[str | os.PathLike[str] | CorpusSource],
+  source: SourceLike | Sequence[SourceLike],
   document_format: str = 'blank_line',
   invalid_utf8: str = 'refuse',
 ) -> Iterator[str]:
   """All documents of a source.
 
   Args:
-    source: text as in config.data.source, a path, a `CorpusSource`, or a list of those.
+    source: text as in config.data.source, a path, a `CorpusSource`, or a sequence of those.
     document_format: see `parse_sources`.
     invalid_utf8: see `documents`.
 
@@ -87,8 +90,12 @@ def read_documents(
     UserError: see `groups` and `documents`.
   """
   found: list[CorpusSource] = []
-  one = isinstance(source, str | os.PathLike | CorpusSource)
-  for item in [source] if one else source:
+  items: Sequence[SourceLike]
+  if isinstance(source, str | os.PathLike | CorpusSource):
+    items = [source]
+  else:
+    items = source
+  for item in items:
     if isinstance(item, str):
       found += parse_sources(item, document_format)
     elif isinstance(item, CorpusSource):
