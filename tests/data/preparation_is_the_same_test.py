@@ -40,7 +40,7 @@ def recipe(tmp_path_factory):
     document[:3000]
     for document, _ in zip(corpora.read_documents('sample'), range(120), strict=False)
   ]
-  settings = tokenization.TokenizerSettings('unigram', 500)
+  settings = tokenization.TokenizerSettings(kind='unigram', vocab_size=500)
   tokenization.train_tokenizer(texts, settings).save(folder / 'tokenizer')
   for number in range(3):
     (folder / f'part{number}.txt').write_text('\n\n'.join(texts[20 * number : 20 * number + 20]))
