@@ -195,7 +195,7 @@ def tokenizing(arguments: argparse.Namespace) -> dict:
   else:
     chosen = {
       f'{kind}, 8,192 tokens': tokenization.train_tokenizer(
-        corpora.read_documents('sample'), kind=kind, vocab_size=8192
+        corpora.read_documents('sample'), tokenization.TokenizerSettings(kind=kind, vocab_size=8192)
       )
       for kind in ('unigram', 'wordpiece')
     }

@@ -12,16 +12,18 @@ from electra_jax.config import FinetuningConfig, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import trial_summary
+from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.train import finetune, read_records
-from electra_jax.finetune.trial import plain
-from electra_jax.pretrain import build, evaluation, objectives, pretrained
+from electra_jax.finetune.train import finetune
+from electra_jax.pretrain import build, evaluation, run_start
 from electra_jax.pretrain.resolve import resolve as resolve_run
 from electra_jax.pretrain.train import train
+from electra_jax.pretrain.trained_run import open_run
 from electra_jax.sweep import job_scripts, results
 from electra_jax.sweep.resolve import Job, resolve
 from electra_jax.timeline import spent
 from electra_jax.training import hosts, run_folder
+from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import read_metrics
 
@@ -161,7 +163,7 @@ def _identities(job: Job, stores: dict) -> list[str]:
     c = phase.config
     key = results.digest([to_plain(c.data), c.sequence_length, c.init])
     if key not in stores:
-      stores[key] = pretrained.prepare_data(c, run.tokenizer)
+      stores[key] = run_start.prepare_data(c, run.tokenizer)
     rows = stores[key]
     build.build_model(c, rows.tokenizer.size)
     if rows.train.rows < c.batch_size:
@@ -169,14 +171,14 @@ def _identities(job: Job, stores: dict) -> list[str]:
         f'the corpus makes {rows.train.rows} rows and config.batch_size is {c.batch_size}; give '
         'more text, or smaller batches.'
       )
-    found.append(pretrained.data_identity(rows))
+    found.append(run_start.data_identity(rows))
   return found
 
 
 def _checksum(name: str, config: FinetuningConfig) -> int:
   """Of a task's examples to train on and to be scored on."""
   try:
-    task, found = open_task(config.task, config.data), 0
+    task, found = open_task(config.task, config), 0
     for split in ('train', 'dev'):
       examples = task.examples(split) if split in task.splits else ()
       if not len(examples):
@@ -208,7 +210,7 @@ def find_known(folder, jobs: list[Job], wanted: dict, given) -> dict[str, dict]:
           continue
         unlike = results.differences(wanted[job.name], line)
         if not unlike:
-          found[job.name] = line | {'run': job.run, 'changes': plain(job.changes)}
+          found[job.name] = line | {'run': job.run, 'changes': json_values(job.changes)}
         elif job.run == line['run']:
           others[job.name] = path, f'{"; ".join(unlike[:3])}{"; ..." if len(unlike) > 3 else ""}'
   alike = {}
@@ -225,8 +227,8 @@ def find_known(folder, jobs: list[Job], wanted: dict, given) -> dict[str, dict]:
 
 def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
   """A pretrained run's line: evaluated on held-out rows, and fine-tuned on each task. None where it was asked to stop."""
-  run = pretrained.open_run(place)
-  pretrained.use_compilation_cache(run.config)
+  run = open_run(place)
+  use_compilation_cache(run.config.compilation_cache)
   path = place / 'evaluation.json'
   rows = min(run.heldout.rows, config.rows or run.heldout.rows)
   before = run_folder.read_json(path) if run_folder.exists(path) else {}
@@ -247,18 +249,18 @@ def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
       'metric': metric,
       'values': values,
       'constant': records[0].get('constant', {}).get(metric),
-      'collapsed': [r['trial'] for r in trial_summary.collapsed(records)],
+      'collapsed': [r['trial'] for r in trial_summary.collapsed_trials(records)],
     }
     seconds += sum(record['seconds'] for record in records)
   figures = before['figures']
   # Of all_tokens_mlm the verdicts are by-products: no loss asks for them.
-  judges = 'discriminator_loss' in objectives.named(whole.config.objective.name).LOSSES
+  judges = build.objective_of(whole.config).trains_discriminator
   gain = judges and figures.get('gain') or {'low': None, 'high': None}
   known = (
     gain['low'] is not None and math.isfinite(gain['low']) and gain['low'] < gain['high']
   )  # a single batch of rows has no interval
   trained = max((line['seconds'] for line in read_metrics(place)), default=0.0)
-  return plain(
+  return json_values(
     {
       'run': job.run,
       'seed': job.seed,

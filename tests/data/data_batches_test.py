@@ -341,11 +341,11 @@ def test_the_entropy_of_a_mixture_is_that_of_a_runs_rows(tmp_path):
 
 def test_stores_that_cannot_be_mixed_are_named(three, tmp_path):
   for weights, complaint in [
-    ((1, 0, 1), 'weight 0 of .*7 is not a positive number'),
-    ((1, -2, 1), 'weight -2 of .*7 is not'),
-    ((1, 1, float('nan')), 'weight nan of .*300 is not'),
-    ((1, 1, float('inf')), 'weight inf of .*300 is not'),
-    ((1, 1e-4, 1), r'the weight of .*7 is 5e-05 of all, which is not one row in 1,000'),
+    ((1, 0, 1), 'the weight of .*7 is 0; expected a number above 0'),
+    ((1, -2, 1), 'the weight of .*7 is -2; expected'),
+    ((1, 1, float('nan')), 'the weight of .*300 is nan; expected'),
+    ((1, 1, float('inf')), 'the weight of .*300 is inf; expected'),
+    ((1, 1e-4, 1), r'the weight of .*7 is 5e-05 of all, less than one row in 1,000'),
   ]:
     with pytest.raises(UserError, match=complaint):
       row_batches.Mixture(three, weights)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import made_tokenizers
 import numpy as np
 import pytest
 
@@ -17,7 +18,6 @@ from electra_jax.data.corpus import corpora, corpus_format
 from electra_jax.data.prepare import blocks, preparation, workers
 from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.store import token_manifest
-from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
 
 BLOCK = 20_000
@@ -40,8 +40,7 @@ def recipe(tmp_path_factory):
     document[:3000]
     for document, _ in zip(corpora.read_documents('sample'), range(120), strict=False)
   ]
-  settings = tokenization.TokenizerSettings(kind='unigram', vocab_size=500)
-  tokenization.train_tokenizer(texts, settings).save(folder / 'tokenizer')
+  made_tokenizers.train(texts, kind='unigram', vocab_size=500).save(folder / 'tokenizer')
   for number in range(3):
     (folder / f'part{number}.txt').write_text('\n\n'.join(texts[20 * number : 20 * number + 20]))
   (folder / 'lines.txt').write_text(

@@ -104,7 +104,7 @@ class Tokenizer(abc.ABC):
   """
 
   # Part of the fingerprint. For a tokenizer of user code, the name that it is registered under.
-  kind: ClassVar[str]
+  kind: ClassVar[str] = ''
   # User code: raise it when the same files and options begin to give other ids, so that prepared
   # corpora are not reused.
   version: ClassVar[int] = 0
@@ -478,9 +478,7 @@ def load_tokenizer(
     opened = cls.open_files(places, path, lowercase, strip_accents)
     if opened is not None:
       return opened
-  raise UserError(
-    f'the folder {path!r} has no tokenizer; expected a tokenizer.model or a vocab.txt in it.'
-  )
+  raise UserError(f'there is no tokenizer in {path!r}; expected a tokenizer.model or a vocab.txt.')
 
 
 def holds_tokenizer(folder: str | os.PathLike[str]) -> bool:
@@ -512,15 +510,19 @@ def train_tokenizer(
     Exception: what reading the texts raises.
   """
   cls, settings = _resolved(settings)
-  files = training_sample.train_with_progress(
-    functools.partial(cls.train, settings=settings),
+  options = _plain_options(settings.options)
+
+  def train(sample: Sample) -> Tokenizer:
+    return from_files(cls.kind, cls.train(sample, settings), 'just trained', options)
+
+  return training_sample.train_with_progress(
+    train,
     texts,
     title=cls.training_title(settings),
     vocab_size=settings.vocab_size,
     seed=settings.seed,
     expected_characters=expected_characters,
   )
-  return from_files(cls.kind, files, 'just trained', _plain_options(settings.options))
 
 
 def settings_identity(settings: TokenizerSettings) -> list[Any]:

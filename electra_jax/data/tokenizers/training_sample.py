@@ -6,7 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from electra_jax import console
 from electra_jax.errors import UserError
@@ -19,7 +19,16 @@ LINE_BYTES = 4000
 # NUL ends a string in SentencePiece; a lone surrogate cannot be encoded.
 _NOT_TEXT = re.compile('[\0\ud800-\udfff]')
 
-T = TypeVar('T')
+
+class HasSize(Protocol):
+  """A trained tokenizer, for the console."""
+
+  @property
+  def size(self) -> int:
+    """The number of ids."""
+
+
+T = TypeVar('T', bound=HasSize)
 
 
 @dataclasses.dataclass
@@ -54,7 +63,7 @@ def train_with_progress(
     train: trains a tokenizer on a sample; runs in a thread.
     texts: documents.
     title: kind of the tokenizer, for the console.
-    vocab_size: requested size, for the console.
+    vocab_size: requested number of ids, for the console.
     seed: seed of the choice of lines.
     expected_characters: approximate number of characters of the texts; None where unknown.
 
@@ -82,7 +91,7 @@ def train_with_progress(
     millions = f'{sample.characters / 1e6:,.1f} million of {millions}'
   result = _train_in_thread(train, sample, f'learning from {millions}')
   seconds = console.seconds(time.monotonic() - start)
-  console.say('tokenizer', f'learned {vocab_size:,} tokens from {lines}, {millions}, in {seconds}')
+  console.say('tokenizer', f'learned {result.size:,} tokens from {lines}, {millions}, in {seconds}')
   return result
 
 
