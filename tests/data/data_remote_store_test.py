@@ -249,7 +249,7 @@ def test_each_host_fetches_each_shard_once_with_any_number_of_processes(address,
 
 
 def _child(cache, go):
-  """One process of a host: reads all rows when told to start, and prints their hash."""
+  """One process of a host: reads all rows after `go` exists, and prints their hash."""
   fetch = shard_cache._download
   shard_cache._download = lambda *args: (
     time.sleep(0.1),
