@@ -46,7 +46,7 @@ def _inputs(token_ids: jax.Array, ids: SpecialIds) -> Inputs:
   return packed_inputs(token_ids, ids.pad_id, ids.cls_id, ids.sep_id)
 
 
-def task_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> BatchLoss:
+def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> BatchLoss:
   """The loss of a task's head.
 
   A batch holds the arrays of batches.assemble; `seed`, a uint32 scalar that dropout depends on
@@ -93,7 +93,7 @@ def jit_finetune_step(
   It is compiled once for each length of rows.
 
   Args:
-    batch_loss: of `task_loss`.
+    batch_loss: of `finetuning_loss`.
     optimizer: the optimizer.
     shardings: shardings of the state.
     layout: the mesh.

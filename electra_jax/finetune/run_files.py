@@ -14,19 +14,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from electra_jax.config import (
-  FinetuningConfig,
-  completed,
-  differences,
-  names_with,
-  to_plain,
-)
+from electra_jax.config import FinetuningConfig, to_plain
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial, trial_summary
 from electra_jax.finetune.resolve import started
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.training import plugins, run_folder, versions
+from electra_jax.training.kept_config import CONFIG, another_config_error, changed_fields
 
 RESULT = 'result.json'  # in the folder of a trial
 RESULTS = 'results.json'  # in the folder of the run
@@ -50,20 +45,10 @@ def claim_finetuning(workdir: str | os.PathLike[str], config: FinetuningConfig) 
   """
   folder = run_folder.folder(workdir)
   run_folder.check_writable(folder)
-  plain, path = to_plain(config), folder / 'config.json'
-  if run_folder.exists(path):
-    changed = differences(
-      completed(run_folder.read_json(path), FinetuningConfig),
-      plain,
-      names_with(FinetuningConfig, 'resumable'),
-    )
-    if changed and started(folder):
-      more = '; ...' if len(changed) > 3 else ''
-      raise UserError(
-        f'{folder} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
-        'config to resume it, or another --workdir.'
-      )
-  run_folder.write_json(path, plain)
+  changed = changed_fields(folder, config)
+  if changed and started(folder):
+    raise another_config_error(folder, changed)
+  run_folder.write_json(folder / CONFIG, to_plain(config))
   versions.record_versions(folder, resumed=started(folder))
   plugins.record(folder, config.specs)
 

@@ -245,7 +245,7 @@ def build_task_program(
   optimizer = _optimizer(config, schedule, boxed, model.config.num_layers, decay)
   shapes, shardings = layout_of_state(boxed, optimizer, layout)
   ids = finetune_step.special_ids(initial.tokenizer)
-  batch_loss = finetune_step.task_loss(model, ids, config.head.impossible_weight)
+  batch_loss = finetune_step.finetuning_loss(model, ids, config.head.impossible_weight)
   options = UpdateOptions(
     micro_batches=config.micro_batches,
     skip_nonfinite=config.skip_nonfinite,

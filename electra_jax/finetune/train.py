@@ -70,7 +70,7 @@ def _finetune(
   names = run.config.tasks
   done = hosts.from_first(lambda: run_files.steps_of_trials(run.workdir, names))
   status.change(restored_step=done)
-  setup = RunSetup(run.config, run.workdir, start, layout, notice, status)
+  setup = FinetuningSetup(run.config, run.workdir, start, layout, notice, status)
   if len(tasks) > 1:
     tasks = ()  # frees their data; each task is opened again in its turn
   for number, name in enumerate(names):
@@ -82,7 +82,7 @@ def _finetune(
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSetup:
+class FinetuningSetup:
   """What the tasks of a run share.
 
   Attributes:
@@ -157,7 +157,7 @@ def _open_encoder(run: ResolvedFinetuning) -> initial.Initial:
 #### A task ####
 
 
-def _train_task(setup: RunSetup, task: Task) -> bool:
+def _train_task(setup: FinetuningSetup, task: Task) -> bool:
   """Runs the trials of a task that are left. Returns whether the run was asked to stop."""
   config = setup.config
   folder = setup.workdir / task.name
@@ -183,7 +183,7 @@ def _train_task(setup: RunSetup, task: Task) -> bool:
 
 
 def _run_trial(
-  setup: RunSetup, p: TaskProgram, number: int, splits: Mapping[str, Split]
+  setup: FinetuningSetup, p: TaskProgram, number: int, splits: Mapping[str, Split]
 ) -> Record | None:
   """Runs a trial and removes weights that are not kept; None if the run was asked to stop."""
   config, task = setup.config, p.task
@@ -206,13 +206,13 @@ def _run_trial(
   return record
 
 
-def _prepare_task(setup: RunSetup, task: Task) -> tuple[TaskProgram, Mapping[str, Split]]:
+def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapping[str, Split]]:
   """Tokenizes the data of a task, builds its program, and prints what its trials consist of."""
-  config, start, layout = setup.config, setup.start, setup.layout
+  config, start = setup.config, setup.start
   train = training_features(config, task, start.tokenizer)
   splits = evaluation_splits(config, task, start.tokenizer)
   max_length = length_limit(config, task)
-  p = build_task_program(config, task, start, layout, train, max_length)
+  p = build_task_program(config, task, start, setup.layout, train, max_length)
   epochs = p.steps / p.steps_per_epoch
   say(
     '',
@@ -232,7 +232,7 @@ def _prepare_task(setup: RunSetup, task: Task) -> tuple[TaskProgram, Mapping[str
     f'{quantity(initial.weights_count(trainable))} parameters{rate}{depths}, attention {kernel} '
     f'({reason})',
   )
-  for line in partitioning.sharding_table(p.shapes.params, p.shardings.params, layout):
+  for line in partitioning.sharding_table(p.shapes.params, p.shardings.params, setup.layout):
     say('', line)
   return p, splits
 
@@ -263,7 +263,7 @@ def _print_results(records: list[Record]) -> None:
     )
 
 
-def _finish(setup: RunSetup) -> None:
+def _finish(setup: FinetuningSetup) -> None:
   """Writes and prints the results of all tasks."""
   workdir, names = setup.workdir, setup.config.tasks
   records = read_records(workdir, names)

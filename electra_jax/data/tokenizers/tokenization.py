@@ -478,9 +478,7 @@ def load_tokenizer(
     opened = cls.open_files(places, path, lowercase, strip_accents)
     if opened is not None:
       return opened
-  raise UserError(
-    f'the folder {path!r} has no tokenizer; expected a tokenizer.model or a vocab.txt in it.'
-  )
+  raise UserError(f'there is no tokenizer in {path!r}; expected a tokenizer.model or a vocab.txt.')
 
 
 def holds_tokenizer(folder: str | os.PathLike[str]) -> bool:
