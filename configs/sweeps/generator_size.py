@@ -8,11 +8,11 @@ discriminator's width.
 
 import pathlib
 
-from electra_jax.sweep.config import load
+from electra_jax.sweep.config import load_config_file
 
 
 def get_config(data='data'):
-  c = load(f'{pathlib.Path(__file__).with_name("objectives.py")}:{data}')
+  c = load_config_file(f'{pathlib.Path(__file__).with_name("objectives.py")}:{data}')
   _, last = c.runs[-1]
   c.name, c.known = (
     'generator_size',

@@ -7,11 +7,11 @@ Data, encoder, generator and tasks are those of configs/sweeps/objectives.py, at
 
 import pathlib
 
-from electra_jax.sweep.config import load
+from electra_jax.sweep.config import load_config_file
 
 
 def get_config(data='data'):
-  c = load(f'{pathlib.Path(__file__).with_name("objectives.py")}:{data}')
+  c = load_config_file(f'{pathlib.Path(__file__).with_name("objectives.py")}:{data}')
   _, last = c.runs[-1]
   c.name, c.known = 'sharing', (*c.known, str(pathlib.Path(c.known[0]).with_name('sharing.jsonl')))
   c.runs = tuple(
