@@ -1,11 +1,12 @@
-"""Eight CPU devices in this process, whatever the machine has; small models, rows and steps that several tests use."""
+"""Eight CPU devices in this process; models, rows and steps that several tests use."""
 
 import os
 import shutil
 import signal
 import tempfile
 
-# Started in the background by a shell that has no job control, tests ignore Ctrl-C, and so would the children that get one.
+# Tests that are started in the background by a shell without job control would ignore Ctrl-C, and
+# so would their child processes.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -53,7 +54,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile('tests')
 
-# The files that take longest, longest first, so that no worker is left alone with one of them at the end.
+# The slowest files, slowest first, so that none of them is the last one of a worker.
 LONGEST = (
   'tpu_compile',
   'hosts',
@@ -132,7 +133,10 @@ def pytest_terminal_summary(terminalreporter, config):
 def packed_rows(
   batch: int, length: int, vocab_size: int, seed: int = 0, empty_rows: int = 0
 ) -> np.ndarray:
-  """Random rows of [CLS] text [SEP] pieces, padding after; the last `empty_rows` have none. int32 [batch, length]."""
+  """Random rows of [CLS] text [SEP] pieces and padding; the last `empty_rows` are empty.
+
+  Returns: int32 [batch, length].
+  """
   rng = np.random.default_rng(seed)
   rows = np.full((batch, length), PAD, np.int32)
   for row in rows[: batch - empty_rows]:
@@ -171,7 +175,7 @@ def tiny_electra(
 
 
 def random_params(model, seed: int = 0):
-  """Parameters drawn by NumPy, without a compilation, large enough that every one of them matters."""
+  """Parameters drawn by NumPy, without a compilation, large enough that each one matters."""
   rng = np.random.default_rng(seed)
 
   def draw(path, shape):
@@ -202,7 +206,7 @@ def compiled_step(
   tensor: int = 1,
   optimizer: str = 'data',
 ):
-  """The real step, dropout on, compiled once for so many devices and STEP_ROWS rows; with all that it was made of."""
+  """The train step with dropout, compiled once per number of devices, for STEP_ROWS rows."""
   return _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
 
 
@@ -214,7 +218,8 @@ def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
     sizes | {'sharding.smallest': 0}
   )  # so that each tensor that divides is split
   layout = partitioning.make_layout(config, jax.devices()[:devices])
-  # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.
+  # With an epsilon of 1e-6 Adam's first updates are signs, and the sign of a gradient that consists
+  # of rounding errors is random.
   adam = adamw(lambda step: 1e-2, eps=1e-2)
   shapes, shardings = pretrain_step.state_shardings(model, adam, STEP_LENGTH, layout)
   moments = partitioning.moment_shardings(shapes.params, shardings.params, layout)
@@ -252,7 +257,7 @@ def train_steps(
   tensor: int = 1,
   optimizer: str = 'data',
 ):
-  """The step of compiled_step, made a few times: the state before and after, and each step's sums, in NumPy."""
+  """Some steps of compiled_step: the states before and after, and the sums of each, in NumPy."""
   made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
   # In one program: without jit, JAX compiles one for each shape of a parameter.
   fresh = jax.jit(lambda params: pretrain_step.fresh_state(made.optimizer, params))
@@ -268,7 +273,7 @@ def train_steps(
 
 
 def same_training(ours, theirs):
-  """Of two results of train_steps counts are equal, losses, norms and parameters equal to float32 rounding."""
+  """Compares two results of train_steps: counts are equal, other values to float32 rounding."""
   (before, state, every), (_, expected, expected_every) = ours, theirs
   for sums, expected_sums in zip(every, expected_every, strict=True):
     assert sums.keys() == expected_sums.keys()

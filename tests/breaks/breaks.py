@@ -1,4 +1,7 @@
-"""One-line breaks of the package, each with the test that must fail; see tests/project/breaks_test.py."""
+"""One-line breaks of the package, each with the test that must fail.
+
+See tests/project/breaks_test.py.
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The pages name files, fields, modes and links that exist, and the design's plan of the house is the house."""
+"""Pages name existing files, fields, modes and links; docs/design.md names every module."""
 
 import pathlib
 import re
@@ -31,7 +31,7 @@ def commands(text):
 
 
 def fields_named(text):
-  """Fields written as `config.x.y` or in a flag --config.x.y=..., files such as config.json and config.py left out."""
+  """Fields written as `config.x.y` or in a flag --config.x.y=..., without names of files."""
   found = re.findall(r'`(?:--)?config\.([a-z_0-9.]+?)(?:=[^`]*)?`', text)
   found += [
     word.partition('=')[0].removeprefix('--config.')
