@@ -199,11 +199,17 @@ TOKENIZERS: Registry[Any] = Registry(
     Entry(
       'unigram',
       'SentencePiece unigram',
-      'electra_jax.data.tokenizers.sentencepiece_tokenizer:UNIGRAM',
+      'electra_jax.data.tokenizers.sentencepiece_tokenizer:SentencePieceTokenizer',
     ),
-    Entry('bpe', 'SentencePiece BPE', 'electra_jax.data.tokenizers.sentencepiece_tokenizer:BPE'),
     Entry(
-      'wordpiece', "BERT's WordPiece", 'electra_jax.data.tokenizers.wordpiece_tokenizer:WORDPIECE'
+      'bpe',
+      'SentencePiece BPE',
+      'electra_jax.data.tokenizers.sentencepiece_tokenizer:SentencePieceTokenizer',
+    ),
+    Entry(
+      'wordpiece',
+      "BERT's WordPiece",
+      'electra_jax.data.tokenizers.wordpiece_tokenizer:WordPieceTokenizer',
     ),
   ],
 )
@@ -234,6 +240,21 @@ WEIGHT_FORMATS: Registry[Any] = Registry(
     Entry('tf', 'checkpoints of the original program', 'electra_jax.interop.google:FORMAT'),
   ],
 )
+
+
+def split_source(init: str) -> tuple[str, str]:
+  """Splits a source of weights, as in config.init, into its format and path.
+
+  Returns:
+    ('hf', FOLDER) for 'hf:FOLDER', and so on; ('', FOLDER) for a run's folder.
+  """
+  name, colon, path = init.partition(':')
+  return (name, path) if colon and name in WEIGHT_FORMATS else ('', init)
+
+
+def is_foreign(init: str) -> bool:
+  """Whether a source of weights has a format of WEIGHT_FORMATS and is not a run's folder."""
+  return bool(split_source(init)[0])
 
 
 def _glue(*names: str) -> list[Entry]:

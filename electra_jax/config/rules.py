@@ -36,11 +36,6 @@ def _require(condition: object, message: str) -> None:
     raise UserError(message)
 
 
-def _is_run(init: str) -> bool:
-  """Whether config.init names a run's folder, not weights of another program such as hf:FOLDER."""
-  return init.partition(':')[0] not in registry.WEIGHT_FORMATS
-
-
 def has_budget(c: PretrainingConfig) -> bool:
   """Whether a budget determines config.steps."""
   return any(getattr(c, name) for name in BUDGETS)
@@ -250,7 +245,7 @@ def continued_fits_init(c: PretrainingConfig) -> None:
     'that of config.init.',
   )
   _require(
-    c.continued.step == 'last' or _is_run(c.init),
+    c.continued.step == 'last' or not registry.is_foreign(c.init),
     'config.continued.step chooses a checkpoint of a run, and config.init is '
     f'{c.init!r}; remove it.',
   )
@@ -583,7 +578,7 @@ def starts_from_something(c: FinetuningConfig) -> None:
   )
   _require(c.init == 'none' or not c.like, "config.like requires config.init='none'; remove it.")
   _require(
-    c.init_step == 'last' or _is_run(c.init),
+    c.init_step == 'last' or not registry.is_foreign(c.init),
     f'config.init_step chooses a checkpoint of a run, and config.init is {c.init!r}; remove it.',
   )
 

@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import offset_copy
@@ -59,8 +61,8 @@ def draw_sweep(name: str, summaries: Sequence[RunSummary]) -> Figure:
   columns = min(3, len(titles)) or 1
   rows = -(-len(titles) // columns) or 1
   with rc_context(STYLE):
-    figure = Figure(figsize=(4.4 * columns, 3.5 * rows + 1.1), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.09, h_pad=0.09)
+    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09)
+    figure = Figure(figsize=(4.4 * columns, 3.5 * rows + 1.1), layout=layout)
     figure.suptitle(f'{name}\n{_KEY}', x=0.015, ha='left', fontsize=10)
     handles: dict[str, Artist] = {}
     for place, title in enumerate(titles, 1):
@@ -100,7 +102,7 @@ def _draw_groups(
 ) -> dict[str, Artist]:
   """The lines of all groups; returns the legend's entry of each."""
   groups = list(dict.fromkeys(summary.group for summary in summaries))
-  handles = {}
+  handles: dict[str, Artist] = {}
   for number, group in enumerate(groups):
     of_group = [s for s in summaries if s.group == group and title in s.metrics]
     of_group.sort(key=lambda summary: summary.flops)
@@ -133,11 +135,17 @@ def _draw_group(
   """
   color, marker = look
   metrics = [summary.metrics[title] for summary in summaries]
-  beside = offset_copy(axes.transData, axes.figure, x=-5, units='points')
+  beside = offset_copy(axes.transData, axes.get_figure(root=True), x=-5, units='points')
   axes.plot(where, [m.mean for m in metrics], color=color, lw=1.5, alpha=0.8)
   for summary, x, m in zip(summaries, where, metrics, strict=True):
     seeds = list(m.values.values())
-    dots = {'color': color, 'alpha': 0.5, 'ms': 5, 'mec': 'none', 'transform': beside}
+    dots: dict[str, Any] = {
+      'color': color,
+      'alpha': 0.5,
+      'ms': 5,
+      'mec': 'none',
+      'transform': beside,
+    }
     axes.plot([x] * len(seeds), seeds, '.', **dots)
     if m.low is not None and m.high is not None:
       bar = [[m.mean - m.low], [m.high - m.mean]]

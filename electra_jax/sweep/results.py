@@ -1,6 +1,5 @@
 """The result of one job of a sweep: a line of JSON, and which job a line is the result of."""
 
-import functools
 import hashlib
 import json
 import os
@@ -67,7 +66,7 @@ def _changed_fields(config: Config, ignored: Sequence[str]) -> dict[str, Any]:
 
   A name in `ignored` that ends with a dot stands for a group of fields.
   """
-  usual = _default_fields(type(config))
+  usual = _DEFAULTS[type(config)]
 
   def is_ignored(field: str) -> bool:
     return any(field == n or n.endswith('.') and field.startswith(n) for n in ignored)
@@ -84,17 +83,17 @@ def _flat_json(config: Config) -> dict[str, Any]:
   return dict(_leaves(to_plain(config), ''))
 
 
-@functools.cache
-def _default_fields(kind: type[Config]) -> dict[str, Any]:
-  return _flat_json(kind())
-
-
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
   for name, value in tree.items():
     if isinstance(value, dict):
       yield from _leaves(value, f'{prefix}{name}.')
     else:
       yield prefix + name, value
+
+
+_DEFAULTS: dict[type[Config], dict[str, Any]] = {
+  kind: _flat_json(kind()) for kind in (PretrainingConfig, FinetuningConfig)
+}
 
 
 def short_digest(value: Any) -> str:  # noqa: ANN401  anything that JSON can hold
@@ -178,7 +177,7 @@ def _field_differences(
   theirs: Mapping[str, Any], ours: Mapping[str, Any], kind: type[Config]
 ) -> list[str]:
   """Fields that differ, of two results that contain only fields that are not the defaults."""
-  usual = _default_fields(kind)
+  usual = _DEFAULTS[kind]
   pairs = {
     name: (theirs.get(name, usual.get(name)), ours.get(name, usual.get(name)))
     for name in sorted({*theirs, *ours})

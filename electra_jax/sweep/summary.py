@@ -117,11 +117,14 @@ def _summary(run: str, results: Sequence[Result]) -> RunSummary:
     metrics[title] = MetricSummary(
       of_seeds, found['mean'], found['deviation'], found['low'], found['high']
     )
-  means = (
-    statistics.fmean(result[name] for result in results)
-    for name in ('flops', 'paper_flops', 'tokens')
+  return RunSummary(
+    run=run,
+    results=tuple(results),
+    flops=statistics.fmean(result['flops'] for result in results),
+    paper_flops=statistics.fmean(result['paper_flops'] for result in results),
+    tokens=statistics.fmean(result['tokens'] for result in results),
+    metrics=metrics,
   )
-  return RunSummary(run, tuple(results), *means, metrics)
 
 
 #### Table and page ####
