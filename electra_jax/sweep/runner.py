@@ -94,7 +94,7 @@ def sweep(
   todo = [] if only == TABLE else [job for job in chosen if job.name not in done]
   known = len(done) if only == TABLE else len(chosen) - len(todo)
   say('runs', f'{known} done, {len(todo)} to do' + (f': {_listed(todo)}' if todo else ''))
-  run = _Run(resolved, expected, done, alone=only is not None, notice=notice)
+  run = _Run(resolved, expected, done, single=only is not None, notice=notice)
   if not run.run_jobs(todo):
     return PREEMPTED
   return _finish(run, only, todo)
@@ -132,7 +132,7 @@ class _Run:
     sweep: the resolved sweep.
     expected: job -> what its result must contain.
     done: job -> its result; grows.
-    alone: whether only one job or the table was asked for; other processes may run other jobs.
+    single: whether --only names one job or the table; other processes may run other jobs.
     notice: true when asked to stop.
     failed: job -> error message; grows.
   """
@@ -140,7 +140,7 @@ class _Run:
   sweep: ResolvedSweep
   expected: dict[str, Expected]
   done: dict[str, Result]
-  alone: bool
+  single: bool
   notice: Notice
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -166,7 +166,7 @@ class _Run:
       if left:
         seconds = (time.perf_counter() - start) / finished * left
         say('left', f'{left} runs; about {console.seconds(seconds)} at this pace')
-      if not self.alone:
+      if not self.single:
         self.show()
     return True
 
@@ -186,7 +186,7 @@ class _Run:
   def _keep(self, job: SweepJob, result: Result) -> None:
     """Writes a result, and deletes the run if the config asks for it."""
     folder = self.sweep.workdir
-    file = folder / 'results' / f'{job.file}.jsonl' if self.alone else folder / RESULTS_FILE
+    file = folder / 'results' / f'{job.file}.jsonl' if self.single else folder / RESULTS_FILE
     hosts.from_first(functools.partial(_write_result, file, result))
     self.done[job.name] = result
     if self.sweep.config.delete_runs:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
 
@@ -31,9 +32,8 @@ def test_a_shipped_file_is_checked_and_documents_its_command(path):
   c.init = 'runs/small'
   typed = checked_finetuning(c)
   assert c.name == path.stem and typed.tasks and all(name in FAMILIES for name in typed.tasks)
-  assert (
-    f'--mode=finetune --config=configs/finetune/{path.stem}.py --config.init=' in module.__doc__
-  )
+  command = re.sub(r'\\\s+', '', module.__doc__)
+  assert f'--mode=finetune --config=configs/finetune/{path.stem}.py --config.init=' in command
 
 
 def test_glue_has_all_of_its_tasks():
