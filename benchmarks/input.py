@@ -194,7 +194,7 @@ def tokenizing(arguments: argparse.Namespace) -> dict:
   else:
     chosen = {
       f'{kind}, 8,192 tokens': tokenization.train_tokenizer(
-        corpora.read('sample'), kind=kind, vocab_size=8192
+        corpora.read('sample'), tokenization.TokenizerSettings(kind=kind, vocab_size=8192)
       )
       for kind in ('unigram', 'wordpiece')
     }

@@ -41,8 +41,10 @@ from electra_jax.config import PretrainingConfig
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import pretrain_step
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import optimizers, partitioning
+from electra_jax.training.update_step import UpdateOptions
 
 hypothesis.settings.register_profile(
   'tests', deadline=None, derandomize=True
@@ -128,6 +130,15 @@ def pytest_terminal_summary(terminalreporter, config):
   path = pathlib.Path(config.option.record)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(record, indent=1) + '\n')
+
+
+@pytest.fixture
+def handlers():
+  """Restores the handlers of signals after a test."""
+  kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in kept.items():
+    signal.signal(number, handler)
 
 
 def packed_rows(
@@ -224,14 +235,9 @@ def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
   shapes, shardings = pretrain_step.state_shardings(model, adam, STEP_LENGTH, layout)
   moments = partitioning.moment_shardings(shapes.params, shardings.params, layout)
   train_step = pretrain_step.make_train_step(
-    model,
-    objective,
-    objective.Settings(max_predictions=5),
+    pretrain_step.Computation(model, OBJECTIVE, Settings(max_predictions=5), seed=3),
     adam,
-    seed=3,
-    micro_batches=micro_batches,
-    layout=layout,
-    moments=moments,
+    UpdateOptions(micro_batches, layout=layout, moments=moments),
   )
   batch = {'token_ids': jax.ShapeDtypeStruct((STEP_ROWS, STEP_LENGTH), np.int32)}
   compiled = (

@@ -198,7 +198,7 @@ MODES: dict[str, Mode] = {
     Mode(
       'prepare',
       'Make the tokenizer and the rows of a corpus.',
-      'electra_jax.pretrain.pretrained:prepare_only',
+      'electra_jax.pretrain.run_start:prepare_only',
       config=PretrainingConfig,
       workdir=False,
       flags=('output', 'beam'),

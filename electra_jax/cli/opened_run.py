@@ -4,7 +4,8 @@ import electra_jax
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import is_finetuned
 from electra_jax.pretrain import evaluation, inspect, minimal_pairs
-from electra_jax.pretrain.pretrained import Run, use_compilation_cache
+from electra_jax.pretrain.trained_run import Run
+from electra_jax.training.devices import use_compilation_cache
 
 INSPECTED_ROWS = 4
 
@@ -36,6 +37,7 @@ def _opened(mode: str, workdir: str, step: str, store: str | None = None) -> Run
       f'--mode={mode} requires a pretrained run and {workdir} is a fine-tuned one; '
       '--mode=predict --split=dev scores it.'
     )
-  run: Run = electra_jax.load(workdir, step, store)
-  use_compilation_cache(run.config)
+  run = electra_jax.load(workdir, step, store)
+  assert isinstance(run, Run)  # not a fine-tuned run
+  use_compilation_cache(run.config.compilation_cache)
   return run

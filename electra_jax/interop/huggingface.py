@@ -9,7 +9,7 @@ import json
 import numpy as np
 
 from electra_jax import file_access
-from electra_jax.data.tokenizers import sentencepiece_tokenizer, wordpiece_tokenizer
+from electra_jax.data.tokenizers.tokenization import holds_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, tensors
 from electra_jax.interop.hf_fields import Fields
@@ -81,10 +81,7 @@ def _with_tokenizer(weights, folder):
 
 def _tokenizer(folder):
   """The folder, where load_tokenizer would find one."""
-  names = (*sentencepiece_tokenizer.FILES, wordpiece_tokenizer.FILE, wordpiece_tokenizer.ONE_FILE)
-  return (
-    folder if any(file_access.exists(file_access.join(folder, name)) for name in names) else None
-  )
+  return folder if holds_tokenizer(folder) else None
 
 
 def _read_model(path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from electra_jax import registry
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import DISCRIMINATOR, GENERATOR, Weights, checked, trimmed
@@ -37,19 +38,19 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
   config = run_config(folder)
   config = config.replace({'model.attention': 'xla'})
   size = load_tokenizer(folder / 'tokenizer').size
+  objective = registry.OBJECTIVES.get(config.objective.name)
   generator, discriminator = (
-    dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu')
+    dataclasses.replace(tower, vocab_multiple=1)
+    for tower in towers(config, objective.one_tower, size, 'cpu')
   )
   step = checkpoints.find_step(folder, which)
   both = checkpoints.read_moments(folder, step) if moments else None
   trees = {'params': checkpoints.read_arrays(folder, step, 'params')} | (both or {})
-  of, notes = sharing(config), []
-  if of == 'disentangled':
-    of, trees = (
-      'none',
-      {name: folded(tree, values=name == 'params') for name, tree in trees.items()},
-    )
-  if 'generator' not in trees['params'] and of != 'all':  # electric's two towers, or none
+  scheme, notes = registry.SHARING_SCHEMES.get(sharing(config, objective.one_tower)), []
+  of = scheme.exported_as
+  trees = {name: scheme.fold(tree, values=name == 'params') for name, tree in trees.items()}
+  # electric's two towers, or none
+  if 'generator' not in trees['params'] and not scheme.one_encoder:
     generator, of = None, 'embeddings'
     if 'generator_head' in trees['params']:
       notes.append(
@@ -74,37 +75,5 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
       moments=trees or None,
       notes=tuple(notes),
     ),
-    optional=('discriminator_head',) if config.objective.name in ('mlm', 'replace_mlm') else (),
+    optional=() if objective.has_discriminator else ('discriminator_head',),
   )
-
-
-def folded(tree: dict, values: bool = True) -> dict:
-  """Parameters of `sharing='disentangled'` as those of 'none': the discriminator's tables are the generator's plus their difference.
-
-  Args:
-    tree: NumPy arrays by our names.
-    values: False for moments: those of a sum's second term are the sum's.
-  """
-  own, under = (
-    tree['embeddings_difference'],
-    tree.get('generator_embeddings'),
-  )  # where it is frozen it has no moments
-  tables = {
-    name: own[name] + under[name] if values and name != 'norm' else own[name] for name in own
-  }
-  return {name: x for name, x in tree.items() if name != 'embeddings_difference'} | {
-    'embeddings': tables
-  }
-
-
-def unfolded(tree: dict, values: bool = True) -> dict:
-  """The other way, to rounding: the difference of the discriminator's tables from the generator's, or from themselves where it has none."""
-  own = tree['embeddings']
-  under = tree.get('generator_embeddings', own)
-  tables = {
-    name: own[name] - under[name] if values and name != 'norm' else own[name] for name in own
-  }
-  found = {name: x for name, x in tree.items() if name != 'embeddings'} | {
-    'embeddings_difference': tables
-  }
-  return {'generator_embeddings': own} | found if values else found

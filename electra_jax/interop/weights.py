@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax import registry
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
-from electra_jax.model.heads import FineTuned, init_params
+from electra_jax.model.heads import FineTuned, init_finetuned
 
 # Top levels of our tree of parameters, by tower.
 DISCRIMINATOR = ('embeddings', 'discriminator', 'discriminator_head')
@@ -91,7 +92,7 @@ def _shapes(discriminator, generator, sharing, head):
   if head:
     kind, labels, pooling, style = head
     model = FineTuned(discriminator, kind, labels=labels, pooling=pooling, style=style)
-    return nn.unbox(jax.eval_shape(lambda: init_params(model, 0)))
+    return nn.unbox(jax.eval_shape(lambda: init_finetuned(model, 0)))
   ids = jnp.zeros((1, 8), jnp.int32)
   both = Electra(generator or discriminator, discriminator or generator, sharing=sharing)
   positions = () if generator is None else (ids[:, :1],)
@@ -237,7 +238,7 @@ def of_tower(weights: Weights, tower: str) -> dict[str, Any]:
 
   `head` is missing where the weights lack it.
   """
-  p = weights.params
+  p, scheme = weights.params, registry.SHARING_SCHEMES.get(weights.sharing)
   if tower == 'discriminator':
     found = {
       'embeddings': p['embeddings'],
@@ -246,8 +247,8 @@ def of_tower(weights: Weights, tower: str) -> dict[str, Any]:
     }
   else:
     found = {
-      'embeddings': p['generator_embeddings'] if weights.sharing == 'none' else p['embeddings'],
-      'encoder': p['discriminator'] if weights.sharing == 'all' else p['generator'],
+      'embeddings': p['generator_embeddings'] if scheme.separate_embeddings else p['embeddings'],
+      'encoder': p['discriminator'] if scheme.one_encoder else p['generator'],
       'head': p.get('generator_head'),
     }
   return {name: tree for name, tree in found.items() if tree is not None}

@@ -16,16 +16,17 @@ import jax
 from etils import epath
 
 from electra_jax import console
-from electra_jax.config import AnyConfig, FinetuningConfig, to_plain
+from electra_jax.config import AnyConfig, FinetuningConfig, PretrainingConfig, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import trial_summary
+from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.train import finetune, read_records
-from electra_jax.finetune.trial import plain
-from electra_jax.pretrain import build, evaluation, objectives, pretrained
+from electra_jax.finetune.train import finetune
+from electra_jax.pretrain import build, evaluation, run_start
 from electra_jax.pretrain.resolve import resolve
 from electra_jax.pretrain.train import train
+from electra_jax.pretrain.trained_run import Run, open_run
 from electra_jax.sweep.job_scripts import write_job_scripts
 from electra_jax.sweep.picture import write_report
 from electra_jax.sweep.resolve import ResolvedSweep, SweepJob, resolve_sweep
@@ -42,6 +43,7 @@ from electra_jax.sweep.results import (
 from electra_jax.sweep.summary import summarize_runs, sweep_table
 from electra_jax.timeline import spent
 from electra_jax.training import hosts, run_folder
+from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import read_metrics
 
@@ -264,7 +266,7 @@ def _data_identities(job: SweepJob, stores: dict[str, Any]) -> list[str]:
     c = phase.config
     key = short_digest([to_plain(c.data), c.sequence_length, c.init])
     if key not in stores:
-      stores[key] = pretrained.prepare_data(c, run.tokenizer)
+      stores[key] = run_start.prepare_data(c, run.tokenizer)
     prepared = stores[key]
     build.build_model(c, prepared.tokenizer.size)
     if prepared.train.rows < c.batch_size:
@@ -272,14 +274,14 @@ def _data_identities(job: SweepJob, stores: dict[str, Any]) -> list[str]:
         f'config.batch_size is {c.batch_size} and the corpus makes {prepared.train.rows} rows; '
         'expected a smaller batch or more text.'
       )
-    found.append(pretrained.data_identity(prepared))
+    found.append(run_start.data_identity(prepared))
   return found
 
 
 def _examples_checksum(name: str, config: FinetuningConfig) -> int:
   """A checksum of the examples of a task that trials are trained and evaluated on."""
   try:
-    task = open_task(config.task, config.data)
+    task = open_task(config.task, config)
     checksum = 0
     for split in ('train', 'dev'):
       examples = task.examples(split) if split in task.splits else ()
@@ -327,7 +329,7 @@ def find_results(
           continue
         differences = result_differences(expected[job.name], result)
         if not differences:
-          found[job.name] = result | {'run': job.run, 'changes': plain(job.changes)}
+          found[job.name] = result | {'run': job.run, 'changes': json_values(job.changes)}
         elif job.run == result['run']:
           more = '; ...' if len(differences) > _LISTED_DIFFERENCES else ''
           others[job.name] = path, '; '.join(differences[:_LISTED_DIFFERENCES]) + more
@@ -362,8 +364,8 @@ def measure_run(
   Returns:
     The result of the job; None when asked to stop.
   """
-  run = pretrained.open_run(place)
-  pretrained.use_compilation_cache(run.config)
+  run = open_run(place)
+  use_compilation_cache(run.config.compilation_cache)
   metrics, rows = _heldout_metrics(run, place, expected['rows'])
   resolved, step, tokenizer = run.resolved, run.step, run.tokenizer
   del run  # frees the parameters
@@ -376,7 +378,7 @@ def measure_run(
     tasks[name], taken = measured
     seconds += taken
   trained = max((line['seconds'] for line in read_metrics(place)), default=0.0)
-  result: Result = plain(
+  result: Result = json_values(
     {
       'run': job.run,
       'seed': job.seed,
@@ -389,7 +391,7 @@ def measure_run(
       'parameters': run_folder.read_json(place / 'resolved.json')['parameters'],
       'heldout': metrics,
       'heldout_rows': rows,
-      'learned': _has_learned(resolved.config.objective.name, metrics),
+      'learned': _has_learned(resolved.config, metrics),
       'seconds': {'pretraining': trained, 'tasks': seconds},
       'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
     }
@@ -397,9 +399,7 @@ def measure_run(
   return result
 
 
-def _heldout_metrics(
-  run: pretrained.Run, place: epath.Path, limit: int
-) -> tuple[dict[str, Any], int]:
+def _heldout_metrics(run: Run, place: epath.Path, limit: int) -> tuple[dict[str, Any], int]:
   """Evaluation metrics of a run, and the number of held-out rows they are from.
 
   Those of an earlier evaluation of the same checkpoint on as many rows are used.
@@ -413,13 +413,13 @@ def _heldout_metrics(
   return metrics, rows
 
 
-def _has_learned(objective: str, metrics: Mapping[str, Any]) -> bool | None:
+def _has_learned(config: PretrainingConfig, metrics: Mapping[str, Any]) -> bool | None:
   """Whether the discriminator is better than the best constant predictor.
 
   None where the objective does not train its predictions, or where there is no interval, as for a
   single batch of rows.
   """
-  if 'discriminator_loss' not in objectives.named(objective).LOSSES:
+  if not build.objective_of(config).trains_discriminator:
     return None
   gain = metrics.get('gain') or {'low': None, 'high': None}
   low, high = gain['low'], gain['high']
@@ -443,7 +443,7 @@ def _measure_task(
     'metric': metric,
     'values': [value for value in values if value is not None],
     'constant': records[0].get('constant', {}).get(metric),
-    'collapsed': [record['trial'] for record in trial_summary.collapsed(records)],
+    'collapsed': [record['trial'] for record in trial_summary.collapsed_trials(records)],
   }
   return measured, sum(record['seconds'] for record in records)
 

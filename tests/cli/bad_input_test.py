@@ -9,7 +9,7 @@ import micro_run
 import pytest
 
 from electra_jax import main
-from electra_jax.pretrain import pretrain_step, pretrained
+from electra_jax.pretrain import pretrain_step, run_start
 from electra_jax.training.run_folder import write_json
 
 MICRO = f'--config={micro_run.CONFIG}'
@@ -56,7 +56,7 @@ def sentence(capsys):
 @pytest.fixture
 def no_data(monkeypatch):
   """Fails the test where the corpus is read."""
-  monkeypatch.setattr(pretrained, 'prepare_data', refuse)
+  monkeypatch.setattr(run_start, 'prepare_data', refuse)
 
 
 def contents(folder):
@@ -209,7 +209,7 @@ def test_an_error_in_a_config_file_is_reported(
     ('whole', ['--config.data.vocab_size=100'], 'vocab_size is 100'),
     ('whole', ['--config.data.document_format=page'], "document_format is 'page'"),
     ('whole', ['--config.data.heldout_fraction=0.0001'], 'too few documents'),
-    ('whole', ['--config.batch_size=800'], 'makes 365 rows and config.batch_size is 800'),
+    ('whole', ['--config.batch_size=800'], 'has 365 rows and config.batch_size is 800'),
     ('whole', ['--config.data.tokenizer=nowhere'], "'nowhere'"),
     ('whole', ['--config.data.row_format=rows'], "row_format is 'rows'"),
     ('whole', ['--config.data.near_duplicates=1.5'], 'near_duplicates is 1.5'),
@@ -277,12 +277,12 @@ def test_a_corpus_that_has_changed_is_refused(sentence, copied, tmp_path, monkey
   original = micro_run.corpus().read_bytes()
   changed = tmp_path / 'changed.txt'
   changed.write_bytes(original.replace(b'ba', b'bo'))
-  real = pretrained.prepare_data
+  real = run_start.prepare_data
 
   def of_the_changed(config, tokenizer=None):
     return real(config.replace({'data.source': str(changed)}))
 
-  monkeypatch.setattr(pretrained, 'prepare_data', of_the_changed)
+  monkeypatch.setattr(run_start, 'prepare_data', of_the_changed)
   assert 'is not the one that' in sentence(*micro_run.arguments(copied, '--config.keep=100'))
   assert 'has changed since' in sentence('--mode=evaluate', f'--workdir={copied}')
 

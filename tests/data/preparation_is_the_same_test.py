@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import made_tokenizers
 import numpy as np
 import pytest
 
@@ -17,7 +18,6 @@ from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import blocks, preparation, workers
 from electra_jax.data.prepare.preparation import Recipe
 from electra_jax.data.store import token_manifest
-from electra_jax.data.tokenizers import tokenization
 
 BLOCK = 20_000
 
@@ -36,7 +36,7 @@ def recipe(tmp_path_factory):
   """Two weighted sources in two formats, near-duplicates among them, and a tokenizer that is there."""
   folder = tmp_path_factory.mktemp('corpus')
   texts = [document[:3000] for document, _ in zip(corpora.read('sample'), range(120), strict=False)]
-  tokenization.train_tokenizer(texts, kind='unigram', vocab_size=500).save(folder / 'tokenizer')
+  made_tokenizers.train(texts, kind='unigram', vocab_size=500).save(folder / 'tokenizer')
   for number in range(3):
     (folder / f'part{number}.txt').write_text('\n\n'.join(texts[20 * number : 20 * number + 20]))
   (folder / 'lines.txt').write_text(

@@ -12,7 +12,7 @@ from electra_jax.config import checked_pretraining
 from electra_jax.data.prepare.preparation import open_prepared
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.pretrain import pretrained
+from electra_jax.pretrain import run_start, trained_run
 
 
 def prepare(capsys, *argv):
@@ -118,7 +118,7 @@ def test_a_mixture_trains_evaluates_and_says_how_often_it_goes_through_each_sour
   assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
   capsys.readouterr()
   assert main.main(['main', '--mode=evaluate', f'--workdir={tmp_path / "run"}']) == 0
-  assert 'held-out figure' in capsys.readouterr().out
+  assert 'held-out metric' in capsys.readouterr().out
 
 
 def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path, capsys):
@@ -131,9 +131,9 @@ def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path
   ).config
   config = checked_pretraining(config)
   with pytest.raises(UserError, match='has rows of 16 tokens and config.sequence_length is 32'):
-    pretrained.prepare_data(config)
+    run_start.prepare_data(config)
   config = config.replace({'sequence_length': 16})
-  assert pretrained.prepare_data(config).train.length == 16
+  assert run_start.prepare_data(config).train.length == 16
 
 
 def test_another_store_replaces_that_of_every_phase(from_the_root, tmp_path):
@@ -150,8 +150,8 @@ def test_another_store_replaces_that_of_every_phase(from_the_root, tmp_path):
   for step, kept in ((10, 'first'), (11, 'second')):
     workdir = tmp_path / str(step)
     made_run.make(workdir, config, tokenizer, step)
-    assert pretrained.open_run(workdir).config.data.store == kept
-    assert pretrained.open_run(workdir, store='elsewhere').config.data.store == 'elsewhere'
+    assert trained_run.open_run(workdir).config.data.store == kept
+    assert trained_run.open_run(workdir, store='elsewhere').config.data.store == 'elsewhere'
 
 
 def test_a_run_whose_tokenizer_is_not_the_stores_says_so(from_the_root, tmp_path, capsys):

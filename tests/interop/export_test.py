@@ -6,13 +6,14 @@ import shutil
 
 import jax
 import made_run
+import made_tokenizers
 import micro_run
 import numpy as np
 import pytest
 
 import electra_jax
 from electra_jax import export, main
-from electra_jax.data.tokenizers.tokenization import load_tokenizer, train_tokenizer
+from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import google, huggingface, own
 from electra_jax.interop.weights import same_bits
@@ -59,7 +60,7 @@ def runs(tmp_path_factory):
   """Folders of runs by kind, made when asked for: with WordPiece where the family is electra, else with SentencePiece."""
   folder, made = tmp_path_factory.mktemp('runs'), {}
   vocabulary = load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
-  sentences = train_tokenizer(
+  sentences = made_tokenizers.train(
     [*made_run.TEXTS, micro_run.corpus().read_text()], kind='unigram', vocab_size=200
   )
 

@@ -87,7 +87,7 @@ def drawn(kind, family='electra'):
       else noise * shape.shape[-1 if noise.ndim < 2 else -2] ** -0.5
     )
 
-  shapes = nn.unbox(jax.eval_shape(lambda: heads.init_params(model_of(kind, family), 0)))
+  shapes = nn.unbox(jax.eval_shape(lambda: heads.init_finetuned(model_of(kind, family), 0)))
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -132,7 +132,7 @@ def test_every_parameter_is_trained_and_the_loss_falls(kind, family):
   def step(params, keys):
     def mean(params):
       outputs = model.apply({'params': params}, inputs_of(ids), targets, keys, method='training')
-      total, count, sums = losses.loss(kind, outputs, targets)
+      total, count, sums = losses.head_loss(kind, outputs, targets)
       return total / count, sums
 
     (value, sums), grads = jax.value_and_grad(mean, has_aux=True)(params)
@@ -168,7 +168,7 @@ def test_parameters_and_hidden_states_are_those_of_pretraining():
 
 @READERS
 def test_heads_begin_as_tensorflow_has_them(kind):
-  leaves = named(nn.unbox(jax.jit(lambda: heads.init_params(model_of(kind), 1)['head'])()))
+  leaves = named(nn.unbox(jax.jit(lambda: heads.init_finetuned(model_of(kind), 1)['head'])()))
   shapes = {
     'classification': {'dense': (32, LABELS)},
     'regression': {'dense': (32, 1)},
@@ -366,7 +366,7 @@ def test_the_best_spans_of_independent_logits_are_those_of_all_pairs(beam, most)
 
 def test_layer_wise_rates_and_decay_know_the_layers_of_transformers():
   model = model_of('tagging', 'modern', style='transformers')
-  shapes = nn.unbox(jax.eval_shape(lambda: heads.init_params(model, 0)))
+  shapes = nn.unbox(jax.eval_shape(lambda: heads.init_finetuned(model, 0)))
   rates = named(optimizers.layerwise_rates(shapes, 2, 0.5, False)['head'])
   assert rates == {'dense/bias': 1, 'dense/kernel': 1, 'hidden/kernel': 1, 'norm/scale': 1}
   decayed = {
@@ -645,7 +645,7 @@ def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
   targets = targets_of(ids)
   model, params = model_of('span'), drawn('span')
   shardings = partitioning.parameter_shardings(
-    jax.eval_shape(lambda: heads.init_params(model, 0)), layout
+    jax.eval_shape(lambda: heads.init_finetuned(model, 0)), layout
   )
   assert any(axis for axis in shardings['head']['end_hidden']['kernel'].spec)
 
@@ -669,7 +669,9 @@ def test_kinds_styles_and_poolings_that_are_not_there_are_named():
   ):
     with pytest.raises(ValueError, match=message):
       jax.eval_shape(
-        lambda wrong=wrong: heads.init_params(heads.FineTuned(model_of('span').config, **wrong), 0)
+        lambda wrong=wrong: heads.init_finetuned(
+          heads.FineTuned(model_of('span').config, **wrong), 0
+        )
       )
 
 
@@ -732,7 +734,7 @@ def test_losses_in_numpy():
   for kind, (total, count) in expected.items():
     ours, n, sums = loss(kind, outputs[kind], batch)
     np.testing.assert_allclose(ours, total, rtol=1e-5)
-    assert n == count == losses.count(kind, batch) == sums['count']
+    assert n == count == losses.loss_denominator(kind, batch) == sums['count']
     assert ours == sums['loss']
   without = loss('span', outputs['span'], batch, 0)[0]
   np.testing.assert_allclose(without, (sides * w).sum(), rtol=1e-5)
@@ -746,7 +748,7 @@ def test_rows_without_a_target_and_rows_that_fill_weigh_nothing(kind):
   batch['label'][0], batch['value'][0], batch['tags'][0] = -1, np.nan, -1
 
   def mean(outputs, batch):
-    total, count, sums = losses.loss(kind, outputs, batch)
+    total, count, sums = losses.head_loss(kind, outputs, batch)
     return total / count, sums
 
   (value, sums), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(outputs[kind], batch)

@@ -167,7 +167,7 @@ def test_logits_losses_and_gradients_are_pytorchs(family, kind, pooling):
   model = heads.FineTuned(config, kind, labels=LABELS, pooling=pooling, style='transformers')
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(
     lambda x: x.value.shape,
-    jax.eval_shape(lambda: heads.init_params(model, 0)),
+    jax.eval_shape(lambda: heads.init_finetuned(model, 0)),
     is_leaf=lambda x: hasattr(x, 'value'),
   )
 
@@ -180,7 +180,7 @@ def test_logits_losses_and_gradients_are_pytorchs(family, kind, pooling):
         targets,
         method='training',
       )
-      total, count, _ = losses.loss(kind, outputs, targets)
+      total, count, _ = losses.head_loss(kind, outputs, targets)
       return total / count, outputs
 
     (value, outputs), gradients = jax.value_and_grad(loss, has_aux=True)(params)

@@ -152,7 +152,7 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
     'the generator is cut out of the discriminator, 1 layers of 16, and learns alone for 4 steps'
     in out
   )
-  assert 'phase 1 of 2: 4 steps of 8 x 32, the generator alone' in out
+  assert 'phase 1 of 2: 4 steps of 8 x 32, only the generator is trained' in out
   first, last, begun = (
     micro_run.checkpoint(tmp_path / 'run', 4),
     micro_run.checkpoint(tmp_path / 'run', STEPS),

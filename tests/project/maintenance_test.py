@@ -122,7 +122,7 @@ def test_a_run_saves_and_leaves_when_its_machine_is_preempted(tmp_path, monkeypa
       process.kill()
   assert process.returncode == PREEMPTED and not err
   (stopped,) = micro_run.checkpoint_steps(tmp_path / 'run')
-  assert stopped >= 6 and f'asked to stop: saved step {stopped}; the same command goes on' in out
+  assert stopped >= 6 and f'asked to stop: saved step {stopped}; the same command resumes' in out
 
 
 #### Whether this is one process of several ####

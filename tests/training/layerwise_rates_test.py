@@ -126,7 +126,7 @@ def test_every_parameter_of_a_model_has_the_rate_of_its_depth(family, published)
   for kind in heads.KINDS:
     shapes = nn.unbox(
       jax.eval_shape(
-        lambda kind=kind: heads.init_params(heads.FineTuned(config, kind, labels=2), 0)
+        lambda kind=kind: heads.init_finetuned(heads.FineTuned(config, kind, labels=2), 0)
       )
     )
     rates = optimizers.layerwise_rates(shapes, 3, 0.5, published)

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from electra_jax import console, file_access
+from electra_jax import console, file_access, registry
 from electra_jax.data.corpus import corpora, duplicates
 from electra_jax.data.prepare import beam_pipeline, blocks, packing, preparation_report, workers
 from electra_jax.data.prepare.finished import FACTS_FILE, FORMAT, building, read_facts
@@ -23,7 +25,7 @@ from electra_jax.data.store.token_store import (
   write_shard,
 )
 from electra_jax.data.tokenizers import tokenization
-from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.data.tokenizers.tokenization import Tokenizer, TokenizerSettings
 from electra_jax.errors import UserError
 
 # Part of every fingerprint: raise it when the same settings begin to give other tokens or rows.
@@ -52,6 +54,19 @@ class Recipe:
   lowercase: bool | None = None
   strip_accents: bool | None = None
   byte_fallback: bool | None = None
+  tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def tokenizer_settings(self) -> TokenizerSettings:
+    """How the tokenizer is trained."""
+    return TokenizerSettings(
+      kind=self.tokenizer,
+      vocab_size=self.vocab_size,
+      lowercase=self.lowercase,
+      strip_accents=self.strip_accents,
+      byte_fallback=self.byte_fallback,
+      options=self.tokenizer_options,
+    )
 
   def check(self) -> None:
     """Raises UserError for a field that cannot be."""
@@ -71,6 +86,11 @@ class Recipe:
     if self.invalid_utf8 not in ('refuse', 'replace'):
       raise UserError(f'invalid_utf8 is {self.invalid_utf8!r}; it can be refuse or replace')
     packing.check_row_length(self.row_length)
+    if self.tokenizer_options and self.tokenizer not in registry.TOKENIZERS:
+      raise UserError(
+        f'config.data.tokenizer_options is set, but config.data.tokenizer is {self.tokenizer!r}; '
+        f'expected a kind to train: {", ".join(registry.TOKENIZERS)}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +142,7 @@ def prepare(
   cache = file_access.normal(cache if cache is not None else default_cache())
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
   given = None
-  if recipe.tokenizer not in tokenization.KINDS:
+  if recipe.tokenizer not in registry.TOKENIZERS:
     given = tokenization.load_tokenizer(
       file_access.normal(recipe.tokenizer), recipe.lowercase, recipe.strip_accents
     )
@@ -167,11 +187,6 @@ def prepare(
 
 def _tokenizer_fingerprint(recipe, identity):
   """Of all that a tokenizer trained on a corpus depends on."""
-  wordpiece = (
-    [recipe.lowercase, recipe.strip_accents]
-    if recipe.tokenizer == 'wordpiece'
-    else [recipe.byte_fallback]
-  )
   return _hash(
     [
       RECIPE_VERSION,
@@ -180,7 +195,7 @@ def _tokenizer_fingerprint(recipe, identity):
       recipe.invalid_utf8,
       recipe.tokenizer,
       recipe.vocab_size,
-      *wordpiece,
+      *tokenization.settings_identity(recipe.tokenizer_settings),
     ]
   )
 
@@ -256,8 +271,7 @@ def open_prepared(
 def _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer, processes, beam):
   """Fills a folder with the stores, the tokenizer, the report and, last, the facts."""
   start = time.monotonic()
-  for name, content in tokenizer.files.items():
-    file_access.write_bytes(file_access.join(path, 'tokenizer', name), content)
+  tokenizer.save(file_access.join(path, 'tokenizer'))
   job = blocks.Job(
     work,
     file_access.join(path, 'tokenizer'),
@@ -291,7 +305,7 @@ def _make(path, work, fingerprint, identity, recipe, sources, groups, tokenizer,
     'format': FORMAT,
     'fingerprint': fingerprint,
     'source': recipe.source,
-    'recipe': dataclasses.asdict(recipe),
+    'recipe': _recorded(recipe),
     'tokenizer': {
       'kind': tokenizer.kind,
       'size': tokenizer.size,
@@ -392,11 +406,6 @@ def _train_tokenizer(folder, recipe, sources, groups):
   """The tokenizer of the training documents: learned before, or now."""
   with building(folder) as work:
     if work:
-      wordpiece = (
-        {'lowercase': recipe.lowercase, 'strip_accents': recipe.strip_accents}
-        if recipe.tokenizer == 'wordpiece'
-        else {}
-      )
       expected = int(
         sum(
           group.bytes * _EXPANSION.get(os.path.splitext((*group.files, '')[0])[1], 1)
@@ -404,15 +413,9 @@ def _train_tokenizer(folder, recipe, sources, groups):
         )
       )
       trained = tokenization.train_tokenizer(
-        _training_texts(recipe, sources, groups),
-        kind=recipe.tokenizer,
-        vocab_size=recipe.vocab_size,
-        expected_characters=expected,
-        byte_fallback=recipe.byte_fallback,
-        **wordpiece,
+        _training_texts(recipe, sources, groups), recipe.tokenizer_settings, expected
       )
-      for name, content in trained.files.items():
-        file_access.write_bytes(file_access.join(folder, name), content)
+      trained.save(folder)
       file_access.write_bytes(
         file_access.join(folder, FACTS_FILE), (json.dumps({'format': FORMAT}) + '\n').encode()
       )
@@ -468,6 +471,14 @@ def _check_rows(facts, recipe, sources):
       raise UserError(
         f'the source {entry["location"]!r} has no training document; give more text, or leave it out'
       )
+
+
+def _recorded(recipe):
+  """The recipe as facts have it; options only where the tokenizer has some."""
+  plain = dataclasses.asdict(recipe)
+  if not recipe.tokenizer_options:
+    del plain['tokenizer_options']
+  return plain
 
 
 def _weighted(sources):
