@@ -242,6 +242,21 @@ WEIGHT_FORMATS: Registry[Any] = Registry(
 )
 
 
+def split_source(init: str) -> tuple[str, str]:
+  """Splits a source of weights, as in config.init, into its format and path.
+
+  Returns:
+    ('hf', FOLDER) for 'hf:FOLDER', and so on; ('', FOLDER) for a run's folder.
+  """
+  name, colon, path = init.partition(':')
+  return (name, path) if colon and name in WEIGHT_FORMATS else ('', init)
+
+
+def is_foreign(init: str) -> bool:
+  """Whether a source of weights has a format of WEIGHT_FORMATS and is not a run's folder."""
+  return bool(split_source(init)[0])
+
+
 def _glue(*names: str) -> list[Entry]:
   return [
     Entry(name, 'a task of GLUE', f'electra_jax.finetune.tasks.glue:{name.upper()}')

@@ -75,7 +75,7 @@ def timeline(
   notice = Notice()
   tuning = None if config is None else _tuning_config(config, workdir)
   steps = checkpoints.all_steps(workdir)
-  run = open_run(workdir, steps[-1], store)
+  run = open_run(workdir, str(steps[-1]), store)
   use_compilation_cache(run.config.compilation_cache)
   name = run.resolved.config.name
   console.heading(f'{name}: {len(steps)} checkpoints  ({workdir})')
@@ -112,7 +112,7 @@ def _evaluate(run: Run, points: list[Point], rows: int | None, store: str | None
       phases = enumerate(run.resolved.phases)
       number = next(n for n, phase in phases if point['step'] <= phase.last)
       if number not in opened:
-        of_phase = open_run(run.workdir, point['step'], store)
+        of_phase = open_run(run.workdir, str(point['step']), store)
         opened[number] = of_phase, _eval_step(of_phase)
       of_phase, eval_step = opened[number]
       params, _ = checkpoints.restore_params(run.workdir, point['step'], shapes, shardings)
@@ -125,13 +125,14 @@ def _evaluate(run: Run, points: list[Point], rows: int | None, store: str | None
 
 def _eval_step(run: Run) -> Callable[..., Any]:
   """The compiled evaluation step of a run."""
-  return jit_eval_step(
+  step: Callable[..., Any] = jit_eval_step(
     run.model,
     registry.OBJECTIVES.get(run.settings.name),
     run.settings,
     run.layout,
     seed=evaluation.EVAL_SEED,
   )
+  return step
 
 
 def _finetune(
@@ -295,10 +296,17 @@ def _title(axes: Axes, text: str) -> None:
 
 def _finish_axes(axes: Axes, tokens: float, rate: float) -> None:
   """Limits and labels of both horizontal axes; `rate` is FLOPs per token."""
+
+  def to_flops(x: Any) -> Any:  # noqa: ANN401  a number or an array of matplotlib
+    return x * rate
+
+  def to_tokens(x: Any) -> Any:  # noqa: ANN401
+    return x / rate
+
   axes.set_xlim(0, tokens * 1.03)
   axes.set_xlabel('tokens')
   axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
-  top = axes.secondary_xaxis('top', functions=(lambda x: x * rate, lambda x: x / rate))
+  top = axes.secondary_xaxis('top', functions=(to_flops, to_tokens))
   for axis in (axes.xaxis, top.xaxis):
     axis.set_major_locator(MaxNLocator(4))
   top.xaxis.set_major_formatter(lambda value, _: quantity(value, 'FLOP') if value else '')

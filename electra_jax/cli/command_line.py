@@ -95,7 +95,8 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
     registry.load_plugins(_plugins_of(argv))
     rest = values(argv)
     # A file that could not be read, or that returns no config, raises here.
-    if (config := values['config']).present and not hasattr(values.config, 'lock'):
+    config: Any = values['config']
+    if config.present and not hasattr(values.config, 'lock'):
       raise TypeError(f'get_config of {config.config_filename} returns no ConfigDict')
     if values.config:
       _ = values.config.name  # raises where the file sets no name
@@ -116,7 +117,7 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 def _defined(argv: list[str]) -> flags.FlagValues:
   """All flags of the program, in a set of their own."""
-  values = flags.FlagValues()
+  values = _no_flags()
   flags.DEFINE_enum('mode', DEFAULT_MODE, list(MODES), 'What the program does.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this.', flag_values=values, short_name='h')
   for flag in FLAGS.values():
@@ -131,25 +132,34 @@ def _defined(argv: list[str]) -> flags.FlagValues:
   return values
 
 
+_DEFINE: dict[type, Callable[..., Any]] = {
+  str: flags.DEFINE_string,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  bool: flags.DEFINE_bool,
+  list: flags.DEFINE_list,
+}
+
+
+def _no_flags() -> flags.FlagValues:
+  """An empty set of flags."""
+  return flags.FlagValues()  # type: ignore[no-untyped-call]  # absl does not annotate it
+
+
 def _define(flag: Flag, values: flags.FlagValues) -> None:
-  given: tuple[Any, ...] = (flag.name, flag.default)
+  define: Callable[..., Any] = _DEFINE[flag.kind]
+  more: dict[str, Any] = {}
   if flag.choices:
-    flags.DEFINE_enum(*given, flag.choices, flag.help, flag_values=values)
+    define = flags.DEFINE_enum
+    more['enum_values'] = flag.choices
   elif flag.kind is int:
-    flags.DEFINE_integer(*given, flag.help, lower_bound=flag.at_least, flag_values=values)
-  else:
-    define = {
-      str: flags.DEFINE_string,
-      float: flags.DEFINE_float,
-      bool: flags.DEFINE_bool,
-      list: flags.DEFINE_list,
-    }[flag.kind]
-    define(*given, flag.help, flag_values=values)
+    more['lower_bound'] = flag.at_least
+  define(name=flag.name, default=flag.default, help=flag.help, flag_values=values, **more)
 
 
 def _plugins_of(argv: list[str]) -> list[str]:
   """The files of --plugins, which are loaded before the other flags are parsed."""
-  values = flags.FlagValues()
+  values = _no_flags()
   values.set_gnu_getopt(True)  # --plugins may follow the value of another flag
   _define(FLAGS['plugins'], values)
   values(argv, known_only=True)
@@ -167,7 +177,7 @@ def check_flags(values: flags.FlagValues) -> None:
     UserError: for a flag that is missing, that has no effect, or that contradicts another.
   """
   mode = MODES[values.mode]
-  if mode.requires_config and values.config is None:
+  if mode.config is not None and mode.config_required and values.config is None:
     raise UserError(
       f'no --config was given; --mode={mode.name} requires one, as in '
       f'--config={CONFIG_EXAMPLES[mode.config]}.'

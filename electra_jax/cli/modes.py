@@ -72,11 +72,6 @@ class Mode:
   joins: bool = False
 
   @property
-  def requires_config(self) -> bool:
-    """Whether --config must be given."""
-    return self.config is not None and self.config_required
-
-  @property
   def all_flags(self) -> tuple[str, ...]:
     """Names of the flags that apply, those of several processes included."""
     return (*self.flags, *(PROCESS_FLAGS if self.joins else ()))

@@ -30,7 +30,7 @@ BUDGETS = ('budget_flops', 'budget_tokens', 'budget_minutes')
 
 @dataclasses.dataclass(frozen=True)
 class ContinuedConfig(Config):
-  """With config.init: how its weights are used; see docs/continued.md."""
+  """How the weights of config.init are used; see docs/continued.md."""
 
   step: str = field('last', 'Checkpoint of a run: last, best or a step.')
   generator: str = field(

@@ -36,17 +36,12 @@ def _require(condition: object, message: str) -> None:
     raise UserError(message)
 
 
-def _is_run(init: str) -> bool:
-  """Whether config.init names a run's folder, not weights of another program such as hf:FOLDER."""
-  return init.partition(':')[0] not in registry.WEIGHT_FORMATS
-
-
 def has_budget(c: PretrainingConfig) -> bool:
   """Whether a budget determines config.steps."""
   return any(getattr(c, name) for name in BUDGETS)
 
 
-#### Pretraining: rules that hold whatever the initial weights are ####
+#### Pretraining: rules that do not depend on the initial weights ####
 
 
 def micro_batches_divide(c: PretrainingConfig) -> None:
@@ -108,7 +103,7 @@ def profile_is_a_range(c: PretrainingConfig) -> None:
 
 
 def reader_is_installed(c: PretrainingConfig) -> None:
-  """tf.data is there where config.data.reader requires it."""
+  """TensorFlow is installed where config.data.reader requires it."""
   _require(
     c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,
     "config.data.reader is 'tf' and TensorFlow is not installed; install it, or use numpy, which "
@@ -236,7 +231,7 @@ def new_words_have_embeddings(c: PretrainingConfig) -> None:
   )
   _require(
     c.continued.new_tokens != 'refuse',
-    'config.data.new_words makes tokens without embeddings in config.init; set '
+    'config.data.new_words adds tokens without embeddings in config.init; set '
     '--config.continued.new_tokens=mean or pieces.',
   )
 
@@ -250,7 +245,7 @@ def continued_fits_init(c: PretrainingConfig) -> None:
     'that of config.init.',
   )
   _require(
-    c.continued.step == 'last' or _is_run(c.init),
+    c.continued.step == 'last' or not registry.is_foreign(c.init),
     'config.continued.step chooses a checkpoint of a run, and config.init is '
     f'{c.init!r}; remove it.',
   )
@@ -346,7 +341,7 @@ def generator_steps_are_a_part(c: PretrainingConfig) -> None:
   )
 
 
-#### Pretraining: rules about sizes, which config.init decides where it is given ####
+#### Pretraining: rules about sizes, which config.init determines where it is given ####
 
 
 def heads_divide(c: PretrainingConfig) -> None:
@@ -374,17 +369,17 @@ def segments_have_types(c: PretrainingConfig) -> None:
   types = c.model.type_vocab_size
   _require(
     c.data.row_format != 'segment_pair' or c.model.family != 'electra' or types >= 2,
-    f"config.data.row_format 'segment_pair' needs two token types; config.model.type_vocab_size is "
+    f"config.data.row_format 'segment_pair' requires two token types; config.model.type_vocab_size is "
     f'{types}.',
   )
 
 
 def own_embedding_size(c: PretrainingConfig) -> None:
-  """Only a generator with its own embeddings has another width of them."""
+  """The embeddings of the generator have another width only where they are separate."""
   size = c.generator.embedding_size
   _require(
     c.sharing == 'none' or size in (0, c.model.embedding_size) or c.objective.name == 'mlm',
-    f'config.generator.embedding_size {size} requires embeddings of its own; config.sharing is '
+    f'config.generator.embedding_size {size} requires separate embeddings; config.sharing is '
     f'{c.sharing!r}.',
   )
 
@@ -409,16 +404,16 @@ def electric_has_two_towers(c: PretrainingConfig) -> None:
 
 
 def generator_only_has_a_generator(c: PretrainingConfig) -> None:
-  """Steps of the generator only need a generator of its own."""
+  """Steps of the generator only require a separate generator."""
   _require(
     not c.generator.alone_steps or c.sharing != 'all',
-    "config.generator.alone_steps needs a generator of its own; config.sharing 'all' makes one "
+    "config.generator.alone_steps requires a separate generator; config.sharing 'all' makes one "
     'tower of both.',
   )
 
 
 def generator_rate_has_a_generator(c: PretrainingConfig) -> None:
-  """The generator's learning rate needs parameters of its own that are trained."""
+  """The generator's learning rate requires a separate generator with trainable parameters."""
   why = _no_generator(c)
   if not why and c.sharing == 'all':
     why = "config.sharing 'all' makes one tower of both"
@@ -426,13 +421,13 @@ def generator_rate_has_a_generator(c: PretrainingConfig) -> None:
     why = 'config.generator.frozen keeps its parameters unchanged'
   _require(
     not c.optimizer.generator_learning_rate or not why,
-    'config.optimizer.generator_learning_rate needs a generator with trainable parameters of its '
-    f'own, and {why}; remove it.',
+    'config.optimizer.generator_learning_rate requires a separate generator with trainable '
+    f'parameters, and {why}; remove it.',
   )
 
 
 def generator_weights_have_a_place(c: PretrainingConfig) -> None:
-  """Initial or frozen generator weights need a generator of one tower with its own embeddings."""
+  """Initial or frozen generator weights require a single tower with separate embeddings."""
   why = _no_generator(c)
   if not why and c.objective.name == 'electric':
     why = 'the generator of electric has two'
@@ -445,18 +440,18 @@ def generator_weights_have_a_place(c: PretrainingConfig) -> None:
     )
     _require(
       separate or not c.init,
-      f'config.generator.{name} needs a generator with embeddings of its own, and that of '
+      f'config.generator.{name} requires a generator with separate embeddings, and that of '
       'config.init shares them; name another with --config.continued.generator=hf:FOLDER.',
     )
     _require(
       separate,
-      f'config.generator.{name} needs a generator with embeddings of its own, and config.sharing '
+      f'config.generator.{name} requires a generator with separate embeddings, and config.sharing '
       f'is {c.sharing!r}; set --config.sharing=none or disentangled.',
     )
 
 
 def frozen_generator_has_weights(c: PretrainingConfig) -> None:
-  """A frozen generator has initial weights, and no steps of its own."""
+  """A frozen generator has initial weights, and no steps that train only the generator."""
   if not c.generator.frozen:
     return
   given = c.generator.init or (c.init and c.continued.generator not in ('scratch', 'narrowed'))
@@ -467,7 +462,7 @@ def frozen_generator_has_weights(c: PretrainingConfig) -> None:
   )
   _require(
     not c.generator.alone_steps,
-    'config.generator.frozen has nothing to train in config.generator.alone_steps; remove one of '
+    'config.generator.frozen leaves no parameters to train in config.generator.alone_steps; remove one of '
     'the two.',
   )
 
@@ -534,7 +529,7 @@ def check_pretraining(c: PretrainingConfig, sizes_known: bool) -> None:
 
 
 def _no_generator(c: PretrainingConfig) -> str:
-  """Why a config has no generator of its own, as a clause; '' where it has one."""
+  """Why a config has no separate generator, as a clause; '' where it has one."""
   if c.objective.name == 'mlm':
     return f'config.objective.name {c.objective.name!r} has one tower'
   return 'config.generator.uniform leaves no generator' if c.generator.uniform else ''
@@ -583,7 +578,7 @@ def starts_from_something(c: FinetuningConfig) -> None:
   )
   _require(c.init == 'none' or not c.like, "config.like requires config.init='none'; remove it.")
   _require(
-    c.init_step == 'last' or _is_run(c.init),
+    c.init_step == 'last' or not registry.is_foreign(c.init),
     f'config.init_step chooses a checkpoint of a run, and config.init is {c.init!r}; remove it.',
   )
 
@@ -634,7 +629,7 @@ def selection_has_evaluations(c: FinetuningConfig) -> None:
   )
   _require(
     c.eval_every or c.select == 'last',
-    "config.select 'best' needs evaluations on dev, and config.eval_every is 0; set it to 1.0.",
+    "config.select 'best' requires evaluations on dev, and config.eval_every is 0; set it to 1.0.",
   )
 
 

@@ -510,10 +510,10 @@ FINETUNING = [
   ),
   Break(
     'a sweep reports the best of the trials',
-    'electra_jax/sweep/results.py',
+    'electra_jax/sweep/summary.py',
     "100 * statistics.median(task['values'])",
     "100 * max(task['values'])",
-    'sweep/sweep_test.py::test_figures_of_tasks_are_medians_of_trials_times_100',
+    'sweep/sweep_test.py::test_metrics_of_tasks_are_medians_of_trials_times_100',
   ),
 ]
 

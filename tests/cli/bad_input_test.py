@@ -136,7 +136,7 @@ def contents(folder):
         '--config.model.family=electra',
         '--config.model.type_vocab_size=1',
       ],
-      'needs two token types',
+      'requires two token types',
     ),
     (
       ['--mode=evaluate', MICRO, '--config.seed=3'],

@@ -430,7 +430,7 @@ PRETRAINING = [
   (
     'new_words_have_embeddings',
     {'data.new_words': 'w', **CONTINUED},
-    'config.data.new_words makes tokens without embeddings in config.init',
+    'config.data.new_words adds tokens without embeddings in config.init',
   ),
   (
     'continued_fits_init',
@@ -615,7 +615,7 @@ SIZES = [
   (
     'segments_have_types',
     {'data.row_format': 'segment_pair', 'model.type_vocab_size': 1},
-    "config.data.row_format 'segment_pair' needs two token types",
+    "config.data.row_format 'segment_pair' requires two token types",
   ),
   (
     'electric_has_two_towers',
@@ -625,19 +625,19 @@ SIZES = [
   (
     'generator_only_has_a_generator',
     {'generator.alone_steps': 10, 'sharing': 'all', **ONE_SIZE},
-    'config.generator.alone_steps needs a generator of its own',
+    'config.generator.alone_steps requires a separate generator',
   ),
   (
     'generator_rate_has_a_generator',
     {'optimizer.generator_learning_rate': 1e-3, 'objective.name': 'mlm'},
-    'config.optimizer.generator_learning_rate needs a generator with trainable parameters of its '
-    "own, and config.objective.name 'mlm' has one tower",
+    'config.optimizer.generator_learning_rate requires a separate generator with trainable '
+    "parameters, and config.objective.name 'mlm' has one tower",
   ),
   (
     'generator_rate_has_a_generator',
     {'optimizer.generator_learning_rate': 1e-3, 'sharing': 'all', **ONE_SIZE},
-    'config.optimizer.generator_learning_rate needs a generator with trainable parameters of its '
-    "own, and config.sharing 'all' makes one tower of both",
+    'config.optimizer.generator_learning_rate requires a separate generator with trainable '
+    "parameters, and config.sharing 'all' makes one tower of both",
   ),
   (
     'generator_rate_has_a_generator',
@@ -647,8 +647,8 @@ SIZES = [
       'generator.frozen': True,
       **WITH_GENERATOR,
     },
-    'config.optimizer.generator_learning_rate needs a generator with trainable parameters of its '
-    'own, and config.generator.frozen keeps its parameters unchanged',
+    'config.optimizer.generator_learning_rate requires a separate generator with trainable '
+    'parameters, and config.generator.frozen keeps its parameters unchanged',
   ),
   (
     'generator_weights_have_a_place',
@@ -663,12 +663,12 @@ SIZES = [
   (
     'generator_weights_have_a_place',
     WITH_GENERATOR,
-    'config.generator.init needs a generator with embeddings of its own, and config.sharing',
+    'config.generator.init requires a generator with separate embeddings, and config.sharing',
   ),
   (
     'generator_weights_have_a_place',
     {'generator.frozen': True, **CONTINUED},
-    'config.generator.frozen needs a generator with embeddings of its own, and that of config.init',
+    'config.generator.frozen requires a generator with separate embeddings, and that of',
   ),
   (
     'frozen_generator_has_weights',
@@ -683,12 +683,12 @@ SIZES = [
       'generator.alone_steps': 20_000,
       **WITH_GENERATOR,
     },
-    'config.generator.frozen has nothing to train in config.generator.alone_steps',
+    'config.generator.frozen leaves no parameters to train in config.generator.alone_steps',
   ),
   (
     'own_embedding_size',
     {'generator.embedding_size': 64},
-    'config.generator.embedding_size 64 requires embeddings of its own',
+    'config.generator.embedding_size 64 requires separate embeddings',
   ),
   (
     'one_tower_has_one_size',
@@ -736,7 +736,7 @@ FINETUNING = [
   (
     'selection_has_evaluations',
     {'eval_every': 0.0, 'select': 'best'},
-    "config.select 'best' needs evaluations on dev",
+    "config.select 'best' requires evaluations on dev",
   ),
   (
     'frozen_encoder_has_no_rates',

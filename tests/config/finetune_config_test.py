@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
 
@@ -31,14 +32,14 @@ def test_a_shipped_file_is_checked_and_documents_its_command(path):
   c.init = 'runs/small'
   typed = checked_finetuning(c)
   assert c.name == path.stem and typed.tasks and all(name in TASKS for name in typed.tasks)
-  assert (
-    f'--mode=finetune --config=configs/finetune/{path.stem}.py --config.init=' in module.__doc__
-  )
+  command = re.sub(r'\\\s+', '', module.__doc__)
+  assert f'--mode=finetune --config=configs/finetune/{path.stem}.py --config.init=' in command
 
 
 def test_glue_has_all_of_its_tasks():
   config = load(ROOT / 'configs' / 'finetune' / 'glue.py').get_config()
-  assert set(freeze(FinetuningConfig, config).tasks) == {name for name in TASKS if TASKS.get(name).fixed_labels}
+  tasks = {name for name in TASKS if TASKS.get(name).fixed_labels}
+  assert set(freeze(FinetuningConfig, config).tasks) == tasks
 
 
 def test_tasks_are_separated_by_commas():
