@@ -62,7 +62,7 @@ def test_the_file_follows_a_run_from_the_claim_to_the_end(folder):
 def test_fine_tuning_names_task_and_trial_and_counts_what_earlier_starts_saved(folder):
   trial = folder / 'cola' / 'trial-2'
   (trial / 'checkpoints' / '6').mkdir(parents=True)
-  with Status('finetune') as status:
+  with Status('finetune', trials=True) as status:
     status.claim(folder)
     status.change(restored_step=30)  # of trial 1
     status.begin_trial(trial, 'cola', 2, 6, 25)
