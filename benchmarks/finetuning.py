@@ -9,7 +9,7 @@ import json
 import pathlib
 import sys
 
-from electra_jax.finetune.trial_summary import summarise
+from electra_jax.finetune.trial_summary import summarize_trials
 
 # Run, task, split, metric and title of each row.
 ROWS = (
@@ -49,7 +49,7 @@ def cell(folder: pathlib.Path, task: str, split: str, metric: str) -> str:
     }
     for i, value in enumerate(values, 1)
   ]
-  s = summarise(record)[task]['figures']['dev'][metric]
+  s = summarize_trials(record)[task]['figures']['dev'][metric]
   s = {name: 100 * value for name, value in s.items() if isinstance(value, float)}
   return f'{s["median"]:.1f}, {s["mean"]:.1f} ({s["low"]:.1f} to {s["high"]:.1f})'
 

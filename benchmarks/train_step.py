@@ -30,8 +30,8 @@ import numpy as np
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking, pretrain_step
-from electra_jax.pretrain.objectives import common
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import optimizers, partitioning
 
 # Clark et al. 2020, table 6: hidden, embedding and feed-forward size, heads, and the generator's
@@ -87,7 +87,7 @@ def ours(generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarra
   """Training steps of electra_jax."""
   batch, length = rows.shape
   model = Electra(generator, discriminator)
-  settings = objective.Settings(
+  settings = Settings(
     mask_rate=MASK_RATE,
     mask_share=MASK_SHARE,
     discriminator_weight=DISCRIMINATOR_WEIGHT,
@@ -105,7 +105,11 @@ def ours(generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarra
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   _, shardings = pretrain_step.state_shardings(model, optimizer, length, layout)
   train_step = pretrain_step.jit_train_step(
-    pretrain_step.make_train_step(model, objective, settings, optimizer, seed=0), shardings, layout
+    pretrain_step.make_train_step(
+      pretrain_step.Computation(model, OBJECTIVE, settings, seed=0), optimizer
+    ),
+    shardings,
+    layout,
   )
   state = jax.jit(
     lambda: pretrain_step.init_state(model, optimizer, 0, length), out_shardings=shardings
@@ -292,8 +296,10 @@ def main() -> None:
     flags.size, flags.length, flags.dropout, dtype, flags.unroll, flags.attention
   )
   rows = random_rows(discriminator, flags.batch, flags.length)
-  settings = objective.Settings(max_predictions=masking.max_predictions(MASK_RATE, flags.length))
-  work = common.step_flops(settings, Electra(generator, discriminator), flags.batch, flags.length)
+  settings = Settings(max_predictions=masking.max_predictions(MASK_RATE, flags.length))
+  work = OBJECTIVE.step_flops(
+    settings, Electra(generator, discriminator), (flags.batch, flags.length)
+  )
   versions = f'jax {jax.__version__}'
   runs = {f'electra_jax, {flags.attention} attention': ours(generator, discriminator, rows)}
   if flags.peer:

@@ -10,6 +10,7 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 from electra_jax.interop import huggingface, own, tokenizer_files
+from electra_jax.pretrain.build import objective_of
 from electra_jax.pretrain.resolve import resolve_saved
 from electra_jax.training import run_folder
 from electra_jax.training.progress import quantity, read_metrics
@@ -17,15 +18,6 @@ from electra_jax.training.progress import quantity, read_metrics
 FORMATS = ('transformers', 'tensorflow')
 CARD = 'README.md'
 TOWERS = ('discriminator', 'generator')
-_DETECTION = 'replaced token detection (Clark et al. 2020): a generator fills masked tokens, the discriminator says of '
-HOW = {  # an encoder was pretrained, by its objective
-  'electra': f'{_DETECTION}every token whether it was replaced',
-  'electra_15': f'{_DETECTION}the tokens that were masked whether they were replaced',
-  'mlm': 'masked language modelling (Devlin et al. 2019): one tower predicts masked tokens',
-  'replace_mlm': 'Replace MLM (Clark et al. 2020): a generator fills masked tokens, the tower that is kept predicts what stood there',
-  'all_tokens_mlm': 'All-Tokens MLM (Clark et al. 2020): a generator fills masked tokens, the tower that is kept predicts every token, or copies it',
-  'electric': 'Electric (Clark et al. 2020b): an energy of every token, learned by telling it from noise',
-}
 # Files that exports write, beside checkpoints of TensorFlow, and what their cards say.
 KNOWN = (
   'config.json',
@@ -79,7 +71,7 @@ def export(
   run, tokenizer = resolve_saved(workdir), load_tokenizer(weights.tokenizer)
   config = run.config
   record = (
-    report.read(workdir) if read_metrics(run_folder.folder(workdir)) else None
+    report.read_record(workdir) if read_metrics(run_folder.folder(workdir)) else None
   )  # a checkpoint may have come here by itself
   say('read', weights.source)
   for note in weights.notes:
@@ -313,12 +305,13 @@ def _told_of_run(weights, config, record, tower: str) -> list[str]:
     if config.init
     else ''
   )
+  how = objective_of(config).description or f'the objective {config.objective.name}'
   told = [
     '## What it is',
     '',
     (f'{report.headline(record)}. ' if record else '')
     + f'These are the weights of {tower} at step {weights.step:,}, pretrained by '
-    f'{HOW[config.objective.name]}.{base}',
+    f'{how}.{base}',
     '',
   ]
   if record:
@@ -358,7 +351,7 @@ def _figures(record, step: int) -> list[str]:
     '|---|---:|',
     *(
       f'| {title} | {report.number(lines[-1].get(name))} |'
-      for name, title in report.NAMES.items()
+      for name, title in report.displayed_metrics(record).items()
       if name in lines[-1]
     ),
   ]

@@ -31,6 +31,7 @@ from electra_jax.pretrain.resolve import ResolvedRun, resolve
 from electra_jax.training import hlo, memory, partitioning, run_folder, slices
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.progress import quantity
+from electra_jax.training.update_step import UpdateOptions
 
 SEARCH_COMPILES = 3  # most programs that the search for the largest batch compiles, a phase
 SEARCH_SECONDS = 300  # and none is begun after so long
@@ -189,7 +190,9 @@ def _flops(p) -> dict:
     )
     shapes, _ = pretrain_step.state_shardings(model, p.optimizer, length, p.layout)
     step = pretrain_step.make_train_step(
-      model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained, alone=p.alone
+      dataclasses.replace(p.computation, model=model, seed=0, schedules={}),
+      p.optimizer,
+      UpdateOptions(trained=p.trained),
     )
     lowered = jax.jit(step).lower(
       shapes, {'token_ids': jax.ShapeDtypeStruct((batch, length), jnp.int32)}

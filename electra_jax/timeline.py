@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from electra_jax import console
+from electra_jax import console, registry
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, config_kind, freeze
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer
@@ -24,9 +24,8 @@ from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune
-from electra_jax.pretrain import evaluation, objectives
-from electra_jax.pretrain.build import build_model, build_settings
-from electra_jax.pretrain.objectives.common import step_flops
+from electra_jax.pretrain import evaluation
+from electra_jax.pretrain.build import build_model, build_settings, objective_of
 from electra_jax.pretrain.pretrain_step import jit_eval_step
 from electra_jax.pretrain.resolve import ResolvedRun
 from electra_jax.pretrain.trained_run import Run, open_run
@@ -98,7 +97,7 @@ def _tuning_config(config: AnyConfig, workdir: str | os.PathLike[str]) -> Finetu
   frozen = freeze(FinetuningConfig, config)
   c = checked_finetuning(frozen.replace({'init': str(workdir), 'keep_trials': 'none'}))
   for name in c.tasks:  # a mistake in the data is reported before anything is computed
-    open_task(name, c.data).examples('train')
+    open_task(name, c).examples('train')
   return c
 
 
@@ -120,13 +119,7 @@ def _evaluate(run: Run, points: list[Point], rows: int | None, store: str | None
       sums = evaluation.heldout_sums(
         eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows
       )
-      values = evaluation.figures_of(sums, of_phase.settings)
-      intervals = evaluation.intervals(sums, of_phase.settings)
-      point['heldout'] = {
-        name: {'value': float(values[name]), 'low': intervals[name][0], 'high': intervals[name][1]}
-        for name in evaluation.NAMES
-        if name in values
-      }
+      point['heldout'] = evaluation.with_intervals(sums, of_phase.settings)
       live(done, f'step {point["step"]:,}')
 
 
@@ -134,7 +127,7 @@ def _eval_step(run: Run) -> Callable[..., Any]:
   """The compiled evaluation step of a run."""
   return jit_eval_step(
     run.model,
-    objectives.named(run.settings.name),
+    registry.OBJECTIVES.get(run.settings.name),
     run.settings,
     run.layout,
     seed=evaluation.EVAL_SEED,
@@ -201,8 +194,8 @@ def spent(run: ResolvedRun, tokenizer: Tokenizer, step: int) -> dict[str, float]
     model, settings = build_model(c, tokenizer.size), build_settings(c, tokenizer)
     totals['tokens'] += taken * c.batch_size * c.sequence_length
     for name, convention in (('flops', 'model'), ('paper_flops', 'paper')):
-      totals[name] += taken * step_flops(
-        settings, model, c.batch_size, c.sequence_length, convention, phase.generator_only
+      totals[name] += taken * objective_of(c).step_flops(
+        settings, model, (c.batch_size, c.sequence_length), convention, phase.generator_only
       )
   return totals
 

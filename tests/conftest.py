@@ -41,8 +41,10 @@ from electra_jax.config import PretrainingConfig
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import pretrain_step
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import optimizers, partitioning
+from electra_jax.training.update_step import UpdateOptions
 
 hypothesis.settings.register_profile(
   'tests', deadline=None, derandomize=True
@@ -233,14 +235,9 @@ def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
   shapes, shardings = pretrain_step.state_shardings(model, adam, STEP_LENGTH, layout)
   moments = partitioning.moment_shardings(shapes.params, shardings.params, layout)
   train_step = pretrain_step.make_train_step(
-    model,
-    objective,
-    objective.Settings(max_predictions=5),
+    pretrain_step.Computation(model, OBJECTIVE, Settings(max_predictions=5), seed=3),
     adam,
-    seed=3,
-    micro_batches=micro_batches,
-    layout=layout,
-    moments=moments,
+    UpdateOptions(micro_batches, layout=layout, moments=moments),
   )
   batch = {'token_ids': jax.ShapeDtypeStruct((STEP_ROWS, STEP_LENGTH), np.int32)}
   compiled = (

@@ -46,7 +46,7 @@ def _inputs(token_ids: jax.Array, ids: SpecialIds) -> Inputs:
   return packed_inputs(token_ids, ids.pad_id, ids.cls_id, ids.sep_id)
 
 
-def task_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> BatchLoss:
+def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> BatchLoss:
   """The loss of a task's head.
 
   A batch holds the arrays of batches.assemble; `seed`, a uint32 scalar that dropout depends on
@@ -62,7 +62,7 @@ def task_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> Ba
   def prepare(step: jax.Array | int, batch: Mapping[str, Any]) -> tuple[Batch, jax.Array]:
     examples = {name: value for name, value in batch.items() if name not in NOT_EXAMPLES}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
-    return examples, losses.count(model.kind, examples)
+    return examples, losses.loss_denominator(model.kind, examples)
 
   def loss(
     params: PyTree, examples: Batch, count: jax.Array
@@ -74,7 +74,7 @@ def task_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> Ba
       examples['keys'],
       method='training',
     )
-    total, _, sums = losses.loss(model.kind, outputs, examples, impossible_weight)
+    total, _, sums = losses.head_loss(model.kind, outputs, examples, impossible_weight)
     others = {name: value for name, value in sums.items() if name != 'loss'}
     return total / jnp.maximum(count, 1), others | {'total': total}
 
@@ -93,7 +93,7 @@ def jit_finetune_step(
   It is compiled once for each length of rows.
 
   Args:
-    batch_loss: of `task_loss`.
+    batch_loss: of `finetuning_loss`.
     optimizer: the optimizer.
     shardings: shardings of the state.
     layout: the mesh.

@@ -14,19 +14,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from electra_jax.config import (
-  FinetuningConfig,
-  completed,
-  differences,
-  names_with,
-  to_plain,
-)
+from electra_jax.config import FinetuningConfig, to_plain
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial, trial_summary
 from electra_jax.finetune.resolve import started
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.training import plugins, run_folder, versions
+from electra_jax.training.kept_config import CONFIG, another_config_error, changed_fields
 
 RESULT = 'result.json'  # in the folder of a trial
 RESULTS = 'results.json'  # in the folder of the run
@@ -50,20 +45,10 @@ def claim_finetuning(workdir: str | os.PathLike[str], config: FinetuningConfig) 
   """
   folder = run_folder.folder(workdir)
   run_folder.check_writable(folder)
-  plain, path = to_plain(config), folder / 'config.json'
-  if run_folder.exists(path):
-    changed = differences(
-      completed(run_folder.read_json(path), FinetuningConfig),
-      plain,
-      names_with(FinetuningConfig, 'resumable'),
-    )
-    if changed and started(folder):
-      more = '; ...' if len(changed) > 3 else ''
-      raise UserError(
-        f'{folder} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
-        'config to resume it, or another --workdir.'
-      )
-  run_folder.write_json(path, plain)
+  changed = changed_fields(folder, config)
+  if changed and started(folder):
+    raise another_config_error(folder, changed)
+  run_folder.write_json(folder / CONFIG, to_plain(config))
   versions.record_versions(folder, resumed=started(folder))
   plugins.record(folder, config.specs)
 
@@ -132,12 +117,10 @@ def keep_weights(config: FinetuningConfig, task: Task, folder: epath.Path) -> No
   ]
   ranked = [trial for trial in ranked if _checkpoints(folder, trial).exists()]
   kept = ranked[: {'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
-  # SQuAD 2.0: the best trial gives no answer from these odds on.
-  thresholds = [
-    r['figures']['dev'].get('best_f1_thresh') for r in records if r['trial'] in kept[:1]
-  ]
-  if thresholds and thresholds[0] is not None:
-    write_task(config, task.with_threshold(thresholds[0]), folder)
+  best = [record['figures']['dev'] for record in records if record['trial'] in kept[:1]]
+  tuned = task.tuned(best[0]) if best else task
+  if tuned is not task:
+    write_task(config, tuned, folder)
   run_folder.write_json(folder / initial.KEPT, {'trials': kept})
   for trial in ranked:
     if trial not in kept:
@@ -189,16 +172,16 @@ def write_results(
   workdir: epath.Path, config: FinetuningConfig, start: initial.Initial, records: list[Record]
 ) -> None:
   """Writes results.json, results.md and results.png of all trials."""
-  summaries = trial_summary.summarise(records)
+  summaries = trial_summary.summarize_trials(records)
   results = {
     'origin': start.origin,
     'summaries': summaries,
-    'glue': trial_summary.glue(summaries),
+    'glue': trial_summary.glue_average(summaries),
     'trials': records,
   }
   run_folder.write_json(workdir / RESULTS, json_values(results))
-  run_folder.write_bytes(workdir / 'results.md', trial_summary.markdown(summaries).encode())
+  run_folder.write_bytes(workdir / 'results.md', trial_summary.trials_markdown(summaries).encode())
   image = io.BytesIO()
-  figure = trial_summary.draw(records, f'{config.name}: {start.describe()}')
+  figure = trial_summary.draw_trials(records, f'{config.name}: {start.describe()}')
   figure.savefig(image, dpi=130, format='png')
   run_folder.write_bytes(workdir / 'results.png', image.getvalue())

@@ -27,19 +27,6 @@ class Split(NamedTuple):
   features: Features
 
 
-def is_labeled(features: Features) -> bool:
-  """Whether all rows have labels. Parts named 'test' often have none.
-
-  Rows of span tasks count as labeled.
-  """
-  targets = features.targets
-  if 'label' in targets:
-    return bool((np.asarray(targets['label']) >= 0).all())
-  if 'value' in targets:
-    return bool(np.isfinite(targets['value']).all())
-  return 'tags' not in targets or any((tags >= 0).any() for tags in targets['tags'])
-
-
 def length_limit(config: FinetuningConfig, task: Task) -> int:
   """Most tokens of a row: config.max_length, or the task's default."""
   return config.max_length or task.recipe.max_length
@@ -60,17 +47,15 @@ def evaluation_splits(
 ) -> Mapping[str, Split]:
   """Tokenizes the parts that trials are evaluated on: 'dev', and others that are labeled."""
   splits = {'dev': _tokenized(config, task, tokenizer, 'dev', task.examples('dev'))}
-  if task.head == 'span':
-    return splits
   for name in task.splits:
     if name in ('train', 'dev'):
       continue
     examples = task.examples(name)
     sample, _ = task.features(examples[:SAMPLE], tokenizer, length_limit(config, task))
-    if not is_labeled(sample):
+    if not task.labeled(name, sample):
       continue
     split = _tokenized(config, task, tokenizer, name, examples)
-    if is_labeled(split.features):
+    if task.labeled(name, split.features):
       splits[name] = split
   return splits
 

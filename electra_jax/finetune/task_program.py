@@ -14,7 +14,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step
 from electra_jax.finetune.finetune_step import Predictor
 from electra_jax.finetune.initial import Initial, with_choices
-from electra_jax.finetune.resolve import rates
+from electra_jax.finetune.resolve import learning_rates
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import FineTuned, init_finetuned
@@ -169,7 +169,7 @@ def build_task_model(
     pooling=head.pooling,
     beam=head.beam,
     style=head.style,
-    max_answer=getattr(task, 'max_answer', 1),
+    max_answer=task.max_answer,
   )
   return model, attention_kernel(fields, shortest, config.dtype, jax.default_backend())
 
@@ -182,8 +182,7 @@ def _check_encoder(fields: ModelConfig, task: Task, max_length: int) -> None:
       f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} '
       f'positions; set --config.max_length={fields.max_positions}.'
     )
-  paired = task.head == 'span' or bool(getattr(getattr(task, 'columns', None), 'second', ()))
-  if family.has_token_types and fields.type_vocab_size < 2 and paired:
+  if family.has_token_types and fields.type_vocab_size < 2 and task.paired:
     raise UserError(
       f'{task.name} has two texts per row, which need two token types, and the encoder has '
       f'{fields.type_vocab_size}; name another encoder, or a task of single texts.'
@@ -240,13 +239,13 @@ def build_task_program(
   o = config.optimizer
   steps_per_epoch = batches.steps_per_epoch(len(train), config.batch_size)
   steps = max(1, round((config.epochs or task.recipe.epochs) * steps_per_epoch))
-  rate, decay = rates(config, model.config.hidden_size)
+  rate, decay = learning_rates(config, model.config.hidden_size)
   schedule = WarmupDecay(rate, int(o.warmup * steps), steps)
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   optimizer = _optimizer(config, schedule, boxed, model.config.num_layers, decay)
   shapes, shardings = layout_of_state(boxed, optimizer, layout)
   ids = finetune_step.special_ids(initial.tokenizer)
-  batch_loss = finetune_step.task_loss(model, ids, config.head.impossible_weight)
+  batch_loss = finetune_step.finetuning_loss(model, ids, config.head.impossible_weight)
   options = UpdateOptions(
     micro_batches=config.micro_batches,
     skip_nonfinite=config.skip_nonfinite,

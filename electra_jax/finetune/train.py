@@ -15,7 +15,7 @@ from electra_jax.config import AnyConfig, FinetuningConfig, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, initial, run_files, trial_summary
-from electra_jax.finetune.resolve import ResolvedFinetuning, resolve
+from electra_jax.finetune.resolve import ResolvedFinetuning, resolve_finetuning
 from electra_jax.finetune.run_files import RESULT, RESULTS, Record, read_records
 from electra_jax.finetune.splits import (
   Split,
@@ -70,11 +70,11 @@ def _finetune(
   names = run.config.tasks
   done = hosts.from_first(lambda: run_files.steps_of_trials(run.workdir, names))
   status.change(restored_step=done)
-  setup = RunSetup(run.config, run.workdir, start, layout, notice, status)
+  setup = FinetuningSetup(run.config, run.workdir, start, layout, notice, status)
   if len(tasks) > 1:
     tasks = ()  # frees their data; each task is opened again in its turn
   for number, name in enumerate(names):
-    task = tasks[number] if tasks else open_task(name, run.config.data)
+    task = tasks[number] if tasks else open_task(name, run.config)
     if _train_task(setup, task):
       return PREEMPTED
   _finish(setup)
@@ -82,7 +82,7 @@ def _finetune(
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSetup:
+class FinetuningSetup:
   """What the tasks of a run share.
 
   Attributes:
@@ -109,7 +109,7 @@ def _claim(
   config: AnyConfig, workdir: str | os.PathLike[str], status: Status
 ) -> ResolvedFinetuning:
   """Resolves the config and takes the folder for it."""
-  run = resolve(config, workdir)
+  run = resolve_finetuning(config, workdir)
   hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
   hosts.from_first(lambda: run_files.claim_finetuning(run.workdir, run.config))
   status.claim(run.workdir)
@@ -120,7 +120,7 @@ def _claim(
 
 def _open_tasks(config: FinetuningConfig) -> Sequence[Task]:
   """Opens all tasks and reads their data, so that errors are reported before the first step."""
-  tasks = [open_task(name, config.data) for name in config.tasks]
+  tasks = [open_task(name, config) for name in config.tasks]
   for task in tasks:
     counts = {split: len(task.examples(split)) for split in task.splits}
     for split in ('train', 'dev'):
@@ -157,7 +157,7 @@ def _open_encoder(run: ResolvedFinetuning) -> initial.Initial:
 #### A task ####
 
 
-def _train_task(setup: RunSetup, task: Task) -> bool:
+def _train_task(setup: FinetuningSetup, task: Task) -> bool:
   """Runs the trials of a task that are left. Returns whether the run was asked to stop."""
   config = setup.config
   folder = setup.workdir / task.name
@@ -183,7 +183,7 @@ def _train_task(setup: RunSetup, task: Task) -> bool:
 
 
 def _run_trial(
-  setup: RunSetup, p: TaskProgram, number: int, splits: Mapping[str, Split]
+  setup: FinetuningSetup, p: TaskProgram, number: int, splits: Mapping[str, Split]
 ) -> Record | None:
   """Runs a trial and removes weights that are not kept; None if the run was asked to stop."""
   config, task = setup.config, p.task
@@ -206,13 +206,13 @@ def _run_trial(
   return record
 
 
-def _prepare_task(setup: RunSetup, task: Task) -> tuple[TaskProgram, Mapping[str, Split]]:
+def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapping[str, Split]]:
   """Tokenizes the data of a task, builds its program, and prints what its trials consist of."""
-  config, start, layout = setup.config, setup.start, setup.layout
+  config, start = setup.config, setup.start
   train = training_features(config, task, start.tokenizer)
   splits = evaluation_splits(config, task, start.tokenizer)
   max_length = length_limit(config, task)
-  p = build_task_program(config, task, start, layout, train, max_length)
+  p = build_task_program(config, task, start, setup.layout, train, max_length)
   epochs = p.steps / p.steps_per_epoch
   say(
     '',
@@ -232,7 +232,7 @@ def _prepare_task(setup: RunSetup, task: Task) -> tuple[TaskProgram, Mapping[str
     f'{quantity(initial.weights_count(trainable))} parameters{rate}{depths}, attention {kernel} '
     f'({reason})',
   )
-  for line in partitioning.sharding_table(p.shapes.params, p.shardings.params, layout):
+  for line in partitioning.sharding_table(p.shapes.params, p.shardings.params, setup.layout):
     say('', line)
   return p, splits
 
@@ -253,8 +253,8 @@ def _padding(p: TaskProgram) -> float:
 
 def _print_results(records: list[Record]) -> None:
   """Prints the table of a task's trials, and names trials that collapsed."""
-  print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
-  for trial in trial_summary.collapsed(records):
+  print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
+  for trial in trial_summary.collapsed_trials(records):
     say(
       'collapsed',
       f'trial {trial["trial"]} of {trial["task"]} gives the same answer to everything, as '
@@ -263,12 +263,12 @@ def _print_results(records: list[Record]) -> None:
     )
 
 
-def _finish(setup: RunSetup) -> None:
+def _finish(setup: FinetuningSetup) -> None:
   """Writes and prints the results of all tasks."""
   workdir, names = setup.workdir, setup.config.tasks
   records = read_records(workdir, names)
   if len(names) > 1:
-    print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
+    print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
   hosts.from_first(lambda: run_files.write_results(workdir, setup.config, setup.start, records))
   say('results', str(workdir / RESULTS))
   say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')

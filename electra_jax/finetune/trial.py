@@ -179,7 +179,8 @@ class _TrialLoop:
 
   def run(self, notice: Notice) -> bool:
     """Takes the steps that are left. Returns whether the run was asked to stop before the end."""
-    p, trial, mesh = self.p, self.trial, self.p.layout.mesh
+    p, trial = self.p, self.trial
+    mesh = p.layout.mesh
     trial.tokens = sum(self._tokens(step) for step in range(trial.first))
     agreed = Agreement(mesh)
     constants = partitioning.replicate(p.inputs, mesh)

@@ -38,13 +38,15 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
   config = run_config(folder)
   config = config.replace({'model.attention': 'xla'})
   size = load_tokenizer(folder / 'tokenizer').size
+  objective = registry.OBJECTIVES.get(config.objective.name)
   generator, discriminator = (
-    dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu')
+    dataclasses.replace(tower, vocab_multiple=1)
+    for tower in towers(config, objective.one_tower, size, 'cpu')
   )
   step = checkpoints.find_step(folder, which)
   both = checkpoints.read_moments(folder, step) if moments else None
   trees = {'params': checkpoints.read_arrays(folder, step, 'params')} | (both or {})
-  scheme, notes = registry.SHARING_SCHEMES.get(sharing(config)), []
+  scheme, notes = registry.SHARING_SCHEMES.get(sharing(config, objective.one_tower)), []
   of = scheme.exported_as
   trees = {name: scheme.fold(tree, values=name == 'params') for name, tree in trees.items()}
   # electric's two towers, or none
@@ -73,5 +75,5 @@ def read(folder: str, which='last', moments: bool = True) -> Weights:
       moments=trees or None,
       notes=tuple(notes),
     ),
-    optional=('discriminator_head',) if config.objective.name in ('mlm', 'replace_mlm') else (),
+    optional=() if objective.has_discriminator else ('discriminator_head',),
   )

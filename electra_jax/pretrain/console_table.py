@@ -1,38 +1,12 @@
 """The table of training and held-out metrics on the console, one line at a time."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from electra_jax import console
+from electra_jax.pretrain.metrics import Column
 from electra_jax.training.progress import PeakFlops, quantity
 
 HEADER_EVERY = 25  # training lines
-
-
-class Column(NamedTuple):
-  """A column of the table.
-
-  Attributes:
-    title: header of the column.
-    width: width in characters.
-    format: format of the values, such as '.3f'.
-  """
-
-  title: str
-  width: int
-  format: str
-
-
-COLUMNS = {
-  'generator_loss': Column('gen loss', 9, '.3f'),
-  'generator_accuracy': Column('acc', 5, '.0%'),
-  'prediction_loss': Column('pred loss', 9, '.3f'),
-  'discriminator_loss': Column('disc loss', 10, '.4f'),
-  'constant_loss': Column('constant', 9, '.4f'),
-  'auc': Column('auc', 6, '.3f'),
-  'average_precision': Column('ap', 6, '.3f'),
-  'recall': Column('recall', 7, '.3f'),
-}
 
 
 class MetricsTable:

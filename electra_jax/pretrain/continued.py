@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from electra_jax import file_access
+from electra_jax import file_access, registry
 from electra_jax.config import PretrainingConfig, flat, phases_of
 from electra_jax.data.store.shard_cache import default_cache
 from electra_jax.data.tokenizers import vocabulary
@@ -28,7 +28,6 @@ from electra_jax.interop.weights import (
   placed,
 )
 from electra_jax.model.config import EncoderConfig
-from electra_jax.pretrain import objectives
 from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config, sharing, towers
 from electra_jax.training.update_step import TrainState
@@ -248,9 +247,10 @@ def _check_common_sizes(config: PretrainingConfig, g: EncoderConfig, source: str
 
 def _open(config: PretrainingConfig) -> Source:
   made, c = config.continued.generator, config.continued
-  mlm = config.objective.name == 'mlm'
+  objective = registry.OBJECTIVES.get(config.objective.name)
+  mlm = objective.one_tower
   bare = (
-    mlm or config.objective.name == 'electric' or config.generator.uniform
+    mlm or objective.two_tower_generator or config.generator.uniform
   )  # no place for a generator that is there
   if made and bare:
     raise UserError(
@@ -312,10 +312,14 @@ def _cases(config: PretrainingConfig) -> tuple[bool | None, bool | None]:
   return choice[config.data.lowercase], choice[config.data.strip_accents]
 
 
+def _one_tower(config: PretrainingConfig) -> bool:
+  return bool(registry.OBJECTIVES.get(config.objective.name).one_tower)
+
+
 def _towers(config: PretrainingConfig, vocab_size: int) -> tuple[EncoderConfig, EncoderConfig]:
   return tuple(
     dataclasses.replace(tower, vocab_multiple=1, attention='xla')
-    for tower in towers(config, vocab_size, 'cpu')
+    for tower in towers(config, _one_tower(config), vocab_size, 'cpu')
   )
 
 
@@ -399,12 +403,18 @@ def begin(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> St
     _check(
       weights.params,
       expected_shapes(
-        Weights(weights.source, discriminator, generator, sharing(config), weights.params)
+        Weights(
+          weights.source,
+          discriminator,
+          generator,
+          sharing(config, _one_tower(config)),
+          weights.params,
+        )
       ),
       weights,
     )
     return Start(weights.params, None, 0, 0, told)
-  heads = objectives.named(config.objective.name).HEADS
+  heads = registry.OBJECTIVES.get(config.objective.name).heads
   if weights.generator is None and 'generator_head' in heads and not config.generator.uniform:
     if c.generator == 'narrowed':
       weights = narrowed.with_generator(
@@ -416,7 +426,7 @@ def begin(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> St
       (
         'init',
         'the head that predicts masked tokens is made from scratch'
-        if config.objective.name == 'mlm'
+        if _one_tower(config)
         else f'the generator is {what}, {generator.num_layers} layers of {generator.hidden_size}'
         + (
           f', and learns alone for {alone:,} steps'
@@ -446,7 +456,7 @@ def begin(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> St
     )
   if c.optimizer != 'fresh':
     moments = {name: grow(tree, False) for name, tree in weights.moments.items()}
-  if sharing(config) == 'disentangled':
+  if sharing(config, _one_tower(config)) == 'disentangled':
     params, moments = (
       own.unfolded(params),
       moments and {name: own.unfolded(tree, values=False) for name, tree in moments.items()},
@@ -472,7 +482,9 @@ def begin(config: PretrainingConfig, source: Source, tokenizer: Tokenizer) -> St
   )
   _check(
     params,
-    expected_shapes(Weights(weights.source, discriminator, generator, sharing(config), params)),
+    expected_shapes(
+      Weights(weights.source, discriminator, generator, sharing(config, _one_tower(config)), params)
+    ),
     weights,
   )
   # Without a count the moments have seen so many updates that a correction of their bias is none.

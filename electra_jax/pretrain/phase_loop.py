@@ -14,7 +14,8 @@ from electra_jax.config import Phase
 from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.store.row_batches import batches, read_batch
 from electra_jax.pretrain import build, evaluation, metrics, pretrain_step
-from electra_jax.pretrain.console_table import COLUMNS, MetricsTable
+from electra_jax.pretrain.console_table import MetricsTable
+from electra_jax.pretrain.objectives.objective import Objective
 from electra_jax.training import hosts, partitioning, run_folder
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import PeakFlops
@@ -62,17 +63,21 @@ class PhasePlan:
 
 
 def training_metrics(
-  sums: Mapping[str, Any], scheduled: Mapping[str, Callable[[int], Any]], step: int
+  objective: Objective,
+  sums: Mapping[str, Any],
+  scheduled: Mapping[str, Callable[[int], Any]],
+  step: int,
 ) -> dict[str, float]:
   """Training metrics of the steps since the last log line.
 
   Args:
+    objective: of the run.
     sums: sums of the steps.
     scheduled: name -> function of the step, for learning rates and scheduled settings.
     step: steps that were taken.
 
   Returns:
-    The metrics of `metrics.figures`; means over steps of the loss and the norms; and the scheduled
+    The metrics of the objective; means over steps of the loss and the norms; and the scheduled
     values of the last step. Metrics are nan if every step was skipped.
   """
   count = int(sums['steps'])
@@ -82,7 +87,7 @@ def training_metrics(
     if name == 'loss' or '_norm/' in name
   }
   others = {name: x for name, x in sums.items() if name not in means and name != 'steps'}
-  found: dict[str, float] = means | metrics.figures(others)
+  found: dict[str, float] = means | objective.compute_metrics(others)
   if not count:
     found = dict.fromkeys(found, math.nan)
   return found | {name: float(value(step - 1)) for name, value in scheduled.items()}
@@ -138,7 +143,7 @@ class _PhaseLoop:
     self.eval_step = pretrain_step.jit_eval_step(
       p.model, p.objective, p.settings, p.layout, seed=evaluation.EVAL_SEED
     )
-    self.table = MetricsTable(COLUMNS, plan.peak)
+    self.table = MetricsTable(p.objective.columns, plan.peak)
     self.profiler = _Profiler(p.config.profile_steps, workdir / 'profile')
     self.timer = IntervalTimer(first)
     self.collapse_reported = False
@@ -207,7 +212,7 @@ class _PhaseLoop:
     self.recorder.check_finite(taken.bad_step, self._find_nonfinite)
     interval = self.timer.end_interval(step)
     steps_per_second = interval.steps / interval.seconds
-    found = training_metrics(taken.sums, p.rates | p.schedules, step) | {
+    found = training_metrics(p.objective, taken.sums, p.rates | p.schedules, step) | {
       'skipped': taken.skipped,
       'tokens': self._tokens(step),
       'tokens_per_second': steps_per_second * self.config.batch_size * self.config.sequence_length,
@@ -225,8 +230,8 @@ class _PhaseLoop:
     """Reports once, after the warm-up, that the discriminator answers 'original' only."""
     config = self.config
     early = step < max(config.optimizer.warmup_steps, 10 * config.log_every)
-    judges = 'discriminator_loss' in self.plan.program.objective.LOSSES
-    if self.collapse_reported or early or not judges or not metrics.collapsed(found):
+    judges = self.plan.program.objective.trains_discriminator
+    if self.collapse_reported or early or not judges or not metrics.answers_original(found):
       return
     self.collapse_reported = True
     live.above(
@@ -251,7 +256,7 @@ class _PhaseLoop:
       mesh=self.mesh,
       limit=self.config.eval_rows,
     )
-    found = evaluation.figures_of(sums, self.plan.program.settings)
+    found = evaluation.heldout_metrics(sums, self.plan.program.settings)
     self.recorder.log_evaluation('heldout', step, found | {'tokens': self._tokens(step)})
     for line in self.table.heldout(found):
       live.above(line)
@@ -273,17 +278,12 @@ class _PhaseLoop:
       self.data_seed,
     )
     return pretrain_step.first_nonfinite(
-      p.model,
-      p.objective,
-      p.settings,
+      p.computation,
       self.runner.state.params,
       token_ids,
-      seed=self.config.seed,
       step=bad_step,
-      parts=self.plan.micro_batches,
+      micro_batches=self.plan.micro_batches,
       layout=p.layout,
-      alone=p.alone,
-      schedules=p.schedules,
     )
 
 

@@ -11,10 +11,7 @@ from electra_jax.config import (
   AnyConfig,
   Phase,
   PretrainingConfig,
-  completed,
-  differences,
   has_budget,
-  names_with,
   to_plain,
 )
 from electra_jax.data.prepare.preparation import (
@@ -28,6 +25,7 @@ from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import checkpoints, plugins, run_folder, versions
+from electra_jax.training.kept_config import CONFIG, another_config_error, changed_fields
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
@@ -163,26 +161,17 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
   """
   folder = run_folder.folder(workdir)
   run_folder.check_writable(folder)
-  plain = to_plain(config)
-  path = folder / 'config.json'
   resolved = folder / 'resolved.json'
-  if run_folder.exists(path):
-    free = names_with(PretrainingConfig, 'resumable')
-    if has_budget(config):  # it determined the steps
-      free += ('steps',)
-    before = completed(read_json(path), PretrainingConfig)
-    changed = differences(before, plain, free)
-    if changed and checkpoints.any_saved(folder):
-      more = '; ...' if len(changed) > 3 else ''
-      raise UserError(
-        f'{folder} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
-        'config to resume it, or another --workdir.'
-      )
-    if changed:  # a start that saved nothing does not bind the next one
-      with run_folder.reaching(resolved, 'removed'):
-        resolved.unlink(missing_ok=True)
+  # A budget determines the steps.
+  changed = changed_fields(folder, config, ('steps',) if has_budget(config) else ())
+  if changed and checkpoints.any_saved(folder):
+    raise another_config_error(folder, changed)
+  if changed:  # a start that saved nothing does not bind the next one
+    with run_folder.reaching(resolved, 'removed'):
+      resolved.unlink(missing_ok=True)
   recorded = read_json(resolved) if run_folder.exists(resolved) else {}
-  write_json(path, plain | ({'steps': recorded['steps']} if 'steps' in recorded else {}))
+  steps = {'steps': recorded['steps']} if 'steps' in recorded else {}
+  write_json(folder / CONFIG, to_plain(config) | steps)
   versions.record_versions(folder, resumed=checkpoints.any_saved(folder))
   plugins.record(folder, config.specs)
   return recorded

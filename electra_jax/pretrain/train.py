@@ -298,7 +298,8 @@ def _build(
 
 def _compile_step(setup: RunSetup, number: int) -> jax.stages.Compiled:
   """Compiles the step of a phase, in as many micro-batches as the memory requires."""
-  phase, peak, flops = setup.run.phases[number], setup.peak, setup.flops[number]
+  phase = setup.run.phases[number]
+  peak, flops = setup.peak, setup.flops[number]
   config = phase.config
   if len(setup.run.phases) > 1:
     console.heading(

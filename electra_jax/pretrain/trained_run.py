@@ -18,7 +18,7 @@ from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build, run_start
-from electra_jax.pretrain.objectives.common import Settings
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.pretrain.pretrain_step import init_params
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved
 from electra_jax.training import checkpoints, partitioning, run_folder

@@ -15,7 +15,7 @@ from electra_jax.finetune import trial_summary
 from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune
-from electra_jax.pretrain import build, evaluation, objectives, run_start
+from electra_jax.pretrain import build, evaluation, run_start
 from electra_jax.pretrain.resolve import resolve as resolve_run
 from electra_jax.pretrain.train import train
 from electra_jax.pretrain.trained_run import open_run
@@ -178,7 +178,7 @@ def _identities(job: Job, stores: dict) -> list[str]:
 def _checksum(name: str, config: FinetuningConfig) -> int:
   """Of a task's examples to train on and to be scored on."""
   try:
-    task, found = open_task(config.task, config.data), 0
+    task, found = open_task(config.task, config), 0
     for split in ('train', 'dev'):
       examples = task.examples(split) if split in task.splits else ()
       if not len(examples):
@@ -249,12 +249,12 @@ def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
       'metric': metric,
       'values': values,
       'constant': records[0].get('constant', {}).get(metric),
-      'collapsed': [r['trial'] for r in trial_summary.collapsed(records)],
+      'collapsed': [r['trial'] for r in trial_summary.collapsed_trials(records)],
     }
     seconds += sum(record['seconds'] for record in records)
   figures = before['figures']
   # Of all_tokens_mlm the verdicts are by-products: no loss asks for them.
-  judges = 'discriminator_loss' in objectives.named(whole.config.objective.name).LOSSES
+  judges = build.objective_of(whole.config).trains_discriminator
   gain = judges and figures.get('gain') or {'low': None, 'high': None}
   known = (
     gain['low'] is not None and math.isfinite(gain['low']) and gain['low'] < gain['high']

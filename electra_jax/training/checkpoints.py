@@ -65,7 +65,7 @@ def open_manager(
   Args:
     workdir: folder of the run or trial.
     keep: number of last checkpoints to keep, beside the best one.
-    read_only: whether nothing is written or removed.
+    read_only: do not write or remove anything.
     best_by: how the best checkpoint is chosen.
 
   Raises:

@@ -273,7 +273,7 @@ def check_shared(workdir: epath.Path) -> None:
 # keepalive finds machines that vanished.
 
 _links: list[socket.socket] = []
-_ended = threading.Event()  # another process ended, and this one is about to
+_ended = threading.Event()  # another process ended, and this one will soon
 _leaving = threading.Event()  # this process ends with its own error
 _before_exit: list[Callable[[], None]] = []  # called before this process ends with LOST
 

@@ -71,7 +71,7 @@ def metadata_server() -> str | None:
 
 
 def leaving(metadata: str) -> bool:
-  """Whether the machine is about to be preempted, or stopped for maintenance.
+  """Whether the machine will soon be preempted, or stopped for maintenance.
 
   Args:
     metadata: address of the metadata server.

@@ -10,8 +10,8 @@ import pytest
 
 from electra_jax.config import PretrainingConfig, default_config, finetuning, freeze, phases_of
 from electra_jax.errors import UserError
-from electra_jax.pretrain.trained_run import open_run
 from electra_jax.pretrain.resolve import ResolvedRun
+from electra_jax.pretrain.trained_run import open_run
 from electra_jax.timeline import spent, timeline, timeline_table
 
 

@@ -118,7 +118,7 @@ def test_a_mixture_trains_evaluates_and_says_how_often_it_goes_through_each_sour
   assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
   capsys.readouterr()
   assert main.main(['main', '--mode=evaluate', f'--workdir={tmp_path / "run"}']) == 0
-  assert 'held-out figure' in capsys.readouterr().out
+  assert 'held-out metric' in capsys.readouterr().out
 
 
 def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path, capsys):

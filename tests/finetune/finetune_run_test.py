@@ -159,9 +159,9 @@ def test_predictions_of_the_test_set_become_a_submission_file(whole, tmp_path, c
   'flags, expected',
   [
     (['--config.init='], 'config.init is empty'),
-    (['--config.init=nowhere'], 'config.init nowhere is not a run'),
+    (['--config.init=nowhere'], 'config.init is nowhere, which is not a run'),
     (['--config.init=none'], 'config.like is empty'),
-    (['--config.task=colla'], 'did you mean cola'),
+    (['--config.task=colla'], "did you mean 'cola'"),
     (['--config.data.source=nowhere'], 'nowhere'),
     (['--config.select=beast'], "config.select is 'beast'"),
     (['--config.head.pooling=max'], 'cls or mean'),

@@ -8,8 +8,8 @@ import pytest
 
 from electra_jax.finetune import predict
 from electra_jax.finetune.config import default_config
-from electra_jax.finetune.tasks import FAMILIES, GLUE
 from electra_jax.finetune.train import finetune
+from electra_jax.registry import TASKS
 
 SITE_FILES = {
   'cola': {'CoLA.tsv'},
@@ -81,7 +81,7 @@ def user_data(folder, task):
 
 
 def data_of(folder, task):
-  if task in GLUE:
+  if TASKS.get(task).fixed_labels:
     return {'source': str(finetune_files.glue(folder))}
   if task in ('squad1', 'squad2'):
     return {'source': str(finetune_files.squad(folder, {'squad1': '1.1', 'squad2': '2.0'}[task]))}
@@ -90,7 +90,7 @@ def data_of(folder, task):
   return user_data(folder, task)
 
 
-RUNS = [(task, 'published') for task in FAMILIES] + [
+RUNS = [(task, 'published') for task in TASKS] + [
   ('squad2', 'transformers'),
   ('pos', 'transformers'),
 ]
@@ -113,7 +113,7 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
     assert 'dev_mismatched' in record['figures']
   if task == 'pos':
     assert 'test' in record['figures']  # labeled, unlike GLUE's
-  split = 'test' if task in GLUE or task in ('ner', 'chunking', 'pos') else 'dev'
+  split = 'test' if TASKS.get(task).fixed_labels or task in ('ner', 'chunking', 'pos') else 'dev'
   predict.predict(str(workdir), source=None, task=None, split=split, output=str(tmp_path / 'out'))
   written = {path.name for path in (tmp_path / 'out').iterdir()}
   assert SITE_FILES.get(task, set()) <= written
@@ -127,7 +127,7 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
     for line in (tmp_path / 'out' / f'{task}.{split}.jsonl').read_text().splitlines()
   ]
   assert len(lines) == {'ner': 4, 'chunking': 4, 'pos': 4}.get(
-    task, 6 if task in GLUE or 'squad' in task else 8
+    task, 6 if TASKS.get(task).fixed_labels or 'squad' in task else 8
   )
   shown = capsys.readouterr().out
   assert 'dev ' in shown and 'written' in shown

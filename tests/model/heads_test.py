@@ -132,7 +132,7 @@ def test_every_parameter_is_trained_and_the_loss_falls(kind, family):
   def step(params, keys):
     def mean(params):
       outputs = model.apply({'params': params}, inputs_of(ids), targets, keys, method='training')
-      total, count, sums = losses.loss(kind, outputs, targets)
+      total, count, sums = losses.head_loss(kind, outputs, targets)
       return total / count, sums
 
     (value, sums), grads = jax.value_and_grad(mean, has_aux=True)(params)
@@ -669,7 +669,9 @@ def test_kinds_styles_and_poolings_that_are_not_there_are_named():
   ):
     with pytest.raises(ValueError, match=message):
       jax.eval_shape(
-        lambda wrong=wrong: heads.init_finetuned(heads.FineTuned(model_of('span').config, **wrong), 0)
+        lambda wrong=wrong: heads.init_finetuned(
+          heads.FineTuned(model_of('span').config, **wrong), 0
+        )
       )
 
 
@@ -732,7 +734,7 @@ def test_losses_in_numpy():
   for kind, (total, count) in expected.items():
     ours, n, sums = loss(kind, outputs[kind], batch)
     np.testing.assert_allclose(ours, total, rtol=1e-5)
-    assert n == count == losses.count(kind, batch) == sums['count']
+    assert n == count == losses.loss_denominator(kind, batch) == sums['count']
     assert ours == sums['loss']
   without = loss('span', outputs['span'], batch, 0)[0]
   np.testing.assert_allclose(without, (sides * w).sum(), rtol=1e-5)
@@ -746,7 +748,7 @@ def test_rows_without_a_target_and_rows_that_fill_weigh_nothing(kind):
   batch['label'][0], batch['value'][0], batch['tags'][0] = -1, np.nan, -1
 
   def mean(outputs, batch):
-    total, count, sums = losses.loss(kind, outputs, batch)
+    total, count, sums = losses.head_loss(kind, outputs, batch)
     return total / count, sums
 
   (value, sums), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(outputs[kind], batch)

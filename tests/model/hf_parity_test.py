@@ -12,10 +12,12 @@ from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.pretrain.masking import Masks
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.parts import LossContext
+from electra_jax.pretrain.objectives.settings import Settings
 
 VOCAB, LENGTH, LENGTHS = 90, 24, (24, 17, 9, 3)  # real tokens of each row; the rest is padding
-SETTINGS = objective.Settings()
+SETTINGS = Settings()
 
 
 def configs(family, embedding_size):
@@ -292,7 +294,7 @@ def our_function(model):
   """params -> what `theirs` gives."""
   inputs, masks, samples, corrupted = example()
   batch = {'inputs': inputs, 'masks': masks, 'keys': None}
-  counts = objective.counts(SETTINGS, batch)
+  counts = OBJECTIVE.counts(SETTINGS, batch)
   shown, fake = inputs._replace(token_ids=masks.token_ids), inputs._replace(token_ids=corrupted)
 
   @jax.jit
@@ -315,7 +317,8 @@ def our_function(model):
     )
 
     def loss(params):
-      return objective.loss(SETTINGS, model, params, batch, counts, train=False, samples=samples)
+      context = LossContext(SETTINGS, model, batch, counts, train=False, samples=samples)
+      return OBJECTIVE.loss(params, context)
 
     (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     return {

@@ -11,7 +11,7 @@ import pytest
 from electra_jax.model import randomness
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import pretrain_step, replacement
-from electra_jax.pretrain.objectives.common import Settings
+from electra_jax.pretrain.objectives.settings import Settings
 
 SHAPE = (3, 515)
 
@@ -51,8 +51,8 @@ def test_a_sample_is_the_argmax_of_logits_and_jax_noise():
 
 
 def test_a_training_step_has_the_keys_of_its_seed_step_and_rows():
-  def loss(settings, model, params, examples, counts, *, train):
-    return jnp.sum(params['discriminator']), {'keys': jax.random.key_data(examples)}
+  def loss(params, context):
+    return jnp.sum(params['discriminator']), {'keys': jax.random.key_data(context.batch)}
 
   objective = types.SimpleNamespace(
     examples=lambda settings, token_ids, keys: keys,
@@ -61,7 +61,8 @@ def test_a_training_step_has_the_keys_of_its_seed_step_and_rows():
   )
   optimizer = optax.sgd(0.1)
   state = pretrain_step.fresh_state(optimizer, {'discriminator': jnp.zeros(3)})
-  step = jax.jit(pretrain_step.make_train_step(None, objective, Settings(), optimizer, seed=7))
+  computation = pretrain_step.Computation(None, objective, Settings(), seed=7)
+  step = jax.jit(pretrain_step.make_train_step(computation, optimizer))
   for number in range(3):
     state, sums = step(state, {'token_ids': jnp.zeros((4, 8), jnp.int32)})
     expected = jax.random.key_data(row_keys(7, number, jnp.arange(4)))

@@ -180,7 +180,7 @@ def test_logits_losses_and_gradients_are_pytorchs(family, kind, pooling):
         targets,
         method='training',
       )
-      total, count, _ = losses.loss(kind, outputs, targets)
+      total, count, _ = losses.head_loss(kind, outputs, targets)
       return total / count, outputs
 
     (value, outputs), gradients = jax.value_and_grad(loss, has_aux=True)(params)

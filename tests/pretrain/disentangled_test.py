@@ -18,6 +18,7 @@ from electra_jax.finetune import initial
 from electra_jax.interop import own
 from electra_jax.interop.weights import same_bits
 from electra_jax.pretrain import build, continued, pretrain_step
+from electra_jax.pretrain.objectives.parts import LossContext
 from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import checkpoints, optimizers, partitioning
 
@@ -85,9 +86,8 @@ def stepped():
     settings = dataclasses.replace(
       p.settings, generator_weight=generator_weight, discriminator_weight=discriminator_weight
     )
-    return jax.grad(
-      lambda params: p.objective.loss(settings, p.model, params, examples, counts, train=False)[0]
-    )(params)
+    context = LossContext(settings, p.model, examples, counts, train=False)
+    return jax.grad(lambda params: p.objective.loss(params, context)[0])(params)
 
   before, opt_state, update = params, p.optimizer.init(params), jax.jit(p.optimizer.update)
   for _ in range(3):

@@ -1,5 +1,6 @@
 """A generator that is there: it begins as its weights are, and where it is frozen it stays so, bit for bit, and is only computed forward."""
 
+import dataclasses
 import shutil
 
 import conftest
@@ -20,6 +21,7 @@ from electra_jax.interop.weights import of_tower, same_bits
 from electra_jax.pretrain import build, continued, pretrain_step, run_start
 from electra_jax.pretrain.resolve import resolve
 from electra_jax.training import partitioning
+from electra_jax.training.update_step import UpdateOptions
 
 GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
 
@@ -167,7 +169,7 @@ def test_it_stays_bit_for_bit_without_dropout_moments_or_decay():
 def test_no_backward_pass_is_made_for_it_and_flops_are_counted_so():
   def counted(p):
     step = pretrain_step.make_train_step(
-      p.model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained
+      dataclasses.replace(p.computation, seed=0), p.optimizer, UpdateOptions(trained=p.trained)
     )
     lowered = jax.jit(step).lower(p.shapes, {'token_ids': jax.ShapeDtypeStruct((8, 32), jnp.int32)})
     return lowered.cost_analysis()['flops'], p.step_flops(), p.step_flops('paper')

@@ -11,7 +11,7 @@ import pytest
 import electra_jax
 from electra_jax import main
 from electra_jax.errors import UserError
-from electra_jax.pretrain.evaluation import NAMES
+from electra_jax.pretrain.metrics import METRICS
 
 
 @pytest.fixture(scope='module')
@@ -127,12 +127,12 @@ def test_one_device_and_eight_give_the_same_evaluation(run, tmp_path, capsys):
     after = {path: path.read_bytes() for path in copy.rglob('*') if path.is_file()}
     assert after.pop(copy / 'evaluation.json') and after == before
     results.append(json.loads((copy / 'evaluation.json').read_text()))
-    assert set(results[-1]['figures']) == set(NAMES) - {
+    assert set(results[-1]['figures']) == set(METRICS) - {
       'prediction_loss',
       'prediction_accuracy',
     }  # of other objectives
     for name, metric in results[-1]['figures'].items():
-      assert f'{NAMES[name]:34}{metric["value"]:9.4f}' in out
+      assert f'{METRICS[name].title:34}{metric["value"]:9.4f}' in out
       assert metric['low'] <= metric['high'] or np.isnan(metric['low'])
   one, eight = results
   assert {name: value for name, value in one.items() if name != 'figures'} == {

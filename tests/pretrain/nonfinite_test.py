@@ -1,5 +1,6 @@
 """A step that is not finite stops the run and is named, or is skipped if the config says so."""
 
+import dataclasses
 import json
 import types
 
@@ -11,14 +12,15 @@ import optax
 import pytest
 
 from electra_jax.pretrain import pretrain_step
-from electra_jax.pretrain.objectives.common import Settings
+from electra_jax.pretrain.objectives.settings import Settings
+from electra_jax.training.update_step import UpdateOptions
 
 POISON = 99
 
 
-def loss(settings, model, params, examples, counts, *, train):
+def loss(params, context):
   """Linear regression whose loss is not finite if a row holds POISON."""
-  rows = jnp.where(examples == POISON, jnp.inf, examples)
+  rows = jnp.where(context.batch == POISON, jnp.inf, context.batch)
   value = jnp.mean(
     jnp.square(rows @ params['discriminator']['kernel'] + params['generator']['bias'])
   )
@@ -30,6 +32,7 @@ OBJECTIVE = types.SimpleNamespace(
   counts=lambda settings, examples: {},
   loss=loss,
 )
+COMPUTATION = pretrain_step.Computation(None, OBJECTIVE, Settings(), seed=0)
 OPTIMIZER = optax.adam(0.1)
 
 
@@ -39,7 +42,7 @@ def trained(batches, skip_nonfinite):
   state = pretrain_step.fresh_state(OPTIMIZER, params)
   step = jax.jit(
     pretrain_step.make_train_step(
-      None, OBJECTIVE, Settings(), OPTIMIZER, seed=0, skip_nonfinite=skip_nonfinite
+      COMPUTATION, OPTIMIZER, UpdateOptions(skip_nonfinite=skip_nonfinite)
     )
   )
   states, sums = [state], []
@@ -74,7 +77,7 @@ def test_the_state_stays_as_before_the_failed_step():
 
 
 def test_a_nonfinite_gradient_stops_the_run_though_the_loss_is_finite():
-  def root(settings, model, params, examples, counts, *, train):
+  def root(params, context):
     value = jnp.sqrt(
       jnp.sum(jnp.square(params['discriminator']['kernel']))
     )  # no derivative at zero
@@ -83,7 +86,8 @@ def test_a_nonfinite_gradient_stops_the_run_though_the_loss_is_finite():
   objective = types.SimpleNamespace(**{**vars(OBJECTIVE), 'loss': root})
   params = {'discriminator': {'kernel': jnp.zeros(4)}}
   state = pretrain_step.fresh_state(OPTIMIZER, params)
-  step = jax.jit(pretrain_step.make_train_step(None, objective, Settings(), OPTIMIZER, seed=0))
+  computation = dataclasses.replace(COMPUTATION, objective=objective)
+  step = jax.jit(pretrain_step.make_train_step(computation, OPTIMIZER))
   after, sums = step(state, {'token_ids': batches()[0]})
   assert after.bad_step == 0 and after.step == 0 and sums['steps'] == 0
   assert equal((after.params, after.opt_state), (state.params, state.opt_state))
@@ -120,9 +124,8 @@ def test_the_first_nonfinite_tensor_is_named(spoil, name):
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   token_ids = batches()[0]
   spoil(params, token_ids)
-  assert pretrain_step.first_nonfinite(
-    None, OBJECTIVE, Settings(), params, token_ids, seed=0, step=0
-  ).startswith(name)
+  found = pretrain_step.first_nonfinite(COMPUTATION, params, token_ids, step=0)
+  assert found.startswith(name)
 
 
 def test_the_command_stops_and_names_the_step_or_skips_such_steps_if_configured(tmp_path):

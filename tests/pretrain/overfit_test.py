@@ -6,12 +6,13 @@ import pytest
 from conftest import adamw, packed_rows, tiny_electra
 
 from electra_jax.pretrain import metrics, pretrain_step
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import partitioning, schedules
 
 STEPS = 250
 # So hot that samples stay wrong when the generator is right: there is something to find until the end.
-SETTINGS = objective.Settings(max_predictions=5, temperature=20.0)
+SETTINGS = Settings(max_predictions=5, temperature=20.0)
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
@@ -24,7 +25,11 @@ def test_both_towers_learn_one_batch_by_heart(family):
     lambda: pretrain_step.init_state(model, optimizer, 0, 32), out_shardings=shardings
   )()
   train_step = pretrain_step.jit_train_step(
-    pretrain_step.make_train_step(model, objective, SETTINGS, optimizer, seed=0), shardings, layout
+    pretrain_step.make_train_step(
+      pretrain_step.Computation(model, OBJECTIVE, SETTINGS, seed=0), optimizer
+    ),
+    shardings,
+    layout,
   )
   batch = {'token_ids': packed_rows(8, 32, 60, seed=1)}
   every = []
@@ -32,7 +37,7 @@ def test_both_towers_learn_one_batch_by_heart(family):
     # Masks and noise are those of step 0 each time, as they are part of the batch; the rate has its own count.
     state, sums = train_step(state._replace(step=np.int32(0)), batch)
     every.append(sums)
-  first, last = (metrics.figures(jax.device_get(sums)) for sums in (every[0], every[-1]))
+  first, last = (metrics.compute(jax.device_get(sums)) for sums in (every[0], every[-1]))
   assert (
     first['generator_loss'] > 3.5
     and first['discriminator_accuracy'] < 0.95

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from electra_jax import main
+from electra_jax import main, registry
 from electra_jax.config import (
   PretrainingConfig,
   checked_pretraining,
@@ -19,7 +19,7 @@ from electra_jax.config import (
 )
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
-from electra_jax.pretrain import build, masking, objectives, pretrain_step, replacement
+from electra_jax.pretrain import build, masking, pretrain_step, replacement
 from electra_jax.training import partitioning, schedules
 
 
@@ -141,11 +141,10 @@ def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
   # One that was compiled for the values of step 9.
   wanted = jax.jit(
     pretrain_step.make_train_step(
-      plain.model,
-      plain.objective,
-      dataclasses.replace(plain.settings, **values),
+      dataclasses.replace(
+        plain.computation, settings=dataclasses.replace(plain.settings, **values), seed=0
+      ),
       plain.optimizer,
-      seed=0,
     )
   )(state._replace(step=np.int32(9)), batch)[1]
   for name in wanted:
@@ -167,7 +166,7 @@ def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_w
   assert (
     dataclasses.replace(scheduled, max_predictions=plain.max_predictions) == plain
   )  # what evaluation goes by
-  objective, rows = objectives.named('electra'), conftest.packed_rows(8, 32, 300)
+  objective, rows = registry.OBJECTIVES.get('electra'), conftest.packed_rows(8, 32, 300)
   few, many = (
     jax.jit(
       lambda settings=settings: objective.examples(settings, rows, row_keys(7, 0, jnp.arange(8)))

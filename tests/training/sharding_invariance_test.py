@@ -23,10 +23,12 @@ from no_full_vocab_array_test import largest_array
 from electra_jax.config import PretrainingConfig
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, pretrain_step, replacement
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.parts import LossContext
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import partitioning
 
-SETTINGS = objective.Settings(max_predictions=5)
+SETTINGS = Settings(max_predictions=5)
 ROWS, LENGTH = 16, 32
 MESHES = {
   'data 2 x fsdp 2 x tensor 2': {'fsdp': 2, 'tensor': 2},
@@ -71,11 +73,12 @@ def on_meshes():
 
   def run(params, ids, given, forced):
     keys = row_keys(3, 7, jnp.arange(ROWS))
-    examples = objective.examples(SETTINGS, ids, keys)
-    masks, counts = examples['masks'], objective.counts(SETTINGS, examples)
+    examples = OBJECTIVE.examples(SETTINGS, ids, keys)
+    masks, counts = examples['masks'], OBJECTIVE.counts(SETTINGS, examples)
 
     def loss(params):
-      return objective.loss(SETTINGS, model, params, examples, counts, train=True, samples=forced)
+      context = LossContext(SETTINGS, model, examples, counts, train=True, samples=forced)
+      return OBJECTIVE.loss(params, context)
 
     (total, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     logits = model.apply(
@@ -157,7 +160,7 @@ def on_layouts():
 
   def run(params, ids, given):
     keys = row_keys(3, 7, jnp.arange(ROWS))
-    examples = objective.examples(SETTINGS, ids, keys)
+    examples = OBJECTIVE.examples(SETTINGS, ids, keys)
     masks, gumbel_keys = examples['masks'], masking.stream(keys, masking.GUMBEL)
     logits = model.apply(
       {'params': params},
