@@ -675,7 +675,7 @@ def test_kinds_styles_and_poolings_that_are_not_there_are_named():
       )
 
 
-loss = jax.jit(losses.loss, static_argnums=(0, 3))
+loss = jax.jit(losses.head_loss, static_argnums=(0, 3))
 
 
 def outputs_and_batch(seed=0, n=6):
