@@ -85,7 +85,7 @@ distclean: clean ## remove the environment too; runs/ stays
 $(VENV)/.made:
 	@if test -e $(BIN)/python || test -L $(BIN)/python; then \
 	  $(BIN)/python -c $(SUITABLE) 2>/dev/null || { \
-	    echo "$(VENV) holds no working Python 3.11 or 3.12: remove it, or say make VENV=DIR." >&2; \
+	    echo "$(VENV) holds no working Python 3.11 or 3.12: remove it, or use make VENV=DIR." >&2; \
 	    exit 1; }; \
 	else \
 	  python=; \
@@ -95,7 +95,7 @@ $(VENV)/.made:
 	    fi; \
 	  done; \
 	  test -n "$$python" || { \
-	    echo "Python 3.11 or 3.12 is needed, none was found: install one, or say make PYTHON=/path/to/python3." >&2; \
+	    echo "Python 3.11 or 3.12 is needed, none was found: install one, or use make PYTHON=/path/to/python3." >&2; \
 	    exit 1; }; \
 	  $$python -c 'import ensurepip, venv' >/dev/null 2>&1 || { \
 	    version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
@@ -118,7 +118,7 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	@$(PIP_INSTALL) -r requirements-test.txt
 	@touch $@
 
-# No CUDA libraries in the lock: torch names the exact ones that its wheel wants, and its CPU build wants none.
+# No CUDA libraries in the lock: torch pins the versions for its wheel, and its CPU build requires none.
 lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS=--upgrade for newer versions
 	@$(LOCK) --extra test --output-file requirements-test.txt >/dev/null
 	@$(LOCK) --constraints requirements-test.txt --output-file requirements.txt >/dev/null

@@ -1,8 +1,9 @@
-"""Draws what continued.sh has run: held-out losses of a run that goes on from weights, and of one from scratch.
+"""Draws the results of continued.sh: held-out losses of a continued run and of one from scratch.
 
   python benchmarks/continued.py OUT [SOURCE.json]
 
-SOURCE.json: figures of the source itself on the same rows, {"generator_loss": ..., "discriminator_loss": ...}, drawn as lines. Writes OUT/continued.png.
+SOURCE.json has the losses of the source on the same rows, drawn as lines:
+{"generator_loss": ..., "discriminator_loss": ...}. Writes OUT/continued.png.
 """
 
 import json
@@ -16,13 +17,14 @@ from electra_jax.training.curves import STYLE
 from electra_jax.training.progress import read_metrics
 
 TITLES = {
-  'generator_loss': "generator's loss, nats a masked token",
-  'discriminator_loss': "discriminator's loss, nats a token",
+  'generator_loss': 'generator loss, nats per masked token',
+  'discriminator_loss': 'discriminator loss, nats per token',
 }
 
 
-def main(out, source=None):
-  out = pathlib.Path(out)
+def main(folder: str, source: str | None = None) -> None:
+  """Draws the runs in a folder, and prints their first and last losses."""
+  out = pathlib.Path(folder)
   lines = {
     name: [line for line in read_metrics(out / name) if line['kind'] == 'heldout']
     for name in ('continued', 'scratch')
@@ -30,14 +32,14 @@ def main(out, source=None):
   with rc_context(STYLE):
     figure = Figure(figsize=(9, 3.4), layout='constrained')
     for axes, (name, title) in zip(figure.subplots(1, 2), TITLES.items(), strict=True):
-      for run, colour in (('continued', '#1F5FA8'), ('scratch', '#B0473B')):
+      for run, color in (('continued', '#1F5FA8'), ('scratch', '#B0473B')):
         axes.plot(
           [line['tokens'] / 1e6 for line in lines[run]],
           [line[name] for line in lines[run]],
           'o-',
           ms=3.5,
-          color=colour,
-          label={'continued': 'goes on from the weights', 'scratch': 'from scratch'}[run],
+          color=color,
+          label={'continued': 'continued', 'scratch': 'from scratch'}[run],
         )
       if source:
         axes.axhline(

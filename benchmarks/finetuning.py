@@ -1,4 +1,6 @@
-"""The table of docs/results.md: median, and mean with its 95% interval, of what benchmarks/finetuning.sh left in a folder.
+"""The table of docs/results.md from the results of benchmarks/finetuning.sh.
+
+Each cell has the median, and the mean with its 95% interval.
 
 python benchmarks/finetuning.py OUT [>> benchmarks/results/finetuning.jsonl with --json]
 """
@@ -7,9 +9,9 @@ import json
 import pathlib
 import sys
 
-from electra_jax.finetune.trial_summary import summarise
+from electra_jax.finetune.trial_summary import summarize_trials
 
-# The figure that is told of each task, and on which part of the data.
+# Run, task, split, metric and title of each row.
 ROWS = (
   ('cola', 'cola', 'dev', 'matthews', 'CoLA, Matthews'),
   ('sst2', 'sst2', 'dev', 'accuracy', 'SST-2, accuracy (10,000 examples)'),
@@ -22,13 +24,13 @@ ROWS = (
 )
 
 
-def cell(folder: pathlib.Path, task: str, split: str, figure: str) -> str:
-  """'median, mean (low to high)' times 100; a dash where nothing is done."""
+def cell(folder: pathlib.Path, task: str, split: str, metric: str) -> str:
+  """'median, mean (low to high)' times 100; a dash without results."""
   path = folder / 'results.json'
   if not path.exists():
     return '-'
   values = [
-    trial['figures'][split][figure]
+    trial['figures'][split][metric]
     for trial in json.loads(path.read_text())['trials']
     if trial['task'] == task
   ]
@@ -38,8 +40,8 @@ def cell(folder: pathlib.Path, task: str, split: str, figure: str) -> str:
     {
       'task': task,
       'trial': i,
-      'metric': figure,
-      'figures': {'dev': {figure: value}},
+      'metric': metric,
+      'figures': {'dev': {metric: value}},
       'constant': {},
       'curve': [],
       'best': None,
@@ -47,25 +49,31 @@ def cell(folder: pathlib.Path, task: str, split: str, figure: str) -> str:
     }
     for i, value in enumerate(values, 1)
   ]
-  s = summarise(record)[task]['figures']['dev'][figure]
-  return f'{100 * s["median"]:.1f}, {100 * s["mean"]:.1f} ({100 * s["low"]:.1f} to {100 * s["high"]:.1f})'
+  s = summarize_trials(record)[task]['figures']['dev'][metric]
+  s = {name: 100 * value for name, value in s.items() if isinstance(value, float)}
+  return f'{s["median"]:.1f}, {s["mean"]:.1f} ({s["low"]:.1f} to {s["high"]:.1f})'
 
 
-def constant(folder: pathlib.Path, task: str, figure: str) -> str:
+def constant(folder: pathlib.Path, metric: str) -> str:
+  """The metric of the best constant prediction on dev, times 100."""
   path = folder / 'results.json'
   value = (
-    json.loads(path.read_text())['trials'][0]['constant'].get(figure) if path.exists() else None
+    json.loads(path.read_text())['trials'][0]['constant'].get(metric) if path.exists() else None
   )
   return '-' if value is None else f'{100 * value:.1f}'
 
 
-if __name__ == '__main__':
-  out = pathlib.Path(sys.argv[1])
-  print('| task | one answer to all (dev) | from scratch | pretrained |\n|---|---|---|---|')
-  for name, task, split, figure, title in ROWS:
-    of = {
-      model: cell(out / model / name, task, split, figure) for model in ('scratch', 'pretrained')
-    }
-    print(
-      f'| {title}, {split} | {constant(out / "pretrained" / name, task, figure)} | {of["scratch"]} | {of["pretrained"]} |'
+def main(folder: str) -> None:
+  """Prints the table of a folder of results."""
+  out = pathlib.Path(folder)
+  print('| task | constant prediction (dev) | not pretrained | pretrained |\n|---|---|---|---|')
+  for name, task, split, metric, title in ROWS:
+    best = constant(out / 'pretrained' / name, metric)
+    scratch, pretrained = (
+      cell(out / model / name, task, split, metric) for model in ('scratch', 'pretrained')
     )
+    print(f'| {title}, {split} | {best} | {scratch} | {pretrained} |')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])

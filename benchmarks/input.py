@@ -1,11 +1,12 @@
-"""Measures the input side alone: batches from a token store, by tf.data and by the NumPy reader, and tokenizing text.
+"""Measures the input pipeline: batches from a token store (tf.data and NumPy), and tokenization.
 
-  python benchmarks/input.py                         # a store as large as the bundled corpus makes
-  python benchmarks/input.py --gigabytes=10          # and a synthetic one of 10 GB, written to --folder and removed again
+  python benchmarks/input.py                 # a store of the bundled corpus's size
+  python benchmarks/input.py --gigabytes=10  # also a synthetic store of 10 GB in --folder (removed)
   python benchmarks/input.py --json=FILE
 
-Each reader runs in a process of its own, so that its memory can be told; rounds of the readers alternate. `resident` is
-what the process holds after the first batch and at the end: anonymous memory, and pages of files.
+Each reader runs in its own process, so that its memory can be measured; rounds of the readers
+alternate. `resident` is the memory of the process after the first batch and at the end: anonymous
+memory, and pages of files.
 """
 
 import argparse
@@ -29,21 +30,25 @@ import numpy as np
 from electra_jax import console
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import preparation, workers
+from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.store import row_batches, token_store
 from electra_jax.data.tokenizers import tokenization
 
-LENGTH, BATCH, VOCAB_SIZE, SEED = 128, 128, 32_768, 0
-BUNDLED_ROWS = 11_000  # about what the bundled corpus makes at this length
-AIM = 2_000_000  # tokens a second
+LENGTH = 128
+BATCH = 128
+VOCAB_SIZE = 32_768
+SEED = 0
+BUNDLED_ROWS = 11_000  # about the number of rows of the bundled corpus at this length
+TARGET = 2_000_000  # tokens per second
 STEP_SPEED = 828  # tokens/s of the training step of `small` on two CPU cores (benchmarks/README.md)
-SHARE_AIM = 0.8  # of the speed of the tokenizer's library
-TEXTS_A_CALL = 256
+TARGET_SHARE = 0.8  # of the speed of the tokenizer's library
+TEXTS_PER_CALL = 256
 LATE_STEP = 1_000_000
 _BLOCK_ROWS = 65_536
 
 
 def synthetic_store(path: pathlib.Path, rows: int) -> None:
-  """A store of random ids, written a block at a time. Blocks repeat: what is in a row is nothing to its reader."""
+  """Writes a store of random ids. Blocks repeat, which makes no difference to a reader."""
   block = np.random.default_rng(0).integers(5, VOCAB_SIZE, (_BLOCK_ROWS, LENGTH), dtype=np.uint16)
   token_store.write_store(
     path,
@@ -57,7 +62,7 @@ def synthetic_store(path: pathlib.Path, rows: int) -> None:
 
 
 def resident() -> dict[str, float]:
-  """Megabytes that this process holds: anonymous memory, and pages of files. Empty where the system does not tell."""
+  """Memory of this process in MB: anonymous memory and pages of files. Empty without /proc."""
   with contextlib.suppress(OSError):
     lines = pathlib.Path('/proc/self/status').read_text().splitlines()
     return {
@@ -69,7 +74,7 @@ def resident() -> dict[str, float]:
 
 
 def forget_cached(path: pathlib.Path) -> None:
-  """Asks the system to drop the store's pages, so that reading begins at the disk."""
+  """Asks the system to drop the store's pages from its cache."""
   for file in path.glob('rows-*.bin'):
     with open(file, 'rb') as shard:
       os.fsync(shard.fileno())
@@ -77,12 +82,12 @@ def forget_cached(path: pathlib.Path) -> None:
 
 
 def measure(path: str, reader: str, seconds: float) -> dict:
-  """Reads batches for so long, in this process: tokens/s, seconds to the first batch, resident memory."""
+  """Reads batches for some seconds: tokens/s, seconds to the first batch, resident memory."""
   store = token_store.open_store(path)
   use_tf = reader == 'tf.data'
   next(
     iter(row_batches.batches(store, BATCH, SEED, LATE_STEP // 2, use_tf=use_tf))
-  )  # imports, and whatever is made once
+  )  # imports and one-time work
   first = {}
   for step in (0, LATE_STEP):
     start = time.perf_counter()
@@ -90,11 +95,15 @@ def measure(path: str, reader: str, seconds: float) -> dict:
     first[step] = time.perf_counter() - start
   iterator = row_batches.batches(store, BATCH, SEED, 0, use_tf=use_tf)
   next(iterator)
-  before, count, start, processor = resident(), 0, time.perf_counter(), time.process_time()
+  before = resident()
+  count = 0
+  processor = time.process_time()
+  start = time.perf_counter()
   while time.perf_counter() - start < seconds:
     next(iterator)
     count += 1
-  elapsed, used = time.perf_counter() - start, time.process_time() - processor
+  elapsed = time.perf_counter() - start
+  used = time.process_time() - processor
   return {
     'tokens_per_second': count * BATCH * LENGTH / elapsed,
     'processor_share': used / elapsed,
@@ -107,6 +116,7 @@ def measure(path: str, reader: str, seconds: float) -> dict:
 
 
 def in_a_process(path: pathlib.Path, reader: str, seconds: float) -> dict:
+  """`measure` in its own process."""
   console.quiet_libraries()
   command = [sys.executable, __file__, '--measure', str(path), reader, str(seconds)]
   done = subprocess.run(command, capture_output=True, text=True)
@@ -118,7 +128,7 @@ def in_a_process(path: pathlib.Path, reader: str, seconds: float) -> dict:
 def read_batches(
   title: str, path: pathlib.Path, rounds: int, seconds: float, cold: bool = False
 ) -> list[dict]:
-  """Rounds of both readers on one store, and a line for each reader: medians, and the range of the speed."""
+  """Measures both readers on a store in alternating rounds, and prints a line for each."""
   readers, results = ('tf.data', 'numpy'), []
   found = {reader: [] for reader in readers}
   for _ in range(rounds):
@@ -132,14 +142,16 @@ def read_batches(
       for key in every[0]
       if not isinstance(every[0][key], dict)
     }
-    speeds = [one['tokens_per_second'] for one in every]
+    speeds = [one['tokens_per_second'] / 1e6 for one in every]
     memory = '  '.join(
       f'{key[3:].lower()} {every[-1]["before"][key]:.0f} to {every[-1]["after"][key]:.0f}'
       for key in every[-1]['before']
     )
     print(
-      f'| {title} | {reader} | {middle["tokens_per_second"] / 1e6:.1f} ({min(speeds) / 1e6:.1f} to {max(speeds) / 1e6:.1f}) '
-      f'| {middle["processor_share"]:.2f} | {middle["first_batch"] * 1e3:.1f} | {middle["first_batch_late"] * 1e3:.1f} | {memory} |',
+      f'| {title} | {reader} | {middle["tokens_per_second"] / 1e6:.1f} '
+      f'({min(speeds):.1f} to {max(speeds):.1f}) '
+      f'| {middle["processor_share"]:.2f} | {middle["first_batch"] * 1e3:.1f} '
+      f'| {middle["first_batch_late"] * 1e3:.1f} | {memory} |',
       flush=True,
     )
     results.append({'store': title, 'reader': reader, **middle, 'rounds': every})
@@ -147,7 +159,7 @@ def read_batches(
 
 
 def library_encode(tokenizer: tokenization.Tokenizer, texts: list[str]) -> None:
-  """All texts by the tokenizer's library alone, with its own threads; the ids are thrown away."""
+  """Encodes texts with the tokenizer's library only, with its own threads."""
   if tokenizer.kind == 'sentencepiece':
     import sentencepiece
 
@@ -165,40 +177,39 @@ def library_encode(tokenizer: tokenization.Tokenizer, texts: list[str]) -> None:
         max_input_chars_per_word=100,
       )
     )
-    library.normalizer, library.pre_tokenizer = (
-      normalizers.BertNormalizer(),
-      pre_tokenizers.BertPreTokenizer(),
-    )
+    library.normalizer = normalizers.BertNormalizer()
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     os.environ['TOKENIZERS_PARALLELISM'] = 'true'
 
     def encode(part):
       return [one.ids for one in library.encode_batch_fast(part, add_special_tokens=False)]
 
-  for start in range(0, len(texts), TEXTS_A_CALL):
-    encode(texts[start : start + TEXTS_A_CALL])
+  for start in range(0, len(texts), TEXTS_PER_CALL):
+    encode(texts[start : start + TEXTS_PER_CALL])
 
 
-def tokenizing(arguments) -> dict:
-  """Preparing a text file, reading and packing and writing and all, beside the tokenizer's library alone."""
+def tokenizing(arguments: argparse.Namespace) -> dict:
+  """Times the whole preparation of a text file against the tokenizer's library only."""
   if arguments.tokenizer:
     chosen = {path: tokenization.load_tokenizer(path) for path in arguments.tokenizer}
   else:
     chosen = {
       f'{kind}, 8,192 tokens': tokenization.train_tokenizer(
-        corpora.read('sample'), kind=kind, vocab_size=8192
+        corpora.read_documents('sample'), tokenization.TokenizerSettings(kind=kind, vocab_size=8192)
       )
       for kind in ('unigram', 'wordpiece')
     }
   texts, megabytes = [], 0.0
   while megabytes < arguments.megabytes:
-    for text in corpora.read('sample'):
+    for text in corpora.read_documents('sample'):
       texts.append(text)
       megabytes += len(text.encode()) / 1e6
   print(
-    f'\nTokenizing {megabytes:.0f} MB of text (the bundled corpus, again and again) on {workers.cores()} cores; the aim is {SHARE_AIM:.0%}\n'
+    f'\nTokenizing {megabytes:.0f} MB of text (the bundled corpus, repeated) on {workers.cores()} '
+    f'cores; target: {TARGET_SHARE:.0%} of the library\n'
   )
   print(
-    '| tokenizer | library alone, MB/s, median (range) | preparing, MB/s, median (range) | share |'
+    '| tokenizer | library only, MB/s, median (range) | preparation, MB/s, median (range) | share |'
   )
   print('|---|---|---|---|')
   results = []
@@ -214,8 +225,8 @@ def tokenizing(arguments) -> dict:
         library.append(megabytes / (time.perf_counter() - start))
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-          preparation.prepare(
-            preparation.Recipe(
+          preparation.prepare_corpus(
+            CorpusRecipe(
               str(folder / 'text.txt'), row_length=LENGTH, tokenizer=str(folder / 'tokenizer')
             ),
             cache=folder,
@@ -243,16 +254,15 @@ def tokenizing(arguments) -> dict:
   return {'megabytes': megabytes, 'tokenizing': results}
 
 
-def main():
+def main() -> None:
+  """Measures and prints tables."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    '--gigabytes', type=float, default=0, help='size of a synthetic store to read too'
+    '--gigabytes', type=float, default=0, help='size of an additional synthetic store'
   )
-  parser.add_argument(
-    '--folder', default=tempfile.gettempdir(), help='where stores are written, and removed again'
-  )
+  parser.add_argument('--folder', default=tempfile.gettempdir(), help='folder of temporary stores')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--seconds', type=float, default=3, help='of each measurement')
   parser.add_argument('--megabytes', type=float, default=200, help='of text to tokenize')
@@ -261,7 +271,7 @@ def main():
     action='append',
     help='a tokenizer to measure with, instead of ones trained on the bundled corpus',
   )
-  parser.add_argument('--json', help='a file for the figures')
+  parser.add_argument('--json', help='a file for the results')
   parser.add_argument('--measure', nargs=3, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.measure:
@@ -275,9 +285,10 @@ def main():
   needed = max(sizes.values()) * LENGTH * 2
   if shutil.disk_usage(arguments.folder).free < 1.2 * needed:
     sys.exit(
-      f'{arguments.folder} has no room for a store of {needed / 1e9:.1f} GB; name another --folder, or fewer --gigabytes.'
+      f'{arguments.folder} has no space for a store of {needed / 1e9:.1f} GB; use another --folder '
+      'or fewer --gigabytes.'
     )
-  figures = {
+  results = {
     'machine': platform.processor() or platform.machine(),
     'cores': os.cpu_count(),
     'batch': BATCH,
@@ -285,24 +296,26 @@ def main():
     'batches': [],
   }
   print(
-    f'Batches of {BATCH} rows of {LENGTH}; the aim is {AIM / 1e6:.0f} million tokens/s, and 20 times the {STEP_SPEED} of a CPU step of small\n'
+    f'Batches of {BATCH} rows of {LENGTH}; target: {TARGET / 1e6:.0f} million tokens/s, and 20 '
+    f'times the {STEP_SPEED} of a CPU step of small\n'
   )
   print(
-    '| store | reader | million tokens/s, median (range) | processors | first batch, ms | the same at step 1,000,000 | resident MB |'
+    '| store | reader | million tokens/s, median (range) | processors | first batch, ms '
+    '| first batch at step 1,000,000, ms | resident MB |'
   )
   print('|---|---|---|---|---|---|---|')
   for title, rows in sizes.items():
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
       path = pathlib.Path(folder) / 'store'
       synthetic_store(path, rows)
-      figures['batches'] += read_batches(title, path, arguments.rounds, arguments.seconds)
+      results['batches'] += read_batches(title, path, arguments.rounds, arguments.seconds)
       if rows > BUNDLED_ROWS and hasattr(os, 'posix_fadvise'):
-        figures['batches'] += read_batches(
+        results['batches'] += read_batches(
           f'{title}, from the disk', path, arguments.rounds, arguments.seconds, cold=True
         )
-  figures |= tokenizing(arguments)
+  results |= tokenizing(arguments)
   if arguments.json:
-    pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=2) + '\n')
+    pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
-"""Times our jitted training step, beside the same step in transformers + PyTorch.
+"""Times the jitted training step against the same step in transformers + PyTorch.
 
-  python benchmarks/train_step.py                      # small, batch 32, length 128, float32, on this machine's CPU
-  taskset -c 0 python benchmarks/train_step.py         # where others use the CPU too: one core, read the processor time
-  python benchmarks/train_step.py --size=base --batch=128 --dtype=bfloat16 --compile      # on a GPU; benchmarks/gpu.sh runs all
+  python benchmarks/train_step.py               # small, batch 32, length 128, float32, CPU
+  taskset -c 0 python benchmarks/train_step.py  # one core of a shared CPU: read the processor time
+  python benchmarks/train_step.py --size=base --batch=128 --dtype=bfloat16 --compile
 
-Rounds of the two alternate in one process, each after a matrix product that measures what the machine gives at that
-moment, so that a neighbour's load falls on both. Needs neither TensorFlow nor ml_collections; PyTorch and transformers
-for the peer alone.
+The last one is for a GPU. Rounds of the two alternate in one process, each after a
+matrix product that measures the speed of the machine at that moment, so that other load affects
+both. Requires neither TensorFlow nor ml_collections; PyTorch and transformers only for the peer.
 """
 
 import argparse
@@ -17,8 +17,9 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
-# Both frameworks live on one GPU here; by default JAX would take most of its memory at the start.
+# Both frameworks share one GPU here; by default JAX would reserve most of its memory.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -26,22 +27,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax.config.pretraining import OptimizerConfig
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking, pretrain_step
-from electra_jax.pretrain.objectives import common
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import optimizers, partitioning
 
-# Clark et al. 2020, table 6: hidden, embedding, feed-forward, heads, and the generator's share of the width.
+# Clark et al. 2020, table 6: hidden, embedding and feed-forward size, heads, and the generator's
+# fraction of the width.
 SIZES = {'small': (256, 128, 1024, 4, 1 / 4), 'base': (768, 768, 3072, 12, 1 / 3)}
-LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY, CLIP = 5e-4, 0.9, 0.999, 1e-6, 0.01, 1.0
-MASK_RATE, MASK_SHARE, DISCRIMINATOR_WEIGHT = 0.15, 0.85, 50.0
-CLS_ID, SEP_ID, MASK_ID, FIRST_WORD = 2, 3, 4, 5
+LEARNING_RATE = 5e-4
+B1 = 0.9
+B2 = 0.999
+EPS = 1e-6
+WEIGHT_DECAY = 0.01
+CLIP = 1.0
+MASK_RATE = 0.15
+MASK_SHARE = 0.85
+DISCRIMINATOR_WEIGHT = 50.0
+CLS_ID = 2
+SEP_ID = 3
+MASK_ID = 4
+FIRST_WORD = 5
+Run = Callable[[int], None]  # makes a number of steps and waits for them
 
 
-def towers(size: str, length: int, dropout: float, dtype, unroll: int, attention: str):
-  """EncoderConfigs of generator and discriminator. Only XLA's attention has dropout of its probabilities."""
+def towers(
+  size: str, length: int, dropout: float, dtype: jnp.dtype, unroll: int, attention: str
+) -> tuple[EncoderConfig, EncoderConfig]:
+  """Generator and discriminator. Only XLA's attention has dropout of its probabilities."""
   hidden, embedding, intermediate, heads, fraction = SIZES[size]
   discriminator = EncoderConfig(
     hidden_size=hidden,
@@ -68,29 +84,29 @@ def random_rows(config: EncoderConfig, batch: int, length: int) -> np.ndarray:
   return ids
 
 
-def ours(generator, discriminator, rows):
-  """A function of n that makes n of our training steps and returns when they are done."""
+def ours(generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarray) -> Run:
+  """Training steps of electra_jax."""
   batch, length = rows.shape
   model = Electra(generator, discriminator)
-  settings = objective.Settings(
+  settings = Settings(
     mask_rate=MASK_RATE,
     mask_share=MASK_SHARE,
     discriminator_weight=DISCRIMINATOR_WEIGHT,
     max_predictions=masking.max_predictions(MASK_RATE, length),
   )
-  optimizer = optimizers.adamw(
-    lambda step: LEARNING_RATE,
-    b1=B1,
-    b2=B2,
-    eps=EPS,
-    weight_decay=WEIGHT_DECAY,
-    clip=CLIP,
-    bias_correction=True,
+  config = OptimizerConfig(
+    b1=B1, b2=B2, eps=EPS, weight_decay=WEIGHT_DECAY, clip=CLIP, bias_correction=True
   )
+  rates = {'learning_rate': lambda step: LEARNING_RATE}
+  optimizer = optimizers.adamw(optimizers.OptimizerSettings(rates, config))
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   _, shardings = pretrain_step.state_shardings(model, optimizer, length, layout)
   train_step = pretrain_step.jit_train_step(
-    pretrain_step.make_train_step(model, objective, settings, optimizer, seed=0), shardings, layout
+    pretrain_step.make_train_step(
+      pretrain_step.Computation(model, OBJECTIVE, settings, seed=0), optimizer
+    ),
+    shardings,
+    layout,
   )
   state = jax.jit(
     lambda: pretrain_step.init_state(model, optimizer, 0, length), out_shardings=shardings
@@ -109,8 +125,13 @@ def ours(generator, discriminator, rows):
   return run
 
 
-def peer(generator, discriminator, rows, compiled: bool):
-  """The same for transformers + PyTorch: ElectraForMaskedLM and ElectraForPreTraining with shared embeddings."""
+def peer(
+  generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarray, compiled: bool
+) -> Run:
+  """The same steps with transformers' ElectraForMaskedLM and ElectraForPreTraining.
+
+  Both share their embeddings. `compiled`: compile the forward pass with torch.compile.
+  """
   import torch
   import transformers
 
@@ -188,8 +209,8 @@ def peer(generator, discriminator, rows, compiled: bool):
   return run
 
 
-def matrix_product_rate(dtype):
-  """A function that measures FLOP/s of one large square matrix product, after compiling it."""
+def matrix_product_rate(dtype: jnp.dtype) -> Callable[[], float]:
+  """Compiles a large square matrix product; the function measures its FLOP/s."""
   n = 2048 if jax.default_backend() == 'cpu' else 8192
   a = jnp.asarray(np.random.default_rng(0).standard_normal((n, n)), dtype)
   multiply = jax.jit(lambda x: x @ x)
@@ -205,18 +226,20 @@ def matrix_product_rate(dtype):
   return measure
 
 
-def timed(run, n) -> tuple[float, float]:
-  """Seconds a step over n steps: by the clock, and of processor time over all cores, steadier on a shared CPU."""
+def timed(run: Run, n: int) -> tuple[float, float]:
+  """Seconds per step over n steps: elapsed, and processor time of all cores."""
   start, used = time.perf_counter(), time.process_time()
   run(n)
   return (time.perf_counter() - start) / n, (time.process_time() - used) / n
 
 
-def summary(values) -> dict[str, float]:
+def summary(values: list[float]) -> dict[str, float]:
+  """Median and range."""
   return {'median': statistics.median(values), 'low': min(values), 'high': max(values)}
 
 
 def machine() -> str:
+  """Name of the device; of a CPU also the number of cores."""
   device = jax.devices()[0]
   if device.platform != 'cpu':
     return device.device_kind
@@ -233,7 +256,8 @@ def machine() -> str:
   return f'{names[0]}, {cores} core{"s" * (cores != 1)}'
 
 
-def main():
+def main() -> None:
+  """Measures both and prints a table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -261,7 +285,7 @@ def main():
   parser.add_argument(
     '--compile', action='store_true', help='torch.compile the forward pass of the peer'
   )
-  parser.add_argument('--json', metavar='FILE', help='write the figures there as well')
+  parser.add_argument('--json', metavar='FILE', help='a file for the results')
   flags = parser.parse_args()
 
   dtype = jnp.dtype(flags.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
@@ -269,8 +293,10 @@ def main():
     flags.size, flags.length, flags.dropout, dtype, flags.unroll, flags.attention
   )
   rows = random_rows(discriminator, flags.batch, flags.length)
-  settings = objective.Settings(max_predictions=masking.max_predictions(MASK_RATE, flags.length))
-  work = common.step_flops(settings, Electra(generator, discriminator), flags.batch, flags.length)
+  settings = Settings(max_predictions=masking.max_predictions(MASK_RATE, flags.length))
+  work = OBJECTIVE.step_flops(
+    settings, Electra(generator, discriminator), (flags.batch, flags.length)
+  )
   versions = f'jax {jax.__version__}'
   runs = {f'electra_jax, {flags.attention} attention': ours(generator, discriminator, rows)}
   if flags.peer:
@@ -281,7 +307,8 @@ def main():
     runs['transformers + PyTorch'] = peer(generator, discriminator, rows, flags.compile)
   print(
     f'{machine()}; {versions}\n{flags.size}, batch {flags.batch}, length {flags.length}, {dtype}, '
-    f'dropout {flags.dropout:g}, of attention {discriminator.attention_dropout:g}: {work / 1e9:,.1f} GFLOP a step',
+    f'dropout {flags.dropout:g}, of attention {discriminator.attention_dropout:g}: '
+    f'{work / 1e9:,.1f} GFLOP per step',
     flush=True,
   )
 
@@ -292,7 +319,9 @@ def main():
     counts[name] = flags.steps or max(1, round(2 / timed(run, 2)[0]))
     print(f'{name}: first step {first:.1f} s, {counts[name]} steps a round', flush=True)
 
-  seconds, processor, products = {name: [] for name in runs}, {name: [] for name in runs}, []
+  seconds: dict[str, list[float]] = {name: [] for name in runs}
+  processor: dict[str, list[float]] = {name: [] for name in runs}
+  products = []
   for index in range(flags.rounds):
     for name in list(runs) if index % 2 == 0 else reversed(runs):
       products.append(product())
@@ -311,17 +340,19 @@ def main():
     for name, values in seconds.items()
   }
   print(
-    f'\nMatrix product: {peak / 1e9:,.0f} GFLOP/s ({min(products) / 1e9:,.0f} to {max(products) / 1e9:,.0f})\n'
+    f'\nMatrix product: {peak / 1e9:,.0f} GFLOP/s '
+    f'({min(products) / 1e9:,.0f} to {max(products) / 1e9:,.0f})\n'
   )
   print(
-    '| step | tokens/s, median of rounds (range) | model GFLOP/s | share of the matrix-product rate | '
-    'processor seconds a step |\n|---|---|---|---|---|'
+    '| step | tokens/s, median of rounds (range) | model GFLOP/s '
+    '| share of the matrix-product rate | processor seconds per step |\n|---|---|---|---|---|'
   )
   for name, result in results.items():
     t = result['tokens_per_second']
     print(
       f'| {name} | {t["median"]:,.0f} ({t["low"]:,.0f} to {t["high"]:,.0f}) | '
-      f'{result["flops_per_second"]["median"] / 1e9:,.1f} | {result["share_of_matrix_product_rate"]:.0%} | '
+      f'{result["flops_per_second"]["median"] / 1e9:,.1f} | '
+      f'{result["share_of_matrix_product_rate"]:.0%} | '
       f'{result["processor_seconds_per_step"]["median"]:.2f} |'
     )
   record = {

@@ -1,18 +1,24 @@
-"""An encoder of ModernBERT-base's shape (Warner et al. 2024): 22 layers of 768, rows of 512.
+"""An encoder of ModernBERT-base's shape (Warner et al. 2024): 22 layers of 768, rows of 512 tokens.
 
   python -m electra_jax.main --config=configs/modern_base.py --config.data.source='corpus/*.txt.gz'
 
-Meant for 8 GPUs or a v5e-16 slice. The generator has the same width and half the depth, as in DeBERTaV3 (He et al. 2021), so that
-transformers' ModernBert opens both towers. Rates are our choice, not a published recipe.
+Meant for 8 GPUs or a v5e-16 slice. The generator has the same width and half the depth, as in
+DeBERTaV3 (He et al. 2021), so that ModernBert of transformers opens both towers. Learning rates are
+our choice, not a published recipe.
 """
+
+import ml_collections
 
 from electra_jax.config import default_config, with_arguments
 
 
-def get_config(arguments=''):
+def get_config(arguments: str = '') -> ml_collections.ConfigDict:
+  """The config; `arguments` are those after the colon of --config=FILE:name=value,...."""
   c = default_config()
   c.name = 'modern_base'
-  c.sequence_length, c.batch_size, c.steps = 512, 256, 766_000
+  c.sequence_length = 512
+  c.batch_size = 256
+  c.steps = 766_000
   c.model.update(
     family='modern',
     hidden_size=768,

@@ -1,18 +1,25 @@
-"""A small encoder of ModernBERT's family, rows of 512: rotary positions, GeGLU, no biases, local attention in two layers of three.
+"""A small encoder of ModernBERT's family, with rows of 512 tokens.
 
   python -m electra_jax.main --config=configs/modern_small.py --config.data.source='corpus/*.txt.gz'
 
-Meant for one GPU or a v5e-4 slice. The generator has the same width and half the depth, as in DeBERTaV3 (He et al. 2021), so that
-transformers' ModernBert opens both towers. Sizes and rates are our choice, not a published recipe.
+It has rotary positions, GeGLU, no biases, and local attention in two of three layers. Meant for one
+GPU or a v5e-4 slice. The generator has the same width and half the depth, as in DeBERTaV3 (He et
+al. 2021), so that ModernBert of transformers opens both towers. Sizes and learning rates are our
+choice, not a published recipe.
 """
+
+import ml_collections
 
 from electra_jax.config import default_config, with_arguments
 
 
-def get_config(arguments=''):
+def get_config(arguments: str = '') -> ml_collections.ConfigDict:
+  """The config; `arguments` are those after the colon of --config=FILE:name=value,...."""
   c = default_config()
   c.name = 'modern_small'
-  c.sequence_length, c.batch_size, c.steps = 512, 128, 250_000
+  c.sequence_length = 512
+  c.batch_size = 128
+  c.steps = 250_000
   c.model.update(
     family='modern',
     hidden_size=384,

@@ -1,20 +1,27 @@
-"""1.2 million parameters, for comparing objectives on a laptop's CPU: what configs/sweeps/ varies.
+"""1.2 million parameters, to compare objectives on a laptop's CPU; the base of configs/sweeps/.
 
   python -m electra_jax.main --config=configs/nano.py --config.data.source='text/*.txt.xz'
 
-Of the modern family, cased, rows of 64, a generator of half the width. On one core of an AMD EPYC 1.3 million tokens of electra (8e12 FLOPs) take 5 min 20 s, of mlm
-1.7 million. Small batches: at this size the number of updates decides. With its rate of 1e-3 the discriminator leaves the constant predictor
-behind within a million tokens; at 2e-3 it hardly does, while mlm is best there (docs/results.md).
+Of the modern family, cased, with rows of 64 tokens and a generator of half the width. On one core
+of an AMD EPYC 1.3 million tokens of electra (8e12 FLOPs) take 5 min 20 s, as do 1.7 million tokens
+of mlm. Batches are small, since at this size the number of updates decides. With a
+learning rate of 1e-3 the discriminator becomes better than the constant predictor within a million
+tokens; with 2e-3 it hardly does, while mlm is best there (docs/results.md).
 """
+
+import ml_collections
 
 from electra_jax.config import default_config, with_arguments
 
 
-def get_config(arguments=''):
+def get_config(arguments: str = '') -> ml_collections.ConfigDict:
+  """The config; `arguments` are those after the colon of --config=FILE:name=value,...."""
   c = default_config()
   c.name = 'nano'
   c.data.vocab_size = 4_096
-  c.sequence_length, c.batch_size, c.steps = 64, 16, 1_280
+  c.sequence_length = 64
+  c.batch_size = 16
+  c.steps = 1_280
   c.model.update(
     family='modern',
     hidden_size=128,
@@ -29,5 +36,8 @@ def get_config(arguments=''):
   )
   c.generator.hidden_fraction = 0.5
   c.optimizer.update(learning_rate=1e-3, warmup_steps=100, b2=0.98, bias_correction=True)
-  c.log_every, c.eval_every, c.save_every, c.keep = 100, 500, 500, 1
+  c.log_every = 100
+  c.eval_every = 500
+  c.save_every = 500
+  c.keep = 1
   return with_arguments(c, arguments)

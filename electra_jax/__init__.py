@@ -1,25 +1,47 @@
 """ELECTRA pretraining in JAX and Flax."""
 
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from electra_jax.version import __version__ as __version__
 
+if TYPE_CHECKING:
+  from electra_jax.finetune.finetuned import FineTunedRun
+  from electra_jax.pretrain.trained_run import Run
 
-def load(workdir, step='last', store=None, task=None):
-  """A trained run in Python: its config, model, parameters and tokenizer; call it with texts, or a fine-tuned one with a file's name.
+
+def load(
+  workdir: str | os.PathLike[str],
+  step: str | int = 'last',
+  store: str | None = None,
+  task: str | None = None,
+  plugins: Sequence[str | os.PathLike[str]] = (),
+) -> 'Run | FineTunedRun':
+  """Opens a trained run: its config, model, parameters and tokenizer.
 
   Args:
     workdir: the run's folder.
-    step: of a pretraining run: 'last', 'best' (by the held-out figure), or the number of a kept checkpoint.
-    store: of a pretraining run: the prepared corpus, where it is elsewhere than at training; only held-out rows come from it.
-    task: of a fine-tuned run: which, where it has several.
+    step: of a pretraining run, 'last', 'best' (by held-out loss), or the number of a kept
+      checkpoint.
+    store: of a pretraining run, the prepared corpus if it has moved since training. Only held-out
+      rows are read from it.
+    task: of a fine-tuned run, the task to open; None if the run has one task.
+    plugins: Python files that register what user code added for the run (--plugins).
 
-  Returns: electra_jax.pretrain.pretrained.Run, or electra_jax.finetune.finetuned.FineTunedRun.
+  Returns:
+    A run that can be called with texts, or a fine-tuned run that can be called with examples or the
+    name of a file.
 
-  Raises: electra_jax.errors.UserError where the folder holds no run or no such checkpoint.
+  Raises:
+    electra_jax.errors.UserError: the folder holds no run, or no such checkpoint.
   """
+  from electra_jax import registry
   from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 
+  registry.load_plugins(plugins)
   if is_finetuned(workdir):
     return open_finetuned(workdir, task)
-  from electra_jax.pretrain.pretrained import open_run
+  from electra_jax.pretrain.trained_run import open_run
 
   return open_run(workdir, step, store)

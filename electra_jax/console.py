@@ -1,15 +1,26 @@
-"""Lines on the console: aligned, and while long work runs, a progress line that stays in its place."""
+"""Lines on the console, and progress displays for long work."""
 
 import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from rich.progress import Progress as Display
+
+REFRESH_EVERY = 0.2  # seconds between two updates of the display on a terminal
+LOG_EVERY = 30.0  # seconds between two progress lines where the output is not a terminal
 
 
 def quiet_libraries() -> None:
-  """Keeps what XLA and TensorFlow say of themselves off stderr, unless the environment asks for it. Call it before they start."""
+  """Hides messages of XLA and TensorFlow, unless the environment asks for them.
+
+  Must be called before the libraries are loaded.
+  """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  # TensorFlow says that oneDNN is on before it reads the level above, on processors with AVX512_VNNI; here it computes nothing.
+  # On some processors TensorFlow reports oneDNN before it reads the level. It is not used here.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 
@@ -19,7 +30,7 @@ def say(label: str, text: str) -> None:
 
 
 def seconds(value: float) -> str:
-  """A duration in words, such as `8s`, `3m20s` or `2h05m`."""
+  """Formats a duration, such as `8s`, `3m20s` or `2h05m`."""
   value = int(round(value))
   if value < 60:
     return f'{value}s'
@@ -29,62 +40,104 @@ def seconds(value: float) -> str:
 
 
 def heading(text: str) -> None:
-  """Prints the line that begins a screen."""
+  """Prints an empty line and a line that starts a new part of the output."""
   print(f'\n{text}', flush=True)
 
 
 class Progress:
-  """A line that stays in its place while long work runs. See `progress`."""
+  """The progress of long work. See `progress`.
 
-  def __init__(self, label: str, total: float | None):
+  Attributes:
+    terminal: whether the output is a terminal.
+  """
+
+  def __init__(self, label: str, total: float | None) -> None:
+    """Starts the clock.
+
+    Args:
+      label: label of the line.
+      total: amount of work; None if it is not known.
+    """
     self.terminal = sys.stdout.isatty()
-    self._label, self._total = label, total
-    self._interval = 0.2 if self.terminal else 30.0
+    self._label = label
+    self._total = total
     self._start = self._shown = time.monotonic()
-    self._width = 0
+    self._display: Display | None = None  # while it is on the screen
 
   def __call__(self, done: float, text: str = '') -> None:
-    """Shows `text`, and with a total the share done and the time left."""
+    """Shows `text` and, if the total is known, the share that is done and the time left."""
     now = time.monotonic()
-    if now - self._shown < self._interval:
+    if now - self._shown < (REFRESH_EVERY if self.terminal else LOG_EVERY):
       return
     self._shown = now
-    elapsed = now - self._start
-    if self._total:
-      share = min(done / self._total, 1.0)
-      left = f', {seconds(elapsed / share - elapsed)} left' if share > 0 else ''
-      text = f'{share:4.0%}  {text}{left}'
-    else:
-      text = f'{text}, {seconds(elapsed)} so far'
     if self.terminal:
-      line = f'  {self._label:<12} {text}'
-      print('\r' + line.ljust(self._width), end='', flush=True)
-      self._width = len(line)
+      display = self._display or self._open_display()
+      display.update(display.task_ids[0], completed=done, text=text, refresh=True)
     else:
-      say(self._label, text)
+      say(self._label, self._line(done, text))
 
   def above(self, text: str) -> None:
-    """Prints a line that stays, above the one that moves."""
-    self.wipe()
-    print(text, flush=True)
-    self._shown = time.monotonic() if not self.terminal else 0.0
+    """Prints a line that stays, above the progress display."""
+    if self._display:
+      self._display.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    else:
+      print(text, flush=True)
+    if not self.terminal:
+      self._shown = time.monotonic()
 
-  def wipe(self) -> None:
-    """Takes the moving line away."""
-    if self.terminal and self._width:
-      print('\r' + ' ' * self._width + '\r', end='', flush=True)
-      self._width = 0
+  def close(self) -> None:
+    """Removes the display from the screen."""
+    if self._display:
+      self._display.stop()
+      self._display = None
+
+  def _line(self, done: float, text: str) -> str:
+    elapsed = time.monotonic() - self._start
+    if not self._total:
+      return f'{text}, {seconds(elapsed)} so far'
+    share = min(done / self._total, 1.0)
+    left = f', {seconds(elapsed / share - elapsed)} left' if share > 0 else ''
+    return f'{share:4.0%}  {text}{left}'
+
+  def _open_display(self) -> 'Display':
+    # rich takes time to load, and only a terminal needs it.
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
+
+    known = (
+      BarColumn(bar_width=20),
+      TextColumn('{task.percentage:>3.0f}%'),
+      TextColumn('{task.fields[text]}', markup=False),
+      TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    unknown = (TextColumn('{task.fields[text]}', markup=False), TimeElapsedColumn())
+    label = TextColumn('  {task.description:<12}', markup=False)
+    # Without automatic refreshes there is no thread, which processes that fork could not have.
+    display = Display(
+      label, *(known if self._total else unknown), transient=True, auto_refresh=False
+    )
+    display.add_task(self._label, total=self._total, text='')
+    display.start()
+    self._display = display
+    return display
 
 
 @contextlib.contextmanager
-def progress(label: str, total: float | None = None):
-  """Yields a Progress.
+def progress(label: str, total: float | None = None) -> Iterator[Progress]:
+  """Shows the progress of the work in a `with` block.
 
-  On a terminal its line is rewritten, at most five times a second; elsewhere one is printed where nothing else was for thirty
-  seconds, so logs stay short. The line is wiped at the end.
+  On a terminal a display is updated and removed at the end. Elsewhere a line is printed if nothing
+  was for 30 seconds, so that logs stay short.
+
+  Args:
+    label: label of the line.
+    total: amount of work; None if it is not known.
+
+  Yields:
+    A function `(done, text)` to call with the work that is done.
   """
   line = Progress(label, total)
   try:
     yield line
   finally:
-    line.wipe()
+    line.close()

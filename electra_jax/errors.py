@@ -1,15 +1,22 @@
-"""How a program ends before its time. Apart from config.py, since the step and the benchmarks run without ml_collections."""
+"""How a program ends early: exit statuses and exceptions.
 
-PREEMPTED = 42  # exit status: asked to stop, all saved; the same command goes on
+This module imports nothing, as the training step and the benchmarks run without ml_collections.
+"""
+
+PREEMPTED = 42  # exit status: asked to stop, everything is saved; the same command resumes
 INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
 
 
 class UserError(Exception):
-  """A person's mistake: one sentence that names the thing and what would do. main.py prints it and exits with 1."""
+  """A mistake of the user: one sentence that names it and what would work.
+
+  The command line prints it and exits with status 1.
+  """
 
 
 class Preempted(BaseException):
-  """The process was asked to stop before there was anything to save. main.py says so and exits with PREEMPTED.
+  """The process was asked to stop before there was anything to save.
 
-  No Exception, as KeyboardInterrupt is none: it comes at any moment, and is not what is wrong with what was being read then.
+  The command line reports it and exits with status PREEMPTED. Like KeyboardInterrupt it is not an
+  Exception: it may be raised anywhere, and must not be mistaken for an error of the code there.
   """

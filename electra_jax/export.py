@@ -14,8 +14,8 @@ from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 from electra_jax.interop import huggingface, own, tokenizer_files
 from electra_jax.interop.weights import Weights
-from electra_jax.pretrain.evaluation import NAMES
-from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved
+from electra_jax.pretrain.build import objective_of
+from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved_run
 from electra_jax.training import run_folder
 from electra_jax.training.progress import quantity, read_metrics
 
@@ -44,7 +44,7 @@ class _PretrainedRun:
   weights: Weights
   resolved: ResolvedRun
   tokenizer: Tokenizer
-  record: report.Record | None  # None for a checkpoint that was copied without its metrics
+  record: report.RunRecord | None  # None for a checkpoint that was copied without its metrics
 
   def card(self, title: str, use: model_card.Use | None, tower: str) -> bytes:
     """Returns the model card of a tower."""
@@ -55,7 +55,10 @@ class _PretrainedRun:
         report.essentials(self.record),
         _heldout_metrics(self.record, self.weights.step),
       )
-    sections = model_card.run_sections(self.weights, self.resolved.config, facts, tower)
+    config = self.resolved.config
+    method = objective_of(config).description or f'the objective {config.objective.name}'
+    weights_text = f'the weights of {tower} at step {self.weights.step:,}, pretrained by {method}'
+    sections = model_card.run_sections(weights_text, config, facts)
     return model_card.model_card(title, use, sections).encode()
 
 
@@ -99,9 +102,9 @@ def export(
   has_metrics = bool(read_metrics(run_folder.folder(workdir)))
   run = _PretrainedRun(
     weights,
-    resolve_saved(workdir),
+    resolve_saved_run(workdir),
     load_tokenizer(weights.tokenizer),
-    report.read(workdir) if has_metrics else None,
+    report.read_record(workdir) if has_metrics else None,
   )
   say('read', weights.source)
   for note in weights.notes:
@@ -141,10 +144,9 @@ def _tokenizer_files(run: _PretrainedRun, tower: str) -> dict[str, bytes]:
   """Returns the tokenizer's files for transformers, with the length and types of a tower."""
   config = run.weights.generator if tower == 'generator' else run.weights.discriminator
   assert config is not None
-  has_positions = _has_position_table(config.family)
   longest = max(phase.config.sequence_length for phase in run.resolved.phases)
-  max_length = config.max_positions if has_positions else longest
-  return tokenizer_files.files(run.tokenizer, max_length, _has_token_types(config.family))
+  max_length = config.max_positions if config.has_position_table else longest
+  return tokenizer_files.files(run.tokenizer, max_length, config.has_token_types)
 
 
 def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
@@ -156,7 +158,7 @@ def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
   return model_card.use_of('discriminator', huggingface.auto_class(weights.discriminator))
 
 
-def _heldout_metrics(record: report.Record, step: int | None) -> list[str]:
+def _heldout_metrics(record: report.RunRecord, step: int | None) -> list[str]:
   """Returns the held-out metrics of a step as Markdown: of --mode=evaluate, or of training."""
   if record.evaluation and record.evaluation['step'] == step:
     return report.evaluation(record)
@@ -171,31 +173,23 @@ def _heldout_metrics(record: report.Record, step: int | None) -> list[str]:
     '|---|---:|',
     *(
       f'| {title} | {report.number(lines[-1].get(name))} |'
-      for name, title in NAMES.items()
+      for name, title in report.displayed_metrics(record).items()
       if name in lines[-1]
     ),
   ]
 
 
-def _has_position_table(family: str) -> bool:
-  return family == 'electra'
-
-
-def _has_token_types(family: str) -> bool:
-  return family == 'electra'
-
-
 def _export_to_tensorflow(run: _PretrainedRun, output: str) -> None:
   from electra_jax.interop import google
 
-  if not _is_read_by_original(run.tokenizer):
+  if not run.tokenizer.read_by_original_program:
     say(
       'tokenizer',
-      'the original program reads WordPiece only; the tokenizer is written beside the checkpoint '
-      'for your own code',
+      'the original program reads WordPiece only; the files of this tokenizer are written beside '
+      'the checkpoint',
     )
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
-  beside = {**run.tokenizer.files, CARD: card}
+  beside = {**run.tokenizer.saved_files(), CARD: card}
   prefix = file_access.join(output, f'model.ckpt-{run.weights.step}')
   stale = _stale_files(output, {*beside, *google.written_files(prefix)})
   # Stale files are removed only when the model turns out to be expressible and writable.
@@ -209,10 +203,6 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str) -> None:
   )
 
 
-def _is_read_by_original(tokenizer: Tokenizer) -> bool:
-  return tokenizer.kind == 'wordpiece'
-
-
 def _export_finetuned(workdir: str | os.PathLike[str], output: str, task: str | None) -> None:
   run = open_finetuned(workdir, task)
   weights = run.weights()
@@ -222,7 +212,7 @@ def _export_finetuned(workdir: str | os.PathLike[str], output: str, task: str | 
   folder = run_folder.folder(workdir)
   origin = run_folder.read_json(folder / 'encoder.json')['origin']['run']
   files = huggingface.model_files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
-  files |= tokenizer_files.files(run.tokenizer, run.max_length, _has_token_types(config.family))
+  files |= tokenizer_files.files(run.tokenizer, run.max_length, config.has_token_types)
   use = model_card.use_of(run.task.head)
   if run.imported:
     description = f'{origin}, fine-tuned by another program, for {run.task.name}.'

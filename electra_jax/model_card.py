@@ -6,30 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from electra_jax.config import PretrainingConfig, to_plain
-from electra_jax.interop.weights import Weights
 
 MADE = 'Made with electra_jax.'  # marks the cards of exports
-_DETECTION = (
-  'replaced token detection (Clark et al. 2020): a generator fills masked tokens, and the '
-  'discriminator predicts of '
-)
-# How an encoder was pretrained, by objective.
-_OBJECTIVES = {
-  'electra': f'{_DETECTION}every token whether it was replaced',
-  'electra_15': f'{_DETECTION}the masked tokens whether they were replaced',
-  'mlm': 'masked language modeling (Devlin et al. 2019): one tower predicts masked tokens',
-  'replace_mlm': (
-    'Replace MLM (Clark et al. 2020): a generator fills masked tokens, and the exported tower '
-    'predicts the original ones'
-  ),
-  'all_tokens_mlm': (
-    'All-Tokens MLM (Clark et al. 2020): a generator fills masked tokens, and the exported tower '
-    'predicts every token or copies it'
-  ),
-  'electric': (
-    'Electric (Clark et al. 2020b): the energy of every token, by noise-contrastive estimation'
-  ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +105,13 @@ def model_card(title: str, use: Use | None, sections: Sequence[str]) -> str:
   return '\n'.join([*lines, *sections])
 
 
-def run_sections(
-  weights: Weights, config: PretrainingConfig, facts: RunFacts | None, tower: str
-) -> list[str]:
+def run_sections(content: str, config: PretrainingConfig, facts: RunFacts | None) -> list[str]:
   """Returns the sections of a pretrained model.
 
   Args:
-    weights: of the run.
+    content: what is exported, to follow 'These are '.
     config: of the run.
     facts: from the metrics of the run; None without metrics.
-    tower: the exported towers.
   """
   headline = f'{facts.headline}. ' if facts else ''
   origin = ''
@@ -148,8 +123,7 @@ def run_sections(
   lines = [
     '## Description',
     '',
-    f'{headline}These are the weights of {tower} at step {weights.step:,}, pretrained by '
-    f'{_pretraining_text(config)}.{origin}',
+    f'{headline}These are {content}.{origin}',
     '',
   ]
   if facts:
@@ -158,11 +132,6 @@ def run_sections(
     lines += ['', '## Metrics on held-out text', '', *facts.heldout, '']
   plain = json.dumps(to_plain(config), indent=2, sort_keys=True)
   return [*lines, '## Config', '', '```json', plain, '```', '']
-
-
-def _pretraining_text(config: PretrainingConfig) -> str:
-  """Returns how the objective pretrains, after 'pretrained by'."""
-  return _OBJECTIVES[config.objective.name]
 
 
 def finetuned_sections(description: str, results: Mapping[str, Any] | None) -> list[str]:

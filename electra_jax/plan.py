@@ -26,16 +26,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from electra_jax import console
+from electra_jax import console, registry
 from electra_jax.config import Phase, PretrainingConfig, from_plain, phases_of, to_plain
 from electra_jax.console import say
 from electra_jax.errors import UserError
+from electra_jax.model.sharing.scheme import SharingScheme
 from electra_jax.pretrain import budgets, build, pretrain_step
-from electra_jax.pretrain.resolve import ResolvedRun, resolve
+from electra_jax.pretrain.resolve import ResolvedRun, resolve_run
 from electra_jax.training import hlo, memory, partitioning, run_folder, slices
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.progress import quantity
 from electra_jax.training.slices import Slice
+from electra_jax.training.update_step import UpdateOptions
 
 SEARCH_COMPILES = 3  # programs per phase that the search for the largest batch compiles at most
 SEARCH_SECONDS = 300  # after which the search compiles no further program
@@ -82,7 +84,7 @@ def plan(
   Raises:
     UserError: the config, the slice or the price is not valid, or libtpu is missing or crashes.
   """
-  config = resolve(config, platform='tpu').config
+  config = resolve_run(config, platform='tpu').config
   of = slices.parse_slice(topology)
   if price is not None and price < 0:
     raise UserError(f'--price is {price:g}; expected the dollars of a chip-hour, at least 0.')
@@ -129,7 +131,7 @@ def compile_plan(run: ResolvedRun, of: Slice, search: bool, report: Report = _ig
     UserError: the config does not fit the slice's mesh.
   """
   layout = partitioning.make_layout(run.config, slices.topology_devices(of))
-  run = budgets.resolve(run, build.any_tokenizer(run.config.data.vocab_size), layout, {})
+  run = budgets.resolve_budget(run, build.any_tokenizer(run.config.data.vocab_size), layout, {})
   config = run.config
   return {
     'config': config.name,
@@ -253,6 +255,11 @@ def _refused_bytes(error: Exception) -> int | None:
   return int(number * 1024 ** ('KMG'.index(used[2] or used[4]) + 1))
 
 
+def _has_one_encoder(p: build.Program) -> bool:
+  scheme: SharingScheme = registry.SHARING_SCHEMES.get(p.model.sharing)
+  return scheme.one_encoder
+
+
 def _count_flops(p: build.Program) -> Json:
   """Counts the FLOPs of a step on all chips.
 
@@ -267,7 +274,7 @@ def _count_flops(p: build.Program) -> Json:
   layers = p.model.discriminator_config.num_layers
   shallow = _lowered_flops(p, 1, 1)
   deeper = [(_lowered_flops(p, 1, 2), layers - 1)]
-  if p.model.sharing != 'all':
+  if not _has_one_encoder(p):
     deeper.append((_lowered_flops(p, 2, 1), generator_layers - 1))
   whole, products = (
     first + sum(more * (counts[i] - first) for counts, more in deeper)
@@ -285,13 +292,13 @@ def _lowered_flops(p: build.Program, generator_layers: int, layers: int) -> tupl
       (p.model.discriminator_config, layers),
     )
   )
-  model = p.model.clone(
-    generator_config=d if p.model.sharing == 'all' else g, discriminator_config=d
-  )
+  model = p.model.clone(generator_config=d if _has_one_encoder(p) else g, discriminator_config=d)
   length = p.config.sequence_length
   shapes, _ = pretrain_step.state_shardings(model, p.optimizer, length, p.layout)
   step = pretrain_step.make_train_step(
-    model, p.objective, p.settings, p.optimizer, seed=0, trained=p.trained, alone=p.alone
+    dataclasses.replace(p.computation, model=model, seed=0, schedules={}),
+    p.optimizer,
+    UpdateOptions(trained=p.trained),
   )
   batch = {'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, length), jnp.int32)}
   lowered = jax.jit(step).lower(shapes, batch)

@@ -1,8 +1,8 @@
-"""Closed lists: what has several kinds, by name.
+"""Closed lists: everything that exists in several kinds, by name.
 
 Each list maps a name to the place of its spec, one line of help and the options that it adds to a
-config. Importing this module imports no spec, so the command line and the checks of a config know
-all names without JAX or TensorFlow. A spec's module is imported when the spec is first used.
+config. Importing this module imports no spec, so the command line and the config checks know all
+names without JAX or TensorFlow. A spec's module is imported when the spec is first used.
 
 User code adds to a list from its config file, or from a file given with `--plugins`:
 
@@ -10,7 +10,10 @@ User code adds to a list from its config file, or from a file given with `--plug
 
     registry.OBJECTIVES.register('my_objective', MyObjective(), help='What it trains.')
 
-docs/extending.md has a complete example of each list that user code can extend.
+Names that configs take (such as config.objective.name) are checked against the lists, so a
+registered name is accepted wherever a built-in one is. A run records what user code registered, see
+training/plugins.py. docs/extending.md has a complete example of each list that user code can
+extend.
 """
 
 import dataclasses
@@ -26,6 +29,8 @@ from typing import Any, Generic, TypeVar
 from electra_jax.errors import UserError
 
 T = TypeVar('T')
+# Stands for the file of specs that were registered in an interactive session.
+INTERACTIVE = '<interactive>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +40,17 @@ class Entry:
   Attributes:
     name: as a config or a flag has it.
     help: one line.
-    target: 'MODULE:ATTRIBUTE', where the spec is; '' for a spec that user code registered.
-    spec: what user code registered.
-    options: the dataclass of the spec's options, a `config.declarations.Config`; None for none.
-    file: of the user code that registered it; '' for an entry of this package.
+    target: 'MODULE:ATTRIBUTE', the place of the spec; '' where `spec` holds it.
+    spec: spec that user code registered.
+    options: dataclass of the spec's options, a `config.declarations.Config`; None for none.
+    file: Python file of the user code that registered it; '' for an entry of this package.
   """
 
   name: str
   help: str
   target: str = ''
   spec: Any = None
-  options: Any = None
+  options: type[Any] | None = None
   file: str = ''
 
 
@@ -53,12 +58,12 @@ class Registry(Generic[T]):
   """A list of names and their specs. Iteration and `in` are over the names, in their order."""
 
   def __init__(self, kind: str, field: str, entries: Sequence[Entry]) -> None:
-    """A list with the entries of this package.
+    """Makes a list.
 
     Args:
       kind: what an entry is, for messages, such as 'objective'.
       field: the config field or flag that holds a name, for messages.
-      entries: of this package.
+      entries: entries of this package.
     """
     self.kind = kind
     self.field = field
@@ -74,7 +79,7 @@ class Registry(Generic[T]):
     return name in self._entries
 
   def entry(self, name: str) -> Entry:
-    """What the list holds for a name.
+    """The entry of a name.
 
     Raises:
       UserError: the name is not in the list.
@@ -86,7 +91,7 @@ class Registry(Generic[T]):
     return self._entries[name]
 
   def get(self, name: str) -> T:
-    """The spec of a name; its module is imported.
+    """The spec of a name. Its module is imported on first use.
 
     Raises:
       UserError: the name is not in the list.
@@ -99,10 +104,12 @@ class Registry(Generic[T]):
     found: T = entry.spec
     return found
 
-  def register(self, name: str, spec: T | str, help: str = '', options: Any = None) -> None:
+  def register(
+    self, name: str, spec: T | str, help: str = '', options: type[Any] | None = None
+  ) -> None:
     """Adds a spec of user code to the list.
 
-    The same file may register a name again, as it does when it is loaded twice in a process.
+    A file may register its names again, since a process may execute it several times.
 
     Args:
       name: as configs will have it.
@@ -113,12 +120,14 @@ class Registry(Generic[T]):
     Raises:
       UserError: another file, or this package, has registered the name.
     """
-    file = os.path.abspath(sys._getframe(1).f_globals.get('__file__') or '<unknown>')
-    there = self._entries.get(name)
-    if there is not None and there.file != file:
-      owner = there.file or 'electra_jax'
+    given = sys._getframe(1).f_globals.get('__file__')
+    file = os.path.abspath(given) if given else INTERACTIVE
+    registered = self._entries.get(name)
+    if registered is not None and registered.file != file:
+      owner = registered.file or 'electra_jax'
       raise UserError(
-        f'the {self.kind} {name!r} of {file} is registered already, by {owner}; choose another name.'
+        f'the {self.kind} {name!r} of {file} is already registered by {owner}; expected a name '
+        'that is not in use.'
       )
     target = spec if isinstance(spec, str) else ''
     self._entries[name] = Entry(name, help, target, None if target else spec, options, file)
@@ -190,11 +199,17 @@ TOKENIZERS: Registry[Any] = Registry(
     Entry(
       'unigram',
       'SentencePiece unigram',
-      'electra_jax.data.tokenizers.sentencepiece_tokenizer:UNIGRAM',
+      'electra_jax.data.tokenizers.sentencepiece_tokenizer:SentencePieceTokenizer',
     ),
-    Entry('bpe', 'SentencePiece BPE', 'electra_jax.data.tokenizers.sentencepiece_tokenizer:BPE'),
     Entry(
-      'wordpiece', "BERT's WordPiece", 'electra_jax.data.tokenizers.wordpiece_tokenizer:WORDPIECE'
+      'bpe',
+      'SentencePiece BPE',
+      'electra_jax.data.tokenizers.sentencepiece_tokenizer:SentencePieceTokenizer',
+    ),
+    Entry(
+      'wordpiece',
+      "BERT's WordPiece",
+      'electra_jax.data.tokenizers.wordpiece_tokenizer:WordPieceTokenizer',
     ),
   ],
 )
@@ -292,17 +307,18 @@ def load_plugins(files: Sequence[str | os.PathLike[str]]) -> None:
     files: paths of Python files.
 
   Raises:
-    UserError: a file does not exist, or it fails.
+    UserError: a file does not exist, or it raises an error.
   """
   for given in files:
     path = os.path.abspath(os.path.expanduser(os.fspath(given)))
-    digest = hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
-    name = f'electra_jax_plugin_{digest}'
+    name = f'electra_jax_plugin_{hashlib.blake2b(path.encode(), digest_size=6).hexdigest()}'
     if name in sys.modules or path in plugin_files():
       continue
     spec = importlib.util.spec_from_file_location(name, path)
     if not os.path.isfile(path) or spec is None or spec.loader is None:
-      raise UserError(f'--plugins names {path}, which is not a Python file; check the path.')
+      raise UserError(
+        f'the plugin {path} is not a Python file; expected the path of one (--plugins=FILE,...).'
+      )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -312,23 +328,25 @@ def load_plugins(files: Sequence[str | os.PathLike[str]]) -> None:
       raise
     except Exception as error:
       del sys.modules[name]
-      raise UserError(f'{path} cannot be loaded: {type(error).__name__}: {error}') from error
+      reason = ' '.join(str(error).split())
+      raise UserError(
+        f'the plugin {path} cannot be loaded ({type(error).__name__}: {reason}).'
+      ) from error
 
 
 def plugin_files() -> tuple[str, ...]:
-  """Files whose code has registered something, in the order of the lists.
-
-  Worker processes pass them to `load_plugins`.
-  """
-  entries = (r.entry(name) for r in LISTS.values() for name in r)
-  return tuple(dict.fromkeys(entry.file for entry in entries if entry.file))
+  """Files whose code has registered specs. Worker processes pass them to `load_plugins`."""
+  entries = (specs.entry(name) for specs in LISTS.values() for name in specs)
+  files = (entry.file for entry in entries if entry.file not in ('', INTERACTIVE))
+  return tuple(dict.fromkeys(files))
 
 
 def from_user_code(used: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-  """Those of the names in use that user code registered, as a run's folder records them.
+  """Those of the names in use that user code registered, as run folders record them.
 
   Args:
-    used: kind -> names, such as {'objective': ['electra']}.
+    used: kind -> names, such as {'objective': ['electra']}. Names that are not registered, such as
+      the path of a tokenizer, are skipped.
 
   Returns:
     For each name a dict of 'kind', 'name' and 'file'.
@@ -342,18 +360,20 @@ def from_user_code(used: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
 
 
 def require(recorded: Sequence[Mapping[str, str]], owner: str) -> None:
-  """Checks that what a folder was made with is registered.
+  """Checks that what user code registered when a folder was made is registered now.
 
   Args:
-    recorded: of `from_user_code`.
+    recorded: as `from_user_code` returns it.
     owner: the folder, for the message.
 
   Raises:
     UserError: something is not registered.
   """
   for entry in recorded:
-    if entry['name'] not in LISTS[entry['kind']]:
+    kind, name = entry['kind'], entry['name']
+    file = entry['file']
+    if kind not in LISTS or name not in LISTS[kind]:
       raise UserError(
-        f'{owner} uses the {entry["kind"]} {entry["name"]!r}, which {entry["file"]} registered; '
-        f'pass --plugins={entry["file"]} (in Python, load(..., plugins=[{entry["file"]!r}])).'
+        f'{owner} uses the {kind} {name!r}, which {file} registered and which is not registered '
+        f'now; set --plugins={file} (in Python, load(..., plugins=[{file!r}])).'
       )

@@ -1,52 +1,36 @@
 """Curves and tables of a run: WORKDIR/report.png and WORKDIR/report.md."""
 
-import dataclasses
 import io
 import math
+import os
+from typing import Any, TypeAlias
 
-from etils import epath
-
+from electra_jax import registry
 from electra_jax.console import say, seconds
 from electra_jax.errors import UserError
-from electra_jax.pretrain.evaluation import NAMES
-from electra_jax.training.curves import draw
+from electra_jax.pretrain import metrics
+from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.training import plugins
+from electra_jax.training.curves import RunRecord, draw_curves
 from electra_jax.training.progress import quantity, read_metrics
 from electra_jax.training.run_folder import exists, folder, read_json, write_bytes
 
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-  """What a run wrote down, as plain JSON values. `train` and `heldout` are lines of metrics.jsonl, in order."""
-
-  workdir: epath.Path
-  config: dict
-  resolved: dict
-  train: list[dict]
-  heldout: list[dict]
-  evaluation: dict | None
-
-  @property
-  def last(self) -> dict:
-    """The line of the latest step."""
-    return max(self.train[-1:] + self.heldout[-1:], key=lambda line: line['step'])
-
-  @property
-  def vocab_size(self) -> int:
-    """Of the tokenizer."""
-    return self.resolved.get('vocab_size') or self.config['data']['vocab_size']
+# (value, low, high); the last two are None without a bootstrap interval.
+Interval: TypeAlias = tuple[float | None, float | None, float | None]
 
 
-def report(workdir) -> None:
-  """Draws a run's curves as WORKDIR/report.png, sums it up in WORKDIR/report.md, and prints the main figures.
+def report(workdir: str | os.PathLike[str]) -> None:
+  """Writes a run's curves and a summary, WORKDIR/report.png and report.md, and prints key metrics.
 
-  Needs what training wrote; bootstrap intervals come in where `--mode=evaluate` has been run.
+  It reads what training recorded; bootstrap intervals are added after `--mode=evaluate`.
 
-  Raises UserError where there are no figures yet, a file is damaged, or the folder cannot be written.
+  Raises:
+    UserError: no metrics have been recorded, a file is damaged, or the folder cannot be written.
   """
-  record = read(workdir)
+  record = read_record(workdir)
   picture, summary = record.workdir / 'report.png', record.workdir / 'report.md'
   image = io.BytesIO()
-  draw(record, headline(record)).savefig(image, dpi=130, format='png')
+  draw_curves(record, headline(record)).savefig(image, dpi=130, format='png')
   try:
     write_bytes(picture, image.getvalue())
     write_bytes(summary, text(record, picture.name).encode())
@@ -60,36 +44,59 @@ def report(workdir) -> None:
     say(label, line)
 
 
-def read(workdir) -> Record:
-  """The record of a run. Raises UserError where the folder holds none, no figures, or damaged files."""
-  workdir = folder(workdir)
-  if not exists(workdir / 'config.json'):
-    raise UserError(f'{workdir} is not a run: it has no config.json; name one with --workdir.')
-  lines = read_metrics(workdir)
+def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
+  """Reads what a run recorded.
+
+  Raises:
+    UserError: the folder holds no run or no metrics, a file is damaged, or user code that the run
+      used is not loaded.
+  """
+  path = folder(workdir)
+  if not exists(path / 'config.json'):
+    raise UserError(f'{path} is not a run: it has no config.json; name one with --workdir.')
+  lines = read_metrics(path)
   if not lines:
     raise UserError(
-      f'{workdir} has no figures to report: its metrics.jsonl is missing or empty; train there first.'
+      f'{path} has no metrics to report: its metrics.jsonl is missing or empty; train there first.'
     )
 
-  def optional(name):
-    return read_json(workdir / name) if exists(workdir / name) else None
+  def optional(name: str) -> dict[str, Any] | None:
+    return read_json(path / name) if exists(path / name) else None
 
-  def of_kind(kind):
-    return [line for line in lines if line['kind'] == kind]
-
-  return Record(
-    workdir,
-    config=read_json(workdir / 'config.json'),
+  plugins.check(path)
+  config = read_json(path / 'config.json')
+  return RunRecord(
+    path,
+    config=config,
     resolved=optional('resolved.json') or {},
-    train=of_kind('train'),
-    heldout=of_kind('heldout'),
+    train=[line for line in lines if line['kind'] == 'train'],
+    heldout=[line for line in lines if line['kind'] == 'heldout'],
     evaluation=optional('evaluation.json'),
+    same_tower=_objective(config).one_tower or _one_encoder(config),
   )
 
 
-def headline(record: Record) -> str:
-  """What was trained on how much, in one line."""
-  model, last, parameters = record.config['model'], record.last, record.resolved.get('parameters')
+def _objective(config: dict[str, Any]) -> Objective:
+  """The objective of config.json; older runs do not record its name."""
+  objective: Objective = registry.OBJECTIVES.get(config['objective'].get('name', 'electra'))
+  return objective
+
+
+def _one_encoder(config: dict[str, Any]) -> bool:
+  """Whether the towers share all parameters of the encoder."""
+  return bool(registry.SHARING_SCHEMES.get(config['sharing']).one_encoder)
+
+
+def displayed_metrics(record: RunRecord) -> dict[str, str]:
+  """The titles of the metrics of the run's objective, by name, in their order."""
+  return {name: metric.title for name, metric in _objective(record.config).displayed.items()}
+
+
+def headline(record: RunRecord) -> str:
+  """What was trained and for how long, in one line."""
+  model = record.config['model']
+  last = record.last
+  parameters = record.resolved.get('parameters')
   layers = f'{model["num_layers"]} layers of {model["hidden_size"]}'
   return (
     f'{record.config["name"]}: {model["family"]} encoder, {layers}, '
@@ -98,79 +105,93 @@ def headline(record: Record) -> str:
   )
 
 
-def latest(record: Record) -> tuple[str, int, dict[str, tuple]]:
-  """The surest figures there are: of `--mode=evaluate` unless training went on since, else held-out or training ones.
+def latest(record: RunRecord) -> tuple[str, int, dict[str, Interval]]:
+  """The most precise metrics of the latest step.
 
-  Returns: where they are from, their step, and each as (value, low, high); the last two are None without intervals.
+  They are those of `--mode=evaluate`, unless the run has continued since; otherwise those on
+  held-out or training rows.
+
+  Returns:
+    Their source, their step, and each metric with its interval.
   """
   lines, evaluation = record.heldout or record.train, record.evaluation
   if evaluation and evaluation['step'] >= lines[-1]['step']:
-    figures = {name: (f['value'], f['low'], f['high']) for name, f in evaluation['figures'].items()}
-    return 'evaluation', evaluation['step'], figures
-  figures = {
+    found = {name: (f['value'], f['low'], f['high']) for name, f in evaluation['figures'].items()}
+    return 'evaluation', evaluation['step'], found
+  values: dict[str, Interval] = {
     name: (value, None, None) for name, value in lines[-1].items() if name not in ('kind', 'step')
   }
-  return 'held-out rows' if record.heldout else 'training rows', lines[-1]['step'], figures
+  return 'held-out rows' if record.heldout else 'training rows', lines[-1]['step'], values
 
 
-def number(value, digits: int = 4) -> str:
-  """A figure as text; a dash for one that is undefined."""
+def number(value: float | None, digits: int = 4) -> str:
+  """A metric as text; a dash where it is undefined."""
   return '-' if value is None or math.isnan(value) else f'{value:.{digits}f}'
 
 
-def key_lines(record: Record) -> list[tuple[str, str]]:
-  """What a person wants to know first: labels and lines for the console."""
-  where, step, figures = latest(record)
+def _with_interval(interval: Interval, digits: int = 3) -> str:
+  value, low, high = interval
+  spread = f' ({number(low, digits)} to {number(high, digits)})' if low is not None else ''
+  return number(value, digits) + spread
+
+
+def key_lines(record: RunRecord) -> list[tuple[str, str]]:
+  """The key metrics as labels and lines for the console."""
+  where, step, values = latest(record)
   last, unigram = record.last, record.resolved.get('unigram_entropy')
-
-  def shown(name, digits=3):
-    value, low, high = figures[name]
-    return number(value, digits) + (
-      f' ({number(low, digits)} to {number(high, digits)})' if low is not None else ''
-    )
-
-  judged = 'auc' in figures
-  loss, constant = (
-    (figures[name][0] for name in ('discriminator_loss', 'constant_loss'))
-    if judged
-    else (math.nan, math.nan)
-  )
+  intervals = ' (95% bootstrap intervals)' if where == 'evaluation' else ''
   lines = [
-    (
-      'figures',
-      f'{where}, step {step:,}' + (' (95% bootstrap intervals)' if where == 'evaluation' else ''),
-    ),
+    ('figures', f'{where}, step {step:,}{intervals}'),
     (
       'generator',
-      f'loss {shown("generator_loss")} nats; '
+      f'loss {_with_interval(values["generator_loss"])} nats; '
       + (f'unigram entropy {unigram:.3f}, ' if unigram else '')
-      + f'knowing nothing {math.log(record.vocab_size):.3f}',
+      + f'uniform guess {math.log(record.vocab_size):.3f}',
     ),
-    judged
-    and (
-      'verdicts',
-      f'discriminator loss {shown("discriminator_loss", 4)}, {abs(constant - loss):.4f} '
-      f"{'below' if loss < constant else 'above'} the constant predictor's {number(constant)}",
-    ),
-    judged
-    and (
-      'ranking',
-      f'AUC {shown("auc")}, chance 0.5; average precision {shown("average_precision")}, '
-      f'chance {number(figures["replaced_rate"][0], 3)}',
-    ),
-    judged and ('found', f'precision {shown("precision")}, recall {shown("recall")}'),
-    'prediction_loss' in figures
-    and (
-      'predictions',
-      f'loss of the main tower {shown("prediction_loss")} nats, accuracy {shown("prediction_accuracy")}',
-    ),
-    ('trained on', f'{quantity(last["tokens"])} tokens in {seconds(last["seconds"])}'),
   ]
-  return [line for line in lines if line]
+  if 'auc' in values:
+    lines += _verdict_lines(values)
+  if 'prediction_loss' in values:
+    loss, accuracy = values['prediction_loss'], values['prediction_accuracy']
+    lines.append(
+      (
+        'predictions',
+        f'loss of the main tower {_with_interval(loss)} nats, accuracy {_with_interval(accuracy)}',
+      )
+    )
+  time = seconds(last['seconds'])
+  return [*lines, ('trained on', f'{quantity(last["tokens"])} tokens in {time}')]
 
 
-def text(record: Record, picture: str) -> str:
-  """The summary in Markdown; `picture` is what its image links to."""
+def _verdict_lines(values: dict[str, Interval]) -> list[tuple[str, str]]:
+
+  def value(name: str) -> float:
+    found = values[name][0]
+    return math.nan if found is None else found
+
+  loss, constant = value('discriminator_loss'), value('constant_loss')
+  side = 'below' if loss < constant else 'above'
+  return [
+    (
+      'verdicts',
+      f'discriminator loss {_with_interval(values["discriminator_loss"], 4)}, '
+      f"{abs(constant - loss):.4f} {side} the constant predictor's {number(constant)}",
+    ),
+    (
+      'ranking',
+      f'AUC {_with_interval(values["auc"])}, chance 0.5; average precision '
+      f'{_with_interval(values["average_precision"])}, '
+      f'chance {number(values["replaced_rate"][0], 3)}',
+    ),
+    (
+      'found',
+      f'precision {_with_interval(values["precision"])}, recall {_with_interval(values["recall"])}',
+    ),
+  ]
+
+
+def text(record: RunRecord, picture: str) -> str:
+  """The summary in Markdown; `picture` is the file that its image links to."""
   table = [f'| {name} | {value} |' for name, value in essentials(record) if value]
   commands = [
     f'python -m electra_jax.main --mode={mode} --workdir={record.workdir}'
@@ -190,9 +211,9 @@ def text(record: Record, picture: str) -> str:
       '|---|---|',
       *table,
       '',
-      '## Last figures',
+      '## Last metrics',
       '',
-      *_last_figures(record),
+      *_last_metrics(record),
       '',
       '## Evaluation',
       '',
@@ -208,51 +229,37 @@ def text(record: Record, picture: str) -> str:
   )
 
 
-def essentials(record) -> list[tuple[str, str]]:
+def essentials(record: RunRecord) -> list[tuple[str, str]]:
   """Names and values of the first table; an empty value is left out."""
-  c, r, last = record.config, record.resolved, record.last
-  model, optimizer, generator, objective = (
-    c['model'],
-    c['optimizer'],
-    c['generator'],
-    c['objective'].get('name', 'electra'),
-  )
-  rows, parameters = r.get('train_rows'), r.get('parameters', {})
+  c = record.config
+  r = record.resolved
+  last = record.last
+  model = c['model']
+  rows = r.get('train_rows')
   epochs = f', {last["step"] * c["batch_size"] / rows:,.1f} epochs of {rows:,} rows' if rows else ''
   parts = r.get('micro_batches', 1)
   parts = parts[0] if isinstance(parts, list) else parts
   split = f' in {parts} micro-batches' if parts > 1 else ''
+  init = (c.get('init', ''), c.get('continued', {}).get('generator', ''))
+  entropy = r.get('unigram_entropy')
   return [
-    ('objective', objective),
+    ('objective', c['objective'].get('name', 'electra')),
     (
-      'encoder' if objective == 'mlm' else 'discriminator',
-      f'{model["family"]}, {model["num_layers"]} layers, hidden {model["hidden_size"]}, embeddings '
-      f'{model["embedding_size"]}, {model["num_heads"]} heads, feed-forward {model["intermediate_size"]}',
+      _objective(c).main_tower,
+      f'{model["family"]}, {model["num_layers"]} layers, hidden {model["hidden_size"]}, '
+      f'embeddings {model["embedding_size"]}, {model["num_heads"]} heads, '
+      f'feed-forward {model["intermediate_size"]}',
     ),
-    (
-      'generator',
-      ''
-      if objective == 'mlm'
-      else 'none: every token is as likely as any other'
-      if generator.get('uniform')
-      else 'the same tower'
-      if c['sharing'] == 'all'
-      else f'{generator["hidden_fraction"]:.3g} of the width, {generator["layers_fraction"]:.3g} of the depth; '
-      f'shared: {c["sharing"]}',
-    ),
+    ('generator', _describe_generator(c)),
     (
       'parameters',
-      ', '.join(f'{name.replace("_", " ")} {count:,}' for name, count in parameters.items()),
+      ', '.join(
+        f'{name.replace("_", " ")} {count:,}' for name, count in r.get('parameters', {}).items()
+      ),
     ),
-    (
-      'begun from',
-      ', '.join(filter(None, (c.get('init', ''), c.get('continued', {}).get('generator', '')))),
-    ),
+    ('initialized from', ', '.join(filter(None, init))),
     ('corpus', f'{c["data"]["store"] or c["data"]["source"]}, vocabulary of {record.vocab_size:,}'),
-    (
-      'unigram entropy',
-      f'{r["unigram_entropy"]:.3f} nats a token' if 'unigram_entropy' in r else '',
-    ),
+    ('unigram entropy', '' if entropy is None else f'{entropy:.3f} nats per token'),
     ('batch', f'{c["batch_size"]} rows of {c["sequence_length"]} tokens{split}'),
     ('steps', f'{last["step"]:,} of {c["steps"]:,}{epochs}'),
     ('tokens', f'{last["tokens"]:,.0f}'),
@@ -260,68 +267,76 @@ def essentials(record) -> list[tuple[str, str]]:
       'training time',
       f'{seconds(last["seconds"])}, without preparation, compilation and evaluation',
     ),
-    (
-      'learning rate',
-      f'up to {optimizer["learning_rate"]:g}, after '
-      + (
-        f'{optimizer["warmup_fraction"]:.0%} of the'
-        if optimizer.get('warmup_fraction')
-        else f'{optimizer["warmup_steps"]:,}'
-      )
-      + ' steps of warm-up',
-    ),
+    ('learning rate', _describe_rate(c['optimizer'])),
     ('matrix products', r.get('dtype', c['dtype'])),
     ('seed', str(c['seed'])),
   ]
 
 
-def _last_figures(record):
-  train, heldout = (part[-1] if part else {} for part in (record.train, record.heldout))
-  if train:  # held-out lines have these already
-    gains = (
-      {
-        'gain': _difference(train, 'constant_loss', 'discriminator_loss'),
-        'average_precision_gain': _difference(train, 'average_precision', 'replaced_rate'),
-      }
-      if 'auc' in train
-      else {}
-    )
-    train = {'total_loss': train['loss'], **gains, **train}
+def _describe_generator(c: dict[str, Any]) -> str:
+  """The generator of config.json; '' for objectives without one."""
+  g = c['generator']
+  if _objective(c).one_tower:
+    return ''
+  if g.get('uniform'):
+    return 'none: every token is equally likely'
+  if _one_encoder(c):
+    return 'the same tower'
+  return (
+    f'{g["hidden_fraction"]:.3g} of the width, {g["layers_fraction"]:.3g} of the depth; '
+    f'shared: {c["sharing"]}'
+  )
 
-  def at(line):
+
+def _describe_rate(optimizer: dict[str, Any]) -> str:
+  steps = f'{optimizer["warmup_steps"]:,} steps'
+  if optimizer.get('warmup_fraction'):
+    steps = f'{optimizer["warmup_fraction"]:.0%} of the steps'
+  return f'up to {optimizer["learning_rate"]:g}, after {steps} of warm-up'
+
+
+def _last_metrics(record: RunRecord) -> list[str]:
+  """Lines of Markdown: the last metrics on training and on held-out rows."""
+  train, heldout = (part[-1] if part else {} for part in (record.train, record.heldout))
+  if train:  # held-out lines have gains and total already
+    train = metrics.with_gains({'total_loss': train['loss']} | _defined(train))
+
+  def at(line: dict[str, Any]) -> str:
     return f', step {line["step"]:,}' if line else ''
 
   return [
-    'Losses in nats. Training figures are means since the line before; held-out ones are of at most '
-    f'{record.config["eval_rows"]:,} rows.',
+    'Losses in nats. Training metrics are means since the line before; held-out ones are of at '
+    f'most {record.config["eval_rows"]:,} rows.',
     '',
     f'| | training{at(train)} | held out{at(heldout)} |',
     '|---|---:|---:|',
     *(
       f'| {title} | {number(train.get(name))} | {number(heldout.get(name))} |'
-      for name, title in NAMES.items()
+      for name, title in displayed_metrics(record).items()
       if name in train or name in heldout
     ),
   ]
 
 
-def _difference(line, minuend, subtrahend):
-  return None if None in (line[minuend], line[subtrahend]) else line[minuend] - line[subtrahend]
+def _defined(line: dict[str, Any]) -> dict[str, Any]:
+  """A line with nan for null."""
+  return {name: math.nan if value is None else value for name, value in line.items()}
 
 
-def evaluation(record) -> list[str]:
-  """Lines of Markdown: the figures of `--mode=evaluate`, with their intervals."""
+def evaluation(record: RunRecord) -> list[str]:
+  """Lines of Markdown: the metrics of `--mode=evaluate`, with their intervals."""
   e = record.evaluation
   if not e:
-    return ['Not made yet; the first command below makes it.']
+    return ['Not evaluated yet; the first command below does so.']
   return [
-    f'Step {e["step"]:,} on {e["rows"]:,} held-out rows: {e["tokens"]:,} tokens, {e["masked"]:,} of them masked.',
+    f'Step {e["step"]:,} on {e["rows"]:,} held-out rows: {e["tokens"]:,} tokens, '
+    f'{e["masked"]:,} of them masked.',
     '',
     '| | value | 95% bootstrap interval |',
     '|---|---:|---:|',
     *(
       f'| {title} | {number(f["value"])} | {number(f["low"])} to {number(f["high"])} |'
-      for name, title in NAMES.items()
+      for name, title in displayed_metrics(record).items()
       if (f := e['figures'].get(name))
     ),
   ]

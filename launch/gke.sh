@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TPU slices of a GKE cluster, through XPK. launch/gke.sh --help says how.
+# TPU slices of a GKE cluster, through XPK. See launch/gke.sh --help.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -13,16 +13,16 @@ launch/gke.sh status|delete NAME --cluster=CLUSTER --zone=ZONE
 
   build     an image of the committed tree (launch/Dockerfile), pushed to IMAGE, such as
             us-central1-docker.pkg.dev/PROJECT/REPOSITORY/electra_jax:1
-  run       a workload on the cluster's slices; the cluster is made before, by 'xpk cluster create'.
-            It starts again after a preemption (exit status 42), a lost process (43) and a crash by a signal
+  run       a workload on the cluster's slices; create the cluster first with 'xpk cluster create'.
+            It restarts after a preemption (exit status 42), a lost process (43) and a crash by a signal
   status    the workload, as 'xpk workload list' shows it
-  delete    the workload; the cluster and its cost stay
+  delete    the workload; the cluster stays and is still billed
 
-  --project=PROJECT        gcloud's own unless told
-  --restarts=20            run: how often in all, whatever the reason
-  --env=NAME=VALUE         run: a variable of the trainer's environment; repeat it
-  --xpk-flag=FLAG          run: one more flag of 'xpk workload create', such as --priority=high; repeat it
-  --dry-run                print the commands and run none
+  --project=PROJECT        default: gcloud's project
+  --restarts=20            run: maximum number of restarts, for any reason
+  --env=NAME=VALUE         run: a variable of the trainer's environment; may be repeated
+  --xpk-flag=FLAG          run: a flag of 'xpk workload create', such as --priority=high; may be repeated
+  --dry-run                print the commands without running them
 
 Needs xpk ('pip install xpk'), kubectl and docker.
 END
@@ -31,8 +31,8 @@ END
 case ${1-} in
   build | run | status | delete) action=$1 ;;
   -h | --help | help) usage && exit ;;
-  '') wrong 'no command was given' ;;
-  *) wrong "there is no command '$1'" ;;
+  '') wrong 'no command is given' ;;
+  *) wrong "'$1' is not a command" ;;
 esac
 shift
 name='' cluster='' zone='' project='' topology='' image='' kind=tpu restarts=20
@@ -51,27 +51,27 @@ while (($#)); do
     --dry-run) dry_run=1 ;;
     -h | --help) usage && exit ;;
     --) shift && trainer=("$@") && break ;;
-    -*) wrong "there is no option '$1', or it lacks its value" ;;
-    *) [[ -z $name ]] || wrong "'$1' is one word too many; arguments of the trainer come after --" && name=$1 ;;
+    -*) wrong "'$1' is not an option, or its value is missing" ;;
+    *) [[ -z $name ]] || wrong "'$1' is an unexpected argument; arguments of the trainer follow --" && name=$1 ;;
   esac
   shift
 done
 if [[ $action == build || $action == run ]]; then
-  [[ -n $image ]] || wrong 'no --image was given'
+  [[ -n $image ]] || wrong '--image is missing'
 fi
 if [[ $action != build ]]; then
-  [[ -n $name ]] || wrong 'a NAME is needed for the workload'
-  [[ -n $cluster && -n $zone ]] || wrong '--cluster and --zone say where, and both are needed'
+  [[ -n $name ]] || wrong 'NAME, the name of the workload, is missing'
+  [[ -n $cluster && -n $zone ]] || wrong '--cluster and --zone are both required'
 fi
 where=(--cluster="$cluster" --zone="$zone" ${project:+--project="$project"})
 
 build() {
   local tree commit
   tree=$(cd "$here/.." && pwd)
-  commit=$(git -C "$tree" rev-parse --short HEAD) || fail 'the image is made of a commit, and this is no git checkout.'
+  commit=$(git -C "$tree" rev-parse --short HEAD) || fail 'the image is made from a commit, and this is not a git checkout.'
   [[ -z $(git -C "$tree" status --porcelain --untracked-files=no) ]] ||
-    say "what was changed since commit $commit is not committed and stays out of the image"
-  # The commit is the context: neither runs nor environments nor secrets that lie beside it get into the image.
+    note "changes since commit $commit are not committed and are not in the image"
+  # The commit is the build context, so that runs, environments and secrets beside it are not in the image.
   local archive=(git -C "$tree" archive HEAD)
   local build=(docker build --file launch/Dockerfile --build-arg "ACCELERATOR=$kind" --label "commit=$commit" --tag "$image" -)
   if ((dry_run)); then
@@ -83,16 +83,16 @@ build() {
 }
 
 start() {
-  [[ -n $topology ]] || wrong 'no --topology was given'
+  [[ -n $topology ]] || wrong '--topology is missing'
   parse_topology "$topology"
   case " ${trainer[*]-} " in
     *' --config='* | *' --mode='*) ;;
-    *) wrong 'the trainer needs arguments, after --: -- --config=configs/base.py --workdir=gs://BUCKET/RUN' ;;
+    *) wrong 'the arguments of the trainer are missing; give them after --, as in: -- --config=configs/base.py --workdir=gs://BUCKET/RUN' ;;
   esac
   local word
   for word in $(distributed "${trainer[@]}"); do trainer+=("$word"); done
-  # exec: XPK hands SIGTERM to the shell that it runs the command in, and so to the trainer only where that shell became it.
-  # XPK starts a workload again after 42 and 127 to 255 by itself.
+  # exec: XPK sends SIGTERM to the shell that runs the command, which must therefore become the trainer.
+  # XPK itself restarts a workload after 42 and 127 to 255.
   run xpk workload create --workload="$name" "${where[@]}" --tpu-type="$accelerator" --num-slices="$slices" \
     --docker-image="$image" --max-restarts="$restarts" --restart-on-exit-codes=43 \
     --termination-grace-period-seconds=120 ${flags[@]+"${flags[@]}"} \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One process that sees many CPU devices, to try a mesh without the machine.
+# One process with many CPU devices, to try a mesh without accelerators.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -17,8 +17,8 @@ case ${1-} in
   -h | --help) usage && exit ;;
   --dry-run) dry_run=1 && shift ;;
 esac
-[[ ${1-} =~ ^[1-9][0-9]*$ ]] || wrong "the number of devices is needed first, not '${1-}'"
-(($# > 1)) || wrong 'there is no command to run'
+[[ ${1-} =~ ^[1-9][0-9]*$ ]] || wrong "the first argument is '${1-}'; expected the number of devices"
+(($# > 1)) || wrong 'the command to run is missing'
 devices=$1
 shift
 run exec env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="$devices" "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes of one run on this machine, as on several hosts. launch/local_processes.sh --help says how.
+# Several processes of one run on this machine, as on several hosts. See launch/local_processes.sh --help.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,17 +8,17 @@ usage() {
   cat << 'END'
 launch/local_processes.sh [OPTIONS] COMMAND...
 
-Runs the command several times side by side, each with --coordinator=127.0.0.1:PORT --processes=N --process=I at its end:
+Runs the command in several processes at once, each with --coordinator=127.0.0.1:PORT --processes=N --process=I appended:
   launch/local_processes.sh --processes=2 --devices=4 python -m electra_jax.main --config=configs/tiny.py --workdir=runs/two
 
-  --processes=2   how many
-  --devices=4     CPU devices in each; 0 leaves the devices as they are
-  --port=PORT     the coordinator's; a free one unless told
-  --grace=120     seconds that the others have to end by themselves when one fails; then they are asked to, and 5 s later ended
-  --dry-run       print the commands and run none
+  --processes=2   number of processes
+  --devices=4     CPU devices in each; 0: the machine's devices
+  --port=PORT     port of the coordinator; default: a free one
+  --grace=120     seconds that the others have to exit when one fails; then they get SIGTERM, and SIGKILL 5 s later
+  --dry-run       print the commands without running them
 
-Output lines begin with the process's number. Signals are passed on. The exit status is the one that tells most: that of a
-crash, before 43 (another process was lost), before 42 (preempted), before 0.
+Output lines begin with the process's number. Signals are forwarded. The exit status is that of a crash, if any, else 43
+(another process was lost), else 42 (preempted), else 0.
 END
 }
 
@@ -32,16 +32,16 @@ while (($#)); do
     --dry-run) dry_run=1 ;;
     -h | --help) usage && exit ;;
     --) shift && break ;;
-    -*) wrong "there is no option '$1'" ;;
+    -*) wrong "'$1' is not an option" ;;
     *) break ;;
   esac
   shift
 done
 [[ $processes =~ ^[1-9][0-9]*$ && $devices =~ ^[0-9]+$ && $grace =~ ^[0-9]+$ && $port =~ ^[0-9]*$ ]] ||
-  wrong '--processes, --devices, --grace and --port are whole numbers'
-(($#)) || wrong 'there is no command to run'
+  wrong '--processes, --devices, --grace and --port must be integers'
+(($#)) || wrong 'the command to run is missing'
 
-# A free one below those that the system gives out by itself.
+# A free port below the range that the system assigns.
 given=$port
 taken() { (exec 4<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; }
 while [[ -z $port ]] || { [[ -z $given ]] && taken; }; do
@@ -52,7 +52,7 @@ if ((devices)); then environment+=(JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="$devic
 
 scratch=$(mktemp -d)
 pids=() readers=() statuses=() left=0
-end() { # SIGNAL: to those that still run
+end() { # SIGNAL: to the processes that still run
   local i
   for ((i = 0; i < ${#pids[@]}; i++)); do
     [[ -z ${pids[i]} ]] || kill -"$1" -- "${2-}${pids[i]}" 2> /dev/null || true
@@ -67,7 +67,7 @@ prefixed() {
   while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 
-set -m # each process in a group of its own: Ctrl-C reaches it once, through the trap, and what it started ends with it
+set -m # each process in its own group: Ctrl-C reaches it once, through the trap, together with its children
 for ((i = 0; i < processes; i++)); do
   command=("${environment[@]}" "$@" --coordinator=127.0.0.1:"$port" --processes="$processes" --process="$i")
   if ((dry_run)); then quoted "${command[@]}" && continue; fi
@@ -86,10 +86,10 @@ while ((left)); do
     if [[ -z ${pids[i]} ]] || kill -0 "${pids[i]}" 2> /dev/null; then continue; fi
     status=0
     wait "${pids[i]}" 2> /dev/null || status=$?
-    statuses+=("$status") # in the order of their ends, so that a crash comes before what it led to
+    statuses+=("$status") # in the order of their ends, so that a crash precedes its consequences
     pids[i]='' left=$((left - 1))
     if ((status)); then
-      say "process $i left with exit status $status"
+      note "process $i exited with status $status"
       failed_at=${failed_at:-$SECONDS}
     fi
   done
@@ -103,7 +103,7 @@ while ((left)); do
   fi
   sleep 0.1
 done
-# What a process started may still hold its output; the readers get a moment and no more.
+# A child may still hold the output; wait for the readers only briefly.
 for ((i = 0; i < 20; i++)); do
   kill -0 "${readers[@]}" 2> /dev/null || break
   sleep 0.1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Cloud TPU VMs through queued resources, from the request to the last checkpoint. launch/tpu.sh --help says how.
+# Runs on Cloud TPU VMs through queued resources. See launch/tpu.sh --help.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -9,39 +9,39 @@ usage() {
   cat << 'END'
 launch/tpu.sh COMMAND NAME --zone=ZONE [OPTIONS] [-- ARGUMENTS OF electra_jax.main]
 
-  resume    all of it: create, wait, setup, run, follow; again after a preemption, until the run is done.
-            The same failure three times without a new step ends it. Interrupted, it leaves the job running;
-            the same command follows it again. Run it on a machine that stays up.
-  create    request the slice (one that is there already is fine; a suspended or failed one is replaced)
+  resume    create, wait, setup, run and follow; repeated after a preemption until the run is complete.
+            The same failure three times without a new step ends it. When interrupted, it leaves the job
+            running; the same command follows it again. Use a machine that stays on.
+  create    request the slice (an existing request is reused; a suspended or failed one is replaced)
   setup     wait until it is active, copy the committed tree to all workers, install the packages
-  run       start the trainer on all workers and follow it to its end
-  logs      the last lines of every worker; with --follow those of the first as they come
+  run       start the trainer on all workers and follow it until it exits
+  logs      the last lines of every worker; with --follow, those of the first worker continuously
   status    the request's state, and each worker's job
-  stop      ask the job to save and leave (exit status 42)
-  simulate-maintenance   what the cloud says before it takes a worker (--workers=0)
-  delete    the request and its VMs; nothing else ends their cost
+  stop      ask the job to save and exit (status 42)
+  simulate-maintenance   announce maintenance to a worker, as the cloud does (--workers=0)
+  delete    the request and its VMs; only this ends their cost
 
   --topology=v5e-16        create, resume: the slice, as --mode=plan names it; 2xv5e-256 for two slices
-  --zone=ZONE  --project=PROJECT          where; the project is gcloud's own unless told
-  --on-demand              create, resume: not spot, which is cheaper and can be taken away
-  --valid-until=6h         create, resume: give the request up where it was not filled by then
-  --runtime-version=IMAGE  create, resume: another image than the generation's usual one
-  --create-flag=FLAG       one more flag of 'queued-resources create', such as --reserved or --network=NET; repeat it
-  --ssh-flag=FLAG          one more flag of 'ssh' and 'scp', such as --tunnel-through-iap; repeat it
+  --zone=ZONE  --project=PROJECT          default project: gcloud's
+  --on-demand              create, resume: not spot, which is cheaper and can be preempted
+  --valid-until=6h         create, resume: give up the request if it is not filled by then
+  --runtime-version=IMAGE  create, resume: the VM image; default: the generation's
+  --create-flag=FLAG       a flag of 'queued-resources create', such as --reserved or --network=NET; may be repeated
+  --ssh-flag=FLAG          a flag of 'ssh' and 'scp', such as --tunnel-through-iap; may be repeated
   --extras=tpu,gcs         setup, resume: the package's extras to install
-  --env=NAME=VALUE         run, resume: a variable of the trainer's environment; repeat it
-  --delete-when-done       resume: delete the request after the run's end
-  --interval=30            seconds between two looks at it
-  --patience=20            looks without an answer, or with some workers gone, before something is done about it
-  --dry-run                print the commands and run none
+  --env=NAME=VALUE         run, resume: a variable of the trainer's environment; may be repeated
+  --delete-when-done       resume: delete the request when the run is complete
+  --interval=30            seconds between two polls
+  --patience=20            polls without an answer, or with missing workers, before acting on it
+  --dry-run                print the commands without running them
 END
 }
 
 case ${1-} in
   resume | create | setup | run | logs | status | stop | simulate-maintenance | delete) action=$1 ;;
   -h | --help | help) usage && exit ;;
-  '') wrong 'no command was given' ;;
-  *) wrong "there is no command '$1'" ;;
+  '') wrong 'no command is given' ;;
+  *) wrong "'$1' is not a command" ;;
 esac
 shift
 name='' zone='' project='' topology='' valid_until='' image='' extras=tpu,gcs workers_hit=0
@@ -68,23 +68,23 @@ while (($#)); do
     --dry-run) dry_run=1 ;;
     -h | --help) usage && exit ;;
     --) shift && trainer=("$@") && break ;;
-    -*) wrong "there is no option '$1', or it lacks its value" ;;
-    *) [[ -z $name ]] || wrong "'$1' is one word too many; arguments of the trainer come after --" && name=$1 ;;
+    -*) wrong "'$1' is not an option, or its value is missing" ;;
+    *) [[ -z $name ]] || wrong "'$1' is an unexpected argument; arguments of the trainer follow --" && name=$1 ;;
   esac
   shift
 done
-[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || wrong "a NAME of small letters, digits and - is needed, as in: launch/tpu.sh $action mine"
-[[ -n $zone ]] || wrong 'no --zone was given'
-[[ $interval =~ ^[0-9]*\.?[0-9]+$ && $patience =~ ^[1-9][0-9]*$ ]] || wrong '--interval and --patience are numbers'
+[[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || wrong "NAME is '$name'; expected lower-case letters, digits and -, as in: launch/tpu.sh $action mine"
+[[ -n $zone ]] || wrong '--zone is missing'
+[[ $interval =~ ^[0-9]*\.?[0-9]+$ && $patience =~ ^[1-9][0-9]*$ ]] || wrong '--interval and --patience must be numbers'
 slices=1 generation='' accelerator='' capacity=()
 if ((spot)); then capacity=(--spot); fi
-# Some releases of gcloud heed the end of the interval only where its beginning is given too.
+# Some releases of gcloud use the end of the interval only together with its beginning.
 if [[ -n $valid_until ]]; then capacity+=(--valid-after-duration=0s --valid-until-duration="$valid_until"); fi
 case $action in
   create | resume)
-    [[ -n $topology ]] || wrong 'no --topology was given'
+    [[ -n $topology ]] || wrong '--topology is missing'
     parse_topology "$topology"
-    [[ $generation != tpu7x ]] || wrong 'TPU7x can be had through GKE alone; see launch/gke.sh --help'
+    [[ $generation != tpu7x ]] || wrong 'TPU7x is available only through GKE; see launch/gke.sh --help'
     # The images of cloud.google.com/tpu/docs/runtimes.
     case ${image:-$generation} in
       v5e | v5litepod) image=v2-alpha-tpuv5-lite ;;
@@ -98,30 +98,30 @@ case $action in
   run | resume)
     case " ${trainer[*]-} " in
       *' --config='* | *' --mode='*) ;;
-      *) wrong 'the trainer needs arguments, after --: -- --config=configs/base.py --workdir=gs://BUCKET/RUN' ;;
+      *) wrong 'the arguments of the trainer are missing; give them after --, as in: -- --config=configs/base.py --workdir=gs://BUCKET/RUN' ;;
     esac
     for word in $(distributed "${trainer[@]}"); do trainer+=("$word"); done
-    # A job's name says what it runs, so that a loop that was started again knows its own.
+    # A job's name identifies its command, so that a restarted loop recognizes its own job.
     fingerprint=$(quoted ${settings[@]+"${settings[@]}"} "${trainer[@]}" | cksum | cut -d ' ' -f 1)
     ;;
-  *) ((${#trainer[@]} == 0)) || wrong "$action takes no arguments of the trainer" ;;
+  *) ((${#trainer[@]} == 0)) || wrong "$action accepts no arguments of the trainer" ;;
 esac
 
 where=(--zone="$zone" ${project:+--project="$project"} --quiet)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-state=absent     # of the request; a dry run takes it through its life
-outcome=         # of an attempt: the trainer's exit status, or what went wrong in a word
+state=absent     # of the request
+outcome=         # of an attempt: the trainer's exit status, or one word for what failed
 workers=1 id='' offset=0
-step=0           # the last that a run was restored from
+step=0           # the last step that a run was restored from
 
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 
-pause() { ((dry_run)) || { sleep "$interval" & wait "$!"; }; } # a signal ends `wait` at once, `sleep` it would not
+pause() { ((dry_run)) || { sleep "$interval" & wait "$!"; }; } # a signal ends `wait` at once, but not `sleep`
 
 #### The request ######################################################################################################
 
-# Sets state, and reason where the request failed. unknown: gcloud gave no answer.
+# Sets state, and reason if the request failed. unknown: gcloud did not answer.
 look() {
   local answer
   if ((dry_run)); then
@@ -142,7 +142,7 @@ look() {
 create() {
   local nodes=(--node-id="$name")
   if ((slices > 1)); then nodes=(--node-count="$slices" --node-prefix="$name"); fi
-  say "requesting $topology as $name in $zone"
+  note "requesting $topology as $name in $zone"
   tpus queued-resources create "$name" "${nodes[@]}" --accelerator-type="$accelerator" --runtime-version="$image" \
     ${capacity[@]+"${capacity[@]}"} ${create_flags[@]+"${create_flags[@]}"} || return
   if ((dry_run)); then state=ACTIVE; fi
@@ -150,28 +150,28 @@ create() {
 
 delete() { tpus queued-resources delete "$name" --force; }
 
-# Waits for the request to be active, making it where it is not. False: outcome says what went wrong.
+# Waits until the request is active; creates it if necessary. On failure it sets outcome.
 await_active() {
-  local said='' unanswered=0 reason=''
+  local shown='' unanswered=0 reason=''
   while :; do
     look
-    if [[ $state != "$said" && $state != absent ]]; then say "$name is $state" && said=$state; fi
+    if [[ $state != "$shown" && $state != absent ]]; then note "$name is $state" && shown=$state; fi
     case $state in
       ACTIVE) return 0 ;;
       absent)
-        [[ -n $topology ]] || fail "there is no request $name in $zone; launch/tpu.sh create makes it."
+        [[ -n $topology ]] || fail "$name is not a request in $zone; create it with launch/tpu.sh create."
         create || { outcome=create && return 1; }
         ((dry_run)) || pause
         ;;
-      # A suspended request is never filled again, a failed one neither.
+      # Suspended and failed requests are never filled again.
       SUSPENDED) replace || return 1 ;;
       FAILED)
-        say "the cloud says: ${reason:-nothing}"
+        note "the request failed: ${reason:-no reason given}"
         replace || return 1
         outcome=FAILED && return 1
         ;;
       unknown)
-        if ((++unanswered >= patience)); then fail "gcloud gives no answer: $(tail -n 1 "$scratch/errors")"; fi
+        if ((++unanswered >= patience)); then fail "gcloud does not answer: $(tail -n 1 "$scratch/errors")"; fi
         pause
         ;;
       *) pause ;;
@@ -181,8 +181,8 @@ await_active() {
 }
 
 replace() {
-  [[ -n $topology ]] || fail "the request $name is $state; launch/tpu.sh create replaces it."
-  say "deleting the request, which is $state"
+  [[ -n $topology ]] || fail "the request $name is $state; replace it with launch/tpu.sh create."
+  note "deleting the request, which is $state"
   delete || { outcome=delete && return 1; }
 }
 
@@ -191,14 +191,14 @@ replace() {
 on_workers() { # first|all COMMAND
   local target=(--node=0 --worker=0)
   if [[ $1 == all ]]; then target=(--node=all --worker=all); fi
-  # A connection that says nothing for two minutes is given up, or a lost network would hang the loop.
+  # A silent connection is given up after two minutes, since a lost network would hang the loop.
   tpus queued-resources ssh "$name" "${target[@]}" --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=4 \
     ${ssh_flags[@]+"${ssh_flags[@]}"} --command="$2"
 }
 
 worker() { on_workers "$1" "bash electra_jax/launch/worker.sh $(quoted "${@:2}")"; }
 
-# gcloud leaves out, without an error, slices that it cannot reach; so it is counted who should answer.
+# gcloud skips unreachable slices without an error, so the expected number of workers is counted.
 count_workers() {
   local answer format='value(networkEndpoints.len())'
   answer=$(tpus tpu-vm list --filter="queuedResource~/queuedResources/$name\$" --format="$format") || answer=
@@ -207,14 +207,14 @@ count_workers() {
   ((workers > 0)) || { outcome=unreachable && return 1; }
 }
 
-# The committed tree as one file, made once, so that each new slice gets what the first one got. A copy, not a clone: the
-# workers need no right to the repository, and the commit need not be published.
+# Packs the committed tree into one file, once, so that each new slice gets the same. Workers need no access to the repository,
+# and the commit need not be published.
 pack() {
   local tree
   tree=$(cd "$here/.." && pwd)
-  commit=$(git -C "$tree" rev-parse --short HEAD) || fail 'the launch scripts want a git checkout; they copy its commit.'
+  commit=$(git -C "$tree" rev-parse --short HEAD) || fail 'this is not a git checkout; the launch scripts copy its commit.'
   [[ -z $(git -C "$tree" status --porcelain --untracked-files=no) ]] ||
-    say "what was changed since commit $commit is not committed and stays here"
+    note "changes since commit $commit are not committed and are not copied"
   archive=$scratch/electra_jax.tar.gz
   run git -C "$tree" archive --format=tar.gz --output="$archive" HEAD
 }
@@ -223,7 +223,7 @@ setup() {
   local answer unpack='if [ -e electra_jax/launch/worker.sh ]; then bash electra_jax/launch/worker.sh idle; fi'
   unpack+=' && rm -rf electra_jax.new && mkdir electra_jax.new && tar -xzf electra_jax.tar.gz -C electra_jax.new'
   unpack+=" && rm -rf electra_jax && mv electra_jax.new electra_jax && bash electra_jax/launch/worker.sh setup $(quoted "$extras")"
-  say "setting up commit $commit on $workers worker(s)"
+  note "setting up commit $commit on $workers worker(s)"
   tpus queued-resources scp "$archive" "$name:electra_jax.tar.gz" --node=all --worker=all \
     ${ssh_flags[@]+"${ssh_flags[@]}"} || { outcome=setup && return 1; }
   answer=$(on_workers all "$unpack") || { printf '%s\n' "$answer" >&2 && outcome=setup && return 1; }
@@ -232,17 +232,17 @@ setup() {
 
 start() {
   id=$fingerprint-$(date +%s)-$RANDOM offset=0
-  say "starting $(quoted "${trainer[@]}")"
+  note "starting $(quoted "${trainer[@]}")"
   worker all start "$id" ${settings[@]+"${settings[@]}"} -- "${trainer[@]}" > /dev/null || { outcome=start && return 1; }
 }
 
-# Asks every worker. Sets answered, running, statuses of the job $id, or where there is none of the job that is found,
-# and raises step to what it was restored from.
+# Polls every worker. Sets answered, running and statuses of the job $id, or of the job that is found if $id is empty, and raises
+# step to the one that the job was restored from.
 poll() {
   local answer word job status its at
   answered=0 running=0 statuses=()
   if ((dry_run)); then worker all state && answered=1 statuses=(0) && return; fi
-  answer=$(worker all state 2> "$scratch/errors") || true # who cannot be reached is missing from the answer
+  answer=$(worker all state 2> "$scratch/errors") || true # unreachable workers are missing from the answer
   while read -r word _ job its status at; do
     [[ $word == job ]] || continue
     answered=$((answered + 1))
@@ -266,11 +266,11 @@ fetch_log() {
   fi
 }
 
-# Prints the first worker's log until the job has left all workers, and sets outcome: its exit status; taken where the request
-# lost its VMs; unreachable where they give no answer. A connection that fails is none of these: the job does not notice.
+# Prints the first worker's log until the job has exited on all workers, and sets outcome: the exit status; taken if the request
+# lost its VMs; unreachable if they do not answer. A failed connection is none of these: the job continues.
 follow_job() {
   local unanswered=0 incomplete=0
-  say "following $name; the job goes on without this"
+  note "following $name; the job does not depend on this connection"
   while :; do
     fetch_log
     poll
@@ -285,9 +285,9 @@ follow_job() {
         outcome=$(worst "${statuses[@]}")
         return
       fi
-      # The trainer ends by itself when another process of the run is lost. Where it hangs it is ended.
+      # The trainer exits when another process of the run is lost. If it hangs, it is stopped.
       if ((running < workers)) && [[ $(worst "${statuses[@]}") != 0 ]] && ((++incomplete == patience)); then
-        say "$running of $workers workers did not end; ending them"
+        note "$running of $workers workers did not exit; stopping them"
         worker all stop "$patience" > /dev/null || true
       fi
     fi
@@ -295,15 +295,15 @@ follow_job() {
   done
 }
 
-# True where the job of this very command runs on the workers: a loop that was started again goes on following it.
+# True if the job of this command already runs on the workers; the loop then follows it.
 attach() {
   id=''
   poll
   if ((dry_run || running == 0)); then return 1; fi
-  if [[ $id != "$fingerprint"-* ]]; then fail "another command is running on $name; launch/tpu.sh stop $name --zone=$zone ends it."; fi
-  # Who gave no answer is asked again while following.
+  if [[ $id != "$fingerprint"-* ]]; then fail "another command is running on $name; stop it with launch/tpu.sh stop $name --zone=$zone."; fi
+  # Workers that did not answer are polled again while following.
   if ((running == answered)); then offset=0 && return 0; fi
-  say "the job runs on $running of $answered workers; ending it"
+  note "the job runs on $running of $answered workers; stopping it"
   worker all stop > /dev/null || true
   return 1
 }
@@ -316,37 +316,37 @@ attempt() {
   follow_job
 }
 
-# Stops the loop after the same failure three times. What went wrong because the VMs went away is no failure of the run. Exit
-# status 1 counts like the others: besides a person's mistake it can be a bucket that did not answer, or a worker that came late.
+# Stops the loop after the same failure three times. A failure caused by lost VMs does not count. Exit status 1 counts like the
+# others: it can be a user error, but also a bucket that did not answer, or a worker that started late.
 judge() {
   if [[ $outcome != create && $outcome != FAILED ]]; then
     look
-    if [[ $state != ACTIVE && $state != unknown ]]; then say "$name is $state" && return; fi
+    if [[ $state != ACTIVE && $state != unknown ]]; then note "$name is $state" && return; fi
   fi
   if [[ $outcome =~ ^[0-9]+$ ]]; then
-    say "the trainer left with exit status $outcome; the last lines of the workers that say so:"
+    note "the trainer exited with status $outcome; last lines of the workers with this status:"
     worker all tail 20 "$outcome" >&2 2> /dev/null || true
   else
-    say "this went wrong: $outcome"
+    note "failed: $outcome"
   fi
   if third_time "$scratch/failures" "$outcome" "$step"; then
-    give_up "the same failure came three times ($outcome), and no step was saved between"
+    give_up "the same failure occurred three times ($outcome) without a saved step in between"
   fi
 }
 
 remains() {
-  say "$name in $zone is still there and costs money. To delete it:"
-  say "  launch/tpu.sh delete $name --zone=$zone${project:+ --project=$project}"
+  note "$name in $zone still exists and is billed. To delete it:"
+  note "  launch/tpu.sh delete $name --zone=$zone${project:+ --project=$project}"
 }
 
 give_up() {
-  say "stopping: $1"
+  note "stopping: $1"
   if [[ $outcome != create && $outcome != FAILED ]]; then remains; fi
   if [[ $outcome =~ ^[0-9]+$ ]]; then exit "$outcome"; else exit 1; fi
 }
 
 interrupted() {
-  say 'interrupted; the same command goes on from here, and a job that runs goes on by itself'
+  note 'interrupted; a running job continues, and the same command follows it again'
   remains
   exit "$1"
 }
@@ -360,17 +360,17 @@ resume() {
     attempt || true
     case $outcome in
       0) break ;;
-      42) say 'the run was preempted, and saved; going on' ;;
-      taken) say 'the VMs were taken away; going on from the last checkpoint' ;;
+      42) note 'the run was preempted and saved; restarting' ;;
+      taken) note 'the VMs are gone; restarting from the last checkpoint' ;;
       *) judge ;;
     esac
     pause
   done
-  say 'the run is done'
+  note 'the run is complete'
   if ((delete_when_done)); then delete; else remains; fi
 }
 
-#### What a person asked for ##########################################################################################
+#### Commands ########################################################################################################
 
 case $action in
   resume) resume ;;
@@ -379,20 +379,20 @@ case $action in
     case $state in
       absent) create ;;
       SUSPENDED | FAILED) replace && create ;;
-      unknown) fail "gcloud gives no answer: $(tail -n 1 "$scratch/errors")" ;;
-      *) say "$name is there already: $state" ;;
+      unknown) fail "gcloud does not answer: $(tail -n 1 "$scratch/errors")" ;;
+      *) note "$name already exists: $state" ;;
     esac
     ;;
   setup)
     pack
     state=ACTIVE
-    if ! { await_active && count_workers && setup; }; then fail "that did not work ($outcome)."; fi
+    if ! { await_active && count_workers && setup; }; then fail "this failed ($outcome)."; fi
     ;;
   run)
     trap 'interrupted 130' INT
     trap 'interrupted 143' TERM
-    if ! { count_workers && start && follow_job; }; then fail "that did not work ($outcome)."; fi
-    say "the trainer left with exit status $outcome"
+    if ! { count_workers && start && follow_job; }; then fail "this failed ($outcome)."; fi
+    note "the trainer exited with status $outcome"
     [[ $outcome =~ ^[0-9]+$ ]] || exit 1
     exit "$outcome"
     ;;
@@ -407,7 +407,7 @@ case $action in
     ;;
   status)
     look
-    say "$name is $state"
+    note "$name is $state"
     if [[ $state == ACTIVE || $dry_run == 1 ]]; then worker all state; fi
     ;;
   stop) worker all stop ;;
@@ -419,6 +419,6 @@ case $action in
     ;;
   delete)
     look
-    if [[ $state == absent && $dry_run == 0 ]]; then say "there is no request $name in $zone"; else delete; fi
+    if [[ $state == absent && $dry_run == 0 ]]; then note "$name is not a request in $zone"; else delete; fi
     ;;
 esac

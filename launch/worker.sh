@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh runs on each TPU VM, out of the tree that it unpacked in ~/electra_jax.
+# launch/tpu.sh runs this on each TPU VM, from the tree that it unpacked in ~/electra_jax.
 #
 #   setup EXTRAS                           packages; prints "ready HOST"
-#   start ID [NAME=VALUE ...] -- ARGUMENTS the trainer, free of this connection
+#   start ID [NAME=VALUE ...] -- ARGUMENTS the trainer, independent of this connection
 #   state                                  prints "job HOST ID none|running|exited|lost STATUS STEP"
-#   log ID OFFSET                          prints "log NEW_OFFSET", then what the log has gained
-#   tail LINES [STATUS]                    the log's end and the exit reason, where the job left with STATUS
-#   stop [SECONDS]                         asks the job to save and leave, and ends it after so long
-#   idle                                   true where no job runs
+#   log ID OFFSET                          prints "log NEW_OFFSET", then the new part of the log
+#   tail LINES [STATUS]                    the end of the log and the exit reason, if the job exited with STATUS
+#   stop [SECONDS]                         asks the job to save and exit, and kills it after SECONDS
+#   idle                                   true if no job runs
 set -euo pipefail
 tree=$HOME/electra_jax
 venv=$HOME/electra_jax_venv
@@ -23,11 +23,11 @@ apt_install() {
     fi
     sleep 10
   done
-  fail "apt-get could not install $*; another process may hold its lock: look at 'ps aux | grep apt'."
+  fail "apt-get could not install $*; another process may hold its lock: see 'ps aux | grep apt'."
 }
 
-# The images for TPUs are Ubuntu 22.04 with Python 3.10, and 3.11 or 3.12 is needed. Where there is none, uv fetches one: without
-# root, without apt, the same on every worker.
+# The TPU images are Ubuntu 22.04 with Python 3.10, and 3.11 or 3.12 is required. If there is none, uv installs one: without
+# root or apt, the same on every worker.
 find_python() {
   local candidate
   for candidate in python3.12 python3.11 python3; do
@@ -46,11 +46,11 @@ find_python() {
 
 setup() {
   local wanted python
-  # They hold apt's lock for minutes after a boot, and restart services under a run.
+  # These services hold apt's lock for minutes after a boot, and restart services during a run.
   sudo systemctl disable --now unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer > /dev/null 2>&1 || true
   command -v make > /dev/null || apt_install make
   cd "$tree"
-  # A tree's times are its commit's, so make cannot see that packages changed; their lists' checksum can.
+  # The tree's file times are those of its commit, so make cannot detect changed packages; a checksum of their lists does.
   wanted="$1 $(cat requirements.txt pyproject.toml | cksum)"
   if [[ $(cat "$venv/.complete" 2> /dev/null) != "$wanted" ]]; then
     python=$(find_python)
@@ -72,8 +72,8 @@ state() {
   elif [[ -e $job/status ]]; then
     state=exited status=$(cat "$job/status")
   elif flock --nonblock "$job/lock" true; then
-    state=lost # nobody holds the lock and nobody wrote a status: the machine was started anew, or all was killed
-    # It may have ended just now, between the two looks.
+    state=lost # the lock is free and no status was written: the machine was restarted, or all processes were killed
+    # It may have exited between the two checks.
     if [[ -e $job/status ]]; then state=exited status=$(cat "$job/status"); fi
   fi
   step=$(restored_step "$job/status.json")
@@ -82,26 +82,26 @@ state() {
 
 idle() {
   [[ $(state) != *' running '* ]] ||
-    fail "a job is running on $(hostname); end it first, with launch/tpu.sh stop."
+    fail "a job is running on $(hostname); stop it first with launch/tpu.sh stop."
 }
 
 start() {
   local wanted=$1 setting
   shift
   mkdir -p "$job"
-  if [[ $(id) == "$wanted" ]]; then # asked twice, as happens when a connection drops
+  if [[ $(id) == "$wanted" ]]; then # a repeated request after a dropped connection
     state
     return
   fi
   idle
-  # What an earlier job left behind may hold the TPU.
+  # Remaining processes of an earlier job may hold the TPU.
   kill -KILL -- "-$(cat "$job/group" 2> /dev/null)" 2> /dev/null || true
-  # From a slow network, an error after a minute without a kilobyte instead of a hang.
+  # On a slow network, fail after a minute with less than a kilobyte instead of hanging.
   export TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS=60 TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES=1024
   export TPU_STDERR_LOG_LEVEL=2 TPU_MIN_LOG_LEVEL=2
-  # JAX's own port since 0.8.1, 8482, is not among those that the network's automatic rules open between slices; 8476 is.
+  # JAX's default port since 0.8.1, 8482, is not opened between slices by the network's default firewall rules; 8476 is.
   export JAX_COORDINATOR_PORT=8476
-  # The images preload tcmalloc; where ssh did not hand that on, it still should be so.
+  # The images preload tcmalloc; set it if ssh did not pass the variable on.
   if [[ -z ${LD_PRELOAD-} && -e /usr/lib/x86_64-linux-gnu/libtcmalloc.so.4 ]]; then
     export LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc.so.4
   fi
@@ -116,16 +116,16 @@ start() {
   export ELECTRA_JAX_STATUS=$job/status.json # the first process of the run writes it
   [[ ! -e $job/log ]] || mv "$job/log" "$job/log.before"
   exec 9> "$job/lock"
-  flock --wait 5 9 || fail "the job before is still ending on $(hostname); try again in a minute."
+  flock --wait 5 9 || fail "the previous job is still exiting on $(hostname); try again in a minute."
   printf '%s\n' "$wanted" > "$job/id"
-  # A session of its own, without a terminal: neither a dropped connection nor its end touches it.
+  # In its own session, without a terminal, so that the end of the connection does not affect it.
   setsid nohup bash "$tree/launch/worker.sh" supervise "$@" < /dev/null > "$job/log" 2>&1 3>&1 &
   printf '%s\n' "$!" > "$job/group"
   exec 9>&-
   state
 }
 
-# Holds the lock while the trainer runs, and keeps its exit status.
+# Holds the lock while the trainer runs, and writes its exit status.
 supervise() {
   local status=0
   (
@@ -140,7 +140,7 @@ log() {
   local size from=$2
   [[ $(id) == "$1" && -e $job/log ]] || return 0
   size=$(stat -c %s "$job/log")
-  # Who comes late gets the last of it.
+  # A late reader gets only the end.
   ((size - from <= 65536)) || from=$((size - 65536))
   printf 'log %s\n' "$size"
   tail -c "+$((from + 1))" "$job/log" | head -c "$((size - from))"
@@ -170,5 +170,5 @@ stop() {
 case ${1-} in
   setup | start | state | log | stop | idle | supervise) "$@" ;;
   tail) tail_log "${@:2}" ;;
-  *) fail "'${1-}' is none of setup, start, state, log, tail, stop, idle." ;;
+  *) fail "the command is '${1-}'; expected setup, start, state, log, tail, stop or idle." ;;
 esac

@@ -1,11 +1,12 @@
-"""Eight CPU devices in this process, whatever the machine has; small models, rows and steps that several tests use."""
+"""Eight CPU devices in this process; models, rows and steps that several tests use."""
 
 import os
 import shutil
 import signal
 import tempfile
 
-# Started in the background by a shell that has no job control, tests ignore Ctrl-C, and so would the children that get one.
+# Tests that are started in the background by a shell without job control would ignore Ctrl-C, and
+# so would their child processes.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,12 +37,16 @@ import hypothesis
 import numpy as np
 import pytest
 
+from electra_jax import main
 from electra_jax.config import PretrainingConfig
+from electra_jax.config.pretraining import OptimizerConfig
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import pretrain_step
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import optimizers, partitioning
+from electra_jax.training.update_step import UpdateOptions
 
 hypothesis.settings.register_profile(
   'tests', deadline=None, derandomize=True
@@ -53,7 +58,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile('tests')
 
-# The files that take longest, longest first, so that no worker is left alone with one of them at the end.
+# The slowest files, slowest first, so that none of them is the last one of a worker.
 LONGEST = (
   'tpu_compile',
   'hosts',
@@ -74,6 +79,7 @@ LONGEST = (
 )
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes unless told
+MICRO = 'tests/configs/micro.py'
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
 SHARED = 'ELECTRA_JAX_TESTS'  # the variable that names the folder shared by a session's processes
 STARTED = pytest.StashKey[float]()  # when the session started, in seconds
@@ -129,10 +135,22 @@ def pytest_terminal_summary(terminalreporter, config):
   path.write_text(json.dumps(record, indent=1) + '\n')
 
 
+@pytest.fixture
+def handlers():
+  """Restores the handlers of signals after a test."""
+  kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  yield
+  for number, handler in kept.items():
+    signal.signal(number, handler)
+
+
 def packed_rows(
   batch: int, length: int, vocab_size: int, seed: int = 0, empty_rows: int = 0
 ) -> np.ndarray:
-  """Random rows of [CLS] text [SEP] pieces, padding after; the last `empty_rows` have none. int32 [batch, length]."""
+  """Random rows of [CLS] text [SEP] pieces and padding; the last `empty_rows` are empty.
+
+  Returns: int32 [batch, length].
+  """
   rng = np.random.default_rng(seed)
   rows = np.full((batch, length), PAD, np.int32)
   for row in rows[: batch - empty_rows]:
@@ -171,7 +189,7 @@ def tiny_electra(
 
 
 def random_params(model, seed: int = 0):
-  """Parameters drawn by NumPy, without a compilation, large enough that every one of them matters."""
+  """Parameters drawn by NumPy, without a compilation, large enough that each one matters."""
   rng = np.random.default_rng(seed)
 
   def draw(path, shape):
@@ -187,11 +205,24 @@ def random_params(model, seed: int = 0):
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def adamw(schedule, eps: float = 1e-6):
+def micro_config(*fields):
+  """The ConfigDict of tests/configs/micro.py; `fields` are assignments such as 'sharing=none'."""
+  argv = ['main', f'--config={MICRO}', *(f'--config.{field}' for field in fields)]
+  return main.parse_flags(argv).config
+
+
+def optimizer_settings(schedule, generator_schedule=None, layer_rates=None, **fields):
+  """Settings of an optimizer; `fields` are those of config.optimizer, as published by default."""
+  rates = {'learning_rate': schedule}
+  if generator_schedule is not None:
+    rates['generator_learning_rate'] = generator_schedule
+  config = OptimizerConfig(**fields)
+  return optimizers.OptimizerSettings(rates, config, layer_rates=layer_rates)
+
+
+def adamw(schedule, **fields):
   """The published optimizer."""
-  return optimizers.adamw(
-    schedule, b1=0.9, b2=0.999, eps=eps, weight_decay=0.01, clip=1.0, bias_correction=False
-  )
+  return optimizers.adamw(optimizer_settings(schedule, **fields))
 
 
 def compiled_step(
@@ -202,7 +233,7 @@ def compiled_step(
   tensor: int = 1,
   optimizer: str = 'data',
 ):
-  """The real step, dropout on, compiled once for so many devices and STEP_ROWS rows; with all that it was made of."""
+  """The train step with dropout, compiled once per number of devices, for STEP_ROWS rows."""
   return _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
 
 
@@ -214,19 +245,15 @@ def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
     sizes | {'sharding.smallest': 0}
   )  # so that each tensor that divides is split
   layout = partitioning.make_layout(config, jax.devices()[:devices])
-  # With an epsilon of 1e-6 Adam's first directions are signs, and that of a gradient that is all rounding is chance.
+  # With an epsilon of 1e-6 Adam's first updates are signs, and the sign of a gradient that consists
+  # of rounding errors is random.
   adam = adamw(lambda step: 1e-2, eps=1e-2)
   shapes, shardings = pretrain_step.state_shardings(model, adam, STEP_LENGTH, layout)
   moments = partitioning.moment_shardings(shapes.params, shardings.params, layout)
   train_step = pretrain_step.make_train_step(
-    model,
-    objective,
-    objective.Settings(max_predictions=5),
+    pretrain_step.Computation(model, OBJECTIVE, Settings(max_predictions=5), seed=3),
     adam,
-    seed=3,
-    micro_batches=micro_batches,
-    layout=layout,
-    moments=moments,
+    UpdateOptions(micro_batches, layout=layout, moments=moments),
   )
   batch = {'token_ids': jax.ShapeDtypeStruct((STEP_ROWS, STEP_LENGTH), np.int32)}
   compiled = (
@@ -252,7 +279,7 @@ def train_steps(
   tensor: int = 1,
   optimizer: str = 'data',
 ):
-  """The step of compiled_step, made a few times: the state before and after, and each step's sums, in NumPy."""
+  """Some steps of compiled_step: the states before and after, and the sums of each, in NumPy."""
   made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
   # In one program: without jit, JAX compiles one for each shape of a parameter.
   fresh = jax.jit(lambda params: pretrain_step.fresh_state(made.optimizer, params))
@@ -268,7 +295,7 @@ def train_steps(
 
 
 def same_training(ours, theirs):
-  """Of two results of train_steps counts are equal, losses, norms and parameters equal to float32 rounding."""
+  """Compares two results of train_steps: counts are equal, other values to float32 rounding."""
   (before, state, every), (_, expected, expected_every) = ours, theirs
   for sums, expected_sums in zip(every, expected_every, strict=True):
     assert sums.keys() == expected_sums.keys()

@@ -1,14 +1,42 @@
-"""Labelled data in the original layouts of all tasks, made up and tiny: a sentence is about `good` or `bad` things."""
+"""Small synthetic data sets in the original formats of all tasks, and helpers to open tasks.
+
+A word of each sentence determines its label.
+"""
 
 import json
 import pathlib
 import random
 
+from electra_jax import registry
+from electra_jax.config.finetuning import TaskDataConfig
+from electra_jax.finetune import tasks
+
 WORDS = 'bako timeru salo nipe dufa gibako rume tisalo nidufa pegi'.split()
 
 
+def task_data(**fields) -> TaskDataConfig:
+  """config.data with some fields set; paths may be Path objects."""
+  plain = {n: str(v) if isinstance(v, pathlib.Path) else v for n, v in fields.items()}
+  return TaskDataConfig().replace(plain)
+
+
+def opened(name: str, **fields) -> tasks.Task:
+  """A task with the data that these fields of config.data name."""
+  return registry.TASKS.get(name).open(name, task_data(**fields), None)
+
+
+def described(task: tasks.Task, **changes) -> dict:
+  """What a run's folder records of a task, with changes."""
+  return json.loads(json.dumps(task.describe())) | changes
+
+
+def restored(task: tasks.Task, **changes) -> tasks.Task:
+  """The task as a run's folder restores it, with changes to what the folder records."""
+  return tasks.restore_task(described(task, **changes))
+
+
 def sentences(count: int, seed: int) -> list[tuple[str, int]]:
-  """Sentences and a label that a word of theirs gives away."""
+  """Sentences and a label that one of their words determines."""
   rng = random.Random(seed)
   return [
     (' '.join(rng.choices(WORDS, k=rng.randint(2, 6)) + [['dufa', 'salo'][label]]), label)
@@ -23,7 +51,7 @@ def lines(path: pathlib.Path, rows, header=None) -> None:
 
 
 def glue(folder: pathlib.Path, train: int = 24, dev: int = 12, test: int = 6) -> pathlib.Path:
-  """All nine tasks and the diagnostic set."""
+  """GLUE's nine tasks."""
   parts = {'train': sentences(train, 1), 'dev': sentences(dev, 2), 'test': sentences(test, 3)}
   for part, rows in parts.items():
     known = part != 'test'
@@ -125,7 +153,7 @@ def glue(folder: pathlib.Path, train: int = 24, dev: int = 12, test: int = 6) ->
 
 
 def squad(folder: pathlib.Path, version: str) -> pathlib.Path:
-  """SQuAD 1.1 or 2.0 with a question on each of a few contexts; in 2.0 every other has no answer."""
+  """SQuAD 1.1 or 2.0 with one question per context; in 2.0 every second one has no answer."""
   for part, count, seed in (('train', 16, 4), ('dev', 6, 5)):
     paragraphs = []
     for i, (context, _) in enumerate(sentences(count, seed)):
@@ -147,7 +175,7 @@ def squad(folder: pathlib.Path, version: str) -> pathlib.Path:
 
 
 def tagged(folder: pathlib.Path, kind: str) -> pathlib.Path:
-  """Named entities in two columns, chunks in three, or parts of speech as CoNLL-U; a test file too."""
+  """Entities in two columns, chunks in three, or parts of speech as CoNLL-U; with a test file."""
   folder.mkdir(parents=True, exist_ok=True)
   for part, count, seed in (('train', 16, 6), ('dev', 8, 7), ('test', 4, 8)):
     blocks = []

@@ -1,5 +1,7 @@
-"""A stand-in for the cloud: a `gcloud` on the PATH whose requests, VMs and connections behave as a test says, and workers that are
-folders, in which launch/worker.sh runs for real and the trainer is a few lines of bash."""
+"""A simulated cloud: a `gcloud` on the PATH whose requests, VMs and connections follow a script.
+
+Workers are folders in which launch/worker.sh really runs; the trainer is a few lines of bash.
+"""
 
 import json
 import os
@@ -20,7 +22,7 @@ cloud = pathlib.Path(os.environ['CLOUD'])
 script = json.loads((cloud / 'script.json').read_text())
 args = sys.argv[1:]
 
-def count(name):                     # how often this was asked for, this time included
+def count(name):  # number of calls so far, including this one
   path = cloud / ('count-' + name)
   number = int(path.read_text()) + 1 if path.exists() else 1
   path.write_text(str(number))
@@ -32,9 +34,11 @@ def note(action):
   with open(cloud / 'calls', 'a') as file:
     file.write(json.dumps(args) + '\n')
 
-def life():                          # what becomes of the request that was made last; None where there is none
+def life():  # the script of the latest request; None without a request
   made = int((cloud / 'count-create').read_text()) if (cloud / 'count-create').exists() else 0
-  return None if (cloud / 'absent').exists() or not made else script['lives'][min(made, len(script['lives'])) - 1]
+  if (cloud / 'absent').exists() or not made:
+    return None
+  return script['lives'][min(made, len(script['lives'])) - 1]
 
 def take_away():
   import shutil, signal
@@ -47,14 +51,15 @@ def take_away():
         pass
     shutil.rmtree(home)
 
-def on_workers(indices, command):    # on all at once, as gcloud does; their output comes worker by worker
+def on_workers(indices, command):  # in parallel, as gcloud does; output is printed per worker
   import subprocess
   started = []
   for index in indices:
     home = cloud / f'worker-{index}'
     home.mkdir(exist_ok=True)
     env = dict(os.environ, HOME=str(home), WORKER=str(index))
-    started.append(subprocess.Popen(['bash', '-c', command], env=env, cwd=home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
+    started.append(subprocess.Popen(['bash', '-c', command], env=env, cwd=home,
+                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
   for process in started:
     sys.stdout.buffer.write(process.communicate()[0])
   sys.stdout.flush()
@@ -74,8 +79,10 @@ elif verb == 'describe':
   if script.get('no_answer'):
     sys.exit('ERROR: there is no account')
   if (now := life()) is None:
-    sys.exit('ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource was not found')
-  print('SUSPENDED' if (cloud / 'taken').exists() else now['states'][min(asked, len(now['states'])) - 1])
+    sys.exit('ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: '
+             'Resource was not found')
+  state = now['states'][min(asked, len(now['states'])) - 1]
+  print('SUSPENDED' if (cloud / 'taken').exists() else state)
 elif verb == 'delete':
   note('delete')
   take_away()
@@ -94,7 +101,8 @@ elif verb == 'scp':
     shutil.copy(source, cloud / f'worker-{index}' / target.partition(':')[2])
 elif verb == 'ssh':
   command = next(arg for arg in args if arg.startswith('--command=')).removeprefix('--command=')
-  action = command.partition('electra_jax/launch/worker.sh ')[2].split()[0] if 'tar -xzf' not in command else 'setup'
+  words = command.partition('electra_jax/launch/worker.sh ')[2].split()
+  action = 'setup' if 'tar -xzf' in command else words[0]
   note(action)
   asked = count('ssh-' + action)
   if action == 'state' and asked == (life() or {}).get('taken_at'):
@@ -110,7 +118,7 @@ elif verb == 'ssh':
   sys.exit(max(results))
 """
 
-# The trainer of the n-th start (of all starts, on this worker) is the n-th script; the last serves for all that follow.
+# The n-th start on a worker runs the n-th script; later starts run the last one.
 PYTHON = r"""#!/bin/bash
 if [[ $2 == pip ]]; then echo "pip ${*:3}" >> "$CLOUD/installs"; exit; fi
 n=$(($(cat "$CLOUD/starts-$WORKER" 2> /dev/null || echo 0) + 1))
@@ -144,10 +152,14 @@ def executable(path: pathlib.Path, text: str) -> None:
 
 
 class Cloud:
-  """`trainers`: what each start runs on every worker, in bash; a dict gives workers of their own scripts."""
+  """The simulated cloud in a folder.
+
+  `plan` takes the bash script of each start; a dict has one script per worker.
+  """
 
   def __init__(self, folder: pathlib.Path, repository: pathlib.Path):
-    self.folder, self.repository = folder, repository
+    self.folder = folder
+    self.repository = repository
     bin = folder / 'bin'
     bin.mkdir()
     executable(bin / 'gcloud', f'#!{sys.executable} -IS\n{GCLOUD}')
@@ -204,7 +216,7 @@ class Cloud:
     ]
 
   def actions(self, polls=False) -> list[str]:
-    """What was asked of the cloud, in order; without `polls` only what changes something."""
+    """Requests to the cloud, in order; without `polls` only those that change something."""
     path = self.folder / 'actions'
     lines = path.read_text().split() if path.exists() else []
     return [line for line in lines if polls or line not in ('state', 'log', 'tail')]
@@ -239,7 +251,7 @@ class Cloud:
 
 
 def make_repository(folder: pathlib.Path) -> pathlib.Path:
-  """A git repository of the launch scripts and the lists of packages, as they lie here."""
+  """A git repository with the launch scripts and the lists of packages."""
   shutil.copytree(ROOT / 'launch', folder / 'launch')
   for name in ('requirements.txt', 'pyproject.toml'):
     shutil.copy(ROOT / name, folder)

@@ -1,4 +1,4 @@
-"""A pretraining run's folder without the training: fresh weights, a checkpoint, figures that somebody could have written."""
+"""The folder of a pretraining run that was never trained: random weights and made-up metrics."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 from conftest import random_params
 
 from electra_jax.config import PretrainingConfig, freeze
-from electra_jax.pretrain import build, pretrained
+from electra_jax.pretrain import build, run_start
 from electra_jax.training import checkpoints
 from electra_jax.training.update_step import fresh_state
 
@@ -18,7 +18,7 @@ TEXTS = ['The chef ate the meal.', 'a house of nothing, cooked and said', 'the o
 
 
 def wordpiece(folder) -> str:
-  """A vocab.txt in a folder of its own."""
+  """Writes a vocab.txt into a new folder, and returns the folder."""
   pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   letters = [*'abcdefghijklmnopqrstuvwxyz', *(f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz')]
   (pathlib.Path(folder) / 'vocab.txt').write_text('\n'.join([*SPECIAL, *letters, *WORDS]) + '\n')
@@ -26,10 +26,10 @@ def wordpiece(folder) -> str:
 
 
 def make(workdir, config, tokenizer, step: int = 7):
-  """Makes WORKDIR the run of a config at a step, its weights so large that all matter; returns its state."""
+  """Writes the run of a config with a checkpoint of large random weights; returns the state."""
   config = freeze(PretrainingConfig, config)
-  pretrained.claim(workdir, config)
-  pretrained.keep_tokenizer(workdir, tokenizer)
+  run_start.claim_workdir(workdir, config)
+  run_start.keep_tokenizer(workdir, tokenizer)
   model = build.build_model(config, tokenizer.size)
   optimizer, _ = build.build_optimizer(config)
   start = jax.jit(lambda params: fresh_state(optimizer, params))  # one program, not one per shape
@@ -38,7 +38,7 @@ def make(workdir, config, tokenizer, step: int = 7):
   checkpoints.save(manager, step, state, {'steps': np.int32(0)}, 1.5)
   checkpoints.wait(manager)
   manager.close()
-  figures = {
+  metrics = {
     'generator_loss': 4.25,
     'discriminator_loss': 0.3125,
     'constant_loss': 0.35,
@@ -47,5 +47,5 @@ def make(workdir, config, tokenizer, step: int = 7):
     'seconds': 3.0,
   }
   with open(pathlib.Path(workdir) / 'metrics.jsonl', 'w') as out:
-    out.write(json.dumps({'kind': 'heldout', 'step': step, **figures}) + '\n')
+    out.write(json.dumps({'kind': 'heldout', 'step': step, **metrics}) + '\n')
   return state

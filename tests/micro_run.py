@@ -1,7 +1,7 @@
-"""A run of the real command line that takes seconds: its corpus, its command, and what it leaves behind.
+"""A run of the command line that takes seconds: its corpus, its command and its files.
 
-Child processes run as a user's do, with one device unless told; they share a folder of compiled programs, so that only the
-first of a kind compiles.
+Child processes run as a user's do, by default with one device. They share a folder of compiled
+programs, so that each program is compiled once.
 """
 
 import atexit
@@ -26,12 +26,13 @@ import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'tests/configs/micro.py'
+FINETUNE_CONFIG = 'tests/configs/finetune_micro.py'
 TIMES = (
   'seconds',
   'tokens_per_second',
   'utilisation',
   'input_wait',
-)  # figures of the clock, not of the run
+)  # metrics that depend on the clock
 SYLLABLES = 'ba ko ti ru me sa lo ni pe du fa gi'.split()
 
 
@@ -75,7 +76,7 @@ def corpus() -> pathlib.Path:
 
 
 def arguments(workdir, *more: str, config: str = CONFIG) -> list[str]:
-  """The command's arguments for a training run in WORKDIR."""
+  """Arguments of a training run."""
   return [
     f'--config={config}',
     f'--workdir={workdir}',
@@ -87,14 +88,27 @@ def arguments(workdir, *more: str, config: str = CONFIG) -> list[str]:
   ]
 
 
+def finetune_arguments(workdir, data, *more: str) -> list[str]:
+  """Arguments of a run that fine-tunes the finished run on data of GLUE."""
+  return [
+    '--mode=finetune',
+    f'--config={FINETUNE_CONFIG}',
+    f'--config.init={finished()[0]}',
+    f'--config.data.source={data}',
+    f'--workdir={workdir}',
+    f'--config.compilation_cache={programs()}',
+    *more,
+  ]
+
+
 def start(*argv: str, devices: int = 1, **popen) -> subprocess.Popen:
-  """`python -m electra_jax.main ARGV` as a child process, its output in pipes unless told."""
+  """Starts `python -m electra_jax.main ARGV`, by default with its output in pipes."""
   env = os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'PYTHONPATH': str(ROOT),
   }
-  # Programs that are compiled without optimisation compute the same thing every time as well, and compile in a third of the time.
+  # Unoptimized programs are deterministic too, and compile in a third of the time.
   env['XLA_FLAGS'] = f'{xla_flags.QUICK} --xla_force_host_platform_device_count={devices}'
   pipes = {
     'stdout': subprocess.PIPE,
@@ -107,7 +121,7 @@ def start(*argv: str, devices: int = 1, **popen) -> subprocess.Popen:
 
 
 def run(*argv: str, status: int = 0, devices: int = 1, **popen) -> tuple[str, str]:
-  """The same, waited for: stdout, stderr. Fails where the exit status is another."""
+  """Runs the command to its end and checks its exit status; returns stdout and stderr."""
   process = start(*argv, devices=devices, **popen)
   try:
     out, err = process.communicate(timeout=900)
@@ -142,28 +156,28 @@ def saved_often() -> pathlib.Path:
 
 
 def wait_for(condition, process: subprocess.Popen, timeout: float = 900.0):
-  """Polls until condition() is true and returns what it gave. Fails where the process ends before, or the time is up."""
+  """Polls until condition() is true and returns its value. Fails if the process ends before."""
   end = time.monotonic() + timeout
   while not (found := condition()):
-    assert process.poll() is None, f'ended with {process.returncode} before it was to be stopped'
-    assert time.monotonic() < end, 'waited in vain'
+    assert process.poll() is None, f'ended with {process.returncode} too early'
+    assert time.monotonic() < end, f'not true after {timeout} s'
     time.sleep(0.002)
   return found
 
 
 def last_step(workdir) -> int:
-  """The step of the last whole line of metrics.jsonl, 0 where there is none."""
+  """The step of the last complete line of metrics.jsonl, 0 if there is none."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   lines = path.read_text('utf-8').split('\n')[:-1] if path.exists() else []
   return json.loads(lines[-1])['step'] if lines else 0
 
 
 def checkpoint(workdir, step: int) -> dict[str, np.ndarray]:
-  """All arrays of a checkpoint by name, read without knowing what should be in it."""
+  """All arrays of a checkpoint by name, read without knowledge of its contents."""
   folder = pathlib.Path(workdir) / 'checkpoints' / str(step)
   arrays = {}
   with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as reader:
-    warnings.simplefilter('ignore')  # Orbax would rather be told the shardings
+    warnings.simplefilter('ignore')  # Orbax asks for shardings
     for item in ('params', 'opt_state', 'counters', 'sums'):
       # As NumPy arrays, whatever devices they were on.
       kinds = jax.tree.map(
@@ -178,7 +192,7 @@ def checkpoint(workdir, step: int) -> dict[str, np.ndarray]:
 
 
 def checkpoint_steps(workdir) -> list[int]:
-  """Steps of the checkpoints that were saved whole."""
+  """Steps of the complete checkpoints."""
   return sorted(
     int(path.name)
     for path in (pathlib.Path(workdir) / 'checkpoints').iterdir()
@@ -187,7 +201,7 @@ def checkpoint_steps(workdir) -> list[int]:
 
 
 def figures(workdir) -> list[dict]:
-  """metrics.jsonl without the figures of the clock."""
+  """The lines of metrics.jsonl without the metrics that depend on the clock."""
   lines = [
     json.loads(line)
     for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text('utf-8').splitlines()
@@ -196,7 +210,7 @@ def figures(workdir) -> list[dict]:
 
 
 def differing(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
-  """Names of arrays that are not bitwise the same."""
+  """Names of arrays that are not bitwise equal."""
   return [
     name
     for name in sorted(a.keys() | b.keys())

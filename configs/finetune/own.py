@@ -1,15 +1,21 @@
-"""One's own labelled texts, pairs, values, spans or tags, from TSV, CSV or JSON lines with named columns.
+r"""Your own labeled texts, pairs, values, spans or tags, from TSV, CSV or JSON lines.
 
-  python -m electra_jax.main --mode=finetune --config=configs/finetune/own.py --config.init=runs/small \\
-      --config.data.train=train.csv --config.data.dev=dev.csv --config.data.text=review --config.data.label=stars
+  python -m electra_jax.main --mode=finetune --config=configs/finetune/own.py \
+      --config.init=runs/small --config.data.train=train.csv --config.data.dev=dev.csv \
+      --config.data.text=review --config.data.label=stars
 
---config.task is classification (labels as found in the training data), regression, tagging or span; a second text is --config.data.pair.
+Columns are named. --config.task is classification (labels as found in the training data),
+regression, tagging or span; --config.data.pair names the column of a second text.
 """
+
+import ml_collections
 
 from electra_jax.finetune.config import default_config
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
+  """The fine-tuning config."""
   c = default_config()
-  c.name, c.task = 'own', 'classification'
+  c.name = 'own'
+  c.task = 'classification'
   return c

@@ -1,14 +1,19 @@
-"""SST-2, is a film review good or bad: three epochs of 67,349 phrases (Clark et al. 2020, appendix B).
+r"""SST-2, whether a film review is positive: 67,349 phrases, three epochs as published.
 
-  python -m electra_jax.main --mode=finetune --config=configs/finetune/sst2.py --config.init=runs/small --config.data.source=glue
+  python -m electra_jax.main --mode=finetune --config=configs/finetune/sst2.py \
+      --config.init=runs/small --config.data.source=glue
 
-On a laptop add --config.train_examples=10000, and say so beside the score.
+The recipe is that of Clark et al. 2020, appendix B. On a laptop add --config.train_examples=10000,
+and report it with the score.
 """
+
+import ml_collections
 
 from electra_jax.finetune.config import default_config
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
+  """The fine-tuning config."""
   c = default_config()
   c.name = c.task = 'sst2'
   return c

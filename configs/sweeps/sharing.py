@@ -1,19 +1,25 @@
-"""What the towers share: embeddings (as published), nothing, or embeddings whose gradients are kept apart (GDES, He et al. 2021), at equal FLOPs.
+"""What the towers share, at equal FLOPs: embeddings as published, nothing, or GDES embeddings.
 
   python -m electra_jax.main --mode=sweep --config=configs/sweeps/sharing.py:data
 
-Data, encoder, generator and tasks are those of configs/sweeps/objectives.py, at its largest budget.
+With GDES (He et al. 2021) the discriminator uses the generator's embeddings without sending its
+gradient to them. Data, encoder, generator and tasks are those of configs/sweeps/objectives.py, at
+its largest budget.
 """
 
 import pathlib
 
-from electra_jax.sweep.config import load
+import ml_collections
+
+from electra_jax.sweep.config import load_config_file
 
 
-def get_config(data='data'):
-  c = load(f'{pathlib.Path(__file__).with_name("objectives.py")}:{data}')
+def get_config(data: str = 'data') -> ml_collections.ConfigDict:
+  """The sweep; `data` is the folder with the corpora and tasks."""
+  c = load_config_file(f'{pathlib.Path(__file__).with_name("objectives.py")}:{data}')
   _, last = c.runs[-1]
-  c.name, c.known = 'sharing', (*c.known, str(pathlib.Path(c.known[0]).with_name('sharing.jsonl')))
+  c.name = 'sharing'
+  c.known = (*c.known, str(pathlib.Path(c.known[0]).with_name('sharing.jsonl')))
   c.runs = tuple(
     (sharing, {'sharing': sharing, 'budget_flops': last['budget_flops']})
     for sharing in ('embeddings', 'none', 'disentangled')

@@ -1,7 +1,7 @@
 """Configs: fields declared once, checks, and JSON. Importing it imports neither JAX nor TensorFlow.
 
-A config file returns the ConfigDict of `default_config()` with some fields changed. `checked` turns
-it into the frozen, typed config that the programs take.
+A config file returns the ConfigDict of `default_config()` with some fields changed.
+`checked_config` turns it into the frozen, typed config that the programs take.
 """
 
 from electra_jax.config.declarations import (
@@ -38,18 +38,18 @@ __all__ = [
   'PretrainingConfig',
   'SweepConfig',
   'UserError',
-  'checked',
+  'checked_config',
   'checked_finetuning',
   'checked_pretraining',
   'checked_sweep',
   'completed',
+  'config_kind',
   'default_config',
   'differences',
   'flat',
   'freeze',
   'from_plain',
   'has_budget',
-  'kind_of',
   'names_with',
   'phases_of',
   'to_plain',
@@ -58,15 +58,15 @@ __all__ = [
 
 
 def checked_pretraining(config: AnyConfig, sizes_known: bool | None = None) -> PretrainingConfig:
-  """Returns the typed config of a pretraining ConfigDict, its ranges and rules checked.
+  """The typed config of a pretraining ConfigDict, its ranges and rules checked.
 
   Args:
     config: a ConfigDict, or a typed config.
-    sizes_known: whether the sizes are final. The weights of config.init decide them, so None leaves
-      the rules about sizes to the check after they were read.
+    sizes_known: whether the sizes are final. The weights of config.init determine them; None
+      leaves the rules about sizes to a later check where config.init is set.
 
   Raises:
-    UserError: for the first field or rule that does not hold.
+    UserError: for the first field or rule that is violated.
   """
   c = freeze(PretrainingConfig, config)
   check_pretraining(c, sizes_known=not c.init if sizes_known is None else sizes_known)
@@ -74,29 +74,41 @@ def checked_pretraining(config: AnyConfig, sizes_known: bool | None = None) -> P
 
 
 def checked_finetuning(config: AnyConfig) -> FinetuningConfig:
-  """The typed config of a fine-tuning ConfigDict, checked. Raises UserError."""
+  """The typed config of a fine-tuning ConfigDict, its ranges and rules checked.
+
+  Raises:
+    UserError: for the first field or rule that is violated.
+  """
   c = freeze(FinetuningConfig, config)
   check_finetuning(c)
   return c
 
 
 def checked_sweep(config: AnyConfig) -> SweepConfig:
-  """The typed config of a sweep's ConfigDict, its own fields checked. Raises UserError."""
+  """The typed config of a sweep's ConfigDict, checked. Configs of its runs are checked elsewhere.
+
+  Raises:
+    UserError: for the first field or rule that is violated.
+  """
   c = freeze(SweepConfig, config)
   check_sweep(c)
   return c
 
 
-def kind_of(config: AnyConfig) -> type[Config]:
-  """The program that a ConfigDict is for, as the class of its typed config."""
+def config_kind(config: AnyConfig) -> type[Config]:
+  """The class of the typed config that a ConfigDict is for."""
   if 'runs' in config:
     return SweepConfig
   return FinetuningConfig if 'task' in config else PretrainingConfig
 
 
-def checked(config: AnyConfig) -> Config:
-  """The typed config of a ConfigDict of any of the three programs, checked. Raises UserError."""
-  kind = kind_of(config)
+def checked_config(config: AnyConfig) -> Config:
+  """The typed config of a ConfigDict of any of the three programs, checked.
+
+  Raises:
+    UserError: for the first field or rule that is violated.
+  """
+  kind = config_kind(config)
   if kind is SweepConfig:
     return checked_sweep(config)
   return checked_finetuning(config) if kind is FinetuningConfig else checked_pretraining(config)

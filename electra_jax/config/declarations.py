@@ -88,7 +88,7 @@ class Declaration:
 
 
 def one_of(values: Collection[Any]) -> str:
-  """'a, b or c'; the empty string is written as ''."""
+  """'a, b or c' of at least one value; the empty string is written as ''."""
   words = [str(value) if value != '' else "''" for value in values]
   return ' or '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
 
@@ -202,25 +202,33 @@ def groups_of(kind: type[Config], prefix: str = '') -> dict[str, Declaration]:
   return found
 
 
-def flat(config: AnyConfig, prefix: str = '', whole: Collection[str] = ()) -> dict[str, Any]:
-  """Field -> value of a config or a ConfigDict, groups expanded: 'model.hidden_size' and so on.
+def flat(config: AnyConfig, kind: type[Config] | None = None) -> dict[str, Any]:
+  """Field -> value, groups expanded: 'model.hidden_size' and so on.
 
   Args:
-    config: a typed config or a ConfigDict.
-    prefix: of names, for groups.
-    whole: names of ConfigDicts that are one value each: the fields of `options`.
+    config: a typed config, or a ConfigDict.
+    kind: class of the typed config of a ConfigDict. It determines which ConfigDicts are values:
+      those of the fields declared by `options`.
   """
-  values: dict[str, Any] = {}
-  for name, value in _items(config):
-    inner = isinstance(value, Config) or _is_config_dict(value) and prefix + name not in whole
-    values |= flat(value, f'{prefix}{name}.', whole) if inner else {prefix + name: value}
-  return values
+  declared = type(config) if isinstance(config, Config) else kind
+  known = fields_of(declared) if declared else {}
+  return _flat(config, '', {name for name, entry in known.items() if entry.kind is dict})
 
 
-def _items(config: AnyConfig) -> list[tuple[str, Any]]:
+def _flat(config: AnyConfig, prefix: str, option_fields: Collection[str]) -> dict[str, Any]:
   if isinstance(config, Config):
-    return [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
-  return list(config.items())
+    items = [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
+  else:
+    items = list(config.items())
+  values: dict[str, Any] = {}
+  for name, value in items:
+    path = prefix + name
+    is_value = path in option_fields
+    if isinstance(value, Config) or _is_config_dict(value) and not is_value:
+      values |= _flat(value, path + '.', option_fields)
+    else:
+      values[path] = value
+  return values
 
 
 def _is_config_dict(value: Value) -> bool:
@@ -261,7 +269,7 @@ def freeze(kind: type[C], config: AnyConfig) -> C:
       f'the config is {config!r}; expected the ConfigDict that default_config() returns.'
     )
   known = fields_of(kind)
-  values = flat(config, whole=[name for name, entry in known.items() if entry.kind is dict])
+  values = flat(config, kind)
   for name in values:
     if name not in known:
       raise UserError(unknown_field(name, kind))
@@ -333,7 +341,7 @@ def typed_options(
   known = {} if kind is None else fields_of(kind)
   for name in given:
     if name not in known:
-      expected = one_of(list(known)) if known else 'none'
+      expected = one_of(known) if known else 'none'
       raise UserError(f'{path}.{name} is not an option of {owner}; expected {expected}.')
   if kind is None:
     return None
@@ -446,7 +454,8 @@ def differences(
   """
   lines = []
   for name in sorted({*old, *new}):
-    path, a, b = prefix + name, old.get(name), new.get(name)
+    path = prefix + name
+    a, b = old.get(name), new.get(name)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
       lines += differences(a, b, free, path + '.')
     elif a != b and path not in free:

@@ -206,6 +206,11 @@ class FinetuningConfig(Config):
     """Names of the tasks, in their order."""
     return tuple(filter(None, (name.strip() for name in self.task.split(','))))
 
+  @property
+  def specs(self) -> dict[str, tuple[str, ...]]:
+    """Kind -> names of the specs that the config uses, as `registry.from_user_code` takes them."""
+    return {'task': self.tasks}
+
 
 def default_config() -> ConfigDict:
   """The ConfigDict of all fine-tuning fields with their defaults, for a config file to change."""

@@ -30,7 +30,7 @@ BUDGETS = ('budget_flops', 'budget_tokens', 'budget_minutes')
 
 @dataclasses.dataclass(frozen=True)
 class ContinuedConfig(Config):
-  """With config.init: how its weights are used; see docs/continued.md."""
+  """How the weights of config.init are used; see docs/continued.md."""
 
   step: str = field('last', 'Checkpoint of a run: last, best or a step.')
   generator: str = field(
@@ -383,6 +383,18 @@ class PretrainingConfig(Config):
     resumable=True,
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+
+  @property
+  def specs(self) -> dict[str, tuple[str, ...]]:
+    """Kind -> names of the specs that the config uses, as `registry.from_user_code` takes them."""
+    return {
+      'objective': (self.objective.name,),
+      'sharing scheme': (self.sharing,),
+      'optimizer': (self.optimizer.name,),
+      'tokenizer': (self.data.tokenizer,),
+      # A source may choose its format by the names of its files, so each may be in use.
+      'corpus format': tuple(registry.CORPUS_FORMATS),
+    }
 
 
 def default_config() -> ConfigDict:

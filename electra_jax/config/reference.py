@@ -62,7 +62,7 @@ def _row(entry: Field) -> str:
   return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
 
 
-def help_text(kind: type[Config], width: int = 100) -> str:
+def fields_help(kind: type[Config], width: int = 100) -> str:
   """The fields of one program's config, as `--help` lists them."""
   lines = []
   for entry in fields_of(kind).values():

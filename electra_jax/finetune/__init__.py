@@ -1,1 +1,1 @@
-"""What the discriminator is kept for: classification, question answering, sequence labelling."""
+"""Fine-tuning of a pretrained encoder: classification, regression, tagging, question answering."""

@@ -1,181 +1,258 @@
-"""--mode=import: a model that was fine-tuned with `transformers` becomes a fine-tuned run, which predicts and is scored as any other."""
+"""--mode=import: a model that transformers fine-tuned becomes a fine-tuned run.
+
+The run predicts and is scored like any other.
+"""
 
 import dataclasses
+import os
 import re
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from electra_jax import console
-from electra_jax.config import checked_finetuning
+from electra_jax import console, registry
+from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning
 from electra_jax.console import say
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial, task_program
+from electra_jax.finetune.initial import Initial
 from electra_jax.finetune.resolve import started
-from electra_jax.finetune.tasks import define_task, head_of, open_task
-from electra_jax.finetune.train import describe, keep_encoder
+from electra_jax.finetune.run_files import claim_finetuning, keep_encoder, write_task
+from electra_jax.finetune.tasks import define_task, open_task
+from electra_jax.finetune.tasks.task import Task
 from electra_jax.interop.origins import open_source
-from electra_jax.interop.weights import Head, place_params
-from electra_jax.model.heads import init_params
-from electra_jax.registry import is_foreign
+from electra_jax.interop.weights import Head, Weights, place_params
+from electra_jax.model.config import FAMILIES
+from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.update_step import TrainState
 
-_UNNAMED = re.compile(r'LABEL_\d+')  # what `transformers` calls labels that nobody named
+PyTree: TypeAlias = Any
+
+_UNNAMED = re.compile(r'LABEL_\d+')  # names that transformers gives to labels without names
 
 
-def adopt(config, workdir) -> None:
+def adopt(config: AnyConfig, workdir: str | os.PathLike[str]) -> None:
   """Makes a fine-tuned run of the folder that config.init names, for its one task.
 
-  Data is not needed: the labels are the model's, or those of a task that has its own (GLUE), whose order the head's columns are put in.
-  Parts of the data that config.data names are what --mode=predict --split=dev takes.
+  Data is optional: the labels are the model's, or those of a task with fixed labels (GLUE), to
+  whose order the columns of the head are permuted. Splits that config.data names are used by
+  --mode=predict --split=dev.
 
-  Leaves in WORKDIR: config.json, encoder.json, tokenizer/, and TASK/ with task.json, kept.json and the one trial.
+  Writes to WORKDIR: config.json, encoder.json, tokenizer/, and TASK/ with task.json, kept.json and
+  one trial.
 
-  Raises UserError where the folder holds no fine-tuned model, one of another kind than the task's, or with other labels; and where
-  WORKDIR is taken.
+  Args:
+    config: of fine-tuning.
+    workdir: the folder of the new run.
+
+  Raises:
+    UserError: the folder holds no fine-tuned model, or one with another head or other labels than
+      the task's; or WORKDIR holds a run.
   """
   config = checked_finetuning(config)
-  if not is_foreign(config.init):
+  if not registry.is_foreign(config.init):
     raise UserError(
-      f'--mode=import takes a model of transformers, --config.init=hf:FOLDER, and config.init is {config.init!r}.'
+      f'config.init is {config.init!r}; --mode=import expects a model of transformers, '
+      '--config.init=hf:FOLDER.'
     )
-  if len(names := config.tasks) != 1:
-    raise UserError(f'a model has one task, and config.task names {", ".join(names)}; name one.')
-  name, source, kind = names[0], f'config.init {config.init}', head_of(names[0])
+  if len(config.tasks) != 1:
+    names = ', '.join(config.tasks)
+    raise UserError(f'config.task is {names}; expected one task for --mode=import.')
+  name = config.tasks[0]
+  source = f'config.init {config.init}'
+  kind = registry.TASKS.get(name).head
   console.heading(f'{name}  ({workdir})')
 
-  #### The model, and the task that it is for ########################################################################
   weights = open_source(config.init)
-  if (head := weights.head) is None:
-    raise UserError(f'{source} has no head that a task trained; train one, with --mode=finetune.')
+  head = weights.head
+  if head is None:
+    raise UserError(f'{source} has no head of a task; train one with --mode=finetune.')
   if head.kind != kind:
     raise UserError(
-      f'{source} is a model for {head.kind}, and {name} is {kind}; name a task that fits, as --config.task={_own_task(head.kind)}.'
+      f'{source} is a model for {head.kind}, and {name} is {kind}; set '
+      f'--config.task={_tasks_with_head(head.kind)}.'
     )
-  start = initial.of_weights(weights, config.init)
-  task, head, notes = _with_labels(name, config.data, head, source)
+  start = initial.initial_of_weights(weights, config.init)
+  task, head, notes = _with_labels(name, config, head, source)
   if 'dev' in task.splits:
-    task.examples('dev')  # what is wrong with it is told now
+    task.examples('dev')  # reports malformed data before anything is written
+  config = _as_imported(config, task, start, head)
+  folder = _write_run(workdir, config, task, start, weights, head)
 
-  #### The run #######################################################################################################
-  positions = (
-    start.model.max_positions if start.model.family == 'electra' else task.recipe.max_length
-  )
-  config = config.replace(
-    {
-      'head.style': head.style,
-      'head.pooling': head.pooling,
-      'max_length': config.max_length or min(task.recipe.max_length, positions),
-      'select': 'last',
-    }
-  )
-  model, _ = task_program.build_model(config, task, start, config.max_length)
-  folder = _claimed(workdir, config, name)
-  keep_encoder(folder.parent, dataclasses.replace(start, origin=start.origin | {'imported': True}))
-  describe(config, task, folder)
-  layout = partitioning.make_layout()
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
-  params = place_params(
-    {**start.weights, 'head': head.params},
-    nn.unbox(boxed),
-    partitioning.parameter_shardings(boxed, layout),
-  )
-  # No optimizer came with it: a run's checkpoint has a place for one.
-  zero = jnp.zeros([], jnp.int32)
-  state = TrainState(jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1)
-  manager = checkpoints.open_manager(folder / 'trial-1', metric=task.metric, mode='max')
-  checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, task.metric)
-  checkpoints.wait(manager)
-  manager.close()
-  run_folder.write_json(folder / initial.KEPT, {'trials': [1]})
   say('encoder', start.describe())
   for note in (*start.notes, *notes):
     say('', note)
   say('head', f'{head.kind}' + (f', labels {", ".join(task.labels)}' if task.labels else ''))
   say('written', str(folder.parent))
-  say(
-    'next',
-    f'python -m electra_jax.main --mode=predict --workdir={folder.parent} '
-    + ('--split=dev' if 'dev' in task.splits else '--input=FILE'),
+  data = '--split=dev' if 'dev' in task.splits else '--input=FILE'
+  say('next', f'python -m electra_jax.main --mode=predict --workdir={folder.parent} {data}')
+
+
+def _tasks_with_head(head: str) -> str:
+  """Tasks on user data with a head, as the value of a flag."""
+  tasks = registry.TASKS
+  names = [n for n in tasks if tasks.get(n).head == head and not tasks.get(n).fixed_labels]
+  return ' or --config.task='.join(names)
+
+
+def _as_imported(
+  config: FinetuningConfig, task: Task, start: Initial, head: Head
+) -> FinetuningConfig:
+  """The config of the run, with what the model determines."""
+  longest = task.recipe.max_length
+  if FAMILIES[start.model.family].has_position_table:
+    longest = min(longest, start.model.max_positions)
+  return config.replace(
+    {
+      'head.style': head.style,
+      'head.pooling': head.pooling,
+      'max_length': config.max_length or longest,
+      'select': 'last',
+    }
   )
 
 
-def _own_task(kind):
-  return {'tagging': 'ner or --config.task=tagging', 'span': 'squad2 or --config.task=squad1'}.get(
-    kind, kind
-  )
+def _write_run(
+  workdir: str | os.PathLike[str],
+  config: FinetuningConfig,
+  task: Task,
+  start: Initial,
+  weights: Weights,
+  head: Head,
+) -> epath.Path:
+  """Writes the run, and returns the folder of its task."""
+  model, _ = task_program.build_task_model(config, task, start, config.max_length)
+  folder = _claimed(workdir, config, task.name)
+  keep_encoder(folder.parent, dataclasses.replace(start, origin=start.origin | {'imported': True}))
+  write_task(config, task, folder)
+  params = _placed({**_params(start), 'head': head.params}, model)
+  # The model has no optimizer, but checkpoints of runs contain its state.
+  zero = jnp.zeros([], jnp.int32)
+  state = TrainState(jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1)
+  best_by = checkpoints.Criterion(task.metric, 'max')
+  manager = checkpoints.open_manager(folder / 'trial-1', best_by=best_by)
+  checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, best_by)
+  checkpoints.wait(manager)
+  manager.close()
+  run_folder.write_json(folder / initial.KEPT, {'trials': [1]})
+  return folder
 
 
-def _with_labels(name, data, head: Head, source):
-  """The task, the head with its outputs in the task's order and unit, and what was done, in sentences."""
+def _params(start: Initial) -> dict[str, PyTree]:
+  """The encoder's parameters, which a model of another program has in memory."""
+  assert isinstance(start.weights, dict)
+  return start.weights
+
+
+def _placed(params: PyTree, model: FineTuned) -> PyTree:
+  """The parameters on the devices."""
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
+  shardings = partitioning.parameter_shardings(boxed, partitioning.make_layout())
+  return place_params(params, nn.unbox(boxed), shardings)
+
+
+#### Labels ####
+
+
+def _with_labels(
+  name: str, config: FinetuningConfig, head: Head, source: str
+) -> tuple[Task, Head, list[str]]:
+  """The task and the head, whose outputs are in the task's order and unit.
+
+  Args:
+    name: of the task.
+    config: of the run.
+    head: as in the model's files.
+    source: of the model, for messages.
+
+  Returns:
+    The task, the head, and sentences about what was changed.
+  """
+  fixed = registry.TASKS.get(name).fixed_labels
   unnamed = bool(head.labels) and all(map(_UNNAMED.fullmatch, head.labels))
-  labels, notes = head.labels, []
-  own = name in ('classification', 'regression', 'tagging', 'ner', 'chunking', 'pos')
-  if own and unnamed and (data.train or data.source):
-    labels = open_task(name, data).labels
-  task = define_task(name, data, labels)
+  labels = head.labels
+  if not fixed and unnamed and (config.data.train or config.data.source):
+    labels = open_task(name, config).labels
+  task = define_task(name, config, labels)
   if head.kind == 'regression':
-    # A task of one's own takes values as the model gives them; one with a scale is learned in [0, 1].
-    if (task.low, task.high) != (0.0, 1.0):
-      dense = head.params['dense']
-      low, width = np.float32(task.low), np.float32(task.high - task.low)
-      head = _with_dense(head, dense['kernel'] / width, (dense['bias'] - low) / width)
-      notes.append(
-        f'its values, taken to lie between {task.low:g} and {task.high:g}, are scaled to [0, 1], as {name} has them'
-      )
+    head, notes = _with_unit(task, head)
     return task, head, notes
   if head.kind == 'span':
-    return task, head, notes
-  if unnamed and labels != head.labels or unnamed and not own:
-    if len(head.labels) != len(task.labels):
-      raise UserError(
-        f'{source} has {len(head.labels)} labels and no names for them, and {name} has {len(task.labels)}: {", ".join(task.labels)}; '
-        'give them names (id2label in config.json), or name the task that the model was trained for.'
-      )
-    notes.append(
-      'its labels have no names and are taken in the order of the task: '
-      + ', '.join(
-        f'{theirs} is {ours}' for theirs, ours in zip(head.labels, task.labels, strict=True)
-      )
-    )
-    return task, head, notes
-  places = {label.casefold(): i for i, label in enumerate(task.labels)}
-  places |= (
-    {word.casefold(): i for word, i in getattr(task, 'words', {}).items()} if not own else {}
-  )
-  found = (
-    list(range(len(labels))) if own else [places.get(label.casefold()) for label in head.labels]
-  )
-  if None in found or sorted(found) != list(range(len(task.labels))):
-    raise UserError(
-      f'{source} has the labels {", ".join(head.labels)}, and {name} has {", ".join(task.labels)}; name the task that the model '
-      'was trained for, or one of your own: --config.task=classification.'
-    )
-  order = np.argsort(found)
-  dense = head.params['dense']
+    return task, head, []
+  if unnamed and (fixed or labels != head.labels):
+    return task, head, [_matched_by_order(task, head.labels, source)]
+  order = np.arange(len(labels)) if not fixed else _order_of_labels(task, head.labels, source)
+  notes = []
   if list(order) != sorted(order):
     notes.append(f'its labels are put in the order of the task: {", ".join(task.labels)}')
+  dense = head.params['dense']
   return task, _with_dense(head, dense['kernel'][:, order], dense['bias'][order]), notes
 
 
-def _with_dense(head, kernel, bias):
-  return dataclasses.replace(
-    head, params={**head.params, 'dense': {'kernel': kernel, 'bias': bias}}
+def _with_unit(task: Task, head: Head) -> tuple[Head, list[str]]:
+  """The head of regression with outputs that the task's range scales to [0, 1].
+
+  Tasks on user data have the range [0, 1], so that the outputs stay as they are.
+  """
+  if (task.low, task.high) == (0.0, 1.0):
+    return head, []
+  dense = head.params['dense']
+  low, width = np.float32(task.low), np.float32(task.high - task.low)
+  scaled = _with_dense(head, dense['kernel'] / width, (dense['bias'] - low) / width)
+  note = (
+    f'its values, assumed to be between {task.low:g} and {task.high:g}, are scaled to [0, 1], as '
+    f'for {task.name}'
   )
+  return scaled, [note]
 
 
-def _claimed(workdir, config, name):
-  """The task's folder in WORKDIR, which nothing was trained in. What an import that was cut short left goes."""
+def _matched_by_order(task: Task, labels: Sequence[str], source: str) -> str:
+  """Checks that labels without names can be those of the task, and describes the match."""
+  if len(labels) != len(task.labels):
+    raise UserError(
+      f'{source} has {len(labels)} labels without names, and {task.name} has {len(task.labels)}: '
+      f'{", ".join(task.labels)}; name them (id2label in config.json), or set --config.task to the '
+      'task that the model was trained for.'
+    )
+  pairs = zip(labels, task.labels, strict=True)
+  matched = ', '.join(f'{theirs} is {ours}' for theirs, ours in pairs)
+  return f'its labels have no names and are matched to those of the task by order: {matched}'
+
+
+def _order_of_labels(task: Task, labels: Sequence[str], source: str) -> np.ndarray:
+  """The column of the head for each label of the task, int64 [labels]."""
+  indices = {label.casefold(): i for i, label in enumerate(task.labels)}
+  indices |= {label.casefold(): i for label, i in task.synonyms.items()}
+  found = [indices.get(label.casefold(), -1) for label in labels]
+  if sorted(found) != list(range(len(task.labels))):
+    raise UserError(
+      f'{source} has the labels {", ".join(labels)}, and {task.name} has {", ".join(task.labels)}; '
+      'set --config.task to the task that the model was trained for, or to classification.'
+    )
+  return np.argsort(found)
+
+
+def _with_dense(head: Head, kernel: np.ndarray, bias: np.ndarray) -> Head:
+  dense = {'kernel': kernel, 'bias': bias}
+  return dataclasses.replace(head, params={**head.params, 'dense': dense})
+
+
+def _claimed(workdir: str | os.PathLike[str], config: FinetuningConfig, name: str) -> epath.Path:
+  """The task's folder in WORKDIR, without the files of an import that was interrupted."""
   folder = run_folder.folder(workdir) / name
-  task_program.claim(workdir, config)
-  if started(folder.parent):
-    encoder = folder.parent / initial.ENCODER
-    ours = run_folder.exists(encoder) and run_folder.read_json(encoder)['origin'].get('imported')
-    if not ours or run_folder.exists(folder / initial.KEPT):
-      raise UserError(f'{workdir} holds a run already; name another --workdir.')
-    with run_folder.reaching(folder, 'written'):
-      folder.rmtree(missing_ok=True)
+  claim_finetuning(workdir, config)
+  if not started(folder.parent):
+    return folder
+  encoder = folder.parent / initial.ENCODER
+  imported = run_folder.exists(encoder) and run_folder.read_json(encoder)['origin'].get('imported')
+  if not imported or run_folder.exists(folder / initial.KEPT):
+    raise UserError(f'{workdir} holds a run already; use another --workdir.')
+  with run_folder.reaching(folder, 'written'):
+    folder.rmtree(missing_ok=True)
   return folder

@@ -1,19 +1,27 @@
-"""Which rows make up a batch, and how long it is: a function of (seed, step), as in pretraining."""
+"""The rows of each batch and the length they are padded to, as a function of (seed, step)."""
 
 import functools
 
 import numpy as np
 
 from electra_jax.data.store.permutation import derived_seed, permutation
-from electra_jax.finetune.tasks.task import FILL, Features
+from electra_jax.finetune.tasks.task import TARGET_PADDING, Features
 
 SHORTEST = 16
-# Batches whose rows are sorted by length together: enough for rows of like length, and few enough that epochs differ.
+# Number of batches whose rows are sorted by length together: enough for rows of similar length, and
+# few enough that epochs differ.
 SORTED_TOGETHER = 64
 
 
 def buckets(max_length: int, bucketed: bool = True) -> tuple[int, ...]:
-  """Lengths that batches are padded to: powers of two from 16 on, and max_length; few, since each is compiled."""
+  """Lengths that batches are padded to: powers of two from 16, and max_length.
+
+  They are few, since the step is compiled for each.
+
+  Args:
+    max_length: tokens per row at most.
+    bucketed: whether there are shorter lengths than max_length.
+  """
   lengths = [SHORTEST]
   while lengths[-1] < max_length:
     lengths.append(2 * lengths[-1])
@@ -21,45 +29,55 @@ def buckets(max_length: int, bucketed: bool = True) -> tuple[int, ...]:
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-  """Every row comes once an epoch; the last batch may be short."""
+  """Batches of an epoch, in which every row occurs once; the last batch may have fewer rows."""
   return -(-rows // batch_size)
 
 
 class Epochs:
-  """The batches of a trial: `rows(step)` are the rows of the batch of that step, the same however often and wherever it is asked for.
+  """The batches of a trial.
 
-  In each epoch a permutation of the rows is cut into parts of SORTED_TOGETHER batches, each part is sorted by length and cut into
-  batches, and the order of all batches is permuted. Unless bucketed, the permutation alone is cut into batches.
+  In each epoch a permutation of the rows is cut into parts of SORTED_TOGETHER batches, each part is
+  sorted by length and cut into batches, and the order of all batches is permuted. Unless
+  `bucketed`, the permutation is cut into batches directly.
   """
 
-  def __init__(self, features: Features, batch_size: int, seed: int, bucketed: bool = True):
+  def __init__(self, features: Features, batch_size: int, seed: int, bucketed: bool = True) -> None:
+    """Prepares the batches of a trial.
+
+    Args:
+      features: the training rows.
+      batch_size: rows per step.
+      seed: of the trial.
+      bucketed: whether rows of similar length are batched together.
+    """
     self._lengths = np.array([len(ids) for ids in features.token_ids])
-    self._batch_size, self._seed, self._bucketed = batch_size, seed, bucketed
+    self._batch_size = batch_size
+    self._seed = seed
+    self._bucketed = bucketed
     self.steps = steps_per_epoch(len(features), batch_size)
-    self._epoch = functools.lru_cache(maxsize=2)(self._epoch)
+    self._epoch = functools.lru_cache(maxsize=2)(self._batches_of_epoch)
 
   def rows(self, step: int) -> np.ndarray:
-    """int64 [batch_size or, in one batch of an epoch, fewer]."""
+    """Row indices of the batch of a step: int64, `batch_size` or, once per epoch, fewer."""
     return self._epoch(step // self.steps)[step % self.steps]
 
-  def _epoch(self, epoch: int) -> list[np.ndarray]:
+  def _batches_of_epoch(self, epoch: int) -> list[np.ndarray]:
     count, size = len(self._lengths), self._batch_size
     order = permutation(np.arange(count), count, self._seed, epoch)
     if not self._bucketed:
       return [order[first : first + size] for first in range(0, count, size)]
-    batches = []
+    batches: list[np.ndarray] = []
     for first in range(0, count, size * SORTED_TOGETHER):
       part = order[first : first + size * SORTED_TOGETHER]
       part = part[np.argsort(self._lengths[part], kind='stable')]
       batches += [part[i : i + size] for i in range(0, len(part), size)]
-    shuffled = permutation(
-      np.arange(len(batches)), len(batches), derived_seed(self._seed, 1), epoch
-    )
+    number = len(batches)
+    shuffled = permutation(np.arange(number), number, derived_seed(self._seed, 1), epoch)
     return [batches[i] for i in shuffled]
 
 
 def in_order(features: Features, batch_size: int) -> list[np.ndarray]:
-  """Batches of all rows, each once, rows of like length together: for evaluation and prediction."""
+  """Batches of all rows, each once, sorted by length: for evaluation and prediction."""
   lengths = np.array([len(ids) for ids in features.token_ids], np.int64)
   order = np.argsort(lengths, kind='stable')
   return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
@@ -68,30 +86,35 @@ def in_order(features: Features, batch_size: int) -> list[np.ndarray]:
 def assemble(
   features: Features, rows: np.ndarray, batch_size: int, lengths: tuple[int, ...], pad_id: int
 ) -> dict[str, np.ndarray]:
-  """A padded batch: `token_ids` int32 [batch_size, length], `weights` float32 [batch_size], 0 of rows that fill it up, and the targets.
+  """A padded batch.
 
   Args:
     features: of the task.
-    rows: at most `batch_size` of their numbers.
-    lengths: of `buckets`; the batch has the shortest that holds its rows.
-    pad_id: what stands past a row's end.
+    rows: indices of at most `batch_size` rows.
+    batch_size: rows of the batch.
+    lengths: of `buckets`; the batch has the shortest that its rows fit in.
+    pad_id: token id after a row's end.
+
+  Returns:
+    `token_ids` int32 [batch_size, length], `weights` float32 [batch_size], 0 for padding rows, and
+    the targets of `features`.
   """
   longest = max((len(features.token_ids[row]) for row in rows), default=1)
   length = next(length for length in lengths if length >= longest)
 
-  def padded(values, fill, dtype):
-    out = np.full((batch_size, length), fill, dtype)
+  def padded(values: list[np.ndarray], fill: int) -> np.ndarray:
+    out = np.full((batch_size, length), fill, np.int32)
     for i, row in enumerate(rows):
       out[i, : len(values[row])] = values[row]
     return out
 
   batch = {
-    'token_ids': padded(features.token_ids, pad_id, np.int32),
+    'token_ids': padded(features.token_ids, pad_id),
     'weights': (np.arange(batch_size) < len(rows)).astype(np.float32),
   }
   for name, values in features.targets.items():
-    if name in FILL:
-      batch[name] = padded(values, FILL[name], np.int32)
+    if name in TARGET_PADDING:
+      batch[name] = padded(values, TARGET_PADDING[name])
     else:
       batch[name] = np.zeros(batch_size, np.asarray(values).dtype)
       batch[name][: len(rows)] = np.asarray(values)[rows]

@@ -1,4 +1,4 @@
-"""`default_config` for fine-tuning config files. The fields are declared in electra_jax/config/finetuning.py."""
+"""`default_config` for config files of fine-tuning. Its fields are in config/finetuning.py."""
 
 from electra_jax.config.finetuning import default_config
 

@@ -1,93 +1,106 @@
-"""The jitted steps of fine-tuning: the task's loss with dropout, and what the model says of rows."""
+"""The jitted steps of fine-tuning: the loss of a task with dropout, and outputs for rows."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.finetune import batches, losses
 from electra_jax.finetune.tasks.task import Features, Outputs
-from electra_jax.model.encoder import packed_inputs
+from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.model.heads import FineTuned
 from electra_jax.model.randomness import row_keys
-from electra_jax.training import partitioning, update_step
+from electra_jax.training import partitioning
+from electra_jax.training.update_step import (
+  BatchLoss,
+  TrainState,
+  UpdateOptions,
+  make_update_step,
+)
+
+PyTree = Any
+Batch = dict[str, Any]
+NOT_EXAMPLES = ('seed', 'schedules')  # entries of a batch that are not arrays of rows
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-  """What the steps know of the tokenizer."""
+  """Ids of the special tokens that the steps need."""
 
   pad_id: int
   cls_id: int
   sep_id: int
 
 
-def special_ids(tokenizer) -> SpecialIds:
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+  """The ids of a tokenizer."""
   return SpecialIds(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
 
 
-def _inputs(token_ids, ids: SpecialIds):
+def _inputs(token_ids: jax.Array, ids: SpecialIds) -> Inputs:
   return packed_inputs(token_ids, ids.pad_id, ids.cls_id, ids.sep_id)
 
 
-def parts(model: FineTuned, ids: SpecialIds, impossible_weight: float):
-  """`prepare` and `loss` for training.step.make_train_step.
+def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> BatchLoss:
+  """The loss of a task's head.
 
-  A batch is batches.assemble's arrays, `seed`, a uint32 scalar that dropout depends on beside step
-  and row, and `schedules`, the constants of the learning rate: so that all trials of a task share a
-  compiled program.
+  A batch holds the arrays of batches.assemble; `seed`, a uint32 scalar that dropout depends on
+  beside step and row; and `schedules`, the constants of the learning rate's schedule. As these are
+  inputs, all trials of a task share a compiled program.
+
+  Args:
+    model: encoder and head.
+    ids: ids of the special tokens.
+    impossible_weight: weight of the answerability loss of questions.
   """
 
-  def prepare(step, batch):
-    examples = {name: value for name, value in batch.items() if name not in ('seed', 'schedules')}
+  def prepare(step: jax.Array | int, batch: Mapping[str, Any]) -> tuple[Batch, jax.Array]:
+    examples = {name: value for name, value in batch.items() if name not in NOT_EXAMPLES}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
-    return examples, losses.count(model.kind, examples)
+    return examples, losses.loss_denominator(model.kind, examples)
 
-  def loss(params, examples, count):
-    outputs = model.apply(
+  def loss(
+    params: PyTree, examples: Batch, count: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    outputs: PyTree = model.apply(
       {'params': params},
       _inputs(examples['token_ids'], ids),
       examples,
       examples['keys'],
       method='training',
     )
-    total, _, sums = losses.loss(model.kind, outputs, examples, impossible_weight)
-    return total / jnp.maximum(count, 1), {
-      name: value for name, value in sums.items() if name != 'loss'
-    } | {'total': total}
+    total, _, sums = losses.head_loss(model.kind, outputs, examples, impossible_weight)
+    others = {name: value for name, value in sums.items() if name != 'loss'}
+    return total / jnp.maximum(count, 1), others | {'total': total}
 
-  return prepare, loss
+  return BatchLoss(prepare, loss)
 
 
-def jit_train_step(
-  model,
-  optimizer,
-  ids,
-  shardings,
-  layout,
-  moments,
-  *,
-  impossible_weight: float,
-  micro_batches: int = 1,
-  skip_nonfinite: bool = False,
-  frozen: bool = False,
-):
-  """`train_step(state, batch) -> (state, sums)` under jax.jit, compiled once for each length of rows; the state is donated.
+def jit_finetune_step(
+  batch_loss: BatchLoss,
+  optimizer: optax.GradientTransformation,
+  shardings: TrainState,
+  layout: partitioning.Layout,
+  options: UpdateOptions,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """`train_step(state, batch) -> (state, sums)` under jax.jit; the state is donated.
 
-  `frozen`: the head alone learns. No gradient goes into the encoder, so there is no backward pass through it.
+  It is compiled once for each length of rows.
+
+  Args:
+    batch_loss: of `finetuning_loss`.
+    optimizer: the optimizer.
+    shardings: shardings of the state.
+    layout: the mesh.
+    options: options of the step, with the same layout. With `trained=('head',)` no gradient enters
+      the encoder, so there is no backward pass through it.
   """
-  prepare, loss = parts(model, ids, impossible_weight)
-  step = update_step.make_train_step(
-    prepare,
-    loss,
-    optimizer,
-    micro_batches=micro_batches,
-    skip_nonfinite=skip_nonfinite,
-    layout=layout,
-    moments=moments,
-    trained=('head',) if frozen else None,
-  )
+  step = make_update_step(batch_loss, optimizer, options)
   return jax.jit(
     partitioning.within(layout, step),
     out_shardings=(shardings, partitioning.replicated(layout.mesh)),
@@ -95,74 +108,107 @@ def jit_train_step(
   )
 
 
-def jit_predict(model: FineTuned, ids: SpecialIds, layout: partitioning.Layout):
-  """`predict(params, batch) -> outputs`, whole on every process, compiled once for each length of rows."""
+def jit_predict(
+  model: FineTuned, ids: SpecialIds, layout: partitioning.Layout
+) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
+  """`predict(params, batch) -> outputs` under jax.jit; the outputs are replicated.
 
-  def predict(params, batch):
-    return model.apply(
-      {'params': params}, _inputs(batch['token_ids'], ids), batch, method='predict'
-    )
+  It is compiled once for each length of rows.
+  """
+
+  def predict(params: PyTree, batch: Batch) -> PyTree:
+    inputs = _inputs(batch['token_ids'], ids)
+    return model.apply({'params': params}, inputs, batch, method='predict')
 
   return jax.jit(
     partitioning.within(layout, predict), out_shardings=partitioning.replicated(layout.mesh)
   )
 
 
-def on_mesh(batch: dict, mesh) -> dict:
-  """The arrays of a batch with their rows split over the mesh; scalars whole on every device."""
+def on_mesh(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Batch:
+  """Puts a batch on the devices: rows are split over the mesh, scalars are replicated."""
 
-  def place(value):
-    value = np.asarray(value)
+  def place(value: np.ndarray) -> jax.Array:
     if value.ndim == 0:
       return jax.make_array_from_callback((), partitioning.replicated(mesh), lambda index: value)
-    return partitioning.global_batch(
-      value[partitioning.process_rows(mesh, len(value))], mesh, len(value)
-    )
+    rows = partitioning.process_rows(mesh, len(value))
+    return partitioning.global_batch(value[rows], mesh, len(value))
 
-  return {name: place(value) for name, value in batch.items()}
+  return {name: place(np.asarray(value)) for name, value in batch.items()}
 
 
-def run_model(
-  predict, params, features: Features, *, batch_size: int, lengths, pad_id: int, mesh, progress=None
-) -> Outputs:
-  """What the model says of all rows, as tasks/task.py has it.
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+  """Computes the outputs of a model for any number of rows.
 
-  Args:
-    predict: of jit_predict.
-    batch_size: rows a step, a multiple of mesh.row_shards.
-    lengths: of batches.buckets.
-    progress: called with the number of rows done.
+  Attributes:
+    predict: of `jit_predict`.
+    batch_size: rows per step, divisible over the mesh.
+    lengths: lengths that batches are padded to, of batches.buckets.
+    pad_id: id of [PAD].
+    mesh: the mesh.
   """
-  inputs = dataclasses.replace(
-    features,
-    targets={name: features.targets[name] for name in ('allowed',) if name in features.targets},
-  )
-  results, pending = [None] * len(features), None
 
-  def take(rows, outputs):
-    outputs = jax.device_get(outputs)
-    for i, row in enumerate(rows):
-      results[row] = {name: value[i] for name, value in outputs.items()}
+  predict: Callable[[PyTree, Batch], dict[str, jax.Array]]
+  batch_size: int
+  lengths: tuple[int, ...]
+  pad_id: int
+  mesh: jax.sharding.Mesh
 
-  done = 0
-  for rows in batches.in_order(inputs, batch_size):
-    outputs = predict(
-      params, on_mesh(batches.assemble(inputs, rows, batch_size, lengths, pad_id), mesh)
-    )
+  def outputs(
+    self,
+    params: PyTree,
+    features: Features,
+    progress: Callable[[int], None] | None = None,
+  ) -> Outputs:
+    """Outputs for all rows, in their order.
+
+    Args:
+      params: parameters of the model.
+      features: the rows.
+      progress: called with the number of rows that are done.
+
+    Returns:
+      Arrays by name, see finetune/tasks/task.py. Outputs per token are cut to the length of a row.
+    """
+    allowed = {name: x for name, x in features.targets.items() if name == 'allowed'}
+    inputs = dataclasses.replace(features, targets=allowed)
+    results: list[dict[str, np.ndarray]] = [{} for _ in range(len(features))]
+    pending: tuple[np.ndarray, PyTree] | None = None
+    done = 0
+    for rows in batches.in_order(inputs, self.batch_size):
+      batch = batches.assemble(inputs, rows, self.batch_size, self.lengths, self.pad_id)
+      outputs = self.predict(params, on_mesh(batch, self.mesh))
+      if pending:  # is fetched while the devices compute the next batch
+        _distribute(results, *pending)
+      pending = rows, outputs
+      done += len(rows)
+      if progress:
+        progress(done)
     if pending:
-      take(*pending)  # while the device is busy with the next
-    pending = rows, outputs
-    done += len(rows)
-    if progress:
-      progress(done)
-  if pending:
-    take(*pending)
-  per_token = (
-    results and results[0].get('logits', np.zeros(0)).ndim == 2
-  )  # tagging: cut to the row's own length
-  return {
-    name: [r[name][: len(ids)] for r, ids in zip(results, features.token_ids, strict=True)]
-    if per_token
-    else np.stack([r[name] for r in results])
-    for name in (results[0] if results else ())
-  }
+      _distribute(results, *pending)
+    return _joined(results, features.token_ids)
+
+
+def _distribute(
+  results: list[dict[str, np.ndarray]], rows: np.ndarray, outputs: dict[str, jax.Array]
+) -> None:
+  """Fetches the outputs of a batch and puts them at the numbers of its rows."""
+  fetched = jax.device_get(outputs)
+  for i, row in enumerate(rows):
+    results[row] = {name: value[i] for name, value in fetched.items()}
+
+
+def _joined(
+  results: Sequence[Mapping[str, np.ndarray]], token_ids: Sequence[np.ndarray]
+) -> Outputs:
+  """Outputs of rows by name; logits per token are cut to the length of their row."""
+  if not results:
+    return {}
+  names = list(results[0])
+  if results[0].get('logits', np.zeros(0)).ndim == 2:
+    return {
+      name: [r[name][: len(ids)] for r, ids in zip(results, token_ids, strict=True)]
+      for name in names
+    }
+  return {name: np.stack([r[name] for r in results]) for name in names}

@@ -1,11 +1,18 @@
-"""What fine-tuning starts from: the encoder and the tokenizer of a run or of another program, and its weights, or fresh ones."""
+"""The encoder that fine-tuning starts from: model, tokenizer and weights, or fresh weights.
+
+It comes from a pretraining run, a task of a fine-tuned run, or files of another program.
+"""
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from etils import epath
 
+from electra_jax import registry
 from electra_jax.config import FinetuningConfig, ModelConfig, flat, from_plain
 from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
@@ -13,19 +20,19 @@ from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.origins import open_source, with_tokenizer
 from electra_jax.interop.weights import Weights, place_params
-from electra_jax.registry import is_foreign
 from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
 from electra_jax.training.run_folder import read_json
 
-ENCODER = (
-  'encoder.json'  # in a fine-tuned run: config.model of the pretraining run, and where it is from
-)
-TASK = 'task.json'  # in each task's folder of a fine-tuned run
+PyTree: TypeAlias = Any
+
+# Files of a fine-tuned run.
+ENCODER = 'encoder.json'  # config.model of the pretraining run, and the origin of the weights
+TASK = 'task.json'  # in the folder of a task
+KEPT = 'kept.json'  # in the folder of a task: the trials whose weights are kept, the best first
 # Fields of config.model that describe how an encoder is computed here, not the encoder.
 OWN_CHOICES = ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')
-KEPT = 'kept.json'  # there too: the trials whose weights are kept, the best first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,147 +41,170 @@ class Initial:
 
   Attributes:
     model: the group config.model of the run that it comes from.
-    tokenizer: that run's.
-    origin: plain facts: `run`, `name`, `step` (None for fresh weights, or where it is not known), `tokens` that it was pretrained on;
-      of another program's weights also their `checksum`.
-    weights: the folder whose checkpoints hold it, or the weights themselves, `embeddings` and `discriminator` in NumPy; None for
-      fresh weights.
-    notes: sentences for the first screen.
+    tokenizer: of that run.
+    origin: for JSON: `run`, `name`, `step` (None for fresh weights, or where it is not known),
+      `tokens` that it was pretrained on; for weights of another program also their `checksum`.
+    weights: the folder whose checkpoints contain them, or the weights themselves, `embeddings` and
+      `discriminator` in NumPy; None for fresh weights.
+    notes: sentences to print at the start.
   """
 
   model: ModelConfig
   tokenizer: Tokenizer
-  origin: dict
-  weights: str | dict | None
+  origin: dict[str, Any]
+  weights: str | dict[str, Any] | None
   notes: tuple[str, ...] = ()
 
-  def restore(self, shapes, shardings):
-    """`embeddings` and `discriminator`, born with the given shardings. Raises UserError that names what is missing or misfits."""
+  def restore(self, shapes: PyTree, shardings: PyTree) -> PyTree:
+    """`embeddings` and `discriminator`, created with the given shardings.
+
+    Args:
+      shapes: of the parameters.
+      shardings: of the parameters.
+
+    Raises:
+      UserError: a parameter is missing or has another shape.
+    """
+    assert self.weights is not None, 'fresh weights are not restored'
     if isinstance(self.weights, dict):
       return place_params(self.weights, shapes, shardings)
     return checkpoints.restore_subtrees(self.weights, self.origin['step'], shapes, shardings)
 
   def describe(self) -> str:
-    """For the first screen."""
+    """The origin of the weights, to print at the start."""
     if self.weights is None:
       return f'fresh weights, in the encoder of {self.origin["run"]}'
     step, tokens = self.origin['step'], self.origin.get('tokens')
     return (
-      self.origin['run']
+      str(self.origin['run'])
       + (f', step {step:,}' if step is not None else '')
       + (f', pretrained on {tokens:,.0f} tokens' if tokens else '')
       + (f', on top of {self.origin["after"]}' if 'after' in self.origin else '')
     )
 
 
-def open_initial(config: FinetuningConfig, before: dict | None = None) -> Initial:
-  """What config.init says.
+def open_initial(config: FinetuningConfig, before: Mapping[str, Any] | None = None) -> Initial:
+  """Opens the encoder that config.init names.
 
   Args:
     config: of the fine-tuning run.
-    before: the origin that an earlier start of the run had: its trials are all to begin with the same weights, though a run that
-      still trains has a later checkpoint by now.
+    before: the origin that an earlier start of the run used. All trials start from the same
+      weights, even if a pretraining run that is still training has a later checkpoint by now.
 
-  Raises UserError where config.init names no run, or one without such a checkpoint, or what a source of another program lacks.
+  Raises:
+    UserError: config.init is not a run, or lacks the checkpoint, or a source of another program is
+      incomplete.
   """
   fresh = config.init == 'none'
-  if is_foreign(source := config.like if fresh else config.init):
+  source = config.like if fresh else config.init
+  if registry.is_foreign(source):
     weights = open_source(source)
-    start = of_weights(weights, source, fresh, before)
-    left = (
-      f'the head for {weights.head.kind} is left behind, and a new one trained'
-      if weights.head and not fresh
-      else ''
-    )
-    return dataclasses.replace(start, notes=(*start.notes, left)) if left else start
-  folder = run_folder.folder(config.like if fresh else config.init)
+    start = initial_of_weights(weights, source, fresh, before)
+    if weights.head is None or fresh:
+      return start
+    note = f'the head for {weights.head.kind} is not used; a new one is trained'
+    return dataclasses.replace(start, notes=(*start.notes, note))
+  folder = run_folder.folder(source)
   field = 'config.like' if fresh else 'config.init'
   with run_folder.reaching(folder):
-    if (
-      folder / TASK
-    ).exists():  # a task that was fine-tuned on before, as MNLI before RTE in the paper
+    # A task that was fine-tuned before, as MNLI before RTE in the paper.
+    if (folder / TASK).exists():
       return _of_task(folder, fresh, config.init_step, before)
     if not (folder / 'config.json').exists() or not (folder / 'tokenizer').is_dir():
       raise UserError(
-        f'{field} {folder} is not a run: it has no config.json and tokenizer; name the folder of a pretrained run.'
+        f'{field} is {folder}, which is not a run: it has no config.json and tokenizer; set it to '
+        'the folder of a pretrained run.'
       )
     if (folder / ENCODER).exists():
       raise UserError(
-        f'{field} {folder} is a fine-tuned run; name the folder of one of its tasks, as {folder}/mnli, or of a pretrained run.'
+        f'{field} is {folder}, which is a fine-tuned run; set it to the folder of one of its '
+        f'tasks, as {folder}/mnli, or of a pretrained run.'
       )
+  return _of_pretraining(folder, fresh, config.init_step, before)
+
+
+def _of_pretraining(
+  folder: epath.Path, fresh: bool, which: str, before: Mapping[str, Any] | None
+) -> Initial:
+  """The discriminator of a pretraining run."""
   tokenizer = load_tokenizer(folder / 'tokenizer')
   pretraining = run_config(folder)
-  origin = {'run': str(folder), 'name': pretraining.name, 'step': None} | (
-    {'after': pretraining.init} if pretraining.init else {}
-  )
+  origin: dict[str, Any] = {'run': str(folder), 'name': pretraining.name, 'step': None}
+  if pretraining.init:
+    origin['after'] = pretraining.init
   if fresh:
     return Initial(pretraining.model, tokenizer, origin, None)
-  step = checkpoints.find_step(folder, before['step'] if before else config.init_step)
+  step = checkpoints.find_step(folder, before['step'] if before else which)
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
-  tokens = max((line['tokens'] for line in lines), default=None)
-  weights = str(folder)
-  if pretraining.sharing == 'disentangled':  # embeddings in two parts
+  origin |= {'step': step, 'tokens': max((line['tokens'] for line in lines), default=None)}
+  weights: str | dict[str, Any] = str(folder)
+  # The embeddings of such a scheme are the sum of two parts.
+  if registry.SHARING_SCHEMES.get(pretraining.sharing).folds_into:
     both = own.read_weights(folder, step, moments=False).params
     weights = {name: both[name] for name in ('embeddings', 'discriminator')}
-  return Initial(pretraining.model, tokenizer, origin | {'step': step, 'tokens': tokens}, weights)
+  return Initial(pretraining.model, tokenizer, origin, weights)
 
 
-def of_weights(
-  weights: Weights, source: str, fresh: bool = False, before: dict | None = None
+def initial_of_weights(
+  weights: Weights, source: str, fresh: bool = False, before: Mapping[str, Any] | None = None
 ) -> Initial:
-  """The discriminator of another program's files.
+  """The discriminator in files of another program.
 
   Args:
-    weights: what they hold.
-    source: what the config calls them, hf:... or tf:...
-    fresh: whether the encoder's sizes and the tokenizer alone are wanted.
-    before: as of open_initial.
+    weights: the content of the files.
+    source: as in the config, hf:... or tf:...
+    fresh: whether only the encoder's sizes and the tokenizer are used.
+    before: as in `open_initial`.
 
-  Raises UserError where they have no discriminator, or no tokenizer that fits it, or are not what the run began with.
+  Raises:
+    UserError: the files have no discriminator, or no tokenizer that fits it, or other weights than
+      those that the run started from.
   """
   field = f'config.{"like" if fresh else "init"} {source}'
   if weights.discriminator is None:
     raise UserError(
-      f'{field} holds a generator and no discriminator, which is what is fine-tuned; name the discriminator.'
+      f'{field} has a generator but no discriminator, which fine-tuning requires; set it to the '
+      'discriminator.'
     )
   weights, tokenizer = with_tokenizer(weights, field)
-  d = weights.discriminator
+  encoder = weights.discriminator
   model = ModelConfig().replace(
     {
-      entry.name: entry.kind(getattr(d, entry.name))
+      entry.name: entry.kind(getattr(encoder, entry.name))
       for entry in fields_of(ModelConfig).values()
       if entry.name not in OWN_CHOICES
     }
   )
-  origin = {
-    'run': source,
-    'name': source.split(';')[0].rstrip('/').split('/')[-1].split(':')[-1],
-    'step': None,
-  }
+  name = source.split(';')[0].rstrip('/').split('/')[-1].split(':')[-1]
+  origin: dict[str, Any] = {'run': source, 'name': name, 'step': None}
   if fresh:
     return Initial(model, tokenizer, origin, None)
   params = {name: weights.params[name] for name in ('embeddings', 'discriminator')}
   origin |= {'step': weights.step, 'tokens': None, 'checksum': checksum(params)}
   if before and before.get('checksum') != origin['checksum']:
     raise UserError(
-      f'{field} holds other weights than those that the run began with; restore them, or use another --workdir.'
+      f'{field} has other weights than those that the run started from; restore them, or use '
+      'another --workdir.'
     )
   return Initial(model, tokenizer, origin, params, weights.notes)
 
 
-def checksum(params) -> int:
-  """Of a tree of NumPy arrays."""
+def checksum(params: PyTree) -> int:
+  """CRC-32 of a tree of NumPy arrays, in the order of their names."""
   found = 0
-  for _, value in jax.tree_util.tree_leaves_with_path(params):  # in the order of their names
-    found = zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8), found)
+  for _, value in jax.tree_util.tree_leaves_with_path(params):
+    found = zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, found)
   return found
 
 
-def _of_task(folder, fresh, which, before) -> Initial:
+def _of_task(
+  folder: epath.Path, fresh: bool, which: str, before: Mapping[str, Any] | None
+) -> Initial:
+  """The encoder of a task's best trial in a fine-tuned run."""
   saved = read_json(folder.parent / ENCODER)
   tokenizer = load_tokenizer(folder.parent / 'tokenizer')
   model = from_plain(saved['model'], ModelConfig)
-  origin = {'run': str(folder), 'name': folder.name, 'step': None}
+  origin: dict[str, Any] = {'run': str(folder), 'name': folder.name, 'step': None}
   if fresh:
     return Initial(model, tokenizer, origin, None)
   trial = before['trial'] if before else best_trial(folder)
@@ -182,30 +212,33 @@ def _of_task(folder, fresh, which, before) -> Initial:
     which = before['step']
   elif which in ('last', 'best'):  # the weights that the trial was scored with
     which = read_json(folder.parent / 'config.json').get('select', 'last')
-  step = checkpoints.find_step(
-    folder / trial, which, metric=read_json(folder / TASK)['metric'], mode='max'
-  )
-  return Initial(
-    model,
-    tokenizer,
-    origin | {'step': step, 'trial': trial, 'tokens': saved['origin'].get('tokens')},
-    str(folder / trial),
-  )
+  best_by = checkpoints.Criterion(read_json(folder / TASK)['metric'], 'max')
+  step = checkpoints.find_step(folder / trial, which, best_by)
+  origin |= {'step': step, 'trial': trial, 'tokens': saved['origin'].get('tokens')}
+  return Initial(model, tokenizer, origin, str(folder / trial))
 
 
-def best_trial(folder) -> str:
-  """The folder's name of the best trial of a task whose weights are kept. Raises UserError where none is."""
+def best_trial(folder: epath.Path) -> str:
+  """The name of the folder of the best trial of a task whose weights are kept.
+
+  Raises:
+    UserError: no weights are kept.
+  """
   kept = kept_trials(folder)
   if not kept:
     raise UserError(
-      f'{folder} keeps no weights: its trials are not done, or config.keep_trials was none; run them, or name another folder.'
+      f'{folder} has no weights: its trials are not complete, or config.keep_trials was none; '
+      'complete them, or use another folder.'
     )
   return f'trial-{kept[0]}'
 
 
-def kept_trials(folder) -> list[int]:
+def kept_trials(folder: epath.Path) -> list[int]:
   """Numbers of the trials of a task whose weights are kept, the best first."""
-  return read_json(folder / KEPT)['trials'] if run_folder.exists(folder / KEPT) else []
+  if not run_folder.exists(folder / KEPT):
+    return []
+  trials: list[int] = read_json(folder / KEPT)['trials']
+  return trials
 
 
 def with_choices(model: ModelConfig, config: FinetuningConfig) -> ModelConfig:
@@ -213,6 +246,6 @@ def with_choices(model: ModelConfig, config: FinetuningConfig) -> ModelConfig:
   return model.replace(flat(config.model))
 
 
-def weights_count(params) -> int:
-  """Elements of a tree of arrays or shapes."""
+def weights_count(params: PyTree) -> int:
+  """Number of elements of a tree of arrays or shapes."""
   return sum(x.size for x in jax.tree.leaves(params))

@@ -1,119 +1,137 @@
-"""--mode=predict: what a fine-tuned run says of a file, or of a part of its own data with the files for the task's site."""
+"""--mode=predict: predictions for a file, or for a split of a fine-tuned run's own data."""
 
 import json
 import math
+import os
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from electra_jax import console, file_access
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
 from electra_jax.finetune.tasks import define_task, open_task
-from electra_jax.finetune.trial import Split, labelled
+from electra_jax.finetune.tasks.task import Features, Outputs, Task
 
 
 def predict(
-  workdir, *, source: str | None, task: str | None, split: str | None, output: str | None
+  workdir: str | os.PathLike[str],
+  *,
+  source: str | None,
+  task: str | None,
+  split: str | None,
+  output: str | None,
 ) -> None:
-  """Predictions as JSON lines, one an example.
+  """Writes predictions as JSON lines, one per example.
+
+  Either `source` or `split` is given.
 
   Args:
     workdir: of the fine-tuned run.
-    source: a file in any layout that the task reads, '-' for standard input; or
-    split: 'test', 'dev' or another part of the data in the run's config.data, of all its tasks unless one is named.
-    task: its name, where the run has several.
-    output: with `source` the file to write, without it lines are printed, and nothing else is; with `split` the folder.
+    source: a file in any format that the task reads, '-' for standard input.
+    task: name of the task; required with `source` if the run has several.
+    split: 'test', 'dev' or another split of the data in the run's config, of all its tasks unless
+      `task` is given; files for the tasks' evaluation sites are written, too.
+    output: with `source` the file to write; None prints the predictions and nothing else. With
+      `split` the folder to write to.
 
-  Raises UserError where the run, the task or the data is not there, or the data is broken.
+  Raises:
+    UserError: the run, the task or the data does not exist, or the data is malformed.
   """
   if (source is None) == (split is None):
     raise UserError(
-      "--mode=predict takes a file (--input=FILE, '-' for standard input) or a part of the run's own data (--split=test), one of the two."
+      '--mode=predict requires exactly one of --input and --split: a file (--input=FILE, '
+      "'-' for standard input), or a split of the run's own data (--split=test)."
     )
-  if split is None:
-    return _of_file(open_finetuned(workdir, task), source, output)
+  if source is not None:
+    _predict_file(open_finetuned(workdir, task), source, output)
+    return
   names = [task] if task else tasks_of(workdir)
   if not names:
-    open_finetuned(workdir)  # says what is missing
+    open_finetuned(workdir)  # raises an error that names what is missing
   folder = output or file_access.join(str(workdir), 'predictions')
   for name in names:
-    _of_split(open_finetuned(workdir, name), split, folder, alone=len(names) == 1)
+    _predict_split(open_finetuned(workdir, name), split or '', folder, required=len(names) == 1)
 
 
-def _of_file(run: FineTunedRun, source, output):
+def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
   examples = run.task.read(source)
-  features, notes = run.features(examples)
-  for what, count in notes.items():
+  features, counts = run.features(examples)
+  for what, count in counts.items():
     if count:
       print(f'electra_jax: {count:,} {what}', file=sys.stderr)
-  predictions = run.task.predictions(
-    examples, features, _outputs(run, features, quiet=output is None)
-  )
-  text = _lines(predictions)
+  outputs = _outputs(run, features, quiet=output is None)
+  predictions = run.task.predictions(examples, features, outputs)
+  text = _json_lines(predictions)
   if output is None:
     sys.stdout.write(text)
-  else:
-    file_access.write_bytes(output, text.encode())
-    console.say(
-      'written', f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
-    )
-
-
-def _of_split(run: FineTunedRun, split, folder, alone):
-  opened = (run.task.name, run.config.data)
-  task = define_task(*opened, run.task.labels) if run.imported else open_task(*opened)
-  if task.labels != run.task.labels:
-    raise UserError(
-      f'{task.name}: the training data of the run has changed: its labels are {", ".join(task.labels)} now and were '
-      f'{", ".join(run.task.labels)}; restore it, or name a file with --input.'
-    )
-  also = ('diagnostic',) if split == 'test' else ()
-  chosen = [
-    name for name in task.splits if name == split or name.startswith(split + '_') or name in also
-  ]
-  if split not in task.splits:
-    if alone:
-      raise UserError(f'{task.name} has no {split} data; it has {", ".join(task.splits)}.')
-    console.say(task.name, f'has no {split} data, and is left out')
     return
-  for name in chosen:
+  file_access.write_bytes(output, text.encode())
+  what = f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
+  console.say('written', what)
+
+
+def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -> None:
+  """Predicts a split and its variants, such as dev_mismatched; with test also the diagnostic set.
+
+  Args:
+    run: the fine-tuned task.
+    split: its name.
+    folder: to write to.
+    required: whether a missing split is an error; else it is reported.
+  """
+  task = _task_with_data(run)
+  if split not in task.splits:
+    if required:
+      raise UserError(f'{task.name} has no {split} data; it has {", ".join(task.splits)}.')
+    console.say(task.name, f'has no {split} data and is skipped')
+    return
+  for name in task.splits:
+    diagnostic = split == 'test' and name == 'diagnostic'
+    if not (name == split or name.startswith(split + '_') or diagnostic):
+      continue
     examples = task.examples(name)
     features, _ = run.features(examples)
     outputs = _outputs(run, features)
-    written = {
-      f'{task.name}.{name}.jsonl': _lines(
-        run.task.predictions(examples, features, outputs)
-      ).encode(),
-      # Not GLUE's, whose names tell tasks and parts apart.
-      **{
-        path
-        if run.task.head in ('classification', 'regression')
-        else f'{task.name}.{name}/{path}': content
-        for path, content in run.task.submission(name, examples, features, outputs).items()
-      },
-    }
+    lines = _json_lines(run.task.predictions(examples, features, outputs))
+    written = {f'{task.name}.{name}.jsonl': lines.encode()}
+    for path, content in run.task.submission(name, examples, features, outputs).items():
+      written[os.path.join(run.task.submission_folder(name), path)] = content
     for path, content in written.items():
       file_access.write_bytes(file_access.join(folder, path), content)
-    figures = ''
-    if (
-      name != 'train'
-      and (task.head != 'span' or name.startswith('dev'))
-      and labelled(Split(examples, features))
-    ):
-      figures = ': ' + ', '.join(
-        f'{figure} {value:.4f}'
-        for figure, value in run.task.score(name, examples, features, outputs).items()
-        if math.isfinite(value)
-      )
-    console.say(task.name, f'{len(examples):,} {name}{figures}')
+    scores = ''
+    if name != 'train' and run.task.labeled(name, features):
+      scores = _scores_text(run.task.score(name, examples, features, outputs))
+    console.say(task.name, f'{len(examples):,} {name}{scores}')
     console.say('written', f'{", ".join(written)} to {folder}')
 
 
-def _outputs(run, features, quiet=False):
+def _task_with_data(run: FineTunedRun) -> Task:
+  """The task with the data of the run's config; only its examples are used."""
+  name = run.task.name
+  if run.imported:
+    task = define_task(name, run.config, run.task.labels)
+  else:
+    task = open_task(name, run.config)
+  if task.labels != run.task.labels:
+    raise UserError(
+      f"{name}: the run's training data has changed: its labels are {', '.join(task.labels)} and "
+      f'were {", ".join(run.task.labels)}; restore it, or predict a file with --input.'
+    )
+  return task
+
+
+def _scores_text(metrics: dict[str, float]) -> str:
+  finite = (f'{name} {value:.4f}' for name, value in metrics.items() if math.isfinite(value))
+  return ': ' + ', '.join(finite)
+
+
+def _outputs(run: FineTunedRun, features: Features, quiet: bool = False) -> Outputs:
   if quiet:
     return run.outputs(features)
   with console.progress('predicting', len(features)) as live:
     return run.outputs(features, lambda done: live(done, f'{done:,} of {len(features):,} rows'))
 
 
-def _lines(predictions) -> str:
+def _json_lines(predictions: Iterable[dict[str, Any]]) -> str:
   return ''.join(json.dumps(prediction, ensure_ascii=False) + '\n' for prediction in predictions)

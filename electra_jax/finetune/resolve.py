@@ -1,6 +1,6 @@
-"""The one place where a fine-tuning config is interpreted: (config, workdir) -> ResolvedFinetuning.
+"""Interprets a fine-tuning config, in one place: (config, workdir) -> ResolvedFinetuning.
 
-All code below takes the typed values, never a ConfigDict.
+All other code takes the typed values, never a ConfigDict.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ from etils import epath
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, from_plain
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
-from electra_jax.training import run_folder, versions
+from electra_jax.training import plugins, run_folder, versions
 from electra_jax.training.run_folder import read_json
 
-# Rate and layer-wise decay by the widest encoder they are for (Clark et al. 2020, table 7).
+# Largest width of an encoder, its learning rate and layer-wise decay (Clark et al. 2020, table 7).
 BY_WIDTH = ((256, 3e-4, 0.8), (768, 1e-4, 0.8), (None, 5e-5, 0.9))
 # Learning rate of a head on a frozen encoder; docs/finetuning.md describes how it was measured.
 FROZEN_RATE = 1e-2
@@ -28,8 +28,8 @@ class ResolvedFinetuning:
   Attributes:
     config: the run's fields.
     workdir: the run's folder.
-    origin: of the weights that an earlier start of the run began with; None where no trial was
-      started. All trials begin with the same weights.
+    origin: of the weights that an earlier start of the run used, for JSON; None where no trial was
+      started. All trials start from the same weights.
   """
 
   config: FinetuningConfig
@@ -37,7 +37,7 @@ class ResolvedFinetuning:
   origin: dict[str, Any] | None = None
 
 
-def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
+def resolve_finetuning(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
   """Resolves a config that a run is started or resumed with. No data is read.
 
   Args:
@@ -45,30 +45,31 @@ def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedFinet
     workdir: the run's folder.
 
   Raises:
-    UserError: for fields that cannot be or contradict each other, and where the folder holds a
-      model that was imported.
+    UserError: fields are invalid or contradict each other, or the folder holds a model that was
+      imported.
   """
   c, folder = checked_finetuning(config), run_folder.folder(workdir)
   encoder = folder / initial.ENCODER
   origin = read_json(encoder)['origin'] if started(folder) and run_folder.exists(encoder) else None
   if origin and origin.get('imported'):
     raise UserError(
-      f'{folder} holds a model that was imported, not trained; train it in another --workdir, with '
+      f'{folder} holds a model that was imported; train it further in another --workdir, with '
       f'--config.init={folder}/{c.tasks[0]}.'
     )
   return ResolvedFinetuning(c, folder, origin)
 
 
-def resolve_saved(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
-  """Resolves the config that is kept in a fine-tuned run's folder, for prediction.
+def resolve_saved_finetuning(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
+  """Resolves the config in a fine-tuned run's folder, for prediction.
 
   Raises:
-    UserError: where the folder holds no config of a fine-tuned run.
+    UserError: the folder holds no config of a fine-tuned run.
   """
   folder = run_folder.folder(workdir)
-  versions.read(folder)
+  versions.read_versions(folder)
+  plugins.check(folder)
   c = from_plain(read_json(folder / 'config.json'), FinetuningConfig)
-  # This kernel runs anywhere, and takes rows of any length.
+  # This kernel runs on all devices and takes rows of any length.
   return ResolvedFinetuning(c.replace({'model.attention': 'xla'}), folder)
 
 
@@ -76,7 +77,7 @@ def started(folder: epath.Path) -> bool:
   """Whether a trial was started in a run's folder, or a pretraining run.
 
   Raises:
-    UserError: where the folder cannot be reached.
+    UserError: the folder cannot be reached.
   """
   with run_folder.reaching(folder):
     if not folder.exists():
@@ -84,11 +85,11 @@ def started(folder: epath.Path) -> bool:
     return any(folder.glob('*/trial-*')) or (folder / 'checkpoints').exists()
 
 
-def rates(config: FinetuningConfig, hidden_size: int) -> tuple[float, float]:
-  """Returns learning rate and layer-wise decay: the config's, or the published ones by width.
+def learning_rates(config: FinetuningConfig, hidden_size: int) -> tuple[float, float]:
+  """Learning rate and layer-wise decay: the config's, or the published ones by width.
 
   Args:
-    config: whose zeros are replaced.
+    config: its zeros are replaced.
     hidden_size: of the encoder.
   """
   if config.frozen:

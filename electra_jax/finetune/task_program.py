@@ -1,52 +1,66 @@
 """From a fine-tuning config, a task and an encoder to the program of its trials."""
 
-import json
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
-from electra_jax.config import FinetuningConfig, completed, differences, names_with, to_plain
+from electra_jax.config import FinetuningConfig, ModelConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step
+from electra_jax.finetune.finetune_step import Predictor
 from electra_jax.finetune.initial import Initial, with_choices
-from electra_jax.finetune.resolve import rates, started
+from electra_jax.finetune.resolve import learning_rates
 from electra_jax.finetune.tasks.task import Features, Task
-from electra_jax.model.heads import FineTuned, init_params
-from electra_jax.training import hosts, optimizers, partitioning, run_folder, schedules, versions
+from electra_jax.model.config import FAMILIES
+from electra_jax.model.heads import FineTuned, init_finetuned
+from electra_jax.training import optimizers, partitioning, schedules
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.schedules import WarmupDecay
-from electra_jax.training.update_step import TrainState, fresh_state, state_shardings
+from electra_jax.training.update_step import (
+  BatchLoss,
+  TrainState,
+  UpdateOptions,
+  fresh_state,
+  layout_of_state,
+)
+
+PyTree = Any
 
 
-def claim(workdir, config: FinetuningConfig) -> None:
-  """Makes WORKDIR this config's, or verifies that it is. A folder without a trial may get another config.
+@dataclasses.dataclass(frozen=True)
+class TaskProgram:
+  """What all trials of a task share. The functions are jitted.
 
-  Raises:
-    UserError: where the folder cannot be written or reached, or holds the run of another config.
+  Attributes:
+    config: the run's config.
+    task: the task.
+    initial: encoder and tokenizer that trials start from.
+    layout: the mesh.
+    model: encoder and head.
+    max_length: most tokens of a row.
+    lengths: lengths that batches are padded to.
+    train: rows to train on.
+    steps: steps of a trial.
+    steps_per_epoch: steps of an epoch.
+    schedule: schedule of the learning rate.
+    learning_rate: peak of the learning rate.
+    layer_decay: layer-wise decay of the learning rate.
+    shapes: shapes of the state.
+    shardings: shardings of the state.
+    init_params: `seed -> parameters`.
+    init_state: `parameters -> state` before the first step; the parameters are donated.
+    batch_loss: the loss.
+    train_step: `(state, batch) -> (state, sums)`.
+    predictor: computes outputs for rows.
+    attention: attention kernel, and why it is used.
+    constant: metrics on dev of the best constant answer.
+    compiled: lengths of rows that the step was compiled for so far.
   """
-  workdir = run_folder.folder(workdir)
-  run_folder.check_writable(workdir)
-  plain, path = to_plain(config), workdir / 'config.json'
-  if run_folder.exists(path):
-    changed = differences(
-      completed(run_folder.read_json(path), FinetuningConfig),
-      plain,
-      names_with(FinetuningConfig, 'resumable'),
-    )
-    if changed and started(workdir):
-      more = '; ...' if len(changed) > 3 else ''
-      raise UserError(
-        f'{workdir} holds a run of another config ({"; ".join(changed[:3])}{more}); give the same '
-        'config to resume it, or another --workdir.'
-      )
-  run_folder.write_json(path, plain)
-  versions.record(workdir, resumed=started(workdir))
-
-
-class Program(NamedTuple):
-  """What all trials of a task share."""
 
   config: FinetuningConfig
   task: Task
@@ -54,68 +68,99 @@ class Program(NamedTuple):
   layout: partitioning.Layout
   model: FineTuned
   max_length: int
-  lengths: tuple[int, ...]  # that batches are padded to
+  lengths: tuple[int, ...]
   train: Features
-  steps: int  # of a trial
+  steps: int
   steps_per_epoch: int
-  schedule: WarmupDecay  # of the learning rate
+  schedule: WarmupDecay
+  learning_rate: float
+  layer_decay: float
   shapes: TrainState
   shardings: TrainState
-  fresh: Any  # seed -> parameters; jitted once, as the next three are
-  state: Any  # parameters -> the state before the first step
-  train_step: Any
-  predict: Any
-  rates: tuple[float, float]  # learning rate, layer-wise decay
-  attention: tuple[str, str]  # kernel, and why
-  constant: dict[str, float]  # what one and the same answer to everything scores on dev
-  compiled: set  # lengths of rows that the step was compiled for, so far
+  init_params: Callable[[np.uint32], PyTree]
+  init_state: Callable[[PyTree], TrainState]
+  batch_loss: BatchLoss
+  train_step: Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
+  predictor: Predictor
+  attention: tuple[str, str]
+  constant: dict[str, float]
+  compiled: set[int] = dataclasses.field(default_factory=set)
 
   @property
-  def inputs(self) -> dict:
-    """Constants of the learning rate's schedule, the `schedules` of a step's batch."""
+  def inputs(self) -> dict[str, Any]:
+    """Constants of the learning rate's schedule, the `schedules` of a batch."""
     return schedules.constants({'learning_rate': self.schedule})
 
+  def assemble(self, rows: np.ndarray, seed: int) -> dict[str, Any]:
+    """The batch of some training rows, in NumPy, with the seed of a trial."""
+    batch = batches.assemble(
+      self.train, rows, self.config.batch_size, self.lengths, self.predictor.pad_id
+    )
+    return {**batch, 'seed': np.uint32(seed)}
 
-def build_model(config: FinetuningConfig, task, initial: Initial, max_length: int):
-  """The encoder with the task's head, its attention kernel and why it is that.
+  def sum_shapes(self) -> PyTree:
+    """Shapes of the sums that a step returns."""
+    no_rows = batches.assemble(
+      self.train, np.arange(0), self.config.batch_size, self.lengths[:1], self.predictor.pad_id
+    )
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in no_rows.items()}
+    shapes['seed'] = jax.ShapeDtypeStruct((), np.uint32)
+    return jax.eval_shape(self.train_step, self.shapes, shapes)[1]
 
-  Raises UserError where rows would be longer than the encoder's positions, or sizes contradict each other.
+  def first_state(self, seed: int) -> TrainState:
+    """State of a trial before its first step: the pretrained encoder, and a new head.
+
+    Args:
+      seed: seed of the parameters that are not pretrained.
+    """
+    params = self.init_params(np.uint32(seed))
+    if self.initial.weights is not None:
+      params = {
+        **params,
+        **self.initial.restore(_encoder(self.shapes.params), _encoder(self.shardings.params)),
+      }
+    return self.init_state(params)
+
+
+def _encoder(tree: dict[str, PyTree]) -> dict[str, PyTree]:
+  return {name: tree[name] for name in ('embeddings', 'discriminator')}
+
+
+#### The model ####
+
+
+def build_task_model(
+  config: FinetuningConfig, task: Task, initial: Initial, max_length: int
+) -> tuple[FineTuned, tuple[str, str]]:
+  """The encoder with the head of a task.
+
+  Args:
+    config: the run's config.
+    task: the task.
+    initial: encoder and tokenizer.
+    max_length: most tokens of a row.
+
+  Returns:
+    The model; its attention kernel and why that is used.
+
+  Raises:
+    UserError: rows would be longer than the positions of the encoder, or fields contradict each
+      other or the task.
   """
   fields = with_choices(initial.model, config)
-  if config.frozen:  # what is probed is the encoder as it is used
+  if config.frozen:  # the encoder is probed as it is used
     fields = fields.replace({'dropout': 0.0, 'attention_dropout': 0.0})
-  if fields.family == 'electra' and max_length > fields.max_positions:
-    raise UserError(
-      f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} positions; '
-      f'set --config.max_length={fields.max_positions}.'
-    )
-  if config.head.pooling != 'cls' and task.head not in ('classification', 'regression'):
-    raise UserError(
-      f'config.head.pooling belongs to classification and regression, and {task.name} is {task.head}; leave it out.'
-    )
-  paired = task.head == 'span' or bool(getattr(getattr(task, 'columns', None), 'second', ()))
-  if fields.family == 'electra' and fields.type_vocab_size < 2 and paired:
-    raise UserError(
-      f'{task.name} reads two texts in a row, and the encoder tells one from the other by two token types, of which it has '
-      f'{fields.type_vocab_size}; name another encoder, or a task of single texts.'
-    )
-  head, modern = config.head, fields.family == 'modern'
-  if head.pooling != 'cls' and head.style == 'transformers' and not modern:
-    raise UserError(
-      "config.head.pooling 'mean' is not what transformers has on an ELECTRA encoder; leave it out, or set --config.head.style=published."
-    )
-  if head.dropout >= 0 and task.head == 'span' and not (modern and head.style == 'transformers'):
-    raise UserError(
-      f'config.head.dropout is not for spans, whose head has none, and {task.name} is one; leave it out.'
-    )
-  platform = jax.default_backend()
-  # Rows come in several lengths: the kernel is one that takes them all.
+  _check_encoder(fields, task, max_length)
+  _check_head(config, fields, task)
+  # Rows come in several lengths: the kernel must support all of them.
   shortest = batches.buckets(max_length, config.bucketed)[0]
   if fields.attention == 'splash' and shortest % 128:
     raise UserError(
-      "config.model.attention 'splash' takes rows of multiples of 128 tokens; set --config.bucketed=False and such a --config.max_length."
+      f"config.model.attention is 'splash' and rows have {shortest} tokens; expected multiples of "
+      '128: set --config.bucketed=False and such a --config.max_length.'
     )
   encoder = encoder_config(fields, initial.tokenizer.size, shortest, config.dtype)
+  head = config.head
   model = FineTuned(
     encoder,
     task.head,
@@ -124,99 +169,149 @@ def build_model(config: FinetuningConfig, task, initial: Initial, max_length: in
     pooling=head.pooling,
     beam=head.beam,
     style=head.style,
-    max_answer=getattr(task, 'max_answer', 1),
+    max_answer=task.max_answer,
   )
-  return model, attention_kernel(fields, shortest, config.dtype, platform)
+  return model, attention_kernel(fields, shortest, config.dtype, jax.default_backend())
 
 
-def program(
-  config, task, initial: Initial, layout: partitioning.Layout, train: Features, max_length: int
-) -> Program:
-  """Everything of a task that its trials share. Raises UserError where rows do not divide over the mesh, or what build_model raises."""
-  shards = partitioning.row_shards(layout.mesh)
-  if config.batch_size % (shards * config.micro_batches):
+def _check_encoder(fields: ModelConfig, task: Task, max_length: int) -> None:
+  """Checks that the rows of a task fit the positions and token types of the encoder."""
+  family = FAMILIES[fields.family]
+  if family.has_position_table and max_length > fields.max_positions:
     raise UserError(
-      f'config.batch_size {config.batch_size} does not divide over {shards} devices'
-      + (f' and {config.micro_batches} micro-batches' if config.micro_batches > 1 else '')
-      + f'; use a multiple of {shards * config.micro_batches}.'
+      f'{task.name} has rows of {max_length} tokens and the encoder {fields.max_positions} '
+      f'positions; set --config.max_length={fields.max_positions}.'
     )
-  model, kernel = build_model(config, task, initial, max_length)
-  o, per_epoch = config.optimizer, batches.steps_per_epoch(len(train), config.batch_size)
-  count = max(1, round((config.epochs or task.recipe.epochs) * per_epoch))
-  rate, decay = rates(config, model.config.hidden_size)
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
-  schedule = WarmupDecay(rate, int(o.warmup * count), count)
-  layer_rates = optimizers.layerwise_rates(
-    nn.unbox(boxed), model.config.num_layers, decay, o.published_depths
-  )
-  optimizer = optimizers.adamw(
-    schedule,
-    b1=o.b1,
-    b2=o.b2,
-    eps=o.eps,
-    weight_decay=o.weight_decay,
-    clip=o.clip,
-    bias_correction=o.bias_correction,
-    layer_rates=layer_rates,
-  )
-  shapes, shardings = state_shardings(boxed, optimizer, layout)
+  if family.has_token_types and fields.type_vocab_size < 2 and task.paired:
+    raise UserError(
+      f'{task.name} has two texts per row, which need two token types, and the encoder has '
+      f'{fields.type_vocab_size}; name another encoder, or a task of single texts.'
+    )
+
+
+def _check_head(config: FinetuningConfig, fields: ModelConfig, task: Task) -> None:
+  """Checks that the fields of config.head apply to the task."""
+  head, family = config.head, FAMILIES[fields.family]
+  if head.pooling != 'cls' and task.head not in ('classification', 'regression'):
+    raise UserError(
+      f'config.head.pooling is {head.pooling!r} and {task.name} is a task of {task.head}; pooling '
+      'applies to classification and regression, leave it out.'
+    )
+  if head.style == 'transformers' and head.pooling not in family.transformers_poolings:
+    raise UserError(
+      f'config.head.pooling is {head.pooling!r}, which transformers does not have for this '
+      'encoder; leave it out, or set --config.head.style=published.'
+    )
+  span_dropout = head.style == 'transformers' and family.transformers_span_dropout
+  if head.dropout >= 0 and task.head == 'span' and not span_dropout:
+    raise UserError(
+      f'config.head.dropout is {head.dropout} and the head of {task.name}, a task of spans, has no '
+      'dropout; leave it out.'
+    )
+
+
+#### The program ####
+
+
+def build_task_program(
+  config: FinetuningConfig,
+  task: Task,
+  initial: Initial,
+  layout: partitioning.Layout,
+  train: Features,
+  max_length: int,
+) -> TaskProgram:
+  """Builds what the trials of a task share.
+
+  Args:
+    config: the run's config.
+    task: the task.
+    initial: encoder and tokenizer that trials start from.
+    layout: the mesh.
+    train: rows to train on.
+    max_length: most tokens of a row.
+
+  Raises:
+    UserError: rows do not divide over the mesh, or what `build_task_model` raises.
+  """
+  _check_batch(config, layout)
+  model, attention = build_task_model(config, task, initial, max_length)
+  o = config.optimizer
+  steps_per_epoch = batches.steps_per_epoch(len(train), config.batch_size)
+  steps = max(1, round((config.epochs or task.recipe.epochs) * steps_per_epoch))
+  rate, decay = learning_rates(config, model.config.hidden_size)
+  schedule = WarmupDecay(rate, int(o.warmup * steps), steps)
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
+  optimizer = _optimizer(config, schedule, boxed, model.config.num_layers, decay)
+  shapes, shardings = layout_of_state(boxed, optimizer, layout)
   ids = finetune_step.special_ids(initial.tokenizer)
-  train_step = finetune_step.jit_train_step(
-    model,
-    optimizer,
-    ids,
-    shardings,
-    layout,
-    partitioning.moment_shardings(shapes.params, shardings.params, layout),
-    impossible_weight=config.head.impossible_weight,
+  batch_loss = finetune_step.finetuning_loss(model, ids, config.head.impossible_weight)
+  options = UpdateOptions(
     micro_batches=config.micro_batches,
     skip_nonfinite=config.skip_nonfinite,
-    frozen=config.frozen,
+    layout=layout,
+    moments=partitioning.moment_shardings(shapes.params, shardings.params, layout),
+    trained=('head',) if config.frozen else None,
   )
-  fresh = jax.jit(lambda seed: nn.unbox(init_params(model, seed)), out_shardings=shardings.params)
-  state = jax.jit(
-    lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0
-  )
-  return Program(
-    config,
-    task,
-    initial,
-    layout,
-    model,
-    max_length,
-    batches.buckets(max_length, config.bucketed),
-    train,
-    count,
-    per_epoch,
-    schedule,
-    shapes,
-    shardings,
-    fresh,
-    state,
-    train_step,
+  lengths = batches.buckets(max_length, config.bucketed)
+  predictor = Predictor(
     finetune_step.jit_predict(model, ids, layout),
-    (rate, decay),
-    kernel,
-    task.constant(),
-    set(),
+    partitioning.padded_batch_size(config.eval_batch_size, layout.mesh),
+    lengths,
+    ids.pad_id,
+    layout.mesh,
+  )
+  return TaskProgram(
+    config=config,
+    task=task,
+    initial=initial,
+    layout=layout,
+    model=model,
+    max_length=max_length,
+    lengths=lengths,
+    train=train,
+    steps=steps,
+    steps_per_epoch=steps_per_epoch,
+    schedule=schedule,
+    learning_rate=rate,
+    layer_decay=decay,
+    shapes=shapes,
+    shardings=shardings,
+    init_params=jax.jit(
+      lambda seed: nn.unbox(init_finetuned(model, seed)), out_shardings=shardings.params
+    ),
+    init_state=jax.jit(
+      lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0
+    ),
+    batch_loss=batch_loss,
+    train_step=finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options),
+    predictor=predictor,
+    attention=attention,
+    constant=task.constant(),
   )
 
 
-def first_state(p: Program, seed: int) -> TrainState:
-  """A trial's state before its first step: the encoder as it was pretrained, or fresh, and a fresh head."""
-  params = p.fresh(np.uint32(seed))
-  if p.initial.weights is not None:
-
-    def pretrained(tree):
-      return {name: tree[name] for name in ('embeddings', 'discriminator')}
-
-    params = {
-      **params,
-      **p.initial.restore(pretrained(p.shapes.params), pretrained(p.shardings.params)),
-    }
-  return p.state(params)
+def _check_batch(config: FinetuningConfig, layout: partitioning.Layout) -> None:
+  """Checks that a batch divides over the devices and the micro-batches."""
+  shards = partitioning.row_shards(layout.mesh)
+  divisor = shards * config.micro_batches
+  if config.batch_size % divisor:
+    parts = f' and {config.micro_batches} micro-batches' if config.micro_batches > 1 else ''
+    raise UserError(
+      f'config.batch_size {config.batch_size} does not divide over {shards} devices{parts}; use a '
+      f'multiple of {divisor}.'
+    )
 
 
-def same_on_all(config: FinetuningConfig) -> None:
-  """Raises UserError where processes of the run have different configs."""
-  hosts.same_everywhere('the config', json.dumps(to_plain(config), sort_keys=True))
+def _optimizer(
+  config: FinetuningConfig, schedule: WarmupDecay, boxed: PyTree, layers: int, decay: float
+) -> optax.GradientTransformation:
+  """AdamW, with learning rates that decay layer by layer from the head downwards."""
+  layer_rates = optimizers.layerwise_rates(
+    nn.unbox(boxed), layers, decay, config.optimizer.published_depths
+  )
+  return optimizers.adamw(
+    optimizers.OptimizerSettings(
+      {'learning_rate': schedule}, config.optimizer, layer_rates=layer_rates
+    )
+  )

@@ -1,350 +1,274 @@
-"""The fine-tuning program: a pretrained run and labelled data to scored trials, top to bottom. A trial's steps are in trial.py."""
+"""The fine-tuning program: from an encoder and labeled data to trials and their results."""
 
+import dataclasses
 import functools
-import io
+import json
 import math
 import os
-import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
-import numpy as np
 from etils import epath
 
 from electra_jax import console
-from electra_jax.config import to_plain
+from electra_jax.config import AnyConfig, FinetuningConfig, to_plain
 from electra_jax.console import say
-from electra_jax.data.store.permutation import permutation
-from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.finetune import batches, initial, task_program, trial_summary
-from electra_jax.finetune.resolve import resolve
+from electra_jax.finetune import batches, initial, run_files, trial_summary
+from electra_jax.finetune.resolve import ResolvedFinetuning, resolve_finetuning
+from electra_jax.finetune.run_files import RESULT, RESULTS, Record, read_records
+from electra_jax.finetune.splits import (
+  Split,
+  evaluation_splits,
+  length_limit,
+  training_features,
+)
+from electra_jax.finetune.task_program import TaskProgram, build_task_program
 from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.trial import RESULT, Split, labelled, plain, run_trial
-from electra_jax.training import hosts, partitioning, run_folder
+from electra_jax.finetune.tasks.task import Task
+from electra_jax.finetune.trial import run_trial
+from electra_jax.training import devices, hosts, partitioning, run_folder
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
 
-RESULTS = 'results.json'
-DATA = 'data.json'  # in a task's folder: what its training data was when the first trial began
 
+def finetune(
+  config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | None = None
+) -> int:
+  """Fine-tunes on each task of a config, trial after trial, or resumes an earlier start.
 
-def finetune(config, workdir: str, notice: Notice | None = None) -> int:
-  """Fine-tunes on each task of a config, trial after trial, or goes on where an earlier start of the same command stopped.
+  Writes to the run's folder: config.json, encoder.json, tokenizer/, a folder per task with a folder
+  per trial, and results as JSON, Markdown and a picture.
 
-  Leaves in WORKDIR: config.json, encoder.json and tokenizer/, a folder a task with a folder a trial, and results as JSON, Markdown and picture.
+  Args:
+    config: a ConfigDict, or a typed config.
+    workdir: the run's folder.
+    notice: true once this process is asked to stop; None for a new one.
 
-  `notice`: becomes true when this process is asked to stop; None for one of its own.
+  Returns:
+    The exit status: 0 when the run is done, PREEMPTED when it was asked to stop and is saved.
 
-  Returns the exit status: 0 when done, PREEMPTED when asked to stop (everything saved).
-
-  Raises UserError for a person's mistakes, and when a loss or gradient is not finite.
+  Raises:
+    UserError: a mistake of the user, or a loss or gradient that is not finite.
   """
-  with Status('finetune') as status:
+  with Status('finetune', trials=True) as status:
     notice = Notice() if notice is None else notice
     return status.end(_finetune(config, workdir, notice, status))
 
 
-def _finetune(config: Any, workdir: str, notice: Notice, status: Status) -> int:
+def _finetune(
+  config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice, status: Status
+) -> int:
   """Does the work of `finetune`; `status` is the status file of the run."""
-  run = resolve(config, workdir)
-  config, workdir = run.config, run.workdir
-  task_program.same_on_all(config)
-  hosts.from_first(lambda: task_program.claim(workdir, config))
-  status.claim(workdir)
-  hosts.check_shared(workdir)
-  console.heading(f'{config.name}  ({workdir})')
-
-  #### Devices, data, encoder ########################################################################################
-  layout, devices = partitioning.make_layout(config), jax.devices()
-  say(
-    'devices',
-    f'{len(devices)} x {devices[0].device_kind}'
-    + (f' of {jax.process_count()} processes' if jax.process_count() > 1 else '')
-    + ', mesh '
-    + ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items()),
-  )
-  if config.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(config.compilation_cache))
-  tasks = [open_task(name, config.data) for name in config.tasks]
-  for task in tasks:  # all data is read before the first step
-    examples = {split: task.examples(split) for split in ('train', 'dev') if split in task.splits}
-    for split in ('train', 'dev'):
-      if not len(examples.get(split, ())):
-        raise UserError(
-          f'{task.name} has no {split} data; name the file with --config.data.{split}, or its folder with --config.data.source.'
-        )
-    others = ', '.join(
-      f'{len(task.examples(split)):,} {split}' for split in task.splits if split not in examples
-    )
-    say(
-      task.name,
-      f'{len(examples["train"]):,} train, {len(examples["dev"]):,} dev'
-      + (f', {others}' if others else '')
-      + (f'; labels {_some(task.labels)}' if task.labels else ''),
-    )
-  start = initial.open_initial(config, run.origin)
-  if 'checksum' in start.origin:
-    hosts.same_everywhere(f'the weights of {config.init}', str(start.origin['checksum']))
-  say('encoder', start.describe())
-  for note in start.notes:
-    say('', note)
-  hosts.from_first(lambda: keep_encoder(workdir, start))
-
-  #### Tasks #########################################################################################################
-  status.change(restored_step=hosts.from_first(lambda: _steps_of_trials(workdir, config.tasks)))
-  if (
-    len(tasks) > 1
-  ):  # what was read of all of them is let go; each is read again when its turn comes
-    tasks = [task.name for task in tasks]
-  for task in tasks:
-    task = open_task(task, config.data) if isinstance(task, str) else task
-    folder = workdir / task.name
-    todo = [
-      trial
-      for trial in range(1, config.num_trials + 1)
-      if not run_folder.exists(folder / f'trial-{trial}' / RESULT)
-    ]
-    if not run_folder.exists(folder / initial.KEPT):
-      hosts.from_first(functools.partial(describe, config, task, folder))
-    if todo:
-      p, splits = prepare(config, task, start, layout)
-      identity = _identity(p.train)
-      hosts.same_everywhere(f'the data of {task.name}', str(identity))
-      hosts.from_first(functools.partial(_check_data, folder, identity))
-      for trial in todo:
-        say(f'trial {trial}', f'of {config.num_trials}, seed {config.seed + trial - 1}')
-        try:
-          record, params = run_trial(p, trial, folder / f'trial-{trial}', splits, notice, status)
-        except jax.errors.JaxRuntimeError as error:
-          if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-          raise UserError(
-            f'{task.name} does not fit the memory of a device; split its batches (--config.micro_batches=2), compute again what takes '
-            'room (--config.model.remat=full), or lower --config.eval_batch_size.'
-          ) from None
-        if record is None:
-          return PREEMPTED
-        hosts.from_first(functools.partial(_keep_weights, config, task, folder))
-        figures = record['figures']['dev']
-        say(
-          'dev',
-          ', '.join(
-            f'{name} {value:.4f}' for name, value in figures.items() if math.isfinite(value)
-          ),
-        )
-        del params
-      del p, splits
-    hosts.from_first(
-      functools.partial(_keep_weights, config, task, folder)
-    )  # again, as a start before may have ended just before
-    _show(workdir, [task.name])
-
-  #### Results #######################################################################################################
-  names = config.tasks
-  records = read_records(workdir, names)
-  if len(names) > 1:
-    print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
-  hosts.from_first(lambda: write_results(workdir, config, start, records))
-  say('results', str(workdir / RESULTS))
-  say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')
+  run = _claim(config, workdir, status)
+  layout = partitioning.make_layout(run.config)
+  say('devices', devices.describe_devices(layout.mesh))
+  devices.use_compilation_cache(run.config.compilation_cache)
+  tasks = _open_tasks(run.config)
+  start = _open_encoder(run)
+  names = run.config.tasks
+  done = hosts.from_first(lambda: run_files.steps_of_trials(run.workdir, names))
+  status.change(restored_step=done)
+  setup = FinetuningSetup(run.config, run.workdir, start, layout, notice, status)
+  if len(tasks) > 1:
+    tasks = ()  # frees their data; each task is opened again in its turn
+  for number, name in enumerate(names):
+    task = tasks[number] if tasks else open_task(name, run.config)
+    if _train_task(setup, task):
+      return PREEMPTED
+  _finish(setup)
   return 0
 
 
-def prepare(config, task, start, layout):
-  """The program of a task and the parts of its data that are scored, tokenized; says what was cut off and what will be done."""
-  max_length = config.max_length or task.recipe.max_length
-  examples = task.examples('train')
-  if 0 < config.train_examples < len(examples):
-    chosen = np.sort(permutation(np.arange(config.train_examples), len(examples), config.seed, 0))
-    examples = [examples[i] for i in chosen]
-    say('', f'{config.train_examples:,} of the training examples, by config.train_examples')
+@dataclasses.dataclass(frozen=True)
+class FinetuningSetup:
+  """What the tasks of a run share.
 
-  def tokenize(split, examples):
-    features, notes = task.features(examples, start.tokenizer, max_length)
-    if len(features) == 0:
-      raise UserError(f'{task.name}: the {split} data makes no rows; give more of it.')
-    told = ', '.join(f'{count:,} {what}' for what, count in notes.items() if count)
-    if told:
-      say('', f'{split}: {told}')
-    return Split(examples, features)
+  Attributes:
+    config: the run's config.
+    workdir: the run's folder.
+    start: encoder and tokenizer that all trials start from.
+    layout: the mesh.
+    notice: true once this process is asked to stop.
+    status: status file of the run.
+  """
 
-  train = tokenize('train', examples).features
+  config: FinetuningConfig
+  workdir: epath.Path
+  start: initial.Initial
+  layout: partitioning.Layout
+  notice: Notice
+  status: Status
 
-  def few(split):
-    return Split(None, task.features(task.examples(split)[:64], start.tokenizer, max_length)[0])
 
-  scored = (
-    'dev',
-    *(
-      s
-      for s in task.splits
-      if s not in ('train', 'dev') and task.head != 'span' and labelled(few(s))
-    ),
-  )
-  splits = {
-    name: split
-    for name in scored
-    if (split := tokenize(name, task.examples(name))) and (name == 'dev' or labelled(split))
-  }
-  p = task_program.program(config, task, start, layout, train, max_length)
-  tokens = sum(map(len, train.token_ids))
-  padded = sum(
-    p.config.batch_size
-    * next(n for n in p.lengths if n >= max(len(train.token_ids[r]) for r in rows))
-    for rows in (
-      batches.Epochs(train, config.batch_size, config.seed, config.bucketed).rows(i)
-      for i in range(p.steps_per_epoch)
-    )
-  )
-  rate, decay = p.rates
+#### Resolve, data, encoder ####
+
+
+def _claim(
+  config: AnyConfig, workdir: str | os.PathLike[str], status: Status
+) -> ResolvedFinetuning:
+  """Resolves the config and takes the folder for it."""
+  run = resolve_finetuning(config, workdir)
+  hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
+  hosts.from_first(lambda: run_files.claim_finetuning(run.workdir, run.config))
+  status.claim(run.workdir)
+  hosts.check_shared(run.workdir)
+  console.heading(f'{run.config.name}  ({run.workdir})')
+  return run
+
+
+def _open_tasks(config: FinetuningConfig) -> Sequence[Task]:
+  """Opens all tasks and reads their data, so that errors are reported before the first step."""
+  tasks = [open_task(name, config) for name in config.tasks]
+  for task in tasks:
+    counts = {split: len(task.examples(split)) for split in task.splits}
+    for split in ('train', 'dev'):
+      if not counts.get(split):
+        raise UserError(
+          f'{task.name} has no {split} data; name the file with --config.data.{split}, or its '
+          'folder with --config.data.source.'
+        )
+    first = ('train', 'dev')
+    order = (*first, *(split for split in task.splits if split not in first))
+    text = ', '.join(f'{counts[split]:,} {split}' for split in order)
+    say(task.name, text + (f'; labels {_first_names(task.labels)}' if task.labels else ''))
+  return tasks
+
+
+def _first_names(labels: Sequence[str], most: int = 8) -> str:
+  """The first labels, and their number if there are more."""
+  return ', '.join(labels[:most]) + (f', ... ({len(labels)})' if len(labels) > most else '')
+
+
+def _open_encoder(run: ResolvedFinetuning) -> initial.Initial:
+  """Opens the encoder that all trials start from, and keeps it in the run's folder."""
+  start = initial.open_initial(run.config, run.origin)
+  if 'checksum' in start.origin:
+    checksum = str(start.origin['checksum'])
+    hosts.same_everywhere(f'the weights of {run.config.init}', checksum)
+  say('encoder', start.describe())
+  for note in start.notes:
+    say('', note)
+  hosts.from_first(lambda: run_files.keep_encoder(run.workdir, start))
+  return start
+
+
+#### A task ####
+
+
+def _train_task(setup: FinetuningSetup, task: Task) -> bool:
+  """Runs the trials of a task that are left. Returns whether the run was asked to stop."""
+  config = setup.config
+  folder = setup.workdir / task.name
+  todo = [
+    number
+    for number in range(1, config.num_trials + 1)
+    if not run_folder.exists(folder / f'trial-{number}' / RESULT)
+  ]
+  if not run_folder.exists(folder / initial.KEPT):
+    hosts.from_first(lambda: run_files.write_task(config, task, folder))
+  if todo:
+    p, splits = _prepare_task(setup, task)
+    checksum = run_files.data_checksum(p.train)
+    hosts.same_everywhere(f'the data of {task.name}', str(checksum))
+    hosts.from_first(lambda: run_files.check_data(folder, checksum))
+    for number in todo:
+      if _run_trial(setup, p, number, splits) is None:
+        return True
+  # Once more: an earlier start may have ended before it did this.
+  hosts.from_first(lambda: run_files.keep_weights(config, task, folder))
+  _print_results(read_records(setup.workdir, [task.name]))
+  return False
+
+
+def _run_trial(
+  setup: FinetuningSetup, p: TaskProgram, number: int, splits: Mapping[str, Split]
+) -> Record | None:
+  """Runs a trial and removes weights that are not kept; None if the run was asked to stop."""
+  config, task = setup.config, p.task
+  folder = setup.workdir / task.name
+  say(f'trial {number}', f'of {config.num_trials}, seed {config.seed + number - 1}')
+  try:
+    record = run_trial(p, number, folder / f'trial-{number}', splits, setup.notice, setup.status)
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    raise UserError(
+      f'{task.name} does not fit the memory of a device; split its batches '
+      '(--config.micro_batches=2), recompute activations (--config.model.remat=full), or lower '
+      '--config.eval_batch_size.'
+    ) from None
+  if record is not None:
+    hosts.from_first(functools.partial(run_files.keep_weights, config, task, folder))
+    metrics = {name: x for name, x in record['figures']['dev'].items() if math.isfinite(x)}
+    say('dev', ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))
+  return record
+
+
+def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapping[str, Split]]:
+  """Tokenizes the data of a task, builds its program, and prints what its trials consist of."""
+  config, start = setup.config, setup.start
+  train = training_features(config, task, start.tokenizer)
+  splits = evaluation_splits(config, task, start.tokenizer)
+  max_length = length_limit(config, task)
+  p = build_task_program(config, task, start, setup.layout, train, max_length)
+  epochs = p.steps / p.steps_per_epoch
   say(
     '',
-    f'{p.steps:,} steps of {config.batch_size} rows, {p.steps / p.steps_per_epoch:.3g} epochs of {len(train):,} rows of at most {max_length} tokens; '
-    f'{1 - tokens / padded:.0%} padding',
+    f'{p.steps:,} steps of {config.batch_size} rows, {epochs:.3g} epochs of {len(train):,} rows of '
+    f'at most {max_length} tokens; {_padding(p):.0%} padding',
   )
-  learning = p.shapes.params['head'] if config.frozen else p.shapes.params
+  if config.frozen:
+    trainable = p.shapes.params['head']
+    rate = f' of the head, on a frozen encoder, learning rate {p.learning_rate:g}'
+  else:
+    trainable = p.shapes.params
+    rate = f', learning rate {p.learning_rate:g}, layer by layer times {p.layer_decay:g}'
+  depths = ' (depths as published)' if config.optimizer.published_depths else ''
+  kernel, reason = p.attention
   say(
     '',
-    f'{quantity(initial.weights_count(learning))} parameters'
-    + (' of the head, on a frozen encoder' if config.frozen else '')
-    + f', learning rate {rate:g}'
-    + ('' if config.frozen else f', layer by layer times {decay:g}')
-    + (' (depths as published)' if config.optimizer.published_depths else '')
-    + f', attention {p.attention[0]} ({p.attention[1]})',
+    f'{quantity(initial.weights_count(trainable))} parameters{rate}{depths}, attention {kernel} '
+    f'({reason})',
   )
-  for line in partitioning.describe(p.shapes.params, p.shardings.params, layout):
+  for line in partitioning.sharding_table(p.shapes.params, p.shardings.params, setup.layout):
     say('', line)
   return p, splits
 
 
-def _some(labels, most: int = 8) -> str:
-  return ', '.join(labels[:most]) + (f', ... ({len(labels)})' if len(labels) > most else '')
+def _padding(p: TaskProgram) -> float:
+  """Share of padding in the batches of the first epoch."""
+  config, train = p.config, p.train
+  epochs = batches.Epochs(train, config.batch_size, config.seed, config.bucketed)
+  padded = 0
+  for step in range(p.steps_per_epoch):
+    longest = max(len(train.token_ids[row]) for row in epochs.rows(step))
+    padded += config.batch_size * next(length for length in p.lengths if length >= longest)
+  return 1 - sum(map(len, train.token_ids)) / padded
 
 
-def describe(config, task, folder) -> None:
-  """What prediction needs to know of a task."""
-  folder.mkdir(parents=True, exist_ok=True)
-  run_folder.write_json(
-    folder / initial.TASK,
-    task.describe()
-    | {'metric': task.metric, 'max_length': config.max_length or task.recipe.max_length},
-  )
+#### Results ####
 
 
-def keep_encoder(workdir, start) -> None:
-  """What a person needs to open the run without the one that it began with."""
-  run_folder.write_json(
-    workdir / initial.ENCODER, {'model': to_plain(start.model), 'origin': start.origin}
-  )
-  folder = workdir / 'tokenizer'
-  try:
-    kept = load_tokenizer(folder).fingerprint if run_folder.exists(folder) else None
-  except UserError:  # a start ended while it was being written
-    kept = None
-  if kept != start.tokenizer.fingerprint:
-    with run_folder.reaching(folder, 'written'):
-      folder.rmtree(missing_ok=True)
-      start.tokenizer.save(folder)
-
-
-def _identity(features) -> int:
-  """A checksum of all that is trained on."""
-  sums = [zlib.crc32(np.concatenate(features.token_ids).tobytes())]
-  for _, values in sorted(features.targets.items()):
-    sums.append(
-      zlib.crc32(
-        (np.concatenate(values) if isinstance(values, list) else np.asarray(values)).tobytes()
-      )
-    )
-  return zlib.crc32(str(sums).encode())
-
-
-def _check_data(folder, identity):
-  path = folder / DATA
-  if run_folder.exists(path) and run_folder.read_json(path)['identity'] != identity:
-    if any(folder.glob('trial-*')):
-      raise UserError(
-        f'the training data of {folder.name} is not what {folder} was begun with; restore it, or use another --workdir.'
-      )
-  run_folder.write_json(path, {'identity': identity})
-
-
-def _keep_weights(config, task, folder):
-  """Keeps the checkpoints of the trials that config.keep_trials says, and notes which, the best first."""
-  records = read_records(folder.parent, [folder.name])
-
-  def value(record):
-    return -math.inf if (v := record['figures']['dev'].get(record['metric'])) is None else v
-
-  ranked = [
-    record['trial']
-    for record in sorted(records, key=lambda record: (-value(record), record['trial']))
-  ]
-  ranked = [trial for trial in ranked if (folder / f'trial-{trial}' / 'checkpoints').exists()]
-  kept = ranked[: {'best': 1, 'all': len(ranked), 'none': 0}[config.keep_trials]]
-  threshold = next(
-    (r['figures']['dev'].get('best_f1_thresh') for r in records if kept and r['trial'] == kept[0]),
-    None,
-  )
-  if threshold is not None:  # SQuAD 2.0: from which odds on the best trial gives no answer
-    describe(config, task.with_threshold(threshold), folder)
-  run_folder.write_json(folder / initial.KEPT, {'trials': kept})
-  for trial in ranked:
-    if trial not in kept:
-      (folder / f'trial-{trial}' / 'checkpoints').rmtree()
-
-
-def read_records(workdir, tasks) -> list[dict]:
-  """The records of the trials that are done, by task and trial."""
-  records = []
-  for task in tasks:
-    folder = workdir / task
-    with run_folder.reaching(folder):
-      paths = (
-        sorted(
-          folder.glob(f'trial-*/{RESULT}'), key=lambda path: int(path.parent.name.split('-')[1])
-        )
-        if folder.exists()
-        else []
-      )
-    records += [run_folder.read_json(path) for path in paths]
-  return records
-
-
-def _steps_of_trials(workdir: epath.Path, tasks: Sequence[str]) -> int:
-  """Optimizer steps of the trials that are done, over all tasks."""
-  return sum(record['steps'] for record in read_records(workdir, tasks))
-
-
-def _show(workdir, tasks):
-  records = read_records(workdir, tasks)
-  print('\n' + trial_summary.table(trial_summary.summarise(records)) + '\n')
-  for trial in trial_summary.collapsed(records):
+def _print_results(records: list[Record]) -> None:
+  """Prints the table of a task's trials, and names trials that collapsed."""
+  print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
+  for trial in trial_summary.collapsed_trials(records):
     say(
       'collapsed',
-      f'trial {trial["trial"]} of {trial["task"]} says the same of everything, as fine-tuning now and then does on little data: '
-      'look at the median, take more trials, or a lower --config.optimizer.learning_rate',
+      f'trial {trial["trial"]} of {trial["task"]} gives the same answer to everything, as '
+      'fine-tuning sometimes does on little data: use the median, more trials, or a lower '
+      '--config.optimizer.learning_rate',
     )
 
 
-def write_results(workdir, config, start, records) -> None:
-  """results.json, results.md and results.png of all trials."""
-  summaries = trial_summary.summarise(records)
-  run_folder.write_json(
-    workdir / RESULTS,
-    plain(
-      {
-        'origin': start.origin,
-        'summaries': summaries,
-        'glue': trial_summary.glue(summaries),
-        'trials': records,
-      }
-    ),
-  )
-  run_folder.write_bytes(workdir / 'results.md', trial_summary.markdown(summaries).encode())
-  image, headline = io.BytesIO(), f'{config.name}: {start.describe()}'
-  trial_summary.draw(records, headline).savefig(image, dpi=130, format='png')
-  run_folder.write_bytes(workdir / 'results.png', image.getvalue())
+def _finish(setup: FinetuningSetup) -> None:
+  """Writes and prints the results of all tasks."""
+  workdir, names = setup.workdir, setup.config.tasks
+  records = read_records(workdir, names)
+  if len(names) > 1:
+    print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
+  hosts.from_first(lambda: run_files.write_results(workdir, setup.config, setup.start, records))
+  say('results', str(workdir / RESULTS))
+  say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')

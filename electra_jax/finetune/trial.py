@@ -1,331 +1,342 @@
-"""One trial of a task: its steps, its looks at the dev set, and going on where it was stopped."""
+"""One trial of a task: training, evaluation on dev, and resuming."""
 
+import dataclasses
+import functools
 import math
-import time
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from electra_jax import console
-from electra_jax.errors import UserError
-from electra_jax.finetune import batches, finetune_step, task_program
-from electra_jax.finetune.tasks.task import Features
+from electra_jax.finetune import batches, finetune_step
+from electra_jax.finetune.run_files import RESULT, Record, json_values
+from electra_jax.finetune.splits import Split
+from electra_jax.finetune.task_program import TaskProgram
 from electra_jax.training import checkpoints, hosts, partitioning, progress, run_folder
-from electra_jax.training.preemption import Agreement
+from electra_jax.training.checkpoints import Criterion
+from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
+from electra_jax.training.step_loop import (
+  Interval,
+  IntervalTimer,
+  RunRecorder,
+  StepRunner,
+  SumFunctions,
+  is_due,
+)
+from electra_jax.training.update_step import find_nonfinite
 
-RESULT = 'result.json'
-HEADER_EVERY = 20
-NOT_FIGURES = (
-  'kind',
-  'step',
-  'epoch',
-  'tokens',
-  'seconds',
-)  # of a line of metrics.jsonl about a look at dev
+PyTree = Any
+LINES_EVERY = 20  # of the log lines, one is printed where the console is not a terminal
+# Fields of an evaluation line of metrics.jsonl that are not metrics, and those left out of a curve.
+NOT_METRICS = ('kind', 'step', 'epoch', 'tokens', 'seconds')
+NOT_IN_CURVE = ('kind', 'tokens', 'seconds')
 
-
-class Split(NamedTuple):
-  """A part of a task's data, ready for the model."""
-
-  examples: Any
-  features: Features
-
-
-def labelled(split: Split) -> bool:
-  """Whether all of a part's examples have labels; test files come without. Parts of span tasks are scored if they are for development."""
-  targets = split.features.targets
-  if 'label' in targets:
-    return bool((np.asarray(targets['label']) >= 0).all())
-  if 'value' in targets:
-    return bool(np.isfinite(targets['value']).all())
-  return 'tags' not in targets or any((tags >= 0).any() for tags in targets['tags'])
+Curve = list[dict[str, Any]]  # evaluations on dev, as in metrics.jsonl
 
 
-def eval_batch_size(config, mesh) -> int:
-  """config.eval_batch_size, made to divide over the mesh."""
-  shards = partitioning.row_shards(mesh)
-  return -(-config.eval_batch_size // shards) * shards
+@dataclasses.dataclass
+class _Trial:
+  """A trial in progress.
 
+  Attributes:
+    number: number of the trial, from 1.
+    folder: WORKDIR/<task>/trial-<number>.
+    seed: seed of the head, the order of rows and dropout.
+    first: steps that an earlier start took and saved.
+    runner: holds the state.
+    recorder: writes metrics, status and checkpoints.
+    curve: evaluations on dev so far.
+    tokens: tokens so far, without padding.
+  """
 
-def outputs_of(p: task_program.Program, params, features: Features, progress_of=None):
-  """What the model says of features."""
-  return finetune_step.run_model(
-    p.predict,
-    params,
-    features,
-    batch_size=eval_batch_size(p.config, p.layout.mesh),
-    lengths=p.lengths,
-    pad_id=p.initial.tokenizer.pad_id,
-    mesh=p.layout.mesh,
-    progress=progress_of,
-  )
-
-
-def score(p: task_program.Program, params, name: str, split: Split) -> dict[str, float]:
-  """The figures of a part of the data."""
-  return p.task.score(name, split.examples, split.features, outputs_of(p, params, split.features))
-
-
-def sum_shapes(p: task_program.Program):
-  """Shapes of the sums that a step returns."""
-  batch = batches.assemble(
-    p.train, np.arange(0), p.config.batch_size, p.lengths[:1], p.initial.tokenizer.pad_id
-  )
-  shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in batch.items()}
-  return jax.eval_shape(
-    p.train_step, p.shapes, shapes | {'seed': jax.ShapeDtypeStruct((), np.uint32)}
-  )[1]
+  number: int
+  folder: epath.Path
+  seed: int
+  first: int
+  runner: StepRunner
+  recorder: RunRecorder
+  curve: Curve
+  tokens: int = 0
 
 
 def run_trial(
-  p: task_program.Program, trial: int, folder, splits: dict[str, Split], notice, status: Status
-) -> tuple[dict | None, Any]:
-  """Trains and scores a trial in FOLDER, or goes on with it.
+  p: TaskProgram,
+  number: int,
+  folder: epath.Path,
+  splits: Mapping[str, Split],
+  notice: Notice,
+  status: Status,
+) -> Record | None:
+  """Trains and evaluates a trial, or resumes it.
 
   Args:
-    p: the program of its task.
-    trial: its number, from 1.
-    folder: WORKDIR/<task>/trial-<trial>.
-    splits: the parts that are scored at the end; 'dev' is looked at on the way.
-    notice: becomes true when this process is asked to stop.
-    status: the status file of the run.
+    p: program of the task.
+    number: number of the trial, from 1.
+    folder: WORKDIR/<task>/trial-<number>.
+    splits: parts to evaluate on at the end; 'dev' also during training.
+    notice: true once this process is asked to stop.
+    status: status file of the run.
 
-  Returns: its record, also in FOLDER/result.json, and its parameters; or None where it was asked to stop, all saved.
+  Returns:
+    The record of the trial, also written to result.json; None if it was asked to stop and is saved.
 
-  Raises UserError when a loss or gradient is not finite.
+  Raises:
+    UserError: a loss or gradient is not finite.
   """
-  config, mesh, metric = p.config, p.layout.mesh, p.task.metric
-  seed, whole = config.seed + trial - 1, partitioning.replicated(mesh)
-  constants = partitioning.replicate(p.inputs, mesh)
-  best = {'metric': metric, 'mode': 'max'}
-  shapes_of_sums = sum_shapes(p)
-  zero_sums = jax.jit(
-    lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes_of_sums), out_shardings=whole
-  )
-  add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-  manager = checkpoints.open_manager(folder, **best)
-  first = hosts.from_first(lambda: manager.latest_step() or 0)
-  status.begin_trial(folder, p.task.name, trial, first, p.steps)
-  if first:
-    state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, shapes_of_sums, whole)
-    console.say('restored', f'trial {trial}, step {first:,}, the last checkpoint in {folder}')
-  else:
-    state, sums = task_program.first_state(p, seed), zero_sums()
-  writer = progress.Writer(folder, first) if hosts.first() else progress.NoWriter()
-  curve = hosts.from_first(
-    lambda: [
-      line
-      for line in progress.read_metrics(folder)
-      if line['kind'] == 'dev' and line['step'] <= first
-    ]
-  )
-
-  epochs, agreed = (
-    batches.Epochs(p.train, config.batch_size, seed, config.bucketed),
-    Agreement(mesh),
-  )
-  tokens = sum(len(p.train.token_ids[row]) for step in range(first) for row in epochs.rows(step))
-  every = max(1, round(config.eval_every * p.steps_per_epoch)) if config.eval_every else p.steps
-  over, previous, lines = _out_of_patience(curve, metric, config.patience), None, 0
-  interval_tokens = 0
-  clock = time.perf_counter
-  interval_start = started = clock()
-  notice.heed()
-  with console.progress(f'trial {trial}', p.steps - first) as live:
-    for index in range(first, p.steps):
-      if over:
-        break
-      rows = epochs.rows(index)
-      batch = batches.assemble(
-        p.train, rows, config.batch_size, p.lengths, p.initial.tokenizer.pad_id
-      )
-      if (length := batch['token_ids'].shape[1]) not in p.compiled:
-        p.compiled.add(length)
-        live.above(f'  {"compiling":12} the step for rows of {length}')
-      inputs = finetune_step.on_mesh(batch | {'seed': np.uint32(seed)}, mesh) | {
-        'schedules': constants
-      }
-      state, step_sums = p.train_step(state, inputs)
-      sums = add(sums, step_sums)
-      if previous is not None:  # one step stays in flight
-        jax.block_until_ready(previous)
-      previous = step_sums['steps']
-      stop, done = agreed(bool(notice)), index + 1
-      count = sum(len(p.train.token_ids[row]) for row in rows)
-      tokens, interval_tokens = tokens + count, interval_tokens + count
-      last = done == p.steps
-      live(done - first, f'step {done:,} of {p.steps:,}')
-
-      if done % config.log_every == 0 or last:
-        host_sums, bad, skipped = jax.device_get((sums, state.bad_step, state.skipped))
-        _halt_if_bad(bad, p, trial, state, epochs, seed)
-        sums, now = zero_sums(), clock()
-        writer.seconds += now - interval_start
-        figures = train_figures(host_sums) | {
-          'epoch': done / p.steps_per_epoch,
-          'learning_rate': float(p.schedule(done - 1)),
-          'skipped': int(skipped),
-          'tokens': tokens,
-          'tokens_per_second': interval_tokens / (now - interval_start),
-          'seconds': writer.seconds,
-        }
-        writer.write('train', done, figures)
-        status.progress(done)
-        left = (now - started) / (done - first) * (p.steps - done)
-        if live.terminal or lines % HEADER_EVERY == 0 or last:
-          live.above(
-            f'  {"":12} step {done:,} of {p.steps:,}  loss {figures["loss"]:.4f}'
-            + (f'  correct {figures["correct"]:.1%}' if 'correct' in figures else '')
-            + f'  {quantity(figures["tokens_per_second"])} tokens/s'
-            + ('' if last else f'  {console.seconds(left)} left')
-          )
-        lines, interval_tokens, interval_start = lines + 1, 0, now
-
-      figure = None
-      if done % every == 0 or last:
-        before = clock()
-        dev = score(p, state.params, 'dev', splits['dev'])
-        figure = float(dev[metric])
-        writer.write(
-          'dev',
-          done,
-          dev | {'epoch': done / p.steps_per_epoch, 'tokens': tokens, 'seconds': writer.seconds},
-        )
-        curve.append({'kind': 'dev', 'step': done, 'epoch': done / p.steps_per_epoch, **dev})
-        over = _out_of_patience(curve, metric, config.patience)
-        interval_start += clock() - before
-      if figure is not None or stop or done % config.save_every == 0:
-        before = clock()
-        _halt_if_bad(jax.device_get(state.bad_step), p, trial, state, epochs, seed)
-        writer.keep()
-        # nan is no figure to compare by, but the look was taken.
-        checkpoints.save(
-          manager,
-          done,
-          state,
-          sums,
-          None if figure is None else figure if math.isfinite(figure) else -math.inf,
-          metric,
-        )
-        status.progress(done, saved=True)
-        interval_start += clock() - before
-      if stop and not last:
-        checkpoints.wait(manager)
-        live.above(
-          f'  asked to stop: saved step {done:,} of trial {trial}; the same command goes on from there'
-        )
-        manager.close()
-        writer.close()
-        return None, None
-
-  checkpoints.wait(manager)
-  manager.close()
-  params, at = state.params, int(jax.device_get(state.step))
-  if config.select == 'best':
-    params, at = checkpoints.restore_params(
-      folder, 'best', p.shapes.params, p.shardings.params, **best
+  best_by = Criterion(p.task.metric, 'max')
+  trial = _open(p, number, folder, status, best_by)
+  stopped = _TrialLoop(p, trial, splits['dev']).run(notice)
+  trial.recorder.wait()
+  trial.recorder.close()
+  if stopped:
+    return None
+  params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
+  if p.config.select == 'best':
+    params, step = checkpoints.restore_params(
+      folder, 'best', p.shapes.params, p.shardings.params, best_by
     )
-  last_look = curve[-1]['step'] == at and {
-    name: math.nan if value is None else value
-    for name, value in curve[-1].items()
-    if name not in NOT_FIGURES
-  }
-  figures = {
-    name: last_look if name == 'dev' and last_look else score(p, params, name, split)
+  metrics = {
+    name: _known_metrics(trial.curve, name, step) or evaluate_split(p, params, name, split)
     for name, split in splits.items()
   }
-  record = {
-    'task': p.task.name,
-    'trial': trial,
-    'seed': seed,
-    'metric': metric,
-    'figures': figures,
-    'selected_step': at,
-    'best': _best(curve, metric),
-    'curve': [
-      {name: line[name] for name in line if name not in ('kind', 'tokens', 'seconds')}
-      for line in curve
-    ],
-    'train_loss': _last_loss(folder),
-    'constant': p.constant,
-    'steps': int(jax.device_get(state.step)),
-    'tokens': tokens,
-    'seconds': writer.seconds,
-  }
-  writer.close()
-  hosts.from_first(lambda: run_folder.write_json(folder / RESULT, plain(record)))
-  return record, params
+  record = _record(p, trial, metrics, step)
+  hosts.from_first(lambda: run_folder.write_json(folder / RESULT, json_values(record)))
+  return record
 
 
-def train_figures(sums) -> dict[str, float]:
-  """Figures of the steps whose sums were added up: the loss, what was right, the norm of the gradient."""
+def evaluate_split(p: TaskProgram, params: PyTree, name: str, split: Split) -> dict[str, float]:
+  """The metrics of a part of the data."""
+  outputs = p.predictor.outputs(params, split.features)
+  return p.task.score(name, split.examples, split.features, outputs)
+
+
+def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
+  """Training metrics of the steps since the last log line: losses, accuracies and norms."""
   s = {name: float(value) for name, value in sums.items()}
-  count, taken = max(s['count'], 1), max(s['steps'], 1)
+  count = max(s['count'], 1)
+  steps = max(s['steps'], 1)
   return {
     'loss': s['total'] / count,
-    'gradient_norm': s['gradient_norm/all'] / taken,
-    'update_norm': s['update_norm/all'] / taken,
+    'gradient_norm': s['gradient_norm/all'] / steps,
+    'update_norm': s['update_norm/all'] / steps,
   } | {name: value / count for name, value in s.items() if name.endswith(('correct', '_loss'))}
 
 
-def plain(value):
-  """A record as JSON has it; what is not finite is null."""
-  if isinstance(value, dict):
-    return {name: plain(item) for name, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [plain(item) for item in value]
-  if isinstance(value, (np.floating, float)):
-    return float(value) if math.isfinite(value) else None
-  return int(value) if isinstance(value, np.integer) else value
-
-
-def _halt_if_bad(bad_step, p, trial, state, epochs, seed):
-  if bad_step < 0:
-    return
-  from electra_jax.training.update_step import first_nonfinite
-
-  prepare, loss = finetune_step.parts(
-    p.model, finetune_step.special_ids(p.initial.tokenizer), p.config.head.impossible_weight
-  )
-  batch = batches.assemble(
-    p.train, epochs.rows(int(bad_step)), p.config.batch_size, p.lengths, p.initial.tokenizer.pad_id
-  )
-  name = first_nonfinite(
-    prepare,
-    loss,
-    state.params,
-    int(bad_step),
-    finetune_step.on_mesh(batch | {'seed': np.uint32(seed)}, p.layout.mesh),
-    p.layout,
-  )
-  raise UserError(
-    f'trial {trial} of {p.task.name}: the step after {int(bad_step):,} is not finite, first of all {name}; lower '
-    '--config.optimizer.learning_rate, in another --workdir, or go on without such steps: --config.skip_nonfinite=True.'
+def _open(
+  p: TaskProgram, number: int, folder: epath.Path, status: Status, best_by: Criterion
+) -> _Trial:
+  """Restores the state of a trial, or starts it."""
+  seed = p.config.seed + number - 1
+  functions = SumFunctions(p.sum_shapes(), p.layout.mesh)
+  manager = checkpoints.open_manager(folder, best_by=best_by)
+  first = hosts.from_first(lambda: manager.latest_step() or 0)
+  status.begin_trial(folder, p.task.name, number, first, p.steps)
+  if first:
+    whole = partitioning.replicated(p.layout.mesh)
+    state, sums = checkpoints.restore_state(
+      manager, first, p.shapes, p.shardings, functions.shapes, whole
+    )
+    console.say('restored', f'trial {number}, step {first:,}, the last checkpoint in {folder}')
+  else:
+    state, sums = p.first_state(seed), functions.zeros()
+  writer = progress.Writer(folder, first) if hosts.first() else progress.NoWriter()
+  return _Trial(
+    number,
+    folder,
+    seed,
+    first,
+    StepRunner(state, sums, functions),
+    RunRecorder(manager, writer, status, best_by),
+    hosts.from_first(functools.partial(_saved_curve, folder, first)),
   )
 
 
-def _best(curve, metric):
-  looks = [line for line in curve if line[metric] is not None and math.isfinite(line[metric])]
-  best = max(looks, key=lambda line: line[metric], default=None)
-  return (
-    None if best is None else {'epoch': best['epoch'], 'step': best['step'], 'value': best[metric]}
-  )
+def _saved_curve(folder: epath.Path, last: int) -> Curve:
+  lines = progress.read_metrics(folder)
+  return [line for line in lines if line['kind'] == 'dev' and line['step'] <= last]
 
 
-def _out_of_patience(curve, metric, patience) -> bool:
-  """Whether the last `patience` looks were none better than one before."""
+class _TrialLoop:
+  """The training loop of a trial."""
+
+  def __init__(self, p: TaskProgram, trial: _Trial, dev: Split) -> None:
+    config = p.config
+    self.p = p
+    self.trial = trial
+    self.dev = dev
+    self.epochs = batches.Epochs(p.train, config.batch_size, trial.seed, config.bucketed)
+    every = round(config.eval_every * p.steps_per_epoch)
+    self.eval_every = max(1, every) if config.eval_every else p.steps
+    self.out_of_patience = _out_of_patience(trial.curve, p.task.metric, config.patience)
+    self.timer = IntervalTimer(trial.first)
+    self.interval_tokens = 0
+    self.log_lines = 0
+
+  def run(self, notice: Notice) -> bool:
+    """Takes the steps that are left. Returns whether the run was asked to stop before the end."""
+    p, trial = self.p, self.trial
+    mesh = p.layout.mesh
+    trial.tokens = sum(self._tokens(step) for step in range(trial.first))
+    agreed = Agreement(mesh)
+    constants = partitioning.replicate(p.inputs, mesh)
+    notice.heed()
+    with console.progress(f'trial {trial.number}', p.steps - trial.first) as live:
+      self.timer = IntervalTimer(trial.first)
+      for index in range(trial.first, p.steps):
+        if self.out_of_patience:
+          break
+        batch = p.assemble(self.epochs.rows(index), trial.seed)
+        self._report_compilation(batch['token_ids'].shape[1], live)
+        inputs = finetune_step.on_mesh(batch, mesh) | {'schedules': constants}
+        trial.runner.take_step(p.train_step, inputs)
+        stop = agreed(bool(notice))
+        step = index + 1
+        count = self._tokens(index)
+        trial.tokens += count
+        self.interval_tokens += count
+        live(step - trial.first, f'step {step:,} of {p.steps:,}')
+
+        if is_due(step, p.config.log_every, p.steps):
+          self._log(step, live)
+        value = None
+        if is_due(step, self.eval_every, p.steps):
+          with self.timer.paused():
+            value = self._evaluate(step)
+        if value is not None or stop or step % p.config.save_every == 0:
+          with self.timer.paused():
+            self._save(step, value)
+        if stop and step < p.steps:
+          trial.recorder.wait()
+          live.above(
+            f'  asked to stop: saved step {step:,} of trial {trial.number}; the same command '
+            'resumes from there'
+          )
+          return True
+    return False
+
+  def _tokens(self, index: int) -> int:
+    """Tokens of the rows of a step, without padding."""
+    return sum(len(self.p.train.token_ids[row]) for row in self.epochs.rows(index))
+
+  def _report_compilation(self, length: int, live: console.Progress) -> None:
+    if length not in self.p.compiled:
+      self.p.compiled.add(length)
+      live.above(f'  {"compiling":12} the step for rows of {length}')
+
+  def _log(self, step: int, live: console.Progress) -> None:
+    p, trial = self.p, self.trial
+    taken = trial.runner.take_sums()
+    self._check_finite(taken.bad_step)
+    interval = self.timer.end_interval(step)
+    metrics = finetuning_metrics(taken.sums) | {
+      'epoch': step / p.steps_per_epoch,
+      'learning_rate': float(p.schedule(step - 1)),
+      'skipped': taken.skipped,
+      'tokens': trial.tokens,
+      'tokens_per_second': self._rate(interval),
+    }
+    metrics = trial.recorder.log_training(step, metrics, interval)
+    last = step == p.steps
+    if live.terminal or self.log_lines % LINES_EVERY == 0 or last:
+      correct = f'  correct {metrics["correct"]:.1%}' if 'correct' in metrics else ''
+      left = console.seconds(self.timer.seconds_left(step, p.steps))
+      live.above(
+        f'  {"":12} step {step:,} of {p.steps:,}  loss {metrics["loss"]:.4f}{correct}'
+        f'  {quantity(metrics["tokens_per_second"])} tokens/s' + ('' if last else f'  {left} left')
+      )
+    self.log_lines += 1
+
+  def _rate(self, interval: Interval) -> float:
+    """Tokens per second of an interval; starts to count those of the next."""
+    rate = self.interval_tokens / interval.seconds
+    self.interval_tokens = 0
+    return rate
+
+  def _evaluate(self, step: int) -> float:
+    """Evaluates on dev. Returns the metric that the best checkpoint is chosen by."""
+    p, trial = self.p, self.trial
+    metrics = evaluate_split(p, trial.runner.state.params, 'dev', self.dev)
+    epoch = step / p.steps_per_epoch
+    trial.recorder.log_evaluation('dev', step, metrics | {'epoch': epoch, 'tokens': trial.tokens})
+    trial.curve.append({'kind': 'dev', 'step': step, 'epoch': epoch, **metrics})
+    self.out_of_patience = _out_of_patience(trial.curve, p.task.metric, p.config.patience)
+    return float(metrics[p.task.metric])
+
+  def _save(self, step: int, value: float | None) -> None:
+    self._check_finite(self.trial.runner.bad_step())
+    self.trial.recorder.save(step, self.trial.runner, value)
+
+  def _check_finite(self, bad_step: int) -> None:
+    subject = f'trial {self.trial.number} of {self.p.task.name}: '
+    self.trial.recorder.check_finite(bad_step, self._find_nonfinite, subject)
+
+  def _find_nonfinite(self, bad_step: int) -> str:
+    """Names the first tensor of a step that is not finite."""
+    p = self.p
+    batch = p.assemble(self.epochs.rows(bad_step), self.trial.seed)
+    inputs = finetune_step.on_mesh(batch, p.layout.mesh)
+    params = self.trial.runner.state.params
+    return find_nonfinite(p.batch_loss, params, bad_step, inputs, p.layout)
+
+
+#### The record ####
+
+
+def _record(
+  p: TaskProgram, trial: _Trial, metrics: Mapping[str, Mapping[str, float]], step: int
+) -> Record:
+  """The content of result.json; `metrics` by part of the data, of the parameters of `step`."""
+  return {
+    'task': p.task.name,
+    'trial': trial.number,
+    'seed': trial.seed,
+    'metric': p.task.metric,
+    'figures': metrics,
+    'selected_step': step,
+    'best': _best(trial.curve, p.task.metric),
+    'curve': [
+      {name: line[name] for name in line if name not in NOT_IN_CURVE} for line in trial.curve
+    ],
+    'train_loss': hosts.from_first(functools.partial(_last_loss, trial.folder)),
+    'constant': p.constant,
+    'steps': int(jax.device_get(trial.runner.state.step)),
+    'tokens': trial.tokens,
+    'seconds': trial.recorder.writer.seconds,
+  }
+
+
+def _known_metrics(curve: Curve, name: str, step: int) -> dict[str, float] | None:
+  """The metrics of 'dev' if the last evaluation was at `step`, else None."""
+  if name != 'dev' or curve[-1]['step'] != step:
+    return None
+  return {
+    metric: math.nan if value is None else value
+    for metric, value in curve[-1].items()
+    if metric not in NOT_METRICS
+  }
+
+
+def _best(curve: Curve, metric: str) -> dict[str, Any] | None:
+  """The evaluation with the highest value of a metric, the first of equal ones."""
+  defined = [line for line in curve if line[metric] is not None and np.isfinite(line[metric])]
+  best = max(defined, key=lambda line: line[metric], default=None)
+  if best is None:
+    return None
+  return {'epoch': best['epoch'], 'step': best['step'], 'value': best[metric]}
+
+
+def _out_of_patience(curve: Curve, metric: str, patience: int) -> bool:
+  """Whether none of the last `patience` evaluations was better than one before; 0: never."""
   best = _best(curve, metric)
   return bool(patience and best and sum(line['step'] > best['step'] for line in curve) >= patience)
 
 
-def _last_loss(folder):
-  return hosts.from_first(
-    lambda: next(
-      (line['loss'] for line in reversed(progress.read_metrics(folder)) if line['kind'] == 'train'),
-      None,
-    )
-  )
+def _last_loss(folder: epath.Path) -> float | None:
+  """The training loss of the last log line."""
+  lines = reversed(progress.read_metrics(folder))
+  return next((line['loss'] for line in lines if line['kind'] == 'train'), None)

@@ -1,98 +1,117 @@
-"""What trials say together: medians and intervals, which of them collapsed, tables, and a picture. Pure functions over their records.
+"""Summaries of trials: medians and intervals, collapsed trials, tables, and a picture.
 
-A record is what finetune/trial.py keeps in result.json: `task`, `trial`, `metric`, `figures` by split and name (fractions, null where
-undefined), `curve` of looks at dev, `constant`: what a constant answer scores on dev; and more.
+All functions are pure. A record is what finetune/trial.py writes to result.json: `task`, `trial`,
+`metric`, `figures` (metrics by split and name: fractions, null where undefined), `curve` (the
+evaluations on dev), `constant` (metrics of a constant answer on dev), and more.
 """
 
 import math
 import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
+from electra_jax import registry
 from electra_jax.console import seconds
 from electra_jax.training.curves import BLUE, GREY, ORANGE, PURPLE, STYLE
 
-# The figure of each task that Clark et al. 2020 (section 3.1) report on dev, and average over; WNLI is left out there.
-PUBLISHED_FIGURES = {
-  'cola': 'matthews',
-  'sst2': 'accuracy',
-  'mrpc': 'accuracy',
-  'stsb': 'spearman',
-  'qqp': 'accuracy',
-  'mnli': 'accuracy',
-  'qnli': 'accuracy',
-  'rte': 'accuracy',
-}
-_LESS_IS_BETTER = ('mse',)
-_AT_LEVEL, _CLEARLY_ABOVE, _SAME = 0.01, 0.05, 1e-4  # of figures that are fractions, see collapsed
+Record: TypeAlias = dict[str, Any]
+Summary: TypeAlias = dict[str, Any]
+Figure: TypeAlias = Any  # of matplotlib, which is imported only where it is used
+Axes: TypeAlias = Any  # of matplotlib
+
+_LOWER_IS_BETTER = ('mse',)
+# Differences between metrics that are fractions, see collapsed_trials.
+_AT_LEVEL = 0.01
+_CLEARLY_ABOVE = 0.05
+_SAME = 1e-4
 
 
-def summarise(records: list[dict]) -> dict:
-  """Statistics of each task's trials, as JSON has it, tasks in the order of the records.
+def published_metrics() -> dict[str, str]:
+  """The metric of each GLUE task that Clark et al. 2020 (section 3.1) report on dev.
 
-  Returns: by task: `metric`, `trials` (how many), `collapsed` (their numbers), `constant` (see above), `seconds` and `tokens` (of all
-    trials together), and `figures`: by split and name `n`, `median`, `best`, `mean`, `deviation` (of a sample), `low` and `high` (the 95%
-    confidence interval of the mean by Student's t; null of one trial).
-
-  A figure that a trial has undefined on dev counts as the constant answer's where that is known: who says the same of everything ranks
-  nothing, and leaving it out would flatter the median. Elsewhere it is left out, and `n` says so. Collapsed trials count like any other.
+  They average over these tasks, and exclude WNLI.
   """
-  summaries, fallen = {}, {(record['task'], record['trial']) for record in collapsed(records)}
+  specs = {name: registry.TASKS.get(name) for name in registry.TASKS}
+  return {name: spec.published_metric for name, spec in specs.items() if spec.published_metric}
+
+
+#### Statistics ####
+
+
+def summarize_trials(records: Sequence[Record]) -> dict[str, Summary]:
+  """Statistics of each task's trials, for JSON; tasks are in the order of the records.
+
+  A metric that is undefined for a trial on dev counts as that of the constant answer, where it is
+  known: a model that answers the same for all examples ranks nothing, and to omit it would improve
+  the median. On other splits it is omitted, and `n` is smaller. Collapsed trials count like others.
+
+  Args:
+    records: of trials.
+
+  Returns:
+    By task: `metric`, `trials` (their number), `collapsed` (numbers of trials), `constant`,
+    `seconds` and `tokens` (totals of all trials), and `figures`: by split and metric `n`, `median`,
+    `best`, `mean`, `deviation` (of a sample), `low` and `high` (the 95% confidence interval of the
+    mean by Student's t; null for one trial).
+  """
+  summaries: dict[str, Summary] = {}
+  fallen = {(record['task'], record['trial']) for record in collapsed_trials(records)}
   for task in dict.fromkeys(record['task'] for record in records):
     mine = [record for record in records if record['task'] == task]
-    figures = {}
-    known = dict.fromkeys(
-      (split, name)
-      for record in mine
-      for split, of_split in record['figures'].items()
-      for name in of_split
-    )
-    for split, name in known:
-      values = [_figure(record, split, name) for record in mine]
-      figures.setdefault(split, {})[name] = _statistics(
-        name, [value for value in values if value is not None]
-      )
-
-    def total(name, mine=mine):
-      return sum(record.get(name) or 0 for record in mine)
-
     summaries[task] = {
       'metric': mine[0]['metric'],
       'trials': len(mine),
       'collapsed': [r['trial'] for r in mine if (task, r['trial']) in fallen],
       'constant': mine[0].get('constant', {}),
-      'seconds': total('seconds'),
-      'tokens': total('tokens'),
-      'figures': figures,
+      'seconds': sum(record.get('seconds') or 0 for record in mine),
+      'tokens': sum(record.get('tokens') or 0 for record in mine),
+      'figures': _statistics_by_split(mine),
     }
   return summaries
 
 
-def _number(value):
+def _statistics_by_split(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Any]]]:
+  found: dict[str, dict[str, dict[str, Any]]] = {}
+  for record in records:
+    for split, metrics in record['figures'].items():
+      for name in metrics:
+        if name not in found.setdefault(split, {}):
+          values = [_value(other, split, name) for other in records]
+          defined = [value for value in values if value is not None]
+          found[split][name] = _statistics(name, defined)
+  return found
+
+
+def _finite(value: float | None) -> float | None:
   return value if value is not None and math.isfinite(value) else None
 
 
-def _figure(record, split, name):
-  value = _number(record['figures'].get(split, {}).get(name))
-  return (
-    _number(record.get('constant', {}).get(name)) if value is None and split == 'dev' else value
-  )
+def _value(record: Record, split: str, name: str) -> float | None:
+  """A metric of a record; on dev that of the constant answer where it is undefined."""
+  value = _finite(record['figures'].get(split, {}).get(name))
+  if value is None and split == 'dev':
+    return _finite(record.get('constant', {}).get(name))
+  return value
 
 
-def _statistics(name, values):
-  best = (
-    None
-    if not values or name.endswith('_thresh')
-    else min(values)
-    if name in _LESS_IS_BETTER
-    else max(values)
-  )
+def _statistics(name: str, values: list[float]) -> dict[str, Any]:
+  best = None
+  if values and not name.endswith('_thresh'):
+    best = min(values) if name in _LOWER_IS_BETTER else max(values)
   return {'median': statistics.median(values) if values else None, 'best': best} | spread(values)
 
 
-def spread(values: list[float]) -> dict:
-  """`n`, `mean`, `deviation` (of a sample) and the 95% interval of the mean by Student's t, `low` and `high`; None of one value."""
-  n, mean = len(values), statistics.fmean(values) if values else None
+def spread(values: Sequence[float]) -> dict[str, Any]:
+  """Mean and spread of a sample.
+
+  Returns:
+    `n`, `mean`, `deviation` (of a sample), and `low` and `high`, the 95% confidence interval of the
+    mean by Student's t. What is undefined, as for a single value, is None.
+  """
+  n = len(values)
+  mean = statistics.fmean(values) if values else None
   found = {'n': n, 'mean': mean, 'deviation': None, 'low': None, 'high': None}
-  if n > 1:
+  if mean is not None and n > 1:
     from scipy.special import stdtrit
 
     deviation = statistics.stdev(values)
@@ -101,82 +120,114 @@ def spread(values: list[float]) -> dict:
   return found
 
 
-def collapsed(records: list[dict]) -> list[dict]:
-  """The records of trials that ended as a constant answer would, though the task can be learned.
+def collapsed_trials(records: Sequence[Record]) -> list[Record]:
+  """The records of trials that ended at the level of a constant answer, though others did not.
 
-  Fine-tuning on little data fails so with some seeds (Devlin et al. 2019, section 4.1). As in Mosbach et al. 2021, a failed run is one
-  that is not above the majority's score at the end; here within 0.01 of it, since a collapsed network still has some noise, and either
+  Fine-tuning on little data fails in this way with some seeds (Devlin et al. 2019, section 4.1). In
+  Mosbach et al. 2021 a failed run is one that does not exceed the majority baseline at the end.
+  Here it is within 0.01 of it, since a collapsed network still has some noise, and either
 
-  - another trial of the task is above it by 0.05 at least, so that it is not the task or the model that is too hard; or
-  - every figure is the constant answer's own (to 1e-4, or undefined), so that there is no doubt with one trial either.
+  - another trial of the task is above the baseline by at least 0.05, so that neither the task nor
+    the model is too hard; or
+  - every metric is that of the constant answer (to 1e-4, or undefined), so that even a single trial
+    leaves no doubt.
 
-  A task whose constant answer is not known has none.
+  A task whose constant answer is not known has no collapsed trials.
   """
   found = []
   for record in records:
     metric, constant = record['metric'], record.get('constant', {})
-    level = _number(constant.get(metric))
+    level = _finite(constant.get(metric))
     if level is None:
       continue
-    value = _figure(record, 'dev', metric)
-    others = [_figure(other, 'dev', metric) for other in records if other['task'] == record['task']]
-    shared = [
-      name
-      for name, x in constant.items()
-      if _number(x) is not None and name in record['figures']['dev']
-    ]
-    same = all(abs(_figure(record, 'dev', name) - constant[name]) <= _SAME for name in shared)
-    if value <= level + _AT_LEVEL and (max(others) >= level + _CLEARLY_ABOVE or same):
+    peers = [other for other in records if other['task'] == record['task']]
+    best = max(_dev_value(other, metric) for other in peers)
+    at_level = _dev_value(record, metric) <= level + _AT_LEVEL
+    if at_level and (best >= level + _CLEARLY_ABOVE or _equals_constant(record, constant)):
       found.append(record)
   return found
 
 
-def glue(summaries: dict) -> dict | None:
-  """GLUE's average over the tasks present, of medians on dev of PUBLISHED_FIGURES: `average`, `tasks`, `missing`; None without any."""
-  medians = {}
-  for task, name in PUBLISHED_FIGURES.items():
-    figure = summaries.get(task, {}).get('figures', {}).get('dev', {}).get(name)
-    if figure and figure['median'] is not None:
-      medians[task] = figure['median']
+def _dev_value(record: Record, name: str) -> float:
+  """A metric on dev of a record whose constant answer has it."""
+  value = _value(record, 'dev', name)
+  assert value is not None
+  return value
+
+
+def _equals_constant(record: Record, constant: Mapping[str, float | None]) -> bool:
+  return all(
+    abs(_dev_value(record, name) - value) <= _SAME
+    for name, value in constant.items()
+    if value is not None and math.isfinite(value) and name in record['figures']['dev']
+  )
+
+
+def glue_average(summaries: Mapping[str, Summary]) -> dict[str, Any] | None:
+  """GLUE's average over the tasks that are present, of the medians on dev.
+
+  Args:
+    summaries: of `summarize_trials`.
+
+  Returns:
+    `average`, `tasks` and `missing`; None where no task is present.
+  """
+  published = published_metrics()
+  medians: dict[str, float] = {}
+  for task, name in published.items():
+    of_task = summaries.get(task, {}).get('figures', {}).get('dev', {}).get(name)
+    if of_task and of_task['median'] is not None:
+      medians[task] = of_task['median']
   if not medians:
     return None
-  missing = [task for task in PUBLISHED_FIGURES if task not in medians]
+  missing = [task for task in published if task not in medians]
   return {'average': statistics.fmean(medians.values()), 'tasks': list(medians), 'missing': missing}
 
 
-_HEADER = ('task', 'figure', 'trials', 'median', 'best', 'mean', 'sd', '95% interval', 'constant')
+#### Tables ####
+
+_HEADER = ('task', 'metric', 'trials', 'median', 'best', 'mean', 'sd', '95% interval', 'constant')
 
 
-def table(summaries: dict) -> str:
-  """Lines for the console: the metric of each task and part, and the published figure where it is another. Fractions times 100."""
-  rows = [_HEADER]
+def trials_table(summaries: Mapping[str, Summary]) -> str:
+  """A table for the console: the metric of each task and split, in percent.
+
+  It also has the published metric where it is another one.
+
+  Args:
+    summaries: of `summarize_trials`.
+  """
+  published = published_metrics()
+  rows: list[tuple[str, ...]] = [_HEADER]
   for task, summary in summaries.items():
-    for split, figures in summary['figures'].items():
-      names = [summary['metric'], PUBLISHED_FIGURES.get(task) if split == 'dev' else None]
-      rows += [_row(task, summary, split, name) for name in dict.fromkeys(names) if name in figures]
+    for split, metrics in summary['figures'].items():
+      names = [summary['metric'], published.get(task) if split == 'dev' else None]
+      rows += [_row(task, summary, split, name) for name in dict.fromkeys(names) if name in metrics]
   widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
 
-  def aligned(row):
-    return '  '.join(
-      f'{cell:{"<" if i < 2 else ">"}{widths[i]}}' for i, cell in enumerate(row)
-    ).rstrip()
+  def aligned(row: Sequence[str]) -> str:
+    cells = (f'{cell:{"<" if i < 2 else ">"}{widths[i]}}' for i, cell in enumerate(row))
+    return '  '.join(cells).rstrip()
 
   lines = [aligned(row) for row in rows]
   return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:], *_notes(summaries)])
 
 
-def markdown(summaries: dict) -> str:
-  """All figures of all tasks as a table in Markdown, with what it needs to be read."""
-  rows = []
-  for task, summary in summaries.items():
-    for split, figures in summary['figures'].items():
-      names = sorted(
-        (name for name in figures if not name.endswith('_thresh')),
-        key=lambda name: name != summary['metric'],
-      )
-      rows += [_row(task, summary, split, name, bold=name == summary['metric']) for name in names]
+def trials_markdown(summaries: Mapping[str, Summary]) -> str:
+  """All metrics of all tasks as a table in Markdown, with an explanation.
 
-  def line(cells):
+  Args:
+    summaries: of `summarize_trials`.
+  """
+  rows: list[tuple[str, ...]] = []
+  for task, summary in summaries.items():
+    for split, metrics in summary['figures'].items():
+      main = summary['metric']
+      names = [name for name in metrics if name == main]
+      names += [name for name in metrics if name != main and not name.endswith('_thresh')]
+      rows += [_row(task, summary, split, name, bold=name == main) for name in names]
+
+  def line(cells: Iterable[str]) -> str:
     return '| ' + ' | '.join(cells) + ' |'
 
   text = [
@@ -186,29 +237,30 @@ def markdown(summaries: dict) -> str:
     line(['---', '---'] + ['---:'] * (len(_HEADER) - 2)),
     *map(line, rows),
     '',
-    'Fractions times 100. In bold the metric that trials are compared by. sd: the standard deviation over trials; 95% interval: of the '
-    "mean, by Student's t; constant: what the answer most frequent in training (or the mean) scores on dev. "
-    'Trials differ in the draw of the head, the order of the data and dropout, not in the pretrained weights.',
+    'Fractions times 100. The metric that trials are compared by is in bold. sd: standard '
+    "deviation over trials; 95% interval: of the mean, by Student's t; constant: the score on dev "
+    'of the most frequent answer of the training data, or of the mean. Trials differ in the '
+    'initialization of the head, the order of the data and dropout, not in the pretrained weights.',
     '',
   ]
   for note in _notes(summaries):
     text += [note, '']
   for task, summary in summaries.items():
-    text.append(
-      f'- {task}: {_count(summary["trials"], "trial")}, {summary["tokens"]:,} tokens, {seconds(summary["seconds"])}'
-    )
+    trials, tokens = _count(summary['trials'], 'trial'), summary['tokens']
+    text.append(f'- {task}: {trials}, {tokens:,} tokens, {seconds(summary["seconds"])}')
   return '\n'.join(text) + '\n'
 
 
-def _row(task, summary, split, name, bold=False):
+def _row(task: str, summary: Summary, split: str, name: str, bold: bool = False) -> tuple[str, ...]:
   f = summary['figures'][split][name]
-  factor = 1 if name in _LESS_IS_BETTER else 100  # errors are in units of the values, not fractions
+  # Errors are in the unit of the values, not fractions.
+  factor, digits = (1, 3) if name in _LOWER_IS_BETTER else (100, 1)
 
-  def percent(value):
-    return '' if value is None else f'{factor * value:.{1 if factor > 1 else 3}f}'
+  def percent(value: float | None) -> str:
+    return '' if value is None else f'{factor * value:.{digits}f}'
 
   interval = '' if f['low'] is None else f'{percent(f["low"])} to {percent(f["high"])}'
-  constant = percent(_number(summary['constant'].get(name))) if split == 'dev' else ''
+  constant = percent(_finite(summary['constant'].get(name))) if split == 'dev' else ''
   trials = str(f['n']) if f['n'] == summary['trials'] else f'{f["n"]} of {summary["trials"]}'
   return (
     task if split == 'dev' else f'{task} {split}',
@@ -223,40 +275,54 @@ def _row(task, summary, split, name, bold=False):
   )
 
 
-def _count(number, noun):
+def _count(number: int, noun: str) -> str:
   return f'{number} {noun}' + ('s' if number != 1 else '')
 
 
-def _notes(summaries):
-  lines, average = [], glue(summaries)
+def _notes(summaries: Mapping[str, Summary]) -> list[str]:
+  """Sentences below a table: GLUE's average, and collapsed trials."""
+  lines: list[str] = []
+  average = glue_average(summaries)
   if average and len(average['tasks']) > 1:
-    named = ', '.join(f'{task} {PUBLISHED_FIGURES[task]}' for task in average['tasks'])
+    published = published_metrics()
+    medians = ', '.join(f'{task} {published[task]}' for task in average['tasks'])
+    missing = f'missing: {", ".join(average["missing"])}' if average['missing'] else 'complete'
     lines.append(
-      f'GLUE average: {100 * average["average"]:.1f}, over the medians of {_count(len(average["tasks"]), "task")} ({named}); '
-      + (f'missing: {", ".join(average["missing"])}' if average['missing'] else 'complete')
-      + '; WNLI does not count, as published.'
+      f'GLUE average: {100 * average["average"]:.1f}, over the medians of '
+      f'{_count(len(average["tasks"]), "task")} ({medians}); {missing}; WNLI does not count, as '
+      'published.'
     )
   for task, summary in summaries.items():
-    if summary['collapsed']:
+    if collapsed := summary['collapsed']:
       lines.append(
-        f'{task}: {_count(len(summary["collapsed"]), "trial")} of {summary["trials"]} collapsed to the level of a constant answer '
-        f'({", ".join(map(str, summary["collapsed"]))}); all of them count above.'
+        f'{task}: {_count(len(collapsed), "trial")} of {summary["trials"]} collapsed to the level '
+        f'of a constant answer ({", ".join(map(str, collapsed))}); all of them count above.'
       )
   return lines
 
 
-def draw(records: list[dict], headline: str = ''):
-  """A row a task: its metric on dev while trials are trained, and where they ended, a dot a trial, with median and constant answer.
+#### The picture ####
 
-  Returns: a matplotlib Figure.
+
+def draw_trials(records: Sequence[Record], headline: str = '') -> Figure:
+  """A row of panels per task: its metric on dev during training, and at the end of each trial.
+
+  Args:
+    records: of trials.
+    headline: of the picture.
+
+  Returns:
+    A matplotlib Figure.
   """
   from matplotlib import rc_context
   from matplotlib.figure import Figure
 
-  summaries, fallen = summarise(records), collapsed(records)
-  with rc_context(STYLE):
+  summaries, collapsed = summarize_trials(records), collapsed_trials(records)
+  style: Any = STYLE  # of matplotlib's type for settings
+  with rc_context(style):
     figure = Figure(figsize=(10.5, 0.8 + 2.7 * len(summaries)), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.09, h_pad=0.1)
+    layout: Any = figure.get_layout_engine()  # the constrained one, which has these settings
+    layout.set(w_pad=0.09, h_pad=0.1)
     key = '   ·   '.join(
       (
         'line: a trial on dev',
@@ -271,22 +337,29 @@ def draw(records: list[dict], headline: str = ''):
     panels = figure.subplots(len(summaries), 2, squeeze=False, width_ratios=(1.5, 1))
     for (task, summary), (left, right) in zip(summaries.items(), panels, strict=True):
       mine = [record for record in records if record['task'] == task]
-      _curves(left, task, summary, mine, fallen)
-      _dots(right, summary, mine, fallen)
+      _draw_curves(left, task, summary, mine, collapsed)
+      _draw_dots(right, summary, mine, collapsed)
   return figure
 
 
-def _curves(axes, task, summary, records, fallen):
+def _draw_curves(
+  axes: Axes,
+  task: str,
+  summary: Summary,
+  records: Sequence[Record],
+  collapsed: Collection[Record],
+) -> None:
   metric = summary['metric']
   for record in records:
-    points = [(0, None)] + [
-      (line['epoch'], line.get(metric, line.get('dev', {}).get(metric))) for line in record['curve']
-    ]
-    points = [(epoch, 100 * value) for epoch, value in points if _number(value) is not None]
-    style = {'color': PURPLE, 'ls': '-.'} if record in fallen else {'color': BLUE}
+    points = []
+    for line in record['curve']:
+      value = _finite(line.get(metric, line.get('dev', {}).get(metric)))
+      if value is not None:
+        points.append((line['epoch'], 100 * value))
+    style = {'color': PURPLE, 'ls': '-.'} if record in collapsed else {'color': BLUE}
     if points:
       axes.plot(*zip(*points, strict=True), lw=1.2, alpha=0.75, marker='.', clip_on=False, **style)
-  level = _number(summary['constant'].get(metric))
+  level = _finite(summary['constant'].get(metric))
   if level is not None:
     axes.axhline(100 * level, color=ORANGE, ls='--', lw=1.4)
   axes.set_title(f'{task}: {metric}', loc='left', fontsize=11, fontweight='bold')
@@ -296,23 +369,21 @@ def _curves(axes, task, summary, records, fallen):
   axes.margins(y=0.12)
 
 
-def _dots(axes, summary, records, fallen):
-  from matplotlib.ticker import MaxNLocator
-
+def _draw_dots(
+  axes: Axes, summary: Summary, records: Sequence[Record], collapsed: Collection[Record]
+) -> None:
   metric, constant = summary['metric'], summary['constant']
-  f, level = summary['figures']['dev'][metric], _number(constant.get(metric))
+  f, level = summary['figures']['dev'][metric], _finite(constant.get(metric))
   for record in records:
-    value = _figure(record, 'dev', metric)
+    value = _value(record, 'dev', metric)
     if value is not None:
-      fill, edge = ('white', PURPLE) if record in fallen else (BLUE, 'white')
+      fill, edge = ('white', PURPLE) if record in collapsed else (BLUE, 'white')
       axes.plot([record['trial']], [100 * value], 'o', ms=6.5, mfc=fill, mec=edge)
-  title = 'no trial has a figure'
+  title = 'undefined in all trials'
   if f['median'] is not None:
-    title = (
-      f'median {100 * f["median"]:.1f}, best {100 * f["best"]:.1f}'
-      if len(records) > 1
-      else f'{100 * f["median"]:.1f}, of one trial'
-    )
+    title = f'{100 * f["median"]:.1f}, of one trial'
+    if len(records) > 1:
+      title = f'median {100 * f["median"]:.1f}, best {100 * f["best"]:.1f}'
     axes.axhline(100 * f['median'], color=BLUE, lw=2, alpha=0.8, zorder=1)
   if f['low'] is not None:
     axes.axhspan(100 * f['low'], 100 * f['high'], color=BLUE, alpha=0.12, lw=0, zorder=0)
@@ -321,10 +392,15 @@ def _dots(axes, summary, records, fallen):
     low, high = axes.get_ylim()
     if low <= 100 * level <= high:
       axes.axhline(100 * level, color=ORANGE, ls='--', lw=1.4)
-    else:  # the spread of the trials would not be seen on a scale that has both
+    else:  # a scale with the constant answer would hide the spread of the trials
       title += f'; constant {100 * level:.1f}, {"below" if 100 * level < low else "above"}'
   axes.set_title(title, loc='left', fontsize=9, color=GREY)
-  numbers = [record['trial'] for record in records]
+  _label_trials(axes, [record['trial'] for record in records])
+
+
+def _label_trials(axes: Axes, numbers: Sequence[int]) -> None:
+  from matplotlib.ticker import MaxNLocator
+
   axes.set_xlim(min(numbers) - 0.6, max(numbers) + 0.6)
   if len(numbers) <= 12:
     axes.set_xticks(numbers)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from electra_jax import file_access
-from electra_jax.data.tokenizers import sentencepiece_tokenizer, wordpiece_tokenizer
+from electra_jax.data.tokenizers.tokenization import holds_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, tensor_files
 from electra_jax.interop.hf_architecture import Architecture
@@ -42,11 +42,6 @@ MARK = 'electra_jax'
 # A config of a family is written in the first architecture of that family.
 _ARCHITECTURES = (hf_electra.ARCHITECTURE, hf_modernbert.ARCHITECTURE)
 _TOWERS = ('discriminator', 'generator')
-_TOKENIZER_FILES = (
-  *sentencepiece_tokenizer.FILES,
-  wordpiece_tokenizer.FILE,
-  wordpiece_tokenizer.ONE_FILE,
-)
 
 
 #### Reading ####
@@ -97,8 +92,7 @@ def read_weights(path: str) -> Weights:
 
 def _find_tokenizer(folder: str) -> str | None:
   """Returns the folder if load_tokenizer would find a tokenizer in it."""
-  has_files = any(file_access.exists(file_access.join(folder, name)) for name in _TOKENIZER_FILES)
-  return folder if has_files else None
+  return folder if holds_tokenizer(folder) else None
 
 
 def _read_model(path: str) -> Weights:

@@ -1,11 +1,10 @@
 """Checkpoints of pretraining runs of this package as `Weights`."""
 
 import dataclasses
-from typing import Any
 
 from etils import epath
 
-from electra_jax.config import PretrainingConfig
+from electra_jax import registry
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import (
@@ -40,19 +39,21 @@ def read_weights(folder: str | epath.Path, which: str = 'last', moments: bool = 
   _check_is_run(place)
   config = run_config(place).replace({'model.attention': 'xla'})
   size = load_tokenizer(place / 'tokenizer').size
+  objective = registry.OBJECTIVES.get(config.objective.name)
   generator, discriminator = (
-    dataclasses.replace(tower, vocab_multiple=1) for tower in towers(config, size, 'cpu')
+    dataclasses.replace(tower, vocab_multiple=1)
+    for tower in towers(config, objective.one_tower, size, 'cpu')
   )
   step = checkpoints.find_step(place, which)
   trees = {'params': checkpoints.read_arrays(place, step, 'params')}
   if moments:
     trees |= checkpoints.read_moments(place, step) or {}
-  scheme, trees = _fold_scheme(sharing(config), trees)
+  scheme = registry.SHARING_SCHEMES.get(sharing(config, objective.one_tower))
+  trees = {name: scheme.fold(tree, values=name == 'params') for name, tree in trees.items()}
   params = trees['params']
-  has_generator = 'generator' in params or scheme == 'all'
+  has_generator = 'generator' in params or scheme.one_encoder
   notes = []
   if not has_generator:
-    scheme = 'embeddings'
     if 'generator_head' in params:  # the two towers of Electric's cloze generator
       notes.append(
         f'the generator of {place} is left out: it is a two-tower cloze model, which only '
@@ -70,14 +71,14 @@ def read_weights(folder: str | epath.Path, which: str = 'last', moments: bool = 
       source=f'{place} (step {step:,})',
       discriminator=discriminator,
       generator=generator if has_generator else None,
-      sharing=scheme,
+      sharing=scheme.exported_as if has_generator else 'embeddings',
       params=trees.pop('params'),
       tokenizer=str(place / 'tokenizer'),
       step=step,
       moments=trees or None,
       notes=tuple(notes),
     ),
-    optional=() if _trains_detection(config) else ('discriminator_head',),
+    optional=() if objective.has_discriminator else ('discriminator_head',),
   )
 
 
@@ -95,56 +96,3 @@ def _check_is_run(folder: epath.Path) -> None:
       f'{folder} is not a run: it has no config.json and tokenizer; name the folder of a '
       'pretrained run, hf:FOLDER or tf:CHECKPOINT.'
     )
-
-
-def _trains_detection(config: PretrainingConfig) -> bool:
-  """Whether the objective trains the discriminator's head."""
-  return config.objective.name not in ('mlm', 'replace_mlm')
-
-
-def _fold_scheme(scheme: str, trees: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-  """Replaces a sharing scheme that only pretraining uses by one that `Weights` has."""
-  if scheme != 'disentangled':
-    return scheme, trees
-  return 'none', {name: folded(tree, values=name == 'params') for name, tree in trees.items()}
-
-
-def folded(tree: dict[str, Any], values: bool = True) -> dict[str, Any]:
-  """Returns the parameters of sharing='disentangled' as those of sharing='none'.
-
-  The discriminator's embeddings are the generator's plus their difference.
-
-  Args:
-    tree: NumPy arrays by parameter.
-    values: False for moments, which are those of the difference.
-  """
-  difference = tree['embeddings_difference']
-  # Absent from the moments of a frozen generator.
-  base = tree['generator_embeddings'] if values else {}
-  tables = {
-    name: value + base[name] if values and name != 'norm' else value
-    for name, value in difference.items()
-  }
-  rest = {name: x for name, x in tree.items() if name != 'embeddings_difference'}
-  return rest | {'embeddings': tables}
-
-
-def unfolded(tree: dict[str, Any], values: bool = True) -> dict[str, Any]:
-  """Inverse of `folded`, up to rounding.
-
-  Without embeddings of a generator, the difference is 0 and the discriminator's become the
-  generator's.
-
-  Args:
-    tree: NumPy arrays by parameter.
-    values: False for moments.
-  """
-  embeddings = tree['embeddings']
-  base = tree.get('generator_embeddings', embeddings)
-  tables = {
-    name: value - base[name] if values and name != 'norm' else value
-    for name, value in embeddings.items()
-  }
-  found = {name: x for name, x in tree.items() if name != 'embeddings'}
-  found['embeddings_difference'] = tables
-  return {'generator_embeddings': embeddings} | found if values else found

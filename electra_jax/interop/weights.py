@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax import registry
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
-from electra_jax.model.heads import FineTuned, init_params
+from electra_jax.model.heads import FineTuned, init_finetuned
 
 PyTree = Any
 KeyPath = tuple[Any, ...]  # of jax.tree_util
@@ -141,7 +142,7 @@ def _shapes(
     assert discriminator is not None
     kind, labels, pooling, style = head
     model = FineTuned(discriminator, kind, labels=labels, pooling=pooling, style=style)
-    return nn.unbox(jax.eval_shape(lambda: init_params(model, 0)))
+    return nn.unbox(jax.eval_shape(lambda: init_finetuned(model, 0)))
   ids = jnp.zeros((1, 8), jnp.int32)
   g = generator or discriminator
   d = discriminator or generator
@@ -319,10 +320,10 @@ def tower_params(weights: Weights, tower: str) -> dict[str, Any]:
       'head': params.get('discriminator_head'),
     }
   else:
-    own_embeddings = weights.sharing == 'none'
+    scheme = registry.SHARING_SCHEMES.get(weights.sharing)
     found = {
-      'embeddings': params['generator_embeddings' if own_embeddings else 'embeddings'],
-      'encoder': params['discriminator' if weights.sharing == 'all' else 'generator'],
+      'embeddings': params['generator_embeddings' if scheme.separate_embeddings else 'embeddings'],
+      'encoder': params['discriminator' if scheme.one_encoder else 'generator'],
       'head': params.get('generator_head'),
     }
   return {name: tree for name, tree in found.items() if tree is not None}

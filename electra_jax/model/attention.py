@@ -1,5 +1,6 @@
-"""Attention behind one function."""
+"""Attention: one function for all kernels, and the choice of the kernel."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,13 +8,54 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from electra_jax.config.declarations import one_of
 from electra_jax.model import kernels
 from electra_jax.model.config import KERNELS
 from electra_jax.model.dropout import dropout
 
-# From here on `auto` takes splash. By memory, not by time, which no chip has measured: compiled for a v5e, forward and backward
-# of a base encoder on 8,192 tokens hold 29 % less with splash in rows of 512, 12 % less in rows of 256, 1 % less in rows of 128.
+# `auto` chooses splash from this length on. The reason is memory, not time, which was not measured
+# on a chip: compiled for a v5e, forward and backward pass of a base encoder on 8,192 tokens hold
+# 29% less with splash in rows of 512, 12% less in rows of 256, and 1% less in rows of 128.
 SPLASH_FROM_LENGTH = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSettings:
+  """What attention computes, and with which kernel.
+
+  Attributes:
+    kernel: 'xla', 'splash' or 'cudnn', as `choose_attention` returns it.
+    reach: positions that a local layer attends to on each side.
+    direction: 'both', 'left' or 'right': the side that a position attends to, itself included.
+      One side requires the kernel 'xla'.
+    dropout_rate: dropout of the probabilities; above 0 it requires the kernel 'xla'.
+    dropout_site: see model/dropout.py.
+    dropout_generator: see model/dropout.py.
+
+  Raises:
+    ValueError: the kernel does not support the dropout or the direction.
+  """
+
+  kernel: str
+  reach: int
+  direction: str = 'both'
+  dropout_rate: float = 0.0
+  dropout_site: int = 1
+  dropout_generator: str = 'hash'
+
+  def __post_init__(self) -> None:
+    if self.kernel == 'xla':
+      return
+    if self.dropout_rate:
+      raise ValueError(
+        f'attention {self.kernel!r} has no dropout of its probabilities, and the rate is '
+        f'{self.dropout_rate}; expected 0, or attention xla.'
+      )
+    if self.direction != 'both':
+      raise ValueError(
+        f'attention {self.kernel!r} does not support direction {self.direction!r}; expected both, '
+        'or attention xla.'
+      )
 
 
 def attention(
@@ -21,52 +63,44 @@ def attention(
   key: jax.Array,
   value: jax.Array,
   segment_ids: jax.Array,
-  is_global: jax.Array | bool | None = None,
-  *,
-  reach: int,
-  kernel: str,
-  dropout_rate: float,
-  dropout_keys: jax.Array | None,
-  dropout_site: int,
-  dropout_generator: str,
-  direction: str = 'both',
+  is_global: jax.Array | bool | None,
+  settings: AttentionSettings,
+  dropout_keys: jax.Array | None = None,
 ) -> jax.Array:
   """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) inside segments.
 
-  A position attends to the positions of its own segment, so packed documents do not see each other and no real token sees
-  padding (segment 0). Softmax and its input are float32, the products are in the inputs' type.
+  A position attends to the positions of its segment. Packed documents therefore do not attend
+  to each other, and no token attends to padding (segment 0). The softmax and its input are
+  float32, the products have the type of the inputs.
 
   Args:
-    query, key, value: [batch, length, heads, head_size].
-    segment_ids: [batch, length], 0 at padding.
-    is_global: None for all positions, or a boolean (may be traced): where it is false, only positions at most `reach` apart
-      see each other.
-    reach: positions that a local layer sees to either side, a Python integer.
-    kernel: 'xla', 'splash' or 'cudnn', what choose_attention returned.
-    dropout_rate, dropout_keys, dropout_site, dropout_generator: dropout of the probabilities, see model/dropout.py.
-    direction: which side of itself a position sees: 'both', 'left' or 'right'; itself always. One side alone takes kernel 'xla'.
+    query: `[batch, length, heads, head_size]`.
+    key: `[batch, length, heads, head_size]`.
+    value: `[batch, length, heads, head_size]`.
+    segment_ids: int32 `[batch, length]`, 0 at padding.
+    is_global: None for all positions, or a boolean, which may be traced: where it is false,
+      positions attend to positions at most `settings.reach` away.
+    settings: what is computed, and with which kernel.
+    dropout_keys: one threefry key per row, `[batch]`; None for no dropout.
 
-  Returns: [batch, length, heads, head_size].
-
-  Raises ValueError where `kernel` cannot do what is asked.
+  Returns:
+    `[batch, length, heads, head_size]`.
   """
-  if kernel != 'xla' and dropout_rate:
-    raise ValueError(
-      f'attention {kernel!r} has no dropout of its probabilities; the rate is {dropout_rate}, not 0.'
-    )
-  if kernel != 'xla' and direction != 'both':
-    raise ValueError(f'attention {kernel!r} sees both sides; to the {direction} alone takes xla.')
-  # Scaling the query and not the scores saves a quarter of attention's time on a CPU.
+  # Scaling the query and not the scores saves a quarter of the time of attention on a CPU.
   query = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
-  if kernel == 'splash':
-    return kernels.splash(query, key, value, segment_ids, is_global, reach)
-  visible = visible_positions(segment_ids, is_global, reach, direction)
-  if kernel == 'cudnn':
+  if settings.kernel == 'splash':
+    return kernels.splash(query, key, value, segment_ids, is_global, settings.reach)
+  visible = visible_positions(segment_ids, is_global, settings.reach, settings.direction)
+  if settings.kernel == 'cudnn':
     return kernels.cudnn(query, key, value, visible)
   scores = jnp.einsum('bqnd,bknd->bnqk', query, key, preferred_element_type=jnp.float32)
   probabilities = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
   probabilities = dropout(
-    probabilities.astype(value.dtype), dropout_rate, dropout_keys, dropout_site, dropout_generator
+    probabilities.astype(value.dtype),
+    settings.dropout_rate,
+    dropout_keys,
+    settings.dropout_site,
+    settings.dropout_generator,
   )
   return jnp.einsum('bnqk,bknd->bqnd', probabilities, value)
 
@@ -74,12 +108,21 @@ def attention(
 def visible_positions(
   segment_ids: jax.Array, is_global: jax.Array | bool | None, reach: int, direction: str = 'both'
 ) -> jax.Array:
-  """Who attends to whom, boolean [batch, 1, length, length] with the query's position before the key's. Arguments as of attention."""
+  """The positions that each position attends to.
+
+  Args:
+    segment_ids: as of `attention`.
+    is_global: as of `attention`.
+    reach: as of `AttentionSettings`.
+    direction: as of `AttentionSettings`.
+
+  Returns:
+    boolean `[batch, 1, length, length]`, the query's position before the key's.
+  """
   length = segment_ids.shape[1]
   visible = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-  ahead = (
-    jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
-  )  # of the query, where the key is
+  # Positions from the query to the key.
+  ahead = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
   if is_global is not None:
     visible &= is_global | (jnp.abs(ahead) <= reach)
   if direction != 'both':
@@ -97,25 +140,31 @@ def choose_attention(
   dtype: DTypeLike,
   compute_capability: str | None = None,
 ) -> tuple[str, str]:
-  """The kernel of a run, and why, in a few words.
+  """Chooses the attention kernel of a run.
 
-  `auto` takes XLA's attention wherever attention_dropout is not 0, since neither of the others has it. Without it: on a CPU
-  XLA's, on a TPU splash from a length of 512 (by memory, not measured on a chip), on a GPU cuDNN in 16 bits, whose dense mask
-  costs 2 * batch * length**2 bytes (see kernels.cudnn) where XLA's probabilities cost as much for every head.
+  `auto` is XLA's attention where attention_dropout is not 0, since the other kernels do not have
+  it. Without dropout it is XLA's on a CPU; splash on a TPU for rows of at least 512 tokens (because
+  of memory, not measured on a chip); and cuDNN on a GPU with 16-bit products, whose dense mask
+  takes 2 * batch * length**2 bytes (see kernels.cudnn) where XLA's probabilities take as much per
+  head.
 
   Args:
     wanted: 'auto', 'xla', 'splash' or 'cudnn'.
-    platform: of the devices, 'cpu', 'gpu' or 'tpu'.
+    platform: of the devices: 'cpu', 'gpu' or 'tpu'.
     length: of the rows.
     head_size: of both towers.
     attention_dropout: the rate.
     dtype: of the products.
-    compute_capability: of the GPU, as JAX's devices give it ('8.0'), if known.
+    compute_capability: of the GPU, as JAX's devices have it ('8.0'); None if unknown.
 
-  Raises ValueError, in one sentence, where the wanted kernel cannot be had.
+  Returns:
+    The kernel and, in a few words, why.
+
+  Raises:
+    ValueError: the wanted kernel is not available here.
   """
   if wanted not in ('auto', *KERNELS):
-    raise ValueError(f'attention is {wanted!r}; it is one of auto, {", ".join(KERNELS)}.')
+    raise ValueError(f'attention is {wanted!r}; expected {one_of(("auto", *KERNELS))}.')
   if wanted == 'xla':
     return 'xla', 'as configured'
   kernel = {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'xla') if wanted == 'auto' else wanted
@@ -126,14 +175,13 @@ def choose_attention(
   )
   if wanted != 'auto':
     if obstacle:
-      raise ValueError(
-        f'attention {kernel!r} {obstacle}; set {remedy + " or " if remedy else ""}attention to auto.'
-      )
+      remedies = ' or '.join(filter(None, [remedy, 'attention to auto']))
+      raise ValueError(f'attention {kernel!r} {obstacle}; set {remedies}.')
     return kernel, 'as configured'
   if obstacle:
-    return 'xla', f'{kernel} {obstacle}' + (f'; set {remedy} to have it' if remedy else '')
+    return 'xla', f'{kernel} {obstacle}' + (f'; set {remedy} to use it' if remedy else '')
   if kernel == 'splash' and length < SPLASH_FROM_LENGTH:
-    return 'xla', f'rows of {length} are short, splash is taken from {SPLASH_FROM_LENGTH} on'
+    return 'xla', f'rows of {length} are short; splash is used from {SPLASH_FROM_LENGTH} on'
   return kernel, 'attention_dropout is 0' + (
     '; segments are a dense mask' if kernel == 'cudnn' else ''
   )
@@ -148,7 +196,7 @@ def _obstacle(
   dtype: np.dtype[Any],
   compute_capability: str | None,
 ) -> tuple[str | None, str | None]:
-  """What keeps a fast kernel from being used, or None, and what to set instead, if anything would do."""
+  """Why a fused kernel cannot be used, or None; and what to set so that it can, if possible."""
   home = {'splash': 'tpu', 'cudnn': 'gpu'}[kernel]
   if platform != home:
     return f'runs on {home.upper()}, not on {platform.upper()}', None
@@ -161,20 +209,24 @@ def _obstacle(
         f'sequence_length to a multiple of {kernels.LANES}',
       )
     return None, None
-  # The limits of jax.nn.dot_product_attention's implementation, with a mask and on the oldest GPUs that it serves.
+  # The limits of the implementation of jax.nn.dot_product_attention with a mask, on the oldest GPUs
+  # that it supports.
   if dtype not in (jnp.bfloat16, jnp.float16):
     return f'takes bfloat16 and float16, not {dtype}', 'dtype to bfloat16'
   if head_size % 8 or head_size > 128:
-    return f'takes heads of up to 128 in steps of 8, not {head_size}', 'hidden_size or num_heads'
+    return (
+      f'takes head sizes up to 128 that are multiples of 8, not {head_size}',
+      'hidden_size or num_heads',
+    )
   if length % 2:
     return f'takes even lengths, not {length}', 'sequence_length to an even number'
   if compute_capability is not None and not _at_least(compute_capability, 8):
-    return f'runs on NVIDIA GPUs of compute capability 8.0 on, not {compute_capability}', None
+    return f'requires a GPU of compute capability 8.0 or more, not {compute_capability}', None
   return None, None
 
 
 def _at_least(compute_capability: str, major: int) -> bool:
-  """AMD's are no numbers ('gfx90a')."""
+  """Whether a capability such as '8.0' is large enough; those of AMD ('gfx90a') are not numbers."""
   number = compute_capability.partition('.')[0]
   return number.isdigit() and int(number) >= major
 
@@ -182,14 +234,30 @@ def _at_least(compute_capability: str, major: int) -> bool:
 def rotary_tables(
   positions: jax.Array, head_size: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of rotary positions (Su et al. 2021, section 3.2.2), float32 [batch, length, 1, head_size / 2]."""
+  """Cosines and sines of rotary positions (Su et al. 2021, section 3.2.2).
+
+  Args:
+    positions: int32 `[batch, length]`.
+    head_size: of the attention heads, even.
+    theta: the base of the frequencies.
+
+  Returns:
+    Two arrays, float32 `[batch, length, 1, head_size / 2]`.
+  """
   frequencies = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
   angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
   return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Rotates x [batch, length, heads, head_size] by its positions: element i of the first half pairs with i of the second."""
+  """Rotates queries or keys by their positions.
+
+  Element i of the first half of a head is paired with element i of the second.
+
+  Args:
+    x: `[batch, length, heads, head_size]`.
+    tables: of `rotary_tables`.
+  """
   cos, sin = tables
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(

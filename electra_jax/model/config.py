@@ -1,112 +1,125 @@
-"""EncoderConfig: one frozen dataclass for both families, and how a generator's is derived from a discriminator's."""
+"""The sizes of an encoder, the two families of encoders, and the generator's sizes."""
 
 import dataclasses
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-FAMILIES = ('electra', 'modern')
-REMAT = ('none', 'dots', 'full')
+from electra_jax.config import ModelConfig
+from electra_jax.config.declarations import fields_of, one_of
+
 KERNELS = ('xla', 'splash', 'cudnn')
 DIRECTIONS = ('both', 'left', 'right')
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-  """The shape of one encoder.
+class Family:
+  """What other code has to know of a family of encoders.
 
-  `electra` is the published encoder (Clark et al. 2020, table 6): learned positions, post-LayerNorm, biases.
-  `modern` is ModernBERT's (Warner et al. 2024): rotary positions, pre-norm, GeGLU, no biases, local attention in
-  all layers but each `global_every`-th.
-
-  Raises ValueError, in one sentence, where the fields contradict each other.
+  Attributes:
+    has_position_table: whether positions are learned, one row of a table each, so that no row of
+      tokens is longer than `max_positions`. Otherwise positions are rotary.
+    has_token_types: whether the two segments of a row have embeddings of their types.
+    use_bias: whether dense layers and LayerNorms have biases.
+    gated_feed_forward: whether feed-forward layers have a third matrix, the gate.
+    unused_fields: fields of config.model that have no effect.
+    transformers_poolings: poolings of the classification head that `transformers` has.
+    transformers_head_dropout: default dropout of heads in the configs of `transformers`.
+    transformers_span_dropout: whether its span head has dropout.
   """
 
-  family: str = 'electra'
+  has_position_table: bool
+  has_token_types: bool
+  use_bias: bool
+  gated_feed_forward: bool
+  unused_fields: tuple[str, ...]
+  transformers_poolings: tuple[str, ...]
+  transformers_head_dropout: float
+  transformers_span_dropout: bool
+
+
+FAMILIES = {
+  'electra': Family(
+    has_position_table=True,
+    has_token_types=True,
+    use_bias=True,
+    gated_feed_forward=False,
+    unused_fields=('global_every', 'local_window', 'global_rope_theta', 'local_rope_theta'),
+    transformers_poolings=('cls',),
+    transformers_head_dropout=0.1,
+    transformers_span_dropout=False,
+  ),
+  'modern': Family(
+    has_position_table=False,
+    has_token_types=False,
+    use_bias=False,
+    gated_feed_forward=True,
+    unused_fields=('max_positions', 'type_vocab_size'),
+    transformers_poolings=('cls', 'mean'),
+    transformers_head_dropout=0.0,
+    transformers_span_dropout=True,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(ModelConfig):
+  """The sizes of one encoder.
+
+  It has the fields of config.model, with the choices that are left to the machine made.
+
+  `electra` is the published encoder (Clark et al. 2020, table 6): learned positions,
+  post-LayerNorm, biases. `modern` is that of ModernBERT (Warner et al. 2024): rotary positions,
+  pre-LayerNorm, GeGLU, no biases, and local attention in all layers except each `global_every`-th,
+  where a position sees `local_window // 2` positions to each side.
+
+  Attributes:
+    scan_unroll: layers per iteration of the scan; num_layers unrolls it completely.
+    attention: 'xla' (any device), 'splash' (TPU) or 'cudnn' (GPU); see model/attention.py.
+    vocab_size: tokens. The embedding table has `padded_vocab_size` rows.
+    dtype: of matrix products and activations. Parameters are float32 always.
+    direction: the positions that a position attends to: 'both' sides, or itself and those to its
+      'left' or 'right'.
+
+  Raises:
+    ValueError: for a field out of its range, or fields that contradict each other.
+  """
+
+  scan_unroll: int = 1
+  attention: str = 'xla'
   vocab_size: int = 30522
-  hidden_size: int = 256
-  embedding_size: int = 128
-  num_layers: int = 12
-  num_heads: int = 4
-  intermediate_size: int = 1024
-  max_positions: int = 512  # `electra`: rows of the position table, the longest sequence
-  type_vocab_size: int = 2  # `electra`: segment A and segment B
-  layer_norm_eps: float = 1e-12  # 1e-12 in the original, 1e-5 in ModernBERT
-  initializer_range: float = 0.02
-  dropout: float = 0.1  # embeddings, attention output, feed-forward output
-  attention_dropout: float = 0.1  # attention probabilities
-  global_every: int = 3  # `modern`: layer i attends globally where i % global_every == 0; 1: all do
-  local_window: int = (
-    128  # `modern`: a local layer's position sees local_window // 2 to either side
-  )
-  global_rope_theta: float = 160_000.0
-  local_rope_theta: float = 10_000.0
-  vocab_multiple: int = (
-    128  # rows of the embedding table are padded to a multiple of this (TPU lanes)
-  )
-  dtype: DTypeLike = (
-    jnp.float32
-  )  # of matrix products and activations; parameters are float32 always
-  remat: str = 'none'  # what the backward pass computes again: none, dots (all but products), full
-  scan_unroll: int = 1  # layers per iteration of the scan; num_layers unrolls it whole
-  dropout_generator: str = 'hash'  # 'hash' or 'threefry', see model/dropout.py
-  attention: str = 'xla'  # xla (anywhere), splash (TPU) or cudnn (GPU), see model/attention.py
-  direction: str = 'both'  # which side of itself a position sees: both, left or right
+  dtype: DTypeLike = jnp.float32
+  direction: str = 'both'
 
   def __post_init__(self) -> None:
-    def need(condition: bool, message: str) -> None:
-      if not condition:
-        raise ValueError(message)
-
-    need(self.family in FAMILIES, f'family is {self.family!r}; it is one of {", ".join(FAMILIES)}.')
-    need(self.remat in REMAT, f'remat is {self.remat!r}; it is one of {", ".join(REMAT)}.')
-    for name in (
-      'vocab_size',
-      'hidden_size',
-      'embedding_size',
-      'num_layers',
-      'num_heads',
-      'intermediate_size',
-      'max_positions',
-      'type_vocab_size',
-      'global_every',
-      'local_window',
-      'vocab_multiple',
-      'scan_unroll',
-    ):
-      need(getattr(self, name) >= 1, f'{name} is {getattr(self, name)}; it must be at least 1.')
-    need(
+    for name, entry in fields_of(ModelConfig).items():
+      declared, value = entry.declaration, getattr(self, name)
+      _require(declared.accepts(value), f'{name} is {value!r}; expected {declared.expectation()}.')
+    for name in ('vocab_size', 'scan_unroll'):
+      value = getattr(self, name)
+      _require(value >= 1, f'{name} is {value!r}; expected at least 1.')
+    for name, choices in (('attention', KERNELS), ('direction', DIRECTIONS)):
+      value = getattr(self, name)
+      _require(value in choices, f'{name} is {value!r}; expected {one_of(choices)}.')
+    _require(
       self.hidden_size % self.num_heads == 0,
-      f'hidden_size {self.hidden_size} does not divide into {self.num_heads} heads; make it a multiple of num_heads.',
+      f'hidden_size {self.hidden_size} does not divide into {self.num_heads} heads; make it a '
+      'multiple of num_heads.',
     )
-    need(
-      self.family == 'electra' or self.head_size % 2 == 0,
-      f'rotary positions need an even head size, not {self.head_size}; change hidden_size or num_heads.',
+    _require(
+      self.has_position_table or self.head_size % 2 == 0,
+      f'head_size is {self.head_size}; rotary positions require an even head size: change '
+      'hidden_size or num_heads.',
     )
-    for name in ('dropout', 'attention_dropout'):
-      need(
-        0 <= getattr(self, name) < 1,
-        f'{name} is {getattr(self, name)}; it must be at least 0 and less than 1.',
-      )
-    need(
-      self.dropout_generator in ('hash', 'threefry'),
-      f'dropout_generator is {self.dropout_generator!r}; it is hash or threefry.',
-    )
-    need(
-      self.attention in KERNELS,
-      f'attention is {self.attention!r}; it is one of {", ".join(KERNELS)}.',
-    )
-    need(
+    _require(
       self.attention == 'xla' or self.attention_dropout == 0,
-      f'attention {self.attention!r} has no dropout of its probabilities; set attention_dropout to 0 or attention to xla.',
+      f'attention {self.attention!r} has no dropout of its probabilities; set attention_dropout to '
+      '0 or attention to xla.',
     )
-    need(
-      self.direction in DIRECTIONS,
-      f'direction is {self.direction!r}; it is one of {", ".join(DIRECTIONS)}.',
-    )
-    need(
+    _require(
       self.attention == 'xla' or self.direction == 'both',
-      f'attention {self.attention!r} sees both sides; set attention to xla for direction {self.direction!r}.',
+      f'attention {self.attention!r} does not support direction {self.direction!r}; set attention '
+      'to xla.',
     )
 
   @property
@@ -120,9 +133,29 @@ class EncoderConfig:
     return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
   @property
+  def has_position_table(self) -> bool:
+    """Whether positions are learned, so that no row is longer than `max_positions`."""
+    return FAMILIES[self.family].has_position_table
+
+  @property
+  def has_token_types(self) -> bool:
+    """Whether token types have embeddings."""
+    return FAMILIES[self.family].has_token_types
+
+  @property
   def use_bias(self) -> bool:
-    """Whether dense layers and norms have a bias."""
-    return self.family == 'electra'
+    """Whether dense layers and LayerNorms have biases."""
+    return FAMILIES[self.family].use_bias
+
+  @property
+  def gated_feed_forward(self) -> bool:
+    """Whether feed-forward layers have a third matrix, the gate."""
+    return FAMILIES[self.family].gated_feed_forward
+
+
+def _require(condition: bool, message: str) -> None:
+  if not condition:
+    raise ValueError(message)
 
 
 def generator_config(
@@ -135,25 +168,28 @@ def generator_config(
 ) -> EncoderConfig:
   """The generator's config as a fraction of the discriminator's.
 
-  As in the original (and Clark et al. 2020, section 3.2) width, feed-forward and number of heads shrink by one factor,
-  depth by another (1 by default); the size of a head is kept, at least one head stays.
+  As in the original program (and Clark et al. 2020, section 3.2) width, feed-forward width and
+  number of heads shrink by one factor, and the number of layers by another, which is 1 by default.
+  The size of a head is kept, and at least one head remains.
 
   Args:
-    discriminator: the larger tower.
-    hidden_fraction: of the hidden size, 1/4 (small, large) or 1/3 (base) in table 6.
+    discriminator: the config of the larger tower.
+    hidden_fraction: of the hidden size; 1/4 (small, large) or 1/3 (base) in table 6.
     layers_fraction: of the number of layers.
-    embedding_size: width of the embeddings that the generator reads; None for the discriminator's (they are shared).
-    num_heads: where it is not in proportion, as in some published generators; 0 where it is.
-    intermediate_size: likewise.
+    embedding_size: width of the embeddings that the generator reads; None for the discriminator's.
+    num_heads: number of heads where it is not in proportion, as in some published generators;
+      0 for in proportion.
+    intermediate_size: feed-forward width, likewise.
   """
   hidden = int(round(discriminator.hidden_size * hidden_fraction))
   heads = num_heads or max(1, hidden // discriminator.head_size)
+  # In this order: another one may round to another width.
+  intermediate = int(round(discriminator.intermediate_size * hidden / discriminator.hidden_size))
   return dataclasses.replace(
     discriminator,
     hidden_size=hidden,
     num_heads=heads,
-    intermediate_size=intermediate_size
-    or int(round(discriminator.intermediate_size * hidden / discriminator.hidden_size)),
+    intermediate_size=intermediate_size or intermediate,
     num_layers=max(1, int(round(discriminator.num_layers * layers_fraction))),
     embedding_size=embedding_size or discriminator.embedding_size,
   )

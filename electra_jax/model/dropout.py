@@ -1,4 +1,4 @@
-"""Dropout from one key a row, so that it does not depend on the mesh or on the number of micro-batches."""
+"""Dropout from one key per row, independent of the mesh and of the number of micro-batches."""
 
 import math
 from typing import overload
@@ -18,16 +18,25 @@ def fold_in(keys: jax.Array, data: jax.Array | int) -> jax.Array: ...
 
 
 def fold_in(keys: jax.Array | None, data: jax.Array | int) -> jax.Array | None:
-  """Folds one integer into every row's key: keys [batch] -> keys [batch]. None (no dropout) stays None."""
+  """Folds an integer into each row's key.
+
+  Args:
+    keys: threefry keys `[batch]`; None for no dropout.
+    data: the integer.
+
+  Returns:
+    Keys `[batch]`; None for None.
+  """
   return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def _hash_bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Random uint32 [batch, *shape]: a counter and the two words of a row's key through a bit mixer.
+  """Random bits, uint32 `[batch, *shape]`: a bit mixer of a counter and the words of a row's key.
 
-  The mixer is the finaliser of MurmurHash3 (Appleby, public domain) with the second word of the key between its rounds: a few
-  integer operations a number that fuse with what uses them, where threefry takes twenty rounds. It is good enough to
-  decide which activations are dropped; masks and samples never use it.
+  The mixer is the finalizer of MurmurHash3 (Appleby, public domain), with the second word of the
+  key between its rounds. It takes a few integer operations per number, which fuse with what uses
+  them, where threefry takes twenty rounds. It is good enough to choose the activations that are
+  dropped; masks and samples never use it.
   """
   words = jax.vmap(jax.random.key_data)(keys)  # [batch, 2]
 
@@ -35,9 +44,8 @@ def _hash_bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return words[:, word].reshape((-1,) + (1,) * len(shape))
 
   counter = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape((1,) + shape)
-  bits: jax.Array = counter * jnp.uint32(0x9E3779B9) ^ column(
-    0
-  )  # the golden ratio spreads neighbours apart
+  # A multiple of the golden ratio separates the bits of neighboring numbers.
+  bits: jax.Array = counter * jnp.uint32(0x9E3779B9) ^ column(0)
   bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B) ^ column(1)
   bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
   return bits ^ (bits >> 16)
@@ -46,14 +54,14 @@ def _hash_bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def dropout(
   x: jax.Array, rate: float, keys: jax.Array | None, site: int, generator: str
 ) -> jax.Array:
-  """Zeroes each element of x [batch, ...] with probability `rate` and scales the rest by 1 / (1 - rate).
+  """Sets each element to zero with probability `rate` and scales the rest by 1 / (1 - rate).
 
   Args:
-    x: activations, the first axis is the batch.
+    x: activations `[batch, ...]`.
     rate: probability of zero; 0 returns x.
-    keys: one threefry key a row [batch], or None for no dropout.
-    site: a number for the place in the layer, so that no two places share a mask.
-    generator: 'hash' (cheap) or 'threefry' (JAX's own).
+    keys: one threefry key per row, `[batch]`; None for no dropout.
+    site: number of the place in the layer, so that no two places have the same mask.
+    generator: of the random bits: 'hash' (cheap) or 'threefry' (that of JAX).
   """
   if keys is None or rate == 0:
     return x

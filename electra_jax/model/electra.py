@@ -1,4 +1,4 @@
-"""Generator and discriminator, their heads, and what the two share."""
+"""The pretraining model: generator and discriminator, their heads, and what they share."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from electra_jax import registry
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import fold_in
 from electra_jax.model.encoder import (
@@ -18,23 +19,32 @@ from electra_jax.model.encoder import (
   partitioned,
   product,
 )
+from electra_jax.model.sharing.scheme import Modules, SharingScheme
 
-SHARING = ('embeddings', 'none', 'all', 'disentangled')
-# Folded into the dropout keys, so that the towers' masks differ; 3 is a fine-tuning head's, see heads.py.
-_GENERATOR, _DISCRIMINATOR, _RIGHT_TO_LEFT = 1, 2, 4
+# Folded into the dropout keys, so that the towers have different masks. 3 is the head of
+# fine-tuning, see heads.py.
+_GENERATOR = 1
+_DISCRIMINATOR = 2
+_RIGHT_TO_LEFT = 4
 
 
 class GeneratorHead(nn.Module):
-  """Hidden states at the masked positions -> logits over the vocabulary, through the word embeddings transposed."""
+  """Predicts tokens from hidden states, with the transposed word embeddings as its last layer."""
 
   config: EncoderConfig
   embedding_size: int
 
   @nn.compact
   def __call__(self, hidden: jax.Array, word_embeddings: jax.Array) -> jax.Array:
-    """Hidden states [batch, predictions, hidden], word_embeddings [vocab, embed] -> float32 [batch, predictions, padded vocab].
+    """Logits over the vocabulary.
 
-    The rows that pad the vocabulary get the lowest float32, so that softmax and sampling never see them.
+    Args:
+      hidden: hidden states `[batch, predictions, hidden]`.
+      word_embeddings: `[padded vocab, embedding_size]`.
+
+    Returns:
+      float32 `[batch, predictions, padded vocab]`. Rows that pad the vocabulary have the lowest
+      float32, so that they get no probability and are never sampled.
     """
     c = self.config
     x = gelu(dense(c, self.embedding_size, ('embed_out', 'embed'), 'dense')(hidden))
@@ -51,22 +61,21 @@ class GeneratorHead(nn.Module):
 
 
 class DiscriminatorHead(nn.Module):
-  """Hidden states -> one logit a token: is it replaced?"""
+  """Predicts from each hidden state whether the token was replaced."""
 
   config: EncoderConfig
 
   @nn.compact
   def __call__(self, hidden: jax.Array) -> jax.Array:
-    """Hidden states [batch, length, hidden] -> float32 [batch, length]."""
+    """Hidden states `[batch, length, hidden]` -> logits, float32 `[batch, length]`."""
     c = self.config
     x = gelu(dense(c, c.hidden_size, ('embed', 'embed_out'), 'dense')(hidden))
     init = None
     if c.family == 'modern':
       x = layer_norm(c, 'norm')(x)
     else:
-      init = (
-        nn.initializers.glorot_uniform()
-      )  # left to TensorFlow's default initialiser in the original
+      # The original program leaves this layer to TensorFlow's default initializer.
+      init = nn.initializers.glorot_uniform()
     x = dense(
       c, 1, ('embed_out', 'one'), 'prediction', init=init, use_bias=True, dtype=jnp.float32
     )(x)
@@ -74,21 +83,20 @@ class DiscriminatorHead(nn.Module):
 
 
 class Electra(nn.Module):
-  """Both towers.
+  """Both towers and their heads; model/sharing/scheme.py lists the names of the parameters.
 
-  Parameters: `embeddings`, `discriminator` (what is kept), `generator`, the heads and, unless shared, `generator_embeddings`.
-
-  `sharing`: 'embeddings' (word, position, type and their LayerNorm; the published choice), 'none' (two separate towers),
-  'all' (one tower serves as both, equal sizes; Clark et al. 2020, section 3.2), or 'disentangled' (He et al. 2021, section 3.3: the
-  discriminator's tables are the generator's, from where no gradient flows back, plus a difference that begins at zero;
-  `embeddings_difference` stands in the place of `embeddings`).
-
-  `heads`: those there are. 'generator_head' predicts masked tokens from the generator, 'discriminator_head' judges tokens, and
-  'predictor_head' predicts tokens from the discriminator's tower. Without a 'generator_head' there is no generator: every token is
-  as likely as any other.
-
-  `two_tower`: in place of `generator` two encoders, `generator_ltr` and `generator_rtl`, one a side, so that a token is predicted from
-  all others (Baevski et al. 2019; the noise distribution of Clark et al. 2020b). Their attention is XLA's, whatever the config's.
+  Attributes:
+    generator_config: of the generator.
+    discriminator_config: of the discriminator, the tower that is kept.
+    sharing: name of a scheme of model/sharing.
+    heads: the heads that exist. 'generator_head' predicts masked tokens from the generator,
+      'discriminator_head' predicts which tokens were replaced, and 'predictor_head' predicts tokens
+      from the discriminator's hidden states. Without a 'generator_head' there is no generator, and
+      every token is equally likely.
+    two_tower: whether two encoders, `generator_ltr` and `generator_rtl`, replace `generator`. One
+      reads from left to right and one from right to left, so that a token is predicted from all
+      others (Baevski et al. 2019; the noise distribution of Clark et al. 2020b, Electric). Their
+      attention kernel is 'xla' whatever the config has.
   """
 
   generator_config: EncoderConfig
@@ -97,42 +105,43 @@ class Electra(nn.Module):
   heads: tuple[str, ...] = ('generator_head', 'discriminator_head')
   two_tower: bool = False
 
+  @property
+  def scheme(self) -> SharingScheme:
+    """What the towers share."""
+    scheme: SharingScheme = registry.SHARING_SCHEMES.get(self.sharing)
+    return scheme
+
   def setup(self) -> None:
     """Creates the towers and heads."""
     g, d = self.generator_config, self.discriminator_config
-    if self.sharing not in SHARING:
-      raise ValueError(f'sharing is {self.sharing!r}; it is one of {", ".join(SHARING)}.')
-    if self.two_tower and self.sharing == 'all':
+    if self.two_tower and self.scheme.one_encoder:
       raise ValueError(
-        "sharing 'all' makes one tower of both, and each of the generator's two towers sees one side alone; share embeddings."
+        f'sharing is {self.sharing!r}, one encoder for both towers, and the generator has two '
+        'encoders that read in one direction each; expected sharing embeddings or none.'
       )
-    if self.sharing == 'disentangled':
-      self.embeddings_difference = Embeddings(d, difference=True)
-    else:
-      self.embeddings = Embeddings(d)
+    embeddings = self.scheme.embeddings(g, d)
+    for name, module in embeddings.items():
+      setattr(self, name, module)
+    self._embedding_names = tuple(embeddings)
     self.discriminator = Encoder(d)
     if 'discriminator_head' in self.heads:
       self.discriminator_head = DiscriminatorHead(d)
     if 'predictor_head' in self.heads:
       self.predictor_head = GeneratorHead(d, d.embedding_size)
-    if self.sharing in ('none', 'disentangled'):
-      self.generator_embeddings = Embeddings(g)
     if 'generator_head' not in self.heads:
       return
     if self.two_tower:
-
-      def one_sided(direction: str) -> Encoder:
-        return Encoder(dataclasses.replace(g, direction=direction, attention='xla'))
-
-      self.generator_ltr, self.generator_rtl = one_sided('left'), one_sided('right')
-    elif self.sharing != 'all':
+      one_sided = dataclasses.replace(g, attention='xla')
+      self.generator_ltr = Encoder(dataclasses.replace(one_sided, direction='left'))
+      self.generator_rtl = Encoder(dataclasses.replace(one_sided, direction='right'))
+    elif not self.scheme.one_encoder:
       self.generator = Encoder(g)
     self.generator_head = GeneratorHead(g, g.embedding_size)
 
   def __call__(
     self, inputs: Inputs, positions: jax.Array
   ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Touches every parameter, for initialisation."""
+    """Uses every parameter, for their initialization."""
     hidden = self.hidden_states(inputs)
     return (
       self.generator_logits(inputs, positions),
@@ -140,21 +149,27 @@ class Electra(nn.Module):
       self.predictions(hidden) if 'predictor_head' in self.heads else None,
     )
 
-  def _generator_embeddings(self) -> Embeddings:
-    return (
-      self.generator_embeddings if self.sharing in ('none', 'disentangled') else self.embeddings
-    )
+  def _embeddings(self) -> Modules:
+    return {name: getattr(self, name) for name in self._embedding_names}
 
-  def _embed(self, inputs: Inputs, keys: jax.Array | None) -> jax.Array:
-    """What the discriminator's tower reads."""
-    if self.sharing == 'disentangled':
-      return self.embeddings_difference(inputs, keys, under=self.generator_embeddings.tables())
-    return self.embeddings(inputs, keys)
+  def _generator_embeddings(self) -> Embeddings:
+    return self.scheme.generator_embeddings(self._embeddings())
+
+  #### Generator ####
 
   def generator_logits(
     self, inputs: Inputs, positions: jax.Array, keys: jax.Array | None = None
   ) -> jax.Array:
-    """The generator's logits at `positions` [batch, predictions] alone: float32 [batch, predictions, padded vocab]."""
+    """The generator's logits, only at some positions.
+
+    Args:
+      inputs: int32 `[batch, length]` each.
+      positions: int32 `[batch, predictions]`.
+      keys: of dropout, one threefry key per row; None for no dropout.
+
+    Returns:
+      float32 `[batch, predictions, padded vocab]`.
+    """
     c = self.generator_config
     if 'generator_head' not in self.heads:
       uniform = jnp.where(
@@ -167,64 +182,103 @@ class Electra(nn.Module):
       )
     keys = fold_in(keys, _GENERATOR)
     embeddings = self._generator_embeddings()
-    encoder = self.discriminator if self.sharing == 'all' else self.generator
+    encoder = self.discriminator if self.scheme.one_encoder else self.generator
     hidden = encoder(embeddings(inputs, fold_in(keys, 0)), inputs, keys)
     at_positions = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
     return self.generator_head(at_positions, embeddings.word)
 
   def cloze_states(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
-    """Of `two_tower`: what stands to the left and to the right of each position in its own document, and never what stands there.
+    """States of the two-tower generator: both sides of each position, without the token itself.
 
-    Zeros stand for the side that a document does not have, at its first and its last token.
+    A side that a position does not have, at the first or last token of a document, is zeros.
 
-    Returns: [batch, length, 2 x hidden].
+    Args:
+      inputs: int32 `[batch, length]` each.
+      keys: of dropout, one threefry key per row; None for no dropout.
+
+    Returns:
+      `[batch, length, 2 x hidden]`.
     """
     keys = fold_in(keys, _GENERATOR)
     embedded = self._generator_embeddings()(inputs, fold_in(keys, 0))
     ltr = self.generator_ltr(embedded, inputs, keys)
     rtl = self.generator_rtl(embedded, inputs, fold_in(keys, _RIGHT_TO_LEFT))
-    return neighbours(ltr, rtl, inputs.segment_ids)
+    return neighbors(ltr, rtl, inputs.segment_ids)
 
   def cloze_logits(self, states: jax.Array) -> jax.Array:
-    """Logits of states [batch, positions, 2 x hidden] out of cloze_states: float32 [batch, positions, padded vocab]."""
+    """Logits of the two-tower generator.
+
+    Args:
+      states: of `cloze_states`, `[batch, predictions, 2 x hidden]`.
+
+    Returns:
+      float32 `[batch, predictions, padded vocab]`.
+    """
     return self.generator_head(states, self._generator_embeddings().word)
 
+  #### Discriminator ####
+
   def hidden_states(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
-    """The discriminator's hidden states [batch, length, hidden]: what fine-tuning starts from."""
+    """The discriminator's hidden states, which fine-tuning starts from.
+
+    Args:
+      inputs: int32 `[batch, length]` each.
+      keys: of dropout, one threefry key per row; None for no dropout.
+
+    Returns:
+      `[batch, length, hidden]`.
+    """
     keys = fold_in(keys, _DISCRIMINATOR)
-    return self.discriminator(self._embed(inputs, fold_in(keys, 0)), inputs, keys)
+    embedded = self.scheme.embed(self._embeddings(), inputs, fold_in(keys, 0))
+    return self.discriminator(embedded, inputs, keys)
 
   def discriminator_logits(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
-    """Float32 [batch, length]: log-odds that the token was replaced."""
+    """Log-odds that each token was replaced, float32 `[batch, length]`; see `hidden_states`."""
     return self.verdicts(self.hidden_states(inputs, keys))
 
   def verdicts(self, hidden: jax.Array) -> jax.Array:
-    """The same from hidden states [batch, length, hidden]."""
+    """Log-odds that each token was replaced.
+
+    Args:
+      hidden: of `hidden_states`, `[batch, length, hidden]`.
+
+    Returns:
+      float32 `[batch, length]`.
+    """
     return self.discriminator_head(hidden)
 
   def predictor_logits(
     self, inputs: Inputs, positions: jax.Array, keys: jax.Array | None = None
   ) -> jax.Array:
-    """The main tower's logits over the vocabulary at `positions` [batch, predictions] alone: float32 [batch, predictions, padded vocab]."""
+    """The discriminator tower's logits over the vocabulary, as `generator_logits`."""
     return self.predictions(
       jnp.take_along_axis(self.hidden_states(inputs, keys), positions[:, :, None], axis=1)
     )
 
   def predictions(self, hidden: jax.Array) -> jax.Array:
-    """The same from the hidden states [batch, predictions, hidden] there."""
-    if self.sharing == 'disentangled':
-      word = self.embeddings_difference.tables(self.generator_embeddings.tables())['word']
-    else:
-      word = self.embeddings.word
-    return self.predictor_head(hidden, word)
+    """Logits over the vocabulary of the discriminator's hidden states.
+
+    Args:
+      hidden: `[batch, predictions, hidden]`.
+
+    Returns:
+      float32 `[batch, predictions, padded vocab]`.
+    """
+    return self.predictor_head(hidden, self.scheme.word_table(self._embeddings()))
 
 
-def neighbours(ltr: jax.Array, rtl: jax.Array, segment_ids: jax.Array) -> jax.Array:
-  """At each position the state of `ltr` one to its left beside that of `rtl` one to its right, zeros where no document goes on.
+def neighbors(ltr: jax.Array, rtl: jax.Array, segment_ids: jax.Array) -> jax.Array:
+  """The state of `ltr` to the left of each position and that of `rtl` to its right, concatenated.
 
-  ltr, rtl: [batch, length, hidden]; segment_ids: [batch, length]. Returns [batch, length, 2 x hidden].
+  Args:
+    ltr: states of the left-to-right tower, `[batch, length, hidden]`.
+    rtl: states of the right-to-left tower, `[batch, length, hidden]`.
+    segment_ids: int32 `[batch, length]`. A neighbor in another segment is zeros.
+
+  Returns:
+    `[batch, length, 2 x hidden]`.
   """
-  goes_on = segment_ids[:, 1:] == segment_ids[:, :-1]
-  left = jnp.pad(jnp.where(goes_on[..., None], ltr[:, :-1], 0), ((0, 0), (1, 0), (0, 0)))
-  right = jnp.pad(jnp.where(goes_on[..., None], rtl[:, 1:], 0), ((0, 0), (0, 1), (0, 0)))
+  continues = segment_ids[:, 1:] == segment_ids[:, :-1]
+  left = jnp.pad(jnp.where(continues[..., None], ltr[:, :-1], 0), ((0, 0), (1, 0), (0, 0)))
+  right = jnp.pad(jnp.where(continues[..., None], rtl[:, 1:], 0), ((0, 0), (0, 1), (0, 0)))
   return jnp.concatenate([left, right], axis=-1)

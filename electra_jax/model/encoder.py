@@ -1,4 +1,4 @@
-"""Embeddings, the encoder layers of both families, and the encoder: layers stacked and scanned."""
+"""Embeddings, the layers of both families, and the encoder, a scan over its stacked layers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -10,31 +10,49 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from electra_jax.model.attention import attention, rotary_tables, rotate
+from electra_jax.model.attention import (
+  AttentionSettings,
+  attention,
+  rotary_tables,
+  rotate,
+)
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.kernels import RESIDUALS, divided
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 
-PRODUCT = 'product'  # the name of what dense layers give, for remat='dots'
+PRODUCT = 'product'  # names the outputs of dense layers, for remat='dots'
 
 
 class Inputs(NamedTuple):
-  """What an encoder reads, each int32 [batch, length]."""
+  """What an encoder reads, each int32 `[batch, length]`.
+
+  Attributes:
+    token_ids: ids of the tokens.
+    segment_ids: positions with equal numbers attend to each other; 0 is padding.
+    positions: they restart at 0 in each packed document.
+    type_ids: token types: 0, and 1 for the second text of a pair.
+  """
 
   token_ids: jax.Array
-  segment_ids: jax.Array  # who attends to whom: equal numbers do; 0 is padding
-  positions: jax.Array  # restart in each packed piece
-  type_ids: jax.Array  # token types: 0, and 1 for the second text of a pair
+  segment_ids: jax.Array
+  positions: jax.Array
+  type_ids: jax.Array
 
 
 def packed_inputs(token_ids: jax.Array, pad_id: int, cls_id: int, sep_id: int) -> Inputs:
-  """Inputs of rows: each [CLS] begins a piece; pieces do not see each other and positions restart in each.
+  """The inputs of packed rows, computed on the device from the token ids only.
 
-  What follows a piece's first [SEP] is of type 1: the second segment of a pair. Packed pieces end with their only [SEP].
+  Each [CLS] starts a document. Documents do not attend to each other, and positions restart in
+  each. What follows the first [SEP] of a document has type 1: it is the second segment of a pair.
+  A document of one segment ends with its only [SEP].
 
-  Derived on the device from the ids alone, so that a token store is a matrix and nothing more.
+  Args:
+    token_ids: integers `[batch, length]`.
+    pad_id: id of [PAD].
+    cls_id: id of [CLS].
+    sep_id: id of [SEP].
   """
   token_ids = token_ids.astype(jnp.int32)
   starts = token_ids == cls_id
@@ -53,15 +71,19 @@ def packed_inputs(token_ids: jax.Array, pad_id: int, cls_id: int, sep_id: int) -
 
 
 def truncated_normal(std: float) -> Initializer:
-  """Normal numbers of standard deviation `std` before they are cut at two deviations, as in BERT and ModernBERT."""
-  # JAX's initialiser rescales so that the cut distribution has the given deviation; the original's does not.
+  """A normal distribution truncated at two standard deviations, as in BERT and ModernBERT.
+
+  Args:
+    std: standard deviation before truncation. The initializer of JAX rescales, so that it is the
+      deviation after truncation; that of the original program does not.
+  """
   return lambda key, shape, dtype=jnp.float32: (
     std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
   )
 
 
 def partitioned(init: Initializer, axes: tuple[str, ...]) -> Initializer:
-  """An initializer whose array carries logical axes; Module.param returns the array without them."""
+  """An initializer whose array has logical axes; Module.param returns the array without them."""
   return cast(Initializer, nn.with_logical_partitioning(init, axes))
 
 
@@ -72,7 +94,17 @@ def parameter(
   shape: tuple[int, ...],
   axes: tuple[str, ...],
 ) -> jax.Array:
-  """A float32 parameter named with logical axes, laid out as it is used: of what is split to save memory the parts are gathered here."""
+  """Creates a float32 parameter with logical axes, and returns it as a layer uses it.
+
+  Parameters that are split over devices only to save memory are gathered here.
+
+  Args:
+    module: the layer.
+    name: of the parameter.
+    init: its initializer.
+    shape: its shape.
+    axes: name of each axis.
+  """
   value: jax.Array = module.param(name, partitioned(init, axes), shape, jnp.float32)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not nn.get_logical_axis_rules():
@@ -84,9 +116,17 @@ def parameter(
 
 @jax.custom_vjp
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """x [rows, in] times kernel [in, out], in the type of x, summed up in float32: float32 [rows, out].
+  """Product of x and a kernel in the type of x, accumulated in float32.
 
-  The kernel's gradient comes out in float32 as well, so that its sum over devices is not rounded to bfloat16 on the way.
+  The gradient of the kernel is float32 too, so that its sum over devices is not rounded to
+  bfloat16.
+
+  Args:
+    x: `[rows, in]`.
+    kernel: `[in, out]`.
+
+  Returns:
+    float32 `[rows, out]`.
   """
   return jax.lax.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
@@ -112,9 +152,17 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class Dense(nn.Module):
-  """A dense layer with a 2-D kernel (in, out) named with logical axes, as one product of flat matrices.
+  """A dense layer with a kernel `[in, out]`, as one product of flat matrices.
 
-  The same numbers as the product that keeps the leading axes, but on a CPU its two gradients take half the time.
+  The numbers are those of a product that keeps the leading axes, but on a CPU its two gradients
+  take half the time.
+
+  Attributes:
+    features: width of the output.
+    axes: logical axes of the kernel.
+    kernel_init: initializer of the kernel.
+    use_bias: whether it has a bias.
+    dtype: of the product and the output.
   """
 
   features: int
@@ -125,7 +173,7 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Features [..., in] -> [..., features]."""
+    """`[..., in]` -> `[..., features]`."""
     kernel = parameter(self, 'kernel', self.kernel_init, (x.shape[-1], self.features), self.axes)
     y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
     if self.use_bias:
@@ -149,7 +197,17 @@ def dense(
   use_bias: bool | None = None,
   dtype: DTypeLike | None = None,
 ) -> Dense:
-  """A Dense as the config has it."""
+  """A dense layer with the defaults of a config.
+
+  Args:
+    config: of the encoder.
+    features: width of the output.
+    axes: logical axes of the kernel.
+    name: of the layer.
+    init: initializer of the kernel; None for that of the config.
+    use_bias: whether it has a bias; None for what the config has.
+    dtype: of the product; None for that of the config.
+  """
   return Dense(
     features,
     axes,
@@ -161,7 +219,7 @@ def dense(
 
 
 def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
-  """LayerNorm with statistics in float32; without a bias in the modern family."""
+  """LayerNorm with float32 statistics, with a bias where the family has biases."""
   return nn.LayerNorm(
     name=name,
     epsilon=config.layer_norm_eps,
@@ -175,16 +233,20 @@ def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact GELU (with erf, in float32), as both families have it."""
-  # jax.nn.gelu takes erfc, in the type of x: slower on a CPU, and it rounds otherwise than the original and PyTorch do.
+  """The exact GELU, with erf in float32, as in both families."""
+  # jax.nn.gelu uses erfc in the type of x: it is slower on a CPU, and rounds differently from the
+  # original program and PyTorch.
   y = x.astype(jnp.float32)
   return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
-  """Word (and in `electra` position and type) embeddings, their LayerNorm, dropout.
+  """Word embeddings, position and type embeddings where the family has them, LayerNorm, dropout.
 
-  `difference`: the tables begin at zero, to be added to others' (He et al. 2021, section 3.3).
+  Attributes:
+    config: of the encoder.
+    difference: whether the tables are a difference from the tables of another module, initialized
+      with zeros (He et al. 2021, section 3.3).
   """
 
   config: EncoderConfig
@@ -199,48 +261,66 @@ class Embeddings(nn.Module):
       return parameter(self, name, init, (rows, c.embedding_size), (axis, 'embed'))
 
     self.word = table('word', c.padded_vocab_size, 'vocab')
-    if c.family == 'electra':
+    if c.has_position_table:
       self.position = table('position', c.max_positions, 'positions')
+    if c.has_token_types:
       self.type = table('type', c.type_vocab_size, 'types')
     self.norm = layer_norm(c, 'norm')
 
-  def tables(self, under: Mapping[str, jax.Array] | None = None) -> dict[str, jax.Array]:
-    """The tables by name, each plus that of `under`, to which no gradient flows."""
-    names = ('word', 'position', 'type') if self.config.family == 'electra' else ('word',)
-    own = {name: getattr(self, name) for name in names}
-    return (
-      {name: table + jax.lax.stop_gradient(under[name]) for name, table in own.items()}
-      if under
-      else own
-    )
+  def tables(self, base: Mapping[str, jax.Array] | None = None) -> dict[str, jax.Array]:
+    """The tables by name.
+
+    Args:
+      base: tables of another module that these are the difference from: they are added, and get no
+        gradient.
+    """
+    tables = {'word': self.word}
+    if self.config.has_position_table:
+      tables['position'] = self.position
+    if self.config.has_token_types:
+      tables['type'] = self.type
+    if not base:
+      return tables
+    return {name: table + jax.lax.stop_gradient(base[name]) for name, table in tables.items()}
 
   def __call__(
     self,
     inputs: Inputs,
     keys: jax.Array | None = None,
-    under: Mapping[str, jax.Array] | None = None,
+    base: Mapping[str, jax.Array] | None = None,
   ) -> jax.Array:
-    """Inputs -> [batch, length, embedding_size]. `under`: tables that these are the difference from."""
-    c, tables = self.config, self.tables(under)
+    """Embeds tokens.
+
+    Args:
+      inputs: int32 `[batch, length]` each.
+      keys: of dropout, one threefry key per row; None for no dropout.
+      base: as of `tables`.
+
+    Returns:
+      `[batch, length, embedding_size]`.
+    """
+    c, tables = self.config, self.tables(base)
     x = jnp.take(tables['word'], inputs.token_ids, axis=0)
-    if c.family == 'electra':
+    if c.has_position_table:
       x += jnp.take(tables['position'], inputs.positions, axis=0)
+    if c.has_token_types:
       x += jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype) @ tables['type']
     return by_rows(dropout(self.norm(x), c.dropout, keys, 0, c.dropout_generator))
 
 
 def by_rows(x: jax.Array) -> jax.Array:
-  """Activations [batch, length, ...], of which each device holds whole rows."""
+  """Lays out activations `[batch, length, ...]` so that each device has whole rows."""
   constrained: jax.Array = nn.with_logical_constraint(x, ('batch', *[None] * (x.ndim - 1)))
   return constrained
 
 
-# What a layer gets from the one before: hidden states or, in `modern`, the residual stream and its normalised copy.
+# What a layer gets from the layer before: hidden states or, in `modern`, the residual stream and
+# its normalized copy.
 Carry = jax.Array | tuple[jax.Array, jax.Array]
 
 
 class Layer(nn.Module):
-  """One encoder layer of either family, as the body of a scan over layers."""
+  """One layer of either family, as the body of a scan over layers."""
 
   config: EncoderConfig
 
@@ -258,33 +338,31 @@ class Layer(nn.Module):
         *x.shape[:2], c.num_heads, c.head_size
       )
 
-    query, key, value = heads('query'), heads('key'), heads('value')
+    query = heads('query')
+    key = heads('key')
+    value = heads('value')
     if c.family == 'modern':
       tables = jax.tree.map(
         lambda far, near: jnp.where(per_layer['is_global'], far, near), *shared['rotary']
       )
       query, key = rotate(query, tables), rotate(key, tables)
-    x = attention(
-      query,
-      key,
-      value,
-      shared['segment_ids'],
-      per_layer.get('is_global') if c.global_every > 1 else None,
-      reach=c.local_window // 2,
+    settings = AttentionSettings(
       kernel=c.attention,
-      dropout_rate=c.attention_dropout,
-      dropout_keys=keys,
-      dropout_site=1,
-      dropout_generator=c.dropout_generator,
+      reach=c.local_window // 2,
       direction=c.direction,
+      dropout_rate=c.attention_dropout,
+      dropout_generator=c.dropout_generator,
     )
+    is_global = per_layer.get('is_global') if c.global_every > 1 else None
+    x = attention(query, key, value, shared['segment_ids'], is_global, settings, keys)
     x = dense(c, c.hidden_size, ('heads', 'embed'), 'attention_output', init=self._output_init())(
       x.reshape(*x.shape[:2], c.hidden_size)
     )
     return dropout(x, c.dropout, keys, 2, c.dropout_generator)
 
   def _output_init(self) -> Initializer:
-    # ModernBERT scales what is added to the residual stream by the number of additions.
+    # ModernBERT scales the initial weights of what is added to the residual stream by the number of
+    # additions.
     c = self.config
     return truncated_normal(
       c.initializer_range / ((2 * c.num_layers) ** 0.5 if c.family == 'modern' else 1)
@@ -294,12 +372,17 @@ class Layer(nn.Module):
   def __call__(
     self, carry: Carry, shared: Mapping[str, Any], per_layer: Mapping[str, jax.Array]
   ) -> tuple[Carry, None]:
-    """The carry after this layer, and nothing to stack.
+    """Computes one layer.
 
     Args:
-      carry: [batch, length, hidden] (`electra`); the residual stream and its normalised copy (`modern`).
-      shared: the same for all layers: `segment_ids` [batch, length], `keys` [batch] or None, `rotary` (`modern`).
-      per_layer: of this layer: `index` int32 scalar, `is_global` boolean scalar (`modern`).
+      carry: `[batch, length, hidden]` (`electra`), or the residual stream and its normalized copy
+        (`modern`).
+      shared: what all layers have in common: `segment_ids` `[batch, length]`, `keys` `[batch]` or
+        None, and `rotary` (`modern`).
+      per_layer: `index`, an int32 scalar, and `is_global`, a boolean scalar (`modern`).
+
+    Returns:
+      The carry for the next layer, and no output to stack.
     """
     c = self.config
     keys = fold_in(shared['keys'], per_layer['index'])
@@ -310,8 +393,9 @@ class Layer(nn.Module):
       return by_rows(
         layer_norm(c, 'mlp_norm')(x + dropout(y, c.dropout, keys, 3, c.dropout_generator))
       ), None
-    # ModernBERT's first layer has no norm before its attention and a norm follows the last layer, so each layer carries the norm
-    # that comes after it: the same parameters, the same for every layer of the scan.
+    # The first layer of ModernBERT has no norm before its attention, and a norm follows the last
+    # layer. Each layer of the scan therefore has the norm that follows it: the parameters are the
+    # same, and all layers have the same form.
     stream, x = carry
     stream = stream + self._attend(x, shared, per_layer, keys)
     x = layer_norm(c, 'mlp_norm')(stream)
@@ -323,7 +407,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Projection of the embeddings where their width differs, and the stacked layers."""
+  """The projection of the embeddings, where their width differs, and the stacked layers."""
 
   config: EncoderConfig
 
@@ -331,16 +415,25 @@ class Encoder(nn.Module):
   def __call__(
     self, embedded: jax.Array, inputs: Inputs, keys: jax.Array | None = None
   ) -> jax.Array:
-    """Embedded tokens [batch, length, embedding_size] -> hidden states [batch, length, hidden_size]."""
+    """Computes hidden states.
+
+    Args:
+      embedded: of `Embeddings`, `[batch, length, embedding_size]`.
+      inputs: int32 `[batch, length]` each.
+      keys: of dropout, one threefry key per row; None for no dropout.
+
+    Returns:
+      `[batch, length, hidden_size]`.
+    """
     c = self.config
     x = embedded.astype(c.dtype)
     if c.embedding_size != c.hidden_size:
-      # Glorot, as the original leaves this layer to TensorFlow's default initialiser.
+      # The original program leaves this layer to TensorFlow's default initializer.
       init = nn.initializers.glorot_uniform() if c.family == 'electra' else None
       x = dense(c, c.hidden_size, ('embed', 'embed_out'), 'embeddings_project', init=init)(x)
 
     shared: dict[str, Any] = {'segment_ids': inputs.segment_ids, 'keys': keys}
-    per_layer = {'index': jnp.arange(1, c.num_layers + 1)}  # 0 is the embeddings' place
+    per_layer = {'index': jnp.arange(1, c.num_layers + 1)}  # 0 is the embeddings
     if c.family == 'modern':
       is_global = jnp.arange(c.num_layers) % c.global_every == 0
       per_layer['is_global'] = is_global
@@ -348,7 +441,7 @@ class Encoder(nn.Module):
         rotary_tables(inputs.positions, c.head_size, theta)
         for theta in (c.global_rope_theta, c.local_rope_theta)
       )
-    # By name: the policies that keep all products do not see those with a gradient of their own.
+    # By name: the policies of JAX that keep all products miss those with a custom gradient.
     policy = (
       jax.checkpoint_policies.save_only_these_names(PRODUCT, RESIDUALS)
       if c.remat == 'dots'

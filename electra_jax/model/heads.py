@@ -1,8 +1,9 @@
-"""Heads for fine-tuning, and the model that has one of them on the pretrained encoder.
+"""Heads for fine-tuning, and the model of a pretrained encoder with one of them.
 
-Heads come in two styles. `published` is the original program's (google-research/electra, finetune/): no pooler, and kernels drawn from
-Glorot's uniform distribution with zero biases, which is TensorFlow's default, whatever the family of the encoder. `transformers` is what
-Hugging Face's ElectraFor... and ModernBertFor... have, so that their files come and go. Logits are float32.
+Heads have two styles. `published` is that of the original program (google-research/electra,
+finetune/): no pooler, and kernels from Glorot's uniform distribution with zero biases, the default
+of TensorFlow, for both families of encoders. `transformers` is that of Hugging Face's ElectraFor...
+and ModernBertFor... classes, so that their files can be read and written. Logits are float32.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from electra_jax.model.config import EncoderConfig
+from electra_jax.config.declarations import one_of
+from electra_jax.model.config import FAMILIES, EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.encoder import (
   Dense,
@@ -33,20 +35,33 @@ KINDS = ('classification', 'regression', 'tagging', 'span')
 STYLES = ('published', 'transformers')
 POOLINGS = ('cls', 'mean')
 PUBLISHED_DROPOUT = {'classification': 0.1, 'regression': 0.1, 'tagging': 0.0, 'span': 0.0}
-SPAN_SIZE = 512  # of the span head's hidden layers, in the original whatever the encoder's width
-LOWEST = -1e9  # the logit of what is not allowed: finite, so that sums of two stay finite
-_DISCRIMINATOR, _HEAD = 2, 3  # folded into the dropout keys, the first as in electra.py
+SPAN_SIZE = (
+  512  # width of the span head's hidden layers, for any width of the encoder, as published
+)
+LOWEST = -1e9  # logit of positions that are not allowed; the sum of two is finite
+# Folded into the dropout keys, the first as in electra.py.
+_DISCRIMINATOR = 2
+_HEAD = 3
 
 _glorot = nn.initializers.glorot_uniform()
 
 
 def _logits(features: int, axis: str = 'embed') -> Dense:
-  """The last layer of a head. The axis of the labels is never split."""
+  """The last layer of a head. The axis of the labels is not split over devices."""
   return Dense(features, (axis, 'one'), _glorot, True, jnp.float32)
 
 
 def pooled(hidden: jax.Array, segment_ids: jax.Array, pooling: str) -> jax.Array:
-  """[batch, length, hidden] -> [batch, hidden]: the [CLS] state ('cls'), or the mean over a row's tokens ('mean'; segment 0 is padding)."""
+  """One state per row.
+
+  Args:
+    hidden: `[batch, length, hidden]`.
+    segment_ids: int32 `[batch, length]`, 0 at padding.
+    pooling: 'cls' for the state of [CLS], 'mean' for the mean over the tokens of a row.
+
+  Returns:
+    `[batch, hidden]`.
+  """
   if pooling == 'cls':
     return hidden[:, 0]
   real = (segment_ids > 0).astype(jnp.float32)[:, :, None]
@@ -54,7 +69,7 @@ def pooled(hidden: jax.Array, segment_ids: jax.Array, pooling: str) -> jax.Array
 
 
 class ClassificationHead(nn.Module):
-  """The [CLS] state, or the mean over a row's tokens; dropout; one dense layer."""
+  """The state of [CLS] or the mean over the tokens, dropout, and one dense layer."""
 
   config: EncoderConfig
   labels: int
@@ -68,7 +83,16 @@ class ClassificationHead(nn.Module):
   def __call__(
     self, hidden: jax.Array, segment_ids: jax.Array, keys: jax.Array | None = None
   ) -> jax.Array:
-    """Hidden states [batch, length, hidden], segment_ids [batch, length] (0 is padding) -> float32 [batch, labels]."""
+    """Logits of the labels.
+
+    Args:
+      hidden: `[batch, length, hidden]`.
+      segment_ids: int32 `[batch, length]`, 0 at padding.
+      keys: of dropout, one threefry key per row; None for no dropout.
+
+    Returns:
+      float32 `[batch, labels]`.
+    """
     x = pooled(hidden, segment_ids, self.pooling)
     return self.dense(dropout(x, self.dropout, keys, 0, self.config.dropout_generator))
 
@@ -85,12 +109,12 @@ class TaggingHead(nn.Module):
     self.dense = _logits(self.labels)
 
   def __call__(self, hidden: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-    """Hidden states [batch, length, hidden] -> float32 [batch, length, labels]."""
+    """Hidden states `[batch, length, hidden]` -> logits, float32 `[batch, length, labels]`."""
     return self.dense(dropout(hidden, self.dropout, keys, 0, self.config.dropout_generator))
 
 
 class _Weights(nn.Module):
-  """A dense layer's kernel and bias, where the product is not the usual one."""
+  """The kernel and bias of a dense layer whose product is computed in parts."""
 
   shape: tuple[int, int]
   axes: tuple[str, str]
@@ -105,9 +129,12 @@ class _Weights(nn.Module):
 
 
 class SpanHead(nn.Module):
-  """Start and end of an answer, the end given the start, and whether there is one: the original's joint head for SQuAD.
+  """The joint head for SQuAD of the original program.
 
-  `allowed` int32 [batch, length]: 1 where an answer may begin or end, and at [CLS], which stands for no answer.
+  It predicts the start of an answer, the end given the start, and whether there is an answer.
+
+  Its methods take `allowed`, int32 `[batch, length]`: 1 where an answer may start or end, and at
+  [CLS], which represents no answer.
   """
 
   config: EncoderConfig
@@ -125,9 +152,16 @@ class SpanHead(nn.Module):
   def training(
     self, hidden: jax.Array, allowed: jax.Array, start: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits where the start is known: float32 start [batch, length], end given it [batch, length], impossible [batch].
+    """Logits where the start is known.
 
-    hidden [batch, length, hidden]; start int32 [batch].
+    Args:
+      hidden: `[batch, length, hidden]`.
+      allowed: int32 `[batch, length]`.
+      start: int32 `[batch]`.
+
+    Returns:
+      Logits of the start `[batch, length]`, of the end given the start `[batch, length]`, and of no
+      answer `[batch]`, float32.
     """
     start_logits = self._starts(hidden, allowed)
     return (
@@ -137,11 +171,18 @@ class SpanHead(nn.Module):
     )
 
   def beam_search(self, hidden: jax.Array, allowed: jax.Array) -> dict[str, jax.Array]:
-    """The `beam` likeliest starts, and of each the `beam` likeliest ends given it, by falling probability.
+    """The `beam` most likely starts, and for each the `beam` most likely ends given it.
 
-    Returns: a dict of float32 `start_log_probs`, int32 `start_index` [batch, beam], `end_log_probs`, `end_index` [batch, beam, beam],
-    and `impossible` [batch], log-odds that the row holds no answer. Where fewer positions are allowed than `beam`, the rest are
-    index 0 with a log-probability of about LOWEST. An end may lie before its start, as in the original: who reads them sees to that.
+    Args:
+      hidden: `[batch, length, hidden]`.
+      allowed: int32 `[batch, length]`.
+
+    Returns:
+      A dict of `start_log_probs` float32 and `start_index` int32 `[batch, beam]`, `end_log_probs`
+      and `end_index` `[batch, beam, beam]`, both by descending probability, and `impossible`
+      `[batch]`, the log-odds that the row has no answer. Where fewer positions than `beam` are
+      allowed, the rest have index 0 and a log-probability of about LOWEST. An end may precede its
+      start, as in the original program; the reader of the result must discard it.
     """
     start_logits = self._starts(hidden, allowed)
     start_log_probs, start_index = _likeliest(start_logits, self.beam)
@@ -158,13 +199,14 @@ class SpanHead(nn.Module):
     return jnp.where(allowed > 0, self.start(hidden)[..., 0], LOWEST)
 
   def _ends(self, hidden: jax.Array, allowed: jax.Array, starts: jax.Array) -> jax.Array:
-    """Starts int32 [batch, n] -> float32 [batch, n, length]."""
+    """Logits of the end for starts int32 `[batch, n]`: float32 `[batch, n, length]`."""
     dtype, (batch, length, size) = self.config.dtype, hidden.shape
     kernel, bias = self.end_hidden()
     last_kernel, last_bias = self.end()
 
-    # The layer over [start; token] is a sum of two products, one for each start and one for each token, so that the pairs
-    # [batch, n, length, 2 x hidden] are never made; and one start at a time, so that neither is [batch, n, length, SPAN_SIZE].
+    # The layer over [start; token] is a sum of two products, one for each start and one for each
+    # token, so that the pairs [batch, n, length, 2 x hidden] never exist. Starts are processed one
+    # by one, so that [batch, n, length, SPAN_SIZE] does not exist either.
     def part(x: jax.Array, rows: jax.Array) -> jax.Array:
       return product(x.astype(dtype).reshape(-1, size), rows).reshape(*x.shape[:2], SPAN_SIZE)
 
@@ -179,7 +221,7 @@ class SpanHead(nn.Module):
     return jnp.where(allowed[:, None] > 0, logits, LOWEST)
 
   def _no_answer(self, hidden: jax.Array, start_logits: jax.Array) -> jax.Array:
-    """From [CLS] and from the hidden state that is expected at the start."""
+    """Log-odds of no answer, from [CLS] and the expected hidden state at the start."""
     expected = jnp.einsum(
       'bl,bld->bd', jax.nn.softmax(start_logits), hidden, preferred_element_type=jnp.float32
     )
@@ -188,13 +230,29 @@ class SpanHead(nn.Module):
 
 
 def _likeliest(logits: jax.Array, beam: int) -> tuple[jax.Array, jax.Array]:
-  """float32 [..., length] -> log-probabilities and indices [..., beam], those that are not allowed last."""
+  """The highest log-probabilities and their indices, those that are not allowed last.
+
+  Args:
+    logits: float32 `[..., length]`.
+    beam: how many.
+
+  Returns:
+    Log-probabilities and int32 indices, `[..., beam]`.
+  """
   log_probs, index = _best(jax.nn.log_softmax(logits), beam)
   return log_probs, jnp.where(log_probs > LOWEST / 2, index, 0)
 
 
 def _best(scores: jax.Array, beam: int) -> tuple[jax.Array, jax.Array]:
-  """float32 [..., length] -> the highest scores, and int32 indices, [..., beam]; rows shorter than that are filled with LOWEST and 0."""
+  """The highest scores and their indices; rows shorter than `beam` are filled with LOWEST and 0.
+
+  Args:
+    scores: float32 `[..., length]`.
+    beam: how many.
+
+  Returns:
+    Scores and int32 indices, `[..., beam]`.
+  """
   count = min(beam, scores.shape[-1])
   scores, index = jax.lax.top_k(scores, count)
   rest = [(0, 0)] * (scores.ndim - 1) + [(0, beam - count)]
@@ -204,10 +262,18 @@ def _best(scores: jax.Array, beam: int) -> tuple[jax.Array, jax.Array]:
 class TransformersHead(nn.Module):
   """The heads of `transformers` (models/electra, models/modernbert).
 
-  Of ELECTRA: classification and regression: [CLS], dropout, dense, GELU, dropout, dense; tagging: dropout, dense; span: dense.
-  Of ModernBERT: [CLS] or the mean (classification, regression), dense without a bias, GELU, norm, dropout, dense.
+  ELECTRA has [CLS], dropout, dense, GELU, dropout, dense for classification and regression;
+  dropout, dense for tagging; and dense for span. ModernBERT has [CLS] or the mean for
+  classification and regression, and then for all kinds dense without a bias, GELU, LayerNorm,
+  dropout, dense.
 
-  `outputs` is the number of labels, 1 of regression, 2 of span: logits of start and end, which know nothing of each other.
+  Attributes:
+    config: of the encoder.
+    kind: of KINDS.
+    outputs: the number of labels; 1 for regression; 2 for span, the independent logits of start and
+      end.
+    dropout: rate of dropout.
+    pooling: of POOLINGS, for classification and regression.
   """
 
   config: EncoderConfig
@@ -220,7 +286,16 @@ class TransformersHead(nn.Module):
   def __call__(
     self, hidden: jax.Array, segment_ids: jax.Array, keys: jax.Array | None = None
   ) -> jax.Array:
-    """Hidden states [batch, length, hidden], segment_ids [batch, length] -> float32 [batch, outputs], of tagging and span [batch, length, outputs]."""
+    """Logits.
+
+    Args:
+      hidden: `[batch, length, hidden]`.
+      segment_ids: int32 `[batch, length]`, 0 at padding.
+      keys: of dropout, one threefry key per row; None for no dropout.
+
+    Returns:
+      float32 `[batch, outputs]`, or `[batch, length, outputs]` for tagging and span.
+    """
     c, modern = self.config, self.config.family == 'modern'
 
     def drop(x: jax.Array, site: int) -> jax.Array:
@@ -244,18 +319,23 @@ class TransformersHead(nn.Module):
 def best_spans(
   start_logits: jax.Array, end_logits: jax.Array, allowed: jax.Array, beam: int, max_answer: int
 ) -> dict[str, jax.Array]:
-  """What SpanHead.beam_search gives, from starts and ends that know nothing of each other.
+  """The result of SpanHead.beam_search, from independent logits of starts and ends.
 
-  The starts are those of the best spans by the sum of both logits, among all spans of at most `max_answer` tokens whose ends are
-  allowed and that do not begin at [CLS]; their ends are the best of such spans. Log-probabilities are over all that is allowed, [CLS] included.
-  `impossible` is the score of [CLS] as start and end, less that of the best span: the null odds of `transformers` for SQuAD 2.0.
+  The starts are those of the best spans by the sum of both logits, among the spans of at most
+  `max_answer` tokens whose ends are allowed and that do not start at [CLS]. The ends are the best
+  ends of such spans. Log-probabilities are over all allowed positions, [CLS] included. `impossible`
+  is the score of [CLS] as start and end minus that of the best span: the null odds of
+  `transformers` for SQuAD 2.0.
 
   Args:
-    start_logits: float32 [batch, length].
-    end_logits: float32 [batch, length].
-    allowed: int32 [batch, length], see SpanHead.
-    beam: starts, and ends of each.
-    max_answer: tokens.
+    start_logits: float32 `[batch, length]`.
+    end_logits: float32 `[batch, length]`.
+    allowed: int32 `[batch, length]`, see SpanHead.
+    beam: number of starts, and of ends for each.
+    max_answer: most tokens of an answer.
+
+  Returns:
+    As of SpanHead.beam_search.
   """
   may = allowed > 0
   start, end = jnp.where(may, start_logits, LOWEST), jnp.where(may, end_logits, LOWEST)
@@ -273,40 +353,54 @@ def best_spans(
   end_scores, end_index = _best(jnp.take_along_axis(ends, starts[:, :, None], axis=1), beam)
   real = taken[:, :, None] & (end_scores > LOWEST / 2)
 
-  def whole(x: jax.Array) -> jax.Array:
+  def log_total(x: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(x, axis=-1, keepdims=True)
 
   return {
     'start_log_probs': jnp.where(
-      taken, jnp.take_along_axis(start, starts, 1) - whole(start), LOWEST
+      taken, jnp.take_along_axis(start, starts, 1) - log_total(start), LOWEST
     ),
     'start_index': starts,
-    'end_log_probs': jnp.where(real, end_scores - whole(end)[:, :, None], LOWEST),
+    'end_log_probs': jnp.where(real, end_scores - log_total(end)[:, :, None], LOWEST),
     'end_index': jnp.where(real, end_index, 0),
     'impossible': start[:, 0] + end[:, 0] - spans.max(-1),
   }
 
 
 class FineTuned(nn.Module):
-  """Embeddings and encoder under the names that model.electra.Electra has them under, so that their parameters drop in, and `head`.
+  """A pretrained encoder with a head.
 
-  Raises ValueError for a kind, a style or a pooling that is not there.
+  Embeddings and encoder have the names that they have in model.electra.Electra, so that pretrained
+  parameters fit. Those of the head are `head`.
+
+  Attributes:
+    config: of the encoder.
+    kind: of KINDS.
+    labels: number of labels, for classification and tagging.
+    dropout: of the head; None for the default of its style, see `default_dropout`.
+    pooling: of POOLINGS, for classification and regression.
+    beam: for span: number of starts, and of ends for each.
+    style: of STYLES.
+    max_answer: for span in the style of transformers: most tokens of an answer.
+
+  Raises:
+    ValueError: for an unknown kind, style or pooling.
   """
 
   config: EncoderConfig
-  kind: str  # of KINDS
-  labels: int = 1  # of classification and tagging
-  dropout: float | None = None  # of the head; None is what its style has, see default_dropout
-  pooling: str = 'cls'  # of classification and regression: of POOLINGS
-  beam: int = 20  # of span
-  style: str = 'published'  # of STYLES
-  max_answer: int = 30  # of span in the style of transformers: most tokens of an answer
+  kind: str
+  labels: int = 1
+  dropout: float | None = None
+  pooling: str = 'cls'
+  beam: int = 20
+  style: str = 'published'
+  max_answer: int = 30
 
   def setup(self) -> None:
     """Creates the tower and the head."""
     for name, choices in (('kind', KINDS), ('style', STYLES), ('pooling', POOLINGS)):
       if getattr(self, name) not in choices:
-        raise ValueError(f'{name} is {getattr(self, name)!r}; it is one of {", ".join(choices)}.')
+        raise ValueError(f'{name} is {getattr(self, name)!r}; expected {one_of(choices)}.')
     self.embeddings = Embeddings(self.config)
     self.discriminator = Encoder(self.config)
     rate = (
@@ -314,7 +408,7 @@ class FineTuned(nn.Module):
       if self.dropout is None
       else self.dropout
     )
-    self.head: Any  # of four classes, which are called with different arguments
+    self.head: Any  # one of four classes, which take different arguments
     if self.style == 'transformers':
       outputs = {'regression': 1, 'span': 2}.get(self.kind, self.labels)
       self.head = TransformersHead(self.config, self.kind, outputs, rate, self.pooling)
@@ -328,29 +422,40 @@ class FineTuned(nn.Module):
       )
 
   def __call__(self, inputs: Inputs) -> dict[str, jax.Array]:
-    """Touches every parameter, for initialisation."""
+    """Uses every parameter, for their initialization."""
     ids = inputs.token_ids
     return self.training(
       inputs, {'allowed': jnp.ones_like(ids), 'start': jnp.zeros_like(ids[:, 0])}
     )
 
   def hidden_states(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
-    """[batch, length, hidden], what Electra.hidden_states gives with the same parameters and keys."""
+    """Hidden states, equal to those of Electra.hidden_states with the same parameters and keys.
+
+    Args:
+      inputs: int32 `[batch, length]` each.
+      keys: of dropout, one threefry key per row; None for no dropout.
+
+    Returns:
+      `[batch, length, hidden]`.
+    """
     keys = fold_in(keys, _DISCRIMINATOR)
     return self.discriminator(self.embeddings(inputs, fold_in(keys, 0)), inputs, keys)
 
   def training(
     self, inputs: Inputs, targets: Mapping[str, jax.Array], keys: jax.Array | None = None
   ) -> dict[str, jax.Array]:
-    """What finetune/losses.py compares with the targets.
+    """The outputs that finetune/losses.py compares with the targets.
 
     Args:
-      inputs: see Inputs.
-      targets: span: `allowed` int32 [batch, length] and `start` int32 [batch], see SpanHead. The others need none.
-      keys: of dropout, one threefry key a row; None for no dropout.
+      inputs: int32 `[batch, length]` each.
+      targets: for span `allowed` int32 `[batch, length]` and `start` int32 `[batch]`, see SpanHead;
+        other kinds read none.
+      keys: of dropout, one threefry key per row; None for no dropout.
 
-    Returns: float32 arrays by name: classification: `logits` [batch, labels]; regression: `value` [batch]; tagging: `logits`
-      [batch, length, labels]; span: `start_logits`, `end_logits` [batch, length] and, as published, `impossible` [batch].
+    Returns:
+      float32 arrays by name. Classification: `logits` `[batch, labels]`. Regression: `value`
+      `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits` and `end_logits`
+      `[batch, length]` and, in the published style, `impossible` `[batch]`.
     """
     hidden = self.hidden_states(inputs, keys)
     if self.kind != 'span':
@@ -359,7 +464,7 @@ class FineTuned(nn.Module):
       start, end = jnp.moveaxis(self.head(hidden, inputs.segment_ids, fold_in(keys, _HEAD)), -1, 0)
       may = (
         targets['allowed'] > 0
-      )  # as published: neither padding nor the question is in the running
+      )  # as published, neither padding nor the question can be an answer
       return {
         'start_logits': jnp.where(may, start, LOWEST),
         'end_logits': jnp.where(may, end, LOWEST),
@@ -368,7 +473,15 @@ class FineTuned(nn.Module):
     return dict(zip(('start_logits', 'end_logits', 'impossible'), logits, strict=True))
 
   def predict(self, inputs: Inputs, targets: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The same without dropout and, of span, the beam of SpanHead.beam_search in place of logits (`targets`: `allowed`)."""
+    """The outputs without dropout, for prediction.
+
+    Args:
+      inputs: int32 `[batch, length]` each.
+      targets: for span `allowed` int32 `[batch, length]`.
+
+    Returns:
+      As of `training`; for span as of SpanHead.beam_search.
+    """
     hidden = self.hidden_states(inputs)
     if self.kind == 'span' and self.style == 'transformers':
       start, end = jnp.moveaxis(self.head(hidden, inputs.segment_ids), -1, 0)
@@ -388,16 +501,30 @@ class FineTuned(nn.Module):
 
 
 def default_dropout(kind: str, style: str, family: str) -> float:
-  """The head's rate of dropout unless told: the original's, or that of the configs of `transformers`."""
+  """Default dropout of a head: that of the original program, or of the configs of `transformers`.
+
+  Args:
+    kind: of KINDS.
+    style: of STYLES.
+    family: of the encoder.
+  """
   if style == 'published':
     return PUBLISHED_DROPOUT[kind]
-  return 0.0 if family == 'modern' or kind == 'span' else 0.1
+  return 0.0 if kind == 'span' else FAMILIES[family].transformers_head_dropout
 
 
-def init_params(model: FineTuned, seed: int, length: int = 8) -> dict[str, Any]:
-  """Fresh parameters of the whole model, boxed with their logical axes. Pure, for jax.eval_shape and jax.jit."""
+def init_finetuned(model: FineTuned, seed: int, length: int = 8) -> dict[str, Any]:
+  """Initial parameters of the model, boxed with their logical axes.
+
+  The function is pure, for jax.eval_shape and jax.jit.
+
+  Args:
+    model: the model.
+    seed: of the parameters.
+    length: of the row that the model is traced with.
+  """
   ids = jnp.zeros((1, length), jnp.int32)
-  # Nothing is attended to yet, and a kernel of another kind does not lower on several devices at once.
+  # Values do not matter here, and the other kernels do not lower on several devices at once.
   model = model.clone(config=dataclasses.replace(model.config, attention='xla'))
   variables = model.init(jax.random.key(seed, impl='threefry2x32'), Inputs(ids, ids + 1, ids, ids))
   params: dict[str, Any] = variables['params']

@@ -1,6 +1,7 @@
-"""Attention by fused kernels, which never hold the scores of all pairs of positions: Pallas splash (TPU) and cuDNN (GPU).
+"""Fused attention kernels: Pallas splash (TPU) and cuDNN (GPU).
 
-Both take a scaled query and know no dropout. Shapes as in model/attention.py.
+Neither holds the scores of all pairs of positions. Both take a scaled query and have no dropout.
+Shapes are those of model/attention.py.
 """
 
 import math
@@ -12,8 +13,11 @@ import jax
 from jax.sharding import PartitionSpec
 
 LANES = 128  # of a TPU: splash takes lengths that are multiples of it
-LARGEST_BLOCK = 512  # positions to a side: a block's float32 scores are 1 MiB of VMEM, of which a kernel may take 16 on a v5e
-RESIDUALS = 'attention_residuals'  # the name of what splash keeps for its backward pass, for policies of jax.checkpoint
+# Positions per side of a block. Its float32 scores take 1 MiB of VMEM, of which a kernel may use 16
+# on a v5e.
+LARGEST_BLOCK = 512
+# Names what splash keeps for its backward pass, for policies of jax.checkpoint.
+RESIDUALS = 'attention_residuals'
 INTERPRET = False  # tests set it, to run splash without a TPU
 
 
@@ -25,11 +29,27 @@ def splash(
   is_global: jax.Array | bool | None,
   reach: int,
 ) -> jax.Array:
-  """Splash attention of jax.experimental.pallas. Raises ValueError for a length that is not a multiple of 128."""
+  """Splash attention of jax.experimental.pallas.
+
+  Args:
+    query: scaled, `[batch, length, heads, head_size]`.
+    key: `[batch, length, heads, head_size]`.
+    value: `[batch, length, heads, head_size]`.
+    segment_ids: int32 `[batch, length]`.
+    is_global: as of `attention`.
+    reach: positions that a local layer attends to on each side.
+
+  Returns:
+    `[batch, length, heads, head_size]`.
+
+  Raises:
+    ValueError: the length is not a multiple of 128.
+  """
   length = query.shape[1]
   if length % LANES:
     raise ValueError(
-      f'splash attention takes lengths that are multiples of {LANES}, not {length}; attention xla takes any.'
+      f"the rows have {length} positions, and attention 'splash' takes multiples of {LANES}; "
+      'expected such a length, or attention xla.'
     )
 
   def on_device(
@@ -46,7 +66,8 @@ def splash(
 
     if is_global is None:
       return attend(None).swapaxes(1, 2)
-    # Masks are made when the kernel is traced, so the one body of scanned layers has a kernel for each kind.
+    # Masks are created when the kernel is traced, so the one body of the scanned layers has a
+    # kernel for global layers and one for local layers.
     by_kind: jax.Array = jax.lax.cond(is_global, lambda: attend(None), lambda: attend(reach))
     return by_kind.swapaxes(1, 2)
 
@@ -54,8 +75,11 @@ def splash(
 
 
 def _splash_row(length: int, heads: int, reach: int | None) -> Callable[..., jax.Array]:
-  """Attention of one row, [heads, length, head_size] and [length]. A `reach` skips the blocks that lie beyond it."""
-  # Experimental in JAX, so it is asked for only where it is used.
+  """Attention of one row, of arrays `[heads, length, head_size]` and segments `[length]`.
+
+  Blocks that are farther away than `reach` are skipped.
+  """
+  # It is experimental in JAX, so it is imported only where it is used.
   from jax.experimental.pallas.ops.tpu import splash_attention as sa
 
   local = reach is not None and reach < length - 1
@@ -65,7 +89,8 @@ def _splash_row(length: int, heads: int, reach: int | None) -> Callable[..., jax
     else sa.FullMask((length, length))
   )
   block = max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if length % size == 0)
-  # One kernel for all gradients computes the scores once, not twice, but holds the query's once a block of keys, in float32.
+  # One kernel for all gradients computes the scores once instead of twice, but holds the gradient
+  # of the query once per block of keys, in float32.
   fused = block == length
   kernel = sa.make_splash_mha(
     sa.MultiHeadMask([mask] * heads),
@@ -97,22 +122,28 @@ def cudnn(
   visible: jax.Array,
   implementation: Literal['xla', 'cudnn'] = 'cudnn',
 ) -> jax.Array:
-  """cuDNN's attention, through jax.nn.dot_product_attention.
+  """Attention of cuDNN, by jax.nn.dot_product_attention.
 
-  The kernel knows padding and causal windows, but neither packed rows nor windows to both sides, so it is given what is visible
-  as a dense mask. That becomes a bias in the inputs' type: 2 * batch * length**2 bytes, held for the backward pass (once for all
-  layers, or once a layer where layers differ), and as many again in passing for a gradient that nobody reads. 64 rows of 512: 32
-  MiB, where the probabilities of 12 heads that XLA's attention holds for every layer are 384 MiB in bfloat16.
+  The kernel supports padding and causal windows, but neither packed rows nor windows to both sides.
+  It therefore gets a dense mask of the visible positions, which becomes a bias in the type of the
+  inputs. The bias takes 2 * batch * length**2 bytes, held for the backward pass (once for all
+  layers, or once per layer where layers differ), and as many temporarily for a gradient that is not
+  used. For 64 rows of 512 positions this is 32 MiB, where the probabilities of 12 heads that XLA's
+  attention holds for each layer are 384 MiB in bfloat16.
 
   Args:
-    query: bfloat16 or float16 [batch, length, heads, head_size], scaled.
+    query: scaled, bfloat16 or float16 `[batch, length, heads, head_size]`.
     key: of the same type and shape.
     value: of the same type and shape.
-    visible: boolean [batch, 1, length, length].
+    visible: boolean `[batch, 1, length, length]`.
     implementation: of jax.nn.dot_product_attention; 'xla' computes the same without a GPU.
+
+  Returns:
+    `[batch, length, heads, head_size]`.
   """
 
-  # A device at a time: left to itself the kernel's partitioning does not divide the mask as it does the query.
+  # On each device separately: the partitioning of the kernel itself does not split the mask as it
+  # splits the query.
   def on_device(
     query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, _: None
   ) -> jax.Array:
@@ -124,9 +155,15 @@ def cudnn(
 
 
 def divided(mesh: jax.sharding.AbstractMesh, name: str | None, size: int) -> tuple[str, ...] | None:
-  """The mesh axes that a logical axis of so many elements goes over by the rules in force; None where they do not divide it."""
+  """The mesh axes that split a logical axis by the current rules; None where they do not divide it.
+
+  Args:
+    mesh: the mesh.
+    name: of the logical axis.
+    size: elements of the axis.
+  """
   spec = nn.logical_to_mesh_axes((name,))
-  assert spec is not None  # None is for no names at all
+  assert spec is not None  # None is returned only for no names
   axes = spec[0] or ()
   axes = (axes,) if isinstance(axes, str) else axes
   return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
@@ -140,20 +177,20 @@ def _on_each_device(
   of_rows: jax.Array,
   scalar: jax.Array | bool | None,
 ) -> jax.Array:
-  """`function` of each device's rows and heads, by the mesh and the logical axis rules in force, if there are any.
+  """Applies a function to each device's rows and heads, by the current mesh and logical axis rules.
 
-  XLA cannot divide a kernel that it did not make. `of_rows` has the batch first and no heads; `scalar` is whole. An axis that
-  does not divide (`tensor` and a generator of one head) is left whole: each of those devices then computes the same.
+  XLA cannot partition a kernel that it did not generate. `of_rows` has the batch as its first axis
+  and no heads, and `scalar` is replicated. An axis that does not divide (`tensor` and a generator
+  of one head) is replicated too, and those devices compute the same.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if (
-    mesh.empty or not nn.get_logical_axis_rules()
-  ):  # one device, or inside of what each device does by itself
+  # No mesh: one device, or the inside of a function that already runs on each device separately.
+  if mesh.empty or not nn.get_logical_axis_rules():
     return function(query, key, value, of_rows, scalar)
 
   rows, heads = divided(mesh, 'batch', query.shape[0]), divided(mesh, 'heads', query.shape[2])
   inputs = PartitionSpec(rows, None, heads)
-  # check_vma: Pallas kernels do not say along which axes their results vary.
+  # check_vma: Pallas kernels do not declare along which axes their results vary.
   return jax.shard_map(
     function,
     in_specs=(inputs, inputs, inputs, PartitionSpec(rows), PartitionSpec()),

@@ -1,25 +1,35 @@
-"""From a config to the model, the objective's settings, the optimizer, and the program that the trainer compiles."""
+"""From a config to the model, the objective's settings, the optimizer and the compiled step."""
 
-import dataclasses
 import math
 import types
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from electra_jax import registry
 from electra_jax.config import Phase, PretrainingConfig, phases_of
+from electra_jax.config.declarations import typed_options
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
-from electra_jax.pretrain import masking, objectives, pretrain_step
-from electra_jax.pretrain.objectives.common import Settings, step_flops
+from electra_jax.model.sharing.scheme import is_generator_parameter
+from electra_jax.pretrain import masking, pretrain_step
+from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import memory, optimizers, partitioning, schedules
 from electra_jax.training.encoders import sharing, towers
+from electra_jax.training.schedules import Inputs, Schedule
+from electra_jax.training.update_step import TrainState, UpdateOptions
+
+# A Tokenizer, or what any_tokenizer returns.
+AnyTokenizer: TypeAlias = Any
 
 
-def any_tokenizer(vocab_size: int):
-  """Stands for a tokenizer where there is none: its ids do not change what is compiled."""
+def any_tokenizer(vocab_size: int) -> AnyTokenizer:
+  """Takes the place of a tokenizer where there is none: its ids do not change what is compiled."""
   return types.SimpleNamespace(
     size=vocab_size,
     pad_id=0,
@@ -30,36 +40,57 @@ def any_tokenizer(vocab_size: int):
   )
 
 
+def objective_of(config: PretrainingConfig) -> Objective:
+  """The objective of a config. Raises UserError for an unknown name."""
+  objective: Objective = registry.OBJECTIVES.get(config.objective.name)
+  return objective
+
+
 def build_model(config: PretrainingConfig, vocab_size: int, platform: str | None = None) -> Electra:
-  """The two towers of a config.
+  """The two towers of a config, and the heads of its objective.
 
   Args:
     config: the run's config.
     vocab_size: of the tokenizer.
-    platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for that of JAX's devices.
+    platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for JAX's default.
 
-  Raises UserError for sizes that contradict each other.
+  Raises:
+    UserError: for sizes that contradict each other.
   """
-  heads = objectives.named(config.objective.name).HEADS
-  if config.generator.uniform:
-    heads = tuple(head for head in heads if head != 'generator_head')
+  objective = objective_of(config)
+  without = ('generator_head',) if config.generator.uniform else ()
+  generator, discriminator = towers(config, objective.one_tower, vocab_size, platform)
   return Electra(
-    *towers(config, vocab_size, platform),
-    sharing=sharing(config),
-    heads=heads,
-    two_tower=config.objective.name == 'electric',
+    generator,
+    discriminator,
+    sharing=sharing(config, objective.one_tower),
+    heads=tuple(head for head in objective.heads if head not in without),
+    two_tower=objective.two_tower_generator,
   )
 
 
-def build_settings(config: PretrainingConfig, tokenizer) -> Settings:
-  """The objective's settings, with the tokenizer's special tokens; slots for as many masks as its schedule ever wants.
+def build_settings(config: PretrainingConfig, tokenizer: AnyTokenizer) -> Settings:
+  """The objective's settings, with slots for the most masks that its schedule asks for.
 
-  Raises UserError where masking goes by words and the tokenizer does not tell them.
+  Args:
+    config: the run's config.
+    tokenizer: its special token ids and word starts.
+
+  Raises:
+    UserError: the objective does not have an option, or whole words are masked and the tokenizer
+      does not mark them.
   """
-  fields = dataclasses.asdict(config.objective)
-  del fields['schedules'], fields['options']
-  scheduled = config.objective.schedules.mask_rate
-  rate = max(config.objective.mask_rate, schedules.upper_bound(scheduled) if scheduled else 0)
+  c = config.objective
+  scheduled = c.schedules.mask_rate
+  rate = max(c.mask_rate, schedules.upper_bound(scheduled) if scheduled else 0)
+  options = typed_options(
+    registry.OBJECTIVES.entry(c.name).options,
+    c.options,
+    'config.objective.options',
+    f'the objective {c.name!r}',
+  )
+  fields = vars(c) | {'options': options}
+  del fields['schedules']  # evaluation uses the constants
   return Settings(
     **fields,
     frozen=config.generator.frozen,
@@ -68,13 +99,11 @@ def build_settings(config: PretrainingConfig, tokenizer) -> Settings:
     cls_id=tokenizer.cls_id,
     sep_id=tokenizer.sep_id,
     mask_id=tokenizer.mask_id,
-    word_starts=b''
-    if config.objective.masking == 'uniform'
-    else masking.packed(tokenizer.word_starts),
+    word_starts=b'' if c.masking == 'uniform' else masking.packed(tokenizer.word_starts),
   )
 
 
-def build_schedules(config: PretrainingConfig) -> dict:
+def build_schedules(config: PretrainingConfig) -> dict[str, Schedule]:
   """Settings of the objective that change over the run: name -> function of the step."""
   return {
     name: schedules.from_form(form, config.steps)
@@ -83,11 +112,15 @@ def build_schedules(config: PretrainingConfig) -> dict:
   }
 
 
-def build_rates(config: PretrainingConfig) -> dict:
-  """Learning rates over all phases: `learning_rate` and, where the generator has one of its own, `generator_learning_rate`."""
-  o, parts = config.optimizer, phases_of(config)
+def build_rates(config: PretrainingConfig) -> dict[str, Schedule]:
+  """Learning rates over all phases.
 
-  def rate(field):
+  Returns:
+    `learning_rate`, and `generator_learning_rate` where the generator has its own.
+  """
+  o, phases = config.optimizer, phases_of(config)
+
+  def rate(field: str) -> Schedule:
     return schedules.Piecewise(
       [
         schedules.WarmupDecay(
@@ -97,85 +130,90 @@ def build_rates(config: PretrainingConfig) -> dict:
           power=o.decay_power,
           after_warmup=o.decay_after_warmup,
         )
-        for c in (phase.config for phase in parts)
+        for c in (phase.config for phase in phases)
       ],
-      [phase.last for phase in parts[:-1]],
+      [phase.last for phase in phases[:-1]],
     )
 
-  own = any(phase.config.optimizer.generator_learning_rate for phase in parts)
-  return {
-    field: rate(field)
-    for field in ('learning_rate', *(('generator_learning_rate',) if own else ()))
-  }
+  separate = any(phase.config.optimizer.generator_learning_rate for phase in phases)
+  names = ('learning_rate', *(('generator_learning_rate',) if separate else ()))
+  return {name: rate(name) for name in names}
 
 
-def build_optimizer(config: PretrainingConfig):
-  """The optimizer of a config, with its schedule over all phases; and the schedule alone."""
-  o, rates = config.optimizer, build_rates(config)
-  make = {'adamw': optimizers.adamw, 'lamb': optimizers.lamb}[o.name]
-  optimizer = make(
-    rates['learning_rate'],
-    b1=o.b1,
-    b2=o.b2,
-    eps=o.eps,
-    weight_decay=o.weight_decay,
-    clip=o.clip,
-    bias_correction=o.bias_correction,
-    generator_schedule=rates.get('generator_learning_rate'),
-  )
+def build_optimizer(
+  config: PretrainingConfig,
+) -> tuple[optax.GradientTransformation, Schedule]:
+  """The optimizer of a config and its learning rate, over all phases."""
+  rates = build_rates(config)
+  optimizer = optimizers.build(config.optimizer, rates)
   if config.generator.frozen:
-    optimizer = optimizers.of_what_learns(
-      optimizer, lambda name: not optimizers.is_generators(name)
-    )
+    optimizer = optimizers.restricted(optimizer, lambda name: not is_generator_parameter(name))
   return optimizer, rates['learning_rate']
 
 
 class Program(NamedTuple):
-  """What a config computes on a mesh: what the trainer compiles and runs, and what the plan compiles."""
+  """What a config computes on a mesh: the trainer compiles and runs it, the plan compiles it.
 
-  config: PretrainingConfig  # of one phase
+  Attributes:
+    config: of one phase.
+    layout: of the mesh.
+    model: both towers and their heads.
+    objective: of pretrain/objectives.
+    settings: the objective's.
+    optimizer: over all phases.
+    rates: learning rates, see build_rates.
+    schedules: settings of the objective that change, see build_schedules.
+    shapes: of the state.
+    shardings: of the state.
+    trained: top levels of the parameters that are trained; None for all.
+    generator_only: whether only the generator is trained.
+  """
+
+  config: PretrainingConfig
   layout: partitioning.Layout
   model: Electra
+  objective: Objective
   settings: Settings
-  optimizer: Any  # over all phases
-  rates: dict  # of build_rates
-  schedules: dict  # of build_schedules
-  shapes: pretrain_step.TrainState  # of the state
-  shardings: pretrain_step.TrainState
-  trained: tuple[str, ...] | None = (
-    None  # top levels of the parameters that learn, where not all do
-  )
-  alone: bool = False  # only the generator is trained
+  optimizer: optax.GradientTransformation
+  rates: dict[str, Schedule]
+  schedules: dict[str, Schedule]
+  shapes: TrainState
+  shardings: TrainState
+  trained: tuple[str, ...] | None = None
+  generator_only: bool = False
 
   @property
-  def inputs(self) -> dict:
+  def inputs(self) -> dict[str, Inputs]:
     """Constants of the schedules, the `schedules` of a step's batch."""
     return schedules.constants(self.rates | self.schedules)
 
   @property
-  def objective(self):
-    """The module of the objective."""
-    return objectives.named(self.settings.name)
+  def computation(self) -> pretrain_step.Computation:
+    """What a training step computes, apart from the update."""
+    return pretrain_step.Computation(
+      self.model,
+      self.objective,
+      self.settings,
+      self.config.seed,
+      self.generator_only,
+      self.schedules,
+    )
 
   def step_flops(self, convention: str = 'model') -> int:
-    """Of one step, see training/flops.step_flops."""
-    return step_flops(
-      self.settings,
-      self.model,
-      self.config.batch_size,
-      self.config.sequence_length,
-      convention,
-      self.alone,
+    """Floating point operations of one step, see training/flops.step_flops."""
+    shape = self.config.batch_size, self.config.sequence_length
+    return self.objective.step_flops(
+      self.settings, self.model, shape, convention, self.generator_only
     )
 
 
 def program(
-  run_config: PretrainingConfig, phase: Phase, tokenizer, layout: partitioning.Layout
+  run_config: PretrainingConfig, phase: Phase, tokenizer: AnyTokenizer, layout: partitioning.Layout
 ) -> Program:
   """The program of one phase of a run.
 
   Args:
-    run_config: of the run, whose phases the schedules of the learning rates go over.
+    run_config: of the run, over whose phases learning rates are scheduled.
     phase: the phase.
     tokenizer: its size and special token ids.
     layout: of the mesh.
@@ -184,68 +222,73 @@ def program(
     UserError: for sizes that contradict each other or do not divide over the mesh.
   """
   config = phase.config
-  mesh, platform = layout.mesh, layout.mesh.devices.flat[0].platform
-  model = build_model(config, tokenizer.size, platform)
-  check_batch(config, mesh)
-  across = [axis for axis in dict(layout.rules)['heads'] or () if mesh.shape[axis] > 1]
-  for tower, c in (
-    ('generator', model.generator_config),
-    ('discriminator', model.discriminator_config),
-  ):
-    for axis in across if tower == 'discriminator' or 'generator_head' in model.heads else ():
-      if c.num_heads % mesh.shape[axis]:
-        raise UserError(
-          f"config.mesh.{axis} {mesh.shape[axis]} does not divide the {tower}'s {c.num_heads} heads; "
-          f"use a divisor, or leave heads whole: --config.sharding.heads=''."
-        )
+  model = build_model(config, tokenizer.size, layout.mesh.devices.flat[0].platform)
+  check_batch(config, layout.mesh)
+  _check_heads(model, layout)
   optimizer, _ = build_optimizer(run_config)
   shapes, shardings = pretrain_step.state_shardings(
     model, optimizer, config.sequence_length, layout
   )
-  # What a discriminator that is there already reads stays as it learned it.
-  learning = (
-    'generator',
-    'generator_ltr',
-    'generator_rtl',
-    'generator_head',
-    'generator_embeddings',
-    *(() if run_config.init else ('embeddings',)),
-  )
-  if run_config.init and model.sharing == 'disentangled':
-    learning = tuple(
-      name for name in learning if name != 'generator_embeddings'
-    )  # it reads them too
-  trained = (
-    tuple(name for name in learning if name in shapes.params) if phase.generator_only else None
-  )
-  if config.generator.frozen:
-    trained = tuple(name for name in shapes.params if not optimizers.is_generators(name))
   return Program(
     config,
     layout,
     model,
+    objective_of(config),
     build_settings(config, tokenizer),
     optimizer,
     build_rates(run_config),
     build_schedules(run_config),
     shapes,
     shardings,
-    trained,
+    _trained(run_config, phase, model, tuple(shapes.params)),
     phase.generator_only,
   )
 
 
-def check_batch(config: PretrainingConfig, mesh) -> int:
+def _check_heads(model: Electra, layout: partitioning.Layout) -> None:
+  """Raises UserError where attention heads do not divide over the mesh."""
+  axes = dict(layout.rules)['heads'] or ()
+  across = [axis for axis in axes if layout.mesh.shape[axis] > 1]
+  found = {'discriminator': model.discriminator_config}
+  if 'generator_head' in model.heads:
+    found = {'generator': model.generator_config} | found
+  for tower, c in found.items():
+    for axis in across:
+      if c.num_heads % layout.mesh.shape[axis]:
+        raise UserError(
+          f"config.mesh.{axis} {layout.mesh.shape[axis]} does not divide the {tower}'s "
+          f"{c.num_heads} heads; use a divisor, or leave heads whole: --config.sharding.heads=''."
+        )
+
+
+def _trained(
+  run_config: PretrainingConfig, phase: Phase, model: Electra, names: tuple[str, ...]
+) -> tuple[str, ...] | None:
+  """Top levels of the parameters that a phase trains; None for all.
+
+  A phase that trains only the generator does not change what an initialized discriminator reads.
+  """
+  if phase.config.generator.frozen:
+    return tuple(name for name in names if not is_generator_parameter(name))
+  if not phase.generator_only:
+    return None
+  trained = model.scheme.trained_with_generator(keep_discriminator=bool(run_config.init))
+  return tuple(name for name in trained if name in names)
+
+
+def check_batch(config: PretrainingConfig, mesh: jax.sharding.Mesh) -> int:
   """Rows of a batch on each device. Raises UserError where they do not divide."""
   shards = partitioning.row_shards(mesh)
   if config.batch_size % shards:
     raise UserError(
-      f'config.batch_size {config.batch_size} does not divide over {shards} devices; use a multiple of {shards}.'
+      f'config.batch_size {config.batch_size} does not divide over {shards} devices; use a '
+      f'multiple of {shards}.'
     )
   rows = config.batch_size // shards
   if config.micro_batches and rows % config.micro_batches:
     raise UserError(
-      f'config.micro_batches {config.micro_batches} does not divide the {rows} rows of a device; change it, or config.batch_size.'
+      f'config.micro_batches {config.micro_batches} does not divide the {rows} rows of a device; '
+      'change it, or config.batch_size.'
     )
   return rows
 
@@ -253,26 +296,15 @@ def check_batch(config: PretrainingConfig, mesh) -> int:
 def lower_step(p: Program, micro_batches: int) -> jax.stages.Lowered:
   """The train step of a program, `(state, batch) -> (state, sums)`, lowered for its mesh."""
   moments = partitioning.moment_shardings(p.shapes.params, p.shardings.params, p.layout)
-  step = pretrain_step.make_train_step(
-    p.model,
-    p.objective,
-    p.settings,
-    p.optimizer,
-    seed=p.config.seed,
-    micro_batches=micro_batches,
-    skip_nonfinite=p.config.skip_nonfinite,
-    layout=p.layout,
-    moments=moments,
-    trained=p.trained,
-    alone=p.alone,
-    schedules=p.schedules,
-  )
+  options = UpdateOptions(micro_batches, p.config.skip_nonfinite, p.layout, moments, p.trained)
+  step = pretrain_step.make_train_step(p.computation, p.optimizer, options)
   batch = {
     'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, p.config.sequence_length), jnp.int32),
     'schedules': jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), p.inputs),
   }
   jitted = pretrain_step.jit_train_step(step, p.shardings, p.layout, with_schedules=True)
-  return jitted.lower(p.shapes, batch)
+  lowered: jax.stages.Lowered = jitted.lower(p.shapes, batch)
+  return lowered
 
 
 def compile_step(p: Program, micro_batches: int) -> jax.stages.Compiled:
@@ -280,26 +312,44 @@ def compile_step(p: Program, micro_batches: int) -> jax.stages.Compiled:
   return lower_step(p, micro_batches).compile()
 
 
-def compile_to_fit(p: Program, budget: int, micro_batches: int = 0, say=lambda label, text: None):
-  """The compiled step of as many micro-batches as asked for, or, for 0, of the fewest that fit into `budget` bytes a device.
+def _silent(label: str, text: str) -> None:
+  """Prints nothing."""
 
-  Returns: micro-batches, the compiled step, its bytes a device. Raises UserError where even one row at a time does not fit.
+
+def compile_to_fit(
+  p: Program, budget: int, micro_batches: int = 0, say: Callable[[str, str], None] = _silent
+) -> tuple[int, jax.stages.Compiled, int]:
+  """Compiles the step for the memory of the devices.
+
+  Args:
+    p: the program.
+    budget: bytes per device.
+    micro_batches: how many to compile; 0 for the fewest that fit into the budget.
+    say: prints a label and a line on progress.
+
+  Returns:
+    Micro-batches, the compiled step, its bytes per device.
+
+  Raises:
+    UserError: where even one row at a time does not fit.
   """
 
-  def compile_one(k):
+  def compile_one(k: int) -> jax.stages.Compiled:
     say('compiling', 'the step' + (f' in {k} micro-batches' if k > 1 else ''))
     return compile_step(p, k)
 
   if micro_batches:
     compiled = compile_one(micro_batches)
     return micro_batches, compiled, memory.peak_bytes(compiled)
-  rows, towers = (
-    check_batch(p.config, p.layout.mesh),
-    (p.model.generator_config, p.model.discriminator_config),
+  rows = check_batch(p.config, p.layout.mesh)
+  per_row = sum(
+    memory.activation_bytes(c, p.config.sequence_length)
+    for c in (p.model.generator_config, p.model.discriminator_config)
   )
-  row = sum(memory.activation_bytes(c, p.config.sequence_length) for c in towers)
-  state = partitioning.bytes_per_device(p.shapes, p.shardings) + 2 * partitioning.bytes_per_device(
-    p.shapes.params, p.shardings.params
+  params = partitioning.bytes_per_device(p.shapes.params, p.shardings.params)
+  state = partitioning.bytes_per_device(p.shapes, p.shardings) + 2 * params
+  guess = math.ceil(rows * per_row / max(1, budget - state))
+  chosen: tuple[int, jax.stages.Compiled, int] = memory.choose_micro_batches(
+    compile_one, rows, budget, max(1, guess)
   )
-  guess = math.ceil(rows * row / max(1, budget - state))
-  return memory.choose_micro_batches(compile_one, rows, budget, max(1, guess))
+  return chosen

@@ -1,80 +1,92 @@
-"""A checkpoint on held-out rows: figures with bootstrap intervals, a table and evaluation.json."""
+"""Evaluation on held-out rows: metrics with bootstrap intervals, a table and evaluation.json."""
 
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
 
+from electra_jax import registry
 from electra_jax.console import say
 from electra_jax.data.store.row_batches import heldout_batches, heldout_rows
-from electra_jax.pretrain import metrics, objectives
-from electra_jax.pretrain.objectives.common import total
+from electra_jax.pretrain import metrics
+from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.pretrain.objectives.parts import Params
+from electra_jax.pretrain.objectives.settings import Settings
+from electra_jax.pretrain.pretrain_step import EvalStep, jit_eval_step
 from electra_jax.training import hosts, partitioning, run_folder
+
+if TYPE_CHECKING:
+  from electra_jax.pretrain.pretrained import Run
+
+Store: TypeAlias = Any  # of rows: TokenStore, Mixture
 
 EVAL_SEED = 7919  # masks and samples of held-out rows are the same for every run and checkpoint
 RESAMPLES = 1_000
-NAMES = {
-  'generator_loss': 'generator loss',
-  'generator_accuracy': 'generator accuracy',
-  'sampled_accuracy': 'sampled accuracy',
-  'prediction_loss': "the main tower's prediction loss",
-  'prediction_accuracy': "the main tower's prediction accuracy",
-  'discriminator_loss': 'discriminator loss',
-  'constant_loss': "constant predictor's loss",
-  'gain': 'gain over the constant predictor',
-  'discriminator_accuracy': 'discriminator accuracy',
-  'auc': 'area under the ROC curve',
-  'average_precision': 'average precision',
-  'average_precision_gain': 'gain over chance (replaced rate)',
-  'precision': 'precision',
-  'recall': 'recall',
-  'replaced_rate': 'replaced rate',
-  'total_loss': 'total loss',
-}
 
 
-def heldout_sums(eval_step, params, store, *, batch_size: int, mesh, limit: int | None = None):
-  """Sums of each batch of held-out rows: a dict of arrays with one entry a batch.
+def heldout_sums(
+  eval_step: EvalStep,
+  params: Params,
+  store: Store,
+  *,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  limit: int | None = None,
+) -> dict[str, np.ndarray]:
+  """Sums of each batch of held-out rows, arrays [batches, ...].
 
   Args:
-    eval_step: jitted pretrain.step.make_eval_step.
+    eval_step: of pretrain_step.jit_eval_step.
     params: the parameters.
     store: held-out rows.
-    batch_size: rows a batch, a multiple of the number of devices.
+    batch_size: rows per batch, a multiple of the number of devices.
     mesh: where to compute.
-    limit: most rows, or None for all; fewer than all are taken at even distances. A row is masked by its number in the
-      store, so whatever the limit it is masked the same.
+    limit: most rows, or None for all; fewer than all are taken at even distances. The masks of a
+      row depend on its number in the store, so they do not depend on the limit.
   """
-  mine, total = partitioning.process_rows(mesh, batch_size), []
+  mine, found = partitioning.process_rows(mesh, batch_size), []
   numbers = heldout_rows(store.rows, batch_size, limit).astype(np.int32)
   for token_ids, rows in zip(
     heldout_batches(store, batch_size, mine, limit), numbers[:, mine], strict=True
   ):
     local = (partitioning.global_batch(x, mesh, batch_size) for x in (token_ids, rows))
-    total.append(eval_step(params, *local))
-  return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(total))
+    found.append(eval_step(params, *local))
+  sums: dict[str, np.ndarray] = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(found))
+  return sums
 
 
-def figures_of(sums, settings) -> dict:
-  """metrics.figures of sums added over their first axis, and the total loss and gains made of them."""
-  f = metrics.figures(jax.tree.map(lambda x: np.asarray(x, np.float64).sum(0), sums))
-  return _with_gains(f, settings)
+def heldout_metrics(sums: metrics.HostSums, settings: Settings) -> dict[str, metrics.Value]:
+  """Metrics of all batches together, with the total loss and gains.
+
+  Args:
+    sums: of heldout_sums.
+    settings: of the objective.
+  """
+  whole = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(0), dict(sums))
+  return _with_total(whole, settings)
 
 
-def _with_gains(f, settings):
-  gains = (
-    {
-      'gain': f['constant_loss'] - f['discriminator_loss'],
-      'average_precision_gain': f['average_precision'] - f['replaced_rate'],
-    }
-    if 'auc' in f
-    else {}
-  )
-  return f | {'total_loss': total(settings, f)} | gains
+def _with_total(sums: metrics.HostSums, settings: Settings) -> dict[str, metrics.Value]:
+  objective: Objective = registry.OBJECTIVES.get(settings.name)
+  values = objective.compute_metrics(sums)
+  return metrics.with_gains(values | {'total_loss': objective.total_loss(settings, values)})
 
 
-def intervals(sums, settings, resamples: int = RESAMPLES) -> dict[str, tuple[float, float]]:
-  """95% percentile bootstrap intervals (Efron 1979) of every figure, resampling batches of consecutive rows."""
+def intervals(
+  sums: metrics.HostSums, settings: Settings, resamples: int = RESAMPLES
+) -> dict[str, tuple[float, float]]:
+  """95% percentile bootstrap intervals (Efron 1979) of every metric.
+
+  Args:
+    sums: of heldout_sums; batches of consecutive rows are resampled.
+    settings: of the objective.
+    resamples: how many.
+
+  Returns:
+    The two ends of each metric's interval, nan where it is undefined.
+  """
   blocks = len(sums['masked'])
   draws = (
     np.random.default_rng(0)
@@ -84,35 +96,46 @@ def intervals(sums, settings, resamples: int = RESAMPLES) -> dict[str, tuple[flo
   resampled = {
     name: np.tensordot(draws, np.asarray(value, np.float64), 1) for name, value in sums.items()
   }
-  f = _with_gains(metrics.figures(resampled), settings)
+  return {name: _percentiles(values) for name, values in _with_total(resampled, settings).items()}
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+  if not np.isfinite(values).any():
+    return float('nan'), float('nan')
+  low, high = np.nanpercentile(values, [2.5, 97.5])
+  return float(low), float(high)
+
+
+def with_intervals(sums: metrics.HostSums, settings: Settings) -> dict[str, dict[str, float]]:
+  """The objective's metrics as evaluation.json has them: 'value', 'low' and 'high' of each."""
+  objective: Objective = registry.OBJECTIVES.get(settings.name)
+  values, spread = heldout_metrics(sums, settings), intervals(sums, settings)
   return {
-    name: tuple(float(x) for x in np.nanpercentile(values, [2.5, 97.5]))
-    if np.isfinite(values).any()
-    else (float('nan'),) * 2
-    for name, values in f.items()
+    name: {'value': float(values[name]), 'low': spread[name][0], 'high': spread[name][1]}
+    for name in objective.displayed
+    if name in values
   }
 
 
-def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
-  """A trained run on its held-out rows: prints a table and writes WORKDIR/evaluation.json, which is returned.
+def evaluate(run: 'Run', *, rows: int | None = None, batch_size: int = 16) -> dict[str, Any]:
+  """Evaluates a trained run on its held-out rows, and prints a table.
 
   Args:
-    run: electra_jax.Run, opened on any number of devices.
+    run: an opened run, on any number of devices.
     rows: most rows, or None for all.
-    batch_size: rows a step; a step is also the unit that the bootstrap resamples.
-  """
-  from electra_jax.pretrain.pretrain_step import jit_eval_step
+    batch_size: rows per batch; a batch is also the unit that the bootstrap resamples.
 
+  Returns:
+    What it writes to WORKDIR/evaluation.json.
+  """
+  objective: Objective = registry.OBJECTIVES.get(run.settings.name)
   batch_size = -(-batch_size // run.mesh.size) * run.mesh.size
-  eval_step = jit_eval_step(
-    run.model, objectives.named(run.settings.name), run.settings, run.layout, seed=EVAL_SEED
-  )
+  eval_step = jit_eval_step(run.model, objective, run.settings, run.layout, seed=EVAL_SEED)
   start = time.perf_counter()
   sums = heldout_sums(
     eval_step, run.params, run.heldout, batch_size=batch_size, mesh=run.mesh, limit=rows
   )
   seconds = time.perf_counter() - start
-  figures, spread = figures_of(sums, run.settings), intervals(sums, run.settings)
   tokens = int(sums['tokens'].sum())
   facts = {
     'step': run.step,
@@ -124,24 +147,18 @@ def evaluate(run, *, rows: int | None = None, batch_size: int = 16) -> dict:
     'evaluated',
     f'step {run.step:,} on {facts["rows"]:,} held-out rows, {tokens:,} tokens, in {seconds:.0f} s',
   )
-  result = facts | {
-    'figures': {
-      name: {'value': float(figures[name]), 'low': spread[name][0], 'high': spread[name][1]}
-      for name in NAMES
-      if name in figures
-    }
-  }
-  print(table(result))
+  result = facts | {'figures': with_intervals(sums, run.settings)}
+  print(metrics_table(result, objective.displayed))
   path = run_folder.folder(run.workdir) / 'evaluation.json'
   hosts.from_first(lambda: run_folder.write_json(path, result))
   say('written', str(path))
   return result
 
 
-def table(result: dict) -> str:
-  """The figures of evaluation.json as aligned text."""
-  lines = [f'\n  {"held-out figure":34}{"value":>9}   95% interval']
+def metrics_table(result: Mapping[str, Any], displayed: Mapping[str, metrics.Metric]) -> str:
+  """The metrics of evaluation.json as aligned text, with their titles."""
+  lines = [f'\n  {"held-out metric":34}{"value":>9}   95% interval']
   for name, f in result['figures'].items():
-    title = NAMES[name]
+    title = displayed[name].title
     lines.append(f'  {title:34}{f["value"]:9.4f}   {f["low"]:.4f} to {f["high"]:.4f}')
   return '\n'.join(lines) + '\n'

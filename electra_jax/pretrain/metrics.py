@@ -1,19 +1,87 @@
-"""The figures that say whether it learns, all made from sums, so that they add over steps, micro-batches and devices."""
+"""Training and evaluation metrics, computed from sums.
 
+Sums add up over steps, micro-batches and devices, so metrics of any set of rows are exact.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from electra_jax.pretrain.replacement import argmax
 
-TRAIN_BINS, EVAL_BINS = 512, 4096
+Sums: TypeAlias = dict[str, jax.Array]
+HostSums: TypeAlias = Mapping[str, Any]  # arrays, with or without a leading axis
+Value: TypeAlias = Any  # a float, or an array [resamples]
+
+TRAIN_BINS = 512
+EVAL_BINS = 4096
 _LARGEST_LOGIT = 16.0
 
 
-def histogram(logits, labels, weights, bins: int):
-  """Counts of the discriminator's logits by label: int32 [2, bins], row 0 original and row 1 replaced.
+class Column(NamedTuple):
+  """A column of the training log.
 
-  Bins are equal over [-16, 16], the outer ones open; an edge lies at 0, so that accuracy, precision and recall are exact, while the area under
-  the curve counts pairs inside one bin as ties. logits, labels, weights: [batch, length]; weight 0 is left out.
+  Attributes:
+    title: header of the column.
+    width: width in characters.
+    format: format of the values, such as '.3f'.
+  """
+
+  title: str
+  width: int
+  format: str
+
+
+class Metric(NamedTuple):
+  """How a metric is displayed.
+
+  Attributes:
+    title: in tables of evaluation and of reports.
+    column: of the training log; None for none.
+  """
+
+  title: str
+  column: Column | None = None
+
+
+# In the order of tables and columns.
+METRICS = {
+  'generator_loss': Metric('generator loss', Column('gen loss', 9, '.3f')),
+  'generator_accuracy': Metric('generator accuracy', Column('acc', 5, '.0%')),
+  'sampled_accuracy': Metric('sampled accuracy'),
+  'prediction_loss': Metric("the main tower's prediction loss", Column('pred loss', 9, '.3f')),
+  'prediction_accuracy': Metric("the main tower's prediction accuracy"),
+  'discriminator_loss': Metric('discriminator loss', Column('disc loss', 10, '.4f')),
+  'constant_loss': Metric("constant predictor's loss", Column('constant', 9, '.4f')),
+  'gain': Metric('gain over the constant predictor'),
+  'discriminator_accuracy': Metric('discriminator accuracy'),
+  'auc': Metric('area under the ROC curve', Column('auc', 6, '.3f')),
+  'average_precision': Metric('average precision', Column('ap', 6, '.3f')),
+  'average_precision_gain': Metric('gain over chance (replaced rate)'),
+  'precision': Metric('precision'),
+  'recall': Metric('recall', Column('recall', 7, '.3f')),
+  'replaced_rate': Metric('replaced rate'),
+  'total_loss': Metric('total loss'),
+}
+
+
+def histogram(logits: jax.Array, labels: jax.Array, weights: jax.Array, bins: int) -> jax.Array:
+  """Counts of the discriminator's logits by label.
+
+  Bins are equal over [-16, 16], the outer ones open. An edge lies at 0, so accuracy, precision and
+  recall are exact, while the area under the curve counts pairs inside one bin as ties.
+
+  Args:
+    logits: [batch, length].
+    labels: [batch, length], 1 for a replaced token.
+    weights: [batch, length], 0 for a token that does not count.
+    bins: even.
+
+  Returns:
+    int32 [2, bins], row 0 original and row 1 replaced.
   """
   # Halves are added after the floor: a tiny negative logit would be lost in a sum with 16.
   place = jnp.floor(logits * (bins / (2 * _LARGEST_LOGIT))) + bins // 2
@@ -26,10 +94,16 @@ def histogram(logits, labels, weights, bins: int):
   )
 
 
-def generator_sums(logits, original, mask_weights, losses):
-  """Sums over a batch of what the generator predicts, as a dict; counts are int32, so that they stay exact.
+def generator_sums(
+  logits: jax.Array, original: jax.Array, mask_weights: jax.Array, losses: jax.Array
+) -> Sums:
+  """Sums of the generator's predictions. Counts are int32, so that they stay exact.
 
-  logits [batch, predictions, vocab]; original, mask_weights and losses [batch, predictions], losses zero where the weight is.
+  Args:
+    logits: [batch, predictions, vocab].
+    original: int32 [batch, predictions], the masked tokens.
+    mask_weights: [batch, predictions], 0 for an empty slot.
+    losses: [batch, predictions] or [batch, length], 0 where there is no prediction.
   """
   masked = mask_weights.astype(jnp.int32)
   return {
@@ -39,13 +113,29 @@ def generator_sums(logits, original, mask_weights, losses):
   }
 
 
-def verdict_sums(verdicts, labels, where, losses, bins: int):
-  """The same of the discriminator's verdicts, all [batch, length]; `where` says which count, losses are zero elsewhere."""
+def verdict_sums(
+  verdicts: jax.Array, labels: jax.Array, where: jax.Array, losses: jax.Array, bins: int
+) -> Sums:
+  """Sums of the discriminator's verdicts.
+
+  Args:
+    verdicts: log-odds [batch, length].
+    labels: [batch, length], 1 for a replaced token.
+    where: [batch, length], the tokens that count.
+    losses: [batch, length], 0 elsewhere.
+    bins: of the histogram of verdicts.
+  """
   return {'discriminator_loss': losses.sum(), 'scores': histogram(verdicts, labels, where, bins)}
 
 
-def prediction_sums(losses, correct, where):
-  """The same of what the main tower predicts: losses, whether right, and whether it counts, all of one shape."""
+def prediction_sums(losses: jax.Array, correct: jax.Array, where: jax.Array) -> Sums:
+  """Sums of the main tower's predictions of tokens.
+
+  Args:
+    losses: [batch, positions], 0 where there is no prediction.
+    correct: [batch, positions], whether the prediction is right.
+    where: [batch, positions], the positions that count.
+  """
   where = where.astype(jnp.int32)
   return {
     'prediction_loss': losses.sum(),
@@ -54,13 +144,21 @@ def prediction_sums(losses, correct, where):
   }
 
 
-def ranking(scores):
-  """Area under the ROC curve, and average precision, of histograms [..., 2, bins]: two arrays [...], nan without both labels.
+def ranking(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The area under the ROC curve and the average precision of histograms.
 
-  Average precision is the sum over thresholds of (recall gained) x (precision), as scikit-learn defines it.
+  Average precision is the sum over thresholds of (recall gained) x (precision), as scikit-learn
+  defines it.
+
+  Args:
+    scores: [..., 2, bins], see histogram.
+
+  Returns:
+    Two arrays [...], nan where a label is missing.
   """
   scores = np.asarray(scores, np.float64)[..., ::-1]  # from the surest "replaced" down
-  negatives, positives = scores[..., 0, :], scores[..., 1, :]
+  negatives = scores[..., 0, :]
+  positives = scores[..., 1, :]
   above_n, above_p = np.cumsum(negatives, -1), np.cumsum(positives, -1)
   total_n, total_p = above_n[..., -1], above_p[..., -1]
   with np.errstate(invalid='ignore', divide='ignore'):
@@ -71,21 +169,26 @@ def ranking(scores):
   return np.where(total_n > 0, auc, np.nan), average_precision
 
 
-def entropy(rate):
-  """Of a coin in nats: the loss of the constant predictor that always answers `rate`."""
+def binary_entropy(rate: Value) -> np.ndarray:
+  """Entropy in nats: the loss of the constant predictor that always answers `rate`."""
   rate = np.clip(np.asarray(rate, np.float64), 1e-12, 1 - 1e-12)
-  return -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+  result: np.ndarray = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+  return result
 
 
-def figures(sums) -> dict[str, float]:
-  """The named figures of an objective's sums, over whatever was added up (a leading axis gives arrays).
+def compute(sums: HostSums) -> dict[str, Value]:
+  """Metrics by name.
 
-  Losses in nats a token. `constant_loss` is the best constant predictor's: the discriminator knows something only below it. What
-  the objective has no sums of is left out; the discriminator's are nan while it judges nothing.
+  Losses are in nats per token. `constant_loss` is that of the best constant predictor: a
+  discriminator is of use only below it. The discriminator's metrics are nan without judged tokens.
+
+  Args:
+    sums: added up over rows; with a leading axis, metrics are arrays. Metrics whose sums are
+      missing are left out.
   """
   s = {name: np.asarray(value, np.float64) for name, value in sums.items()}
   masked = np.maximum(s['masked'], 1)
-  found = {
+  found: dict[str, Value] = {
     'generator_loss': s['generator_loss'] / np.maximum(s.get('candidates', s['masked']), 1),
     'generator_accuracy': s['generator_correct'] / masked,
   }
@@ -97,10 +200,13 @@ def figures(sums) -> dict[str, float]:
       'prediction_loss': s['prediction_loss'] / predicted,
       'prediction_accuracy': s['prediction_correct'] / predicted,
     }
-  return found | (_of_verdicts(s['discriminator_loss'], s['scores']) if 'scores' in s else {})
+  if 'scores' in s:
+    found |= _verdict_metrics(s['discriminator_loss'], s['scores'])
+  return found
 
 
-def _of_verdicts(loss, scores) -> dict:
+def _verdict_metrics(loss: np.ndarray, scores: np.ndarray) -> dict[str, Value]:
+  """Metrics of a discriminator from the sum of its losses [...] and histograms [..., 2, bins]."""
   tokens, replaced = scores.sum((-2, -1)), scores[..., 1, :].sum(-1)
   middle = scores.shape[-1] // 2
   called, hits = scores[..., middle:].sum((-2, -1)), scores[..., 1, middle:].sum(-1)
@@ -108,7 +214,7 @@ def _of_verdicts(loss, scores) -> dict:
   some = np.where(tokens > 0, tokens, np.nan)
   return {
     'discriminator_loss': loss / some,
-    'constant_loss': entropy(replaced / some),
+    'constant_loss': binary_entropy(replaced / some),
     'discriminator_accuracy': (tokens - called - replaced + 2 * hits) / some,
     'auc': auc,
     'average_precision': average_precision,
@@ -118,8 +224,17 @@ def _of_verdicts(loss, scores) -> dict:
   }
 
 
-def collapsed(figures: dict[str, float]) -> bool:
-  """Has the discriminator settled on "original": of replaced tokens none found, and no ranking better than chance?"""
+def with_gains(values: Mapping[str, Value]) -> dict[str, Value]:
+  """Metrics, and those of the discriminator less what a constant predictor or chance scores."""
+  found = dict(values)
+  if 'auc' in values:
+    found['gain'] = values['constant_loss'] - values['discriminator_loss']
+    found['average_precision_gain'] = values['average_precision'] - values['replaced_rate']
+  return found
+
+
+def answers_original(values: Mapping[str, Value]) -> bool:
+  """Whether the discriminator answers "original" everywhere and ranks no better than chance."""
   return bool(
-    figures.get('replaced_rate', 0) > 0 and figures['recall'] < 1e-3 and not figures['auc'] > 0.55
+    values.get('replaced_rate', 0) > 0 and values['recall'] < 1e-3 and not values['auc'] > 0.55
   )

@@ -1,26 +1,91 @@
-"""The jitted steps of pretraining and of its evaluation: masks, both towers, losses; the update is training/update_step.py's."""
+"""The jitted steps of pretraining and of its evaluation.
+
+A step masks rows and computes the objective's loss; update_step.py updates the parameters.
+"""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import metrics
-from electra_jax.pretrain.objectives import common
+from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.pretrain.objectives.parts import Batch, LossContext, Params, Sums
+from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import partitioning, update_step
-from electra_jax.training.schedules import values
-from electra_jax.training.update_step import TrainState, fresh_state
+from electra_jax.training.schedules import Schedule, values
+from electra_jax.training.update_step import TrainState, UpdateOptions, fresh_state
+
+PyTree: TypeAlias = Any
+TrainStep: TypeAlias = Callable[[TrainState, PyTree], tuple[TrainState, Sums]]
+# What jax.jit returns; it has `lower`, and is called like the function that it compiles.
+Jitted: TypeAlias = Any
+EvalStep: TypeAlias = Callable[[Params, jax.Array, jax.Array], Sums]
 
 
-def init_params(model, seed: int, length: int):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computation:
+  """What a training step computes, apart from the update of the parameters.
+
+  Attributes:
+    model: both towers and their heads.
+    objective: of pretrain/objectives.
+    settings: the objective's.
+    seed: of masks, samples and dropout.
+    generator_only: whether only the generator's loss is minimized.
+    schedules: settings that change over the run, by name.
+  """
+
+  model: Electra
+  objective: Objective
+  settings: Settings
+  seed: int
+  generator_only: bool = False
+  schedules: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
+
+  def prepare(self, step: jax.Array, batch: PyTree) -> tuple[Batch, dict[str, jax.Array]]:
+    """Masks a global batch.
+
+    Args:
+      step: updates done before.
+      batch: `token_ids` [batch, length]; `schedules`, see make_train_step, or none.
+
+    Returns:
+      The masked rows; counts over all of them, and the settings that change.
+    """
+    token_ids = batch['token_ids']
+    now: dict[str, Any] = values(dict(self.schedules), step, batch.get('schedules'))
+    keys = row_keys(self.seed, step, jnp.arange(token_ids.shape[0]))
+    settings = dataclasses.replace(self.settings, **now)
+    examples = self.objective.examples(settings, token_ids, keys)
+    return examples, self.objective.counts(settings, examples) | now
+
+  def loss(
+    self, params: Params, examples: Batch, counts: dict[str, jax.Array]
+  ) -> tuple[jax.Array, Sums]:
+    """The loss of some rows of `prepare`, and sums for metrics; with dropout."""
+    now: dict[str, Any] = {name: counts[name] for name in self.schedules}  # the same for all rows
+    settings = dataclasses.replace(self.settings, **now)
+    context = LossContext(settings, self.model, examples, counts, train=True)
+    if self.generator_only:
+      return self.objective.generator_only_loss(params, context)
+    return self.objective.loss(params, context)
+
+
+def init_params(model: Electra, seed: int, length: int) -> PyTree:
   """Parameters of `model`, boxed with their logical axes. Pure, for jax.eval_shape and jax.jit."""
   ids = jnp.zeros((1, length), jnp.int32)
   key = jax.random.key(seed, impl='threefry2x32')
-  # Nothing is attended to yet, and a kernel of another kind does not lower on several devices at once.
+  # Parameters do not depend on the kernel, and kernels of other kinds do not lower on several
+  # devices at once.
   model = model.clone(
     **{
       name: dataclasses.replace(getattr(model, name), attention='xla')
@@ -30,87 +95,58 @@ def init_params(model, seed: int, length: int):
   return model.init(key, Inputs(ids, ids + 1, ids, ids), jnp.zeros((1, 1), jnp.int32))['params']
 
 
-def init_state(model, optimizer, seed: int, length: int) -> TrainState:
-  """A state of fresh parameters."""
+def init_state(
+  model: Electra, optimizer: optax.GradientTransformation, seed: int, length: int
+) -> TrainState:
+  """A state of randomly initialized parameters."""
   return fresh_state(optimizer, nn.unbox(init_params(model, seed, length)))
 
 
-def state_shardings(model, optimizer, length: int, layout: partitioning.Layout):
+def state_shardings(
+  model: Electra,
+  optimizer: optax.GradientTransformation,
+  length: int,
+  layout: partitioning.Layout,
+) -> tuple[TrainState, TrainState]:
   """Shapes and shardings of the state: two trees like TrainState."""
-  return update_step.state_shardings(
-    jax.eval_shape(lambda: init_params(model, 0, length)), optimizer, layout
-  )
+  boxed = jax.eval_shape(lambda: init_params(model, 0, length))
+  return update_step.layout_of_state(boxed, optimizer, layout)
 
 
 def make_train_step(
-  model,
-  objective,
-  settings,
-  optimizer,
-  *,
-  seed: int,
-  micro_batches: int = 1,
-  skip_nonfinite: bool = False,
-  layout: partitioning.Layout | None = None,
-  moments=None,
-  trained: tuple[str, ...] | None = None,
-  alone: bool = False,
-  schedules: dict | None = None,
-):
-  """`train_step(state, batch) -> (state, sums)`: pure, to be jitted with `jit_train_step`.
+  computation: Computation,
+  optimizer: optax.GradientTransformation,
+  options: UpdateOptions | None = None,
+) -> TrainStep:
+  """Returns `train_step(state, batch) -> (state, sums)`: pure, for `jit_train_step`.
+
+  `batch` has `token_ids`, int [batch, length], and may have `schedules`: the constants of learning
+  rates and scheduled settings by name, see training.schedules.constants. Without them they are
+  constants of the program. `sums` are those of the objective, and of norms over steps.
 
   Args:
-    model, objective, settings: the model, a module of pretrain/objectives and its settings.
+    computation: the loss.
     optimizer: an optax transformation over the parameters.
-    seed: of masks, samples and dropout.
-    micro_batches: parts that each device's rows are split into; gradients are added up, the update is the same.
-    skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
-      before that step, this one and all that follow, and `bad_step` names it.
-    layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
-    trained: top levels of the parameters that learn, where not all do.
-    alone: the generator learns alone.
-    schedules: name -> training.schedules.Schedule, of settings that change over the run.
-
-  `batch` is {'token_ids': int [batch, length]}, and 'schedules', the constants of the learning rates' and the settings' schedules by name
-  (training.schedules.constants); without them they are constants of the program. `sums` is what metrics.figures reads, and the sums of norms over steps.
+    options: of the update; None for the defaults.
   """
-
-  def prepare(step, batch):
-    token_ids, now = batch['token_ids'], values(schedules, step, batch.get('schedules'))
-    settings_now = dataclasses.replace(settings, **now)
-    examples = objective.examples(
-      settings_now, token_ids, row_keys(seed, step, jnp.arange(token_ids.shape[0]))
-    )
-    return examples, objective.counts(settings_now, examples) | now
-
-  def loss(params, examples, counts):
-    settings_now = dataclasses.replace(
-      settings, **{name: counts[name] for name in schedules}
-    )  # the step's, the same for all rows
-    return of_objective(settings_now, model, params, examples, counts, train=True)
-
-  schedules, of_objective = (
-    schedules or {},
-    common.generator_alone if alone else objective.loss,
-  )
-  return update_step.make_train_step(
-    prepare,
-    loss,
-    optimizer,
-    micro_batches=micro_batches,
-    skip_nonfinite=skip_nonfinite,
-    layout=layout,
-    moments=moments,
-    trained=trained,
-  )
+  batch_loss = update_step.BatchLoss(computation.prepare, computation.loss)
+  step: TrainStep = update_step.make_update_step(batch_loss, optimizer, options or UpdateOptions())
+  return step
 
 
 def jit_train_step(
-  train_step, shardings: TrainState, layout: partitioning.Layout, with_schedules: bool = False
-):
+  train_step: TrainStep,
+  shardings: TrainState,
+  layout: partitioning.Layout,
+  with_schedules: bool = False,
+) -> Jitted:
   """`train_step` under jax.jit with in and out shardings and donated state.
 
-  `with_schedules`: whether batches have 'schedules'.
+  Args:
+    train_step: of make_train_step.
+    shardings: of the state.
+    layout: of the mesh.
+    with_schedules: whether batches have `schedules`.
   """
   batch = {'token_ids': partitioning.batch_sharding(layout.mesh)}
   if with_schedules:
@@ -123,29 +159,39 @@ def jit_train_step(
   )
 
 
-def make_eval_step(model, objective, settings, *, seed: int):
-  """`eval_step(params, token_ids [batch, length], rows [batch]) -> sums`, without dropout; masks depend on (seed, row) alone."""
+def make_eval_step(
+  model: Electra, objective: Objective, settings: Settings, *, seed: int
+) -> EvalStep:
+  """Returns `eval_step(params, token_ids [batch, length], rows [batch]) -> sums`.
 
-  def eval_step(params, token_ids, rows):
-    keys = row_keys(seed, 0, rows)
-    examples = objective.examples(settings, token_ids, keys)
-    loss, sums = objective.loss(
+  There is no dropout. Masks and samples depend only on the seed and the numbers of the rows.
+  """
+
+  def eval_step(params: Params, token_ids: jax.Array, rows: jax.Array) -> Sums:
+    examples = objective.examples(settings, token_ids, row_keys(seed, 0, rows))
+    context = LossContext(
       settings,
       model,
-      params,
       examples,
       objective.counts(settings, examples),
       train=False,
       bins=metrics.EVAL_BINS,
     )
-    del loss
+    _, sums = objective.loss(params, context)
     return sums | {'tokens': (examples['inputs'].segment_ids > 0).sum(dtype=jnp.int32)}
 
   return eval_step
 
 
-def jit_eval_step(model, objective, settings, layout: partitioning.Layout, *, seed: int):
-  """`make_eval_step` under jax.jit: rows are split over the mesh, sums are whole on every process."""
+def jit_eval_step(
+  model: Electra,
+  objective: Objective,
+  settings: Settings,
+  layout: partitioning.Layout,
+  *,
+  seed: int,
+) -> Jitted:
+  """`make_eval_step` under jax.jit: rows are split over the mesh, every process gets all sums."""
   return jax.jit(
     partitioning.within(layout, make_eval_step(model, objective, settings, seed=seed)),
     out_shardings=partitioning.replicated(layout.mesh),
@@ -153,55 +199,57 @@ def jit_eval_step(model, objective, settings, layout: partitioning.Layout, *, se
 
 
 def first_nonfinite(
-  model,
-  objective,
-  settings,
-  params,
-  token_ids,
+  computation: Computation,
+  params: Params,
+  token_ids: np.ndarray,
   *,
-  seed: int,
   step: int,
-  parts: int = 1,
+  micro_batches: int = 1,
   layout: partitioning.Layout | None = None,
-  alone: bool = False,
-  schedules: dict | None = None,
 ) -> str:
-  """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
+  """Names the first tensor that is not finite in a step that failed.
 
-  Computes the step's gradients again, in as many parts as it was made of.
+  That is a parameter, a metric, or a parameter's gradient. The step's gradients are computed again.
+
+  Args:
+    computation: of the step.
+    params: parameters before it.
+    token_ids: its batch, int [batch, length].
+    step: updates done before.
+    micro_batches: parts that the batch was split into.
+    layout: of the mesh; None for one device.
   """
   layout = layout or partitioning.make_layout(devices=jax.devices()[:1])
-  settings = dataclasses.replace(settings, **values(schedules or {}, step, None))
+  now: dict[str, Any] = values(dict(computation.schedules), step, None)
+  settings, objective = dataclasses.replace(computation.settings, **now), computation.objective
 
-  def check(params, token_ids, rows):
-    examples = objective.examples(settings, token_ids, row_keys(seed, step, rows))
-    of_objective = common.generator_alone if alone else objective.loss
+  def check(params: Params, token_ids: jax.Array, rows: jax.Array) -> tuple[PyTree, ...]:
+    examples = objective.examples(settings, token_ids, row_keys(computation.seed, step, rows))
+    counts = objective.counts(settings, examples) | now
 
-    def loss(params):
-      return of_objective(
-        settings, model, params, examples, objective.counts(settings, examples), train=True
-      )
+    def loss(params: Params) -> tuple[jax.Array, Sums]:
+      return computation.loss(params, examples, counts)
 
     (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
 
-    def finite(tree):
+    def finite(tree: PyTree) -> PyTree:
       return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
-    figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    return finite(params), finite(figures | {'loss': value}), finite(grads)
+    floats = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return finite(params), finite(floats | {'loss': value}), finite(grads)
 
-  check = jax.jit(
+  jitted = jax.jit(
     partitioning.within(layout, check), out_shardings=partitioning.replicated(layout.mesh)
   )
 
-  def split(x):
+  def split(x: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(
       x.shape, partitioning.batch_sharding(layout.mesh), lambda index: x[index]
     )
 
   token_ids = np.asarray(token_ids)
-  for part in range(parts):
-    rows = np.arange(part, len(token_ids), parts, dtype=np.int32)
-    if name := update_step.name_nonfinite(*check(params, split(token_ids[rows]), split(rows))):
-      return name
-  return 'a sum of gradients that are finite each'
+  for part in range(micro_batches):
+    rows = np.arange(part, len(token_ids), micro_batches, dtype=np.int32)
+    if name := update_step.name_nonfinite(*jitted(params, split(token_ids[rows]), split(rows))):
+      return str(name)
+  return 'a sum of gradients, each of which is finite'

@@ -1,13 +1,21 @@
-"""Rows of tokens as text that a person reads in a terminal: words joined, hostile characters escaped, lines wrapped."""
+"""Rows of token ids as text for a terminal: words joined, controls escaped, lines wrapped.
+
+Widths are estimated here and not by rich, whose width of a text is not the sum of the widths of its
+parts, as wrapping requires.
+"""
 
 import itertools
 import math
-import re
 import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
-# Green, magenta and yellow for verdicts, cyan for an original put back; struck red for a token that is no longer there.
+from electra_jax.data.tokenizers.tokenization import Tokenizer
+
+# Green, magenta and yellow for verdicts, cyan for a restored original; struck red for a token that
+# was replaced.
 STYLES = {
   'caught': '1;32',
   'missed': '1;35',
@@ -18,91 +26,103 @@ STYLES = {
   'dim': '2',
   'bold': '1',
 }
-JOINERS = (
-  '\u200c\u200d'  # format characters that some scripts and emoji are written with; they do no harm
-)
-# Marks without a space before or after them: WordPiece does not say on which side one stands.
+# Format characters that some scripts and emoji require; they are harmless.
+JOINERS = '\u200c\u200d'
+# Marks without a space before or after them, for tokenizers that drop spaces.
 CLOSING, OPENING = set(".,;:!?)]}%'’”-"), set("([{$'‘“-")
-BYTE = re.compile(r'<0x([0-9A-F]{2})>')  # SentencePiece's byte fallback
+
+# A text and its style, a key of STYLES, or None.
+StyledText: TypeAlias = tuple[str, str | None]
+# Whether a space precedes the text, and the text in parts.
+Atom: TypeAlias = tuple[bool, Sequence[StyledText]]
 
 
 def escaped(text: str) -> str:
-  """A text that does nothing to a terminal: control, format and separator characters are written as in Python."""
+  """A text that cannot control a terminal.
 
-  def harmless(c):
+  Control, format and separator characters are written as in Python.
+  """
+
+  def is_harmless(c: str) -> bool:
     return c in JOINERS or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Co', 'Zl', 'Zp')
 
-  return ''.join(c if harmless(c) else c.encode('unicode_escape').decode() for c in text)
+  return ''.join(c if is_harmless(c) else c.encode('unicode_escape').decode() for c in text)
 
 
 def cells(text: str) -> int:
-  """Columns that a text takes in a terminal, nearly."""
+  """The approximate number of columns of a text in a terminal."""
 
-  def width(c):
-    return (
-      0
-      if unicodedata.combining(c) or c in JOINERS
-      else 1 + (unicodedata.east_asian_width(c) in 'WF')
-    )
+  def width(c: str) -> int:
+    if unicodedata.combining(c) or c in JOINERS:
+      return 0
+    return 2 if unicodedata.east_asian_width(c) in 'WF' else 1
 
   return sum(map(width, text))
 
 
-def outer_ids(tokenizer) -> tuple[int, ...]:
-  """The special tokens that are not text."""
+def outer_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Ids of the special tokens that are not text: all but [UNK]."""
   return tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id
 
 
-def surface(tokenizer, token_id: int) -> tuple[bool, str]:
-  """Does the token begin a word, and its text without the vocabulary's marks ('▁', '##')."""
-  token = tokenizer.token(token_id)
+def surface(tokenizer: Tokenizer, token_id: int) -> tuple[bool, str]:
+  """Whether the token begins a word, and its text without the vocabulary's marks ('▁', '##')."""
   if token_id in outer_ids(tokenizer):
-    return True, token
-  if tokenizer.kind == 'wordpiece':
-    begins, text = not token.startswith('##'), token.removeprefix('##')
-  else:
-    begins, text = token.startswith('▁'), token.removeprefix('▁').replace('▁', ' ')
+    return True, tokenizer.token(token_id)
+  begins, text = tokenizer.surface(token_id)
   return begins, escaped(text)
 
 
-def texts(tokenizer, token_ids, apart) -> list[tuple[bool, str]]:
-  """Of each token of a piece: does a space precede it, and its text.
+def texts(
+  tokenizer: Tokenizer, token_ids: np.ndarray, separate: np.ndarray
+) -> list[tuple[bool, str]]:
+  """Whether a space precedes each token of a text, and its text.
 
   Args:
+    tokenizer: of the ids.
     token_ids: int [length].
-    apart: bool [length], the tokens that are looked at one by one. Of the others bytes are joined to characters, the
-      text at the first of them.
+    separate: bool [length], tokens that are shown one by one. Consecutive bytes among the others
+      are joined to characters, and the first of them has the text.
   """
-  result = []
+  result: list[tuple[bool, str]] = []
   for i, token_id in enumerate(map(int, token_ids)):
     begins, text = surface(tokenizer, token_id)
-    if i and tokenizer.kind == 'wordpiece':
+    if i and not tokenizer.keeps_spaces:
       begins = begins and text not in CLOSING and result[-1][1] not in OPENING
     after_special = i > 0 and int(token_ids[i - 1]) in outer_ids(tokenizer)
-    result.append(
-      (begins or after_special, text or apart[i] and escaped(tokenizer.token(token_id)) or '')
-    )
-  byte = [
-    tokenizer.kind == 'sentencepiece' and not alone and BYTE.fullmatch(text)
-    for alone, (_, text) in zip(apart, result, strict=True)
+    if not text and separate[i]:
+      text = escaped(tokenizer.token(token_id))
+    result.append((begins or after_special, text))
+  values = [
+    None if alone else tokenizer.byte_value(int(token_id))
+    for alone, token_id in zip(separate, token_ids, strict=True)
   ]
-  for are_bytes, run in itertools.groupby(range(len(result)), key=lambda i: bool(byte[i])):
-    if are_bytes:
-      first, *others = run
-      content = bytes(int(byte[i][1], 16) for i in [first, *others])
+  for is_bytes, group in itertools.groupby(enumerate(values), lambda item: item[1] is not None):
+    if is_bytes:
+      run = list(group)
+      first = run[0][0]
+      content = bytes(value for _, value in run if value is not None)
       result[first] = result[first][0], escaped(content.decode('utf-8', 'backslashreplace'))
-      for i in others:
+      for i, _ in run[1:]:
         result[i] = False, ''
   return result
 
 
-def joined(parts) -> str:
-  """What `texts` returned, as one text."""
+def joined(parts: Iterable[tuple[bool, str]]) -> str:
+  """The result of `texts` as one text."""
   return ''.join(' ' * space + text for space, text in parts)
 
 
-def pieces(tokenizer, token_ids) -> list[np.ndarray]:
-  """Positions of each piece of a row [length], [CLS] and [SEP] included, padding not; a pair of texts is two pieces."""
+def pieces(tokenizer: Tokenizer, token_ids: np.ndarray) -> list[np.ndarray]:
+  """Splits a row into its texts; the two texts of a pair are separate.
+
+  Args:
+    tokenizer: of the ids.
+    token_ids: int [length].
+
+  Returns:
+    Positions of each text, with [CLS] and [SEP] and without padding.
+  """
   real = np.flatnonzero(token_ids != tokenizer.pad_id)
   ids = token_ids[real]
   begins = (ids == tokenizer.cls_id) | np.append(False, ids == tokenizer.sep_id)[:-1]
@@ -110,23 +130,30 @@ def pieces(tokenizer, token_ids) -> list[np.ndarray]:
 
 
 def percent(p: float, digits: int = 1) -> str:
-  """A probability, cut and not rounded: nothing but 1 is 100%, and nothing below a half is 50%."""
+  """A probability in percent, rounded down: only 1 is 100%, and nothing below a half is 50%."""
   least = 10.0**-digits
   cut = math.floor(round(float(p) * 100 / least, 9)) * least
   return '100%' if p >= 1 else f'<{least:.{digits}f}%' if cut < least else f'{cut:.{digits}f}%'
 
 
-def paint(parts, colour: bool) -> str:
-  """Parts (text, style of STYLES or None) as one text, in colours or plain."""
+def paint(parts: Iterable[StyledText], color: bool) -> str:
+  """Parts as one text, with or without the escape sequences of their styles."""
   return ''.join(
-    f'\x1b[{STYLES[style]}m{text}\x1b[0m' if colour and style and text else text
+    f'\x1b[{STYLES[style]}m{text}\x1b[0m' if color and style and text else text
     for text, style in parts
   )
 
 
 def padded(text: str, width: int, align: str = '<') -> str:
-  """`text` in so many columns, cut with an ellipsis where it is longer; '>' keeps its end."""
-  text, whole = text[:width] if align == '<' else text[-width:], text
+  """A text in exactly `width` columns, shortened with an ellipsis if it is longer.
+
+  Args:
+    text: without styles.
+    width: in columns.
+    align: '<' keeps the beginning of the text, '>' its end.
+  """
+  whole = text
+  text = text[:width] if align == '<' else text[-width:]
   while text and (cells(text) > width or len(text) < len(whole) and cells(text) > width - 1):
     text = text[:-1] if align == '<' else text[1:]
   cut = '…' if len(text) < len(whole) else ''
@@ -134,14 +161,15 @@ def padded(text: str, width: int, align: str = '<') -> str:
   return text + cut + space if align == '<' else space + cut + text
 
 
-def wrapped(atoms, width: int, colour: bool) -> list[str]:
-  """Lines of at most `width` columns from atoms (does a space precede it, its parts); only longer words are cut."""
-  words = []
+def wrapped(atoms: Iterable[Atom], width: int, color: bool) -> list[str]:
+  """Lines of at most `width` columns; only words longer than a line are split."""
+  words: list[list[tuple[int, str]]] = []
   for space, parts in atoms:
     if space or not words:
       words.append([])
-    words[-1].append((sum(cells(text) for text, _ in parts), paint(parts, colour)))
-  lines, used = [''], 0
+    words[-1].append((sum(cells(text) for text, _ in parts), paint(parts, color)))
+  lines = ['']
+  used = 0
   for word in words:
     if used and used + 1 + sum(size for size, _ in word) > width:
       lines.append('')

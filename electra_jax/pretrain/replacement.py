@@ -1,4 +1,4 @@
-"""What the generator puts at the masked positions: Gumbel sampling, corrupted tokens and their labels."""
+"""Samples of the generator: Gumbel sampling, corrupted tokens and their labels."""
 
 import math
 
@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from electra_jax.model.randomness import gumbel
-from electra_jax.pretrain.masking import write
+from electra_jax.pretrain.masking import Masks, write_tokens
 
 
-def argmax(scores):
+def argmax(scores: jax.Array) -> jax.Array:
   """The first index of the largest score: [..., vocab] -> int32 [...], as jnp.argmax.
 
-  By way of the best block of 128: on a CPU XLA vectorises a maximum, but not an argmax nor the noise inside of one.
+  It first finds the best block of 128. On CPUs XLA vectorizes a maximum, but neither an argmax nor
+  the noise inside of one.
   """
   block = math.gcd(scores.shape[-1], 128)
   blocks = scores.reshape(*scores.shape[:-1], -1, block)
@@ -21,19 +22,26 @@ def argmax(scores):
   return (best * block + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
 
 
-def sample(logits, keys, *, temperature, disallow: jax.Array | None = None):
-  """One token a masked position, drawn from softmax(logits / temperature) by Gumbel-argmax in float32.
+def sample(
+  logits: jax.Array,
+  keys: jax.Array,
+  *,
+  temperature: jax.typing.ArrayLike,
+  disallow: jax.Array | None = None,
+) -> jax.Array:
+  """One token per masked position from softmax(logits / temperature), in float32.
 
-  argmax(logits / t + g) with Gumbel noise g is a draw from the softmax (Maddison et al. 2014); written as
-  argmax(logits + t g) its limit t = 0 is the argmax itself. No gradient passes.
+  argmax(logits / t + g) with Gumbel noise g is a draw from the softmax (Maddison et al. 2014).
+  Written as argmax(logits + t g), its limit t = 0 is the argmax itself. No gradient passes.
 
   Args:
     logits: float32 [batch, predictions, vocab].
-    keys: one key a row [batch].
+    keys: one key per row [batch].
     temperature: scalar, at least 0; a Python 0 draws no noise at all.
-    disallow: int32 [batch, predictions] of tokens that may not be drawn, or None.
+    disallow: int32 [batch, predictions], tokens that may not be drawn, or None.
 
-  Returns: int32 [batch, predictions].
+  Returns:
+    int32 [batch, predictions].
   """
   logits = jax.lax.stop_gradient(logits.astype(jnp.float32))
   if disallow is not None:
@@ -44,18 +52,20 @@ def sample(logits, keys, *, temperature, disallow: jax.Array | None = None):
   return argmax(logits)
 
 
-def corrupt(token_ids, masks, samples):
+def corrupt(token_ids: jax.Array, masks: Masks, samples: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The tokens that the discriminator reads, and its labels.
 
-  All chosen positions get the sample, those that kept their token included. A sample that equals the original is labelled
-  original (Clark et al. 2020, section 2).
+  All chosen positions get the sample, also those that kept their token. A sample that equals the
+  original is labeled as original (Clark et al. 2020, section 2).
 
   Args:
     token_ids: int32 [batch, length], before masking.
-    masks: pretrain.masking.Masks.
+    masks: the masked positions.
     samples: int32 [batch, predictions].
 
-  Returns: corrupted int32 [batch, length]; labels float32 [batch, length], 1 where a token was replaced.
+  Returns:
+    Corrupted tokens int32 [batch, length]; labels float32 [batch, length], 1 where a token was
+    replaced.
   """
-  corrupted = write(token_ids, masks.positions, samples, masks.weights)
+  corrupted = write_tokens(token_ids, masks.positions, samples, masks.weights)
   return corrupted, (corrupted != token_ids).astype(jnp.float32)

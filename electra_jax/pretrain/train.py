@@ -1,25 +1,33 @@
-"""The pretraining program: text to a pretrained, evaluated ELECTRA, top to bottom. The steps themselves are in loop.py."""
+"""The pretraining program: from a corpus to a pretrained encoder. The loop is in phase_loop.py."""
 
 import dataclasses
 import functools
 import json
 import math
+import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
 
 from electra_jax import console
-from electra_jax.config import has_budget, to_plain
+from electra_jax.config import AnyConfig, has_budget, to_plain
 from electra_jax.console import say
+from electra_jax.data.prepare.preparation import Prepared
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.pretrain import budgets, build, continued, pretrain_step, pretrained
-from electra_jax.pretrain.loop import Course, run_steps
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain import budgets, build, pretrain_step, run_start
+from electra_jax.pretrain.continued.initial_state import InitialState, initial_state, place_initial
+from electra_jax.pretrain.continued.source import weights_digest
+from electra_jax.pretrain.phase_loop import PhasePlan, train_phase
+from electra_jax.pretrain.resolve import ResolvedRun, resolve_run
 from electra_jax.training import (
   checkpoints,
+  devices,
   hosts,
   memory,
   partitioning,
@@ -28,286 +36,404 @@ from electra_jax.training import (
 )
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.preemption import Notice
-from electra_jax.training.progress import quantity
+from electra_jax.training.progress import PeakFlops, quantity
 from electra_jax.training.status import Status
+from electra_jax.training.step_loop import RunRecorder, StepRunner, SumFunctions
+from electra_jax.training.update_step import TrainState
 
-DATA_WAIT = 24 * 3600  # seconds that a process waits for the others to have their data
+DATA_WAIT = 24 * 3600  # seconds that a process waits until the others have their data
+LONG_STEP = 60  # seconds of one step, at the peak, from which smaller steps are suggested
+
+Recorded = Mapping[str, Any]  # content of resolved.json
 
 
-def train(config, workdir: str, notice: Notice | None = None) -> int:
-  """Trains a config in WORKDIR, or goes on where an earlier start of the same command stopped.
+def train(config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | None = None) -> int:
+  """Pretrains a config in a folder, or resumes what an earlier start of the same command saved.
 
-  Every process of a run calls this; the first one writes what is written once. `notice`: becomes true when this process is asked to
-  stop; None for one of its own.
+  Every process of a run calls this. The first one writes what is written once.
 
-  Returns the exit status: 0 when done, PREEMPTED when asked to stop (everything saved).
+  Args:
+    config: a ConfigDict, or a typed config.
+    workdir: the run's folder.
+    notice: true once this process is asked to stop; None for a new one.
 
-  Raises UserError for a person's mistakes, and when a loss or gradient is not finite; Preempted when asked to stop before there was
-  anything to save.
+  Returns:
+    The exit status: 0 when the run is done, PREEMPTED when it was asked to stop and is saved.
+
+  Raises:
+    UserError: a mistake of the user, or a loss or gradient that is not finite.
+    Preempted: the process was asked to stop before there was anything to save.
   """
   with Status('train') as status:
     notice = Notice() if notice is None else notice
     return status.end(_train(config, workdir, notice, status))
 
 
-def _train(config: Any, workdir: str, notice: Notice, status: Status) -> int:
+def _train(
+  config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice, status: Status
+) -> int:
   """Does the work of `train`; `status` is the status file of the run."""
-  run = resolve(config, workdir)
-  workdir, digest = run.workdir, str(continued.digest(run.source))
-  hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
-  hosts.same_everywhere('the weights of config.init', digest)
-  resolved = hosts.from_first(lambda: pretrained.claim(workdir, run.config))
+  folder = run_folder.folder(workdir)
+  run, recorded = _claim(config, folder, status)
+  layout = _make_layout(run)
+  data = _open_data(run, folder, recorded)
+  run = _with_steps(run, folder, data, layout, recorded)
+  _check_rows(run, data)
+  initial = run.source and initial_state(run.config, run.source, data.tokenizer)
+  run = dataclasses.replace(run, source=None)  # frees the weights of the source
+  setup = _build(run, folder, data, layout, recorded)
+  manager = checkpoints.open_manager(folder, keep=run.config.keep)
+  saved = hosts.from_first(lambda: manager.latest_step() or 0)
+  first = saved or (initial.step if initial else 0)
+  status.change(step=first, steps=run.phases[-1].last, restored_step=saved)
+  evaluate_first = bool(initial) and not saved
+  runner = recorder = None
+  stopped = False
+  for number, phase in enumerate(run.phases):
+    if first >= phase.last:
+      continue
+    compiled = _compile_step(setup, number)
+    if runner is None or recorder is None:
+      functions = SumFunctions(compiled.out_info[1], layout.mesh)
+      if saved:
+        runner = _restored(setup, manager, saved, functions)
+      else:
+        runner = _fresh(setup, initial, functions)
+      initial = None  # its weights are on the devices now
+      writer = progress.Writer(folder, saved) if hosts.first() else progress.NoWriter()
+      recorder = RunRecorder(manager, writer, status)
+    _record(setup)
+    plan = _plan_of_phase(setup, number, compiled, evaluate_first)
+    status.change(state='running')
+    stopped = train_phase(plan, runner, recorder, notice, first, folder)
+    if stopped:
+      break
+    first, evaluate_first = phase.last, False
+  return _finish(setup, manager, recorder, stopped)
+
+
+#### Resolve, mesh ####
+
+
+def _claim(config: AnyConfig, workdir: epath.Path, status: Status) -> tuple[ResolvedRun, Recorded]:
+  """Resolves the config and takes the folder. Returns what an earlier start recorded, too."""
+  run = resolve_run(config, workdir)
+  plain = json.dumps(to_plain(run.config), sort_keys=True)
+  hosts.same_everywhere('the config', plain)
+  hosts.same_everywhere('the weights of config.init', str(weights_digest(run.source)))
+  recorded = hosts.from_first(lambda: run_start.claim_workdir(workdir, run.config))
   status.claim(workdir, run.phases[-1].last)
   hosts.check_shared(workdir)
   console.heading(f'{run.config.name}  ({workdir})')
+  return run, recorded
 
-  #### Devices and mesh ##############################################################################################
+
+def _make_layout(run: ResolvedRun) -> partitioning.Layout:
+  """The mesh, on which the batches of all phases divide."""
   layout = partitioning.make_layout(run.config)
-  mesh, devices = layout.mesh, jax.devices()
   for phase in run.phases:
-    build.check_batch(phase.config, mesh)
-  say(
-    'devices',
-    f'{len(devices)} x {devices[0].device_kind}'
-    + (f' of {jax.process_count()} processes' if jax.process_count() > 1 else '')
-    + ', mesh '
-    + ' x '.join(f'{name} {size}' for name, size in mesh.shape.items()),
-  )
+    build.check_batch(phase.config, layout.mesh)
+  say('devices', devices.describe_devices(layout.mesh))
+  return layout
 
-  #### Data ##########################################################################################################
-  prepared = [pretrained.prepare_data(phase.config, run.tokenizer) for phase in run.phases]
+
+#### Data ####
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+  """The data of a run.
+
+  Attributes:
+    prepared: rows of each phase.
+    tokenizer: tokenizer of all of them.
+    identity: identifies the rows, whatever made them.
+    unigram_entropy: entropy in nats of the tokens that can be masked.
+  """
+
+  prepared: tuple[Prepared, ...]
+  tokenizer: Tokenizer
+  identity: str
+  unigram_entropy: float
+
+
+def _open_data(run: ResolvedRun, workdir: epath.Path, recorded: Recorded) -> RunData:
+  """Prepares or opens the rows of all phases. An earlier start must have had the same rows."""
+  prepared = tuple(run_start.prepare_data(phase.config, run.tokenizer) for phase in run.phases)
   hosts.wait_for_all('the data', DATA_WAIT)
-  tokenizer, data = prepared[0].tokenizer, '+'.join(pretrained.data_identity(p) for p in prepared)
-  hosts.same_everywhere('the data', data)
+  tokenizer = prepared[0].tokenizer
+  identity = '+'.join(run_start.data_identity(p) for p in prepared)
+  hosts.same_everywhere('the data', identity)
   if any(p.tokenizer.fingerprint != tokenizer.fingerprint for p in prepared):
     raise UserError(
-      'the stores of config.phases were not made with the same tokenizer; prepare them with that of the first.'
+      'the stores of config.phases were made with different tokenizers; expected the tokenizer of '
+      'the first phase for all of them.'
     )
-  if (
-    resolved
-    and resolved['data'] != data
-    and hosts.from_first(lambda: checkpoints.any_saved(workdir))
-  ):
-    raise UserError(
-      f'the corpus {pretrained.corpus_name(run.config)} is not the one that {workdir} was begun with; restore it, or use another --workdir.'
-    )
-  hosts.from_first(lambda: pretrained.keep_tokenizer(workdir, tokenizer))
-  pretrained.use_compilation_cache(run.config)
-  run = budgets.resolve(run, tokenizer, layout, resolved, say)
-  config, phases = run.config, run.phases
-  if has_budget(config):
-    hosts.from_first(lambda: run_folder.write_json(workdir / 'config.json', to_plain(config)))
-  for phase, rows in zip(phases, prepared, strict=True):
-    for store in (rows.train, rows.heldout):  # no step is to wait for a shard from afar
-      store.fetch()
+  if recorded and recorded['data'] != identity:
+    if hosts.from_first(lambda: checkpoints.any_saved(workdir)):
+      raise UserError(
+        f'the corpus {run_start.corpus_name(run.config)} is not the one that {workdir} was '
+        'started with; restore it, or use another --workdir.'
+      )
+  hosts.from_first(lambda: run_start.keep_tokenizer(workdir, tokenizer))
+  never_masked = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+  entropy = prepared[0].train.unigram_entropy(never_masked)
+  return RunData(prepared, tokenizer, identity, entropy)
+
+
+def _with_steps(
+  run: ResolvedRun,
+  workdir: epath.Path,
+  data: RunData,
+  layout: partitioning.Layout,
+  recorded: Recorded,
+) -> ResolvedRun:
+  """The run with the number of steps that its budget allows, where it has one."""
+  devices.use_compilation_cache(run.config.compilation_cache)
+  run = budgets.resolve_budget(run, data.tokenizer, layout, dict(recorded), say)
+  if has_budget(run.config):
+    plain = to_plain(run.config)
+    path = workdir / 'config.json'
+    hosts.from_first(lambda: run_folder.write_json(path, plain))
+  return run
+
+
+def _check_rows(run: ResolvedRun, data: RunData) -> None:
+  """Fetches the rows, checks that they fill a batch, and prints the size of each phase."""
+  for phase, rows in zip(run.phases, data.prepared, strict=True):
+    for store in (rows.train, rows.heldout):
+      if store is not None:
+        store.fetch()  # a step must not wait for a remote shard
     if rows.train.rows < phase.config.batch_size:
       raise UserError(
-        f'the corpus makes {rows.train.rows} rows and config.batch_size is {phase.config.batch_size}; give more text, or at '
-        f'most {rows.train.rows} rows a batch.'
+        f'the corpus has {rows.train.rows} rows and config.batch_size is '
+        f'{phase.config.batch_size}; '
+        f'expected a batch size of at most {rows.train.rows}, or a larger corpus.'
       )
-    say(
-      'this run' if len(phases) == 1 else f'steps {phase.first:,}+',
-      pretrained.describe_phase(phase, rows),
-    )
-  unmaskable = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-  unigram_entropy = prepared[0].train.unigram_entropy(unmaskable)
+    label = 'this run' if len(run.phases) == 1 else f'steps {phase.first:,}+'
+    say(label, run_start.describe_phase(phase, rows))
   say(
     'baseline',
-    f'unigram entropy {unigram_entropy:.2f} nats: what a generator that ignores context scores',
+    f'unigram entropy {data.unigram_entropy:.2f} nats: the loss of a generator without context',
   )
 
-  initial = run.source and continued.begin(config, run.source, tokenizer)
-  run = dataclasses.replace(run, source=None)  # frees the weights
 
-  #### Model, objective, optimizer ###################################################################################
-  programs = [build.program(config, phase, tokenizer, layout) for phase in phases]
+#### Model, objective, optimizer ####
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSetup:
+  """What the phases of a run share.
+
+  Attributes:
+    run: the resolved run, without initial weights.
+    workdir: the run's folder.
+    data: rows and tokenizer.
+    layout: mesh and layout of the parameters.
+    programs: program of each phase.
+    parameters: number of parameters of each top-level module.
+    flops: FLOPs of a step of each phase.
+    peak: peak of all devices.
+    micro_batches: micro-batches of each phase, 0 until they are chosen.
+  """
+
+  run: ResolvedRun
+  workdir: epath.Path
+  data: RunData
+  layout: partitioning.Layout
+  programs: tuple[build.Program, ...]
+  parameters: dict[str, int]
+  flops: tuple[int, ...]
+  peak: PeakFlops
+  micro_batches: list[int]
+
+  @property
+  def dtype(self) -> str:
+    """Type of the products of matrices."""
+    return str(self.programs[0].model.discriminator_config.dtype)
+
+
+def _build(
+  run: ResolvedRun,
+  workdir: epath.Path,
+  data: RunData,
+  layout: partitioning.Layout,
+  recorded: Recorded,
+) -> RunSetup:
+  """Builds the programs of all phases and prints what they consist of."""
+  config = run.config
+  programs = tuple(build.program(config, phase, data.tokenizer, layout) for phase in run.phases)
   p = programs[0]
   parameters = {
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     for name, tree in p.shapes.params.items()
   }
-  say(
-    'parameters',
-    f'{quantity(sum(parameters.values()))}: '
-    + ', '.join(f'{n.replace("_", " ")} {quantity(v)}' for n, v in parameters.items()),
-  )
-  for text in partitioning.describe(p.shapes.params, p.shardings.params, layout):
+  parts = ', '.join(f'{n.replace("_", " ")} {quantity(v)}' for n, v in parameters.items())
+  say('parameters', f'{quantity(sum(parameters.values()))}: {parts}')
+  for text in partitioning.sharding_table(p.shapes.params, p.shardings.params, layout):
     say('', text)
-  kernel, why = attention_kernel(
-    config.model, config.sequence_length, config.dtype, devices[0].platform
+  platform = jax.devices()[0].platform
+  kernel, reason = attention_kernel(config.model, config.sequence_length, config.dtype, platform)
+  one_sided = p.model.two_tower and kernel != 'xla'
+  more = "; xla in the generator's towers, which see one side" if one_sided else ''
+  say('attention', f'{kernel} ({reason}){more}')
+  # On another mesh the rows of a device may not divide by the recorded numbers.
+  micro_batches = [0] * len(programs)
+  shape = dict(layout.mesh.shape)
+  if recorded.get('mesh', shape) == shape:  # version 0.1.0 recorded one number
+    micro_batches = np.atleast_1d(recorded.get('micro_batches', micro_batches)).tolist()
+  return RunSetup(
+    run=run,
+    workdir=workdir,
+    data=data,
+    layout=layout,
+    programs=programs,
+    parameters=parameters,
+    flops=tuple(program.step_flops() for program in programs),
+    peak=progress.peak_flops(),
+    micro_batches=micro_batches,
   )
-  say(
-    'attention',
-    f'{kernel} ({why})'
-    + (
-      "; xla in the generator's towers, which see one side"
-      if p.model.two_tower and kernel != 'xla'
-      else ''
-    ),
+
+
+#### Compile ####
+
+
+def _compile_step(setup: RunSetup, number: int) -> jax.stages.Compiled:
+  """Compiles the step of a phase, in as many micro-batches as the memory requires."""
+  phase = setup.run.phases[number]
+  peak, flops = setup.peak, setup.flops[number]
+  config = phase.config
+  if len(setup.run.phases) > 1:
+    console.heading(
+      f'phase {number + 1} of {len(setup.run.phases)}: {config.steps:,} steps of '
+      f'{config.batch_size:,} x {config.sequence_length}'
+      + (', only the generator is trained' if phase.generator_only else '')
+    )
+  at_peak = ''
+  if peak.flops:
+    rate = f'{quantity(peak.flops, "FLOP/s")} ({peak.source})'
+    at_peak = f'; at least {flops / peak.flops:.3g} s at {rate}'
+  say('one step', quantity(flops, 'FLOP') + at_peak)
+  start = time.perf_counter()
+  free = min(hosts.gather(memory.available()))
+  # The number of an earlier start is kept, as it determines the order in which gradients are added.
+  rows = build.check_batch(config, setup.layout.mesh)
+  recorded = setup.micro_batches[number]
+  chosen = recorded if recorded and rows % recorded == 0 else config.micro_batches
+  count, compiled, needed = build.compile_to_fit(setup.programs[number], free, chosen, say)
+  setup.micro_batches[number] = count
+  parts = f'; {count} micro-batches of {config.batch_size // count} rows' if count > 1 else ''
+  say('memory', f'{needed / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free{parts}')
+  say('compiled', f'in {time.perf_counter() - start:.0f} s, {setup.dtype} products')
+  if peak.flops and flops / peak.flops > LONG_STEP:
+    say(
+      'long steps',
+      'a step takes minutes on these devices; reduce it with '
+      f'--config=FILE:batch={max(1, config.batch_size // 32)},seq=128, or use a smaller config',
+    )
+  return compiled
+
+
+#### State ####
+
+
+def _restored(
+  setup: RunSetup, manager: ocp.CheckpointManager, step: int, functions: SumFunctions
+) -> StepRunner:
+  """State and sums of a checkpoint."""
+  p = setup.programs[0]
+  whole = partitioning.replicated(setup.layout.mesh)
+  state, sums = checkpoints.restore_state(
+    manager, step, p.shapes, p.shardings, functions.shapes, whole
   )
-  flops = [q.step_flops() for q in programs]
-  peak, peak_source = progress.peak_flops()
+  say('restored', f'step {step:,}, the last checkpoint in {setup.workdir}')
+  return StepRunner(state, sums, functions)
 
-  #### State: restored, or born sharded ##############################################################################
-  manager = checkpoints.open_manager(workdir, keep=config.keep)
-  saved = hosts.from_first(lambda: manager.latest_step() or 0)
-  first = saved or (initial.step if initial else 0)
-  status.change(step=first, steps=phases[-1].last, restored_step=saved)
-  whole = partitioning.replicated(mesh)
-  add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
-  state = sums = writer = None
-  shape = dict(mesh.shape)
-  micro_batches = [0] * len(phases)
-  if (
-    resolved.get('mesh', shape) == shape
-  ):  # on other devices the rows that one has may not fit as they did
-    micro_batches = np.atleast_1d(
-      resolved.get('micro_batches', micro_batches)
-    ).tolist()  # a number alone in older runs
-  stopped = False
 
-  for number, (phase, q, rows) in enumerate(zip(phases, programs, prepared, strict=True)):
-    if first >= phase.last:
-      continue
+def _fresh(setup: RunSetup, initial: InitialState | None, functions: SumFunctions) -> StepRunner:
+  """State before the first step: initial weights, and random parameters for the rest."""
+  p, config = setup.programs[0], setup.run.config
 
-    #### The compiled step: as many micro-batches as the memory wants ################################################
-    if len(phases) > 1:
-      console.heading(
-        f'phase {number + 1} of {len(phases)}: {phase.config.steps:,} steps of {phase.config.batch_size:,} x {phase.config.sequence_length}'
-        + (', the generator alone' if phase.generator_only else '')
-      )
-    say(
-      'one step',
-      f'{quantity(flops[number], "FLOP")}'
-      + (
-        f'; at least {flops[number] / peak:.3g} s at {quantity(peak, "FLOP/s")} ({peak_source})'
-        if peak
-        else ''
-      ),
-    )
-    start = time.perf_counter()
-    free = min(hosts.gather(memory.available()))
-    # What an earlier start chose adds up the gradients in the same order.
-    rows_per_device = build.check_batch(phase.config, mesh)
-    chosen = (
-      micro_batches[number]
-      if micro_batches[number] and rows_per_device % micro_batches[number] == 0
-      else phase.config.micro_batches
-    )
-    micro_batches[number], compiled, needed = build.compile_to_fit(q, free, chosen, say)
-    say(
-      'memory',
-      f'{needed / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free'
-      + (
-        f'; {micro_batches[number]} micro-batches of {phase.config.batch_size // micro_batches[number]} rows'
-        if micro_batches[number] > 1
-        else ''
-      ),
-    )
-    say(
-      'compiled',
-      f'in {time.perf_counter() - start:.0f} s, {q.model.discriminator_config.dtype} products',
-    )
-    if peak and flops[number] / peak > 60:
-      say(
-        'long steps',
-        f'a step takes minutes here; ask for less with --config=FILE:batch={max(1, phase.config.batch_size // 32)},seq=128 or a smaller config',
-      )
+  def init() -> TrainState:
+    return pretrain_step.init_state(p.model, p.optimizer, config.seed, config.sequence_length)
 
-    if state is None:
-      # What the step sums up is the same in every phase.
-      sum_shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), compiled.out_info[1]
-      )
-      zero_sums = jax.jit(
-        lambda sum_shapes=sum_shapes: jax.tree.map(
-          lambda x: jnp.zeros(x.shape, x.dtype), sum_shapes
-        ),
-        out_shardings=whole,
-      )
-      if saved:
-        state, sums = checkpoints.restore(manager, first, p.shapes, p.shardings, sum_shapes, whole)
-        say('restored', f'step {first:,}, the last checkpoint in {workdir}')
-      else:
-        state = jax.jit(
-          lambda: pretrain_step.init_state(
-            p.model, p.optimizer, config.seed, config.sequence_length
-          ),
-          out_shardings=p.shardings,
-        )()
-        sums = zero_sums()
-        if initial:
-          state = continued.put(initial, state, p.shardings)
-          for label, text in initial.told:
-            say(label, text)
-          initial = initial._replace(params=None, moments=None)  # the devices have them now
-        other = (
-          f', its generator from {config.continued.generator}'
-          if config.continued.generator.startswith('hf:')
-          else ''
-        )
-        scratch = f'from scratch, seed {config.seed}' + (
-          f', its generator from {config.generator.init}' if config.generator.init else ''
-        )
-        say('begins', f'from {config.init}{other}' if config.init else scratch)
-      writer = progress.Writer(workdir, saved and first) if hosts.first() else progress.NoWriter()
-    resolved = {
-      'data': data,
-      **({'steps': config.steps} if has_budget(config) else {}),
-      'mesh': shape,
-      'micro_batches': micro_batches,
-      'vocab_size': tokenizer.size,
-      'dtype': str(p.model.discriminator_config.dtype),
-      'unigram_entropy': unigram_entropy,
-      'train_rows': prepared[0].train.rows,
-      'parameters': parameters,
-    }
-    hosts.from_first(functools.partial(run_folder.write_json, workdir / 'resolved.json', resolved))
-    before = sum(
-      earlier.config.steps * earlier.config.batch_size * earlier.config.sequence_length
-      for earlier in phases[:number]
-    )
-    course = Course(
-      number,
-      phase is phases[-1],
-      phase,
-      rows,
-      compiled,
-      micro_batches[number],
-      flops[number],
-      peak,
-      peak_source,
-      before,
-      look_first=initial is not None and not saved and first == initial.step,
-      status=status,
-    )
-    status.change(state='running')
-    state, sums, stopped = run_steps(
-      q, course, first, state, sums, zero_sums, add, manager, writer, notice, workdir
-    )
-    if stopped:
-      break
-    first = phase.last
+  state = jax.jit(init, out_shardings=p.shardings)()
+  sums = functions.zeros()
+  if initial:
+    state = place_initial(initial, state, p.shardings)
+    for text in initial.notes:
+      say('init', text)
+  source = config.continued.generator
+  other = f', its generator from {source}' if source.startswith('hf:') else ''
+  if config.init:
+    say('begins', f'from {config.init}{other}')
+  else:
+    generator = config.generator.init
+    other = f', its generator from {generator}' if generator else ''
+    say('begins', f'from scratch, seed {config.seed}{other}')
+  return StepRunner(state, sums, functions)
 
-  #### End ###########################################################################################################
-  if state is None:
-    say('done', f'all {config.steps:,} steps were made before')
+
+#### Loop, finish ####
+
+
+def _record(setup: RunSetup) -> None:
+  """Writes what this start has chosen, for later starts and other programs."""
+  run, data = setup.run, setup.data
+  resolved = {
+    'data': data.identity,
+    **({'steps': run.config.steps} if has_budget(run.config) else {}),
+    'mesh': dict(setup.layout.mesh.shape),
+    'micro_batches': setup.micro_batches,
+    'vocab_size': data.tokenizer.size,
+    'dtype': setup.dtype,
+    'unigram_entropy': data.unigram_entropy,
+    'train_rows': data.prepared[0].train.rows,
+    'parameters': setup.parameters,
+  }
+  path = setup.workdir / 'resolved.json'
+  hosts.from_first(functools.partial(run_folder.write_json, path, resolved))
+
+
+def _plan_of_phase(
+  setup: RunSetup, number: int, compiled: jax.stages.Compiled, evaluate_first: bool
+) -> PhasePlan:
+  phases = setup.run.phases
+  before = (phase.config for phase in phases[:number])
+  return PhasePlan(
+    number=number,
+    is_last=number == len(phases) - 1,
+    phase=phases[number],
+    prepared=setup.data.prepared[number],
+    program=setup.programs[number],
+    train_step=compiled,
+    micro_batches=setup.micro_batches[number],
+    step_flops=setup.flops[number],
+    peak=setup.peak,
+    tokens_before=sum(c.steps * c.batch_size * c.sequence_length for c in before),
+    evaluate_first=evaluate_first,
+  )
+
+
+def _finish(
+  setup: RunSetup, manager: ocp.CheckpointManager, recorder: RunRecorder | None, stopped: bool
+) -> int:
+  """Waits for the checkpoints, prints where they are, and returns the exit status."""
+  if recorder is None:
+    say('done', f'all {setup.run.config.steps:,} steps were made before')
     manager.close()
     return 0
-  checkpoints.wait(manager)
-  if not stopped:
-    say(
-      'checkpoints',
-      f'steps {", ".join(map(str, sorted(manager.all_steps())))} in {workdir / "checkpoints"}; '
-      f'the best by held-out loss is {manager.best_step()}',
-    )
-  manager.close()
-  writer.close()
+  recorder.wait()
   if stopped:
+    recorder.close()
     return PREEMPTED
-  for mode in ('evaluate', 'inspect', 'report'):
-    say(
-      'next' if mode == 'evaluate' else '',
-      f'python -m electra_jax.main --mode={mode} --workdir={workdir}',
-    )
+  steps = ', '.join(map(str, sorted(manager.all_steps())))
+  say(
+    'checkpoints',
+    f'steps {steps} in {setup.workdir / "checkpoints"}; '
+    f'the best by held-out loss is {manager.best_step()}',
+  )
+  recorder.close()
+  for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):
+    say(label, f'python -m electra_jax.main --mode={mode} --workdir={setup.workdir}')
   return 0

@@ -1,102 +1,142 @@
-"""The jobs of a sweep as commands: for SLURM, for TPU slices through queued resources, or for a shell; the scripts are those of launch/."""
+"""The jobs of a sweep as commands: for SLURM, for TPU queued resources, or for a shell.
 
+The commands for SLURM and TPUs use the scripts of launch/.
+"""
+
+import dataclasses
 import re
 import shlex
+from collections.abc import Sequence
 
 from electra_jax.console import say
 from electra_jax.errors import UserError
-from electra_jax.sweep.resolve import Job
+from electra_jax.sweep.resolve import ResolvedSweep, SweepJob
 from electra_jax.training import run_folder
 
-KINDS = ('slurm', 'queued', 'shell')
-_OWN = (
-  'jobs',
-  'output',
-  'only',
-  'workdir',
-)  # flags that a job's command does not have from the one that wrote it
+# Flags that the command of a job does not repeat.
+_NOT_REPEATED = ('mode', 'jobs', 'output', 'only', 'workdir')
 
-_HEADS = {
-  'slurm': """# Queues every job of the sweep, one process and one GPU each; flags of sbatch come after:
+
+@dataclasses.dataclass(frozen=True)
+class JobScript:
+  """A form of jobs.sh.
+
+  Attributes:
+    head: the first lines; {path} is the script's path.
+    job: the lines of a job: {name}, {log} and the {command} after the program.
+    tail: the last lines.
+    needs_bucket: whether the machines of the jobs share no other folder.
+  """
+
+  head: str
+  job: str
+  tail: str
+  needs_bucket: bool = False
+
+
+FORMS = {
+  'slurm': JobScript(
+    """\
+# Queues every job of the sweep, with one process and one GPU each. Options of sbatch follow:
 #   bash {path} --partition=gpu --time=4:00:00
-# From the repository's root, on a file system that all nodes share. A job that is preempted is queued again and goes on.
+# Run it from the repository's root, on a file system that all nodes share. A job that is preempted
+# is queued again and resumes.
 set -euo pipefail
 """,
-  'queued': """# Runs every job of the sweep on a TPU slice of its own, all at once, each with a log beside this file; it ends when all have.
+    'sbatch --nodes=1 --ntasks-per-node=1 --gpus-per-node=1 --job-name={name} "$@" '
+    'launch/slurm.sbatch {command}\n',
+    '',
+  ),
+  'queued': JobScript(
+    """\
+# Runs every job of the sweep at the same time, each on its own TPU slice, with logs beside this
+# file. It ends when all jobs have ended.
 #   ZONE=us-central1-a bash {path} --project=mine
-# From the repository's root, on a machine that stays up; options of launch/tpu.sh come after. A job is one process: take slices of one host.
+# Run it from the repository's root, on a machine that stays up. Options of launch/tpu.sh follow. A
+# job is one process: choose slices of one host.
 set -euo pipefail
-: "${{ZONE:?name the zone of the slices, as in ZONE=us-central1-a bash {path}}}"
+: "${{ZONE:?set the zone of the slices, as in ZONE=us-central1-a bash {path}}}"
 topology=${{TOPOLOGY:-v5e-1}}
 """,
-  'shell': """# Runs every job of the sweep, one after another: bash {path}
-# Each line stands alone, to be run wherever the folder of the sweep is to be seen.
+    'launch/tpu.sh resume {name} --zone="$ZONE" --topology="$topology" --delete-when-done "$@" '
+    '-- {command} > {log} 2>&1 &\n',
+    'wait\n',
+    needs_bucket=True,
+  ),
+  'shell': JobScript(
+    """\
+# Runs every job of the sweep, one after another: bash {path}
+# Each line can also run by itself, on any machine that sees the folder of the sweep.
 set -uo pipefail
 failed=0
 """,
+    '"${{PYTHON:-python}}" -m electra_jax.main {command} || failed=1\n',
+    'exit "$failed"\n',
+  ),
 }
 
 
-def write(kind: str, output: str | None, config, jobs: list[Job], workdir: str, arguments) -> None:
-  """Writes jobs.sh, a command for each job, and table.sh, for when all have ended, into a folder.
+def write_job_scripts(
+  kind: str, output: str | None, sweep: ResolvedSweep, arguments: Sequence[str]
+) -> None:
+  """Writes jobs.sh, with a command for each job, and table.sh, to run when all have ended.
 
   Args:
-    kind: of KINDS.
-    output: the folder.
-    config: of the sweep.
-    workdir: of the sweep.
-    arguments: of the command line that asked for this.
+    kind: of FORMS.
+    output: the folder to write.
+    sweep: the resolved sweep.
+    arguments: the command line, which the commands repeat.
 
-  Raises UserError where the folder cannot be written, or the workdir is not one that such jobs can share.
+  Raises:
+    UserError: the folder cannot be written, or the machines of the jobs cannot share the workdir.
   """
-  if kind == 'queued' and not run_folder.is_remote(workdir):
+  form = FORMS[kind]
+  if form.needs_bucket and not run_folder.is_remote(sweep.workdir):
     raise UserError(
-      f'--jobs=queued runs on machines that go away, and --workdir {workdir} is a folder of this one; name a bucket, --workdir=gs://BUCKET/SWEEP.'
+      f'--workdir is {sweep.workdir}, a local folder, which the machines of --jobs={kind} do not '
+      'share; expected a bucket (--workdir=gs://BUCKET/SWEEP).'
     )
-  folder = run_folder.folder(output)
+  folder = run_folder.folder(output or '')
   run_folder.check_writable(folder)
-  shared = ['--mode=sweep', *_kept(arguments), f'--workdir={workdir}']
-  text = f'#!/usr/bin/env bash\n# {config.name}: {len(jobs)} jobs.\n' + _HEADS[kind].format(
-    path=shlex.quote(str(folder / 'jobs.sh'))
+  path = folder / 'jobs.sh'
+  shared = ['--mode=sweep', *_repeated(arguments), f'--workdir={sweep.workdir}']
+  text = f'#!/usr/bin/env bash\n# {sweep.config.name}: {len(sweep.jobs)} jobs.\n'
+  text += form.head.format(path=shlex.quote(str(path)))
+  for job, name in zip(sweep.jobs, _cloud_names(sweep.config.name, sweep.jobs), strict=True):
+    text += form.job.format(
+      name=name,
+      log=shlex.quote(str(folder / f'{name}.log')),
+      command=shlex.join([*shared, f'--only={job.name}']),
+    )
+  run_folder.write_bytes(path, (text + form.tail).encode())
+  table = (
+    '#!/usr/bin/env bash\n# Run it when the jobs have ended: the table and the picture of all.\n'
+    f'"${{PYTHON:-python}}" -m electra_jax.main {shlex.join([*shared, "--only=table"])}\n'
   )
-  names = _names(config.name, jobs)
-  for job, name in zip(jobs, names, strict=True):
-    words = shlex.join([*shared, f'--only={job.name}'])
-    text += {
-      'slurm': f'sbatch --nodes=1 --ntasks-per-node=1 --gpus-per-node=1 --job-name={name} "$@" launch/slurm.sbatch {words}\n',
-      'queued': f'launch/tpu.sh resume {name} --zone="$ZONE" --topology="$topology" --delete-when-done "$@" -- {words} '
-      f'> {shlex.quote(str(folder / f"{name}.log"))} 2>&1 &\n',
-      'shell': f'"${{PYTHON:-python}}" -m electra_jax.main {words} || failed=1\n',
-    }[kind]
-  text += {'slurm': '', 'queued': 'wait\n', 'shell': 'exit "$failed"\n'}[kind]
-  table = f'"${{PYTHON:-python}}" -m electra_jax.main {shlex.join([*shared, "--only=table"])}'
-  run_folder.write_bytes(folder / 'jobs.sh', text.encode())
-  run_folder.write_bytes(
-    folder / 'table.sh',
-    f'#!/usr/bin/env bash\n# When the jobs have ended: the table and the picture of all of them.\n{table}\n'.encode(),
-  )
+  run_folder.write_bytes(folder / 'table.sh', table.encode())
   say(
     'written',
-    f'{folder / "jobs.sh"}: {len(jobs)} jobs; {folder / "table.sh"}: the table, when they have ended',
+    f'{path}: {len(sweep.jobs)} jobs; {folder / "table.sh"}: the table, when they have ended',
   )
-  say('next', f'bash {folder / "jobs.sh"}')
+  say('next', f'bash {path}')
 
 
-def _kept(arguments) -> list[str]:
-  """The arguments less --mode and the flags of _OWN, in either form: --flag=value, or --flag value."""
-  kept, skip = [], False
+def _repeated(arguments: Sequence[str]) -> list[str]:
+  """The arguments without the flags of _NOT_REPEATED, as --flag=value or --flag value."""
+  kept = []
+  skip = False
   for word in arguments:
     name, equals, _ = word.lstrip('-').partition('=')
-    if skip or word.startswith('-') and name in (*_OWN, 'mode'):
+    if skip or word.startswith('-') and name in _NOT_REPEATED:
       skip = not skip and not equals
     else:
       kept.append(word)
   return kept
 
 
-def _names(sweep: str, jobs: list[Job]) -> list[str]:
-  """Names of small letters, digits and -, as the clouds want them, no two alike."""
-  found = []
+def _cloud_names(sweep: str, jobs: Sequence[SweepJob]) -> list[str]:
+  """Distinct names of lowercase letters, digits and -, which cloud resources require."""
+  found: list[str] = []
   for number, job in enumerate(jobs):
     name = re.sub(r'[^a-z0-9]+', '-', f'{sweep}-{job.file}'.lower()).strip('-')
     name = name if name[:1].isalpha() else f'sweep-{name}'

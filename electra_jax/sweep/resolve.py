@@ -1,4 +1,7 @@
-"""The one place where a sweep's config is interpreted: (config, workdir) -> ResolvedSweep."""
+"""The one place where a sweep's config is interpreted: (config, workdir) -> ResolvedSweep.
+
+Importing it imports no JAX, so that a mistake in any of the runs is reported within a second.
+"""
 
 import dataclasses
 import difflib
@@ -18,6 +21,7 @@ from electra_jax.config import (
   checked_finetuning,
   checked_pretraining,
   checked_sweep,
+  config_kind,
   freeze,
 )
 from electra_jax.config.declarations import ConfigDict, fields_of, typed_value
@@ -25,20 +29,20 @@ from electra_jax.errors import UserError
 from electra_jax.training import run_folder
 
 # Fields that the sweep sets itself.
-OWN = ('name', 'seed', 'keep')
-OWN_OF_TASKS = ('name', 'init', 'init_step', 'like', 'keep_trials')
+_SET_BY_SWEEP = ('name', 'seed', 'keep')
+_SET_BY_SWEEP_IN_TASKS = ('name', 'init', 'init_step', 'like', 'keep_trials')
 C = TypeVar('C', bound=Config)
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class SweepJob:
   """One run with one seed.
 
   Attributes:
     run: the run's name.
     seed: its seed.
     changes: what the run changes of the base, as the sweep's config has it.
-    config: to pretrain with.
+    config: the pretraining config.
     tasks: fine-tuning configs by name, without the run to start from.
   """
 
@@ -61,7 +65,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedSweep:
-  """What a sweep's config means.
+  """A sweep's config with the configs of all of its runs.
 
   Attributes:
     config: the sweep's own fields.
@@ -71,15 +75,15 @@ class ResolvedSweep:
 
   config: SweepConfig
   workdir: epath.Path
-  jobs: tuple[Job, ...]
+  jobs: tuple[SweepJob, ...]
 
 
-def group(run: str) -> str:
-  """A run's name without what follows the @: its budget."""
+def group_of(run: str) -> str:
+  """A run's name without the part from the @ on, which names its budget."""
   return run.partition('@')[0]
 
 
-def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedSweep:
+def resolve_sweep(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedSweep:
   """Resolves a sweep's config, and those of all of its runs and tasks. No data is read.
 
   Args:
@@ -87,78 +91,85 @@ def resolve(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedSweep
     workdir: the sweep's folder.
 
   Raises:
-    UserError: for a field that cannot be, in the sweep's own config or in that of a run or task.
+    UserError: for a mistake in the sweep's own config or in that of a run or task.
   """
   return ResolvedSweep(checked_sweep(config), run_folder.folder(workdir), tuple(jobs_of(config)))
 
 
-def jobs_of(config: AnyConfig) -> list[Job]:
-  """The jobs of a sweep's config, see `resolve`."""
+def jobs_of(config: AnyConfig) -> list[SweepJob]:
+  """The jobs of a sweep's config, see `resolve_sweep`."""
   c = checked_sweep(config)
-  base = _pretraining(c.base)
-  base = changed(base, dict(c.fields), 'config.fields', OWN)
-  tasks = {name: _task(name, file, fields) for name, file, fields in c.finetune}
+  base = _with_changes(_base_config(c.base), dict(c.fields), 'config.fields', _SET_BY_SWEEP)
+  tasks = {name: _task_config(name, file, fields) for name, file, fields in c.finetune}
   jobs = []
   for run, fields in c.runs:
-    of_run = changed(base, dict(fields), f'run {run}', OWN)
+    of_run = _with_changes(base, dict(fields), f'run {run}', _SET_BY_SWEEP)
     of_run = _checked(f'run {run}', checked_pretraining, of_run)
     for seed in c.seeds:
-      mine = of_run.replace({'name': f'{run}, seed {seed}', 'seed': seed, 'keep': 1})
-      # Trials of two seeds differ in all that a seed determines.
+      of_seed = of_run.replace({'name': f'{run}, seed {seed}', 'seed': seed, 'keep': 1})
+      # Trials of two seeds differ in everything that a seed determines.
       seeded = {
         name: task.replace({'seed': task.seed + seed * task.num_trials})
         for name, task in tasks.items()
       }
-      jobs.append(Job(run, seed, dict(fields), mine, seeded))
+      jobs.append(SweepJob(run, seed, dict(fields), of_seed, seeded))
   return jobs
 
 
-def _pretraining(path: str) -> PretrainingConfig:
-  base = load(path)
-  if 'task' in base or 'objective' not in base:
+def _base_config(path: str) -> PretrainingConfig:
+  """The pretraining config of config.base."""
+  base = load_config_file(path)
+  if config_kind(base) is not PretrainingConfig or 'objective' not in base:
     raise UserError(
-      f'config.base {path} is no config to pretrain with; name one, as configs/mini.py.'
+      f'config.base is {path}, which is not a pretraining config; expected one, such as '
+      'configs/mini.py.'
     )
   return _checked(f'config.base {path}', lambda c: freeze(PretrainingConfig, c), base)
 
 
-def _task(name: str, file: str, fields: Mapping[str, Any]) -> FinetuningConfig:
+def _task_config(name: str, file: str, fields: Mapping[str, Any]) -> FinetuningConfig:
   """The fine-tuning config of an entry of config.finetune."""
   where = f'{name} of config.finetune'
-  loaded = load(file)
-  if 'task' not in loaded:
+  loaded = load_config_file(file)
+  if config_kind(loaded) is not FinetuningConfig:
     raise UserError(
-      f'{where}: {file} is no config to fine-tune with; name one, as configs/finetune/cola.py.'
+      f'{where} is {file}, which is not a fine-tuning config; expected one, such as '
+      'configs/finetune/cola.py.'
     )
   task = _checked(where, lambda c: freeze(FinetuningConfig, c), loaded)
-  task = changed(task, fields, where, OWN_OF_TASKS).replace(
+  task = _with_changes(task, fields, where, _SET_BY_SWEEP_IN_TASKS).replace(
     {'name': name, 'init': 'the run', 'init_step': 'last', 'like': '', 'keep_trials': 'none'}
   )
   task = _checked(where, checked_finetuning, task)
   if len(task.tasks) != 1:
-    raise UserError(f'{where} has the tasks {task.task}; give each an entry of its own.')
+    raise UserError(f'{where} has the tasks {task.task}; expected one entry for each of them.')
   return task
 
 
 def _checked(where: str, check: Callable[[Any], C], config: AnyConfig) -> C:
-  """The result of a check, whose complaint begins with `where`."""
+  """The result of a check; its error message begins with `where`."""
   try:
     return check(config)
   except UserError as error:
     raise UserError(f'{where}: {error}') from None
 
 
-def load(path: str) -> ConfigDict:
-  """The ConfigDict of a file, given as on the command line: FILE or FILE:ARGUMENTS.
+def load_config_file(path: str) -> ConfigDict:
+  """The ConfigDict of a config file.
+
+  Args:
+    path: the file as on the command line: FILE or FILE:ARGUMENTS.
 
   Raises:
-    UserError: where the file cannot be read, fails, or returns no ConfigDict.
+    UserError: the file cannot be read, raises an error, or returns no ConfigDict.
   """
   import ml_collections
 
   file, colon, arguments = path.partition(':')
   try:
     spec = importlib.util.spec_from_file_location('sweep_config_file', file)
+    if spec is None or spec.loader is None:
+      raise UserError('this is not a Python file; expected one with get_config.')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(arguments) if colon else module.get_config()
@@ -169,39 +180,41 @@ def load(path: str) -> ConfigDict:
       f'the config file {file} cannot be read ({error.strerror}); expected a path from here.'
     ) from None
   except Exception as error:  # whatever a user's file raises
+    reason = ' '.join(str(error).split())
     raise UserError(
-      f'the config file {path} does not work ({type(error).__name__}: '
-      f'{" ".join(str(error).split())}); fix it.'
+      f'the config file {path} does not work ({type(error).__name__}: {reason}).'
     ) from None
   if not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(f'the config file {path} makes no config; its get_config must return one.')
+    raise UserError(f'get_config of {path} returns no ConfigDict; expected one.')
   return config
 
 
-def changed(config: C, fields: Mapping[str, Any], where: str, own: Sequence[str] = ()) -> C:
-  """A copy of a config with fields set, named with dots.
+def _with_changes(config: C, fields: Mapping[str, Any], where: str, reserved: Sequence[str]) -> C:
+  """A copy of a config with fields set.
 
   Args:
     config: the config.
-    fields: name -> value.
-    where: beginning of the sentence of an error.
-    own: fields that the sweep sets itself.
+    fields: name with dots -> value.
+    where: beginning of an error message.
+    reserved: fields that the sweep sets itself.
 
   Raises:
-    UserError: for a name that is not a field or one of `own`, and for a value of another type.
+    UserError: for a name that is not a field or that is reserved, and a value of another type.
   """
-  known, typed = fields_of(type(config)), {}
+  known = fields_of(type(config))
+  typed = {}
   for name, value in fields.items():
     if name not in known:
       near = difflib.get_close_matches(str(name), known, n=1)
       help_ = f'did you mean {near[0]!r}?' if near else 'remove it.'
       raise UserError(f'{where} sets {name!r}, which is not a field; {help_}')
-    if name in own:
+    if name in reserved:
       raise UserError(f'{where} sets {name!r}, which the sweep sets itself; remove it.')
     try:
       typed[name] = typed_value(known[name], value)
     except UserError:
+      kind = known[name].kind.__name__
       raise UserError(
-        f'{where} sets {name} to {value!r}; it must be of type {known[name].kind.__name__}.'
+        f'{where} sets {name} to {value!r}; expected a value of type {kind}.'
       ) from None
   return config.replace(typed)

@@ -1,295 +1,455 @@
-"""--mode=sweep: the runs of a sweep one after another, each pretrained, evaluated and fine-tuned; then all that is known, as one table."""
+"""--mode=sweep: pretrains, evaluates and fine-tunes each run, and compares the results.
 
+Jobs run one after another. A job whose result is known is skipped; one that was stopped is resumed.
+"""
+
+import dataclasses
 import functools
 import math
+import os
 import time
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
+from etils import epath
 
 from electra_jax import console
-from electra_jax.config import FinetuningConfig, to_plain
+from electra_jax.config import AnyConfig, FinetuningConfig, PretrainingConfig, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import trial_summary
+from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.train import finetune, read_records
-from electra_jax.finetune.trial import plain
-from electra_jax.pretrain import build, evaluation, objectives, pretrained
-from electra_jax.pretrain.resolve import resolve as resolve_run
+from electra_jax.finetune.train import finetune
+from electra_jax.pretrain import build, evaluation, run_start
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.pretrain.train import train
-from electra_jax.sweep import job_scripts, results
-from electra_jax.sweep.resolve import Job, resolve
+from electra_jax.pretrain.trained_run import Run, open_run
+from electra_jax.sweep.job_scripts import write_job_scripts
+from electra_jax.sweep.picture import write_report
+from electra_jax.sweep.resolve import ResolvedSweep, SweepJob, resolve_sweep
+from electra_jax.sweep.results import (
+  RESULTS_FILE,
+  Expected,
+  Result,
+  append_result,
+  expected_result,
+  read_results,
+  result_differences,
+  short_digest,
+)
+from electra_jax.sweep.summary import summarize_runs, sweep_table
 from electra_jax.timeline import spent
 from electra_jax.training import hosts, run_folder
+from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import read_metrics
 
-TABLE = 'table'  # in the place of a job: --only=table
+# In place of a job: --only=table.
+TABLE = 'table'
+# Names and differences that a line of the console lists, at most.
+_LISTED_JOBS = 6
+_LISTED_DIFFERENCES = 3
 
 
 def sweep(
-  config,
-  workdir: str,
+  config: AnyConfig,
+  workdir: str | os.PathLike[str],
   *,
   only: str | None = None,
-  known: tuple[str, ...] = (),
+  results: Sequence[str] = (),
   jobs: str | None = None,
   output: str | None = None,
-  arguments: tuple[str, ...] = (),
+  arguments: Sequence[str] = (),
 ) -> int:
-  """Does the runs of a sweep that are not done, or goes on where it was stopped; leaves results.jsonl, sweep.md and sweep.png in WORKDIR.
+  """Runs the jobs of a sweep that have no result, and writes results.jsonl, sweep.md and sweep.png.
 
   Args:
-    config: of sweep.config.
-    workdir: its folder; each run's is WORKDIR/runs/<run>-<seed>-<digest of its config and data>.
-    only: one job, 'RUN:SEED', whose line goes to WORKDIR/results/<run>-<seed>.jsonl; or 'table', for what is there alone.
-    known: files of finished runs, beside config.known.
-    jobs: in place of all this, write the commands for one job a run and seed: 'slurm', 'queued' or 'shell'.
-    output: the folder for these.
-    arguments: of the command line, that the commands have too.
+    config: the sweep's config.
+    workdir: its folder. Each run's is WORKDIR/runs/<run>-<seed>-<digest of its config and data>.
+    only: one job, 'RUN:SEED', whose result is written to WORKDIR/results/<run>-<seed>.jsonl; or
+      'table': no job runs, and the table of the known results is made.
+    results: files with results of finished runs, besides config.known.
+    jobs: 'slurm', 'queued' or 'shell': no job runs, and a command for each is written to `output`.
+    output: the folder of these commands.
+    arguments: the command line, which the commands repeat.
 
-  Returns the exit status: 0, 1 where a run failed, PREEMPTED when asked to stop.
+  Returns:
+    The exit status: 0, 1 where a run failed, PREEMPTED when asked to stop.
 
-  Raises UserError for a person's mistakes, in any of the runs, before the first of them begins.
+  Raises:
+    UserError: for a mistake in any of the runs, before the first of them starts.
   """
   notice = Notice()
-  resolved = resolve(config, workdir)
-  config, folder, todo = resolved.config, resolved.workdir, list(resolved.jobs)
-  chosen = todo if only in (None, TABLE) else [job for job in todo if job.name == only]
+  resolved = resolve_sweep(config, workdir)
+  chosen = _chosen_jobs(resolved.jobs, only)
+  console.heading(f'{resolved.config.name}: {len(resolved.jobs)} runs  ({resolved.workdir})')
+  expected = expected_results(chosen, resolved.config.rows)
+  if jobs:
+    write_job_scripts(jobs, output, resolved, arguments)
+    return 0
+  hosts.from_first(lambda: run_folder.check_writable(resolved.workdir))
+  files = (*resolved.config.known, *results)
+  done = hosts.from_first(lambda: find_results(resolved.workdir, chosen, expected, files))
+  todo = [] if only == TABLE else [job for job in chosen if job.name not in done]
+  known = len(done) if only == TABLE else len(chosen) - len(todo)
+  say('runs', f'{known} done, {len(todo)} to do' + (f': {_listed(todo)}' if todo else ''))
+  run = _Run(resolved, expected, done, single=only is not None, notice=notice)
+  if not run.run_jobs(todo):
+    return PREEMPTED
+  return _finish(run, only, todo)
+
+
+def _chosen_jobs(jobs: Sequence[SweepJob], only: str | None) -> list[SweepJob]:
+  """The jobs that --only names.
+
+  Raises:
+    UserError: it names none.
+  """
+  chosen = [job for job in jobs if only in (None, TABLE, job.name)]
   if not chosen:
     raise UserError(
-      f"--only={only} is none of the sweep's jobs; they are {', '.join(job.name for job in todo[:6])}{', ...' if len(todo) > 6 else ''}, or {TABLE}."
+      f"--only is {only}, which is not one of the sweep's jobs; expected {TABLE} or one of "
+      f'{_listed(jobs)}.'
     )
-  console.heading(f'{config.name}: {len(todo)} runs  ({folder})')
-
-  #### What is asked for, and what is known ##########################################################################
-  wanted = with_data(config, chosen)
-  if jobs:
-    job_scripts.write(jobs, output, config, todo, workdir, arguments)
-    return 0
-  hosts.from_first(lambda: run_folder.check_writable(folder))
-  done = hosts.from_first(lambda: find_known(folder, chosen, wanted, (*config.known, *known)))
-  left = [] if only == TABLE else [job for job in chosen if job.name not in done]
-  say(
-    'runs',
-    f'{len(chosen) - len(left) if only != TABLE else len(done)} done, {len(left)} to do'
-    + ('' if not left else f': {_some(left)}'),
-  )
-
-  #### Runs ##########################################################################################################
-  failed, start, spent_here = {}, time.perf_counter(), 0
-  for number, job in enumerate(left, 1):
-    if notice:
-      return PREEMPTED
-    console.heading(f'run {number} of {len(left)}: {job.run}, seed {job.seed}')
-    place = (
-      folder
-      / 'runs'
-      / f'{job.file}-{results.digest({"fields": wanted[job.name]["fields"], "data": wanted[job.name]["data"]})}'
-    )
-    try:
-      status = train(job.config, str(place), notice)
-      if notice:
-        return PREEMPTED
-      if status == 0:
-        line = measure(config, job, wanted[job.name], place, notice)
-    except UserError as error:  # a run that diverges is no reason to leave the others undone
-      failed[job.name] = str(error)
-      say('failed', f'{job.name}: {error}')
-      continue
-    if status == PREEMPTED or line is None:
-      return PREEMPTED
-    target = folder / 'results' / f'{job.file}.jsonl' if only else folder / results.LINES
-    hosts.from_first(functools.partial(_keep, target, line))
-    done[job.name] = line
-    if config.delete_runs:
-      hosts.from_first(functools.partial(place.rmtree, missing_ok=True))
-    spent_here += 1
-    if number < len(left):
-      say(
-        'left',
-        f'{len(left) - number} runs; about {console.seconds((time.perf_counter() - start) / spent_here * (len(left) - number))} at this pace',
-      )
-    if not only:
-      show(config, todo, done, folder)
-
-  #### The table #####################################################################################################
-  if not only and (not left or failed) or only == TABLE:
-    show(config, todo, done, folder)
-  elif only:
-    say('next', f'--only={TABLE} makes the table of all that is done')
-  if done and not (only and only != TABLE):
-    say('written', f'{folder / "sweep.md"}, {folder / "sweep.png"}')
-  for name, why in failed.items():
-    say('failed', f'{name}: {why}')
-  return 1 if failed else 0
+  return chosen
 
 
-def _some(jobs: list[Job], most: int = 6) -> str:
-  return ', '.join(job.name for job in jobs[:most]) + (', ...' if len(jobs) > most else '')
+def _listed(jobs: Sequence[SweepJob]) -> str:
+  """Names of jobs, at most _LISTED_JOBS of them."""
+  names = ', '.join(job.name for job in jobs[:_LISTED_JOBS])
+  return names + (', ...' if len(jobs) > _LISTED_JOBS else '')
 
 
-def _keep(path, line):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  results.append(path, line)
+#### Running jobs ####
 
 
-def with_data(config, jobs: list[Job]) -> dict[str, dict]:
-  """What the line of each job must say (results.asked), all data opened, or prepared, and every model built on paper.
+@dataclasses.dataclass
+class _Run:
+  """The jobs of a sweep while they run.
 
-  Raises UserError for data that is missing or broken, and for sizes that contradict each other.
+  Attributes:
+    sweep: the resolved sweep.
+    expected: job -> what its result must contain.
+    done: job -> its result; grows.
+    single: whether --only names one job or the table; other processes may run other jobs.
+    notice: true when asked to stop.
+    failed: job -> error message; grows.
   """
-  stores, sums, wanted, checked = {}, {}, {}, {}
-  for job in jobs:
-    if job.run not in checked:
+
+  sweep: ResolvedSweep
+  expected: dict[str, Expected]
+  done: dict[str, Result]
+  single: bool
+  notice: Notice
+  failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def run_jobs(self, jobs: Sequence[SweepJob]) -> bool:
+    """Runs jobs one after another; False when asked to stop."""
+    start = time.perf_counter()
+    finished = 0
+    for number, job in enumerate(jobs, 1):
+      if self.notice:
+        return False
+      console.heading(f'run {number} of {len(jobs)}: {job.run}, seed {job.seed}')
       try:
-        checked[job.run] = '+'.join(_identities(job, stores))
+        result = self._run_job(job)
+      except UserError as error:  # the other runs may still succeed
+        self.failed[job.name] = str(error)
+        say('failed', f'{job.name}: {error}')
+        continue
+      if result is None:
+        return False
+      self._keep(job, result)
+      finished += 1
+      left = len(jobs) - number
+      if left:
+        seconds = (time.perf_counter() - start) / finished * left
+        say('left', f'{left} runs; about {console.seconds(seconds)} at this pace')
+      if not self.single:
+        self.show()
+    return True
+
+  def _run_job(self, job: SweepJob) -> Result | None:
+    """Pretrains and measures a job; None when asked to stop."""
+    status = train(job.config, str(self._place(job)), self.notice)
+    if self.notice or status == PREEMPTED:
+      return None
+    return measure_run(job, self.expected[job.name], self._place(job), self.notice)
+
+  def _place(self, job: SweepJob) -> epath.Path:
+    """The folder of a job's run."""
+    expected = self.expected[job.name]
+    digest = short_digest({'fields': expected['fields'], 'data': expected['data']})
+    return self.sweep.workdir / 'runs' / f'{job.file}-{digest}'
+
+  def _keep(self, job: SweepJob, result: Result) -> None:
+    """Writes a result, and deletes the run if the config asks for it."""
+    folder = self.sweep.workdir
+    file = folder / 'results' / f'{job.file}.jsonl' if self.single else folder / RESULTS_FILE
+    hosts.from_first(functools.partial(_write_result, file, result))
+    self.done[job.name] = result
+    if self.sweep.config.delete_runs:
+      hosts.from_first(functools.partial(self._place(job).rmtree, missing_ok=True))
+
+  def show(self) -> None:
+    """Prints the table of the results, and writes it with the picture."""
+    order = list(dict.fromkeys(job.run for job in self.sweep.jobs))
+    summaries = summarize_runs(self.done.values(), order)
+    if not summaries:
+      say('results', 'none yet')
+      return
+    c = self.sweep.config
+    print('\n' + sweep_table(summaries, len(c.seeds)) + '\n', flush=True)
+    hosts.from_first(lambda: write_report(self.sweep.workdir, c.name, summaries, len(c.seeds)))
+
+
+def _write_result(file: epath.Path, result: Result) -> None:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  append_result(file, result)
+
+
+def _finish(run: _Run, only: str | None, todo: Sequence[SweepJob]) -> int:
+  """Shows the results and the jobs that failed; returns the exit status."""
+  shown_before = todo and not run.failed  # after the last job
+  if only == TABLE or only is None and not shown_before:
+    run.show()
+  if only not in (None, TABLE):
+    say('next', f'--only={TABLE} makes the table of all results')
+  elif run.done:
+    folder = run.sweep.workdir
+    say('written', f'{folder / "sweep.md"}, {folder / "sweep.png"}')
+  for name, reason in run.failed.items():
+    say('failed', f'{name}: {reason}')
+  return 1 if run.failed else 0
+
+
+#### Expected and known results ####
+
+
+def expected_results(jobs: Sequence[SweepJob], rows: int) -> dict[str, Expected]:
+  """What the result of each job must contain, by the job's name.
+
+  All data is opened or prepared, and the shapes of all models are computed.
+
+  Args:
+    jobs: the jobs.
+    rows: number of held-out rows, at most; 0 for all.
+
+  Raises:
+    UserError: data is missing or broken, or sizes contradict each other.
+  """
+  stores: dict[str, Any] = {}
+  checksums: dict[str, int] = {}
+  identities: dict[str, str] = {}
+  expected = {}
+  for job in jobs:
+    if job.run not in identities:
+      try:
+        identities[job.run] = '+'.join(_data_identities(job, stores))
       except UserError as error:
         raise UserError(f'run {job.run}: {error}') from None
     for name, task in job.tasks.items():
-      if name not in sums:
-        sums[name] = _checksum(name, task)
-    wanted[job.name] = results.asked(job, checked[job.run], sums, config.rows)
-  return wanted
+      if name not in checksums:
+        checksums[name] = _examples_checksum(name, task)
+    expected[job.name] = expected_result(job, identities[job.run], checksums, rows)
+  return expected
 
 
-def _identities(job: Job, stores: dict) -> list[str]:
+def _data_identities(job: SweepJob, stores: dict[str, Any]) -> list[str]:
   """Identities of the rows of a job's phases; `stores` keeps what is opened for other jobs."""
-  run, found = resolve_run(job.config), []
+  run = resolve_run(job.config)
+  found = []
   for phase in run.phases:
     c = phase.config
-    key = results.digest([to_plain(c.data), c.sequence_length, c.init])
+    key = short_digest([to_plain(c.data), c.sequence_length, c.init])
     if key not in stores:
-      stores[key] = pretrained.prepare_data(c, run.tokenizer)
-    rows = stores[key]
-    build.build_model(c, rows.tokenizer.size)
-    if rows.train.rows < c.batch_size:
+      stores[key] = run_start.prepare_data(c, run.tokenizer)
+    prepared = stores[key]
+    build.build_model(c, prepared.tokenizer.size)
+    if prepared.train.rows < c.batch_size:
       raise UserError(
-        f'the corpus makes {rows.train.rows} rows and config.batch_size is {c.batch_size}; give '
-        'more text, or smaller batches.'
+        f'config.batch_size is {c.batch_size} and the corpus makes {prepared.train.rows} rows; '
+        'expected a smaller batch or more text.'
       )
-    found.append(pretrained.data_identity(rows))
+    found.append(run_start.data_identity(prepared))
   return found
 
 
-def _checksum(name: str, config: FinetuningConfig) -> int:
-  """Of a task's examples to train on and to be scored on."""
+def _examples_checksum(name: str, config: FinetuningConfig) -> int:
+  """A checksum of the examples of a task that trials are trained and evaluated on."""
   try:
-    task, found = open_task(config.task, config.data), 0
+    task = open_task(config.task, config)
+    checksum = 0
     for split in ('train', 'dev'):
       examples = task.examples(split) if split in task.splits else ()
       if not len(examples):
         raise UserError(
-          f'there is no {split} data; name the file with data.{split}, or its folder with data.source.'
+          f'there is no {split} data; set data.{split} to the file, or data.source to its folder.'
         )
       for example in examples:
-        found = zlib.crc32(repr(example).encode(), found)
-    return found
+        checksum = zlib.crc32(repr(example).encode(), checksum)
+    return checksum
   except UserError as error:
     raise UserError(f'{name} of config.finetune: {error}') from None
 
 
-def find_known(folder, jobs: list[Job], wanted: dict, given) -> dict[str, dict]:
-  """The lines there are of jobs, by name: of the sweep's own folder, and of the files given. Says which do not match, and in what.
+def find_results(
+  folder: epath.Path,
+  jobs: Sequence[SweepJob],
+  expected: Mapping[str, Expected],
+  files: Iterable[str],
+) -> dict[str, Result]:
+  """The known results of jobs, by the job's name.
 
-  A line is a job's where seed, all fields and all data are, whatever the run was called there. Of several the last counts.
+  A result is a job's where the seed, all fields and all data are the same, whatever the run was
+  called there. Of several the last counts. Results of a run with the same name and other fields or
+  data are reported, with the differences.
+
+  Args:
+    folder: of the sweep; its own results count too.
+    jobs: the jobs.
+    expected: job -> what its result must contain.
+    files: other files of results.
+
+  Raises:
+    UserError: a file cannot be read or is damaged.
   """
-  own = (
-    [folder / results.LINES, *sorted((folder / 'results').glob('*.jsonl'))]
-    if run_folder.exists(folder)
-    else []
-  )
-  found, others = {}, {}
-  for path in [*map(str, given), *(path for path in own if run_folder.exists(path))]:
-    for line in results.read(path):
+  own = []
+  if run_folder.exists(folder):
+    own = [folder / RESULTS_FILE, *sorted((folder / 'results').glob('*.jsonl'))]
+  found: dict[str, Result] = {}
+  others: dict[str, tuple[str, str]] = {}
+  for path in (*map(str, files), *(str(path) for path in own if run_folder.exists(path))):
+    for result in read_results(path):
       for job in jobs:
-        if job.seed != line['seed']:
+        if job.seed != result['seed']:
           continue
-        unlike = results.differences(wanted[job.name], line)
-        if not unlike:
-          found[job.name] = line | {'run': job.run, 'changes': plain(job.changes)}
-        elif job.run == line['run']:
-          others[job.name] = path, f'{"; ".join(unlike[:3])}{"; ..." if len(unlike) > 3 else ""}'
-  alike = {}
-  for name, why in others.items():
-    if name not in found:
-      alike.setdefault(why, []).append(name)
-  for (path, why), names in alike.items():
-    say(
-      'not taken',
-      f'{path} has {names[0]}{f" and {len(names) - 1} more" if names[1:] else ""} of another config ({why})',
-    )
+        differences = result_differences(expected[job.name], result)
+        if not differences:
+          found[job.name] = result | {'run': job.run, 'changes': json_values(job.changes)}
+        elif job.run == result['run']:
+          more = '; ...' if len(differences) > _LISTED_DIFFERENCES else ''
+          others[job.name] = path, '; '.join(differences[:_LISTED_DIFFERENCES]) + more
+  _report_others({name: other for name, other in others.items() if name not in found})
   return found
 
 
-def measure(config, job: Job, wanted: dict, place, notice) -> dict | None:
-  """A pretrained run's line: evaluated on held-out rows, and fine-tuned on each task. None where it was asked to stop."""
-  run = pretrained.open_run(place)
-  pretrained.use_compilation_cache(run.config)
-  path = place / 'evaluation.json'
-  rows = min(run.heldout.rows, config.rows or run.heldout.rows)
-  before = run_folder.read_json(path) if run_folder.exists(path) else {}
-  if (before.get('step'), before.get('rows')) != (run.step, rows):
-    before = evaluation.evaluate(run, rows=config.rows or None)
-  whole, step, tokenizer = run.resolved, run.step, run.tokenizer
-  del run
-  tasks, seconds = {}, 0.0
+def _report_others(others: Mapping[str, tuple[str, str]]) -> None:
+  """Reports results of other configs: job -> (file, differences). Equal ones are one line."""
+  alike: dict[tuple[str, str], list[str]] = {}
+  for name, other in others.items():
+    alike.setdefault(other, []).append(name)
+  for (path, differences), (first, *rest) in alike.items():
+    more = f' and {len(rest)} more' if rest else ''
+    say('not taken', f'{path} has {first}{more} of another config ({differences})')
+
+
+#### Measuring ####
+
+
+def measure_run(
+  job: SweepJob, expected: Expected, place: epath.Path, notice: Notice
+) -> Result | None:
+  """Evaluates a pretrained run on held-out rows, and fine-tunes it on each task.
+
+  Args:
+    job: the job.
+    expected: what its result must contain.
+    place: the run's folder.
+    notice: true when asked to stop.
+
+  Returns:
+    The result of the job; None when asked to stop.
+  """
+  run = open_run(place)
+  use_compilation_cache(run.config.compilation_cache)
+  metrics, rows = _heldout_metrics(run, place, expected['rows'])
+  resolved, step, tokenizer = run.resolved, run.step, run.tokenizer
+  del run  # frees the parameters
+  tasks: dict[str, Any] = {}
+  seconds = 0.0
   for name, task in job.tasks.items():
-    c = task.replace({'init': str(place)})
-    of_task = place / 'finetune' / f'{name}-{results.digest(wanted["tasks"][name])}'
-    if notice or finetune(c, str(of_task), notice) == PREEMPTED:
+    measured = _measure_task(name, task, expected['tasks'][name], place, notice)
+    if measured is None:
       return None
-    records = hosts.from_first(functools.partial(read_records, of_task, [c.task]))[: c.num_trials]
-    metric = records[0]['metric']
-    values = [value for record in records if (value := _value(record, metric)) is not None]
-    tasks[name] = wanted['tasks'][name] | {
-      'metric': metric,
-      'values': values,
-      'constant': records[0].get('constant', {}).get(metric),
-      'collapsed': [r['trial'] for r in trial_summary.collapsed(records)],
-    }
-    seconds += sum(record['seconds'] for record in records)
-  figures = before['figures']
-  # Of all_tokens_mlm the verdicts are by-products: no loss asks for them.
-  judges = 'discriminator_loss' in objectives.named(whole.config.objective.name).LOSSES
-  gain = judges and figures.get('gain') or {'low': None, 'high': None}
-  known = (
-    gain['low'] is not None and math.isfinite(gain['low']) and gain['low'] < gain['high']
-  )  # a single batch of rows has no interval
+    tasks[name], taken = measured
+    seconds += taken
   trained = max((line['seconds'] for line in read_metrics(place)), default=0.0)
-  return plain(
+  result: Result = json_values(
     {
       'run': job.run,
       'seed': job.seed,
-      'digest': results.digest(wanted),
+      'digest': short_digest(expected),
       'changes': job.changes,
-      **wanted,
+      **expected,
       'tasks': tasks,
       'steps': step,
-      **spent(whole, tokenizer, step),
+      **spent(resolved, tokenizer, step),
       'parameters': run_folder.read_json(place / 'resolved.json')['parameters'],
-      'heldout': figures,
+      'heldout': metrics,
       'heldout_rows': rows,
-      'learned': gain['low'] > 0 if known else None,
+      'learned': _has_learned(resolved.config, metrics),
       'seconds': {'pretraining': trained, 'tasks': seconds},
       'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
     }
   )
+  return result
 
 
-def _value(record, metric):
-  """A trial's figure; where it is undefined, the constant answer's, which says the same of everything too."""
-  value = record['figures']['dev'].get(metric)
-  return record.get('constant', {}).get(metric) if value is None else value
+def _heldout_metrics(run: Run, place: epath.Path, limit: int) -> tuple[dict[str, Any], int]:
+  """Evaluation metrics of a run, and the number of held-out rows they are from.
+
+  Those of an earlier evaluation of the same checkpoint on as many rows are used.
+  """
+  path = place / 'evaluation.json'
+  rows = min(run.heldout.rows, limit or run.heldout.rows)
+  before = run_folder.read_json(path) if run_folder.exists(path) else {}
+  if (before.get('step'), before.get('rows')) != (run.step, rows):
+    before = evaluation.evaluate(run, rows=limit or None)
+  metrics: dict[str, Any] = before['figures']
+  return metrics, rows
 
 
-def show(config, jobs: list[Job], done: dict[str, dict], folder) -> None:
-  """Prints the table of what is done and writes it, with the picture."""
-  order = list(dict.fromkeys(job.run for job in jobs))
-  summaries = results.summarise(list(done.values()), order)
-  if not summaries:
-    say('results', 'none yet')
-    return
-  print('\n' + results.table(summaries, len(config.seeds)) + '\n', flush=True)
-  hosts.from_first(lambda: results.write(folder, config.name, summaries, len(config.seeds)))
+def _has_learned(config: PretrainingConfig, metrics: Mapping[str, Any]) -> bool | None:
+  """Whether the discriminator is better than the best constant predictor.
+
+  None where the objective does not train its predictions, or where there is no interval, as for a
+  single batch of rows.
+  """
+  if not build.objective_of(config).trains_discriminator:
+    return None
+  gain = metrics.get('gain') or {'low': None, 'high': None}
+  low, high = gain['low'], gain['high']
+  if low is None or not math.isfinite(low) or low >= high:
+    return None
+  return bool(low > 0)
+
+
+def _measure_task(
+  name: str, config: FinetuningConfig, expected: Expected, place: epath.Path, notice: Notice
+) -> tuple[dict[str, Any], float] | None:
+  """Fine-tunes a run on a task; returns its part of the result and seconds, None when stopped."""
+  folder = place / 'finetune' / f'{name}-{short_digest(expected)}'
+  if notice or finetune(config.replace({'init': str(place)}), str(folder), notice) == PREEMPTED:
+    return None
+  read = functools.partial(read_records, folder, [config.task])
+  records = hosts.from_first(read)[: config.num_trials]
+  metric = records[0]['metric']
+  values = [_dev_value(record, metric) for record in records]
+  measured = expected | {
+    'metric': metric,
+    'values': [value for value in values if value is not None],
+    'constant': records[0].get('constant', {}).get(metric),
+    'collapsed': [record['trial'] for record in trial_summary.collapsed_trials(records)],
+  }
+  return measured, sum(record['seconds'] for record in records)
+
+
+def _dev_value(record: Mapping[str, Any], metric: str) -> float | None:
+  """A trial's metric on dev; where it is undefined, that of a constant answer, its equivalent."""
+  value: float | None = record['figures']['dev'].get(metric)
+  constant: float | None = record.get('constant', {}).get(metric)
+  return constant if value is None else value

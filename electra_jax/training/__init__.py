@@ -1,1 +1,1 @@
-"""What pretraining and fine-tuning share: mesh, optimizers, checkpoints, progress."""
+"""What pretraining and fine-tuning share: mesh, optimizers, steps, checkpoints, metrics."""

@@ -1,6 +1,14 @@
-"""Orbax checkpoints: parameters, optimizer state, counters and the figures' running sums as separate items of each step."""
+"""Orbax checkpoints. Each step has separate items.
 
+The items are the parameters, the optimizer state, the counters, and the sums of training metrics
+since the last log line.
+"""
+
+import dataclasses
+import math
+import os
 import pathlib
+from typing import Any, Literal, NoReturn
 
 import jax
 import numpy as np
@@ -9,68 +17,108 @@ from etils import epath
 
 from electra_jax.errors import UserError
 from electra_jax.training import run_folder
+from electra_jax.training.update_step import TrainState
+
+PyTree = Any
+PathLike = str | os.PathLike[str]
 
 _ITEMS = ('params', 'opt_state', 'counters', 'sums')
-METRIC = 'total_loss'  # the figure that the best checkpoint of a pretraining run is chosen by; lower is better
+_COUNTERS = ('step', 'skipped', 'bad_step')  # fields of TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+  """How the best checkpoint of a run or trial is chosen.
+
+  Attributes:
+    metric: name of the evaluation metric.
+    mode: whether the lowest or the highest value is the best.
+  """
+
+  metric: str
+  mode: Literal['min', 'max']
+
+  @property
+  def worst(self) -> float:
+    """A value that every finite value is better than."""
+    return -math.inf if self.mode == 'max' else math.inf
+
+
+HELDOUT_LOSS = Criterion('total_loss', 'min')  # of pretraining runs
+
+
+#### Saving ####
 
 
 def open_manager(
-  workdir, *, keep: int = 1, read_only: bool = False, metric: str = METRIC, mode: str = 'min'
+  workdir: PathLike,
+  *,
+  keep: int = 1,
+  read_only: bool = False,
+  best_by: Criterion = HELDOUT_LOSS,
 ) -> ocp.CheckpointManager:
-  """The checkpoints of a run, in WORKDIR/checkpoints. Saves go on in the background.
+  """Opens WORKDIR/checkpoints. Saves run in the background.
 
-  Keeps the last `keep` and the best by `metric`, whose lower ('min') or higher ('max') values are better. A save that is cut short never gets its final name, or in a bucket its file
-  commit_success.txt, so the one before it is read.
+  An interrupted save never gets its final name, or in a bucket its file commit_success.txt; then
+  the checkpoint before it is read.
 
-  Raises UserError where its bucket cannot be reached.
+  Args:
+    workdir: folder of the run or trial.
+    keep: number of last checkpoints to keep, beside the best one.
+    read_only: do not write or remove anything.
+    best_by: how the best checkpoint is chosen.
+
+  Raises:
+    UserError: the bucket cannot be reached.
   """
   policies = ocp.checkpoint_managers
+  mode = best_by.mode
+  preservation = policies.AnyPreservationPolicy(
+    [
+      policies.LatestN(keep),
+      policies.BestN(
+        get_metric_fn=lambda metrics: metrics[best_by.metric] * (1 if mode == 'max' else -1),
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      ),
+    ]
+  )
   options = ocp.CheckpointManagerOptions(
-    best_fn=lambda metrics: metrics[metric],
+    best_fn=lambda metrics: metrics[best_by.metric],
     best_mode=mode,
     read_only=read_only,
     create=not read_only,
     cleanup_tmp_directories=not read_only,
-    preservation_policy=None
-    if read_only
-    else policies.AnyPreservationPolicy(
-      [
-        policies.LatestN(keep),
-        policies.BestN(
-          get_metric_fn=lambda metrics: metrics[metric] * (1 if mode == 'max' else -1),
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        ),
-      ]
-    ),
+    preservation_policy=None if read_only else preservation,
   )
   directory = _directory(workdir)
   with run_folder.reaching(directory):
     manager = ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
-    # Only a save waits for the thread that clears unfinished ones away. Where none comes, it would outlive the manager, fail at exit
-    # and leave them. Orbax has no public name for this as of 0.12.8.
+    # A thread removes unfinished saves, and only the next save waits for it. If there is none, the
+    # thread would outlive the manager, fail at exit and leave them. Orbax 0.12.8 has no public name
+    # for this.
     manager._maybe_await_cleanup_tmp_directory()
     return manager
 
 
-def _directory(workdir) -> epath.Path:
+def _directory(workdir: PathLike) -> epath.Path:
   directory = run_folder.folder(workdir) / 'checkpoints'
-  return (
-    directory if run_folder.is_remote(directory) else epath.Path(pathlib.Path(directory).absolute())
-  )
+  if run_folder.is_remote(directory):
+    return directory
+  return epath.Path(pathlib.Path(directory).absolute())
 
 
-def any_saved(workdir) -> bool:
-  """Whether the run has a checkpoint that was saved whole. One process may ask alone."""
+def any_saved(workdir: PathLike) -> bool:
+  """Whether the run has a complete checkpoint. A single process may call this."""
   directory = _directory(workdir)
   with run_folder.reaching(directory):
     return directory.is_dir() and bool(ocp.utils.checkpoint_steps_paths(directory))
 
 
-def latest_saved(workdir) -> int | None:
-  """The step of the newest checkpoint that was saved whole; None where there is none.
+def latest_saved(workdir: PathLike) -> int | None:
+  """The step of the newest complete checkpoint; None if there is none.
 
-  One process may call this by itself. A save that is still in progress does not count.
+  A single process may call this. A save in progress does not count.
   """
   directory = _directory(workdir)
   with run_folder.reaching(directory):
@@ -81,14 +129,28 @@ def latest_saved(workdir) -> int | None:
     return max((int(path.name) for path in paths if path.name.isdigit()), default=None)
 
 
-def save(manager, step: int, state, sums, figure: float | None, metric: str = METRIC) -> None:
-  """Begins to save a training.step.TrainState and the sums since the last line of figures. Does not wait for the disk.
+def save(
+  manager: ocp.CheckpointManager,
+  step: int,
+  state: TrainState,
+  sums: PyTree,
+  value: float | None,
+  best_by: Criterion = HELDOUT_LOSS,
+) -> None:
+  """Starts to save a checkpoint. Does not wait for the disk.
 
-  `figure` is that of `metric` at this step, None where it was not taken.
+  Args:
+    manager: manager of the checkpoints.
+    step: step of the checkpoint.
+    state: state after that step.
+    sums: sums of training metrics since the last log line.
+    value: value of `best_by.metric` at this step; None if it was not computed.
+    best_by: how the best checkpoint is chosen.
 
-  Raises UserError where its bucket cannot be written, be it now or by the save before.
+  Raises:
+    UserError: the bucket could not be written, by this save or the one before.
   """
-  counters = {'step': state.step, 'skipped': state.skipped, 'bad_step': state.bad_step}
+  counters = {name: getattr(state, name) for name in _COUNTERS}
   item = ocp.args.StandardSave
   with run_folder.reaching(manager.directory, 'written'):
     manager.save(
@@ -99,79 +161,114 @@ def save(manager, step: int, state, sums, figure: float | None, metric: str = ME
         counters=item(counters),
         sums=item(sums),
       ),
-      metrics=None if figure is None else {metric: figure},
+      metrics=None if value is None else {best_by.metric: value},
       force=True,
     )
 
 
-def wait(manager) -> None:
-  """Waits until what was begun is saved. Raises UserError where its bucket cannot be written."""
+def wait(manager: ocp.CheckpointManager) -> None:
+  """Waits until all started saves are complete.
+
+  Raises:
+    UserError: the bucket cannot be written.
+  """
   with run_folder.reaching(manager.directory, 'written'):
     manager.wait_until_finished()
 
 
-def _targets(shapes, shardings):
+#### Restoring ####
+
+
+def _targets(shapes: PyTree, shardings: PyTree) -> PyTree:
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
 
 
-def _read(manager, step: int, items: dict):
+def _replicated_targets(shapes: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+  return _targets(shapes, jax.tree.map(lambda _: sharding, shapes))
+
+
+def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> PyTree:
   try:
     return manager.restore(step, args=ocp.args.Composite(**items))
-  except Exception as error:  # of any kind: the store below is several libraries deep
+  except Exception as error:  # of any kind: Orbax reads through several libraries
     first_line = (str(error).strip().splitlines() or [''])[0][:160]
-    wrong = (
-      'cannot be reached, is damaged' if run_folder.is_remote(manager.directory) else 'is damaged'
-    )
+    remote = run_folder.is_remote(manager.directory)
+    trouble = 'cannot be reached, is damaged' if remote else 'is damaged'
     raise UserError(
-      f'the checkpoint {manager.directory / str(step)} {wrong} or of another model '
-      f'({type(error).__name__}: {first_line}); remove its folder, and the one before it is taken.'
+      f'the checkpoint {manager.directory / str(step)} {trouble} or of another model '
+      f'({type(error).__name__}: {first_line}); remove its folder to use the checkpoint before it.'
     ) from None
 
 
-def restore(manager, step: int, shapes, shardings, sum_shapes, whole):
-  """The state and sums saved at `step`, born with the given shardings: any number of devices will do.
+def restore_state(
+  manager: ocp.CheckpointManager,
+  step: int,
+  shapes: TrainState,
+  shardings: TrainState,
+  sum_shapes: PyTree,
+  replicated: jax.sharding.Sharding,
+) -> tuple[TrainState, PyTree]:
+  """Restores the state and the sums of a step, on any number of devices.
 
-  Raises UserError where the checkpoint is damaged.
+  Args:
+    manager: manager of the checkpoints.
+    step: step of the checkpoint.
+    shapes: shapes and types of the state.
+    shardings: shardings of the state.
+    sum_shapes: shapes and types of the sums.
+    replicated: sharding of the counters and the sums.
+
+  Returns:
+    The state and the sums.
+
+  Raises:
+    UserError: the checkpoint is damaged.
   """
   item = ocp.args.StandardRestore
-  counters = {name: getattr(shapes, name) for name in ('step', 'skipped', 'bad_step')}
+  counters = {name: getattr(shapes, name) for name in _COUNTERS}
   restored = _read(
     manager,
     step,
     {
       'params': item(_targets(shapes.params, shardings.params)),
       'opt_state': item(_targets(shapes.opt_state, shardings.opt_state)),
-      'counters': item(_targets(counters, jax.tree.map(lambda _: whole, counters))),
-      'sums': item(_targets(sum_shapes, jax.tree.map(lambda _: whole, sum_shapes))),
+      'counters': item(_replicated_targets(counters, replicated)),
+      'sums': item(_replicated_targets(sum_shapes, replicated)),
     },
   )
-  return shapes._replace(
+  state = shapes._replace(
     params=restored['params'], opt_state=restored['opt_state'], **restored['counters']
-  ), restored['sums']
+  )
+  return state, restored['sums']
 
 
-def find_step(workdir, which, **best) -> int:
-  """The step of a kept checkpoint.
+def find_step(workdir: PathLike, which: str | int, best_by: Criterion = HELDOUT_LOSS) -> int:
+  """Finds the step of a kept checkpoint.
 
   Args:
-    workdir: of the run.
-    which: 'last', 'best', or a step.
-    best: `metric` and `mode` of open_manager, where 'best' is not by METRIC.
+    workdir: folder of the run or trial.
+    which: 'last', 'best', or a step. The best is the last if no step was evaluated.
+    best_by: how the best checkpoint is chosen.
 
-  Raises UserError where there is no such checkpoint.
+  Raises:
+    UserError: there is no such checkpoint.
   """
   directory = _directory(workdir)
   with run_folder.reaching(directory):
-    found = directory.is_dir()
-  with open_manager(workdir, read_only=True, **best) if found else _none(workdir) as manager:
+    if not directory.is_dir():
+      _raise_no_checkpoint(workdir)
+  with open_manager(workdir, read_only=True, best_by=best_by) as manager:
     steps = sorted(manager.all_steps())
     if not steps:
-      _none(workdir)
-    step = manager.best_step() if which == 'best' else steps[-1] if which == 'last' else which
-  if step is None:
-    step = steps[-1]  # none was evaluated
+      _raise_no_checkpoint(workdir)
+    step: str | int = which
+    if which == 'last':
+      step = steps[-1]
+    elif which == 'best':
+      best = manager.best_step()
+      step = steps[-1] if best is None else best
   if str(step) not in map(str, steps):
     raise UserError(
       f'{workdir} has no checkpoint of step {step}; it has those of {", ".join(map(str, steps))}.'
@@ -179,120 +276,150 @@ def find_step(workdir, which, **best) -> int:
   return int(step)
 
 
-def all_steps(workdir) -> list[int]:
-  """Steps of the kept checkpoints, ascending. Raises UserError where there is none."""
+def all_steps(workdir: PathLike) -> list[int]:
+  """Steps of the kept checkpoints, ascending.
+
+  Raises:
+    UserError: there is no checkpoint.
+  """
   find_step(workdir, 'last')
   with open_manager(workdir, read_only=True) as manager:
     return sorted(manager.all_steps())
 
 
-def restore_params(workdir, which: str, shapes, shardings, **best):
-  """Parameters alone, without reading the optimizer's state.
+def restore_params(
+  workdir: PathLike,
+  which: str | int,
+  shapes: PyTree,
+  shardings: PyTree,
+  best_by: Criterion = HELDOUT_LOSS,
+) -> tuple[PyTree, int]:
+  """Restores the parameters without reading the optimizer state.
 
   Args:
-    workdir, which, best: as in find_step.
-    shapes, shardings: of the parameters.
+    workdir: folder of the run or trial.
+    which: 'last', 'best', or a step.
+    shapes: shapes and types of the parameters.
+    shardings: shardings of the parameters.
+    best_by: how the best checkpoint is chosen.
 
-  Returns: parameters, step.
+  Returns:
+    The parameters and their step.
 
-  Raises UserError where there is no such checkpoint, or it is damaged.
+  Raises:
+    UserError: there is no such checkpoint, or it is damaged.
   """
-  step = find_step(workdir, which, **best)
-  with open_manager(workdir, read_only=True, **best) as manager:
-    restored = _read(
-      manager, step, {'params': ocp.args.StandardRestore(_targets(shapes, shardings))}
-    )
+  step = find_step(workdir, which, best_by)
+  with open_manager(workdir, read_only=True, best_by=best_by) as manager:
+    item = ocp.args.StandardRestore(_targets(shapes, shardings))
+    restored = _read(manager, step, {'params': item})
   return restored['params'], step
 
 
-def restore_subtrees(workdir, step: int, shapes, shardings):
-  """Those parameters of a checkpoint whose names are in `shapes`; the rest is left where it is, and not read.
+def restore_subtrees(workdir: PathLike, step: int, shapes: PyTree, shardings: PyTree) -> PyTree:
+  """Restores the parameters whose names are in `shapes`; the others are not read.
 
-  Raises UserError that names, one by one, parameters that are missing or of another shape.
+  Args:
+    workdir: folder of the run or trial.
+    step: step of the checkpoint.
+    shapes: shapes and types of the parameters to read.
+    shardings: their shardings.
+
+  Raises:
+    UserError: parameters are missing, or have another shape; each is named.
   """
   path = _directory(workdir) / str(step) / 'params'
-
-  def name(key):
-    return jax.tree_util.keystr(key, simple=True, separator='/')
-
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree
-    except Exception as error:  # of any kind: the store below is several libraries deep
+    except Exception as error:  # of any kind: Orbax reads through several libraries
       raise UserError(
-        f'the parameters in {path} cannot be read ({type(error).__name__}); restore the folder, or name another checkpoint.'
+        f'the parameters in {path} cannot be read ({type(error).__name__}); restore the folder, or '
+        'name another checkpoint.'
       ) from None
-    there = {name(key): tuple(x.shape) for key, x in jax.tree_util.tree_leaves_with_path(tree)}
-    wrong = []
-    for key, wanted in jax.tree_util.tree_leaves_with_path(shapes):
-      if name(key) not in there:
-        wrong.append(f'{name(key)} is missing')
-      elif there[name(key)] != wanted.shape:
-        wrong.append(
-          f'{name(key)} is {" x ".join(map(str, there[name(key)]))} and not {" x ".join(map(str, wanted.shape))}'
-        )
-    if wrong:
+    if wrong := _differing_shapes(tree, shapes):
       raise UserError(
-        f'the checkpoint of step {step} in {workdir} does not fit the encoder of its config: {"; ".join(wrong)}.'
+        f'the checkpoint of step {step} in {workdir} does not fit the encoder of its config: '
+        f'{"; ".join(wrong)}.'
       )
     targets = _targets(shapes, shardings)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
     try:
       return checkpointer.restore(
         path,
-        args=ocp.args.PyTreeRestore(
-          item=targets,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
-          partial_restore=True,
-        ),
+        args=ocp.args.PyTreeRestore(item=targets, restore_args=restore_args, partial_restore=True),
       )
-    except Exception as error:
+    except Exception as error:  # of any kind: Orbax reads through several libraries
       raise UserError(
-        f'the parameters in {path} are damaged ({type(error).__name__}); restore the folder, or name another checkpoint.'
+        f'the parameters in {path} are damaged ({type(error).__name__}); restore the folder, or '
+        'name another checkpoint.'
       ) from None
 
 
-def read_arrays(workdir, step: int, item: str):
-  """An item of a checkpoint (params, opt_state) as NumPy arrays on this machine, in the tree that it was saved in.
+def _differing_shapes(saved: PyTree, expected: PyTree) -> list[str]:
+  """For each expected array that is missing or has another shape, a phrase."""
 
-  Raises UserError where it cannot be read.
+  def name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+  shapes = {name(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(saved)}
+  wrong = []
+  for path, x in jax.tree_util.tree_leaves_with_path(expected):
+    shape = shapes.get(name(path))
+    if shape is None:
+      wrong.append(f'{name(path)} is missing')
+    elif shape != x.shape:
+      found, wanted = (' x '.join(map(str, s)) for s in (shape, x.shape))
+      wrong.append(f'{name(path)} is {found} and not {wanted}')
+  return wrong
+
+
+def read_arrays(workdir: PathLike, step: int, item: str) -> PyTree:
+  """Reads an item of a checkpoint as NumPy arrays, in the tree that it was saved in.
+
+  Args:
+    workdir: folder of the run or trial.
+    step: step of the checkpoint.
+    item: 'params' or 'opt_state'.
+
+  Raises:
+    UserError: the item cannot be read.
   """
   path = _directory(workdir) / str(step) / item
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree
-      return checkpointer.restore(
-        path,
-        args=ocp.args.PyTreeRestore(
-          restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        ),
-      )
-    except Exception as error:  # of any kind: the store below is several libraries deep
+      as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+      return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except Exception as error:  # of any kind: Orbax reads through several libraries
       raise UserError(
-        f'{path} cannot be read ({type(error).__name__}); restore the folder, or name another checkpoint.'
+        f'{path} cannot be read ({type(error).__name__}); restore the folder, or name another '
+        'checkpoint.'
       ) from None
 
 
-def read_moments(workdir, step: int) -> dict | None:
-  """Adam's moments of a checkpoint, {'mu': tree like the parameters, 'nu': the same}, as NumPy arrays; None where it has none."""
-  found = {}
+def read_moments(workdir: PathLike, step: int) -> dict[str, PyTree] | None:
+  """Reads Adam's moments of a checkpoint as NumPy arrays.
 
-  def visit(node):
-    if (
-      isinstance(node, dict)
-      and isinstance(node.get('mu'), dict)
-      and isinstance(node.get('nu'), dict)
-    ):
-      found.update(mu=node['mu'], nu=node['nu'])
-    for child in (
-      node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    ):
+  Returns:
+    {'mu': tree like the parameters, 'nu': the same}; None if the optimizer has no such moments.
+  """
+  found: dict[str, PyTree] = {}
+
+  def visit(node: PyTree) -> None:
+    children = node if isinstance(node, (list, tuple)) else ()
+    if isinstance(node, dict):
+      children = tuple(node.values())
+      if isinstance(node.get('mu'), dict) and isinstance(node.get('nu'), dict):
+        found.update(mu=node['mu'], nu=node['nu'])
+    for child in children:
       visit(child)
 
   visit(read_arrays(workdir, step, 'opt_state'))
   return found or None
 
 
-def _none(workdir):
+def _raise_no_checkpoint(workdir: PathLike) -> NoReturn:
   raise UserError(
     f'{workdir} holds no checkpoint; train there first, or name the run with --workdir.'
   )

@@ -1,4 +1,7 @@
-"""From a config's fields to an EncoderConfig: what is left to the machine is decided here, for pretraining and fine-tuning alike."""
+"""The EncoderConfigs of a config, for pretraining and fine-tuning.
+
+What a config leaves to the machine is decided here.
+"""
 
 import dataclasses
 
@@ -10,28 +13,30 @@ from electra_jax.config import ModelConfig, PretrainingConfig, from_plain
 from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig, generator_config
-from electra_jax.training import versions
+from electra_jax.training import plugins, versions
 from electra_jax.training.run_folder import read_json
 
-# On a CPU whole loops are unrolled where that is bearable to compile: XLA runs the body of a loop less well.
+# On a CPU the loop over the layers is unrolled where compilation stays short: XLA optimizes the
+# body of a loop less well.
 UNROLLED_LAYERS_ON_CPU = 6
 
 
-def compute_dtype(name: str, platform: str):
-  """'auto' is bfloat16 on TPU and GPU and float32 on CPU."""
+def compute_dtype(name: str, platform: str) -> jnp.dtype:
+  """The dtype of matrix products; 'auto' is bfloat16 on TPU and GPU, and float32 on CPU."""
   return jnp.dtype(('float32' if platform == 'cpu' else 'bfloat16') if name == 'auto' else name)
 
 
 def attention_kernel(model: ModelConfig, length: int, dtype: str, platform: str) -> tuple[str, str]:
-  """The attention kernel of a config on 'cpu', 'gpu' or 'tpu', and why.
+  """The attention kernel of a config, and why it was chosen.
 
   Args:
     model: the group config.model.
-    length: of the rows.
+    length: tokens of a row.
     dtype: config.dtype.
-    platform: of the devices.
+    platform: of the devices: 'cpu', 'gpu' or 'tpu'.
 
-  Raises UserError where the one that the config wants cannot be had.
+  Raises:
+    UserError: the kernel that the config names does not work there.
   """
   here = jax.devices()[0] if platform == jax.default_backend() else None
   try:
@@ -54,13 +59,14 @@ def encoder_config(
   """The encoder of a config.
 
   Args:
-    model: the group config.model, of which each field is one of EncoderConfig.
+    model: the group config.model, each of whose fields is one of EncoderConfig.
     vocab_size: of the tokenizer.
-    length: of the rows, for the choice of the attention kernel.
+    length: tokens of a row, for the choice of the attention kernel.
     dtype: config.dtype.
-    platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for that of JAX's devices.
+    platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for JAX's default.
 
-  Raises UserError for sizes that contradict each other.
+  Raises:
+    UserError: for sizes that contradict each other.
   """
   platform = platform or jax.default_backend()
   fields = dataclasses.asdict(model)
@@ -68,7 +74,7 @@ def encoder_config(
     layers = fields['num_layers']
     fields['scan_unroll'] = layers if platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU else 1
   try:
-    EncoderConfig(**fields | {'attention': 'xla'})  # sizes first: what the kernels ask comes after
+    EncoderConfig(**fields | {'attention': 'xla'})  # reports sizes before kernels
     fields['attention'], _ = attention_kernel(model, length, dtype, platform)
     return EncoderConfig(**fields, vocab_size=vocab_size, dtype=compute_dtype(dtype, platform))
   except ValueError as error:
@@ -76,23 +82,25 @@ def encoder_config(
 
 
 def towers(
-  config: PretrainingConfig, vocab_size: int, platform: str | None = None
+  config: PretrainingConfig, one_tower: bool, vocab_size: int, platform: str | None = None
 ) -> tuple[EncoderConfig, EncoderConfig]:
   """Generator and discriminator of a pretraining config.
 
   Args:
     config: the run's config.
+    one_tower: whether the objective has no generator beside the main tower, which is then both.
     vocab_size: of the tokenizer.
-    platform: as of encoder_config.
+    platform: see encoder_config.
 
-  Raises UserError for sizes that contradict each other.
+  Raises:
+    UserError: for sizes that contradict each other.
   """
-  discriminator, g = (
-    encoder_config(config.model, vocab_size, config.sequence_length, config.dtype, platform),
-    config.generator,
+  discriminator = encoder_config(
+    config.model, vocab_size, config.sequence_length, config.dtype, platform
   )
-  if config.objective.name == 'mlm':
+  if one_tower:
     return discriminator, discriminator
+  g = config.generator
   try:
     generator = generator_config(
       discriminator,
@@ -102,27 +110,32 @@ def towers(
       num_heads=g.num_heads,
       intermediate_size=g.intermediate_size,
     )
-    if g.frozen:  # dropout is for what learns
+    if g.frozen:  # dropout regularizes training
       generator = dataclasses.replace(generator, dropout=0.0, attention_dropout=0.0)
     return generator, discriminator
   except ValueError as error:
     raise UserError(f'config.generator: {error}') from None
 
 
-def sharing(config: PretrainingConfig) -> str:
-  """What the towers of a pretraining config share: config.sharing, but for objectives that have one tower, and where there is no generator."""
-  if config.objective.name == 'mlm':
+def sharing(config: PretrainingConfig, one_tower: bool) -> str:
+  """What the towers of a pretraining config share.
+
+  That is config.sharing, except for objectives with one tower and for a generator without
+  parameters.
+  """
+  if one_tower:
     return 'all'
   return 'embeddings' if config.generator.uniform else config.sharing
 
 
 def run_config(folder: epath.Path) -> PretrainingConfig:
-  """Returns the config of the pretraining run in a folder.
+  """The config of the pretraining run in a folder.
 
   Raises:
-    UserError: where its config.json is missing, damaged, or not the config of a run.
+    UserError: its config.json is missing, damaged, or not the config of a run.
   """
-  versions.read(folder)
+  versions.read_versions(folder)
+  plugins.check(folder)
   path = folder / 'config.json'
   plain = read_json(path)
   try:

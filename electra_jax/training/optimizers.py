@@ -1,24 +1,118 @@
-"""Optimizers: AdamW as the original has it, and bias-corrected; LAMB for large batches; layer-wise rates, rates by tower."""
+"""Optimizers: AdamW as published and with bias correction, LAMB, rates per layer and per tower.
+
+An optimizer is an `OptimizerSpec` in registry.OPTIMIZERS. Its function gets `OptimizerSettings` and
+returns an optax transformation that includes the learning rate:
+
+    def sgd(settings: OptimizerSettings) -> optax.GradientTransformation:
+      return optax.chain(
+        clip_gradients(settings), optax.trace(settings.config.b1), scale_by_rates(settings.rates)
+      )
+
+    registry.OPTIMIZERS.register('sgd', OptimizerSpec(sgd), help='SGD with momentum')
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from electra_jax import registry
+from electra_jax.config.declarations import typed_options
+from electra_jax.config.finetuning import FinetuningOptimizerConfig
+from electra_jax.config.pretraining import OptimizerConfig
+from electra_jax.model.sharing.scheme import is_difference, is_generator_parameter
 from electra_jax.training import schedules
 from electra_jax.training.schedules import Schedule
 
+PyTree: TypeAlias = Any
+Path: TypeAlias = tuple[Any, ...]  # of a leaf, as jax.tree_util has it
+Optimizer: TypeAlias = optax.GradientTransformation | optax.GradientTransformationExtraArgs
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+  """What an optimizer is built from.
+
+  Attributes:
+    rates: schedules of the learning rates by name: `learning_rate` and, where the generator has a
+      separate learning rate, `generator_learning_rate`.
+    config: the group config.optimizer.
+    options: the typed options of a registered optimizer; None for one without options.
+    layer_rates: factors of the learning rate, of `layerwise_rates`; None for equal rates.
+  """
+
+  rates: Mapping[str, Schedule]
+  config: OptimizerConfig | FinetuningOptimizerConfig
+  options: Any = None
+  layer_rates: PyTree | None = None
+
+  @property
+  def clips_by_tower(self) -> bool:
+    """Whether the gradients of the generator are clipped by their own norm."""
+    return 'generator_learning_rate' in self.rates
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+  """An optimizer of config.optimizer.name.
+
+  Attributes:
+    build: the function that builds it.
+    has_adam_moments: whether its state has an optax.ScaleByAdamState. Another run can then
+      continue with its moments (config.continued.optimizer kept or resumed).
+  """
+
+  build: Callable[[OptimizerSettings], Optimizer]
+  has_adam_moments: bool = False
+
+
+def spec_of(config: OptimizerConfig) -> OptimizerSpec:
+  """The spec of config.optimizer.name. Raises UserError for an unknown name."""
+  spec: OptimizerSpec = registry.OPTIMIZERS.get(config.name)
+  return spec
+
+
+def build(config: OptimizerConfig, rates: Mapping[str, Schedule]) -> Optimizer:
+  """The optimizer of config.optimizer.
+
+  Args:
+    config: the group config.optimizer.
+    rates: as of `OptimizerSettings`.
+
+  Raises:
+    UserError: for an unknown optimizer, or options that it does not have.
+  """
+  options = typed_options(
+    registry.OPTIMIZERS.entry(config.name).options,
+    config.options,
+    'config.optimizer.options',
+    f'the optimizer {config.name!r}',
+  )
+  return spec_of(config).build(OptimizerSettings(rates, config, options))
+
+
+#### Parts of optimizers ####
+
 
 def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-  """Adam's direction without bias correction: m / (sqrt(v) + eps), as in the original and in BERT's optimizer."""
+  """Adam's direction without bias correction: m / (sqrt(v) + eps).
 
-  def init(params):
-    def zeros():
+  Source: the optimizer of the original program, and of BERT.
+  """
+
+  def init(params: PyTree) -> optax.ScaleByAdamState:
+    def zeros() -> PyTree:
       return jax.tree.map(jnp.zeros_like, params)
 
     return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros(), nu=zeros())
 
-  def update(gradients, state, params=None):
+  def update(
+    gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None
+  ) -> tuple[PyTree, optax.ScaleByAdamState]:
     del params
     mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
     nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, gradients)
@@ -28,31 +122,45 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
   return optax.GradientTransformation(init, update)
 
 
-def _names(path) -> list[str]:
+def _names(path: Path) -> list[str]:
   return [str(getattr(entry, 'key', entry)) for entry in path]
 
 
-def is_decayed(path) -> bool:
-  """Weight decay goes by name: all but biases and norms, embeddings included, as in the original."""
+def is_decayed(path: Path) -> bool:
+  """Whether a parameter has weight decay: all have it, embeddings included, but biases and norms.
+
+  Source: the original program, which selects parameters by their names.
+  """
   names = _names(path)
   return names[-1] != 'bias' and not any(name == 'norm' or name.endswith('_norm') for name in names)
 
 
-def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
-  """Makes the norm of each tensor's update that of the tensor: LAMB's trust ratio, 1 where either norm is 0.
+def add_weight_decay(rate: float) -> optax.GradientTransformation:
+  """Adds decoupled weight decay to the updates of the parameters that have it; see `is_decayed`."""
 
-  optax.scale_by_trust_ratio, but for two things. Under `layers` the first axis counts layers, and each of them has a ratio
-  of its own. Biases and norms are left alone, as with NVIDIA's --skip_adaptive, and
-  so is a difference of embeddings that begins at zero: its norm would keep it there. Norms are sums over whole axes, so tensors may
-  be sharded in any way: XLA adds up the parts, and no tensor is gathered.
+  def mask(params: PyTree) -> PyTree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params)
+
+  return optax.add_decayed_weights(rate, mask=mask)
+
+
+def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
+  """Scales the update of each tensor to the norm of the tensor: the trust ratio of LAMB.
+
+  The ratio is 1 where either norm is 0. There are three differences from
+  optax.scale_by_trust_ratio. Under `layers` the first axis counts layers, and each layer has its
+  own ratio. Biases and norms are not scaled, as with --skip_adaptive in NVIDIA's program.
+  Differences of embeddings are not scaled either, since they are initialized with zeros and their
+  norm would keep them there. Norms are sums over whole axes, so tensors may be sharded in any way:
+  XLA adds up the parts, and gathers no tensor.
   """
 
-  def scale(path, update, param):
-    if not is_decayed(path) or _names(path)[0] == 'embeddings_difference':
+  def scale(path: Path, update: jax.Array, param: jax.Array) -> jax.Array:
+    if not is_decayed(path) or is_difference(_names(path)[0]):
       return update
     axes = tuple(range(1 if 'layers' in _names(path) else 0, param.ndim))
 
-    def norm(x):
+    def norm(x: jax.Array) -> jax.Array:
       return jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
 
     of_param, of_update = norm(param), norm(update)
@@ -64,203 +172,210 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
   )
 
 
-def is_generators(name: str) -> bool:
-  """Whether a top level of the pretraining parameters is the generator's alone. What it shares is the discriminator's."""
-  return name.startswith('generator')
-
-
-def _by_tower(tree: dict) -> list[dict]:
-  return [
-    {name: x for name, x in tree.items() if is_generators(name) == generators}
-    for generators in (True, False)
-  ]
+def clip_gradients(settings: OptimizerSettings) -> optax.GradientTransformation:
+  """Clips gradients to the global norm config.optimizer.clip; 0 does not clip."""
+  clip = settings.config.clip
+  if not clip:
+    return optax.identity()
+  return clip_by_tower_norms(clip) if settings.clips_by_tower else optax.clip_by_global_norm(clip)
 
 
 def clip_by_tower_norms(clip: float) -> optax.GradientTransformation:
-  """Clips the generator's gradients and the others', each by their own global norm."""
+  """Clips the gradients of the generator and all others, each by their own global norm.
 
-  def clipped(updates, params):
+  Args:
+    clip: largest global norm.
+  """
+
+  def labels(params: PyTree) -> dict[str, str]:
+    return {name: 'generator' if is_generator_parameter(name) else 'others' for name in params}
+
+  clipping = optax.clip_by_global_norm(clip)
+  by_tower = optax.partition({'generator': clipping, 'others': clipping}, labels)
+
+  def clipped(updates: PyTree, params: PyTree | None) -> PyTree:
     del params
-    generators, others = (
-      optax.clip_by_global_norm(clip).update(part, optax.EmptyState())[0]
-      for part in _by_tower(updates)
-    )
-    return generators | others
+    return by_tower.update(updates, by_tower.init(updates))[0]
 
+  # Clipping has no state. Without that of optax.partition the state of the whole optimizer has one
+  # form with and without a rate of the generator.
   return optax.stateless(clipped)
 
 
-def scale_by_rates(rates: dict[str, Schedule]) -> optax.GradientTransformationExtraArgs:
-  """Multiplies updates by minus the learning rate; its state is that of optax.scale_by_learning_rate.
+def scale_by_rates(rates: Mapping[str, Schedule]) -> optax.GradientTransformationExtraArgs:
+  """Multiplies updates by minus the learning rate.
+
+  Its state is that of optax.scale_by_learning_rate, which cannot take the constants of schedules as
+  inputs. There is one count for both towers, as in checkpoints of version 0.1.0; optax.partition
+  would keep one per tower.
 
   Args:
-    rates: `learning_rate`, and where the generator has its own `generator_learning_rate`. Their
-      constants are the `inputs` of an update where it has them, see training/schedules.py.
+    rates: as of `OptimizerSettings`. Their constants are the `inputs` of an update where it has
+      them, see training/schedules.py.
   """
 
-  def update(updates, state, params=None, *, inputs=None, **extra):
+  def init(params: PyTree) -> optax.ScaleByScheduleState:
+    del params
+    return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+  def update(
+    updates: PyTree,
+    state: optax.ScaleByScheduleState,
+    params: PyTree | None = None,
+    *,
+    inputs: dict[str, schedules.Inputs] | None = None,
+    **extra: PyTree,
+  ) -> tuple[PyTree, optax.ScaleByScheduleState]:
     del params, extra
     now = schedules.values(rates, state.count, inputs)
     if 'generator_learning_rate' in rates:
       scaled = {
         name: _scaled(
-          tree, -now['generator_learning_rate' if is_generators(name) else 'learning_rate']
+          tree,
+          -now['generator_learning_rate' if is_generator_parameter(name) else 'learning_rate'],
         )
         for name, tree in updates.items()
       }
     else:
       # A product with -1, as in optax: XLA moves it past factors that are constants, as layer-wise
-      # rates are, and with a negation it would round in another order.
+      # rates are. A negation would round in another order.
       scaled = _scaled(updates, -1 * now['learning_rate'])
     return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-  return optax.GradientTransformationExtraArgs(
-    lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update
-  )
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _scaled(tree, factor):
+def _scaled(tree: PyTree, factor: jax.Array) -> PyTree:
   return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, tree)
 
 
-def of_what_learns(optimizer, learns) -> optax.GradientTransformationExtraArgs:
-  """`optimizer` for those top levels of the parameters alone of which `learns(name)` is true: the others have no moments, and do not move."""
+def restricted(
+  optimizer: Optimizer, is_trained: Callable[[str], bool]
+) -> optax.GradientTransformationExtraArgs:
+  """An optimizer of some of the top-level parameters; the others have no moments and do not change.
 
-  def part(tree):
-    return {name: x for name, x in tree.items() if learns(name)}
-
-  def update(updates, state, params, **extra):
-    moves, state = optimizer.update(part(updates), state, part(params), **extra)
-    return jax.tree.map(jnp.zeros_like, updates) | moves, state
-
-  optimizer = optax.with_extra_args_support(optimizer)
-  return optax.GradientTransformationExtraArgs(lambda params: optimizer.init(part(params)), update)
-
-
-def _scale_by_rate(schedule, generator_schedule):
-  own = {'generator_learning_rate': generator_schedule} if generator_schedule else {}
-  return scale_by_rates({'learning_rate': schedule} | own)
-
-
-def _adam_with_decay(
-  b1, b2, eps, weight_decay, clip, bias_correction, by_tower
-) -> list[optax.GradientTransformation]:
-  """What AdamW and LAMB share: clipping, Adam's direction, decay added to it."""
-
-  def mask(params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path), params)
-
-  clipping = clip_by_tower_norms if by_tower else optax.clip_by_global_norm
-  return [
-    clipping(clip) if clip else optax.identity(),
-    optax.scale_by_adam(b1, b2, eps) if bias_correction else scale_by_uncorrected_adam(b1, b2, eps),
-    optax.add_decayed_weights(weight_decay, mask=mask),
-  ]
-
-
-def layerwise_rates(shapes, num_layers: int, decay: float, published: bool):
-  """Factors of the learning rate for fine-tuning: the nearer to the input, the lower (Clark et al. 2020, table 7).
-
-  A factor is decay^(depth of the head - depth). Depths are 0 of the embeddings and their projection, i + 1 of layer i (counted from
-  0), and num_layers + 1 of the head: decay^(num_layers + 1), ..., decay^2, decay, 1. As published (the original's
-  model/optimization.py) the head lies one deeper, at num_layers + 2, which no layer is next to: every factor but the head's is
-  smaller by one more `decay`, and the last layer learns at decay^2.
+  It is not optax.masked, whose state has another form than that of version 0.1.0.
 
   Args:
-    shapes: parameters of model.heads.FineTuned, or their shapes: `embeddings`, `discriminator`, `head`.
+    optimizer: an optimizer.
+    is_trained: whether a top-level parameter is updated, by its name.
+  """
+
+  def part(tree: PyTree) -> PyTree:
+    return {name: x for name, x in tree.items() if is_trained(name)}
+
+  inner = optax.with_extra_args_support(optimizer)
+
+  def init(params: PyTree) -> PyTree:
+    return inner.init(part(params))
+
+  def update(
+    updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: PyTree
+  ) -> tuple[PyTree, PyTree]:
+    moves, state = inner.update(part(updates), state, part(params), **extra)
+    return jax.tree.map(jnp.zeros_like, updates) | moves, state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+#### Layer-wise rates ####
+
+
+def layerwise_rates(shapes: PyTree, num_layers: int, decay: float, published: bool) -> PyTree:
+  """Factors of the learning rate for fine-tuning, lower for layers nearer to the input.
+
+  A factor is decay^(depth of the head - depth) (Clark et al. 2020, table 7). The depth of the
+  embeddings and their projection is 0, that of layer i (counted from 0) is i + 1, and that of the
+  head is num_layers + 1. From the embeddings to the head the factors are decay^(num_layers + 1),
+  ..., decay^2, decay, 1. As published (model/optimization.py of the original program) the depth of
+  the head is num_layers + 2: all factors except that of the head have one more `decay`, and the
+  last layer has decay^2.
+
+  Args:
+    shapes: parameters of model.heads.FineTuned or their shapes: `embeddings`, `discriminator` and
+      `head`.
     num_layers: of the encoder.
-    decay: 0.8 (small, base) or 0.9 (large) in table 7; 1 for the same rate everywhere.
-    published: see above.
+    decay: 0.8 (small, base) or 0.9 (large) in table 7; 1 for equal rates.
+    published: whether the depth of the head is that of the original program.
 
-  Returns: a tree of the same form, float32: scalars, and [num_layers, 1, ...] for tensors under `layers`, whose first axis counts layers.
+  Returns:
+    A tree of the same form, float32: scalars, and `[num_layers, 1, ...]` for tensors under
+    `layers`, whose first axis counts layers.
 
-  Raises ValueError for a decay that is not in (0, 1], and for parameters whose depth is not known.
+  Raises:
+    ValueError: `decay` is not in (0, 1], or the depth of a parameter is not known.
   """
   if not 0 < decay <= 1:
-    raise ValueError(f'the layer-wise decay is {decay}; it must be more than 0 and at most 1.')
+    raise ValueError(f'the layer-wise decay is {decay}; expected above 0 and at most 1.')
   head = num_layers + (2 if published else 1)
 
-  def factor(path, shape):
+  def factor(path: Path, shape: PyTree) -> np.ndarray:
     names = _names(path)
+    depths: Any
     if 'layers' in names:
       if shape.shape[0] != num_layers:
-        raise ValueError(f'{"/".join(names)} has {shape.shape[0]} layers, not {num_layers}')
+        raise ValueError(f'{"/".join(names)} has {shape.shape[0]} layers; expected {num_layers}.')
       depths = np.arange(1, num_layers + 1).reshape(-1, *(1,) * (len(shape.shape) - 1))
     elif names[0] == 'embeddings' or 'embeddings_project' in names:
       depths = 0
     elif names[0] == 'head':
       depths = head
     else:
-      raise ValueError(f'no depth is known of {"/".join(names)}')
-    return np.power(decay, head - depths, dtype=np.float64).astype(np.float32)
+      raise ValueError(
+        f'the depth of {"/".join(names)} is not known; expected a parameter of a fine-tuned model.'
+      )
+    factors: np.ndarray = np.power(decay, head - depths, dtype=np.float64).astype(np.float32)
+    return factors
 
   return jax.tree_util.tree_map_with_path(factor, shapes)
 
 
-def adamw(
-  schedule,
-  *,
-  b1: float,
-  b2: float,
-  eps: float,
-  weight_decay: float,
-  clip: float,
-  bias_correction: bool,
-  layer_rates=None,
-  generator_schedule=None,
-) -> optax.GradientTransformation:
-  """AdamW on gradients clipped by their global norm; decay is decoupled and multiplied by the learning rate.
+#### Optimizers ####
 
-  Args:
-    schedule: step -> learning rate.
-    b1, b2, eps, weight_decay: 0.9, 0.999, 1e-6 and 0.01 in Clark et al. 2020, table 6.
-    clip: largest global norm of the gradients; 0 for no clipping.
-    bias_correction: False is the published recipe, True is Adam as in Kingma and Ba 2015.
-    layer_rates: of layerwise_rates; they multiply the learning rate, so the decay with it. None for the same rate everywhere.
-    generator_schedule: step -> learning rate of what is the generator's alone (`is_generators`), which is then clipped by its own global
-      norm, and the rest by theirs. All else is per tensor, so this is an optimizer for each of the two (He et al. 2021, DeBERTaV3; Dong et
-      al. 2023). None for one optimizer.
+
+def _adam_with_decay(settings: OptimizerSettings) -> list[optax.GradientTransformation]:
+  """What AdamW and LAMB have in common: clipping, Adam's direction, weight decay."""
+  o = settings.config
+  adam = optax.scale_by_adam if o.bias_correction else scale_by_uncorrected_adam
+  return [clip_gradients(settings), adam(o.b1, o.b2, o.eps), add_weight_decay(o.weight_decay)]
+
+
+def adamw(settings: OptimizerSettings) -> optax.GradientTransformation:
+  """AdamW on gradients clipped by their global norm.
+
+  Weight decay is decoupled and multiplied by the learning rate. The recipe of Clark et al. 2020,
+  table 6, has b1 0.9, b2 0.999, eps 1e-6, weight decay 0.01 and no bias correction; with bias
+  correction it is Adam as in Kingma and Ba 2015.
+
+  With a learning rate of the generator, its parameters (`is_generator_parameter`) and all others
+  are also clipped by their own norms. Everything else is per tensor, so this is equal to an
+  optimizer for each tower (He et al. 2021, DeBERTaV3; Dong et al. 2023).
   """
+  by_layer = []
+  if settings.layer_rates is not None:
 
-  def scale(updates, params):
-    return jax.tree.map(jnp.multiply, updates, layer_rates)
+    def scale(updates: PyTree, params: PyTree | None) -> PyTree:
+      del params
+      return jax.tree.map(jnp.multiply, updates, settings.layer_rates)
 
-  by_layer = [] if layer_rates is None else [optax.stateless(scale)]
+    by_layer = [optax.stateless(scale)]
+  return optax.chain(*_adam_with_decay(settings), *by_layer, scale_by_rates(settings.rates))
+
+
+def lamb(settings: OptimizerSettings) -> optax.GradientTransformation:
+  """LAMB (You et al. 2020, algorithm 2, without bounds on the norms).
+
+  It is AdamW whose update of each tensor of each layer is scaled to the norm of that tensor, before
+  the learning rate. Biases and norms have no weight decay and are not scaled.
+
+  NVIDIA's recipe (its scripts/run_pretraining.sh and run_pretraining.py) has b1 0.878, b2 0.974,
+  weight decay 0.01, clipping at 1.0, bias correction, and an eps of 1e-6 that is added outside the
+  square root, as in the LAMB of TensorFlow Addons.
+  """
   return optax.chain(
-    *_adam_with_decay(
-      b1, b2, eps, weight_decay, clip, bias_correction, generator_schedule is not None
-    ),
-    *by_layer,
-    _scale_by_rate(schedule, generator_schedule),
+    *_adam_with_decay(settings), scale_by_layer_trust_ratio(), scale_by_rates(settings.rates)
   )
 
 
-def lamb(
-  schedule,
-  *,
-  b1: float,
-  b2: float,
-  eps: float,
-  weight_decay: float,
-  clip: float,
-  bias_correction: bool,
-  generator_schedule=None,
-) -> optax.GradientTransformation:
-  """LAMB (You et al. 2020, algorithm 2, without bounds on the norms): AdamW whose update of each layer's each tensor is scaled to
-  the norm of that tensor, before the learning rate. Biases and norms are neither decayed nor scaled.
-
-  Args:
-    schedule: step -> learning rate.
-    b1, b2, weight_decay: 0.878, 0.974 and 0.01 in NVIDIA's recipe (its scripts/run_pretraining.sh and run_pretraining.py).
-    eps: added outside the square root; 1e-6 there, and in the LAMB of TensorFlow Addons, which it uses.
-    clip: largest global norm of the gradients, 1.0 there; 0 for no clipping.
-    bias_correction: True there and in the paper; False leaves Adam's moments as they are.
-    generator_schedule: as of adamw.
-  """
-  return optax.chain(
-    *_adam_with_decay(
-      b1, b2, eps, weight_decay, clip, bias_correction, generator_schedule is not None
-    ),
-    scale_by_layer_trust_ratio(),
-    _scale_by_rate(schedule, generator_schedule),
-  )
+ADAMW = OptimizerSpec(adamw, has_adam_moments=True)
+LAMB = OptimizerSpec(lamb, has_adam_moments=True)

@@ -1,9 +1,12 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, and lines on the console."""
+"""Metrics of a run: metrics.jsonl, TensorBoard's files, and the peak that utilization refers to."""
 
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ from electra_jax.training import run_folder
 
 METRICS = 'metrics.jsonl'
 
-# bfloat16 matrix products a second of one device, dense, as their makers state them.
+# Dense bfloat16 FLOP/s of one device, as stated by the manufacturers.
 PEAK_FLOPS = {
   'TPU v3': 123e12 / 2,
   'TPU v4': 275e12,
@@ -28,55 +31,80 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops() -> tuple[float, str]:
-  """FLOP/s that all devices together could do, and where the number is from.
+class PeakFlops(NamedTuple):
+  """The most FLOP/s that the devices of a run can reach together.
 
-  On a CPU, whose makers state none, square products are timed for a moment; 0 where nothing is known.
+  Attributes:
+    flops: FLOP/s of all devices; 0 if it is not known.
+    source: where the number comes from; 'measured' on CPUs.
+  """
+
+  flops: float
+  source: str
+
+
+def peak_flops() -> PeakFlops:
+  """The peak of all devices.
+
+  Manufacturers of CPUs state none. There, products of square float32 matrices are timed.
   """
   device = jax.devices()[0]
   if device.platform == 'cpu':
-    side = 1024
-    product = jax.jit(lambda x: x @ x)
-    x = jnp.ones((side, side), jnp.float32)
-    product(x).block_until_ready()
-    best = math.inf
-    for _ in range(4):
-      start = time.perf_counter()
-      product(x).block_until_ready()
-      best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best, 'measured'
+    return PeakFlops(_measured_flops(), 'measured')
   kinds = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
-  return (
-    PEAK_FLOPS[max(kinds, key=len)] * jax.device_count() if kinds else 0.0
-  ), 'as stated by its maker'
+  flops = PEAK_FLOPS[max(kinds, key=len)] * jax.device_count() if kinds else 0.0
+  return PeakFlops(flops, 'as stated by its maker')
 
 
-def _summary_writer():
-  """tensorboardX.SummaryWriter, without torch, which it imports where there is one: seconds and memory that scalars have no need of."""
+def _measured_flops(side: int = 1024, repeats: int = 4) -> float:
+  """FLOP/s of the fastest of some products of two `[side, side]` matrices."""
+  product = jax.jit(lambda x: x @ x)
+  x = jnp.ones((side, side), jnp.float32)
+  product(x).block_until_ready()
+  best = math.inf
+  for _ in range(repeats):
+    start = time.perf_counter()
+    product(x).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * side**3 / best
+
+
+def _summary_writer() -> Callable[..., Any]:
+  """tensorboardX.SummaryWriter, imported without torch.
+
+  tensorboardX imports torch if it is installed. Scalars do not need it, and it costs seconds.
+  """
   hidden = 'torch' not in sys.modules
   if hidden:
-    sys.modules['torch'] = None
+    sys.modules['torch'] = None  # type: ignore[assignment]  # documented: import then fails
   try:
     from tensorboardX import SummaryWriter
   finally:
     if hidden:
       del sys.modules['torch']
-  return SummaryWriter
+  writer: Callable[..., Any] = SummaryWriter
+  return writer
 
 
 class Writer:
-  """Appends figures to WORKDIR/metrics.jsonl and to TensorBoard's event files.
+  """Appends metrics to WORKDIR/metrics.jsonl and to TensorBoard's event files.
 
-  On resuming at `step`, lines past it are taken out: those steps are done, and written, again. In a bucket the files are
-  replaced now and then, see training.workdir.Spool.
+  When a run resumes at a step, lines of later steps are removed: those steps are taken again. In a
+  bucket the files are replaced from time to time, see `run_folder.Spool`.
 
   Attributes:
-    seconds: of training, over all starts.
+    seconds: time of training, over all starts.
   """
 
-  def __init__(self, workdir, step: int):
+  def __init__(self, workdir: str | os.PathLike[str], step: int) -> None:
+    """Opens the files.
+
+    Args:
+      workdir: folder of the run or trial.
+      step: step that the run resumes at; 0 for a new run.
+    """
     lines = [line for line in read_metrics(workdir) if line['step'] <= step] if step else []
-    self.seconds = max((line['seconds'] for line in lines), default=0.0)
+    self.seconds: float = max((line['seconds'] for line in lines), default=0.0)
     self._spool = run_folder.Spool(run_folder.folder(workdir))
     self._path = self._spool.path / METRICS
     run_folder.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
@@ -86,10 +114,16 @@ class Writer:
       flush_secs=int(run_folder.UPLOAD_EVERY),
     )
 
-  def write(self, kind: str, step: int, figures: dict) -> None:
-    """kind: 'train' or 'heldout'. Figures that are not finite become null."""
+  def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Appends a line. Values that are not finite become null.
+
+    Args:
+      kind: 'train', 'heldout' or 'dev'.
+      step: steps that were taken.
+      metrics: name -> value.
+    """
     plain = {
-      name: float(value) if math.isfinite(value) else None for name, value in figures.items()
+      name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
     }
     with self._path.open('a') as file:
       file.write(json.dumps({'kind': kind, 'step': step, **plain}) + '\n')
@@ -99,35 +133,47 @@ class Writer:
     self._spool.soon()
 
   def keep(self) -> str | None:
-    """To be called before a checkpoint is saved: what was written so far stays whatever happens, or it would be missing after a
-    resume from there. Returns a sentence where the bucket could not be written; it is tried again."""
+    """Makes sure that all lines so far are stored; called before a checkpoint is saved.
+
+    Otherwise a run that resumes from the checkpoint could lack them.
+
+    Returns:
+      A sentence if the bucket could not be written, else None. It is tried again later.
+    """
     self._board.flush()
     return self._spool.now(METRICS)
 
   def close(self) -> None:
-    """Raises UserError where the last figures could not be written to the bucket; they are kept on this machine then."""
+    """Closes the files.
+
+    Raises:
+      UserError: the last lines could not be written to the bucket; they stay on this machine.
+    """
     self._board.close()
     self._spool.close()
 
 
 class NoWriter:
-  """What processes other than the first have in place of a Writer."""
+  """Takes the place of a `Writer` in all processes except the first. Writes nothing."""
 
-  seconds = 0.0
+  def __init__(self) -> None:
+    """Starts at 0 seconds."""
+    self.seconds = 0.0
 
-  def write(self, kind: str, step: int, figures: dict) -> None:
-    pass
+  def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
+    """Does nothing."""
 
   def keep(self) -> None:
-    pass
+    """Does nothing."""
 
   def close(self) -> None:
-    pass
+    """Does nothing."""
 
 
-def read_metrics(workdir) -> list[dict]:
-  """The lines of WORKDIR/metrics.jsonl; a last line that a kill cut short is left out."""
-  path, lines = run_folder.folder(workdir) / METRICS, []
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Reads WORKDIR/metrics.jsonl. An incomplete last line, as after a kill, is ignored."""
+  path = run_folder.folder(workdir) / METRICS
+  lines = []
   with run_folder.reaching(path):
     content = path.read_bytes() if path.exists() else b''
   for text in content.decode(errors='replace').splitlines():
@@ -139,7 +185,7 @@ def read_metrics(workdir) -> list[dict]:
 
 
 def quantity(value: float, unit: str = '') -> str:
-  """1234567 -> '1.23 M'."""
+  """Formats a number with an SI prefix: 1234567 becomes '1.23 M'."""
   for factor, prefix in ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
     if abs(value) >= factor:
       return f'{value / factor:.3g} {prefix}{unit}'

@@ -6,18 +6,18 @@ calls `schedule(step, inputs)` with `inputs` of `schedule.inputs()`. Without inp
 are Python numbers, as for lines of metrics.
 
 XLA compiles a division by a constant into a product with its float32 reciprocal. The inputs
-therefore hold reciprocals, and a step computes bitwise what it computed when they were constants.
+therefore hold reciprocals, and a step computes bitwise the same as with constants.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Inputs = Any  # a tree of NumPy scalars and vectors, or of the arrays made of them
+Inputs: TypeAlias = Any  # a tree of NumPy scalars and vectors, or of JAX arrays of them
 
 
 class Schedule(Protocol):
@@ -31,7 +31,7 @@ class Schedule(Protocol):
     """The value at a step, float32.
 
     Args:
-      step: updates done before.
+      step: number of updates before this one.
       inputs: the constants, of `inputs()`; None for Python numbers.
     """
     ...
@@ -39,17 +39,17 @@ class Schedule(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WarmupDecay:
-  """Polynomial decay to 0, times a linear warm-up; the first step's rate is 0 unless there is none.
+  """Polynomial decay to 0, times a linear warm-up, which starts at 0.
 
   rate x (1 - t / T)^power x min(1, step / warmup_steps), and 0 past the end. (t, T) is (step,
   steps), as in the original program (power 1), or, with `after_warmup`, (max(0, step -
   warmup_steps), steps - warmup_steps), as in NVIDIA's LAMB recipe (power 0.5; DeepLearningExamples,
-  TensorFlow2/LanguageModeling/ELECTRA/optimization.py), where the peak is the whole rate.
+  TensorFlow2/LanguageModeling/ELECTRA/optimization.py), where the peak is the rate itself.
 
   Attributes:
-    rate: the learning rate that is multiplied.
-    warmup_steps: less than `steps`; 0 for none.
-    steps: updates until the rate is 0.
+    rate: the learning rate that both factors multiply.
+    warmup_steps: less than `steps`; 0 for no warm-up.
+    steps: number of updates until the rate is 0.
     power: of the decay; 1 is linear.
     after_warmup: whether the decay starts at the end of the warm-up.
   """
@@ -64,9 +64,12 @@ class WarmupDecay:
   def _start(self) -> int:
     return self.warmup_steps if self.after_warmup else 0
 
-  def inputs(self) -> dict[str, np.ndarray]:
+  def inputs(self) -> dict[str, Inputs]:
     """`rate`, and where they are used `start` and the reciprocals of both lengths; float32."""
-    found = {'rate': np.float32(self.rate), 'per_step': _reciprocal(self.steps - self._start)}
+    found: dict[str, Inputs] = {
+      'rate': np.float32(self.rate),
+      'per_step': _reciprocal(self.steps - self._start),
+    }
     if self.warmup_steps:
       found['per_warmup_step'] = _reciprocal(self.warmup_steps)
     return found | ({'start': np.float32(self._start)} if self._start else {})
@@ -82,19 +85,21 @@ class WarmupDecay:
     decayed = jnp.maximum(0.0, step - start) if self._start else step
     share = _share(decayed, self.steps - self._start, i.get('per_step'))
     decay = jnp.maximum(0.0, 1.0 - share)
-    return i.get('rate', self.rate) * (decay if self.power == 1 else decay**self.power) * warmup
+    decay = decay if self.power == 1 else decay**self.power
+    rate: jax.Array = i.get('rate', self.rate) * decay * warmup
+    return rate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Piecewise:
-  """Schedules one after another, each starting at its own step 0.
+  """Schedules one after another, each from its own step 0.
 
   Attributes:
     parts: the schedules.
     boundaries: the steps at which the second and each later one starts, ascending.
 
   Raises:
-    ValueError: unless there is one boundary between each two schedules, ascending.
+    ValueError: there is not one boundary between each two schedules, or they do not ascend.
   """
 
   parts: Sequence[Schedule]
@@ -104,7 +109,8 @@ class Piecewise:
     between, given = len(self.parts) - 1, list(self.boundaries)
     if len(given) != between or given != sorted(given):
       raise ValueError(
-        f'{len(self.parts)} schedules take {between} ascending boundaries, not {given}'
+        f'the boundaries of {len(self.parts)} schedules are {given}; expected {between} ascending '
+        'steps.'
       )
 
   def inputs(self) -> dict[str, list[Any]]:
@@ -126,11 +132,11 @@ class Piecewise:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Approach:
-  """From one value to another: linearly, or exponentially where `decay` is given.
+  """From one value to another, linearly or, with `decay`, exponentially.
 
-  With share = step / steps, kept in [0, 1]: start + (end - start) share, or end + (start - end)
-  exp(-share / decay). A falling temperature makes the replacements of a generator that is not
-  trained harder to detect (Dong et al. 2024, Fast-ELECTRA).
+  With share = step / steps, clipped to [0, 1], the value is start + (end - start) share, or end +
+  (start - end) exp(-share / decay). A falling temperature makes the replacements of a frozen
+  generator harder to detect over time (Dong et al. 2024, Fast-ELECTRA).
 
   Attributes:
     start: the first value.
@@ -144,9 +150,9 @@ class Approach:
   steps: int
   decay: float | None = None
 
-  def inputs(self) -> dict[str, np.ndarray]:
+  def inputs(self) -> dict[str, Inputs]:
     """`end`, `distance` to it, and reciprocals; float32."""
-    found = {
+    found: dict[str, Inputs] = {
       'end': np.float32(self.end),
       'distance': np.float32(self.start - self.end),
       'per_step': _reciprocal(self.steps),
@@ -162,7 +168,9 @@ class Approach:
       left = 1.0 - share
     else:
       left = jnp.exp(_share(-share, self.decay, i.get('per_decay')))
-    return i.get('end', self.end) + i.get('distance', self.start - self.end) * left
+    distance = i.get('distance', self.start - self.end)
+    value: jax.Array = i.get('end', self.end) + distance * left
+    return value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,7 +183,7 @@ class Points:
 
   points: Sequence[tuple[float, float]]
 
-  def inputs(self) -> dict[str, np.ndarray]:
+  def inputs(self) -> dict[str, Inputs]:
     """`steps` and `values` of the points, float32 [points]."""
     steps, values = zip(*self.points, strict=True)
     return {'steps': np.asarray(steps, np.float32), 'values': np.asarray(values, np.float32)}
@@ -197,40 +205,46 @@ def from_form(form: Sequence[Any], steps: int) -> Schedule:
     steps: of the run.
   """
   kind, *numbers = form
-  return Points(numbers) if kind == 'points' else Approach(*numbers[:2], steps, *numbers[2:])
+  if kind == 'points':
+    return Points(numbers)
+  start, end, *decay = numbers
+  return Approach(start, end, steps, *decay)
 
 
 def upper_bound(form: Sequence[Any]) -> float:
   """An upper bound on the values of `from_form`."""
   kind, *numbers = form
-  return max(value for _, value in numbers) if kind == 'points' else max(numbers[:2])
+  values = [value for _, value in numbers] if kind == 'points' else numbers[:2]
+  return float(max(values))
 
 
-def constants(schedules: dict[str, Schedule]) -> dict[str, Inputs]:
+def constants(schedules: Mapping[str, Schedule]) -> dict[str, Inputs]:
   """The inputs of several schedules by name, for the `schedules` of a step's batch."""
   return {name: schedule.inputs() for name, schedule in schedules.items()}
 
 
 def values(
-  schedules: dict[str, Schedule], step: jax.typing.ArrayLike, inputs: dict[str, Inputs] | None
+  schedules: Mapping[str, Schedule],
+  step: jax.typing.ArrayLike,
+  inputs: Mapping[str, Inputs] | None,
 ) -> dict[str, jax.Array]:
   """The values of several schedules at a step.
 
   Args:
     schedules: by name.
-    step: updates done before.
-    inputs: of `constants`, which may hold more names; None for Python numbers.
+    step: number of updates before this one.
+    inputs: of `constants`, which may have more names; None for Python numbers.
   """
   given = inputs or {}
   return {name: _at(schedule, step, given.get(name)) for name, schedule in schedules.items()}
 
 
 def _at(schedule: Schedule, step: jax.typing.ArrayLike, inputs: Inputs | None) -> jax.Array:
-  # Without inputs any function of the step will do.
+  # Without inputs, any function of the step is a schedule.
   return schedule(step) if inputs is None else schedule(step, inputs)
 
 
-def _reciprocal(length: float) -> np.ndarray:
+def _reciprocal(length: float) -> np.float32:
   """1 / length as XLA folds it: the float32 quotient of float32 numbers."""
   return np.float32(1) / np.float32(length)
 

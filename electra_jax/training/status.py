@@ -23,12 +23,13 @@ COPY = 'ELECTRA_JAX_STATUS'  # environment variable: a file of this machine with
 FORMAT = 1
 PATIENCE = 60.0  # seconds to wait for a write to a bucket that is still in progress
 
+FieldValue = Any  # of a field of StatusRecord
 Mode = Literal['train', 'finetune']
 State = Literal['preparing', 'running', 'stopped', 'finished', 'failed']
 
 
 @dataclasses.dataclass
-class Record:
+class StatusRecord:
   """The fields of a status file, in their order.
 
   Attributes:
@@ -49,8 +50,6 @@ class Record:
     host: name of its machine.
     started: when this start of the program began, ISO 8601 in UTC.
     updated: when the file was written, ISO 8601 in UTC.
-    task: fine-tuning only: the current task, null before the first.
-    trial: fine-tuning only: the current trial, counted from 1, null before the first.
   """
 
   mode: Mode
@@ -66,15 +65,23 @@ class Record:
   host: str = ''
   started: str = ''
   updated: str = ''
-  task: str | None = None
-  trial: int | None = None
 
   def plain(self) -> dict[str, Any]:
-    """The fields as they are written: 'format' first, without those of fine-tuning elsewhere."""
-    fields = {'format': self.format, **dataclasses.asdict(self)}
-    if self.mode != 'finetune':
-      del fields['task'], fields['trial']
-    return fields
+    """The fields as they are written, 'format' first."""
+    return {'format': self.format, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass
+class TrialStatusRecord(StatusRecord):
+  """The content of the status file of a program that runs trials.
+
+  Attributes:
+    task: the current task, null before the first.
+    trial: the current trial, counted from 1, null before the first.
+  """
+
+  task: str | None = None
+  trial: int | None = None
 
 
 class Status:
@@ -91,10 +98,12 @@ class Status:
 
   Args:
     mode: the program that writes.
+    trials: whether it runs trials, which the file then names.
   """
 
-  def __init__(self, mode: Mode):
-    self._record = Record(mode, pid=os.getpid(), host=socket.gethostname(), started=_now())
+  def __init__(self, mode: Mode, trials: bool = False) -> None:
+    record = TrialStatusRecord if trials else StatusRecord
+    self._record = record(mode, pid=os.getpid(), host=socket.gethostname(), started=_now())
     self._copy = os.environ.get(COPY)
     self._path: epath.Path | None = None
     self._saved_in: epath.Path | None = None  # the folder whose checkpoints count
@@ -133,7 +142,7 @@ class Status:
     hosts.before_exit(self._lost)
     self.change(steps=steps)
 
-  def change(self, **fields: Any) -> None:
+  def change(self, **fields: FieldValue) -> None:
     """Sets fields of the record by name and writes the file, in a bucket as well."""
     self._record = dataclasses.replace(self._record, **fields)
     self._write()
@@ -164,7 +173,7 @@ class Status:
 
     Args:
       step: optimizer steps that were made.
-      saved: whether a checkpoint was begun at this step. Buckets are written only then.
+      saved: whether a checkpoint is saved at this step. Buckets are written only then.
     """
     self._record.step = step
     if self._path is None or not run_folder.is_remote(self._path):

@@ -1,5 +1,8 @@
-"""A training step of any loss: gradients over micro-batches and the mesh, the update, and what is told of it."""
+"""A training step of any loss: gradients over micro-batches and the mesh, the update, and norms."""
 
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,18 +12,68 @@ import optax
 
 from electra_jax.training import partitioning
 
+PyTree = Any
+Leaf = Any  # jax.Array; in trees of shapes or shardings, one of these
+
 
 class TrainState(NamedTuple):
-  """All that changes while training. Randomness is not in it: it comes from (seed, step, row)."""
+  """All that changes while training. Randomness is keyed by (seed, step, row) and has no state.
 
-  step: jax.Array  # int32: steps done
-  params: Any
-  opt_state: Any
-  skipped: jax.Array  # int32: steps left out because a gradient was not finite
-  bad_step: jax.Array  # int32: the step that was not finite and halted the run, or -1
+  Attributes:
+    step: int32, steps taken.
+    params: parameters.
+    opt_state: state of the optimizer.
+    skipped: int32, steps that were skipped because a loss or gradient was not finite.
+    bad_step: int32, the step that was not finite and stopped the run, or -1.
+  """
+
+  step: Leaf
+  params: PyTree
+  opt_state: PyTree
+  skipped: Leaf
+  bad_step: Leaf
 
 
-def fresh_state(optimizer, params) -> TrainState:
+class BatchLoss(NamedTuple):
+  """The loss of a batch, in two functions.
+
+  Attributes:
+    prepare: `(step, batch) -> (examples, counts)`: rows `[batch, ...]` for `loss`, and counts over
+      all of them.
+    loss: `(params, examples, counts) -> (value, sums)` of some of the rows. Values and sums of
+      parts of the rows add up to those of the batch.
+  """
+
+  prepare: Callable[[jax.Array | int, Mapping[str, Any]], tuple[PyTree, PyTree]]
+  loss: Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateOptions:
+  """Options of a training step.
+
+  Attributes:
+    micro_batches: parts that the rows of each device are split into. Their gradients are added; the
+      update is the same.
+    skip_nonfinite: skip an update whose loss or gradient is not finite, and count it. Otherwise the
+      state stays as it was before that step, in it and in all later steps, and `bad_step` names it.
+    layout: layout on a mesh; None for one device.
+    moments: shardings of the optimizer's moments, of partitioning.moment_shardings.
+    trained: top-level names of the trainable parameters; None for all. The others and their moments
+      do not change at all.
+  """
+
+  micro_batches: int = 1
+  skip_nonfinite: bool = False
+  layout: partitioning.Layout | None = None
+  moments: PyTree = None
+  trained: tuple[str, ...] | None = None
+
+
+#### State ####
+
+
+def fresh_state(optimizer: optax.GradientTransformation, params: PyTree) -> TrainState:
   """The state before the first step."""
   return TrainState(
     step=jnp.zeros([], jnp.int32),
@@ -31,111 +84,121 @@ def fresh_state(optimizer, params) -> TrainState:
   )
 
 
-def state_shardings(boxed, optimizer, layout: partitioning.Layout):
-  """Shapes and shardings of the state: two trees like TrainState. `boxed`: shapes of the parameters with their logical axes."""
+def layout_of_state(
+  boxed: PyTree, optimizer: optax.GradientTransformation, layout: partitioning.Layout
+) -> tuple[TrainState, TrainState]:
+  """Shapes and shardings of the state.
+
+  The optimizer's moments are split as the parameters are, or more. Counters are replicated.
+
+  Args:
+    boxed: shapes of the parameters, with their logical axes.
+    optimizer: the optimizer.
+    layout: the mesh and its rules.
+
+  Returns:
+    Two trees like TrainState.
+  """
   shardings = partitioning.parameter_shardings(boxed, layout)
-  shapes = jax.eval_shape(lambda params: fresh_state(optimizer, params), nn.unbox(boxed))
-  whole, moments = (
-    partitioning.replicated(layout.mesh),
-    partitioning.moment_shardings(shapes.params, shardings, layout),
-  )
-  # The optimizer's moments are laid out as the parameters are, or finer; counters are on every device.
-  opt_shardings = with_moments(
-    jax.tree.map(lambda _: whole, shapes.opt_state),
-    lambda tree: {name: moments[name] for name in tree},
-  )
+  shapes = jax.eval_shape(functools.partial(fresh_state, optimizer), nn.unbox(boxed))
+  whole = partitioning.replicated(layout.mesh)
+  moments = partitioning.moment_shardings(shapes.params, shardings, layout)
+
+  def split(_: PyTree, state: PyTree) -> PyTree:
+    return {name: split_as_parameter(name, tree) for name, tree in state.items()}
+
+  def split_as_parameter(name: str, tree: PyTree) -> PyTree:
+    params = shapes.params[name]
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+      return jax.tree.map(lambda _: whole, tree)
+    # Optimizers that factor their moments, as Adafactor does, have some of other shapes.
+    return jax.tree.map(
+      lambda x, param, moment: moment if x.shape == param.shape else whole,
+      tree,
+      params,
+      moments[name],
+    )
+
+  replicated = jax.tree.map(lambda _: whole, shapes.opt_state)
+  opt_shardings = with_moments(replicated, shapes.params, split, shapes.opt_state)
   return shapes, TrainState(
     step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole
   )
 
 
-def make_train_step(
-  prepare,
-  loss,
-  optimizer,
-  *,
-  micro_batches: int = 1,
-  skip_nonfinite: bool = False,
-  layout: partitioning.Layout | None = None,
-  moments=None,
-  trained: tuple[str, ...] | None = None,
-):
-  """`train_step(state, batch) -> (state, sums)`, pure.
+def with_moments(
+  opt_state: PyTree, params: Mapping[str, Any], change: Callable[..., PyTree], *others: PyTree
+) -> PyTree:
+  """Replaces the moments in an optimizer state.
+
+  Moments are dicts by top-level parameters, as `mu` and `nu` of optax.ScaleByAdamState are, in the
+  state of any optimizer.
 
   Args:
-    prepare: `(step, batch) -> (examples, counts)`: rows `[batch, ...]` for the loss, and counts over the whole of them.
-    loss: `(params, examples, counts) -> (value, sums)`, of some of the rows: values and sums add up over them.
-    optimizer: an optax transformation over the parameters. Its update gets `batch['schedules']`, where
-      it is there, as `inputs`, see training/schedules.py.
-    micro_batches: parts that each device's rows are split into; gradients are added up, the update is the same.
-    skip_nonfinite: leave out an update whose loss or gradient is not finite, and count it. Otherwise the state stays as it was
-      before that step, this one and all that follow, and `bad_step` names it.
-    layout, moments: of the mesh, and the shardings of the optimizer's moments (mesh.moment_shardings); None on one device.
-    trained: top levels of the parameters that learn, where not all do; the others and their moments stay bit for bit.
+    opt_state: state of the optimizer.
+    params: top-level parameters by name.
+    change: `(moments, *moments of others) -> moments`.
+    *others: states of the same structure.
   """
 
-  def mixed(new: dict, old: dict) -> dict:
-    return (
-      new
-      if trained is None
-      else {name: new[name] if name in trained else old[name] for name in new}
-    )
+  def is_moments(x: PyTree) -> bool:
+    return isinstance(x, dict) and x.keys() <= params.keys()
 
-  def micro_gradients(params, micro, counts):
-    def learning(params):
-      return loss(mixed(params, jax.lax.stop_gradient(params)), micro, counts)
+  def replaced(new: PyTree, *old: PyTree) -> PyTree:
+    return change(new, *old) if is_moments(new) else new
 
-    (value, sums), grads = jax.value_and_grad(learning, has_aux=True)(params)
-    return {'loss': value, **sums}, grads
+  return jax.tree.map(replaced, opt_state, *others, is_leaf=is_moments)
 
-  def gradients(params, examples, counts):
-    """Sums and gradients of rows, as many as there are."""
-    if micro_batches == 1:
-      return micro_gradients(params, examples, counts)
 
-    # Row r goes to micro-batch r % k: each device keeps its own rows, nothing moves.
-    def split(x):
-      return x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+#### The step ####
 
-    def add(total, micro):
-      return (
-        jax.tree.map(jnp.add, total, micro_gradients(params, micro, counts)),
-        None,
-      )
 
-    split_examples = jax.tree.map(split, examples)
-    first = jax.tree.map(lambda x: x[0], split_examples)
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro_gradients, params, first, counts)
-    )
-    return jax.lax.scan(add, zeros, split_examples)[0]
+def make_update_step(
+  batch_loss: BatchLoss,
+  optimizer: optax.GradientTransformation,
+  options: UpdateOptions,
+) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, dict[str, jax.Array]]]:
+  """Makes `train_step(state, batch) -> (state, sums)`, a pure function.
 
+  Args:
+    batch_loss: the loss.
+    optimizer: optax transformation of the parameters. Its update gets `batch['schedules']`, if the
+      batch has it, as `inputs`; see training/schedules.py.
+    options: options of the step.
+  """
   optimizer = optax.with_extra_args_support(optimizer)
-  over_devices = partitioning.sum_over_data(layout, gradients, moments) if layout else gradients
-  laid_out = (
-    (lambda tree: jax.lax.with_sharding_constraint(tree, moments))
-    if layout
-    else (lambda tree: tree)
-  )
+  trained, layout = options.trained, options.layout
+  gradients: Callable[..., Any] = functools.partial(_gradients, batch_loss.loss, options)
+  if layout:
+    gradients = partitioning.sum_over_data(layout, gradients, options.moments)
 
-  def train_step(state: TrainState, batch):
-    sums, grads = over_devices(state.params, *prepare(state.step, batch))
+  def split_as_moments(tree: PyTree) -> PyTree:
+    return jax.lax.with_sharding_constraint(tree, options.moments) if layout else tree
 
-    # Each device updates the part of the parameters whose moments it has; then the parts are gathered.
-    grads, old_params = laid_out(grads), laid_out(state.params)
+  def train_step(
+    state: TrainState, batch: Mapping[str, Any]
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    sums, grads = gradients(state.params, *batch_loss.prepare(state.step, batch))
+
+    # Each device updates the parameters whose moments it holds. Then the parameters are gathered.
+    grads, old_params = split_as_moments(grads), split_as_moments(state.params)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, old_params, inputs=batch.get('schedules')
     )
-    updates = mixed(updates, jax.tree.map(jnp.zeros_like, updates))
-    opt_state = with_moments(opt_state, lambda new, old: mixed(new, old), state.opt_state)
-    params = laid_out(optax.apply_updates(old_params, updates))
+    updates = _only_trained(trained, updates, jax.tree.map(jnp.zeros_like, updates))
+    opt_state = with_moments(
+      opt_state, state.params, functools.partial(_only_trained, trained), state.opt_state
+    )
+    params = split_as_moments(optax.apply_updates(old_params, updates))
     gradient_norms = tower_norms(grads)
     fine = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all']) & (state.bad_step < 0)
 
-    def keep(new, old):
+    def keep(new: PyTree, old: PyTree) -> PyTree:
       return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
 
-    bad = jnp.where(fine | skip_nonfinite | (state.bad_step >= 0), state.bad_step, state.step)
+    bad = jnp.where(
+      fine | options.skip_nonfinite | (state.bad_step >= 0), state.bad_step, state.step
+    )
     new_state = TrainState(
       step=jnp.where(bad >= 0, state.step, state.step + 1),
       params=keep(params, old_params),
@@ -150,75 +213,113 @@ def make_train_step(
       ('update_norm', tower_norms(updates)),
     ):
       sums |= {f'{name}/{tower}': norm for tower, norm in norms.items()}
-    # A step left out must not turn the sums of a whole interval into nan.
+    # A skipped step must not turn the sums of the whole interval into nan.
     return new_state, jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), sums)
 
   return train_step
 
 
-def with_moments(opt_state, change, *others):
-  """An optimizer's state with `change(moments, *moments of others)` in place of each of Adam's two moments."""
+def _only_trained(
+  trained: tuple[str, ...] | None, new: dict[str, PyTree], old: dict[str, PyTree]
+) -> dict[str, PyTree]:
+  """Takes the trainable top-level entries from `new`, the others from `old`."""
+  if trained is None:
+    return new
+  return {name: new[name] if name in trained else old[name] for name in new}
 
-  def is_adam(x):
-    return isinstance(x, optax.ScaleByAdamState)
 
-  def replaced(new, *old):
-    return new._replace(
-      **{
-        name: change(getattr(new, name), *(getattr(o, name) for o in old)) for name in ('mu', 'nu')
-      }
-    )
+def _gradients(
+  loss: Callable[..., Any], options: UpdateOptions, params: PyTree, examples: PyTree, counts: PyTree
+) -> tuple[dict[str, jax.Array], PyTree]:
+  """Sums and gradients of some rows, added up over micro-batches."""
 
-  return jax.tree.map(
-    lambda new, *old: replaced(new, *old) if is_adam(new) else new,
-    opt_state,
-    *others,
-    is_leaf=is_adam,
+  def of_micro_batch(params: PyTree, examples: PyTree) -> tuple[dict[str, jax.Array], PyTree]:
+    def trainable_loss(params: PyTree) -> tuple[jax.Array, dict[str, jax.Array]]:
+      params = _only_trained(options.trained, params, jax.lax.stop_gradient(params))
+      value: tuple[jax.Array, dict[str, jax.Array]] = loss(params, examples, counts)
+      return value
+
+    (value, sums), grads = jax.value_and_grad(trainable_loss, has_aux=True)(params)
+    return {'loss': value, **sums}, grads
+
+  parts = options.micro_batches
+  if parts == 1:
+    return of_micro_batch(params, examples)
+
+  # Row r goes to micro-batch r % parts: each device keeps its own rows, and nothing moves.
+  def split(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  def add(total: PyTree, micro: PyTree) -> tuple[PyTree, None]:
+    return jax.tree.map(jnp.add, total, of_micro_batch(params, micro)), None
+
+  micro_batches = jax.tree.map(split, examples)
+  first = jax.tree.map(lambda x: x[0], micro_batches)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_micro_batch, params, first)
   )
+  total: tuple[dict[str, jax.Array], PyTree] = jax.lax.scan(add, zeros, micro_batches)[0]
+  return total
 
 
-def tower_norms(tree) -> dict[str, jax.Array]:
-  """Global norms of a parameter-shaped tree: embeddings, generator and discriminator (heads included), and all."""
-  squares = {}
+def tower_norms(tree: Mapping[str, PyTree]) -> dict[str, jax.Array]:
+  """Global norms of a tree like the parameters.
+
+  Returns:
+    Norms of 'embeddings', 'generator' and 'discriminator' (with their heads), and of 'all'.
+  """
+  squares: dict[str, Any] = {}
   for name, subtree in tree.items():
     tower = 'embeddings' if name == 'embeddings' else name.split('_')[0]
     squares[tower] = squares.get(tower, 0.0) + sum(
       jnp.sum(jnp.square(x)) for x in jax.tree.leaves(subtree)
     )
-  return {tower: jnp.sqrt(total) for tower, total in squares.items()} | {
-    'all': jnp.sqrt(sum(squares.values()))
-  }
+  norms = {tower: jnp.sqrt(total) for tower, total in squares.items()}
+  return norms | {'all': jnp.sqrt(sum(squares.values()))}
 
 
-def first_nonfinite(prepare, loss, params, step: int, batch, layout: partitioning.Layout) -> str:
-  """Names the first tensor that is not finite in a step that failed: a parameter, a figure, or a parameter's gradient.
+#### The report of a step that was not finite ####
 
-  Computes the step's gradients again; `prepare` and `loss` as in make_train_step.
+
+def find_nonfinite(
+  batch_loss: BatchLoss,
+  params: PyTree,
+  step: int,
+  batch: Mapping[str, Any],
+  layout: partitioning.Layout,
+) -> str:
+  """Computes the gradients of a failed step again, and names the first tensor that is not finite.
+
+  Args:
+    batch_loss: the loss.
+    params: parameters before the step.
+    step: steps that were taken before.
+    batch: batch of the step, on the mesh.
+    layout: the mesh.
   """
 
-  def check(params, batch):
-    examples, counts = prepare(step, batch)
+  def check(params: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, PyTree, PyTree]:
+    examples, counts = batch_loss.prepare(step, batch)
     (value, sums), grads = jax.value_and_grad(
-      lambda params: loss(params, examples, counts), has_aux=True
+      lambda params: batch_loss.loss(params, examples, counts), has_aux=True
     )(params)
 
-    def finite(tree):
+    def finite(tree: PyTree) -> PyTree:
       return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
-    figures = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    return finite(params), finite(figures | {'loss': value}), finite(grads)
+    metrics = {name: x for name, x in sums.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return finite(params), finite(metrics | {'loss': value}), finite(grads)
 
-  fine = jax.jit(
-    partitioning.within(layout, check), out_shardings=partitioning.replicated(layout.mesh)
-  )(params, batch)
-  return name_nonfinite(*fine) or 'a sum of gradients that are finite each'
+  whole = partitioning.replicated(layout.mesh)
+  checked = jax.jit(partitioning.within(layout, check), out_shardings=whole)(params, batch)
+  return name_nonfinite(*checked) or 'a sum of gradients that are each finite'
 
 
-def name_nonfinite(params, figures, gradients) -> str | None:
-  """The first of three trees of truth values that says no, in words."""
+def name_nonfinite(params: PyTree, metrics: PyTree, gradients: PyTree) -> str | None:
+  """Names the first False in three trees of truth values; None if all are True."""
   for kind, tree in (
     ('the parameter', params),
-    ('the figure', figures),
+    ('the metric', metrics),
     ('the gradient of', gradients),
   ):
     for path, fine in jax.tree_util.tree_leaves_with_path(tree):

@@ -1,4 +1,4 @@
-"""What a run's folder was written with: WORKDIR/versions.json.
+"""Versions that a run's folder was written with: WORKDIR/versions.json.
 
     {"format": 1,
      "started_with": {"electra_jax": "0.2.0", "jax": "0.10.2", "jaxlib": "0.10.2"},
@@ -6,8 +6,8 @@
 
 `format` is the version of the folder's layout. It grows when a program of an older version could
 not read a folder correctly. Folders of version 0.1.0 have no such file; they count as format 0.
-`started_with` stays as it was when the run was started; fields of its config that did not exist
-then have the value that `before` of their declaration gives.
+`started_with` stays as it was when the run was started. Fields of its config that did not exist
+then have the value `before` of their declaration.
 """
 
 import importlib.metadata
@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 def current() -> dict[str, str]:
-  """Versions of the installed packages that determine what a run computes."""
+  """Versions of the installed packages that determine the results of a run."""
   return {
     'electra_jax': __version__,
     'jax': importlib.metadata.version('jax'),
@@ -31,14 +31,16 @@ def current() -> dict[str, str]:
   }
 
 
-def read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-  """The content of a run's versions.json; format 0 without versions where there is none.
+def read_versions(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+  """Reads a run's versions.json; a folder without the file has format 0 and no versions.
 
   Raises:
-    UserError: where the folder's format is newer than this program's.
+    UserError: the folder's format is newer than this program's.
   """
   path = run_folder.folder(workdir) / FILE
-  found = run_folder.read_json(path) if run_folder.exists(path) else {'format': 0}
+  found: dict[str, Any] = {'format': 0}
+  if run_folder.exists(path):
+    found = run_folder.read_json(path)
   if found['format'] > FORMAT:
     writer = found.get('last_run_with', {}).get('electra_jax', 'a newer version')
     raise UserError(
@@ -48,17 +50,17 @@ def read(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   return found
 
 
-def record(workdir: str | os.PathLike[str], resumed: bool) -> None:
-  """Writes the present versions into a run's folder.
+def record_versions(workdir: str | os.PathLike[str], resumed: bool) -> None:
+  """Writes the installed versions into a run's folder.
 
   Args:
     workdir: the run's folder.
     resumed: whether the run has saved anything; its `started_with` and `format` then stay.
 
   Raises:
-    UserError: where the folder's format is newer than this program's.
+    UserError: the folder's format is newer than this program's.
   """
-  before = read(workdir)
+  before = read_versions(workdir)
   started = before.get('started_with') if resumed else current()
   if resumed and started is None:  # a run of version 0.1.0, which recorded nothing
     started = {'electra_jax': '0.1.0'}

@@ -1,4 +1,4 @@
-"""A person's mistake is one sentence on stderr that names the thing, exit status 1, before long work, and no file is lost."""
+"""A user's mistake ends with one sentence that names it and status 1, and loses no file."""
 
 import json
 import pathlib
@@ -9,14 +9,20 @@ import micro_run
 import pytest
 
 from electra_jax import main
-from electra_jax.pretrain import pretrain_step, pretrained
+from electra_jax.pretrain import pretrain_step, run_start
 from electra_jax.training.run_folder import write_json
 
 MICRO = f'--config={micro_run.CONFIG}'
+CONFIG_FILE = """from electra_jax.config import *
+def get_config(arguments=""):
+  c = default_config()
+  {line}
+  return c
+"""
 
 
 class LongWork(BaseException):
-  """Something was begun that takes long where a mistake could have been told before."""
+  """Long work started although the mistake could have been reported before."""
 
 
 def refuse(*args, **kwargs):
@@ -31,7 +37,10 @@ def from_the_root(monkeypatch):
 
 @pytest.fixture
 def sentence(capsys):
-  """Runs the command line in this process; checks that it ends with one sentence and status 1, and returns the sentence."""
+  """A function that runs a command line in this process and returns its error message.
+
+  It checks that the command ends with status 1 and that the message is one sentence.
+  """
 
   def run(*argv):
     capsys.readouterr()
@@ -46,12 +55,12 @@ def sentence(capsys):
 
 @pytest.fixture
 def no_data(monkeypatch):
-  """Not even the corpus is looked at."""
-  monkeypatch.setattr(pretrained, 'prepare_data', refuse)
+  """Fails the test where the corpus is read."""
+  monkeypatch.setattr(run_start, 'prepare_data', refuse)
 
 
 def contents(folder):
-  """All files of a run but its status, which changes with each start."""
+  """Path -> content of all files of a run, except its status, which changes with each start."""
   files = [path for path in pathlib.Path(folder).rglob('*') if path.is_file()]
   return {path: path.read_bytes() for path in files if path.name != 'status.json'}
 
@@ -84,13 +93,21 @@ def contents(folder):
     ([MICRO, '--wrkdir=x'], "'wrkdir'. Did you mean: workdir"),
     ([MICRO, '--mode=trian'], '--mode=trian'),
     ([MICRO, 'steps=3'], "'steps=3' is not a flag"),
-    ([MICRO, '--rows=5'], '--rows belongs to --mode=evaluate'),
+    (['trian', MICRO], "'trian' is not a mode; expected one of train, prepare, "),
+    (['plan', MICRO, '--mode=train'], "the mode is given as 'plan' and with --mode"),
+    (['evaluate'], '--mode=evaluate requires --workdir'),
+    (['export', '--workdir=x'], '--mode=export requires --output'),
+    (['blimp', '--workdir=x'], '--mode=blimp requires --pairs'),
+    (['timeline', '--config=configs/finetune/cola.py'], '--mode=timeline requires --workdir'),
+    (['timeline', MICRO, '--workdir=x'], '--mode=timeline takes a fine-tuning config, such as'),
+    (['--plugins=nosuch.py', MICRO], 'nosuch.py is not a Python file'),
+    ([MICRO, '--rows=5'], '--rows applies to --mode=evaluate'),
     (['--mode=evaluate', '--rows=none', '--workdir=x'], '--rows=none: not an integer'),
     (['--mode=evaluate', '--rows=0', '--workdir=x'], '--rows=0'),
-    (['--mode=evaluate'], '--mode=evaluate needs a run'),
-    (['--mode=report'], '--mode=report needs a run'),
-    (['--mode=inspect'], '--mode=inspect needs a run'),
-    (['--mode=evaluate', '--first=3', '--workdir=x'], '--first belongs to --mode=inspect'),
+    (['--mode=evaluate'], '--mode=evaluate requires --workdir'),
+    (['--mode=report'], '--mode=report requires --workdir'),
+    (['--mode=inspect'], '--mode=inspect requires --workdir'),
+    (['--mode=evaluate', '--first=3', '--workdir=x'], '--first applies to --mode=inspect'),
     (['--mode=inspect', '--first=-1', '--workdir=x'], '--first=-1'),
     (['--mode=prepare'], 'no --config was given'),
     (['--mode=prepare', MICRO, '--workdir=x'], '--mode=prepare makes no run'),
@@ -99,18 +116,18 @@ def contents(folder):
     (['--mode=plan', '--topology=v5e-4'], 'no --config was given'),
     (['--mode=plan', MICRO, '--topology=v5e-17'], 'there is no such thing as a v5e of 17 chips'),
     (['--mode=plan', MICRO, '--topology=h100-8'], '--topology=h100-8 is no TPU slice'),
-    ([MICRO, '--topology=v5e-4'], '--topology belongs to --mode=plan'),
+    ([MICRO, '--topology=v5e-4'], '--topology applies to --mode=plan'),
     (
       ['--mode=inspect', '--workdir=x', '--processes=2'],
-      '--processes belongs to --mode=train and --mode=evaluate',
+      '--processes applies to --mode=train, --mode=evaluate, --mode=finetune and --mode=timeline',
     ),
     (
       ['--mode=prepare', MICRO, '--config.data.store=x'],
       'config.data.store names a corpus that is prepared already',
     ),
     (['--mode=prepare', MICRO, '--config.data.workers=-1'], 'config.data.workers is -1'),
-    ([MICRO, '--output=x'], '--output belongs to --mode=prepare'),
-    ([MICRO, '--beam='], '--beam belongs to --mode=prepare'),
+    ([MICRO, '--output=x'], '--output applies to --mode=prepare'),
+    ([MICRO, '--beam='], '--beam applies to --mode=prepare'),
     ([MICRO, '--config.data.lowercase=maybe'], "config.data.lowercase is 'maybe'"),
     (
       [
@@ -119,11 +136,11 @@ def contents(folder):
         '--config.model.family=electra',
         '--config.model.type_vocab_size=1',
       ],
-      'needs two token types',
+      'requires two token types',
     ),
     (
       ['--mode=evaluate', MICRO, '--config.seed=3'],
-      "the run's own config; leave out --config.seed",
+      "uses the config in the run's folder; remove --config.seed",
     ),
     (
       [MICRO, '--config.micro_batches=3'],
@@ -143,13 +160,11 @@ def contents(folder):
   ],
   ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_flags_and_fields(argv, named, sentence, no_data, tmp_path):
-  workdir = (
-    []
-    if any('workdir' in argument for argument in argv) or '--mode' in str(argv)
-    else [f'--workdir={tmp_path / "run"}']
-  )
-  assert named in sentence(*workdir, *argv)
+def test_a_wrong_flag_or_field_is_reported(argv, named, sentence, no_data, tmp_path):
+  has_default_mode = argv[:1] and argv[0].startswith('-') and '--mode' not in str(argv)
+  if has_default_mode and 'workdir' not in str(argv):
+    argv = [f'--workdir={tmp_path / "run"}', *argv]
+  assert named in sentence(*argv)
 
 
 @pytest.mark.parametrize(
@@ -160,30 +175,21 @@ def test_flags_and_fields(argv, named, sentence, no_data, tmp_path):
     ('x = 1\n', "no attribute 'get_config'"),
     ('def get_config(arguments=""):\n  pass\n', 'returns no ConfigDict'),
     ('import nosuchmodule\n', "No module named 'nosuchmodule'"),
+    (CONFIG_FILE.format(line='c.steps = "many"'), 'line 4: TypeError'),
     (
-      'from electra_jax.config import *\ndef get_config(arguments=""):\n  c = default_config()\n  c.steps = "many"\n  return c\n',
-      'line 4: TypeError',
-    ),
-    (
-      'from electra_jax.config import *\ndef get_config(arguments=""):\n  c = default_config()\n  c.stepz = 3\n  return c\n',
+      CONFIG_FILE.format(line='c.stepz = 3'),
       'config.stepz is not a field; did you mean config.steps?',
     ),
-    (
-      'from electra_jax.config import *\ndef get_config(arguments=""):\n  c = default_config()\n  del c.keep\n  return c\n',
-      "lacks the field 'keep'",
-    ),
-    (
-      'from electra_jax.config import *\ndef get_config(arguments=""):\n  raise UserError("not here.")\n',
-      'not here.',
-    ),
+    (CONFIG_FILE.format(line='del c.keep'), "lacks the field 'keep'"),
+    (CONFIG_FILE.format(line='raise UserError("not here.")'), 'not here.'),
   ],
 )
-def test_config_files(source, named, sentence, no_data, tmp_path, monkeypatch):
+def test_an_error_in_a_config_file_is_reported(
+  source, named, sentence, no_data, tmp_path, monkeypatch
+):
   path = tmp_path / 'mine.py'
   path.write_text(source)
-  monkeypatch.delitem(
-    sys.modules, 'config_config', raising=False
-  )  # as a process of its own would find it
+  monkeypatch.delitem(sys.modules, 'config_config', raising=False)  # as in a new process
   assert named in sentence(f'--config={path}', f'--workdir={tmp_path / "run"}')
 
 
@@ -203,7 +209,7 @@ def test_config_files(source, named, sentence, no_data, tmp_path, monkeypatch):
     ('whole', ['--config.data.vocab_size=100'], 'vocab_size is 100'),
     ('whole', ['--config.data.document_format=page'], "document_format is 'page'"),
     ('whole', ['--config.data.heldout_fraction=0.0001'], 'too few documents'),
-    ('whole', ['--config.batch_size=800'], 'makes 365 rows and config.batch_size is 800'),
+    ('whole', ['--config.batch_size=800'], 'has 365 rows and config.batch_size is 800'),
     ('whole', ['--config.data.tokenizer=nowhere'], "'nowhere'"),
     ('whole', ['--config.data.row_format=rows'], "row_format is 'rows'"),
     ('whole', ['--config.data.near_duplicates=1.5'], 'near_duplicates is 1.5'),
@@ -211,7 +217,7 @@ def test_config_files(source, named, sentence, no_data, tmp_path, monkeypatch):
     ('whole', ['--config.data.store=nowhere'], "no prepared corpus at 'nowhere'"),
   ],
 )
-def test_the_corpus(content, more, named, sentence, tmp_path):
+def test_a_corpus_that_cannot_be_used_is_reported(content, more, named, sentence, tmp_path):
   text = tmp_path / 'text.txt'
   if content is not None:
     text.write_bytes(micro_run.corpus().read_bytes() if content == 'whole' else content)
@@ -223,13 +229,13 @@ def test_the_corpus(content, more, named, sentence, tmp_path):
   assert named in sentence(
     *argv, f'--config.data.source={text}', f'--config.data.cache={tmp_path / "cache"}', *more
   )
-  # A mistake in the corpus or its fields binds neither the folder nor the cache: mended, the same command goes further.
+  # The failed start binds neither the folder nor the cache: after the fix the command gets further.
   with pytest.raises(LongWork):
     main.main(['main', *micro_run.arguments(tmp_path / 'run')])
 
 
 @pytest.mark.parametrize('workdir', ['/proc/electra_jax/run', '{file}/run', '{file}'])
-def test_a_workdir_that_cannot_be_written(workdir, sentence, no_data, tmp_path):
+def test_a_workdir_that_cannot_be_written_is_reported(workdir, sentence, no_data, tmp_path):
   (tmp_path / 'file').write_text('mine')
   assert 'cannot be written' in sentence(
     MICRO, f'--workdir={workdir.format(file=tmp_path / "file")}'
@@ -237,7 +243,7 @@ def test_a_workdir_that_cannot_be_written(workdir, sentence, no_data, tmp_path):
   assert (tmp_path / 'file').read_text() == 'mine'
 
 
-def test_a_cache_that_cannot_be_written(sentence, tmp_path):
+def test_a_cache_that_cannot_be_written_is_reported(sentence, tmp_path):
   (tmp_path / 'file').write_text('mine')
   argv = [
     argument for argument in micro_run.arguments(tmp_path / 'run') if 'data.cache' not in argument
@@ -247,10 +253,10 @@ def test_a_cache_that_cannot_be_written(sentence, tmp_path):
 
 @pytest.fixture(scope='module')
 def copied(tmp_path_factory):
-  """A copy of the finished run, which no test here may change."""
+  """A copy of the finished run; no test may change it."""
   folder = tmp_path_factory.mktemp('run') / 'copy'
   shutil.copytree(micro_run.finished()[0], folder)
-  # Another worker may have made the run, with a folder of compiled programs of its own.
+  # Another worker may have made the run, with another folder of compiled programs.
   config = json.loads((folder / 'config.json').read_text())
   write_json(folder / 'config.json', config | {'compilation_cache': str(micro_run.programs())})
   before = contents(folder)
@@ -258,42 +264,42 @@ def copied(tmp_path_factory):
   assert contents(folder) == before
 
 
-def test_the_workdir_of_another_config(sentence, no_data, copied):
+def test_the_workdir_of_another_config_is_refused(sentence, no_data, copied):
   argv = micro_run.arguments(copied)
-  said = sentence(*argv, '--config.optimizer.learning_rate=0.1', '--config.seed=3')
+  message = sentence(*argv, '--config.optimizer.learning_rate=0.1', '--config.seed=3')
   assert (
-    'holds a run of another config (optimizer.learning_rate: 0.001 -> 0.1; seed: 0 -> 3)' in said
+    'holds a run of another config (optimizer.learning_rate: 0.001 -> 0.1; seed: 0 -> 3)' in message
   )
-  assert 'another --workdir' in said
+  assert 'another --workdir' in message
 
 
-def test_a_corpus_that_has_changed(sentence, copied, tmp_path, monkeypatch):
+def test_a_corpus_that_has_changed_is_refused(sentence, copied, tmp_path, monkeypatch):
   original = micro_run.corpus().read_bytes()
   changed = tmp_path / 'changed.txt'
   changed.write_bytes(original.replace(b'ba', b'bo'))
-  real = pretrained.prepare_data
+  real = run_start.prepare_data
 
   def of_the_changed(config, tokenizer=None):
     return real(config.replace({'data.source': str(changed)}))
 
-  monkeypatch.setattr(pretrained, 'prepare_data', of_the_changed)
+  monkeypatch.setattr(run_start, 'prepare_data', of_the_changed)
   assert 'is not the one that' in sentence(*micro_run.arguments(copied, '--config.keep=100'))
   assert 'has changed since' in sentence('--mode=evaluate', f'--workdir={copied}')
 
 
 @pytest.mark.parametrize('mode', ['evaluate', 'report'])
-def test_a_folder_without_a_run(mode, sentence, tmp_path):
+def test_a_folder_without_a_run_is_refused(mode, sentence, tmp_path):
   for workdir in (tmp_path, tmp_path / 'nosuch'):
     assert f'{workdir} is not a run' in sentence(f'--mode={mode}', f'--workdir={workdir}')
 
 
-def test_a_checkpoint_that_is_not_there(sentence, copied):
+def test_a_missing_checkpoint_is_reported(sentence, copied):
   for step in ('7', 'first'):
-    said = sentence('--mode=evaluate', f'--workdir={copied}', f'--step={step}')
-    assert f'has no checkpoint of step {step}; it has those of 5, 10,' in said
+    message = sentence('--mode=evaluate', f'--workdir={copied}', f'--step={step}')
+    assert f'has no checkpoint of step {step}; it has those of 5, 10,' in message
 
 
-def test_a_run_without_a_checkpoint(sentence, copied, tmp_path):
+def test_a_run_without_a_checkpoint_is_refused(sentence, copied, tmp_path):
   shutil.copytree(copied, tmp_path / 'run', ignore=shutil.ignore_patterns('checkpoints'))
   assert 'holds no checkpoint' in sentence('--mode=evaluate', f'--workdir={tmp_path / "run"}')
 
@@ -309,7 +315,7 @@ def test_a_run_without_a_checkpoint(sentence, copied, tmp_path):
     ('tokenizer/tokenizer.model', None, 'no tokenizer in'),
   ],
 )
-def test_damaged_files_of_a_run(file, content, named, sentence, copied, tmp_path):
+def test_damaged_files_of_a_run_are_reported(file, content, named, sentence, copied, tmp_path):
   shutil.copytree(copied, tmp_path / 'run')
   if content is None:
     (tmp_path / 'run' / file).unlink()
@@ -320,7 +326,7 @@ def test_damaged_files_of_a_run(file, content, named, sentence, copied, tmp_path
   assert contents(tmp_path / 'run') == before
 
 
-def test_a_damaged_checkpoint(sentence, copied, tmp_path):
+def test_a_damaged_checkpoint_is_reported(sentence, copied, tmp_path):
   shutil.copytree(copied, tmp_path / 'run')
   for path in (tmp_path / 'run' / 'checkpoints' / '30' / 'params').rglob('*'):
     if path.is_file():
@@ -328,7 +334,7 @@ def test_a_damaged_checkpoint(sentence, copied, tmp_path):
   assert 'checkpoints/30 is damaged' in sentence('--mode=evaluate', f'--workdir={tmp_path / "run"}')
 
 
-def test_a_damaged_config_is_not_written_over(sentence, copied, tmp_path, no_data):
+def test_a_damaged_config_is_not_overwritten(sentence, copied, tmp_path, no_data):
   shutil.copytree(copied, tmp_path / 'run')
   (tmp_path / 'run' / 'config.json').write_text('{')
   assert 'config.json is damaged' in sentence(*micro_run.arguments(tmp_path / 'run'))
@@ -343,7 +349,7 @@ def test_a_damaged_config_is_not_written_over(sentence, copied, tmp_path, no_dat
     (['--config.data.source=nosuch.txt'], 1, "'nosuch.txt' does not exist"),
   ],
 )
-def test_as_a_process_of_its_own(argv, devices, named, tmp_path):
+def test_a_mistake_ends_the_program_with_one_sentence(argv, devices, named, tmp_path):
   out, err = micro_run.run(*micro_run.arguments(tmp_path / 'run', *argv), status=1, devices=devices)
   assert err.startswith('electra_jax: ') and err.count('\n') == 1 and named in err
   assert 'Traceback' not in out + err and 'compiling' not in out
@@ -356,8 +362,8 @@ def test_as_a_process_of_its_own(argv, devices, named, tmp_path):
     ['--mode=prepare', MICRO, '--config.data.source={corpus}', '--config.data.cache={cache}'],
   ],
 )
-def test_a_reader_that_has_seen_enough_is_no_error(argv, tmp_path):
-  """As in `... | head -1`."""
+def test_a_closed_output_is_not_an_error(argv, tmp_path):
+  # As in `... | head -1`.
   argv = [argument.format(corpus=micro_run.corpus(), cache=tmp_path) for argument in argv]
   process = micro_run.start(*argv)
   process.stdout.close()
@@ -365,5 +371,5 @@ def test_a_reader_that_has_seen_enough_is_no_error(argv, tmp_path):
   process.wait(timeout=300)
 
 
-def test_a_question_is_not_followed_by_a_semicolon(sentence, no_data):
+def test_a_question_ends_its_sentence(sentence, no_data):
   assert "did you mean 'steps'? --help lists the flags" in sentence(MICRO, '--config.stepz=3')

@@ -1,4 +1,4 @@
-"""A report says what metrics.jsonl and evaluation.json say, in a picture that can be read."""
+"""A report shows metrics.jsonl and evaluation.json, in a readable picture."""
 
 import json
 import math
@@ -8,8 +8,8 @@ import pytest
 
 from electra_jax.config import default_config, to_plain
 from electra_jax.errors import UserError
-from electra_jax.report import draw, headline, key_lines, read, report
-from electra_jax.training.curves import series
+from electra_jax.report import headline, key_lines, read_record, report
+from electra_jax.training.curves import describe_schedule, draw_curves, series
 
 TOKENS_PER_STEP = 128 * 128
 TOWERS = ('all', 'discriminator', 'embeddings', 'generator')
@@ -24,7 +24,7 @@ RESOLVED = {
 
 
 def line(kind, step, **changed):
-  """A line of metrics.jsonl whose figures all differ and move with the step."""
+  """A line of metrics.jsonl whose metrics all differ and change with the step."""
   f = {
     'generator_loss': 7 - step / 100,
     'generator_accuracy': step / 1000,
@@ -103,11 +103,11 @@ def make_run(tmp_path):
 
 def panels(record):
   """Title -> axes of the picture."""
-  return {axes.get_title(loc='left'): axes for axes in draw(record, headline(record)).axes}
+  return {axes.get_title(loc='left'): axes for axes in draw_curves(record, headline(record)).axes}
 
 
 def drawn(axes, lines, name):
-  """Is the figure of these lines among the axes' lines, against tokens?"""
+  """Whether a metric of these lines is plotted over tokens."""
   tokens, values = series(lines, name)
   return any(
     np.array_equal(np.asarray(one.get_xdata(), float), tokens)
@@ -117,14 +117,14 @@ def drawn(axes, lines, name):
 
 
 def at_height(axes, value):
-  """Is there a level line at this height?"""
+  """Whether there is a horizontal line at this height."""
   return any(
     len(one.get_ydata()) == 2 and np.allclose(one.get_ydata(), value) for one in axes.lines
   )
 
 
-def test_every_panel_draws_its_figures(make_run):
-  record = read(make_run())
+def test_every_panel_draws_its_metrics(make_run):
+  record = read_record(make_run())
   axes = panels(record)
   assert len(axes) == 10
   both = {
@@ -143,16 +143,16 @@ def test_every_panel_draws_its_figures(make_run):
   training = {
     'Gradient norms': [f'gradient_norm/{tower}' for tower in TOWERS],
     'Learning rate': ['learning_rate'],
-    'Tokens a second': ['tokens_per_second'],
-    'Utilisation': ['utilisation', 'input_wait'],
+    'Tokens per second': ['tokens_per_second'],
+    'Utilization': ['utilisation', 'input_wait'],
   }
   for title, names in training.items():
     for name in names:
       assert drawn(axes[title], record.train, name), name
 
 
-def test_what_knows_nothing_is_drawn_beside_it(make_run):
-  record = read(make_run())
+def test_reference_lines_are_drawn(make_run):
+  record = read_record(make_run())
   axes = panels(record)
   assert at_height(axes['Generator loss'], math.log(2000)) and at_height(
     axes['Generator loss'], 6.25
@@ -162,8 +162,8 @@ def test_what_knows_nothing_is_drawn_beside_it(make_run):
   assert drawn(axes['Average precision'], record.heldout, 'replaced_rate')
 
 
-def test_intervals_of_the_evaluation_stand_at_its_step(make_run):
-  axes = panels(read(make_run(evaluated=150)))['Average precision']
+def test_intervals_of_the_evaluation_are_drawn_at_its_step(make_run):
+  axes = panels(read_record(make_run(evaluated=150)))['Average precision']
   (bars,) = axes.containers
   (segment,) = bars.lines[2][0].get_segments()
   value = line('heldout', 150)['average_precision']
@@ -172,10 +172,10 @@ def test_intervals_of_the_evaluation_stand_at_its_step(make_run):
 
 
 def overlaps(record):
-  """Pairs of texts that touch, and texts that leave the picture; the texts are titles, tick labels and legends."""
+  """Titles, tick labels and legends that overlap or are cut off."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-  figure = draw(record, headline(record))
+  figure = draw_curves(record, headline(record))
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   renderer, boxes, page = canvas.get_renderer(), [('headline', figure._suptitle)], figure.bbox
@@ -211,7 +211,7 @@ def overlaps(record):
   ]
 
 
-@pytest.mark.parametrize('case', ['short', 'long', 'no more than one line'])
+@pytest.mark.parametrize('case', ['short', 'long', 'one line'])
 def test_no_text_of_the_picture_is_cut_off_or_overlaps_another(make_run, case):
   if case == 'short':
     workdir = make_run(evaluated=150, sharing='all')
@@ -221,20 +221,20 @@ def test_no_text_of_the_picture_is_cut_off_or_overlaps_another(make_run, case):
     workdir = make_run(lines, resolved=RESOLVED | {'vocab_size': 250_112})
   else:
     workdir = make_run([line('train', 1, learning_rate=6.7e-7)])
-  assert not overlaps(read(workdir))
+  assert not overlaps(read_record(workdir))
 
 
-def test_an_overlap_would_be_noticed(make_run, monkeypatch):
+def test_an_overlap_is_detected(make_run, monkeypatch):
   from matplotlib.axes import Axes
 
   set_title = Axes.set_title
   monkeypatch.setattr(
     Axes, 'set_title', lambda *args, **kwargs: set_title(*args, **kwargs | {'pad': 4})
   )
-  assert overlaps(read(make_run()))
+  assert overlaps(read_record(make_run()))
 
 
-def test_files_and_key_lines(make_run, capsys):
+def test_files_and_console_lines_show_the_metrics(make_run, capsys):
   from matplotlib.image import imread
 
   workdir = make_run(evaluated=160)
@@ -248,7 +248,8 @@ def test_files_and_key_lines(make_run, capsys):
   assert 'unigram entropy 6.250' in printed and '95% bootstrap' in printed
   assert f'{value["constant_loss"] - value["discriminator_loss"]:.4f} below' in printed
 
-  text = (workdir / 'report.md').read_text()
+  text, auc = (workdir / 'report.md').read_text(), value['auc']
+  auc_train, auc_heldout = line('train', 160)['auc'], line('heldout', 150)['auc']
   for words in (
     '](report.png)',
     'probe',
@@ -259,29 +260,29 @@ def test_files_and_key_lines(make_run, capsys):
     '2,621,440',
     f'--mode=evaluate --workdir={workdir}',
     '77 held-out rows',
-    f'| area under the ROC curve | {line("train", 160)["auc"]:.4f} | {line("heldout", 150)["auc"]:.4f} |',
-    f'| area under the ROC curve | {value["auc"]:.4f} | {value["auc"] - 0.02:.4f} to {value["auc"] + 0.03:.4f} |',
+    f'| area under the ROC curve | {auc_train:.4f} | {auc_heldout:.4f} |',
+    f'| area under the ROC curve | {auc:.4f} | {auc - 0.02:.4f} to {auc + 0.03:.4f} |',
   ):
     assert words in text, words
 
 
-def test_an_evaluation_older_than_the_figures_is_not_taken_for_the_last_word(make_run):
-  lines = dict(key_lines(read(make_run(evaluated=100))))
+def test_an_evaluation_older_than_the_metrics_is_not_used(make_run):
+  lines = dict(key_lines(read_record(make_run(evaluated=100))))
   assert (
     lines['figures'] == 'held-out rows, step 150'
     and f'{line("heldout", 150)["auc"]:.3f}' in lines['ranking']
   )
-  assert dict(key_lines(read(make_run(evaluated=150))))['figures'].startswith(
+  assert dict(key_lines(read_record(make_run(evaluated=150))))['figures'].startswith(
     'evaluation, step 150'
   )
 
 
-def test_a_discriminator_that_is_worse_than_the_constant_is_said_to_be(make_run):
-  record = read(make_run([line('train', 50, discriminator_loss=0.6, constant_loss=0.4)]))
+def test_a_discriminator_worse_than_the_constant_predictor_is_reported(make_run):
+  record = read_record(make_run([line('train', 50, discriminator_loss=0.6, constant_loss=0.4)]))
   assert "0.2000 above the constant predictor's 0.4000" in dict(key_lines(record))['verdicts']
 
 
-def test_what_is_not_known_is_left_out(make_run):
+def test_missing_values_are_left_out(make_run):
   unknown = {'auc': None, 'average_precision': None, 'utilisation': None}
   workdir = make_run([line('train', 1, **unknown)], resolved=None)
   report(workdir)
@@ -289,29 +290,29 @@ def test_what_is_not_known_is_left_out(make_run):
   assert (
     '| area under the ROC curve | - | - |' in text
     and 'unigram' not in text
-    and 'Not made yet' in text
+    and 'Not evaluated yet' in text
   )
   assert (workdir / 'report.png').stat().st_size > 10_000
 
 
-def test_a_line_that_a_kill_cut_short_is_left_out(make_run):
+def test_an_incomplete_line_is_left_out(make_run):
   workdir = make_run()
   with (workdir / 'metrics.jsonl').open('a') as file:
     file.write('{"kind": "train", "st')
-  assert read(workdir).last['step'] == 160
+  assert read_record(workdir).last['step'] == 160
 
 
 @pytest.mark.parametrize(
   'file, content, words',
   [
     ('config.json', None, 'is not a run'),
-    ('metrics.jsonl', None, 'no figures'),
-    ('metrics.jsonl', '', 'no figures'),
+    ('metrics.jsonl', None, 'no metrics'),
+    ('metrics.jsonl', '', 'no metrics'),
     ('config.json', '{', 'config.json is damaged'),
     ('evaluation.json', '{"step"', 'evaluation.json is damaged'),
   ],
 )
-def test_a_folder_without_figures_is_told_in_one_sentence(make_run, file, content, words):
+def test_a_folder_without_metrics_is_refused_in_one_sentence(make_run, file, content, words):
   workdir = make_run()
   (workdir / file).unlink(missing_ok=True)
   if content is not None:
@@ -322,10 +323,22 @@ def test_a_folder_without_figures_is_told_in_one_sentence(make_run, file, conten
   assert not (workdir / 'report.png').exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told(make_run):
+def test_a_folder_that_cannot_be_written_is_reported(make_run):
   workdir = make_run()
-  (
-    workdir / 'report.md'
-  ).mkdir()  # stands in for a folder without permission, which root has everywhere
+  # In place of a folder without permission, which root has everywhere.
+  (workdir / 'report.md').mkdir()
   with pytest.raises(UserError, match='cannot be written'):
     report(workdir)
+
+
+@pytest.mark.parametrize(
+  'fields, words',
+  [
+    ({}, 'a warm-up, then linear decay to 0'),
+    ({'warmup_steps': 0}, 'linear decay to 0'),
+    ({'decay_power': 0.5}, 'a warm-up, then decay with power 0.5 to 0'),
+  ],
+)
+def test_the_learning_rate_panel_describes_the_schedule(fields, words):
+  config = to_plain(default_config())
+  assert describe_schedule(config | {'optimizer': config['optimizer'] | fields}) == words

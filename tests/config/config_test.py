@@ -14,18 +14,18 @@ from electra_jax.config import (
   FinetuningConfig,
   PretrainingConfig,
   SweepConfig,
-  checked,
+  checked_config,
   checked_finetuning,
   checked_pretraining,
   checked_sweep,
   completed,
+  config_kind,
   default_config,
   differences,
   finetuning,
   flat,
   freeze,
   from_plain,
-  kind_of,
   names_with,
   phases_of,
   reference,
@@ -54,7 +54,7 @@ EVERY_FIELD = pytest.mark.parametrize(
 
 
 def parsed(*argv):
-  return main.parse(['main', *argv]).config
+  return main.parse_flags(['main', *argv]).config
 
 
 def check_message(error, start):
@@ -69,6 +69,8 @@ def another(value):
     return not value
   if isinstance(value, tuple):
     return (*value, 1)
+  if isinstance(value, dict):
+    return value | {'x': 1}
   return value + ('x' if isinstance(value, str) else 1)
 
 
@@ -97,9 +99,9 @@ def test_defaults_have_their_type_and_are_in_range(kind, entry):
 def test_the_config_dict_of_the_defaults_freezes_to_the_defaults(kind):
   config = DEFAULTS[kind]()
   assert freeze(kind, config) == kind()
-  assert flat(config) == flat(kind())
-  assert flat(config).keys() == fields_of(kind).keys()
-  assert kind_of(config) is kind
+  assert flat(config, kind).keys() == fields_of(kind).keys()
+  assert flat(freeze(kind, config)) == flat(kind())
+  assert config_kind(config) is kind
 
 
 @EVERY_FIELD
@@ -152,7 +154,7 @@ def test_the_message_of_a_range_names_what_is_accepted(kind, name, value, messag
 
 @EVERY_FIELD
 def test_values_of_another_type_are_refused(kind, entry):
-  wrong = [None, {}] + [value for value in ('text', 1.5, (1,)) if type(value) is not entry.kind]
+  wrong = [None] + [value for value in ('text', 1.5, (1,), {}) if type(value) is not entry.kind]
   wrong += [] if entry.kind is bool else [True]
   for value in wrong:
     with pytest.raises(UserError) as error:
@@ -236,7 +238,8 @@ ARGUMENTS = [
 @pytest.mark.parametrize('argument, name, value', ARGUMENTS)
 def test_arguments_of_the_config_string_are_typed(argument, name, value):
   before, after = (
-    flat(parsed(f'--config=configs/small.py{more}')) for more in ('', f':{argument}')
+    flat(parsed(f'--config=configs/small.py{more}'), PretrainingConfig)
+    for more in ('', f':{argument}')
   )
   assert after[name] == value and type(after[name]) is type(before[name])
   assert {other for other in after if after[other] != before[other]} <= {name}
@@ -288,7 +291,8 @@ def test_only_fields_marked_so_may_differ_when_a_run_is_resumed(kind):
     changed = to_plain(kind().replace({name: another(entry.default)}))
     lines = differences(plain, changed, free)
     refused += [name] if lines else []
-    assert all(line.startswith(f'{name}: ') for line in lines) and len(lines) <= 1
+    option = '.x' if entry.kind is dict else ''
+    assert all(line.startswith(f'{name}{option}: ') for line in lines) and len(lines) <= 1
     assert len(differences(plain, changed)) == 1
   assert set(refused) == set(fields_of(kind)) - set(free)
   assert {'seed', 'batch_size', 'model.dropout'} <= set(refused)
@@ -426,7 +430,7 @@ PRETRAINING = [
   (
     'new_words_have_embeddings',
     {'data.new_words': 'w', **CONTINUED},
-    'config.data.new_words makes tokens without embeddings in config.init',
+    'config.data.new_words adds tokens without embeddings in config.init',
   ),
   (
     'continued_fits_init',
@@ -564,6 +568,22 @@ PRETRAINING = [
     'config.generator.uniform is the same at any temperature',
   ),
   (
+    'options_have_a_spec',
+    {'objective.options': {'gamma': 2.0}},
+    "config.objective.options.gamma is not an option of the objective 'electra'; expected none.",
+  ),
+  (
+    'options_have_a_spec',
+    {'optimizer.options': {'beta': 2.0}},
+    "config.optimizer.options.beta is not an option of the optimizer 'adamw'; expected none.",
+  ),
+  (
+    'options_have_a_spec',
+    {'data.tokenizer_options': {'cased': True}, 'data.tokenizer': 'vocab.txt'},
+    "config.data.tokenizer_options.cased is not an option of the tokenizer 'vocab.txt'; expected "
+    'none.',
+  ),
+  (
     'one_source_of_the_generator',
     {'generator.init': 'hf:y', 'sharing': 'none', **CONTINUED},
     'config.generator.init is the generator of a fresh discriminator, and config.init names an',
@@ -595,7 +615,7 @@ SIZES = [
   (
     'segments_have_types',
     {'data.row_format': 'segment_pair', 'model.type_vocab_size': 1},
-    "config.data.row_format 'segment_pair' needs two token types",
+    "config.data.row_format 'segment_pair' requires two token types",
   ),
   (
     'electric_has_two_towers',
@@ -605,19 +625,19 @@ SIZES = [
   (
     'generator_only_has_a_generator',
     {'generator.alone_steps': 10, 'sharing': 'all', **ONE_SIZE},
-    'config.generator.alone_steps needs a generator of its own',
+    'config.generator.alone_steps requires a separate generator',
   ),
   (
     'generator_rate_has_a_generator',
     {'optimizer.generator_learning_rate': 1e-3, 'objective.name': 'mlm'},
-    'config.optimizer.generator_learning_rate needs a generator with trainable parameters of its '
-    "own, and config.objective.name 'mlm' has one tower",
+    'config.optimizer.generator_learning_rate requires a separate generator with trainable '
+    "parameters, and config.objective.name 'mlm' has one tower",
   ),
   (
     'generator_rate_has_a_generator',
     {'optimizer.generator_learning_rate': 1e-3, 'sharing': 'all', **ONE_SIZE},
-    'config.optimizer.generator_learning_rate needs a generator with trainable parameters of its '
-    "own, and config.sharing 'all' makes one tower of both",
+    'config.optimizer.generator_learning_rate requires a separate generator with trainable '
+    "parameters, and config.sharing 'all' makes one tower of both",
   ),
   (
     'generator_rate_has_a_generator',
@@ -627,8 +647,8 @@ SIZES = [
       'generator.frozen': True,
       **WITH_GENERATOR,
     },
-    'config.optimizer.generator_learning_rate needs a generator with trainable parameters of its '
-    'own, and config.generator.frozen keeps its parameters unchanged',
+    'config.optimizer.generator_learning_rate requires a separate generator with trainable '
+    'parameters, and config.generator.frozen keeps its parameters unchanged',
   ),
   (
     'generator_weights_have_a_place',
@@ -643,12 +663,12 @@ SIZES = [
   (
     'generator_weights_have_a_place',
     WITH_GENERATOR,
-    'config.generator.init needs a generator with embeddings of its own, and config.sharing',
+    'config.generator.init requires a generator with separate embeddings, and config.sharing',
   ),
   (
     'generator_weights_have_a_place',
     {'generator.frozen': True, **CONTINUED},
-    'config.generator.frozen needs a generator with embeddings of its own, and that of config.init',
+    'config.generator.frozen requires a generator with separate embeddings, and that of',
   ),
   (
     'frozen_generator_has_weights',
@@ -663,12 +683,12 @@ SIZES = [
       'generator.alone_steps': 20_000,
       **WITH_GENERATOR,
     },
-    'config.generator.frozen has nothing to train in config.generator.alone_steps',
+    'config.generator.frozen leaves no parameters to train in config.generator.alone_steps',
   ),
   (
     'own_embedding_size',
     {'generator.embedding_size': 64},
-    'config.generator.embedding_size 64 requires embeddings of its own',
+    'config.generator.embedding_size 64 requires separate embeddings',
   ),
   (
     'one_tower_has_one_size',
@@ -692,6 +712,11 @@ FINETUNING = [
   ('tasks_are_named', {'task': ''}, 'config.task is empty'),
   ('tasks_are_named', {'task': ' , '}, 'config.task is empty'),
   ('tasks_are_named', {'task': 'cola, cola'}, "config.task 'cola, cola' names a task twice."),
+  (
+    'task_options_have_a_task',
+    {'task': 'cola,sst2', 'task_options': {'levels': 3}},
+    "config.task_options.levels is not an option of config.task 'cola,sst2'; expected none.",
+  ),
   ('seeds_are_unsigned', {'seed': -1}, 'config.seed is -1; the seeds of all trials must be'),
   (
     'seeds_are_unsigned',
@@ -711,7 +736,7 @@ FINETUNING = [
   (
     'selection_has_evaluations',
     {'eval_every': 0.0, 'select': 'best'},
-    "config.select 'best' needs evaluations on dev",
+    "config.select 'best' requires evaluations on dev",
   ),
   (
     'frozen_encoder_has_no_rates',
@@ -880,7 +905,7 @@ def test_a_config_is_checked_by_its_kind(kind):
     SweepConfig: 'config.base is empty',
   }[kind]
   with pytest.raises(UserError, match=message):
-    checked(config)
+    checked_config(config)
 
 
 #### Config files and command lines ####
@@ -983,7 +1008,7 @@ OBJECTIVES = '--config=configs/sweeps/objectives.py:texts'
       1,
       'config.batch_size is 0; expected at least 1',
     ),
-    (['--mode=sweep', '--config=configs/tiny.py'], 1, '--mode=sweep takes a config such as'),
+    (['--mode=sweep', '--config=configs/tiny.py'], 1, '--mode=sweep takes a sweep config, such as'),
     (['--help'], 0, '--config.optimizer.learning_rate'),
     (['--help', '--mode=finetune'], 0, '--config.optimizer.layer_decay'),
     (['--help', '--mode=sweep'], 0, '--config.seeds'),
@@ -1028,7 +1053,7 @@ def test_the_page_and_help_have_every_field(kind, entry):
   for mark, given in (('*per phase*', d.per_phase), ('*resumable*', d.resumable)):
     assert (mark in row) == given
   assert d.expectation() in row and (not d.argument or f'short name `{d.argument}`' in row)
-  lines = reference.help_text(kind).splitlines()
+  lines = reference.fields_help(kind).splitlines()
   assert f'  --config.{entry.name}' in lines and max(map(len, lines)) <= 100
 
 

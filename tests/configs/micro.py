@@ -1,4 +1,4 @@
-"""The smallest run that has every part: for tests of the command line, a few seconds on a CPU core."""
+"""The smallest run that has every part, for tests: a few seconds on a CPU core."""
 
 from electra_jax.config import default_config, with_arguments
 
@@ -24,6 +24,10 @@ def get_config(arguments=''):
   c.generator.hidden_fraction = 0.5
   c.optimizer.update(learning_rate=1e-3, warmup_steps=2)
   c.micro_batches = 1
-  # Logging and saving happen at different steps: running sums must travel with the checkpoints.
-  c.log_every, c.save_every, c.eval_every, c.eval_rows, c.eval_batch_size = 3, 5, 10, 16, 8
+  # Logging and saving fall on different steps, so that running sums must be in the checkpoints.
+  c.log_every = 3
+  c.save_every = 5
+  c.eval_every = 10
+  c.eval_rows = 16
+  c.eval_batch_size = 8
   return with_arguments(c, arguments)

@@ -1,4 +1,4 @@
-"""The micro run in two phases of other lengths, batches and rates, with LAMB."""
+"""The micro run in two phases with different rows, batches and learning rates, with LAMB."""
 
 from electra_jax.config import with_arguments
 from tests.configs import micro
@@ -23,6 +23,7 @@ def get_config(arguments=''):
       'optimizer.warmup_steps': 3,
     },
   )
-  c.steps, c.save_every = 21, 2
+  c.steps = 21
+  c.save_every = 2
   c.optimizer.name = 'lamb'
   return with_arguments(c, arguments)

@@ -1,22 +1,22 @@
-"""Tokenizers: text in, ids out and back, special tokens kept apart, text of any length, loading, mistakes named."""
+"""Tokenizers: encoding and decoding, special tokens, texts of any length, saving, errors."""
 
 import json
-import lzma
 import os
 import pickle
 import subprocess
 import sys
 import textwrap
 
+import made_tokenizers
 import pytest
 
-from electra_jax.data.corpus import corpora
+from electra_jax import registry
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
 
-KINDS = tokenization.KINDS
+KINDS = tuple(registry.TOKENIZERS)
 SPECIAL_TEXT = '[CLS] one [MASK] two [SEP] [PAD] [UNK] <s> </s> <unk> <pad> <mask>'
-ODD_TEXTS = [
+UNUSUAL_TEXTS = [
   '',
   ' ',
   '\n\t\n',
@@ -33,12 +33,12 @@ ODD_TEXTS = [
 
 @pytest.fixture(scope='module')
 def texts():
-  return lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
+  return made_tokenizers.documents()
 
 
 @pytest.fixture(scope='module')
 def trained(texts):
-  return {kind: tokenization.train_tokenizer(texts, kind=kind, vocab_size=600) for kind in KINDS}
+  return {kind: made_tokenizers.train(texts, kind=kind, vocab_size=600) for kind in KINDS}
 
 
 @pytest.fixture(params=KINDS)
@@ -57,7 +57,7 @@ def test_special_tokens_have_the_first_ids(tokenizer):
   assert tokenizer.size == len(tokenizer.tokens) == len(set(tokenizer.tokens)) == 600
 
 
-def test_english_comes_back_as_it_went_in(trained):
+def test_english_text_survives_encoding_and_decoding(trained):
   for text in (
     'The old man had listed hundreds of truths.',
     'He said: "1,234.50 (or so) [sic] <b> {x} ~ ^ \\ | @ #"',
@@ -65,18 +65,21 @@ def test_english_comes_back_as_it_went_in(trained):
     for kind, tokenizer in trained.items():
       ids = tokenizer.encode(text)
       assert tokenizer.unk_id not in ids
-      squeezed = (lambda s: s.lower().replace(' ', '')) if kind == 'wordpiece' else str
-      assert squeezed(tokenizer.decode(ids)) == squeezed(text)
+      decoded = tokenizer.decode(ids)
+      if kind == 'wordpiece':  # lower-cased, and without spaces around punctuation
+        assert decoded.replace(' ', '') == text.lower().replace(' ', '')
+      else:
+        assert decoded == text
 
 
-def test_literal_special_tokens_are_text(tokenizer):
+def test_names_of_special_tokens_in_a_text_are_text(tokenizer):
   ids = tokenizer.encode(SPECIAL_TEXT)
   assert not set(ids) & set(tokenizer.special_ids)
   if tokenizer.kind == 'sentencepiece':
     assert tokenizer.decode(ids) == SPECIAL_TEXT
 
 
-def test_decode_writes_special_tokens_and_leaves_padding_out(tokenizer):
+def test_decode_writes_special_tokens_and_skips_padding(tokenizer):
   ids = [
     tokenizer.cls_id,
     *tokenizer.encode('the man'),
@@ -89,8 +92,8 @@ def test_decode_writes_special_tokens_and_leaves_padding_out(tokenizer):
   assert tokenizer.token(tokenizer.mask_id) == '[MASK]'
 
 
-@pytest.mark.parametrize('text', ODD_TEXTS, ids=lambda text: ascii(text[:10]))
-def test_odd_text_encodes(tokenizer, text):
+@pytest.mark.parametrize('text', UNUSUAL_TEXTS, ids=lambda text: ascii(text[:10]))
+def test_unusual_text_encodes(tokenizer, text):
   ids = tokenizer.encode(text)
   assert all(
     0 <= i < tokenizer.size and (i == tokenizer.unk_id or i not in tokenizer.special_ids)
@@ -104,7 +107,7 @@ def test_lone_surrogates_count_as_replacement_characters(tokenizer):
   assert tokenizer.encode_batch(['a \ud800 b', 'fine', '\udfff\ud800']) == replaced
 
 
-def test_a_batch_encodes_as_its_texts_do(tokenizer, texts):
+def test_a_batch_has_the_ids_of_its_texts(tokenizer, texts):
   for threads in (None, 1, 2):
     assert tokenizer.encode_batch(texts[:4], threads) == [
       tokenizer.encode(text) for text in texts[:4]
@@ -114,10 +117,11 @@ def test_a_batch_encodes_as_its_texts_do(tokenizer, texts):
     ) == [[], []]
 
 
-# Long texts ###################################################################
+#### Long texts ####
 
 
-def cut_and_whole(tokenizer, text, monkeypatch):
+def split_and_whole(tokenizer, text, monkeypatch):
+  """Ids of a text that is encoded in parts, and of the whole text."""
   monkeypatch.setattr(tokenization, 'LONG_TEXT', 3000)
   monkeypatch.setattr(tokenization, 'CALL_CHARACTERS', 10_000)
   cut = tokenizer.encode_batch(['before', text, '', text[:5000], 'after'])
@@ -129,19 +133,22 @@ def cut_and_whole(tokenizer, text, monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['bpe', 'wordpiece'])
-def test_parting_a_long_text_at_white_space_changes_no_id(trained, kind, texts, monkeypatch):
-  cut, whole = cut_and_whole(trained[kind], '\n\n'.join(texts), monkeypatch)
+def test_splitting_a_long_text_at_white_space_changes_no_id(trained, kind, texts, monkeypatch):
+  cut, whole = split_and_whole(trained[kind], '\n\n'.join(texts), monkeypatch)
   assert cut == whole and len(whole) > 30_000
 
 
-def test_parting_a_long_text_changes_no_id_of_a_unigram_model_but_ties(trained, texts, monkeypatch):
-  """A unigram model adds up scores along a text in float32, and so takes words with two best ways either way."""
+def test_splitting_a_long_text_changes_ids_of_a_unigram_model_only_at_ties(
+  trained, texts, monkeypatch
+):
+  """A unigram model sums scores in float32 along a text, which decides between equal splits."""
   import sentencepiece
 
   tokenizer = trained['unigram']
   model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.files['tokenizer.model'])
   ways = [
-    split_words(tokenizer, ids) for ids in cut_and_whole(tokenizer, '\n\n'.join(texts), monkeypatch)
+    split_words(tokenizer, ids)
+    for ids in split_and_whole(tokenizer, '\n\n'.join(texts), monkeypatch)
   ]
   assert len(ways[0]) == len(ways[1]) > 20_000
   differing = [pair for pair in zip(*ways, strict=True) if pair[0] != pair[1]]
@@ -160,23 +167,24 @@ def split_words(tokenizer, ids):
   return words
 
 
-def test_a_long_text_without_white_space_loses_nothing(trained, monkeypatch):
+def test_a_long_text_without_white_space_is_encoded_completely(trained, monkeypatch):
   text = ''.join(chr(ord('a') + i * i % 26) for i in range(10_000))
   for kind in ('unigram', 'bpe'):
-    cut, _ = cut_and_whole(trained[kind], text, monkeypatch)
+    cut, _ = split_and_whole(trained[kind], text, monkeypatch)
     assert trained[kind].decode(cut).replace(' ', '') == text
-  cut, whole = cut_and_whole(trained['wordpiece'], text, monkeypatch)
+  cut, whole = split_and_whole(trained['wordpiece'], text, monkeypatch)
   assert set(cut) == {trained['wordpiece'].unk_id} == set(whole)
 
 
-def in_a_new_process(code, *arguments):
-  """What code prints that is run in a process of its own; `peak` there is its largest memory so far, in MB."""
+def output_of_new_process(code, *arguments):
+  """What code prints in a new process, in which `peak()` is its largest memory so far, in MB."""
   if not os.path.exists('/proc/self/status'):
-    pytest.skip('memory and threads of a process are read from /proc, which this system lacks')
+    pytest.skip('requires /proc')
   start = """
     import os, re, sys, threading
     from electra_jax.data.tokenizers import tokenization
-    peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 1024
+    def peak():
+      return int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 1024
     tokenizer = tokenization.load_tokenizer(sys.argv[1])
   """
   code = textwrap.dedent(start) + textwrap.dedent(code)
@@ -197,15 +205,17 @@ def test_a_line_of_five_megabytes_takes_little_memory(trained, kind, most, tmp_p
     assert ids == tokenizer.encode(line[:42]) * 120_000
     print(peak() - before)
   """
-  # 48 MB and 125 MB, the ids' lists among them. In one piece it is 110 MB more for unigram, 400 MB for WordPiece.
-  assert float(in_a_new_process(code, tmp_path)) < most
+  # 48 MB and 125 MB, including the lists of ids. Without splitting, it is 110 MB more for unigram
+  # and 400 MB more for WordPiece.
+  assert float(output_of_new_process(code, tmp_path)) < most
 
 
 @pytest.mark.parametrize('kind', ['unigram', 'wordpiece'])
-def test_one_thread_is_one_thread(trained, kind, tmp_path):
+def test_one_thread_starts_no_other(trained, kind, tmp_path):
   trained[kind].save(tmp_path)
   code = """
-    alive = lambda: len(os.listdir('/proc/self/task'))
+    def alive():
+      return len(os.listdir('/proc/self/task'))
     def most(threads):
       counts, done, before = [], threading.Event(), alive()
       def watch():
@@ -219,14 +229,14 @@ def test_one_thread_is_one_thread(trained, kind, tmp_path):
       return max(counts) - before - 1
     print(most(1), most(2))
   """
-  one, two = map(int, in_a_new_process(code, tmp_path).split())
+  one, two = map(int, output_of_new_process(code, tmp_path).split())
   assert one == 0 and two > 0
 
 
-# Saving and loading ###########################################################
+#### Saving and loading ####
 
 
-def test_save_and_load(tokenizer, texts, tmp_path):
+def test_saved_and_pickled_tokenizers_are_the_same(tokenizer, texts, tmp_path):
   places = [tmp_path / 'new' / 'folder', 'memory://tokenizers/saved']
   for place in places:
     tokenizer.save(place)
@@ -239,7 +249,7 @@ def test_save_and_load(tokenizer, texts, tmp_path):
   fsspec.filesystem('memory').rm('/tokenizers', recursive=True)
 
 
-def test_a_file_of_its_own_is_enough(trained, tmp_path):
+def test_a_single_file_can_be_opened(trained, tmp_path):
   trained['bpe'].save(tmp_path / 'bpe')
   assert (
     tokenization.load_tokenizer(tmp_path / 'bpe/tokenizer.model').fingerprint
@@ -260,7 +270,7 @@ def test_a_file_of_its_own_is_enough(trained, tmp_path):
   )
 
 
-def test_special_tokens_are_where_the_vocabulary_has_them(tmp_path):
+def test_special_tokens_have_their_ids_in_the_vocabulary(tmp_path):
   tokens = ['a', '[MASK]', 'b', '[SEP]', '[CLS]', '##a', '[UNK]', '[', ']', 'mask', '[PAD]']
   (tmp_path / 'vocab.txt').write_text('\n'.join(tokens))
   tokenizer = tokenization.load_tokenizer(tmp_path / 'vocab.txt')
@@ -269,49 +279,33 @@ def test_special_tokens_are_where_the_vocabulary_has_them(tmp_path):
   assert tokenizer.encode('A [MASK] baa c') == [0, 7, 9, 8, 2, 5, 5, 6]
 
 
-def foreign(texts, **settings):
-  """A SentencePiece model as others train them."""
-  import io
-
-  import sentencepiece
-
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(texts),
-    model_writer=model,
-    vocab_size=300,
-    hard_vocab_limit=False,
-    minloglevel=2,
-    **settings,
-  )
-  return model.getvalue()
-
-
-def test_models_of_others_are_taken_where_their_special_tokens_are_found(texts, tmp_path):
+def test_other_models_open_if_their_special_tokens_are_found(texts, tmp_path):
   lines = [line for text in texts[:3] for line in text.split('\n')]
-  (tmp_path / 'spiece.model').write_bytes(foreign(lines, pad_id=3, user_defined_symbols=['<mask>']))
+  (tmp_path / 'spiece.model').write_bytes(
+    made_tokenizers.sentencepiece_model(lines, pad_id=3, user_defined_symbols=['<mask>'])
+  )
   tokenizer = tokenization.load_tokenizer(tmp_path)
   ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
   assert ids == (3, 0, 1, 2, 4) and tokenizer.token(tokenizer.mask_id) == '<mask>'
   encoded = tokenizer.encode('the <mask> man <s>')  # SentencePiece itself gives the id of <mask>
   assert not set(encoded) & {1, 2, 3, 4} and encoded.count(tokenizer.unk_id) >= 1
-  (tmp_path / 'spiece.model').write_bytes(foreign(lines))
+  (tmp_path / 'spiece.model').write_bytes(made_tokenizers.sentencepiece_model(lines))
   with pytest.raises(
-    UserError, match=r'lacks \[PAD\] or <pad>, \[MASK\] or <mask>; use one that has them'
+    UserError, match=r'lacks \[PAD\] or <pad>, \[MASK\] or <mask>; use a tokenizer that'
   ):
     tokenization.load_tokenizer(tmp_path)
 
 
-# Mistakes #####################################################################
+#### Errors ####
 
 
-def test_a_wrong_place_or_file_is_named(trained, tmp_path):
+def test_a_missing_or_damaged_tokenizer_is_refused(trained, tmp_path):
   def refused(*arguments):
     return str(pytest.raises(UserError, tokenization.load_tokenizer, *arguments).value)
 
   assert 'no tokenizer in' in refused(tmp_path)
-  assert 'nothing is there' in refused(tmp_path / 'missing')
-  assert 'nothing is there' in refused('memory://nowhere/tokenizer')
+  assert 'does not exist' in refused(tmp_path / 'missing')
+  assert 'does not exist' in refused('memory://nowhere/tokenizer')
   (tmp_path / 'tokenizer.model').write_bytes(b'not a model')
   assert 'not a SentencePiece model or is damaged' in refused(tmp_path)
   (tmp_path / 'words.txt').write_text('the\nold\nman\n')
@@ -320,12 +314,12 @@ def test_a_wrong_place_or_file_is_named(trained, tmp_path):
   assert 'not UTF-8' in refused(tmp_path / 'words.txt')
 
 
-def test_settings_that_contradict_are_named(trained, tmp_path):
+def test_contradicting_settings_are_refused(trained, tmp_path):
   def refused(*arguments):
     return str(pytest.raises(UserError, tokenization.load_tokenizer, *arguments).value)
 
   trained['bpe'].save(tmp_path / 'bpe')
-  assert 'holds its own normalization' in refused(tmp_path / 'bpe', True)
+  assert 'has its own normalization' in refused(tmp_path / 'bpe', True)
   trained['wordpiece'].save(tmp_path / 'saved')
   assert 'lowercase is False, but' in refused(tmp_path / 'saved', False)
   assert 'strip_accents is False, but' in refused(tmp_path / 'saved', None, False)
@@ -349,8 +343,8 @@ def test_settings_that_contradict_are_named(trained, tmp_path):
     assert complaint in refused(tmp_path / name)
 
 
-def test_a_cased_vocabulary_is_not_taken_for_an_uncased_one(texts, tmp_path):
-  cased = tokenization.train_tokenizer(texts, kind='wordpiece', vocab_size=600, lowercase=False)
+def test_a_cased_vocabulary_requires_a_setting(texts, tmp_path):
+  cased = made_tokenizers.train(texts, kind='wordpiece', vocab_size=600, lowercase=False)
   (tmp_path / 'vocab.txt').write_bytes(cased.files['vocab.txt'])
   with pytest.raises(UserError, match='have capitals, .* set lowercase to no'):
     tokenization.load_tokenizer(tmp_path)

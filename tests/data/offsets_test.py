@@ -1,34 +1,34 @@
-"""Every token says which characters of the original text it stands for, whatever normalization made of them."""
+"""Offsets: the characters of the original text that each token stands for."""
 
-import lzma
 import time
 import unicodedata
 
 import hypothesis
+import made_tokenizers
 import numpy as np
 import pytest
 from hypothesis import strategies
 
-from electra_jax.data.corpus import corpora
 from electra_jax.data.tokenizers import tokenization
 
-# What all tokenizers take for white space, seen or not.
+# White space for all tokenizers.
 WHITE = ' \t\n\r\u3000\u00a0\u2003\u2028'
 HOSTILE = (
-  'naïve café, e\u0301te\u0301 Ω Å ﬁne oﬃce ½ cup ①② Ａｂｃ　ｄ ｶﾞｷﾞ 가나 \u1100\u1161 İstanbul ẞ 日本語 لا فلسفة ﷺ x\u0651 '
-  "😀 👩\u200d👩\u200d👧 🇫🇷 👍🏽 a\u200bb c\u00add \ufeffe \0f\0 \x01g \x85 \u2581h \ufffd U.S. $1,000.50 don't\t \n\r\n   end  "
+  'naïve café, e\u0301te\u0301 Ω Å ﬁne oﬃce ½ cup ①② Ａｂｃ　ｄ ｶﾞｷﾞ 가나 \u1100\u1161 İstanbul '
+  'ẞ 日本語 لا فلسفة ﷺ x\u0651 😀 👩\u200d👩\u200d👧 🇫🇷 👍🏽 a\u200bb c\u00add \ufeffe \0f\0 '
+  "\x01g \x85 \u2581h \ufffd U.S. $1,000.50 don't\t \n\r\n   end  "
 )
 
 
 @pytest.fixture(scope='module')
 def texts():
-  return lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
+  return made_tokenizers.documents()
 
 
 @pytest.fixture(scope='module')
 def trained(texts):
   def train(kind, **options):
-    return tokenization.train_tokenizer(texts, kind=kind, vocab_size=800, **options)
+    return made_tokenizers.train(texts, kind=kind, vocab_size=800, **options)
 
   return {
     'unigram': train('unigram'),
@@ -48,7 +48,7 @@ def tokenizer(request, trained):
 
 
 def slices(tokenizer, text):
-  """(token, what of the text it stands for) of each token that stands for any."""
+  """(token, its characters) of each token that has characters."""
   ids, spans = tokenizer.encode_with_offsets([text], threads=1)[0]
   return [
     (tokenizer.token(i), text[start:end])
@@ -58,7 +58,7 @@ def slices(tokenizer, text):
 
 
 def simple(text):
-  """A text as both normalizations would have it, but for what they drop or keep each for itself."""
+  """A text without the differences between both normalizations."""
   text = unicodedata.normalize('NFKD', text.replace('\ufffd', '')).casefold()
   return ''.join(
     c for c in unicodedata.normalize('NFKD', text) if unicodedata.category(c)[0] not in 'MCZ'
@@ -88,14 +88,14 @@ def check(tokenizer, text):
   assert all(covered[i] for i, c in enumerate(text) if c.isascii() and c.isprintable() and c != ' ')
 
 
-def test_hostile_text(tokenizer):
+def test_spans_of_unusual_text_fit_their_tokens(tokenizer):
   check(tokenizer, HOSTILE)
   for word in HOSTILE.split(' '):
     check(tokenizer, word)
     check(tokenizer, f' {word} ')
 
 
-def test_spans_are_in_the_text_in_order_and_fit_their_tokens(tokenizer):
+def test_spans_of_any_text_are_ordered_and_fit_their_tokens(tokenizer):
   @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
   @hypothesis.given(
     strategies.one_of(
@@ -110,7 +110,7 @@ def test_spans_are_in_the_text_in_order_and_fit_their_tokens(tokenizer):
   holds()
 
 
-def test_an_answer_is_the_slice_of_its_tokens(trained):
+def test_a_word_is_the_slice_of_its_tokens(trained):
   for tokenizer in trained.values():
     for text in (
       'Once  in Zürich\u00a0met 😀😀 the cafe\u0301. Ｎo　more',
@@ -123,7 +123,7 @@ def test_an_answer_is_the_slice_of_its_tokens(trained):
         assert text[spans[tokens[0], 0] : spans[tokens[-1], 1]] == word
 
 
-def test_each_byte_stands_for_its_character(trained):
+def test_each_byte_has_the_span_of_its_character(trained):
   for kind in ('unigram, bytes', 'bpe, bytes'):
     assert slices(trained[kind], '😀e\u0301')[:4] == [
       ('<0xF0>', '😀'),
@@ -134,7 +134,7 @@ def test_each_byte_stands_for_its_character(trained):
     assert slices(trained[kind], '😀e\u0301')[4:] == [('<0xC3>', 'e\u0301'), ('<0xA9>', 'e\u0301')]
 
 
-def test_each_letter_of_a_ligature_stands_for_it(trained):
+def test_each_letter_of_a_ligature_has_its_span(trained):
   assert all(part == 'ﬃ' for kind in ('unigram', 'bpe') for _, part in slices(trained[kind], 'ﬃ'))
   assert [part for _, part in slices(trained['unigram'], 'a ﬃ')] == [
     'a',
@@ -142,7 +142,7 @@ def test_each_letter_of_a_ligature_stands_for_it(trained):
   ]
 
 
-def test_an_accent_that_was_taken_off_is_of_its_letter(trained):
+def test_a_stripped_accent_is_in_the_span_of_its_letter(trained):
   assert [part for _, part in slices(trained['wordpiece'], 'ne\u0301\u0302e\u0301 e\u0301')][
     -1
   ] == 'e\u0301'
@@ -152,13 +152,13 @@ def test_an_accent_that_was_taken_off_is_of_its_letter(trained):
   )
 
 
-def test_lone_surrogates_keep_their_places(tokenizer):
+def test_lone_surrogates_do_not_move_spans(tokenizer):
   ids, spans = tokenizer.encode_with_offsets(['ab \ud800 ab', 'cd'])[0]
   np.testing.assert_array_equal(ids, tokenizer.encode('ab \ud800 ab'))
   assert (spans[-1, 1], spans[0, 0]) == (7, 0)
 
 
-def test_threads_and_neighbours_change_nothing(tokenizer, texts):
+def test_spans_do_not_depend_on_threads_or_batch(tokenizer, texts):
   batch = [*texts[:20], '', HOSTILE]
   alone = [tokenizer.encode_with_offsets([text], threads=1)[0] for text in batch]
   for threads in (None, 1, 2):
@@ -170,7 +170,7 @@ def test_threads_and_neighbours_change_nothing(tokenizer, texts):
 
 
 @pytest.mark.parametrize('kind', ['bpe', 'wordpiece'])
-def test_parting_a_long_text_moves_no_span(trained, kind, texts, monkeypatch):
+def test_splitting_a_long_text_moves_no_span(trained, kind, texts, monkeypatch):
   text = '\n\n'.join(texts)[:30_000] + HOSTILE * 5
   whole = trained[kind].encode_with_offsets(['before', text, ''])
   monkeypatch.setattr(tokenization, 'LONG_TEXT', 3000)
@@ -182,7 +182,7 @@ def test_parting_a_long_text_moves_no_span(trained, kind, texts, monkeypatch):
     np.testing.assert_array_equal(one[1], other[1])
 
 
-def test_a_quarter_of_a_million_characters(tokenizer):
+def test_spans_of_a_quarter_million_characters(tokenizer):
   text = 'The old man 😀 had  listed. ' * 9260
   assert len(text) > 250_000
   ids, spans = tokenizer.encode_with_offsets([text], threads=1)[0]
@@ -198,6 +198,5 @@ def test_ten_thousand_contexts_take_seconds(trained, texts):
   for tokenizer in (trained['unigram'], trained['wordpiece']):
     start = time.perf_counter()
     tokenizer.encode_with_offsets(contexts, threads=1)
-    assert (
-      time.perf_counter() - start < 20
-    )  # a fifth of them; about a second where nothing else runs
+    # A fifth of the contexts; about a second on an idle machine.
+    assert time.perf_counter() - start < 20

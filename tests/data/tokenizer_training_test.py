@@ -1,6 +1,5 @@
-"""Training a tokenizer: the same texts give the same one anywhere, large corpora are sampled, mistakes named."""
+"""Training a tokenizer: reproducible anywhere, sampling of large corpora, errors."""
 
-import lzma
 import os
 import random
 import re
@@ -8,33 +7,37 @@ import string
 import subprocess
 import sys
 
+import made_tokenizers
 import pytest
 
-from electra_jax.data.corpus import corpora
+from electra_jax import registry
 from electra_jax.data.tokenizers import sentencepiece_tokenizer, tokenization, training_sample
 from electra_jax.errors import UserError
 
-KINDS = tokenization.KINDS
+KINDS = tuple(registry.TOKENIZERS)
 PRINTABLE = ''.join(c for c in string.printable if not c.isspace())
 
 
 @pytest.fixture(scope='module')
 def texts():
-  return lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
+  return made_tokenizers.documents()
 
 
-def test_any_process_and_number_of_threads_learns_the_same():
+def test_training_does_not_depend_on_process_or_threads():
   code = """if True:
-    import lzma
-    from electra_jax.data.corpus import corpora
-    from electra_jax.data.tokenizers import tokenization
-    texts = lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\\n\\n')
-    made = [tokenization.train_tokenizer(texts, kind=kind, vocab_size=1000) for kind in tokenization.KINDS]
+    import made_tokenizers
+    from electra_jax import registry
+    texts = made_tokenizers.documents()
+    made = [made_tokenizers.train(texts, kind=k, vocab_size=1000) for k in registry.TOKENIZERS]
     print(*(tokenizer.fingerprint for tokenizer in made))
   """
   seen = set()
   for threads, seed in (('1', '1'), ('2', '2'), ('5', '3')):
-    environment = os.environ | {'RAYON_NUM_THREADS': threads, 'PYTHONHASHSEED': seed}
+    environment = os.environ | {
+      'RAYON_NUM_THREADS': threads,
+      'PYTHONHASHSEED': seed,
+      'PYTHONPATH': os.pathsep.join(sys.path),
+    }
     done = subprocess.run(
       [sys.executable, '-c', code], capture_output=True, text=True, env=environment
     )
@@ -44,16 +47,16 @@ def test_any_process_and_number_of_threads_learns_the_same():
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_other_texts_or_settings_give_another(kind, texts):
+def test_other_texts_or_settings_give_another_tokenizer(kind, texts):
   made = [
-    tokenization.train_tokenizer(*arguments, kind=kind, vocab_size=size).fingerprint
+    made_tokenizers.train(*arguments, kind=kind, vocab_size=size).fingerprint
     for arguments, size in (((iter(texts),), 500), ((texts[:-1],), 500), ((texts,), 501))
   ]
   assert len(set(made)) == 3
   if kind == 'wordpiece':
 
     def train(**settings):
-      return tokenization.train_tokenizer(texts, kind=kind, vocab_size=500, **settings).fingerprint
+      return made_tokenizers.train(texts, kind=kind, vocab_size=500, **settings).fingerprint
 
     assert made[0] == train() == train(lowercase=True, strip_accents=True)
     others = [
@@ -65,10 +68,8 @@ def test_other_texts_or_settings_give_another(kind, texts):
 
 
 @pytest.mark.parametrize('lowercase', [True, False])
-def test_a_wordpiece_vocabulary_has_all_printable_ascii_alone_and_inside_words(texts, lowercase):
-  tokenizer = tokenization.train_tokenizer(
-    texts, kind='wordpiece', vocab_size=500, lowercase=lowercase
-  )
+def test_a_wordpiece_vocabulary_has_printable_ascii_as_words_and_inside_words(texts, lowercase):
+  tokenizer = made_tokenizers.train(texts, kind='wordpiece', vocab_size=500, lowercase=lowercase)
   assert tokenizer.tokens[:5] == tokenization.SPECIAL_TOKENS
   characters = set(PRINTABLE.lower() if lowercase else PRINTABLE)
   assert characters <= set(tokenizer.tokens) and {f'##{c}' for c in characters} <= set(
@@ -83,13 +84,13 @@ def test_a_wordpiece_vocabulary_has_all_printable_ascii_alone_and_inside_words(t
 
 def test_characters_that_are_never_inside_a_word_have_one_token(texts):
   texts = [*texts, '日本語 — čeština ' * 200]
-  tokenizer = tokenization.train_tokenizer(texts, kind='wordpiece', vocab_size=500, lowercase=False)
+  tokenizer = made_tokenizers.train(texts, kind='wordpiece', vocab_size=500, lowercase=False)
   assert {'日', '—', 'č', '##š'} <= set(tokenizer.tokens) and not {'##日', '##—'} & set(
     tokenizer.tokens
   )
 
 
-def test_byte_fallback_goes_by_size_unless_said(monkeypatch, texts):
+def test_byte_fallback_depends_on_the_size_by_default(monkeypatch, texts):
   monkeypatch.setattr(sentencepiece_tokenizer, 'BYTE_FALLBACK_FROM', 900)
   text = 'snow ☃ 日本'
   for kind, size, asked, expected in (
@@ -99,9 +100,7 @@ def test_byte_fallback_goes_by_size_unless_said(monkeypatch, texts):
     ('bpe', 899, True, True),
     ('bpe', 900, False, False),
   ):
-    tokenizer = tokenization.train_tokenizer(
-      texts[:4], kind=kind, vocab_size=size, byte_fallback=asked
-    )
+    tokenizer = made_tokenizers.train(texts[:4], kind=kind, vocab_size=size, byte_fallback=asked)
     ids = tokenizer.encode(text)
     assert (tokenizer.unk_id not in ids and tokenizer.decode(ids) == text) is expected
 
@@ -112,32 +111,32 @@ def test_progress_is_shown(texts, capsys):
     ('bpe', 'SentencePiece BPE'),
     ('wordpiece', 'WordPiece'),
   ):
-    tokenization.train_tokenizer(texts, kind=kind, vocab_size=300, expected_characters=150_000)
+    made_tokenizers.train(texts, kind=kind, vocab_size=300, expected_characters=150_000)
     out = capsys.readouterr().out
     assert f'training {name}, 300 tokens' in out
     assert re.search(r'learned 300 tokens from \d+ lines, 0.1 million characters, in ', out)
 
 
-def test_long_and_odd_lines_are_learned_from(texts):
+def test_long_and_unusual_lines_are_used(texts):
   line = 'xylophonist ' * 3000
   odd = [line, 'x' * 20_000, 'a\0b', 'lone \ud800 surrogate', *texts[:2]]
-  assert '▁xylophonist' in tokenization.train_tokenizer(odd, vocab_size=500).tokens, (
-    'SentencePiece drops a line so long'
+  assert '▁xylophonist' in made_tokenizers.train(odd, vocab_size=500).tokens, (
+    'SentencePiece skips so long a line'
   )
-  assert 'xylophonist' in tokenization.train_tokenizer(odd, kind='wordpiece', vocab_size=400).tokens
+  assert 'xylophonist' in made_tokenizers.train(odd, kind='wordpiece', vocab_size=400).tokens
 
 
-def test_no_part_of_a_long_line_is_lost():
+def test_short_lines_contain_all_of_a_long_line():
   for line in ('word ' * 5000, 'é' * 9000, 'a' * 999 + ' ' + 'b' * 5000, ' ' * 4000 + 'x', ''):
     parts = list(training_sample.short_lines(line))
     assert ''.join(parts).strip() == line.strip()
     assert all(len(part.encode()) <= training_sample.LINE_BYTES for part in parts)
 
 
-# Large corpora ################################################################
+#### Large corpora ####
 
 
-def test_a_corpus_within_the_limit_is_taken_whole(texts):
+def test_a_corpus_within_the_limit_is_used_completely(texts):
   sample = training_sample.take_sample(texts)
   lines = [line for text in texts for line in text.split('\n')]
   assert sample.lines == [part for line in lines for part in training_sample.short_lines(line)]
@@ -145,7 +144,7 @@ def test_a_corpus_within_the_limit_is_taken_whole(texts):
   assert sample.lines_read == len(sample.lines)
 
 
-def test_of_a_larger_corpus_lines_are_chosen_by_their_text_alone(monkeypatch, texts):
+def test_lines_of_a_larger_corpus_are_chosen_by_their_text(monkeypatch, texts):
   whole = training_sample.take_sample(texts)
   monkeypatch.setattr(training_sample, 'TRAINING_CHARACTERS', 20_000)
   sample = training_sample.take_sample(texts)
@@ -162,62 +161,63 @@ def test_of_a_larger_corpus_lines_are_chosen_by_their_text_alone(monkeypatch, te
   )
 
 
-def test_a_few_lines_again_and_again_are_still_learned_from(monkeypatch):
+def test_few_distinct_lines_of_a_large_corpus_are_used(monkeypatch):
   monkeypatch.setattr(training_sample, 'TRAINING_CHARACTERS', 1000)
   assert training_sample.take_sample(['the same line'] * 1000).lines
 
 
-def test_how_much_was_learned_from_is_said(monkeypatch, texts, capsys):
+def test_the_size_of_the_sample_is_reported(monkeypatch, texts, capsys):
   monkeypatch.setattr(training_sample, 'TRAINING_CHARACTERS', 100_000)
-  tokenization.train_tokenizer(texts, kind='wordpiece', vocab_size=300)
+  made_tokenizers.train(texts, kind='wordpiece', vocab_size=300)
   out = capsys.readouterr().out
   assert re.search(
     r'learned 300 tokens from \d+ lines, 0.1 million of 0.1 million characters, in ', out
   )
 
 
-# Mistakes #####################################################################
+#### Errors ####
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_vocabulary_larger_than_the_corpus_supports_names_the_largest(kind, texts):
+def test_the_error_for_too_large_a_vocabulary_states_the_largest_size(kind, texts):
   with pytest.raises(
     UserError, match='vocab_size is 30000, more than this corpus supports'
   ) as caught:
-    tokenization.train_tokenizer(texts[:1], kind=kind, vocab_size=30_000)
-  largest = int(re.search(r'(\d+) is the largest that would do', str(caught.value))[1])
-  assert tokenization.train_tokenizer(texts[:1], kind=kind, vocab_size=largest).size == largest
+    made_tokenizers.train(texts[:1], kind=kind, vocab_size=30_000)
+  largest = int(re.search(r'at most (\d+)', str(caught.value))[1])
+  assert made_tokenizers.train(texts[:1], kind=kind, vocab_size=largest).size == largest
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_vocabulary_too_small_names_what_would_do(kind, texts):
+def test_the_error_for_too_small_a_vocabulary_states_a_sufficient_size(kind, texts):
   many = [''.join(map(chr, range(0x4E00, 0x5000))) * 5, *texts[:1]]
   with pytest.raises(UserError, match="too few for this corpus's characters") as caught:
-    tokenization.train_tokenizer(many, kind=kind, vocab_size=200)
-  enough = int(re.search(r'use (\d+) or more', str(caught.value))[1])
-  assert tokenization.train_tokenizer(many, kind=kind, vocab_size=enough).size == enough
+    made_tokenizers.train(many, kind=kind, vocab_size=200)
+  enough = int(re.search(r'expected (\d+) or more', str(caught.value))[1])
+  assert made_tokenizers.train(many, kind=kind, vocab_size=enough).size == enough
   with pytest.raises(
-    UserError, match='vocab_size is 3; .* need 128 at least|vocab_size is 3, too few'
+    UserError, match='vocab_size is 3; expected at least 128|vocab_size is 3, too few'
   ):
-    tokenization.train_tokenizer(texts, kind=kind, vocab_size=3)
+    made_tokenizers.train(texts, kind=kind, vocab_size=3)
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_other_mistakes_are_named(kind, texts):
+def test_other_mistakes_are_refused(kind, texts):
   for nothing in ([], ['', ' \n\n'], ['\0']):
     with pytest.raises(UserError, match='too small to train a tokenizer on'):
-      tokenization.train_tokenizer(nothing, kind=kind, vocab_size=1000)
+      made_tokenizers.train(nothing, kind=kind, vocab_size=1000)
   with pytest.raises(UserError, match='from the reader'):
-    tokenization.train_tokenizer(broken(texts), kind=kind, vocab_size=300)
+    made_tokenizers.train(broken(texts), kind=kind, vocab_size=300)
   with pytest.raises(
-    UserError, match="the tokenizer kind 'words' is not known; use one of unigram, bpe, wordpiece"
+    UserError,
+    match="'words', which is not a registered tokenizer; expected one of unigram, bpe, wordpiece",
   ):
-    tokenization.train_tokenizer(texts, kind='words', vocab_size=300)
+    made_tokenizers.train(texts, kind='words', vocab_size=300)
 
 
-def test_a_corpus_of_a_word_is_too_small():
+def test_a_corpus_of_one_word_is_too_small():
   with pytest.raises(UserError, match='too small to train a tokenizer on'):
-    tokenization.train_tokenizer(['hello'], vocab_size=1000)
+    made_tokenizers.train(['hello'], vocab_size=1000)
 
 
 def broken(texts):

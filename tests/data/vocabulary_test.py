@@ -1,16 +1,15 @@
-"""A vocabulary that goes on from another: more words, ids carried over, the pieces that new tokens were."""
+"""From one vocabulary to another: new words, shared tokens, and the pieces of new tokens."""
 
 import json
-import lzma
 import re
 import string
 
+import made_tokenizers
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from electra_jax.data.corpus import corpora
 from electra_jax.data.tokenizers import sentencepiece_model, tokenization, vocabulary
 from electra_jax.errors import UserError
 
@@ -30,7 +29,7 @@ START = {'wordpiece': '', 'sentencepiece': '\u2581'}
 
 @pytest.fixture(scope='module')
 def sample():
-  return lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(600_000)
+  return made_tokenizers.sample_text(600_000)
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +43,7 @@ def trained(sample):
         if 'cased' in kind
         else {'kind': kind.split(',')[0], 'byte_fallback': 'bytes' in kind}
       )
-      made[kind, size] = tokenization.train_tokenizer(texts, vocab_size=size, **arguments)
+      made[kind, size] = made_tokenizers.train(texts, vocab_size=size, **arguments)
     return made[kind, size]
 
   return get
@@ -53,17 +52,17 @@ def trained(sample):
 @pytest.fixture(scope='module', params=KINDS)
 def pair(request, trained):
   old = trained(request.param)
-  return old, vocabulary.extended(old, WORDS)
+  return old, old.with_words(WORDS)
 
 
 def token_of(tokenizer, word):
   return tokenizer.tokens.index(START[tokenizer.kind] + word)
 
 
-# More words ###################################################################
+#### New words ####
 
 
-def test_new_words_follow_the_ids_that_are_there(pair):
+def test_ids_of_new_words_follow_the_present_ones(pair):
   old, new = pair
   cased = 'P' in ''.join(old.tokens[5:])
   words = [
@@ -74,7 +73,7 @@ def test_new_words_follow_the_ids_that_are_there(pair):
   assert new.special_ids == old.special_ids and new.fingerprint != old.fingerprint
 
 
-def test_a_new_word_is_its_token_in_running_text(pair):
+def test_a_new_word_in_a_text_is_its_token(pair):
   old, new = pair
   for word in ('photosynthesis', 'covid', 'hydroxychloroquine', 'zzxq'):
     for text in (
@@ -85,7 +84,7 @@ def test_a_new_word_is_its_token_in_running_text(pair):
       'x' * 500 + ' {} ' + 'of ' * 5000,
     ):
       ids, before = new.encode(text.replace('{}', word)), old.encode(text.replace('{}', word))
-      # After punctuation, SentencePiece has no space, so a word there is what is inside of one.
+      # After punctuation there is no space, so for SentencePiece the inside of a word follows.
       times = len(re.findall(r'(?:^|\s)\{\}' if new.kind == 'sentencepiece' else r'\{\}', text))
       assert ids.count(token_of(new, word)) == times, text
       assert len(ids) < len(before) or not times
@@ -96,7 +95,7 @@ def test_a_new_word_is_its_token_in_running_text(pair):
   ]
 
 
-def test_all_else_is_encoded_as_before(pair, sample):
+def test_real_text_without_a_new_word_is_encoded_as_before(pair, sample):
   old, new = pair
   lines = [
     line
@@ -115,19 +114,19 @@ def test_any_text_without_a_new_word_is_encoded_as_before(pair, text):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_longer_word_begins_with_the_new_one_where_it_was_cut_there(trained, kind):
+def test_a_longer_word_begins_with_the_new_token_where_it_was_split_there(trained, kind):
   old = trained(kind)
-  new = vocabulary.extended(old, ['covid'])
+  new = old.with_words(['covid'])
   ids = new.encode('covids')
   assert ids[0] == token_of(new, 'covid') and len(ids) == 2
-  inside = vocabulary.extended(old, ['##qqium'])
+  inside = old.with_words(['##qqium'])
   assert inside.tokens[-1] == ('##qqium' if old.kind == 'wordpiece' else 'qqium')
   assert inside.encode('kaqqium')[-1] == old.size and old.encode('kaqq ium') == inside.encode(
     'kaqq ium'
   )
 
 
-def test_any_words_are_learned(trained):
+def test_any_words_can_be_added(trained):
   @settings(max_examples=40, deadline=None)
   @given(
     words=st.lists(
@@ -137,7 +136,7 @@ def test_any_words_are_learned(trained):
   )
   def holds(words, kind):
     old = trained(kind)
-    new = vocabulary.extended(old, words)
+    new = old.with_words(words)
     assert new.tokens[: old.size] == old.tokens
     for word in words:
       assert new.encode(word) == [token_of(new, word)]
@@ -151,55 +150,53 @@ def test_any_words_are_learned(trained):
 
 
 def test_words_are_normalized_as_text_is(trained):
-  new = vocabulary.extended(trained('uncased'), ['Éclair', 'STRASSE'])
+  new = trained('uncased').with_words(['Éclair', 'STRASSE'])
   assert new.tokens[-2:] == ('eclair', 'strasse') and len(new.encode('éclair Eclair')) == 2
-  assert vocabulary.extended(trained('cased'), ['Éclair']).tokens[-1] == 'Éclair'
-  assert vocabulary.extended(trained('unigram'), ['\uff41\uff42\uff43d']).tokens[-1] == '\u2581abcd'
+  assert trained('cased').with_words(['Éclair']).tokens[-1] == 'Éclair'
+  assert trained('unigram').with_words(['\uff41\uff42\uff43d']).tokens[-1] == '\u2581abcd'
 
 
 @pytest.mark.parametrize(
   'kind, word, reason',
   [
     ('uncased', '[MASK]', 'special token'),
-    ('uncased', 'two words', "2 words, 'two words'"),
+    ('uncased', 'two words', "2 words for the tokenizer, 'two words'"),
     ('uncased', 'c++', '3 words'),
-    ('uncased', '\u0301', 'nothing is left'),
-    ('uncased', 'x' * 101, 'longer than 100'),
+    ('uncased', '\u0301', 'normalization removes all'),
+    ('uncased', 'x' * 101, 'more than 100'),
     ('uncased', '##.', 'never inside'),
     ('uncased', '##日本', '2 words'),
     ('unigram', '[MASK]', 'special token'),
     ('unigram', 'two words', '2 words'),
-    ('unigram', '\x01', 'nothing is left'),
+    ('unigram', '\x01', 'normalization removes all'),
     ('unigram', '日本', "no piece for '日'.* ##日 before it"),
     ('unigram, bytes', '##<0x41>', 'special piece'),
     ('unigram, bytes', 'ᚠᚢ', "no piece for 'ᚠ'"),
   ],
 )
-def test_words_that_cannot_be_are_refused_by_name(trained, kind, word, reason):
+def test_words_that_cannot_become_tokens_are_refused(trained, kind, word, reason):
   with pytest.raises(UserError, match=reason) as caught:
-    vocabulary.extended(trained(kind), ['fine', word])
+    trained(kind).with_words(['fine', word])
   assert repr(word) in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_characters_that_are_missing_can_be_given_first(trained):
+def test_missing_characters_can_be_added_first(trained):
   for kind in ('unigram', 'unigram, bytes'):
     old = trained(kind)
-    new = vocabulary.extended(old, ['##日', '##本', '日本'])
+    new = old.with_words(['##日', '##本', '日本'])
     assert (
       new.tokens[-3:] == ('日', '本', '\u2581日本') and new.encode('日本 本日')[0] == old.size + 2
     )
     assert new.encode('本日')[1:] == [old.size + 1, old.size]
 
 
-def test_bpe_is_refused_with_the_reason(trained):
-  with pytest.raises(UserError, match='BPE vocabulary cannot be given more words'):
-    vocabulary.extended(trained('bpe'), ['covid'])
+def test_new_words_are_refused_for_bpe(trained):
+  with pytest.raises(UserError, match='not supported for a BPE vocabulary'):
+    trained('bpe').with_words(['covid'])
 
 
-def test_an_extended_tokenizer_is_saved_opened_and_exported(pair, tmp_path, sample):
-  transformers = pytest.importorskip(
-    'transformers', reason='transformers is what it is compared with'
-  )
+def test_an_extended_tokenizer_can_be_saved_opened_and_exported(pair, tmp_path, sample):
+  transformers = pytest.importorskip('transformers', reason='compares with transformers')
   from electra_jax.interop import tokenizer_files
 
   _, new = pair
@@ -217,31 +214,33 @@ def test_an_extended_tokenizer_is_saved_opened_and_exported(pair, tmp_path, samp
   assert found[-2:] == new.encode_batch(texts[-2:])
 
 
-def test_a_model_file_with_more_pieces_is_what_it_was(trained):
+def test_appending_pieces_keeps_the_rest_of_a_model_file(trained):
   old = trained('unigram').files['tokenizer.model']
-  new = sentencepiece_model.appended(old, [('\u2581日', -1.5), ('x' * 300, -20.25)])
-  a, b = sentencepiece_model.read(old), sentencepiece_model.read(new)
+  new = sentencepiece_model.append_pieces(old, [('\u2581日', -1.5), ('x' * 300, -20.25)])
+  a, b = sentencepiece_model.parse_model(old), sentencepiece_model.parse_model(new)
   assert b.pieces == (*a.pieces, ('\u2581日', -1.5, 1), ('x' * 300, -20.25, 1))
-  assert (a.kind, a.charsmap, a.byte_fallback) == (b.kind, b.charsmap, b.byte_fallback) and len(
-    a.charsmap
-  ) > 100_000
+  assert (a.model_type, a.charsmap, a.byte_fallback) == (
+    b.model_type,
+    b.charsmap,
+    b.byte_fallback,
+  ) and len(a.charsmap) > 100_000
   assert (
-    sentencepiece_model.appended(old, []) != b''
-    and sentencepiece_model.read(sentencepiece_model.appended(old, [])) == a
+    sentencepiece_model.append_pieces(old, []) != b''
+    and sentencepiece_model.parse_model(sentencepiece_model.append_pieces(old, [])) == a
   )
 
 
 def test_a_vocabulary_with_added_tokens_is_refused(trained, tmp_path):
   trained('uncased').save(tmp_path)
   (tmp_path / 'added_tokens.json').write_text(json.dumps({'covid': 1000}))
-  with pytest.raises(UserError, match='added to it with transformers'):
-    vocabulary.extended(tokenization.load_tokenizer(tmp_path), ['more'])
+  with pytest.raises(UserError, match='added with transformers'):
+    tokenization.load_tokenizer(tmp_path).with_words(['more'])
 
 
-# Lists of words ###############################################################
+#### Lists of words ####
 
 
-def test_words_are_read_a_line_each(tmp_path):
+def test_words_are_read_one_per_line(tmp_path):
   path = tmp_path / 'words.txt'
   path.write_bytes('\ufeffone\r\n\n  two \nÉclair\n##ing'.encode())
   assert (
@@ -253,9 +252,9 @@ def test_words_are_read_a_line_each(tmp_path):
 
 @pytest.mark.parametrize(
   'content, reason',
-  [(None, 'nothing is there'), (b'a\n\xff', 'not UTF-8 at byte 2'), (b' \n\n', 'is empty')],
+  [(None, 'does not exist'), (b'a\n\xff', 'not UTF-8 at byte 2'), (b' \n\n', 'is empty')],
 )
-def test_a_list_that_cannot_be_read_is_named(tmp_path, content, reason):
+def test_a_list_that_cannot_be_read_is_refused(tmp_path, content, reason):
   path = tmp_path / 'words.txt'
   if content is not None:
     path.write_bytes(content)
@@ -264,7 +263,7 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path, content, reason):
   assert str(path) in str(caught.value)
 
 
-# From one vocabulary to another ###############################################
+#### Shared tokens ####
 
 
 def test_all_tokens_are_carried_over(pair):
@@ -276,7 +275,7 @@ def test_all_tokens_are_carried_over(pair):
   )
 
 
-def test_tokens_are_the_same_by_text_and_special_ones_by_role(trained, tmp_path):
+def test_tokens_are_matched_by_text_and_special_tokens_by_role(trained, tmp_path):
   old = trained('uncased')
   names = {'[PAD]': '<pad>', '[UNK]': '<unk>', '[CLS]': '<s>', '[SEP]': '</s>', '[MASK]': '<mask>'}
   lines = [names.get(token, token) for token in reversed(old.tokens)]
@@ -293,7 +292,7 @@ def test_tokens_are_the_same_by_text_and_special_ones_by_role(trained, tmp_path)
   )
 
 
-def test_another_vocabulary_is_told_with_the_figure(trained):
+def test_another_vocabulary_is_refused(trained):
   known = len(set(trained('uncased').tokens) & set(trained('unigram').tokens))
   with pytest.raises(UserError, match=rf'only {known} of 1000 tokens .* another vocabulary'):
     vocabulary.carried_over(trained('unigram'), trained('uncased'))
@@ -301,7 +300,7 @@ def test_another_vocabulary_is_told_with_the_figure(trained):
   assert 500 < (ids >= 0).sum() < 1000
 
 
-def test_new_tokens_are_made_of_the_pieces_that_they_were(pair):
+def test_pieces_of_a_new_token_are_the_ids_of_its_text(pair):
   old, new = pair
   _, added = vocabulary.carried_over(old, new)
   pieces = vocabulary.pieces_of(old, new, added)
@@ -310,17 +309,17 @@ def test_new_tokens_are_made_of_the_pieces_that_they_were(pair):
     assert row.tolist() == old.encode(new.tokens[i].removeprefix('\u2581'))
 
 
-def test_what_is_inside_of_a_word_is_made_of_such_pieces(trained):
+def test_pieces_of_a_token_inside_a_word_are_inside_a_word(trained):
   for kind in KINDS:
     old = trained(kind)
-    new = vocabulary.extended(old, ['##ationing', 'stationing'])
+    new = old.with_words(['##ationing', 'stationing'])
     inside, whole = vocabulary.pieces_of(old, new, [old.size, old.size + 1])
     assert ''.join(old.tokens[i].removeprefix('##') for i in inside) == 'ationing'
     start = '' if old.kind == 'wordpiece' else '\u2581'
     assert ''.join(old.tokens[i].removeprefix('##') for i in whole) == start + 'stationing'
 
 
-def test_nothing_known_is_unknown(trained, tmp_path):
+def test_a_token_without_known_characters_is_unknown(trained, tmp_path):
   old = trained('uncased')
   (tmp_path / 'vocab.txt').write_text(
     ''.join(f'{token}\n' for token in (*old.tokens, 'ᚠᚢ', '##ᚠ', 'aᚠ', '##cold')), 'utf-8'

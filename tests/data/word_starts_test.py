@@ -1,35 +1,29 @@
-"""Which tokens begin a word: those that begin the words of a text, for vocabularies of every kind and of others."""
+"""Word starts: which tokens begin a word, in vocabularies of every kind."""
 
 import functools
-import io
 import json
-import lzma
 import pathlib
 import pickle
 import re
 
+import made_tokenizers
 import numpy as np
 import pytest
 
-from electra_jax.data.corpus import corpora
-from electra_jax.data.tokenizers import tokenization, vocabulary, wordpiece_tokenizer
+from electra_jax import registry
+from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
 
 BERT = pathlib.Path(__file__).parents[3] / 'shared/data/vocab/bert-base-uncased.txt'
 
 
 @functools.cache
-def texts():
-  return lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
-
-
-@functools.cache
 def trained(kind, **options):
-  return tokenization.train_tokenizer(texts(), kind=kind, vocab_size=600, **options)
+  return made_tokenizers.train(made_tokenizers.documents(), kind=kind, vocab_size=600, **options)
 
 
 def words(tokenizer, text):
-  """Ids of each word of a text, as the table has them."""
+  """Ids of each word of a text, by `word_starts`."""
   found = []
   for i in tokenizer.encode(text):
     if tokenizer.word_starts[i] or not found:
@@ -42,13 +36,12 @@ def spelled(tokenizer, text):
   return [' '.join(tokenizer.token(i) for i in word) for word in words(tokenizer, text)]
 
 
-def wordpieces_are_the_words_of_bert(tokenizer):
-  cut = wordpiece_tokenizer.pipeline(tokenizer.files)
+def check_words_of_bert(tokenizer):
+  pipeline = tokenizer.to_pipeline()
   several = 0
-  for text in texts()[:20]:
-    expected = [
-      word for word, _ in cut.pre_tokenizer.pre_tokenize_str(cut.normalizer.normalize_str(text))
-    ]
+  for text in made_tokenizers.documents()[:20]:
+    normalized = pipeline.normalizer.normalize_str(text)
+    expected = [word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(normalized)]
     found = words(tokenizer, text)
     assert len(found) == len(expected) > 30
     for ids, word in zip(found, expected, strict=True):
@@ -60,14 +53,14 @@ def wordpieces_are_the_words_of_bert(tokenizer):
   assert several > 100
 
 
-def test_of_wordpieces_those_without_hashes():
-  wordpieces_are_the_words_of_bert(trained('wordpiece'))
+def test_wordpieces_without_hashes_begin_words():
+  check_words_of_bert(trained('wordpiece'))
 
 
 @pytest.mark.skipif(not BERT.exists(), reason='needs ../shared/data/vocab')
-def test_of_the_published_vocabulary():
+def test_word_starts_of_the_published_bert_vocabulary():
   tokenizer = tokenization.load_tokenizer(BERT)
-  wordpieces_are_the_words_of_bert(tokenizer)
+  check_words_of_bert(tokenizer)
   assert spelled(tokenizer, "Unaffordable, isn't it? 東京 [MASK]") == [
     'una ##ff ##ord ##able',
     ',',
@@ -86,21 +79,19 @@ def test_of_the_published_vocabulary():
 
 
 @pytest.mark.parametrize('kind', ['unigram', 'bpe'])
-def test_of_sentencepieces_what_follows_a_space_and_what_begins_with_a_mark(kind):
+def test_sentencepieces_after_a_space_or_with_punctuation_begin_words(kind):
   tokenizer, plain, several = trained(kind), 0, 0
-  for text in texts()[:20]:
+  for text in made_tokenizers.documents()[:20]:
     ((ids, spans),) = tokenizer.encode_with_offsets([text])
     first = np.flatnonzero(tokenizer.word_starts[ids])
     after = np.append(first[1:], len(ids))
-    seen = spans[:, 0] < spans[:, 1]  # a space alone is nothing
+    seen = spans[:, 0] < spans[:, 1]  # not a single space
     found = {
       (spans[a:b][seen[a:b]].min(initial=10**6), spans[b - 1, 1]): b - a
       for a, b in zip(first, after, strict=True)
     }
     assert first[0] == 0
-    for word in re.finditer(
-      r'(?<!\S)[A-Za-z]+(?!\S)', text
-    ):  # letters between spaces: all of it, and no more
+    for word in re.finditer(r'(?<!\S)[A-Za-z]+(?!\S)', text):  # only letters between spaces
       several += found[word.span()] > 1
       plain += 1
     for word in re.finditer(r'(?<!\S)([(\"])([A-Za-z]+)([.,)])(?!\S)', text):  # marks at both ends
@@ -121,14 +112,12 @@ def test_of_sentencepieces_what_follows_a_space_and_what_begins_with_a_mark(kind
     ('“😀', ['▁', '<0xE2> <0x80> <0x9C>', '<0xF0> <0x9F> <0x98> <0x80>']),
   ],
 )
-def test_of_bytes_the_first_of_a_character_that_begins_words(text, expected):
+def test_the_first_byte_of_a_character_decides(text, expected):
   assert spelled(trained('unigram', byte_fallback=True), text) == expected
 
 
 def other_model(**options):
-  """A small SentencePiece model with the names and ids of others."""
-  import sentencepiece
-
+  """A small SentencePiece model with usual names and ids of special tokens."""
   lines = [
     'the cat sat on the mat',
     '日本語 の 文章 を 読 む',
@@ -137,13 +126,9 @@ def other_model(**options):
     'मेरा नाम नहीं',
     '한국어 사람',
   ] * 20
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(lines),
-    model_writer=model,
+  return made_tokenizers.sentencepiece_model(
+    lines,
     vocab_size=90,
-    model_type='unigram',
-    hard_vocab_limit=False,
     character_coverage=1.0,
     pad_id=0,
     unk_id=1,
@@ -152,14 +137,12 @@ def other_model(**options):
     pad_piece='<pad>',
     unk_piece='<unk>',
     control_symbols=['[CLS]', '[SEP]', '[MASK]'],
-    minloglevel=2,
     num_threads=1,
     **options,
   )
-  return model.getvalue()
 
 
-def test_scripts_without_spaces_and_pieces_of_others(tmp_path):
+def test_each_piece_of_a_script_without_spaces_begins_a_word(tmp_path):
   (tmp_path / 'spiece.model').write_bytes(other_model(user_defined_symbols=['<sep>', 'zz']))
   tokenizer = tokenization.load_tokenizer(tmp_path)
   starts = dict(zip(tokenizer.tokens, tokenizer.word_starts.tolist(), strict=True))
@@ -168,21 +151,21 @@ def test_scripts_without_spaces_and_pieces_of_others(tmp_path):
   for character in characters:
     assert starts[character] == (character in '▁日本語の文章を読む東京に行くสวสดคน'), (
       character
-    )  # and not the vowel signs ั ิ ा
+    )  # not the vowel signs ั ิ ा
   assert {'日', 'の', 'ส', 'ั', 'ा', '한', 'c'} <= set(characters)
   assert len(spelled(tokenizer, 'q')) == 1  # the unknown, with its space
 
 
-def test_a_model_with_the_spaces_after_its_words_is_refused(tmp_path):
+def test_a_model_with_spaces_after_words_is_refused(tmp_path):
   (tmp_path / 'spiece.model').write_bytes(other_model(treat_whitespace_as_suffix=True))
   tokenizer = tokenization.load_tokenizer(tmp_path)
-  tokenizer.encode('the cat')  # which is good enough for all else
+  tokenizer.encode('the cat')  # supported
   with pytest.raises(UserError, match='space of a word at its end.*uniform'):
     _ = tokenizer.word_starts
 
 
-@pytest.mark.parametrize('kind', tokenization.KINDS)
-def test_the_table_is_the_same_wherever_the_tokenizer_goes(kind, tmp_path):
+@pytest.mark.parametrize('kind', tuple(registry.TOKENIZERS))
+def test_word_starts_survive_saving_and_pickling(kind, tmp_path):
   tokenizer = trained(kind)
   tokenizer.save(tmp_path)
   for other in (tokenization.load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
@@ -197,8 +180,8 @@ def test_the_table_is_the_same_wherever_the_tokenizer_goes(kind, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['unigram', 'wordpiece'])
-def test_words_that_are_added_begin_words_and_parts_of_words_do_not(kind):
-  more = vocabulary.extended(trained(kind), ['electra', '##trax'])
+def test_added_words_begin_words_and_added_insides_do_not(kind):
+  more = trained(kind).with_words(['electra', '##trax'])
   assert more.word_starts[600:].tolist() == [True, False]
   assert np.array_equal(more.word_starts[:600], trained(kind).word_starts)
 

@@ -1,20 +1,17 @@
-"""WordPiece is BERT's: the ids of transformers' BertTokenizerFast on real and on hostile text, cased and uncased."""
+"""WordPiece ids are those of BertTokenizerFast of transformers, for cased and uncased text."""
 
 import json
-import lzma
 import pathlib
 import shutil
 
+import made_tokenizers
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from electra_jax.data.corpus import corpora
 from electra_jax.data.tokenizers import tokenization
 
-transformers = pytest.importorskip(
-  'transformers', reason='transformers is what it is compared with'
-)
+transformers = pytest.importorskip('transformers', reason='compares with transformers')
 
 BERT_VOCABULARY = pathlib.Path(__file__).parents[2] / '../shared/data/vocab/bert-base-uncased.txt'
 SETTINGS = {
@@ -109,22 +106,19 @@ HOSTILE = [
 CHARACTERS = st.characters(exclude_categories=['Cs'])  # all but surrogates
 
 
-def sample_text(characters, start=0):
-  return lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(start + characters)[start:]
-
-
 @pytest.fixture(scope='module', params=['trained here', 'BERT'])
 def vocabulary(request, tmp_path_factory):
-  """A vocab.txt: a small one with characters of many scripts, and where it is at hand the real one."""
+  """A vocab.txt: a small one with characters of many scripts, and the published one."""
   if request.param == 'BERT':
     if not BERT_VOCABULARY.exists():
-      pytest.skip(
-        "BERT's vocabulary is no part of a clone; it is looked for in ../shared/data/vocab"
-      )
+      pytest.skip('requires the BERT vocabulary in ../shared/data/vocab')
     return BERT_VOCABULARY
   folder = tmp_path_factory.mktemp('trained')
-  texts = [sample_text(300_000), *(part for text in HOSTILE for part in [text] * 20)]
-  trained = tokenization.train_tokenizer(
+  texts = [
+    made_tokenizers.sample_text(300_000),
+    *(part for text in HOSTILE for part in [text] * 20),
+  ]
+  trained = made_tokenizers.train(
     texts, kind='wordpiece', vocab_size=3000, lowercase=False, strip_accents=False
   )
   trained.save(folder)
@@ -133,7 +127,7 @@ def vocabulary(request, tmp_path_factory):
 
 @pytest.fixture(scope='module', params=SETTINGS)
 def pair(request, vocabulary, tmp_path_factory):
-  """Our tokenizer and transformers', both from the vocabulary and its settings and neither from the other."""
+  """Our tokenizer and that of transformers, from the same vocabulary and settings."""
   lowercase, strip_accents = SETTINGS[request.param]
   ours = tokenization.load_tokenizer(vocabulary, lowercase, strip_accents)
   folder = tmp_path_factory.mktemp('reference')
@@ -149,12 +143,14 @@ def reference_ids(reference, texts):
 
 def test_real_text_gives_the_same_ids(pair):
   ours, reference = pair
-  documents = [text for text in sample_text(500_000, start=2_000_000).split('\n\n') if text]
+  documents = [
+    text for text in made_tokenizers.sample_text(500_000, start=2_000_000).split('\n\n') if text
+  ]
   encoded = ours.encode_batch(documents)
   assert sum(map(len, encoded)) > 50_000
   assert encoded == reference_ids(reference, documents)
   assert sum(ids.count(ours.unk_id) for ids in encoded) < 0.15 * sum(map(len, encoded)), (
-    'few words to compare'
+    'too few known words to compare'
   )
 
 
@@ -175,13 +171,13 @@ def test_any_text_gives_the_same_ids(pair, text):
 
 
 def test_the_comparison_can_fail(vocabulary):
-  """Each setting changes ids of these texts, so a wrong one would be seen."""
+  """Each setting changes ids of these texts, so a wrong setting would fail."""
   made = [tokenization.load_tokenizer(vocabulary, *chosen) for chosen in SETTINGS.values()]
   assert len({str(tokenizer.encode_batch(HOSTILE)) for tokenizer in made}) == len(made)
   assert len({tokenizer.fingerprint for tokenizer in made}) == len(made)
 
 
-def test_transformers_opens_what_is_saved(pair, tmp_path):
+def test_transformers_opens_saved_files(pair, tmp_path):
   ours, _ = pair
   ours.save(tmp_path)
   for opening in (transformers.AutoTokenizer, transformers.BertTokenizerFast):
@@ -205,9 +201,9 @@ def test_transformers_opens_what_is_saved(pair, tmp_path):
     assert opened.decode(ours.encode(text)) == ours.decode(ours.encode(text))
 
 
-def test_what_transformers_saves_is_opened(pair, tmp_path):
+def test_files_of_transformers_can_be_opened(pair, tmp_path):
   ours, reference = pair
-  reference.save_pretrained(tmp_path)  # its current versions write tokenizer.json and no vocab.txt
+  reference.save_pretrained(tmp_path)  # version 5 writes tokenizer.json and no vocab.txt
   opened = tokenization.load_tokenizer(tmp_path)
   assert opened.fingerprint == ours.fingerprint and opened.encode_batch(
     HOSTILE
@@ -216,9 +212,9 @@ def test_what_transformers_saves_is_opened(pair, tmp_path):
 
 
 def test_real_text_gives_the_ids_of_the_original_program(vocabulary):
-  """An implementation of its own, in Python, after Google's."""
+  """The original implementation in Python, which transformers contains."""
   legacy = pytest.importorskip('transformers.models.bert.tokenization_bert_legacy')
-  text = sample_text(100_000, start=1_000_000)
+  text = made_tokenizers.sample_text(100_000, start=1_000_000)
   for lowercase in (True, False):
     original = legacy.BertTokenizerLegacy(vocab_file=str(vocabulary), do_lower_case=lowercase)
     ids = original.convert_tokens_to_ids(original.tokenize(text, split_special_tokens=True))

@@ -1,4 +1,4 @@
-"""Words and tags are read from every layout, whatever a file's ends of lines, and what is broken is named with its line."""
+"""Words and tags are read from all layouts, with any line ends; errors name the line."""
 
 import io
 import pathlib
@@ -8,7 +8,7 @@ import pytest
 
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import conll
-from electra_jax.finetune.tasks.conll import Layout, read_sentences
+from electra_jax.finetune.tasks.conll import SentenceLayout, read_sentences
 
 REAL = pathlib.Path(__file__).parents[3] / 'shared/data/tagging'
 
@@ -50,7 +50,7 @@ CONLLU = """# sent_id = s1
 def read(tmp_path, content, name='data.conll', **layout):
   path = tmp_path / name
   path.write_bytes(content.encode() if isinstance(content, str) else content)
-  return read_sentences(str(path), Layout(**layout))
+  return read_sentences(str(path), SentenceLayout(**layout))
 
 
 def short(sentences):
@@ -104,18 +104,20 @@ CASES = [
     'a\u00a0b O\n\u2028x O\n',
     {},
     [('a\u00a0b \u2028x', 'O O')],
-  ),  # only what parts columns and lines does
+  ),  # other white space is part of words
   ('data.conll', '1 O\n2 O\n', {}, [('1 2', 'O O')]),  # numbers that are words
 ]
 
 
 @pytest.mark.parametrize('name, content, layout, expected', CASES)
-def test_a_layout_is_read(tmp_path, name, content, layout, expected):
+def test_each_layout_is_read(tmp_path, name, content, layout, expected):
   assert short(read(tmp_path, content, name, **layout)) == expected
 
 
 @pytest.mark.parametrize('name, content, layout, expected', CASES)
-def test_ends_of_lines_and_marks_change_nothing(tmp_path, name, content, layout, expected):
+def test_line_ends_blank_lines_and_byte_order_marks_do_not_matter(
+  tmp_path, name, content, layout, expected
+):
   for changed in (
     content.replace('\n', '\r\n'),
     content.rstrip('\n'),
@@ -127,7 +129,7 @@ def test_ends_of_lines_and_marks_change_nothing(tmp_path, name, content, layout,
       assert short(read(tmp_path, changed, name, **layout)) == expected, repr(changed)
 
 
-def test_lines_and_names_are_kept(tmp_path):
+def test_line_numbers_and_ids_are_kept(tmp_path):
   one, two = read(tmp_path, CONLLU, 'data.conllu')
   assert (one.id, one.lines, two.id, two.lines) == ('s1', (4, 5, 7), 's2', (10,))
   assert [s.id for s in read(tmp_path, MULTICONER)] == ['f4-23', '9']
@@ -141,21 +143,26 @@ def test_lines_and_names_are_kept(tmp_path):
       'a.conll',
       'Mora O\nsees it O\n',
       {},
-      "line 2 of the file '.*a.conll' has 3 columns, and the first word 2",
+      "line 2 of the file '.*a.conll' has 3 columns; expected 2 as in the first line",
     ),
     ('a.conll', 'Mora NN O\nsees NN\n', {'tags': '2'}, "line 2 of the file '.*' has no tag"),
     ('a.conll', 'Mora\tO\n\tO\n', {}, 'line 2 of .* has no word'),
-    ('a.conll', '\n\n', {}, "the file '.*a.conll' holds no sentences"),
-    ('a.conllu', '1\tMora\tO\n', {}, 'line 1 of .* has 3 columns, and CoNLL-U has ten'),
+    ('a.conll', '\n\n', {}, "the file '.*a.conll' has no sentences"),
+    ('a.conllu', '1\tMora\tO\n', {}, 'line 1 of .* has 3 columns; expected the ten of CoNLL-U'),
     (
       'a.conllu',
       CONLLU + 'Mora O\n',
       {},
-      "line 11 of .* begins with 'Mora', where words are numbered",
+      "line 11 of .* starts with 'Mora'; expected the number of a word",
     ),
-    ('a.conllu', CONLLU, {'auto': ''}, 'is CoNLL-U, .* name the key with data.tags'),
+    ('a.conllu', CONLLU, {'auto': ''}, 'is CoNLL-U, .* set data.tags to their key'),
     ('a.conllu', CONLLU, {'tags': '12'}, 'data.tags is 12, and CoNLL-U has ten columns'),
-    ('a.conll', CONLL2003, {'tags': 'upos'}, "data.tags is 'upos', and .* count them from 0"),
+    (
+      'a.conll',
+      CONLL2003,
+      {'tags': 'upos'},
+      "data.tags is 'upos'; expected a column number, from 0",
+    ),
     ('a.csv', 'a,b\n', {}, 'is CSV'),
     ('a.conll', b'Mora O\n\xff O\n', {}, 'line 2 of .* is not UTF-8'),
     ('a.jsonl', '{"tokens": ["a"], "tags": ["X", "Y"]}', {}, 'line 1 of .* has 2 tags for 1 words'),
@@ -163,31 +170,31 @@ def test_lines_and_names_are_kept(tmp_path):
       'a.jsonl',
       '{"tokens": ["a"], "tags": [1]}',
       {},
-      "line 1 of .* has no list of texts in its field 'tags'",
+      "line 1 of .* has no list of strings in its field 'tags'",
     ),
     ('a.jsonl', '{"words": ["a"]}', {}, "line 1 of .* has no field 'text'; its fields are 'words'"),
-    ('a.jsonl', '{"tokens": ["a"]\n', {}, 'line 1 of .* is not JSON'),
+    ('a.jsonl', '{"tokens": ["a"]\n', {}, 'line 1 of .* is not valid JSON'),
   ],
 )
-def test_what_is_broken_is_named(tmp_path, name, content, layout, message):
+def test_errors_name_their_line(tmp_path, name, content, layout, message):
   with pytest.raises(UserError, match=message) as error:
     read(tmp_path, content, name, **layout)
   assert '\n' not in str(error.value)
 
 
-def test_a_format_that_has_no_tags_is_refused():
+def test_a_format_without_tags_is_an_error():
   with pytest.raises(
-    UserError, match="data.format is 'csv', and tags are read from conll, conllu, tsv, jsonl, json"
+    UserError, match="data.format is 'csv'; expected one of auto, conll, conllu, tsv, jsonl, json"
   ):
-    Layout(format='csv')
+    SentenceLayout(format='csv')
 
 
 def test_standard_input_may_be_json(monkeypatch):
   monkeypatch.setattr('sys.stdin', types.SimpleNamespace(buffer=io.BytesIO(b'{"tokens": ["a"]}\n')))
-  assert short(read_sentences('-', Layout())) == [('a', None)]
+  assert short(read_sentences('-', SentenceLayout())) == [('a', None)]
 
 
-def test_columns_that_are_written_are_read_again(tmp_path):
+def test_written_columns_can_be_read(tmp_path):
   sentences = read(
     tmp_path,
     '{"tokens": ["a b", "#", "c"], "tags": ["B-X", "I-X", "O"]}\n{"tokens": ["d"], "tags": ["O"]}',
@@ -216,6 +223,6 @@ def test_columns_that_are_written_are_read_again(tmp_path):
     ('wnut17/emerging.test.annotated', 1287, 23394),
   ],
 )
-def test_real_files_lose_nothing(name, sentences, words):
-  found = read_sentences(str(REAL / name), Layout())
+def test_real_files_are_read_completely(name, sentences, words):
+  found = read_sentences(str(REAL / name), SentenceLayout())
   assert (len(found), sum(len(s.tokens) for s in found)) == (sentences, words)

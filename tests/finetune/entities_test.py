@@ -1,4 +1,7 @@
-"""Entities are found and counted as conlleval and seqeval do; tests/golden/seqeval.json has seqeval's verdicts."""
+"""Entities are found and counted as in conlleval and seqeval.
+
+tests/golden/seqeval.json has the results of seqeval.
+"""
 
 import json
 import pathlib
@@ -12,11 +15,11 @@ CASES = json.loads((pathlib.Path(__file__).parents[1] / 'golden/seqeval.json').r
 
 
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case['name'])
-def test_figures_are_those_of_seqeval(case):
+def test_metrics_equal_those_of_seqeval(case):
   assert [[list(span) for span in entities.entities(tags)] for tags in case['predicted']] == case[
     'entities'
   ]
-  ours = entities.figures(case['gold'], case['predicted'])
+  ours = entities.entity_metrics(case['gold'], case['predicted'])
   for name in ('precision', 'recall', 'f1', 'f1_strict'):
     if name in case:
       np.testing.assert_allclose(ours[name], case[name], atol=1e-12, err_msg=name)
@@ -26,8 +29,8 @@ def test_figures_are_those_of_seqeval(case):
   assert types == pytest.approx(case.get('types', {}), abs=1e-12)
 
 
-def test_the_verdicts_hold_what_makes_a_difference():
-  """Else the test above could agree by luck: there must be figures of all sizes, and tags that break IOB2."""
+def test_the_golden_results_cover_all_cases():
+  """The results have metrics of all sizes, and tags that violate IOB2."""
   assert sum('f1_strict' in case and case['f1_strict'] != case['f1'] for case in CASES) > 20
   assert sum(0 < case['f1'] < 1 for case in CASES) > 40
   assert (
@@ -37,13 +40,13 @@ def test_the_verdicts_hold_what_makes_a_difference():
 
 
 def test_a_type_that_nobody_has_is_undefined():
-  figures = entities.figures([['B-PER', 'O']], [['B-PER', 'O']], ['PER', 'LOC'])
-  assert figures['f1/PER'] == 1 and np.isnan(figures['f1/LOC'])
+  metrics = entities.entity_metrics([['B-PER', 'O']], [['B-PER', 'O']], ['PER', 'LOC'])
+  assert metrics['f1/PER'] == 1 and np.isnan(metrics['f1/LOC'])
 
 
 def test_sentences_must_be_as_long_as_their_tags():
-  with pytest.raises(ValueError, match='1 tags of 2 words'):
-    entities.figures([['O', 'O']], [['O']])
+  with pytest.raises(ValueError, match='1 tags for 2 words'):
+    entities.entity_metrics([['O', 'O']], [['O']])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_sentences_must_be_as_long_as_their_tags():
     ('NOUN', 0),
   ],
 )
-def test_the_first_tag_that_breaks_iob2_is_found(tags, fault):
+def test_the_first_violation_of_iob2_is_found(tags, fault):
   assert entities.first_fault(tags.split()) == fault
 
 
@@ -80,19 +83,19 @@ def test_the_first_tag_that_breaks_iob2_is_found(tags, fault):
   ],
 )
 def test_repair_keeps_the_entities(tags, expected):
-  mended = entities.repaired(tags.split())
-  assert mended == expected.split() and entities.first_fault(mended) is None
-  assert entities.entities(mended) == entities.entities(tags.split())
+  fixed = entities.repaired(tags.split())
+  assert fixed == expected.split() and entities.first_fault(fixed) is None
+  assert entities.entities(fixed) == entities.entities(tags.split())
 
 
-def test_repair_of_all_the_sequences_keeps_the_entities():
+def test_repair_of_all_golden_sequences_keeps_the_entities():
   for case in CASES:
     for tags in case['gold'] + case['predicted']:
-      mended = entities.repaired(tags)
-      assert entities.first_fault(mended) is None and entities.entities(
-        mended
-      ) == entities.strict_entities(mended) == entities.entities(tags)
+      fixed = entities.repaired(tags)
+      assert entities.first_fault(fixed) is None and entities.entities(
+        fixed
+      ) == entities.strict_entities(fixed) == entities.entities(tags)
 
 
-def test_what_is_no_entity_tag_cannot_be_repaired():
+def test_other_tags_cannot_be_repaired():
   assert entities.repaired(['NOUN', 'O']) is None

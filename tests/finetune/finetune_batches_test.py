@@ -1,4 +1,4 @@
-"""Batches of fine-tuning: every row once an epoch, like lengths together, the same for (seed, step) wherever it is asked."""
+"""Batches have each row once per epoch, similar lengths together, and depend on (seed, step)."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ def test_buckets():
   st.booleans(),
   st.integers(0, 5),
 )
-def test_every_row_comes_once_an_epoch(lengths, size, bucketed, seed):
+def test_every_row_occurs_once_per_epoch(lengths, size, bucketed, seed):
   epochs = Epochs(features(lengths), size, seed, bucketed)
   assert epochs.steps == steps_per_epoch(len(lengths), size)
   for epoch in range(2):
@@ -50,7 +50,7 @@ def test_every_row_comes_once_an_epoch(lengths, size, bucketed, seed):
     assert sorted(rows) == list(range(len(lengths)))
 
 
-def test_epochs_and_seeds_differ_and_any_step_is_found_at_once():
+def test_epochs_and_seeds_differ_and_steps_need_no_predecessors():
   made = features(np.random.default_rng(1).integers(3, 60, 500))
   epochs = Epochs(made, 16, 0)
 
@@ -62,7 +62,7 @@ def test_epochs_and_seeds_differ_and_any_step_is_found_at_once():
   assert np.array_equal(Epochs(made, 16, 0).rows(77), epochs.rows(77))
 
 
-def test_like_lengths_come_together():
+def test_rows_of_similar_length_are_batched_together():
   lengths = np.random.default_rng(2).integers(3, 128, 4000)
 
   def padding(bucketed):
@@ -75,7 +75,7 @@ def test_like_lengths_come_together():
   assert padding(True) < 1.45 < 1.9 < padding(False)
 
 
-def test_a_short_batch_is_filled_with_rows_that_weigh_nothing():
+def test_a_short_batch_is_padded_with_rows_of_weight_0():
   made = features([5, 9, 20])
   batch = assemble(made, np.array([2, 0]), 4, (16, 32), pad_id=0)
   assert batch['token_ids'].shape == (4, 32) and list(batch['weights']) == [1, 1, 0, 0]
@@ -88,12 +88,12 @@ def test_a_short_batch_is_filled_with_rows_that_weigh_nothing():
   assert list(batch['label'][:2]) == [made.targets['label'][2], made.targets['label'][0]]
 
 
-def test_evaluation_takes_every_row_once():
+def test_evaluation_uses_every_row_once():
   made = features([30, 5, 9, 20, 7])
   assert sorted(np.concatenate(in_order(made, 2))) == [0, 1, 2, 3, 4]
   assert in_order(dataclasses.replace(made, token_ids=[]), 2) == []
 
 
-def test_a_row_longer_than_all_lengths_is_a_mistake():
+def test_a_row_longer_than_all_lengths_is_an_error():
   with pytest.raises(StopIteration):
     assemble(features([40]), np.array([0]), 1, (16, 32), 0)

@@ -1,4 +1,7 @@
-"""A frozen encoder stays bit for bit as it was pretrained, costs no backward pass, and its head is a probe as good as another's."""
+"""A frozen encoder is not changed, needs no backward pass, and its head is a probe.
+
+The probe is compared with scikit-learn's logistic regression.
+"""
 
 import json
 
@@ -9,6 +12,7 @@ import made_run
 import micro_run
 import numpy as np
 import pytest
+from conftest import adamw
 from sklearn.linear_model import LogisticRegression
 
 from electra_jax.config import FinetuningConfig, checked_finetuning, default_config
@@ -17,21 +21,20 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step, initial, resolve
 from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune.finetuned import open_finetuned
-from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.model.heads import KINDS, FineTuned, init_params, pooled
-from electra_jax.training import checkpoints, optimizers, partitioning
+from electra_jax.model.heads import KINDS, FineTuned, init_finetuned, pooled
+from electra_jax.training import checkpoints, partitioning
 from electra_jax.training.encoders import encoder_config
-from electra_jax.training.update_step import fresh_state, state_shardings
+from electra_jax.training.update_step import fresh_state, layout_of_state
 
 ROWS, LENGTH = 8, 16
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-  """Programs for one device compile in half the time; that a mesh changes nothing is tested elsewhere."""
+  """Programs for one device compile in half the time; other tests use meshes."""
   make = partitioning.make_layout
   monkeypatch.setattr(
     partitioning, 'make_layout', lambda config=None, devices=None: make(config, jax.devices()[:1])
@@ -78,17 +81,9 @@ def made_step(kind, frozen, layers=1):
     scan_unroll=layers,
   )
   model, layout = FineTuned(config, kind, labels=3, dropout=0.0), partitioning.make_layout()
-  optimizer = optimizers.adamw(
-    lambda step: 1e-3,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-6,
-    weight_decay=0.01,
-    clip=1.0,
-    bias_correction=False,
-  )
-  boxed = jax.eval_shape(lambda: init_params(model, 0))
-  shapes, shardings = state_shardings(boxed, optimizer, layout)
+  optimizer = adamw(lambda step: 1e-3)
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
+  shapes, shardings = layout_of_state(boxed, optimizer, layout)
   step = finetune_step.jit_train_step(
     model,
     optimizer,
@@ -107,7 +102,7 @@ def made_step(kind, frozen, layers=1):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_head_learns_and_the_encoder_stays_bit_for_bit(kind):
+def test_the_head_is_trained_and_the_encoder_is_bitwise_unchanged(kind):
   step, fresh, _ = made_step(kind, frozen=True)
   before = jax.device_get(fresh())
   state, batch, losses = fresh(), batch_of(kind), []
@@ -140,7 +135,7 @@ def test_there_is_no_backward_pass_through_the_encoder():
   counted = {}
   for frozen in (True, False):
     step, fresh, model = made_step('classification', frozen, layers=3)
-    # Of what is traced: what has no gradient has no backward pass before the compiler sees it.
+    # Counted before compilation: parameters without a gradient have no backward pass in the trace.
     counted[frozen] = step.lower(fresh(), batch_of('classification')).cost_analysis()['flops']
   forward = jax.jit(
     lambda params, batch: model.apply(
@@ -148,13 +143,13 @@ def test_there_is_no_backward_pass_through_the_encoder():
     )
   )
   of_forward = forward.lower(fresh().params, batch_of('classification')).cost_analysis()['flops']
-  # The rest of the frozen step is Adam and norms over all parameters, which a model this small notices.
+  # The rest of the frozen step is Adam and norms of all parameters, noticeable in a small model.
   assert counted[True] < 1.6 * of_forward and counted[False] > 2.5 * of_forward
 
 
 @pytest.fixture(scope='module')
 def pretrained(tmp_path_factory):
-  """A run of random weights, and data of which [CLS] tells the labels."""
+  """A run of random weights, and data whose labels can be predicted from the text."""
   folder = tmp_path_factory.mktemp('frozen')
   config = default_config()
   config.model.update(
@@ -173,27 +168,18 @@ def pretrained(tmp_path_factory):
 
 def probe_config(pretrained, **fields):
   c = finetune_config.default_config()
-  c.task, c.init, c.data.source, c.frozen, c.compilation_cache = (
-    'sst2',
-    str(pretrained[0]),
-    str(pretrained[1]),
-    True,
-    '',
-  )
-  c.batch_size, c.eval_batch_size, c.max_length, c.bucketed, c.epochs, c.eval_every = (
-    16,
-    64,
-    32,
-    False,
-    30.0,
-    0.0,
-  )
+  c.update(task='sst2', init=str(pretrained[0]), frozen=True, compilation_cache='')
+  c.update(batch_size=16, eval_batch_size=64, max_length=32, bucketed=False)
+  c.update(epochs=30.0, eval_every=0.0)
+  c.data.source = str(pretrained[1])
   c.head.update(pooling='mean', dropout=0.0)
   c.update(fields)
   return c
 
 
-def test_a_probe_says_what_another_program_s_does_of_the_same_states(pretrained, tmp_path, capsys):
+def test_a_probe_is_as_accurate_as_logistic_regression_on_the_same_states(
+  pretrained, tmp_path, capsys
+):
   assert finetune(probe_config(pretrained), str(tmp_path / 'run')) == 0
   assert (
     '130 parameters of the head, on a frozen encoder, learning rate 0.01' in capsys.readouterr().out
@@ -209,13 +195,12 @@ def test_a_probe_says_what_another_program_s_does_of_the_same_states(pretrained,
       )
     )
 
-  data = FinetuningConfig().replace({'data.source': str(pretrained[1])}).data
   states, labels = {}, {}
   read = jax.jit(
     lambda params, inputs: run.model.apply({'params': params}, inputs, method='hidden_states')
   )
   for split in ('train', 'dev'):
-    features, _ = run.features(open_task('sst2', data).examples(split))
+    features, _ = run.features(finetune_files.opened('sst2', source=pretrained[1]).examples(split))
     labels[split] = np.asarray(features.targets['label'])
     batch = batches.assemble(features, np.arange(len(features)), 64, (32,), 0)
     inputs = packed_inputs(batch['token_ids'], 0, 2, 3)
@@ -240,7 +225,7 @@ def test_a_probe_says_what_another_program_s_does_of_the_same_states(pretrained,
     ('electra', 'all'),
   ],
 )
-def test_runs_of_every_objective_are_begun_with(objective, sharing, tmp_path):
+def test_fine_tuning_starts_from_runs_of_every_objective(objective, sharing, tmp_path):
   config = default_config()
   config.objective.name, config.sharing = objective, sharing
   config.generator.update(hidden_fraction=1.0)
@@ -267,7 +252,7 @@ def test_runs_of_every_objective_are_begun_with(objective, sharing, tmp_path):
   model = FineTuned(
     encoder_config(start.model, start.tokenizer.size, 16, 'float32'), 'classification'
   )
-  shapes = nn.unbox(jax.eval_shape(lambda: init_params(model, 0)))
+  shapes = nn.unbox(jax.eval_shape(lambda: init_finetuned(model, 0)))
   shapes = {name: shapes[name] for name in ('embeddings', 'discriminator')}
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   restored = start.restore(shapes, jax.tree.map(lambda _: one, shapes))
@@ -276,13 +261,13 @@ def test_runs_of_every_objective_are_begun_with(objective, sharing, tmp_path):
   assert np.array_equal(restored['discriminator']['layers']['query']['kernel'], kernel)
 
 
-def test_what_has_no_meaning_there_is_told(pretrained):
+def test_settings_without_effect_on_a_frozen_encoder_are_errors(pretrained):
   for fields in ({'optimizer': {'layer_decay': 0.8}}, {'optimizer': {'published_depths': True}}):
     with pytest.raises(
       UserError, match='have no effect where config.frozen keeps the encoder unchanged'
     ):
       checked_finetuning(probe_config(pretrained, **fields))
   c = probe_config(pretrained)
-  assert resolve.rates(checked_finetuning(c), 128) == (resolve.FROZEN_RATE, 1.0)
+  assert resolve.learning_rates(checked_finetuning(c), 128) == (resolve.FROZEN_RATE, 1.0)
   c.optimizer.learning_rate = 0.1
-  assert resolve.rates(checked_finetuning(c), 128) == (0.1, 1.0)
+  assert resolve.learning_rates(checked_finetuning(c), 128) == (0.1, 1.0)

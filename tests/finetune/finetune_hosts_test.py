@@ -1,4 +1,4 @@
-"""Two processes fine-tune as one does: the same trial, scored on all of the data, written by the first alone."""
+"""Two processes fine-tune as one does: the same trial, evaluated on all data, written once."""
 
 import json
 
@@ -7,38 +7,29 @@ import micro_run
 import numpy as np
 from hosts_test import ends, free_port
 
-CONFIG = 'tests/configs/finetune_micro.py'
+ONE_TRIAL = ('--config.num_trials=1', '--config.sharding.smallest=0')
 
 
-def arguments(folder, data, *more):
-  return [
-    '--mode=finetune',
-    f'--config={CONFIG}',
-    f'--config.init={micro_run.finished()[0]}',
-    f'--config.data.source={data}',
-    f'--workdir={folder}',
-    f'--config.compilation_cache={micro_run.programs()}',
-    '--config.num_trials=1',
-    '--config.sharding.smallest=0',
-    *more,
-  ]
-
-
-def test_a_pair_fine_tunes_as_one_process_does(tmp_path):
+def test_two_processes_fine_tune_as_one_does(tmp_path):
   data = finetune_files.glue(tmp_path / 'glue', train=40)
   address = f'127.0.0.1:{free_port()}'
   pair = [
     micro_run.start(
-      *arguments(
-        tmp_path / 'pair', data, f'--coordinator={address}', '--processes=2', f'--process={i}'
+      *micro_run.finetune_arguments(
+        tmp_path / 'pair',
+        data,
+        *ONE_TRIAL,
+        f'--coordinator={address}',
+        '--processes=2',
+        f'--process={i}',
       ),
       devices=2,
     )
     for i in range(2)
   ]
-  said = ends(pair)
-  assert [status for status, _, _ in said] == [0, 0], said[0][2][-2000:] + said[1][2][-2000:]
-  micro_run.run(*arguments(tmp_path / 'single', data), devices=4)
+  ended = ends(pair)
+  assert [status for status, _, _ in ended] == [0, 0], ended[0][2][-2000:] + ended[1][2][-2000:]
+  micro_run.run(*micro_run.finetune_arguments(tmp_path / 'single', data, *ONE_TRIAL), devices=4)
   records = [
     json.loads((tmp_path / name / 'cola' / 'trial-1' / 'result.json').read_text())
     for name in ('pair', 'single')

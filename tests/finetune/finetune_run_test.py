@@ -1,4 +1,4 @@
-"""Fine-tuning from the command line: trials that are stopped and started again, and predictions of what was kept."""
+"""Fine-tuning from the command line: trials that are stopped and resumed, and predictions."""
 
 import json
 import shutil
@@ -15,21 +15,12 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.main import main
 
-CONFIG = 'tests/configs/finetune_micro.py'
 CLOCK = ('seconds', 'tokens_per_second')
 
 
 def arguments(folder, data, *more):
-  return [
-    '--mode=finetune',
-    f'--config={CONFIG}',
-    f'--config.init={micro_run.finished()[0]}',
-    f'--config.data.source={data}',
-    f'--workdir={folder}',
-    f'--config.compilation_cache={micro_run.programs()}',
-    '--config.keep_trials=all',
-    *more,
-  ]
+  """Arguments of a run that keeps the weights of all trials."""
+  return micro_run.finetune_arguments(folder, data, '--config.keep_trials=all', *more)
 
 
 @pytest.fixture(scope='module')
@@ -39,17 +30,19 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, data):
-  """A run that was never stopped, and what it printed."""
+  """The folder of a run that was never stopped, and what it printed."""
   folder = tmp_path_factory.mktemp('whole')
   return folder, micro_run.run(*arguments(folder, data))[0]
 
 
 def result(folder, trial):
+  """result.json of a trial without the fields that depend on the clock."""
   record = json.loads((folder / 'cola' / f'trial-{trial}' / 'result.json').read_text())
   return {name: value for name, value in record.items() if name not in CLOCK}
 
 
-def figures(folder):
+def metrics(folder):
+  """metrics.jsonl of a trial without the fields that depend on the clock."""
   lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
   return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
 
@@ -64,7 +57,7 @@ STOPS = ((1, 3, signal.SIGKILL), (1, 9, signal.SIGTERM), (2, 6, signal.SIGKILL))
     pytest.param(STOPS, id='three', marks=pytest.mark.faults),
   ],
 )
-def test_killed_and_started_again_it_ends_bitwise_the_same(stops, whole, data, tmp_path):
+def test_a_killed_and_resumed_fine_tuning_is_bitwise_equal(stops, whole, data, tmp_path):
   killed = tmp_path / 'killed'
   for trial, step, number in stops:
     process = micro_run.start(*arguments(killed, data))
@@ -94,17 +87,17 @@ def test_killed_and_started_again_it_ends_bitwise_the_same(stops, whole, data, t
   for trial in (1, 2):
     a, b = (folder / 'cola' / f'trial-{trial}' for folder in (whole[0], killed))
     assert result(whole[0], trial) == result(killed, trial)
-    assert figures(a) == figures(b)
+    assert metrics(a) == metrics(b)
     last = micro_run.checkpoint_steps(a)[-1]
     assert not micro_run.differing(micro_run.checkpoint(a, last), micro_run.checkpoint(b, last))
 
 
-def test_a_run_leaves_what_a_person_reads(whole):
+def test_a_run_writes_readable_results(whole):
   folder, out = whole
   assert 'encoder' in out and 'step 30' in out and 'trial 2' in out
   record = json.loads((folder / 'results.json').read_text())
   assert [trial['seed'] for trial in record['trials']] == [0, 1]
-  assert len(record['trials'][0]['curve']) == 4  # looks each half of two epochs
+  assert len(record['trials'][0]['curve']) == 4  # evaluations each half of two epochs
   assert (folder / 'results.png').stat().st_size > 10_000 and 'cola' in (
     folder / 'results.md'
   ).read_text()
@@ -116,7 +109,7 @@ def test_a_run_leaves_what_a_person_reads(whole):
 def test_trials_differ_and_learn(whole):
   trials = [result(whole[0], trial) for trial in (1, 2)]
   assert trials[0]['train_loss'] != trials[1]['train_loss']
-  lines = [line for line in figures(whole[0] / 'cola' / 'trial-1') if line['kind'] == 'train']
+  lines = [line for line in metrics(whole[0] / 'cola' / 'trial-1') if line['kind'] == 'train']
   assert lines[-1]['loss'] < lines[0]['loss']
 
 
@@ -135,7 +128,7 @@ def test_another_config_is_refused(whole, data, capsys):
   assert 'holds a run of another config (optimizer.learning_rate' in err
 
 
-def test_predictions_of_standard_input_are_lines_of_json_alone(whole, tmp_path):
+def test_predictions_of_standard_input_print_only_json_lines(whole, tmp_path):
   texts = tmp_path / 'texts'
   texts.write_text('bako dufa\nbako salo\n')
   with open(texts) as file:
@@ -145,7 +138,7 @@ def test_predictions_of_standard_input_are_lines_of_json_alone(whole, tmp_path):
   assert all(abs(sum(p['probabilities'].values()) - 1) < 1e-5 for p in predictions)
 
 
-def test_the_test_set_becomes_the_sites_file(whole, tmp_path, capsys):
+def test_predictions_of_the_test_set_become_a_submission_file(whole, tmp_path, capsys):
   argv = ['main', '--mode=predict', f'--workdir={whole[0]}', f'--output={tmp_path / "out"}']
   assert main([*argv, '--split=test']) == 0
   rows = (tmp_path / 'out' / 'CoLA.tsv').read_text().splitlines()
@@ -163,25 +156,25 @@ def test_the_test_set_becomes_the_sites_file(whole, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  'flags, said',
+  'flags, expected',
   [
     (['--config.init='], 'config.init is empty'),
-    (['--config.init=nowhere'], 'config.init nowhere is not a run'),
+    (['--config.init=nowhere'], 'config.init is nowhere, which is not a run'),
     (['--config.init=none'], 'config.like is empty'),
-    (['--config.task=colla'], 'did you mean cola'),
+    (['--config.task=colla'], "did you mean 'cola'"),
     (['--config.data.source=nowhere'], 'nowhere'),
     (['--config.select=beast'], "config.select is 'beast'"),
     (['--config.head.pooling=max'], 'cls or mean'),
     (['--config.init_step=7'], 'no checkpoint of step 7'),
   ],
 )
-def test_what_cannot_be_is_one_sentence(flags, said, data, tmp_path, capsys):
+def test_mistakes_are_one_sentence(flags, expected, data, tmp_path, capsys):
   assert main(['main', *arguments(tmp_path / 'run', data, *flags)]) == 1
   err = capsys.readouterr().err
-  assert said in err and err.count('\n') == 1 and 'Traceback' not in err
+  assert expected in err and err.count('\n') == 1 and 'Traceback' not in err
 
 
-def test_a_checkpoint_of_another_size_is_told_tensor_by_tensor(data, tmp_path, capsys):
+def test_each_tensor_of_another_size_is_named(data, tmp_path, capsys):
   other = tmp_path / 'other'
   shutil.copytree(micro_run.finished()[0], other)
   config = json.loads((other / 'config.json').read_text())
@@ -194,7 +187,7 @@ def test_a_checkpoint_of_another_size_is_told_tensor_by_tensor(data, tmp_path, c
   assert 'attention' not in err and 'Traceback' not in err
 
 
-def test_a_fine_tuned_task_can_be_the_start_of_the_next(whole, data, tmp_path):
+def test_fine_tuning_can_start_from_a_fine_tuned_task(whole, data, tmp_path):
   config = FinetuningConfig().replace({'init': str(whole[0] / 'cola')})
   start = initial.open_initial(config)
   trial = json.loads((whole[0] / 'cola' / 'kept.json').read_text())['trials'][0]
@@ -212,21 +205,21 @@ def test_a_fine_tuned_task_can_be_the_start_of_the_next(whole, data, tmp_path):
   assert np.array_equal(restored['embeddings']['word'], words)
 
 
-def test_all_trials_start_from_the_checkpoint_that_the_first_one_did(data, tmp_path):
+def test_all_trials_start_from_the_checkpoint_of_the_first_trial(data, tmp_path):
   still_training = tmp_path / 'pretrained'
   shutil.copytree(micro_run.finished()[0], still_training)
   steps = micro_run.checkpoint_steps(still_training)
   config = FinetuningConfig().replace({'init': str(still_training)})
   first = initial.open_initial(config)
   assert first.origin['step'] == steps[-1]
-  earlier = first.origin | {'step': steps[-2]}  # it was begun when that was the last
+  earlier = first.origin | {'step': steps[-2]}  # an earlier start, when that was the last
   assert initial.open_initial(config, earlier).origin['step'] == steps[-2]
   shutil.rmtree(still_training / 'checkpoints' / str(steps[-2]))
   with pytest.raises(UserError, match=f'no checkpoint of step {steps[-2]}'):
     initial.open_initial(config, earlier)
 
 
-def test_data_that_changed_between_two_starts_is_told(whole, data, tmp_path, capsys):
+def test_training_data_that_changed_between_two_starts_is_reported(whole, data, tmp_path, capsys):
   copy, changed = tmp_path / 'run', tmp_path / 'glue'
   shutil.copytree(whole[0], copy)
   shutil.copytree(data, changed)

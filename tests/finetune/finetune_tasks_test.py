@@ -1,4 +1,4 @@
-"""Every task, from files in its original layout to scored trials, predictions and its site's files."""
+"""Every task, from files in its original layout to results, predictions and submission files."""
 
 import json
 
@@ -8,8 +8,8 @@ import pytest
 
 from electra_jax.finetune import predict
 from electra_jax.finetune.config import default_config
-from electra_jax.finetune.tasks import FAMILIES, GLUE
 from electra_jax.finetune.train import finetune
+from electra_jax.registry import TASKS
 
 SITE_FILES = {
   'cola': {'CoLA.tsv'},
@@ -35,8 +35,8 @@ def config_of(task, **data):
   return c
 
 
-def own(folder, task):
-  """One's own data, each task in another format."""
+def user_data(folder, task):
+  """Data of the user, for each task in another format."""
   rows = {
     part: finetune_files.sentences(count, seed)
     for part, count, seed in (('train', 16, 1), ('dev', 8, 2))
@@ -81,16 +81,16 @@ def own(folder, task):
 
 
 def data_of(folder, task):
-  if task in GLUE:
+  if TASKS.get(task).fixed_labels:
     return {'source': str(finetune_files.glue(folder))}
   if task in ('squad1', 'squad2'):
     return {'source': str(finetune_files.squad(folder, {'squad1': '1.1', 'squad2': '2.0'}[task]))}
   if task in ('ner', 'chunking', 'pos'):
     return {'source': str(finetune_files.tagged(folder, task))}
-  return own(folder, task)
+  return user_data(folder, task)
 
 
-RUNS = [(task, 'published') for task in FAMILIES] + [
+RUNS = [(task, 'published') for task in TASKS] + [
   ('squad2', 'transformers'),
   ('pos', 'transformers'),
 ]
@@ -112,8 +112,8 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
   if task == 'mnli':
     assert 'dev_mismatched' in record['figures']
   if task == 'pos':
-    assert 'test' in record['figures']  # labelled, unlike GLUE's
-  split = 'test' if task in GLUE or task in ('ner', 'chunking', 'pos') else 'dev'
+    assert 'test' in record['figures']  # labeled, unlike GLUE's
+  split = 'test' if TASKS.get(task).fixed_labels or task in ('ner', 'chunking', 'pos') else 'dev'
   predict.predict(str(workdir), source=None, task=None, split=split, output=str(tmp_path / 'out'))
   written = {path.name for path in (tmp_path / 'out').iterdir()}
   assert SITE_FILES.get(task, set()) <= written
@@ -127,7 +127,7 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
     for line in (tmp_path / 'out' / f'{task}.{split}.jsonl').read_text().splitlines()
   ]
   assert len(lines) == {'ner': 4, 'chunking': 4, 'pos': 4}.get(
-    task, 6 if task in GLUE or 'squad' in task else 8
+    task, 6 if TASKS.get(task).fixed_labels or 'squad' in task else 8
   )
   shown = capsys.readouterr().out
   assert 'dev ' in shown and 'written' in shown

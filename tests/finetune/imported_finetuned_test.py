@@ -232,9 +232,8 @@ def test_answers_are_those_of_the_best_pair_of_logits(tmp_path, family, most):
     expected_answer(made, tokenizer, row['question'], row['context'], most) for row in questions
   ]
   odds = [null for _, null in expected]
-  middle = dataclasses.replace(
-    run, task=run.task.with_threshold((sorted(odds)[2] + sorted(odds)[3]) / 2)
-  )
+  threshold = (sorted(odds)[2] + sorted(odds)[3]) / 2
+  middle = dataclasses.replace(run, task=run.task.tuned({'best_f1_thresh': threshold}))
   for given in (run, middle):
     for row, (words, null) in zip(given(str(tmp_path / 'q.jsonl')), expected, strict=True):
       np.testing.assert_allclose(row['null_odds'], null, rtol=1e-4, atol=1e-5)
@@ -326,15 +325,14 @@ def folders(tmp_path_factory):
       'tagging',
       'cola',
       {},
-      'is a model for tagging, and cola is classification; '
-      'name a task that fits, as --config.task=ner',
+      'is a model for tagging, and cola is classification; set --config.task=ner',
     ),
     ('classification', 'pos', {}, 'is a model for classification, and pos is tagging'),
-    ('discriminator', 'cola', {}, 'has no head that a task trained'),
-    ('classification', 'cola', {}, 'has 3 labels and no names for them, and cola has 2: 0, 1'),
-    ('tagging', 'ner', {}, 'ner is about entities .* set --config.task=tagging'),
-    ('classification', 'cola,rte', {}, 'a model has one task, and config.task names cola, rte'),
-    ('classification', 'classification', {'init': 'runs/x'}, "and config.init is 'runs/x'"),
+    ('discriminator', 'cola', {}, 'has no head of a task'),
+    ('classification', 'cola', {}, 'has 3 labels without names, and cola has 2: 0, 1'),
+    ('tagging', 'ner', {}, 'ner requires tags of entities .* set --config.task=tagging'),
+    ('classification', 'cola,rte', {}, 'config.task is cola, rte; expected one task'),
+    ('classification', 'classification', {'init': 'runs/x'}, "config.init is 'runs/x'"),
     (
       'one type',
       'classification',
@@ -409,7 +407,7 @@ def test_all_trials_have_the_same_initial_weights_and_do_not_need_the_folder_aft
   config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-30, 0.0
   assert finetune(config, str(run)) == 0
   out = capsys.readouterr().out
-  assert f'hf:{tmp_path}/hf' in out and 'the head for classification is left behind' in out
+  assert f'hf:{tmp_path}/hf' in out and 'the head for classification is not used' in out
   theirs = huggingface.read_weights(str(tmp_path / 'hf'))
   origin = json.loads((run / 'encoder.json').read_text())['origin']
   assert origin['run'] == config.init and origin['checksum'] == initial.checksum(
@@ -425,9 +423,9 @@ def test_all_trials_have_the_same_initial_weights_and_do_not_need_the_folder_aft
     ),
     tmp_path / 'hf',
   )
-  with pytest.raises(UserError, match='holds other weights than those that the run began with'):
+  with pytest.raises(UserError, match='has other weights than those that the run started from'):
     initial.open_initial(typed, origin)
-  with pytest.raises(UserError, match='holds other weights'):
+  with pytest.raises(UserError, match='has other weights'):
     finetune(config, str(run))
 
   shutil.rmtree(tmp_path / 'hf')
@@ -460,7 +458,7 @@ def test_padding_rows_of_a_vocabulary_are_removed_with_a_note(folders):
 @pytest.mark.parametrize(
   'kind, message',
   [
-    ('generator', 'holds a generator and no discriminator'),
+    ('generator', 'has a generator but no discriminator'),
     ('bare', 'has no tokenizer; add its files'),
     ('more', f'has embeddings of 1,0{len(VOCABULARY)} tokens and a tokenizer of {len(VOCABULARY)}'),
     ('nowhere', 'nowhere'),

@@ -1,7 +1,7 @@
-"""Exact match, F1 and thresholds are those of SQuAD's official scripts, on hostile, made-up and real answers.
+"""Exact match, F1 and thresholds equal those of SQuAD's official scripts.
 
-Verdicts on made-up answers: tests/golden/squad_metrics.json. Those on SQuAD's own questions are not part of the project: they are looked
-for in ../shared.
+tests/golden/squad_metrics.json has the scripts' results for synthetic answers. Those for SQuAD's
+questions are not part of the project; they are read from ../shared if it exists.
 """
 
 import json
@@ -22,31 +22,31 @@ needs_shared = pytest.mark.skipif(
 )
 
 
-def same(figures, official):
-  """Fractions against percentages, counts left out, thresholds as they are."""
-  for name, value in figures.items():
+def assert_same(metrics, official):
+  """Compares fractions with percentages, without counts; thresholds have the same unit."""
+  for name, value in metrics.items():
     wanted = official[name] if name.endswith('thresh') else official[name] / 100
     assert value == pytest.approx(wanted, rel=0, abs=1e-9), name
-  assert {name for name in official if not name.endswith('total')} == set(figures)
+  assert {name for name in official if not name.endswith('total')} == set(metrics)
 
 
 @pytest.mark.parametrize('case', CASES, ids=[str(len(case['answers'])) for case in CASES])
-def test_made_up_answers_score_as_the_official_scripts_say(case):
+def test_scores_of_synthetic_answers_equal_the_official_scripts(case):
   exact, overlap = squad_metrics.scores(case['predictions'], case['answers'], version=2)
   np.testing.assert_array_equal(exact, case['exact'])
   np.testing.assert_allclose(overlap, case['f1'], rtol=0, atol=1e-12)
-  same(
+  assert_same(
     squad_metrics.version_2(
       case['predictions'], case['answers'], case['null_odds'], case['threshold']
     ),
     case['version_2'],
   )
   if 'version_1' in case:
-    figures = squad_metrics.version_1(case['predictions'], case['answers'])
-    same({'exact_match': figures['exact'], 'f1': figures['f1']}, case['version_1'])
+    metrics = squad_metrics.version_1(case['predictions'], case['answers'])
+    assert_same({'exact_match': metrics['exact'], 'f1': metrics['f1']}, case['version_1'])
 
 
-def test_the_made_up_answers_are_of_all_kinds():
+def test_the_synthetic_answers_cover_all_cases():
   assert sum('version_1' in case for case in CASES) > 3
   scores = np.concatenate([case['f1'] for case in CASES])
   assert 0.1 < np.mean((scores > 0) & (scores < 1)) and 0.1 < np.mean(scores == 0)
@@ -77,16 +77,19 @@ def test_normalized(text, normal):
   assert squad_metrics.normalize(text) == normal
 
 
-def test_a_word_counts_as_often_as_both_have_it():
-  assert squad_metrics.f1('x x y', 'x y y', version=1) == pytest.approx(2 / 3)
-  assert (squad_metrics.f1('the', 'a', version=1), squad_metrics.f1('the', 'a', version=2)) == (
+def test_words_are_counted_with_their_multiplicity():
+  assert squad_metrics.word_overlap_f1('x x y', 'x y y', version=1) == pytest.approx(2 / 3)
+  assert (
+    squad_metrics.word_overlap_f1('the', 'a', version=1),
+    squad_metrics.word_overlap_f1('the', 'a', version=2),
+  ) == (
     0,
     1,
   )
 
 
-def test_the_best_threshold_is_the_best_of_all():
-  """Where no odds are equal: against trying each of them."""
+def test_the_best_threshold_is_the_best_of_all_odds():
+  """Compares with trying each of the odds, which are all different."""
   rng = np.random.default_rng(0)
   for size in (1, 2, 7, 40):
     scores, answerable, odds = rng.random(size), rng.random(size) < 0.5, rng.normal(size=size)
@@ -111,14 +114,14 @@ def questions(name, articles=None):
 
 
 @needs_shared
-def test_hostile_pairs():
+def test_difficult_pairs_score_as_in_the_official_scripts():
   for pair in json.loads(REAL.read_text('utf-8'))['pairs']:
     gold, prediction = pair['gold'], pair['pred']
     assert [squad_metrics.normalize(gold), squad_metrics.normalize(prediction)] == pair[
       'normalized'
     ]
     for version in (1, 2):
-      assert squad_metrics.f1(prediction, gold, version) == pytest.approx(
+      assert squad_metrics.word_overlap_f1(prediction, gold, version) == pytest.approx(
         pair[f'f1_v{version}'], rel=0, abs=1e-12
       ), pair
     for version in (1, 2):
@@ -127,19 +130,19 @@ def test_hostile_pairs():
 
 
 @needs_shared
-def test_squad_1():
+def test_squad_1_scores_equal_the_official_script():
   golden, answers = (
     json.loads(REAL.read_text('utf-8'))['v1'],
     questions('dev-v1.1.articlesplit.json'),
   )
-  figures = squad_metrics.version_1(
+  metrics = squad_metrics.version_1(
     [golden['predictions'][name] for name in answers], list(answers.values())
   )
-  same({'exact_match': figures['exact'], 'f1': figures['f1']}, golden['metrics'])
+  assert_same({'exact_match': metrics['exact'], 'f1': metrics['f1']}, golden['metrics'])
 
 
 @needs_shared
-def test_squad_2():
+def test_squad_2_scores_equal_the_official_script():
   golden = json.loads(REAL.read_text('utf-8'))['v2']
   answers = questions('v2.0.all.json', golden['articles'])
   predictions, odds = (
@@ -151,6 +154,6 @@ def test_squad_2():
     overlap, [golden['raw_f1'][name] for name in answers], rtol=0, atol=1e-12
   )
   assert golden['metrics']['total'] == len(answers)
-  # The script was run without a threshold: its figures beside the best ones are of the predictions as they are.
-  figures = squad_metrics.version_2(predictions, list(answers.values()), odds, threshold=np.inf)
-  same(figures, golden['metrics'])
+  # The script was run without a threshold, so that its other metrics are of all predictions.
+  metrics = squad_metrics.version_2(predictions, list(answers.values()), odds, threshold=np.inf)
+  assert_same(metrics, golden['metrics'])

@@ -1,4 +1,7 @@
-"""Question answering as a task: files in all their layouts, mistakes named, answers from beams, thresholds, files for the official scripts."""
+"""Question answering: files in all formats, error messages, answers from beams, thresholds.
+
+Also files for the official scripts.
+"""
 
 import gzip
 import json
@@ -6,16 +9,16 @@ import lzma
 import math
 import types
 
+import made_tokenizers
 import numpy as np
 import pytest
+from finetune_files import described, opened, restored
 
 from electra_jax.data.corpus import corpora
-from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
-from electra_jax.finetune import tasks
-from electra_jax.finetune.tasks import prepared, squad, squad_data, squad_metrics
+from electra_jax.finetune.tasks import prepared, squad_data, squad_metrics
 from electra_jax.finetune.tasks.tables import Row
-from electra_jax.finetune.tasks.task import Recipe
+from electra_jax.finetune.tasks.task import TaskRecipe
 
 MILL = (
   'The mill by the river was built in 1790 by Anna Brook. It burnt down twice, in 1803 and in 1871.'
@@ -26,7 +29,7 @@ FERRY = 'A ferry crosses the bay every hour; the fare is two coins.'
 @pytest.fixture(scope='module')
 def tokenizer():
   texts = lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
-  return tokenization.train_tokenizer(texts, kind='unigram', vocab_size=800)
+  return made_tokenizers.train(texts, kind='unigram', vocab_size=800)
 
 
 def answer(text, context=MILL, start=None):
@@ -64,27 +67,6 @@ TRAIN_2 = document(
 )
 
 
-def data(**fields):
-  defaults = {
-    'source': '',
-    'train': '',
-    'dev': '',
-    'test': '',
-    'format': 'auto',
-    'text': 'text',
-    'pair': '',
-    'label': 'label',
-    'max_question': 64,
-    'stride': 128,
-    'max_answer': 30,
-    'n_best': 20,
-  }
-  return types.SimpleNamespace(
-    **defaults
-    | {name: value if isinstance(value, int) else str(value) for name, value in fields.items()}
-  )
-
-
 def written(path, value):
   path.write_text(value if isinstance(value, str) else json.dumps(value), 'utf-8')
   return path
@@ -94,27 +76,34 @@ def written(path, value):
 def squad1(tmp_path):
   written(tmp_path / 'train-v1.1.json', TRAIN)
   written(tmp_path / 'dev-v1.1.json', TRAIN)
-  return squad.open_task('squad1', data(source=tmp_path))
+  return opened('squad1', source=tmp_path)
 
 
 @pytest.fixture
 def squad2(tmp_path):
   written(tmp_path / 'train-v2.0.json', TRAIN_2)
   written(tmp_path / 'dev-v2.0.json', TRAIN_2)
-  return squad.open_task('squad2', data(source=tmp_path))
+  return opened('squad2', source=tmp_path)
 
 
-def beams(features, said, beam=3):
-  """Outputs in which row r says `said[r]`, a list of (text, log-probability of its start and of its end), and impossible odds."""
+def beams(features, row_spans, beam=3):
+  """Outputs of the span head.
+
+  Args:
+    features: the rows.
+    row_spans: for each row, its spans (first token, last token, log-probability of the start, and
+      of the end) and its odds.
+    beam: number of starts, and of ends for each.
+  """
   rows = len(features)
   outputs = {
     'start_log_probs': np.full((rows, beam), -1e38, np.float32),
     'start_index': np.zeros((rows, beam), np.int32),
     'end_log_probs': np.full((rows, beam, beam), -1e38, np.float32),
     'end_index': np.zeros((rows, beam, beam), np.int32),
-    'impossible': np.array([odds for _, odds in said], np.float32),
+    'impossible': np.array([odds for _, odds in row_spans], np.float32),
   }
-  for row, (spans, _) in enumerate(said):
+  for row, (spans, _) in enumerate(row_spans):
     for i, (first, last, start, end) in enumerate(spans):
       outputs['start_index'][row, i], outputs['start_log_probs'][row, i] = first, start
       outputs['end_index'][row, i, 0], outputs['end_log_probs'][row, i, 0] = last, end
@@ -129,10 +118,10 @@ def tokens_of(features, row, context, text):
   return note.start + int(inside[0]), note.start + int(inside[-1])
 
 
-# Files ########################################################################
+#### Files ####
 
 
-def test_squad_1_from_its_folder(squad1):
+def test_squad_1_is_read_from_its_folder(squad1):
   assert (squad1.name, squad1.head, squad1.labels, squad1.metric, squad1.splits) == (
     'squad1',
     'span',
@@ -140,13 +129,13 @@ def test_squad_1_from_its_folder(squad1):
     'f1',
     ('train', 'dev'),
   )
-  assert squad1.recipe == Recipe(epochs=2.0, max_length=512)
+  assert squad1.recipe == TaskRecipe(epochs=2.0, max_length=512)
   built, who, fare = squad1.examples('train')
   assert built == squad_data.Question('built', 'When was it built?', MILL, ('1790',), (35,), 0)
   assert (who.answers, who.starts) == (('Anna Brook', 'Brook'), (43, 48)) and fare.context == FERRY
 
 
-def test_squad_2_from_its_folder(squad2):
+def test_squad_2_is_read_from_its_folder(squad2):
   assert (squad2.metric, squad2.unanswerable) == ('best_f1', True)
   assert [question.answers for question in squad2.examples('train')] == [
     ('1790',),
@@ -156,23 +145,23 @@ def test_squad_2_from_its_folder(squad2):
   ]
 
 
-def test_the_originals_names_and_compressed_files_and_ones_own(tmp_path):
+def test_other_file_names_compressed_files_and_named_files_are_read(tmp_path):
   written(tmp_path / 'train.json', TRAIN)
   with gzip.open(tmp_path / 'dev-v1.1.json.gz', 'wt') as file:
     json.dump(TRAIN, file)
   written(tmp_path / 'other.json', TRAIN)
-  task = squad.open_task('squad1', data(source=tmp_path, test=tmp_path / 'other.json'))
+  task = opened('squad1', source=tmp_path, test=tmp_path / 'other.json')
   assert task.splits == ('train', 'dev', 'test')
   assert task.examples('train') == task.examples('dev') == task.examples('test')
   split = written(tmp_path / 'dev-v2.0.part.json', TRAIN_2)
-  assert squad.open_task('squad2', data(source=tmp_path)).splits == ('train', 'dev')
+  assert opened('squad2', source=tmp_path).splits == ('train', 'dev')
   written(tmp_path / 'dev-v2.0.other.json', TRAIN_2)
   with pytest.raises(UserError, match='dev-v2.0.other.json.*dev-v2.0.part.json.*config.data.dev'):
-    squad.open_task('squad2', data(source=tmp_path))
-  assert squad.open_task('squad2', data(dev=split)).splits == ('dev',)
+    opened('squad2', source=tmp_path)
+  assert opened('squad2', dev=split).splits == ('dev',)
 
 
-def test_prepared_datasets(monkeypatch):
+def test_prepared_datasets_are_read(monkeypatch):
   rows = [
     Row(
       1,
@@ -198,9 +187,9 @@ def test_prepared_datasets(monkeypatch):
     ),
   ]
   asked = []
-  monkeypatch.setattr(prepared, 'splits', lambda source: ('train', 'validation'))
-  monkeypatch.setattr(prepared, 'read', lambda source: asked.append(source) or rows)
-  task = squad.open_task('squad2', data(source='tfds:squad/v2.0;data_dir=there'))
+  monkeypatch.setattr(prepared, 'prepared_splits', lambda source: ('train', 'validation'))
+  monkeypatch.setattr(prepared, 'read_prepared', lambda source: asked.append(source) or rows)
+  task = opened('squad2', source='tfds:squad/v2.0;data_dir=there')
   assert task.splits == ('train', 'dev')
   assert [question.answers for question in task.examples('dev')] == [('1790', '1790'), ()]
   assert asked == ['tfds:squad/v2.0;split=validation;data_dir=there']
@@ -212,10 +201,10 @@ def table(path, rows, header='question\tcontext\tanswer'):
 
 def own(tmp_path, train, dev=None, **fields):
   fields = {'text': 'question', 'pair': 'context', 'label': 'answer'} | fields
-  return squad.open_task('span', data(train=train, dev=dev or train, **fields))
+  return opened('span', train=train, dev=dev or train, **fields)
 
 
-def test_ones_own_tables(tmp_path):
+def test_user_tables_are_read(tmp_path):
   rows = [('When?', MILL, '1790'), ('What burnt?', MILL, 'It')]
   task = own(tmp_path, table(tmp_path / 'a.tsv', rows))
   assert (task.name, task.metric, task.unanswerable) == ('span', 'f1', False)
@@ -236,7 +225,7 @@ def test_ones_own_tables(tmp_path):
   assert task.examples('train')[0].starts == (MILL.index('in 1871'),)
 
 
-def test_ones_own_json_lines(tmp_path):
+def test_user_json_lines_are_read(tmp_path):
   lines = [
     {
       'id': 7,
@@ -272,7 +261,7 @@ def test_ones_own_json_lines(tmp_path):
 
 
 def test_files_for_prediction_need_no_answers(squad1, tmp_path, monkeypatch):
-  task = squad.restore(json.loads(json.dumps(squad1.describe())))
+  task = restored(squad1)
   bare = document({'id': 'x', 'question': 'Who?'})
   assert [q.answers for q in task.read(str(written(tmp_path / 'x.json', bare)))] == [
     None,
@@ -311,20 +300,20 @@ def test_a_test_file_without_answers_is_predicted_and_not_scored(tokenizer, tmp_
     tmp_path / 'test.json',
     {'data': [{'paragraphs': [{'context': MILL, 'qas': [{'id': 'x', 'question': 'Who?'}]}]}]},
   )
-  task = squad.open_task('squad1', data(test=path))
+  task = opened('squad1', test=path)
   questions = task.examples('test')
   features, counts = task.features(questions, tokenizer, 64)
   outputs = beams(features, [([(*tokens_of(features, 0, MILL, 'Anna Brook'), -1, -1)], 0)])
-  assert [said['answer'] for said in task.predictions(questions, features, outputs)] == [
+  assert [one['answer'] for one in task.predictions(questions, features, outputs)] == [
     'Anna Brook'
   ] and not counts
   assert task.score('test', questions, features, outputs) == {}
 
 
-# Answers in the context #######################################################
+#### Answers in the context ####
 
 
-def test_starts_that_are_off_are_mended_and_counted(tokenizer, tmp_path):
+def test_wrong_starts_of_answers_are_corrected_and_counted(tokenizer, tmp_path):
   off = document(
     qa('a', 'When?', answer('1790', start=33)),
     qa('b', 'Where?', answer('in', start=MILL.index('in 1871') + 3)),
@@ -332,9 +321,9 @@ def test_starts_that_are_off_are_mended_and_counted(tokenizer, tmp_path):
     qa('d', 'Who?', answer(' Anna Brook.  ', start=0)),
   )
   written(tmp_path / 'train.json', off)
-  task = squad.open_task('squad1', data(source=tmp_path))
+  task = opened('squad1', source=tmp_path)
   questions = task.examples('train')
-  assert [(q.starts, q.mended) for q in questions] == [
+  assert [(q.starts, q.moved) for q in questions] == [
     ((35,), 1),
     ((MILL.index('in 1871'),), 1),
     ((35,), 0),
@@ -343,7 +332,7 @@ def test_starts_that_are_off_are_mended_and_counted(tokenizer, tmp_path):
   ]
   assert questions[3].answers == ('Anna Brook.',)
   _, counts = task.features(questions, tokenizer, 64)
-  assert counts == {'answers that start elsewhere than told': 3}
+  assert counts == {'answers that start elsewhere than stated': 3}
 
 
 @pytest.mark.parametrize(
@@ -360,59 +349,57 @@ def test_starts_that_are_off_are_mended_and_counted(tokenizer, tmp_path):
     ('ab', 6, 4),
   ],
 )
-def test_an_answer_is_found_as_near_as_it_occurs(answer, start, place):
-  assert squad_data.find('ab..ab', answer, start) == place
+def test_the_occurrence_of_an_answer_closest_to_its_start_is_used(answer, start, place):
+  assert squad_data.answer_position('ab..ab', answer, start) == place
 
 
-# Mistakes #####################################################################
+#### Errors ####
 
 
 def mistake(tmp_path, value, name='squad1', file='train.json', split='train', **fields):
   path = value if value is None else written(tmp_path / file, value)
   with pytest.raises(UserError) as caught:
-    squad.open_task(name, data(**{split: path or tmp_path / file} | fields)).examples(split)
+    opened(name, **{split: path or tmp_path / file} | fields).examples(split)
   message = str(caught.value)
   assert '\n' not in message and not message.endswith('.')
   return message
 
 
-def test_mistakes_in_squad_files_are_named(tmp_path):
-  said = mistake(tmp_path, document(qa('q7', 'When?', answer('1791', start=35))))
-  assert (
-    "the question 'q7'" in said
-    and "train.json' has the answer '1791', which is not in its context" in said
-  )
-  assert 'line 1 of' in mistake(tmp_path, '{"data": [}') and 'is not JSON' in mistake(
-    tmp_path, '{"data": [}'
-  )
+def test_errors_in_squad_files_name_their_place(tmp_path):
+  found = mistake(tmp_path, document(qa('q7', 'When?', answer('1791', start=35))))
+  assert "the question 'q7'" in found
+  assert "train.json' has the answer '1791', which is not in its context" in found
+  found = mistake(tmp_path, '{"data": [}')
+  assert 'line 1 of' in found and 'is not valid JSON' in found
   assert 'no list "data"' in mistake(tmp_path, {'version': '1.1'})
   assert 'question 2 of paragraph 1 of article 1 of the file' in mistake(
     tmp_path, document(qa('a', 'x', answer('1790')), {'id': 'b'})
   )
-  assert "no 'question' there" in mistake(tmp_path, document({'id': 'b'}))
+  assert "it lacks 'question'" in mistake(tmp_path, document({'id': 'b'}))
   assert 'paragraph 1 of article 1' in mistake(tmp_path, {'data': [{'paragraphs': [{'qas': []}]}]})
   assert 'article 2' in mistake(tmp_path, {'data': [{'paragraphs': []}, {}]})
-  assert 'another kind' in mistake(
+  assert 'another type' in mistake(
     tmp_path, {'data': [{'paragraphs': [{'context': 3, 'qas': []}]}]}
   )
   assert "two questions with the id 'a'" in mistake(
     tmp_path, document(qa('a', 'x', answer('1790')), qa('a', 'y', answer('1790')))
   )
-  assert 'holds no questions' in mistake(tmp_path, {'data': []})
-  assert "'why'" in mistake(
-    tmp_path, TRAIN_2['data'] and document(qa('why', 'x', is_impossible=True))
-  ) and 'squad2' in mistake(tmp_path, document(qa('why', 'x', is_impossible=True)))
-  assert 'says nothing of answers' in mistake(tmp_path, document({'id': 'x', 'question': 'y'}))
+  assert 'has no questions' in mistake(tmp_path, {'data': []})
+  found = mistake(tmp_path, document(qa('why', 'x', is_impossible=True)))
+  assert "'why'" in found and 'squad2' in found
+  assert 'has no "answers"' in mistake(tmp_path, document({'id': 'x', 'question': 'y'}))
   assert 'starts at' in mistake(
     tmp_path, document(qa('a', 'x', {'text': '1790', 'answer_start': 'there'}))
   )
-  assert 'no text' in mistake(tmp_path, document(qa('a', 'x', {'text': None, 'answer_start': 3})))
+  assert 'is not text' in mistake(
+    tmp_path, document(qa('a', 'x', {'text': None, 'answer_start': 3}))
+  )
   assert 'cannot be read' in mistake(tmp_path, None, file='nowhere.json')
   only = {'data': [{'paragraphs': [{'context': MILL, 'qas': [qa('a', 'x', is_impossible=True)]}]}]}
   assert 'no question of' in mistake(tmp_path, only, name='squad2')
 
 
-def test_mistakes_in_tables_are_named(tmp_path):
+def test_errors_in_tables_name_their_place(tmp_path):
   fields = {
     'name': 'span',
     'text': 'question',
@@ -421,8 +408,8 @@ def test_mistakes_in_tables_are_named(tmp_path):
     'file': 'train.tsv',
   }
   rows = f'question\tcontext\tanswer\nWhen?\t{MILL}\t1790\n'
-  said = mistake(tmp_path, rows.replace('\t1790', '\t1791'), **fields)
-  assert 'the question of line 2 of the file' in said and "'1791'" in said
+  found = mistake(tmp_path, rows.replace('\t1790', '\t1791'), **fields)
+  assert 'the question of line 2 of the file' in found and "'1791'" in found
   assert "has no column 'contekst' (did you mean 'context'?)" in mistake(
     tmp_path, rows, **fields | {'pair': 'contekst'}
   )
@@ -433,19 +420,19 @@ def test_mistakes_in_tables_are_named(tmp_path):
     json.dumps({'question': ['x'], 'context': MILL, 'answer': ''}),
     **fields | {'file': 'train.jsonl'},
   )
-  assert '2 answers and 1 places' in mistake(
+  assert '2 answers and 1 of their starts' in mistake(
     tmp_path,
     json.dumps({'question': 'x', 'context': MILL, 'answer': ['1790', 'It'], 'answer_start': [35]}),
     **fields | {'file': 'train.jsonl'},
   )
-  assert 'neither a table' in mistake(
+  assert 'has no known format' in mistake(
     tmp_path, 'nothing\nof the kind\n', **fields | {'file': 'train.txt'}
   )
 
 
-def test_mistakes_in_the_config_are_named(tmp_path, squad1):
+def test_errors_in_the_config_name_the_field(tmp_path, squad1):
   def refused(name, **fields):
-    return pytest.raises(UserError, squad.open_task, name, data(**fields)).value.args[0]
+    return pytest.raises(UserError, opened, name, **fields).value.args[0]
 
   assert 'config.data.source' in refused('squad1') and 'tfds:squad/v2.0' in refused('squad2')
   assert 'config.data.train' in refused('span') and 'leave config.data.source empty' in refused(
@@ -459,7 +446,7 @@ def test_mistakes_in_the_config_are_named(tmp_path, squad1):
     squad1.examples('test')
 
 
-# Answers from beams ###########################################################
+#### Answers from beams ####
 
 
 def test_the_likeliest_span_over_all_windows_is_the_answer(squad1, tokenizer):
@@ -467,18 +454,18 @@ def test_the_likeliest_span_over_all_windows_is_the_answer(squad1, tokenizer):
   features, _ = squad1.features(questions, tokenizer, 40)
   rows = [np.flatnonzero(features.examples == i) for i in (0, 1)]
   assert len(rows[0]) > 2
-  said = [([(0, 0, -0.1, -0.1)], 0.0) for _ in range(len(features))]  # [CLS]
+  row_spans = [([(0, 0, -0.1, -0.1)], 0.0) for _ in range(len(features))]  # [CLS]
   held = [row for row in rows[0] if features.targets['start'][row]]
   last = rows[0][-1]
-  said[held[0]] = ([(*tokens_of(features, held[0], MILL, '1790'), -0.5, -1.0)], 0)
-  said[last] = (
+  row_spans[held[0]] = ([(*tokens_of(features, held[0], MILL, '1790'), -0.5, -1.0)], 0)
+  row_spans[last] = (
     [
       (*tokens_of(features, last, MILL, '1871'), -0.5, -0.25),
       (*tokens_of(features, last, MILL, 'and in 1871'), -0.5, -0.75),
     ],
     0,
   )
-  found = squad1.predictions(questions, features, beams(features, said))
+  found = squad1.predictions(questions, features, beams(features, row_spans))
   assert (found[0]['id'], found[0]['answer'], found[0]['start'], found[0]['end']) == (
     'built',
     '1871',
@@ -495,10 +482,10 @@ def test_the_likeliest_span_over_all_windows_is_the_answer(squad1, tokenizer):
   assert (
     found[0]['probability'] == found[0]['n_best'][0]['probability'] and 'null_odds' not in found[0]
   )
-  assert found[1]['answer']  # 1.1 is never without an answer, also where all beams say [CLS]
+  assert found[1]['answer']  # 1.1 always has an answer, even where all beams are [CLS]
 
 
-def test_no_answer_is_backwards_too_long_in_the_question_or_empty(squad2, tokenizer):
+def test_answers_are_forward_short_in_the_context_and_not_empty(squad2, tokenizer):
   questions = squad2.examples('dev')[:1]
   features, _ = squad2.features(questions, tokenizer, 512)
   (first, last), offset = tokens_of(features, 0, MILL, MILL), features.notes[0].start
@@ -525,7 +512,7 @@ def test_no_answer_is_backwards_too_long_in_the_question_or_empty(squad2, tokeni
   assert squad2.predictions([blank], features, beams(features, [([], 0)]))[0]['answer'] == ''
 
 
-def test_of_n_best_no_two_have_one_text(squad1, tokenizer):
+def test_n_best_answers_have_different_texts(squad1, tokenizer):
   context = 'yes no yes no yes'
   questions = [squad_data.Question('a', 'x', context, None, (), 0)]
   features, _ = squad1.features(questions, tokenizer, 64)
@@ -537,53 +524,42 @@ def test_of_n_best_no_two_have_one_text(squad1, tokenizer):
   found = squad1.predictions(questions, features, outputs)[0]['n_best']
   texts = [one['text'] for one in found]
   assert len(set(texts)) == len(texts) < len(spots) and found[0]['start'] == 0
-  few = squad.restore(squad1.describe() | {'n_best': 1}).predictions(questions, features, outputs)[
-    0
-  ]['n_best']
-  assert few == [found[0] | {'probability': 1.0}]
+  few = restored(squad1, n_best=1).predictions(questions, features, outputs)
+  assert few[0]['n_best'] == [found[0] | {'probability': 1.0}]
 
 
-def test_null_odds_are_of_the_window_that_doubts_least(squad2, tokenizer):
+def test_null_odds_are_the_lowest_of_all_windows(squad2, tokenizer):
   questions = squad2.examples('dev')
   features, _ = squad2.features(questions, tokenizer, 40)
   odds = np.random.default_rng(0).normal(size=len(features))
-  said = squad2.predictions(questions, features, beams(features, [([], value) for value in odds]))
-  for i, one in enumerate(said):
+  outputs = beams(features, [([], value) for value in odds])
+  for i, one in enumerate(squad2.predictions(questions, features, outputs)):
     assert one['null_odds'] == pytest.approx(odds[features.examples == i].min(), rel=1e-6)
     assert (one['answer'] == '') == (one['null_odds'] > 0) and one['n_best'][0]['text']
 
 
-def right(task, questions, features, odds):
-  """Outputs that give the right answer where there is one, 'by' elsewhere, and such odds."""
-  said = []
+def correct(task, questions, features, odds):
+  """Outputs with the correct answer where there is one, 'by' elsewhere, and with given odds."""
+  row_spans = []
   for row, number in enumerate(features.examples):
     question = questions[number]
     text = question.answers[0] if question.answers else 'by'
-    said.append(([(*tokens_of(features, row, question.context, text), -1, -1)], odds[number]))
-  return beams(features, said)
+    row_spans.append(([(*tokens_of(features, row, question.context, text), -1, -1)], odds[number]))
+  return beams(features, row_spans)
 
 
-def test_the_best_threshold_is_searched_for_and_kept(squad2, tokenizer):
+def test_the_best_threshold_is_found_and_kept(squad2, tokenizer):
   questions = squad2.examples('dev')  # an answer, none, none, an answer
   features, _ = squad2.features(questions, tokenizer, 512)
-  outputs = right(squad2, questions, features, [1.5, 3.0, -4.0, 1.0])
-  figures = squad2.score('dev', questions, features, outputs)
-  assert (
-    figures['exact'] == 0.25
-  )  # at 0: both answers are held back, and one of the two without an answer is answered
-  assert (
-    figures['best_f1'],
-    figures['best_f1_thresh'],
-    figures['HasAns_exact'],
-    figures['NoAns_exact'],
-  ) == (0.75, 1.5, 0, 0.5)
-  kept = squad.restore(
-    json.loads(
-      json.dumps(squad2.with_threshold(figures['best_f1_thresh']).describe() | {'max_length': 512})
-    )
-  )
+  outputs = correct(squad2, questions, features, [1.5, 3.0, -4.0, 1.0])
+  metrics = squad2.score('dev', questions, features, outputs)
+  # At 0 neither of the two answers is given, and one of the two questions without one is answered.
+  assert metrics['exact'] == 0.25
+  assert (metrics['best_f1'], metrics['best_f1_thresh']) == (0.75, 1.5)
+  assert (metrics['HasAns_exact'], metrics['NoAns_exact']) == (0, 0.5)
+  kept = restored(squad2.tuned(metrics), max_length=512)
   assert kept.threshold == 1.5 and kept.score('dev', questions, features, outputs)['f1'] == 0.75
-  assert [said['answer'] for said in kept.predictions(questions, features, outputs)] == [
+  assert [one['answer'] for one in kept.predictions(questions, features, outputs)] == [
     '1790',
     '',
     'by',
@@ -612,60 +588,46 @@ def test_the_best_threshold_is_searched_for_and_kept(squad2, tokenizer):
   assert official == kept.score('dev', questions, features, outputs)
 
 
-def test_a_threshold_under_all_odds_where_nothing_is_best_answered(squad2, tokenizer):
+def test_the_threshold_is_below_all_odds_where_no_answer_is_best(squad2, tokenizer):
   questions = squad2.examples('dev')[1:3]
   features, _ = squad2.features(questions, tokenizer, 512)
-  outputs = right(squad2, questions, features, [-3.0, -4.0])
-  figures = squad2.score('dev', questions, features, outputs)
-  assert (figures['f1'], figures['best_f1'], figures['best_f1_thresh']) == (0, 1, -5)
-  assert (
-    squad2.with_threshold(figures['best_f1_thresh']).score('dev', questions, features, outputs)[
-      'f1'
-    ]
-    == 1
-  )
+  outputs = correct(squad2, questions, features, [-3.0, -4.0])
+  metrics = squad2.score('dev', questions, features, outputs)
+  assert (metrics['f1'], metrics['best_f1'], metrics['best_f1_thresh']) == (0, 1, -5)
+  assert squad2.tuned(metrics).score('dev', questions, features, outputs)['f1'] == 1
 
 
 def test_squad_1_scores_and_submits(squad1, tokenizer):
   questions = squad1.examples('dev')
   features, _ = squad1.features(questions, tokenizer, 512)
-  outputs = right(squad1, questions, features, [9.0, 9.0, 9.0])
+  outputs = correct(squad1, questions, features, [9.0, 9.0, 9.0])
   assert squad1.score('dev', questions, features, outputs) == {'exact': 1, 'f1': 1}
   assert {
     name: json.loads(content)
     for name, content in squad1.submission('test', questions, features, outputs).items()
   } == {'predictions.json': {'built': '1790', 'who': 'Anna Brook', 'fare': 'two coins'}}
-  own = squad.restore(squad1.describe() | {'name': 'span'})
+  own = restored(squad1, name='span')
   assert own.submission('test', questions, features, outputs) == {}
 
 
-def test_the_constant_answer(squad1, squad2, tmp_path):
+def test_score_of_a_constant_answer(squad1, squad2, tmp_path):
   assert squad1.constant() == pytest.approx({'exact': 1 / 3, 'f1': 1 / 3})
   assert squad2.constant()['best_f1'] == squad2.constant()['f1'] == 0.5  # no answer at all
   assert all(math.isfinite(value) for value in squad2.constant().values())
 
 
-def test_tasks_are_found_by_name_and_come_back_from_json(tmp_path, squad1):
-  task = tasks.open_task('squad1', data(source=tmp_path))
-  description = json.loads(json.dumps(task.describe()))
-  again = tasks.restore_task(description)
-  assert again.describe() == description and (again.metric, again.recipe, again.splits) == (
-    'f1',
-    task.recipe,
-    (),
-  )
+def test_a_task_is_restored_from_json(tmp_path, squad1):
+  again = restored(squad1)
+  assert described(again) == described(squad1)
+  assert (again.metric, again.recipe, again.splits) == ('f1', squad1.recipe, ())
   path = table(tmp_path / 'own.tsv', [('When?', MILL, ''), ('When?', MILL, '1790')])
-  span = squad.open_task(
-    'span', data(train=path, text='question', pair='', label='answer', max_question=9, n_best=3)
-  )
-  again = tasks.restore_task(json.loads(json.dumps(span.describe())))
-  assert again.describe() == span.describe() and (
-    again.metric,
-    again.max_question,
-    again.columns.answers,
-  ) == ('best_f1', 9, 'answer')
+  columns = {'text': 'question', 'pair': '', 'label': 'answer'}
+  span = opened('span', train=path, **columns, max_question=9, n_best=3)
+  again = restored(span)
+  assert described(again) == described(span)
+  assert (again.metric, again.max_question, again.columns.answers) == ('best_f1', 9, 'answer')
 
 
-def test_nothing_to_answer(squad1, tokenizer):
+def test_no_questions_have_no_predictions(squad1, tokenizer):
   features, counts = squad1.features([], tokenizer, 64)
   assert (len(features), counts, squad1.predictions([], features, {})) == (0, {}, [])

@@ -1,25 +1,27 @@
-"""Windows over long texts lose no token and no answer: what some window holds comes back, as the text has it."""
+"""Windows on long texts lose no token, and no answer that a window contains."""
 
 import lzma
 import pathlib
-import types
 
 import hypothesis
+import made_tokenizers
 import numpy as np
 import pytest
+from finetune_files import opened
 from hypothesis import strategies
 
 from electra_jax.data.corpus import corpora
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
-from electra_jax.finetune.tasks import squad
+from electra_jax.finetune.tasks import restore_task, squad
 from electra_jax.finetune.tasks.squad_data import Question
 
 REAL = pathlib.Path(__file__).parents[3] / 'shared/data/squad'
 BEAM = 5
 LOWEST = np.finfo(np.float32).min
 HOSTILE = (
-  'Once  upon a\ttime (1895–1943), the café in Zürich\u00a0had “ﬁne oﬃces”: ½ cup ①, Ａｂｃ　ｄ, e\u0301te\u0301, 日本語, لا فلسفة, '
+  'Once  upon a\ttime (1895–1943), the café in Zürich\u00a0had “ﬁne oﬃces”: ½ cup ①, Ａｂｃ　ｄ, '
+  'e\u0301te\u0301, 日本語, لا فلسفة, '
   "😀 👩\u200d👩\u200d👧 and naïve U.S. $1,000.50 don't-stop Japanese a\u200bb c\u00add\n\nend. "
 )
 
@@ -29,7 +31,7 @@ def trained():
   texts = lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(150_000).split('\n\n')
 
   def train(kind, **options):
-    return tokenization.train_tokenizer(texts, kind=kind, vocab_size=800, **options)
+    return made_tokenizers.train(texts, kind=kind, vocab_size=800, **options)
 
   return {
     'unigram': train('unigram'),
@@ -48,7 +50,7 @@ def task(**fields):
     'n_best': 20,
     'threshold': 0.0,
   }
-  return squad.restore(defaults | fields | {'columns': ['question', 'context', 'answers']})
+  return restore_task(defaults | fields | {'columns': ['question', 'context', 'answers']})
 
 
 def question(context, start, end, name='q', asked='What is it?'):
@@ -63,7 +65,7 @@ def question(context, start, end, name='q', asked='What is it?'):
 
 
 def perfect(features, noise=None):
-  """What a model says that knows the answer of each row: its target, [CLS] where there is none, and the rest of the beams by chance."""
+  """Outputs of a perfect model: the target of each row, or [CLS]; other beams are random."""
   rows, targets = len(features), features.targets
   outputs = {
     'start_log_probs': np.full((rows, BEAM), LOWEST, np.float32),
@@ -83,8 +85,8 @@ def perfect(features, noise=None):
   return outputs
 
 
-def told(task, questions, tokenizer, max_length, noise=None):
-  """What each question's best answer is when the model is right, and whether a window holds its answer."""
+def best_answers(task, questions, tokenizer, max_length, noise=None):
+  """Each question's best answer by a perfect model, and whether a window contains its answer."""
   features, counts = task.features(questions, tokenizer, max_length)
   answers, odds = task.answers(questions, features, perfect(features, noise))
   held = np.zeros(len(questions), bool)
@@ -96,7 +98,7 @@ def told(task, questions, tokenizer, max_length, noise=None):
   return [answer[0] if answer else None for answer in answers], held
 
 
-# Windows ######################################################################
+#### Windows ####
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def told(task, questions, tokenizer, max_length, noise=None):
     (3, 1, 128, [0, 1, 2]),
   ],
 )
-def test_windows_go_on_to_the_last_token_and_no_further(tokens, room, stride, starts):
+def test_windows_end_with_the_last_token(tokens, room, stride, starts):
   assert list(squad.window_starts(tokens, room, stride)) == starts
 
 
@@ -141,7 +143,7 @@ def test_every_token_of_the_context_is_in_a_window(trained, kind):
       and row[-1] == tokenizer.sep_id
     )
     assert allowed.tolist() == [1, *[0] * 10, *[1] * (len(row) - 12), 0]
-    start = len(seen) and len(seen) - (28 - 14)  # windows of 28 tokens, half of each anew
+    start = len(seen) and len(seen) - (28 - 14)  # windows of 28 tokens that overlap by half
     seen[start:], places[start:] = row[11:-1].tolist(), note.spans.tolist()
   assert seen == ids.tolist() and places == spans.tolist()
   assert features.token_ids[-2].tolist() == [
@@ -170,18 +172,17 @@ def test_a_window_without_the_whole_answer_is_impossible(trained):
     if first:
       assert trained['unigram'].decode(row[first : last + 1].tolist()) == 'q r'
   q, r = (trained['unigram'].encode(f'a {letter}')[-1] for letter in 'qr')
-  for row, holds in zip(
-    features.token_ids, impossible == 0, strict=True
-  ):  # exactly the rows that have both tokens, of the first alphabet
+  # Rows with the answer have both tokens; the second alphabet has them, too.
+  for row, holds in zip(features.token_ids, impossible == 0, strict=True):
     assert holds <= ({q, r} <= set(row.tolist()))
 
 
-def test_no_room_for_the_context_is_said(trained):
+def test_no_room_for_the_context_is_an_error(trained):
   asked = 'q' * 18
   size = len(trained['bytes'].encode(asked))
   with pytest.raises(
     UserError,
-    match=rf'max_length={size + 5} leaves 2 tokens for the text beside a question of {size}; .*max_question',
+    match=rf'max_length is {size + 5}, which leaves 2 .* a question of {size} .*max_question',
   ):
     task().features(
       [question('the cat sat on the mat', 0, 3, asked=asked)], trained['bytes'], size + 5
@@ -192,19 +193,19 @@ def test_no_room_for_the_context_is_said(trained):
   assert len(features) == 1
 
 
-# Answers ######################################################################
+#### Answers ####
 
 
 @pytest.mark.parametrize('kind', ['unigram', 'bytes', 'wordpiece'])
 @pytest.mark.parametrize('max_length, stride', [(512, 128), (40, 16), (26, 128), (30, 1)])
-def test_each_word_of_a_hostile_text_comes_back(trained, kind, max_length, stride):
+def test_each_word_of_a_difficult_text_is_found(trained, kind, max_length, stride):
   context = HOSTILE * 3
   words, at = [], 0
   for word in context.split():
     at = context.index(word, at)
     words.append(question(context, at, at + len(word), str(at)))
     at += len(word)
-  found, held = told(
+  found, held = best_answers(
     task(stride=stride), words, trained[kind], max_length, np.random.default_rng(0)
   )
   assert held.mean() > 0.9
@@ -214,7 +215,7 @@ def test_each_word_of_a_hostile_text_comes_back(trained, kind, max_length, strid
       assert context[answer.start : answer.end] == answer.text
 
 
-def test_whatever_span_a_window_holds_comes_back(trained):
+def test_any_span_that_a_window_contains_is_found(trained):
   @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
   @hypothesis.given(
     strategies.data(),
@@ -230,10 +231,10 @@ def test_whatever_span_a_window_holds_comes_back(trained):
       question(context, start, min(start + size, len(context)), str(i))
       for i, (start, size) in enumerate(spans)
     ]
-    found, held = told(task(stride=stride), questions, trained[kind], max_length)
+    found, held = best_answers(task(stride=stride), questions, trained[kind], max_length)
     places = trained[kind].encode_with_offsets([context])[0][1].tolist()
     for one, answer, has in zip(questions, found, held, strict=True):
-      if has:  # the span, widened to whole tokens, without white space around it
+      if has:  # the span, extended to whole tokens, without white space around it
         end = one.starts[0] + len(one.answers[0])
         tokens = [(a, b) for a, b in places if a < b and a < end and b > one.starts[0]]
         assert answer.text == context[tokens[0][0] : tokens[-1][1]].strip()
@@ -245,7 +246,7 @@ def test_whatever_span_a_window_holds_comes_back(trained):
   holds()
 
 
-def test_an_answer_of_half_a_window_is_whole_in_one(trained):
+def test_an_answer_of_half_a_window_is_contained_in_one(trained):
   context = ' '.join(f'w{i}' for i in range(200))
   _, spans = trained['unigram'].encode_with_offsets([context])[0]
   half = (64 - 3 - len(trained['unigram'].encode('x'))) // 2
@@ -254,14 +255,14 @@ def test_an_answer_of_half_a_window_is_whole_in_one(trained):
     for i in range(len(spans) - half + 1)
   ]
   questions = [one for one in questions if one.answers]
-  _, held = told(task(stride=128), questions, trained['unigram'], 64)
+  _, held = best_answers(task(stride=128), questions, trained['unigram'], 64)
   assert len(held) > 200 and held.all()
 
 
-def test_a_part_of_a_word_is_widened_to_its_tokens(tmp_path):
+def test_a_part_of_a_word_is_extended_to_its_tokens(tmp_path):
   vocabulary = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'fast', 'japanese', 'trains']
   (tmp_path / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n')
-  found, held = told(
+  found, held = best_answers(
     task(), [question('Fast Japanese trains', 5, 10)], tokenization.load_tokenizer(tmp_path), 64
   )
   assert held.all() and found[0].text == 'Japanese'
@@ -278,32 +279,21 @@ def test_a_part_of_a_word_is_widened_to_its_tokens(tmp_path):
 )
 def test_no_answer_of_squad_is_lost(file, name):
   tokenizer = tokenization.load_tokenizer(REAL.parent / 'vocab/bert-base-uncased.txt')
-  data = types.SimpleNamespace(
-    source='',
-    train='',
-    dev=str(REAL / file),
-    test='',
-    format='auto',
-    max_question=64,
-    stride=128,
-    max_answer=1000,
-    n_best=20,
-  )
-  opened = squad.open_task(name, data)
-  questions = opened.examples('dev')
+  task = opened(name, dev=REAL / file, max_answer=1000)
+  questions = task.examples('dev')
   assert len(questions) == {'v2.0.all.json': 11_873, 'train-v1.1.articlesplit.json': 9_231}.get(
     file, 1_339
   )
   assert sum(not one.answers for one in questions) == (5_945 if name == 'squad2' else 0)
-  assert not any(one.mended for one in questions)
-  features, counts = opened.features(questions, tokenizer, 384)
+  assert not any(one.moved for one in questions)
+  features, counts = task.features(questions, tokenizer, 384)
   assert 'answers that no window holds whole' not in counts
   outputs = perfect(features)
-  answers, _ = opened.answers(questions, features, outputs)
+  answers, _ = task.answers(questions, features, outputs)
   assert all(
     one.answers[0] in answer[0].text
     for one, answer in zip(questions, answers, strict=True)
     if one.answers
   )
-  figures = opened.score('dev', questions, features, outputs)
-  assert figures['exact'] > 0.99 and (name == 'squad1' or figures['NoAns_exact'] == 1)
+  metrics = task.score('dev', questions, features, outputs)
+  assert metrics['exact'] > 0.99 and (name == 'squad1' or metrics['NoAns_exact'] == 1)

@@ -1,4 +1,4 @@
-"""Tables of examples are read to the last row, and what is wrong in one is told with its file and line."""
+"""Tables of examples are read completely; errors name the file and the line."""
 
 import gzip
 import io
@@ -40,7 +40,7 @@ def message(*arguments, **options):
   return str(caught.value)
 
 
-def test_tsv_has_no_quotes_and_a_row_a_line(table):
+def test_tsv_has_no_quotes_and_one_row_per_line(table):
   path = table('text\tlabel\nhe said "no\t1\r\n\n"so"\x0b and\u2028so\t0')
   assert values(path) == [(2, 'he said "no', '1'), (4, '"so"\x0b and\u2028so', '0')]
   assert values(table('a\tb\nc\td\n'), columns=('x', 'y'), header=False) == [
@@ -49,7 +49,7 @@ def test_tsv_has_no_quotes_and_a_row_a_line(table):
   ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(table):
+def test_a_byte_order_mark_is_ignored(table):
   assert tables.read_table(table(b'\xef\xbb\xbftext\tlabel\na\tb\n'))[0].values == {
     'text': 'a',
     'label': 'b',
@@ -57,7 +57,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(table):
 
 
 @pytest.mark.parametrize('separator', [',', ';', '\t'])
-def test_csv_has_quotes_lines_inside_of_them_and_any_usual_separator(table, separator):
+def test_csv_has_quotes_with_line_ends_and_any_common_separator(table, separator):
   path = table(
     f'text{separator}label\r\n"a {separator} ""b""\r\nc"{separator}1\r\nd{separator}0\r\n', 't.csv'
   )
@@ -78,7 +78,7 @@ def test_json_keeps_its_types_and_lines(table):
 
 
 @pytest.mark.parametrize('suffix, compress', [('.gz', gzip.compress), ('.xz', lzma.compress)])
-def test_compressed_tables(table, suffix, compress):
+def test_compressed_tables_are_read(table, suffix, compress):
   content = b'text\tlabel\na\t1\n'
   assert values(table(compress(content), f't.tsv{suffix}')) == [(2, 'a', '1')]
   assert 'cannot be read' in message(table(compress(content)[:-6], f'short.tsv{suffix}'))
@@ -90,10 +90,10 @@ def test_standard_input_is_tsv_or_json_lines(standard_input, text):
   standard_input(text)
   assert [row.values for row in tables.read_table('-')] == [{'text': 'a', 'label': '1'}]
   standard_input('')
-  assert message('-') == 'standard input is empty; give one with a header and rows'
+  assert message('-') == 'standard input is empty; expected a header and rows'
 
 
-def test_a_table_at_an_address():
+def test_a_table_at_an_address_is_read():
   import fsspec
 
   with fsspec.open('memory://tables/t.tsv', 'wb') as file:
@@ -102,46 +102,46 @@ def test_a_table_at_an_address():
   assert 'memory://tables/no.tsv' in message('memory://tables/no.tsv')
 
 
-def test_broken_lines_are_left_out_only_where_somebody_counts_them(table):
+def test_malformed_lines_are_skipped_only_if_they_are_counted(table):
   path = table('a\tb\n1\t2\n3\n4\t5\t6\n7\t8\n')
   broken = []
   assert values(path, broken=broken) == [(2, '1', '2'), (5, '7', '8')] and broken == [3, 4]
-  assert f'line 3 of the file {path!r} has 1 fields where its header has 2' in message(path)
+  assert f'line 3 of the file {path!r} has 1 fields; expected 2 as in the header' in message(path)
 
 
-def test_kept_columns(table):
+def test_only_the_kept_columns_are_in_rows(table):
   rows = tables.parse_table('a\tb\tc\n1\t2\t3\n', 'x', 'tsv', keep=('c', 'a', 'z'))
   assert rows == [tables.Row(2, {'a': '1', 'c': '3'})]
 
 
 @pytest.mark.parametrize(
-  'content, name, said',
+  'content, name, expected',
   [
-    ('', 't.tsv', 'is empty; give one with a header and rows'),
-    ('text\tlabel\n', 't.tsv', 'holds no rows; give a file with at least one below its header'),
-    ('\n', 't.jsonl', 'holds no rows'),
-    ('[]', 't.json', 'holds no rows'),
-    ('text\ttext\na\tb\n', 't.tsv', "has two columns called 'text'; rename one"),
+    ('', 't.tsv', 'is empty; expected a header and rows'),
+    ('text\tlabel\n', 't.tsv', 'has no rows; expected at least one below its header'),
+    ('\n', 't.jsonl', 'has no rows'),
+    ('[]', 't.json', 'has no rows'),
+    ('text\ttext\na\tb\n', 't.tsv', "has two columns named 'text'; rename one"),
     (
       'texts\tlabel\na\tb\n',
       't.tsv',
       "has no column 'text' (did you mean 'texts'?); its columns are 'texts', 'label'",
     ),
-    ('"text"\t"label"\n"a"\t"b"\n', 't.tsv', 'fields in quotes are read with data.format=csv'),
+    ('"text"\t"label"\n"a"\t"b"\n', 't.tsv', 'set data.format=csv to read fields in quotes'),
     (
       'text\tlabel\na\n',
       't.tsv',
-      'line 2 of the file {path!r} has 1 fields where its header has 2; mend it',
+      'line 2 of the file {path!r} has 1 fields; expected 2 as in the header',
     ),
     (
       'text\tlabel\na\tb\tc\n',
       't.tsv',
-      'line 2 of the file {path!r} has 3 fields where its header has 2; mend it',
+      'line 2 of the file {path!r} has 3 fields; expected 2 as in the header',
     ),
     (
       b'text\tlabel\nfine\t1\ncaf\xe9\t1\n',
       't.tsv',
-      'line 3 of the file {path!r} is not UTF-8 (byte 0xe9); convert it',
+      'line 3 of the file {path!r} is not UTF-8 (byte 0xe9); convert the file',
     ),
     (
       'text\tlabel\n'.encode('utf-16'),
@@ -151,11 +151,11 @@ def test_kept_columns(table):
     (
       'text\tlabel\na\tb\n'.encode('utf-16-be'),
       't.tsv',
-      'line 1 of the file {path!r} holds a zero byte',
+      'line 1 of the file {path!r} contains a zero byte',
     ),
-    ('text,label\n"a,b\n', 't.csv', 'line 2 of the file {path!r} is not CSV'),
-    ('text,label\na,b\n"c"d,e\n', 't.csv', 'line 3 of the file {path!r} is not CSV'),
-    ('{"text": "a"}\n{"text": \n', 't.jsonl', 'line 2 of the file {path!r} is not JSON'),
+    ('text,label\n"a,b\n', 't.csv', 'line 2 of the file {path!r} is not valid CSV'),
+    ('text,label\na,b\n"c"d,e\n', 't.csv', 'line 3 of the file {path!r} is not valid CSV'),
+    ('{"text": "a"}\n{"text": \n', 't.jsonl', 'line 2 of the file {path!r} is not valid JSON'),
     ('{"text": "a"}\n["text"]\n', 't.jsonl', 'line 2 of the file {path!r} is not a JSON object'),
     (
       '{"text": "a"}\n{"txt": "a"}\n',
@@ -165,40 +165,40 @@ def test_kept_columns(table):
     (
       '{"text": "a"}',
       't.json',
-      'is not a JSON list of objects; set data.format=jsonl where each line is an object',
+      'is not a JSON list of objects; set data.format=jsonl if each line is an object',
     ),
-    ('"text"', 't.json', 'is not a JSON list of objects; give one'),
+    ('"text"', 't.json', 'is not a JSON list of objects'),
     (
       '[{"text": "a"},\n{"text": ]',
       't.json',
-      'line 2 of the file {path!r} begins what is not JSON',
+      'line 2 of the file {path!r} is not valid JSON',
     ),
     (
       '[{"text": "a"}\n',
       't.json',
-      'line 1 of the file {path!r} begins an object after which the list neither goes on nor ends',
+      'line 1 of the file {path!r} starts an object after which the list has neither a comma',
     ),
     (
       '[{"text": "a"}\n{"text": "b"}]',
       't.json',
-      'line 1 of the file {path!r} begins an object after which',
+      'line 1 of the file {path!r} starts an object after which',
     ),
     ('[{"text": "a"}, 7]', 't.json', 'is not a JSON object'),
     (
       'text\tlabel\na\tb\n',
       't.dat',
-      'does not follow from its name; set data.format to one of tsv, csv, jsonl, json',
+      'cannot be inferred from its name; set data.format to one of tsv, csv, jsonl, json',
     ),
-    ('text\tlabel\na\tb\n', 't.parquet', 'does not follow from its name'),
+    ('text\tlabel\na\tb\n', 't.parquet', 'cannot be inferred from its name'),
   ],
 )
-def test_what_is_wrong_is_told(table, content, name, said):
+def test_errors_name_the_file_and_the_line(table, content, name, expected):
   path = table(content, name)
-  told = message(path, columns=('text',))
-  assert said.format(path=path) in told and repr(path) in told
+  found = message(path, columns=('text',))
+  assert expected.format(path=path) in found and repr(path) in found
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
   assert "no.tsv' cannot be read: No such file or directory" in message(str(tmp_path / 'no.tsv'))
   assert 'cannot be read: Is a directory' in message(str(tmp_path))
 
@@ -213,6 +213,6 @@ def test_values_as_text(table):
       tables.text_value('f', rows[0], name)
 
 
-def test_lines_are_counted_as_an_editor_counts_them(table):
+def test_lines_are_those_of_an_editor(table):
   assert tables.read_lines(table('a\r\n\nb\u2028c\x0c\nd')) == ['a', '', 'b\u2028c\x0c', 'd']
   assert tables.read_lines(table('a\n')) == ['a'] and tables.read_lines(table('')) == []

@@ -1,4 +1,4 @@
-"""Tagging tasks: labels from the training data, every word scored once, files that conlleval reads, complaints of one sentence."""
+"""Tagging tasks: labels from the training data, one score per word, files for conlleval, errors."""
 
 import io
 import json
@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import sklearn.metrics
+from finetune_files import described, opened, restored
 
 from electra_jax.data.tokenizers.tokenization import SPECIAL_TOKENS, load_tokenizer
 from electra_jax.errors import UserError
@@ -27,7 +28,7 @@ POS = ''.join(
 
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory):
-  """Letters and a few words: Mora is one token, others one a letter; digits are unknown."""
+  """Letters and a few words: Mora is one token, other words one per letter; digits are unknown."""
   letters = 'abcdefghijklmnopqrstuvwxyz.#,'
   path = tmp_path_factory.mktemp('vocabulary') / 'vocab.txt'
   path.write_text(
@@ -38,36 +39,24 @@ def tokenizer(tmp_path_factory):
   return load_tokenizer(path, lowercase=True)
 
 
-def fields(tmp_path, files, **more):
-  """config.data of files by their names; train, dev and test go to their parts."""
+def data_fields(tmp_path, files, **more):
+  """Writes files, and returns fields of config.data: train.*, dev.* and test.* are the splits."""
   folder = tmp_path / 'data'
   folder.mkdir(exist_ok=True)
   for name, content in files.items():
     (folder / name).write_text(content, 'utf-8')
-  d = {
-    'source': '',
-    'train': '',
-    'dev': '',
-    'test': '',
-    'format': 'auto',
-    'text': 'text',
-    'pair': '',
-    'label': 'label',
-    'tags': 'auto',
-  }
-  d |= {name.split('.')[0]: str(folder / name) for name in files if name.split('.')[0] in d}
-  return types.SimpleNamespace(**d | more)
+  splits = {name: name.split('.')[0] for name in files}
+  named = {split: folder / name for name, split in splits.items() if split in tagging.SPLITS}
+  return named | more
 
 
 def open_task(tmp_path, name='ner', files=None, **more):
-  return tagging.open_task(
-    name,
-    fields(tmp_path, files or {'train.conll': TRAIN, 'dev.conll': DEV, 'test.conll': TEST}, **more),
-  )
+  files = files or {'train.conll': TRAIN, 'dev.conll': DEV, 'test.conll': TEST}
+  return opened(name, **data_fields(tmp_path, files, **more))
 
 
 def perfect(task, features, margin=9.0):
-  """Outputs that say what the targets say, at first tokens, and nonsense elsewhere."""
+  """Outputs that predict the targets at first tokens, and random labels elsewhere."""
   rng = np.random.default_rng(0)
   outputs = [
     rng.normal(size=(len(tags), len(task.labels))).astype(np.float32)
@@ -79,9 +68,9 @@ def perfect(task, features, margin=9.0):
   return {'logits': outputs}
 
 
-def test_labels_are_those_of_training_o_first_and_both_marks_of_every_type(tmp_path):
+def test_labels_come_from_training_with_o_first_and_both_marks_of_each_type(tmp_path):
   task = open_task(tmp_path)
-  assert task.labels == ('O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER')  # I-LOC is in dev alone
+  assert task.labels == ('O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER')  # I-LOC occurs only in dev
   assert (task.head, task.metric, task.splits, task.recipe.max_length) == (
     'tagging',
     'f1',
@@ -91,7 +80,7 @@ def test_labels_are_those_of_training_o_first_and_both_marks_of_every_type(tmp_p
   assert [sentence.tokens for sentence in task.examples('test')] == [('Mora', 'is'), ('Tiru',)]
 
 
-def test_part_of_speech_is_accuracy(tmp_path):
+def test_parts_of_speech_are_scored_by_accuracy(tmp_path):
   task = open_task(tmp_path, 'pos', {'train.conllu': POS, 'dev.conllu': POS})
   assert task.labels == ('PRON', 'PROPN', 'PUNCT', 'VERB') and task.metric == 'accuracy'
   assert open_task(
@@ -107,11 +96,13 @@ def test_part_of_speech_is_accuracy(tmp_path):
     ('c.conll', 'x O\ny NOUN\n', 'accuracy'),
   ],
 )
-def test_ones_own_tags_are_entities_where_all_have_their_shape(tmp_path, name, content, metric):
+def test_tags_of_the_task_tagging_are_entities_where_all_have_their_form(
+  tmp_path, name, content, metric
+):
   assert open_task(tmp_path, 'tagging', {'train' + name[1:]: content}).metric == metric
 
 
-def test_a_row_has_each_words_tag_at_its_first_token(tmp_path, tokenizer):
+def test_the_target_of_a_word_is_at_its_first_token(tmp_path, tokenizer):
   task = open_task(tmp_path)
   features, counts = task.features(task.examples('train'), tokenizer, 256)
   assert counts == {} and features.examples.tolist() == [0, 1]
@@ -140,7 +131,7 @@ def test_a_row_has_each_words_tag_at_its_first_token(tmp_path, tokenizer):
   )
 
 
-def test_a_word_of_no_token_becomes_unknown(tmp_path, tokenizer):
+def test_a_word_without_tokens_becomes_unknown(tmp_path, tokenizer):
   task = open_task(tmp_path, files={'train.conll': 'a O\n\u200b B-X\n\u0301 I-X\n12 O\n'})
   features, _ = task.features(task.examples('train'), tokenizer, 256)
   assert [tokenizer.token(i) for i in features.token_ids[0]] == [
@@ -154,7 +145,7 @@ def test_a_word_of_no_token_becomes_unknown(tmp_path, tokenizer):
   assert (features.targets['tags'][0][1:-1] >= 0).all()
 
 
-def test_features_of_nothing_and_of_unlabelled_examples(tmp_path, tokenizer):
+def test_features_of_empty_and_untagged_sentences(tmp_path, tokenizer):
   task = open_task(tmp_path)
   features, counts = task.features(task.examples('test'), tokenizer, 256)
   assert all((tags == -1).all() for tags in features.targets['tags']) and counts == {}
@@ -172,11 +163,13 @@ WORDS = st.lists(st.text('abc1\u200b', min_size=1, max_size=9), max_size=12)
 
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(sentences=st.lists(WORDS, min_size=1, max_size=5), max_length=st.integers(3, 12))
-def test_every_word_is_in_one_row_and_is_scored_once(tokenizer, sentences, max_length):
+def test_every_word_is_in_one_row_and_scored_once(tokenizer, sentences, max_length):
   def tag_of(word):
     return ('O', 'B-X', 'B-Y')[len(word) % 3]
 
-  task = tagging.Tagging('ner', ('O', 'B-X', 'I-X', 'B-Y', 'I-Y'), 'f1', tagging.Layout())
+  labels = ('O', 'B-X', 'I-X', 'B-Y', 'I-Y')
+  layout = tagging.SentenceLayout()
+  task = tagging.TaggingTask(name='ner', labels=labels, metric='f1', layout=layout)
   examples = [
     tagging.Sentence(tuple(words), tuple(map(tag_of, words)), 'f', (1,) * len(words))
     for words in sentences
@@ -193,8 +186,8 @@ def test_every_word_is_in_one_row_and_is_scored_once(tokenizer, sentences, max_l
     list(map(tag_of, words)) for words in sentences
   ]
   if any(sentences):
-    figures = task.score('dev', examples, features, outputs)
-    assert figures['accuracy'] == 1 and figures['f1'] == (
+    metrics = task.score('dev', examples, features, outputs)
+    assert metrics['accuracy'] == 1 and metrics['f1'] == (
       1 if any(tag_of(word) != 'O' for words in sentences for word in words) else 0
     )
   kept = [ids[1:-1] for ids in features.token_ids]
@@ -202,24 +195,24 @@ def test_every_word_is_in_one_row_and_is_scored_once(tokenizer, sentences, max_l
   assert sum(map(len, kept)) == whole - counts.get('tokens of words too long for a row, cut off', 0)
 
 
-def test_scores_are_over_entities_and_over_words(tmp_path, tokenizer):
+def test_scores_count_entities_and_words(tmp_path, tokenizer):
   task = open_task(tmp_path)
   examples = task.examples('dev')
   features, _ = task.features(examples, tokenizer, 8)
   assert len(features) > 1
   outputs = perfect(task, features)
-  place = (len(features) - 1, features.notes[-1][-1])  # the last word, I-LOC, comes out as O
+  place = (len(features) - 1, features.notes[-1][-1])  # the last word, I-LOC, is predicted as O
   outputs['logits'][place[0]][place[1]] = 9 * np.eye(5)[0]
-  figures = task.score('dev', examples, features, outputs)
+  metrics = task.score('dev', examples, features, outputs)
   assert (
-    figures['f1'] == 0.5
-    and figures['f1/PER'] == 1
-    and figures['f1/LOC'] == 0
-    and figures['accuracy'] == 0.8
+    metrics['f1'] == 0.5
+    and metrics['f1/PER'] == 1
+    and metrics['f1/LOC'] == 0
+    and metrics['accuracy'] == 0.8
   )
 
 
-def test_macro_f1_is_that_of_scikit_learn(tmp_path, tokenizer):
+def test_macro_f1_equals_scikit_learns(tmp_path, tokenizer):
   rng = np.random.default_rng(1)
   tags = list('ABCDE')
 
@@ -232,10 +225,10 @@ def test_macro_f1_is_that_of_scikit_learn(tmp_path, tokenizer):
   outputs = {'logits': [rng.normal(size=(len(ids), 5)) for ids in features.token_ids]}
   gold = [tag for sentence in examples for tag in sentence.tags]
   predicted = [tag for row in task.predictions(examples, features, outputs) for tag in row['tags']]
-  figures = task.score('dev', examples, features, outputs)
-  np.testing.assert_allclose(figures['accuracy'], sklearn.metrics.accuracy_score(gold, predicted))
+  metrics = task.score('dev', examples, features, outputs)
+  np.testing.assert_allclose(metrics['accuracy'], sklearn.metrics.accuracy_score(gold, predicted))
   np.testing.assert_allclose(
-    figures['macro_f1'], sklearn.metrics.f1_score(gold, predicted, average='macro')
+    metrics['macro_f1'], sklearn.metrics.f1_score(gold, predicted, average='macro')
   )
 
 
@@ -247,12 +240,11 @@ def test_the_constant_answer_is_the_most_frequent_tag(tmp_path):
     'train.conll': 'a B-NP\nb I-NP\nc I-NP\n',
     'dev.conll': 'a B-NP\nb I-NP\n\nc B-NP\nd O\n',
   }
-  assert (
-    open_task(tmp_path, 'chunking', chunks).constant()['f1'] == 0.5
-  )  # all I-NP is a phrase a sentence to conlleval
+  # conlleval reads a sentence of I-NP as one phrase.
+  assert open_task(tmp_path, 'chunking', chunks).constant()['f1'] == 0.5
 
 
-def test_predictions_give_probabilities_and_entities(tmp_path, tokenizer):
+def test_predictions_have_probabilities_and_entities(tmp_path, tokenizer):
   task = open_task(tmp_path)
   examples = task.examples('train')
   features, _ = task.features(examples, tokenizer, 256)
@@ -271,7 +263,7 @@ def test_predictions_give_probabilities_and_entities(tmp_path, tokenizer):
   json.dumps(row)
 
 
-def test_the_submission_is_what_conlleval_reads(tmp_path, tokenizer):
+def test_the_submission_has_the_format_of_conlleval(tmp_path, tokenizer):
   task = open_task(tmp_path)
   for split, expected in (
     ('dev', b'Bako B-PER B-PER\nis O O\nin O O\nTiru B-LOC B-LOC\nLo I-LOC I-LOC\n\n'),
@@ -288,14 +280,14 @@ def test_the_submission_is_what_conlleval_reads(tmp_path, tokenizer):
     }
 
 
-def test_types_that_are_ignored_count_as_o(tmp_path):
+def test_ignored_types_count_as_o(tmp_path):
   files = {'train.conll': 'a B-PER\nb B-OTH\nc I-OTH\n', 'dev.conll': 'a B-OTH\nb B-PER\n'}
   task = open_task(tmp_path, files=files, ignore_labels='OTH')
   assert task.labels == ('O', 'B-PER', 'I-PER') and task.examples('dev')[0].tags == ('O', 'B-PER')
   assert task.examples('train')[0].tags == ('B-PER', 'O', 'O')
 
 
-def test_iob1_is_read_where_repair_is_chosen(tmp_path, tokenizer):
+def test_iob1_is_read_with_repair_tags(tmp_path, tokenizer):
   files = {'train.conll': 'a I-PER\nb I-PER\nc B-PER\nd O\n', 'dev.conll': 'a I-PER\n'}
   task = open_task(tmp_path, files=files, repair_tags='repair')
   assert task.examples('train')[0].tags == ('B-PER', 'I-PER', 'B-PER', 'O')
@@ -306,15 +298,11 @@ def test_iob1_is_read_where_repair_is_chosen(tmp_path, tokenizer):
   )
 
 
-def test_a_task_is_made_again_without_its_data(tmp_path, tokenizer):
+def test_a_task_is_restored_without_its_data(tmp_path, tokenizer):
   task = open_task(tmp_path, ignore_labels='LOC')
-  again = tagging.restore(json.loads(json.dumps(task.describe())))
-  assert (
-    again.describe() == task.describe()
-    and again.splits == ()
-    and again.labels == task.labels
-    and again.types == task.types
-  )
+  again = restored(task)
+  assert described(again) == described(task)
+  assert (again.splits, again.labels, again.types) == ((), task.labels, task.types)
 
 
 READ = [
@@ -331,10 +319,10 @@ READ = [
 
 
 @pytest.mark.parametrize('name, content, words, tags', READ)
-def test_a_persons_file_is_read_with_and_without_tags(
+def test_a_users_file_is_read_with_and_without_tags(
   tmp_path, monkeypatch, tokenizer, name, content, words, tags
 ):
-  task = tagging.restore(open_task(tmp_path).describe())
+  task = restored(open_task(tmp_path))
   if name == '-':
     monkeypatch.setattr('sys.stdin', types.SimpleNamespace(buffer=io.BytesIO(content.encode())))
   else:
@@ -345,7 +333,7 @@ def test_a_persons_file_is_read_with_and_without_tags(
   assert examples[0].tags == (tags and tuple(tags.split()))
   features, counts = task.features(examples, tokenizer, 256)
   unknown = tags is not None and 'VERB' in tags
-  assert counts.get('sentences with tags that training did not have, read without', 0) == unknown
+  assert counts.get('sentences with unknown tags, read without tags', 0) == unknown
   rows = task.predictions(
     examples, features, {'logits': [np.zeros((len(ids), 5)) for ids in features.token_ids]}
   )
@@ -360,7 +348,7 @@ def test_a_persons_file_is_read_with_and_without_tags(
       )
 
 
-def test_columns_of_training_bind_no_other_layout(tmp_path):
+def test_the_column_of_training_applies_only_to_the_same_layout(tmp_path):
   task = open_task(tmp_path, 'pos', {'train.conllu': POS}, tags='xpos')
   (tmp_path / 'other.conll').write_text('Mora X\nit X\n')
   assert task.read(str(tmp_path / 'other.conll'))[0].tags == ('X', 'X')
@@ -385,71 +373,65 @@ def test_columns_of_training_bind_no_other_layout(tmp_path):
     ),
   ],
 )
-def test_parts_are_found_in_a_folder(tmp_path, names, parts):
-  data = fields(
-    tmp_path, {name: POS if name.endswith('.conllu') else TRAIN for name in names}, tags='-1'
-  )
-  data.train = data.dev = data.test = ''
-  data.source = str(tmp_path / 'data')
-  task = tagging.open_task('tagging', data)
-  assert (
-    tuple(task.paths.get(split, '').split('/')[-1] or None for split in ('train', 'dev', 'test'))
-    == parts
-  )
+def test_splits_are_found_in_a_folder_by_file_name(tmp_path, names, parts):
+  data_fields(tmp_path, {name: POS if name.endswith('.conllu') else TRAIN for name in names})
+  task = opened('tagging', source=tmp_path / 'data', tags='-1')
+  found = (task.paths.get(split, '').split('/')[-1] for split in tagging.SPLITS)
+  assert tuple(name or None for name in found) == parts
 
 
 BAD = [
   (
     {'train.conll': 'a O\n', 'dev.conll': 'a I-PER\n'},
     {},
-    "line 1 of the file '.*dev.conll' has the tag 'I-PER' after the beginning, which breaks IOB2",
+    "line 1 of the file '.*dev.conll' has the tag 'I-PER' after the start of the sentence, "
+    'which violates IOB2',
   ),
   (
     {'train.conll': 'a B-LOC\nb I-PER\n'},
     {},
-    "line 2 of .* has the tag 'I-PER' after 'B-LOC', which breaks IOB2; .* data.repair_tags=repair",
+    "line 2 of .* has the tag 'I-PER' after 'B-LOC', which violates IOB2; .* data.repair_tags",
   ),
   (
     {'train.conll': 'a B-LOC\nb NOUN\n'},
     {},
-    "line 2 of .* has the tag 'NOUN', which is no entity's",
+    "line 2 of .* has the tag 'NOUN'; expected O, B-TYPE or I-TYPE",
   ),
   (
     {'train.conll': 'a B-LOC\n', 'dev.conll': 'a O\n\nb B-PER\n'},
     {},
-    "line 3 of .*dev.conll' has the tag 'B-PER', which the training data has not; it has 'O'",
+    "line 3 of .*dev.conll' has the tag 'B-PER', which does not occur .*; expected one of 'O'",
   ),
-  ({'train.conll': TEST}, {}, 'line 1 of .* has no tags where data.tags and data.label say'),
+  ({'train.conll': TEST}, {}, 'line 1 of .* has no tags, which training and dev data require'),
   ({'train.conll': TRAIN, 'dev.conll': TEST}, {}, "line 1 of .*dev.conll' has no tags"),
-  ({'train.conll': TRAIN, 'dev.conll': '\n'}, {}, "dev.conll' holds no sentences"),
-  ({'dev.conll': TRAIN}, {}, 'there is no training data; name a file with data.train'),
+  ({'train.conll': TRAIN, 'dev.conll': '\n'}, {}, "dev.conll' has no sentences"),
+  ({'dev.conll': TRAIN}, {}, "the task 'ner' has no training data; set data.train"),
   (
     {'train.conll': TRAIN},
     {'ignore_labels': 'OHT'},
-    "data.ignore_labels names 'OHT', .* its types are 'LOC', 'PER'",
-  ),
-  (
-    {'train.conll': TRAIN},
-    {'repair_tags': 'yes'},
-    "data.repair_tags is 'yes'; it is one of refuse, repair",
+    "data.ignore_labels has 'OHT', .* its types are 'LOC', 'PER'",
   ),
   (
     {'train.conll': TRAIN},
     {'train': '/nowhere/train.conll'},
     "'/nowhere/train.conll' cannot be read",
   ),
-  ({'a.conll': TRAIN}, {'source': 'data'}, 'has no file whose name has train, dev or test in it'),
+  ({'a.conll': TRAIN}, {'source': 'data'}, 'has no file with train, dev or test in its name'),
   (
     {'train1.conll': TRAIN, 'train2.conll': TRAIN},
     {'source': 'data'},
-    "has several files for train: 'train1.conll', 'train2.conll'; name one with data.train",
+    "has several files for train: 'train1.conll', 'train2.conll'; set data.train",
   ),
-  ({'train.conll': TRAIN}, {'source': 'tfds:conll2003'}, "'tfds:conll2003' is not a folder"),
+  (
+    {'train.conll': TRAIN},
+    {'source': 'tfds:conll2003'},
+    "data.source is 'tfds:conll2003'; expected a folder",
+  ),
 ]
 
 
 @pytest.mark.parametrize('files, more, message', BAD)
-def test_mistakes_are_one_sentence(tmp_path, files, more, message):
+def test_errors_are_one_sentence(tmp_path, files, more, message):
   if more.get('source') == 'data':
     more = {'source': str(tmp_path / 'data'), 'train': '', 'dev': ''}
   with pytest.raises(UserError, match=message) as error:
@@ -458,14 +440,12 @@ def test_mistakes_are_one_sentence(tmp_path, files, more, message):
   assert '\n' not in str(error.value)
 
 
-def test_ignoring_is_of_entities(tmp_path):
-  with pytest.raises(
-    UserError, match='data.ignore_labels is of tasks of entities, and pos here is none'
-  ):
+def test_ignore_labels_requires_entities(tmp_path):
+  with pytest.raises(UserError, match="data.ignore_labels is 'X', which requires tags of entities"):
     open_task(tmp_path, 'pos', {'train.conllu': POS}, ignore_labels='X')
 
 
-def test_a_row_needs_room_for_a_word(tmp_path, tokenizer):
+def test_max_length_must_leave_room_for_a_word(tmp_path, tokenizer):
   task = open_task(tmp_path)
-  with pytest.raises(UserError, match='max_length is 2'):
+  with pytest.raises(UserError, match='config.max_length is 2'):
     task.features(task.examples('train'), tokenizer, 2)

@@ -1,14 +1,14 @@
-"""Accuracy, F1, Matthews, Pearson and Spearman agree with scikit-learn and SciPy, on random and on edge data."""
+"""Metrics of labels and values equal those of scikit-learn and SciPy, on random and edge cases."""
 
 import math
 import warnings
 
 import numpy as np
 import pytest
+import sklearn.metrics as reference
 from scipy import stats
-from sklearn import metrics as reference
 
-from electra_jax.finetune import metrics
+from electra_jax.finetune import task_metrics
 
 EDGES = {
   'one class in gold': ([1, 1, 1, 1], [0, 1, 1, 0]),
@@ -27,10 +27,10 @@ def agree(gold, predicted, positive=1):
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     ours = (
-      metrics.accuracy(gold, predicted),
-      metrics.macro_f1(gold, predicted),
-      metrics.matthews(gold, predicted),
-      metrics.f1(gold, predicted, positive),
+      task_metrics.accuracy(gold, predicted),
+      task_metrics.macro_f1(gold, predicted),
+      task_metrics.matthews(gold, predicted),
+      task_metrics.f1(gold, predicted, positive),
     )
     theirs = (
       reference.accuracy_score(gold, predicted),
@@ -51,14 +51,14 @@ def test_random_labels(classes):
 
 
 @pytest.mark.parametrize('edge', EDGES)
-def test_edges_of_labels(edge):
+def test_edge_cases_of_labels(edge):
   agree(*EDGES[edge])
 
 
 def test_matthews_does_not_overflow_on_the_largest_tasks():
   gold = np.repeat([0, 1], 200_000)
   predicted = np.roll(gold, 1_000)
-  assert metrics.matthews(gold, predicted) == pytest.approx(
+  assert task_metrics.matthews(gold, predicted) == pytest.approx(
     reference.matthews_corrcoef(gold, predicted), rel=1e-12
   )
 
@@ -78,10 +78,10 @@ def test_correlations(make):
   for seed, examples in enumerate((3, 4, 10, 1000)):
     gold, predicted = make(np.random.default_rng(seed + 1), examples)
     if len(set(gold)) > 1 and len(set(predicted)) > 1:
-      assert metrics.pearson(gold, predicted) == pytest.approx(
+      assert task_metrics.pearson(gold, predicted) == pytest.approx(
         stats.pearsonr(gold, predicted)[0], rel=1e-9
       )
-      assert metrics.spearman(gold, predicted) == pytest.approx(
+      assert task_metrics.spearman(gold, predicted) == pytest.approx(
         stats.spearmanr(gold, predicted)[0], rel=1e-9
       )
 
@@ -95,38 +95,40 @@ def test_correlations(make):
     ([1.0, 2.0, 3.0], [1.0, math.nan, 3.0]),
   ],
 )
-def test_correlations_that_are_undefined_are_nan_as_in_scipy(gold, predicted):
+def test_undefined_correlations_are_nan_as_in_scipy(gold, predicted):
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     assert math.isnan(stats.pearsonr(gold, predicted)[0]) and math.isnan(
       stats.spearmanr(gold, predicted)[0]
     )
-    assert math.isnan(metrics.pearson(gold, predicted)) and math.isnan(
-      metrics.spearman(gold, predicted)
+    assert math.isnan(task_metrics.pearson(gold, predicted)) and math.isnan(
+      task_metrics.spearman(gold, predicted)
     )
 
 
 def test_a_single_pair_has_no_correlation():
-  assert math.isnan(metrics.pearson([1.0], [2.0])) and math.isnan(metrics.spearman([1.0], [2.0]))
+  assert math.isnan(task_metrics.pearson([1.0], [2.0])) and math.isnan(
+    task_metrics.spearman([1.0], [2.0])
+  )
 
 
 def test_mean_squared_error():
   gold, predicted = np.random.default_rng(0).normal(size=(2, 50))
-  assert metrics.mse(gold, predicted) == pytest.approx(
+  assert task_metrics.mse(gold, predicted) == pytest.approx(
     reference.mean_squared_error(gold, predicted)
   )
-  assert math.isnan(metrics.mse([1.0, math.nan], [1.0, 1.0]))
+  assert math.isnan(task_metrics.mse([1.0, math.nan], [1.0, 1.0]))
 
 
-def test_no_example_has_no_figure():
+def test_metrics_of_no_examples_are_nan():
   empty = np.zeros(0, np.int64)
-  for figure in (
-    metrics.accuracy,
-    metrics.f1,
-    metrics.macro_f1,
-    metrics.matthews,
-    metrics.pearson,
-    metrics.spearman,
-    metrics.mse,
+  for metric in (
+    task_metrics.accuracy,
+    task_metrics.f1,
+    task_metrics.macro_f1,
+    task_metrics.matthews,
+    task_metrics.pearson,
+    task_metrics.spearman,
+    task_metrics.mse,
   ):
-    assert math.isnan(figure(empty, empty))
+    assert math.isnan(metric(empty, empty))

@@ -1,4 +1,4 @@
-"""Trials together: statistics that SciPy gives too, collapsed ones found and no others, GLUE's average as published, a readable picture."""
+"""Summaries of trials: statistics as in SciPy, collapsed trials, the GLUE average, tables."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from electra_jax.finetune import trial_summary
 
 
 def record(task, trial, value, metric='accuracy', constant=None, looks=4, split='dev', **further):
-  """As finetune/trial.py keeps it; `further` figures have a constant of 0."""
+  """A record as finetune/trial.py writes it; `further` metrics have a constant of 0."""
   figures = {metric: value} | further
 
   def at(share):
@@ -44,9 +44,9 @@ def trials(task, values, **fields):
   return [record(task, i + 1, value, **fields) for i, value in enumerate(values)]
 
 
-def test_statistics_are_scipys():
+def test_statistics_equal_those_of_scipy():
   values = [0.61, 0.66, 0.63, 0.7, 0.58]
-  f = trial_summary.summarise(trials('rte', values))['rte']['figures']['dev']['accuracy']
+  f = trial_summary.summarize_trials(trials('rte', values))['rte']['figures']['dev']['accuracy']
   interval = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
   expected = {
     'n': 5,
@@ -60,8 +60,8 @@ def test_statistics_are_scipys():
   np.testing.assert_allclose([f[name] for name in f], [expected[name] for name in f], rtol=1e-12)
 
 
-def test_one_trial_has_no_interval_and_all_is_json():
-  summaries = trial_summary.summarise(
+def test_one_trial_has_no_interval_and_summaries_are_json():
+  summaries = trial_summary.summarize_trials(
     [record('pos', 1, 0.9, constant=0.2), record('ner', 1, 0.5, 'f1')]
   )
   f = summaries['pos']['figures']['dev']['accuracy']
@@ -79,21 +79,21 @@ def test_one_trial_has_no_interval_and_all_is_json():
 
 
 @pytest.mark.parametrize('undefined', [None, math.nan])
-def test_an_undefined_figure_is_the_constant_answers_or_left_out_and_counted(undefined):
+def test_an_undefined_metric_counts_as_the_constant_answer_or_is_omitted(undefined):
   known = trials('stsb', [0.8, undefined, 0.7], metric='pearson', constant=0.0)
-  f = trial_summary.summarise(known)['stsb']['figures']['dev']['pearson']
+  f = trial_summary.summarize_trials(known)['stsb']['figures']['dev']['pearson']
   assert (f['n'], f['median'], f['best']) == (3, 0.7, 0.8)
-  f = trial_summary.summarise(trials('stsb', [0.8, undefined, 0.7], metric='pearson'))['stsb'][
-    'figures'
-  ]['dev']['pearson']
+  f = trial_summary.summarize_trials(trials('stsb', [0.8, undefined, 0.7], metric='pearson'))[
+    'stsb'
+  ]['figures']['dev']['pearson']
   assert (f['n'], f['median']) == (2, 0.75)
-  assert '2 of 3' in trial_summary.table(
-    trial_summary.summarise(trials('stsb', [0.8, undefined, 0.7], metric='pearson'))
+  assert '2 of 3' in trial_summary.trials_table(
+    trial_summary.summarize_trials(trials('stsb', [0.8, undefined, 0.7], metric='pearson'))
   )
 
 
-def test_best_is_the_least_error_and_no_threshold_has_one():
-  f = trial_summary.summarise(
+def test_the_best_error_is_the_lowest_and_thresholds_have_no_best():
+  f = trial_summary.summarize_trials(
     [record('own', i, 0.5, mse=mse, best_f1_thresh=-2.0) for i, mse in ((1, 0.3), (2, 0.1))]
   )['own']['figures']['dev']
   assert (
@@ -106,59 +106,60 @@ def test_best_is_the_least_error_and_no_threshold_has_one():
 @pytest.mark.parametrize(
   'values, constant, expected',
   [
-    (
-      [0.66, 0.527, 0.68, 0.52, 0.7],
-      0.527,
-      [2, 4],
-    ),  # RTE as it fails: at the majority, or a little below
-    ([0.66, 0.534, 0.68], 0.527, [2]),  # a little noise above it
+    # RTE: collapsed trials are at the majority baseline or slightly below.
+    ([0.66, 0.527, 0.68, 0.52, 0.7], 0.527, [2, 4]),
+    ([0.66, 0.534, 0.68], 0.527, [2]),  # slightly above it
     ([0.66, 0.64, 0.68], 0.527, []),
-    ([0.535, 0.55, 0.54], 0.563, []),  # WNLI: nobody is above, so nobody fell
-    ([0.563, 0.55], 0.563, [1]),  # but to say the same of everything is plain
+    ([0.535, 0.55, 0.54], 0.563, []),  # WNLI: no trial is above the baseline
+    ([0.563, 0.55], 0.563, [1]),  # equal to the baseline
     ([0.563], 0.563, [1]),
     ([0.6], 0.563, []),
     ([0.3], None, []),
   ],
 )
-def test_trials_that_collapsed_are_found_and_no_others(values, constant, expected):
+def test_collapsed_trials_are_found(values, constant, expected):
   records = trials('rte', values, constant=constant)
   others = trials('sst2', [0.9], constant=0.509)
-  assert [r['trial'] for r in trial_summary.collapsed(records + others)] == expected
-  assert trial_summary.summarise(others + records)['rte']['collapsed'] == expected
+  assert [r['trial'] for r in trial_summary.collapsed_trials(records + others)] == expected
+  assert trial_summary.summarize_trials(others + records)['rte']['collapsed'] == expected
   if expected:
-    assert f'rte: {len(expected)} trial' in trial_summary.table(trial_summary.summarise(records))
+    assert f'rte: {len(expected)} trial' in trial_summary.trials_table(
+      trial_summary.summarize_trials(records)
+    )
   else:
-    assert 'collapsed' not in trial_summary.table(trial_summary.summarise(records))
+    assert 'collapsed' not in trial_summary.trials_table(trial_summary.summarize_trials(records))
 
 
-def test_a_model_that_ranks_by_chance_did_not_say_the_same_of_everything():
-  assert not trial_summary.collapsed([record('mrpc', 1, 0.684, constant=0.684, f1=0.7)])
-  assert trial_summary.collapsed([record('mrpc', 1, 0.684, constant=0.684, f1=0.0)])
-  assert trial_summary.collapsed([record('stsb', 1, None, 'pearson', constant=0.0, spearman=None)])
+def test_a_trial_with_other_metrics_than_the_constant_answer_did_not_collapse():
+  assert not trial_summary.collapsed_trials([record('mrpc', 1, 0.684, constant=0.684, f1=0.7)])
+  assert trial_summary.collapsed_trials([record('mrpc', 1, 0.684, constant=0.684, f1=0.0)])
+  assert trial_summary.collapsed_trials(
+    [record('stsb', 1, None, 'pearson', constant=0.0, spearman=None)]
+  )
 
 
-def test_glue_is_the_mean_of_the_published_figures_medians():
+def test_the_glue_average_is_the_mean_of_the_medians_of_the_published_metrics():
   records = (
     trials('cola', [0.4, 0.5, 0.1], metric='matthews')
     + [record('stsb', 1, 0.9, 'glue', pearson=0.92, spearman=0.88)]
     + trials('wnli', [0.1])
     + trials('pos', [0.2])
   )
-  average = trial_summary.glue(trial_summary.summarise(records))
+  average = trial_summary.glue_average(trial_summary.summarize_trials(records))
   assert average['tasks'] == ['cola', 'stsb'] and average['average'] == pytest.approx(
     (0.4 + 0.88) / 2
   )
   assert average['missing'] == ['sst2', 'mrpc', 'qqp', 'mnli', 'qnli', 'rte']
-  text = trial_summary.table(trial_summary.summarise(records))
+  text = trial_summary.trials_table(trial_summary.summarize_trials(records))
   assert (
     'GLUE average: 64.0, over the medians of 2 tasks' in text
     and 'missing: sst2, mrpc, qqp, mnli, qnli, rte' in text
   )
-  assert trial_summary.glue(trial_summary.summarise(trials('pos', [0.2]))) is None
-  assert 'GLUE' not in trial_summary.table(
-    trial_summary.summarise(trials('cola', [0.4], metric='matthews'))
+  assert trial_summary.glue_average(trial_summary.summarize_trials(trials('pos', [0.2]))) is None
+  assert 'GLUE' not in trial_summary.trials_table(
+    trial_summary.summarize_trials(trials('cola', [0.4], metric='matthews'))
   )
-  # The published numbers of the small model on public data (google-research/electra, README): their mean is 80.4.
+  # The published results of the small model (google-research/electra, README) have the mean 80.4.
   published = {
     'cola': 56.8,
     'sst2': 88.3,
@@ -170,37 +171,39 @@ def test_glue_is_the_mean_of_the_published_figures_medians():
     'rte': 68.5,
   }
   whole = [
-    record(task, 1, value / 100, trial_summary.PUBLISHED_FIGURES[task])
+    record(task, 1, value / 100, trial_summary.published_metrics()[task])
     for task, value in published.items()
   ]
-  assert 'GLUE average: 80.4' in trial_summary.table(
-    trial_summary.summarise(whole)
-  ) and 'complete' in trial_summary.table(trial_summary.summarise(whole))
+  assert 'GLUE average: 80.4' in trial_summary.trials_table(
+    trial_summary.summarize_trials(whole)
+  ) and 'complete' in trial_summary.trials_table(trial_summary.summarize_trials(whole))
 
 
-def test_the_tables_hold_the_figures_in_columns():
+def test_the_tables_have_the_metrics_in_columns():
   records = trials('mnli', [0.7, 0.72, 0.71], constant=0.33)
   for r in records:
     r['figures']['dev_mismatched'] = {'accuracy': 0.69}
-  summaries = trial_summary.summarise(records)
-  lines = trial_summary.table(summaries).splitlines()
+  summaries = trial_summary.summarize_trials(records)
+  lines = trial_summary.trials_table(summaries).splitlines()
   assert lines[2].split() == 'mnli accuracy 3 71.0 72.0 71.0 1.0 68.5 to 73.5 33.0'.split()
   assert (
     lines[3].split() == 'mnli dev_mismatched accuracy 3 69.0 69.0 69.0 0.0 69.0 to 69.0'.split()
   )
   assert len({line.index('3 ') for line in lines[2:4]}) == 1
-  rows = [line for line in trial_summary.markdown(summaries).splitlines() if line.startswith('|')]
+  rows = [
+    line for line in trial_summary.trials_markdown(summaries).splitlines() if line.startswith('|')
+  ]
   assert len(rows) == 4 and len({row.count('|') for row in rows}) == 1
   assert '| mnli | **accuracy** | 3 | 71.0 | 72.0 | 71.0 | 1.0 | 68.5 to 73.5 | 33.0 |' in rows
 
 
 def outside(figure):
-  """Texts that reach over the edge of a picture, and panels that others lie on."""
+  """Texts that extend over the edge of a picture, and panels that overlap."""
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   page, renderer = figure.bbox, canvas.get_renderer()
 
-  # Ticks past the limits have labels too, which are not drawn.
+  # Ticks outside the limits have labels, too, which are not drawn.
   def shown(labels, axis, limits):
     return [text for text in labels if min(limits) <= text.get_position()[axis] <= max(limits)]
 
@@ -228,7 +231,7 @@ def outside(figure):
   ]
 
 
-def test_the_picture_shows_every_trial_with_nothing_cut_off():
+def test_the_picture_shows_every_trial_completely():
   rng = np.random.default_rng(0)
   records = (
     trials('cola', [0.4, 0.41, 0.0, 0.42], metric='matthews', constant=0.0)
@@ -237,7 +240,7 @@ def test_the_picture_shows_every_trial_with_nothing_cut_off():
     + trials('stsb', [0.85, None], metric='pearson', constant=0.0, looks=1)
     + trials('own', [None], metric='pearson')
   )
-  figure = trial_summary.draw(records, 'a headline of a run')
+  figure = trial_summary.draw_trials(records, 'a headline of a run')
   assert not outside(figure)
   assert len(figure.axes) == 10 and figure._suptitle.get_text().startswith('a headline of a run\n')
   dots = [[line for line in axes.lines if line.get_marker() == 'o'] for axes in figure.axes[1::2]]
@@ -245,4 +248,6 @@ def test_the_picture_shows_every_trial_with_nothing_cut_off():
   assert [line.get_markerfacecolor() == 'white' for line in dots[0]] == [False, False, True, False]
   assert [float(line.get_ydata()[0]) for line in dots[0]] == pytest.approx([40, 41, 0, 42])
   assert 'constant 50.9, below' in figure.axes[3].get_title(loc='left')
-  assert outside(trial_summary.draw(records[:4], 'x' * 400))  # the check sees what is cut off
+  assert outside(
+    trial_summary.draw_trials(records[:4], 'x' * 400)
+  )  # the check finds texts that are cut off

@@ -1,4 +1,4 @@
-"""Made tests/golden/squad_metrics.json with the official scripts of SQuAD: verdicts on made-up answers.
+"""Made tests/golden/squad_metrics.json with the official SQuAD scripts from invented answers.
 
 Run with their paths: python tests/golden/make_squad_metrics.py evaluate-v1.1.py evaluate-v2.0.py
 """

@@ -6,13 +6,14 @@ import shutil
 
 import jax
 import made_run
+import made_tokenizers
 import micro_run
 import numpy as np
 import pytest
 
 import electra_jax
 from electra_jax import export, main
-from electra_jax.data.tokenizers.tokenization import load_tokenizer, train_tokenizer
+from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import google, huggingface, own
 from electra_jax.interop.weights import same_bits
@@ -36,7 +37,7 @@ KINDS = {
 def config_of(kind, heads_of=64):
   """Returns a config with heads of 64, which the original program requires, or as given."""
   family, sharing, fraction = KINDS[kind]
-  config = main.parse(['main', '--config=tests/configs/micro.py']).config
+  config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
   config.model.update(
     family=family,
     hidden_size=2 * heads_of,
@@ -57,7 +58,7 @@ def runs(tmp_path_factory):
   """Returns a function that makes runs by kind, with WordPiece for the electra family."""
   folder, made = tmp_path_factory.mktemp('runs'), {}
   vocabulary = load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
-  sentences = train_tokenizer(
+  sentences = made_tokenizers.train(
     [*made_run.TEXTS, micro_run.corpus().read_text()], kind='unigram', vocab_size=200
   )
 
@@ -223,9 +224,9 @@ def test_a_checkpoint_without_metrics_is_exported_without_them(runs, tmp_path):
 @pytest.mark.parametrize(
   'argv, message',
   [
-    (['--workdir=here'], '--mode=export needs a folder to write; name it with --output'),
+    (['--workdir=here'], '--mode=export requires --output'),
     (['--workdir=nowhere', '--output=out'], 'nowhere is not a run'),
-    (['--workdir=here', '--output=out', '--rows=3'], '--rows belongs to --mode=evaluate'),
+    (['--workdir=here', '--output=out', '--rows=3'], '--rows applies to --mode=evaluate'),
     (['--workdir=here', '--output=out', '--format=onnx'], 'format'),
   ],
 )

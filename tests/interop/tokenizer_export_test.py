@@ -1,6 +1,5 @@
-"""Tokenizer files that transformers opens give our ids, on real and hostile text; folders that transformers writes open here."""
+"""Tokenizer files for transformers give our ids, and folders of transformers open here."""
 
-import io
 import json
 import lzma
 import pathlib
@@ -9,19 +8,17 @@ import subprocess
 import sys
 import unicodedata
 
+import made_tokenizers
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from electra_jax.data.corpus import corpora
-from electra_jax.data.tokenizers import sentencepiece_model, tokenization
+from electra_jax.data.tokenizers import charsmap, sentencepiece_model, tokenization
 from electra_jax.errors import UserError
-from electra_jax.interop import charsmap, tokenizer_files
+from electra_jax.interop import tokenizer_files
 
-transformers = pytest.importorskip(
-  'transformers', reason='transformers is what it is compared with'
-)
+transformers = pytest.importorskip('transformers', reason='compares with transformers')
 
 SHARED = pathlib.Path(__file__).parents[2] / '../shared/data'
 WORDPIECES = {
@@ -134,8 +131,8 @@ HOSTILE = [
   '\u0600\xb2',
   '가\u11a8 각',
 ]
-# Where normalization, words and clusters of characters are decided, and all of Unicode but surrogates. (One noncharacter fewer:
-# two side by side are what charsmap.py puts into a text for a while.)
+# Characters that decide about normalization, words and clusters, and all of Unicode except
+# surrogates. One noncharacter is left out: charsmap.py inserts pairs of them temporarily.
 AWKWARD = ''.join(sorted(set(''.join(HOSTILE)) - {'\U0001fffe'}))
 ANY = st.characters(exclude_categories=['Cs'])
 TEXT = st.lists(
@@ -145,12 +142,12 @@ TEXT = st.lists(
 
 @pytest.fixture(scope='module')
 def sample():
-  return lzma.open(corpora.SAMPLE_PATH, 'rt', encoding='utf-8').read(1_000_000)
+  return made_tokenizers.sample_text(1_000_000)
 
 
 @pytest.fixture(scope='module')
 def trained(sample):
-  """A small tokenizer of each kind, that knows some characters of many scripts."""
+  """A small tokenizer of each kind with some characters of many scripts."""
   texts = [
     *sample[:150_000].split('\n\n'),
     *[unicodedata.normalize('NFKC', text) for text in HOSTILE] * 5,
@@ -171,7 +168,7 @@ def trained(sample):
         arguments = dict(zip(('kind', 'byte_fallback'), MODELS[kind], strict=True)) | {
           'vocab_size': 1500
         }
-      made[kind] = tokenization.train_tokenizer(texts, **arguments)
+      made[kind] = made_tokenizers.train(texts, **arguments)
     return made[kind]
 
   return get
@@ -191,19 +188,22 @@ def pair(request, trained, tmp_path_factory):
 
 
 def ids_of(theirs, texts):
-  """As text alone: what stands there by the name of a special token is text, too."""
+  """Ids without special tokens; names of special tokens in a text are text."""
   return theirs(texts, add_special_tokens=False, split_special_tokens=True)['input_ids']
 
 
 def ties(ours, ids, found):
-  """Of two ways to cut a text, how many pieces differ, all being as likely as far as float32 tells at the sum so far."""
-  model = sentencepiece_model.read(ours.files['tokenizer.model'])
-  assert model.kind == sentencepiece_model.UNIGRAM, 'only there'
+  """How many pieces differ between two splits of a text.
+
+  Checks that the splits are equally likely, as far as float32 resolves the sums of scores.
+  """
+  model = sentencepiece_model.parse_model(ours.files['tokenizer.model'])
+  assert model.model_type == sentencepiece_model.UNIGRAM_MODEL
   scores = np.array([score for _, score, _ in model.pieces])
   sums = [np.cumsum(scores[row]) for row in (ids, found)]
   ends = [np.cumsum([len(ours.tokens[i]) for i in row]) for row in (ids, found)]
   _, at, other = np.intersect1d(*ends, return_indices=True)
-  assert ends[0][-1] == ends[1][-1], 'other text'
+  assert ends[0][-1] == ends[1][-1], 'not the same text'
   apart = np.abs(np.diff(sums[0][at] - sums[1][other], prepend=0.0))
   assert apart.max() <= 4 * np.spacing(np.float32(abs(sums[0][-1])))
   pieces = [set(zip(row, end, strict=True)) for row, end in zip((ids, found), ends, strict=False)]
@@ -211,14 +211,14 @@ def ties(ours, ids, found):
 
 
 def differing(pair, texts):
-  """Texts whose ids differ, and none by more than ties."""
+  """Texts whose ids differ; they differ by ties only."""
   ours, theirs, _ = pair
   rows = list(zip(texts, ours.encode_batch(texts), ids_of(theirs, texts), strict=True))
   return [text for text, ids, found in rows if ids != found and ties(ours, ids, found)]
 
 
 def test_hostile_text_gives_the_same_ids(pair):
-  # A run of one letter, or of two in turn, is cut in many ways that are as likely.
+  # A run of one letter, or of two in turn, has many equally likely splits.
   assert all(len(text) > 35 and len(set(text)) < 4 for text in differing(pair, HOSTILE))
 
 
@@ -237,7 +237,7 @@ def test_any_text_gives_the_same_ids(pair, text):
     assert not differing(pair, [joint.join(text)])
 
 
-def test_rows_have_their_special_tokens_and_types(pair):
+def test_rows_have_special_tokens_and_types(pair):
   ours, theirs, _ = pair
   one, other = 'The old man', "doesn't naïvely listen."
   a, b = ours.encode_batch([one, other])
@@ -273,7 +273,7 @@ def test_a_special_token_named_in_a_text_is_that_token(pair):
   assert ours.mask_id not in ours.encode('The old [MASK] listened.')
 
 
-def test_text_comes_back(pair):
+def test_text_is_decoded(pair):
   ours, theirs, _ = pair
   text = 'He said it, and they listened (to him).'
   ids = ours.encode(text)
@@ -288,11 +288,11 @@ def test_offsets_are_ours(pair):
   text = 'The old man naïvely listened,  then left.'
   spans = ours.encode_with_offsets([text])[0][1].tolist()
   found = theirs(text, add_special_tokens=False, return_offsets_mapping=True)['offset_mapping']
-  # Theirs count the space before a word to the word.
+  # The spans of transformers include the space before a word.
   assert [text[a:b] for a, b in spans] == [text[a:b].strip() for a, b in found]
 
 
-def test_what_is_exported_is_opened_here_as_it_was(pair):
+def test_an_exported_tokenizer_opens_here_unchanged(pair):
   ours, _, folder = pair
   again = tokenization.load_tokenizer(folder)
   assert again.fingerprint == ours.fingerprint and again.encode_batch(HOSTILE) == ours.encode_batch(
@@ -300,7 +300,7 @@ def test_what_is_exported_is_opened_here_as_it_was(pair):
   )
 
 
-def test_a_model_without_types_gets_none(trained, tmp_path):
+def test_no_types_are_made_for_a_model_without_types(trained, tmp_path):
   for kind in ('uncased', 'unigram'):
     theirs = transformers.AutoTokenizer.from_pretrained(
       exported(trained(kind), tmp_path, max_length=None, token_types=False)
@@ -310,8 +310,8 @@ def test_a_model_without_types_gets_none(trained, tmp_path):
 
 
 @pytest.mark.parametrize('model_type', ['electra', 'modernbert'])
-def test_it_opens_beside_a_model(trained, tmp_path, model_type):
-  """The class is chosen by what config.json says, too."""
+def test_a_tokenizer_opens_in_the_folder_of_a_model(trained, tmp_path, model_type):
+  """The class depends on config.json, too."""
   for kind in KINDS:
     exported(trained(kind), tmp_path)
     (tmp_path / 'config.json').write_text(json.dumps({'model_type': model_type}))
@@ -323,13 +323,13 @@ def test_it_opens_beside_a_model(trained, tmp_path, model_type):
       file.unlink()
 
 
-def test_bert_vocabulary_and_text_of_the_corpora(tmp_path):
+def test_the_published_bert_vocabulary_gives_the_same_ids(tmp_path):
   vocabulary, corpus = (
     SHARED / 'vocab/bert-base-uncased.txt',
     SHARED / 'pretrain/wiki_cc_by_sa.txt.xz',
   )
   if not (vocabulary.exists() and corpus.exists()):
-    pytest.skip(f'{vocabulary} or {corpus} is no part of a clone')
+    pytest.skip(f'requires {vocabulary} and {corpus}')
   ours = tokenization.load_tokenizer(vocabulary)
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path, 512))
   lines = lzma.open(corpus, 'rt', encoding='utf-8').read(500_000).split('\n')
@@ -338,7 +338,7 @@ def test_bert_vocabulary_and_text_of_the_corpora(tmp_path):
   ]
 
 
-def test_exporting_needs_no_transformers(trained, tmp_path):
+def test_exporting_does_not_require_transformers(trained, tmp_path):
   exported(trained('unigram'), tmp_path)
   code = f"""if True:
     import sys
@@ -352,56 +352,50 @@ def test_exporting_needs_no_transformers(trained, tmp_path):
   assert done.returncode == 0 and done.stdout.split()[-1] == '4', done.stderr
 
 
-# Where float32 decides ########################################################
+#### Where float32 decides ####
 
 
-def test_a_unigram_model_differs_at_most_where_float32_cannot_tell(trained, sample, tmp_path):
-  """Over a whole book, ids are the same but for words cut in ways that are as likely to the last digits of the sum so far."""
+def test_ids_of_a_unigram_model_differ_only_at_float32_ties(trained, sample, tmp_path):
+  """Ids of a whole book differ only in words with splits that are equally likely in float32."""
   ours = trained('unigram')
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path))
   text = sample[:90_000]
   ids, found = ours.encode(text), ids_of(theirs, [text])[0]
   assert len(ids) > 20_000 and ties(ours, ids, found) < 1e-3 * len(ids)
-  with pytest.raises(AssertionError):  # a way that is less likely is none of those
+  with pytest.raises(AssertionError):  # a less likely split is not a tie
     at = ids.index(ours.tokens.index('\u2581the'))
     ties(ours, ids, [*ids[:at], *map(ours.tokens.index, '\u2581the'), *ids[at + 1 :]])
 
 
-# SentencePiece's normalization ################################################
+#### SentencePiece's normalization ####
 
 
 def model_of(texts, **settings):
-  """A SentencePiece model as others train them, opened here."""
-  import sentencepiece
-
-  out = io.BytesIO()
-  arguments = {'vocab_size': 400, 'hard_vocab_limit': False, 'minloglevel': 2, 'pad_id': 3}
-  arguments |= {'control_symbols': ['<cls>', '<sep>', '<mask>']} | settings
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(texts), model_writer=out, **arguments
-  )
-  return tokenization.from_files('sentencepiece', {'tokenizer.model': out.getvalue()}, 'another')
+  """The tokenizer of a SentencePiece model as other projects train it."""
+  arguments = {'vocab_size': 400, 'pad_id': 3, 'control_symbols': ['<cls>', '<sep>', '<mask>']}
+  content = made_tokenizers.sentencepiece_model(texts, **arguments | settings)
+  return tokenization.from_files('sentencepiece', {'tokenizer.model': content}, 'another')
 
 
 @pytest.mark.parametrize('rule', ['nmt_nfkc', 'nmt_nfkc_cf', 'identity'])
-def test_every_rule_of_normalization_is_kept(sample, rule):
-  """All characters, all sources of rules, and mixtures of them, as SentencePiece's own normalizer maps them."""
+def test_every_rule_of_normalization_is_exported(sample, rule):
+  """All characters, all sources of rules and mixtures of them are mapped as by SentencePiece."""
   import sentencepiece
   from tokenizers import normalizers
 
   content = model_of(sample[:40_000].split('\n'), normalization_rule_name=rule).files[
     'tokenizer.model'
   ]
-  model = sentencepiece_model.read(content)
-  table = charsmap.rules(model.charsmap) if model.charsmap else {}
+  model = sentencepiece_model.parse_model(content)
+  table = charsmap.parse_rules(model.charsmap) if model.charsmap else {}
   assert bool(table) == (rule != 'identity')
-  # The rules alone: without what is done with spaces.
+  # Only the rules, without the treatment of spaces.
   bare = content + sentencepiece_model._field(
     3, b''.join(sentencepiece_model._field(number, 0) for number in (3, 4, 5))
   )
   reference = sentencepiece.SentencePieceProcessor()
   reference.load_from_serialized_proto(bare)
-  made = normalizers.Sequence(charsmap.normalizers(model.charsmap))
+  made = normalizers.Sequence(charsmap.make_normalizers(model.charsmap))
   rng = random.Random(0)
   ranges = (
     (0, 0x3400),
@@ -437,13 +431,12 @@ def test_every_rule_of_normalization_is_kept(sample, rule):
   ],
   ids=str,
 )
-def test_models_of_others_give_the_same_ids(sample, tmp_path, settings):
+def test_other_sentencepiece_models_give_the_same_ids(sample, tmp_path, settings):
   ours = model_of([*sample[:60_000].split('\n'), 'a  b   c'], **settings)
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path))
   texts = [*sample[60_000:200_000].split('\n'), *(text for text in HOSTILE if '<mask>' not in text)]
-  if not settings.get(
-    'remove_extra_whitespaces', True
-  ):  # the one thing that differs: a space before a text that was emptied
+  # The only difference is a space before a text that normalization emptied.
+  if not settings.get('remove_extra_whitespaces', True):
     texts = [text for text in texts if text.strip('\x01\x02')]
   assert not [
     text
@@ -461,15 +454,15 @@ def test_models_of_others_give_the_same_ids(sample, tmp_path, settings):
     ({'user_defined_symbols': ['ﬁ']}, 'kept from normalization'),
   ],
 )
-def test_what_cannot_be_written_is_refused_with_the_reason(sample, settings, reason):
+def test_models_that_cannot_be_exported_are_refused(sample, settings, reason):
   with pytest.raises(UserError, match=reason):
     tokenizer_files.files(model_of(sample[:40_000].split('\n'), **settings), None, True)
 
 
-# Folders of transformers ######################################################
+#### Folders of transformers ####
 
 
-def test_tokens_added_with_transformers_are_tokens_here(trained, tmp_path):
+def test_tokens_added_with_transformers_are_kept(trained, tmp_path):
   ours = trained('uncased')
   theirs = transformers.AutoTokenizer.from_pretrained(exported(ours, tmp_path))
   flagged = [
@@ -489,9 +482,8 @@ def test_tokens_added_with_transformers_are_tokens_here(trained, tmp_path):
   ]
   assert opened.size == len(theirs) == ours.size + 6 and opened.tokens[ours.size] == 'covid'
   assert [opened.encode_batch(texts)[i] for i in plain] == [expected[i] for i in plain]
-  assert len(set(expected[0] + expected[1]) & set(range(ours.size, len(theirs)))) == 6, (
-    'each was met'
-  )
+  # The texts have each added token.
+  assert len(set(expected[0] + expected[1]) & set(range(ours.size, len(theirs)))) == 6
   for again in (tmp_path / 'kept', tmp_path / 'out'):
     again.mkdir()
   opened.save(tmp_path / 'kept')
@@ -579,7 +571,7 @@ def test_special_tokens_of_other_names_are_found(trained, tmp_path):
   assert ids_of(theirs, texts) == ours.encode_batch(texts) and theirs.mask_token == '<mask>'
 
 
-def test_files_that_contradict_or_are_not_ours_are_named(trained, tmp_path):
+def test_contradicting_and_foreign_files_are_refused(trained, tmp_path):
   ours = trained('uncased')
   exported(ours, tmp_path)
   lines = (tmp_path / 'vocab.txt').read_text('utf-8').splitlines()
@@ -602,7 +594,7 @@ def test_files_that_contradict_or_are_not_ours_are_named(trained, tmp_path):
     tokenization.load_tokenizer(old_folder(ours, tmp_path / 'damaged', added_tokens={'covid': 'x'}))
 
 
-def test_a_token_that_stands_twice_in_a_vocabulary_is_the_last_of_the_two(tmp_path):
+def test_the_last_of_a_repeated_token_counts(tmp_path):
   (tmp_path / 'vocab.txt').write_text(
     '\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'b', '##a', '##b', 'a', 'the'])
     + '\n'

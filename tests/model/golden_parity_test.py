@@ -1,4 +1,4 @@
-"""With the original program's weights, masks and samples: losses, logits, probabilities and every gradient are its."""
+"""With the original program's weights, masks and samples, losses and all gradients are equal."""
 
 import pathlib
 
@@ -7,16 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import adamw
 
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
 from electra_jax.pretrain.masking import Masks
-from electra_jax.pretrain.objectives import electra as objective
-from electra_jax.training import optimizers, schedules
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.parts import LossContext
+from electra_jax.pretrain.objectives.settings import Settings
+from electra_jax.training import schedules
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-SETTINGS = objective.Settings()
+SETTINGS = Settings()
 # Our name inside a layer -> the original's.
 LAYER = {
   'query': 'attention/self/query',
@@ -37,7 +40,7 @@ TABLES = {
 
 
 def original_name(path):
-  """The original's name of one of our parameters; layers are stacked here, so theirs has a {} for the layer."""
+  """The original's name of a parameter, with {} for the number of the layer."""
   top, *rest = path
   scope = {'embeddings': 'electra', 'discriminator': 'electra', 'generator': 'generator'}.get(top)
   if top == 'embeddings':
@@ -89,7 +92,7 @@ def towers(file):
 
 
 def load(file, model):
-  """Our parameters, from the original's variables; each of those is used."""
+  """Our parameters from the original's variables, all of which are used."""
   used = set()
   shapes = jax.eval_shape(
     lambda: model.init(
@@ -127,16 +130,15 @@ def run(file, model, params):
     weights=jnp.asarray(file['masked/masked_lm_weights']),
     token_ids=jnp.asarray(file['masked/input_ids']),
   )
-  # The file has the tokens after sampling, not the samples, and a position drawn twice holds the mean of its two: writing that mean in both
-  # slots gives it again.
+  # The file has tokens, not samples. A position that was drawn twice holds the mean of two samples;
+  # that mean as the sample of both slots gives the same token.
   samples = np.take_along_axis(file['fake_ids'], file['masked/masked_lm_positions'], 1)
   batch = {'inputs': inputs, 'masks': masks, 'keys': None}
-  counts = objective.counts(SETTINGS, batch)
+  counts = OBJECTIVE.counts(SETTINGS, batch)
 
   def loss(params):
-    return objective.loss(
-      SETTINGS, model, params, batch, counts, train=False, samples=jnp.asarray(samples)
-    )
+    context = LossContext(SETTINGS, model, batch, counts, train=False, samples=jnp.asarray(samples))
+    return OBJECTIVE.loss(params, context)
 
   (total, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
   corrupted = inputs._replace(token_ids=jnp.asarray(file['fake_ids']))
@@ -158,8 +160,10 @@ def run(file, model, params):
 
 
 def close(ours, theirs, what):
-  """To float32 rounding: 1e-5 of the tensor's largest value, and 1e-8 of the loss (about 40) where all of it is rounding: the
-  gradients of the keys' biases are zero in exact arithmetic."""
+  """Equality to float32 rounding: 1e-5 of the tensor's largest value, plus 1e-8 of the loss (40).
+
+  The latter is for the gradients of the keys' biases, which are zero in exact arithmetic.
+  """
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   assert ours.shape == theirs.shape, what
   assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max() + 4e-7, (
@@ -183,13 +187,13 @@ def compare(file, result):
 
 
 @pytest.mark.parametrize('which', ['tied', 'base_like', 'all_tied'])
-def test_losses_logits_probabilities_and_every_gradient(which):
+def test_losses_logits_probabilities_and_gradients_equal_the_original(which):
   file = np.load(GOLDEN / f'{which}.npz')
   model = towers(file)
   compare(file, run(file, model, load(file, model)))
 
 
-def test_one_nudged_weight_is_noticed():
+def test_a_change_of_one_weight_is_detected():
   file = np.load(GOLDEN / 'tied.npz')
   model = towers(file)
   params = load(file, model)
@@ -199,7 +203,7 @@ def test_one_nudged_weight_is_noticed():
     compare(file, run(file, model, params))
 
 
-def test_eight_steps_of_the_optimizer():
+def test_eight_steps_of_the_optimizer_equal_the_original():
   file = np.load(GOLDEN / 'optimizer.npz')
   names = [
     name[len('pretrain/grad/') :] for name in file.files if name.startswith('pretrain/grad/')
@@ -223,15 +227,7 @@ def test_eight_steps_of_the_optimizer():
       )
     return {scope: {scope.split('/')[-1]: leaves} for scope, leaves in nested.items()}
 
-  optimizer = optimizers.adamw(
-    schedules.WarmupDecay(1e-2, 3, 20),
-    b1=0.9,
-    b2=0.999,
-    eps=1e-6,
-    weight_decay=0.01,
-    clip=1.0,
-    bias_correction=False,
-  )
+  optimizer = adamw(schedules.WarmupDecay(1e-2, 3, 20))
   params = tree('pretrain/param/0/')
   state = optimizer.init(params)
   for step in range(8):

@@ -1,4 +1,4 @@
-"""Electric agrees with the original program and with its definition, and its generator never sees the token that it predicts."""
+"""Electric equals the original program and its definition; its generator sees only other tokens."""
 
 import dataclasses
 import functools
@@ -27,11 +27,14 @@ from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import pretrain_step
 from electra_jax.pretrain.masking import Masks
-from electra_jax.pretrain.objectives import electric
+from electra_jax.pretrain.objectives import electric, parts
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
+from electra_jax.pretrain.objectives.parts import LossContext
+from electra_jax.pretrain.objectives.settings import Settings
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'electric.npz'
-SETTINGS = electric.Settings(name='electric')
+OBJECTIVE = electric.OBJECTIVE
+SETTINGS = Settings(name='electric')
 SIDES = ('generator_ltr', 'generator_rtl')
 
 
@@ -47,7 +50,7 @@ def original_name(path):
 
 
 def names(path, layers):
-  """Of the original's tensors that make up one of ours."""
+  """Names of the original's tensors that are one of ours, stacked."""
   name = original_name(path)
   return [name.format(i) for i in range(layers)] if '{}' in name else [name]
 
@@ -83,9 +86,11 @@ def original_model_and_params(file):
 
 
 def as_original(patch):
-  """The ends of rows as the original has them: states come round the ends, and padding sees what is real, or all where nothing is.
+  """Makes the ends of rows as in the original.
 
-  It matters at [CLS] and at the last [SEP] alone, which are never noise; here a side that a document does not have is zeros.
+  There, states wrap around the ends of a row, and padding attends to tokens, or to everything where
+  there are none. This has an effect only at [CLS] and the last [SEP], which are never noise. Here,
+  zeros replace a side that a document does not have.
   """
   ours = attention.visible_positions
 
@@ -101,14 +106,17 @@ def as_original(patch):
   patch.setattr(attention, 'visible_positions', visible)
   patch.setattr(
     electra,
-    'neighbours',
+    'neighbors',
     lambda ltr, rtl, _: jnp.concatenate([jnp.roll(ltr, 1, 1), jnp.roll(rtl, -1, 1)], -1),
   )
 
 
 @functools.cache
 def compiled(ends_as_original: bool, gradients: bool = True):
-  """The file, parameters -> losses, predictions and gradients on its batch, and its parameters."""
+  """The file; a compiled function of parameters; the file's parameters.
+
+  The function returns losses, predictions and gradients on the batch of the file.
+  """
   file = np.load(GOLDEN)
   model, params = original_model_and_params(file)
   inputs = Inputs(
@@ -129,15 +137,14 @@ def compiled(ends_as_original: bool, gradients: bool = True):
     )
   )
   batch = {'inputs': inputs, 'masks': masks, 'keys': None}
-  counts = electric.counts(SETTINGS, batch)
-  given = {
-    'train': False,
-    'samples': jnp.take_along_axis(jnp.asarray(file['fake_ids']), masks.positions, 1),
-  }  # see golden_parity_test
+  counts = OBJECTIVE.counts(SETTINGS, batch)
+  # See golden_parity_test.
+  samples = jnp.take_along_axis(jnp.asarray(file['fake_ids']), masks.positions, 1)
+  context = LossContext(SETTINGS, model, batch, counts, train=False, samples=samples)
 
   def loss(params):
-    total, sums = electric.loss(SETTINGS, model, params, batch, counts, **given)
-    proposal, odds = taken.pop()
+    total, sums = OBJECTIVE.loss(params, context)
+    proposal, odds = OBJECTIVE.verdicts(params, context)
     logits = model.apply({'params': params}, inputs, masks.positions, method='generator_logits')
     masked = (
       optax.softmax_cross_entropy_with_integer_labels(logits, proposal.original) * masks.weights
@@ -157,11 +164,7 @@ def compiled(ends_as_original: bool, gradients: bool = True):
     (total, found), grads = jax.value_and_grad(loss, has_aux=True)(params)
     return found | {'total': total, 'grads': grads}
 
-  taken, judged = [], electric.judged
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      electric, 'judged', lambda *args, **kwargs: taken.append(judged(*args, **kwargs)) or taken[-1]
-    )
     if ends_as_original:
       as_original(patch)
     return file, jax.jit(run).lower(params).compile(), params
@@ -181,7 +184,7 @@ def compare(file, result):
 
 
 def compare_predictions(file, result, where):
-  """Labels, the generator's logits at the masks, and the discriminator's probabilities `where`."""
+  """Compares labels, logits at masked positions, and the discriminator's probabilities `where`."""
   for name in ('fake_ids', 'is_fake'):
     assert np.array_equal(result[name], file[name])
   real = file['masked/masked_lm_weights'] > 0
@@ -189,12 +192,12 @@ def compare_predictions(file, result, where):
   golden.close(np.asarray(result['disc_probs'])[where], file['disc_probs'][where], 'disc_probs')
 
 
-def test_losses_logits_probabilities_and_every_gradient_are_the_originals():
+def test_losses_logits_probabilities_and_gradients_equal_the_original():
   file, run, params = compiled(ends_as_original=True)
   compare(file, run(params))
 
 
-def test_one_nudged_weight_is_noticed():
+def test_a_change_of_one_weight_is_detected():
   file, run, params = compiled(ends_as_original=True)
   kernel = params['generator_rtl']['layers']['value']['kernel']
   layers = params['generator_rtl']['layers'] | {
@@ -204,14 +207,14 @@ def test_one_nudged_weight_is_noticed():
     compare(file, run(params | {'generator_rtl': params['generator_rtl'] | {'layers': layers}}))
 
 
-def test_only_ends_of_rows_are_other_than_the_originals():
+def test_only_the_ends_of_rows_differ_from_the_original():
   file, run, params = compiled(ends_as_original=False, gradients=False)
   place, last = np.arange(32), file['input_mask'].sum(1, keepdims=True) - 1
   compare_predictions(file, run(params), (place > 0) & (place < last))
 
 
 def changed_rows(pieces, length):
-  """A row of pieces, and below it the same once for each token of text with another token there: ids, and where the change is."""
+  """A row of pieces, and copies of it with one text token changed each; the changed positions."""
   row = np.full(length, PAD, np.int32)
   row[: sum(map(len, pieces))] = np.concatenate(pieces)
   places = np.flatnonzero(row > MASK)
@@ -222,8 +225,8 @@ def changed_rows(pieces, length):
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
-def test_a_token_is_predicted_from_all_others_of_its_document_and_from_nothing_else(family):
-  # Every second layer of the modern one is local: two positions to a side.
+def test_a_token_is_predicted_from_exactly_the_other_tokens_of_its_document(family):
+  # Every second layer of the modern family is local: two positions on each side.
   model = two_towers(family=family, num_layers=3, num_heads=2, global_every=2, local_window=4)
   rng = np.random.default_rng(0)
   pieces = [np.r_[CLS, rng.integers(MASK + 1, 55, n), SEP] for n in (7, 1, 9)]
@@ -238,8 +241,8 @@ def test_a_token_is_predicted_from_all_others_of_its_document_and_from_nothing_e
   moved = np.abs(found[1:] - found[0])  # [change, length, 2 x hidden]
   other = (document[places][:, None] != document) | (places[:, None] == np.arange(25))
   assert moved[other].max() == 0
-  assert moved[~other].max(-1).min() > 1e-4, 'every other token of the document sees the change'
-  # From the left what stands to the right is not seen, and the other way round.
+  assert moved[~other].max(-1).min() > 1e-4, 'the change affects all other tokens of the document'
+  # The left tower does not see tokens to the right, and vice versa.
   hidden = found.shape[-1] // 2
   right = np.arange(25) > places[:, None]
   assert moved[..., :hidden][~right].max() == 0 and moved[..., hidden:][right].max() == 0
@@ -257,28 +260,26 @@ def log_softmax(logits):
 
 def example(sharing='embeddings'):
   model = two_towers(vocab_size=50, sharing=sharing, num_layers=1)
-  settings = electric.Settings(
+  settings = Settings(
     name='electric',
     max_predictions=5,
     mask_rate=0.2,
     generator_weight=0.7,
     discriminator_weight=3.0,
   )
-  batch = electric.examples(
-    settings, jnp.asarray(packed_rows(6, 24, 50, empty_rows=1)), row_keys(0, 0, jnp.arange(6))
-  )
+  ids = jnp.asarray(packed_rows(6, 24, 50, empty_rows=1))
+  batch = parts.mask_rows(settings, ids, row_keys(0, 0, jnp.arange(6)))
   return model, settings, batch
 
 
-def test_the_loss_is_its_definition():
+def test_the_loss_equals_its_definition():
   model, settings, batch = example()
-  params, counts = random_params(model), electric.counts(settings, batch)
+  params, counts = random_params(model), OBJECTIVE.counts(settings, batch)
   inputs, masks = jax.device_get((batch['inputs'], batch['masks']))
   ids, length = inputs.token_ids, inputs.token_ids.shape[1]
   samples = np.random.default_rng(0).integers(MASK + 1, 50, masks.positions.shape).astype(np.int32)
-  samples[:, 0] = np.take_along_axis(ids, masks.positions, 1)[
-    :, 0
-  ]  # noise that equals the original
+  # Noise that equals the original.
+  samples[:, 0] = np.take_along_axis(ids, masks.positions, 1)[:, 0]
 
   corrupted = ids.copy()
   for row, position in np.argwhere(masks.weights):
@@ -286,9 +287,8 @@ def test_the_loss_is_its_definition():
 
   @jax.jit
   def everything(params):
-    total, sums = electric.loss(
-      settings, model, params, batch, counts, train=False, samples=jnp.asarray(samples)
-    )
+    context = LossContext(settings, model, batch, counts, train=False, samples=jnp.asarray(samples))
+    total, sums = OBJECTIVE.loss(params, context)
     everywhere = jnp.broadcast_to(jnp.arange(length), ids.shape)
     read = batch['inputs']._replace(token_ids=corrupted)
     return (
@@ -301,7 +301,8 @@ def test_the_loss_is_its_definition():
   total, sums, logits, energies = jax.device_get(everything(params))
   log_q = log_softmax(logits.astype(np.float64))
 
-  cloze, binary, candidates, tokens, noised = 0.0, 0.0, 0, 0, 0
+  cloze = binary = 0.0
+  candidates = tokens = noised = 0
   for row in range(len(ids)):
     noise = masks.positions[row][masks.weights[row] > 0]
     for place in range(length):
@@ -323,14 +324,13 @@ def test_the_loss_is_its_definition():
   ]
 
 
-def test_noise_takes_no_gradient_of_the_discriminators_loss():
+def test_noise_has_no_gradient_of_the_discriminators_loss():
   model, settings, batch = example('disentangled')
   settings = dataclasses.replace(settings, generator_weight=0.0)
-  counts = electric.counts(settings, batch)
+  counts = OBJECTIVE.counts(settings, batch)
   params = random_params(model)
-  grads = jax.jit(
-    jax.grad(lambda params: electric.loss(settings, model, params, batch, counts, train=False)[0])
-  )(params)
+  context = LossContext(settings, model, batch, counts, train=False)
+  grads = jax.jit(jax.grad(lambda params: OBJECTIVE.loss(params, context)[0]))(params)
   reached = {
     top for top, tree in grads.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))
   }
@@ -344,8 +344,8 @@ def test_noise_takes_no_gradient_of_the_discriminators_loss():
 
 
 @pytest.mark.parametrize('kernel', ['splash', 'cudnn'])
-def test_kernels_that_see_both_sides_are_the_discriminators_alone(kernel):
-  with pytest.raises(ValueError, match="set attention to xla for direction 'left'"):
+def test_only_the_discriminator_uses_kernels_that_see_both_sides(kernel):
+  with pytest.raises(ValueError, match="does not support direction 'left'"):
     EncoderConfig(attention=kernel, attention_dropout=0.0, direction='left')
   model = two_towers(attention=kernel).bind({})
   assert [
@@ -354,15 +354,15 @@ def test_kernels_that_see_both_sides_are_the_discriminators_alone(kernel):
   ] == ['xla', 'xla', kernel]
 
 
-def test_one_tower_for_all_is_refused():
-  with pytest.raises(ValueError, match='one side alone'):
+def test_sharing_all_parameters_is_refused():
+  with pytest.raises(ValueError, match='read in one direction'):
     jax.eval_shape(
       lambda: pretrain_step.init_params(tiny_electra(sharing='all').clone(two_tower=True), 0, 8)
     )
 
 
 @pytest.mark.parametrize('chunk', [4, 50])
-def test_log_probabilities_in_chunks_are_those_of_all_logits_and_so_are_the_gradients(chunk):
+def test_log_probabilities_in_chunks_and_their_gradients_equal_those_of_all_logits(chunk):
   rng = np.random.default_rng(0)
 
   def draw(*shape):
@@ -388,7 +388,7 @@ def test_log_probabilities_in_chunks_are_those_of_all_logits_and_so_are_the_grad
 
 
 def config_of(*fields):
-  return main.parse(
+  return main.parse_flags(
     [
       'main',
       '--config=tests/configs/micro.py',
@@ -398,7 +398,7 @@ def config_of(*fields):
   ).config
 
 
-def test_a_runs_discriminator_goes_to_other_programs_and_its_generator_stays(tmp_path, capsys):
+def test_export_writes_the_discriminator_only(tmp_path, capsys):
   config = config_of('sharing=none')
   tokenizer = load_tokenizer(made_run.wordpiece(tmp_path / 'vocabulary'))
   params = jax.device_get(made_run.make(tmp_path / 'run', config, tokenizer).params)
@@ -420,7 +420,7 @@ def test_a_runs_discriminator_goes_to_other_programs_and_its_generator_stays(tmp
 
 
 @pytest.mark.parametrize(
-  'fields, told',
+  'fields, message',
   [
     (('objective.temperature=0.5',), 'temperature 1.0'),
     (('objective.disallow_correct=True',), 'disallow_correct'),
@@ -430,6 +430,6 @@ def test_a_runs_discriminator_goes_to_other_programs_and_its_generator_stays(tmp
     ),
   ],
 )
-def test_a_config_that_cannot_be_is_refused(fields, told):
-  with pytest.raises(UserError, match=told):
+def test_configs_that_contradict_electric_are_refused(fields, message):
+  with pytest.raises(UserError, match=message):
     checked_pretraining(config_of(*fields))

@@ -1,4 +1,4 @@
-"""A trained run in Python, and its evaluation, on any number of devices, from the parameters alone."""
+"""A run opened in Python, and its evaluation, on any number of devices, from its parameters."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import electra_jax
 from electra_jax import main
 from electra_jax.errors import UserError
-from electra_jax.pretrain.evaluation import NAMES
+from electra_jax.pretrain.metrics import METRICS
 
 
 @pytest.fixture(scope='module')
@@ -19,7 +19,7 @@ def run():
   return electra_jax.load(micro_run.finished()[0])
 
 
-def test_a_run_knows_what_it_is_made_of(run):
+def test_an_opened_run_has_its_config_tokenizer_model_and_parameters(run):
   whole = micro_run.checkpoint(run.workdir, 30)
   assert run.step == 30 and run.config.name == 'micro' and run.tokenizer.size == 300
   assert (
@@ -40,7 +40,7 @@ def test_a_run_knows_what_it_is_made_of(run):
   )
 
 
-def test_sentences_give_hidden_states_and_verdicts(run):
+def test_texts_give_hidden_states_and_probabilities(run):
   texts = ['bako tiru mesa.', 'lo', '']
   reading = run(texts)
   lengths = [len(tokens) for tokens in reading.tokens]
@@ -63,25 +63,25 @@ def test_sentences_give_hidden_states_and_verdicts(run):
     )
 
 
-def test_a_text_reads_the_same_alone_and_in_company(run):
-  alone, company = run(['bako tiru mesa.']), run(['bako tiru mesa.', 'lo ni pe du fa gi ' * 4])
+def test_a_text_gives_the_same_result_alone_and_in_a_batch(run):
+  alone, batch = run(['bako tiru mesa.']), run(['bako tiru mesa.', 'lo ni pe du fa gi ' * 4])
   length = len(alone.tokens[0])
-  assert alone.tokens[0] == company.tokens[0]
-  np.testing.assert_allclose(alone.hidden_states[0], company.hidden_states[0, :length], atol=1e-5)
-  np.testing.assert_allclose(alone.replaced[0], company.replaced[0, :length], atol=1e-6)
+  assert alone.tokens[0] == batch.tokens[0]
+  np.testing.assert_allclose(alone.hidden_states[0], batch.hidden_states[0, :length], atol=1e-5)
+  np.testing.assert_allclose(alone.replaced[0], batch.replaced[0, :length], atol=1e-6)
 
 
-def test_one_text_need_not_be_a_list(run):
+def test_a_single_text_may_be_a_string(run):
   np.testing.assert_array_equal(run('lo ni').replaced, run(['lo ni']).replaced)
 
 
-def test_the_weights_matter(run):
+def test_another_checkpoint_gives_other_results(run):
   other = electra_jax.load(run.workdir, 5)
   assert other.step == 5
   assert np.abs(other('bako tiru').hidden_states - run('bako tiru').hidden_states).max() > 1e-3
 
 
-def test_parameters_alone_are_read(run, tmp_path):
+def test_only_parameters_are_read(run, tmp_path):
   copy = tmp_path / 'copy'
   shutil.copytree(run.workdir, copy)
   for step in micro_run.checkpoint_steps(copy):
@@ -94,7 +94,7 @@ def test_parameters_alone_are_read(run, tmp_path):
     )
 
 
-def test_the_best_is_the_one_of_the_lowest_held_out_loss(run):
+def test_the_best_checkpoint_has_the_lowest_held_out_loss(run):
   losses = {
     line['step']: line['total_loss']
     for line in micro_run.figures(run.workdir)
@@ -104,7 +104,7 @@ def test_the_best_is_the_one_of_the_lowest_held_out_loss(run):
   assert electra_jax.load(run.workdir, 'best').step == min(losses, key=losses.get)
 
 
-def test_what_is_not_a_run_is_refused(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match='is not a run'):
     electra_jax.load(tmp_path)
 
@@ -127,13 +127,13 @@ def test_one_device_and_eight_give_the_same_evaluation(run, tmp_path, capsys):
     after = {path: path.read_bytes() for path in copy.rglob('*') if path.is_file()}
     assert after.pop(copy / 'evaluation.json') and after == before
     results.append(json.loads((copy / 'evaluation.json').read_text()))
-    assert set(results[-1]['figures']) == set(NAMES) - {
+    assert set(results[-1]['figures']) == set(METRICS) - {
       'prediction_loss',
       'prediction_accuracy',
-    }  # which electra has none of
-    for name, figure in results[-1]['figures'].items():
-      assert f'{NAMES[name]:34}{figure["value"]:9.4f}' in out
-      assert figure['low'] <= figure['high'] or np.isnan(figure['low'])
+    }  # of other objectives
+    for name, metric in results[-1]['figures'].items():
+      assert f'{METRICS[name].title:34}{metric["value"]:9.4f}' in out
+      assert metric['low'] <= metric['high'] or np.isnan(metric['low'])
   one, eight = results
   assert {name: value for name, value in one.items() if name != 'figures'} == {
     name: value for name, value in eight.items() if name != 'figures'

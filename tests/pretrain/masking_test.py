@@ -1,4 +1,4 @@
-"""Masks: special tokens and padding untouched, exact counts, no duplicates; nothing but (seed, step, row) decides."""
+"""Masks: exact counts, no duplicates, no special tokens; they depend on (seed, step, row) only."""
 
 import dataclasses
 import fractions
@@ -15,12 +15,12 @@ from conftest import CLS, MASK, PAD, SEP, UNK, packed_rows
 
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.parts import mask_rows
+from electra_jax.pretrain.objectives.settings import Settings
 
 BATCH, LENGTH = 6, 40
-SETTINGS = objective.Settings(
-  mask_rate=0.25, max_predictions=8
-)  # rows of more than 34 maskable tokens meet the cap
+# Rows of more than 34 maskable tokens reach the cap.
+SETTINGS = Settings(mask_rate=0.25, max_predictions=8)
 GOOGLE = dataclasses.replace(SETTINGS, google=True)
 SPECIAL = (PAD, CLS, SEP, MASK)
 
@@ -28,9 +28,7 @@ SPECIAL = (PAD, CLS, SEP, MASK)
 @jax.jit
 def _draw(ids, seed, step):
   keys = row_keys(seed, step, jnp.arange(len(ids)))
-  return objective.examples(SETTINGS, ids, keys)['masks'], objective.examples(GOOGLE, ids, keys)[
-    'masks'
-  ]
+  return mask_rows(SETTINGS, ids, keys)['masks'], mask_rows(GOOGLE, ids, keys)['masks']
 
 
 def draw(ids, seed=0, step=0):
@@ -38,7 +36,7 @@ def draw(ids, seed=0, step=0):
   return jax.tree.map(np.asarray, _draw(ids, seed, step))
 
 
-# Rows of whatever order, none of them sensible, and packed ones; some with nothing to mask, some of padding alone.
+# Rows of tokens in any order, and packed rows; some have nothing to mask, some are only padding.
 any_rows = arrays.arrays(
   np.int32, (BATCH, LENGTH), elements=st.integers(0, 20), fill=st.sampled_from((*SPECIAL, UNK, 9))
 )
@@ -86,32 +84,28 @@ def test_counts_are_exact(ids, seed):
 def test_halves_round_to_even_in_float32_at_every_length(rate):
   count = np.arange(1, 1025)
   maskable = jnp.asarray(np.arange(1024) < count[:, None])
-  masks = masking.choose(
-    jnp.full((1024, 1024), 9),
-    maskable,
-    row_keys(0, 0, jnp.arange(1024)),
-    rate=float(rate),
-    slots=masking.max_predictions(float(rate), 1024),
-    mask_id=MASK,
-  )
+  slots = masking.max_predictions(float(rate), 1024)
+  settings = Settings(mask_rate=float(rate), max_predictions=slots)
+  keys = row_keys(0, 0, jnp.arange(1024))
+  masks = masking.choose(settings, jnp.full((1024, 1024), 9), maskable, keys)
   number = np.asarray(masks.weights).sum(1)
   product = np.float32(rate) * count.astype(np.float32)  # as in the original
   assert np.array_equal(number, np.maximum(np.round(product), 1))
-  for n, drawn in zip(count, number, strict=True):  # of the exact product it is a nearest integer
+  for n, drawn in zip(count, number, strict=True):  # a nearest integer of the exact product
     assert abs(drawn - fractions.Fraction(rate) * int(n)) <= fractions.Fraction(1, 2) or drawn == 1
 
 
 @hypothesis.given(rows, seeds)
-def test_no_position_is_drawn_twice_unless_google(ids, seed):
+def test_no_position_is_drawn_twice_without_google(ids, seed):
   masks, _ = draw(ids, seed)
   assert len(set(chosen(masks))) == len(chosen(masks))
 
 
-def test_google_counts_all_that_is_not_padding_whatever_its_id():
+def test_google_counts_all_tokens_but_padding_of_any_id():
   settings = dataclasses.replace(GOOGLE, pad_id=7)
   ids = np.full((1, LENGTH), 7, np.int32)
   ids[0, :20] = [CLS, *range(10, 28), SEP]
-  masks = objective.examples(settings, jnp.asarray(ids), row_keys(0, 0, jnp.arange(1)))['masks']
+  masks = mask_rows(settings, jnp.asarray(ids), row_keys(0, 0, jnp.arange(1)))['masks']
   assert masks.weights.sum() == 5 and masks.positions.max() < 19
 
 
@@ -124,7 +118,9 @@ def test_google_draws_with_replacement():
 
 
 @hypothesis.given(rows, seeds)
-def test_chosen_positions_show_mask_or_their_token_and_all_others_their_token(ids, seed):
+def test_the_generator_reads_mask_or_the_token_at_chosen_positions_and_the_token_elsewhere(
+  ids, seed
+):
   for masks in draw(ids, seed):
     expected = ids.copy()
     for row, position in chosen(masks):
@@ -139,7 +135,7 @@ def test_chosen_positions_show_mask_or_their_token_and_all_others_their_token(id
   arrays.arrays(np.int32, (BATCH, 8), elements=st.integers(0, 99)),
   arrays.arrays(np.float32, (BATCH, 8), elements=st.sampled_from([0.0, 1.0])),
 )
-def test_write_takes_the_integer_mean_of_duplicates_and_ignores_weight_zero(
+def test_duplicate_positions_get_the_integer_mean_and_weight_zero_is_ignored(
   ids, positions, values, weights
 ):
   expected = ids.copy()
@@ -151,17 +147,17 @@ def test_write_takes_the_integer_mean_of_duplicates_and_ignores_weight_zero(
   assert np.array_equal(_write(ids, positions, values, weights), expected)
 
 
-_write = jax.jit(masking.write)
+_write = jax.jit(masking.write_tokens)
 
 
 @pytest.fixture(scope='module')
 def many():
-  """Masks of 4,000 rows of one kind: 2 special tokens, 30 to choose from, 8 of padding."""
+  """A row of 2 special tokens, 30 maskable ones and 8 of padding; its masks, drawn 4,000 times."""
   row = np.array([CLS, *range(10, 40), SEP, *[PAD] * 8], np.int32)
   return row, draw(np.tile(row, (4000, 1)), seed=11)
 
 
-def test_85_percent_of_the_chosen_are_masked(many):
+def test_85_percent_of_the_chosen_positions_are_masked(many):
   row, (masks, _) = many
   positions, used = masks.positions, masks.weights > 0
   shown = np.take_along_axis(masks.token_ids, positions, 1)[used]
@@ -169,7 +165,7 @@ def test_85_percent_of_the_chosen_are_masked(many):
   assert np.array_equal(shown[shown != MASK], row[positions[used]][shown != MASK])
 
 
-def test_every_maskable_position_is_as_likely_and_slots_do_not_order_them(many):
+def test_maskable_positions_are_equally_likely_in_every_slot(many):
   _, (masks, google) = many
   for drawn in (masks, google):
     for slots in (slice(0, 8), slice(0, 1)):
@@ -178,25 +174,25 @@ def test_every_maskable_position_is_as_likely_and_slots_do_not_order_them(many):
       assert scipy.stats.chisquare(count[1:31]).pvalue > 1e-4
 
 
-def test_masks_depend_on_seed_step_and_row_alone():
+def test_masks_depend_only_on_seed_step_and_row():
   ids = packed_rows(BATCH, LENGTH, 60, empty_rows=1)
   one_row = jax.jit(
-    lambda ids, seed, step, row: objective.examples(
-      SETTINGS, ids[None], row_keys(seed, step, row[None])
-    )['masks']
+    lambda ids, seed, step, row: mask_rows(SETTINGS, ids[None], row_keys(seed, step, row[None]))[
+      'masks'
+    ]
   )
   whole, _ = draw(ids, seed=5, step=7)
-  for row in range(BATCH):  # a row among others or alone: the same
-    alone = one_row(ids[row], 5, 7, np.int32(row))
-    for ours, theirs in zip(alone, whole, strict=True):
+  for row in range(BATCH):  # with other rows in the batch, or without
+    single = one_row(ids[row], 5, 7, np.int32(row))
+    for ours, theirs in zip(single, whole, strict=True):
       assert np.array_equal(ours[0], theirs[row])
   same = one_row(ids[0], 5, 7, np.int32(0))
   for seed, step, row in ((6, 7, 0), (5, 8, 0), (5, 7, 1)):
     assert not np.array_equal(one_row(ids[0], seed, step, np.int32(row)).positions, same.positions)
 
 
-def test_uniform_masks_are_bit_for_bit_what_they_have_always_been():
-  """Recorded before there was another way to mask: a run of then goes on as it would have."""
+def test_uniform_masks_equal_recorded_ones():
+  """Recorded before version 0.1.0: runs of older versions continue with the same masks."""
   masks, google = draw(packed_rows(BATCH, LENGTH, 60, empty_rows=1), seed=5, step=7)
   assert masks.positions[:2].tolist() == [[13, 1, 7, 33, 8, 23, 6, 15], [10, 8, 2, 11, 9, 4, 1, 3]]
   assert google.positions[:2].tolist() == [
@@ -236,11 +232,8 @@ def test_uniform_masks_are_bit_for_bit_what_they_have_always_been():
   ]
 
 
-def test_slots():
-  published = {
-    (0.15, 128): 19,
-    (0.15, 512): 79,
-    (0.25, 512): 130,
-  }  # Clark et al. 2020: small, base, large
+def test_slots_for_masks_are_those_of_the_original_program():
+  # Small, base and large of Clark et al. 2020.
+  published = {(0.15, 128): 19, (0.15, 512): 79, (0.25, 512): 130}
   assert {key: masking.max_predictions(*key) for key in published} == published
   assert masking.max_predictions(0.15, 4) == 1

@@ -1,4 +1,4 @@
-"""Masks by whole words and by spans of them: as a small writing of the definition in NumPy has them, keyed by row, never special tokens."""
+"""Masks of whole words and of spans equal a definition in NumPy; they depend on the row's key."""
 
 import dataclasses
 import functools
@@ -17,35 +17,36 @@ from electra_jax.config import checked_pretraining, default_config
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import build, inspect, masking
-from electra_jax.pretrain.objectives import common
+from electra_jax.pretrain.objectives.parts import mask_rows
+from electra_jax.pretrain.objectives.settings import Settings
 
-BATCH, LENGTH, VOCAB, SLOTS = 8, 40, 20, 8
+BATCH = 8
+LENGTH = 40
+VOCAB = 20
+SLOTS = 8
 SPECIAL = (PAD, CLS, SEP, MASK)
-STARTS = np.arange(60) % 3 == 0  # two of three tokens go on with a word
+STARTS = np.arange(60) % 3 == 0  # two of three tokens continue a word
 METHODS = ('words', 'spans')
 
 
-@functools.partial(
-  jax.jit, static_argnames=('method', 'rate', 'slots', 'mask_share', 'span_p', 'span_max')
+SETTINGS = Settings(
+  masking='words', mask_rate=0.25, max_predictions=SLOTS, word_starts=masking.packed(STARTS)
 )
-def draw(ids, seed, step=0, rows=None, *, method, rate=0.25, slots=SLOTS, mask_share=0.85, **span):
-  keys = row_keys(seed, step, jnp.arange(len(ids)) if rows is None else rows)
-  return masking.choose(
-    ids,
-    ~jnp.isin(ids, jnp.array(SPECIAL)),
-    masking.stream(keys, masking.MASKING),
-    rate=rate,
-    slots=slots,
-    mask_id=MASK,
-    mask_share=mask_share,
-    method=method,
-    word_starts=STARTS,
-    **span,
-  )
+
+
+@functools.partial(jax.jit, static_argnames='settings')
+def _draw(settings, ids, seed, step, rows):
+  keys = masking.stream(row_keys(seed, step, rows), masking.MASKING)
+  return masking.choose(settings, ids, ~jnp.isin(ids, jnp.array(SPECIAL)), keys)
+
+
+def draw(ids, seed, step=0, rows=None, **changes):
+  rows = np.arange(len(ids)) if rows is None else rows
+  return _draw(dataclasses.replace(SETTINGS, **changes), ids, seed, step, rows)
 
 
 def words_of(ids):
-  """Lists of the positions of each word of a row, and of each the number of the stretch between special tokens that it is in."""
+  """The positions of each word of a row, and the number of its segment between special tokens."""
   words, stretches, stretch, inside = [], [], 0, False
   for position, token in enumerate(ids):
     if token in SPECIAL:
@@ -59,20 +60,22 @@ def words_of(ids):
   return words, stretches
 
 
-def defined(ids, key, method, rate, slots, mask_share, p=0.2, most=10):
-  """One row by the definition: chosen positions, in no order, and what is shown. Loops over words, and no array but the draws."""
+def defined(ids, key, settings):
+  """The definition for one row, as loops over words: chosen positions, and what is read."""
+  p, most = settings.span_p, settings.span_max
   where, what = jax.random.split(key)
   scores, draws = np.asarray(jax.random.uniform(where, (2, len(ids))))
   shown_draws = np.asarray(jax.random.uniform(what, (len(ids),)))
   words, stretches = words_of(ids)
   tokens = sum(map(len, words))
-  budget = min(slots, max(1, int(np.round(np.float32(rate) * np.float32(tokens))))) if tokens else 0
+  budget = int(np.round(np.float32(settings.mask_rate) * np.float32(tokens)))
+  budget = min(settings.max_predictions, max(1, budget)) if tokens else 0
   shares = np.array([(1 - p) ** k * p for k in range(most)])
   shares = shares / shares.sum()
-  order, unit = [], {}  # words as they come up, and the word or span that each came up with
+  order, unit = [], {}  # words as they are drawn, and the word or span that each was drawn with
   for begin in sorted(range(len(words)), key=lambda word: scores[word]):
     span = 1
-    if method == 'spans':
+    if settings.masking == 'spans':
       span += sum(draws[begin] >= np.float32(share) for share in np.cumsum(shares)[:-1])
     for word in range(begin, min(begin + span, len(words))):
       if stretches[word] == stretches[begin] and word not in unit:
@@ -82,11 +85,11 @@ def defined(ids, key, method, rate, slots, mask_share, p=0.2, most=10):
   for word in order:
     if len(chosen) + len(words[word]) <= budget:
       chosen += words[word]
-      if shown_draws[unit[word]] < mask_share:
+      if shown_draws[unit[word]] < settings.mask_share:
         shown[words[word]] = MASK
   if not chosen and order:
     chosen = words[order[0]][:budget]
-    if shown_draws[unit[order[0]]] < mask_share:
+    if shown_draws[unit[order[0]]] < settings.mask_share:
       shown[chosen] = MASK
   return chosen, shown
 
@@ -105,9 +108,10 @@ sensible_rows = st.builds(
   seed=st.integers(0, 10_000),
   empty_rows=st.integers(0, 2),
 )
+# One word per row.
 long_words = arrays.arrays(
   np.int32, (BATCH, LENGTH), elements=st.sampled_from((7, 8, 10, 11)), fill=st.just(7)
-)  # a word a row
+)
 rows = st.one_of(any_rows, sensible_rows, long_words)
 seeds = st.integers(0, 2**31 - 1)
 
@@ -122,10 +126,11 @@ def of_row(masks, row):
 def test_masks_are_those_of_the_definition(ids, seed):
   keys = masking.stream(row_keys(seed, 0, jnp.arange(BATCH)), masking.MASKING)
   for method in METHODS:
-    masks = jax.tree.map(np.asarray, draw(ids, seed, method=method))
+    masks = jax.tree.map(np.asarray, draw(ids, seed, masking=method))
     assert set(np.unique(masks.weights)) <= {0, 1} and (np.diff(masks.weights) <= 0).all()
     for row in range(BATCH):
-      chosen, shown = defined(ids[row], keys[row], method, 0.25, SLOTS, 0.85)
+      settings = dataclasses.replace(SETTINGS, masking=method)
+      chosen, shown = defined(ids[row], keys[row], settings)
       assert sorted(of_row(masks, row)) == sorted(chosen)
       assert np.array_equal(masks.token_ids[row], shown)
 
@@ -134,7 +139,7 @@ def test_masks_are_those_of_the_definition(ids, seed):
 def test_words_are_masked_whole_within_the_budget_and_special_tokens_never(ids, seed):
   special = np.isin(ids, SPECIAL)
   for method in METHODS:
-    masks = jax.tree.map(np.asarray, draw(ids, seed, method=method))
+    masks = jax.tree.map(np.asarray, draw(ids, seed, masking=method))
     assert np.array_equal(masks.token_ids[special], ids[special])
     for row in range(BATCH):
       chosen, (words, _) = of_row(masks, row), words_of(ids[row])
@@ -146,16 +151,16 @@ def test_words_are_masked_whole_within_the_budget_and_special_tokens_never(ids, 
         and not special[row][chosen].any()
       )
       parts = [word for word in words if 0 < len(set(word) & set(chosen)) < len(word)]
-      if parts:  # the one exception: no word is as short as the budget
+      if parts:  # the exception: every word is longer than the budget
         assert min(map(len, words)) > budget == len(chosen) and chosen == parts[0][:budget]
-      elif words:  # what is left is too little for any word
+      elif words:  # the rest of the budget is too small for any word
         left = [len(word) for word in words if not set(word) & set(chosen)]
         assert len(chosen) + min(left, default=LENGTH) > budget
-      for word in words:  # and [MASK] stands at all of a word or nowhere
+      for word in words:  # all of a word is [MASK], or nothing of it
         assert len({masks.token_ids[row, i] == MASK for i in word if i in chosen}) <= 1
 
 
-# Text as it is: one to four tokens a word, three stretches of it.
+# Three segments of words of one to four tokens.
 SENTENCE = np.array(
   [
     CLS,
@@ -176,16 +181,16 @@ SENTENCE = np.array(
 
 @pytest.fixture(scope='module')
 def many():
-  """Masks of 3,000 rows of one kind, 62 tokens to choose from, by method."""
+  """Masks by method of a row with 62 maskable tokens, drawn 3,000 times."""
   return {
     method: jax.tree.map(
       np.asarray,
       draw(
         np.tile(SENTENCE, (3000, 1)),
         11,
-        method=method,
-        rate=0.15,
-        slots=masking.max_predictions(0.15, 80),
+        masking=method,
+        mask_rate=0.15,
+        max_predictions=masking.max_predictions(0.15, 80),
       ),
     )
     for method in METHODS
@@ -193,17 +198,16 @@ def many():
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_the_share_masked_is_the_rate(many, method):
+def test_the_masked_fraction_is_the_rate(many, method):
   maskable = ~np.isin(SENTENCE, SPECIAL)
   count = many[method].weights.sum(1)
-  assert (
-    count.max() == 9 == round(0.15 * maskable.sum()) and (count == 9).mean() > 0.99
-  )  # hardly ever is there no shorter word left
+  assert count.max() == 9 == round(0.15 * maskable.sum())
+  assert (count == 9).mean() > 0.99  # a word that is short enough is almost always left
   masked = (many[method].token_ids == MASK).sum(1)
   assert abs(masked.mean() / count.mean() - 0.85) < 4 * (masked / count).std() / 3000**0.5
 
 
-def test_words_of_a_length_are_as_likely_wherever_they_are(many):
+def test_words_of_equal_length_are_equally_likely_at_all_positions(many):
   chosen = np.concatenate([of_row(many['words'], row) for row in range(3000)])
   count = np.bincount(chosen, minlength=len(SENTENCE))
   words, _ = words_of(SENTENCE)
@@ -214,17 +218,16 @@ def test_words_of_a_length_are_as_likely_wherever_they_are(many):
   assert count[[i for i in range(len(SENTENCE)) if SENTENCE[i] in SPECIAL]].sum() == 0
 
 
-def test_spans_have_the_lengths_of_a_geometric_distribution_that_is_cut():
-  """Slots are filled in the order of the spans, so the first run of a row is its first span, unless one of the next goes on with it."""
+def test_span_lengths_follow_a_truncated_geometric_distribution():
+  """A row's first run of positions is its first span, unless a later span extends it."""
   ids = jnp.full((2000, 200), 9)  # words of one token
 
   def first(**span):
-    return first_runs(
-      np.asarray(draw(ids, 5, method='spans', rate=0.075, slots=15, **span).positions)
-    )
+    masks = draw(ids, 5, masking='spans', mask_rate=0.075, max_predictions=15, **span)
+    return first_runs(np.asarray(masks.positions))
 
   found = first()
-  assert 0 < (found > 10).mean() < 0.03  # such are one or two in a hundred
+  assert 0 < (found > 10).mean() < 0.03  # extended by a later span
   shares = 0.2 * 0.8 ** np.arange(10)
   count = np.bincount(found[found <= 10], minlength=11)[1:]
   assert scipy.stats.chisquare(count, count.sum() * shares / shares.sum()).pvalue > 1e-4
@@ -237,20 +240,20 @@ def test_spans_have_the_lengths_of_a_geometric_distribution_that_is_cut():
 def test_spans_of_one_word_are_words():
   ids = packed_rows(BATCH, LENGTH, VOCAB)
   same = [
-    draw(ids, 3, method=method, **span)
+    draw(ids, 3, masking=method, **span)
     for method, span in (('words', {}), ('spans', {'span_max': 1}))
   ]
   assert all(np.array_equal(*pair) for pair in zip(*same, strict=True))
 
 
 def first_runs(positions):
-  """Of each row how many positions follow each other from the first on; not those of which the row ends the span."""
+  """How many first positions are consecutive, per row; without spans that the row ends."""
   steps = np.pad(np.diff(positions) == 1, ((0, 0), (0, 1)))
   return np.argmin(steps, 1)[positions[:, 0] < 190] + 1
 
 
-def test_spans_lie_together_and_words_do_not(many):
-  neighbours = {
+def test_spans_are_contiguous_and_words_are_not(many):
+  neighbors = {
     method: np.mean(
       [
         np.diff(sorted(of_row(masks, row))) == 1
@@ -260,39 +263,39 @@ def test_spans_lie_together_and_words_do_not(many):
     )
     for method, masks in many.items()
   }
-  assert neighbours['spans'] > neighbours['words'] + 0.2
+  assert neighbors['spans'] > neighbors['words'] + 0.2
 
 
-def test_no_span_goes_on_behind_a_special_token():
-  """One word before the border, 30 behind it: were spans to cross, a span from the word before would bring its neighbours."""
+def test_no_span_crosses_a_special_token():
+  """One word precedes the border; a span that crossed it would include the word after it."""
   row = np.array([CLS, 9, SEP, CLS, *[12] * 35, SEP], np.int32)  # LENGTH
   positions = np.concatenate(
-    [draw(np.tile(row, (BATCH, 1)), seed, method='spans').positions for seed in range(250)]
+    [draw(np.tile(row, (BATCH, 1)), seed, masking='spans').positions for seed in range(250)]
   )
   behind = positions[positions[:, 0] == 1, 1]
   assert len(behind) > 30 and (behind == 4).mean() < 0.2
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_masks_depend_on_seed_step_and_row_alone(method):
+def test_masks_depend_only_on_seed_step_and_row(method):
   ids, numbers = packed_rows(BATCH, LENGTH, VOCAB, empty_rows=1), np.arange(BATCH)
-  whole = draw(ids, 5, 7, numbers, method=method)
+  whole = draw(ids, 5, 7, numbers, masking=method)
   others = numbers[::-1].copy()
-  others[0] = others[1] = 3  # a row in other company: the same
-  for ours, theirs in zip(draw(ids[others], 5, 7, others, method=method), whole, strict=True):
+  others[0] = others[1] = 3  # the other rows of the batch do not matter
+  for ours, theirs in zip(draw(ids[others], 5, 7, others, masking=method), whole, strict=True):
     assert np.array_equal(ours, theirs[others])
   for seed, step, rows in ((6, 7, numbers), (5, 8, numbers), (5, 7, numbers + 1)):
-    other = draw(ids, seed, step, rows, method=method)
+    other = draw(ids, seed, step, rows, masking=method)
     assert sum(of_row(other, row) != of_row(whole, row) for row in range(BATCH)) >= 3
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_rows_over_eight_devices_are_masked_where_they_are_and_the_same(method):
+def test_rows_on_eight_devices_are_masked_without_communication_and_equally(method):
   mesh = jax.sharding.Mesh(jax.devices(), 'data')
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   ids = packed_rows(BATCH, LENGTH, VOCAB, seed=4, empty_rows=1)
   program = (
-    jax.jit(lambda ids: draw(ids, 3, method=method), in_shardings=split, out_shardings=split)
+    jax.jit(lambda ids: draw(ids, 3, masking=method), in_shardings=split, out_shardings=split)
     .lower(ids)
     .compile()
   )
@@ -303,17 +306,17 @@ def test_rows_over_eight_devices_are_masked_where_they_are_and_the_same(method):
     if name in text
   ]
   for ours, theirs in zip(
-    program(jax.device_put(ids, split)), draw(ids, 3, method=method), strict=True
+    program(jax.device_put(ids, split)), draw(ids, 3, masking=method), strict=True
   ):
     assert np.array_equal(ours, theirs)
 
 
-# ---- From the config to the step.
+#### From the config to the step ####
 
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-  """As much of a tokenizer as settings need."""
+  """What settings need of a tokenizer."""
 
   size: int = 60
   pad_id: int = PAD
@@ -334,7 +337,7 @@ def settings_of(**fields):
 
 
 @pytest.mark.parametrize('method', METHODS)
-def test_the_config_and_the_words_of_the_tokenizer_reach_the_masks(method):
+def test_masks_use_the_config_and_the_word_starts_of_the_tokenizer(method):
   settings = settings_of(masking=method, mask_rate=0.3, span_p=0.5, span_max=4)
   assert (
     hash(settings) == hash(settings_of(masking=method, mask_rate=0.3, span_p=0.5, span_max=4))
@@ -342,9 +345,9 @@ def test_the_config_and_the_words_of_the_tokenizer_reach_the_masks(method):
   )
   ids = packed_rows(4, 32, 60, seed=2)
   keys = row_keys(1, 2, jnp.arange(4))
-  masks = jax.jit(common.examples, static_argnums=0)(settings, ids, keys)['masks']
+  masks = jax.jit(mask_rows, static_argnums=0)(settings, ids, keys)['masks']
   expected = [
-    defined(row, key, method, 0.3, settings.max_predictions, 0.85, 0.5, 4)
+    defined(row, key, settings)
     for row, key in zip(ids, masking.stream(keys, masking.MASKING), strict=True)
   ]
   for row, (chosen, shown) in enumerate(expected):
@@ -355,7 +358,7 @@ def test_the_config_and_the_words_of_the_tokenizer_reach_the_masks(method):
     )
 
 
-def test_settings_of_uniform_masks_hold_no_table():
+def test_settings_of_uniform_masks_have_no_word_starts():
   assert settings_of().word_starts == b''
 
 
@@ -372,16 +375,16 @@ def test_settings_of_uniform_masks_hold_no_table():
     ),
   ],
 )
-def test_what_cannot_be_is_named(fields, complaint):
+def test_settings_that_contradict_each_other_are_refused(fields, complaint):
   with pytest.raises(UserError, match=complaint):
     settings_of(**fields)
 
 
-def test_inspected_rows_are_masked_by_words():
+def test_inspected_rows_have_masks_of_whole_words():
   settings = settings_of(masking='words', mask_rate=0.3)
   model = tiny_electra('modern')
   ids = packed_rows(8, 32, 60, seed=3)
-  read = jax.jit(inspect.reading, static_argnums=(0, 1))(
+  read = jax.jit(inspect.read_rows, static_argnums=(0, 1))(
     settings, model, random_params(model), ids, row_keys(0, 0, jnp.arange(8))
   )
   several = 0

@@ -1,4 +1,4 @@
-"""The figures equal scikit-learn's, add up over batches, and tell a discriminator that has collapsed."""
+"""Metrics equal scikit-learn's, add up over batches, and detect a collapsed discriminator."""
 
 import jax
 import jax.numpy as jnp
@@ -68,26 +68,26 @@ def within_bins(logits, bins):
 
 @pytest.mark.parametrize('bins', [metrics.TRAIN_BINS, metrics.EVAL_BINS])
 @pytest.mark.parametrize('apart', [-1.0, 0.0, 2.0])
-def test_figures_are_scikit_learns(bins, apart):
+def test_metrics_equal_scikit_learn(bins, apart):
   logits, labels, weights = verdicts(0, apart=apart)
   logits = within_bins(logits, bins)
   sums, generator = sums_of(logits, labels, weights, bins)
-  figures, expected = metrics.figures(sums), generator | scikit(logits, labels, weights)
-  assert figures.keys() == expected.keys()
+  found, expected = metrics.compute(sums), generator | scikit(logits, labels, weights)
+  assert found.keys() == expected.keys()
   for name, value in expected.items():
-    assert figures[name] == pytest.approx(value, rel=1e-6), name
+    assert found[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_bins_cost_ranking_little_and_the_rest_nothing():
+def test_bins_change_ranking_little_and_other_metrics_not_at_all():
   logits, labels, weights = verdicts(1)
-  figures, expected = (
-    metrics.figures(sums_of(logits, labels, weights)[0]),
+  found, expected = (
+    metrics.compute(sums_of(logits, labels, weights)[0]),
     scikit(logits, labels, weights),
   )
   for name in ('discriminator_accuracy', 'precision', 'recall', 'replaced_rate', 'constant_loss'):
-    assert figures[name] == pytest.approx(expected[name], rel=1e-12), name
-  assert figures['auc'] == pytest.approx(expected['auc'], abs=5e-4)
-  assert figures['average_precision'] == pytest.approx(expected['average_precision'], abs=5e-3)
+    assert found[name] == pytest.approx(expected[name], rel=1e-12), name
+  assert found['auc'] == pytest.approx(expected['auc'], abs=5e-4)
+  assert found['average_precision'] == pytest.approx(expected['average_precision'], abs=5e-3)
 
 
 def test_the_sign_of_a_tiny_logit_counts():
@@ -100,7 +100,7 @@ def test_the_sign_of_a_tiny_logit_counts():
 def test_sums_add_up_over_batches():
   parts = [verdicts(seed, apart=0.5) for seed in range(3)]
   every = [sums_of(*part, seed=seed)[0] for seed, part in enumerate(parts)]
-  added = metrics.figures(jax.tree.map(lambda *x: sum(x), *every))
+  added = metrics.compute(jax.tree.map(lambda *x: sum(x), *every))
   together = scikit(
     *map(
       np.concatenate,
@@ -108,32 +108,32 @@ def test_sums_add_up_over_batches():
     )
   )
   for name, value in together.items():
-    if name != 'discriminator_loss':  # of the logits themselves, not of their bins' middles
+    if name != 'discriminator_loss':  # uses the logits, not the middles of their bins
       assert added[name] == pytest.approx(value, rel=1e-9), name
-  # A leading axis gives an array of figures.
-  stacked = metrics.figures(jax.tree.map(lambda *x: np.stack(x), *every))
+  # With a leading axis metrics are arrays.
+  stacked = metrics.compute(jax.tree.map(lambda *x: np.stack(x), *every))
   for i, sums in enumerate(every):
-    for name, value in metrics.figures(sums).items():
+    for name, value in metrics.compute(sums).items():
       assert stacked[name][i] == pytest.approx(value, rel=1e-12), name
 
 
-def test_constant_loss_is_the_best_constant_predictors():
+def test_constant_loss_is_that_of_the_best_constant_predictor():
   for rate in (0.03, 0.15, 0.5):
     guesses = np.linspace(1e-4, 1 - 1e-4, 9999)
     best = -(rate * np.log(guesses) + (1 - rate) * np.log(1 - guesses))
-    assert metrics.entropy(rate) == pytest.approx(best.min(), rel=1e-6)
+    assert metrics.binary_entropy(rate) == pytest.approx(best.min(), rel=1e-6)
     assert guesses[best.argmin()] == pytest.approx(rate, abs=1e-4)
-  assert metrics.entropy(np.array([0.0, 1.0])) == pytest.approx([0, 0], abs=1e-9)
+  assert metrics.binary_entropy(np.array([0.0, 1.0])) == pytest.approx([0, 0], abs=1e-9)
 
 
-def test_without_both_labels_ranking_is_undefined_and_nothing_else_is():
+def test_with_one_label_only_ranking_is_undefined():
   logits, labels, weights = verdicts(2)
-  figures = metrics.figures(sums_of(logits, np.zeros_like(labels), weights)[0])
-  assert {name for name, value in figures.items() if np.isnan(value)} == {
+  found = metrics.compute(sums_of(logits, np.zeros_like(labels), weights)[0])
+  assert {name for name, value in found.items() if np.isnan(value)} == {
     'auc',
     'average_precision',
   }
-  nothing = metrics.figures(sums_of(logits, labels, np.zeros_like(weights))[0])
+  nothing = metrics.compute(sums_of(logits, labels, np.zeros_like(weights))[0])
   assert all(
     np.isnan(nothing[name])
     for name in ('discriminator_loss', 'discriminator_accuracy', 'replaced_rate')
@@ -141,21 +141,19 @@ def test_without_both_labels_ranking_is_undefined_and_nothing_else_is():
 
 
 def collapsed(logits, labels, weights):
-  return metrics.collapsed(metrics.figures(sums_of(logits, labels, weights)[0]))
+  return metrics.answers_original(metrics.compute(sums_of(logits, labels, weights)[0]))
 
 
-def test_collapse_is_told():
+def test_a_discriminator_that_answers_original_is_detected():
   logits, labels, weights = verdicts(3, apart=0.0, shape=(64, 128))
-  assert collapsed(logits - 9, labels, weights)  # all "original", and no order among them
-  assert not collapsed(logits, labels, weights)  # chance, but it does answer "replaced"
+  assert collapsed(logits - 9, labels, weights)  # all "original", in random order
+  assert not collapsed(logits, labels, weights)  # random, but it answers "replaced" at times
   logits, labels, weights = verdicts(3, apart=1.0, shape=(64, 128))
-  assert not collapsed(
-    logits - 9, labels, weights
-  )  # all "original", but it ranks them well: it is learning
-  assert not collapsed(logits - 9, 0 * labels, weights)  # there was nothing to find
+  assert not collapsed(logits - 9, labels, weights)  # all "original", but ranked well
+  assert not collapsed(logits - 9, 0 * labels, weights)  # no token was replaced
 
 
-def test_norms_of_towers():
+def test_norms_of_towers_include_their_heads():
   tree = {
     'embeddings': {'word': jnp.full((2, 2), 1.0)},
     'discriminator': {'a': jnp.full(4, 3.0)},

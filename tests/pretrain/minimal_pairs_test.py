@@ -1,4 +1,4 @@
-"""Minimal pairs are read, and scored as the plainest program would; nothing that is not the sentence changes its score."""
+"""Minimal pairs are read, and scored as by a simple program; only the sentence decides."""
 
 import gzip
 import json
@@ -16,18 +16,13 @@ from electra_jax.data.tokenizers.tokenization import SPECIAL_TOKENS, load_tokeni
 from electra_jax.errors import UserError
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import minimal_pairs
-from electra_jax.pretrain.pretrained import Run
+from electra_jax.pretrain.trained_run import Run
 from electra_jax.training import partitioning
 
 REAL = pathlib.Path(__file__).parents[3] / 'shared/data/blimp.tar.xz'
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
-TEXTS = [
-  'a b',
-  'cd',
-  'a b c d e f g h i j',
-  'the 1 cat fgh',
-  'z' * 20,
-]  # 4, 4, 12, 12 and 22 tokens: three programs
+# 4, 4, 12, 12 and 22 tokens, for which three programs are compiled.
+TEXTS = ['a b', 'cd', 'a b c d e f g h i j', 'the 1 cat fgh', 'z' * 20]
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +56,8 @@ def rows_of(tokenizer, texts):
   ]
 
 
-def plainly(run, rows):
-  """Both scores of each sentence: alone, without padding, one copy at a time, logits of every position."""
+def simple_scores(run, rows):
+  """Both scores of each sentence, one row at a time without padding, logits of every position."""
   model, t = run.model, run.tokenizer
 
   def inputs(ids):
@@ -92,18 +87,18 @@ def plainly(run, rows):
 
 
 @pytest.mark.parametrize('family, sharing', [('modern', 'embeddings'), ('electra', 'none')])
-def test_scores_are_those_of_the_plainest_program(tokenizer, family, sharing):
+def test_scores_are_those_of_a_simple_program(tokenizer, family, sharing):
   run = make_run(tokenizer, family=family, sharing=sharing)
   rows = rows_of(tokenizer, TEXTS if family == 'modern' else TEXTS[:4])
   assert [len(row) for row in rows] == [4, 4, 12, 12, 22][: len(rows)]
   scores = minimal_pairs.score_sentences(run, rows)
-  expected = plainly(run, rows)
+  expected = simple_scores(run, rows)
   for tower in minimal_pairs.TOWERS:
     assert scores[tower].shape == (len(rows),) and (scores[tower] < 0).all()
     np.testing.assert_allclose(scores[tower], expected[tower], rtol=2e-5, err_msg=tower)
 
 
-def test_scores_do_not_depend_on_company_batches_or_devices(tokenizer):
+def test_scores_do_not_depend_on_other_rows_batches_or_devices(tokenizer):
   run, rows = make_run(tokenizer), rows_of(tokenizer, TEXTS)
   expected = minimal_pairs.score_sentences(run, rows)
   done = []
@@ -118,7 +113,7 @@ def test_scores_do_not_depend_on_company_batches_or_devices(tokenizer):
   assert sum(done) == sum(minimal_pairs.bucket(len(row)) * (len(row) - 1) for row in rows)
 
 
-def test_lengths_are_few_and_never_short():
+def test_padded_lengths_are_few_and_long_enough():
   sizes = [minimal_pairs.bucket(length) for length in range(2, 513)]
   assert (
     all(size >= length for length, size in zip(range(2, 513), sizes, strict=True))
@@ -132,8 +127,8 @@ def line(good, bad, **more):
   return json.dumps({'sentence_good': good, 'sentence_bad': bad} | more) + '\n'
 
 
-def write(folder):
-  """Two paradigms, in BLiMP's layout."""
+def write_pairs(folder):
+  """Two paradigms in BLiMP's layout."""
   (folder / 'data').mkdir(parents=True)
   (folder / 'data/one.jsonl').write_text(
     line('a b', 'b a', UID='one', linguistics_term='s-selection', field='syntax/semantics')
@@ -148,7 +143,7 @@ def write(folder):
 
 
 def test_folders_archives_and_files_hold_the_same_pairs(tmp_path):
-  folder = write(tmp_path / 'pairs')
+  folder = write_pairs(tmp_path / 'pairs')
   expected = [tuple(pair[:5]) for pair in minimal_pairs.read_pairs(str(folder))]
   assert (
     expected[0] == ('a b', 'b a', 'one', 'argument_structure', 'syntax_semantics')
@@ -171,7 +166,7 @@ def test_folders_archives_and_files_hold_the_same_pairs(tmp_path):
   ]
 
 
-def test_ones_own_pairs_need_only_the_sentences(tmp_path):
+def test_pairs_require_only_the_sentences(tmp_path):
   (tmp_path / 'mine.jsonl').write_text(line('a', 'b'))
   (pair,) = minimal_pairs.read_pairs(str(tmp_path / 'mine.jsonl'))
   assert tuple(pair[:5]) == ('a', 'b', 'mine', 'of no phenomenon', 'of no field')
@@ -190,15 +185,15 @@ def test_ones_own_pairs_need_only_the_sentences(tmp_path):
     ('a.jsonl', '{"sentence_good": \n', 'line 1 of .* is not JSON'),
     ('a.jsonl', b'\xff\n', 'line 1 of .* is not JSON'),
     ('a.jsonl', '[1]\n', 'line 1 of .* is not a JSON object'),
-    ('a.jsonl', '\n', "a.jsonl' holds no minimal pairs"),
+    ('a.jsonl', '\n', "a.jsonl' has no minimal pairs"),
     ('a.tar.xz', 'no archive', "a.tar.xz' cannot be read"),
     ('a.tar', 'no archive', "a.tar' cannot be read"),
     ('a.jsonl.gz', 'not compressed', "a.jsonl.gz' cannot be read"),
-    ('folder', None, 'holds no minimal pairs'),
+    ('folder', None, 'has no minimal pairs'),
     ('', None, "nowhere' cannot be read"),
   ],
 )
-def test_what_is_broken_is_named(tmp_path, name, content, message):
+def test_damaged_sources_are_refused(tmp_path, name, content, message):
   if content is None:
     (tmp_path / 'folder').mkdir()
   else:
@@ -208,7 +203,7 @@ def test_what_is_broken_is_named(tmp_path, name, content, message):
   assert '\n' not in str(error.value)
 
 
-def test_a_sentence_beyond_the_positions_is_named(tmp_path, tokenizer):
+def test_a_sentence_longer_than_the_positions_is_refused(tmp_path, tokenizer):
   (tmp_path / 'a.jsonl').write_text(line('a', 'b') + line('a', 'b ' * 70))
   with pytest.raises(
     UserError,
@@ -232,8 +227,8 @@ def test_intervals_are_wilsons(right, n):
   )
 
 
-def test_a_run_is_scored_and_the_figures_are_kept(tmp_path, tokenizer, capsys):
-  folder, run = write(tmp_path / 'pairs'), make_run(tokenizer, tmp_path)
+def test_a_run_is_scored_and_the_results_are_saved(tmp_path, tokenizer, capsys):
+  folder, run = write_pairs(tmp_path / 'pairs'), make_run(tokenizer, tmp_path)
   result = minimal_pairs.blimp(run, str(folder))
   out = capsys.readouterr().out
   assert json.loads((tmp_path / 'blimp.json').read_text()) == result and result['step'] == 7
@@ -263,7 +258,7 @@ def test_a_run_is_scored_and_the_figures_are_kept(tmp_path, tokenizer, capsys):
   assert json.loads((tmp_path / 'other.json').read_text()) == other and other['total']['pairs'] == 2
 
 
-def test_the_other_sentence_is_right_where_this_one_is_wrong(tmp_path, tokenizer):
+def test_swapping_the_sentences_swaps_the_verdicts(tmp_path, tokenizer):
   rng, run = np.random.default_rng(0), make_run(tokenizer, tmp_path)
   texts = [
     (' '.join(rng.choice(list(LETTERS), 5)), ' '.join(rng.choice(list(LETTERS), 5)))

@@ -1,5 +1,6 @@
-"""A step that is not finite stops the run, named, with the last good checkpoint kept; leaving such steps out is a choice, counted."""
+"""A step that is not finite stops the run and is named, or is skipped if the config says so."""
 
+import dataclasses
 import json
 import types
 
@@ -11,14 +12,15 @@ import optax
 import pytest
 
 from electra_jax.pretrain import pretrain_step
-from electra_jax.pretrain.objectives.common import Settings
+from electra_jax.pretrain.objectives.settings import Settings
+from electra_jax.training.update_step import UpdateOptions
 
 POISON = 99
 
 
-def loss(settings, model, params, examples, counts, *, train):
-  """A straight line whose loss is not finite where a row holds POISON."""
-  rows = jnp.where(examples == POISON, jnp.inf, examples)
+def loss(params, context):
+  """Linear regression whose loss is not finite if a row holds POISON."""
+  rows = jnp.where(context.batch == POISON, jnp.inf, context.batch)
   value = jnp.mean(
     jnp.square(rows @ params['discriminator']['kernel'] + params['generator']['bias'])
   )
@@ -30,16 +32,17 @@ OBJECTIVE = types.SimpleNamespace(
   counts=lambda settings, examples: {},
   loss=loss,
 )
+COMPUTATION = pretrain_step.Computation(None, OBJECTIVE, Settings(), seed=0)
 OPTIMIZER = optax.adam(0.1)
 
 
 def trained(batches, skip_nonfinite):
-  """States and sums after each batch, from zero parameters."""
+  """States and sums after each batch."""
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   state = pretrain_step.fresh_state(OPTIMIZER, params)
   step = jax.jit(
     pretrain_step.make_train_step(
-      None, OBJECTIVE, Settings(), OPTIMIZER, seed=0, skip_nonfinite=skip_nonfinite
+      COMPUTATION, OPTIMIZER, UpdateOptions(skip_nonfinite=skip_nonfinite)
     )
   )
   states, sums = [state], []
@@ -63,7 +66,7 @@ def equal(a, b):
   )
 
 
-def test_the_state_stays_before_the_step_that_failed():
+def test_the_state_stays_as_before_the_failed_step():
   states, sums = trained(batches(bad=[2]), skip_nonfinite=False)
   clean, _ = trained(batches(), skip_nonfinite=False)
   assert equal(states[2], clean[2]) and states[2].bad_step == -1
@@ -73,21 +76,24 @@ def test_the_state_stays_before_the_step_that_failed():
   assert [int(s['steps']) for s in sums] == [1, 1, 0, 0, 0]
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is():
-  def root(settings, model, params, examples, counts, *, train):
-    value = jnp.sqrt(jnp.sum(jnp.square(params['discriminator']['kernel'])))  # no slope at zero
+def test_a_nonfinite_gradient_stops_the_run_though_the_loss_is_finite():
+  def root(params, context):
+    value = jnp.sqrt(
+      jnp.sum(jnp.square(params['discriminator']['kernel']))
+    )  # no derivative at zero
     return value, {'discriminator_loss': value}
 
   objective = types.SimpleNamespace(**{**vars(OBJECTIVE), 'loss': root})
   params = {'discriminator': {'kernel': jnp.zeros(4)}}
   state = pretrain_step.fresh_state(OPTIMIZER, params)
-  step = jax.jit(pretrain_step.make_train_step(None, objective, Settings(), OPTIMIZER, seed=0))
+  computation = dataclasses.replace(COMPUTATION, objective=objective)
+  step = jax.jit(pretrain_step.make_train_step(computation, OPTIMIZER))
   after, sums = step(state, {'token_ids': batches()[0]})
   assert after.bad_step == 0 and after.step == 0 and sums['steps'] == 0
   assert equal((after.params, after.opt_state), (state.params, state.opt_state))
 
 
-def test_left_out_steps_are_counted_and_change_nothing_else():
+def test_skipped_steps_are_counted_and_change_nothing_else():
   states, sums = trained(batches(bad=[1, 3]), skip_nonfinite=True)
   assert [int(s.skipped) for s in states] == [0, 0, 1, 1, 2, 2]
   assert [int(s.step) for s in states] == [0, 1, 2, 3, 4, 5] and states[-1].bad_step == -1
@@ -106,35 +112,34 @@ def test_left_out_steps_are_counted_and_change_nothing_else():
       lambda params, ids: params['discriminator'].update(kernel=jnp.full(4, jnp.nan)),
       'the parameter discriminator/kernel',
     ),
-    (lambda params, ids: ids.__setitem__((1, 2), POISON), 'the figure discriminator_loss'),
+    (lambda params, ids: ids.__setitem__((1, 2), POISON), 'the metric discriminator_loss'),
     (
       lambda params, ids: params['generator'].update(bias=jnp.float32(1e25)),
-      'the figure discriminator_loss',
+      'the metric discriminator_loss',
     ),
     (lambda params, ids: None, 'a sum of gradients'),
   ],
 )
-def test_the_first_tensor_that_is_not_finite_is_named(spoil, name):
+def test_the_first_nonfinite_tensor_is_named(spoil, name):
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
   token_ids = batches()[0]
   spoil(params, token_ids)
-  assert pretrain_step.first_nonfinite(
-    None, OBJECTIVE, Settings(), params, token_ids, seed=0, step=0
-  ).startswith(name)
+  found = pretrain_step.first_nonfinite(COMPUTATION, params, token_ids, step=0)
+  assert found.startswith(name)
 
 
-def test_the_command_stops_names_the_step_and_goes_on_without_such_steps_when_asked(tmp_path):
-  # With this rate the first step's update is 0 (warm-up), the second's is beyond all bounds, and the third cannot be computed.
+def test_the_command_stops_and_names_the_step_or_skips_such_steps_if_configured(tmp_path):
+  # The update of the first step is 0 (warm-up), that of the second is huge, and the third fails.
   absurd = micro_run.arguments(
     tmp_path / 'run',
     '--config.optimizer.learning_rate=1e30',
     '--config.save_every=1',
-    '--config.log_every=6',  # so that only saving looks at the steps before
+    '--config.log_every=6',  # so that saving is what checks the earlier steps
     '--config.steps=6',
   )
   out, err = micro_run.run(*absurd, status=1)
   assert err.count('\n') == 1 and err.startswith(
-    'electra_jax: the step after 2 is not finite, first of all the '
+    'electra_jax: the step after 2 is not finite, first in the '
   )
   assert 'the checkpoint of step 2 is kept' in err and '--config.skip_nonfinite=True' in err
   assert micro_run.checkpoint_steps(tmp_path / 'run')[-1] == 2

@@ -1,4 +1,4 @@
-"""Each objective is what its file says: against a small NumPy writing of its definition, with gradients where they may flow and nowhere else."""
+"""Each objective equals its definition in NumPy, and has gradients only where it should."""
 
 import functools
 import types
@@ -12,18 +12,23 @@ import scipy.special
 import scipy.stats
 from conftest import packed_rows
 
+from electra_jax import registry
 from electra_jax.config import checked_pretraining, default_config, phases_of, with_arguments
 from electra_jax.errors import UserError
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.model.randomness import row_keys
-from electra_jax.pretrain import build, masking, metrics, objectives, pretrain_step
-from electra_jax.pretrain.objectives import common
+from electra_jax.pretrain import build, masking, metrics, pretrain_step, replacement
+from electra_jax.pretrain.objectives import parts
+from electra_jax.pretrain.objectives.parts import LossContext
+from electra_jax.pretrain.objectives.settings import Settings
+from electra_jax.training import partitioning
 
-VOCAB, LENGTH, ROWS = 60, 24, 4
-LEARNED = tuple(
-  name for name in objectives.NAMES if name != 'electric'
-)  # which pretrain/electric_test.py is about
+VOCAB = 60
+LENGTH = 24
+ROWS = 4
+# electric has tests in pretrain/electric_test.py.
+NAMES = tuple(name for name in registry.OBJECTIVES if name != 'electric')
 
 
 def build_model(name, sharing='none', uniform=False):
@@ -40,11 +45,11 @@ def build_model(name, sharing='none', uniform=False):
     attention_dropout=0.0,
     initializer_range=0.3,
   )
-  heads = tuple(
-    head for head in objectives.named(name).HEADS if not uniform or head != 'generator_head'
-  )
-  generator = main if name == 'mlm' else generator_config(main, 0.5, 1.0)
-  return Electra(generator, main, sharing='all' if name == 'mlm' else sharing, heads=heads)
+  objective = registry.OBJECTIVES.get(name)
+  heads = tuple(head for head in objective.heads if not uniform or head != 'generator_head')
+  if objective.one_tower:
+    return Electra(main, main, sharing='all', heads=heads)
+  return Electra(generator_config(main, 0.5, 1.0), main, sharing=sharing, heads=heads)
 
 
 def has_generator(model):
@@ -53,40 +58,39 @@ def has_generator(model):
 
 @pytest.fixture(scope='module')
 def batch():
-  """Rows with their masks, and the settings they were made with."""
-  settings = common.Settings(max_predictions=masking.max_predictions(0.15, LENGTH), temperature=2.0)
+  """Settings, and rows that were masked with them."""
+  settings = Settings(max_predictions=masking.max_predictions(0.15, LENGTH), temperature=2.0)
   ids = jnp.asarray(packed_rows(ROWS, LENGTH, VOCAB, empty_rows=1))
-  return settings, common.examples(settings, ids, row_keys(0, 0, jnp.arange(ROWS)))
+  return settings, parts.mask_rows(settings, ids, row_keys(0, 0, jnp.arange(ROWS)))
 
 
 @pytest.fixture(scope='module')
 def evaluate(batch):
-  """`evaluated`, once for each objective and sharing."""
+  """`evaluated`, cached."""
   return functools.cache(lambda name, **kwargs: evaluated(name, batch, **kwargs))
 
 
 def evaluated(name, batch, **kwargs):
-  """Loss, sums, gradients, parameters and model of an objective; and the gradients of the generator's loss alone."""
+  """Loss, sums, gradients and parameters of an objective; gradients of the generator's loss."""
   settings, examples = batch
-  settings = common.Settings(**{**vars(settings), 'name': name})
-  model, objective = build_model(name, **kwargs), objectives.named(name)
+  settings = Settings(**{**vars(settings), 'name': name})
+  model, objective = build_model(name, **kwargs), registry.OBJECTIVES.get(name)
   params = jax.jit(lambda: pretrain_step.nn.unbox(pretrain_step.init_params(model, 0, LENGTH)))()
   rng = np.random.default_rng(7)
   params = jax.tree.map(
     lambda x: np.asarray(x) + 0.05 * rng.standard_normal(x.shape, np.float32), params
   )
   counts = objective.counts(settings, examples)
+  context = LossContext(settings, model, examples, counts, train=False)
   (value, sums), gradients = jax.jit(
-    jax.value_and_grad(
-      lambda params: objective.loss(settings, model, params, examples, counts, train=False),
-      has_aux=True,
-    )
+    jax.value_and_grad(lambda params: objective.loss(params, context), has_aux=True)
   )(params)
-  alone = has_generator(model) and jax.jit(
-    jax.grad(lambda params: common.predict_masked(model, params, examples, counts, train=False)[0])
+  of_generator = has_generator(model) and jax.jit(
+    jax.grad(lambda params: parts.predict_masked(params, context).loss)
   )(params)
   return types.SimpleNamespace(
-    alone=alone,
+    objective=objective,
+    of_generator=of_generator,
     settings=settings,
     model=model,
     params=params,
@@ -100,7 +104,7 @@ def evaluated(name, batch, **kwargs):
 
 
 def definition(name, batch, e) -> dict[str, float]:
-  """The losses in NumPy, a token at a time, from the logits of the towers."""
+  """The losses in NumPy, token by token, from the logits of the towers."""
   _, examples = batch
   inputs, masks = examples['inputs'], examples['masks']
   ids, positions, weights = (
@@ -127,7 +131,7 @@ def definition(name, batch, e) -> dict[str, float]:
     method='generator_logits',
   )
   samples = np.asarray(
-    common.replacement.sample(
+    replacement.sample(
       logits, masking.stream(examples['keys'], masking.GUMBEL), temperature=e.settings.temperature
     )
   )
@@ -170,54 +174,52 @@ def definition(name, batch, e) -> dict[str, float]:
   return losses
 
 
-@pytest.mark.parametrize('name', LEARNED)
-def test_losses_are_those_of_the_definition(name, batch, evaluate):
+@pytest.mark.parametrize('name', NAMES)
+def test_losses_equal_their_definition(name, batch, evaluate):
   e = evaluate(name)
   expected = definition(name, batch, e)
-  figures = metrics.figures(e.sums)
-  assert set(expected) == set(objectives.named(name).LOSSES)
+  found = metrics.compute(e.sums)
+  assert set(expected) == set(e.objective.losses)
   for loss, value in expected.items():
-    assert figures[loss] == pytest.approx(value, rel=1e-5), loss
+    assert found[loss] == pytest.approx(value, rel=1e-5), loss
   weights = {'generator_loss': 1.0, 'discriminator_loss': 50.0, 'prediction_loss': 1.0}
   assert e.value == pytest.approx(
     sum(weights[loss] * value for loss, value in expected.items()), rel=1e-5
   )
-  assert common.total(e.settings, figures) == pytest.approx(e.value, rel=1e-5)
+  assert e.objective.total_loss(e.settings, found) == pytest.approx(e.value, rel=1e-5)
 
 
-@pytest.mark.parametrize('name', [name for name in LEARNED if name != 'mlm'])
-def test_nothing_flows_back_through_the_samples(name, evaluate):
-  """With towers that share nothing the generator's gradient is that of its own loss, whatever the main tower's is."""
+@pytest.mark.parametrize('name', [name for name in NAMES if name != 'mlm'])
+def test_samples_have_no_gradient(name, evaluate):
+  """With separate towers the generator's gradient is that of its own loss."""
   e = evaluate(name)
-  alone = e.alone
   for part in ('generator', 'generator_head', 'generator_embeddings'):
     for ours, own in zip(
-      jax.tree.leaves(e.gradients[part]), jax.tree.leaves(alone[part]), strict=True
+      jax.tree.leaves(e.gradients[part]), jax.tree.leaves(e.of_generator[part]), strict=True
     ):
       np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-6 * float(jnp.abs(own).max()))
   for part in ('embeddings', 'discriminator'):
-    assert optax.tree.norm(e.gradients[part]) > 0 == optax.tree.norm(alone[part])
+    assert optax.tree.norm(e.gradients[part]) > 0 == optax.tree.norm(e.of_generator[part])
 
 
 @pytest.mark.parametrize('name', ['electra'])
-def test_a_uniform_generator_draws_every_token_as_often(name, batch, evaluate):
+def test_a_uniform_generator_samples_all_tokens_equally(name, batch, evaluate):
   e = evaluate(name, uniform=True, sharing='embeddings')
   assert not [part for part in e.params if part.startswith('generator')]
-  assert metrics.figures(e.sums)['generator_loss'] == pytest.approx(np.log(VOCAB), rel=1e-6)
+  assert metrics.compute(e.sums)['generator_loss'] == pytest.approx(np.log(VOCAB), rel=1e-6)
   settings, examples = batch
   keys = jax.random.split(jax.random.key(3), 400)
   logits = e.model.generator_logits(examples['inputs'], jnp.zeros((len(keys), 30), jnp.int32))
   drawn = np.bincount(
-    np.asarray(common.replacement.sample(logits, keys, temperature=1.0)).ravel(), minlength=VOCAB
+    np.asarray(replacement.sample(logits, keys, temperature=1.0)).ravel(), minlength=VOCAB
   )
-  assert (
-    len(drawn) == VOCAB and scipy.stats.chisquare(drawn).pvalue > 1e-4
-  )  # the rows that pad the table are never drawn
+  assert len(drawn) == VOCAB  # padding of the vocabulary is never drawn
+  assert scipy.stats.chisquare(drawn).pvalue > 1e-4
 
 
-def test_the_disentangled_discriminator_leaves_the_generators_table_alone(evaluate):
+def test_the_disentangled_discriminator_has_no_gradient_to_the_generators_embeddings(evaluate):
   e = evaluate('electra', sharing='disentangled')
-  generator = e.alone
+  generator = e.of_generator
   for ours, own in zip(
     jax.tree.leaves(e.gradients['generator_embeddings']),
     jax.tree.leaves(generator['generator_embeddings']),
@@ -231,7 +233,7 @@ def test_the_disentangled_discriminator_leaves_the_generators_table_alone(evalua
   )
 
 
-def test_the_discriminator_of_no_difference_reads_the_generators_table(batch):
+def test_without_a_difference_the_disentangled_discriminator_reads_the_generators_embeddings(batch):
   _, examples = batch
   model = build_model('electra', 'disentangled')
   params = pretrain_step.nn.unbox(pretrain_step.init_params(model, 0, LENGTH))
@@ -258,7 +260,7 @@ def test_the_discriminator_of_no_difference_reads_the_generators_table(batch):
     ('electric', {'generator_head', 'discriminator_head'}),
   ],
 )
-def test_a_config_field_chooses_it_and_the_kept_tower_has_one_name(name, heads):
+def test_the_config_selects_the_objective_and_the_main_tower_has_one_name(name, heads):
   c = with_arguments(default_config(), f'objective={name}')
   c = checked_pretraining(c)
   (phase,) = phases_of(c)
@@ -266,9 +268,9 @@ def test_a_config_field_chooses_it_and_the_kept_tower_has_one_name(name, heads):
     c,
     phase,
     build.any_tokenizer(VOCAB),
-    pretrain_step.meshes.make_layout(devices=jax.devices()[:1]),
+    partitioning.make_layout(devices=jax.devices()[:1]),
   )
-  assert p.objective is objectives.named(name) and p.settings.name == name
+  assert p.objective is registry.OBJECTIVES.get(name) and p.settings.name == name
   assert {part for part in p.shapes.params if part.endswith('_head')} == heads
   assert {'embeddings', 'discriminator'} <= set(p.shapes.params)
   assert p.shapes.params['discriminator']['layers']['query']['kernel'].shape == (12, 256, 256)
@@ -296,7 +298,7 @@ def test_a_config_field_chooses_it_and_the_kept_tower_has_one_name(name, heads):
     ({'sharing': 'tied'}, 'disentangled'),
   ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(fields, message):
+def test_configs_that_contradict_an_objective_are_refused(fields, message):
   c = default_config()
   c.update_from_flattened_dict(fields)
   with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Every mode works on runs of other objectives: evaluated, inspected, drawn, loaded, compared on minimal pairs."""
+"""Every mode works on runs of other objectives."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ JUDGED = {'discriminator_loss', 'auc'}
 
 
 def micro(objective, workdir, **fields):
-  """Trains the micro config in this process with another objective; returns what `load` gives."""
+  """Trains the micro config with another objective in this process, and opens the run."""
   spec = importlib.util.spec_from_file_location('micro', micro_run.ROOT / micro_run.CONFIG)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -51,7 +51,7 @@ def micro(objective, workdir, **fields):
     ('all_tokens_mlm', {}, True, True, ['discriminator', 'generator']),
   ],
 )
-def test_every_mode_shows_what_there_is(
+def test_every_mode_shows_the_metrics_and_towers_of_the_objective(
   objective, fields, judged, predicted, towers, tmp_path, capsys
 ):
   run = micro(objective, tmp_path / 'run', **fields)

@@ -1,31 +1,32 @@
-"""Rows of tokens become text that can be read: words joined, columns aligned, nothing that a terminal would obey."""
+"""Rows as readable text: words joined, columns aligned, no control of the terminal."""
 
 import re
-import types
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 from conftest import CLS, MASK, PAD, SEP, UNK
 
+from electra_jax.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from electra_jax.data.tokenizers.tokenization import SPECIAL_TOKENS
+from electra_jax.data.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 from electra_jax.pretrain import readable
 from electra_jax.pretrain.inspect import RowsRead, row_text
 
-SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
 
+def tokenizer(cls=SentencePieceTokenizer, tokens=()):
+  """A tokenizer that has a vocabulary and no files; tokens w5, w6, ... if none are given."""
 
-def tokenizer(kind='sentencepiece', tokens=()):
-  """As much of a tokenizer as a reader needs, with made-up words where none are given."""
-  known = [*SPECIAL, *(tokens or [f'▁w{i}' for i in range(5, 60)])]
-  return types.SimpleNamespace(
-    kind=kind,
-    token=lambda i: known[i],
-    pad_id=PAD,
-    unk_id=UNK,
-    cls_id=CLS,
-    sep_id=SEP,
-    mask_id=MASK,
-  )
+  class Vocabulary(cls):
+    def __init__(self):
+      self.tokens = (*SPECIAL_TOKENS, *(tokens or [f'▁w{i}' for i in range(5, 60)]))
+      self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = PAD, UNK, CLS, SEP, MASK
+
+    def byte_value(self, token_id):
+      token = self.tokens[token_id]
+      return int(token[3:5], 16) if token.startswith('<0x') else None
+
+  return Vocabulary()
 
 
 def handmade(token_ids, **at):
@@ -79,10 +80,10 @@ def test_a_row_shows_every_kind_of_verdict():
     'stone of wall___ s 100% ▁of <0.1% 50.0% caught',
   ]
   ends = [[match.end() for match in re.finditer('___|%', line)] for line in lines[6:]]
-  assert len(ends[0]) == 4 and ends == 5 * ends[:1]  # the gaps and the figures are in columns
+  assert len(ends[0]) == 4 and ends == 5 * ends[:1]  # gaps and numbers are in columns
 
 
-def test_each_text_has_a_line_of_its_own_and_padding_none():
+def test_each_text_has_its_line_and_padding_has_none():
   tokens = tokenizer()
 
   def shown(ids):
@@ -104,7 +105,8 @@ def test_each_text_has_a_line_of_its_own_and_padding_none():
 
 def test_word_pieces_and_punctuation_are_joined():
   tokens = tokenizer(
-    'wordpiece', ['the', 'play', '##ing', ',', 'don', "'", 't', '(', 'word', ')', '##ed', '.']
+    WordPieceTokenizer,
+    ['the', 'play', '##ing', ',', 'don', "'", 't', '(', 'word', ')', '##ed', '.'],
   )
   row = handmade(
     [CLS, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, SEP, CLS, 6, 7, 8, SEP],
@@ -118,7 +120,7 @@ def test_word_pieces_and_punctuation_are_joined():
   assert "the play___, don't (word)." in lines[6] and '##ing' in lines[6]
 
 
-def test_bytes_are_shown_as_the_characters_they_make():
+def test_bytes_are_shown_as_characters():
   tokens = tokenizer(tokens=['▁', '<0xE2>', '<0x82>', '<0xAC>', '▁ok', '<0x1B>', '<0xFF>'])
   euro = [5, 6, 7, 8]
 
@@ -131,7 +133,7 @@ def test_bytes_are_shown_as_the_characters_they_make():
   assert shown(handmade([CLS, 9, 10, 11, SEP])) == '[CLS] ok\\x1b\\xff [SEP]'
 
 
-def test_a_word_marks_only_where_it_begins():
+def test_a_space_precedes_only_the_beginning_of_a_word():
   tokens = tokenizer(tokens=['▁', 'R', '▁to', '▁be▁or'])
 
   def shown(row):
@@ -143,7 +145,7 @@ def test_a_word_marks_only_where_it_begins():
 
 
 @hypothesis.given(st.text())
-def test_escaped_text_is_harmless_and_nothing_is_lost(text):
+def test_escaped_text_is_harmless_and_complete(text):
   safe = readable.escaped(text)
   assert not re.search(
     '[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]', safe
@@ -159,7 +161,7 @@ def test_escaped_text_is_harmless_and_nothing_is_lost(text):
 
 
 @hypothesis.given(st.floats(0, 1, width=32), st.integers(0, 1))
-def test_a_percentage_is_never_more_than_the_probability(p, digits):
+def test_a_percentage_is_rounded_down(p, digits):
   shown = readable.percent(p, digits)
   if shown.startswith('<'):
     assert p < float(shown[1:-1]) / 100 + 1e-9
@@ -174,7 +176,7 @@ words = st.lists(st.tuples(st.booleans(), st.text('ab', min_size=0, max_size=12)
 
 
 @hypothesis.given(words, st.integers(12, 40))
-def test_lines_keep_to_the_width_and_lose_nothing(atoms, width):
+def test_wrapped_lines_fit_the_width_and_are_complete(atoms, width):
   lines = readable.wrapped([(space, [(text, None)]) for space, text in atoms], width, False)
   assert all(len(line) <= width for line in lines)
   assert ''.join(lines).replace(' ', '') == ''.join(text for _, text in atoms)
@@ -184,7 +186,7 @@ def test_lines_keep_to_the_width_and_lose_nothing(atoms, width):
 
 
 @hypothesis.given(st.text('ab日é\u0301', max_size=30), st.integers(1, 20), st.sampled_from('<>'))
-def test_columns_are_as_wide_as_said(text, width, align):
+def test_columns_have_the_given_width(text, width, align):
   out = readable.padded(text, width, align)
   assert readable.cells(out) == width
   if readable.cells(text) <= width and len(text) <= width:

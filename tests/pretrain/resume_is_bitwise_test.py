@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, saves included, and started again by the same command ends as one never stopped."""
+"""A run that is killed at any moment, also during a save, resumes bitwise equal."""
 
 import pathlib
 import random
@@ -19,7 +19,7 @@ def kill(process):
 
 
 def unfinished_saves(workdir) -> set[str]:
-  """Names of the folders of saves that have not got their final name."""
+  """Names of the folders of incomplete saves."""
   folder = pathlib.Path(workdir) / 'checkpoints'
   return (
     {path.name for path in folder.iterdir() if not path.name.isdigit()}
@@ -29,18 +29,18 @@ def unfinished_saves(workdir) -> set[str]:
 
 
 def same(a, b, step=STEPS):
-  """Whether two runs left bitwise the same last checkpoint and the same figures."""
+  """Whether two runs have bitwise equal last checkpoints and equal metrics."""
   return not micro_run.differing(
     micro_run.checkpoint(a, step), micro_run.checkpoint(b, step)
   ) and micro_run.figures(a) == micro_run.figures(b)
 
 
-# One kill before the first step is done, one inside a save, and one inside the last save.
+# One kill before the first step, one during a save, and one during the last save.
 FEW = (('start', 0), ('save', 10), ('save', STEPS))
 
 
 def many():
-  """Two kills before the first step, three between saves, five inside saves, the last included."""
+  """Two kills before the first step, three between saves, five during saves with the last."""
   rng = random.Random(20)
   moments = [('step', step) for step in rng.sample(range(3, STEPS - 3, 3), 3)]
   moments += [('save', step) for step in rng.sample(range(SAVE_EVERY, STEPS, SAVE_EVERY), 4)]
@@ -55,7 +55,7 @@ def many():
     pytest.param(many(), True, id='ten', marks=pytest.mark.faults),
   ],
 )
-def test_sigkills_change_nothing(moments, delay, tmp_path):
+def test_a_killed_and_resumed_run_is_bitwise_equal(moments, delay, tmp_path):
   whole, _ = micro_run.finished()
   killed = tmp_path / 'killed'
   rng = random.Random(21)
@@ -81,7 +81,7 @@ def test_sigkills_change_nothing(moments, delay, tmp_path):
     kill(process)
     cut_short += kind == 'save' and bool(unfinished_saves(killed) - left_over)
   out, _ = micro_run.run(*micro_run.arguments(killed))
-  assert cut_short >= (2 if delay else 1), 'too few kills fell inside a save'
+  assert cut_short >= (2 if delay else 1), 'too few kills during a save'
   assert 'restored     step' in out
   assert not unfinished_saves(killed)
   assert (
@@ -91,8 +91,8 @@ def test_sigkills_change_nothing(moments, delay, tmp_path):
   assert micro_run.figures(killed) == micro_run.figures(whole)
 
 
-def test_a_checkpoint_holds_the_state_of_its_step_whatever_is_computed_while_it_is_written():
-  # One run saves at every step, so the next steps reuse its buffers while the disk is busy.
+def test_a_checkpoint_holds_the_state_of_its_step_though_training_continues_while_it_is_written():
+  # One run saves at every step: the next steps reuse its buffers while the disk is busy.
   whole, often = micro_run.finished()[0], micro_run.saved_often()
   assert micro_run.checkpoint_steps(often) == list(range(1, STEPS + 1))
   assert micro_run.checkpoint_steps(whole) == list(range(SAVE_EVERY, STEPS + 1, SAVE_EVERY))
@@ -104,7 +104,7 @@ def test_a_checkpoint_holds_the_state_of_its_step_whatever_is_computed_while_it_
   assert micro_run.figures(often) == micro_run.figures(whole)
 
 
-def test_another_seed_is_another_run(tmp_path):
+def test_another_seed_gives_another_run(tmp_path):
   whole, _ = micro_run.finished()
   micro_run.run(*micro_run.arguments(tmp_path / 'other', '--config.seed=1'))
   differing = micro_run.differing(
@@ -116,7 +116,7 @@ def test_another_seed_is_another_run(tmp_path):
   assert micro_run.figures(tmp_path / 'other') != micro_run.figures(whole)
 
 
-def test_a_resume_that_forgets_figures_or_one_bit_is_noticed(tmp_path):
+def test_the_comparison_detects_a_lost_line_of_metrics_or_one_changed_bit(tmp_path):
   whole, _ = micro_run.finished()
   copy = tmp_path / 'copy'
   shutil.copytree(whole, copy)
@@ -131,7 +131,7 @@ def test_a_resume_that_forgets_figures_or_one_bit_is_noticed(tmp_path):
   assert not same(whole, copy)
 
 
-def test_a_line_of_figures_that_was_cut_short_is_written_again(tmp_path):
+def test_an_incomplete_line_of_metrics_is_written_again(tmp_path):
   whole, _ = micro_run.finished()
   copy = tmp_path / 'copy'
   shutil.copytree(whole, copy)

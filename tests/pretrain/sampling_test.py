@@ -1,4 +1,4 @@
-"""Samples follow the generator's softmax; labels say what differs; no gradient passes through a sample."""
+"""Samples follow the generator's softmax, labels mark changed tokens, samples have no gradient."""
 
 import dataclasses
 import functools
@@ -16,7 +16,9 @@ from conftest import packed_rows, random_params, tiny_electra
 
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import masking, replacement
-from electra_jax.pretrain.objectives import electra as objective
+from electra_jax.pretrain.objectives.electra import OBJECTIVE
+from electra_jax.pretrain.objectives.parts import LossContext, mask_rows
+from electra_jax.pretrain.objectives.settings import Settings
 
 LOGITS = np.array([1.5, -0.5, 0.0, 2.0, -3.0, 0.7])
 ROWS, DRAWS = 40, 1000
@@ -36,12 +38,11 @@ def fits(samples, probabilities):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.5, 2.0])
-def test_frequencies_follow_the_softmax_at_its_temperature(temperature):
+def test_sample_frequencies_follow_the_softmax_at_the_temperature(temperature):
   samples = draws(temperature)
   assert fits(samples, scipy.special.softmax(LOGITS / temperature)) > 1e-4
-  assert (
-    fits(samples, scipy.special.softmax(LOGITS / (1.1 * temperature))) < 1e-4
-  )  # and of no other
+  at_another = scipy.special.softmax(LOGITS / (1.1 * temperature))
+  assert fits(samples, at_another) < 1e-4
 
 
 def test_draws_of_rows_and_positions_are_independent():
@@ -52,12 +53,12 @@ def test_draws_of_rows_and_positions_are_independent():
     assert scipy.stats.binomtest(int(both), first.size, expected**2).pvalue > 1e-4
 
 
-def test_a_temperature_as_an_array_is_the_same():
+def test_a_traced_temperature_gives_the_same_samples():
   assert np.array_equal(draws(0.5), draws(jnp.float32(0.5)))
 
 
 @pytest.mark.parametrize('temperature', [0, 0.0, np.float32(0), 1e-6])
-def test_the_limit_is_the_argmax(temperature):
+def test_temperature_zero_is_the_argmax(temperature):
   assert (draws(temperature) == LOGITS.argmax()).all()
 
 
@@ -76,14 +77,14 @@ def test_disallowed_tokens_are_never_drawn(temperature):
     )
 
 
-SETTINGS = objective.Settings(mask_rate=0.5, max_predictions=16)
+SETTINGS = Settings(mask_rate=0.5, max_predictions=16)
 
 
 @pytest.fixture(scope='module')
 def drawn():
-  """Of real towers: examples, the generator's logits, samples so hot that all tokens are as likely, the loss's."""
+  """Examples, the generator's logits, samples at a very high temperature and at 1."""
   model = tiny_electra()
-  examples = objective.examples(
+  examples = mask_rows(
     SETTINGS, jnp.asarray(packed_rows(8, 32, 60, empty_rows=1)), row_keys(0, 0, jnp.arange(8))
   )
 
@@ -103,7 +104,7 @@ def drawn():
   return model, random_params(model), examples, *run(random_params(model), examples)
 
 
-def test_rows_that_pad_the_vocabulary_are_never_drawn(drawn):
+def test_padding_of_the_vocabulary_is_never_sampled(drawn):
   _, _, _, logits, samples, _ = drawn
   assert logits.shape[-1] == 64 and len(np.unique(samples)) > 40
   assert samples.max() < 60
@@ -113,7 +114,7 @@ def test_rows_that_pad_the_vocabulary_are_never_drawn(drawn):
 _corrupt = jax.jit(replacement.corrupt)
 _masks = {
   google: jax.jit(
-    lambda ids, seed, google=google: objective.examples(
+    lambda ids, seed, google=google: mask_rows(
       dataclasses.replace(SETTINGS, google=google), ids, row_keys(seed, 0, jnp.arange(len(ids)))
     )['masks']
   )
@@ -122,13 +123,12 @@ _masks = {
 
 
 @hypothesis.given(st.integers(0, 1000), st.booleans())
-def test_only_masked_positions_change_and_a_sample_equal_to_the_original_is_labelled_original(
+def test_only_masked_positions_change_and_a_sample_equal_to_the_original_is_labeled_original(
   seed, google
 ):
   rng = np.random.default_rng(seed)
-  ids = packed_rows(
-    6, 32, 9, seed=seed, empty_rows=seed % 2
-  )  # of four tokens: samples often equal the original
+  # Four different tokens, so that samples often equal the original.
+  ids = packed_rows(6, 32, 9, seed=seed, empty_rows=seed % 2)
   masks = jax.device_get(_masks[google](ids, seed))
   samples = rng.integers(5, 9, masks.positions.shape).astype(np.int32)
   corrupted, labels = jax.device_get(_corrupt(ids, masks, samples))
@@ -144,23 +144,22 @@ def test_only_masked_positions_change_and_a_sample_equal_to_the_original_is_labe
 
 def test_no_gradient_passes_through_a_sample(drawn):
   model, params, examples, _, _, samples = drawn
-  counts = objective.counts(SETTINGS, examples)
+  counts = OBJECTIVE.counts(SETTINGS, examples)
 
   @functools.partial(jax.jit, compiler_options=xla_flags.FUSED)
   def gradients(params, samples):
     settings = dataclasses.replace(SETTINGS, generator_weight=0.0)
 
     def loss(params, samples):
-      return objective.loss(
-        settings, model, params, examples, counts, train=False, samples=samples
-      )[0]
+      context = LossContext(settings, model, examples, counts, train=False, samples=samples)
+      return OBJECTIVE.loss(params, context)[0]
 
     return jax.grad(loss)(params, None), jax.grad(loss)(params, samples)
 
   drawing, given = gradients(params, samples)
   for part in ('generator', 'generator_head'):
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(drawing[part]))
-  # The shared embeddings get what the discriminator sends them, and that alone.
+  # The shared embeddings have the gradient of the discriminator's loss only.
   for (path, ours), theirs in zip(
     jax.tree_util.tree_leaves_with_path(drawing), jax.tree.leaves(given), strict=True
   ):

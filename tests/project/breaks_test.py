@@ -1,7 +1,9 @@
 """Every one-line break of the package in tests/breaks/breaks.py makes the test fail that it names.
 
-The list is compared with the present source in every run. With `--breaks` each change is made in
-a copy of the package and the named test runs there: `pytest tests/project/breaks_test.py --breaks -n 2`.
+The list is compared with the source in every run. With `--breaks` each change is made in a copy of
+the package, and the named test runs there:
+
+    pytest tests/project/breaks_test.py --breaks -n 2
 """
 
 import ast

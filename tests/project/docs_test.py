@@ -1,4 +1,4 @@
-"""The pages name files, fields, modes and links that exist, and the design's plan of the house is the house."""
+"""Pages name existing files, fields, modes and links; docs/design.md names every module."""
 
 import pathlib
 import re
@@ -6,9 +6,15 @@ import shlex
 
 import pytest
 
-from electra_jax import main
-from electra_jax.config import UserError, checked, checked_pretraining, default_config, flat
-from electra_jax.finetune import config as finetune_config
+from electra_jax.cli.command_line import check_config, parse_flags
+from electra_jax.config import (
+  FinetuningConfig,
+  PretrainingConfig,
+  UserError,
+  checked_config,
+  checked_pretraining,
+)
+from electra_jax.config.declarations import fields_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted((ROOT / 'docs').rglob('*.md'))
@@ -25,7 +31,7 @@ def commands(text):
 
 
 def fields_named(text):
-  """Fields written as `config.x.y` or in a flag --config.x.y=..., files such as config.json and config.py left out."""
+  """Fields written as `config.x.y` or in a flag --config.x.y=..., without names of files."""
   found = re.findall(r'`(?:--)?config\.([a-z_0-9.]+?)(?:=[^`]*)?`', text)
   found += [
     word.partition('=')[0].removeprefix('--config.')
@@ -48,15 +54,15 @@ def test_links_fields_and_commands(page, monkeypatch):
   monkeypatch.chdir(ROOT)
   text = page.read_text('utf-8')
   assert not broken_links(text, page.parent)
-  known = flat(default_config()) | flat(finetune_config.default_config())
+  known = fields_of(PretrainingConfig) | fields_of(FinetuningConfig)
   assert not [name for name in fields_named(text) if name not in known]
   for words in commands(text):
-    values = main.parse(['main', *words])
+    values = parse_flags(['main', *words])
     if values.config is not None:
       if values.mode == 'timeline':  # says itself what to begin with
         values.config.init = values.workdir
-        checked(values.config)
-      main.check_config(values)
+        checked_config(values.config)
+      check_config(values)
 
 
 def test_there_are_pages_commands_and_fields_to_check():
@@ -72,7 +78,7 @@ def test_what_is_wrong_is_noticed(monkeypatch):
   assert fields_named('`config.stepz` and `--config.keep=3` in `config.json`') == ['keep', 'stepz']
   (words,) = commands('    A=1 python -m electra_jax.main --config=configs/tiny.py:steps=20\n')
   with pytest.raises(UserError, match='warmup_steps'):
-    checked_pretraining(main.parse(['main', *words]).config)
+    checked_pretraining(parse_flags(['main', *words]).config)
 
 
 def test_the_plan_of_the_house_names_every_module():

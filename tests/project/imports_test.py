@@ -9,7 +9,7 @@ import sys
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[2] / 'electra_jax'
-# A part may import itself and the parts of lower ranks. `__init__` is the package's own: load(workdir).
+# A layer may import itself and layers of lower rank. `__init__` has load(workdir).
 RANKS = {
   'console': 0,
   'errors': 0,
@@ -120,7 +120,8 @@ def test_what_is_lazy_is_not_loaded_by_importing():
     'import importlib, sys\n'
     + ''.join(f'importlib.import_module({name!r})\n' for name in modules)
     + (
-      f'sys.exit(", ".join({{name.split(".")[0] for name in sys.modules}} & set({LAZY!r}) - {{"fsspec", "zstandard"}}) or 0)'
+      'there = {name.split(".")[0] for name in sys.modules}\n'
+      f'sys.exit(", ".join(there & set({LAZY!r}) - {{"fsspec", "zstandard"}}) or 0)'
     )
   )  # Orbax takes these two
   done = subprocess.run(
@@ -135,7 +136,9 @@ def test_what_is_lazy_is_not_loaded_by_importing():
 
 def test_the_step_and_the_benchmarks_need_no_ml_collections():
   code = (
-    'import sys\nfrom electra_jax.pretrain import pretrain_step\nfrom electra_jax.training import flops, partitioning, optimizers\npartitioning.make_layout()\n'
+    'import sys\nfrom electra_jax.pretrain import pretrain_step\n'
+    'from electra_jax.training import flops, optimizers, partitioning\n'
+    'partitioning.make_layout()\n'
     'sys.exit("ml_collections" in sys.modules)'
   )
   done = subprocess.run(
@@ -150,8 +153,10 @@ def test_the_step_and_the_benchmarks_need_no_ml_collections():
 
 def test_figures_are_written_without_torch_which_works_afterwards(tmp_path):
   code = (
-    'import importlib.util, sys\nfrom electra_jax.training.progress import Writer\nwriter = Writer(sys.argv[1], 0)\n'
-    'assert "torch" not in sys.modules\nif importlib.util.find_spec("torch"):\n  import torch\n  torch.ones(1)\n'
+    'import importlib.util, sys\nfrom electra_jax.training.progress import Writer\n'
+    'writer = Writer(sys.argv[1], 0)\n'
+    'assert "torch" not in sys.modules\n'
+    'if importlib.util.find_spec("torch"):\n  import torch\n  torch.ones(1)\n'
     'writer.write("train", 1, {"loss": 2.0})\nwriter.close()'
   )
   done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The launch scripts other than launch/tpu.sh: GKE, the image, SLURM, and many devices or processes on this machine."""
+"""Launch scripts other than launch/tpu.sh: GKE, the image, SLURM, and local processes."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def run(script, *words, bin=None, timeout=60, **env):
 
 @pytest.fixture
 def stubs(tmp_path):
-  """A folder of programs that write down how they were called, and take their exit status from $STATUS."""
+  """A folder of programs that record their arguments and exit with $STATUS."""
   bin = tmp_path / 'bin'
   bin.mkdir()
   for name in ('xpk', 'docker', 'scontrol'):
@@ -53,7 +53,7 @@ def calls(stubs):
   return [shlex.split(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-#### All ################################################################################################################
+#### All scripts ####
 
 
 def test_shellcheck_finds_nothing():
@@ -84,8 +84,8 @@ def test_the_scripts_are_strict_and_those_to_type_can_be_run():
   'script, words, complaint',
   [
     ('gke.sh', [], 'no command'),
-    ('gke.sh', ['fly'], "no command 'fly'"),
-    ('gke.sh', ['build'], 'no --image'),
+    ('gke.sh', ['fly'], "'fly' is not a command"),
+    ('gke.sh', ['build'], '--image is missing'),
     ('gke.sh', ['status', 'w'], '--cluster'),
     (
       'gke.sh',
@@ -100,10 +100,10 @@ def test_the_scripts_are_strict_and_those_to_type_can_be_run():
     ('gke.sh', ['build', '--image=i', '--accelerator=abacus'], 'abacus'),
     ('slurm.sbatch', [], '--config'),
     ('local_devices.sh', [], 'number of devices'),
-    ('local_devices.sh', ['4'], 'no command'),
+    ('local_devices.sh', ['4'], 'command to run is missing'),
     ('local_devices.sh', ['x', 'true'], "'x'"),
-    ('local_processes.sh', [], 'no command'),
-    ('local_processes.sh', ['--processes=0', 'true'], 'whole numbers'),
+    ('local_processes.sh', [], 'command to run is missing'),
+    ('local_processes.sh', ['--processes=0', 'true'], 'integers'),
     ('local_processes.sh', ['--fast', 'true'], '--fast'),
   ],
 )
@@ -210,7 +210,7 @@ def test_processes_are_joined_where_there_are_several(words, added):
   assert done.stdout == ('--distributed=cluster\n' if added else '')
 
 
-#### GKE ################################################################################################################
+#### GKE ####
 
 
 def test_gke_runs_a_workload_on_its_slices(stubs):
@@ -335,11 +335,11 @@ def test_the_image_is_made_of_files_that_exist_and_stages_that_are_named():
   assert copies[0].startswith('COPY requirements.txt') and copies[-1].startswith('USER')
 
 
-#### SLURM ##############################################################################################################
+#### SLURM ####
 
 
 class Slurm:
-  """A submitted job: the script in a folder of its own, an `srun` that behaves as a test says, an `scontrol` that is written down."""
+  """A submitted job: the script in its own folder, a scripted `srun` and a recorded `scontrol`."""
 
   def __init__(self, tmp_path, stubs):
     self.folder, self.stubs = tmp_path / 'submitted', stubs
@@ -414,7 +414,7 @@ def test_slurm_queues_a_preempted_job_again(slurm):
   time.sleep(0.5)
   job.send_signal(signal.SIGTERM)
   assert job.wait(timeout=20) == 0 and slurm.requeued() == 1
-  assert 'preempted, and saved' in (slurm.folder / 'slurm-77.out').read_text()
+  assert 'preempted and saved' in (slurm.folder / 'slurm-77.out').read_text()
 
 
 def failing(step, exit_status, reason='null'):
@@ -439,7 +439,7 @@ def test_slurm_reads_no_status_of_an_earlier_start(slurm):
     '1, restored at step 0',
   ]
   log = (slurm.folder / 'slurm-77.out').read_text()
-  assert log.count('exit status 1: the fault\n') == 1 and log.count('exit status 1\n') == 1
+  assert log.count('status 1: the fault\n') == 1 and log.count('status 1\n') == 1
 
 
 def test_slurm_dry_run(slurm):
@@ -449,7 +449,7 @@ def test_slurm_dry_run(slurm):
   assert requeue[0] == 'scontrol' and not done.stderr
 
 
-#### This machine #######################################################################################################
+#### Local processes ####
 
 
 def test_local_devices():
@@ -535,20 +535,22 @@ def test_when_one_process_fails_the_others_are_asked_and_then_ended():
   started = time.monotonic()
   done = run(
     *processes(
-      '((number)) && { sleep 0.2; exit 139; }; trap "echo asked; exit 43" TERM; while :; do sleep 0.05; done',
+      '((number)) && { sleep 0.2; exit 139; }; trap "echo asked; exit 43" TERM; '
+      'while :; do sleep 0.05; done',
       '--grace=1',
     )
   )
   assert done.returncode == 139 and '[0] asked' in done.stdout and time.monotonic() - started < 15
-  assert done.stderr.index('process 1 left with exit status 139') < done.stderr.index(
-    'process 0 left with exit status 43'
+  assert done.stderr.index('process 1 exited with status 139') < done.stderr.index(
+    'process 0 exited with status 43'
   )
 
 
 def test_a_process_that_heeds_nothing_is_killed_with_what_it_started():
   done = run(
     *processes(
-      '((number)) && exit 139; trap "" TERM; sleep 300 & echo "child $!"; while :; do sleep 0.05; done',
+      '((number)) && exit 139; trap "" TERM; sleep 300 & echo "child $!"; '
+      'while :; do sleep 0.05; done',
       '--grace=0',
     )
   )

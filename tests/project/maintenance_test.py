@@ -1,4 +1,4 @@
-"""Notices of Google Cloud that a machine goes away: read from its metadata, heeded as SIGTERM is."""
+"""Notices of maintenance and preemption from Google Cloud's metadata server act like SIGTERM."""
 
 import contextlib
 import http.server
@@ -14,14 +14,14 @@ from electra_jax.training import hosts, preemption
 
 
 @contextlib.contextmanager
-def metadata(**said):
-  """Stands for the metadata server: its address, and the values it gives, which may change; a key without one is a 404."""
+def metadata(**values):
+  """A stand-in for the metadata server: its address and its values; a missing key is a 404."""
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
       folder, _, key = self.path.rpartition('/')
-      value = said.get(key.replace('-', '_'))
-      # As the real one: nothing for requests that do not show whom they mean.
+      value = values.get(key.replace('-', '_'))
+      # Like the real server, answer only requests with its header.
       known = (
         folder == '/computeMetadata/v1/instance'
         and self.headers.get('Metadata-Flavor') == 'Google'
@@ -37,14 +37,14 @@ def metadata(**said):
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
   try:
-    yield f'127.0.0.1:{server.server_port}', said
+    yield f'127.0.0.1:{server.server_port}', values
   finally:
     server.shutdown()
     server.server_close()
 
 
 @pytest.mark.parametrize(
-  'said, leaves',
+  'values, leaves',
   [
     ({'preempted': 'FALSE', 'maintenance_event': 'NONE'}, False),
     ({'preempted': 'TRUE', 'maintenance_event': 'NONE'}, True),
@@ -58,8 +58,8 @@ def metadata(**said):
   ],
   ids=str,
 )
-def test_what_the_metadata_say(said, leaves):
-  with metadata(**said) as (address, _):
+def test_notices_end_the_run_unless_the_machine_migrates(values, leaves):
+  with metadata(**values) as (address, _):
     assert preemption.leaving(address) is leaves
 
 
@@ -101,10 +101,10 @@ def test_the_environment_names_the_metadata_server(monkeypatch):
 def test_a_run_saves_and_leaves_when_its_machine_is_preempted(tmp_path, monkeypatch):
   with metadata(preempted='FALSE', maintenance_event='MIGRATE_ON_HOST_MAINTENANCE') as (
     address,
-    said,
+    values,
   ):
     monkeypatch.setenv('GCE_METADATA_HOST', address)
-    # So many steps that it cannot be done before it looks again.
+    # So many steps that the run cannot end before the next check.
     process = micro_run.start(
       *micro_run.arguments(
         tmp_path / 'run',
@@ -116,16 +116,16 @@ def test_a_run_saves_and_leaves_when_its_machine_is_preempted(tmp_path, monkeypa
     try:
       micro_run.wait_for(lambda: micro_run.last_step(tmp_path / 'run') >= 6, process)
       assert not preemption.leaving(address)
-      said['preempted'] = 'TRUE'
+      values['preempted'] = 'TRUE'
       out, err = process.communicate(timeout=300)
     finally:
       process.kill()
   assert process.returncode == PREEMPTED and not err
   (stopped,) = micro_run.checkpoint_steps(tmp_path / 'run')
-  assert stopped >= 6 and f'asked to stop: saved step {stopped}; the same command goes on' in out
+  assert stopped >= 6 and f'asked to stop: saved step {stopped}; the same command resumes' in out
 
 
-#### Whether this is one process of several ####################################################################################
+#### Whether this is one process of several ####
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_run_saves_and_leaves_when_its_machine_is_preempted(tmp_path, monkeypa
   ],
   ids=str,
 )
-def test_what_in_the_environment_says_that_there_are_several_processes(environment, found):
+def test_the_environment_shows_whether_there_are_several_processes(environment, found):
   assert hosts.of_cluster(environment) == found
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the state as it was at its step, the best beside the last, parameters alone, any number of devices, damage named."""
+"""Checkpoints: which are kept, on how many devices they open, and how damage is reported."""
 
 import shutil
 
@@ -18,7 +18,7 @@ ADAM = optax.adam(1e-3)
 
 
 def state_of(size=16, step=0):
-  """A state whose numbers all depend on the step, on all devices."""
+  """A state on all devices whose values depend on the step."""
   params = {
     'kernel': jnp.arange(size * 8, dtype=jnp.float32).reshape(size, 8) + step,
     'bias': jnp.full(8, step, jnp.float32),
@@ -34,7 +34,7 @@ def sums_of(value):
 
 
 def saved(workdir, keep, losses):
-  """Saves one checkpoint a step, with these held-out losses (None: not evaluated); returns the steps that are kept."""
+  """Saves a checkpoint per held-out loss (None: not evaluated); returns kept steps and the best."""
   with checkpoints.open_manager(workdir, keep=keep) as manager:
     for step, loss in enumerate(losses, 1):
       checkpoints.save(manager, step, state_of(step=step), sums_of(step), loss)
@@ -56,10 +56,12 @@ def targets(devices=None):
 def restored(workdir, step, devices=None):
   shapes, shardings, whole = targets(devices)
   with checkpoints.open_manager(workdir) as manager:
-    return checkpoints.restore(manager, step, shapes, shardings, jax.eval_shape(sums_of, 0), whole)
+    return checkpoints.restore_state(
+      manager, step, shapes, shardings, jax.eval_shape(sums_of, 0), whole
+    )
 
 
-def test_background_saving_is_not_disturbed_by_donation(tmp_path):
+def test_background_saving_is_not_affected_by_donated_buffers(tmp_path):
   copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
   train = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
   state, expected = state_of(size=1 << 17), {}
@@ -76,7 +78,7 @@ def test_background_saving_is_not_disturbed_by_donation(tmp_path):
   for step in (1, 2, 3):
     _, shardings, whole = targets()
     with checkpoints.open_manager(tmp_path) as manager:
-      found, sums = checkpoints.restore(
+      found, sums = checkpoints.restore_state(
         manager, step, shapes, shardings, jax.eval_shape(sums_of, 0), whole
       )
     assert int(found.step) == step + 3 * (step - 1) and int(sums['steps']) == step
@@ -94,7 +96,7 @@ def test_background_saving_is_not_disturbed_by_donation(tmp_path):
   ],
   ids=str,
 )
-def test_the_best_stays_beside_the_last(tmp_path, keep, losses, kept, best):
+def test_the_best_and_the_last_checkpoints_are_kept(tmp_path, keep, losses, kept, best):
   assert saved(tmp_path, keep, losses) == (kept, best)
   shapes, shardings, _ = targets()
   for which, step in (
@@ -106,7 +108,7 @@ def test_the_best_stays_beside_the_last(tmp_path, keep, losses, kept, best):
     assert found == step and params['bias'][0] == step
 
 
-def test_the_best_of_an_earlier_start_is_still_known(tmp_path):
+def test_the_best_checkpoint_of_an_earlier_start_is_kept(tmp_path):
   saved(tmp_path, 1, [3.0, 1.0, 2.0])
   with checkpoints.open_manager(tmp_path, keep=1) as manager:
     assert manager.latest_step() == 3 and manager.best_step() == 2
@@ -115,19 +117,15 @@ def test_the_best_of_an_earlier_start_is_still_known(tmp_path):
     assert sorted(manager.all_steps()) == [2, 4]
 
 
-def test_opening_clears_unfinished_saves_away_before_it_returns(tmp_path):
+def test_opening_removes_unfinished_saves_before_it_returns(tmp_path):
   saved(tmp_path, 1, [None])
   leftovers = [tmp_path / 'checkpoints' / f'{step}.orbax-checkpoint-tmp' for step in range(2, 50)]
   for leftover in leftovers:
     shutil.copytree(tmp_path / 'checkpoints' / '1', leftover)
-  with checkpoints.open_manager(
-    tmp_path, read_only=True
-  ) as manager:  # a reader may look while a run saves
+  with checkpoints.open_manager(tmp_path, read_only=True) as manager:  # a run may be saving
     assert manager.all_steps() == [1]
   assert all(leftover.exists() for leftover in leftovers)
-  with checkpoints.open_manager(
-    tmp_path
-  ) as manager:  # of a run that is finished already: nothing is saved
+  with checkpoints.open_manager(tmp_path) as manager:  # of a finished run, which saves no more
     assert not any(leftover.exists() for leftover in leftovers)
     assert manager.all_steps() == [1]
 
@@ -145,7 +143,7 @@ def test_any_number_of_devices_opens_a_checkpoint(tmp_path, count):
   )
 
 
-def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_path):
+def test_a_checkpoint_of_split_moments_opens_bitwise_equal_on_other_meshes(tmp_path):
   model, optimizer = tiny_electra(num_heads=2), adamw(lambda step: 1e-2)
   rng = np.random.default_rng(0)
 
@@ -178,7 +176,7 @@ def test_a_checkpoint_of_split_moments_opens_on_other_meshes_bit_for_bit(tmp_pat
   for devices, sizes in ((8, {'fsdp': 2, 'tensor': 2}), (1, {}), (8, {})):
     shapes, shardings, whole = laid_out(devices, **sizes)
     with checkpoints.open_manager(tmp_path) as manager:
-      found, sums = checkpoints.restore(
+      found, sums = checkpoints.restore_state(
         manager, 7, shapes, shardings, jax.eval_shape(sums_of, 0), whole
       )
     for x, want, sharding in zip(
@@ -211,7 +209,7 @@ def test_reading_changes_no_file(tmp_path):
   assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').rglob('*')} == before
 
 
-def test_a_save_cut_short_is_never_read(tmp_path):
+def test_an_interrupted_save_is_never_read(tmp_path):
   saved(tmp_path, 2, [2.0, 1.0])
   folder = tmp_path / 'checkpoints'
   shutil.copytree(folder / '2', folder / '3.orbax-checkpoint-tmp')
@@ -220,11 +218,11 @@ def test_a_save_cut_short_is_never_read(tmp_path):
     assert manager.latest_step() == 2
     checkpoints.save(
       manager, 4, state_of(step=4), sums_of(4), None
-    )  # also waits until leftovers are gone
+    )  # waits until leftovers are removed
   assert not (folder / '3.orbax-checkpoint-tmp').exists()
 
 
-def test_unfinished_saves_alone_are_no_checkpoint(tmp_path):
+def test_unfinished_saves_do_not_count_as_a_checkpoint(tmp_path):
   assert not checkpoints.any_saved(tmp_path)
   (tmp_path / 'checkpoints' / '3.orbax-checkpoint-tmp').mkdir(parents=True)
   assert not checkpoints.any_saved(tmp_path)
@@ -237,7 +235,7 @@ def damage(folder):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_damage_is_named_and_the_checkpoint_before_it_opens(tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_opens(tmp_path):
   saved(tmp_path, 2, [2.0, 1.0])
   damage(tmp_path / 'checkpoints' / '2' / 'params')
   with pytest.raises(UserError, match=r'checkpoints/2 is damaged') as error:
@@ -249,7 +247,7 @@ def test_damage_is_named_and_the_checkpoint_before_it_opens(tmp_path):
   assert checkpoints.restore_params(tmp_path, '1', shapes.params, shardings.params)[1] == 1
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_a_missing_checkpoint_is_named(tmp_path):
   shapes, shardings, _ = targets()
   with pytest.raises(UserError, match='holds no checkpoint'):
     checkpoints.restore_params(tmp_path, 'last', shapes.params, shardings.params)

@@ -1,6 +1,7 @@
-"""Several processes make one run: they train as one process does, stop together, go on together, and none waits for one that is gone.
+"""Several processes train as one does, stop and resume together, and never wait for a lost one.
 
-The processes are real, on loopback: two of two devices, whose every tensor that divides is split (ZeRO-1) over all four.
+The processes are real, on loopback: two with two devices each. Every tensor that divides is split
+(ZeRO-1) over all four devices.
 """
 
 import json
@@ -30,7 +31,7 @@ def free_port() -> int:
 
 
 def start_pair(workdir, *more, other=(), devices=2):
-  """Both processes of a run; `other`: arguments of the second one alone."""
+  """Starts both processes of a run; `other`: arguments of the second one only."""
   address = f'127.0.0.1:{free_port()}'
   return [
     micro_run.start(
@@ -51,8 +52,8 @@ def start_pair(workdir, *more, other=(), devices=2):
 
 def ends(processes, timeout=300):
   """(exit status, stdout, stderr) of each."""
-  said = [process.communicate(timeout=timeout) for process in processes]
-  return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+  printed = [process.communicate(timeout=timeout) for process in processes]
+  return [(process.returncode, *texts) for process, texts in zip(processes, printed, strict=True)]
 
 
 @pytest.fixture(scope='module')
@@ -62,22 +63,22 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def pair(folder):
-  """A pair's run that nothing happened to: its folder, and what both said."""
-  said = ends(start_pair(folder / 'whole'))
-  for status, _, err in said:
+  """The folder of an undisturbed run of two processes, and how they ended."""
+  ended = ends(start_pair(folder / 'whole'))
+  for status, _, err in ended:
     assert status == 0, err[-3000:]
-  return folder / 'whole', said
+  return folder / 'whole', ended
 
 
 @pytest.fixture(scope='module')
 def single(folder):
-  """The same run as one process of four devices."""
+  """The folder of the same run by one process with four devices."""
   micro_run.run(*micro_run.arguments(folder / 'single', *PAIR), devices=4)
   return folder / 'single'
 
 
 def assert_alike(ours, theirs, step=STEPS):
-  """Parameters and moments are equal to what rounding makes of these steps."""
+  """Checks that parameters and moments are equal except for rounding."""
   ours, theirs = (micro_run.checkpoint(workdir, step) for workdir in (ours, theirs))
   assert ours.keys() == theirs.keys()
   for name, value in ours.items():
@@ -87,7 +88,7 @@ def assert_alike(ours, theirs, step=STEPS):
       )
 
 
-def test_a_pair_trains_as_one_process_does(pair, single):
+def test_two_processes_train_as_one_does(pair, single):
   workdir, _ = pair
   assert_alike(workdir, single)
   for ours, theirs in zip(micro_run.figures(workdir), micro_run.figures(single), strict=True):
@@ -96,7 +97,7 @@ def test_a_pair_trains_as_one_process_does(pair, single):
     np.testing.assert_allclose(ours['discriminator_loss'], theirs['discriminator_loss'], rtol=1e-3)
 
 
-def test_only_the_first_process_speaks_and_writes(pair):
+def test_only_the_first_process_prints_and_writes(pair):
   workdir, ((_, first, first_err), (_, second, second_err)) = pair
   assert '4 x cpu of 2 processes, mesh data 4' in first and 'axis' in first
   lines = [line for line in second.splitlines() if line and 'Gloo' not in line]
@@ -106,7 +107,7 @@ def test_only_the_first_process_speaks_and_writes(pair):
 
 
 @pytest.mark.faults
-def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(folder, pair):
+def test_a_killed_process_ends_the_other_and_the_run_resumes_bitwise_equal(folder, pair):
   workdir = folder / 'killed'
   processes = start_pair(workdir)
   micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 8, processes[0])
@@ -132,18 +133,16 @@ def test_a_killed_process_ends_the_other_and_the_pair_goes_on_exactly(folder, pa
   assert micro_run.figures(workdir) == micro_run.figures(whole)
 
 
-def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_process_can_go_on(
-  folder, single
-):
+def test_a_request_to_one_process_stops_both_at_one_step_and_one_process_can_resume(folder, single):
   workdir = folder / 'stopped'
   processes = start_pair(workdir)
   micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 6, processes[0])
-  processes[1].send_signal(signal.SIGTERM)  # the other one is not told
+  processes[1].send_signal(signal.SIGTERM)  # the other one gets no signal
   (status, out, _), (other, _, _) = ends(processes)
   assert status == other == PREEMPTED
   stopped = micro_run.checkpoint_steps(workdir)[-1]
   assert 6 <= stopped < STEPS and f'saved step {stopped}' in out
-  # What was chosen for the pair's mesh does not bind another.
+  # What was chosen for the mesh of two processes does not apply to another mesh.
   resolved = json.loads((workdir / 'resolved.json').read_text())
   (workdir / 'resolved.json').write_text(json.dumps(resolved | {'micro_batches': [4]}))
   out, _ = micro_run.run(*micro_run.arguments(workdir, *PAIR), devices=1)
@@ -153,7 +152,7 @@ def test_one_process_that_is_asked_to_stop_stops_both_at_one_step_and_one_proces
   assert_alike(workdir, single)
 
 
-def test_processes_that_were_told_different_things_are_told_so(folder):
+def test_different_configs_of_processes_are_reported_by_both(folder):
   for status, _, err in ends(start_pair(folder / 'different', other=('--config.seed=5',))):
     assert (
       status == 1
@@ -163,7 +162,7 @@ def test_processes_that_were_told_different_things_are_told_so(folder):
   assert not (folder / 'different' / 'config.json').exists()
 
 
-def test_a_mistake_is_told_by_all_and_nobody_waits(folder, pair):
+def test_an_error_is_reported_by_both_processes_and_neither_waits(folder, pair):
   workdir, _ = pair
   start = time.monotonic()
   for status, _, err in ends(start_pair(workdir, '--config.optimizer.learning_rate=0.5')):
@@ -171,7 +170,7 @@ def test_a_mistake_is_told_by_all_and_nobody_waits(folder, pair):
   assert time.monotonic() - start < 60
 
 
-def test_a_process_that_fails_alone_does_not_leave_the_other_waiting(folder):
+def test_a_failure_of_one_process_does_not_leave_the_other_waiting(folder):
   (status, _, err), (alone, _, alone_err) = ends(
     start_pair(
       folder / 'alone',
@@ -183,10 +182,8 @@ def test_a_process_that_fails_alone_does_not_leave_the_other_waiting(folder):
   assert status in (1, LOST) and 'Traceback' not in err
 
 
-def test_an_error_of_the_first_process_that_nobody_expected_ends_both_without_waiting(folder):
-  (folder / 'unexpected' / 'config.tmp').mkdir(
-    parents=True
-  )  # where config.json is to be written first
+def test_an_unexpected_error_of_the_first_process_ends_both_without_waiting(folder):
+  (folder / 'unexpected' / 'config.tmp').mkdir(parents=True)  # config.json is written there first
   (status, _, err), (other, _, other_err) = ends(start_pair(folder / 'unexpected'), timeout=120)
   assert status == 1 and 'IsADirectoryError' in err
   assert (
@@ -196,9 +193,10 @@ def test_an_error_of_the_first_process_that_nobody_expected_ends_both_without_wa
   )
 
 
-def test_whole_numbers_of_any_size_are_gathered():
+def test_integers_above_32_bits_are_gathered():
   program = (
-    'import sys; from electra_jax.training import hosts; hosts.join("auto", sys.argv[1], 2, int(sys.argv[2])); '
+    'import sys; from electra_jax.training import hosts\n'
+    'hosts.join_processes("auto", sys.argv[1], 2, int(sys.argv[2]))\n'
     'print(hosts.gather(50_000_000_000 + int(sys.argv[2])), file=sys.stderr); hosts.leave(True)'
   )
   address = f'127.0.0.1:{free_port()}'

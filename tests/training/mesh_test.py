@@ -1,4 +1,4 @@
-"""The mesh and the layouts that a config asks for: sizes, slices, what is split over what, what it costs, state born in place."""
+"""Meshes and layouts of configs: sizes, slices, what is split, and sharded initialization."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ MICRO = 'tests/configs/micro.py'
 
 
 def layout_of(devices=None, **fields) -> partitioning.Layout:
-  """Of the default config with some fields changed: mesh.fsdp as fsdp, sharding.smallest as smallest."""
+  """The layout of the default config with changed fields of its groups mesh and sharding."""
   config = PretrainingConfig()
   for name, value in fields.items():
     group = 'mesh' if hasattr(config.mesh, name) else 'sharding'
@@ -30,21 +30,21 @@ def layout_of(devices=None, **fields) -> partitioning.Layout:
 
 
 def program_of(config, vocab_size=300, devices=None) -> build.Program:
-  """The program of a ConfigDict of one phase, on all devices or on those given."""
+  """The program of a ConfigDict with one phase."""
   c = checked_pretraining(config)
   (phase,) = phases_of(c)
   layout = partitioning.make_layout(c, devices)
   return build.program(c, phase, build.any_tokenizer(vocab_size), layout)
 
 
-def told(error) -> str:
-  """The one sentence of a UserError."""
+def sentence_of(error) -> str:
+  """The text of a UserError, which must be one sentence."""
   sentence = str(error.value)
   assert '\n' not in sentence and sentence.endswith(('.', '?'))
   return sentence
 
 
-#### Sizes and slices ##########################################################################################################
+#### Sizes and slices ####
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,15 @@ def test_minus_one_takes_what_the_other_axes_leave(sizes, shape):
   ],
   ids=str,
 )
-def test_sizes_that_cannot_be_are_named_in_one_sentence(sizes, start, remedy):
+def test_impossible_sizes_are_named_in_one_sentence(sizes, start, remedy):
   with pytest.raises(UserError) as error:
     layout_of(**sizes)
-  assert told(error).startswith(start) and remedy in told(error)
+  assert sentence_of(error).startswith(start) and remedy in sentence_of(error)
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """What a mesh asks of a device."""
+  """The attributes of a device that a mesh reads."""
 
   id: int
   slice_index: int | None
@@ -134,18 +134,18 @@ def devices_of(slices: int, platform: str):
   ],
   ids=str,
 )
-def test_data_spans_whole_slices_and_the_other_axes_stay_inside_one(platform, slices, sizes, shape):
+def test_data_spans_slices_and_the_other_axes_stay_within_one(platform, slices, sizes, shape):
   mesh = partitioning.make_mesh(devices_of(slices, platform), **sizes)
   assert mesh.devices.shape == shape
   numbers = np.vectorize(lambda device: device.slice_index)(mesh.devices)
   for number, group in enumerate(
     np.split(numbers, slices, axis=0)
-  ):  # neighbours along data, and all there is beside them
+  ):  # consecutive indices of data, with all of the other axes
     assert (group == number).all()
   assert len({device.id for device in mesh.devices.flat}) == 8 * slices
 
 
-def test_devices_that_do_not_say_are_put_into_slices_as_they_come():
+def test_devices_without_slice_numbers_are_grouped_in_order():
   mesh = layout_of(slices=2, tensor=2).mesh
   assert np.vectorize(lambda device: device.id)(mesh.devices).reshape(2, 4).tolist() == [
     [0, 1, 2, 3],
@@ -156,13 +156,13 @@ def test_devices_that_do_not_say_are_put_into_slices_as_they_come():
 def test_slices_that_contradict_the_devices_are_named():
   with pytest.raises(UserError) as error:
     partitioning.make_mesh(devices_of(2, 'cpu'), slices=4)
-  assert told(error).startswith('config.mesh.slices is 4 and the devices are of 2 slices;')
+  assert sentence_of(error).startswith('config.mesh.slices is 4 and the devices are of 2 slices;')
   with pytest.raises(UserError) as error:
     partitioning.make_mesh(devices_of(4, 'cpu'), data=2, fsdp=-1)
-  assert told(error).startswith('the data axis of 2 does not span 4 slices evenly;')
+  assert sentence_of(error).startswith('the data axis of 2 does not span 4 slices evenly;')
 
 
-#### Rules #####################################################################################################################
+#### Rules ####
 
 
 @pytest.mark.parametrize(
@@ -178,24 +178,24 @@ def test_slices_that_contradict_the_devices_are_named():
     ),
     ({'embed': 'fsdp,data'}, "config.sharding.embed is 'data'; parameters"),
     ({'heads': 'fsdp,tensor,tensor'}, "config.sharding.heads names 'tensor' twice"),
-    ({'optimizer': 'tensor'}, "config.sharding.optimizer is 'tensor'; it is 'data'"),
+    ({'optimizer': 'tensor'}, "config.sharding.optimizer is 'tensor'; expected 'data'"),
   ],
   ids=str,
 )
-def test_names_that_are_no_mesh_axes_are_refused(fields, sentence):
+def test_names_other_than_mesh_axes_are_refused(fields, sentence):
   with pytest.raises(UserError) as error:
     layout_of(**fields)
-  assert told(error).startswith(sentence)
+  assert sentence_of(error).startswith(sentence)
 
 
-def test_names_that_are_no_logical_axes_are_refused():
+def test_names_other_than_logical_axes_are_refused():
   with pytest.raises(UserError, match=r"no field 'vocabb'; did you mean 'vocab'\?"):
-    main.parse(['main', f'--config={MICRO}', '--config.sharding.vocabb=fsdp'])
+    main.parse_flags(['main', f'--config={MICRO}', '--config.sharding.vocabb=fsdp'])
   config = default_config()
   config.sharding.kv = 'tensor'
   with pytest.raises(UserError) as error:
     checked_pretraining(config)
-  assert told(error).startswith('config.sharding.kv is not a field')
+  assert sentence_of(error).startswith('config.sharding.kv is not a field')
 
 
 def test_every_logical_axis_of_the_models_has_a_rule():
@@ -221,8 +221,8 @@ def test_every_logical_axis_of_the_models_has_a_rule():
     ('tensor', P('tensor', 'fsdp')),
   ],
 )
-def test_the_command_line_lays_out_an_axis_otherwise(given, word):
-  config = main.parse(
+def test_the_command_line_changes_how_an_axis_is_split(given, word):
+  config = main.parse_flags(
     [
       'main',
       f'--config={MICRO}',
@@ -237,9 +237,9 @@ def test_the_command_line_lays_out_an_axis_otherwise(given, word):
   assert program.shardings.params['embeddings']['word'].spec == word
 
 
-#### What is split over what ###################################################################################################
+#### What is split over what ####
 
-# Of one layer, or where there are no layers; the kernels of both families.
+# Without the axis of layers; kernels of both families.
 SPLIT = {
   'embeddings/word': P('tensor', 'fsdp'),
   'query/kernel': P('fsdp', 'tensor'),
@@ -279,7 +279,7 @@ def laid_out(model, layout):
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
-def test_vocabulary_heads_and_feed_forward_lie_over_tensor_and_widths_over_fsdp(family):
+def test_vocabulary_heads_and_feed_forward_are_split_over_tensor_and_widths_over_fsdp(family):
   found = laid_out(tiny_electra(family), layout_of(fsdp=2, tensor=2, smallest=0))
   for end, spec in (SPLIT | OF_A_FAMILY[family]).items():
     names = [name for name in found if name.endswith(end)]
@@ -288,7 +288,7 @@ def test_vocabulary_heads_and_feed_forward_lie_over_tensor_and_widths_over_fsdp(
       assert found[name][1].spec == (P(None, *spec) if '/layers/' in name else spec), name
 
 
-def test_by_default_parameters_are_whole_and_small_tensors_stay_whole():
+def test_by_default_parameters_are_whole_and_small_tensors_are_never_split():
   assert all(
     s.is_fully_replicated for _, s, _ in laid_out(tiny_electra(), layout_of(smallest=0)).values()
   )
@@ -300,7 +300,7 @@ def test_by_default_parameters_are_whole_and_small_tensors_stay_whole():
   assert len(small) > 20 and all(s.is_fully_replicated and m.is_fully_replicated for s, m in small)
 
 
-def test_an_axis_that_does_not_divide_stays_whole():
+def test_an_axis_that_does_not_divide_is_not_split():
   found = laid_out(
     tiny_electra(embedding_size=18, intermediate_size=36), layout_of(fsdp=4, tensor=2, smallest=0)
   )
@@ -311,8 +311,8 @@ def test_an_axis_that_does_not_divide_stays_whole():
   ][1].spec == P(None, None, 'tensor')
 
 
-def test_the_published_base_keeps_a_part_of_each_large_moment_on_a_device():
-  config = main.parse(['main', '--config=configs/base.py']).config
+def test_each_device_holds_a_part_of_each_large_moment_of_the_base_model():
+  config = main.parse_flags(['main', '--config=configs/base.py']).config
   program = program_of(config, 30522)
   shapes, shardings = program.shapes.params, program.shardings.params
   moments = partitioning.moment_shardings(shapes, shardings, program.layout)
@@ -331,34 +331,34 @@ def test_the_published_base_keeps_a_part_of_each_large_moment_on_a_device():
     else:
       assert m.is_fully_replicated
   assert large > 10
-  # Small tensors are whole and next to nothing.
+  # Small tensors, which are not split, take almost no memory.
   assert (
     partitioning.bytes_per_device(shapes, moments)
     < 1.02 * partitioning.bytes_per_device(shapes, shardings) / 8
   )
   assert (
     jax.tree.leaves(program.shardings.opt_state).count(jax.tree.leaves(moments)[0]) >= 2
-  )  # the state takes them
+  )  # and the state has these shardings
 
 
 @pytest.mark.parametrize(
   'shape, spec, sizes, expected',
   [
     ((64, 8), P(None, None), {}, P('data', None)),  # rows in eights
-    ((8, 1024), P(None, None), {}, P(None, 'data')),  # columns in 128s, where rows would be single
-    ((64, 1024), P(None, None), {}, P('data', None)),  # both fill tiles, alike: the first
+    ((8, 1024), P(None, None), {}, P(None, 'data')),  # columns in 128s, as rows would fill no tile
+    ((64, 1024), P(None, None), {}, P('data', None)),  # equally many tiles: the first
     ((64, 4096), P(None, None), {}, P(None, 'data')),  # the one with more tiles
     ((16, 64, 256), P(None, None, None), {}, P('data', None, None)),
     ((12, 64, 256), P(None, None, None), {}, P(None, 'data', None)),
     ((1024,), P(None), {}, P('data')),
-    ((8, 9), P(None, None), {}, P('data', None)),  # no tile is filled: still split
-    ((7, 9), P(None, None), {}, P(None, None)),  # nothing divides: as the parameters
+    ((8, 9), P(None, None), {}, P('data', None)),  # no tile is filled: split anyway
+    ((7, 9), P(None, None), {}, P(None, None)),  # no axis divides: as the parameter
     (
       (512, 64),
       P('tensor', None),
       {'tensor': 2},
       P('tensor', 'data'),
-    ),  # an axis that is whole comes first
+    ),  # an axis that is not split comes first
     ((512, 63), P('tensor', None), {'tensor': 2}, P(('data', 'tensor'), None)),
     ((512, 64), P('tensor', 'fsdp'), {'tensor': 2, 'fsdp': 2}, P(('data', 'tensor'), 'fsdp')),
     ((512, 64), P(None, 'fsdp'), {'fsdp': 8}, P(None, 'fsdp')),  # data 1
@@ -383,7 +383,7 @@ def test_moments_are_split_once_over_data_along_the_axis_that_fills_tiles(
   )
 
 
-#### What it costs #############################################################################################################
+#### The table of sizes ####
 
 LAYOUTS = [{}, {'fsdp': 2, 'tensor': 2}, {'fsdp': 8}, {'optimizer': ''}]
 
@@ -399,7 +399,7 @@ def places(sharding) -> set:
 
 
 @pytest.mark.parametrize('sizes', LAYOUTS, ids=str)
-def test_the_table_says_what_lies_on_each_device(sizes):
+def test_the_table_agrees_with_the_arrays_on_each_device(sizes):
   model = tiny_electra(vocab_size=8192, embedding_size=64)
   layout = layout_of(smallest=1000, **sizes)
   shapes, shardings = pretrain_step.state_shardings(model, adamw(lambda step: 1e-3), 8, layout)
@@ -422,12 +422,12 @@ def test_the_table_says_what_lies_on_each_device(sizes):
       )
       for device in jax.devices()
     }
-    assert len(set(bytes_of.values())) == 1  # no device has more than another
+    assert len(set(bytes_of.values())) == 1  # all devices hold the same amount
     held[name] = bytes_of[jax.devices()[0]]
   assert partitioning.bytes_per_device(shapes, shardings) == held['parameters']
   assert partitioning.bytes_per_device(shapes, moments) == held['moments']
 
-  lines = partitioning.describe(shapes, shardings, layout)
+  lines = partitioning.sharding_table(shapes, shardings, layout)
 
   def numbers(line):
     return [float(x) for x in re.findall(r'\d+\.\d', line)]
@@ -442,12 +442,12 @@ def test_the_table_says_what_lies_on_each_device(sizes):
     assert (line is None) == (math.prod(shape) < 1000), name
     if line:
       assert 'x'.join(map(str, shape)) in line
-      told_places = {
+      shown_places = {
         (int(axis), *place.split())
         for axis, places in re.findall(r'axis (\d) by ((?:[a-z]+ \d ?)+)', line)
         for place in re.findall(r'[a-z]+ \d', places)
       }
-      assert told_places == places(s) | places(m), line
+      assert shown_places == places(s) | places(m), line
       assert line.count('whole') == s.is_fully_replicated + m.is_fully_replicated
   assert re.match(r'\d+ small ones', lines[-2])
   assert int(lines[-2].split()[0]) == sum(
@@ -460,22 +460,22 @@ def test_on_one_device_there_is_no_table():
   shapes, shardings = pretrain_step.state_shardings(
     tiny_electra(), adamw(lambda step: 1e-3), 8, layout
   )
-  assert partitioning.describe(shapes.params, shardings.params, layout) == []
+  assert partitioning.sharding_table(shapes.params, shardings.params, layout) == []
 
 
-#### State is born in place ####################################################################################################
+#### Initialization ####
 
 
 def program_on(devices, **fields) -> build.Program:
-  config = main.parse(
+  config = main.parse_flags(
     ['main', f'--config={MICRO}', '--config.sharding.smallest=0', '--config.model.num_heads=4']
   ).config
   config.mesh.update(fields)
   return program_of(config, devices=jax.devices()[:devices])
 
 
-def born(program):
-  """The state as training begins it, and the compiled program that makes it."""
+def initialized(program):
+  """The first state of training, and the compiled program that makes it."""
   made = (
     jax.jit(
       lambda: pretrain_step.init_state(program.model, program.optimizer, 0, 32),
@@ -487,19 +487,19 @@ def born(program):
   return made(), made
 
 
-def test_state_is_born_on_its_devices_and_is_that_of_one_device_bit_for_bit():
-  one, _ = born(program_on(1))
+def test_state_is_initialized_in_place_and_bitwise_equal_to_that_of_one_device():
+  one, _ = initialized(program_on(1))
   assert all(np.ptp(x) > 0 for x in jax.tree.leaves(one.params) if x.ndim > 2)  # not zeros
   for sizes in ({}, {'fsdp': 2, 'tensor': 2}):
     program = program_on(8, **sizes)
-    state, made = born(program)
+    state, made = initialized(program)
     parts = 0
     for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(program.shardings), strict=True):
       assert x.sharding.is_equivalent_to(sharding, x.ndim)
       assert {shard.data.shape for shard in x.addressable_shards} == {sharding.shard_shape(x.shape)}
       parts += sharding.shard_shape(x.shape) != x.shape
     assert parts > 20
-    # Nothing larger is put together on the way.
+    # No larger array exists in between.
     pointers = 8 * len(jax.tree.leaves(state))
     held = partitioning.bytes_per_device(program.shapes, program.shardings)
     assert made.memory_analysis().output_size_in_bytes <= held + pointers
@@ -507,7 +507,7 @@ def test_state_is_born_on_its_devices_and_is_that_of_one_device_bit_for_bit():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(one))
 
 
-#### What does not go together #################################################################################################
+#### Sizes that do not divide ####
 
 
 @pytest.mark.parametrize(
@@ -528,15 +528,15 @@ def test_state_is_born_on_its_devices_and_is_that_of_one_device_bit_for_bit():
   ids=str,
 )
 def test_batches_and_heads_that_do_not_divide_are_named(devices, fields, sentence):
-  config = main.parse(['main', f'--config={MICRO}']).config
+  config = main.parse_flags(['main', f'--config={MICRO}']).config
   config.update_from_flattened_dict(fields)
   with pytest.raises(UserError) as error:
     program_of(config, devices=jax.devices()[:devices])
-  assert told(error).startswith(sentence)
+  assert sentence_of(error).startswith(sentence)
 
 
-def test_heads_that_do_not_divide_may_stay_whole():
-  config = main.parse(
+def test_heads_that_do_not_divide_can_be_left_whole():
+  config = main.parse_flags(
     [
       'main',
       f'--config={MICRO}',

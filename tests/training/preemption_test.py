@@ -1,4 +1,4 @@
-"""SIGTERM, as clusters send it: everything is saved, the exit status says so, and the same command goes on."""
+"""SIGTERM, which clusters send: the run saves, exits with a status, and resumes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def status_of(folder):
   return tuple(status[name] for name in names)
 
 
-def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
+def test_sigterm_saves_and_the_same_command_resumes_bitwise_equal(tmp_path):
   whole, _ = micro_run.finished()
   workdir = tmp_path / 'stopped'
   process = micro_run.start(*micro_run.arguments(workdir))
@@ -31,7 +31,7 @@ def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
   assert process.returncode == PREEMPTED == 42 and not err
   stopped = micro_run.checkpoint_steps(workdir)[-1]
   assert 6 <= stopped < 30
-  assert f'asked to stop: saved step {stopped}; the same command goes on' in out
+  assert f'asked to stop: saved step {stopped}; the same command resumes' in out
   assert status_of(workdir) == ('stopped', stopped, 0, stopped, PREEMPTED)
   # The checkpoint is equal to that of a run that saves at every step.
   saved = micro_run.checkpoint(micro_run.saved_often(), stopped)
@@ -45,14 +45,6 @@ def test_sigterm_saves_and_the_same_command_ends_as_if_never_stopped(tmp_path):
   assert micro_run.figures(workdir) == micro_run.figures(whole)
 
 
-@pytest.fixture
-def handlers():
-  kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-  yield
-  for number, handler in kept.items():
-    signal.signal(number, handler)
-
-
 def test_a_notice_is_false_until_asked(handlers):
   assert threading.current_thread() is threading.main_thread()
   notice = Notice()
@@ -62,16 +54,14 @@ def test_a_notice_is_false_until_asked(handlers):
   assert notice
 
 
-def test_before_there_is_anything_to_save_the_process_leaves_at_once(handlers):
+def test_before_the_first_step_the_process_exits_at_once(handlers):
   Notice()
   with pytest.raises(Preempted, match='before the first step'):
     os.kill(os.getpid(), signal.SIGTERM)
     signal.sigtimedwait([], 0)
 
 
-def test_whoever_is_asked_while_a_checkpoint_is_read_is_not_told_that_it_is_damaged(
-  handlers, tmp_path
-):
+def test_a_request_to_stop_while_a_checkpoint_is_read_is_not_reported_as_damage(handlers, tmp_path):
   Notice()
 
   def restore(step, args):
@@ -82,11 +72,11 @@ def test_whoever_is_asked_while_a_checkpoint_is_read_is_not_told_that_it_is_dama
     checkpoints._read(types.SimpleNamespace(directory=tmp_path, restore=restore), 3, {})
 
 
-def test_the_second_interrupt_does_not_wait(handlers):
+def test_the_second_interrupt_raises_at_once(handlers):
   notice = Notice()
   notice.heed()
   os.kill(os.getpid(), signal.SIGINT)
   assert notice
   with pytest.raises(KeyboardInterrupt):
     os.kill(os.getpid(), signal.SIGINT)
-    signal.sigtimedwait([], 0)  # gives Python a moment to run the handler
+    signal.sigtimedwait([], 0)  # lets Python run the handler

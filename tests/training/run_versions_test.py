@@ -8,9 +8,9 @@ from electra_jax.errors import UserError
 from electra_jax.training import versions
 
 
-def test_a_started_run_records_the_present_versions(tmp_path):
-  versions.record(tmp_path, resumed=False)
-  found = versions.read(tmp_path)
+def test_a_new_run_records_the_installed_versions(tmp_path):
+  versions.record_versions(tmp_path, resumed=False)
+  found = versions.read_versions(tmp_path)
   assert found['format'] == versions.FORMAT
   assert found['started_with'] == found['last_run_with'] == versions.current()
   assert set(versions.current()) == {'electra_jax', 'jax', 'jaxlib'}
@@ -20,25 +20,25 @@ def test_a_resumed_run_keeps_the_versions_it_was_started_with(tmp_path):
   old = {'electra_jax': '0.2.0', 'jax': '0.10.0', 'jaxlib': '0.10.0'}
   content = {'format': 1, 'started_with': old, 'last_run_with': old}
   (tmp_path / versions.FILE).write_text(json.dumps(content))
-  versions.record(tmp_path, resumed=True)
-  assert versions.read(tmp_path)['started_with'] == old
-  assert versions.read(tmp_path)['last_run_with'] == versions.current()
-  versions.record(tmp_path, resumed=False)  # nothing was saved: the run starts anew
-  assert versions.read(tmp_path)['started_with'] == versions.current()
+  versions.record_versions(tmp_path, resumed=True)
+  assert versions.read_versions(tmp_path)['started_with'] == old
+  assert versions.read_versions(tmp_path)['last_run_with'] == versions.current()
+  versions.record_versions(tmp_path, resumed=False)  # nothing was saved: the run starts anew
+  assert versions.read_versions(tmp_path)['started_with'] == versions.current()
 
 
 def test_a_folder_without_the_file_is_one_of_version_0_1_0(tmp_path):
-  assert versions.read(tmp_path) == {'format': 0}
-  versions.record(tmp_path, resumed=True)
-  found = versions.read(tmp_path)
+  assert versions.read_versions(tmp_path) == {'format': 0}
+  versions.record_versions(tmp_path, resumed=True)
+  found = versions.read_versions(tmp_path)
   assert (found['format'], found['started_with']) == (0, {'electra_jax': '0.1.0'})
 
 
-def test_a_newer_format_is_refused_by_name(tmp_path):
+def test_a_newer_format_is_refused_with_its_version(tmp_path):
   newer = {'format': versions.FORMAT + 1, 'last_run_with': {'electra_jax': '9.0'}}
   (tmp_path / versions.FILE).write_text(json.dumps(newer))
   with pytest.raises(UserError, match='format 2 of run folders, written by electra_jax 9.0'):
-    versions.read(tmp_path)
+    versions.read_versions(tmp_path)
   with pytest.raises(UserError, match='update it'):
-    versions.record(tmp_path, resumed=True)
+    versions.record_versions(tmp_path, resumed=True)
   assert json.loads((tmp_path / versions.FILE).read_text()) == newer

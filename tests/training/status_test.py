@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from electra_jax.errors import PREEMPTED, Preempted, UserError
 from electra_jax.main import main
 from electra_jax.training import hosts
 from electra_jax.training.hosts import LOST
-from electra_jax.training.status import COPY, FILE, Record, Status
+from electra_jax.training.status import COPY, FILE, Status, TrialStatusRecord
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -29,14 +28,14 @@ def read(folder):
 
 
 def facts(status):
-  """What a script decides by."""
+  """The fields that a script acts on."""
   names = ('state', 'step', 'restored_step', 'last_checkpoint', 'exit_status')
   return tuple(status[name] for name in names)
 
 
 @pytest.fixture
 def folder(tmp_path):
-  """A run's folder with two checkpoints and a save that was cut short."""
+  """A run's folder with two checkpoints and an interrupted save."""
   for name in ('5', '10', '15.orbax-checkpoint-tmp-7'):
     (tmp_path / 'checkpoints' / name / 'params').mkdir(parents=True)
   return tmp_path
@@ -63,7 +62,7 @@ def test_the_file_follows_a_run_from_the_claim_to_the_end(folder):
 def test_fine_tuning_names_task_and_trial_and_counts_what_earlier_starts_saved(folder):
   trial = folder / 'cola' / 'trial-2'
   (trial / 'checkpoints' / '6').mkdir(parents=True)
-  with Status('finetune') as status:
+  with Status('finetune', trials=True) as status:
     status.claim(folder)
     status.change(restored_step=30)  # of trial 1
     status.begin_trial(trial, 'cola', 2, 6, 25)
@@ -86,7 +85,7 @@ def test_fine_tuning_names_task_and_trial_and_counts_what_earlier_starts_saved(f
     (MemoryError(), ('failed', 1, 'MemoryError')),
   ],
 )
-def test_an_exception_is_the_reason_of_the_end(folder, error, expected):
+def test_an_exception_is_written_as_the_reason_of_the_end(folder, error, expected):
   with pytest.raises(type(error)), Status('train') as status:
     status.claim(folder)
     raise error
@@ -97,16 +96,16 @@ def test_an_exception_is_the_reason_of_the_end(folder, error, expected):
 
 
 def test_a_write_that_fails_is_reported_once_and_ends_nothing(folder, capsys):
-  (folder / 'status.tmp').mkdir()  # where the file is written first
+  (folder / FILE).mkdir()  # a file cannot take its name
   with Status('train') as status:
     status.claim(folder)
     status.progress(3)
     status.end(0)
   assert capsys.readouterr().err.count('status.json cannot be written (') == 1
-  assert not (folder / FILE).exists()
+  assert (folder / FILE).is_dir()
 
 
-def test_whoever_reads_finds_whole_json(folder):
+def test_readers_always_find_complete_json(folder):
   done, read_count = threading.Event(), 0
 
   def write():
@@ -127,7 +126,7 @@ def test_whoever_reads_finds_whole_json(folder):
   assert read_count and read(folder)['state'] == 'finished'
 
 
-def test_other_processes_than_the_first_write_nothing(folder, monkeypatch):
+def test_only_the_first_process_writes_the_status(folder, monkeypatch):
   monkeypatch.setattr(hosts, 'first', lambda: False)
   monkeypatch.setenv(COPY, str(folder / 'copy.json'))
   with Status('train') as status:
@@ -149,7 +148,7 @@ def test_the_copy_has_the_same_content_and_the_reason_of_an_early_end(folder, mo
   assert json.loads(copy.read_text()) == read(folder)
   before = read(folder)
   with contextlib.suppress(UserError), Status('train') as status:
-    raise UserError('the folder holds a run of another config.')  # it was not claimed
+    raise UserError('the folder holds a run of another config.')  # before the folder is claimed
   assert read(folder) == before
   assert json.loads(copy.read_text())['exit_reason'] == 'the folder holds a run of another config.'
 
@@ -165,7 +164,7 @@ def test_a_bucket_is_written_at_transitions_and_at_checkpoints_only(folder, monk
   remote = types.SimpleNamespace(
     folder=pathlib.Path, is_remote=lambda path: True, write_json=write_json
   )
-  monkeypatch.setattr('electra_jax.training.status.workdirs', remote)
+  monkeypatch.setattr('electra_jax.training.status.run_folder', remote)
   monkeypatch.setenv(COPY, str(folder / 'copy.json'))
   with Status('train') as status:
     status.claim(folder, 40)
@@ -206,18 +205,10 @@ def test_the_page_describes_every_field():
   table = page.partition('## Fields')[2].partition('## ')[0]
   rows = [row.split('|')[1] for row in table.splitlines() if row.startswith('| `')]
   named = [name for row in rows for name in re.findall(r'`(\w+)`', row)]
-  assert named == list(Record('finetune').plain())
+  assert named == list(TrialStatusRecord('finetune').plain())
 
 
-# Runs that are stopped, killed or fail are in preemption_test, nonfinite_test, finetune_run_test.
-
-
-@pytest.fixture
-def handlers():
-  kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-  yield
-  for number, handler in kept.items():
-    signal.signal(number, handler)
+# preemption_test, nonfinite_test and finetune_run_test check runs that stop, are killed or fail.
 
 
 def test_a_finished_run_stays_finished_and_another_config_does_not_touch_it(

@@ -6,7 +6,8 @@ It holds what the commands of version 0.1.0 write:
     python tests/versions/make_0_1_0.py ../electra_jax-0.1.0
 
 Config files are in tests/versions/0.1.0/configs. The archive was made once. Run the script again
-only to add a kind of folder. It refuses every commit but 641b850. It requires the packages of requirements.txt at that commit, and about three minutes of one CPU core.
+only to add a kind of folder. It refuses every commit but 641b850. It requires the packages of
+requirements.txt at that commit, and about three minutes of one CPU core.
 
 A run that gets SIGTERM saves at the next step, which depends on the speed of the machine.
 `expected` is computed from the folders of the same run of this script.

@@ -1,36 +1,48 @@
-"""What a SentencePiece model file holds: pieces, their scores, how text is normalized; and pieces added to it.
+"""Model files of SentencePiece: pieces, scores and normalization; and pieces appended to a model.
 
-The file is a protocol buffer, `sentencepiece_model.proto`. The module that comes with SentencePiece works with few versions of
-protobuf, and TensorFlow needs others, so its fields are read here.
+The file is a protocol buffer, `sentencepiece_model.proto`. Its fields are read here and not with
+the module of the sentencepiece package, which imports with few versions of protobuf only, while
+TensorFlow requires others. The package's processor gives neither types nor rules of normalization.
 """
 
 import dataclasses
 import struct
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 # Types of pieces.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+(
+  NORMAL_PIECE,
+  UNKNOWN_PIECE,
+  CONTROL_PIECE,
+  USER_DEFINED_PIECE,
+  UNUSED_PIECE,
+  BYTE_PIECE,
+) = range(1, 7)
 # Types of models.
-UNIGRAM, BPE = 1, 2
+UNIGRAM_MODEL, BPE_MODEL = range(1, 3)
+# The character that stands for white space in a piece, U+2581.
+SPACE = '\u2581'
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-  """A model.
+class SentencePieceModel:
+  """A model of SentencePiece.
 
   Attributes:
-    pieces: (text, score, type) of each id; a score is the logarithm of a probability (unigram), or falls with each merge (BPE).
-    kind: UNIGRAM, BPE, or that of words (3) or characters (4).
-    byte_fallback: whether characters that no piece has become bytes.
-    space_after_words: whether a piece ends with the space of its word, where others begin with it.
-    charsmap: rules of normalization, compiled; empty for none.
-    add_dummy_prefix: whether a space is put before the text.
-    remove_extra_whitespaces: whether spaces at both ends go, and all but one of several.
+    pieces: (text, score, type) of each id. A score is the logarithm of a probability (unigram), or
+      falls with each merge (BPE).
+    model_type: UNIGRAM_MODEL, BPE_MODEL, or that of words (3) or characters (4).
+    byte_fallback: whether characters that are in no piece become bytes.
+    space_after_words: whether a piece ends with the space of its word; otherwise it begins with it.
+    charsmap: compiled rules of normalization; empty for none.
+    add_dummy_prefix: whether a space is added before the text.
+    remove_extra_whitespaces: whether spaces at both ends are removed, and repeated ones merged.
     escape_whitespaces: whether spaces become U+2581.
   """
 
   pieces: tuple[tuple[str, float, int], ...]
-  kind: int
+  model_type: int
   byte_fallback: bool
   space_after_words: bool
   charsmap: bytes
@@ -38,21 +50,41 @@ class Model:
   remove_extra_whitespaces: bool
   escape_whitespaces: bool
 
+  @property
+  def scores(self) -> dict[str, float]:
+    """Text -> score of the normal pieces."""
+    return {text: score for text, score, kind in self.pieces if kind == NORMAL_PIECE}
 
-def read(content: bytes) -> Model:
-  """The model in a file that SentencePiece opens. Field numbers and defaults are those of sentencepiece_model.proto."""
-  pieces, trainer, normalizer = [], {}, {}
+  @property
+  def has_all_characters(self) -> bool:
+    """Whether every character of a normal piece is a piece, too.
+
+    If so, the number of unknown characters of a text does not depend on how it is split.
+    """
+    scores = self.scores
+    return all(character in scores for text in scores for character in text)
+
+
+def parse_model(content: bytes) -> SentencePieceModel:
+  """Parses a file that SentencePiece opens.
+
+  Field numbers and defaults are those of sentencepiece_model.proto.
+  """
+  pieces = []
+  trainer: dict[int, Any] = {}
+  normalizer: dict[int, Any] = {}
   for number, value in _fields(content):
     if number == 1:
       piece = dict(_fields(value))
-      pieces.append(
-        (piece[1].decode(), struct.unpack('<f', piece.get(2, bytes(4)))[0], piece.get(3, NORMAL))
-      )
-    elif number in (2, 3):
-      (trainer if number == 2 else normalizer).update(_fields(value))
-  return Model(
+      score = struct.unpack('<f', piece.get(2, bytes(4)))[0]
+      pieces.append((piece[1].decode(), score, piece.get(3, NORMAL_PIECE)))
+    elif number == 2:
+      trainer.update(_fields(value))
+    elif number == 3:
+      normalizer.update(_fields(value))
+  return SentencePieceModel(
     pieces=tuple(pieces),
-    kind=trainer.get(3, UNIGRAM),
+    model_type=trainer.get(3, UNIGRAM_MODEL),
     byte_fallback=bool(trainer.get(35, 0)),
     space_after_words=bool(trainer.get(24, 0)),
     charsmap=normalizer.get(2, b''),
@@ -62,23 +94,29 @@ def read(content: bytes) -> Model:
   )
 
 
-def appended(content: bytes, pieces: Sequence[tuple[str, float]]) -> bytes:
-  """The file of a model with more normal pieces, (text, score), whose ids follow those that are there."""
+def append_pieces(content: bytes, pieces: Sequence[tuple[str, float]]) -> bytes:
+  """Returns the file of a model with more normal pieces.
+
+  Args:
+    content: a model file.
+    pieces: (text, score) of each; their ids follow those of the model.
+  """
   size = sum(number == 1 for number, _ in _fields(content)) + len(pieces)
-  # Joining messages merges them: what may repeat is appended, the rest replaced. Field 4 are samples of what it did before.
+  # Concatenated messages merge: repeated fields are appended, others replaced. Field 4 holds
+  # samples of what the model did before.
   kept = b''.join(_field(number, value) for number, value in _fields(content) if number != 4)
   added = (
-    _field(1, _field(1, text.encode()) + _field(2, struct.pack('<f', score), kind=5))
+    _field(1, _field(1, text.encode()) + _field(2, struct.pack('<f', score), wire_type=5))
     for text, score in pieces
   )
   return kept + b''.join(added) + _field(2, _field(4, size))
 
 
-def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-  """Numbers and values of a message's fields: integers, and bytes for all else."""
+def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
+  """(number, value) of a message's fields: integers for varints, otherwise bytes."""
   at = 0
 
-  def integer():
+  def integer() -> int:
     nonlocal at
     value = shift = 0
     while True:
@@ -99,15 +137,15 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
       at += size
 
 
-def _field(number: int, value: int | bytes, kind: int | None = None) -> bytes:
-  kind = (0 if isinstance(value, int) else 2) if kind is None else kind
-  tag = _integer(number << 3 | kind)
-  if kind == 0:
-    return tag + _integer(value)
-  return tag + (_integer(len(value)) if kind == 2 else b'') + value
+def _field(number: int, value: int | bytes, wire_type: int = 2) -> bytes:
+  """An encoded field; integers are varints, and `wire_type` is that of bytes."""
+  if isinstance(value, int):
+    return _varint(number << 3) + _varint(value)
+  size = _varint(len(value)) if wire_type == 2 else b''
+  return _varint(number << 3 | wire_type) + size + value
 
 
-def _integer(value: int) -> bytes:
+def _varint(value: int) -> bytes:
   out = bytearray()
   while value > 127:
     out.append(value & 127 | 128)

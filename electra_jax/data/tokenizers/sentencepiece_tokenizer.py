@@ -1,14 +1,24 @@
-"""SentencePiece models, unigram and BPE: opening and training them."""
+"""SentencePiece tokenizers, unigram and BPE."""
 
+import functools
 import io
 import os
 import re
 import string
 import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from electra_jax.data.tokenizers import sentencepiece_model, special_tokens
+from electra_jax import file_access
+from electra_jax.data.tokenizers import (
+  new_words,
+  sentencepiece_model,
+  sentencepiece_pipeline,
+  special_tokens,
+)
+from electra_jax.data.tokenizers.sentencepiece_model import SPACE
 from electra_jax.data.tokenizers.special_tokens import (
   CLS,
   CLS_ID,
@@ -20,19 +30,19 @@ from electra_jax.data.tokenizers.special_tokens import (
   UNK,
   UNK_ID,
 )
-from electra_jax.data.tokenizers.training_sample import SMALLEST_VOCABULARY, Sample
+from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
+from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.errors import UserError
 
 FILE = 'tokenizer.model'
-# Names under which models are found in a folder, our own first.
-FILES = (FILE, 'spiece.model', 'sentencepiece.bpe.model')
 
-# Below this, the 256 byte pieces would take a good part of the vocabulary for characters that hardly occur.
+# In smaller vocabularies, the 256 byte pieces would take much of the space for rare characters.
 BYTE_FALLBACK_FROM = 8192
 BYTE_PIECES = 256
-# What stands for white space in a piece.
-SPACE = '\u2581'
-# Scripts that are written without spaces, as first and last character: South East Asian and Tibetan ones, Chinese, Japanese.
+# A smaller vocabulary has no room for special tokens and single characters.
+SMALLEST_VOCABULARY = 128
+# First and last character of scripts that are written without spaces: South East Asian and Tibetan,
+# Chinese and Japanese.
 SPACELESS = (
   (0x0E00, 0x109F),
   (0x1780, 0x17FF),
@@ -43,122 +53,271 @@ SPACELESS = (
   (0x1B000, 0x1B16F),
   (0x20000, 0x3FFFF),
 )
-# First bytes in UTF-8 of characters of which nearly all begin words: punctuation and symbols, Chinese and Japanese, emoji.
+# First bytes in UTF-8 of characters of which nearly all begin words: punctuation and symbols,
+# Chinese and Japanese, emoji.
 WORD_BYTES = (*range(0xE2, 0xEA), *range(0xF0, 0xF5))
-# Training holds its sentences in memory; more than this many are sampled down to it.
+# Training holds its sentences in memory; SentencePiece samples this many of a larger number.
 TRAINING_SENTENCES = 500_000
-# Sums are taken thread by thread, so another number would give slightly different scores; fixed, every machine agrees.
+# Sums are taken per thread, so another number gives slightly different scores. A fixed number gives
+# the same model on every machine.
 TRAINING_THREADS = 4
 
 
-def parts(files: dict[str, bytes], source: str) -> dict:
-  """What a `Tokenizer` needs of a model: tokens, ids of special tokens, encoding and decoding.
+class SentencePieceTokenizer(Tokenizer):
+  """A tokenizer with a SentencePiece model, trained by unigram or BPE."""
 
-  Args:
-    files: the model under the name `FILE`.
-    source: where it is from, for a complaint.
+  kind = 'sentencepiece'
+  notation = '▁ begins a word.'
+  main_files = (FILE, 'spiece.model', 'sentencepiece.bpe.model')
 
-  Raises:
-    UserError: it is no model, or lacks special tokens.
-  """
-  import sentencepiece
+  def __init__(self, files: Mapping[str, bytes], source: str, options: None = None) -> None:
+    """Opens a model.
 
-  processor = sentencepiece.SentencePieceProcessor()
-  try:
-    processor.load_from_serialized_proto(files[FILE])
-  except RuntimeError:
-    raise UserError(
-      f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train it again '
-      '(a WordPiece vocabulary has a name that ends in .txt)'
-    ) from None
-  tokens = tuple(processor.id_to_piece(list(range(processor.get_piece_size()))))
-  # The unknown piece has a type of its own, whatever its name.
-  named = [UNK if i == processor.unk_id() else token for i, token in enumerate(tokens)]
-  ids = special_tokens.find_special_tokens(named, special_tokens.USUAL_NAMES, repr(source))
-  # Text never becomes a control piece; where a special token is another kind of piece, its literal counts as unknown.
-  guarded = [i for i in ids.values() if not processor.is_control(i) and i != ids['unk_id']]
-  cores = min(16, os.cpu_count() or 1)
+    Args:
+      files: the model under the name `FILE`.
+      source: where it comes from, for error messages.
+      options: none.
 
-  def guard(rows):
-    return (
-      [np.where(np.isin(row, guarded), np.int32(ids['unk_id']), row) for row in rows]
-      if guarded
-      else rows
+    Raises:
+      UserError: it is not a model, or it lacks special tokens.
+    """
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+      processor.load_from_serialized_proto(files[FILE])
+    except RuntimeError:
+      raise UserError(
+        f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train '
+        'it again (the name of a WordPiece vocabulary must end in .txt).'
+      ) from None
+    every_id = list(range(processor.get_piece_size()))
+    tokens = processor.id_to_piece(every_id)
+    # The unknown piece has its own type, whatever its name.
+    names = [UNK if i == processor.unk_id() else token for i, token in enumerate(tokens)]
+    ids = special_tokens.find_special_tokens(names, special_tokens.USUAL_NAMES, repr(source))
+    super().__init__(files, tokens, ids, options)
+    self._processor = processor
+    # Text never becomes a control piece. Where a special token is a piece of another type, its name
+    # in a text counts as unknown.
+    self._guarded = [i for i in ids.values() if not processor.is_control(i) and i != self.unk_id]
+    # Of each piece, int32 [pieces, 3]: bytes of normalized text, and spaces that begin and end it.
+    self._shapes = np.array(
+      [
+        (1, 0, 0) if is_byte else _shape(token)
+        for token, is_byte in zip(tokens, processor.is_byte(every_id), strict=True)
+      ],
+      np.int32,
     )
 
-  def encode(texts, threads):
-    if threads == 1:  # even one thread would be a pool to SentencePiece
-      encoded = list(map(processor.encode_as_numpy, texts))
+  @functools.cached_property
+  def model(self) -> sentencepiece_model.SentencePieceModel:
+    """The parsed model file."""
+    return sentencepiece_model.parse_model(self.files[FILE])
+
+  @classmethod
+  def open_files(
+    cls,
+    places: Mapping[str, str],
+    source: str,
+    lowercase: bool | None,
+    strip_accents: bool | None,
+  ) -> Tokenizer | None:
+    """See `Tokenizer.open_files`."""
+    place = next((places[name] for name in cls.main_files if name in places), None)
+    if place is None:
+      return None
+    if lowercase is not None or strip_accents is not None:
+      raise UserError(
+        f'the tokenizer {source!r} is a SentencePiece model, which has its own normalization; '
+        'remove lowercase and strip_accents.'
+      )
+    return cls({FILE: file_access.read_bytes(place)}, place)
+
+  def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
+    """See `Tokenizer.encode_short`."""
+    if threads == 1:  # SentencePiece would start a pool even for one thread
+      rows = [self._processor.encode_as_numpy(text) for text in texts]
     else:
-      encoded = processor.encode_as_numpy(texts, num_threads=threads or cores)
-    return guard(encoded)
+      rows = self._processor.encode_as_numpy(texts, num_threads=threads or _cores())
+    return self._guard(rows)
 
-  # Of each piece: bytes of the normalized text that it is, and how many spaces begin and end it.
-  shapes = np.array(
-    [
-      (1, 0, 0) if byte else _shape(token)
-      for token, byte in zip(tokens, processor.is_byte(list(range(len(tokens)))), strict=True)
-    ],
-    np.int32,
-  )
-
-  def encode_with_offsets(texts, threads):
+  def encode_short_with_offsets(
+    self, texts: list[str], threads: int | None
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """See `Tokenizer.encode_short_with_offsets`."""
     if threads == 1:
-      encoded = list(map(processor.encode_as_offset_mapping, texts))
+      encoded = [self._processor.encode_as_offset_mapping(text) for text in texts]
     else:
-      encoded = processor.encode_as_offset_mapping(texts, num_threads=threads or cores)
+      encoded = self._processor.encode_as_offset_mapping(texts, num_threads=threads or _cores())
     rows = [np.array(one['ids'], np.int32) for one in encoded]
     spans = []
     for text, one, row in zip(texts, encoded, rows, strict=True):
-      shape = shapes[row]
-      for i in np.flatnonzero(row == processor.unk_id()):  # what it stands for differs
-        shape[i] = _shape(one['pieces'][i])
-      spans.append(_spans(*processor.normalize(text, with_offsets=True), shape, len(text)))
-    return list(zip(guard(rows), spans, strict=True))
+      shapes = self._shapes[row]
+      for i in np.flatnonzero(row == self._processor.unk_id()):  # its text differs each time
+        shapes[i] = _shape(one['pieces'][i])
+      normalized, places = self._processor.normalize(text, with_offsets=True)
+      spans.append(_spans(normalized, places, shapes, len(text)))
+    return list(zip(self._guard(rows), spans, strict=True))
 
-  return {
-    'tokens': tokens,
-    **ids,
-    'encode_short': encode,
-    'encode_short_with_offsets': encode_with_offsets,
-    'decode_ordinary': lambda row: processor.decode(list(row)),
-  }
+  def _guard(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+    if not self._guarded:
+      return rows
+    unknown = np.int32(self.unk_id)
+    return [np.where(np.isin(row, self._guarded), unknown, row) for row in rows]
+
+  def decode_ordinary(self, ids: Sequence[int]) -> str:
+    """See `Tokenizer.decode_ordinary`."""
+    text: str = self._processor.decode(list(ids))
+    return text
+
+  def compute_word_starts(self) -> np.ndarray:
+    """Whether each piece begins a word, bool [pieces].
+
+    A word begins at a space, at punctuation and symbols (each is a word, as in BERT), and at
+    characters of scripts that are written without spaces, where each piece is a word. Marks
+    continue the character before them. Of the bytes of a character, the first one decides as far as
+    it can. [UNK] continues the word that begins with the space before it.
+
+    Raises:
+      UserError: pieces end with the space of their word.
+    """
+    if self.model.space_after_words:
+      raise UserError(
+        'the SentencePiece model has the space of a word at its end, so its pieces do not show '
+        'where words begin; use another tokenizer, or --config.objective.masking=uniform.'
+      )
+    return np.array([_piece_begins_word(text, kind) for text, _, kind in self.model.pieces], bool)
+
+  def surface(self, token_id: int) -> tuple[bool, str]:
+    """See `Tokenizer.surface`."""
+    token = self.tokens[token_id]
+    return token.startswith(SPACE), token.removeprefix(SPACE).replace(SPACE, ' ')
+
+  def byte_value(self, token_id: int) -> int | None:
+    """See `Tokenizer.byte_value`."""
+    return int(self.tokens[token_id][3:5], 16) if self._processor.is_byte(token_id) else None
+
+  def encode_inside_word(self, text: str) -> list[int]:
+    """Ids of a text as at the beginning of a word, without its space where possible."""
+    first, *rest = self.encode(text) or [self.unk_id]
+    inside = self.tokens[first].removeprefix(SPACE)
+    if not inside:
+      return rest
+    return [self.ordinary_ids.get(inside, first), *rest]
+
+  def with_words(self, words: Sequence[str]) -> 'SentencePieceTokenizer':
+    """See `Tokenizer.with_words`; for unigram models.
+
+    In running text a new word becomes its token. The beginning of a longer word becomes the token,
+    too, where the longer word was split at that place before, or nearly could have been. All other
+    text is encoded as before. In a BPE vocabulary a word is made by merging tokens pair by pair, so
+    a new one would require all tokens on the way, which would change other words.
+    """
+    pieces = new_words.unigram_pieces(self, self.model, self._processor.normalize, words)
+    files = {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
+    return SentencePieceTokenizer(files, 'with more words')
+
+  def to_pipeline(self) -> Pipeline:
+    """See `Tokenizer.to_pipeline`."""
+    return sentencepiece_pipeline.make_pipeline(self, self.model)
+
+  @classmethod
+  def training_title(cls, settings: TokenizerSettings) -> str:
+    """See `Tokenizer.training_title`."""
+    return f'SentencePiece {"BPE" if settings.kind == "bpe" else settings.kind}'
+
+  @classmethod
+  def relevant_settings(cls, settings: TokenizerSettings) -> list[Any]:
+    """See `Tokenizer.relevant_settings`."""
+    return [settings.byte_fallback]
+
+  @classmethod
+  def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
+    """See `Tokenizer.train`; `settings.kind` is SentencePiece's name of the model type."""
+    import sentencepiece
+
+    vocab_size = settings.vocab_size
+    if vocab_size < SMALLEST_VOCABULARY:
+      raise UserError(
+        f'vocab_size is {vocab_size}; expected at least {SMALLEST_VOCABULARY}, for special tokens '
+        'and single characters.'
+      )
+    fallback = settings.byte_fallback
+    if fallback is None:
+      fallback = vocab_size >= BYTE_FALLBACK_FROM
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(settings.seed)
+    try:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sample.lines),
+        model_writer=model,
+        model_type=settings.kind,
+        vocab_size=vocab_size,
+        pad_id=PAD_ID,
+        unk_id=UNK_ID,
+        bos_id=CLS_ID,
+        eos_id=SEP_ID,
+        pad_piece=PAD,
+        unk_piece=UNK,
+        bos_piece=CLS,
+        eos_piece=SEP,
+        control_symbols=[MASK],
+        unk_surface=UNK,
+        character_coverage=0.9999,
+        required_chars=''.join(c for c in string.printable if not c.isspace()),
+        byte_fallback=fallback,
+        # Candidates in proportion to the vocabulary: much faster than the default of a million, and
+        # texts become slightly fewer tokens.
+        seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
+        input_sentence_size=TRAINING_SENTENCES,
+        shuffle_input_sentence=True,
+        num_threads=TRAINING_THREADS,
+        minloglevel=2,
+      )
+    except RuntimeError as error:
+      added = BYTE_PIECES if settings.byte_fallback is None and fallback else 0
+      reason = _size_error(str(error), vocab_size, added)
+      if reason is None:
+        raise
+      raise UserError(reason) from None
+    return {FILE: model.getvalue()}
 
 
-def word_starts(files: dict[str, bytes]) -> np.ndarray:
-  """Whether a piece begins a word, bool [pieces]; see `Tokenizer.word_starts`.
+def _cores() -> int:
+  return min(16, os.cpu_count() or 1)
 
-  A word begins at a space, at punctuation and symbols (a word each, as in BERT), and at characters of scripts that are
-  written without spaces, so that of a sentence in these each piece is a word. Marks go on with what they stand on. Of
-  the bytes of a character the first one tells, as far as it can. [UNK] goes on with the word that is begun by the space
-  before it.
 
-  Args:
-    files: as of `parts`.
-
-  Raises:
-    UserError: pieces end with the space of their word, so that a piece alone does not tell.
-  """
-  model = sentencepiece_model.read(files[FILE])
-  if model.space_after_words:
-    raise UserError(
-      'the SentencePiece model puts the space of a word at its end, so its pieces do not tell where words begin; use '
-      "another tokenizer, or config.objective.masking 'uniform'"
+def _size_error(message: str, vocab_size: int, byte_pieces: int) -> str | None:
+  """What is wrong with the vocabulary size, from SentencePiece's message; None for other errors."""
+  if found := re.search(r'value <= (\d+)', message):
+    largest = int(found[1])
+    if largest < BYTE_FALLBACK_FROM:  # by default, so small a vocabulary has no byte pieces
+      largest -= byte_pieces
+    if largest < SMALLEST_VOCABULARY:
+      return 'the corpus is too small to train a tokenizer on; give more text.'
+    return (
+      f'vocab_size is {vocab_size}, more than this corpus supports; expected at most {largest}.'
     )
+  if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
+    least = int(smallest[1]) + 100
+    return (
+      f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or more."
+    )
+  return None
 
-  def begins(text, kind):
-    if kind == sentencepiece_model.BYTE:
-      byte = int(text[3:5], 16)  # <0x0A>
-      return byte in WORD_BYTES or byte < 128 and _begins_word(chr(byte))
-    return kind != sentencepiece_model.UNKNOWN and _begins_word(text[:1])
 
-  return np.array([begins(text, kind) for text, _, kind in model.pieces], bool)
+def _piece_begins_word(text: str, piece_type: int) -> bool:
+  if piece_type == sentencepiece_model.BYTE_PIECE:
+    byte = int(text[3:5], 16)  # <0x0A>
+    return byte in WORD_BYTES or byte < 128 and _begins_word(chr(byte))
+  return piece_type != sentencepiece_model.UNKNOWN_PIECE and _begins_word(text[:1])
 
 
 def _begins_word(character: str) -> bool:
   if not character or (category := unicodedata.category(character)[0]) == 'M':
     return False
-  # U+2581 is a symbol to Unicode, too.
+  # U+2581 is a symbol in Unicode.
   return (
     category in 'PS'
     or character.isspace()
@@ -167,6 +326,7 @@ def _begins_word(character: str) -> bool:
 
 
 def _shape(piece: str) -> tuple[int, int, int]:
+  """Bytes of a piece, and the spaces at its beginning and its end."""
   return (
     len(piece.encode()),
     len(piece) - len(piece.lstrip(SPACE)),
@@ -175,101 +335,29 @@ def _shape(piece: str) -> tuple[int, int, int]:
 
 
 def _spans(normalized: str, places: list[int], shapes: np.ndarray, length: int) -> np.ndarray:
-  """Characters of pieces, int32 [pieces, 2], that make up a normalized text.
+  """Characters of the pieces of a normalized text, int32 [pieces, 2].
 
-  SentencePiece's own offsets count the space before a word to the word, and where several pieces share a character (its bytes,
-  the letters of a ligature), they give it to the last of them.
+  SentencePiece's own offsets include the space before a word, and where several pieces share a
+  character (its bytes, the letters of a ligature), they give it to the last of them.
 
   Args:
-    places: of each character of the normalized text, and of its end, where in the text is what it was made of.
-    shapes: int32 [pieces, 3], their bytes in the normalized text, and spaces at the beginning and the end.
-    length: of the text.
+    normalized: the normalized text.
+    places: for each character of the normalized text, and for its end, the place in the text that
+      it was made from.
+    shapes: of the pieces, int32 [pieces, 3], see `_shape`.
+    length: number of characters of the text.
   """
-  places = np.array(places, np.int32)
+  origins = np.array(places, np.int32)
   size, leading, trailing = shapes.T
   after = np.cumsum(size)
-  character = (
-    np.cumsum(np.frombuffer(normalized.encode(), np.uint8) & 0xC0 != 0x80) - 1
-  )  # of each byte
-  first, last = character[after - size] + leading, character[after - 1] - trailing
-  begin = places[np.minimum(first, len(normalized))]
-  # The end is where what comes next begins.
-  end = np.append(places, np.int32(length))[
-    np.searchsorted(places, places[np.maximum(last, 0)], 'right')
-  ]
+  is_first_byte = np.frombuffer(normalized.encode(), np.uint8) & 0xC0 != 0x80
+  character = np.cumsum(is_first_byte) - 1  # of each byte
+  first = character[after - size] + leading
+  last = character[after - 1] - trailing
+  begin = origins[np.minimum(first, len(normalized))]
+  # A piece ends where the next character of the text begins.
+  following = np.searchsorted(origins, origins[np.maximum(last, 0)], 'right')
+  end = np.append(origins, np.int32(length))[following]
   end = np.where(first <= last, end, begin)
-  # A space inside of what one character became is that character's too.
+  # A space inside the characters that one character became has that character's span, too.
   return np.stack([begin, np.maximum.accumulate(end)], axis=1)
-
-
-def train(
-  sample: Sample, kind: str, vocab_size: int, byte_fallback: bool | None, seed: int
-) -> dict[str, bytes]:
-  """Files of a model that is trained on a sample. The same sample and arguments give the same model anywhere.
-
-  Args:
-    sample: lines; SentencePiece chooses `TRAINING_SENTENCES` of more.
-    kind: `'unigram'` or `'bpe'`.
-    vocab_size: ids in all, special tokens included.
-    byte_fallback: None for yes from `BYTE_FALLBACK_FROM` tokens on.
-    seed: of that choice.
-
-  Raises:
-    UserError: a vocabulary larger than the sample supports, or too small for its characters; no text.
-  """
-  import sentencepiece
-
-  if vocab_size < SMALLEST_VOCABULARY:
-    raise UserError(
-      f'vocab_size is {vocab_size}; special tokens and single characters need {SMALLEST_VOCABULARY} at least'
-    )
-  fallback = vocab_size >= BYTE_FALLBACK_FROM if byte_fallback is None else byte_fallback
-  model = io.BytesIO()
-  sentencepiece.set_random_generator_seed(seed)
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(sample.lines),
-      model_writer=model,
-      model_type=kind,
-      vocab_size=vocab_size,
-      pad_id=PAD_ID,
-      unk_id=UNK_ID,
-      bos_id=CLS_ID,
-      eos_id=SEP_ID,
-      pad_piece=PAD,
-      unk_piece=UNK,
-      bos_piece=CLS,
-      eos_piece=SEP,
-      control_symbols=[MASK],
-      unk_surface=UNK,
-      character_coverage=0.9999,
-      required_chars=''.join(c for c in string.printable if not c.isspace()),
-      byte_fallback=fallback,
-      # Candidates in proportion to the vocabulary: far quicker than the default million, and slightly shorter codes.
-      seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
-      input_sentence_size=TRAINING_SENTENCES,
-      shuffle_input_sentence=True,
-      num_threads=TRAINING_THREADS,
-      minloglevel=2,
-    )
-  except RuntimeError as error:
-    dropped = BYTE_PIECES if byte_fallback is None and fallback else 0
-    if complaint := _complaint(str(error), vocab_size, dropped):
-      raise UserError(complaint) from None
-    raise
-  return {FILE: model.getvalue()}
-
-
-def _complaint(message: str, vocab_size: int, byte_pieces: int) -> str | None:
-  """What is wrong with the vocabulary's size, from SentencePiece's message; None where it is about something else."""
-  if found := re.search(r'value <= (\d+)', message):
-    largest = int(found[1])
-    if largest < BYTE_FALLBACK_FROM:  # so small a vocabulary would have no byte pieces unasked
-      largest -= byte_pieces
-    if largest < SMALLEST_VOCABULARY:
-      return 'the corpus is too small to train a tokenizer on; give more text'
-    return f'vocab_size is {vocab_size}, more than this corpus supports; {largest} is the largest that would do'
-  if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
-    least = int(smallest[1]) + 100
-    return f"vocab_size is {vocab_size}, too few for this corpus's characters; use {least} or more"
-  return None

@@ -1,14 +1,15 @@
-"""The special tokens: their names, and where a vocabulary has them."""
+"""The special tokens: their names, and their ids in a vocabulary."""
 
 from collections.abc import Mapping, Sequence
 
 from electra_jax.errors import UserError
 
-PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-# Where a vocabulary is made here.
+SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS
+# Ids in the vocabularies that this package trains.
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(len(SPECIAL_TOKENS))
 
-# What other people's SentencePiece models call them, the likelier name first.
+# Names in SentencePiece models of other projects, the most common name first.
 USUAL_NAMES = {
   PAD: (PAD, '<pad>'),
   UNK: (UNK, '<unk>'),
@@ -19,26 +20,36 @@ USUAL_NAMES = {
 OWN_NAMES = {token: (token,) for token in SPECIAL_TOKENS}
 
 
+def role_of(token: str) -> str:
+  """The name of a special token's role in the files of `transformers`: 'cls_token' for [CLS]."""
+  return f'{token[1:-1].lower()}_token'
+
+
 def find_special_tokens(
   tokens: Sequence[str], names: Mapping[str, Sequence[str]], source: str
 ) -> dict[str, int]:
-  """Ids of the special tokens, as `{'pad_id': ..., 'unk_id': ..., 'cls_id': ..., 'sep_id': ..., 'mask_id': ...}`.
+  """Returns the ids of the special tokens, with the keys pad_id, unk_id, cls_id, sep_id, mask_id.
 
   Args:
     tokens: the vocabulary, in the order of its ids.
-    names: what each special token may be called, the first one that is there being taken.
-    source: what the vocabulary is called in a complaint.
+    names: special token -> names that it may have; the first one in the vocabulary is used.
+    source: name of the vocabulary in error messages.
 
   Raises:
-    UserError: some are missing.
+    UserError: the vocabulary lacks some of them.
   """
   ids = {token: i for i, token in enumerate(tokens)}
-  found = {
-    token: next((ids[name] for name in names[token] if name in ids), None)
-    for token in SPECIAL_TOKENS
-  }
-  if missing := [' or '.join(names[token]) for token in SPECIAL_TOKENS if found[token] is None]:
+  found: dict[str, int] = {}
+  missing = []
+  for token in SPECIAL_TOKENS:
+    name = next((name for name in names[token] if name in ids), None)
+    if name is None:
+      missing.append(' or '.join(names[token]))
+    else:
+      found[f'{token[1:-1].lower()}_id'] = ids[name]
+  if missing:
     raise UserError(
-      f'the vocabulary of {source} lacks {", ".join(missing)}; use one that has them, or train one here'
+      f'the vocabulary of {source} lacks {", ".join(missing)}; use a tokenizer that has them, or '
+      'train one.'
     )
-  return {f'{token[1:-1].lower()}_id': i for token, i in found.items()}
+  return found

@@ -1,75 +1,292 @@
-"""Text to token ids and back: one interface over SentencePiece and WordPiece; loading and training them."""
+"""Text to token ids and back: the `Tokenizer` protocol, and opening and training tokenizers.
 
+Each kind of tokenizer is a subclass of `Tokenizer`. The names in config.data.tokenizer, such as
+'unigram', and the classes that they train are listed in registry.py.
+"""
+
+import abc
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
-from electra_jax import file_access
-from electra_jax.data.tokenizers import (
-  sentencepiece_tokenizer,
-  training_sample,
-  wordpiece_tokenizer,
+from electra_jax import file_access, registry
+from electra_jax.config import declarations
+from electra_jax.data.tokenizers import training_sample
+from electra_jax.data.tokenizers.special_tokens import (
+  OWN_NAMES,
+  SPECIAL_TOKENS,
+  find_special_tokens,
 )
-from electra_jax.data.tokenizers.special_tokens import CLS, MASK, PAD, SEP, SPECIAL_TOKENS, UNK
+from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.errors import UserError
 
 __all__ = [
-  'CLS',
-  'MASK',
-  'PAD',
-  'SEP',
   'SPECIAL_TOKENS',
-  'UNK',
+  'Pipeline',
+  'Sample',
   'Tokenizer',
+  'TokenizerSettings',
+  'from_files',
+  'holds_tokenizer',
   'load_tokenizer',
+  'settings_identity',
   'train_tokenizer',
 ]
 
-KINDS = ('unigram', 'bpe', 'wordpiece')
-
-# Characters. A longer text is encoded in parts, so that what a library holds beside the ids stays small.
+# Characters. A longer text is encoded in parts, which bounds the memory of the tokenizer libraries.
 LONG_TEXT = 100_000
-# Characters that a library gets at once: `tokenizers` keeps some hundred bytes a token until a call is over.
+# Characters per call of a library: `tokenizers` holds some hundred bytes per token during a call.
 CALL_CHARACTERS = 1_000_000
-# Places to part a long text: white space for every kind of tokenizer.
+# Where a long text may be split: white space for every kind of tokenizer.
 _CUTS = ' \n\t\r\u3000'
 _SURROGATES = re.compile('[\ud800-\udfff]')
+# Name, user code and options of a tokenizer that user code registered, beside its files.
+REGISTERED_FILE = 'registered_tokenizer.json'
+# File that a path names by itself -> the file of a folder that it replaces. Others are models of
+# SentencePiece.
+_SINGLE_FILES = {'.txt': 'vocab.txt', '.json': 'tokenizer.json'}
+
+Encoded = TypeVar('Encoded')
+Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`; the library is imported where it is used
+Options: TypeAlias = declarations.Config | Mapping[str, Any] | None
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Tokenizer:
-  """A vocabulary and how text is cut into it. Special tokens but [UNK] never come out of encoding; callers add them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+  """How to train a tokenizer.
 
   Attributes:
-    kind: the family, `'sentencepiece'` or `'wordpiece'`.
-    tokens: the text of each id, `[size]`, as the vocabulary writes it.
-    pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens, wherever the vocabulary has them.
-    files: name and content of the files that `save` writes.
-    encode_short: texts of at most `LONG_TEXT` characters and a number of threads, to ids, int32 `[tokens]` each.
-    encode_short_with_offsets: the same with the characters of each token, int32 `[tokens, 2]`, as pairs.
-    decode_ordinary: ids, none of them special, to text.
+    kind: a name of `registry.TOKENIZERS`: 'unigram' (Kudo 2018) or 'bpe' (Sennrich et al. 2016),
+      both by SentencePiece; 'wordpiece', which merges the most frequent pairs as BPE does, and
+      normalizes and splits text as BERT; or one that user code registered.
+    vocab_size: number of ids, special tokens included.
+    lowercase: WordPiece: whether text is lower-cased; None for yes.
+    strip_accents: WordPiece: whether accents are stripped; None for the value of `lowercase`.
+    byte_fallback: SentencePiece: whether characters outside the vocabulary become bytes instead of
+      [UNK]; None for yes in vocabularies of at least 8,192 tokens, where the 256 bytes cost little.
+    seed: seed of the choice of lines in a large corpus.
+    options: of a tokenizer that user code registered: a mapping, or its dataclass of options.
+      `Tokenizer.train` gets the dataclass.
   """
 
-  kind: str
-  tokens: tuple[str, ...]
-  pad_id: int
-  unk_id: int
-  cls_id: int
-  sep_id: int
-  mask_id: int
-  files: dict[str, bytes]
-  encode_short: Callable[[list[str], int | None], list[np.ndarray]]
-  encode_short_with_offsets: Callable[[list[str], int | None], list[tuple[np.ndarray, np.ndarray]]]
-  decode_ordinary: Callable[[Sequence[int]], str]
+  kind: str = 'unigram'
+  vocab_size: int
+  lowercase: bool | None = None
+  strip_accents: bool | None = None
+  byte_fallback: bool | None = None
+  seed: int = 0
+  options: Options = None
+
+
+class Tokenizer(abc.ABC):
+  """A vocabulary, and how text is split into its tokens.
+
+  Encoding never gives a special token except [UNK]; callers add [CLS] and [SEP]. A text that
+  contains the name of a special token, such as [MASK], is encoded as any text.
+
+  A subclass in user code defines `kind`, `__init__`, `train`, `encode_short` and
+  `decode_ordinary`. All other methods have defaults. Its `kind` is the name that it is registered
+  under. All that decides the ids must be in `files` and in the options, since a tokenizer is saved,
+  sent to other processes and recognized by these.
+
+  Attributes:
+    tokens: the text of each id as the vocabulary has it, `[size]`.
+    pad_id: id of [PAD]; in the same way `unk_id`, `cls_id`, `sep_id` and `mask_id`.
+    files: name -> content of the files that define the tokenizer.
+    options: the dataclass of options of a tokenizer that user code registered, otherwise None.
+  """
+
+  # Part of the fingerprint. For a tokenizer of user code, the name that it is registered under.
+  kind: ClassVar[str] = ''
+  # User code: raise it when the same files and options begin to give other ids, so that prepared
+  # corpora are not reused.
+  version: ClassVar[int] = 0
+  # How tokens show where words begin, in one sentence for readers of --mode=inspect.
+  notation: ClassVar[str] = ''
+  # Whether tokens show where a text has spaces. WordPiece drops spaces around punctuation.
+  keeps_spaces: ClassVar[bool] = True
+  # Names of the files by which a folder is recognized. Kinds of user code need none.
+  main_files: ClassVar[tuple[str, ...]] = ()
+  # Class of `transformers` for an exported tokenizer; this one opens any tokenizer.json.
+  transformers_class: ClassVar[str] = 'PreTrainedTokenizerFast'
+  # Whether the original ELECTRA program reads the files.
+  read_by_original_program: ClassVar[bool] = False
+
+  def __init__(
+    self,
+    files: Mapping[str, bytes],
+    tokens: Iterable[str],
+    special_ids: Mapping[str, int] | None = None,
+    options: Options = None,
+  ) -> None:
+    """Sets the attributes. A subclass takes (files, source, options), see `from_files`.
+
+    Args:
+      files: name -> content.
+      tokens: the vocabulary, in the order of its ids.
+      special_ids: of `find_special_tokens`; None to find [PAD], [UNK], ... in `tokens`.
+      options: the dataclass of options; None for none.
+
+    Raises:
+      UserError: the vocabulary lacks special tokens.
+    """
+    self.files = dict(files)
+    self.tokens = tuple(tokens)
+    self.options = options
+    source = f'the tokenizer {self.kind!r}'
+    ids = special_ids or find_special_tokens(self.tokens, OWN_NAMES, source)
+    self.pad_id = ids['pad_id']
+    self.unk_id = ids['unk_id']
+    self.cls_id = ids['cls_id']
+    self.sep_id = ids['sep_id']
+    self.mask_id = ids['mask_id']
+
+  #### What a kind of tokenizer defines ####
+
+  @classmethod
+  @abc.abstractmethod
+  def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
+    """Trains on a sample and returns the files.
+
+    The same sample and settings must give the same files on any machine.
+
+    Args:
+      sample: lines of the corpus.
+      settings: with `options` as the dataclass that was registered.
+
+    Raises:
+      UserError: for a vocabulary size that the sample does not support.
+    """
+
+  @abc.abstractmethod
+  def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
+    """Token ids of texts of at most `LONG_TEXT` characters, int32 `[tokens]` each.
+
+    Args:
+      texts: any text.
+      threads: number of threads; None for all cores, 1 to start no thread.
+    """
+
+  @abc.abstractmethod
+  def decode_ordinary(self, ids: Sequence[int]) -> str:
+    """The text of token ids, none of them special."""
+
+  def encode_short_with_offsets(
+    self, texts: list[str], threads: int | None
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`encode_short` with the characters of each token, int32 `[tokens, 2]`.
+
+    Raises:
+      UserError: the kind does not define it.
+    """
+    del texts, threads
+    raise UserError(
+      f'the tokenizer {self.kind!r} has no character offsets, which this task requires; choose '
+      'another tokenizer.'
+    )
+
+  def compute_word_starts(self) -> np.ndarray:
+    """See `word_starts`.
+
+    Raises:
+      UserError: the kind does not define it.
+    """
+    raise UserError(
+      f'the tokenizer {self.kind!r} does not define where words begin; set '
+      '--config.objective.masking=uniform.'
+    )
+
+  def surface(self, token_id: int) -> tuple[bool, str]:
+    """Whether a space precedes the token, and its text without the vocabulary's marks."""
+    return False, self.tokens[token_id]
+
+  def byte_value(self, token_id: int) -> int | None:
+    """The byte of UTF-8 that a token stands for; None for tokens of text."""
+    del token_id
+    return None
+
+  def encode_inside_word(self, text: str) -> list[int]:
+    """Ids of a text that continues a word."""
+    return self.encode(text)
+
+  def with_words(self, words: Sequence[str]) -> 'Tokenizer':
+    """The tokenizer with more words, whose ids follow the present ones in the given order.
+
+    Each word is normalized as the tokenizer normalizes text, and becomes one token. `##ing` means a
+    token inside a word, for each kind. Words that are tokens already are skipped.
+
+    Args:
+      words: as of `vocabulary.read_words`.
+
+    Raises:
+      UserError: the kind does not support it, or a word cannot become a token.
+    """
+    del words
+    raise UserError(
+      f'config.data.new_words is not supported for the tokenizer {self.kind!r}; expected a unigram '
+      'or WordPiece tokenizer.'
+    )
+
+  def to_pipeline(self) -> Pipeline | None:
+    """The same tokenizer as a `tokenizers.Tokenizer`, which `transformers` opens.
+
+    None where the kind has none. A run with such a tokenizer is exported with the tokenizer's own
+    files. Special tokens and the template of rows are added by `interop.tokenizer_files`.
+
+    Raises:
+      UserError: this tokenizer cannot be expressed, with the reason.
+    """
+    return None
+
+  @classmethod
+  def training_title(cls, settings: TokenizerSettings) -> str:
+    """What is being trained, for the console."""
+    return settings.kind
+
+  @classmethod
+  def relevant_settings(cls, settings: TokenizerSettings) -> list[Any]:
+    """The settings that decide what is trained, beside kind and vocabulary size, as JSON has them.
+
+    Trained tokenizers are cached by these.
+    """
+    return [cls.version, _plain_options(settings.options)]
+
+  @classmethod
+  def open_files(
+    cls,
+    places: Mapping[str, str],
+    source: str,
+    lowercase: bool | None,
+    strip_accents: bool | None,
+  ) -> 'Tokenizer | None':
+    """Opens a tokenizer from the files in a folder; None where they are not of this kind.
+
+    A kind of user code needs no such method: its folders have a `REGISTERED_FILE`.
+
+    Args:
+      places: name -> path of each file in the folder.
+      source: the folder, for error messages.
+      lowercase: see `load_tokenizer`.
+      strip_accents: see `load_tokenizer`.
+
+    Raises:
+      UserError: see `load_tokenizer`.
+    """
+    del places, source, lowercase, strip_accents
+    return None
+
+  #### What all have in common ####
 
   @property
   def size(self) -> int:
-    """The number of ids, special tokens included and no padding rows."""
+    """The number of ids, special tokens included."""
     return len(self.tokens)
 
   @property
@@ -83,85 +300,99 @@ class Tokenizer:
     digest = hashlib.blake2b(self.kind.encode(), digest_size=16)
     for name, content in sorted(self.files.items()):
       digest.update(name.encode() + b'\0' + hashlib.blake2b(content).digest())
+    if self.options is not None or self.version:
+      plain = [self.version, _plain_options(self.options)]
+      digest.update(json.dumps(plain, sort_keys=True).encode())
     return digest.hexdigest()
 
   @functools.cached_property
-  def word_starts(self) -> np.ndarray:
-    """Whether each token begins a word, bool `[size]`, read-only: a word of a text is such a token and those after it that are none.
+  def ordinary_ids(self) -> dict[str, int]:
+    """Token -> id of all tokens that are not special."""
+    special = set(self.special_ids)
+    return {token: i for i, token in enumerate(self.tokens) if i not in special}
 
-    WordPiece: a token without `##`. SentencePiece: a piece that begins with a space (U+2581), with punctuation or a symbol, or with a
-    character of a script that is written without spaces, where each piece is a word.
+  @functools.cached_property
+  def word_starts(self) -> np.ndarray:
+    """Whether each token begins a word, bool `[size]`, read-only.
+
+    A word of a text is a token that begins one and the tokens after it that do not. WordPiece: a
+    token without `##` begins a word. SentencePiece: a piece that begins with a space (U+2581), with
+    punctuation or a symbol, or with a character of a script that is written without spaces, where
+    each piece is a word.
 
     Raises:
-      UserError: the tokens do not tell, since each ends with the space of its word.
+      UserError: the tokens do not show where words begin.
     """
-    if self.kind == 'wordpiece':
-      starts = wordpiece_tokenizer.word_starts(self.tokens)
-    else:
-      starts = sentencepiece_tokenizer.word_starts(self.files)
+    starts = self.compute_word_starts()
     starts.setflags(write=False)
     return starts
 
   def encode_arrays(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
-    """Ids of each text, int32 `[tokens]`, without [CLS] and [SEP]. Literal `[MASK]` and the like in a text are text.
+    """Token ids of each text, int32 `[tokens]`, without [CLS] and [SEP].
 
-    A text longer than `LONG_TEXT` characters is parted at white space, so its ids are those of the whole (of a unigram
-    model up to ties that float32 decides); where so long a stretch has none, it is parted anywhere. Lone surrogates,
-    which no encoding of text can hold, count as U+FFFD.
+    A text longer than `LONG_TEXT` characters is split at white space, which gives the ids of the
+    whole text (for a unigram model up to ties that float32 decides); a stretch of that length
+    without white space is split anywhere. Lone surrogates, which cannot be encoded, count as
+    U+FFFD.
 
     Args:
-      texts: any text at all.
-      threads: None for all cores; 1 for the calling thread alone, no pool started, as a worker process wants it.
-        SentencePiece takes other numbers as they are, WordPiece takes them for all cores.
+      texts: any text.
+      threads: None for all cores; 1 for the calling thread only, without a pool, as in worker
+        processes. SentencePiece uses any other number as it is, WordPiece uses all cores.
     """
-    encoded = [[] for _ in texts]
+    encoded: list[list[np.ndarray]] = [[] for _ in texts]
     for owners, _, parts in _calls(texts):
-      for owner, ids in zip(owners, _encode(self.encode_short, parts, threads), strict=True):
+      rows = _without_surrogates(self.encode_short, parts, threads)
+      for owner, ids in zip(owners, rows, strict=True):
         encoded[owner].append(ids)
-    return [
-      parts[0] if len(parts) == 1 else np.concatenate([*parts, np.zeros(0, np.int32)])
-      for parts in encoded
-    ]
+    empty = np.zeros(0, np.int32)
+    return [rows[0] if len(rows) == 1 else np.concatenate([*rows, empty]) for rows in encoded]
 
   def encode_with_offsets(
     self, texts: Sequence[str], threads: int | None = None
   ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids of each text, as of `encode_arrays`, and the characters that each token stands for.
+    """Token ids of each text, as of `encode_arrays`, and the characters of each token.
 
-    `text[start:end]` is what a token was made of, before any normalization, without white space around it. Tokens that one
-    character became (its bytes, the letters of a ligature) have that character each. A token of white space alone, or of a
-    space that the tokenizer put before the text, has none: start == end. Starts ascend, and ends.
+    `text[start:end]` is the part of the text that became the token, before any normalization and
+    without white space around it. Where one character became several tokens (its bytes, the letters
+    of a ligature), each of them has that character. A token of white space, or of a space that the
+    tokenizer added before the text, is empty: start == end. Starts and ends ascend.
 
     Args:
-      texts, threads: as of `encode_arrays`.
+      texts: as of `encode_arrays`.
+      threads: as of `encode_arrays`.
 
     Returns:
-      For each text (ids int32 `[tokens]`, spans int32 `[tokens, 2]`: first character and the one after the last).
+      For each text (ids int32 `[tokens]`, spans int32 `[tokens, 2]` of start and end).
+
+    Raises:
+      UserError: the kind of tokenizer has no offsets.
     """
-    encoded = [[] for _ in texts]
+    encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in texts]
     for owners, starts, parts in _calls(texts):
-      for owner, start, (ids, spans) in zip(
-        owners, starts, _encode(self.encode_short_with_offsets, parts, threads), strict=True
-      ):
+      rows = _without_surrogates(self.encode_short_with_offsets, parts, threads)
+      for owner, start, (ids, spans) in zip(owners, starts, rows, strict=True):
         encoded[owner].append((ids, spans + np.int32(start)))
-    nothing = (np.zeros(0, np.int32), np.zeros((0, 2), np.int32))
-    return [
-      parts[0] if len(parts) == 1 else tuple(map(np.concatenate, zip(*parts, nothing, strict=True)))
-      for parts in encoded
-    ]
+    return [_joined(rows) for rows in encoded]
 
   def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
     """`encode_arrays` as lists."""
     return [ids.tolist() for ids in self.encode_arrays(texts, threads)]
 
   def encode(self, text: str) -> list[int]:
-    """Ids of one text, as of `encode_batch`, in the calling thread."""
+    """Token ids of one text, as of `encode_batch`, in the calling thread."""
     return self.encode_batch([text], threads=1)[0]
 
   def decode(self, ids: Iterable[int], special_tokens: bool = True) -> str:
-    """Readable text of ids; special tokens other than [PAD] are written out, or left out."""
-    parts, ordinary = [], []
-    specials = {self.cls_id, self.sep_id, self.mask_id, self.unk_id, self.pad_id}
+    """The text of token ids.
+
+    Args:
+      ids: any ids of the vocabulary.
+      special_tokens: whether special tokens other than [PAD] are written by their names.
+    """
+    parts: list[str] = []
+    ordinary: list[int] = []
+    specials = set(self.special_ids)
     for i in [*map(int, ids), self.pad_id]:
       if i not in specials:
         ordinary.append(i)
@@ -174,130 +405,223 @@ class Tokenizer:
     return ' '.join(parts)
 
   def token(self, token_id: int) -> str:
-    """The token of an id as the vocabulary writes it."""
+    """The token of an id as the vocabulary has it."""
     return self.tokens[int(token_id)]
 
-  def save(self, folder: str | os.PathLike) -> None:
-    """Writes the tokenizer's files into a folder or address, which `load_tokenizer` and `transformers` read."""
-    for name, content in self.files.items():
+  def saved_files(self) -> dict[str, bytes]:
+    """Name -> content of the files that `save` writes."""
+    recorded = registry.from_user_code({'tokenizer': [self.kind]})
+    if not recorded:
+      return dict(self.files)
+    record = {
+      **recorded[0],
+      'options': _plain_options(self.options),
+      'files': sorted(self.files),
+    }
+    return self.files | {REGISTERED_FILE: (json.dumps(record, indent=2) + '\n').encode()}
+
+  def save(self, folder: str | os.PathLike[str]) -> None:
+    """Writes files that `load_tokenizer` opens.
+
+    `transformers` opens them, too, if the tokenizer is WordPiece.
+
+    Args:
+      folder: a folder, or an address such as gs://bucket/folder.
+    """
+    for name, content in self.saved_files().items():
       file_access.write_bytes(file_access.join(folder, name), content)
 
-  def __reduce__(self):
-    return from_files, (self.kind, self.files)
+  def __reduce__(self) -> tuple[Any, ...]:
+    # By kind and not by class: the module of user code may have another name in another process.
+    plain = _plain_options(self.options)
+    return from_files, (self.kind, self.files, 'unpickled', plain)
 
 
 def load_tokenizer(
-  path: str | os.PathLike, lowercase: bool | None = None, strip_accents: bool | None = None
+  path: str | os.PathLike[str], lowercase: bool | None = None, strip_accents: bool | None = None
 ) -> Tokenizer:
-  """The tokenizer in a folder, or of one file: a BERT `vocab.txt`, or a SentencePiece model. Addresses will do.
+  """Opens the tokenizer in a folder, or in one file: a BERT `vocab.txt` or a SentencePiece model.
 
-  A folder is one that `Tokenizer.save` wrote, or another's: a SentencePiece model, or WordPiece's `vocab.txt` or
-  `tokenizer.json`, with or without what else `transformers` writes. Tokens that were added there to a WordPiece
-  vocabulary are found in a text wherever they stand.
+  A folder is one that `Tokenizer.save` wrote, or another project's: a SentencePiece model, or
+  WordPiece's `vocab.txt` or `tokenizer.json`, with or without the other files of `transformers`.
+  Tokens that were added there to a WordPiece vocabulary are matched anywhere in a text.
 
   Args:
-    path: of the folder or file.
-    lowercase: WordPiece: whether text is lower-cased. None for what was saved, or else yes, as in uncased BERT.
-    strip_accents: WordPiece: whether accents are taken off. None for what was saved, or else as `lowercase`.
+    path: a folder or file, or an address.
+    lowercase: WordPiece: whether text is lower-cased. None for what was saved, or else yes, as in
+      uncased BERT.
+    strip_accents: WordPiece: whether accents are stripped. None for what was saved, or else the
+      value of `lowercase`.
 
   Raises:
-    UserError: there is none, it is damaged, it lacks special tokens, or what was saved contradicts the arguments.
+    UserError: there is no tokenizer, it is damaged, it lacks special tokens, it was saved with
+      other settings, or it is of a kind that user code registered and that is not loaded.
   """
   path = os.fspath(path)
   if file_access.is_folder(path):
-    names = (*sentencepiece_tokenizer.FILES, *wordpiece_tokenizer.FILES)
-    found = {
-      name: place for name in names if file_access.exists(place := file_access.join(path, name))
-    }
+    places = {name: file_access.join(path, name) for name in file_access.listing(path)}
   elif file_access.exists(path):
     suffix = os.path.splitext(path)[1].lower()
-    found = {{'.txt': 'vocab.txt', '.json': 'tokenizer.json'}.get(suffix, 'tokenizer.model'): path}
+    places = {_SINGLE_FILES.get(suffix, 'tokenizer.model'): path}
   else:
     raise UserError(
-      f'no tokenizer at {path!r}: nothing is there; name a folder, a vocab.txt or a SentencePiece model, '
-      f'or a kind to train: {", ".join(KINDS)}'
+      f'the tokenizer {path!r} does not exist; expected a folder, a vocab.txt, a SentencePiece '
+      f'model or a kind to train: {", ".join(registry.TOKENIZERS)}.'
     )
-  for name in sentencepiece_tokenizer.FILES:
-    if name not in found:
-      continue
+  if REGISTERED_FILE in places:
     if lowercase is not None or strip_accents is not None:
       raise UserError(
-        f'the tokenizer {path!r} is a SentencePiece model, which holds its own normalization; leave out '
-        'lowercase and strip_accents'
+        f'the tokenizer {path!r} has its own normalization; remove lowercase and strip_accents.'
       )
-    content = {sentencepiece_tokenizer.FILE: file_access.read_bytes(found[name])}
-    return from_files('sentencepiece', content, found[name])
-  if not {'vocab.txt', 'tokenizer.json'} & set(found):
-    raise UserError(
-      f'no tokenizer in {path!r}: neither tokenizer.model nor vocab.txt is there; name a folder that holds one'
-    )
-  content = {name: file_access.read_bytes(place) for name, place in found.items()}
-  return from_files(
-    'wordpiece', wordpiece_tokenizer.canonical_files(content, path, lowercase, strip_accents), path
-  )
+    return _open_registered(places, path)
+  for cls in _classes():
+    opened = cls.open_files(places, path, lowercase, strip_accents)
+    if opened is not None:
+      return opened
+  raise UserError(f'there is no tokenizer in {path!r}; expected a tokenizer.model or a vocab.txt.')
+
+
+def holds_tokenizer(folder: str | os.PathLike[str]) -> bool:
+  """Whether a folder has files that `load_tokenizer` opens, without reading them."""
+  names = set(file_access.listing(folder))
+  known = [REGISTERED_FILE]
+  for cls in _classes():
+    known += cls.main_files
+  return bool(names.intersection(known))
 
 
 def train_tokenizer(
-  texts: Iterable[str],
-  *,
-  kind: str = 'unigram',
-  vocab_size: int,
-  lowercase: bool | None = None,
-  strip_accents: bool | None = None,
-  byte_fallback: bool | None = None,
-  seed: int = 0,
-  expected_characters: int | None = None,
+  texts: Iterable[str], settings: TokenizerSettings, expected_characters: int | None = None
 ) -> Tokenizer:
-  """Trains a tokenizer. The same texts and arguments give the same one, on any machine and any number of cores.
+  """Trains a tokenizer.
 
-  All printable ASCII is in the vocabulary, so no English text meets [UNK] for a bracket. Of a corpus larger than
-  `training_sample.TRAINING_CHARACTERS` a part is learned from, its lines chosen by their hash.
+  The same texts and settings give the same tokenizer on any machine and any number of cores. All
+  printable ASCII characters are in the vocabulary. Of a corpus larger than
+  `training_sample.TRAINING_CHARACTERS`, lines chosen by their hash are used.
 
   Args:
-    texts: documents; their lines are what it learns from.
-    kind: `'unigram'` (Kudo 2018) or `'bpe'` (Sennrich et al. 2016), both by SentencePiece, or `'wordpiece'`, pairs
-      merged by their number as in BPE, text normalized and applied as in BERT.
-    vocab_size: ids in all, special tokens included.
-    lowercase: WordPiece: whether text is lower-cased; None for yes.
-    strip_accents: WordPiece: whether accents are taken off; None for as `lowercase`.
-    byte_fallback: SentencePiece: whether characters outside the vocabulary become bytes rather than [UNK]; None for
-      yes in vocabularies so large that 256 more tokens cost little.
-    seed: of the choice of lines in a large corpus.
-    expected_characters: about as many as the texts have, for the progress line alone.
+    texts: documents; it is trained on their lines.
+    settings: what to train.
+    expected_characters: approximate number of characters of the texts, for the progress line.
 
   Raises:
-    UserError: a kind that is none; a vocabulary larger than the texts support, or too small for their characters; no
-      text; or what reading the texts raises.
+    UserError: for an unknown kind or option; for a vocabulary that the texts do not support, or
+      that is too small for their characters; or where there is no text.
+    Exception: what reading the texts raises.
   """
-  if kind not in KINDS:
-    raise UserError(f'the tokenizer kind {kind!r} is not known; use one of {", ".join(KINDS)}')
-  if kind == 'wordpiece':
+  cls, settings = _resolved(settings)
+  options = _plain_options(settings.options)
 
-    def train(sample):
-      return wordpiece_tokenizer.train(sample, vocab_size, lowercase is not False, strip_accents)
-  else:
+  def train(sample: Sample) -> Tokenizer:
+    return from_files(cls.kind, cls.train(sample, settings), 'just trained', options)
 
-    def train(sample):
-      return sentencepiece_tokenizer.train(sample, kind, vocab_size, byte_fallback, seed)
-
-  trained = training_sample.train(train, texts, kind, vocab_size, seed, expected_characters)
-  return from_files(
-    'wordpiece' if kind == 'wordpiece' else 'sentencepiece', trained, 'just trained'
+  return training_sample.train_with_progress(
+    train,
+    texts,
+    title=cls.training_title(settings),
+    vocab_size=settings.vocab_size,
+    seed=settings.seed,
+    expected_characters=expected_characters,
   )
 
 
-def from_files(kind: str, content: dict[str, bytes], source: str = 'unpickled') -> Tokenizer:
-  """The tokenizer of a kind whose `files` are these; `source` says in a complaint where they are from."""
-  parts = {'sentencepiece': sentencepiece_tokenizer.parts, 'wordpiece': wordpiece_tokenizer.parts}[
-    kind
-  ]
-  return Tokenizer(kind=kind, files=content, **parts(content, source))
+def settings_identity(settings: TokenizerSettings) -> list[Any]:
+  """Values, as JSON has them, that decide with kind and vocabulary size which tokenizer is trained.
+
+  Raises:
+    UserError: for an unknown kind or option.
+  """
+  cls, settings = _resolved(settings)
+  return cls.relevant_settings(settings)
 
 
-def _encode(encode: Callable, texts: list[str], threads: int | None) -> list:
+def from_files(
+  kind: str,
+  files: Mapping[str, bytes],
+  source: str = 'unpickled',
+  options: Mapping[str, Any] | None = None,
+) -> Tokenizer:
+  """Opens a tokenizer from `Tokenizer.files`.
+
+  Args:
+    kind: `Tokenizer.kind`.
+    files: name -> content.
+    source: where the files come from, for error messages.
+    options: as JSON has them, for a kind of user code; None for none.
+
+  Raises:
+    UserError: for an unknown kind, an unknown option, or damaged files.
+  """
+  for name in registry.TOKENIZERS:
+    cls = registry.TOKENIZERS.get(name)
+    if cls.kind == kind:
+      declared = registry.TOKENIZERS.entry(name).options
+      typed = None if declared is None else declarations.from_plain(options or {}, declared)
+      opened: Tokenizer = cls(files, source, typed)
+      return opened
+  raise UserError(f'the tokenizer {source!r} is of the kind {kind!r}, which is not registered.')
+
+
+def _classes() -> list[type[Tokenizer]]:
+  """The classes of registry.TOKENIZERS in their order; 'unigram' and 'bpe' have the same one."""
+  return list(dict.fromkeys(registry.TOKENIZERS.get(name) for name in registry.TOKENIZERS))
+
+
+def _resolved(settings: TokenizerSettings) -> tuple[type[Tokenizer], TokenizerSettings]:
+  """The class to train, and the settings with typed options."""
+  entry = registry.TOKENIZERS.entry(settings.kind)
+  cls: type[Tokenizer] = registry.TOKENIZERS.get(settings.kind)
+  if entry.file and cls.kind != settings.kind:
+    raise UserError(
+      f'the tokenizer {settings.kind!r} of {entry.file} has kind {cls.kind!r}; expected the name '
+      'that it is registered under.'
+    )
+  options = settings.options
+  if not isinstance(options, declarations.Config):
+    owner = f'the tokenizer {settings.kind!r}'
+    options = declarations.typed_options(
+      entry.options, options or {}, 'config.data.tokenizer_options', owner
+    )
+  return cls, dataclasses.replace(settings, options=options)
+
+
+def _plain_options(options: Options) -> dict[str, Any] | None:
+  return None if options is None else declarations.to_plain(options)
+
+
+def _open_registered(places: Mapping[str, str], source: str) -> Tokenizer:
+  """Opens a tokenizer of a kind that user code registered."""
+  try:
+    record = json.loads(file_access.read_bytes(places[REGISTERED_FILE]))
+    names = list(record['files'])
+    owner = {'kind': 'tokenizer', 'name': str(record['name']), 'file': str(record['file'])}
+    options = record['options']
+  except (KeyError, TypeError, ValueError):
+    raise UserError(
+      f'the file {places[REGISTERED_FILE]!r} is damaged; restore it, or prepare the corpus again.'
+    ) from None
+  registry.require([owner], f'the tokenizer {source!r}')
+  if missing := [name for name in names if name not in places]:
+    raise UserError(f'the tokenizer {source!r} lacks the file {missing[0]}; restore it.')
+  files = {name: file_access.read_bytes(places[name]) for name in names}
+  return from_files(owner['name'], files, source, options)
+
+
+def _joined(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+  """Ids and spans of the parts of a text as those of the text."""
+  if len(rows) == 1:
+    return rows[0]
+  ids = [np.zeros(0, np.int32), *(ids for ids, _ in rows)]
+  spans = [np.zeros((0, 2), np.int32), *(spans for _, spans in rows)]
+  return np.concatenate(ids), np.concatenate(spans)
+
+
+def _without_surrogates(
+  encode: Callable[[list[str], int | None], list[Encoded]], texts: list[str], threads: int | None
+) -> list[Encoded]:
   try:
     return encode(texts, threads)
-  except (TypeError, RuntimeError, UnicodeError):  # what the libraries make of a lone surrogate
+  except (TypeError, RuntimeError, UnicodeError):  # what the libraries raise for lone surrogates
     clean = [_SURROGATES.sub('\ufffd', text) for text in texts]
     if clean == texts:
       raise
@@ -305,12 +629,19 @@ def _encode(encode: Callable, texts: list[str], threads: int | None) -> list:
 
 
 def _calls(texts: Sequence[str]) -> Iterator[tuple[Sequence[int], Sequence[int], list[str]]]:
-  """What goes to the library at once: whose parts, where they start, and the parts, at most `LONG_TEXT` characters each."""
-  if sum(map(len, texts)) <= LONG_TEXT:  # the usual case, at no cost
+  """Groups texts, in parts of at most `LONG_TEXT` characters, into calls of a tokenizer library.
+
+  Yields:
+    (index of the text of each part, index of its first character, the parts).
+  """
+  if sum(map(len, texts)) <= LONG_TEXT:  # the usual case, without cost
     if texts:
       yield range(len(texts)), [0] * len(texts), list(texts)
     return
-  owners, starts, parts, characters = [], [], [], 0
+  owners: list[int] = []
+  starts: list[int] = []
+  parts: list[str] = []
+  characters = 0
   for owner, text in enumerate(texts):
     for start, part in _parts(text):
       owners.append(owner)
@@ -319,13 +650,16 @@ def _calls(texts: Sequence[str]) -> Iterator[tuple[Sequence[int], Sequence[int],
       characters += len(part)
       if characters >= CALL_CHARACTERS:
         yield owners, starts, parts
-        owners, starts, parts, characters = [], [], [], 0
+        owners = []
+        starts = []
+        parts = []
+        characters = 0
   if parts:
     yield owners, starts, parts
 
 
 def _parts(text: str) -> Iterator[tuple[int, str]]:
-  """A text in parts of at most `LONG_TEXT` characters with their starts; the white space where it is parted is left out."""
+  """(start, part) of parts of at most `LONG_TEXT` characters, without the white space at cuts."""
   start = 0
   while len(text) - start > LONG_TEXT:
     end = start + LONG_TEXT

@@ -1,4 +1,4 @@
-"""The text that a tokenizer is trained on: short lines, of a large corpus a part chosen by hash, and the progress."""
+"""The text that a tokenizer is trained on: short lines, sampled from a large corpus by hash."""
 
 import dataclasses
 import re
@@ -6,30 +6,40 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from electra_jax import console
 from electra_jax.errors import UserError
 
-# Characters, held in memory. Of more, lines are chosen by their hash until no more are left.
+# Most characters of a sample; it is held in memory. Lines of a larger corpus are chosen by hash.
 TRAINING_CHARACTERS = 200_000_000
-# SentencePiece skips sentences longer than 4192 bytes without a word, so paragraphs are parted before they reach it.
+# SentencePiece silently skips sentences longer than 4192 bytes, so longer lines are split.
 LINE_BYTES = 4000
-# Below this there is no room for special tokens and single characters.
-SMALLEST_VOCABULARY = 128
 
-# NUL ends a string in SentencePiece; a lone surrogate is not text.
+# NUL ends a string in SentencePiece; a lone surrogate cannot be encoded.
 _NOT_TEXT = re.compile('[\0\ud800-\udfff]')
+
+
+class HasSize(Protocol):
+  """A trained tokenizer, for the console."""
+
+  @property
+  def size(self) -> int:
+    """The number of ids."""
+
+
+T = TypeVar('T', bound=HasSize)
 
 
 @dataclasses.dataclass
 class Sample:
-  """Lines to learn from.
+  """Lines to train on.
 
   Attributes:
-    lines: none of them blank or longer than `LINE_BYTES` in UTF-8, in the order of the corpus.
-    characters: in those lines.
-    characters_read: in all lines of the corpus.
-    lines_read: in the corpus, those not chosen included.
+    lines: in the order of the corpus; none is blank or longer than `LINE_BYTES` in UTF-8.
+    characters: number of characters in `lines`.
+    characters_read: number of characters in all lines of the corpus.
+    lines_read: number of lines of the corpus, including those that were not chosen.
   """
 
   lines: list[str] = dataclasses.field(default_factory=list)
@@ -38,53 +48,61 @@ class Sample:
   lines_read: int = 0
 
 
-def train(
-  learn: Callable[[Sample], dict[str, bytes]],
+def train_with_progress(
+  train: Callable[[Sample], T],
   texts: Iterable[str],
-  kind: str,
+  *,
+  title: str,
   vocab_size: int,
   seed: int,
   expected_characters: int | None,
-) -> dict[str, bytes]:
-  """Reads texts, then learns from them, and says how far it is.
+) -> T:
+  """Takes a sample of texts and trains on it, with a progress line on the console.
 
   Args:
-    learn: a sample to a tokenizer's files; runs in a thread of its own.
+    train: trains a tokenizer on a sample; runs in a thread.
     texts: documents.
-    kind: what is trained, one of `tokenizers.KINDS`.
-    vocab_size: asked for.
-    seed: of the choice of lines.
-    expected_characters: about as many as the texts have, None where nobody knows.
+    title: kind of the tokenizer, for the console.
+    vocab_size: requested number of ids, for the console.
+    seed: seed of the choice of lines.
+    expected_characters: approximate number of characters of the texts; None where unknown.
+
+  Returns:
+    What `train` returns.
 
   Raises:
-    UserError: there is no text; or what reading the texts or learning from them raises.
+    UserError: there is no text.
+    Exception: what reading the texts, or `train`, raises.
   """
-  name = 'WordPiece' if kind == 'wordpiece' else f'SentencePiece {"BPE" if kind == "bpe" else kind}'
-  console.say('tokenizer', f'training {name}, {vocab_size:,} tokens')
+  console.say('tokenizer', f'training {title}, {vocab_size:,} tokens')
   start = time.monotonic()
   with console.progress('tokenizer', total=expected_characters) as update:
 
-    def read(sample):
-      return update(
-        sample.characters_read, f'{sample.characters_read / 1e6:,.1f} million characters read'
-      )
+    def report(sample: Sample) -> None:
+      millions = f'{sample.characters_read / 1e6:,.1f} million characters read'
+      update(sample.characters_read, millions)
 
-    sample = take_sample(texts, seed, read)
+    sample = take_sample(texts, seed, report)
   if not sample.lines:
-    raise UserError('the corpus is too small to train a tokenizer on; give more text')
-  lines, millions = (
-    f'{sample.lines_read:,} lines',
-    f'{sample.characters_read / 1e6:,.1f} million characters',
-  )
+    raise UserError('the corpus is too small to train a tokenizer on; give more text.')
+  lines = f'{sample.lines_read:,} lines'
+  millions = f'{sample.characters_read / 1e6:,.1f} million characters'
   if sample.characters < sample.characters_read:
     millions = f'{sample.characters / 1e6:,.1f} million of {millions}'
+  result = _train_in_thread(train, sample, f'learning from {millions}')
+  seconds = console.seconds(time.monotonic() - start)
+  console.say('tokenizer', f'learned {result.size:,} tokens from {lines}, {millions}, in {seconds}')
+  return result
 
-  results, failures = [], []
 
-  def run():
+def _train_in_thread(train: Callable[[Sample], T], sample: Sample, message: str) -> T:
+  results: list[T] = []
+  failures: list[BaseException] = []
+
+  def run() -> None:
     try:
-      results.append(learn(sample))
-    except BaseException as error:  # handed to the calling thread
+      results.append(train(sample))
+    except BaseException as error:  # raised again in the calling thread
       failures.append(error)
 
   worker = threading.Thread(target=run, daemon=True)
@@ -92,28 +110,29 @@ def train(
   with console.progress('tokenizer') as update:
     while worker.is_alive():
       worker.join(0.1)
-      update(0, f'learning from {millions}')
+      update(0, message)
   if failures:
     raise failures[0]
-  console.say(
-    'tokenizer',
-    f'learned {vocab_size:,} tokens from {lines}, {millions}, in {console.seconds(time.monotonic() - start)}',
-  )
   return results[0]
 
 
-def take_sample(
-  texts: Iterable[str], seed: int = 0, progress: Callable[[Sample], None] = lambda sample: None
-) -> Sample:
-  """The lines of texts; where they have more than `TRAINING_CHARACTERS`, those whose hash is small enough.
+def _ignore(sample: Sample) -> None:
+  del sample
 
-  A line's hash and no place decides, so the same lines are chosen in any order of the corpus, in one reading: whenever
-  there are too many, the bound is halved and lines above it go. Copies of a line stay or go together.
+
+def take_sample(
+  texts: Iterable[str], seed: int = 0, progress: Callable[[Sample], None] = _ignore
+) -> Sample:
+  """Returns the lines of texts, or of more than `TRAINING_CHARACTERS` those with a small hash.
+
+  The hash of its text decides whether a line is chosen, so that one pass chooses the same lines in
+  any order of the corpus. Whenever the sample is too large, the bound of the hash is halved and
+  lines above it are dropped. Copies of a line are kept or dropped together.
 
   Args:
     texts: documents.
-    seed: of the hash.
-    progress: is called with the sample as it grows.
+    seed: seed of the hash.
+    progress: called with the growing sample after each document.
   """
   sample = Sample()
   bound = 1 << 32
@@ -128,16 +147,20 @@ def take_sample(
     while sample.characters > TRAINING_CHARACTERS:
       bound //= 2
       kept = [line for line in sample.lines if _hash(line, seed) < bound]
-      if not kept:  # a few lines, again and again
+      if not kept:  # few distinct lines, repeated many times
         break
-      sample.lines, sample.characters = kept, sum(map(len, kept))
+      sample.lines = kept
+      sample.characters = sum(map(len, kept))
     progress(sample)
   return sample
 
 
 def short_lines(line: str) -> Iterator[str]:
-  """Parts of a line of at most `LINE_BYTES` in UTF-8, cut at spaces where there are some; none of a blank one."""
-  limit = LINE_BYTES // 4  # characters; one takes four bytes at most
+  """Yields a line in parts of at most `LINE_BYTES` bytes of UTF-8, split at spaces where possible.
+
+  A blank line yields nothing.
+  """
+  limit = LINE_BYTES // 4  # characters; one takes at most four bytes
   start = 0
   while len(line) - start > limit:
     cut = line.rfind(' ', start + 1, start + limit)

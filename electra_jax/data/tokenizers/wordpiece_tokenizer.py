@@ -1,302 +1,281 @@
-"""WordPiece vocabularies as BERT has them (Devlin et al. 2019): opening and training them."""
+"""WordPiece tokenizers as BERT has them (Devlin et al. 2019)."""
 
-import io
-import itertools
 import json
 import os
 import string
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from electra_jax.data.tokenizers import special_tokens
-from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS
+from electra_jax import file_access
+from electra_jax.data.tokenizers import new_words, special_tokens, wordpiece_files
+from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, UNK, role_of
+from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
 from electra_jax.data.tokenizers.training_sample import Sample
+from electra_jax.data.tokenizers.wordpiece_files import (
+  ADDED,
+  CONTINUATION,
+  LONGEST_WORD,
+  SETTINGS_FILE,
+  VOCABULARY_FILE,
+)
 from electra_jax.errors import UserError
 
-FILES = (
-  'vocab.txt',
-  'tokenizer_config.json',
-  'tokenizer.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-)
-FILE, SETTINGS_FILE, ONE_FILE, NAMES_FILE, ADDED_FILE = FILES
-# Where settings hold tokens that are found in a text before it is cut into words, by id.
-ADDED = 'added_tokens_decoder'
-
-# As in BERT: a longer word is [UNK], and what goes on inside a word begins with this.
-LONGEST_WORD = 100
-CONTINUATION = '##'
-# Share of a corpus's characters that a trained vocabulary spells out; the rarest others are [UNK].
+# Share of a corpus's characters that are tokens of a trained vocabulary; rarer ones are [UNK].
 CHARACTER_COVERAGE = 0.9999
-# A pair of tokens seen but once is no token.
+# A pair of tokens must occur this often to become a token.
 SMALLEST_COUNT = 2
-# A vocabulary with a larger share of tokens with capitals was made for text that keeps them.
-CAPITALS_SHARE = 0.02
-
-# `transformers` classes whose vocab.txt is read as BERT's.
-_BERT_CLASSES = {
-  f'{name}Tokenizer'
-  for name in ('Bert', 'ConvBert', 'DistilBert', 'Electra', 'Funnel', 'MobileBert', 'SqueezeBert')
-}
-# And those of any tokenizer.json, which go by what it says alone.
-_ANY_CLASS = {'PreTrainedTokenizer', 'TokenizersBackend'}
-# What an added token may have beside its text.
-_FLAGS = ('lstrip', 'normalized', 'rstrip', 'single_word', 'special')
 
 
-def canonical_files(
-  files: Mapping[str, bytes], source: str, lowercase: bool | None, strip_accents: bool | None
-) -> dict[str, bytes]:
-  """The files of a WordPiece tokenizer as `save` writes them, from those of anybody.
+class WordPieceTokenizer(Tokenizer):
+  """A tokenizer with a WordPiece vocabulary, whose ids are those of BERT's tokenizer."""
 
-  Tokens that were added to the vocabulary with `add_tokens` of `transformers` stay what they are there: found in a text first,
-  wherever they stand, and kept whole. The five special tokens are text, as everywhere here.
+  kind = 'wordpiece'
+  notation = '## continues a word.'
+  keeps_spaces = False
+  main_files = (VOCABULARY_FILE, wordpiece_files.PIPELINE_FILE)
+  transformers_class = 'BertTokenizer'  # also known to versions without tokenizer.json
+  read_by_original_program = True
 
-  Args:
-    files: `vocab.txt`, `tokenizer.json` or both, with or without the others of `FILES`, as `transformers` writes them, 3 to 5.
-    source: where they are from, for a complaint.
-    lowercase, strip_accents: as in `load_tokenizer`.
+  def __init__(self, files: Mapping[str, bytes], source: str, options: None = None) -> None:
+    """Opens a vocabulary.
 
-  Raises:
-    UserError: a file is damaged or no WordPiece's; two contradict each other, or saved settings the arguments; nothing says
-      whether a vocabulary with capitals is meant for lower-cased text.
-  """
-  described = {
-    name: _json(files[name], f'{name} of {source!r}') for name in FILES[1:] if name in files
-  }
-  settings = described.get(SETTINGS_FILE, {})
-  kind = str(settings.get('tokenizer_class') or 'BertTokenizer').removesuffix('Fast')
-  if kind not in _BERT_CLASSES | _ANY_CLASS:
-    raise UserError(
-      f'the tokenizer {source!r} is a {kind}, which cuts words otherwise; use one of BERT or ELECTRA'
-    )
-  tokens = _vocabulary(files[FILE], source) if FILE in files else None
-  if ONE_FILE in files:
-    known, normalizer = _one_file(described[ONE_FILE], source)
-    settings = settings | normalizer if kind in _ANY_CLASS else normalizer | settings
-    if tokens is None:
-      tokens = known
-    elif different := [
-      i for i, pair in enumerate(itertools.zip_longest(tokens, known)) if pair[0] != pair[1]
-    ]:
-      raise UserError(
-        f'{FILE} and {ONE_FILE} of {source!r} differ from id {different[0]} on; remove the one that is out of date'
-      )
-  names = _names(settings, described.get(NAMES_FILE, {}))
-  added = _added(tokens, names, settings, described, source)
-  saved = {
-    name: settings[name]
-    for name in ('do_lower_case', 'strip_accents')
-    if settings.get(name) is not None
-  }
-  for name, asked in (('lowercase', lowercase), ('strip_accents', strip_accents)):
-    was = saved.get('do_lower_case' if name == 'lowercase' else name)
-    if was is not None and asked is not None and bool(asked) != bool(was):
-      raise UserError(
-        f'{name} is {asked}, but the tokenizer {source!r} was saved with {was}; leave it out'
-      )
-  capitals = sum(any(map(str.isupper, token)) for token in tokens if not token.startswith('['))
-  if lowercase is None and 'do_lower_case' not in saved and capitals > CAPITALS_SHARE * len(tokens):
-    raise UserError(
-      f'{capitals} tokens of the vocabulary {source!r} have capitals, and nothing says that it is a cased one; '
-      'set lowercase to no, or to yes to use it uncased, or put a tokenizer_config.json with do_lower_case beside it'
-    )
-  lowercase = bool(saved.get('do_lower_case', True if lowercase is None else lowercase))
-  strip_accents = bool(
-    saved.get('strip_accents', lowercase if strip_accents is None else strip_accents)
-  )
-  chinese_characters = bool(settings.get('tokenize_chinese_chars', True))
-  return _files(
-    tokens,
-    _settings(lowercase, strip_accents, chinese_characters)
-    | names
-    | ({ADDED: added} if added else {}),
-  )
+    Args:
+      files: as of `wordpiece_files.canonical_files`.
+      source: where they come from, for error messages.
+      options: none.
 
+    Raises:
+      UserError: the vocabulary lacks special tokens.
+    """
+    from tokenizers import decoders
 
-def parts(files: Mapping[str, bytes], source: str) -> dict:
-  """What a `Tokenizer` needs of a vocabulary: tokens, ids of special tokens, encoding and decoding.
+    self._pipeline = _open_pipeline(files, source)
+    ids = self._pipeline.get_vocab()
+    tokens = wordpiece_files.read_vocabulary(files[VOCABULARY_FILE], source)
+    added = [token for token, i in ids.items() if i >= len(tokens)]
+    tokens += sorted(added, key=ids.__getitem__)
+    settings = json.loads(files[SETTINGS_FILE])
+    names = {token: (settings[role_of(token)],) for token in SPECIAL_TOKENS}
+    special_ids = special_tokens.find_special_tokens(tokens, names, repr(source))
+    super().__init__(files, tokens, special_ids, options)
+    self._decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
 
-  Args:
-    files: as `canonical_files` gives them.
-    source: where they are from, for a complaint.
+  @classmethod
+  def open_files(
+    cls,
+    places: Mapping[str, str],
+    source: str,
+    lowercase: bool | None,
+    strip_accents: bool | None,
+  ) -> Tokenizer | None:
+    """See `Tokenizer.open_files`."""
+    if not any(name in places for name in cls.main_files):
+      return None
+    names = (VOCABULARY_FILE, *wordpiece_files.JSON_FILES)
+    found = {name: file_access.read_bytes(places[name]) for name in names if name in places}
+    files = wordpiece_files.canonical_files(found, source, lowercase, strip_accents)
+    return cls(files, source)
 
-  Raises:
-    UserError: the vocabulary lacks special tokens.
-  """
-  from tokenizers import decoders
-
-  cut = pipeline(files, source)
-  ids = cut.get_vocab()
-  tokens = list(_vocabulary(files[FILE], source))
-  tokens = (*tokens, *sorted((token for token, i in ids.items() if i >= len(tokens)), key=ids.get))
-  settings = json.loads(files[SETTINGS_FILE])
-  ids = special_tokens.find_special_tokens(
-    tokens, {token: (settings[_role(token)],) for token in SPECIAL_TOKENS}, repr(source)
-  )
-  decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
-
-  def encode(texts, threads):
+  def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
+    """See `Tokenizer.encode_short`."""
     _set_threads(threads)
-    return [
-      np.array(encoding.ids, np.int32)
-      for encoding in cut.encode_batch_fast(texts, add_special_tokens=False)
-    ]
+    encoded = self._pipeline.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(one.ids, np.int32) for one in encoded]
 
-  def encode_with_offsets(texts, threads):
+  def encode_short_with_offsets(
+    self, texts: list[str], threads: int | None
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """See `Tokenizer.encode_short_with_offsets`."""
     _set_threads(threads)
-    encoded = cut.encode_batch(texts, add_special_tokens=False)
-    return [
-      (
-        np.array(one.ids, np.int32),
-        _with_accents(text, np.array(one.offsets, np.int32).reshape(-1, 2)),
+    encoded = self._pipeline.encode_batch(texts, add_special_tokens=False)
+    found = []
+    for text, one in zip(texts, encoded, strict=True):
+      spans = np.array(one.offsets, np.int32).reshape(-1, 2)
+      found.append((np.array(one.ids, np.int32), _with_accents(text, spans)))
+    return found
+
+  def decode_ordinary(self, ids: Sequence[int]) -> str:
+    """See `Tokenizer.decode_ordinary`."""
+    text: str = self._decoder.decode([self.tokens[i] for i in ids])
+    return text
+
+  def compute_word_starts(self) -> np.ndarray:
+    """Whether each token begins a word, bool [tokens]: all tokens without `##`.
+
+    Punctuation, Chinese characters and [UNK] are words.
+    """
+    return np.array([not token.startswith(CONTINUATION) for token in self.tokens], bool)
+
+  def surface(self, token_id: int) -> tuple[bool, str]:
+    """See `Tokenizer.surface`."""
+    token = self.tokens[token_id]
+    return not token.startswith(CONTINUATION), token.removeprefix(CONTINUATION)
+
+  def encode_inside_word(self, text: str) -> list[int]:
+    """Ids of a text as the inside of a word, the longest token first.
+
+    Where that does not reach the end of the text, its ids as a word.
+    """
+    ids = self.ordinary_ids
+    found = []
+    start = 0
+    while start < len(text):
+      ends = range(len(text), start, -1)
+      end = next((end for end in ends if CONTINUATION + text[start:end] in ids), None)
+      if end is None:
+        return self.encode(text)
+      found.append(ids[CONTINUATION + text[start:end]])
+      start = end
+    return found or self.encode(text)
+
+  def with_words(self, words: Sequence[str]) -> 'WordPieceTokenizer':
+    """See `Tokenizer.with_words`.
+
+    In running text a new word becomes its token, and so does the beginning of a longer word where
+    the vocabulary has no longer token. All other text is encoded as before.
+    """
+    tokens = new_words.wordpiece_tokens(self, self._pipeline, words)
+    more = ''.join(f'{token}\n' for token in tokens).encode()
+    files = self.files | {VOCABULARY_FILE: self.files[VOCABULARY_FILE] + more}
+    return WordPieceTokenizer(files, 'with more words')
+
+  def to_pipeline(self) -> Pipeline:
+    """See `Tokenizer.to_pipeline`."""
+    return _open_pipeline(self.files, self.kind)
+
+  @classmethod
+  def training_title(cls, settings: TokenizerSettings) -> str:
+    """See `Tokenizer.training_title`."""
+    return 'WordPiece'
+
+  @classmethod
+  def relevant_settings(cls, settings: TokenizerSettings) -> list[Any]:
+    """See `Tokenizer.relevant_settings`."""
+    return [settings.lowercase, settings.strip_accents]
+
+  @classmethod
+  def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
+    """See `Tokenizer.train`.
+
+    Special tokens come first, then all characters by code point, first as words and then as insides
+    of words, then merged pairs, the most frequent first.
+    """
+    import tokenizers
+    from tokenizers import models, trainers
+
+    vocab_size = settings.vocab_size
+    lowercase = settings.lowercase is not False
+    strip_accents = lowercase if settings.strip_accents is None else settings.strip_accents
+    saved = wordpiece_files.make_settings(lowercase, strip_accents, True)
+    normalizer, pre_tokenizer = _word_splitter(saved)
+    characters = _characters(sample.lines, normalizer.normalize_str)
+
+    # Punctuation and Chinese characters are never inside a word: each is a word.
+    def is_word(character: str) -> bool:
+      normalized = normalizer.normalize_str(f'a{character}')
+      return len(pre_tokenizer.pre_tokenize_str(normalized)) > 1
+
+    inside = [c for c in characters if c.isascii() or not is_word(c)]
+    single = [*SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in inside)]
+    if vocab_size < len(single):
+      raise UserError(
+        f"vocab_size is {vocab_size}, too few for this corpus's characters; expected "
+        f'{len(single) + 100} or more.'
       )
-      for text, one in zip(texts, encoded, strict=True)
-    ]
-
-  return {
-    'tokens': tokens,
-    **ids,
-    'encode_short': encode,
-    'encode_short_with_offsets': encode_with_offsets,
-    'decode_ordinary': lambda row: decoder.decode([tokens[i] for i in row]),
-  }
-
-
-def word_starts(tokens: Sequence[str]) -> np.ndarray:
-  """Whether a token begins a word, bool [tokens]: all but those for the inside of one. Punctuation, Chinese characters and [UNK] are words."""
-  return np.array([not token.startswith(CONTINUATION) for token in tokens], bool)
-
-
-def pipeline(files: Mapping[str, bytes], source: str = 'this tokenizer'):
-  """The `tokenizers.Tokenizer` of a vocabulary, which cuts special tokens as any text: [ mask ].
-
-  Args:
-    files, source: as of `parts`.
-
-  Raises:
-    UserError: added tokens whose ids do not follow the vocabulary's.
-  """
-  from tokenizers import AddedToken, Tokenizer, decoders, models
-
-  settings = json.loads(files[SETTINGS_FILE])
-  vocabulary = {token: i for i, token in enumerate(_vocabulary(files[FILE], source))}
-  names, added = [settings[_role(token)] for token in SPECIAL_TOKENS], settings.get(ADDED, {})
-  added = {int(i): token for i, token in added.items()}
-  vocabulary |= {token['content']: i for i, token in added.items() if token['content'] in names}
-  unknown = settings[_role(special_tokens.UNK)]
-  made = Tokenizer(
-    models.WordPiece(
-      vocabulary,
-      unk_token=unknown,
+    # The trainer numbers tokens that it is not given in the order of a hash table, and equal counts
+    # are ordered by number. With all single characters given as special tokens, nothing is numbered
+    # so, and the result is the same in any process and for any number of threads.
+    model = models.WordPiece(unk_token=UNK, continuing_subword_prefix=CONTINUATION)
+    pipeline = tokenizers.Tokenizer(model)
+    pipeline.normalizer = normalizer
+    pipeline.pre_tokenizer = pre_tokenizer
+    _set_threads(None)
+    trainer = trainers.WordPieceTrainer(
+      vocab_size=vocab_size,
+      min_frequency=SMALLEST_COUNT,
+      special_tokens=single,
+      initial_alphabet=characters,
+      limit_alphabet=len(characters),
       continuing_subword_prefix=CONTINUATION,
-      max_input_chars_per_word=LONGEST_WORD,
+      show_progress=False,
     )
+    pipeline.train_from_iterator(sample.lines, trainer)
+    ids = pipeline.get_vocab(with_added_tokens=False)
+    tokens = sorted(ids, key=ids.__getitem__)
+    if len(tokens) < vocab_size:
+      raise UserError(
+        f'vocab_size is {vocab_size}, more than this corpus supports; expected at most '
+        f'{len(tokens)}.'
+      )
+    return wordpiece_files.make_files(tokens, saved)
+
+
+def _open_pipeline(files: Mapping[str, bytes], source: str) -> Pipeline:
+  """The `tokenizers.Tokenizer` of a vocabulary, which splits names of special tokens as any text.
+
+  Raises:
+    UserError: ids of added tokens do not follow those of the vocabulary.
+  """
+  import tokenizers
+  from tokenizers import AddedToken, decoders, models
+
+  settings = json.loads(files[SETTINGS_FILE])
+  tokens = wordpiece_files.read_vocabulary(files[VOCABULARY_FILE], source)
+  ids = {token: i for i, token in enumerate(tokens)}
+  names = [settings[role_of(token)] for token in SPECIAL_TOKENS]
+  added = {int(i): token for i, token in settings.get(ADDED, {}).items()}
+  ids |= {token['content']: i for i, token in added.items() if token['content'] in names}
+  model = models.WordPiece(
+    ids,
+    unk_token=settings[role_of(UNK)],
+    continuing_subword_prefix=CONTINUATION,
+    max_input_chars_per_word=LONGEST_WORD,
   )
-  made.normalizer, made.pre_tokenizer = _pipeline(settings)
-  made.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
+  pipeline = tokenizers.Tokenizer(model)
+  pipeline.normalizer, pipeline.pre_tokenizer = _word_splitter(settings)
+  pipeline.decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
   for i, token in sorted(added.items()):
     if token['content'] not in names:
-      made.add_tokens([AddedToken(**token)])
-    if made.token_to_id(token['content']) != i:
+      pipeline.add_tokens([AddedToken(**token)])
+    if pipeline.token_to_id(token['content']) != i:
       raise UserError(
-        f'the token {token["content"]!r} was added to {source!r} as id {i}, which does not follow the ids before; '
-        'restore its files as they were saved'
+        f'the token {token["content"]!r} was added to {source!r} as id {i}, which does not follow '
+        'the ids before it; restore the files.'
       )
-  return made
+  return pipeline
 
 
-def train(
-  sample: Sample, vocab_size: int, lowercase: bool, strip_accents: bool | None
-) -> dict[str, bytes]:
-  """Files of a vocabulary that is trained on a sample. The same sample and arguments give the same one anywhere.
+def _characters(lines: list[str], normalize: Callable[[str], str]) -> list[str]:
+  """The characters that become tokens, by code point.
 
-  Special tokens come first, then every character by code point, alone and inside a word, then merged pairs, the most
-  frequent first.
-
-  Args:
-    sample: lines.
-    vocab_size: ids in all, special tokens included.
-    lowercase, strip_accents: as in `train_tokenizer`.
-
-  Raises:
-    UserError: a vocabulary larger than the sample supports, or too small for its characters.
+  Printable ASCII, and the most frequent characters that make up `CHARACTER_COVERAGE` of the
+  normalized lines.
   """
-  from tokenizers import Tokenizer, models, trainers
-
-  strip_accents = lowercase if strip_accents is None else strip_accents
-  settings = _settings(lowercase, strip_accents, True)
-  normalizer, pre_tokenizer = _pipeline(settings)
-  characters = _characters(sample.lines, normalizer)
-
-  # Inside a word. Punctuation and Chinese characters never are: each is a word of its own.
-  def alone(character):
-    return len(pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(f'a{character}'))) > 1
-
-  inside = [character for character in characters if character.isascii() or not alone(character)]
-  spelled = [*SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in inside)]
-  if vocab_size < len(spelled):
-    raise UserError(
-      f"vocab_size is {vocab_size}, too few for this corpus's characters; use {len(spelled) + 100} or more"
-    )
-  # The trainer numbers what it is not given in the order of a hash table, and equal counts go by number. Given all
-  # single characters as special tokens, it has nothing to number so, and any process and thread count agree.
-  pipeline = Tokenizer(
-    models.WordPiece(unk_token=special_tokens.UNK, continuing_subword_prefix=CONTINUATION)
-  )
-  pipeline.normalizer, pipeline.pre_tokenizer = normalizer, pre_tokenizer
-  _set_threads(None)
-  trainer = trainers.WordPieceTrainer(
-    vocab_size=vocab_size,
-    min_frequency=SMALLEST_COUNT,
-    special_tokens=spelled,
-    initial_alphabet=characters,
-    limit_alphabet=len(characters),
-    continuing_subword_prefix=CONTINUATION,
-    show_progress=False,
-  )
-  pipeline.train_from_iterator(sample.lines, trainer)
-  ids = pipeline.get_vocab(with_added_tokens=False)
-  tokens = sorted(ids, key=ids.get)
-  if len(tokens) < vocab_size:
-    raise UserError(
-      f'vocab_size is {vocab_size}, more than this corpus supports; {len(tokens)} is the largest that would do'
-    )
-  return _files(tokens, settings)
-
-
-def _characters(lines: list[str], normalizer) -> list[str]:
-  """Printable ASCII and the characters that make up `CHARACTER_COVERAGE` of normalized lines, by code point."""
-  import numpy as np
-
   counts = np.zeros(0x110000, np.int64)
   block = 4096  # lines
   for start in range(0, len(lines), block):
     points = np.frombuffer(''.join(lines[start : start + block]).encode('utf-32-le'), np.uint32)
     counts += np.bincount(points, minlength=len(counts))
-  normalized = {}
+  normalized: dict[str, int] = {}
   for point in np.flatnonzero(counts):
-    for character in normalizer.normalize_str(chr(point)):
-      normalized[character] = normalized.get(character, 0) + int(counts[point])
-  normalized = {
-    character: count for character, count in normalized.items() if not character.isspace()
-  }
-  ascii_printable = (c for c in string.printable if not c.isspace())
-  chosen = {normalizer.normalize_str(character) for character in ascii_printable}
-  left = CHARACTER_COVERAGE * sum(normalized.values())
+    for character in normalize(chr(point)):
+      if not character.isspace():
+        normalized[character] = normalized.get(character, 0) + int(counts[point])
+  chosen = {normalize(character) for character in string.printable if not character.isspace()}
+  remaining = CHARACTER_COVERAGE * sum(normalized.values())
   for character in sorted(normalized, key=lambda c: (-normalized[c], c)):
-    if left <= 0:
+    if remaining <= 0:
       break
     chosen.add(character)
-    left -= normalized[character]
+    remaining -= normalized[character]
   return sorted(chosen)
 
 
-def _pipeline(settings: Mapping) -> tuple:
-  """BERT's way from text to words: a normalizer and a pre-tokenizer."""
+def _word_splitter(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+  """BERT's normalizer, and its pre-tokenizer, which splits a text into words."""
   from tokenizers import normalizers, pre_tokenizers
 
   normalizer = normalizers.BertNormalizer(
@@ -309,155 +288,28 @@ def _pipeline(settings: Mapping) -> tuple:
 
 
 def _with_accents(text: str, spans: np.ndarray) -> np.ndarray:
-  """Spans int32 [tokens, 2], in place: an accent that is a character of its own and was taken off is of the token before it."""
+  """Extends spans over stripped accents that are separate characters, to the token before them.
+
+  Args:
+    text: the text.
+    spans: int32 [tokens, 2]; changed in place.
+  """
   if text.isascii() or not len(spans):
     return spans
   points = np.frombuffer(text.encode('utf-32-le'), np.uint32)
-  marks = [
-    point
-    for point in np.unique(points[points >= 0x300])
-    if unicodedata.category(chr(point)) == 'Mn'
-  ]
+  marks = [p for p in np.unique(points[points >= 0x300]) if unicodedata.category(chr(p)) == 'Mn']
   if marks:
     others = np.append(np.flatnonzero(~np.isin(points, marks)), len(text))
-    behind = others[
-      np.searchsorted(others, spans[:, 1])
-    ]  # the first character at or after the end that is no mark
-    spans[:, 1] = np.maximum(spans[:, 1], np.minimum(behind, np.append(spans[1:, 0], len(text))))
+    # The first character at or after the end of each token that is not a mark.
+    following = others[np.searchsorted(others, spans[:, 1])]
+    next_start = np.append(spans[1:, 0], len(text))
+    spans[:, 1] = np.maximum(spans[:, 1], np.minimum(following, next_start))
   return spans
 
 
 def _set_threads(threads: int | None) -> None:
-  # The library reads this at each call, and offers no other way; with 'false' it starts no pool.
+  # The library reads this variable at each call, and has no other setting. With 'false' it starts
+  # no pool.
   wanted = 'false' if threads == 1 else 'true'
   if os.environ.get('TOKENIZERS_PARALLELISM') != wanted:
     os.environ['TOKENIZERS_PARALLELISM'] = wanted
-
-
-def _settings(lowercase: bool, strip_accents: bool, chinese_characters: bool) -> dict:
-  return {
-    'tokenizer_class': 'BertTokenizer',
-    'do_lower_case': lowercase,
-    'strip_accents': strip_accents,
-    'tokenize_chinese_chars': chinese_characters,
-    **{_role(token): token for token in SPECIAL_TOKENS},
-  }
-
-
-def _role(token: str) -> str:
-  """What settings call the name of a special token: 'cls_token' for [CLS]."""
-  return f'{token[1:-1].lower()}_token'
-
-
-def _files(tokens: list[str], settings: dict) -> dict[str, bytes]:
-  return {
-    FILE: ''.join(f'{token}\n' for token in tokens).encode(),
-    SETTINGS_FILE: (json.dumps(settings, indent=2) + '\n').encode(),
-  }
-
-
-def _text(token: str | dict) -> str:
-  """The text of a token that is written by itself or with its flags."""
-  return token['content'] if isinstance(token, dict) else token
-
-
-def _names(settings: dict, map_file: dict) -> dict[str, str]:
-  """Names of the special tokens, by role."""
-  said = map_file | settings
-  return {_role(token): _text(said.get(_role(token)) or token) for token in SPECIAL_TOKENS}
-
-
-def _added(
-  tokens: list[str], names: dict[str, str], settings: dict, described: dict, source: str
-) -> dict[str, dict]:
-  """Tokens that are found in a text first, {id: {'content': ..., flags}}, as `transformers` takes them from what is there."""
-  ids = {token: i for i, token in enumerate(tokens)}
-  said = settings | described.get(NAMES_FILE, {})
-  try:
-    # Named tokens that have no part in a row here, such as [BOS], are found in a text all the same.
-    special = [_text(said[name]) for name in ('bos_token', 'eos_token') if said.get(name)]
-    special += [
-      _text(token)
-      for name in ('additional_special_tokens', 'extra_special_tokens')
-      for token in said.get(name) or []
-    ]
-    if ADDED in settings:
-      found = {int(i): token for i, token in settings[ADDED].items()}
-    else:
-      # Files of version 3: names and ids alone. What text is normalized to is looked for, of special tokens their very name.
-      legacy = described.get(ADDED_FILE, {})
-      found = {
-        i: {'content': text, 'normalized': text not in special, 'special': text in special}
-        for text, i in legacy.items()
-      }
-      found |= {
-        token['id']: token for token in described.get(ONE_FILE, {}).get('added_tokens') or []
-      }
-    known = {token['content'] for token in found.values()}
-    for text in dict.fromkeys(special):
-      if text not in known and text not in names.values():
-        after = max([len(tokens) - 1, *found]) + 1
-        found[ids.get(text, after)] = {'content': text, 'special': True, 'normalized': False}
-    return {
-      str(int(i)): {
-        'content': str(token['content']),
-        **{flag: bool(token.get(flag, False)) for flag in _FLAGS},
-      }
-      for i, token in sorted(found.items())
-      if token['content'] not in names.values() or i >= len(tokens)
-    }
-  except (AttributeError, KeyError, TypeError, ValueError):
-    raise UserError(
-      f'the added tokens of {source!r} are damaged: each needs an id and its text; restore the files as they were'
-    ) from None
-
-
-def _vocabulary(content: bytes, source: str) -> list[str]:
-  """The lines of a vocab.txt, as `transformers` reads them."""
-  try:
-    text = content.decode('utf-8-sig')
-  except UnicodeDecodeError as error:
-    raise UserError(
-      f'the vocabulary {source!r} is not UTF-8 at byte {error.start}; give a vocab.txt with a token a line'
-    ) from None
-  tokens = [line.rstrip('\n') for line in io.StringIO(text, newline=None)]
-  # Of a token that stands there twice the last counts; the others never come out, and get names that no text has.
-  last = {token: i for i, token in enumerate(tokens)}
-  return [token if last[token] == i else f'[repeated{i}]' for i, token in enumerate(tokens)]
-
-
-def _one_file(description: dict, source: str) -> tuple[list[str], dict]:
-  """Tokens and settings from a tokenizer.json."""
-  parts = {name: description.get(name) or {} for name in ('model', 'normalizer', 'pre_tokenizer')}
-  model, normalizer, pre_tokenizer = parts.values()
-  found = (
-    model.get('type', 'WordPiece'),
-    model.get('continuing_subword_prefix'),
-    model.get('max_input_chars_per_word', LONGEST_WORD),
-    normalizer.get('type'),
-    normalizer.get('clean_text', True),
-    pre_tokenizer.get('type'),
-  )
-  expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
-  ids = model.get('vocab')
-  if (
-    found != expected or not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids)))
-  ):
-    raise UserError(
-      f"the {ONE_FILE} of {source!r} is not BERT's WordPiece; give a vocab.txt, or a SentencePiece model"
-    )
-  return sorted(ids, key=ids.get), {
-    'do_lower_case': normalizer.get('lowercase'),
-    'strip_accents': normalizer.get('strip_accents'),
-    'tokenize_chinese_chars': normalizer.get('handle_chinese_chars', True),
-  }
-
-
-def _json(content: bytes, name: str) -> dict:
-  try:
-    description = json.loads(content)
-  except ValueError:
-    description = None
-  if not isinstance(description, dict):
-    raise UserError(f'{name} is damaged: it is not a JSON object; restore it')
-  return description

@@ -1,55 +1,80 @@
-"""The tasks by name, a family a file."""
+"""Tasks by name: the specs of `registry.TASKS`, opened as a config describes."""
 
-import difflib
-import importlib
+from collections.abc import Mapping
+from typing import Any
 
-from electra_jax.errors import UserError
-
-# Which file of this folder knows a task.
-FAMILIES = {
-  **dict.fromkeys(('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli'), 'glue'),
-  **dict.fromkeys(('classification', 'regression'), 'text'),
-  **dict.fromkeys(('ner', 'chunking', 'pos', 'tagging'), 'tagging'),
-  **dict.fromkeys(('squad1', 'squad2', 'span'), 'squad'),
-}
-GLUE = tuple(name for name, family in FAMILIES.items() if family == 'glue')
+from electra_jax import registry
+from electra_jax.config.declarations import fields_of, typed_options
+from electra_jax.config.finetuning import FinetuningConfig
+from electra_jax.finetune.tasks.task import Options, Task, TaskSpec
 
 
-def _family(name: str):
-  if name not in FAMILIES:
-    near = difflib.get_close_matches(name, FAMILIES, n=1)
-    raise UserError(
-      f'config.task names {name!r}, which is no task'
-      + (f'; did you mean {near[0]}?' if near else f'; there are {", ".join(FAMILIES)}.')
-    )
-  return importlib.import_module(f'electra_jax.finetune.tasks.{FAMILIES[name]}')
+def open_task(name: str, config: FinetuningConfig) -> Task:
+  """Opens a task with the data of config.data and the options of config.task_options.
 
+  Args:
+    name: one of config.tasks.
+    config: of the fine-tuning run.
 
-def open_task(name: str, data):
-  """The task of a name with the data that the group config.data says. Raises UserError where there is none, or its data is broken."""
-  return _family(name).open_task(name, data)
-
-
-def head_of(name: str) -> str:
-  """The kind of head that a task has, of model.heads.KINDS. Raises UserError where there is no such task."""
-  _family(name)
-  return (
-    'regression'
-    if name == 'stsb'
-    else {'glue': 'classification', 'tagging': 'tagging', 'squad': 'span'}.get(FAMILIES[name], name)
-  )
-
-
-def define_task(name: str, data, labels: tuple[str, ...]):
-  """The task of a name for a model that was trained elsewhere, with whatever parts of its data config.data names, or none.
-
-  `labels`: what the model calls them, in the order of its logits; tasks that have labels of their own keep these.
-
-  Raises UserError where the labels are none for the task, or data that is named cannot be had.
+  Raises:
+    UserError: the task or an option is not known, or the data is missing or malformed.
   """
-  return _family(name).define(name, data, labels)
+  spec: TaskSpec = registry.TASKS.get(name)
+  return spec.open(name, config.data, task_options(name, config))
 
 
-def restore_task(description: dict):
-  """The task that `Task.describe` told of, without its data: it reads what it is given, and makes sense of outputs."""
-  return _family(description['name']).restore(description)
+def define_task(name: str, config: FinetuningConfig, labels: tuple[str, ...]) -> Task:
+  """The task for a model that was trained by another program; its data may be missing.
+
+  Args:
+    name: one of config.tasks.
+    config: of the fine-tuning run.
+    labels: of the model, in the order of its logits; a task with fixed labels ignores them.
+
+  Raises:
+    UserError: the task cannot have these labels, or data that is named cannot be read.
+  """
+  spec: TaskSpec = registry.TASKS.get(name)
+  return spec.define(name, config.data, task_options(name, config), labels)
+
+
+def restore_task(description: Mapping[str, Any]) -> Task:
+  """The task that `Task.describe` described, without data.
+
+  Args:
+    description: as JSON has it.
+
+  Raises:
+    UserError: the task is not registered.
+  """
+  name = description['name']
+  entry = registry.TASKS.entry(name)
+  options = typed_options(
+    entry.options, description.get('options', {}), 'task_options', f'the task {name!r}'
+  )
+  spec: TaskSpec = registry.TASKS.get(name)
+  return spec.restore(description, options)
+
+
+def task_options(name: str, config: FinetuningConfig) -> Options:
+  """The options of a task, as its registered dataclass; None for a task without options.
+
+  Several tasks of a config share config.task_options: each takes the options that it declares.
+
+  Raises:
+    UserError: an option that no task of the config has, or a value that is not accepted.
+  """
+  entry = registry.TASKS.entry(name)
+  mine = _option_names(name)
+  others = {option for other in config.tasks if other != name for option in _option_names(other)}
+  given = {
+    option: value
+    for option, value in config.task_options.items()
+    if option in mine or option not in others
+  }
+  return typed_options(entry.options, given, 'config.task_options', f'the task {name!r}')
+
+
+def _option_names(name: str) -> set[str]:
+  options = registry.TASKS.entry(name).options
+  return set() if options is None else set(fields_of(options))

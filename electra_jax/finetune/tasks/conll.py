@@ -1,9 +1,9 @@
-"""Sentences of words with a tag each: columns as of CoNLL's shared tasks, IOB2 with numbered words, CoNLL-U, JSON; and writing columns."""
+"""Sentences with a tag per word: reading CoNLL columns, CoNLL-U and JSON, and writing columns."""
 
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from electra_jax.data.corpus.readers import named
@@ -12,32 +12,50 @@ from electra_jax.finetune.tasks import tables
 from electra_jax.finetune.tasks.tables import place, shown
 
 FORMATS = ('auto', 'conll', 'conllu', 'tsv', 'jsonl', 'json')
-UNTAGGED = '_'  # stands in CoNLL-U, and in test files of others, where there is no tag
+UNTAGGED = '_'  # in CoNLL-U and in test files of other formats: there is no tag
 
-_NUMBERED, _RANGE = re.compile(r'[1-9]\d*'), re.compile(r'\d+[-.]\d+')
-# Where words are not numbered, a word may be a #: a comment begins a sentence and says what it is.
+_NUMBER = re.compile(r'[1-9]\d*')
+_RANGE = re.compile(r'\d+[-.]\d+')  # words written as one (1-2), and omitted words (1.1)
+# Where words are not numbered, a word may be a '#': a comment precedes a sentence and has a key.
 _COMMENT = re.compile(r'# ?(?:\S+ = |(?:id|sent_id|text|newdoc|newpar)(?: |$))')
 _ID = re.compile(r'# ?(?:sent_id =|id =?) ?(\S+)')
 _CONLLU_COLUMNS = 10
-_LOOK = 200  # lines that layout is told from
+_INSPECTED = 200  # lines that the layout is inferred from
+
+# (fields of a line, number of fields of the first line, line number) -> tag, '' for none
+_TagReader = Callable[[list[str], int, int], str]
 
 
 class Sentence(NamedTuple):
-  """Words, their tags, and where they are from."""
+  """Words, their tags, and their position in a file.
+
+  Attributes:
+    tokens: the words.
+    tags: of each word; None for a sentence without tags.
+    path: of the file.
+    lines: of each word, counted from 1.
+    id: of the sentence in the file, or ''.
+    repaired: number of tags that were changed because they violated IOB2.
+  """
 
   tokens: tuple[str, ...]
-  tags: tuple[str, ...] | None  # None: there are none
+  tags: tuple[str, ...] | None
   path: str
-  lines: tuple[int, ...]  # of each word, counted from 1
+  lines: tuple[int, ...]
   id: str = ''
-  repaired: int = 0  # tags that were others in the file, for breaking IOB2
+  repaired: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """Where words and tags are. `tags`: conll: a column counted from 0, -1 the last; conllu: upos, xpos or a MISC key; text, label: of JSON.
+class SentenceLayout:
+  """Where a file has words and tags.
 
-  `auto`: what tags is for CoNLL-U unless told; '' where it must be.
+  Attributes:
+    format: one of FORMATS.
+    tags: conll: a column counted from 0, -1 for the last; conllu: upos, xpos or a key of MISC.
+    text: JSON: the field of the words.
+    label: JSON: the field of the tags.
+    auto: the value of `tags` for CoNLL-U where `tags` is 'auto'; '' where it must be set.
   """
 
   format: str = 'auto'
@@ -46,114 +64,166 @@ class Layout:
   label: str = 'label'
   auto: str = 'upos'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.format not in FORMATS:
       raise UserError(
-        f'data.format is {self.format!r}, and tags are read from {", ".join(FORMATS[1:])}; name one of them, or auto'
+        f'data.format is {self.format!r}; expected one of {", ".join(FORMATS)} for a task of tags'
       )
 
 
-def read_sentences(path: str, layout: Layout) -> list[Sentence]:
-  """The sentences of a file, plain or compressed, an address, or '-' for standard input.
+def read_sentences(path: str, layout: SentenceLayout) -> list[Sentence]:
+  """The sentences of a file.
 
-  Layout goes by the file's name, else by what is in it: `tsv` and `txt` are columns.
+  The layout is inferred from the file's name, else from its content; `tsv` and `txt` are columns.
+
+  Args:
+    path: a file, compressed or not, an address, or '-' for standard input.
+    layout: where it has words and tags.
 
   Raises:
-    UserError: it cannot be read, is not UTF-8, holds no sentence, or a line is broken.
+    UserError: it cannot be read, is not UTF-8, has no sentence, or a line is malformed.
   """
-  kind = tables.format_of(path) if layout.format == 'auto' else layout.format
+  kind = tables.format_from_name(path) if layout.format == 'auto' else layout.format
   if kind == 'csv':
     raise UserError(
-      f'{shown(path)} is CSV, which has no words with a tag each; give CoNLL columns, CoNLL-U or JSON lines'
+      f'{shown(path)} is CSV, which has no tag per word; expected CoNLL columns, CoNLL-U or JSON '
+      'lines'
     )
   if kind in ('jsonl', 'json'):
-    return of_records(
-      ((row.line, row.values) for row in tables.read_table(path, kind)), path, layout
-    )
-  return of_lines(tables.read_lines(path), path, layout, 'conllu' if kind == 'conllu' else None)
+    records = ((row.line, row.values) for row in tables.read_table(path, kind))
+    return sentences_of_records(records, path, layout)
+  known = 'conllu' if kind == 'conllu' else None
+  return sentences_of_lines(tables.read_lines(path), path, layout, known)
 
 
-def of_lines(
-  lines: Sequence[str], path: str, layout: Layout, kind: str | None = None
+def sentences_of_lines(
+  lines: Sequence[str], path: str, layout: SentenceLayout, kind: str | None = None
 ) -> list[Sentence]:
-  """The sentences in lines of columns; `kind` as of `kind_of`, None to tell it from the lines."""
-  kind = kind or kind_of(lines)
+  """The sentences in lines of columns.
+
+  Args:
+    lines: of the file.
+    path: of the file, for messages.
+    layout: where it has words and tags.
+    kind: as `layout_of_lines` returns it; None to infer it.
+
+  Raises:
+    UserError: there is no sentence, or a line is malformed.
+  """
+  kind = kind or layout_of_lines(lines)
   if kind == 'jsonl':
-    return of_records(_records(lines, path), path, layout)
-  word = 0 if kind == 'columns' else 1
-  tag_of = _conllu_tag(layout, path) if kind == 'conllu' else _column_tag(layout, kind, path)
-  sentences, tokens, tags, numbers, name, width = [], [], [], [], '', None
-
-  def end():
-    nonlocal tokens, tags, numbers, name
-    if tokens:
-      sentences.append(Sentence(tuple(tokens), tuple(tags), path, tuple(numbers), name))
-    tokens, tags, numbers, name = [], [], [], ''
-
-  for number, line in enumerate(lines, 1):
-    if not line.strip(' \t'):
-      end()
-      continue
-    if line[0] == '#' and (word == 1 or (not tokens and _COMMENT.match(line))):
-      name = found[1] if (found := _ID.match(line)) else name
-      continue
-    fields = columns(line)
-    if word == 0 and fields[0] == '-DOCSTART-':
-      end()
-      continue
-    if word == 1 and _RANGE.fullmatch(
-      fields[0]
-    ):  # words that are written as one, and words left out
-      continue
-    width = width or len(fields)
-    if word == 1 and not _NUMBERED.fullmatch(fields[0]):
-      raise UserError(
-        f'{place(path, number)} begins with {fields[0]!r}, where words are numbered; mend it, or set data.format'
-      )
-    if len(fields) <= word or not fields[word]:
-      raise UserError(f'{place(path, number)} has no word; mend it')
-    tokens.append(fields[word])
-    tags.append(tag_of(fields, width, number))
-    numbers.append(number)
-  end()
+    return sentences_of_records(_json_records(lines, path), path, layout)
+  sentences = _ColumnReader(kind, layout, path).read(lines)
   if not sentences:
-    raise UserError(f'{shown(path)} holds no sentences; give a file with at least one')
-  found = {tag for sentence in sentences for tag in sentence.tags}
+    raise UserError(f'{shown(path)} has no sentences; expected at least one')
+  found = {tag for sentence in sentences for tag in sentence.tags or ()}
   if not found - {'', UNTAGGED}:
     return [sentence._replace(tags=None) for sentence in sentences]
   if '' not in found:
     return sentences
-  if kind == 'conllu':
+  if kind == 'conllu':  # other words have the key in MISC
     return [
-      sentence._replace(tags=tuple(tag or 'O' for tag in sentence.tags)) for sentence in sentences
+      sentence._replace(tags=tuple(tag or 'O' for tag in sentence.tags or ()))
+      for sentence in sentences
     ]
   number = next(
     number
     for sentence in sentences
-    for number, tag in zip(sentence.lines, sentence.tags, strict=True)
+    for number, tag in zip(sentence.lines, sentence.tags or (), strict=True)
     if not tag
   )
   raise UserError(
-    f'{place(path, number)} has no tag, where other words have one; mend it, or name the column with data.tags'
+    f'{place(path, number)} has no tag, though other words have one; fix the line, or set '
+    'data.tags to the column of the tags'
   )
 
 
-def columns(line: str) -> list[str]:
-  """Fields between tabs, or where there is no tab between spaces. Other white space, as of no-break spaces, is part of a word."""
+class _ColumnReader:
+  """Reads lines of columns, sentence by sentence."""
+
+  def __init__(self, kind: str, layout: SentenceLayout, path: str) -> None:
+    self._path = path
+    self._word = 0 if kind == 'columns' else 1  # the column of the word; 1 after a number
+    reader = _conllu_tag_reader if kind == 'conllu' else _column_tag_reader
+    self._tag_of = reader(layout, kind, path)
+    self._sentences: list[Sentence] = []
+    self._clear()
+
+  def _clear(self) -> None:
+    self._tokens: list[str] = []
+    self._tags: list[str] = []
+    self._numbers: list[int] = []
+    self._id = ''
+
+  def _end_sentence(self) -> None:
+    if self._tokens:
+      self._sentences.append(
+        Sentence(tuple(self._tokens), tuple(self._tags), self._path, tuple(self._numbers), self._id)
+      )
+    self._clear()
+
+  def read(self, lines: Sequence[str]) -> list[Sentence]:
+    """All sentences; a word without a tag has the tag ''."""
+    width = 0
+    for number, line in enumerate(lines, 1):
+      if not line.strip(' \t'):
+        self._end_sentence()
+        continue
+      if self._is_comment(line):
+        self._id = found[1] if (found := _ID.match(line)) else self._id
+        continue
+      fields = split_columns(line)
+      if self._word == 0 and fields[0] == '-DOCSTART-':
+        self._end_sentence()
+        continue
+      if self._word == 1 and _RANGE.fullmatch(fields[0]):
+        continue
+      width = width or len(fields)
+      self._add(fields, width, number)
+    self._end_sentence()
+    return self._sentences
+
+  def _is_comment(self, line: str) -> bool:
+    if line[0] != '#':
+      return False
+    return self._word == 1 or (not self._tokens and _COMMENT.match(line) is not None)
+
+  def _add(self, fields: list[str], width: int, number: int) -> None:
+    if self._word == 1 and not _NUMBER.fullmatch(fields[0]):
+      raise UserError(
+        f'{place(self._path, number)} starts with {fields[0]!r}; expected the number of a word: '
+        'fix the line, or set data.format'
+      )
+    if len(fields) <= self._word or not fields[self._word]:
+      raise UserError(f'{place(self._path, number)} has no word; fix it')
+    self._tokens.append(fields[self._word])
+    self._tags.append(self._tag_of(fields, width, number))
+    self._numbers.append(number)
+
+
+def split_columns(line: str) -> list[str]:
+  """Fields separated by tabs, or by spaces where there is no tab.
+
+  Other white space, such as no-break spaces, is part of a word.
+  """
   line = line.rstrip(' \t')
   if ' ' not in line:
     return line.split('\t')
-  return (
-    [field.strip(' ') for field in line.split('\t')]
-    if '\t' in line
-    else [field for field in line.split(' ') if field]
-  )
+  if '\t' in line:
+    return [field.strip(' ') for field in line.split('\t')]
+  return [field for field in line.split(' ') if field]
 
 
-def kind_of(lines: Sequence[str]) -> str:
-  """'conllu' (ten columns), 'numbered' (columns after a number that counts the words of a sentence), 'jsonl', or 'columns'."""
-  expected, most, kind = 1, 1, 'numbered'
-  for line in lines[:_LOOK]:
+def layout_of_lines(lines: Sequence[str]) -> str:
+  """The layout of a file, inferred from its lines.
+
+  Returns:
+    'conllu' (ten columns), 'numbered' (columns after the number of the word in its sentence),
+    'jsonl' or 'columns'.
+  """
+  kind = 'numbered'
+  expected, most = 1, 1  # number of the next word, largest number found
+  for line in lines[:_INSPECTED]:
     if not line.strip(' \t'):
       expected = 1
     elif line[0] != '#':
@@ -170,104 +240,122 @@ def kind_of(lines: Sequence[str]) -> str:
   return kind if most > 1 or kind == 'conllu' else 'columns'
 
 
-def _column_tag(layout, kind, path):
-  """A function of a row's fields, the first row's number of fields, and the line: the tag, '' where there is none."""
+def _column_tag_reader(layout: SentenceLayout, kind: str, path: str) -> _TagReader:
+  """Reads the tags of columns without names."""
   if layout.tags != 'auto':
     try:
       column = int(layout.tags)
     except ValueError:
       raise UserError(
-        f'data.tags is {layout.tags!r}, and {shown(path)} has columns without names; count them from 0, -1 for the last'
+        f'data.tags is {layout.tags!r}; expected a column number, from 0, or -1 for the last, '
+        f'since the columns of {shown(path)} have no names'
       ) from None
   else:
     column = 2 if kind == 'numbered' else -1
   word = 1 if kind == 'numbered' else 0
 
-  def tag(fields, width, number):
+  def tag_of(fields: list[str], width: int, number: int) -> str:
     if kind == 'columns' and layout.tags == 'auto' and len(fields) != width:
       raise UserError(
-        f'{place(path, number)} has {len(fields)} columns, and the first word {width}; mend it, or name the column with data.tags'
+        f'{place(path, number)} has {len(fields)} columns; expected {width} as in the first line: '
+        'fix it, or set data.tags to the column of the tags'
       )
     at = column if column >= 0 else len(fields) + column
     return fields[at] if 0 <= at < len(fields) and at != word else ''
 
-  return tag
+  return tag_of
 
 
-def _conllu_tag(layout, path):
-  """The same for CoNLL-U. A word that lacks the key of MISC has the tag O, unless all do."""
+def _conllu_tag_reader(layout: SentenceLayout, kind: str, path: str) -> _TagReader:
+  """Reads the tags of CoNLL-U. A word without the key in MISC has the tag ''."""
   key = layout.auto if layout.tags == 'auto' else layout.tags
   if not key:
     raise UserError(
-      f'{shown(path)} is CoNLL-U, which has tags of entities in the column MISC if at all; name the key with data.tags'
+      f'{shown(path)} is CoNLL-U, which can have tags of entities in the column MISC; set '
+      'data.tags to their key'
     )
   column = {'upos': 3, 'xpos': 4}.get(key.lower())
   if key.lstrip('-').isdigit():
     column = int(key)
     if not -_CONLLU_COLUMNS <= column < _CONLLU_COLUMNS:
       raise UserError(
-        f'data.tags is {column}, and CoNLL-U has ten columns; name upos, xpos or a key of the column MISC'
+        f'data.tags is {column}, and CoNLL-U has ten columns; expected upos, xpos or a key of the '
+        'column MISC'
       )
   prefix = f'{key}='
 
-  def tag(fields, width, number):
+  def tag_of(fields: list[str], width: int, number: int) -> str:
     if len(fields) != _CONLLU_COLUMNS:
       raise UserError(
-        f'{place(path, number)} has {len(fields)} columns, and CoNLL-U has ten; mend it'
+        f'{place(path, number)} has {len(fields)} columns; expected the ten of CoNLL-U'
       )
     if column is not None:
       return fields[column]
-    return next(
-      (item.removeprefix(prefix) for item in fields[9].split('|') if item.startswith(prefix)), ''
-    )
+    items = (item for item in fields[9].split('|') if item.startswith(prefix))
+    return next((item.removeprefix(prefix) for item in items), '')
 
-  return tag
+  return tag_of
 
 
-def of_records(
-  records: Iterable[tuple[int, dict[str, Any]]], path: str, layout: Layout
+def sentences_of_records(
+  records: Iterable[tuple[int, dict[str, Any]]], path: str, layout: SentenceLayout
 ) -> list[Sentence]:
-  """Sentences of JSON objects with a list of words and one of tags, or none; words may be text, cut at white space.
+  """Sentences of JSON objects with a list of words and, optionally, a list of tags.
 
-  The words are under `layout.text`, else `tokens`; tags under `layout.label`, else `tags`.
+  The words are in the field `layout.text`, else `tokens`; a string is split at white space. The
+  tags are in the field `layout.label`, else `tags`.
+
+  Args:
+    records: line numbers and objects.
+    path: of the file, for messages.
+    layout: names of the fields.
+
+  Raises:
+    UserError: there is no sentence, or an object is malformed.
   """
-  sentences = []
-  for number, record in records:
-    where = place(path, number)
-    text = next((name for name in (layout.text, 'tokens', 'text') if name in record), None)
-    if text is None:
-      raise UserError(
-        f'{where} has no field {layout.text!r}; its fields are {named(record)}; name one with data.text'
-      )
-    label = next((name for name in (layout.label, 'tags') if name in record), None)
-    tokens, tags = record[text], record.get(label)
-    tokens = tokens.split() if isinstance(tokens, str) else tokens
-    for name, value in ((text, tokens), (label, tags)):
-      if not (isinstance(value, list) and all(isinstance(item, str) for item in value)) and not (
-        name == label and value is None
-      ):
-        raise UserError(
-          f'{where} has no list of texts in its field {name!r}; give one, as in ["one", "two"]'
-        )
-    if tags is not None and len(tags) != len(tokens):
-      raise UserError(f'{where} has {len(tags)} tags for {len(tokens)} words; mend it')
-    name = record.get('id', '')
-    sentences.append(
-      Sentence(
-        tuple(tokens),
-        None if tags is None else tuple(tags),
-        path,
-        (number,) * len(tokens),
-        str(name),
-      )
-    )
+  sentences = [_sentence_of_record(number, record, path, layout) for number, record in records]
   if not sentences:
-    raise UserError(f'{shown(path)} holds no sentences; give a file with at least one')
+    raise UserError(f'{shown(path)} has no sentences; expected at least one')
   return sentences
 
 
-def plain(lines: Sequence[str], path: str) -> list[Sentence]:
-  """A sentence a line, its words between white space. Blank lines are none."""
+def _sentence_of_record(
+  number: int, record: dict[str, Any], path: str, layout: SentenceLayout
+) -> Sentence:
+  where = place(path, number)
+  text = next((name for name in (layout.text, 'tokens', 'text') if name in record), None)
+  if text is None:
+    raise UserError(
+      f'{where} has no field {layout.text!r}; its fields are {named(record)}; set data.text to one '
+      'of them'
+    )
+  label = next((name for name in (layout.label, 'tags') if name in record), None)
+  tokens = record[text]
+  tokens = tokens.split() if isinstance(tokens, str) else tokens
+  tags = None if label is None else record[label]
+  for name, value in ((text, tokens), (label, tags)):
+    optional = name == label and value is None
+    if not optional and not _is_list_of_strings(value):
+      raise UserError(
+        f'{where} has no list of strings in its field {name!r}; expected one such as ["one", "two"]'
+      )
+  if tags is not None and len(tags) != len(tokens):
+    raise UserError(f'{where} has {len(tags)} tags for {len(tokens)} words; fix it')
+  return Sentence(
+    tuple(tokens),
+    None if tags is None else tuple(tags),
+    path,
+    (number,) * len(tokens),
+    str(record.get('id', '')),
+  )
+
+
+def _is_list_of_strings(value: tables.JsonValue) -> bool:
+  return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def plain_sentences(lines: Sequence[str], path: str) -> list[Sentence]:
+  """One sentence per line, its words separated by white space. Blank lines are skipped."""
   found = [(number, line.split()) for number, line in enumerate(lines, 1)]
   return [
     Sentence(tuple(words), None, path, (number,) * len(words)) for number, words in found if words
@@ -275,29 +363,34 @@ def plain(lines: Sequence[str], path: str) -> list[Sentence]:
 
 
 def to_columns(sentences: Iterable[Sentence], predicted: Iterable[Sequence[str]]) -> bytes:
-  """Lines `word gold predicted`, a blank one after each sentence, as conlleval reads them; `word predicted` where there are no tags.
+  """Lines `word gold predicted`, a blank line after each sentence, as conlleval reads them.
 
-  White space inside a word becomes _, as it would begin another column.
+  Lines are `word predicted` for sentences without tags. White space inside a word becomes _, as it
+  would start another column.
+
+  Args:
+    sentences: in order.
+    predicted: the tags of each sentence.
   """
-  lines = []
+  lines: list[str] = []
   for sentence, tags in zip(sentences, predicted, strict=True):
     words = ['_'.join(word.split()) or '_' for word in sentence.tokens]
-    lines += [
-      ' '.join(row) for row in zip(*filter(None, (words, sentence.tags, list(tags))), strict=True)
-    ] + ['']
+    columns = [column for column in (words, sentence.tags, list(tags)) if column]
+    lines += [' '.join(row) for row in zip(*columns, strict=True)]
+    lines.append('')
   return '\n'.join([*lines, '']).encode()
 
 
-def _is_object(line):
+def _is_object(line: str) -> bool:
   try:
     return isinstance(json.loads(line), dict)
   except ValueError:
     return False
 
 
-def _records(lines, path):
+def _json_records(lines: Sequence[str], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   for number, line in enumerate(lines, 1):
     if line.strip():
       if not _is_object(line):
-        raise UserError(f'{place(path, number)} is not a JSON object; mend it')
+        raise UserError(f'{place(path, number)} is not a JSON object; fix it')
       yield number, json.loads(line)

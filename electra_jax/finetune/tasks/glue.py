@@ -1,358 +1,488 @@
-"""GLUE (Wang et al. 2019): nine tasks and a diagnostic set, in the files of its download script or prepared by TFDS.
+"""GLUE (Wang et al. 2019): nine tasks and a diagnostic set.
 
-Sources of what stands here: figures, and the submission's format, gluebenchmark.com; epochs, swapped pairs and the order of
-the labels, the original's configure_finetuning.py and classification_tasks.py.
+Data comes from the files of GLUE's download script or from a prepared TFDS dataset.
+
+Sources: metrics and the format of submissions, gluebenchmark.com; epochs, swapped pairs and the
+order of the labels, the original program's configure_finetuning.py and classification_tasks.py.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from electra_jax import console, file_access
+from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.corpus import readers
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import prepared, tables
-from electra_jax.finetune.tasks.task import Recipe
-from electra_jax.finetune.tasks.text import GLUE, IDS, Columns, TextTask, examples_of
+from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskRecipe
+from electra_jax.finetune.tasks.text_task import (
+  IDS,
+  METRICS,
+  Example,
+  TextColumns,
+  TextTask,
+  examples_of_rows,
+)
 
-_FILES = {'train': ('train.tsv',), 'dev': ('dev.tsv',), 'test': ('test.tsv',)}
-_TFDS = {'train': 'train', 'dev': 'validation', 'test': 'test'}
+MEAN = 'glue'  # the metric that is the mean of a task's other metrics
 _MRPC_IDS = ('#1 ID', '#2 ID')
-_MOST_BROKEN = 0.01  # of a file's lines; QQP has a few that were broken in two when it was made
+# Lines of a file that may be malformed; QQP has a few that were split when it was made.
+_MALFORMED_SHARE = 0.01
+
+# A split's rows and their path; the argument is whether a malformed line is an error.
+_Reader = Callable[[bool], tuple[list[tables.Row], str]]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Glue:
-  """What is particular to a task.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlueSpec:
+  """One task of GLUE; see `task.TaskSpec`.
 
   Attributes:
-    folders: names that its folder may have, the script's first.
-    first, second, target: names that columns may have.
-    labels, words: labels as the files have them, and TFDS's names for them, in the same order.
-    figures: without their mean; `further_figures` of splits that have others.
-    files, tfds, site_files: names by split of the files, of TFDS's splits, and of the submissions.
+    folders: names that its folder may have, the download script's first.
+    first: names that the column of the text may have.
+    second: names that the column of the second text may have; () for tasks of single texts.
+    target: names that the column of the label or value may have.
+    labels: as the files have them, in the order of the logits; () for regression.
+    synonyms: TFDS's names of the labels, in the same order.
+    metric_names: without their mean.
+    published_metric: the metric that Clark et al. 2020 (section 3.1) report and average over; ''
+      for WNLI, which they exclude.
+    site_files: names of the submission files by split.
+    recipe: the default settings of training.
+    swap: whether training sees each pair in both orders.
+    high: regression: the highest value; the lowest is 0.
+    diagnostic_metrics: the metrics of the diagnostic set.
+    files: names of the files by split.
+    tfds_splits: names of TFDS's splits by split.
+    headerless: whether train and dev have no header (CoLA).
+    has_original_files: whether the data may be in MRPC's original files.
+    has_diagnostic: whether the diagnostic set is labeled as this task is (MNLI).
   """
 
   folders: tuple[str, ...]
   first: tuple[str, ...]
-  second: tuple[str, ...]
-  target: tuple[str, ...]
-  labels: tuple[str, ...]
-  figures: tuple[str, ...]
+  second: tuple[str, ...] = ()
+  target: tuple[str, ...] = ('label',)
+  labels: tuple[str, ...] = ()
+  synonyms: tuple[str, ...] = ()
+  metric_names: tuple[str, ...] = ('accuracy',)
+  published_metric: str = 'accuracy'
   site_files: Mapping[str, str]
-  words: tuple[str, ...] = ()
-  recipe: Recipe = Recipe()
+  recipe: TaskRecipe = TaskRecipe()
   swap: bool = False
-  low: float = 0.0
   high: float = 1.0
-  further_figures: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-  files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: _FILES)
-  tfds: Mapping[str, str] = dataclasses.field(default_factory=lambda: _TFDS)
+  diagnostic_metrics: tuple[str, ...] = ()
+  files: Mapping[str, tuple[str, ...]] = dataclasses.field(
+    default_factory=lambda: {'train': ('train.tsv',), 'dev': ('dev.tsv',), 'test': ('test.tsv',)}
+  )
+  tfds_splits: Mapping[str, str] = dataclasses.field(
+    default_factory=lambda: {'train': 'train', 'dev': 'validation', 'test': 'test'}
+  )
+  headerless: bool = False
+  has_original_files: bool = False
+  has_diagnostic: bool = False
+  fixed_labels: bool = True
+
+  @property
+  def head(self) -> str:
+    """Classification, or regression for a task without labels."""
+    return 'classification' if self.labels else 'regression'
+
+  def open(self, name: str, data: TaskDataConfig, options: Options = None) -> 'GlueTask':
+    """Finds the task's data, which is read when it is first used.
+
+    Args:
+      name: of the task.
+      data: config.data: source, the folder of all tasks or of this one, or `tfds:glue` or
+        `tfds:glue/NAME` with options; train, dev and test, files in the original format that are
+        used instead.
+      options: none.
+
+    Raises:
+      UserError: there is no data for the task.
+    """
+    given = {split: path for split in ('train', 'dev', 'test') if (path := getattr(data, split))}
+    found: dict[str, _Reader]
+    if data.source.startswith(prepared.PREFIX):
+      found = _in_tfds(self, name, data.source)
+    elif data.source:
+      found = _in_folder(self, name, data.source)
+    elif given:
+      found = {}
+    else:
+      raise UserError(
+        f'the task {name!r} has no data; set config.data.source to the folder of GLUE, which '
+        f'contains {self.folders[0]}, or to tfds:glue/{name}'
+      )
+    found |= {split: functools.partial(_read_file, self, path) for split, path in given.items()}
+    order = [*self.files]
+
+    def load(task: 'GlueTask', split: str) -> list[Example]:
+      unlabeled = split in self.site_files  # a malformed line would shift the submission
+      rows, path = found[split](unlabeled)
+      return examples_of_rows(task, rows, path, required=not unlabeled)
+
+    return self._task(name, splits=tuple(sorted(found, key=order.index)), load=load)
+
+  def define(
+    self, name: str, data: TaskDataConfig, options: Options, labels: tuple[str, ...]
+  ) -> 'GlueTask':
+    """The task for a model of another program; its labels are GLUE's. See `task.TaskSpec`."""
+    has_data = any((data.source, data.train, data.dev, data.test))
+    return self.open(name, data, options) if has_data else self._task(name)
+
+  def restore(self, description: Mapping[str, Any], options: Options = None) -> 'GlueTask':
+    """The task of a description, without data."""
+    return self._task(description['name'])
+
+  def _task(
+    self,
+    name: str,
+    splits: tuple[str, ...] = (),
+    load: Callable[['GlueTask', str], list[Example]] | None = None,
+  ) -> 'GlueTask':
+    columns = TextColumns(self.first, self.second, self.target)
+    return GlueTask(
+      name=name,
+      spec=self,
+      columns=columns,
+      labels=self.labels,
+      high=self.high,
+      splits=splits,
+      load=load,
+    )
 
 
-_PAIR = {
-  'first': ('sentence1', 'premise', 'text'),
-  'second': ('sentence2', 'hypothesis', 'pair'),
-  'target': ('label',),
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GlueTask(TextTask):
+  """A task of GLUE.
+
+  Its score has GLUE's metrics (CoLA: Matthews' correlation; MRPC and QQP: accuracy and F1 of class
+  1; STS-B: Pearson's and Spearman's correlations; the others: accuracy) and `glue`, their mean,
+  which is the task's part of the GLUE score. For MNLI that part is the mean of `glue` of dev and
+  dev_mismatched. Its diagnostic set, where it is labeled, has Matthews' correlation (of three
+  classes) and accuracy.
+
+  Attributes:
+    spec: the kind of task.
+  """
+
+  configured_columns = False
+  spec: GlueSpec
+
+  @property
+  def head(self) -> str:  # type: ignore[override]  # a constant of other text tasks
+    """Classification or regression."""
+    return self.spec.head
+
+  @property
+  def metric(self) -> str:  # type: ignore[override]  # a constant of other text tasks
+    """The only metric, or the mean of several."""
+    names = self.spec.metric_names
+    return MEAN if len(names) > 1 else names[0]
+
+  @property
+  def recipe(self) -> TaskRecipe:  # type: ignore[override]  # a constant of other text tasks
+    """The default settings of training."""
+    return self.spec.recipe
+
+  @property
+  def swap(self) -> bool:  # type: ignore[override]  # a constant of other text tasks
+    """Whether training sees each pair in both orders."""
+    return self.spec.swap
+
+  @property
+  def synonyms(self) -> Mapping[str, int]:
+    """TFDS's names of the labels and the label's index."""
+    return {name: i for i, name in enumerate(self.spec.synonyms)}
+
+  def parse_target(self, word: str) -> int | float:
+    """The label's index, or a value between 0 and the task's highest; see `TextTask`."""
+    target = super().parse_target(word)
+    if self.head == 'regression' and not self.low <= target <= self.high:
+      raise ValueError(f'the value {word}; expected one from {self.low:g} to {self.high:g}')
+    return target
+
+  def measure(self, split: str, gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The metrics of a split without their mean."""
+    names = self.spec.metric_names
+    if split == 'diagnostic' and self.spec.diagnostic_metrics:
+      names = self.spec.diagnostic_metrics
+    return {name: METRICS[name](gold, predicted) for name in names}
+
+  def with_mean(self, split: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Adds the mean, `glue`; the diagnostic set has none."""
+    if split == 'diagnostic' and self.spec.diagnostic_metrics:
+      return metrics
+    return metrics | {MEAN: float(np.mean(list(metrics.values())))}
+
+  def table_rows(self, text: str, path: str) -> list[tables.Row] | None:
+    """The rows of a file without a header, for CoLA."""
+    return _rows_without_header(text, path) if self.spec.headerless else None
+
+  def submission(
+    self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
+  ) -> dict[str, bytes]:
+    """The file of a split for GLUE's site, which counts examples from 0 in the file's order."""
+    if split not in self.spec.site_files:
+      return {}
+    answers = self.answers(outputs)
+    if self.head == 'regression':
+      words = [f'{value:.3f}' for value in np.clip(answers, self.low, self.high)]
+    else:
+      words = [self.labels[index] for index in answers]
+    lines = [f'{i}\t{word}\n' for i, word in enumerate(words)]
+    return {self.spec.site_files[split]: ('index\tprediction\n' + ''.join(lines)).encode()}
+
+  def submission_folder(self, split: str) -> str:
+    """No folder: the names of the files differ between tasks and splits."""
+    return ''
+
+
+#### The tasks ####
+
+_FIRST = ('sentence1', 'premise', 'text')
+_SECOND = ('sentence2', 'hypothesis', 'pair')
 _ENTAILMENT = ('entailment', 'not_entailment')
 
-_TASKS = {
-  'cola': _Glue(
-    ('CoLA',),
-    ('sentence', 'text'),
-    (),
-    ('label',),
-    ('0', '1'),
-    ('matthews',),
-    {'test': 'CoLA.tsv'},
-    ('unacceptable', 'acceptable'),
-  ),
-  'sst2': _Glue(
-    ('SST-2', 'SST', 'SST2'),
-    ('sentence', 'text'),
-    (),
-    ('label',),
-    ('0', '1'),
-    ('accuracy',),
-    {'test': 'SST-2.tsv'},
-    ('negative', 'positive'),
-  ),
-  'mrpc': _Glue(
-    ('MRPC',),
-    ('#1 String', 'sentence1', 'text'),
-    ('#2 String', 'sentence2', 'pair'),
-    ('Quality', 'label'),
-    ('0', '1'),
-    ('accuracy', 'f1'),
-    {'test': 'MRPC.tsv'},
-    ('not_equivalent', 'equivalent'),
-    swap=True,
-  ),
-  'stsb': _Glue(
-    ('STS-B', 'STS', 'STSB'),
-    _PAIR['first'],
-    _PAIR['second'],
-    ('score', 'label'),
-    (),
-    ('pearson', 'spearman'),
-    {'test': 'STS-B.tsv'},
-    recipe=Recipe(epochs=10.0),
-    swap=True,
-    high=5.0,
-  ),
-  'qqp': _Glue(
-    ('QQP',),
-    ('question1', 'text'),
-    ('question2', 'pair'),
-    ('is_duplicate', 'label'),
-    ('0', '1'),
-    ('accuracy', 'f1'),
-    {'test': 'QQP.tsv'},
-    ('not_duplicate', 'duplicate'),
-  ),
-  'mnli': _Glue(
-    ('MNLI',),
-    ('sentence1', 'premise', 'Premise', 'text'),
-    ('sentence2', 'hypothesis', 'Hypothesis', 'pair'),
-    ('gold_label', 'label', 'Label'),
-    ('contradiction', 'entailment', 'neutral'),
-    ('accuracy',),
-    {'test': 'MNLI-m.tsv', 'test_mismatched': 'MNLI-mm.tsv', 'diagnostic': 'AX.tsv'},
-    further_figures={'diagnostic': ('matthews', 'accuracy')},
-    files={
-      'train': ('train.tsv',),
-      'dev': ('dev_matched.tsv',),
-      'dev_mismatched': ('dev_mismatched.tsv',),
-      'test': ('test_matched.tsv',),
-      'test_mismatched': ('test_mismatched.tsv',),
-      'diagnostic': ('diagnostic-full.tsv', 'diagnostic.tsv', 'AX.tsv'),
-    },
-    tfds={
-      'train': 'train',
-      'dev': 'validation_matched',
-      'dev_mismatched': 'validation_mismatched',
-      'test': 'test_matched',
-      'test_mismatched': 'test_mismatched',
-    },
-  ),
-  'qnli': _Glue(
-    ('QNLI',),
-    ('question', 'text'),
-    ('sentence', 'pair'),
-    ('label',),
-    _ENTAILMENT,
-    ('accuracy',),
-    {'test': 'QNLI.tsv'},
-  ),
-  'rte': _Glue(
-    ('RTE',),
-    **_PAIR,
-    labels=_ENTAILMENT,
-    figures=('accuracy',),
-    site_files={'test': 'RTE.tsv'},
-    recipe=Recipe(epochs=10.0),
-  ),
-  'wnli': _Glue(
-    ('WNLI',),
-    **_PAIR,
-    labels=('0', '1'),
-    figures=('accuracy',),
-    site_files={'test': 'WNLI.tsv'},
-    words=('not_entailment', 'entailment'),
-  ),
-}
-
-NAMES = tuple(_TASKS)
+COLA = GlueSpec(
+  folders=('CoLA',),
+  first=('sentence', 'text'),
+  labels=('0', '1'),
+  synonyms=('unacceptable', 'acceptable'),
+  metric_names=('matthews',),
+  published_metric='matthews',
+  site_files={'test': 'CoLA.tsv'},
+  headerless=True,
+)
+SST2 = GlueSpec(
+  folders=('SST-2', 'SST', 'SST2'),
+  first=('sentence', 'text'),
+  labels=('0', '1'),
+  synonyms=('negative', 'positive'),
+  site_files={'test': 'SST-2.tsv'},
+)
+MRPC = GlueSpec(
+  folders=('MRPC',),
+  first=('#1 String', 'sentence1', 'text'),
+  second=('#2 String', 'sentence2', 'pair'),
+  target=('Quality', 'label'),
+  labels=('0', '1'),
+  synonyms=('not_equivalent', 'equivalent'),
+  metric_names=('accuracy', 'f1'),
+  site_files={'test': 'MRPC.tsv'},
+  swap=True,
+  has_original_files=True,
+)
+STSB = GlueSpec(
+  folders=('STS-B', 'STS', 'STSB'),
+  first=_FIRST,
+  second=_SECOND,
+  target=('score', 'label'),
+  metric_names=('pearson', 'spearman'),
+  published_metric='spearman',
+  site_files={'test': 'STS-B.tsv'},
+  recipe=TaskRecipe(epochs=10.0),
+  swap=True,
+  high=5.0,
+)
+QQP = GlueSpec(
+  folders=('QQP',),
+  first=('question1', 'text'),
+  second=('question2', 'pair'),
+  target=('is_duplicate', 'label'),
+  labels=('0', '1'),
+  synonyms=('not_duplicate', 'duplicate'),
+  metric_names=('accuracy', 'f1'),
+  site_files={'test': 'QQP.tsv'},
+)
+MNLI = GlueSpec(
+  folders=('MNLI',),
+  first=('sentence1', 'premise', 'Premise', 'text'),
+  second=('sentence2', 'hypothesis', 'Hypothesis', 'pair'),
+  target=('gold_label', 'label', 'Label'),
+  labels=('contradiction', 'entailment', 'neutral'),
+  site_files={'test': 'MNLI-m.tsv', 'test_mismatched': 'MNLI-mm.tsv', 'diagnostic': 'AX.tsv'},
+  diagnostic_metrics=('matthews', 'accuracy'),
+  files={
+    'train': ('train.tsv',),
+    'dev': ('dev_matched.tsv',),
+    'dev_mismatched': ('dev_mismatched.tsv',),
+    'test': ('test_matched.tsv',),
+    'test_mismatched': ('test_mismatched.tsv',),
+    'diagnostic': ('diagnostic-full.tsv', 'diagnostic.tsv', 'AX.tsv'),
+  },
+  tfds_splits={
+    'train': 'train',
+    'dev': 'validation_matched',
+    'dev_mismatched': 'validation_mismatched',
+    'test': 'test_matched',
+    'test_mismatched': 'test_mismatched',
+  },
+  has_diagnostic=True,
+)
+QNLI = GlueSpec(
+  folders=('QNLI',),
+  first=('question', 'text'),
+  second=('sentence', 'pair'),
+  labels=_ENTAILMENT,
+  site_files={'test': 'QNLI.tsv'},
+)
+RTE = GlueSpec(
+  folders=('RTE',),
+  first=_FIRST,
+  second=_SECOND,
+  labels=_ENTAILMENT,
+  site_files={'test': 'RTE.tsv'},
+  recipe=TaskRecipe(epochs=10.0),
+)
+WNLI = GlueSpec(
+  folders=('WNLI',),
+  first=_FIRST,
+  second=_SECOND,
+  labels=('0', '1'),
+  synonyms=('not_entailment', 'entailment'),
+  published_metric='',
+  site_files={'test': 'WNLI.tsv'},
+)
 
 
-def open_task(name: str, data: Any) -> TextTask:
-  """A task of GLUE, its data found and read when asked for.
-
-  Its score has GLUE's figures (CoLA: Matthews' correlation; MRPC and QQP: accuracy and F1 of class 1; STS-B: Pearson's and
-  Spearman's correlations; the others: accuracy) and `glue`, their mean, which is the task's part of the GLUE score. Of MNLI
-  that part is the mean of `glue` of dev and dev_mismatched; its diagnostic set, where it is labelled, has Matthews'
-  correlation (of three classes) and accuracy.
-
-  Args:
-    name: one of `NAMES`.
-    data: config.data: source, the folder of all tasks or the task's own, or `tfds:glue` or `tfds:glue/NAME` with options;
-      train, dev and test, files in the original layout that are taken instead.
-
-  Raises:
-    UserError: there is no data for the task.
-  """
-  glue = _TASKS[name]
-  source = getattr(data, 'source', '')
-  given = {
-    split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')
-  }
-  if source.startswith(prepared.PREFIX):
-    found = _in_tfds(name, source)
-  elif source:
-    found = _in_folder(name, source)
-  elif given:
-    found = {}
-  else:
-    raise UserError(
-      f'the task {name!r} has no data; set config.data.source to the folder of GLUE, with {glue.folders[0]} in '
-      f'it, or to tfds:glue/{name}'
-    )
-  found |= {split: functools.partial(_read_file, name, path=path) for split, path in given.items()}
-  order = [*glue.files]
-  splits = tuple(sorted(found, key=order.index))
-
-  def load(task, split):
-    rows, path = found[split](strict=split in glue.site_files)
-    return examples_of(
-      task, rows, path, targets='where told' if split in glue.site_files else 'all'
-    )
-
-  return dataclasses.replace(_task(name), splits=splits, load=load)
+#### Files ####
 
 
-def define(name: str, data: Any, labels: tuple[str, ...]) -> TextTask:
-  """As tasks.define_task has it: the labels are GLUE's."""
-  return (
-    open_task(name, data) if any((data.source, data.train, data.dev, data.test)) else _task(name)
-  )
-
-
-def restore(description: dict) -> TextTask:
-  """The task of what `describe` gave, without data."""
-  return _task(description['name'])
-
-
-def _task(name):
-  glue = _TASKS[name]
-  figures = {'': (*glue.figures, GLUE)} | dict(glue.further_figures)
-  return TextTask(
-    name,
-    head='classification' if glue.labels else 'regression',
-    labels=glue.labels,
-    metric=GLUE if len(glue.figures) > 1 else glue.figures[0],
-    recipe=glue.recipe,
-    splits=(),
-    columns=Columns(glue.first, glue.second, glue.target),
-    figures=figures,
-    low=glue.low,
-    high=glue.high,
-    words={word: i for i, word in enumerate(glue.words)},
-    swap=glue.swap,
-    site_files=glue.site_files,
-    layout=_cola_without_header if name == 'cola' else None,
-  )
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-
-def _in_folder(name, source):
-  """Of each split there is, what reads it: a function of `strict` that gives rows and their path."""
-  glue, source = _TASKS[name], file_access.normal(source)
+def _in_folder(spec: GlueSpec, name: str, source: str) -> dict[str, _Reader]:
+  """The reader of each split that is in a folder."""
+  source = file_access.normal(source)
   inside = file_access.listing(source)
-  wanted = {folder.lower() for folder in (*glue.folders, name)}
-  own = next(
-    (
-      entry
-      for entry in inside
-      if entry.lower() in wanted and file_access.is_folder(file_access.join(source, entry))
-    ),
-    None,
-  )
-  folder = file_access.join(source, own) if own else source
-  found = _files_of(folder, glue.files)
-  if name == 'mnli' and own and 'diagnostic' not in found:
-    for entry in inside:
-      if entry.lower() in ('diagnostic', 'diagnostics', 'ax') and 'diagnostic' not in found:
-        found |= _files_of(
-          file_access.join(source, entry), {'diagnostic': (*glue.files['diagnostic'], 'test.tsv')}
-        )
-  readers_of = {
-    split: functools.partial(_read_file, name, path=path) for split, path in found.items()
+  own = _subfolder(source, inside, (*spec.folders, name))
+  folder = own or source
+  found = _existing_files(folder, spec.files)
+  if spec.has_diagnostic and own and 'diagnostic' not in found:
+    found |= _diagnostic_files(spec, source, inside)
+  splits: dict[str, _Reader] = {
+    split: functools.partial(_read_file, spec, path) for split, path in found.items()
   }
-  if name == 'mrpc':
-    readers_of = _mrpc_as_published(name, folder) | readers_of
-  if not readers_of:
-    what = (
-      f'neither a folder {glue.folders[0]} nor {glue.files["train"][0]} is there'
-      if inside
-      else 'there is no such folder, or nothing in it'
-    )
+  if spec.has_original_files:
+    splits = _original_mrpc(spec, folder) | splits
+  if not splits:
+    why = 'the folder does not exist or is empty'
+    if inside:
+      why = f'it contains neither a folder {spec.folders[0]} nor {spec.files["train"][0]}'
     raise UserError(
-      f'{source!r} holds no data of the task {name!r}: {what}; set config.data.source to the folder of GLUE or of '
-      'the task'
+      f'{source!r} has no data of the task {name!r}: {why}; set config.data.source to the folder '
+      'of GLUE or of the task'
     )
-  return readers_of
+  return splits
 
 
-def _files_of(folder, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
-  """Paths of the files that are there, by split, plain or compressed."""
-  there = {}
+def _subfolder(source: str, inside: Sequence[str], names: Sequence[str]) -> str | None:
+  """The path of the first folder with one of the names, in any case; None where there is none."""
+  wanted = {name.lower() for name in names}
+  for entry in inside:
+    path = file_access.join(source, entry)
+    if entry.lower() in wanted and file_access.is_folder(path):
+      return path
+  return None
+
+
+def _diagnostic_files(spec: GlueSpec, source: str, inside: Sequence[str]) -> dict[str, str]:
+  """The diagnostic set's file, in a folder beside the task's."""
+  names = {'diagnostic': (*spec.files['diagnostic'], 'test.tsv')}
+  for entry in inside:
+    if entry.lower() in ('diagnostic', 'diagnostics', 'ax'):
+      if found := _existing_files(file_access.join(source, entry), names):
+        return found
+  return {}
+
+
+def _existing_files(folder: str, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+  """Paths of the files that exist, by split; files may be compressed."""
+  there: dict[str, str] = {}
   for entry in file_access.listing(folder):
-    plain = next(
-      (entry.removesuffix(suffix) for suffix in file_access.COMPRESSIONS if entry.endswith(suffix)),
-      entry,
-    )
-    there[plain] = file_access.join(folder, entry)
-  found = {
-    split: next((there[name] for name in choices if name in there), None)
-    for split, choices in names.items()
-  }
-  return {split: path for split, path in found.items() if path}
+    suffix = next((s for s in file_access.COMPRESSIONS if entry.endswith(s)), '')
+    there[entry.removesuffix(suffix)] = file_access.join(folder, entry)
+  found: dict[str, str] = {}
+  for split, choices in names.items():
+    path = next((there[name] for name in choices if name in there), None)
+    if path:
+      found[split] = path
+  return found
 
 
-def _read_file(name: str, path: str, strict: bool, keep=None):
-  """Rows of a file in the original layout, and its path.
+def _read_file(
+  spec: GlueSpec,
+  path: str,
+  strict: bool,
+  keep: Callable[[Mapping[str, Any]], bool] | None = None,
+) -> tuple[list[tables.Row], str]:
+  """Rows of a file in the original format, and its path.
 
   Args:
-    strict: whether a broken line is an error; else it is left out, and told.
-    keep: which rows to keep, by their values; None for all.
+    spec: of the task.
+    path: of the file.
+    strict: whether a malformed line is an error; else it is skipped and reported.
+    keep: the rows to keep, by their values; None for all.
   """
-  text, broken = tables.read_text(path), None if strict else []
-  rows = _cola_without_header(text, path)
+  text = tables.read_file_text(path)
+  broken: list[int] | None = None if strict else []
+  rows = _rows_without_header(text, path)
   if rows is None:
-    table_format, glue = tables.format_of(path), _TASKS[name]
+    table_format = tables.format_from_name(path)
     if table_format not in tables.FORMATS:
       table_format = 'tsv'
-    if (
-      table_format == 'tsv' and text
-    ):  # checked by the whole header, while rows keep what is used: MNLI has parses of a kilobyte
-      header = text.split('\n', 1)[0].removesuffix('\r').split('\t')
-      for choices in (glue.first, glue.second, () if strict else glue.target):
-        if choices and not set(choices) & set(header):
-          tables.need(choices[:1], header, path)
-    wanted = {*glue.first, *glue.second, *glue.target, *IDS, *_MRPC_IDS}
+    if table_format == 'tsv' and text:
+      _check_header(spec, tables.first_fields(text), path, strict)
+    wanted = {*spec.first, *spec.second, *spec.target, *IDS, *_MRPC_IDS}
     rows = tables.parse_table(text, path, table_format, broken=broken, keep=wanted)
   if broken:
-    if len(broken) > _MOST_BROKEN * len(rows):
-      raise UserError(
-        f'{tables.place(path, broken[0])}, and {len(broken) - 1} more, have more or fewer fields than the header; '
-        'get the file anew'
-      )
-    console.say(
-      'data',
-      f'{path}: {len(broken)} lines without all of their fields are left out, the first is line {broken[0]}',
-    )
+    _report_malformed(broken, len(rows), path)
   return ([row for row in rows if keep(row.values)] if keep else rows), path
 
 
-def _cola_without_header(text: str, path: str) -> list[tables.Row] | None:
-  """Rows of CoLA's train and dev, which have no header: source, label, the author's mark, sentence. None for other files."""
-  fields = text.split('\n', 1)[0].removesuffix('\r').split('\t')
-  if (
-    len(fields) != 4 or fields[1] not in ('0', '1') or len(fields[2]) > 3
-  ):  # '*' or '??' where the author doubts it
+def _check_header(spec: GlueSpec, header: Collection[str], path: str, strict: bool) -> None:
+  """Checks the whole header: rows keep only the columns in use (MNLI has parses of a kilobyte)."""
+  for choices in (spec.first, spec.second, () if strict else spec.target):
+    if choices and not set(choices) & set(header):
+      tables.require_columns(choices[:1], header, path)
+
+
+def _report_malformed(broken: Sequence[int], rows: int, path: str) -> None:
+  if len(broken) > _MALFORMED_SHARE * rows:
+    raise UserError(
+      f'{tables.place(path, broken[0])}, and {len(broken) - 1} more, have more or fewer fields '
+      'than the header; download the file again'
+    )
+  console.say(
+    'data',
+    f'{path}: {len(broken)} lines with more or fewer fields than the header are skipped, the first '
+    f'is line {broken[0]}',
+  )
+
+
+def _rows_without_header(text: str, path: str) -> list[tables.Row] | None:
+  """Rows of CoLA's train and dev, which have no header; None for other files.
+
+  The columns are source, label, the author's mark ('*' or '??' where he doubts the sentence) and
+  sentence.
+  """
+  fields = tables.first_fields(text)
+  if len(fields) != 4 or fields[1] not in ('0', '1') or len(fields[2]) > 3:
     return None
   return tables.parse_table(
     text, path, 'tsv', ('source', 'label', 'mark', 'sentence'), header=False
   )
 
 
-def _mrpc_as_published(name, folder):
-  """MRPC before the download script made its own files of it: dev_ids.tsv tells which of the training pairs are GLUE's dev set."""
-  found = _files_of(
+def _original_mrpc(spec: GlueSpec, folder: str) -> dict[str, _Reader]:
+  """MRPC's original files, which GLUE's download script splits.
+
+  dev_ids.tsv lists the training pairs that are GLUE's dev set.
+  """
+  found = _existing_files(
     folder,
     {
       'train': ('msr_paraphrase_train.txt',),
@@ -360,68 +490,64 @@ def _mrpc_as_published(name, folder):
       'ids': ('dev_ids.tsv', 'mrpc_dev_ids.tsv'),
     },
   )
-  parts = (
-    {'test': functools.partial(_read_file, name, path=found['test'])} if 'test' in found else {}
-  )
+  splits: dict[str, _Reader] = {}
+  if 'test' in found:
+    splits['test'] = functools.partial(_read_file, spec, found['test'])
   if 'train' not in found:
-    return parts
+    return splits
 
-  def read(strict, in_dev):
+  def read(strict: bool, in_dev: bool) -> tuple[list[tables.Row], str]:
     if 'ids' not in found:
       raise UserError(
-        f'the folder {folder!r} has msr_paraphrase_train.txt and no dev_ids.tsv, which tells what of it is the dev '
-        'set; add it, or the train.tsv and dev.tsv of the GLUE download script'
+        f'the folder {folder!r} has msr_paraphrase_train.txt without dev_ids.tsv, which lists the '
+        'pairs of the dev set; add it, or the train.tsv and dev.tsv of the GLUE download script'
       )
     ids = {tuple(line.split('\t')[:2]) for line in tables.read_lines(found['ids'])}
-    return _read_file(
-      name,
-      found['train'],
-      strict,
-      lambda values: (tuple(map(values.get, _MRPC_IDS)) in ids) == in_dev,
-    )
 
-  return parts | {
-    'train': functools.partial(read, in_dev=False),
-    'dev': functools.partial(read, in_dev=True),
-  }
+    def keep(values: Mapping[str, Any]) -> bool:
+      return (tuple(map(values.get, _MRPC_IDS)) in ids) == in_dev
+
+    return _read_file(spec, found['train'], strict, keep)
+
+  splits['train'] = functools.partial(read, in_dev=False)
+  splits['dev'] = functools.partial(read, in_dev=True)
+  return splits
 
 
-# ------------------------------------------------------------------------------------------------ TFDS
+#### TFDS ####
 
 
-def _in_tfds(name, source):
-  """As `_in_folder`, of a prepared TFDS dataset."""
+def _in_tfds(spec: GlueSpec, name: str, source: str) -> dict[str, _Reader]:
+  """The reader of each split of a prepared TFDS dataset."""
   location, semicolon, options = source.partition(';')
   if location == f'{prepared.PREFIX}glue':
     location = f'{location}/{name}'
-  there = prepared.splits(location + semicolon + options)
-  found = {
-    split: functools.partial(_read_tfds, name, location + semicolon + options, theirs)
-    for split, theirs in _TASKS[name].tfds.items()
+  there = prepared.prepared_splits(location + semicolon + options)
+  found: dict[str, _Reader] = {
+    split: functools.partial(_read_tfds, location + semicolon + options, theirs)
+    for split, theirs in spec.tfds_splits.items()
     if theirs in there
   }
   if not found:
     raise UserError(
-      f'TFDS dataset {location.removeprefix(prepared.PREFIX)!r} has no data of the task {name!r}, but the splits '
-      f'{readers.named(there)}; set config.data.source=tfds:glue/{name}'
+      f'TFDS dataset {location.removeprefix(prepared.PREFIX)!r} has no data of the task {name!r}; '
+      f'its splits are {readers.named(there)}; set config.data.source=tfds:glue/{name}'
     )
-  if name == 'mnli' and 'glue/mnli' in location:
-    diagnostic = (
-      location.replace('glue/mnli', 'glue/ax')
-      + semicolon
-      + options.replace('download=yes', 'download=no')
-    )
+  if spec.has_diagnostic and 'glue/mnli' in location:
+    options = options.replace('download=yes', 'download=no')
+    diagnostic = location.replace('glue/mnli', 'glue/ax') + semicolon + options
     try:
-      prepared.splits(diagnostic)
-      found['diagnostic'] = functools.partial(_read_tfds, name, diagnostic, 'test')
+      prepared.prepared_splits(diagnostic)
+      found['diagnostic'] = functools.partial(_read_tfds, diagnostic, 'test')
     except UserError:  # not prepared
       pass
   return found
 
 
-def _read_tfds(name, source, split, strict):
-  """Rows in the order of the original file, which TFDS shuffles; targets of -1 are none."""
-  rows = sorted(prepared.read(source, split), key=lambda row: row.values.get('idx', row.line))
+def _read_tfds(source: str, split: str, strict: bool) -> tuple[list[tables.Row], str]:
+  """Rows in the order of the original file, which TFDS shuffles; a target of -1 becomes None."""
+  rows = prepared.read_prepared(source, split)
+  rows = sorted(rows, key=lambda row: row.values.get('idx', row.line))
   for row in rows:
     if row.values.get('label') == -1:
       row.values['label'] = None

@@ -1,32 +1,35 @@
-"""Questions whose answers are spans of a text: SQuAD 1.1 and 2.0, and one's own, as finetune/tasks/task.py has tasks."""
+"""Questions whose answers are spans of a text: SQuAD 1.1 and 2.0, and user tables (`span`)."""
 
 import collections
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from electra_jax.data.corpus import readers
+from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import squad_data, squad_metrics
-from electra_jax.finetune.tasks.squad_data import Columns, Question
-from electra_jax.finetune.tasks.task import Features, Outputs, Recipe
+from electra_jax.finetune.tasks.squad_data import Question, QuestionColumns
+from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskDefaults, TaskRecipe
+from electra_jax.finetune.tasks.text_task import no_data
 
-# Tokens of a context that a row has room for at the least; with fewer, a text would become hundreds of rows.
+# Tokens of a context that a row must have room for. With fewer, a text would become hundreds of
+# rows.
 SMALLEST_WINDOW = 8
-_DESCRIBED = ('name', 'unanswerable', 'max_question', 'stride', 'max_answer', 'n_best', 'threshold')
+_SETTINGS = ('max_question', 'stride', 'max_answer', 'n_best')
+_DESCRIBED = ('name', 'unanswerable', *_SETTINGS, 'threshold')
 
 
 class Window(NamedTuple):
-  """Where a row's part of the context is.
+  """The part of the context that a row has.
 
   Attributes:
     start: the row's first token of the context.
-    spans: int32 [tokens, 2], the characters of the context that each of them stands for.
+    spans: int32 [tokens, 2], the characters of the context that each token stands for.
   """
 
   start: int
@@ -42,23 +45,125 @@ class Answer(NamedTuple):
   score: float
 
 
-@dataclasses.dataclass(frozen=True)
-class SquadTask:
-  """squad1, squad2 or span: see `task.Task`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SquadSpec:
+  """A kind of question answering; see `task.TaskSpec`.
 
   Attributes:
+    version: of SQuAD, as file names have it; '' for user tables.
+    tfds: the TFDS dataset, for messages.
+    unanswerable: whether there may be questions without an answer; None: as the data has them.
+    each_has_answer: whether each question must have an answer.
+  """
+
+  version: str = ''
+  tfds: str = ''
+  unanswerable: bool | None = None
+  each_has_answer: bool = False
+  head: str = 'span'
+  fixed_labels: bool = False
+  published_metric: str = ''
+
+  def open(self, name: str, data: TaskDataConfig, options: Options = None) -> 'SquadTask':
+    """Opens the task with the data of a config.
+
+    Args:
+      name: of the task.
+      data: config.data: source, train, dev and test as `squad_data.question_files` reads them,
+        format; text, pair (context where it is '') and label, the columns of a user table;
+        max_question, stride, max_answer and n_best.
+      options: none.
+
+    Raises:
+      UserError: there is no data, a setting is below 1, or the user tables are malformed.
+    """
+    files = squad_data.question_files(name, self.version, data)
+    if not self.version and 'train' not in files:
+      raise UserError(f'the task {name!r} has no training data; set config.data.train to a file')
+    if not files:
+      raise UserError(
+        f'the task {name!r} has no data; set config.data.source to its folder, or to {self.tfds}'
+      )
+    return self._on_files(name, data, files)
+
+  def define(
+    self, name: str, data: TaskDataConfig, options: Options, labels: tuple[str, ...]
+  ) -> 'SquadTask':
+    """The task for a model of another program; there are no labels. See `task.TaskSpec`."""
+    has_data = any((data.source, data.train, data.dev, data.test))
+    files = squad_data.question_files(name, self.version, data) if has_data else {}
+    return self._on_files(name, data, files)
+
+  def restore(self, description: Mapping[str, Any], options: Options = None) -> 'SquadTask':
+    """The task of a description, without data."""
+    fields = {name: description[name] for name in _DESCRIBED}
+    columns = QuestionColumns(*description['columns'])
+    return SquadTask(spec=self, columns=columns, splits=(), load=None, **fields)
+
+  def _on_files(self, name: str, data: TaskDataConfig, files: Mapping[str, str]) -> 'SquadTask':
+    """The task with the splits that are in these files."""
+    settings = {field: getattr(data, field) for field in _SETTINGS}
+    for field, value in settings.items():
+      if value < 1:
+        raise UserError(f'config.data.{field} is {value}; expected at least 1')
+    columns = QuestionColumns()
+    if not self.version:
+      columns = QuestionColumns(data.text, data.pair or 'context', data.label)
+    cache: dict[str, list[Question]] = {}
+
+    def load(split: str) -> list[Question]:
+      if split not in cache:
+        labeled = split != 'test'
+        questions = squad_data.read_questions(files[split], data.format, columns, labeled)
+        if labeled:
+          squad_data.check_answers(questions, files[split], self.each_has_answer)
+        cache[split] = questions
+      return cache[split]
+
+    splits = tuple(split for split in ('train', 'dev', 'test') if split in files)
+    unanswerable = self.unanswerable
+    if unanswerable is None:
+      labeled = [question for split in splits if split != 'test' for question in load(split)]
+      unanswerable = any(not question.answers for question in labeled)
+    return SquadTask(
+      name=name,
+      spec=self,
+      splits=splits,
+      unanswerable=unanswerable,
+      columns=columns,
+      load=load,
+      **settings,
+    )
+
+
+SQUAD1 = SquadSpec(version='v1.1', tfds='tfds:squad', unanswerable=False, each_has_answer=True)
+SQUAD2 = SquadSpec(version='v2.0', tfds='tfds:squad/v2.0', unanswerable=True)
+SPAN = SquadSpec()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SquadTask(TaskDefaults):
+  """Question answering; see `task.Task`.
+
+  Attributes:
+    name: as in config.task.
+    spec: the kind of task.
+    splits: the splits that have data.
     unanswerable: whether there may be questions without an answer.
-    threshold: questions get no answer whose null odds are higher. Null odds are the log-odds that there is none, of the window
-      where they are lowest, since one window that holds an answer is enough (as in the original, finetune/qa/qa_metrics.py). 0
-      is as likely as not; the best one for the dev set is what `score` tells and `with_threshold` takes.
-    max_question, stride, max_answer: tokens of a question, from one window to the next, and of an answer.
-    n_best: answers that are weighed up.
+    max_question: tokens of a question at most.
+    stride: tokens from one window on a context to the next.
+    max_answer: tokens of an answer at most.
+    n_best: number of candidate answers.
+    threshold: questions with higher null odds get no answer. Null odds are the log-odds that there
+      is no answer, in the window where they are lowest, since one window with an answer is enough
+      (as in the original program, finetune/qa/qa_metrics.py). At 0 both are equally likely; `score`
+      returns the best threshold for the dev set, which `tuned` sets.
     columns: of tables.
-    load: the questions of a part.
+    load: the questions of a split; None for a task that was restored without its data.
   """
 
   name: str
-  metric: str
+  spec: SquadSpec
   splits: tuple[str, ...]
   unanswerable: bool
   max_question: int
@@ -66,315 +171,320 @@ class SquadTask:
   max_answer: int
   n_best: int
   threshold: float = 0.0
-  columns: Columns = Columns()
+  columns: QuestionColumns = QuestionColumns()
   load: Callable[[str], list[Question]] | None = None
   head: str = 'span'
   labels: tuple[str, ...] = ()
-  recipe: Recipe = Recipe(epochs=2.0, max_length=512)
+  recipe: TaskRecipe = TaskRecipe(epochs=2.0, max_length=512)
 
-  def with_threshold(self, value: float) -> 'SquadTask':
-    """The task with another threshold, as `score` told the best one, which `describe` keeps."""
-    return dataclasses.replace(self, threshold=float(value))
+  @property
+  def metric(self) -> str:
+    """F1, with unanswerable questions at its best threshold."""
+    return 'best_f1' if self.unanswerable else 'f1'
+
+  @property
+  def paired(self) -> bool:
+    """Rows hold a question and a part of its context."""
+    return True
+
+  def tuned(self, metrics: Mapping[str, float]) -> 'SquadTask':
+    """The task with the threshold that is best for the dev set, according to its metrics there."""
+    threshold = metrics.get('best_f1_thresh')
+    if threshold is None:
+      return self
+    return dataclasses.replace(self, threshold=float(threshold))
+
+  def labeled(self, split: str, features: Features) -> bool:
+    """Whether a split is for development: rows do not show whether answers are known."""
+    return split.startswith('dev')
 
   def examples(self, split: str) -> Sequence[Question]:
-    if split not in self.splits:
-      raise UserError(
-        f'there is no {split} data for the task {self.name!r}; it has {readers.named(self.splits)}; '
-        f'name a file in config.data.{split if split in ("train", "dev", "test") else "source"}'
-      )
+    """The questions of a split, read once."""
+    if split not in self.splits or self.load is None:
+      raise no_data(self.name, split, self.splits)
     return self.load(split)
 
   def read(self, path: str) -> Sequence[Question]:
-    return squad_data.read_questions(path, 'auto', self.columns, labelled=False)
+    """Questions of a file in any format of `squad_data.read_questions`."""
+    return squad_data.read_questions(path, 'auto', self.columns, labeled=False)
 
   def features(
     self, examples: Sequence[Question], tokenizer: Tokenizer, max_length: int
   ) -> tuple[Features, dict[str, int]]:
-    """[CLS] question [SEP] window [SEP], for windows of each context that hold all of its tokens.
+    """Rows `[CLS] question [SEP] window [SEP]`: windows that cover each context.
 
-    An answer is the target of each window that holds it whole. The original labels all other windows by their question: start
-    and end at [CLS], and not impossible unless the question is (finetune/qa/qa_tasks.py). Here they are impossible, since that
-    is what is true of them, and what the lowest odds of a question's windows ask for. Of several answers the first one is
-    learned, as there.
+    An answer is the target of each window that contains all of it. The original program labels all
+    other windows like their question: start and end at [CLS], and impossible only if the question
+    is (finetune/qa/qa_tasks.py). Here they are impossible, since that is true of them, and since
+    the lowest odds of a question's windows decide. Of several answers the first is the target, as
+    in the original.
     """
     contexts = list(dict.fromkeys(example.context for example in examples))
     encoded = dict(zip(contexts, tokenizer.encode_with_offsets(contexts), strict=True))
     questions = tokenizer.encode_arrays([example.question for example in examples])
-    cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
-    token_ids, allowed, owners, notes = [], [], [], []
-    starts, ends = [], []
-    counts = collections.Counter()
+    rows = _WindowRows(tokenizer, max_length)
+    counts: collections.Counter[str] = collections.Counter()
     for number, (example, question) in enumerate(zip(examples, questions, strict=True)):
       ids, spans = encoded[example.context]
       counts[f'questions cut to {self.max_question} tokens'] += len(question) > self.max_question
-      counts['answers that start elsewhere than told'] += example.mended
+      counts['answers that start elsewhere than stated'] += example.moved
       question = question[: self.max_question]
-      offset = len(question) + 2
-      room = max_length - offset - 1
+      room = max_length - len(question) - 3
       if room < min(SMALLEST_WINDOW, len(ids)):
         raise UserError(
-          f'max_length={max_length} leaves {max(room, 0)} tokens for the text beside a question of {len(question)}; '
-          'raise config.max_length, or lower config.data.max_question'
+          f'config.max_length is {max_length}, which leaves {max(room, 0)} tokens for the text '
+          f'beside a question of {len(question)} tokens; raise config.max_length, or lower '
+          'config.data.max_question'
         )
       first, last = answer_tokens(example, spans)
       counts['answers that the tokenizer has no token for'] += bool(example.answers) and first < 0
+      windows = window_starts(len(ids), room, self.stride)
       whole = False
-      windows = list(window_starts(len(ids), room, self.stride))
       for start in windows:
         part = slice(start, start + room)
-        token_ids.append(np.concatenate([cls, question, sep, ids[part], sep]))
-        may = np.zeros(len(token_ids[-1]), np.int32)
-        may[0] = may[offset:-1] = 1
-        allowed.append(may)
-        owners.append(number)
-        notes.append(Window(offset, spans[part]))
         holds = start <= first and last < start + room
         whole |= holds
-        starts.append(offset + first - start if holds else 0)
-        ends.append(offset + last - start if holds else 0)
+        answer = (first - start, last - start) if holds else None
+        rows.add(number, question, ids[part], spans[part], answer)
       counts[f'further windows on texts longer than {max_length} tokens'] += len(windows) - 1
       counts['answers that no window holds whole'] += first >= 0 and not whole
-    starts, ends = np.array(starts, np.int32), np.array(ends, np.int32)
-    targets = {
-      'start': starts,
-      'end': ends,
-      'impossible': (starts == 0).astype(np.float32),
-      'allowed': allowed,
-    }
-    return Features(token_ids, targets, np.array(owners, np.int32), notes), dict(+counts)
+    return rows.features(), dict(+counts)
+
+  #### Answers ####
 
   def answers(
     self, examples: Sequence[Question], features: Features, outputs: Outputs
   ) -> tuple[list[list[Answer]], np.ndarray]:
-    """Of each question its best answers, none empty and no two of one text, the best first, and null odds, float64 [questions].
+    """The best answers of each question.
 
-    An answer is at most `max_answer` tokens of one window, as the context has them. Of the same text in several windows the
-    likeliest counts. The original takes a start from the one window alone where most context is around it, and so loses answers
-    that go beyond that window.
+    An answer has at most `max_answer` tokens of one window. Of the same text in several windows the
+    likeliest is kept. The original program accepts a start only from the window where most context
+    surrounds it, and so loses answers that extend beyond that window.
+
+    Args:
+      examples: the questions.
+      features: their rows.
+      outputs: of the model, for these rows.
+
+    Returns:
+      For each question its best answers, not empty and of different texts, the best first; and the
+      null odds, float64 [questions].
     """
     if not examples:
       return [], np.zeros(0)
     bounds = np.searchsorted(features.examples, np.arange(len(examples) + 1))
-    found = []
-    for number, example in enumerate(examples):
-      rows = range(bounds[number], bounds[number + 1])
-      found.append(self._best(example.context, features.notes, rows, outputs))
-    return found, np.minimum.reduceat(np.asarray(outputs['impossible'], np.float64), bounds[:-1])
+    found = [
+      self._best(example.context, features.notes, np.arange(bounds[i], bounds[i + 1]), outputs)
+      for i, example in enumerate(examples)
+    ]
+    odds = np.asarray(outputs['impossible'], np.float64)
+    return found, np.minimum.reduceat(odds, bounds[:-1])
 
-  def _best(self, context, notes, rows, outputs):
+  def _best(
+    self, context: str, notes: Sequence[Window], rows: np.ndarray, outputs: Outputs
+  ) -> list[Answer]:
     """At most n_best answers of a question, from the beams of its rows."""
-    rows = np.array(rows)
     start, end = outputs['start_index'][rows][:, :, None], outputs['end_index'][rows]
-    scores = (
-      outputs['start_log_probs'][rows][:, :, None].astype(np.float64)
-      + outputs['end_log_probs'][rows]
-    )
+    start_scores = outputs['start_log_probs'][rows][:, :, None].astype(np.float64)
+    scores = start_scores + outputs['end_log_probs'][rows]
     offset = np.array([notes[row].start for row in rows])[:, None, None]
     length = np.array([len(notes[row].spans) for row in rows])[:, None, None]
     inside = (start >= offset) & (end < offset + length) & np.isfinite(scores)
     candidates = np.flatnonzero(inside & (end >= start) & (end < start + self.max_answer))
     order = candidates[np.argsort(-scores.ravel()[candidates], kind='stable')]
     window, begin, _ = np.unravel_index(order, scores.shape)
-    first, last = (start - offset)[window, begin, 0], (end - offset).ravel()[order]
-    found = {}
-    for row, i, j, score in zip(
+    spans = zip(
       rows[window].tolist(),
-      first.tolist(),
-      last.tolist(),
+      (start - offset)[window, begin, 0].tolist(),
+      (end - offset).ravel()[order].tolist(),
       scores.ravel()[order].tolist(),
       strict=True,
-    ):
-      answer = _answer(context, notes[row].spans, i, j, score)
+    )
+    found: dict[str, Answer] = {}
+    for row, first, last, score in spans:
+      answer = _answer(context, notes[row].spans, first, last, score)
       if answer and answer.text not in found:
         found[answer.text] = answer
         if len(found) == self.n_best:
           break
-    return list(found.values()) or _anything(context, notes, rows, outputs)
+    return list(found.values()) or _any_answer(context, notes, rows, outputs)
 
   def score(
     self, split: str, examples: Sequence[Question], features: Features, outputs: Outputs
   ) -> dict[str, float]:
-    """Figures of the official scripts; questions that nobody says the answer of are left out. With unanswerable questions,
-    `exact`, `f1` and their parts go by the task's threshold, `best_f1` and `best_exact` by the best ones for these questions,
-    `best_f1_thresh` and `best_exact_thresh`."""
-    answers, odds = self.answers(examples, features, outputs)
-    told = [i for i, example in enumerate(examples) if example.answers is not None]
-    if not told:
-      return {}
-    return self._figures(
-      [_text(answers[i]) for i in told], [examples[i].answers for i in told], odds[told]
-    )
+    """Metrics of the official scripts, of the questions whose answers are known.
 
-  def _figures(self, predictions, right, odds):
+    With unanswerable questions, `exact`, `f1` and their parts use the task's threshold, `best_f1`
+    and `best_exact` the best thresholds for these questions, `best_f1_thresh` and
+    `best_exact_thresh`.
+    """
+    answers, odds = self.answers(examples, features, outputs)
+    known = [(i, e.answers) for i, e in enumerate(examples) if e.answers is not None]
+    if not known:
+      return {}
+    indices = [i for i, _ in known]
+    best = [_best_text(answers[i]) for i in indices]
+    return self._metrics(best, [correct for _, correct in known], odds[indices])
+
+  def _metrics(
+    self, predictions: Sequence[str], correct: Sequence[Sequence[str]], odds: np.ndarray
+  ) -> dict[str, float]:
     if not self.unanswerable:
-      return squad_metrics.version_1(predictions, right)
-    figures = squad_metrics.version_2(predictions, right, odds, self.threshold)
+      return squad_metrics.version_1(predictions, correct)
+    metrics = squad_metrics.version_2(predictions, correct, odds, self.threshold)
     for name in ('best_exact_thresh', 'best_f1_thresh'):
-      # So the script says that it is best to answer nothing, of probabilities; log-odds go below 0.
-      if figures[name] == 0 and not (odds == 0).any():
-        figures[name] = float(odds.min()) - 1
-    return figures
+      # The official script returns 0 where it is best to answer nothing. That is right for
+      # probabilities, but log-odds can be below 0.
+      if metrics[name] == 0 and not (odds == 0).any():
+        metrics[name] = float(odds.min()) - 1
+    return metrics
 
   def predictions(
     self, examples: Sequence[Question], features: Features, outputs: Outputs
-  ) -> list[dict]:
-    """`answer`, '' for none, with its place in the context, its share of probability among the best, these, and null odds."""
-    found = []
-    for example, answers, odds in zip(
-      examples, *self.answers(examples, features, outputs), strict=True
-    ):
-      shares = (
-        np.exp([answer.score - answers[0].score for answer in answers]) if answers else np.zeros(0)
-      )
+  ) -> list[dict[str, Any]]:
+    """`answer` with its position and probability, null odds, and the best answers.
+
+    The answer is '' for none. Probabilities are relative to the best answers.
+    """
+    found: list[dict[str, Any]] = []
+    answers_of, odds_of = self.answers(examples, features, outputs)
+    for example, answers, odds in zip(examples, answers_of, odds_of, strict=True):
+      shares = np.exp([answer.score - answers[0].score for answer in answers])
+      total = shares.sum() or 1
       best = [
         {'text': answer.text, 'probability': float(share), 'start': answer.start, 'end': answer.end}
-        for answer, share in zip(answers, shares / (shares.sum() or 1), strict=True)
+        for answer, share in zip(answers, shares / total, strict=True)
       ]
-      given = (
-        best[0]
-        if best and not self._refuses(odds)
-        else {'text': '', 'probability': None, 'start': None, 'end': None}
-      )
-      said = {'id': example.id, 'question': example.question, 'answer': given['text']}
-      said |= {name: given[name] for name in ('probability', 'start', 'end')}
-      found.append(
-        said | ({'null_odds': float(odds)} if self.unanswerable else {}) | {'n_best': best}
-      )
+      given: dict[str, Any] = {'text': '', 'probability': None, 'start': None, 'end': None}
+      if best and not self._refuses(odds):
+        given = best[0]
+      one = {'id': example.id, 'question': example.question, 'answer': given['text']}
+      one |= {name: given[name] for name in ('probability', 'start', 'end')}
+      if self.unanswerable:
+        one['null_odds'] = float(odds)
+      found.append(one | {'n_best': best})
     return found
 
   def submission(
     self, split: str, examples: Sequence[Question], features: Features, outputs: Outputs
   ) -> dict[str, bytes]:
-    """predictions.json, by question. With unanswerable questions '' where the threshold says so, with null_odds.json;
-    best_answers.json has an answer to every question, which the official script (`--na-prob-file null_odds.json`) finds the
-    best thresholds for."""
-    if self.name not in squad_data.VERSIONS:
+    """predictions.json, by question.
+
+    With unanswerable questions it has '' for odds above the threshold. There are also
+    null_odds.json, and best_answers.json with an answer to every question, for which the official
+    script (`--na-prob-file null_odds.json`) finds the best thresholds.
+    """
+    if not self.spec.version:
       return {}
     answers, odds = self.answers(examples, features, outputs)
-    names, best = [example.id for example in examples], list(map(_text, answers))
+    names = [example.id for example in examples]
+    best = [_best_text(candidates) for candidates in answers]
     if not self.unanswerable:
-      return {'predictions.json': _json(names, best)}
+      return {'predictions.json': _json_object(names, best)}
     given = ['' if self._refuses(one) else text for text, one in zip(best, odds, strict=True)]
     return {
-      'predictions.json': _json(names, given),
-      'null_odds.json': _json(names, odds.tolist()),
-      'best_answers.json': _json(names, best),
+      'predictions.json': _json_object(names, given),
+      'null_odds.json': _json_object(names, odds.tolist()),
+      'best_answers.json': _json_object(names, best),
     }
 
-  def _refuses(self, odds):
+  def _refuses(self, odds: float) -> bool:
     return self.unanswerable and odds > self.threshold
 
   def constant(self) -> dict[str, float]:
-    """Of always giving the commonest answer of the training set, which is none where many questions have none."""
+    """Metrics of the most frequent training answer, which is '' where many questions have none."""
     train, dev = self.examples('train'), self.examples('dev')
-    answer = collections.Counter(
-      example.answers[0] if example.answers else '' for example in train
-    ).most_common(1)[0][0]
-    return self._figures(
-      [answer] * len(dev), [example.answers for example in dev], np.full(len(dev), self.threshold)
-    )
+    first = (example.answers[0] if example.answers else '' for example in train)
+    answer = collections.Counter(first).most_common(1)[0][0]
+    odds = np.full(len(dev), self.threshold)
+    return self._metrics([answer] * len(dev), [example.answers or () for example in dev], odds)
 
-  def describe(self) -> dict:
+  def describe(self) -> dict[str, Any]:
+    """What `SquadSpec.restore` reads, for JSON."""
     return {name: getattr(self, name) for name in _DESCRIBED} | {'columns': list(self.columns)}
 
 
-def open_task(name: str, data: Any) -> SquadTask:
-  """squad1, squad2, or span for one's own questions.
-
-  Args:
-    name: squad1, squad2 or span.
-    data: config.data: source, train, dev and test as `squad_data.places` reads them, format, text, pair (context, where it is
-      '') and label for the columns of span, max_question, stride, max_answer, n_best.
-
-  Raises:
-    UserError: there is no data, a number is too small, or, of span, anything that is wrong in it.
-  """
-  own, places = name not in squad_data.VERSIONS, squad_data.places(name, data)
-  if not places or own and 'train' not in places:
-    where = 'tfds:squad/v2.0' if name == 'squad2' else 'tfds:squad'
-    raise UserError(
-      f'the task {name!r} has no {"training " if own else ""}data; name '
-      + ('a file in config.data.train' if own else f'its folder in config.data.source, or {where}')
-    )
-  return _on_places(name, data, places)
+#### Rows ####
 
 
-def define(name: str, data: Any, labels: tuple[str, ...]) -> SquadTask:
-  """As tasks.define_task has it: a span has no labels."""
-  named = any((data.source, data.train, data.dev, data.test))
-  return _on_places(name, data, squad_data.places(name, data) if named else {})
+class _WindowRows:
+  """Collects rows of a question and a window."""
 
+  def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+    self._cls = np.array([tokenizer.cls_id], np.int32)
+    self._sep = np.array([tokenizer.sep_id], np.int32)
+    self._token_ids: list[np.ndarray] = []
+    self._allowed: list[np.ndarray] = []
+    self._owners: list[int] = []
+    self._notes: list[Window] = []
+    self._starts: list[int] = []
+    self._ends: list[int] = []
 
-def _on_places(name, data, places):
-  """The task with the parts that are in these places."""
-  for field in ('max_question', 'stride', 'max_answer', 'n_best'):
-    if getattr(data, field) < 1:
-      raise UserError(f'config.data.{field} is {getattr(data, field)}; it must be at least 1')
-  own, read = name not in squad_data.VERSIONS, {}
-  columns = Columns(data.text, data.pair or 'context', data.label) if own else Columns()
+  def add(
+    self,
+    owner: int,
+    question: np.ndarray,
+    ids: np.ndarray,
+    spans: np.ndarray,
+    answer: tuple[int, int] | None,
+  ) -> None:
+    """Adds a row.
 
-  def load(split):
-    if split not in read:
-      questions = squad_data.read_questions(
-        places[split], data.format, columns, labelled=split != 'test'
-      )
-      if split != 'test':
-        squad_data.check_answers(questions, places[split], each=name == 'squad1')
-      read[split] = questions
-    return read[split]
+    Args:
+      owner: index of the question.
+      question: its token ids.
+      ids: token ids of the window.
+      spans: int32 [tokens, 2], characters of these tokens.
+      answer: first and last token of the answer in the window; None where it has none.
+    """
+    row = np.concatenate([self._cls, question, self._sep, ids, self._sep])
+    offset = len(question) + 2
+    allowed = np.zeros(len(row), np.int32)
+    allowed[0] = allowed[offset:-1] = 1
+    first, last = (offset + answer[0], offset + answer[1]) if answer else (0, 0)
+    self._token_ids.append(row)
+    self._allowed.append(allowed)
+    self._owners.append(owner)
+    self._notes.append(Window(offset, spans))
+    self._starts.append(first)
+    self._ends.append(last)
 
-  splits = tuple(split for split in ('train', 'dev', 'test') if split in places)
-  unanswerable = name == 'squad2'
-  if own:
-    unanswerable = any(
-      not question.answers for split in splits if split != 'test' for question in load(split)
-    )
-  return _task(
-    name,
-    unanswerable,
-    columns,
-    splits,
-    load,
-    **{field: getattr(data, field) for field in ('max_question', 'stride', 'max_answer', 'n_best')},
-  )
-
-
-def restore(description: dict) -> SquadTask:
-  """The task of what `describe` gave, without data."""
-  return _task(
-    **{name: description[name] for name in _DESCRIBED},
-    columns=Columns(*description['columns']),
-    splits=(),
-    load=None,
-  )
-
-
-def _task(name, unanswerable, columns, splits, load, **fields):
-  return SquadTask(
-    name,
-    'best_f1' if unanswerable else 'f1',
-    splits,
-    unanswerable,
-    columns=columns,
-    load=load,
-    **fields,
-  )
+  def features(self) -> Features:
+    """All rows."""
+    starts = np.array(self._starts, np.int32)
+    targets = {
+      'start': starts,
+      'end': np.array(self._ends, np.int32),
+      'impossible': (starts == 0).astype(np.float32),
+      'allowed': self._allowed,
+    }
+    return Features(self._token_ids, targets, np.array(self._owners, np.int32), self._notes)
 
 
 def window_starts(tokens: int, room: int, stride: int) -> range:
-  """First tokens of the windows of at most `room` tokens that a text of `tokens` has.
+  """First tokens of the windows on a text.
 
-  Each begins `stride` after the one before it, or half a window where that is less: any answer of half a window is whole in one.
+  The next window starts `stride` tokens later, or half a window where that is less, so that any
+  answer of half a window is in one window as a whole.
+
+  Args:
+    tokens: of the text.
+    room: tokens of a window at most.
+    stride: tokens from one window to the next at most.
   """
   step = min(stride, (room + 1) // 2)
   return range(0, max(1, math.ceil((tokens - room) / step) * step + 1), step)
 
 
 def answer_tokens(question: Question, spans: np.ndarray) -> tuple[int, int]:
-  """First and last token of the first answer; (-1, -1) where there is no answer, or no token stands for any of it.
+  """First and last token of the first answer.
 
   Args:
-    spans: int32 [tokens, 2], of the context.
+    question: with its answers.
+    spans: int32 [tokens, 2], characters of the tokens of the context.
+
+  Returns:
+    (-1, -1) where there is no answer, or no token stands for any part of it.
   """
   if not question.answers:
     return -1, -1
@@ -383,8 +493,11 @@ def answer_tokens(question: Question, spans: np.ndarray) -> tuple[int, int]:
   return (int(tokens[0]), int(tokens[-1])) if len(tokens) else (-1, -1)
 
 
-def _answer(context, spans, first, last, score):
-  """The answer from one token of a window to another, or None where they stand for nothing but white space."""
+#### Answers ####
+
+
+def _answer(context: str, spans: np.ndarray, first: int, last: int, score: float) -> Answer | None:
+  """The answer from one token of a window to another; None where it is white space."""
   start, end = int(spans[first, 0]), int(spans[last, 1])
   text = context[start:end]
   stripped = text.strip()
@@ -394,32 +507,32 @@ def _answer(context, spans, first, last, score):
   return Answer(stripped, start, start + len(stripped), score)
 
 
-def _anything(context, notes, rows, outputs):
-  """An answer of one token where no beam has a whole one: at the likeliest start, or else the first token there is."""
-  starts = [
-    (float(log_prob), row, int(start) - notes[row].start)
-    for row in rows.tolist()
-    for log_prob, start in zip(
-      outputs['start_log_probs'][row], outputs['start_index'][row], strict=True
-    )
-  ]
-  inside = [
-    (log_prob, row, token)
-    for log_prob, row, token in starts
-    if 0 <= token < len(notes[row].spans) and math.isfinite(log_prob)
-  ]
-  others = [
-    (-math.inf, row, token) for row in rows.tolist() for token in range(len(notes[row].spans))
-  ]
+def _any_answer(
+  context: str, notes: Sequence[Window], rows: np.ndarray, outputs: Outputs
+) -> list[Answer]:
+  """An answer of one token, for beams without a valid answer.
+
+  It is the likeliest start, or else the first token that is not white space.
+  """
+  inside: list[tuple[float, int, int]] = []  # log-probability, row, token
+  others: list[tuple[float, int, int]] = []
+  for row in rows.tolist():
+    tokens = len(notes[row].spans)
+    others += [(-math.inf, row, token) for token in range(tokens)]
+    beam = zip(outputs['start_log_probs'][row], outputs['start_index'][row], strict=True)
+    for log_prob, start in beam:
+      token = int(start) - notes[row].start
+      if 0 <= token < tokens and math.isfinite(log_prob):
+        inside.append((float(log_prob), row, token))
   for log_prob, row, token in sorted(inside, reverse=True) + others:
     if answer := _answer(context, notes[row].spans, token, token, max(log_prob, -1e9)):
       return [answer]
   return []
 
 
-def _text(answers):
+def _best_text(answers: Sequence[Answer]) -> str:
   return answers[0].text if answers else ''
 
 
-def _json(names, values):
+def _json_object(names: Iterable[str], values: Iterable[Any]) -> bytes:
   return (json.dumps(dict(zip(names, values, strict=True)), ensure_ascii=False) + '\n').encode()

@@ -1,21 +1,23 @@
-"""Questions on contexts: SQuAD's JSON, prepared TFDS datasets, and tables of one's own; every answer found in its context."""
+"""Questions on contexts: SQuAD's JSON, prepared TFDS datasets, and tables.
+
+Every answer is located in its context.
+"""
 
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from electra_jax import file_access
+from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.corpus import readers
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import prepared, tables
 
-# Of the folder that SQuAD is kept in.
-VERSIONS = {'squad1': 'v1.1', 'squad2': 'v2.0'}
-_TFDS = {'train': 'train', 'dev': 'validation', 'test': 'test'}
+_TFDS_SPLITS = {'train': 'train', 'dev': 'validation', 'test': 'test'}
 
 
-class Columns(NamedTuple):
+class QuestionColumns(NamedTuple):
   """Names of a table's columns."""
 
   question: str = 'question'
@@ -27,10 +29,12 @@ class Question(NamedTuple):
   """A question on a text.
 
   Attributes:
-    id: of the data, or its number.
-    answers: any of them is right; () where the context has no answer, None where nobody says.
-    starts: of each answer, its first character in the context.
-    mended: how many of the starts were told otherwise.
+    id: in the data, or its number.
+    question: its text.
+    context: the text that has the answer.
+    answers: the correct answers; () where the context has none, None where they are not known.
+    starts: the first character of each answer in the context.
+    moved: number of answers that start elsewhere than the data states.
   """
 
   id: str
@@ -38,227 +42,276 @@ class Question(NamedTuple):
   context: str
   answers: tuple[str, ...] | None
   starts: tuple[int, ...]
-  mended: int
+  moved: int
 
 
-def places(name: str, data: Any) -> dict[str, str]:
-  """Where the parts of a task are: a file or `tfds:NAME;split=SPLIT` for each of train, dev and test that there is.
+def question_files(name: str, version: str, data: TaskDataConfig) -> dict[str, str]:
+  """Where the splits of a task are: a file or `tfds:NAME;split=SPLIT` for each that exists.
 
   Args:
-    name: squad1, squad2 or span.
-    data: config.data: source, a folder with files named as `train-v1.1.json` or `train.json`, or `tfds:squad`; and train, dev
-      and test, which go first.
+    name: of the task.
+    version: of SQuAD, as file names have it: 'v1.1' or 'v2.0'; '' for user tables.
+    data: config.data: source, a folder with files named `train-v1.1.json` or `train.json`, or
+      `tfds:squad`; and train, dev and test, which have precedence.
 
   Raises:
-    UserError: the source has none of the files, or several for one part.
+    UserError: the source has none of the files, or several for one split.
   """
-  named = {
-    split: getattr(data, split) for split in ('train', 'dev', 'test') if getattr(data, split, '')
-  }
-  source = getattr(data, 'source', '')
-  if not source:
-    found = {}
-  elif name not in VERSIONS:
+  named = {split: path for split in _TFDS_SPLITS if (path := getattr(data, split))}
+  if not data.source:
+    return named
+  if not version:
     raise UserError(
-      f'the task {name!r} reads files of yours: name them in config.data.train and config.data.dev, and leave '
-      'config.data.source empty'
+      f'config.data.source is {data.source!r}, and the task {name!r} reads files; set '
+      'config.data.train and config.data.dev, and leave config.data.source empty'
     )
-  elif source.startswith(prepared.PREFIX):
-    location, semicolon, options = source.partition(';')
-    there = prepared.splits(source)
+  if data.source.startswith(prepared.PREFIX):
+    location, semicolon, options = data.source.partition(';')
+    there = prepared.prepared_splits(data.source)
     found = {
       split: f'{location};split={theirs}{semicolon}{options}'
-      for split, theirs in _TFDS.items()
+      for split, theirs in _TFDS_SPLITS.items()
       if theirs in there
     }
-  else:
-    found = {split: file for split in _TFDS if (file := _in_folder(source, split, VERSIONS[name]))}
-    if not found:
-      raise UserError(
-        f'{source!r} holds no train-{VERSIONS[name]}.json or dev-{VERSIONS[name]}.json; name the folder that does, '
-        'or files in config.data.train and config.data.dev'
-      )
+    return found | named
+  found = {
+    split: path for split in _TFDS_SPLITS if (path := _in_folder(data.source, split, version))
+  }
+  if not found:
+    raise UserError(
+      f'{data.source!r} has no train-{version}.json or dev-{version}.json; set config.data.source '
+      'to the folder of these files, or config.data.train and config.data.dev to files'
+    )
   return found | named
 
 
+def _in_folder(folder: str, split: str, version: str) -> str | None:
+  """The file of a split; None where there is none."""
+  for name in (f'{split}-{version}.json', f'{split}.json'):
+    for suffix in ('', *file_access.COMPRESSIONS):
+      path = file_access.join(folder, name + suffix)
+      if file_access.exists(path):
+        return path
+  found = file_access.glob(file_access.join(folder, f'{split}-{version}*.json*'))
+  if len(found) > 1:
+    raise UserError(
+      f'{folder!r} has {readers.named(found)}; set config.data.{split} to one of them'
+    )
+  return found[0] if found else None
+
+
+#### Reading ####
+
+
 def read_questions(
-  place: str, table_format: str, columns: Columns, labelled: bool
+  place: str, table_format: str, columns: QuestionColumns, labeled: bool
 ) -> list[Question]:
   """The questions of a file or a prepared dataset, in order.
 
   Args:
     place: a file ('-': standard input) or `tfds:NAME;split=SPLIT`.
     table_format: auto, tsv, csv, jsonl or json.
-    columns: of a table. Its answers are a text, in JSON also a list of texts, or both lists of SQuAD, `text` and `answer_start`.
-      A column `answer_start` says where they begin, else it is where they first occur. A column `id` names the questions.
-    labelled: questions without answers are ones that have none; else, where a table has no such column, nobody says.
+    columns: of a table. Its answers are a text, in JSON also a list of texts, or the two lists of
+      SQuAD, `text` and `answer_start`. A column `answer_start` has the answers' first characters;
+      otherwise the first occurrence is used. A column `id` names the questions.
+    labeled: whether questions without answers have none; else, where a table has no column of
+      answers, they are not known.
 
   Raises:
-    UserError: the file cannot be read or is no such table, an answer is not in its context, or two questions have the same id.
+    UserError: the file cannot be read or is not such a table, an answer is not in its context, or
+      two questions have the same id.
   """
   if place.startswith(prepared.PREFIX):
-    return _checked(_of_rows(prepared.read(place), place, columns, labelled), place)
-  text = tables.read_text(place)
-  found_format = tables.format_of(place) if table_format == 'auto' else table_format
-  document = _document(text, place, found_format)
+    rows = prepared.read_prepared(place)
+    return _checked(_of_rows(rows, place, columns, labeled), place)
+  text = tables.read_file_text(place)
+  found_format = tables.format_from_name(place) if table_format == 'auto' else table_format
+  document = _squad_document(text, place, found_format)
   if document is not None:
     return _checked(_of_document(document, place), place)
   if found_format not in tables.FORMATS:
-    first = text.split('\n', 1)[0].removesuffix('\r').split('\t')
+    first = tables.first_fields(text)
     if text.lstrip().startswith('{'):
       found_format = 'jsonl'
     elif {columns.question, columns.context} <= set(first):
       found_format = 'tsv'
     elif len(first) == 2 and found_format in ('', 'txt'):
       rows = tables.parse_table(text, place, 'tsv', columns=columns[:2], header=False)
-      return _checked(_of_rows(rows, place, columns, False), place)
+      return _checked(_of_rows(rows, place, columns, labeled=False), place)
     else:
       raise UserError(
-        f'{tables.shown(place)} is neither a table with the columns {columns.question!r} and {columns.context!r}, '
-        'nor JSON, nor lines with a question, a tab and a context; give one of them'
+        f'{tables.shown(place)} has no known format; expected a table with the columns '
+        f'{columns.question!r} and {columns.context!r}, JSON, or lines of a question and a context '
+        'separated by a tab'
       )
   rows = tables.parse_table(text, place, found_format)
-  if found_format in ('tsv', 'csv'):  # the header is what lacks a column; of JSON each row may
+  if found_format in ('tsv', 'csv'):  # rows of JSON are checked one by one
     fields = ('data.text', 'data.pair', 'data.label')
-    for column, field in list(zip(columns, fields, strict=True))[: 3 if labelled else 2]:
-      tables.need([column], list(rows[0].values), place, field=field)
-  return _checked(_of_rows(rows, place, columns, labelled), place)
+    for column, field in list(zip(columns, fields, strict=True))[: 3 if labeled else 2]:
+      tables.require_columns([column], list(rows[0].values), place, field=field)
+  return _checked(_of_rows(rows, place, columns, labeled), place)
 
 
-def _in_folder(folder, split, version):
-  """The file of a part, or None."""
-  for name in (f'{split}-{version}.json', f'{split}.json'):
-    for suffix in ('', *file_access.COMPRESSIONS):
-      if file_access.exists(path := file_access.join(folder, name + suffix)):
-        return path
-  found = file_access.glob(file_access.join(folder, f'{split}-{version}*.json*'))
-  if len(found) > 1:
-    raise UserError(
-      f'{folder!r} holds {readers.named(found)}; name one of them in config.data.{split}'
-    )
-  return found[0] if found else None
-
-
-def _document(text, place, found_format):
-  """SQuAD's JSON, where a text is that; None for tables."""
+def _squad_document(text: str, place: str, found_format: str) -> list[Any] | None:
+  """The articles of a text that is SQuAD's JSON; None for tables."""
   if found_format not in ('json', '', 'txt') or not text.lstrip().startswith('{'):
     return None
   try:
     document = json.loads(text)
   except ValueError as error:
-    if found_format != 'json':  # JSON lines, may be
+    if found_format != 'json':  # it may be JSON lines
       return None
     line = getattr(error, 'lineno', 1)
     raise UserError(
-      f'{tables.place(place, line)} is not JSON ({file_access.reason(error)}); mend it'
+      f'{tables.place(place, line)} is not valid JSON ({file_access.reason(error)}); fix it'
     ) from None
-  if isinstance(document.get('data'), list):
-    return document['data']
+  articles = document.get('data')
+  if isinstance(articles, list):
+    return articles
   if found_format == 'json':
     raise UserError(
-      f'{tables.shown(place)} is not as SQuAD has it: it has no list "data"; set data.format=jsonl where each line is '
-      'an object'
+      f'{tables.shown(place)} is not SQuAD\'s JSON, as it has no list "data"; set '
+      'data.format=jsonl if each line is an object'
     )
   return None
 
 
-def _of_document(articles, place):
+def _of_document(articles: Sequence[Any], place: str) -> Iterator[Question]:
   for i, article in enumerate(articles, 1):
-    where, j, k = f'article {i} of {tables.shown(place)}', 0, 0
+    where = f'article {i} of {tables.shown(place)}'
+    j, k = 0, 0  # paragraph and question, for the message of an error
     try:
       for j, paragraph in enumerate(article['paragraphs'], 1):  # noqa: B007 - read in `except`
-        k, context = 0, _text(paragraph['context'])
-        for k, question in enumerate(paragraph['qas'], 1):  # noqa: B007 - read in `except`
-          answers = question.get('answers')
-          if question.get('is_impossible'):
-            answers = []
-          name = str(question['id'])
-          which = f'the question {name!r} of {tables.shown(place)}'
-          yield _question(name, _text(question['question']), context, answers, None, which)
+        k, context = 0, _checked_text(paragraph['context'])
+        for k, entry in enumerate(paragraph['qas'], 1):  # noqa: B007 - read in `except`
+          yield _of_entry(entry, context, place)
     except (KeyError, TypeError, AttributeError) as error:
-      within = ''.join(
-        f'{name} {number} of ' for name, number in (('question', k), ('paragraph', j)) if number
-      )
-      lacks = (
-        f'no {error.args[0]!r} there'
-        if isinstance(error, KeyError)
-        else 'a value is of another kind'
-      )
-      raise UserError(f'{within}{where} is not as SQuAD has it: {lacks}; mend it') from None
+      counted = (('question', k), ('paragraph', j))
+      within = ''.join(f'{name} {number} of ' for name, number in counted if number)
+      why = 'a value has another type'
+      if isinstance(error, KeyError):
+        why = f'it lacks {error.args[0]!r}'
+      raise UserError(f"{within}{where} does not follow SQuAD's format: {why}; fix it") from None
 
 
-def _text(value):
+def _of_entry(entry: Mapping[str, Any], context: str, place: str) -> Question:
+  """A question of SQuAD's JSON."""
+  answers = [] if entry.get('is_impossible') else entry.get('answers')
+  name = str(entry['id'])
+  which = f'the question {name!r} of {tables.shown(place)}'
+  return _located(name, _checked_text(entry['question']), context, _Given(answers, None, which))
+
+
+def _checked_text(value: tables.JsonValue) -> str:
   if not isinstance(value, str):
     raise TypeError
   return value
 
 
-def _of_rows(rows: Iterable[tables.Row], place, columns, labelled):
+def _of_rows(
+  rows: Iterable[tables.Row], place: str, columns: QuestionColumns, labeled: bool
+) -> Iterator[Question]:
   for number, row in enumerate(rows, 1):
     values = row.values
-    tables.need(columns[:2], list(values), place, row.line)
-    answers = values.get(columns.answers, [] if labelled else None)
+    tables.require_columns(columns[:2], list(values), place, row.line)
+    answers = values.get(columns.answers, [] if labeled else None)
     if answers is None and columns.answers in values or answers == '':
       answers = []
     starts = values.get('answer_start')
     name = values.get('id')
-    yield _question(
+    quoted = f'{name!r} ' if name else ''
+    which = f'the question {quoted}of {tables.place(place, row.line)}'
+    yield _located(
       str(number if name in (None, '') else name),
       tables.text_value(place, row, columns.question),
       tables.text_value(place, row, columns.context),
-      answers,
-      None if starts == '' else starts,
-      'the question ' + (f'{name!r} ' if name else '') + f'of {tables.place(place, row.line)}',
+      _Given(answers, None if starts == '' else starts, which),
     )
 
 
-def _question(name, question, context, answers, starts, which):
-  """A question whose answers, in any of the ways to write them, are found in its context; `which` it is, for a complaint."""
+#### Answers in their contexts ####
+
+
+class _Given(NamedTuple):
+  """Answers as a file has them.
+
+  Attributes:
+    answers: None where they are not known.
+    starts: of the answers, in one of several forms.
+    which: the question, for messages.
+  """
+
+  answers: Any
+  starts: Any
+  which: str
+
+
+def _located(name: str, question: str, context: str, given: _Given) -> Question:
+  """A question with its answers located in its context."""
+  answers, starts, which = given
   if answers is None:
     return Question(name, question, context, None, (), 0)
-  if isinstance(answers, dict):  # SQuAD by columns, as TFDS has it
+  if isinstance(answers, dict):  # SQuAD by columns, as in TFDS
     answers, starts = answers.get('text', []), answers.get('answer_start', starts)
   if not isinstance(answers, list):
     answers = [answers]
   if not isinstance(starts, list):
     starts = [starts] * len(answers)
   if len(starts) != len(answers):
-    raise UserError(
-      f'{which} has {len(answers)} answers and {len(starts)} places where they start; mend it'
-    )
-  texts, found, mended = [], [], 0
+    raise UserError(f'{which} has {len(answers)} answers and {len(starts)} of their starts; fix it')
+  texts: list[str] = []
+  found: list[int] = []
+  moved = 0
   for answer, start in zip(answers, starts, strict=True):
-    if isinstance(answer, dict):
-      answer, start = answer.get('text'), answer.get('answer_start', start)
-    if isinstance(answer, int | float):
-      answer = json.dumps(answer)
-    if not isinstance(answer, str):
-      raise UserError(f'{which} has an answer that is no text; mend it')
-    if not answer.strip():
+    text, stated = _answer_and_start(answer, start, which)
+    if not text.strip():
       continue
-    try:
-      told = None if start is None else int(start)
-    except (ValueError, TypeError):
-      raise UserError(
-        f'{which} has an answer that starts at {start!r}, which is no number; mend it'
-      ) from None
-    where = find(context, answer, told)
+    where = answer_position(context, text, stated)
     if where is None:
-      answer = answer.strip()
-      where = find(context, answer, told)
+      text = text.strip()
+      where = answer_position(context, text, stated)
     if where is None:
       raise UserError(
-        f'{which} has the answer {textwrap.shorten(answer, 80, placeholder="...")!r}, which is not in its context; '
-        'mend it, letter by letter as the context has it'
+        f'{which} has the answer {textwrap.shorten(text, 80, placeholder="...")!r}, which is not '
+        'in its context; expected the exact text of the context'
       )
-    texts.append(answer)
+    texts.append(text)
     found.append(where)
-    mended += told is not None and told != where
-  return Question(name, question, context, tuple(texts), tuple(found), mended)
+    moved += stated is not None and stated != where
+  return Question(name, question, context, tuple(texts), tuple(found), moved)
 
 
-def find(context: str, answer: str, start: int | None) -> int | None:
-  """Where an answer is in its context: at `start`, or as near to it as it occurs, or at first; None where it is not."""
+def _answer_and_start(
+  answer: tables.JsonValue, start: tables.JsonValue, which: str
+) -> tuple[str, int | None]:
+  """The text of an answer and its start as stated; None for none."""
+  if isinstance(answer, dict):
+    answer, start = answer.get('text'), answer.get('answer_start', start)
+  if isinstance(answer, int | float):
+    answer = json.dumps(answer)
+  if not isinstance(answer, str):
+    raise UserError(f'{which} has an answer that is not text; fix it')
+  if not answer.strip():
+    return answer, None
+  try:
+    return answer, None if start is None else int(start)
+  except (ValueError, TypeError):
+    raise UserError(
+      f'{which} has an answer that starts at {start!r}; expected a character number'
+    ) from None
+
+
+def answer_position(context: str, answer: str, start: int | None) -> int | None:
+  """Where an answer is in its context.
+
+  Args:
+    context: the text.
+    answer: a part of it.
+    start: where the data states that it starts; None for no statement.
+
+  Returns:
+    `start`, or the occurrence closest to it, or the first occurrence; None for no occurrence.
+  """
   if start is None or start < 0 or not answer:
     where = context.find(answer)
     return where if where >= 0 else None
@@ -269,28 +322,40 @@ def find(context: str, answer: str, start: int | None) -> int | None:
   return min(near, key=lambda where: abs(where - start)) if near else None
 
 
+#### Checks ####
+
+
 def _checked(questions: Iterable[Question], place: str) -> list[Question]:
-  found, seen = list(questions), set()
+  found = list(questions)
+  seen: set[str] = set()
   for question in found:
     if question.id in seen:
       raise UserError(
-        f'{tables.shown(place)} has two questions with the id {question.id!r}; give each its own'
+        f'{tables.shown(place)} has two questions with the id {question.id!r}; make the ids unique'
       )
     seen.add(question.id)
   if not found:
-    raise UserError(f'{tables.shown(place)} holds no questions; give one that does')
+    raise UserError(f'{tables.shown(place)} has no questions; expected at least one')
   return found
 
 
 def check_answers(questions: Sequence[Question], place: str, each: bool) -> None:
-  """Raises UserError for a question of which nobody says the answer, or, where `each` must have one, without it; and if none has."""
+  """Checks the answers of labeled questions.
+
+  Args:
+    questions: of a split.
+    place: which they were read from, for messages.
+    each: whether each question must have an answer.
+
+  Raises:
+    UserError: the answers of a question are not known, it has none though `each` requires one, or
+      no question has an answer.
+  """
   for question in questions:
     which = f'the question {question.id!r} of {tables.shown(place)}'
     if question.answers is None:
-      raise UserError(
-        f'{which} says nothing of answers; give "answers", empty where there are none'
-      )
+      raise UserError(f'{which} has no "answers"; expected a list, empty for no answer')
     if each and not question.answers:
-      raise UserError(f'{which} has no answer, and squad1 has none such; use the task squad2')
+      raise UserError(f'{which} has no answer, which squad1 requires; use --config.task=squad2')
   if not any(question.answers for question in questions):
-    raise UserError(f'no question of {tables.shown(place)} has an answer; give some that do')
+    raise UserError(f'no question of {tables.shown(place)} has an answer; expected some')

@@ -1,6 +1,6 @@
-"""Exact match and F1 of answers, as the official scripts of SQuAD 1.1 and 2.0 define them (Rajpurkar et al. 2016, 2018).
+"""Exact match and F1 of answers, as the official scripts of SQuAD 1.1 and 2.0 define them.
 
-Figures are fractions here, percentages there.
+Sources: Rajpurkar et al. 2016 and 2018. Values are fractions here, percentages in the scripts.
 """
 
 import collections
@@ -9,22 +9,29 @@ import string
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
-_NO_PUNCTUATION = str.maketrans(
-  '', '', string.punctuation
-)  # of ASCII alone, so that curly quotes and dashes stay
+_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)  # ASCII only: curly quotes are kept
 
 
 def normalize(text: str) -> str:
-  """A text as answers are compared: lower case, without punctuation, then without articles, single blanks between words."""
+  """A text as answers are compared.
+
+  Lower case, without punctuation, then without articles, words separated by single spaces.
+  """
   return ' '.join(_ARTICLES.sub(' ', text.lower().translate(_NO_PUNCTUATION)).split())
 
 
-def f1(prediction: str, answer: str, version: int) -> float:
-  """The harmonic mean of precision and recall over words, each counted as often as both have it.
+def word_overlap_f1(prediction: str, answer: str, version: int) -> float:
+  """Harmonic mean of precision and recall over words, counted with their multiplicity.
 
-  Where either has no words after normalization, 2.0 gives 1 if both have none; 1.1 gives 0 even then.
+  Where a text has no words after normalization, 2.0 gives 1 if both have none; 1.1 gives 0.
+
+  Args:
+    prediction: an answer.
+    answer: a correct answer.
+    version: 1 or 2.
   """
   predicted, wanted = normalize(prediction).split(), normalize(answer).split()
   if version == 2 and not (predicted and wanted):
@@ -39,34 +46,36 @@ def f1(prediction: str, answer: str, version: int) -> float:
 def scores(
   predictions: Sequence[str], answers: Sequence[Sequence[str]], version: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Exact match and F1 of each question, float64 [questions], with the best of its answers.
+  """Exact match and F1 of each question with the best of its answers, float64 [questions].
 
   Args:
-    predictions: an answer a question; '' for none.
-    answers: what is right, of each question. In 2.0 those that normalization leaves nothing of do not count, and a question
-      without any is one whose right answer is ''. In 1.1 each question has one at least.
+    predictions: one answer per question; '' for none.
+    answers: the correct answers of each question. In 2.0 those that are empty after normalization
+      are ignored, and the correct answer of a question without answers is ''. In 1.1 each question
+      has at least one.
     version: 1 or 2.
   """
   exact, overlap = np.zeros(len(predictions)), np.zeros(len(predictions))
-  for i, (prediction, right) in enumerate(zip(predictions, answers, strict=True)):
+  for i, (prediction, correct) in enumerate(zip(predictions, answers, strict=True)):
     if version == 2:
-      right = [answer for answer in right if normalize(answer)] or ['']
-    exact[i] = max(normalize(prediction) == normalize(answer) for answer in right)
-    overlap[i] = max(f1(prediction, answer, version) for answer in right)
+      correct = [answer for answer in correct if normalize(answer)] or ['']
+    exact[i] = max(normalize(prediction) == normalize(answer) for answer in correct)
+    overlap[i] = max(word_overlap_f1(prediction, answer, version) for answer in correct)
   return exact, overlap
 
 
 def best_threshold(
   scores: np.ndarray, predictions: Sequence[str], answerable: np.ndarray, null_odds: np.ndarray
 ) -> tuple[float, float]:
-  """The best mean score that some threshold on `null_odds` gives, and that threshold: a question with higher odds gets no answer.
+  """The best mean score of all thresholds on `null_odds`, and the threshold.
 
-  Every place in the order of the odds is tried, also between equal ones, where no threshold can be: the best of those is what
-  the official script reports. The first best one counts; 0 where answering nothing is best.
+  Questions with odds above the threshold get no answer. As in the official script, every position
+  in the order of the odds is tried, even between equal odds, which no threshold separates. The
+  first best one is returned; 0 where it is best to answer nothing.
 
   Args:
-    scores: of the predictions as they are, float64 [questions].
-    predictions: of each question; '' costs nothing where there is no answer.
+    scores: of the predictions, float64 [questions].
+    predictions: one per question; '' costs nothing where there is no answer.
     answerable: bool [questions].
     null_odds: float [questions], larger for no answer.
   """
@@ -79,7 +88,7 @@ def best_threshold(
 
 
 def version_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-  """`exact` and `f1` as of SQuAD 1.1."""
+  """`exact` and `f1` of SQuAD 1.1; arguments as in `scores`."""
   exact, overlap = scores(predictions, answers, version=1)
   return {'exact': float(exact.mean()), 'f1': float(overlap.mean())}
 
@@ -87,36 +96,38 @@ def version_1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> d
 def version_2(
   predictions: Sequence[str],
   answers: Sequence[Sequence[str]],
-  null_odds: Sequence[float],
+  null_odds: ArrayLike,
   threshold: float,
 ) -> dict[str, float]:
-  """Figures of SQuAD 2.0.
+  """Metrics of SQuAD 2.0.
 
   Args:
     predictions: the best answer of each question, whatever its odds.
-    answers: what is right; empty where the question has no answer.
+    answers: the correct answers; empty where the question has none.
     null_odds: float [questions], larger for no answer.
-    threshold: questions with higher odds get no answer in all figures but those of the best thresholds.
+    threshold: questions with higher odds get no answer, except in the metrics of the best
+      thresholds.
 
   Returns:
-    `exact`, `f1`; the same for questions with (`HasAns_`) and without an answer (`NoAns_`), where there are any; and
-    `best_exact`, `best_exact_thresh`, `best_f1`, `best_f1_thresh`, of the thresholds that are best on these very questions.
+    `exact` and `f1`; the same for questions with (`HasAns_`) and without an answer (`NoAns_`),
+    where there are any; and `best_exact`, `best_exact_thresh`, `best_f1`, `best_f1_thresh`, of the
+    thresholds that are best on these questions.
   """
-  answerable, null_odds = np.array([bool(right) for right in answers]), np.asarray(null_odds, float)
+  answerable, odds = np.array([bool(correct) for correct in answers]), np.asarray(null_odds, float)
   raw = dict(zip(('exact', 'f1'), scores(predictions, answers, version=2), strict=True))
-  figures = {}
-  for prefix, chosen in (
+  groups = (
     ('', np.ones(len(answers), bool)),
     ('HasAns_', answerable),
     ('NoAns_', ~answerable),
-  ):
+  )
+  metrics: dict[str, float] = {}
+  for prefix, chosen in groups:
     for name, values in raw.items():
       if chosen.any():
-        figures[prefix + name] = float(
-          np.where(null_odds > threshold, ~answerable, values)[chosen].mean()
-        )
+        given = np.where(odds > threshold, ~answerable, values)
+        metrics[prefix + name] = float(given[chosen].mean())
   for name, values in raw.items():
-    figures[f'best_{name}'], figures[f'best_{name}_thresh'] = best_threshold(
-      values, predictions, answerable, null_odds
-    )
-  return figures
+    best, at = best_threshold(values, predictions, answerable, odds)
+    metrics[f'best_{name}'] = best
+    metrics[f'best_{name}_thresh'] = at
+  return metrics

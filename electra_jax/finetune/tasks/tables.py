@@ -1,4 +1,4 @@
-"""Tables of examples: TSV, CSV, JSON lines and JSON, plain or compressed, local or at an address, or from standard input."""
+"""Tables of examples: TSV, CSV, JSON lines and JSON, compressed or not, local or remote."""
 
 import csv
 import difflib
@@ -6,8 +6,8 @@ import io
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from electra_jax import file_access
 from electra_jax.data.corpus import readers, tfds
@@ -28,10 +28,18 @@ _SUFFIXES = {
   '.txt': 'txt',
 }
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+_BLANK = ' \t\r\n'
+
+JsonValue: TypeAlias = Any  # what json.loads returns
 
 
 class Row(NamedTuple):
-  """One row: the line of the file that it begins on, counted from 1, and its values by column, text but in JSON."""
+  """One row of a table.
+
+  Attributes:
+    line: the line of the file that it starts on, counted from 1.
+    values: by column; text, except in JSON.
+  """
 
   line: int
   values: dict[str, Any]
@@ -44,23 +52,27 @@ def read_table(
   header: bool = True,
   broken: list[int] | None = None,
 ) -> list[Row]:
-  """The rows of a table, all of them, with all of their columns.
+  """All rows of a table, with all of their columns.
 
   Args:
-    path: a file, plain or compressed, an address, or '-' for standard input.
-    format: tsv: fields between tabs, no quotes, a row a line. csv: fields quoted as in RFC 4180, between commas, or the
-      semicolons or tabs that the header has more of. jsonl: an object a line. json: a list of objects. auto: as the file's name
-      says; of standard input jsonl where it begins with '{', else tsv.
-    columns: with a header, and in JSON, those that each row must have. Without a header: the names of all columns, in order.
+    path: a file, compressed or not, an address, or '-' for standard input.
+    format: tsv: fields separated by tabs, no quotes, one row per line. csv: fields quoted as in
+      RFC 4180, separated by commas, or by semicolons or tabs where the header has more of them.
+      jsonl: one object per line. json: a list of objects. auto: by the file's name; for standard
+      input jsonl where it starts with '{', else tsv.
+    columns: with a header, and in JSON, those that each row must have. Without a header: the names
+      of all columns, in order.
     header: whether the first row of TSV and CSV names the columns.
-    broken: takes the lines with more or fewer fields than there are columns, which are left out; None: the first one is an error.
+    broken: receives the numbers of lines that have more or fewer fields than there are columns;
+      they are skipped. None: such a line is an error.
 
   Raises:
-    UserError: the file cannot be read, is not UTF-8, has no rows, lacks a column, names one twice, or a row is broken.
+    UserError: the file cannot be read, is not UTF-8, has no rows, lacks a column, has two columns
+      of the same name, or has a malformed row.
   """
-  text = read_text(path)
+  text = read_file_text(path)
   if format == 'auto':
-    format = format_of(path)
+    format = format_from_name(path)
     if path == STANDARD_INPUT:
       format = 'jsonl' if text.lstrip().startswith('{') else 'tsv'
   return parse_table(text, path, format, columns, header, broken)
@@ -73,46 +85,66 @@ def parse_table(
   columns: Sequence[str] | None = None,
   header: bool = True,
   broken: list[int] | None = None,
-  keep: Sequence[str] | None = None,
+  keep: Collection[str] | None = None,
 ) -> list[Row]:
-  """The rows of a table whose text is at hand already; `path` is for complaints. Otherwise as `read_table`, without auto.
+  """The rows of a table that was read already.
 
   Args:
-    keep: TSV and CSV: the only columns that rows are to have, where they are there; None for all.
+    text: of the file.
+    path: of the file, for messages.
+    format: as in `read_table`, without auto.
+    columns: as in `read_table`.
+    header: as in `read_table`.
+    broken: as in `read_table`.
+    keep: TSV and CSV: the columns that rows have, where the table has them; None for all.
+
+  Raises:
+    UserError: as in `read_table`.
   """
   if format not in FORMATS:
     raise UserError(
-      f'what kind of table {shown(path)} is does not follow from its name; set data.format to one of '
+      f'the format of {shown(path)} cannot be inferred from its name; set data.format to one of '
       f'{", ".join(FORMATS)}'
     )
   if format in ('jsonl', 'json'):
     rows = (_json_lines if format == 'jsonl' else _json_list)(text, path)
     for row in rows:
-      need(columns or (), row.values, path, row.line)
+      require_columns(columns or (), row.values, path, row.line)
   else:
-    rows = _separated(text, path, format, columns, header, broken, keep)
+    records = _tsv_records(text) if format == 'tsv' else _csv_records(text, path, header)
+    names = _header(records, path, columns) if header else list(columns or ())
+    rows = _separated(records, names, path, header, broken, keep)
   if not rows and broken:
     raise UserError(
-      f'{place(path, broken[0])}, and all others, have more or fewer fields than there should be; mend them'
+      f'{place(path, broken[0])} and all other lines have more or fewer fields than expected; fix '
+      'them'
     )
   if not rows:
-    raise UserError(
-      f'{shown(path)} holds no rows; give a file with at least one'
-      + (' below its header' if header else '')
-    )
+    below = ' below its header' if header else ''
+    raise UserError(f'{shown(path)} has no rows; expected at least one{below}')
   return rows
 
 
-def format_of(path: str) -> str:
-  """What a file's name says it is, before the suffix of its compression: tsv, csv, jsonl, json, conll, conllu, txt, or ''."""
+def format_from_name(path: str) -> str:
+  """The format that a file's name implies: tsv, csv, jsonl, json, conll, conllu, txt, or ''.
+
+  A suffix of a compression format is ignored.
+  """
   name = pathlib.PurePosixPath(path)
   if name.suffix.lower() in file_access.COMPRESSIONS:
     name = name.with_suffix('')
   return _SUFFIXES.get(name.suffix.lower(), '')
 
 
-def read_text(path: str) -> str:
-  """All of a file, decompressed, without a byte order mark; '-': standard input. Raises UserError where it is no UTF-8 text."""
+def read_file_text(path: str) -> str:
+  """The whole text of a file, decompressed, without a byte order mark.
+
+  Args:
+    path: '-' for standard input.
+
+  Raises:
+    UserError: it cannot be read or is not UTF-8 text.
+  """
   if path == STANDARD_INPUT:
     content = sys.stdin.buffer.read()
   else:
@@ -123,107 +155,121 @@ def read_text(path: str) -> str:
       raise UserError(f'{shown(path)} cannot be read: {file_access.reason(error)}') from None
   content = content.removeprefix(_BYTE_ORDER_MARK)
   try:
-    text = content.decode()
+    text: str = content.decode()
   except UnicodeDecodeError as error:
     line = content.count(b'\n', 0, error.start) + 1
     raise UserError(
-      f'{place(path, line)} is not UTF-8 (byte 0x{content[error.start]:02x}); convert it, with iconv say'
+      f'{place(path, line)} is not UTF-8 (byte 0x{content[error.start]:02x}); convert the file, '
+      'for example with iconv'
     ) from None
   if '\0' in text:
     line = text.count('\n', 0, text.index('\0')) + 1
     raise UserError(
-      f'{place(path, line)} holds a zero byte, so it is no text, or not UTF-8; convert it, with iconv say'
+      f'{place(path, line)} contains a zero byte, so the file is not text in UTF-8; convert it, '
+      'for example with iconv'
     )
   return text
 
 
 def read_lines(path: str) -> list[str]:
-  """Lines of a text file without their ends, as of `read_text`. Only \\n parts lines, so index + 1 is what editors count."""
-  lines = [line.removesuffix('\r') for line in read_text(path).split('\n')]
+  r"""Lines of a text file without their ends, read as in `read_file_text`.
+
+  Only \n separates lines, so that index + 1 is the line number of editors.
+  """
+  lines = [line.removesuffix('\r') for line in read_file_text(path).split('\n')]
   return lines if lines[-1] else lines[:-1]
 
 
 def shown(path: str) -> str:
-  """A file's name for a sentence."""
-  return (
-    'standard input'
-    if path == STANDARD_INPUT
-    else f'the file {path!r}'
-    if not path.startswith(tfds.PREFIX)
-    else repr(path)
-  )
+  """A file as messages name it."""
+  if path == STANDARD_INPUT:
+    return 'standard input'
+  return repr(path) if path.startswith(tfds.PREFIX) else f'the file {path!r}'
 
 
 def place(path: str, line: int) -> str:
-  """A line of a file for a sentence; of TFDS an example, counted from 1."""
-  return (
-    f'example {line} of {path!r}'
-    if path.startswith(tfds.PREFIX)
-    else f'line {line} of {shown(path)}'
-  )
+  """A line of a file, or an example of a TFDS dataset, as messages name it; counted from 1."""
+  if path.startswith(tfds.PREFIX):
+    return f'example {line} of {path!r}'
+  return f'line {line} of {shown(path)}'
 
 
-def need(
+def require_columns(
   columns: Sequence[str],
-  present: Sequence[str],
+  present: Collection[str],
   path: str,
   line: int | None = None,
   field: str = '',
 ) -> None:
-  """Raises UserError, naming what there is, for the first of `columns` that is not present in the table, or in a line of it.
+  """Checks that a table, or one row of it, has certain columns.
 
   Args:
-    field: the config's field that names the column, as `data.text`, to be named in the sentence.
+    columns: that it must have.
+    present: that it has.
+    path: of the file, for the message.
+    line: of the row; None for the table.
+    field: the config field that names the column, such as `data.text`, for the message.
+
+  Raises:
+    UserError: a column is missing.
   """
   for column in columns:
     if column in present:
       continue
-    near = difflib.get_close_matches(
-      column, [name for name in present if isinstance(name, str)], n=1
-    )
-    quoted = f'"{column}"' in present
+    known = [name for name in present if isinstance(name, str)]
+    near = difflib.get_close_matches(column, known, n=1)
+    owner = shown(path) if line is None else place(path, line)
     raise UserError(
-      f'{shown(path) if line is None else place(path, line)} has no column {column!r}'
+      f'{owner} has no column {column!r}'
       + (f' (did you mean {near[0]!r}?)' if near else '')
       + f'; its columns are {readers.named(present)}'
-      + ('; name one with ' + field if field else '')
-      + ('; fields in quotes are read with data.format=csv' if quoted else '')
+      + (f'; set {field} to one of them' if field else '')
+      + ('; set data.format=csv to read fields in quotes' if f'"{column}"' in present else '')
     )
 
 
 def text_value(path: str, row: Row, column: str) -> str:
-  """A value as text: numbers and truth values of JSON as JSON writes them. Raises UserError for null, lists and objects."""
+  """A value as text; numbers and booleans of JSON are written as in JSON.
+
+  Raises:
+    UserError: the value is null, a list or an object.
+  """
   value = row.values[column]
   if isinstance(value, str):
     return value
   if isinstance(value, bool | int | float):
     return json.dumps(value)
-  kind = {list: 'a list', dict: 'an object'}.get(type(value), 'null')
-  raise UserError(
-    f'{place(path, row.line)} has {kind} in its column {column!r}, where text is wanted; mend it'
-  )
+  kinds: dict[type, str] = {list: 'a list', dict: 'an object'}
+  kind = kinds.get(type(value), 'null')
+  raise UserError(f'{place(path, row.line)} has {kind} in its column {column!r}; expected text')
 
 
-def _separated(text, path, format, columns, header, broken, keep):
-  """Rows of TSV or CSV."""
-  if format == 'tsv':
-    lines = text.split('\n')
-    records = (
-      (number, line.removesuffix('\r').split('\t'))
-      for number, line in enumerate(lines, 1)
-      if line and line != '\r'
-    )
-  else:
-    records = _csv_records(text, path, header)
-  names = columns
-  if header:
-    _, names = next(records, (1, None))
-    if names is None:
-      raise UserError(f'{shown(path)} is empty; give one with a header and rows')
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-      raise UserError(f'{shown(path)} has two columns called {twice[0]!r}; rename one')
-    need(columns or (), names, path)
-  width, rows = len(names), []
+#### TSV and CSV ####
+
+_Records = Iterator[tuple[int, list[str]]]  # line number, fields
+
+
+def _header(records: _Records, path: str, columns: Sequence[str] | None) -> list[str]:
+  """The names of the columns, in the first record."""
+  _, names = next(records, (1, None))
+  if names is None:
+    raise UserError(f'{shown(path)} is empty; expected a header and rows')
+  if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    raise UserError(f'{shown(path)} has two columns named {repeated[0]!r}; rename one')
+  require_columns(columns or (), names, path)
+  return names
+
+
+def _separated(
+  records: _Records,
+  names: list[str],
+  path: str,
+  header: bool,
+  broken: list[int] | None,
+  keep: Collection[str] | None,
+) -> list[Row]:
+  width = len(names)
+  rows: list[Row] = []
   picked = [(name, i) for i, name in enumerate(names) if keep is None or name in keep]
   for number, fields in records:
     if len(fields) == width:
@@ -231,19 +277,21 @@ def _separated(text, path, format, columns, header, broken, keep):
     elif broken is not None:
       broken.append(number)
     else:
-      raise UserError(
-        f'{place(path, number)} has {len(fields)} fields where '
-        + ('its header has ' if header else 'there should be ')
-        + f'{width}; mend it'
-      )
+      why = ' as in the header' if header else ''
+      raise UserError(f'{place(path, number)} has {len(fields)} fields; expected {width}{why}')
   return rows
 
 
-def _csv_records(text, path, header):
-  """Yields (line, fields) of records, which may go over several lines."""
-  csv.field_size_limit(
-    min(sys.maxsize, 2**31 - 1)
-  )  # else texts beyond 131,072 characters are refused
+def _tsv_records(text: str) -> _Records:
+  for number, line in enumerate(text.split('\n'), 1):
+    if line and line != '\r':
+      yield number, line.removesuffix('\r').split('\t')
+
+
+def _csv_records(text: str, path: str, header: bool) -> _Records:
+  """Records, which may span several lines."""
+  # The default limit refuses texts longer than 131,072 characters.
+  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
   first = text.split('\n', 1)[0]
   separator = max(',;\t', key=first.count) if header else ','
   reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
@@ -255,14 +303,17 @@ def _csv_records(text, path, header):
       return
     except csv.Error as error:
       raise UserError(
-        f'{place(path, number)} is not CSV ({file_access.reason(error)}); mend it'
+        f'{place(path, number)} is not valid CSV ({file_access.reason(error)}); fix it'
       ) from None
     if fields:
       yield number, fields
 
 
-def _json_lines(text, path):
-  rows = []
+#### JSON ####
+
+
+def _json_lines(text: str, path: str) -> list[Row]:
+  rows: list[Row] = []
   for number, line in enumerate(text.split('\n'), 1):
     if not line or line.isspace():
       continue
@@ -270,53 +321,59 @@ def _json_lines(text, path):
       value = json.loads(line, strict=False)
     except (ValueError, RecursionError) as error:
       raise UserError(
-        f'{place(path, number)} is not JSON ({file_access.reason(error)}); mend it'
+        f'{place(path, number)} is not valid JSON ({file_access.reason(error)}); fix it'
       ) from None
     rows.append(Row(number, _object(value, path, number)))
   return rows
 
 
-def _json_list(text, path):
+def _json_list(text: str, path: str) -> list[Row]:
   """Objects of one JSON document that is a list, each with its line."""
-  decoder, rows, line, counted = json.JSONDecoder(strict=False), [], 1, 0
-  blank = ' \t\r\n'
-  position = len(text) - len(text.lstrip(blank))
+  decoder = json.JSONDecoder(strict=False)
+  rows: list[Row] = []
+  line, counted = 1, 0
+  position = len(text) - len(text.lstrip(_BLANK))
   if text[position : position + 1] != '[':
-    hint = (
-      '; set data.format=jsonl where each line is an object'
-      if text[position : position + 1] == '{'
-      else ''
-    )
-    raise UserError(f'{shown(path)} is not a JSON list of objects{hint or "; give one"}')
-
-  def skip(position):
-    while text[position : position + 1] in blank and position < len(text):
-      position += 1
-    return position
-
-  position = skip(position + 1)
+    hint = '; set data.format=jsonl if each line is an object'
+    hint = hint if text[position : position + 1] == '{' else ''
+    raise UserError(f'{shown(path)} is not a JSON list of objects{hint}')
+  position = _after_blanks(text, position + 1)
   while text[position : position + 1] != ']':
     line, counted = line + text.count('\n', counted, position), position
     try:
       value, position = decoder.raw_decode(text, position)
     except (ValueError, RecursionError) as error:
       raise UserError(
-        f'{place(path, line)} begins what is not JSON ({file_access.reason(error)}); mend it'
+        f'{place(path, line)} is not valid JSON ({file_access.reason(error)}); fix it'
       ) from None
     rows.append(Row(line, _object(value, path, line)))
-    position = skip(position)
+    position = _after_blanks(text, position)
     if text[position : position + 1] == ',':
-      position = skip(position + 1)
+      position = _after_blanks(text, position + 1)
     elif text[position : position + 1] != ']':
       raise UserError(
-        f'{place(path, line)} begins an object after which the list neither goes on nor ends; mend it'
+        f'{place(path, line)} starts an object after which the list has neither a comma nor its '
+        'end; fix it'
       )
   return rows
 
 
-def _object(value, path, line):
+def _after_blanks(text: str, position: int) -> int:
+  """The first position from `position` on that is not white space."""
+  while position < len(text) and text[position] in _BLANK:
+    position += 1
+  return position
+
+
+def _object(value: JsonValue, path: str, line: int) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise UserError(
-      f'{place(path, line)} is not a JSON object; give rows such as {{"text": "...", "label": "..."}}'
+      f'{place(path, line)} is not a JSON object; expected rows such as '
+      '{"text": "...", "label": "..."}'
     )
   return value
+
+
+def first_fields(text: str) -> list[str]:
+  """The fields of the first line of a text, separated by tabs."""
+  return text.split('\n', 1)[0].removesuffix('\r').split('\t')

@@ -1,28 +1,35 @@
-"""A label for every word: entities (`ner`), `chunking`, parts of speech (`pos`), and one's own (`tagging`)."""
+"""A label per word: entities (`ner`, `chunking`), parts of speech (`pos`), and any (`tagging`)."""
 
 import collections
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from electra_jax import file_access
+from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.corpus.readers import named
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune import entities, metrics
+from electra_jax.finetune import entities, task_metrics
 from electra_jax.finetune.tasks import conll, tables
-from electra_jax.finetune.tasks.conll import Layout, Sentence
+from electra_jax.finetune.tasks.conll import Sentence, SentenceLayout
 from electra_jax.finetune.tasks.tables import place, shown
-from electra_jax.finetune.tasks.task import FILL, Features, Outputs, Recipe
+from electra_jax.finetune.tasks.task import (
+  TARGET_PADDING,
+  Features,
+  Options,
+  Outputs,
+  TaskDefaults,
+  TaskRecipe,
+)
 
-NAMES = ('ner', 'chunking', 'pos', 'tagging')
 SPLITS = ('train', 'dev', 'test')
-REPAIR = ('refuse', 'repair')
-# What a file's name says, the first that it has: CoNLL-2003's parts are eng.train, eng.testa (for development) and eng.testb.
-_PARTS = (
+# Parts of file names and the split they mean; the first that occurs is used. The files of
+# CoNLL-2003 are eng.train, eng.testa (for development) and eng.testb.
+_SPLIT_OF_NAME = (
   ('testa', 'dev'),
   ('testb', 'test'),
   ('train', 'train'),
@@ -33,143 +40,264 @@ _PARTS = (
 _OTHER_FILES = re.compile(r'\.|license|readme|.*\.(md|pdf|py|sh|log|stats\.xml)$', re.IGNORECASE)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Tagging:
-  """A tagging task; see task.Task. Examples are conll.Sentence.
+@dataclasses.dataclass(frozen=True)
+class TaggingSpec:
+  """A kind of tagging task; see `task.TaskSpec`.
 
   Attributes:
-    paths: the file of each part, by its name.
+    entities: whether tags mark entities (O, B-TYPE, I-TYPE), scored by F1 over entities; else words
+      are scored by accuracy. None: entities where all tags are such tags.
+    conllu_tags: the column or key of the tags in CoNLL-U; '' where data.tags must be set.
+  """
+
+  entities: bool | None
+  conllu_tags: str = ''
+  head: str = 'tagging'
+  fixed_labels: bool = False
+  published_metric: str = ''
+
+  def open(self, name: str, data: TaskDataConfig, options: Options = None) -> 'TaggingTask':
+    """Opens the task; its labels are those of the training data.
+
+    Args:
+      name: of the task.
+      data: config.data: source, a folder, or train, dev and test; format, tags, text, label,
+        ignore_labels and repair_tags.
+      options: none.
+
+    Raises:
+      UserError: there is no training data, it has no tags, or a field is wrong.
+    """
+    task = self._task(name, data, 'accuracy' if self.entities is False else 'f1')
+    if 'train' not in task.paths:
+      raise UserError(
+        f'the task {name!r} has no training data; set data.train to a file, or data.source to a '
+        'folder'
+      )
+    sentences = conll.read_sentences(task.paths['train'], task.layout)
+    found = {tag for sentence in sentences for tag in sentence.tags or ()}
+    if self.entities is None and not _marks_entities(found, task.repair):
+      task = dataclasses.replace(task, metric='accuracy')
+    if task.metric == 'f1':
+      sentences, labels = _entity_labels(task, sentences, found)
+    elif task.ignore:
+      raise UserError(
+        f'data.ignore_labels is {data.ignore_labels!r}, which requires tags of entities; {name} '
+        'here has other tags: remove it'
+      )
+    else:
+      labels = tuple(sorted(found, key=lambda tag: (tag != 'O', tag)))
+    task = dataclasses.replace(task, labels=labels)
+    task.check_tags('train', sentences)
+    task.cache['train'] = sentences
+    return task
+
+  def define(
+    self, name: str, data: TaskDataConfig, options: Options, labels: tuple[str, ...]
+  ) -> 'TaggingTask':
+    """The task for a model of another program, with its labels; see `task.TaskSpec`."""
+    mark_entities = all(map(entities.is_entity_tag, labels)) and set(labels) != {'O'}
+    if self.entities and not mark_entities:
+      raise UserError(
+        f'the labels of the model are {named(labels)}, and {name} requires tags of entities (O, '
+        'B-TYPE, I-TYPE); set --config.task=tagging, or pos.'
+      )
+    by_entity = mark_entities and self.entities is not False
+    task = self._task(name, data, 'f1' if by_entity else 'accuracy')
+    return dataclasses.replace(task, labels=labels)
+
+  def restore(self, description: Mapping[str, Any], options: Options = None) -> 'TaggingTask':
+    """The task of a description, without data."""
+    return TaggingTask(
+      name=description['name'],
+      labels=tuple(description['labels']),
+      metric=description['metric'],
+      layout=SentenceLayout(**description['layout']),
+      ignore=tuple(description['ignore']),
+      repair=description['repair'],
+    )
+
+  def _task(self, name: str, data: TaskDataConfig, metric: str) -> 'TaggingTask':
+    parts = (part.strip() for part in data.ignore_labels.split(','))
+    return TaggingTask(
+      name=name,
+      labels=(),
+      metric=metric,
+      layout=SentenceLayout(
+        data.format, str(data.tags), data.text, data.label, auto=self.conllu_tags
+      ),
+      ignore=tuple(part for part in parts if part),
+      repair=data.repair_tags == 'repair',
+      paths=_paths(data),
+    )
+
+
+NER = TaggingSpec(entities=True)
+CHUNKING = TaggingSpec(entities=True)
+POS = TaggingSpec(entities=False, conllu_tags='upos')
+TAGGING = TaggingSpec(entities=None, conllu_tags='upos')
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TaggingTask(TaskDefaults):
+  """A tagging task; see `task.Task`. Examples are sentences (`conll.Sentence`).
+
+  Attributes:
+    name: as in config.task.
+    labels: in the order of the logits.
+    metric: 'f1' over entities, or 'accuracy' over words.
+    layout: of the training data.
     ignore: entity types that count as O.
-    repair: whether tags that break IOB2 are read as conlleval reads them, or refused.
+    repair: whether tags that violate IOB2 are read as conlleval reads them; else they are an error.
+    paths: the file of each split.
   """
 
   name: str
   labels: tuple[str, ...]
   metric: str
-  layout: Layout
+  layout: SentenceLayout
   ignore: tuple[str, ...] = ()
   repair: bool = False
   paths: dict[str, str] = dataclasses.field(default_factory=dict)
-  recipe: Recipe = Recipe(epochs=3.0, max_length=256)
+  recipe: TaskRecipe = TaskRecipe(epochs=3.0, max_length=256)
   head: str = 'tagging'
-  _read: dict[str, list[Sentence]] = dataclasses.field(default_factory=dict, repr=False)
+  cache: dict[str, list[Sentence]] = dataclasses.field(default_factory=dict, repr=False)
 
   @property
   def splits(self) -> tuple[str, ...]:
+    """The splits that have data."""
     return tuple(self.paths)
 
   @property
   def types(self) -> tuple[str, ...]:
-    """Of entities, in the order of the labels; () where tags are no entities'."""
-    return (
-      tuple(label[2:] for label in self.labels if label.startswith('B-'))
-      if self.metric == 'f1'
-      else ()
-    )
+    """The entity types, in the order of the labels; () for tags that do not mark entities."""
+    if self.metric != 'f1':
+      return ()
+    return tuple(label[2:] for label in self.labels if label.startswith('B-'))
 
   def examples(self, split: str) -> Sequence[Sentence]:
-    """The sentences of a part, tags checked. Raises UserError: train or dev without tags, tags broken or unseen in training."""
+    """The sentences of a split, their tags checked.
+
+    Raises:
+      UserError: train or dev has no tags, or tags are malformed or do not occur in training.
+    """
     if split not in self.paths:
-      raise UserError(f'there is no data for {split!r}; name a file with data.{split}')
-    if split not in self._read:
+      raise UserError(f'the task {self.name!r} has no {split} data; set data.{split} to a file')
+    if split not in self.cache:
       sentences = conll.read_sentences(self.paths[split], self.layout)
       if self.metric == 'f1':
-        sentences = [_entity_tags(sentence, self.ignore, self.repair) for sentence in sentences]
-      self._check(split, sentences)
-      self._read[split] = sentences
-    return self._read[split]
+        sentences = [_with_entity_tags(s, self.ignore, self.repair) for s in sentences]
+      self.check_tags(split, sentences)
+      self.cache[split] = sentences
+    return self.cache[split]
 
-  def _check(self, split, sentences):
+  def check_tags(self, split: str, sentences: Iterable[Sentence]) -> None:
+    """Checks that sentences have tags, except in test data, and that training has these tags.
+
+    Args:
+      split: that the sentences are of.
+      sentences: of the split.
+
+    Raises:
+      UserError: a tag is missing or unknown.
+    """
     for sentence in sentences:
       if sentence.tags is None and split != 'test':
-        where = place(sentence.path, sentence.lines[0]) if sentence.lines else shown(sentence.path)
+        lines = sentence.lines
+        where = place(sentence.path, lines[0]) if lines else shown(sentence.path)
         raise UserError(
-          f'{where} has no tags where data.tags and data.label say; training and dev data need them'
+          f'{where} has no tags, which training and dev data require; set data.tags or data.label'
         )
-      # A sentence of the test data may have no tags.
       for line, tag in zip(sentence.lines, sentence.tags or (), strict=False):
         if tag not in self.labels:
+          ignored = '; types in data.ignore_labels count as O' if self.metric == 'f1' else ''
           raise UserError(
-            f'{place(sentence.path, line)} has the tag {tag!r}, which the training data has not; it has {named(self.labels)}'
-            + ('; types in data.ignore_labels count as O' if self.metric == 'f1' else '')
+            f'{place(sentence.path, line)} has the tag {tag!r}, which does not occur in the '
+            f'training data; expected one of {named(self.labels)}{ignored}'
           )
 
   def read(self, path: str) -> Sequence[Sentence]:
-    """Sentences of a person's file ('-': standard input), tagged or not, in any layout; else plain text, a sentence a line.
+    """Sentences in any layout, tagged or not, or plain text with one sentence per line.
 
-    Tags that the model does not know are found by `features`, and the sentence goes without.
+    A sentence with tags that the model does not have is kept; `features` drops its tags.
+
+    Args:
+      path: '-' for standard input.
+
+    Raises:
+      UserError: the file cannot be read or has no sentences.
     """
-    kind = tables.format_of(path)
+    kind = tables.format_from_name(path)
     if kind in ('jsonl', 'json', 'csv'):
       sentences = conll.read_sentences(path, dataclasses.replace(self.layout, format='auto'))
     else:
-      lines = tables.read_lines(path)
-      found = 'conllu' if kind == 'conllu' else conll.kind_of(lines)
-      # Where training data were laid out otherwise, the name of their column means nothing.
-      applies = self.layout.tags.lstrip('-').isdigit() == (found != 'conllu')
-      layout = dataclasses.replace(
-        self.layout, tags=self.layout.tags if applies else 'auto', auto=self.layout.auto or 'upos'
-      )
-      text = (
-        (path == '-' or kind == 'txt')
-        and found == 'columns'
-        and not self._has_columns(lines, layout)
-      )
-      sentences = conll.plain(lines, path) if text else conll.of_lines(lines, path, layout, found)
+      sentences = self._read_columns(path, kind)
     if not sentences:
-      raise UserError(f'{shown(path)} holds no sentences; give a line at least')
+      raise UserError(f'{shown(path)} has no sentences; expected at least one line')
     if self.metric == 'f1':
-      sentences = [
-        _entity_tags(sentence, self.ignore, True, refuse=False) for sentence in sentences
-      ]
+      sentences = [_with_entity_tags(s, self.ignore, True, refuse=False) for s in sentences]
     return sentences
 
-  def _has_columns(self, lines, layout):
-    """Whether every line has several columns, one of them with a tag of ours."""
+  def _read_columns(self, path: str, kind: str) -> list[Sentence]:
+    lines = tables.read_lines(path)
+    found = 'conllu' if kind == 'conllu' else conll.layout_of_lines(lines)
+    # The column of the training data has no meaning in a file of another layout.
+    applies = self.layout.tags.lstrip('-').isdigit() == (found != 'conllu')
+    layout = dataclasses.replace(
+      self.layout, tags=self.layout.tags if applies else 'auto', auto=self.layout.auto or 'upos'
+    )
+    maybe_text = (path == '-' or kind == 'txt') and found == 'columns'
+    if maybe_text and not self._has_columns(lines, layout):
+      return conll.plain_sentences(lines, path)
+    return conll.sentences_of_lines(lines, path, layout, found)
+
+  def _has_columns(self, lines: Sequence[str], layout: SentenceLayout) -> bool:
+    """Whether every line has several columns, one of them with a tag of the task."""
     try:
-      sentences = conll.of_lines(lines[:200], '', layout, 'columns')
+      sentences = conll.sentences_of_lines(lines[:200], '', layout, 'columns')
     except UserError:
       return False
-    return all(
-      sentence.tags
-      and {*sentence.tags}
-      <= {*self.labels, *(f'{mark}-{kind}' for kind in self.ignore for mark in 'BI')}
-      for sentence in sentences
-    )
+    ignored = {f'{mark}-{kind}' for kind in self.ignore for mark in 'BI'}
+    known = {*self.labels, *ignored}
+    return all(sentence.tags and set(sentence.tags) <= known for sentence in sentences)
 
   def features(
     self, examples: Sequence[Sentence], tokenizer: Tokenizer, max_length: int
   ) -> tuple[Features, dict[str, int]]:
-    """Rows of words encoded one by one. Sentences that are too long go on in further rows, so that each word is in one row.
+    """Rows of words that are encoded one by one.
 
-    A word's tag stands at its first token. A word of no token becomes [UNK]; one that no row could hold is cut.
+    A sentence that is too long is continued in further rows, so that each word is in one row. A
+    word's tag is the target of its first token. A word without tokens becomes [UNK]; one that no
+    row can hold is truncated.
     """
     if max_length < 3:
       raise UserError(
-        f'max_length is {max_length}, and a row has [CLS], a word and [SEP]; set it to 3 at least'
+        f'config.max_length is {max_length}; expected at least 3, for [CLS], a word and [SEP]'
       )
-    ids, counts = _encoded_words(examples, tokenizer), collections.Counter()
+    ids = _encoded_words(examples, tokenizer)
     index = {label: i for i, label in enumerate(self.labels)}
-    rows, tags, owners, notes = [], [], [], []
+    counts: collections.Counter[str] = collections.Counter()
+    rows: list[np.ndarray] = []
+    tags: list[np.ndarray] = []
+    owners: list[int] = []
+    notes: list[np.ndarray] = []
     for number, sentence in enumerate(examples):
-      known = self._known(sentence)
-      counts['sentences with tags that training did not have, read without'] += (
-        sentence.tags is not None and not known
-      )
-      counts['tags repaired'] += sentence.repaired
+      known = self._has_known_tags(sentence)
       words = [ids[token][: max_length - 2] for token in sentence.tokens]
-      counts['tokens of words too long for a row, cut off'] += sum(
-        len(ids[token]) for token in sentence.tokens
-      ) - sum(map(len, words))
-      gold = np.array(
-        [index[tag] for tag in sentence.tags] if known else [FILL['tags']] * len(words), np.int32
-      )
+      whole = sum(len(ids[token]) for token in sentence.tokens)
+      unknown = sentence.tags is not None and not known
+      counts['sentences with unknown tags, read without tags'] += unknown
+      counts['tags repaired'] += sentence.repaired
+      counts['tokens of words too long for a row, cut off'] += whole - sum(map(len, words))
+      gold = np.full(len(words), TARGET_PADDING['tags'], np.int32)
+      if known:
+        gold = np.array([index[tag] for tag in sentence.tags or ()], np.int32)
       first = 0
-      for last in _breaks([len(word) for word in words], max_length - 2):
+      for last in _row_ends([len(word) for word in words], max_length - 2):
         pieces = words[first:last]
         row = np.concatenate([[tokenizer.cls_id], *pieces, [tokenizer.sep_id]]).astype(np.int32)
         places = np.cumsum([1, *map(len, pieces)])[:-1].astype(np.int32)
-        target = np.full(len(row), FILL['tags'], np.int32)
+        target = np.full(len(row), TARGET_PADDING['tags'], np.int32)
         target[places] = gold[first:last]
         rows.append(row)
         tags.append(target)
@@ -177,62 +305,71 @@ class Tagging:
         notes.append(places)
         counts['sentences too long for one row, in several'] += first == 0 and last < len(words)
         first = last
-    return Features(rows, {'tags': tags}, np.array(owners, np.int32), notes), {
-      name: count for name, count in counts.items() if count
-    }
+    features = Features(rows, {'tags': tags}, np.array(owners, np.int32), notes)
+    return features, {name: count for name, count in counts.items() if count}
 
-  def _known(self, sentence):
+  def _has_known_tags(self, sentence: Sentence) -> bool:
     return sentence.tags is not None and set(sentence.tags) <= set(self.labels)
 
   def score(
     self, split: str, examples: Sequence[Sentence], features: Features, outputs: Outputs
   ) -> dict[str, float]:
-    """Of entities f1 (micro, conlleval's), precision, recall, f1_strict, f1/TYPE and accuracy; else accuracy and macro_f1, over words."""
-    return self._figures(
-      examples,
-      [[self.labels[i] for i in chosen] for chosen, _ in self._chosen(examples, features, outputs)],
-    )
+    """Metrics of the sentences with tags.
 
-  def _figures(self, examples, predicted):
-    pairs = [
-      (sentence.tags, tags)
-      for sentence, tags in zip(examples, predicted, strict=True)
-      if self._known(sentence)
-    ]
-    if not pairs:
-      raise UserError('there are no tags to compare with; give tagged data')
-    gold, predicted = zip(*pairs, strict=True)
-    flat = [np.array([tag for tags in side for tag in tags]) for side in (gold, predicted)]
+    Returns:
+      With entities: f1 (micro, as in conlleval), precision, recall, f1_strict, f1/TYPE, and
+      accuracy over words. Otherwise accuracy and macro_f1 over words.
+    """
+    chosen = self._likeliest(examples, features, outputs)
+    return self._metrics(examples, [[self.labels[i] for i in labels] for labels, _ in chosen])
+
+  def _metrics(
+    self, examples: Sequence[Sentence], predicted: Iterable[Sequence[str]]
+  ) -> dict[str, float]:
+    gold_tags: list[tuple[str, ...]] = []
+    predicted_tags: list[Sequence[str]] = []
+    for sentence, tags in zip(examples, predicted, strict=True):
+      if sentence.tags is not None and self._has_known_tags(sentence):
+        gold_tags.append(sentence.tags)
+        predicted_tags.append(tags)
+    if not gold_tags:
+      raise UserError('there are no tags to compare with; expected tagged data')
+    gold = np.array([tag for tags in gold_tags for tag in tags])
+    flat = np.array([tag for tags in predicted_tags for tag in tags])
+    accuracy = {'accuracy': task_metrics.accuracy(gold, flat)}
     if self.metric == 'f1':
-      return entities.figures(gold, predicted, self.types) | {'accuracy': metrics.accuracy(*flat)}
-    return {'accuracy': metrics.accuracy(*flat), 'macro_f1': metrics.macro_f1(*flat)}
+      return entities.entity_metrics(gold_tags, predicted_tags, self.types) | accuracy
+    return accuracy | {'macro_f1': task_metrics.macro_f1(gold, flat)}
 
-  def _chosen(self, examples, features, outputs):
-    """Of each sentence the likeliest label of every word and its probability."""
-    labels, chances = [[] for _ in examples], [[] for _ in examples]
-    for owner, places, logits in zip(
-      features.examples, features.notes, outputs['logits'], strict=True
-    ):
-      logits = np.asarray(logits, np.float64)[places]
-      best = logits.argmax(-1)
-      labels[owner].append(best)
-      chances[owner].append(1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))
-    return [(np.concatenate(a), np.concatenate(b)) for a, b in zip(labels, chances, strict=True)]
+  def _likeliest(
+    self, examples: Sequence[Sentence], features: Features, outputs: Outputs
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each sentence, index and probability of the likeliest label of every word."""
+    labels: list[list[np.ndarray]] = [[] for _ in examples]
+    probabilities: list[list[np.ndarray]] = [[] for _ in examples]
+    rows = zip(features.examples, features.notes, outputs['logits'], strict=True)
+    for owner, places, row_logits in rows:
+      logits = np.asarray(row_logits, np.float64)[places]
+      labels[owner].append(logits.argmax(-1))
+      probabilities[owner].append(1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))
+    pairs = zip(labels, probabilities, strict=True)
+    return [(np.concatenate(a), np.concatenate(b)) for a, b in pairs]
 
   def predictions(
     self, examples: Sequence[Sentence], features: Features, outputs: Outputs
-  ) -> list[dict]:
-    """`tokens`, `tags`, `probabilities` (of those tags), and of entities `entities`: type, first word, the word after the last, text."""
-    result = []
-    for sentence, (chosen, chances) in zip(
-      examples, self._chosen(examples, features, outputs), strict=True
-    ):
+  ) -> list[dict[str, Any]]:
+    """`tokens`, `tags`, `probabilities` of these tags, and `entities`.
+
+    An entity has a type, its first word, the word after its last, and text.
+    """
+    result: list[dict[str, Any]] = []
+    likeliest = self._likeliest(examples, features, outputs)
+    for sentence, (chosen, probabilities) in zip(examples, likeliest, strict=True):
       tags = [self.labels[i] for i in chosen]
-      row = ({'id': sentence.id} if sentence.id else {}) | {
-        'tokens': list(sentence.tokens),
-        'tags': tags,
-        'probabilities': chances.round(6).tolist(),
-      }
+      row: dict[str, Any] = {'id': sentence.id} if sentence.id else {}
+      row['tokens'] = list(sentence.tokens)
+      row['tags'] = tags
+      row['probabilities'] = probabilities.round(6).tolist()
       if self.metric == 'f1':
         row['entities'] = [
           {'type': kind, 'start': start, 'end': end, 'text': ' '.join(sentence.tokens[start:end])}
@@ -245,28 +382,21 @@ class Tagging:
     self, split: str, examples: Sequence[Sentence], features: Features, outputs: Outputs
   ) -> dict[str, bytes]:
     """Columns `word gold predicted`, which conlleval reads."""
-    return {
-      f'{self.name}-{split}.conll': conll.to_columns(
-        examples,
-        (
-          [self.labels[i] for i in chosen]
-          for chosen, _ in self._chosen(examples, features, outputs)
-        ),
-      )
-    }
+    likeliest = self._likeliest(examples, features, outputs)
+    predicted = ([self.labels[i] for i in chosen] for chosen, _ in likeliest)
+    return {f'{self.name}-{split}.conll': conll.to_columns(examples, predicted)}
 
   def constant(self) -> dict[str, float]:
-    """What giving every word the most frequent training tag scores on dev; {} where there is no dev data."""
+    """Metrics on dev of the most frequent tag of training; {} without dev data."""
     if 'dev' not in self.paths:
       return {}
-    most = collections.Counter(
-      tag for sentence in self.examples('train') for tag in sentence.tags
-    ).most_common(1)[0][0]
-    return self._figures(
-      self.examples('dev'), [[most] * len(sentence.tokens) for sentence in self.examples('dev')]
-    )
+    train, dev = self.examples('train'), self.examples('dev')
+    tags = collections.Counter(tag for sentence in train for tag in sentence.tags or ())
+    most = tags.most_common(1)[0][0]
+    return self._metrics(dev, [[most] * len(sentence.tokens) for sentence in dev])
 
-  def describe(self) -> dict:
+  def describe(self) -> dict[str, Any]:
+    """What `TaggingSpec.restore` reads, for JSON."""
     return {
       'name': self.name,
       'labels': list(self.labels),
@@ -277,138 +407,99 @@ class Tagging:
     }
 
 
-def open_task(name: str, data: Any) -> Tagging:
-  """The task `name` of NAMES on the files of `config.data`; its labels are read off the training data.
+#### Tags ####
 
-  Fields of data besides task.py's: `ignore_labels`, entity types that count as O, between commas; `repair_tags`, what becomes of tags
-  that break IOB2 (IOB1's and IOBES's do): 'refuse' them, or 'repair' them to what conlleval reads.
 
-  Raises UserError where there is no training data, it has no tags, or a field is wrong.
+def _marks_entities(tags: Iterable[str], repair: bool) -> bool:
+  """Whether all tags are tags of entities, in IOB2 or, with `repair`, in IOB1 or IOBES."""
+  if repair:
+    return entities.repaired(sorted(tags)) is not None
+  return all(map(entities.is_entity_tag, tags))
+
+
+def _entity_labels(
+  task: TaggingTask, sentences: list[Sentence], found: set[str]
+) -> tuple[list[Sentence], tuple[str, ...]]:
+  """The training sentences with tags in IOB2, and the labels of the task.
+
+  Both marks of a type are labels, even where training has only one of them.
   """
-  ignore = tuple(
-    part.strip() for part in getattr(data, 'ignore_labels', '').split(',') if part.strip()
-  )
-  repair = getattr(data, 'repair_tags', 'refuse')
-  if repair not in REPAIR:
-    raise UserError(f'data.repair_tags is {repair!r}; it is one of {", ".join(REPAIR)}')
-  layout = Layout(
-    data.format,
-    str(data.tags),
-    data.text,
-    data.label,
-    auto='upos' if name in ('pos', 'tagging') else '',
-  )
-  task = Tagging(
-    name,
-    (),
-    'accuracy' if name == 'pos' else 'f1',
-    layout,
-    ignore,
-    repair == 'repair',
-    _files(data),
-  )
-  if 'train' not in task.paths:
+  types = {tag[2:] for tag in found} - {''}
+  if missing := [kind for kind in task.ignore if kind not in types]:
     raise UserError(
-      'there is no training data; name a file with data.train, or a folder with data.source'
+      f'data.ignore_labels has {missing[0]!r}, which is not an entity type of the training data; '
+      f'its types are {named(sorted(types))}'
     )
-  sentences = conll.read_sentences(task.paths['train'], layout)
-  found = {tag for sentence in sentences for tag in sentence.tags or ()}
-  if name == 'tagging' and (
-    entities.repaired(sorted(found)) if task.repair else all(map(entities.is_entity_tag, found))
-  ) in (None, False):
-    task = dataclasses.replace(task, metric='accuracy')
-  if task.metric == 'f1':
-    types = {tag[2:] for tag in found} - {''}
-    if missing := [kind for kind in ignore if kind not in types]:
-      raise UserError(
-        f'data.ignore_labels names {missing[0]!r}, an entity type that the training data has not; its types are {named(sorted(types))}'
-      )
-    sentences = [_entity_tags(sentence, ignore, task.repair) for sentence in sentences]
-    kinds = sorted({tag[2:] for sentence in sentences for tag in sentence.tags or ()} - {''})
-    labels = (
-      'O',
-      *(f'{mark}-{kind}' for kind in kinds for mark in 'BI'),
-    )  # both marks, though training may have one alone
-  elif ignore:
+  sentences = [_with_entity_tags(sentence, task.ignore, task.repair) for sentence in sentences]
+  kinds = sorted({tag[2:] for sentence in sentences for tag in sentence.tags or ()} - {''})
+  return sentences, ('O', *(f'{mark}-{kind}' for kind in kinds for mark in 'BI'))
+
+
+def _with_entity_tags(
+  sentence: Sentence, ignore: tuple[str, ...], repair: bool, refuse: bool = True
+) -> Sentence:
+  """The sentence with tags in IOB2.
+
+  Args:
+    sentence: as read.
+    ignore: entity types that become O.
+    repair: whether tags that violate IOB2 are repaired where possible.
+    refuse: whether tags that still violate it are an error; else they are kept.
+
+  Raises:
+    UserError: a tag violates IOB2.
+  """
+  if sentence.tags is None:
+    return sentence
+  tags = sentence.tags
+  if ignore:
+    tags = tuple('O' if tag[2:] in ignore and tag[1:2] == '-' else tag for tag in tags)
+  fault = entities.first_fault(tags)
+  if fault is None:
+    return sentence._replace(tags=tags)
+  repaired = entities.repaired(tags) if repair else None
+  if repaired is not None:
+    changed = sum(map(str.__ne__, tags, repaired))
+    return sentence._replace(tags=tuple(repaired), repaired=changed)
+  if not refuse:
+    return sentence
+  where, tag = place(sentence.path, sentence.lines[fault]), tags[fault]
+  if not re.fullmatch('[IES]-.+', tag):
     raise UserError(
-      f'data.ignore_labels is of tasks of entities, and {name} here is none; leave it out'
+      f'{where} has the tag {tag!r}; expected O, B-TYPE or I-TYPE: set data.tags to the column of '
+      'the tags, or use the task tagging or pos'
     )
-  else:
-    labels = tuple(sorted(found, key=lambda tag: (tag != 'O', tag)))
-  task = dataclasses.replace(task, labels=labels)
-  task._check('train', sentences)
-  task._read['train'] = sentences
-  return task
-
-
-def define(name: str, data: Any, labels: tuple[str, ...]) -> Tagging:
-  """As tasks.define_task has it. Raises UserError where a task of entities gets labels that are none's."""
-  layout = Layout(
-    data.format,
-    str(data.tags),
-    data.text,
-    data.label,
-    auto='upos' if name in ('pos', 'tagging') else '',
-  )
-  of_entities = all(map(entities.is_entity_tag, labels)) and set(labels) != {'O'}
-  if name in ('ner', 'chunking') and not of_entities:
-    raise UserError(
-      f'{name} is about entities (O, B-TYPE, I-TYPE), and the labels of the model are {named(labels)}; set --config.task=tagging, or pos.'
-    )
-  ignore = tuple(part.strip() for part in data.ignore_labels.split(',') if part.strip())
-  return Tagging(
-    name,
-    labels,
-    'f1' if of_entities and name != 'pos' else 'accuracy',
-    layout,
-    ignore,
-    data.repair_tags == 'repair',
-    _files(data),
+  before = repr(tags[fault - 1]) if fault else 'the start of the sentence'
+  raise UserError(
+    f'{where} has the tag {tag!r} after {before}, which violates IOB2; fix it, or set '
+    'data.repair_tags=repair to read it as conlleval does'
   )
 
 
-def restore(description: dict) -> Tagging:
-  """The task that `describe` told of, without its data."""
-  d = description
-  return Tagging(
-    d['name'],
-    tuple(d['labels']),
-    d['metric'],
-    Layout(**d['layout']),
-    tuple(d['ignore']),
-    d['repair'],
-  )
+#### Files ####
 
 
-def _files(data):
-  """The file of each part: as named, else the one in the folder data.source whose name says so."""
+def _paths(data: TaskDataConfig) -> dict[str, str]:
+  """The file of each split: as named, else the file in data.source whose name implies the split."""
   given = {split: path for split in SPLITS if (path := getattr(data, split))}
   if not data.source:
     return given
   if data.source.startswith('tfds:') or not file_access.is_folder(data.source):
     raise UserError(
-      f'data.source {data.source!r} is not a folder; tags are read from files: name a folder, or files with data.train, '
+      f'data.source is {data.source!r}; expected a folder of files with tags, or set data.train, '
       'data.dev and data.test'
     )
-  found = collections.defaultdict(list)
-  names = [name for name in file_access.listing(data.source) if not _OTHER_FILES.match(name)]
-  for name in names:
-    if (
-      part := next((part for mark, part in _PARTS if mark in name.lower()), None)
-    ) and not file_access.is_folder(file_access.join(data.source, name)):
-      found[part].append(name)
-  for part in SPLITS:
-    # A Universal Dependencies folder has the plain text of each part beside it.
-    found[part] = [name for name in found[part] if tables.format_of(name) == 'conllu'] or found[
-      part
-    ]
-    if part not in given and len(found[part]) > 1:
+  found = _files_by_split(data.source)
+  for split in SPLITS:
+    if split not in given and len(found[split]) > 1:
       raise UserError(
-        f'the folder {data.source!r} has several files for {part}: {named(found[part])}; name one with data.{part}'
+        f'the folder {data.source!r} has several files for {split}: {named(found[split])}; set '
+        f'data.{split} to one of them'
       )
   if not given and not any(found.values()):
     raise UserError(
-      f'the folder {data.source!r} has no file whose name has train, dev or test in it; name files with data.train and data.dev'
+      f'the folder {data.source!r} has no file with train, dev or test in its name; set data.train '
+      'and data.dev'
     )
   return {
     split: given.get(split) or file_access.join(data.source, found[split][0])
@@ -417,49 +508,37 @@ def _files(data):
   }
 
 
-def _entity_tags(sentence, ignore, repair, refuse=True):
-  """The sentence with types to be ignored as O, and tags that keep to IOB2. Raises UserError where they break it, and are to be refused."""
-  if sentence.tags is None:
-    return sentence
-  tags = (
-    tuple('O' if tag[2:] in ignore and tag[1:2] == '-' else tag for tag in sentence.tags)
-    if ignore
-    else sentence.tags
-  )
-  fault = entities.first_fault(tags)
-  if fault is None:
-    return sentence._replace(tags=tags)
-  mended = entities.repaired(tags) if repair else None
-  if mended is not None:
-    return sentence._replace(tags=tuple(mended), repaired=sum(map(str.__ne__, tags, mended)))
-  if not refuse:
-    return sentence
-  where, tag = place(sentence.path, sentence.lines[fault]), tags[fault]
-  if not re.fullmatch('[IES]-.+', tag):
-    raise UserError(
-      f"{where} has the tag {tag!r}, which is no entity's (O, B-TYPE or I-TYPE); name the column of the tags with data.tags, "
-      'or the task tagging or pos'
-    )
-  before = repr(tags[fault - 1]) if fault else 'the beginning'
-  raise UserError(
-    f'{where} has the tag {tag!r} after {before}, which breaks IOB2; mend it, or set data.repair_tags=repair to read it '
-    'as conlleval does'
-  )
+def _files_by_split(folder: str) -> dict[str, list[str]]:
+  """Names of the files in a folder, by the split that their names imply."""
+  found: dict[str, list[str]] = {split: [] for split in SPLITS}
+  for name in file_access.listing(folder):
+    split = next((split for mark, split in _SPLIT_OF_NAME if mark in name.lower()), None)
+    if split is None or _OTHER_FILES.match(name):
+      continue
+    if not file_access.is_folder(file_access.join(folder, name)):
+      found[split].append(name)
+  # A folder of Universal Dependencies also has each split as plain text.
+  for split, names in found.items():
+    treebanks = [name for name in names if tables.format_from_name(name) == 'conllu']
+    found[split] = treebanks or names
+  return found
 
 
-def _encoded_words(examples, tokenizer):
-  """Ids of each different word: of one that comes to nothing [UNK]."""
+#### Rows ####
+
+
+def _encoded_words(examples: Iterable[Sentence], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+  """Token ids of each distinct word; [UNK] for a word without tokens."""
   words = list(dict.fromkeys(token for sentence in examples for token in sentence.tokens))
   unknown = np.array([tokenizer.unk_id], np.int32)
-  return {
-    word: ids if len(ids) else unknown
-    for word, ids in zip(words, tokenizer.encode_arrays(words), strict=True)
-  }
+  encoded = zip(words, tokenizer.encode_arrays(words), strict=True)
+  return {word: ids if len(ids) else unknown for word, ids in encoded}
 
 
-def _breaks(lengths, room):
-  """Where rows of at most `room` tokens end, in words; one row where there is no word."""
-  ends, used = [], 0
+def _row_ends(lengths: Sequence[int], room: int) -> list[int]:
+  """The word after the last of each row of at most `room` tokens; one row without words."""
+  ends: list[int] = []
+  used = 0
   for i, length in enumerate(lengths):
     if used + length > room:
       ends.append(i)

@@ -1,110 +1,277 @@
-"""What a task is to the fine-tuning programs: examples, features for the model, figures, predictions.
+"""What a task provides to the fine-tuning programs.
 
-Each family of tasks is a file beside this one with a frozen dataclass that has what `Task` lists. The programs know no task by name.
+`registry.TASKS` maps the name of a task to its spec (`TaskSpec`). A spec opens the task with its
+data. The open task (`Task`) has examples, rows for the model, metrics and predictions. The programs
+do not branch on names of tasks.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 
+from electra_jax.config.declarations import Config
+from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 
-# What a position past a row's end holds of a target that has one value a token; targets of one value a row are padded with 0.
-FILL = {'tags': -1, 'allowed': 0}
+Options: TypeAlias = Config | None  # of a registered task
+
+# Padding of the targets that have one value per token. Targets with one value per row are padded
+# with 0.
+TARGET_PADDING = {'tags': -1, 'allowed': 0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-  """What a task is trained with unless the config says otherwise (Clark et al. 2020, appendix B, and the original's configure_finetuning.py)."""
+class TaskRecipe:
+  """Settings of training that a config may leave to the task.
+
+  Source: Clark et al. 2020, appendix B, and configure_finetuning.py of the original program.
+
+  Attributes:
+    epochs: passes over the training data.
+    max_length: tokens per row at most, [CLS] and [SEP] included.
+  """
 
   epochs: float = 3.0
-  max_length: int = 128  # tokens of a row at most, [CLS] and [SEP] included
+  max_length: int = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """Rows for the model, ragged; batches pad them.
+  """Rows for the model, of different lengths; `batches.assemble` pads them.
 
   Attributes:
-    token_ids: int32 [length] of each row: [CLS] text [SEP], or [CLS] first [SEP] second [SEP]. What follows the first [SEP] is of type 1.
-    targets: what the head learns, by name:
+    token_ids: int32 [length] for each row: [CLS] text [SEP], or [CLS] first [SEP] second [SEP].
+      Tokens after the first [SEP] have token type 1.
+    targets: what the head predicts, by name:
       classification: `label` int32 [rows], -1 where there is none.
-      regression: `value` float32 [rows], in [0, 1] over the training range; nan where there is none.
-      tagging: `tags` a list of int32 [length]: the word's label at its first token, -1 elsewhere.
-      span: `start`, `end` int32 [rows], tokens of the answer, both included, 0 and 0 ([CLS]) where the row holds none;
-        `impossible` float32 [rows], 1 where it holds none; `allowed` a list of int32 [length], 1 where an answer may begin or end,
-        [CLS] included.
-    examples: int32 [rows], ascending: which of the examples each row is of. Long contexts make several.
-    notes: of each row, what the task needs to make sense of outputs, such as character offsets.
+      regression: `value` float32 [rows], scaled so that the training range is [0, 1]; nan where
+        there is none.
+      tagging: `tags`, a list of int32 [length]: the word's label at its first token, -1 elsewhere.
+      span: `start`, `end` int32 [rows], first and last token of the answer, 0 and 0 ([CLS]) where
+        the row holds none; `impossible` float32 [rows], 1 where it holds none; `allowed`, a list of
+        int32 [length], 1 where an answer may start or end, [CLS] included.
+    examples: int32 [rows], ascending: the index of the example that each row is part of. A long
+      context makes several rows.
+    notes: for each row, what the task needs to interpret outputs, such as character offsets.
   """
 
   token_ids: list[np.ndarray]
   targets: dict[str, Any]
   examples: np.ndarray
-  notes: list
+  notes: list[Any]
 
   def __len__(self) -> int:
     return len(self.token_ids)
 
 
-# What the model says of features, in their order, float32 and int32 arrays by name, as fine-tuning and prediction hand them to a task:
+# The model's outputs for features, in the order of the rows: float32 and int32 arrays by name.
 #   classification: `logits` [rows, labels]
 #   regression: `value` [rows]
 #   tagging: `logits`, a list of [length, labels]
-#   span: `start_log_probs`, `start_index` [rows, beam]; `end_log_probs`, `end_index` [rows, beam, beam]: of the i-th likeliest start the
-#     likeliest ends given it; `impossible` [rows]: log-odds that the row holds no answer
+#   span: `start_log_probs`, `start_index` [rows, beam]; `end_log_probs`, `end_index`
+#     [rows, beam, beam]: for the i-th likeliest start, the likeliest ends given it; `impossible`
+#     [rows]: log-odds that the row holds no answer
 Outputs = dict[str, Any]
 
 
 class Task(Protocol):
-  """One task, its data opened. All of its attributes and methods; `split` is 'train', 'dev', 'test' or a task's own further name.
+  """An open task. `TaskDefaults` implements the parts that most tasks share.
 
-  Attributes:
-    name: as config.task has it.
-    head: classification, regression, tagging or span.
-    labels: of classification and tagging, in the order of the logits; () otherwise.
-    metric: the figure of `score` that runs are compared by; larger is better.
-    recipe: what it is trained with by default.
-    splits: names of the parts there are data for.
+  A `split` is 'train', 'dev', 'test' or another name that the task defines.
   """
 
-  name: str
-  head: str
-  labels: tuple[str, ...]
-  metric: str
-  recipe: Recipe
-  splits: tuple[str, ...]
+  @property
+  def name(self) -> str:
+    """As in config.task."""
+
+  @property
+  def head(self) -> str:
+    """Classification, regression, tagging or span."""
+
+  @property
+  def labels(self) -> tuple[str, ...]:
+    """Of classification and tagging, in the order of the logits; () otherwise."""
+
+  @property
+  def metric(self) -> str:
+    """The metric of `score` that trials are compared by; larger is better."""
+
+  @property
+  def recipe(self) -> TaskRecipe:
+    """The default settings of training."""
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """The splits that have data."""
+
+  @property
+  def paired(self) -> bool:
+    """Whether rows hold two texts."""
+
+  @property
+  def max_answer(self) -> int:
+    """Tokens of an answer at most, for the span head."""
+
+  @property
+  def low(self) -> float:
+    """The value that is scaled to 0, for the regression head."""
+
+  @property
+  def high(self) -> float:
+    """The value that is scaled to 1, for the regression head."""
+
+  @property
+  def synonyms(self) -> Mapping[str, int]:
+    """Further names of labels and the label's index."""
 
   def examples(self, split: str) -> Sequence[Any]:
-    """The examples of a part, read and checked. 'train' has what is added to it (swapped pairs). Raises UserError for broken data."""
+    """The examples of a split, checked. 'train' includes augmented examples (swapped pairs).
+
+    Raises:
+      UserError: the data is missing or malformed.
+    """
 
   def read(self, path: str) -> Sequence[Any]:
-    """Examples of a person's file ('-': standard input), with or without labels, in any layout that the task reads. Raises UserError."""
+    """Examples of a user's file, labeled or not, in any format that the task reads.
+
+    Args:
+      path: '-' for standard input.
+
+    Raises:
+      UserError: the file cannot be read or is malformed.
+    """
 
   def features(
     self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int
   ) -> tuple[Features, dict[str, int]]:
-    """Rows of at most `max_length` tokens, and counts of what was cut off or left out, by a few plain words each."""
+    """Rows of at most `max_length` tokens.
+
+    Returns:
+      The rows, and counts of what was truncated or skipped, keyed by a short description.
+    """
 
   def score(
     self, split: str, examples: Sequence[Any], features: Features, outputs: Outputs
   ) -> dict[str, float]:
-    """Figures of labelled examples, by name, as fractions (0.912, not 91.2); nan where one is undefined."""
+    """Metrics of labeled examples, as fractions (0.912, not 91.2); nan where undefined."""
+
+  def labeled(self, split: str, features: Features) -> bool:
+    """Whether `score` can be computed for a split."""
 
   def predictions(
     self, examples: Sequence[Any], features: Features, outputs: Outputs
-  ) -> list[dict]:
-    """One JSON object an example, in order."""
+  ) -> list[dict[str, Any]]:
+    """One JSON object per example, in order."""
 
   def submission(
     self, split: str, examples: Sequence[Any], features: Features, outputs: Outputs
   ) -> dict[str, bytes]:
-    """Files for the task's own evaluation site or script, name -> content; {} where it has none."""
+    """Files for the task's evaluation site or script, name -> content; {} where it has none."""
+
+  def submission_folder(self, split: str) -> str:
+    """The folder for the files of `submission`, inside the folder of predictions."""
 
   def constant(self) -> dict[str, float]:
-    """What always giving the training set's most frequent (or mean) answer scores on dev, for the figures that say so."""
+    """Metrics on dev of a constant answer: the most frequent label, or the mean, of train."""
 
-  def describe(self) -> dict:
-    """All that `restore` of the same file needs to make the task again without its data, as JSON has it."""
+  def tuned(self, metrics: Mapping[str, float]) -> 'Task':
+    """The task with the settings that are best for the dev set, according to its metrics there."""
+
+  def describe(self) -> dict[str, Any]:
+    """What `TaskSpec.restore` needs to make the task again without its data, for JSON."""
+
+
+class TaskSpec(Protocol):
+  """A kind of task, as registry.TASKS holds it. Subclasses of `TableTask` are specs, too."""
+
+  @property
+  def head(self) -> str:
+    """Classification, regression, tagging or span."""
+
+  @property
+  def fixed_labels(self) -> bool:
+    """Whether the labels are defined by the task, not read from its data."""
+
+  @property
+  def published_metric(self) -> str:
+    """The metric that counts in the GLUE average of the results table; '' for other tasks."""
+
+  def open(self, name: str, data: TaskDataConfig, options: Options) -> Task:
+    """Opens the task with its data.
+
+    Args:
+      name: under which the spec is registered.
+      data: config.data.
+      options: config.task_options, as the dataclass that is registered; None for no options.
+
+    Raises:
+      UserError: there is no data, or it is malformed.
+    """
+
+  def define(
+    self, name: str, data: TaskDataConfig, options: Options, labels: tuple[str, ...]
+  ) -> Task:
+    """The task for a model that was trained by another program; data may be missing.
+
+    Args:
+      name: under which the spec is registered.
+      data: config.data.
+      options: as in `open`.
+      labels: of the model, in the order of its logits; a task with fixed labels ignores them.
+
+    Raises:
+      UserError: the task cannot have these labels, or data that is named cannot be read.
+    """
+
+  def restore(self, description: Mapping[str, Any], options: Options) -> Task:
+    """The task of a description that `Task.describe` returned, without data."""
+
+
+class TaskDefaults:
+  """The parts of `Task` that most tasks share."""
+
+  fixed_labels: ClassVar[bool] = False
+  published_metric: ClassVar[str] = ''
+
+  max_answer = 1
+  low = 0.0
+  high = 1.0
+
+  @property
+  def paired(self) -> bool:
+    """Whether rows hold two texts: they do not."""
+    return False
+
+  @property
+  def synonyms(self) -> Mapping[str, int]:
+    """Further names of labels and the label's index."""
+    return {}
+
+  def labeled(self, split: str, features: Features) -> bool:
+    """Whether all rows have a label or value, or any word has a tag."""
+    targets = features.targets
+    if 'label' in targets:
+      return bool((np.asarray(targets['label']) >= 0).all())
+    if 'value' in targets:
+      return bool(np.isfinite(targets['value']).all())
+    return 'tags' not in targets or any((tags >= 0).any() for tags in targets['tags'])
+
+  def submission(
+    self, split: str, examples: Sequence[Any], features: Features, outputs: Outputs
+  ) -> dict[str, bytes]:
+    """No files."""
+    return {}
+
+  def submission_folder(self, split: str) -> str:
+    """A folder per task and split."""
+    return f'{self.name}.{split}'  # type: ignore[attr-defined]  # the subclass has a name
+
+  def constant(self) -> dict[str, float]:
+    """No metrics of a constant answer."""
+    return {}
+
+  def tuned(self, metrics: Mapping[str, float]) -> Self:
+    """The task as it is."""
+    return self

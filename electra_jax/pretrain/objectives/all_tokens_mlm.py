@@ -1,70 +1,66 @@
-"""All-Tokens MLM: the main tower reads the generator's samples and predicts every token, with an explicit copy mechanism.
-
-Clark et al. 2020, section 3.4: a token's probability is D [it stands there] + (1 - D) softmax, D the probability to copy what stands
-there. D is one minus the discriminator head's probability of "replaced", so that its verdicts can be read as electra's are.
-"""
+"""All-Tokens MLM (Clark et al. 2020, section 3.4)."""
 
 import jax
 import jax.numpy as jnp
 
 from electra_jax.pretrain import metrics
+from electra_jax.pretrain.objectives import parts
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
-from electra_jax.pretrain.objectives.common import (
-  Settings,
-  dropout_keys,
-  propose,
-  real,
-  verdict_losses,
-)
-from electra_jax.pretrain.objectives.common import counts as counts
-from electra_jax.pretrain.objectives.common import examples as examples
-
-LOSSES = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
-HEADS = ('generator_head', 'discriminator_head', 'predictor_head')
+from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.pretrain.objectives.parts import LossContext, Params, Sums
+from electra_jax.pretrain.objectives.settings import Settings
 
 
-def loss(
-  settings: Settings,
-  model,
-  params,
-  batch,
-  counts,
-  *,
-  train: bool,
-  bins: int = metrics.TRAIN_BINS,
-  samples=None,
-):
-  """As electra.loss: the generator's cross-entropy + the main tower's over every token that is not padding.
+class AllTokensMLM(Objective):
+  """Prediction of every token by the main tower, on the generator's samples, with a copy mechanism.
 
-  `prediction_accuracy` is the share of tokens that get more than half of the probability.
+  The probability of a token is D [it is the input token] + (1 - D) softmax, where D is the
+  probability to copy the input token. D is 1 minus the discriminator head's probability of
+  "replaced", so verdicts have the meaning that they have in electra.
   """
-  proposal = propose(settings, model, params, batch, counts, train=train, samples=samples)
-  inputs, variables = batch['inputs'], {'params': params}
-  hidden = model.apply(
-    variables,
-    inputs._replace(token_ids=proposal.corrupted),
-    dropout_keys(batch, train),
-    method='hidden_states',
+
+  losses = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
+  heads = ('generator_head', 'discriminator_head', 'predictor_head')
+  description = (
+    'All-Tokens MLM (Clark et al. 2020): a generator fills masked tokens, and the main tower '
+    'predicts every token or copies it'
   )
-  verdicts = model.apply(
-    variables, hidden, method='verdicts'
-  )  # [batch, length], log-odds of "replaced"
-  log_softmax = token_log_probabilities(
-    lambda hidden: model.apply(variables, hidden, method='predictions'),
-    hidden,
-    inputs.token_ids[..., None],
-    chunk=settings.max_predictions,
-  )[..., 0]
-  copied = jnp.where(proposal.labels > 0, -jnp.inf, jax.nn.log_sigmoid(-verdicts))
-  log_probabilities = jnp.logaddexp(copied, jax.nn.log_sigmoid(verdicts) + log_softmax)
-  where = real(settings, batch)
-  losses = -log_probabilities * where
-  total = (
-    settings.generator_weight * proposal.loss
-    + settings.prediction_weight * losses.sum() / counts['tokens']
-  )
-  sums = metrics.prediction_sums(losses, log_probabilities > jnp.log(0.5), where)
-  sums |= metrics.verdict_sums(
-    verdicts, proposal.labels, where, verdict_losses(verdicts, proposal.labels, where), bins
-  )
-  return total, jax.lax.stop_gradient(proposal.sums | sums)
+
+  def predicted_positions(self, settings: Settings, length: int) -> int:
+    """See Objective.predicted_positions."""
+    return length
+
+  def loss(self, params: Params, context: LossContext) -> tuple[jax.Array, Sums]:
+    """See Objective.loss; the main tower's cross-entropy is over every token that is not padding.
+
+    `prediction_accuracy` is the fraction of tokens that get more than half of the probability.
+    """
+    settings, proposal = context.settings, self.propose(params, context)
+    hidden = context.apply(
+      params,
+      context.inputs_with(proposal.corrupted),
+      context.dropout_keys(),
+      method='hidden_states',
+    )
+    verdicts = context.apply(params, hidden, method='verdicts')
+    log_softmax = token_log_probabilities(
+      lambda hidden: context.apply(params, hidden, method='predictions'),
+      hidden,
+      context.inputs.token_ids[..., None],
+      chunk=settings.max_predictions,
+    )[..., 0]
+    copied = jnp.where(proposal.labels > 0, -jnp.inf, jax.nn.log_sigmoid(-verdicts))
+    log_probabilities = jnp.logaddexp(copied, jax.nn.log_sigmoid(verdicts) + log_softmax)
+    where = parts.non_padding(settings, context.batch)
+    losses = -log_probabilities * where
+    total = (
+      settings.generator_weight * proposal.loss
+      + settings.prediction_weight * losses.sum() / context.counts['tokens']
+    )
+    sums = metrics.prediction_sums(losses, log_probabilities > jnp.log(0.5), where)
+    verdict_losses = parts.verdict_losses(verdicts, proposal.labels, where)
+    sums |= metrics.verdict_sums(verdicts, proposal.labels, where, verdict_losses, context.bins)
+    return total, jax.lax.stop_gradient(proposal.sums | sums)
+
+
+OBJECTIVE = AllTokensMLM()

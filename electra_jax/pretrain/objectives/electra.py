@@ -1,54 +1,42 @@
-"""Replaced token detection: the generator's masked language modelling + the discriminator's verdict on every token.
-
-Clark et al. 2020, section 3.1: minimise L_MLM + 50 L_Disc over both towers, no gradient through the samples.
-"""
+"""Replaced token detection (Clark et al. 2020, section 3.1)."""
 
 import jax
 
-from electra_jax.pretrain import metrics
-from electra_jax.pretrain.objectives.common import Settings, judge, propose, real
-from electra_jax.pretrain.objectives.common import counts as counts
-from electra_jax.pretrain.objectives.common import examples as examples
-
-LOSSES = {
-  'generator_loss': 'generator_weight',
-  'discriminator_loss': 'discriminator_weight',
-}  # figure -> its weight in Settings
-HEADS = ('generator_head', 'discriminator_head')  # of model.electra.Electra
+from electra_jax.pretrain.objectives import parts
+from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.pretrain.objectives.parts import LossContext, Params, Sums
 
 
-def loss(
-  settings: Settings,
-  model,
-  params,
-  batch,
-  counts,
-  *,
-  train: bool,
-  bins: int = metrics.TRAIN_BINS,
-  samples=None,
-):
-  """The batch's share of the global loss, and the sums that the figures are made from.
+class ReplacedTokenDetection(Objective):
+  """Masked language modeling by the generator, and a verdict of the discriminator on every token.
 
-  Args:
-    settings: see Settings.
-    model: model.electra.Electra.
-    params: its parameters.
-    batch: of `examples`, whole or a micro-batch.
-    counts: of `counts`, over the global batch: losses are global sums over global counts.
-    train: with dropout.
-    bins: of the histogram of the discriminator's logits.
-    samples: int32 [batch, predictions] to use in place of the generator's, for parity tests.
-
-  Returns: scalar; dict of sums, see pretrain/metrics.py.
+  The loss is L_MLM + 50 L_Disc over the parameters of both towers, with no gradient through the
+  generator's samples.
   """
-  proposal = propose(settings, model, params, batch, counts, train=train, samples=samples)
-  # Every token that is not padding, special ones included.
-  verdict_loss, sums = judge(
-    model, params, batch, proposal, real(settings, batch), bins, train=train
+
+  losses = {
+    'generator_loss': 'generator_weight',
+    'discriminator_loss': 'discriminator_weight',
+  }
+  heads = ('generator_head', 'discriminator_head')
+  description = (
+    'replaced token detection (Clark et al. 2020): a generator fills masked tokens, and the '
+    'discriminator predicts for every token whether it was replaced'
   )
-  total = (
-    settings.generator_weight * proposal.loss
-    + settings.discriminator_weight * verdict_loss / counts['tokens']
-  )
-  return total, jax.lax.stop_gradient(proposal.sums | sums)
+
+  def judged_tokens(self, context: LossContext) -> jax.Array:
+    """Where the discriminator has a loss, bool [batch, length]; special tokens are included."""
+    return parts.non_padding(context.settings, context.batch)
+
+  def loss(self, params: Params, context: LossContext) -> tuple[jax.Array, Sums]:
+    """See Objective.loss."""
+    settings, proposal = context.settings, self.propose(params, context)
+    verdict_loss, sums = parts.judge(params, context, proposal, self.judged_tokens(context))
+    total = (
+      settings.generator_weight * proposal.loss
+      + settings.discriminator_weight * verdict_loss / context.counts['tokens']
+    )
+    return total, jax.lax.stop_gradient(proposal.sums | sums)
+
+
+OBJECTIVE = ReplacedTokenDetection()

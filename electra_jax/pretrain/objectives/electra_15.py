@@ -1,41 +1,34 @@
-"""ELECTRA 15%: as electra, but the discriminator's loss comes from the masked positions alone (Clark et al. 2020, section 3.4).
-
-It tests what there is to gain from learning from all tokens rather than from a few.
-"""
+"""ELECTRA 15% (Clark et al. 2020, section 3.4)."""
 
 import jax
+import jax.numpy as jnp
 
-from electra_jax.pretrain import metrics
-from electra_jax.pretrain.objectives import common
-from electra_jax.pretrain.objectives.common import Settings, chosen, judge, propose
-from electra_jax.pretrain.objectives.common import examples as examples
-from electra_jax.pretrain.objectives.electra import HEADS as HEADS
-from electra_jax.pretrain.objectives.electra import LOSSES as LOSSES
-
-
-def counts(settings: Settings, batch):
-  """As of all objectives, but the tokens judged are those at the masked positions."""
-  return common.counts(settings, batch) | {
-    'tokens': jax.numpy.maximum(chosen(batch).sum(dtype='int32'), 1)
-  }
+from electra_jax.pretrain.objectives import parts
+from electra_jax.pretrain.objectives.electra import ReplacedTokenDetection
+from electra_jax.pretrain.objectives.parts import Batch, LossContext
+from electra_jax.pretrain.objectives.settings import Settings
 
 
-def loss(
-  settings: Settings,
-  model,
-  params,
-  batch,
-  counts,
-  *,
-  train: bool,
-  bins: int = metrics.TRAIN_BINS,
-  samples=None,
-):
-  """As electra.loss; the discriminator's figures are over the masked positions too, so its constant predictor is another."""
-  proposal = propose(settings, model, params, batch, counts, train=train, samples=samples)
-  verdict_loss, sums = judge(model, params, batch, proposal, chosen(batch), bins, train=train)
-  total = (
-    settings.generator_weight * proposal.loss
-    + settings.discriminator_weight * verdict_loss / counts['tokens']
+class MaskedTokenDetection(ReplacedTokenDetection):
+  """As electra, with the discriminator's loss and metrics at the masked positions only.
+
+  The paper compares the two to measure the gain of a loss over all tokens.
+  """
+
+  description = (
+    'replaced token detection (Clark et al. 2020): a generator fills masked tokens, and the '
+    'discriminator predicts for the masked tokens whether they were replaced'
   )
-  return total, jax.lax.stop_gradient(proposal.sums | sums)
+
+  def counts(self, settings: Settings, batch: Batch) -> dict[str, jax.Array]:
+    """See Objective.counts; `tokens` are those at the masked positions."""
+    counts = super().counts(settings, batch)
+    tokens = parts.masked_positions(batch).sum(dtype=jnp.int32)
+    return counts | {'tokens': jnp.maximum(tokens, 1)}
+
+  def judged_tokens(self, context: LossContext) -> jax.Array:
+    """The masked positions, bool [batch, length]."""
+    return parts.masked_positions(context.batch)
+
+
+OBJECTIVE = MaskedTokenDetection()

@@ -1,129 +1,136 @@
-"""Electric: an energy of every token given all others, learned by telling it from noise (Clark et al. 2020b).
+"""Electric (Clark et al. 2020b): energies of tokens by noise-contrastive estimation.
 
-The generator is the noise distribution q: two towers, one a side, predict each token from all the others, and learn to by
-cross-entropy over every token that may be masked. Tokens drawn from q stand at the chosen positions. The discriminator's output is
-the energy E(x)_t of each token, and exp(-E(x)_t) stands for the probability of the token given the others, without normalisation.
-Whether a token is noise is then a matter of two densities and of how many were drawn,
+The generator is the noise distribution q. It consists of two towers, one for each side, which
+predict every token from all others, trained by cross-entropy over every token that may be masked.
+Tokens drawn from q replace those at the chosen positions. The discriminator's output is the energy
+E(x)_t of each token: exp(-E(x)_t) is the unnormalized probability of the token given the others.
+Two densities and the noise rate decide whether a token is noise:
 
-  log-odds of noise = E(x)_t + log q(x_t | all others, before noise) + log(mask_rate / (1 - mask_rate)),
+  log-odds of noise = E(x)_t + log q(x_t | all others, before noise)
+                      + log(mask_rate / (1 - mask_rate)).
 
-and the loss is their binary cross-entropy over every token that is not padding. No gradient passes through q or the noise.
+The loss is the binary cross-entropy of these log-odds over every token that is not padding. No
+gradient passes through q or the noise.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking, metrics, replacement
-from electra_jax.pretrain.objectives import common
+from electra_jax.pretrain.objectives import parts
 from electra_jax.pretrain.objectives.chunked import token_log_probabilities
-from electra_jax.pretrain.objectives.common import Proposal, Settings, chosen, dropout_keys, real
-from electra_jax.pretrain.objectives.common import examples as examples
-from electra_jax.pretrain.objectives.electra import HEADS as HEADS
-from electra_jax.pretrain.objectives.electra import LOSSES as LOSSES
+from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.pretrain.objectives.parts import Batch, LossContext, Params, Proposal, Sums
+from electra_jax.pretrain.objectives.settings import Settings
+from electra_jax.training import flops
 
 
-def counts(settings: Settings, batch):
-  """As of all objectives, and what the generator's loss divides by: all tokens that may be masked, at least 1."""
-  return common.counts(settings, batch) | {
-    'candidates': jnp.maximum(candidates(settings, batch).sum(dtype=jnp.int32), 1)
-  }
+class Electric(Objective):
+  """Noise-contrastive estimation of the energy of every token; see the module.
 
-
-def candidates(settings: Settings, batch):
-  """bool [batch, length]: the tokens that may be masked."""
-  return ~jnp.isin(
-    batch['inputs'].token_ids,
-    jnp.array([settings.pad_id, settings.cls_id, settings.sep_id, settings.mask_id]),
-  )
-
-
-def propose(
-  settings: Settings, model, params, batch, counts, *, train: bool, samples=None
-) -> Proposal:
-  """The generator's loss, over all candidates, and noise from it at the chosen positions, labelled so also where it equals the original."""
-  return _noise(settings, model, params, batch, counts, train=train, samples=samples)[0]
-
-
-def loss(
-  settings: Settings,
-  model,
-  params,
-  batch,
-  counts,
-  *,
-  train: bool,
-  bins: int = metrics.TRAIN_BINS,
-  samples=None,
-):
-  """As electra.loss, but the figures are to be read so:
-
-  A token drawn from q counts as replaced also where it equals the original, since distributions are told apart and not tokens
-  (`sampled_accuracy` says how many do). Verdicts are the log-odds above, q included: where energies say no more than q does, the loss
-  is the constant predictor's or more. The generator reads no [MASK]: its loss is over all candidates, its accuracy at the chosen ones.
+  Its metrics differ from electra's in three ways. A token drawn from q is labeled as replaced also
+  where it equals the original, since the loss compares distributions; `sampled_accuracy` is the
+  fraction of such draws. Verdicts are the log-odds above, which include q: where the energies add
+  no information to q, the loss is that of the constant predictor or higher. The generator reads no
+  [MASK]: its loss is over all tokens that may be masked, its accuracy at the chosen positions.
   """
-  proposal, odds = judged(settings, model, params, batch, counts, train=train, samples=samples)
-  where = real(settings, batch)  # special tokens included
-  losses = optax.sigmoid_binary_cross_entropy(odds, proposal.labels) * where
-  total = (
-    settings.generator_weight * proposal.loss
-    + settings.discriminator_weight * losses.sum() / counts['tokens']
+
+  losses = {
+    'generator_loss': 'generator_weight',
+    'discriminator_loss': 'discriminator_weight',
+  }
+  heads = ('generator_head', 'discriminator_head')
+  description = (
+    'Electric (Clark et al. 2020b): energies of tokens, trained by noise-contrastive estimation'
   )
-  return total, jax.lax.stop_gradient(
-    proposal.sums | metrics.verdict_sums(odds, proposal.labels, where, losses, bins)
-  )
+  two_tower_generator = True
+
+  def counts(self, settings: Settings, batch: Batch) -> dict[str, jax.Array]:
+    """See Objective.counts; `candidates` are the tokens that may be masked, at least 1."""
+    counts = super().counts(settings, batch)
+    found = candidates(settings, batch).sum(dtype=jnp.int32)
+    return counts | {'candidates': jnp.maximum(found, 1)}
+
+  def propose(self, params: Params, context: LossContext) -> Proposal:
+    """See Objective.propose; noise is labeled as replaced also where it equals the original."""
+    return _noise(params, context)[0]
+
+  def verdicts(self, params: Params, context: LossContext) -> tuple[Proposal, jax.Array]:
+    """See Objective.verdicts; the log-odds that each token is noise."""
+    settings = context.settings
+    proposal, log_q = _noise(params, context)
+    energies = parts.verdict_logits(params, context, proposal.corrupted)
+    return proposal, energies + log_q + jnp.log(settings.mask_rate / (1 - settings.mask_rate))
+
+  def loss(self, params: Params, context: LossContext) -> tuple[jax.Array, Sums]:
+    """See Objective.loss."""
+    settings, (proposal, odds) = context.settings, self.verdicts(params, context)
+    where = parts.non_padding(settings, context.batch)  # special tokens included
+    losses = optax.sigmoid_binary_cross_entropy(odds, proposal.labels) * where
+    total = (
+      settings.generator_weight * proposal.loss
+      + settings.discriminator_weight * losses.sum() / context.counts['tokens']
+    )
+    sums = metrics.verdict_sums(odds, proposal.labels, where, losses, context.bins)
+    return total, jax.lax.stop_gradient(proposal.sums | sums)
+
+  def generator_flops(self, settings: Settings, model: Electra, length: int) -> list[flops.Part]:
+    """See Objective.generator_flops.
+
+    Every position is predicted, and those of the noise a second time to draw from.
+    """
+    g = model.generator_config
+    head = flops.cloze_head_flops(g, length)
+    drawn = flops.cloze_head_flops(g, settings.max_predictions)
+    return [flops.Part(g, head, drawn=drawn), flops.Part(g, 0)]
 
 
-def judged(settings: Settings, model, params, batch, counts, *, train: bool, samples=None):
-  """`propose`, and the log-odds that each token of its corrupted rows is noise, float32 [batch, length]. Arguments as of loss."""
-  proposal, log_q = _noise(settings, model, params, batch, counts, train=train, samples=samples)
-  energies = model.apply(
-    {'params': params},
-    batch['inputs']._replace(token_ids=proposal.corrupted),
-    dropout_keys(batch, train),
-    method='discriminator_logits',
-  )
-  return proposal, energies + log_q + jnp.log(settings.mask_rate / (1 - settings.mask_rate))
+def candidates(settings: Settings, batch: Batch) -> jax.Array:
+  """The tokens that may be masked, bool [batch, length]."""
+  return ~jnp.isin(batch['inputs'].token_ids, jnp.array(settings.special_ids))
 
 
-def _noise(settings, model, params, batch, counts, *, train, samples):
-  """`propose`, and log q of the tokens that the discriminator reads, float32 [batch, length], without gradient."""
-  inputs, masks = batch['inputs'], batch['masks']
-  original = jnp.take_along_axis(inputs.token_ids, masks.positions, axis=1)
-  states = model.apply(
-    {'params': params}, inputs, dropout_keys(batch, train), method='cloze_states'
-  )  # of the row as it is
+def _noise(params: Params, context: LossContext) -> tuple[Proposal, jax.Array]:
+  """`propose`, and log q of the tokens that the discriminator reads.
 
-  def logits_of(states):
-    return model.apply({'params': params}, states, method='cloze_logits')
+  Returns:
+    The proposal; float32 [batch, length], without gradient.
+  """
+  settings, masks = context.settings, context.masks
+  token_ids, original = context.inputs.token_ids, context.original_tokens()
+  # The generator reads the rows as they are: no tower sees the token that it predicts.
+  states = context.apply(params, context.inputs, context.dropout_keys(), method='cloze_states')
+
+  def logits_of(states: jax.Array) -> jax.Array:
+    return context.apply(params, states, method='cloze_logits')
 
   logits = jax.lax.stop_gradient(
     logits_of(jnp.take_along_axis(states, masks.positions[:, :, None], axis=1))
   )
+  samples = context.samples
   if samples is None:
-    samples = replacement.sample(
-      logits, masking.stream(batch['keys'], masking.GUMBEL), temperature=1.0
-    )
-  corrupted, _ = replacement.corrupt(inputs.token_ids, masks, samples)
+    samples = replacement.sample(logits, context.keys(masking.GUMBEL), temperature=1.0)
+  corrupted, _ = replacement.corrupt(token_ids, masks, samples)
 
-  # Of the original tokens it is learned, of those that stand there now it is known.
+  # The generator is trained on the original tokens; the log-odds need those that are read.
   log_q = token_log_probabilities(
     logits_of,
     states,
-    jnp.stack([inputs.token_ids, corrupted], axis=-1),
+    jnp.stack([token_ids, corrupted], axis=-1),
     chunk=settings.max_predictions,
   )
-  where = candidates(settings, batch)
+  where = candidates(settings, context.batch)
   losses = -log_q[..., 0] * where
   sums = metrics.generator_sums(logits, original, masks.weights, losses) | {
-    'candidates': where.sum(dtype=jnp.int32)
+    'candidates': where.sum(dtype=jnp.int32),
+    'sampled_correct': parts.count_correct(samples, original, masks),
   }
-  sums['sampled_correct'] = ((samples == original) * masks.weights.astype(jnp.int32)).sum()
-  proposal = Proposal(
-    losses.sum() / counts['candidates'],
-    sums,
-    original,
-    corrupted,
-    chosen(batch).astype(jnp.float32),
-  )
+  loss = losses.sum() / context.counts['candidates']
+  labels = parts.masked_positions(context.batch).astype(jnp.float32)
+  proposal = Proposal(loss, sums, original, corrupted, labels)
   return proposal, jax.lax.stop_gradient(log_q[..., 1])
+
+
+OBJECTIVE = Electric()

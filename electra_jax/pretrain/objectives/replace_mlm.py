@@ -1,49 +1,48 @@
-"""Replace MLM: the main tower predicts the masked tokens, but reads the generator's samples in the place of [MASK].
-
-Clark et al. 2020, section 3.4: it tests how much of ELECTRA's gain comes from never showing [MASK] to the tower that is kept.
-"""
+"""Replace MLM (Clark et al. 2020, section 3.4)."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from electra_jax.pretrain import metrics
-from electra_jax.pretrain.objectives.common import Settings, dropout_keys, propose
-from electra_jax.pretrain.objectives.common import counts as counts
-from electra_jax.pretrain.objectives.common import examples as examples
-
-LOSSES = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
-HEADS = ('generator_head', 'predictor_head')
+from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.pretrain.objectives.parts import LossContext, Params, Sums
 
 
-def loss(
-  settings: Settings,
-  model,
-  params,
-  batch,
-  counts,
-  *,
-  train: bool,
-  bins: int = metrics.TRAIN_BINS,
-  samples=None,
-):
-  """As electra.loss: the generator's cross-entropy + the main tower's, both at the masked positions."""
-  del bins
-  proposal = propose(settings, model, params, batch, counts, train=train, samples=samples)
-  masks, inputs = batch['masks'], batch['inputs']._replace(token_ids=proposal.corrupted)
-  logits = model.apply(
-    {'params': params},
-    inputs,
-    masks.positions,
-    dropout_keys(batch, train),
-    method='predictor_logits',
+class ReplaceMLM(Objective):
+  """Masked language modeling by the main tower, on samples of the generator in place of [MASK].
+
+  The paper measures with it how much of ELECTRA's gain is due to inputs without [MASK].
+  """
+
+  losses = {'generator_loss': 'generator_weight', 'prediction_loss': 'prediction_weight'}
+  heads = ('generator_head', 'predictor_head')
+  description = (
+    'Replace MLM (Clark et al. 2020): a generator fills masked tokens, and the main tower predicts '
+    'the original tokens'
   )
-  losses = (
-    optax.softmax_cross_entropy_with_integer_labels(logits, proposal.original) * masks.weights
-  )
-  total = (
-    settings.generator_weight * proposal.loss
-    + settings.prediction_weight * losses.sum() / counts['masked']
-  )
-  sums = metrics.prediction_sums(losses, jnp.argmax(logits, -1) == proposal.original, masks.weights)
-  return total, jax.lax.stop_gradient(proposal.sums | sums)
+
+  def loss(self, params: Params, context: LossContext) -> tuple[jax.Array, Sums]:
+    """See Objective.loss; both losses are the cross-entropy at the masked positions."""
+    settings, masks = context.settings, context.masks
+    proposal = self.propose(params, context)
+    logits = context.apply(
+      params,
+      context.inputs_with(proposal.corrupted),
+      masks.positions,
+      context.dropout_keys(),
+      method='predictor_logits',
+    )
+    losses = (
+      optax.softmax_cross_entropy_with_integer_labels(logits, proposal.original) * masks.weights
+    )
+    total = (
+      settings.generator_weight * proposal.loss
+      + settings.prediction_weight * losses.sum() / context.counts['masked']
+    )
+    correct = jnp.argmax(logits, -1) == proposal.original
+    sums = metrics.prediction_sums(losses, correct, masks.weights)
+    return total, jax.lax.stop_gradient(proposal.sums | sums)
+
+
+OBJECTIVE = ReplaceMLM()

@@ -1,0 +1,43 @@
+"""Modes that open a pretrained run: evaluate, inspect and blimp."""
+
+import electra_jax
+from electra_jax.errors import UserError
+from electra_jax.finetune.finetuned import is_finetuned
+from electra_jax.pretrain import evaluation, inspect, minimal_pairs
+from electra_jax.pretrain.trained_run import Run
+from electra_jax.training.devices import use_compilation_cache
+
+INSPECTED_ROWS = 4
+
+
+def evaluate_run(workdir: str, step: str, rows: int | None, store: str | None) -> None:
+  """Evaluates a checkpoint on held-out rows, see `pretrain.evaluation.evaluate`."""
+  evaluation.evaluate(_opened('evaluate', workdir, step, store), rows=rows)
+
+
+def inspect_run(workdir: str, step: str, rows: int | None, first: int, store: str | None) -> None:
+  """Shows held-out rows as text, see `pretrain.inspect.inspect`."""
+  run = _opened('inspect', workdir, step, store)
+  inspect.inspect(run, rows=rows or INSPECTED_ROWS, first=first)
+
+
+def score_minimal_pairs(workdir: str, step: str, pairs: str, limit: int | None) -> None:
+  """Scores minimal pairs, see `pretrain.minimal_pairs.blimp`."""
+  minimal_pairs.blimp(_opened('blimp', workdir, step), pairs, limit=limit)
+
+
+def _opened(mode: str, workdir: str, step: str, store: str | None = None) -> Run:
+  """Opens a pretrained run, its compilation cache set up.
+
+  Raises:
+    UserError: the folder holds no run, or a fine-tuned one.
+  """
+  if is_finetuned(workdir):
+    raise UserError(
+      f'--mode={mode} requires a pretrained run and {workdir} is a fine-tuned one; '
+      '--mode=predict --split=dev scores it.'
+    )
+  run = electra_jax.load(workdir, step, store)
+  assert isinstance(run, Run)  # not a fine-tuned run
+  use_compilation_cache(run.config.compilation_cache)
+  return run

@@ -1,0 +1,286 @@
+"""Files of WordPiece vocabularies, as `transformers` (versions 3 to 5) and this package write them.
+
+A saved tokenizer is a `vocab.txt` and a `tokenizer_config.json` with all settings.
+"""
+
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
+from electra_jax.errors import UserError
+
+VOCABULARY_FILE = 'vocab.txt'
+SETTINGS_FILE = 'tokenizer_config.json'
+PIPELINE_FILE = 'tokenizer.json'
+NAMES_FILE = 'special_tokens_map.json'
+ADDED_FILE = 'added_tokens.json'
+JSON_FILES = (SETTINGS_FILE, PIPELINE_FILE, NAMES_FILE, ADDED_FILE)
+# Entry of the settings: id -> token that is matched in a text before it is split into words.
+ADDED = 'added_tokens_decoder'
+
+# As in BERT: a longer word is [UNK], and a token inside a word begins with this.
+LONGEST_WORD = 100
+CONTINUATION = '##'
+# A vocabulary with a larger share of tokens with capitals was made for cased text.
+CAPITALS_SHARE = 0.02
+
+# Classes of `transformers` whose vocab.txt is BERT's.
+_BERT_CLASSES = {
+  f'{name}Tokenizer'
+  for name in ('Bert', 'ConvBert', 'DistilBert', 'Electra', 'Funnel', 'MobileBert', 'SqueezeBert')
+}
+# Classes for any tokenizer.json; only this file has their settings.
+_ANY_CLASS = {'PreTrainedTokenizer', 'TokenizersBackend'}
+# Attributes of an added token.
+_FLAGS = ('lstrip', 'normalized', 'rstrip', 'single_word', 'special')
+
+Settings = dict[str, Any]
+
+
+def canonical_files(
+  files: Mapping[str, bytes], source: str, lowercase: bool | None, strip_accents: bool | None
+) -> dict[str, bytes]:
+  """Returns the files of a WordPiece tokenizer as `save` writes them, from any project's files.
+
+  Tokens that were added to the vocabulary with `add_tokens` of `transformers` keep their meaning:
+  they are matched first, anywhere in a text. The five special tokens are text, as in every
+  tokenizer here.
+
+  Args:
+    files: `vocab.txt`, `tokenizer.json` or both, with or without the other files of `transformers`.
+    source: where they come from, for error messages.
+    lowercase: see `load_tokenizer`.
+    strip_accents: see `load_tokenizer`.
+
+  Raises:
+    UserError: a file is damaged or is not WordPiece; files contradict each other or the arguments;
+      or a vocabulary has capitals and neither settings nor arguments decide about lower-casing.
+  """
+  described = {
+    name: _parse_json(files[name], f'{name} of {source!r}') for name in JSON_FILES if name in files
+  }
+  settings = described.get(SETTINGS_FILE, {})
+  class_name = str(settings.get('tokenizer_class') or 'BertTokenizer').removesuffix('Fast')
+  if class_name not in _BERT_CLASSES | _ANY_CLASS:
+    raise UserError(
+      f'the tokenizer {source!r} is a {class_name}, which splits words in another way; expected '
+      'one of BERT or ELECTRA.'
+    )
+  tokens = None
+  if VOCABULARY_FILE in files:
+    tokens = read_vocabulary(files[VOCABULARY_FILE], source)
+  if PIPELINE_FILE in files:
+    known, normalizer = _read_pipeline(described[PIPELINE_FILE], source)
+    settings = settings | normalizer if class_name in _ANY_CLASS else normalizer | settings
+    tokens = known if tokens is None else _same_tokens(tokens, known, source)
+  if tokens is None:
+    raise UserError(f'the folder {source!r} has neither {VOCABULARY_FILE} nor {PIPELINE_FILE}.')
+  names = _special_names(settings, described.get(NAMES_FILE, {}))
+  added = _added_tokens(tokens, names, described | {SETTINGS_FILE: settings}, source)
+  case = _case_settings(tokens, settings, source, lowercase, strip_accents)
+  chinese_characters = bool(settings.get('tokenize_chinese_chars', True))
+  more = {ADDED: added} if added else {}
+  return make_files(tokens, make_settings(*case, chinese_characters) | names | more)
+
+
+def make_settings(lowercase: bool, strip_accents: bool, chinese_characters: bool) -> Settings:
+  """The tokenizer_config.json of a vocabulary whose special tokens have the usual names."""
+  return {
+    'tokenizer_class': 'BertTokenizer',
+    'do_lower_case': lowercase,
+    'strip_accents': strip_accents,
+    'tokenize_chinese_chars': chinese_characters,
+    **{role_of(token): token for token in SPECIAL_TOKENS},
+  }
+
+
+def make_files(tokens: Sequence[str], settings: Settings) -> dict[str, bytes]:
+  """The files of a saved tokenizer."""
+  return {
+    VOCABULARY_FILE: ''.join(f'{token}\n' for token in tokens).encode(),
+    SETTINGS_FILE: (json.dumps(settings, indent=2) + '\n').encode(),
+  }
+
+
+def read_vocabulary(content: bytes, source: str) -> list[str]:
+  """Returns the tokens of a vocab.txt as `transformers` reads it.
+
+  Args:
+    content: of the file.
+    source: where it comes from, for error messages.
+
+  Raises:
+    UserError: it is not UTF-8.
+  """
+  try:
+    text = content.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f'the vocabulary {source!r} is not UTF-8 at byte {error.start}; expected a vocab.txt with '
+      'one token per line.'
+    ) from None
+  tokens = [line.rstrip('\n') for line in io.StringIO(text, newline=None)]
+  # Of a repeated token, the last one counts. The others are never used; they get names that no text
+  # has.
+  last = {token: i for i, token in enumerate(tokens)}
+  return [token if last[token] == i else f'[repeated{i}]' for i, token in enumerate(tokens)]
+
+
+def _same_tokens(tokens: list[str], known: list[str], source: str) -> list[str]:
+  for i, (one, other) in enumerate(itertools.zip_longest(tokens, known)):
+    if one != other:
+      raise UserError(
+        f'{VOCABULARY_FILE} and {PIPELINE_FILE} of {source!r} differ from id {i} on; remove the '
+        'outdated one.'
+      )
+  return tokens
+
+
+def _case_settings(
+  tokens: Sequence[str],
+  settings: Settings,
+  source: str,
+  lowercase: bool | None,
+  strip_accents: bool | None,
+) -> tuple[bool, bool]:
+  """Whether text is lower-cased and accents are stripped, from settings and arguments."""
+  saved_lowercase = settings.get('do_lower_case')
+  saved_accents = settings.get('strip_accents')
+  for name, saved, given in (
+    ('lowercase', saved_lowercase, lowercase),
+    ('strip_accents', saved_accents, strip_accents),
+  ):
+    if saved is not None and given is not None and bool(given) != bool(saved):
+      raise UserError(
+        f'{name} is {given}, but the tokenizer {source!r} was saved with {saved}; remove {name}.'
+      )
+  capitals = sum(any(map(str.isupper, token)) for token in tokens if not token.startswith('['))
+  is_cased = capitals > CAPITALS_SHARE * len(tokens)
+  if lowercase is None and saved_lowercase is None and is_cased:
+    raise UserError(
+      f'{capitals} tokens of the vocabulary {source!r} have capitals, and no setting says that it '
+      'is cased; set lowercase to no, or to yes to use it uncased, or add a tokenizer_config.json '
+      'with do_lower_case.'
+    )
+  if saved_lowercase is None:
+    saved_lowercase = True if lowercase is None else lowercase
+  if saved_accents is None:
+    saved_accents = saved_lowercase if strip_accents is None else strip_accents
+  return bool(saved_lowercase), bool(saved_accents)
+
+
+def _text_of(token: str | Mapping[str, Any]) -> str:
+  """The text of a token that is written as a string or with its flags."""
+  return token if isinstance(token, str) else str(token['content'])
+
+
+def _special_names(settings: Settings, map_file: Settings) -> dict[str, str]:
+  """Role -> name of the special tokens."""
+  given = map_file | settings
+  return {role_of(token): _text_of(given.get(role_of(token)) or token) for token in SPECIAL_TOKENS}
+
+
+def _added_tokens(
+  tokens: list[str], names: dict[str, str], described: Mapping[str, Settings], source: str
+) -> dict[str, Settings]:
+  """Tokens that are matched in a text first, as `transformers` finds them in its files.
+
+  Args:
+    tokens: the vocabulary.
+    names: of the special tokens, by role.
+    described: content of the JSON files.
+    source: for error messages.
+
+  Returns:
+    id -> {'content': text, flag: value, ...}.
+  """
+  try:
+    found = _find_added_tokens(tokens, names, described)
+    return {
+      str(int(i)): {
+        'content': str(token['content']),
+        **{flag: bool(token.get(flag, False)) for flag in _FLAGS},
+      }
+      for i, token in sorted(found.items())
+      if token['content'] not in names.values() or i >= len(tokens)
+    }
+  except (AttributeError, KeyError, TypeError, ValueError):
+    raise UserError(
+      f'the added tokens of {source!r} are damaged, since each requires an id and a text; restore '
+      'the files.'
+    ) from None
+
+
+def _find_added_tokens(
+  tokens: list[str], names: dict[str, str], described: Mapping[str, Settings]
+) -> dict[int, Settings]:
+  settings = described[SETTINGS_FILE]
+  given = settings | described.get(NAMES_FILE, {})
+  # Named tokens that are not used in rows here, such as [BOS], are matched in a text, too.
+  special = [_text_of(given[name]) for name in ('bos_token', 'eos_token') if given.get(name)]
+  special += [
+    _text_of(token)
+    for name in ('additional_special_tokens', 'extra_special_tokens')
+    for token in given.get(name) or []
+  ]
+  found: dict[int, Settings] = {}
+  if ADDED in settings:
+    found = {int(i): token for i, token in settings[ADDED].items()}
+  else:
+    # Version 3 writes names and ids only. Special tokens match their exact name, others match what
+    # text is normalized to.
+    found = {
+      i: {'content': text, 'normalized': text not in special, 'special': text in special}
+      for text, i in described.get(ADDED_FILE, {}).items()
+    }
+    listed = described.get(PIPELINE_FILE, {}).get('added_tokens') or []
+    found |= {token['id']: token for token in listed}
+  ids = {token: i for i, token in enumerate(tokens)}
+  known = {token['content'] for token in found.values()}
+  for text in dict.fromkeys(special):
+    if text not in known and text not in names.values():
+      after = max([len(tokens) - 1, *found]) + 1
+      found[ids.get(text, after)] = {'content': text, 'special': True, 'normalized': False}
+  return found
+
+
+def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Settings]:
+  """Tokens and settings of a tokenizer.json."""
+  model = description.get('model') or {}
+  normalizer = description.get('normalizer') or {}
+  pre_tokenizer = description.get('pre_tokenizer') or {}
+  found = (
+    model.get('type', 'WordPiece'),
+    model.get('continuing_subword_prefix'),
+    model.get('max_input_chars_per_word', LONGEST_WORD),
+    normalizer.get('type'),
+    normalizer.get('clean_text', True),
+    pre_tokenizer.get('type'),
+  )
+  expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
+  ids = model.get('vocab')
+  if (
+    found != expected or not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids)))
+  ):
+    raise UserError(
+      f"the {PIPELINE_FILE} of {source!r} is not BERT's WordPiece; expected a vocab.txt or a "
+      'SentencePiece model.'
+    )
+  return sorted(ids, key=ids.__getitem__), {
+    'do_lower_case': normalizer.get('lowercase'),
+    'strip_accents': normalizer.get('strip_accents'),
+    'tokenize_chinese_chars': normalizer.get('handle_chinese_chars', True),
+  }
+
+
+def _parse_json(content: bytes, name: str) -> Settings:
+  try:
+    description = json.loads(content)
+  except ValueError:
+    description = None
+  if not isinstance(description, dict):
+    raise UserError(f'{name} is damaged, since it is not a JSON object; restore it.')
+  return description

@@ -1,0 +1,85 @@
+"""Metrics of classification and regression in NumPy. All are fractions, and nan of no examples.
+
+Labels and values are array-likes of shape [examples].
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def accuracy(gold: ArrayLike, predicted: ArrayLike) -> float:
+  """Fraction of examples that are correct."""
+  gold, predicted = np.asarray(gold), np.asarray(predicted)
+  return float(np.mean(gold == predicted)) if len(gold) else np.nan
+
+
+def f1(gold: ArrayLike, predicted: ArrayLike, positive: object = 1) -> float:
+  """Harmonic mean of precision and recall of one class (GLUE: of class 1).
+
+  0 where neither the labels nor the predictions contain the class.
+  """
+  golds, predictions = np.asarray(gold) == positive, np.asarray(predicted) == positive
+  if not len(golds):
+    return np.nan
+  both = float((golds & predictions).sum())
+  return 2 * both / max(float(golds.sum() + predictions.sum()), 1.0)
+
+
+def macro_f1(gold: ArrayLike, predicted: ArrayLike) -> float:
+  """Mean F1 of the classes that occur in the labels or the predictions."""
+  gold, predicted = np.asarray(gold), np.asarray(predicted)
+  classes = np.union1d(gold, predicted)
+  return float(np.mean([f1(gold, predicted, i) for i in classes])) if len(gold) else np.nan
+
+
+def matthews(gold: ArrayLike, predicted: ArrayLike) -> float:
+  """Matthews' correlation for any number of classes (Gorodkin 2004, R_K).
+
+  0 where the labels or the predictions contain a single class.
+  """
+  gold, predicted = np.asarray(gold), np.asarray(predicted)
+  if not len(gold):
+    return np.nan
+  classes, indices = np.unique(np.concatenate([gold, predicted]), return_inverse=True)
+  n, k = len(gold), len(classes)
+  pairs = np.bincount(indices[:n] * k + indices[n:], minlength=k * k)
+  counts = pairs.reshape(k, k).astype(np.float64)
+  golds, predictions = counts.sum(1), counts.sum(0)
+  covariance = np.trace(counts) * n - golds @ predictions
+  spread = (n * n - golds @ golds) * (n * n - predictions @ predictions)
+  return float(covariance / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def pearson(gold: ArrayLike, predicted: ArrayLike) -> float:
+  """Pearson's correlation; nan for constant or nan values, or fewer than two."""
+  x, y = np.asarray(gold, np.float64), np.asarray(predicted, np.float64)
+  if len(x) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()):
+    return np.nan
+  if (x == x[0]).all() or (y == y[0]).all():
+    return np.nan
+  x, y = x - x.mean(), y - y.mean()
+  x, y = x / np.abs(x).max(), y / np.abs(y).max()  # squares of tiny values would underflow
+  return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1.0, 1.0))
+
+
+def spearman(gold: ArrayLike, predicted: ArrayLike) -> float:
+  """Spearman's correlation: Pearson's of the ranks, where equal values share their mean rank.
+
+  nan where Pearson's correlation is.
+  """
+  x, y = np.asarray(gold, np.float64), np.asarray(predicted, np.float64)
+  if np.isnan(x).any() or np.isnan(y).any():
+    return np.nan
+  return pearson(_ranks(x), _ranks(y))
+
+
+def mse(gold: ArrayLike, predicted: ArrayLike) -> float:
+  """Mean squared error, in the square of the values' unit."""
+  x, y = np.asarray(gold, np.float64), np.asarray(predicted, np.float64)
+  return float(np.mean(np.square(x - y))) if len(x) else np.nan
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+  _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+  ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[places]
+  return ranks

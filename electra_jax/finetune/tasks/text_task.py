@@ -1,0 +1,475 @@
+"""Classification and regression of texts and pairs: what GLUE's tasks and user tables share."""
+
+import collections
+import dataclasses
+import functools
+import gc
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from electra_jax.data.corpus import readers
+from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.errors import UserError
+from electra_jax.finetune import task_metrics
+from electra_jax.finetune.tasks import tables
+from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskDefaults, TaskRecipe
+
+METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
+  'accuracy': task_metrics.accuracy,
+  'f1': task_metrics.f1,
+  'macro_f1': task_metrics.macro_f1,
+  'matthews': task_metrics.matthews,
+  'pearson': task_metrics.pearson,
+  'spearman': task_metrics.spearman,
+  'mse': task_metrics.mse,
+}
+IDS = ('id', 'idx', 'index', 'guid')
+_CORRELATIONS = ('pearson', 'spearman')
+
+
+class Example(NamedTuple):
+  """A text or a pair of texts.
+
+  Attributes:
+    id: as in the file; None where it has none.
+    first: the text.
+    second: the second text of a pair, else None.
+    target: classification: the label's index, -1 for none; regression: the value, nan for none.
+  """
+
+  id: Any
+  first: str
+  second: str | None
+  target: int | float
+
+
+class TextColumns(NamedTuple):
+  """Names that the columns of a table may have; the first one that is present is used.
+
+  Attributes:
+    first: of the text.
+    second: of the second text; () for tasks of single texts.
+    target: of the label or value.
+    id: of the example.
+  """
+
+  first: tuple[str, ...]
+  second: tuple[str, ...]
+  target: tuple[str, ...]
+  id: tuple[str, ...] = IDS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextTask(TaskDefaults):
+  """A task with one label or value per text or pair; see `task.Task`.
+
+  Class attributes describe the kind of task, fields an open task.
+
+  Attributes:
+    name: as in config.task.
+    columns: of its tables.
+    labels: of classification, in the order of the logits.
+    splits: the splits that have data.
+    low: regression: the value that is scaled to 0.
+    high: regression: the value that is scaled to 1.
+    options: of the task, in the dataclass that is registered with it; None for no options.
+    load: reads the examples of a split; None for a task that was restored without its data.
+  """
+
+  head: ClassVar[str] = 'classification'
+  metric: ClassVar[str] = 'accuracy'
+  # The metrics that `score` computes, of METRICS.
+  metric_names: ClassVar[tuple[str, ...]] = ('accuracy',)
+  recipe: ClassVar[TaskRecipe] = TaskRecipe()
+  # Whether config.data names the columns.
+  configured_columns: ClassVar[bool] = True
+  # Whether training sees each pair in both orders.
+  swap: ClassVar[bool] = False
+
+  name: str
+  columns: TextColumns
+  labels: tuple[str, ...] = ()
+  splits: tuple[str, ...] = ()
+  low: float = 0.0
+  high: float = 1.0
+  options: Options = None
+  load: Callable[[Any, str], list[Example]] | None = None
+  _cache: dict[str, list[Example]] = dataclasses.field(
+    default_factory=dict, compare=False, repr=False
+  )
+
+  #### What a kind of task may override ####
+
+  def parse_target(self, word: str) -> int | float:
+    """The target of an example.
+
+    Args:
+      word: the label or value as the file has it.
+
+    Returns:
+      The label's index, or the value in its own unit.
+
+    Raises:
+      ValueError: the word is not accepted; its message follows 'line 1 of the file FILE has '.
+    """
+    if self.head == 'classification':
+      if word not in self._indices:
+        raise ValueError(f'the label {word!r}; expected one of {readers.named(self.labels)}')
+      return self._indices[word]
+    try:
+      value = float(word)
+    except ValueError:
+      value = math.nan
+    if not math.isfinite(value):
+      raise ValueError(
+        f'the value {word!r}; expected a number (data.label names the column of the values)'
+      )
+    return value
+
+  def answers(self, outputs: Outputs) -> np.ndarray:
+    """The predicted targets [examples]: indices of the likeliest labels, or values."""
+    if self.head == 'classification':
+      likeliest: np.ndarray = np.argmax(outputs['logits'], -1)
+      return likeliest
+    values: np.ndarray = np.asarray(outputs['value'], np.float64) * (self.high - self.low)
+    return values + self.low
+
+  def measure(self, split: str, gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Metrics of a split.
+
+    Args:
+      split: its name.
+      gold: the targets of labeled examples [examples].
+      predicted: of `answers`, for these examples.
+    """
+    return {name: METRICS[name](gold, predicted) for name in self.metric_names}
+
+  def with_mean(self, split: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Adds metrics that are computed from other metrics."""
+    return metrics
+
+  def table_rows(self, text: str, path: str) -> list[tables.Row] | None:
+    """The rows of a file in a special format; None for tables and plain lines."""
+    return None
+
+  #### What `task.Task` requires ####
+
+  @property
+  def paired(self) -> bool:
+    """Whether rows hold two texts."""
+    return bool(self.columns.second)
+
+  @functools.cached_property
+  def _indices(self) -> dict[str, int]:
+    return {**self.synonyms, **{label: i for i, label in enumerate(self.labels)}}
+
+  def examples(self, split: str) -> Sequence[Example]:
+    """The examples of a split, read once; with swapped pairs for training."""
+    if split not in self.splits or self.load is None:
+      raise no_data(self.name, split, self.splits)
+    if split not in self._cache:
+      collecting = gc.isenabled()
+      gc.disable()  # it would visit all rows again and again
+      try:
+        self._cache[split] = self.load(self, split)
+      finally:
+        if collecting:
+          gc.enable()
+    found = self._cache[split]
+    if self.swap and split == 'train':
+      found = found + [
+        example._replace(first=example.second or '', second=example.first) for example in found
+      ]
+    return found
+
+  def read(self, path: str) -> Sequence[Example]:
+    """Examples of a table, or of plain lines: one text, or two separated by a tab."""
+    text = tables.read_file_text(path)
+    rows = self.table_rows(text, path)
+    if rows is None:
+      rows = _rows_of_any_format(self, text, path)
+    return examples_of_rows(self, rows, path, required=False)
+
+  def features(
+    self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
+  ) -> tuple[Features, dict[str, int]]:
+    """Rows `[CLS] text [SEP]` or `[CLS] first [SEP] second [SEP]`, truncated to `max_length`."""
+    rows, counts = _token_rows(examples, tokenizer, max_length, self.paired)
+    found = [example.target for example in examples]
+    targets: dict[str, np.ndarray] = {}
+    if self.head == 'classification':
+      targets['label'] = np.array(found, np.int32)
+    else:
+      values = (np.array(found, np.float64) - self.low) / (self.high - self.low)
+      targets['value'] = values.astype(np.float32)
+    owners = np.arange(len(rows), dtype=np.int32)
+    return Features(rows, targets, owners, [None] * len(rows)), counts
+
+  def score(
+    self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
+  ) -> dict[str, float]:
+    """Metrics of the examples that have a target."""
+    return self.with_mean(split, self._measured(split, examples, self.answers(outputs)))
+
+  def _measured(
+    self, split: str, examples: Sequence[Example], answers: np.ndarray
+  ) -> dict[str, float]:
+    gold = np.array([example.target for example in examples], np.float64)
+    known = gold >= 0 if self.head == 'classification' else ~np.isnan(gold)
+    gold, answers = gold[known], np.asarray(answers)[known]
+    if self.head == 'classification':
+      gold = gold.astype(np.int64)
+    return self.measure(split, gold, answers)
+
+  def constant(self) -> dict[str, float]:
+    """Metrics on dev of the most frequent label, or the mean value, of the training data.
+
+    A constant does not rank examples, so that correlations are 0 and not nan.
+    """
+    targets = [example.target for example in self.examples('train')]
+    answer: float
+    if self.head == 'classification':
+      answer = max(range(len(self.labels)), key=collections.Counter(targets).__getitem__)
+    else:
+      answer = float(np.mean(targets))
+    dev = self.examples('dev')
+    metrics = self._measured('dev', dev, np.full(len(dev), answer))
+    for name in _CORRELATIONS:
+      if dev and math.isnan(metrics.get(name, 0.0)):
+        metrics[name] = 0.0
+    return self.with_mean('dev', metrics)
+
+  def predictions(
+    self, examples: Sequence[Example], features: Features, outputs: Outputs
+  ) -> list[dict[str, Any]]:
+    """The text, and `value`, or `label` with its `probability` and all `probabilities`."""
+    answers = self.answers(outputs)
+    if self.head == 'classification':
+      logits = np.asarray(outputs['logits'], np.float64)
+      probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+      probabilities /= probabilities.sum(-1, keepdims=True)
+    found: list[dict[str, Any]] = []
+    for i, example in enumerate(examples):
+      one: dict[str, Any] = {'index': i}
+      if example.id is not None:
+        one['id'] = example.id
+      one['text'] = example.first
+      if example.second is not None:
+        one['pair'] = example.second
+      if self.head == 'regression':
+        one['value'] = float(answers[i])
+      else:
+        one['label'] = self.labels[answers[i]]
+        one['probability'] = float(probabilities[i, answers[i]])
+        one['probabilities'] = dict(zip(self.labels, probabilities[i].tolist(), strict=True))
+      found.append(one)
+    return found
+
+  def describe(self) -> dict[str, Any]:
+    """What `restored_fields` reads."""
+    columns = {name: list(names) for name, names in self.columns._asdict().items()}
+    return {
+      'name': self.name,
+      'labels': list(self.labels),
+      'low': self.low,
+      'high': self.high,
+      'columns': columns,
+    }
+
+
+def no_data(name: str, split: str, splits: Collection[str]) -> UserError:
+  """The error for a split that a task has no data for."""
+  field = split if split in ('train', 'dev', 'test') else 'source'
+  return UserError(
+    f'the task {name!r} has no {split} data; it has {readers.named(splits)}: set '
+    f'config.data.{field}'
+  )
+
+
+#### Rows of token ids ####
+
+
+def truncated_first(first: int, second: int, room: int) -> int:
+  """The length of the first text of a pair after truncation.
+
+  The longer text loses its last tokens; of two equally long texts, the second does.
+
+  Args:
+    first: tokens of the first text.
+    second: tokens of the second text.
+    room: tokens of both texts at most; less than they have.
+  """
+  return min(first, max(room - second, (room + 1) // 2))
+
+
+def _token_rows(
+  examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, paired: bool
+) -> tuple[list[np.ndarray], dict[str, int]]:
+  """Rows int32 [length] of at most `max_length` tokens, and counts of what was truncated."""
+  room = max_length - (3 if paired else 2)
+  if room < 2:
+    raise UserError(
+      f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
+    )
+  cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
+  firsts = tokenizer.encode_arrays([example.first for example in examples])
+  seconds = firsts
+  if paired:
+    seconds = tokenizer.encode_arrays([example.second or '' for example in examples])
+  rows: list[np.ndarray] = []
+  truncated, removed = 0, 0
+  for first, second in zip(firsts, seconds, strict=True):
+    total = len(first) + (len(second) if paired else 0)
+    if total > room:
+      truncated, removed = truncated + 1, removed + total - room
+      keep = truncated_first(len(first), len(second), room) if paired else room
+      first, second = first[:keep], second[: room - keep]
+    rows.append(np.concatenate([cls, first, sep, second, sep] if paired else [cls, first, sep]))
+  if not truncated:
+    return rows, {}
+  return rows, {f'texts cut to {max_length} tokens': truncated, 'tokens cut off': removed}
+
+
+#### Examples of tables ####
+
+
+def examples_of_rows(
+  task: TextTask, rows: Iterable[tables.Row], path: str, required: bool
+) -> list[Example]:
+  """Rows of a table as examples, checked.
+
+  Args:
+    task: which the examples are of.
+    rows: of the table.
+    path: of the table, for messages.
+    required: whether each example must have a target.
+
+  Raises:
+    UserError: a column is missing, a text is not a string, or a target is missing or not accepted.
+  """
+  reader = _RowReader(task, path, required)
+  return [reader.example(row) for row in rows]
+
+
+class _RowReader:
+  """Reads the rows of one table as examples."""
+
+  def __init__(self, task: TextTask, path: str, required: bool) -> None:
+    self._task = task
+    self._path = path
+    self._required = required
+    fields = ('data.text', 'data.pair', 'data.label')
+    self._fields = fields if task.configured_columns else ('', '', '')
+    self._none = -1 if task.head == 'classification' else math.nan
+    self._names: Collection[str] | None = None
+
+  def _find_columns(self, row: tables.Row) -> None:
+    """Finds the columns among those of a row. Rows of JSON may have different columns."""
+    names, columns = row.values.keys(), self._task.columns
+    self._names = names
+    self._first = first_present(columns.first, names, self._path, row.line, self._fields[0])
+    self._second = None
+    if columns.second:
+      self._second = first_present(columns.second, names, self._path, row.line, self._fields[1])
+    self._target = next((name for name in columns.target if name in names), None)
+    if self._required and self._target is None:
+      first_present(columns.target, names, self._path, row.line, self._fields[2])
+    self._id = next((name for name in columns.id if name in names), None)
+
+  def example(self, row: tables.Row) -> Example:
+    """The example of a row."""
+    if row.values.keys() != self._names:
+      self._find_columns(row)
+    word = None if self._target is None else target_text(row, self._path, self._target)
+    target = self._parsed(word, row.line)
+    return Example(
+      row.values[self._id] if self._id else None,
+      self._text(row, self._first),
+      self._text(row, self._second) if self._second else None,
+      target,
+    )
+
+  def _parsed(self, word: str | None, line: int) -> int | float:
+    if word:
+      try:
+        return self._task.parse_target(word)
+      except ValueError as error:
+        raise UserError(f'{tables.place(self._path, line)} has {error}') from None
+    if self._required:
+      raise UserError(
+        f'{tables.place(self._path, line)} has no label: its column {self._target!r} is empty; set '
+        'it, or remove the line'
+      )
+    return self._none
+
+  def _text(self, row: tables.Row, column: str) -> str:
+    value = row.values[column]
+    return value if isinstance(value, str) else tables.text_value(self._path, row, column)
+
+
+def first_present(
+  candidates: Sequence[str], present: Collection[str], path: str, line: int | None, field: str
+) -> str:
+  """The first of several names of a column that is present.
+
+  Args:
+    candidates: names of the column.
+    present: names of the columns there are.
+    path: of the table, for the message.
+    line: of the row; None for the table.
+    field: the config field that names the column, or '', for the message.
+
+  Raises:
+    UserError: none is present.
+  """
+  for name in candidates:
+    if name in present:
+      return name
+  tables.require_columns(candidates[:1], list(present), path, line, field)
+  raise AssertionError('require_columns raises for a column that is not present')
+
+
+def target_text(row: tables.Row, path: str, column: str) -> str | None:
+  """The label or value of a row as text; None for null."""
+  value = row.values[column]
+  if isinstance(value, str):
+    return value.strip()
+  return None if value is None else tables.text_value(path, row, column).strip()
+
+
+def _rows_of_any_format(task: TextTask, text: str, path: str) -> list[tables.Row]:
+  """Rows of a table, or of plain lines."""
+  table_format = tables.format_from_name(path)
+  if table_format not in tables.FORMATS:
+    first, columns = tables.first_fields(text), task.columns
+    needed = [names for names in (columns.first, columns.second) if names]
+    if text.lstrip().startswith('{'):
+      table_format = 'jsonl'
+    elif all(set(names) & set(first) for names in needed):
+      table_format = 'tsv'
+    else:
+      return _plain_rows(task, text, path)
+  return tables.parse_table(text, path, table_format)
+
+
+def _plain_rows(task: TextTask, text: str, path: str) -> list[tables.Row]:
+  lines = [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')] if text else []
+  if not lines:
+    raise UserError(f'{tables.shown(path)} is empty; expected one text per line')
+  first = task.columns.first[0]
+  if not task.columns.second:
+    return [tables.Row(number, {first: line}) for number, line in enumerate(lines, 1)]
+  second = task.columns.second[0]
+  rows: list[tables.Row] = []
+  for number, line in enumerate(lines, 1):
+    parts = line.split('\t')
+    if len(parts) != 2:
+      raise UserError(
+        f'{tables.place(path, number)} has {len(parts)} fields; expected two texts separated by a '
+        f'tab, for the task {task.name!r}'
+      )
+    rows.append(tables.Row(number, {first: parts[0], second: parts[1]}))
+  return rows

@@ -1,0 +1,1 @@
+"""Sharing schemes: which parameters the generator and the discriminator share, one file each."""

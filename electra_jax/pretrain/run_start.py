@@ -1,0 +1,202 @@
+"""The start of a pretraining run: it takes its folder and prepares its corpus."""
+
+import os
+import shutil
+from typing import Any
+
+from etils import epath
+
+from electra_jax import console, file_access
+from electra_jax.config import (
+  AnyConfig,
+  Phase,
+  PretrainingConfig,
+  has_budget,
+  to_plain,
+)
+from electra_jax.data.prepare.preparation import (
+  REPORT_FILE,
+  Prepared,
+  open_prepared,
+  prepare_corpus,
+)
+from electra_jax.data.prepare.recipe import CorpusRecipe
+from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
+from electra_jax.errors import UserError
+from electra_jax.pretrain.resolve import resolve_run
+from electra_jax.training import checkpoints, plugins, run_folder, versions
+from electra_jax.training.kept_config import CONFIG, another_config_error, changed_fields
+from electra_jax.training.progress import quantity
+from electra_jax.training.run_folder import read_json, write_json
+
+TRISTATE = {'auto': None, 'yes': True, 'no': False}  # values of three fields of config.data
+
+
+#### The corpus ####
+
+
+def prepare_data(
+  config: PretrainingConfig, tokenizer: str | None = None, **where: str | None
+) -> Prepared:
+  """Opens the corpus of a config: `config.data.store`, or the prepared corpus, or a new one.
+
+  Args:
+    config: the run's config.
+    tokenizer: a folder in place of `config.data.tokenizer`; None for that.
+    **where: `output` and `beam` of data.prepare.preparation.prepare_corpus.
+
+  Raises:
+    UserError: the rows of the store do not have the config's length, it has no held-out rows, or
+      what data.prepare.preparation.prepare_corpus raises.
+  """
+  d = config.data
+  if d.store:
+    return _open_store(config)
+  recipe = CorpusRecipe(
+    source=d.source,
+    row_length=config.sequence_length,
+    document_format=d.document_format,
+    heldout_fraction=d.heldout_fraction,
+    invalid_utf8=d.invalid_utf8,
+    near_duplicates=d.near_duplicates,
+    row_format=d.row_format,
+    seed=d.seed,
+    tokenizer=tokenizer or d.tokenizer,
+    vocab_size=d.vocab_size,
+    lowercase=TRISTATE[d.lowercase],
+    strip_accents=TRISTATE[d.strip_accents],
+    byte_fallback=TRISTATE[d.byte_fallback],
+    tokenizer_options=d.tokenizer_options,
+  )
+  return prepare_corpus(recipe, cache=d.cache, processes=d.workers, **where)
+
+
+def _open_store(config: PretrainingConfig) -> Prepared:
+  """Opens `config.data.store` and checks that the config can train on it."""
+  d = config.data
+  prepared = open_prepared(d.store, d.cache)
+  if prepared.train.length != config.sequence_length:
+    raise UserError(
+      f'config.data.store {d.store!r} has rows of {prepared.train.length} tokens and '
+      f'config.sequence_length is {config.sequence_length}; expected equal lengths.'
+    )
+  if prepared.heldout is None:
+    raise UserError(
+      f'config.data.store {d.store!r} has no held-out documents; prepare it with '
+      'config.data.heldout_fraction above 0.'
+    )
+  return prepared
+
+
+def prepare_only(config: AnyConfig, output: str | None = None, beam: str | None = None) -> Prepared:
+  """Makes the tokenizer and the rows of a config, and prints the report (--mode=prepare).
+
+  Args:
+    config: a ConfigDict, or a typed config.
+    output: where to write; None for the cache.
+    beam: runner of Apache Beam; None for worker processes of this machine.
+
+  Raises:
+    UserError: the config names a corpus that is prepared, or what `prepare_data` raises.
+  """
+  run = resolve_run(config)
+  if run.config.data.store:
+    raise UserError(
+      'config.data.store names a corpus that is prepared already; leave it empty to prepare one '
+      'from config.data.source.'
+    )
+  console.heading(f'{run.config.name}: preparing')
+  prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam)
+  report = file_access.join(prepared.path, REPORT_FILE)
+  print('\n' + file_access.read_bytes(report).decode())
+  console.say('report', report)
+  store = f' and --config.data.store={prepared.path}' if output else ''
+  console.say('next', f'python -m electra_jax.main with the same --config{store}')
+  return prepared
+
+
+def corpus_name(config: PretrainingConfig) -> str:
+  """The corpus of a config, for messages."""
+  return repr(config.data.store or config.data.source)
+
+
+def data_identity(prepared: Prepared) -> str:
+  """Identifies the rows that a run trains and evaluates on, whatever made them."""
+  stores = (prepared.train, prepared.heldout)
+  return '-'.join(store.identity for store in stores if store is not None)
+
+
+def describe_phase(phase: Phase, prepared: Prepared) -> str:
+  """Steps, tokens and epochs of a phase, for the console."""
+  c = phase.config
+  tokens = quantity(c.steps * c.batch_size * c.sequence_length)
+  epochs = prepared.train.epochs(c.steps * c.batch_size)
+  if len(epochs) == 1:
+    passes = f'{epochs[0]:,.1f} epochs of the corpus'
+  else:
+    sources = zip(epochs, prepared.facts['sources'], strict=True)
+    passes = 'epochs of each source: ' + ', '.join(
+      f'{count:,.1f} of {source["location"]}' for count, source in sources
+    )
+  return f'{c.steps:,} steps of {c.batch_size} x {c.sequence_length} = {tokens} tokens, {passes}'
+
+
+#### The folder ####
+
+
+def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) -> dict[str, Any]:
+  """Takes a folder for the run of a config, or checks that it is the run's already.
+
+  A folder without a checkpoint may be taken by another config.
+
+  Args:
+    workdir: the folder.
+    config: the run's config; it is written to config.json.
+
+  Returns:
+    What an earlier start recorded in resolved.json; empty for none.
+
+  Raises:
+    UserError: the folder cannot be written or reached, or holds the run of another config.
+  """
+  folder = run_folder.folder(workdir)
+  run_folder.check_writable(folder)
+  resolved = folder / 'resolved.json'
+  # A budget determines the steps.
+  changed = changed_fields(folder, config, ('steps',) if has_budget(config) else ())
+  if changed and checkpoints.any_saved(folder):
+    raise another_config_error(folder, changed)
+  if changed:  # a start that saved nothing does not bind the next one
+    with run_folder.reaching(resolved, 'removed'):
+      resolved.unlink(missing_ok=True)
+  recorded = read_json(resolved) if run_folder.exists(resolved) else {}
+  steps = {'steps': recorded['steps']} if 'steps' in recorded else {}
+  write_json(folder / CONFIG, to_plain(config) | steps)
+  versions.record_versions(folder, resumed=checkpoints.any_saved(folder))
+  plugins.record(folder, config.specs)
+  return recorded
+
+
+def keep_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
+  """Saves the tokenizer in the run's folder: at once on this machine, file by file in a bucket."""
+  final = run_folder.folder(workdir) / 'tokenizer'
+  if run_folder.is_remote(final):
+    if not _is_kept(final, tokenizer):
+      with run_folder.reaching(final, 'written'):
+        final.rmtree(missing_ok=True)
+        tokenizer.save(final)
+  elif not final.exists() or load_tokenizer(final).fingerprint != tokenizer.fingerprint:
+    temporary = final.with_name('tokenizer.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+
+
+def _is_kept(final: epath.Path, tokenizer: Tokenizer) -> bool:
+  try:
+    return run_folder.exists(final) and bool(
+      load_tokenizer(final).fingerprint == tokenizer.fingerprint
+    )
+  except UserError:  # an earlier start ended between two of its files
+    return False
