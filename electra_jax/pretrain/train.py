@@ -436,7 +436,6 @@ def _finish(
     f'the best by held-out loss is {manager.best_step()}',
   )
   recorder.close()
-  for mode in ('evaluate', 'inspect', 'report'):
-    label = 'next' if mode == 'evaluate' else ''
+  for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):
     say(label, f'python -m electra_jax.main --mode={mode} --workdir={setup.workdir}')
   return 0

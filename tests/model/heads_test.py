@@ -678,7 +678,7 @@ def test_unknown_kinds_styles_and_poolings_are_refused_by_name():
       )
 
 
-loss = jax.jit(losses.loss, static_argnums=(0, 3))
+loss = jax.jit(losses.head_loss, static_argnums=(0, 3))
 
 
 def outputs_and_batch(seed=0, n=6):
