@@ -79,7 +79,9 @@ def _train(
   data = _open_data(run, folder, recorded)
   run = _with_steps(run, folder, data, layout, recorded)
   _check_rows(run, data)
-  initial = run.source and initial_state(run.config, run.source, data.tokenizer)
+  initial = None
+  if run.source is not None:
+    initial = initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
   setup = _build(run, folder, data, layout, recorded)
   manager = checkpoints.open_manager(folder, keep=run.config.keep)
