@@ -30,6 +30,7 @@ import numpy as np
 from electra_jax import console
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import preparation, workers
+from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.store import row_batches, token_store
 from electra_jax.data.tokenizers import tokenization
 
@@ -194,13 +195,13 @@ def tokenizing(arguments: argparse.Namespace) -> dict:
   else:
     chosen = {
       f'{kind}, 8,192 tokens': tokenization.train_tokenizer(
-        corpora.read('sample'), tokenization.TokenizerSettings(kind=kind, vocab_size=8192)
+        corpora.read_documents('sample'), tokenization.TokenizerSettings(kind=kind, vocab_size=8192)
       )
       for kind in ('unigram', 'wordpiece')
     }
   texts, megabytes = [], 0.0
   while megabytes < arguments.megabytes:
-    for text in corpora.read('sample'):
+    for text in corpora.read_documents('sample'):
       texts.append(text)
       megabytes += len(text.encode()) / 1e6
   print(
@@ -224,8 +225,8 @@ def tokenizing(arguments: argparse.Namespace) -> dict:
         library.append(megabytes / (time.perf_counter() - start))
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-          preparation.prepare(
-            preparation.Recipe(
+          preparation.prepare_corpus(
+            CorpusRecipe(
               str(folder / 'text.txt'), row_length=LENGTH, tokenizer=str(folder / 'tokenizer')
             ),
             cache=folder,

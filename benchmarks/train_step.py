@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax.config.pretraining import OptimizerConfig
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking, pretrain_step
@@ -93,15 +94,11 @@ def ours(generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarra
     discriminator_weight=DISCRIMINATOR_WEIGHT,
     max_predictions=masking.max_predictions(MASK_RATE, length),
   )
-  optimizer = optimizers.adamw(
-    lambda step: LEARNING_RATE,
-    b1=B1,
-    b2=B2,
-    eps=EPS,
-    weight_decay=WEIGHT_DECAY,
-    clip=CLIP,
-    bias_correction=True,
+  config = OptimizerConfig(
+    b1=B1, b2=B2, eps=EPS, weight_decay=WEIGHT_DECAY, clip=CLIP, bias_correction=True
   )
+  rates = {'learning_rate': lambda step: LEARNING_RATE}
+  optimizer = optimizers.adamw(optimizers.OptimizerSettings(rates, config))
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   _, shardings = pretrain_step.state_shardings(model, optimizer, length, layout)
   train_step = pretrain_step.jit_train_step(

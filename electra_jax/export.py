@@ -11,7 +11,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 from electra_jax.interop import huggingface, own, tokenizer_files
 from electra_jax.pretrain.build import objective_of
-from electra_jax.pretrain.resolve import resolve_saved
+from electra_jax.pretrain.resolve import resolve_saved_run
 from electra_jax.training import run_folder
 from electra_jax.training.progress import quantity, read_metrics
 
@@ -68,7 +68,7 @@ def export(
       )
     return _finetuned(workdir, output, task)
   weights = own.read(workdir, step, moments=format == 'tensorflow')
-  run, tokenizer = resolve_saved(workdir), load_tokenizer(weights.tokenizer)
+  run, tokenizer = resolve_saved_run(workdir), load_tokenizer(weights.tokenizer)
   config = run.config
   record = (
     report.read_record(workdir) if read_metrics(run_folder.folder(workdir)) else None

@@ -1,4 +1,11 @@
-"""Files by path or address: plain ones of this machine, and everything that fsspec opens (gs://, s3://, memory://)."""
+"""Access to files by local path or by address: gs://, s3://, memory:// and what else fsspec opens.
+
+The package reads and writes files through this module. A file is written whole or not at all.
+Errors of a file system are raised as `UserError`s of one sentence that names the file.
+
+Local paths are handled with the standard library, because reading lines through fsspec's wrapper
+of a local file is slow and its glob matches hidden files.
+"""
 
 import bz2
 import contextlib
@@ -10,14 +17,28 @@ import logging
 import lzma
 import os
 import pathlib
+import re
 import shutil
 import uuid
 import zlib
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from electra_jax.errors import UserError
 
+if TYPE_CHECKING:
+  from _typeshed import WriteableBuffer
+
+FileSystem = Any  # fsspec.AbstractFileSystem; fsspec has no annotations
+
 COMPRESSIONS = ('.gz', '.xz', '.bz2', '.zst')
+# First bytes of compressed files.
+COMPRESSION_MAGIC = {
+  b'\x1f\x8b': '.gz',
+  b'\xfd7zXZ\0': '.xz',
+  b'BZh91AY&SY': '.bz2',
+  b'\x28\xb5\x2f\xfd': '.zst',
+}
 
 _PACKAGES = {
   'gs': 'gcsfs',
@@ -29,7 +50,8 @@ _PACKAGES = {
   'https': 'aiohttp',
   'hf': 'huggingface_hub',
 }
-_VERSION_MARKS = (
+# Fields of `info()` of which a file system has at least one, and that change with the file.
+_VERSION_FIELDS = (
   'etag',
   'ETag',
   'md5Hash',
@@ -40,52 +62,61 @@ _VERSION_MARKS = (
   'last_modified',
   'created',
 )
-_WITH_FOLDERS = (
-  'file',
-  'local',
-  'ftp',
-  'sftp',
-  'ssh',
-  'smb',
-  'hdfs',
-  'webhdfs',
-)  # others make them of the names
+# File systems with real folders. Object stores derive folders from the names of objects.
+_WITH_FOLDERS = ('file', 'local', 'ftp', 'sftp', 'ssh', 'smb', 'hdfs', 'webhdfs')
+_GOOGLE = ('gs://', 'gcs://')
+_GOOGLE_HINT = (
+  '; check the address, the network, and that this account may read, write and delete in the '
+  'bucket (gcloud auth application-default login).'
+)
+_REASON_LENGTH = 160
 _BUFFER_BYTES = 1 << 18
-_ZSTD_LEAST, _ZSTD_MOST = (
-  1 << 8,
-  1 << 14,
-)  # bytes decompressed at a time, fewer where they become very many
+# Bytes that are decompressed at a time: few where they expand to many.
+_ZSTD_LEAST = 1 << 8
+_ZSTD_MOST = 1 << 14
+_ZSTD_WINDOW = 1 << 31  # `zstd --long=31` writes windows of more than the default of 128 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What a file system tells of a file without opening it."""
+  """What a file system reports of a file without opening it.
 
-  size: int  # bytes; 0 where it is not told
-  version: str  # changes when the file does: time of change, or what a remote file system tells in its place
+  Attributes:
+    size: in bytes; 0 where the file system does not report it.
+    version: changes when the file does: the time of change, or a remote file system's equivalent.
+  """
+
+  size: int
+  version: str
 
 
 class Unwritable(UserError):
-  """A file could not be written; those before it were."""
+  """A file could not be written. Files that were written before it are whole."""
 
 
 class Unreachable(UserError):
-  """What is at an address could not be read, just now or at all."""
+  """A file at an address could not be read, now or ever."""
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-  """Whether it is an address, scheme://..., and not a path of this machine."""
+#### Paths and addresses ####
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+  """Whether `path` is an address, scheme://..., and not a local path."""
   return '://' in os.fspath(path)
 
 
-def filesystem(address: str):
-  """The fsspec file system of an address. Raises UserError where its package is not installed, or nobody knows it."""
+def filesystem(address: str) -> FileSystem:
+  """The fsspec file system of an address.
+
+  Raises:
+    UserError: its package is not installed, or the scheme is unknown.
+  """
   import fsspec
 
   scheme = address.split('://')[0]
-  logger = logging.getLogger(_PACKAGES.get(scheme, scheme))
-  if logger.level == logging.NOTSET:  # it would log what it raises too, with a traceback
-    logger.setLevel(logging.CRITICAL)
+  set_up_google_storage()
+  _silence(_PACKAGES.get(scheme, scheme))
   try:
     return fsspec.core.url_to_fs(address)[0]
   except ImportError:
@@ -95,161 +126,233 @@ def filesystem(address: str):
     ) from None
   except ValueError:
     raise UserError(
-      f'{address!r} begins with a scheme that is not known; give a path, or an address such as '
-      'gs://bucket/file'
+      f'{address!r} has an unknown scheme; expected a path, or an address such as gs://bucket/file'
     ) from None
 
 
-def normal(path: str | os.PathLike) -> str:
-  """A path or address as one writes it with care: `~` opened, no slash at the end."""
+def set_up_google_storage() -> None:
+  """Configures gcsfs for every use in this process, whoever opens it.
+
+  gcsfs caches listings of folders by default. They would be out of date, because TensorStore and
+  other processes write to the same bucket.
+  """
+  import fsspec
+
+  fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+  _silence('gcsfs')
+
+
+def _silence(package: str) -> None:
+  """Keeps a package from logging the errors that it raises, with their tracebacks."""
+  logger = logging.getLogger(package)
+  if logger.level == logging.NOTSET:
+    logger.setLevel(logging.CRITICAL)
+
+
+def normal(path: str | os.PathLike[str]) -> str:
+  """A path or address in normal form: `~` expanded, no slash at the end."""
   path = os.fspath(path)
   return path.rstrip('/') if is_remote(path) else os.path.normpath(os.path.expanduser(path))
 
 
-def join(folder: str | os.PathLike, *names: str) -> str:
+def join(folder: str | os.PathLike[str], *names: str) -> str:
   """A path or address inside a folder."""
   return '/'.join([os.fspath(folder).rstrip('/'), *names])
 
 
-def absolute(path: str | os.PathLike) -> str:
-  """What tells one file from others: the path with links resolved, or the address as its file system writes it."""
+def absolute(path: str | os.PathLike[str]) -> str:
+  """The unique name of a file: its path with links resolved, or its address in normal form."""
   path = os.fspath(path)
   if not is_remote(path):
     return os.path.realpath(path)
   system = filesystem(path)
-  return system.unstrip_protocol(system._strip_protocol(path))
+  return str(system.unstrip_protocol(system._strip_protocol(path)))
 
 
-def exists(path: str | os.PathLike) -> bool:
+#### Finding files ####
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+  """Whether there is a file or folder.
+
+  Raises:
+    UserError: the file system of an address cannot be reached.
+  """
   path = os.fspath(path)
-  with _readable(path):
-    return filesystem(path).exists(path) if is_remote(path) else os.path.exists(path)
+  with reaching(path, local=True):
+    return bool(filesystem(path).exists(path)) if is_remote(path) else os.path.exists(path)
 
 
-def is_folder(path: str | os.PathLike) -> bool:
+def is_folder(path: str | os.PathLike[str]) -> bool:
+  """Whether there is a folder. Raises what `exists` raises."""
   path = os.fspath(path)
-  with _readable(path):
-    return filesystem(path).isdir(path) if is_remote(path) else os.path.isdir(path)
+  with reaching(path, local=True):
+    return bool(filesystem(path).isdir(path)) if is_remote(path) else os.path.isdir(path)
 
 
-def find(pattern: str) -> dict[str, Facts]:
-  """The files, no folders, that a pattern matches, sorted, with their facts; `**` matches any depth of folders."""
+def find_files(pattern: str) -> dict[str, Facts]:
+  """The files that a pattern matches, without folders, sorted, with their facts.
+
+  `**` matches any depth of folders. One request lists the files of an address.
+  """
   if not is_remote(pattern):
     return {
       path: facts(path)
       for path in sorted(local_glob.glob(pattern, recursive=True))
       if os.path.isfile(path)
     }
-  with _readable(pattern):
+  with reaching(pattern):
     system = filesystem(pattern)
     found = system.glob(pattern, detail=True)
     return {
-      system.unstrip_protocol(name): _remote_facts(told)
-      for name, told in sorted(found.items())
-      if told['type'] == 'file'
+      str(system.unstrip_protocol(name)): _remote_facts(info)
+      for name, info in sorted(found.items())
+      if info['type'] == 'file'
     }
 
 
 def glob(pattern: str) -> list[str]:
-  """The files, no folders, that a pattern matches, sorted."""
-  return list(find(pattern))
+  """The files that a pattern matches, without folders, sorted."""
+  return list(find_files(pattern))
 
 
-def facts(path: str | os.PathLike) -> Facts:
-  """Size and version of a file. Raises UserError where there is none."""
+def facts(path: str | os.PathLike[str]) -> Facts:
+  """Size and version of a file.
+
+  Raises:
+    UserError: it does not exist or cannot be reached.
+  """
   path = os.fspath(path)
-  with _readable(path):
+  with reaching(path, local=True):
     if is_remote(path):
       return _remote_facts(filesystem(path).info(path))
     stat = os.stat(path)
     return Facts(stat.st_size, str(stat.st_mtime_ns))
 
 
-def size(path: str | os.PathLike) -> int:
-  """Bytes of a file."""
-  return facts(path).size
+def listing(folder: str | os.PathLike[str]) -> list[str]:
+  """Names in a folder, sorted; empty if it does not exist."""
+  folder = os.fspath(folder)
+  with reaching(folder, local=True):
+    try:
+      if not is_remote(folder):
+        return sorted(os.listdir(folder))
+      names = filesystem(folder).ls(folder, detail=False)
+    except FileNotFoundError:
+      return []
+    return sorted(name.rstrip('/').split('/')[-1] for name in names)
 
 
-def version(path: str | os.PathLike) -> str:
-  """Something that changes when the file does."""
-  return facts(path).version
+def _remote_facts(info: Mapping[str, Any]) -> Facts:
+  field = next((field for field in _VERSION_FIELDS if info.get(field)), None)
+  value = info.get(field, '') if field else ''
+  if hasattr(value, 'timestamp'):  # a file system may report a time as datetime or as a number
+    value = value.timestamp()
+  return Facts(info.get('size') or 0, f'{field} {value}' if field else '')
 
 
-def open_binary(path: str | os.PathLike) -> BinaryIO:
-  """A file as stored, for reading; `tell` counts its bytes."""
+#### Reading ####
+
+
+def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
+  """Opens a file for reading its stored bytes; its position counts them."""
   path = os.fspath(path)
-  with _readable(path):
-    return filesystem(path).open(path, 'rb') if is_remote(path) else open(path, 'rb')
+  with reaching(path, local=True):
+    if is_remote(path):
+      return cast(BinaryIO, filesystem(path).open(path, 'rb'))
+    return open(path, 'rb')
 
 
-def decompressed(raw: BinaryIO, path: str | os.PathLike) -> BinaryIO:
-  """What a file holds: decompressed where its name ends in .gz, .xz, .bz2 or .zst, several streams in a row included.
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+  """The content of a file as stored."""
+  with open_binary(path) as file, reaching(path, local=True):
+    return file.read()
 
-  Reading raises one of `damage()` where the file is damaged, cut short, or of another kind than its name says.
+
+def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
+  """The content of a file, decompressed if its name ends in .gz, .xz, .bz2 or .zst.
+
+  Several compressed streams in a row are read as one. Reading raises one of `damage()` if the file
+  is damaged, cut short or not of the kind that its name ends in.
+
+  Args:
+    raw: the file as stored.
+    path: its name.
   """
   suffix = pathlib.PurePosixPath(os.fspath(path)).suffix.lower()
-  if suffix == '.zst':
-    stream = _ZstdReader(raw)
-  elif suffix in COMPRESSIONS:
-    stream = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}[suffix](raw)
-  else:
+  if suffix not in COMPRESSIONS:
     return raw
-  return io.BufferedReader(stream, _BUFFER_BYTES)
+  openers: dict[str, Any] = {
+    '.gz': gzip.open,
+    '.xz': lzma.open,
+    '.bz2': bz2.open,
+    '.zst': _ZstdReader,
+  }
+  return io.BufferedReader(openers[suffix](raw), _BUFFER_BYTES)
 
 
 def damage() -> tuple[type[Exception], ...]:
-  """What reading a damaged compressed file raises."""
+  """The exceptions that reading a damaged compressed file raises."""
   import zstandard
 
   return (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 class _ZstdReader(io.RawIOBase):
-  """Zstandard frames in a row. The library's own stream reader takes a file that is cut short for a whole one."""
+  """Zstandard frames in a row.
 
-  def __init__(self, raw: BinaryIO):
-    self._raw, self._frame, self._ready, self._amount = raw, None, b'', _ZSTD_LEAST
+  The stream reader of the zstandard package does not notice that a file is cut short.
+  """
+
+  def __init__(self, raw: BinaryIO) -> None:
+    self._raw = raw
+    self._frame: Any = None
+    self._ready: bytes | memoryview = b''
+    self._amount = _ZSTD_LEAST
 
   def readable(self) -> bool:
     return True
 
-  def readinto(self, buffer) -> int:
+  def readinto(self, buffer: 'WriteableBuffer') -> int:
     import zstandard
 
+    target = memoryview(buffer).cast('B')
     while not self._ready:
-      piece = (
-        self._frame.unused_data if self._frame and self._frame.eof else b''
-      ) or self._raw.read(self._amount)
+      ended = self._frame is None or self._frame.eof
+      rest = self._frame.unused_data if self._frame is not None and ended else b''
+      piece = rest or self._raw.read(self._amount)
       if not piece:
-        if not self._frame or not self._frame.eof:
+        if self._frame is None or not ended:
           raise EOFError('it ends within a frame')
         return 0
-      if (
-        not self._frame or self._frame.eof
-      ):  # windows beyond 128 MB, as of zstd --long=31, are taken too
-        self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+      if ended:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        self._frame = decompressor.decompressobj()
       self._ready = memoryview(self._frame.decompress(piece))
-      wanted = len(piece) * _BUFFER_BYTES // max(len(self._ready), 1)
-      self._amount = max(_ZSTD_LEAST, min(wanted, _ZSTD_MOST))
-    count = min(len(buffer), len(self._ready))
-    buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+      amount = len(piece) * _BUFFER_BYTES // max(len(self._ready), 1)
+      self._amount = max(_ZSTD_LEAST, min(amount, _ZSTD_MOST))
+    count = min(len(target), len(self._ready))
+    target[:count] = self._ready[:count]
+    self._ready = self._ready[count:]
     return count
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
-  with open_binary(path) as file, _readable(os.fspath(path)):
-    return file.read()
+#### Writing ####
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a file whole or not at all, its folder made where it is missing. Raises Unwritable where it cannot."""
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+  """Writes a file whole or not at all, and its folder if it is missing.
+
+  A local file is written under another name, flushed to the disk and renamed. An object of a
+  bucket appears when its upload is complete.
+
+  Raises:
+    Unwritable: it cannot be written.
+  """
   path = os.fspath(path)
-  with _writable(path):
-    if is_remote(path):  # objects appear when their upload is complete
-      system = filesystem(path)
-      if path.split('://')[0] in _WITH_FOLDERS:
-        system.makedirs(path.rpartition('/')[0], exist_ok=True)
-      system.pipe_file(path, content)
+  with reaching(path, 'written', local=True):
+    if is_remote(path):
+      _with_folder(path).pipe_file(path, content)
       return
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.{uuid.uuid4().hex[:8]}.partial'
@@ -264,78 +367,83 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         os.unlink(temporary)
 
 
-def upload(path: str | os.PathLike, address: str) -> None:
-  """Copies a file of this machine to an address. Raises Unwritable where it cannot."""
-  with _writable(address):
-    system = filesystem(address)
-    if address.split('://')[0] in _WITH_FOLDERS:
-      system.makedirs(address.rpartition('/')[0], exist_ok=True)
-    system.put_file(os.fspath(path), address)
+def upload(path: str | os.PathLike[str], address: str) -> None:
+  """Copies a local file to an address.
+
+  Raises:
+    Unwritable: it cannot be written.
+  """
+  with reaching(address, 'written', local=True):
+    _with_folder(address).put_file(os.fspath(path), address)
 
 
-def listing(folder: str | os.PathLike) -> list[str]:
-  """Names in a folder, sorted; of one that is not there, none."""
-  folder = os.fspath(folder)
-  if not exists(folder):
-    return []
-  with _readable(folder):
-    if is_remote(folder):
-      return sorted(
-        name.rstrip('/').split('/')[-1] for name in filesystem(folder).ls(folder, detail=False)
-      )
-    return sorted(os.listdir(folder))
+def remove(path: str | os.PathLike[str]) -> None:
+  """Removes a file, or a folder with its content, if it exists.
 
-
-def remove(path: str | os.PathLike) -> None:
-  """Removes a file or a folder with all in it, where there is one."""
+  Raises:
+    Unwritable: it cannot be removed.
+  """
   path = os.fspath(path)
-  with _writable(path):
-    if not exists(path):
-      return
+  with reaching(path, 'removed', local=True), contextlib.suppress(FileNotFoundError):
     if is_remote(path):
       filesystem(path).rm(path, recursive=True)
-    elif os.path.isdir(path):
+    elif os.path.isdir(path) and not os.path.islink(path):
       shutil.rmtree(path)
     else:
       os.unlink(path)
 
 
-def _remote_facts(told):
-  mark = next((mark for mark in _VERSION_MARKS if told.get(mark)), None)
-  value = told.get(mark, '')
-  if hasattr(value, 'timestamp'):  # one file system may tell a time in both ways
-    value = value.timestamp()
-  return Facts(told.get('size') or 0, f'{mark} {value}' if mark else '')
+def _with_folder(address: str) -> FileSystem:
+  """The file system of an address whose folder exists."""
+  system = filesystem(address)
+  if address.split('://')[0] in _WITH_FOLDERS:
+    system.makedirs(address.rpartition('/')[0], exist_ok=True)
+  return system
+
+
+#### Errors ####
+
+
+@contextlib.contextmanager
+def reaching(
+  path: str | os.PathLike[str], verb: str = 'read', local: bool = False
+) -> Iterator[None]:
+  """Raises what goes wrong in the block with a file as a UserError that names the file.
+
+  Args:
+    path: of the file or folder.
+    verb: what the block does with it, as a participle: read, written or removed.
+    local: whether an OSError of a local file is converted too. Errors at an address, of which the
+      packages of remote file systems raise many kinds, always are.
+
+  Raises:
+    Unreachable: an address cannot be read.
+    Unwritable: the file cannot be written or removed.
+    UserError: a local file cannot be read.
+  """
+  path = os.fspath(path)
+  try:
+    yield
+  except Exception as error:
+    remote = is_remote(path)
+    if isinstance(error, UserError) or not (remote or local and isinstance(error, OSError)):
+      raise
+    if path.startswith(_GOOGLE):
+      message = f'{path!r} cannot be {verb} ({_google_reason(error)}){_GOOGLE_HINT}'
+    else:
+      message = f'{path!r} cannot be {verb}: {reason(error)}'
+    kind = Unwritable if verb != 'read' else Unreachable if remote else UserError
+    raise kind(message) from None
 
 
 def reason(error: Exception) -> str:
-  """An error in a few words, of one line."""
-  told = str(getattr(error, 'strerror', None) or error).strip()
-  return told.splitlines()[0].rstrip('.') if told else type(error).__name__
+  """An error in a few words, on one line."""
+  text = str(getattr(error, 'strerror', None) or error).strip()
+  return text.splitlines()[0].rstrip('.') if text else type(error).__name__
 
 
-@contextlib.contextmanager
-def _readable(path):
-  try:
-    yield
-  except Exception as error:
-    if _is_mistake(error, path):
-      raise (Unreachable if is_remote(path) else UserError)(
-        f'{path!r} cannot be read: {reason(error)}'
-      ) from None
-    raise
-
-
-@contextlib.contextmanager
-def _writable(path):
-  try:
-    yield
-  except Exception as error:
-    if _is_mistake(error, path):
-      raise Unwritable(f'{path!r} cannot be written: {reason(error)}') from None
-    raise
-
-
-def _is_mistake(error, path):
-  """Whether an error is the file system's; remote ones raise all kinds."""
-  return not isinstance(error, UserError) and (isinstance(error, OSError) or is_remote(path))
+def _google_reason(error: Exception) -> str:
+  if isinstance(error, FileNotFoundError):
+    return 'there is no such bucket or object'
+  text = ' '.join(re.sub(r'^Forbidden: \S+', '', str(error)).split()).rstrip('.')
+  return text[:_REASON_LENGTH] or type(error).__name__

@@ -27,7 +27,7 @@ from electra_jax.config import Phase, PretrainingConfig, from_plain, phases_of, 
 from electra_jax.console import say
 from electra_jax.errors import UserError
 from electra_jax.pretrain import budgets, build, pretrain_step
-from electra_jax.pretrain.resolve import ResolvedRun, resolve
+from electra_jax.pretrain.resolve import ResolvedRun, resolve_run
 from electra_jax.training import hlo, memory, partitioning, run_folder, slices
 from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.progress import quantity
@@ -65,7 +65,7 @@ def plan(
 
   Raises UserError for a person's mistakes, where libtpu is missing, and where it crashes.
   """
-  config = resolve(config, platform='tpu').config
+  config = resolve_run(config, platform='tpu').config
   of = slices.parse(topology)
   if price is not None and price < 0:
     raise UserError(f'--price={price:g} is negative; give the dollars of a chip-hour.')
@@ -96,7 +96,7 @@ def plan(
 def compiled_for(run: ResolvedRun, of: slices.Slice, search: bool, doing=lambda text: None) -> dict:
   """What the compiler says of every phase of a config on a slice. `doing` is told what begins. Raises UserError."""
   layout = partitioning.make_layout(run.config, slices.devices(of))
-  run = budgets.resolve(run, build.any_tokenizer(run.config.data.vocab_size), layout, {})
+  run = budgets.resolve_budget(run, build.any_tokenizer(run.config.data.vocab_size), layout, {})
   config = run.config
   return {
     'config': config.name,

@@ -10,6 +10,7 @@ from electra_jax.console import say, seconds
 from electra_jax.errors import UserError
 from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.objective import Objective
+from electra_jax.training import plugins
 from electra_jax.training.curves import RunRecord, draw_curves
 from electra_jax.training.progress import quantity, read_metrics
 from electra_jax.training.run_folder import exists, folder, read_json, write_bytes
@@ -47,7 +48,8 @@ def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
   """Reads what a run recorded.
 
   Raises:
-    UserError: the folder holds no run or no metrics, or a file is damaged.
+    UserError: the folder holds no run or no metrics, a file is damaged, or user code that the run
+      used is not loaded.
   """
   path = folder(workdir)
   if not exists(path / 'config.json'):
@@ -61,6 +63,7 @@ def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
   def optional(name: str) -> dict[str, Any] | None:
     return read_json(path / name) if exists(path / name) else None
 
+  plugins.check(path)
   config = read_json(path / 'config.json')
   return RunRecord(
     path,

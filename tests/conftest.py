@@ -37,7 +37,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+from electra_jax import main
 from electra_jax.config import PretrainingConfig
+from electra_jax.config.pretraining import OptimizerConfig
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import pretrain_step
@@ -77,6 +79,7 @@ LONGEST = (
 )
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the ids that objectives/electra.py takes unless told
+MICRO = 'tests/configs/micro.py'
 STEP_ROWS, STEP_LENGTH, STEP_VOCAB = 16, 32, 500  # of compiled_step
 SHARED = 'ELECTRA_JAX_TESTS'  # the variable that names the folder shared by a session's processes
 STARTED = pytest.StashKey[float]()  # when the session started, in seconds
@@ -202,11 +205,24 @@ def random_params(model, seed: int = 0):
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def adamw(schedule, eps: float = 1e-6):
+def micro_config(*fields):
+  """The ConfigDict of tests/configs/micro.py; `fields` are assignments such as 'sharing=none'."""
+  argv = ['main', f'--config={MICRO}', *(f'--config.{field}' for field in fields)]
+  return main.parse_flags(argv).config
+
+
+def optimizer_settings(schedule, generator_schedule=None, layer_rates=None, **fields):
+  """Settings of an optimizer; `fields` are those of config.optimizer, as published by default."""
+  rates = {'learning_rate': schedule}
+  if generator_schedule is not None:
+    rates['generator_learning_rate'] = generator_schedule
+  config = OptimizerConfig(**fields)
+  return optimizers.OptimizerSettings(rates, config, layer_rates=layer_rates)
+
+
+def adamw(schedule, **fields):
   """The published optimizer."""
-  return optimizers.adamw(
-    schedule, b1=0.9, b2=0.999, eps=eps, weight_decay=0.01, clip=1.0, bias_correction=False
-  )
+  return optimizers.adamw(optimizer_settings(schedule, **fields))
 
 
 def compiled_step(

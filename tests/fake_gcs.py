@@ -1,8 +1,8 @@
-"""A stand-in for Google Cloud Storage on loopback: buckets in memory, over the JSON API that gcsfs, google-cloud-storage and
-TensorStore speak.
+"""A fake of Google Cloud Storage on loopback: buckets in memory behind the JSON API.
 
-Objects have generations, and appear when their upload is complete, as in the real one. What it leaves out: credentials,
-checksums, batches, versions and folders.
+gcsfs, google-cloud-storage and TensorStore use this API. Objects have generations, and appear when
+their upload is complete, as in the real one. Credentials, checksums, batches, versions and folders
+are not implemented.
 """
 
 import base64
@@ -26,7 +26,7 @@ class Object(NamedTuple):
 
 
 class Failure(Exception):
-  """An answer that is no success: HTTP status and words."""
+  """An error response: HTTP status and message."""
 
 
 class Buckets:
@@ -36,26 +36,26 @@ class Buckets:
     url: of the server.
     objects: (bucket, name) -> Object.
     names: buckets that exist.
-    forbidden: buckets whose requests are answered with 403.
-    hold: objects whose names match wait when they are written, until `hold` is None or the server ends.
-    waiting: names of objects that wait.
+    forbidden: buckets whose requests get the status 403.
+    hold: a pattern of names; writing such objects waits until `hold` is None or the server ends.
+    waiting: names of the objects that wait.
     requests: (method, path) of all requests so far.
   """
 
   def __init__(self, *names):
-    self.names, self.objects, self.lock = set(names), {}, threading.RLock()
-    self.forbidden, self.hold, self.waiting, self.requests, self.uploads = (
-      set(),
-      None,
-      set(),
-      [],
-      {},
-    )
+    self.names = set(names)
+    self.objects = {}
+    self.lock = threading.RLock()
+    self.forbidden = set()
+    self.hold = None
+    self.waiting = set()
+    self.requests = []
+    self.uploads = {}
     self._count = itertools.count(1)
     self.url = ''
 
   def environment(self) -> dict[str, str]:
-    """What makes programs take the server for the real one."""
+    """Environment variables that direct programs to the server."""
     return {
       'STORAGE_EMULATOR_HOST': self.url,
       'TENSORSTORE_GCS_HTTP_URL': self.url,
@@ -188,7 +188,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       if match and match['bucket'] in b.forbidden:
         raise Failure(
           403,
-          'nobody@example.com does not have storage.objects access to the Google Cloud Storage object.',
+          'nobody@example.com does not have storage.objects access to the Google Cloud Storage '
+          'object.',
         )
       if not match:
         raise Failure(404, 'Not Found')
@@ -214,7 +215,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   do_GET = do_POST = do_PUT = do_DELETE = _serve
 
   def _do(self, parts, query, body):
-    """Status, JSON or bytes, and headers of an answer."""
+    """Status, JSON or bytes, and headers of a response."""
     b, bucket, name = self.buckets, parts['bucket'], parts.get('name')
     if self.command == 'GET' and name:
       return self._get(b.get(bucket, name), parts, query)
@@ -259,9 +260,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
       'x-goog-stored-content-length': str(size),
       'ETag': f'"e{found.generation}"',
     }
-    if not (asked := re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range', ''))):
+    if not (requested := re.fullmatch(r'bytes=(\d*)-(\d*)', self.headers.get('Range', ''))):
       return 200, found.content, headers
-    first, last = asked.groups()
+    first, last = requested.groups()
     start = int(first) if first else size - int(last)
     end = min(int(last) + 1, size) if first and last else size
     if start >= size:
@@ -275,11 +276,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def _upload(self, bucket, query, body):
     b = self.buckets
     if 'upload_id' in query:
-      name, so_far = b.uploads[query['upload_id']]
-      so_far += body
+      name, received = b.uploads[query['upload_id']]
+      received += body
       if self.headers.get('Content-Range', '*/*').endswith('/*'):
-        return 308, b'', {'Range': f'bytes=0-{len(so_far) - 1}'} if so_far else {}
-      return 200, b.put(bucket, name, bytes(so_far), query)
+        return 308, b'', {'Range': f'bytes=0-{len(received) - 1}'} if received else {}
+      return 200, b.put(bucket, name, bytes(received), query)
     if query['uploadType'] == 'resumable':
       key = f'u{len(b.uploads)}'
       b.uploads[key] = query.get('name') or json.loads(body)['name'], bytearray()

@@ -50,7 +50,7 @@ def run_mode(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   if mode.joins:
     from electra_jax.training import hosts
 
-    hosts.join(values.distributed, values.coordinator, values.processes, values.process)
+    hosts.join_processes(values.distributed, values.coordinator, values.processes, values.process)
   result = _imported(mode.function)(**_keywords(mode, values, arguments))
   return result if isinstance(result, int) else 0
 

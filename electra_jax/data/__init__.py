@@ -1,0 +1,1 @@
+"""Data: corpora, tokenizers, preparation, token stores, and the bundled sample."""

@@ -65,6 +65,7 @@ class Initial:
     Raises:
       UserError: a parameter is missing or has another shape.
     """
+    assert self.weights is not None, 'fresh weights are not restored'
     if isinstance(self.weights, dict):
       return placed(self.weights, shapes, shardings)
     return checkpoints.restore_subtrees(self.weights, self.origin['step'], shapes, shardings)
@@ -75,7 +76,7 @@ class Initial:
       return f'fresh weights, in the encoder of {self.origin["run"]}'
     step, tokens = self.origin['step'], self.origin.get('tokens')
     return (
-      self.origin['run']
+      str(self.origin['run'])
       + (f', step {step:,}' if step is not None else '')
       + (f', pretrained on {tokens:,.0f} tokens' if tokens else '')
       + (f', on top of {self.origin["after"]}' if 'after' in self.origin else '')
@@ -192,7 +193,7 @@ def checksum(params: PyTree) -> int:
   """CRC-32 of a tree of NumPy arrays, in the order of their names."""
   found = 0
   for _, value in jax.tree_util.tree_leaves_with_path(params):
-    found = zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8), found)
+    found = zlib.crc32(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, found)
   return found
 
 

@@ -84,12 +84,9 @@ def _span_terms(
   # Heads in the style of transformers have no such output: [CLS] as start and end means no answer.
   if 'impossible' in outputs:
     impossible = optax.sigmoid_binary_cross_entropy(outputs['impossible'], batch['impossible'])
+    terms['loss'] = terms['loss'] + impossible_weight * impossible
     correct = (outputs['impossible'] > 0) == (batch['impossible'] > 0.5)
-    terms |= {
-      'loss': terms['loss'] + impossible_weight * impossible,
-      'impossible_loss': impossible,
-      'impossible_correct': correct.astype(jnp.float32),
-    }
+    terms |= {'impossible_loss': impossible, 'impossible_correct': correct.astype(jnp.float32)}
   return terms
 
 

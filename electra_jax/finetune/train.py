@@ -52,7 +52,7 @@ def finetune(
   Raises:
     UserError: a mistake of the user, or a loss or gradient that is not finite.
   """
-  with Status('finetune') as status:
+  with Status('finetune', trials=True) as status:
     notice = Notice() if notice is None else notice
     return status.end(_finetune(config, workdir, notice, status))
 

@@ -198,7 +198,7 @@ def trials_table(summaries: Mapping[str, Summary]) -> str:
     summaries: of `summarize_trials`.
   """
   published = published_metrics()
-  rows = [_HEADER]
+  rows: list[tuple[str, ...]] = [_HEADER]
   for task, summary in summaries.items():
     for split, metrics in summary['figures'].items():
       names = [summary['metric'], published.get(task) if split == 'dev' else None]
@@ -318,9 +318,11 @@ def draw_trials(records: Sequence[Record], headline: str = '') -> Figure:
   from matplotlib.figure import Figure
 
   summaries, collapsed = summarize_trials(records), collapsed_trials(records)
-  with rc_context(STYLE):
+  style: Any = STYLE  # of matplotlib's type for settings
+  with rc_context(style):
     figure = Figure(figsize=(10.5, 0.8 + 2.7 * len(summaries)), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.09, h_pad=0.1)
+    layout: Any = figure.get_layout_engine()  # the constrained one, which has these settings
+    layout.set(w_pad=0.09, h_pad=0.1)
     key = '   ·   '.join(
       (
         'line: a trial on dev',

@@ -1,105 +1,163 @@
-"""A generator cut out of a discriminator, where people have the discriminator alone."""
+"""A generator that is cut out of a discriminator, for weights without a generator."""
 
 import dataclasses
 import math
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from electra_jax import registry
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import Weights
 from electra_jax.model.config import EncoderConfig
 
-
-def evenly(count: int, of: int) -> np.ndarray:
-  """`count` different numbers below `of`, evenly spread, the first and the last among them."""
-  return np.linspace(0, of - 1, count).round().astype(int)
+PyTree: TypeAlias = Any
 
 
-def check(d: EncoderConfig, g: EncoderConfig, source: str) -> None:
-  """Raises UserError where a generator `g` cannot be cut out of a discriminator `d`: whole heads are kept, and nothing is made up."""
-  if g.head_size != d.head_size or any(
-    getattr(g, name) > getattr(d, name) for name in ('num_heads', 'num_layers', 'intermediate_size')
-  ):
-
-    def said(c):
-      return f'{c.num_layers} layers with {c.num_heads} heads of {c.head_size} and a feed-forward of {c.intermediate_size}'
-
-    raise UserError(
-      f'a generator of {said(g)} cannot be cut out of {source}, which has {said(d)}; set config.generator.hidden_fraction so that whole heads '
-      'are left, or --config.continued.generator=scratch.'
-    )
+def _evenly_spaced(count: int, total: int) -> np.ndarray:
+  """`count` different numbers below `total`, evenly spaced, the first and the last among them."""
+  return np.linspace(0, total - 1, count).round().astype(int)
 
 
-def generator(weights: Weights, config: EncoderConfig) -> dict:
-  """The subtrees `generator` and, where it can be had, `generator_head`, of a narrower and shallower tower.
-
-  Layers, heads, hidden units and units of the feed-forward are kept at even distances. What is summed over fewer inputs is multiplied by
-  the square root of the share that is left, so that sums of independent inputs stay as large. Where embeddings are as wide as the
-  discriminator, the generator's projection picks out the units that it keeps, and its head puts them back. (Where they are as wide as the generator there is no
-  projection, and it has to learn to read them.)
+def check_narrowed(d: EncoderConfig, g: EncoderConfig, source: str) -> None:
+  """Checks that a generator can be cut out of a discriminator: only whole heads can be kept.
 
   Args:
-    weights: with a discriminator.
-    config: of the generator, whose heads are as large as the discriminator's.
+    d: config of the discriminator.
+    g: config of the generator.
+    source: where the discriminator is from, for the message.
 
-  Raises UserError where heads are of another size.
+  Raises:
+    UserError: heads have another size, or the generator is larger in some way.
   """
-  d, params = weights.discriminator, weights.params['discriminator']
-  check(d, config, weights.source)
-  layers, units = evenly(config.num_layers, d.num_layers), evenly(config.hidden_size, d.hidden_size)
-  heads = evenly(config.num_heads, d.num_heads)
-  columns = (heads[:, None] * d.head_size + np.arange(d.head_size)).ravel()
-  inner = evenly(config.intermediate_size, d.intermediate_size)
-  # Of each kernel: which inputs and which outputs stay.
-  kept = dict.fromkeys(('query', 'key', 'value'), (units, columns)) | {
-    'attention_output': (columns, units),
-    'mlp_output': (inner, units),
-  }
-  kept |= dict.fromkeys(('mlp_in', 'mlp_gate'), (units, inner))
+  sizes = ('num_heads', 'num_layers', 'intermediate_size')
+  if g.head_size == d.head_size and all(getattr(g, n) <= getattr(d, n) for n in sizes):
+    return
 
-  def cut(name, leaves):
-    inputs, outputs = kept.get(name, (None, units))
+  def described(c: EncoderConfig) -> str:
+    return (
+      f'{c.num_layers} layers with {c.num_heads} heads of {c.head_size} and a feed-forward width '
+      f'of {c.intermediate_size}'
+    )
+
+  raise UserError(
+    f'a generator of {described(g)} cannot be cut out of {source}, which has {described(d)}; set '
+    'config.generator.hidden_fraction so that whole heads are kept, or '
+    '--config.continued.generator=scratch.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+  """What a narrower and shallower tower keeps of a tower.
+
+  Attributes:
+    layers: numbers of the layers.
+    units: numbers of the hidden units.
+    columns: numbers of the columns of the attention heads.
+    inner: numbers of the units of the feed-forward layers.
+  """
+
+  layers: np.ndarray
+  units: np.ndarray
+  columns: np.ndarray
+  inner: np.ndarray
+
+  def of_kernel(self, name: str) -> tuple[np.ndarray | None, np.ndarray]:
+    """Inputs and outputs that are kept of a layer; None for a layer without a kernel."""
+    if name in ('query', 'key', 'value'):
+      return self.units, self.columns
+    if name == 'attention_output':
+      return self.columns, self.units
+    if name in ('mlp_in', 'mlp_gate'):
+      return self.units, self.inner
+    return (self.inner if name == 'mlp_output' else None), self.units
+
+  def narrowed(self, name: str, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A layer of the tower, scaled so that sums over fewer inputs have the same size."""
+    inputs, outputs = self.of_kernel(name)
     found = {}
     for leaf, value in leaves.items():
-      value = value[layers]
+      value = value[self.layers]
       if leaf == 'kernel':
-        value = value[:, inputs][:, :, outputs] * np.float32(
-          math.sqrt(value.shape[1] / len(inputs))
-        )
+        assert inputs is not None
+        scale = np.float32(math.sqrt(value.shape[1] / len(inputs)))
+        value = value[:, inputs][:, :, outputs] * scale
       else:
         value = value[:, outputs]
       found[leaf] = np.ascontiguousarray(value, np.float32)
     return found
 
-  tower = {'layers': {name: cut(name, leaves) for name, leaves in params['layers'].items()}}
-  found = {'generator': tower}
+
+def narrowed_generator(weights: Weights, config: EncoderConfig) -> PyTree:
+  """A narrower and shallower tower of a discriminator.
+
+  Layers, heads, hidden units and feed-forward units are kept at even distances. Kernels are
+  multiplied by sqrt(inputs / kept inputs), so that sums of independent inputs keep their size.
+  Where embeddings are as wide as the discriminator, the projection of the generator selects the
+  units that it keeps, and its head maps them back. Where they are as wide as the generator there is
+  no projection, and the generator has to adapt to them in training.
+
+  Args:
+    weights: with a discriminator.
+    config: config of the generator, with heads of the discriminator's size.
+
+  Returns:
+    The top-level parameters `generator` and, where it can be derived, `generator_head`.
+
+  Raises:
+    UserError: heads have another size, or the generator is larger in some way.
+  """
+  d, params = weights.discriminator, weights.params['discriminator']
+  assert d is not None
+  check_narrowed(d, config, weights.source)
+  heads = _evenly_spaced(config.num_heads, d.num_heads)
+  kept = _Kept(
+    layers=_evenly_spaced(config.num_layers, d.num_layers),
+    units=_evenly_spaced(config.hidden_size, d.hidden_size),
+    columns=(heads[:, None] * d.head_size + np.arange(d.head_size)).ravel(),
+    inner=_evenly_spaced(config.intermediate_size, d.intermediate_size),
+  )
+  layers = {name: kept.narrowed(name, leaves) for name, leaves in params['layers'].items()}
   if config.embedding_size == config.hidden_size:
-    return found
+    return {'generator': {'layers': layers}}
   if 'embeddings_project' in params:
-    tower['embeddings_project'] = {
-      leaf: np.ascontiguousarray(value[..., units])
+    project = {
+      leaf: np.ascontiguousarray(value[..., kept.units])
       for leaf, value in params['embeddings_project'].items()
     }
-    return found
-  picked = np.zeros((d.hidden_size, config.hidden_size), np.float32)
-  picked[units, np.arange(len(units))] = 1
-  tower['embeddings_project'] = {'kernel': picked} | (
-    {'bias': np.zeros(config.hidden_size, np.float32)} if config.use_bias else {}
-  )
-  norm = {'scale': np.ones(d.embedding_size, np.float32)} | (
-    {'bias': np.zeros(d.embedding_size, np.float32)} if config.use_bias else {}
-  )
-  dense = {'kernel': np.ascontiguousarray(picked.T)} | (
-    {'bias': np.zeros(d.embedding_size, np.float32)} if config.use_bias else {}
-  )
-  return found | {
-    'generator_head': {'dense': dense, 'norm': norm, 'bias': np.zeros(d.vocab_size, np.float32)}
+    return {'generator': {'layers': layers, 'embeddings_project': project}}
+  selection = np.zeros((d.hidden_size, config.hidden_size), np.float32)
+  selection[kept.units, np.arange(len(kept.units))] = 1
+  head = {
+    'dense': {'kernel': np.ascontiguousarray(selection.T)} | _bias(config, d.embedding_size),
+    'norm': {'scale': np.ones(d.embedding_size, np.float32)} | _bias(config, d.embedding_size),
+    'bias': np.zeros(d.vocab_size, np.float32),
+  }
+  project = {'kernel': selection} | _bias(config, config.hidden_size)
+  return {
+    'generator': {'layers': layers, 'embeddings_project': project},
+    'generator_head': head,
   }
 
 
+def _bias(config: EncoderConfig, size: int) -> dict[str, np.ndarray]:
+  return {'bias': np.zeros(size, np.float32)} if config.use_bias else {}
+
+
 def with_generator(weights: Weights, config: EncoderConfig, sharing: str) -> Weights:
-  """The same weights with such a generator beside the discriminator; see `generator`."""
-  params = weights.params | (generator(weights, config) if sharing != 'all' else {})
-  if sharing == 'none':
+  """The weights with a generator that is cut out of their discriminator.
+
+  Args:
+    weights: with a discriminator.
+    config: config of the generator, with heads of the discriminator's size.
+    sharing: name of the sharing scheme of the result.
+
+  Raises:
+    UserError: as of `narrowed_generator`.
+  """
+  scheme = registry.SHARING_SCHEMES.get(sharing)
+  params = weights.params | ({} if scheme.one_encoder else narrowed_generator(weights, config))
+  if scheme.separate_embeddings:
     params['generator_embeddings'] = weights.params['embeddings']
   return dataclasses.replace(weights, generator=config, sharing=sharing, params=params)

@@ -69,7 +69,7 @@ def attention(
 ) -> jax.Array:
   """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) inside segments.
 
-  A position attends to the positions of its own segment. Packed documents therefore do not attend
+  A position attends to the positions of its segment. Packed documents therefore do not attend
   to each other, and no token attends to padding (segment 0). The softmax and its input are
   float32, the products have the type of the inputs.
 

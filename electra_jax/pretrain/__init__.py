@@ -1,1 +1,1 @@
-"""What is learned: masking, sampling, objectives, the pretraining program and its evaluation."""
+"""Pretraining: masking, sampling, objectives, the training program and its evaluation."""

@@ -1,6 +1,8 @@
-"""Budgets of a run in FLOPs, tokens or minutes, converted to a number of steps once, before the first."""
+"""Budgets of a run in FLOPs, tokens or minutes, converted to a number of steps before the first."""
 
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -11,38 +13,39 @@ from electra_jax.pretrain import build, pretrain_step
 from electra_jax.pretrain.resolve import ResolvedRun
 from electra_jax.training import hosts, memory, partitioning
 
-TIMED_STEPS = 8  # the time of a step is their median
+TokenizerLike: TypeAlias = Any  # what has a size and special token ids
+TIMED_STEPS = 8  # the duration of a step is their median
 
 
-def given(config: PretrainingConfig) -> str | None:
-  """The name of the budget that a config sets, or None."""
+def budget_of(config: PretrainingConfig) -> str | None:
+  """Name of the budget that a config sets; None for none."""
   return next((name for name in BUDGETS if getattr(config, name)), None)
 
 
-def resolve(
+def resolve_budget(
   run: ResolvedRun,
-  tokenizer,
+  tokenizer: TokenizerLike,
   layout: partitioning.Layout,
-  known: dict,
-  say=lambda label, text: None,
+  known: Mapping[str, Any],
+  log: Callable[[str, str], object] = lambda label, text: None,
 ) -> ResolvedRun:
-  """The run with the number of steps that its budget allows; unchanged where it sets none.
+  """The run with the number of steps that its budget allows; unchanged without a budget.
 
-  FLOPs are those of one step in config.budget_convention, tokens those of its rows; both end within
-  one step of the budget. Minutes count training steps only, without compilation, evaluation and
-  checkpoints: the steps are timed on these devices once, and their number is then fixed.
+  FLOPs are those of a step in config.budget_convention, and tokens those of its rows; both end
+  within one step of the budget. Minutes count only training steps, without compilation, evaluation
+  and checkpoints. Steps are timed once on these devices, and their number is then fixed.
 
   Args:
     run: the run.
-    tokenizer: of its rows.
-    layout: of the mesh.
+    tokenizer: the tokenizer of its rows.
+    layout: layout of the mesh.
     known: of resolved.json; the number of steps of an earlier start is kept.
-    say: takes a label and a line for the console.
+    log: takes a label and a line for the console.
 
   Raises:
-    UserError: where the budget is too small for the warm-up, or for config.generator.alone_steps.
+    UserError: the budget is too small for the warm-up, or for config.generator.alone_steps.
   """
-  name = given(run.config)
+  name = budget_of(run.config)
   if name is None:
     return run
   budget, alone = getattr(run.config, name), run.config.generator.alone_steps
@@ -60,28 +63,33 @@ def resolve(
       f'{warmup:,} takes all of them; raise the budget, or set '
       '--config.optimizer.warmup_fraction=0.1.'
     )
-  say('budget', f'{budget:g} {name.removeprefix("budget_")}: {count:,} steps')
+  log('budget', f'{budget:g} {name.removeprefix("budget_")}: {count:,} steps')
   return run.with_steps(count)
 
 
-def _steps(run: ResolvedRun, name: str, tokenizer, layout: partitioning.Layout) -> int:
-  """The number of steps whose cost is nearest to the budget from below, at least one."""
+def _steps(
+  run: ResolvedRun, name: str, tokenizer: TokenizerLike, layout: partitioning.Layout
+) -> int:
+  """The largest number of steps whose cost is within the budget, at least one."""
   alone = run.config.generator.alone_steps
-  # Any number of steps will do here: each step costs the same.
+  # The number of steps does not matter here, since each step costs the same.
   config = run.config.replace({'steps': alone + run.config.optimizer.warmup_steps + 1})
   programs = [build.program(config, phase, tokenizer, layout) for phase in phases_of(config)]
   if name == 'budget_flops':
-    costs = [p.step_flops(config.budget_convention) for p in programs]
+    costs = [float(p.step_flops(config.budget_convention)) for p in programs]
   elif name == 'budget_tokens':
-    costs = [p.config.batch_size * p.config.sequence_length for p in programs]
-  else:  # minutes, of the slowest process
+    costs = [float(p.config.batch_size * p.config.sequence_length) for p in programs]
+  else:  # minutes of the slowest process
     costs = [max(hosts.gather(int(1e9 * seconds_per_step(p)))) / 60e9 for p in programs]
   budget, spent = getattr(config, name), costs[0] * alone if alone else 0.0
   return alone + max(1, int((budget - spent) / costs[-1])) if budget > spent else alone
 
 
 def seconds_per_step(p: build.Program) -> float:
-  """What a training step takes on these devices: the median of a few, on rows of random tokens and fresh parameters."""
+  """Duration of a training step on these devices.
+
+  It is the median of a few steps on rows of random tokens, from new parameters.
+  """
   _, compiled, _ = build.compile_to_fit(
     p, min(hosts.gather(memory.available())), p.config.micro_batches
   )
@@ -90,11 +98,8 @@ def seconds_per_step(p: build.Program) -> float:
     out_shardings=p.shardings,
   )()
   mesh, shape = p.layout.mesh, (p.config.batch_size, p.config.sequence_length)
-  token_ids = (
-    np.random.default_rng(0)
-    .integers(5, p.model.discriminator_config.vocab_size, shape)
-    .astype(np.int32)
-  )
+  vocab_size = p.model.discriminator_config.vocab_size
+  token_ids = np.random.default_rng(0).integers(5, vocab_size, shape).astype(np.int32)
   batch = {
     'token_ids': partitioning.global_batch(
       token_ids[partitioning.process_rows(mesh, shape[0])], mesh, shape[0]
@@ -102,7 +107,7 @@ def seconds_per_step(p: build.Program) -> float:
     'schedules': partitioning.replicate(p.inputs, mesh),
   }
   times = []
-  for _ in range(TIMED_STEPS + 1):  # the first is warm-up
+  for _ in range(TIMED_STEPS + 1):  # the first one is not counted
     start = time.perf_counter()
     state, sums = compiled(state, batch)
     jax.block_until_ready(sums)

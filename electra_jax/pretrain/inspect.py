@@ -284,7 +284,7 @@ _JUDGED_MARKS = (
   (('was', 'was', 'original', True, 0.1), 'masked, but the sample is the original token'),
   (
     ('was', 'was', 'false alarm', False, 0.64),
-    'the original, but the discriminator predicts that it was replaced',
+    'the original, but the discriminator predicts "replaced"',
   ),
 )
 _OTHER_MARKS = (

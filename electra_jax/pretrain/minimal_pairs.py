@@ -28,7 +28,7 @@ from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.training import hosts, partitioning, run_folder
 
 if TYPE_CHECKING:
-  from electra_jax.pretrain.pretrained import Run
+  from electra_jax.pretrain.trained_run import Run
 
 TOWERS = ('discriminator', 'generator')
 SENTENCES = ('sentence_good', 'sentence_bad')

@@ -1,8 +1,8 @@
 """The one place where a pretraining config is interpreted: (config, workdir) -> ResolvedRun.
 
-`--mode=train`, `prepare` and `plan` resolve the config of a command line, `evaluate`, `inspect` and
-the other modes that open a run resolve the one in its folder. All code below takes the typed
-values of a ResolvedRun, never a ConfigDict.
+The modes train, prepare and plan resolve the config of a command line. Modes that open a run
+resolve the config in its folder. All other code takes the typed values of a ResolvedRun, never a
+ConfigDict.
 """
 
 import dataclasses
@@ -13,20 +13,23 @@ from typing import Any
 from etils import epath
 
 from electra_jax.config import AnyConfig, Phase, PretrainingConfig, checked_pretraining, phases_of
-from electra_jax.pretrain import build, continued
+from electra_jax.pretrain import build
+from electra_jax.pretrain.continued.sizes import with_sizes
+from electra_jax.pretrain.continued.source import InitialWeights
+from electra_jax.pretrain.continued.tokens import tokenizer_path
 from electra_jax.training import run_folder
 from electra_jax.training.encoders import run_config
 
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedRun:
-  """What a config means, with all that it leaves to other sources filled in.
+  """A config with all values that it leaves to other sources.
 
   Attributes:
     config: the run's fields. Sizes, sharing and vocabulary size are those of the initial weights
       where there are any.
-    phases: the parts of the run, at least one; each has a config of its own.
-    workdir: the run's folder; None for a run that has none (prepare, plan).
+    phases: the parts of the run, at least one, each with its own config.
+    workdir: the run's folder; None for a run without one (prepare, plan).
     source: the initial weights and their tokenizer; None where parameters are initialized randomly,
       or restored from a checkpoint of the run.
     tokenizer: path of the tokenizer that comes with the initial weights; None where
@@ -36,7 +39,7 @@ class ResolvedRun:
   config: PretrainingConfig
   phases: tuple[Phase, ...]
   workdir: epath.Path | None = None
-  source: continued.Source | None = None
+  source: InitialWeights | None = None
   tokenizer: str | None = None
 
   def with_steps(self, steps: int) -> 'ResolvedRun':
@@ -45,7 +48,7 @@ class ResolvedRun:
     return dataclasses.replace(self, config=config, phases=phases_of(config))
 
 
-def resolve(
+def resolve_run(
   config: AnyConfig, workdir: str | os.PathLike[str] | None = None, platform: str | None = None
 ) -> ResolvedRun:
   """Resolves a config that a run is started or resumed with. No data is read.
@@ -57,30 +60,32 @@ def resolve(
     platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for JAX's default.
 
   Raises:
-    UserError: for fields that cannot be, or contradict each other or the initial weights.
+    UserError: for fields that are invalid, or contradict each other or the initial weights.
   """
   c = checked_pretraining(config)
-  c, source = continued.with_sizes(c, workdir)
+  c, source = with_sizes(c, workdir)
   c = checked_pretraining(c, sizes_known=True)
   phases = phases_of(c)
-  for phase in phases:  # sizes that contradict each other are reported before long work
+  # Sizes that contradict each other, and unknown options, are reported before long work.
+  for phase in phases:
     build.build_model(phase.config, phase.config.data.vocab_size, platform)
+  build.build_optimizer(c)
   folder = None if workdir is None else run_folder.folder(workdir)
-  return ResolvedRun(c, phases, folder, source, continued.tokenizer_path(c, source, folder))
+  return ResolvedRun(c, phases, folder, source, tokenizer_path(c, source, folder))
 
 
-def resolve_saved(
+def resolve_saved_run(
   workdir: str | os.PathLike[str], changes: Mapping[str, Any] | None = None
 ) -> ResolvedRun:
-  """Resolves the config that is kept in a run's folder.
+  """Resolves the config in a run's folder.
 
   Args:
     workdir: the run's folder.
-    changes: fields to change, by name with dots.
+    changes: fields to change, by names with dots.
 
   Raises:
-    UserError: where the folder holds no config of a run.
+    UserError: the folder holds no config of a run.
   """
   folder = run_folder.folder(workdir)
   c = run_config(folder).replace(changes or {})
-  return ResolvedRun(c, phases_of(c), folder, None, continued.tokenizer_path(c, None, folder))
+  return ResolvedRun(c, phases_of(c), folder, None, tokenizer_path(c, None, folder))

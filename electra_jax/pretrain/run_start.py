@@ -17,13 +17,13 @@ from electra_jax.config import (
 from electra_jax.data.prepare.preparation import (
   REPORT_FILE,
   Prepared,
-  Recipe,
   open_prepared,
-  prepare,
+  prepare_corpus,
 )
+from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import checkpoints, plugins, run_folder, versions
 from electra_jax.training.kept_config import CONFIG, another_config_error, changed_fields
 from electra_jax.training.progress import quantity
@@ -43,16 +43,16 @@ def prepare_data(
   Args:
     config: the run's config.
     tokenizer: a folder in place of `config.data.tokenizer`; None for that.
-    **where: `output` and `beam` of data.prepare.preparation.prepare.
+    **where: `output` and `beam` of data.prepare.preparation.prepare_corpus.
 
   Raises:
     UserError: the rows of the store do not have the config's length, it has no held-out rows, or
-      what data.prepare.preparation.prepare raises.
+      what data.prepare.preparation.prepare_corpus raises.
   """
   d = config.data
   if d.store:
     return _open_store(config)
-  recipe = Recipe(
+  recipe = CorpusRecipe(
     source=d.source,
     row_length=config.sequence_length,
     document_format=d.document_format,
@@ -68,7 +68,7 @@ def prepare_data(
     byte_fallback=TRISTATE[d.byte_fallback],
     tokenizer_options=d.tokenizer_options,
   )
-  return prepare(recipe, cache=d.cache, processes=d.workers, **where)
+  return prepare_corpus(recipe, cache=d.cache, processes=d.workers, **where)
 
 
 def _open_store(config: PretrainingConfig) -> Prepared:
@@ -99,7 +99,7 @@ def prepare_only(config: AnyConfig, output: str | None = None, beam: str | None 
   Raises:
     UserError: the config names a corpus that is prepared, or what `prepare_data` raises.
   """
-  run = resolve(config)
+  run = resolve_run(config)
   if run.config.data.store:
     raise UserError(
       'config.data.store names a corpus that is prepared already; leave it empty to prepare one '

@@ -20,9 +20,11 @@ from electra_jax.console import say
 from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.pretrain import budgets, build, continued, pretrain_step, run_start
+from electra_jax.pretrain import budgets, build, pretrain_step, run_start
+from electra_jax.pretrain.continued.initial_state import InitialState, initial_state, place_initial
+from electra_jax.pretrain.continued.source import weights_digest
 from electra_jax.pretrain.phase_loop import PhasePlan, train_phase
-from electra_jax.pretrain.resolve import ResolvedRun, resolve
+from electra_jax.pretrain.resolve import ResolvedRun, resolve_run
 from electra_jax.training import (
   checkpoints,
   devices,
@@ -77,7 +79,7 @@ def _train(
   data = _open_data(run, folder, recorded)
   run = _with_steps(run, folder, data, layout, recorded)
   _check_rows(run, data)
-  initial = run.source and continued.begin(run.config, run.source, data.tokenizer)
+  initial = run.source and initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
   setup = _build(run, folder, data, layout, recorded)
   manager = checkpoints.open_manager(folder, keep=run.config.keep)
@@ -115,10 +117,10 @@ def _train(
 
 def _claim(config: AnyConfig, workdir: epath.Path, status: Status) -> tuple[ResolvedRun, Recorded]:
   """Resolves the config and takes the folder. Returns what an earlier start recorded, too."""
-  run = resolve(config, workdir)
+  run = resolve_run(config, workdir)
   plain = json.dumps(to_plain(run.config), sort_keys=True)
   hosts.same_everywhere('the config', plain)
-  hosts.same_everywhere('the weights of config.init', str(continued.digest(run.source)))
+  hosts.same_everywhere('the weights of config.init', str(weights_digest(run.source)))
   recorded = hosts.from_first(lambda: run_start.claim_workdir(workdir, run.config))
   status.claim(workdir, run.phases[-1].last)
   hosts.check_shared(workdir)
@@ -188,7 +190,7 @@ def _with_steps(
 ) -> ResolvedRun:
   """The run with the number of steps that its budget allows, where it has one."""
   devices.use_compilation_cache(run.config.compilation_cache)
-  run = budgets.resolve(run, data.tokenizer, layout, dict(recorded), say)
+  run = budgets.resolve_budget(run, data.tokenizer, layout, dict(recorded), say)
   if has_budget(run.config):
     plain = to_plain(run.config)
     path = workdir / 'config.json'
@@ -348,7 +350,7 @@ def _restored(
   return StepRunner(state, sums, functions)
 
 
-def _fresh(setup: RunSetup, initial: continued.Start | None, functions: SumFunctions) -> StepRunner:
+def _fresh(setup: RunSetup, initial: InitialState | None, functions: SumFunctions) -> StepRunner:
   """State before the first step: initial weights, and random parameters for the rest."""
   p, config = setup.programs[0], setup.run.config
 
@@ -358,9 +360,9 @@ def _fresh(setup: RunSetup, initial: continued.Start | None, functions: SumFunct
   state = jax.jit(init, out_shardings=p.shardings)()
   sums = functions.zeros()
   if initial:
-    state = continued.put(initial, state, p.shardings)
-    for label, text in initial.told:
-      say(label, text)
+    state = place_initial(initial, state, p.shardings)
+    for text in initial.notes:
+      say('init', text)
   source = config.continued.generator
   other = f', its generator from {source}' if source.startswith('hf:') else ''
   if config.init:
@@ -432,7 +434,6 @@ def _finish(
     f'the best by held-out loss is {manager.best_step()}',
   )
   recorder.close()
-  for mode in ('evaluate', 'inspect', 'report'):
-    label = 'next' if mode == 'evaluate' else ''
+  for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):
     say(label, f'python -m electra_jax.main --mode={mode} --workdir={setup.workdir}')
   return 0

@@ -20,7 +20,7 @@ from electra_jax.model.encoder import packed_inputs
 from electra_jax.pretrain import build, run_start
 from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.pretrain.pretrain_step import init_params
-from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved
+from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved_run
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
@@ -156,7 +156,7 @@ def open_run(
       f'{folder} is not a run: it has no config.json and tokenizer; name one with --workdir.'
     )
   # This kernel supports all devices and lengths.
-  resolved = resolve_saved(folder, {'model.attention': 'xla'})
+  resolved = resolve_saved_run(folder, {'model.attention': 'xla'})
   config = resolved.config
   tokenizer = load_tokenizer(folder / 'tokenizer')
   model = build.build_model(config, tokenizer.size)

@@ -24,7 +24,7 @@ from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune
 from electra_jax.pretrain import build, evaluation, run_start
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.pretrain.train import train
 from electra_jax.pretrain.trained_run import Run, open_run
 from electra_jax.sweep.job_scripts import write_job_scripts
@@ -260,7 +260,7 @@ def expected_results(jobs: Sequence[SweepJob], rows: int) -> dict[str, Expected]
 
 def _data_identities(job: SweepJob, stores: dict[str, Any]) -> list[str]:
   """Identities of the rows of a job's phases; `stores` keeps what is opened for other jobs."""
-  run = resolve(job.config)
+  run = resolve_run(job.config)
   found = []
   for phase in run.phases:
     c = phase.config

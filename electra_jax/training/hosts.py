@@ -78,7 +78,7 @@ class _Address:
   process: int
 
 
-def join(
+def join_processes(
   how: str = 'auto',
   coordinator: str | None = None,
   processes: int | None = None,

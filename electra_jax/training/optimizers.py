@@ -39,7 +39,7 @@ class OptimizerSettings:
 
   Attributes:
     rates: schedules of the learning rates by name: `learning_rate` and, where the generator has a
-      learning rate of its own, `generator_learning_rate`.
+      separate learning rate, `generator_learning_rate`.
     config: the group config.optimizer.
     options: the typed options of a registered optimizer; None for one without options.
     layer_rates: factors of the learning rate, of `layerwise_rates`; None for equal rates.

@@ -1,9 +1,11 @@
-"""A run's folder, on this machine or in a bucket (gs://): its paths, files that are written whole, files that grow."""
+"""The folder of a run, local or in a bucket (gs://): its path, its JSON files, files that grow.
 
-import contextlib
+Paths in a run's folder are `epath.Path`s, which Orbax takes too. Files are read and written
+through `file_access`.
+"""
+
 import importlib.util
 import json
-import logging
 import os
 import pathlib
 import re
@@ -12,87 +14,75 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
+from electra_jax import file_access
 from electra_jax.errors import UserError
+from electra_jax.file_access import exists, is_remote, reaching, write_bytes
 
-UPLOAD_EVERY = 30.0  # seconds between two uploads of files that grow, at least
-UPLOAD_SHARE = 0.05  # and of the time that uploads may take of a run's, at most
+__all__ = [
+  'Spool',
+  'check_writable',
+  'exists',
+  'folder',
+  'is_remote',
+  'reaching',
+  'read_json',
+  'write_bytes',
+  'write_json',
+]
+
+Json = Any  # a value of JSON
+
+UPLOAD_EVERY = 30.0  # least seconds between two uploads of files that grow
+UPLOAD_SHARE = 0.05  # largest share of a run's time that these uploads take
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-  """Whether it is an address, scheme://..., and not a path of this machine."""
-  return '://' in os.fspath(path)
+def folder(workdir: str | os.PathLike[str]) -> epath.Path:
+  """The path of a run's folder.
 
-
-def folder(workdir: str | os.PathLike) -> epath.Path:
-  """The path of a run's folder. Its files are reached through it and nothing else.
-
-  Raises UserError where it is an address of another kind than gs://, or gcsfs is not installed.
+  Raises:
+    UserError: an address is not of the kind gs://, or gcsfs is not installed.
   """
   address = os.fspath(workdir)
-  if re.match('gs:/(?!/)', address):  # what pathlib makes of gs://
+  if re.match('gs:/(?!/)', address):  # pathlib makes this of gs://
     raise UserError(
       f'--workdir {address!r} lacks a slash; give the address as text, gs://bucket/run.'
     )
-  if is_remote(address):
+  if file_access.is_remote(address):
     if not re.match('gs://[^/]', address):
       raise UserError(
-        f'--workdir {address!r} is no place for a run; give a folder, or an address such as gs://bucket/run.'
+        f'--workdir {address!r} cannot hold a run; expected a folder, or an address such as '
+        'gs://bucket/run.'
       )
-    _set_up_gcs(address)
+    if importlib.util.find_spec('gcsfs') is None:
+      raise UserError(
+        f'--workdir {address!r} needs gcsfs, which is not installed; pip install gcsfs'
+      )
+    # Otherwise epath would import TensorFlow to reach a bucket.
+    os.environ.setdefault('EPATH_USE_TF', 'false')
+    file_access.set_up_google_storage()
   return epath.Path(address)
 
 
-def _set_up_gcs(address):
-  if importlib.util.find_spec('gcsfs') is None:
-    raise UserError(f'--workdir {address!r} needs gcsfs, which is not installed; pip install gcsfs')
-  import fsspec
-
-  os.environ.setdefault(
-    'EPATH_USE_TF', 'false'
-  )  # else epath would load TensorFlow to reach a bucket
-  # TensorStore writes beside gcsfs, and other processes do: listings that are kept would be of the past.
-  fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
-  logger = logging.getLogger('gcsfs')
-  if logger.level == logging.NOTSET:  # it would log what it raises too, with a traceback
-    logger.setLevel(logging.CRITICAL)
-
-
-@contextlib.contextmanager
-def reaching(path: str | os.PathLike, verb: str = 'read'):
-  """Whatever goes wrong on the way to a bucket becomes a UserError; errors of this machine's files stay as they are."""
-  try:
-    yield
-  except Exception as error:  # of any kind: gcsfs, google.auth and aiohttp each have their own
-    if isinstance(error, UserError) or not is_remote(path):
-      raise
-    raise UserError(
-      f'{os.fspath(path)} cannot be {verb} ({_reason(error)}); check the address, the network, and that this '
-      'account may read, write and delete in the bucket (gcloud auth application-default login).'
-    ) from None
-
-
-def _reason(error):
-  text = ' '.join(re.sub(r'^Forbidden: \S+', '', str(error)).split()).rstrip('.')[:160]
-  if isinstance(error, FileNotFoundError):
-    return 'there is no such bucket or object'
-  return text or type(error).__name__
-
-
 def check_writable(path: epath.Path) -> None:
-  """Makes the folder where it is missing, and writes and removes a file in it. Raises UserError where that fails."""
-  if is_remote(path):
-    with reaching(path, 'written'):
+  """Creates a run's folder if it is missing, and writes and removes a file in it.
+
+  Raises:
+    UserError: that fails.
+  """
+  if file_access.is_remote(path):
+    with file_access.reaching(path, 'written'):
       probe = path / f'.probe-{uuid.uuid4().hex}'
       probe.write_bytes(b'')
       probe.unlink()
-      from google.cloud import storage
+      from google.cloud.storage import Client
 
-      storage.Client().get_bucket(
-        path.parts[2]
-      )  # Orbax asks this, which takes the right storage.buckets.get
+      # Orbax does this too. It needs the right storage.buckets.get.
+      Client().get_bucket(path.parts[2])
     return
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -101,120 +91,116 @@ def check_writable(path: epath.Path) -> None:
     probe.unlink()
   except OSError as error:
     raise UserError(
-      f'--workdir {path} cannot be written ({error.strerror}); name a folder that can.'
+      f'--workdir {path} cannot be written ({error.strerror}); expected a folder that can.'
     ) from None
 
 
-def exists(path: epath.Path) -> bool:
-  """Raises UserError where its bucket cannot be reached."""
-  with reaching(path):
-    return path.exists()
+def write_json(path: str | os.PathLike[str], value: Json) -> None:
+  """Writes a JSON file whole or not at all.
+
+  Raises:
+    file_access.Unwritable: it cannot be written.
+  """
+  file_access.write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a file whole or not at all. Raises UserError where its bucket cannot be written, else OSError."""
-  path = epath.Path(path)
-  if is_remote(path):  # an object appears when its upload is complete
-    with reaching(path, 'written'):
-      path.write_bytes(content)
-    return
-  temporary = path.with_suffix('.tmp')
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """A JSON object from a file of a run.
 
-
-def write_json(path: str | os.PathLike, value) -> None:
-  """Writes a JSON file whole or not at all."""
-  write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
-
-
-def read_json(path: str | os.PathLike) -> dict:
-  """A JSON object from a file of a run. Raises UserError where it is damaged, or its bucket cannot be reached."""
+  Raises:
+    UserError: the file is missing or damaged, or its bucket cannot be reached.
+  """
   try:
-    with reaching(path):
-      value = json.loads(epath.Path(path).read_bytes())
-  except (OSError, ValueError):
+    value = json.loads(file_access.read_bytes(path))
+  except file_access.Unreachable:
+    raise
+  except (UserError, ValueError):
     value = None
   if not isinstance(value, dict):
     raise UserError(
-      f'{os.fspath(path)} is damaged; restore it, or begin again in another --workdir.'
+      f'{os.fspath(path)} is damaged; restore it, or start again in another --workdir.'
     )
   return value
 
 
 class Spool:
-  """Files of a folder that grow while they are written, by one process.
+  """Files of a folder that grow while one process writes them.
 
-  On this machine they are written in place. A bucket takes whole objects and appends to none: there `path` is a temporary
-  folder, and files that changed are copied to the bucket, one upload at a time.
+  Local files are written in place. An object of a bucket cannot be appended to. For a bucket `path`
+  is therefore a temporary folder, and files that changed are uploaded whole, one upload at a time.
 
   Attributes:
-    path: the folder to write in, of this machine.
+    path: the local folder to write in.
   """
 
-  def __init__(self, final: epath.Path):
+  def __init__(self, final: epath.Path) -> None:
+    """Creates the temporary folder if `final`, the folder of the files, is in a bucket."""
     self.final = final
-    self.remote = is_remote(final)
+    self.remote = file_access.is_remote(final)
     self.path = pathlib.Path(tempfile.mkdtemp(prefix='electra_jax_') if self.remote else final)
-    self._sent = {}  # size and time of change of each file as it is in the bucket
-    self._thread = None
+    # Size and time of change of each file as it was uploaded.
+    self._sent: dict[pathlib.Path, tuple[int, int]] = {}
+    self._thread: threading.Thread | None = None
     self._next = time.monotonic() + UPLOAD_EVERY
-    self._failure = None
+    self._failure: str | None = None
 
   def soon(self) -> None:
-    """Begins an upload in the background where it is time for one."""
-    if (
-      self.remote
-      and time.monotonic() >= self._next
-      and not (self._thread and self._thread.is_alive())
-    ):
-      self._begin()
+    """Starts an upload in the background if one is due."""
+    running = self._thread is not None and self._thread.is_alive()
+    if self.remote and time.monotonic() >= self._next and not running:
+      self._start()
 
   def now(self, name: str) -> str | None:
-    """Waits until one file is in the bucket, and leaves the others to the background. Returns what went wrong, if anything."""
-    if self.remote:
-      self._wait()
-      self._upload([name])
-      self._begin()
-      return self._failure
-    return None
+    """Uploads one file, waits for it, and uploads the others in the background.
+
+    Returns:
+      The error of the upload; None if it succeeded.
+    """
+    if not self.remote:
+      return None
+    self._wait()
+    self._upload([name])
+    self._start()
+    return self._failure
 
   def close(self) -> None:
-    """Uploads what is left. Raises UserError where that fails: the files are kept on this machine then."""
+    """Uploads what has changed and removes the temporary folder.
+
+    Raises:
+      UserError: an upload fails; the temporary folder is then kept.
+    """
     if not self.remote or not self.path.exists():
       return
     self._wait()
     self._upload()
     if self._failure:
-      raise UserError(f'{self._failure} What was to go there is in {self.path}.')
+      raise UserError(f'{self._failure} The files that were not uploaded are in {self.path}.')
     shutil.rmtree(self.path, ignore_errors=True)
 
-  def _begin(self):
+  def _start(self) -> None:
     self._thread = threading.Thread(target=self._upload, daemon=True)
     self._thread.start()
 
-  def _wait(self):
+  def _wait(self) -> None:
     if self._thread:
       self._thread.join()
 
-  def _upload(self, names=None):
+  def _upload(self, names: Sequence[str] | None = None) -> None:
     start = time.monotonic()
+    files = sorted(self.path.rglob('*')) if names is None else [self.path / name for name in names]
     try:
-      for file in (
-        sorted(self.path.rglob('*')) if names is None else [self.path / name for name in names]
-      ):
+      for file in files:
         if not file.is_file():
           continue
+        # Taken before the content is read: what is added meanwhile is uploaded the next time.
         stat = file.stat()
-        version = (
-          stat.st_size,
-          stat.st_mtime_ns,
-        )  # taken before the content: what is added meanwhile is sent next time
+        version = (stat.st_size, stat.st_mtime_ns)
         if self._sent.get(file) != version:
-          write_bytes(self.final / file.relative_to(self.path).as_posix(), file.read_bytes())
+          target = self.final / file.relative_to(self.path).as_posix()
+          file_access.write_bytes(target, file.read_bytes())
           self._sent[file] = version
       self._failure = None
     except UserError as error:
       self._failure = str(error)
-    taken = time.monotonic() - start
-    self._next = time.monotonic() + max(UPLOAD_EVERY, taken / UPLOAD_SHARE)
+    seconds = time.monotonic() - start
+    self._next = time.monotonic() + max(UPLOAD_EVERY, seconds / UPLOAD_SHARE)

@@ -50,8 +50,6 @@ class StatusRecord:
     host: name of its machine.
     started: when this start of the program began, ISO 8601 in UTC.
     updated: when the file was written, ISO 8601 in UTC.
-    task: fine-tuning only: the current task, null before the first.
-    trial: fine-tuning only: the current trial, counted from 1, null before the first.
   """
 
   mode: Mode
@@ -67,15 +65,23 @@ class StatusRecord:
   host: str = ''
   started: str = ''
   updated: str = ''
-  task: str | None = None
-  trial: int | None = None
 
   def plain(self) -> dict[str, Any]:
-    """The fields as they are written: 'format' first, and those of fine-tuning only there."""
-    fields = {'format': self.format, **dataclasses.asdict(self)}
-    if self.mode != 'finetune':
-      del fields['task'], fields['trial']
-    return fields
+    """The fields as they are written, 'format' first."""
+    return {'format': self.format, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass
+class TrialStatusRecord(StatusRecord):
+  """The content of the status file of a program that runs trials.
+
+  Attributes:
+    task: the current task, null before the first.
+    trial: the current trial, counted from 1, null before the first.
+  """
+
+  task: str | None = None
+  trial: int | None = None
 
 
 class Status:
@@ -92,10 +98,12 @@ class Status:
 
   Args:
     mode: the program that writes.
+    trials: whether it runs trials, which the file then names.
   """
 
-  def __init__(self, mode: Mode) -> None:
-    self._record = StatusRecord(mode, pid=os.getpid(), host=socket.gethostname(), started=_now())
+  def __init__(self, mode: Mode, trials: bool = False) -> None:
+    record = TrialStatusRecord if trials else StatusRecord
+    self._record = record(mode, pid=os.getpid(), host=socket.gethostname(), started=_now())
     self._copy = os.environ.get(COPY)
     self._path: epath.Path | None = None
     self._saved_in: epath.Path | None = None  # the folder whose checkpoints count

@@ -103,36 +103,51 @@ def layout_of_state(
   shapes = jax.eval_shape(functools.partial(fresh_state, optimizer), nn.unbox(boxed))
   whole = partitioning.replicated(layout.mesh)
   moments = partitioning.moment_shardings(shapes.params, shardings, layout)
-  opt_shardings = with_moments(
-    jax.tree.map(lambda _: whole, shapes.opt_state),
-    lambda tree: {name: moments[name] for name in tree},
-  )
+
+  def split(_: PyTree, state: PyTree) -> PyTree:
+    return {name: split_as_parameter(name, tree) for name, tree in state.items()}
+
+  def split_as_parameter(name: str, tree: PyTree) -> PyTree:
+    params = shapes.params[name]
+    if jax.tree.structure(tree) != jax.tree.structure(params):
+      return jax.tree.map(lambda _: whole, tree)
+    # Optimizers that factor their moments, as Adafactor does, have some of other shapes.
+    return jax.tree.map(
+      lambda x, param, moment: moment if x.shape == param.shape else whole,
+      tree,
+      params,
+      moments[name],
+    )
+
+  replicated = jax.tree.map(lambda _: whole, shapes.opt_state)
+  opt_shardings = with_moments(replicated, shapes.params, split, shapes.opt_state)
   return shapes, TrainState(
     step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole
   )
 
 
-def with_moments(opt_state: PyTree, change: Callable[..., PyTree], *others: PyTree) -> PyTree:
-  """Replaces each of Adam's two moments in an optimizer state.
+def with_moments(
+  opt_state: PyTree, params: Mapping[str, Any], change: Callable[..., PyTree], *others: PyTree
+) -> PyTree:
+  """Replaces the moments in an optimizer state.
+
+  Moments are dicts by top-level parameters, as `mu` and `nu` of optax.ScaleByAdamState are, in the
+  state of any optimizer.
 
   Args:
     opt_state: state of the optimizer.
+    params: top-level parameters by name.
     change: `(moments, *moments of others) -> moments`.
     *others: states of the same structure.
   """
 
-  def is_adam(x: PyTree) -> bool:
-    return isinstance(x, optax.ScaleByAdamState)
+  def is_moments(x: PyTree) -> bool:
+    return isinstance(x, dict) and x.keys() <= params.keys()
 
   def replaced(new: PyTree, *old: PyTree) -> PyTree:
-    if not is_adam(new):
-      return new
-    moments = {
-      name: change(getattr(new, name), *(getattr(o, name) for o in old)) for name in ('mu', 'nu')
-    }
-    return new._replace(**moments)
+    return change(new, *old) if is_moments(new) else new
 
-  return jax.tree.map(replaced, opt_state, *others, is_leaf=is_adam)
+  return jax.tree.map(replaced, opt_state, *others, is_leaf=is_moments)
 
 
 #### The step ####
@@ -171,7 +186,9 @@ def make_update_step(
       grads, state.opt_state, old_params, inputs=batch.get('schedules')
     )
     updates = _only_trained(trained, updates, jax.tree.map(jnp.zeros_like, updates))
-    opt_state = with_moments(opt_state, functools.partial(_only_trained, trained), state.opt_state)
+    opt_state = with_moments(
+      opt_state, state.params, functools.partial(_only_trained, trained), state.opt_state
+    )
     params = split_as_moments(optax.apply_updates(old_params, updates))
     gradient_norms = tower_norms(grads)
     fine = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all']) & (state.bad_step < 0)

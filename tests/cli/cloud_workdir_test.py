@@ -1,4 +1,4 @@
-"""A run whose folder is in a bucket is the run that it would be on this machine: killed, resumed, evaluated, drawn and opened."""
+"""A run in a bucket equals a local run: killed, resumed, evaluated, plotted and opened."""
 
 import json
 import os
@@ -22,21 +22,25 @@ pytest.importorskip('gcsfs', reason='needs gcsfs, of the gcs extra')
 
 FIELDS = ('--config.save_every=5', '--config.profile_steps=(20, 21)')
 
-# In one child process: each mode of the command line on a run in a bucket, and electra_jax.load.
+# In one child process: modes of the command line on a run in a bucket, and electra_jax.load.
 OPEN = """
 import json, sys
 import electra_jax
 from electra_jax.main import main
 from electra_jax.training import checkpoints
 for mode in ('evaluate', 'report', 'inspect'):
-  assert main(['electra_jax', f'--mode={mode}', '--workdir=gs://bucket/run', *(['--rows=1'] if mode == 'inspect' else [])]) == 0
+  rows = ['--rows=1'] if mode == 'inspect' else []
+  assert main(['electra_jax', f'--mode={mode}', '--workdir=gs://bucket/run', *rows]) == 0
 run = electra_jax.load('gs://bucket/run', 'best')
-told = {'step': run.step, 'replaced': run('bako tiru mesa.').replaced.tolist(), 'tensorflow': 'tensorflow' in sys.modules,
-        'saved': [checkpoints.any_saved(f'gs://bucket/{name}') for name in ('run', 'half', 'none')]}
-print('TOLD', json.dumps(told))
+NAMES = 'run', 'half', 'none'
+result = {'step': run.step, 'replaced': run('bako tiru mesa.').replaced.tolist(),
+          'tensorflow': 'tensorflow' in sys.modules,
+          'saved': [checkpoints.any_saved('gs://bucket/' + name) for name in NAMES]}
+print('RESULT', json.dumps(result))
 """
 
-# In one child process: command lines that cannot work. gcsfs tries six times, which takes half a minute; here it does not pause.
+# In one child process: command lines that cannot work. gcsfs tries six times, which takes half a
+# minute; here it does not pause.
 MISTAKES = """
 import os, sys, types
 import gcsfs
@@ -80,7 +84,7 @@ def events(file):
 
 
 def own(err) -> str:
-  """stderr without TensorStore's line on where its credentials are from."""
+  """stderr without TensorStore's line on the source of its credentials."""
   return ''.join(
     line for line in err.splitlines(keepends=True) if 'google_auth_provider' not in line
   )
@@ -107,7 +111,10 @@ def child(code) -> tuple[str, str]:
 
 @pytest.fixture(scope='module')
 def killed_and_resumed(bucket):
-  """What the second start printed, of a run in gs://bucket/run, killed when the save of step 10 lacked its last object."""
+  """What the second start of gs://bucket/run printed.
+
+  The first was killed when the checkpoint of step 10 lacked its last object.
+  """
   argv = micro_run.arguments('gs://bucket/run', *FIELDS)
   bucket.hold = r'checkpoints/10/commit_success\.txt$'
   process = micro_run.start(*argv)
@@ -124,14 +131,12 @@ def killed_and_resumed(bucket):
     for (_, name), value in cut_short.items():
       bucket.objects['bucket', name.replace('run/', 'half/', 1)] = value
   lines = [json.loads(line) for line in bucket.files('bucket')['run/metrics.jsonl'].splitlines()]
-  # Figures are in the bucket before the checkpoint of their step is.
+  # Metrics are in the bucket before the checkpoint of their step.
   assert ('heldout', 10) in [(line['kind'], line['step']) for line in lines]
   return micro_run.run(*argv)
 
 
-def test_a_run_killed_inside_a_save_ends_as_one_on_this_machine(
-  bucket, killed_and_resumed, tmp_path
-):
+def test_a_run_killed_while_saving_ends_like_a_local_run(bucket, killed_and_resumed, tmp_path):
   out, err = killed_and_resumed
   assert 'restored     step 5, the last checkpoint in gs://bucket/run' in out and not own(err)
   whole, _ = micro_run.finished()
@@ -155,7 +160,7 @@ def test_a_run_killed_inside_a_save_ends_as_one_on_this_machine(
   assert not list(remote.glob('.probe*'))
 
 
-def test_boards_and_profiles_are_in_the_bucket(bucket, killed_and_resumed, tmp_path):
+def test_tensorboard_files_and_profiles_are_in_the_bucket(bucket, killed_and_resumed, tmp_path):
   remote = copied(bucket, 'run', tmp_path / 'remote')
   *_, last = sorted((remote / 'tensorboard').iterdir())
   drawn = [(value.tag, event.step) for event in events(last) for value in event.summary.value]
@@ -163,12 +168,12 @@ def test_boards_and_profiles_are_in_the_bucket(bucket, killed_and_resumed, tmp_p
   assert list(remote.glob('profile/plugins/profile/*/*.xplane.pb'))
 
 
-def test_it_is_evaluated_drawn_shown_and_opened(bucket, killed_and_resumed, tmp_path):
+def test_it_is_evaluated_plotted_inspected_and_opened(bucket, killed_and_resumed, tmp_path):
   out, err = child(OPEN)
   assert not own(err)
-  told = json.loads(out[out.index('TOLD') + 5 :])
-  assert told['saved'] == [True, False, False]
-  assert not told['tensorflow']
+  result = json.loads(out[out.index('RESULT') + 7 :])
+  assert result['saved'] == [True, False, False]
+  assert not result['tensorflow']
   assert (
     'gs://bucket/run/evaluation.json' in out
     and 'gs://bucket/run/report.png' in out
@@ -184,11 +189,11 @@ def test_it_is_evaluated_drawn_shown_and_opened(bucket, killed_and_resumed, tmp_
     for line in micro_run.figures(remote)
     if line['kind'] == 'heldout'
   }
-  assert told['step'] == min(losses, key=losses.get)
+  assert result['step'] == min(losses, key=losses.get)
   import electra_jax
 
-  here = electra_jax.load(remote, told['step'])('bako tiru mesa.').replaced
-  assert abs(here - told['replaced']).max() < 1e-4  # other optimisation of the compiler
+  here = electra_jax.load(remote, result['step'])('bako tiru mesa.').replaced
+  assert abs(here - result['replaced']).max() < 1e-4  # other compiler flags
 
 
 @pytest.mark.parametrize(
@@ -199,18 +204,18 @@ def test_it_is_evaluated_drawn_shown_and_opened(bucket, killed_and_resumed, tmp_
     ('gs:/bucket/run', 'lacks a slash'),
   ],
 )
-def test_addresses_that_are_none_of_a_run(address, named):
+def test_addresses_that_cannot_hold_a_run(address, named):
   with pytest.raises(UserError, match=named):
     run_folder.folder(address)
 
 
-def test_without_gcsfs_it_is_named(monkeypatch):
+def test_missing_gcsfs_is_named(monkeypatch):
   monkeypatch.setattr(run_folder.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match='needs gcsfs, which is not installed; pip install gcsfs'):
     run_folder.folder('gs://bucket/run')
 
 
-def test_a_bucket_that_cannot_be_reached_is_one_sentence_before_long_work(bucket):
+def test_an_unreachable_bucket_is_one_sentence_before_long_work(bucket):
   train = (
     f'--config={micro_run.CONFIG}',
     f'--config.data.source={micro_run.shared() / "nosuch.txt"}',
@@ -220,41 +225,41 @@ def test_a_bucket_that_cannot_be_reached_is_one_sentence_before_long_work(bucket
     (
       url,
       [*train, '--workdir=gs://nosuch/run'],
-      'gs://nosuch/run cannot be written (there is no such bucket',
+      "'gs://nosuch/run' cannot be written (there is no such bucket",
     ),
     (
       url,
       [*train, '--workdir=gs://closed/run'],
-      'gs://closed/run cannot be written (nobody@example.com does not have',
+      "'gs://closed/run' cannot be written (nobody@example.com does not have",
     ),
     (
       url,
       ['--mode=evaluate', '--workdir=gs://closed/run'],
-      'gs://closed/run cannot be read (nobody@example.com does not have',
+      "'gs://closed/run' cannot be read (nobody@example.com does not have",
     ),
     (url, ['--mode=report', '--workdir=gs://bucket/nosuch'], 'gs://bucket/nosuch is not a run'),
     (
       nobody,
       ['--mode=evaluate', '--workdir=gs://bucket/run'],
-      'gs://bucket/run cannot be read (Cannot connect',
+      "'gs://bucket/run' cannot be read (Cannot connect",
     ),
     (
       nobody,
       [*train, '--workdir=gs://bucket/run'],
-      'gs://bucket/run cannot be written (Cannot connect',
+      "'gs://bucket/run' cannot be written (Cannot connect",
     ),
   ]
   _, err = child(MISTAKES.replace('CASES', repr([case[:2] for case in cases])))
-  for said, (_, _, named) in zip(err.split('==\n')[1:], cases, strict=True):
-    assert said.startswith('electra_jax: ' + named) and said.count('\n') == 1, said
+  for sentence, (_, _, named) in zip(err.split('==\n')[1:], cases, strict=True):
+    assert sentence.startswith('electra_jax: ' + named) and sentence.count('\n') == 1, sentence
 
 
-# ---- Files that grow.
+#### Files that grow ####
 
 
 @pytest.fixture
 def sent(monkeypatch):
-  """What Spool uploads, in order: (address, content). The bucket is out of order while `sent.broken`."""
+  """What Spool uploads, in order: (address, content). Uploads fail while `sent.broken`."""
 
   class Sent(list):
     broken, slow = False, None
@@ -271,7 +276,7 @@ def sent(monkeypatch):
     else:
       path.write_bytes(content)
 
-  monkeypatch.setattr(run_folder, 'write_bytes', write)
+  monkeypatch.setattr(run_folder.file_access, 'write_bytes', write)
   return sent
 
 
@@ -279,31 +284,29 @@ def line(writer, step):
   writer.write('train', step, {'seconds': float(step), 'loss': 1.0})
 
 
-def test_figures_wait_for_an_upload_in_the_background_and_for_their_own_before_a_save(
-  sent, monkeypatch
-):
+def test_metrics_are_uploaded_in_the_background_and_before_a_save(sent, monkeypatch):
   monkeypatch.setattr(progress, 'read_metrics', lambda workdir: [])
   writer = progress.Writer('gs://bucket/run', 0)
   line(writer, 1)
   assert not sent  # not due yet
   monkeypatch.setattr(run_folder, 'UPLOAD_EVERY', 0)
   writer._spool._next, sent.slow = 0, threading.Event()
-  line(writer, 2)  # begins an upload, and does not wait
-  line(writer, 3)  # there is one already
+  line(writer, 2)  # starts an upload without waiting for it
+  line(writer, 3)  # one is running already
   assert not sent
   sent.slow.set()
   assert writer.keep() is None
-  figures = [content for address, content in sent if address == 'gs://bucket/run/metrics.jsonl']
-  assert [json.loads(one)['step'] for one in figures[-1].splitlines()] == [1, 2, 3]
+  metrics = [content for address, content in sent if address == 'gs://bucket/run/metrics.jsonl']
+  assert [json.loads(one)['step'] for one in metrics[-1].splitlines()] == [1, 2, 3]
   writer.close()
   boards = [
     content for address, content in sent if address.startswith('gs://bucket/run/tensorboard/events')
   ]
   assert boards and len(boards[-1]) == max(map(len, boards)) > 100
-  # Unchanged, not sent again.
-  assert len([address for address, _ in sent if address.endswith('metrics.jsonl')]) == len(figures)
+  # Unchanged files are not uploaded again.
+  assert len([address for address, _ in sent if address.endswith('metrics.jsonl')]) == len(metrics)
   assert not writer._spool.path.exists()
-  writer.close()  # twice is once
+  writer.close()  # a second time does nothing
 
 
 def test_uploads_take_a_small_share_of_the_time(monkeypatch):
@@ -311,7 +314,7 @@ def test_uploads_take_a_small_share_of_the_time(monkeypatch):
   monkeypatch.setattr(run_folder.time, 'monotonic', lambda: now[0])
   for taken, pause in ((0.1, 30), (10, 200)):  # seconds
     monkeypatch.setattr(
-      run_folder,
+      run_folder.file_access,
       'write_bytes',
       lambda path, content, taken=taken: now.__setitem__(0, now[0] + taken),
     )
@@ -321,12 +324,12 @@ def test_uploads_take_a_small_share_of_the_time(monkeypatch):
   spool.close()
 
 
-def test_a_bucket_out_of_order_loses_no_figure(sent):
+def test_failed_uploads_lose_no_metric(sent):
   spool = run_folder.Spool(run_folder.folder('gs://bucket/run'))
   (spool.path / 'metrics.jsonl').write_text('1\n')
   sent.broken = True
   assert 'metrics.jsonl cannot be written (out of order)' in spool.now('metrics.jsonl')
-  with pytest.raises(UserError, match=f'out of order.*is in {spool.path}'):
+  with pytest.raises(UserError, match=f'out of order.*are in {spool.path}'):
     spool.close()
   assert (spool.path / 'metrics.jsonl').read_text() == '1\n'
   sent.broken = False
@@ -334,7 +337,7 @@ def test_a_bucket_out_of_order_loses_no_figure(sent):
   assert sent == [('gs://bucket/run/metrics.jsonl', b'1\n')] and not spool.path.exists()
 
 
-def test_on_this_machine_they_are_written_in_place(tmp_path):
+def test_local_files_are_written_in_place(tmp_path):
   spool = run_folder.Spool(run_folder.folder(tmp_path))
   assert spool.path == tmp_path
   (spool.path / 'file').write_text('a')

@@ -1,4 +1,4 @@
-"""A batch is a function of (seed, step): every row once an epoch, any step at once, both readers the very same."""
+"""A batch is a function of (seed, step): every row occurs once per epoch, with both readers."""
 
 import threading
 
@@ -14,7 +14,7 @@ LENGTH = 8
 
 
 def _store(path, rows, first=1, **fields):
-  """Rows of ids that tell the row: row i is all `first` + i."""
+  """Rows of ids that identify the row: row i is all `first` + i."""
   fields = {'length': LENGTH, 'vocab_size': 5000, 'pad_id': 0, 'tokenizer_fingerprint': ''} | fields
   blocks = [np.repeat(np.arange(first, first + rows)[:, None], fields['length'], 1)]
   return token_store.write_store(path, blocks, **fields, facts={})
@@ -36,7 +36,7 @@ def three(tmp_path_factory):
 
 @pytest.fixture
 def rows_read(monkeypatch):
-  """A list that the number of rows of every Store.read is added to."""
+  """A list to which the number of rows of every Store.read is added."""
   counts = []
   read = token_store.Store.read
   monkeypatch.setattr(
@@ -67,12 +67,12 @@ def test_permutations_look_random():
   assert np.abs(np.diff(first)).mean() == pytest.approx(n / 3, rel=0.05)
 
 
-def test_the_order_never_changes_between_versions():
+def test_the_order_does_not_change_between_versions():
   assert row_batches.batch_rows(5, 4, 1000, 42).tolist() == [798, 127, 867, 250]
   assert row_batches.batch_rows(505, 4, 1000, 42).tolist() == [951, 715, 303, 116]
 
 
-def test_large_stores_and_late_steps_are_as_near():
+def test_large_stores_and_late_steps_are_computed_directly():
   n = 10**12
   rows = row_batches.batch_rows(10**9, 4096, n, 1)
   assert rows.min() >= 0 and rows.max() < n and len(np.unique(rows)) == 4096
@@ -80,7 +80,7 @@ def test_large_stores_and_late_steps_are_as_near():
 
 @settings(deadline=None, max_examples=50)
 @given(num_rows=st.integers(1, 60), batch_size=st.integers(1, 70), seed=st.integers(0, 9))
-def test_every_row_comes_once_an_epoch(num_rows, batch_size, seed):
+def test_every_row_occurs_once_per_epoch(num_rows, batch_size, seed):
   steps = -(-3 * num_rows // batch_size)
   rows = np.concatenate(
     [row_batches.batch_rows(step, batch_size, num_rows, seed) for step in range(steps)]
@@ -91,12 +91,12 @@ def test_every_row_comes_once_an_epoch(num_rows, batch_size, seed):
     )
 
 
-def test_every_epoch_has_an_order_of_its_own():
+def test_every_epoch_has_its_own_order():
   orders = {tuple(row_batches.batch_rows(epoch, 100, 100, 3)) for epoch in range(20)}
   assert len(orders) == 20
 
 
-def test_slices_of_a_batch_make_it_up(store):
+def test_slices_of_a_batch_add_up_to_it(store):
   whole = row_batches.read_batch(store, 11, 12, 3)
   assert whole.shape == (12, LENGTH) and whole.dtype == np.int32
   parts = [row_batches.read_batch(store, 11, 12, 3, slice(i, i + 4)) for i in (0, 4, 8)]
@@ -104,7 +104,7 @@ def test_slices_of_a_batch_make_it_up(store):
 
 
 @pytest.mark.parametrize('rows', [[0, 1, 2], [1, 5, 11], [11]])
-def test_only_the_rows_asked_for_are_read(store, three, rows_read, rows):
+def test_only_requested_rows_are_read(store, three, rows_read, rows):
   for data in (store, row_batches.Mixture(three, (1, 1, 2))):
     whole = row_batches.read_batch(data, 83, 12, 3)
     rows_read.clear()
@@ -112,7 +112,7 @@ def test_only_the_rows_asked_for_are_read(store, three, rows_read, rows):
     assert np.array_equal(part, whole[rows]) and sum(rows_read) == len(rows)
 
 
-def test_any_step_is_read_without_those_before_it(store, three, rows_read):
+def test_any_step_is_read_without_earlier_ones(store, three, rows_read):
   for data in (store, row_batches.Mixture(three, (1, 1, 2))):
     for use_tf in (False, True):
       if use_tf:
@@ -155,7 +155,7 @@ def test_the_reader_thread_ends_with_its_iterator(store):
 
 
 @pytest.mark.parametrize('use_tf', [False, True])
-def test_an_error_of_the_reader_reaches_who_reads_as_it_was(store, monkeypatch, use_tf):
+def test_an_error_of_the_reader_is_raised_unchanged(store, monkeypatch, use_tf):
   if use_tf:
     pytest.importorskip('tensorflow')
 
@@ -167,7 +167,7 @@ def test_an_error_of_the_reader_reaches_who_reads_as_it_was(store, monkeypatch, 
     list(row_batches.batches(store, 4, 3, 0, 2, use_tf=use_tf))
 
 
-def test_held_out_rows_come_once_in_order_with_rows_of_padding_after(store):
+def test_held_out_rows_occur_once_in_order_before_padding(store):
   read = list(row_batches.heldout_batches(store, 16))
   assert [batch.shape for batch in read] == [(16, LENGTH)] * 4
   together = np.concatenate(read)
@@ -176,7 +176,7 @@ def test_held_out_rows_come_once_in_order_with_rows_of_padding_after(store):
 
 
 @pytest.mark.parametrize('limit', [1, 16, 17, 49, 50, 51, None])
-def test_some_held_out_rows_are_taken_from_all_over_the_store(store, limit, rows_read):
+def test_limited_held_out_rows_are_evenly_spaced(store, limit, rows_read):
   together = np.concatenate(list(row_batches.heldout_batches(store, 16, limit=limit)))
   count = min(limit or 50, 50)
   assert len(together) == -(-count // 16) * 16 and sum(rows_read) == count
@@ -201,7 +201,7 @@ def test_an_empty_store_is_refused(tmp_path):
     row_batches.batches(empty, 4, 0)
 
 
-#### Mixtures ##########################################################################################################
+#### Mixtures ####
 
 
 @settings(deadline=None, max_examples=40)
@@ -230,7 +230,7 @@ def test_a_mixture_keeps_its_proportions_in_every_thousand(sizes, seed, first):
   batch_size=st.integers(30, 1300),
   seed=st.integers(0, 9),
 )
-def test_every_row_of_a_mixture_comes_once_an_epoch_of_its_store(sizes, batch_size, seed):
+def test_every_row_of_a_mixture_occurs_once_per_epoch_of_its_store(sizes, batch_size, seed):
   shares = {1: (1000,), 2: (700, 300), 3: (1, 333, 666)}[len(sizes)]
   steps = -(-3000 // batch_size)
   run = np.concatenate(
@@ -250,7 +250,7 @@ def test_every_row_of_a_mixture_comes_once_an_epoch_of_its_store(sizes, batch_si
   assert first > run.max()
 
 
-def test_stores_of_equal_size_have_orders_of_their_own():
+def test_stores_of_equal_size_have_different_orders():
   run = row_batches.mixture_rows(0, 1000, (100, 100), (500, 500), 3)
   one, other = run[run < 100], run[run >= 100] - 100
   assert (one == other).mean() < 0.05
@@ -266,7 +266,7 @@ def test_a_mixture_of_one_store_is_that_store(store):
     )
 
 
-def test_the_order_of_a_mixture_never_changes_between_versions():
+def test_the_order_of_a_mixture_does_not_change_between_versions():
   assert row_batches.mixture_rows(5, 6, (1000, 50), (600, 400), 42).tolist() == [
     127,
     1013,
@@ -303,7 +303,7 @@ def test_readers_give_the_batches_of_a_mixture(three, use_tf):
   assert np.array_equal(np.concatenate(parts, axis=1), np.stack(read))
 
 
-def test_a_mixture_knows_its_stores(three):
+def test_a_mixture_has_the_properties_of_its_stores(three):
   mix = row_batches.Mixture(three, (5, 1, 2))
   assert (mix.rows, mix.length, mix.pad_id, mix.vocab_size) == (357, LENGTH, 0, 5000)
   assert mix.tokens == 357 * LENGTH and mix.weights == (0.625, 0.125, 0.25)
@@ -331,21 +331,21 @@ def test_identity_covers_stores_and_weights(three, tmp_path):
   assert len({mix.identity, *(other.identity for other in others)}) == 5
 
 
-def test_entropy_of_a_mixture_is_that_of_what_a_run_reads(tmp_path):
-  # Half of the rows read are all 1, half all 2 or 3, however many of them there are.
+def test_the_entropy_of_a_mixture_is_that_of_a_runs_rows(tmp_path):
+  # Half of the rows read are all 1 and half all 2 or 3, for any sizes of the stores.
   one, two = _store(tmp_path / 'one', 1), _store(tmp_path / 'two', 2, first=2)
   mix = row_batches.Mixture((one, two), (1, 1))
   assert np.isclose(mix.unigram_entropy(), 0.5 * np.log(2) + 2 * 0.25 * np.log(4), rtol=1e-12)
   assert np.isclose(mix.unigram_entropy(left_out=(1,)), np.log(2), rtol=1e-12)
 
 
-def test_what_cannot_be_mixed_is_named(three, tmp_path):
+def test_stores_that_cannot_be_mixed_are_named(three, tmp_path):
   for weights, complaint in [
-    ((1, 0, 1), 'weight 0 of .*7 is not a positive number'),
-    ((1, -2, 1), 'weight -2 of .*7 is not'),
-    ((1, 1, float('nan')), 'weight nan of .*300 is not'),
-    ((1, 1, float('inf')), 'weight inf of .*300 is not'),
-    ((1, 1e-4, 1), r'the weight of .*7 is 5e-05 of all, which is not one row in 1,000'),
+    ((1, 0, 1), 'the weight of .*7 is 0; expected a number above 0'),
+    ((1, -2, 1), 'the weight of .*7 is -2; expected'),
+    ((1, 1, float('nan')), 'the weight of .*300 is nan; expected'),
+    ((1, 1, float('inf')), 'the weight of .*300 is inf; expected'),
+    ((1, 1e-4, 1), r'the weight of .*7 is 5e-05 of all, less than one row in 1,000'),
   ]:
     with pytest.raises(UserError, match=complaint):
       row_batches.Mixture(three, weights)
@@ -362,7 +362,7 @@ def test_what_cannot_be_mixed_is_named(three, tmp_path):
 
 
 class _Sized:
-  """What a mixture asks of a store, without one."""
+  """The attributes of a store that a mixture uses."""
 
   path, length, pad_id, vocab_size, tokenizer_fingerprint = 'store', LENGTH, 0, 5000, ''
 

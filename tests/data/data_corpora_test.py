@@ -1,4 +1,4 @@
-"""Documents come out of every kind of text file whole and in order; what cannot be read is named in one sentence."""
+"""Documents of text files are read whole and in order; what cannot be read is named."""
 
 import bz2
 import gzip
@@ -11,11 +11,14 @@ import tracemalloc
 import fsspec
 import pytest
 import zstandard
+from corpus_reading import identity, read, refusal
 
-from electra_jax.data.corpus import corpora
-from electra_jax.errors import UserError
+from electra_jax.data.corpus import corpora, corpus_format
 
-TEXT = 'First paragraph.\nSecond, with é.\n\n\n \nAnother document.\r\n\nThird\u2028one\x0cand\x00more.\n'
+TEXT = (
+  'First paragraph.\nSecond, with é.\n\n\n \nAnother document.\r\n\n'
+  'Third\u2028one\x0cand\x00more.\n'
+)
 COMPRESSED = [
   ('.gz', gzip.compress),
   ('.xz', lzma.compress),
@@ -27,25 +30,6 @@ DOCUMENTS = [
   'Another document.',
   'Third\u2028one\x0cand\x00more.',
 ]
-
-
-def read(source, document_format='blank_line', **kwargs):
-  """Documents and counts."""
-  sources = corpora.parse_sources(str(source), document_format)
-  counts = {}
-  return [
-    text
-    for group in corpora.groups(sources)
-    for text in corpora.documents(group, counts=counts, **kwargs)
-  ], counts
-
-
-def message(source, *args, **kwargs):
-  with pytest.raises(UserError) as caught:
-    read(source, *args, **kwargs)
-  told = str(caught.value)
-  assert '\n' not in told
-  return told
 
 
 @pytest.mark.parametrize('suffix, pack', [('', bytes), *COMPRESSED])
@@ -64,29 +48,24 @@ def test_an_address_works_like_a_path(suffix, pack):
     system.pipe_file(f'/corpus/{name}.txt{suffix}', pack(f'{name}\n\n{TEXT}'.encode()))
   try:
     pattern = f'memory://corpus/*.txt{suffix}'
-    read_bytes = []
-    assert read(pattern, advance=read_bytes.append) == (['a', *DOCUMENTS, 'b', *DOCUMENTS], {})
-    assert (
-      sum(read_bytes)
-      == sum(group.bytes for group in corpora.groups(corpora.parse_sources(pattern)))
-      > 0
-    )
+    assert read(pattern) == (['a', *DOCUMENTS, 'b', *DOCUMENTS], {})
+    assert all(group.bytes > 0 for group in corpora.groups(corpora.parse_sources(pattern)))
     assert read(f'memory://corpus/b.txt{suffix}, {pattern}')[0] == [
       'b',
       *DOCUMENTS,
       'a',
       *DOCUMENTS,
     ]
-    before = corpora.corpus_identity(corpora.parse_sources(pattern))
-    assert corpora.corpus_identity(corpora.parse_sources(pattern)) == before
+    before = identity(pattern)
+    assert identity(pattern) == before
     system.pipe_file(f'/corpus/b.txt{suffix}', pack(b'changed'))
-    assert corpora.corpus_identity(corpora.parse_sources(pattern)) != before
-    assert "'memory://corpus/none.txt' does not exist" in message('memory://corpus/none.txt')
-    assert "'memory://corpus/*.md' matches no file" in message('memory://corpus/*.md')
-    assert "'memory://corpus' is a folder" in message('memory://corpus')
+    assert identity(pattern) != before
+    assert "'memory://corpus/none.txt' does not exist" in refusal('memory://corpus/none.txt')
+    assert "'memory://corpus/*.md' matches no file" in refusal('memory://corpus/*.md')
+    assert "'memory://corpus' is a folder" in refusal('memory://corpus')
     if suffix:
       system.pipe_file('/corpus/cut.txt.gz', pack(TEXT.encode())[:-9])
-      assert "'memory://corpus/cut.txt.gz' is damaged or cut short" in message(
+      assert "'memory://corpus/cut.txt.gz' is damaged or cut short" in refusal(
         'memory://corpus/cut.txt.gz'
       )
   finally:
@@ -103,10 +82,10 @@ def test_document_formats(tmp_path):
   (whole,), counts = read(path, 'file')
   assert whole.split() == TEXT.split() and 'Second, with é.\n\n' in whole and not counts
   assert read(f'{path};format=line', 'file') == read(path, 'line')
-  assert "'blank_line', 'line', 'file'" in message(path, 'lines')
+  assert "'blank_line', 'line', 'file'" in refusal(path, 'lines')
 
 
-def test_a_file_without_a_last_newline_or_any_text_is_fine(tmp_path):
+def test_a_file_may_lack_a_last_newline_or_any_text(tmp_path):
   (tmp_path / 'empty.txt').write_text('')
   (tmp_path / 'blank.txt').write_text('\n \n\t\u2003\n')
   (tmp_path / 'end.txt').write_text('one\n\ntwo')
@@ -116,7 +95,7 @@ def test_a_file_without_a_last_newline_or_any_text_is_fine(tmp_path):
   assert read(tmp_path / 'empty.txt') == ([], {})
 
 
-def test_a_glob_several_sources_and_an_overlap_give_each_file_once(tmp_path):
+def test_each_file_comes_once_from_overlapping_sources(tmp_path):
   for name in ('b.txt', 'a.txt', 'c.md'):
     (tmp_path / name).write_text(f'document {name}')
   (tmp_path / 'link.txt').symlink_to(tmp_path / 'a.txt')
@@ -130,8 +109,8 @@ def test_a_glob_several_sources_and_an_overlap_give_each_file_once(tmp_path):
     f'{tmp_path}/c.md;weight=1',
     f'{tmp_path}/c.md;format=line;weight=2',
   ):
-    told = message(f'{tmp_path}/c.md;weight=1, {again}')
-    assert "c.md' is in two sources" in told and 'weights' in told
+    sentence = refusal(f'{tmp_path}/c.md;weight=1, {again}')
+    assert "c.md' is in two sources" in sentence and 'weights' in sentence
   (tmp_path / 'd.jsonl').write_text('{"text": "the text", "title": "its title"}')
   assert read(f'{tmp_path}/d.jsonl;weight=1, {tmp_path}/d.jsonl;field=title;weight=1')[0] == [
     'the text',
@@ -143,18 +122,18 @@ def test_a_glob_several_sources_and_an_overlap_give_each_file_once(tmp_path):
   ]
 
 
-def test_paths_and_lists_are_read_too(tmp_path):
+def test_documents_are_read_from_paths_and_lists(tmp_path):
   path = tmp_path / 'odd, name;.txt'
   path.write_text('odd')
   (tmp_path / 'a.txt').write_text('a')
-  assert list(corpora.read(path)) == ['odd']
+  assert list(corpora.read_documents(path)) == ['odd']
   assert list(
-    corpora.read([path, f'{tmp_path}/a.txt', *corpora.parse_sources(f'{tmp_path}/a.txt')])
+    corpora.read_documents([path, f'{tmp_path}/a.txt', *corpora.parse_sources(f'{tmp_path}/a.txt')])
   ) == ['odd', 'a']
-  assert next(corpora.read('sample')) == read('sample')[0][0]
+  assert next(corpora.read_documents('sample')) == read('sample')[0][0]
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_text(tmp_path):
   path = tmp_path / 'text.txt'
   path.write_bytes(b'\xef\xbb\xbfHello\n')
   assert read(path)[0] == ['Hello']
@@ -163,11 +142,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 @pytest.mark.parametrize(
   'name, before, after', [('long.txt', b'', b'\nnext'), ('long.jsonl', b'{"text": "', b'"}\n')]
 )
-def test_a_line_of_fifty_megabytes_is_a_few_copies_in_memory(tmp_path, name, before, after):
+def test_a_line_of_fifty_megabytes_is_in_memory_a_few_times(tmp_path, name, before, after):
   path = tmp_path / name
   path.write_bytes(before + b'x' * 50_000_000 + after)
   tracemalloc.start()
-  (length,) = [len(document) for document in corpora.read(path)]
+  (length,) = [len(document) for document in corpora.read_documents(path)]
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert length - 50_000_000 == (5 if name == 'long.txt' else 0)
@@ -179,15 +158,15 @@ def test_memory_stays_flat(tmp_path, suffix, pack):
   path = tmp_path / f'text.txt{suffix}'
   path.write_bytes(pack((('word ' * 400 + '\n\n') * 10_000).encode()))
   tracemalloc.start()
-  number = sum(1 for _ in corpora.read(path))
+  number = sum(1 for _ in corpora.read_documents(path))
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert number == 10_000
   assert peak < 8_000_000, 'the text is 20 MB'
 
 
-def test_groups_are_filled_in_order_and_follow_from_names_and_sizes(tmp_path, monkeypatch):
-  monkeypatch.setattr(corpora, 'GROUP_BYTES', 100)
+def test_groups_are_filled_in_order_by_names_and_sizes(tmp_path, monkeypatch):
+  monkeypatch.setattr(corpus_format, 'GROUP_BYTES', 100)
   for name, size in {
     'a': 40,
     'b': 50,
@@ -206,7 +185,8 @@ def test_groups_are_filled_in_order_and_follow_from_names_and_sizes(tmp_path, mo
   names = [''.join(pathlib.Path(path).stem for path in group.files) for group in found]
   assert names == ['abc', 'd', 'e', 'f', 'g', 'hi', 'z']
   assert [group.bytes for group in found] == [120, 10, 250, 99, 100, 5, 1]
-  assert [group.source for group in found] == [0] * 6 + [1] and found[-1].spec == sources[1]
+  assert [group.source_index for group in found] == [0] * 6 + [1]
+  assert found[-1].source == sources[1]
   assert corpora.groups(sources) == found == pickle.loads(pickle.dumps(found))
 
 
@@ -220,29 +200,29 @@ def test_advance_counts_the_bytes_of_the_files(tmp_path, suffix, pack):
   assert sum(read_bytes) == group.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
 
 
-def test_what_is_missing_is_named(tmp_path):
-  assert f"{tmp_path}/none.txt' does not exist" in message(f'{tmp_path}/none.txt')
-  assert f"{tmp_path}/*.txt' matches no file" in message(f'{tmp_path}/*.txt')
-  assert f"{tmp_path}' is a folder" in message(tmp_path)
-  assert 'source is empty' in message('') and 'source is empty' in message(' , ')
+def test_missing_files_are_named(tmp_path):
+  assert f"{tmp_path}/none.txt' does not exist" in refusal(f'{tmp_path}/none.txt')
+  assert f"{tmp_path}/*.txt' matches no file" in refusal(f'{tmp_path}/*.txt')
+  assert f"{tmp_path}' is a folder" in refusal(tmp_path)
+  assert 'source is empty' in refusal('') and 'source is empty' in refusal(' , ')
   os.mkfifo(tmp_path / 'pipe')
-  assert "pipe' is no file that can be read twice" in message(tmp_path / 'pipe')
-  assert "'nosuch://a/b' begins with a scheme that is not known" in message('nosuch://a/b')
+  assert "pipe' is not a file that can be read twice" in refusal(tmp_path / 'pipe')
+  assert "'nosuch://a/b' has an unknown scheme" in refusal('nosuch://a/b')
 
 
-def test_what_is_not_utf8_is_named_with_its_place(tmp_path):
+def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path):
   path = tmp_path / 'latin.txt'
   path.write_bytes('one\ntwo café\n'.encode('latin-1'))
-  told = message(path)
-  assert 'latin.txt' in told and '0xe9 on line 2, byte 11 of the text' in told
+  sentence = refusal(path)
+  assert 'latin.txt' in sentence and '0xe9 on line 2, byte 11 of the text' in sentence
   path.write_bytes(b'\xef\xbb\xbfone\n\xff')
-  assert '0xff on line 2, byte 7 of the text' in message(path)
-  assert "invalid_utf8 is 'ignore'; it can be 'refuse', 'replace'" in message(
+  assert '0xff on line 2, byte 7 of the text' in refusal(path)
+  assert "invalid_utf8 is 'ignore'; expected one of refuse, replace" in refusal(
     path, invalid_utf8='ignore'
   )
 
 
-def test_what_is_not_utf8_is_replaced_and_counted(tmp_path):
+def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path):
   path = tmp_path / 'mixed.txt'
   path.write_bytes(b'one \xe9\n\xff\xfe two\n\nfine \xef\xbf\xbd\n\ncut \xe2\x82\n\n\xc3')
   texts, counts = read(path, invalid_utf8='replace')
@@ -264,8 +244,8 @@ def test_a_damaged_file_is_named(tmp_path, suffix, pack):
   for name, damaged in broken.items():
     path = tmp_path / f'{name}.txt{suffix}'
     path.write_bytes(damaged)
-    told = message(path)
-    assert path.name in told and 'damaged or cut short' in told
+    sentence = refusal(path)
+    assert path.name in sentence and 'damaged or cut short' in sentence
 
 
 @pytest.mark.parametrize(
@@ -274,13 +254,13 @@ def test_a_damaged_file_is_named(tmp_path, suffix, pack):
   + [('.zip', b'PK\x03\x04 and so on'), ('.parquet', b'PAR1\x15\x04')],
   ids=lambda value: value if isinstance(value, str) else '',
 )
-def test_what_is_no_text_is_refused_whatever_its_name(tmp_path, suffix, content):
+def test_files_that_are_not_text_are_refused_whatever_their_names(tmp_path, suffix, content):
   path = tmp_path / 'text.txt'
   path.write_bytes(content)
-  assert f'holds {suffix} data, not text' in message(path, invalid_utf8='replace')
+  assert f'holds {suffix} data, not text' in refusal(path, invalid_utf8='replace')
 
 
-def test_the_held_out_split_goes_by_text_alone():
+def test_only_its_text_decides_whether_a_document_is_held_out():
   texts = [f'document {i}' for i in range(4000)]
   held = {text for text in texts if corpora.is_held_out(text, 0.1)}
   assert 300 < len(held) < 500
@@ -289,16 +269,13 @@ def test_the_held_out_split_goes_by_text_alone():
   assert not any(corpora.is_held_out(text, 0.0) for text in texts)
   assert all(corpora.is_held_out(text, 1.0) for text in texts)
   found = [i for i in range(100) if corpora.is_held_out(f'document {i}', 0.05)]
-  assert found == [40, 70], 'the split must never change between versions'
+  assert found == [40, 70], 'the split must not change between versions'
 
 
-def test_the_identity_follows_the_content_and_how_it_is_read(tmp_path):
+def test_the_identity_changes_with_the_content_and_how_it_is_read(tmp_path):
   path, other = tmp_path / 'text.txt', tmp_path / 'other.txt'
   path.write_text('one')
   other.write_text('two')
-
-  def identity(text, document_format='blank_line'):
-    return corpora.corpus_identity(corpora.parse_sources(str(text), document_format))
 
   before = identity(path)
   assert identity(f'{tmp_path}/./text.txt') == before == identity(f'{path};weight=3'), (
@@ -318,8 +295,8 @@ def test_the_identity_follows_the_content_and_how_it_is_read(tmp_path):
   assert identity(path) != before
 
 
-def test_the_bundled_sample_is_what_the_readme_promises():
-  documents = list(corpora.read('sample'))
+def test_the_bundled_sample_is_as_documented():
+  documents = list(corpora.read_documents('sample'))
   text = '\n\n'.join(documents)
   assert len(text.encode()) >= 4_000_000
   assert corpora.SAMPLE_PATH.stat().st_size <= 2_500_000

@@ -1,4 +1,4 @@
-"""Files are found, read and written alike by path and by address, and what fails is told in one sentence."""
+"""Files are found, read and written alike by path and by address; errors are one sentence."""
 
 import bz2
 import gzip
@@ -16,7 +16,7 @@ from electra_jax import file_access
 from electra_jax.errors import UserError
 
 ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress
-SKIPPED = struct.pack('<II', 0x184D2A50, 5) + b'12345'  # a frame that decompressors pass over
+SKIPPED = struct.pack('<II', 0x184D2A50, 5) + b'12345'  # a frame that decompressors skip
 TEXT = b''.join(b'line %d of some text\n' % i for i in range(20_000))
 
 
@@ -44,36 +44,36 @@ def test_a_path_and_an_address_work_alike(folder):
   assert list(map(file_access.absolute, file_access.glob(f'{folder}/*.txt'))) == found[:2]
   assert list(map(file_access.absolute, file_access.glob(f'{folder}/**'))) == found
   assert file_access.glob(f'{folder}/*.gz') == []
-  assert file_access.read_bytes(path) == b'a.txt' and file_access.size(path) == 5
-  (facts,) = file_access.find(f'{folder}/a*').values()
+  assert file_access.read_bytes(path) == b'a.txt' and file_access.facts(path).size == 5
+  (facts,) = file_access.find_files(f'{folder}/a*').values()
   assert facts == file_access.facts(path)
   assert file_access.listing(folder) == ['a.txt', 'b.txt', 'd.md', 'deep']
   with file_access.open_binary(path) as file:
     assert file.read(2) == b'a.' and file.tell() == 2
-  before = file_access.version(path)
-  assert before and file_access.version(path) == before
+  before = file_access.facts(path).version
+  assert before and file_access.facts(path).version == before
   file_access.write_bytes(path, b'other')
-  assert file_access.version(path) != before and file_access.read_bytes(path) == b'other'
+  assert file_access.facts(path).version != before and file_access.read_bytes(path) == b'other'
   file_access.remove(path)
   file_access.remove(path)
   file_access.remove(file_access.join(folder, 'deep'))
-  assert file_access.listing(folder) == ['b.txt', 'd.md'], 'and nothing half-written is left'
+  assert file_access.listing(folder) == ['b.txt', 'd.md'], 'no partial file remains'
 
 
-def test_what_cannot_be_read_is_told(folder):
+def test_a_file_that_cannot_be_read_is_named(folder):
   file_access.write_bytes(file_access.join(folder, 'a.txt'), b'')
-  for read in (file_access.size, file_access.version, file_access.read_bytes):
+  for read in (file_access.facts, file_access.read_bytes):
     with pytest.raises(UserError, match=r"none.txt' cannot be read: .*\S$"):
       read(file_access.join(folder, 'none.txt'))
 
 
-def test_what_cannot_be_written_is_told(tmp_path):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(file_access.Unwritable, match=r"file/a.txt' cannot be written: \S"):
     file_access.write_bytes(tmp_path / 'file/a.txt', b'')
 
 
-def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
   calls, fsync, replace = [], os.fsync, os.replace
   monkeypatch.setattr(
     os, 'fsync', lambda file: calls.append(('fsync', os.fstat(file).st_size)) or fsync(file)
@@ -89,8 +89,8 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
   assert file_access.read_bytes(path) == b'content'
 
 
-def test_an_address_that_nobody_knows_is_told(monkeypatch):
-  with pytest.raises(UserError, match="'nosuch://a' begins with a scheme that is not known"):
+def test_an_unknown_scheme_is_named(monkeypatch):
+  with pytest.raises(UserError, match="'nosuch://a' has an unknown scheme"):
     file_access.exists('nosuch://a')
 
   def missing(address):
@@ -103,13 +103,13 @@ def test_an_address_that_nobody_knows_is_told(monkeypatch):
     file_access.exists('gs://b/a')
 
 
-def test_whatever_a_remote_file_system_raises_is_one_sentence(monkeypatch):
+def test_any_error_of_a_remote_file_system_is_one_sentence(monkeypatch):
   def fail(*args, **kwargs):
     raise RuntimeError('refused.\nMore of it.')
 
   monkeypatch.setattr(type(fsspec.filesystem('memory')), 'info', fail)
   with pytest.raises(UserError) as caught:
-    file_access.size('memory://folder/a')
+    file_access.facts('memory://folder/a')
   assert str(caught.value) == "'memory://folder/a' cannot be read: refused"
 
 
@@ -124,11 +124,11 @@ def test_whatever_a_remote_file_system_raises_is_one_sentence(monkeypatch):
     ('.ZST', ZSTD),
   ],
 )
-def test_compression_goes_by_the_suffix(suffix, pack):
+def test_the_suffix_decides_the_compression(suffix, pack):
   assert decompressed(pack(TEXT) + pack(b'more'), f'a.txt{suffix}') == TEXT + b'more'
 
 
-def test_zstandard_frames_of_every_kind():
+def test_zstandard_frames_of_all_kinds():
   noise = os.urandom(300_000)
   for content in (noise, TEXT, b'x' * 3_000_000, b'\n'.join([noise, TEXT])):
     assert (
@@ -138,7 +138,7 @@ def test_zstandard_frames_of_every_kind():
   long = zstandard.ZstdCompressor(
     compression_params=zstandard.ZstdCompressionParameters(window_log=28)
   ).compressobj()
-  assert decompressed(long.compress(TEXT) + long.flush()) == TEXT, 'as zstd --long writes it'
+  assert decompressed(long.compress(TEXT) + long.flush()) == TEXT, 'zstd --long writes such windows'
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_zstandard_frames_of_every_kind():
     lambda content: content[:-2] + b'zz',
   ],
 )
-def test_damaged_zstandard_is_noticed(damage):
+def test_damage_of_zstandard_is_noticed(damage):
   with pytest.raises(file_access.damage()):
     decompressed(damage(ZSTD(TEXT)))
 
 
-def test_what_compresses_a_thousandfold_is_decompressed_in_parts():
+def test_text_that_compresses_a_thousandfold_is_decompressed_in_parts():
   content = ZSTD(bytes(200_000_000))
   tracemalloc.start()
   stream = file_access.decompressed(io.BytesIO(content), 'a.zst')

@@ -1,4 +1,4 @@
-"""JSON lines and Parquet files give the strings of one field, and what is wrong in them is named with its place."""
+"""Documents of JSON lines and Parquet are one field of each record; errors name the place."""
 
 import gzip
 import json
@@ -7,9 +7,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus_reading import read, refusal
 
 from electra_jax.data.corpus import corpora
-from electra_jax.errors import UserError
 
 TEXTS = [
   'plain',
@@ -21,26 +21,6 @@ TEXTS = [
   'é 漢字 🙂 \u2028',
 ]
 KEPT = [text for text in TEXTS if text and text.strip()]
-
-
-def read(source, **kwargs):
-  """Documents, counts, and bytes that advance told against those of the groups."""
-  groups = corpora.groups(corpora.parse_sources(str(source)))
-  counts, told = {}, []
-  texts = [
-    text
-    for group in groups
-    for text in corpora.documents(group, advance=told.append, counts=counts, **kwargs)
-  ]
-  assert sum(told) == sum(group.bytes for group in groups)
-  return texts, counts
-
-
-def message(source, **kwargs):
-  with pytest.raises(UserError) as caught:
-    read(source, **kwargs)
-  assert '\n' not in str(caught.value)
-  return str(caught.value)
 
 
 def jsonl(path, *lines):
@@ -70,7 +50,7 @@ def test_json_lines(tmp_path, ascii_only, end):
   assert read(f'{path}.gz') == (KEPT, {'blank_documents': 3})
 
 
-def test_json_strings_may_hold_raw_control_characters(tmp_path):
+def test_json_strings_may_hold_control_characters(tmp_path):
   path = jsonl(tmp_path / 'a.jsonl', b'{"text": "a\x00b\tc"}', {'a.b': 'dotted', 'text': 'x'})
   assert read(path)[0] == ['a\0b\tc', 'x']
   path = jsonl(
@@ -80,7 +60,7 @@ def test_json_strings_may_hold_raw_control_characters(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'line, said',
+  'line, expected',
   [
     (b'{"text": "cut', "line 2 of the corpus file '{path}' is not JSON (Unterminated string"),
     (b'plain text', 'is not JSON'),
@@ -109,12 +89,12 @@ def test_json_strings_may_hold_raw_control_characters(tmp_path):
     ),
   ],
 )
-def test_a_wrong_json_line_is_named(tmp_path, line, said):
+def test_a_wrong_json_line_is_named(tmp_path, line, expected):
   path = jsonl(tmp_path / 'text.jsonl', {'text': 'fine'}, line)
-  assert said.format(path=path) in message(path)
+  assert expected.format(path=path) in refusal(path)
 
 
-def test_what_is_no_character_in_json_is_replaced_and_counted(tmp_path):
+def test_wrong_characters_in_json_are_replaced_and_counted(tmp_path):
   path = jsonl(
     tmp_path / 'text.jsonl',
     b'{"text": "caf\xe9 \xff"}',
@@ -160,14 +140,14 @@ def test_parquet_at_an_address_and_in_structures(tmp_path):
   try:
     assert read('memory://parquet/*.parquet;field=x.y')[0] == ['1', '2', '3']
     system.pipe_file('/parquet/a.parquet', path.read_bytes()[:-20])
-    assert 'is no Parquet file, damaged or cut short' in message(
+    assert 'is not a Parquet file, damaged or cut short' in refusal(
       'memory://parquet/*.parquet;field=x.y'
     )
   finally:
     system.rm('/parquet', recursive=True)
 
 
-def test_only_the_wanted_column_is_in_memory_and_not_all_of_it(tmp_path):
+def test_only_a_part_of_the_chosen_column_is_in_memory(tmp_path):
   texts = [f'{i:07}' * 300 for i in range(10_000)]
   path = parquet(
     tmp_path / 'big.parquet',
@@ -179,28 +159,28 @@ def test_only_the_wanted_column_is_in_memory_and_not_all_of_it(tmp_path):
   del texts
   pool = pa.default_memory_pool()
   before, peak, number = pool.bytes_allocated(), 0, 0
-  for _ in corpora.read(path):
+  for _ in corpora.read_documents(path):
     number += 1
     peak = max(peak, pool.bytes_allocated() - before)
   assert number == 10_000 and peak < 12_000_000
 
 
-def test_a_parquet_file_without_rows_is_fine(tmp_path):
+def test_a_parquet_file_may_have_no_rows(tmp_path):
   assert read(parquet(tmp_path / 'none.parquet', {'text': pa.array([], pa.string())})) == ([], {})
 
 
-def test_what_is_wrong_with_parquet_is_named(tmp_path):
+def test_errors_in_parquet_are_named(tmp_path):
   path = parquet(tmp_path / 'a.parquet', {'title': ['x'], 'n': [1], 'parts': [['y']]})
   assert (
     f"{path}' has no column 'text'; its columns are 'title', 'n', 'parts'; name one with ;field="
-    in message(path)
+    in refusal(path)
   )
-  assert "the column 'n' of" in message(f'{path};field=n') and "of text are 'title'" in message(
+  assert "the column 'n' of" in refusal(f'{path};field=n') and "of text are 'title'" in refusal(
     f'{path};field=n'
   )
-  assert 'holds list<' in message(f'{path};field=parts')
+  assert 'holds list<' in refusal(f'{path};field=parts')
   path = parquet(tmp_path / 'a.parquet', {'text': pa.array([b'fine', b'caf\xe9'], pa.binary())})
-  assert 'row 2 of the corpus file' in message(path) and 'is not UTF-8' in message(path)
+  assert 'row 2 of the corpus file' in refusal(path) and 'is not UTF-8' in refusal(path)
   assert read(path, invalid_utf8='replace') == (
     ['fine', 'caf\ufffd'],
     {'replaced_bytes': 1, 'documents_with_replacements': 1},
@@ -222,4 +202,4 @@ def test_a_damaged_parquet_file_is_named(tmp_path, damage):
     tmp_path / 'a.parquet', {'text': [f'text {i}' for i in range(500)]}, write_page_checksum=True
   )
   path.write_bytes(damage(path.read_bytes()))
-  assert "a.parquet' is no Parquet file, damaged or cut short" in message(path)
+  assert "a.parquet' is not a Parquet file, damaged or cut short" in refusal(path)

@@ -1,6 +1,7 @@
-"""However many processes a run has, together they read the very batches of one, and each only its own rows.
+"""Any number of processes read together the batches of one, and each only its own rows.
 
-The processes are real: jax.distributed over loopback, four devices in all. This file is their program too.
+The processes use jax.distributed over loopback and have four devices in total. This file is also
+their program.
 """
 
 import importlib.util
@@ -25,7 +26,7 @@ HELDOUT_LIMIT = 18
 
 
 def _open(folder):
-  """A store and a mixture of two. Row i of the mixture is all i + 1, so ids tell the rows."""
+  """A store and a mixture of two. Row i of the mixture is all i + 1, so ids identify rows."""
   stores = tuple(token_store.open_store(pathlib.Path(folder) / name) for name in SIZES)
   return {'store': stores[0], 'mixture': row_batches.Mixture(stores, (3, 1))}
 
@@ -44,34 +45,37 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def runs(folder):
-  """What every process of each run says: steps 0 to 6 in this process; 0 to 3 in two others, which then become four.
+  """What every process of each run printed.
 
-  Of the two, one reads through tf.data where it is installed.
+  This process reads steps 0 to 6, two others 0 to 3, and four others 3 to 6. One of the two uses
+  tf.data if it is installed.
   """
   second = 'tf' if importlib.util.find_spec('tensorflow') else 'numpy'
   started = {
     (2, 0, 3): _start(folder, ['numpy', second], 0, 3),
     (4, 3, 6): _start(folder, ['numpy'] * 4, 3, 6),
   }
-  said = {(1, 0, 6): [_read_as_a_process(folder, 'numpy', 0, 6)]}
+  printed = {(1, 0, 6): [_read_as_a_process(folder, 'numpy', 0, 6)]}
   for run, processes in started.items():
     ends = [process.communicate(timeout=120) for process in processes]
     for process, (_, errors) in zip(processes, ends, strict=True):
       assert process.returncode == 0, errors[-3000:]
-    said[run] = [json.loads(output.splitlines()[-1]) for output, _ in ends]
-  return said
+    printed[run] = [json.loads(output.splitlines()[-1]) for output, _ in ends]
+  return printed
 
 
 def _start(folder, readers, first_step, last_step):
-  """Starts the processes of a run, one a reader."""
+  """Starts the processes of a run, one per reader."""
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{probe.getsockname()[1]}'
+  devices = DEVICES // len(readers)
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': os.pathsep.join(sys.path),
     'TF_CPP_MIN_LOG_LEVEL': '3',
     'TF_ENABLE_ONEDNN_OPTS': '0',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES // len(readers)} {xla_flags.QUICK}',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {xla_flags.QUICK}',
   }
   return [
     subprocess.Popen(
@@ -98,21 +102,21 @@ def _start(folder, readers, first_step, last_step):
 @pytest.mark.parametrize('data', ['store', 'mixture'])
 def test_processes_together_read_the_batches_of_one(folder, runs, data):
   whole = _open(folder)[data]
-  for (processes, first_step, last_step), said in runs.items():
+  for (processes, first_step, last_step), printed in runs.items():
     expected = [
       row_batches.read_batch(whole, step, BATCH, SEED)[:, 0].tolist()
       for step in range(first_step, last_step)
     ]
     for i, batch in enumerate(expected):
       rows = {}
-      for process in said:
+      for process in printed:
         held = {int(row): value for row, value in process['held'][data][i].items()}
-        assert not rows.keys() & held.keys(), 'a row that two processes hold'
+        assert not rows.keys() & held.keys(), 'two processes hold a row'
         rows |= held
       assert rows == dict(enumerate(batch)), (processes, first_step + i)
 
 
-def test_two_processes_then_four_go_on_as_one(runs):
+def test_two_processes_then_four_continue_as_one(runs):
   def sums(run, data):
     per_process = [process['sums'][data] for process in runs[run]]
     assert all(each == per_process[0] for each in per_process)
@@ -124,24 +128,24 @@ def test_two_processes_then_four_go_on_as_one(runs):
     assert one == sums((2, 0, 3), data) + sums((4, 3, 6), data)
 
 
-def test_each_process_reads_its_own_rows_and_no_other(runs):
-  for (processes, first_step, last_step), said in runs.items():
-    for process in said:
+def test_each_process_reads_only_its_own_rows(runs):
+  for (processes, first_step, last_step), printed in runs.items():
+    for process in printed:
       assert len(process['mine']) == BATCH // processes
       assert process['read'] == dict.fromkeys(
         ('store', 'mixture'), (last_step - first_step) * BATCH // processes
       )
-    assert sorted(row for process in said for row in process['mine']) == list(range(BATCH))
+    assert sorted(row for process in printed for row in process['mine']) == list(range(BATCH))
 
 
-def test_held_out_rows_too(folder, runs):
+def test_processes_together_read_the_held_out_rows_of_one(folder, runs):
   store = _open(folder)['store']
   expected = np.concatenate(list(row_batches.heldout_batches(store, BATCH, limit=HELDOUT_LIMIT)))[
     :, 0
   ].tolist()
-  for said in runs.values():
+  for printed in runs.values():
     together = [{}, {}]
-    for process in said:
+    for process in printed:
       assert process['heldout read'] == sum(
         BATCH * i + row < HELDOUT_LIMIT for i in range(2) for row in process['mine']
       )
@@ -170,7 +174,7 @@ def test_one_process_holds_all_rows(devices):
 
 
 def _read_as_a_process(folder, reader, first_step, last_step):
-  """What one process of a run has of each batch, taken from its devices, and how many rows it read."""
+  """What one process of a run holds of each batch on its devices, and how many rows it read."""
   mesh = partitioning.make_mesh(jax.devices()[:DEVICES])
   mine = partitioning.process_rows(mesh, BATCH)
   checksum = jax.jit(
@@ -189,7 +193,7 @@ def _read_as_a_process(folder, reader, first_step, last_step):
       )
     return rows
 
-  said = {'mine': mine.tolist(), 'held': {}, 'sums': {}, 'read': {}}
+  printed = {'mine': mine.tolist(), 'held': {}, 'sums': {}, 'read': {}}
   counted, read = [], token_store.Store.read
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
@@ -201,14 +205,14 @@ def _read_as_a_process(folder, reader, first_step, last_step):
         data, BATCH, SEED, first_step, last_step, mine, use_tf=reader == 'tf'
       )
       whole = [partitioning.global_batch(rows, mesh, BATCH) for rows in local]
-      said['held'][name] = [held(batch) for batch in whole]
-      said['sums'][name] = [int(checksum(batch)) for batch in whole]  # over all processes
-      said['read'][name] = sum(counted)
+      printed['held'][name] = [held(batch) for batch in whole]
+      printed['sums'][name] = [int(checksum(batch)) for batch in whole]  # over all processes
+      printed['read'][name] = sum(counted)
     counted.clear()
     heldout = row_batches.heldout_batches(_open(folder)['store'], BATCH, mine, HELDOUT_LIMIT)
-    said['heldout'] = [held(partitioning.global_batch(rows, mesh, BATCH)) for rows in heldout]
-    said['heldout read'] = sum(counted)
-  return said
+    printed['heldout'] = [held(partitioning.global_batch(rows, mesh, BATCH)) for rows in heldout]
+    printed['heldout read'] = sum(counted)
+  return printed
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A corpus is prepared once, whole documents held out, nothing lost; other runs find the same; mistakes are named."""
+"""A corpus is prepared once and completely; later runs reuse it; errors are one sentence."""
 
 import dataclasses
 import json
@@ -14,15 +14,18 @@ import pytest
 from electra_jax import file_access
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import blocks, finished, packing, preparation, workers
-from electra_jax.data.prepare.preparation import Recipe
+from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
-  """Thirty documents of a few paragraphs, two odd ones among them."""
-  texts = [document[:1500] for document, _ in zip(corpora.read('sample'), range(30), strict=False)]
+  """Thirty documents of a few paragraphs, of which two are unusual."""
+  texts = [
+    document[:1500]
+    for document, _ in zip(corpora.read_documents('sample'), range(30), strict=False)
+  ]
   texts[3] = '\u200b'  # encodes to nothing
   texts[4] = '[MASK] stands [CLS] here [SEP] as text'
   path = tmp_path_factory.mktemp('corpus') / 'text.txt'
@@ -32,7 +35,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def recipe(corpus):
-  return Recipe(corpus, row_length=32, vocab_size=400, heldout_fraction=0.2)
+  return CorpusRecipe(corpus, row_length=32, vocab_size=400, heldout_fraction=0.2)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +45,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def prepared(recipe, cache):
-  return preparation.prepare(recipe, cache=cache)
+  return preparation.prepare_corpus(recipe, cache=cache)
 
 
 @pytest.fixture(scope='module')
@@ -58,26 +61,26 @@ def _pieces(store, tokenizer):
   return [
     piece
     for row in _all(store)
-    for piece in packing.pieces(row, tokenizer.cls_id, tokenizer.sep_id)
+    for piece in packing.row_pieces(row, tokenizer.cls_id, tokenizer.sep_id)
   ]
 
 
 def _refused(recipe, **where):
   with pytest.raises(UserError) as caught:
-    preparation.prepare(recipe, **where)
+    preparation.prepare_corpus(recipe, **where)
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
 
 def test_every_token_of_every_document_is_in_the_rows_of_its_split(corpus, prepared):
-  documents = list(corpora.read(corpus))
+  documents = list(corpora.read_documents(corpus))
   for store, held in ((prepared.train, False), (prepared.heldout, True)):
     texts = [text for text in documents if corpora.is_held_out(text, 0.2) == held]
     expected = [i for ids in prepared.tokenizer.encode_batch(texts) for i in ids]
     assert texts and np.array_equal(np.concatenate(_pieces(store, prepared.tokenizer)), expected)
 
 
-def test_special_tokens_stand_only_where_packing_puts_them(prepared):
+def test_only_packing_adds_special_tokens(prepared):
   tokenizer = prepared.tokenizer
   for store in (prepared.train, prepared.heldout):
     pieces = np.concatenate(_pieces(store, tokenizer))
@@ -86,8 +89,8 @@ def test_special_tokens_stand_only_where_packing_puts_them(prepared):
     ).any()
 
 
-def test_the_facts_are_true(corpus, prepared):
-  documents = list(corpora.read(corpus))
+def test_the_counts_are_right(corpus, prepared):
+  documents = list(corpora.read_documents(corpus))
   train, heldout = prepared.facts['train'], prepared.facts['heldout']
   assert train['documents'] + heldout['documents'] == len(documents) == 30
   assert train['empty_documents'] + heldout['empty_documents'] == 1
@@ -110,16 +113,16 @@ def test_the_facts_are_true(corpus, prepared):
     beginning.strip()
   )
   report = pathlib.Path(prepared.path, 'report.md').read_text()
-  for figure in (
+  for number in (
     f'{train["text_tokens"]:,}',
     f'{heldout["rows"]:,}',
     ' 0 (0.000%) ',
     f'{tokens:,}',
   ):
-    assert figure in report
+    assert number in report
 
 
-def test_nothing_unfinished_stays(prepared):
+def test_no_unfinished_work_remains(prepared):
   assert sorted(file_access.listing(prepared.path)) == [
     'facts.json',
     'heldout',
@@ -129,10 +132,10 @@ def test_nothing_unfinished_stays(prepared):
   ]
 
 
-def test_a_later_run_reuses_all_of_it(recipe, prepared, cache, monkeypatch, capsys):
+def test_a_later_run_reuses_everything(recipe, prepared, cache, monkeypatch, capsys):
   monkeypatch.setattr(tokenization, 'train_tokenizer', None)
   monkeypatch.setattr(corpora, 'documents', None)
-  again = preparation.prepare(recipe, cache=cache)
+  again = preparation.prepare_corpus(recipe, cache=cache)
   assert again.path == prepared.path and again.facts == prepared.facts
   assert again.tokenizer.fingerprint == prepared.tokenizer.fingerprint
   assert 'as prepared before' in capsys.readouterr().out
@@ -140,12 +143,12 @@ def test_a_later_run_reuses_all_of_it(recipe, prepared, cache, monkeypatch, caps
 
 def test_other_rows_reuse_the_tokenizer(recipe, prepared, cache, monkeypatch):
   monkeypatch.setattr(tokenization, 'train_tokenizer', None)
-  other = preparation.prepare(dataclasses.replace(recipe, row_length=64), cache=cache)
+  other = preparation.prepare_corpus(dataclasses.replace(recipe, row_length=64), cache=cache)
   assert other.path != prepared.path and other.train.length == 64
   assert other.tokenizer.fingerprint == prepared.tokenizer.fingerprint
 
 
-def test_other_settings_or_text_are_prepared_anew(recipe, prepared, cache, tmp_path):
+def test_other_settings_or_text_are_prepared_again(recipe, prepared, cache, tmp_path):
   copy = tmp_path / 'text.txt'
   copy.write_bytes(pathlib.Path(recipe.source).read_bytes())
   paths = {prepared.path}
@@ -155,15 +158,17 @@ def test_other_settings_or_text_are_prepared_anew(recipe, prepared, cache, tmp_p
     {'heldout_fraction': 0.3},
     {'tokenizer': 'bpe'},
   ):
-    paths.add(preparation.prepare(dataclasses.replace(recipe, **change), cache=cache).path)
+    paths.add(preparation.prepare_corpus(dataclasses.replace(recipe, **change), cache=cache).path)
   copy.write_text(copy.read_text() + '\n\nOne more document.')
-  paths.add(preparation.prepare(dataclasses.replace(recipe, source=str(copy)), cache=cache).path)
+  paths.add(
+    preparation.prepare_corpus(dataclasses.replace(recipe, source=str(copy)), cache=cache).path
+  )
   assert len(paths) == 6
 
 
 def test_a_given_tokenizer_is_used(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(tokenization, 'train_tokenizer', None)
-  given = preparation.prepare(
+  given = preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer=tokenizer_folder, vocab_size=9), cache=tmp_path
   )
   assert given.tokenizer.fingerprint == prepared.tokenizer.fingerprint
@@ -173,15 +178,15 @@ def test_a_given_tokenizer_is_used(recipe, prepared, tokenizer_folder, tmp_path,
   )
 
 
-def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
-  made = preparation.prepare(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=cache)
+def test_wordpiece_is_trained_and_stored(recipe, cache, tmp_path):
+  made = preparation.prepare_corpus(dataclasses.replace(recipe, tokenizer='wordpiece'), cache=cache)
   assert made.tokenizer.kind == 'wordpiece' and made.tokenizer.size == 400
   assert np.array_equal(
     np.concatenate(_pieces(made.heldout, made.tokenizer)),
     np.concatenate(
       [
         made.tokenizer.encode(text)
-        for text in corpora.read(recipe.source)
+        for text in corpora.read_documents(recipe.source)
         if corpora.is_held_out(text, 0.2)
       ]
     ),
@@ -191,19 +196,19 @@ def test_wordpiece_is_trained_and_kept_too(recipe, cache, tmp_path):
   )
 
 
-def test_nothing_held_out_where_none_is_asked_for(recipe, tokenizer_folder, tmp_path):
-  whole = preparation.prepare(
+def test_no_document_is_held_out_for_a_fraction_of_0(recipe, tokenizer_folder, tmp_path):
+  whole = preparation.prepare_corpus(
     dataclasses.replace(recipe, heldout_fraction=0.0, tokenizer=tokenizer_folder), cache=tmp_path
   )
   assert whole.heldout is None and whole.facts['train']['documents'] == 30
 
 
-def test_segment_pairs_are_seeded_and_their_losses_counted(
+def test_segment_pairs_have_a_seed_and_count_dropped_tokens(
   recipe, tokenizer_folder, tmp_path, capsys
 ):
   pairs = dataclasses.replace(recipe, row_format='segment_pair', tokenizer=tokenizer_folder)
-  first = preparation.prepare(pairs, cache=tmp_path)
-  other = preparation.prepare(dataclasses.replace(pairs, seed=1), cache=tmp_path)
+  first = preparation.prepare_corpus(pairs, cache=tmp_path)
+  other = preparation.prepare_corpus(dataclasses.replace(pairs, seed=1), cache=tmp_path)
   assert first.train.identity != other.train.identity
   facts, t = first.facts['train'], first.tokenizer
   rows = _all(first.train)
@@ -222,8 +227,8 @@ def test_segment_pairs_are_seeded_and_their_losses_counted(
 
 def test_padding_is_below_one_percent_on_the_bundled_corpus(tokenizer_folder, tmp_path):
   for row_length in (64, 512):
-    facts = preparation.prepare(
-      Recipe('sample', row_length=row_length, tokenizer=tokenizer_folder), cache=tmp_path
+    facts = preparation.prepare_corpus(
+      CorpusRecipe('sample', row_length=row_length, tokenizer=tokenizer_folder), cache=tmp_path
     ).facts
     rows = facts['train']['rows'] + facts['heldout']['rows']
     assert 1 - (facts['train']['tokens'] + facts['heldout']['tokens']) / (rows * row_length) < 0.01
@@ -234,13 +239,15 @@ def test_sources_with_weights_have_a_store_each(
   recipe, prepared, cache, tokenizer_folder, tmp_path, monkeypatch
 ):
   for name, part in (('a', slice(0, 20)), ('b', slice(20, 30))):
-    (tmp_path / f'{name}.txt').write_text('\n\n'.join(list(corpora.read(recipe.source))[part]))
+    (tmp_path / f'{name}.txt').write_text(
+      '\n\n'.join(list(corpora.read_documents(recipe.source))[part])
+    )
 
   def source(a, b):
     return f'{tmp_path}/a.txt;weight={a}, {tmp_path}/b.txt;weight={b}'
 
   mixed = dataclasses.replace(recipe, source=source(3, 1), tokenizer=tokenizer_folder)
-  first = preparation.prepare(mixed, cache=tmp_path)
+  first = preparation.prepare_corpus(mixed, cache=tmp_path)
   assert first.train.weights == (0.75, 0.25) and first.facts['stores'] == [
     'train-00',
     'train-01',
@@ -251,27 +258,29 @@ def test_sources_with_weights_have_a_store_each(
   ]
   assert first.train.rows == first.facts['train']['rows']
   monkeypatch.setattr(corpora, 'documents', None)
-  other = preparation.prepare(dataclasses.replace(mixed, source=source(1, 1)), cache=tmp_path)
+  other = preparation.prepare_corpus(
+    dataclasses.replace(mixed, source=source(1, 1)), cache=tmp_path
+  )
   assert other.path == first.path and other.train.weights == (0.5, 0.5), (
     'rows stay, only the mixing changes'
   )
 
 
-def test_near_duplicates_go_and_are_counted(
+def test_near_duplicates_are_dropped_and_counted(
   recipe, prepared, tokenizer_folder, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(blocks, 'BLOCK_CHARACTERS', 5_000)
-  texts = list(corpora.read(recipe.source))
+  texts = list(corpora.read_documents(recipe.source))
   once, twice = tmp_path / 'once.txt', tmp_path / 'twice.txt'
   once.write_text('\n\n'.join(texts[5:]))
   twice.write_text(
     '\n\n'.join([*texts[5:], *(text.replace('the ', 'the ', 1) + ' End.' for text in texts[5:])])
   )
-  first = preparation.prepare(
+  first = preparation.prepare_corpus(
     dataclasses.replace(recipe, source=str(once), tokenizer=tokenizer_folder, near_duplicates=0.7),
     cache=tmp_path,
   )
-  both = preparation.prepare(
+  both = preparation.prepare_corpus(
     dataclasses.replace(recipe, source=str(twice), tokenizer=tokenizer_folder, near_duplicates=0.7),
     cache=tmp_path,
   )
@@ -289,7 +298,7 @@ def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(
   recipe, prepared, tokenizer_folder, tmp_path
 ):
   address = 'memory://bucket/corpora/thirty'
-  made = preparation.prepare(
+  made = preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer=tokenizer_folder),
     cache=tmp_path / 'maker',
     output=address,
@@ -307,8 +316,10 @@ def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(
   assert len(list((tmp_path / 'reader').rglob('*.bin'))) == 1, 'the held-out rows were not read'
 
 
-def test_two_at_one_address_cost_nothing(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
-  """Addresses have no locks: another process may finish, and clear its work away, while this one is at it."""
+def test_two_preparations_at_one_address_both_succeed(
+  recipe, prepared, tokenizer_folder, tmp_path, monkeypatch
+):
+  """Addresses have no locks: another process may finish first and remove the work."""
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   address = 'memory://bucket/two'
   original, seen = blocks.make_rows, []
@@ -316,41 +327,43 @@ def test_two_at_one_address_cost_nothing(recipe, prepared, tokenizer_folder, tmp
   def slow(*args):
     if not seen:
       seen.append(True)
-      preparation.prepare(given, cache=tmp_path / 'first', output=address)
+      preparation.prepare_corpus(given, cache=tmp_path / 'first', output=address)
     return original(*args)
 
   monkeypatch.setattr(blocks, 'make_rows', slow)
-  made = preparation.prepare(given, cache=tmp_path / 'second', output=address)
+  made = preparation.prepare_corpus(given, cache=tmp_path / 'second', output=address)
   assert made.train.identity == prepared.train.identity
   assert preparation.open_prepared(address, tmp_path).heldout.read(np.arange(3)).shape == (3, 32)
 
 
-def test_workers_write_to_an_address_too(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
+def test_workers_write_to_an_address(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(workers, 'SMALL_BYTES', 0)
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
-  made = preparation.prepare(given, cache=tmp_path, output=f'file://{tmp_path}/out', processes=2)
+  made = preparation.prepare_corpus(
+    given, cache=tmp_path, output=f'file://{tmp_path}/out', processes=2
+  )
   assert np.array_equal(_all(made.train), _all(prepared.train))
   assert preparation.open_prepared(tmp_path / 'out').heldout.identity == prepared.heldout.identity
 
 
-def test_a_folder_of_a_persons_own_is_left_alone(recipe, prepared, tokenizer_folder, tmp_path):
+def test_the_folder_of_a_user_is_not_changed(recipe, prepared, tokenizer_folder, tmp_path):
   mine = tmp_path / 'mine'
   mine.mkdir()
   (mine / 'thesis.tex').write_text('years of work')
-  assert 'is not empty and no prepared corpus' in _refused(recipe, cache=tmp_path, output=mine)
+  assert 'is not empty and not a prepared corpus' in _refused(recipe, cache=tmp_path, output=mine)
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
-  preparation.prepare(given, cache=tmp_path, output=tmp_path / 'out')
+  preparation.prepare_corpus(given, cache=tmp_path, output=tmp_path / 'out')
   assert 'holds another corpus' in _refused(
     dataclasses.replace(given, row_length=16), cache=tmp_path, output=tmp_path / 'out'
   )
   assert (
-    preparation.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity
+    preparation.prepare_corpus(given, cache=tmp_path, output=tmp_path / 'out').train.identity
     == prepared.train.identity
   )
   assert (mine / 'thesis.tex').read_text() == 'years of work'
 
 
-def test_a_failed_run_removes_nothing_but_its_own(recipe, tokenizer_folder, tmp_path, monkeypatch):
+def test_a_failed_run_removes_only_its_own_files(recipe, tokenizer_folder, tmp_path, monkeypatch):
   def meanwhile(*_):
     (tmp_path / 'out' / 'notes.txt').write_text('mine')
     raise UserError('something is wrong')
@@ -363,7 +376,7 @@ def test_a_failed_run_removes_nothing_but_its_own(recipe, tokenizer_folder, tmp_
 
 
 @pytest.mark.parametrize('processes', [1, 2])
-def test_a_failed_run_leaves_nothing(recipe, tokenizer_folder, tmp_path, monkeypatch, processes):
+def test_a_failed_run_leaves_no_file(recipe, tokenizer_folder, tmp_path, monkeypatch, processes):
   monkeypatch.setattr(blocks, 'BLOCK_CHARACTERS', 5_000)
   monkeypatch.setattr(workers, 'SMALL_BYTES', 0)
   broken = tmp_path / 'text.txt'
@@ -371,7 +384,7 @@ def test_a_failed_run_leaves_nothing(recipe, tokenizer_folder, tmp_path, monkeyp
   for tokenizer in (
     'unigram',
     tokenizer_folder,
-  ):  # found while it is trained, and while rows are made
+  ):  # the error is found in training, and while rows are made
     assert 'not UTF-8' in _refused(
       dataclasses.replace(recipe, source=str(broken), tokenizer=tokenizer),
       cache=tmp_path / 'cache',
@@ -382,9 +395,7 @@ def test_a_failed_run_leaves_nothing(recipe, tokenizer_folder, tmp_path, monkeyp
     ] == []
 
 
-def test_a_disk_that_is_full_costs_no_finished_work(
-  recipe, prepared, tokenizer_folder, tmp_path, monkeypatch
-):
+def test_a_full_disk_keeps_finished_work(recipe, prepared, tokenizer_folder, tmp_path, monkeypatch):
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   with monkeypatch.context() as patch:
     patch.setattr(
@@ -402,30 +413,30 @@ def test_a_disk_that_is_full_costs_no_finished_work(
   assert file_access.listing(tmp_path / 'out' / '.work' / 'rows')
   monkeypatch.setattr(blocks, 'worker_tokenizer', None)  # no row is made again
   assert (
-    preparation.prepare(given, cache=tmp_path, output=tmp_path / 'out').train.identity
+    preparation.prepare_corpus(given, cache=tmp_path, output=tmp_path / 'out').train.identity
     == prepared.train.identity
   )
 
 
-def test_another_tokenizer_in_the_same_folder_is_not_taken_for_the_first(
-  recipe, tokenizer_folder, tmp_path
-):
+def test_another_tokenizer_in_the_same_folder_is_noticed(recipe, tokenizer_folder, tmp_path):
   out = tmp_path / 'out'
-  preparation.prepare(
+  preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer=tokenizer_folder), cache=tmp_path, output=out
   )
   file_access.remove(out)
-  made = preparation.prepare(
+  made = preparation.prepare_corpus(
     dataclasses.replace(recipe, tokenizer='wordpiece'), cache=tmp_path, output=out
   )
-  text = next(text for text in corpora.read(recipe.source) if not corpora.is_held_out(text, 0.2))
+  text = next(
+    text for text in corpora.read_documents(recipe.source) if not corpora.is_held_out(text, 0.2)
+  )
   assert (
     _pieces(made.train, made.tokenizer)[0].tolist()
     == made.tokenizer.encode(text)[: len(_pieces(made.train, made.tokenizer)[0])]
   )
 
 
-def test_text_that_changes_while_it_is_read_is_told(
+def test_text_that_changes_while_it_is_read_is_refused(
   recipe, tokenizer_folder, tmp_path, monkeypatch
 ):
   path = tmp_path / 'text.txt'
@@ -437,19 +448,19 @@ def test_text_that_changes_while_it_is_read_is_told(
     path.write_bytes(path.read_bytes() + b'\n\nmore\n')
 
   monkeypatch.setattr(preparation, '_write_store', changing)
-  assert 'has changed while it was read' in _refused(
+  assert 'changed while it was read' in _refused(
     dataclasses.replace(recipe, source=str(path), tokenizer=tokenizer_folder), cache=tmp_path
   )
 
 
 @pytest.mark.parametrize('written', ['{0}/out/', '{0}/./out', '~/out', 'out'])
-def test_folders_are_found_however_they_are_written(
+def test_folders_are_found_in_any_spelling(
   recipe, prepared, tokenizer_folder, tmp_path, monkeypatch, written
 ):
   monkeypatch.setenv('HOME', str(tmp_path))
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   monkeypatch.chdir(tmp_path)
-  made = preparation.prepare(given, cache='~/cache', output=written.format(tmp_path))
+  made = preparation.prepare_corpus(given, cache='~/cache', output=written.format(tmp_path))
   assert made.train.identity == prepared.train.identity
   assert (
     preparation.open_prepared(tmp_path / 'out').facts
@@ -463,10 +474,10 @@ def test_folders_are_found_however_they_are_written(
 
 def test_a_line_of_fifty_megabytes(tokenizer_folder, tmp_path):
   path = tmp_path / 'long.txt'
-  line = ' '.join(' '.join(text.split()) for text in corpora.read('sample'))[:5_000_000]
+  line = ' '.join(' '.join(text.split()) for text in corpora.read_documents('sample'))[:5_000_000]
   path.write_text(' '.join([line] * 10) + '\n\n' + '\n\n'.join(f'document {n}' for n in range(100)))
-  made = preparation.prepare(
-    Recipe(str(path), row_length=128, tokenizer=tokenizer_folder), cache=tmp_path
+  made = preparation.prepare_corpus(
+    CorpusRecipe(str(path), row_length=128, tokenizer=tokenizer_folder), cache=tmp_path
   )
   tokenizer, facts = made.tokenizer, made.facts['train']
   assert facts['longest'][0][0] == pytest.approx(10 * len(tokenizer.encode(line)), rel=1e-4)
@@ -483,12 +494,10 @@ def test_a_line_of_fifty_megabytes(tokenizer_folder, tmp_path):
   )
 
 
-def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(
-  recipe, tokenizer_folder, tmp_path, capsys
-):
+def test_replaced_bytes_are_counted(recipe, tokenizer_folder, tmp_path, capsys):
   broken = tmp_path / 'text.txt'
   broken.write_bytes(pathlib.Path(recipe.source).read_bytes() + b'\n\nbad \xff\xfe bytes\n\n\n')
-  made = preparation.prepare(
+  made = preparation.prepare_corpus(
     dataclasses.replace(
       recipe, source=str(broken), invalid_utf8='replace', tokenizer=tokenizer_folder
     ),
@@ -499,12 +508,15 @@ def test_bytes_that_are_not_utf8_are_replaced_where_asked_and_counted(
   assert '2 bytes in 1 documents were not UTF-8' in capsys.readouterr().out
 
 
-def test_whoever_is_second_waits_for_the_first(tmp_path, monkeypatch):
-  path, events, said, entered = str(tmp_path / 'corpus'), [], threading.Event(), threading.Event()
+def test_a_second_process_waits_for_the_first(tmp_path, monkeypatch):
+  path = str(tmp_path / 'corpus')
+  events = []
+  printed = threading.Event()
+  entered = threading.Event()
 
   def say(label, text):
     events.append(label)
-    said.set()
+    printed.set()
 
   monkeypatch.setattr(finished.console, 'say', say)
 
@@ -517,18 +529,20 @@ def test_whoever_is_second_waits_for_the_first(tmp_path, monkeypatch):
   with finished.building(path) as work:
     assert work
     thread.start()
-    assert said.wait(60), 'the second neither waits nor says so'
+    assert printed.wait(60), 'the second process reports that it waits'
     events.append('first')
     facts = {'format': finished.FORMAT, 'fingerprint': ''}
     file_access.write_bytes(file_access.join(path, finished.FACTS_FILE), json.dumps(facts).encode())
   assert entered.wait(60)
-  assert events == ['waiting', 'first', ('second', None)], 'and finds the work done'
+  assert events == ['waiting', 'first', ('second', None)], 'and finds the folder finished'
 
 
-def test_two_processes_at_once_make_it_together(recipe, prepared, tokenizer_folder, tmp_path):
+def test_two_processes_at_once_both_succeed(recipe, prepared, tokenizer_folder, tmp_path):
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   command = (
-    'from electra_jax.data.prepare.preparation import Recipe, prepare; '
-    f'prepare(Recipe(**{dataclasses.asdict(recipe) | {"tokenizer": tokenizer_folder}}), cache={str(tmp_path)!r})'
+    'from electra_jax.data.prepare.preparation import prepare_corpus; '
+    'from electra_jax.data.prepare.recipe import CorpusRecipe; '
+    f'prepare_corpus(CorpusRecipe(**{dataclasses.asdict(given)}), cache={str(tmp_path)!r})'
   )
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
   children = [subprocess.Popen([sys.executable, '-c', command], env=environment) for _ in range(2)]
@@ -542,10 +556,10 @@ def test_two_processes_at_once_make_it_together(recipe, prepared, tokenizer_fold
   [
     ('', 'the corpus is empty'),
     (' \n\n \n', 'the corpus is empty'),
-    ('one document alone', 'too few documents'),
+    ('a single document', 'too few documents'),
   ],
 )
-def test_too_little_text_is_named(recipe, tokenizer_folder, tmp_path, text, complaint):
+def test_too_little_text_is_refused(recipe, tokenizer_folder, tmp_path, text, complaint):
   path = tmp_path / 'text.txt'
   path.write_text(text)
   assert complaint in _refused(
@@ -557,7 +571,7 @@ def test_too_little_text_is_named(recipe, tokenizer_folder, tmp_path, text, comp
   ]
 
 
-def test_documents_without_a_token_are_named(recipe, tokenizer_folder, tmp_path):
+def test_documents_without_a_token_are_refused(recipe, tokenizer_folder, tmp_path):
   path = tmp_path / 'text.txt'
   path.write_text('\n\n'.join('\u200b' * n for n in range(1, 40)))
   assert 'hold no token' in _refused(
@@ -571,25 +585,25 @@ def test_documents_without_a_token_are_named(recipe, tokenizer_folder, tmp_path)
     ({'heldout_fraction': 1.0}, 'heldout_fraction is 1.0'),
     ({'row_length': 4}, 'row_length is 4'),
     ({'near_duplicates': 2.0}, 'near_duplicates is 2.0'),
-    ({'row_format': 'dense'}, "row_format is 'dense'; it can be packed or segment_pair"),
+    ({'row_format': 'dense'}, "row_format is 'dense'; expected packed or segment_pair"),
     ({'invalid_utf8': 'drop'}, "invalid_utf8 is 'drop'"),
     ({'tokenizer': 'nowhere/vocab.txt'}, 'nowhere/vocab.txt'),
     ({'source': 'nowhere/*.txt'}, 'nowhere/*.txt'),
   ],
 )
-def test_mistakes_are_named(recipe, tmp_path, change, complaint):
+def test_wrong_settings_are_named(recipe, tmp_path, change, complaint):
   assert complaint in _refused(dataclasses.replace(recipe, **change), cache=tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_is_named(recipe, tmp_path):
+def test_an_unwritable_cache_is_named(recipe, tmp_path):
   (tmp_path / 'file').write_text('in the way')
   assert 'cannot be written' in _refused(recipe, cache=tmp_path / 'file' / 'cache')
 
 
 def test_damaged_folders_are_named(recipe, tokenizer_folder, tmp_path):
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
-  made = preparation.prepare(given, cache=tmp_path)
-  other = preparation.prepare(dataclasses.replace(recipe, vocab_size=300), cache=tmp_path)
+  made = preparation.prepare_corpus(given, cache=tmp_path)
+  other = preparation.prepare_corpus(dataclasses.replace(recipe, vocab_size=300), cache=tmp_path)
   vocabulary = pathlib.Path(made.path, 'tokenizer', 'tokenizer.model')
   before = vocabulary.read_bytes()
   vocabulary.write_bytes(pathlib.Path(other.path, 'tokenizer', 'tokenizer.model').read_bytes())

@@ -1,4 +1,4 @@
-"""A store at an address comes to each host once, shard by shard as it is needed, and is checked when it arrives."""
+"""Each host fetches the shards of a store at an address once, when needed, and checks them."""
 
 import collections
 import hashlib
@@ -22,14 +22,14 @@ SHARDS = [f'rows-0000{i}.bin' for i in range(3)]
 
 
 class Standin(fsspec.AbstractFileSystem):
-  """A remote file system that is a folder, and notes each file that is opened for reading.
+  """A remote file system that is a folder, and records each file that is opened for reading.
 
-  The folder and the notes' file are in STANDIN_ROOT and STANDIN_LOG, so that every process has the same.
+  The folder and the record are in STANDIN_ROOT and STANDIN_LOG, so that all processes share them.
   """
 
   protocol = 'standin'
   cachable = False
-  faults = collections.Counter()  # file -> how often it is still to arrive damaged
+  faults = collections.Counter()  # file -> how many more times it arrives damaged
 
   def _path(self, path):
     return pathlib.Path(os.environ['STANDIN_ROOT'], self._strip_protocol(path))
@@ -58,9 +58,7 @@ class Standin(fsspec.AbstractFileSystem):
       local.parent.mkdir(parents=True, exist_ok=True)
       return open(local, mode)
     content = local.read_bytes()
-    with open(
-      os.environ['STANDIN_LOG'], 'a'
-    ) as log:  # one short write at the end of a file is never torn
+    with open(os.environ['STANDIN_LOG'], 'a') as log:  # a short append is atomic
       log.write(f'{local.name}\n')
     if self.faults[local.name]:
       self.faults[local.name] -= 1
@@ -73,7 +71,7 @@ fsspec.register_implementation('standin', Standin, clobber=True)
 
 @pytest.fixture
 def address(tmp_path, monkeypatch):
-  """A store of three shards at an address; the notes begin anew after it is written."""
+  """A store of three shards at an address; the record is cleared after it is written."""
   monkeypatch.setattr(token_manifest, 'SHARD_BYTES', 4 * 16 * 2)
   monkeypatch.setenv('STANDIN_ROOT', str(tmp_path / 'remote'))
   monkeypatch.setenv('STANDIN_LOG', str(tmp_path / 'log'))
@@ -90,7 +88,7 @@ def _write(path, rows):
 
 
 def _fetched(log=None):
-  """Shards fetched since the last time this was asked."""
+  """Shards fetched since the last call."""
   log = pathlib.Path(log or os.environ['STANDIN_LOG'])
   names = log.read_text().split() if log.exists() else []
   log.write_text('')
@@ -103,12 +101,12 @@ def test_a_store_is_written_to_an_address_and_read_from_it(address, tmp_path):
   store = token_store.open_store(address, tmp_path / 'cache')
   assert store.identity == here.identity and store.manifest == here.manifest
   assert np.array_equal(store.read(np.arange(10)), ROWS)
-  with pytest.raises(UserError, match='something at .standin://bucket/store. already'):
+  with pytest.raises(UserError, match='standin://bucket/store. exists already'):
     _write(address, ROWS)
   assert not list(pathlib.Path(tmp_path, 'remote').rglob('*.partial'))
 
 
-def test_another_file_system_does_as_well(tmp_path):
+def test_another_file_system_works(tmp_path):
   store = _write('memory://bucket/store', ROWS)
   again = token_store.open_store('memory://bucket/store', tmp_path / 'cache')
   assert (
@@ -118,7 +116,7 @@ def test_another_file_system_does_as_well(tmp_path):
   fsspec.filesystem('memory').rm('/bucket', recursive=True)
 
 
-def test_shards_come_when_they_are_first_read_and_once(address, tmp_path):
+def test_shards_are_fetched_once_when_they_are_first_read(address, tmp_path):
   cache = tmp_path / 'cache'
   store = token_store.open_store(address, cache)
   assert _fetched() == [] and not cache.exists(), 'opening fetches no rows'
@@ -135,7 +133,7 @@ def test_shards_come_when_they_are_first_read_and_once(address, tmp_path):
   assert not list(cache.rglob('*.partial'))
 
 
-def test_without_a_cache_named_it_is_the_users(address, tmp_path):
+def test_the_default_cache_is_the_users(address, tmp_path):
   store = token_store.open_store(address)
   store.fetch()
   assert (tmp_path / 'xdg/electra_jax/shards' / store.identity / SHARDS[0]).is_file()
@@ -164,7 +162,7 @@ def test_a_mixture_fetches_its_stores(address, tmp_path):
   assert _fetched() == sorted([*SHARDS, SHARDS[0]])
 
 
-def test_what_arrives_damaged_is_fetched_again_and_then_refused(address, tmp_path):
+def test_a_shard_that_arrives_damaged_is_fetched_again_and_then_refused(address, tmp_path):
   cache = tmp_path / 'cache'
   store = token_store.open_store(address, cache)
   Standin.faults[SHARDS[1]] = 1
@@ -181,21 +179,23 @@ def test_what_arrives_damaged_is_fetched_again_and_then_refused(address, tmp_pat
     fetch(token_store.open_store(address, cache))
 
 
-def test_a_shard_of_the_wrong_size_or_none_is_refused(address, tmp_path):
+def test_a_shard_of_the_wrong_size_or_a_missing_one_is_refused(address, tmp_path):
   store = token_store.open_store(address, tmp_path / 'cache')
   remote = tmp_path / 'remote/bucket/store' / SHARDS[2]
   remote.write_bytes(remote.read_bytes()[:-7])
-  with pytest.raises(UserError, match=f"'{ADDRESS}/{SHARDS[2]}' is damaged: 57 bytes of 64 came"):
+  with pytest.raises(
+    UserError, match=f"'{ADDRESS}/{SHARDS[2]}' is damaged: 57 bytes of 64 arrived"
+  ):
     store.read(np.array([9]))
   remote.unlink()
   with pytest.raises(
-    UserError, match=f"'{ADDRESS}/{SHARDS[2]}' cannot be read: No such file.*; see that it is there"
+    UserError, match=f"'{ADDRESS}/{SHARDS[2]}' cannot be read: No such file.*; check that it exists"
   ):
     store.read(np.array([9]))
   assert np.array_equal(store.read(np.array([0])), ROWS[:1])
 
 
-def test_what_was_cut_short_in_the_cache_is_fetched_again(address, tmp_path):
+def test_a_shard_cut_short_in_the_cache_is_fetched_again(address, tmp_path):
   store = token_store.open_store(address, tmp_path / 'cache')
   store.fetch()
   os.truncate(store.folder / SHARDS[0], 100)
@@ -206,7 +206,7 @@ def test_what_was_cut_short_in_the_cache_is_fetched_again(address, tmp_path):
   assert _fetched() == SHARDS[:1]
 
 
-def test_a_cache_that_cannot_be_written_is_named(address, tmp_path):
+def test_an_unwritable_cache_is_named(address, tmp_path):
   (tmp_path / 'file').write_text('in the way')
   store = token_store.open_store(address, tmp_path / 'file')
   with pytest.raises(
@@ -215,7 +215,7 @@ def test_a_cache_that_cannot_be_written_is_named(address, tmp_path):
     store.fetch()
 
 
-def test_a_place_without_a_store_is_named(address, tmp_path):
+def test_an_address_without_a_store_is_named(address, tmp_path):
   with pytest.raises(
     UserError, match="no token store at 'standin://bucket/nothing': it has no manifest.json"
   ):
@@ -225,12 +225,15 @@ def test_a_place_without_a_store_is_named(address, tmp_path):
     token_store.open_store(address)
 
 
-def test_each_host_fetches_each_shard_once_however_many_its_processes(address, tmp_path):
+def test_each_host_fetches_each_shard_once_with_any_number_of_processes(address, tmp_path):
   hosts = ('here', 'there')
   go = tmp_path / 'go'
   processes = []
   for host in hosts:
-    environment = os.environ | {'STANDIN_LOG': str(tmp_path / f'log of {host}')}
+    environment = os.environ | {
+      'PYTHONPATH': os.getcwd(),
+      'STANDIN_LOG': str(tmp_path / f'log of {host}'),
+    }
     command = [sys.executable, __file__, str(tmp_path / host), str(go)]
     processes += [
       subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -246,12 +249,12 @@ def test_each_host_fetches_each_shard_once_however_many_its_processes(address, t
 
 
 def _child(cache, go):
-  """One process of a host: it reads all rows as soon as it may, and says their hash."""
+  """One process of a host: reads all rows after `go` exists, and prints their hash."""
   fetch = shard_cache._download
   shard_cache._download = lambda *args: (
     time.sleep(0.1),
     fetch(*args),
-  )  # so that the others come meanwhile
+  )  # so that the other processes arrive meanwhile
   store = token_store.open_store(ADDRESS, cache)
   print('ready', flush=True)
   while not os.path.exists(go):

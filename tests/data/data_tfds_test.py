@@ -1,4 +1,4 @@
-"""TFDS datasets that were prepared before are read by name or folder, in order, without the network or their code."""
+"""Prepared TFDS datasets are read by name or folder, in order, without network or their code."""
 
 import importlib.util
 import json
@@ -9,13 +9,13 @@ import subprocess
 import sys
 
 import pytest
+from corpus_reading import identity, read, refusal
 
 from electra_jax.data.corpus import corpora, tfds
-from electra_jax.errors import UserError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
-# Child processes may not reach the network: whoever looks up a name ends the process with a status of its own.
+# Child processes may not use the network: looking up a name ends the process with status 70.
 OFFLINE = """
 import os, socket, sys
 def refuse(*args, **kwargs):
@@ -24,7 +24,8 @@ def refuse(*args, **kwargs):
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 """
 
-# Builds the dataset in both formats. It runs in a process of its own, so that nobody else knows the builder's class.
+# Builds the dataset in both formats, in a child process, so that no other process has the
+# builder's class.
 BUILD = (
   OFFLINE
   + """
@@ -36,18 +37,23 @@ class TinyTexts(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS = [tfds.core.BuilderConfig(name='en'), tfds.core.BuilderConfig(name='de')]
 
   def _info(self):
-    return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=tfds.features.FeaturesDict({
+    features = {
         'text': tfds.features.Text(), 'n': tfds.features.Scalar(np.int64),
-        'raw': tfds.features.Tensor(shape=(), dtype=np.object_), 'lines': tfds.features.Sequence(tfds.features.Text()),
+        'raw': tfds.features.Tensor(shape=(), dtype=np.object_),
+        'lines': tfds.features.Sequence(tfds.features.Text()),
         'picture': tfds.features.Image(shape=(2, 2, 3)),
-        'deep': {'inner': tfds.features.Text(), 'both': tfds.features.Translation(['en', 'de'])}}))
+        'deep': {'inner': tfds.features.Text(), 'both': tfds.features.Translation(['en', 'de'])}}
+    return tfds.core.DatasetInfo(
+        builder=self, disable_shuffling=True, features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, downloads):
-    return {'train': self._generate_examples('train', 90), 'test': self._generate_examples('test', 7)}
+    sizes = {'train': 90, 'test': 7}
+    return {split: self._generate_examples(split, size) for split, size in sizes.items()}
 
   def _generate_examples(self, split, examples):
     for i in range(examples):
-      yield i, {'text': f'{split} {i} \u00e9' if i % 10 else ' ', 'n': i, 'raw': b'caf\\xe9' if i == 3 else b'fine',
+      yield i, {'text': f'{split} {i} \u00e9' if i % 10 else ' ', 'n': i,
+                'raw': b'caf\\xe9' if i == 3 else b'fine',
                 'lines': ['a'], 'picture': np.zeros((2, 2, 3), np.uint8),
                 'deep': {'inner': f'in {i}', 'both': {'en': f'e{i}', 'de': f'd{i}'}}}
 
@@ -57,13 +63,13 @@ for file_format in sys.argv[2:]:
 """
 )
 
-# Reads each source of its arguments, in a process that has neither the class nor the network.
+# Reads each source of its arguments, in a process without the class and without the network.
 READ = (
   OFFLINE
   + """
 import json
-from electra_jax.data import corpora
-texts = [list(corpora.read(source)) for source in sys.argv[1:]]
+from electra_jax.data.corpus import corpora
+texts = [list(corpora.read_documents(source)) for source in sys.argv[1:]]
 print(json.dumps([texts, 'tensorflow' in sys.modules]))
 """
 )
@@ -92,23 +98,7 @@ def texts_of(split, numbers):
   return [f'{split} {i} é' for i in numbers if i % 10]
 
 
-def read(source, **kwargs):
-  counts = {}
-  return [
-    text
-    for group in corpora.groups(corpora.parse_sources(source))
-    for text in corpora.documents(group, counts=counts, **kwargs)
-  ], counts
-
-
-def message(source, **kwargs):
-  with pytest.raises(UserError) as caught:
-    read(source, **kwargs)
-  assert '\n' not in str(caught.value)
-  return str(caught.value)
-
-
-def test_a_fresh_process_reads_by_name_and_by_folder_and_stays_silent(data_dir):
+def test_a_fresh_process_reads_by_name_and_by_folder_and_prints_nothing(data_dir):
   sources = [
     f'tfds:tiny_texts/en;data_dir={data_dir}/tfrecord;split=train[10:30]+test[:50%]',
     f'tfds:{data_dir}/tfrecord/tiny_texts/en/1.2.3;split=test;field=deep.inner',
@@ -135,28 +125,29 @@ def test_array_records_need_no_tensorflow(data_dir):
   assert not has_tensorflow and not done.stderr
 
 
-def test_groups_are_slices_of_what_is_selected(data_dir, monkeypatch):
-  monkeypatch.setattr(corpora, 'GROUP_EXAMPLES', 25)
+def test_groups_are_slices_of_the_selection(data_dir, monkeypatch):
+  monkeypatch.setattr(tfds, 'GROUP_EXAMPLES', 25)
   sources = corpora.parse_sources(
     f'tfds:tiny_texts/en;data_dir={data_dir}/array_record;split=train[20:]+test, sample'
   )
   *groups, sample = corpora.groups(sources)
   assert [(group.start, group.stop) for group in groups] == [(0, 25), (25, 50), (50, 75), (75, 77)]
-  assert sample.source == 1 and all(group.bytes > 0 for group in groups)
+  assert sample.source_index == 1 and all(group.bytes > 0 for group in groups)
   expected = texts_of('train', range(20, 90)) + texts_of('test', range(7))
   found = []
   for group in reversed(groups):
-    counts, told = {}, []
-    texts = list(corpora.documents(group, advance=told.append, counts=counts))
+    counts = {}
+    sizes = []
+    texts = list(corpora.documents(group, advance=sizes.append, counts=counts))
     found = texts + found
-    assert sum(told) == group.bytes
+    assert sum(sizes) == group.bytes
     assert len(texts) + counts.get('blank_documents', 0) == group.stop - group.start
   assert found == expected
 
 
 def test_bytes_that_are_not_utf8(data_dir):
   source = f'tfds:{data_dir}/array_record/tiny_texts/en/1.2.3;field=raw;split=test[2:]'
-  assert "example 3 of split 'test' of TFDS dataset tiny_texts/en/1.2.3 is not UTF-8" in message(
+  assert "example 3 of split 'test' of TFDS dataset tiny_texts/en/1.2.3 is not UTF-8" in refusal(
     source
   )
   assert read(source, invalid_utf8='replace') == (
@@ -166,7 +157,7 @@ def test_bytes_that_are_not_utf8(data_dir):
 
 
 @pytest.mark.parametrize(
-  'name, options, said',
+  'name, options, expected',
   [
     (
       'wikipedia/20230601.en',
@@ -187,7 +178,7 @@ def test_bytes_that_are_not_utf8(data_dir):
     (
       'tiny_texts/de',
       'data_dir={dir}',
-      "not prepared in '{dir}'; what is there of 'tiny_texts' is 'en'",
+      "not prepared in '{dir}', which holds of 'tiny_texts' only 'en'",
     ),
     ('tiny_texts/en/9.9.9', 'data_dir={dir}', "'tiny_texts/en:9.9.9' is not prepared in '{dir}'"),
     (
@@ -198,13 +189,13 @@ def test_bytes_that_are_not_utf8(data_dir):
     (
       '{dir}/tiny_texts',
       '',
-      "tiny_texts' holds no prepared TFDS dataset; give the folder of a version",
+      "tiny_texts' holds no prepared TFDS dataset; expected the folder of a version",
     ),
     ('{dir}/nosuch/1.0.0', '', 'holds no prepared TFDS dataset'),
     (
       'two words',
       '',
-      "'two words' is no TFDS dataset; give a name such as tfds:wikipedia/20230601.en",
+      "'two words' is not the name of a TFDS dataset; expected one such as tfds:wikipedia",
     ),
     ('tiny_texts/en', 'data_dir={dir};split=valid', "has no split 'valid' (Unknown split 'valid'"),
     ('tiny_texts/en', 'data_dir={dir};split=valid', "its splits are 'train', 'test', or slices"),
@@ -225,10 +216,12 @@ def test_bytes_that_are_not_utf8(data_dir):
     ('tiny_texts/en', 'data_dir={dir};field=lines', "no text called 'lines'"),
   ],
 )
-def test_what_is_not_there_is_told_without_the_network(data_dir, name, options, said, monkeypatch):
+def test_missing_datasets_are_named_without_the_network(
+  data_dir, name, options, expected, monkeypatch
+):
   monkeypatch.setattr('socket.getaddrinfo', None)
   folder = data_dir / 'tfrecord'
-  assert said.format(dir=folder) in message(f'tfds:{name};{options}'.format(dir=folder))
+  assert expected.format(dir=folder) in refusal(f'tfds:{name};{options}'.format(dir=folder))
 
 
 def test_download_prepares_once(tmp_path, monkeypatch, capfd):
@@ -253,15 +246,15 @@ def test_download_prepares_once(tmp_path, monkeypatch, capfd):
   assert f'TFDS downloads and prepares dummy_dataset in {tmp_path}' in capfd.readouterr().out
   assert read(source)[0] == ['made']
   assert 'prepares' not in capfd.readouterr().out
-  assert 'cannot be prepared: ' in message(
+  assert 'cannot be prepared: ' in refusal(
     f'tfds:wikipedia/20230601.en;data_dir={tmp_path};download=yes'
   )
 
 
 def test_each_example_comes_once(data_dir):
   source = f'tfds:tiny_texts/en;data_dir={data_dir}/array_record'
-  assert 'named twice' in message(f'{source};split=train[:50%], {source};split=train[40%:]')
-  assert 'named twice' in message(f'{source};split=train+train')
+  assert 'named twice' in refusal(f'{source};split=train[:50%], {source};split=train[40%:]')
+  assert 'named twice' in refusal(f'{source};split=train+train')
   parts = [
     f'{source};split=train[:50%]',
     f'{source};split=train[50%:]',
@@ -270,10 +263,7 @@ def test_each_example_comes_once(data_dir):
   assert len(read(','.join(parts))[0]) == 84
 
 
-def test_the_identity_follows_version_split_and_field(data_dir, tmp_path):
-  def identity(source):
-    return corpora.corpus_identity(corpora.parse_sources(source))
-
+def test_the_identity_changes_with_version_split_and_field(data_dir, tmp_path):
   before = identity(f'tfds:tiny_texts/en;data_dir={data_dir}/array_record')
   assert (
     identity(f'tfds:{data_dir}/tfrecord/tiny_texts/en/1.2.3;weight=2;split=train[:100%]') == before
@@ -294,18 +284,18 @@ def test_a_damaged_dataset_is_named(data_dir, tmp_path, file_format):
   shard = sorted(copy.glob('*train*'))[1]
   content = shard.read_bytes()
   shard.write_bytes(content[: len(content) // 2])
-  assert "TFDS dataset 'tiny_texts/en/1.2.3' cannot be read" in message(f'tfds:{copy}')
+  assert "TFDS dataset 'tiny_texts/en/1.2.3' cannot be read" in refusal(f'tfds:{copy}')
   shard.unlink()
-  assert "TFDS dataset 'tiny_texts/en/1.2.3' cannot be read" in message(f'tfds:{copy}')
+  assert "TFDS dataset 'tiny_texts/en/1.2.3' cannot be read" in refusal(f'tfds:{copy}')
   (copy / 'dataset_info.json').write_text('{')
-  assert f"TFDS dataset '{copy}' cannot be read" in message(f'tfds:{copy}')
+  assert f"TFDS dataset '{copy}' cannot be read" in refusal(f'tfds:{copy}')
 
 
-def test_records_that_need_tensorflow_say_so_where_it_is_missing(data_dir, monkeypatch):
+def test_records_that_need_tensorflow_are_named_where_it_is_missing(data_dir, monkeypatch):
   find = importlib.util.find_spec
   monkeypatch.setattr(
     tfds.importlib.util, 'find_spec', lambda name: None if name == 'tensorflow' else find(name)
   )
-  assert 'is kept as tfrecord, which needs TensorFlow' in message(
+  assert 'is stored as tfrecord, which needs TensorFlow' in refusal(
     f'tfds:{data_dir}/tfrecord/tiny_texts/en/1.2.3'
   )

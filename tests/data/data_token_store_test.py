@@ -1,4 +1,4 @@
-"""A token store gives back what was written, and one that is damaged, cut short or foreign is refused by name."""
+"""A token store returns the written rows; one that is damaged or of another kind is refused."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from electra_jax.data.store import token_manifest, token_store
+from electra_jax.data.store import token_manifest, token_shards, token_store
 from electra_jax.errors import UserError
 
 
@@ -32,7 +32,7 @@ def _write(path, rows, vocab_size=1000, blocks=None, **facts):
 
 
 def _counted_reads(monkeypatch):
-  """A list that the size of every reading of a file is added to."""
+  """A list to which the size of every read is added."""
   sizes = []
   pread = os.pread
   monkeypatch.setattr(
@@ -41,7 +41,7 @@ def _counted_reads(monkeypatch):
   return sizes
 
 
-def test_rows_come_back(tmp_path):
+def test_written_rows_are_read(tmp_path):
   rows = _rows()
   rows[3, 10:] = 0
   _write(tmp_path / 'store', rows, source='here')
@@ -64,7 +64,7 @@ def test_rows_come_back(tmp_path):
 
 
 @pytest.mark.parametrize('sizes', [[10], [1] * 10, [3, 0, 4, 1, 2], [8, 2]])
-def test_shards_are_full_but_the_last_whatever_the_blocks(tmp_path, small_shards, sizes):
+def test_all_shards_but_the_last_are_full_for_any_blocks(tmp_path, small_shards, sizes):
   rows = _rows()
   store = _write(tmp_path / 'store', rows, blocks=np.split(rows, np.cumsum(sizes)[:-1]))
   assert [shard['rows'] for shard in store.manifest['shards']] == [4, 4, 2]
@@ -88,51 +88,55 @@ def test_shards_are_full_but_the_last_whatever_the_blocks(tmp_path, small_shards
 def test_shards_are_at_most_256_megabytes():
   for length, vocab_size in ((128, 30_522), (512, 30_522), (127, 2**17), (7, 100)):
     row_bytes = length * (2 if vocab_size <= 2**16 else 4)
-    assert 256e6 - row_bytes < token_store.rows_per_shard(length, vocab_size) * row_bytes <= 256e6
+    assert (
+      256e6 - row_bytes < token_manifest.rows_per_shard(length, vocab_size) * row_bytes <= 256e6
+    )
 
 
-def test_rows_that_follow_one_another_are_read_at_once(tmp_path, small_shards, monkeypatch):
+def test_consecutive_rows_are_read_with_one_call(tmp_path, small_shards, monkeypatch):
   store = _write(tmp_path / 'store', _rows())
   sizes = _counted_reads(monkeypatch)
   store.read(np.array([0, 1, 2, 3, 4, 5, 9, 8]))
   assert sizes == [4 * 32, 2 * 32, 32, 32]
 
 
-def test_shards_written_in_any_order_make_the_same_store(tmp_path, small_shards):
+def test_shards_written_in_any_order_form_the_same_store(tmp_path, small_shards):
   rows = _rows()
   whole = _write(tmp_path / 'whole', rows)
   kind = {'length': 16, 'vocab_size': 1000, 'pad_id': 0}
   parts = tmp_path / 'parts'
   shards = {}
   for i in (2, 0, 1, 2):  # one of them again, as a pipeline may
-    shards[i] = token_store.write_shard(parts, i, [rows[4 * i : 4 * i + 4]], **kind)
+    shards[i] = token_shards.write_shard(parts, i, [rows[4 * i : 4 * i + 4]], **kind)
   with pytest.raises(UserError, match='has no manifest.json'):
     token_store.open_store(parts)
   for missing, complaint in ((1, 'shard 1 is called'), (0, 'shard 0 is called')):
     with pytest.raises(ValueError, match=complaint):
       some = [shards[i] for i in range(3) if i != missing]
-      token_store.write_manifest(parts, some, **kind, tokenizer_fingerprint='fingerprint', facts={})
+      token_manifest.write_manifest(
+        parts, some, **kind, tokenizer_fingerprint='fingerprint', facts={}
+      )
   every = [shards[i] for i in range(3)]
-  token_store.write_manifest(parts, every, **kind, tokenizer_fingerprint='fingerprint', facts={})
+  token_manifest.write_manifest(parts, every, **kind, tokenizer_fingerprint='fingerprint', facts={})
   made = token_store.open_store(parts)
   assert made.manifest == whole.manifest and made.identity == whole.identity
   assert np.array_equal(made.read(np.arange(10)), rows)
   with pytest.raises(ValueError, match='more than 4 rows for shard 0'):
-    token_store.write_shard(parts, 0, [rows[:5]], **kind)
-  with pytest.raises(ValueError, match=r'shape \(2, 15\), not \(n, 16\)'):
-    token_store.write_shard(parts, 0, [rows[:2, :15]], **kind)
+    token_shards.write_shard(parts, 0, [rows[:5]], **kind)
+  with pytest.raises(ValueError, match=r'shape \(2, 15\); expected \(n, 16\)'):
+    token_shards.write_shard(parts, 0, [rows[:2, :15]], **kind)
   assert np.array_equal(token_store.open_store(parts).read(np.arange(10)), rows), (
-    'a shard that fails changes nothing'
+    'a shard that fails changes no file'
   )
   assert not list(parts.glob('*.partial'))
 
 
-def test_facts_do_not_replace_what_the_manifest_says(tmp_path):
-  with pytest.raises(ValueError, match="says 'tokens' itself"):
+def test_facts_do_not_replace_keys_of_the_manifest(tmp_path):
+  with pytest.raises(ValueError, match="'tokens' is a key of the manifest"):
     _write(tmp_path / 'store', _rows(), tokens=3)
 
 
-def test_identity_is_that_of_the_rows(tmp_path):
+def test_the_identity_depends_on_the_rows_only(tmp_path):
   rows = _rows()
   one, same = _write(tmp_path / 'one', rows, note='a'), _write(tmp_path / 'same', rows, note='b')
   reshaped = _write(tmp_path / 'reshaped', rows.reshape(5, 32))
@@ -142,7 +146,7 @@ def test_identity_is_that_of_the_rows(tmp_path):
 
 
 @pytest.mark.parametrize('vocab_size, dtype', [(65_536, '<u2'), (65_537, '<u4')])
-def test_ids_take_two_bytes_where_they_fit(tmp_path, vocab_size, dtype):
+def test_ids_take_two_bytes_if_they_fit(tmp_path, vocab_size, dtype):
   rows = np.full((3, 8), vocab_size - 1)
   store = _write(tmp_path / 'store', rows, vocab_size)
   assert store.manifest['dtype'] == dtype
@@ -154,7 +158,7 @@ def test_an_empty_store_opens(tmp_path):
   assert store.rows == 0 and store.manifest['shards'] == []
 
 
-def test_a_store_cut_short_while_written_is_not_there(tmp_path):
+def test_a_store_whose_writing_fails_does_not_exist(tmp_path):
   def blocks():
     yield _rows()
     raise UserError('the corpus broke')
@@ -164,7 +168,7 @@ def test_a_store_cut_short_while_written_is_not_there(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, small_shards, monkeypatch):
+def test_a_shard_is_on_the_disk_before_it_gets_its_name(tmp_path, small_shards, monkeypatch):
   calls, fsync, replace = [], os.fsync, os.replace
   monkeypatch.setattr(os, 'fsync', lambda file: calls.append(os.fstat(file).st_size) or fsync(file))
   monkeypatch.setattr(
@@ -174,21 +178,21 @@ def test_a_shard_is_on_the_disk_before_it_has_its_name(tmp_path, small_shards, m
   )
   _write(tmp_path / 'store', _rows(6))
   assert calls[:4] == [4 * 16 * 2, 'rows-00000.bin', 2 * 16 * 2, 'rows-00001.bin']
-  assert calls[5] == 'manifest.json', 'last: it makes a store of the shards'
+  assert calls[5] == 'manifest.json', 'last, because it marks the store as complete'
 
 
 def test_ids_outside_the_vocabulary_are_not_written(tmp_path):
   for bad in (1000, -1):
     rows = _rows()
     rows[5, 5] = bad
-    with pytest.raises(ValueError, match='token ids must be in 0..999'):
+    with pytest.raises(ValueError, match='expected 0..999'):
       _write(tmp_path / 'store', rows)
   assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_not_written_over(tmp_path):
+def test_an_existing_store_is_not_overwritten(tmp_path):
   _write(tmp_path / 'store', _rows())
-  with pytest.raises(UserError, match="something at .*store' already"):
+  with pytest.raises(UserError, match="store' exists already"):
     _write(tmp_path / 'store', _rows(5))
   assert token_store.open_store(tmp_path / 'store').rows == 10
 
@@ -217,7 +221,7 @@ def test_a_damaged_store_is_refused(tmp_path, small_shards):
   assert token_store.open_store(path).rows == 10
 
 
-def test_a_foreign_store_is_refused(tmp_path, small_shards):
+def test_a_wrong_manifest_is_refused(tmp_path, small_shards):
   path = tmp_path / 'store'
   assert 'has no manifest.json' in _refused(path)
   _write(path, _rows())
@@ -230,8 +234,8 @@ def test_a_foreign_store_is_refused(tmp_path, small_shards):
     )
 
   for content, complaint in [
-    (json.dumps(manifest | {'format_version': 1}), 'has format version 1 where 2 is read'),
-    (json.dumps(manifest | {'format_version': 99}), 'has format version 99 where 2 is read'),
+    (json.dumps(manifest | {'format_version': 1}), 'has format version 1; expected 2'),
+    (json.dumps(manifest | {'format_version': 99}), 'has format version 99; expected 2'),
     (json.dumps(manifest | {'format': 'another'}), 'is not a token store'),
     (json.dumps([1, 2]), 'is not a token store'),
     (json.dumps({k: v for k, v in manifest.items() if k != 'rows'}), "lacks 'rows'"),
@@ -260,7 +264,7 @@ def test_a_foreign_store_is_refused(tmp_path, small_shards):
   assert 'damaged manifest' in _refused(path)
 
 
-def test_what_was_checked_is_not_read_again_until_it_changes(tmp_path, small_shards, monkeypatch):
+def test_checked_shards_are_read_again_only_after_a_change(tmp_path, small_shards, monkeypatch):
   path = tmp_path / 'store'
   _write(path, _rows())
   hashed = []
@@ -279,15 +283,13 @@ def test_what_was_checked_is_not_read_again_until_it_changes(tmp_path, small_sha
   os.utime(path / every[1], ns=(1, 1))
   assert opening() == [every[1]]
   assert opening() == []
-  shutil.copytree(
-    path, tmp_path / 'other', copy_function=shutil.copy
-  )  # a copy has times of its own
+  shutil.copytree(path, tmp_path / 'other', copy_function=shutil.copy)  # a copy has other times
   path = tmp_path / 'other'
   assert opening() == every
   assert opening() == []
   (path / 'verified.json').write_text('[')
   assert opening() == every
-  monkeypatch.setattr(token_manifest.files, 'write_bytes', _unwritable)
+  monkeypatch.setattr(token_manifest.file_access, 'write_bytes', _unwritable)
   (path / 'verified.json').unlink()
   assert opening() == every and opening() == every
 
@@ -302,7 +304,7 @@ def test_an_unwritable_place_is_named(tmp_path):
     _write(tmp_path / 'file' / 'store', _rows())
 
 
-def test_a_store_that_goes_while_it_is_read_is_named(tmp_path, small_shards):
+def test_a_store_that_disappears_while_it_is_read_is_named(tmp_path, small_shards):
   store = _write(tmp_path / 'store', _rows())
   store.read(np.array([0]))
   os.truncate(store.folder / 'rows-00000.bin', 40)
@@ -310,12 +312,12 @@ def test_a_store_that_goes_while_it_is_read_is_named(tmp_path, small_shards):
     store.read(np.array([0, 1]))
   shutil.rmtree(store.folder)
   with pytest.raises(
-    UserError, match="store' cannot be read any more .rows-00001.bin: No such file"
+    UserError, match="store' cannot be read anymore .rows-00001.bin: No such file"
   ):
     store.read(np.array([5]))
 
 
-def test_files_are_opened_once_shared_by_threads_and_closed_with_the_store(tmp_path, small_shards):
+def test_threads_share_open_files_which_are_closed_with_the_store(tmp_path, small_shards):
   rows = _rows()
   _write(tmp_path / 'store', rows)
 
@@ -351,7 +353,7 @@ def test_files_are_opened_once_shared_by_threads_and_closed_with_the_store(tmp_p
   assert open_files() == []
 
 
-def test_unigram_entropy_is_that_of_the_tokens_that_count(tmp_path):
+def test_unigram_entropy_leaves_out_some_tokens(tmp_path):
   # Of each row's tokens that count, half are 5, a quarter 6 and a quarter 7.
   row = [2, 5, 5, 5, 5, 6, 6, 7, 7, 0]
   store = _write(tmp_path / 'store', np.tile(row, (9000, 1)))
@@ -364,8 +366,8 @@ def test_unigram_entropy_is_that_of_the_tokens_that_count(tmp_path):
   assert store.unigram_entropy(left_out=(0, 2, 6, 7)) == 0
 
 
-def test_unigram_entropy_of_a_large_store_is_taken_from_rows_all_over_it(tmp_path, monkeypatch):
-  # The first half is all 5, the second all 6: a sample from one end would say 0.
+def test_unigram_entropy_of_a_large_store_is_estimated_from_spaced_rows(tmp_path, monkeypatch):
+  # The first half is all 5, the second all 6: a sample from one end would give 0.
   store = _write(tmp_path / 'store', np.repeat([5, 6], 500)[:, None] * np.ones((1, 10), int))
   sizes = _counted_reads(monkeypatch)
   assert np.isclose(store.unigram_entropy(most_tokens=100), np.log(2), rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Near-duplicate documents go by the similarity of their runs of words; the first one stays."""
+"""Near-duplicate documents are found by their runs of words; the first one is kept."""
 
 import random
 
@@ -26,7 +26,7 @@ def jaccard(a, b):
 
 
 def gone(texts, threshold=0.8):
-  return duplicates.duplicates([duplicates.signature(text) for text in texts], threshold)
+  return duplicates.near_duplicates([duplicates.signature(text) for text in texts], threshold)
 
 
 def test_signatures_estimate_the_jaccard_similarity():
@@ -49,7 +49,7 @@ def test_case_punctuation_and_spacing_do_not_count():
   )
 
 
-def test_the_first_of_each_family_stays():
+def test_the_first_of_each_family_is_kept():
   families = [document(seed) for seed in range(20)]
   texts, owner = [], []
   for copy in range(3):
@@ -58,7 +58,7 @@ def test_the_first_of_each_family_stays():
       owner.append(i)
   similar = [jaccard(families[owner[n]], texts[n].split()) for n in range(len(texts))]
   found = gone(texts)
-  assert not set(found) & set(range(20)), 'originals stay'
+  assert not set(found) & set(range(20)), 'originals are kept'
   for n in range(20, 60):
     if similar[n] > 0.93:
       assert n in found
@@ -68,13 +68,14 @@ def test_the_first_of_each_family_stays():
 
 
 @pytest.mark.parametrize('threshold', [0.02, 0.5, 0.99, 0.999, 1.0])
-def test_any_threshold_will_do(threshold):
+def test_any_threshold_works(threshold):
   a, b = document(1), document(2)
   assert gone([' '.join(words) for words in (a, b, a, b)], threshold) == [2, 3]
 
 
-def test_what_goes_leaves_a_similar_document_behind():
-  # A chain in which neighbours are alike and ends are not: the middle goes, then the end is like nothing that stays.
+def test_a_dropped_document_is_similar_to_a_kept_one():
+  # A chain whose neighbors are alike and whose ends are not. Once the middle is dropped, the end is
+  # unlike every kept document.
   a = document(1, 2000)
   b = changed(a, 0.02, 1)
   c = changed(b, 0.02, 2)
@@ -86,25 +87,28 @@ def test_what_goes_leaves_a_similar_document_behind():
     return np.mean(signatures[i] == signatures[j]) >= 0.75
 
   assert alike(0, 1) and not alike(0, 3)
-  found = duplicates.duplicates(signatures, 0.75)
+  found = duplicates.near_duplicates(signatures, 0.75)
   kept = set(range(4)) - set(found)
   assert 1 in found and all(any(alike(i, j) for j in kept if j < i) for i in found)
   assert all(not alike(i, j) for i in kept for j in kept if j < i)
 
 
 @pytest.mark.parametrize('text', ['', ' ', '!!!', 'one', 'two words', '\x00', '\ud800'])
-def test_short_and_odd_documents_have_signatures(text):
+def test_short_and_unusual_documents_have_signatures(text):
   signature = duplicates.signature(text)
   assert signature.shape == (duplicates.PERMUTATIONS,) and signature.dtype == np.uint32
   assert gone([text, 'a quite different text of several words', text]) == [2]
 
 
 def test_scripts_without_spaces_are_compared_by_character():
-  a = '吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所で泣いていた事だけは記憶している。'
+  a = (
+    '吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。'
+    '何でも薄暗いじめじめした所で泣いていた事だけは記憶している。'
+  )
   assert gone([a, a.replace('猫', '犬') * 1, a[::-1]], 0.7) == [1]
 
 
-def test_signatures_never_change_between_versions():
+def test_signatures_do_not_change_between_versions():
   assert (
     duplicates.signature('The quick brown fox jumps over the lazy dog').tolist()[:4] == SIGNATURE
   )

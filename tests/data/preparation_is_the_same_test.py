@@ -1,4 +1,4 @@
-"""Preparing gives the same bytes for any number of processes, as a Beam pipeline, and after being killed."""
+"""Preparation gives the same bytes with any number of processes, with Beam, and after a kill."""
 
 import dataclasses
 import os
@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 
 from electra_jax import file_access
-from electra_jax.data.corpus import corpora
+from electra_jax.data.corpus import corpora, corpus_format
 from electra_jax.data.prepare import blocks, preparation, workers
-from electra_jax.data.prepare.preparation import Recipe
+from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.store import token_manifest
+from electra_jax.errors import UserError
 
 BLOCK = 20_000
 
 
 @pytest.fixture(scope='module', autouse=True)
 def small_blocks():
-  """Many blocks of little text, made by worker processes however little it is."""
+  """Many blocks of little text, which worker processes make."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(blocks, 'BLOCK_CHARACTERS', BLOCK)
     patch.setattr(workers, 'SMALL_BYTES', 0)
@@ -33,9 +34,12 @@ def small_blocks():
 
 @pytest.fixture(scope='module')
 def recipe(tmp_path_factory):
-  """Two weighted sources in two formats, near-duplicates among them, and a tokenizer that is there."""
+  """Two weighted sources in two formats, with near-duplicates, and an existing tokenizer."""
   folder = tmp_path_factory.mktemp('corpus')
-  texts = [document[:3000] for document, _ in zip(corpora.read('sample'), range(120), strict=False)]
+  texts = [
+    document[:3000]
+    for document, _ in zip(corpora.read_documents('sample'), range(120), strict=False)
+  ]
   made_tokenizers.train(texts, kind='unigram', vocab_size=500).save(folder / 'tokenizer')
   for number in range(3):
     (folder / f'part{number}.txt').write_text('\n\n'.join(texts[20 * number : 20 * number + 20]))
@@ -43,7 +47,7 @@ def recipe(tmp_path_factory):
     '\n'.join(text.replace('\n', ' ') for text in [*texts[60:], *texts[60:70]])
   )
   source = f'{folder}/part*.txt;weight=2, {folder}/lines.txt;format=line;weight=1'
-  return Recipe(
+  return CorpusRecipe(
     source,
     row_length=64,
     tokenizer=str(folder / 'tokenizer'),
@@ -54,9 +58,9 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(recipe, tmp_path_factory):
-  """What one process makes, as the others are compared with it."""
+  """What one process makes."""
   path = tmp_path_factory.mktemp('one') / 'out'
-  made = preparation.prepare(recipe, cache=path.parent, output=path, processes=1)
+  made = preparation.prepare_corpus(recipe, cache=path.parent, output=path, processes=1)
   assert (
     made.facts['train']['duplicate_documents'] + made.facts['heldout']['duplicate_documents'] >= 10
   )
@@ -64,7 +68,7 @@ def expected(recipe, tmp_path_factory):
 
 
 def content(path):
-  """Every file of a prepared corpus; the report but tells the time it took."""
+  """Every file of a prepared corpus but the report, which contains the time it took."""
   return {
     str(file.relative_to(path)): file.read_bytes()
     for file in sorted(pathlib.Path(path).rglob('*'))
@@ -73,54 +77,54 @@ def content(path):
 
 
 @pytest.mark.parametrize('row_format', ['packed', 'segment_pair'])
-def test_for_any_number_of_processes(recipe, expected, tmp_path, row_format):
+def test_any_number_of_processes_gives_the_same(recipe, expected, tmp_path, row_format):
   recipe = dataclasses.replace(recipe, row_format=row_format)
   if row_format == 'segment_pair':
-    preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'one', processes=1)
+    preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'one', processes=1)
     expected = content(tmp_path / 'one')
-  preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'three', processes=3)
+  preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'three', processes=3)
   assert content(tmp_path / 'three') == expected
 
 
-def test_as_a_beam_pipeline(recipe, expected, tmp_path):
-  preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', beam='')
+def test_a_beam_pipeline_gives_the_same(recipe, expected, tmp_path):
+  preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', beam='')
   assert content(tmp_path / 'out') == expected
 
 
 @pytest.mark.parametrize('beam', [None, ''])
 def test_shards_that_end_within_blocks_hold_the_same_rows(recipe, tmp_path, monkeypatch, beam):
-  whole = preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'whole', processes=1)
+  whole = preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'whole', processes=1)
   monkeypatch.setattr(token_manifest, 'SHARD_BYTES', 37 * 64 * 2)  # 37 rows
-  parted = preparation.prepare(
-    recipe, cache=tmp_path, output=tmp_path / 'parted', processes=1, beam=beam
+  split = preparation.prepare_corpus(
+    recipe, cache=tmp_path, output=tmp_path / 'split', processes=1, beam=beam
   )
   for one, other in zip(
-    (*whole.train.stores, whole.heldout), (*parted.train.stores, parted.heldout), strict=True
+    (*whole.train.stores, whole.heldout), (*split.train.stores, split.heldout), strict=True
   ):
     assert len(other.manifest['shards']) == -(-one.rows // 37) and len(one.manifest['shards']) == 1
     assert np.array_equal(one.read(np.arange(one.rows)), other.read(np.arange(other.rows)))
-  assert max(len(store.manifest['shards']) for store in parted.train.stores) > 10
+  assert max(len(store.manifest['shards']) for store in split.train.stores) > 10
 
 
 class Stopped(BaseException):
-  """As a kill looks like from inside."""
+  """Ends a preparation as a kill does."""
 
 
 @pytest.mark.parametrize('stage', ['sign', 'make_rows'])
-def test_after_a_stop_between_blocks_and_no_block_is_made_twice(
+def test_a_stop_between_blocks_gives_the_same_and_repeats_no_block(
   recipe, expected, tmp_path, monkeypatch, stage
 ):
   made, original = [], getattr(blocks, stage)
 
-  def stopping(job, block, *threads):
+  def stopping(job, block, threads):
     if len(made) == 3:
       raise Stopped
     made.append(block.name)
-    return original(job, block, *threads)
+    return original(job, block, threads)
 
   monkeypatch.setattr(blocks, stage, stopping)
   with pytest.raises(Stopped):
-    preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
+    preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
   assert not file_access.exists(tmp_path / 'out' / 'facts.json')
   again = []
   monkeypatch.setattr(
@@ -128,17 +132,18 @@ def test_after_a_stop_between_blocks_and_no_block_is_made_twice(
     stage,
     lambda job, block, *threads: again.append(block.name) or original(job, block, *threads),
   )
-  preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
+  preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
   assert content(tmp_path / 'out') == expected
   assert len(again) > 3 and not set(made) & set(again)
 
 
-def test_after_being_killed(recipe, expected, tmp_path):
-  """SIGKILL at four moments of the real program with its workers; the workers end too."""
+def test_kills_give_the_same(recipe, expected, tmp_path):
+  """SIGKILL at four moments, in a process with workers; the workers end too."""
   code = (
-    'import sys; from electra_jax.data.prepare import blocks, preparation, workers; '
+    'from electra_jax.data.prepare import blocks, preparation, recipe, workers; '
     f'blocks.BLOCK_CHARACTERS = {BLOCK}; workers.SMALL_BYTES = 0; '
-    f'preparation.prepare(preparation.Recipe(**{dataclasses.asdict(recipe)}), cache={str(tmp_path)!r}, output={str(tmp_path / "out")!r}, processes=2)'
+    f'preparation.prepare_corpus(recipe.CorpusRecipe(**{dataclasses.asdict(recipe)}), '
+    f'cache={str(tmp_path)!r}, output={str(tmp_path / "out")!r}, processes=2)'
   )
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
   for kind, number in (
@@ -152,26 +157,28 @@ def test_after_being_killed(recipe, expected, tmp_path):
       time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL or kind == 'train-01', (
-      'it was not done yet'
-    )  # from there it is a matter of milliseconds
+      'it was not finished yet'
+    )  # from train-01 on it takes milliseconds
     deadline = time.monotonic() + 60
     while group_lives(child.pid):
       assert time.monotonic() < deadline, 'workers outlive their parent'
       time.sleep(0.05)
-  preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
+  preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
   assert content(tmp_path / 'out') == expected
 
 
-def test_a_kill_at_the_very_end_leaves_nothing(recipe, expected, tmp_path, monkeypatch):
+def test_a_kill_at_the_end_leaves_no_partial_file(recipe, expected, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   with monkeypatch.context() as patch:
     patch.setattr(file_access, 'remove', lambda path: (_ for _ in ()).throw(Stopped))
     with pytest.raises(Stopped):
-      preparation.prepare(recipe, cache=tmp_path, output=out, processes=1)
+      preparation.prepare_corpus(recipe, cache=tmp_path, output=out, processes=1)
   assert file_access.exists(out / 'facts.json') and file_access.exists(out / '.work')
-  (out / 'train-00' / 'rows-00000.bin.0123.partial').write_bytes(b'')  # would be of a kill before
+  (out / 'train-00' / 'rows-00000.bin.0123.partial').write_bytes(
+    b''
+  )  # as an earlier kill leaves it
   (out / 'facts.json').rename(tmp_path / 'facts.json')
-  preparation.prepare(recipe, cache=tmp_path, output=out, processes=1)
+  preparation.prepare_corpus(recipe, cache=tmp_path, output=out, processes=1)
   assert content(out) == expected
 
 
@@ -185,31 +192,30 @@ def group_lives(group):
 
 @pytest.fixture
 def many_groups(recipe, tmp_path, monkeypatch):
-  """A job, and the corpus in a group a file."""
-  monkeypatch.setattr(corpora, 'GROUP_BYTES', 1)
+  """A job, and the groups of the corpus, one per file."""
+  monkeypatch.setattr(corpus_format, 'GROUP_BYTES', 1)
   groups = corpora.groups(corpora.parse_sources(recipe.source))
   assert len(groups) == 4
-  return blocks.Job(str(tmp_path / 'work'), '', '', 64, 'packed', 0, 0.1, 'refuse'), list(
-    enumerate(groups)
-  )
+  job = blocks.PreparationJob(str(tmp_path / 'work'), '', '', recipe)
+  return job, list(enumerate(groups))
 
 
-def test_groups_read_side_by_side_are_those_read_in_turn(many_groups):
+def test_groups_read_in_parallel_are_those_read_in_turn(many_groups):
   job, groups = many_groups
-  in_turn = list(workers._read_side_by_side(job, groups, 1))
-  side_by_side = list(workers._read_side_by_side(job, groups, 3))
+  in_turn = list(workers._read_in_parallel(job, groups, 1))
+  in_parallel = list(workers._read_in_parallel(job, groups, 3))
 
   def texts(items):
     return {block.name: block.texts for block, _ in items if block}
 
-  assert texts(side_by_side) == texts(in_turn) and len(texts(in_turn)) > 4
-  for items in (in_turn, side_by_side):
+  assert texts(in_parallel) == texts(in_turn) and len(texts(in_turn)) > 4
+  for items in (in_turn, in_parallel):
     assert sum(size for _, size in items) == sum(group.bytes for _, group in groups)
     assert sum(block is None for block, _ in items) == 4
 
 
-@pytest.mark.parametrize('how', ['an error of a reader', 'whoever reads stops'])
-def test_readers_end_with_who_reads(many_groups, monkeypatch, how):
+@pytest.mark.parametrize('how', ['an error of a reader', 'the consumer stops'])
+def test_readers_end_with_their_consumer(many_groups, monkeypatch, how):
   job, groups = many_groups
   before = threading.active_count()
   if how == 'an error of a reader':
@@ -220,19 +226,19 @@ def test_readers_end_with_who_reads(many_groups, monkeypatch, how):
       lambda job, index, *more: 1 / 0 if index == 2 else original(job, index, *more),
     )
     with pytest.raises(ZeroDivisionError):
-      list(workers._read_side_by_side(job, groups, 3))
+      list(workers._read_in_parallel(job, groups, 3))
   else:
-    reading = workers._read_side_by_side(job, groups, 3)
+    reading = workers._read_in_parallel(job, groups, 3)
     next(reading)
     reading.close()
   assert threading.active_count() == before
 
 
-def _die(job, block):
+def _die(job, block, threads):
   os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_while_text_is_read_is_told_too(recipe, tmp_path, monkeypatch):
+def test_a_worker_that_dies_while_text_is_read_is_reported(recipe, tmp_path, monkeypatch):
   original = corpora.documents
 
   def slowly(*args):
@@ -244,38 +250,40 @@ def test_a_worker_that_dies_while_text_is_read_is_told_too(recipe, tmp_path, mon
   monkeypatch.setattr(corpora, 'documents', slowly)
   monkeypatch.setattr(blocks, 'sign', _die)
   with pytest.raises(workers.WorkerDied):
-    preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
+    preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
 
 
-def test_a_worker_that_dies_is_told_and_nothing_is_lost(recipe, expected, tmp_path, monkeypatch):
+def test_a_worker_that_dies_is_reported_and_no_work_is_lost(
+  recipe, expected, tmp_path, monkeypatch
+):
   with monkeypatch.context() as patch:
     patch.setattr(blocks, 'make_rows', _die)
     with pytest.raises(workers.WorkerDied, match='a worker process of the preparation died'):
-      preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
+      preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
   assert file_access.listing(tmp_path / 'out' / '.work' / 'signatures')
-  preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
+  preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', processes=2)
   assert content(tmp_path / 'out') == expected
 
 
-def test_another_corpus_in_the_same_place_begins_anew(recipe, expected, tmp_path, monkeypatch):
+def test_another_corpus_in_the_same_folder_starts_again(recipe, expected, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(preparation, '_write_store', lambda *_: (_ for _ in ()).throw(Stopped))
     with pytest.raises(Stopped):
-      preparation.prepare(
+      preparation.prepare_corpus(
         dataclasses.replace(recipe, row_length=32),
         cache=tmp_path,
         output=tmp_path / 'out',
         processes=1,
       )
-  preparation.prepare(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
+  preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'out', processes=1)
   assert content(tmp_path / 'out') == expected
 
 
-def test_a_mistake_is_one_sentence_in_a_pipeline_too(recipe, tmp_path, capfd):
+def test_an_error_of_a_worker_is_one_sentence(recipe, tmp_path, capfd):
   (tmp_path / 'bad.txt').write_bytes(b'good\n\nbad \xff\n')
   for how in ({'processes': 2}, {'beam': ''}):
-    with pytest.raises(preparation.UserError, match=r'bad\.txt.* is not UTF-8') as caught:
-      preparation.prepare(
+    with pytest.raises(UserError, match=r'bad\.txt.* is not UTF-8') as caught:
+      preparation.prepare_corpus(
         dataclasses.replace(recipe, source=str(tmp_path / 'bad.txt')), cache=tmp_path, **how
       )
     assert 'Traceback' not in capfd.readouterr().err
@@ -290,12 +298,12 @@ def test_a_mistake_is_one_sentence_in_a_pipeline_too(recipe, tmp_path, capfd):
     ('--max_num_workers=x', 'max_num_workers'),
     (
       '--runer=DirectRunner',
-      "'--runer=DirectRunner' that Beam does not know; did you mean --runner?",
+      "'--runer=DirectRunner', which Beam does not know; did you mean --runner?",
     ),
   ],
 )
-def test_flags_that_beam_cannot_take_are_named(recipe, tmp_path, capfd, flags, named):
-  with pytest.raises(preparation.UserError, match='^--beam') as caught:
-    preparation.prepare(recipe, cache=tmp_path, beam=flags)
+def test_wrong_flags_of_beam_are_named(recipe, tmp_path, capfd, flags, named):
+  with pytest.raises(UserError, match='^--beam') as caught:
+    preparation.prepare_corpus(recipe, cache=tmp_path, beam=flags)
   assert named in str(caught.value) and '\n' not in str(caught.value)
   assert not file_access.listing(tmp_path)

@@ -1,4 +1,4 @@
-"""--mode=prepare prints what it made, and a run from its store is the run from the text, bit for bit."""
+"""--mode=prepare prints its report; a run from its store equals the run from the text."""
 
 import re
 import shutil
@@ -36,13 +36,11 @@ def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, 
   rows = tmp_path / 'rows'
   screen = prepare(capsys, f'--output={rows}', f'--config.data.cache={tmp_path / "cache"}')
   facts = open_prepared(rows).facts
-  assert re.search(
-    rf'tokens of text +\| +{facts["train"]["text_tokens"]:,} \| +{facts["heldout"]["text_tokens"]:,} ',
-    screen,
-  )
+  train, heldout = (facts[split]['text_tokens'] for split in ('train', 'heldout'))
+  assert re.search(rf'tokens of text +\| +{train:,} \| +{heldout:,} ', screen)
   assert f'--config.data.store={rows}' in screen and str(rows / 'report.md') in screen
   assert facts['train']['documents'] + facts['heldout']['documents'] == 120
-  # Neither the text nor the cache is there any more: the store is all that is needed.
+  # Neither the text nor the cache exists anymore: the store is sufficient.
   shutil.rmtree(tmp_path / 'cache')
   argv = [
     argument
@@ -54,7 +52,7 @@ def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, 
   assert not micro_run.differing(
     micro_run.checkpoint(tmp_path / 'run', 30), micro_run.checkpoint(expected, 30)
   )
-  # The rows may move; what they are is checked.
+  # The store may be moved; its content is checked.
   shutil.move(rows, tmp_path / 'moved')
   capsys.readouterr()
   assert (
@@ -91,7 +89,7 @@ def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, 
   assert micro_run.figures(tmp_path / 'run') == micro_run.figures(expected)
 
 
-def test_a_mixture_trains_evaluates_and_says_how_often_it_goes_through_each_source(
+def test_a_mixture_trains_evaluates_and_prints_the_epochs_of_each_source(
   from_the_root, tmp_path, capsys
 ):
   documents = micro_run.corpus().read_text().split('\n\n')
@@ -110,10 +108,9 @@ def test_a_mixture_trains_evaluates_and_says_how_often_it_goes_through_each_sour
   )
   a, b = prepared.train.stores
   assert prepared.train.shares == (250, 750)
-  assert (
-    f'epochs of each source: {60 / a.rows:.1f} of {tmp_path}/a.txt, {180 / b.rows:.1f} of {tmp_path}/b.txt'
-    in screen
-  )
+  first = f'{60 / a.rows:.1f} of {tmp_path}/a.txt'
+  second = f'{180 / b.rows:.1f} of {tmp_path}/b.txt'
+  assert f'epochs of each source: {first}, {second}' in screen
   lines = micro_run.figures(tmp_path / 'run')
   assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
   capsys.readouterr()
@@ -154,7 +151,7 @@ def test_another_store_replaces_that_of_every_phase(from_the_root, tmp_path):
     assert trained_run.open_run(workdir, store='elsewhere').config.data.store == 'elsewhere'
 
 
-def test_a_run_whose_tokenizer_is_not_the_stores_says_so(from_the_root, tmp_path, capsys):
+def test_a_run_whose_tokenizer_was_replaced_is_refused(from_the_root, tmp_path, capsys):
   workdir = tmp_path / 'run'
   shutil.copytree(micro_run.finished()[0], workdir)
   other = prepare(
@@ -168,8 +165,8 @@ def test_a_run_whose_tokenizer_is_not_the_stores_says_so(from_the_root, tmp_path
   shutil.copytree(tmp_path / 'other' / 'tokenizer', workdir / 'tokenizer')
   capsys.readouterr()
   assert main.main(['main', '--mode=evaluate', f'--workdir={workdir}']) == 1
-  said = capsys.readouterr().err
-  assert said.count('\n') == 1 and 'tokenizer' in said
+  sentence = capsys.readouterr().err
+  assert sentence.count('\n') == 1 and 'checkpoints/30' in sentence
 
 
 def test_inspect_shows_rows_of_a_run(from_the_root, capsys):

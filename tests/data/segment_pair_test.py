@@ -1,4 +1,4 @@
-"""Two-segment examples as the original's builder makes them: its probabilities, seeded, and what is cut off is counted."""
+"""Two-segment rows follow the original program, depend on a seed, and count dropped tokens."""
 
 import collections
 
@@ -14,7 +14,7 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=12)
 
 
 def documents_of(lengths):
-  """Documents of lines whose tokens are all different, so that any that is lost, doubled or moved shows."""
+  """Documents of lines of distinct tokens, so that a lost, doubled or moved one is noticed."""
   numbers = iter(range(10, 10**6))
   return [
     [np.array([next(numbers) for _ in range(n)], np.int32) for n in lines] for lines in lengths
@@ -68,7 +68,7 @@ def many(line, lines=40_000, row_length=64, seed=1):
   return rows_of([[np.full(line, 7, np.int32)] * lines], row_length, seed)
 
 
-def test_the_probabilities_are_the_originals():
+def test_the_probabilities_are_those_of_the_original():
   rows, _ = many(line=4)
   rows = rows[1:-1]
   shares = [segments(row) for row in rows]
@@ -76,15 +76,16 @@ def test_the_probabilities_are_the_originals():
     [len(first) + (0 if second is None else len(second)) for first, second in shares]
   )
   sigma = 4 / np.sqrt(len(rows))
-  # One in twenty aims at a random length from 5 to 64; lines of four make that 8 to 60 in steps; full ones are cut from 64 to 61.
+  # One in twenty has a random target length from 5 to 64, which lines of four round to 8 to 60.
+  # Full rows are cut from 64 to 61.
   short = (lengths < 60).mean()
   expected_short = 0.05 * (56 - 5 + 1) / 60  # targets up to 56 give rows of 56 tokens and fewer
   assert short == pytest.approx(expected_short, abs=0.22 * sigma)
   single = np.mean([second is None for first, second in shares])
-  # One in ten has one segment; so have rows whose target is too short for a line to be left over.
+  # One in ten has one segment, and so do rows whose target is too short for a second one.
   assert 0.1 - 0.3 * sigma < single < 0.1 + 0.02 + 0.3 * sigma
-  # The first segment's target is (64 - 3) // 2 = 30 tokens: seven lines fit below it (28), and an eighth goes there
-  # half of the time.
+  # The first segment's target is (64 - 3) // 2 = 30 tokens: seven lines fit below it (28), and an
+  # eighth is added half of the time.
   full = [
     len(first)
     for (first, second), n in zip(shares, lengths, strict=True)
@@ -99,7 +100,7 @@ def test_lines_longer_than_the_row_are_cut_and_counted():
   assert [len(segments(row)[0]) for row in rows] == [30, 10] and dropped == 70
 
 
-def test_the_seed_decides():
+def test_the_seed_decides_the_rows():
   documents = documents_of([[9, 4, 30, 2, 11, 5, 8] * 20] * 3)
   first, again, other = (np.stack(rows_of(documents, 32, seed)[0]) for seed in (0, 0, 1))
   assert np.array_equal(first, again)

@@ -12,6 +12,7 @@ import made_run
 import micro_run
 import numpy as np
 import pytest
+from conftest import adamw
 from sklearn.linear_model import LogisticRegression
 
 from electra_jax.config import FinetuningConfig, checked_finetuning, default_config
@@ -24,7 +25,7 @@ from electra_jax.finetune.train import finetune
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.model.heads import KINDS, FineTuned, init_finetuned, pooled
-from electra_jax.training import checkpoints, optimizers, partitioning
+from electra_jax.training import checkpoints, partitioning
 from electra_jax.training.encoders import encoder_config
 from electra_jax.training.update_step import fresh_state, layout_of_state
 
@@ -80,15 +81,7 @@ def made_step(kind, frozen, layers=1):
     scan_unroll=layers,
   )
   model, layout = FineTuned(config, kind, labels=3, dropout=0.0), partitioning.make_layout()
-  optimizer = optimizers.adamw(
-    lambda step: 1e-3,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-6,
-    weight_decay=0.01,
-    clip=1.0,
-    bias_correction=False,
-  )
+  optimizer = adamw(lambda step: 1e-3)
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   shapes, shardings = layout_of_state(boxed, optimizer, layout)
   step = finetune_step.jit_train_step(

@@ -526,7 +526,7 @@ def changed(folders, tmp_path, family='electra', **fields):
     ('hidden_size', 15, 'hidden_size 15 does not divide into 2 heads'),
     ('layer_norm_eps', None, None),
     ('layer_norm_eps', 'small', "'small'"),
-    ('num_hidden_layers', 0, 'num_layers is 0; it must be at least 1'),
+    ('num_hidden_layers', 0, 'num_layers is 0; expected at least 1'),
     ('architectures', 'ElectraForMaskedLM', 'not a list'),
     ('architectures', ['ElectraForMultipleChoice'], 'of the class ElectraForMultipleChoice'),
     ('architectures', ['ElectraForPreTraining'], 'those of ElectraForMaskedLM'),

@@ -1,4 +1,4 @@
-"""The fast attention kernels agree with XLA's in outputs and gradients, and are taken only where they can do what is asked."""
+"""Fused attention kernels agree with XLA's attention, and are chosen only where they work."""
 
 import importlib.util
 import json
@@ -17,7 +17,12 @@ import pytest
 from jax.sharding import AxisType
 
 from electra_jax.model import kernels
-from electra_jax.model.attention import attention, choose_attention, visible_positions
+from electra_jax.model.attention import (
+  AttentionSettings,
+  attention,
+  choose_attention,
+  visible_positions,
+)
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import Encoder, Inputs
 
@@ -31,7 +36,10 @@ def interpreted(monkeypatch):
 
 
 def rows(batch, length=LENGTH, heads=HEADS, dtype=jnp.float32):
-  """Queries, keys, values, what their gradient is taken against, and segment ids: pieces, padding after, one row empty."""
+  """Queries, keys, values, weights of the outputs in a loss, and segment ids.
+
+  Rows have several documents and padding; the first is one document, and the last is empty.
+  """
   rng = np.random.default_rng(0)
   arrays = [
     jnp.asarray(rng.standard_normal((batch, length, heads, HEAD_SIZE)), dtype) for _ in range(4)
@@ -54,15 +62,7 @@ def outputs_and_gradients(function, query, key, value, weights, segment_ids, is_
 
 
 def by(kernel):
-  return lambda *arrays: attention(
-    *arrays,
-    reach=REACH,
-    kernel=kernel,
-    dropout_rate=0.0,
-    dropout_keys=None,
-    dropout_site=1,
-    dropout_generator='hash',
-  )
+  return lambda *arrays: attention(*arrays, AttentionSettings(kernel, REACH))
 
 
 def cudnn_without_a_gpu(query, key, value, segment_ids, is_global):
@@ -83,7 +83,7 @@ def close(ours, theirs, tolerance=1e-5):
   'block, is_global', [(128, None), (128, True), (128, False), (512, None), (512, False)]
 )
 def test_splash_agrees_on_packed_and_padded_rows(interpreted, monkeypatch, block, is_global):
-  """With several blocks (their own kernel for the query's gradient) and with one, padding included."""
+  """With several blocks, which have a separate kernel for the gradient of queries, and with one."""
   monkeypatch.setattr(kernels, 'LARGEST_BLOCK', block)
   given = *rows(3), is_global
   close(outputs_and_gradients(by('splash'), *given), outputs_and_gradients(by('xla'), *given))
@@ -100,7 +100,7 @@ def test_splash_agrees_in_bfloat16(interpreted):
 
 
 @pytest.mark.parametrize('change', ['segments', 'padding', 'reach'])
-def test_what_is_ignored_is_noticed(interpreted, change):
+def test_the_comparison_detects_ignored_segments_padding_and_reach(interpreted, change):
   *arrays, segment_ids = rows(3, length=128)
   expected = outputs_and_gradients(by('xla'), *arrays, segment_ids, change != 'reach')
   ignored = {
@@ -115,7 +115,7 @@ def test_what_is_ignored_is_noticed(interpreted, change):
 
 
 @pytest.mark.parametrize('is_global', [None, True, False])
-def test_the_mask_given_to_cudnn_is_that_of_xla(is_global):
+def test_cudnn_with_a_dense_mask_agrees_with_xla(is_global):
   given = *rows(3), is_global
   close(
     outputs_and_gradients(cudnn_without_a_gpu, *given), outputs_and_gradients(by('xla'), *given)
@@ -131,8 +131,8 @@ def test_the_mask_given_to_cudnn_is_that_of_xla(is_global):
     pytest.param(cudnn_without_a_gpu, 3, 2, (None, None, 'tensor'), id='cudnn, three rows'),
   ],
 )
-def test_each_device_attends_its_own_rows_and_heads(interpreted, function, batch, heads, spec):
-  """On a mesh of data 2, fsdp 2, tensor 2; what an axis does not divide is whole on each device, and right."""
+def test_each_device_computes_only_its_rows_and_heads(interpreted, function, batch, heads, spec):
+  """On a mesh of data 2, fsdp 2, tensor 2; an axis that does not divide is replicated."""
   given = *rows(batch, length=128, heads=heads), False
   mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
   with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
@@ -163,8 +163,8 @@ def encoder(family, kernel, **fields):
 
 
 @pytest.mark.parametrize('family, remat', [('electra', 'none'), ('modern', 'dots')])
-def test_an_encoder_is_the_same_with_splash(interpreted, family, remat):
-  """Layers scanned, global and local ones mixed in `modern`; every parameter's gradient."""
+def test_an_encoder_with_splash_agrees_with_xla(interpreted, family, remat):
+  """Hidden states and every gradient, with global and local layers in `modern`."""
   embedded, *_, segment_ids = rows(3, length=128)
   embedded = embedded.reshape(3, 128, 32)
   inputs = Inputs(
@@ -188,20 +188,20 @@ def test_an_encoder_is_the_same_with_splash(interpreted, family, remat):
   for (path, mine), other in zip(
     jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
   ):
-    if path[-2].key == 'key' and path[-1].key == 'bias':  # softmax does not see it: all rounding
+    if path[-2].key == 'key' and path[-1].key == 'bias':  # softmax cancels it: only rounding
       continue
     np.testing.assert_allclose(
       mine, other, rtol=0, atol=1e-5 * np.abs(other).max(), err_msg=jax.tree_util.keystr(path)
     )
 
 
-# -- Lowering and compiling for devices that are not here --
+#### Lowering and compiling for devices that are not present ####
 
 
 @pytest.mark.parametrize('family, held', [('electra', 0), ('modern', 1)])
 def test_cudnn_lowers_for_a_gpu(monkeypatch, family, held):
-  """With the mask as its bias, which is kept for the backward pass once, or once a layer where layers differ."""
-  # JAX asks the library for its version, which is not here.
+  """The mask is a bias, kept for the backward pass once, or once per layer where layers differ."""
+  # JAX reads the version of cuDNN, which is not installed.
   monkeypatch.setattr('jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version', lambda: 91000)
   model = encoder(family, 'cudnn', dtype=jnp.bfloat16)
   ids = jax.ShapeDtypeStruct((4, 128), jnp.int32)
@@ -249,20 +249,25 @@ FOR_A_TPU = """
 import json, jax, jax.numpy as jnp, numpy as np, flax.linen as nn
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from electra_jax.model.attention import attention
+from electra_jax.model.attention import AttentionSettings, attention
 devices = np.array(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices)
 
 def compiled(kernel, shape, mesh_shape, dtype, is_global):
-  mesh = Mesh(devices[:np.prod(mesh_shape)].reshape(mesh_shape), ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
-  array = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+  used = devices[:np.prod(mesh_shape)].reshape(mesh_shape)
+  mesh = Mesh(used, ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
+  def array(shape, dtype, *spec):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
   x = array(shape, dtype, ('data', 'fsdp'), None, 'tensor')
-  loss = lambda *arrays: attention(*arrays, reach=64, kernel=kernel, dropout_rate=0.0, dropout_keys=None, dropout_site=1,
-                                   dropout_generator='hash').astype(jnp.float32).sum()
-  given = x, x, x, array(shape[:2], jnp.int32, ('data', 'fsdp')), array((), jnp.bool_) if is_global else None
-  with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', ('data', 'fsdp')), ('heads', 'tensor'))):
+  settings = AttentionSettings(kernel, reach=64)
+  loss = lambda *arrays: attention(*arrays, settings).astype(jnp.float32).sum()
+  segment_ids = array(shape[:2], jnp.int32, ('data', 'fsdp'))
+  given = x, x, x, segment_ids, array((), jnp.bool_) if is_global else None
+  rules = (('batch', ('data', 'fsdp')), ('heads', 'tensor'))
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*given).compile()
   text = program.as_text()
-  return program.memory_analysis().temp_size_in_bytes, text.count('"tpu_custom_call"'), 'all-' in text
+  kernels = text.count('"tpu_custom_call"')
+  return program.memory_analysis().temp_size_in_bytes, kernels, 'all-' in text
 
 print(json.dumps([
     compiled('xla', (64, 512, 12, 64), (1, 1, 1), jnp.bfloat16, False),
@@ -285,26 +290,31 @@ def test_splash_compiles_for_a_tpu_and_takes_less_memory():
   )
   scores = 64 * 12 * 512 * 512 * 4
   assert xla[0] > scores > splash[0]
-  # Kernels: forward and backward; where there are several blocks two backward, and all of them for each kind of layer.
+  # Kernels: one forward and one backward; with several blocks two backward; and all of them for
+  # global and for local layers.
   assert (xla[1], splash[1], local[1]) == (0, 2, 6)
-  assert not splash[2] and not local[2], 'kernels need nothing from other devices'
+  assert not splash[2] and not local[2], 'kernels do not communicate'
 
 
 ON_A_GPU = """
 import json, jax, jax.numpy as jnp, numpy as np
-from electra_jax.model.attention import attention
+from electra_jax.model.attention import AttentionSettings, attention
 rng = np.random.default_rng(0)
 x = [jnp.asarray(rng.standard_normal((4, 256, 4, 64)), jnp.bfloat16) for _ in range(4)]
-ids = jnp.asarray([[1] * 256, [1] * 60 + [2] * 100 + [0] * 96, [1] * 200 + [0] * 56, [0] * 256], jnp.int32)
+ids = [[1] * 256, [1] * 60 + [2] * 100 + [0] * 96, [1] * 200 + [0] * 56, [0] * 256]
+ids = jnp.asarray(ids, jnp.int32)
 def results(kernel, is_global):
-  function = lambda *arrays: attention(*arrays, ids, is_global, reach=20, kernel=kernel, dropout_rate=0.0, dropout_keys=None,
-                                       dropout_site=1, dropout_generator='hash')
+  settings = AttentionSettings(kernel, reach=20)
+  function = lambda *arrays: attention(*arrays, ids, is_global, settings)
   def run(*arrays):
     outputs, pullback = jax.vjp(function, *arrays)
     return outputs, *pullback(x[3])
   return [np.asarray(y, np.float32) for y in jax.jit(run)(*x[:3])]
-print(json.dumps([float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for is_global in (None, True, False)
-                  for ours, theirs in zip(results('cudnn', is_global), results('xla', is_global))]))
+differences = []
+for is_global in (None, True, False):
+  for ours, theirs in zip(results('cudnn', is_global), results('xla', is_global)):
+    differences.append(float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
+print(json.dumps(differences))
 """
 
 
@@ -313,7 +323,7 @@ def test_cudnn_agrees_on_a_gpu():
   assert max(in_a_child(ON_A_GPU, JAX_PLATFORMS='cuda')) < 0.03
 
 
-# -- Which kernel --
+#### Choice of the kernel ####
 
 
 def choose(
@@ -344,13 +354,14 @@ def choose(
     (
       {'attention_dropout': 0.1},
       'xla',
-      'splash has no attention dropout; set attention_dropout to 0 to have it',
+      'splash has no attention dropout; set attention_dropout to 0 to use it',
     ),
-    ({'length': 128}, 'xla', 'rows of 128 are short, splash is taken from 512 on'),
+    ({'length': 128}, 'xla', 'rows of 128 are short; splash is used from 512 on'),
     (
       {'length': 600},
       'xla',
-      'splash takes multiples of 128 positions, not 600; set sequence_length to a multiple of 128 to have it',
+      'splash takes multiples of 128 positions, not 600; '
+      'set sequence_length to a multiple of 128 to use it',
     ),
     ({'wanted': 'splash', 'length': 128}, 'splash', 'as configured'),
     ({'wanted': 'xla'}, 'xla', 'as configured'),
@@ -364,36 +375,37 @@ def choose(
     (
       {'platform': 'gpu', 'attention_dropout': 0.1},
       'xla',
-      'cudnn has no attention dropout; set attention_dropout to 0 to have it',
+      'cudnn has no attention dropout; set attention_dropout to 0 to use it',
     ),
     (
       {'platform': 'gpu', 'dtype': jnp.float32},
       'xla',
-      'cudnn takes bfloat16 and float16, not float32; set dtype to bfloat16 to have it',
+      'cudnn takes bfloat16 and float16, not float32; set dtype to bfloat16 to use it',
     ),
     (
       {'platform': 'gpu', 'head_size': 132},
       'xla',
-      'cudnn takes heads of up to 128 in steps of 8, not 132; set hidden_size or num_heads to have it',
+      'cudnn takes head sizes up to 128 that are multiples of 8, not 132; '
+      'set hidden_size or num_heads to use it',
     ),
     (
       {'platform': 'gpu', 'length': 77},
       'xla',
-      'cudnn takes even lengths, not 77; set sequence_length to an even number to have it',
+      'cudnn takes even lengths, not 77; set sequence_length to an even number to use it',
     ),
     (
       {'platform': 'gpu', 'compute_capability': '7.5'},
       'xla',
-      'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not 7.5',
+      'cudnn requires a GPU of compute capability 8.0 or more, not 7.5',
     ),
     (
       {'platform': 'gpu', 'compute_capability': 'gfx90a'},
       'xla',
-      'cudnn runs on NVIDIA GPUs of compute capability 8.0 on, not gfx90a',
+      'cudnn requires a GPU of compute capability 8.0 or more, not gfx90a',
     ),
   ],
 )
-def test_auto_picks_by_platform_dropout_length_and_type_and_says_why(given, kernel, why):
+def test_auto_depends_on_platform_dropout_length_and_dtype_and_gives_the_reason(given, kernel, why):
   assert choose(**given) == (kernel, why)
 
 
@@ -422,37 +434,27 @@ def test_auto_picks_by_platform_dropout_length_and_type_and_says_why(given, kern
     ),
     (
       {'wanted': 'cudnn', 'platform': 'gpu', 'head_size': 100},
-      "attention 'cudnn' takes heads of up to 128 in steps of 8, not 100; "
+      "attention 'cudnn' takes head sizes up to 128 that are multiples of 8, not 100; "
       'set hidden_size or num_heads or attention to auto.',
     ),
-    ({'wanted': 'flash'}, "attention is 'flash'; it is one of auto, xla, splash, cudnn."),
+    ({'wanted': 'flash'}, "attention is 'flash'; expected auto, xla, splash or cudnn."),
   ],
 )
-def test_a_kernel_that_cannot_be_had_is_refused_in_a_sentence(given, sentence):
+def test_an_unavailable_kernel_is_refused_with_one_sentence(given, sentence):
   with pytest.raises(ValueError) as error:
     choose(**given)
   assert str(error.value) == sentence
 
 
 @pytest.mark.parametrize('kernel', ['splash', 'cudnn'])
-def test_attention_dropout_is_never_dropped(kernel):
+def test_attention_dropout_is_never_ignored(kernel):
   with pytest.raises(ValueError, match='no dropout'):
     EncoderConfig(attention=kernel, attention_dropout=0.1)
-  *arrays, _, segment_ids = rows(2, length=128)
   with pytest.raises(ValueError, match='no dropout'):
-    attention(
-      *arrays,
-      segment_ids,
-      reach=1,
-      kernel=kernel,
-      dropout_rate=0.1,
-      dropout_keys=None,
-      dropout_site=1,
-      dropout_generator='hash',
-    )
+    AttentionSettings(kernel, reach=1, dropout_rate=0.1)
 
 
-def test_splash_refuses_a_length_that_blocks_do_not_fill():
+def test_splash_refuses_a_length_that_is_not_a_multiple_of_128():
   *arrays, _, segment_ids = rows(1, length=100)
-  with pytest.raises(ValueError, match='multiples of 128, not 100'):
+  with pytest.raises(ValueError, match='100 positions, .* takes multiples of 128'):
     by('splash')(*arrays, segment_ids, None)

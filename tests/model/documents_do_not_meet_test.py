@@ -1,4 +1,4 @@
-"""Documents that share a row do not see each other: change one, and the other's outputs do not move by a bit."""
+"""Documents packed into one row are independent, bit for bit."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ def row_of(*pieces):
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
-def test_changing_one_document_leaves_the_others_outputs(family):
+def test_changing_one_document_does_not_change_the_outputs_of_others(family):
   model = tiny_electra(family=family, vocab_size=VOCAB)
   params = random_params(model)
   run = jax.jit(
@@ -36,7 +36,7 @@ def test_changing_one_document_leaves_the_others_outputs(family):
     assert not np.array_equal(after[own], before[own]), 'the document itself does see the change'
 
 
-def test_gradients_do_not_cross_either():
+def test_gradients_do_not_cross_documents():
   model = tiny_electra(vocab_size=VOCAB)
   params = random_params(model)
   rng = np.random.default_rng(1)
@@ -60,7 +60,7 @@ def test_gradients_do_not_cross_either():
   assert not words[second].any()
 
 
-def test_types_and_positions_follow_the_pieces():
+def test_types_and_positions_restart_in_each_document():
   pair = [CLS, 10, 11, SEP, 12, SEP]
   row = np.array([[*pair, CLS, 13, SEP, *pair, PAD, PAD]], np.int32)
   inputs = packed_inputs(row, PAD, CLS, SEP)

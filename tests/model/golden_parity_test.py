@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import adamw
 
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
@@ -15,7 +16,7 @@ from electra_jax.pretrain.masking import Masks
 from electra_jax.pretrain.objectives.electra import OBJECTIVE
 from electra_jax.pretrain.objectives.parts import LossContext
 from electra_jax.pretrain.objectives.settings import Settings
-from electra_jax.training import optimizers, schedules
+from electra_jax.training import schedules
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 SETTINGS = Settings()
@@ -226,15 +227,7 @@ def test_eight_steps_of_the_optimizer_equal_the_original():
       )
     return {scope: {scope.split('/')[-1]: leaves} for scope, leaves in nested.items()}
 
-  optimizer = optimizers.adamw(
-    schedules.WarmupDecay(1e-2, 3, 20),
-    b1=0.9,
-    b2=0.999,
-    eps=1e-6,
-    weight_decay=0.01,
-    clip=1.0,
-    bias_correction=False,
-  )
+  optimizer = adamw(schedules.WarmupDecay(1e-2, 3, 20))
   params = tree('pretrain/param/0/')
   state = optimizer.init(params)
   for step in range(8):

@@ -1,4 +1,4 @@
-"""Heads for fine-tuning: what they compute, what they ignore, and that the pretrained encoder under them is the one it was."""
+"""Heads for fine-tuning compute what their definitions state, on the pretrained encoder."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ READERS = pytest.mark.parametrize('kind', heads.KINDS)
 
 
 def rows(length=LENGTH, lengths=LENGTHS, seed=0):
-  """[CLS] question [SEP] context [SEP] and padding."""
+  """Token ids of [CLS] question [SEP] context [SEP] and padding."""
   rng = np.random.default_rng(seed)
   ids = np.full((len(lengths), length), conftest.PAD, np.int32)
   for row, size in zip(ids, lengths, strict=True):
@@ -46,7 +46,7 @@ def inputs_of(ids):
 
 
 def targets_of(ids):
-  """All heads' targets at once; answers lie in the context or at [CLS]."""
+  """Targets of all heads; answers are in the context or at [CLS]."""
   real, place = ids != conftest.PAD, np.arange(ids.shape[1])
   last = real.sum(1) - 1
   n = len(ids)
@@ -73,7 +73,7 @@ def model_of(
 
 @functools.cache
 def drawn(kind, family='electra'):
-  """Parameters by NumPy, without a compilation."""
+  """Parameters drawn by NumPy, which needs no compilation."""
   rng = np.random.default_rng(1)
 
   def draw(path, shape):
@@ -100,7 +100,7 @@ def named(tree):
 
 @functools.cache
 def compiled(kind, family='electra', dtype=jnp.float32):
-  """(params, ids, targets, keys) -> outputs of training, where the head may drop out, and of prediction."""
+  """(params, ids, targets, keys) -> outputs of training, with dropout, and of prediction."""
   model = model_of(kind, family, dtype=dtype)
 
   def both(params, ids, targets, keys):
@@ -142,7 +142,8 @@ def test_every_parameter_is_trained_and_the_loss_falls(kind, family):
   keys = jax.random.split(jax.random.key(0), len(ids))
   first, sums, grads, params = step(params, keys)
   dead = {name for name, grad in named(grads).items() if not np.abs(grad).max() > 0}
-  # A key's bias shifts all scores of a query alike, a start's and an end's all positions: softmax does not see it.
+  # The bias of keys shifts all scores of a query equally, and those of starts and ends shift all
+  # positions: softmax cancels them.
   assert dead <= {'discriminator/layers/key/bias', 'head/start/bias', 'head/end/bias'}
   for _ in range(25):
     last, sums, _, params = step(params, keys)
@@ -150,7 +151,7 @@ def test_every_parameter_is_trained_and_the_loss_falls(kind, family):
   assert all(np.isfinite(value) for value in sums.values())
 
 
-def test_parameters_and_hidden_states_are_those_of_pretraining():
+def test_parameters_and_hidden_states_equal_those_of_pretraining():
   ids, keys = rows(), jax.random.split(jax.random.key(3), len(LENGTHS))
   electra = conftest.tiny_electra(dropout=0.1)
   pretrained = conftest.random_params(electra)
@@ -167,7 +168,7 @@ def test_parameters_and_hidden_states_are_those_of_pretraining():
 
 
 @READERS
-def test_heads_begin_as_tensorflow_has_them(kind):
+def test_heads_are_initialized_as_in_tensorflow(kind):
   leaves = named(nn.unbox(jax.jit(lambda: heads.init_finetuned(model_of(kind), 1)['head'])()))
   shapes = {
     'classification': {'dense': (32, LABELS)},
@@ -192,14 +193,14 @@ def test_heads_begin_as_tensorflow_has_them(kind):
     assert leaf.dtype == np.float32
     if name.endswith('bias'):
       assert not leaf.any()
-    else:  # uniform up to sqrt(6 / (in + out)), of which the deviation is 1 / sqrt(3)
+    else:  # uniform up to sqrt(6 / (in + out)), with a standard deviation of 1 / sqrt(3) of that
       limit = (6 / sum(leaf.shape)) ** 0.5
       assert 0.75 * limit < np.abs(leaf).max() <= limit
       assert 0.4 < leaf.std() / limit < 0.75
 
 
 def draw(seed=0, batch=BATCH, length=LENGTH, size=8):
-  """Hidden states, what is allowed, and starts; not everything is allowed, and [CLS] is."""
+  """Hidden states, allowed positions ([CLS] and some others), and starts."""
   rng = np.random.default_rng(seed)
   allowed = (rng.random((batch, length)) < 0.6).astype(np.int32)
   allowed[:, 0] = 1
@@ -235,7 +236,10 @@ def log_softmax(x):
 
 
 def span_in_numpy(params, hidden, allowed):
-  """In float64, every start paired with every token, the pair's states one after the other: starts, ends [b, start, end], impossible."""
+  """The head in float64, with the concatenated states of each pair of a start and a token.
+
+  Returns logits of starts, of ends [batch, start, end], and of no answer.
+  """
   p = jax.tree.map(lambda x: x.astype(np.float64), params)
 
   def dense(x, name):
@@ -254,7 +258,7 @@ def span_in_numpy(params, hidden, allowed):
   return starts, ends, dense(gelu(dense(both, 'impossible_hidden')), 'impossible')[..., 0]
 
 
-def test_the_span_head_is_the_one_over_pairs_of_states():
+def test_the_span_head_equals_the_layer_over_pairs_of_states():
   head, params = span_head()
   hidden, allowed, start = draw()
   ours = jax.jit(
@@ -264,15 +268,15 @@ def test_the_span_head_is_the_one_over_pairs_of_states():
   for a, b in zip(ours, (starts, ends[np.arange(BATCH), start], impossible), strict=True):
     assert a.dtype == jnp.float32
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-  # The start matters: another one gives other ends.
+  # Another start gives other ends.
   assert np.abs(ends[0, start[0]] - ends[0, (start[0] + 1) % LENGTH])[allowed[0] > 0].max() > 1e-2
 
 
 @pytest.mark.parametrize('beam', [1, 4, 20])
-def test_beam_search_finds_what_going_through_all_pairs_finds(beam):
+def test_beam_search_agrees_with_a_search_over_all_pairs(beam):
   head, params = span_head(beam)
   hidden, allowed, _ = draw(seed=7)
-  allowed[1] = [1] + [0] * (LENGTH - 1)  # a window in which nothing but [CLS] is allowed
+  allowed[1] = [1] + [0] * (LENGTH - 1)  # a window where only [CLS] is allowed
   found = jax.jit(
     lambda params: head.apply({'params': params}, hidden, allowed, method='beam_search')
   )(params)
@@ -308,11 +312,11 @@ def test_beam_search_finds_what_going_through_all_pairs_finds(beam):
 
 
 @pytest.mark.parametrize('beam, most', [(4, 30), (4, 2), (20, 3)])
-def test_the_best_spans_of_independent_logits_are_those_of_all_pairs(beam, most):
+def test_the_best_spans_of_independent_logits_agree_with_a_search_over_all_pairs(beam, most):
   rng = np.random.default_rng(beam)
   start, end = (3 * rng.standard_normal((BATCH, LENGTH)).astype(np.float32) for _ in range(2))
   allowed = draw(seed=7)[1]
-  allowed[1] = [1] + [0] * (LENGTH - 1)  # a window in which nothing but [CLS] is allowed
+  allowed[1] = [1] + [0] * (LENGTH - 1)  # a window where only [CLS] is allowed
   found = jax.tree.map(
     np.asarray, jax.jit(heads.best_spans, static_argnums=(3, 4))(start, end, allowed, beam, most)
   )
@@ -364,7 +368,7 @@ def test_the_best_spans_of_independent_logits_are_those_of_all_pairs(beam, most)
     )
 
 
-def test_layer_wise_rates_and_decay_know_the_layers_of_transformers():
+def test_layerwise_rates_and_decay_cover_the_heads_of_transformers():
   model = model_of('tagging', 'modern', style='transformers')
   shapes = nn.unbox(jax.eval_shape(lambda: heads.init_finetuned(model, 0)))
   rates = named(optimizers.layerwise_rates(shapes, 2, 0.5, False)['head'])
@@ -382,7 +386,7 @@ def test_layer_wise_rates_and_decay_know_the_layers_of_transformers():
 
 
 def sizes(jaxpr):
-  """Elements of every array that a jaxpr makes, inside of loops too."""
+  """Number of elements of every array in a jaxpr, loops included."""
   for equation in jaxpr.eqns:
     yield from (np.prod(v.aval.shape, dtype=int) for v in equation.outvars)
     for inner in jax.tree.leaves(
@@ -392,7 +396,7 @@ def sizes(jaxpr):
         yield from sizes(getattr(inner, 'jaxpr', inner))
 
 
-def test_no_array_has_a_hidden_layer_for_every_pair():
+def test_no_array_has_a_hidden_layer_per_pair():
   head, params = span_head(beam=10)
   hidden, allowed, _ = draw()
   made = jax.make_jaxpr(lambda p: head.apply({'params': p}, hidden, allowed, method='beam_search'))(
@@ -402,7 +406,7 @@ def test_no_array_has_a_hidden_layer_for_every_pair():
 
 
 @pytest.mark.parametrize('pooling', heads.POOLINGS)
-def test_classification_and_tagging_in_numpy(pooling):
+def test_classification_and_tagging_agree_with_numpy(pooling):
   hidden = draw(size=32)[0]
   segments = np.arange(LENGTH)[None] < np.array(LENGTHS)[:, None]
   params = {
@@ -432,7 +436,7 @@ def test_classification_and_tagging_in_numpy(pooling):
   np.testing.assert_allclose(
     tags, hidden @ params['dense']['kernel'] + np.arange(4), rtol=1e-5, atol=1e-5
   )
-  # An empty row, which fills a batch, is no division by 0.
+  # An empty row, which pads a batch, does not divide by 0.
   empty = classify(np.zeros_like(segments, np.int32))
   assert np.isfinite(empty).all()
 
@@ -450,7 +454,7 @@ all_heads = pytest.mark.parametrize('kind, style, family', HEADS, ids=map(' '.jo
 
 
 def head_alone(kind, style, family, rate=0.0, pooling='cls'):
-  """(hidden, segments, allowed, keys) -> outputs by name, of a head without an encoder, whose parameters all matter."""
+  """(hidden, segments, allowed, keys) -> outputs by name, of a head without an encoder."""
   config = model_of(kind, family).config
   hidden, allowed, start = draw(size=config.hidden_size)
   if style == 'transformers':
@@ -503,7 +507,7 @@ def head_alone(kind, style, family, rate=0.0, pooling='cls'):
 
 
 @all_heads
-def test_padding_and_empty_rows_change_nothing_whatever_stands_there(kind, style, family):
+def test_the_content_of_padding_and_empty_rows_has_no_effect(kind, style, family):
   hidden, allowed, _ = draw(size=32)
   segments = (np.arange(LENGTH) < np.array(LENGTHS)[:, None]).astype(np.int32)
   allowed = allowed * segments
@@ -533,7 +537,7 @@ def test_padding_and_empty_rows_change_nothing_whatever_stands_there(kind, style
     )
 
 
-def test_so_it_is_with_an_encoder_under_it():
+def test_the_content_of_padding_has_no_effect_on_a_whole_model():
   ids, keys = rows(), row_keys()
   padded, more = (
     np.pad(ids, ((0, 2), (0, 4)), constant_values=conftest.PAD),
@@ -554,27 +558,27 @@ def test_so_it_is_with_an_encoder_under_it():
 
 
 @READERS
-def test_dropout_goes_by_the_key_of_the_row(kind):
-  ids, keys = rows(), row_keys()  # the config's own dropout is 0
-  turned = np.roll(np.arange(BATCH), 2)  # an even number: targets go by odd and even rows
-  (one, said), (other, _) = run(kind, ids, keys), run(kind, ids[turned], keys[turned])
+def test_dropout_depends_only_on_the_key_of_the_row(kind):
+  ids, keys = rows(), row_keys()  # the dropout of the encoder is 0
+  turned = np.roll(np.arange(BATCH), 2)  # an even number: targets differ in odd and even rows
+  (one, computed), (other, _) = run(kind, ids, keys), run(kind, ids[turned], keys[turned])
   for name in one:
     np.testing.assert_allclose(other[name], one[name][turned], rtol=1e-4, atol=1e-5)
-  # As published, classification and regression drop from what the last layer reads, the others nothing; predictions never.
+  # As published, classification and regression have dropout before the last layer, and the others
+  # none; predictions never have dropout.
   if kind == 'span':
-    differs = (
-      np.abs(log_softmax(one['start_logits']).max(-1) - said['start_log_probs'][:, 0]).max() > 1e-3
-    )
+    largest = log_softmax(one['start_logits']).max(-1)
+    differs = np.abs(largest - computed['start_log_probs'][:, 0]).max() > 1e-3
   else:
-    differs = any(np.abs(said[name] - one[name]).max() > 1e-3 for name in one)
+    differs = any(np.abs(computed[name] - one[name]).max() > 1e-3 for name in one)
   assert differs == (kind in ('classification', 'regression'))
   again = run(kind, ids, keys[::-1])[1]
-  for name in said:
-    np.testing.assert_allclose(said[name], again[name], rtol=1e-5, atol=1e-6)
+  for name in computed:
+    np.testing.assert_allclose(computed[name], again[name], rtol=1e-5, atol=1e-6)
 
 
 @all_heads
-def test_each_head_drops_out_at_its_own_rate(kind, style, family):
+def test_each_head_has_the_dropout_rate_of_its_style(kind, style, family):
   hidden, allowed, _ = draw(size=32)
   rate = heads.default_dropout(kind, style, family)
   expected = {
@@ -584,15 +588,14 @@ def test_each_head_drops_out_at_its_own_rate(kind, style, family):
   }
   assert rate == 0.1 * expected[f'{style} {family}']
   if (kind, style) == ('span', 'published'):
-    return  # it has none
+    return  # it has no dropout
   head = head_alone(kind, style, family, 0.3)
   keys, none = row_keys(), head(hidden, allowed, allowed, None)
   one, other = (head(hidden, allowed, allowed, k)['logits'] for k in (keys, keys[::-1]))
   assert np.abs(one - none['logits']).max() > 1e-2 and np.abs(one - other).max() > 1e-2
 
 
-def test_both_dropouts_of_the_two_layers_are_there():
-  """Of ELECTRA's classifier in transformers: before either layer."""
+def test_the_classifier_of_electra_has_dropout_before_both_layers():
   hidden = np.ones((2000, 1, 32), np.float32)
   head = heads.TransformersHead(model_of('classification').config, 'classification', 32, 0.25)
   hot = {'kernel': 10 * np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}
@@ -606,7 +609,7 @@ def test_both_dropouts_of_the_two_layers_are_there():
   assert set(np.unique(np.asarray(out).round(3))) == {0, np.float32(100 / 0.75**2).round(3)}
 
 
-def test_the_rate_of_dropout_is_the_one_asked_for():
+def test_the_configured_dropout_rate_is_used():
   hidden = np.ones((2, 500, 32), np.float32)
   params = {'dense': {'kernel': np.eye(32, dtype=np.float32), 'bias': np.zeros(32, np.float32)}}
   keys = jax.random.split(jax.random.key(1), 2)
@@ -622,7 +625,7 @@ def test_the_rate_of_dropout_is_the_one_asked_for():
 
 
 @pytest.mark.parametrize('kind', ['classification', 'span'])
-def test_bfloat16_runs_and_is_near_float32(kind):
+def test_bfloat16_is_close_to_float32(kind):
   for exact, ours in zip(
     run(kind, rows(), row_keys()), run(kind, rows(), row_keys(), jnp.bfloat16), strict=True
   ):
@@ -636,7 +639,7 @@ def test_bfloat16_runs_and_is_near_float32(kind):
     assert not all(np.array_equal(ours[name], exact[name]) for name in ours)
 
 
-def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
+def test_heads_agree_on_a_mesh_of_all_axes():
   config = conftest.PretrainingConfig().replace(
     {'mesh.fsdp': 2, 'mesh.tensor': 2, 'sharding.smallest': 0}
   )
@@ -661,11 +664,11 @@ def test_on_a_mesh_of_all_axes_the_heads_say_the_same():
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
-def test_kinds_styles_and_poolings_that_are_not_there_are_named():
+def test_unknown_kinds_styles_and_poolings_are_refused_by_name():
   for wrong, message in (
-    ({'kind': 'tags'}, "kind is 'tags'; it is one of classification"),
-    ({'kind': 'span', 'style': 'old'}, "style is 'old'; it is one of published, transformers"),
-    ({'kind': 'classification', 'pooling': 'max'}, "pooling is 'max'; it is one of cls, mean"),
+    ({'kind': 'tags'}, "kind is 'tags'; expected classification"),
+    ({'kind': 'span', 'style': 'old'}, "style is 'old'; expected published or transformers"),
+    ({'kind': 'classification', 'pooling': 'max'}, "pooling is 'max'; expected cls or mean"),
   ):
     with pytest.raises(ValueError, match=message):
       jax.eval_shape(
@@ -675,7 +678,7 @@ def test_kinds_styles_and_poolings_that_are_not_there_are_named():
       )
 
 
-loss = jax.jit(losses.loss, static_argnums=(0, 3))
+loss = jax.jit(losses.head_loss, static_argnums=(0, 3))
 
 
 def outputs_and_batch(seed=0, n=6):
@@ -706,7 +709,7 @@ def outputs_and_batch(seed=0, n=6):
   return outputs, batch
 
 
-def test_losses_in_numpy():
+def test_losses_agree_with_numpy():
   outputs, batch = outputs_and_batch()
   w = batch['weights']
 
@@ -715,9 +718,10 @@ def test_losses_in_numpy():
       ..., 0
     ]
 
-  span, said = outputs['span'], 1 / (1 + np.exp(-outputs['span']['impossible'].astype(np.float64)))
+  span = outputs['span']
+  probability = 1 / (1 + np.exp(-span['impossible'].astype(np.float64)))
   sides = (nll(span['start_logits'], batch['start']) + nll(span['end_logits'], batch['end'])) / 2
-  answer = -np.log(np.where(batch['impossible'] > 0, said, 1 - said))
+  answer = -np.log(np.where(batch['impossible'] > 0, probability, 1 - probability))
   tagged = (batch['tags'] >= 0) * w[:, None]
   expected = {
     'classification': (
@@ -743,7 +747,7 @@ def test_losses_in_numpy():
 
 
 @READERS
-def test_rows_without_a_target_and_rows_that_fill_weigh_nothing(kind):
+def test_rows_without_a_target_and_padding_rows_have_no_weight(kind):
   outputs, batch = outputs_and_batch()
   batch['label'][0], batch['value'][0], batch['tags'][0] = -1, np.nan, -1
 
@@ -761,7 +765,7 @@ def test_rows_without_a_target_and_rows_that_fill_weigh_nothing(kind):
       and np.asarray(grad)[[1, 2, 4]].any()
     )
 
-  # So a batch is its parts, however it is divided.
+  # The sums of a batch are those of its parts.
   def part(rows):
     return loss(kind, *jax.tree.map(lambda x: x[rows], (outputs[kind], batch)))[2]
 

@@ -1,4 +1,4 @@
-"""With Hugging Face's weights: hidden states, logits, losses and every gradient are those of its PyTorch models."""
+"""With equal weights, hidden states, logits, losses and gradients equal those of transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ from electra_jax.pretrain.objectives.electra import OBJECTIVE
 from electra_jax.pretrain.objectives.parts import LossContext
 from electra_jax.pretrain.objectives.settings import Settings
 
-VOCAB, LENGTH, LENGTHS = 90, 24, (24, 17, 9, 3)  # real tokens of each row; the rest is padding
+VOCAB, LENGTH = 90, 24
+LENGTHS = (24, 17, 9, 3)  # tokens of each row; the rest is padding
 SETTINGS = Settings()
 
 
 def configs(family, embedding_size):
-  """The towers' sizes. The modern family has no factorised embeddings in transformers."""
+  """The sizes of both towers. ModernBERT has no factorized embeddings in transformers."""
   common = {
     'family': family,
     'vocab_size': VOCAB,
@@ -81,7 +82,7 @@ def hf_config(c, attention):
 
 
 def hf_models(generator, discriminator, attention):
-  """Generator and discriminator in PyTorch, float32, without dropout, their random weights so large that all matter."""
+  """Generator and discriminator in PyTorch, float32, without dropout, with large random weights."""
   kinds = {
     'electra': (transformers.ElectraForMaskedLM, transformers.ElectraForPreTraining),
     'modern': (transformers.ModernBertForMaskedLM, transformers.ModernBertForTokenClassification),
@@ -102,7 +103,7 @@ def hf_models(generator, discriminator, attention):
 
 
 def converted(tensors, c, tower):
-  """Our tree of one tower from Hugging Face's tensors by name, weights or gradients. Each tensor is used once."""
+  """The tree of one tower from the tensors of transformers by name; each tensor is used once."""
   tensors = {
     name.removeprefix('electra.').removeprefix('model.'): value.detach().numpy()
     for name, value in tensors.items()
@@ -183,7 +184,8 @@ def converted(tensors, c, tower):
 
     query, key, value = np.split(layer_dense('attn.Wqkv')['kernel'], 3, axis=2)
     mlp_in, mlp_gate = np.split(layer_dense('mlp.Wi')['kernel'], 2, axis=2)
-    # Our layers carry the norm that comes after them, theirs the one before; the last is followed by the final norm.
+    # Here a layer has the norm that follows it, in transformers the norm before it; the final norm
+    # follows the last layer.
     next_norms = [take(f'layers.{i}.attn_norm.weight') for i in range(1, c.num_layers)] + [
       take('final_norm.weight')
     ]
@@ -214,7 +216,7 @@ def converted(tensors, c, tower):
 
 
 def example():
-  """Padded rows of two segments, masks (one row with an empty slot) and samples, some of them the original token."""
+  """Padded rows of two segments, masks (one row with an empty slot) and samples, some correct."""
   rng = np.random.default_rng(1)
   real = np.arange(LENGTH) < np.array(LENGTHS)[:, None]
   ids = np.where(real, rng.integers(MASK + 1, VOCAB, real.shape), PAD).astype(np.int32)
@@ -238,7 +240,7 @@ def example():
 
 
 def theirs(models, generator, discriminator):
-  """Hidden states, logits, losses and our-shaped gradients of the two PyTorch models."""
+  """Hidden states, logits, losses and gradients (in our tree) of the two PyTorch models."""
   inputs, masks, _, corrupted = jax.tree.map(np.array, example())
   ids, real = torch.from_numpy(inputs.token_ids).long(), torch.from_numpy(inputs.segment_ids).long()
   masked = np.zeros(ids.shape, bool)
@@ -291,7 +293,7 @@ def theirs(models, generator, discriminator):
 
 
 def our_function(model):
-  """params -> what `theirs` gives."""
+  """params -> the results of `theirs`."""
   inputs, masks, samples, corrupted = example()
   batch = {'inputs': inputs, 'masks': masks, 'keys': None}
   counts = OBJECTIVE.counts(SETTINGS, batch)
@@ -299,7 +301,7 @@ def our_function(model):
 
   @jax.jit
   def run(params):
-    # Through the loss below go the models' own methods; here hidden states and logits come from one pass each.
+    # The loss below uses the methods of the models; here one pass gives hidden states and logits.
     def generator(m, x):
       return (
         hidden := m.generator(m.generator_embeddings(x), x),
@@ -335,7 +337,10 @@ def our_function(model):
 
 
 def close(ours, theirs, what):
-  """To float32 rounding: 1e-5 of the tensor's largest value, and 1e-8 of the loss (about 50) where all is rounding."""
+  """Agreement to float32 rounding: 1e-5 of the largest value of a tensor.
+
+  Where a gradient is only rounding, 1e-8 of the loss, which is about 50.
+  """
   theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   assert ours.shape == theirs.shape, what
@@ -346,9 +351,7 @@ def close(ours, theirs, what):
 
 
 def compare(ours, theirs):
-  real = (
-    np.arange(LENGTH) < np.array(LENGTHS)[:, None]
-  )  # what stands at padding is nobody's business
+  real = np.arange(LENGTH) < np.array(LENGTHS)[:, None]  # the states of padding are not used
   for name in ('generator_hidden', 'discriminator_hidden', 'discriminator_logits'):
     close(np.asarray(ours[name])[real], theirs[name].detach().numpy()[real], name)
   for name in ('generator_logits', 'generator_loss', 'discriminator_loss'):
@@ -368,7 +371,7 @@ def compare(ours, theirs):
   ids=['factorised embeddings', 'embeddings as wide as the towers', 'modern'],
 )
 def case(request):
-  """Sizes, PyTorch's weights as our parameters, our function and PyTorch's results."""
+  """Sizes, the weights of PyTorch as our parameters, our function, and the results of PyTorch."""
   towers = configs(*request.param)
   models = hf_models(*towers, 'eager')
   params = converted(dict(models[0].named_parameters()), towers[0], 'generator') | converted(
@@ -385,12 +388,12 @@ def case(request):
   return towers, models, params, model, our_function(model), theirs(models, *towers)
 
 
-def test_hidden_states_logits_losses_and_every_gradient(case):
+def test_hidden_states_logits_losses_and_every_gradient_agree(case):
   _, _, params, _, run, expected = case
   compare(run(params), expected)
 
 
-def test_the_fused_attention_kernel_of_pytorch_too(case):
+def test_the_fused_attention_kernel_of_pytorch_agrees_too(case):
   towers, models, params, _, run, _ = case
   for model in models:
     model.set_attn_implementation('sdpa')
@@ -400,12 +403,12 @@ def test_the_fused_attention_kernel_of_pytorch_too(case):
   compare(run(params), expected)
 
 
-def test_a_nudge_of_any_one_tensor_is_noticed(case):
+def test_the_comparison_detects_a_change_of_any_tensor(case):
   _, _, params, _, run, expected = case
   leaves, tree = jax.tree.flatten(params)
   for i, (path, gradient) in enumerate(jax.tree_util.tree_leaves_with_path(expected['gradients'])):
     if 'key' in jax.tree_util.keystr(path) and 'bias' in jax.tree_util.keystr(path):
-      continue  # adds the same to every score of a query: softmax drops it
+      continue  # adds the same to every score of a query: softmax cancels it
     where = np.unravel_index(np.abs(gradient).argmax(), gradient.shape)
     nudged = [*leaves[:i], leaves[i].at[where].add(1e-3), *leaves[i + 1 :]]
     with pytest.raises(AssertionError):
@@ -413,7 +416,7 @@ def test_a_nudge_of_any_one_tensor_is_noticed(case):
       pytest.fail(f'a nudge of {jax.tree_util.keystr(path)} went unnoticed', pytrace=False)
 
 
-def test_pieces_packed_in_one_row_are_as_if_alone(case):
+def test_packed_documents_are_computed_as_in_separate_rows(case):
   _, (_, rtd), params, model, _, _ = case
   rng = np.random.default_rng(2)
   pieces = [np.array([CLS, *rng.integers(MASK + 1, VOCAB, n), SEP]) for n in (5, 11)]
@@ -431,7 +434,7 @@ def test_pieces_packed_in_one_row_are_as_if_alone(case):
     start += len(piece)
 
 
-def test_a_pair_is_one_piece_and_its_second_text_has_the_other_type(case):
+def test_a_pair_is_one_document_whose_second_text_has_type_1(case):
   towers, (_, rtd), params, model, _, _ = case
   rng = np.random.default_rng(3)
   row = np.array(
@@ -439,7 +442,7 @@ def test_a_pair_is_one_piece_and_its_second_text_has_the_other_type(case):
   )[None]
   types = (
     {'token_type_ids': torch.tensor([[0] * 8 + [1] * 10])} if towers[0].family == 'electra' else {}
-  )  # ModernBert has none
+  )  # ModernBERT has no token types
   theirs = rtd(torch.from_numpy(row), **types).logits.reshape(-1)
   row = np.pad(row, ((0, 0), (0, LENGTH - row.shape[1])), constant_values=PAD)
   ours = model.apply(

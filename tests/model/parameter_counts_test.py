@@ -1,4 +1,4 @@
-"""As many parameters as Hugging Face's models of the same sizes, and as Clark et al. 2020, table 6, says."""
+"""Parameter counts equal those of transformers and of Clark et al. 2020, table 6."""
 
 import dataclasses
 import math
@@ -62,7 +62,7 @@ MODERN = {
 
 
 def ours(model) -> dict[str, int]:
-  """Parameters of each part, without allocating any."""
+  """Number of parameters of each part, without allocating them."""
   shapes = jax.eval_shape(lambda: pretrain_step.init_params(model, 0, 8))
   return {
     part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
@@ -71,7 +71,7 @@ def ours(model) -> dict[str, int]:
 
 
 def theirs(kind, config) -> int:
-  """Parameters of a model of transformers, tied ones once, without allocating any."""
+  """Number of parameters of a model of transformers, tied ones once, without allocating them."""
   with torch.device('meta'):
     model = kind(config)
   return sum(parameter.numel() for parameter in model.parameters())
@@ -102,7 +102,7 @@ def modern(c):
 
 
 @pytest.mark.parametrize('size, millions', [('small', 14), ('base', 110), ('large', 335)])
-def test_electra(size, millions):
+def test_counts_of_published_electra_models(size, millions):
   discriminator = ELECTRA[size]
   generator = generator_config(discriminator, FRACTIONS[size], 1.0)
   parts = ours(Electra(generator, discriminator, sharing='none'))
@@ -116,7 +116,7 @@ def test_electra(size, millions):
   assert shared == {part: count for part, count in parts.items() if part != 'generator_embeddings'}
 
 
-def test_published_generators():
+def test_counts_of_published_generators():
   sizes = {name: generator_config(c, FRACTIONS[name], 1.0) for name, c in ELECTRA.items()}
   assert {
     name: (c.hidden_size, c.intermediate_size, c.num_heads, c.num_layers)
@@ -125,7 +125,7 @@ def test_published_generators():
 
 
 @pytest.mark.parametrize('size', MODERN)
-def test_modern(size):
+def test_counts_of_modern_encoders(size):
   discriminator = MODERN[size]
   generator = generator_config(
     discriminator, 1 / 2, 1 / 2, embedding_size=discriminator.hidden_size // 2
@@ -139,7 +139,7 @@ def test_modern(size):
   )
 
 
-def test_one_tower_for_both():
+def test_counts_of_one_tower_for_both():
   c = ELECTRA['small']
   parts = ours(Electra(c, c, sharing='all'))
   assert sorted(parts) == ['discriminator', 'discriminator_head', 'embeddings', 'generator_head']
@@ -148,7 +148,7 @@ def test_one_tower_for_both():
   )
 
 
-def test_rows_that_pad_the_vocabulary_are_all_that_differs():
+def test_padding_the_vocabulary_adds_only_its_rows():
   c = dataclasses.replace(ELECTRA['small'], vocab_multiple=128)
   padded, plain = ours(Electra(c, c)), ours(Electra(ELECTRA['small'], ELECTRA['small']))
   rows = 30592 - 30522

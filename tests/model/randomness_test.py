@@ -1,4 +1,4 @@
-"""Our bits and Gumbel noise are JAX's own, number by number, and the sampled token is the argmax."""
+"""Random bits and Gumbel noise equal those of JAX, and samples are their argmax."""
 
 import types
 
@@ -21,14 +21,14 @@ def by_row(draw):
   return keys, jax.vmap(lambda key: draw(key, SHAPE))(keys)
 
 
-def test_bits_are_jax_bits():
+def test_bits_equal_those_of_jax():
   keys, theirs = by_row(jax.random.bits)
   np.testing.assert_array_equal(
     jax.jit(lambda keys: randomness.threefry_bits(keys, SHAPE))(keys), theirs
   )
 
 
-def test_gumbel_noise_is_jax_noise():
+def test_gumbel_noise_equals_that_of_jax():
   keys, theirs = by_row(jax.random.gumbel)
   np.testing.assert_allclose(
     jax.jit(lambda keys: randomness.gumbel(keys, SHAPE))(keys), theirs, rtol=1e-6, atol=1e-6
@@ -36,12 +36,12 @@ def test_gumbel_noise_is_jax_noise():
 
 
 @pytest.mark.parametrize('vocab', [7, 128, 384, 1000])
-def test_argmax_by_blocks_is_argmax_and_ties_go_to_the_first(vocab):
+def test_argmax_by_blocks_equals_argmax_and_resolves_ties_to_the_first(vocab):
   scores = np.random.default_rng(0).integers(0, 40, (5, 3, vocab)).astype(np.float32)  # many ties
   np.testing.assert_array_equal(jax.jit(replacement.argmax)(scores), scores.argmax(-1))
 
 
-def test_a_sample_is_the_argmax_of_logits_and_jax_noise():
+def test_a_sample_is_the_argmax_of_logits_plus_noise_of_jax():
   keys, noise = by_row(jax.random.gumbel)
   logits = jax.random.normal(jax.random.key(1), noise.shape)
   np.testing.assert_array_equal(
@@ -50,7 +50,7 @@ def test_a_sample_is_the_argmax_of_logits_and_jax_noise():
   )
 
 
-def test_a_training_step_has_the_keys_of_its_seed_step_and_rows():
+def test_the_keys_of_a_step_follow_from_seed_step_and_rows():
   def loss(params, context):
     return jnp.sum(params['discriminator']), {'keys': jax.random.key_data(context.batch)}
 

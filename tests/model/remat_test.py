@@ -1,4 +1,4 @@
-"""What the backward pass computes again is what config.model.remat says, and it changes no gradient."""
+"""The backward pass recomputes what config.model.remat states, with equal gradients."""
 
 import functools
 
@@ -16,7 +16,7 @@ ROWS, LENGTH = 4, 32
 
 @functools.cache
 def compiled(remat: str, family: str):
-  """Gradients of both towers' outputs, layers unrolled so that XLA counts each; and what they need."""
+  """Gradients of both towers' outputs, with unrolled layers, and their arguments."""
   model = tiny_electra(family, dropout=0.1, num_layers=3, remat=remat, scan_unroll=3)
   ids, params = packed_rows(ROWS, LENGTH, 60), random_params(model)
   positions = jnp.broadcast_to(jnp.arange(5), (ROWS, 5))
@@ -35,18 +35,18 @@ def compiled(remat: str, family: str):
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
-def test_dots_computes_no_product_again_and_full_all_of_them(family):
+def test_dots_recomputes_no_product_and_full_recomputes_all(family):
   none, dots, full = (compiled(remat, family)[0] for remat in ('none', 'dots', 'full'))
   again = (full - none) / none
   assert again > 0.15
   assert (
     dots - none
-  ) / none < 0.5 * again  # attention's scores are computed again, the dense layers are not
+  ) / none < 0.5 * again  # the scores of attention are recomputed, dense layers are not
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
 @pytest.mark.parametrize('remat', ['dots', 'full'])
-def test_gradients_are_those_of_no_remat(remat, family):
+def test_remat_does_not_change_gradients(remat, family):
   ours, plain = compiled(remat, family)[1], compiled('none', family)[1]
   for (path, a), b in zip(
     jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True

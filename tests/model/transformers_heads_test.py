@@ -1,4 +1,4 @@
-"""Heads in the style of transformers: logits, losses and every gradient of PyTorch's ElectraFor... and ModernBertFor..., for each kind."""
+"""Heads in the style of transformers agree with its ElectraFor... and ModernBertFor... classes."""
 
 import os
 
@@ -19,7 +19,7 @@ from electra_jax.model.encoder import packed_inputs
 
 torch.set_num_threads(
   1
-)  # models so small, and tests side by side: more threads would wait for each other
+)  # for small models and parallel tests, more threads only wait for each other
 
 LABELS, LENGTH = 3, 14
 LENGTHS = (14, 14, 9, 6)
@@ -36,7 +36,7 @@ each = pytest.mark.parametrize('family, kind, pooling', CASES, ids=map(' '.join,
 
 
 def rows():
-  """[CLS] text [SEP] text [SEP] and padding, int32 [4, LENGTH]."""
+  """Token ids of [CLS] text [SEP] text [SEP] and padding, int32 [4, LENGTH]."""
   rng = np.random.default_rng(0)
   ids = np.full((len(LENGTHS), LENGTH), conftest.PAD, np.int32)
   for row, size in zip(ids, LENGTHS, strict=True):
@@ -65,7 +65,7 @@ def config_of(family):
 
 
 def torch_model(config, kind, pooling):
-  """In PyTorch, float32, without dropout, its random weights so large that all of them matter."""
+  """A model in PyTorch, float32, without dropout, with large random weights."""
   theirs = hf_parity_test.hf_config(config, 'eager')
   theirs.num_labels = {'regression': 1, 'span': 2}.get(kind, LABELS)
   if config.family == 'modern':
@@ -84,9 +84,9 @@ def torch_model(config, kind, pooling):
 
 
 def ours_from(tensors, config):
-  """Our tree of PyTorch's tensors by name, weights or gradients; the head's layers by hand."""
+  """Our tree of the tensors of PyTorch by name, weights or gradients."""
   tensors = {name: value.detach() for name, value in tensors.items()}
-  if config.family == 'modern':  # the discriminator of pretraining has the very layers
+  if config.family == 'modern':  # the discriminator of pretraining has the same layers
     tree = hf_parity_test.converted(tensors, config, 'discriminator')
     head = tree.pop('discriminator_head')
     return tree | {
@@ -122,7 +122,7 @@ def ours_from(tensors, config):
 
 
 def theirs(model, kind, ids, targets):
-  """Logits, and the loss with its gradients by name; of spans padding is not in the running, as it is not in a row that stands alone."""
+  """Logits, and the loss with its gradients by name; for spans padding is excluded."""
 
   def long(x):
     return torch.from_numpy(np.array(x)).long()
@@ -159,7 +159,7 @@ def theirs(model, kind, ids, targets):
 
 
 @each
-def test_logits_losses_and_gradients_are_pytorchs(family, kind, pooling):
+def test_logits_losses_and_gradients_agree_with_pytorch(family, kind, pooling):
   config = config_of(family)
   torch_side, ids = torch_model(config, kind, pooling), rows()
   targets = targets_of(ids)

@@ -1,4 +1,4 @@
-"""A run ends within one step of its budget, the schedule with it, and a start that goes on keeps to the steps of the first."""
+"""A run and its schedule end within one step of its budget, and resumed runs keep the steps."""
 
 import jax
 import micro_run
@@ -34,11 +34,11 @@ def config(**fields):
 def resolved(c, known=None):
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   run = ResolvedRun(c, phases_of(c))
-  return budgets.resolve(run, build.any_tokenizer(200), layout, known or {}).config
+  return budgets.resolve_budget(run, build.any_tokenizer(200), layout, known or {}).config
 
 
 def costs(c, convention='model'):
-  """FLOPs of each phase's step."""
+  """FLOPs of a step of each phase."""
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   return [
     build.program(c, phase, build.any_tokenizer(200), layout).step_flops(convention)
@@ -48,7 +48,7 @@ def costs(c, convention='model'):
 
 @pytest.mark.parametrize('convention', ['model', 'paper'])
 @pytest.mark.parametrize('objective', ['electra', 'mlm', 'all_tokens_mlm'])
-def test_flops_end_a_run_within_one_step(objective, convention):
+def test_a_budget_of_flops_is_met_within_one_step(objective, convention):
   c = resolved(
     config(**{'objective.name': objective, 'budget_flops': 1e10, 'budget_convention': convention})
   )
@@ -57,14 +57,14 @@ def test_flops_end_a_run_within_one_step(objective, convention):
   assert phases_of(c)[0].config.optimizer.warmup_steps == int(0.1 * c.steps)
 
 
-def test_steps_of_the_generator_alone_count_at_their_price():
+def test_steps_of_only_the_generator_count_with_their_own_cost():
   c = resolved(config(**{'budget_flops': 1e10, 'generator.alone_steps': 20}))
   alone, both = costs(c)
   assert alone < both
   assert 20 * alone + (c.steps - 20) * both <= 1e10 < 20 * alone + (c.steps - 19) * both
 
 
-def test_tokens_end_a_run_within_one_step():
+def test_a_budget_of_tokens_is_met_within_one_step():
   assert resolved(config(budget_tokens=10_000.0)).steps == 10_000 // 256
 
 
@@ -74,12 +74,12 @@ def test_the_rate_is_0_at_the_end_of_a_budget():
   assert schedule(c.steps) == 0 < schedule(c.steps - 1) < schedule(c.steps // 2)
 
 
-def test_minutes_become_steps_by_the_time_of_one(monkeypatch):
+def test_a_budget_of_minutes_is_divided_by_the_duration_of_a_step(monkeypatch):
   monkeypatch.setattr(budgets, 'seconds_per_step', lambda program: 0.25)
   assert resolved(config(budget_minutes=1.0)).steps == 240
 
 
-def test_a_step_is_timed():
+def test_the_duration_of_a_step_is_measured():
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   c = config(budget_minutes=1.0)
   (phase,) = phases_of(c)
@@ -87,11 +87,11 @@ def test_a_step_is_timed():
   assert 0 < budgets.seconds_per_step(p) < 10
 
 
-def test_what_the_first_start_made_of_it_holds():
+def test_a_resumed_run_keeps_the_number_of_steps_of_its_first_start():
   assert resolved(config(budget_minutes=1.0), {'steps': 17}).steps == 17
 
 
-def test_the_steps_of_the_config_count_for_nothing():
+def test_a_budget_replaces_the_steps_of_the_config():
   c = resolved(
     config(
       **{
@@ -106,7 +106,7 @@ def test_the_steps_of_the_config_count_for_nothing():
   assert c.steps == 1_000
 
 
-def test_a_budget_too_small_for_the_warm_up_is_refused_by_name():
+def test_a_budget_too_small_for_the_warm_up_is_refused():
   with pytest.raises(
     UserError, match='budget_tokens 2560 makes 10 steps, and config.optimizer.warmup_steps 50'
   ):
@@ -135,17 +135,17 @@ def test_a_budget_too_small_for_the_warm_up_is_refused_by_name():
     ({'optimizer.warmup_fraction': 1.0}, 'warmup_fraction'),
   ],
 )
-def test_budgets_that_cannot_be_are_refused(fields, message):
+def test_invalid_budgets_are_refused(fields, message):
   with pytest.raises(UserError, match=message):
     config(**fields)
 
 
-def test_a_budget_too_small_for_the_generator_alone_is_refused():
+def test_a_budget_too_small_for_the_steps_of_only_the_generator_is_refused():
   with pytest.raises(UserError, match='alone_steps'):
     resolved(config(**{'budget_flops': 1e6, 'generator.alone_steps': 20}))
 
 
-def test_the_command_ends_there_goes_on_there_and_says_so(tmp_path):
+def test_the_command_trains_the_steps_of_its_budget_and_reports_them(tmp_path):
   arguments = micro_run.arguments(
     tmp_path / 'run', '--config.budget_tokens=3000', '--config.optimizer.warmup_fraction=0.2'
   )

@@ -1,4 +1,4 @@
-"""Going on from weights that are there: a run begins with exactly them, and what it had to make anew it made as it said."""
+"""Runs that are initialized from weights start with exactly these, and report what is new."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ import micro_run
 import numpy as np
 import optax
 import pytest
+from conftest import micro_config
 
 from electra_jax import export, main
 from electra_jax.config import PretrainingConfig, checked_pretraining, freeze, phases_of
@@ -21,12 +22,17 @@ from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, origins, own
 from electra_jax.interop.weights import Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig, generator_config
-from electra_jax.pretrain import build, continued, pretrain_step
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain import build, pretrain_step
+from electra_jax.pretrain.continued.initial_state import initial_state, place_initial
+from electra_jax.pretrain.continued.sizes import SIZES
+from electra_jax.pretrain.continued.source import InitialWeights
+from electra_jax.pretrain.continued.tokens import tokenizer_path
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import partitioning
 
 ELECTRA = ('--config.model.family=electra', '--config.model.max_positions=40')
 STEPS = 8
+FROM_HERE = ('init=hf:here', 'data.tokenizer=init', 'sequence_length=16')
 
 
 def steps_and_lines():
@@ -45,7 +51,7 @@ def arguments(workdir, *more):
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-  """A run of the electra family, and its folders for transformers."""
+  """A run of the electra family, and its export for transformers."""
   folder = tmp_path_factory.mktemp('continued')
   micro_run.run(*arguments(folder / 'run', *ELECTRA))
   export.export(str(folder / 'run'), str(folder / 'hf'))
@@ -62,7 +68,7 @@ def from_source(source, *more, init=None):
 
 @pytest.fixture(scope='module')
 def whole(source):
-  """A run that went on from the folders, never stopped, and what it printed."""
+  """A run that was initialized from the export and never stopped, and its output."""
   return source / 'whole', micro_run.run(
     *arguments(source / 'whole', *from_source(source), '--config.keep=100')
   )[0]
@@ -72,10 +78,10 @@ def heldout(workdir):
   return [line for line in micro_run.figures(workdir) if line['kind'] == 'heldout']
 
 
-# ---- Runs ------------------------------------------------------------------------------------------------------------
+#### Runs ####
 
 
-def test_it_begins_at_the_loss_that_the_source_has(source, whole):
+def test_a_run_starts_at_the_loss_of_its_source(source, whole):
   workdir, out = whole
   before, (at_once, *_) = heldout(source / 'run')[-1], heldout(workdir)
   assert at_once['step'] == 0 and before['step'] == STEPS
@@ -83,19 +89,19 @@ def test_it_begins_at_the_loss_that_the_source_has(source, whole):
     assert at_once[name] == pytest.approx(before[name], rel=1e-6)
   assert (
     f'begins       from hf:{source / "hf"}' in out
-    and 'a fresh optimizer, and the learning rate warmed up anew over 2 steps' in out
+    and 'the optimizer has new moments and a new schedule with a warm-up of 2 steps' in out
   )
   assert out.index('held out ') < out.index('\n          1 ')
   assert (
     json.loads((workdir / 'config.json').read_text())['model']['family'] == 'electra'
-  )  # the sizes are the source's
+  )  # the sizes are those of the source
 
 
 @pytest.mark.faults
-def test_two_processes_of_two_devices_begin_and_go_on_the_same(source, whole, tmp_path):
-  told = (*from_source(source), '--config.mesh.fsdp=2', '--config.save_every=4')
+def test_two_processes_of_two_devices_start_and_train_equally(source, whole, tmp_path):
+  argv = (*from_source(source), '--config.mesh.fsdp=2', '--config.save_every=4')
   (first, second), outputs = (
-    hosts_test.start_pair(tmp_path / 'pair', *steps_and_lines(), *told, devices=2),
+    hosts_test.start_pair(tmp_path / 'pair', *steps_and_lines(), *argv, devices=2),
     [],
   )
   for process in (first, second):
@@ -106,27 +112,27 @@ def test_two_processes_of_two_devices_begin_and_go_on_the_same(source, whole, tm
     assert here['total_loss'] == pytest.approx(there['total_loss'], rel=1e-4)
 
 
-def test_killed_and_the_source_gone_it_ends_bitwise_as_one_never_stopped(source, whole, tmp_path):
+def test_a_killed_run_resumes_bitwise_without_its_source(source, whole, tmp_path):
   folder, workdir = tmp_path / 'hf', tmp_path / 'killed'
   shutil.copytree(source / 'hf', folder)
-  told = arguments(workdir, *from_source(source, init=f'hf:{folder}'), '--config.keep=100')
-  process = micro_run.start(*told)
+  argv = arguments(workdir, *from_source(source, init=f'hf:{folder}'), '--config.keep=100')
+  process = micro_run.start(*argv)
   micro_run.wait_for(lambda: (workdir / 'checkpoints' / '4').exists(), process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   shutil.rmtree(folder)
-  out, _ = micro_run.run(*told)
+  out, _ = micro_run.run(*argv)
   assert 'restored     step' in out
   assert (
     micro_run.differing(micro_run.checkpoint(workdir, STEPS), micro_run.checkpoint(whole[0], STEPS))
     == []
   )
   assert micro_run.figures(workdir) == micro_run.figures(whole[0])
-  # It opens without the source too.
+  # The run can be opened without the source too.
   assert main.main(['main', '--mode=evaluate', f'--workdir={workdir}']) == 0
 
 
-def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, tmp_path, capsys):
+def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path, capsys):
   shutil.copytree(source / 'hf' / 'discriminator', tmp_path / 'discriminator')
   init = f'hf:{tmp_path / "discriminator"}'
   capsys.readouterr()
@@ -134,7 +140,8 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
   assert main.main(['main', *argv]) == 1
   err = capsys.readouterr().err
   assert (
-    'has no generator; name one with --config.continued.generator=hf:FOLDER, or make one: scratch or narrowed'
+    'has no generator; name one with --config.continued.generator=hf:FOLDER, or create one: '
+    'scratch or narrowed'
     in err
     and err.count('\n') == 1
   )
@@ -149,41 +156,35 @@ def test_a_generator_that_is_missing_is_cut_out_and_learns_alone_first(source, t
     )
   )
   assert (
-    'the generator is cut out of the discriminator, 1 layers of 16, and learns alone for 4 steps'
-    in out
+    'the generator is cut out of the discriminator, 1 layers of 16; '
+    'the first 4 steps train only the generator' in out
   )
   assert 'phase 1 of 2: 4 steps of 8 x 32, only the generator is trained' in out
-  first, last, begun = (
+  first, last, source_params = (
     micro_run.checkpoint(tmp_path / 'run', 4),
     micro_run.checkpoint(tmp_path / 'run', STEPS),
     own.read(source / 'run').params,
   )
   name, before = (
     'params/discriminator/layers/mlp_in/kernel',
-    begun['discriminator']['layers']['mlp_in']['kernel'],
+    source_params['discriminator']['layers']['mlp_in']['kernel'],
   )
   assert np.array_equal(first[name], before) and not np.array_equal(last[name], before)
   lines = [line for line in micro_run.figures(tmp_path / 'run') if line['kind'] == 'train']
-  alone = [line for line in lines if line['step'] <= 4]
-  assert alone and all(
-    line['discriminator_loss'] is None or np.isnan(line['discriminator_loss']) for line in alone
+  generator_only = [line for line in lines if line['step'] <= 4]
+  assert generator_only and all(
+    line['discriminator_loss'] is None or np.isnan(line['discriminator_loss'])
+    for line in generator_only
   )
   assert all(line['discriminator_loss'] > 0 for line in lines if line['step'] > 4)
 
 
-# ---- The step of the generator alone -----------------------------------------------------------------------------------
+#### Steps of only the generator ####
 
 
 @pytest.mark.parametrize('init, sharing', [('', 'embeddings'), ('hf:somewhere', 'none')])
-def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, sharing):
-  config = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      f'--config.sharing={sharing}',
-      '--config.optimizer.weight_decay=0.5',
-    ]
-  ).config
+def test_steps_of_only_the_generator_leave_all_else_bitwise_unchanged(init, sharing):
+  config = micro_config(f'sharing={sharing}', 'optimizer.weight_decay=0.5')
   config.init, config.generator.alone_steps = init, 4
   config = freeze(PretrainingConfig, config)
   alone, both = phases_of(config)
@@ -240,8 +241,8 @@ def test_what_does_not_learn_stays_bit_for_bit_and_so_do_its_moments(init, shari
   assert sums['generator_loss'] > 0 and sums['discriminator_loss'] == 0 and not sums['scores'].any()
 
 
-def test_the_schedule_of_the_discriminator_begins_when_it_does():
-  config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
+def test_the_schedule_starts_again_when_the_discriminator_is_trained():
+  config = micro_config()
   config.generator.alone_steps = 10
   config = checked_pretraining(config)
   _, schedule = build.build_optimizer(config)
@@ -249,7 +250,7 @@ def test_the_schedule_of_the_discriminator_begins_when_it_does():
   assert schedule(0) == schedule(10) == 0 and float(schedule(1)) > 0 and float(schedule(11)) > 0
 
 
-# ---- What is made anew -------------------------------------------------------------------------------------------------
+#### New parameters ####
 
 
 def weights_of(
@@ -282,9 +283,9 @@ def weights_of(
 
 
 @pytest.mark.parametrize('family, embedding', [('electra', 16), ('electra', 32), ('modern', 32)])
-def test_a_generator_cut_out_whole_is_the_discriminator(family, embedding):
+def test_a_generator_of_the_same_size_is_the_discriminator(family, embedding):
   w = weights_of(family, embedding=embedding, generator=False)
-  found = narrowed.generator(w, dataclasses.replace(w.discriminator))
+  found = narrowed.narrowed_generator(w, dataclasses.replace(w.discriminator))
   assert same_bits(found['generator'], w.params['discriminator'])
 
 
@@ -319,7 +320,7 @@ def test_a_narrowed_generator_has_units_heads_and_layers_at_even_distances(famil
     np.testing.assert_array_equal(
       project, w.params['discriminator']['embeddings_project']['kernel'][:, units]
     )
-  else:  # it reads the units that it keeps, and its head writes to them
+  else:  # the projection selects the units that are kept, and the head maps them back
     x = np.arange(32, dtype=np.float32)
     np.testing.assert_array_equal(x @ project, x[units])
     assert jax.tree.map(np.shape, found.params['generator_head']) == jax.tree.map(
@@ -328,10 +329,12 @@ def test_a_narrowed_generator_has_units_heads_and_layers_at_even_distances(famil
     np.testing.assert_array_equal(found.params['generator_head']['dense']['kernel'], project.T)
 
 
-def test_heads_of_another_size_cannot_be_cut_out():
+def test_heads_of_another_size_are_refused():
   w = weights_of(generator=False)
-  with pytest.raises(UserError, match='whole heads are left'):
-    narrowed.generator(w, dataclasses.replace(w.discriminator, hidden_size=12, num_heads=3))
+  with pytest.raises(UserError, match='whole heads are kept'):
+    narrowed.narrowed_generator(
+      w, dataclasses.replace(w.discriminator, hidden_size=12, num_heads=3)
+    )
 
 
 def vocabulary(tmp_path, name, words):
@@ -349,7 +352,7 @@ WORDS = [
 
 @pytest.fixture
 def case(tmp_path):
-  """config, weights and what belongs to them, as a function of changes."""
+  """A function from changes to a config, its initial weights and the tokenizer of the rows."""
 
   def make(new_words=(), family='electra', **fields):
     w = dataclasses.replace(
@@ -360,9 +363,9 @@ def case(tmp_path):
     w = dataclasses.replace(
       w, moments={name: jax.tree.map(np.abs, w.params) for name in ('mu', 'nu')}
     )
-    config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
+    config = micro_config()
     config.init, config.data.tokenizer = 'hf:here', 'init'
-    for name in continued.SIZES:
+    for name in SIZES:
       config.model[name] = getattr(w.discriminator, name)
     config.generator.update(hidden_fraction=0.5, layers_fraction=0.5)
     config.sharing = 'embeddings'
@@ -376,7 +379,7 @@ def case(tmp_path):
 
 def begin(config, w, tokenizer):
   config = freeze(PretrainingConfig, config)
-  return continued.begin(config, continued.Source(*origins.with_tokenizer(w, 'here')), tokenizer)
+  return initial_state(config, InitialWeights(*origins.with_tokenizer(w, 'here')), tokenizer)
 
 
 def test_the_same_vocabulary_keeps_every_bit(case):
@@ -385,7 +388,7 @@ def test_the_same_vocabulary_keeps_every_bit(case):
   assert same_bits(start.params, w.params) and start.moments is None and start.step == 0
 
 
-def test_new_tokens_begin_as_the_mean_of_all_or_of_their_pieces(case):
+def test_new_tokens_are_initialized_with_the_mean_of_all_or_of_their_pieces(case):
   config, w, tokenizer = case(['cab'], new_tokens='pieces')
   start = begin(config, w, tokenizer)
   old, ids = w.params['embeddings']['word'], [7, 5 + 26, 5 + 27]  # c, ##a, ##b
@@ -409,7 +412,7 @@ def test_new_tokens_begin_as_the_mean_of_all_or_of_their_pieces(case):
     begin(config, w, tokenizer)
 
 
-def test_kept_moments_follow_their_rows_and_new_rows_have_none(case):
+def test_kept_moments_follow_their_rows_and_new_rows_have_zeros(case):
   config, w, tokenizer = case(['cab'], new_tokens='mean', optimizer='kept')
   start = begin(config, w, tokenizer)
   for name in ('mu', 'nu'):
@@ -419,7 +422,7 @@ def test_kept_moments_follow_their_rows_and_new_rows_have_none(case):
   assert (start.updates, start.step) == (5, 0)
 
 
-def test_rows_that_pad_a_vocabulary_are_cut_off_and_another_vocabulary_is_refused(case):
+def test_rows_that_pad_a_vocabulary_are_removed_and_another_vocabulary_is_refused(case):
   config, w, tokenizer = case()
 
   def wide(tree):
@@ -442,7 +445,7 @@ def test_rows_that_pad_a_vocabulary_are_cut_off_and_another_vocabulary_is_refuse
   start = begin(config, padded, tokenizer)
   assert (
     same_bits(start.params, w.params)
-    and ('init', '6 rows that pad the vocabulary of 50 tokens are left out') in start.told
+    and '6 rows that pad the vocabulary of 50 tokens are left out' in start.notes
   )
   small = dataclasses.replace(
     w,
@@ -452,7 +455,7 @@ def test_rows_that_pad_a_vocabulary_are_cut_off_and_another_vocabulary_is_refuse
   )
   with pytest.raises(
     UserError,
-    match='here has embeddings of 40 tokens and a tokenizer of 50; put the tokenizer there that it was trained with',
+    match='here has embeddings of 40 tokens and a tokenizer of 50',
   ):
     begin(config, small, tokenizer)
 
@@ -472,7 +475,7 @@ def test_longer_rows_get_positions(case, how):
     np.testing.assert_allclose(table[1::2], (old[1:] + old[:-1]) / 2, rtol=1e-5, atol=1e-6)
 
 
-def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
+def test_the_initial_state_has_the_weights_moments_and_step_of_the_source(case):
   config, w, tokenizer = case()
   layout = partitioning.make_layout(devices=jax.devices()[:1])
   typed = freeze(PretrainingConfig, config)
@@ -493,7 +496,7 @@ def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
 
   for how, counts in (('fresh', (0, 0, 0)), ('kept', (5, 0, 0)), ('resumed', (5, 5, 5))):
     config.continued.optimizer = how
-    state = jax.device_get(continued.put(begin(config, w, tokenizer), fresh, p.shardings))
+    state = jax.device_get(place_initial(begin(config, w, tokenizer), fresh, p.shardings))
     padded = p.model.discriminator_config.padded_vocab_size
     assert (
       state.params['embeddings']['word'].shape == (padded, 16)
@@ -508,7 +511,7 @@ def test_the_state_begins_with_the_weights_and_with_what_is_kept(case):
     assert (int(adam.count), int(schedule.count), int(state.step)) == counts
 
 
-def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypatch):
+def test_what_the_weights_lack_is_reported_before_the_corpus_is_read(case, monkeypatch):
   config, w, tokenizer = case()
   for changes, weights, said in (
     (
@@ -519,12 +522,12 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
     (
       {'optimizer': 'resumed'},
       dataclasses.replace(w, step=30),
-      'is at step 30 and config.steps is 30, all steps together',
+      'is at step 30 and config.steps, the number of all steps together, is 30',
     ),
     (
       {'generator': 'narrowed'},
       dataclasses.replace(w, discriminator=dataclasses.replace(w.discriminator, num_heads=8)),
-      'whole heads are left',
+      'whole heads are kept',
     ),
     ({}, dataclasses.replace(w, generator=None), 'has no generator; name one'),
     (
@@ -538,33 +541,27 @@ def test_what_the_weights_lack_is_told_before_the_corpus_is_read(case, monkeypat
       'max_positions is 19 in the generator and 20',
     ),
   ):
-    monkeypatch.setattr(continued.sources, 'open_source', lambda *_, weights=weights: weights)
-    asked = main.parse_flags(
-      [
-        'main',
-        '--config=tests/configs/micro.py',
-        '--config.init=hf:here',
-        '--config.data.tokenizer=init',
-        '--config.sequence_length=16',
-        '--config.generator.hidden_fraction=0.25',
-        *(f'--config.continued.{name}={value}' for name, value in changes.items()),
-      ]
-    ).config
+    monkeypatch.setattr(origins, 'open_source', lambda *_, weights=weights: weights)
+    asked = micro_config(
+      *FROM_HERE,
+      'generator.hidden_fraction=0.25',
+      *(f'continued.{name}={value}' for name, value in changes.items()),
+    )
     if 'generator' in changes:
       asked.generator.hidden_fraction = 3 / 32
     with pytest.raises(UserError, match=said):
-      resolve(asked)
-  # Nor is a vocabulary that does not follow from the source's.
+      resolve_run(asked)
+  # A vocabulary that does not fit is reported then too.
   asked.data.tokenizer = w.tokenizer.replace('old', 'new')
-  source = continued.Source(w, load_tokenizer(w.tokenizer))
+  source = InitialWeights(w, load_tokenizer(w.tokenizer))
   asked = checked_pretraining(asked)
-  assert continued.tokenizer_path(asked, source) is None
+  assert tokenizer_path(asked, source) is None
   pathlib.Path(asked.data.tokenizer, 'vocab.txt').open('a').write('cab\n')
   with pytest.raises(UserError, match='1 tokens of the tokenizer are not among those of here'):
-    continued.tokenizer_path(asked, source)
+    tokenizer_path(asked, source)
 
 
-def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkeypatch, tmp_path):
+def test_another_generator_replaces_the_one_of_the_source(case, monkeypatch, tmp_path):
   _, w, _ = case()
   other = dataclasses.replace(weights_of(), source='there', tokenizer=w.tokenizer)
   rng = np.random.default_rng(1)
@@ -572,27 +569,17 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
     name: jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), other.params[name])
     for name in ('generator', 'generator_head')
   }
-  alone = dataclasses.replace(
+  generator_only = dataclasses.replace(
     other,
     discriminator=None,
     sharing='none',
     params=params | {'generator_embeddings': w.params['embeddings']},
   )
   monkeypatch.setattr(
-    continued.sources, 'open_source', lambda text, *_: alone if text == 'hf:there' else w
+    origins, 'open_source', lambda text, *_: generator_only if text == 'hf:there' else w
   )
-  asked = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      '--config.init=hf:here',
-      '--config.data.tokenizer=init',
-      '--config.sequence_length=16',
-      '--config.continued.optimizer=kept',
-      '--config.continued.generator=hf:there',
-    ]
-  ).config
-  run = resolve(asked)
+  asked = micro_config(*FROM_HERE, 'continued.optimizer=kept', 'continued.generator=hf:there')
+  run = resolve_run(asked)
   config, source = run.config, run.source
   assert config.sharing == 'embeddings' and same_bits(
     source.weights.params['generator'], params['generator']
@@ -601,15 +588,12 @@ def test_another_generator_leaves_nothing_of_the_one_that_was_there(case, monkey
     'embeddings',
     'discriminator',
     'discriminator_head',
-  }  # the new generator has none
-  start = continued.begin(config, source, source.tokenizer)
-  assert (
-    'init',
-    'the generator of here is left behind, by config.continued.generator',
-  ) in start.told
+  }  # those of the new generator are zeros
+  start = initial_state(config, source, source.tokenizer)
+  assert 'the generator of here is not used, by config.continued.generator' in start.notes
 
 
-def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
+def test_a_generator_with_narrower_embeddings_is_continued(case, monkeypatch):
   _, w, _ = case()
   narrow = dataclasses.replace(w.generator, embedding_size=8)
   untied = dataclasses.replace(w, generator=narrow, sharing='none', params={})
@@ -620,24 +604,16 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
       lambda x: rng.normal(size=x.shape).astype(np.float32), expected_shapes(untied)
     ),
   )
-  monkeypatch.setattr(continued.sources, 'open_source', lambda *_: untied)
-  asked = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      '--config.init=hf:here',
-      '--config.data.tokenizer=init',
-      '--config.sequence_length=16',
-    ]
-  ).config
-  run = resolve(asked)
+  monkeypatch.setattr(origins, 'open_source', lambda *_: untied)
+  asked = micro_config(*FROM_HERE)
+  run = resolve_run(asked)
   config, source = run.config, run.source
   assert (config.sharing, config.generator.embedding_size) == ('none', 8)
-  assert same_bits(continued.begin(config, source, source.tokenizer).params, untied.params)
+  assert same_bits(initial_state(config, source, source.tokenizer).params, untied.params)
   assert build.build_model(config, 50).generator_config.embedding_size == narrow.embedding_size
 
 
-# ---- Configs -----------------------------------------------------------------------------------------------------------
+#### Configs ####
 
 
 @pytest.mark.parametrize(
@@ -679,19 +655,13 @@ def test_a_generator_with_tables_of_its_own_width_goes_on(case, monkeypatch):
     ),
   ],
 )
-def test_what_cannot_be_is_told_before_anything_is_read(fields, said):
-  config = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      *(f'--config.{name}={value}' for name, value in fields.items()),
-    ]
-  ).config
+def test_invalid_configs_are_reported_before_weights_are_read(fields, said):
+  config = micro_config(*(f'{name}={value}' for name, value in fields.items()))
   with pytest.raises(UserError, match=said):
     checked_pretraining(config)
 
 
-def test_a_source_that_is_none_is_one_sentence(tmp_path, capsys):
+def test_an_invalid_source_is_reported_in_one_sentence(tmp_path, capsys):
   for init, said in (
     ('hf:' + str(tmp_path), 'has no config.json'),
     (str(tmp_path), 'is not a run'),

@@ -1,4 +1,4 @@
-"""Gradient-disentangled embeddings: each tower's loss stops at its own part, and folded together they compute the same."""
+"""Gradient-disentangled embeddings: each loss has its own part, and the folded sum is equal."""
 
 import dataclasses
 
@@ -11,29 +11,24 @@ import numpy as np
 import pytest
 
 import electra_jax
-from electra_jax import export, main
+from electra_jax import export
 from electra_jax.config import FinetuningConfig, checked_pretraining, phases_of
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.finetune import initial
 from electra_jax.interop import own
 from electra_jax.interop.weights import same_bits
-from electra_jax.pretrain import build, continued, pretrain_step
+from electra_jax.model.sharing.disentangled import SCHEME
+from electra_jax.pretrain import build, pretrain_step
+from electra_jax.pretrain.continued.initial_state import initial_state
 from electra_jax.pretrain.objectives.parts import LossContext
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import checkpoints, optimizers, partitioning
 
 ROWS = conftest.packed_rows(4, 16, 60, seed=3)
 
 
 def config_of(*fields, family='electra'):
-  config = main.parse_flags(
-    [
-      'main',
-      '--config=tests/configs/micro.py',
-      '--config.sharing=disentangled',
-      *(f'--config.{field}' for field in fields),
-    ]
-  ).config
+  config = conftest.micro_config('sharing=disentangled', *fields)
   config.model.update(
     family=family,
     hidden_size=32,
@@ -49,7 +44,7 @@ def config_of(*fields, family='electra'):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """The folder of a run whose every parameter matters, differences included."""
+  """The folder of a run with large random parameters, differences included."""
   folder = tmp_path_factory.mktemp('disentangled')
   made_run.make(
     folder / 'run', config_of(), load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
@@ -59,7 +54,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def stepped():
-  """Three steps of a fresh model, and gradients of each loss alone at the state after them."""
+  """Parameters before and after three steps, and then the gradients of each loss."""
   c = checked_pretraining(config_of())
   p = build.program(
     c,
@@ -68,15 +63,13 @@ def stepped():
     partitioning.make_layout(devices=jax.devices()[:1]),
   )
   rng = np.random.default_rng(0)
-  params = (
-    jax.tree_util.tree_map_with_path(  # drawn without a compilation; what begins at zero does
-      lambda path, x: (
-        np.zeros(x.shape, np.float32)
-        if path[0].key == 'embeddings_difference' and path[1].key != 'norm'
-        else rng.normal(1 if path[-1].key == 'scale' else 0, 0.1, x.shape).astype(np.float32)
-      ),
-      p.shapes.params,
-    )
+  params = jax.tree_util.tree_map_with_path(  # drawn without a compilation; differences are zeros
+    lambda path, x: (
+      np.zeros(x.shape, np.float32)
+      if path[0].key == 'embeddings_difference' and path[1].key != 'norm'
+      else rng.normal(1 if path[-1].key == 'scale' else 0, 0.1, x.shape).astype(np.float32)
+    ),
+    p.shapes.params,
   )
   examples = p.objective.examples(p.settings, ROWS, jax.vmap(jax.random.key)(jnp.arange(4)))
   counts = p.objective.counts(p.settings, examples)
@@ -101,7 +94,7 @@ def stepped():
   )
 
 
-def test_the_difference_is_born_zero():
+def test_the_difference_is_initialized_with_zeros():
   c = checked_pretraining(config_of())
   model = build.build_model(c, 60)
   difference = jax.jit(
@@ -117,7 +110,7 @@ def tables(tree):
   return {name: table for name, table in tree.items() if name != 'norm'}
 
 
-def test_each_loss_stops_at_its_own_part(stepped):
+def test_each_loss_has_gradients_of_its_own_part_only(stepped):
   _, _, of_generator, of_discriminator = stepped
 
   def zero(tree):
@@ -133,14 +126,14 @@ def test_each_loss_stops_at_its_own_part(stepped):
     ), name
 
 
-def test_both_parts_learn(stepped):
+def test_both_parts_are_trained(stepped):
   before, after, *_ = stepped
   for name, table in tables(before['embeddings_difference']).items():
     assert (table != after['embeddings_difference'][name]).any(), name
     assert (before['generator_embeddings'][name] != after['generator_embeddings'][name]).any(), name
 
 
-def test_folded_the_discriminator_s_tables_are_the_generator_s_plus_the_difference(run):
+def test_folded_tables_are_those_of_the_generator_plus_the_difference(run):
   weights, raw = own.read(str(run)), checkpoints.read_arrays(run, 7, 'params')
   size = weights.vocab_size
   assert (
@@ -164,7 +157,7 @@ def test_folded_the_discriminator_s_tables_are_the_generator_s_plus_the_differen
   )
 
 
-def test_transformers_opens_the_folded_export_and_computes_the_same(run, tmp_path):
+def test_transformers_computes_the_same_from_the_folded_export(run, tmp_path):
   torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
   transformers.logging.set_verbosity_error()
   torch.set_num_threads(1)
@@ -186,31 +179,31 @@ def test_transformers_opens_the_folded_export_and_computes_the_same(run, tmp_pat
   assert (tmp_path / 'generator').is_dir()
 
 
-def test_fine_tuning_begins_with_the_folded_embeddings(run):
+def test_fine_tuning_starts_from_the_folded_embeddings(run):
   config = FinetuningConfig().replace({'init': str(run)})
-  begun, weights = initial.open_initial(config), own.read(str(run))
+  start, weights = initial.open_initial(config), own.read(str(run))
   assert (
     same_bits(
-      begun.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
+      start.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
     )
-    and begun.origin['step'] == 7
+    and start.origin['step'] == 7
   )
 
 
 @pytest.mark.parametrize('sharing', ['embeddings', 'disentangled'])
-def test_another_run_goes_on_from_it(run, sharing):
+def test_another_run_continues_from_it(run, sharing):
   config = config_of(
     f'init={run}', 'data.tokenizer=init', f'sharing={sharing}', 'continued.optimizer=kept'
   )
-  resolved = resolve(config)
+  resolved = resolve_run(config)
   config, source = resolved.config, resolved.source
-  start = continued.begin(config, source, source.tokenizer)
+  start = initial_state(config, source, source.tokenizer)
   weights = own.read(str(run))
-  if sharing == 'embeddings':  # as any source's, the sharing is its own
+  if sharing == 'embeddings':  # the scheme is that of the weights
     assert config.sharing == 'none' and same_bits(start.params, weights.params)
     return
   assert config.sharing == 'disentangled' and 'embeddings' not in start.params
-  again = own.folded(start.params)
+  again = SCHEME.fold(start.params)
   assert same_bits(again['generator_embeddings'], weights.params['generator_embeddings'])
   for name, table in weights.params['embeddings'].items():
     jax.tree.map(
@@ -218,13 +211,14 @@ def test_another_run_goes_on_from_it(run, sharing):
       again['embeddings'][name],
       table,
     )
-  assert same_bits(own.folded(start.moments['mu'], values=False), weights.moments['mu'])
+  assert same_bits(SCHEME.fold(start.moments['mu'], values=False), weights.moments['mu'])
 
 
-def test_lamb_lets_the_difference_grow():
-  optimizer = optimizers.lamb(
-    lambda step: 0.01, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0, clip=0.0, bias_correction=True
+def test_lamb_does_not_keep_the_difference_at_zero():
+  settings = conftest.optimizer_settings(
+    lambda step: 0.01, weight_decay=0.0, clip=0.0, bias_correction=True
   )
+  optimizer = optimizers.lamb(settings)
   params = {
     'embeddings_difference': {'word': jnp.zeros((4, 8))},
     'discriminator': {'kernel': jnp.full((4, 8), 1e-3)},
@@ -235,5 +229,5 @@ def test_lamb_lets_the_difference_grow():
     params = jax.tree.map(jnp.add, params, updates)
   np.testing.assert_allclose(
     params['embeddings_difference']['word'], -0.1, rtol=1e-3
-  )  # by the rate, from zero
-  assert jnp.abs(params['discriminator']['kernel']).max() < 2e-3  # by its own norm
+  )  # the rate, from zero
+  assert jnp.abs(params['discriminator']['kernel']).max() < 2e-3  # scaled to its norm

@@ -1,4 +1,4 @@
-"""A generator that is there: it begins as its weights are, and where it is frozen it stays so, bit for bit, and is only computed forward."""
+"""A generator with initial weights: it starts with them, and a frozen one never changes."""
 
 import dataclasses
 import shutil
@@ -11,6 +11,7 @@ import micro_run
 import numpy as np
 import optax
 import pytest
+from conftest import micro_config
 
 from electra_jax import export, main
 from electra_jax.config import checked_pretraining, phases_of
@@ -18,35 +19,35 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.weights import of_tower, same_bits
-from electra_jax.pretrain import build, continued, pretrain_step, run_start
-from electra_jax.pretrain.resolve import resolve
+from electra_jax.pretrain import build, pretrain_step, run_start
+from electra_jax.pretrain.continued.initial_state import initial_state
+from electra_jax.pretrain.continued.tokens import tokenizer_path
+from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import partitioning
 from electra_jax.training.update_step import UpdateOptions
 
 GENERATOR = {'generator', 'generator_head', 'generator_embeddings'}
 
 
-def config_of(*fields):
-  return main.parse_flags(
-    ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
-  ).config
-
-
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
-  """Folder of runs whose weights were drawn at random: `mlm`, one tower of 16, and `electra`, of 32 and 16 that share a table of 32; and `hf`, its export."""
+  """Folder of runs with random weights.
+
+  `mlm` has one tower of 16, `electra` towers of 32 and 16 that share embeddings of 32, and `hf` is
+  its export.
+  """
   folder = tmp_path_factory.mktemp('sources')
   tokenizer = load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
   made_run.make(
     folder / 'mlm',
-    config_of(
+    micro_config(
       'objective.name=mlm', 'model.hidden_size=16', 'model.embedding_size=16', 'model.num_heads=1'
     ),
     tokenizer,
   )
   made_run.make(
     folder / 'electra',
-    config_of(
+    micro_config(
       'model.family=electra',
       'model.layer_norm_eps=1e-12',
       'model.num_layers=2',
@@ -78,16 +79,16 @@ ELECTRA = (
     ('hf:hf/generator', ELECTRA, (0.25, 1 / 3, 0)),
   ],
 )
-def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, tower, sources):
+def test_a_generator_and_its_sizes_are_read_from_runs_and_folders(init, fields, tower, sources):
   kind, colon, name = init.rpartition(':')
-  config = config_of(f'generator.init={kind}{colon}{sources / name}', *fields)
-  run = resolve(config)
+  config = micro_config(f'generator.init={kind}{colon}{sources / name}', *fields)
+  run = resolve_run(config)
   config, source = run.config, run.source
   g = config.generator
   assert (g.hidden_fraction, g.layers_fraction, g.embedding_size) == pytest.approx(
     tower
   ) and config.data.vocab_size == source.tokenizer.size
-  start = continued.begin(config, source, source.tokenizer)
+  start = initial_state(config, source, source.tokenizer)
   theirs = of_tower(own.read(sources / ('mlm' if init == 'mlm' else 'electra')), 'generator')
   assert start.params.keys() == GENERATOR and start.step == 0 and start.moments is None
   for name, part in (
@@ -100,18 +101,18 @@ def test_it_is_read_from_runs_and_folders_and_its_sizes_are_taken(init, fields, 
   shapes = jax.eval_shape(
     lambda: pretrain_step.init_state(model, build.build_optimizer(config)[0], 0, 32)
   ).params
-  for name in GENERATOR:  # the run has a place for each, its vocabulary padded
+  for name in GENERATOR:  # the run has these parameters, with a padded vocabulary
     jax.tree.map(
       lambda x, shape, name=name: pytest.fail(name) if x.shape[1:] != shape.shape[1:] else None,
       start.params[name],
       shapes[name],
     )
   assert run.tokenizer == source.weights.tokenizer
-  assert 'and goes on learning; the discriminator is fresh' in start.told[-1][1]
+  assert 'trained further; the discriminator is new' in start.notes[-1]
 
 
 def frozen_program(frozen=True, *fields):
-  config = config_of(
+  config = micro_config(
     'sharing=none',
     *(
       ('generator.init=somewhere', 'generator.frozen=True', 'data.tokenizer=init') if frozen else ()
@@ -126,7 +127,7 @@ def program_of(config, layout):
   return build.program(config, phases_of(config)[0], build.any_tokenizer(300), layout)
 
 
-def test_it_stays_bit_for_bit_without_dropout_moments_or_decay():
+def test_a_frozen_generator_is_bitwise_constant_without_dropout_moments_or_decay():
   p = frozen_program(True, 'optimizer.weight_decay=0.5')
   assert (
     p.model.generator_config.dropout == p.model.generator_config.attention_dropout == 0
@@ -166,7 +167,7 @@ def test_it_stays_bit_for_bit_without_dropout_moments_or_decay():
   )
 
 
-def test_no_backward_pass_is_made_for_it_and_flops_are_counted_so():
+def test_a_frozen_generator_has_no_backward_pass_in_program_and_flops():
   def counted(p):
     step = pretrain_step.make_train_step(
       dataclasses.replace(p.computation, seed=0), p.optimizer, UpdateOptions(trained=p.trained)
@@ -190,9 +191,9 @@ def test_no_backward_pass_is_made_for_it_and_flops_are_counted_so():
   assert (compiler - frozen_compiler) == pytest.approx(ours - frozen, rel=0.1)
 
 
-def test_frozen_moments_lie_on_several_devices_too():
+def test_moments_of_a_frozen_run_are_sharded():
   config = checked_pretraining(
-    config_of(
+    micro_config(
       'sharing=none',
       'generator.init=somewhere',
       'generator.frozen=True',
@@ -215,11 +216,11 @@ def test_frozen_moments_lie_on_several_devices_too():
   )
 
 
-def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
-  """With a falling temperature, as Fast-ELECTRA has it."""
+def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources, tmp_path):
+  """With a falling temperature, as in Fast-ELECTRA."""
   shutil.copytree(sources / 'mlm', tmp_path / 'source')
   workdir, theirs = tmp_path / 'run', of_tower(own.read(sources / 'mlm'), 'generator')
-  told = micro_run.arguments(
+  argv = micro_run.arguments(
     workdir,
     *(f'--config.{field}' for field in MLM),
     f'--config.generator.init={tmp_path / "source"}',
@@ -230,9 +231,9 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
     '--config.log_every=2',
     "--config.objective.schedules.temperature=('exponential',2.0,1.0,0.1)",
   )
-  out, _ = micro_run.run(*told)
+  out, _ = micro_run.run(*argv)
   assert f'from scratch, seed 0, its generator from {tmp_path / "source"}' in out
-  assert '1 layers of 16, and stays as it is; the discriminator is fresh' in out and out.index(
+  assert '1 layers of 16, frozen; the discriminator is new' in out and out.index(
     'held out '
   ) < out.index('\n          1 ')
   whole, lines = micro_run.checkpoint(workdir, 4), micro_run.figures(workdir)
@@ -256,14 +257,14 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
     and len({line['discriminator_loss'] for line in held}) == 3
   )
 
-  # The same command goes on where the source is gone.
+  # The same command resumes without the source.
   shutil.rmtree(tmp_path / 'source')
-  run = resolve(main.parse_flags(['main', *told]).config, workdir)
+  run = resolve_run(main.parse_flags(['main', *argv]).config, workdir)
   assert (
     run.source is None
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
   )
-  run_start.claim_workdir(workdir, run.config)  # which refuses another config
+  run_start.claim_workdir(workdir, run.config)  # it refuses another config
   weights = own.read(workdir)
   assert (
     weights.moments['mu'].keys() == weights.params.keys() - GENERATOR and weights.sharing == 'none'
@@ -315,21 +316,22 @@ def test_a_run_keeps_it_and_needs_its_source_no_more(sources, tmp_path):
     ),
   ],
 )
-def test_mistakes_in_the_config_are_told(fields, sentence):
-  with pytest.raises(UserError) as told:
-    checked_pretraining(config_of(*fields))
-  assert sentence in str(told.value)
+def test_invalid_configs_are_refused(fields, sentence):
+  with pytest.raises(UserError) as error:
+    checked_pretraining(micro_config(*fields))
+  assert sentence in str(error.value)
 
 
-def test_weights_that_do_not_fit_are_told(sources, tmp_path):
+def test_weights_that_do_not_fit_are_refused(sources, tmp_path):
   def resolved(init, *fields):
-    return resolve(config_of(f'generator.init={init}', *fields))
+    return resolve_run(micro_config(f'generator.init={init}', *fields))
 
   with pytest.raises(UserError, match='holds no generator; name a masked language model'):
     resolved(f'hf:{sources / "hf" / "discriminator"}', *ELECTRA)
   with pytest.raises(
     UserError,
-    match='differ in family, layer_norm_eps.* set --config.model.family=electra --config.model.layer_norm_eps=1e-12',
+    match='differ in family, layer_norm_eps.* set --config.model.family=electra '
+    '--config.model.layer_norm_eps=1e-12',
   ):
     resolved(sources / 'electra', 'sharing=none', 'data.tokenizer=init')
   with pytest.raises(UserError, match='has embeddings of 16 and config.model.embedding_size is 32'):
@@ -343,33 +345,33 @@ def test_weights_that_do_not_fit_are_told(sources, tmp_path):
     UserError,
     match="has another vocabulary than the rows: token .* is 'chef' there and 'cook' here",
   ):
-    continued.tokenizer_path(config, source)
+    tokenizer_path(config, source)
   with pytest.raises(UserError, match='has another vocabulary than the rows'):
-    continued.begin(config, source, load_tokenizer(words))
+    initial_state(config, source, load_tokenizer(words))
 
 
-def test_an_objective_without_a_generator_leaves_it_and_one_tower_may_give_one(sources):
-  def begun(init, *fields):
-    run = resolve(config_of(f'init={sources / init}', 'data.tokenizer=init', *fields))
-    start = continued.begin(run.config, run.source, run.source.tokenizer)
-    return run.config, start.params.keys(), '; '.join(text for _, text in start.told)
+def test_objectives_of_one_and_two_towers_continue_from_each_other(sources):
+  def initialized(init, *fields):
+    run = resolve_run(micro_config(f'init={sources / init}', 'data.tokenizer=init', *fields))
+    start = initial_state(run.config, run.source, run.source.tokenizer)
+    return run.config, start.params.keys(), '; '.join(start.notes)
 
-  _, params, told = begun('electra', 'objective.name=mlm')
+  _, params, notes = initialized('electra', 'objective.name=mlm')
   assert (
     params == {'embeddings', 'discriminator', 'discriminator_head'}
-    and 'the generator of' in told
-    and 'is left behind' in told
+    and 'the generator of' in notes
+    and 'is not used' in notes
   )
-  assert 'the head that predicts masked tokens is made from scratch' in told
-  config, params, told = begun('mlm')
+  assert 'the head that predicts masked tokens is new' in notes
+  config, params, notes = initialized('mlm')
   assert (
     config.sharing == 'all'
     and params == {'embeddings', 'discriminator', 'generator_head'}
-    and "the discriminator's head is made from scratch" in told
+    and "the discriminator's head is new" in notes
   )
-  _, params, _ = begun('mlm', 'objective.name=mlm')
+  _, params, _ = initialized('mlm', 'objective.name=mlm')
   assert params == {'embeddings', 'discriminator', 'generator_head'}
-  config, params, told = begun(
+  config, params, notes = initialized(
     'mlm',
     'continued.generator=narrowed',
     'generator.layers_fraction=1.0',
@@ -378,10 +380,10 @@ def test_an_objective_without_a_generator_leaves_it_and_one_tower_may_give_one(s
   assert (
     config.sharing == 'embeddings'
     and 'generator' in params
-    and 'cut out of the discriminator' in told
+    and 'cut out of the discriminator' in notes
   )
   with pytest.raises(
     UserError,
     match="config.continued.generator is 'scratch', and the run has no generator of one tower",
   ):
-    begun('electra', 'objective.name=mlm', 'continued.generator=scratch')
+    initialized('electra', 'objective.name=mlm', 'continued.generator=scratch')

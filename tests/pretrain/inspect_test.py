@@ -15,6 +15,8 @@ from conftest import CLS, MASK, PAD, SEP, packed_rows, random_params, tiny_elect
 from readable_test import tokenizer
 
 import electra_jax
+from electra_jax.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from electra_jax.data.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import metrics, pretrain_step, readable
@@ -163,7 +165,7 @@ HOSTILE = [
 HARMLESS = ['▁é', '▁日本', '▁👩\u200d🚀']
 
 
-@pytest.mark.parametrize('kind', ['sentencepiece', 'wordpiece'])
+@pytest.mark.parametrize('kind', [SentencePieceTokenizer, WordPieceTokenizer])
 @pytest.mark.parametrize('color', [False, True])
 def test_control_characters_of_the_text_are_escaped(kind, color):
   run = made_up_run(tokenizer(kind, 5 * (HOSTILE + HARMLESS)))

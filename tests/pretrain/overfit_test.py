@@ -1,4 +1,4 @@
-"""A run overfits one batch: the generator learns its masked tokens by heart, the discriminator which are replaced."""
+"""A run overfits one batch: its masked tokens, and which tokens are replaced."""
 
 import jax
 import numpy as np
@@ -11,12 +11,13 @@ from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import partitioning, schedules
 
 STEPS = 250
-# So hot that samples stay wrong when the generator is right: there is something to find until the end.
+# With this temperature samples are wrong even when the generator is right, so that tokens are
+# replaced until the end.
 SETTINGS = Settings(max_predictions=5, temperature=20.0)
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
-def test_both_towers_learn_one_batch_by_heart(family):
+def test_both_towers_overfit_one_batch(family):
   model = tiny_electra(family)
   optimizer = adamw(schedules.WarmupDecay(3e-3, 10, STEPS))
   layout = partitioning.make_layout(devices=jax.devices()[:1])
@@ -34,7 +35,8 @@ def test_both_towers_learn_one_batch_by_heart(family):
   batch = {'token_ids': packed_rows(8, 32, 60, seed=1)}
   every = []
   for _ in range(STEPS):
-    # Masks and noise are those of step 0 each time, as they are part of the batch; the rate has its own count.
+    # Masks and noise are those of step 0 in every step, so that they are part of the batch. The
+    # optimizer has its own count.
     state, sums = train_step(state._replace(step=np.int32(0)), batch)
     every.append(sums)
   first, last = (metrics.compute(jax.device_get(sums)) for sums in (every[0], every[-1]))
@@ -45,7 +47,7 @@ def test_both_towers_learn_one_batch_by_heart(family):
   )
   assert every[-1]['loss'] < 0.1 * every[0]['loss']
   assert last['generator_loss'] < 0.2 and last['generator_accuracy'] == 1
-  assert last['replaced_rate'] > 0.1  # nearly all that was masked
+  assert last['replaced_rate'] > 0.1  # nearly all masked tokens
   assert last['discriminator_loss'] < 0.2 * last['constant_loss']
   assert last['discriminator_accuracy'] > 0.98 and last['auc'] > 0.99
   assert last['recall'] > 0.9 and last['precision'] > 0.9

@@ -1,4 +1,4 @@
-"""A run in phases: rows, batches and schedules of their own, one state; killed in any of them it ends as one never stopped."""
+"""Phases have their own rows, batches and schedules, and one state, also in resumed runs."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ def arguments(workdir):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory) -> tuple[pathlib.Path, str]:
-  """The folder of a run never stopped, and what it printed."""
+  """The folder of a run that was never stopped, and its output."""
   workdir = tmp_path_factory.mktemp('phases') / 'whole'
   return workdir, micro_run.run(*arguments(workdir))[0]
 
@@ -60,7 +60,7 @@ def test_both_phases_train_and_tokens_add_up(whole):
   assert json.loads((workdir / 'resolved.json').read_text())['micro_batches'] == [1, 1]
 
 
-def test_the_state_goes_on_and_counts_all_steps(whole):
+def test_the_state_is_kept_across_phases_and_counts_all_steps(whole):
   workdir, _ = whole
   assert micro_run.checkpoint_steps(workdir) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 21]
   last = micro_run.checkpoint(workdir, LAST)
@@ -72,7 +72,7 @@ def test_the_state_goes_on_and_counts_all_steps(whole):
   assert last['counters/step'] == LAST and counts and set(counts) == {LAST}
 
 
-def test_the_schedule_begins_anew_in_each_phase(whole):
+def test_each_phase_has_its_own_schedule(whole):
   workdir, _ = whole
   config = checked_pretraining(main.parse_flags(['main', f'--config={CONFIG}']).config)
   _, schedule = build.build_optimizer(config)
@@ -81,7 +81,7 @@ def test_the_schedule_begins_anew_in_each_phase(whole):
   for line in micro_run.figures(workdir):
     if line['kind'] == 'train':
       assert line['learning_rate'] == pytest.approx(float(schedule(line['step'] - 1)), abs=1e-12)
-  # So that the peak is the whole rate.
+  # The peak is the full rate.
   config = config.replace({'optimizer.decay_after_warmup': True})
   _, schedule = build.build_optimizer(config)
   rates = [float(schedule(i)) for i in range(LAST)]
@@ -90,7 +90,7 @@ def test_the_schedule_begins_anew_in_each_phase(whole):
 
 
 @pytest.mark.faults
-def test_killed_in_the_first_phase_and_stopped_in_the_second_it_ends_the_same(whole, tmp_path):
+def test_a_run_killed_in_one_phase_and_stopped_in_another_ends_equally(whole, tmp_path):
   workdir = tmp_path / 'stopped'
   process = micro_run.start(*arguments(workdir))
   micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 6, process)
@@ -125,13 +125,13 @@ def test_a_run_resumes_in_the_phase_of_its_last_checkpoint(last, whole, tmp_path
   assert_same(workdir, whole[0])
 
 
-def test_a_run_that_is_done_says_so(whole):
+def test_a_finished_run_reports_that_it_is_finished(whole):
   before = micro_run.figures(whole[0])
   assert f'all {LAST} steps were made before' in micro_run.run(*arguments(whole[0]))[0]
   assert micro_run.figures(whole[0]) == before
 
 
-def test_a_checkpoint_opens_with_the_rows_of_its_phase(whole):
+def test_a_checkpoint_is_opened_with_the_rows_of_its_phase(whole):
   workdir, _ = whole
   for step, length in ((10, 32), (FIRST, 32), (14, 64), ('last', 64)):
     run = electra_jax.load(str(workdir), str(step))
@@ -155,7 +155,7 @@ def test_phases_split_the_steps():
     2,
     3,
   ] and second.config.phases == ()
-  # What a phase does not set is the config's, and the config stays as it was.
+  # Fields that a phase does not set are those of the config, which does not change.
   assert (
     first.config.optimizer.name == second.config.optimizer.name == 'lamb'
     and first.config.seed == config.seed

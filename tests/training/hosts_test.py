@@ -196,7 +196,7 @@ def test_an_unexpected_error_of_the_first_process_ends_both_without_waiting(fold
 def test_integers_above_32_bits_are_gathered():
   program = (
     'import sys; from electra_jax.training import hosts\n'
-    'hosts.join("auto", sys.argv[1], 2, int(sys.argv[2]))\n'
+    'hosts.join_processes("auto", sys.argv[1], 2, int(sys.argv[2]))\n'
     'print(hosts.gather(50_000_000_000 + int(sys.argv[2])), file=sys.stderr); hosts.leave(True)'
   )
   address = f'127.0.0.1:{free_port()}'

@@ -1,4 +1,4 @@
-"""Layer-wise learning rates: the original's to the last tensor, and mended; by depth alone, whatever the mesh."""
+"""Layer-wise learning rates: as in the original program, or by depth; on any mesh."""
 
 import pathlib
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import adamw
 from jax.sharding import NamedSharding, PartitionSpec
 
 from electra_jax.model import heads
@@ -18,15 +19,8 @@ GOLDEN, PREFIX = (
   pathlib.Path(__file__).parents[1] / 'golden' / 'optimizer.npz',
   'finetune_layerwise_0.8/',
 )
-ADAM = {
-  'b1': 0.9,
-  'b2': 0.999,
-  'eps': 1e-6,
-  'weight_decay': 0.01,
-  'clip': 1.0,
-  'bias_correction': False,
-}
-# The original's tensors at their places in our tree; of the layers some are missing there, and are zeros here.
+# Tensors of the original program by their paths in our tree. Those of some layers are missing in
+# the file, and are zeros here.
 PLACES = {
   ('embeddings', 'word'): 'electra/embeddings/word_embeddings',
   ('embeddings', 'norm', 'scale'): 'electra/embeddings/LayerNorm/gamma',
@@ -63,7 +57,7 @@ def flat(tree):
 
 
 def original(file, prefix, step=None):
-  """The file's tensors as a tree of ours; how many were read."""
+  """The tensors of the file as our tree, and how many were read."""
   nested, read = {}, 0
 
   def get(name):
@@ -88,11 +82,11 @@ def original(file, prefix, step=None):
 
 
 def eight_steps(published, file):
-  """Largest difference from the original over all tensors and steps, as a share of its tolerance."""
+  """Largest difference from the original program over all tensors and steps, in tolerances."""
   params, read = original(file, PREFIX + 'param/0/')
   assert read == sum(name.startswith(PREFIX + 'param/0/') for name in file.files) == 9
   rates = optimizers.layerwise_rates(params, 2, 0.8, published)
-  optimizer = optimizers.adamw(schedules.WarmupDecay(1e-2, 3, 20), **ADAM, layer_rates=rates)
+  optimizer = adamw(schedules.WarmupDecay(1e-2, 3, 20), layer_rates=rates)
   state, worst = optimizer.init(params), 0
   step = jax.jit(lambda grads, state, params: optimizer.update(grads, state, params))
   for i in range(8):
@@ -104,15 +98,15 @@ def eight_steps(published, file):
   return worst
 
 
-def test_eight_steps_of_the_original_with_layerwise_rates():
+def test_eight_steps_agree_with_the_original_program():
   file = np.load(GOLDEN)
   assert eight_steps(True, file) <= 1
-  assert eight_steps(False, file) > 100  # the mended rates are others, and the comparison sees it
+  assert eight_steps(False, file) > 100  # rates by depth differ, which the comparison detects
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
 @pytest.mark.parametrize('published', [True, False])
-def test_every_parameter_of_a_model_has_the_rate_of_its_depth(family, published):
+def test_every_parameter_has_the_rate_of_its_depth(family, published):
   config = EncoderConfig(
     family=family,
     vocab_size=20,
@@ -145,36 +139,35 @@ def test_every_parameter_of_a_model_has_the_rate_of_its_depth(family, published)
       np.testing.assert_array_equal(rate.reshape(-1), expected, err_msg='/'.join(path))
 
 
-def test_a_decay_of_one_changes_nothing():
+def test_a_decay_of_one_has_no_effect():
   params, _ = original(np.load(GOLDEN), PREFIX + 'param/0/')
-  plain = optimizers.adamw(lambda step: 1e-2, **ADAM)
-  with_rates = optimizers.adamw(
-    lambda step: 1e-2, **ADAM, layer_rates=optimizers.layerwise_rates(params, 2, 1.0, True)
-  )
+  plain = adamw(lambda step: 1e-2)
+  rates = optimizers.layerwise_rates(params, 2, 1.0, True)
+  with_rates = adamw(lambda step: 1e-2, layer_rates=rates)
   updates = [
     optimizer.update(params, optimizer.init(params), params)[0] for optimizer in (plain, with_rates)
   ]
   for a, b in zip(*map(jax.tree.leaves, updates), strict=True):
     np.testing.assert_array_equal(a, b)
-  # Without rates the state has the form that it always had, so that checkpoints of pretraining open.
+  # Without factors the state has the form of version 0.1.0, so that its checkpoints are read.
   assert len(plain.init(params)) == 4
 
 
-def test_what_has_no_depth_is_named():
+def test_a_parameter_without_a_depth_is_refused_by_name():
   leaf = jnp.ones((2, 3))
   with pytest.raises(ValueError, match='generator_head/dense/kernel'):
     optimizers.layerwise_rates({'generator_head': {'dense': {'kernel': leaf}}}, 2, 0.8, True)
-  with pytest.raises(ValueError, match='has 2 layers, not 12'):
+  with pytest.raises(ValueError, match='has 2 layers; expected 12'):
     optimizers.layerwise_rates(
       {'discriminator': {'layers': {'query': {'kernel': leaf}}}}, 12, 0.8, True
     )
   for wrong in (0, -1, 1.1):
-    with pytest.raises(ValueError, match='more than 0 and at most 1'):
+    with pytest.raises(ValueError, match='above 0 and at most 1'):
       optimizers.layerwise_rates({'head': {'dense': {'kernel': leaf}}}, 2, wrong, True)
 
 
 @pytest.mark.parametrize('axis', [0, 1], ids=['layers', 'rows'])
-def test_on_shards_nothing_moves_and_the_update_is_the_same(axis):
+def test_updates_on_shards_need_no_communication_and_agree(axis):
   rng = np.random.default_rng(0)
   params = {
     'discriminator': {
@@ -182,7 +175,7 @@ def test_on_shards_nothing_moves_and_the_update_is_the_same(axis):
     }
   }
   rates = optimizers.layerwise_rates(params, 8, 0.8, False)
-  optimizer = optimizers.adamw(lambda step: 1e-2, **ADAM | {'clip': 0}, layer_rates=rates)
+  optimizer = adamw(lambda step: 1e-2, clip=0.0, layer_rates=rates)
   state = optimizer.init(params)
   mesh = partitioning.make_mesh()
   split = NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))

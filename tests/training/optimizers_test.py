@@ -1,4 +1,4 @@
-"""LAMB is the algorithm of its paper, a layer at a time and on any sharding; schedules and phases are the published ones."""
+"""LAMB is the algorithm of its paper, per layer and on any sharding; schedules are as published."""
 
 import runpy
 
@@ -11,7 +11,12 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from electra_jax import registry
+from electra_jax.config import PretrainingConfig, checked_pretraining
+from electra_jax.errors import UserError
+from electra_jax.pretrain import build, pretrain_step
 from electra_jax.training import optimizers, partitioning, schedules
+from electra_jax.training.update_step import layout_of_state, with_moments
 
 RECIPE = {'b1': 0.878, 'b2': 0.974, 'eps': 1e-6, 'weight_decay': 0.01}
 STEPS = 5
@@ -21,8 +26,13 @@ def rate(step):
   return 6e-3 / (1 + step)
 
 
+def lamb(schedule, **fields):
+  settings = conftest.optimizer_settings(schedule, **RECIPE | {'bias_correction': True} | fields)
+  return optimizers.lamb(settings)
+
+
 def gradients(params, steps=STEPS, seed=1):
-  """Trees of gradients, small enough at first and then too large not to be clipped."""
+  """Trees of gradients, of which the first are too small to be clipped and the last are clipped."""
   rng = np.random.default_rng(seed)
 
   def draw(scale):
@@ -56,7 +66,7 @@ def same(ours, theirs, rtol=1e-5):
 
 
 def lamb_in_numpy(params, grads, clip, bias_correction, excluded, stacked):
-  """You et al. 2020, algorithm 2, in float64, on flat dicts of tensors; layers of stacked tensors are taken one by one."""
+  """You et al. 2020, algorithm 2, in float64, on flat dicts of tensors, per layer if stacked."""
   params = {name: x.astype(np.float64) for name, x in params.items()}
   m = {name: np.zeros_like(x) for name, x in params.items()}
   v = {name: np.zeros_like(x) for name, x in params.items()}
@@ -85,8 +95,8 @@ def flat(tree):
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-@pytest.mark.parametrize('clip', [0, 1.0])
-def test_lamb_is_optax_lamb_where_nothing_is_stacked_or_left_out(clip):
+@pytest.mark.parametrize('clip', [0.0, 1.0])
+def test_lamb_equals_optax_lamb_without_stacked_or_excluded_tensors(clip):
   rng = np.random.default_rng(0)
   params = {
     f'layer_{i}': {'kernel': rng.standard_normal((4, 3)).astype(np.float32) * 2**i}
@@ -99,7 +109,7 @@ def test_lamb_is_optax_lamb_where_nothing_is_stacked_or_left_out(clip):
       rate, RECIPE['b1'], RECIPE['b2'], RECIPE['eps'], weight_decay=RECIPE['weight_decay']
     ),
   )
-  ours = optimizers.lamb(rate, **RECIPE, clip=clip, bias_correction=True)
+  ours = lamb(rate, clip=clip)
   for a, b in zip(
     run(ours, params, gradients(params)), run(theirs, params, gradients(params)), strict=True
   ):
@@ -107,24 +117,21 @@ def test_lamb_is_optax_lamb_where_nothing_is_stacked_or_left_out(clip):
 
 
 @pytest.mark.parametrize('family, bias_correction', [('electra', True), ('modern', False)])
-def test_lamb_of_a_model_is_the_algorithm_in_numpy(family, bias_correction):
+def test_lamb_of_a_model_agrees_with_the_algorithm_in_numpy(family, bias_correction):
   params = conftest.random_params(conftest.tiny_electra(family))
   params['embeddings']['word'] = np.zeros_like(params['embeddings']['word'])
   grads = gradients(params)
   for tree in grads:
-    tree['discriminator']['layers']['query']['kernel'][1] = 0  # of one layer alone: its own ratio
+    tree['discriminator']['layers']['query']['kernel'][1] = 0  # only one layer: its own ratio
   names = list(flat(params))
   excluded = {name for name in names if name.endswith(('bias', 'scale'))}
   stacked = {name for name in names if '/layers/' in name}
   assert excluded and stacked - excluded and set(names) - excluded - stacked
   args = [flat(tree) for tree in grads], 1.0, bias_correction
-  ours = flat(
-    run(optimizers.lamb(rate, **RECIPE, clip=1.0, bias_correction=bias_correction), params, grads)[
-      -1
-    ]
-  )
+  ours = flat(run(lamb(rate, bias_correction=bias_correction), params, grads)[-1])
   same(ours, lamb_in_numpy(flat(params), *args, excluded, stacked))
-  # The comparison would notice: whole stacks taken as one tensor, and biases and norms that are scaled and decayed.
+  # The comparison detects stacks that are one tensor, and biases and norms that are scaled and
+  # decayed.
   for wrong in ((excluded, ()), (set(), stacked)):
     with pytest.raises(AssertionError):
       same(ours, lamb_in_numpy(flat(params), *args, *wrong))
@@ -139,16 +146,14 @@ def test_lamb_moves_a_layer_by_its_norm_times_the_rate():
     }
   }
   grads = jax.tree.map(np.ones_like, params)
-  after = run(
-    optimizers.lamb(lambda step: 0.01, **RECIPE, clip=0, bias_correction=True), params, [grads]
-  )[0]
+  after = run(lamb(lambda step: 0.01, clip=0.0), params, [grads])[0]
   np.testing.assert_allclose(
     after['layers']['query']['kernel'], 0.99 * params['layers']['query']['kernel'], rtol=1e-6
   )
 
 
 @pytest.mark.parametrize('axis', [0, 1, 2], ids=['layers', 'rows', 'columns'])
-def test_lamb_on_shards_gathers_nothing_and_is_the_same(axis):
+def test_lamb_on_shards_gathers_no_tensor_and_agrees(axis):
   shape = (8, 16, 24)
   rng = np.random.default_rng(2)
   params = {
@@ -157,7 +162,7 @@ def test_lamb_on_shards_gathers_nothing_and_is_the_same(axis):
   }
   mesh = partitioning.make_mesh()
   sharded = NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
-  optimizer = optimizers.lamb(rate, **RECIPE, clip=1.0, bias_correction=True)
+  optimizer = lamb(rate)
   state = optimizer.init(params)
 
   def place(tree):
@@ -186,7 +191,72 @@ def test_lamb_on_shards_gathers_nothing_and_is_the_same(axis):
   same(jax.device_get(ours[0]), run(optimizer, params, grads)[-1], rtol=1e-6)
 
 
-def test_the_published_schedule_is_what_it_was_to_the_bit():
+@pytest.fixture
+def lion(monkeypatch):
+  """The config of the example that registers Lion, which is registered only in this test."""
+  monkeypatch.setattr(registry.OPTIMIZERS, '_entries', dict(registry.OPTIMIZERS._entries))
+  path = micro_run.ROOT / 'tests' / 'extending' / 'optimizer.py'
+  return runpy.run_path(str(path))['get_config']()
+
+
+def test_a_registered_optimizer_is_built_from_the_config_and_its_options(lion):
+  lion.optimizer.update(warmup_steps=0, clip=0.0)
+  lion.optimizer.options = {'momentum_dtype': 'bfloat16'}
+  config = checked_pretraining(lion)
+  optimizer, schedule = build.build_optimizer(config)
+  params = {'discriminator': {'kernel': np.linspace(-1, 1, 8, dtype=np.float32)}}
+  theirs = optax.lion(schedule, b1=0.9, b2=0.99, mu_dtype=jnp.bfloat16, weight_decay=0.1)
+  grads = gradients(params)
+  for ours, expected in zip(run(optimizer, params, grads), run(theirs, params, grads), strict=True):
+    same(ours, expected, rtol=1e-6)
+  momentum = next(x.mu for x in optimizer.init(params) if hasattr(x, 'mu'))
+  assert momentum['discriminator']['kernel'].dtype == jnp.bfloat16
+
+
+def test_an_unknown_option_of_an_optimizer_is_refused(lion):
+  lion.optimizer.options = {'momentum': 0.9}
+  with pytest.raises(UserError, match='config.optimizer.options.momentum is not an option'):
+    checked_pretraining(lion)
+
+
+@pytest.mark.parametrize('kind', ['adam', 'lion', 'adafactor'])
+def test_moments_of_any_optimizer_are_split_as_the_parameters(kind):
+  optimizer = {
+    'adam': optax.scale_by_adam(),
+    'lion': optax.scale_by_lion(),
+    'adafactor': optax.scale_by_factored_rms(min_dim_size_to_factor=8),
+  }[kind]
+  config = PretrainingConfig().replace({'sharding.smallest': 0})
+  layout = partitioning.make_layout(config)
+  boxed = jax.eval_shape(lambda: pretrain_step.init_params(conftest.tiny_electra(), 0, 8))
+  shapes, shardings = layout_of_state(boxed, optimizer, layout)
+  assert jax.tree.structure(shapes.opt_state) == jax.tree.structure(shardings.opt_state)
+  of_adam = layout_of_state(boxed, optax.scale_by_adam(), layout)[1].opt_state.mu
+  same_shape = {'adam': 'mu', 'lion': 'mu', 'adafactor': 'v'}[kind]
+  moments = getattr(shardings.opt_state, same_shape)
+  if kind == 'adafactor':  # matrices have factored moments
+    assert shapes.opt_state.v_row['embeddings']['word'].shape == (16,)
+    assert shardings.opt_state.v_row['embeddings']['word'].is_fully_replicated
+    assert moments['embeddings']['norm'] == of_adam['embeddings']['norm']
+  else:
+    assert moments == of_adam
+    assert not moments['embeddings']['word'].is_fully_replicated
+
+
+def test_moments_of_parameters_that_are_not_trained_do_not_change():
+  params = {name: {'kernel': jnp.ones((2, 2))} for name in ('discriminator', 'generator')}
+  old = optax.scale_by_lion().init(params)
+  new = jax.tree.map(lambda x: x + 1, old)
+
+  def only_generator(new, old):
+    return old | {'generator': new['generator']}
+
+  state = with_moments(new, params, only_generator, old)
+  assert state.count == 1
+  assert not state.mu['discriminator']['kernel'].any() and state.mu['generator']['kernel'].all()
+
+
+def test_the_published_schedule_is_bitwise_its_formula():
   def before(step, rate, warmup_steps, steps):
     step = jnp.asarray(step, jnp.float32)
     warmup = jnp.minimum(1.0, step / warmup_steps) if warmup_steps else 1.0
@@ -202,21 +272,21 @@ def test_the_published_schedule_is_what_it_was_to_the_bit():
     assert np.array_equal(jax.jit(schedule)(every), jax.jit(published)(every))
 
 
-def test_the_schedule_of_the_large_batch_recipe():
+def test_the_schedule_of_the_large_batch_recipe_agrees_with_keras():
   schedule = jax.jit(schedules.WarmupDecay(6e-3, 2_000, 10_000, power=0.5, after_warmup=True))
   steps = np.array([0, 1, 1_000, 1_999, 2_000, 4_000, 8_000, 9_999, 10_000, 12_000])
-  # Keras' PolynomialDecay over what is left after a warm-up that ends at the whole rate.
+  # PolynomialDecay of Keras over the steps after a warm-up that ends at the full rate.
   expected = [
     6e-3 * (t / 2_000 if t < 2_000 else max(0, 1 - (t - 2_000) / 8_000) ** 0.5) for t in steps
   ]
   np.testing.assert_allclose([schedule(t) for t in steps], expected, rtol=1e-5, atol=3e-8)
-  # The original's way instead: both factors at once, so that the whole rate is never reached.
+  # In the original program both factors apply at once, so that the full rate is never reached.
   at_once = schedules.WarmupDecay(6e-3, 2_000, 10_000, power=0.5)
   np.testing.assert_allclose(at_once(2_000), 6e-3 * 0.8**0.5, rtol=1e-6)
   assert schedules.WarmupDecay(6e-3, 0, 10, power=0.5, after_warmup=True)(0) == np.float32(6e-3)
 
 
-def test_phases_begin_anew_at_their_boundaries():
+def test_schedules_of_phases_start_at_their_boundaries():
   of_phase = [
     schedules.WarmupDecay(6e-3, 4, 10, power=0.5, after_warmup=True),
     schedules.WarmupDecay(4e-3, 2, 6, power=0.5, after_warmup=True),
@@ -232,22 +302,24 @@ def test_phases_begin_anew_at_their_boundaries():
   assert every[9] > 0 and every[10] == 0 and every[12] == np.float32(4e-3)
   assert schedules.Piecewise(of_phase[:1], [])(4) == np.float32(6e-3)
   for wrong in ([10], [10, 16, 20], [16, 10]):
-    with pytest.raises(ValueError, match='3 schedules take 2 ascending boundaries'):
+    with pytest.raises(
+      ValueError, match='boundaries of 3 schedules are .* expected 2 ascending steps'
+    ):
       schedules.Piecewise(of_phase, wrong)
 
 
-def test_moments_go_on_from_phase_to_phase():
-  """At the boundary the rate is 0 and the state is the same as without phases."""
+def test_moments_are_kept_from_phase_to_phase():
+  """At the boundary the rate is 0, and the state is that of a run without phases."""
   params = {'head': {'kernel': np.ones((3, 2), np.float32)}}
   grads = gradients(params, steps=4)
   phases = schedules.Piecewise([lambda step: 1e-2, schedules.WarmupDecay(1e-2, 2, 4)], [2])
-  optimizer = optimizers.lamb(phases, **RECIPE, clip=1.0, bias_correction=True)
+  optimizer = lamb(phases)
   every = run(optimizer, params, grads)
   same(every[2], every[1], rtol=0)
   assert np.abs(every[3]['head']['kernel'] - every[2]['head']['kernel']).max() > 1e-4
 
 
-def test_the_config_of_the_large_batch_recipe_sees_as_many_tokens_as_published_and_divides():
+def test_the_config_of_the_large_batch_recipe_has_the_published_number_of_tokens_and_divides():
   config = runpy.run_path(str(micro_run.ROOT / 'configs' / 'base_lamb.py'))['get_config']()
   assert (
     round(sum(p['steps'] * p['batch_size'] * p['sequence_length'] for p in config.phases) / 1e9, 1)

@@ -1,4 +1,4 @@
-"""Settings that change over a run: the step sees the value of its step, held-out rows the plain one."""
+"""Settings that change over a run: a step has its own value, and evaluation the configured one."""
 
 import dataclasses
 
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import micro_config
 
-from electra_jax import main, registry
+from electra_jax import registry
 from electra_jax.config import (
   PretrainingConfig,
   checked_pretraining,
@@ -23,14 +24,8 @@ from electra_jax.pretrain import build, masking, pretrain_step, replacement
 from electra_jax.training import partitioning, schedules
 
 
-def config_of(*fields):
-  return main.parse_flags(
-    ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
-  ).config
-
-
 def checked(*fields):
-  return checked_pretraining(config_of(*fields))
+  return checked_pretraining(micro_config(*fields))
 
 
 def program(config, devices=1):
@@ -39,7 +34,7 @@ def program(config, devices=1):
   return build.program(config, phase, build.any_tokenizer(300), layout)
 
 
-def test_the_forms():
+def test_schedules_agree_with_their_formulas():
   every, at = (
     np.arange(0, 101),
     lambda form: np.array(jax.jit(schedules.from_form(form, 100))(jnp.arange(0, 101))),
@@ -74,7 +69,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize('name', FORMS)
-def test_constants_as_inputs_give_bitwise_the_values_of_constants_in_the_program(name):
+def test_constants_as_inputs_give_bitwise_the_values_of_compiled_constants(name):
   schedule = FORMS[name]
   steps_in_use = np.unique(np.geomspace(1, 1.01e6, 3_000).astype(np.int32))
   every = np.concatenate([np.arange(300, dtype=np.int32), steps_in_use])
@@ -89,7 +84,7 @@ def test_constants_as_inputs_give_bitwise_the_values_of_constants_in_the_program
 
 
 @pytest.mark.parametrize('name', FORMS)
-def test_another_rate_or_length_needs_no_other_program(name):
+def test_another_rate_or_length_compiles_no_other_program(name):
   schedule, compilations = FORMS[name], []
 
   @jax.jit
@@ -103,7 +98,7 @@ def test_another_rate_or_length_needs_no_other_program(name):
   assert all(x.dtype in (np.float32, np.int32) for x in jax.tree.leaves(schedule.inputs()))
 
 
-def test_the_lowered_step_is_the_same_for_other_rates_and_lengths():
+def test_the_lowered_step_is_equal_for_other_rates_and_lengths():
   def lowered(*fields):
     p = program(checked(*fields))
     return build.lower_step(p, 1).as_text()
@@ -121,7 +116,7 @@ SCHEDULES = (
 )
 
 
-def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
+def test_a_scheduled_step_equals_a_step_with_its_values_on_any_mesh():
   config = checked(*SCHEDULES, 'model.dropout=0.0', 'model.attention_dropout=0.0')
   plain = program(config)
   p = program(config, devices=2)
@@ -138,7 +133,7 @@ def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
   assert values['temperature'] == pytest.approx(0.5 + 1.5 * np.exp(-3)) and values[
     'discriminator_weight'
   ] == pytest.approx(8)
-  # One that was compiled for the values of step 9.
+  # A step that was compiled with the values of step 9.
   wanted = jax.jit(
     pretrain_step.make_train_step(
       dataclasses.replace(
@@ -151,10 +146,10 @@ def test_a_step_is_that_of_its_values_in_micro_batches_and_over_devices_too():
     np.testing.assert_allclose(
       sums[name], wanted[name], rtol=1e-4, atol=1 if name == 'scores' else 0, err_msg=name
     )
-  assert first['masked'] > 1.1 * sums['masked']  # another step, another rate
+  assert first['masked'] > 1.1 * sums['masked']  # another step has another rate
 
 
-def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_were():
+def test_slots_suffice_for_the_largest_rate_and_evaluation_masks_do_not_change():
   plain, scheduled = (
     build.build_settings(checked(*fields), build.any_tokenizer(300))
     for fields in ((), SCHEDULES[1:2])
@@ -165,7 +160,7 @@ def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_w
   )
   assert (
     dataclasses.replace(scheduled, max_predictions=plain.max_predictions) == plain
-  )  # what evaluation goes by
+  )  # evaluation uses these
   objective, rows = registry.OBJECTIVES.get('electra'), conftest.packed_rows(8, 32, 300)
   few, many = (
     jax.jit(
@@ -191,8 +186,8 @@ def test_slots_are_enough_for_the_largest_rate_and_held_out_masks_stay_as_they_w
   )
 
 
-def test_the_share_is_of_the_whole_run_whatever_its_phases():
-  config = config_of("objective.schedules.temperature=('linear',2.0,1.0)")
+def test_schedules_span_the_whole_run_with_any_phases():
+  config = micro_config("objective.schedules.temperature=('linear',2.0,1.0)")
   config.phases = ({'steps': 10}, {'steps': 20})
   config = checked_pretraining(config)
   second = build.program(
@@ -204,8 +199,8 @@ def test_the_share_is_of_the_whole_run_whatever_its_phases():
   assert second.schedules['temperature'](15) == 1.5
 
 
-def test_a_config_with_a_schedule_comes_back_from_its_file():
-  config = config_of("objective.schedules.temperature=('points',(0,2.0),(30,1.0))")
+def test_a_config_with_a_schedule_survives_json():
+  config = micro_config("objective.schedules.temperature=('points',(0,2.0),(30,1.0))")
   again = from_plain(to_plain(config), PretrainingConfig)
   checked_pretraining(again)
   assert (
@@ -236,14 +231,14 @@ def test_a_config_with_a_schedule_comes_back_from_its_file():
     ),
   ],
 )
-def test_mistakes_are_told(fields, sentence):
-  with pytest.raises(UserError) as told:
+def test_invalid_configs_are_refused(fields, sentence):
+  with pytest.raises(UserError) as error:
     checked(*fields)
-  assert sentence in str(told.value) and 'config.objective.schedules.' in str(told.value)
+  assert sentence in str(error.value) and 'config.objective.schedules.' in str(error.value)
 
 
-def test_a_rate_of_masks_is_set_in_one_place():
-  config = config_of("objective.schedules.mask_rate=('linear',0.2,0.3)")
+def test_a_mask_rate_is_set_by_phases_or_a_schedule_but_not_both():
+  config = micro_config("objective.schedules.mask_rate=('linear',0.2,0.3)")
   config.phases = ({'steps': 10, 'objective.mask_rate': 0.2}, {'steps': 20})
   with pytest.raises(UserError, match='config.phases set objective.mask_rate and so does'):
     checked_pretraining(config)

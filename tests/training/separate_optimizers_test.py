@@ -1,13 +1,15 @@
-"""Separate optimizers: the generator learns as if it had an optimizer of its own, and the rest as if it had another."""
+"""With its own learning rate, the generator is trained as with a separate optimizer."""
 
+import conftest
 import jax
 import numpy as np
 import optax
 import pytest
+from conftest import micro_config
 
-from electra_jax import main
 from electra_jax.config import checked_pretraining
 from electra_jax.errors import UserError
+from electra_jax.model.sharing.scheme import is_generator_parameter
 from electra_jax.pretrain import build
 from electra_jax.training import optimizers, schedules
 
@@ -15,11 +17,11 @@ ADAM = {'b1': 0.9, 'b2': 0.99, 'eps': 1e-6, 'weight_decay': 0.05, 'clip': 1.0}
 RATES = {
   True: schedules.WarmupDecay(3e-2, 2, 9),
   False: schedules.WarmupDecay(1e-2, 4, 9, power=0.5),
-}  # of the generator, of the rest
+}  # of the generator and of all else
 
 
 def parameters(*names):
-  """Three tensors of each kind of parameter: one of stacked layers, a bias, a norm's scale."""
+  """For each name three tensors: a kernel of stacked layers, a bias, and the scale of a norm."""
   rng = np.random.default_rng(1)
 
   def draw(*shape):
@@ -36,7 +38,7 @@ def parameters(*names):
 
 
 def gradients(params, steps=4):
-  """The generator's are small where the others are large, and the other way around."""
+  """Gradients of the generator that are small where the others are large, and vice versa."""
   rng = np.random.default_rng(0)
 
   def size(name, step):
@@ -62,7 +64,7 @@ def run(optimizer, params, grads):
 @pytest.mark.parametrize(
   'kind, bias_correction', [('adamw', False), ('adamw', True), ('lamb', True)]
 )
-def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
+def test_one_chain_equals_an_optimizer_per_tower(kind, bias_correction):
   params = parameters(
     'discriminator',
     'discriminator_head',
@@ -73,10 +75,11 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
     'predictor_head',
   )
   generators = ('generator', 'generator_embeddings', 'generator_head')
-  assert {name for name in params if optimizers.is_generators(name)} == set(generators)
+  assert {name for name in params if is_generator_parameter(name)} == set(generators)
   make, grads = getattr(optimizers, kind), gradients(params)
+  fields = ADAM | {'bias_correction': bias_correction}
   ours, state = run(
-    make(RATES[False], **ADAM, bias_correction=bias_correction, generator_schedule=RATES[True]),
+    make(conftest.optimizer_settings(RATES[False], RATES[True], **fields)),
     params,
     grads,
   )
@@ -86,7 +89,7 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
     def part(tree, own=own):
       return {name: x for name, x in tree.items() if (name in generators) == own}
 
-    if kind == 'adamw' and bias_correction:  # optax's own, whole
+    if kind == 'adamw' and bias_correction:  # that of optax
       alone = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
@@ -101,13 +104,13 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
         ),
       )
     else:
-      alone = make(RATES[own], **ADAM, bias_correction=bias_correction)
+      alone = make(conftest.optimizer_settings(RATES[own], **fields))
     theirs, _ = run(alone, part(params), [part(tree) for tree in grads])
     for a, b in zip(ours, theirs, strict=True):
       jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-8), part(a), b)
 
-  # One optimizer for both is another thing, and so are two that share a norm or a rate; the state has one form.
-  one, form = run(make(RATES[False], **ADAM, bias_correction=bias_correction), params, grads)
+  # One optimizer for both towers gives other parameters; the state has the same form.
+  one, form = run(make(conftest.optimizer_settings(RATES[False], **fields)), params, grads)
   assert jax.tree.structure(state) == jax.tree.structure(form)
   for name in params:
     differ = max(
@@ -117,11 +120,9 @@ def test_it_is_an_optimizer_for_each_of_the_two(kind, bias_correction):
     assert differ > 1e-5, name
 
 
-def test_what_is_shared_learns_with_the_discriminator():
+def test_shared_parameters_have_the_rate_of_the_discriminator():
   params = parameters('discriminator', 'embeddings', 'generator', 'generator_head')
-  still = optimizers.adamw(
-    lambda step: 0.0, **ADAM, bias_correction=False, generator_schedule=lambda step: 1e-2
-  )
+  still = conftest.adamw(lambda step: 0.0, generator_schedule=lambda step: 1e-2, **ADAM)
   (after,), _ = run(still, params, gradients(params, 1))
   moved = {
     name
@@ -134,20 +135,16 @@ def test_what_is_shared_learns_with_the_discriminator():
   assert moved == {'generator', 'generator_head'}
 
 
-def config_of(*fields):
-  return main.parse_flags(
-    ['main', '--config=tests/configs/micro.py', *(f'--config.{field}' for field in fields)]
-  ).config
-
-
-def test_the_rates_are_those_of_the_config_and_of_its_phases():
-  config = checked_pretraining(config_of('optimizer.generator_learning_rate=4e-3'))
+def test_rates_follow_the_config_and_its_phases():
+  config = checked_pretraining(micro_config('optimizer.generator_learning_rate=4e-3'))
   _, schedule = build.build_optimizer(config)
   own = build.build_rates(config)['generator_learning_rate']
   for step in (0, 1, 2, 10, 29):
     np.testing.assert_allclose(own(step), 4 * schedule(step), rtol=1e-6)
-  assert build.build_rates(checked_pretraining(config_of())).get('generator_learning_rate') is None
-  config = config_of('optimizer.generator_learning_rate=4e-3')
+  assert (
+    build.build_rates(checked_pretraining(micro_config())).get('generator_learning_rate') is None
+  )
+  config = micro_config('optimizer.generator_learning_rate=4e-3')
   config.phases = (
     {'steps': 10},
     {'steps': 20, 'optimizer.learning_rate': 2e-3, 'optimizer.generator_learning_rate': 1e-3},
@@ -174,7 +171,7 @@ def test_the_rates_are_those_of_the_config_and_of_its_phases():
     ),
   ],
 )
-def test_mistakes_are_told(fields, sentence):
-  with pytest.raises(UserError, match=sentence) as told:
-    checked_pretraining(config_of(*fields))
-  assert 'config.optimizer.generator_learning_rate' in str(told.value)
+def test_invalid_configs_are_refused(fields, sentence):
+  with pytest.raises(UserError, match=sentence) as error:
+    checked_pretraining(micro_config(*fields))
+  assert 'config.optimizer.generator_learning_rate' in str(error.value)

@@ -1,4 +1,4 @@
-"""On every mesh bitwise the same masks and samples and the same training to rounding, dropout on; what devices send each other."""
+"""Masks and samples are bitwise equal on every mesh, and training is to rounding."""
 
 import math
 import re
@@ -37,14 +37,14 @@ MESHES = {
 }
 
 
-def test_one_device_and_eight_train_alike():
+def test_one_device_and_eight_train_equally():
   same_training(
     train_steps('electra', devices=8, micro_batches=1),
     train_steps('electra', devices=1, micro_batches=1),
   )
 
 
-def test_micro_batches_over_eight_devices_train_alike():
+def test_micro_batches_over_eight_devices_train_equally():
   same_training(
     train_steps('modern', devices=8, micro_batches=2),
     train_steps('modern', devices=1, micro_batches=1),
@@ -54,7 +54,7 @@ def test_micro_batches_over_eight_devices_train_alike():
 @pytest.mark.parametrize(
   'sizes', [{'optimizer': ''}, *MESHES.values()], ids=['data 8, optimizer whole', *MESHES]
 )
-def test_every_mesh_trains_as_one_device_does(sizes):
+def test_every_mesh_trains_as_one_device(sizes):
   same_training(
     train_steps('electra', devices=8, micro_batches=1, **sizes),
     train_steps('electra', devices=1, micro_batches=1),
@@ -63,8 +63,11 @@ def test_every_mesh_trains_as_one_device_does(sizes):
 
 @pytest.fixture(scope='module')
 def on_meshes():
-  """On one device and on eight, dropout on: masks, noise, logits, samples of these and of given ones, and losses and
-  gradients with samples forced."""
+  """Results on one device and on eight, with dropout.
+
+  Masks, noise, logits, samples of these and of given logits, and losses and gradients with given
+  samples.
+  """
   model = tiny_electra(dropout=0.1)
   rng = np.random.default_rng(0)
   ids = packed_rows(ROWS, LENGTH, 60, empty_rows=1)
@@ -115,14 +118,14 @@ def on_meshes():
   return on(1), on(8)
 
 
-def test_masks_and_noise_are_bitwise_the_same(on_meshes):
+def test_masks_and_noise_are_bitwise_equal(on_meshes):
   one, eight = on_meshes
   for ours, theirs in zip(one['masks'], eight['masks'], strict=True):
     assert np.array_equal(ours, theirs)
   np.testing.assert_array_equal(one['noise'], eight['noise'])
 
 
-def test_samples_of_the_same_logits_are_bitwise_the_same(on_meshes):
+def test_samples_of_equal_logits_are_bitwise_equal(on_meshes):
   one, eight = on_meshes
   assert np.array_equal(one['samples of given logits'], eight['samples of given logits'])
 
@@ -143,16 +146,16 @@ def test_with_samples_forced_losses_and_gradients_agree_to_rounding(on_meshes):
     np.testing.assert_allclose(one['sums'][name], eight['sums'][name], rtol=1e-6)
   paths = jax.tree_util.tree_leaves_with_path(one['gradients'])
   for (path, ours), theirs in zip(paths, jax.tree.leaves(eight['gradients']), strict=True):
-    close = (
-      1e-5 * np.abs(theirs).max() + 4e-7
-    )  # the keys' biases have gradients that are all rounding
+    close = 1e-5 * np.abs(theirs).max() + 4e-7  # gradients of the biases of keys are only rounding
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=close, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.fixture(scope='module')
 def on_layouts():
-  """For one device and each of MESHES, parameters laid out as in training: masks, noise, logits, samples of these and of given
-  ones."""
+  """Results on one device and each of MESHES, with parameters laid out as in training.
+
+  Masks, noise, logits, samples of these and of given logits.
+  """
   model = tiny_electra(dropout=0.1, num_heads=2)
   boxed = jax.eval_shape(lambda: pretrain_step.init_params(model, 0, LENGTH))
   ids = packed_rows(ROWS, LENGTH, 60, empty_rows=1)
@@ -197,7 +200,7 @@ def on_layouts():
 
 
 @pytest.mark.parametrize('name', MESHES)
-def test_masks_noise_and_samples_are_bitwise_the_same_on_every_mesh(on_layouts, name):
+def test_masks_noise_and_samples_are_bitwise_equal_on_every_mesh(on_layouts, name):
   one, others = on_layouts
   ours = others[name]
   for what in ('masks', 'noise', 'samples of given logits'):
@@ -209,19 +212,17 @@ def test_masks_noise_and_samples_are_bitwise_the_same_on_every_mesh(on_layouts, 
   assert np.array_equal(ours['samples'][~near_tie], one['samples'][~near_tie])
 
 
-#### What is sent between devices ##############################################################################################
+#### Communication between devices ####
 
 
 def sent(compiled) -> dict[str, list]:
-  """Kind of collective -> shapes of the float arrays, scalars left out, that it results in."""
+  """Kind of collective -> shapes of the float arrays that it returns, without scalars."""
   found = {}
   kinds = 'all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute'
   for shapes, kind, rest in re.findall(
     rf' = (\([^)]*\)|\S+) ({kinds})(?:-start)?\((.*)', compiled.as_text()
   ):
-    if (
-      '/top_k"' in rest
-    ):  # on CPU a call that XLA does not split: it gathers batch x length numbers
+    if '/top_k"' in rest:  # on CPU XLA does not split this call, and gathers batch x length numbers
       continue
     for dimensions in re.findall(r'\bf32\[([\d,]+)\]', shapes):
       found.setdefault(kind, []).append(tuple(map(int, dimensions.split(','))))
@@ -232,7 +233,7 @@ def sizes(shapes) -> int:
   return sum(math.prod(shape) for shape in shapes)
 
 
-def test_no_collective_stands_in_a_loop_of_the_default_layout():
+def test_no_loop_of_the_default_layout_has_a_collective():
   entry = re.search(
     r'^ENTRY .*?^}', compiled_step('modern', 8, 2).compiled.as_text(), re.MULTILINE | re.DOTALL
   )[0]
@@ -241,11 +242,13 @@ def test_no_collective_stands_in_a_loop_of_the_default_layout():
     r' (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\('
   )
   assert len(re.findall(collective, entry)) == len(re.findall(collective, whole)) > 10
-  assert ' while(' in entry  # there are loops, over micro-batches and layers
+  assert ' while(' in entry  # loops over micro-batches and layers
 
 
 @pytest.mark.parametrize('family, micro_batches', [('electra', 1), ('modern', 2)])
-def test_each_gradient_is_sent_once_a_step_and_parameters_alone_are_gathered(family, micro_batches):
+def test_each_gradient_is_sent_once_per_step_and_only_parameters_are_gathered(
+  family, micro_batches
+):
   made = compiled_step(family, 8, micro_batches)
   parameters, moments = jax.tree.leaves(made.shapes.params), jax.tree.leaves(made.moments)
   split = [
@@ -262,7 +265,7 @@ def test_each_gradient_is_sent_once_a_step_and_parameters_alone_are_gathered(fam
   assert sizes(found['all-reduce']) == sizes(whole)
 
 
-def test_with_the_optimizer_whole_gradients_are_summed_once_and_nothing_is_gathered():
+def test_with_a_replicated_optimizer_gradients_are_summed_once_and_nothing_is_gathered():
   made = compiled_step('electra', 8, 1, optimizer='')
   found = sent(made.compiled)
   assert found.keys() == {'all-reduce'}
@@ -296,7 +299,7 @@ def test_with_the_vocabulary_split_over_tensor_no_logits_are_gathered():
   ],
   ids=str,
 )
-def test_no_part_of_an_array_of_batch_times_length_times_vocabulary_on_any_mesh(
+def test_no_mesh_has_a_part_of_an_array_of_batch_x_length_x_vocabulary(
   family, micro_batches, sizes
 ):
   masked = STEP_ROWS // 8 // micro_batches * 5 * STEP_VOCAB

@@ -18,7 +18,7 @@ from electra_jax.errors import PREEMPTED, Preempted, UserError
 from electra_jax.main import main
 from electra_jax.training import hosts
 from electra_jax.training.hosts import LOST
-from electra_jax.training.status import COPY, FILE, Status, StatusRecord
+from electra_jax.training.status import COPY, FILE, Status, TrialStatusRecord
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -62,7 +62,7 @@ def test_the_file_follows_a_run_from_the_claim_to_the_end(folder):
 def test_fine_tuning_names_task_and_trial_and_counts_what_earlier_starts_saved(folder):
   trial = folder / 'cola' / 'trial-2'
   (trial / 'checkpoints' / '6').mkdir(parents=True)
-  with Status('finetune') as status:
+  with Status('finetune', trials=True) as status:
     status.claim(folder)
     status.change(restored_step=30)  # of trial 1
     status.begin_trial(trial, 'cola', 2, 6, 25)
@@ -96,13 +96,13 @@ def test_an_exception_is_written_as_the_reason_of_the_end(folder, error, expecte
 
 
 def test_a_write_that_fails_is_reported_once_and_ends_nothing(folder, capsys):
-  (folder / 'status.tmp').mkdir()  # where the file is written first
+  (folder / FILE).mkdir()  # a file cannot take its name
   with Status('train') as status:
     status.claim(folder)
     status.progress(3)
     status.end(0)
   assert capsys.readouterr().err.count('status.json cannot be written (') == 1
-  assert not (folder / FILE).exists()
+  assert (folder / FILE).is_dir()
 
 
 def test_readers_always_find_complete_json(folder):
@@ -205,7 +205,7 @@ def test_the_page_describes_every_field():
   table = page.partition('## Fields')[2].partition('## ')[0]
   rows = [row.split('|')[1] for row in table.splitlines() if row.startswith('| `')]
   named = [name for row in rows for name in re.findall(r'`(\w+)`', row)]
-  assert named == list(StatusRecord('finetune').plain())
+  assert named == list(TrialStatusRecord('finetune').plain())
 
 
 # preemption_test, nonfinite_test and finetune_run_test check runs that stop, are killed or fail.

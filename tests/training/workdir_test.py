@@ -4,28 +4,28 @@ import json
 import os
 
 import pytest
-from etils import epath
 
+from electra_jax import file_access
+from electra_jax.errors import UserError
 from electra_jax.training import progress, run_folder
 
 
-def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path, monkeypatch):
+def test_a_file_whose_writing_fails_is_unchanged(tmp_path, monkeypatch):
   path = tmp_path / 'config.json'
   run_folder.write_json(path, {'steps': 1})
   before = path.read_bytes()
-  write_bytes = type(epath.Path(path)).write_bytes
 
-  def full(self, content):
-    write_bytes(self, content[:5])
+  def full(file):
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(type(epath.Path(path)), 'write_bytes', full)
-  with pytest.raises(OSError, match='No space left'):
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(UserError, match='cannot be written: No space left'):
     run_folder.write_json(path, {'steps': 2})
   assert path.read_bytes() == before
+  assert [file.name for file in tmp_path.iterdir()] == ['config.json']
 
 
-def test_a_file_gets_its_name_in_one_step(tmp_path, monkeypatch):
+def test_a_file_gets_its_name_when_it_is_complete(tmp_path, monkeypatch):
   contents, replace = [], os.replace
 
   def recorded(source, target):
@@ -33,12 +33,12 @@ def test_a_file_gets_its_name_in_one_step(tmp_path, monkeypatch):
     replace(source, target)
 
   monkeypatch.setattr(os, 'replace', recorded)
-  run_folder.write_bytes(tmp_path / 'file.json', b'content')
+  file_access.write_bytes(tmp_path / 'file.json', b'content')
   assert contents == [('file.json', b'content', False)]
   assert [path.name for path in tmp_path.iterdir()] == ['file.json']
 
 
-def test_metrics_up_to_the_checkpoint_stay_and_later_ones_go(tmp_path):
+def test_a_resumed_run_keeps_metrics_up_to_its_checkpoint(tmp_path):
   lines = [{'kind': 'train', 'step': step, 'seconds': 2.0 * step} for step in (10, 20, 30)]
   path = tmp_path / progress.METRICS
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))

@@ -1,0 +1,1 @@
+"""Preparation: a corpus and a tokenizer are turned into token stores, once."""

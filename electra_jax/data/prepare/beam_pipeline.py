@@ -1,4 +1,7 @@
-"""The same pieces of preparation as an Apache Beam pipeline: its local runner, Dataflow, Flink, Spark."""
+"""Runs the stages of a preparation as an Apache Beam pipeline.
+
+Beam has runners for this machine, Dataflow, Flink and Spark.
+"""
 
 import contextlib
 import difflib
@@ -7,56 +10,77 @@ import io
 import logging
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from electra_jax import console, file_access
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import blocks
 from electra_jax.errors import UserError
 
+_ERRORS = {
+  'UserError': UserError,
+  'Unwritable': file_access.Unwritable,
+  'Unreachable': file_access.Unreachable,
+}
 
-def check(flags: str, folder: str) -> None:
-  """Raises UserError where Beam is not installed, its flags cannot be, or its workers could not reach the folder."""
+
+def check_beam_flags(flags: str, folder: str) -> None:
+  """Checks the value of --beam.
+
+  Args:
+    flags: of Beam, as on a command line.
+    folder: of the prepared corpus.
+
+  Raises:
+    UserError: Beam is not installed, a flag is wrong, or workers could not reach the folder.
+  """
   try:
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-    from apache_beam.runners import create_runner
+    from apache_beam.runners.runner import create_runner
   except ImportError:
     raise UserError(
       '--beam needs Apache Beam, which is not installed; pip install apache-beam'
     ) from None
-  said = io.StringIO()
+  printed = io.StringIO()
   try:
     words = shlex.split(flags)
-    with contextlib.redirect_stderr(said), _quiet():
+    with contextlib.redirect_stderr(printed), _quiet():
       options = PipelineOptions(words)
       known = options.get_all_options()
       runner = options.view_as(StandardOptions).runner or 'DirectRunner'
       create_runner(runner)
   except (SystemExit, ValueError, ImportError) as error:
-    told = said.getvalue().strip().splitlines()[-1:] or [str(error)]
-    raise UserError(f'--beam={flags!r} does not work: {told[0]}') from None
+    lines = printed.getvalue().strip().splitlines()[-1:] or [str(error)]
+    raise UserError(f'--beam={flags!r} does not work: {lines[0]}') from None
   for word in words:
     name = word.partition('=')[0].lstrip('-').replace('-', '_')
     if word.startswith('-') and name not in known and name.removeprefix('no_') not in known:
       near = difflib.get_close_matches(name, known, n=1)
-      raise UserError(
-        f'--beam has a flag {word!r} that Beam does not know'
-        + (f'; did you mean --{near[0]}?' if near else '; leave it out')
-      )
+      remedy = f'did you mean --{near[0]}?' if near else 'leave it out'
+      raise UserError(f'--beam has the flag {word!r}, which Beam does not know; {remedy}')
   if 'dataflow' in runner.lower() and not file_access.is_remote(folder):
     raise UserError(
-      f'workers of Dataflow cannot reach {folder!r}; give --output an address such as gs://bucket/folder'
+      f'the output is {folder!r}, which workers of Dataflow cannot reach; set --output to an '
+      'address such as gs://bucket/folder'
     )
 
 
 def each_block(
-  job: blocks.Job, groups: list[corpora.Group], stage: Callable, label: str, flags: str
+  job: blocks.PreparationJob,
+  groups: Sequence[corpora.Group],
+  stage: blocks.Stage,
+  label: str,
+  flags: str,
 ) -> None:
-  """Calls `stage(job, block)` for each block of the groups; blocks that are finished are left as they are.
+  """Runs a stage for each block of the groups. Finished blocks are not changed.
 
   Args:
-    stage: blocks.sign or blocks.make_rows.
-    flags: Beam's own, as on a command line: '--runner=DataflowRunner --project=...'.
+    job: the job.
+    groups: all groups of the corpus.
+    stage: `blocks.sign` or `blocks.make_rows`.
+    label: of the console line.
+    flags: of Beam, as on a command line: '--runner=DataflowRunner --project=...'.
   """
   import apache_beam as beam
 
@@ -65,14 +89,14 @@ def each_block(
     (
       pipeline
       | 'groups' >> beam.Create(list(enumerate(groups)))
-      | 'share out groups' >> beam.Reshuffle()
+      | 'distribute groups' >> beam.Reshuffle()
       | 'read' >> beam.FlatMap(functools.partial(_read, job))
-      | 'share out blocks' >> beam.Reshuffle()
-      | label >> beam.Map(functools.partial(_call, stage, job))
+      | 'distribute blocks' >> beam.Reshuffle()
+      | label >> beam.Map(functools.partial(_run, stage, job))
     )
 
 
-def each(function: Callable, items: Iterable, flags: str) -> None:
+def each(function: Callable[[Any], object], items: Iterable[Any], flags: str) -> None:
   """Calls `function` for each item."""
   import apache_beam as beam
 
@@ -80,34 +104,31 @@ def each(function: Callable, items: Iterable, flags: str) -> None:
     (
       pipeline
       | 'items' >> beam.Create(list(items))
-      | 'share out' >> beam.Reshuffle()
+      | 'distribute' >> beam.Reshuffle()
       | 'call' >> beam.Map(function)
     )
 
 
 @contextlib.contextmanager
-def _pipeline(flags):
-  """A pipeline that runs at the end of the block. A person's mistake in a worker is one sentence here too."""
+def _pipeline(flags: str) -> Iterator[Any]:
+  """A pipeline, which runs at the end of the block. A UserError of a worker is raised here too."""
   import apache_beam as beam
   from apache_beam.options.pipeline_options import PipelineOptions
 
   try:
     with _quiet(), beam.Pipeline(options=PipelineOptions(shlex.split(flags))) as pipeline:
       yield pipeline
-  except Exception as error:  # workers on other machines hand over the text of an error alone
+  except Exception as error:  # other machines return only the text of an error
     text = f'{type(error).__name__}: {error}'
-    if not (
-      mistake := re.search(
-        r'\b(UserError|Unwritable|Unreachable): (.+?)(?: \[while running|\n|$)', text
-      )
-    ):
+    found = re.search(rf'\b({"|".join(_ERRORS)}): (.+?)(?: \[while running|\n|$)', text)
+    if not found:
       raise
-    raise getattr(file_access, mistake[1])(mistake[2]) from None
+    raise _ERRORS[found[1]](found[2]) from None
 
 
 @contextlib.contextmanager
-def _quiet():
-  """Without Beam's log, which would print tracebacks beside a sentence."""
+def _quiet() -> Iterator[None]:
+  """Without Beam's log, which prints tracebacks of errors that are raised as well."""
   logger = logging.getLogger('apache_beam')
   level = logger.level
   logger.setLevel(logging.CRITICAL)
@@ -117,9 +138,11 @@ def _quiet():
     logger.setLevel(level)
 
 
-def _read(job, numbered):
+def _read(
+  job: blocks.PreparationJob, numbered: tuple[int, corpora.Group]
+) -> Iterator[blocks.Block]:
   return blocks.read_blocks(job, *numbered)
 
 
-def _call(stage, job, block):
-  stage(job, block)
+def _run(stage: blocks.Stage, job: blocks.PreparationJob, block: blocks.Block) -> None:
+  blocks.run_stage(stage, job, block)

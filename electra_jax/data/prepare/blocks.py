@@ -1,67 +1,84 @@
-"""The unit of preparation: a block of neighbouring documents, whose rows are made by themselves, whoever makes them.
+"""Blocks of neighboring documents, whose rows are made independently of each other.
 
-Blocks begin and end at the same documents whatever the number of workers, and what is made of one depends on nothing
-outside of it. So the rows are the same for one process, many, or a cluster, and a killed run goes on block by block.
+A block starts and ends at the same documents for any number of workers, and what is made of it
+depends on nothing else. The rows are therefore the same for one process, several or a cluster, and
+a killed preparation resumes block by block.
 """
 
 import dataclasses
 import functools
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from electra_jax import file_access
+from electra_jax import file_access, registry
 from electra_jax.data.corpus import corpora, duplicates
 from electra_jax.data.prepare import packing
-from electra_jax.data.tokenizers.tokenization import load_tokenizer
+from electra_jax.data.prepare.recipe import CorpusRecipe
+from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 
-# Large enough that the padding at a block's end is nothing (half a row in a million tokens), small enough to share out.
+# Large enough that padding at the end of a block does not matter (half a row per million tokens),
+# small enough to distribute.
 BLOCK_CHARACTERS = 4_000_000
 
-LONGEST = 5  # documents that the report lists
-_BEGINNING = 60  # characters of each shown there
+LONGEST = 5  # longest documents in the report
+_BEGINNING_CHARACTERS = 60  # of each, shown in the report
 SPLITS = ('train', 'heldout')
-COUNTS = ('documents', 'empty_documents', 'duplicate_documents', 'duplicate_characters', 'characters', 'text_tokens',
-          'unknown_tokens', 'dropped_tokens', 'rows', 'tokens')  # fmt: skip
+COUNTS = (
+  'documents',
+  'empty_documents',
+  'duplicate_documents',
+  'duplicate_characters',
+  'characters',
+  'text_tokens',
+  'unknown_tokens',
+  'dropped_tokens',
+  'rows',
+  'tokens',
+)
+
+Facts = dict[str, Any]  # what was counted, as JSON values
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """What workers need to know; small, and the same for all of them.
+class PreparationJob:
+  """What workers need to know; small, and the same for all blocks.
 
   Attributes:
-    folder: where finished blocks are kept, a path or an address.
+    folder: where finished blocks are stored, a path or an address.
     tokenizer: the folder of the tokenizer.
-    tokenizer_fingerprint: of it, so that one that stood in the same folder before is not taken for it.
-    row_length: tokens a row.
-    row_format: one of packing.ROW_FORMATS.
-    seed: of segment pairs.
-    heldout_fraction: of the documents.
-    invalid_utf8: 'refuse' or 'replace'.
-    gone: numbers of the near-duplicate documents of each block that has some, by block name.
+    tokenizer_fingerprint: of the tokenizer, so that another one in the same folder is noticed.
+    recipe: the settings.
+    dropped: indices of the near-duplicates in each block that has some, by the block's name.
+    plugins: files of user code that register corpus formats and tokenizers.
   """
 
   folder: str
   tokenizer: str
   tokenizer_fingerprint: str
-  row_length: int
-  row_format: str
-  seed: int
-  heldout_fraction: float
-  invalid_utf8: str
-  gone: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  recipe: CorpusRecipe
+  dropped: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+  plugins: tuple[str, ...] = ()
 
-  def of(self, block: str) -> 'Job':
+  def for_block(self, name: str) -> 'PreparationJob':
     """What the worker of one block needs to know."""
-    return dataclasses.replace(self, gone={block: self.gone[block]} if block in self.gone else {})
+    dropped = {name: self.dropped[name]} if name in self.dropped else {}
+    return dataclasses.replace(self, dropped=dropped)
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """Documents to be made into rows."""
+  """Documents that are made into rows.
+
+  Attributes:
+    group: index of the group of files that they are read from.
+    number: of the block in its group.
+    texts: the documents.
+  """
 
   group: int
   number: int
@@ -69,129 +86,196 @@ class Block:
 
   @property
   def name(self) -> str:
+    """The name of the block's files."""
     return block_name(self.group, self.number)
 
 
+Stage = Callable[..., Facts]  # `sign` or `make_rows`
+
+
 def block_name(group: int, number: int) -> str:
-  """Names sort as the documents do."""
+  """The name of a block; names sort in the order of the documents."""
   return f'{group:05d}-{number:06d}'
 
 
-def read_blocks(job: Job, index: int, group: corpora.Group, advance=None) -> Iterator[Block]:
-  """Reads a group's documents as blocks; at its end notes what was counted, so that it need not be read again."""
-  texts, characters, number, counts = [], 0, 0, {}
-  for text in corpora.documents(group, job.invalid_utf8, advance, counts):
+def run_stage(stage: Stage, job: PreparationJob, block: Block, threads: int | None = 1) -> Facts:
+  """Runs a stage for one block, in any process of any machine."""
+  registry.load_plugins(job.plugins)
+  return stage(job, block, threads)
+
+
+#### Reading ####
+
+
+def read_blocks(
+  job: PreparationJob,
+  index: int,
+  group: corpora.Group,
+  advance: Callable[[int], None] | None = None,
+) -> Iterator[Block]:
+  """Yields the blocks of a group, and records at its end how many there are and what was counted.
+
+  Args:
+    job: the job.
+    index: of the group.
+    group: the files to read.
+    advance: is called with the number of bytes read since the last call.
+  """
+  registry.load_plugins(job.plugins)
+  texts: list[str] = []
+  counts: dict[str, int] = {}
+  characters = 0
+  number = 0
+  for text in corpora.documents(group, job.recipe.invalid_utf8, advance, counts):
     texts.append(text)
     characters += len(text)
     if characters >= BLOCK_CHARACTERS:
       yield Block(index, number, texts)
-      texts, characters, number = [], 0, number + 1
+      texts = []
+      characters = 0
+      number += 1
   if texts:
     yield Block(index, number, texts)
     number += 1
-  _write_json(
-    file_access.join(job.folder, 'groups', f'{index:05d}.json'),
-    {'blocks': number, 'counts': counts},
-  )
+  _write_json(_group_file(job, index), {'blocks': number, 'counts': counts})
 
 
-def group_facts(job: Job, index: int) -> dict | None:
-  """What `read_blocks` noted of a group: 'blocks' (their number) and 'counts'; None where it has not ended."""
-  return _read_json(file_access.join(job.folder, 'groups', f'{index:05d}.json'))
+def group_facts(job: PreparationJob, index: int) -> Facts | None:
+  """What `read_blocks` recorded of a group: 'blocks' (their number) and 'counts'.
+
+  Returns:
+    None if the group was not read to its end.
+  """
+  return _read_json(_group_file(job, index))
 
 
-def block_facts(job: Job, name: str) -> dict | None:
-  """What was counted of a finished block, by split; None of one that is not finished."""
-  return _read_json(file_access.join(job.folder, 'rows', f'{name}.json'))
+def _group_file(job: PreparationJob, index: int) -> str:
+  return file_access.join(job.folder, 'groups', f'{index:05d}.json')
 
 
-def rows_file(job: Job, name: str, split: str) -> str:
-  return file_access.join(job.folder, 'rows', f'{name}.{split}.npy')
+#### Stage: signatures ####
 
 
-def sign(job: Job, block: Block, threads: int | None = 1) -> dict:
-  """Writes the MinHash signatures of a block's documents, uint32 [documents, permutations]; counts nothing."""
-  del threads  # only for tokenizers
+def sign(job: PreparationJob, block: Block, threads: int | None = 1) -> Facts:
+  """Writes the MinHash signatures of a block, uint32 `[documents, permutations]`.
+
+  Args:
+    job: the job.
+    block: the documents.
+    threads: unused.
+
+  Returns:
+    Nothing counted.
+  """
+  del threads
   path = signatures_file(job, block.name)
   if not file_access.exists(path):
     _write_array(path, np.stack([duplicates.signature(text) for text in block.texts]))
   return {}
 
 
-def signatures_file(job: Job, name: str) -> str:
+def signatures_file(job: PreparationJob, name: str) -> str:
+  """The file of a block's signatures."""
   return file_access.join(job.folder, 'signatures', f'{name}.npy')
 
 
-def make_rows(job: Job, block: Block, threads: int | None = 1) -> dict:
-  """Writes a block's rows, by split, and returns what was counted; a block that is finished is left as it is."""
-  if facts := block_facts(job, block.name):
-    return facts
+#### Stage: rows ####
+
+
+def make_rows(job: PreparationJob, block: Block, threads: int | None = 1) -> Facts:
+  """Writes the rows of a block, by split. A finished block is not changed.
+
+  Args:
+    job: the job.
+    block: the documents.
+    threads: of the tokenizer; None for all cores.
+
+  Returns:
+    What was counted, by split.
+  """
+  if finished := block_facts(job, block.name):
+    return finished
   tokenizer = worker_tokenizer(job.tokenizer, job.tokenizer_fingerprint)
-  gone = set(job.gone.get(block.name, ()))
-  chosen = {split: [] for split in SPLITS}
-  facts = {split: dict.fromkeys(COUNTS, 0) | {'longest': []} for split in SPLITS}
+  dropped = set(job.dropped.get(block.name, ()))
+  chosen: dict[str, list[str]] = {split: [] for split in SPLITS}
+  facts: Facts = {split: dict.fromkeys(COUNTS, 0) | {'longest': []} for split in SPLITS}
   for number, text in enumerate(block.texts):
-    split = SPLITS[corpora.is_held_out(text, job.heldout_fraction)]
-    if number in gone:
+    split = SPLITS[corpora.is_held_out(text, job.recipe.heldout_fraction)]
+    if number in dropped:
       facts[split]['duplicate_documents'] += 1
       facts[split]['duplicate_characters'] += len(text)
     else:
       chosen[split].append(text)
+  dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
   for split, texts in chosen.items():
     rows = _rows(job, block, split, texts, tokenizer, facts[split], threads)
     facts[split]['rows'] = len(rows)
     facts[split]['tokens'] = int((rows != tokenizer.pad_id).sum())
-    dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
     if len(rows):
       _write_array(rows_file(job, block.name, split), rows.astype(dtype))
-  _write_json(
-    file_access.join(job.folder, 'rows', f'{block.name}.json'), facts
-  )  # last: it says that the block is finished
+  _write_json(_facts_file(job, block.name), facts)  # last, because it marks the block as finished
   return facts
 
 
-def add_facts(total: dict, facts: dict) -> dict:
-  """Adds the counts of one split of a block to those of all before it."""
+def block_facts(job: PreparationJob, name: str) -> Facts | None:
+  """What was counted in a finished block, by split; None if it is not finished."""
+  return _read_json(_facts_file(job, name))
+
+
+def rows_file(job: PreparationJob, name: str, split: str) -> str:
+  """The file of a block's rows, int `[rows, row_length]`."""
+  return file_access.join(job.folder, 'rows', f'{name}.{split}.npy')
+
+
+def _facts_file(job: PreparationJob, name: str) -> str:
+  return file_access.join(job.folder, 'rows', f'{name}.json')
+
+
+def add_facts(total: Facts, facts: Facts) -> Facts:
+  """Adds the counts of one split of a block to a total, which is returned."""
   for name in COUNTS:
     total[name] = total.get(name, 0) + facts[name]
-  total['longest'] = sorted(
-    [*total.get('longest', []), *facts['longest']], key=lambda item: -item[0]
-  )[:LONGEST]
+  longest = [*total.get('longest', []), *facts['longest']]
+  total['longest'] = sorted(longest, key=lambda item: -item[0])[:LONGEST]
   return total
 
 
 @functools.lru_cache(maxsize=2)
-def worker_tokenizer(folder: str, fingerprint: str):
-  """The tokenizer of a folder, opened once a process."""
+def worker_tokenizer(folder: str, fingerprint: str) -> Tokenizer:
+  """The tokenizer in a folder, opened once per process.
+
+  Raises:
+    UserError: its fingerprint is another one.
+  """
   tokenizer = load_tokenizer(folder)
   if tokenizer.fingerprint != fingerprint:
     raise UserError(
-      f'the tokenizer in {folder!r} has changed while rows were made with it; prepare the corpus again'
+      f'the tokenizer in {folder!r} changed while rows were made with it; prepare the corpus again'
     )
   return tokenizer
 
 
-def _rows(job, block, split, texts, tokenizer, facts, threads):
-  """Rows `[n, row_length]` of the texts of one split, counted into `facts`."""
-  ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
-  if job.row_format == 'segment_pair':
-    lines = [[line for line in text.split('\n') if line.strip()] for text in texts]
-    encoded = iter(
-      tokenizer.encode_arrays([line for document in lines for line in document], threads)
-    )
-    documents = [[next(encoded) for _ in document] for document in lines]
+def _rows(
+  job: PreparationJob,
+  block: Block,
+  split: str,
+  texts: list[str],
+  tokenizer: Tokenizer,
+  facts: Facts,
+  threads: int | None,
+) -> np.ndarray:
+  """Rows `[rows, row_length]` of the texts of one split; what is counted is added to `facts`."""
+  if job.recipe.row_format == 'segment_pair':
     rng = np.random.Generator(
       np.random.Philox(
-        key=[job.seed % 2**64, SPLITS.index(split)], counter=[0, 0, block.group, block.number]
+        key=[job.recipe.seed % 2**64, SPLITS.index(split)],
+        counter=[0, 0, block.group, block.number],
       )
     )
-    rows = np.array(
-      list(packing.segment_pairs(documents, job.row_length, *ids, rng, facts)), np.int32
-    ).reshape(-1, job.row_length)
-    tokens = [np.concatenate([*document, np.zeros(0, np.int32)]) for document in documents]
+    tokens, rows = _segment_pair_rows(job, texts, tokenizer, rng, facts, threads)
   else:
     tokens = tokenizer.encode_arrays(texts, threads)
-    rows = packing.pack(tokens, job.row_length, *ids)
+    rows = packing.pack(tokens, job.recipe.row_length, *_row_ids(tokenizer))
   for text, encoded in zip(texts, tokens, strict=True):
     facts['documents'] += 1
     facts['empty_documents'] += not len(encoded)
@@ -199,30 +283,64 @@ def _rows(job, block, split, texts, tokenizer, facts, threads):
     facts['text_tokens'] += len(encoded)
     facts['unknown_tokens'] += int((encoded == tokenizer.unk_id).sum())
   longest = sorted(zip(map(len, tokens), texts, strict=True), key=lambda item: -item[0])[:LONGEST]
-  facts['longest'] = [
-    [length, ' '.join(text[: 4 * _BEGINNING].split())[:_BEGINNING]] for length, text in longest
-  ]
+  facts['longest'] = [[length, _beginning(text)] for length, text in longest]
   return rows
 
 
-def _write_array(path, array):
+def _segment_pair_rows(
+  job: PreparationJob,
+  texts: list[str],
+  tokenizer: Tokenizer,
+  rng: np.random.Generator,
+  facts: Facts,
+  threads: int | None,
+) -> tuple[list[np.ndarray], np.ndarray]:
+  """(tokens of each text, rows) in the format segment_pair, whose segments are made of lines."""
+  lines = [[line for line in text.split('\n') if line.strip()] for text in texts]
+  encoded = iter(
+    tokenizer.encode_arrays([line for document in lines for line in document], threads)
+  )
+  documents = [[next(encoded) for _ in document] for document in lines]
+  length = job.recipe.row_length
+  rows = packing.segment_pairs(documents, length, *_row_ids(tokenizer), rng, facts)
+  tokens = [np.concatenate([*document, np.zeros(0, np.int32)]) for document in documents]
+  return tokens, np.array(list(rows), np.int32).reshape(-1, length)
+
+
+def _row_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
+  """The ids that packing adds."""
+  return tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id
+
+
+def _beginning(text: str) -> str:
+  return ' '.join(text[: 4 * _BEGINNING_CHARACTERS].split())[:_BEGINNING_CHARACTERS]
+
+
+#### Files ####
+
+
+def read_array(path: str) -> np.ndarray:
+  """An array that a worker wrote; a local one is mapped and not read."""
+  if file_access.is_remote(path):
+    remote: np.ndarray = np.load(io.BytesIO(file_access.read_bytes(path)))
+    return remote
+  mapped: np.ndarray = np.load(path, mmap_mode='r')
+  return mapped
+
+
+def _write_array(path: str, array: np.ndarray) -> None:
   buffer = io.BytesIO()
   np.save(buffer, array)
   file_access.write_bytes(path, buffer.getvalue())
 
 
-def read_array(path: str) -> np.ndarray:
-  """An array that a worker wrote; mapped, not read, where it is on this machine."""
-  if file_access.is_remote(path):
-    return np.load(io.BytesIO(file_access.read_bytes(path)))
-  return np.load(path, mmap_mode='r')
+def _write_json(path: str, value: Facts) -> None:
+  content = json.dumps(value, ensure_ascii=False)
+  file_access.write_bytes(path, content.encode('utf-8', 'surrogatepass'))
 
 
-def _write_json(path, value):
-  file_access.write_bytes(
-    path, json.dumps(value, ensure_ascii=False).encode('utf-8', 'surrogatepass')
-  )
-
-
-def _read_json(path):
-  return json.loads(file_access.read_bytes(path)) if file_access.exists(path) else None
+def _read_json(path: str) -> Facts | None:
+  if not file_access.exists(path):
+    return None
+  value: Facts = json.loads(file_access.read_bytes(path))
+  return value

@@ -1,4 +1,7 @@
-"""Documents' token ids to rows of one length: packed without losing a token, or the original's two-segment examples."""
+"""Makes rows of one length from token ids.
+
+`pack` loses no token. `segment_pairs` makes the two-segment examples of the original program.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,14 +13,10 @@ ROW_FORMATS = ('packed', 'segment_pair')
 MIN_PIECE = 8
 MIN_ROW_LENGTH = 8
 
-# Of google-research/electra's build_pretraining_dataset.py.
-ONE_SEGMENT = (
-  0.1  # examples whose lines all go to the first segment, as single sentences do in classification
-)
-SHORT_TARGET = 0.05  # examples that aim at a random length
-OVERFULL_FIRST = (
-  0.5  # a line that overfills the first segment still goes there, where no second has begun
-)
+# Constants of build_pretraining_dataset.py in google-research/electra.
+ONE_SEGMENT = 0.1  # fraction of examples with one segment, like single sentences in classification
+SHORT_TARGET = 0.05  # fraction of examples with a random target length
+OVERFULL_FIRST = 0.5  # probability that a line overfills the first segment if it is the last there
 SHORTEST_TARGET = 5
 
 
@@ -29,28 +28,32 @@ def pack(
   pad_id: int,
   min_piece: int = MIN_PIECE,
 ) -> np.ndarray:
-  """Packs documents into rows of pieces, each `[CLS] tokens [SEP]`, in order, padding after the last piece.
+  """Packs documents into rows of pieces, each `[CLS] tokens [SEP]`, in order.
 
-  A document is cut where the row ends and goes on in the next, so every token comes out once and in order. A cut leaves
-  no piece shorter than `min_piece`, since a sliver has no context to learn from: where one would be left, the piece
-  before it gives up tokens, or the whole of it waits for the next row. That padding is at most `2 * min_piece` tokens a
-  document.
+  A document is cut where a row ends and continues in the next, so every token occurs once and in
+  order. Padding follows the last piece. A cut leaves no piece shorter than `min_piece`, because so
+  short a piece has no context to learn from: the piece before it gives up tokens, or the whole
+  piece moves to the next row. This pads at most `2 * min_piece` tokens per document.
 
   Args:
-    documents: integer arrays `[tokens]` without special tokens; empty ones give nothing.
-    row_length: tokens a row.
-    min_piece: the shortest piece, in tokens without [CLS] and [SEP], that a cut may leave.
+    documents: integer arrays `[tokens]` without special tokens; empty ones are skipped.
+    row_length: tokens per row.
+    cls_id: id of [CLS].
+    sep_id: id of [SEP].
+    pad_id: id of padding.
+    min_piece: the least tokens of a piece after a cut, without [CLS] and [SEP].
 
   Returns:
-    Rows, int32 `[rows, row_length]`.
+    int32 `[rows, row_length]`.
 
   Raises:
-    UserError: rows too short to hold a piece.
+    UserError: rows are too short to hold a piece.
   """
   check_row_length(row_length)
   min_piece = min(min_piece, (row_length - 2) // 2)
   documents = [np.asarray(document) for document in documents]
-  starts, takes = [], []  # of each piece: where its [CLS] stands in the flat rows, and its tokens
+  piece_starts: list[int] = []  # place of each piece's [CLS] in the concatenated rows
+  piece_sizes: list[int] = []  # tokens of each piece
   position = 0
   for document in documents:
     remaining = len(document)
@@ -59,18 +62,19 @@ def pack(
       if take == 0:
         position += row_length - position % row_length
         continue
-      starts.append(position)
-      takes.append(take)
+      piece_starts.append(position)
+      piece_sizes.append(take)
       position += take + 2
       remaining -= take
-  starts, takes = np.array(starts, np.int64), np.array(takes, np.int64)
+  starts = np.array(piece_starts, np.int64)
+  sizes = np.array(piece_sizes, np.int64)
   rows = np.full(-(-position // row_length) * row_length, pad_id, np.int32)
   if len(starts):
-    rows[starts], rows[starts + takes + 1] = cls_id, sep_id
-    moved = (
-      starts + 1 - (np.cumsum(takes) - takes)
-    )  # from a token's place in the text to its place in the rows
-    rows[np.arange(takes.sum()) + np.repeat(moved, takes)] = np.concatenate(documents)
+    rows[starts] = cls_id
+    rows[starts + sizes + 1] = sep_id
+    # From a token's place in the text to its place in the rows.
+    moved = starts + 1 - (np.cumsum(sizes) - sizes)
+    rows[np.arange(sizes.sum()) + np.repeat(moved, sizes)] = np.concatenate(documents)
   return rows.reshape(-1, row_length)
 
 
@@ -81,83 +85,108 @@ def segment_pairs(
   sep_id: int,
   pad_id: int,
   rng: np.random.Generator,
-  counts: dict,
+  counts: dict[str, int],
 ) -> Iterator[np.ndarray]:
-  """Rows `[CLS] first [SEP] second [SEP]`, or `[CLS] first [SEP]`, as google-research/electra's builder makes them.
+  """Makes rows `[CLS] first [SEP] second [SEP]` or `[CLS] first [SEP]`.
 
-  Lines of a document are gathered until they reach the target length, which is the row's, or a random one for
-  `SHORT_TARGET` of the rows. Lines then go to the first segment up to half of the target (all of them, for
-  `ONE_SEGMENT` of the rows), and the rest to the second. What is longer than the row is cut off and lost, as there,
-  but counted.
+  As build_pretraining_dataset.py of google-research/electra does: lines of a document are collected
+  up to the target length, which is that of the row, or random for a fraction `SHORT_TARGET` of the
+  rows. Lines go to the first segment up to half of the target (all of them for a fraction
+  `ONE_SEGMENT` of the rows) and the rest to the second. Tokens beyond the row are dropped, as
+  there, but counted.
 
   Args:
     documents: for each document its lines, integer arrays `[tokens]` without special tokens.
-    row_length: tokens a row.
-    rng: all that is random is drawn from it, in order.
-    counts: its 'dropped_tokens' grows by the tokens that were cut off.
+    row_length: tokens per row.
+    cls_id: id of [CLS].
+    sep_id: id of [SEP].
+    pad_id: id of padding.
+    rng: the source of all random numbers, used in order.
+    counts: `dropped_tokens` is added to.
 
   Yields:
     Rows, int32 `[row_length]`.
 
   Raises:
-    UserError: rows too short to hold a piece.
+    UserError: rows are too short to hold a piece.
   """
   check_row_length(row_length)
   target = row_length
   for lines in documents:
-    gathered, length = [], 0
+    collected: list[np.ndarray] = []
+    length = 0
     for index, line in enumerate(lines):
-      gathered.append(line)
+      collected.append(line)
       length += len(line)
       if length < target and index + 1 < len(lines):
         continue
       if length:
-        first, second = _two_segments(gathered, target, rng)
-        first, kept = first[: row_length - 2], len(first)
-        second, kept = second[: max(0, row_length - len(first) - 3)], kept + len(second)
-        counts['dropped_tokens'] += kept - len(first) - len(second)
+        first, second = _two_segments(collected, target, rng)
+        kept_first = first[: row_length - 2]
+        kept_second = second[: max(0, row_length - len(kept_first) - 3)]
+        counts['dropped_tokens'] += len(first) + len(second) - len(kept_first) - len(kept_second)
+        end = [kept_second, [sep_id]] if len(kept_second) else []
+        ids = np.concatenate([[cls_id], kept_first, [sep_id], *end])
         row = np.full(row_length, pad_id, np.int32)
-        ids = np.concatenate(
-          [[cls_id], first, [sep_id], *([second, [sep_id]] if len(second) else [])]
-        )
         row[: len(ids)] = ids
         yield row
-        target = (
-          int(rng.integers(SHORTEST_TARGET, row_length + 1))
-          if rng.random() < SHORT_TARGET
-          else row_length
-        )
-      gathered, length = [], 0
+        short = rng.random() < SHORT_TARGET
+        target = int(rng.integers(SHORTEST_TARGET, row_length + 1)) if short else row_length
+      collected = []
+      length = 0
 
 
-def _two_segments(lines, target, rng):
-  """The lines of an example, dealt to its first and second segment."""
+def _two_segments(
+  lines: Iterable[np.ndarray], target: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """The lines of an example, distributed to its first and second segment."""
   most = np.inf if rng.random() < ONE_SEGMENT else (target - 3) // 2
-  segments, lengths = ([], []), [0, 0]
+  first: list[np.ndarray] = []
+  second: list[np.ndarray] = []
+  length = 0  # of the first
   for line in lines:
-    fits = lengths[0] + len(line) < most
-    overfull = not segments[1] and lengths[0] < most and rng.random() < OVERFULL_FIRST
-    chosen = 0 if not segments[0] or fits or overfull else 1
-    segments[chosen].append(line)
-    lengths[chosen] += len(line)
-  return [np.concatenate(segment) if segment else np.zeros(0, np.int32) for segment in segments]
+    fits = length + len(line) < most
+    overfull = not second and length < most and rng.random() < OVERFULL_FIRST
+    if not first or fits or overfull:
+      first.append(line)
+      length += len(line)
+    else:
+      second.append(line)
+  nothing = np.zeros(0, np.int32)
+  return (
+    np.concatenate(first) if first else nothing,
+    np.concatenate(second) if second else nothing,
+  )
 
 
 def check_row_length(row_length: int) -> None:
-  """Raises UserError where rows are too short to hold pieces worth learning from."""
+  """Checks that rows can hold pieces worth learning from.
+
+  Raises:
+    UserError: they are too short.
+  """
   if row_length < MIN_ROW_LENGTH:
-    raise UserError(f'row_length is {row_length}; rows need {MIN_ROW_LENGTH} tokens at least')
+    raise UserError(f'row_length is {row_length}; expected at least {MIN_ROW_LENGTH} tokens.')
 
 
-def pieces(row: np.ndarray, cls_id: int, sep_id: int) -> list[np.ndarray]:
-  """The pieces of a row, `[row_length]`, without their [CLS] and [SEP]."""
+def row_pieces(row: np.ndarray, cls_id: int, sep_id: int) -> list[np.ndarray]:
+  """The pieces of a row.
+
+  Args:
+    row: `[row_length]`.
+    cls_id: id of [CLS].
+    sep_id: id of [SEP].
+
+  Returns:
+    Arrays `[tokens]` without [CLS] and [SEP].
+  """
   starts = np.flatnonzero(row == cls_id)
   ends = np.flatnonzero(row == sep_id)
   return [row[start + 1 : end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _take(remaining: int, room: int, min_piece: int) -> int:
-  """Tokens to put into a row that has room for `room`: 0 where the rest of the row is better left as padding."""
+  """Tokens to put into a row with room for `room`; 0 to pad the rest of the row."""
   if remaining <= room:
     return remaining
   take = min(room, remaining - min_piece)

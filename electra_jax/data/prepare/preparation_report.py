@@ -1,238 +1,276 @@
-"""What preparation counted: gathered from its blocks, in lines for the console, and as a page."""
+"""The counts of a preparation: added up over its blocks, and shown on the console and as a page."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from electra_jax import console
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import blocks
+from electra_jax.data.prepare.blocks import Facts
 
-_READ = ('blank_documents', 'documents_with_replacements', 'replaced_bytes')
+# A part of a store: a file of rows, and its number of rows.
+Part = tuple[str, int]
+
+_READ_COUNTS = ('blank_documents', 'documents_with_replacements', 'replaced_bytes')
+# Columns of the table of sources.
+_SOURCE_COLUMNS = {
+  'documents': 'documents',
+  'characters': 'characters',
+  'tokens': 'text_tokens',
+  'rows': 'rows',
+  'blank': 'blank_documents',
+  'bytes not UTF-8': 'replaced_bytes',
+}
 
 
-def gather(
-  job: blocks.Job,
+@dataclasses.dataclass(frozen=True)
+class GatheredFacts:
+  """What all blocks counted, and where their rows are.
+
+  Attributes:
+    facts: JSON values. `stores`: names of the stores. `train` and, if documents are held out,
+      `heldout`: `documents`, `empty_documents` without a token, `duplicate_documents` and
+      `duplicate_characters` dropped as near-duplicates, `characters`, `text_tokens` without special
+      tokens, `unknown_tokens` among them, `dropped_tokens` that segment_pair cut off, `rows`,
+      `tokens` with special tokens, `padding_share`, `longest` documents as [tokens, beginning].
+      `sources`: location, weight and store of each, what reading it counted (`blank_documents`,
+      `documents_with_replacements`, `replaced_bytes`), and the counts of its training documents.
+    parts: of each store, in order.
+  """
+
+  facts: Facts
+  parts: dict[str, list[Part]]
+
+
+def gather_facts(
+  job: blocks.PreparationJob,
   groups: Sequence[corpora.Group],
-  sources: Sequence[corpora.Source],
-  weighted: bool,
-) -> tuple[dict, dict]:
-  """Adds up finished blocks.
+  sources: Sequence[corpora.CorpusSource],
+) -> GatheredFacts:
+  """Adds up what finished blocks counted. Sources with weights have a store each.
 
   Args:
-    weighted: whether each source has a store of its own.
-
-  Returns:
-    facts: JSON values. `stores`: their names. `train` and `heldout` (where some is held out), each: `documents` that
-      gave rows or were empty, `empty_documents` of them without a token, `duplicate_documents` and
-      `duplicate_characters` left out as near-duplicates, `characters`, `text_tokens` without special tokens,
-      `unknown_tokens` among them, `dropped_tokens` cut off, `rows`, `tokens` with special tokens,
-      `padding_share`, `longest` documents as [tokens, beginning]. `sources`: location, weight and store of each, what reading it counted (`blank_documents`,
-      `documents_with_replacements`, `replaced_bytes`), and the counts of its training documents.
-    parts: for each store the files of its rows in order, [(file, rows)].
+    job: the job.
+    groups: all groups of the corpus.
+    sources: all sources of the corpus.
   """
-  splits = {split: {} for split in blocks.SPLITS}
-  entries = [
+  weighted = sources[0].weight is not None
+  splits: dict[str, Facts] = {split: {} for split in blocks.SPLITS}
+  entries: list[dict[str, Any]] = [
     {
       'location': source.location,
       'weight': source.weight,
       'store': f'train-{i:02d}' if weighted else 'train',
-      **dict.fromkeys(_READ, 0),
+      **dict.fromkeys(_READ_COUNTS, 0),
       **dict.fromkeys(blocks.COUNTS, 0),
     }
     for i, source in enumerate(sources)
   ]
-  parts = {entry['store']: [] for entry in entries} | {'heldout': []}
+  parts: dict[str, list[Part]] = {entry['store']: [] for entry in entries}
+  parts['heldout'] = []
   for index, group in enumerate(groups):
-    read, entry = blocks.group_facts(job, index), entries[group.source]
-    for name in _READ:
+    read = _recorded(blocks.group_facts(job, index))
+    entry = entries[group.source_index]
+    for name in _READ_COUNTS:
       entry[name] += read['counts'].get(name, 0)
     for number in range(read['blocks']):
-      name = blocks.block_name(index, number)
-      facts = blocks.block_facts(job, name)
+      block = blocks.block_name(index, number)
+      facts = _recorded(blocks.block_facts(job, block))
       for split, total in splits.items():
         blocks.add_facts(total, facts[split])
         store = entry['store'] if split == 'train' else 'heldout'
         if facts[split]['rows']:
-          parts[store].append((blocks.rows_file(job, name, split), facts[split]['rows']))
-      for count in blocks.COUNTS:
-        entry[count] += facts['train'][count]
+          parts[store].append((blocks.rows_file(job, block, split), facts[split]['rows']))
+      for name in blocks.COUNTS:
+        entry[name] += facts['train'][name]
   for total in splits.values():
-    blocks.add_facts(
-      total, dict.fromkeys(blocks.COUNTS, 0) | {'longest': []}
-    )  # all fields, where there was no block
-    total['padding_share'] = 1 - total['tokens'] / max(1, total['rows'] * job.row_length)
-  if not job.heldout_fraction:
+    # All counts, even if there is no block.
+    blocks.add_facts(total, dict.fromkeys(blocks.COUNTS, 0) | {'longest': []})
+    total['padding_share'] = _padding_share(total, job.recipe.row_length)
+  if not job.recipe.heldout_fraction:
     del splits['heldout'], parts['heldout']
-  return {'stores': list(parts), **splits, 'sources': entries}, parts
+  return GatheredFacts({'stores': list(parts), **splits, 'sources': entries}, parts)
 
 
-def lines(facts: dict) -> list[tuple[str, str]]:
-  """(label, text) for the console: one for each split, one for each thing that was left out, replaced or cut."""
+def _recorded(facts: Facts | None) -> Facts:
+  assert facts is not None  # every block is finished
+  return facts
+
+
+#### The console ####
+
+
+def console_lines(facts: Facts) -> list[tuple[str, str]]:
+  """(label, text): a line per split, and one for each kind of text that was lost or replaced."""
   length = facts['recipe']['row_length']
-  result = []
+  lines = []
   for split, title in (('train', 'training'), ('heldout', 'held out')):
-    if f := facts.get(split):
-      text = f'{f["documents"]:,} documents, {f["text_tokens"]:,} tokens in {f["rows"]:,} rows of {length} '
-      text += f'({f["padding_share"]:.2%} padding'
-      if f['unknown_tokens']:
-        text += f', {_share(f["unknown_tokens"], f["text_tokens"])} unknown'
-      if f['empty_documents']:
-        text += f', {f["empty_documents"]:,} documents without a token'
-      result.append((title, text + ')'))
+    if split in facts:
+      lines.append((title, _split_line(facts[split], length)))
   total = _total(facts)
   if total['dropped_tokens']:
-    result.append(
-      (
-        'dropped',
-        f'{total["dropped_tokens"]:,} tokens, {_share(total["dropped_tokens"], total["text_tokens"])}, cut off by '
-        'segment_pair',
-      )
+    share = _share(total['dropped_tokens'], total['text_tokens'])
+    lines.append(
+      ('dropped', f'{total["dropped_tokens"]:,} tokens, {share}, cut off by segment_pair')
     )
   if total['duplicate_documents']:
-    result.append(
+    lines.append(
       (
         'left out',
-        f'{total["duplicate_documents"]:,} near-duplicate documents, {total["duplicate_characters"]:,} characters',
+        f'{total["duplicate_documents"]:,} near-duplicate documents, '
+        f'{total["duplicate_characters"]:,} characters',
       )
     )
   replaced = sum(source['replaced_bytes'] for source in facts['sources'])
   if replaced:
     documents = sum(source['documents_with_replacements'] for source in facts['sources'])
-    result.append(('replaced', f'{replaced:,} bytes in {documents:,} documents were not UTF-8'))
-  return result
+    lines.append(('replaced', f'{replaced:,} bytes in {documents:,} documents were not UTF-8'))
+  return lines
 
 
-def markdown(facts: dict, seconds: float, processes: int, beam: str | None) -> str:
-  """The report as a page: what was made, from what, what was lost, the longest documents, and the time it took."""
-  recipe, tokenizer, total = facts['recipe'], facts['tokenizer'], _total(facts)
-  columns = [('training', facts['train'])] + (
-    [('held out', facts['heldout']), ('all', total)] if 'heldout' in facts else []
+def _split_line(facts: Facts, length: int) -> str:
+  notes = [f'{facts["padding_share"]:.2%} padding']
+  if facts['unknown_tokens']:
+    notes.append(f'{_share(facts["unknown_tokens"], facts["text_tokens"])} unknown')
+  if facts['empty_documents']:
+    notes.append(f'{facts["empty_documents"]:,} documents without a token')
+  return (
+    f'{facts["documents"]:,} documents, {facts["text_tokens"]:,} tokens in {facts["rows"]:,} rows '
+    f'of {length} ({", ".join(notes)})'
   )
-  rows = [
-    ('documents', lambda f: f'{f["documents"]:,}'),
-    ('characters', lambda f: f'{f["characters"]:,}'),
-    ('tokens of text', lambda f: f'{f["text_tokens"]:,}'),
-    ('characters a token', lambda f: f'{f["characters"] / max(1, f["text_tokens"]):.2f}'),
-    (
-      'unknown tokens',
-      lambda f: f'{f["unknown_tokens"]:,} ({_share(f["unknown_tokens"], f["text_tokens"])})',
-    ),
-    (
-      'tokens dropped',
-      lambda f: f'{f["dropped_tokens"]:,} ({_share(f["dropped_tokens"], f["text_tokens"])})',
-    ),
-    (f'rows of {recipe["row_length"]}', lambda f: f'{f["rows"]:,}'),
-    ('padding', lambda f: f'{f["padding_share"]:.3%}'),
-    ('documents without a token', lambda f: f'{f["empty_documents"]:,}'),
-    (
-      'near-duplicates left out',
-      lambda f: f'{f["duplicate_documents"]:,} ({f["duplicate_characters"]:,} characters)',
-    ),
-  ]
-  made_by = (
-    'by Apache Beam'
-    if beam is not None
-    else f'by {processes} processes'
-    if processes > 1
-    else 'by one process'
-  )
+
+
+#### The page ####
+
+
+def report_page(facts: Facts, seconds: float, made_by: str) -> str:
+  """The report in Markdown: what was made from what, what was lost, and the longest documents.
+
+  Args:
+    facts: of a finished corpus.
+    seconds: that it took.
+    made_by: who made it, such as 'by 4 processes'.
+  """
+  recipe = facts['recipe']
+  tokenizer = facts['tokenizer']
+  columns = {'training': facts['train']}
+  if 'heldout' in facts:
+    columns |= {'held out': facts['heldout'], 'all': _total(facts)}
   return '\n'.join(
     [
       '# Prepared corpus',
       '',
-      f'{tokenizer["kind"]} tokenizer of {tokenizer["size"]:,} tokens, row format `{recipe["row_format"]}`, made in '
-      f'{console.seconds(seconds)} {made_by}.',
+      f'{tokenizer["kind"]} tokenizer of {tokenizer["size"]:,} tokens, row format '
+      f'`{recipe["row_format"]}`, made in {console.seconds(seconds)} {made_by}.',
       '',
-      *_table(
-        [
-          ['', *(title for title, _ in columns)],
-          *([title, *(cell(f) for _, f in columns)] for title, cell in rows),
-        ]
-      ),
+      *_table(_count_rows(columns, recipe['row_length'])),
       '',
       '## Sources',
       '',
-      *_table(
-        [
-          [
-            'source',
-            'weight',
-            'documents',
-            'characters',
-            'tokens',
-            'rows',
-            'blank',
-            'bytes not UTF-8',
-          ],
-          *(
-            [
-              f'`{_cell(s["location"])}`',
-              '' if s['weight'] is None else f'{s["weight"]:g}',
-              *(
-                f'{s[name]:,}'
-                for name in (
-                  'documents',
-                  'characters',
-                  'text_tokens',
-                  'rows',
-                  'blank_documents',
-                  'replaced_bytes',
-                )
-              ),
-            ]
-            for s in facts['sources']
-          ),
-        ]
-      ),
+      *_table(_source_rows(facts['sources'])),
       '',
-      'Documents, characters, tokens and rows of a source are those to train on. Blank documents are left out.',
+      'Documents, characters, tokens and rows of a source are those of the training split. Blank '
+      'documents are dropped.',
       '',
       '## Longest documents',
       '',
-      *_table(
-        [
-          ['begins', 'tokens'],
-          *([_cell(beginning), f'{tokens:,}'] for tokens, beginning in total['longest']),
-        ]
-      ),
+      *_table(_longest_rows(_total(facts)['longest'])),
       '',
     ]
   )
 
 
-def _table(rows):
-  """Lines of a Markdown table whose columns are aligned as text too, the first to the left, figures to the right."""
+def _count_rows(columns: dict[str, Facts], row_length: int) -> list[list[str]]:
+  """Rows of the table of counts, with a column per split."""
+  cells: dict[str, Callable[[Facts], str]] = {
+    'documents': _number('documents'),
+    'characters': _number('characters'),
+    'tokens of text': _number('text_tokens'),
+    'characters per token': _characters_per_token,
+    'unknown tokens': _tokens_and_share('unknown_tokens'),
+    'tokens dropped': _tokens_and_share('dropped_tokens'),
+    f'rows of {row_length}': _number('rows'),
+    'padding': _padding,
+    'documents without a token': _number('empty_documents'),
+    'near-duplicates left out': _near_duplicates,
+  }
+  rows = [[title, *map(cell, columns.values())] for title, cell in cells.items()]
+  return [['', *columns], *rows]
+
+
+def _number(name: str) -> Callable[[Facts], str]:
+  def cell(facts: Facts) -> str:
+    return f'{facts[name]:,}'
+
+  return cell
+
+
+def _tokens_and_share(name: str) -> Callable[[Facts], str]:
+  def cell(facts: Facts) -> str:
+    return f'{facts[name]:,} ({_share(facts[name], facts["text_tokens"])})'
+
+  return cell
+
+
+def _characters_per_token(facts: Facts) -> str:
+  return f'{facts["characters"] / max(1, facts["text_tokens"]):.2f}'
+
+
+def _padding(facts: Facts) -> str:
+  return f'{facts["padding_share"]:.3%}'
+
+
+def _near_duplicates(facts: Facts) -> str:
+  return f'{facts["duplicate_documents"]:,} ({facts["duplicate_characters"]:,} characters)'
+
+
+def _source_rows(sources: Sequence[dict[str, Any]]) -> list[list[str]]:
+  rows = [['source', 'weight', *_SOURCE_COLUMNS]]
+  for source in sources:
+    weight = '' if source['weight'] is None else f'{source["weight"]:g}'
+    counts = [f'{source[name]:,}' for name in _SOURCE_COLUMNS.values()]
+    rows.append([f'`{_cell(source["location"])}`', weight, *counts])
+  return rows
+
+
+def _longest_rows(longest: Sequence[tuple[int, str]]) -> list[list[str]]:
+  rows = [[_cell(beginning), f'{tokens:,}'] for tokens, beginning in longest]
+  return [['begins', 'tokens'], *rows]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Lines of a Markdown table that is aligned as text too, its first column to the left."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-  def line(row):
-    return (
-      '| '
-      + ' | '.join(
-        cell.rjust(w) if i else cell.ljust(w)
-        for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-      )
-      + ' |'
-    )
-
-  rule = '|' + '|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths)) + '|'
-  return [line(rows[0]), rule, *map(line, rows[1:])]
+  lines = []
+  for row in rows:
+    cells = [
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    lines.append(f'| {" | ".join(cells)} |')
+  rule = ['-' * (width + 1) + (':' if i else '-') for i, width in enumerate(widths)]
+  return [lines[0], f'|{"|".join(rule)}|', *lines[1:]]
 
 
-def _total(facts):
-  """Counts of both splits together."""
-  total = {}
+def _total(facts: Facts) -> Facts:
+  """The counts of both splits together."""
+  total: Facts = {}
   for split in blocks.SPLITS:
     if split in facts:
       blocks.add_facts(total, facts[split])
-  total['padding_share'] = 1 - total['tokens'] / max(
-    1, total['rows'] * facts['recipe']['row_length']
-  )
+  total['padding_share'] = _padding_share(total, facts['recipe']['row_length'])
   return total
 
 
-def _share(part, whole):
+def _padding_share(facts: Facts, row_length: int) -> float:
+  return float(1 - facts['tokens'] / max(1, facts['rows'] * row_length))
+
+
+def _share(part: int, whole: int) -> str:
   return f'{part / max(1, whole):.3%}'
 
 
-def _cell(text):
-  """Text that a table and a terminal can hold."""
+def _cell(text: str) -> str:
+  """Text without what would break a table or a terminal."""
   return ''.join(c if c.isprintable() else ' ' for c in text).replace('|', '\\|').replace('`', "'")

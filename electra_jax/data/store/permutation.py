@@ -1,4 +1,6 @@
-"""Pseudo-random permutations, computed index by index."""
+"""Pseudo-random permutations that are computed index by index."""
+
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
@@ -6,16 +8,17 @@ _FEISTEL_ROUNDS = 8
 
 
 def permutation(index: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -> np.ndarray:
-  """Where a pseudo-random permutation of 0..n-1 sends each index; no array of n is made.
+  """Values of a pseudo-random permutation of 0..n-1. No array of size n is made.
 
-  A Feistel network (Luby and Rackoff 1988) permutes the smallest power of two that holds n, and is applied again to
-  what falls outside (cycle walking; Black and Rogaway 2002), on average at most twice a value.
+  A Feistel network (Luby and Rackoff 1988) permutes the smallest power of two that is at least n.
+  It is applied again to values outside of the range (cycle walking; Black and Rogaway 2002), on
+  average at most twice per value.
 
   Args:
     index: integers in 0..n-1, any shape.
-    n: how many there are, at least 1.
+    n: size of the permutation, at least 1.
     seed: of the run.
-    epoch: which permutation of the seed's, one for all or one an index.
+    epoch: the number of the permutation under this seed, one for all or one per index.
 
   Returns:
     int64 array of index's shape.
@@ -34,50 +37,58 @@ def permutation(index: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -
   return values.astype(np.int64).reshape(index.shape)
 
 
-def in_pieces(position: np.ndarray, size: int, piece, *arguments) -> np.ndarray:
-  """Numbers at positions of an endless sequence that is computed by the piece, since NumPy is slow in small portions.
+def in_pieces(
+  position: np.ndarray, size: int, piece: Callable[..., np.ndarray], *arguments: Hashable
+) -> np.ndarray:
+  """Values at positions of an endless sequence, computed piece by piece.
+
+  NumPy is slow for few values at a time.
 
   Args:
     position: int64 `[n]`.
-    size: positions a piece.
-    piece: a function, cached, of a piece's number and `arguments`: int64 `[size]`.
+    size: positions per piece.
+    piece: a cached function of a piece's number and `arguments` that returns int64 `[size]`.
+    arguments: of `piece`.
 
   Returns:
     int64 `[n]`.
   """
   if not len(position):
     return np.zeros(0, np.int64)
-  first, last = int(position.min()) // size, int(position.max()) // size
-  return np.concatenate([piece(number, *arguments) for number in range(first, last + 1)])[
-    position - first * size
-  ]
+  first = int(position.min()) // size
+  last = int(position.max()) // size
+  pieces = [piece(number, *arguments) for number in range(first, last + 1)]
+  values: np.ndarray = np.concatenate(pieces)[position - first * size]
+  return values
 
 
 def derived_seed(seed: int, number: int) -> int:
-  """A seed made of a seed and a number, 0 to 2**64 - 1."""
+  """A seed in 0..2**64 - 1 that is computed from a seed and a number."""
   return int(_mix(_mix(np.full(1, seed % 2**64, np.uint64)) ^ np.uint64(number % 2**64))[0])
 
 
-def _feistel(values, bits, key):
-  """One pass of the network over values `[n]` of so many bits, uint64, with a key `[n]` each."""
-  left_bits, right_bits = np.uint64(bits // 2), np.uint64(bits - bits // 2)
-  left, right = values >> right_bits, values & _mask(right_bits)
-  for i in range(
-    _FEISTEL_ROUNDS
-  ):  # an even number of rounds, so the unequal halves end where they began
+def _feistel(values: np.ndarray, bits: int, key: np.ndarray) -> np.ndarray:
+  """One pass of the network over values `[n]` of `bits` bits with a key each, uint64."""
+  left_bits = np.uint64(bits // 2)
+  right_bits = np.uint64(bits - bits // 2)
+  left = values >> right_bits
+  right = values & _mask(right_bits)
+  # An even number of rounds, so that the halves, whose sizes differ, end in their places.
+  for i in range(_FEISTEL_ROUNDS):
     scrambled = _mix(key + right * np.uint64(_FEISTEL_ROUNDS) + np.uint64(i))
     left, right = right, left ^ (scrambled & _mask(left_bits))
     left_bits, right_bits = right_bits, left_bits
   return (left << right_bits) | right
 
 
-def _mask(bits):
+def _mask(bits: np.uint64) -> np.uint64:
   return (np.uint64(1) << bits) - np.uint64(1)
 
 
-def _mix(values):
-  """SplitMix64's increment and finaliser (Steele, Lea and Flood 2014), uint64 arrays that wrap around."""
+def _mix(values: np.ndarray) -> np.ndarray:
+  """SplitMix64's increment and finalizer (Steele, Lea and Flood 2014) of uint64, which wraps."""
   values = values + np.uint64(0x9E3779B97F4A7C15)
   values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return values ^ (values >> np.uint64(31))
+  mixed: np.ndarray = values ^ (values >> np.uint64(31))
+  return mixed

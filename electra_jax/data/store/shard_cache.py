@@ -1,4 +1,9 @@
-"""Shards of a store at an address, fetched to this machine: each once a host, checked on arrival."""
+"""The shards of a store at an address, fetched to this machine: once per host, checked on arrival.
+
+fsspec's caches (`filecache`, `blockcache`, `simplecache`) are not used. They do not compare a file
+with a checksum, a process may read a file that another one is still writing, and processes of a
+host that need the same file each fetch it.
+"""
 
 import concurrent.futures
 import contextlib
@@ -6,33 +11,42 @@ import hashlib
 import os
 import pathlib
 import uuid
+from collections.abc import Callable, Iterator, Sequence
 
 from electra_jax import console, file_access
+from electra_jax.data.store.token_manifest import Shard
 from electra_jax.errors import UserError
 
 _AT_ONCE = 4
 _ATTEMPTS = 2
 _CHUNK_BYTES = 1 << 22
 
+Advance = Callable[[int], None]
+
 
 def default_cache() -> pathlib.Path:
-  """Where what can be made or fetched again is kept unless a person says otherwise."""
+  """The folder of the cache unless the config names another."""
   root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   return pathlib.Path(root) / 'electra_jax'
 
 
-def fetch_shards(address: str, shards: list[dict], folder: pathlib.Path) -> None:
-  """Fetches the shards that are not in `folder` yet, some at once, with a progress line.
+def fetch_shards(address: str, shards: Sequence[Shard], folder: pathlib.Path) -> None:
+  """Fetches the shards that are not in `folder` yet, several at a time, with a progress line.
+
+  Args:
+    address: of the store.
+    shards: entries of its manifest.
+    folder: local.
 
   Raises:
-    UserError: what `fetch_shard` raises.
+    UserError: see `fetch_shard`.
   """
   missing = [shard for shard in shards if not is_fetched(shard, folder)]
   if not missing:
     return
   arrived = [0] * len(missing)
 
-  def fetch(i):
+  def fetch(i: int) -> None:
     fetch_shard(address, missing[i], folder, lambda count: arrived.__setitem__(i, count))
 
   total = sum(shard['bytes'] for shard in missing)
@@ -51,49 +65,56 @@ def fetch_shards(address: str, shards: list[dict], folder: pathlib.Path) -> None
       pool.shutdown(wait=False, cancel_futures=True)
 
 
-def fetch_shard(address: str, shard: dict, folder: pathlib.Path, advance=None) -> pathlib.Path:
-  """A shard in `folder`, fetched where it is not there yet; processes of a host that want the same one wait for one.
+def fetch_shard(
+  address: str, shard: Shard, folder: pathlib.Path, advance: Advance | None = None
+) -> pathlib.Path:
+  """Fetches a shard unless it is in `folder`. Processes of a host that need it wait for one.
 
   Args:
     address: of the store.
-    shard: what the manifest says of it.
-    advance: called with the bytes that have arrived.
+    shard: its entry in the manifest.
+    folder: local.
+    advance: is called with the number of bytes that have arrived.
+
+  Returns:
+    The local file.
 
   Raises:
-    UserError: it cannot be read, arrives damaged twice, or cannot be kept.
+    UserError: it cannot be read, arrives damaged twice, or cannot be written here.
   """
-  target = folder / shard['file']
+  target = folder / str(shard['file'])
   if is_fetched(shard, folder):
     return target
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / f'{shard["file"]}.lock'):
+    with _locked(folder / f'{shard["file"]}.lock'):
       if not is_fetched(shard, folder):  # another process may have fetched it meanwhile
-        _download(
-          file_access.join(address, shard['file']), shard, target, advance or (lambda count: None)
-        )
+        source = file_access.join(address, shard['file'])
+        _download(source, shard, target, advance or (lambda count: None))
   except OSError as error:
     raise UserError(
-      f'the cache {str(folder)!r} cannot be written: {error.strerror or error}; name another folder for it'
+      f'the cache {str(folder)!r} cannot be written: {error.strerror or error}; name another '
+      'folder for it'
     ) from None
   return target
 
 
-def is_fetched(shard: dict, folder: pathlib.Path) -> bool:
-  """Whether a shard is in `folder`: it gets its name there when it is whole and has been checked."""
+def is_fetched(shard: Shard, folder: pathlib.Path) -> bool:
+  """Whether a shard is in `folder`, where it gets its name when it is complete and checked."""
   try:
-    return (folder / shard['file']).stat().st_size == shard['bytes']
+    return bool((folder / shard['file']).stat().st_size == shard['bytes'])
   except OSError:
     return False
 
 
-def _download(address, shard, target, advance):
-  """Writes the file at an address to `target`, whole and with the right checksum or not at all."""
+def _download(address: str, shard: Shard, target: pathlib.Path, advance: Advance) -> None:
+  """Writes the file at an address to `target`, complete and with the right checksum."""
   temporary = target.with_name(f'{target.name}.{uuid.uuid4().hex[:8]}.partial')
+  complaint = ''
   try:
     for _ in range(_ATTEMPTS):
-      complaint = None
-      digest, count = hashlib.blake2b(digest_size=16), 0
+      digest = hashlib.blake2b(digest_size=16)
+      count = 0
       with open(temporary, 'wb') as file:
         try:
           for chunk in _chunks(address):
@@ -102,7 +123,7 @@ def _download(address, shard, target, advance):
             count += len(chunk)
             advance(count)
         except _Unreadable as error:
-          complaint = f'{error}; see that it is there and can be read, or prepare the corpus again'
+          complaint = f'{error}; check that it exists and can be read, or prepare the corpus again'
           continue
         file.flush()
         os.fsync(file.fileno())
@@ -110,8 +131,8 @@ def _download(address, shard, target, advance):
         os.replace(temporary, target)
         return
       complaint = (
-        f'the shard {address!r} is damaged: {count:,} bytes of {shard["bytes"]:,} came, '
-        'or their checksum is wrong; prepare the corpus again'
+        f'the shard {address!r} is damaged: {count:,} bytes of {shard["bytes"]:,} arrived, or '
+        'their checksum is wrong; prepare the corpus again'
       )
     raise UserError(complaint)
   finally:
@@ -120,23 +141,23 @@ def _download(address, shard, target, advance):
 
 
 class _Unreadable(Exception):
-  """The other side failed, as distinct from the disk of this machine."""
+  """The address failed, as opposed to the disk of this machine."""
 
 
-def _chunks(address):
+def _chunks(address: str) -> Iterator[bytes]:
   try:
     with file_access.open_binary(address) as source:
       while chunk := source.read(_CHUNK_BYTES):
         yield chunk
   except UserError as error:
     raise _Unreadable(str(error)) from None
-  except Exception as error:  # remote file systems raise all kinds
+  except Exception as error:  # remote file systems raise many kinds
     raise _Unreadable(f'{address!r} cannot be read: {file_access.reason(error)}') from None
 
 
 @contextlib.contextmanager
-def _alone(path):
-  """Holds a lock file; where files cannot be locked, whoever is last writes the same bytes again."""
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Holds a lock file. Where files cannot be locked, each process writes the same bytes."""
   with open(path, 'w') as file:
     with contextlib.suppress(ImportError, OSError):
       import fcntl

@@ -1,4 +1,4 @@
-"""The manifest of a token store: what it says, and whether the shards beside it are what it says."""
+"""The manifest of a token store: writing it, reading it, and checking the shards against it."""
 
 import concurrent.futures
 import contextlib
@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,57 +18,68 @@ FORMAT = 'electra_jax token store'
 FORMAT_VERSION = 2
 MANIFEST_FILE = 'manifest.json'
 VERIFIED_FILE = 'verified.json'
-SHARD_BYTES = 256_000_000  # the most that a shard has
+SHARD_BYTES = 256_000_000  # the most bytes of a shard
 
 REMEDY = 'delete it and prepare the corpus again'
 _SHARD_KEYS = {'file', 'rows', 'bytes', 'blake2b', 'tokens'}
 _MANIFEST_KEYS = {
-  *(
-    'rows',
-    'length',
-    'dtype',
-    'rows_per_shard',
-    'shards',
-    'tokens',
-    'vocab_size',
-    'pad_id',
-    'tokenizer_fingerprint',
-  ),
+  'rows',
+  'length',
+  'dtype',
+  'rows_per_shard',
+  'shards',
+  'tokens',
+  'vocab_size',
+  'pad_id',
+  'tokenizer_fingerprint',
   'blake2b',
 }
 
+Manifest = dict[str, Any]  # JSON values
+Shard = dict[str, Any]  # the entry of a shard in a manifest
+
 
 def rows_per_shard(length: int, vocab_size: int) -> int:
-  """Rows of each shard but the last, so that none is larger than `SHARD_BYTES`."""
+  """Rows of each shard but the last, such that none is larger than `SHARD_BYTES`."""
   return max(1, SHARD_BYTES // (length * ids_dtype(vocab_size).itemsize))
 
 
-def ids_dtype(vocab_size: int) -> np.dtype:
-  """How ids are stored: two bytes each where that is enough, or four; little-endian."""
+def ids_dtype(vocab_size: int) -> np.dtype[Any]:
+  """The type of stored ids: little-endian, two bytes if that is enough, or four."""
   return np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
 
 
+#### Writing ####
+
+
 def write_manifest(
-  folder: str | os.PathLike,
-  shards: Iterable[dict],
+  folder: str | os.PathLike[str],
+  shards: Iterable[Shard],
   *,
   length: int,
   vocab_size: int,
   pad_id: int,
   tokenizer_fingerprint: str,
-  facts: dict,
+  facts: dict[str, Any],
 ) -> None:
-  """Makes a store of a folder whose shards are all written; a folder without a manifest is none.
+  """Turns a folder whose shards are written into a store. A folder without a manifest is none.
 
   Args:
+    folder: of the store, a path or an address.
     shards: what `write_shard` returned, in the order of their indices.
-    facts: JSON values that go into the manifest beside its own.
+    length: tokens per row.
+    vocab_size: number of ids of the tokenizer.
+    pad_id: id of padding.
+    tokenizer_fingerprint: of the tokenizer.
+    facts: JSON values that are added to the manifest.
 
   Raises:
     UserError: it cannot be written.
-    ValueError: the shards do not make a store: one is missing, or not full and not the last.
+    ValueError: the shards do not form a store, because one is missing, or is not full and not the
+      last; or `facts` has a key of the manifest.
   """
-  shards, dtype = list(shards), ids_dtype(vocab_size).str
+  shards = list(shards)
+  dtype = ids_dtype(vocab_size).str
   manifest = {
     'format': FORMAT,
     'format_version': FORMAT_VERSION,
@@ -82,19 +94,28 @@ def write_manifest(
     'tokenizer_fingerprint': tokenizer_fingerprint,
     'blake2b': rows_identity(length, dtype, shards),
   }
-  if taken := set(facts) & set(manifest):
-    raise ValueError(f'the manifest says {min(taken)!r} itself')
+  if used := set(facts) & set(manifest):
+    raise ValueError(f'{min(used)!r} is a key of the manifest; expected another name for the fact')
   if complaint := complaint_of(manifest):
     raise ValueError(complaint)
   content = json.dumps(manifest | facts, indent=2, ensure_ascii=False) + '\n'
   file_access.write_bytes(file_access.join(folder, MANIFEST_FILE), content.encode('utf-8'))
 
 
-def read_manifest(path: str) -> dict:
+def rows_identity(length: int, dtype: str, shards: Iterable[Shard]) -> str:
+  """A hash of the rows, computed from those of their shards."""
+  parts = [f'{length} {dtype}', *(shard['blake2b'] for shard in shards)]
+  return hashlib.blake2b('\n'.join(parts).encode(), digest_size=16).hexdigest()
+
+
+#### Reading ####
+
+
+def read_manifest(path: str) -> Manifest:
   """The manifest of the store at a path or address.
 
   Raises:
-    UserError: there is none; it is damaged, of another format version, or of something else.
+    UserError: there is none, it is damaged, or it has another format or format version.
   """
   file = file_access.join(path, MANIFEST_FILE)
   if not file_access.exists(file):
@@ -109,12 +130,12 @@ def read_manifest(path: str) -> dict:
     ) from None
   if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
     raise UserError(
-      f'{path!r} is not a token store: its {MANIFEST_FILE} is of another kind; {REMEDY}'
+      f'{path!r} is not a token store: its {MANIFEST_FILE} has another format; {REMEDY}'
     )
   if manifest.get('format_version') != FORMAT_VERSION:
     raise UserError(
-      f'the token store {path!r} has format version {manifest.get("format_version")} where {FORMAT_VERSION} is '
-      f'read; {REMEDY}'
+      f'the token store {path!r} has format version {manifest.get("format_version")}; expected '
+      f'{FORMAT_VERSION}; {REMEDY}'
     )
   if missing := _MANIFEST_KEYS - set(manifest):
     raise UserError(f'the manifest of the token store {path!r} lacks {min(missing)!r}; {REMEDY}')
@@ -127,9 +148,10 @@ def read_manifest(path: str) -> dict:
   return manifest
 
 
-def complaint_of(manifest: dict) -> str | None:
-  """What is wrong with the shards that a manifest tells of, None where nothing is."""
-  shards, full = manifest['shards'], manifest['rows_per_shard']
+def complaint_of(manifest: Manifest) -> str | None:
+  """What is wrong with the shards of a manifest; None if they are right."""
+  shards = manifest['shards']
+  full = manifest['rows_per_shard']
   if manifest['dtype'] != ids_dtype(manifest['vocab_size']).str:
     return f'ids of type {manifest["dtype"]!r}'
   row_bytes = manifest['length'] * np.dtype(manifest['dtype']).itemsize
@@ -150,67 +172,85 @@ def complaint_of(manifest: dict) -> str | None:
   return None
 
 
-def verify(folder: pathlib.Path, manifest: dict) -> None:
-  """Checks the sizes and checksums of the shards in a folder, and notes beside them what was found right.
+#### Checking the shards ####
 
-  A shard whose size and time of change are as noted is not read again. A folder that cannot be written is checked each
-  time.
+
+def verify(folder: pathlib.Path, manifest: Manifest) -> None:
+  """Checks the sizes and checksums of the shards in a local folder.
+
+  What was found right is recorded beside the shards. A shard whose size and time of change are as
+  recorded is not read again. A folder that cannot be written is checked each time.
+
+  Args:
+    folder: of the store.
+    manifest: of the store.
 
   Raises:
-    UserError: a shard is missing or not what the manifest says.
+    UserError: a shard is missing or differs from the manifest.
   """
-  note, todo, seen = folder / VERIFIED_FILE, [], {}
-  try:
-    known = json.loads(note.read_bytes())
-  except (OSError, ValueError):
-    known = None
-  known = known if isinstance(known, dict) else {}
-  for shard in manifest['shards']:
-    name = shard['file']
-    try:
-      facts = os.stat(folder / name)
-    except OSError:
-      raise UserError(
-        f'the token store {str(folder)!r} is damaged: {name} is missing; {REMEDY}'
-      ) from None
-    if facts.st_size != shard['bytes']:
-      raise UserError(
-        f'the token store {str(folder)!r} is damaged: {name} has {facts.st_size:,} bytes, not '
-        f'{shard["bytes"]:,}; {REMEDY}'
-      )
-    seen[name] = {
-      'bytes': facts.st_size,
-      'mtime_ns': facts.st_mtime_ns,
-      'blake2b': shard['blake2b'],
-    }
-    if known.get(name) != seen[name]:
-      todo.append(shard)
+  record = folder / VERIFIED_FILE
+  seen = {shard['file']: _state(folder, shard) for shard in manifest['shards']}
+  known = _read_record(record)
+  todo = [shard for shard in manifest['shards'] if known.get(shard['file']) != seen[shard['file']]]
   if not todo:
     return
-  total, done = sum(shard['bytes'] for shard in todo), 0
-  workers = min(8, os.cpu_count() or 1)
+  _check_digests(folder, todo)
+  with contextlib.suppress(UserError):
+    file_access.write_bytes(record, json.dumps(seen, indent=2).encode('utf-8'))
+
+
+def _state(folder: pathlib.Path, shard: Shard) -> dict[str, Any]:
+  """What is recorded of a shard that is right.
+
+  Raises:
+    UserError: the file is missing, or its size is wrong.
+  """
+  name = shard['file']
+  try:
+    stat = os.stat(folder / name)
+  except OSError:
+    raise UserError(
+      f'the token store {str(folder)!r} is damaged: {name} is missing; {REMEDY}'
+    ) from None
+  if stat.st_size != shard['bytes']:
+    raise UserError(
+      f'the token store {str(folder)!r} is damaged: {name} has {stat.st_size:,} bytes, not '
+      f'{shard["bytes"]:,}; {REMEDY}'
+    )
+  return {'bytes': stat.st_size, 'mtime_ns': stat.st_mtime_ns, 'blake2b': shard['blake2b']}
+
+
+def _read_record(record: pathlib.Path) -> dict[str, Any]:
+  try:
+    known = json.loads(record.read_bytes())
+  except (OSError, ValueError):
+    return {}
+  return known if isinstance(known, dict) else {}
+
+
+def _check_digests(folder: pathlib.Path, shards: Sequence[Shard]) -> None:
+  """Compares the checksums of shards with the manifest.
+
+  Raises:
+    UserError: one differs.
+  """
+  total = sum(shard['bytes'] for shard in shards)
+  done = 0
   with (
     console.progress('checking', total) as line,
-    concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
   ):
-    digests = pool.map(lambda shard: _file_digest(folder / shard['file']), todo)
-    for shard, digest in zip(todo, digests, strict=True):
+    digests = pool.map(lambda shard: _file_digest(folder / shard['file']), shards)
+    for shard, digest in zip(shards, digests, strict=True):
       if digest != shard['blake2b']:
         raise UserError(
-          f'the token store {str(folder)!r} is damaged: the checksum of {shard["file"]} is wrong; {REMEDY}'
+          f'the token store {str(folder)!r} is damaged: the checksum of {shard["file"]} is wrong; '
+          f'{REMEDY}'
         )
       done += shard['bytes']
       line(done, f'{done / 1e9:.1f} of {total / 1e9:.1f} GB of {folder}')
-  with contextlib.suppress(UserError):
-    file_access.write_bytes(note, json.dumps(seen, indent=2).encode('utf-8'))
 
 
-def rows_identity(length: int, dtype: str, shards: list[dict]) -> str:
-  """A hash of the rows by those of their shards."""
-  parts = [f'{length} {dtype}', *(shard['blake2b'] for shard in shards)]
-  return hashlib.blake2b('\n'.join(parts).encode(), digest_size=16).hexdigest()
-
-
-def _file_digest(file):
+def _file_digest(file: pathlib.Path) -> str:
   with open(file, 'rb') as content:
     return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

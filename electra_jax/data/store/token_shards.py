@@ -1,11 +1,12 @@
-"""Writing the shards of a token store."""
+"""Writes the shards of a token store."""
 
 import contextlib
 import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -14,33 +15,40 @@ from electra_jax.data.store.token_manifest import ids_dtype, rows_per_shard
 
 
 def write_shard(
-  folder: str | os.PathLike,
+  folder: str | os.PathLike[str],
   index: int,
   blocks: Iterable[np.ndarray],
   *,
   length: int,
   vocab_size: int,
   pad_id: int,
-) -> dict:
-  """Writes a shard, whole or not at all; doing it again, there or in another process, gives the same file.
+) -> dict[str, Any]:
+  """Writes a shard, whole or not at all. Writing it again, in any process, gives the same file.
 
   Args:
-    folder: of the store to be, a path or an address.
-    index: which shard; all but the store's last must have `rows_per_shard(length, vocab_size)` rows.
-    blocks: integer arrays `[n, length]` of ids below `vocab_size`.
+    folder: of the store, a path or an address.
+    index: of the shard; all but the store's last must have `rows_per_shard(length, vocab_size)`
+      rows.
+    blocks: integer arrays `[rows, length]` of ids below `vocab_size`.
+    length: tokens per row.
+    vocab_size: number of ids of the tokenizer.
+    pad_id: id of padding.
 
   Returns:
-    what `write_manifest` wants to know of it.
+    The shard's entry in the manifest.
 
   Raises:
-    files.Unwritable: it cannot be written.
-    ValueError: ids out of range, rows of another length, more rows than a shard holds.
+    file_access.Unwritable: it cannot be written.
+    ValueError: ids are out of range, rows have another length, or are more than a shard holds.
   """
-  dtype, most = ids_dtype(vocab_size), rows_per_shard(length, vocab_size)
+  dtype = ids_dtype(vocab_size)
+  most = rows_per_shard(length, vocab_size)
   digest = hashlib.blake2b(digest_size=16)
-  rows = tokens = 0
+  rows = 0
+  tokens = 0
   name = f'rows-{index:05}.bin'
-  target, remote = file_access.join(folder, name), file_access.is_remote(folder)
+  target = file_access.join(folder, name)
+  remote = file_access.is_remote(folder)
   place = tempfile.gettempdir() if remote else os.fspath(folder)
   temporary = os.path.join(place, f'{name}.{uuid.uuid4().hex[:8]}.partial')
   with writing(target):
@@ -58,26 +66,25 @@ def write_shard(
             raise ValueError(f'more than {most} rows for shard {index}')
         file.flush()
         os.fsync(file.fileno())
-      if remote:  # objects appear when their upload is complete
+      if remote:
         file_access.upload(temporary, target)
       else:
         os.replace(temporary, target)
     finally:
       with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
-  size = rows * length * dtype.itemsize
   return {
     'file': name,
     'rows': rows,
-    'bytes': size,
+    'bytes': rows * length * dtype.itemsize,
     'blake2b': digest.hexdigest(),
     'tokens': tokens,
   }
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike):
-  """What the system refuses to write becomes an Unwritable that names the store."""
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Raises an OSError in the block as an Unwritable that names the store."""
   try:
     yield
   except OSError as error:
@@ -86,10 +93,8 @@ def writing(path: str | os.PathLike):
     ) from None
 
 
-def _check_block(block, length, vocab_size):
+def _check_block(block: np.ndarray, length: int, vocab_size: int) -> None:
   if block.ndim != 2 or block.shape[1] != length:
-    raise ValueError(f'a block of rows has shape {block.shape}, not (n, {length})')
+    raise ValueError(f'a block of rows has shape {block.shape}; expected (n, {length})')
   if len(block) and (block.min() < 0 or block.max() >= vocab_size):
-    raise ValueError(
-      f'token ids must be in 0..{vocab_size - 1}; found {block.min()}..{block.max()}'
-    )
+    raise ValueError(f'token ids are {block.min()}..{block.max()}; expected 0..{vocab_size - 1}')

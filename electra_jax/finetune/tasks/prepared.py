@@ -46,7 +46,7 @@ def read_prepared(source: str, split: str | None = None) -> list[Row]:
     UserError: the dataset is not prepared, cannot be read, or has no such split.
   """
   parsed = _parsed(source)
-  split = split or parsed.split
+  split = split or parsed.options['split']
   builder = tfds.open_dataset(parsed)
   name, known = builder.info.full_name, builder.info.splits
   if split not in known and not re.search(r'[\[+]', split):
@@ -78,7 +78,7 @@ def read_prepared(source: str, split: str | None = None) -> list[Row]:
   return rows
 
 
-def _parsed(text: str) -> sources.Source:
+def _parsed(text: str) -> sources.CorpusSource:
   given = sources.parse_sources(text)
   if len(given) != 1 or given[0].format != 'tfds':
     raise UserError(f'{text!r} is not a single TFDS dataset; expected one, such as tfds:glue/cola')

@@ -239,7 +239,8 @@ def text_value(path: str, row: Row, column: str) -> str:
     return value
   if isinstance(value, bool | int | float):
     return json.dumps(value)
-  kind = {list: 'a list', dict: 'an object'}.get(type(value), 'null')
+  kinds: dict[type, str] = {list: 'a list', dict: 'an object'}
+  kind = kinds.get(type(value), 'null')
   raise UserError(f'{place(path, row.line)} has {kind} in its column {column!r}; expected text')
 
 

@@ -132,7 +132,8 @@ class TextTask(TaskDefaults):
   def answers(self, outputs: Outputs) -> np.ndarray:
     """The predicted targets [examples]: indices of the likeliest labels, or values."""
     if self.head == 'classification':
-      return np.argmax(outputs['logits'], -1)
+      likeliest: np.ndarray = np.argmax(outputs['logits'], -1)
+      return likeliest
     values: np.ndarray = np.asarray(outputs['value'], np.float64) * (self.high - self.low)
     return values + self.low
 

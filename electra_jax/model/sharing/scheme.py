@@ -40,7 +40,7 @@ class SharingScheme:
   Attributes:
     name: as config.sharing has it.
     one_encoder: whether one encoder serves as both towers, which then have equal sizes.
-    separate_embeddings: whether the generator has embeddings of its own, `generator_embeddings`.
+    separate_embeddings: whether the generator has separate embeddings, `generator_embeddings`.
     equal_embedding_sizes: whether the embeddings of both towers must be equally wide, although
       they are separate.
     folds_into: name of the scheme that `fold` turns weights into; '' where it changes nothing.

@@ -22,8 +22,9 @@ class MaskedTokenDetection(ReplacedTokenDetection):
 
   def counts(self, settings: Settings, batch: Batch) -> dict[str, jax.Array]:
     """See Objective.counts; `tokens` are those at the masked positions."""
-    tokens = parts.masked_positions(batch).sum(dtype='int32')
-    return super().counts(settings, batch) | {'tokens': jnp.maximum(tokens, 1)}
+    counts = super().counts(settings, batch)
+    tokens = parts.masked_positions(batch).sum(dtype=jnp.int32)
+    return counts | {'tokens': jnp.maximum(tokens, 1)}
 
   def judged_tokens(self, context: LossContext) -> jax.Array:
     """The masked positions, bool [batch, length]."""

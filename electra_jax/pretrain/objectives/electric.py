@@ -49,8 +49,9 @@ class Electric(Objective):
 
   def counts(self, settings: Settings, batch: Batch) -> dict[str, jax.Array]:
     """See Objective.counts; `candidates` are the tokens that may be masked, at least 1."""
+    counts = super().counts(settings, batch)
     found = candidates(settings, batch).sum(dtype=jnp.int32)
-    return super().counts(settings, batch) | {'candidates': jnp.maximum(found, 1)}
+    return counts | {'candidates': jnp.maximum(found, 1)}
 
   def propose(self, params: Params, context: LossContext) -> Proposal:
     """See Objective.propose; noise is labeled as replaced also where it equals the original."""

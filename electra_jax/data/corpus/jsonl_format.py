@@ -1,0 +1,84 @@
+"""JSON lines: files with one JSON object per line and the document in one of its fields."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from electra_jax import file_access
+from electra_jax.data.corpus.corpus_format import FieldFormat
+from electra_jax.data.corpus.readers import DocumentReader, named
+from electra_jax.errors import UserError
+
+Json = Any  # a value of JSON
+
+_LONE_SURROGATES = re.compile('[\ud800-\udfff]')
+_KINDS = {
+  bool: 'a truth value',
+  int: 'a number',
+  float: 'a number',
+  str: 'a string',
+  list: 'a list',
+  dict: 'an object',
+  type(None): 'null',
+}
+
+
+class JsonlFormat(FieldFormat):
+  """JSON lines. Dots in the name of a field lead into nested objects; null is a blank document."""
+
+  title = 'JSON lines'
+  extensions = ('.jsonl', '.ndjson')
+  ambiguous_extensions = ('.json',)
+
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
+    """See the base class."""
+    field = options['field']
+    for number, line in reader.lines(path):
+      if not line or line.isspace():
+        continue
+      where = f'line {number} of the corpus file {path!r}'
+      try:
+        record = json.loads(line, strict=False)  # control characters in a string are text
+      except (ValueError, RecursionError) as error:
+        raise UserError(f'{where} is not JSON ({file_access.reason(error)}); repair it') from None
+      value = _member(record, field, where)
+      escapes = '\\u' in line
+      del line, record
+      if value is None:
+        yield ''
+        continue
+      if not isinstance(value, str):
+        raise UserError(
+          f'{where} has {_KINDS[type(value)]} in its field {field!r}, not a string; name another '
+          'field with ;field=NAME'
+        )
+      if escapes and (lone := len(_LONE_SURROGATES.findall(value))):
+        if reader.invalid_utf8 == 'refuse':
+          raise UserError(
+            f'{where} has half a surrogate pair in its field {field!r}, which is not a character; '
+            'repair it, or set data.invalid_utf8=replace'
+          )
+        value = _LONE_SURROGATES.sub('\ufffd', value)
+        reader.add_replaced(lone)
+      yield value
+
+
+JSONL = JsonlFormat()
+
+
+def _member(record: Json, field: str, where: str) -> Json:
+  """A field of a JSON object; `a.b` is b inside a, unless a field has that name."""
+  if not isinstance(record, dict):
+    raise UserError(
+      f'{where} is {_KINDS[type(record)]}, not a JSON object; expected an object per line, such as '
+      '{"text": "..."}'
+    )
+  value: Json = record
+  for name in [field] if field in record else field.split('.'):
+    if not isinstance(value, dict) or name not in value:
+      raise UserError(
+        f'{where} has no field {field!r}; its fields are {named(record)}; name one with ;field=NAME'
+      )
+    value = value[name]
+  return value

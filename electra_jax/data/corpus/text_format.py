@@ -1,0 +1,93 @@
+"""Text files, with documents between blank lines, one per line or one per file; the sample."""
+
+import hashlib
+import pathlib
+from collections.abc import Iterator, Mapping
+
+from electra_jax import file_access
+from electra_jax.data.corpus.corpus_format import Contents, CorpusFormat, CorpusSource
+from electra_jax.data.corpus.readers import DocumentReader
+
+SAMPLE_PATH = pathlib.Path(__file__).parents[1] / 'sample' / 'corpus.txt.xz'
+
+
+class TextFormat(CorpusFormat):
+  """Plain text. The lines of a document are joined with newlines."""
+
+  title = 'text'
+  plain_text = True
+
+  def part_read(self, source: CorpusSource) -> str:
+    """Text formats read the same of a file."""
+    return 'text'
+
+  def options_identity(self, source: CorpusSource) -> str:
+    """Empty, as version 0.1.0 has it: corpora that it prepared are reused."""
+    return ''
+
+
+class BlankLineFormat(TextFormat):
+  """Text with blank lines between documents."""
+
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
+    """See the base class."""
+    paragraphs: list[str] = []
+    for _, line in reader.lines(path):
+      if line and not line.isspace():
+        paragraphs.append(line)
+      elif paragraphs:
+        yield '\n'.join(paragraphs)
+        paragraphs = []
+    if paragraphs:
+      yield '\n'.join(paragraphs)
+
+
+class LineFormat(TextFormat):
+  """Text with one document per line."""
+
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
+    """See the base class."""
+    for _, line in reader.lines(path):
+      yield line
+
+
+class WholeFileFormat(TextFormat):
+  """Text with one document per file."""
+
+  def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
+    """See the base class. Blank lines at the start and the end are dropped."""
+    lines: list[str] = []
+    for _, line in reader.lines(path):
+      if lines or (line and not line.isspace()):
+        lines.append(line)
+    yield '\n'.join(lines).rstrip('\n')
+
+
+class SampleFormat(BlankLineFormat):
+  """The bundled sample, whose location is 'sample'."""
+
+  title = 'the bundled sample'
+  plain_text = False
+  selectable = False
+
+  def owns(self, location: str) -> bool:
+    """See the base class."""
+    return location == 'sample'
+
+  def describe(self, source: CorpusSource) -> str:
+    """See the base class."""
+    return self.title
+
+  def contents(self, source: CorpusSource) -> Contents:
+    """The file of the sample."""
+    return {str(SAMPLE_PATH): file_access.facts(SAMPLE_PATH)}
+
+  def identity(self, source: CorpusSource, contents: Contents) -> tuple[str, str]:
+    """A hash of the text, because the file's path and time differ between installations."""
+    return '', hashlib.blake2b(SAMPLE_PATH.read_bytes()).hexdigest()
+
+
+BLANK_LINE = BlankLineFormat()
+LINE = LineFormat()
+FILE = WholeFileFormat()
+SAMPLE = SampleFormat()

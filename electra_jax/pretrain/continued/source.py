@@ -1,0 +1,193 @@
+"""Opens the weights of config.init and config.generator.init, and checks that they are usable."""
+
+import dataclasses
+import zlib
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from electra_jax import registry
+from electra_jax.config import PretrainingConfig
+from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.errors import UserError
+from electra_jax.interop import origins
+from electra_jax.interop.weights import GENERATOR, Weights, combined, of_tower
+from electra_jax.model.config import EncoderConfig
+from electra_jax.model.sharing.scheme import SharingScheme
+from electra_jax.pretrain.build import objective_of
+from electra_jax.training.encoders import sharing, towers
+
+PyTree: TypeAlias = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+  """Initial weights and their tokenizer.
+
+  Attributes:
+    weights: the weights, without rows that only pad the vocabulary.
+    tokenizer: the tokenizer beside them; None where they have none.
+  """
+
+  weights: Weights
+  tokenizer: Tokenizer | None
+
+
+def open_discriminator(config: PretrainingConfig) -> InitialWeights:
+  """The weights of config.init, with the generator of config.continued.generator if it names one.
+
+  A generator that the run has no use for is removed.
+
+  Raises:
+    UserError: the weights cannot be opened, are not those of a pretrained discriminator, or lack a
+      generator that the run requires.
+  """
+  c, uses_generator = config.continued, has_one_tower_generator(config)
+  if c.generator and not uses_generator:
+    raise UserError(
+      f'config.continued.generator is {c.generator!r}, and the run has no generator of one tower '
+      'beside the discriminator; remove it.'
+    )
+  weights = origins.open_source(config.init, c.step, c.optimizer != 'fresh')
+  if weights.discriminator is None:
+    raise UserError(
+      f'{weights.source} is a generator; config.init names the discriminator, and '
+      'config.continued.generator its generator.'
+    )
+  if weights.head is not None:
+    raise UserError(
+      f'{weights.source} is a fine-tuned model; expected the pretrained model that it was '
+      'initialized from.'
+    )
+  one_encoder = scheme_of_weights(weights).one_encoder
+  if weights.generator is not None and (c.generator or not uses_generator):
+    if not (one_encoder and objective_of(config).one_tower):
+      reason = ', by config.continued.generator' if c.generator else ''
+      weights = _without_generator(weights, reason)
+  if c.generator.startswith('hf:'):
+    weights = _with_generator(weights, c.generator)
+  if weights.generator is None and uses_generator and not c.generator:
+    raise UserError(
+      f'{weights.source} has no generator; name one with --config.continued.generator=hf:FOLDER, '
+      'or create one: scratch or narrowed (and train only the generator at first: '
+      '--config.generator.alone_steps=1000).'
+    )
+  return _with_tokenizer(weights, f'config.init {config.init}', config)
+
+
+def open_generator(config: PretrainingConfig) -> InitialWeights:
+  """The generator of config.generator.init, without the discriminator that it may have.
+
+  Raises:
+    UserError: the weights cannot be opened, or have no generator.
+  """
+  init = config.generator.init
+  weights = origins.open_source(init)
+  if weights.generator is None or 'generator_head' not in weights.params:
+    raise UserError(
+      f'config.generator.init {init} holds no generator; name a masked language model '
+      '(ElectraForMaskedLM, ModernBertForMaskedLM), a checkpoint of the original program with its '
+      'generator, or a run of objective electra or mlm.'
+    )
+  tower = of_tower(weights, 'generator')
+  params = {
+    'generator_embeddings': tower['embeddings'],
+    'generator': tower['encoder'],
+    'generator_head': tower['head'],
+  }
+  weights = dataclasses.replace(
+    weights, discriminator=None, sharing='none', moments=None, head=None, params=params
+  )
+  return _with_tokenizer(weights, f'config.generator.init {init}', config)
+
+
+def _without_generator(weights: Weights, reason: str) -> Weights:
+  """The discriminator of weights that have both towers."""
+
+  def without(tree: PyTree) -> PyTree:
+    return {name: subtree for name, subtree in tree.items() if name not in GENERATOR}
+
+  moments = weights.moments and {name: without(tree) for name, tree in weights.moments.items()}
+  return dataclasses.replace(
+    weights,
+    generator=None,
+    sharing='none',
+    params=without(weights.params),
+    moments=moments,
+    notes=(*weights.notes, f'the generator of {weights.source} is not used{reason}'),
+  )
+
+
+def _with_generator(weights: Weights, origin: str) -> Weights:
+  """Weights with the generator of config.continued.generator.
+
+  Raises:
+    UserError: it cannot be opened, is not a generator, or does not fit the discriminator.
+  """
+  other = origins.open_source(origin)
+  if other.generator is None:
+    raise UserError(
+      f'config.continued.generator {origin!r} holds no generator; name a folder of '
+      'ElectraForMaskedLM or ModernBertForMaskedLM.'
+    )
+  if other.discriminator is not None:
+    raise UserError(
+      f'config.continued.generator {origin!r} holds both towers; name the folder of only the '
+      'generator.'
+    )
+  return combined(weights, other)
+
+
+def _with_tokenizer(weights: Weights, field: str, config: PretrainingConfig) -> InitialWeights:
+  if weights.tokenizer is None:
+    return InitialWeights(weights, None)
+  return InitialWeights(*origins.with_tokenizer(weights, field, *letter_cases(config)))
+
+
+#### What a config means for weights ####
+
+
+def has_one_tower_generator(config: PretrainingConfig) -> bool:
+  """Whether the run has a generator that weights can have: one tower, beside the discriminator."""
+  objective = objective_of(config)
+  if objective.one_tower or objective.two_tower_generator:
+    return False
+  return not config.generator.uniform
+
+
+def scheme_of(config: PretrainingConfig) -> SharingScheme:
+  """What the towers of a run share."""
+  name = sharing(config, objective_of(config).one_tower)
+  scheme: SharingScheme = registry.SHARING_SCHEMES.get(name)
+  return scheme
+
+
+def scheme_of_weights(weights: Weights) -> SharingScheme:
+  """What the towers of weights share."""
+  scheme: SharingScheme = registry.SHARING_SCHEMES.get(weights.sharing)
+  return scheme
+
+
+def encoders_of(config: PretrainingConfig, vocab_size: int) -> tuple[EncoderConfig, EncoderConfig]:
+  """Configs of generator and discriminator as weights have them: no row pads the vocabulary."""
+  generator, discriminator = (
+    dataclasses.replace(tower, vocab_multiple=1, attention='xla')
+    for tower in towers(config, objective_of(config).one_tower, vocab_size, 'cpu')
+  )
+  return generator, discriminator
+
+
+def letter_cases(config: PretrainingConfig) -> tuple[bool | None, bool | None]:
+  """Values of lowercase and strip_accents for a vocabulary whose files do not record them."""
+  choice = {'auto': None, 'yes': True, 'no': False}
+  return choice[config.data.lowercase], choice[config.data.strip_accents]
+
+
+def weights_digest(source: InitialWeights | None) -> int:
+  """A checksum of all parameters, which processes compare; 0 without a source."""
+  found = 0
+  for path, value in jax.tree_util.tree_leaves_with_path(source.weights.params if source else {}):
+    name = jax.tree_util.keystr(path).encode()
+    found = zlib.crc32(np.ascontiguousarray(value).data, zlib.crc32(name, found))
+  return found
