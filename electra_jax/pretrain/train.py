@@ -325,7 +325,7 @@ def _compile_step(setup: RunSetup, number: int) -> jax.stages.Compiled:
   count, compiled, needed = build.compile_to_fit(setup.programs[number], free, chosen, say)
   setup.micro_batches[number] = count
   parts = f'; {count} micro-batches of {config.batch_size // count} rows' if count > 1 else ''
-  say('memory', f'{needed / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free{parts}')
+  say('memory', f'{needed / 1e9:.2f} GB per device, {free / 1e9:.1f} GB free{parts}')
   say('compiled', f'in {time.perf_counter() - start:.0f} s, {setup.dtype} products')
   if peak.flops and flops / peak.flops > LONG_STEP:
     say(

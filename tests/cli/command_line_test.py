@@ -38,7 +38,7 @@ def test_the_first_screen_tells_what_will_be_done(screen):
     for part in ('embeddings', 'generator', 'generator head', 'discriminator', 'discriminator head')
   )
   assert re.search(r'[\d.]+ MFLOP; at least [\d.e-]+ s at', labelled(screen, 'one step'))
-  assert re.search(r'[\d.]+ GB a device, [\d.]+ GB free', labelled(screen, 'memory'))
+  assert re.search(r'[\d.]+ GB per device, [\d.]+ GB free', labelled(screen, 'memory'))
   assert 'float32 products' in labelled(screen, 'compiled')
   assert labelled(screen, 'begins') == 'from scratch, seed 0'
 
