@@ -370,7 +370,7 @@ def segments_have_types(c: PretrainingConfig) -> None:
   _require(
     c.data.row_format != 'segment_pair' or c.model.family != 'electra' or types >= 2,
     "config.data.row_format 'segment_pair' requires two token types; config.model.type_vocab_size "
-    f'is {types}.'
+    f'is {types}.',
   )
 
 
