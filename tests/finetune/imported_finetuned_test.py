@@ -337,7 +337,7 @@ def folders(tmp_path_factory):
       'one type',
       'classification',
       {'data.pair': 'pair'},
-      'classification reads two texts in a row, .* of which it has 1',
+      'classification has two texts per row, .* and the encoder has 1',
     ),
     ('classification', 'classification', {'data.dev': 'nowhere.csv'}, 'nowhere.csv'),
   ],
