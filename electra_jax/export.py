@@ -17,6 +17,7 @@ from electra_jax.interop.weights import Weights
 from electra_jax.pretrain.build import objective_of
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved_run
 from electra_jax.training import run_folder
+from electra_jax.training.curves import RunRecord
 from electra_jax.training.progress import quantity, read_metrics
 
 FORMATS = ('transformers', 'tensorflow')
@@ -44,7 +45,7 @@ class _PretrainedRun:
   weights: Weights
   resolved: ResolvedRun
   tokenizer: Tokenizer
-  record: report.RunRecord | None  # None for a checkpoint that was copied without its metrics
+  record: RunRecord | None  # None for a checkpoint that was copied without its metrics
 
   def card(self, title: str, use: model_card.Use | None, tower: str) -> bytes:
     """Returns the model card of a tower."""
@@ -158,7 +159,7 @@ def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
   return model_card.use_of('discriminator', huggingface.auto_class(weights.discriminator))
 
 
-def _heldout_metrics(record: report.RunRecord, step: int | None) -> list[str]:
+def _heldout_metrics(record: RunRecord, step: int | None) -> list[str]:
   """Returns the held-out metrics of a step as Markdown: of --mode=evaluate, or of training."""
   if record.evaluation and record.evaluation['step'] == step:
     return report.evaluation(record)
