@@ -369,8 +369,8 @@ def segments_have_types(c: PretrainingConfig) -> None:
   types = c.model.type_vocab_size
   _require(
     c.data.row_format != 'segment_pair' or c.model.family != 'electra' or types >= 2,
-    f"config.data.row_format 'segment_pair' requires two token types; config.model.type_vocab_size is "
-    f'{types}.',
+    "config.data.row_format 'segment_pair' requires two token types; config.model.type_vocab_size "
+    f'is {types}.',
   )
 
 
@@ -462,8 +462,8 @@ def frozen_generator_has_weights(c: PretrainingConfig) -> None:
   )
   _require(
     not c.generator.alone_steps,
-    'config.generator.frozen leaves no parameters to train in config.generator.alone_steps; remove one of '
-    'the two.',
+    'config.generator.frozen leaves no parameters to train in config.generator.alone_steps; remove '
+    'one of the two.',
   )
 
 

@@ -140,7 +140,7 @@ def _of_pretraining(
   weights: str | dict[str, Any] = str(folder)
   # The embeddings of such a scheme are the sum of two parts.
   if registry.SHARING_SCHEMES.get(pretraining.sharing).folds_into:
-    both = own.read_weights(folder, step, moments=False).params
+    both = own.read_weights(folder, str(step), moments=False).params
     weights = {name: both[name] for name in ('embeddings', 'discriminator')}
   return Initial(pretraining.model, tokenizer, origin, weights)
 

@@ -1,55 +1,232 @@
-"""What a person sees: the first screen, the lines of figures, the end; and where things are."""
+"""The command line: its table of modes, help, plugins, and what a training run prints."""
 
+import importlib
+import inspect
 import re
 import shutil
 
 import micro_run
 import pytest
 
-from electra_jax import main
+from electra_jax import main, registry
+from electra_jax.cli import help_page
+from electra_jax.cli.command_line import parse_flags
+from electra_jax.cli.modes import COMMON_FLAGS, FLAGS, MODES, PROCESS_FLAGS, modes_with
 from electra_jax.pretrain import train as training
+from electra_jax.training import plugins
 from electra_jax.training.progress import read_metrics
+
+#### The table of modes ####
+
+
+@pytest.mark.parametrize('mode', MODES.values(), ids=lambda mode: mode.name)
+def test_a_mode_names_a_function_that_takes_its_flags(mode):
+  module, _, name = mode.function.partition(':')
+  parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+  given = {mode.parameters.get(flag, flag) for flag in mode.flags}
+  given |= {'workdir'} if mode.workdir else set()
+  given |= {'config'} if mode.config else set()
+  given |= {mode.parameters['arguments']} if 'arguments' in mode.parameters else set()
+  assert given <= set(parameters)
+  required = {n for n, p in parameters.items() if p.default is p.empty}
+  assert required <= given
+  assert set(mode.parameters) <= {*mode.flags, 'arguments'}
+
+
+@pytest.mark.parametrize('mode', MODES.values(), ids=lambda mode: mode.name)
+def test_flags_of_a_mode_are_declared(mode):
+  pairs = {flag for pair in (*mode.together, *mode.exclusive) for flag in pair}
+  assert set(mode.all_flags) <= set(FLAGS) and pairs <= set(mode.flags)
+  assert set(mode.required) <= {*mode.flags, 'workdir'}
+  assert all(FLAGS[name].example for name in mode.required)
+
+
+@pytest.mark.parametrize('flag', FLAGS.values(), ids=lambda flag: flag.name)
+def test_a_flag_applies_to_a_mode_and_has_help(flag):
+  assert modes_with(flag.name)
+  assert flag.help.endswith('.') and flag.help == ' '.join(flag.help.split())
+  value = parse_flags(['main'])[flag.name].value
+  assert value == flag.default
+
+
+def test_help_lists_modes_and_flags(capsys):
+  assert main.main(['main', '--help']) == 0
+  page = capsys.readouterr().out
+  assert all(f'  --{flag}\n' in page for flag in ('config', *FLAGS))
+  assert all(f'  {name:<10} {mode.help}' in page for name, mode in MODES.items())
+  assert '--config.optimizer.learning_rate' in page
+
+
+@pytest.mark.parametrize('mode', MODES.values(), ids=lambda mode: mode.name)
+def test_help_of_a_mode_lists_its_flags_only(mode):
+  page = help_page.help_of(mode)
+  listed = {name for name in re.findall(r'^  --(\w+)$', page, re.MULTILINE) if name in FLAGS}
+  expected = {*mode.all_flags, *COMMON_FLAGS} | ({'workdir'} if mode.workdir else set())
+  assert listed == expected
+  assert mode.help in page and f'electra-jax {mode.name}' in page
+  assert ('  --config.' in page) == (mode.config is not None)
+  assert max(map(len, page.splitlines())) <= 120
+
+
+def test_help_of_a_mode_is_printed_in_both_spellings(capsys):
+  for argv in (['plan', '--help'], ['--mode=plan', '--help']):
+    assert main.main(['main', *argv]) == 0
+    page = capsys.readouterr().out
+    assert '--topology' in page and '--pairs' not in page
+
+
+def test_the_flags_of_several_processes_apply_to_modes_that_join_them():
+  joined = {name for name, mode in MODES.items() if mode.joins}
+  assert joined == {'train', 'evaluate', 'finetune', 'timeline'}
+  assert all(set(modes_with(flag)) == joined for flag in PROCESS_FLAGS)
+
+
+#### Plugins ####
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+  """A file of user code that registers an objective, and options of it."""
+  monkeypatch.setattr(registry.OBJECTIVES, '_entries', dict(registry.OBJECTIVES._entries))
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    """
+import dataclasses
+from electra_jax import registry
+from electra_jax.config import default_config, with_arguments
+from electra_jax.config.declarations import Config, field
+
+@dataclasses.dataclass(frozen=True)
+class Options(Config):
+  gamma: float = field(2.0, 'An exponent.', at_least=0)
+
+registry.OBJECTIVES.register('mine', 'nowhere:OBJECTIVE', help='Mine.', options=Options)
+
+def get_config(arguments=''):
+  c = default_config()
+  c.name = 'mine'
+  c.objective.name = 'mine'
+  c.objective.options.gamma = 1.0
+  return with_arguments(c, arguments)
+"""
+  )
+  return path
+
+
+def parsed(*argv):
+  return parse_flags(['main', *map(str, argv)]).config
+
+
+def test_a_config_file_registers_names_that_its_fields_take(plugin, monkeypatch, capsys):
+  given = []
+  monkeypatch.setattr(training, 'train', lambda config, workdir: given.append(config) or 0)
+  for _ in range(2):  # a process may parse twice
+    argv = ['main', f'--config={plugin}', '--config.objective.options.gamma=3.0']
+    assert main.main(argv) == 0
+  assert given[0].objective.options.gamma == 3.0
+  assert registry.OBJECTIVES.entry('mine').file == str(plugin)
+  assert registry.plugin_files() == (str(plugin),)
+  argv = ['main', f'--config={plugin}', '--config.objective.options.gamma=-1.0']
+  assert main.main(argv) == 1
+  message = capsys.readouterr().err
+  assert 'config.objective.options.gamma is -1.0; expected at least 0.' in message
+
+
+def test_plugins_are_loaded_before_the_config_file(plugin, tmp_path):
+  other = tmp_path / 'run.py'
+  other.write_text(
+    'from electra_jax import registry\n'
+    'from electra_jax.config import default_config\n\n'
+    'def get_config():\n'
+    '  c = default_config()\n'
+    '  c.objective.name = registry.OBJECTIVES.entry("mine").name\n'
+    '  return c\n'
+  )
+  # The flag may follow the config, whose file is given as a word of its own.
+  config = parsed('--config', other, '--config.steps=3', f'--plugins={plugin}')
+  assert (config.objective.name, config.steps) == ('mine', 3)
+
+
+def test_a_plugin_that_is_also_the_config_file_is_accepted(plugin):
+  assert parsed(f'--plugins={plugin}', f'--config={plugin}').name == 'mine'
+
+
+def test_a_name_that_is_in_use_is_refused(plugin, tmp_path, capsys):
+  source = plugin.read_text()
+  (tmp_path / 'again.py').write_text(source)
+  argv = [f'--plugins={plugin},{tmp_path / "again.py"}', '--config=configs/tiny.py']
+  assert main.main(['main', *argv]) == 1
+  assert f"the objective 'mine' of {tmp_path / 'again.py'}" in capsys.readouterr().err
+  (tmp_path / 'electra.py').write_text(source.replace("'mine'", "'electra'"))
+  assert main.main(['main', f'--plugins={tmp_path / "electra.py"}']) == 1
+  assert 'is already registered by electra_jax' in capsys.readouterr().err
+
+
+def test_a_plugin_that_fails_is_reported(tmp_path, capsys):
+  (tmp_path / 'broken.py').write_text('1 / 0\n')
+  assert main.main(['main', f'--plugins={tmp_path / "broken.py"}']) == 1
+  message = capsys.readouterr().err
+  assert 'broken.py cannot be loaded (ZeroDivisionError: division by zero).' in message
+
+
+def test_a_run_records_what_user_code_registered(plugin, tmp_path):
+  registry.load_plugins([plugin])
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  plugins.record(workdir, {'objective': ['mine'], 'optimizer': ['adamw'], 'tokenizer': ['x.txt']})
+  plugins.check(workdir)
+  registry.OBJECTIVES._entries.pop('mine')
+  with pytest.raises(registry.UserError, match=f'set --plugins={plugin} '):
+    plugins.check(workdir)
+  # The folder of a run that uses no user code has no such file.
+  plugins.record(workdir, {'objective': ['electra']})
+  assert not list(workdir.iterdir())
+  plugins.check(workdir)
+
+
+#### A training run ####
 
 
 @pytest.fixture(scope='module')
 def screen():
-  """Lines of the finished run's output, under their labels where they have one."""
+  """The output of the finished run."""
   return micro_run.finished()[1]
 
 
-def labelled(screen, label):
+def labeled(screen, label):
+  """The lines with a label, joined."""
   return ' '.join(line[15:] for line in screen.splitlines() if line.startswith(f'  {label:<12} '))
 
 
-def test_the_first_screen_tells_what_will_be_done(screen):
+def test_the_first_screen_describes_the_run(screen):
   assert f'micro  ({micro_run.finished()[0]})' in screen
-  assert labelled(screen, 'devices').startswith('1 x cpu, mesh data 1 x fsdp 1 x tensor 1')
-  assert '112 documents' in labelled(screen, 'training') and '365 rows of 32' in labelled(
+  assert labeled(screen, 'devices').startswith('1 x cpu, mesh data 1 x fsdp 1 x tensor 1')
+  assert '112 documents' in labeled(screen, 'training') and '365 rows of 32' in labeled(
     screen, 'training'
   )
-  assert '8 documents' in labelled(screen, 'held out')
+  assert '8 documents' in labeled(screen, 'held out')
   assert (
-    labelled(screen, 'this run') == '30 steps of 8 x 32 = 7.68 k tokens, 0.7 epochs of the corpus'
+    labeled(screen, 'this run') == '30 steps of 8 x 32 = 7.68 k tokens, 0.7 epochs of the corpus'
   )
-  assert re.search(r'unigram entropy \d\.\d\d nats', labelled(screen, 'baseline'))
-  parameters = labelled(screen, 'parameters')
+  assert re.search(r'unigram entropy \d\.\d\d nats', labeled(screen, 'baseline'))
+  parameters = labeled(screen, 'parameters')
   assert all(
     part in parameters
     for part in ('embeddings', 'generator', 'generator head', 'discriminator', 'discriminator head')
   )
-  assert re.search(r'[\d.]+ MFLOP; at least [\d.e-]+ s at', labelled(screen, 'one step'))
-  assert re.search(r'[\d.]+ GB a device, [\d.]+ GB free', labelled(screen, 'memory'))
-  assert 'float32 products' in labelled(screen, 'compiled')
-  assert labelled(screen, 'begins') == 'from scratch, seed 0'
+  assert re.search(r'[\d.]+ MFLOP; at least [\d.e-]+ s at', labeled(screen, 'one step'))
+  assert re.search(r'[\d.]+ GB a device, [\d.]+ GB free', labeled(screen, 'memory'))
+  assert 'float32 products' in labeled(screen, 'compiled')
+  assert labeled(screen, 'begins') == 'from scratch, seed 0'
 
 
 def test_parameters_are_counted_by_part(screen):
   arrays = micro_run.checkpoint(micro_run.finished()[0], 30)
   total = sum(array.size for name, array in arrays.items() if name.startswith('params/'))
-  assert labelled(screen, 'parameters').startswith(f'{total / 1e3:.3g} k: ')
+  assert labeled(screen, 'parameters').startswith(f'{total / 1e3:.3g} k: ')
 
 
-def test_lines_of_figures_come_when_they_should(screen):
+def test_metrics_are_logged_at_their_intervals(screen):
   lines = read_metrics(micro_run.finished()[0])
   assert [line['step'] for line in lines if line['kind'] == 'train'] == [1, *range(3, 31, 3)]
   assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
@@ -75,28 +252,28 @@ def test_lines_of_figures_come_when_they_should(screen):
         and line['tokens'] == line['step'] * 8 * 32
         and 0 <= line['input_wait'] < 1
       )
-      for figure in ('gradient_norm', 'parameter_norm', 'update_norm'):
+      for metric in ('gradient_norm', 'parameter_norm', 'update_norm'):
         for tower in ('embeddings', 'generator', 'discriminator', 'all'):
-          assert line[f'{figure}/{tower}'] > 0 or (figure, line['step']) == (
+          assert line[f'{metric}/{tower}'] > 0 or (metric, line['step']) == (
             'update_norm',
             1,
-          )  # the first step's rate is 0
+          )  # the learning rate of the first step is 0
       assert f'{line["generator_loss"]:.3f}' in screen
   assert [line['seconds'] for line in lines] == sorted(line['seconds'] for line in lines)
-  assert screen.count('held out') == 4  # the corpus's line, and three evaluations
+  assert screen.count('held out') == 4  # the corpus, and three evaluations
 
 
-def test_learning_shows(screen):
+def test_the_loss_decreases(screen):
   lines = [line for line in read_metrics(micro_run.finished()[0]) if line['kind'] == 'heldout']
   assert lines[-1]['total_loss'] < lines[0]['total_loss']
 
 
-def test_the_end_says_where_things_are_and_what_comes_next(screen):
+def test_the_end_names_the_files_and_the_next_commands(screen):
   workdir = micro_run.finished()[0]
-  assert f'in {workdir / "checkpoints"}' in labelled(
+  assert f'in {workdir / "checkpoints"}' in labeled(screen, 'checkpoints') and '25, 30' in labeled(
     screen, 'checkpoints'
-  ) and '25, 30' in labelled(screen, 'checkpoints')
-  assert f'python -m electra_jax.main --mode=evaluate --workdir={workdir}' in labelled(
+  )
+  assert f'python -m electra_jax.main --mode=evaluate --workdir={workdir}' in labeled(
     screen, 'next'
   )
   for name in ('config.json', 'resolved.json', 'metrics.jsonl', 'tokenizer/tokenizer.model'):
@@ -104,16 +281,16 @@ def test_the_end_says_where_things_are_and_what_comes_next(screen):
   assert list((workdir / 'tensorboard').glob('events*'))
 
 
-def test_a_finished_run_is_not_run_again(tmp_path):
+def test_a_finished_run_is_not_repeated(tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(micro_run.finished()[0], workdir)
   before = (workdir / 'metrics.jsonl').read_bytes()
   out, err = micro_run.run(*micro_run.arguments(workdir, '--config.keep=100'))
-  assert 'all 30 steps were made before' in labelled(out, 'done') and not err
+  assert 'all 30 steps were made before' in labeled(out, 'done') and not err
   assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
-def test_tf_data_gives_the_same_run_and_a_profile_changes_nothing(tmp_path):
+def test_tf_data_and_a_profile_do_not_change_the_run(tmp_path):
   pytest.importorskip('tensorflow')
   workdir = tmp_path / 'tf'
   out, err = micro_run.run(
@@ -139,7 +316,7 @@ def test_tf_data_gives_the_same_run_and_a_profile_changes_nothing(tmp_path):
     (['--workdir', 'elsewhere'], 'elsewhere'),
   ],
 )
-def test_without_a_workdir_it_is_named_after_the_config(argv, workdir, monkeypatch):
+def test_the_default_workdir_is_named_after_the_config(argv, workdir, monkeypatch):
   monkeypatch.chdir(micro_run.ROOT)
   called = []
   monkeypatch.setattr(training, 'train', lambda config, workdir: called.append(workdir) or 0)
@@ -147,7 +324,7 @@ def test_without_a_workdir_it_is_named_after_the_config(argv, workdir, monkeypat
   assert called == [workdir]
 
 
-def test_the_exit_status_is_training_s(monkeypatch):
+def test_the_exit_status_is_that_of_training(monkeypatch):
   monkeypatch.chdir(micro_run.ROOT)
   monkeypatch.setattr(training, 'train', lambda config, workdir: 42)
   assert main.main(['main', f'--config={micro_run.CONFIG}']) == 42
@@ -161,9 +338,3 @@ def test_an_interrupt_leaves_no_traceback(monkeypatch, capsys):
   monkeypatch.setattr(training, 'train', interrupted)
   assert main.main(['main', f'--config={micro_run.CONFIG}']) == main.INTERRUPTED == 130
   assert capsys.readouterr().err.startswith('electra_jax: interrupted')
-
-
-def test_help_lists_the_flags(capsys):
-  assert main.main(['main', '--help']) == 0
-  out = capsys.readouterr().out
-  assert all(f'--{flag}' in out for flag in ('config', 'mode', 'workdir', 'step', 'rows'))

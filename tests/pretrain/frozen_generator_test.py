@@ -89,7 +89,8 @@ def test_a_generator_and_its_sizes_are_read_from_runs_and_folders(init, fields, 
     tower
   ) and config.data.vocab_size == source.tokenizer.size
   start = initial_state(config, source, source.tokenizer)
-  theirs = tower_params(own.read_weights(sources / ('mlm' if init == 'mlm' else 'electra')), 'generator')
+  run = sources / ('mlm' if init == 'mlm' else 'electra')
+  theirs = tower_params(own.read_weights(run), 'generator')
   assert start.params.keys() == GENERATOR and start.step == 0 and start.moments is None
   for name, part in (
     ('generator_embeddings', 'embeddings'),

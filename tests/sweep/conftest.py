@@ -9,25 +9,15 @@ import shutil
 import types
 
 import finetune_files
-import jax
 import micro_run
 import pytest
+from one_device import run_on_one_device
 
 from electra_jax.errors import PREEMPTED
 from electra_jax.sweep import config as sweep_config
 from electra_jax.sweep import results, runner
-from electra_jax.training import partitioning
 
 FINETUNE = 'tests/configs/finetune_micro.py'
-
-
-def run_on_one_device(patch):
-  """Sets the working directory to the root, and runs on one device, which compiles faster."""
-  patch.chdir(micro_run.ROOT)
-  make = partitioning.make_layout
-  patch.setattr(
-    partitioning, 'make_layout', lambda config=None, devices=None: make(config, jax.devices()[:1])
-  )
 
 
 @pytest.fixture(autouse=True)
