@@ -355,6 +355,12 @@ def typed_options(
   return kind().replace({name: typed_value(known[name], value) for name, value in given.items()})
 
 
+def require(condition: object, message: str) -> None:
+  """Raises UserError with the message unless the condition holds."""
+  if not condition:
+    raise UserError(message)
+
+
 #### Config files' arguments: --config=FILE:name=value,... ####
 
 

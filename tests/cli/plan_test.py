@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from configs import base, base_lamb, tiny
-from electra_jax import plan
+from electra_jax import plan, plan_report
 from electra_jax.config import (
   PretrainingConfig,
   checked_pretraining,
@@ -104,7 +104,7 @@ def phase(**fields):
 
 
 def test_times_and_prices_follow_from_peaks_and_bandwidths():
-  found = plan.costs(
+  found = plan_report.costs(
     {'phases': [phase(), phase(steps=2000)]}, slices.parse_slice('v5e-16'), price=2.0
   )
   seconds = found['phases'][0]['seconds']
@@ -117,7 +117,7 @@ def test_times_and_prices_follow_from_peaks_and_bandwidths():
   assert found['phases'][0]['bound'] == 'products' and found['phases'][0]['mfu'] == 0.5
   assert found['run']['days'] == [3000 * 2 / 86400, 3000 * 3.5 / 86400]
   assert found['run']['dollars'] == pytest.approx([2 * 16 * 6000 / 3600, 2 * 16 * 10500 / 3600])
-  over_network = plan.costs(
+  over_network = plan_report.costs(
     {'phases': [phase(collectives=[{'over': 'DCN', 'sent': 3.125e10}])]},
     slices.parse_slice('2xv5e-8'),
     None,
@@ -127,7 +127,7 @@ def test_times_and_prices_follow_from_peaks_and_bandwidths():
 
 def test_a_phase_that_does_not_fit_gets_advice_with_numbers():
   of = slices.parse_slice('v5e-16')
-  found = ' '.join(plan.advice(phase(fits=False, largest={'rows_per_chip': 6}), of))
+  found = ' '.join(plan_report.advice(phase(fits=False, largest={'rows_per_chip': 6}), of))
   assert (
     '--config.micro_batches=4: 4 rows per chip' in found
     and 'remat=full' in found
@@ -135,15 +135,17 @@ def test_a_phase_that_does_not_fit_gets_advice_with_numbers():
     and 'fsdp' not in found
   )
   found = ' '.join(
-    plan.advice(phase(fits=False, memory=phase()['memory'] | {'peak': int(5e10)}), of)
+    plan_report.advice(phase(fits=False, memory=phase()['memory'] | {'peak': int(5e10)}), of)
   )
   assert '--config.micro_batches=4: 4 rows per chip' in found  # not searched: in proportion
   memory = phase()['memory'] | {'parameters': int(4e9), 'moments': int(8e9)}
-  found = ' '.join(plan.advice(phase(fits=False, remat='full', memory=memory), of))
+  found = ' '.join(plan_report.advice(phase(fits=False, remat='full', memory=memory), of))
   assert (
     'fsdp=-1' in found and '12.0 GB on each become about 0.75' in found and 'remat' not in found
   )
-  assert not any('topology' in text for text in plan.advice(phase(), slices.parse_slice('v5e-256')))
+  assert not any(
+    'topology' in text for text in plan_report.advice(phase(), slices.parse_slice('v5e-256'))
+  )
 
 
 def test_bytes_are_read_from_refusals_of_the_compiler():
