@@ -16,6 +16,7 @@ from electra_jax.config.declarations import (
   to_plain,
 )
 from electra_jax.config.finetuning import FinetuningConfig
+from electra_jax.config.finetuning_rules import check_finetuning
 from electra_jax.config.phases import Phase, phases_of
 from electra_jax.config.pretraining import (
   BUDGETS,
@@ -24,7 +25,8 @@ from electra_jax.config.pretraining import (
   default_config,
   with_arguments,
 )
-from electra_jax.config.rules import check_finetuning, check_pretraining, check_sweep, has_budget
+from electra_jax.config.rules import check_pretraining, has_budget
+from electra_jax.config.sweep_rules import check_sweep
 from electra_jax.config.sweeps import SweepConfig
 from electra_jax.errors import UserError
 

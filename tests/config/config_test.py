@@ -23,6 +23,7 @@ from electra_jax.config import (
   default_config,
   differences,
   finetuning,
+  finetuning_rules,
   flat,
   freeze,
   from_plain,
@@ -30,6 +31,7 @@ from electra_jax.config import (
   phases_of,
   reference,
   rules,
+  sweep_rules,
   sweeps,
   to_plain,
   with_arguments,
@@ -825,8 +827,8 @@ def test_fields_that_contradict_each_other_are_refused(check, rule, fields, mess
   [
     (PRETRAINING, rules.PRETRAINING),
     (SIZES, rules.SIZES),
-    (FINETUNING, rules.FINETUNING),
-    (SWEEP, rules.SWEEP),
+    (FINETUNING, finetuning_rules.FINETUNING),
+    (SWEEP, sweep_rules.SWEEP),
   ],
 )
 def test_every_rule_has_a_case_that_violates_it(cases, those):
