@@ -295,7 +295,8 @@ def damage() -> tuple[type[Exception], ...]:
   """The exceptions that reading a damaged compressed file raises."""
   import zstandard
 
-  return (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+  zstd_error: type[Exception] = zstandard.ZstdError
+  return (OSError, EOFError, zlib.error, lzma.LZMAError, zstd_error)
 
 
 class _ZstdReader(io.RawIOBase):

@@ -1,7 +1,7 @@
-"""--mode=plan: what a config would do on TPU slices that are not here.
+"""--mode=plan: what a config would need on TPU slices, without having them.
 
-The trainer's own step is compiled ahead of time for the slice, on this machine's CPU, by libtpu. That may crash, so it is done in a
-process of its own, `python -m electra_jax.plan REQUEST RESULT`.
+The training step is compiled ahead of time for the slice by libtpu, on this machine's CPU. libtpu
+may crash, so this happens in a child process: `python -m electra_jax.plan REQUEST RESULT`.
 """
 
 import dataclasses
@@ -18,24 +18,29 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from electra_jax import console
+from electra_jax import console, registry
 from electra_jax.config import Phase, PretrainingConfig, from_plain, phases_of, to_plain
 from electra_jax.console import say
 from electra_jax.errors import UserError
+from electra_jax.model.sharing.scheme import SharingScheme
+from electra_jax.plan_report import costs, print_plan
 from electra_jax.pretrain import budgets, build, pretrain_step
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_run
 from electra_jax.training import hlo, memory, partitioning, run_folder, slices
 from electra_jax.training.encoders import attention_kernel
-from electra_jax.training.progress import quantity
+from electra_jax.training.slices import Slice
 from electra_jax.training.update_step import UpdateOptions
 
-SEARCH_COMPILES = 3  # most programs that the search for the largest batch compiles, a phase
-SEARCH_SECONDS = 300  # and none is begun after so long
-# What libtpu would otherwise ask of the machine that it believes to be on; other TPU_* may be of a machine that is one.
+SEARCH_COMPILES = 3  # programs per phase that the search for the largest batch compiles at most
+SEARCH_SECONDS = 300  # after which the search compiles no further program
+# Without these, libtpu asks the machine that it believes to be on.
 CHILD = {
   'JAX_PLATFORMS': 'cpu',
   'TPU_SKIP_MDS_QUERY': '1',
@@ -48,40 +53,56 @@ CHILD = {
   'TPU_MIN_LOG_LEVEL': '3',
 }
 
+Json = dict[str, Any]
+Report = Callable[[str], None]  # called with what begins
+
+
+def _ignore(text: str) -> None:
+  del text
+
 
 def plan(
-  config, topology: str, output: str | None = None, price: float | None = None, search: bool = True
-) -> dict:
-  """Plans a run of a config on a slice, prints it, and writes it to OUTPUT/plan-<slice>.json.
+  config: ConfigDict | PretrainingConfig,
+  topology: str,
+  output: str | None = None,
+  price: float | None = None,
+  search: bool = True,
+) -> Json:
+  """Plans a run on a slice, prints the plan and writes it to OUTPUT/plan-SLICE.json.
 
   Args:
     config: as for training.
-    topology: the name of a slice, see training/slices.py.
-    output: a folder; None for runs/<config name>.
-    price: of a chip-hour, in dollars, if known.
-    search: for the largest batch too, which takes some more compilations.
+    topology: name of a slice; see training/slices.py.
+    output: a folder; None for runs/CONFIG_NAME.
+    price: dollars per chip-hour, if known.
+    search: whether to search for the largest batch, which compiles a few more programs.
 
-  Returns: what was written; see `compiled_for` and `costs` for its fields.
+  Returns:
+    What was written; see `compile_plan` and `costs` for its fields.
 
-  Raises UserError for a person's mistakes, where libtpu is missing, and where it crashes.
+  Raises:
+    UserError: the config, the slice or the price is not valid, or libtpu is missing or crashes.
   """
   config = resolve_run(config, platform='tpu').config
-  of = slices.parse(topology)
+  of = slices.parse_slice(topology)
   if price is not None and price < 0:
-    raise UserError(f'--price={price:g} is negative; give the dollars of a chip-hour.')
+    raise UserError(f'--price is {price:g}; expected the dollars of a chip-hour, at least 0.')
   if config.budget_minutes:
     raise UserError(
-      'config.budget_minutes is timed on the devices themselves, which are not here; plan with config.steps, budget_tokens or budget_flops.'
+      f'config.budget_minutes is {config.budget_minutes:g}, which requires the devices to measure '
+      'time; plan with config.steps, budget_tokens or budget_flops.'
     )
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(
-      "--mode=plan needs libtpu, TPU's compiler, and it is not installed; pip install 'electra-jax[tpu]' or libtpu."
+      '--mode=plan requires libtpu, the compiler for TPU, which is not installed; pip install '
+      "'electra-jax[tpu]' or libtpu."
     )
   folder = run_folder.folder(output or os.path.join('runs', config.name))
   console.heading(f'{config.name} on {of.name}')
-  result = _in_child({'config': to_plain(config), 'topology': topology, 'search': search})
+  request = {'config': to_plain(config), 'topology': topology, 'search': search}
+  result = _run_child(request)
   result |= costs(result, of, price)
-  _print(result, of)
+  print_plan(result, of)
   path = folder / f'plan-{of.name}.json'
   with run_folder.reaching(path, 'written'):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,12 +111,25 @@ def plan(
   return result
 
 
-#### In the child: compiling #########################################################################################
+#### In the child process: compilation ####
 
 
-def compiled_for(run: ResolvedRun, of: slices.Slice, search: bool, doing=lambda text: None) -> dict:
-  """What the compiler says of every phase of a config on a slice. `doing` is told what begins. Raises UserError."""
-  layout = partitioning.make_layout(run.config, slices.devices(of))
+def compile_plan(run: ResolvedRun, of: Slice, search: bool, report: Report = _ignore) -> Json:
+  """Compiles every phase of a run for a slice.
+
+  Args:
+    run: resolved for TPU.
+    of: the slice.
+    search: whether to search for the largest batch.
+    report: called with what begins.
+
+  Returns:
+    The slice, the mesh, versions and for each phase the numbers of its compiled step.
+
+  Raises:
+    UserError: the config does not fit the slice's mesh.
+  """
+  layout = partitioning.make_layout(run.config, slices.topology_devices(of))
   run = budgets.resolve_budget(run, build.any_tokenizer(run.config.data.vocab_size), layout, {})
   config = run.config
   return {
@@ -107,199 +141,316 @@ def compiled_for(run: ResolvedRun, of: slices.Slice, search: bool, doing=lambda 
     'vocab_size': config.data.vocab_size,
     'jax': jax.__version__,
     'libtpu': importlib.metadata.version('libtpu'),
-    'phases': [_phase(config, phase, of, layout, search, doing) for phase in run.phases],
+    'phases': [_plan_phase(run, phase, of, layout, search, report) for phase in run.phases],
   }
 
 
-def _phase(config: PretrainingConfig, phase: Phase, of, layout, search, doing) -> dict:
+def _plan_phase(
+  run: ResolvedRun,
+  phase: Phase,
+  of: Slice,
+  layout: partitioning.Layout,
+  search: bool,
+  report: Report,
+) -> Json:
+  """Returns the plan of one phase: its steps, memory, FLOPs, collectives and largest batch."""
   c = phase.config
-  p = build.program(config, phase, build.any_tokenizer(c.data.vocab_size), layout)
-  rows, budget = build.check_batch(c, layout.mesh), int(memory.SHARE * of.chip.hbm)
-  kernel, why = attention_kernel(c.model, c.sequence_length, c.dtype, 'tpu')
+  p = build.program(run.config, phase, build.any_tokenizer(c.data.vocab_size), layout)
+  budget = int(memory.SHARE * of.chip.hbm)
+  rows = build.check_batch(c, layout.mesh)
+  kernel, reason = attention_kernel(c.model, c.sequence_length, c.dtype, 'tpu')
   name = f'steps of {c.batch_size:,} x {c.sequence_length}'
-  found = {
+  report(f'counting the products of {name}')
+  found: Json = {
     'steps': c.steps,
     'batch': c.batch_size,
     'length': c.sequence_length,
     'rows_per_chip': rows,
     'attention': kernel,
-    'why': why,
+    'why': reason,
     'remat': c.model.remat,
+    'memory': {
+      'parameters': _parameter_bytes(p),
+      'moments': _moment_bytes(p),
+      'available': of.chip.hbm,
+      'budget': budget,
+    },
+    'flops': _count_flops(p),
   }
-  parameters = partitioning.bytes_per_device(p.shapes.params, p.shardings.params)
-  found['memory'] = {
-    'parameters': parameters,
-    'moments': partitioning.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state),
-    'available': of.chip.hbm,
-    'budget': budget,
-  }
-  doing(f'counting the products of {name}')
-  found['flops'] = _flops(p)
-
-  #### The step, as the trainer would compile it #####################################################################
-  compiled, start = None, time.monotonic()
-  try:
-    k, compiled, needed = build.compile_to_fit(
-      p, budget, c.micro_batches, lambda _, text: doing(f'{text}, {name}')
-    )
-  except UserError as error:  # not even one row at a time
-    k, needed, found['complaint'] = rows, None, str(error)
-  except (
-    jax.errors.JaxRuntimeError
-  ) as error:  # as many micro-batches as the config says, and they do not fit
-    k, needed = c.micro_batches, _refused(error)
+  start = time.monotonic()
+  step = _compile_step(p, budget, rows, lambda text: report(f'{text}, {name}'))
   found |= {
-    'micro_batches': k,
-    'fits': compiled is not None and needed <= budget,
+    'micro_batches': step.micro_batches,
+    'fits': step.compiled is not None and (step.bytes or 0) <= budget,
     'compile_seconds': round(time.monotonic() - start, 1),
   }
-  found['memory']['peak'] = needed
-  if compiled is not None:
-    text = compiled.as_text()
-    found['collectives'] = [
-      x._asdict() | {'sent': x.sent, 'shape': x.shape[:200]}
-      for x in hlo.collectives(text, of.slices)
-    ]
-    found |= {'hbm_traffic': hlo.hbm_traffic(text), 'largest_array': hlo.largest_array(text)}
-    del text, compiled
+  if step.complaint:
+    found['complaint'] = step.complaint
+  found['memory']['peak'] = step.bytes
+  if step.compiled is not None:
+    text = step.compiled.as_text() or ''
+    found |= {
+      'collectives': [
+        x._asdict() | {'sent': x.sent, 'shape': x.shape[:200]}
+        for x in hlo.collectives(text, of.slices)
+      ],
+      'hbm_traffic': hlo.hbm_traffic(text),
+      'largest_array': hlo.largest_array(text),
+    }
   if search:
-    found['largest'] = _largest(p, budget, k, needed, start, doing)
+    micro_batches, needed = step.micro_batches, step.bytes
+    del step  # its program takes memory
+    found['largest'] = _find_largest(p, budget, micro_batches, needed, start, report)
   return found
 
 
-def _refused(error) -> int | None:
-  """Bytes that a program would have needed which the compiler refused for its size; None where it does not say."""
+@dataclasses.dataclass(frozen=True)
+class _CompiledStep:
+  """The step of a phase.
+
+  Attributes:
+    micro_batches: of the step.
+    compiled: None if it does not fit.
+    bytes: per chip; None if unknown.
+    complaint: why it cannot fit, or ''.
+  """
+
+  micro_batches: int
+  compiled: jax.stages.Compiled | None
+  bytes: int | None
+  complaint: str = ''
+
+
+def _compile_step(p: build.Program, budget: int, rows: int, report: Report) -> _CompiledStep:
+  """Compiles the step as the trainer would."""
+  micro_batches = p.config.micro_batches
+  try:
+    fitting = build.compile_to_fit(p, budget, micro_batches, lambda _, text: report(text))
+    return _CompiledStep(*fitting)
+  except UserError as error:  # not even one row at a time fits
+    return _CompiledStep(rows, None, None, str(error))
+  except jax.errors.JaxRuntimeError as error:  # the micro-batches of the config do not fit
+    return _CompiledStep(micro_batches, None, _refused_bytes(error))
+
+
+def _parameter_bytes(p: build.Program) -> int:
+  """Returns the bytes of the parameters on each chip."""
+  return partitioning.bytes_per_device(p.shapes.params, p.shardings.params)
+
+
+def _moment_bytes(p: build.Program) -> int:
+  """Returns the bytes of the optimizer's state on each chip."""
+  return partitioning.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state)
+
+
+def _refused_bytes(error: Exception) -> int | None:
+  """Returns the bytes of a program that the compiler refused for its size, if it reports them."""
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
-  said = re.search(r'Used ([\d.]+)([KMG]) of|\(([\d.]+)([KMG])\) exceeds', str(error))
-  return said and int(float(said[1] or said[3]) * 1024 ** ('KMG'.index(said[2] or said[4]) + 1))
+  used = re.search(r'Used ([\d.]+)([KMG]) of|\(([\d.]+)([KMG])\) exceeds', str(error))
+  if not used:
+    return None
+  number = float(used[1] or used[3])
+  return int(number * 1024 ** ('KMG'.index(used[2] or used[4]) + 1))
 
 
-def _flops(p) -> dict:
-  """Of a step over all chips: ours, and the compiler's of the same step without its loops, on the line through small depths."""
-  towers = (p.model.generator_config, p.model.discriminator_config)
-  batch, length = p.config.batch_size, p.config.sequence_length
+def _has_one_encoder(p: build.Program) -> bool:
+  scheme: SharingScheme = registry.SHARING_SCHEMES.get(p.model.sharing)
+  return scheme.one_encoder
 
-  def counted(*layers):
-    g, d = (
-      dataclasses.replace(c, num_layers=n, scan_unroll=n, attention='xla')
-      for c, n in zip(towers, layers, strict=True)
-    )
-    model = p.model.clone(
-      generator_config=d if p.model.sharing == 'all' else g, discriminator_config=d
-    )
-    shapes, _ = pretrain_step.state_shardings(model, p.optimizer, length, p.layout)
-    step = pretrain_step.make_train_step(
-      dataclasses.replace(p.computation, model=model, seed=0, schedules={}),
-      p.optimizer,
-      UpdateOptions(trained=p.trained),
-    )
-    lowered = jax.jit(step).lower(
-      shapes, {'token_ids': jax.ShapeDtypeStruct((batch, length), jnp.int32)}
-    )
-    return lowered.cost_analysis()['flops'], hlo.product_flops(
-      lowered.compiler_ir('hlo').as_hlo_text()
-    )
 
-  shallow, deeper = counted(1, 1), counted(1, 2)
-  more = [(towers[1].num_layers - 1) * (b - a) for a, b in zip(shallow, deeper, strict=True)]
-  if p.model.sharing != 'all':
-    more = [
-      m + (towers[0].num_layers - 1) * (b - a)
-      for m, a, b in zip(more, shallow, counted(2, 1), strict=True)
-    ]
-  whole, products = (a + m for a, m in zip(shallow, more, strict=True))
+def _count_flops(p: build.Program) -> Json:
+  """Counts the FLOPs of a step on all chips.
+
+  The compiler's count of a loop is that of one iteration. So the step is lowered without loops for
+  one and two layers per tower, and the count for all layers follows from the line through these.
+
+  Returns:
+    'model', our count; 'compiler', the count of the compiler; 'products', that of its matrix
+    products.
+  """
+  generator_layers = p.model.generator_config.num_layers
+  layers = p.model.discriminator_config.num_layers
+  shallow = _lowered_flops(p, 1, 1)
+  deeper = [(_lowered_flops(p, 1, 2), layers - 1)]
+  if not _has_one_encoder(p):
+    deeper.append((_lowered_flops(p, 2, 1), generator_layers - 1))
+  whole, products = (
+    first + sum(more * (counts[i] - first) for counts, more in deeper)
+    for i, first in enumerate(shallow)
+  )
   return {'model': p.step_flops(), 'compiler': whole, 'products': products}
 
 
-def _largest(p, budget, micro_batches, needed, start, doing) -> dict:
-  """The most rows that a chip can have at once, without micro-batches, found on the line through what two programs need.
+def _lowered_flops(p: build.Program, generator_layers: int, layers: int) -> tuple[float, float]:
+  """Returns the compiler's FLOPs of a step with other numbers of layers, and of its products."""
+  g, d = (
+    dataclasses.replace(config, num_layers=n, scan_unroll=n, attention='xla')
+    for config, n in (
+      (p.model.generator_config, generator_layers),
+      (p.model.discriminator_config, layers),
+    )
+  )
+  model = p.model.clone(generator_config=d if _has_one_encoder(p) else g, discriminator_config=d)
+  length = p.config.sequence_length
+  shapes, _ = pretrain_step.state_shardings(model, p.optimizer, length, p.layout)
+  step = pretrain_step.make_train_step(
+    dataclasses.replace(p.computation, model=model, seed=0, schedules={}),
+    p.optimizer,
+    UpdateOptions(trained=p.trained),
+  )
+  batch = {'token_ids': jax.ShapeDtypeStruct((p.config.batch_size, length), jnp.int32)}
+  lowered = jax.jit(step).lower(shapes, batch)
+  analysis: Any = lowered.cost_analysis()
+  program: Any = lowered.compiler_ir('hlo')
+  return analysis['flops'], hlo.product_flops(program.as_hlo_text())
 
-  Returns: rows a chip that fit and the batch that they make, the fewest rows that did not fit (None: none was tried), those that
-  the line has fit, and the number of programs compiled.
+
+class _RowSearch:
+  """Searches the most rows per chip that fit at once.
+
+  Bytes are nearly linear in rows: each guess is on the line through the two largest known programs.
+
+  Attributes:
+    fit: the most rows that fit so far.
+    unfit: the fewest rows that do not; None if none are known.
+  """
+
+  def __init__(self, budget: int, fixed: int, rows: int, needed: int | None) -> None:
+    """Starts with one program.
+
+    Args:
+      budget: bytes per chip.
+      fixed: bytes that do not depend on the rows.
+      rows: of the first program.
+      needed: its bytes; None if they are unknown and too many.
+    """
+    fits = needed is not None and needed <= budget
+    self.fit = rows if fits else 0
+    self.unfit = None if fits else rows
+    self._budget = budget
+    self._bytes = {0: fixed}
+    self._add(rows, needed)
+
+  def _add(self, rows: int, needed: int | None) -> None:
+    if needed:
+      self._bytes[rows] = needed
+
+  def record(self, rows: int, needed: int | None) -> None:
+    """Records the bytes of a program; None if they are unknown and too many."""
+    self._add(rows, needed)
+    if needed and needed <= self._budget:
+      self.fit = rows
+    else:
+      self.unfit = rows
+
+  def guess(self) -> int:
+    """Returns the rows that should just fit."""
+    known = self._bytes
+    a, b = sorted(known)[-2:] if len(known) > 1 else (0, 0)
+    # The bytes for 0 rows are computed from shapes, which makes the first line a little low.
+    aim = (0.98 if len(known) > 2 else 0.9) * self._budget
+    if known[b] > known[a]:
+      rows = a + (aim - known[a]) * (b - a) / (known[b] - known[a])
+    else:
+      rows = (self.fit + (self.unfit or 4 * self.fit)) / 2
+    if self.unfit and not self.fit < rows < self.unfit:
+      rows = (self.fit + self.unfit) / 2
+    # Tiles of a TPU have eight rows.
+    return int(rows) // 8 * 8 if rows >= 16 else int(rows)
+
+  def is_worth_compiling(self, guess: int) -> bool:
+    """Whether a guess is more than 1/8 above what fits, and the range is wider than that."""
+    is_narrow = self.unfit and self.unfit - self.fit <= max(1, self.fit // 8)
+    return guess > self.fit + self.fit // 8 and not is_narrow
+
+
+def _find_largest(
+  p: build.Program,
+  budget: int,
+  micro_batches: int,
+  needed: int | None,
+  start: float,
+  report: Report,
+) -> Json:
+  """Finds the most rows that a chip can have at once, without micro-batches.
+
+  Args:
+    p: the phase.
+    budget: bytes per chip.
+    micro_batches: of the compiled step.
+    needed: bytes of the compiled step; None if unknown.
+    start: time.monotonic() when the first compilation began.
+    report: called with what begins.
+
+  Returns:
+    'rows_per_chip' that fit and the 'batch' that they make; 'too_many', the fewest rows that did
+    not fit (None if none were tried); 'estimate' of what fits; number of 'compiles'.
   """
   shards = partitioning.row_shards(p.layout.mesh)
   rows = p.config.batch_size // shards // micro_batches
-  parameters = partitioning.bytes_per_device(p.shapes.params, p.shardings.params)
-  # Parameters, their gradients (in micro-batches their sum besides) and the moments do not grow with the rows.
-  points = {
-    0: parameters * (2 + (micro_batches > 1))
-    + partitioning.bytes_per_device(p.shapes.opt_state, p.shardings.opt_state)
-  }
-  points |= {rows: needed} if needed else {}
-  fit, unfit, compiles = (rows, None, 0) if needed and needed <= budget else (0, rows, 0)
+  # Parameters, their gradients, with micro-batches the sum of these, and moments.
+  fixed = _parameter_bytes(p) * (3 if micro_batches > 1 else 2) + _moment_bytes(p)
+  search = _RowSearch(budget, fixed, rows, needed)
+  compiles = 0
   while True:
-    a, b = sorted(points)[-2:] if len(points) > 1 else (0, 0)
-    aim = (
-      0.98 if len(points) > 2 else 0.9
-    ) * budget  # what is computed from shapes alone makes a line that is a little low
-    guess = (
-      a + (aim - points[a]) * (b - a) / (points[b] - points[a])
-      if points[b] > points[a]
-      else (fit + (unfit or 4 * fit)) / 2
-    )
-    if unfit and not fit < guess < unfit:
-      guess = (fit + unfit) / 2
-    guess = (
-      int(guess) // 8 * 8 if guess >= 16 else int(guess)
-    )  # rows come in eights, the tiles of a TPU
-    worth = guess > fit + fit // 8 and not (unfit and unfit - fit <= max(1, fit // 8))
-    if not worth or compiles == SEARCH_COMPILES or time.monotonic() - start > SEARCH_SECONDS:
+    guess = search.guess()
+    is_late = compiles == SEARCH_COMPILES or time.monotonic() - start > SEARCH_SECONDS
+    if is_late or not search.is_worth_compiling(guess):
       break
-    doing(f'{guess} rows a chip at once, to find the most that fit')
+    report(f'{guess} rows per chip at once, to find the most that fit')
     compiles += 1
     config = p.config.replace({'batch_size': guess * shards})
     try:
-      needs = memory.of(build.compile_step(p._replace(config=config), 1))
+      compiled = build.compile_step(p._replace(config=config), 1)
+      search.record(guess, memory.peak_bytes(compiled))
     except jax.errors.JaxRuntimeError as error:
-      needs = _refused(error)
-    points |= {guess: needs} if needs else {}
-    fit, unfit = (guess, unfit) if needs and needs <= budget else (fit, guess)
+      search.record(guess, _refused_bytes(error))
   return {
-    'rows_per_chip': fit,
-    'batch': fit * shards,
-    'too_many': unfit,
-    'estimate': max(fit, guess),
+    'rows_per_chip': search.fit,
+    'batch': search.fit * shards,
+    'too_many': search.unfit,
+    'estimate': max(search.fit, guess),
     'compiles': compiles,
   }
 
 
-def _child(request: str, result: str) -> int:
-  """Reads a request, compiles, and writes the result, or the sentence that a person is to read."""
+def _child_main(request: str, result: str) -> int:
+  """Reads a request, compiles, and writes the result or the message of a UserError."""
   asked = json.loads(pathlib.Path(request).read_text())
   config = from_plain(asked['config'], PretrainingConfig)
   run = ResolvedRun(config, phases_of(config))  # resolved by the parent
+
+  def report(text: str) -> None:
+    print(json.dumps({'doing': text}), flush=True)
+
   try:
-
-    def doing(text):
-      return print(json.dumps({'doing': text}), flush=True)
-
-    found = compiled_for(run, slices.parse(asked['topology']), asked['search'], doing)
+    of = slices.parse_slice(asked['topology'])
+    found = compile_plan(run, of, asked['search'], report)
   except UserError as error:
     found = {'error': str(error)}
   pathlib.Path(result).write_text(json.dumps(found))
   return 0
 
 
-#### In the parent: the child, and what follows from its figures #######################################################
+#### In the parent process: the child ####
 
 
-def _in_child(request: dict) -> dict:
-  """The result of a request; meanwhile a line says what is being done and for how long. Raises UserError where the child dies."""
-  env = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(('TPU_', 'XLA_FLAGS', 'JAX_'))
-  } | CHILD
-  env['PYTHONPATH'] = os.pathsep.join(
-    filter(None, (str(pathlib.Path(__file__).parents[1]), env.get('PYTHONPATH')))
-  )
+def _run_child(request: Json) -> Json:
+  """Returns the result of a request, and shows meanwhile what the child does.
+
+  Raises:
+    UserError: the child reports one, or dies.
+  """
   with tempfile.TemporaryDirectory() as folder:
-    paths = [os.path.join(folder, name) for name in ('request', 'result')]
-    pathlib.Path(paths[0]).write_text(json.dumps(request))
+    request_file = os.path.join(folder, 'request')
+    result_file = os.path.join(folder, 'result')
+    pathlib.Path(request_file).write_text(json.dumps(request))
+    command = [sys.executable, '-m', 'electra_jax.plan', request_file, result_file]
     with open(os.path.join(folder, 'errors'), 'w+') as errors:
-      command = [sys.executable, '-m', 'electra_jax.plan', *paths]
-      child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True)
+      child = subprocess.Popen(
+        command, env=_child_environment(), stdout=subprocess.PIPE, stderr=errors, text=True
+      )
       try:
         doing = _follow(child)
         status = child.wait()
@@ -307,31 +458,44 @@ def _in_child(request: dict) -> dict:
         child.kill()
         child.wait()
       errors.seek(0)
-      last = ([line.strip() for line in errors if line.strip()] or ['it gave no reason'])[-1]
-    if status < 0:
-      cure = (
-        'free some memory of this machine'
-        if -status == signal.SIGKILL
-        else 'another slice or another version of libtpu may do'
-      )
-      raise UserError(
-        f"TPU's compiler crashed ({signal.Signals(-status).name}) while {doing}; {cure}."
-      )
+      lines = [line.strip() for line in errors if line.strip()]
     if status:
-      raise UserError(
-        f"TPU's compiler failed while {doing}: {last[:300].rstrip('.')}; another version of libtpu may do."
-      )
-    result = json.loads(pathlib.Path(paths[1]).read_text())
+      raise UserError(_failure(status, doing, lines[-1] if lines else 'it gave no reason'))
+    result: Json = json.loads(pathlib.Path(result_file).read_text())
   if 'error' in result:
     raise UserError(result['error'])
   return result
 
 
-def _follow(child) -> str:
-  """Shows what the child says it does until it ends; returns the last of it."""
-  lines = queue.Queue()
+def _child_environment() -> dict[str, str]:
+  env = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(('TPU_', 'XLA_FLAGS', 'JAX_'))
+  }
+  package_parent = str(pathlib.Path(__file__).parents[1])
+  paths = filter(None, (package_parent, env.get('PYTHONPATH')))
+  return env | CHILD | {'PYTHONPATH': os.pathsep.join(paths)}
 
-  def read():
+
+def _failure(status: int, doing: str, last_line: str) -> str:
+  """Returns the message for a child that died."""
+  if status > 0:
+    reason = last_line[:300].rstrip('.')
+    return f'the compiler for TPU failed while {doing}: {reason}; try another version of libtpu.'
+  name = signal.Signals(-status).name
+  advice = 'try another slice or another version of libtpu'
+  if -status == signal.SIGKILL:
+    advice = 'free some memory of this machine'
+  return f'the compiler for TPU crashed ({name}) while {doing}; {advice}.'
+
+
+def _follow(child: subprocess.Popen[str]) -> str:
+  """Shows what the child reports until it ends; returns the last report."""
+  lines: queue.Queue[str | None] = queue.Queue()
+
+  def read() -> None:
+    assert child.stdout is not None
     for line in child.stdout:
       lines.put(line)
     lines.put(None)
@@ -352,194 +516,5 @@ def _follow(child) -> str:
       doing = json.loads(line)['doing']
 
 
-def costs(result: dict, of: slices.Slice, price: float | None) -> dict:
-  """Times and prices that follow from what the compiler said: a roofline (Williams et al. 2009), all of it 'at best'.
-
-  Seconds a step: of the products at the stated peak, of memory traffic and of what is sent at the stated bandwidths. `at_least` is the
-  longest of them, as if all else were done meanwhile; `in_turn` their sum, as if nothing were. `mfu` is that of `at_least`.
-  """
-  phases, least, most = [], 0.0, 0.0
-  for phase in result['phases']:
-    if 'hbm_traffic' not in phase:
-      return {'phases': result['phases']}
-    sent = {
-      over: sum(c['sent'] for c in phase['collectives'] if c['over'] == over)
-      for over in ('ICI', 'DCN')
-    }
-    parts = {
-      'products': phase['flops']['products'] / of.chips / of.chip.flops,
-      'HBM': phase['hbm_traffic'] / of.chip.hbm_bandwidth,
-      'ICI': sent['ICI'] / of.ici if of.ici else 0.0,
-      'DCN': sent['DCN'] / of.chip.dcn if of.chip.dcn else 0.0,
-    }
-    seconds = {**parts, 'at_least': max(parts.values()), 'in_turn': sum(parts.values())}
-    least, most = (
-      least + phase['steps'] * seconds['at_least'],
-      most + phase['steps'] * seconds['in_turn'],
-    )
-    phases.append(
-      phase
-      | {
-        'seconds': seconds,
-        'bound': max(parts, key=parts.get),
-        'mfu': phase['flops']['model'] / of.chips / of.chip.flops / seconds['at_least'],
-      }
-    )
-  hours = [of.chips * s / 3600 for s in (least, most)]
-  run = {'days': [s / 86400 for s in (least, most)], 'chip_hours': hours}
-  return {
-    'phases': phases,
-    'run': run
-    | ({'price': price, 'dollars': [price * h for h in hours]} if price is not None else {}),
-  }
-
-
-#### Printing ##########################################################################################################
-
-
-def _print(result: dict, of: slices.Slice) -> None:
-  def gb(value):
-    return f'{value / 1e9:.2f}'
-
-  say(
-    'slice',
-    f'{of.chips} chips of TPU {of.chip.name} ({f"{of.slices} x " if of.slices > 1 else ""}{"x".join(map(str, of.shape))}) on '
-    f'{of.hosts} host{"s" * (of.hosts > 1)}; each {quantity(of.chip.flops, "FLOP/s")}, {of.chip.hbm / 2**30:.4g} GiB at '
-    f'{quantity(of.chip.hbm_bandwidth, "B/s")}, {quantity(of.ici, "B/s")} to the others',
-  )
-  say('mesh', ' x '.join(f'{name} {size}' for name, size in result['mesh'].items()))
-  for phase in result['phases']:
-    rows, m = phase['rows_per_chip'], phase['memory']
-    say(
-      'steps',
-      f'{phase["steps"]:,} of {phase["batch"]:,} x {phase["length"]}: {rows} rows a chip'
-      + (
-        f' in {phase["micro_batches"]} micro-batches'
-        if phase['micro_batches'] > 1 and phase['fits']
-        else ''
-      ),
-    )
-    say('attention', f'{phase["attention"]} ({phase["why"]})')
-    need = f'{gb(m["peak"])} GB' if m['peak'] else 'more than there is'
-    say(
-      'memory',
-      f'{need} a chip of {gb(m["available"])}, of which the trainer takes up to {gb(m["budget"])}: '
-      + ('fits' if phase['fits'] else 'DOES NOT FIT'),
-    )
-    rest = (
-      f'; gradients, activations and the rest {gb(m["peak"] - m["parameters"] - m["moments"])}'
-      if m['peak']
-      else ''
-    )
-    say('', f'parameters {gb(m["parameters"])}, optimizer {gb(m["moments"])}{rest}')
-    if large := phase.get('largest'):
-      beyond = (
-        f' ({large["too_many"]} do not fit)'
-        if large['too_many']
-        else (
-          f' (by extrapolation {large["estimate"]})'
-          if large['estimate'] > large['rows_per_chip']
-          else ''
-        )
-      )
-      say(
-        'largest',
-        f'{large["rows_per_chip"]} rows a chip at once, a batch of {large["batch"]:,}{beyond}; larger ones in micro-batches',
-      )
-    if not phase['fits']:
-      for text in advice(phase, of):
-        say('try', text)
-    if 'seconds' in phase:
-      _print_step(phase)
-    more = (
-      f', {large["compiles"]} more to find the largest batch' if large and large['compiles'] else ''
-    )
-    say('compiled', f'in {console.seconds(phase["compile_seconds"])}{more}')
-  if run := result.get('run'):
-    (least, most), (hours, more) = run['days'], run['chip_hours']
-    cost = (
-      f', ${run["dollars"][0]:,.2f} to {run["dollars"][1]:,.2f} at ${run["price"]:g} a chip-hour'
-      if 'dollars' in run
-      else ''
-    )
-
-    def time_of(days):
-      return f'{days:.3g} days' if days >= 2 else console.seconds(days * 86400)
-
-    say(
-      'whole run',
-      f'at best {time_of(least)} to {time_of(most)}, {hours:,.4g} to {more:,.4g} chip-hours{cost}',
-    )
-
-
-def _print_step(phase: dict) -> None:
-  flops, seconds = phase['flops'], phase['seconds']
-  kinds = {}
-  for c in phase['collectives']:
-    count, whole, sent = kinds.get(key := (c['over'], c['kind'], c['looped']), (0, 0, 0))
-    kinds[key] = count + c['times'], whole + c['times'] * c['payload'], sent + c['sent']
-  say(
-    'collectives',
-    f'{"over":5}{"kind":20}{"a step":>7}{"MB":>10}{"MB sent a chip":>16}' if kinds else 'none',
-  )
-  for (over, kind, looped), (count, whole, sent) in sorted(
-    kinds.items(), key=lambda item: -item[1][2]
-  ):
-    say(
-      '',
-      f'{over:5}{kind:20}{count:7g}{whole / 1e6:10.2f}{sent / 1e6:16.2f}'
-      + ('  in loops' if looped else ''),
-    )
-  say(
-    'FLOPs',
-    f'{quantity(flops["model"])} a step by our count; the compiler counts {quantity(flops["compiler"])} '
-    f'({flops["compiler"] / flops["model"]:.3f} of it), {quantity(flops["products"])} in matrix products',
-  )
-  parts = ', '.join(
-    f'{name} {seconds[name] * 1e3:.3g}'
-    for name in ('products', 'HBM', 'ICI', 'DCN')
-    if seconds[name]
-  )
-  say(
-    'one step',
-    f'{seconds["at_least"] * 1e3:.3g} ms if all overlaps, {seconds["in_turn"] * 1e3:.3g} if nothing does: {parts}; '
-    f'bound by {phase["bound"]}',
-  )
-  tokens = phase['batch'] * phase['length'] / seconds['at_least']
-  say('at best', f'{phase["mfu"]:.0%} of the peak (MFU), {quantity(tokens)} tokens/s')
-
-
-def advice(phase: dict, of: slices.Slice) -> list[str]:
-  """What would make a phase fit that does not, with numbers where they are known."""
-  rows, m, found = phase['rows_per_chip'], phase['memory'], []
-  most = (phase.get('largest') or {}).get('rows_per_chip', 0) or (
-    int(0.9 * rows / phase['micro_batches'] * m['budget'] / m['peak']) if m['peak'] else 0
-  )
-  if k := next((k for k in range(1, rows + 1) if rows % k == 0 and rows // k <= most), None):
-    found.append(
-      f'--config.micro_batches={k}: {rows // k} rows a chip at once; or 0, as many as it takes'
-    )
-  elif phase['micro_batches'] < rows:
-    found.append('--config.micro_batches=0: as many as it takes')
-  if phase['remat'] != 'full':
-    found.append(
-      '--config.model.remat=full: the backward pass computes the layers again, for about a third more FLOPs'
-    )
-  state = m['parameters'] + m['moments']
-  if state > 0.2 * of.chip.hbm:
-    found.append(
-      '--config.mesh.fsdp=-1 --config.mesh.data=1: parameters and both moments split over all chips, '
-      f'{state / 1e9:.1f} GB on each become some {3 * m["parameters"] / of.chips / 1e9:.2f}'
-    )
-  larger = [
-    n for n in (slices.FLAT if of.chip.cores == 1 else slices.DEEP) if n > of.chips // of.slices
-  ]
-  if larger:
-    found.append(
-      f'--topology={of.chip.name}-{larger[0] * of.chip.cores}: {larger[0]} chips, fewer rows on each'
-    )
-  return found
-
-
 if __name__ == '__main__':
-  sys.exit(_child(*sys.argv[1:]))
+  sys.exit(_child_main(*sys.argv[1:]))

@@ -1,15 +1,20 @@
-"""Models of `transformers` with random weights, small unless told, and folders of them as it and older releases write them."""
+"""Small random models of `transformers`, their folders, and outputs of both implementations."""
 
+import functools
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 
-torch.set_num_threads(
-  1
-)  # models so small, and tests side by side: more threads would wait for each other
+from electra_jax.model.electra import Electra
+from electra_jax.model.encoder import Inputs
+from electra_jax.model.heads import FineTuned
+
+torch.set_num_threads(1)  # models are small and tests run in parallel
 
 VOCAB, PAD, CLS, SEP = 91, 0, 2, 3
 ELECTRA = {
@@ -57,7 +62,7 @@ CLASSES = {
   },
 }
 KINDS = tuple(CLASSES['electra'])
-# The class that opens each kind by itself.
+# The class that opens each kind.
 AUTO = {
   'encoder': 'AutoModel',
   'discriminator': 'AutoModelForPreTraining',
@@ -69,7 +74,7 @@ AUTO = {
 
 
 def model(family='electra', kind='discriminator', seed=0, **fields):
-  """In float32, without dropout, its weights so large that all of them matter."""
+  """Returns a float32 model in evaluation mode, with weights large enough to affect the output."""
   labels = {'modern discriminator': 1, f'{family} classification': 3, f'{family} tagging': 5}.get(
     f'{family} {kind}', 2
   )
@@ -90,13 +95,13 @@ def model(family='electra', kind='discriminator', seed=0, **fields):
 
 
 def saved(made, folder, **options) -> str:
-  """As this release writes it: safetensors, in shards where `max_shard_size` says so."""
+  """Saves a model as the installed release does; options are those of save_pretrained."""
   made.save_pretrained(folder, **options)
   return str(folder)
 
 
 def rewritten(made, folder, tensors=None, remove=(), **fields) -> str:
-  """A folder of config.json, with other fields and without those of `remove`, and pytorch_model.bin of the tensors by name."""
+  """Saves pytorch_model.bin and a config.json with other fields and without those of `remove`."""
   folder = pathlib.Path(saved(made, folder))
   (folder / 'model.safetensors').unlink()
   change_config(folder, remove, **fields)
@@ -111,19 +116,19 @@ def change_config(folder, remove=(), **fields):
 
 
 def opened(files, folder, kind, family='electra'):
-  """What transformers makes of files {name: content}: the model, by the class that opens any of its kind; all tensors fit."""
+  """Opens files {name: content} with transformers and checks that all tensors fit."""
   write(files, folder)
   auto = (
     'AutoModelForTokenClassification'
     if (family, kind) == ('modern', 'discriminator')
     else AUTO[kind]
   )
-  made, told = getattr(transformers, auto).from_pretrained(
+  made, loaded = getattr(transformers, auto).from_pretrained(
     folder, output_loading_info=True, attn_implementation='eager'
   )
   assert not any(
-    told[name] for name in ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs')
-  ), told
+    loaded[name] for name in ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs')
+  ), loaded
   assert type(made).__name__ == CLASSES[family][kind]
   return made.eval()
 
@@ -137,7 +142,7 @@ def write(files, folder) -> str:
 
 
 def state(made) -> dict[str, np.ndarray]:
-  """The tensors that a file has, by name: tied ones once."""
+  """Returns the tensors of a file by name: tied ones once."""
   tied = getattr(made, '_tied_weights_keys', None) or {}
   return {
     name: value.detach().numpy() for name, value in made.state_dict().items() if name not in tied
@@ -145,7 +150,7 @@ def state(made) -> dict[str, np.ndarray]:
 
 
 def rows(lengths=(20, 13, 4), length=20, vocab_size=VOCAB, seed=1):
-  """int64 ids and types [rows, length], mask of what is real."""
+  """Returns int64 ids and types [rows, length] and the mask of real tokens."""
   rng = np.random.default_rng(seed)
   real = np.arange(length) < np.array(lengths)[:, None]
   ids = np.where(real, rng.integers(5, vocab_size, real.shape), PAD)
@@ -155,7 +160,7 @@ def rows(lengths=(20, 13, 4), length=20, vocab_size=VOCAB, seed=1):
 
 
 def outputs(made, ids, types, real) -> list[np.ndarray]:
-  """Logits [rows, ...] or hidden states of a PyTorch model; of span those of start and end."""
+  """Returns logits [rows, ...] or hidden states of a PyTorch model; start and end of a span."""
   inputs = {'input_ids': torch.tensor(ids), 'attention_mask': torch.tensor(real).long()}
   if made.config.model_type == 'electra':
     inputs['token_type_ids'] = torch.tensor(types)
@@ -165,3 +170,76 @@ def outputs(made, ids, types, real) -> list[np.ndarray]:
     name for name in ('logits', 'start_logits', 'end_logits', 'last_hidden_state') if name in found
   ]
   return [found[name].numpy() for name in names]
+
+
+def our_inputs(ids, types, real):
+  positions = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+  return Inputs(*(jnp.asarray(x, jnp.int32) for x in (ids, real, positions, types)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _applied(model, method, params, *arguments):
+  return model.apply({'params': params}, *arguments, method=method)
+
+
+def applied(weights, method, rows):
+  """Returns the output of a method of Electra, at every position."""
+  model = Electra(
+    weights.generator or weights.discriminator,
+    weights.discriminator or weights.generator,
+    sharing=weights.sharing,
+  )
+  inputs = our_inputs(*rows)
+  return _applied(
+    model,
+    method,
+    weights.params,
+    inputs,
+    *([inputs.positions] if method == 'generator_logits' else []),
+  )
+
+
+def our_outputs(weights, rows) -> list:
+  """Returns logits or hidden states, as `outputs` does."""
+  if head := weights.head:
+    model = FineTuned(
+      weights.discriminator,
+      head.kind,
+      labels=max(1, len(head.labels)),
+      pooling=head.pooling,
+      style=head.style,
+    )
+    inputs = our_inputs(*rows)
+    allowed = {'allowed': jnp.ones_like(inputs.token_ids)}
+    found = _applied(model, 'training', weights.params | {'head': head.params}, inputs, allowed)
+    return [
+      found[name] for name in ('logits', 'value', 'start_logits', 'end_logits') if name in found
+    ]
+  if not weights.discriminator:
+    return [applied(weights, 'generator_logits', rows)]
+  return [
+    applied(
+      weights,
+      'discriminator_logits' if 'discriminator_head' in weights.params else 'hidden_states',
+      rows,
+    )
+  ]
+
+
+def assert_close(ours, theirs, what=''):
+  """Checks equality to float32 rounding: 1e-5 of the largest value."""
+  ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+  assert ours.shape == theirs.shape, (what, ours.shape, theirs.shape)
+  apart = np.abs(ours - theirs).max()
+  assert apart <= 1e-5 * np.abs(theirs).max() + 5e-7, (what, apart)
+
+
+def assert_same_outputs(weights, made, inputs=None):
+  """Checks that our model and a PyTorch model give the same outputs."""
+  inputs = inputs or rows()
+  real = inputs[2]
+  for ours, theirs in zip(our_outputs(weights, inputs), outputs(made, *inputs), strict=True):
+    ours = np.asarray(ours).reshape(theirs.shape)  # ModernBERT's discriminator has a label axis
+    if theirs.shape[:2] == real.shape:  # padding is not compared
+      ours, theirs = ours[real], theirs[real]
+    assert_close(ours, theirs)

@@ -318,12 +318,6 @@ def check_ranges(config: Config) -> None:
       raise UserError(f'config.{name} is {wrong}; expected {entry.declaration.expectation()}.')
 
 
-def must_hold(condition: object, message: str) -> None:
-  """Raises UserError with the message unless the condition holds."""
-  if not condition:
-    raise UserError(message)
-
-
 def names_with(kind: type[Config], attribute: str) -> tuple[str, ...]:
   """Names of the fields whose declaration has an attribute set, such as 'resumable'."""
   return tuple(n for n, entry in fields_of(kind).items() if getattr(entry.declaration, attribute))
@@ -359,6 +353,12 @@ def typed_options(
     if not entry.declaration.accepts(value):
       raise UserError(f'{path}.{name} is {value!r}; expected {entry.declaration.expectation()}.')
   return kind().replace({name: typed_value(known[name], value) for name, value in given.items()})
+
+
+def require(condition: object, message: str) -> None:
+  """Raises UserError with the message unless the condition holds."""
+  if not condition:
+    raise UserError(message)
 
 
 #### Config files' arguments: --config=FILE:name=value,... ####

@@ -1,24 +1,25 @@
 """Rules across the fields of a fine-tuning config, one function each; see rules.py."""
 
 from electra_jax import registry
-from electra_jax.config.declarations import fields_of, must_hold, one_of, typed_options
+from electra_jax.config import declarations
+from electra_jax.config.declarations import one_of, require, typed_options
 from electra_jax.config.finetuning import FinetuningConfig
 
 
 def starts_from_something(c: FinetuningConfig) -> None:
   """config.init names weights, or config.like an encoder for fresh ones."""
-  must_hold(
+  require(
     c.init,
     'config.init is empty; expected the folder of a pretrained run (--config.init=runs/small), '
     'hf:FOLDER, tf:CHECKPOINT, or none for fresh weights.',
   )
-  must_hold(
+  require(
     c.init != 'none' or c.like,
     "config.init is 'none' and config.like is empty; name the run whose encoder sizes and "
     'tokenizer are taken (--config.like=runs/small).',
   )
-  must_hold(c.init == 'none' or not c.like, "config.like requires config.init='none'; remove it.")
-  must_hold(
+  require(c.init == 'none' or not c.like, "config.like requires config.init='none'; remove it.")
+  require(
     c.init_step == 'last' or not registry.is_foreign(c.init),
     f'config.init_step chooses a checkpoint of a run, and config.init is {c.init!r}; remove it.',
   )
@@ -26,8 +27,8 @@ def starts_from_something(c: FinetuningConfig) -> None:
 
 def tasks_are_named(c: FinetuningConfig) -> None:
   """There is at least one task, each named once."""
-  must_hold(c.tasks, 'config.task is empty; name one, as in --config.task=cola.')
-  must_hold(len(set(c.tasks)) == len(c.tasks), f'config.task {c.task!r} names a task twice.')
+  require(c.tasks, 'config.task is empty; name one, as in --config.task=cola.')
+  require(len(set(c.tasks)) == len(c.tasks), f'config.task {c.task!r} names a task twice.')
 
 
 def task_options_have_a_task(c: FinetuningConfig) -> None:
@@ -35,9 +36,9 @@ def task_options_have_a_task(c: FinetuningConfig) -> None:
   entries = [registry.TASKS.entry(name) for name in c.tasks if name in registry.TASKS]
   kinds = [entry.options for entry in entries if entry.options]
   for name, value in c.task_options.items():
-    of_tasks = [kind for kind in kinds if name in fields_of(kind)]
-    known = dict.fromkeys(option for kind in kinds for option in fields_of(kind))
-    must_hold(
+    of_tasks = [kind for kind in kinds if name in declarations.fields_of(kind)]
+    known = dict.fromkeys(option for kind in kinds for option in declarations.fields_of(kind))
+    require(
       of_tasks,
       f'config.task_options.{name} is not an option of config.task {c.task!r}; expected '
       f'{one_of(known) if known else "none"}.',
@@ -48,7 +49,7 @@ def task_options_have_a_task(c: FinetuningConfig) -> None:
 
 def seeds_are_unsigned(c: FinetuningConfig) -> None:
   """Seeds of all trials are 32-bit unsigned integers."""
-  must_hold(
+  require(
     0 <= c.seed and c.seed + c.num_trials <= 2**32,
     f'config.seed is {c.seed}; the seeds of all trials must be between 0 and 2**32.',
   )
@@ -56,7 +57,7 @@ def seeds_are_unsigned(c: FinetuningConfig) -> None:
 
 def trial_micro_batches_divide(c: FinetuningConfig) -> None:
   """The rows of a step divide into the micro-batches."""
-  must_hold(
+  require(
     c.batch_size % c.micro_batches == 0,
     f'config.batch_size {c.batch_size} does not divide into {c.micro_batches} micro-batches.',
   )
@@ -64,11 +65,11 @@ def trial_micro_batches_divide(c: FinetuningConfig) -> None:
 
 def selection_has_evaluations(c: FinetuningConfig) -> None:
   """Patience and the best checkpoint need evaluations during a trial."""
-  must_hold(
+  require(
     c.eval_every or not c.patience,
     'config.patience counts evaluations on dev, and config.eval_every is 0; set one of the two.',
   )
-  must_hold(
+  require(
     c.eval_every or c.select == 'last',
     "config.select 'best' requires evaluations on dev, and config.eval_every is 0; set it to 1.0.",
   )
@@ -76,7 +77,7 @@ def selection_has_evaluations(c: FinetuningConfig) -> None:
 
 def frozen_encoder_has_no_rates(c: FinetuningConfig) -> None:
   """A frozen encoder has no learning rates of its layers."""
-  must_hold(
+  require(
     not c.frozen or not c.optimizer.layer_decay and not c.optimizer.published_depths,
     'config.optimizer.layer_decay and published_depths have no effect where config.frozen keeps '
     'the encoder unchanged; remove them.',

@@ -3,7 +3,7 @@
 Ranges of single fields are with their declarations.
 
 A rule takes the typed config and raises UserError, in one sentence, where fields contradict each
-other. Rules import no JAX and read no file, so that a mistake is reported within a second.
+other. Nothing here imports JAX or reads a file, so that a mistake is reported within a second.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from typing import Any
 
 from electra_jax import registry
 from electra_jax.config import declarations
-from electra_jax.config.declarations import Value, must_hold, names_with, typed_options
+from electra_jax.config.declarations import Value, names_with, require, typed_options
 from electra_jax.config.phases import KNOWN, phases_of
 from electra_jax.config.pretraining import BUDGETS, PretrainingConfig
 from electra_jax.errors import UserError
@@ -37,7 +37,7 @@ def has_budget(c: PretrainingConfig) -> bool:
 
 def micro_batches_divide(c: PretrainingConfig) -> None:
   """The rows of a step divide into the micro-batches."""
-  must_hold(
+  require(
     not c.micro_batches or c.batch_size % c.micro_batches == 0,
     f'config.batch_size {c.batch_size} does not divide into {c.micro_batches} micro-batches; '
     'change one of the two.',
@@ -47,16 +47,16 @@ def micro_batches_divide(c: PretrainingConfig) -> None:
 def one_budget(c: PretrainingConfig) -> None:
   """At most one budget is given, and nothing else that determines the steps."""
   named = [name for name in BUDGETS if getattr(c, name)]
-  must_hold(
+  require(
     len(named) <= 1,
     f'config.{" and config.".join(named)} are both set; expected one budget, or none.',
   )
   for name in named:
-    must_hold(
+    require(
       not c.phases,
       f'config.{name} determines the steps and config.phases set their own; remove one of the two.',
     )
-    must_hold(
+    require(
       c.continued.optimizer != 'resumed',
       f"config.{name} starts a new schedule, and config.continued.optimizer 'resumed' continues "
       'an old one; remove one of the two.',
@@ -68,7 +68,7 @@ def warmup_ends(c: PretrainingConfig) -> None:
   steps, warmup = c.steps, c.optimizer.warmup_steps
   if has_budget(c) or c.phases or c.optimizer.warmup_fraction:
     return
-  must_hold(
+  require(
     0 <= warmup < steps,
     f'config.optimizer.warmup_steps {warmup} is not less than config.steps {steps}; shorten the '
     f'warm-up (--config.optimizer.warmup_steps={steps // 10}) or train longer.',
@@ -77,7 +77,7 @@ def warmup_ends(c: PretrainingConfig) -> None:
 
 def evaluation_meets_saving(c: PretrainingConfig) -> None:
   """Each checkpoint is evaluated, or each evaluation has a checkpoint."""
-  must_hold(
+  require(
     c.save_every % c.eval_every == 0 or c.eval_every % c.save_every == 0,
     f'config.save_every {c.save_every} and config.eval_every {c.eval_every} do not meet; make one '
     'a multiple of the other.',
@@ -87,7 +87,7 @@ def evaluation_meets_saving(c: PretrainingConfig) -> None:
 def profile_is_a_range(c: PretrainingConfig) -> None:
   """config.profile_steps is a first and a last step."""
   steps = c.profile_steps
-  must_hold(
+  require(
     len(steps) == 2 and all(map(_is_number, steps)) and 0 <= steps[0] <= steps[1],
     f'config.profile_steps is {steps}; expected its first and last step, as (10,12).',
   )
@@ -95,7 +95,7 @@ def profile_is_a_range(c: PretrainingConfig) -> None:
 
 def reader_is_installed(c: PretrainingConfig) -> None:
   """TensorFlow is installed where config.data.reader requires it."""
-  must_hold(
+  require(
     c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,
     "config.data.reader is 'tf' and TensorFlow is not installed; install it, or use numpy, which "
     'gives the same batches.',
@@ -104,7 +104,7 @@ def reader_is_installed(c: PretrainingConfig) -> None:
 
 def original_masking(c: PretrainingConfig) -> None:
   """The original program masks single tokens."""
-  must_hold(
+  require(
     not c.objective.google or c.objective.masking == 'uniform',
     f'config.objective.google masks single tokens, and config.objective.masking is '
     f'{c.objective.masking!r}; change one of the two.',
@@ -113,7 +113,7 @@ def original_masking(c: PretrainingConfig) -> None:
 
 def one_tower_objective(c: PretrainingConfig) -> None:
   """Masked language modeling has no generator."""
-  must_hold(
+  require(
     c.objective.name != 'mlm' or not (c.generator.uniform or c.generator.alone_steps),
     "config.objective.name 'mlm' has no generator; remove config.generator.uniform and "
     'config.generator.alone_steps.',
@@ -124,12 +124,12 @@ def electric_noise(c: PretrainingConfig) -> None:
   """Electric's noise is its own generator's distribution."""
   if c.objective.name != 'electric':
     return
-  must_hold(
+  require(
     (c.objective.temperature, c.objective.disallow_correct) == (1.0, False),
     "config.objective.name 'electric' requires config.objective.temperature 1.0 and "
     'config.objective.disallow_correct False, since its loss uses the probability of the noise.',
   )
-  must_hold(
+  require(
     not c.generator.uniform,
     "config.objective.name 'electric' has a generator of two towers; remove "
     'config.generator.uniform.',
@@ -140,12 +140,12 @@ def uniform_generator_is_not_trained(c: PretrainingConfig) -> None:
   """A uniform generator has no parameters, and no temperature."""
   if not c.generator.uniform:
     return
-  must_hold(
+  require(
     not c.generator.alone_steps,
     'config.generator.uniform has no parameters to train in config.generator.alone_steps; remove '
     'one of the two.',
   )
-  must_hold(
+  require(
     c.objective.temperature == 1 and not c.objective.schedules.temperature,
     'config.generator.uniform is the same at any temperature; remove '
     'config.objective.temperature and its schedule.',
@@ -158,8 +158,8 @@ def schedules_are_well_formed(c: PretrainingConfig) -> None:
     form, path = getattr(c.objective.schedules, name), f'config.objective.schedules.{name}'
     if form:
       declared, values = KNOWN[f'objective.{name}'].declaration, _schedule_values(form)
-      must_hold(values is not None, f'{path} is {form!r}; expected {SCHEDULE_FORMS}.')
-      must_hold(
+      require(values is not None, f'{path} is {form!r}; expected {SCHEDULE_FORMS}.')
+      require(
         all(map(declared.accepts, values or ())),
         f'{path} is {form!r}; expected values {declared.expectation()}.',
       )
@@ -175,11 +175,11 @@ def schedules_have_an_effect(c: PretrainingConfig) -> None:
     if not getattr(c.objective.schedules, name):
       continue
     path = f'config.objective.schedules.{name}'
-    must_hold(
+    require(
       name != 'mask_rate' or not any('objective.mask_rate' in phase for phase in c.phases),
       f'config.phases set objective.mask_rate and so does {path}; remove one of the two.',
     )
-    must_hold(
+    require(
       c.objective.name not in unused.get(name, ()),
       f'{path} has no effect where config.objective.name is {c.objective.name!r}; remove it.',
     )
@@ -190,11 +190,11 @@ def continued_needs_init(c: PretrainingConfig) -> None:
   if c.init:
     return
   for name in (*(n for n in KNOWN if n.startswith('continued.')), 'data.new_words'):
-    must_hold(
+    require(
       declarations.flat(c)[name] == KNOWN[name].default,
       f'config.{name} requires config.init, which is empty; set --config.init, or remove it.',
     )
-  must_hold(
+  require(
     c.data.tokenizer != 'init' or c.generator.init,
     "config.data.tokenizer is 'init' and config.init is empty; set --config.init, or name a "
     'tokenizer.',
@@ -205,7 +205,7 @@ def init_has_a_tokenizer(c: PretrainingConfig) -> None:
   """Initial weights fix the vocabulary, so no tokenizer is trained beside them."""
   trains = not c.data.store and c.data.tokenizer in registry.TOKENIZERS
   for name, init in (('init', c.init), ('generator.init', c.generator.init)):
-    must_hold(
+    require(
       not init or not trains,
       f'config.data.tokenizer {c.data.tokenizer!r} trains another vocabulary than that of '
       f'config.{name}; set --config.data.tokenizer=init, or name a tokenizer that has its tokens.',
@@ -216,11 +216,11 @@ def new_words_have_embeddings(c: PretrainingConfig) -> None:
   """New words extend the tokenizer of config.init, and need initial embeddings."""
   if not c.init or not c.data.new_words:
     return
-  must_hold(
+  require(
     c.data.tokenizer == 'init',
     'config.data.new_words extends the tokenizer of config.init; set --config.data.tokenizer=init.',
   )
-  must_hold(
+  require(
     c.continued.new_tokens != 'refuse',
     'config.data.new_words adds tokens without embeddings in config.init; set '
     '--config.continued.new_tokens=mean or pieces.',
@@ -230,17 +230,17 @@ def new_words_have_embeddings(c: PretrainingConfig) -> None:
 def continued_fits_init(c: PretrainingConfig) -> None:
   """What config.continued chooses exists in weights of that kind."""
   made = c.continued.generator
-  must_hold(
+  require(
     made in ('', 'scratch', 'narrowed') or made.startswith('hf:'),
     f'config.continued.generator is {made!r}; expected hf:FOLDER, scratch, narrowed, or empty for '
     'that of config.init.',
   )
-  must_hold(
+  require(
     c.continued.step == 'last' or not registry.is_foreign(c.init),
     'config.continued.step chooses a checkpoint of a run, and config.init is '
     f'{c.init!r}; remove it.',
   )
-  must_hold(
+  require(
     c.continued.optimizer != 'resumed' or not c.generator.alone_steps,
     "config.continued.optimizer 'resumed' continues in the middle of the schedule, and "
     'config.generator.alone_steps starts it; remove one of the two.',
@@ -265,7 +265,7 @@ def options_have_a_spec(c: PretrainingConfig) -> None:
 
 def one_source_of_the_generator(c: PretrainingConfig) -> None:
   """The generator's initial weights are named in one place."""
-  must_hold(
+  require(
     not c.generator.init or not c.init,
     'config.generator.init is the generator of a fresh discriminator, and config.init names an '
     'existing one; name its generator with --config.continued.generator=hf:FOLDER.',
@@ -276,13 +276,13 @@ def phases_are_well_formed(c: PretrainingConfig) -> None:
   """Each of config.phases is a dict of its steps and of fields that a phase may set."""
   for number, phase in enumerate(c.phases, 1):
     steps = phase.get('steps') if isinstance(phase, Mapping) else None
-    must_hold(
+    require(
       isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1,
       f'config.phases: phase {number} is {phase!r}; expected a dict with its steps, as '
       "{'steps': 1000, 'sequence_length': 128}.",
     )
     for name, value in phase.items():
-      must_hold(
+      require(
         name in PHASE_FIELDS,
         f'config.phases: phase {number} sets {name!r}; a phase may set {", ".join(PHASE_FIELDS)}.',
       )
@@ -299,20 +299,20 @@ def phases_make_the_run(c: PretrainingConfig) -> None:
   """Phases add up to config.steps, and no field beside them is without effect."""
   if not c.phases:
     return
-  must_hold(
+  require(
     not c.optimizer.warmup_fraction or not any('optimizer.warmup_steps' in p for p in c.phases),
     'config.optimizer.warmup_fraction replaces the optimizer.warmup_steps that config.phases set; '
     'remove one of the two.',
   )
   total = sum(phase['steps'] for phase in c.phases)
-  must_hold(
+  require(
     total == c.steps,
     f'config.phases have {total} steps in all and config.steps is {c.steps}; make it {total}.',
   )
   values = declarations.flat(c)
   for name in PHASE_FIELDS[1:]:
     given = [phase.get(name) for phase in c.phases]
-    must_hold(
+    require(
       None in given or values[name] == given[0],
       f'config.{name} is {values[name]!r} and each of config.phases sets its own; change it '
       f'there, and let config.{name} be that of the first, {given[0]!r}.',
@@ -325,7 +325,7 @@ def generator_steps_are_a_part(c: PretrainingConfig) -> None:
   if not alone:
     return
   steps = c.phases[0]['steps'] if c.phases else c.steps
-  must_hold(
+  require(
     0 < alone and (alone < steps or has_budget(c)),
     f'config.generator.alone_steps is {alone}; expected above 0 and below the {steps} steps'
     + (' of the first of config.phases.' if c.phases else '.'),
@@ -338,7 +338,7 @@ def generator_steps_are_a_part(c: PretrainingConfig) -> None:
 def heads_divide(c: PretrainingConfig) -> None:
   """The width divides into the attention heads."""
   m = c.model
-  must_hold(
+  require(
     m.hidden_size % m.num_heads == 0,
     f'config.model.hidden_size {m.hidden_size} does not divide into {m.num_heads} heads; make it '
     'a multiple of config.model.num_heads.',
@@ -348,7 +348,7 @@ def heads_divide(c: PretrainingConfig) -> None:
 def rows_fit_positions(c: PretrainingConfig) -> None:
   """Rows are not longer than the position table of the family electra."""
   length, positions = c.sequence_length, c.model.max_positions
-  must_hold(
+  require(
     c.model.family != 'electra' or length <= positions,
     f'config.sequence_length {length} is longer than config.model.max_positions {positions}; '
     'raise the latter or shorten the rows.',
@@ -356,19 +356,19 @@ def rows_fit_positions(c: PretrainingConfig) -> None:
 
 
 def segments_have_types(c: PretrainingConfig) -> None:
-  """Rows of two segments require two token types."""
+  """Rows of two segments need two token types."""
   types = c.model.type_vocab_size
-  must_hold(
+  require(
     c.data.row_format != 'segment_pair' or c.model.family != 'electra' or types >= 2,
-    "config.data.row_format 'segment_pair' requires two token types; "
-    f'config.model.type_vocab_size is {types}.',
+    "config.data.row_format 'segment_pair' requires two token types; config.model.type_vocab_size "
+    f'is {types}.',
   )
 
 
 def own_embedding_size(c: PretrainingConfig) -> None:
   """The embeddings of the generator have another width only where they are separate."""
   size = c.generator.embedding_size
-  must_hold(
+  require(
     c.sharing == 'none' or size in (0, c.model.embedding_size) or c.objective.name == 'mlm',
     f'config.generator.embedding_size {size} requires separate embeddings; config.sharing is '
     f'{c.sharing!r}.',
@@ -378,7 +378,7 @@ def own_embedding_size(c: PretrainingConfig) -> None:
 def one_tower_has_one_size(c: PretrainingConfig) -> None:
   """Towers that share everything have the same sizes."""
   fractions = (c.generator.hidden_fraction, c.generator.layers_fraction)
-  must_hold(
+  require(
     c.sharing != 'all' or c.objective.name == 'mlm' or fractions == (1.0, 1.0),
     "config.sharing 'all' makes one tower of both; set config.generator.hidden_fraction and "
     'layers_fraction to 1.0.',
@@ -387,7 +387,7 @@ def one_tower_has_one_size(c: PretrainingConfig) -> None:
 
 def electric_has_two_towers(c: PretrainingConfig) -> None:
   """Electric's generator is a pair of towers, which the discriminator cannot be."""
-  must_hold(
+  require(
     c.objective.name != 'electric' or c.sharing != 'all',
     "config.objective.name 'electric' has a generator of two towers; set --config.sharing to "
     'embeddings or none.',
@@ -396,7 +396,7 @@ def electric_has_two_towers(c: PretrainingConfig) -> None:
 
 def generator_only_has_a_generator(c: PretrainingConfig) -> None:
   """Steps of the generator only require a separate generator."""
-  must_hold(
+  require(
     not c.generator.alone_steps or c.sharing != 'all',
     "config.generator.alone_steps requires a separate generator; config.sharing 'all' makes one "
     'tower of both.',
@@ -410,7 +410,7 @@ def generator_rate_has_a_generator(c: PretrainingConfig) -> None:
     why = "config.sharing 'all' makes one tower of both"
   if not why and c.generator.frozen:
     why = 'config.generator.frozen keeps its parameters unchanged'
-  must_hold(
+  require(
     not c.optimizer.generator_learning_rate or not why,
     'config.optimizer.generator_learning_rate requires a separate generator with trainable '
     f'parameters, and {why}; remove it.',
@@ -426,15 +426,15 @@ def generator_weights_have_a_place(c: PretrainingConfig) -> None:
   for name in ('init', 'frozen'):
     if not getattr(c.generator, name):
       continue
-    must_hold(
+    require(
       not why, f'config.generator.{name} requires a generator of one tower, and {why}; remove it.'
     )
-    must_hold(
+    require(
       separate or not c.init,
       f'config.generator.{name} requires a generator with separate embeddings, and that of '
       'config.init shares them; name another with --config.continued.generator=hf:FOLDER.',
     )
-    must_hold(
+    require(
       separate,
       f'config.generator.{name} requires a generator with separate embeddings, and config.sharing '
       f'is {c.sharing!r}; set --config.sharing=none or disentangled.',
@@ -446,12 +446,12 @@ def frozen_generator_has_weights(c: PretrainingConfig) -> None:
   if not c.generator.frozen:
     return
   given = c.generator.init or (c.init and c.continued.generator not in ('scratch', 'narrowed'))
-  must_hold(
+  require(
     given,
     'config.generator.frozen keeps initial weights unchanged, and there are none; name them with '
     '--config.generator.init=hf:FOLDER.',
   )
-  must_hold(
+  require(
     not c.generator.alone_steps,
     'config.generator.frozen leaves no parameters to train in config.generator.alone_steps; remove '
     'one of the two.',

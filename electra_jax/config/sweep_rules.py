@@ -3,17 +3,17 @@
 import re
 from collections.abc import Mapping
 
-from electra_jax.config.declarations import must_hold
+from electra_jax.config.declarations import require
 from electra_jax.config.sweeps import SweepConfig
 
 
 def sweep_has_runs(c: SweepConfig) -> None:
   """A sweep has a base config and runs."""
-  must_hold(
+  require(
     c.base,
     'config.base is empty; name the config file that all runs start from, as configs/mini.py.',
   )
-  must_hold(
+  require(
     c.runs,
     'config.runs is empty; give each run as its name and what it changes, as '
     "(('mlm', {'objective.name': 'mlm'}), ...).",
@@ -23,7 +23,7 @@ def sweep_has_runs(c: SweepConfig) -> None:
 def seeds_are_distinct(c: SweepConfig) -> None:
   """Each seed is a different non-negative integer."""
   valid = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in c.seeds)
-  must_hold(
+  require(
     c.seeds and valid and len(set(c.seeds)) == len(c.seeds),
     f'config.seeds is {c.seeds!r}; expected each number once, from 0 on.',
   )
@@ -37,19 +37,19 @@ def entries_are_well_formed(c: SweepConfig) -> None:
   ):
     entries = getattr(c, kind)
     for entry in entries:
-      must_hold(
+      require(
         isinstance(entry, tuple)
         and len(entry) == width
         and isinstance(entry[0], str)
         and isinstance(entry[-1], Mapping),
         f'config.{kind} holds {entry!r}; expected {form}.',
       )
-      must_hold(
+      require(
         re.fullmatch(r'[A-Za-z0-9][\w.+@-]*', entry[0]),
         f'config.{kind}: {entry[0]!r} cannot be a name; use letters, digits and . _ + - @.',
       )
     names = [entry[0] for entry in entries]
-    must_hold(
+    require(
       len(set(names)) == len(names),
       f'config.{kind} has {max(names, key=names.count, default="")!r} twice; expected one each.',
     )
@@ -58,7 +58,7 @@ def entries_are_well_formed(c: SweepConfig) -> None:
 def changes_are_pairs(c: SweepConfig) -> None:
   """config.fields holds pairs of a field and its value."""
   for pair in c.fields:
-    must_hold(
+    require(
       isinstance(pair, tuple) and len(pair) == 2,
       f'config.fields holds {pair!r}; expected pairs of a field and its value.',
     )

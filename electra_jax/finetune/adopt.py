@@ -25,8 +25,8 @@ from electra_jax.finetune.resolve import started
 from electra_jax.finetune.run_files import claim_finetuning, keep_encoder, write_task
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Task
-from electra_jax.interop.origins import is_foreign, open_source
-from electra_jax.interop.weights import Head, Weights, placed
+from electra_jax.interop.origins import open_source
+from electra_jax.interop.weights import Head, Weights, place_params
 from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
@@ -56,7 +56,7 @@ def adopt(config: AnyConfig, workdir: str | os.PathLike[str]) -> None:
       the task's; or WORKDIR holds a run.
   """
   config = checked_finetuning(config)
-  if not is_foreign(config.init):
+  if not registry.is_foreign(config.init):
     raise UserError(
       f'config.init is {config.init!r}; --mode=import expects a model of transformers, '
       '--config.init=hf:FOLDER.'
@@ -154,7 +154,7 @@ def _placed(params: PyTree, model: FineTuned) -> PyTree:
   """The parameters on the devices."""
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   shardings = partitioning.parameter_shardings(boxed, partitioning.make_layout())
-  return placed(params, nn.unbox(boxed), shardings)
+  return place_params(params, nn.unbox(boxed), shardings)
 
 
 #### Labels ####

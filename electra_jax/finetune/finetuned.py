@@ -18,7 +18,7 @@ from electra_jax.finetune import batches, finetune_step, initial, task_program
 from electra_jax.finetune.resolve import resolve_saved_finetuning
 from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
-from electra_jax.interop.weights import Head, Weights, trimmed
+from electra_jax.interop.weights import Head, Weights, trim_vocabulary
 from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, devices, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
@@ -85,7 +85,7 @@ class FineTunedRun:
 
     The outputs of a regression head are in the unit of the task's data, not scaled to [0, 1].
     """
-    params = trimmed(self.params, self.tokenizer.size)
+    params = trim_vocabulary(self.params, self.tokenizer.size)
     head = params.pop('head')
     if self.task.head == 'regression':
       head = _in_unit(head, self.task.low, self.task.high)

@@ -18,8 +18,8 @@ from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
-from electra_jax.interop.origins import is_foreign, open_source, with_tokenizer
-from electra_jax.interop.weights import Weights, placed
+from electra_jax.interop.origins import open_source, with_tokenizer
+from electra_jax.interop.weights import Weights, place_params
 from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
@@ -67,7 +67,7 @@ class Initial:
     """
     assert self.weights is not None, 'fresh weights are not restored'
     if isinstance(self.weights, dict):
-      return placed(self.weights, shapes, shardings)
+      return place_params(self.weights, shapes, shardings)
     return checkpoints.restore_subtrees(self.weights, self.origin['step'], shapes, shardings)
 
   def describe(self) -> str:
@@ -97,7 +97,7 @@ def open_initial(config: FinetuningConfig, before: Mapping[str, Any] | None = No
   """
   fresh = config.init == 'none'
   source = config.like if fresh else config.init
-  if is_foreign(source):
+  if registry.is_foreign(source):
     weights = open_source(source)
     start = initial_of_weights(weights, source, fresh, before)
     if weights.head is None or fresh:
@@ -140,7 +140,7 @@ def _of_pretraining(
   weights: str | dict[str, Any] = str(folder)
   # The embeddings of such a scheme are the sum of two parts.
   if registry.SHARING_SCHEMES.get(pretraining.sharing).folds_into:
-    both = own.read(folder, step, moments=False).params
+    both = own.read_weights(folder, str(step), moments=False).params
     weights = {name: both[name] for name in ('embeddings', 'discriminator')}
   return Initial(pretraining.model, tokenizer, origin, weights)
 

@@ -1,1 +1,1 @@
-"""The rest of the world's files: Hugging Face's and the original TensorFlow program's, both ways."""
+"""Weights and tokenizers of other programs: Hugging Face and the original TensorFlow program."""

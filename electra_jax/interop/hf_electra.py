@@ -1,33 +1,16 @@
-"""ELECTRA as `transformers` has it: the fields of its config, the names of its tensors.
+"""ELECTRA in `transformers` (models/electra/modeling_electra.py)."""
 
-A table of names tells of each of their tensors the parts that it is made of, one after the other along the first axis: the path
-of one of our parameters and, where the parameters of all layers are stacked, the layer. Paths begin with embeddings, encoder or
-head. Their matrices are (out, in), ours (in, out).
-"""
+from collections.abc import Mapping
+from typing import Any
 
-from electra_jax.interop.hf_fields import Fields
+import numpy as np
+
+from electra_jax.interop.hf_architecture import Architecture, TensorTable, nothing_to_add
+from electra_jax.interop.hf_config import ConfigFields
+from electra_jax.interop.weights import Head
 from electra_jax.model.config import EncoderConfig
 
-MODEL_TYPE = 'electra'
-PREFIX = 'electra.'  # of the encoder's tensors, but in a file that has no head
-CLASSES = {
-  'encoder': 'ElectraModel',
-  'discriminator': 'ElectraForPreTraining',
-  'generator': 'ElectraForMaskedLM',
-  'classification': 'ElectraForSequenceClassification',
-  'tagging': 'ElectraForTokenClassification',
-  'span': 'ElectraForQuestionAnswering',
-}
-WORD = 'embeddings.word_embeddings.weight'
-# What older releases wrote beside: copies, which have to agree.
-COPIES = {
-  'generator_lm_head.weight': WORD,
-  'generator_predictions.decoder.weight': WORD,
-  'generator_predictions.bias': 'generator_lm_head.bias',
-  'generator_predictions.decoder.bias': 'generator_lm_head.bias',
-}
-BUFFERS = ('embeddings.position_ids', 'embeddings.token_type_ids')  # no parameters
-
+_WORD = 'embeddings.word_embeddings.weight'
 _LAYER = {
   'query': 'attention.self.query',
   'key': 'attention.self.key',
@@ -38,7 +21,7 @@ _LAYER = {
   'mlp_output': 'output.dense',
   'mlp_norm': 'output.LayerNorm',
 }
-_HEADS = {
+_HEADS: dict[str, dict[str, str]] = {
   'encoder': {},
   'discriminator': {
     'dense': 'discriminator_predictions.dense',
@@ -51,12 +34,11 @@ _HEADS = {
 }
 
 
-def encoder_config(fields: Fields) -> EncoderConfig:
-  """Raises UserError that names a field whose value we do not have."""
-  fields.need('hidden_act', 'gelu', 'gelu_python')  # both are exact
-  fields.need('position_embedding_type', 'absolute')
-  fields.need('is_decoder', False)
-  fields.need('add_cross_attention', False)
+def _read_config(fields: ConfigFields) -> EncoderConfig:
+  fields.require('hidden_act', 'gelu', 'gelu_python')  # both are exact
+  fields.require('position_embedding_type', 'absolute')
+  fields.require('is_decoder', False)
+  fields.require('add_cross_attention', False)
   return fields.encoder(
     family='electra',
     vocab_size=fields.integer('vocab_size', 30522),
@@ -74,22 +56,20 @@ def encoder_config(fields: Fields) -> EncoderConfig:
   )
 
 
-def config_json(c: EncoderConfig, ids: dict) -> dict:
-  """The other way. `ids` of special tokens: of pad_id alone there is a field."""
+def _write_config(config: EncoderConfig, ids: Mapping[str, int]) -> dict[str, Any]:
   return {
-    'model_type': MODEL_TYPE,
-    'vocab_size': c.vocab_size,
-    'embedding_size': c.embedding_size,
-    'hidden_size': c.hidden_size,
-    'num_hidden_layers': c.num_layers,
-    'num_attention_heads': c.num_heads,
-    'intermediate_size': c.intermediate_size,
-    'max_position_embeddings': c.max_positions,
-    'type_vocab_size': c.type_vocab_size,
-    'layer_norm_eps': c.layer_norm_eps,
-    'initializer_range': c.initializer_range,
-    'hidden_dropout_prob': c.dropout,
-    'attention_probs_dropout_prob': c.attention_dropout,
+    'vocab_size': config.vocab_size,
+    'embedding_size': config.embedding_size,
+    'hidden_size': config.hidden_size,
+    'num_hidden_layers': config.num_layers,
+    'num_attention_heads': config.num_heads,
+    'intermediate_size': config.intermediate_size,
+    'max_position_embeddings': config.max_positions,
+    'type_vocab_size': config.type_vocab_size,
+    'layer_norm_eps': config.layer_norm_eps,
+    'initializer_range': config.initializer_range,
+    'hidden_dropout_prob': config.dropout,
+    'attention_probs_dropout_prob': config.attention_dropout,
     'classifier_dropout': None,
     'hidden_act': 'gelu',
     'position_embedding_type': 'absolute',
@@ -97,8 +77,7 @@ def config_json(c: EncoderConfig, ids: dict) -> dict:
   }
 
 
-def heads(names: set[str]) -> set[str]:
-  """Those of CLASSES that the tensors' names, without the prefix, could be of; none for an encoder without a head."""
+def _heads(names: set[str]) -> set[str]:
   return {
     kind
     for kind, parts in _HEADS.items()
@@ -106,23 +85,22 @@ def heads(names: set[str]) -> set[str]:
   }
 
 
-def tensors(c: EncoderConfig, kind: str) -> dict[str, tuple]:
-  """Names, without the prefix, and parts of all tensors of an encoder with a head of CLASSES; see above."""
-  table = {
-    WORD: (('embeddings/word', None),),
+def _tensors(config: EncoderConfig, kind: str) -> TensorTable:
+  table: TensorTable = {
+    _WORD: (('embeddings/word', None),),
     'embeddings.position_embeddings.weight': (('embeddings/position', None),),
     'embeddings.token_type_embeddings.weight': (('embeddings/type', None),),
   }
 
-  def add(path, name, layer=None):
+  def add(path: str, name: str, layer: int | None = None) -> None:
     weight = 'scale' if path.endswith('norm') else 'kernel'
     table[f'{name}.weight'] = ((f'{path}/{weight}', layer),)
     table[f'{name}.bias'] = ((f'{path}/bias', layer),)
 
   add('embeddings/norm', 'embeddings.LayerNorm')
-  if c.embedding_size != c.hidden_size:
+  if config.embedding_size != config.hidden_size:
     add('encoder/embeddings_project', 'embeddings_project')
-  for i in range(c.num_layers):
+  for i in range(config.num_layers):
     for ours, theirs in _LAYER.items():
       add(f'encoder/layers/{ours}', f'encoder.layer.{i}.{theirs}', i)
   for ours, theirs in _HEADS[kind].items():
@@ -130,3 +108,62 @@ def tensors(c: EncoderConfig, kind: str) -> dict[str, tuple]:
   if kind == 'generator':
     table['generator_lm_head.bias'] = (('head/bias', None),)
   return table
+
+
+def _convert_head(head: Head) -> dict[str, Any] | None:
+  """Converts a head of one dense layer.
+
+  `transformers` has a hidden layer with GELU before the labels. Since x = gelu(x) - gelu(-x), a
+  hidden layer [W, -W, 0] and a last layer [1, -1, 0] give the logits of W.
+  """
+  if head.kind == 'tagging':
+    return head.params
+  if head.kind == 'span':
+    return None
+  kernel = head.params['dense']['kernel']
+  width, labels = kernel.shape
+  if 2 * labels > width:
+    return None
+  hidden = np.zeros((width, width), np.float32)
+  hidden[:, :labels] = kernel
+  hidden[:, labels : 2 * labels] = -kernel
+  last = np.zeros((width, labels), np.float32)
+  last[:labels] = np.eye(labels)
+  last[labels : 2 * labels] = -np.eye(labels)
+  return {
+    'hidden': {'kernel': hidden, 'bias': np.zeros(width, np.float32)},
+    'dense': {'kernel': last, 'bias': head.params['dense']['bias']},
+  }
+
+
+ARCHITECTURE = Architecture(
+  model_type='electra',
+  family='electra',
+  prefix='electra.',
+  encoder_names=('embeddings.', 'embeddings_project.', 'encoder.'),
+  classes={
+    'encoder': 'ElectraModel',
+    'discriminator': 'ElectraForPreTraining',
+    'generator': 'ElectraForMaskedLM',
+    'classification': 'ElectraForSequenceClassification',
+    'tagging': 'ElectraForTokenClassification',
+    'span': 'ElectraForQuestionAnswering',
+  },
+  read_config=_read_config,
+  write_config=_write_config,
+  tensors=_tensors,
+  heads=_heads,
+  copies={
+    'generator_lm_head.weight': _WORD,
+    'generator_predictions.decoder.weight': _WORD,
+    'generator_predictions.bias': 'generator_lm_head.bias',
+    'generator_predictions.decoder.bias': 'generator_lm_head.bias',
+  },
+  buffers=('embeddings.position_ids', 'embeddings.token_type_ids'),
+  renamed={'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'},
+  poolings=('cls',),
+  discriminator_fields={},
+  complete=nothing_to_add,
+  unsupported=lambda config: '',
+  convert_head=_convert_head,
+)

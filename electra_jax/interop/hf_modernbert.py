@@ -1,34 +1,28 @@
-"""ModernBERT as `transformers` has it: the fields of its config, the names of its tensors, in tables as in hf_electra.py."""
+"""ModernBERT in `transformers` (models/modernbert/modeling_modernbert.py)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from electra_jax.errors import UserError
-from electra_jax.interop.hf_fields import Fields
+from electra_jax.interop.hf_architecture import Architecture, Part, TensorTable
+from electra_jax.interop.hf_config import ConfigFields
 from electra_jax.model.config import EncoderConfig
 
-MODEL_TYPE = 'modernbert'
-PREFIX = 'model.'
-# There is no class for our discriminator: it is a classifier of tokens that has one label, whose hidden layers are the same.
-CLASSES = {
-  'encoder': 'ModernBertModel',
-  'discriminator': 'ModernBertForTokenClassification',
-  'generator': 'ModernBertForMaskedLM',
-  'classification': 'ModernBertForSequenceClassification',
-  'tagging': 'ModernBertForTokenClassification',
-  'span': 'ModernBertForQuestionAnswering',
-}
-WORD = 'embeddings.tok_embeddings.weight'
-COPIES = {'decoder.weight': WORD}
-BUFFERS = ('embeddings.position_ids', 'rotary_emb.inv_freq')
-_GLOBAL, _LOCAL = 'full_attention', 'sliding_attention'
+_WORD = 'embeddings.tok_embeddings.weight'
+_GLOBAL = 'full_attention'
+_LOCAL = 'sliding_attention'
 
 
-def encoder_config(fields: Fields) -> EncoderConfig:
-  """Raises UserError that names a field whose value we do not have."""
+def _read_config(fields: ConfigFields) -> EncoderConfig:
   for name in ('norm_bias', 'attention_bias', 'mlp_bias', 'classifier_bias'):
-    fields.need(name, False)
+    fields.require(name, False)
   for name in ('hidden_activation', 'classifier_activation'):
-    fields.need(name, 'gelu', 'gelu_python')
-  hidden, layers = fields.integer('hidden_size', 768), fields.integer('num_hidden_layers', 22)
-  far, near = _thetas(fields)
+    fields.require(name, 'gelu', 'gelu_python')
+  hidden = fields.integer('hidden_size', 768)
+  layers = fields.integer('num_hidden_layers', 22)
+  global_theta, local_theta = _rope_thetas(fields)
   return fields.encoder(
     family='modern',
     vocab_size=fields.integer('vocab_size', 50368),
@@ -44,75 +38,77 @@ def encoder_config(fields: Fields) -> EncoderConfig:
     attention_dropout=fields.number('attention_dropout', 0.0),
     global_every=_global_every(fields, layers),
     local_window=fields.integer('local_attention', 128),
-    global_rope_theta=far,
-    local_rope_theta=near,
+    global_rope_theta=global_theta,
+    local_rope_theta=local_theta,
   )
 
 
-def _global_every(fields, layers):
-  """From `layer_types`, or from `global_attn_every_n_layers` of releases before 5."""
+def _global_every(fields: ConfigFields, layers: int) -> int:
+  """Reads `layer_types`, or `global_attn_every_n_layers` of releases before 5."""
   older = fields.integer('global_attn_every_n_layers', 3)
   types = fields.get('layer_types')
   if types is None:
     return older
   if not isinstance(types, list) or len(types) != layers:
     raise UserError(
-      f'{fields.file}: layer_types does not tell of each of the {layers} layers of num_hidden_layers.'
+      f'{fields.file}: layer_types is {types!r}; expected a list with the type of each of the '
+      f'{layers} layers of num_hidden_layers.'
     )
-  # Several may do where there are few layers.
-  for every in (older, *range(1, layers + 1)):
+  # With few layers, several values are possible; the older field is preferred.
+  candidates: list[int] = [older, *range(1, layers + 1)]
+  for every in candidates:
     if every > 0 and types == [_LOCAL if i % every else _GLOBAL for i in range(layers)]:
       return every
   fields.refuse(
-    'layer_types', types, f'{_GLOBAL} in each n-th layer from the first on, {_LOCAL} in the others'
+    'layer_types',
+    types,
+    f'{_GLOBAL} in every n-th layer, starting with the first, and {_LOCAL} in the others',
   )
 
 
-def _thetas(fields):
-  """From `rope_parameters`, or from two fields of releases before 5."""
-  far = fields.number('global_rope_theta', 160_000.0)
-  near = fields.values.get('local_rope_theta', 10_000.0)
-  near = (
-    far if near is None else fields.number('local_rope_theta', 10_000.0)
-  )  # null meant so in those releases
+def _rope_thetas(fields: ConfigFields) -> tuple[float, float]:
+  """Reads `rope_parameters`, or two fields of releases before 5."""
+  global_theta = fields.number('global_rope_theta', 160_000.0)
+  local_theta = fields.number('local_rope_theta', 10_000.0)
+  if fields.values.get('local_rope_theta', 0) is None:  # null was the global value then
+    local_theta = global_theta
   kinds = fields.group('rope_parameters')
-  found = []
-  for kind, theta in ((_GLOBAL, far), (_LOCAL, near)):
+
+  def theta(kind: str, default: float) -> float:
     inner = kinds.group(kind)
-    inner.need('rope_type', 'default')
-    found.append(inner.number('rope_theta', theta))
+    inner.require('rope_type', 'default')
+    return inner.number('rope_theta', default)
+
+  found = theta(_GLOBAL, global_theta), theta(_LOCAL, local_theta)
   scaling = fields.group('rope_scaling')
-  scaling.need('rope_type', 'default')
-  scaling.need('type', 'default')
+  scaling.require('rope_type', 'default')
+  scaling.require('type', 'default')
   return found
 
 
-def config_json(c: EncoderConfig, ids: dict) -> dict:
-  """The other way, for releases before 5, too. `ids` of special tokens: pad_id, cls_id and sep_id have fields."""
-  types = [_LOCAL if i % c.global_every else _GLOBAL for i in range(c.num_layers)]
-  rope = {
-    kind: {'rope_type': 'default', 'rope_theta': theta}
-    for kind, theta in ((_GLOBAL, c.global_rope_theta), (_LOCAL, c.local_rope_theta))
-  }
+def _write_config(config: EncoderConfig, ids: Mapping[str, int]) -> dict[str, Any]:
+  """Returns the fields of current releases and of those before 5."""
+  types = [_LOCAL if i % config.global_every else _GLOBAL for i in range(config.num_layers)]
+  thetas = {_GLOBAL: config.global_rope_theta, _LOCAL: config.local_rope_theta}
+  rope = {kind: {'rope_type': 'default', 'rope_theta': theta} for kind, theta in thetas.items()}
   return {
-    'model_type': MODEL_TYPE,
-    'vocab_size': c.vocab_size,
-    'hidden_size': c.hidden_size,
-    'num_hidden_layers': c.num_layers,
-    'num_attention_heads': c.num_heads,
-    'intermediate_size': c.intermediate_size,
-    'max_position_embeddings': c.max_positions,
-    'norm_eps': c.layer_norm_eps,
-    'initializer_range': c.initializer_range,
-    'embedding_dropout': c.dropout,
-    'mlp_dropout': c.dropout,
-    'attention_dropout': c.attention_dropout,
-    'local_attention': c.local_window,
+    'vocab_size': config.vocab_size,
+    'hidden_size': config.hidden_size,
+    'num_hidden_layers': config.num_layers,
+    'num_attention_heads': config.num_heads,
+    'intermediate_size': config.intermediate_size,
+    'max_position_embeddings': config.max_positions,
+    'norm_eps': config.layer_norm_eps,
+    'initializer_range': config.initializer_range,
+    'embedding_dropout': config.dropout,
+    'mlp_dropout': config.dropout,
+    'attention_dropout': config.attention_dropout,
+    'local_attention': config.local_window,
     'layer_types': types,
     'rope_parameters': rope,
-    'global_attn_every_n_layers': c.global_every,
-    'global_rope_theta': c.global_rope_theta,
-    'local_rope_theta': c.local_rope_theta,
+    'global_attn_every_n_layers': config.global_every,
+    'global_rope_theta': config.global_rope_theta,
+    'local_rope_theta': config.local_rope_theta,
     'norm_bias': False,
     'attention_bias': False,
     'mlp_bias': False,
@@ -122,7 +118,7 @@ def config_json(c: EncoderConfig, ids: dict) -> dict:
     'classifier_activation': 'gelu',
     'classifier_dropout': 0.0,
     'classifier_pooling': 'cls',
-    # Without these, ids of ModernBERT's own vocabulary would be taken, which may lie beyond this one.
+    # The defaults are ids of ModernBERT's own vocabulary, which may be outside of this one.
     'pad_token_id': ids.get('pad_id'),
     'cls_token_id': ids.get('cls_id'),
     'bos_token_id': ids.get('cls_id'),
@@ -131,36 +127,19 @@ def config_json(c: EncoderConfig, ids: dict) -> dict:
   }
 
 
-def heads(names: set[str]) -> set[str]:
-  """Those of CLASSES that the tensors' names, without the prefix, could be of; none for an encoder without a head."""
+def _heads(names: set[str]) -> set[str]:
   if 'classifier.weight' in names:
     return {'discriminator', 'classification', 'tagging', 'span'}
   return {'generator'} if {'decoder.bias', 'decoder.weight', 'head.dense.weight'} & names else set()
 
 
-def tensors(c: EncoderConfig, kind: str) -> dict[str, tuple]:
-  """Names, without the prefix, and parts of all tensors of an encoder with a head of CLASSES; see hf_electra.py."""
-  table = {
-    WORD: (('embeddings/word', None),),
+def _tensors(config: EncoderConfig, kind: str) -> TensorTable:
+  table: TensorTable = {
+    _WORD: (('embeddings/word', None),),
     'embeddings.norm.weight': (('embeddings/norm/scale', None),),
   }
-  for i in range(c.num_layers):
-
-    def part(name, i=i):
-      return (f'encoder/layers/{name}', i)
-
-    here = f'layers.{i}'
-    table |= {
-      f'{here}.attn.Wqkv.weight': (part('query/kernel'), part('key/kernel'), part('value/kernel')),
-      f'{here}.attn.Wo.weight': (part('attention_output/kernel'),),
-      f'{here}.mlp_norm.weight': (part('mlp_norm/scale'),),
-      f'{here}.mlp.Wi.weight': (part('mlp_in/kernel'), part('mlp_gate/kernel')),
-      f'{here}.mlp.Wo.weight': (part('mlp_output/kernel'),),
-      # Our layers have the norm that comes after them, theirs the one before.
-      f'layers.{i + 1}.attn_norm.weight' if i + 1 < c.num_layers else 'final_norm.weight': (
-        part('next_norm/scale'),
-      ),
-    }
+  for i in range(config.num_layers):
+    table |= _layer_tensors(i, config.num_layers)
   if kind == 'encoder':
     return table
   fine_tuned = kind not in ('discriminator', 'generator')
@@ -175,3 +154,76 @@ def tensors(c: EncoderConfig, kind: str) -> dict[str, tuple]:
     'classifier.weight': ((f'head/{last}/kernel', None),),
     'classifier.bias': ((f'head/{last}/bias', None),),
   }
+
+
+def _layer_tensors(i: int, layers: int) -> TensorTable:
+  def part(name: str) -> Part:
+    return (f'encoder/layers/{name}', i)
+
+  # Our layers contain the norm after them, theirs the norm before them.
+  next_norm = f'layers.{i + 1}.attn_norm.weight' if i + 1 < layers else 'final_norm.weight'
+  return {
+    f'layers.{i}.attn.Wqkv.weight': (
+      part('query/kernel'),
+      part('key/kernel'),
+      part('value/kernel'),
+    ),
+    f'layers.{i}.attn.Wo.weight': (part('attention_output/kernel'),),
+    f'layers.{i}.mlp_norm.weight': (part('mlp_norm/scale'),),
+    f'layers.{i}.mlp.Wi.weight': (part('mlp_in/kernel'), part('mlp_gate/kernel')),
+    f'layers.{i}.mlp.Wo.weight': (part('mlp_output/kernel'),),
+    next_norm: (part('next_norm/scale'),),
+  }
+
+
+def _complete(
+  fields: ConfigFields, config: EncoderConfig, kind: str, tensors: dict[str, np.ndarray]
+) -> list[str]:
+  notes = []
+  if kind == 'generator' and fields.get('decoder_bias') is False:
+    tensors.setdefault('decoder.bias', np.zeros(config.vocab_size, np.float32))
+    notes.append('has no bias over the vocabulary: the bias is initialized to zero')
+  if fields.get('embedding_dropout', 0.0) != fields.get('mlp_dropout', 0.0):
+    notes.append(
+      'has different dropout rates for embeddings and feed-forward layers: the larger, '
+      f'{config.dropout:g}, is used for both'
+    )
+  return notes
+
+
+def _unsupported(config: EncoderConfig) -> str:
+  if config.embedding_size == config.hidden_size:
+    return ''
+  return (
+    f'its embeddings of {config.embedding_size} are projected to a width of {config.hidden_size}, '
+    'and ModernBERT has no such projection'
+  )
+
+
+ARCHITECTURE = Architecture(
+  model_type='modernbert',
+  family='modern',
+  prefix='model.',
+  encoder_names=('embeddings.', 'layers.', 'final_norm.'),
+  classes={
+    'encoder': 'ModernBertModel',
+    # There is no class for a discriminator. A token classifier with one label has the same layers.
+    'discriminator': 'ModernBertForTokenClassification',
+    'generator': 'ModernBertForMaskedLM',
+    'classification': 'ModernBertForSequenceClassification',
+    'tagging': 'ModernBertForTokenClassification',
+    'span': 'ModernBertForQuestionAnswering',
+  },
+  read_config=_read_config,
+  write_config=_write_config,
+  tensors=_tensors,
+  heads=_heads,
+  copies={'decoder.weight': _WORD},
+  buffers=('embeddings.position_ids', 'rotary_emb.inv_freq'),
+  renamed={},
+  poolings=('cls', 'mean'),
+  discriminator_fields={'id2label': {'0': 'REPLACED'}, 'label2id': {'REPLACED': 0}},
+  complete=_complete,
+  unsupported=_unsupported,
+  convert_head=lambda head: None,
+)

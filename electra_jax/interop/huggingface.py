@@ -1,50 +1,68 @@
-"""Folders of `transformers` (Hugging Face), both ways: ELECTRA's and, for the modern family, ModernBERT's.
+"""Model folders of `transformers` (Hugging Face), read and written without it and without PyTorch.
 
-Neither PyTorch nor transformers is needed. Only what stands in hf_electra.py and hf_modernbert.py tells the two from each other.
+What differs between architectures is in a module for each; `_ARCHITECTURES` lists them.
 """
 
 import dataclasses
 import json
-
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
 
 from electra_jax import file_access
 from electra_jax.data.tokenizers.tokenization import holds_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, tensors
-from electra_jax.interop.hf_fields import Fields
+from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, tensor_files
+from electra_jax.interop.hf_architecture import Architecture
+from electra_jax.interop.hf_config import (
+  ConfigFields,
+  architecture_class,
+  fields_of_head,
+  head_of_config,
+  label_names,
+  read_fields,
+)
 from electra_jax.interop.weights import (
   DISCRIMINATOR,
   GENERATOR,
   Head,
+  WeightFormat,
   Weights,
-  checked,
-  combined,
+  check_weights,
+  combine_towers,
   expected_shapes,
-  of_tower,
+  tower_params,
 )
+from electra_jax.model.config import EncoderConfig
 
-CONFIG, TENSORS = 'config.json', 'model.safetensors'
-MARK = 'electra_jax'  # a field of the config.json that we write: {'tower': 'discriminator', 'generator' or 'finetuned'}
-_FORMATS = {module.MODEL_TYPE: module for module in (hf_electra, hf_modernbert)}
+CONFIG = 'config.json'
+TENSORS = 'model.safetensors'
+# A field of the config.json that this package writes: {'tower': 'discriminator', 'generator' or
+# 'finetuned'}.
+MARK = 'electra_jax'
+# A config of a family is written in the first architecture of that family.
+_ARCHITECTURES = (hf_electra.ARCHITECTURE, hf_modernbert.ARCHITECTURE)
 _TOWERS = ('discriminator', 'generator')
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------------
+#### Reading ####
 
 
-def read(path: str) -> Weights:
-  """What a folder holds: a tower, a fine-tuned model, or both towers in folders `discriminator` and `generator` inside it.
+def read_weights(path: str) -> Weights:
+  """Reads a folder: a tower, a fine-tuned model, or both towers in two folders inside it.
 
-  Which of them it is the class in config.json says or, where it says none, the names of the tensors.
+  The class in config.json decides what a model is; without a class, the names of its tensors.
 
   Args:
-    path: a folder of config.json, weights as interop.tensors reads them and, maybe, a tokenizer's files. Addresses will do.
+    path: path or address of a folder with config.json, weights as in interop/tensor_files.py and
+      possibly a tokenizer's files; or of a folder with such folders `discriminator` and
+      `generator`.
 
-  Returns: Weights; of a generator alone without a discriminator and with `sharing` none.
+  Returns:
+    The weights. For a generator without a discriminator, `sharing` is 'none'.
 
-  Raises UserError, one sentence: the folder is no such thing, holds another architecture or one of which we lack something (the
-  field and its value are named), or tensors are missing, have no place, misfit or are no numbers (by their names).
+  Raises:
+    UserError: the folder is not a model, has an unsupported architecture or config value (the
+      message has the field), or its tensors do not fit its config (the message has their names).
   """
   path = file_access.normal(path)
   if file_access.exists(file_access.join(path, CONFIG)):
@@ -55,94 +73,73 @@ def read(path: str) -> Weights:
     if file_access.exists(file_access.join(path, name, CONFIG))
   }
   if not inside:
-    what = f'has no {CONFIG}' if file_access.is_folder(path) else 'is no folder here'
+    what = f'has no {CONFIG}' if file_access.is_folder(path) else 'is not a folder'
     raise UserError(
-      f'{path!r} {what}: name one that holds a model of transformers, {CONFIG} and weights, downloaded before.'
+      f'{path!r} {what}; expected a downloaded model of transformers with {CONFIG} and weights.'
     )
   found = {name: _read_model(place) for name, place in inside.items()}
-  for name, weights in found.items():
-    if getattr(weights, name) is None or weights.head:
-      raise UserError(
-        f'{weights.source} is not a {name}, as its name says: it is a '
-        f'{"fine-tuned model" if weights.head else _TOWERS[1 - _TOWERS.index(name)]}.'
-      )
-  if len(found) == 1:
-    return _with_tokenizer(found.popitem()[1], path)
-  return _with_tokenizer(
-    dataclasses.replace(combined(*(found[name] for name in _TOWERS)), source=path), path
-  )
+  for name, model in found.items():
+    if getattr(model, name) is None or model.head:
+      other = 'fine-tuned model' if model.head else _TOWERS[1 - _TOWERS.index(name)]
+      raise UserError(f'{model.source} is a {other}; expected a {name}, the name of the folder.')
+  if len(found) == 2:
+    weights = combine_towers(found['discriminator'], found['generator'])
+    weights = dataclasses.replace(weights, source=path)
+  else:
+    (weights,) = found.values()
+  return dataclasses.replace(weights, tokenizer=weights.tokenizer or _find_tokenizer(path))
 
 
-def _with_tokenizer(weights, folder):
-  return (
-    weights if weights.tokenizer else dataclasses.replace(weights, tokenizer=_tokenizer(folder))
-  )
-
-
-def _tokenizer(folder):
-  """The folder, where load_tokenizer would find one."""
+def _find_tokenizer(folder: str) -> str | None:
+  """Returns the folder if load_tokenizer would find a tokenizer in it."""
   return folder if holds_tokenizer(folder) else None
 
 
-def _read_model(path):
-  fields = _fields(file_access.join(path, CONFIG))
-  form = _format(fields)
-  config = form.encoder_config(fields)
-  found, names = _named(tensors.read(path), form, path)
-  kind = _kind(fields, form, set(found), path)
-  notes, labels = [], ()
-  if (
-    kind == 'generator' and fields.get('decoder_bias') is False
-  ):  # ModernBERT's: a bias of zeros is the same
-    found.setdefault('decoder.bias', np.zeros(config.vocab_size, np.float32))
-    notes.append(f'{path} has no bias over the vocabulary: it begins at zero')
+def _read_model(path: str) -> Weights:
+  fields = read_fields(file_access.join(path, CONFIG))
+  architecture = _architecture_of(fields)
+  config = architecture.read_config(fields)
+  file = hf_tensors.TensorFile(tensor_files.read_tensors(path), architecture, path)
+  kind = _kind_of(fields, architecture, set(file.tensors), path)
+  notes = [f'{path} {note}' for note in architecture.complete(fields, config, kind, file.tensors)]
   if kind == 'encoder':
-    notes.append(f'{path} has no head: it is taken for a discriminator whose head is missing')
-  if config.family == 'modern' and fields.get('embedding_dropout', 0.0) != fields.get(
-    'mlp_dropout', 0.0
-  ):
-    notes.append(
-      f'{path} has two rates for dropout of embeddings and feed-forward layers: the larger, {config.dropout:g}, is '
-      'taken for both'
-    )
+    notes.append(f'{path} has no head: it is read as a discriminator without its head')
+  is_generator = kind == 'generator'
   weights = Weights(
-    path,
-    None if kind == 'generator' else config,
-    config if kind == 'generator' else None,
-    'none',
-    {},
-    tokenizer=_tokenizer(path),
+    source=path,
+    discriminator=None if is_generator else config,
+    generator=config if is_generator else None,
+    sharing='none' if is_generator else 'embeddings',
+    params={},
+    head=None if kind in ('encoder', *_TOWERS) else _head_of(fields, architecture, kind),
+    tokenizer=_find_tokenizer(path),
     notes=tuple(notes),
   )
-  if kind not in ('encoder', *_TOWERS):
-    kind_of_head, labels = _labels(fields, kind)
-    pooling = (
-      fields.need('classifier_pooling', 'cls', 'mean')
-      if form is hf_modernbert and kind == 'classification'
-      else 'cls'
-    )
-    weights = dataclasses.replace(
-      weights, head=Head(kind_of_head, 'transformers', labels, pooling, {})
-    )
-  tree = hf_tensors.to_ours(found, names, form, kind, config, _shapes(weights, kind), path)
-  top = {'generator': GENERATOR}.get(kind, DISCRIMINATOR)
-  params = {
-    name: tree[part]
-    for name, part in zip(top, ('embeddings', 'encoder', 'head'), strict=True)
-    if part in tree
-  }
-  if weights.head:
-    weights = dataclasses.replace(
-      weights, head=dataclasses.replace(weights.head, params=params.pop('discriminator_head'))
-    )
-  weights = dataclasses.replace(
-    weights, params=params, sharing='none' if kind == 'generator' else 'embeddings'
+  tree = file.to_params(kind, config, _tower_shapes(weights, kind))
+  head = weights.head
+  if head:
+    head = dataclasses.replace(head, params=tree.pop('head'))
+  names = dict(zip(('embeddings', 'encoder', 'head'), DISCRIMINATOR, strict=True))
+  if is_generator:
+    names = dict(zip(names, GENERATOR, strict=True))
+  params = {names[part]: tree[part] for part in names if part in tree}
+  return check_weights(
+    dataclasses.replace(weights, params=params, head=head),
+    optional=('discriminator_head',) if kind == 'encoder' else (),
   )
-  return checked(weights, ('discriminator_head',) if kind == 'encoder' else ())
 
 
-def _shapes(weights: Weights, kind: str) -> dict:
-  """Shapes of the parameters of a tower by itself, with its head, in the tree {'embeddings', 'encoder', 'head'}."""
+def _head_of(fields: ConfigFields, architecture: Architecture, kind: str) -> Head:
+  """Returns the head of a fine-tuned model, without parameters."""
+  kind_of_head, labels = head_of_config(fields, kind)
+  pooling = architecture.poolings[0]
+  if kind == 'classification' and len(architecture.poolings) > 1:
+    pooling = fields.require('classifier_pooling', *architecture.poolings)
+  return Head(kind_of_head, 'transformers', labels, pooling, {})
+
+
+def _tower_shapes(weights: Weights, kind: str) -> dict[str, Any]:
+  """Returns the shapes of one tower and its head, {'embeddings', 'encoder', 'head'}."""
   shapes = expected_shapes(weights)
   if weights.head:
     return {
@@ -150,253 +147,181 @@ def _shapes(weights: Weights, kind: str) -> dict:
       'encoder': shapes['discriminator'],
       'head': shapes['head'],
     }
-  return of_tower(
-    dataclasses.replace(weights, params=shapes),
-    'generator' if kind == 'generator' else 'discriminator',
-  )
+  tower = 'generator' if kind == 'generator' else 'discriminator'
+  return tower_params(dataclasses.replace(weights, params=shapes), tower)
 
 
-def _fields(file) -> Fields:
-  try:
-    values = json.loads(file_access.read_bytes(file))
-  except ValueError as error:
-    raise UserError(f'{file} is not JSON, or was cut short: {error}.') from None
-  if not isinstance(values, dict):
-    raise UserError(f'{file} is not a config: it holds no fields.')
-  return Fields(file, values)
-
-
-def _architecture(fields) -> str | None:
-  """The class that the config names, of PyTorch. None where it names none."""
-  found = fields.get('architectures', [])
-  if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-    raise UserError(f'{fields.file}: architectures is {found!r} and not a list of names.')
-  return found[0].removeprefix('TF').removeprefix('Flax') if found else None
-
-
-def _format(fields):
+def _architecture_of(fields: ConfigFields) -> Architecture:
   model_type = fields.get('model_type')
-  if model_type is None:  # the first releases did not write it
-    name = _architecture(fields) or ''
-    model_type = next(
-      (known for known, form in _FORMATS.items() if name in form.CLASSES.values()), None
-    )
-  if model_type not in _FORMATS:
-    what = 'no model_type' if model_type is None else f'model_type {model_type!r}'
-    raise UserError(
-      f'{fields.file}: {what}: another architecture; what can be read is {" or ".join(_FORMATS)}.'
-    )
-  return _FORMATS[model_type]
+  # The first releases wrote the class only.
+  class_name = architecture_class(fields) if model_type is None else None
+  for architecture in _ARCHITECTURES:
+    if architecture.model_type == model_type or class_name in architecture.classes.values():
+      return architecture
+  what = 'missing' if model_type is None else repr(model_type)
+  known = ' or '.join(repr(architecture.model_type) for architecture in _ARCHITECTURES)
+  raise UserError(f'{fields.file}: model_type is {what}; expected {known}.')
 
 
-def _named(found, form, path):
-  """The parameters by their names of today, without the prefix; and the names that the file has for them."""
-  renamed, names = {}, {}
-  for name, value in found.items():
-    short = name.removeprefix(form.PREFIX)
-    if form is hf_electra:
-      short = short.replace('LayerNorm.gamma', 'LayerNorm.weight').replace(
-        'LayerNorm.beta', 'LayerNorm.bias'
-      )
-    if short.endswith(form.BUFFERS):
-      continue
-    if short in renamed:
-      raise UserError(f'{path} holds one tensor under two names: {names[short]} and {name}.')
-    renamed[short], names[short] = value, name
-  return renamed, names
-
-
-def _kind(fields, form, names, path) -> str:
-  """Of the CLASSES of a format."""
-  name, heads = _architecture(fields), form.heads(names)
-  if name is None or name == form.CLASSES['encoder']:
+def _kind_of(fields: ConfigFields, architecture: Architecture, names: set[str], path: str) -> str:
+  """Returns the kind of a model, from its class or else from the names of its tensors."""
+  class_name = architecture_class(fields)
+  classes = architecture.classes
+  heads = architecture.heads(names)
+  if class_name is None or class_name == classes['encoder']:
     if len(heads) > 1:
+      possible = ', '.join(sorted(classes[kind] for kind in heads))
       raise UserError(
-        f'{fields.file} does not say what the head is for: add "architectures": ["..."] with one of '
-        f'{", ".join(sorted(form.CLASSES[kind] for kind in heads))}.'
+        f'{fields.file} does not name the class of the head; add "architectures": ["..."] with '
+        f'one of {possible}.'
       )
     return heads.pop() if heads else 'encoder'
-  kinds = [kind for kind, known in form.CLASSES.items() if known == name]
+  kinds = [kind for kind, known in classes.items() if known == class_name]
   if not kinds:
     raise UserError(
-      f'{path} is of the class {name}, which this program does not have; it has '
-      f'{", ".join(dict.fromkeys(form.CLASSES.values()))}.'
+      f'{path} has the class {class_name}, which is not supported; expected '
+      f'{", ".join(dict.fromkeys(classes.values()))}.'
     )
   if heads and not heads & set(kinds):
     raise UserError(
-      f'{fields.file} says {name}, but the tensors are those of {form.CLASSES[min(heads)]}; set "architectures" to '
-      'that.'
+      f'{fields.file} names {class_name}, but the tensors are those of {classes[min(heads)]}; '
+      'set "architectures" to that.'
     )
-  if len(kinds) > 1:  # of discriminator and classifier of tokens the former has one label
+  if len(kinds) > 1:  # a token classifier with one label is a discriminator, unless marked
     tower = fields.group(MARK).get('tower', 'discriminator')
-    return 'discriminator' if len(_label_names(fields)) == 1 and tower != 'finetuned' else 'tagging'
+    is_discriminator = len(label_names(fields)) == 1 and tower != 'finetuned'
+    return 'discriminator' if is_discriminator else 'tagging'
   return kinds[0]
 
 
-def _label_names(fields) -> list[str]:
-  """Names of the labels by id; LABEL_0 and so on where the config gives none."""
-  given = fields.group('id2label').values
-  if not given:
-    return [
-      f'LABEL_{i}' for i in range(fields.integer('num_labels', fields.integer('_num_labels', 2)))
-    ]
-  if set(given) != {str(i) for i in range(len(given))}:
-    raise UserError(
-      f'{fields.file}: the ids in id2label are {", ".join(given)} and not 0 to {len(given) - 1}.'
-    )
-  names = [str(given[str(i)]) for i in range(len(given))]
-  if twice := [name for name in names if names.count(name) > 1]:
-    raise UserError(f'{fields.file}: two labels in id2label have the name {twice[0]!r}.')
-  return names
+FORMAT = WeightFormat('FOLDER', lambda path, moments: read_weights(path))
 
 
-def _labels(fields, kind) -> tuple[str, tuple[str, ...]]:
-  """Kind of the head and its labels, as in Head."""
-  names = _label_names(fields)
-  if kind == 'tagging':
-    return kind, tuple(names)
-  if kind == 'span':
-    if len(names) != 2:
-      raise UserError(
-        f'{fields.file} has {len(names)} labels: an answer has two, its start and its end.'
-      )
-    return kind, ()
-  problem = fields.get(
-    'problem_type', 'regression' if len(names) == 1 else 'single_label_classification'
-  )
-  if problem == 'regression' and len(names) == 1:
-    return 'regression', ()
-  if problem != 'single_label_classification' or len(names) == 1:
-    can = 'single_label_classification of several labels, and regression of one value'
-    raise UserError(
-      f'{fields.file}: problem_type is {problem!r} with {len(names)} labels, which this program does not have: it '
-      f'has {can}.'
-    )
-  return kind, tuple(names)
+#### Writing ####
 
 
-# ---- writing ----------------------------------------------------------------------------------------------------------
-
-
-def files(
-  weights: Weights, tower: str, *, special_ids: dict | None = None, extra: dict | None = None
+def model_files(
+  weights: Weights,
+  tower: str,
+  *,
+  special_ids: Mapping[str, int] | None = None,
+  extra: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
-  """config.json and model.safetensors, such that the classes AutoModel... of transformers open the folder.
-
-  The head of one dense layer that the original has for classification and regression becomes transformers' of two, which gives
-  the same logits: x = gelu(x) - gelu(-x), so the hidden layer is [W, -W, 0] and the last one [1, -1, 0].
+  """Returns config.json and model.safetensors, which the AutoModel classes open.
 
   Args:
-    weights: of `tower`, at least. A discriminator whose head is missing is written as a bare encoder.
-    tower: 'discriminator', 'generator' or 'finetuned', which is the discriminator with `weights.head`.
-    special_ids: of the tokenizer: pad_id, cls_id, sep_id; others are left out.
-    extra: more fields of config.json, which win over those made here.
+    weights: with `tower`. A discriminator without its head is written as an encoder.
+    tower: 'discriminator', 'generator', or 'finetuned' for the discriminator with `weights.head`.
+    special_ids: the tokenizer's pad_id, cls_id and sep_id; others are ignored.
+    extra: more fields of config.json, which replace those made here.
 
-  Raises UserError, with the reason, for what transformers cannot express.
+  Raises:
+    UserError: `transformers` has no such model; the message has the reason.
   """
   config = weights.generator if tower == 'generator' else weights.discriminator
-  if config is None or tower == 'finetuned' and not weights.head:
+  if config is None or (tower == 'finetuned' and not weights.head):
     raise UserError(f'{weights.source} has no {tower} model to write.')
-  form = hf_electra if config.family == 'electra' else hf_modernbert
-  if config.family == 'modern' and config.embedding_size != config.hidden_size:
+  architecture = _architecture_for(config)
+  if reason := architecture.unsupported(config):
     raise UserError(
-      f'the {tower} of {weights.source} cannot be written for transformers: its embeddings of '
-      f'{config.embedding_size} are projected to a width of {config.hidden_size}, and ModernBERT has no such '
-      'projection.'
+      f'the {tower} of {weights.source} cannot be written for transformers: {reason}.'
     )
-  fields = form.config_json(config, special_ids or {})
+  fields = architecture.write_config(config, special_ids or {})
   if tower == 'finetuned':
-    kind, head = _expressible(weights, config)
-    tree = {
-      'embeddings': weights.params['embeddings'],
-      'encoder': weights.params['discriminator'],
-      'head': head,
-    }
-    fields |= _label_fields(weights.head)
-    if form is hf_modernbert and kind == 'classification':
-      fields['classifier_pooling'] = weights.head.pooling
-    alone = dataclasses.replace(
-      weights, head=dataclasses.replace(weights.head, style='transformers', pooling='cls')
-    )
+    kind, params, written = _fine_tuned(weights, architecture)
+    fields |= _head_fields(weights, architecture)
   else:
-    tree = of_tower(weights, tower)
-    if tower == 'generator' and 'head' not in tree:
-      raise UserError(
-        f'the generator of {weights.source} has no head, without which it is no generator.'
-      )
-    kind = tower if 'head' in tree else 'encoder'
-    if form is hf_modernbert and kind == 'discriminator':
-      fields |= {'id2label': {'0': 'REPLACED'}, 'label2id': {'REPLACED': 0}}
-    alone = Weights(
-      weights.source,
-      **{'discriminator': None, 'generator': None, tower: config},
-      sharing='none',
-      params={},
-    )
-  shapes = _shapes(alone, kind)
-  if 'head' not in tree:
+    kind, params, written = _pretrained(weights, tower, config)
+    fields |= architecture.discriminator_fields if kind == 'discriminator' else {}
+  shapes = _tower_shapes(written, kind)
+  if 'head' not in params:
     del shapes['head']
-  # A tower that reads the other's tables may have a config that says otherwise; transformers would go by it.
-  if misfits := hf_tensors.misfits(tree, shapes):
+  # Embeddings that both towers share can contradict the config of one, which transformers obeys.
+  if mistakes := hf_tensors.shape_mistakes(params, shapes):
     raise UserError(
-      f'the {tower} of {weights.source} cannot be written for transformers: beside its own config, {misfits[0]}.'
+      f'the {tower} of {weights.source} cannot be written for transformers: by its config, '
+      f'{mistakes[0]}.'
     )
   fields |= {
-    'architectures': [form.CLASSES[kind]],
+    'model_type': architecture.model_type,
+    'architectures': [architecture.classes[kind]],
     'tie_word_embeddings': True,
     'dtype': 'float32',
     'torch_dtype': 'float32',
     MARK: {'tower': tower},
+    **(extra or {}),
   }
-  return {
-    CONFIG: (
-      json.dumps(fields | (extra or {}), indent=2, sort_keys=True, ensure_ascii=False) + '\n'
-    ).encode(),
-    TENSORS: tensors.to_bytes(hf_tensors.to_theirs(tree, form, kind, config)),
-  }
+  text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + '\n'
+  tensors = hf_tensors.from_params(params, architecture, kind, config)
+  return {CONFIG: text.encode(), TENSORS: tensor_files.to_safetensors(tensors)}
 
 
-def _expressible(weights, config) -> tuple[str, dict]:
-  """Class and parameters of a fine-tuned model's head in transformers' style."""
-  head = weights.head
-  kind = 'classification' if head.kind == 'regression' else head.kind
-  where = f'the head of {weights.source} cannot be written for transformers: '
-  if config.family == 'electra' and kind == 'classification' and head.pooling != 'cls':
+def auto_class(config: EncoderConfig) -> str:
+  """Returns the AutoModel class that opens a discriminator of a config with its head."""
+  classes = _architecture_for(config).classes
+  is_tagger = classes['discriminator'] == classes['tagging']
+  return 'AutoModelForTokenClassification' if is_tagger else 'AutoModelForPreTraining'
+
+
+def _architecture_for(config: EncoderConfig) -> Architecture:
+  return next(known for known in _ARCHITECTURES if known.family == config.family)
+
+
+def _pretrained(
+  weights: Weights, tower: str, config: EncoderConfig
+) -> tuple[str, dict[str, Any], Weights]:
+  """Returns the kind of a tower, its parameters, and Weights with its config only."""
+  params = tower_params(weights, tower)
+  if tower == 'generator' and 'head' not in params:
     raise UserError(
-      f'{where}ELECTRA reads [CLS] alone there, and this one the {head.pooling} of the tokens.'
+      f'the generator of {weights.source} has no head; expected a generator with its head.'
     )
-  if head.style == 'transformers' or config.family == 'electra' and kind == 'tagging':
-    return kind, head.params
-  if config.family == 'modern' or kind == 'span':
-    raise UserError(
-      f'{where}it has another form there; fine-tune with --config.head.style=transformers.'
-    )
-  kernel, bias = head.params['dense']['kernel'], head.params['dense']['bias']
-  width, labels = kernel.shape
-  if 2 * labels > width:
-    raise UserError(
-      f'{where}there a layer of {width} stands before the labels, which passes on {width // 2} of them and not '
-      f'{labels}; fine-tune with --config.head.style=transformers.'
-    )
-  hidden, last = np.zeros((width, width), np.float32), np.zeros((width, labels), np.float32)
-  hidden[:, :labels], hidden[:, labels : 2 * labels] = kernel, -kernel
-  last[:labels], last[labels : 2 * labels] = np.eye(labels), -np.eye(labels)
-  return kind, {
-    'hidden': {'kernel': hidden, 'bias': np.zeros(width, np.float32)},
-    'dense': {'kernel': last, 'bias': bias},
-  }
+  configs: dict[str, Any] = {'discriminator': None, 'generator': None, tower: config}
+  single = Weights(weights.source, **configs, sharing='none', params={})
+  return tower if 'head' in params else 'encoder', params, single
 
 
-def _label_fields(head) -> dict:
-  if head.kind == 'span':
-    return {}
-  names = head.labels or ('LABEL_0',)
-  fields = {
-    'id2label': {str(i): name for i, name in enumerate(names)},
-    'label2id': {name: i for i, name in enumerate(names)},
+def _fine_tuned(
+  weights: Weights, architecture: Architecture
+) -> tuple[str, dict[str, Any], Weights]:
+  """Returns the kind of a fine-tuned model, its parameters, and Weights with its config only."""
+  assert weights.head is not None
+  kind = _kind_of_head(weights.head)
+  params = {
+    'embeddings': weights.params['embeddings'],
+    'encoder': weights.params['discriminator'],
+    'head': _head_params(weights.source, weights.head, architecture),
   }
-  if head.kind != 'tagging':
-    fields['problem_type'] = (
-      'regression' if head.kind == 'regression' else 'single_label_classification'
+  head = dataclasses.replace(weights.head, style='transformers', pooling='cls')
+  return kind, params, dataclasses.replace(weights, head=head)
+
+
+def _kind_of_head(head: Head) -> str:
+  return 'classification' if head.kind == 'regression' else head.kind
+
+
+def _head_params(source: str, head: Head, architecture: Architecture) -> dict[str, Any]:
+  """Returns the parameters of a fine-tuned head in the style of transformers."""
+  where = f'the head of {source} cannot be written for transformers: '
+  if _kind_of_head(head) == 'classification' and head.pooling not in architecture.poolings:
+    raise UserError(
+      f'{where}its pooling is {head.pooling}; expected {" or ".join(architecture.poolings)}, as '
+      f'in {architecture.classes["classification"]}.'
     )
+  if head.style == 'transformers':
+    return head.params
+  params = architecture.convert_head(head)
+  if params is None:
+    raise UserError(
+      f'{where}{architecture.classes[_kind_of_head(head)]} has no head that gives the same '
+      'logits; fine-tune with --config.head.style=transformers.'
+    )
+  return params
+
+
+def _head_fields(weights: Weights, architecture: Architecture) -> dict[str, Any]:
+  assert weights.head is not None
+  fields = fields_of_head(weights.head.kind, weights.head.labels)
+  if _kind_of_head(weights.head) == 'classification' and len(architecture.poolings) > 1:
+    fields['classifier_pooling'] = weights.head.pooling
   return fields

@@ -1,89 +1,103 @@
-"""Where weights can be from: Hugging Face's folders, the original's checkpoints, runs of our own; and the tokenizer beside them."""
+"""Opens initial weights, as in config.init, with the tokenizer beside them.
+
+A source is 'FORMAT:PATH' with a format of registry.WEIGHT_FORMATS, or the folder of a pretraining
+run.
+"""
 
 import dataclasses
 
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop.weights import Weights, trimmed
+from electra_jax.interop.weights import Weights, trim_vocabulary
+from electra_jax.model.config import EncoderConfig
+from electra_jax.registry import WEIGHT_FORMATS, split_source
 
-FOREIGN = ('hf:', 'tf:')
-# A vocabulary of another program may have rows up to a multiple of one of these, which nothing is ever looked up in.
+# Another program may have padded the embedding table to a multiple of one of these numbers of rows.
 ROW_MULTIPLES = (8, 16, 32, 64, 128, 256)
 
 
-def is_foreign(text: str) -> bool:
-  """Whether a source is of another program, hf:... or tf:..., and not a run's folder."""
-  return text.startswith(FOREIGN)
-
-
 def open_source(text: str, step: str = 'last', moments: bool = False) -> Weights:
-  """The weights of a source.
+  """Reads the weights of a source.
 
   Args:
-    text: hf:FOLDER (see interop/huggingface.py), tf:CHECKPOINT (interop/google.py), or the folder of a pretraining run.
-    step: of a run: last, best or a step.
-    moments: Adam's too, where it has them.
+    text: 'hf:FOLDER' (interop/huggingface.py), 'tf:CHECKPOINT' (interop/google.py), or the folder
+      of a pretraining run (interop/own.py).
+    step: for a run, 'last', 'best' or a step.
+    moments: whether to read Adam's moments, where the source has them.
 
-  Raises UserError where it cannot be opened, or is not what it should be.
+  Raises:
+    UserError: the source cannot be opened, or is not what its format requires.
   """
-  kind, path = (text[:2], text[3:]) if is_foreign(text) else ('run', text)
+  name, path = split_source(text)
   if not path:
+    known = [f'{prefix}:{WEIGHT_FORMATS.get(prefix).argument}' for prefix in WEIGHT_FORMATS]
     raise UserError(
-      f'{text!r} names nothing; give hf:FOLDER, tf:CHECKPOINT, or the folder of a run.'
+      f'the source of weights is {text!r}, which has no path; expected {", ".join(known)} or the '
+      'folder of a run.'
     )
-  if kind == 'hf':
-    from electra_jax.interop import huggingface
-
-    return huggingface.read(path)
-  if kind == 'tf':
-    from electra_jax.interop import google
-
-    return google.read(path, moments)
+  if name:
+    weights: Weights = WEIGHT_FORMATS.get(name).read(path, moments)
+    return weights
   from electra_jax.interop import own
 
-  return own.read(path, step, moments)
+  return own.read_weights(path, step, moments)
 
 
 def with_tokenizer(
   weights: Weights, field: str, lowercase: bool | None = None, strip_accents: bool | None = None
 ) -> tuple[Weights, Tokenizer]:
-  """The tokenizer of weights, and these without rows that only pad its vocabulary.
+  """Returns weights without padding rows of the vocabulary, and their tokenizer.
 
   Args:
-    weights: of `open_source`.
-    field: that named them, for a complaint.
-    lowercase, strip_accents: as of load_tokenizer, where nothing beside the vocabulary says it.
+    weights: from `open_source`.
+    field: the field that named them, for messages.
+    lowercase: as in load_tokenizer, if no file beside the vocabulary records it.
+    strip_accents: the same.
 
-  Raises UserError where there is no tokenizer, or it does not fit.
+  Raises:
+    UserError: there is no tokenizer, or its size does not match the embeddings.
   """
   if weights.tokenizer is None:
     raise UserError(
-      f'{field} has no tokenizer; add its files: vocab.txt (with tokenizer_config.json, if it is cased), tokenizer.json or a SentencePiece model.'
+      f'{field} has no tokenizer; add its files: vocab.txt (with tokenizer_config.json for a cased '
+      'vocabulary), tokenizer.json or a SentencePiece model.'
     )
   tokenizer = load_tokenizer(weights.tokenizer, lowercase, strip_accents)
-  return cut(weights, tokenizer.size, field), tokenizer
+  return without_padding_rows(weights, tokenizer.size, field), tokenizer
 
 
-def cut(weights: Weights, size: int, field: str) -> Weights:
-  """Weights without rows that only pad a vocabulary of `size` tokens. Raises UserError where rows and tokens do not belong together."""
+def without_padding_rows(weights: Weights, size: int, field: str) -> Weights:
+  """Returns weights without the rows that pad a vocabulary.
+
+  Args:
+    weights: the weights.
+    size: tokens of the vocabulary.
+    field: the field that named the weights, for messages.
+
+  Raises:
+    UserError: the number of rows is neither `size` nor a padded `size`.
+  """
   rows = weights.vocab_size
   if rows == size:
     return weights
   if rows not in (-(-size // n) * n for n in ROW_MULTIPLES):
     raise UserError(
-      f'{field} has embeddings of {rows:,} tokens and a tokenizer of {size:,}; put the tokenizer there that it was trained with.'
+      f'{field} has embeddings of {rows:,} tokens and a tokenizer of {size:,}; put the tokenizer '
+      'there that it was trained with.'
     )
 
-  def shorter(config):
+  def shorter(config: EncoderConfig | None) -> EncoderConfig | None:
     return config and dataclasses.replace(config, vocab_size=size)
 
-  note = f'{rows - size} rows that pad the vocabulary of {size:,} tokens are left out'
+  moments = weights.moments
   return dataclasses.replace(
     weights,
     discriminator=shorter(weights.discriminator),
     generator=shorter(weights.generator),
-    notes=(*weights.notes, note),
-    params=trimmed(weights.params, size),
-    moments=weights.moments
-    and {name: trimmed(tree, size) for name, tree in weights.moments.items()},
+    notes=(
+      *weights.notes,
+      f'{rows - size} rows that pad the vocabulary of {size:,} tokens are left out',
+    ),
+    params=trim_vocabulary(weights.params, size),
+    moments=moments and {name: trim_vocabulary(tree, size) for name, tree in moments.items()},
   )

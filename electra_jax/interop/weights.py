@@ -1,7 +1,8 @@
-"""Weights: what files of any program hold, in our terms. All formats are read into it and written from it."""
+"""Model weights, independent of file formats: each format is read into `Weights`."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,9 +18,23 @@ from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
 from electra_jax.model.heads import FineTuned, init_finetuned
 
-# Top levels of our tree of parameters, by tower.
+PyTree = Any
+KeyPath = tuple[Any, ...]  # of jax.tree_util
+
+# Top levels of the tree of parameters, by tower: embeddings, encoder, head.
 DISCRIMINATOR = ('embeddings', 'discriminator', 'discriminator_head')
 GENERATOR = ('generator_embeddings', 'generator', 'generator_head')
+# Parameters whose first axis is the vocabulary.
+_VOCABULARY_ROWS = frozenset(
+  {
+    ('embeddings', 'word'),
+    ('generator_embeddings', 'word'),
+    ('embeddings_difference', 'word'),
+    ('generator_head', 'bias'),
+    ('predictor_head', 'bias'),
+  }
+)
+_LISTED_MISTAKES = 5  # in one error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +42,10 @@ class Head:
   """The head of a fine-tuned model.
 
   Attributes:
-    kind: of model.heads.KINDS.
-    style: of model.heads.STYLES.
-    labels: their names by id; empty for regression and span.
-    pooling: of model.heads.POOLINGS, for classification and regression.
+    kind: one of model.heads.KINDS.
+    style: one of model.heads.STYLES.
+    labels: label names by id; empty for regression and span.
+    pooling: one of model.heads.POOLINGS, for classification and regression.
     params: the subtree `head` of model.heads.FineTuned.
   """
 
@@ -38,46 +53,75 @@ class Head:
   style: str
   labels: tuple[str, ...]
   pooling: str
-  params: dict
+  params: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """One tower or both, on this machine.
+  """The weights of one tower or of both, as NumPy arrays.
 
   Attributes:
-    source: where they are from, for sentences: a folder or file as the user named it.
-    discriminator, generator: the towers' configs, with vocab_multiple=1: no row pads the vocabulary. None for one that is not there.
-      Where both are, they agree in the fields that shared embeddings need, or `sharing` is none.
-    sharing: as of model.electra.Electra: 'embeddings', 'none' or 'all'. Of a generator alone it is 'none': its table is
-      `generator_embeddings`.
-    params: float32 NumPy arrays in the tree of model.electra.Electra(generator, discriminator, sharing): whole towers, without the
-      heads where `missing_heads` says so.
-    head: of a fine-tuned model, which has a discriminator and no discriminator_head.
-    moments: {'mu': tree, 'nu': tree} like params, Adam's; None where they are not there.
-    step: updates made so far, where the source says so.
-    tokenizer: the folder or file that data.tokenizers.load_tokenizer opens; None where the source has none.
-    notes: sentences for the first screen: what was left out, or decided.
+    source: the folder or file that they were read from, as the user named it; for messages.
+    discriminator: config of the discriminator with vocab_multiple=1 (no padding rows); None
+      without a discriminator.
+    generator: the same of the generator. Two towers that share embeddings agree in the fields
+      that these depend on.
+    sharing: 'embeddings', 'none' or 'all', as in model.electra.Electra. 'none' for a generator
+      without a discriminator: its embeddings are `generator_embeddings`.
+    params: float32 arrays in the tree of model.electra.Electra(generator, discriminator, sharing).
+      Towers are complete; their heads may be missing.
+    head: the head of a fine-tuned model, which has a discriminator and no discriminator_head.
+    moments: Adam's moments, {'mu': tree, 'nu': tree} with the structure of params; None without.
+    step: number of updates; None if the source does not record it.
+    tokenizer: folder or file for data.tokenizers.load_tokenizer; None if the source has none.
+    notes: sentences to print at the start: what was left out, or decided.
   """
 
   source: str
   discriminator: EncoderConfig | None
   generator: EncoderConfig | None
   sharing: str
-  params: dict
+  params: dict[str, Any]
   head: Head | None = None
-  moments: dict | None = None
+  moments: dict[str, Any] | None = None
   step: int | None = None
   tokenizer: str | None = None
   notes: tuple[str, ...] = ()
 
   @property
   def vocab_size(self) -> int:
-    return (self.discriminator or self.generator).vocab_size
+    """Rows of the embedding table."""
+    return self.any_tower.vocab_size
+
+  @property
+  def any_tower(self) -> EncoderConfig:
+    """The discriminator's config, or the generator's if there is no discriminator."""
+    tower = self.discriminator or self.generator
+    assert tower is not None, f'{self.source} has no tower'
+    return tower
 
 
-def expected_shapes(weights: Weights) -> dict:
-  """Shapes of all parameters that the configs ask for, heads included, as a tree of jax.ShapeDtypeStruct."""
+@dataclasses.dataclass(frozen=True)
+class WeightFormat:
+  """The weights of another program, in registry.WEIGHT_FORMATS.
+
+  The writer of a format takes what that format needs and is called by export.py.
+
+  Attributes:
+    argument: placeholder of the path in help texts and messages, such as 'FOLDER'.
+    read: (path, whether to read Adam's moments) -> Weights.
+  """
+
+  argument: str
+  read: Callable[[str, bool], Weights]
+
+
+def expected_shapes(weights: Weights) -> dict[str, Any]:
+  """Returns the shapes of all parameters of the configs, heads included.
+
+  Returns:
+    A tree of jax.ShapeDtypeStruct.
+  """
   head = weights.head and (
     weights.head.kind,
     max(1, len(weights.head.labels)),
@@ -87,80 +131,93 @@ def expected_shapes(weights: Weights) -> dict:
   return dict(_shapes(weights.discriminator, weights.generator, weights.sharing, head))
 
 
-@functools.lru_cache(maxsize=64)  # to trace the model takes half a second
-def _shapes(discriminator, generator, sharing, head):
+@functools.lru_cache(maxsize=64)  # tracing the model takes half a second
+def _shapes(
+  discriminator: EncoderConfig | None,
+  generator: EncoderConfig | None,
+  sharing: str,
+  head: tuple[str, int, str, str] | None,
+) -> PyTree:
   if head:
+    assert discriminator is not None
     kind, labels, pooling, style = head
     model = FineTuned(discriminator, kind, labels=labels, pooling=pooling, style=style)
     return nn.unbox(jax.eval_shape(lambda: init_finetuned(model, 0)))
   ids = jnp.zeros((1, 8), jnp.int32)
-  both = Electra(generator or discriminator, discriminator or generator, sharing=sharing)
+  g = generator or discriminator
+  d = discriminator or generator
+  assert g and d
+  both = Electra(g, d, sharing=sharing)
   positions = () if generator is None else (ids[:, :1],)
-  method = (
-    'discriminator_logits'
-    if generator is None
-    else 'generator_logits'
-    if discriminator is None
-    else None
-  )
-  return nn.unbox(
-    jax.eval_shape(
-      lambda: both.init(jax.random.key(0), Inputs(ids, ids, ids, ids), *positions, method=method)[
-        'params'
-      ]
-    )
-  )
+  method = None
+  if generator is None:
+    method = 'discriminator_logits'
+  elif discriminator is None:
+    method = 'generator_logits'
+
+  def init() -> PyTree:
+    inputs = Inputs(ids, ids, ids, ids)
+    return both.init(jax.random.key(0), inputs, *positions, method=method)['params']
+
+  return nn.unbox(jax.eval_shape(init))
 
 
-def checked(weights: Weights, optional: tuple[str, ...] = ()) -> Weights:
-  """The same, once every parameter that the configs ask for is there in its shape.
+def check_weights(weights: Weights, optional: tuple[str, ...] = ()) -> Weights:
+  """Checks that every parameter of the configs is present, finite and of the right shape.
 
   Args:
-    optional: top levels of the tree that may be missing: a discriminator without its head can still be fine-tuned.
+    weights: the weights to check.
+    optional: top levels of the tree that may be missing. A discriminator without its head, for
+      example, can still be fine-tuned.
 
-  Raises UserError that names, in our names, what is missing, misfits, or is no number.
+  Returns:
+    The same weights.
+
+  Raises:
+    UserError: a parameter is missing, not finite, unknown or of another shape; the message has its
+      path.
   """
 
-  def name(path):
+  def name(path: KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
-  there = {
-    name(path): x
-    for path, x in jax.tree_util.tree_leaves_with_path(
-      weights.params | ({'head': weights.head.params} if weights.head else {})
-    )
-  }
+  params = weights.params | ({'head': weights.head.params} if weights.head else {})
+  found = {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
   wrong = []
-  for path, wanted in jax.tree_util.tree_leaves_with_path(expected_shapes(weights)):
-    found = there.pop(name(path), None)
-    if found is None:
-      wrong += (
-        []
-        if path[0].key in optional and path[0].key not in weights.params
-        else [f'{name(path)} is missing']
-      )
-    elif found.shape != wanted.shape:
-      wrong.append(f'{name(path)} is {_times(found.shape)} and not {_times(wanted.shape)}')
-    elif not np.isfinite(found).all():
+  for path, expected in jax.tree_util.tree_leaves_with_path(expected_shapes(weights)):
+    value = found.pop(name(path), None)
+    if value is None:
+      top = path[0].key
+      if top not in optional or top in weights.params:
+        wrong.append(f'{name(path)} is missing')
+    elif value.shape != expected.shape:
+      sizes = f'{format_shape(value.shape)} and not {format_shape(expected.shape)}'
+      wrong.append(f'{name(path)} is {sizes}')
+    elif not np.isfinite(value).all():
       wrong.append(f'{name(path)} holds numbers that are not finite')
-  wrong += [f'{left} has no place' for left in there]
+  wrong += [f'{unknown} is unknown' for unknown in found]
   if wrong:
     raise UserError(
-      f'{weights.source} does not fit its own config: '
-      + '; '.join(wrong[:5])
-      + ('; ...' if len(wrong) > 5 else '')
-      + '.'
+      f'{weights.source} does not fit its own config: {join_mistakes(wrong, _LISTED_MISTAKES)}.'
     )
   return weights
 
 
-def _times(shape):
+def format_shape(shape: tuple[int, ...]) -> str:
+  """Formats a shape for messages: '16 x 5'; 'a scalar' for ()."""
   return ' x '.join(map(str, shape)) or 'a scalar'
 
 
-def same_bits(a, b) -> bool:
-  """Whether two trees of arrays are the same, bit for bit."""
-  if jax.tree.structure(a) != jax.tree.structure(b):
+def join_mistakes(mistakes: list[str], most: int) -> str:
+  """Joins the first mistakes for a message and counts the rest."""
+  more = len(mistakes) - most
+  return '; '.join(mistakes[:most]) + (f'; and {more} more' if more > 0 else '')
+
+
+def same_bits(a: PyTree, b: PyTree) -> bool:
+  """Whether two trees of float32 arrays have the same structure, shapes and bits."""
+  structures: list[object] = [jax.tree.structure(tree) for tree in (a, b)]
+  if structures[0] != structures[1]:
     return False
   return all(
     x.shape == y.shape
@@ -169,54 +226,65 @@ def same_bits(a, b) -> bool:
   )
 
 
-def combined(discriminator: Weights, generator: Weights) -> Weights:
-  """Both towers, of two sources: one that has the discriminator and one that has the generator.
+def combine_towers(discriminator: Weights, generator: Weights) -> Weights:
+  """Joins the discriminator of one source and the generator of another.
 
-  Where the two tables, positions, types and their norm are the same bit for bit, they are shared; where the layers and the configs are, too,
-  all is.
+  Embeddings (words, positions, types and their LayerNorm) that are equal bit for bit are shared.
+  If the layers and configs are also equal, all parameters are shared.
 
-  Raises UserError where they have different vocabularies.
+  Args:
+    discriminator: weights with a discriminator.
+    generator: weights with a generator.
+
+  Raises:
+    UserError: the two have different vocabularies.
   """
   _check_vocabularies(discriminator, generator)
-  tables, layers = discriminator.params['embeddings'], discriminator.params['discriminator']
-
-  def as_used(config):
-    return dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
-
-  d, g = as_used(discriminator.discriminator), as_used(generator.generator)
+  if discriminator.discriminator is None or generator.generator is None:
+    raise ValueError('expected a discriminator and a generator')
+  embeddings = discriminator.params['embeddings']
+  own_embeddings = generator.params['generator_embeddings']
   params = dict(discriminator.params) | {
     name: generator.params[name] for name in ('generator', 'generator_head')
   }
-  notes, sharing = discriminator.notes + generator.notes, 'embeddings'
-  if (
-    not same_bits(tables, generator.params['generator_embeddings'])
-    or d.layer_norm_eps != g.layer_norm_eps
-  ):
-    sharing, params['generator_embeddings'] = 'none', generator.params['generator_embeddings']
-    if jax.tree.map(np.shape, tables) == jax.tree.map(np.shape, params['generator_embeddings']):
+  notes = discriminator.notes + generator.notes
+  d = _without_dropout(discriminator.discriminator)
+  g = _without_dropout(generator.generator)
+  sharing = 'embeddings'
+  if not same_bits(embeddings, own_embeddings) or d.layer_norm_eps != g.layer_norm_eps:
+    sharing = 'none'
+    params['generator_embeddings'] = own_embeddings
+    if jax.tree.map(np.shape, embeddings) == jax.tree.map(np.shape, own_embeddings):
       notes += (
-        f'the embeddings of {generator.source} are not those of {discriminator.source}: each tower keeps its own',
+        f'the embeddings of {generator.source} differ from those of {discriminator.source}: '
+        'the towers do not share them',
       )
-  elif d == g and same_bits(layers, generator.params['generator']):
+  elif d == g and same_bits(discriminator.params['discriminator'], generator.params['generator']):
     sharing = 'all'
     del params['generator']
+  source = discriminator.source
+  if generator.source != source:
+    source = f'{source} and {generator.source}'
   return dataclasses.replace(
     discriminator,
     generator=generator.generator,
     sharing=sharing,
     params=params,
     notes=notes,
-    source=discriminator.source
-    if discriminator.source == generator.source
-    else f'{discriminator.source} and {generator.source}',
+    source=source,
   )
 
 
-def _check_vocabularies(discriminator, generator):
+def _without_dropout(config: EncoderConfig) -> EncoderConfig:
+  return dataclasses.replace(config, dropout=0.0, attention_dropout=0.0)
+
+
+def _check_vocabularies(discriminator: Weights, generator: Weights) -> None:
   if discriminator.vocab_size != generator.vocab_size:
     raise UserError(
-      f'{discriminator.source} has a vocabulary of {discriminator.vocab_size} tokens and {generator.source} of {generator.vocab_size}; '
-      'a generator and its discriminator have the same.'
+      f'{discriminator.source} has a vocabulary of {discriminator.vocab_size} tokens and '
+      f'{generator.source} of {generator.vocab_size}; expected a generator and a discriminator '
+      'with the same vocabulary.'
     )
   if discriminator.tokenizer is None or generator.tokenizer is None:
     return
@@ -229,58 +297,70 @@ def _check_vocabularies(discriminator, generator):
   if different := next(((i, a, b) for i, (a, b) in enumerate(pairs) if a != b), None):
     i, a, b = different
     raise UserError(
-      f'{discriminator.source} and {generator.source} have different vocabularies: token {i} is {a!r} in one and {b!r} in the other.'
+      f'{discriminator.source} and {generator.source} have different vocabularies: token {i} is '
+      f'{a!r} in one and {b!r} in the other.'
     )
 
 
-def of_tower(weights: Weights, tower: str) -> dict[str, Any]:
-  """One tower by itself: {'embeddings', 'encoder', 'head'} of 'generator' or 'discriminator', where the two share parameters too.
+def tower_params(weights: Weights, tower: str) -> dict[str, Any]:
+  """Returns the parameters that one tower uses, shared ones included.
 
-  `head` is missing where the weights lack it.
+  Args:
+    weights: the weights, with that tower.
+    tower: 'generator' or 'discriminator'.
+
+  Returns:
+    {'embeddings': ..., 'encoder': ..., 'head': ...}; without 'head' if the weights lack it.
   """
-  p, scheme = weights.params, registry.SHARING_SCHEMES.get(weights.sharing)
+  params = weights.params
   if tower == 'discriminator':
     found = {
-      'embeddings': p['embeddings'],
-      'encoder': p['discriminator'],
-      'head': p.get('discriminator_head'),
+      'embeddings': params['embeddings'],
+      'encoder': params['discriminator'],
+      'head': params.get('discriminator_head'),
     }
   else:
+    scheme = registry.SHARING_SCHEMES.get(weights.sharing)
     found = {
-      'embeddings': p['generator_embeddings'] if scheme.separate_embeddings else p['embeddings'],
-      'encoder': p['discriminator'] if scheme.one_encoder else p['generator'],
-      'head': p.get('generator_head'),
+      'embeddings': params['generator_embeddings' if scheme.separate_embeddings else 'embeddings'],
+      'encoder': params['discriminator' if scheme.one_encoder else 'generator'],
+      'head': params.get('generator_head'),
     }
   return {name: tree for name, tree in found.items() if tree is not None}
 
 
-def padded(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """With zeros at the end of each axis up to `shape`: rows that pad a vocabulary are never seen, and never learn."""
-  return (
-    np.pad(value, [(0, want - have) for have, want in zip(value.shape, shape, strict=True)])
-    if value.shape != shape
-    else value
-  )
+def place_params(tree: PyTree, shapes: PyTree, shardings: PyTree) -> PyTree:
+  """Places NumPy arrays on devices, with zero rows that pad the vocabulary.
 
+  The padding rows are never looked up and get no gradient. Each process provides the parts of its
+  own devices.
 
-def placed(tree, shapes, shardings):
-  """NumPy arrays as JAX's with the given shardings, vocabularies padded: each process hands its devices their own parts."""
+  Args:
+    tree: NumPy arrays.
+    shapes: jax.ShapeDtypeStruct of each array, padded.
+    shardings: jax.sharding.Sharding of each array.
 
-  def place(value, shape, sharding):
-    value = padded(np.asarray(value), shape.shape)
+  Returns:
+    A tree of jax.Array.
+  """
+
+  def place(
+    value: np.ndarray, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
+  ) -> jax.Array:
+    value = np.asarray(value)
+    if value.shape != shape.shape:
+      value = np.pad(value, [(0, b - a) for a, b in zip(value.shape, shape.shape, strict=True)])
     return jax.make_array_from_callback(shape.shape, sharding, lambda index: value[index])
 
   return jax.tree.map(place, tree, shapes, shardings)
 
 
-def trimmed(tree, vocab_size: int):
-  """The other way: our arrays as NumPy's, float32, without the rows that pad the vocabulary."""
-  vocab = {
-    (name, 'word') for name in ('embeddings', 'generator_embeddings', 'embeddings_difference')
-  } | {('generator_head', 'bias'), ('predictor_head', 'bias')}
+def trim_vocabulary(tree: PyTree, vocab_size: int) -> PyTree:
+  """Copies a tree of parameters to float32 NumPy arrays without padding rows of the vocabulary."""
 
-  def trim(path, value):
-    value = np.asarray(jax.device_get(value), np.float32)
-    return value[:vocab_size] if tuple(entry.key for entry in path) in vocab else value
+  def trim(path: KeyPath, value: jax.Array | np.ndarray) -> np.ndarray:
+    array = np.asarray(jax.device_get(value), np.float32)
+    is_vocabulary = tuple(entry.key for entry in path) in _VOCABULARY_ROWS
+    return array[:vocab_size] if is_vocabulary else array
 
   return jax.tree_util.tree_map_with_path(trim, tree)

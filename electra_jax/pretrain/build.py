@@ -340,7 +340,7 @@ def compile_to_fit(
 
   if micro_batches:
     compiled = compile_one(micro_batches)
-    return micro_batches, compiled, memory.of(compiled)
+    return micro_batches, compiled, memory.peak_bytes(compiled)
   rows = check_batch(p.config, p.layout.mesh)
   per_row = sum(
     memory.activation_bytes(c, p.config.sequence_length)

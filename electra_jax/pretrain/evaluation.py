@@ -18,7 +18,7 @@ from electra_jax.pretrain.pretrain_step import EvalStep, jit_eval_step
 from electra_jax.training import hosts, partitioning, run_folder
 
 if TYPE_CHECKING:
-  from electra_jax.pretrain.pretrained import Run
+  from electra_jax.pretrain.trained_run import Run
 
 Store: TypeAlias = Any  # of rows: TokenStore, Mixture
 

@@ -37,7 +37,7 @@ from electra_jax.pretrain.readable import (
 )
 
 if TYPE_CHECKING:
-  from electra_jax.pretrain.pretrained import Run
+  from electra_jax.pretrain.trained_run import Run
 
 ROWS_AT_ONCE = 4
 NARROWEST = 80  # columns

@@ -107,6 +107,7 @@ def _streams(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
       for suffix in ('', *file_access.COMPRESSIONS)
       for path in file_access.glob(file_access.join(folder, '**', f'*.jsonl{suffix}'))
     )
+  damaged: tuple[type[Exception], ...] = (tarfile.TarError, *file_access.damage())
   for path in paths:
     try:
       with file_access.open_binary(path) as raw:
@@ -117,7 +118,7 @@ def _streams(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
         name = re.sub(r'\.t([gx])z$', r'.tar.\1z', path, flags=re.IGNORECASE)
         with tarfile.open(fileobj=file_access.decompressed(raw, name), mode='r|') as archive:
           yield from _members(archive, path)
-    except (tarfile.TarError, *file_access.damage()) as error:
+    except damaged as error:
       raise UserError(f'{path!r} cannot be read: {file_access.reason(error)}') from None
 
 

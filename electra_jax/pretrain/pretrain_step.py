@@ -51,7 +51,7 @@ class Computation:
   generator_only: bool = False
   schedules: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
 
-  def prepare(self, step: jax.Array, batch: PyTree) -> tuple[Batch, dict[str, jax.Array]]:
+  def prepare(self, step: jax.Array | int, batch: PyTree) -> tuple[Batch, dict[str, jax.Array]]:
     """Masks a global batch.
 
     Args:

@@ -79,7 +79,9 @@ def _train(
   data = _open_data(run, folder, recorded)
   run = _with_steps(run, folder, data, layout, recorded)
   _check_rows(run, data)
-  initial = run.source and initial_state(run.config, run.source, data.tokenizer)
+  initial = None
+  if run.source is not None:
+    initial = initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
   setup = _build(run, folder, data, layout, recorded)
   manager = checkpoints.open_manager(folder, keep=run.config.keep)
@@ -323,7 +325,7 @@ def _compile_step(setup: RunSetup, number: int) -> jax.stages.Compiled:
   count, compiled, needed = build.compile_to_fit(setup.programs[number], free, chosen, say)
   setup.micro_batches[number] = count
   parts = f'; {count} micro-batches of {config.batch_size // count} rows' if count > 1 else ''
-  say('memory', f'{needed / 1e9:.2f} GB a device, {free / 1e9:.1f} GB free{parts}')
+  say('memory', f'{needed / 1e9:.2f} GB per device, {free / 1e9:.1f} GB free{parts}')
   say('compiled', f'in {time.perf_counter() - start:.0f} s, {setup.dtype} products')
   if peak.flops and flops / peak.flops > LONG_STEP:
     say(

@@ -75,11 +75,11 @@ class Run:
     return self.layout.mesh
 
   @functools.cached_property
-  def heldout(self) -> Store | None:
+  def heldout(self) -> Store:
     """The held-out rows.
 
     Raises:
-      UserError: the corpus is not the one that the run was trained on.
+      UserError: the corpus is not the one that the run was trained on, or has no held-out rows.
     """
     prepared = run_start.prepare_data(self.config, self.resolved.tokenizer)
     recorded = read_json(run_folder.folder(self.workdir) / 'resolved.json')['data']
@@ -87,6 +87,11 @@ class Run:
       raise UserError(
         f'the corpus {run_start.corpus_name(self.config)} has changed since {self.workdir} was '
         'trained: its rows are others; restore the corpus.'
+      )
+    if prepared.heldout is None:
+      raise UserError(
+        f'the corpus {run_start.corpus_name(self.config)} has no held-out rows; prepare it with '
+        'config.data.heldout_fraction above 0.'
       )
     return prepared.heldout
 

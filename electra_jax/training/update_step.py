@@ -109,7 +109,8 @@ def layout_of_state(
 
   def split_as_parameter(name: str, tree: PyTree) -> PyTree:
     params = shapes.params[name]
-    if jax.tree.structure(tree) != jax.tree.structure(params):
+    form: Any = jax.tree.structure(params)
+    if form != jax.tree.structure(tree):
       return jax.tree.map(lambda _: whole, tree)
     # Optimizers that factor their moments, as Adafactor does, have some of other shapes.
     return jax.tree.map(

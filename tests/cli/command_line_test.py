@@ -215,7 +215,7 @@ def test_the_first_screen_describes_the_run(screen):
     for part in ('embeddings', 'generator', 'generator head', 'discriminator', 'discriminator head')
   )
   assert re.search(r'[\d.]+ MFLOP; at least [\d.e-]+ s at', labeled(screen, 'one step'))
-  assert re.search(r'[\d.]+ GB a device, [\d.]+ GB free', labeled(screen, 'memory'))
+  assert re.search(r'[\d.]+ GB per device, [\d.]+ GB free', labeled(screen, 'memory'))
   assert 'float32 products' in labeled(screen, 'compiled')
   assert labeled(screen, 'begins') == 'from scratch, seed 0'
 

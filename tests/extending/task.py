@@ -54,8 +54,7 @@ def get_config():
   c.task_options = {'highest': 3}
   c.data.train, c.data.dev = str(DATA / 'train.tsv'), str(DATA / 'dev.tsv')
   c.data.label = 'stars'
-  c.batch_size, c.eval_batch_size, c.max_length, c.epochs, c.num_trials = 8, 8, 32, 2.0, 2
-  c.bucketed = False
+  c.batch_size, c.eval_batch_size, c.max_length, c.bucketed = 8, 8, 32, False
+  c.epochs, c.eval_every, c.num_trials = 20.0, 5.0, 2
   c.optimizer.learning_rate = 3e-3
-  c.log_every, c.save_every, c.eval_every = 3, 2, 0.5
   return c

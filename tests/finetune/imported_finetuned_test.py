@@ -1,4 +1,4 @@
-"""Models fine-tuned with transformers become runs of ours, whose predictions are PyTorch's; and fine-tuning begins with their weights."""
+"""Models of transformers become fine-tuned runs with equal predictions or initialize training."""
 
 import os
 
@@ -51,7 +51,7 @@ FAMILIES = pytest.mark.parametrize('family', ['electra', 'modern'])
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-  """Programs for one device compile in half the time; that a mesh changes nothing is tested elsewhere."""
+  """Compiles for one device, in half the time; other tests show that a mesh changes nothing."""
   make = partitioning.make_layout
   monkeypatch.setattr(
     partitioning, 'make_layout', lambda config=None: make(config, jax.devices()[:1])
@@ -59,7 +59,7 @@ def one_device(monkeypatch):
 
 
 def folder_of(path, family, kind, tokenizer=True, **fields):
-  """A folder as transformers writes it, with a WordPiece vocabulary, and its model in PyTorch."""
+  """Writes a folder of transformers with a WordPiece vocabulary; returns the PyTorch model."""
   if 'id2label' in fields:
     fields['num_labels'] = len(fields['id2label'])
   made = hf_files.model(
@@ -76,22 +76,20 @@ def folder_of(path, family, kind, tokenizer=True, **fields):
 
 def config_of(folder, task, **fields):
   c = default_config()
-  c.init, c.task, c.max_length, c.compilation_cache, c.eval_batch_size = (
-    f'hf:{folder}',
-    task,
-    16,
-    '',
-    8,
+  c.update(
+    init=f'hf:{folder}',
+    task=task,
+    max_length=16,
+    compilation_cache='',
+    eval_batch_size=8,
+    batch_size=8,
+    epochs=1.0,
+    num_trials=1,
+    bucketed=False,
+    eval_every=0.0,
+    keep_trials='all',
   )
-  c.batch_size, c.epochs, c.num_trials, c.bucketed, c.eval_every, c.keep_trials = (
-    8,
-    1.0,
-    1,
-    False,
-    0.0,
-    'all',
-  )
-  c.model.scan_unroll, c.model.dropout, c.model.attention_dropout = 1, 0.0, 0.0  # less to compile
+  c.model.update(scan_unroll=1, dropout=0.0, attention_dropout=0.0)  # compiles faster
   c.update_from_flattened_dict(fields)
   return c
 
@@ -102,7 +100,7 @@ def adopted(tmp_path, folder, task, **fields):
 
 
 def torch_logits(made, folder, texts, pairs=None):
-  """Of texts one by one, as transformers reads them."""
+  """Returns logits of texts, one by one, with the tokenizer of transformers."""
   tokenizer = transformers.BertTokenizer.from_pretrained(folder)
   found = []
   for i, text in enumerate(texts):
@@ -119,13 +117,13 @@ def read_lines(path):
 
 
 @FAMILIES
-def test_a_classifier_needs_nothing_but_its_folder(tmp_path, family):
+def test_an_imported_classifier_predicts_as_in_pytorch(tmp_path, family):
   names = {0: 'good', 1: 'so so', 2: 'bad'}
   fields = {'classifier_pooling': 'mean'} if family == 'modern' else {}
   made = folder_of(tmp_path / 'hf', family, 'classification', id2label=names, **fields)
   adopt(config_of(tmp_path / 'hf', 'classification'), str(tmp_path / 'run'))
   expected = torch_logits(made, tmp_path / 'hf', TEXTS)
-  shutil.rmtree(tmp_path / 'hf')  # the run is whole without it
+  shutil.rmtree(tmp_path / 'hf')  # the run does not need it
   run = electra_jax.load(tmp_path / 'run')
   assert (
     run.imported
@@ -138,17 +136,17 @@ def test_a_classifier_needs_nothing_but_its_folder(tmp_path, family):
     source=str(tmp_path / 'texts.txt'),
     task=None,
     split=None,
-    output=str(tmp_path / 'said.jsonl'),
+    output=str(tmp_path / 'predicted.jsonl'),
   )
-  for said, logits in zip(read_lines(tmp_path / 'said.jsonl'), expected, strict=True):
+  for row, logits in zip(read_lines(tmp_path / 'predicted.jsonl'), expected, strict=True):
     shares = np.exp(logits - logits.max())
     np.testing.assert_allclose(
-      [said['probabilities'][name] for name in names.values()], shares / shares.sum(), rtol=2e-5
+      [row['probabilities'][name] for name in names.values()], shares / shares.sum(), rtol=2e-5
     )
-    assert said['label'] == names[int(logits.argmax())]
+    assert row['label'] == names[int(logits.argmax())]
 
 
-def test_values_are_the_models_own(tmp_path):
+def test_an_imported_regression_predicts_as_in_pytorch(tmp_path):
   made = folder_of(
     tmp_path / 'hf', 'modern', 'classification', num_labels=1, problem_type='regression'
   )
@@ -156,7 +154,7 @@ def test_values_are_the_models_own(tmp_path):
   (tmp_path / 'pairs.tsv').write_text(
     'text\tpair\n' + ''.join(f'{a}\t{b}\n' for a, b in zip(TEXTS, TEXTS[::-1], strict=True))
   )
-  values = [said['value'] for said in run(str(tmp_path / 'pairs.tsv'))]
+  values = [row['value'] for row in run(str(tmp_path / 'pairs.tsv'))]
   np.testing.assert_allclose(
     values,
     np.concatenate(torch_logits(made, tmp_path / 'hf', TEXTS, TEXTS[::-1])),
@@ -165,7 +163,7 @@ def test_values_are_the_models_own(tmp_path):
   )
 
 
-def test_a_task_with_a_scale_gets_the_same_values(tmp_path):
+def test_a_task_with_a_scale_gives_the_values_of_pytorch(tmp_path):
   made = folder_of(
     tmp_path / 'hf', 'electra', 'classification', num_labels=1, problem_type='regression'
   )
@@ -177,37 +175,36 @@ def test_a_task_with_a_scale_gets_the_same_values(tmp_path):
   )
   predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
   np.testing.assert_allclose(
-    [said['value'] for said in read_lines(tmp_path / 'out' / 'stsb.dev.jsonl')],
+    [row['value'] for row in read_lines(tmp_path / 'out' / 'stsb.dev.jsonl')],
     expected,
     rtol=1e-4,
     atol=1e-5,
   )
   theirs = made.classifier.out_proj.weight.detach().numpy().T
-  np.testing.assert_allclose(
-    run.weights().head.params['dense']['kernel'], theirs, rtol=1e-6
-  )  # goes out in its own unit
+  # Exported in the unit of the task.
+  np.testing.assert_allclose(run.weights().head.params['dense']['kernel'], theirs, rtol=1e-6)
 
 
 @FAMILIES
-def test_a_tagger_needs_nothing_but_its_folder(tmp_path, family):
+def test_an_imported_tagger_predicts_as_in_pytorch(tmp_path, family):
   names = dict(enumerate(['B-X', 'O', 'I-X', 'B-Y', 'I-Y']))
   made = folder_of(tmp_path / 'hf', family, 'tagging', id2label=names)
   run = adopted(tmp_path, tmp_path / 'hf', 'ner')
   (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
   tokenizer = transformers.BertTokenizer.from_pretrained(tmp_path / 'hf')
-  for text, logits, said in zip(
+  for text, logits, row in zip(
     TEXTS, torch_logits(made, tmp_path / 'hf', TEXTS), run(str(tmp_path / 'texts.txt')), strict=True
   ):
     pieces = [len(tokenizer.tokenize(word)) for word in text.split()]
     firsts = np.cumsum([1, *pieces])[:-1]  # after [CLS]
     shares = np.exp(logits - logits.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
-    assert said['tags'] == [names[int(logits[place].argmax())] for place in firsts]
-    np.testing.assert_allclose(said['probabilities'], shares[firsts].max(-1), rtol=1e-4, atol=2e-6)
+    assert row['tags'] == [names[int(logits[place].argmax())] for place in firsts]
+    np.testing.assert_allclose(row['probabilities'], shares[firsts].max(-1), rtol=1e-4, atol=2e-6)
 
 
-def best_by_hand(made, tokenizer, question, context, most=30):
-  """As run_qa.py of transformers has it: the best pair of start and end in the context, and [CLS] twice less it."""
+def expected_answer(made, tokenizer, question, context, most=30):
+  """Returns the words and the null score difference as run_qa.py of transformers computes them."""
   ids = tokenizer(question, context, return_tensors='pt')
   of_question = len(tokenizer(question)['input_ids'])
   if made.config.model_type == 'modernbert':
@@ -232,16 +229,16 @@ def test_answers_are_those_of_the_best_pair_of_logits(tmp_path, family, most):
   (tmp_path / 'q.jsonl').write_text('\n'.join(map(json.dumps, questions)))
   tokenizer = transformers.BertTokenizer.from_pretrained(tmp_path / 'hf')
   expected = [
-    best_by_hand(made, tokenizer, row['question'], row['context'], most) for row in questions
+    expected_answer(made, tokenizer, row['question'], row['context'], most) for row in questions
   ]
   odds = [null for _, null in expected]
   threshold = (sorted(odds)[2] + sorted(odds)[3]) / 2
   middle = dataclasses.replace(run, task=run.task.tuned({'best_f1_thresh': threshold}))
   for given in (run, middle):
-    for said, (words, null) in zip(given(str(tmp_path / 'q.jsonl')), expected, strict=True):
-      np.testing.assert_allclose(said['null_odds'], null, rtol=1e-4, atol=1e-5)
-      assert said['n_best'][0]['text'] == ' '.join(words)
-      assert said['answer'] == ('' if null > given.task.threshold else ' '.join(words))
+    for row, (words, null) in zip(given(str(tmp_path / 'q.jsonl')), expected, strict=True):
+      np.testing.assert_allclose(row['null_odds'], null, rtol=1e-4, atol=1e-5)
+      assert row['n_best'][0]['text'] == ' '.join(words)
+      assert row['answer'] == ('' if null > given.task.threshold else ' '.join(words))
 
 
 def test_squad_with_its_data_is_scored(tmp_path, capsys):
@@ -253,7 +250,7 @@ def test_squad_with_its_data_is_scored(tmp_path, capsys):
   assert len(json.loads((tmp_path / 'out' / 'squad2.dev' / 'predictions.json').read_text())) == 6
 
 
-def test_labels_go_to_the_order_of_the_task(tmp_path, capsys):
+def test_labels_are_put_in_the_order_of_the_task(tmp_path, capsys):
   made = folder_of(
     tmp_path / 'hf',
     'electra',
@@ -268,20 +265,20 @@ def test_labels_go_to_the_order_of_the_task(tmp_path, capsys):
   )
   examples = run.task.read(str(data / 'MNLI' / 'dev_matched.tsv'))
   predict(str(tmp_path / 'run'), source=None, task=None, split='dev', output=str(tmp_path / 'out'))
-  said = read_lines(tmp_path / 'out' / 'mnli.dev.jsonl')
+  rows = read_lines(tmp_path / 'out' / 'mnli.dev.jsonl')
   for one, logits in zip(
-    said,
+    rows,
     torch_logits(made, tmp_path / 'hf', [e.first for e in examples], [e.second for e in examples]),
     strict=True,
   ):
     assert one['label'] == ('neutral', 'contradiction', 'entailment')[int(logits.argmax())]
   right = np.mean(
-    [one['label'] == run.task.labels[e.target] for one, e in zip(said, examples, strict=True)]
+    [one['label'] == run.task.labels[e.target] for one, e in zip(rows, examples, strict=True)]
   )
   assert f'accuracy {right:.4f}' in capsys.readouterr().out
 
 
-def test_labels_without_names_are_the_tasks_and_that_is_said(tmp_path, capsys):
+def test_labels_without_names_are_those_of_the_task_with_a_note(tmp_path, capsys):
   folder_of(tmp_path / 'hf', 'electra', 'classification', num_labels=2)
   data = finetune_files.glue(tmp_path / 'glue')
   run = adopted(tmp_path, tmp_path / 'hf', 'cola', **{'data.source': str(data)})
@@ -292,17 +289,17 @@ def test_labels_without_names_are_the_tasks_and_that_is_said(tmp_path, capsys):
     str(tmp_path / 'own'),
   )
   assert electra_jax.load(tmp_path / 'own').task.labels == ('down', 'up')
-  adopt(config_of(tmp_path / 'hf', 'classification'), str(tmp_path / 'alone'))
-  assert electra_jax.load(tmp_path / 'alone').task.labels == ('LABEL_0', 'LABEL_1')
+  adopt(config_of(tmp_path / 'hf', 'classification'), str(tmp_path / 'plain'))
+  assert electra_jax.load(tmp_path / 'plain').task.labels == ('LABEL_0', 'LABEL_1')
 
 
-def test_what_comes_in_goes_out_bit_for_bit(tmp_path):
+def test_weights_survive_import_and_export_bit_for_bit(tmp_path):
   folder_of(tmp_path / 'hf', 'modern', 'tagging', id2label=dict(enumerate('abcde')))
   run = adopted(tmp_path, tmp_path / 'hf', 'tagging')
-  theirs, ours = huggingface.read(str(tmp_path / 'hf')), run.weights()
+  theirs, ours = huggingface.read_weights(str(tmp_path / 'hf')), run.weights()
   assert same_bits(ours.params, theirs.params) and same_bits(ours.head.params, theirs.head.params)
   assert ours.head.labels == theirs.head.labels and ours.discriminator.vocab_size == len(VOCABULARY)
-  files = huggingface.files(ours, 'finetuned')
+  files = huggingface.model_files(ours, 'finetuned')
   assert hf_files.opened(files, tmp_path / 'again', 'tagging', 'modern').config.id2label == dict(
     enumerate('abcde')
   )
@@ -310,7 +307,7 @@ def test_what_comes_in_goes_out_bit_for_bit(tmp_path):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-  """By kind."""
+  """Folders by kind of model."""
   base = tmp_path_factory.mktemp('folders')
   for kind in ('classification', 'tagging', 'discriminator', 'generator'):
     folder_of(base / kind, 'electra', kind)
@@ -322,7 +319,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  'kind, task, fields, said',
+  'kind, task, fields, message',
   [
     (
       'tagging',
@@ -345,13 +342,15 @@ def folders(tmp_path_factory):
     ('classification', 'classification', {'data.dev': 'nowhere.csv'}, 'nowhere.csv'),
   ],
 )
-def test_what_cannot_be_imported_is_one_sentence(folders, tmp_path, kind, task, fields, said):
-  with pytest.raises(UserError, match=said) as error:
+def test_models_that_cannot_be_imported_are_reported_in_one_sentence(
+  folders, tmp_path, kind, task, fields, message
+):
+  with pytest.raises(UserError, match=message) as error:
     adopt(config_of(folders / kind, task, **fields), str(tmp_path / 'run'))
   assert '\n' not in str(error.value) and not (tmp_path / 'run' / 'encoder.json').exists()
 
 
-def test_labels_of_another_task_are_named(tmp_path):
+def test_the_message_names_labels_of_another_task(tmp_path):
   folder_of(tmp_path / 'hf', 'electra', 'classification', id2label={0: 'spam', 1: 'ham'})
   with pytest.raises(UserError, match='has the labels spam, ham, and sst2 has 0, 1'):
     adopt(config_of(tmp_path / 'hf', 'sst2'), str(tmp_path / 'run'))
@@ -363,7 +362,7 @@ def test_labels_of_another_task_are_named(tmp_path):
     )
 
 
-def test_a_run_is_not_written_over_and_one_cut_short_is(folders, tmp_path):
+def test_complete_runs_are_not_replaced_and_incomplete_ones_are(folders, tmp_path):
   config = config_of(folders / 'classification', 'classification')
   run = tmp_path / 'run'
   adopt(config, str(run))
@@ -378,7 +377,7 @@ def test_a_run_is_not_written_over_and_one_cut_short_is(folders, tmp_path):
     finetune(saved, str(run))
 
 
-# ---- fine-tuning from files of transformers ----
+#### Fine-tuning from files of transformers ####
 
 
 @pytest.fixture(scope='module')
@@ -387,11 +386,11 @@ def data(tmp_path_factory):
 
 
 def started(source):
-  """What fine-tuning would begin with."""
+  """Returns what fine-tuning is initialized from."""
   return initial.open_initial(FinetuningConfig().replace({'init': source}))
 
 
-def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the_folder(
+def test_all_trials_have_the_same_initial_weights_and_do_not_need_the_folder_afterwards(
   folders, data, tmp_path, capsys
 ):
   shutil.copytree(folders / 'classification', tmp_path / 'hf')
@@ -404,18 +403,18 @@ def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the
       **{'data.source': str(data), 'head.style': 'transformers'},
     ),
   )
-  # At a rate of next to nothing a trained encoder is what it began as.
+  # With this learning rate the trained encoder equals the initial one.
   config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-30, 0.0
   assert finetune(config, str(run)) == 0
   out = capsys.readouterr().out
   assert f'hf:{tmp_path}/hf' in out and 'the head for classification is not used' in out
-  theirs = huggingface.read(str(tmp_path / 'hf'))
+  theirs = huggingface.read_weights(str(tmp_path / 'hf'))
   origin = json.loads((run / 'encoder.json').read_text())['origin']
   assert origin['run'] == config.init and origin['checksum'] == initial.checksum(
     {name: theirs.params[name] for name in ('discriminator', 'embeddings')}
   )
 
-  # More trials, later, begin with the same weights or not at all.
+  # Later trials require the same weights.
   typed = freeze(FinetuningConfig, config)
   assert initial.open_initial(typed, origin).origin == origin
   hf_files.saved(
@@ -441,7 +440,7 @@ def test_all_trials_begin_with_the_very_weights_and_the_run_is_whole_without_the
   assert len(opened(str(tmp_path / 'texts.txt'))) == len(TEXTS)
 
 
-def test_rows_that_pad_a_vocabulary_are_left_out_and_that_is_said(folders):
+def test_padding_rows_of_a_vocabulary_are_removed_with_a_note(folders):
   start = started(f'hf:{folders}/padded')
   assert any('rows that pad the vocabulary' in note for note in start.notes)
   assert start.weights['embeddings']['word'].shape == (len(VOCABULARY), 12)
@@ -457,7 +456,7 @@ def test_rows_that_pad_a_vocabulary_are_left_out_and_that_is_said(folders):
 
 
 @pytest.mark.parametrize(
-  'kind, said',
+  'kind, message',
   [
     ('generator', 'has a generator but no discriminator'),
     ('bare', 'has no tokenizer; add its files'),
@@ -465,12 +464,12 @@ def test_rows_that_pad_a_vocabulary_are_left_out_and_that_is_said(folders):
     ('nowhere', 'nowhere'),
   ],
 )
-def test_what_fine_tuning_cannot_begin_with_is_one_sentence(folders, kind, said):
-  with pytest.raises(UserError, match=said):
+def test_unsuitable_initial_weights_are_reported_in_one_sentence(folders, kind, message):
+  with pytest.raises(UserError, match=message):
     started(f'hf:{folders}/{kind}')
 
 
-def test_fresh_weights_in_the_sizes_of_a_folder(folders):
+def test_fresh_weights_have_the_sizes_of_a_folder(folders):
   config = FinetuningConfig().replace({'init': 'none', 'like': f'hf:{folders}/discriminator'})
   start = initial.open_initial(config)
   assert (
@@ -480,11 +479,11 @@ def test_fresh_weights_in_the_sizes_of_a_folder(folders):
   )
 
 
-def test_a_checkpoint_of_the_original_is_a_start_too(folders, tmp_path):
+def test_a_checkpoint_of_the_original_initializes_fine_tuning(folders, tmp_path):
   from electra_jax.interop import google
 
-  weights = huggingface.read(str(folders / 'discriminator'))
-  google.write(weights, str(tmp_path / 'tf' / 'model.ckpt-7'))
+  weights = huggingface.read_weights(str(folders / 'discriminator'))
+  google.write_checkpoint(weights, str(tmp_path / 'tf' / 'model.ckpt-7'))
   shutil.copy(folders / 'discriminator' / 'vocab.txt', tmp_path / 'tf')
   start = started(f'tf:{tmp_path}/tf;heads=2')
   assert same_bits(
@@ -493,7 +492,7 @@ def test_a_checkpoint_of_the_original_is_a_start_too(folders, tmp_path):
   assert start.model.num_heads == 2 and start.tokenizer.size == len(VOCABULARY)
 
 
-def test_neither_pytorch_nor_transformers_is_needed(tmp_path):
+def test_import_and_prediction_do_not_require_torch_or_transformers(tmp_path):
   made = folder_of(tmp_path / 'hf', 'electra', 'classification', id2label={0: 'good', 1: 'bad'})
   (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
   commands = [
@@ -507,11 +506,12 @@ def test_neither_pytorch_nor_transformers_is_needed(tmp_path):
       '--mode=predict',
       f'--workdir={tmp_path}/run',
       f'--input={tmp_path}/texts.txt',
-      f'--output={tmp_path}/said.jsonl',
+      f'--output={tmp_path}/predicted.jsonl',
     ],
   ]
   program = (
-    "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\nfrom electra_jax.main import main\n"
+    "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+    'from electra_jax.main import main\n'
     + ''.join(f'assert main({["main", *command]!r}) == 0\n' for command in commands)
   )
   ended = subprocess.run(
@@ -524,9 +524,11 @@ def test_neither_pytorch_nor_transformers_is_needed(tmp_path):
   )
   assert ended.returncode == 0, ended.stderr
   assert 'labels good, bad' in ended.stdout
-  for said, logits in zip(
-    read_lines(tmp_path / 'said.jsonl'), torch_logits(made, tmp_path / 'hf', TEXTS), strict=True
+  for row, logits in zip(
+    read_lines(tmp_path / 'predicted.jsonl'),
+    torch_logits(made, tmp_path / 'hf', TEXTS),
+    strict=True,
   ):
     np.testing.assert_allclose(
-      said['probabilities']['good'], 1 / (1 + np.exp(logits[1] - logits[0])), rtol=2e-5
+      row['probabilities']['good'], 1 / (1 + np.exp(logits[1] - logits[0])), rtol=2e-5
     )

@@ -1,4 +1,4 @@
-"""A run for other programs: what opens there computes what it computed here, and every bit of it comes back."""
+"""Exported runs give the same outputs in other programs and survive reading back bit for bit."""
 
 import json
 import pathlib
@@ -22,11 +22,9 @@ from electra_jax.model.encoder import packed_inputs
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 transformers.logging.set_verbosity_error()
-torch.set_num_threads(
-  1
-)  # models so small, and tests side by side: more threads would wait for each other
+torch.set_num_threads(1)  # models are small and tests run in parallel
 
-# Family, sharing, and what the generator is of the discriminator.
+# Family, sharing scheme, and the fraction of the discriminator that the generator is.
 KINDS = {
   'electra': ('electra', 'embeddings', 0.5),
   'untied': ('electra', 'none', 0.5),
@@ -37,7 +35,7 @@ KINDS = {
 
 
 def config_of(kind, heads_of=64):
-  """Heads of 64, as the original program wants them, or as given."""
+  """Returns a config with heads of 64, which the original program requires, or as given."""
   family, sharing, fraction = KINDS[kind]
   config = main.parse_flags(['main', '--config=tests/configs/micro.py']).config
   config.model.update(
@@ -57,7 +55,7 @@ def config_of(kind, heads_of=64):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  """Folders of runs by kind, made when asked for: with WordPiece where the family is electra, else with SentencePiece."""
+  """Returns a function that makes runs by kind, with WordPiece for the electra family."""
   folder, made = tmp_path_factory.mktemp('runs'), {}
   vocabulary = load_tokenizer(made_run.wordpiece(folder / 'vocabulary'))
   sentences = made_tokenizers.train(
@@ -75,7 +73,7 @@ def runs(tmp_path_factory):
   return run
 
 
-# The other sharing schemes: interop/hf_export_test.py checks them on weights, make test-clients on runs.
+# interop/hf_export_test.py checks the other sharing schemes on weights, make test-clients on runs.
 @pytest.mark.parametrize(
   'kind',
   [
@@ -83,7 +81,7 @@ def runs(tmp_path_factory):
     for kind in KINDS
   ],
 )
-def test_transformers_opens_it_and_computes_the_same(kind, runs, tmp_path, capsys):
+def test_transformers_gives_the_same_outputs(kind, runs, tmp_path, capsys):
   output = str(tmp_path / 'out')
   export.export(runs(kind), output)
   run, out = electra_jax.load(runs(kind)), capsys.readouterr().out
@@ -99,15 +97,15 @@ def test_transformers_opens_it_and_computes_the_same(kind, runs, tmp_path, capsy
     if KINDS[kind][0] == 'electra'
     else transformers.AutoModelForTokenClassification
   )
-  model, told = auto.from_pretrained(f'{output}/discriminator', output_loading_info=True)
-  assert not any(told.values()), told
+  model, loaded = auto.from_pretrained(f'{output}/discriminator', output_loading_info=True)
+  assert not any(loaded.values()), loaded
   encoder = transformers.AutoModel.from_pretrained(f'{output}/discriminator')
   with torch.no_grad():
-    verdicts = model(**inputs).logits.sigmoid().reshape(inputs['input_ids'].shape).numpy()
+    detected = model(**inputs).logits.sigmoid().reshape(inputs['input_ids'].shape).numpy()
     hidden = encoder(**inputs).last_hidden_state.numpy()
   for i, tokens in enumerate(reading.tokens):
     np.testing.assert_allclose(
-      reading.replaced[i, : len(tokens)], verdicts[i, : len(tokens)], rtol=1e-5, atol=1e-6
+      reading.replaced[i, : len(tokens)], detected[i, : len(tokens)], rtol=1e-5, atol=1e-6
     )
     np.testing.assert_allclose(
       reading.hidden_states[i, : len(tokens)], hidden[i, : len(tokens)], rtol=1e-4, atol=1e-5
@@ -119,13 +117,13 @@ def test_transformers_opens_it_and_computes_the_same(kind, runs, tmp_path, capsy
       and 'ModernBERT has no such projection' in out
     )
     return
-  generator, told = transformers.AutoModelForMaskedLM.from_pretrained(
+  generator, loaded = transformers.AutoModelForMaskedLM.from_pretrained(
     f'{output}/generator', output_loading_info=True
   )
-  assert not any(told.values()), told
+  assert not any(loaded.values()), loaded
   ids = inputs['input_ids'].numpy()
   positions = np.tile(np.arange(1, 4, dtype=np.int32), (len(ids), 1))
-  of_masks = jax.jit(
+  logits_at = jax.jit(
     lambda params: run.model.apply(
       {'params': params},
       packed_inputs(ids, 0, run.tokenizer.cls_id, run.tokenizer.sep_id),
@@ -133,7 +131,7 @@ def test_transformers_opens_it_and_computes_the_same(kind, runs, tmp_path, capsy
       method='generator_logits',
     )
   )
-  ours = of_masks(run.params)
+  ours = logits_at(run.params)
   with torch.no_grad():
     theirs = generator(**inputs).logits.numpy()
   np.testing.assert_allclose(
@@ -142,36 +140,35 @@ def test_transformers_opens_it_and_computes_the_same(kind, runs, tmp_path, capsy
     rtol=1e-4,
     atol=2e-5,
   )
-  assert generator.config.vocab_size == run.tokenizer.size == len(tokenizer)  # no row that pads
+  # No padding rows.
+  assert generator.config.vocab_size == run.tokenizer.size == len(tokenizer)
 
 
 @pytest.mark.parametrize('kind', ['electra', 'untied', 'one tower', 'modern'])
-def test_every_bit_comes_back_through_transformers(kind, runs, tmp_path):
+def test_runs_survive_transformers_bit_for_bit(kind, runs, tmp_path):
   export.export(runs(kind), str(tmp_path))
-  before, after = own.read(runs(kind)), huggingface.read(str(tmp_path))
+  before, after = own.read_weights(runs(kind)), huggingface.read_weights(str(tmp_path))
   assert same_bits(before.params, after.params) and after.sharing == KINDS[kind][1]
   assert load_tokenizer(after.tokenizer).tokens == load_tokenizer(before.tokenizer).tokens
 
 
 @pytest.mark.parametrize('kind', ['electra', 'one tower'])
-def test_every_bit_comes_back_through_the_original_s_checkpoint_moments_and_step_too(
-  kind, runs, tmp_path, capsys
-):
+def test_runs_survive_tensorflow_with_moments_and_step_bit_for_bit(kind, runs, tmp_path, capsys):
   export.export(runs(kind), str(tmp_path), format='tensorflow')
-  before, after = own.read(runs(kind)), google.read(str(tmp_path))
+  before, after = own.read_weights(runs(kind)), google.read_weights(str(tmp_path))
   assert same_bits(before.params, after.params) and (before.step, after.step) == (7, 7)
   assert same_bits(before.moments, after.moments)
   assert load_tokenizer(after.tokenizer).tokens == load_tokenizer(before.tokenizer).tokens
-  export.export(runs(kind), str(tmp_path), format='tensorflow')  # again, over itself
+  export.export(runs(kind), str(tmp_path), format='tensorflow')  # replaces itself
 
 
-def test_what_the_original_cannot_hold_is_refused_with_the_reason(runs, tmp_path):
+def test_models_that_the_original_does_not_have_are_refused_with_the_reason(runs, tmp_path):
   with pytest.raises(UserError, match='modern'):
     export.export(runs('modern'), str(tmp_path), format='tensorflow')
   assert not any(path.name.startswith('model.ckpt') for path in tmp_path.iterdir())
 
 
-def test_the_card_says_what_it_is_and_how_to_use_it(runs, tmp_path):
+def test_the_card_describes_the_run_and_its_use(runs, tmp_path):
   export.export(runs('electra'), str(tmp_path))
   for tower, use in (
     ('discriminator', 'AutoModelForPreTraining'),
@@ -189,21 +186,19 @@ def test_the_card_says_what_it_is_and_how_to_use_it(runs, tmp_path):
       assert fact in card, fact
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone_and_an_earlier_export_is_not(
-  runs, tmp_path
-):
+def test_earlier_exports_are_replaced_and_other_files_are_not(runs, tmp_path):
   export.export(runs('electra'), str(tmp_path))
   export.export(runs('electra'), str(tmp_path))
   (tmp_path / 'thesis.tex').write_text('dear')
   with pytest.raises(
-    UserError, match="holds 'thesis.tex', which is of no export; name an empty folder"
+    UserError, match="which has 'thesis.tex'; expected an empty folder or an earlier export"
   ):
     export.export(runs('electra'), str(tmp_path))
-  with pytest.raises(UserError, match='is a file; name a folder'):
+  with pytest.raises(UserError, match='is a file; expected a folder'):
     export.export(runs('electra'), str(tmp_path / 'thesis.tex'))
 
 
-def test_an_export_over_another_leaves_nothing_of_it(runs, tmp_path):
+def test_no_file_of_an_earlier_export_remains(runs, tmp_path):
   for kind, tokenizer in (('modern', 'tokenizer.model'), ('electra', 'vocab.txt')):
     export.export(runs(kind), str(tmp_path))
     assert {
@@ -211,23 +206,23 @@ def test_an_export_over_another_leaves_nothing_of_it(runs, tmp_path):
     } == {tokenizer}
   export.export(runs('modern, projected'), str(tmp_path))  # has no generator for transformers
   assert not list((tmp_path / 'generator').iterdir())
-  (tmp_path / 'discriminator' / 'README.md').write_text('# My own words')
-  with pytest.raises(UserError, match="holds 'discriminator/README.md', which is of no export"):
+  (tmp_path / 'discriminator' / 'README.md').write_text('# My own text')
+  with pytest.raises(UserError, match="which has 'discriminator/README.md'; expected"):
     export.export(runs('electra'), str(tmp_path))
 
 
-def test_a_checkpoint_that_came_without_its_figures_is_exported_without_them(runs, tmp_path):
+def test_a_checkpoint_without_metrics_is_exported_without_them(runs, tmp_path):
   shutil.copytree(runs('electra'), tmp_path / 'run')
   (tmp_path / 'run' / 'metrics.jsonl').unlink()
   export.export(str(tmp_path / 'run'), str(tmp_path / 'out'))
   card = (tmp_path / 'out' / 'generator' / 'README.md').read_text()
   assert (
-    'weights of generator at step 7' in card and '## Config' in card and '## Figures' not in card
+    'weights of generator at step 7' in card and '## Config' in card and '## Metrics' not in card
   )
 
 
 @pytest.mark.parametrize(
-  'argv, said',
+  'argv, message',
   [
     (['--workdir=here'], '--mode=export requires --output'),
     (['--workdir=nowhere', '--output=out'], 'nowhere is not a run'),
@@ -235,14 +230,16 @@ def test_a_checkpoint_that_came_without_its_figures_is_exported_without_them(run
     (['--workdir=here', '--output=out', '--format=onnx'], 'format'),
   ],
 )
-def test_mistakes_are_one_sentence(argv, said, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_onetest_mistakes_are_reported_in_one_sentence(
+  argv, message, tmp_path, monkeypatch, capsys
+):
   monkeypatch.chdir(tmp_path)
   assert main.main(['main', '--mode=export', *argv]) == 1
   err = capsys.readouterr().err
-  assert said in err and err.count('\n') == 1
+  assert message in err and err.count('\n') == 1
 
 
-def test_a_fine_tuned_model_of_transformers_comes_in_and_goes_out_the_same(tmp_path):
+def test_a_fine_tuned_model_of_transformers_survives_import_and_export(tmp_path):
   config = transformers.ElectraConfig(
     vocab_size=len(load_tokenizer(made_run.wordpiece(tmp_path / 'model')).tokens),
     hidden_size=32,
@@ -257,14 +254,14 @@ def test_a_fine_tuned_model_of_transformers_comes_in_and_goes_out_the_same(tmp_p
   torch.manual_seed(0)
   model = transformers.ElectraForSequenceClassification(config).eval()
   model.save_pretrained(tmp_path / 'model')
-  told = [
+  argv = [
     'main',
     '--mode=import',
     '--config=tests/configs/finetune_micro.py',
     f'--config.init=hf:{tmp_path / "model"}',
     f'--workdir={tmp_path / "run"}',
   ]
-  assert main.main(told) == 0
+  assert main.main(argv) == 0
   assert (
     main.main(
       ['main', '--mode=export', f'--workdir={tmp_path / "run"}', f'--output={tmp_path / "out"}']

@@ -1,4 +1,4 @@
-"""Checkpoints of the original TensorFlow program are read with its losses, written with its names, and keep every bit."""
+"""Checkpoints of the original give its losses and survive reading and writing bit for bit."""
 
 import dataclasses
 import json
@@ -11,87 +11,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import random_params, tiny_electra
+from conftest import tiny_electra
+from google_variables import (
+  WHICH,
+  assert_same,
+  read_variables,
+  save,
+  save_with_saver,
+  small_towers,
+  tf1,
+  untied,
+  variables_of,
+  weights_of,
+  with_optimizer,
+)
 
 from electra_jax.errors import UserError
 from electra_jax.interop import google
-from electra_jax.interop.weights import Head, Weights, same_bits
+from electra_jax.interop.weights import Head, same_bits
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
 
-tf1 = tf.compat.v1
-WHICH = ('tied', 'base_like', 'all_tied')
 
-
-def variables_of(which):
-  """The golden run's variables, by the original's names."""
-  file = np.load(golden.GOLDEN / f'{which}.npz')
-  return {name[4:-2]: file[name] for name in file.files if name.startswith('var/')}
-
-
-def untied(variables):
-  """What untied_generator_embeddings makes of them where the generator is as wide as the embeddings: tables of its own."""
-  tables = [name for name in variables if '/embeddings/' in name]
-  return variables | {name.replace('electra/', 'generator/'): variables[name] for name in tables}
-
-
-def with_optimizer(variables, step=7):
-  rng = np.random.default_rng(3)
-  slots = {
-    f'{name}/{slot}': rng.standard_normal(value.shape).astype(np.float32)
-    for name, value in variables.items()
-    for slot in ('adam_m', 'adam_v')
-  }
-  return variables | slots | {'global_step': np.int64(step)}
-
-
-def saved(folder, variables, name='model.ckpt-7'):
-  """A checkpoint of variables, in a tenth of the time that a Saver takes."""
-  folder.mkdir(parents=True, exist_ok=True)
-  tf.raw_ops.SaveV2(
-    prefix=str(folder / name),
-    tensor_names=list(variables),
-    shape_and_slices=[''] * len(variables),
-    tensors=list(variables.values()),
-  )
-  return str(folder / name)
-
-
-def saved_as_the_original_does(folder, variables, name='model.ckpt-7', **saver):
-  """By a Saver of TensorFlow 1, with all that this writes."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with tf1.Graph().as_default(), tf1.Session() as session:
-    made = {
-      key: tf1.get_variable(key, initializer=value, trainable=False)
-      for key, value in variables.items()
-    }
-    session.run(tf1.global_variables_initializer())
-    tf1.train.Saver(made, **saver).save(session, str(folder / name))
-  return str(folder / name)
-
-
-def contents(prefix):
-  reader = tf.train.load_checkpoint(str(prefix))
-  return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-
-
-def same(found, expected):
-  assert found.keys() == expected.keys()
-  for name, value in expected.items():
-    assert np.asarray(found[name]).dtype == np.asarray(value).dtype and np.array_equal(
-      np.asarray(found[name]).reshape(-1).view(np.uint8),
-      np.ascontiguousarray(value).reshape(-1).view(np.uint8),
-    ), name
-    assert np.shape(found[name]) == np.shape(value), name
-
-
-def refused(address, *words):
-  with pytest.raises(UserError) as told:
-    google.read(str(address))
+def refusal(address, *words):
+  """Checks that reading raises UserError with all words, in one line."""
+  with pytest.raises(UserError) as raised:
+    google.read_weights(str(address))
   for word in words:
-    assert word in str(told.value), str(told.value)
-  assert '\n' not in str(told.value)
+    assert word in str(raised.value), str(raised.value)
+  assert '\n' not in str(raised.value)
 
 
 def model_of(weights):
@@ -103,7 +52,11 @@ def model_of(weights):
 
 
 def logits_of(file, model, params, discriminator=True):
-  """The generator's at the masked positions of a golden run, the discriminator's on its corrupted tokens."""
+  """Returns logits of a golden run.
+
+  Those of the generator are at the masked positions, those of the discriminator on the corrupted
+  tokens.
+  """
   inputs = Inputs(
     *(
       jnp.asarray(x)
@@ -132,34 +85,13 @@ def logits_of(file, model, params, discriminator=True):
   )
 
 
-def weights_of(model, **fields):
-  """Random weights of a model of our own."""
-  both = {'discriminator': model.discriminator_config, 'generator': model.generator_config} | fields
-  return Weights('a run', **both, sharing=model.sharing, params=random_params(model))
-
-
-def small_towers(**fields):
-  """Towers that the original has, too: heads of 64, feed-forward layers of four times the width."""
-  sizes = {
-    'vocab_size': 60,
-    'hidden_size': 128,
-    'embedding_size': 32,
-    'num_layers': 2,
-    'num_heads': 2,
-    'intermediate_size': 512,
-    'max_positions': 24,
-  }
-  tower = EncoderConfig(vocab_multiple=1, **sizes | fields)
-  return generator_config(tower, 0.5, 0.5), tower
-
-
-# ---- reading
+#### Reading ####
 
 
 @pytest.mark.parametrize('which', WHICH)
 def test_the_golden_variables_as_a_checkpoint_give_the_golden_losses(which, tmp_path):
   file = np.load(golden.GOLDEN / f'{which}.npz')
-  weights = google.read(saved_as_the_original_does(tmp_path, variables_of(which)) + ';heads=4')
+  weights = google.read_weights(save_with_saver(tmp_path, variables_of(which)) + ';heads=4')
   model = golden.towers(file)
   assert (weights.generator, weights.discriminator, weights.sharing) == (
     model.generator_config,
@@ -173,7 +105,7 @@ def test_the_golden_variables_as_a_checkpoint_give_the_golden_losses(which, tmp_
     and not weights.notes
   )
   assert same_bits(weights.params, golden.load(file, model))
-  # The same parameters in the same model; so model/golden_parity_test.py has every gradient of it.
+  # Gradients: model/golden_parity_test.py has the same parameters and model.
   mlm_logits, disc_logits = jax.jit(lambda params: logits_of(file, model_of(weights), params))(
     weights.params
   )
@@ -193,9 +125,9 @@ def test_the_golden_variables_as_a_checkpoint_give_the_golden_losses(which, tmp_
     golden.close(loss, file[name], name)
 
 
-def test_a_generator_with_tables_of_its_own_gives_them_too(tmp_path):
+def test_a_generator_with_untied_embeddings_gives_the_golden_losses(tmp_path):
   file = np.load(golden.GOLDEN / 'tied.npz')
-  weights = google.read(saved(tmp_path, untied(variables_of('tied'))) + ';heads=4')
+  weights = google.read_weights(save(tmp_path, untied(variables_of('tied'))) + ';heads=4')
   assert weights.sharing == 'none' and same_bits(
     weights.params['embeddings'], weights.params['generator_embeddings']
   )
@@ -207,18 +139,18 @@ def test_a_generator_with_tables_of_its_own_gives_them_too(tmp_path):
   changed['generator/embeddings/word_embeddings'] = (
     changed['generator/embeddings/word_embeddings'] * 2
   )
-  others = outputs(google.read(saved(tmp_path / 'changed', changed) + ';heads=4').params)
+  others = outputs(google.read_weights(save(tmp_path / 'changed', changed) + ';heads=4').params)
   assert np.array_equal(others[1], disc_logits) and np.abs(others[0] - mlm_logits).max() > 0.1
 
 
-def test_a_masked_language_model_is_a_generator_alone(tmp_path):
+def test_a_masked_language_model_is_a_generator(tmp_path):
   file = np.load(golden.GOLDEN / 'all_tied.npz')
   variables = {
     name: value
     for name, value in variables_of('all_tied').items()
     if not name.startswith('discriminator_')
   }
-  weights = google.read(saved(tmp_path, variables) + ';heads=4')
+  weights = google.read_weights(save(tmp_path, variables) + ';heads=4')
   assert (
     weights.discriminator is None and weights.generator.num_heads == 4 and weights.sharing == 'none'
   )
@@ -228,21 +160,21 @@ def test_a_masked_language_model_is_a_generator_alone(tmp_path):
   golden.close(logits, file['mlm_logits'], 'mlm_logits')
 
 
-def test_one_tower_by_itself(tmp_path):
+def test_checkpoints_of_one_tower_are_read(tmp_path):
   variables = variables_of('tied')
-  alone = {name: value for name, value in variables.items() if not name.startswith('generator')}
-  weights = google.read(saved(tmp_path / 'discriminator', alone) + ';heads=4')
+  single = {name: value for name, value in variables.items() if not name.startswith('generator')}
+  weights = google.read_weights(save(tmp_path / 'discriminator', single) + ';heads=4')
   assert weights.generator is None and set(weights.params) == {
     'embeddings',
     'discriminator',
     'discriminator_head',
   }
-  alone = {
+  single = {
     name: value
     for name, value in variables.items()
     if name.startswith('generator') or '/embeddings/' in name
   }
-  weights = google.read(saved(tmp_path / 'generator', alone))  # its heads follow from its width
+  weights = google.read_weights(save(tmp_path / 'generator', single))  # heads follow from the width
   assert weights.discriminator is None and set(weights.params) == {
     'generator_embeddings',
     'generator',
@@ -255,9 +187,9 @@ def test_one_tower_by_itself(tmp_path):
   ) == (2, 24, 1)
 
 
-def test_moments_and_step_are_those_of_the_variables(tmp_path):
+def test_moments_and_step_are_read(tmp_path):
   variables = with_optimizer(variables_of('tied'), 1_000_000)
-  weights = google.read(saved(tmp_path, variables) + ';heads=4')
+  weights = google.read_weights(save(tmp_path, variables) + ';heads=4')
   assert weights.step == 1_000_000
   assert jax.tree.structure(weights.moments) == jax.tree.structure(
     {'mu': weights.params, 'nu': weights.params}
@@ -274,7 +206,7 @@ def test_moments_and_step_are_those_of_the_variables(tmp_path):
     )
 
 
-def test_a_fine_tuned_checkpoint_is_an_encoder_and_a_note(tmp_path):
+def test_a_fine_tuned_checkpoint_is_an_encoder_with_a_note(tmp_path):
   encoder = {
     name: value for name, value in variables_of('tied').items() if name.startswith('electra/')
   }
@@ -282,7 +214,7 @@ def test_a_fine_tuned_checkpoint_is_an_encoder_and_a_note(tmp_path):
     f'task_specific/cola/dense/{leaf}': np.ones(shape, np.float32)
     for leaf, shape in (('kernel', (48, 2)), ('bias', 2))
   }
-  weights = google.read(saved(tmp_path, with_optimizer(encoder | head)) + ';heads=4')
+  weights = google.read_weights(save(tmp_path, with_optimizer(encoder | head)) + ';heads=4')
   assert (
     set(weights.params) == {'embeddings', 'discriminator'}
     and weights.moments is None
@@ -291,80 +223,81 @@ def test_a_fine_tuned_checkpoint_is_an_encoder_and_a_note(tmp_path):
   assert 'task_specific/' in weights.notes[0] and 'discriminator_predictions' in weights.notes[1]
 
 
-# ---- addresses
+#### Addresses ####
 
 
-def test_a_checkpoint_by_its_prefix_its_files_and_its_folder(tmp_path):
-  prefix = saved_as_the_original_does(tmp_path / 'run', variables_of('tied'))
+def test_a_checkpoint_is_found_by_prefix_file_or_folder(tmp_path):
+  prefix = save_with_saver(tmp_path / 'run', variables_of('tied'))
   (tmp_path / 'run' / 'vocab.txt').write_text('[PAD]\n')
-  expected = google.read(prefix + ';heads=4')
+  expected = google.read_weights(prefix + ';heads=4')
   assert expected.tokenizer == str(tmp_path / 'run' / 'vocab.txt') and expected.source == prefix
-  moved = shutil.copytree(
-    tmp_path / 'run', tmp_path / 'elsewhere'
-  )  # its state file tells the old place
+  moved = shutil.copytree(tmp_path / 'run', tmp_path / 'elsewhere')
+  # The state file still has the old path.
   assert str(tmp_path / 'run') in (moved / 'checkpoint').read_text()
   shutil.rmtree(tmp_path / 'run')
   names = [''] + [path.name for path in moved.iterdir() if path.name != 'vocab.txt']
   assert len(names) == 5
   for name in ('/model.ckpt-7', '', *(f'/{name}' for name in names)):
-    weights = google.read(f'{moved}{name};heads=4')
+    weights = google.read_weights(f'{moved}{name};heads=4')
     assert same_bits(weights.params, expected.params) and weights.source == f'{moved}/model.ckpt-7'
   (moved / 'checkpoint').unlink()
-  assert google.read(f'{moved};heads=4').source == f'{moved}/model.ckpt-7'
+  assert google.read_weights(f'{moved};heads=4').source == f'{moved}/model.ckpt-7'
 
 
-def test_of_several_checkpoints_the_one_that_the_state_file_names(tmp_path):
+def test_the_state_file_chooses_among_several_checkpoints(tmp_path):
   for step in (5, 6):
-    saved_as_the_original_does(
+    save_with_saver(
       tmp_path, variables_of('tied') | {'global_step': np.int64(step)}, f'model.ckpt-{step}'
     )
-  assert google.read(f'{tmp_path};heads=4').step == 6
-  assert google.read(f'{tmp_path}/model.ckpt-5;heads=4').step == 5
+  assert google.read_weights(f'{tmp_path};heads=4').step == 6
+  assert google.read_weights(f'{tmp_path}/model.ckpt-5;heads=4').step == 5
   (tmp_path / 'checkpoint').unlink()
-  refused(tmp_path, 'model.ckpt-5, model.ckpt-6')
+  refusal(tmp_path, 'model.ckpt-5, model.ckpt-6')
 
 
-def test_the_older_format_and_addresses(tmp_path):
+def test_the_older_format_and_remote_checkpoints_are_read(tmp_path):
   import fsspec
 
-  expected = google.read(saved(tmp_path / 'new', variables_of('tied')) + ';heads=4')
-  older = saved_as_the_original_does(
+  expected = google.read_weights(save(tmp_path / 'new', variables_of('tied')) + ';heads=4')
+  older = save_with_saver(
     tmp_path / 'old', variables_of('tied'), write_version=tf1.train.SaverDef.V1
   )
-  assert same_bits(google.read(older + ';heads=4').params, expected.params)
-  assert same_bits(google.read(f'{tmp_path / "old"};heads=4').params, expected.params)
+  assert same_bits(google.read_weights(older + ';heads=4').params, expected.params)
+  assert same_bits(google.read_weights(f'{tmp_path / "old"};heads=4').params, expected.params)
 
-  google.write(expected, 'memory://google_test/run/model.ckpt-3')
+  google.write_checkpoint(expected, 'memory://google_test/run/model.ckpt-3')
   assert fsspec.filesystem('memory').exists('/google_test/run/checkpoint')
-  assert same_bits(google.read('memory://google_test/run').params, expected.params)
+  assert same_bits(google.read_weights('memory://google_test/run').params, expected.params)
 
 
-def test_the_number_of_heads_is_told_by_the_option_or_the_settings_or_the_width(tmp_path):
-  prefix = saved(tmp_path, variables_of('tied'))
-  refused(prefix, 'width 48', 'heads=')
-  refused(prefix + ';heads=5', 'width 48', '5 heads')
+def test_the_number_of_heads_is_the_option_or_recorded_or_follows_from_the_width(tmp_path):
+  prefix = save(tmp_path, variables_of('tied'))
+  refusal(prefix, 'width 48', 'heads=')
+  refusal(prefix + ';heads=5', 'width 48', '5 heads')
   for option in ('heads=four', 'heads=0', 'head=4', 'heads'):
-    refused(f'{prefix};{option}', repr(option), 'heads=4')
+    refusal(f'{prefix};{option}', repr(option), 'heads=4')
   (tmp_path / 'hparams.json').write_text(
     json.dumps({'model_hparam_overrides': {'num_attention_heads': 6}, 'vocab_size': 300})
   )
-  assert google.read(prefix).discriminator.num_heads == 6
-  assert google.read(prefix + ';heads=4').discriminator.num_heads == 4
+  assert google.read_weights(prefix).discriminator.num_heads == 6
+  assert google.read_weights(prefix + ';heads=4').discriminator.num_heads == 4
   for other in ('{}', '[]', '{"model_hparam_overrides": {"num_attention_heads": "many"}}', '{'):
     (tmp_path / 'hparams.json').write_text(other)
-    refused(prefix, 'heads=')
+    refusal(prefix, 'heads=')
 
-  google.write(weights_of(Electra(*small_towers())), str(tmp_path / 'wide' / 'model.ckpt'))
+  google.write_checkpoint(
+    weights_of(Electra(*small_towers())), str(tmp_path / 'wide' / 'model.ckpt')
+  )
   (tmp_path / 'wide' / 'hparams.json').unlink()
-  wide = google.read(str(tmp_path / 'wide'))
+  wide = google.read_weights(str(tmp_path / 'wide'))
   assert (wide.discriminator.num_heads, wide.generator.num_heads) == (2, 1)
 
 
-# ---- writing
+#### Writing ####
 
 
 @pytest.mark.parametrize('which', WHICH + ('untied', 'discriminator', 'generator'))
-def test_from_tensorflow_and_back_every_bit_of_every_variable(which, tmp_path):
+def test_variables_survive_reading_and_writing_bit_for_bit(which, tmp_path):
   variables = variables_of(which if which in WHICH else 'tied')
   if which == 'untied':
     variables = untied(variables)
@@ -379,11 +312,11 @@ def test_from_tensorflow_and_back_every_bit_of_every_variable(which, tmp_path):
     )
     variables = {name: value for name, value in variables.items() if not name.startswith(other)}
   variables = with_optimizer(variables)
-  prefix = saved(tmp_path / 'theirs', variables)
-  weights = google.read(prefix + ';heads=4' if which != 'generator' else prefix)
-  google.write(weights, str(tmp_path / 'ours' / 'model.ckpt-7'))
-  same(contents(tmp_path / 'ours' / 'model.ckpt-7'), variables)
-  again = google.read(str(tmp_path / 'ours'))  # heads as hparams.json says
+  prefix = save(tmp_path / 'theirs', variables)
+  weights = google.read_weights(prefix + ';heads=4' if which != 'generator' else prefix)
+  google.write_checkpoint(weights, str(tmp_path / 'ours' / 'model.ckpt-7'))
+  assert_same(read_variables(tmp_path / 'ours' / 'model.ckpt-7'), variables)
+  again = google.read_weights(str(tmp_path / 'ours'))  # heads are in hparams.json
   assert same_bits(dataclasses.asdict(again)['params'], weights.params) and same_bits(
     again.moments, weights.moments
   )
@@ -395,11 +328,11 @@ def test_from_tensorflow_and_back_every_bit_of_every_variable(which, tmp_path):
   )
 
 
-def test_tensorflow_1_restores_what_is_written(tmp_path):
+def test_tensorflow_1_restores_written_checkpoints(tmp_path):
   variables = with_optimizer(variables_of('base_like'))
-  weights = google.read(saved(tmp_path / 'theirs', variables) + ';heads=4')
-  google.write(weights, str(tmp_path / 'run' / 'model.ckpt-7'))
-  google.write(weights, str(tmp_path / 'run' / 'model.ckpt-7'))  # again, over it
+  weights = google.read_weights(save(tmp_path / 'theirs', variables) + ';heads=4')
+  google.write_checkpoint(weights, str(tmp_path / 'run' / 'model.ckpt-7'))
+  google.write_checkpoint(weights, str(tmp_path / 'run' / 'model.ckpt-7'))  # again, over it
   assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == [
     'checkpoint',
     'hparams.json',
@@ -414,19 +347,19 @@ def test_tensorflow_1_restores_what_is_written(tmp_path):
       for name, value in variables.items()
     }
     tf1.train.Saver().restore(session, latest)
-    same(session.run(made), variables)
+    assert_same(session.run(made), variables)
 
 
 @pytest.mark.parametrize('sharing', ['embeddings', 'all', 'none'])
-def test_the_settings_make_the_same_towers_by_the_originals_rules(sharing, tmp_path):
+def test_the_settings_give_the_same_towers_by_the_rules_of_the_original(sharing, tmp_path):
   generator, discriminator = small_towers(
     embedding_size=64 if sharing == 'none' else 32, num_layers=3, num_heads=4, type_vocab_size=3
   )
   generator = discriminator if sharing == 'all' else dataclasses.replace(generator, num_heads=1)
   weights = weights_of(Electra(generator, discriminator, sharing))
-  settings = google.write(weights, str(tmp_path / 'model.ckpt'))
+  settings = google.write_checkpoint(weights, str(tmp_path / 'model.ckpt'))
   assert settings == json.loads((tmp_path / 'hparams.json').read_text())
-  # get_bert_config and get_generator_config of the original, in short
+  # As get_bert_config and get_generator_config of the original compute them.
   sizes = settings['model_hparam_overrides']
   assert discriminator == EncoderConfig(
     vocab_size=settings['vocab_size'],
@@ -452,15 +385,15 @@ def test_the_settings_make_the_same_towers_by_the_originals_rules(sharing, tmp_p
       generator.intermediate_size,
       generator.num_heads,
     )
-  assert same_bits(google.read(str(tmp_path)).params, weights.params)
+  assert same_bits(google.read_weights(str(tmp_path)).params, weights.params)
 
 
-def test_published_small_in_its_true_shapes(tmp_path):
+def test_published_small_has_its_true_shapes(tmp_path):
   discriminator = EncoderConfig(vocab_multiple=1)
   weights = weights_of(Electra(generator_config(discriminator, 0.25, 1.0), discriminator))
-  google.write(weights, str(tmp_path / 'electra_small'))
+  google.write_checkpoint(weights, str(tmp_path / 'electra_small'))
   (tmp_path / 'hparams.json').unlink()
-  again = google.read(str(tmp_path / 'electra_small'))
+  again = google.read_weights(str(tmp_path / 'electra_small'))
   assert (again.discriminator, again.generator) == (weights.discriminator, weights.generator)
   assert same_bits(again.params, weights.params)
   shapes = tf.train.load_checkpoint(str(tmp_path / 'electra_small')).get_variable_to_shape_map()
@@ -469,54 +402,60 @@ def test_published_small_in_its_true_shapes(tmp_path):
   assert shapes['generator/encoder/layer_11/intermediate/dense/kernel'] == [64, 256]
 
 
-def test_what_the_original_has_not_is_refused_with_the_reason(tmp_path):
-  def told(model, *words, **fields):
+def test_models_that_the_original_does_not_have_are_refused_with_the_reason(tmp_path):
+  def refused(model, *words, **fields):
     with pytest.raises(UserError) as error:
-      google.write(dataclasses.replace(weights_of(model), **fields), str(tmp_path / 'model.ckpt'))
+      google.write_checkpoint(
+        dataclasses.replace(weights_of(model), **fields), str(tmp_path / 'model.ckpt')
+      )
     for word in words:
       assert word in str(error.value), str(error.value)
     assert not list(tmp_path.iterdir())
 
   generator, discriminator = small_towers()
-  told(tiny_electra('modern'), 'modern')
-  told(
+  refused(tiny_electra('modern'), 'modern')
+  refused(
     Electra(generator, dataclasses.replace(discriminator, layer_norm_eps=1e-5)), 'epsilon', '1e-05'
   )
-  told(Electra(dataclasses.replace(generator, num_heads=2), discriminator), '1 heads', 'has 2')
-  told(
+  refused(Electra(dataclasses.replace(generator, num_heads=2), discriminator), '1 heads', '2 heads')
+  refused(
     Electra(dataclasses.replace(generator, intermediate_size=128), discriminator),
     'feed-forward',
     '128',
   )
-  told(Electra(generator, discriminator, 'none'), 'embeddings of its own', '32 for 64')
+  refused(
+    Electra(generator, discriminator, 'none'), 'does not share embeddings', '32 for a width of 64'
+  )
   wide = dataclasses.replace(generator, embedding_size=64)
-  told(
+  refused(
     Electra(dataclasses.replace(wide, max_positions=30), discriminator, 'none'),
     'max_positions',
     '24 and 30',
   )
-  told(
+  refused(
     Electra(generator, discriminator),
     'fine-tuned',
     head=Head('classification', 'published', ('a', 'b'), 'cls', {}),
   )
 
 
-def test_where_nothing_can_be_written(tmp_path):
+def test_an_unwritable_place_is_reported(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot be written'):
-    google.write(weights_of(Electra(*small_towers())), str(tmp_path / 'file' / 'model.ckpt'))
+    google.write_checkpoint(
+      weights_of(Electra(*small_towers())), str(tmp_path / 'file' / 'model.ckpt')
+    )
 
 
-# ---- what is refused
+#### Refused checkpoints ####
 
 
-def test_checkpoints_that_hold_something_else(tmp_path):
+def test_checkpoints_of_other_models_are_refused(tmp_path):
   right = variables_of('tied')
 
-  def told(variables, *words):
+  def refused(variables, *words):
     shutil.rmtree(tmp_path / 'run', ignore_errors=True)
-    refused(saved(tmp_path / 'run', variables) + ';heads=4', *words)
+    refusal(save(tmp_path / 'run', variables) + ';heads=4', *words)
 
   def without(*names):
     return {name: value for name, value in right.items() if not name.startswith(names)}
@@ -526,99 +465,103 @@ def test_checkpoints_that_hold_something_else(tmp_path):
     for name, value in right.items()
     if name.startswith('electra/')
   }
-  told(bert, 'electra/embeddings/word_embeddings', 'bert/embeddings/')
-  told({'global_step': np.int64(3)}, 'electra/embeddings/word_embeddings')
+  refused(bert, 'electra/embeddings/word_embeddings', 'bert/embeddings/')
+  refused({'global_step': np.int64(3)}, 'electra/embeddings/word_embeddings')
   electric = {name.replace('generator/', 'generator_ltr/'): value for name, value in right.items()}
-  told(electric, 'Electric', 'generator_ltr/encoder')
-  told(
+  refused(electric, 'Electric', 'generator_ltr/encoder')
+  refused(
     without('electra/encoder/layer_1/'),
     'electra/encoder/layer_1/attention/output/dense/kernel is missing',
     'and 12 more',
   )
-  told(without('electra/encoder/layer_0/'), 'electra/encoder/layer_0/attention/self/query/kernel')
-  told(without('electra/embeddings_project/'), 'electra/embeddings_project/kernel is missing')
-  told(without('electra/embeddings/position'), 'electra/embeddings/position_embeddings')
-  told(
+  refused(
+    without('electra/encoder/layer_0/'), 'electra/encoder/layer_0/attention/self/query/kernel'
+  )
+  refused(without('electra/embeddings_project/'), 'electra/embeddings_project/kernel is missing')
+  refused(without('electra/embeddings/position'), 'electra/embeddings/position_embeddings')
+  refused(
     without('electra/', 'generator/', 'electra/encoder')
     | {name: value for name, value in right.items() if '/embeddings/' in name},
     'no layers',
   )
-  told(without('generator_predictions/dense/bias'), 'generator_predictions/dense/bias is missing')
-  told(
+  refused(
+    without('generator_predictions/dense/bias'), 'generator_predictions/dense/bias is missing'
+  )
+  refused(
     right | {'generator_predictions/output_bias': np.zeros(299, np.float32)},
     'generator_predictions/output_bias is 299 and not 300',
   )
-  told(
+  refused(
     right | {'electra/encoder/layer_2/output/dense/kernel': np.zeros((96, 47), np.float32)},
     'electra/encoder/layer_2/output/dense/kernel is 96 x 47 and not 96 x 48',
   )
-  told(
+  refused(
     right | {'cls/seq_relationship/output_bias': np.zeros(2, np.float32)},
     'cls/seq_relationship/output_bias',
   )
-  told(
+  refused(
     right | {'electra/pooler/dense/kernel/adam_m': np.zeros(2, np.float32)},
     'electra/pooler/dense/kernel/adam_m',
   )
-  told(
+  refused(
     right | {'electra/embeddings/token_type_embeddings': np.zeros((2, 24), np.int32)},
     'token_type_embeddings as int32',
   )
   broken = right['electra/embeddings/LayerNorm/gamma'].copy()
   broken[3] = np.nan
-  told(
+  refused(
     right | {'electra/embeddings/LayerNorm/gamma': broken}, 'embeddings/norm/scale', 'not finite'
   )
 
 
-def test_some_moments_without_the_others(tmp_path):
+def test_incomplete_moments_are_refused(tmp_path):
   variables = with_optimizer(variables_of('tied'))
   name = 'generator/encoder/layer_1/output/dense/bias'
-  refused(
-    saved(
+  refusal(
+    save(
       tmp_path / 'a', {key: value for key, value in variables.items() if key != f'{name}/adam_v'}
     )
     + ';heads=4',
     f'{name}/adam_v is missing',
   )
-  refused(
-    saved(tmp_path / 'b', variables | {f'{name}/adam_m': np.zeros(3, np.float32)}) + ';heads=4',
+  refusal(
+    save(tmp_path / 'b', variables | {f'{name}/adam_m': np.zeros(3, np.float32)}) + ';heads=4',
     f'{name}/adam_m has another shape',
   )
 
 
-def test_damaged_files(tmp_path):
-  prefix = saved(tmp_path, variables_of('tied'))
+def test_damaged_files_are_refused(tmp_path):
+  prefix = save(tmp_path, variables_of('tied'))
   data, index = tmp_path / 'model.ckpt-7.data-00000-of-00001', tmp_path / 'model.ckpt-7.index'
   whole, whole_index = data.read_bytes(), index.read_bytes()
 
-  def told(*words):
-    return refused(prefix + ';heads=4', prefix, *words)
+  def refused(*words):
+    return refusal(prefix + ';heads=4', prefix, *words)
 
   data.write_bytes(whole[:-200])
-  told('cut short', '/')
+  refused('cut short', '/')
   data.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
-  told('Checksum', '/')
+  refused('Checksum', '/')
   pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 54\n'
   data.write_bytes(pointer)
-  told('data-00000-of-00001', 'Git LFS')
+  refused('data-00000-of-00001', 'Git LFS')
   data.unlink()
-  told('data-00000-of-00001 is missing')
+  refused('data-00000-of-00001 is missing')
   data.write_bytes(whole)
   for content in (whole_index[:-3], whole_index[:10], b''):
     index.write_bytes(content)
-    told('cannot be read')
+    refused('cannot be read')
   index.write_bytes(whole_index)
-  assert google.read(prefix + ';heads=4').params
+  assert google.read_weights(prefix + ';heads=4').params
   for name in ('', 'nothing', 'nothing.index', 'checkpoint.old'):
-    refused(tmp_path / 'none' / name if not name else tmp_path / name, 'no TensorFlow checkpoint')
+    refusal(tmp_path / 'none' / name if not name else tmp_path / name, 'no TensorFlow checkpoint')
   (tmp_path / 'empty').mkdir()
-  refused(tmp_path / 'empty', 'no TensorFlow checkpoint')
+  refusal(tmp_path / 'empty', 'no TensorFlow checkpoint')
   (tmp_path / 'notes.txt').write_text('hello')
-  refused(tmp_path / 'notes.txt', 'cannot be read')
+  refusal(tmp_path / 'notes.txt', 'cannot be read')
 
 
-def test_without_tensorflow_a_sentence(tmp_path, monkeypatch):
-  prefix = saved(tmp_path, variables_of('tied'))
+def test_missing_tensorflow_is_reported(tmp_path, monkeypatch):
+  prefix = save(tmp_path, variables_of('tied'))
   monkeypatch.setitem(sys.modules, 'tensorflow', None)
-  refused(prefix, 'TensorFlow', 'pip install')
+  refusal(prefix, 'TensorFlow', 'pip install')

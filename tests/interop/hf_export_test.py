@@ -1,4 +1,4 @@
-"""A folder for transformers, written: its classes open it as it is, and compute what our model computes."""
+"""Written models open in transformers and compute what our model computes."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 import transformers
-from hf_import_test import applied, close, same_outputs
+from hf_files import applied, assert_close, assert_same_outputs
 
 from electra_jax.errors import UserError
-from electra_jax.interop import huggingface, tensors
+from electra_jax.interop import huggingface, tensor_files
 from electra_jax.interop.weights import Head, Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig
 
@@ -52,7 +52,7 @@ MODERN = dataclasses.replace(
 
 
 def random(shapes, seed=0):
-  """So large that all of them matter."""
+  """Returns arrays so large that all affect the output."""
   rng = np.random.default_rng(seed)
 
   def fresh(path, x):
@@ -86,7 +86,7 @@ def config_of(files):
   return json.loads(files['config.json'])
 
 
-# ---- what PyTorch makes of it -----------------------------------------------------------------------------------------
+#### Outputs in PyTorch ####
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def config_of(files):
   ],
   ids=['electra', 'electra, all shared', 'electra, none shared', 'modern', 'modern, none shared'],
 )
-def test_both_towers_open_and_compute_what_ours_do(config, sharing, fields, tmp_path):
+def test_both_towers_give_the_same_outputs_in_transformers(config, sharing, fields, tmp_path):
   weights, rows = towers(config, sharing, **fields), hf_files.rows()
   real = rows[2]
   found = {
-    tower: huggingface.files(weights, tower, special_ids=IDS)
+    tower: huggingface.model_files(weights, tower, special_ids=IDS)
     for tower in ('discriminator', 'generator')
   }
   ours = {tower: applied(weights, f'{tower}_logits', rows) for tower in found}
@@ -116,8 +116,8 @@ def test_both_towers_open_and_compute_what_ours_do(config, sharing, fields, tmp_
     theirs = hf_files.outputs(
       hf_files.opened(files, tmp_path / tower, tower, config.family), *rows
     )[0]
-    close(np.asarray(ours[tower])[real], theirs.reshape(ours[tower].shape)[real], tower)
-  again = huggingface.read(str(tmp_path))
+    assert_close(np.asarray(ours[tower])[real], theirs.reshape(ours[tower].shape)[real], tower)
+  again = huggingface.read_weights(str(tmp_path))
   assert same_bits(again.params, weights.params)
   assert (again.discriminator, again.generator, again.sharing) == (
     weights.discriminator,
@@ -127,11 +127,11 @@ def test_both_towers_open_and_compute_what_ours_do(config, sharing, fields, tmp_
 
 
 @pytest.mark.parametrize('config', [ELECTRA, MODERN], ids=['electra', 'modern'])
-def test_the_bare_encoder_of_each_tower_opens_too(config, tmp_path):
+def test_the_encoder_opens_without_its_head(config, tmp_path):
   weights, rows = towers(config), hf_files.rows()
-  hf_files.write(huggingface.files(weights, 'discriminator', special_ids=IDS), tmp_path)
+  hf_files.write(huggingface.model_files(weights, 'discriminator', special_ids=IDS), tmp_path)
   made = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation='eager').eval()
-  close(
+  assert_close(
     np.asarray(applied(weights, 'hidden_states', rows))[rows[2]],
     hf_files.outputs(made, *rows)[0][rows[2]],
   )
@@ -149,17 +149,17 @@ def test_the_bare_encoder_of_each_tower_opens_too(config, tmp_path):
     (MODERN, 'regression', 'mean'),
   ],
 )
-def test_fine_tuned_models_open_and_compute_what_ours_do(config, kind, pooling, tmp_path):
+def test_fine_tuned_models_give_the_same_outputs_in_transformers(config, kind, pooling, tmp_path):
   weights = fine_tuned(config, kind, pooling=pooling)
-  files = huggingface.files(weights, 'finetuned', special_ids=IDS)
+  files = huggingface.model_files(weights, 'finetuned', special_ids=IDS)
   made = hf_files.opened(
     files, tmp_path, 'classification' if kind == 'regression' else kind, config.family
   )
-  same_outputs(weights, made)
+  assert_same_outputs(weights, made)
   if weights.head.labels:
     assert made.config.id2label == dict(enumerate(weights.head.labels))
     assert made.config.label2id == {name: i for i, name in enumerate(weights.head.labels)}
-  again = huggingface.read(str(tmp_path))
+  again = huggingface.read_weights(str(tmp_path))
   assert same_bits((again.params, again.head.params), (weights.params, weights.head.params))
   assert again.discriminator == weights.discriminator and dataclasses.replace(
     again.head, params={}
@@ -167,36 +167,36 @@ def test_fine_tuned_models_open_and_compute_what_ours_do(config, kind, pooling, 
 
 
 @pytest.mark.parametrize('kind, labels', [('classification', 8), ('regression', 0), ('tagging', 3)])
-def test_electras_published_heads_of_one_layer_give_the_same_logits_in_pytorch(
-  kind, labels, tmp_path
-):
+def test_published_heads_of_electra_give_the_same_logits_in_transformers(kind, labels, tmp_path):
   weights = fine_tuned(ELECTRA, kind, 'published', tuple(f'label {i}' for i in range(labels)))
-  files = huggingface.files(weights, 'finetuned', special_ids=IDS)
-  same_outputs(
+  files = huggingface.model_files(weights, 'finetuned', special_ids=IDS)
+  assert_same_outputs(
     weights, hf_files.opened(files, tmp_path, 'classification' if kind == 'regression' else kind)
   )
 
 
-def test_a_pretrained_model_without_its_head_is_a_bare_encoder(tmp_path):
+def test_a_discriminator_without_its_head_is_written_as_an_encoder(tmp_path):
   weights = towers(ELECTRA)
   del weights.params['discriminator_head']
-  hf_files.opened(huggingface.files(weights, 'discriminator', special_ids=IDS), tmp_path, 'encoder')
+  hf_files.opened(
+    huggingface.model_files(weights, 'discriminator', special_ids=IDS), tmp_path, 'encoder'
+  )
 
 
-def test_opening_says_nothing(tmp_path, caplog, recwarn):
+def test_opening_gives_no_warnings(tmp_path, caplog, recwarn):
   logger = logging.getLogger('transformers')
-  logger.addHandler(caplog.handler)  # it does not hand on what it logs
+  logger.addHandler(caplog.handler)  # the logger does not propagate
   try:
     for config in (ELECTRA, MODERN):
       for tower in ('discriminator', 'generator'):
         hf_files.opened(
-          huggingface.files(towers(config), tower, special_ids=IDS),
+          huggingface.model_files(towers(config), tower, special_ids=IDS),
           tmp_path / config.family / tower,
           tower,
           config.family,
         )
       hf_files.opened(
-        huggingface.files(fine_tuned(config, 'tagging'), 'finetuned'),
+        huggingface.model_files(fine_tuned(config, 'tagging'), 'finetuned'),
         tmp_path / config.family / 'tagging',
         'tagging',
         config.family,
@@ -209,28 +209,29 @@ def test_opening_says_nothing(tmp_path, caplog, recwarn):
   ]
 
 
-# ---- bit for bit ------------------------------------------------------------------------------------------------------
+#### Round trips ####
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
 @pytest.mark.parametrize('kind', hf_files.KINDS)
-def test_from_transformers_to_transformers_every_tensor_keeps_its_name_and_bits(
-  family, kind, tmp_path
-):
+def test_tensors_survive_reading_and_writing_with_name_and_bits(family, kind, tmp_path):
   made = hf_files.model(family, kind)
   path = hf_files.saved(made, tmp_path / 'theirs')
-  weights = huggingface.read(path)
+  weights = huggingface.read_weights(path)
   tower = 'finetuned' if weights.head else 'generator' if weights.generator else 'discriminator'
-  files = huggingface.files(weights, tower, special_ids=IDS)
-  before, after = tensors.read(path), tensors.read(hf_files.write(files, tmp_path / 'ours'))
+  files = huggingface.model_files(weights, tower, special_ids=IDS)
+  before, after = (
+    tensor_files.read_tensors(path),
+    tensor_files.read_tensors(hf_files.write(files, tmp_path / 'ours')),
+  )
   assert before.keys() == after.keys()
   assert all(
     before[name].dtype == after[name].dtype and before[name].tobytes() == after[name].tobytes()
     for name in before
   )
-  again = huggingface.read(str(tmp_path / 'ours'))
+  again = huggingface.read_weights(str(tmp_path / 'ours'))
   assert again.discriminator == weights.discriminator and again.generator == weights.generator
-  # And the config, but for what says who wrote it, and names that have no meaning.
+  # The configs are equal, except for who wrote them and for placeholder names.
   theirs = made.config.to_dict()
   ours = type(made.config).from_pretrained(tmp_path / 'ours').to_dict()
   differ = {name for name in theirs if theirs[name] != ours.get(name)} - {
@@ -242,11 +243,11 @@ def test_from_transformers_to_transformers_every_tensor_keeps_its_name_and_bits(
   assert differ <= named | {'problem_type'}
 
 
-# ---- config.json ------------------------------------------------------------------------------------------------------
+#### Config.json ####
 
 
-def test_the_config_has_what_releases_before_5_read():
-  config = config_of(huggingface.files(towers(MODERN), 'discriminator', special_ids=IDS))
+def test_the_config_has_the_fields_of_releases_before_5():
+  config = config_of(huggingface.model_files(towers(MODERN), 'discriminator', special_ids=IDS))
   assert (
     config['global_attn_every_n_layers'],
     config['global_rope_theta'],
@@ -266,37 +267,40 @@ def test_the_config_has_what_releases_before_5_read():
   assert config['torch_dtype'] == config['dtype'] == 'float32'
 
 
-def test_special_ids_are_the_tokenizers_or_none():
+def test_special_ids_are_those_of_the_tokenizer_or_none():
   names = ('pad_token_id', 'cls_token_id', 'bos_token_id', 'sep_token_id', 'eos_token_id')
-  config = config_of(huggingface.files(towers(MODERN), 'generator', special_ids=IDS))
+  config = config_of(huggingface.model_files(towers(MODERN), 'generator', special_ids=IDS))
   assert [config[name] for name in names] == [0, 2, 2, 3, 3]
-  config = config_of(huggingface.files(towers(MODERN), 'generator'))
+  config = config_of(huggingface.model_files(towers(MODERN), 'generator'))
   assert [config[name] for name in names] == [None] * 5
   assert (
-    config_of(huggingface.files(towers(ELECTRA), 'generator', special_ids=IDS))['pad_token_id'] == 0
+    config_of(huggingface.model_files(towers(ELECTRA), 'generator', special_ids=IDS))[
+      'pad_token_id'
+    ]
+    == 0
   )
 
 
-def test_more_fields_win():
+def test_extra_fields_replace_others():
   config = config_of(
-    huggingface.files(
+    huggingface.model_files(
       towers(ELECTRA), 'generator', extra={'pad_token_id': 5, 'what': {'is': 'this'}}
     )
   )
   assert (config['pad_token_id'], config['what']) == (5, {'is': 'this'})
 
 
-def test_the_same_weights_give_the_same_bytes():
-  assert huggingface.files(towers(ELECTRA), 'generator') == huggingface.files(
+def test_equal_weights_give_equal_bytes():
+  assert huggingface.model_files(towers(ELECTRA), 'generator') == huggingface.model_files(
     towers(ELECTRA), 'generator'
   )
 
 
-# ---- what transformers has no place for -------------------------------------------------------------------------------
+#### Models that transformers does not have ####
 
 
 @pytest.mark.parametrize(
-  'weights, tower, said',
+  'weights, tower, message',
   [
     (
       lambda: towers(dataclasses.replace(MODERN, embedding_size=8)),
@@ -322,13 +326,17 @@ def test_the_same_weights_give_the_same_bytes():
     (
       lambda: fine_tuned(ELECTRA, 'classification', 'published', pooling='mean'),
       'finetuned',
-      '[CLS] alone',
+      'its pooling is mean; expected cls',
     ),
-    (lambda: fine_tuned(ELECTRA, 'classification', pooling='mean'), 'finetuned', '[CLS] alone'),
+    (
+      lambda: fine_tuned(ELECTRA, 'classification', pooling='mean'),
+      'finetuned',
+      'its pooling is mean; expected cls',
+    ),
     (
       lambda: fine_tuned(ELECTRA, 'classification', 'published', tuple('abcdefghi')),
       'finetuned',
-      '8 of them and not 9',
+      'config.head.style=transformers',
     ),
     (
       lambda: towers(ELECTRA, max_positions=20),
@@ -348,11 +356,11 @@ def test_the_same_weights_give_the_same_bytes():
     (lambda: towers(ELECTRA), 'finetuned', 'no finetuned model'),
   ],
 )
-def test_what_transformers_cannot_express_is_refused_with_the_reason(weights, tower, said):
+def test_unsupported_models_are_refused_with_the_reason(weights, tower, message):
   with pytest.raises(UserError) as error:
-    huggingface.files(weights(), tower)
+    huggingface.model_files(weights(), tower)
   assert (
-    said in str(error.value) and str(error.value).endswith('.') and 'a run' in str(error.value)
+    message in str(error.value) and str(error.value).endswith('.') and 'a run' in str(error.value)
   ), str(error.value)
 
 
@@ -360,4 +368,4 @@ def test_a_generator_without_a_head_is_refused():
   weights = towers(ELECTRA)
   del weights.params['generator_head']
   with pytest.raises(UserError, match='has no head'):
-    huggingface.files(weights, 'generator')
+    huggingface.model_files(weights, 'generator')

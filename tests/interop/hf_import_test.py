@@ -1,4 +1,4 @@
-"""A folder of transformers, read: what our model then computes is what PyTorch computes; all else is told in one sentence."""
+"""Models of transformers are read, and compute what PyTorch computes; other folders are refused."""
 
 import functools
 import json
@@ -13,96 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hf_files import applied, assert_close, assert_same_outputs, our_inputs
 from safetensors.numpy import save_file
 
 from electra_jax.errors import UserError
 from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, huggingface
-from electra_jax.interop.weights import of_tower, same_bits
+from electra_jax.interop.weights import same_bits, tower_params
 from electra_jax.model.electra import Electra
-from electra_jax.model.encoder import Inputs
-from electra_jax.model.heads import FineTuned
 
-POSITIONS = np.array([[1, 3, 19], [12, 2, 5], [1, 3, 2]])  # of masks in hf_files.rows
-
-
-def our_inputs(ids, types, real):
-  positions = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
-  return Inputs(*(jnp.asarray(x, jnp.int32) for x in (ids, real, positions, types)))
+# Positions of the masked tokens in hf_files.rows.
+POSITIONS = np.array([[1, 3, 19], [12, 2, 5], [1, 3, 2]])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _applied(model, method, params, *arguments):
-  return model.apply({'params': params}, *arguments, method=method)
-
-
-def applied(weights, method, rows):
-  """What a method of both towers' model gives, at every position."""
-  model = Electra(
-    weights.generator or weights.discriminator,
-    weights.discriminator or weights.generator,
-    sharing=weights.sharing,
-  )
-  inputs = our_inputs(*rows)
-  return _applied(
-    model,
-    method,
-    weights.params,
-    inputs,
-    *([inputs.positions] if method == 'generator_logits' else []),
-  )
-
-
-def our_outputs(weights, rows) -> list:
-  """Logits or hidden states, as hf_files.outputs gives them."""
-  if head := weights.head:
-    model = FineTuned(
-      weights.discriminator,
-      head.kind,
-      labels=max(1, len(head.labels)),
-      pooling=head.pooling,
-      style=head.style,
-    )
-    inputs = our_inputs(*rows)
-    allowed = {'allowed': jnp.ones_like(inputs.token_ids)}
-    found = _applied(model, 'training', weights.params | {'head': head.params}, inputs, allowed)
-    return [
-      found[name] for name in ('logits', 'value', 'start_logits', 'end_logits') if name in found
-    ]
-  if not weights.discriminator:
-    return [applied(weights, 'generator_logits', rows)]
-  return [
-    applied(
-      weights,
-      'discriminator_logits' if 'discriminator_head' in weights.params else 'hidden_states',
-      rows,
-    )
-  ]
-
-
-def close(ours, theirs, what=''):
-  """To float32 rounding: 1e-5 of the largest value."""
-  ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
-  assert ours.shape == theirs.shape, (what, ours.shape, theirs.shape)
-  apart = np.abs(ours - theirs).max()
-  assert apart <= 1e-5 * np.abs(theirs).max() + 5e-7, (what, apart)
-
-
-def same_outputs(weights, made, rows=None):
-  rows = rows or hf_files.rows()
-  for ours, theirs in zip(our_outputs(weights, rows), hf_files.outputs(made, *rows), strict=True):
-    ours = np.asarray(ours).reshape(
-      theirs.shape
-    )  # ModernBERT's discriminator has an axis of its one label
-    if theirs.shape[:2] == rows[2].shape:  # what stands at padding is nobody's business
-      ours, theirs = ours[rows[2]], theirs[rows[2]]
-    close(ours, theirs)
-
-
-# ---- the same numbers -------------------------------------------------------------------------------------------------
+#### Outputs and gradients ####
 
 
 def their_results(made, kind, rows):
-  """Logits, loss and gradients by name of a PyTorch tower: masked tokens at POSITIONS, replaced ones in every third place."""
+  """Returns logits, loss and gradients by name of a PyTorch tower.
+
+  Tokens at POSITIONS are masked; every third token counts as replaced.
+  """
   ids, types, real = rows
   inputs = {'input_ids': torch.tensor(ids), 'attention_mask': torch.tensor(real).long()}
   if made.config.model_type == 'electra':
@@ -150,11 +80,11 @@ def our_results(weights, kind, rows):
     return jnp.mean(jax.nn.softplus(logits) - is_fake * logits), logits
 
   (loss, logits), gradients = run(weights.params)
-  form = hf_electra if config.family == 'electra' else hf_modernbert
-  tree = of_tower(
+  module = hf_electra if config.family == 'electra' else hf_modernbert
+  tree = tower_params(
     type(weights)(weights.source, None, None, weights.sharing, jax.device_get(gradients)), kind
   )
-  return logits, loss, hf_tensors.to_theirs(tree, form, kind, config)
+  return logits, loss, hf_tensors.from_params(tree, module.ARCHITECTURE, kind, config)
 
 
 SMALL = {
@@ -207,28 +137,27 @@ BASE_GENERATOR = BASE | {'hidden_size': 256, 'num_attention_heads': 4, 'intermed
     'every third global',
   ],
 )
-def test_logits_loss_and_every_gradient_are_those_of_pytorch_there_and_back(
-  family, kind, fields, tmp_path
-):
+def test_logits_loss_and_gradients_equal_pytorch_in_both_directions(family, kind, fields, tmp_path):
   made = hf_files.model(family, kind, **fields)
-  weights = huggingface.read(hf_files.saved(made, tmp_path / 'in'))
+  weights = huggingface.read_weights(hf_files.saved(made, tmp_path / 'in'))
   rows = hf_files.rows()
   theirs, ours = their_results(made, kind, rows), our_results(weights, kind, rows)
-  close(ours[0], theirs[0], 'logits')
-  close(ours[1], theirs[1], 'loss')
+  assert_close(ours[0], theirs[0], 'logits')
+  assert_close(ours[1], theirs[1], 'loss')
   assert ours[2].keys() == theirs[2].keys()
   for name, gradient in theirs[2].items():
-    # The generator's table and its decoder are one parameter; a key's bias adds the same to all scores, so all of it is rounding.
-    close(ours[2][name], gradient, name)
+    # The generator's embeddings and decoder are one parameter. The gradient of a key's bias, which
+    # adds the same to all scores, is rounding.
+    assert_close(ours[2][name], gradient, name)
   (logits,) = hf_files.outputs(
-    hf_files.opened(huggingface.files(weights, kind), tmp_path / 'out', kind, family), *rows
+    hf_files.opened(huggingface.model_files(weights, kind), tmp_path / 'out', kind, family), *rows
   )
   there = (
     np.take_along_axis(logits, POSITIONS[..., None], 1)
     if kind == 'generator'
     else logits.reshape(rows[2].shape)[rows[2]]
   )
-  close(there, ours[0], 'logits of what is written')
+  assert_close(there, ours[0], 'logits of the written model')
   shutil.rmtree(tmp_path)  # up to a gigabyte
 
 
@@ -245,46 +174,46 @@ def test_logits_loss_and_every_gradient_are_those_of_pytorch_there_and_back(
 )
 def test_heads_give_the_logits_of_pytorch(family, kind, fields, tmp_path):
   made = hf_files.model(family, kind, **fields)
-  weights = huggingface.read(hf_files.saved(made, tmp_path))
+  weights = huggingface.read_weights(hf_files.saved(made, tmp_path))
   assert (weights.head is None) == (kind == 'encoder')
-  same_outputs(weights, made)
+  assert_same_outputs(weights, made)
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
-def test_a_nudge_of_any_one_tensor_is_noticed(family, tmp_path):
+def test_a_change_of_any_tensor_changes_the_outputs(family, tmp_path):
   made, rows = hf_files.model(family), hf_files.rows()
   path = hf_files.saved(made, tmp_path)
   weights, expected = (
-    huggingface.read(path),
+    huggingface.read_weights(path),
     hf_files.outputs(made, *rows)[0].reshape(rows[2].shape)[rows[2]],
   )
 
   def run(weights):
     return applied(weights, 'discriminator_logits', rows)[rows[2]]
 
-  close(run(weights), expected)
+  assert_close(run(weights), expected)
   kept = hf_files.state(made)
   for name, value in kept.items():
     if name.endswith('key.bias'):
-      continue  # adds the same to every score of a query: softmax drops it
-    nudged = value + 0.05 * np.random.default_rng(0).standard_normal(value.shape, np.float32)
-    save_file(kept | {name: nudged}, tmp_path / 'model.safetensors', {'format': 'pt'})
+      continue  # it adds the same to every score of a query, which softmax ignores
+    changed = value + 0.05 * np.random.default_rng(0).standard_normal(value.shape, np.float32)
+    save_file(kept | {name: changed}, tmp_path / 'model.safetensors', {'format': 'pt'})
     with pytest.raises(AssertionError):
-      close(run(huggingface.read(path)), expected)
-      pytest.fail(f'a nudge of {name} went unnoticed', pytrace=False)
+      assert_close(run(huggingface.read_weights(path)), expected)
+      pytest.fail(f'a change of {name} was not detected', pytrace=False)
 
 
-# ---- files as people have them ----------------------------------------------------------------------------------------
+#### File formats and older releases ####
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
-def test_every_file_format_gives_the_same_weights(family, tmp_path):
+def test_all_file_formats_give_the_same_weights(family, tmp_path):
   made = hf_files.model(family, 'generator')
-  whole = huggingface.read(hf_files.saved(made, tmp_path / 'whole'))
+  whole = huggingface.read_weights(hf_files.saved(made, tmp_path / 'whole'))
   sharded = hf_files.saved(made, tmp_path / 'sharded', max_shard_size='4KB')
   assert len(list(pathlib.Path(sharded).glob('model-*.safetensors'))) > 2
   for path in (sharded, hf_files.rewritten(made, tmp_path / 'bin')):
-    assert same_bits(huggingface.read(path).params, whole.params), path
+    assert same_bits(huggingface.read_weights(path).params, whole.params), path
 
 
 def without_prefix(tensors):
@@ -329,33 +258,35 @@ def bias_elsewhere(tensors):
   [without_prefix, gamma_and_beta, with_buffers, with_copies, bias_elsewhere],
   ids=lambda older: older.__name__,
 )
-def test_names_as_older_releases_wrote_them(older, tmp_path):
+def test_tensor_names_of_older_releases_are_read(older, tmp_path):
   made = hf_files.model('electra', 'generator')
-  now = huggingface.read(hf_files.saved(made, tmp_path / 'now'))
-  then = huggingface.read(hf_files.rewritten(made, tmp_path / 'then', older(made.state_dict())))
+  now = huggingface.read_weights(hf_files.saved(made, tmp_path / 'now'))
+  then = huggingface.read_weights(
+    hf_files.rewritten(made, tmp_path / 'then', older(made.state_dict()))
+  )
   assert same_bits(now.params, then.params)
 
 
 @pytest.mark.parametrize('kind', hf_files.KINDS)
-def test_a_config_that_names_no_class_is_told_by_its_tensors(kind, tmp_path):
+def test_without_a_class_the_tensors_decide_the_kind(kind, tmp_path):
   made = hf_files.model('electra', kind)
   path = hf_files.saved(made, tmp_path)
-  named = huggingface.read(path)
+  named = huggingface.read_weights(path)
   hf_files.change_config(path, remove=('architectures', 'transformers_version'))
-  unnamed = huggingface.read(path)
+  unnamed = huggingface.read_weights(path)
   assert same_bits(unnamed.params, named.params)
   assert (unnamed.head and unnamed.head.kind) == (named.head and named.head.kind)
   assert (unnamed.discriminator, unnamed.generator) == (named.discriminator, named.generator)
 
 
-def test_a_config_without_model_type_is_told_by_its_class(tmp_path):
+def test_without_model_type_the_class_decides_the_architecture(tmp_path):
   path = hf_files.saved(hf_files.model(), tmp_path)
   hf_files.change_config(path, remove=('model_type',), architectures=['TFElectraForPreTraining'])
-  assert huggingface.read(path).discriminator.hidden_size == 16
+  assert huggingface.read_weights(path).discriminator.hidden_size == 16
 
 
 @pytest.mark.parametrize('every', [1, 3])  # the models above have 2
-def test_modernberts_fields_of_releases_before_5(every, tmp_path):
+def test_modernbert_config_fields_of_older_releases_are_read(every, tmp_path):
   made = hf_files.model(
     'modern',
     'generator',
@@ -366,7 +297,7 @@ def test_modernberts_fields_of_releases_before_5(every, tmp_path):
     },
   )
   path = hf_files.saved(made, tmp_path)
-  now = huggingface.read(path)
+  now = huggingface.read_weights(path)
   assert (
     now.generator.global_every,
     now.generator.global_rope_theta,
@@ -380,49 +311,51 @@ def test_modernberts_fields_of_releases_before_5(every, tmp_path):
     global_attn_every_n_layers=every,
     position_embedding_type='absolute',
   )
-  then = huggingface.read(path)
+  then = huggingface.read_weights(path)
   assert then.generator == now.generator
-  same_outputs(then, made)
-  hf_files.change_config(path, local_rope_theta=None)  # meant the other one
-  assert huggingface.read(path).generator.local_rope_theta == 500
+  assert_same_outputs(then, made)
+  hf_files.change_config(path, local_rope_theta=None)  # null was the global value
+  assert huggingface.read_weights(path).generator.local_rope_theta == 500
 
 
-def test_a_modernbert_without_a_bias_over_the_vocabulary_is_one_of_zeros(tmp_path):
+def test_a_missing_vocabulary_bias_of_modernbert_is_zero(tmp_path):
   made = hf_files.model('modern', 'generator', decoder_bias=False)
-  weights = huggingface.read(hf_files.saved(made, tmp_path))
-  assert not weights.params['generator_head']['bias'].any() and 'begins at zero' in weights.notes[0]
-  same_outputs(weights, made)
+  weights = huggingface.read_weights(hf_files.saved(made, tmp_path))
+  assert (
+    not weights.params['generator_head']['bias'].any() and 'initialized to zero' in weights.notes[0]
+  )
+  assert_same_outputs(weights, made)
 
 
-# ---- what a folder is -------------------------------------------------------------------------------------------------
+#### Contents of a folder ####
 
 
-def test_labels_come_in_the_order_of_their_ids(tmp_path):
+def test_labels_are_in_the_order_of_their_ids(tmp_path):
   labels = {10 - i: name for i, name in enumerate('ONMLKJIHGFE')}
   made = hf_files.model('electra', 'tagging', num_labels=11, id2label=labels)
-  head = huggingface.read(hf_files.saved(made, tmp_path)).head
+  head = huggingface.read_weights(hf_files.saved(made, tmp_path)).head
   assert (head.kind, head.style, head.labels) == ('tagging', 'transformers', tuple('EFGHIJKLMNO'))
 
 
 @pytest.mark.parametrize('family', ['electra', 'modern'])
-def test_two_labels_without_names_are_numbered_as_transformers_does(family, tmp_path):
-  head = huggingface.read(
+def test_labels_without_names_are_numbered_as_in_transformers(family, tmp_path):
+  head = huggingface.read_weights(
     hf_files.saved(hf_files.model(family, 'classification', num_labels=2), tmp_path)
   ).head
   assert (head.kind, head.labels) == ('classification', ('LABEL_0', 'LABEL_1'))
 
 
-def test_a_modernbert_that_tags_with_one_label_is_a_discriminator_unless_marked(tmp_path):
+def test_a_modernbert_tagger_with_one_label_is_a_discriminator_unless_marked(tmp_path):
   path = hf_files.saved(hf_files.model('modern', 'discriminator'), tmp_path)
-  assert huggingface.read(path).head is None
+  assert huggingface.read_weights(path).head is None
   hf_files.change_config(path, electra_jax={'tower': 'finetuned'})
-  assert huggingface.read(path).head.kind == 'tagging'
+  assert huggingface.read_weights(path).head.kind == 'tagging'
 
 
-def test_a_mark_that_stayed_in_a_model_that_was_fine_tuned_elsewhere_is_not_heeded(tmp_path):
+def test_the_mark_is_ignored_in_a_model_with_several_labels(tmp_path):
   path = hf_files.saved(hf_files.model('modern', 'tagging'), tmp_path)
   hf_files.change_config(path, electra_jax={'tower': 'discriminator'})
-  assert len(huggingface.read(path).head.labels) == 5
+  assert len(huggingface.read_weights(path).head.labels) == 5
 
 
 def both(tmp_path, shared, **fields):
@@ -440,7 +373,7 @@ def both(tmp_path, shared, **fields):
 @pytest.mark.parametrize('shared', [True, False])
 def test_two_folders_inside_are_both_towers(shared, tmp_path):
   path, discriminator, generator = both(tmp_path, shared)
-  weights = huggingface.read(path)
+  weights = huggingface.read_weights(path)
   assert (weights.source, weights.sharing) == (path, 'embeddings' if shared else 'none')
   assert bool(weights.notes) == (not shared)
   rows = hf_files.rows()
@@ -448,53 +381,56 @@ def test_two_folders_inside_are_both_towers(shared, tmp_path):
     applied(weights, 'discriminator_logits', rows),
     applied(weights, 'generator_logits', rows),
   )
-  close(verdicts[rows[2]], hf_files.outputs(discriminator, *rows)[0][rows[2]])
-  close(guesses[rows[2]], hf_files.outputs(generator, *rows)[0][rows[2]])
+  assert_close(verdicts[rows[2]], hf_files.outputs(discriminator, *rows)[0][rows[2]])
+  assert_close(guesses[rows[2]], hf_files.outputs(generator, *rows)[0][rows[2]])
 
 
 def test_one_folder_inside_is_one_tower(tmp_path):
   path, *_ = both(tmp_path, True)
   shutil.rmtree(tmp_path / 'generator')
-  assert huggingface.read(path).generator is None
+  assert huggingface.read_weights(path).generator is None
 
 
-def test_a_tokenizer_in_the_folder_or_above_it_is_found(tmp_path):
+def test_a_tokenizer_is_found_in_the_folder_or_above_it(tmp_path):
   path, *_ = both(tmp_path, True)
-  assert huggingface.read(path).tokenizer is None
+  assert huggingface.read_weights(path).tokenizer is None
   (tmp_path / 'vocab.txt').write_text('[PAD]\n')
-  assert huggingface.read(path).tokenizer == path
+  assert huggingface.read_weights(path).tokenizer == path
   (tmp_path / 'discriminator' / 'tokenizer.json').write_text('{}')
-  assert huggingface.read(path).tokenizer == f'{path}/discriminator'
+  assert huggingface.read_weights(path).tokenizer == f'{path}/discriminator'
 
 
-# ---- without PyTorch --------------------------------------------------------------------------------------------------
+#### Without PyTorch ####
 
 
-def test_reading_and_writing_need_neither_torch_nor_transformers(tmp_path):
+def test_reading_and_writing_do_not_require_torch_or_transformers(tmp_path):
   path = hf_files.saved(hf_files.model('electra', 'generator'), tmp_path / 'safetensors')
   other = hf_files.rewritten(hf_files.model('modern', 'tagging'), tmp_path / 'bin')
+  libraries = ('torch', 'transformers', 'tokenizers', 'sentencepiece', 'tensorflow')
+  libraries += ('huggingface_hub',)
   program = f"""
 import sys
-for name in ('torch', 'transformers', 'tokenizers', 'sentencepiece', 'tensorflow', 'huggingface_hub'):
+for name in {libraries!r}:
   sys.modules[name] = None
 from electra_jax.interop import huggingface
 for path, tower in (({path!r}, 'generator'), ({other!r}, 'finetuned')):
-  assert sorted(huggingface.files(huggingface.read(path), tower)) == ['config.json', 'model.safetensors']
+  files = huggingface.model_files(huggingface.read_weights(path), tower)
+  assert sorted(files) == ['config.json', 'model.safetensors']
 """
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
 
 
-# ---- one sentence -----------------------------------------------------------------------------------------------------
+#### Refused folders ####
 
 
-def sentence(path, *said):
-  """The complaint about a folder: one sentence, which says all of `said`."""
+def refusal(path, *words):
+  """Checks that reading raises UserError, in one sentence with the path and all words."""
   with pytest.raises(UserError) as error:
-    huggingface.read(str(path))
+    huggingface.read_weights(str(path))
   text = str(error.value)
   assert text.endswith('.') and '\n' not in text and str(path) in text, text
-  for word in said:
+  for word in words:
     assert word in text, text
 
 
@@ -513,10 +449,10 @@ def changed(folders, tmp_path, family='electra', **fields):
 
 
 @pytest.mark.parametrize(
-  'field, value, said',
+  'field, value, message',
   [
-    ('model_type', 'bert', "model_type 'bert'"),
-    ('model_type', 'roberta', "model_type 'roberta'"),
+    ('model_type', 'bert', "model_type is 'bert'"),
+    ('model_type', 'roberta', "model_type is 'roberta'"),
     ('hidden_act', 'relu', "'gelu'"),
     ('hidden_act', 'gelu_new', 'gelu_new'),
     ('position_embedding_type', 'relative_key', 'relative_key'),
@@ -527,27 +463,29 @@ def changed(folders, tmp_path, family='electra', **fields):
     ('layer_norm_eps', None, None),
     ('layer_norm_eps', 'small', "'small'"),
     ('num_hidden_layers', 0, 'num_layers is 0; expected at least 1'),
-    ('architectures', 'ElectraForMaskedLM', 'not a list'),
-    ('architectures', ['ElectraForMultipleChoice'], 'of the class ElectraForMultipleChoice'),
+    ('architectures', 'ElectraForMaskedLM', 'expected a list'),
+    ('architectures', ['ElectraForMultipleChoice'], 'has the class ElectraForMultipleChoice'),
     ('architectures', ['ElectraForPreTraining'], 'those of ElectraForMaskedLM'),
   ],
 )
-def test_what_electra_does_not_have_here_is_refused_by_field_and_value(
-  field, value, said, folders, tmp_path
+def test_unsupported_electra_configs_are_refused_with_field_and_value(
+  field, value, message, folders, tmp_path
 ):
   path = changed(folders, tmp_path, **{field: value})
-  if said is None:
-    huggingface.read(str(path))  # null is a field that is not there
+  if message is None:
+    huggingface.read_weights(str(path))  # null is a missing field
   else:
-    sentence(
+    refusal(
       path,
-      said,
-      *(() if isinstance(value, list) or 'at least' in said or 'divide' in said else (field,)),
+      message,
+      *(
+        () if isinstance(value, list) or 'at least' in message or 'divide' in message else (field,)
+      ),
     )
 
 
 @pytest.mark.parametrize(
-  'field, value, said',
+  'field, value, message',
   [
     ('norm_bias', True, 'True'),
     ('attention_bias', True, 'True'),
@@ -560,7 +498,7 @@ def test_what_electra_does_not_have_here_is_refused_by_field_and_value(
     (
       'layer_types',
       ['full_attention', 'full_attention', 'sliding_attention', 'full_attention'],
-      'in each n-th layer',
+      'in every n-th layer',
     ),
     ('rope_parameters', {'full_attention': {'rope_type': 'yarn', 'rope_theta': 1e4}}, "'yarn'"),
     ('rope_parameters', {'sliding_attention': {'rope_theta': 'x'}}, "'x'"),
@@ -569,24 +507,24 @@ def test_what_electra_does_not_have_here_is_refused_by_field_and_value(
     ('num_attention_heads', 16, 'even head size'),
   ],
 )
-def test_what_modernbert_does_not_have_here_is_refused_by_field_and_value(
-  field, value, said, folders, tmp_path
+def test_unsupported_modernbert_configs_are_refused_with_field_and_value(
+  field, value, message, folders, tmp_path
 ):
-  sentence(
+  refusal(
     changed(folders, tmp_path, 'modern', **{field: value}),
-    field if 'head size' not in said else 'config.json',
-    said,
+    field if 'head size' not in message else 'config.json',
+    message,
   )
 
 
-def test_a_modernbert_whose_head_could_be_several_is_asked_for_its_class(tmp_path):
+def test_a_modernbert_head_without_a_class_is_refused(tmp_path):
   path = hf_files.saved(hf_files.model('modern', 'classification'), tmp_path)
   hf_files.change_config(path, remove=('architectures',))
-  sentence(path, 'architectures', 'ModernBertForSequenceClassification')
+  refusal(path, 'architectures', 'ModernBertForSequenceClassification')
 
 
 @pytest.mark.parametrize(
-  'fields, said',
+  'fields, words',
   [
     (
       {'problem_type': 'multi_label_classification'},
@@ -598,21 +536,21 @@ def test_a_modernbert_whose_head_could_be_several_is_asked_for_its_class(tmp_pat
     ({'id2label': {'0': 'a', '1': 'b'}}, ('classifier.out_proj.weight is 3 x 16 and not 2 x 16',)),
   ],
 )
-def test_labels_that_do_not_make_sense_are_refused(fields, said, tmp_path):
+def test_contradictory_labels_are_refused(fields, words, tmp_path):
   path = hf_files.saved(hf_files.model('electra', 'classification'), tmp_path)
   hf_files.change_config(path, **fields)
-  sentence(path, *said)
+  refusal(path, *words)
 
 
-def test_an_answer_with_three_labels_is_refused(tmp_path):
-  sentence(hf_files.saved(hf_files.model('electra', 'span', num_labels=3), tmp_path), '3 labels')
+def test_a_span_model_with_three_labels_is_refused(tmp_path):
+  refusal(hf_files.saved(hf_files.model('electra', 'span', num_labels=3), tmp_path), '3 labels')
 
 
 KEY = 'electra.encoder.layer.1.attention.self.key.weight'
 
 
 @pytest.mark.parametrize(
-  'change, said',
+  'change, words',
   [
     (lambda t: t.pop(KEY), (f'{KEY} is missing',)),
     (lambda t: t.update({KEY: t[KEY][:, :5]}), (f'{KEY} is 16 x 5 and not 16 x 16',)),
@@ -623,7 +561,7 @@ KEY = 'electra.encoder.layer.1.attention.self.key.weight'
     (lambda t: t.update({KEY: t[KEY].long()}), (f'{KEY} is of int64',)),
     (
       lambda t: t.update({'electra.encoder.layer.3.output.dense.bias': torch.zeros(16)}),
-      ('electra.encoder.layer.3.output.dense.bias has no place',),
+      ('electra.encoder.layer.3.output.dense.bias is unknown',),
     ),
     (lambda t: t.update({'encoder.layer.1.attention.self.key.weight': t[KEY]}), ('two names', KEY)),
     (
@@ -639,11 +577,11 @@ KEY = 'electra.encoder.layer.1.attention.self.key.weight'
     ),
     (
       lambda t: t.update({'generator_lm_head.weight': t['generator_lm_head.weight'] + 1e-6}),
-      ('generator_lm_head.weight is not',),
+      ('generator_lm_head.weight differs',),
     ),
     (
       lambda t: t.update({'generator_predictions.bias': t['generator_lm_head.bias'] + 1}),
-      ('generator_predictions.bias is not',),
+      ('generator_predictions.bias differs',),
     ),
     (
       lambda t: [t.pop(name) for name in list(t) if 'layer.2' in name],
@@ -663,50 +601,48 @@ KEY = 'electra.encoder.layer.1.attention.self.key.weight'
     'a layer too few',
   ],
 )
-def test_tensors_that_do_not_fit_are_told_by_the_names_they_have_in_the_file(
-  change, said, tmp_path
-):
+def test_tensors_that_do_not_fit_are_named_as_in_the_file(change, words, tmp_path):
   made = hf_files.model('electra', 'generator')
   tensors = dict(made.state_dict())
   change(tensors)
-  sentence(hf_files.rewritten(made, tmp_path, tensors), *said)
+  refusal(hf_files.rewritten(made, tmp_path, tensors), *words)
 
 
-def test_modernberts_tensors_too(tmp_path):
+def test_modernbert_tensors_that_do_not_fit_are_named(tmp_path):
   made = hf_files.model('modern', 'generator')
   tensors = dict(made.state_dict())
   tensors.pop('model.layers.2.attn.Wqkv.weight')
   tensors['model.layers.0.mlp.Wi.weight'] = torch.zeros(24, 16)
   tensors['model.layers.0.attn_norm.weight'] = torch.ones(16)
-  sentence(
+  refusal(
     hf_files.rewritten(made, tmp_path, tensors),
     'model.layers.2.attn.Wqkv.weight is missing',
     'model.layers.0.mlp.Wi.weight is 24 x 16 and not 48 x 16',
-    'model.layers.0.attn_norm.weight has no place',
+    'model.layers.0.attn_norm.weight is unknown',
   )
   tensors = dict(made.state_dict()) | {'decoder.weight': torch.zeros(91, 16)}
-  sentence(
+  refusal(
     hf_files.rewritten(made, tmp_path, tensors),
-    'decoder.weight is not model.embeddings.tok_embeddings.weight',
+    'decoder.weight differs from model.embeddings.tok_embeddings.weight',
   )
 
 
-def test_a_folder_that_is_none_or_holds_no_model_is_told_so(tmp_path):
-  sentence(tmp_path, 'has no config.json')
-  sentence(tmp_path / 'google', 'is no folder here')
+def test_folders_without_a_model_are_refused(tmp_path):
+  refusal(tmp_path, 'has no config.json')
+  refusal(tmp_path / 'google', 'is not a folder')
   (tmp_path / 'config.json').write_text('{"model_type": "elec')
-  sentence(tmp_path, 'not JSON')
+  refusal(tmp_path, 'not JSON')
   (tmp_path / 'config.json').write_text('[]')
-  sentence(tmp_path, 'no fields')
+  refusal(tmp_path, 'no fields')
   (tmp_path / 'config.json').write_text('{}')
-  sentence(tmp_path, 'no model_type')
+  refusal(tmp_path, 'model_type is missing')
   (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'electra'}))
-  sentence(tmp_path)
+  refusal(tmp_path)
 
 
-def test_towers_that_do_not_go_together_are_told_so(tmp_path):
+def test_towers_that_do_not_match_are_refused(tmp_path):
   path, *_ = both(tmp_path / 'sizes', False, vocab_size=92)
-  sentence(path, '91', '92')
+  refusal(path, '91', '92')
   path, *_ = both(tmp_path / 'swapped', False)
   shutil.copytree(f'{path}/discriminator', f'{path}/generator', dirs_exist_ok=True)
-  sentence(path, 'is not a generator')
+  refusal(path, 'is a discriminator; expected a generator')

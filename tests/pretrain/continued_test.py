@@ -20,7 +20,12 @@ from electra_jax.config import PretrainingConfig, checked_pretraining, freeze, p
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, origins, own
-from electra_jax.interop.weights import Weights, expected_shapes, same_bits
+from electra_jax.interop.weights import (
+  Weights,
+  expected_shapes,
+  same_bits,
+  trim_vocabulary,
+)
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.pretrain import build, pretrain_step
 from electra_jax.pretrain.continued.initial_state import initial_state, place_initial
@@ -163,7 +168,7 @@ def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path
   first, last, source_params = (
     micro_run.checkpoint(tmp_path / 'run', 4),
     micro_run.checkpoint(tmp_path / 'run', STEPS),
-    own.read(source / 'run').params,
+    own.read_weights(source / 'run').params,
   )
   name, before = (
     'params/discriminator/layers/mlp_in/kernel',
@@ -485,7 +490,7 @@ def test_the_initial_state_has_the_weights_moments_and_step_of_the_source(case):
   )()
 
   def cut(tree):
-    return own.trimmed(tree, 50)
+    return trim_vocabulary(tree, 50)
 
   def only(state, kind):
     return next(
@@ -666,7 +671,7 @@ def test_an_invalid_source_is_reported_in_one_sentence(tmp_path, capsys):
     ('hf:' + str(tmp_path), 'has no config.json'),
     (str(tmp_path), 'is not a run'),
     ('tf:' + str(tmp_path), str(tmp_path)),
-    ('hf:', 'names nothing'),
+    ('hf:', 'has no path'),
   ):
     assert (
       main.main(

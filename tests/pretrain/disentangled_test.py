@@ -134,7 +134,7 @@ def test_both_parts_are_trained(stepped):
 
 
 def test_folded_tables_are_those_of_the_generator_plus_the_difference(run):
-  weights, raw = own.read(str(run)), checkpoints.read_arrays(run, 7, 'params')
+  weights, raw = own.read_weights(str(run)), checkpoints.read_arrays(run, 7, 'params')
   size = weights.vocab_size
   assert (
     weights.sharing == 'none'
@@ -181,7 +181,7 @@ def test_transformers_computes_the_same_from_the_folded_export(run, tmp_path):
 
 def test_fine_tuning_starts_from_the_folded_embeddings(run):
   config = FinetuningConfig().replace({'init': str(run)})
-  start, weights = initial.open_initial(config), own.read(str(run))
+  start, weights = initial.open_initial(config), own.read_weights(str(run))
   assert (
     same_bits(
       start.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
@@ -198,7 +198,7 @@ def test_another_run_continues_from_it(run, sharing):
   resolved = resolve_run(config)
   config, source = resolved.config, resolved.source
   start = initial_state(config, source, source.tokenizer)
-  weights = own.read(str(run))
+  weights = own.read_weights(str(run))
   if sharing == 'embeddings':  # the scheme is that of the weights
     assert config.sharing == 'none' and same_bits(start.params, weights.params)
     return

@@ -402,7 +402,7 @@ def test_export_writes_the_discriminator_only(tmp_path, capsys):
   config = config_of('sharing=none')
   tokenizer = load_tokenizer(made_run.wordpiece(tmp_path / 'vocabulary'))
   params = jax.device_get(made_run.make(tmp_path / 'run', config, tokenizer).params)
-  weights = own.read(str(tmp_path / 'run'))
+  weights = own.read_weights(str(tmp_path / 'run'))
   assert weights.generator is None and set(weights.params) == {
     'embeddings',
     'discriminator',
@@ -413,9 +413,10 @@ def test_export_writes_the_discriminator_only(tmp_path, capsys):
     {name: params[name] for name in ('discriminator', 'discriminator_head')},
   )
   export.export(str(tmp_path / 'run'), str(tmp_path / 'out'))
-  assert 'two towers, one a side' in capsys.readouterr().out
+  assert 'two-tower cloze model' in capsys.readouterr().out
   assert [path.name for path in (tmp_path / 'out').iterdir()] == ['discriminator']
-  assert same_bits(huggingface.read(str(tmp_path / 'out' / 'discriminator')).params, weights.params)
+  exported = huggingface.read_weights(str(tmp_path / 'out' / 'discriminator'))
+  assert same_bits(exported.params, weights.params)
 
 
 @pytest.mark.parametrize(

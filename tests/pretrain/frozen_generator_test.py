@@ -18,7 +18,7 @@ from electra_jax.config import checked_pretraining, phases_of
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
-from electra_jax.interop.weights import of_tower, same_bits
+from electra_jax.interop.weights import same_bits, tower_params
 from electra_jax.pretrain import build, pretrain_step, run_start
 from electra_jax.pretrain.continued.initial_state import initial_state
 from electra_jax.pretrain.continued.tokens import tokenizer_path
@@ -89,7 +89,8 @@ def test_a_generator_and_its_sizes_are_read_from_runs_and_folders(init, fields, 
     tower
   ) and config.data.vocab_size == source.tokenizer.size
   start = initial_state(config, source, source.tokenizer)
-  theirs = of_tower(own.read(sources / ('mlm' if init == 'mlm' else 'electra')), 'generator')
+  run = sources / ('mlm' if init == 'mlm' else 'electra')
+  theirs = tower_params(own.read_weights(run), 'generator')
   assert start.params.keys() == GENERATOR and start.step == 0 and start.moments is None
   for name, part in (
     ('generator_embeddings', 'embeddings'),
@@ -219,7 +220,7 @@ def test_moments_of_a_frozen_run_are_sharded():
 def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources, tmp_path):
   """With a falling temperature, as in Fast-ELECTRA."""
   shutil.copytree(sources / 'mlm', tmp_path / 'source')
-  workdir, theirs = tmp_path / 'run', of_tower(own.read(sources / 'mlm'), 'generator')
+  workdir, theirs = tmp_path / 'run', tower_params(own.read_weights(sources / 'mlm'), 'generator')
   argv = micro_run.arguments(
     workdir,
     *(f'--config.{field}' for field in MLM),
@@ -265,7 +266,7 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
     and load_tokenizer(run.tokenizer).tokens == load_tokenizer(workdir / 'tokenizer').tokens
   )
   run_start.claim_workdir(workdir, run.config)  # it refuses another config
-  weights = own.read(workdir)
+  weights = own.read_weights(workdir)
   assert (
     weights.moments['mu'].keys() == weights.params.keys() - GENERATOR and weights.sharing == 'none'
   )

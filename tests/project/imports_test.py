@@ -24,6 +24,8 @@ RANKS = {
   'pretrain': 6,
   'finetune': 6,
   '__init__': 7,
+  'model_card': 8,
+  'plan_report': 7,
   'plan': 8,
   'report': 8,
   'timeline': 8,

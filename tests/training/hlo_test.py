@@ -1,4 +1,4 @@
-"""What is read from a compiled program's text: collectives in every form once, loops as often as they run, memory and products."""
+"""Collectives, memory traffic and products are counted in the text of compiled programs."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from electra_jax.training import hlo, partitioning
 
+X = 'f32[8,128]{1,0}'
+HALF = 'f32[16,128]{1,0}'  # of two chips together
+GATHERED = 'f32[32,128]{1,0}'
+PART = 'f32[2,128]{1,0}'
+ALL = 'replica_groups={{0,1,2,3}}'
 SUM = """
 %sum (a: f32[], b: f32[]) -> f32[] {
   %a = f32[]{:T(128)} parameter(0)
@@ -19,7 +24,8 @@ SUM = """
 def program(entry, others='', devices=4):
   return (
     f'HloModule jit_f, is_scheduled=true, num_partitions={devices}\n{SUM}{others}\n'
-    f'ENTRY %main (x: f32[8,128]) -> f32[8,128] {{\n  %x = f32[8,128]{{1,0:T(8,128)}} parameter(0)\n{entry}\n}}\n'
+    'ENTRY %main (x: f32[8,128]) -> f32[8,128] {\n'
+    f'  %x = f32[8,128]{{1,0:T(8,128)}} parameter(0)\n{entry}\n}}\n'
   )
 
 
@@ -31,67 +37,62 @@ def kinds(text, slices=1):
   'line, expected',
   [
     (
-      '%r = f32[8,128]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%sum',
+      f'{X} all-reduce(%x), channel_id=1, {ALL}, to_apply=%sum',
       ('all-reduce', 4, 4096),
     ),
     (
-      '%r = f32[8,128]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%sum',
+      f'{X} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}},{{2,3}}}}, to_apply=%sum',
       ('all-reduce', 2, 4096),
     ),
+    (f'{X} all-reduce(%x), replica_groups={{}}, to_apply=%sum', ('all-reduce', 4, 4096)),
     (
-      '%r = f32[8,128]{1,0} all-reduce(%x), replica_groups={}, to_apply=%sum',
-      ('all-reduce', 4, 4096),
-    ),
-    (
-      '%r = f32[32,128]{1,0} all-gather(%x), replica_groups=[1,4]<=[4], dimensions={0}',
+      f'{GATHERED} all-gather(%x), replica_groups=[1,4]<=[4], dimensions={{0}}',
       ('all-gather', 4, 16384),
     ),
     (
-      '%r = f32[16,128]{1,0} all-gather(%x), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}',
+      f'{HALF} all-gather(%x), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={{0}}',
       ('all-gather', 2, 8192),
     ),
     (
-      "%r = f32[16,128]{1,0} all-gather(%x), replica_groups=mesh['a'=2,'b'=2] {'b'}, dimensions={0}",
+      f"{HALF} all-gather(%x), replica_groups=mesh['a'=2,'b'=2] {{'b'}}, dimensions={{0}}",
       ('all-gather', 2, 8192),
     ),
     (
-      "%r = f32[16,128]{1,0} all-gather(%x), replica_groups=mesh['a'=1,'b'=2,'c'=1,'d'=2], device_ids=([2,2]T(1,0)) {'b'}, "
-      'dimensions={0}',
+      f"{HALF} all-gather(%x), replica_groups=mesh['a'=1,'b'=2,'c'=1,'d'=2], "
+      "device_ids=([2,2]T(1,0)) {'b'}, dimensions={0}",
       ('all-gather', 2, 8192),
     ),
     (
-      "%r = f32[16,128]{1,0} all-gather(%x), replica_groups=mesh['a'=4] {'a':(1)2}, dimensions={0}",
+      f"{HALF} all-gather(%x), replica_groups=mesh['a'=4] {{'a':(1)2}}, dimensions={{0}}",
       ('all-gather', 2, 8192),
     ),
     (
-      '%r = f32[2,128]{1,0} reduce-scatter(%x), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%sum',
+      f'{PART} reduce-scatter(%x), {ALL}, dimensions={{0}}, to_apply=%sum',
       ('reduce-scatter', 4, 4096),
     ),
+    (f'{X} all-to-all(%x), {ALL}, dimensions={{0}}', ('all-to-all', 4, 4096)),
     (
-      '%r = f32[8,128]{1,0} all-to-all(%x), replica_groups={{0,1,2,3}}, dimensions={0}',
-      ('all-to-all', 4, 4096),
-    ),
-    (
-      '%r = (f32[8,128]{1,0}, f32[32,128]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}\n'
-      '  %d = f32[32,128]{1,0} all-gather-done(%r)',
+      f'({X}, {GATHERED}) all-gather-start(%x), {ALL}, dimensions={{0}}\n'
+      f'  %d = {GATHERED} all-gather-done(%r)',
       ('all-gather', 4, 16384),
     ),
     (
-      '%r = (f32[8,128]{1,0}, /*index=1*/f32[8,128]{1,0}) all-reduce(%x, %x), replica_groups={{0,1,2,3}}, to_apply=%sum',
+      f'({X}, /*index=1*/{X}) all-reduce(%x, %x), {ALL}, to_apply=%sum',
       ('all-reduce', 4, 8192),
     ),
     (
-      '%r = (f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0}, u32[]{:S(2)}) collective-permute-start(%x), '
-      'source_target_pairs={{0,1},{1,2},{2,3},{3,0}}\n  %d = f32[8,128]{1,0} collective-permute-done(%r)',
+      f'(f32[8,128]{{1,0:T(8,128)S(1)}}, {X}, u32[]{{:S(2)}}) collective-permute-start(%x), '
+      f'source_target_pairs={{{{0,1}},{{1,2}},{{2,3}},{{3,0}}}}\n'
+      f'  %d = {X} collective-permute-done(%r)',
       ('collective-permute', 4, 4096),
     ),
   ],
 )
-def test_a_collective_of_any_form_counts_once(line, expected):
-  assert kinds(program('  ' + line)) == [(*expected, 1, False)]
+def test_each_form_of_a_collective_counts_once(line, expected):
+  assert kinds(program(f'  %r = {line}')) == [(*expected, 1, False)]
 
 
-def test_what_is_sent_is_what_a_ring_takes():
+def test_sent_bytes_are_those_of_a_ring():
   sent = {
     kind: hlo.Collective(kind, 'ICI', 4, 1000, 3.0, False, '', '').sent for kind in hlo.COLLECTIVES
   }
@@ -102,34 +103,40 @@ def test_what_is_sent_is_what_a_ring_takes():
   assert sent['collective-permute'] == 3000
 
 
-def test_one_chip_alone_has_no_collective():
+def test_groups_of_one_chip_have_no_collective():
   assert not kinds(
     program('  %r = f32[8,128]{1,0} all-reduce(%x), replica_groups={{0},{1}}, to_apply=%sum')
   )
 
 
-def test_collectives_of_one_channel_are_not_one_collective():
-  line = '  %r.{0} = f32[2,128]{{1,0}} reduce-scatter(%x), channel_id=1, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}, to_apply=%sum'
-  assert len(kinds(program('\n'.join(line.format(i) for i in range(3))))) == 3
+def test_collectives_of_one_channel_count_separately():
+  lines = [
+    f'  %r.{i} = {PART} reduce-scatter(%x), channel_id=1, {ALL}, dimensions={{0}}, to_apply=%sum'
+    for i in range(3)
+  ]
+  assert len(kinds(program('\n'.join(lines)))) == 3
 
 
-def test_a_collective_that_runs_beside_other_work_counts_once():
+def test_a_chained_collective_counts_once():
   part = """
 %part.{0} (p: f32[8,128]) -> f32[32,128] {{
   %p = f32[8,128]{{1,0}} parameter(0)
-  ROOT %g = f32[32,128]{{1,0}} all-gather(%p), channel_id=5, replica_groups={{{{0,1,2,3}}}}, dimensions={{0}}, frontend_attributes={{chain_id="{1}"}}
+  ROOT %g = f32[32,128]{{1,0}} all-gather(%p), channel_id=5, {1}, dimensions={{0}}, {2}
 }}
 """
   call = '  %f.{0} = f32[32,128]{{1,0}} fusion(%x), kind=kCustom, calls=%part.{0}'
   chains = ['3', '3', '3', '4']
   text = program(
     '\n'.join(call.format(i) for i in range(4)),
-    ''.join(part.format(i, chain) for i, chain in enumerate(chains)),
+    ''.join(
+      part.format(i, ALL, f'frontend_attributes={{chain_id="{chain}"}}')
+      for i, chain in enumerate(chains)
+    ),
   )
   assert [c[:3] for c in kinds(text)] == 2 * [('all-gather', 4, 16384)]
 
 
-def test_a_sum_of_which_each_keeps_a_part_is_a_reduce_scatter():
+def test_an_all_reduce_with_a_slice_is_a_reduce_scatter():
   others = """
 %all-reduce-scatter (p: f32[8,128]) -> f32[2,128] {
   %p = f32[8,128]{1,0} parameter(0)
@@ -143,11 +150,11 @@ def test_a_sum_of_which_each_keeps_a_part_is_a_reduce_scatter():
   ) == [('reduce-scatter', 4, 4096, 1, False)]
 
 
-def test_what_is_wrapped_to_run_later_counts_once():
+def test_an_asynchronous_collective_counts_once():
   others = """
 %wrapped (p: f32[8,128]) -> f32[2,128] {
   %p = f32[8,128]{1,0} parameter(0)
-  ROOT %s = f32[2,128]{1,0} reduce-scatter(%p), channel_id=5, replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%sum
+  ROOT %s = f32[2,128]{1,0} reduce-scatter(%p), replica_groups={{0,1,2,3}}, to_apply=%sum
 }
 """
   lines = (
@@ -180,16 +187,18 @@ def test_loops_count_as_often_as_they_run():
   known = loop + ', backend_config={"known_trip_count":{"n":"7"}}'
   assert kinds(program(known, LOOP.format(inner=''))) == [('all-reduce', 4, 4096, 7, True)]
   copied = '%c = f32[8,128]{1,0:T(8,128)S(1)} copy(%v)'
-  # The sum reads and writes, the copy into faster memory reads; the condition's few bytes besides.
+  # The reduction reads and writes, the copy into faster memory reads; the condition has few bytes.
   assert hlo.hbm_traffic(program(loop, LOOP.format(inner=copied))) == pytest.approx(
     12 * 4096 * 3, rel=1e-3
   )
 
 
-def test_transfers_between_slices_are_told_apart():
+def test_transfers_between_slices_are_collectives_over_dcn():
   lines = (
-    '  %t = token[] after-all()\n  %s = (f32[8,128]{1,0}, u32[], token[]) send(%x, %t), channel_id=3, is_host_transfer=true, '
-    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}\n'
+    f'  %t = token[] after-all()\n  %s = ({X}, u32[], token[]) send(%x, %t), channel_id=3, '
+    'is_host_transfer=true, frontend_attributes={'
+    '_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}\n'
     '  %d = token[] send-done(%s), channel_id=3'
   )
   (found,) = hlo.collectives(program(lines), slices=2)
@@ -202,7 +211,7 @@ def test_transfers_between_slices_are_told_apart():
   )
 
 
-def test_slices_of_large_arrays_count_as_what_they_touch():
+def test_slices_of_arrays_count_only_what_they_touch():
   others = """
 %inner (p: f32[12,8,128], i: s32[]) -> f32[1,8,128] {
   %p = f32[12,8,128]{2,1,0} parameter(0)
@@ -226,17 +235,20 @@ def test_slices_of_large_arrays_count_as_what_they_touch():
 
 
 def test_copies_between_memories_count_the_side_in_main_memory():
-  start = '  %c = (f32[8,128]{{1,0{0}}}, f32[8,128]{{1,0{1}}}, u32[]{{:S(2)}}) copy-start(%x)\n  %d = f32[8,128]{{1,0{0}}} copy-done(%c)'
+  start = (
+    '  %c = (f32[8,128]{{1,0{0}}}, f32[8,128]{{1,0{1}}}, u32[]{{:S(2)}}) copy-start(%x)\n'
+    '  %d = f32[8,128]{{1,0{0}}} copy-done(%c)'
+  )
   assert hlo.hbm_traffic(program(start.format(':T(8,128)S(1)', ':T(8,128)'))) == 4096
   assert hlo.hbm_traffic(program(start.format(':T(8,128)', ':T(8,128)'))) == 8192
 
 
-#### A program that was compiled #####################################################################################
+#### A compiled program ####
 
 
 @pytest.fixture(scope='module')
 def compiled():
-  """Eight devices: a mean over rows, products in a loop of three on weights split over them."""
+  """Compiles a sum over rows, and three products in a loop on split weights, for eight devices."""
   mesh = partitioning.make_mesh()
   rows, split = (
     NamedSharding(mesh, PartitionSpec('data')),
@@ -258,7 +270,7 @@ def compiled():
   return lowered, lowered.compile()
 
 
-def test_a_compiled_program_is_read_as_it_was_meant(compiled):
+def test_collectives_of_a_compiled_program_are_found(compiled):
   found = hlo.collectives(compiled[1].as_text())
   total = {
     kind: sum(c.times * c.payload for c in found if c.kind == kind) for kind in hlo.COLLECTIVES
@@ -267,11 +279,10 @@ def test_a_compiled_program_is_read_as_it_was_meant(compiled):
   assert not any(total.values()) and all(c.group == 8 and c.over == 'ICI' for c in found)
 
 
-def test_products_are_those_of_the_shapes(compiled):
+def test_product_flops_follow_from_the_shapes(compiled):
   assert hlo.product_flops(compiled[0].compiler_ir('hlo').as_hlo_text()) == 3 * 2 * 64 * 32 * 32
 
 
 def test_the_largest_array_is_found(compiled):
-  assert (
-    hlo.largest_array(compiled[1].as_text()) == 32 * 32
-  )  # one layer's weights; a device has 8 x 32 of the rows
+  # The weights of one layer; a device has 8 x 32 of the rows.
+  assert hlo.largest_array(compiled[1].as_text()) == 32 * 32

@@ -1,7 +1,8 @@
-"""The smaller shipped configs compile for a v5e-4 and fit; on every layout nothing moves between chips that should not.
+"""The smaller shipped configs compile for a v5e-4, fit, and move only what they should.
 
-These are the long variants, run by `make test-tpu`. `make test` compiles tiny for a v5e-4 in cli/plan_test.py and checks the
-collectives of every layout on CPU devices in training/sharding_invariance_test.py.
+These are the long variants, run by `make test-tpu`. `make test` compiles tiny for a v5e-4 in
+cli/plan_test.py and checks the collectives of every layout on CPU devices in
+training/sharding_invariance_test.py.
 """
 
 import concurrent.futures
@@ -13,7 +14,7 @@ import jax
 import pytest
 
 from configs import modern_small, small, tiny
-from electra_jax import plan as plans
+from electra_jax import plan
 from electra_jax.config import checked_pretraining, to_plain
 from electra_jax.pretrain import build, pretrain_step
 
@@ -26,7 +27,7 @@ pytestmark = [
 
 
 def laid_out(**mesh):
-  """tiny, all of it split over the mesh, two layers deep."""
+  """Returns tiny with two layers and all parameters split over the mesh."""
   c = tiny.get_config()
   c.mesh.update(mesh)
   c.sharding.smallest = 0
@@ -44,10 +45,10 @@ CONFIGS = {
 
 @pytest.fixture(scope='module')
 def compiled():
-  """What the compiler says of each of CONFIGS, two at a time."""
+  """Returns the plan of the phase of each of CONFIGS, compiled two at a time."""
 
   def one(c):
-    (found,) = plans._in_child({'config': to_plain(c), 'topology': 'v5e-4', 'search': False})[
+    (found,) = plan._run_child({'config': to_plain(c), 'topology': 'v5e-4', 'search': False})[
       'phases'
     ]
     return found
@@ -57,7 +58,7 @@ def compiled():
 
 
 def parameter_sizes(c) -> list[int]:
-  """Elements of every parameter."""
+  """Returns the number of elements of every parameter."""
   model = build.build_model(checked_pretraining(c), c.data.vocab_size, 'cpu')
   return [
     math.prod(x.shape)
@@ -83,12 +84,12 @@ def test_it_fits_without_micro_batches(name, compiled):
 
 
 @pytest.mark.parametrize('name, kernel', [('small', 'xla'), ('modern_small', 'splash')])
-def test_the_kernel_of_attention_is_the_one_it_says(name, kernel, compiled):
+def test_the_plan_has_the_attention_kernel(name, kernel, compiled):
   assert compiled[name]['attention'] == kernel
 
 
 @pytest.mark.parametrize('name', ['small', 'modern_small'])
-def test_data_parallel_sums_each_gradient_once_and_gathers_parameters_alone(name, compiled):
+def test_data_parallel_sums_each_gradient_once_and_gathers_only_parameters(name, compiled):
   found, sizes = compiled[name], parameter_sizes(CONFIGS[name])
   whole = 4 * sum(sizes)
   assert moved(found, 'all-reduce', 'reduce-scatter') == pytest.approx(whole, rel=0.05)
@@ -99,11 +100,11 @@ def test_data_parallel_sums_each_gradient_once_and_gathers_parameters_alone(name
   )
   for c in found['collectives']:
     if c['kind'] == 'all-gather':
-      assert c['payload'] / 4 in sizes, f'{c["shape"]} is gathered, and no parameter: {c["origin"]}'
+      assert c['payload'] / 4 in sizes, f'{c["shape"]} is gathered but no parameter: {c["origin"]}'
 
 
 @pytest.mark.parametrize('name', ['small', 'modern_small'])
-def test_flops_are_those_that_the_compiler_counts(name, compiled):
+def test_flops_equal_those_of_the_compiler(name, compiled):
   flops = compiled[name]['flops']
   assert flops['compiler'] == pytest.approx(flops['model'], rel=0.05) and flops[
     'products'
@@ -111,23 +112,22 @@ def test_flops_are_those_that_the_compiler_counts(name, compiled):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_no_array_of_batch_times_length_times_vocabulary(name, compiled):
+def test_there_is_no_array_of_batch_x_length_x_vocabulary(name, compiled):
   c, found = CONFIGS[name], compiled[name]
   on_a_chip = found['rows_per_chip'] * c.sequence_length * (c.data.vocab_size // c.mesh.tensor)
   assert found['largest_array'] < on_a_chip
 
 
-def test_fully_sharded_parameters_are_gathered_and_nothing_else(compiled):
+def test_fully_sharded_runs_gather_only_parameters(compiled):
   c, found = CONFIGS['fsdp'], compiled['fsdp']
   sizes = parameter_sizes(c)
-  allowed = set(sizes) | {
-    size // c.model.num_layers for size in sizes
-  }  # all layers of a parameter, or one
+  # All layers of a parameter, or one.
+  allowed = set(sizes) | {size // c.model.num_layers for size in sizes}
   for gathered in (x for x in found['collectives'] if x['kind'] == 'all-gather'):
-    # In bfloat16 or float32, over data or fsdp: of what fsdp leaves split, half.
+    # In bfloat16 or float32, and over data or fsdp: half of what fsdp splits.
     parts = {gathered['payload'] / width * half for width in (2, 4) for half in (1, 2)}
     assert parts & allowed, (
-      f'{gathered["shape"]} is gathered, and no parameter: {gathered["origin"]}'
+      f'{gathered["shape"]} is gathered but no parameter: {gathered["origin"]}'
     )
 
 

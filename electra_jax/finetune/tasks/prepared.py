@@ -10,6 +10,7 @@ import numpy as np
 
 from electra_jax import file_access
 from electra_jax.data.corpus import readers, sources, tfds
+from electra_jax.data.corpus.corpus_format import CorpusSource
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks.tables import Row
 
@@ -78,7 +79,7 @@ def read_prepared(source: str, split: str | None = None) -> list[Row]:
   return rows
 
 
-def _parsed(text: str) -> sources.CorpusSource:
+def _parsed(text: str) -> CorpusSource:
   given = sources.parse_sources(text)
   if len(given) != 1 or given[0].format != 'tfds':
     raise UserError(f'{text!r} is not a single TFDS dataset; expected one, such as tfds:glue/cola')

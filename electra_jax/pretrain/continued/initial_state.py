@@ -12,7 +12,7 @@ from electra_jax.config import PretrainingConfig, phases_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, origins
-from electra_jax.interop.weights import Weights, expected_shapes, placed
+from electra_jax.interop.weights import Weights, expected_shapes, place_params
 from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain.build import objective_of
 from electra_jax.pretrain.continued.source import (
@@ -65,7 +65,7 @@ def initial_state(
     field, name = (
       ('init', config.init) if config.init else ('generator.init', config.generator.init)
     )
-    weights = origins.cut(source.weights, tokenizer.size, f'config.{field} {name}')
+    weights = origins.without_padding_rows(source.weights, tokenizer.size, f'config.{field} {name}')
     source = dataclasses.replace(source, weights=weights)
   state = (_from_discriminator if config.init else _from_generator)(config, source, tokenizer)
   generator, discriminator = encoders_of(config, tokenizer.size)
@@ -238,7 +238,7 @@ def place_initial(initial: InitialState, state: TrainState, shardings: TrainStat
     def part(whole: PyTree) -> PyTree:
       return {name: whole[name] for name in names}
 
-    return {**new, **placed(part(tree), part(new), part(where))}
+    return {**new, **place_params(part(tree), part(new), part(where))}
 
   params = replaced(initial.params, state.params, shardings.params)
   opt_state = state.opt_state

@@ -12,7 +12,7 @@ from electra_jax.config import PretrainingConfig
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import origins
-from electra_jax.interop.weights import GENERATOR, Weights, combined, of_tower
+from electra_jax.interop.weights import GENERATOR, Weights, combine_towers, tower_params
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.sharing.scheme import SharingScheme
 from electra_jax.pretrain.build import objective_of
@@ -90,7 +90,7 @@ def open_generator(config: PretrainingConfig) -> InitialWeights:
       '(ElectraForMaskedLM, ModernBertForMaskedLM), a checkpoint of the original program with its '
       'generator, or a run of objective electra or mlm.'
     )
-  tower = of_tower(weights, 'generator')
+  tower = tower_params(weights, 'generator')
   params = {
     'generator_embeddings': tower['embeddings'],
     'generator': tower['encoder'],
@@ -136,7 +136,7 @@ def _with_generator(weights: Weights, origin: str) -> Weights:
       f'config.continued.generator {origin!r} holds both towers; name the folder of only the '
       'generator.'
     )
-  return combined(weights, other)
+  return combine_towers(weights, other)
 
 
 def _with_tokenizer(weights: Weights, field: str, config: PretrainingConfig) -> InitialWeights:
