@@ -232,7 +232,7 @@ def _export_finetuned(workdir: str | os.PathLike[str], output: str, task: str | 
 def _dev_results(folder: epath.Path, task: str) -> dict[str, Any] | None:
   """Returns the summary of a task in results.json, if the run has one."""
   path = folder / 'results.json'
-  if not run_folder.exists(path):
+  if not file_access.exists(path):
     return None
   summary: dict[str, Any] | None = run_folder.read_json(path)['summaries'].get(task)
   return summary

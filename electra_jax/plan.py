@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from electra_jax import console, registry
+from electra_jax import console, file_access, registry
 from electra_jax.config import Phase, PretrainingConfig, from_plain, phases_of, to_plain
 from electra_jax.console import say
 from electra_jax.errors import UserError
@@ -104,7 +104,7 @@ def plan(
   result |= costs(result, of, price)
   print_plan(result, of)
   path = folder / f'plan-{of.name}.json'
-  with run_folder.reaching(path, 'written'):
+  with file_access.reaching(path, 'written'):
     path.parent.mkdir(parents=True, exist_ok=True)
   run_folder.write_json(path, result)
   say('written', str(path))

@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 from electra_jax import registry
 from electra_jax.console import say, seconds
 from electra_jax.errors import UserError
+from electra_jax.file_access import exists, write_bytes
 from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.objective import Objective
 from electra_jax.training import plugins
 from electra_jax.training.curves import RunRecord, draw_curves
 from electra_jax.training.progress import quantity, read_metrics
-from electra_jax.training.run_folder import exists, folder, read_json, write_bytes
+from electra_jax.training.run_folder import folder, read_json
 
 # (value, low, high); the last two are None without a bootstrap interval.
 Interval: TypeAlias = tuple[float | None, float | None, float | None]

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from electra_jax import console, registry
+from electra_jax import console, file_access, registry
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, config_kind, freeze
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer
@@ -170,7 +170,7 @@ def _write(workdir: epath.Path, result: dict[str, Any]) -> None:
   draw_timeline(result).savefig(image, dpi=130, format='png')
   picture, data = workdir / 'timeline.png', workdir / 'timeline.json'
   hosts.from_first(lambda: run_folder.write_json(data, json_values(result)))
-  hosts.from_first(lambda: run_folder.write_bytes(picture, image.getvalue()))
+  hosts.from_first(lambda: file_access.write_bytes(picture, image.getvalue()))
   print('\n' + timeline_table(result) + '\n')
   say('written', f'{data}, {picture}')
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from electra_jax import console, registry
+from electra_jax import console, file_access, registry
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning
 from electra_jax.console import say
 from electra_jax.errors import UserError
@@ -250,9 +250,9 @@ def _claimed(workdir: str | os.PathLike[str], config: FinetuningConfig, name: st
   if not started(folder.parent):
     return folder
   encoder = folder.parent / initial.ENCODER
-  imported = run_folder.exists(encoder) and run_folder.read_json(encoder)['origin'].get('imported')
-  if not imported or run_folder.exists(folder / initial.KEPT):
+  imported = file_access.exists(encoder) and run_folder.read_json(encoder)['origin'].get('imported')
+  if not imported or file_access.exists(folder / initial.KEPT):
     raise UserError(f'{workdir} holds a run already; use another --workdir.')
-  with run_folder.reaching(folder, 'written'):
+  with file_access.reaching(folder, 'written'):
     folder.rmtree(missing_ok=True)
   return folder

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax import file_access
 from electra_jax.config import FinetuningConfig, ModelConfig, from_plain
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
@@ -139,7 +140,7 @@ def is_finetuned(workdir: str | os.PathLike[str]) -> bool:
     UserError: its bucket cannot be reached.
   """
   folder = run_folder.folder(workdir)
-  with run_folder.reaching(folder):  # its error names the run, not this file
+  with file_access.reaching(folder):  # its error names the run, not this file
     return bool((folder / initial.ENCODER).exists())
 
 
@@ -154,7 +155,7 @@ def tasks_of(workdir: str | os.PathLike[str]) -> list[str]:
     raise UserError(
       f'{folder} is not a fine-tuned run: it has no {initial.ENCODER}; set --workdir to one.'
     )
-  with run_folder.reaching(folder):
+  with file_access.reaching(folder):
     return sorted(
       path.parent.name
       for path in folder.glob(f'*/{initial.KEPT}')

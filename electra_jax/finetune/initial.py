@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import registry
+from electra_jax import file_access, registry
 from electra_jax.config import FinetuningConfig, ModelConfig, flat, from_plain
 from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
@@ -106,7 +106,7 @@ def open_initial(config: FinetuningConfig, before: Mapping[str, Any] | None = No
     return dataclasses.replace(start, notes=(*start.notes, note))
   folder = run_folder.folder(source)
   field = 'config.like' if fresh else 'config.init'
-  with run_folder.reaching(folder):
+  with file_access.reaching(folder):
     # A task that was fine-tuned before, as MNLI before RTE in the paper.
     if (folder / TASK).exists():
       return _of_task(folder, fresh, config.init_step, before)
@@ -235,7 +235,7 @@ def best_trial(folder: epath.Path) -> str:
 
 def kept_trials(folder: epath.Path) -> list[int]:
   """Numbers of the trials of a task whose weights are kept, the best first."""
-  if not run_folder.exists(folder / KEPT):
+  if not file_access.exists(folder / KEPT):
     return []
   trials: list[int] = read_json(folder / KEPT)['trials']
   return trials

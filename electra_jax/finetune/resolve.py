@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from electra_jax import file_access
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, from_plain
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
@@ -50,7 +51,7 @@ def resolve_finetuning(config: AnyConfig, workdir: str | os.PathLike[str]) -> Re
   """
   c, folder = checked_finetuning(config), run_folder.folder(workdir)
   encoder = folder / initial.ENCODER
-  origin = read_json(encoder)['origin'] if started(folder) and run_folder.exists(encoder) else None
+  origin = read_json(encoder)['origin'] if started(folder) and file_access.exists(encoder) else None
   if origin and origin.get('imported'):
     raise UserError(
       f'{folder} holds a model that was imported; train it further in another --workdir, with '
@@ -79,7 +80,7 @@ def started(folder: epath.Path) -> bool:
   Raises:
     UserError: the folder cannot be reached.
   """
-  with run_folder.reaching(folder):
+  with file_access.reaching(folder):
     if not folder.exists():
       return False
     return any(folder.glob('*/trial-*')) or (folder / 'checkpoints').exists()

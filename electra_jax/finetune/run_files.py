@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from electra_jax import file_access
 from electra_jax.config import FinetuningConfig, to_plain
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
@@ -60,11 +61,11 @@ def keep_encoder(workdir: epath.Path, start: initial.Initial) -> None:
   )
   folder = workdir / 'tokenizer'
   try:
-    kept = load_tokenizer(folder).fingerprint if run_folder.exists(folder) else None
+    kept = load_tokenizer(folder).fingerprint if file_access.exists(folder) else None
   except UserError:  # an earlier start ended between two of its files
     kept = None
   if kept != start.tokenizer.fingerprint:
-    with run_folder.reaching(folder, 'written'):
+    with file_access.reaching(folder, 'written'):
       folder.rmtree(missing_ok=True)
       start.tokenizer.save(folder)
 
@@ -97,7 +98,7 @@ def check_data(folder: epath.Path, checksum: int) -> None:
     UserError: a trial was started with other data.
   """
   path = folder / DATA
-  changed = run_folder.exists(path) and run_folder.read_json(path)['identity'] != checksum
+  changed = file_access.exists(path) and run_folder.read_json(path)['identity'] != checksum
   if changed and any(folder.glob('trial-*')):
     raise UserError(
       f'the training data of {folder.name} is not what {folder} was started with; restore it, or '
@@ -156,7 +157,7 @@ def read_records(workdir: epath.Path, tasks: Sequence[str]) -> list[Record]:
   records = []
   for task in tasks:
     folder = workdir / task
-    with run_folder.reaching(folder):
+    with file_access.reaching(folder):
       paths = list(folder.glob(f'trial-*/{RESULT}')) if folder.exists() else []
     paths.sort(key=lambda path: int(path.parent.name.split('-')[1]))
     records += [run_folder.read_json(path) for path in paths]
@@ -180,8 +181,8 @@ def write_results(
     'trials': records,
   }
   run_folder.write_json(workdir / RESULTS, json_values(results))
-  run_folder.write_bytes(workdir / 'results.md', trial_summary.trials_markdown(summaries).encode())
+  file_access.write_bytes(workdir / 'results.md', trial_summary.trials_markdown(summaries).encode())
   image = io.BytesIO()
   figure = trial_summary.draw_trials(records, f'{config.name}: {start.describe()}')
   figure.savefig(image, dpi=130, format='png')
-  run_folder.write_bytes(workdir / 'results.png', image.getvalue())
+  file_access.write_bytes(workdir / 'results.png', image.getvalue())

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from etils import epath
 
-from electra_jax import console
+from electra_jax import console, file_access
 from electra_jax.config import AnyConfig, FinetuningConfig, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
@@ -27,7 +27,7 @@ from electra_jax.finetune.task_program import TaskProgram, build_task_program
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.tasks.task import Task
 from electra_jax.finetune.trial import run_trial
-from electra_jax.training import devices, hosts, partitioning, run_folder
+from electra_jax.training import devices, hosts, partitioning
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
@@ -164,9 +164,9 @@ def _train_task(setup: FinetuningSetup, task: Task) -> bool:
   todo = [
     number
     for number in range(1, config.num_trials + 1)
-    if not run_folder.exists(folder / f'trial-{number}' / RESULT)
+    if not file_access.exists(folder / f'trial-{number}' / RESULT)
   ]
-  if not run_folder.exists(folder / initial.KEPT):
+  if not file_access.exists(folder / initial.KEPT):
     hosts.from_first(lambda: run_files.write_task(config, task, folder))
   if todo:
     p, splits = _prepare_task(setup, task)

@@ -4,7 +4,7 @@ import dataclasses
 
 from etils import epath
 
-from electra_jax import registry
+from electra_jax import file_access, registry
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop.weights import (
@@ -83,7 +83,7 @@ def read_weights(folder: str | epath.Path, which: str = 'last', moments: bool = 
 
 
 def _check_is_run(folder: epath.Path) -> None:
-  with run_folder.reaching(folder):
+  with file_access.reaching(folder):
     is_run = (folder / 'config.json').exists() and (folder / 'tokenizer').is_dir()
     is_finetuned = (folder / 'encoder.json').exists() or (folder / 'task.json').exists()
   if is_finetuned:

@@ -167,9 +167,9 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
   if changed and checkpoints.any_saved(folder):
     raise another_config_error(folder, changed)
   if changed:  # a start that saved nothing does not bind the next one
-    with run_folder.reaching(resolved, 'removed'):
+    with file_access.reaching(resolved, 'removed'):
       resolved.unlink(missing_ok=True)
-  recorded = read_json(resolved) if run_folder.exists(resolved) else {}
+  recorded = read_json(resolved) if file_access.exists(resolved) else {}
   steps = {'steps': recorded['steps']} if 'steps' in recorded else {}
   write_json(folder / CONFIG, to_plain(config) | steps)
   versions.record_versions(folder, resumed=checkpoints.any_saved(folder))
@@ -180,9 +180,9 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
 def keep_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
   """Saves the tokenizer in the run's folder: at once on this machine, file by file in a bucket."""
   final = run_folder.folder(workdir) / 'tokenizer'
-  if run_folder.is_remote(final):
+  if file_access.is_remote(final):
     if not _is_kept(final, tokenizer):
-      with run_folder.reaching(final, 'written'):
+      with file_access.reaching(final, 'written'):
         final.rmtree(missing_ok=True)
         tokenizer.save(final)
   elif not final.exists() or load_tokenizer(final).fingerprint != tokenizer.fingerprint:
@@ -195,7 +195,7 @@ def keep_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> Non
 
 def _is_kept(final: epath.Path, tokenizer: Tokenizer) -> bool:
   try:
-    return run_folder.exists(final) and bool(
+    return file_access.exists(final) and bool(
       load_tokenizer(final).fingerprint == tokenizer.fingerprint
     )
   except UserError:  # an earlier start ended between two of its files

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax import file_access
 from electra_jax.config import PretrainingConfig
 from electra_jax.data.store.token_store import Store
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
@@ -154,7 +155,7 @@ def open_run(
     UserError: the folder does not hold a run, cannot be reached, or has no such checkpoint.
   """
   folder = run_folder.folder(workdir)
-  with run_folder.reaching(folder):
+  with file_access.reaching(folder):
     is_run = (folder / 'config.json').exists() and (folder / 'tokenizer').is_dir()
   if not is_run:
     raise UserError(

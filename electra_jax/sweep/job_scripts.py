@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from electra_jax import file_access
 from electra_jax.console import say
 from electra_jax.errors import UserError
 from electra_jax.sweep.resolve import ResolvedSweep, SweepJob
@@ -91,7 +92,7 @@ def write_job_scripts(
     UserError: the folder cannot be written, or the machines of the jobs cannot share the workdir.
   """
   form = FORMS[kind]
-  if form.needs_bucket and not run_folder.is_remote(sweep.workdir):
+  if form.needs_bucket and not file_access.is_remote(sweep.workdir):
     raise UserError(
       f'--workdir is {sweep.workdir}, a local folder, which the machines of --jobs={kind} do not '
       'share; expected a bucket (--workdir=gs://BUCKET/SWEEP).'
@@ -108,12 +109,12 @@ def write_job_scripts(
       log=shlex.quote(str(folder / f'{name}.log')),
       command=shlex.join([*shared, f'--only={job.name}']),
     )
-  run_folder.write_bytes(path, (text + form.tail).encode())
+  file_access.write_bytes(path, (text + form.tail).encode())
   table = (
     '#!/usr/bin/env bash\n# Run it when the jobs have ended: the table and the picture of all.\n'
     f'"${{PYTHON:-python}}" -m electra_jax.main {shlex.join([*shared, "--only=table"])}\n'
   )
-  run_folder.write_bytes(folder / 'table.sh', table.encode())
+  file_access.write_bytes(folder / 'table.sh', table.encode())
   say(
     'written',
     f'{path}: {len(sweep.jobs)} jobs; {folder / "table.sh"}: the table, when they have ended',

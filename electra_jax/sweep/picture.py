@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
+from electra_jax import file_access
 from electra_jax.sweep.summary import BY_TITLE, RunSummary, metric_titles, sweep_page
-from electra_jax.training import run_folder
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.progress import quantity
 
@@ -42,8 +42,8 @@ def write_report(
   """
   image = io.BytesIO()
   draw_sweep(name, summaries).savefig(image, dpi=130, format='png')
-  run_folder.write_bytes(folder / 'sweep.md', sweep_page(name, summaries, seeds).encode())
-  run_folder.write_bytes(folder / 'sweep.png', image.getvalue())
+  file_access.write_bytes(folder / 'sweep.md', sweep_page(name, summaries, seeds).encode())
+  file_access.write_bytes(folder / 'sweep.png', image.getvalue())
 
 
 def draw_sweep(name: str, summaries: Sequence[RunSummary]) -> Figure:

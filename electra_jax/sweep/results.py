@@ -144,10 +144,10 @@ def append_result(path: str | os.PathLike[str], result: Result) -> None:
     UserError: the file cannot be written.
   """
   file = run_folder.folder(path)
-  before = file.read_bytes() if run_folder.exists(file) else b''
+  before = file.read_bytes() if file_access.exists(file) else b''
   if before and not before.endswith(b'\n'):  # an editor may have removed it
     before += b'\n'
-  run_folder.write_bytes(file, before + (json.dumps(result) + '\n').encode())
+  file_access.write_bytes(file, before + (json.dumps(result) + '\n').encode())
 
 
 def result_differences(expected: Expected, result: Result) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from electra_jax import console
+from electra_jax import console, file_access
 from electra_jax.config import AnyConfig, FinetuningConfig, PretrainingConfig, to_plain
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
@@ -318,11 +318,11 @@ def find_results(
     UserError: a file cannot be read or is damaged.
   """
   own = []
-  if run_folder.exists(folder):
+  if file_access.exists(folder):
     own = [folder / RESULTS_FILE, *sorted((folder / 'results').glob('*.jsonl'))]
   found: dict[str, Result] = {}
   others: dict[str, tuple[str, str]] = {}
-  for path in (*map(str, files), *(str(path) for path in own if run_folder.exists(path))):
+  for path in (*map(str, files), *(str(path) for path in own if file_access.exists(path))):
     for result in read_results(path):
       for job in jobs:
         if job.seed != result['seed']:
@@ -408,7 +408,7 @@ def _heldout_metrics(run: Run, place: epath.Path, limit: int) -> tuple[dict[str,
   """
   path = place / 'evaluation.json'
   rows = min(run.heldout.rows, limit or run.heldout.rows)
-  before = run_folder.read_json(path) if run_folder.exists(path) else {}
+  before = run_folder.read_json(path) if file_access.exists(path) else {}
   if (before.get('step'), before.get('rows')) != (run.step, rows):
     before = evaluation.evaluate(run, rows=limit or None)
   metrics: dict[str, Any] = before['figures']

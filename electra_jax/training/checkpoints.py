@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from electra_jax import file_access
 from electra_jax.errors import UserError
 from electra_jax.training import run_folder
 from electra_jax.training.update_step import TrainState
@@ -92,7 +93,7 @@ def open_manager(
     preservation_policy=None if read_only else preservation,
   )
   directory = _directory(workdir)
-  with run_folder.reaching(directory):
+  with file_access.reaching(directory):
     manager = ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
     # A thread removes unfinished saves, and only the next save waits for it. If there is none, the
     # thread would outlive the manager, fail at exit and leave them. Orbax 0.12.8 has no public name
@@ -103,7 +104,7 @@ def open_manager(
 
 def _directory(workdir: PathLike) -> epath.Path:
   directory = run_folder.folder(workdir) / 'checkpoints'
-  if run_folder.is_remote(directory):
+  if file_access.is_remote(directory):
     return directory
   return epath.Path(pathlib.Path(directory).absolute())
 
@@ -111,7 +112,7 @@ def _directory(workdir: PathLike) -> epath.Path:
 def any_saved(workdir: PathLike) -> bool:
   """Whether the run has a complete checkpoint. A single process may call this."""
   directory = _directory(workdir)
-  with run_folder.reaching(directory):
+  with file_access.reaching(directory):
     return directory.is_dir() and bool(ocp.utils.checkpoint_steps_paths(directory))
 
 
@@ -121,8 +122,8 @@ def latest_saved(workdir: PathLike) -> int | None:
   A single process may call this. A save in progress does not count.
   """
   directory = _directory(workdir)
-  with run_folder.reaching(directory):
-    if run_folder.is_remote(directory):
+  with file_access.reaching(directory):
+    if file_access.is_remote(directory):
       paths = ocp.utils.checkpoint_steps_paths(directory)
     else:  # a folder gets its final name, the step, when it is complete
       paths = directory.iterdir() if directory.is_dir() else ()
@@ -152,7 +153,7 @@ def save(
   """
   counters = {name: getattr(state, name) for name in _COUNTERS}
   item = ocp.args.StandardSave
-  with run_folder.reaching(manager.directory, 'written'):
+  with file_access.reaching(manager.directory, 'written'):
     manager.save(
       step,
       args=ocp.args.Composite(
@@ -172,7 +173,7 @@ def wait(manager: ocp.CheckpointManager) -> None:
   Raises:
     UserError: the bucket cannot be written.
   """
-  with run_folder.reaching(manager.directory, 'written'):
+  with file_access.reaching(manager.directory, 'written'):
     manager.wait_until_finished()
 
 
@@ -194,7 +195,7 @@ def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> P
     return manager.restore(step, args=ocp.args.Composite(**items))
   except Exception as error:  # of any kind: Orbax reads through several libraries
     first_line = (str(error).strip().splitlines() or [''])[0][:160]
-    remote = run_folder.is_remote(manager.directory)
+    remote = file_access.is_remote(manager.directory)
     trouble = 'cannot be reached, is damaged' if remote else 'is damaged'
     raise UserError(
       f'the checkpoint {manager.directory / str(step)} {trouble} or of another model '
@@ -256,7 +257,7 @@ def find_step(workdir: PathLike, which: str | int, best_by: Criterion = HELDOUT_
     UserError: there is no such checkpoint.
   """
   directory = _directory(workdir)
-  with run_folder.reaching(directory):
+  with file_access.reaching(directory):
     if not directory.is_dir():
       _raise_no_checkpoint(workdir)
   with open_manager(workdir, read_only=True, best_by=best_by) as manager:

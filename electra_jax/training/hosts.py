@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from electra_jax import file_access
 from electra_jax.errors import UserError
-from electra_jax.training import run_folder
 from electra_jax.training.preemption import metadata_server
 
 T = TypeVar('T')
@@ -257,7 +257,7 @@ def check_shared(workdir: epath.Path) -> None:
   Raises:
     UserError: a process does not see it; raised in all processes.
   """
-  seen = gather(run_folder.exists(workdir / 'config.json'))
+  seen = gather(file_access.exists(workdir / 'config.json'))
   if not all(seen):
     raise UserError(
       f'--workdir {workdir} is not the same folder for process {seen.index(0) + 1} as for process '

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from electra_jax import file_access
 from electra_jax.config import (
   FinetuningConfig,
   PretrainingConfig,
@@ -37,7 +38,7 @@ def changed_fields(
     UserError: the kept config is damaged, or the folder cannot be reached.
   """
   path = folder / CONFIG
-  if not run_folder.exists(path):
+  if not file_access.exists(path):
     return []
   kind = type(config)
   kept = completed(run_folder.read_json(path), kind)

@@ -10,7 +10,7 @@ never executed from a run's folder.
 import os
 from collections.abc import Mapping, Sequence
 
-from electra_jax import registry
+from electra_jax import file_access, registry
 from electra_jax.training import run_folder
 
 FILE = 'plugins.json'
@@ -30,8 +30,8 @@ def record(workdir: str | os.PathLike[str], used: Mapping[str, Sequence[str]]) -
   found = registry.from_user_code(used)
   if found:
     run_folder.write_json(path, {'plugins': found})
-  elif run_folder.exists(path):  # of an earlier start of another config
-    with run_folder.reaching(path, 'removed'):
+  elif file_access.exists(path):  # of an earlier start of another config
+    with file_access.reaching(path, 'removed'):
       path.unlink()
 
 
@@ -42,5 +42,5 @@ def check(workdir: str | os.PathLike[str]) -> None:
     UserError: something is not registered; the sentence names the file that registers it.
   """
   path = run_folder.folder(workdir) / FILE
-  if run_folder.exists(path):
+  if file_access.exists(path):
     registry.require(run_folder.read_json(path)['plugins'], os.fspath(workdir))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from electra_jax import file_access
 from electra_jax.training import run_folder
 
 METRICS = 'metrics.jsonl'
@@ -107,7 +108,7 @@ class Writer:
     self.seconds: float = max((line['seconds'] for line in lines), default=0.0)
     self._spool = run_folder.Spool(run_folder.folder(workdir))
     self._path = self._spool.path / METRICS
-    run_folder.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
+    file_access.write_bytes(self._path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
     self._board = _summary_writer()(
       str(self._spool.path / 'tensorboard'),
       purge_step=step + 1 if step else None,
@@ -174,7 +175,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """Reads WORKDIR/metrics.jsonl. An incomplete last line, as after a kill, is ignored."""
   path = run_folder.folder(workdir) / METRICS
   lines = []
-  with run_folder.reaching(path):
+  with file_access.reaching(path):
     content = path.read_bytes() if path.exists() else b''
   for text in content.decode(errors='replace').splitlines():
     try:

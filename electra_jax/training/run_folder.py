@@ -21,19 +21,6 @@ from etils import epath
 
 from electra_jax import file_access
 from electra_jax.errors import UserError
-from electra_jax.file_access import exists, is_remote, reaching, write_bytes
-
-__all__ = [
-  'Spool',
-  'check_writable',
-  'exists',
-  'folder',
-  'is_remote',
-  'reaching',
-  'read_json',
-  'write_bytes',
-  'write_json',
-]
 
 Json = Any  # a value of JSON
 

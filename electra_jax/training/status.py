@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from electra_jax import file_access
 from electra_jax.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
 from electra_jax.training import checkpoints, hosts, run_folder
 
@@ -176,7 +177,7 @@ class Status:
       saved: whether a checkpoint is saved at this step. Buckets are written only then.
     """
     self._record.step = step
-    if self._path is None or not run_folder.is_remote(self._path):
+    if self._path is None or not file_access.is_remote(self._path):
       self._write()
     elif hosts.first():
       self._write_copy()

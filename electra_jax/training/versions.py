@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 from typing import Any
 
+from electra_jax import file_access
 from electra_jax.errors import UserError
 from electra_jax.training import run_folder
 from electra_jax.version import __version__
@@ -39,7 +40,7 @@ def read_versions(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   """
   path = run_folder.folder(workdir) / FILE
   found: dict[str, Any] = {'format': 0}
-  if run_folder.exists(path):
+  if file_access.exists(path):
     found = run_folder.read_json(path)
   if found['format'] > FORMAT:
     writer = found.get('last_run_with', {}).get('electra_jax', 'a newer version')

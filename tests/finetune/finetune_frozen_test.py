@@ -27,7 +27,7 @@ from electra_jax.model.encoder import packed_inputs
 from electra_jax.model.heads import KINDS, FineTuned, init_finetuned, pooled
 from electra_jax.training import checkpoints, partitioning
 from electra_jax.training.encoders import encoder_config
-from electra_jax.training.update_step import fresh_state, layout_of_state
+from electra_jax.training.update_step import UpdateOptions, fresh_state, layout_of_state
 
 ROWS, LENGTH = 8, 16
 
@@ -84,16 +84,13 @@ def made_step(kind, frozen, layers=1):
   optimizer = adamw(lambda step: 1e-3)
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
   shapes, shardings = layout_of_state(boxed, optimizer, layout)
-  step = finetune_step.jit_train_step(
-    model,
-    optimizer,
-    finetune_step.SpecialIds(0, 2, 3),
-    shardings,
-    layout,
-    partitioning.moment_shardings(shapes.params, shardings.params, layout),
-    impossible_weight=0.5,
-    frozen=frozen,
+  options = UpdateOptions(
+    layout=layout,
+    moments=partitioning.moment_shardings(shapes.params, shardings.params, layout),
+    trained=('head',) if frozen else None,
   )
+  batch_loss = finetune_step.task_loss(model, finetune_step.SpecialIds(0, 2, 3), 0.5)
+  step = finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: rng.standard_normal(x.shape).astype(np.float32) * x.shape[-1] ** -0.5, shapes.params

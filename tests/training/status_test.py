@@ -161,10 +161,10 @@ def test_a_bucket_is_written_at_transitions_and_at_checkpoints_only(folder, monk
     written.append((pathlib.Path(path).name, value['state'], value['step']))
 
   # A bucket that is a folder: only the decisions of the class count here.
-  remote = types.SimpleNamespace(
-    folder=pathlib.Path, is_remote=lambda path: True, write_json=write_json
-  )
-  monkeypatch.setattr('electra_jax.training.status.run_folder', remote)
+  bucket = types.SimpleNamespace(folder=pathlib.Path, write_json=write_json)
+  monkeypatch.setattr('electra_jax.training.status.run_folder', bucket)
+  remote = types.SimpleNamespace(is_remote=lambda path: True)
+  monkeypatch.setattr('electra_jax.training.status.file_access', remote)
   monkeypatch.setenv(COPY, str(folder / 'copy.json'))
   with Status('train') as status:
     status.claim(folder, 40)
