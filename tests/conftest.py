@@ -64,6 +64,7 @@ LONGEST = (
   'hosts',
   'resume_is_bitwise',
   'phases',
+  'extending',
   'continued',
   'finetune_run',
   'imported_finetuned',
