@@ -1,15 +1,15 @@
 """How config fields are declared: each field once, in a frozen dataclass.
 
 A declaration holds the default, the type (the annotation), one line of help, the choices or the
-range, and what else is known of the field. The ml_collections ConfigDict of a config file, the
-checks, `--help`, the "did you mean" messages and docs/reference/config.md are derived from it:
+range, and further attributes. The ml_collections ConfigDict of a config file, the checks, `--help`,
+the "did you mean" messages and docs/reference/config.md are derived from it:
 
     @dataclasses.dataclass(frozen=True)
     class TaskConfig(Config):
       batch_size: int = field(32, 'Rows per step, over all devices.', at_least=1)
 
-Users edit a ConfigDict; `freeze` turns it into the dataclass, which is what all code below the
-command line takes.
+Users edit a ConfigDict. `freeze` turns it into the dataclass, which all code below the command line
+takes.
 """
 
 import dataclasses
@@ -39,18 +39,18 @@ C = TypeVar('C', bound='Config')
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-  """What is known of a field beside its name, type and default.
+  """The attributes of a field besides its name, type and default.
 
   Attributes:
     help: one line for `--help` and the reference page.
-    choices: the values of a field of a closed list: names, or a list of registry.py.
+    choices: all values of the field: names, or a list of registry.py.
     at_least, above, at_most, below: the range of a number.
-    also: values outside of the range that have a meaning of their own, such as 0 for "automatic".
+    also: values outside of the range with a special meaning, such as 0 for "automatic".
     resumable: whether the field may differ when a run is resumed.
     per_phase: whether a phase of config.phases may set the field.
     argument: short name after the colon of `--config=FILE:name=value`; '' for none.
-    before: the value that configs written before the field existed imply; for fields that are
-      newer than version 0.1.0 and whose default is not what the program did before.
+    before: the value that configs written before the field existed imply, for fields newer than
+      version 0.1.0 whose default is not what the program did before.
   """
 
   help: str
@@ -108,7 +108,7 @@ def options(help: str, **declaration: Value) -> Value:
 
 
 def group(kind: type['Config'], help: str, **declaration: Value) -> Value:
-  """A group of fields: a config inside a config. Attributes apply to all of its fields."""
+  """A group of fields: a config inside a config. Its attributes apply to all of its fields."""
   return dataclasses.field(
     default_factory=kind, metadata={'declaration': Declaration(help, **declaration)}
   )
@@ -142,7 +142,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """A field as it is listed: name with dots, type, default and declaration."""
+  """A field of a config: name with dots, type, default and declaration."""
 
   name: str
   kind: type

@@ -120,7 +120,7 @@ class FinetuningOptimizerConfig(Config):
     at_most=1,
   )
   published_depths: bool = field(
-    False, "The original's depths, where the last layer has layer_decay squared."
+    False, 'Depths as in the original, where the last layer has layer_decay squared.'
   )
   warmup: float = field(0.1, 'Fraction of the steps with linear warm-up.', at_least=0, below=1)
   b1: float = field(0.9, "Adam's decay of the first moment.", at_least=0, below=1)

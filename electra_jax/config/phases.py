@@ -1,4 +1,4 @@
-"""The phases of a pretraining run: parts with rows, batches and a schedule of their own."""
+"""The phases of a pretraining run, which have separate rows, batches and schedules."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ class Phase:
   Attributes:
     first: steps of the run before this phase.
     last: steps of the run at its end.
-    config: the run's, with the phase's fields in place; `steps` are the phase's, `phases` is empty.
+    config: the run's config with the phase's fields; `steps` are the phase's, `phases` is empty.
     generator_only: whether only the generator is trained (config.generator.alone_steps).
   """
 
@@ -29,7 +29,7 @@ class Phase:
 def phases_of(config: PretrainingConfig) -> tuple[Phase, ...]:
   """The phases of a config in their order; one where it names none.
 
-  Steps of config.generator.alone_steps are a phase of their own, before the others.
+  Steps of config.generator.alone_steps are a separate phase before the others.
   """
   parts: list[dict[str, Any]] = [dict(f) for f in config.phases or ({'steps': config.steps},)]
   alone = config.generator.alone_steps

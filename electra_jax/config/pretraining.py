@@ -185,7 +185,7 @@ class GeneratorConfig(Config):
     0, 'Feed-forward width; 0: in proportion to the width.', at_least=0
   )
   embedding_size: int = field(
-    0, "sharing=none: width of its own embeddings; 0: the discriminator's.", at_least=0
+    0, "sharing=none: width of the generator's embeddings; 0: the discriminator's.", at_least=0
   )
   uniform: bool = field(False, 'No generator: every token of the vocabulary is equally likely.')
   init: str = field(

@@ -1,4 +1,4 @@
-"""The list of all config fields, for `--help` and for docs/reference/config.md.
+"""The list of all config fields, for `--help` and docs/reference/config.md.
 
 `python -m electra_jax.config.reference` prints the page; `make docs` writes it.
 """

@@ -367,7 +367,9 @@ def measure_run(
   run = open_run(place)
   use_compilation_cache(run.config.compilation_cache)
   metrics, rows = _heldout_metrics(run, place, expected['rows'])
-  resolved, step, tokenizer = run.resolved, run.step, run.tokenizer
+  resolved = run.resolved
+  step = run.step
+  tokenizer = run.tokenizer
   del run  # frees the parameters
   tasks: dict[str, Any] = {}
   seconds = 0.0
