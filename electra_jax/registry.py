@@ -359,7 +359,7 @@ def from_user_code(used: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
   ]
 
 
-def require(recorded: Sequence[Mapping[str, str]], owner: str) -> None:
+def require_registered(recorded: Sequence[Mapping[str, str]], owner: str) -> None:
   """Checks that what user code registered when a folder was made is registered now.
 
   Args:

@@ -6,4 +6,6 @@ The fields are declared in electra_jax/config/sweeps.py.
 from electra_jax.config.sweeps import default_config
 from electra_jax.sweep.resolve import load_config_file
 
-__all__ = ['default_config', 'load_config_file']
+__all__ = ['default_config', 'load', 'load_config_file']
+
+load = load_config_file  # the name in config files that were written for version 0.1.0

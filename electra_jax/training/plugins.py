@@ -43,4 +43,4 @@ def check(workdir: str | os.PathLike[str]) -> None:
   """
   path = run_folder.folder(workdir) / FILE
   if file_access.exists(path):
-    registry.require(run_folder.read_json(path)['plugins'], os.fspath(workdir))
+    registry.require_registered(run_folder.read_json(path)['plugins'], os.fspath(workdir))

@@ -600,7 +600,7 @@ def _open_registered(places: Mapping[str, str], source: str) -> Tokenizer:
     raise UserError(
       f'the file {places[REGISTERED_FILE]!r} is damaged; restore it, or prepare the corpus again.'
     ) from None
-  registry.require([owner], f'the folder {source!r}')
+  registry.require_registered([owner], f'the folder {source!r}')
   if missing := [name for name in names if name not in places]:
     raise UserError(f'the tokenizer {source!r} lacks the file {missing[0]}; restore it.')
   files = {name: file_access.read_bytes(places[name]) for name in names}
