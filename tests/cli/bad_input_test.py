@@ -114,8 +114,8 @@ def contents(folder):
     (['--mode=plan', MICRO, '--workdir=x', '--topology=v5e-4'], '--mode=plan makes no run'),
     (['--mode=plan', MICRO], '--topology=v5e-16'),
     (['--mode=plan', '--topology=v5e-4'], 'no --config was given'),
-    (['--mode=plan', MICRO, '--topology=v5e-17'], 'there is no such thing as a v5e of 17 chips'),
-    (['--mode=plan', MICRO, '--topology=h100-8'], '--topology=h100-8 is no TPU slice'),
+    (['--mode=plan', MICRO, '--topology=v5e-17'], "--topology is 'v5e-17', which does not exist"),
+    (['--mode=plan', MICRO, '--topology=h100-8'], "--topology is 'h100-8'; expected a TPU slice"),
     ([MICRO, '--topology=v5e-4'], '--topology applies to --mode=plan'),
     (
       ['--mode=inspect', '--workdir=x', '--processes=2'],

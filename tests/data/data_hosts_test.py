@@ -169,7 +169,7 @@ def test_one_process_holds_all_rows(devices):
       and ours.dtype == theirs.dtype
       and np.array_equal(ours, theirs)
     )
-  with pytest.raises(ValueError, match='15 rows of the batch given, where this process holds 16'):
+  with pytest.raises(ValueError, match='15 rows were given; this process holds 16'):
     partitioning.global_batch(local[:15], mesh, 16)
 
 

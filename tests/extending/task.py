@@ -54,6 +54,7 @@ def get_config():
   c.task_options = {'highest': 3}
   c.data.train, c.data.dev = str(DATA / 'train.tsv'), str(DATA / 'dev.tsv')
   c.data.label = 'stars'
+  c.head.style = 'transformers'  # so that it can be exported for transformers
   c.batch_size, c.eval_batch_size, c.max_length, c.bucketed = 8, 8, 32, False
   c.epochs, c.eval_every, c.num_trials = 20.0, 5.0, 2
   c.optimizer.learning_rate = 3e-3

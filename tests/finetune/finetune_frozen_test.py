@@ -89,7 +89,7 @@ def made_step(kind, frozen, layers=1):
     moments=partitioning.moment_shardings(shapes.params, shardings.params, layout),
     trained=('head',) if frozen else None,
   )
-  batch_loss = finetune_step.task_loss(model, finetune_step.SpecialIds(0, 2, 3), 0.5)
+  batch_loss = finetune_step.finetuning_loss(model, finetune_step.SpecialIds(0, 2, 3), 0.5)
   step = finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options)
   rng = np.random.default_rng(0)
   params = jax.tree.map(

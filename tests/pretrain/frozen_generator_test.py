@@ -89,8 +89,8 @@ def test_a_generator_and_its_sizes_are_read_from_runs_and_folders(init, fields, 
     tower
   ) and config.data.vocab_size == source.tokenizer.size
   start = initial_state(config, source, source.tokenizer)
-  run = sources / ('mlm' if init == 'mlm' else 'electra')
-  theirs = tower_params(own.read_weights(run), 'generator')
+  folder = sources / ('mlm' if init == 'mlm' else 'electra')
+  theirs = tower_params(own.read_weights(folder), 'generator')
   assert start.params.keys() == GENERATOR and start.step == 0 and start.moments is None
   for name, part in (
     ('generator_embeddings', 'embeddings'),
@@ -303,7 +303,7 @@ def test_a_run_keeps_its_frozen_generator_and_resumes_without_the_source(sources
         'generator.alone_steps=3',
         'data.tokenizer=init',
       ),
-      'config.generator.frozen has nothing to train in config.generator.alone_steps',
+      'config.generator.frozen leaves no parameters to train in config.generator.alone_steps',
     ),
     (
       (

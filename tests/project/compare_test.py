@@ -131,7 +131,7 @@ def test_the_exit_status_grades_differences():
 
 
 # Part of the masked language modeling loss; to be kept in step with the package's source.
-LOSS = "losses.sum() / counts['masked']"
+LOSS = "losses.sum() / context.counts['masked']"
 
 
 def scale_loss(package: pathlib.Path) -> None:

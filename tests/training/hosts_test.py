@@ -183,9 +183,11 @@ def test_a_failure_of_one_process_does_not_leave_the_other_waiting(folder):
 
 
 def test_an_unexpected_error_of_the_first_process_ends_both_without_waiting(folder):
-  (folder / 'unexpected' / 'config.tmp').mkdir(parents=True)  # config.json is written there first
+  (folder / 'unexpected').mkdir()
+  # The first process makes a folder of this name.
+  (folder / 'unexpected' / 'tensorboard').write_text('')
   (status, _, err), (other, _, other_err) = ends(start_pair(folder / 'unexpected'), timeout=120)
-  assert status == 1 and 'IsADirectoryError' in err
+  assert status == 1 and 'NotADirectoryError' in err
   assert (
     other == LOST
     and 'another process of the run ended' in other_err
