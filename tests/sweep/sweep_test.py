@@ -442,7 +442,7 @@ def write_scripts(data, tmp_path):
   """A function that writes the job scripts of a kind, with --workdir, and returns the status."""
   config = tmp_path / 'sweep.py'
   config.write_text(
-    'from sweep.conftest import config_of\n\ndef get_config(data=""):\n  return config_of(data)\n'
+    'from sweep_test import config_of\n\ndef get_config(data=""):\n  return config_of(data)\n'
   )
 
   def write(kind, workdir, *more):
