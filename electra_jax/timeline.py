@@ -297,10 +297,10 @@ def _title(axes: Axes, text: str) -> None:
 def _finish_axes(axes: Axes, tokens: float, rate: float) -> None:
   """Limits and labels of both horizontal axes; `rate` is FLOPs per token."""
 
-  def to_flops(x: Any) -> Any:  # noqa: ANN401  a number or an array of matplotlib
+  def to_flops(x: Any) -> Any:  # noqa: ANN401  matplotlib's stubs require any array-like
     return x * rate
 
-  def to_tokens(x: Any) -> Any:  # noqa: ANN401
+  def to_tokens(x: Any) -> Any:  # noqa: ANN401  as above
     return x / rate
 
   axes.set_xlim(0, tokens * 1.03)

@@ -96,7 +96,7 @@ _DEFAULTS: dict[type[Config], dict[str, Any]] = {
 }
 
 
-def short_digest(value: Any) -> str:  # noqa: ANN401  anything that JSON can hold
+def short_digest(value: object) -> str:
   """12 hexadecimal digits that identify a value as JSON has it."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 

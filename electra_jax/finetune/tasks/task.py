@@ -232,6 +232,7 @@ class TaskSpec(Protocol):
 class TaskDefaults:
   """The parts of `Task` that most tasks share."""
 
+  name: str  # of the subclass
   fixed_labels: ClassVar[bool] = False
   published_metric: ClassVar[str] = ''
 
@@ -266,7 +267,7 @@ class TaskDefaults:
 
   def submission_folder(self, split: str) -> str:
     """A folder per task and split."""
-    return f'{self.name}.{split}'  # type: ignore[attr-defined]  # the subclass has a name
+    return f'{self.name}.{split}'
 
   def constant(self) -> dict[str, float]:
     """No metrics of a constant answer."""
