@@ -1,7 +1,7 @@
 """A run of the command line that takes seconds: its corpus, its command and its files.
 
-Child processes run as a user's do, by default with one device. They share a folder of compiled
-programs, so that each program is compiled once.
+`run` is in the process of the tests, `start` and `run_process` start one as a user does, by default
+with one device. All share a folder of compiled programs, so that each is compiled once.
 """
 
 import atexit
@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 
+import in_process
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -120,8 +121,15 @@ def start(*argv: str, devices: int = 1, **popen) -> subprocess.Popen:
   return subprocess.Popen([sys.executable, '-m', 'electra_jax.main', *argv], env=env, **pipes)
 
 
-def run(*argv: str, status: int = 0, devices: int = 1, **popen) -> tuple[str, str]:
-  """Runs the command to its end and checks its exit status; returns stdout and stderr."""
+def run(*argv: str, status: int = 0, devices: int = 1) -> tuple[str, str]:
+  """Runs the command here and checks its exit status; returns stdout and stderr."""
+  ended, out, err = in_process.run(*argv, devices=devices)
+  assert ended == status, f'exit status {ended}\n{out}\n{err}'
+  return out, err
+
+
+def run_process(*argv: str, status: int = 0, devices: int = 1, **popen) -> tuple[str, str]:
+  """Runs the command as a process of its own, otherwise as `run`."""
   process = start(*argv, devices=devices, **popen)
   try:
     out, err = process.communicate(timeout=900)
@@ -140,7 +148,7 @@ def finished() -> tuple[pathlib.Path, str]:
   workdir, printed = shared() / 'finished', shared() / 'finished.txt'
   with locked('finished'):
     if not printed.exists():
-      printed.write_text(run(*arguments(workdir, '--config.keep=100'))[0])
+      printed.write_text(run_process(*arguments(workdir, '--config.keep=100'))[0])
   return workdir, printed.read_text()
 
 
@@ -172,13 +180,16 @@ def last_step(workdir) -> int:
   return json.loads(lines[-1])['step'] if lines else 0
 
 
-def checkpoint(workdir, step: int) -> dict[str, np.ndarray]:
-  """All arrays of a checkpoint by name, read without knowledge of its contents."""
+ITEMS = ('params', 'opt_state', 'counters', 'sums')  # of a checkpoint
+
+
+def checkpoint(workdir, step: int, items=ITEMS) -> dict[str, np.ndarray]:
+  """The arrays of a checkpoint by name, read without knowledge of its contents."""
   folder = pathlib.Path(workdir) / 'checkpoints' / str(step)
   arrays = {}
   with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as reader:
     warnings.simplefilter('ignore')  # Orbax asks for shardings
-    for item in ('params', 'opt_state', 'counters', 'sums'):
+    for item in items:
       # As NumPy arrays, whatever devices they were on.
       kinds = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray),

@@ -105,6 +105,9 @@ def parameter(
     shape: its shape.
     axes: name of each axis.
   """
+  if not module.is_initializing():
+    # Flax traces the initializer at each use to compare shapes; this one takes a tenth of the time.
+    init = nn.initializers.zeros
   value: jax.Array = module.param(name, partitioned(init, axes), shape, jnp.float32)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not nn.get_logical_axis_rules():
@@ -455,6 +458,7 @@ class Encoder(nn.Module):
       in_axes=(nn.broadcast, 0),
       length=c.num_layers,
       unroll=min(c.scan_unroll, c.num_layers),
+      check_constancy_invariants=False,  # would trace each layer once more
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     carry, _ = layers(c, name='layers')(x if c.family == 'electra' else (x, x), shared, per_layer)

@@ -132,7 +132,9 @@ def test_predictions_of_standard_input_print_only_json_lines(whole, tmp_path):
   texts = tmp_path / 'texts'
   texts.write_text('bako dufa\nbako salo\n')
   with open(texts) as file:
-    out, _ = micro_run.run('--mode=predict', f'--workdir={whole[0]}', '--input=-', stdin=file)
+    out, _ = micro_run.run_process(
+      '--mode=predict', f'--workdir={whole[0]}', '--input=-', stdin=file
+    )
   predictions = [json.loads(line) for line in out.splitlines()]
   assert len(predictions) == 2 and all(p['label'] in ('0', '1') for p in predictions)
   assert all(abs(sum(p['probabilities'].values()) - 1) < 1e-5 for p in predictions)

@@ -100,7 +100,7 @@ def test_a_checkpoint_holds_the_state_of_its_step_though_training_continues_whil
     frequent, rare = (micro_run.checkpoint(folder, step) for folder in (often, whole))
     assert micro_run.differing(frequent, rare) == []
   for step in micro_run.checkpoint_steps(often):
-    assert micro_run.checkpoint(often, step)['counters/step'] == step
+    assert micro_run.checkpoint(often, step, ['counters'])['counters/step'] == step
   assert micro_run.figures(often) == micro_run.figures(whole)
 
 

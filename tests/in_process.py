@@ -1,0 +1,112 @@
+"""Runs of the command line in the process of the tests, with programs that they share.
+
+A run in a process of its own imports for two seconds and traces its programs for three. Runs here
+import nothing, and runs of one config share their traced and compiled programs. What a process
+leaves behind when it ends, or is killed, is tested with `micro_run.start`.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import pathlib
+import signal
+import unittest.mock
+
+import jax
+
+from electra_jax import main
+from electra_jax.config import flat
+from electra_jax.pretrain import build, pretrain_step
+from electra_jax.training import partitioning, step_loop
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Fields that no compiled program depends on; the tokenizer and its ids are compared themselves.
+UNRELATED = ('compilation_cache', 'data', 'eval_every', 'keep', 'log_every', 'name', 'save_every')
+
+
+def _fields(config) -> str:
+  """The fields of a config that determine its programs."""
+  plain = {name: v for name, v in flat(config).items() if name.split('.')[0] not in UNRELATED}
+  return json.dumps(plain, sort_keys=True, default=str)
+
+
+class _Programs:
+  """Functions that make programs, and the programs that they made in this session."""
+
+  def __init__(self):
+    self._kept = {}
+    self._originals = {
+      'program': build.program,
+      'compile_step': build.compile_step,
+      'jit_eval_step': pretrain_step.jit_eval_step,
+      'SumFunctions': step_loop.SumFunctions,
+    }
+
+  def _once(self, name, key, *args, **kwargs):
+    key = name, *key
+    if key not in self._kept:
+      self._kept[key] = self._originals[name](*args, **kwargs)
+    return self._kept[key]
+
+  def program(self, run_config, phase, tokenizer, layout):
+    settings = repr(build.build_settings(phase.config, tokenizer))
+    phase_key = phase.first, phase.last, phase.generator_only, _fields(phase.config)
+    key = _fields(run_config), *phase_key, tokenizer.size, settings, layout
+    made = self._once('program', key, run_config, phase, tokenizer, layout)
+    return made._replace(config=phase.config)
+
+  def compile_step(self, p, micro_batches):
+    return self._once('compile_step', (id(p.shapes), micro_batches), p, micro_batches)
+
+  def jit_eval_step(self, model, objective, settings, layout, *, seed):
+    key = repr(model), id(objective), repr(settings), layout, seed
+    return self._once('jit_eval_step', key, model, objective, settings, layout, seed=seed)
+
+  def sum_functions(self, shapes, mesh):
+    key = repr(sorted((name, x.shape, str(x.dtype)) for name, x in shapes.items())), mesh
+    return self._once('SumFunctions', key, shapes, mesh)
+
+
+@functools.cache
+def _programs() -> _Programs:
+  return _Programs()
+
+
+@contextlib.contextmanager
+def shared_programs(devices):
+  """Some devices, the repository's root as working directory, programs shared, signals restored."""
+  programs, layout_of = _programs(), partitioning.make_layout
+  handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+  def layout(config=None, _=None):
+    return layout_of(config, jax.devices()[:devices])
+
+  replaced = (
+    (partitioning, 'make_layout', layout),
+    (build, 'program', programs.program),
+    (build, 'compile_step', programs.compile_step),
+    (pretrain_step, 'jit_eval_step', programs.jit_eval_step),
+    (step_loop, 'SumFunctions', programs.sum_functions),
+  )
+  before = os.getcwd()
+  with contextlib.ExitStack() as stack:
+    for module, name, value in replaced:
+      stack.enter_context(unittest.mock.patch.object(module, name, value))
+    os.chdir(ROOT)
+    try:
+      yield
+    finally:
+      os.chdir(before)
+      for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def run(*argv: str, devices: int = 1) -> tuple[int, str, str]:
+  """Runs the command line; returns its exit status, stdout and stderr."""
+  out, err = io.StringIO(), io.StringIO()
+  with shared_programs(devices):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      status = main.main(['main', *argv])
+  return status, out.getvalue(), err.getvalue()
