@@ -34,6 +34,7 @@ import types
 
 import flax.linen as nn
 import hypothesis
+import in_process
 import numpy as np
 import pytest
 
@@ -143,6 +144,16 @@ def handlers():
   yield
   for number, handler in kept.items():
     signal.signal(number, handler)
+
+
+@pytest.fixture
+def on_one_device():
+  """One device, and shared programs, for runs that a test starts in its process.
+
+  Programs for one device compile in half the time.
+  """
+  with in_process.shared_programs(devices=1):
+    yield
 
 
 def packed_rows(

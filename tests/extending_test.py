@@ -14,7 +14,6 @@ import sys
 import micro_run
 import numpy as np
 import pytest
-from one_device import run_on_one_device
 
 import electra_jax
 from electra_jax import main, registry
@@ -48,8 +47,7 @@ def forget_user_code():
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
-  run_on_one_device(monkeypatch)
+def here(monkeypatch, on_one_device):
   # Worker processes are used however little text there is.
   monkeypatch.setattr(workers, 'SMALL_BYTES', 0)
   monkeypatch.setenv('PYTHONPATH', str(micro_run.ROOT))

@@ -22,8 +22,18 @@ from electra_jax.pretrain import build, pretrain_step
 from electra_jax.training import partitioning, step_loop
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Fields that no compiled program depends on; the tokenizer and its ids are compared themselves.
-UNRELATED = ('compilation_cache', 'data', 'eval_every', 'keep', 'log_every', 'name', 'save_every')
+# Fields that no compiled program depends on; the tokenizer and its ids are compared themselves, and
+# the constants of schedules are inputs.
+UNRELATED = (
+  'compilation_cache',
+  'data',
+  'eval_every',
+  'keep',
+  'log_every',
+  'name',
+  'save_every',
+  'steps',
+)
 
 
 def _fields(config) -> str:
@@ -52,16 +62,20 @@ class _Programs:
 
   def program(self, run_config, phase, tokenizer, layout):
     settings = repr(build.build_settings(phase.config, tokenizer))
-    phase_key = phase.first, phase.last, phase.generator_only, _fields(phase.config)
-    key = _fields(run_config), *phase_key, tokenizer.size, settings, layout
+    configs = _fields(run_config), _fields(phase.config)
+    key = *configs, phase.generator_only, tokenizer.size, settings, layout
     made = self._once('program', key, run_config, phase, tokenizer, layout)
-    return made._replace(config=phase.config)
+    return made._replace(
+      config=phase.config,
+      rates=build.build_rates(run_config),
+      schedules=build.build_schedules(run_config),
+    )
 
   def compile_step(self, p, micro_batches):
     return self._once('compile_step', (id(p.shapes), micro_batches), p, micro_batches)
 
   def jit_eval_step(self, model, objective, settings, layout, *, seed):
-    key = repr(model), id(objective), repr(settings), layout, seed
+    key = repr(model), objective, repr(settings), layout, seed
     return self._once('jit_eval_step', key, model, objective, settings, layout, seed=seed)
 
   def sum_functions(self, shapes, mesh):

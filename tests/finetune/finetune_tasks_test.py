@@ -11,6 +11,7 @@ from electra_jax.finetune.config import default_config
 from electra_jax.finetune.train import finetune
 from electra_jax.registry import TASKS
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
 SITE_FILES = {
   'cola': {'CoLA.tsv'},
   'sst2': {'SST-2.tsv'},

@@ -17,6 +17,7 @@ from electra_jax.pretrain.inspect import inspect
 from electra_jax.pretrain.minimal_pairs import blimp
 from electra_jax.timeline import timeline
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
 JUDGED = {'discriminator_loss', 'auc'}
 
 

@@ -13,9 +13,9 @@ import subprocess
 import types
 
 import finetune_files
+import in_process
 import micro_run
 import pytest
-from one_device import run_on_one_device
 
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.trial_summary import spread
@@ -26,10 +26,8 @@ from electra_jax.sweep import resolve, results, runner, summary
 FINETUNE = 'tests/configs/finetune_micro.py'
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  """Every test here runs on one device; that a mesh changes nothing is tested elsewhere."""
-  run_on_one_device(monkeypatch)
+# That a mesh changes nothing is tested elsewhere.
+pytestmark = pytest.mark.usefixtures('on_one_device')
 
 
 @pytest.fixture(scope='module')
@@ -87,8 +85,8 @@ def measured(data, tmp_path_factory):
     path.write_text(path.read_text().replace('"micro"', json.dumps(config.name)))
     return train(config, place, notice)
 
-  with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
-    run_on_one_device(patch)
+  output = io.StringIO()
+  with in_process.shared_programs(devices=1), contextlib.redirect_stdout(output):
     with pytest.MonkeyPatch.context() as stopped:
       stopped.setattr(runner, 'train', trained_before)
       stopped.setattr(runner, 'finetune', lambda *_: PREEMPTED)
