@@ -28,6 +28,7 @@ from electra_jax.cli.modes import (
 )
 from electra_jax.cli.parse_errors import explain
 from electra_jax.config import config_kind
+from electra_jax.config.shipped import config_path
 from electra_jax.errors import UserError
 
 
@@ -89,7 +90,7 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
     UserError: for an unknown flag or field, or a value that it cannot have, and for whatever the
       config file raises.
   """
-  argv = list(argv)
+  argv = _with_config_path(argv)
   values = _defined(argv)
   try:
     registry.load_plugins(_plugins_of(argv))
@@ -115,6 +116,20 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
   return values
 
 
+def _with_config_path(argv: Sequence[str]) -> list[str]:
+  """The command line with the name of a shipped config replaced by its path."""
+  found = list(argv)
+  for index, word in enumerate(argv):
+    flag, equals, value = word.partition('=')
+    if flag.lstrip('-') != 'config' or not flag.startswith('-'):
+      continue
+    if equals:
+      found[index] = f'{flag}={config_path(value)}'
+    elif index + 1 < len(argv):
+      found[index + 1] = config_path(argv[index + 1])
+  return found
+
+
 def _defined(argv: list[str]) -> flags.FlagValues:
   """All flags of the program, in a set of their own."""
   values = _no_flags()
@@ -125,7 +140,7 @@ def _defined(argv: list[str]) -> flags.FlagValues:
   config_flags.DEFINE_config_file(
     'config',
     None,
-    'The config file, with arguments: configs/base.py:seq=128,batch=64.',
+    'The config, with arguments: small:seq=128,batch=64.',
     flag_values=values,
     sys_argv=argv,
   )

@@ -62,8 +62,8 @@ def _config_flag(mode: Mode | None) -> str:
   if mode is not None and mode.config is None:
     return ''
   text = (
-    'Config file, with arguments after a colon: configs/base.py:seq=128,batch=64. Its fields are '
-    'flags as well: --config.FIELD=VALUE.'
+    'A config file or the name of a shipped config, with arguments after a colon: mine.py, '
+    'small:seq=128,batch=64. Its fields are flags as well: --config.FIELD=VALUE.'
   )
   return _entry('config', text) + '\n'
 

@@ -25,6 +25,7 @@ from electra_jax.config import (
   freeze,
 )
 from electra_jax.config.declarations import ConfigDict, fields_of, typed_value
+from electra_jax.config.shipped import config_path
 from electra_jax.errors import UserError
 from electra_jax.training import run_folder
 
@@ -158,14 +159,14 @@ def load_config_file(path: str) -> ConfigDict:
   """The ConfigDict of a config file.
 
   Args:
-    path: the file as on the command line: FILE or FILE:ARGUMENTS.
+    path: the file or the name of a shipped config, as on the command line: FILE:ARGUMENTS.
 
   Raises:
     UserError: the file cannot be read, raises an error, or returns no ConfigDict.
   """
   import ml_collections
 
-  file, colon, arguments = path.partition(':')
+  file, colon, arguments = config_path(path).partition(':')
   try:
     spec = importlib.util.spec_from_file_location('sweep_config_file', file)
     if spec is None or spec.loader is None:
