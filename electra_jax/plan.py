@@ -87,11 +87,12 @@ def plan(
   of = slices.parse_slice(topology)
   if price is not None and price < 0:
     raise UserError(f'--price is {price:g}; expected the dollars of a chip-hour, at least 0.')
-  if config.budget_minutes:
-    raise UserError(
-      f'config.budget_minutes is {config.budget_minutes:g}, which requires the devices to measure '
-      'time; plan with config.steps, budget_tokens or budget_flops.'
-    )
+  for name, reason in (('minutes', 'devices to measure time'), ('epochs', 'prepared corpus')):
+    if budget := getattr(config, f'budget_{name}'):
+      raise UserError(
+        f'config.budget_{name} is {budget:g}, which requires the {reason}; plan with config.steps, '
+        'budget_tokens or budget_flops.'
+      )
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(
       '--mode=plan requires libtpu, the compiler for TPU, which is not installed; pip install '

@@ -28,7 +28,7 @@ from electra_jax.cli.modes import (
 )
 from electra_jax.cli.parse_errors import explain
 from electra_jax.config import config_kind
-from electra_jax.config.shipped import config_path
+from electra_jax.config.config_files import config_path
 from electra_jax.errors import UserError
 
 

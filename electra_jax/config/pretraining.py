@@ -25,7 +25,7 @@ from electra_jax.config.groups import (
 )
 
 AUTO = ('auto', 'yes', 'no')
-BUDGETS = ('budget_flops', 'budget_tokens', 'budget_minutes')
+BUDGETS = ('budget_flops', 'budget_tokens', 'budget_epochs', 'budget_minutes')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,6 +333,11 @@ class PretrainingConfig(Config):
   )
   budget_tokens: float = field(
     0.0, 'Replaces steps: as many as make this many tokens; 0: not used.', at_least=0
+  )
+  budget_epochs: float = field(
+    0.0,
+    'Replaces steps: as many as pass this many times over the rows of the corpus; 0: not used.',
+    at_least=0,
   )
   budget_minutes: float = field(
     0.0,

@@ -1,4 +1,4 @@
-"""Budgets of a run in FLOPs, tokens or minutes, converted to a number of steps before the first."""
+"""Budgets of a run in FLOPs, tokens, epochs or minutes, converted to steps before the first one."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -28,12 +28,14 @@ def resolve_budget(
   layout: partitioning.Layout,
   known: Mapping[str, Any],
   log: Callable[[str, str], object] = lambda label, text: None,
+  rows: int = 0,
 ) -> ResolvedRun:
   """The run with the number of steps that its budget allows; unchanged without a budget.
 
-  FLOPs are those of a step in config.budget_convention, and tokens those of its rows; both end
-  within one step of the budget. Minutes count only training steps, without compilation, evaluation
-  and checkpoints. Steps are timed once on these devices, and their number is then fixed.
+  FLOPs are those of a step in config.budget_convention, tokens those of its rows, and epochs are
+  passes over the corpus; all end within one step of the budget. Minutes count only training steps,
+  without compilation, evaluation and checkpoints. Steps are timed once on these devices, and their
+  number is then fixed.
 
   Args:
     run: the run.
@@ -41,6 +43,7 @@ def resolve_budget(
     layout: layout of the mesh.
     known: of resolved.json; the number of steps of an earlier start is kept.
     log: takes a label and a line for the console.
+    rows: of the corpus, for epochs.
 
   Raises:
     UserError: the budget is too small for the warm-up, or for config.generator.alone_steps.
@@ -49,7 +52,7 @@ def resolve_budget(
   if name is None:
     return run
   budget, alone = getattr(run.config, name), run.config.generator.alone_steps
-  count = known.get('steps') or _steps(run, name, tokenizer, layout)
+  count = known.get('steps') or _steps(run, name, tokenizer, layout, rows)
   if count <= alone:
     raise UserError(
       f'config.{name} {budget:g} makes {count:,} steps, and config.generator.alone_steps takes '
@@ -68,7 +71,7 @@ def resolve_budget(
 
 
 def _steps(
-  run: ResolvedRun, name: str, tokenizer: TokenizerLike, layout: partitioning.Layout
+  run: ResolvedRun, name: str, tokenizer: TokenizerLike, layout: partitioning.Layout, rows: int
 ) -> int:
   """The largest number of steps whose cost is within the budget, at least one."""
   alone = run.config.generator.alone_steps
@@ -79,6 +82,8 @@ def _steps(
     costs = [float(p.step_flops(config.budget_convention)) for p in programs]
   elif name == 'budget_tokens':
     costs = [float(p.config.batch_size * p.config.sequence_length) for p in programs]
+  elif name == 'budget_epochs':
+    costs = [p.config.batch_size / rows for p in programs]
   else:  # minutes of the slowest process
     costs = [max(hosts.gather(int(1e9 * seconds_per_step(p)))) / 60e9 for p in programs]
   budget, spent = getattr(config, name), costs[0] * alone if alone else 0.0

@@ -20,7 +20,7 @@ from electra_jax.console import say
 from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.pretrain import budgets, build, pretrain_step, run_start
+from electra_jax.pretrain import budgets, build, guidance, pretrain_step, run_start
 from electra_jax.pretrain.continued.initial_state import InitialState, initial_state, place_initial
 from electra_jax.pretrain.continued.source import weights_digest
 from electra_jax.pretrain.phase_loop import PhasePlan, train_phase
@@ -87,6 +87,7 @@ def _train(
   manager = checkpoints.open_manager(folder, keep=run.config.keep)
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
+  guidance.print_expectation(_expectation(setup, first), run.config)
   status.change(step=first, steps=run.phases[-1].last, restored_step=saved)
   evaluate_first = bool(initial) and not saved
   runner = recorder = None
@@ -192,7 +193,9 @@ def _with_steps(
 ) -> ResolvedRun:
   """The run with the number of steps that its budget allows, where it has one."""
   devices.use_compilation_cache(run.config.compilation_cache)
-  run = budgets.resolve_budget(run, data.tokenizer, layout, dict(recorded), say)
+  run = budgets.resolve_budget(
+    run, data.tokenizer, layout, dict(recorded), say, data.prepared[0].train.rows
+  )
   if has_budget(run.config):
     plain = to_plain(run.config)
     path = workdir / 'config.json'
@@ -294,6 +297,25 @@ def _build(
     flops=tuple(program.step_flops() for program in programs),
     peak=progress.peak_flops(),
     micro_batches=micro_batches,
+  )
+
+
+def _expectation(setup: RunSetup, first: int) -> guidance.Expectation:
+  """What the steps after `first` take, and how often the whole run passes over its corpus."""
+  flops, passes = 0.0, np.zeros(1)
+  for phase, flops_of_step, prepared in zip(
+    setup.run.phases, setup.flops, setup.data.prepared, strict=True
+  ):
+    flops += flops_of_step * max(0, phase.last - max(first, phase.first))
+    of_phase = np.asarray(prepared.train.epochs(phase.config.steps * phase.config.batch_size))
+    passes = passes + of_phase if passes.shape == of_phase.shape else passes.max() + of_phase
+  c, rows = setup.run.config, setup.data.prepared[0].train.rows
+  return guidance.Expectation(
+    flops=flops,
+    peak=setup.peak.flops,
+    utilization=guidance.UTILIZATION.get(jax.devices()[0].platform, guidance.UTILIZATION['gpu']),
+    passes=float(passes.max()),
+    tokens=rows * c.sequence_length,
   )
 
 

@@ -3,8 +3,8 @@
 The fields are declared in electra_jax/config/sweeps.py.
 """
 
+from electra_jax.config.config_files import load_config_file
 from electra_jax.config.sweeps import default_config
-from electra_jax.sweep.resolve import load_config_file
 
 __all__ = ['default_config', 'load', 'load_config_file']
 

@@ -5,7 +5,6 @@ Importing it imports no JAX, so that a mistake in any of the runs is reported wi
 
 import dataclasses
 import difflib
-import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -24,8 +23,8 @@ from electra_jax.config import (
   config_kind,
   freeze,
 )
-from electra_jax.config.declarations import ConfigDict, fields_of, typed_value
-from electra_jax.config.shipped import config_path
+from electra_jax.config.config_files import load_config_file
+from electra_jax.config.declarations import fields_of, typed_value
 from electra_jax.errors import UserError
 from electra_jax.training import run_folder
 
@@ -153,41 +152,6 @@ def _checked(where: str, check: Callable[[Any], C], config: AnyConfig) -> C:
     return check(config)
   except UserError as error:
     raise UserError(f'{where}: {error}') from None
-
-
-def load_config_file(path: str) -> ConfigDict:
-  """The ConfigDict of a config file.
-
-  Args:
-    path: the file or the name of a shipped config, as on the command line: FILE:ARGUMENTS.
-
-  Raises:
-    UserError: the file cannot be read, raises an error, or returns no ConfigDict.
-  """
-  import ml_collections
-
-  file, colon, arguments = config_path(path).partition(':')
-  try:
-    spec = importlib.util.spec_from_file_location('sweep_config_file', file)
-    if spec is None or spec.loader is None:
-      raise UserError('this is not a Python file; expected one with get_config.')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(arguments) if colon else module.get_config()
-  except UserError as error:
-    raise UserError(f'{path}: {error}') from None
-  except OSError as error:
-    raise UserError(
-      f'the config file {file} cannot be read ({error.strerror}); expected a path from here.'
-    ) from None
-  except Exception as error:  # whatever a user's file raises
-    reason = ' '.join(str(error).split())
-    raise UserError(
-      f'the config file {path} does not work ({type(error).__name__}: {reason}).'
-    ) from None
-  if not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(f'get_config of {path} returns no ConfigDict; expected one.')
-  return config
 
 
 def _with_changes(config: C, fields: Mapping[str, Any], where: str, reserved: Sequence[str]) -> C:

@@ -17,6 +17,7 @@ import in_process
 import micro_run
 import pytest
 
+from electra_jax.config.config_files import load_config_file
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.trial_summary import spread
 from electra_jax.main import main
@@ -304,7 +305,7 @@ def test_results_of_other_configs_are_reported_with_the_difference(known, config
   'name, runs', [('objectives', 9), ('sharing', 3), ('untrained', 1), ('generator_size', 4)]
 )
 def test_shipped_results_have_the_fields_of_their_sweeps(name, runs):
-  config = resolve.load_config_file(f'configs/sweeps/{name}.py:texts')
+  config = load_config_file(f'configs/sweeps/{name}.py:texts')
   jobs = resolve.jobs_of(config)
   shipped = [result for file in config.known for result in results.read_results(file)]
   found = set()
@@ -419,7 +420,7 @@ def test_a_sweep_may_have_no_fine_tuning(config):
   'path', sorted((micro_run.ROOT / 'configs' / 'sweeps').glob('*.py')), ids=lambda path: path.stem
 )
 def test_a_shipped_sweep_is_valid_and_documents_its_command(path):
-  c = resolve.load_config_file(f'{path}:texts')
+  c = load_config_file(f'{path}:texts')
   jobs = resolve.jobs_of(c)
   assert c.name == path.stem and len(jobs) == len(c.runs) * 3
   assert all(job.config.data.source.startswith('texts/pretrain/') for job in jobs)

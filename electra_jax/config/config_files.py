@@ -1,9 +1,11 @@
-"""The configs that are shipped with the package, by name: `small`, `finetune/cola`."""
+"""Config files: how they are read, and the shipped ones by name: `small`, `finetune/cola`."""
 
 import difflib
+import importlib.util
 import os
 import pathlib
 
+from electra_jax.config.declarations import ConfigDict
 from electra_jax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -46,3 +48,38 @@ def config_path(text: str) -> str:
   near = difflib.get_close_matches(name, shipped, n=1)
   meant = f'; did you mean {near[0]}?' if near else f'; expected a file, or {", ".join(shipped)}.'
   raise UserError(f'the config {path!r} is neither a file nor a shipped config{meant}')
+
+
+def load_config_file(path: str) -> ConfigDict:
+  """The ConfigDict of a config file.
+
+  Args:
+    path: the file or the name of a shipped config, as on the command line: FILE:ARGUMENTS.
+
+  Raises:
+    UserError: the file cannot be read, raises an error, or returns no ConfigDict.
+  """
+  import ml_collections
+
+  file, colon, arguments = config_path(path).partition(':')
+  try:
+    spec = importlib.util.spec_from_file_location('config_file', file)
+    if spec is None or spec.loader is None:
+      raise UserError('this is not a Python file; expected one with get_config.')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(arguments) if colon else module.get_config()
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from None
+  except OSError as error:
+    raise UserError(
+      f'the config file {file} cannot be read ({error.strerror}); expected a path from here.'
+    ) from None
+  except Exception as error:  # whatever a user's file raises
+    reason = ' '.join(str(error).split())
+    raise UserError(
+      f'the config file {path} does not work ({type(error).__name__}: {reason}).'
+    ) from None
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'get_config of {path} returns no ConfigDict; expected one.')
+  return config

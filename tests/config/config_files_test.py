@@ -7,9 +7,9 @@ import micro_run
 import pytest
 
 from electra_jax.cli.command_line import parse_flags
-from electra_jax.config import shipped
+from electra_jax.config import config_files
+from electra_jax.config.config_files import load_config_file
 from electra_jax.errors import UserError
-from electra_jax.sweep.resolve import load_config_file
 
 CONFIGS = micro_run.ROOT / 'configs'
 
@@ -20,7 +20,7 @@ def config_of(*words):
 
 def test_every_file_of_configs_has_a_name():
   files = {p.relative_to(CONFIGS).with_suffix('').as_posix() for p in CONFIGS.rglob('*.py')}
-  assert set(shipped.shipped_configs()) == files and {'small', 'finetune/cola'} <= files
+  assert set(config_files.shipped_configs()) == files and {'small', 'finetune/cola'} <= files
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_a_file_is_preferred_to_a_name(tmp_path, monkeypatch):
 def test_an_installed_package_has_its_configs_inside(tmp_path, monkeypatch):
   shutil.copytree(CONFIGS, tmp_path / 'configs')
   (tmp_path / 'configs' / 'only_inside.py').touch()
-  monkeypatch.setattr(shipped, '_PACKAGE', tmp_path)
-  assert shipped.config_path('only_inside:x=1') == f'{tmp_path / "configs/only_inside.py"}:x=1'
+  monkeypatch.setattr(config_files, '_PACKAGE', tmp_path)
+  assert config_files.config_path('only_inside:x=1') == f'{tmp_path / "configs/only_inside.py"}:x=1'
 
 
 @pytest.mark.parametrize(
