@@ -25,8 +25,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from electra_jax import console, file_access, registry
-from electra_jax.config import Phase, PretrainingConfig, from_plain, phases_of, to_plain
+from electra_jax import console, file_access, plan_choices, registry
+from electra_jax.config import (
+  Phase,
+  PretrainingConfig,
+  checked_pretraining,
+  from_plain,
+  phases_of,
+  to_plain,
+)
 from electra_jax.console import say
 from electra_jax.errors import UserError
 from electra_jax.model.sharing.scheme import SharingScheme
@@ -61,6 +68,56 @@ def _ignore(text: str) -> None:
   del text
 
 
+@dataclasses.dataclass(frozen=True)
+class AnyDevice:
+  """The devices of a plan that is not for a TPU slice; see `plan_choices.device_of`.
+
+  Attributes:
+    name: kind of the device; None for the local one.
+    count: number of devices; None for all local ones, or one.
+    utilization: share of the peak; None for the usual one.
+    hours: time that a run may take; None for the default.
+  """
+
+  name: str | None = None
+  count: int | None = None
+  utilization: float | None = None
+  hours: float | None = None
+
+
+def plan_mode(
+  config: ConfigDict | PretrainingConfig,
+  topology: str | None = None,
+  output: str | None = None,
+  price: float | None = None,
+  search: bool = True,
+  **device: str | float | None,
+) -> Json:
+  """Plans a config on a slice, or without a topology compares the shipped configs on a device.
+
+  Args:
+    config: as for training.
+    topology: name of a slice; None for the table of configs.
+    output: a folder; None for runs/CONFIG_NAME.
+    price: dollars per chip-hour or device-hour, if known.
+    search: whether to search for the largest batch on the slice.
+    **device: fields of `AnyDevice`.
+
+  Raises:
+    UserError: see `plan` and `plan_choices.choices`.
+  """
+  if price is not None and price < 0:
+    raise UserError(f'--price is {price:g}; expected the dollars of a device-hour, at least 0.')
+  if topology:
+    return plan(config, topology, output, price, search)
+  fields: dict[str, Any] = dict(device)
+  of = AnyDevice(**fields)
+  if of.hours is not None and not of.hours > 0:
+    raise UserError(f'--hours is {of.hours:g}; expected a time above 0.')
+  devices = plan_choices.device_of(of.name or plan_choices.LOCAL, of.count, of.utilization)
+  return plan_choices.choices(checked_pretraining(config), devices, of.hours, price, output)
+
+
 def plan(
   config: ConfigDict | PretrainingConfig,
   topology: str,
@@ -81,12 +138,10 @@ def plan(
     What was written; see `compile_plan` and `costs` for its fields.
 
   Raises:
-    UserError: the config, the slice or the price is not valid, or libtpu is missing or crashes.
+    UserError: the config or the slice is not valid, or libtpu is missing or crashes.
   """
   config = resolve_run(config, platform='tpu').config
   of = slices.parse_slice(topology)
-  if price is not None and price < 0:
-    raise UserError(f'--price is {price:g}; expected the dollars of a chip-hour, at least 0.')
   for name, reason in (('minutes', 'devices to measure time'), ('epochs', 'prepared corpus')):
     if budget := getattr(config, f'budget_{name}'):
       raise UserError(

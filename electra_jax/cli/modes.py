@@ -126,7 +126,14 @@ FLAGS: dict[str, Flag] = {
       'TPU slice, such as v5e-16, v4-8, v5p-128 or v6e-64, or several, such as 2xv5e-256.',
       example='v5e-16',
     ),
-    Flag('price', 'US dollars per chip and hour, to estimate the cost of the run.', float),
+    Flag('price', 'US dollars per chip or device and hour, to estimate the cost.', float),
+    Flag(
+      'device',
+      "Kind of the device, such as 'NVIDIA H100' or 'TPU v5e'; default: that of this machine.",
+    ),
+    Flag('device_count', 'Number of devices; default: all of this machine, or 1.', int, at_least=1),
+    Flag('utilization', 'Share of the peak FLOP/s that durations are estimated with.', float),
+    Flag('hours', 'Time that a run may take; default: 30 days.', float),
     Flag(
       'search',
       'Search for the largest batch that fits into memory; takes more compilations.',
@@ -223,12 +230,25 @@ MODES: dict[str, Mode] = {
     ),
     Mode(
       'plan',
-      'Compile a config for a TPU slice: memory, time per step and cost.',
-      'electra_jax.plan:plan',
+      'Compile a config for a TPU slice: memory, time per step and cost. Without --topology: which '
+      'shipped configs fit the corpus, the device and the time.',
+      'electra_jax.plan:plan_mode',
       config=PretrainingConfig,
       workdir=False,
-      flags=('topology', 'output', 'price', 'search'),
-      required=('topology',),
+      flags=(
+        'topology',
+        'output',
+        'price',
+        'search',
+        'device',
+        'device_count',
+        'utilization',
+        'hours',
+      ),
+      exclusive=tuple(
+        ('topology', name) for name in ('device', 'device_count', 'utilization', 'hours')
+      ),
+      parameters={'device': 'name', 'device_count': 'count'},
     ),
     Mode(
       'finetune',

@@ -226,7 +226,7 @@ def test_mistakes_are_reported_before_compilation(monkeypatch, tmp_path):
   with pytest.raises(UserError, match="--topology is 'v5e'; expected a TPU slice"):
     plan.plan(c, 'v5e', output=str(tmp_path))
   with pytest.raises(UserError, match='--price'):
-    plan.plan(c, 'v5e-4', price=-1, output=str(tmp_path))
+    plan.plan_mode(c, 'v5e-4', price=-1, output=str(tmp_path))
   c.optimizer.warmup_steps = 10**9
   with pytest.raises(UserError, match='warmup'):
     plan.plan(c, 'v5e-4', output=str(tmp_path))

@@ -26,6 +26,7 @@ RANKS = {
   '__init__': 7,
   'model_card': 8,
   'plan_report': 7,
+  'plan_choices': 7,
   'plan': 8,
   'report': 8,
   'timeline': 8,
