@@ -1,48 +1,141 @@
-"""Curves and tables of a run: WORKDIR/report.png and WORKDIR/report.md."""
+"""The report of a run: the page WORKDIR/report.html, and curves and tables as PNG and Markdown."""
 
 import io
 import math
 import os
 from typing import Any, TypeAlias
 
+import jax
+from etils import epath
+
 from electra_jax import registry
 from electra_jax.console import say, seconds
+from electra_jax.data.prepare.finished import FACTS_FILE, read_facts
+from electra_jax.data.prepare.preparation_report import kept_facts
 from electra_jax.errors import UserError
-from electra_jax.file_access import exists, write_bytes
+from electra_jax.file_access import exists, join, write_bytes
+from electra_jax.pages.colored_rows import example_rows
+from electra_jax.pages.html_page import Html
+from electra_jax.pages.run_checks import RunFiles
+from electra_jax.pages.run_page import PageContent, run_page
 from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.objective import Objective
-from electra_jax.training import plugins
+from electra_jax.pretrain.trained_run import open_run
+from electra_jax.training import checkpoints, plugins, versions
 from electra_jax.training.curves import RunRecord, draw_curves
 from electra_jax.training.progress import quantity, read_metrics
 from electra_jax.training.run_folder import folder, read_json
+
+EXAMPLES = 3  # held-out rows on the page
 
 # (value, low, high); the last two are None without a bootstrap interval.
 Interval: TypeAlias = tuple[float | None, float | None, float | None]
 
 
-def report(workdir: str | os.PathLike[str]) -> None:
-  """Writes a run's curves and a summary, WORKDIR/report.png and report.md, and prints key metrics.
+def report_mode(workdir: str, examples: int, store: str | None) -> None:
+  """Writes the report without an accelerator, which the run that it describes may be using."""
+  jax.config.update('jax_platforms', 'cpu')
+  report(workdir, examples=examples, store=store)
 
-  It reads what training recorded; bootstrap intervals are added after `--mode=evaluate`.
+
+def report(
+  workdir: str | os.PathLike[str], *, examples: int = EXAMPLES, store: str | None = None
+) -> None:
+  """Writes a run's report and prints key metrics.
+
+  The files are WORKDIR/report.html, a page of all that the run recorded, and WORKDIR/report.png and
+  report.md, its curves and a summary. Bootstrap intervals are added after `--mode=evaluate`.
+
+  Args:
+    workdir: the run's folder.
+    examples: held-out rows that the page shows with the discriminator's probabilities, at most; 0
+      does not load the model.
+    store: where the prepared corpus is, if it has moved since training.
 
   Raises:
     UserError: no metrics have been recorded, a file is damaged, or the folder cannot be written.
   """
   record = read_record(workdir)
-  picture, summary = record.workdir / 'report.png', record.workdir / 'report.md'
   image = io.BytesIO()
   draw_curves(record, headline(record)).savefig(image, dpi=130, format='png')
+  content = PageContent(
+    _read_files(record, store),
+    headline(record),
+    essentials(record),
+    displayed_metrics(record),
+    latest(record),
+    _examples(record, examples, store),
+  )
+  written = {
+    'page': ('report.html', run_page(content).encode()),
+    'picture': ('report.png', image.getvalue()),
+    'summary': ('report.md', text(record, 'report.png').encode()),
+  }
   try:
-    write_bytes(picture, image.getvalue())
-    write_bytes(summary, text(record, picture.name).encode())
+    for name, data in written.values():
+      write_bytes(record.workdir / name, data)
   except OSError as error:
     raise UserError(
       f'the report cannot be written to {workdir} ({error.strerror}); make it writable.'
     ) from None
-  say('picture', str(picture))
-  say('summary', str(summary))
+  for label, (name, _) in written.items():
+    say(label, str(record.workdir / name))
   for label, line in key_lines(record):
     say(label, line)
+
+
+def _optional(path: epath.Path) -> dict[str, Any] | None:
+  """A JSON file of a run; None where it is missing."""
+  return read_json(path) if exists(path) else None
+
+
+def _read_files(record: RunRecord, store: str | None) -> RunFiles:
+  """What the page shows besides the record. Counts of older runs are read from the store, if any.
+
+  Raises:
+    UserError: a file is damaged.
+  """
+  path = record.workdir
+  corpus = record.resolved.get('corpus', ())
+  location = store or record.config['data'].get('store')
+  if not corpus and location:
+    facts = read_facts(location)
+    corpus = (kept_facts(facts, location),) if facts else ()
+  return RunFiles(
+    record,
+    corpus,
+    _optional(path / 'status.json') or {},
+    _optional(path / versions.FILE) or {},
+  )
+
+
+def _examples(record: RunRecord, count: int, store: str | None) -> Html | str:
+  """Held-out rows of the last checkpoint, or a sentence that states why there are none.
+
+  The corpus is never prepared anew.
+  """
+  if not count:
+    return 'Not shown, as --examples=0 was given.'
+  if not _objective(record.config).has_discriminator:
+    name = record.config['objective'].get('name', 'electra')
+    return f'The objective {name} has no discriminator whose probabilities could be shown.'
+  if not checkpoints.any_saved(record.workdir):
+    return 'The run has no checkpoint yet.'
+  corpus = record.resolved.get('corpus') or [{}]
+  location = store or record.config['data'].get('store') or corpus[-1].get('path')
+  if not location:
+    return (
+      'This folder does not record where its prepared corpus is, as it was started by an earlier '
+      'version; --store=FOLDER names it.'
+    )
+  try:
+    if not exists(join(location, FACTS_FILE)):
+      return (
+        f'The prepared corpus is not at {location} any more; --store=FOLDER names another place.'
+      )
+    return example_rows(open_run(record.workdir, 'last', location), count)
+  except UserError as error:
+    return f'They cannot be computed: {error}'
 
 
 def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
@@ -61,18 +154,15 @@ def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
       f'{path} has no metrics to report: its metrics.jsonl is missing or empty; train there first.'
     )
 
-  def optional(name: str) -> dict[str, Any] | None:
-    return read_json(path / name) if exists(path / name) else None
-
   plugins.check(path)
   config = read_json(path / 'config.json')
   return RunRecord(
     path,
     config=config,
-    resolved=optional('resolved.json') or {},
+    resolved=_optional(path / 'resolved.json') or {},
     train=[line for line in lines if line['kind'] == 'train'],
     heldout=[line for line in lines if line['kind'] == 'heldout'],
-    evaluation=optional('evaluation.json'),
+    evaluation=_optional(path / 'evaluation.json'),
     same_tower=_objective(config).one_tower or _one_encoder(config),
   )
 

@@ -105,6 +105,13 @@ FLAGS: dict[str, Flag] = {
     Flag('rows', 'Held-out rows, at most; default: all, for inspect 4.', int, at_least=1),
     Flag('first', 'First held-out row to show.', int, default=0, at_least=0),
     Flag(
+      'examples',
+      'Held-out rows that the report shows with probabilities; 0 does not load the model.',
+      int,
+      default=3,
+      at_least=0,
+    ),
+    Flag(
       'store',
       'Prepared corpus of the run, where it is not where it was during training.',
     ),
@@ -225,8 +232,9 @@ MODES: dict[str, Mode] = {
     ),
     Mode(
       'report',
-      'Draw the training curves of a run.',
-      'electra_jax.report:report',
+      'Write a page about a run: checks, curves, metrics, held-out examples, data and settings.',
+      'electra_jax.report:report_mode',
+      flags=('examples', 'store'),
     ),
     Mode(
       'plan',

@@ -154,6 +154,27 @@ def _as_evaluated(
   return read_rows(settings, model, params, token_ids, row_keys(EVAL_SEED, 0, numbers))
 
 
+def evaluated_rows(run: 'Run', numbers: np.ndarray) -> Iterator[tuple[int, RowsRead]]:
+  """Held-out rows as both towers read them, masked and sampled as in evaluation.
+
+  Args:
+    run: an opened run.
+    numbers: int [rows], of the rows in the store.
+
+  Yields:
+    The number of each row and the row, arrays [length].
+  """
+  for start in range(0, len(numbers), ROWS_AT_ONCE):
+    some = numbers[start : start + ROWS_AT_ONCE]
+    chunk = np.pad(some, (0, ROWS_AT_ONCE - len(some)), mode='edge')  # one shape, one compilation
+    token_ids = run.heldout.read(chunk)
+    result = jax.device_get(
+      _as_evaluated(run.settings, run.model, run.params, token_ids, chunk.astype(np.int32))
+    )
+    for i, number in enumerate(some):
+      yield int(number), RowsRead(*(array[i] for array in result))
+
+
 def inspect(run: 'Run', *, rows: int = 4, first: int = 0, color: bool | None = None) -> str:
   """Prints held-out rows of a run as text, masked and sampled as in evaluation.
 
@@ -200,17 +221,9 @@ def _sections(run: 'Run', numbers: np.ndarray, color: bool) -> Iterator[str]:
     f'masked as in --mode=evaluate\n\n{legend(run.tokenizer.notation, width, color, judged)}'
   )
   counts: Counts = collections.Counter()
-  for start in range(0, len(numbers), ROWS_AT_ONCE):
-    some = numbers[start : start + ROWS_AT_ONCE]
-    chunk = np.pad(some, (0, ROWS_AT_ONCE - len(some)), mode='edge')  # one shape, one compilation
-    token_ids = store.read(chunk)
-    result = jax.device_get(
-      _as_evaluated(run.settings, run.model, run.params, token_ids, chunk.astype(np.int32))
-    )
-    for i, number in enumerate(some):
-      row = RowsRead(*(array[i] for array in result))
-      counts += count_verdicts(row, run.tokenizer)
-      yield row_text(row, run.tokenizer, int(number), width, color)
+  for number, row in evaluated_rows(run, numbers):
+    counts += count_verdicts(row, run.tokenizer)
+    yield row_text(row, run.tokenizer, number, width, color)
   yield totals(counts, numbers, store.rows, judged)
 
 
@@ -366,7 +379,7 @@ def _atoms(row: RowsRead, tokenizer: Tokenizer, piece: np.ndarray) -> list[tuple
     if kind == 'original' and row.token_ids[i] in outer_ids(tokenizer):
       marked: StyledText = [(text, 'dim')]
     else:
-      was, put = _was_and_put(row, tokenizer, i, text)
+      was, put = was_and_put(row, tokenizer, i, text)
       marked = mark(was, put, kind, row.masked[i], row.p_replaced[i])
     atoms.append((space, marked))
   return atoms
@@ -388,7 +401,7 @@ def _table_line(
   ]
 
 
-def _was_and_put(row: RowsRead, tokenizer: Tokenizer, i: int, text: str) -> tuple[str, str]:
+def was_and_put(row: RowsRead, tokenizer: Tokenizer, i: int, text: str) -> tuple[str, str]:
   """An original token and what replaces it.
 
   They are written as in the vocabulary where one begins a word and the other does not.

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from etils import epath
 from electra_jax import console
 from electra_jax.config import AnyConfig, has_budget, to_plain
 from electra_jax.console import say
+from electra_jax.data.prepare import preparation_report
 from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
@@ -414,9 +415,16 @@ def _record(setup: RunSetup) -> None:
     'unigram_entropy': data.unigram_entropy,
     'train_rows': data.prepared[0].train.rows,
     'parameters': setup.parameters,
+    'corpus': _kept_facts(data.prepared),
   }
   path = setup.workdir / 'resolved.json'
   hosts.from_first(functools.partial(run_folder.write_json, path, resolved))
+
+
+def _kept_facts(prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
+  """What was counted of the corpus of each phase, once where phases share it."""
+  by_path = {p.path: preparation_report.kept_facts(p.facts, p.path) for p in prepared}
+  return list(by_path.values())
 
 
 def _plan_of_phase(

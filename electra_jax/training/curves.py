@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from etils import epath
@@ -46,6 +46,20 @@ Line: TypeAlias = dict[str, Any]  # of metrics.jsonl
 Panel: TypeAlias = Callable[[int, slice, str, str], Axes]  # row, columns, title, what is good
 
 
+class CurvePanel(NamedTuple):
+  """A panel as a figure of its own.
+
+  Attributes:
+    title: what it shows.
+    good: what good curves look like.
+    figure: a matplotlib Figure without the two texts.
+  """
+
+  title: str
+  good: str
+  figure: Figure
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
   """What a run recorded, as plain JSON values.
@@ -67,6 +81,16 @@ class RunRecord:
   heldout: list[Line]
   evaluation: dict[str, Any] | None
   same_tower: bool = False
+
+  @property
+  def kinds(self) -> Line:
+    """A line with the metrics that the run has: of training, or before its first line held-out."""
+    return (self.train or self.heldout)[-1]
+
+  @property
+  def tokens_per_step(self) -> float:
+    """Mean over the run; padding included."""
+    return float(self.last['tokens'] / max(1, self.last['step']))
 
   @property
   def last(self) -> Line:
@@ -116,18 +140,52 @@ def draw_curves(record: RunRecord, headline: str) -> Figure:
     def panel(row: int, columns: slice, title: str, good: str) -> Axes:
       return _panel(figure.add_subplot(grid[row, columns]), record, title, good, steps=row == 0)
 
-    _draw_losses(record, panel)
-    if 'auc' in record.train[-1]:
-      _draw_verdicts(record, panel)
-    _draw_accuracy(record, panel)
-    _draw_gradients(record, panel)
-    _draw_speed(record, panel)
+    _draw_panels(record, panel)
     for axes in figure.axes:
-      if axes.get_legend_handles_labels()[0]:
-        axes.legend(
-          loc='best', framealpha=0.85, edgecolor='none', handlelength=1.8, borderaxespad=0.2
-        )
+      _add_legend(axes)
   return figure
+
+
+def draw_single_panels(record: RunRecord, size: tuple[float, float]) -> list[CurvePanel]:
+  """Draws the panels of `draw_curves` as figures of their own, in its order.
+
+  Args:
+    record: of the run.
+    size: of each figure, in inches.
+  """
+  import matplotlib
+  import matplotlib.figure
+
+  found: list[CurvePanel] = []
+  with matplotlib.rc_context(STYLE):
+
+    def panel(row: int, columns: slice, title: str, good: str) -> Axes:
+      del row, columns
+      figure: Figure = matplotlib.figure.Figure(figsize=size, layout='constrained')
+      found.append(CurvePanel(title, good, figure))
+      axes = figure.add_subplot()
+      _token_axis(axes, record)
+      return axes
+
+    _draw_panels(record, panel)
+    for one in found:
+      _add_legend(one.figure.axes[0])
+  return found
+
+
+def _draw_panels(record: RunRecord, panel: Panel) -> None:
+  """Draws the panels of the metrics that the objective has."""
+  _draw_losses(record, panel)
+  if 'auc' in record.kinds:
+    _draw_verdicts(record, panel)
+  _draw_accuracy(record, panel)
+  _draw_gradients(record, panel)
+  _draw_speed(record, panel)
+
+
+def _add_legend(axes: Axes) -> None:
+  if axes.get_legend_handles_labels()[0]:
+    axes.legend(loc='best', framealpha=0.85, edgecolor='none', handlelength=1.8, borderaxespad=0.2)
 
 
 def _draw_losses(record: RunRecord, panel: Panel) -> None:
@@ -142,11 +200,11 @@ def _draw_losses(record: RunRecord, panel: Panel) -> None:
     _reference(axes, unigram, f'without context: unigram entropy {unigram:.2f}')
 
   right = slice(3, 6)
-  if 'prediction_loss' in record.train[-1]:
+  if 'prediction_loss' in record.kinds:
     title = "The main tower's prediction loss"
     axes = panel(0, right, title, 'nats per token; good: falls, and keeps falling')
     _curves(axes, record, 'prediction_loss', PURPLE, 'main tower')
-  elif 'auc' in record.train[-1]:
+  elif 'auc' in record.kinds:
     good = "nats per token; good: falls further below the constant predictor's"
     axes = panel(0, right, 'Discriminator loss', good)
     _curves(axes, record, 'discriminator_loss', BLUE, 'discriminator')
@@ -186,7 +244,7 @@ def _draw_verdicts(record: RunRecord, panel: Panel) -> None:
 def _draw_accuracy(record: RunRecord, panel: Panel) -> None:
   axes = panel(2, slice(0, 2), "Generator's accuracy", 'at masked positions; good: both rise')
   _curves(axes, record, 'generator_accuracy', BLUE, 'most likely token')
-  if 'sampled_accuracy' in record.train[-1]:
+  if 'sampled_accuracy' in record.kinds:
     _curves(axes, record, 'sampled_accuracy', PURPLE, 'sampled token', marker='s')
   axes.set_ylim(bottom=0)
 
@@ -248,30 +306,36 @@ def describe_schedule(config: Mapping[str, Any]) -> str:
 
 def _panel(axes: Axes, record: RunRecord, title: str, good: str, *, steps: bool) -> Axes:
   """Sets titles and the x axis, which shows tokens and, with `steps`, also steps at the top."""
-  from matplotlib.ticker import MaxNLocator
-
-  def ticks() -> Locator:
-    return MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=True)
-
-  last, above = record.last, 17 if steps else 0
+  above = 17 if steps else 0
   axes.set_title(title, loc='left', fontsize=11, fontweight='bold', pad=21 + above)
   axes.annotate(
     good, (0, 1), (0, 7 + above), 'axes fraction', 'offset points', fontsize=9, color=GREY
   )
-  axes.set_xlim(0, last['tokens'] * 1.02)
-  axes.set_xlabel('tokens seen', fontsize=8.5, labelpad=1)
-  axes.xaxis.set_major_locator(ticks())
-  axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+  _token_axis(axes, record)
   if steps:
-    per_step = last['tokens'] / last['step']
+    per_step = max(1.0, record.tokens_per_step)
     top = axes.secondary_xaxis(
       'top', functions=(lambda tokens: tokens / per_step, lambda step: step * per_step)
     )
-    top.xaxis.set_major_locator(ticks())
+    top.xaxis.set_major_locator(_few_ticks())
     top.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}' if value else 'step 0')
     top.spines['top'].set_visible(False)
     top.tick_params(length=2, pad=1, labelcolor=GREY)
   return axes
+
+
+def _token_axis(axes: Axes, record: RunRecord) -> None:
+  """Sets the x axis: tokens from the start of the run to its last line."""
+  axes.set_xlim(0, max(1, record.last['tokens']) * 1.02)
+  axes.set_xlabel('tokens seen', fontsize=8.5, labelpad=1)
+  axes.xaxis.set_major_locator(_few_ticks())
+  axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
+
+
+def _few_ticks() -> Locator:
+  from matplotlib.ticker import MaxNLocator
+
+  return MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=True)
 
 
 def _marker(lines: Sequence[Line], marker: str = '.') -> str | None:
@@ -323,7 +387,7 @@ def _curves(
       marker=_marker(record.heldout, marker),
     )
   if record.evaluation and name in record.evaluation['figures']:
-    f, per_step = record.evaluation['figures'][name], record.last['tokens'] / record.last['step']
+    f, per_step = record.evaluation['figures'][name], record.tokens_per_step
     spread = [[max(f['value'] - f['low'], 0)], [max(f['high'] - f['value'], 0)]]
     axes.errorbar(
       [record.evaluation['step'] * per_step],

@@ -25,6 +25,7 @@ RANKS = {
   'finetune': 6,
   '__init__': 7,
   'model_card': 8,
+  'pages': 7,
   'plan_report': 7,
   'plan_choices': 7,
   'plan': 8,

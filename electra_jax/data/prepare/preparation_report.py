@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from electra_jax import console
+from electra_jax import console, file_access
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import blocks
 from electra_jax.data.prepare.blocks import Facts
@@ -108,7 +108,7 @@ def console_lines(facts: Facts) -> list[tuple[str, str]]:
   for split, title in (('train', 'training'), ('heldout', 'held out')):
     if split in facts:
       lines.append((title, _split_line(facts[split], length)))
-  total = _total(facts)
+  total = _total(facts, length)
   if total['dropped_tokens']:
     share = _share(total['dropped_tokens'], total['text_tokens'])
     lines.append(
@@ -144,6 +144,22 @@ def _split_line(facts: Facts, length: int) -> str:
 #### The page ####
 
 
+def kept_facts(facts: Facts, path: str) -> Facts:
+  """The counts that a run keeps of its corpus: all but texts of documents.
+
+  Args:
+    facts: of a finished corpus.
+    path: the folder or address of the corpus.
+  """
+  splits = {split: facts[split] | {'longest': []} for split in blocks.SPLITS if split in facts}
+  tokenizer = {name: facts['tokenizer'][name] for name in ('kind', 'size')}
+  row_length = facts['recipe']['row_length']
+  if not file_access.is_remote(path):
+    path = file_access.absolute(path)
+  kept = {'path': path, 'row_length': row_length, 'tokenizer': tokenizer}
+  return kept | splits | {'sources': facts['sources']}
+
+
 def report_page(facts: Facts, seconds: float, made_by: str) -> str:
   """The report in Markdown: what was made from what, what was lost, and the longest documents.
 
@@ -154,9 +170,6 @@ def report_page(facts: Facts, seconds: float, made_by: str) -> str:
   """
   recipe = facts['recipe']
   tokenizer = facts['tokenizer']
-  columns = {'training': facts['train']}
-  if 'heldout' in facts:
-    columns |= {'held out': facts['heldout'], 'all': _total(facts)}
   return '\n'.join(
     [
       '# Prepared corpus',
@@ -164,25 +177,33 @@ def report_page(facts: Facts, seconds: float, made_by: str) -> str:
       f'{tokenizer["kind"]} tokenizer of {tokenizer["size"]:,} tokens, row format '
       f'`{recipe["row_format"]}`, made in {console.seconds(seconds)} {made_by}.',
       '',
-      *_table(_count_rows(columns, recipe['row_length'])),
+      *_table(count_rows(facts, recipe['row_length'])),
       '',
       '## Sources',
       '',
-      *_table(_source_rows(facts['sources'])),
+      *_table(_marked_sources(source_rows(facts['sources']))),
       '',
       'Documents, characters, tokens and rows of a source are those of the training split. Blank '
       'documents are dropped.',
       '',
       '## Longest documents',
       '',
-      *_table(_longest_rows(_total(facts)['longest'])),
+      *_table(_longest_rows(_total(facts, recipe['row_length'])['longest'])),
       '',
     ]
   )
 
 
-def _count_rows(columns: dict[str, Facts], row_length: int) -> list[list[str]]:
-  """Rows of the table of counts, with a column per split."""
+def count_rows(facts: Facts, row_length: int) -> list[list[str]]:
+  """Rows of the table of counts, its header first, with a column per split.
+
+  Args:
+    facts: of a finished corpus, or what a run keeps of them.
+    row_length: tokens of a row.
+  """
+  columns = {'training': facts['train']}
+  if 'heldout' in facts:
+    columns |= {'held out': facts['heldout'], 'all': _total(facts, row_length)}
   cells: dict[str, Callable[[Facts], str]] = {
     'documents': _number('documents'),
     'characters': _number('characters'),
@@ -225,13 +246,20 @@ def _near_duplicates(facts: Facts) -> str:
   return f'{facts["duplicate_documents"]:,} ({facts["duplicate_characters"]:,} characters)'
 
 
-def _source_rows(sources: Sequence[dict[str, Any]]) -> list[list[str]]:
+def source_rows(sources: Sequence[dict[str, Any]]) -> list[list[str]]:
+  """Rows of the table of sources, its header first."""
   rows = [['source', 'weight', *_SOURCE_COLUMNS]]
   for source in sources:
     weight = '' if source['weight'] is None else f'{source["weight"]:g}'
     counts = [f'{source[name]:,}' for name in _SOURCE_COLUMNS.values()]
-    rows.append([f'`{_cell(source["location"])}`', weight, *counts])
+    rows.append([source['location'], weight, *counts])
   return rows
+
+
+def _marked_sources(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+  """Rows of the table of sources with their locations as code."""
+  header, *lines = rows
+  return [list(header), *([f'`{_cell(location)}`', *cells] for location, *cells in lines)]
 
 
 def _longest_rows(longest: Sequence[tuple[int, str]]) -> list[list[str]]:
@@ -253,13 +281,13 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
   return [lines[0], f'|{"|".join(rule)}|', *lines[1:]]
 
 
-def _total(facts: Facts) -> Facts:
+def _total(facts: Facts, row_length: int) -> Facts:
   """The counts of both splits together."""
   total: Facts = {}
   for split in blocks.SPLITS:
     if split in facts:
       blocks.add_facts(total, facts[split])
-  total['padding_share'] = _padding_share(total, facts['recipe']['row_length'])
+  total['padding_share'] = _padding_share(total, row_length)
   return total
 
 

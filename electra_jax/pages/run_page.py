@@ -1,0 +1,372 @@
+"""The page of a run, WORKDIR/report.html: checks, metrics, curves, examples, data and settings."""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from electra_jax.config import PretrainingConfig, to_plain
+from electra_jax.console import seconds
+from electra_jax.data.prepare.preparation_report import count_rows, source_rows
+from electra_jax.pages.html_page import (
+  Cell,
+  Html,
+  contents,
+  fields,
+  isolated,
+  joined_html,
+  page,
+  picture,
+  section,
+  table,
+  tag,
+)
+from electra_jax.pages.run_checks import LEVELS, Finding, RunFiles, findings
+from electra_jax.training.curves import CurvePanel, Line, RunRecord, draw_single_panels
+from electra_jax.training.progress import quantity
+
+# Value, low, high; None where there is none.
+Estimate: TypeAlias = tuple[float | None, float | None, float | None]
+
+_PANEL = (4.6, 2.9)  # inches: readable at the width of a phone
+_SPEED_PANELS = ('Tokens per second', 'Utilization')
+_KINDS = {'problem': 'Problem', 'warning': 'Warning', 'note': 'Note'}
+_STATES = {
+  'preparing': 'note',
+  'running': 'note',
+  'stopped': 'note',
+  'finished': 'good',
+  'failed': 'problem',
+}
+# Titles of what metrics.jsonl has besides the metrics of the objective.
+_OTHER_TITLES = {
+  'loss': 'training loss (weighted sum)',
+  'skipped': 'skipped steps',
+  'learning_rate': 'learning rate',
+  'generator_learning_rate': "generator's learning rate",
+  'tokens_per_second': 'tokens per second',
+  'utilisation': 'utilization of the peak',
+  'input_wait': 'share of the time waiting for input',
+  'temperature': 'temperature',
+  'mask_rate': 'mask rate',
+  'discriminator_weight': 'weight of the discriminator',
+}
+_NOT_METRICS = ('kind', 'step', 'tokens', 'seconds')
+_SECTIONS = {
+  'checks': 'Checks',
+  'metrics': 'Metrics',
+  'curves': 'Curves',
+  'examples': 'Held-out examples',
+  'speed': 'Speed',
+  'data': 'Data',
+  'settings': 'Config and environment',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PageContent:
+  """What a page shows, besides what it reads from the run's files.
+
+  Attributes:
+    files: of the run.
+    headline: what was trained and for how long, in one line.
+    essentials: names and values of the run's main settings.
+    titles: of the objective's metrics, by name, in order.
+    latest: source, step and values of the latest metrics.
+    examples: held-out rows, or a sentence that states why there are none.
+  """
+
+  files: RunFiles
+  headline: str
+  essentials: Sequence[tuple[str, str]]
+  titles: Mapping[str, str]
+  latest: tuple[str, int, Mapping[str, Estimate]]
+  examples: Html | str
+
+
+def run_page(content: PageContent) -> str:
+  """The page as text."""
+  files = content.files
+  panels = draw_single_panels(files.record, _PANEL)
+  curves = [panel for panel in panels if panel.title not in _SPEED_PANELS]
+  speed = [panel for panel in panels if panel.title in _SPEED_PANELS]
+  examples = content.examples
+  body = {
+    'checks': _checks(findings(files)),
+    'metrics': joined_html([_tiles(content), _metrics_table(content)]),
+    'curves': joined_html([tag('p', _curves_key(files.record), class_='notes'), _figures(curves)]),
+    'examples': examples if isinstance(examples, Html) else tag('p', examples),
+    'speed': joined_html([_speed(files.record), _figures(speed)]),
+    'data': _data(files),
+    'settings': _settings(content),
+  }
+  sections = [section(name, _SECTIONS[name], part) for name, part in body.items()]
+  name = str(files.record.config['name'])
+  return page(f'{name} - run report', _header(content, name), *sections)
+
+
+def _header(content: PageContent, name: str) -> Html:
+  state = content.files.status.get('state')
+  chip = Html()
+  if state:
+    chip = tag('span', state, class_=f'state {_STATES.get(state, "note")}')
+  # The headline begins with the name, which is the heading here.
+  lead = content.headline.removeprefix(f'{name}: ')
+  return tag(
+    'header',
+    chip,
+    tag('h1', isolated(name)),
+    tag('p', f'{lead}.', class_='lead'),
+    contents(_SECTIONS),
+  )
+
+
+#### Checks ####
+
+
+def _checks(found: Sequence[Finding]) -> Html:
+  counts = {level: sum(finding.level == level for finding in found) for level in LEVELS}
+  serious = counts['problem'] + counts['warning']
+  if serious:
+    parts = [f'{n} {level}{"s" * (n != 1)}' for level, n in counts.items() if n]
+    lead = f'{" and ".join(", ".join(parts).rsplit(", ", 1))}.'
+  else:
+    lead = 'No warnings.'
+  items = [] if serious else [_good_item()]
+  for finding in found:
+    kind = tag('span', _KINDS[finding.level], class_=f'kind {finding.level}')
+    items.append(
+      tag(
+        'li',
+        tag('h3', kind, finding.title),
+        tag('p', finding.detail),
+        tag('p', finding.action, class_='faint'),
+        class_=f'is-{finding.level}',
+      )
+    )
+  return joined_html([tag('p', lead), tag('ul', *items, class_='findings')])
+
+
+def _good_item() -> Html:
+  kind = tag('span', 'Fine', class_='kind good')
+  text = (
+    'Losses, gradients, speed, held-out metrics and the counts of the text, as far as they are '
+    'recorded, are as they should be.'
+  )
+  return tag('li', tag('h3', kind, 'Nothing unusual'), tag('p', text), class_='is-good')
+
+
+#### Metrics ####
+
+
+def _tiles(content: PageContent) -> Html:
+  """The key metrics, each with the value that it is compared with."""
+  record, (source, step, values) = content.files.record, content.latest
+  last, steps = record.last, record.config['steps']
+  taken = f'step {last["step"]:,} of {steps:,}; {quantity(last["tokens"])} tokens'
+  found = [_tile('Progress', f'{last["step"] / max(1, steps):.0%}', taken)]
+  entropy = record.resolved.get('unigram_entropy')
+  references = {
+    'generator_loss': f'nats; without context {entropy:.3f}' if entropy else 'nats',
+    'prediction_loss': 'nats per predicted token',
+    'gain': 'nats less than the best constant prediction; good: above 0',
+    'auc': 'chance: 0.5',
+    'average_precision': f'chance: {_number(values.get("replaced_rate", (None,))[0])}',
+    'reference_ap': f'without context: {_number(values.get("reference_unigram_ap", (None,))[0])}',
+  }
+  for name, reference in references.items():
+    value, low, high = values.get(name, (None, None, None))
+    if value is not None and math.isfinite(value):
+      interval = '' if low is None else f'95%: {_number(low)} to {_number(high)}; '
+      title = content.titles.get(name, name)
+      found.append(_tile(title[:1].upper() + title[1:], _number(value), interval + reference))
+  where = f'Of {source} at step {step:,}' + (', with 95% intervals.' if 'eval' in source else '.')
+  return joined_html([tag('div', *found, class_='tiles'), tag('p', where, class_='notes')])
+
+
+def _tile(title: str, value: str, reference: str) -> Html:
+  label = tag('span', title, class_='label')
+  return tag('div', label, tag('b', value), tag('span', reference), class_='tile')
+
+
+def _metrics_table(content: PageContent) -> Html:
+  """All metrics of the last lines and of the evaluation."""
+  record = content.files.record
+  train, heldout = (lines[-1] if lines else {} for lines in (record.train, record.heldout))
+  evaluation = record.evaluation or {}
+  figures = evaluation.get('figures', {})
+  header = ['metric']
+  header += [f'training, step {train["step"]:,}'] if train else []
+  header += [f'held out, step {heldout["step"]:,}'] if heldout else []
+  header += [f'evaluation, step {evaluation["step"]:,}', '95% interval'] if figures else []
+  main, other = [], []
+  for name, title in _titles(content, train, heldout, figures).items():
+    row = [title]
+    row += [_number(train.get(name)) if name in train else ''] if train else []
+    row += [_number(heldout.get(name)) if name in heldout else ''] if heldout else []
+    if figures:
+      f = figures.get(name)
+      interval = f'{_number(f["low"])} to {_number(f["high"])}' if f else ''
+      row += [_number(f['value']) if f else '', interval]
+    (main if name in content.titles else other).append(row)
+  note = (
+    'Losses in nats. Training metrics are means since the line before; held-out ones are of at '
+    f'most {record.config["eval_rows"]:,} rows'
+  )
+  note += f', the evaluation of {evaluation["rows"]:,}.' if figures else '.'
+  more = tag('details', tag('summary', 'Other recorded values'), table(header, other))
+  return joined_html([table(header, main), tag('p', note, class_='notes'), more if other else ''])
+
+
+def _titles(content: PageContent, *lines: Line) -> dict[str, str]:
+  """Titles of all metrics in these lines: those of the objective, then others."""
+  names = {name: None for line in lines for name in line if name not in _NOT_METRICS}
+  titles = {name: title for name, title in content.titles.items() if name in names}
+  others = [name for name in names if name not in titles]
+  return titles | {name: _OTHER_TITLES.get(name, _spelled(name)) for name in others}
+
+
+def _spelled(name: str) -> str:
+  """A title made from a name: 'gradient_norm/all' becomes 'gradient norm, all'."""
+  return name.replace('/', ', ').replace('_', ' ')
+
+
+def _number(value: float | None) -> str:
+  """A metric as text; a dash where it is undefined."""
+  if value is None or not math.isfinite(value):
+    return '-'
+  if abs(value) >= 1000:
+    return f'{value:,.0f}'
+  return f'{value:.4f}' if not value or abs(value) >= 1e-3 else f'{value:.3g}'
+
+
+#### Curves and speed ####
+
+
+def _curves_key(record: RunRecord) -> str:
+  key = 'Faint: training rows. Bold: held-out rows.'
+  if record.evaluation:
+    key += f' Diamond: the evaluation of step {record.evaluation["step"]:,} with its 95% interval.'
+  return f'{key} Below each title: what good curves look like.'
+
+
+def _figures(panels: Sequence[CurvePanel]) -> Html:
+  shown = [
+    tag(
+      'figure',
+      tag('figcaption', tag('h3', panel.title), panel.good),
+      picture(panel.figure, f'{panel.title} over tokens seen; {panel.good}'),
+    )
+    for panel in panels
+  ]
+  return tag('div', *shown, class_='figures')
+
+
+def _speed(record: RunRecord) -> Html:
+  # The first line includes the first step, which is slower.
+  train = record.train[1:] or record.train
+
+  def median(name: str) -> float | None:
+    values = [line[name] for line in train if line.get(name) is not None]
+    return statistics.median(values) if values else None
+
+  speed, used, wait = map(median, ('tokens_per_second', 'utilisation', 'input_wait'))
+  last = record.last
+  rows = [
+    ('tokens per second', '' if speed is None else f'{speed:,.0f} (median over log lines)'),
+    ('utilization', '' if used is None else f'{used:.1%} of the peak of matrix products (median)'),
+    ('waiting for input', '' if wait is None else f'{wait:.2%} of the time (median)'),
+    ('training time', f'{seconds(last["seconds"])}, without compilation and evaluation'),
+  ]
+  return fields([row for row in rows if row[1]])
+
+
+#### Data ####
+
+
+def _data(files: RunFiles) -> Html:
+  if not files.corpus:
+    return tag(
+      'p',
+      'The counts of the preparation are not recorded in this folder, as it was started by an '
+      'earlier version. --mode=prepare with the same config prints them; --store=FOLDER reads '
+      'them from a prepared corpus.',
+    )
+  return joined_html(part for facts in files.corpus for part in _corpus(facts))
+
+
+def _corpus(facts: Mapping[str, Any]) -> Iterator[Html]:
+  tokenizer = facts['tokenizer']
+  yield tag(
+    'p',
+    f'{tokenizer["kind"]} tokenizer of {tokenizer["size"]:,} tokens; prepared in ',
+    tag('code', isolated(facts['path'])),
+    '.',
+  )
+  header, *rows = count_rows(dict(facts), facts['row_length'])
+  yield table(header, rows)
+  header, *rows = source_rows(facts['sources'])
+  note = 'Counts of a source are those of its training documents.'
+  yield tag('p', note, class_='notes')
+  yield table(header, [[tag('code', isolated(row[0])), *row[1:]] for row in rows])
+
+
+#### Settings ####
+
+
+def _settings(content: PageContent) -> Html:
+  files = content.files
+  config, usual = _flat(files.record.config), _flat(to_plain(PretrainingConfig()))
+  changed = {name: value for name, value in config.items() if value != usual.get(name)}
+  return joined_html(
+    [
+      tag(
+        'div',
+        fields([row for row in content.essentials if row[1]]),
+        fields(_environment(files)),
+        class_='columns',
+      ),
+      tag('p', f'{len(changed)} fields differ from the defaults:', class_='notes'),
+      _config_table(changed),
+      tag('details', tag('summary', f'All {len(config)} fields'), _config_table(config)),
+    ]
+  )
+
+
+def _config_table(values: Mapping[str, Any]) -> Html:
+  rows = [
+    (name, tag('code', json.dumps(value, ensure_ascii=False))) for name, value in values.items()
+  ]
+  return fields(rows)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Name with dots -> value."""
+  found: dict[str, Any] = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      found |= _flat(value, f'{prefix}{name}.')
+    else:
+      found[prefix + name] = value
+  return found
+
+
+def _environment(files: RunFiles) -> list[tuple[str, Cell]]:
+  resolved, status = files.record.resolved, files.status
+  mesh = resolved.get('mesh')
+  rows: list[tuple[str, Cell]] = [
+    ('folder', tag('code', isolated(str(files.record.workdir)))),
+    ('state', status.get('state', '')),
+    ('exit reason', status.get('exit_reason') or ''),
+    ('host', status.get('host', '')),
+    ('started', status.get('started', '')),
+    ('status written', status.get('updated', '')),
+    ('mesh', ', '.join(f'{axis} {size}' for axis, size in mesh.items()) if mesh else ''),
+  ]
+  for name, title in (('started_with', 'started with'), ('last_run_with', 'last run with')):
+    versions = files.versions.get(name) or {}
+    rows.append((title, ', '.join(f'{package} {version}' for package, version in versions.items())))
+  rows.append(('format of the folder', files.versions.get('format', '')))
+  return [row for row in rows if str(row[1])]
