@@ -28,7 +28,10 @@ def find_browser():
 
 
 class Opened(NamedTuple):
-  """What a browser has seen of a page: messages and requests, except for the file itself."""
+  """What a browser has seen of a page: messages, and requests for anything but the file itself.
+
+  Requests that the page's policy forbids are messages.
+  """
 
   messages: list[str]
   requests: list[str]
@@ -117,7 +120,7 @@ class Browser:
       options = {'captureBeyondViewport': True}
       image = self.call('Page.captureScreenshot', options)['data']
       pathlib.Path(picture).write_bytes(base64.b64decode(image))
-    messages, requests = [], []
+    messages, requests = [], {}
     for event in self.events:
       parameters = event['params']
       if event['method'] == 'Log.entryAdded':
@@ -127,8 +130,10 @@ class Browser:
       elif event['method'] == 'Network.requestWillBeSent':
         url = parameters['request']['url']
         if url != address and not url.startswith('data:'):
-          requests.append(url)
-    return Opened(messages, requests, overflow, result)
+          requests[parameters['requestId']] = url
+      elif parameters.get('blockedReason') == 'csp':  # of Network.loadingFailed
+        requests.pop(parameters['requestId'], None)
+    return Opened(messages, list(requests.values()), overflow, result)
 
   def _value(self, expression):
     answer = self.call('Runtime.evaluate', {'expression': expression, 'returnByValue': True})

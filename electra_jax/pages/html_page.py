@@ -84,7 +84,7 @@ li.is-good { border-left-color: var(--good); }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; font-weight: 600;
   font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: .85rem; color: var(--faint); }
-.tile .label { font-weight: 600; color: var(--text); }
+.tile .label { font-weight: 600; color: var(--text); line-height: 1.35; margin: 2px 0; }
 .figures { display: grid; gap: 12px; margin-top: 12px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
@@ -101,7 +101,8 @@ th, td { padding: 6px 14px; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 tr:last-child > * { border-bottom: 0; }
 thead th { white-space: nowrap; color: var(--faint); font-weight: 600; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; min-width: 8.5rem; }
+th { overflow-wrap: break-word; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .fields th { width: 14rem; color: var(--faint); }
 .value { overflow-wrap: anywhere; min-width: 12rem; }
@@ -130,7 +131,8 @@ summary { cursor: pointer; color: var(--link); margin-bottom: 8px; }
 .kept { border-bottom: 1px dotted var(--faint); }
 .special { color: var(--faint); font-size: .8em; }
 footer { margin-top: 44px; font-size: .85rem; color: var(--faint); }
-@media (max-width: 600px) { main { padding: 20px 14px 32px; } h1 { font-size: 1.45rem; }
+@media (max-width: 600px) { .tiles { grid-template-columns: 1fr 1fr; }
+  .tile { padding: 10px 12px; } main { padding: 20px 14px 32px; } h1 { font-size: 1.45rem; }
   th, td { padding: 6px 10px; } .fields th { width: 8.5rem; } .value { min-width: 0; }
   figcaption { min-height: 0; } }
 @media print { .scroll, figure.wide { overflow: visible; } }

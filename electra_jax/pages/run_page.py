@@ -188,7 +188,7 @@ def _tiles(content: PageContent) -> Html:
 
 def _tile(title: str, value: str, reference: str) -> Html:
   label = tag('span', title, class_='label')
-  return tag('div', label, tag('b', value), tag('span', reference), class_='tile')
+  return tag('div', tag('b', value), label, tag('span', reference), class_='tile')
 
 
 def _metrics_table(content: PageContent) -> Html:

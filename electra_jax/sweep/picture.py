@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
 from electra_jax import file_access
+from electra_jax.sweep.results_page import results_page
 from electra_jax.sweep.summary import BY_TITLE, RunSummary, metric_titles, sweep_page
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.progress import quantity
@@ -29,7 +30,7 @@ _KEY = (
 def write_report(
   folder: epath.Path, name: str, summaries: Sequence[RunSummary], seeds: int
 ) -> None:
-  """Writes sweep.md and sweep.png.
+  """Writes sweep.html, sweep.md and sweep.png.
 
   Args:
     folder: of the sweep.
@@ -40,8 +41,10 @@ def write_report(
   Raises:
     UserError: the folder cannot be written.
   """
-  image = io.BytesIO()
-  draw_sweep(name, summaries).savefig(image, dpi=130, format='png')
+  image, figure = io.BytesIO(), draw_sweep(name, summaries)
+  figure.savefig(image, dpi=130, format='png')
+  page = results_page(name, summaries, seeds, figure)
+  file_access.write_bytes(folder / 'sweep.html', page.encode())
   file_access.write_bytes(folder / 'sweep.md', sweep_page(name, summaries, seeds).encode())
   file_access.write_bytes(folder / 'sweep.png', image.getvalue())
 

@@ -194,7 +194,7 @@ def sweep_table(summaries: Sequence[RunSummary], seeds: int) -> str:
   return '\n'.join(lines)
 
 
-_NOTES = (
+NOTES = (
   'Mean ± standard deviation over seeds; in brackets the 95% interval of the mean, by '
   "Student's t. Tasks: the median of a run's trials on dev, times 100. Held-out losses in nats "
   'per token; losses of different objectives are losses at different tasks, which do not compare. '
@@ -204,17 +204,15 @@ _NOTES = (
 )
 
 
-def sweep_page(name: str, summaries: Sequence[RunSummary], seeds: int) -> str:
-  """The table with intervals as Markdown, and notes on how to read it.
+def result_rows(summaries: Sequence[RunSummary], seeds: int) -> list[list[str]]:
+  """The table with intervals as text, its header first.
 
   Args:
-    name: of the sweep.
     summaries: of the runs.
     seeds: number of seeds of the sweep.
   """
   titles = metric_titles(summaries)
-  header = ['run', 'seeds', 'FLOPs', 'tokens', *titles, 'discriminator']
-  rows = [header, ['---'] + ['---:'] * (len(header) - 1)]
+  rows = [['run', 'seeds', 'FLOPs', 'tokens', *titles, 'discriminator']]
   for summary in summaries:
     rows.append(
       [
@@ -226,10 +224,30 @@ def sweep_page(name: str, summaries: Sequence[RunSummary], seeds: int) -> str:
         _verdict(summary),
       ]
     )
-  text = [f'# {name}', '', *('| ' + ' | '.join(row) + ' |' for row in rows), '', _NOTES]
+  return rows
+
+
+def sweep_page(name: str, summaries: Sequence[RunSummary], seeds: int) -> str:
+  """The table with intervals as Markdown, and notes on how to read it.
+
+  Args:
+    name: of the sweep.
+    summaries: of the runs.
+    seeds: number of seeds of the sweep.
+  """
+  header, *lines = result_rows(summaries, seeds)
+  rows = [header, ['---'] + ['---:'] * (len(header) - 1), *lines]
+  text = [f'# {name}', '', *('| ' + ' | '.join(row) + ' |' for row in rows), '', NOTES]
+  if devices := devices_note(summaries):
+    text += ['', devices]
+  return '\n'.join(text) + '\n'
+
+
+def devices_note(summaries: Sequence[RunSummary]) -> str:
+  """What the runs were trained on, as a sentence; '' where it was not recorded."""
   results = [result for summary in summaries for result in summary.results]
   devices = sorted({result['device'] for result in results if result.get('device')})
-  if devices:
-    differ = '; metrics on different devices differ by rounding as well.'
-    text += ['', f'Trained on {", ".join(devices)}{differ if len(devices) > 1 else "."}']
-  return '\n'.join(text) + '\n'
+  if not devices:
+    return ''
+  differ = '; metrics on different devices differ by rounding as well.'
+  return f'Trained on {", ".join(devices)}{differ if len(devices) > 1 else "."}'

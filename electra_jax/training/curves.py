@@ -23,6 +23,9 @@ _TOWERS = {'all': GREY, 'discriminator': BLUE, 'generator': ORANGE, 'embeddings'
 _FEW = 30  # points: a line of more has no dots
 _MANY = 400  # points: a line of more is thin
 STYLE: RcParams = {
+  'text.color': '#333333',
+  'text.parse_math': False,  # names are shown as they are
+  'axes.labelcolor': '#333333',
   'font.size': 9.5,
   'legend.fontsize': 8.5,
   'xtick.labelsize': 8.5,
