@@ -33,6 +33,7 @@ import time
 import types
 
 import flax.linen as nn
+import headless
 import hypothesis
 import in_process
 import numpy as np
@@ -332,3 +333,14 @@ def same_training(ours, theirs):
       value, want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=jax.tree_util.keystr(path)
     )
   assert moved > 1e-3  # there was an update to compare
+
+
+@pytest.fixture(scope='session')
+def browser(tmp_path_factory):
+  """A headless Chromium; tests of pages are skipped where there is none."""
+  program = headless.find_browser()
+  if program is None:
+    pytest.skip('no Chromium on this machine')
+  running = headless.Browser(program, tmp_path_factory.mktemp('browser'))
+  yield running
+  running.close()

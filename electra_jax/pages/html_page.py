@@ -121,15 +121,15 @@ summary { cursor: pointer; color: var(--link); margin-bottom: 8px; }
 .example p { line-height: 1.95; margin: 6px 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 20px; margin: 0 0 12px; font-size: .9rem; }
 .token { border-radius: 3px; padding: 1px 0; }
-.marked { padding: 1px 3px; }
-.token del { color: var(--faint); margin-right: 3px; }
+.marked { padding: 1px 3px; margin: 0 1px; }
+.token del { opacity: .8; margin-right: 3px; }
 .token ins { text-decoration: none; font-weight: 600; }
 .token small { font-size: .72em; margin-left: 3px; font-variant-numeric: tabular-nums; }
 .caught { box-shadow: inset 0 -2px var(--good); }
 .missed { box-shadow: inset 0 -2px var(--bad); }
 .alarm { box-shadow: inset 0 -2px var(--warn); }
 .kept { border-bottom: 1px dotted var(--faint); }
-.special { color: var(--faint); font-size: .8em; }
+.special { color: var(--faint); font-size: .75em; }
 footer { margin-top: 44px; font-size: .85rem; color: var(--faint); }
 @media (max-width: 600px) { .tiles { grid-template-columns: 1fr 1fr; }
   .tile { padding: 10px 12px; } main { padding: 20px 14px 32px; } h1 { font-size: 1.45rem; }
@@ -199,6 +199,20 @@ def tag(name: str, /, *content: Cell, **attributes: Cell) -> Html:
 def isolated(text: str) -> Html:
   """A name or a text of a corpus inside of a sentence, which keeps its own direction."""
   return tag('bdi', text)
+
+
+def notice(level: str, title: str, detail: str, action: str = '') -> Html:
+  """An item of a list of the class 'findings': what is the case, and what to do.
+
+  Args:
+    level: 'good', 'note', 'warning' or 'problem'.
+    title: a few words.
+    detail: a sentence.
+    action: a sentence; '' for none.
+  """
+  kind = tag('span', level.capitalize(), class_=f'kind {level}')
+  more = tag('p', action, class_='faint') if action else ''
+  return tag('li', tag('h3', kind, title), tag('p', detail), more, class_=f'is-{level}')
 
 
 #### Tables ####

@@ -17,6 +17,7 @@ from electra_jax.pages.html_page import (
   fields,
   isolated,
   joined_html,
+  notice,
   page,
   picture,
   section,
@@ -32,7 +33,10 @@ Estimate: TypeAlias = tuple[float | None, float | None, float | None]
 
 _PANEL = (4.6, 2.9)  # inches: readable at the width of a phone
 _SPEED_PANELS = ('Tokens per second', 'Utilization')
-_KINDS = {'problem': 'Problem', 'warning': 'Warning', 'note': 'Note'}
+_FINE = (
+  'Losses, gradients, speed, held-out metrics and the counts of the text, as far as they are '
+  'recorded, are as they should be.'
+)
 _STATES = {
   'preparing': 'note',
   'running': 'note',
@@ -134,28 +138,10 @@ def _checks(found: Sequence[Finding]) -> Html:
     lead = f'{" and ".join(", ".join(parts).rsplit(", ", 1))}.'
   else:
     lead = 'No warnings.'
-  items = [] if serious else [_good_item()]
-  for finding in found:
-    kind = tag('span', _KINDS[finding.level], class_=f'kind {finding.level}')
-    items.append(
-      tag(
-        'li',
-        tag('h3', kind, finding.title),
-        tag('p', finding.detail),
-        tag('p', finding.action, class_='faint'),
-        class_=f'is-{finding.level}',
-      )
-    )
+  items = [notice(one.level, one.title, one.detail, one.action) for one in found]
+  if not serious:
+    items.insert(0, notice('good', 'Nothing unusual', _FINE))
   return joined_html([tag('p', lead), tag('ul', *items, class_='findings')])
-
-
-def _good_item() -> Html:
-  kind = tag('span', 'Fine', class_='kind good')
-  text = (
-    'Losses, gradients, speed, held-out metrics and the counts of the text, as far as they are '
-    'recorded, are as they should be.'
-  )
-  return tag('li', tag('h3', kind, 'Nothing unusual'), tag('p', text), class_='is-good')
 
 
 #### Metrics ####

@@ -7,6 +7,7 @@ from electra_jax.pages.html_page import (
   Figure,
   contents,
   isolated,
+  notice,
   page,
   picture,
   section,
@@ -42,18 +43,10 @@ def results_page(name: str, summaries: Sequence[RunSummary], seeds: int, figure:
   facts += f"; {missing} of these runs' results are missing." if missing else '.'
   warning: Cell = ''
   if unlearned:
-    warning = tag(
-      'ul',
-      tag(
-        'li',
-        tag('h3', tag('span', 'Warning', class_='kind warning'), 'Not learned'),
-        tag('p', 'The discriminator is not better than a constant prediction in a seed of: '
-            + ', '.join(unlearned) + '.'),
-        tag('p', 'These runs support no claim about their discriminators.', class_='faint'),
-        class_='is-warning',
-      ),
-      class_='findings',
-    )  # fmt: skip
+    detail = 'The discriminator is not better than a constant prediction with a seed of '
+    action = 'These runs support no claim about their discriminators.'
+    item = notice('warning', 'Not learned', f'{detail}{", ".join(unlearned)}.', action)
+    warning = tag('ul', item, class_='findings')
   description = 'Metrics of all runs over training FLOPs, or side by side, with 95% intervals'
   return page(
     f'{name} - sweep',

@@ -1,17 +1,15 @@
 """Pages show what a run recorded, and nothing that text of a corpus or a name adds to them."""
 
 import base64
-import html.parser
 import json
 import pathlib
 import re
-import unicodedata
 from xml.etree import ElementTree
 
-import headless
 import made_run
 import micro_run
 import pytest
+from foreign_html import ATTACKS, BIDI, Parsed, foreign, shown
 from made_metrics import LINES, RESOLVED, evaluation, line
 from matplotlib.figure import Figure
 
@@ -23,73 +21,7 @@ from electra_jax.pages import html_page
 from electra_jax.pretrain import run_start
 from electra_jax.training.curves import BLUE
 
-ATTACKS = (
-  '</script><script>window.pwned=1</script>',
-  '<img src=x onerror="window.pwned=1">',
-  '" onmouseover="window.pwned=1" x="',
-  "' autofocus onfocus='window.pwned=1",
-  '<a href="javascript:window.pwned=1">javascript:window.pwned=1</a>',
-  '</title></style><svg onload=window.pwned=1>',
-  '$\\frac$ ]]> <!-- &lt;b&gt; &amp;',
-)
-BIDI = 'abc\u202edef\u2066ghi\u2069\u200f\u061c'
 NAME = f'{"".join(ATTACKS)} {BIDI}'
-ELEMENTS = set(
-  'html head meta title style body main header nav section article footer h1 h2 h3 p a b ul li div '
-  'span bdi del ins small code details summary table thead tbody tr th td figure figcaption '
-  'picture source img script button'.split()
-)
-ATTRIBUTES = set(
-  'charset http-equiv content name lang id class href aria-label tabindex scope dir title media '
-  'srcset src alt width height type data-sort'.split()
-)
-
-
-class Parsed(html.parser.HTMLParser):
-  """The elements, attributes and text of a page."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.elements, self.attributes, self.open, self.text, self.wrong = [], [], [], {}, []
-    self.feed(text)
-    self.close()
-
-  def handle_starttag(self, tag, attrs):
-    self.elements.append(tag)
-    self.attributes += [(tag, *pair) for pair in attrs]
-    if tag not in html_page._VOID:
-      self.open.append(tag)
-
-  def handle_endtag(self, tag):
-    if not self.open or self.open.pop() != tag:
-      self.wrong.append(f'</{tag}>')
-
-  def handle_data(self, data):
-    self.text.setdefault(self.open[-1] if self.open else '', []).append(data)
-
-  def handle_comment(self, data):
-    self.wrong.append(f'<!--{data}-->')
-
-  def values(self, name):
-    return [value for _, key, value in self.attributes if key == name]
-
-
-def foreign(text):
-  """What a page has that the program does not write."""
-  page = Parsed(text)
-  found = page.wrong + [tag for tag in page.elements if tag not in ELEMENTS]
-  found += [key for _, key, _ in page.attributes if key not in ATTRIBUTES]
-  found += [x for x in page.values('href') if not re.fullmatch('#[a-z]+', x)]
-  pictures = page.values('src') + page.values('srcset')
-  found += [x for x in pictures if not re.fullmatch(r'data:image/svg\+xml;base64,[\w+/=]+', x)]
-  found += [x for x in page.text.get('script', []) if x != html_page._SCRIPT]
-  found += [x for x in page.text['style'] if x != html_page.STYLE]
-  controls = {c for c in text if unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')}
-  return found + sorted(controls - {'\n'})
-
-
-def shown(text):
-  return ' '.join(part for parts in Parsed(text).text.values() for part in parts)
 
 
 @pytest.fixture(scope='module')
@@ -152,6 +84,7 @@ def test_text_of_users_adds_no_element_attribute_or_control_character(page):
 
 @pytest.mark.parametrize('attack', [*ATTACKS[:2], *ATTACKS[4:], '<p onclick="1">', '\u202e'])
 def test_what_is_foreign_is_noticed(page, attack):
+  page = re.sub('base64,[^"]+', 'base64,AAAA', page)  # short
   assert foreign(page.replace('<h1>', f'<h1>{attack}', 1))
   assert foreign(page.replace('<th scope="row"', '<th scope="row" x=""', 1))
 
@@ -241,16 +174,6 @@ def test_a_picture_is_the_same_each_time_and_has_both_sets_of_colors():
 
 
 #### In a browser ####
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-  program = headless.find_browser()
-  if program is None:
-    pytest.skip('no Chromium here')
-  running = headless.Browser(program, tmp_path_factory.mktemp('browser'))
-  yield running
-  running.close()
 
 
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
