@@ -136,6 +136,8 @@ def _examples(record: RunRecord, count: int, store: str | None) -> Html | str:
     return example_rows(open_run(record.workdir, 'last', location), count)
   except UserError as error:
     return f'They cannot be computed: {error}'
+  except (jax.errors.JaxRuntimeError, MemoryError):
+    return 'They cannot be computed: memory ran out, or the device failed.'
 
 
 def read_record(workdir: str | os.PathLike[str]) -> RunRecord:

@@ -170,6 +170,7 @@ def _discriminator(files: RunFiles) -> Iterator[Finding]:
   gain, low = latest['constant_loss'] - latest['discriminator_loss'], None
   if evaluation and evaluation['step'] >= latest['step'] and 'gain' in evaluation['figures']:
     gain, low = (evaluation['figures']['gain'][name] for name in ('value', 'low'))
+    low = low if low is not None and math.isfinite(low) else None  # of one batch
   if gain <= 0 or (low is not None and not low > 0):
     interval = '' if low is None else f' (the interval begins at {low:.4f})'
     yield Finding(

@@ -203,7 +203,31 @@ def _metrics_table(content: PageContent) -> Html:
   )
   note += f', the evaluation of {evaluation["rows"]:,}.' if figures else '.'
   more = tag('details', tag('summary', 'Other recorded values'), table(header, other))
-  return joined_html([table(header, main), tag('p', note, class_='notes'), more if other else ''])
+  return joined_html(
+    [
+      table(header, main),
+      tag('p', note, class_='notes'),
+      more if other else '',
+      _mixture_table(content.titles, evaluation),
+    ]
+  )
+
+
+def _mixture_table(titles: Mapping[str, str], evaluation: Mapping[str, Any]) -> Html:
+  """The metrics of the sources of a mixture, where the evaluation has them."""
+  sources = evaluation.get('sources') or ()
+  if not sources:
+    return Html()
+  columns = {'weighted': evaluation.get('weighted', {})}
+  for number, source in enumerate(sources, 1):
+    columns[f'{number}: {source.get("location", "source")}'] = source['figures']
+  rows = []
+  for name, title in titles.items():
+    values = [figures.get(name, {}).get('value') for figures in columns.values()]
+    if any(value is not None for value in values):
+      rows.append([title, *map(_number, values)])
+  summary = tag('summary', 'Metrics of each source')
+  return tag('details', summary, table(['metric', *map(isolated, columns)], rows))
 
 
 def _titles(content: PageContent, *lines: Line) -> dict[str, str]:

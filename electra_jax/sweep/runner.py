@@ -64,7 +64,7 @@ def sweep(
   output: str | None = None,
   arguments: Sequence[str] = (),
 ) -> int:
-  """Runs the jobs of a sweep that have no result, and writes results.jsonl, sweep.md and sweep.png.
+  """Runs the jobs of a sweep that have no result, and writes results.jsonl and sweep.html.
 
   Args:
     config: the sweep's config.
@@ -220,7 +220,7 @@ def _finish(run: _Run, only: str | None, todo: Sequence[SweepJob]) -> int:
     say('next', f'--only={TABLE} makes the table of all results')
   elif run.done:
     folder = run.sweep.workdir
-    say('written', f'{folder / "sweep.md"}, {folder / "sweep.png"}')
+    say('written', f'{folder / "sweep.html"}, sweep.md and sweep.png')
   for name, reason in run.failed.items():
     say('failed', f'{name}: {reason}')
   return 1 if run.failed else 0

@@ -86,7 +86,7 @@ class RunRecord:
   same_tower: bool = False
 
   @property
-  def kinds(self) -> Line:
+  def metric_line(self) -> Line:
     """A line with the metrics that the run has: of training, or before its first line held-out."""
     return (self.train or self.heldout)[-1]
 
@@ -179,7 +179,7 @@ def draw_single_panels(record: RunRecord, size: tuple[float, float]) -> list[Cur
 def _draw_panels(record: RunRecord, panel: Panel) -> None:
   """Draws the panels of the metrics that the objective has."""
   _draw_losses(record, panel)
-  if 'auc' in record.kinds:
+  if 'auc' in record.metric_line:
     _draw_verdicts(record, panel)
   _draw_accuracy(record, panel)
   _draw_gradients(record, panel)
@@ -203,11 +203,11 @@ def _draw_losses(record: RunRecord, panel: Panel) -> None:
     _reference(axes, unigram, f'without context: unigram entropy {unigram:.2f}')
 
   right = slice(3, 6)
-  if 'prediction_loss' in record.kinds:
+  if 'prediction_loss' in record.metric_line:
     title = "The main tower's prediction loss"
     axes = panel(0, right, title, 'nats per token; good: falls, and keeps falling')
     _curves(axes, record, 'prediction_loss', PURPLE, 'main tower')
-  elif 'auc' in record.kinds:
+  elif 'auc' in record.metric_line:
     good = "nats per token; good: falls further below the constant predictor's"
     axes = panel(0, right, 'Discriminator loss', good)
     _curves(axes, record, 'discriminator_loss', BLUE, 'discriminator')
@@ -247,7 +247,7 @@ def _draw_verdicts(record: RunRecord, panel: Panel) -> None:
 def _draw_accuracy(record: RunRecord, panel: Panel) -> None:
   axes = panel(2, slice(0, 2), "Generator's accuracy", 'at masked positions; good: both rise')
   _curves(axes, record, 'generator_accuracy', BLUE, 'most likely token')
-  if 'sampled_accuracy' in record.kinds:
+  if 'sampled_accuracy' in record.metric_line:
     _curves(axes, record, 'sampled_accuracy', PURPLE, 'sampled token', marker='s')
   axes.set_ylim(bottom=0)
 

@@ -177,7 +177,8 @@ def test_files_and_console_lines_show_the_metrics(make_run, capsys):
   assert pixels.shape[0] > 1500 and pixels.shape[1] > 1200 and pixels.std() > 0.05
   printed = capsys.readouterr().out
   value = line('heldout', 160)
-  assert str(workdir / 'report.png') in printed and str(workdir / 'report.md') in printed
+  assert all(str(workdir / f'report.{kind}') in printed for kind in ('html', 'png', 'md'))
+  assert (workdir / 'report.html').read_text().startswith('<!doctype html>')
   assert f'loss {value["generator_loss"]:.3f} ({value["generator_loss"] - 0.02:.3f} to' in printed
   assert 'unigram entropy 6.250' in printed and '95% bootstrap' in printed
   assert f'{value["constant_loss"] - value["discriminator_loss"]:.4f} below' in printed

@@ -62,7 +62,10 @@ def hostile(tmp_path_factory):
 def write_metrics(workdir, lines, evaluated):
   text = ''.join(json.dumps(one) + '\n' for one in lines)
   (workdir / 'metrics.jsonl').write_text(text)
-  (workdir / 'evaluation.json').write_text(json.dumps(evaluation(evaluated)))
+  content = evaluation(evaluated)
+  figures = {'auc': {'value': 0.8125, 'low': 0.75, 'high': 0.875}}
+  content |= {'weighted': figures, 'sources': [{'location': ATTACKS[5], 'figures': figures}]}
+  (workdir / 'evaluation.json').write_text(json.dumps(content))
 
 
 @pytest.fixture(scope='module')
@@ -114,6 +117,8 @@ def test_every_section_shows_what_was_recorded(page):
     'data.vocab_size',
     'Row 0',
     'caught',
+    'Metrics of each source',
+    '0.8125',
   ):
     assert words in text, words
   classes = set(Parsed(page).values('class'))

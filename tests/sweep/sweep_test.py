@@ -195,6 +195,7 @@ def test_each_run_is_done_once_per_seed_and_shown(started, config, tmp_path, cap
   page = (tmp_path / 'sweep.md').read_text()
   assert f'{mean:.4f} ± {deviation:.4f} (' in page and '| warmer@1 | 2 of 2 |' in page
   assert (tmp_path / 'sweep.png').stat().st_size > 20_000
+  assert (tmp_path / 'sweep.html').stat().st_size > 20_000
 
 
 def test_results_of_single_jobs_make_one_table(started, config, tmp_path):
