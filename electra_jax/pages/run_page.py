@@ -187,7 +187,8 @@ def _metrics_table(content: PageContent) -> Html:
   header += [f'training, step {train["step"]:,}'] if train else []
   header += [f'held out, step {heldout["step"]:,}'] if heldout else []
   header += [f'evaluation, step {evaluation["step"]:,}', '95% interval'] if figures else []
-  main, other = [], []
+  main: list[list[str]] = []
+  other: list[list[str]] = []
   for name, title in _titles(content, train, heldout, figures).items():
     row = [title]
     row += [_number(train.get(name)) if name in train else ''] if train else []
