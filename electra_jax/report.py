@@ -23,6 +23,7 @@ from electra_jax.pretrain.objectives.objective import Objective
 from electra_jax.pretrain.trained_run import open_run
 from electra_jax.training import checkpoints, plugins, versions
 from electra_jax.training.curves import RunRecord, draw_curves
+from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.progress import quantity, read_metrics
 from electra_jax.training.run_folder import folder, read_json
 
@@ -133,7 +134,10 @@ def _examples(record: RunRecord, count: int, store: str | None) -> Html | str:
       return (
         f'The prepared corpus is not at {location} any more; --store=FOLDER names another place.'
       )
-    return example_rows(open_run(record.workdir, 'last', location), count)
+    say('examples', f'reading {count} held-out rows; --examples=0 is faster')
+    run = open_run(record.workdir, 'last', location)
+    use_compilation_cache(run.config.compilation_cache)
+    return example_rows(run, count)
   except UserError as error:
     return f'They cannot be computed: {error}'
   except (jax.errors.JaxRuntimeError, MemoryError):

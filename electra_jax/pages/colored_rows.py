@@ -27,7 +27,8 @@ def example_rows(run: 'Run', count: int) -> Html:
   numbers = np.arange(min(count, run.heldout.rows))
   found = inspect.evaluated_rows(run, numbers)
   rows = [row_html(row, run.tokenizer, number) for number, row in found]
-  return joined_html([_legend(), *rows])
+  notation = tag('p', run.tokenizer.notation, class_='notes') if run.tokenizer.notation else ''
+  return joined_html([_legend(), notation, *rows])
 
 
 def row_html(row: RowsRead, tokenizer: Tokenizer, number: int) -> Html:

@@ -558,6 +558,38 @@ INTEROP = [
   ),
 ]
 
+PAGES = [
+  Break(
+    'text on pages is not escaped',
+    'electra_jax/pages/html_page.py',
+    'html.escape(escaped(str(value)))',
+    'escaped(str(value))',
+    'pages/run_page_test.py::test_text_of_users_adds_no_element_attribute_or_control_character',
+  ),
+  Break(
+    'characters that change the direction of text stay in pages',
+    'electra_jax/pages/html_page.py',
+    'html.escape(escaped(str(value)))',
+    'html.escape(str(value))',
+    'pages/run_page_test.py::test_text_of_users_adds_no_element_attribute_or_control_character',
+  ),
+  Break(
+    'an old best checkpoint is not noticed',
+    'electra_jax/pages/run_checks.py',
+    "if last - best > _OLD_BEST * config['steps']:",
+    "if best - last > _OLD_BEST * config['steps']:",
+    'pages/run_checks_test.py::'
+    'test_steps_of_the_generator_only_and_of_earlier_phases_do_not_compare',
+  ),
+  Break(
+    'dark pictures have the colors of light ones',
+    'electra_jax/pages/html_page.py',
+    "dark = dark.replace(f' {color}', f' {replacement}')",
+    "dark = dark.replace(f'{color}x', f' {replacement}')",
+    'pages/run_page_test.py::test_a_picture_is_the_same_each_time_and_has_both_sets_of_colors',
+  ),
+]
+
 PARTS = {
   'model': MODEL,
   'pretraining': PRETRAINING,
@@ -565,5 +597,6 @@ PARTS = {
   'data': DATA,
   'fine-tuning': FINETUNING,
   'interop': INTEROP,
+  'pages': PAGES,
 }
 BREAKS = [change for part in PARTS.values() for change in part]

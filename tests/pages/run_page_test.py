@@ -45,6 +45,7 @@ def hostile(tmp_path_factory):
       'data.heldout_fraction': 0.2,
       'data.vocab_size': 200,
       'data.workers': 1,
+      'compilation_cache': '',
     }
   )
   workdir = folder / 'run'
