@@ -230,6 +230,13 @@ def test_missing_values_are_left_out(make_run):
   assert (workdir / 'report.png').stat().st_size > 10_000
 
 
+def test_a_run_without_a_training_line_is_drawn(make_run):
+  workdir = make_run([line('heldout', 0)])
+  figure = draw_curves(read_record(workdir), 'x')
+  figure.draw_without_rendering()
+  assert len(figure.axes) == 10
+
+
 def test_an_incomplete_line_is_left_out(make_run):
   workdir = make_run()
   with (workdir / 'metrics.jsonl').open('a') as file:
