@@ -23,7 +23,7 @@ TOKEN_CHARACTERS = 1 << 16
 ENCODER_SIZE = 1 << 24  # the largest size of an encoder, such as its vocabulary
 ENCODER_LAYERS = 1 << 12
 # A file may expand to EXPANSION times its stored size, or to FREE_BYTES. Text expands 3 to 10
-# times, logs of repeated lines about 100 times. gzip reaches at most 1,032; xz, zstd and bzip2 more.
+# times, logs of repeated lines about 100 times. gzip reaches 1,032 at most; xz, zstd, bzip2 more.
 EXPANSION = 1_100
 FREE_BYTES = 1 << 26
 
