@@ -262,17 +262,18 @@ def test_pickles_do_not_change_the_reader(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-  'content',
+  'content, expected',
   [
-    b'Nr\xff\xff\xff\x7f.',  # LONG_BINPUT: an index of the memo of 2**31
-    b'}' + b')' + b'2\x86' * 60 + b'Ns.',  # a key whose hash takes 2**60 steps
-    b'\x96' + b'\xff' * 7 + b'\x7f' + b'.',  # BYTEARRAY8 of 2**63 bytes
-    b'(' * 100_000 + b'.',
+    (b'Nr\xff\xff\xff\x7f2.', 'DUP'),  # LONG_BINPUT: an index of the memo of 2**31
+    # A key whose hash takes 2**20 steps, or with more levels years: tuples of the one before twice.
+    (b'})' + b''.join(b'q%ch%c\x86' % (i, i) for i in range(20)) + b'Ns.', 'no name'),
+    (b'\x96' + b'\xff' * 7 + b'\x7f' + b'.', 'expected'),  # BYTEARRAY8 of 2**63 bytes
+    (b'(' * 100_000 + b'.', 'state_dict'),
   ],
   ids=['memo', 'hash', 'bytes', 'marks'],
 )
-def test_small_pickles_that_ask_for_very_much_are_refused_at_once(tmp_path, content):
-  refusal(file_of_pickle(tmp_path, content))
+def test_small_pickles_that_ask_for_very_much_are_refused_at_once(tmp_path, content, expected):
+  assert expected in refusal(file_of_pickle(tmp_path, content))
 
 
 def test_records_and_tensors_may_not_multiply_the_file(tmp_path):
