@@ -211,7 +211,7 @@ def _export_finetuned(workdir: str | os.PathLike[str], output: str, task: str | 
   assert config is not None
   say('read', f'{weights.source}, {run.trial}, step {run.step:,}')
   folder = run_folder.folder(workdir)
-  origin = run_folder.read_json(folder / 'encoder.json')['origin']['run']
+  origin = run_folder.read_json(folder / 'encoder.json', {'origin': {'run': str}})['origin']['run']
   files = huggingface.model_files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
   files |= tokenizer_files.files(run.tokenizer, run.max_length, config.has_token_types)
   use = model_card.use_of(run.task.head)
@@ -234,7 +234,9 @@ def _dev_results(folder: epath.Path, task: str) -> dict[str, Any] | None:
   path = folder / 'results.json'
   if not file_access.exists(path):
     return None
-  summary: dict[str, Any] | None = run_folder.read_json(path)['summaries'].get(task)
+  summary: dict[str, Any] | None = run_folder.read_json(path, {'summaries': dict})['summaries'].get(
+    task
+  )
   return summary
 
 

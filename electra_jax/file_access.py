@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from electra_jax import input_limits
 from electra_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ _REASON_LENGTH = 160
 _BUFFER_BYTES = 1 << 18
 # Bytes that are decompressed at a time: few where they expand to many.
 _ZSTD_LEAST = 1 << 8
-_ZSTD_MOST = 1 << 14
+_ZSTD_MOST = 1 << 12  # of which a hostile file makes 128 MB
 _ZSTD_WINDOW = 1 << 31  # `zstd --long=31` writes windows of more than the default of 128 MB
 
 
@@ -263,17 +264,23 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     return open(path, 'rb')
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-  """The content of a file as stored."""
+def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
+  """The content of a file as stored.
+
+  Args:
+    path: a path or an address.
+    most: number of bytes to read at most; -1 for all.
+  """
   with open_binary(path) as file, reaching(path, local=True):
-    return file.read()
+    return file.read(most)
 
 
 def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
   """The content of a file, decompressed if its name ends in .gz, .xz, .bz2 or .zst.
 
   Several compressed streams in a row are read as one. Reading raises one of `damage()` if the file
-  is damaged, cut short or not of the kind that its name ends in.
+  is damaged, cut short or not of the kind that its name ends in, and UserError if it expands to
+  more than the limits of input_limits.py.
 
   Args:
     raw: the file as stored.
@@ -288,7 +295,7 @@ def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
     '.bz2': bz2.open,
     '.zst': _ZstdReader,
   }
-  return io.BufferedReader(openers[suffix](raw), _BUFFER_BYTES)
+  return io.BufferedReader(_Expansion(openers[suffix](raw), raw, os.fspath(path)), _BUFFER_BYTES)
 
 
 def damage() -> tuple[type[Exception], ...]:
@@ -296,7 +303,28 @@ def damage() -> tuple[type[Exception], ...]:
   import zstandard
 
   zstd_error: type[Exception] = zstandard.ZstdError
-  return (OSError, EOFError, zlib.error, lzma.LZMAError, zstd_error)
+  # A damaged header can claim a window that is larger than the memory.
+  return (OSError, EOFError, MemoryError, zlib.error, lzma.LZMAError, zstd_error)
+
+
+class _Expansion(io.RawIOBase):
+  """A decompressed stream that may not be very much larger than what is stored."""
+
+  def __init__(self, stream: io.RawIOBase, raw: BinaryIO, path: str) -> None:
+    self._stream = stream
+    self._raw = raw
+    self._path = path
+    self._count = 0
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: 'WriteableBuffer') -> int:
+    count = self._stream.readinto(buffer) or 0
+    self._count += count
+    if self._count > input_limits.FREE_BYTES:
+      input_limits.check_expansion(self._count, self._raw.tell(), f'the file {self._path!r}')
+    return count
 
 
 class _ZstdReader(io.RawIOBase):
@@ -439,6 +467,8 @@ def reaching(
 
 def reason(error: Exception) -> str:
   """An error in a few words, on one line."""
+  if isinstance(error, MemoryError):
+    return 'it needs more memory than there is'
   text = str(getattr(error, 'strerror', None) or error).strip()
   return text.splitlines()[0].rstrip('.') if text else type(error).__name__
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from electra_jax import console, file_access, plan_choices, registry
+from electra_jax import console, file_access, json_reader, plan_choices, registry
 from electra_jax.config import (
   Phase,
   PretrainingConfig,
@@ -473,7 +473,7 @@ def _find_largest(
 
 def _child_main(request: str, result: str) -> int:
   """Reads a request, compiles, and writes the result or the message of a UserError."""
-  asked = json.loads(pathlib.Path(request).read_text())
+  asked = json_reader.read(request, rules=json_reader.OWN)
   config = from_plain(asked['config'], PretrainingConfig)
   run = ResolvedRun(config, phases_of(config))  # resolved by the parent
 
@@ -517,7 +517,7 @@ def _run_child(request: Json) -> Json:
       lines = [line.strip() for line in errors if line.strip()]
     if status:
       raise UserError(_failure(status, doing, lines[-1] if lines else 'it gave no reason'))
-    result: Json = json.loads(pathlib.Path(result_file).read_text())
+    result: Json = json_reader.read(result_file, rules=json_reader.OWN)
   if 'error' in result:
     raise UserError(result['error'])
   return result
@@ -569,7 +569,7 @@ def _follow(child: subprocess.Popen[str]) -> str:
     if line is None:
       return doing
     if line.startswith('{"doing"'):
-      doing = json.loads(line)['doing']
+      doing = json_reader.parse(line, 'what the compiler reports')['doing']
 
 
 if __name__ == '__main__':

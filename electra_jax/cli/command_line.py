@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from electra_jax import registry
+from electra_jax import input_limits, registry
 from electra_jax.cli import help_page
 from electra_jax.cli.modes import (
   COMMON_FLAGS,
@@ -46,6 +46,8 @@ def run_mode(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   if values.help:
     print(help_page.help_of(mode if values['mode'].present else None))
     return 0
+  if values['input_limits'].present:
+    input_limits.set_factor(values.input_limits)
   check_flags(values)
   check_config(values)
   if mode.joins:

@@ -48,7 +48,7 @@ class Mode:
     config_required: whether --config must be given.
     check: 'module:function' that checks the config before anything slow is imported; '' for none.
     workdir: whether the mode has a run's folder.
-    flags: names of the flags that apply, besides --mode, --config, --workdir and --plugins.
+    flags: names of the flags that apply, besides --mode, --config, --workdir and COMMON_FLAGS.
     required: those of them, and of --workdir, that must be given.
     together: pairs of flags of which both or none must be given.
     exclusive: pairs of flags of which at most one may be given.
@@ -96,6 +96,13 @@ FLAGS: dict[str, Flag] = {
       'they are executed before the config file.',
       list,
       default=[],
+    ),
+    Flag(
+      'input_limits',
+      'Factor for the limits on sizes of input (docs/reliability.md), for large files that you '
+      'trust.',
+      float,
+      default=1.0,
     ),
     Flag(
       'step',
@@ -187,7 +194,7 @@ FLAGS: dict[str, Flag] = {
   )
 }
 # Flags of every mode.
-COMMON_FLAGS = ('plugins',)
+COMMON_FLAGS = ('plugins', 'input_limits')
 
 
 #### Modes ####

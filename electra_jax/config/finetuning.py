@@ -137,7 +137,7 @@ class FinetuningOptimizerConfig(Config):
 class FinetuningConfig(Config):
   """A fine-tuning run: one or several tasks, in trials."""
 
-  name: str = field('finetune', 'Names the default workdir, runs/<name>.')
+  name: str = field('finetune', 'Names the default workdir, runs/<name>.', one_line=True)
   init: str = field(
     '', "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none."
   )

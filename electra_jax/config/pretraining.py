@@ -304,7 +304,7 @@ class OptimizerConfig(Config):
 class PretrainingConfig(Config):
   """A pretraining run."""
 
-  name: str = field('run', 'Names the default workdir, runs/<name>.')
+  name: str = field('run', 'Names the default workdir, runs/<name>.', one_line=True)
   seed: int = field(0, 'Seed of parameters, batches, masks, samples and dropout.', argument='seed')
   init: str = field(
     '',

@@ -250,7 +250,9 @@ def _claimed(workdir: str | os.PathLike[str], config: FinetuningConfig, name: st
   if not started(folder.parent):
     return folder
   encoder = folder.parent / initial.ENCODER
-  imported = file_access.exists(encoder) and run_folder.read_json(encoder)['origin'].get('imported')
+  imported = False
+  if file_access.exists(encoder):
+    imported = run_folder.read_json(encoder, {'origin': dict})['origin'].get('imported')
   if not imported or file_access.exists(folder / initial.KEPT):
     raise UserError(f'{workdir} holds a run already; use another --workdir.')
   with file_access.reaching(folder, 'written'):

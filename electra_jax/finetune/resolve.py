@@ -51,7 +51,9 @@ def resolve_finetuning(config: AnyConfig, workdir: str | os.PathLike[str]) -> Re
   """
   c, folder = checked_finetuning(config), run_folder.folder(workdir)
   encoder = folder / initial.ENCODER
-  origin = read_json(encoder)['origin'] if started(folder) and file_access.exists(encoder) else None
+  origin = None
+  if started(folder) and file_access.exists(encoder):
+    origin = read_json(encoder, initial.ENCODER_SHAPE)['origin']
   if origin and origin.get('imported'):
     raise UserError(
       f'{folder} holds a model that was imported; train it further in another --workdir, with '

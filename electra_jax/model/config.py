@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from electra_jax import input_limits
 from electra_jax.config import ModelConfig
 from electra_jax.config.declarations import fields_of, one_of
 
@@ -95,6 +96,10 @@ class EncoderConfig(ModelConfig):
     for name, entry in fields_of(ModelConfig).items():
       declared, value = entry.declaration, getattr(self, name)
       _require(declared.accepts(value), f'{name} is {value!r}; expected {declared.expectation()}.')
+      limit = input_limits.ENCODER_LAYERS if name == 'num_layers' else input_limits.ENCODER_SIZE
+      if entry.kind is int:
+        _require_at_most(name, value, limit)
+    _require_at_most('vocab_size', self.vocab_size, input_limits.ENCODER_SIZE)
     for name in ('vocab_size', 'scan_unroll'):
       value = getattr(self, name)
       _require(value >= 1, f'{name} is {value!r}; expected at least 1.')
@@ -151,6 +156,12 @@ class EncoderConfig(ModelConfig):
   def gated_feed_forward(self) -> bool:
     """Whether feed-forward layers have a third matrix, the gate."""
     return FAMILIES[self.family].gated_feed_forward
+
+
+def _require_at_most(name: str, value: int, limit: int) -> None:
+  """Refuses sizes of no encoder, before something of that size is computed."""
+  most = input_limits.scaled(limit)
+  _require(value <= most, f'{name} is {value}; expected at most {most:,}: {input_limits.REMEDY}.')
 
 
 def _require(condition: bool, message: str) -> None:

@@ -7,20 +7,18 @@ has 67 paradigms of 1,000 pairs each, of 12 phenomena in four fields.
 import collections
 import functools
 import glob
-import io
-import json
 import pathlib
 import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import console, file_access
+from electra_jax import console, file_access, input_limits, json_reader
 from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
@@ -112,7 +110,7 @@ def _streams(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
     try:
       with file_access.open_binary(path) as raw:
         if not _ARCHIVE.search(path):
-          yield path, io.BytesIO(file_access.decompressed(raw, path).read())
+          yield path, _lines(file_access.decompressed(raw, path), path)
           continue
         # .tgz and .txz are archives that are compressed once more.
         name = re.sub(r'\.t([gx])z$', r'.tar.\1z', path, flags=re.IGNORECASE)
@@ -128,14 +126,22 @@ def _members(archive: tarfile.TarFile, path: str) -> Iterator[tuple[str, Iterato
     if member.isfile() and inside.suffix == '.jsonl' and not inside.name.startswith('.'):
       opened = archive.extractfile(member)
       if opened is not None:
-        yield f'{path}/{member.name}', io.BytesIO(opened.read())
+        inner = f'{path}/{member.name}'
+        yield inner, _lines(opened, inner)
+
+
+def _lines(stream: IO[bytes], path: str) -> Iterator[bytes]:
+  """The lines of a file, none of which may be larger than memory should hold."""
+  most = input_limits.scaled(input_limits.LINE_BYTES)
+  number = 0
+  while line := stream.readline(most + 1):
+    number += 1
+    input_limits.check(len(line), input_limits.LINE_BYTES, f'line {number} of the file {path!r}')
+    yield line
 
 
 def _pair(line: bytes, place: str, path: str) -> Pair:
-  try:
-    record = json.loads(line)
-  except ValueError as error:  # includes UnicodeDecodeError
-    raise UserError(f'{place} is not JSON ({file_access.reason(error)}); fix it.') from None
+  record = json_reader.parse(line, place, 'fix it', json_reader.TEXTS)
   if not isinstance(record, dict):
     raise UserError(f'{place} is not a JSON object; fix it.')
   for name in SENTENCES:

@@ -83,7 +83,7 @@ class Run:
       UserError: the corpus is not the one that the run was trained on, or has no held-out rows.
     """
     prepared = run_start.prepare_data(self.config, self.resolved.tokenizer)
-    recorded = read_json(run_folder.folder(self.workdir) / 'resolved.json')['data']
+    recorded = read_json(run_folder.folder(self.workdir) / 'resolved.json', {'data': str})['data']
     if run_start.data_identity(prepared) not in recorded.split('+'):
       raise UserError(
         f'the corpus {run_start.corpus_name(self.config)} has changed since {self.workdir} was '

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import file_access
+from electra_jax import file_access, json_reader
 from electra_jax.errors import UserError
 from electra_jax.training.preemption import metadata_server
 
@@ -191,7 +191,8 @@ def from_first(make: Callable[[], T]) -> T:
   text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
   length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
   text = multihost_utils.broadcast_one_to_all(text if first() else np.zeros(length, np.uint8))
-  outcome = json.loads(np.asarray(text, np.uint8).tobytes())
+  content = np.asarray(text, np.uint8).tobytes()
+  outcome = json_reader.parse(content, 'what the first process sends', rules=json_reader.OWN)
   if 'error' in outcome:
     raise UserError(outcome['error'])
   value: T = outcome['value']

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from electra_jax import file_access
+from electra_jax import file_access, json_reader
 from electra_jax.training import run_folder
 
 METRICS = 'metrics.jsonl'
@@ -179,8 +179,8 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     content = path.read_bytes() if path.exists() else b''
   for text in content.decode(errors='replace').splitlines():
     try:
-      lines.append(json.loads(text))
-    except ValueError:
+      lines.append(json_reader.parse(text, 'the line', rules=json_reader.OWN))
+    except json_reader.InvalidJson:
       break
   return lines
 

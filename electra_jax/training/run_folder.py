@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from electra_jax import file_access
+from electra_jax import file_access, json_reader
 from electra_jax.errors import UserError
 
 Json = Any  # a value of JSON
@@ -91,23 +91,30 @@ def write_json(path: str | os.PathLike[str], value: Json) -> None:
   file_access.write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """A JSON object from a file of a run.
+def read_json(
+  path: str | os.PathLike[str], shape: json_reader.Shape = None
+) -> json_reader.Document:
+  """A JSON object from a file of a run. Looking up a key that it lacks raises UserError.
+
+  Args:
+    path: of the file.
+    shape: what the object must be, as json_reader has it; None for any object.
 
   Raises:
     UserError: the file is missing or damaged, or its bucket cannot be reached.
   """
+  path = os.fspath(path)
+  reason = ''
   try:
-    value = json.loads(file_access.read_bytes(path))
+    value = json_reader.read(path, shape or {}, rules=json_reader.OWN)
+    return json_reader.Document(value, path)
   except file_access.Unreachable:
     raise
-  except (UserError, ValueError):
-    value = None
-  if not isinstance(value, dict):
-    raise UserError(
-      f'{os.fspath(path)} is damaged; restore it, or start again in another --workdir.'
-    )
-  return value
+  except json_reader.InvalidJson as error:
+    reason = f' ({error.reason})'
+  except UserError:
+    pass
+  raise UserError(f'{path} is damaged{reason}; restore it, or start again in another --workdir.')
 
 
 class Spool:

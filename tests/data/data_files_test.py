@@ -12,7 +12,7 @@ import fsspec
 import pytest
 import zstandard
 
-from electra_jax import file_access
+from electra_jax import file_access, input_limits
 from electra_jax.errors import UserError
 
 ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress
@@ -158,7 +158,23 @@ def test_damage_of_zstandard_is_noticed(damage):
     decompressed(damage(ZSTD(TEXT)))
 
 
-def test_text_that_compresses_a_thousandfold_is_decompressed_in_parts():
+@pytest.mark.parametrize('suffix', ['.zst', '.xz', '.bz2'])
+def test_what_expands_further_than_text_is_refused_unless_the_limits_are_raised(
+  suffix, monkeypatch
+):
+  monkeypatch.setattr(input_limits, 'FREE_BYTES', 1_000_000)
+  compress = {'.zst': ZSTD, '.xz': lzma.compress, '.bz2': bz2.compress}[suffix]
+  content = compress(bytes(8_000_000))
+  stream = file_access.decompressed(io.BytesIO(content), f'a{suffix}')
+  with pytest.raises(UserError, match=f"'a{suffix}' expands to more than 1,100 times.*--input_lim"):
+    stream.read()
+  monkeypatch.setenv(input_limits.VARIABLE, '100')
+  stream = file_access.decompressed(io.BytesIO(content), f'a{suffix}')
+  assert len(stream.read()) == 8_000_000
+
+
+def test_text_that_compresses_a_thousandfold_is_decompressed_in_parts(monkeypatch):
+  monkeypatch.setenv(input_limits.VARIABLE, '100')
   content = ZSTD(bytes(200_000_000))
   tracemalloc.start()
   stream = file_access.decompressed(io.BytesIO(content), 'a.zst')

@@ -13,7 +13,9 @@ PACKAGE = pathlib.Path(__file__).parents[2] / 'electra_jax'
 RANKS = {
   'console': 0,
   'errors': 0,
+  'input_limits': 0.5,  # below files, which are below JSON
   'file_access': 1,
+  'json_reader': 1.5,
   'version': 0,
   'registry': 1,
   'config': 2,

@@ -503,6 +503,46 @@ def test_jobs_are_written_for_queued_resources(scripts):
   assert '--only=small:0' in output
 
 
+@pytest.mark.parametrize('kind', ['shell', 'slurm', 'queued'])
+def test_names_and_paths_do_not_become_commands(write_scripts, tmp_path, kind):
+  mark = tmp_path / 'ran'
+  hostile = f'a\'; touch {mark}; $(touch {mark}) `touch {mark}` "}}'
+  workdir = (
+    f'gs://bucket/{hostile}' if kind == 'queued' else str(tmp_path / hostile.replace('/', '_'))
+  )
+  output = tmp_path / 'scripts $(touch ran)'
+  more = ('--output', str(output), f'--config.name={hostile}')
+  assert write_scripts(kind, workdir, *more) == 0
+  # Every program does nothing, so that only the scripts themselves could make the file.
+  stubs = tmp_path / 'stubs'
+  (stubs / 'launch').mkdir(parents=True)
+  for name in ('sbatch', 'launch/tpu.sh'):
+    (stubs / name).write_text('#!/bin/sh\n')
+    (stubs / name).chmod(0o755)
+  env = {'PATH': f'{stubs}:/usr/bin:/bin', 'PYTHON': 'true'}
+  for script in ('jobs.sh', 'table.sh'):
+    for more_env in ({}, {'ZONE': 'z'}):
+      subprocess.run(['bash', str(output / script)], cwd=stubs, env=env | more_env)
+  assert not mark.exists() and not (stubs / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+  'flag, what',
+  [
+    ('--config.name=x\ntouch ran', 'config.name'),
+    ('--workdir=x\ntouch ran', '--workdir'),
+    ('--output=x\ntouch ran', '--output'),
+    ('--config.name=x\u2028y', 'config.name'),
+  ],
+)
+def test_control_characters_are_refused_in_job_scripts(write_scripts, tmp_path, capsys, flag, what):
+  workdir = str(tmp_path / 'sweep')
+  assert write_scripts('shell', workdir, f'--output={tmp_path / "out"}', flag) == 1
+  error = capsys.readouterr().err
+  assert f'{what} is ' in error and 'no control characters' in error
+  assert not (tmp_path / 'out').exists()
+
+
 def test_mistakes_about_jobs_are_reported(write_scripts, tmp_path, capsys):
   assert write_scripts('queued', 'runs/x', f'--output={tmp_path}') == 1
   assert 'expected a bucket' in capsys.readouterr().err

@@ -23,6 +23,7 @@ from electra_jax.data.corpus.corpus_format import (
   Group,
   unknown_option,
 )
+from electra_jax.data.corpus.dataset_metadata import INFO, Folder, check_metadata
 from electra_jax.data.corpus.readers import DocumentReader, named
 from electra_jax.errors import UserError
 
@@ -31,7 +32,6 @@ PREFIX = 'tfds:'
 # A group, which is what one reader reads, has so many examples.
 GROUP_EXAMPLES = 200_000
 
-_INFO = 'dataset_info.json'
 _READ_AHEAD = 16  # examples decoded at a time
 _ADVANCE_EXAMPLES = 256
 _VERSION = re.compile(r'[/:](?=[0-9*]+\.[0-9*]+\.[0-9*]+$)')  # the separator before a version
@@ -172,7 +172,7 @@ def is_dataset_folder(name: str) -> bool:
   return (
     file_access.is_remote(name)
     or name.startswith(('/', './', '../', '~'))
-    or os.path.exists(os.path.join(name, _INFO))
+    or os.path.exists(os.path.join(name, INFO))
   )
 
 
@@ -189,7 +189,9 @@ def open_dataset(source: CorpusSource) -> Builder:
     )
   console.quiet_libraries()  # TensorFlow is imported for addresses and for TFRecord files
   import tensorflow_datasets as tfds
+  from etils import epath
   from tensorflow_datasets.core import read_only_builder, registered
+  from tensorflow_datasets.core.utils import error_utils
 
   name = source.location.removeprefix(PREFIX)
   if is_dataset_folder(name):
@@ -206,32 +208,41 @@ def open_dataset(source: CorpusSource) -> Builder:
   found = None
   if ':' not in _VERSION.split(name)[0]:  # TFDS looks up namespaces on the network
     with _sentence(name), contextlib.suppress(registered.DatasetNotFoundError):
-      found = read_only_builder.builder_from_files(name, data_dir=data_dir)
+      # The first half of TFDS's builder_from_files, to check the folder before it is read.
+      with error_utils.record_error_context():
+        found = read_only_builder._find_builder_dir(name, data_dir=data_dir)
   if found:
-    return found
+    return _builder_at(found, name)
   if source.options['download'] != 'yes':
     raise UserError(_not_found(name, place))
   console.say('corpus', f'TFDS downloads and prepares {name} in {place}')
   with _sentence(name, 'prepared'):
     builder = tfds.builder(name, data_dir=data_dir)
     builder.download_and_prepare()
-    return tfds.builder_from_directory(builder.data_dir)
+  return _builder_at(epath.Path(builder.data_dir), name)
 
 
 def _open_folder(name: str) -> Builder:
   """The builder of a dataset in the folder of a version."""
-  import tensorflow_datasets as tfds
   from etils import epath
 
   folder = epath.Path(name).expanduser()
   with _sentence(name):
-    is_there = (folder / _INFO).exists()
+    is_there = (folder / INFO).exists()
   if not is_there:
     raise UserError(
       f'{name!r} holds no prepared TFDS dataset; expected the folder of a version, which holds '
-      f'{_INFO}'
+      f'{INFO}'
     )
+  return _builder_at(folder, name)
+
+
+def _builder_at(folder: Folder, name: str) -> Builder:
+  """The builder of a dataset, whose description is checked first."""
+  import tensorflow_datasets as tfds
+
   with _sentence(name):
+    check_metadata(folder, name)
     return tfds.builder_from_directory(folder)
 
 

@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from electra_jax import file_access, registry
+from electra_jax import file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, duplicates
 from electra_jax.data.prepare import packing
 from electra_jax.data.prepare.recipe import CorpusRecipe
@@ -320,12 +321,36 @@ def _beginning(text: str) -> str:
 
 
 def read_array(path: str) -> np.ndarray:
-  """An array that a worker wrote; a local one is mapped and not read."""
-  if file_access.is_remote(path):
-    remote: np.ndarray = np.load(io.BytesIO(file_access.read_bytes(path)))
+  """An array that a worker wrote; a local one is mapped and not read.
+
+  Raises:
+    UserError: the file is damaged. Nothing is allocated or executed that its header asks for.
+  """
+  try:
+    if not file_access.is_remote(path):
+      mapped: np.ndarray = np.load(path, mmap_mode='r', allow_pickle=False)
+      return mapped
+    content = file_access.read_bytes(path)
+    _check_header(content)
+    remote: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     return remote
-  mapped: np.ndarray = np.load(path, mmap_mode='r')
-  return mapped
+  except (ValueError, EOFError, OSError, OverflowError) as error:
+    raise UserError(
+      f'{path!r} is damaged ({file_access.reason(error)}); delete the folder and prepare the '
+      'corpus again.'
+    ) from None
+
+
+def _check_header(content: bytes) -> None:
+  """Raises ValueError where an array is claimed to be larger than the file."""
+  file = io.BytesIO(content)
+  read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+  version = np.lib.format.read_magic(file)
+  if version not in read:
+    raise ValueError(f'the format has version {version}')
+  shape, _, dtype = read[version](file)
+  if math.prod(shape) * dtype.itemsize > len(content):
+    raise ValueError(f'{len(content):,} bytes are not an array of shape {shape}')
 
 
 def _write_array(path: str, array: np.ndarray) -> None:
@@ -342,5 +367,5 @@ def _write_json(path: str, value: Facts) -> None:
 def _read_json(path: str) -> Facts | None:
   if not file_access.exists(path):
     return None
-  value: Facts = json.loads(file_access.read_bytes(path))
+  value: Facts = json_reader.read(path, {}, rules=json_reader.OWN)
   return value

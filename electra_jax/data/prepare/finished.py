@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from electra_jax import console, file_access
+from electra_jax import console, file_access, json_reader
 from electra_jax.data.prepare import workers
 from electra_jax.errors import UserError
 
@@ -64,10 +64,10 @@ def read_facts(path: str) -> dict[str, Any] | None:
   if not file_access.exists(file):
     return None
   try:
-    facts = json.loads(file_access.read_bytes(file))
-  except ValueError:
-    facts = None
-  if not isinstance(facts, dict) or facts.get('format') != FORMAT:
+    facts: dict[str, Any] = json_reader.read(file, {'format': str}, rules=json_reader.OWN)
+  except json_reader.InvalidJson:
+    facts = {}
+  if facts.get('format') != FORMAT:
     raise UserError(
       f'the prepared corpus {path!r} is damaged: its {FACTS_FILE} cannot be read; delete the '
       'folder and prepare the corpus again'
@@ -124,9 +124,17 @@ def _start(path: str, fingerprint: str) -> None:
   marked = file_access.exists(mark)
   if not marked and any(name != _WORK for name in file_access.listing(path)):
     raise UserError(f'{path!r} is not empty and not a prepared corpus; name another --output')
-  if not marked or json.loads(file_access.read_bytes(mark)) != content:
+  if not marked or _read_mark(mark) != content:
     _remove_unfinished(path)
   file_access.write_bytes(mark, json.dumps(content).encode())
+
+
+def _read_mark(mark: str) -> json_reader.Json:
+  """The content of a mark; None where it is damaged, so that the work begins again."""
+  try:
+    return json_reader.read(mark)
+  except json_reader.InvalidJson:
+    return None
 
 
 def _is_finished(path: str, fingerprint: str) -> bool:
@@ -136,7 +144,7 @@ def _is_finished(path: str, fingerprint: str) -> bool:
     UserError: it is, but with another fingerprint.
   """
   facts = read_facts(path)
-  if facts and fingerprint and facts['fingerprint'] != fingerprint:
+  if facts and fingerprint and facts.get('fingerprint') != fingerprint:
     raise UserError(
       f'{path!r} holds another corpus, or one with other settings; name another --output, or '
       'delete the folder'

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from electra_jax import console, file_access, registry
+from electra_jax import console, file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, corpus_format, duplicates, tfds
 from electra_jax.data.prepare import beam_pipeline, blocks, packing, preparation_report, workers
 from electra_jax.data.prepare.finished import FACTS_FILE, building, read_facts, write_facts
@@ -492,7 +492,7 @@ def _write_store(
       file_access.remove(file_access.join(folder, file))
   write_manifest(
     folder,
-    [json.loads(file_access.read_bytes(note)) for note in notes],
+    [json_reader.read(note) for note in notes],
     **shape,
     tokenizer_fingerprint=tokenizer.fingerprint,
     facts={'source': plan.recipe.source, 'split': name},

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
-from electra_jax import file_access, registry
+from electra_jax import file_access, json_reader, registry
 from electra_jax.config import declarations
 from electra_jax.data.tokenizers import training_sample
 from electra_jax.data.tokenizers.special_tokens import (
@@ -592,14 +592,16 @@ def _plain_options(options: Options) -> dict[str, Any] | None:
 def _open_registered(places: Mapping[str, str], source: str) -> Tokenizer:
   """Opens a tokenizer of a kind that user code registered."""
   try:
-    record = json.loads(file_access.read_bytes(places[REGISTERED_FILE]))
-    names = list(record['files'])
-    owner = {'kind': 'tokenizer', 'name': str(record['name']), 'file': str(record['file'])}
-    options = record['options']
-  except (KeyError, TypeError, ValueError):
+    shape = {'files': [str], 'name': str, 'file': str, 'options': dict | None}
+    record = json_reader.read(places[REGISTERED_FILE], shape)
+  except json_reader.InvalidJson as error:
     raise UserError(
-      f'the file {places[REGISTERED_FILE]!r} is damaged; restore it, or prepare the corpus again.'
+      f'the file {places[REGISTERED_FILE]!r} is damaged ({error.reason}); restore it, or prepare '
+      'the corpus again.'
     ) from None
+  names = record['files']
+  owner = {'kind': 'tokenizer', 'name': record['name'], 'file': record['file']}
+  options = record['options']
   registry.require_registered([owner], f'the folder {source!r}')
   if missing := [name for name in names if name not in places]:
     raise UserError(f'the tokenizer {source!r} lacks the file {missing[0]}; restore it.')
