@@ -115,7 +115,8 @@ class Buckets:
       'md5Hash': base64.b64encode(hashlib.md5(found.content).digest()).decode(),
       'timeCreated': found.updated,
       'updated': found.updated,
-      'mediaLink': f'{self.url}/download/storage/v1/b/{bucket}/o/{name}',
+      'mediaLink': f'{self.url}/download/storage/v1/b/{bucket}/o/'
+      + urllib.parse.quote(name, safe=''),
     }
 
   def list(

@@ -14,6 +14,7 @@ RANKS = {
   'console': 0,
   'errors': 0,
   'file_access': 1,
+  'folder_lock': 2,
   'version': 0,
   'registry': 1,
   'config': 2,

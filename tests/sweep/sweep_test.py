@@ -112,7 +112,7 @@ def started(measured, monkeypatch):
     names.append(config.name)
     return 0
 
-  def measure_run(job, expected, place, notice):
+  def measure_run(job, expected, place, notice, take_over):
     result = copy.deepcopy(measured.result) | {'run': job.run, 'seed': job.seed}
     result |= {name: expected[name] for name in ('fields', 'data', 'rows')}
     result['tasks'] = {
