@@ -17,6 +17,7 @@ from electra_jax.data.prepare import blocks, finished, packing, preparation, wor
 from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
+from electra_jax.folder_lock import FolderInUse, FolderLock
 
 
 @pytest.fixture(scope='module')
@@ -535,6 +536,74 @@ def test_a_second_process_waits_for_the_first(tmp_path, monkeypatch):
     file_access.write_bytes(file_access.join(path, finished.FACTS_FILE), json.dumps(facts).encode())
   assert entered.wait(60)
   assert events == ['waiting', 'first', ('second', None)], 'and finds the folder finished'
+
+
+class Killed(BaseException):
+  """Ends a preparation at a place."""
+
+
+def test_a_kill_while_unfinished_work_is_removed_does_not_block_the_next(tmp_path, monkeypatch):
+  path = str(tmp_path / 'corpus')
+  remove = file_access.remove
+
+  def start(fingerprint):
+    with finished.building(path, fingerprint) as work:
+      for name in ('train', 'heldout'):
+        file_access.write_bytes(file_access.join(path, name, 'rows'), b'')
+      file_access.write_bytes(file_access.join(work, 'block'), b'')
+      raise Killed
+
+  with pytest.raises(Killed):
+    start('one')
+  left = file_access.join(path, 'facts.json.01234567.partial')
+  for number in range(1, 4):
+    calls = []
+
+    def removing(name, calls=calls, number=number):
+      calls.append(name)
+      if len(calls) == number:
+        raise Killed
+      remove(name)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(file_access, 'remove', removing)
+      with pytest.raises(Killed), finished.building(path, f'two {number}'):
+        pytest.fail('it was to be killed before')
+    file_access.write_bytes(left, b'')
+    with pytest.raises(Killed):
+      start('one')
+  with finished.building(path, 'three'):
+    finished.write_facts(path, {'fingerprint': 'three'})
+  assert file_access.listing(path) == ['facts.json']
+
+
+def test_a_preparation_whose_folder_was_taken_writes_no_facts(
+  recipe, tokenizer_folder, tmp_path, monkeypatch
+):
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  out = tmp_path / 'out'
+  write_store = preparation._write_store
+
+  with FolderLock(out, take_over=True) as other:
+
+    def taken(*arguments):
+      write_store(*arguments)
+      if not other._held:
+        other.acquire()
+
+    monkeypatch.setattr(preparation, '_write_store', taken)
+    with pytest.raises(FolderInUse, match='was taken over by process'):
+      preparation.prepare_corpus(given, cache=tmp_path, output=out)
+    assert finished.read_facts(str(out)) is None and (out / '.work').exists()
+
+
+def test_a_finished_corpus_is_opened_while_its_folder_is_locked(recipe, tokenizer_folder, tmp_path):
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  made = preparation.prepare_corpus(given, cache=tmp_path)
+  with FolderLock(made.path) as other:
+    other.acquire()
+    again = preparation.prepare_corpus(given, cache=tmp_path)
+  assert again.train.identity == made.train.identity
 
 
 def test_two_processes_at_once_both_succeed(recipe, prepared, tokenizer_folder, tmp_path):

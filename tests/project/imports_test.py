@@ -15,6 +15,7 @@ RANKS = {
   'errors': 0,
   'file_access': 1,
   'folder_lock': 2,
+  'remote_files': 0,
   'version': 0,
   'registry': 1,
   'config': 2,

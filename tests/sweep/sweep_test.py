@@ -19,6 +19,7 @@ from one_device import run_on_one_device
 
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.trial_summary import spread
+from electra_jax.folder_lock import FolderInUse, FolderLock
 from electra_jax.main import main
 from electra_jax.sweep import config as sweep_config
 from electra_jax.sweep import resolve, results, runner, summary
@@ -80,12 +81,12 @@ def measured(data, tmp_path_factory):
   folder, c = tmp_path_factory.mktemp('sweep'), config_of(data)
   train = runner.train
 
-  def trained_before(config, place, notice):
+  def trained_before(config, place, notice, take_over):
     """All but the last part of training, as if another start had done it."""
     shutil.copytree(micro_run.finished()[0], place)
     path = pathlib.Path(place, 'config.json')
     path.write_text(path.read_text().replace('"micro"', json.dumps(config.name)))
-    return train(config, place, notice)
+    return train(config, place, notice, take_over)
 
   with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
     run_on_one_device(patch)
@@ -108,7 +109,7 @@ def started(measured, monkeypatch):
   """
   names = []
 
-  def train(config, place, notice):
+  def train(config, place, notice, take_over):
     names.append(config.name)
     return 0
 
@@ -208,7 +209,7 @@ def test_results_of_single_jobs_make_one_table(started, config, tmp_path):
   assert '| small | 1 of 2 |' in page and '| warmer@1 | 1 of 2 |' in page
 
 
-def diverge(config, place, notice):
+def diverge(config, place, notice, take_over):
   """Training that fails with seed 0 and is stopped with others."""
   if config.seed == 0:
     raise UserError('the step after 3 is not finite')
@@ -231,7 +232,7 @@ def test_known_results_are_shown_when_all_other_runs_fail(started, config, tmp_p
 
 
 def test_a_request_to_stop_while_a_run_ends_is_obeyed(config, tmp_path, monkeypatch):
-  def train(config, place, notice):
+  def train(config, place, notice, take_over):
     notice.heed()
     os.kill(os.getpid(), signal.SIGTERM)
     return 0
@@ -513,3 +514,14 @@ def test_mistakes_about_jobs_are_reported(write_scripts, tmp_path, capsys):
   assert '--jobs and --only exclude each other' in capsys.readouterr().err
   assert main(['main', '--mode=sweep', '--config=configs/tiny.py']) == 1
   assert 'the config is a pretraining config' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('only', [None, 'small:0', 'table'])
+def test_a_second_start_is_refused(config, tmp_path, monkeypatch, no_training, only):
+  monkeypatch.setattr(runner, 'expected_results', lambda *_: {})
+  folder = tmp_path / 'jobs' / 'small-0' if only == 'small:0' else tmp_path
+  with FolderLock(folder) as lock:
+    lock.acquire()
+    with pytest.raises(FolderInUse, match='is being written by process'):
+      runner.sweep(config, str(tmp_path), only=only)
+  assert not (tmp_path / 'sweep.md').exists()

@@ -102,9 +102,9 @@ class _Runner:
       self.lock.check()
       return work.finished(name)
 
-    work = dataclasses.replace(work, finished=finished)
     if self.beam is None:
-      workers.each_block(job, self.groups, work, self.processes)
+      checked = dataclasses.replace(work, finished=finished)
+      workers.each_block(job, self.groups, checked, self.processes)
     else:
       beam_pipeline.each_block(job, self.groups, work.stage, work.label, self.beam)
 
