@@ -633,15 +633,9 @@ class FolderLock:
       if self._held is None or self._place is None or self.lost:
         return
       found = self._place.read()
-      if found is None:  # removed, as with a folder that was emptied: taken again if it is free
-        if self._place.create(self._me.written()):
-          self._held = self._place.read()
-          return
-        found = self._place.read()
-      if found is None:
-        return
-      holder = parse(found.content)
-      if holder.token != self._me.token:
+      # Without a file another process may have taken the folder, written and released it.
+      holder = Holder() if found is None else parse(found.content)
+      if found is None or holder.token != self._me.token:
         self._taken_by = holder
         return
       self._held = found

@@ -278,26 +278,30 @@ def test_no_lock_file_can_control_a_terminal():
   assert text.isprintable() and len(text) < 200
 
 
-def test_a_held_folder_is_renewed_and_a_removed_lock_file_written_again(folder, monkeypatch):
+def test_a_held_folder_is_renewed(folder, monkeypatch):
   monkeypatch.setattr(folder_lock, 'BEAT', 0.01)
-  renewed = threading.Event()
   with FolderLock(folder) as lock:
     lock.acquire()
     place = lock._place
     first = place.read()
-    for _ in range(2):
-      for _ in range(2000):
-        now = place.read()
-        if now is not None and now.version != first.version:
-          renewed.set()
-          break
-        threading.Event().wait(0.005)
-      assert renewed.is_set()
-      renewed.clear()
-      file_access.remove(file_access.join(folder, LOCK_FILE))
+    for _ in range(2000):
+      if place.read().version != first.version:
+        break
+      threading.Event().wait(0.005)
+    else:
+      pytest.fail('it is not renewed')
     lock.check(read=True)
-    assert not lock.lost
   assert files(folder) == []
+
+
+def test_a_process_that_another_one_replaced_does_not_continue_when_that_has_ended(folder):
+  with FolderLock(folder) as hung:
+    hung.acquire()
+    with FolderLock(folder, take_over=True) as other:
+      other.acquire()
+    assert files(folder) == []
+    with pytest.raises(FolderInUse, match='was taken over by another process'):
+      hung.check(read=True)
 
 
 def test_sigterm_releases_the_folder(tmp_path, handlers):
