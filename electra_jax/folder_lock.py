@@ -37,6 +37,7 @@ PATIENCE = 3.25 * BEAT  # seconds without a renewal after which a process counts
 FORMAT = 1
 
 _POLL = 1.0  # seconds between two looks at the file of another process
+_LEAVING = 3.0  # seconds that a process may need to end after it was killed
 _CLAIM_PATIENCE = 10.0  # seconds after which an unfinished takeover counts as abandoned
 _MOST_BYTES = 1 << 14
 _MAKE_ATTEMPTS = 3
@@ -473,7 +474,7 @@ class FolderLock:
   """
 
   def __init__(self, folder: str | os.PathLike[str], *, take_over: bool = False) -> None:
-    self.folder = file_access.normal(folder)
+    self.folder = os.fspath(folder).rstrip('/') or '/'
     self._take_over = take_over
     self._me = Holder()
     self._place: _Place | None = None
@@ -505,9 +506,14 @@ class FolderLock:
       file_access.Unwritable: the folder cannot be written.
     """
     waits = False
+    alive_since: float | None = None
     while (found := self.attempt()) is not None:
       holder, alive = found
       if alive and not self._take_over:
+        alive_since = time.monotonic() if alive_since is None else alive_since
+        if time.monotonic() - alive_since < _LEAVING:
+          time.sleep(_LEAVING / 10)
+          continue
         raise FolderInUse(
           f'{self.folder!r} is being written by {holder.describe()}; stop that process or wait for '
           'its end, or take the folder from it with --take_over.'

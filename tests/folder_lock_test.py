@@ -44,6 +44,12 @@ def folder(request, tmp_path):
     yield 'gs://bucket/run'
 
 
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch):
+  """A process that is alive is not waited for."""
+  monkeypatch.setattr(folder_lock, '_LEAVING', 0.0)
+
+
 class Clock:
   """Takes the place of the module's clock: waiting takes no time, and calls `meanwhile`."""
 
@@ -121,6 +127,15 @@ def test_a_process_of_this_machine_that_ended_is_gone_at_once(tmp_path, clock):
     with FolderLock(tmp_path / str(number)) as lock:
       lock.acquire()
   unreaped.wait()
+
+
+def test_a_process_that_was_killed_has_time_to_end(tmp_path, clock, monkeypatch):
+  monkeypatch.setattr(folder_lock, '_LEAVING', 3.0)
+  with FolderLock(tmp_path) as lock:
+    left_behind(str(tmp_path), folder_lock.this_process())
+    clock.meanwhile = lambda: clock.now > 2.0 and os.unlink(tmp_path / LOCK_FILE)
+    lock.acquire()
+  assert 2.0 < clock.now < 3.0
 
 
 @pytest.mark.parametrize(

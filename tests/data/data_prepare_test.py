@@ -317,22 +317,31 @@ def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(
   assert len(list((tmp_path / 'reader').rglob('*.bin'))) == 1, 'the held-out rows were not read'
 
 
-def test_two_preparations_at_one_address_both_succeed(
+def test_of_two_preparations_at_one_address_the_second_waits_and_uses_the_rows(
   recipe, prepared, tokenizer_folder, tmp_path, monkeypatch
 ):
-  """Addresses have no locks: another process may finish first and remove the work."""
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   address = 'memory://bucket/two'
-  original, seen = blocks.make_rows, []
+  original, others, said, found = blocks.make_rows, [], threading.Event(), []
 
-  def slow(*args):
-    if not seen:
-      seen.append(True)
-      preparation.prepare_corpus(given, cache=tmp_path / 'first', output=address)
+  def second():
+    found.append(preparation.prepare_corpus(given, cache=tmp_path / 'second', output=address))
+
+  def make_rows(*args):
+    if not others:
+      others.append(threading.Thread(target=second, daemon=True))
+      others[0].start()
+      assert said.wait(60), 'the second process reports that it waits'
     return original(*args)
 
-  monkeypatch.setattr(blocks, 'make_rows', slow)
-  made = preparation.prepare_corpus(given, cache=tmp_path / 'second', output=address)
+  monkeypatch.setattr(finished, '_REMOTE_POLL', 0.01)
+  monkeypatch.setattr(
+    finished.console, 'say', lambda label, _: said.set() if label == 'waiting' else None
+  )
+  monkeypatch.setattr(blocks, 'make_rows', make_rows)
+  made = preparation.prepare_corpus(given, cache=tmp_path / 'first', output=address)
+  others[0].join(60)
+  assert len(others) == 1 and found[0].train.identity == made.train.identity
   assert made.train.identity == prepared.train.identity
   assert preparation.open_prepared(address, tmp_path).heldout.read(np.arange(3)).shape == (3, 32)
 
@@ -519,6 +528,7 @@ def test_a_second_process_waits_for_the_first(tmp_path, monkeypatch):
     events.append(label)
     printed.set()
 
+  monkeypatch.setattr(finished, '_POLL', 0.01)
   monkeypatch.setattr(finished.console, 'say', say)
 
   def second():

@@ -89,7 +89,7 @@ def test_random_kills_block_no_later_start(tmp_path, mode):
   start = time.monotonic()
   micro_run.run(*argv(tmp_path / 'whole'))
   seconds = time.monotonic() - start
-  killed_at_random(argv(tmp_path / 'killed'), 12, seconds, seed=0)
+  killed_at_random(argv(tmp_path / 'killed'), 6, seconds, seed=0)
   micro_run.run(*argv(tmp_path / 'killed'))
   left_out = ('README.md', 'report.md', 'verified.json')  # with times in them
   whole, killed = (

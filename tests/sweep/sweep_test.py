@@ -17,6 +17,7 @@ import micro_run
 import pytest
 from one_device import run_on_one_device
 
+from electra_jax import folder_lock
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.trial_summary import spread
 from electra_jax.folder_lock import FolderInUse, FolderLock
@@ -519,6 +520,7 @@ def test_mistakes_about_jobs_are_reported(write_scripts, tmp_path, capsys):
 @pytest.mark.parametrize('only', [None, 'small:0', 'table'])
 def test_a_second_start_is_refused(config, tmp_path, monkeypatch, no_training, only):
   monkeypatch.setattr(runner, 'expected_results', lambda *_: {})
+  monkeypatch.setattr(folder_lock, '_LEAVING', 0.0)
   folder = tmp_path / 'jobs' / 'small-0' if only == 'small:0' else tmp_path
   with FolderLock(folder) as lock:
     lock.acquire()

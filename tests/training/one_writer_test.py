@@ -6,7 +6,7 @@ import pathlib
 import micro_run
 import pytest
 
-from electra_jax import main
+from electra_jax import folder_lock, main
 from electra_jax.cli.modes import MODES
 from electra_jax.errors import UserError
 from electra_jax.folder_lock import LOCK_FILE, FolderInUse, FolderLock
@@ -23,6 +23,8 @@ class LongWork(BaseException):
 
 @pytest.fixture(autouse=True)
 def no_data(monkeypatch, handlers):
+  monkeypatch.setattr(folder_lock, '_LEAVING', 0.0)
+
   def refuse(*_):
     raise LongWork
 
