@@ -179,7 +179,7 @@ def _detected() -> dict[str, Any]:
   try:
     from jax._src.clusters import ClusterEnv
 
-    address, processes, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
+    address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
       os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, WAIT
     )
   except Exception:  # of any kind: JAX then tries the same, and its error is reported
@@ -190,8 +190,7 @@ def _detected() -> dict[str, Any]:
     'coordinator_address': address,
     'num_processes': processes,
     'process_id': process,
-    'local_device_ids': devices,
-  }
+  }  # JAX finds the devices of the process then, also by JAX_LOCAL_DEVICE_IDS
 
 
 def bind_address(coordinator: str) -> str | None:
