@@ -33,7 +33,8 @@ def test_a_mode_names_a_function_that_takes_its_flags(mode):
     if parameter.kind is parameter.VAR_KEYWORD:  # its annotation lists names, all of them optional
       del parameters[parameter.name]
       (names,) = typing.get_args(parameter.annotation)
-      parameters |= dict.fromkeys(names.__annotations__, parameter.replace(default=None))
+      optional = inspect.Parameter('optional', parameter.KEYWORD_ONLY, default=None)
+      parameters |= dict.fromkeys(names.__annotations__, optional)
   assert given <= set(parameters)
   required = {n for n, p in parameters.items() if p.default is p.empty}
   assert required <= given
