@@ -1,8 +1,10 @@
 """--mode=export: writes a run for transformers or for the original TensorFlow program."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -12,6 +14,7 @@ from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
+from electra_jax.folder_lock import FolderLock, is_lock_file
 from electra_jax.interop import huggingface, own, tokenizer_files
 from electra_jax.interop.weights import Weights
 from electra_jax.pretrain.build import objective_of
@@ -36,6 +39,8 @@ KNOWN = (
   'hparams.json',
   CARD,
 )
+# End of the name of a file that is being written.
+_PARTIAL = re.compile(r'\.[0-9a-f]{8}\.partial$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,7 @@ def export(
   format: str = 'transformers',
   step: str = 'last',
   task: str | None = None,
+  take_over: bool = False,
 ) -> None:
   """Writes a run for other programs, with its tokenizer and a model card.
 
@@ -84,6 +90,7 @@ def export(
     format: one of FORMATS.
     step: for a pretrained run, 'last', 'best' (by the held-out loss) or a step.
     task: for a fine-tuned run that has several.
+    take_over: whether to take OUTPUT from another process that writes into it.
 
   Raises:
     UserError: the format does not support the model (the message has the reason), the folder is
@@ -96,7 +103,7 @@ def export(
         f'{workdir} is a fine-tuned run, and the original program has no common layout for heads; '
         'use --format=transformers, or export the pretrained run.'
       )
-    _export_finetuned(workdir, output, task)
+    _export_finetuned(workdir, output, task, take_over)
     return
   weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
   assert weights.tokenizer is not None
@@ -111,12 +118,12 @@ def export(
   for note in weights.notes:
     say('left out', note)
   if format == 'tensorflow':
-    _export_to_tensorflow(run, output)
+    _export_to_tensorflow(run, output, take_over)
   else:
-    _export_to_transformers(run, output)
+    _export_to_transformers(run, output, take_over)
 
 
-def _export_to_transformers(run: _PretrainedRun, output: str) -> None:
+def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -> None:
   weights = run.weights
   written: dict[str, bytes] = {}
   left_out = ''
@@ -132,7 +139,8 @@ def _export_to_transformers(run: _PretrainedRun, output: str) -> None:
     use = _use_of_tower(weights, tower)
     files[CARD] = run.card(f'{run.resolved.config.name}, {tower}', use, tower)
     written |= {f'{tower}/{name}': content for name, content in files.items()}
-  _write(output, written)
+  with _locked(output, take_over) as lock:
+    _write(output, written, lock)
   # The notes already mention a generator that the weights lack.
   if left_out and (weights.generator or not weights.notes):
     say('left out', left_out)
@@ -180,7 +188,7 @@ def _heldout_metrics(record: RunRecord, step: int | None) -> list[str]:
   ]
 
 
-def _export_to_tensorflow(run: _PretrainedRun, output: str) -> None:
+def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> None:
   from electra_jax.interop import google
 
   if not run.tokenizer.read_by_original_program:
@@ -192,10 +200,12 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str) -> None:
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
   beside = {**run.tokenizer.saved_files(), CARD: card}
   prefix = file_access.join(output, f'model.ckpt-{run.weights.step}')
-  stale = _stale_files(output, {*beside, *google.written_files(prefix)})
-  # Stale files are removed only when the model turns out to be expressible and writable.
-  google.write_checkpoint(run.weights, prefix)
-  _write(output, beside, stale)
+  with _locked(output, take_over) as lock:
+    stale = _stale_files(output, {*beside, *google.written_files(prefix)})
+    # Stale files are removed only when the model turns out to be expressible and writable.
+    lock.check(read=True)
+    google.write_checkpoint(run.weights, prefix)
+    _write(output, beside, lock, stale)
   settings = file_access.join(output, google.SETTINGS)
   say(
     'next',
@@ -204,7 +214,9 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str) -> None:
   )
 
 
-def _export_finetuned(workdir: str | os.PathLike[str], output: str, task: str | None) -> None:
+def _export_finetuned(
+  workdir: str | os.PathLike[str], output: str, task: str | None, take_over: bool
+) -> None:
   run = open_finetuned(workdir, task)
   weights = run.weights()
   config = weights.discriminator
@@ -225,7 +237,8 @@ def _export_finetuned(workdir: str | os.PathLike[str], output: str, task: str | 
   sections = model_card.finetuned_sections(description, _dev_results(folder, run.task.name))
   title = f'{run.config.name}, {run.task.name}'
   files[CARD] = model_card.model_card(title, use, sections).encode()
-  _write(output, files)
+  with _locked(output, take_over) as lock:
+    _write(output, files, lock)
   say('next', f'pipeline({use.pipeline!r}, {output!r}) in transformers')
 
 
@@ -248,6 +261,16 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 #### The folder ####
 
 
+@contextlib.contextmanager
+def _locked(output: str, take_over: bool) -> Iterator[FolderLock]:
+  """Holds the lock of OUTPUT, which must be a folder or not exist."""
+  if file_access.exists(output) and not file_access.is_folder(output):
+    raise UserError(f'--output is {output!r}, which is a file; expected a folder.')
+  with FolderLock(output, take_over=take_over) as lock:
+    lock.acquire()
+    yield lock
+
+
 def _stale_files(output: str, names: Iterable[str]) -> list[str]:
   """Returns files of an earlier export that are not among `names`.
 
@@ -255,15 +278,13 @@ def _stale_files(output: str, names: Iterable[str]) -> list[str]:
     UserError: the folder has files that no export has written.
   """
   names = set(names)
-  if file_access.exists(output) and not file_access.is_folder(output):
-    raise UserError(f'--output is {output!r}, which is a file; expected a folder.')
   stale = []
   for part in ('', *TOWERS):
     folder = file_access.join(output, part) if part else output
     for name in file_access.listing(folder):
       full_name = f'{part}/{name}' if part else name
       path = file_access.join(folder, name)
-      if not part and name in TOWERS:
+      if not part and (name in TOWERS or is_lock_file(name)):
         continue
       if not _is_of_an_export(name, path):
         raise UserError(
@@ -276,16 +297,22 @@ def _stale_files(output: str, names: Iterable[str]) -> list[str]:
 
 
 def _is_of_an_export(name: str, path: str) -> bool:
+  if _PARTIAL.search(name):  # of an export that was killed
+    name = _PARTIAL.sub('', name)
+    return name in KNOWN or name.startswith('model.ckpt-')
   if name == CARD:
     return model_card.MADE in file_access.read_bytes(path).decode('utf-8', 'replace')
   return name in KNOWN or name.startswith('model.ckpt-')
 
 
-def _write(output: str, files: Mapping[str, bytes], stale: list[str] | None = None) -> None:
+def _write(
+  output: str, files: Mapping[str, bytes], lock: FolderLock, stale: list[str] | None = None
+) -> None:
   for path in _stale_files(output, files) if stale is None else stale:
     file_access.remove(path)
   # Configs are last: a folder with a config is complete.
   for name in sorted(files, key=lambda name: name.endswith('config.json')):
+    lock.check(read=True)
     file_access.write_bytes(file_access.join(output, *name.split('/')), files[name])
   folders: dict[str, list[str]] = {}
   for name, content in files.items():

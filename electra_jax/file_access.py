@@ -24,12 +24,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from electra_jax import input_limits
+from electra_jax import input_limits, remote_files
 from electra_jax.errors import UserError
 
 if TYPE_CHECKING:
   from _typeshed import WriteableBuffer
 
+Answer = Any  # of a method of a file system
 FileSystem = Any  # fsspec.AbstractFileSystem; fsspec has no annotations
 
 COMPRESSIONS = ('.gz', '.xz', '.bz2', '.zst')
@@ -51,18 +52,6 @@ _PACKAGES = {
   'https': 'aiohttp',
   'hf': 'huggingface_hub',
 }
-# Fields of `info()` of which a file system has at least one, and that change with the file.
-_VERSION_FIELDS = (
-  'etag',
-  'ETag',
-  'md5Hash',
-  'generation',
-  'updated',
-  'mtime',
-  'LastModified',
-  'last_modified',
-  'created',
-)
 # File systems with real folders. Object stores derive folders from the names of objects.
 _WITH_FOLDERS = ('file', 'local', 'ftp', 'sftp', 'ssh', 'smb', 'hdfs', 'webhdfs')
 _GOOGLE = ('gs://', 'gcs://')
@@ -116,7 +105,8 @@ def filesystem(address: str) -> FileSystem:
   import fsspec
 
   scheme = address.split('://')[0]
-  set_up_google_storage()
+  if scheme.rpartition(':')[2] in ('gs', 'gcs'):  # also behind another one, as in cache::gs
+    set_up_google_storage()
   _silence(_PACKAGES.get(scheme, scheme))
   try:
     return fsspec.core.url_to_fs(address)[0]
@@ -135,11 +125,14 @@ def set_up_google_storage() -> None:
   """Configures gcsfs for every use in this process, whoever opens it.
 
   gcsfs caches listings of folders by default. They would be out of date, because TensorStore and
-  other processes write to the same bucket.
+  other processes write to the same bucket. A store that does not answer is given up after a while.
   """
   import fsspec
 
-  fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+  settings = fsspec.config.conf.setdefault('gcs', {})
+  settings.setdefault('use_listings_cache', False)
+  if (timeout := remote_files.google_timeout()) is not None:
+    settings.setdefault('requests_timeout', timeout)
   _silence('gcsfs')
 
 
@@ -181,14 +174,16 @@ def exists(path: str | os.PathLike[str]) -> bool:
   """
   path = os.fspath(path)
   with reaching(path, local=True):
-    return bool(filesystem(path).exists(path)) if is_remote(path) else os.path.exists(path)
+    if is_remote(path):
+      return bool(_asked(path, 'exists'))
+    return os.path.exists(path)
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
   """Whether there is a folder. Raises what `exists` raises."""
   path = os.fspath(path)
   with reaching(path, local=True):
-    return bool(filesystem(path).isdir(path)) if is_remote(path) else os.path.isdir(path)
+    return bool(_asked(path, 'isdir')) if is_remote(path) else os.path.isdir(path)
 
 
 def find_files(pattern: str) -> dict[str, Facts]:
@@ -204,7 +199,7 @@ def find_files(pattern: str) -> dict[str, Facts]:
     }
   with reaching(pattern):
     system = filesystem(pattern)
-    found = system.glob(pattern, detail=True)
+    found = _asked(pattern, 'glob', detail=True)
     return {
       str(system.unstrip_protocol(name)): _remote_facts(info)
       for name, info in sorted(found.items())
@@ -226,7 +221,7 @@ def facts(path: str | os.PathLike[str]) -> Facts:
   path = os.fspath(path)
   with reaching(path, local=True):
     if is_remote(path):
-      return _remote_facts(filesystem(path).info(path))
+      return _remote_facts(_asked(path, 'info'))
     stat = os.stat(path)
     return Facts(stat.st_size, str(stat.st_mtime_ns))
 
@@ -238,29 +233,28 @@ def listing(folder: str | os.PathLike[str]) -> list[str]:
     try:
       if not is_remote(folder):
         return sorted(os.listdir(folder))
-      names = filesystem(folder).ls(folder, detail=False)
+      names = _asked(folder, 'ls', detail=False)
     except FileNotFoundError:
       return []
     return sorted(name.rstrip('/').split('/')[-1] for name in names)
 
 
 def _remote_facts(info: Mapping[str, Any]) -> Facts:
-  field = next((field for field in _VERSION_FIELDS if info.get(field)), None)
-  value = info.get(field, '') if field else ''
-  if hasattr(value, 'timestamp'):  # a file system may report a time as datetime or as a number
-    value = value.timestamp()
-  return Facts(info.get('size') or 0, f'{field} {value}' if field else '')
+  return Facts(info.get('size') or 0, remote_files.version_of(info))
 
 
 #### Reading ####
 
 
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
-  """Opens a file for reading its stored bytes; its position counts them."""
+  """Opens a file for reading its stored bytes; its position counts them.
+
+  At an address the bytes are checked while they are read, see `remote_files.open_checked`.
+  """
   path = os.fspath(path)
   with reaching(path, local=True):
     if is_remote(path):
-      return cast(BinaryIO, filesystem(path).open(path, 'rb'))
+      return cast(BinaryIO, remote_files.open_checked(filesystem(path), path))
     return open(path, 'rb')
 
 
@@ -271,6 +265,10 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
     path: a path or an address.
     most: number of bytes to read at most; -1 for all.
   """
+  path = os.fspath(path)
+  if most < 0 and is_remote(path):
+    with reaching(path):
+      return remote_files.read_whole(filesystem(path), path)
   with open_binary(path) as file, reaching(path, local=True):
     return file.read(most)
 
@@ -381,7 +379,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
   path = os.fspath(path)
   with reaching(path, 'written', local=True):
     if is_remote(path):
-      _with_folder(path).pipe_file(path, content)
+      remote_files.write_whole(_with_folder(path), path, content)
       return
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.{uuid.uuid4().hex[:8]}.partial'
@@ -403,7 +401,7 @@ def upload(path: str | os.PathLike[str], address: str) -> None:
     Unwritable: it cannot be written.
   """
   with reaching(address, 'written', local=True):
-    _with_folder(address).put_file(os.fspath(path), address)
+    remote_files.upload(_with_folder(address), os.fspath(path), address)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -415,11 +413,17 @@ def remove(path: str | os.PathLike[str]) -> None:
   path = os.fspath(path)
   with reaching(path, 'removed', local=True), contextlib.suppress(FileNotFoundError):
     if is_remote(path):
-      filesystem(path).rm(path, recursive=True)
+      _asked(path, 'rm', recursive=True)
     elif os.path.isdir(path) and not os.path.islink(path):
       shutil.rmtree(path)
     else:
       os.unlink(path)
+
+
+def _asked(address: str, method: str, **options: object) -> Answer:
+  """The result of a method of the file system of an address; failed requests are repeated."""
+  system = filesystem(address)
+  return remote_files.retried(lambda: getattr(system, method)(address, **options), address)
 
 
 def _with_folder(address: str) -> FileSystem:

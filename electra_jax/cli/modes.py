@@ -133,6 +133,14 @@ FLAGS: dict[str, Flag] = {
       'TPU slice, such as v5e-16, v4-8, v5p-128 or v6e-64, or several, such as 2xv5e-256.',
       example='v5e-16',
     ),
+    Flag(
+      'take_over',
+      'Take the folder to write from a process that uses it, which then stops. Not needed after a '
+      'crash: a folder whose process is gone is free at once, or after a minute where the process '
+      'was on another machine.',
+      bool,
+      default=False,
+    ),
     Flag('price', 'US dollars per chip or device and hour, to estimate the cost.', float),
     Flag(
       'device',
@@ -207,6 +215,7 @@ MODES: dict[str, Mode] = {
       'Pretrain, or resume pretraining.',
       'electra_jax.pretrain.train:train',
       config=PretrainingConfig,
+      flags=('take_over',),
       joins=True,
     ),
     Mode(
@@ -215,7 +224,7 @@ MODES: dict[str, Mode] = {
       'electra_jax.pretrain.run_start:prepare_only',
       config=PretrainingConfig,
       workdir=False,
-      flags=('output', 'beam'),
+      flags=('output', 'beam', 'take_over'),
     ),
     Mode(
       'evaluate',
@@ -262,6 +271,7 @@ MODES: dict[str, Mode] = {
       'Fine-tune a pretrained run or other weights on tasks.',
       'electra_jax.finetune.train:finetune',
       config=FinetuningConfig,
+      flags=('take_over',),
       joins=True,
     ),
     Mode(
@@ -294,12 +304,13 @@ MODES: dict[str, Mode] = {
       'Make a run of a fine-tuned model of transformers.',
       'electra_jax.finetune.adopt:adopt',
       config=FinetuningConfig,
+      flags=('take_over',),
     ),
     Mode(
       'export',
       'Export a run to transformers or to the original TensorFlow program.',
       'electra_jax.export:export',
-      flags=('output', 'format', 'step', 'task'),
+      flags=('output', 'format', 'step', 'task', 'take_over'),
       required=('output',),
     ),
     Mode(
@@ -308,9 +319,9 @@ MODES: dict[str, Mode] = {
       'electra_jax.sweep.runner:sweep',
       config=SweepConfig,
       check='electra_jax.sweep.resolve:jobs_of',
-      flags=('jobs', 'output', 'only', 'results'),
+      flags=('jobs', 'output', 'only', 'results', 'take_over'),
       together=(('jobs', 'output'),),
-      exclusive=(('jobs', 'only'),),
+      exclusive=(('jobs', 'only'), ('jobs', 'take_over')),
       parameters={'arguments': 'arguments'},
     ),
   )

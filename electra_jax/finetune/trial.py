@@ -105,6 +105,7 @@ def run_trial(
     for name, split in splits.items()
   }
   record = _record(p, trial, metrics, step)
+  status.check_held(read=True)
   hosts.from_first(lambda: run_folder.write_json(folder / RESULT, json_values(record)))
   return record
 

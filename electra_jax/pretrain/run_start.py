@@ -36,14 +36,20 @@ TRISTATE = {'auto': None, 'yes': True, 'no': False}  # values of three fields of
 
 
 def prepare_data(
-  config: PretrainingConfig, tokenizer: str | None = None, **where: str | None
+  config: PretrainingConfig,
+  tokenizer: str | None = None,
+  output: str | None = None,
+  beam: str | None = None,
+  take_over: bool = False,
 ) -> Prepared:
   """Opens the corpus of a config: `config.data.store`, or the prepared corpus, or a new one.
 
   Args:
     config: the run's config.
     tokenizer: a folder in place of `config.data.tokenizer`; None for that.
-    **where: `output` and `beam` of data.prepare.preparation.prepare_corpus.
+    output: see data.prepare.preparation.prepare_corpus.
+    beam: see there.
+    take_over: see there.
 
   Raises:
     UserError: the rows of the store do not have the config's length, it has no held-out rows, or
@@ -68,7 +74,9 @@ def prepare_data(
     byte_fallback=TRISTATE[d.byte_fallback],
     tokenizer_options=d.tokenizer_options,
   )
-  return prepare_corpus(recipe, cache=d.cache, processes=d.workers, **where)
+  return prepare_corpus(
+    recipe, cache=d.cache, output=output, processes=d.workers, beam=beam, take_over=take_over
+  )
 
 
 def _open_store(config: PretrainingConfig) -> Prepared:
@@ -88,13 +96,19 @@ def _open_store(config: PretrainingConfig) -> Prepared:
   return prepared
 
 
-def prepare_only(config: AnyConfig, output: str | None = None, beam: str | None = None) -> Prepared:
+def prepare_only(
+  config: AnyConfig,
+  output: str | None = None,
+  beam: str | None = None,
+  take_over: bool = False,
+) -> Prepared:
   """Makes the tokenizer and the rows of a config, and prints the report (--mode=prepare).
 
   Args:
     config: a ConfigDict, or a typed config.
     output: where to write; None for the cache.
     beam: runner of Apache Beam; None for worker processes of this machine.
+    take_over: whether to take the folder from a process that works on it.
 
   Raises:
     UserError: the config names a corpus that is prepared, or what `prepare_data` raises.
@@ -106,7 +120,7 @@ def prepare_only(config: AnyConfig, output: str | None = None, beam: str | None 
       'from config.data.source.'
     )
   console.heading(f'{run.config.name}: preparing')
-  prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam)
+  prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam, take_over=take_over)
   report = file_access.join(prepared.path, REPORT_FILE)
   print('\n' + file_access.read_bytes(report).decode())
   console.say('report', report)

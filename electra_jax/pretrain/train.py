@@ -20,6 +20,7 @@ from electra_jax.console import say
 from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
+from electra_jax.folder_lock import FolderLock
 from electra_jax.pretrain import budgets, build, guidance, pretrain_step, run_start
 from electra_jax.pretrain.continued.initial_state import InitialState, initial_state, place_initial
 from electra_jax.pretrain.continued.source import weights_digest
@@ -47,7 +48,12 @@ LONG_STEP = 60  # seconds of one step, at the peak, from which smaller steps are
 Recorded = Mapping[str, Any]  # content of resolved.json
 
 
-def train(config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | None = None) -> int:
+def train(
+  config: AnyConfig,
+  workdir: str | os.PathLike[str],
+  notice: Notice | None = None,
+  take_over: bool = False,
+) -> int:
   """Pretrains a config in a folder, or resumes what an earlier start of the same command saved.
 
   Every process of a run calls this. The first one writes what is written once.
@@ -56,6 +62,7 @@ def train(config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | N
     config: a ConfigDict, or a typed config.
     workdir: the run's folder.
     notice: true once this process is asked to stop; None for a new one.
+    take_over: whether to take the folder from another process that trains in it.
 
   Returns:
     The exit status: 0 when the run is done, PREEMPTED when it was asked to stop and is saved.
@@ -64,7 +71,8 @@ def train(config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | N
     UserError: a mistake of the user, or a loss or gradient that is not finite.
     Preempted: the process was asked to stop before there was anything to save.
   """
-  with Status('train') as status:
+  lock = FolderLock(workdir, take_over=take_over)
+  with lock, Status('train', lock=lock) as status:
     notice = Notice() if notice is None else notice
     return status.end(_train(config, workdir, notice, status))
 
@@ -77,6 +85,8 @@ def _train(
   run, recorded = _claim(config, folder, status)
   layout = _make_layout(run)
   data = _open_data(run, folder, recorded)
+  status.check_held(read=True)
+  hosts.from_first(lambda: run_start.keep_tokenizer(folder, data.tokenizer))
   run = _with_steps(run, folder, data, layout, recorded)
   _check_rows(run, data)
   initial = None
@@ -103,6 +113,7 @@ def _train(
       else:
         runner = _fresh(setup, initial, functions)
       initial = None  # its weights are on the devices now
+      status.check_held(read=True)  # compiling may have taken long
       writer = progress.Writer(folder, saved) if hosts.first() else progress.NoWriter()
       recorder = RunRecorder(manager, writer, status)
     _record(setup)
@@ -124,6 +135,9 @@ def _claim(config: AnyConfig, workdir: epath.Path, status: Status) -> tuple[Reso
   plain = json.dumps(to_plain(run.config), sort_keys=True)
   hosts.same_everywhere('the config', plain)
   hosts.same_everywhere('the weights of config.init', str(weights_digest(run.source)))
+  hosts.from_first(lambda: run_folder.check_writable(workdir))
+  if status.lock is not None:
+    hosts.acquire(status.lock)
   recorded = hosts.from_first(lambda: run_start.claim_workdir(workdir, run.config))
   status.claim(workdir, run.phases[-1].last)
   hosts.check_shared(workdir)
@@ -178,7 +192,6 @@ def _open_data(run: ResolvedRun, workdir: epath.Path, recorded: Recorded) -> Run
         f'the corpus {run_start.corpus_name(run.config)} is not the one that {workdir} was '
         'started with; restore it, or use another --workdir.'
       )
-  hosts.from_first(lambda: run_start.keep_tokenizer(workdir, tokenizer))
   never_masked = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
   entropy = prepared[0].train.unigram_entropy(never_masked)
   return RunData(prepared, tokenizer, identity, entropy)

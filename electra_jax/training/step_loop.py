@@ -232,7 +232,11 @@ class RunRecorder:
 
     Returns:
       The metrics with `seconds`, the time of training so far.
+
+    Raises:
+      UserError: another process has taken the run's folder.
     """
+    self.status.check_held()
     self.writer.seconds += interval.seconds
     written = {**metrics, 'seconds': self.writer.seconds}
     self.writer.write('train', step, written)
@@ -247,6 +251,7 @@ class RunRecorder:
       step: steps that were taken.
       metrics: the metrics.
     """
+    self.status.check_held()
     self.writer.write(kind, step, {**metrics, 'seconds': self.writer.seconds})
 
   def save(self, step: int, runner: StepRunner, value: float | None) -> str | None:
@@ -260,7 +265,11 @@ class RunRecorder:
 
     Returns:
       A sentence if metrics could not be written to a bucket yet, else None.
+
+    Raises:
+      UserError: another process has taken the run's folder.
     """
+    self.status.check_held(read=True)
     trouble = self.writer.keep()
     if value is not None and not math.isfinite(value):
       value = self._best_by.worst

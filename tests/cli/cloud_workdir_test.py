@@ -133,7 +133,17 @@ def killed_and_resumed(bucket):
   lines = [json.loads(line) for line in bucket.files('bucket')['run/metrics.jsonl'].splitlines()]
   # Metrics are in the bucket before the checkpoint of their step.
   assert ('heldout', 10) in [(line['kind'], line['step']) for line in lines]
-  return micro_run.run(*argv)
+  bucket.faults += [
+    fake_gcs.Fault(503, 'run/checkpoints/', 'POST', times=3),
+    fake_gcs.Fault('reset', 'run/checkpoints/', 'POST', after=5),
+    fake_gcs.Fault(503, 'run/checkpoints/', 'GET', times=2),
+    fake_gcs.Fault('reset', 'run/(config|metrics)', 'GET'),
+    fake_gcs.Fault('cut', 'run/tokenizer', 'GET'),
+    fake_gcs.Fault(503, r'run/\.writer', 'POST'),
+  ]
+  printed = micro_run.run(*argv)
+  assert sum(fault.times for fault in bucket.faults) == 0, 'it ended although requests failed'
+  return printed
 
 
 def test_a_run_killed_while_saving_ends_like_a_local_run(bucket, killed_and_resumed, tmp_path):
@@ -157,7 +167,7 @@ def test_a_run_killed_while_saving_ends_like_a_local_run(bucket, killed_and_resu
   assert {path.name: path.read_bytes() for path in (remote / 'tokenizer').iterdir()} == {
     path.name: path.read_bytes() for path in (whole / 'tokenizer').iterdir()
   }
-  assert not list(remote.glob('.probe*'))
+  assert not list(remote.glob('.probe*')) and not list(remote.glob('.writer*'))
 
 
 def test_tensorboard_files_and_profiles_are_in_the_bucket(bucket, killed_and_resumed, tmp_path):

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 import zstandard
 
-from electra_jax import file_access, input_limits
+from electra_jax import file_access, input_limits, remote_files
 from electra_jax.errors import UserError
 
 ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress
@@ -107,6 +107,7 @@ def test_any_error_of_a_remote_file_system_is_one_sentence(monkeypatch):
   def fail(*args, **kwargs):
     raise RuntimeError('refused.\nMore of it.')
 
+  monkeypatch.setattr(remote_files, 'FIRST_DELAY', 0.0)
   monkeypatch.setattr(type(fsspec.filesystem('memory')), 'info', fail)
   with pytest.raises(UserError) as caught:
     file_access.facts('memory://folder/a')

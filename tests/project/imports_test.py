@@ -16,6 +16,8 @@ RANKS = {
   'input_limits': 0.5,  # below files, which are below JSON
   'file_access': 1,
   'json_reader': 1.5,
+  'folder_lock': 2,
+  'remote_files': 0,
   'version': 0,
   'registry': 1,
   'config': 2,

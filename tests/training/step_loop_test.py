@@ -82,7 +82,10 @@ def test_sums_add_up_and_start_anew(runner):
 def recorder():
   """A recorder whose parts only remember what they were asked for."""
   calls = []
-  status = types.SimpleNamespace(progress=lambda *args, **kwargs: calls.append(('status', args)))
+  status = types.SimpleNamespace(
+    progress=lambda *args, **kwargs: calls.append(('status', args)),
+    check_held=lambda read=False: None,
+  )
   manager = types.SimpleNamespace(
     directory='here', wait_until_finished=lambda: None, latest_step=lambda: 40
   )

@@ -25,6 +25,7 @@ from electra_jax.data.store.token_store import Store, open_store
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
+from electra_jax.folder_lock import FolderLock
 
 # Part of every fingerprint. Raise it when the same settings begin to give other tokens or rows.
 RECIPE_VERSION = 2
@@ -86,16 +87,24 @@ class _Runner:
     groups: all groups of the corpus.
     processes: on this machine.
     beam: flags of Beam; None for this machine.
+    lock: of the folder of the prepared corpus.
   """
 
   groups: Sequence[corpora.Group]
   processes: int
   beam: str | None
+  lock: FolderLock
 
   def each_block(self, job: blocks.PreparationJob, work: workers.BlockWork) -> None:
-    """Runs a stage for all blocks that have not finished it."""
+    """Runs a stage for all blocks that have not finished it, while the folder is this process's."""
+
+    def finished(name: str) -> bool:
+      self.lock.check()
+      return work.finished(name)
+
     if self.beam is None:
-      workers.each_block(job, self.groups, work, self.processes)
+      checked = dataclasses.replace(work, finished=finished)
+      workers.each_block(job, self.groups, checked, self.processes)
     else:
       beam_pipeline.each_block(job, self.groups, work.stage, work.label, self.beam)
 
@@ -121,12 +130,13 @@ def prepare_corpus(
   output: str | os.PathLike[str] | None = None,
   processes: int = 0,
   beam: str | None = None,
+  take_over: bool = False,
 ) -> Prepared:
   """Tokenizes a corpus into rows of training and held-out documents, or opens what exists.
 
   The result is the same, byte for byte, for any number of processes, with Beam or without. A killed
-  preparation is resumed. Processes that start together wait for the first of them where files can
-  be locked; elsewhere, as at addresses, each does the same work.
+  preparation is resumed. Processes that start together, on any machines, wait for the first of
+  them.
 
   Args:
     recipe: the settings.
@@ -136,6 +146,7 @@ def prepare_corpus(
     processes: that share the work; 0 for one per core.
     beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for
       processes on this machine.
+    take_over: whether to take the folder from a process that works on it.
 
   Raises:
     UserError: a setting is wrong; the corpus or the tokenizer cannot be read; a split has no
@@ -145,7 +156,8 @@ def prepare_corpus(
   plan = _make_plan(recipe, cache, output)
   if beam is not None:
     beam_pipeline.check_beam_flags(beam, plan.path)
-  with building(plan.path, plan.fingerprint) as work:
+  lock = FolderLock(plan.path, take_over=take_over)
+  with building(plan.path, plan.fingerprint, lock) as work:
     if work:
       groups = corpora.groups(plan.sources)
       size = sum(group.bytes for group in groups)
@@ -153,7 +165,7 @@ def prepare_corpus(
         'corpus', f'{corpora.describe_sources(plan.sources)}, {size / 1e6:,.1f} MB on disk'
       )
       tokenizer = plan.given or _train_tokenizer(plan, groups)
-      runner = _Runner(groups, workers.processes_for(groups, processes), beam)
+      runner = _Runner(groups, workers.processes_for(groups, processes), beam, lock)
       _make(plan, work, tokenizer, runner)
     else:
       console.say('corpus', f'reusing {corpora.describe_sources(plan.sources)} as prepared before')
@@ -342,6 +354,7 @@ def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None
   if plan.recipe.near_duplicates:
     job = _without_near_duplicates(job, runner)
   runner.each_block(job, workers.BlockWork(blocks.make_rows, _has_rows(job), 'rows'))
+  runner.lock.check(read=True)
   gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
   _check_rows(plan, gathered.facts)
   for name, parts in gathered.parts.items():
@@ -351,6 +364,7 @@ def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None
       f'the corpus {corpora.describe_sources(plan.sources)} changed while it was read; prepare it '
       'again'
     )
+  runner.lock.check(read=True)
   facts = _facts(plan, tokenizer) | gathered.facts
   seconds = time.monotonic() - start
   page = preparation_report.report_page(facts, seconds, runner.description)
