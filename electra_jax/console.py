@@ -29,6 +29,12 @@ def say(label: str, text: str) -> None:
   print(f'  {label:<12} {text}', flush=True)
 
 
+def warn(sentence: str) -> None:
+  """Prints a warning on stderr. That it cannot be printed is no error."""
+  with contextlib.suppress(OSError):
+    print(f'electra_jax: {sentence}', file=sys.stderr, flush=True)
+
+
 def seconds(value: float) -> str:
   """Formats a duration, such as `8s`, `3m20s` or `2h05m`."""
   value = int(round(value))

@@ -35,6 +35,7 @@ from electra_jax.training import (
   run_folder,
 )
 from electra_jax.training.encoders import attention_kernel
+from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops, quantity
 from electra_jax.training.status import Status
@@ -102,7 +103,7 @@ def _train(
       else:
         runner = _fresh(setup, initial, functions)
       initial = None  # its weights are on the devices now
-      writer = progress.Writer(folder, saved) if hosts.first() else progress.NoWriter()
+      writer = MetricsWriter(folder, saved) if hosts.first() else NoWriter()
       recorder = RunRecorder(manager, writer, status)
     _record(setup)
     plan = _plan_of_phase(setup, number, compiled, evaluate_first)
@@ -111,6 +112,8 @@ def _train(
     if stopped:
       break
     first, evaluate_first = phase.last, False
+  if runner is not None and recorder is not None:
+    recorder.finish(int(jax.device_get(runner.state.step)), runner)
   return _finish(setup, manager, recorder, stopped)
 
 
@@ -420,12 +423,11 @@ def _plan_of_phase(
 def _finish(
   setup: RunSetup, manager: ocp.CheckpointManager, recorder: RunRecorder | None, stopped: bool
 ) -> int:
-  """Waits for the checkpoints, prints where they are, and returns the exit status."""
+  """Prints where the checkpoints are, and returns the exit status."""
   if recorder is None:
     say('done', f'all {setup.run.config.steps:,} steps were made before')
     manager.close()
     return 0
-  recorder.wait()
   if stopped:
     recorder.close()
     return PREEMPTED

@@ -4,6 +4,7 @@ Paths in a run's folder are `epath.Path`s, which Orbax takes too. Files are read
 through `file_access`.
 """
 
+import glob
 import importlib.util
 import json
 import os
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -28,11 +29,25 @@ UPLOAD_EVERY = 30.0  # least seconds between two uploads of files that grow
 UPLOAD_SHARE = 0.05  # largest share of a run's time that these uploads take
 
 
+class LocalPath(epath.gpath.PosixGPath):  # type: ignore[misc]  # etils has no annotations
+  """A local path whose own characters are never read as a pattern.
+
+  `epath` joins the path and the pattern of `glob`, so that a folder named `[1]` matches nothing and
+  `*` matches other folders. Orbax finds the parts of a checkpoint in this way.
+  """
+
+  def glob(self, pattern: str) -> Iterator['LocalPath']:
+    """Yields the paths that match a pattern relative to this path."""
+    for name in glob.glob(pattern, root_dir=os.fspath(self)):
+      yield self / name
+
+
 def folder(workdir: str | os.PathLike[str]) -> epath.Path:
   """The path of a run's folder.
 
   Raises:
-    UserError: an address is not of the kind gs://, or gcsfs is not installed.
+    UserError: an address is not of the kind gs://, or gcsfs is not installed; or the path has
+      characters that files of a run cannot have.
   """
   address = os.fspath(workdir)
   if re.match('gs:/(?!/)', address):  # pathlib makes this of gs://
@@ -52,7 +67,9 @@ def folder(workdir: str | os.PathLike[str]) -> epath.Path:
     # Otherwise epath would import TensorFlow to reach a bucket.
     os.environ.setdefault('EPATH_USE_TF', 'false')
     file_access.set_up_google_storage()
-  return epath.Path(address)
+    return epath.Path(address)
+  file_access.check_name(address, '--workdir')
+  return LocalPath(address)
 
 
 def check_writable(path: epath.Path) -> None:
