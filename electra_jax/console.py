@@ -1,9 +1,11 @@
 """Lines on the console, and progress displays for long work."""
 
 import contextlib
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,11 +19,26 @@ LOG_EVERY = 30.0  # seconds between two progress lines where the output is not a
 def quiet_libraries() -> None:
   """Hides messages of XLA and TensorFlow, unless the environment asks for them.
 
-  Must be called before the libraries are loaded.
+  Must be called before the libraries are loaded. Errors of the disk, too, reach the user as one
+  sentence, and not as the tracebacks of all threads that met them.
   """
+  for name in ('asyncio', 'concurrent.futures'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+  sys.unraisablehook = _print_unraisable
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   # On some processors TensorFlow reports oneDNN before it reads the level. It is not used here.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+
+def _print_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+  """Prints an exception of a callback, except of writes that nobody waits for anymore.
+
+  When one array cannot be written, Orbax stops to wait for the others, and TensorStore finds its
+  event loop closed.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
 
 
 def say(label: str, text: str) -> None:

@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     argv: the program's name and its arguments; None for those of the process.
   """
   logging.use_absl_handler()
-  logging.set_verbosity(logging.ERROR)
+  # Orbax logs each error that it raises, with its traceback, in each of its threads.
+  logging.set_verbosity(logging.FATAL)
   console.quiet_libraries()
   _choose_platform()
   try:

@@ -41,6 +41,7 @@ _SYSTEM_ERRORS = (
   errno.ENAMETOOLONG,
   errno.ENOENT,
 )
+_STRAGGLERS = 60.0  # seconds to wait for what is left of a save that failed
 _COUNTERS = ('step', 'skipped', 'bad_step')  # fields of TrainState
 
 
@@ -109,6 +110,8 @@ def open_manager(
     cleanup_tmp_directories=not read_only,
     preservation_policy=None if read_only else preservation,
     temporary_path_class=_temporary_path(workdir),
+    # Otherwise what is written into a folder waits 5 minutes for it, where it cannot be created.
+    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
   directory = _directory(workdir)
   checkpoint_files.check_opened(directory)
@@ -204,10 +207,17 @@ def wait(manager: ocp.CheckpointManager) -> None:
 def recover(manager: ocp.CheckpointManager) -> None:
   """Makes a manager usable after a save that failed: removes what it left, and looks again."""
   directory = manager.directory
+  # One failure ends the save, while the threads of its other parts may still write. Orbax 0.12.8
+  # has no public name for them.
+  background = getattr(manager._checkpointer, '_async_manager', None)
+  for part in getattr(background, '_commit_futures', None) or ():
+    with contextlib.suppress(Exception):  # reported already
+      part.result(timeout=_STRAGGLERS)
   if jax.process_index() == 0 and not file_access.is_remote(directory):
     for name in file_access.listing(directory):
       if not name.isdigit():  # an unfinished save takes space
-        file_access.remove(file_access.join(directory, name))
+        with contextlib.suppress(file_access.Unwritable):
+          file_access.remove(file_access.join(directory, name))
   manager.reload()  # checkpoints that the failed save was to replace are still there
 
 
