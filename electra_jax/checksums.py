@@ -26,8 +26,7 @@ def digest(path: str | os.PathLike[str]) -> str:
   Raises:
     UserError: it cannot be read.
   """
-  with file_access.open_binary(path) as file, file_access.reaching(path, local=True):
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+  return file_access.digest(path, 'sha256')
 
 
 def digests(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str]:

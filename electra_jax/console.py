@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
   from rich.progress import Progress as Display
@@ -39,6 +39,66 @@ def _print_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
   """
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
+
+
+class LastingOutput:
+  """An output stream whose loss does not end the program.
+
+  Training continues where the reader of its output is gone, as after `| head`, or where the disk of
+  its log is full. What cannot be printed is dropped, with one warning on stderr.
+  """
+
+  def __init__(self, stream: TextIO) -> None:
+    """Takes the stream that it stands for."""
+    self._stream = stream
+    self._warned = False
+
+  def __getattr__(self, name: str) -> object:
+    """All but writing is the stream's."""
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """Prints a text, if possible. Returns its length."""
+    try:
+      self._stream.write(text)
+    except OSError as error:
+      self._lost(error)
+    return len(text)
+
+  def flush(self) -> None:
+    """Prints what waits, if possible."""
+    try:
+      self._stream.flush()
+    except OSError as error:
+      self._lost(error)
+
+  def _lost(self, error: OSError) -> None:
+    if isinstance(error, BrokenPipeError):  # for good
+      silence(self._stream)
+    if not self._warned:
+      self._warned = True
+      reason = error.strerror or type(error).__name__
+      warn(f'the output cannot be printed ({reason}); the program continues without.')
+
+
+def silence(stream: TextIO) -> None:
+  """Discards what a stream prints from now on, and what waits in it."""
+  with contextlib.suppress(OSError, ValueError):  # ValueError: a stream without a descriptor
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+  """In the block, printing raises no error of the output."""
+  stream = sys.stdout
+  sys.stdout = LastingOutput(stream)  # type: ignore[assignment]  # it has what TextIO has
+  try:
+    yield
+    sys.stdout.flush()
+  finally:
+    sys.stdout = stream
 
 
 def say(label: str, text: str) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import glob as local_glob
 import gzip
+import hashlib
 import io
 import logging
 import lzma
@@ -23,7 +24,7 @@ import shutil
 import sys
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from electra_jax.errors import UserError
@@ -329,6 +330,20 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
   """The content of a file as stored."""
   with open_binary(path) as file, reaching(path, local=True):
     return file.read()
+
+
+def digest(path: str | os.PathLike[str], kind: str | Callable[[], Any]) -> str:
+  """The hash of a file as stored, in hexadecimal digits.
+
+  Args:
+    path: its path or address.
+    kind: name of the hash function, or a function that returns a new hash.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  with open_binary(path) as file, reaching(path, local=True):
+    return hashlib.file_digest(cast(Any, file), kind).hexdigest()
 
 
 def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:

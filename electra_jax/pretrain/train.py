@@ -174,6 +174,8 @@ def _open_data(run: ResolvedRun, workdir: epath.Path, recorded: Recorded) -> Run
       'the stores of config.phases were made with different tokenizers; expected the tokenizer of '
       'the first phase for all of them.'
     )
+  if 'vocab_size' in recorded and hosts.from_first(lambda: checkpoints.any_saved(workdir)):
+    run_start.check_vocabulary(workdir, recorded['vocab_size'], tokenizer)
   if recorded and recorded['data'] != identity:
     if hosts.from_first(lambda: checkpoints.any_saved(workdir)):
       raise UserError(

@@ -85,21 +85,34 @@ def complete(folder: PathLike) -> None:
   Raises:
     UserError: an array is missing, or a file cannot be read or written.
   """
+  if missing := missing_arrays(folder):
+    raise UserError(
+      f'{os.fspath(folder)!r} was written without {", ".join(missing[:3])}; expected all arrays.'
+    )
   names = [name for name in file_access.files_below(folder) if not name.endswith(_COMMITTED)]
-  for name in names:
-    item, _, file = name.rpartition('/')
-    if file == _TREE and (missing := _missing_arrays(file_access.join(folder, item))):
-      raise UserError(
-        f'{os.fspath(folder)!r} was written without {", ".join(missing[:3])}; expected all arrays.'
-      )
   if not file_access.is_remote(folder):
     _sync(folder, names)
   sums = checksums.digests(folder, names)
   file_access.write_bytes(file_access.join(folder, checksums.SUMS), checksums.sums_content(sums))
 
 
-def _missing_arrays(item: str) -> list[str]:
-  """Names of arrays that an item should have, and of which a part is not stored."""
+def missing_arrays(folder: PathLike) -> list[str]:
+  """Names of arrays that a checkpoint should have, and of which a part is not stored.
+
+  Args:
+    folder: of the checkpoint.
+  """
+  items = (name.rpartition('/') for name in file_access.files_below(folder))
+  return [
+    f'{item}/{name}'
+    for item, _, file in items
+    if file == _TREE
+    for name in _missing_in_item(file_access.join(folder, item))
+  ]
+
+
+def _missing_in_item(item: str) -> list[str]:
+  """Names of the arrays of an item of which a part is not stored."""
   import tensorstore
 
   tree = json.loads(file_access.read_bytes(file_access.join(item, _TREE)))['tree_metadata']

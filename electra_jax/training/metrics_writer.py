@@ -316,7 +316,7 @@ class _EventFile:
 
 def _framed(board: Any, event: Any) -> bytes:  # noqa: ANN401  not annotated
   """The record of an event."""
-  content = event.SerializeToString()
+  content: bytes = event.SerializeToString()
   header = struct.pack('<Q', len(content))
   sums = (struct.pack('<I', board.masked_crc32c(part)) for part in (header, content))
   return header + next(sums) + content + next(sums)

@@ -93,25 +93,24 @@ def parse_metrics(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
   Returns:
     The lines, and the numbers of those that are damaged, from 1.
   """
-  lines = []
+  lines: list[dict[str, Any]] = []
   damaged = []
   for number, text in enumerate(content.split(b'\n'), 1):
     try:
       line = json.loads(text) if text.strip() else None
     except (ValueError, RecursionError):
       line = text
-    if _is_line(line):
+    if isinstance(line, dict) and _is_line(line):
       lines.append(line)
     elif line is not None:
       damaged.append(number)
   return lines, damaged
 
 
-def _is_line(line: Any) -> bool:  # noqa: ANN401  any value of JSON
-  """Whether a value is a line of metrics: a kind, a step, and numbers or null."""
+def _is_line(line: dict[str, Any]) -> bool:
+  """Whether an object is a line of metrics: a kind, a step, and numbers or null."""
   return (
-    isinstance(line, dict)
-    and isinstance(line.get('kind'), str)
+    isinstance(line.get('kind'), str)
     and isinstance(line.get('step'), int)
     and all(
       value is None or isinstance(value, (int, float))

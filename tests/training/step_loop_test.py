@@ -86,7 +86,9 @@ def recorder():
   manager = types.SimpleNamespace(
     directory='here', wait_until_finished=lambda: None, latest_step=lambda: 40
   )
-  recorder = RunRecorder(manager, metrics_writer.NoWriter(), status, checkpoints.Criterion('f1', 'max'))
+  recorder = RunRecorder(
+    manager, metrics_writer.NoWriter(), status, checkpoints.Criterion('f1', 'max')
+  )
   return recorder, calls
 
 
