@@ -133,7 +133,9 @@ def _directory(workdir: PathLike) -> epath.Path:
   directory = run_folder.folder(workdir) / 'checkpoints'
   if file_access.is_remote(directory):
     return directory
-  return run_folder.LocalPath(pathlib.Path(directory).absolute())
+  absolute = pathlib.Path(directory).absolute()
+  # TensorStore refuses `..`, which may follow a link: it cannot be removed from the text.
+  return run_folder.LocalPath(os.path.realpath(absolute) if '..' in absolute.parts else absolute)
 
 
 def any_saved(workdir: PathLike) -> bool:
@@ -232,7 +234,8 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     except Exception as error:  # of any kind: Orbax writes through several libraries
       if file_access.is_remote(manager.directory):
         raise
-      raise file_access.Unwritable(_write_failure(error)) from None
+      reason = str(error) if isinstance(error, UserError) else _write_failure(error)
+      raise file_access.Unwritable(reason) from None
 
 
 def _write_failure(error: BaseException) -> str:

@@ -156,8 +156,8 @@ def test_the_step_and_the_benchmarks_need_no_ml_collections():
 
 def test_figures_are_written_without_torch_which_works_afterwards(tmp_path):
   code = (
-    'import importlib.util, sys\nfrom electra_jax.training.progress import Writer\n'
-    'writer = Writer(sys.argv[1], 0)\n'
+    'import importlib.util, sys\nfrom electra_jax.training.metrics_writer import MetricsWriter\n'
+    'writer = MetricsWriter(sys.argv[1], 0)\n'
     'assert "torch" not in sys.modules\n'
     'if importlib.util.find_spec("torch"):\n  import torch\n  torch.ones(1)\n'
     'writer.write("train", 1, {"loss": 2.0})\nwriter.close()'
