@@ -93,7 +93,7 @@ def silence(stream: TextIO) -> None:
 def lasting_output() -> Iterator[None]:
   """In the block, printing raises no error of the output."""
   stream = sys.stdout
-  sys.stdout = LastingOutput(stream)  # type: ignore[assignment]  # it has what TextIO has
+  sys.stdout = LastingOutput(stream)
   try:
     yield
     sys.stdout.flush()
