@@ -101,11 +101,12 @@ class CheckpointSaver:
     step = self._saving
     self._saving = None
     reason = str(error).rstrip('.')
-    if checkpoints.latest_saved(self._manager.directory.parent) == step:
+    several = jax.process_count() > 1
+    if not several:
       checkpoints.recover(self._manager)
+    if checkpoints.latest_saved(self._manager.directory.parent) == step:
       console.warn(f'checkpoints before step {step:,} could not be removed ({reason}).')
       return
-    several = jax.process_count() > 1
     if several or self._failures == len(RETRY_WAITS):
       kept = checkpoints.latest_saved(self._manager.directory.parent)
       state = f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint was saved yet'
@@ -114,7 +115,6 @@ class CheckpointSaver:
         f'the checkpoint of step {step:,} could not be written{tried} ({reason}); {state}; make '
         f'room in {self._manager.directory} or repair it, and start the same command again.'
       ) from None
-    checkpoints.recover(self._manager)
     wait = RETRY_WAITS[self._failures]
     self._failures += 1
     self._due = time.monotonic() + wait

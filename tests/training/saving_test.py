@@ -89,6 +89,7 @@ def test_the_run_stops_after_some_attempts_with_the_last_good_checkpoint(saver, 
     f'checkpoint of step 1 is kept; make room in {directory} or repair it, and start the same '
     'command again.'
   )
+  assert os.listdir(directory) == ['1']  # what the failed saves left takes no space
   disk.full(False)
   assert not checkpoint_files.damage_of(directory, 1)
   with checkpoints.open_manager(tmp_path) as manager:  # the advice
