@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from electra_jax import console, file_access, model_card, report
+from electra_jax import checksums, console, file_access, model_card, report
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
@@ -37,6 +38,7 @@ KNOWN = (
   'tokenizer.model',
   'checkpoint',
   'hparams.json',
+  checksums.SUMS,
   CARD,
 )
 # End of the name of a file that is being written.
@@ -96,6 +98,8 @@ def export(
     UserError: the format does not support the model (the message has the reason), the folder is
       not a run, or OUTPUT has other files.
   """
+  if not file_access.is_remote(output):
+    file_access.check_name(output, '--output')
   console.heading(f'{workdir} for {format}')
   if is_finetuned(workdir):
     if format == 'tensorflow':
@@ -200,12 +204,14 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
   beside = {**run.tokenizer.saved_files(), CARD: card}
   prefix = file_access.join(output, f'model.ckpt-{run.weights.step}')
+  written = google.written_files(prefix)
   with _locked(output, take_over) as lock:
-    stale = _stale_files(output, {*beside, *google.written_files(prefix)})
+    stale = _stale_files(output, {*beside, *written, checksums.SUMS})
     # Stale files are removed only when the model turns out to be expressible and writable.
     lock.check(read=True)
     google.write_checkpoint(run.weights, prefix)
-    _write(output, beside, lock, stale)
+    present = set(file_access.listing(output))
+    _write(output, beside, lock, stale, [name for name in written if name in present])
   settings = file_access.join(output, google.SETTINGS)
   say(
     'next',
@@ -296,6 +302,19 @@ def _stale_files(output: str, names: Iterable[str]) -> list[str]:
   return stale
 
 
+def _with_sums(output: str, files: Mapping[str, bytes], beside: Iterable[str]) -> dict[str, bytes]:
+  """SHA256SUMS of each folder of an export, by name."""
+  written = checksums.digests(output, beside)
+  sums: dict[str, dict[str, str]] = {'': written} if written else {}
+  for name, content in files.items():
+    folder, _, file = name.rpartition('/')
+    sums.setdefault(folder, {})[file] = hashlib.sha256(content).hexdigest()
+  return {
+    f'{folder}/{checksums.SUMS}'.lstrip('/'): checksums.sums_content(parts)
+    for folder, parts in sums.items()
+  }
+
+
 def _is_of_an_export(name: str, path: str) -> bool:
   if _PARTIAL.search(name):  # of an export that was killed
     name = _PARTIAL.sub('', name)
@@ -306,8 +325,22 @@ def _is_of_an_export(name: str, path: str) -> bool:
 
 
 def _write(
-  output: str, files: Mapping[str, bytes], lock: FolderLock, stale: list[str] | None = None
+  output: str,
+  files: Mapping[str, bytes],
+  lock: FolderLock,
+  stale: list[str] | None = None,
+  beside: Iterable[str] = (),
 ) -> None:
+  """Writes the files of an export, and their checksums in each folder.
+
+  Args:
+    output: the folder.
+    files: name -> content.
+    lock: of the folder.
+    stale: files of an earlier export, to be removed; None for all that `files` lacks.
+    beside: names of files that are written already.
+  """
+  files = {**files, **_with_sums(output, files, beside)}
   for path in _stale_files(output, files) if stale is None else stale:
     file_access.remove(path)
   # Configs are last: a folder with a config is complete.

@@ -10,8 +10,10 @@ of a local file is slow and its glob matches hidden files.
 import bz2
 import contextlib
 import dataclasses
+import errno
 import glob as local_glob
 import gzip
+import hashlib
 import io
 import logging
 import lzma
@@ -19,9 +21,10 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from electra_jax import input_limits, remote_files
@@ -60,6 +63,9 @@ _GOOGLE_HINT = (
   'bucket (gcloud auth application-default login).'
 )
 _REASON_LENGTH = 160
+# Longest path and name of a folder: the limits of Linux, less what the names below it take.
+_PATH_BYTES = (1024 if sys.platform == 'darwin' else 4096) - 256
+_NAME_BYTES = 200
 _BUFFER_BYTES = 1 << 18
 # Bytes that are decompressed at a time: few where they expand to many.
 _ZSTD_LEAST = 1 << 8
@@ -149,6 +155,34 @@ def normal(path: str | os.PathLike[str]) -> str:
   return path.rstrip('/') if is_remote(path) else os.path.normpath(os.path.expanduser(path))
 
 
+def check_name(path: str | os.PathLike[str], what: str) -> None:
+  """Checks that the files of a run or a corpus can be written below a local path.
+
+  TensorStore takes UTF-8 only, and loses files below a name with a backslash. A control character,
+  such as a line break, would end up in lists of files, in scripts and in messages.
+
+  Args:
+    path: the path of a folder.
+    what: the flag or field that names it, for the message.
+
+  Raises:
+    UserError: the path has such characters, or is longer than the file system allows.
+  """
+  path = os.fspath(path)
+  if re.search(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\\]', path):
+    raise UserError(
+      f'{what} is {path!a}; expected a path of printable UTF-8 characters, without line breaks, '
+      'tabs and backslashes.'
+    )
+  name = max(map(os.fsencode, path.split('/')), key=len)
+  length = len(os.fsencode(os.path.abspath(path)))
+  if len(name) > _NAME_BYTES or length > _PATH_BYTES:
+    raise UserError(
+      f'{what} is {path[:60]!r}..., a path of {length:,} bytes; expected at most {_PATH_BYTES:,}, '
+      f'and at most {_NAME_BYTES} in each name.'
+    )
+
+
 def join(folder: str | os.PathLike[str], *names: str) -> str:
   """A path or address inside a folder."""
   return '/'.join([os.fspath(folder).rstrip('/'), *names])
@@ -212,6 +246,35 @@ def glob(pattern: str) -> list[str]:
   return list(find_files(pattern))
 
 
+def escape(path: str | os.PathLike[str]) -> str:
+  """A pattern that matches only a path or address itself, whatever characters it has.
+
+  Addresses are not changed: fsspec has no such form.
+  """
+  path = os.fspath(path)
+  return path if is_remote(path) else local_glob.escape(path)
+
+
+def files_below(folder: str | os.PathLike[str]) -> list[str]:
+  """All files below a folder, relative to it, with slashes, sorted; empty if it does not exist.
+
+  Raises:
+    UserError: the folder cannot be read.
+  """
+  folder = os.fspath(folder)
+  with reaching(folder, local=True):
+    if is_remote(folder):
+      system = filesystem(folder)
+      start = str(system._strip_protocol(folder)).rstrip('/') + '/'
+      system.invalidate_cache()
+      return sorted(name.removeprefix(start) for name in system.find(folder))
+    return sorted(
+      os.path.relpath(os.path.join(place, name), folder).replace(os.sep, '/')
+      for place, _, names in os.walk(folder)
+      for name in names
+    )
+
+
 def facts(path: str | os.PathLike[str]) -> Facts:
   """Size and version of a file.
 
@@ -271,6 +334,20 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
       return remote_files.read_whole(filesystem(path), path)
   with open_binary(path) as file, reaching(path, local=True):
     return file.read(most)
+
+
+def digest(path: str | os.PathLike[str], kind: str | Callable[[], Any]) -> str:
+  """The hash of a file as stored, in hexadecimal digits.
+
+  Args:
+    path: its path or address.
+    kind: name of the hash function, or a function that returns a new hash.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  with open_binary(path) as file, reaching(path, local=True):
+    return hashlib.file_digest(cast(Any, file), kind).hexdigest()
 
 
 def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
@@ -389,9 +466,24 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
       os.replace(temporary, path)
+      sync_folder(os.path.dirname(path))
     finally:
       with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+  """Makes the names of a local folder's files survive a power failure, where the system can."""
+  if os.name == 'nt':  # folders cannot be opened there
+    return
+  descriptor = os.open(os.fspath(folder) or '.', os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network file systems
+      raise
+  finally:
+    os.close(descriptor)
 
 
 def upload(path: str | os.PathLike[str], address: str) -> None:
@@ -475,6 +567,11 @@ def reason(error: Exception) -> str:
     return 'it needs more memory than there is'
   text = str(getattr(error, 'strerror', None) or error).strip()
   return text.splitlines()[0].rstrip('.') if text else type(error).__name__
+
+
+def reason_text(text: str) -> str:
+  """The first line of an error's text, cut to a length that fits into a sentence."""
+  return (text.strip().splitlines() or [''])[0][:_REASON_LENGTH].rstrip('.')
 
 
 def _google_reason(error: Exception) -> str:

@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
-from electra_jax import console, file_access
+from electra_jax import console, file_access, json_reader
 from electra_jax.errors import Preempted, UserError
 
 LOCK_FILE = '.writer.json'
@@ -100,10 +100,10 @@ class Holder:
 def parse(content: bytes) -> Holder:
   """The process that the content of a lock file names; without a token if it is damaged."""
   try:
-    found = json.loads(content)
+    found = json_reader.parse(content, 'the lock')
     fields = {field.name: field.type for field in dataclasses.fields(Holder)}
     values = {name: found[name] for name in fields}
-  except (ValueError, KeyError, TypeError, RecursionError):
+  except (ValueError, KeyError, TypeError):
     return Holder()
   right = all(type(values[name]) is kind for name, kind in fields.items())
   return Holder(**values) if right else Holder()

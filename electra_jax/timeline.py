@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from electra_jax import console, file_access, registry
+from electra_jax import console, registry
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, config_kind, freeze
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer
@@ -56,6 +56,7 @@ def timeline(
   config: AnyConfig = None,
   rows: int | None = None,
   store: str | None = None,
+  output: str | None = None,
 ) -> int:
   """Evaluates the checkpoints of a run and writes WORKDIR/timeline.json and timeline.png.
 
@@ -65,6 +66,7 @@ def timeline(
       WORKDIR/timeline/step-<step>. Trials that are done are not repeated. None for no tasks.
     rows: number of held-out rows, at most; None for all.
     store: the prepared corpus, where it is not where it was during training.
+    output: folder to write in; None for the run's.
 
   Returns:
     The exit status: 0, or PREEMPTED when asked to stop.
@@ -74,6 +76,7 @@ def timeline(
   """
   notice = Notice()
   tuning = None if config is None else _tuning_config(config, workdir)
+  results = run_folder.Results(workdir, output)
   steps = checkpoints.all_steps(workdir)
   run = open_run(workdir, str(steps[-1]), store)
   use_compilation_cache(run.config.compilation_cache)
@@ -81,9 +84,9 @@ def timeline(
   console.heading(f'{name}: {len(steps)} checkpoints  ({workdir})')
   points = [{'step': step, **spent(run.resolved, run.tokenizer, step)} for step in steps]
   _evaluate(run, points, rows, store)
-  if tuning is not None and not _finetune(tuning, points, run_folder.folder(workdir), notice):
+  if tuning is not None and not _finetune(tuning, points, results.folder, notice):
     return PREEMPTED
-  _write(run_folder.folder(workdir), {'run': str(workdir), 'name': name, 'points': points})
+  _write(results, {'run': str(workdir), 'name': name, 'points': points})
   return 0
 
 
@@ -164,15 +167,18 @@ def _task_result(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
-def _write(workdir: epath.Path, result: dict[str, Any]) -> None:
+def _write(results: run_folder.Results, result: dict[str, Any]) -> None:
   """Writes timeline.json and timeline.png, and prints the table."""
   image = io.BytesIO()
   draw_timeline(result).savefig(image, dpi=130, format='png')
-  picture, data = workdir / 'timeline.png', workdir / 'timeline.json'
-  hosts.from_first(lambda: run_folder.write_json(data, json_values(result)))
-  hosts.from_first(lambda: file_access.write_bytes(picture, image.getvalue()))
+  files = {
+    'timeline.json': run_folder.json_content(json_values(result)),
+    'timeline.png': image.getvalue(),
+  }
+  written = hosts.from_first(lambda: results.write(files))
   print('\n' + timeline_table(result) + '\n')
-  say('written', f'{data}, {picture}')
+  if written:
+    say('written', written)
 
 
 def spent(run: ResolvedRun, tokenizer: Tokenizer, step: int) -> dict[str, float]:

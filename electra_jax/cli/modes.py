@@ -55,6 +55,8 @@ class Mode:
     parameters: flag -> parameter of the function, where the names differ. 'arguments' stands for
       the whole command line.
     joins: whether the mode joins the other processes of a run on several machines.
+    prints_only: whether the mode ends when its output is closed, as by `| head`. Others continue:
+      what they write is worth more than what they print.
   """
 
   name: str
@@ -70,6 +72,7 @@ class Mode:
   exclusive: tuple[tuple[str, str], ...] = ()
   parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
   joins: bool = False
+  prints_only: bool = False
 
   @property
   def all_flags(self) -> tuple[str, ...]:
@@ -119,7 +122,8 @@ FLAGS: dict[str, Flag] = {
       'output',
       'Folder, file or gs:// address to write. prepare: default config.data.cache; plan: default '
       'runs/<name>; predict: a file, or with --split a folder, default WORKDIR/predictions; '
-      'sweep: folder of the job scripts.',
+      'sweep: folder of the job scripts; evaluate, timeline and blimp: folder of the results, '
+      'default WORKDIR.',
       example='exported',
     ),
     Flag(
@@ -201,6 +205,8 @@ FLAGS: dict[str, Flag] = {
     ),
   )
 }
+# Flags whose value is a path or an address.
+PATHS = ('workdir', 'store', 'output', 'input', 'pairs')
 # Flags of every mode.
 COMMON_FLAGS = ('plugins', 'input_limits')
 
@@ -230,14 +236,16 @@ MODES: dict[str, Mode] = {
       'evaluate',
       'Evaluate a checkpoint of a pretrained run on held-out rows.',
       'electra_jax.cli.opened_run:evaluate_run',
-      flags=('step', 'rows', 'store'),
+      flags=('step', 'rows', 'store', 'output'),
       joins=True,
+      prints_only=True,
     ),
     Mode(
       'inspect',
       'Show held-out rows, samples and predictions of a pretrained run as text.',
       'electra_jax.cli.opened_run:inspect_run',
       flags=('step', 'rows', 'first', 'store'),
+      prints_only=True,
     ),
     Mode(
       'report',
@@ -285,7 +293,7 @@ MODES: dict[str, Mode] = {
       'blimp',
       'Score minimal pairs of sentences with a pretrained run.',
       'electra_jax.cli.opened_run:score_minimal_pairs',
-      flags=('step', 'pairs', 'limit'),
+      flags=('step', 'pairs', 'limit', 'output'),
       required=('pairs',),
     ),
     Mode(
@@ -295,7 +303,7 @@ MODES: dict[str, Mode] = {
       config=FinetuningConfig,
       config_required=False,
       check='',  # config.init is the run, which the mode sets itself
-      flags=('rows', 'store'),
+      flags=('rows', 'store', 'output'),
       required=('workdir',),
       joins=True,
     ),
@@ -312,6 +320,13 @@ MODES: dict[str, Mode] = {
       'electra_jax.export:export',
       flags=('output', 'format', 'step', 'task', 'take_over'),
       required=('output',),
+    ),
+    Mode(
+      'verify',
+      'Read all files of a run, a prepared corpus (--workdir=ITS FOLDER) or an export, and report '
+      'damage.',
+      'electra_jax.verify:verify',
+      flags=('store',),
     ),
     Mode(
       'sweep',

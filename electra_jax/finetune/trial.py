@@ -17,6 +17,7 @@ from electra_jax.finetune.splits import Split
 from electra_jax.finetune.task_program import TaskProgram
 from electra_jax.training import checkpoints, hosts, partitioning, progress, run_folder
 from electra_jax.training.checkpoints import Criterion
+from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
@@ -91,11 +92,11 @@ def run_trial(
   best_by = Criterion(p.task.metric, 'max')
   trial = _open(p, number, folder, status, best_by)
   stopped = _TrialLoop(p, trial, splits['dev']).run(notice)
-  trial.recorder.wait()
+  params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
+  trial.recorder.finish(step, trial.runner)
   trial.recorder.close()
   if stopped:
     return None
-  params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
   if p.config.select == 'best':
     params, step = checkpoints.restore_params(
       folder, 'best', p.shapes.params, p.shardings.params, best_by
@@ -145,7 +146,7 @@ def _open(
     console.say('restored', f'trial {number}, step {first:,}, the last checkpoint in {folder}')
   else:
     state, sums = p.first_state(seed), functions.zeros()
-  writer = progress.Writer(folder, first) if hosts.first() else progress.NoWriter()
+  writer = MetricsWriter(folder, first) if hosts.first() else NoWriter()
   return _Trial(
     number,
     folder,
@@ -211,8 +212,10 @@ class _TrialLoop:
         if value is not None or stop or step % p.config.save_every == 0:
           with self.timer.paused():
             self._save(step, value)
+        else:
+          trial.recorder.poll(step, trial.runner)
         if stop and step < p.steps:
-          trial.recorder.wait()
+          trial.recorder.finish(step, trial.runner)
           live.above(
             f'  asked to stop: saved step {step:,} of trial {trial.number}; the same command '
             'resumes from there'

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from electra_jax import file_access, json_reader
+from electra_jax import checksums, file_access, json_reader
 from electra_jax.errors import UserError
 from electra_jax.interop.google_files import (
   STATE,
@@ -64,6 +64,9 @@ def read_weights(address: str, moments: bool = True) -> Weights:
   """
   path, heads = _parse_address(address)
   prefix = find_prefix(path)
+  folder, _, name = prefix.rpartition('/')
+  sums = checksums.read_sums(folder or '.') or {}
+  checksums.check(folder or '.', [file for file in sums if file.startswith(f'{name}.')])
   with open_checkpoint(prefix) as reader:
     shapes = reader.shapes
     fine_tuned = any(name.startswith(_FINE_TUNED) for name in shapes)

@@ -117,17 +117,24 @@ def with_intervals(sums: metrics.HostSums, settings: Settings) -> dict[str, dict
   }
 
 
-def evaluate(run: 'Run', *, rows: int | None = None, batch_size: int = 16) -> dict[str, Any]:
+def evaluate(
+  run: 'Run', *, rows: int | None = None, batch_size: int = 16, output: str | None = None
+) -> dict[str, Any]:
   """Evaluates a trained run on its held-out rows, and prints a table.
 
   Args:
     run: an opened run, on any number of devices.
     rows: most rows, or None for all.
     batch_size: rows per batch; a batch is also the unit that the bootstrap resamples.
+    output: folder for evaluation.json; None for the run's.
 
   Returns:
-    What it writes to WORKDIR/evaluation.json.
+    What it writes to evaluation.json.
+
+  Raises:
+    UserError: `output` cannot be written.
   """
+  results = run_folder.Results(run.workdir, output)
   objective: Objective = registry.OBJECTIVES.get(run.settings.name)
   batch_size = -(-batch_size // run.mesh.size) * run.mesh.size
   eval_step = jit_eval_step(run.model, objective, run.settings, run.layout, seed=EVAL_SEED)
@@ -148,10 +155,12 @@ def evaluate(run: 'Run', *, rows: int | None = None, batch_size: int = 16) -> di
     f'step {run.step:,} on {facts["rows"]:,} held-out rows, {tokens:,} tokens, in {seconds:.0f} s',
   )
   result = facts | {'figures': with_intervals(sums, run.settings)}
+  # Written first: whoever reads what is printed may stop to read.
+  files = {'evaluation.json': run_folder.json_content(result)}
+  written = hosts.from_first(lambda: results.write(files))
   print(metrics_table(result, objective.displayed))
-  path = run_folder.folder(run.workdir) / 'evaluation.json'
-  hosts.from_first(lambda: run_folder.write_json(path, result))
-  say('written', str(path))
+  if written:
+    say('written', written)
   return result
 
 

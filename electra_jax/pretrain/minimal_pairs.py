@@ -6,7 +6,6 @@ has 67 paradigms of 1,000 pairs each, of 12 phenomena in four fields.
 
 import collections
 import functools
-import glob
 import pathlib
 import re
 import tarfile
@@ -99,7 +98,7 @@ def _streams(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
   """(path, lines) of each file of a source."""
   paths = [source]
   if file_access.is_folder(source):
-    folder = source if file_access.is_remote(source) else glob.escape(source)
+    folder = file_access.escape(source)
     paths = sorted(
       path
       for suffix in ('', *file_access.COMPRESSIONS)
@@ -369,7 +368,7 @@ def blimp(
   Args:
     run: a pretrained run, opened on any number of devices.
     source: as of `read_pairs`.
-    output: another file to write.
+    output: folder for blimp.json; None for the run's.
     limit: as of `read_pairs`.
     batch_tokens: as of `score_sentences`.
 
@@ -385,6 +384,7 @@ def blimp(
       f'{run.workdir} has neither a discriminator nor a generator, which score minimal pairs; '
       'choose another run.'
     )
+  results = run_folder.Results(run.workdir, output)
   pairs = read_pairs(source, limit)
   rows = _rows(run, pairs)
   paradigms = len({pair.paradigm for pair in pairs})
@@ -396,10 +396,11 @@ def blimp(
   right = {tower: verdicts(values[0::2], values[1::2]) for tower, values in scores.items()}
   result = {'step': run.step, 'source': str(source), 'limit': limit, **summary(pairs, right)}
   console.say('scored', f'step {run.step:,} on {len(pairs):,} pairs in {console.seconds(seconds)}')
+  files = {'blimp.json': run_folder.json_content(result)}
+  written = hosts.from_first(functools.partial(results.write, files))
   print(format_results(result))
-  path = run_folder.folder(output) if output else run_folder.folder(run.workdir) / 'blimp.json'
-  hosts.from_first(functools.partial(run_folder.write_json, path, result))
-  console.say('written', str(path))
+  if written:
+    console.say('written', written)
   return result
 
 

@@ -183,8 +183,10 @@ class _PhaseLoop:
         if stop or is_due(step, self.config.save_every, self.last):
           with self.timer.paused():
             self._save(step, value, live)
+        else:
+          self.recorder.poll(step, runner)
         if stop and not (step == self.last and plan.is_last):
-          self.recorder.wait()
+          self.recorder.finish(step, runner)
           live.above(f'  asked to stop: saved step {step:,}; the same command resumes from there')
           return True
     return False

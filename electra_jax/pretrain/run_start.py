@@ -1,10 +1,7 @@
 """The start of a pretraining run: it takes its folder and prepares its corpus."""
 
 import os
-import shutil
 from typing import Any
-
-from etils import epath
 
 from electra_jax import console, file_access
 from electra_jax.config import (
@@ -21,7 +18,8 @@ from electra_jax.data.prepare.preparation import (
   prepare_corpus,
 )
 from electra_jax.data.prepare.recipe import CorpusRecipe
-from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
+from electra_jax.data.tokenizers import tokenization
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import checkpoints, plugins, run_folder, versions
@@ -191,26 +189,24 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
   return recorded
 
 
+def check_vocabulary(workdir: str | os.PathLike[str], size: int, tokenizer: Tokenizer) -> None:
+  """Checks that a tokenizer has as many tokens as that of a run's checkpoints.
+
+  Args:
+    workdir: the run's folder.
+    size: tokens of the tokenizer that the run was started with.
+    tokenizer: the tokenizer that was found now.
+
+  Raises:
+    UserError: it has another number.
+  """
+  if tokenizer.size != size:
+    raise UserError(
+      f'the tokenizer has {tokenizer.size:,} tokens, and {workdir} was started with one of '
+      f'{size:,}; restore that tokenizer, or use another --workdir.'
+    )
+
+
 def keep_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
   """Saves the tokenizer in the run's folder: at once on this machine, file by file in a bucket."""
-  final = run_folder.folder(workdir) / 'tokenizer'
-  if file_access.is_remote(final):
-    if not _is_kept(final, tokenizer):
-      with file_access.reaching(final, 'written'):
-        final.rmtree(missing_ok=True)
-        tokenizer.save(final)
-  elif not final.exists() or load_tokenizer(final).fingerprint != tokenizer.fingerprint:
-    temporary = final.with_name('tokenizer.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
-    tokenizer.save(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-
-
-def _is_kept(final: epath.Path, tokenizer: Tokenizer) -> bool:
-  try:
-    return file_access.exists(final) and bool(
-      load_tokenizer(final).fingerprint == tokenizer.fingerprint
-    )
-  except UserError:  # an earlier start ended between two of its files
-    return False
+  tokenization.keep_tokenizer(run_folder.folder(workdir) / 'tokenizer', tokenizer)

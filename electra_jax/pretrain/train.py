@@ -36,6 +36,7 @@ from electra_jax.training import (
   run_folder,
 )
 from electra_jax.training.encoders import attention_kernel
+from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops, quantity
 from electra_jax.training.status import Status
@@ -114,7 +115,7 @@ def _train(
         runner = _fresh(setup, initial, functions)
       initial = None  # its weights are on the devices now
       status.check_held(read=True)  # compiling may have taken long
-      writer = progress.Writer(folder, saved) if hosts.first() else progress.NoWriter()
+      writer = MetricsWriter(folder, saved) if hosts.first() else NoWriter()
       recorder = RunRecorder(manager, writer, status)
     _record(setup)
     plan = _plan_of_phase(setup, number, compiled, evaluate_first)
@@ -123,6 +124,8 @@ def _train(
     if stopped:
       break
     first, evaluate_first = phase.last, False
+  if runner is not None and recorder is not None:
+    recorder.finish(int(jax.device_get(runner.state.step)), runner)
   return _finish(setup, manager, recorder, stopped)
 
 
@@ -186,6 +189,8 @@ def _open_data(run: ResolvedRun, workdir: epath.Path, recorded: Recorded) -> Run
       'the stores of config.phases were made with different tokenizers; expected the tokenizer of '
       'the first phase for all of them.'
     )
+  if 'vocab_size' in recorded and hosts.from_first(lambda: checkpoints.any_saved(workdir)):
+    run_start.check_vocabulary(workdir, recorded['vocab_size'], tokenizer)
   if recorded and recorded['data'] != identity:
     if hosts.from_first(lambda: checkpoints.any_saved(workdir)):
       raise UserError(
@@ -455,12 +460,11 @@ def _plan_of_phase(
 def _finish(
   setup: RunSetup, manager: ocp.CheckpointManager, recorder: RunRecorder | None, stopped: bool
 ) -> int:
-  """Waits for the checkpoints, prints where they are, and returns the exit status."""
+  """Prints where the checkpoints are, and returns the exit status."""
   if recorder is None:
     say('done', f'all {setup.run.config.steps:,} steps were made before')
     manager.close()
     return 0
-  recorder.wait()
   if stopped:
     recorder.close()
     return PREEMPTED

@@ -165,6 +165,9 @@ def open_run(
   resolved = resolve_saved_run(folder, {'model.attention': 'xla'})
   config = resolved.config
   tokenizer = load_tokenizer(folder / 'tokenizer')
+  if file_access.exists(folder / 'resolved.json'):
+    recorded = read_json(folder / 'resolved.json').get('vocab_size', tokenizer.size)
+    run_start.check_vocabulary(folder, recorded, tokenizer)
   model = build.build_model(config, tokenizer.size)
   # Parameters are opened unsplit: the run may have used more devices than this machine has.
   layout = partitioning.make_layout()

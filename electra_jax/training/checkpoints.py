@@ -4,10 +4,13 @@ The items are the parameters, the optimizer state, the counters, and the sums of
 since the last log line.
 """
 
+import contextlib
 import dataclasses
+import errno
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -17,13 +20,28 @@ from etils import epath
 
 from electra_jax import file_access
 from electra_jax.errors import UserError
-from electra_jax.training import run_folder
+from electra_jax.training import checkpoint_files, run_folder
 from electra_jax.training.update_step import TrainState
 
 PyTree = Any
 PathLike = str | os.PathLike[str]
 
 _ITEMS = ('params', 'opt_state', 'counters', 'sums')
+# What a disk or a network file system may report.
+_SYSTEM_ERRORS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EIO,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ESTALE,
+  errno.EMFILE,
+  errno.ENAMETOOLONG,
+  errno.ENOENT,
+)
+_STRAGGLERS = 60.0  # seconds to wait for what is left of a save that failed
 _COUNTERS = ('step', 'skipped', 'bad_step')  # fields of TrainState
 
 
@@ -70,7 +88,7 @@ def open_manager(
     best_by: how the best checkpoint is chosen.
 
   Raises:
-    UserError: the bucket cannot be reached.
+    UserError: the bucket cannot be reached, or metrics of a checkpoint are damaged.
   """
   policies = ocp.checkpoint_managers
   mode = best_by.mode
@@ -91,8 +109,12 @@ def open_manager(
     create=not read_only,
     cleanup_tmp_directories=not read_only,
     preservation_policy=None if read_only else preservation,
+    temporary_path_class=_temporary_path(workdir),
+    # Otherwise what is written into a folder waits 5 minutes for it, where it cannot be created.
+    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
   directory = _directory(workdir)
+  checkpoint_files.check_opened(directory)
   with file_access.reaching(directory):
     manager = ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
     # A thread removes unfinished saves, and only the next save waits for it. If there is none, the
@@ -102,11 +124,18 @@ def open_manager(
     return manager
 
 
+def _temporary_path(workdir: PathLike) -> type:
+  remote = file_access.is_remote(_directory(workdir))
+  return checkpoint_files.CheckedCommit if remote else checkpoint_files.CheckedRename
+
+
 def _directory(workdir: PathLike) -> epath.Path:
   directory = run_folder.folder(workdir) / 'checkpoints'
   if file_access.is_remote(directory):
     return directory
-  return epath.Path(pathlib.Path(directory).absolute())
+  absolute = pathlib.Path(directory).absolute()
+  # TensorStore refuses `..`, which may follow a link: it cannot be removed from the text.
+  return run_folder.LocalPath(os.path.realpath(absolute) if '..' in absolute.parts else absolute)
 
 
 def any_saved(workdir: PathLike) -> bool:
@@ -149,11 +178,11 @@ def save(
     best_by: how the best checkpoint is chosen.
 
   Raises:
-    UserError: the bucket could not be written, by this save or the one before.
+    file_access.Unwritable: it cannot be written, or the save before could not be.
   """
   counters = {name: getattr(state, name) for name in _COUNTERS}
   item = ocp.args.StandardSave
-  with file_access.reaching(manager.directory, 'written'):
+  with _writing(manager):
     manager.save(
       step,
       args=ocp.args.Composite(
@@ -171,10 +200,50 @@ def wait(manager: ocp.CheckpointManager) -> None:
   """Waits until all started saves are complete.
 
   Raises:
-    UserError: the bucket cannot be written.
+    file_access.Unwritable: one could not be written.
   """
-  with file_access.reaching(manager.directory, 'written'):
+  with _writing(manager):
     manager.wait_until_finished()
+
+
+def recover(manager: ocp.CheckpointManager) -> None:
+  """Makes a manager usable after a save that failed: removes what it left, and looks again."""
+  directory = manager.directory
+  # One failure ends the save, while the threads of its other parts may still write. Orbax 0.12.8
+  # has no public name for them.
+  background = getattr(manager._checkpointer, '_async_manager', None)
+  for part in getattr(background, '_commit_futures', None) or ():
+    with contextlib.suppress(Exception):  # reported already
+      part.result(timeout=_STRAGGLERS)
+  if jax.process_index() == 0 and not file_access.is_remote(directory):
+    for name in file_access.listing(directory):
+      if not name.isdigit():  # an unfinished save takes space
+        with contextlib.suppress(file_access.Unwritable):
+          file_access.remove(file_access.join(directory, name))
+  manager.reload()  # checkpoints that the failed save was to replace are still there
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+  """Raises what goes wrong with a save in the block as Unwritable, with a short reason."""
+  with file_access.reaching(manager.directory, 'written'):
+    try:
+      yield
+    except file_access.Unwritable:
+      raise
+    except Exception as error:  # of any kind: Orbax writes through several libraries
+      if file_access.is_remote(manager.directory):
+        raise
+      reason = str(error) if isinstance(error, UserError) else _write_failure(error)
+      raise file_access.Unwritable(reason) from None
+
+
+def _write_failure(error: BaseException) -> str:
+  """Why a save failed, in a few words. TensorStore's errors have the system's words in a text."""
+  text = str(error)
+  words = (os.strerror(number) for number in _SYSTEM_ERRORS)
+  known = next((word for word in words if word in text), None)
+  return known or f'{type(error).__name__}: {file_access.reason_text(text)}'
 
 
 #### Restoring ####
@@ -191,15 +260,18 @@ def _replicated_targets(shapes: PyTree, sharding: jax.sharding.Sharding) -> PyTr
 
 
 def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> PyTree:
+  """Checks and reads items of a checkpoint. All processes of a run call this."""
+  directory = manager.directory
+  checkpoint_files.check_items(directory, step, list(items), shared=True)
   try:
     return manager.restore(step, args=ocp.args.Composite(**items))
   except Exception as error:  # of any kind: Orbax reads through several libraries
-    first_line = (str(error).strip().splitlines() or [''])[0][:160]
-    remote = file_access.is_remote(manager.directory)
+    first_line = file_access.reason_text(str(error))
+    remote = file_access.is_remote(directory)
     trouble = 'cannot be reached, is damaged' if remote else 'is damaged'
     raise UserError(
-      f'the checkpoint {manager.directory / str(step)} {trouble} or of another model '
-      f'({type(error).__name__}: {first_line}); remove its folder to use the checkpoint before it.'
+      f'the checkpoint {directory / str(step)} {trouble} or of another model '
+      f'({type(error).__name__}: {first_line}); {checkpoint_files.remedy(directory, step)}'
     ) from None
 
 
@@ -330,6 +402,7 @@ def restore_subtrees(workdir: PathLike, step: int, shapes: PyTree, shardings: Py
     UserError: parameters are missing, or have another shape; each is named.
   """
   path = _directory(workdir) / str(step) / 'params'
+  checkpoint_files.check_items(path.parent.parent, step, ('params',), shared=True)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree
@@ -387,6 +460,7 @@ def read_arrays(workdir: PathLike, step: int, item: str) -> PyTree:
     UserError: the item cannot be read.
   """
   path = _directory(workdir) / str(step) / item
+  checkpoint_files.check_items(path.parent.parent, step, (item,))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree

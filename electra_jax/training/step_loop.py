@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from electra_jax import file_access
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoints, partitioning
-from electra_jax.training.progress import NoWriter, Writer
+from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
+from electra_jax.training.saving import CheckpointSaver
 from electra_jax.training.status import Status
 from electra_jax.training.update_step import TrainState
 
@@ -203,7 +205,7 @@ class RunRecorder:
   def __init__(
     self,
     manager: ocp.CheckpointManager,
-    writer: Writer | NoWriter,
+    writer: MetricsWriter | NoWriter,
     status: Status,
     best_by: checkpoints.Criterion = checkpoints.HELDOUT_LOSS,
   ) -> None:
@@ -219,6 +221,7 @@ class RunRecorder:
     self.writer = writer
     self.status = status
     self._best_by = best_by
+    self._saver = CheckpointSaver(manager, best_by)
 
   def log_training(
     self, step: int, metrics: Mapping[str, float], interval: Interval
@@ -273,9 +276,24 @@ class RunRecorder:
     trouble = self.writer.keep()
     if value is not None and not math.isfinite(value):
       value = self._best_by.worst
-    checkpoints.save(self.manager, step, runner.state, runner.sums, value, self._best_by)
+    self._saver.save(step, runner.state, runner.sums, value)
     self.status.progress(step, saved=True)
     return trouble
+
+  def poll(self, step: int, runner: StepRunner) -> None:
+    """Notices a save that has failed, and starts another one when it is due.
+
+    To be called after every step. What is saved then is the state after this step, if it is finite.
+
+    Args:
+      step: steps that were taken.
+      runner: holds the state and the sums to save.
+
+    Raises:
+      UserError: several attempts to save failed.
+    """
+    if self._saver.is_due() and runner.bad_step() < 0:
+      self._saver.save(step, runner.state, runner.sums, None)
 
   def check_finite(
     self, bad_step: int, find_tensor: Callable[[int], str], subject: str = ''
@@ -294,7 +312,8 @@ class RunRecorder:
       return
     tensor = find_tensor(bad_step)
     self.writer.keep()
-    checkpoints.wait(self.manager)
+    with contextlib.suppress(file_access.Unwritable):  # what is reported is the step
+      checkpoints.wait(self.manager)
     kept = self.manager.latest_step()
     checkpoint = (
       f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint has been saved yet'
@@ -305,9 +324,18 @@ class RunRecorder:
       '--config.skip_nonfinite=True.'
     )
 
-  def wait(self) -> None:
-    """Waits until all checkpoints are saved."""
-    checkpoints.wait(self.manager)
+  def finish(self, step: int, runner: StepRunner) -> None:
+    """Waits until the last save is complete, and repeats it where it fails.
+
+    Args:
+      step: steps that were taken.
+      runner: holds the state and the sums to save.
+
+    Raises:
+      UserError: several attempts to save failed.
+    """
+    self._saver.finish(step, runner.state, runner.sums)
+    self.status.progress(step, saved=True)
 
   def close(self) -> None:
     """Closes the checkpoints and the metrics."""

@@ -16,7 +16,7 @@ import xla_flags
 from tensorboardX.proto.event_pb2 import Event
 
 from electra_jax.errors import UserError
-from electra_jax.training import progress, run_folder
+from electra_jax.training import metrics_writer, run_folder
 
 pytest.importorskip('gcsfs', reason='needs gcsfs, of the gcs extra')
 
@@ -295,8 +295,8 @@ def line(writer, step):
 
 
 def test_metrics_are_uploaded_in_the_background_and_before_a_save(sent, monkeypatch):
-  monkeypatch.setattr(progress, 'read_metrics', lambda workdir: [])
-  writer = progress.Writer('gs://bucket/run', 0)
+  monkeypatch.setattr(metrics_writer, 'read_metrics', lambda workdir: [])
+  writer = metrics_writer.MetricsWriter('gs://bucket/run', 0)
   line(writer, 1)
   assert not sent  # not due yet
   monkeypatch.setattr(run_folder, 'UPLOAD_EVERY', 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from electra_jax.errors import UserError
-from electra_jax.training import checkpoints, partitioning, progress, step_loop
+from electra_jax.training import checkpoints, metrics_writer, partitioning, step_loop
 from electra_jax.training.step_loop import IntervalTimer, RunRecorder, StepRunner, SumFunctions
 from electra_jax.training.update_step import TrainState
 
@@ -89,7 +89,9 @@ def recorder():
   manager = types.SimpleNamespace(
     directory='here', wait_until_finished=lambda: None, latest_step=lambda: 40
   )
-  recorder = RunRecorder(manager, progress.NoWriter(), status, checkpoints.Criterion('f1', 'max'))
+  recorder = RunRecorder(
+    manager, metrics_writer.NoWriter(), status, checkpoints.Criterion('f1', 'max')
+  )
   return recorder, calls
 
 

@@ -234,6 +234,9 @@ def _make_plan(
 ) -> _Plan:
   """Finds the corpus and, if it exists already, the tokenizer. See `prepare_corpus`."""
   cache = file_access.normal(default_cache() if cache is None else cache)
+  for path, what in ((cache, 'config.data.cache'), (output, '--output')):
+    if path is not None and not file_access.is_remote(path):
+      file_access.check_name(path, what)
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
   given = None
   if recipe.tokenizer not in registry.TOKENIZERS:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,6 +234,24 @@ def _read_record(record: pathlib.Path) -> dict[str, Any]:
   return known
 
 
+def damage(folder: str | os.PathLike[str], shards: Sequence[Shard]) -> Iterator[str]:
+  """Reads all shards, whatever was recorded before.
+
+  Args:
+    folder: of the store, a path or an address.
+    shards: the entries of the manifest.
+
+  Yields:
+    For each shard that is missing or differs, its name and what is wrong.
+  """
+  for shard in shards:
+    path = file_access.join(folder, shard['file'])
+    if not file_access.exists(path):
+      yield f'{shard["file"]} is missing'
+    elif _file_digest(path) != shard['blake2b']:
+      yield f'{shard["file"]} differs from its checksum'
+
+
 def _check_digests(folder: pathlib.Path, shards: Sequence[Shard]) -> None:
   """Compares the checksums of shards with the manifest.
 
@@ -257,6 +275,5 @@ def _check_digests(folder: pathlib.Path, shards: Sequence[Shard]) -> None:
       line(done, f'{done / 1e9:.1f} of {total / 1e9:.1f} GB of {folder}')
 
 
-def _file_digest(file: pathlib.Path) -> str:
-  with open(file, 'rb') as content:
-    return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _file_digest(file: str | os.PathLike[str]) -> str:
+  return file_access.digest(file, lambda: hashlib.blake2b(digest_size=16))

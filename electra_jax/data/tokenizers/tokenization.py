@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 
-from electra_jax import file_access, json_reader, registry
+from electra_jax import checksums, file_access, json_reader, registry
 from electra_jax.config import declarations
 from electra_jax.data.tokenizers import training_sample
 from electra_jax.data.tokenizers.special_tokens import (
@@ -52,6 +52,9 @@ REGISTERED_FILE = 'registered_tokenizer.json'
 # File that a path names by itself -> the file of a folder that it replaces. Others are models of
 # SentencePiece.
 _SINGLE_FILES = {'.txt': 'vocab.txt', '.json': 'tokenizer.json'}
+
+# Beginnings of files that exports have beside a tokenizer.
+_OTHER_FILES = ('config.json', 'README', 'model.safetensors', 'model.ckpt', 'checkpoint', 'hparams')
 
 Encoded = TypeVar('Encoded')
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`; the library is imported where it is used
@@ -428,7 +431,8 @@ class Tokenizer(abc.ABC):
     Args:
       folder: a folder, or an address such as gs://bucket/folder.
     """
-    for name, content in self.saved_files().items():
+    files = self.saved_files()
+    for name, content in {**files, checksums.SUMS: checksums.sums_of(files)}.items():
       file_access.write_bytes(file_access.join(folder, name), content)
 
   def __reduce__(self) -> tuple[Any, ...]:
@@ -468,6 +472,9 @@ def load_tokenizer(
       f'the tokenizer {path!r} does not exist; expected a folder, a vocab.txt, a SentencePiece '
       f'model or a kind to train: {", ".join(registry.TOKENIZERS)}.'
     )
+  if checksums.SUMS in places:
+    sums = checksums.read_sums(path) or {}
+    checksums.check(path, [name for name in sums if not name.startswith(_OTHER_FILES)])
   if REGISTERED_FILE in places:
     if lowercase is not None or strip_accents is not None:
       raise UserError(
@@ -479,6 +486,50 @@ def load_tokenizer(
     if opened is not None:
       return opened
   raise UserError(f'there is no tokenizer in {path!r}; expected a tokenizer.model or a vocab.txt.')
+
+
+def keep_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
+  """Saves a tokenizer in a folder of its own, unless it is there and whole.
+
+  A local folder gets its name when it is complete. In a bucket, files are replaced one by one.
+
+  Args:
+    folder: the folder, whose earlier content is removed, or an address.
+    tokenizer: the tokenizer.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  final = os.fspath(folder)
+  if saved_fingerprint(final) == tokenizer.fingerprint:
+    return
+  if file_access.is_remote(final):
+    file_access.remove(final)
+    tokenizer.save(final)
+    return
+  temporary = f'{final}.tmp'
+  file_access.remove(temporary)
+  tokenizer.save(temporary)
+  file_access.remove(final)
+  with file_access.reaching(final, 'written', local=True):
+    os.replace(temporary, final)
+    file_access.sync_folder(os.path.dirname(final))
+
+
+def saved_fingerprint(folder: str | os.PathLike[str]) -> str | None:
+  """The fingerprint of the tokenizer in a folder; None if there is none, or it is damaged.
+
+  Raises:
+    UserError: the folder cannot be reached.
+  """
+  if not file_access.exists(folder):
+    return None
+  try:
+    return load_tokenizer(folder).fingerprint
+  except file_access.Unreachable:
+    raise
+  except UserError:  # such as an earlier start that ended between two of its files
+    return None
 
 
 def holds_tokenizer(folder: str | os.PathLike[str]) -> bool:

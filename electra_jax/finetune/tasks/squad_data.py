@@ -92,7 +92,8 @@ def _in_folder(folder: str, split: str, version: str) -> str | None:
       path = file_access.join(folder, name + suffix)
       if file_access.exists(path):
         return path
-  found = file_access.glob(file_access.join(folder, f'{split}-{version}*.json*'))
+  pattern = file_access.escape(folder)
+  found = file_access.glob(file_access.join(pattern, f'{split}-{version}*.json*'))
   if len(found) > 1:
     raise UserError(
       f'{folder!r} has {readers.named(found)}; set config.data.{split} to one of them'
