@@ -35,6 +35,7 @@ from electra_jax.training import (
   run_folder,
 )
 from electra_jax.training.encoders import attention_kernel
+from electra_jax.training.kept_config import kept_plain
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops, quantity
 from electra_jax.training.status import Status
@@ -84,7 +85,8 @@ def _train(
     initial = initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
   setup = _build(run, folder, data, layout, recorded)
-  manager = checkpoints.open_manager(folder, keep=run.config.keep)
+  best_by = checkpoints.run_criterion(run.config)
+  manager = checkpoints.open_manager(folder, keep=run.config.keep, best_by=best_by)
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
   status.change(step=first, steps=run.phases[-1].last, restored_step=saved)
@@ -103,7 +105,7 @@ def _train(
         runner = _fresh(setup, initial, functions)
       initial = None  # its weights are on the devices now
       writer = progress.Writer(folder, saved) if hosts.first() else progress.NoWriter()
-      recorder = RunRecorder(manager, writer, status)
+      recorder = RunRecorder(manager, writer, status, best_by)
     _record(setup)
     plan = _plan_of_phase(setup, number, compiled, evaluate_first)
     status.change(state='running')
@@ -194,7 +196,7 @@ def _with_steps(
   devices.use_compilation_cache(run.config.compilation_cache)
   run = budgets.resolve_budget(run, data.tokenizer, layout, dict(recorded), say)
   if has_budget(run.config):
-    plain = to_plain(run.config)
+    plain = hosts.from_first(lambda: kept_plain(run.config, workdir))
     path = workdir / 'config.json'
     hosts.from_first(lambda: run_folder.write_json(path, plain))
   return run
@@ -417,6 +419,13 @@ def _plan_of_phase(
   )
 
 
+def _criterion_name(best_by: checkpoints.Criterion) -> str:
+  return {
+    checkpoints.REFERENCE_AP: 'average precision on the reference corruption',
+    checkpoints.HELDOUT_LOSS: 'held-out loss',
+  }.get(best_by, best_by.metric)
+
+
 def _finish(
   setup: RunSetup, manager: ocp.CheckpointManager, recorder: RunRecorder | None, stopped: bool
 ) -> int:
@@ -433,7 +442,7 @@ def _finish(
   say(
     'checkpoints',
     f'steps {steps} in {setup.workdir / "checkpoints"}; '
-    f'the best by held-out loss is {manager.best_step()}',
+    f'the best by {_criterion_name(recorder.best_by)} is {manager.best_step()}',
   )
   recorder.close()
   for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):
