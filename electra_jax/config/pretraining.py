@@ -379,8 +379,7 @@ class PretrainingConfig(Config):
   )
   best_by: str = field(
     'objective',
-    'What the best checkpoint is chosen by: objective (average precision on the reference '
-    'corruption; the held-out loss without a discriminator), or total_loss, held out.',
+    'Chooses the best checkpoint: objective (docs/pretraining.md), or the held-out total_loss.',
     choices=('objective', 'total_loss'),
     before='total_loss',
   )
@@ -392,8 +391,7 @@ class PretrainingConfig(Config):
   )
   logit_bins: str = field(
     'nonlinear',
-    'Bins of the logits that auc and ap are computed from: nonlinear (4,096, dense around 0), or '
-    'uniform (512 in training, as version 0.1.0).',
+    'Bins of logits for auc and ap: nonlinear (dense around 0), or uniform (version 0.1.0).',
     choices=('nonlinear', 'uniform'),
     before='uniform',
   )
