@@ -90,7 +90,7 @@ def export(
     workdir: the run's folder.
     output: a folder, or for transformers an address; empty or with an earlier export.
     format: one of FORMATS.
-    step: for a pretrained run, 'last', 'best' (by the held-out loss) or a step.
+    step: for a pretrained run, 'last', 'best' (by config.best_by) or a step.
     task: for a fine-tuned run that has several.
     take_over: whether to take OUTPUT from another process that writes into it.
 

@@ -44,10 +44,10 @@ TITLES = {
   'prediction_loss': 'prediction loss',
   'discriminator_loss': 'discriminator loss',
   'auc': 'area under the curve',
+  'reference_ap': 'reference AP',
 }
 COLORS = {'generator_loss': ORANGE, 'discriminator_loss': BLUE}
-# Rows per evaluation step, which is also the unit that the bootstrap resamples.
-BATCH = 16
+BATCH = 16  # rows per evaluation step
 
 
 def timeline(
@@ -64,7 +64,7 @@ def timeline(
     workdir: folder of the pretrained run.
     config: a fine-tuning config: each of its tasks is trained from each checkpoint, in
       WORKDIR/timeline/step-<step>. Trials that are done are not repeated. None for no tasks.
-    rows: number of held-out rows, at most; None for all.
+    rows: number of held-out rows, at most, evenly spaced; None for all.
     store: the prepared corpus, where it is not where it was during training.
     output: folder to write in; None for the run's.
 
@@ -109,20 +109,23 @@ def _evaluate(run: Run, points: list[Point], rows: int | None, store: str | None
   batch = -(-BATCH // run.mesh.size) * run.mesh.size
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.params)
   shardings = jax.tree.map(lambda x: x.sharding, run.params)
-  opened: dict[int, tuple[Run, Any]] = {}  # by phase, since phases may have rows of other lengths
+  opened: dict[
+    int, tuple[Run, Any, evaluation.Heldout]
+  ] = {}  # by phase, since phases may have rows of other lengths
   with console.progress('held out', len(points)) as live:
     for done, point in enumerate(points, 1):
       phases = enumerate(run.resolved.phases)
       number = next(n for n, phase in phases if point['step'] <= phase.last)
       if number not in opened:
         of_phase = open_run(run.workdir, str(point['step']), store)
-        opened[number] = of_phase, _eval_step(of_phase)
-      of_phase, eval_step = opened[number]
+        evaluated = evaluation.heldout(
+          of_phase.heldout, of_phase.settings, limit=rows, sources=of_phase.heldout_sources
+        )
+        opened[number] = of_phase, _eval_step(of_phase), evaluated
+      of_phase, eval_step, evaluated = opened[number]
       params, _ = checkpoints.restore_params(run.workdir, point['step'], shapes, shardings)
-      sums = evaluation.heldout_sums(
-        eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows
-      )
-      point['heldout'] = evaluation.with_intervals(sums, of_phase.settings)
+      sums = evaluation.heldout_sums(eval_step, params, evaluated, batch_size=batch, mesh=run.mesh)
+      point['heldout'] = evaluation.with_intervals(sums, evaluated, of_phase.settings)
       live(done, f'step {point["step"]:,}')
 
 

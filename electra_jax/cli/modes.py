@@ -109,10 +109,16 @@ FLAGS: dict[str, Flag] = {
     ),
     Flag(
       'step',
-      'Checkpoint to open: last, best (by the held-out loss) or a step.',
+      'Checkpoint to open: last, best (by config.best_by) or a step.',
       default='last',
     ),
-    Flag('rows', 'Held-out rows, at most; default: all, for inspect 4.', int, at_least=1),
+    Flag(
+      'rows',
+      'Held-out rows, at most. evaluate, timeline: evenly spaced, default all; inspect: '
+      'consecutive, default 4.',
+      int,
+      at_least=1,
+    ),
     Flag('first', 'First held-out row to show.', int, default=0, at_least=0),
     Flag(
       'store',

@@ -378,9 +378,27 @@ class PretrainingConfig(Config):
   save_every: int = field(5_000, 'Steps between checkpoints.', at_least=1)
   keep: int = field(
     2,
-    'Number of latest checkpoints kept, besides the best by held-out loss.',
+    'Number of latest checkpoints kept, besides the best (best_by).',
     at_least=1,
     resumable=True,
+  )
+  best_by: str = field(
+    'objective',
+    'Chooses the best checkpoint: objective (docs/pretraining.md), or the held-out total_loss.',
+    choices=('objective', 'total_loss'),
+    before='total_loss',
+  )
+  best_phases: str = field(
+    'last',
+    'Phases whose checkpoints can be the best: last, or all that train the discriminator.',
+    choices=('last', 'all'),
+    before='all',
+  )
+  logit_bins: str = field(
+    'nonlinear',
+    'Bins of logits for auc and ap: nonlinear (dense around 0), or uniform (version 0.1.0).',
+    choices=('nonlinear', 'uniform'),
+    before='uniform',
   )
   profile_steps: tuple[Any, ...] = field(
     (0, 0),

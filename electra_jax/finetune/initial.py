@@ -135,7 +135,8 @@ def _of_pretraining(
     origin['after'] = pretraining.init
   if fresh:
     return Initial(pretraining.model, tokenizer, origin, None)
-  step = checkpoints.find_step(folder, before['step'] if before else which)
+  best_by = checkpoints.run_criterion(pretraining)
+  step = checkpoints.find_step(folder, before['step'] if before else which, best_by)
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
   origin |= {'step': step, 'tokens': max((line['tokens'] for line in lines), default=None)}
   weights: str | dict[str, Any] = str(folder)

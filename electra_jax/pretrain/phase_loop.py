@@ -143,6 +143,14 @@ class _PhaseLoop:
     self.eval_step = pretrain_step.jit_eval_step(
       p.model, p.objective, p.settings, p.layout, seed=evaluation.EVAL_SEED
     )
+    assert plan.prepared.heldout is not None  # run_start.prepare_data requires held-out rows
+    self.heldout = evaluation.heldout(
+      plan.prepared.heldout,
+      p.settings,
+      limit=self.config.eval_rows,
+      sources=plan.prepared.heldout_sources,
+      by_documents=False,
+    )
     self.table = MetricsTable(p.objective.columns, plan.peak)
     self.profiler = _Profiler(p.config.profile_steps, workdir / 'profile')
     self.timer = IntervalTimer(first)
@@ -246,23 +254,30 @@ class _PhaseLoop:
     """Evaluates on held-out rows.
 
     Returns:
-      The metric that the best checkpoint is chosen by; None while only the generator is trained:
-      the discriminator's task then becomes harder, so these losses do not compare.
+      The metric that the best checkpoint is chosen by, of a mixture the weighted one; None if the
+      checkpoint does not compete: while only the generator is trained, and before the last phase
+      unless config.best_phases is 'all'.
     """
     shards = partitioning.row_shards(self.mesh)
     sums = evaluation.heldout_sums(
       self.eval_step,
       self.runner.state.params,
-      self.plan.prepared.heldout,
+      self.heldout,
       batch_size=-(-self.config.eval_batch_size // shards) * shards,
       mesh=self.mesh,
-      limit=self.config.eval_rows,
     )
-    found = evaluation.heldout_metrics(sums, self.plan.program.settings)
+    settings = self.plan.program.settings
+    found = evaluation.heldout_metrics(sums, settings)
+    found |= evaluation.weighted_metrics(sums, self.heldout, settings)
     self.recorder.log_evaluation('heldout', step, found | {'tokens': self._tokens(step)})
     for line in self.table.heldout(found):
       live.above(line)
-    return None if self.plan.phase.generator_only else float(found['total_loss'])
+    competes = self.plan.is_last or self.config.best_phases == 'all'
+    if self.plan.phase.generator_only or not competes:
+      return None
+    metric = self.recorder.best_by.metric
+    weighted = f'weighted/{metric}'
+    return float(found[weighted if weighted in found else metric])
 
   def _save(self, step: int, value: float | None, live: console.Progress) -> None:
     # A checkpoint never holds a state after a step that was not finite.

@@ -23,7 +23,12 @@ from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import checkpoints, plugins, run_folder, versions
-from electra_jax.training.kept_config import CONFIG, another_config_error, changed_fields
+from electra_jax.training.kept_config import (
+  CONFIG,
+  another_config_error,
+  changed_fields,
+  kept_plain,
+)
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
@@ -183,8 +188,10 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
       resolved.unlink(missing_ok=True)
   recorded = read_json(resolved) if file_access.exists(resolved) else {}
   steps = {'steps': recorded['steps']} if 'steps' in recorded else {}
-  write_json(folder / CONFIG, to_plain(config) | steps)
-  versions.record_versions(folder, resumed=checkpoints.any_saved(folder))
+  resumed = checkpoints.any_saved(folder)
+  plain = kept_plain(config, folder) if resumed else to_plain(config)
+  write_json(folder / CONFIG, plain | steps)
+  versions.record_versions(folder, resumed=resumed)
   plugins.record(folder, config.specs)
   return recorded
 

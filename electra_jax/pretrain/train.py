@@ -36,6 +36,7 @@ from electra_jax.training import (
   run_folder,
 )
 from electra_jax.training.encoders import attention_kernel
+from electra_jax.training.kept_config import kept_plain
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops, quantity
@@ -95,7 +96,8 @@ def _train(
     initial = initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
   setup = _build(run, folder, data, layout, recorded)
-  manager = checkpoints.open_manager(folder, keep=run.config.keep)
+  best_by = checkpoints.run_criterion(run.config)
+  manager = checkpoints.open_manager(folder, keep=run.config.keep, best_by=best_by)
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
   guidance.print_expectation(_expectation(setup, first), run.config)
@@ -116,7 +118,7 @@ def _train(
       initial = None  # its weights are on the devices now
       status.check_held(read=True)  # compiling may have taken long
       writer = MetricsWriter(folder, saved) if hosts.first() else NoWriter()
-      recorder = RunRecorder(manager, writer, status)
+      recorder = RunRecorder(manager, writer, status, best_by)
     _record(setup)
     plan = _plan_of_phase(setup, number, compiled, evaluate_first)
     status.change(state='running')
@@ -215,7 +217,7 @@ def _with_steps(
     run, data.tokenizer, layout, dict(recorded), say, data.prepared[0].train.rows
   )
   if has_budget(run.config):
-    plain = to_plain(run.config)
+    plain = hosts.from_first(lambda: kept_plain(run.config, workdir))
     path = workdir / 'config.json'
     hosts.from_first(lambda: run_folder.write_json(path, plain))
   return run
@@ -457,6 +459,13 @@ def _plan_of_phase(
   )
 
 
+def _criterion_name(best_by: checkpoints.Criterion) -> str:
+  return {
+    checkpoints.REFERENCE_AP: 'average precision on the reference corruption',
+    checkpoints.HELDOUT_LOSS: 'held-out loss',
+  }.get(best_by, best_by.metric)
+
+
 def _finish(
   setup: RunSetup, manager: ocp.CheckpointManager, recorder: RunRecorder | None, stopped: bool
 ) -> int:
@@ -472,7 +481,7 @@ def _finish(
   say(
     'checkpoints',
     f'steps {steps} in {setup.workdir / "checkpoints"}; '
-    f'the best by held-out loss is {manager.best_step()}',
+    f'the best by {_criterion_name(recorder.best_by)} is {manager.best_step()}',
   )
   recorder.close()
   for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):

@@ -10,7 +10,7 @@ import errno
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -18,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from electra_jax import file_access
+from electra_jax import file_access, registry
+from electra_jax.config import PretrainingConfig
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoint_files, run_folder
 from electra_jax.training.update_step import TrainState
@@ -57,13 +58,27 @@ class Criterion:
   metric: str
   mode: Literal['min', 'max']
 
-  @property
-  def worst(self) -> float:
-    """A value that every finite value is better than."""
-    return -math.inf if self.mode == 'max' else math.inf
+  def value(self, metrics: Mapping[str, float]) -> float:
+    """The metric's value, or one that every finite value is better than if it is not finite.
+
+    Orbax would rank nan best. Checkpoints of another criterion have no such metric.
+    """
+    value = metrics.get(self.metric, math.nan)
+    worst = -math.inf if self.mode == 'max' else math.inf
+    return value if math.isfinite(value) else worst
 
 
-HELDOUT_LOSS = Criterion('total_loss', 'min')  # of pretraining runs
+# Of pretraining runs.
+HELDOUT_LOSS = Criterion('total_loss', 'min')
+REFERENCE_AP = Criterion('reference_ap', 'max')
+
+
+def run_criterion(config: PretrainingConfig) -> Criterion:
+  """How the best checkpoint of a pretraining run is chosen: `config.best_by`."""
+  if config.best_by == 'total_loss':
+    return HELDOUT_LOSS
+  criterion: Criterion = registry.OBJECTIVES.get(config.objective.name).best_by
+  return criterion
 
 
 #### Saving ####
@@ -96,14 +111,14 @@ def open_manager(
     [
       policies.LatestN(keep),
       policies.BestN(
-        get_metric_fn=lambda metrics: metrics[best_by.metric] * (1 if mode == 'max' else -1),
+        get_metric_fn=lambda metrics: best_by.value(metrics) * (1 if mode == 'max' else -1),
         n=1,
         keep_checkpoints_without_metrics=False,
       ),
     ]
   )
   options = ocp.CheckpointManagerOptions(
-    best_fn=lambda metrics: metrics[best_by.metric],
+    best_fn=best_by.value,
     best_mode=mode,
     read_only=read_only,
     create=not read_only,
@@ -174,12 +189,15 @@ def save(
     step: step of the checkpoint.
     state: state after that step.
     sums: sums of training metrics since the last log line.
-    value: value of `best_by.metric` at this step; None if it was not computed.
+    value: value of `best_by.metric` at this step; None if it was not computed. One that is not
+      finite counts as not computed.
     best_by: how the best checkpoint is chosen.
 
   Raises:
     file_access.Unwritable: it cannot be written, or the save before could not be.
   """
+  if value is not None and not math.isfinite(value):
+    value = None
   counters = {name: getattr(state, name) for name in _COUNTERS}
   item = ocp.args.StandardSave
   with _writing(manager):

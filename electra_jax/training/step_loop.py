@@ -7,7 +7,6 @@ The loops themselves are in pretrain/phase_loop.py and finetune/trial.py. They t
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -200,6 +199,7 @@ class RunRecorder:
     manager: manager of the checkpoints.
     writer: writer of metrics.jsonl and TensorBoard's files.
     status: status file of the run.
+    best_by: how the best checkpoint is chosen.
   """
 
   def __init__(
@@ -220,7 +220,7 @@ class RunRecorder:
     self.manager = manager
     self.writer = writer
     self.status = status
-    self._best_by = best_by
+    self.best_by = best_by
     self._saver = CheckpointSaver(manager, best_by)
 
   def log_training(
@@ -264,7 +264,7 @@ class RunRecorder:
       step: steps that were taken.
       runner: holds the state and the sums to save.
       value: metric that the best checkpoint is chosen by; None if it was not computed at this step.
-        A value that is not finite counts as the worst.
+        A value that is not finite counts as not computed.
 
     Returns:
       A sentence if metrics could not be written to a bucket yet, else None.
@@ -274,8 +274,6 @@ class RunRecorder:
     """
     self.status.check_held(read=True)
     trouble = self.writer.keep()
-    if value is not None and not math.isfinite(value):
-      value = self._best_by.worst
     self._saver.save(step, runner.state, runner.sums, value)
     self.status.progress(step, saved=True)
     return trouble

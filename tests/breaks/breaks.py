@@ -104,6 +104,56 @@ MODEL = [
 
 PRETRAINING = [
   Break(
+    'the reference corruption shows frequent tokens too rarely',
+    'electra_jax/pretrain/reference.py',
+    'if p.max() < 0.5:',
+    'if p.max() < 0.0:',
+    'pretrain/reference_test.py::'
+    'test_displayed_tokens_follow_the_unigram_distribution_at_replaced_positions',
+  ),
+  Break(
+    'the reference corruption depends on the place in the batch',
+    'electra_jax/pretrain/reference.py',
+    'counter=[0, 0, 0, int(number)]',
+    'counter=[0, 0, 0, row]',
+    'pretrain/reference_test.py::test_a_row_is_corrupted_alike_in_any_batch',
+  ),
+  Break(
+    'bins of logits are equally wide',
+    'electra_jax/pretrain/metrics.py',
+    'NONLINEAR = Bins(4096)',
+    'NONLINEAR = Bins(512, nonlinear=False)',
+    'pretrain/metrics_test.py::test_narrow_logits_are_ranked_as_well_as_wide_ones[-1.73]',
+  ),
+  Break(
+    'a metric that is not finite can be the best',
+    'electra_jax/training/checkpoints.py',
+    'return value if math.isfinite(value) else worst',
+    'return value',
+    'training/kept_config_test.py::test_a_metric_of_an_older_version_that_is_not_finite_ranks_last',
+  ),
+  Break(
+    'checkpoints of every phase compete',
+    'electra_jax/pretrain/phase_loop.py',
+    "competes = self.plan.is_last or self.config.best_phases == 'all'",
+    'competes = True',
+    'pretrain/phases_test.py::test_only_checkpoints_of_the_last_phase_can_be_the_best',
+  ),
+  Break(
+    'rows of one document are in several groups',
+    'electra_jax/data/store/document_starts.py',
+    'row - first >= share and units[row] != units[row - 1]',
+    'row - first >= share',
+    'data/document_starts_test.py::test_rows_of_one_document_are_in_one_group',
+  ),
+  Break(
+    'sources of a mixture count by their size',
+    'electra_jax/pretrain/evaluation.py',
+    'np.array([source.weight for source in self.sources])',
+    'np.array([source.rows for source in self.sources])',
+    'pretrain/evaluation_test.py::test_a_mixture_is_weighted_as_in_training_and_shown_by_source',
+  ),
+  Break(
     'the discriminator learns from masked positions only',
     'electra_jax/pretrain/objectives/electra.py',
     'parts.judge(params, context, proposal, self.judged_tokens(context))',

@@ -194,12 +194,12 @@ def test_it_is_evaluated_plotted_inspected_and_opened(bucket, killed_and_resumed
   evaluation = json.loads((remote / 'evaluation.json').read_text())
   assert (evaluation['step'], evaluation['rows']) == (30, 26)
   assert f'{evaluation["figures"]["auc"]["value"]:.4f}' in (remote / 'report.md').read_text()
-  losses = {
-    line['step']: line['total_loss']
+  found = {
+    line['step']: line['reference_ap']
     for line in micro_run.figures(remote)
     if line['kind'] == 'heldout'
   }
-  assert result['step'] == min(losses, key=losses.get)
+  assert result['step'] == max(found, key=found.get)
   import electra_jax
 
   here = electra_jax.load(remote, result['step'])('bako tiru mesa.').replaced

@@ -344,6 +344,11 @@ ONE_SIZE = {'generator.hidden_fraction': 1.0, 'generator.layers_fraction': 1.0}
 # Rule, changes of the default config, beginning of the message.
 PRETRAINING = [
   (
+    'counts_fit',
+    {'log_every': 2**17},
+    'config.log_every is 131072, which makes 2,147,483,648 tokens between two log lines; expected',
+  ),
+  (
     'micro_batches_divide',
     {'micro_batches': 3},
     'config.batch_size 128 does not divide into 3 micro-batches',

@@ -98,14 +98,14 @@ def test_only_parameters_are_read(run, tmp_path):
     )
 
 
-def test_the_best_checkpoint_has_the_lowest_held_out_loss(run):
-  losses = {
-    line['step']: line['total_loss']
+def test_the_best_checkpoint_has_the_highest_average_precision_on_the_reference_corruption(run):
+  found = {
+    line['step']: line['reference_ap']
     for line in micro_run.figures(run.workdir)
     if line['kind'] == 'heldout'
   }
-  assert sorted(losses) == [10, 20, 30]
-  assert electra_jax.load(run.workdir, 'best').step == min(losses, key=losses.get)
+  assert sorted(found) == [10, 20, 30]
+  assert electra_jax.load(run.workdir, 'best').step == max(found, key=found.get)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -136,7 +136,7 @@ def test_one_device_and_eight_give_the_same_evaluation(run, tmp_path, capsys):
       'prediction_accuracy',
     }  # of other objectives
     for name, metric in results[-1]['figures'].items():
-      assert f'{METRICS[name].title:34}{metric["value"]:9.4f}' in out
+      assert f'{METRICS[name].title:38}{metric["value"]:9.4f}' in out
       assert metric['low'] <= metric['high'] or np.isnan(metric['low'])
   one, eight = results
   assert {name: value for name, value in one.items() if name != 'figures'} == {
@@ -144,17 +144,18 @@ def test_one_device_and_eight_give_the_same_evaluation(run, tmp_path, capsys):
   }
   for name in one['figures']:
     # Scores fall into bins, and rounding may move one of them into the next.
-    np.testing.assert_allclose(
-      one['figures'][name]['value'],
-      eight['figures'][name]['value'],
-      rtol=1e-4,
-      atol=1e-6,
-      err_msg=name,
-    )
+    for part in ('value', 'low', 'high'):  # both resample the same documents
+      np.testing.assert_allclose(
+        one['figures'][name][part],
+        eight['figures'][name][part],
+        rtol=1e-3,
+        atol=1e-5,
+        err_msg=f'{name}, {part}',
+      )
   last = [line for line in micro_run.figures(run.workdir) if line['kind'] == 'heldout'][-1]
   assert (
     abs(one['figures']['generator_loss']['value'] - last['generator_loss']) < 0.1
-  )  # the first 16 of the 26 rows
+  )  # 16 of the 26 rows
 
 
 def test_results_are_printed_where_they_cannot_be_written(run, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, on how many devices they open, and how damage is reported."""
 
+import math
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ from electra_jax.pretrain import pretrain_step
 from electra_jax.training import checkpoints, partitioning
 
 ADAM = optax.adam(1e-3)
+NAN = math.nan
 
 
 def state_of(size=16, step=0):
@@ -93,6 +95,9 @@ def test_background_saving_is_not_affected_by_donated_buffers(tmp_path):
     (2, [4.0, 3.0, 2.0, 1.0], [3, 4], 4),
     (1, [2.0, None, 1.0, None, None], [3, 5], 3),
     (1, [None, None, None], [3], None),
+    (1, [NAN, 2.0, 3.0], [2, 3], 2),
+    (1, [2.0, 1.0, NAN, math.inf, 3.0], [2, 5], 2),
+    (1, [NAN, NAN], [2], None),
   ],
   ids=str,
 )

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from electra_jax.data.prepare import beam_pipeline, blocks, packing, preparation
 from electra_jax.data.prepare.finished import FACTS_FILE, building, read_facts, write_facts
 from electra_jax.data.prepare.preparation_report import Part
 from electra_jax.data.prepare.recipe import CorpusRecipe
+from electra_jax.data.store import document_starts
 from electra_jax.data.store.mixture import Mixture
 from electra_jax.data.store.shard_cache import default_cache
 from electra_jax.data.store.token_manifest import rows_per_shard, write_manifest
@@ -34,6 +35,20 @@ REPORT_FILE = 'report.md'
 
 # Characters per compressed byte, for the progress line of a tokenizer's training only.
 _EXPANSION = {'.gz': 3, '.xz': 4, '.bz2': 4, '.zst': 3.5}
+
+
+class HeldoutSource(NamedTuple):
+  """A source of a mixture, in the held-out rows.
+
+  Attributes:
+    location: as config.data.source names it.
+    weight: its fraction of the training rows of a run.
+    rows: its held-out rows.
+  """
+
+  location: str
+  weight: float
+  rows: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +69,20 @@ class Prepared:
   tokenizer: Tokenizer
   facts: blocks.Facts
   path: str
+
+  @property
+  def heldout_sources(self) -> tuple[HeldoutSource, ...]:
+    """The sources of a mixture, whose held-out rows follow each other in the store.
+
+    Empty if the training rows are no mixture, or version 0.1.0 prepared them.
+    """
+    sources = self.facts['sources']
+    if not isinstance(self.train, Mixture) or any('heldout_rows' not in s for s in sources):
+      return ()
+    return tuple(
+      HeldoutSource(source['location'], weight, source['heldout_rows'])
+      for source, weight in zip(sources, self.train.weights, strict=True)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -507,13 +536,27 @@ def _write_store(
   for file in file_access.listing(folder):
     if file.endswith('.partial'):  # of a process that was killed while it wrote
       file_access.remove(file_access.join(folder, file))
+  starts = _document_starts(parts, plan.recipe.row_length) if name == 'heldout' else None
+  documents = {} if starts is None else document_starts.write_starts(folder, starts)
   write_manifest(
     folder,
     [json_reader.read(note) for note in notes],
     **shape,
     tokenizer_fingerprint=tokenizer.fingerprint,
-    facts={'source': plan.recipe.source, 'split': name},
+    facts={'source': plan.recipe.source, 'split': name} | documents,
   )
+
+
+def _document_starts(parts: Sequence[Part], length: int) -> np.ndarray | None:
+  """Places of the documents in a store of these parts; None if a part does not have them."""
+  first_row, found = 0, [np.zeros(0, np.int64)]
+  for file, rows in parts:
+    starts = blocks.starts_file(file)
+    if not file_access.exists(starts):  # a block of a preparation that version 0.1.0 began
+      return None
+    found.append(blocks.read_array(starts) + first_row * length)
+    first_row += rows
+  return np.concatenate(found)
 
 
 def _split_into_shards(
