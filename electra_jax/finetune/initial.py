@@ -32,7 +32,15 @@ ENCODER = 'encoder.json'  # config.model of the pretraining run, and the origin 
 TASK = 'task.json'  # in the folder of a task
 KEPT = 'kept.json'  # in the folder of a task: the trials whose weights are kept, the best first
 # Fields of config.model that describe how an encoder is computed here, not the encoder.
-OWN_CHOICES = ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')
+OWN_CHOICES = (
+  'vocab_multiple',
+  'remat',
+  'scan_unroll',
+  'attention',
+  'dropout_generator',
+  'dropout_scale',
+  'residual',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from electra_jax.training import (
   progress,
   run_folder,
 )
-from electra_jax.training.encoders import attention_kernel
+from electra_jax.training.encoders import attention_kernel, describe_products
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops, quantity
 from electra_jax.training.status import Status
@@ -279,6 +279,7 @@ def _build(
   one_sided = p.model.two_tower and kernel != 'xla'
   more = "; xla in the generator's towers, which see one side" if one_sided else ''
   say('attention', f'{kernel} ({reason}){more}')
+  say('products', describe_products(config.dtype, config.precision, platform))
   # On another mesh the rows of a device may not divide by the recorded numbers.
   micro_batches = [0] * len(programs)
   shape = dict(layout.mesh.shape)
@@ -292,7 +293,7 @@ def _build(
     programs=programs,
     parameters=parameters,
     flops=tuple(program.step_flops() for program in programs),
-    peak=progress.peak_flops(),
+    peak=progress.peak_flops(config.peak_flops),
     micro_batches=micro_batches,
   )
 

@@ -13,6 +13,7 @@ from electra_jax.config import PretrainingConfig
 from electra_jax.errors import UserError
 from electra_jax.pretrain import pretrain_step
 from electra_jax.training import checkpoints, partitioning
+from electra_jax.training.update_step import no_skips
 
 ADAM = optax.adam(1e-3)
 
@@ -24,7 +25,7 @@ def state_of(size=16, step=0):
     'bias': jnp.full(8, step, jnp.float32),
   }
   state = pretrain_step.TrainState(
-    jnp.int32(step), params, ADAM.init(params), jnp.int32(0), jnp.int32(-1)
+    jnp.int32(step), params, ADAM.init(params), jnp.int32(0), jnp.int32(-1), no_skips()
   )
   return jax.device_put(state, partitioning.replicated(partitioning.make_mesh()))
 

@@ -10,7 +10,7 @@ import pytest
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoints, partitioning, progress, step_loop
 from electra_jax.training.step_loop import IntervalTimer, RunRecorder, StepRunner, SumFunctions
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 
 class Clock:
@@ -54,7 +54,7 @@ def test_pauses_count_neither_for_the_interval_nor_for_the_time_left(clock):
 def runner():
   """A runner of steps that add 1 to the parameter, and report twice the step."""
   zero = jnp.zeros([], jnp.int32)
-  state = TrainState(zero, {'x': jnp.zeros(2)}, {}, zero + 3, zero - 1)
+  state = TrainState(zero, {'x': jnp.zeros(2)}, {}, zero + 3, zero - 1, no_skips())
   shapes = {'steps': zero, 'loss': jnp.zeros(())}
   functions = SumFunctions(shapes, partitioning.make_mesh(jax.devices()[:1]))
   return StepRunner(state, functions.zeros(), functions)
