@@ -14,13 +14,13 @@ CACHE = '~/.cache/electra_jax/xla'
 
 DTYPE_HELP = 'Type of matrix products; auto: bfloat16 on TPU and GPU, float32 on CPU.'
 PRECISION_HELP = (
-  'Arithmetic of float32 products: float32, tensorfloat32 (TPU: three bfloat16 passes) or bfloat16 '
-  '(TPU: one pass; GPU: TF32).'
+  'Arithmetic of float32 products: float32, tensorfloat32 (TPU: three passes), bfloat16 (one; '
+  'GPU: TF32).'
 )
 CACHE_HELP = "Folder of compiled programs, reused by later runs; '': none."
 SKIP_HELP = (
-  'Skip updates whose loss or gradient is not finite, up to 1% of 1,000 steps and fewer than 20 in '
-  'a row, instead of stopping.'
+  'Skip updates whose loss or gradient is not finite (at most 1%, and 19 in a row), instead of '
+  'stopping.'
 )
 REMAT_HELP = (
   'What the backward pass recomputes: none, dots (all but matrix products) or full. On CPU layers '

@@ -307,8 +307,8 @@ class OptimizerConfig(Config):
   bias_correction: bool = field(False, "Adam's bias correction; False as published.")
   update_counts: str = field(
     'separate',
-    'Updates that bias_correction counts: those of each part of the model (separate), or those of '
-    'the run, as in version 0.1.0 (shared).',
+    'What bias_correction counts: updates of each part of the model (separate), or of the run '
+    '(shared, as in 0.1.0).',
     choices=('separate', 'shared'),
     before='shared',
   )
