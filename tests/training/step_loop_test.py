@@ -101,6 +101,23 @@ def test_a_failure_names_the_tensor_and_the_checkpoint_that_is_kept(recorder):
   )
 
 
+def test_too_many_skipped_updates_stop_with_their_limits_and_the_checkpoint(recorder):
+  recorder, _ = recorder
+  with pytest.raises(UserError) as error:
+    recorder.check_finite(61, pytest.fail, 'trial 2 of cola: ', skips=True)
+  assert str(error.value).startswith(
+    'trial 2 of cola: by the step after 61, 20 updates in a row or more than 10 of the last 1,000 '
+    'were skipped because their loss or gradient was not finite; the checkpoint of step 40 is kept;'
+  )
+
+
+def test_skipped_updates_are_printed_when_there_are_new_ones():
+  assert step_loop.skipped_line(3, 3) is None
+  assert step_loop.skipped_line(3, 5).split() == (
+    'skipped 2 updates that were not finite, 5 so far'.split()
+  )
+
+
 @pytest.mark.parametrize('value, saved', [(0.5, 0.5), (float('nan'), -np.inf), (None, None)])
 def test_a_metric_that_is_not_finite_is_saved_as_the_worst(
   recorder, runner, monkeypatch, value, saved
