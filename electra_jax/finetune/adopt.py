@@ -31,7 +31,7 @@ from electra_jax.interop.weights import Head, Weights, place_params
 from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 PyTree: TypeAlias = Any
 
@@ -139,7 +139,9 @@ def _write_run(
   params = _placed({**_params(start), 'head': head.params}, model)
   # The model has no optimizer, but checkpoints of runs contain its state.
   zero = jnp.zeros([], jnp.int32)
-  state = TrainState(jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1)
+  state = TrainState(
+    jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1, no_skips()
+  )
   best_by = checkpoints.Criterion(task.metric, 'max')
   manager = checkpoints.open_manager(folder / 'trial-1', best_by=best_by)
   checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, best_by)

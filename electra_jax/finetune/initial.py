@@ -33,7 +33,15 @@ TASK = 'task.json'  # in the folder of a task
 KEPT = 'kept.json'  # in the folder of a task: the trials whose weights are kept, the best first
 ENCODER_SHAPE = {'model': dict, 'origin': dict}
 # Fields of config.model that describe how an encoder is computed here, not the encoder.
-OWN_CHOICES = ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')
+OWN_CHOICES = (
+  'vocab_multiple',
+  'remat',
+  'scan_unroll',
+  'attention',
+  'dropout_generator',
+  'dropout_scale',
+  'residual',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from electra_jax.finetune.tasks.task import Task
 from electra_jax.finetune.trial import run_trial
 from electra_jax.folder_lock import FolderLock
 from electra_jax.training import devices, hosts, partitioning, run_folder
+from electra_jax.training.encoders import describe_products
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
@@ -242,6 +243,9 @@ def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapp
     f'{quantity(initial.weights_count(trainable))} parameters{rate}{depths}, attention {kernel} '
     f'({reason})',
   )
+  platform = jax.default_backend()
+  products = describe_products(config.dtype, config.precision, platform)
+  say('', f'products {products}')
   for line in partitioning.sharding_table(p.shapes.params, p.shardings.params, setup.layout):
     say('', line)
   return p, splits
@@ -250,7 +254,7 @@ def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapp
 def _padding(p: TaskProgram) -> float:
   """Share of padding in the batches of the first epoch."""
   config, train = p.config, p.train
-  epochs = batches.Epochs(train, config.batch_size, config.seed, config.bucketed)
+  epochs = batches.epochs_of(config, train, config.seed)
   padded = 0
   for step in range(p.steps_per_epoch):
     longest = max(len(train.token_ids[row]) for row in epochs.rows(step))

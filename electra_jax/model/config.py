@@ -8,6 +8,8 @@ from jax.typing import DTypeLike
 from electra_jax import input_limits
 from electra_jax.config import ModelConfig
 from electra_jax.config.declarations import fields_of, one_of
+from electra_jax.config.groups import PRECISIONS
+from electra_jax.model.dropout import DropoutSettings
 
 KERNELS = ('xla', 'splash', 'cudnn')
 DIRECTIONS = ('both', 'left', 'right')
@@ -79,6 +81,7 @@ class EncoderConfig(ModelConfig):
     attention: 'xla' (any device), 'splash' (TPU) or 'cudnn' (GPU); see model/attention.py.
     vocab_size: tokens. The embedding table has `padded_vocab_size` rows.
     dtype: of matrix products and activations. Parameters are float32 always.
+    precision: arithmetic of products of float32 arrays, of PRECISIONS in config/groups.py.
     direction: the positions that a position attends to: 'both' sides, or itself and those to its
       'left' or 'right'.
 
@@ -90,6 +93,7 @@ class EncoderConfig(ModelConfig):
   attention: str = 'xla'
   vocab_size: int = 30522
   dtype: DTypeLike = jnp.float32
+  precision: str = 'float32'
   direction: str = 'both'
 
   def __post_init__(self) -> None:
@@ -103,7 +107,11 @@ class EncoderConfig(ModelConfig):
     for name in ('vocab_size', 'scan_unroll'):
       value = getattr(self, name)
       _require(value >= 1, f'{name} is {value!r}; expected at least 1.')
-    for name, choices in (('attention', KERNELS), ('direction', DIRECTIONS)):
+    for name, choices in (
+      ('attention', KERNELS),
+      ('direction', DIRECTIONS),
+      ('precision', PRECISIONS),
+    ):
       value = getattr(self, name)
       _require(value in choices, f'{name} is {value!r}; expected {one_of(choices)}.')
     _require(
@@ -146,6 +154,27 @@ class EncoderConfig(ModelConfig):
   def has_token_types(self) -> bool:
     """Whether token types have embeddings."""
     return FAMILIES[self.family].has_token_types
+
+  @property
+  def dropout_settings(self) -> DropoutSettings:
+    """How dropout is computed."""
+    return DropoutSettings(self.dropout_generator, self.dropout_scale)
+
+  @property
+  def residual_dtype(self) -> DTypeLike:
+    """Type of what is added up from layer to layer."""
+    wide = self.residual == 'float32' or (self.residual == 'auto' and self.family == 'modern')
+    return jnp.float32 if wide else self.dtype
+
+  @property
+  def recomputed_in_loop(self) -> bool:
+    """Whether each layer is in the body of a loop of several iterations.
+
+    The backward pass is another loop then. Otherwise both passes are in one piece of program, where
+    XLA would replace what remat recomputes by the equal values of the forward pass.
+    """
+    iterations, rest = divmod(self.num_layers, min(self.scan_unroll, self.num_layers))
+    return iterations > 1 and not rest
 
   @property
   def use_bias(self) -> bool:

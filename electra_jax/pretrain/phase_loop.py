@@ -25,6 +25,7 @@ from electra_jax.training.step_loop import (
   StepRunner,
   TrainStep,
   is_due,
+  skipped_line,
 )
 
 PHASE_SEEDS = 1_000_003  # distance between the seeds of the order of rows in two phases
@@ -155,6 +156,7 @@ class _PhaseLoop:
     self.profiler = _Profiler(p.config.profile_steps, workdir / 'profile')
     self.timer = IntervalTimer(first)
     self.collapse_reported = False
+    self.skipped = runner.skipped()
 
   def run(self, notice: Notice) -> bool:
     """Takes the steps; see `train_phase`."""
@@ -219,7 +221,10 @@ class _PhaseLoop:
   def _log(self, step: int, live: console.Progress) -> None:
     p, peak = self.plan.program, self.plan.peak
     taken = self.runner.take_sums()
-    self.recorder.check_finite(taken.bad_step, self._find_nonfinite)
+    self._check_finite(taken.bad_step)
+    if line := skipped_line(self.skipped, taken.skipped):
+      live.above(line)
+    self.skipped = taken.skipped
     interval = self.timer.end_interval(step)
     steps_per_second = interval.steps / interval.seconds
     found = training_metrics(p.objective, taken.sums, p.rates | p.schedules, step) | {
@@ -281,9 +286,13 @@ class _PhaseLoop:
 
   def _save(self, step: int, value: float | None, live: console.Progress) -> None:
     # A checkpoint never holds a state after a step that was not finite.
-    self.recorder.check_finite(self.runner.bad_step(), self._find_nonfinite)
+    self._check_finite(self.runner.bad_step())
     if trouble := self.recorder.save(step, self.runner, value):
       live.above(f'  {trouble}')
+
+  def _check_finite(self, bad_step: int) -> None:
+    skips = self.config.skip_nonfinite
+    self.recorder.check_finite(bad_step, self._find_nonfinite, skips=skips)
 
   def _find_nonfinite(self, bad_step: int) -> str:
     """Names the first tensor of a step that is not finite."""

@@ -19,7 +19,7 @@ from electra_jax.pretrain.continued.source import InitialWeights
 from electra_jax.pretrain.continued.tokens import tokenizer_path
 from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config
-from electra_jax.training.kept_config import with_kept_meaning
+from electra_jax.training.kept_config import as_started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,9 @@ def resolve_run(
     UserError: for fields that are invalid, or contradict each other or the initial weights.
   """
   c = checked_pretraining(config)
-  if workdir is not None and checkpoints.any_saved(workdir):
-    c = with_kept_meaning(c, run_folder.folder(workdir))
+  folder = None if workdir is None else run_folder.folder(workdir)
+  if folder is not None and checkpoints.any_saved(folder):
+    c = as_started(folder, c)
   c, source = with_sizes(c, workdir)
   c = checked_pretraining(c, sizes_known=True)
   phases = phases_of(c)
@@ -74,7 +75,6 @@ def resolve_run(
   for phase in phases:
     build.build_model(phase.config, phase.config.data.vocab_size, platform)
   build.build_optimizer(c)
-  folder = None if workdir is None else run_folder.folder(workdir)
   return ResolvedRun(c, phases, folder, source, tokenizer_path(c, source, folder))
 
 

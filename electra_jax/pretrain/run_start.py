@@ -27,7 +27,6 @@ from electra_jax.training.kept_config import (
   CONFIG,
   another_config_error,
   changed_fields,
-  kept_plain,
 )
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
@@ -188,10 +187,8 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
       resolved.unlink(missing_ok=True)
   recorded = read_json(resolved) if file_access.exists(resolved) else {}
   steps = {'steps': recorded['steps']} if 'steps' in recorded else {}
-  resumed = checkpoints.any_saved(folder)
-  plain = kept_plain(config, folder) if resumed else to_plain(config)
-  write_json(folder / CONFIG, plain | steps)
-  versions.record_versions(folder, resumed=resumed)
+  write_json(folder / CONFIG, to_plain(config) | steps)
+  versions.record_versions(folder, resumed=checkpoints.any_saved(folder))
   plugins.record(folder, config.specs)
   return recorded
 

@@ -35,8 +35,7 @@ from electra_jax.training import (
   progress,
   run_folder,
 )
-from electra_jax.training.encoders import attention_kernel
-from electra_jax.training.kept_config import kept_plain
+from electra_jax.training.encoders import attention_kernel, describe_products
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops, quantity
@@ -217,7 +216,7 @@ def _with_steps(
     run, data.tokenizer, layout, dict(recorded), say, data.prepared[0].train.rows
   )
   if has_budget(run.config):
-    plain = hosts.from_first(lambda: kept_plain(run.config, workdir))
+    plain = to_plain(run.config)
     path = workdir / 'config.json'
     hosts.from_first(lambda: run_folder.write_json(path, plain))
   return run
@@ -302,6 +301,7 @@ def _build(
   one_sided = p.model.two_tower and kernel != 'xla'
   more = "; xla in the generator's towers, which see one side" if one_sided else ''
   say('attention', f'{kernel} ({reason}){more}')
+  say('products', describe_products(config.dtype, config.precision, platform))
   # On another mesh the rows of a device may not divide by the recorded numbers.
   micro_batches = [0] * len(programs)
   shape = dict(layout.mesh.shape)
@@ -315,7 +315,7 @@ def _build(
     programs=programs,
     parameters=parameters,
     flops=tuple(program.step_flops() for program in programs),
-    peak=progress.peak_flops(),
+    peak=progress.peak_flops(config.peak_flops),
     micro_batches=micro_batches,
   )
 

@@ -22,7 +22,7 @@ from electra_jax import file_access, registry
 from electra_jax.config import PretrainingConfig
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoint_files, run_folder
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 PyTree = Any
 PathLike = str | os.PathLike[str]
@@ -43,7 +43,7 @@ _SYSTEM_ERRORS = (
   errno.ENOENT,
 )
 _STRAGGLERS = 60.0  # seconds to wait for what is left of a save that failed
-_COUNTERS = ('step', 'skipped', 'bad_step')  # fields of TrainState
+_COUNTERS = ('step', 'skipped', 'bad_step', 'recent_skips')  # fields of TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +318,8 @@ def restore_state(
     UserError: the checkpoint is damaged.
   """
   item = ocp.args.StandardRestore
-  counters = {name: getattr(shapes, name) for name in _COUNTERS}
+  saved = _saved_counters(manager, step)
+  counters = {name: getattr(shapes, name) for name in saved}
   restored = _read(
     manager,
     step,
@@ -329,10 +330,22 @@ def restore_state(
       'sums': item(_replicated_targets(sum_shapes, replicated)),
     },
   )
-  state = shapes._replace(
-    params=restored['params'], opt_state=restored['opt_state'], **restored['counters']
-  )
+  found = restored['counters']
+  if 'recent_skips' not in found:
+    found['recent_skips'] = jax.device_put(no_skips(), replicated)
+  state = shapes._replace(params=restored['params'], opt_state=restored['opt_state'], **found)
   return state, restored['sums']
+
+
+def _saved_counters(manager: ocp.CheckpointManager, step: int) -> tuple[str, ...]:
+  """The counters that a checkpoint has. Those of version 0.1.0 have no `recent_skips`."""
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    try:
+      path = manager.directory / str(step) / 'counters'
+      names = checkpointer.metadata(path).item_metadata.tree.keys()
+    except Exception:  # of any kind: the read that follows reports what is damaged
+      return _COUNTERS
+  return _COUNTERS if 'recent_skips' in names else _COUNTERS[:-1]
 
 
 def find_step(workdir: PathLike, which: str | int, best_by: Criterion = HELDOUT_LOSS) -> int:

@@ -12,15 +12,16 @@ from electra_jax.config import (
   completed,
   differences,
   flat,
+  from_plain,
   names_with,
   to_plain,
 )
-from electra_jax.config.declarations import UNSET, Config, fields_of
+from electra_jax.config.declarations import UNSET, fields_of
 from electra_jax.errors import UserError
-from electra_jax.training import run_folder
+from electra_jax.training import run_folder, versions
 
-C = TypeVar('C', bound=Config)
 CONFIG = 'config.json'
+C = TypeVar('C', PretrainingConfig, FinetuningConfig)
 
 
 def changed_fields(
@@ -49,59 +50,43 @@ def changed_fields(
   return list(differences(kept, to_plain(config), (*names_with(kind, 'resumable'), *free)))
 
 
-def newer_fields(folder: epath.Path, kind: type[Config]) -> dict[str, Any]:
-  """Fields that the kept config lacks, because they are newer than the run -> their `before`.
+def as_started(folder: epath.Path, config: C) -> C:
+  """The config of a run that is resumed, with the meaning that it was started with.
 
-  Fields whose default is what the program did before are left out.
+  Fields that did not exist when the run was started, and that the present start leaves at their
+  default, get the value that the run implies: `before` of their declaration.
 
   Args:
     folder: the run's folder.
-    kind: class of the config.
+    config: config of the present start.
 
   Raises:
     UserError: the kept config is damaged, or the folder cannot be reached.
   """
   path = folder / CONFIG
   if not file_access.exists(path):
-    return {}
-  kept, newer = run_folder.read_json(path), {}
-  for name, entry in fields_of(kind).items():
-    at: Any = kept
-    for part in name.split('.'):
-      at = at.get(part, UNSET) if isinstance(at, Mapping) else UNSET
-    if at is UNSET and entry.declaration.before is not UNSET:
-      newer[name] = entry.declaration.before
-  return newer
+    return config
+  plain = run_folder.read_json(path)
+  # Starts of later versions have written the values into the kept config.
+  started_with = versions.read_versions(folder).get('started_with') or {}
+  first_version = started_with.get('electra_jax', '0.1.0') == '0.1.0'
+  kept, given = flat(from_plain(plain, type(config))), flat(config)
+  changes = {}
+  for name, entry in fields_of(type(config)).items():
+    before = entry.declaration.before
+    if before is UNSET or given[name] != entry.default or kept[name] != before:
+      continue
+    if first_version or not _has(plain, name):
+      changes[name] = before
+  return config.replace(changes)
 
 
-def with_kept_meaning(config: C, folder: epath.Path) -> C:
-  """The config of a run that is resumed, with the meaning that it was started with.
-
-  Fields that are newer than the run have their `before`, unless the config sets them.
-
-  Args:
-    config: config of the present start.
-    folder: the run's folder.
-  """
-  defaults = flat(type(config)())
-  newer = newer_fields(folder, type(config))
-  given = flat(config)
-  return config.replace(
-    {name: before for name, before in newer.items() if given[name] == defaults[name]}
-  )
-
-
-def kept_plain(config: Config, folder: epath.Path) -> dict[str, Any]:
-  """The config to keep of a run that is resumed: fields newer than the run stay left out."""
-  plain, given = to_plain(config), flat(config)
-  for name, before in newer_fields(folder, type(config)).items():
-    *groups, last = name.split('.')
-    at = plain
-    for group in groups:
-      at = at[group]
-    if given[name] == before:
-      del at[last]
-  return plain
+def _has(plain: Mapping[str, Any], name: str) -> bool:
+  """Whether a config as JSON has it has a field, named with dots."""
+  *groups, last = name.split('.')
+  for group in groups:
+    plain = plain.get(group, {})
+  return last in plain
 
 
 def another_config_error(folder: epath.Path, changed: Sequence[str]) -> UserError:

@@ -13,8 +13,10 @@ from electra_jax.training import run_folder
 
 METRICS = 'metrics.jsonl'
 
-# Dense bfloat16 FLOP/s of one device, as stated by the manufacturers.
+# Dense bfloat16 FLOP/s of one device of JAX, as stated by the manufacturers. Data sheets that state
+# numbers with sparsity are halved. A TPU v3 or 7x has two devices per chip.
 PEAK_FLOPS = {
+  # docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e and tpu7x, per chip
   'TPU v3': 123e12 / 2,
   'TPU v4': 275e12,
   'TPU v5 lite': 197e12,
@@ -23,9 +25,18 @@ PEAK_FLOPS = {
   'TPU v5p': 459e12,
   'TPU v6 lite': 918e12,
   'TPU v6e': 918e12,
+  'TPU7x': 2307e12 / 2,
+  # NVIDIA A100, H100 and H200 Tensor Core GPU data sheets, SXM
   'NVIDIA A100': 312e12,
   'NVIDIA H100': 989e12,
   'NVIDIA H200': 989e12,
+  # NVIDIA H20 Tensor Core GPU data sheet
+  'NVIDIA H20': 148e12,
+  # NVIDIA Blackwell data sheet: 4.5 and 5 PFLOPS with sparsity, per GPU of an HGX B200 and a GB200
+  'NVIDIA B200': 2250e12,
+  'NVIDIA GB200': 2500e12,
+  # AMD Instinct MI300X accelerator data sheet
+  'AMD Instinct MI300X': 1307.4e12,
 }
 
 
@@ -41,11 +52,16 @@ class PeakFlops(NamedTuple):
   source: str
 
 
-def peak_flops() -> PeakFlops:
+def peak_flops(per_device: float = 0.0) -> PeakFlops:
   """The peak of all devices.
 
   Manufacturers of CPUs state none. There, products of square float32 matrices are timed.
+
+  Args:
+    per_device: FLOP/s of one device, config.peak_flops; 0 for those of its kind.
   """
+  if per_device:
+    return PeakFlops(per_device * jax.device_count(), 'config.peak_flops')
   device = jax.devices()[0]
   if device.platform == 'cpu':
     return PeakFlops(_measured_flops(), 'measured')

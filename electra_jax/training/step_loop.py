@@ -21,7 +21,7 @@ from electra_jax.training import checkpoints, partitioning
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.saving import CheckpointSaver
 from electra_jax.training.status import Status
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import MOST_IN_A_ROW, MOST_IN_WINDOW, WINDOW, TrainState
 
 PyTree = Any
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, PyTree]]
@@ -119,9 +119,25 @@ class StepRunner:
     self.sums = self._functions.zeros()
     return IntervalSums(sums, int(skipped), int(bad_step))
 
+  def skipped(self) -> int:
+    """Waits for the last step; returns the number of updates that were skipped so far."""
+    return int(jax.device_get(self.state.skipped))
+
   def bad_step(self) -> int:
     """Waits for the last step; returns the step that was not finite, or -1."""
     return int(jax.device_get(self.state.bad_step))
+
+
+def skipped_line(before: int, now: int) -> str | None:
+  """A line for the console on updates that were skipped since the last one; None for none.
+
+  Args:
+    before: updates that were skipped up to the last line.
+    now: updates that were skipped so far.
+  """
+  if now == before:
+    return None
+  return f'  {"skipped":12} {now - before:,} updates that were not finite, {now:,} so far'
 
 
 #### Time ####
@@ -294,21 +310,26 @@ class RunRecorder:
       self._saver.save(step, runner.state, runner.sums, None)
 
   def check_finite(
-    self, bad_step: int, find_tensor: Callable[[int], str], subject: str = ''
+    self,
+    bad_step: int,
+    find_tensor: Callable[[int], str],
+    subject: str = '',
+    skips: bool = False,
   ) -> None:
     """Stops the run if a step was not finite. The state is still the one before that step.
 
     Args:
-      bad_step: the step that was not finite, or -1.
+      bad_step: the step that was not finite, or that passed the limits of skipped updates; or -1.
       find_tensor: names the first tensor of a step that is not finite.
       subject: start of the message, such as 'trial 1 of cola: '.
+      skips: whether such updates are skipped, up to the limits of training/update_step.py.
 
     Raises:
-      UserError: a step was not finite.
+      UserError: a step was not finite, or too many updates were skipped.
     """
     if bad_step < 0:
       return
-    tensor = find_tensor(bad_step)
+    tensor = '' if skips else find_tensor(bad_step)
     self.writer.keep()
     with contextlib.suppress(file_access.Unwritable):  # what is reported is the step
       checkpoints.wait(self.manager)
@@ -316,6 +337,13 @@ class RunRecorder:
     checkpoint = (
       f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint has been saved yet'
     )
+    if skips:
+      raise UserError(
+        f'{subject}by the step after {bad_step:,}, {MOST_IN_A_ROW} updates in a row or more than '
+        f'{MOST_IN_WINDOW} of the last {WINDOW:,} were skipped because their loss or gradient was '
+        f'not finite; {checkpoint}; lower config.optimizer.learning_rate and start in another '
+        '--workdir.'
+      )
     raise UserError(
       f'{subject}the step after {bad_step:,} is not finite, first in {tensor}; {checkpoint}; lower '
       'config.optimizer.learning_rate and start in another --workdir, or skip such steps with '

@@ -7,12 +7,7 @@ from etils import epath
 
 from electra_jax.config import PretrainingConfig, to_plain
 from electra_jax.training import checkpoints
-from electra_jax.training.kept_config import (
-  CONFIG,
-  changed_fields,
-  kept_plain,
-  with_kept_meaning,
-)
+from electra_jax.training.kept_config import CONFIG, as_started, changed_fields
 
 NEWER = ('best_by', 'best_phases', 'logit_bins')
 
@@ -29,24 +24,24 @@ def folder(tmp_path):
 
 def test_fields_newer_than_the_run_mean_what_the_program_did_before(folder):
   assert changed_fields(folder, PretrainingConfig())  # as the command line has it
-  resumed = with_kept_meaning(PretrainingConfig(), folder)
+  resumed = as_started(folder, PretrainingConfig())
   assert [getattr(resumed, name) for name in NEWER] == ['total_loss', 'all', 'uniform']
   assert checkpoints.run_criterion(resumed) == checkpoints.HELDOUT_LOSS
   assert not changed_fields(folder, resumed)
 
 
 def test_the_meaning_is_kept_over_several_starts(folder):
-  for _ in range(2):
-    resumed = with_kept_meaning(PretrainingConfig(), folder)
-    assert not changed_fields(folder, resumed)
-    (folder / CONFIG).write_text(json.dumps(kept_plain(resumed, folder)))
+  for _ in range(3):
+    resumed = as_started(folder, PretrainingConfig())
+    assert not changed_fields(folder, resumed) and resumed.best_by == 'total_loss'
+    (folder / CONFIG).write_text(json.dumps(to_plain(resumed)))
 
 
 def test_a_new_run_has_the_defaults(tmp_path):
   config = PretrainingConfig()
-  assert with_kept_meaning(config, epath.Path(tmp_path)) == config
-  (tmp_path / CONFIG).write_text(json.dumps(kept_plain(config, epath.Path(tmp_path))))
-  assert with_kept_meaning(config, epath.Path(tmp_path)) == config
+  assert as_started(epath.Path(tmp_path), config) == config
+  (tmp_path / CONFIG).write_text(json.dumps(to_plain(config)))
+  assert as_started(epath.Path(tmp_path), config) == config
   assert checkpoints.run_criterion(config) == checkpoints.REFERENCE_AP
 
 

@@ -10,7 +10,7 @@ import pytest
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoints, metrics_writer, partitioning, step_loop
 from electra_jax.training.step_loop import IntervalTimer, RunRecorder, StepRunner, SumFunctions
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 
 class Clock:
@@ -54,7 +54,7 @@ def test_pauses_count_neither_for_the_interval_nor_for_the_time_left(clock):
 def runner():
   """A runner of steps that add 1 to the parameter, and report twice the step."""
   zero = jnp.zeros([], jnp.int32)
-  state = TrainState(zero, {'x': jnp.zeros(2)}, {}, zero + 3, zero - 1)
+  state = TrainState(zero, {'x': jnp.zeros(2)}, {}, zero + 3, zero - 1, no_skips())
   shapes = {'steps': zero, 'loss': jnp.zeros(())}
   functions = SumFunctions(shapes, partitioning.make_mesh(jax.devices()[:1]))
   return StepRunner(state, functions.zeros(), functions)
@@ -103,6 +103,23 @@ def test_a_failure_names_the_tensor_and_the_checkpoint_that_is_kept(recorder):
   assert str(error.value).startswith(
     'trial 2 of cola: the step after 41 is not finite, first in the gradient of x of 41; the '
     'checkpoint of step 40 is kept; '
+  )
+
+
+def test_too_many_skipped_updates_stop_with_their_limits_and_the_checkpoint(recorder):
+  recorder, _ = recorder
+  with pytest.raises(UserError) as error:
+    recorder.check_finite(61, pytest.fail, 'trial 2 of cola: ', skips=True)
+  assert str(error.value).startswith(
+    'trial 2 of cola: by the step after 61, 20 updates in a row or more than 10 of the last 1,000 '
+    'were skipped because their loss or gradient was not finite; the checkpoint of step 40 is kept;'
+  )
+
+
+def test_skipped_updates_are_printed_when_there_are_new_ones():
+  assert step_loop.skipped_line(3, 3) is None
+  assert step_loop.skipped_line(3, 5).split() == (
+    'skipped 2 updates that were not finite, 5 so far'.split()
   )
 
 
