@@ -10,8 +10,17 @@ INTERRUPTED = 130  # exit status of a program that Ctrl-C ended
 class UserError(Exception):
   """A mistake of the user: one sentence that names it and what would work.
 
-  The command line prints it and exits with status 1.
+  The command line prints it and exits with status 1. Control characters, which names and values in
+  hostile files can have, are shown as escapes.
   """
+
+  def __str__(self) -> str:
+    text = super().__str__()
+    if text.isprintable():
+      return text
+    return ''.join(
+      character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )
 
 
 class Preempted(BaseException):

@@ -76,7 +76,7 @@ def check(size: int, limit: int, what: str, unit: str = 'bytes') -> None:
   """
   most = scaled(limit)
   if size > most:
-    raise too_large(what, f'{size:,} {unit}', most)
+    raise too_large(what, most, unit)
 
 
 def check_expansion(expanded: int, stored: int, what: str) -> None:
@@ -97,12 +97,12 @@ def check_expansion(expanded: int, stored: int, what: str) -> None:
     )
 
 
-def too_large(what: str, size: str, most: int) -> UserError:
+def too_large(what: str, most: int, unit: str = 'bytes') -> UserError:
   """The error for a size above a limit.
 
   Args:
     what: as in `check`.
-    size: with its unit, such as '12 bytes' or 'more bytes than expected'.
-    most: the limit.
+    most: the limit, multiplied.
+    unit: of the limit.
   """
-  return UserError(f'{what} has {size}; expected at most {most:,}: {REMEDY}.')
+  return UserError(f'{what} has more than {most:,} {unit}; {REMEDY}.')

@@ -126,7 +126,7 @@ class _Machine:
         break
       if position is not None and position - start > most:
         what = f'the description of the tensors in {self._path!r}'
-        raise input_limits.too_large(what, 'more bytes', most)
+        raise input_limits.too_large(what, most)
       if opcode.name in _CONSTANTS:
         self._stack.append(_CONSTANTS[opcode.name])
       elif opcode.name in _LITERALS:

@@ -104,7 +104,6 @@ def _streams(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
       for suffix in ('', *file_access.COMPRESSIONS)
       for path in file_access.glob(file_access.join(folder, '**', f'*.jsonl{suffix}'))
     )
-  damaged: tuple[type[Exception], ...] = (tarfile.TarError, *file_access.damage())
   for path in paths:
     try:
       with file_access.open_binary(path) as raw:
@@ -115,8 +114,8 @@ def _streams(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
         name = re.sub(r'\.t([gx])z$', r'.tar.\1z', path, flags=re.IGNORECASE)
         with tarfile.open(fileobj=file_access.decompressed(raw, name), mode='r|') as archive:
           yield from _members(archive, path)
-    except damaged as error:
-      raise UserError(f'{path!r} cannot be read: {file_access.reason(error)}') from None
+    except _damage() as error:
+      raise _unreadable(path, error) from None
 
 
 def _members(archive: tarfile.TarFile, path: str) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -133,10 +132,21 @@ def _lines(stream: IO[bytes], path: str) -> Iterator[bytes]:
   """The lines of a file, none of which may be larger than memory should hold."""
   most = input_limits.scaled(input_limits.LINE_BYTES)
   number = 0
-  while line := stream.readline(most + 1):
-    number += 1
-    input_limits.check(len(line), input_limits.LINE_BYTES, f'line {number} of the file {path!r}')
-    yield line
+  try:
+    while line := stream.readline(most + 1):
+      number += 1
+      input_limits.check(len(line), input_limits.LINE_BYTES, f'line {number} of the file {path!r}')
+      yield line
+  except _damage() as error:
+    raise _unreadable(path, error) from None
+
+
+def _damage() -> tuple[type[Exception], ...]:
+  return (tarfile.TarError, *file_access.damage())
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+  return UserError(f'{path!r} cannot be read: {file_access.reason(error)}')
 
 
 def _pair(line: bytes, place: str, path: str) -> Pair:

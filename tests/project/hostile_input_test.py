@@ -6,6 +6,7 @@ takes it minutes. The cases are the same each time.
 
 import bz2
 import contextlib
+import functools
 import gzip
 import io
 import json
@@ -21,6 +22,7 @@ import warnings
 import zipfile
 
 import hypothesis
+import made_tokenizers
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -153,6 +155,14 @@ def torch_file(legacy):
   return out.getvalue()
 
 
+@functools.cache
+def trained_model():
+  lines = made_tokenizers.documents()[0].split('\n')[:200]
+  names = {'pad_id': 0, 'unk_id': 1, 'bos_id': -1, 'eos_id': -1}
+  special = {'control_symbols': ['[CLS]', '[SEP]', '[MASK]'], 'pad_piece': '[PAD]'}
+  return made_tokenizers.sentencepiece_model(lines, vocab_size=150, **names, **special)
+
+
 def store(folder):
   rows = np.arange(64, dtype=np.int32).reshape(8, 8) % 30
   token_store.write_store(
@@ -256,7 +266,7 @@ PARSERS = {
   ),
   'store': (
     store,
-    lambda f: token_store.open_store(str(f))[0],
+    lambda f: token_store.open_store(str(f)),
     ('manifest.json', 'rows-00000.bin'),
   ),
   'facts': (
@@ -311,6 +321,11 @@ PARSERS = {
       {tokenization.REGISTERED_FILE: str(f / 'registered.json')}, 'x'
     ),
     ('registered.json',),
+  ),
+  'sentencepiece': (
+    lambda f: write(tokenizer__model=trained_model())(f),
+    read_tokenizer,
+    ('tokenizer.model',),
   ),
   'words': (write(w__txt='one\ntwo\n'), lambda f: vocabulary.read_words(f / 'w.txt'), ('w.txt',)),
   'tfds': (

@@ -150,7 +150,7 @@ class DocumentReader:
         number += 1
         if len(line) > most:
           where_it_is = f'line {number} of the corpus file {path!r}'
-          raise input_limits.too_large(where_it_is, 'more bytes', most)
+          raise input_limits.too_large(where_it_is, most)
         length = len(line)
         if number == 1:
           self._check_is_text(line, path)

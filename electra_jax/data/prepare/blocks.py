@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import math
+import tokenize
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -338,6 +339,9 @@ def _beginning(text: str) -> str:
 
 #### Files ####
 
+# What NumPy raises for damaged headers, which are literals of Python.
+_DAMAGE = (ValueError, TypeError, EOFError, OverflowError, SyntaxError, tokenize.TokenError)
+
 
 def read_array(path: str) -> np.ndarray:
   """An array that a worker wrote; a local one is mapped and not read.
@@ -353,7 +357,7 @@ def read_array(path: str) -> np.ndarray:
     _check_header(content)
     remote: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     return remote
-  except (ValueError, EOFError, OSError, OverflowError) as error:
+  except (*_DAMAGE, OSError) as error:
     raise UserError(
       f'{path!r} is damaged ({file_access.reason(error)}); delete the folder and prepare the '
       'corpus again.'

@@ -284,7 +284,7 @@ def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Setti
   )
   expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
   ids = model.get('vocab')
-  if found != expected or not isinstance(ids, dict) or set(ids.values()) != set(range(len(ids))):
+  if found != expected or not _are_ids(ids):
     raise UserError(
       f"the {PIPELINE_FILE} of {source!r} is not BERT's WordPiece; expected a vocab.txt or a "
       'SentencePiece model.'
@@ -294,6 +294,13 @@ def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Setti
     'strip_accents': normalizer.get('strip_accents'),
     'tokenize_chinese_chars': normalizer.get('handle_chinese_chars', True),
   }
+
+
+def _are_ids(ids: json_reader.Json) -> bool:
+  """Whether a value maps tokens to the numbers from 0 on, each once."""
+  if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
+    return False
+  return set(ids.values()) == set(range(len(ids)))
 
 
 def _parse_json(content: bytes, name: str) -> Settings:

@@ -156,7 +156,7 @@ def read_file_text(path: str) -> str:
     except file_access.damage() as error:
       raise UserError(f'{shown(path)} cannot be read: {file_access.reason(error)}') from None
   if len(content) > most:
-    raise input_limits.too_large(shown(path), 'more bytes', most)
+    raise input_limits.too_large(shown(path), most)
   content = content.removeprefix(_BYTE_ORDER_MARK)
   try:
     text: str = content.decode()
@@ -309,7 +309,7 @@ def _csv_records(text: str, path: str, header: bool) -> _Records:
     except csv.Error as error:
       if 'field larger than' in str(error):
         raise input_limits.too_large(
-          f'a field of {place(path, number)}', 'more characters', most
+          f'a field of {place(path, number)}', most, 'characters'
         ) from None
       raise UserError(
         f'{place(path, number)} is not valid CSV ({file_access.reason(error)}); fix it'
