@@ -26,7 +26,7 @@ from electra_jax.training import (
   progress,
   saving,
 )
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 saving.RETRY_WAITS = (0.0, 0.0, 0.0)
 metrics_writer.RETRY_EVERY = 0.01
@@ -36,7 +36,9 @@ NONE = (0, 0, False)
 def state_of(step):
   """A state whose values depend on the step."""
   params = {'kernel': jnp.arange(512.0).reshape(64, 8) + step, 'bias': jnp.full(8, step, float)}
-  return TrainState(jnp.int32(step), params, {'mu': params}, jnp.int32(0), jnp.int32(-1))
+  return TrainState(
+    jnp.int32(step), params, {'mu': params}, jnp.int32(0), jnp.int32(-1), no_skips()
+  )
 
 
 def arm(folder, nth, error, lasting):

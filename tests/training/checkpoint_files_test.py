@@ -12,14 +12,16 @@ import pytest
 from electra_jax import checksums, file_access, verify
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoint_files, checkpoints, partitioning, run_folder
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 
 def state_of(step):
   """A state whose values depend on the step; one of its arrays is stored in a file of its own."""
   rng = np.random.default_rng(step)
   params = {'kernel': rng.standard_normal((64, 32), np.float32), 'bias': jnp.full(8, step, float)}
-  return TrainState(jnp.int32(step), params, {'mu': params}, jnp.int32(0), jnp.int32(-1))
+  return TrainState(
+    jnp.int32(step), params, {'mu': params}, jnp.int32(0), jnp.int32(-1), no_skips()
+  )
 
 
 def save(workdir, steps=(1, 2)):

@@ -11,7 +11,7 @@ import pytest
 
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoint_files, checkpoints, saving
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 # Of writes that nobody waits for anymore; console.quiet_libraries() hides it from users.
 pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptio
 def state_of(step):
   # Random, so that compression does not make the file small.
   params = {'kernel': jax.random.normal(jax.random.key(step), (256, 256))}
-  return TrainState(jnp.int32(step), params, {'mu': params}, jnp.int32(0), jnp.int32(-1))
+  return TrainState(
+    jnp.int32(step), params, {'mu': params}, jnp.int32(0), jnp.int32(-1), no_skips()
+  )
 
 
 SUMS = {'steps': jnp.int32(1)}
