@@ -154,7 +154,7 @@ def json_values(value: Json) -> Json:
 
 def read_records(workdir: epath.Path, tasks: Sequence[str]) -> list[Record]:
   """Reads the records of finished trials, by task and trial."""
-  records = []
+  records: list[Record] = []
   for task in tasks:
     folder = workdir / task
     with file_access.reaching(folder):
