@@ -25,7 +25,7 @@ import sys
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from electra_jax import input_limits, remote_files
 from electra_jax.errors import UserError
@@ -333,7 +333,19 @@ def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
     with reaching(path):
       return remote_files.read_whole(filesystem(path), path)
   with open_binary(path) as file, reaching(path, local=True):
-    return file.read(most)
+    return file.read() if most < 0 else read_at_most(file, most)
+
+
+def read_at_most(file: IO[bytes], most: int) -> bytes:
+  """The rest of a file, or its next `most` bytes.
+
+  `read(most)` of a buffered file allocates so much memory, however small the file is.
+  """
+  pieces = []
+  while most > 0 and (piece := file.read(min(most, _BUFFER_BYTES))):
+    pieces.append(piece)
+    most -= len(piece)
+  return b''.join(pieces)
 
 
 def digest(path: str | os.PathLike[str], kind: str | Callable[[], Any]) -> str:

@@ -41,8 +41,9 @@ class ParquetFormat(FieldFormat):
         column = _Column(file, options['field'], path, size)
         yield from _column_texts(column, raw, reader)
     except Exception as error:
+      damage = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
       if isinstance(error, UserError) or not (
-        isinstance(error, pa.ArrowException | OSError) or file_access.is_remote(path)
+        isinstance(error, damage) or file_access.is_remote(path)
       ):
         raise
       raise UserError(

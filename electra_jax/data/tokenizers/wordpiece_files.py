@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from electra_jax import input_limits, json_reader
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
@@ -296,7 +296,7 @@ def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Setti
   }
 
 
-def _are_ids(ids: json_reader.Json) -> bool:
+def _are_ids(ids: json_reader.Json) -> TypeGuard[dict[str, int]]:
   """Whether a value maps tokens to the numbers from 0 on, each once."""
   if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
     return False

@@ -148,11 +148,11 @@ def read_file_text(path: str) -> str:
   """
   most = input_limits.scaled(input_limits.TABLE_BYTES)
   if path == STANDARD_INPUT:
-    content = sys.stdin.buffer.read(most + 1)
+    content = file_access.read_at_most(sys.stdin.buffer, most + 1)
   else:
     try:
       with file_access.open_binary(path) as raw:
-        content = file_access.decompressed(raw, path).read(most + 1)
+        content = file_access.read_at_most(file_access.decompressed(raw, path), most + 1)
     except file_access.damage() as error:
       raise UserError(f'{shown(path)} cannot be read: {file_access.reason(error)}') from None
   if len(content) > most:
