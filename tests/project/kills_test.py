@@ -1,5 +1,6 @@
 """Programs that are killed while they write leave nothing that blocks the next start."""
 
+import json
 import os
 import pathlib
 import random
@@ -73,6 +74,44 @@ def killed_at_random(argv, kills, seconds, seed):
     time.sleep(chance.uniform(0.0, seconds))
     process.kill()
     process.communicate()
+
+
+SWEEP = """
+from electra_jax.sweep.config import default_config
+
+def get_config():
+  c = default_config()
+  c.base, c.rows, c.seeds = 'tests/configs/micro.py', 16, (0,)
+  c.runs = (('small', {}), ('warm', {'objective.temperature': 2.0}))
+  c.fields = FIELDS
+  return c
+"""
+
+
+@pytest.mark.faults
+def test_a_sweep_that_is_killed_at_random_has_the_results_of_one_that_is_not(tmp_path):
+  fields = {
+    'data.source': str(micro_run.corpus()),
+    'data.cache': str(micro_run.shared() / 'cache'),
+    'data.reader': 'numpy',
+    'compilation_cache': str(micro_run.programs()),
+    'steps': 12,
+  }
+  config = tmp_path / 'sweep.py'
+  config.write_text(SWEEP.replace('FIELDS', repr(tuple(fields.items()))))
+
+  def argv(folder):
+    return ['--mode=sweep', f'--config={config}', f'--workdir={tmp_path / folder}']
+
+  def results(folder):
+    lines = (tmp_path / folder / 'results.jsonl').read_text().splitlines()
+    return {r['run']: (r['heldout'], r['flops']) for r in map(json.loads, lines)}
+
+  start = time.monotonic()
+  micro_run.run_process(*argv('whole'))
+  killed_at_random(argv('killed'), 6, time.monotonic() - start, seed=1)
+  micro_run.run_process(*argv('killed'))
+  assert results('killed') == results('whole') and set(results('whole')) == {'small', 'warm'}
 
 
 @pytest.mark.faults
