@@ -82,7 +82,7 @@ class InvalidJson(UserError, ValueError):
   """
 
   def __init__(self, where: str, reason: str, remedy: str, line: int = 1) -> None:
-    super().__init__(f'{where} is not valid JSON ({reason}); {remedy}.')
+    super().__init__(f'{where} is not valid JSON ({reason}); {remedy}')
     self.reason = reason
     self.line = line
 

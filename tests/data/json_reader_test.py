@@ -29,7 +29,7 @@ def refusal(content, **more):
     json_reader.parse(content, "the file 'x'", **more)
   sentence = str(caught.value)
   assert sentence.startswith("the file 'x' is not valid JSON (") and '\n' not in sentence
-  assert sentence.endswith('; restore it.') and isinstance(caught.value, UserError)
+  assert sentence.endswith('; restore it') and isinstance(caught.value, UserError)
   return sentence
 
 
