@@ -24,7 +24,7 @@ SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-faults test-clients test-tpu test-breaks docs lint format install clean distclean lock
+.PHONY: help demo test test-fast test-faults test-clients test-tpu test-wheel test-breaks docs lint format install clean distclean lock
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,13 +57,16 @@ test-clients: $(VENV)/.installed-test ## run the long comparisons with other pro
 test-tpu: $(VENV)/.installed-test ## compile the smaller shipped configs for TPU slices
 	$(PYTEST) -m tpu --record=tests/results/tpu.json $(PYTEST_FLAGS)
 
+test-wheel: $(VENV)/.installed ## build wheel and sdist, and use the wheel in a new environment without TensorFlow
+	PIP_FLAGS="$(PIP_FLAGS)" .ci/wheel $(BIN)/python
+
 test-breaks: $(VENV)/.installed-test ## check that each break of a list makes its test fail
 	$(PYTEST) --dist=load tests/project/breaks_test.py --breaks --record=tests/results/breaks.json $(PYTEST_FLAGS)
 
 docs: $(VENV)/.installed ## write docs/reference/config.md from the declarations of the config fields
 	$(BIN)/python -m electra_jax.config.reference > docs/reference/config.md
 
-SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch benchmarks/*.sh
+SCRIPTS := .ci/run .ci/wheel launch/*.sh launch/slurm.sbatch benchmarks/*.sh
 lint: $(VENV)/.installed-test ## check style, types and shell scripts; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -132,7 +135,7 @@ lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS
 	  echo "# Without hashes: torch has CPU builds, of the same version, that come from other indexes."; \
 	  cat requirements-test.tmp; } > requirements-test.txt
 	@rm requirements-test.tmp
-	@$(HASHED) --output-file requirements.txt >/dev/null
+	@$(HASHED) --extra tfds --output-file requirements.txt >/dev/null
 	@set -e; for extra in $(LOCKED_EXTRAS); do \
 	  $(HASHED) --constraint requirements.txt --extra $$extra --output-file requirements-$$extra.txt \
 	    $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt) >/dev/null; \

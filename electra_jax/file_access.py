@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from electra_jax import input_limits, remote_files
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 
 if TYPE_CHECKING:
   from _typeshed import WriteableBuffer
@@ -55,6 +55,7 @@ _PACKAGES = {
   'https': 'aiohttp',
   'hf': 'huggingface_hub',
 }
+_EXTRAS = {'gcsfs': 'gcs', 's3fs': 's3'}  # package -> extra of electra-jax that installs it
 # File systems with real folders. Object stores derive folders from the names of objects.
 _WITH_FOLDERS = ('file', 'local', 'ftp', 'sftp', 'ssh', 'smb', 'hdfs', 'webhdfs')
 _GOOGLE = ('gs://', 'gcs://')
@@ -118,6 +119,8 @@ def filesystem(address: str) -> FileSystem:
     return fsspec.core.url_to_fs(address)[0]
   except ImportError:
     package = _PACKAGES.get(scheme, f'the fsspec package for {scheme}')
+    if extra := _EXTRAS.get(package):
+      raise missing_package(repr(address), package, extra) from None
     raise UserError(
       f'{address!r} needs {package}, which is not installed; pip install {package}'
     ) from None

@@ -35,7 +35,7 @@ from electra_jax.config import (
   to_plain,
 )
 from electra_jax.console import say
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 from electra_jax.model.sharing.scheme import SharingScheme
 from electra_jax.plan_report import costs, print_plan
 from electra_jax.pretrain import budgets, build, pretrain_step
@@ -149,10 +149,7 @@ def plan(
         'budget_tokens or budget_flops.'
       )
   if importlib.util.find_spec('libtpu') is None:
-    raise UserError(
-      '--mode=plan requires libtpu, the compiler for TPU, which is not installed; pip install '
-      "'electra-jax[tpu]' or libtpu."
-    )
+    raise missing_package('--topology', 'libtpu, the compiler for TPU', 'tpu')
   folder = run_folder.folder(output or os.path.join('runs', config.name))
   console.heading(f'{config.name} on {of.name}')
   request = {'config': to_plain(config), 'topology': topology, 'search': search}

@@ -129,7 +129,7 @@ class DataConfig(Config):
   )
   reader: str = field(
     'auto',
-    'Reads batches: tf (tf.data), numpy (starts faster), auto (tf where it is installed).',
+    'Reads batches: tf (tf.data), numpy, auto: numpy on CPU, else tf where it is installed.',
     choices=('auto', 'tf', 'numpy'),
     resumable=True,
   )

@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from electra_jax import console, file_access, json_reader
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 
 Json = Any  # a value of JSON
 
@@ -63,7 +63,7 @@ def folder(workdir: str | os.PathLike[str], flag: str = '--workdir') -> epath.Pa
         'gs://bucket/run.'
       )
     if importlib.util.find_spec('gcsfs') is None:
-      raise UserError(f'{flag} {address!r} needs gcsfs, which is not installed; pip install gcsfs')
+      raise missing_package(f'{flag} {address!r}', 'gcsfs', 'gcs')
     # Otherwise epath would import TensorFlow to reach a bucket.
     os.environ.setdefault('EPATH_USE_TF', 'false')
     file_access.set_up_google_storage()

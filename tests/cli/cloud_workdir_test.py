@@ -221,7 +221,9 @@ def test_addresses_that_cannot_hold_a_run(address, named):
 
 def test_missing_gcsfs_is_named(monkeypatch):
   monkeypatch.setattr(run_folder.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(UserError, match='needs gcsfs, which is not installed; pip install gcsfs'):
+  with pytest.raises(
+    UserError, match='needs gcsfs, which is not installed; expected the extra gcs'
+  ):
     run_folder.folder('gs://bucket/run')
 
 

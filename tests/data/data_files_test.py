@@ -98,7 +98,7 @@ def test_an_unknown_scheme_is_named(monkeypatch):
 
   monkeypatch.setattr(fsspec.core, 'url_to_fs', missing)
   with pytest.raises(
-    UserError, match="'gs://b/a' needs gcsfs, which is not installed; pip install gcsfs"
+    UserError, match="'gs://b/a' needs gcsfs, which is not installed; expected the extra gcs"
   ):
     file_access.exists('gs://b/a')
 

@@ -362,6 +362,6 @@ def test_records_that_need_tensorflow_are_named_where_it_is_missing(data_dir, mo
   monkeypatch.setattr(
     tfds.importlib.util, 'find_spec', lambda name: None if name == 'tensorflow' else find(name)
   )
-  assert 'is stored as tfrecord, which needs TensorFlow' in refusal(
+  assert 'is stored as tfrecord, needs TensorFlow' in refusal(
     f'tfds:{data_dir}/tfrecord/tiny_texts/en/1.2.3'
   )

@@ -25,7 +25,7 @@ from electra_jax.data.corpus.corpus_format import (
 )
 from electra_jax.data.corpus.dataset_metadata import INFO, Folder, check_metadata
 from electra_jax.data.corpus.readers import DocumentReader, named
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 
 PREFIX = 'tfds:'
 
@@ -183,10 +183,7 @@ def open_dataset(source: CorpusSource) -> Builder:
     UserError: it is not prepared, cannot be read, or does not exist.
   """
   if importlib.util.find_spec('tensorflow_datasets') is None:
-    raise UserError(
-      f'{source.location!r} needs TensorFlow Datasets, which is not installed; pip install '
-      'tensorflow-datasets'
-    )
+    raise missing_package(repr(source.location), 'TensorFlow Datasets', 'tfds')
   console.quiet_libraries()  # TensorFlow is imported for addresses and for TFRecord files
   import tensorflow_datasets as tfds
   from etils import epath
@@ -335,10 +332,9 @@ def _array_records(
 def _tf_records(builder: Builder, key: str, split: str, first: int, last: int) -> Iterator[bytes]:
   """One field of TFRecord records, in the order of the files, read by tf.data."""
   if importlib.util.find_spec('tensorflow') is None:
-    raise UserError(
-      f'TFDS dataset {builder.info.full_name} is stored as {builder.info.file_format.value}, which '
-      'needs TensorFlow to be read; pip install tensorflow, or prepare it as array_record'
-    )
+    info = builder.info
+    what = f'TFDS dataset {info.full_name}, which is stored as {info.file_format.value},'
+    raise missing_package(what, 'TensorFlow', 'tfds')
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
