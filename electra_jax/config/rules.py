@@ -109,8 +109,8 @@ def reader_is_installed(c: PretrainingConfig) -> None:
   """TensorFlow is installed where config.data.reader requires it."""
   require(
     c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,
-    "config.data.reader is 'tf' and TensorFlow is not installed; expected the extra tfds, or numpy, "
-    'which gives the same batches.',
+    "config.data.reader is 'tf' and TensorFlow is not installed; expected the extra tfds, or "
+    'numpy, which gives the same batches.',
   )
 
 
