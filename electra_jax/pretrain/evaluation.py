@@ -16,12 +16,11 @@ from electra_jax.data.store.document_starts import RowGroups, group_rows
 from electra_jax.data.store.row_batches import heldout_batches, heldout_rows
 from electra_jax.data.store.token_store import Store
 from electra_jax.pretrain import metrics
-from electra_jax.pretrain import reference as reference_corruption
 from electra_jax.pretrain.objectives.objective import Objective
 from electra_jax.pretrain.objectives.parts import Params
 from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.pretrain.pretrain_step import EvalStep, jit_eval_step
-from electra_jax.pretrain.reference import Reference
+from electra_jax.pretrain.reference import RATE, Reference, reference_of
 from electra_jax.training import hosts, partitioning, run_folder
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def heldout(
     groups = RowGroups(of_row, present, 'sources')
   reference = None
   if objective.has_discriminator:
-    reference = reference_corruption.reference_of(store, settings.special_ids)
+    reference = reference_of(store, settings.special_ids)
   return Heldout(store, groups, reference, tuple(sources), limit)
 
 
@@ -350,7 +349,7 @@ def _facts(step: int, evaluated: Heldout, sums: metrics.HostSums) -> dict[str, A
   if evaluated.reference is not None:
     found['reference'] = {
       'seed': evaluated.reference.seed,
-      'rate': reference_corruption.RATE,
+      'rate': RATE,
       'replaced': int(sums['reference_scores'][:, 1].sum()),
     }
   return found

@@ -10,15 +10,14 @@ import functools
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from electra_jax import checksums, file_access, json_reader, registry
 from electra_jax.config import declarations
-from electra_jax.data.tokenizers import training_sample
+from electra_jax.data.tokenizers import text_parts, training_sample
 from electra_jax.data.tokenizers.special_tokens import (
   OWN_NAMES,
   SPECIAL_TOKENS,
@@ -40,13 +39,6 @@ __all__ = [
   'train_tokenizer',
 ]
 
-# Characters. A longer text is encoded in parts, which bounds the memory of the tokenizer libraries.
-LONG_TEXT = 100_000
-# Characters per call of a library: `tokenizers` holds some hundred bytes per token during a call.
-CALL_CHARACTERS = 1_000_000
-# Where a long text may be split: white space for every kind of tokenizer.
-_CUTS = ' \n\t\r\u3000'
-_SURROGATES = re.compile('[\ud800-\udfff]')
 # Name, user code and options of a tokenizer that user code registered, beside its files.
 REGISTERED_FILE = 'registered_tokenizer.json'
 # File that a path names by itself -> the file of a folder that it replaces. Others are models of
@@ -56,7 +48,6 @@ _SINGLE_FILES = {'.txt': 'vocab.txt', '.json': 'tokenizer.json'}
 # Beginnings of files that exports have beside a tokenizer.
 _OTHER_FILES = ('config.json', 'README', 'model.safetensors', 'model.ckpt', 'checkpoint', 'hparams')
 
-Encoded = TypeVar('Encoded')
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`; the library is imported where it is used
 Options: TypeAlias = declarations.Config | Mapping[str, Any] | None
 
@@ -344,8 +335,8 @@ class Tokenizer(abc.ABC):
         processes. SentencePiece uses any other number as it is, WordPiece uses all cores.
     """
     encoded: list[list[np.ndarray]] = [[] for _ in texts]
-    for owners, _, parts in _calls(texts):
-      rows = _without_surrogates(self.encode_short, parts, threads)
+    for owners, _, parts in text_parts.calls(texts):
+      rows = text_parts.without_surrogates(self.encode_short, parts, threads)
       for owner, ids in zip(owners, rows, strict=True):
         encoded[owner].append(ids)
     empty = np.zeros(0, np.int32)
@@ -372,11 +363,11 @@ class Tokenizer(abc.ABC):
       UserError: the kind of tokenizer has no offsets.
     """
     encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in texts]
-    for owners, starts, parts in _calls(texts):
-      rows = _without_surrogates(self.encode_short_with_offsets, parts, threads)
+    for owners, starts, parts in text_parts.calls(texts):
+      rows = text_parts.without_surrogates(self.encode_short_with_offsets, parts, threads)
       for owner, start, (ids, spans) in zip(owners, starts, rows, strict=True):
         encoded[owner].append((ids, spans + np.int32(start)))
-    return [_joined(rows) for rows in encoded]
+    return [text_parts.joined(rows) for rows in encoded]
 
   def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
     """`encode_arrays` as lists."""
@@ -658,65 +649,3 @@ def _open_registered(places: Mapping[str, str], source: str) -> Tokenizer:
     raise UserError(f'the tokenizer {source!r} lacks the file {missing[0]}; restore it.')
   files = {name: file_access.read_bytes(places[name]) for name in names}
   return from_files(owner['name'], files, source, options)
-
-
-def _joined(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-  """Ids and spans of the parts of a text as those of the text."""
-  if len(rows) == 1:
-    return rows[0]
-  ids = [np.zeros(0, np.int32), *(ids for ids, _ in rows)]
-  spans = [np.zeros((0, 2), np.int32), *(spans for _, spans in rows)]
-  return np.concatenate(ids), np.concatenate(spans)
-
-
-def _without_surrogates(
-  encode: Callable[[list[str], int | None], list[Encoded]], texts: list[str], threads: int | None
-) -> list[Encoded]:
-  try:
-    return encode(texts, threads)
-  except (TypeError, RuntimeError, UnicodeError):  # what the libraries raise for lone surrogates
-    clean = [_SURROGATES.sub('\ufffd', text) for text in texts]
-    if clean == texts:
-      raise
-    return encode(clean, threads)
-
-
-def _calls(texts: Sequence[str]) -> Iterator[tuple[Sequence[int], Sequence[int], list[str]]]:
-  """Groups texts, in parts of at most `LONG_TEXT` characters, into calls of a tokenizer library.
-
-  Yields:
-    (index of the text of each part, index of its first character, the parts).
-  """
-  if sum(map(len, texts)) <= LONG_TEXT:  # the usual case, without cost
-    if texts:
-      yield range(len(texts)), [0] * len(texts), list(texts)
-    return
-  owners: list[int] = []
-  starts: list[int] = []
-  parts: list[str] = []
-  characters = 0
-  for owner, text in enumerate(texts):
-    for start, part in _parts(text):
-      owners.append(owner)
-      starts.append(start)
-      parts.append(part)
-      characters += len(part)
-      if characters >= CALL_CHARACTERS:
-        yield owners, starts, parts
-        owners = []
-        starts = []
-        parts = []
-        characters = 0
-  if parts:
-    yield owners, starts, parts
-
-
-def _parts(text: str) -> Iterator[tuple[int, str]]:
-  """(start, part) of parts of at most `LONG_TEXT` characters, without the white space at cuts."""
-  start = 0
-  while len(text) - start > LONG_TEXT:
-    end = start + LONG_TEXT
-    cut = max(text.rfind(white, start + 1, end) for white in _CUTS)
-    yield start, text[start : cut if cut > 0 else end]
-    start = cut + 1 if cut > 0 else end
-  yield start, text[start:]
