@@ -7,6 +7,9 @@ PYTEST_FLAGS =
 PIP_FLAGS =
 LOCK_FLAGS =
 
+# Extras of pyproject.toml with a lock, requirements-EXTRA.txt.
+LOCKED_EXTRAS := tpu gpu gcs
+
 BIN := $(VENV)/bin
 MAIN := $(BIN)/python -m electra_jax.main
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input $(PIP_FLAGS)
@@ -21,7 +24,7 @@ SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-faults test-clients test-tpu test-breaks docs lint format install clean distclean lock
+.PHONY: help demo test test-fast test-faults test-clients test-tpu test-wheel test-breaks docs lint format install clean distclean lock
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,13 +57,16 @@ test-clients: $(VENV)/.installed-test ## run the long comparisons with other pro
 test-tpu: $(VENV)/.installed-test ## compile the smaller shipped configs for TPU slices
 	$(PYTEST) -m tpu --record=tests/results/tpu.json $(PYTEST_FLAGS)
 
+test-wheel: $(VENV)/.installed ## build wheel and sdist, and use the wheel in a new environment without TensorFlow
+	PIP_FLAGS="$(PIP_FLAGS)" .ci/wheel $(BIN)/python
+
 test-breaks: $(VENV)/.installed-test ## check that each break of a list makes its test fail
 	$(PYTEST) --dist=load tests/project/breaks_test.py --breaks --record=tests/results/breaks.json $(PYTEST_FLAGS)
 
 docs: $(VENV)/.installed ## write docs/reference/config.md from the declarations of the config fields
 	$(BIN)/python -m electra_jax.config.reference > docs/reference/config.md
 
-SCRIPTS := .ci/run launch/*.sh launch/slurm.sbatch benchmarks/*.sh
+SCRIPTS := .ci/run .ci/wheel launch/*.sh launch/slurm.sbatch benchmarks/*.sh
 lint: $(VENV)/.installed-test ## check style, types and shell scripts; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -118,12 +124,26 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	@$(PIP_INSTALL) -r requirements-test.txt
 	@touch $@
 
-# No CUDA libraries in the lock: torch pins the versions for its wheel, and its CPU build requires none.
+# Hashes make pip refuse a file that is not the one that was locked. Each extra's file has what it adds to
+# requirements.txt. No CUDA libraries in requirements-test.txt: torch pins the versions for its wheel, and its CPU build
+# requires none.
+HASHED := $(LOCK) --generate-hashes --constraint requirements-test.txt
 lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS=--upgrade for newer versions
 	@$(LOCK) --extra test --output-file requirements-test.txt >/dev/null
-	@$(LOCK) --constraints requirements-test.txt --output-file requirements.txt >/dev/null
-	@set -e; for name in requirements requirements-test; do \
-	  { echo "# Exact versions for a CPU machine, Python 3.11 and 3.12. Written by make lock from pyproject.toml."; \
-	    grep -vE '^(nvidia-|cuda-|triton)' $$name.txt; } > $$name.tmp; \
+	@grep -vE '^(nvidia-|cuda-|triton|#)' requirements-test.txt > requirements-test.tmp
+	@{ echo "# Exact versions for a CPU machine, Python 3.11 and 3.12. Written by make lock from pyproject.toml."; \
+	  echo "# Without hashes: torch has CPU builds, of the same version, that come from other indexes."; \
+	  cat requirements-test.tmp; } > requirements-test.txt
+	@rm requirements-test.tmp
+	@$(HASHED) --extra tfds --output-file requirements.txt >/dev/null
+	@set -e; for extra in $(LOCKED_EXTRAS); do \
+	  $(HASHED) --constraint requirements.txt --extra $$extra --output-file requirements-$$extra.txt \
+	    $$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.txt) >/dev/null; \
+	done
+	@echo 'uv<1' | uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header $(LOCK_FLAGS) \
+	  --generate-hashes --output-file launch/requirements-uv.txt - >/dev/null
+	@set -e; for name in requirements $(LOCKED_EXTRAS:%=requirements-%) launch/requirements-uv; do \
+	  { echo "# Exact versions and hashes of their files, Python 3.11 and 3.12. Written by make lock."; \
+	    cat $$name.txt; } > $$name.tmp; \
 	  mv $$name.tmp $$name.txt; \
 	done

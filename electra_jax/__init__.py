@@ -22,7 +22,7 @@ def load(
 
   Args:
     workdir: the run's folder.
-    step: of a pretraining run, 'last', 'best' (by held-out loss), or the number of a kept
+    step: of a pretraining run, 'last', 'best' (by config.best_by), or the number of a kept
       checkpoint.
     store: of a pretraining run, the prepared corpus if it has moved since training. Only held-out
       rows are read from it.

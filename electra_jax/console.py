@@ -1,11 +1,13 @@
 """Lines on the console, and progress displays for long work."""
 
 import contextlib
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
   from rich.progress import Progress as Display
@@ -17,16 +19,97 @@ LOG_EVERY = 30.0  # seconds between two progress lines where the output is not a
 def quiet_libraries() -> None:
   """Hides messages of XLA and TensorFlow, unless the environment asks for them.
 
-  Must be called before the libraries are loaded.
+  Must be called before the libraries are loaded. Errors of the disk, too, reach the user as one
+  sentence, and not as the tracebacks of all threads that met them.
   """
+  for name in ('asyncio', 'concurrent.futures'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+  sys.unraisablehook = _print_unraisable
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   # On some processors TensorFlow reports oneDNN before it reads the level. It is not used here.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 
+def _print_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+  """Prints an exception of a callback, except of writes that nobody waits for anymore.
+
+  When one array cannot be written, Orbax stops to wait for the others, and TensorStore finds its
+  event loop closed.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
+
+
+class LastingOutput:
+  """An output stream whose loss does not end the program.
+
+  Training continues where the reader of its output is gone, as after `| head`, or where the disk of
+  its log is full. What cannot be printed is dropped, with one warning on stderr.
+  """
+
+  def __init__(self, stream: TextIO) -> None:
+    """Takes the stream that it stands for."""
+    self._stream = stream
+    self._warned = False
+
+  def __getattr__(self, name: str) -> object:
+    """All but writing is the stream's."""
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """Prints a text, if possible. Returns its length."""
+    try:
+      self._stream.write(text)
+    except OSError as error:
+      self._lost(error)
+    return len(text)
+
+  def flush(self) -> None:
+    """Prints what waits, if possible."""
+    try:
+      self._stream.flush()
+    except OSError as error:
+      self._lost(error)
+
+  def _lost(self, error: OSError) -> None:
+    if isinstance(error, BrokenPipeError):  # for good
+      silence(self._stream)
+    if not self._warned:
+      self._warned = True
+      reason = error.strerror or type(error).__name__
+      warn(f'the output cannot be printed ({reason}); the program continues without.')
+
+
+def silence(stream: TextIO) -> None:
+  """Discards what a stream prints from now on, and what waits in it."""
+  with contextlib.suppress(OSError, ValueError):  # ValueError: a stream without a descriptor
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+  """In the block, printing raises no error of the output."""
+  stream = sys.stdout
+  sys.stdout = LastingOutput(stream)
+  try:
+    yield
+    sys.stdout.flush()
+  finally:
+    sys.stdout = stream
+
+
 def say(label: str, text: str) -> None:
   """Prints one aligned line: `label` in its column, then `text`."""
   print(f'  {label:<12} {text}', flush=True)
+
+
+def warn(sentence: str) -> None:
+  """Prints a warning on stderr. That it cannot be printed is no error."""
+  with contextlib.suppress(OSError):
+    print(f'electra_jax: {sentence}', file=sys.stderr, flush=True)
 
 
 def seconds(value: float) -> str:

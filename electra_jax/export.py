@@ -1,17 +1,21 @@
 """--mode=export: writes a run for transformers or for the original TensorFlow program."""
 
+import contextlib
 import dataclasses
+import hashlib
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from electra_jax import console, file_access, model_card, report
+from electra_jax import checksums, console, file_access, model_card, report
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
+from electra_jax.folder_lock import FolderLock, is_lock_file
 from electra_jax.interop import huggingface, own, tokenizer_files
 from electra_jax.interop.weights import Weights
 from electra_jax.pretrain.build import objective_of
@@ -34,8 +38,11 @@ KNOWN = (
   'tokenizer.model',
   'checkpoint',
   'hparams.json',
+  checksums.SUMS,
   CARD,
 )
+# End of the name of a file that is being written.
+_PARTIAL = re.compile(r'\.[0-9a-f]{8}\.partial$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,7 @@ def export(
   format: str = 'transformers',
   step: str = 'last',
   task: str | None = None,
+  take_over: bool = False,
 ) -> None:
   """Writes a run for other programs, with its tokenizer and a model card.
 
@@ -82,13 +90,16 @@ def export(
     workdir: the run's folder.
     output: a folder, or for transformers an address; empty or with an earlier export.
     format: one of FORMATS.
-    step: for a pretrained run, 'last', 'best' (by the held-out loss) or a step.
+    step: for a pretrained run, 'last', 'best' (by config.best_by) or a step.
     task: for a fine-tuned run that has several.
+    take_over: whether to take OUTPUT from another process that writes into it.
 
   Raises:
     UserError: the format does not support the model (the message has the reason), the folder is
       not a run, or OUTPUT has other files.
   """
+  if not file_access.is_remote(output):
+    file_access.check_name(output, '--output')
   console.heading(f'{workdir} for {format}')
   if is_finetuned(workdir):
     if format == 'tensorflow':
@@ -96,7 +107,7 @@ def export(
         f'{workdir} is a fine-tuned run, and the original program has no common layout for heads; '
         'use --format=transformers, or export the pretrained run.'
       )
-    _export_finetuned(workdir, output, task)
+    _export_finetuned(workdir, output, task, take_over)
     return
   weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
   assert weights.tokenizer is not None
@@ -111,12 +122,12 @@ def export(
   for note in weights.notes:
     say('left out', note)
   if format == 'tensorflow':
-    _export_to_tensorflow(run, output)
+    _export_to_tensorflow(run, output, take_over)
   else:
-    _export_to_transformers(run, output)
+    _export_to_transformers(run, output, take_over)
 
 
-def _export_to_transformers(run: _PretrainedRun, output: str) -> None:
+def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -> None:
   weights = run.weights
   written: dict[str, bytes] = {}
   left_out = ''
@@ -132,7 +143,8 @@ def _export_to_transformers(run: _PretrainedRun, output: str) -> None:
     use = _use_of_tower(weights, tower)
     files[CARD] = run.card(f'{run.resolved.config.name}, {tower}', use, tower)
     written |= {f'{tower}/{name}': content for name, content in files.items()}
-  _write(output, written)
+  with _locked(output, take_over) as lock:
+    _write(output, written, lock)
   # The notes already mention a generator that the weights lack.
   if left_out and (weights.generator or not weights.notes):
     say('left out', left_out)
@@ -180,7 +192,7 @@ def _heldout_metrics(record: RunRecord, step: int | None) -> list[str]:
   ]
 
 
-def _export_to_tensorflow(run: _PretrainedRun, output: str) -> None:
+def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> None:
   from electra_jax.interop import google
 
   if not run.tokenizer.read_by_original_program:
@@ -192,10 +204,14 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str) -> None:
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
   beside = {**run.tokenizer.saved_files(), CARD: card}
   prefix = file_access.join(output, f'model.ckpt-{run.weights.step}')
-  stale = _stale_files(output, {*beside, *google.written_files(prefix)})
-  # Stale files are removed only when the model turns out to be expressible and writable.
-  google.write_checkpoint(run.weights, prefix)
-  _write(output, beside, stale)
+  written = google.written_files(prefix)
+  with _locked(output, take_over) as lock:
+    stale = _stale_files(output, {*beside, *written, checksums.SUMS})
+    # Stale files are removed only when the model turns out to be expressible and writable.
+    lock.check(read=True)
+    google.write_checkpoint(run.weights, prefix)
+    present = set(file_access.listing(output))
+    _write(output, beside, lock, stale, [name for name in written if name in present])
   settings = file_access.join(output, google.SETTINGS)
   say(
     'next',
@@ -204,14 +220,16 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str) -> None:
   )
 
 
-def _export_finetuned(workdir: str | os.PathLike[str], output: str, task: str | None) -> None:
+def _export_finetuned(
+  workdir: str | os.PathLike[str], output: str, task: str | None, take_over: bool
+) -> None:
   run = open_finetuned(workdir, task)
   weights = run.weights()
   config = weights.discriminator
   assert config is not None
   say('read', f'{weights.source}, {run.trial}, step {run.step:,}')
   folder = run_folder.folder(workdir)
-  origin = run_folder.read_json(folder / 'encoder.json')['origin']['run']
+  origin = run_folder.read_json(folder / 'encoder.json', {'origin': {'run': str}})['origin']['run']
   files = huggingface.model_files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
   files |= tokenizer_files.files(run.tokenizer, run.max_length, config.has_token_types)
   use = model_card.use_of(run.task.head)
@@ -225,7 +243,8 @@ def _export_finetuned(workdir: str | os.PathLike[str], output: str, task: str | 
   sections = model_card.finetuned_sections(description, _dev_results(folder, run.task.name))
   title = f'{run.config.name}, {run.task.name}'
   files[CARD] = model_card.model_card(title, use, sections).encode()
-  _write(output, files)
+  with _locked(output, take_over) as lock:
+    _write(output, files, lock)
   say('next', f'pipeline({use.pipeline!r}, {output!r}) in transformers')
 
 
@@ -234,7 +253,9 @@ def _dev_results(folder: epath.Path, task: str) -> dict[str, Any] | None:
   path = folder / 'results.json'
   if not file_access.exists(path):
     return None
-  summary: dict[str, Any] | None = run_folder.read_json(path)['summaries'].get(task)
+  summary: dict[str, Any] | None = run_folder.read_json(path, {'summaries': dict})['summaries'].get(
+    task
+  )
   return summary
 
 
@@ -246,6 +267,16 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 #### The folder ####
 
 
+@contextlib.contextmanager
+def _locked(output: str, take_over: bool) -> Iterator[FolderLock]:
+  """Holds the lock of OUTPUT, which must be a folder or not exist."""
+  if file_access.exists(output) and not file_access.is_folder(output):
+    raise UserError(f'--output is {output!r}, which is a file; expected a folder.')
+  with FolderLock(output, take_over=take_over) as lock:
+    lock.acquire()
+    yield lock
+
+
 def _stale_files(output: str, names: Iterable[str]) -> list[str]:
   """Returns files of an earlier export that are not among `names`.
 
@@ -253,15 +284,13 @@ def _stale_files(output: str, names: Iterable[str]) -> list[str]:
     UserError: the folder has files that no export has written.
   """
   names = set(names)
-  if file_access.exists(output) and not file_access.is_folder(output):
-    raise UserError(f'--output is {output!r}, which is a file; expected a folder.')
   stale = []
   for part in ('', *TOWERS):
     folder = file_access.join(output, part) if part else output
     for name in file_access.listing(folder):
       full_name = f'{part}/{name}' if part else name
       path = file_access.join(folder, name)
-      if not part and name in TOWERS:
+      if not part and (name in TOWERS or is_lock_file(name)):
         continue
       if not _is_of_an_export(name, path):
         raise UserError(
@@ -273,17 +302,50 @@ def _stale_files(output: str, names: Iterable[str]) -> list[str]:
   return stale
 
 
+def _with_sums(output: str, files: Mapping[str, bytes], beside: Iterable[str]) -> dict[str, bytes]:
+  """SHA256SUMS of each folder of an export, by name."""
+  written = checksums.digests(output, beside)
+  sums: dict[str, dict[str, str]] = {'': written} if written else {}
+  for name, content in files.items():
+    folder, _, file = name.rpartition('/')
+    sums.setdefault(folder, {})[file] = hashlib.sha256(content).hexdigest()
+  return {
+    f'{folder}/{checksums.SUMS}'.lstrip('/'): checksums.sums_content(parts)
+    for folder, parts in sums.items()
+  }
+
+
 def _is_of_an_export(name: str, path: str) -> bool:
+  if _PARTIAL.search(name):  # of an export that was killed
+    name = _PARTIAL.sub('', name)
+    return name in KNOWN or name.startswith('model.ckpt-')
   if name == CARD:
     return model_card.MADE in file_access.read_bytes(path).decode('utf-8', 'replace')
   return name in KNOWN or name.startswith('model.ckpt-')
 
 
-def _write(output: str, files: Mapping[str, bytes], stale: list[str] | None = None) -> None:
+def _write(
+  output: str,
+  files: Mapping[str, bytes],
+  lock: FolderLock,
+  stale: list[str] | None = None,
+  beside: Iterable[str] = (),
+) -> None:
+  """Writes the files of an export, and their checksums in each folder.
+
+  Args:
+    output: the folder.
+    files: name -> content.
+    lock: of the folder.
+    stale: files of an earlier export, to be removed; None for all that `files` lacks.
+    beside: names of files that are written already.
+  """
+  files = {**files, **_with_sums(output, files, beside)}
   for path in _stale_files(output, files) if stale is None else stale:
     file_access.remove(path)
   # Configs are last: a folder with a config is complete.
   for name in sorted(files, key=lambda name: name.endswith('config.json')):
+    lock.check(read=True)
     file_access.write_bytes(file_access.join(output, *name.split('/')), files[name])
   folders: dict[str, list[str]] = {}
   for name, content in files.items():

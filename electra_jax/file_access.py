@@ -10,8 +10,10 @@ of a local file is slow and its glob matches hidden files.
 import bz2
 import contextlib
 import dataclasses
+import errno
 import glob as local_glob
 import gzip
+import hashlib
 import io
 import logging
 import lzma
@@ -19,16 +21,19 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from electra_jax.errors import UserError
+from electra_jax import input_limits, remote_files
+from electra_jax.errors import UserError, missing_package
 
 if TYPE_CHECKING:
   from _typeshed import WriteableBuffer
 
+Answer = Any  # of a method of a file system
 FileSystem = Any  # fsspec.AbstractFileSystem; fsspec has no annotations
 
 COMPRESSIONS = ('.gz', '.xz', '.bz2', '.zst')
@@ -50,18 +55,7 @@ _PACKAGES = {
   'https': 'aiohttp',
   'hf': 'huggingface_hub',
 }
-# Fields of `info()` of which a file system has at least one, and that change with the file.
-_VERSION_FIELDS = (
-  'etag',
-  'ETag',
-  'md5Hash',
-  'generation',
-  'updated',
-  'mtime',
-  'LastModified',
-  'last_modified',
-  'created',
-)
+_EXTRAS = {'gcsfs': 'gcs', 's3fs': 's3'}  # package -> extra of electra-jax that installs it
 # File systems with real folders. Object stores derive folders from the names of objects.
 _WITH_FOLDERS = ('file', 'local', 'ftp', 'sftp', 'ssh', 'smb', 'hdfs', 'webhdfs')
 _GOOGLE = ('gs://', 'gcs://')
@@ -70,10 +64,13 @@ _GOOGLE_HINT = (
   'bucket (gcloud auth application-default login).'
 )
 _REASON_LENGTH = 160
+# Longest path and name of a folder: the limits of Linux, less what the names below it take.
+_PATH_BYTES = (1024 if sys.platform == 'darwin' else 4096) - 256
+_NAME_BYTES = 200
 _BUFFER_BYTES = 1 << 18
 # Bytes that are decompressed at a time: few where they expand to many.
 _ZSTD_LEAST = 1 << 8
-_ZSTD_MOST = 1 << 14
+_ZSTD_MOST = 1 << 12  # of which a hostile file makes 128 MB
 _ZSTD_WINDOW = 1 << 31  # `zstd --long=31` writes windows of more than the default of 128 MB
 
 
@@ -115,12 +112,15 @@ def filesystem(address: str) -> FileSystem:
   import fsspec
 
   scheme = address.split('://')[0]
-  set_up_google_storage()
+  if scheme.rpartition(':')[2] in ('gs', 'gcs'):  # also behind another one, as in cache::gs
+    set_up_google_storage()
   _silence(_PACKAGES.get(scheme, scheme))
   try:
     return fsspec.core.url_to_fs(address)[0]
   except ImportError:
     package = _PACKAGES.get(scheme, f'the fsspec package for {scheme}')
+    if extra := _EXTRAS.get(package):
+      raise missing_package(repr(address), package, extra) from None
     raise UserError(
       f'{address!r} needs {package}, which is not installed; pip install {package}'
     ) from None
@@ -134,11 +134,14 @@ def set_up_google_storage() -> None:
   """Configures gcsfs for every use in this process, whoever opens it.
 
   gcsfs caches listings of folders by default. They would be out of date, because TensorStore and
-  other processes write to the same bucket.
+  other processes write to the same bucket. A store that does not answer is given up after a while.
   """
   import fsspec
 
-  fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+  settings = fsspec.config.conf.setdefault('gcs', {})
+  settings.setdefault('use_listings_cache', False)
+  if (timeout := remote_files.google_timeout()) is not None:
+    settings.setdefault('requests_timeout', timeout)
   _silence('gcsfs')
 
 
@@ -153,6 +156,34 @@ def normal(path: str | os.PathLike[str]) -> str:
   """A path or address in normal form: `~` expanded, no slash at the end."""
   path = os.fspath(path)
   return path.rstrip('/') if is_remote(path) else os.path.normpath(os.path.expanduser(path))
+
+
+def check_name(path: str | os.PathLike[str], what: str) -> None:
+  """Checks that the files of a run or a corpus can be written below a local path.
+
+  TensorStore takes UTF-8 only, and loses files below a name with a backslash. A control character,
+  such as a line break, would end up in lists of files, in scripts and in messages.
+
+  Args:
+    path: the path of a folder.
+    what: the flag or field that names it, for the message.
+
+  Raises:
+    UserError: the path has such characters, or is longer than the file system allows.
+  """
+  path = os.fspath(path)
+  if re.search(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\\]', path):
+    raise UserError(
+      f'{what} is {path!a}; expected a path of printable UTF-8 characters, without line breaks, '
+      'tabs and backslashes.'
+    )
+  name = max(map(os.fsencode, path.split('/')), key=len)
+  length = len(os.fsencode(os.path.abspath(path)))
+  if len(name) > _NAME_BYTES or length > _PATH_BYTES:
+    raise UserError(
+      f'{what} is {path[:60]!r}..., a path of {length:,} bytes; expected at most {_PATH_BYTES:,}, '
+      f'and at most {_NAME_BYTES} in each name.'
+    )
 
 
 def join(folder: str | os.PathLike[str], *names: str) -> str:
@@ -180,14 +211,16 @@ def exists(path: str | os.PathLike[str]) -> bool:
   """
   path = os.fspath(path)
   with reaching(path, local=True):
-    return bool(filesystem(path).exists(path)) if is_remote(path) else os.path.exists(path)
+    if is_remote(path):
+      return bool(_asked(path, 'exists'))
+    return os.path.exists(path)
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
   """Whether there is a folder. Raises what `exists` raises."""
   path = os.fspath(path)
   with reaching(path, local=True):
-    return bool(filesystem(path).isdir(path)) if is_remote(path) else os.path.isdir(path)
+    return bool(_asked(path, 'isdir')) if is_remote(path) else os.path.isdir(path)
 
 
 def find_files(pattern: str) -> dict[str, Facts]:
@@ -203,7 +236,7 @@ def find_files(pattern: str) -> dict[str, Facts]:
     }
   with reaching(pattern):
     system = filesystem(pattern)
-    found = system.glob(pattern, detail=True)
+    found = _asked(pattern, 'glob', detail=True)
     return {
       str(system.unstrip_protocol(name)): _remote_facts(info)
       for name, info in sorted(found.items())
@@ -216,6 +249,35 @@ def glob(pattern: str) -> list[str]:
   return list(find_files(pattern))
 
 
+def escape(path: str | os.PathLike[str]) -> str:
+  """A pattern that matches only a path or address itself, whatever characters it has.
+
+  Addresses are not changed: fsspec has no such form.
+  """
+  path = os.fspath(path)
+  return path if is_remote(path) else local_glob.escape(path)
+
+
+def files_below(folder: str | os.PathLike[str]) -> list[str]:
+  """All files below a folder, relative to it, with slashes, sorted; empty if it does not exist.
+
+  Raises:
+    UserError: the folder cannot be read.
+  """
+  folder = os.fspath(folder)
+  with reaching(folder, local=True):
+    if is_remote(folder):
+      system = filesystem(folder)
+      start = str(system._strip_protocol(folder)).rstrip('/') + '/'
+      system.invalidate_cache()
+      return sorted(name.removeprefix(start) for name in system.find(folder))
+    return sorted(
+      os.path.relpath(os.path.join(place, name), folder).replace(os.sep, '/')
+      for place, _, names in os.walk(folder)
+      for name in names
+    )
+
+
 def facts(path: str | os.PathLike[str]) -> Facts:
   """Size and version of a file.
 
@@ -225,7 +287,7 @@ def facts(path: str | os.PathLike[str]) -> Facts:
   path = os.fspath(path)
   with reaching(path, local=True):
     if is_remote(path):
-      return _remote_facts(filesystem(path).info(path))
+      return _remote_facts(_asked(path, 'info'))
     stat = os.stat(path)
     return Facts(stat.st_size, str(stat.st_mtime_ns))
 
@@ -237,43 +299,78 @@ def listing(folder: str | os.PathLike[str]) -> list[str]:
     try:
       if not is_remote(folder):
         return sorted(os.listdir(folder))
-      names = filesystem(folder).ls(folder, detail=False)
+      names = _asked(folder, 'ls', detail=False)
     except FileNotFoundError:
       return []
     return sorted(name.rstrip('/').split('/')[-1] for name in names)
 
 
 def _remote_facts(info: Mapping[str, Any]) -> Facts:
-  field = next((field for field in _VERSION_FIELDS if info.get(field)), None)
-  value = info.get(field, '') if field else ''
-  if hasattr(value, 'timestamp'):  # a file system may report a time as datetime or as a number
-    value = value.timestamp()
-  return Facts(info.get('size') or 0, f'{field} {value}' if field else '')
+  return Facts(info.get('size') or 0, remote_files.version_of(info))
 
 
 #### Reading ####
 
 
 def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
-  """Opens a file for reading its stored bytes; its position counts them."""
+  """Opens a file for reading its stored bytes; its position counts them.
+
+  At an address the bytes are checked while they are read, see `remote_files.open_checked`.
+  """
   path = os.fspath(path)
   with reaching(path, local=True):
     if is_remote(path):
-      return cast(BinaryIO, filesystem(path).open(path, 'rb'))
+      return cast(BinaryIO, remote_files.open_checked(filesystem(path), path))
     return open(path, 'rb')
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-  """The content of a file as stored."""
+def read_bytes(path: str | os.PathLike[str], most: int = -1) -> bytes:
+  """The content of a file as stored.
+
+  Args:
+    path: a path or an address.
+    most: number of bytes to read at most; -1 for all.
+  """
+  path = os.fspath(path)
+  if most < 0 and is_remote(path):
+    with reaching(path):
+      return remote_files.read_whole(filesystem(path), path)
   with open_binary(path) as file, reaching(path, local=True):
-    return file.read()
+    return file.read() if most < 0 else read_at_most(file, most)
+
+
+def read_at_most(file: IO[bytes], most: int) -> bytes:
+  """The rest of a file, or its next `most` bytes.
+
+  `read(most)` of a buffered file allocates so much memory, however small the file is.
+  """
+  pieces = []
+  while most > 0 and (piece := file.read(min(most, _BUFFER_BYTES))):
+    pieces.append(piece)
+    most -= len(piece)
+  return b''.join(pieces)
+
+
+def digest(path: str | os.PathLike[str], kind: str | Callable[[], Any]) -> str:
+  """The hash of a file as stored, in hexadecimal digits.
+
+  Args:
+    path: its path or address.
+    kind: name of the hash function, or a function that returns a new hash.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  with open_binary(path) as file, reaching(path, local=True):
+    return hashlib.file_digest(cast(Any, file), kind).hexdigest()
 
 
 def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
   """The content of a file, decompressed if its name ends in .gz, .xz, .bz2 or .zst.
 
   Several compressed streams in a row are read as one. Reading raises one of `damage()` if the file
-  is damaged, cut short or not of the kind that its name ends in.
+  is damaged, cut short or not of the kind that its name ends in, and UserError if it expands to
+  more than the limits of input_limits.py.
 
   Args:
     raw: the file as stored.
@@ -288,7 +385,7 @@ def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
     '.bz2': bz2.open,
     '.zst': _ZstdReader,
   }
-  return io.BufferedReader(openers[suffix](raw), _BUFFER_BYTES)
+  return io.BufferedReader(_Expansion(openers[suffix](raw), raw, os.fspath(path)), _BUFFER_BYTES)
 
 
 def damage() -> tuple[type[Exception], ...]:
@@ -296,7 +393,28 @@ def damage() -> tuple[type[Exception], ...]:
   import zstandard
 
   zstd_error: type[Exception] = zstandard.ZstdError
-  return (OSError, EOFError, zlib.error, lzma.LZMAError, zstd_error)
+  # A damaged header can claim a window that is larger than the memory.
+  return (OSError, EOFError, MemoryError, zlib.error, lzma.LZMAError, zstd_error)
+
+
+class _Expansion(io.RawIOBase):
+  """A decompressed stream that may not be very much larger than what is stored."""
+
+  def __init__(self, stream: io.RawIOBase, raw: BinaryIO, path: str) -> None:
+    self._stream = stream
+    self._raw = raw
+    self._path = path
+    self._count = 0
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: 'WriteableBuffer') -> int:
+    count = self._stream.readinto(buffer) or 0
+    self._count += count
+    if self._count > input_limits.FREE_BYTES:
+      input_limits.check_expansion(self._count, self._raw.tell(), f'the file {self._path!r}')
+    return count
 
 
 class _ZstdReader(io.RawIOBase):
@@ -353,7 +471,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
   path = os.fspath(path)
   with reaching(path, 'written', local=True):
     if is_remote(path):
-      _with_folder(path).pipe_file(path, content)
+      remote_files.write_whole(_with_folder(path), path, content)
       return
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.{uuid.uuid4().hex[:8]}.partial'
@@ -363,9 +481,24 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
       os.replace(temporary, path)
+      sync_folder(os.path.dirname(path))
     finally:
       with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+  """Makes the names of a local folder's files survive a power failure, where the system can."""
+  if os.name == 'nt':  # folders cannot be opened there
+    return
+  descriptor = os.open(os.fspath(folder) or '.', os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # some network file systems
+      raise
+  finally:
+    os.close(descriptor)
 
 
 def upload(path: str | os.PathLike[str], address: str) -> None:
@@ -375,7 +508,7 @@ def upload(path: str | os.PathLike[str], address: str) -> None:
     Unwritable: it cannot be written.
   """
   with reaching(address, 'written', local=True):
-    _with_folder(address).put_file(os.fspath(path), address)
+    remote_files.upload(_with_folder(address), os.fspath(path), address)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -387,11 +520,17 @@ def remove(path: str | os.PathLike[str]) -> None:
   path = os.fspath(path)
   with reaching(path, 'removed', local=True), contextlib.suppress(FileNotFoundError):
     if is_remote(path):
-      filesystem(path).rm(path, recursive=True)
+      _asked(path, 'rm', recursive=True)
     elif os.path.isdir(path) and not os.path.islink(path):
       shutil.rmtree(path)
     else:
       os.unlink(path)
+
+
+def _asked(address: str, method: str, **options: object) -> Answer:
+  """The result of a method of the file system of an address; failed requests are repeated."""
+  system = filesystem(address)
+  return remote_files.retried(lambda: getattr(system, method)(address, **options), address)
 
 
 def _with_folder(address: str) -> FileSystem:
@@ -439,8 +578,15 @@ def reaching(
 
 def reason(error: Exception) -> str:
   """An error in a few words, on one line."""
+  if isinstance(error, MemoryError):
+    return 'it needs more memory than there is'
   text = str(getattr(error, 'strerror', None) or error).strip()
   return text.splitlines()[0].rstrip('.') if text else type(error).__name__
+
+
+def reason_text(text: str) -> str:
+  """The first line of an error's text, cut to a length that fits into a sentence."""
+  return (text.strip().splitlines() or [''])[0][:_REASON_LENGTH].rstrip('.')
 
 
 def _google_reason(error: Exception) -> str:

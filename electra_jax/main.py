@@ -3,6 +3,7 @@
 `--help` lists the modes. cli/modes.py declares them, cli/command_line.py parses and runs them.
 """
 
+import errno
 import glob
 import importlib.util
 import os
@@ -15,6 +16,7 @@ from electra_jax import console
 from electra_jax.cli.command_line import parse_flags, run_mode, with_mode_flag
 from electra_jax.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
 
+OUTPUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # errors of a file that is printed to
 GPU_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin', 'jax_rocm7_plugin', 'jax_rocm60_plugin')
 
 
@@ -27,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     argv: the program's name and its arguments; None for those of the process.
   """
   logging.use_absl_handler()
-  logging.set_verbosity(logging.ERROR)
+  # Orbax logs each error that it raises, with its traceback, in each of its threads.
+  logging.set_verbosity(logging.FATAL)
   console.quiet_libraries()
   _choose_platform()
   try:
@@ -37,8 +40,13 @@ def main(argv: list[str] | None = None) -> int:
   except UserError as error:
     status = _complain(str(error), 1)
   except BrokenPipeError:  # the reader of the output has closed it, as `| head` does
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    console.silence(sys.stdout)
     status = 1
+  except OSError as error:
+    if error.filename or error.errno not in OUTPUT_LOST:
+      return _unexpected()
+    console.silence(sys.stdout)
+    status = _complain(f'the output cannot be printed ({error.strerror}).', 1)
   except KeyboardInterrupt:
     status = _complain(
       'interrupted; the same command resumes from the last checkpoint, if there is one.',
@@ -46,12 +54,17 @@ def main(argv: list[str] | None = None) -> int:
     )
   except Preempted as error:
     return _leave(_complain(str(error), PREEMPTED), agreed=False)
-  except Exception:  # a bug: the other processes must not wait for this one
-    if hosts := sys.modules.get('electra_jax.training.hosts'):
-      hosts.give_way()
-    traceback.print_exc()
-    status = 1
+  except Exception:
+    return _unexpected()
   return _leave(status, agreed=status in (0, PREEMPTED))
+
+
+def _unexpected() -> int:
+  """Prints the exception that is handled, which is a bug, and returns the exit status."""
+  if hosts := sys.modules.get('electra_jax.training.hosts'):
+    hosts.give_way()  # the other processes must not wait for this one
+  traceback.print_exc()
+  return _leave(1, agreed=False)
 
 
 def _choose_platform() -> None:
@@ -70,7 +83,7 @@ def _complain(sentence: str, status: int) -> int:
   """Prints a sentence on stderr, with the number of the process if there are several."""
   # Only where it was imported before: it imports JAX, which takes a second.
   hosts = sys.modules.get('electra_jax.training.hosts')
-  print(f'electra_jax: {hosts.name() if hosts else ""}{sentence}', file=sys.stderr)
+  console.warn(f'{hosts.name() if hosts else ""}{sentence}')
   return status
 
 
@@ -82,9 +95,12 @@ def _leave(status: int, agreed: bool) -> int:
     agreed: whether the other processes end now as well.
   """
   hosts = sys.modules.get('electra_jax.training.hosts')
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except OSError:  # Python would flush again at exit, and change the status
+      console.silence(stream)
   if hosts and hosts.leave(agreed) and not agreed:
-    sys.stdout.flush()
-    sys.stderr.flush()
     # JAX's exit handler would wait for processes that have ended, or are about to.
     os._exit(status)
   return status

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from electra_jax import console, file_access, plan_choices, registry
+from electra_jax import console, file_access, json_reader, plan_choices, registry
 from electra_jax.config import (
   Phase,
   PretrainingConfig,
@@ -35,7 +35,7 @@ from electra_jax.config import (
   to_plain,
 )
 from electra_jax.console import say
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 from electra_jax.model.sharing.scheme import SharingScheme
 from electra_jax.plan_report import costs, print_plan
 from electra_jax.pretrain import budgets, build, pretrain_step
@@ -149,10 +149,7 @@ def plan(
         'budget_tokens or budget_flops.'
       )
   if importlib.util.find_spec('libtpu') is None:
-    raise UserError(
-      '--mode=plan requires libtpu, the compiler for TPU, which is not installed; pip install '
-      "'electra-jax[tpu]' or libtpu."
-    )
+    raise missing_package('--topology', 'libtpu, the compiler for TPU', 'tpu')
   folder = run_folder.folder(output or os.path.join('runs', config.name))
   console.heading(f'{config.name} on {of.name}')
   request = {'config': to_plain(config), 'topology': topology, 'search': search}
@@ -473,7 +470,7 @@ def _find_largest(
 
 def _child_main(request: str, result: str) -> int:
   """Reads a request, compiles, and writes the result or the message of a UserError."""
-  asked = json.loads(pathlib.Path(request).read_text())
+  asked = json_reader.read(request, rules=json_reader.OWN)
   config = from_plain(asked['config'], PretrainingConfig)
   run = ResolvedRun(config, phases_of(config))  # resolved by the parent
 
@@ -517,7 +514,7 @@ def _run_child(request: Json) -> Json:
       lines = [line.strip() for line in errors if line.strip()]
     if status:
       raise UserError(_failure(status, doing, lines[-1] if lines else 'it gave no reason'))
-    result: Json = json.loads(pathlib.Path(result_file).read_text())
+    result: Json = json_reader.read(result_file, rules=json_reader.OWN)
   if 'error' in result:
     raise UserError(result['error'])
   return result
@@ -569,7 +566,7 @@ def _follow(child: subprocess.Popen[str]) -> str:
     if line is None:
       return doing
     if line.startswith('{"doing"'):
-      doing = json.loads(line)['doing']
+      doing = json_reader.parse(line, 'what the compiler reports')['doing']
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from electra_jax import console, file_access, registry
+from electra_jax import console, registry
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, config_kind, freeze
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer
@@ -44,10 +44,10 @@ TITLES = {
   'prediction_loss': 'prediction loss',
   'discriminator_loss': 'discriminator loss',
   'auc': 'area under the curve',
+  'reference_ap': 'reference AP',
 }
 COLORS = {'generator_loss': ORANGE, 'discriminator_loss': BLUE}
-# Rows per evaluation step, which is also the unit that the bootstrap resamples.
-BATCH = 16
+BATCH = 16  # rows per evaluation step
 
 
 def timeline(
@@ -56,6 +56,7 @@ def timeline(
   config: AnyConfig = None,
   rows: int | None = None,
   store: str | None = None,
+  output: str | None = None,
 ) -> int:
   """Evaluates the checkpoints of a run and writes WORKDIR/timeline.json and timeline.png.
 
@@ -63,8 +64,9 @@ def timeline(
     workdir: folder of the pretrained run.
     config: a fine-tuning config: each of its tasks is trained from each checkpoint, in
       WORKDIR/timeline/step-<step>. Trials that are done are not repeated. None for no tasks.
-    rows: number of held-out rows, at most; None for all.
+    rows: number of held-out rows, at most, evenly spaced; None for all.
     store: the prepared corpus, where it is not where it was during training.
+    output: folder to write in; None for the run's.
 
   Returns:
     The exit status: 0, or PREEMPTED when asked to stop.
@@ -74,6 +76,7 @@ def timeline(
   """
   notice = Notice()
   tuning = None if config is None else _tuning_config(config, workdir)
+  results = run_folder.Results(workdir, output)
   steps = checkpoints.all_steps(workdir)
   run = open_run(workdir, str(steps[-1]), store)
   use_compilation_cache(run.config.compilation_cache)
@@ -81,9 +84,9 @@ def timeline(
   console.heading(f'{name}: {len(steps)} checkpoints  ({workdir})')
   points = [{'step': step, **spent(run.resolved, run.tokenizer, step)} for step in steps]
   _evaluate(run, points, rows, store)
-  if tuning is not None and not _finetune(tuning, points, run_folder.folder(workdir), notice):
+  if tuning is not None and not _finetune(tuning, points, results.folder, notice):
     return PREEMPTED
-  _write(run_folder.folder(workdir), {'run': str(workdir), 'name': name, 'points': points})
+  _write(results, {'run': str(workdir), 'name': name, 'points': points})
   return 0
 
 
@@ -106,20 +109,23 @@ def _evaluate(run: Run, points: list[Point], rows: int | None, store: str | None
   batch = -(-BATCH // run.mesh.size) * run.mesh.size
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), run.params)
   shardings = jax.tree.map(lambda x: x.sharding, run.params)
-  opened: dict[int, tuple[Run, Any]] = {}  # by phase, since phases may have rows of other lengths
+  opened: dict[
+    int, tuple[Run, Any, evaluation.Heldout]
+  ] = {}  # by phase, since phases may have rows of other lengths
   with console.progress('held out', len(points)) as live:
     for done, point in enumerate(points, 1):
       phases = enumerate(run.resolved.phases)
       number = next(n for n, phase in phases if point['step'] <= phase.last)
       if number not in opened:
         of_phase = open_run(run.workdir, str(point['step']), store)
-        opened[number] = of_phase, _eval_step(of_phase)
-      of_phase, eval_step = opened[number]
+        evaluated = evaluation.heldout(
+          of_phase.heldout, of_phase.settings, limit=rows, sources=of_phase.heldout_sources
+        )
+        opened[number] = of_phase, _eval_step(of_phase), evaluated
+      of_phase, eval_step, evaluated = opened[number]
       params, _ = checkpoints.restore_params(run.workdir, point['step'], shapes, shardings)
-      sums = evaluation.heldout_sums(
-        eval_step, params, of_phase.heldout, batch_size=batch, mesh=run.mesh, limit=rows
-      )
-      point['heldout'] = evaluation.with_intervals(sums, of_phase.settings)
+      sums = evaluation.heldout_sums(eval_step, params, evaluated, batch_size=batch, mesh=run.mesh)
+      point['heldout'] = evaluation.with_intervals(sums, evaluated, of_phase.settings)
       live(done, f'step {point["step"]:,}')
 
 
@@ -164,15 +170,18 @@ def _task_result(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
-def _write(workdir: epath.Path, result: dict[str, Any]) -> None:
+def _write(results: run_folder.Results, result: dict[str, Any]) -> None:
   """Writes timeline.json and timeline.png, and prints the table."""
   image = io.BytesIO()
   draw_timeline(result).savefig(image, dpi=130, format='png')
-  picture, data = workdir / 'timeline.png', workdir / 'timeline.json'
-  hosts.from_first(lambda: run_folder.write_json(data, json_values(result)))
-  hosts.from_first(lambda: file_access.write_bytes(picture, image.getvalue()))
+  files = {
+    'timeline.json': run_folder.json_content(json_values(result)),
+    'timeline.png': image.getvalue(),
+  }
+  written = hosts.from_first(lambda: results.write(files))
   print('\n' + timeline_table(result) + '\n')
-  say('written', f'{data}, {picture}')
+  if written:
+    say('written', written)
 
 
 def spent(run: ResolvedRun, tokenizer: Tokenizer, step: int) -> dict[str, float]:

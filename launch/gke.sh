@@ -46,7 +46,10 @@ while (($#)); do
     --image=?*) image=${1#*=} ;;
     --accelerator=tpu | --accelerator=gpu) kind=${1#*=} ;;
     --restarts=[0-9]*) restarts=${1#*=} ;;
-    --env=[A-Za-z_]*=*) flags+=("$1") ;;
+    --env=*)
+      [[ ${1#*=} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || wrong "'$1' is not --env=NAME=VALUE"
+      flags+=("$1")
+      ;;
     --xpk-flag=?*) flags+=("${1#*=}") ;;
     --dry-run) dry_run=1 ;;
     -h | --help) usage && exit ;;
@@ -61,6 +64,7 @@ if [[ $action == build || $action == run ]]; then
 fi
 if [[ $action != build ]]; then
   [[ -n $name ]] || wrong 'NAME, the name of the workload, is missing'
+  [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] || wrong "NAME is '$name'; expected lower-case letters, digits and -"
   [[ -n $cluster && -n $zone ]] || wrong '--cluster and --zone are both required'
 fi
 where=(--cluster="$cluster" --zone="$zone" ${project:+--project="$project"})
@@ -90,6 +94,8 @@ start() {
     *) wrong 'the arguments of the trainer are missing; give them after --, as in: -- --config=configs/base.py --workdir=gs://BUCKET/RUN' ;;
   esac
   local word
+  # XPK writes the command into a file of several lines.
+  [[ ${trainer[*]} != *[[:cntrl:]]* ]] || wrong 'an argument of the trainer has a line break or another control character'
   for word in $(distributed "${trainer[@]}"); do trainer+=("$word"); done
   # exec: XPK sends SIGTERM to the shell that runs the command, which must therefore become the trainer.
   # XPK itself restarts a workload after 42 and 127 to 255.

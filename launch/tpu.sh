@@ -28,7 +28,7 @@ launch/tpu.sh COMMAND NAME --zone=ZONE [OPTIONS] [-- ARGUMENTS OF electra_jax.ma
   --runtime-version=IMAGE  create, resume: the VM image; default: the generation's
   --create-flag=FLAG       a flag of 'queued-resources create', such as --reserved or --network=NET; may be repeated
   --ssh-flag=FLAG          a flag of 'ssh' and 'scp', such as --tunnel-through-iap; may be repeated
-  --extras=tpu,gcs         setup, resume: the package's extras to install
+  --extras=tpu,gcs         setup, resume: the extras to install: tpu, gpu or gcs, of requirements-EXTRA.txt
   --env=NAME=VALUE         run, resume: a variable of the trainer's environment; may be repeated
   --delete-when-done       resume: delete the request when the run is complete
   --interval=30            seconds between two polls
@@ -57,7 +57,10 @@ while (($#)); do
     --create-flag=?*) create_flags+=("${1#*=}") ;;
     --ssh-flag=?*) ssh_flags+=("${1#*=}") ;;
     --extras=?*) extras=${1#*=} ;;
-    --env=[A-Za-z_]*=*) settings+=("${1#*=}") ;;
+    --env=*)
+      [[ ${1#*=} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || wrong "'$1' is not --env=NAME=VALUE"
+      settings+=("${1#*=}")
+      ;;
     --workers=?*) workers_hit=${1#*=} ;;
     --interval=?*) interval=${1#*=} ;;
     --patience=?*) patience=${1#*=} ;;

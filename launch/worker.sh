@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # launch/tpu.sh runs this on each TPU VM, from the tree that it unpacked in ~/electra_jax.
 #
-#   setup EXTRAS                           packages; prints "ready HOST"
+#   setup EXTRAS                           packages, from the locks of EXTRAS (tpu,gcs); prints "ready HOST"
 #   start ID [NAME=VALUE ...] -- ARGUMENTS the trainer, independent of this connection
 #   state                                  prints "job HOST ID none|running|exited|lost STATUS STEP"
 #   log ID OFFSET                          prints "log NEW_OFFSET", then the new part of the log
@@ -39,25 +39,30 @@ find_python() {
   python3 -m pip --version > /dev/null 2>&1 || apt_install python3-pip >&2
   export UV_PYTHON_PREFERENCE=only-managed
   [[ -x $HOME/electra_jax_uv/bin/uv ]] ||
-    python3 -m pip install --quiet --disable-pip-version-check --target "$HOME/electra_jax_uv" 'uv<1' >&2
+    python3 -m pip install --quiet --disable-pip-version-check --target "$HOME/electra_jax_uv" \
+      --require-hashes --requirement "$tree/launch/requirements-uv.txt" >&2
   "$HOME/electra_jax_uv/bin/uv" python install 3.12 >&2
   "$HOME/electra_jax_uv/bin/uv" python find 3.12
 }
 
 setup() {
-  local wanted python
+  local wanted python extra locks=()
   # These services hold apt's lock for minutes after a boot, and restart services during a run.
   sudo systemctl disable --now unattended-upgrades.service apt-daily.timer apt-daily-upgrade.timer > /dev/null 2>&1 || true
   command -v make > /dev/null || apt_install make
   cd "$tree"
+  for extra in ${1//,/ }; do
+    [[ -e requirements-$extra.txt && $extra != test ]] || fail "--extras is $1; expected some of tpu, gpu and gcs, separated by commas."
+    locks+=(--requirement "requirements-$extra.txt")
+  done
   # The tree's file times are those of its commit, so make cannot detect changed packages; a checksum of their lists does.
-  wanted="$1 $(cat requirements.txt pyproject.toml | cksum)"
+  wanted="$1 $(cat requirements*.txt pyproject.toml | cksum)"
   if [[ $(cat "$venv/.complete" 2> /dev/null) != "$wanted" ]]; then
     python=$(find_python)
     rm -f "$venv/.complete" "$venv/.installed"
     make install VENV="$venv" PYTHON="$python"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-      --constraint requirements.txt --editable ".[$1]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
+      --requirement requirements.txt "${locks[@]}"
     printf '%s\n' "$wanted" > "$venv/.complete"
   fi
   printf 'ready %s\n' "$(hostname)"

@@ -111,8 +111,8 @@ def test_a_pretraining_example_works_in_all_modes(path, tmp_path, monkeypatch, c
 
   train = runner.train
 
-  def train_and_keep_checkpoints(config, place, notice):
-    return train(config.replace({'keep': 9}), place, notice)
+  def train_and_keep_checkpoints(config, place, notice, take_over):
+    return train(config.replace({'keep': 9}), place, notice, take_over)
 
   monkeypatch.setattr(runner, 'train', train_and_keep_checkpoints)
   config = write_sweep(tmp_path, path, fields | {'data.store': str(store)})
@@ -187,12 +187,12 @@ def test_a_task_works_in_all_modes(path, tmp_path, capsys):
 def test_a_task_works_inside_a_sweep(path, tmp_path, monkeypatch):
   train = runner.train
 
-  def trained_before(config, place, notice):
+  def trained_before(config, place, notice, take_over):
     """Training that finds the finished run."""
     shutil.copytree(micro_run.finished()[0], place)
     file = pathlib.Path(place, 'config.json')
     file.write_text(file.read_text().replace('"micro"', json.dumps(config.name)))
-    return train(config, place, notice)
+    return train(config, place, notice, take_over)
 
   monkeypatch.setattr(runner, 'train', trained_before)
   argv = micro_run.arguments('unused')

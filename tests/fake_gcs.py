@@ -1,12 +1,13 @@
 """A fake of Google Cloud Storage on loopback: buckets in memory behind the JSON API.
 
 gcsfs, google-cloud-storage and TensorStore use this API. Objects have generations, and appear when
-their upload is complete, as in the real one. Credentials, checksums, batches, versions and folders
-are not implemented.
+their upload is complete, as in the real one. Requests fail as `Buckets.faults` says. Credentials,
+batches, versions and folders are not implemented.
 """
 
 import base64
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import http.server
@@ -29,6 +30,27 @@ class Failure(Exception):
   """An error response: HTTP status and message."""
 
 
+@dataclasses.dataclass
+class Fault:
+  """A failure of some requests, those of a method for objects whose name matches a pattern.
+
+  Attributes:
+    kind: an HTTP status; 'silence' (no answer, as long as the server runs), 'reset' (the connection
+      is closed without one), 'cut' (it is closed after half of the content), 'short' (the content
+      lacks its end), 'flipped' (a bit of the content is changed; what is written, or what is read).
+    names: the pattern.
+    method: GET, POST, PUT or DELETE.
+    times: number of requests that fail; the others succeed.
+    after: number of requests that succeed before.
+  """
+
+  kind: int | str
+  names: str = '.*'
+  method: str = 'GET'
+  times: int = 1
+  after: int = 0
+
+
 class Buckets:
   """The content of a server, shared with the test. All access to `objects` is under `lock`.
 
@@ -40,6 +62,7 @@ class Buckets:
     hold: a pattern of names; writing such objects waits until `hold` is None or the server ends.
     waiting: names of the objects that wait.
     requests: (method, path) of all requests so far.
+    faults: failures to come.
   """
 
   def __init__(self, *names):
@@ -50,6 +73,8 @@ class Buckets:
     self.hold = None
     self.waiting = set()
     self.requests = []
+    self.faults = []
+    self.ended = threading.Event()
     self.uploads = {}
     self._count = itertools.count(1)
     self.url = ''
@@ -66,6 +91,18 @@ class Buckets:
       'NO_GCE_CHECK': 'true',
       'GOOGLE_CLOUD_PROJECT': 'nobody',
     }
+
+  def fault(self, method, name) -> int | str | None:
+    """The kind of failure of a request, if it is to fail."""
+    with self.lock:
+      for fault in self.faults:
+        if fault.method == method and fault.times and name and re.search(fault.names, name):
+          if fault.after:
+            fault.after -= 1
+            return None
+          fault.times -= 1
+          return fault.kind
+    return None
 
   def put(self, bucket, name, content: bytes, conditions=None) -> dict:
     if self.hold and re.search(self.hold, name):
@@ -115,7 +152,8 @@ class Buckets:
       'md5Hash': base64.b64encode(hashlib.md5(found.content).digest()).decode(),
       'timeCreated': found.updated,
       'updated': found.updated,
-      'mediaLink': f'{self.url}/download/storage/v1/b/{bucket}/o/{name}',
+      'mediaLink': f'{self.url}/download/storage/v1/b/{bucket}/o/'
+      + urllib.parse.quote(name, safe=''),
     }
 
   def list(
@@ -173,6 +211,10 @@ OBJECT = (
 )
 
 
+def _flipped(content: bytes) -> bytes:
+  return content[:-1] + bytes([content[-1] ^ 1])
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
   buckets: Buckets
@@ -185,6 +227,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     b.requests.append((self.command, url.path))
     try:
       match = re.fullmatch(OBJECT, url.path)
+      self.content_fault = None
+      self._fail(match, query, body)
       if match and match['bucket'] in b.forbidden:
         raise Failure(
           403,
@@ -211,6 +255,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
           }
         },
       )
+
+  def _fail(self, match, query, body):
+    """Does what a fault asks for, at once or when the content is sent."""
+    if not match:
+      return
+    name = urllib.parse.unquote(match['name'] or query.get('name', ''))
+    if match['way'] == 'upload/' and not name:
+      found = re.search(rb'"name": *"([^"]*)"', body)
+      name = found[1].decode() if found else ''
+    if self.command == 'GET' and query.get('alt') != 'media' and match['way'] != 'download/':
+      return  # facts of an object
+    kind = self.buckets.fault(self.command, name)
+    if isinstance(kind, int):
+      raise Failure(kind, 'We encountered an internal error.')
+    if kind == 'silence':
+      self.buckets.ended.wait(60)
+    if kind in ('silence', 'reset'):
+      self.close_connection = True
+      raise ConnectionAbortedError
+    self.content_fault = kind
 
   do_GET = do_POST = do_PUT = do_DELETE = _serve
 
@@ -275,6 +339,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def _upload(self, bucket, query, body):
     b = self.buckets
+    flips = self.content_fault == 'flipped'
     if 'upload_id' in query:
       name, received = b.uploads[query['upload_id']]
       received += body
@@ -298,6 +363,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       re.split(b'\r?\n\r?\n', part, maxsplit=1)[1] for part in body.split(b'--' + boundary)[1:3]
     )
     content = content.removesuffix(b'\n').removesuffix(b'\r')
+    content = _flipped(content) if flips else content
     return 200, b.put(bucket, json.loads(facts)['name'], content, query)
 
   def _body(self):
@@ -313,6 +379,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def _answer(self, status, content, headers=None):
     kind = 'application/octet-stream' if isinstance(content, bytes) else 'application/json'
     content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    cut = False
+    if self.content_fault and self.command == 'GET' and status in (200, 206) and content:
+      cut = self.content_fault == 'cut'
+      if self.content_fault == 'short':
+        content = content[:-1]
+      elif self.content_fault == 'flipped':
+        content = _flipped(content)
     self.send_response(status)
     for name, value in {'Content-Type': kind, **(headers or {})}.items():
       self.send_header(name, value)
@@ -320,7 +393,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.send_header('Content-Length', str(len(content)))
     self.end_headers()
     if status not in (204, 304):
-      self.wfile.write(content)
+      self.wfile.write(content[: len(content) // 2] if cut else content)
+    if cut:
+      self.close_connection = True
 
   def log_message(self, *_):
     pass
@@ -346,5 +421,6 @@ def serving(*names: str):
     yield buckets
   finally:
     buckets.hold = None
+    buckets.ended.set()
     server.shutdown()
     server.server_close()

@@ -253,8 +253,8 @@ class Cloud:
 def make_repository(folder: pathlib.Path) -> pathlib.Path:
   """A git repository with the launch scripts and the lists of packages."""
   shutil.copytree(ROOT / 'launch', folder / 'launch')
-  for name in ('requirements.txt', 'pyproject.toml'):
-    shutil.copy(ROOT / name, folder)
+  for path in (ROOT / 'pyproject.toml', *ROOT.glob('requirements*.txt')):
+    shutil.copy(path, folder)
   for command in (
     'init -q',
     'add .',

@@ -5,6 +5,7 @@ such as --config.optimizer.learning_rate=1e-3. Importing this module imports nei
 TensorFlow, so that a mistake is reported within a second.
 """
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from electra_jax import registry
+from electra_jax import console, input_limits, registry
 from electra_jax.cli import help_page
 from electra_jax.cli.modes import (
   COMMON_FLAGS,
@@ -22,6 +23,7 @@ from electra_jax.cli.modes import (
   DEFAULT_MODE,
   FLAGS,
   MODES,
+  PATHS,
   Flag,
   Mode,
   modes_with,
@@ -46,13 +48,17 @@ def run_mode(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   if values.help:
     print(help_page.help_of(mode if values['mode'].present else None))
     return 0
+  if values['input_limits'].present:
+    input_limits.set_factor(values.input_limits)
   check_flags(values)
   check_config(values)
   if mode.joins:
     from electra_jax.training import hosts
 
     hosts.join_processes(values.distributed, values.coordinator, values.processes, values.process)
-  result = _imported(mode.function)(**_keywords(mode, values, arguments))
+  function = _imported(mode.function)
+  with contextlib.nullcontext() if mode.prints_only else console.lasting_output():
+    result = function(**_keywords(mode, values, arguments))
   return result if isinstance(result, int) else 0
 
 
@@ -276,12 +282,20 @@ def _imported(target: str) -> Callable[..., Any]:
 
 def _keywords(mode: Mode, values: flags.FlagValues, arguments: Sequence[str]) -> dict[str, Any]:
   """The keyword arguments of a mode's function."""
-  given = {flag: values[flag].value for flag in mode.flags}
+  given = {flag: _expanded(flag, values[flag].value) for flag in mode.flags}
   if 'arguments' in mode.parameters:
     given['arguments'] = tuple(arguments)
   called = {mode.parameters.get(name, name): value for name, value in given.items()}
   if mode.config is not None:
     called['config'] = values.config
   if mode.workdir:
-    called['workdir'] = values.workdir or os.path.join('runs', values.config.name)
+    workdir = values.workdir or os.path.join('runs', values.config.name)
+    called['workdir'] = _expanded('workdir', workdir)
   return called
+
+
+def _expanded(flag: str, value: Any) -> Any:  # noqa: ANN401  a value of any flag
+  """The value of a flag; the `~` of a path, which shells leave in --flag=~/folder, is expanded."""
+  if flag in PATHS and isinstance(value, str) and value.startswith('~'):
+    return os.path.expanduser(value)
+  return value

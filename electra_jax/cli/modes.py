@@ -48,13 +48,15 @@ class Mode:
     config_required: whether --config must be given.
     check: 'module:function' that checks the config before anything slow is imported; '' for none.
     workdir: whether the mode has a run's folder.
-    flags: names of the flags that apply, besides --mode, --config, --workdir and --plugins.
+    flags: names of the flags that apply, besides --mode, --config, --workdir and COMMON_FLAGS.
     required: those of them, and of --workdir, that must be given.
     together: pairs of flags of which both or none must be given.
     exclusive: pairs of flags of which at most one may be given.
     parameters: flag -> parameter of the function, where the names differ. 'arguments' stands for
       the whole command line.
     joins: whether the mode joins the other processes of a run on several machines.
+    prints_only: whether the mode ends when its output is closed, as by `| head`. Others continue:
+      what they write is worth more than what they print.
   """
 
   name: str
@@ -70,6 +72,7 @@ class Mode:
   exclusive: tuple[tuple[str, str], ...] = ()
   parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
   joins: bool = False
+  prints_only: bool = False
 
   @property
   def all_flags(self) -> tuple[str, ...]:
@@ -98,11 +101,24 @@ FLAGS: dict[str, Flag] = {
       default=[],
     ),
     Flag(
+      'input_limits',
+      'Factor for the limits on sizes of input (docs/reliability.md), for large files that you '
+      'trust.',
+      float,
+      default=1.0,
+    ),
+    Flag(
       'step',
-      'Checkpoint to open: last, best (by the held-out loss) or a step.',
+      'Checkpoint to open: last, best (by config.best_by) or a step.',
       default='last',
     ),
-    Flag('rows', 'Held-out rows, at most; default: all, for inspect 4.', int, at_least=1),
+    Flag(
+      'rows',
+      'Held-out rows, at most. evaluate, timeline: evenly spaced, default all; inspect: '
+      'consecutive, default 4.',
+      int,
+      at_least=1,
+    ),
     Flag('first', 'First held-out row to show.', int, default=0, at_least=0),
     Flag(
       'examples',
@@ -119,7 +135,8 @@ FLAGS: dict[str, Flag] = {
       'output',
       'Folder, file or gs:// address to write. prepare: default config.data.cache; plan: default '
       'runs/<name>; predict: a file, or with --split a folder, default WORKDIR/predictions; '
-      'sweep: folder of the job scripts.',
+      'sweep: folder of the job scripts; evaluate, timeline and blimp: folder of the results, '
+      'default WORKDIR.',
       example='exported',
     ),
     Flag(
@@ -132,6 +149,14 @@ FLAGS: dict[str, Flag] = {
       'topology',
       'TPU slice, such as v5e-16, v4-8, v5p-128 or v6e-64, or several, such as 2xv5e-256.',
       example='v5e-16',
+    ),
+    Flag(
+      'take_over',
+      'Take the folder to write from a process that uses it, which then stops. Not needed after a '
+      'crash: a folder whose process is gone is free at once, or after a minute where the process '
+      'was on another machine.',
+      bool,
+      default=False,
     ),
     Flag('price', 'US dollars per chip or device and hour, to estimate the cost.', float),
     Flag(
@@ -193,8 +218,10 @@ FLAGS: dict[str, Flag] = {
     ),
   )
 }
+# Flags whose value is a path or an address.
+PATHS = ('workdir', 'store', 'output', 'input', 'pairs')
 # Flags of every mode.
-COMMON_FLAGS = ('plugins',)
+COMMON_FLAGS = ('plugins', 'input_limits')
 
 
 #### Modes ####
@@ -207,6 +234,7 @@ MODES: dict[str, Mode] = {
       'Pretrain, or resume pretraining.',
       'electra_jax.pretrain.train:train',
       config=PretrainingConfig,
+      flags=('take_over',),
       joins=True,
     ),
     Mode(
@@ -215,20 +243,22 @@ MODES: dict[str, Mode] = {
       'electra_jax.pretrain.run_start:prepare_only',
       config=PretrainingConfig,
       workdir=False,
-      flags=('output', 'beam'),
+      flags=('output', 'beam', 'take_over'),
     ),
     Mode(
       'evaluate',
       'Evaluate a checkpoint of a pretrained run on held-out rows.',
       'electra_jax.cli.opened_run:evaluate_run',
-      flags=('step', 'rows', 'store'),
+      flags=('step', 'rows', 'store', 'output'),
       joins=True,
+      prints_only=True,
     ),
     Mode(
       'inspect',
       'Show held-out rows, samples and predictions of a pretrained run as text.',
       'electra_jax.cli.opened_run:inspect_run',
       flags=('step', 'rows', 'first', 'store'),
+      prints_only=True,
     ),
     Mode(
       'report',
@@ -263,6 +293,7 @@ MODES: dict[str, Mode] = {
       'Fine-tune a pretrained run or other weights on tasks.',
       'electra_jax.finetune.train:finetune',
       config=FinetuningConfig,
+      flags=('take_over',),
       joins=True,
     ),
     Mode(
@@ -276,7 +307,7 @@ MODES: dict[str, Mode] = {
       'blimp',
       'Score minimal pairs of sentences with a pretrained run.',
       'electra_jax.cli.opened_run:score_minimal_pairs',
-      flags=('step', 'pairs', 'limit'),
+      flags=('step', 'pairs', 'limit', 'output'),
       required=('pairs',),
     ),
     Mode(
@@ -286,7 +317,7 @@ MODES: dict[str, Mode] = {
       config=FinetuningConfig,
       config_required=False,
       check='',  # config.init is the run, which the mode sets itself
-      flags=('rows', 'store'),
+      flags=('rows', 'store', 'output'),
       required=('workdir',),
       joins=True,
     ),
@@ -295,13 +326,21 @@ MODES: dict[str, Mode] = {
       'Make a run of a fine-tuned model of transformers.',
       'electra_jax.finetune.adopt:adopt',
       config=FinetuningConfig,
+      flags=('take_over',),
     ),
     Mode(
       'export',
       'Export a run to transformers or to the original TensorFlow program.',
       'electra_jax.export:export',
-      flags=('output', 'format', 'step', 'task'),
+      flags=('output', 'format', 'step', 'task', 'take_over'),
       required=('output',),
+    ),
+    Mode(
+      'verify',
+      'Read all files of a run, a prepared corpus (--workdir=ITS FOLDER) or an export, and report '
+      'damage.',
+      'electra_jax.verify:verify',
+      flags=('store',),
     ),
     Mode(
       'sweep',
@@ -309,9 +348,9 @@ MODES: dict[str, Mode] = {
       'electra_jax.sweep.runner:sweep',
       config=SweepConfig,
       check='electra_jax.sweep.resolve:jobs_of',
-      flags=('jobs', 'output', 'only', 'results'),
+      flags=('jobs', 'output', 'only', 'results', 'take_over'),
       together=(('jobs', 'output'),),
-      exclusive=(('jobs', 'only'),),
+      exclusive=(('jobs', 'only'), ('jobs', 'take_over')),
       parameters={'arguments': 'arguments'},
     ),
   )

@@ -10,9 +10,11 @@ from electra_jax.training.devices import use_compilation_cache
 INSPECTED_ROWS = 4
 
 
-def evaluate_run(workdir: str, step: str, rows: int | None, store: str | None) -> None:
+def evaluate_run(
+  workdir: str, step: str, rows: int | None, store: str | None, output: str | None = None
+) -> None:
   """Evaluates a checkpoint on held-out rows, see `pretrain.evaluation.evaluate`."""
-  evaluation.evaluate(_opened('evaluate', workdir, step, store), rows=rows)
+  evaluation.evaluate(_opened('evaluate', workdir, step, store), rows=rows, output=output)
 
 
 def inspect_run(workdir: str, step: str, rows: int | None, first: int, store: str | None) -> None:
@@ -21,9 +23,11 @@ def inspect_run(workdir: str, step: str, rows: int | None, first: int, store: st
   inspect.inspect(run, rows=rows or INSPECTED_ROWS, first=first)
 
 
-def score_minimal_pairs(workdir: str, step: str, pairs: str, limit: int | None) -> None:
+def score_minimal_pairs(
+  workdir: str, step: str, pairs: str, limit: int | None, output: str | None = None
+) -> None:
   """Scores minimal pairs, see `pretrain.minimal_pairs.blimp`."""
-  minimal_pairs.blimp(_opened('blimp', workdir, step), pairs, limit=limit)
+  minimal_pairs.blimp(_opened('blimp', workdir, step), pairs, output, limit=limit)
 
 
 def _opened(mode: str, workdir: str, step: str, store: str | None = None) -> Run:

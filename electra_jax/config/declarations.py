@@ -12,11 +12,13 @@ Users edit a ConfigDict. `freeze` turns it into the dataclass, which all code be
 takes.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import math
 import typing
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -48,6 +50,7 @@ class Declaration:
     also: values outside of the range with a special meaning, such as 0 for "automatic".
     resumable: whether the field may differ when a run is resumed.
     per_phase: whether a phase of config.phases may set the field.
+    one_line: whether control characters, such as line breaks, are refused in a string.
     argument: short name after the colon of `--config=FILE:name=value`; '' for none.
     before: the value that configs written before the field existed imply, for fields newer than
       version 0.1.0 whose default is not what the program did before.
@@ -62,6 +65,7 @@ class Declaration:
   also: tuple[Any, ...] = ()
   resumable: bool = False
   per_phase: bool = False
+  one_line: bool = False
   argument: str = ''
   before: Any = UNSET
 
@@ -69,6 +73,8 @@ class Declaration:
     """The values that are accepted, in words; '' where the type is the only condition."""
     if self.choices:
       return one_of(self.choices)
+    if self.one_line:
+      return 'no control characters'
     parts = [f'above {self.above:g}'] if self.above != -math.inf else []
     parts += [f'at least {self.at_least:g}'] if self.at_least != -math.inf else []
     parts += [f'below {self.below:g}'] if self.below != math.inf else []
@@ -82,9 +88,16 @@ class Declaration:
       return True
     if self.choices:
       return value in self.choices
-    if isinstance(value, str | tuple | dict):
+    if isinstance(value, str):
+      return not (self.one_line and has_control_characters(value))
+    if isinstance(value, tuple | dict):
       return True
     return bool(self.above < value < self.below and self.at_least <= value <= self.at_most)
+
+
+def has_control_characters(text: str) -> bool:
+  """Whether a text has line breaks or other characters that control a terminal or a script."""
+  return any(unicodedata.category(character) in ('Cc', 'Zl', 'Zp') for character in text)
 
 
 def one_of(values: Collection[Any]) -> str:
@@ -292,7 +305,8 @@ def typed_value(entry: Field, value: Value) -> Value:
   if entry.kind is dict and (isinstance(value, dict) or _is_config_dict(value)):
     return _plain_tuple(value)
   if entry.kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
+      return float(value)
   if not isinstance(value, entry.kind) or isinstance(value, bool) != (entry.kind is bool):
     raise UserError(
       f'config.{entry.name} is {value!r}; expected {NOUNS[entry.kind]}, such as {entry.default!r}.'

@@ -11,12 +11,18 @@ from electra_jax.config.declarations import Config, ConfigDict, field, group, op
 from electra_jax.config.groups import (
   CACHE,
   CACHE_HELP,
+  DROPOUT_SCALE_HELP,
   DTYPE_HELP,
   DTYPES,
   KERNEL_HELP,
   KERNELS,
+  PRECISION_HELP,
+  PRECISIONS,
   REMAT,
   REMAT_HELP,
+  RESIDUAL_HELP,
+  RESIDUALS,
+  SCALES,
   SKIP_HELP,
   MeshConfig,
   ShardingConfig,
@@ -102,6 +108,8 @@ class EncoderChoices(Config):
   scan_unroll: int = field(
     0, 'Layers per iteration of the scan; 0: all on CPU, 1 elsewhere.', at_least=0
   )
+  dropout_scale: str = field('float32', DROPOUT_SCALE_HELP, choices=SCALES, before='dtype')
+  residual: str = field('auto', RESIDUAL_HELP, choices=RESIDUALS, before='dtype')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +145,7 @@ class FinetuningOptimizerConfig(Config):
 class FinetuningConfig(Config):
   """A fine-tuning run: one or several tasks, in trials."""
 
-  name: str = field('finetune', 'Names the default workdir, runs/<name>.')
+  name: str = field('finetune', 'Names the default workdir, runs/<name>.', one_line=True)
   init: str = field(
     '', "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none."
   )
@@ -164,6 +172,12 @@ class FinetuningConfig(Config):
   bucketed: bool = field(
     True, 'Batch rows of similar length, padded to 16, 32, 64, ...; else all to max_length.'
   )
+  batch_order: str = field(
+    'mixed',
+    'bucketed: mixed (of similar length, others in each epoch), or sorted as in version 0.1.0.',
+    choices=('mixed', 'sorted'),
+    before='sorted',
+  )
   train_examples: int = field(
     0, 'Train on this many examples, chosen by the seed; 0: all.', at_least=0
   )
@@ -187,6 +201,7 @@ class FinetuningConfig(Config):
     ShardingConfig, 'Mesh axes that split each axis of the parameters.', resumable=True
   )
   dtype: str = field('auto', DTYPE_HELP, choices=DTYPES)
+  precision: str = field('float32', PRECISION_HELP, choices=PRECISIONS, before='bfloat16')
   micro_batches: int = field(1, 'Parts that the rows of a device are split into.', at_least=1)
   skip_nonfinite: bool = field(False, SKIP_HELP, resumable=True)
   log_every: int = field(50, 'Steps between lines of training metrics.', at_least=1)

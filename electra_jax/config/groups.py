@@ -6,13 +6,34 @@ from electra_jax.config.declarations import Config, field
 
 DTYPES = ('auto', 'float32', 'bfloat16')
 KERNELS = ('auto', 'xla', 'splash', 'cudnn')
+SCALES = ('float32', 'dtype')
+RESIDUALS = ('auto', 'float32', 'dtype')
 REMAT = ('none', 'dots', 'full')
+PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
 CACHE = '~/.cache/electra_jax/xla'
 
 DTYPE_HELP = 'Type of matrix products; auto: bfloat16 on TPU and GPU, float32 on CPU.'
+PRECISION_HELP = (
+  'Arithmetic of float32 products: float32, tensorfloat32 (TPU: three passes), bfloat16 (one; '
+  'GPU: TF32).'
+)
 CACHE_HELP = "Folder of compiled programs, reused by later runs; '': none."
-SKIP_HELP = 'Skip steps whose loss or gradient is not finite, instead of stopping.'
-REMAT_HELP = 'What the backward pass recomputes: none, dots (all but matrix products) or full.'
+SKIP_HELP = (
+  'Skip updates whose loss or gradient is not finite (at most 1%, and 19 in a row), instead of '
+  'stopping.'
+)
+REMAT_HELP = (
+  'What the backward pass recomputes: none, dots (all but matrix products) or full. On CPU layers '
+  'are then not unrolled.'
+)
+DROPOUT_SCALE_HELP = (
+  "Type of dropout's factor 1 / (1 - rate): float32, or dtype as in version 0.1.0 (in bfloat16 the "
+  'mean is up to 0.2% off).'
+)
+RESIDUAL_HELP = (
+  'Type of what is added up from layer to layer: float32, or dtype; auto: float32 in the modern '
+  'family, dtype in electra.'
+)
 KERNEL_HELP = 'Attention kernel: xla, splash (TPU), cudnn (GPU) or auto; only xla has dropout.'
 
 

@@ -13,12 +13,18 @@ from electra_jax.config.declarations import Config, ConfigDict, field, group, op
 from electra_jax.config.groups import (
   CACHE,
   CACHE_HELP,
+  DROPOUT_SCALE_HELP,
   DTYPE_HELP,
   DTYPES,
   KERNEL_HELP,
   KERNELS,
+  PRECISION_HELP,
+  PRECISIONS,
   REMAT,
   REMAT_HELP,
+  RESIDUAL_HELP,
+  RESIDUALS,
+  SCALES,
   SKIP_HELP,
   MeshConfig,
   ShardingConfig,
@@ -123,7 +129,7 @@ class DataConfig(Config):
   )
   reader: str = field(
     'auto',
-    'Reads batches: tf (tf.data), numpy (starts faster), auto (tf where it is installed).',
+    'Reads batches: tf (tf.data), numpy, auto: numpy on CPU, else tf where it is installed.',
     choices=('auto', 'tf', 'numpy'),
     resumable=True,
   )
@@ -170,6 +176,8 @@ class ModelConfig(Config):
   dropout_generator: str = field(
     'hash', 'Random bits of dropout: hash (cheap) or threefry.', choices=('hash', 'threefry')
   )
+  dropout_scale: str = field('float32', DROPOUT_SCALE_HELP, choices=SCALES, before='dtype')
+  residual: str = field('auto', RESIDUAL_HELP, choices=RESIDUALS, before='dtype')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +305,13 @@ class OptimizerConfig(Config):
   weight_decay: float = field(0.01, 'Decoupled weight decay; not applied to biases and norms.')
   clip: float = field(1.0, 'Largest global norm of the gradients; 0: no clipping.')
   bias_correction: bool = field(False, "Adam's bias correction; False as published.")
+  update_counts: str = field(
+    'separate',
+    'What bias_correction counts: updates of each part of the model (separate), or of the run '
+    '(shared, as in 0.1.0).',
+    choices=('separate', 'shared'),
+    before='shared',
+  )
   options: dict[str, Any] = options('Options of an optimizer that user code registered.')
 
 
@@ -304,7 +319,7 @@ class OptimizerConfig(Config):
 class PretrainingConfig(Config):
   """A pretraining run."""
 
-  name: str = field('run', 'Names the default workdir, runs/<name>.')
+  name: str = field('run', 'Names the default workdir, runs/<name>.', one_line=True)
   seed: int = field(0, 'Seed of parameters, batches, masks, samples and dropout.', argument='seed')
   init: str = field(
     '',
@@ -362,6 +377,7 @@ class PretrainingConfig(Config):
     ShardingConfig, 'Mesh axes that split each axis of the parameters.', resumable=True
   )
   dtype: str = field('auto', DTYPE_HELP, choices=DTYPES, argument='dtype')
+  precision: str = field('float32', PRECISION_HELP, choices=PRECISIONS, before='bfloat16')
   micro_batches: int = field(
     0,
     'Parts that the rows of a device are split into; 0: as many as its memory requires.',
@@ -369,6 +385,12 @@ class PretrainingConfig(Config):
     per_phase=True,
   )
   skip_nonfinite: bool = field(False, SKIP_HELP, resumable=True)
+  peak_flops: float = field(
+    0.0,
+    'FLOP/s of one device, which utilization refers to; 0: as its maker states for dense bfloat16.',
+    at_least=0,
+    resumable=True,
+  )
   log_every: int = field(100, 'Steps between lines of training metrics.', at_least=1)
   eval_every: int = field(5_000, 'Steps between evaluations on held-out rows.', at_least=1)
   eval_rows: int = field(
@@ -378,9 +400,27 @@ class PretrainingConfig(Config):
   save_every: int = field(5_000, 'Steps between checkpoints.', at_least=1)
   keep: int = field(
     2,
-    'Number of latest checkpoints kept, besides the best by held-out loss.',
+    'Number of latest checkpoints kept, besides the best (best_by).',
     at_least=1,
     resumable=True,
+  )
+  best_by: str = field(
+    'objective',
+    'Chooses the best checkpoint: objective (docs/pretraining.md), or the held-out total_loss.',
+    choices=('objective', 'total_loss'),
+    before='total_loss',
+  )
+  best_phases: str = field(
+    'last',
+    'Phases whose checkpoints can be the best: last, or all that train the discriminator.',
+    choices=('last', 'all'),
+    before='all',
+  )
+  logit_bins: str = field(
+    'nonlinear',
+    'Bins of logits for auc and ap: nonlinear (dense around 0), or uniform (version 0.1.0).',
+    choices=('nonlinear', 'uniform'),
+    before='uniform',
   )
   profile_steps: tuple[Any, ...] = field(
     (0, 0),

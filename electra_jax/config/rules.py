@@ -75,6 +75,18 @@ def warmup_ends(c: PretrainingConfig) -> None:
   )
 
 
+def counts_fit(c: PretrainingConfig) -> None:
+  """The counts of tokens between two log lines fit into 32 bits."""
+  steps = min(c.log_every, c.steps)
+  tokens = steps * c.batch_size * c.sequence_length
+  if tokens >= 2**31:
+    raise UserError(
+      f'config.log_every is {c.log_every}, which makes {tokens:,} tokens between two log lines; '
+      f'expected fewer than {2**31:,}, as with --config.log_every='
+      f'{max(1, (2**31 - 1) // (c.batch_size * c.sequence_length))}.'
+    )
+
+
 def evaluation_meets_saving(c: PretrainingConfig) -> None:
   """Each checkpoint is evaluated, or each evaluation has a checkpoint."""
   require(
@@ -97,8 +109,8 @@ def reader_is_installed(c: PretrainingConfig) -> None:
   """TensorFlow is installed where config.data.reader requires it."""
   require(
     c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,
-    "config.data.reader is 'tf' and TensorFlow is not installed; install it, or use numpy, which "
-    'gives the same batches.',
+    "config.data.reader is 'tf' and TensorFlow is not installed; expected the extra tfds, or "
+    'numpy, which gives the same batches.',
   )
 
 
@@ -479,6 +491,7 @@ PRETRAINING = (
   uniform_generator_is_not_trained,
   one_source_of_the_generator,
   evaluation_meets_saving,
+  counts_fit,
   profile_is_a_range,
 )
 SIZES = (

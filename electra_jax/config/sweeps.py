@@ -11,7 +11,7 @@ from electra_jax.config.declarations import Config, ConfigDict, field
 class SweepConfig(Config):
   """Many pretraining runs; fields of other configs are named with dots, as 'objective.name'."""
 
-  name: str = field('sweep', 'Names the default workdir, runs/<name>.')
+  name: str = field('sweep', 'Names the default workdir, runs/<name>.', one_line=True)
   base: str = field(
     '', 'Pretraining config that all runs start from, with arguments: configs/mini.py:steps=1000.'
   )

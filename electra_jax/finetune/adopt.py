@@ -25,19 +25,20 @@ from electra_jax.finetune.resolve import started
 from electra_jax.finetune.run_files import claim_finetuning, keep_encoder, write_task
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Task
+from electra_jax.folder_lock import FolderLock
 from electra_jax.interop.origins import open_source
 from electra_jax.interop.weights import Head, Weights, place_params
 from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 PyTree: TypeAlias = Any
 
 _UNNAMED = re.compile(r'LABEL_\d+')  # names that transformers gives to labels without names
 
 
-def adopt(config: AnyConfig, workdir: str | os.PathLike[str]) -> None:
+def adopt(config: AnyConfig, workdir: str | os.PathLike[str], take_over: bool = False) -> None:
   """Makes a fine-tuned run of the folder that config.init names, for its one task.
 
   Data is optional: the labels are the model's, or those of a task with fixed labels (GLUE), to
@@ -50,6 +51,7 @@ def adopt(config: AnyConfig, workdir: str | os.PathLike[str]) -> None:
   Args:
     config: of fine-tuning.
     workdir: the folder of the new run.
+    take_over: whether to take the folder from another process that writes into it.
 
   Raises:
     UserError: the folder holds no fine-tuned model, or one with another head or other labels than
@@ -83,7 +85,10 @@ def adopt(config: AnyConfig, workdir: str | os.PathLike[str]) -> None:
   if 'dev' in task.splits:
     task.examples('dev')  # reports malformed data before anything is written
   config = _as_imported(config, task, start, head)
-  folder = _write_run(workdir, config, task, start, weights, head)
+  with FolderLock(workdir, take_over=take_over) as lock:
+    run_folder.check_writable(run_folder.folder(workdir))
+    lock.acquire()
+    folder = _write_run(workdir, config, task, start, weights, head)
 
   say('encoder', start.describe())
   for note in (*start.notes, *notes):
@@ -134,7 +139,9 @@ def _write_run(
   params = _placed({**_params(start), 'head': head.params}, model)
   # The model has no optimizer, but checkpoints of runs contain its state.
   zero = jnp.zeros([], jnp.int32)
-  state = TrainState(jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1)
+  state = TrainState(
+    jnp.int32(weights.step or 0), params, {'none': zero}, zero, zero - 1, no_skips()
+  )
   best_by = checkpoints.Criterion(task.metric, 'max')
   manager = checkpoints.open_manager(folder / 'trial-1', best_by=best_by)
   checkpoints.save(manager, weights.step or 0, state, {'none': zero}, None, best_by)
@@ -250,7 +257,9 @@ def _claimed(workdir: str | os.PathLike[str], config: FinetuningConfig, name: st
   if not started(folder.parent):
     return folder
   encoder = folder.parent / initial.ENCODER
-  imported = file_access.exists(encoder) and run_folder.read_json(encoder)['origin'].get('imported')
+  imported = False
+  if file_access.exists(encoder):
+    imported = run_folder.read_json(encoder, {'origin': dict})['origin'].get('imported')
   if not imported or file_access.exists(folder / initial.KEPT):
     raise UserError(f'{workdir} holds a run already; use another --workdir.')
   with file_access.reaching(folder, 'written'):

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from electra_jax.config import FinetuningConfig
 from electra_jax.data.store.permutation import derived_seed, permutation
 from electra_jax.finetune.tasks.task import TARGET_PADDING, Features
 
@@ -11,6 +12,11 @@ SHORTEST = 16
 # Number of batches whose rows are sorted by length together: enough for rows of similar length, and
 # few enough that epochs differ.
 SORTED_TOGETHER = 64
+# Lengths are multiplied by a random factor of up to e^0.2 in either direction before they are
+# sorted. Otherwise the rows of a small set would meet the same rows in each epoch: of 2,500 rows in
+# batches of 32, two of one batch met again in the next epoch in 34% of the cases; with it in 4%, at
+# random in 1%. The batches have a tenth more tokens, padding included.
+JITTER = 0.2
 
 
 def buckets(max_length: int, bucketed: bool = True) -> tuple[int, ...]:
@@ -37,11 +43,18 @@ class Epochs:
   """The batches of a trial.
 
   In each epoch a permutation of the rows is cut into parts of SORTED_TOGETHER batches, each part is
-  sorted by length and cut into batches, and the order of all batches is permuted. Unless
-  `bucketed`, the permutation is cut into batches directly.
+  sorted by length, up to JITTER, and cut into batches, and the order of all batches is permuted.
+  Unless `bucketed`, the permutation is cut into batches directly.
   """
 
-  def __init__(self, features: Features, batch_size: int, seed: int, bucketed: bool = True) -> None:
+  def __init__(
+    self,
+    features: Features,
+    batch_size: int,
+    seed: int,
+    bucketed: bool = True,
+    jitter: float = JITTER,
+  ) -> None:
     """Prepares the batches of a trial.
 
     Args:
@@ -49,11 +62,13 @@ class Epochs:
       batch_size: rows per step.
       seed: of the trial.
       bucketed: whether rows of similar length are batched together.
+      jitter: the logarithm of the largest factor of a length; 0 as in version 0.1.0.
     """
     self._lengths = np.array([len(ids) for ids in features.token_ids])
     self._batch_size = batch_size
     self._seed = seed
     self._bucketed = bucketed
+    self._jitter = jitter
     self.steps = steps_per_epoch(len(features), batch_size)
     self._epoch = functools.lru_cache(maxsize=2)(self._batches_of_epoch)
 
@@ -66,14 +81,30 @@ class Epochs:
     order = permutation(np.arange(count), count, self._seed, epoch)
     if not self._bucketed:
       return [order[first : first + size] for first in range(0, count, size)]
+    keys = self._lengths
+    if self._jitter:
+      places = permutation(np.arange(count), count, derived_seed(self._seed, 2), epoch)
+      keys = keys * np.exp(self._jitter * (2 * places / count - 1))
     batches: list[np.ndarray] = []
     for first in range(0, count, size * SORTED_TOGETHER):
       part = order[first : first + size * SORTED_TOGETHER]
-      part = part[np.argsort(self._lengths[part], kind='stable')]
+      part = part[np.argsort(keys[part], kind='stable')]
       batches += [part[i : i + size] for i in range(0, len(part), size)]
     number = len(batches)
     shuffled = permutation(np.arange(number), number, derived_seed(self._seed, 1), epoch)
     return [batches[i] for i in shuffled]
+
+
+def epochs_of(config: FinetuningConfig, features: Features, seed: int) -> Epochs:
+  """The batches of a trial as its config orders them.
+
+  Args:
+    config: of the run.
+    features: the training rows.
+    seed: of the trial.
+  """
+  jitter = JITTER if config.batch_order == 'mixed' else 0.0
+  return Epochs(features, config.batch_size, seed, config.bucketed, jitter)
 
 
 def in_order(features: Features, batch_size: int) -> list[np.ndarray]:

@@ -176,9 +176,9 @@ def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> 
   folder = run_folder.folder(workdir)
   task = _chosen_task(str(folder), tasks_of(workdir), task)
   config = resolve_saved_finetuning(folder).config
-  description = read_json(folder / task / initial.TASK)
+  description = read_json(folder / task / initial.TASK, {'max_length': int})
   restored = restore_task(description)
-  encoder = read_json(folder / initial.ENCODER)
+  encoder = read_json(folder / initial.ENCODER, initial.ENCODER_SHAPE)
   tokenizer = load_tokenizer(folder / 'tokenizer')
   devices.use_compilation_cache(config.compilation_cache)
   pretrained = from_plain(encoder['model'], ModelConfig)

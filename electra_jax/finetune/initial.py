@@ -31,8 +31,17 @@ PyTree: TypeAlias = Any
 ENCODER = 'encoder.json'  # config.model of the pretraining run, and the origin of the weights
 TASK = 'task.json'  # in the folder of a task
 KEPT = 'kept.json'  # in the folder of a task: the trials whose weights are kept, the best first
+ENCODER_SHAPE = {'model': dict, 'origin': dict}
 # Fields of config.model that describe how an encoder is computed here, not the encoder.
-OWN_CHOICES = ('vocab_multiple', 'remat', 'scan_unroll', 'attention', 'dropout_generator')
+OWN_CHOICES = (
+  'vocab_multiple',
+  'remat',
+  'scan_unroll',
+  'attention',
+  'dropout_generator',
+  'dropout_scale',
+  'residual',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +143,8 @@ def _of_pretraining(
     origin['after'] = pretraining.init
   if fresh:
     return Initial(pretraining.model, tokenizer, origin, None)
-  step = checkpoints.find_step(folder, before['step'] if before else which)
+  best_by = checkpoints.run_criterion(pretraining)
+  step = checkpoints.find_step(folder, before['step'] if before else which, best_by)
   lines = [line for line in read_metrics(folder) if line['step'] <= step and 'tokens' in line]
   origin |= {'step': step, 'tokens': max((line['tokens'] for line in lines), default=None)}
   weights: str | dict[str, Any] = str(folder)
@@ -201,7 +211,7 @@ def _of_task(
   folder: epath.Path, fresh: bool, which: str, before: Mapping[str, Any] | None
 ) -> Initial:
   """The encoder of a task's best trial in a fine-tuned run."""
-  saved = read_json(folder.parent / ENCODER)
+  saved = read_json(folder.parent / ENCODER, ENCODER_SHAPE)
   tokenizer = load_tokenizer(folder.parent / 'tokenizer')
   model = from_plain(saved['model'], ModelConfig)
   origin: dict[str, Any] = {'run': str(folder), 'name': folder.name, 'step': None}
@@ -212,7 +222,7 @@ def _of_task(
     which = before['step']
   elif which in ('last', 'best'):  # the weights that the trial was scored with
     which = read_json(folder.parent / 'config.json').get('select', 'last')
-  best_by = checkpoints.Criterion(read_json(folder / TASK)['metric'], 'max')
+  best_by = checkpoints.Criterion(read_json(folder / TASK, {'metric': str})['metric'], 'max')
   step = checkpoints.find_step(folder / trial, which, best_by)
   origin |= {'step': step, 'trial': trial, 'tokens': saved['origin'].get('tokens')}
   return Initial(model, tokenizer, origin, str(folder / trial))
@@ -237,7 +247,7 @@ def kept_trials(folder: epath.Path) -> list[int]:
   """Numbers of the trials of a task whose weights are kept, the best first."""
   if not file_access.exists(folder / KEPT):
     return []
-  trials: list[int] = read_json(folder / KEPT)['trials']
+  trials: list[int] = read_json(folder / KEPT, {'trials': [int]})['trials']
   return trials
 
 

@@ -14,6 +14,7 @@ from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, 
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.training import plugins, run_folder, versions
+from electra_jax.training.kept_config import as_started
 from electra_jax.training.run_folder import read_json
 
 # Largest width of an encoder, its learning rate and layer-wise decay (Clark et al. 2020, table 7).
@@ -51,7 +52,12 @@ def resolve_finetuning(config: AnyConfig, workdir: str | os.PathLike[str]) -> Re
   """
   c, folder = checked_finetuning(config), run_folder.folder(workdir)
   encoder = folder / initial.ENCODER
-  origin = read_json(encoder)['origin'] if started(folder) and file_access.exists(encoder) else None
+  resumed = started(folder)
+  if resumed:
+    c = as_started(folder, c)
+  origin = None
+  if resumed and file_access.exists(encoder):
+    origin = read_json(encoder, initial.ENCODER_SHAPE)['origin']
   if origin and origin.get('imported'):
     raise UserError(
       f'{folder} holds a model that was imported; train it further in another --workdir, with '

@@ -16,7 +16,7 @@ from etils import epath
 
 from electra_jax import file_access
 from electra_jax.config import FinetuningConfig, to_plain
-from electra_jax.data.tokenizers.tokenization import load_tokenizer
+from electra_jax.data.tokenizers.tokenization import keep_tokenizer, saved_fingerprint
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial, trial_summary
 from electra_jax.finetune.resolve import started
@@ -55,19 +55,22 @@ def claim_finetuning(workdir: str | os.PathLike[str], config: FinetuningConfig) 
 
 
 def keep_encoder(workdir: epath.Path, start: initial.Initial) -> None:
-  """Writes encoder.json and tokenizer/, so that the run opens without the run it started from."""
+  """Writes encoder.json and tokenizer/, so that the run opens without the run it started from.
+
+  Raises:
+    UserError: trials were trained with another tokenizer, or the files cannot be written.
+  """
+  folder = workdir / 'tokenizer'
+  kept = saved_fingerprint(folder)
+  if kept not in (None, start.tokenizer.fingerprint) and started(workdir):
+    raise UserError(
+      f'the tokenizer of the encoder is not the one that {workdir} was started with; restore what '
+      'config.init names, or use another --workdir.'
+    )
   run_folder.write_json(
     workdir / initial.ENCODER, {'model': to_plain(start.model), 'origin': start.origin}
   )
-  folder = workdir / 'tokenizer'
-  try:
-    kept = load_tokenizer(folder).fingerprint if file_access.exists(folder) else None
-  except UserError:  # an earlier start ended between two of its files
-    kept = None
-  if kept != start.tokenizer.fingerprint:
-    with file_access.reaching(folder, 'written'):
-      folder.rmtree(missing_ok=True)
-      start.tokenizer.save(folder)
+  keep_tokenizer(folder, start.tokenizer)
 
 
 #### The folder of a task ####
@@ -154,7 +157,7 @@ def json_values(value: Json) -> Json:
 
 def read_records(workdir: epath.Path, tasks: Sequence[str]) -> list[Record]:
   """Reads the records of finished trials, by task and trial."""
-  records = []
+  records: list[Record] = []
   for task in tasks:
     folder = workdir / task
     with file_access.reaching(folder):

@@ -159,7 +159,9 @@ def build_task_model(
       f"config.model.attention is 'splash' and rows have {shortest} tokens; expected multiples of "
       '128: set --config.bucketed=False and such a --config.max_length.'
     )
-  encoder = encoder_config(fields, initial.tokenizer.size, shortest, config.dtype)
+  encoder = encoder_config(
+    fields, initial.tokenizer.size, shortest, config.dtype, precision=config.precision
+  )
   head = config.head
   model = FineTuned(
     encoder,

@@ -27,14 +27,19 @@ from electra_jax.finetune.task_program import TaskProgram, build_task_program
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.tasks.task import Task
 from electra_jax.finetune.trial import run_trial
-from electra_jax.training import devices, hosts, partitioning
+from electra_jax.folder_lock import FolderLock
+from electra_jax.training import devices, hosts, partitioning, run_folder
+from electra_jax.training.encoders import describe_products
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
 
 
 def finetune(
-  config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | None = None
+  config: AnyConfig,
+  workdir: str | os.PathLike[str],
+  notice: Notice | None = None,
+  take_over: bool = False,
 ) -> int:
   """Fine-tunes on each task of a config, trial after trial, or resumes an earlier start.
 
@@ -45,6 +50,7 @@ def finetune(
     config: a ConfigDict, or a typed config.
     workdir: the run's folder.
     notice: true once this process is asked to stop; None for a new one.
+    take_over: whether to take the folder from another process that writes into it.
 
   Returns:
     The exit status: 0 when the run is done, PREEMPTED when it was asked to stop and is saved.
@@ -52,7 +58,8 @@ def finetune(
   Raises:
     UserError: a mistake of the user, or a loss or gradient that is not finite.
   """
-  with Status('finetune', trials=True) as status:
+  lock = FolderLock(workdir, take_over=take_over)
+  with lock, Status('finetune', trials=True, lock=lock) as status:
     notice = Notice() if notice is None else notice
     return status.end(_finetune(config, workdir, notice, status))
 
@@ -111,6 +118,9 @@ def _claim(
   """Resolves the config and takes the folder for it."""
   run = resolve_finetuning(config, workdir)
   hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
+  hosts.from_first(lambda: run_folder.check_writable(run.workdir))
+  if status.lock is not None:
+    hosts.acquire(status.lock)
   hosts.from_first(lambda: run_files.claim_finetuning(run.workdir, run.config))
   status.claim(run.workdir)
   hosts.check_shared(run.workdir)
@@ -200,6 +210,7 @@ def _run_trial(
       '--config.eval_batch_size.'
     ) from None
   if record is not None:
+    setup.status.check_held()
     hosts.from_first(functools.partial(run_files.keep_weights, config, task, folder))
     metrics = {name: x for name, x in record['figures']['dev'].items() if math.isfinite(x)}
     say('dev', ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))
@@ -232,6 +243,9 @@ def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapp
     f'{quantity(initial.weights_count(trainable))} parameters{rate}{depths}, attention {kernel} '
     f'({reason})',
   )
+  platform = jax.default_backend()
+  products = describe_products(config.dtype, config.precision, platform)
+  say('', f'products {products}')
   for line in partitioning.sharding_table(p.shapes.params, p.shardings.params, setup.layout):
     say('', line)
   return p, splits
@@ -240,7 +254,7 @@ def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapp
 def _padding(p: TaskProgram) -> float:
   """Share of padding in the batches of the first epoch."""
   config, train = p.config, p.train
-  epochs = batches.Epochs(train, config.batch_size, config.seed, config.bucketed)
+  epochs = batches.epochs_of(config, train, config.seed)
   padded = 0
   for step in range(p.steps_per_epoch):
     longest = max(len(train.token_ids[row]) for row in epochs.rows(step))
@@ -266,6 +280,7 @@ def _print_results(records: list[Record]) -> None:
 def _finish(setup: FinetuningSetup) -> None:
   """Writes and prints the results of all tasks."""
   workdir, names = setup.workdir, setup.config.tasks
+  setup.status.check_held(read=True)
   records = read_records(workdir, names)
   if len(names) > 1:
     print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')

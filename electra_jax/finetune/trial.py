@@ -4,19 +4,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
 from electra_jax import console
-from electra_jax.finetune import batches, finetune_step
+from electra_jax.finetune import answers, batches, finetune_step
 from electra_jax.finetune.run_files import RESULT, Record, json_values
 from electra_jax.finetune.splits import Split
 from electra_jax.finetune.task_program import TaskProgram
 from electra_jax.training import checkpoints, hosts, partitioning, progress, run_folder
 from electra_jax.training.checkpoints import Criterion
+from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Agreement, Notice
 from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
@@ -27,14 +28,15 @@ from electra_jax.training.step_loop import (
   StepRunner,
   SumFunctions,
   is_due,
+  skipped_line,
 )
 from electra_jax.training.update_step import find_nonfinite
 
 PyTree = Any
 LINES_EVERY = 20  # of the log lines, one is printed where the console is not a terminal
 # Fields of an evaluation line of metrics.jsonl that are not metrics, and those left out of a curve.
-NOT_METRICS = ('kind', 'step', 'epoch', 'tokens', 'seconds')
-NOT_IN_CURVE = ('kind', 'tokens', 'seconds')
+NOT_METRICS = ('kind', 'step', 'epoch', 'tokens', 'seconds', *answers.STATISTICS)
+NOT_IN_CURVE = ('kind', 'tokens', 'seconds', *answers.STATISTICS)
 
 Curve = list[dict[str, Any]]  # evaluations on dev, as in metrics.jsonl
 
@@ -91,28 +93,45 @@ def run_trial(
   best_by = Criterion(p.task.metric, 'max')
   trial = _open(p, number, folder, status, best_by)
   stopped = _TrialLoop(p, trial, splits['dev']).run(notice)
-  trial.recorder.wait()
+  params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
+  trial.recorder.finish(step, trial.runner)
   trial.recorder.close()
   if stopped:
     return None
-  params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
   if p.config.select == 'best':
     params, step = checkpoints.restore_params(
       folder, 'best', p.shapes.params, p.shardings.params, best_by
     )
-  metrics = {
-    name: _known_metrics(trial.curve, name, step) or evaluate_split(p, params, name, split)
+  found = {
+    name: _known_evaluation(trial.curve, name, step) or evaluate_split(p, params, name, split)
     for name, split in splits.items()
   }
-  record = _record(p, trial, metrics, step)
+  record = _record(p, trial, found, step)
+  status.check_held(read=True)
   hosts.from_first(lambda: run_folder.write_json(folder / RESULT, json_values(record)))
   return record
 
 
-def evaluate_split(p: TaskProgram, params: PyTree, name: str, split: Split) -> dict[str, float]:
-  """The metrics of a part of the data."""
+class Evaluation(NamedTuple):
+  """An evaluation of a part of the data.
+
+  Attributes:
+    metrics: of the task.
+    answers: see answers.answer_statistics; of 'dev' only.
+  """
+
+  metrics: dict[str, float]
+  answers: dict[str, float]
+
+
+def evaluate_split(p: TaskProgram, params: PyTree, name: str, split: Split) -> Evaluation:
+  """Evaluates a part of the data."""
   outputs = p.predictor.outputs(params, split.features)
-  return p.task.score(name, split.examples, split.features, outputs)
+  metrics = p.task.score(name, split.examples, split.features, outputs)
+  given = {}
+  if name == 'dev':
+    given = answers.answer_statistics(p.task.head, split.features, outputs)
+  return Evaluation(metrics, given)
 
 
 def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -144,7 +163,7 @@ def _open(
     console.say('restored', f'trial {number}, step {first:,}, the last checkpoint in {folder}')
   else:
     state, sums = p.first_state(seed), functions.zeros()
-  writer = progress.Writer(folder, first) if hosts.first() else progress.NoWriter()
+  writer = MetricsWriter(folder, first) if hosts.first() else NoWriter()
   return _Trial(
     number,
     folder,
@@ -169,13 +188,14 @@ class _TrialLoop:
     self.p = p
     self.trial = trial
     self.dev = dev
-    self.epochs = batches.Epochs(p.train, config.batch_size, trial.seed, config.bucketed)
+    self.epochs = batches.epochs_of(config, p.train, trial.seed)
     every = round(config.eval_every * p.steps_per_epoch)
     self.eval_every = max(1, every) if config.eval_every else p.steps
     self.out_of_patience = _out_of_patience(trial.curve, p.task.metric, config.patience)
     self.timer = IntervalTimer(trial.first)
     self.interval_tokens = 0
     self.log_lines = 0
+    self.skipped = trial.runner.skipped()
 
   def run(self, notice: Notice) -> bool:
     """Takes the steps that are left. Returns whether the run was asked to stop before the end."""
@@ -210,8 +230,10 @@ class _TrialLoop:
         if value is not None or stop or step % p.config.save_every == 0:
           with self.timer.paused():
             self._save(step, value)
+        else:
+          trial.recorder.poll(step, trial.runner)
         if stop and step < p.steps:
-          trial.recorder.wait()
+          trial.recorder.finish(step, trial.runner)
           live.above(
             f'  asked to stop: saved step {step:,} of trial {trial.number}; the same command '
             'resumes from there'
@@ -232,6 +254,9 @@ class _TrialLoop:
     p, trial = self.p, self.trial
     taken = trial.runner.take_sums()
     self._check_finite(taken.bad_step)
+    if line := skipped_line(self.skipped, taken.skipped):
+      live.above(line)
+    self.skipped = taken.skipped
     interval = self.timer.end_interval(step)
     metrics = finetuning_metrics(taken.sums) | {
       'epoch': step / p.steps_per_epoch,
@@ -260,10 +285,11 @@ class _TrialLoop:
   def _evaluate(self, step: int) -> float:
     """Evaluates on dev. Returns the metric that the best checkpoint is chosen by."""
     p, trial = self.p, self.trial
-    metrics = evaluate_split(p, trial.runner.state.params, 'dev', self.dev)
+    metrics, given = evaluate_split(p, trial.runner.state.params, 'dev', self.dev)
     epoch = step / p.steps_per_epoch
-    trial.recorder.log_evaluation('dev', step, metrics | {'epoch': epoch, 'tokens': trial.tokens})
-    trial.curve.append({'kind': 'dev', 'step': step, 'epoch': epoch, **metrics})
+    others = given | {'epoch': epoch, 'tokens': trial.tokens}
+    trial.recorder.log_evaluation('dev', step, metrics | others)
+    trial.curve.append({'kind': 'dev', 'step': step, 'epoch': epoch, **metrics, **given})
     self.out_of_patience = _out_of_patience(trial.curve, p.task.metric, p.config.patience)
     return float(metrics[p.task.metric])
 
@@ -273,7 +299,8 @@ class _TrialLoop:
 
   def _check_finite(self, bad_step: int) -> None:
     subject = f'trial {self.trial.number} of {self.p.task.name}: '
-    self.trial.recorder.check_finite(bad_step, self._find_nonfinite, subject)
+    skips = self.p.config.skip_nonfinite
+    self.trial.recorder.check_finite(bad_step, self._find_nonfinite, subject, skips)
 
   def _find_nonfinite(self, bad_step: int) -> str:
     """Names the first tensor of a step that is not finite."""
@@ -287,16 +314,15 @@ class _TrialLoop:
 #### The record ####
 
 
-def _record(
-  p: TaskProgram, trial: _Trial, metrics: Mapping[str, Mapping[str, float]], step: int
-) -> Record:
-  """The content of result.json; `metrics` by part of the data, of the parameters of `step`."""
+def _record(p: TaskProgram, trial: _Trial, found: Mapping[str, Evaluation], step: int) -> Record:
+  """The content of result.json; `found` by part of the data, of the parameters of `step`."""
   return {
     'task': p.task.name,
     'trial': trial.number,
     'seed': trial.seed,
     'metric': p.task.metric,
-    'figures': metrics,
+    'figures': {name: evaluation.metrics for name, evaluation in found.items()},
+    'answers': found['dev'].answers,
     'selected_step': step,
     'best': _best(trial.curve, p.task.metric),
     'curve': [
@@ -305,20 +331,23 @@ def _record(
     'train_loss': hosts.from_first(functools.partial(_last_loss, trial.folder)),
     'constant': p.constant,
     'steps': int(jax.device_get(trial.runner.state.step)),
+    'skipped': trial.runner.skipped(),
     'tokens': trial.tokens,
     'seconds': trial.recorder.writer.seconds,
   }
 
 
-def _known_metrics(curve: Curve, name: str, step: int) -> dict[str, float] | None:
-  """The metrics of 'dev' if the last evaluation was at `step`, else None."""
+def _known_evaluation(curve: Curve, name: str, step: int) -> Evaluation | None:
+  """The evaluation of 'dev' if the last one was at `step`, else None."""
   if name != 'dev' or curve[-1]['step'] != step:
     return None
-  return {
+  line = curve[-1]
+  metrics = {
     metric: math.nan if value is None else value
-    for metric, value in curve[-1].items()
+    for metric, value in line.items()
     if metric not in NOT_METRICS
   }
+  return Evaluation(metrics, {name: line[name] for name in answers.STATISTICS if name in line})
 
 
 def _best(curve: Curve, metric: str) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from electra_jax import registry
 from electra_jax.console import seconds
+from electra_jax.finetune.answers import all_the_same
 from electra_jax.training.curves import BLUE, GREY, ORANGE, PURPLE, STYLE
 
 Record: TypeAlias = dict[str, Any]
@@ -20,10 +21,15 @@ Figure: TypeAlias = Any  # of matplotlib, which is imported only where it is use
 Axes: TypeAlias = Any  # of matplotlib
 
 _LOWER_IS_BETTER = ('mse',)
+_CORRELATIONS = ('matthews', 'pearson', 'spearman', 'glue')  # 'glue' may be a mean of correlations
+# With fewer trials than this, all of them are printed, and there is no interval: with two or three
+# it is so wide that it says nothing.
+TRIALS_OF_INTERVAL = 5
 # Differences between metrics that are fractions, see collapsed_trials.
 _AT_LEVEL = 0.01
 _CLEARLY_ABOVE = 0.05
 _SAME = 1e-4
+_CORRELATED = 0.05
 
 
 def published_metrics() -> dict[str, str]:
@@ -50,9 +56,10 @@ def summarize_trials(records: Sequence[Record]) -> dict[str, Summary]:
 
   Returns:
     By task: `metric`, `trials` (their number), `collapsed` (numbers of trials), `constant`,
-    `seconds` and `tokens` (totals of all trials), and `figures`: by split and metric `n`, `median`,
-    `best`, `mean`, `deviation` (of a sample), `low` and `high` (the 95% confidence interval of the
-    mean by Student's t; null for one trial).
+    `seconds` and `tokens` (totals of all trials), and `figures`: by split and metric `n`, `values`
+    (of the trials in their order), `median`, `best`, `mean`, `deviation` (of a sample), `low` and
+    `high` (the 95% confidence interval of the mean by Student's t, inside the range of the metric;
+    null for fewer than five trials).
   """
   summaries: dict[str, Summary] = {}
   fallen = {(record['task'], record['trial']) for record in collapsed_trials(records)}
@@ -98,7 +105,25 @@ def _statistics(name: str, values: list[float]) -> dict[str, Any]:
   best = None
   if values and not name.endswith('_thresh'):
     best = min(values) if name in _LOWER_IS_BETTER else max(values)
-  return {'median': statistics.median(values) if values else None, 'best': best} | spread(values)
+  found = spread(values)
+  if len(values) < TRIALS_OF_INTERVAL:
+    found |= {'low': None, 'high': None}
+  else:
+    least, most = _range(name, values)
+    found |= {'low': max(found['low'], least), 'high': min(found['high'], most)}
+  median = statistics.median(values) if values else None
+  return {'values': values, 'median': median, 'best': best} | found
+
+
+def _range(name: str, values: Sequence[float]) -> tuple[float, float]:
+  """The range of a metric: a correlation, an error, or a fraction; any number for others."""
+  if name in _CORRELATIONS:
+    return -1.0, 1.0
+  if name in _LOWER_IS_BETTER:
+    return 0.0, math.inf
+  if name.endswith('_thresh') or not all(0 <= value <= 1 for value in values):
+    return -math.inf, math.inf
+  return 0.0, 1.0
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -121,31 +146,48 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def collapsed_trials(records: Sequence[Record]) -> list[Record]:
-  """The records of trials that ended at the level of a constant answer, though others did not.
+  """The records of trials whose answers to the dev examples are all the same.
 
-  Fine-tuning on little data fails in this way with some seeds (Devlin et al. 2019, section 4.1). In
-  Mosbach et al. 2021 a failed run is one that does not exceed the majority baseline at the end.
-  Here it is within 0.01 of it, since a collapsed network still has some noise, and either
+  Fine-tuning on little data fails in this way with some seeds (Devlin et al. 2019, section 4.1).
+  Records have statistics of the answers, see finetune/answers.py. Those of version 0.1.0 have only
+  metrics; `_is_at_constant` then decides.
+  """
+  found = []
+  for record in records:
+    collapsed = all_the_same(record.get('answers', {}))
+    if collapsed is None:
+      collapsed = _is_at_constant(record, records)
+    if collapsed:
+      found.append(record)
+  return found
+
+
+def _is_at_constant(record: Record, records: Sequence[Record]) -> bool:
+  """Whether a trial ended at the level of a constant answer, though others did not, by its metrics.
+
+  In Mosbach et al. 2021 a failed run is one that does not exceed the majority baseline at the end.
+  Here it is at most 0.01 above it, since a collapsed network still has some noise, has no metric
+  that is a correlation other than 0, and either
 
   - another trial of the task is above the baseline by at least 0.05, so that neither the task nor
     the model is too hard; or
   - every metric is that of the constant answer (to 1e-4, or undefined), so that even a single trial
-    leaves no doubt.
+    leaves no doubt. Decision thresholds do not count.
 
   A task whose constant answer is not known has no collapsed trials.
   """
-  found = []
-  for record in records:
-    metric, constant = record['metric'], record.get('constant', {})
-    level = _finite(constant.get(metric))
-    if level is None:
-      continue
-    peers = [other for other in records if other['task'] == record['task']]
-    best = max(_dev_value(other, metric) for other in peers)
-    at_level = _dev_value(record, metric) <= level + _AT_LEVEL
-    if at_level and (best >= level + _CLEARLY_ABOVE or _equals_constant(record, constant)):
-      found.append(record)
-  return found
+  metric, constant = record['metric'], record.get('constant', {})
+  level = _finite(constant.get(metric))
+  if level is None:
+    return False
+  dev = record['figures']['dev']
+  correlations = [_finite(dev.get(name)) for name in _CORRELATIONS[:-1]]
+  if any(value is not None and abs(value) > _CORRELATED for value in correlations):
+    return False
+  peers = [other for other in records if other['task'] == record['task']]
+  best = max(_dev_value(other, metric) for other in peers)
+  at_level = _dev_value(record, metric) <= level + _AT_LEVEL
+  return at_level and (best >= level + _CLEARLY_ABOVE or _equals_constant(record, constant))
 
 
 def _dev_value(record: Record, name: str) -> float:
@@ -159,7 +201,10 @@ def _equals_constant(record: Record, constant: Mapping[str, float | None]) -> bo
   return all(
     abs(_dev_value(record, name) - value) <= _SAME
     for name, value in constant.items()
-    if value is not None and math.isfinite(value) and name in record['figures']['dev']
+    if value is not None
+    and math.isfinite(value)
+    and name in record['figures']['dev']
+    and not name.endswith('_thresh')
   )
 
 
@@ -186,7 +231,8 @@ def glue_average(summaries: Mapping[str, Summary]) -> dict[str, Any] | None:
 
 #### Tables ####
 
-_HEADER = ('task', 'metric', 'trials', 'median', 'best', 'mean', 'sd', '95% interval', 'constant')
+_INTERVAL = 'values or 95% interval'
+_HEADER = ('task', 'metric', 'trials', 'median', 'best', 'mean', 'sd', _INTERVAL, 'constant')
 
 
 def trials_table(summaries: Mapping[str, Summary]) -> str:
@@ -238,9 +284,11 @@ def trials_markdown(summaries: Mapping[str, Summary]) -> str:
     *map(line, rows),
     '',
     'Fractions times 100. The metric that trials are compared by is in bold. sd: standard '
-    "deviation over trials; 95% interval: of the mean, by Student's t; constant: the score on dev "
-    'of the most frequent answer of the training data, or of the mean. Trials differ in the '
-    'initialization of the head, the order of the data and dropout, not in the pretrained weights.',
+    'deviation over trials; values: of all trials, where there are fewer than '
+    f"{TRIALS_OF_INTERVAL}; 95% interval: of the mean, by Student's t, inside the range of the "
+    'metric; constant: the score on dev of the most frequent answer of the training data, or of '
+    'the mean. Trials differ in the initialization of the head, the order of the data and dropout, '
+    'not in the pretrained weights.',
     '',
   ]
   for note in _notes(summaries):
@@ -259,7 +307,9 @@ def _row(task: str, summary: Summary, split: str, name: str, bold: bool = False)
   def percent(value: float | None) -> str:
     return '' if value is None else f'{factor * value:.{digits}f}'
 
-  interval = '' if f['low'] is None else f'{percent(f["low"])} to {percent(f["high"])}'
+  interval = ', '.join(map(percent, f['values'])) if f['n'] > 1 else ''
+  if f['low'] is not None:
+    interval = f'{percent(f["low"])} to {percent(f["high"])}'
   constant = percent(_finite(summary['constant'].get(name))) if split == 'dev' else ''
   trials = str(f['n']) if f['n'] == summary['trials'] else f'{f["n"]} of {summary["trials"]}'
   return (
@@ -295,8 +345,8 @@ def _notes(summaries: Mapping[str, Summary]) -> list[str]:
   for task, summary in summaries.items():
     if collapsed := summary['collapsed']:
       lines.append(
-        f'{task}: {_count(len(collapsed), "trial")} of {summary["trials"]} collapsed to the level '
-        f'of a constant answer ({", ".join(map(str, collapsed))}); all of them count above.'
+        f'{task}: {_count(len(collapsed), "trial")} of {summary["trials"]} collapsed to one answer '
+        f'for everything ({", ".join(map(str, collapsed))}); all of them count above.'
       )
   return lines
 

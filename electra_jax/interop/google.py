@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from electra_jax import file_access
+from electra_jax import checksums, file_access, json_reader
 from electra_jax.errors import UserError
 from electra_jax.interop.google_files import (
   STATE,
@@ -64,6 +64,9 @@ def read_weights(address: str, moments: bool = True) -> Weights:
   """
   path, heads = _parse_address(address)
   prefix = find_prefix(path)
+  folder, _, name = prefix.rpartition('/')
+  sums = checksums.read_sums(folder or '.') or {}
+  checksums.check(folder or '.', [file for file in sums if file.startswith(f'{name}.')])
   with open_checkpoint(prefix) as reader:
     shapes = reader.shapes
     fine_tuned = any(name.startswith(_FINE_TUNED) for name in shapes)
@@ -238,12 +241,12 @@ def _recorded_heads(prefix: str) -> int | None:
   if not file_access.exists(path):
     return None
   try:
-    heads = json.loads(file_access.read_bytes(path))['model_hparam_overrides'][
-      'num_attention_heads'
-    ]
-  except (ValueError, KeyError, TypeError):
+    shape = {'model_hparam_overrides': {'num_attention_heads': int}}
+    found = json_reader.read(path, shape)
+  except json_reader.InvalidJson:
     return None
-  return heads if type(heads) is int and heads > 0 else None
+  heads: int = found['model_hparam_overrides']['num_attention_heads']
+  return heads if heads > 0 else None
 
 
 #### Writing ####

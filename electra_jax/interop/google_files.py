@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from electra_jax import console, file_access
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 
 STATE = 'checkpoint'  # the file that names a folder's last checkpoint
 _LFS_POINTER = b'version https://git-lfs'
@@ -184,10 +184,7 @@ def _tensorflow() -> _TensorFlow:
   try:
     import tensorflow as tf
   except ImportError:
-    raise UserError(
-      'TensorFlow checkpoints require TensorFlow, which is not installed; pip install '
-      'tensorflow-cpu.'
-    ) from None
+    raise missing_package('a TensorFlow checkpoint', 'TensorFlow', 'tfds') from None
   with contextlib.suppress(RuntimeError):  # TensorFlow was in use before
     tf.config.set_visible_devices([], 'GPU')  # the accelerator's memory is JAX's
   return tf

@@ -1,12 +1,13 @@
 """Fields of a config.json of `transformers`: types, supported values, the class, labels."""
 
+import collections
+import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from electra_jax import file_access
+from electra_jax import input_limits, json_reader
 from electra_jax.errors import UserError
 from electra_jax.model.config import EncoderConfig
 
@@ -40,9 +41,11 @@ class ConfigFields:
   def number(self, name: str, default: float) -> float:
     """Returns a field that must be a finite number."""
     value = self.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-      raise UserError(f'{self.file}: {name} is {value!r}; expected a number.')
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      with contextlib.suppress(OverflowError):  # of an integer of hundreds of digits
+        if math.isfinite(float(value)):
+          return float(value)
+    raise UserError(f'{self.file}: {name} is {value!r}; expected a number.')
 
   def group(self, name: str) -> 'ConfigFields':
     """Returns the fields inside a field."""
@@ -83,9 +86,9 @@ def read_fields(file: str) -> ConfigFields:
     UserError: the file is not a JSON object.
   """
   try:
-    values = json.loads(file_access.read_bytes(file))
-  except ValueError as error:
-    raise UserError(f'{file} is not JSON, or is cut short: {error}.') from None
+    values = json_reader.read(file)
+  except json_reader.InvalidJson as error:
+    raise UserError(f'{file} is not JSON, or is cut short: {error.reason}.') from None
   if not isinstance(values, dict):
     raise UserError(f'{file} has no fields; expected a config.json of transformers.')
   return ConfigFields(file, values)
@@ -104,13 +107,15 @@ def label_names(fields: ConfigFields) -> list[str]:
   given = fields.group('id2label').values
   if not given:
     count = fields.integer('num_labels', fields.integer('_num_labels', 2))
+    input_limits.check(count, input_limits.VOCABULARY_TOKENS, fields.file, 'labels')
     return [f'LABEL_{i}' for i in range(count)]
   if set(given) != {str(i) for i in range(len(given))}:
     raise UserError(
       f'{fields.file}: the ids in id2label are {", ".join(given)}; expected 0 to {len(given) - 1}.'
     )
   names = [str(given[str(i)]) for i in range(len(given))]
-  if repeated := [name for name in names if names.count(name) > 1]:
+  counts = collections.Counter(names)
+  if repeated := [name for name in names if counts[name] > 1]:
     raise UserError(f'{fields.file}: two labels in id2label have the name {repeated[0]!r}.')
   return names
 

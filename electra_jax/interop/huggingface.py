@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from electra_jax import file_access
+from electra_jax import checksums, file_access
 from electra_jax.data.tokenizers.tokenization import holds_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, tensor_files
@@ -36,6 +36,7 @@ from electra_jax.model.config import EncoderConfig
 
 CONFIG = 'config.json'
 TENSORS = 'model.safetensors'
+_MODEL_FILES = (CONFIG, '.safetensors', '.bin', '.index.json')  # that are read here
 # A field of the config.json that this package writes: {'tower': 'discriminator', 'generator' or
 # 'finetuned'}.
 MARK = 'electra_jax'
@@ -96,6 +97,10 @@ def _find_tokenizer(folder: str) -> str | None:
 
 
 def _read_model(path: str) -> Weights:
+  sums = checksums.read_sums(path) or {}
+  checksums.check(
+    path, [name for name in sums if name.endswith(_MODEL_FILES) and name != 'tokenizer_config.json']
+  )
   fields = read_fields(file_access.join(path, CONFIG))
   architecture = _architecture_of(fields)
   config = architecture.read_config(fields)

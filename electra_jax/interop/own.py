@@ -29,7 +29,7 @@ def read_weights(folder: str | epath.Path, which: str = 'last', moments: bool = 
 
   Args:
     folder: the run's folder; may be at gs://.
-    which: 'last', 'best' (by the held-out loss), or a step.
+    which: 'last', 'best' (by config.best_by), or a step.
     moments: whether to read Adam's moments.
 
   Raises:
@@ -44,7 +44,7 @@ def read_weights(folder: str | epath.Path, which: str = 'last', moments: bool = 
     dataclasses.replace(tower, vocab_multiple=1)
     for tower in towers(config, objective.one_tower, size, 'cpu')
   )
-  step = checkpoints.find_step(place, which)
+  step = checkpoints.find_step(place, which, checkpoints.run_criterion(config))
   trees = {'params': checkpoints.read_arrays(place, step, 'params')}
   if moments:
     trees |= checkpoints.read_moments(place, step) or {}

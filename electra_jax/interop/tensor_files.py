@@ -3,7 +3,6 @@
 PyTorch is not needed. See torch_files.py for .bin files.
 """
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import file_access
+from electra_jax import file_access, input_limits, json_reader
 from electra_jax.errors import UserError
 from electra_jax.interop import torch_files
 
@@ -96,16 +95,19 @@ def _find_weights(folder: str) -> str:
 def _read_shards(path: str) -> dict[str, np.ndarray]:
   content = _read_bytes(path)
   try:
-    shard_of = dict(json.loads(content)['weight_map'])
-    if not shard_of or not all(isinstance(shard, str) for shard in shard_of.values()):
-      raise ValueError
-  except (ValueError, KeyError, TypeError):
+    index = json_reader.parse(content, repr(path))
+    json_reader.check(index, {'weight_map': {str: str}}, repr(path))
+  except json_reader.InvalidJson as error:
     raise UserError(
-      f'{path!r} is damaged; expected JSON with a weight_map from tensors to file names.'
+      f'{path!r} is damaged ({error.reason}); expected JSON with a weight_map from tensors to file '
+      'names.'
     ) from None
+  shard_of: dict[str, str] = index['weight_map']
+  if not shard_of:
+    raise UserError(f'{path!r} lists no tensors; download it again.')
   tensors: dict[str, np.ndarray] = {}
   for shard in sorted(set(shard_of.values())):
-    if os.path.basename(shard) != shard or shard.endswith('.json'):
+    if not _is_plain_name(shard) or shard.endswith('.json'):
       raise UserError(f'{path!r} names the shard {shard!r}; expected a file in the same folder.')
     place = file_access.join(os.path.dirname(path) or '.', shard)
     if not file_access.exists(place):
@@ -120,6 +122,11 @@ def _read_shards(path: str) -> dict[str, np.ndarray]:
     # Tensors that the index does not list are kept, so that unknown ones are reported.
     tensors |= {name: value for name, value in found.items() if shard_of.get(name, shard) == shard}
   return tensors
+
+
+def _is_plain_name(name: str) -> bool:
+  """Whether a name is that of a file in the same folder, on any system."""
+  return name not in ('', '.', '..') and not any(c in name for c in '/\\:\0')
 
 
 def _read_bytes(path: str) -> bytes:
@@ -153,6 +160,10 @@ def _read_file(path: str) -> dict[str, np.ndarray]:
 def _read_safetensors(path: str, content: bytes) -> dict[str, np.ndarray]:
   import safetensors
 
+  claimed = int.from_bytes(content[:8], 'little')
+  if claimed <= len(content):  # otherwise the file is cut short
+    what = f'the header of {path!r}'
+    input_limits.check(claimed, input_limits.HEADER_BYTES, what)
   try:
     deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = safetensors.deserialize
     parts = deserialize(content)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from electra_jax import console
+from electra_jax import console, json_reader
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
 from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
 from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
@@ -41,10 +41,10 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
     return tokenizer.saved_files()
   _add_special_tokens(pipeline, tokenizer, token_types)
   roles = _roles(tokenizer)
-  added = json.loads(pipeline.to_str())['added_tokens']
+  added = json_reader.parse(pipeline.to_str(), PIPELINE_FILE)['added_tokens']
   inputs = ['input_ids', *(['token_type_ids'] if token_types else []), 'attention_mask']
   settings = {
-    **json.loads(tokenizer.files.get(SETTINGS_FILE, b'{}')),
+    **json_reader.parse(tokenizer.files.get(SETTINGS_FILE, b'{}'), SETTINGS_FILE),
     **roles,
     'tokenizer_class': tokenizer.transformers_class,
     'added_tokens_decoder': {str(token.pop('id')): token for token in added},

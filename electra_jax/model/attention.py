@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from electra_jax.config.declarations import one_of
 from electra_jax.model import kernels
 from electra_jax.model.config import KERNELS
-from electra_jax.model.dropout import dropout
+from electra_jax.model.dropout import DropoutSettings, dropout
+from electra_jax.model.products import precision_of
 
 # `auto` chooses splash from this length on. The reason is memory, not time, which was not measured
 # on a chip: compiled for a v5e, forward and backward pass of a base encoder on 8,192 tokens hold
@@ -30,7 +31,8 @@ class AttentionSettings:
       One side requires the kernel 'xla'.
     dropout_rate: dropout of the probabilities; above 0 it requires the kernel 'xla'.
     dropout_site: see model/dropout.py.
-    dropout_generator: see model/dropout.py.
+    dropout: see model/dropout.py.
+    precision: of float32 products, see model/products.py.
 
   Raises:
     ValueError: the kernel does not support the dropout or the direction.
@@ -41,7 +43,8 @@ class AttentionSettings:
   direction: str = 'both'
   dropout_rate: float = 0.0
   dropout_site: int = 1
-  dropout_generator: str = 'hash'
+  dropout: DropoutSettings = DropoutSettings()
+  precision: str = 'float32'
 
   def __post_init__(self) -> None:
     if self.kernel == 'xla':
@@ -89,20 +92,24 @@ def attention(
   # Scaling the query and not the scores saves a quarter of the time of attention on a CPU.
   query = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
   if settings.kernel == 'splash':
-    return kernels.splash(query, key, value, segment_ids, is_global, settings.reach)
+    return kernels.splash(
+      query, key, value, segment_ids, is_global, settings.reach, settings.precision
+    )
   visible = visible_positions(segment_ids, is_global, settings.reach, settings.direction)
   if settings.kernel == 'cudnn':
     return kernels.cudnn(query, key, value, visible)
-  scores = jnp.einsum('bqnd,bknd->bnqk', query, key, preferred_element_type=jnp.float32)
-  probabilities = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
-  probabilities = dropout(
-    probabilities.astype(value.dtype),
-    settings.dropout_rate,
-    dropout_keys,
-    settings.dropout_site,
-    settings.dropout_generator,
+  precision = precision_of(settings.precision, query.dtype)
+  scores = jnp.einsum(
+    'bqnd,bknd->bnqk', query, key, precision=precision, preferred_element_type=jnp.float32
   )
-  return jnp.einsum('bnqk,bknd->bqnd', probabilities, value)
+  probabilities = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
+  if settings.dropout.scale == 'dtype':
+    probabilities = probabilities.astype(value.dtype)
+  probabilities = dropout(
+    probabilities, settings.dropout_rate, dropout_keys, settings.dropout_site, settings.dropout
+  )
+  probabilities = probabilities.astype(value.dtype)
+  return jnp.einsum('bnqk,bknd->bqnd', probabilities, value, precision=precision)
 
 
 def visible_positions(

@@ -5,8 +5,11 @@ import dataclasses
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from electra_jax import input_limits
 from electra_jax.config import ModelConfig
 from electra_jax.config.declarations import fields_of, one_of
+from electra_jax.config.groups import PRECISIONS
+from electra_jax.model.dropout import DropoutSettings
 
 KERNELS = ('xla', 'splash', 'cudnn')
 DIRECTIONS = ('both', 'left', 'right')
@@ -78,6 +81,7 @@ class EncoderConfig(ModelConfig):
     attention: 'xla' (any device), 'splash' (TPU) or 'cudnn' (GPU); see model/attention.py.
     vocab_size: tokens. The embedding table has `padded_vocab_size` rows.
     dtype: of matrix products and activations. Parameters are float32 always.
+    precision: arithmetic of products of float32 arrays, of PRECISIONS in config/groups.py.
     direction: the positions that a position attends to: 'both' sides, or itself and those to its
       'left' or 'right'.
 
@@ -89,16 +93,25 @@ class EncoderConfig(ModelConfig):
   attention: str = 'xla'
   vocab_size: int = 30522
   dtype: DTypeLike = jnp.float32
+  precision: str = 'float32'
   direction: str = 'both'
 
   def __post_init__(self) -> None:
     for name, entry in fields_of(ModelConfig).items():
       declared, value = entry.declaration, getattr(self, name)
       _require(declared.accepts(value), f'{name} is {value!r}; expected {declared.expectation()}.')
+      limit = input_limits.ENCODER_LAYERS if name == 'num_layers' else input_limits.ENCODER_SIZE
+      if entry.kind is int:
+        _require_at_most(name, value, limit)
+    _require_at_most('vocab_size', self.vocab_size, input_limits.ENCODER_SIZE)
     for name in ('vocab_size', 'scan_unroll'):
       value = getattr(self, name)
       _require(value >= 1, f'{name} is {value!r}; expected at least 1.')
-    for name, choices in (('attention', KERNELS), ('direction', DIRECTIONS)):
+    for name, choices in (
+      ('attention', KERNELS),
+      ('direction', DIRECTIONS),
+      ('precision', PRECISIONS),
+    ):
       value = getattr(self, name)
       _require(value in choices, f'{name} is {value!r}; expected {one_of(choices)}.')
     _require(
@@ -143,6 +156,27 @@ class EncoderConfig(ModelConfig):
     return FAMILIES[self.family].has_token_types
 
   @property
+  def dropout_settings(self) -> DropoutSettings:
+    """How dropout is computed."""
+    return DropoutSettings(self.dropout_generator, self.dropout_scale)
+
+  @property
+  def residual_dtype(self) -> DTypeLike:
+    """Type of what is added up from layer to layer."""
+    wide = self.residual == 'float32' or (self.residual == 'auto' and self.family == 'modern')
+    return jnp.float32 if wide else self.dtype
+
+  @property
+  def recomputed_in_loop(self) -> bool:
+    """Whether each layer is in the body of a loop of several iterations.
+
+    The backward pass is another loop then. Otherwise both passes are in one piece of program, where
+    XLA would replace what remat recomputes by the equal values of the forward pass.
+    """
+    iterations, rest = divmod(self.num_layers, min(self.scan_unroll, self.num_layers))
+    return iterations > 1 and not rest
+
+  @property
   def use_bias(self) -> bool:
     """Whether dense layers and LayerNorms have biases."""
     return FAMILIES[self.family].use_bias
@@ -151,6 +185,12 @@ class EncoderConfig(ModelConfig):
   def gated_feed_forward(self) -> bool:
     """Whether feed-forward layers have a third matrix, the gate."""
     return FAMILIES[self.family].gated_feed_forward
+
+
+def _require_at_most(name: str, value: int, limit: int) -> None:
+  """Refuses sizes of no encoder, before something of that size is computed."""
+  most = input_limits.scaled(limit)
+  _require(value <= most, f'{name} is {value}; expected at most {most:,}: {input_limits.REMEDY}.')
 
 
 def _require(condition: bool, message: str) -> None:

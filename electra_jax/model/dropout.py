@@ -1,7 +1,7 @@
 """Dropout from one key per row, independent of the mesh and of the number of micro-batches."""
 
 import math
-from typing import overload
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,21 @@ def _hash_bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return bits ^ (bits >> 16)
 
 
+class DropoutSettings(NamedTuple):
+  """How dropout is computed.
+
+  Attributes:
+    generator: of the random bits: 'hash' (cheap) or 'threefry' (that of JAX).
+    scale: type of the factor 1 / (1 - rate) and of the product with it: 'float32', or 'dtype' for
+      that of the activations, where bfloat16 rounds 1 / 0.9 to 1.1094 and biases the mean.
+  """
+
+  generator: str = 'hash'
+  scale: str = 'float32'
+
+
 def dropout(
-  x: jax.Array, rate: float, keys: jax.Array | None, site: int, generator: str
+  x: jax.Array, rate: float, keys: jax.Array | None, site: int, settings: DropoutSettings
 ) -> jax.Array:
   """Sets each element to zero with probability `rate` and scales the rest by 1 / (1 - rate).
 
@@ -61,14 +74,19 @@ def dropout(
     rate: probability of zero; 0 returns x.
     keys: one threefry key per row, `[batch]`; None for no dropout.
     site: number of the place in the layer, so that no two places have the same mask.
-    generator: of the random bits: 'hash' (cheap) or 'threefry' (that of JAX).
+    settings: random bits, and the type of the scale.
+
+  Returns:
+    Activations of the type of x.
   """
   if keys is None or rate == 0:
     return x
   keys = fold_in(keys, site)
-  if generator == 'hash':
+  if settings.generator == 'hash':
     bits = _hash_bits(keys, x.shape[1:])
   else:
     bits = threefry_bits(keys, x.shape[1:])
   keep = bits < jnp.uint32(round((1 - rate) * 2**32))
-  return jnp.where(keep, x * jnp.asarray(1 / (1 - rate), x.dtype), jnp.zeros((), x.dtype))
+  dtype = jnp.float32 if settings.scale == 'float32' else x.dtype
+  scaled = (x.astype(dtype) * jnp.asarray(1 / (1 - rate), dtype)).astype(x.dtype)
+  return jnp.where(keep, scaled, jnp.zeros((), x.dtype))

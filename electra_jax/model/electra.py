@@ -17,8 +17,8 @@ from electra_jax.model.encoder import (
   gelu,
   layer_norm,
   partitioned,
-  product,
 )
+from electra_jax.model.products import product
 from electra_jax.model.sharing.scheme import Modules, SharingScheme
 
 # Folded into the dropout keys, so that the towers have different masks. 3 is the head of
@@ -55,7 +55,8 @@ class GeneratorHead(nn.Module):
       (c.padded_vocab_size,),
       jnp.float32,
     )
-    logits = product(x.reshape(-1, x.shape[-1]), word_embeddings.T).reshape(*x.shape[:2], -1) + bias
+    flat = product(x.reshape(-1, x.shape[-1]), word_embeddings.T, c.precision)
+    logits = flat.reshape(*x.shape[:2], -1) + bias
     real = jax.lax.iota(jnp.int32, c.padded_vocab_size) < c.vocab_size
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)
 

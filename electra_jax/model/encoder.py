@@ -19,6 +19,7 @@ from electra_jax.model.attention import (
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.kernels import RESIDUALS, divided
+from electra_jax.model.products import precision_of, product
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 
@@ -117,43 +118,6 @@ def parameter(
   return gathered
 
 
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Product of x and a kernel in the type of x, accumulated in float32.
-
-  The gradient of the kernel is float32 too, so that its sum over devices is not rounded to
-  bfloat16.
-
-  Args:
-    x: `[rows, in]`.
-    kernel: `[in, out]`.
-
-  Returns:
-    float32 `[rows, out]`.
-  """
-  return jax.lax.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-
-
-def _product_forward(
-  x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return product(x, kernel), (x, kernel)
-
-
-def _product_backward(
-  saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  x, kernel = saved
-  gradient = gradient.astype(x.dtype)
-  return (
-    jax.lax.dot_general(gradient, kernel.astype(x.dtype), (((1,), (1,)), ((), ()))),
-    jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32),
-  )
-
-
-product.defvjp(_product_forward, _product_backward)
-
-
 class Dense(nn.Module):
   """A dense layer with a kernel `[in, out]`, as one product of flat matrices.
 
@@ -166,6 +130,7 @@ class Dense(nn.Module):
     kernel_init: initializer of the kernel.
     use_bias: whether it has a bias.
     dtype: of the product and the output.
+    precision: of a float32 product, see model/products.py.
   """
 
   features: int
@@ -173,12 +138,13 @@ class Dense(nn.Module):
   kernel_init: Initializer
   use_bias: bool
   dtype: DTypeLike
+  precision: str
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[..., in]` -> `[..., features]`."""
     kernel = parameter(self, 'kernel', self.kernel_init, (x.shape[-1], self.features), self.axes)
-    y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
+    y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel, self.precision)
     if self.use_bias:
       y += self.param(
         'bias',
@@ -217,18 +183,25 @@ def dense(
     init or truncated_normal(config.initializer_range),
     config.use_bias if use_bias is None else use_bias,
     dtype or config.dtype,
+    config.precision,
     name=name,
   )
 
 
-def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
-  """LayerNorm with float32 statistics, with a bias where the family has biases."""
+def layer_norm(config: EncoderConfig, name: str, dtype: DTypeLike | None = None) -> nn.LayerNorm:
+  """LayerNorm with float32 statistics, with a bias where the family has biases.
+
+  Args:
+    config: of the encoder.
+    name: of the layer.
+    dtype: of the output; None for that of the config.
+  """
   return nn.LayerNorm(
     name=name,
     epsilon=config.layer_norm_eps,
     use_fast_variance=False,
     use_bias=config.use_bias,
-    dtype=config.dtype,
+    dtype=dtype or config.dtype,
     param_dtype=jnp.float32,
     scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('norm',)),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('norm',)),
@@ -268,7 +241,7 @@ class Embeddings(nn.Module):
       self.position = table('position', c.max_positions, 'positions')
     if c.has_token_types:
       self.type = table('type', c.type_vocab_size, 'types')
-    self.norm = layer_norm(c, 'norm')
+    self.norm = layer_norm(c, 'norm', c.residual_dtype)
 
   def tables(self, base: Mapping[str, jax.Array] | None = None) -> dict[str, jax.Array]:
     """The tables by name.
@@ -307,8 +280,9 @@ class Embeddings(nn.Module):
     if c.has_position_table:
       x += jnp.take(tables['position'], inputs.positions, axis=0)
     if c.has_token_types:
-      x += jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype) @ tables['type']
-    return by_rows(dropout(self.norm(x), c.dropout, keys, 0, c.dropout_generator))
+      one_hot = jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype)
+      x += jnp.matmul(one_hot, tables['type'], precision=precision_of(c.precision, x.dtype))
+    return by_rows(dropout(self.norm(x), c.dropout, keys, 0, c.dropout_settings))
 
 
 def by_rows(x: jax.Array) -> jax.Array:
@@ -354,14 +328,15 @@ class Layer(nn.Module):
       reach=c.local_window // 2,
       direction=c.direction,
       dropout_rate=c.attention_dropout,
-      dropout_generator=c.dropout_generator,
+      dropout=c.dropout_settings,
+      precision=c.precision,
     )
     is_global = per_layer.get('is_global') if c.global_every > 1 else None
     x = attention(query, key, value, shared['segment_ids'], is_global, settings, keys)
     x = dense(c, c.hidden_size, ('heads', 'embed'), 'attention_output', init=self._output_init())(
       x.reshape(*x.shape[:2], c.hidden_size)
     )
-    return dropout(x, c.dropout, keys, 2, c.dropout_generator)
+    return dropout(x, c.dropout, keys, 2, c.dropout_settings)
 
   def _output_init(self) -> Initializer:
     # ModernBERT scales the initial weights of what is added to the residual stream by the number of
@@ -390,12 +365,13 @@ class Layer(nn.Module):
     c = self.config
     keys = fold_in(shared['keys'], per_layer['index'])
     if not isinstance(carry, tuple):  # `electra`
-      x = layer_norm(c, 'attention_norm')(carry + self._attend(carry, shared, per_layer, keys))
+      wide = c.residual_dtype
+      attended = self._attend(carry, shared, per_layer, keys)
+      x = layer_norm(c, 'attention_norm', wide)(carry + attended)
       y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
       y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output')(y)
-      return by_rows(
-        layer_norm(c, 'mlp_norm')(x + dropout(y, c.dropout, keys, 3, c.dropout_generator))
-      ), None
+      y = dropout(y, c.dropout, keys, 3, c.dropout_settings)
+      return by_rows(layer_norm(c, 'mlp_norm', wide)(x + y)), None
     # The first layer of ModernBERT has no norm before its attention, and a norm follows the last
     # layer. Each layer of the scan therefore has the norm that follows it: the parameters are the
     # same, and all layers have the same form.
@@ -405,7 +381,7 @@ class Layer(nn.Module):
     y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
     y = y * dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_gate')(x)
     y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output', init=self._output_init())(y)
-    stream = by_rows(stream + dropout(y, c.dropout, keys, 3, c.dropout_generator))
+    stream = by_rows(stream + dropout(y, c.dropout, keys, 3, c.dropout_settings))
     return (stream, layer_norm(c, 'next_norm')(stream)), None
 
 
@@ -429,7 +405,7 @@ class Encoder(nn.Module):
       `[batch, length, hidden_size]`.
     """
     c = self.config
-    x = embedded.astype(c.dtype)
+    x = embedded
     if c.embedding_size != c.hidden_size:
       # The original program leaves this layer to TensorFlow's default initializer.
       init = nn.initializers.glorot_uniform() if c.family == 'electra' else None
@@ -450,7 +426,13 @@ class Encoder(nn.Module):
       if c.remat == 'dots'
       else None
     )
-    layer = Layer if c.remat == 'none' else nn.remat(Layer, policy=policy, prevent_cse=False)
+    # Between loops XLA has no common subexpressions to eliminate, and the barriers that prevent it
+    # would only cost time.
+    layer = (
+      Layer
+      if c.remat == 'none'
+      else nn.remat(Layer, policy=policy, prevent_cse=not c.recomputed_in_loop)
+    )
     layers = nn.scan(
       layer,
       variable_axes={'params': 0},
@@ -461,5 +443,7 @@ class Encoder(nn.Module):
       check_constancy_invariants=False,  # would trace each layer once more
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    carry, _ = layers(c, name='layers')(x if c.family == 'electra' else (x, x), shared, per_layer)
-    return carry[1] if isinstance(carry, tuple) else carry
+    stream = x.astype(c.residual_dtype)
+    first = stream if c.family == 'electra' else (stream, x.astype(c.dtype))
+    carry, _ = layers(c, name='layers')(first, shared, per_layer)
+    return (carry[1] if isinstance(carry, tuple) else carry).astype(c.dtype)

@@ -27,9 +27,9 @@ from electra_jax.model.encoder import (
   layer_norm,
   parameter,
   partitioned,
-  product,
   truncated_normal,
 )
+from electra_jax.model.products import precision_of, product
 
 KINDS = ('classification', 'regression', 'tagging', 'span')
 STYLES = ('published', 'transformers')
@@ -46,9 +46,9 @@ _HEAD = 3
 _glorot = nn.initializers.glorot_uniform()
 
 
-def _logits(features: int, axis: str = 'embed') -> Dense:
+def _logits(config: EncoderConfig, features: int, axis: str = 'embed') -> Dense:
   """The last layer of a head. The axis of the labels is not split over devices."""
-  return Dense(features, (axis, 'one'), _glorot, True, jnp.float32)
+  return Dense(features, (axis, 'one'), _glorot, True, jnp.float32, config.precision)
 
 
 def pooled(hidden: jax.Array, segment_ids: jax.Array, pooling: str) -> jax.Array:
@@ -78,7 +78,7 @@ class ClassificationHead(nn.Module):
 
   def setup(self) -> None:
     """Creates the dense layer."""
-    self.dense = _logits(self.labels)
+    self.dense = _logits(self.config, self.labels)
 
   def __call__(
     self, hidden: jax.Array, segment_ids: jax.Array, keys: jax.Array | None = None
@@ -94,7 +94,7 @@ class ClassificationHead(nn.Module):
       float32 `[batch, labels]`.
     """
     x = pooled(hidden, segment_ids, self.pooling)
-    return self.dense(dropout(x, self.dropout, keys, 0, self.config.dropout_generator))
+    return self.dense(dropout(x, self.dropout, keys, 0, self.config.dropout_settings))
 
 
 class TaggingHead(nn.Module):
@@ -106,11 +106,11 @@ class TaggingHead(nn.Module):
 
   def setup(self) -> None:
     """Creates the dense layer."""
-    self.dense = _logits(self.labels)
+    self.dense = _logits(self.config, self.labels)
 
   def __call__(self, hidden: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     """Hidden states `[batch, length, hidden]` -> logits, float32 `[batch, length, labels]`."""
-    return self.dense(dropout(hidden, self.dropout, keys, 0, self.config.dropout_generator))
+    return self.dense(dropout(hidden, self.dropout, keys, 0, self.config.dropout_settings))
 
 
 class _Weights(nn.Module):
@@ -142,12 +142,13 @@ class SpanHead(nn.Module):
 
   def setup(self) -> None:
     """Creates the layers of start, end and impossibility."""
-    hidden, dtype = self.config.hidden_size, self.config.dtype
-    self.start = _logits(1)
+    c = self.config
+    hidden = c.hidden_size
+    self.start = _logits(c, 1)
     self.end_hidden = _Weights((2 * hidden, SPAN_SIZE), ('embed', 'mlp'))
     self.end = _Weights((SPAN_SIZE, 1), ('mlp', 'one'))
-    self.impossible_hidden = Dense(SPAN_SIZE, ('embed', 'mlp'), _glorot, True, dtype)
-    self.impossible = _logits(1, 'mlp')
+    self.impossible_hidden = Dense(SPAN_SIZE, ('embed', 'mlp'), _glorot, True, c.dtype, c.precision)
+    self.impossible = _logits(c, 1, 'mlp')
 
   def training(
     self, hidden: jax.Array, allowed: jax.Array, start: jax.Array
@@ -201,6 +202,7 @@ class SpanHead(nn.Module):
   def _ends(self, hidden: jax.Array, allowed: jax.Array, starts: jax.Array) -> jax.Array:
     """Logits of the end for starts int32 `[batch, n]`: float32 `[batch, n, length]`."""
     dtype, (batch, length, size) = self.config.dtype, hidden.shape
+    precision = self.config.precision
     kernel, bias = self.end_hidden()
     last_kernel, last_bias = self.end()
 
@@ -208,14 +210,16 @@ class SpanHead(nn.Module):
     # token, so that the pairs [batch, n, length, 2 x hidden] never exist. Starts are processed one
     # by one, so that [batch, n, length, SPAN_SIZE] does not exist either.
     def part(x: jax.Array, rows: jax.Array) -> jax.Array:
-      return product(x.astype(dtype).reshape(-1, size), rows).reshape(*x.shape[:2], SPAN_SIZE)
+      flat = product(x.astype(dtype).reshape(-1, size), rows, precision)
+      return flat.reshape(*x.shape[:2], SPAN_SIZE)
 
     of_start = part(jnp.take_along_axis(hidden, starts[:, :, None], axis=1), kernel[:size])
     of_token = part(hidden, kernel[size:]) + bias
 
     def given(of_start: jax.Array) -> jax.Array:
       x = gelu((of_token + of_start[:, None]).astype(dtype)).astype(jnp.float32)
-      return (product(x.reshape(-1, SPAN_SIZE), last_kernel) + last_bias).reshape(batch, length)
+      flat = product(x.reshape(-1, SPAN_SIZE), last_kernel, precision)
+      return (flat + last_bias).reshape(batch, length)
 
     logits = jax.lax.map(given, of_start.swapaxes(0, 1)).swapaxes(0, 1)
     return jnp.where(allowed[:, None] > 0, logits, LOWEST)
@@ -223,7 +227,10 @@ class SpanHead(nn.Module):
   def _no_answer(self, hidden: jax.Array, start_logits: jax.Array) -> jax.Array:
     """Log-odds of no answer, from [CLS] and the expected hidden state at the start."""
     expected = jnp.einsum(
-      'bl,bld->bd', jax.nn.softmax(start_logits), hidden, preferred_element_type=jnp.float32
+      'bl,bld->bd',
+      jax.nn.softmax(start_logits),
+      hidden.astype(jnp.float32),
+      precision=precision_of(self.config.precision, jnp.float32),
     )
     x = jnp.concatenate([hidden[:, 0], expected.astype(hidden.dtype)], axis=-1)
     return self.impossible(gelu(self.impossible_hidden(x)))[..., 0]
@@ -299,7 +306,7 @@ class TransformersHead(nn.Module):
     c, modern = self.config, self.config.family == 'modern'
 
     def drop(x: jax.Array, site: int) -> jax.Array:
-      return dropout(x, self.dropout, keys, site, c.dropout_generator)
+      return dropout(x, self.dropout, keys, site, c.dropout_settings)
 
     of_rows = self.kind in ('classification', 'regression')
     x = pooled(hidden, segment_ids, self.pooling) if of_rows else hidden

@@ -4,13 +4,16 @@ Neither holds the scores of all pairs of positions. Both take a scaled query and
 Shapes are those of model/attention.py.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 from jax.sharding import PartitionSpec
+
+from electra_jax.model.products import precision_of
 
 LANES = 128  # of a TPU: splash takes lengths that are multiples of it
 # Positions per side of a block. Its float32 scores take 1 MiB of VMEM, of which a kernel may use 16
@@ -20,6 +23,8 @@ LARGEST_BLOCK = 512
 RESIDUALS = 'attention_residuals'
 INTERPRET = False  # tests set it, to run splash without a TPU
 
+Kernel: TypeAlias = Any  # a SplashAttentionKernel, a tree of the arrays of its mask
+
 
 def splash(
   query: jax.Array,
@@ -28,6 +33,7 @@ def splash(
   segment_ids: jax.Array,
   is_global: jax.Array | bool | None,
   reach: int,
+  precision: str = 'float32',
 ) -> jax.Array:
   """Splash attention of jax.experimental.pallas.
 
@@ -38,6 +44,8 @@ def splash(
     segment_ids: int32 `[batch, length]`.
     is_global: as of `attention`.
     reach: positions that a local layer attends to on each side.
+    precision: of float32 products, see model/products.py. Kernels for TPU have no product of three
+      passes, so `tensorfloat32` is computed as `float32`.
 
   Returns:
     `[batch, length, heads, head_size]`.
@@ -62,7 +70,10 @@ def splash(
     by_head = [x.swapaxes(1, 2) for x in (query, key, value)]  # [batch, heads, length, head_size]
 
     def attend(reach: int | None) -> jax.Array:
-      return jax.vmap(_splash_row(length, query.shape[2], reach))(*by_head, segment_ids)
+      kernel = _splash_row(length, query.shape[2], reach)
+      exact = precision_of(precision, query.dtype) is not None
+      row: Callable[..., jax.Array] = _row_in_float32 if exact else _row
+      return jax.vmap(row, (None, 0, 0, 0, 0))(kernel, *by_head, segment_ids)
 
     if is_global is None:
       return attend(None).swapaxes(1, 2)
@@ -74,8 +85,8 @@ def splash(
   return _on_each_device(on_device, query, key, value, segment_ids, is_global)
 
 
-def _splash_row(length: int, heads: int, reach: int | None) -> Callable[..., jax.Array]:
-  """Attention of one row, of arrays `[heads, length, head_size]` and segments `[length]`.
+def _splash_row(length: int, heads: int, reach: int | None) -> Kernel:
+  """The kernel of one row, for arrays `[heads, length, head_size]` and segments `[length]`.
 
   Blocks that are farther away than `reach` are skipped.
   """
@@ -110,9 +121,50 @@ def _splash_row(length: int, heads: int, reach: int | None) -> Callable[..., jax
       block_kv_dq=None if fused else block,
     ),
   )
-  return lambda query, key, value, segment_ids: kernel(
-    query, key, value, sa.SegmentIds(segment_ids, segment_ids)
-  )
+  return kernel
+
+
+def _row(
+  kernel: Kernel, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+  """Attention of one row; arrays as of `_splash_row`."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as sa
+
+  out: jax.Array = kernel(query, key, value, sa.SegmentIds(segment_ids, segment_ids))
+  return out
+
+
+# Kernels take no precision, but follow JAX's default. JAX traces the backward pass later than the
+# forward pass, so both set it.
+_float32_products = functools.partial(jax.default_matmul_precision, 'float32')
+
+
+@jax.custom_vjp
+def _row_in_float32(
+  kernel: Kernel, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+  """`_row` whose products, those of its gradients included, are float32."""
+  with _float32_products():
+    return _row(kernel, query, key, value, segment_ids)
+
+
+def _forward_in_float32(
+  kernel: Kernel, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+) -> tuple[jax.Array, Any]:
+  with _float32_products():
+    return jax.vjp(
+      lambda query, key, value: _row(kernel, query, key, value, segment_ids), query, key, value
+    )
+
+
+def _backward_in_float32(
+  backward: Callable[[jax.Array], tuple[Any, ...]], gradient: jax.Array
+) -> tuple[Any, ...]:
+  with _float32_products():
+    return (None, *backward(gradient), None)
+
+
+_row_in_float32.defvjp(_forward_in_float32, _backward_in_float32)
 
 
 def cudnn(

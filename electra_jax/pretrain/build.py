@@ -94,6 +94,7 @@ def build_settings(config: PretrainingConfig, tokenizer: AnyTokenizer) -> Settin
   return Settings(
     **fields,
     frozen=config.generator.frozen,
+    logit_bins=config.logit_bins,
     max_predictions=masking.max_predictions(rate, config.sequence_length),
     pad_id=tokenizer.pad_id,
     cls_id=tokenizer.cls_id,

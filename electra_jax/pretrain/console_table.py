@@ -42,10 +42,17 @@ class MetricsTable:
     return [*header, self._line(f'{step:,}', metrics['loss'], metrics, rest)]
 
   def heldout(self, metrics: Mapping[str, float]) -> list[str]:
-    """The line of an evaluation on held-out rows."""
+    """The lines of an evaluation on held-out rows, one of them on the reference corruption."""
     header = [] if self._lines else [self._header(metrics)]
     self._lines = self._lines or 1
-    return [*header, self._line('held out', metrics['total_loss'], metrics)]
+    lines = [*header, self._line('held out', metrics['total_loss'], metrics)]
+    if 'reference_ap' in metrics:
+      lines.append(
+        f'{"reference":>11} ap {metrics["reference_ap"]:.3f} (without context '
+        f'{metrics["reference_unigram_ap"]:.3f}), auc {metrics["reference_auc"]:.3f} '
+        f'({metrics["reference_unigram_auc"]:.3f}), gain {metrics["reference_gain"]:.4f}'
+      )
+    return lines
 
   def _header(self, metrics: Mapping[str, float]) -> str:
     titles = ' '.join(

@@ -6,21 +6,18 @@ has 67 paradigms of 1,000 pairs each, of 12 phenomena in four fields.
 
 import collections
 import functools
-import glob
-import io
-import json
 import pathlib
 import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import console, file_access
+from electra_jax import console, file_access, input_limits, json_reader
 from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
@@ -101,25 +98,24 @@ def _streams(source: str) -> Iterator[tuple[str, Iterator[bytes]]]:
   """(path, lines) of each file of a source."""
   paths = [source]
   if file_access.is_folder(source):
-    folder = source if file_access.is_remote(source) else glob.escape(source)
+    folder = file_access.escape(source)
     paths = sorted(
       path
       for suffix in ('', *file_access.COMPRESSIONS)
       for path in file_access.glob(file_access.join(folder, '**', f'*.jsonl{suffix}'))
     )
-  damaged: tuple[type[Exception], ...] = (tarfile.TarError, *file_access.damage())
   for path in paths:
     try:
       with file_access.open_binary(path) as raw:
         if not _ARCHIVE.search(path):
-          yield path, io.BytesIO(file_access.decompressed(raw, path).read())
+          yield path, _lines(file_access.decompressed(raw, path), path)
           continue
         # .tgz and .txz are archives that are compressed once more.
         name = re.sub(r'\.t([gx])z$', r'.tar.\1z', path, flags=re.IGNORECASE)
         with tarfile.open(fileobj=file_access.decompressed(raw, name), mode='r|') as archive:
           yield from _members(archive, path)
-    except damaged as error:
-      raise UserError(f'{path!r} cannot be read: {file_access.reason(error)}') from None
+    except _damage() as error:
+      raise _unreadable(path, error) from None
 
 
 def _members(archive: tarfile.TarFile, path: str) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -128,14 +124,33 @@ def _members(archive: tarfile.TarFile, path: str) -> Iterator[tuple[str, Iterato
     if member.isfile() and inside.suffix == '.jsonl' and not inside.name.startswith('.'):
       opened = archive.extractfile(member)
       if opened is not None:
-        yield f'{path}/{member.name}', io.BytesIO(opened.read())
+        inner = f'{path}/{member.name}'
+        yield inner, _lines(opened, inner)
+
+
+def _lines(stream: IO[bytes], path: str) -> Iterator[bytes]:
+  """The lines of a file, none of which may be larger than memory should hold."""
+  most = input_limits.scaled(input_limits.LINE_BYTES)
+  number = 0
+  try:
+    while line := stream.readline(most + 1):
+      number += 1
+      input_limits.check(len(line), input_limits.LINE_BYTES, f'line {number} of the file {path!r}')
+      yield line
+  except _damage() as error:
+    raise _unreadable(path, error) from None
+
+
+def _damage() -> tuple[type[Exception], ...]:
+  return (tarfile.TarError, *file_access.damage())
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+  return UserError(f'{path!r} cannot be read: {file_access.reason(error)}')
 
 
 def _pair(line: bytes, place: str, path: str) -> Pair:
-  try:
-    record = json.loads(line)
-  except ValueError as error:  # includes UnicodeDecodeError
-    raise UserError(f'{place} is not JSON ({file_access.reason(error)}); fix it.') from None
+  record = json_reader.parse(line, place, 'fix it', json_reader.TEXTS)
   if not isinstance(record, dict):
     raise UserError(f'{place} is not a JSON object; fix it.')
   for name in SENTENCES:
@@ -363,7 +378,7 @@ def blimp(
   Args:
     run: a pretrained run, opened on any number of devices.
     source: as of `read_pairs`.
-    output: another file to write.
+    output: folder for blimp.json; None for the run's.
     limit: as of `read_pairs`.
     batch_tokens: as of `score_sentences`.
 
@@ -379,6 +394,7 @@ def blimp(
       f'{run.workdir} has neither a discriminator nor a generator, which score minimal pairs; '
       'choose another run.'
     )
+  results = run_folder.Results(run.workdir, output)
   pairs = read_pairs(source, limit)
   rows = _rows(run, pairs)
   paradigms = len({pair.paradigm for pair in pairs})
@@ -390,10 +406,11 @@ def blimp(
   right = {tower: verdicts(values[0::2], values[1::2]) for tower, values in scores.items()}
   result = {'step': run.step, 'source': str(source), 'limit': limit, **summary(pairs, right)}
   console.say('scored', f'step {run.step:,} on {len(pairs):,} pairs in {console.seconds(seconds)}')
+  files = {'blimp.json': run_folder.json_content(result)}
+  written = hosts.from_first(functools.partial(results.write, files))
   print(format_results(result))
-  path = run_folder.folder(output) if output else run_folder.folder(run.workdir) / 'blimp.json'
-  hosts.from_first(functools.partial(run_folder.write_json, path, result))
-  console.say('written', str(path))
+  if written:
+    console.say('written', written)
   return result
 
 

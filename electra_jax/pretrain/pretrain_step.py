@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
 from electra_jax.model.randomness import row_keys
@@ -28,7 +29,7 @@ PyTree: TypeAlias = Any
 TrainStep: TypeAlias = Callable[[TrainState, PyTree], tuple[TrainState, Sums]]
 # What jax.jit returns; it has `lower`, and is called like the function that it compiles.
 Jitted: TypeAlias = Any
-EvalStep: TypeAlias = Callable[[Params, jax.Array, jax.Array], Sums]
+EvalStep: TypeAlias = Callable[[Params, PyTree], Sums]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,25 +163,62 @@ def jit_train_step(
 def make_eval_step(
   model: Electra, objective: Objective, settings: Settings, *, seed: int
 ) -> EvalStep:
-  """Returns `eval_step(params, token_ids [batch, length], rows [batch]) -> sums`.
+  """Returns `eval_step(params, batch) -> sums`.
 
   There is no dropout. Masks and samples depend only on the seed and the numbers of the rows.
+
+  The batch has `token_ids` [batch, length] and `rows` [batch], their numbers. It may have `groups`
+  [batch], the group of each row in this batch, with `slots` [groups]: each sum then has a leading
+  axis of groups. It may have `reference`, see evaluation.py: `token_ids` [batch, length], and
+  `ranks` and `noise` of each token [vocab].
   """
 
-  def eval_step(params: Params, token_ids: jax.Array, rows: jax.Array) -> Sums:
-    examples = objective.examples(settings, token_ids, row_keys(seed, 0, rows))
+  def eval_step(params: Params, batch: PyTree) -> Sums:
+    token_ids, groups = batch['token_ids'], batch.get('groups')
+    examples = objective.examples(settings, token_ids, row_keys(seed, 0, batch['rows']))
     context = LossContext(
       settings,
       model,
       examples,
       objective.counts(settings, examples),
       train=False,
-      bins=metrics.EVAL_BINS,
+      groups=groups,
+      num_groups=0 if groups is None else len(batch['slots']),
     )
     _, sums = objective.loss(params, context)
-    return sums | {'tokens': (examples['inputs'].segment_ids > 0).sum(dtype=jnp.int32)}
+    _check_groups(sums, context)
+    tokens = (examples['inputs'].segment_ids > 0).astype(jnp.int32)
+    sums |= {'tokens': context.summing.total(tokens)}
+    if 'reference' in batch:
+      sums |= _reference_sums(objective, params, context, batch['reference'])
+    return sums
 
   return eval_step
+
+
+def _check_groups(sums: Sums, context: LossContext) -> None:
+  """Raises UserError for a sum of an objective that is not by groups."""
+  for name, value in sums.items():
+    if context.groups is not None and value.shape[:1] != (context.num_groups,):
+      raise UserError(
+        f'the sum {name!r} of the objective has shape {value.shape}; expected a leading axis of '
+        f'{context.num_groups} groups, as context.summing.total returns it.'
+      )
+
+
+def _reference_sums(
+  objective: Objective, params: Params, context: LossContext, reference: PyTree
+) -> Sums:
+  """Sums of the discriminator's verdicts on rows that were corrupted without a generator."""
+  original, shown = context.inputs.token_ids, reference['token_ids']
+  verdicts = objective.reference_verdicts(params, context, shown, reference['noise'][shown])
+  return metrics.reference_sums(
+    verdicts,
+    reference['ranks'][shown],
+    (shown != original).astype(jnp.float32),
+    ~jnp.isin(original, jnp.array(context.settings.special_ids)),
+    context.summing,
+  )
 
 
 def jit_eval_step(

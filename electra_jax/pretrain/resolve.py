@@ -17,8 +17,9 @@ from electra_jax.pretrain import build
 from electra_jax.pretrain.continued.sizes import with_sizes
 from electra_jax.pretrain.continued.source import InitialWeights
 from electra_jax.pretrain.continued.tokens import tokenizer_path
-from electra_jax.training import run_folder
+from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config
+from electra_jax.training.kept_config import as_started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +57,17 @@ def resolve_run(
   Args:
     config: a ConfigDict, or a typed config.
     workdir: the run's folder. Where it holds a checkpoint, sizes are those that the run was started
-      with, and initial weights are not read.
+      with, fields newer than the run have the meaning that it was started with, and initial weights
+      are not read.
     platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for JAX's default.
 
   Raises:
     UserError: for fields that are invalid, or contradict each other or the initial weights.
   """
   c = checked_pretraining(config)
+  folder = None if workdir is None else run_folder.folder(workdir)
+  if folder is not None and checkpoints.any_saved(folder):
+    c = as_started(folder, c)
   c, source = with_sizes(c, workdir)
   c = checked_pretraining(c, sizes_known=True)
   phases = phases_of(c)
@@ -70,7 +75,6 @@ def resolve_run(
   for phase in phases:
     build.build_model(phase.config, phase.config.data.vocab_size, platform)
   build.build_optimizer(c)
-  folder = None if workdir is None else run_folder.folder(workdir)
   return ResolvedRun(c, phases, folder, source, tokenizer_path(c, source, folder))
 
 

@@ -1,10 +1,7 @@
 """The start of a pretraining run: it takes its folder and prepares its corpus."""
 
 import os
-import shutil
 from typing import Any
-
-from etils import epath
 
 from electra_jax import console, file_access
 from electra_jax.config import (
@@ -21,11 +18,16 @@ from electra_jax.data.prepare.preparation import (
   prepare_corpus,
 )
 from electra_jax.data.prepare.recipe import CorpusRecipe
-from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
+from electra_jax.data.tokenizers import tokenization
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.training import checkpoints, plugins, run_folder, versions
-from electra_jax.training.kept_config import CONFIG, another_config_error, changed_fields
+from electra_jax.training.kept_config import (
+  CONFIG,
+  another_config_error,
+  changed_fields,
+)
 from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
@@ -36,14 +38,20 @@ TRISTATE = {'auto': None, 'yes': True, 'no': False}  # values of three fields of
 
 
 def prepare_data(
-  config: PretrainingConfig, tokenizer: str | None = None, **where: str | None
+  config: PretrainingConfig,
+  tokenizer: str | None = None,
+  output: str | None = None,
+  beam: str | None = None,
+  take_over: bool = False,
 ) -> Prepared:
   """Opens the corpus of a config: `config.data.store`, or the prepared corpus, or a new one.
 
   Args:
     config: the run's config.
     tokenizer: a folder in place of `config.data.tokenizer`; None for that.
-    **where: `output` and `beam` of data.prepare.preparation.prepare_corpus.
+    output: see data.prepare.preparation.prepare_corpus.
+    beam: see there.
+    take_over: see there.
 
   Raises:
     UserError: the rows of the store do not have the config's length, it has no held-out rows, or
@@ -68,7 +76,9 @@ def prepare_data(
     byte_fallback=TRISTATE[d.byte_fallback],
     tokenizer_options=d.tokenizer_options,
   )
-  return prepare_corpus(recipe, cache=d.cache, processes=d.workers, **where)
+  return prepare_corpus(
+    recipe, cache=d.cache, output=output, processes=d.workers, beam=beam, take_over=take_over
+  )
 
 
 def _open_store(config: PretrainingConfig) -> Prepared:
@@ -88,13 +98,19 @@ def _open_store(config: PretrainingConfig) -> Prepared:
   return prepared
 
 
-def prepare_only(config: AnyConfig, output: str | None = None, beam: str | None = None) -> Prepared:
+def prepare_only(
+  config: AnyConfig,
+  output: str | None = None,
+  beam: str | None = None,
+  take_over: bool = False,
+) -> Prepared:
   """Makes the tokenizer and the rows of a config, and prints the report (--mode=prepare).
 
   Args:
     config: a ConfigDict, or a typed config.
     output: where to write; None for the cache.
     beam: runner of Apache Beam; None for worker processes of this machine.
+    take_over: whether to take the folder from a process that works on it.
 
   Raises:
     UserError: the config names a corpus that is prepared, or what `prepare_data` raises.
@@ -106,7 +122,7 @@ def prepare_only(config: AnyConfig, output: str | None = None, beam: str | None 
       'from config.data.source.'
     )
   console.heading(f'{run.config.name}: preparing')
-  prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam)
+  prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam, take_over=take_over)
   report = file_access.join(prepared.path, REPORT_FILE)
   print('\n' + file_access.read_bytes(report).decode())
   console.say('report', report)
@@ -177,26 +193,24 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
   return recorded
 
 
+def check_vocabulary(workdir: str | os.PathLike[str], size: int, tokenizer: Tokenizer) -> None:
+  """Checks that a tokenizer has as many tokens as that of a run's checkpoints.
+
+  Args:
+    workdir: the run's folder.
+    size: tokens of the tokenizer that the run was started with.
+    tokenizer: the tokenizer that was found now.
+
+  Raises:
+    UserError: it has another number.
+  """
+  if tokenizer.size != size:
+    raise UserError(
+      f'the tokenizer has {tokenizer.size:,} tokens, and {workdir} was started with one of '
+      f'{size:,}; restore that tokenizer, or use another --workdir.'
+    )
+
+
 def keep_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
   """Saves the tokenizer in the run's folder: at once on this machine, file by file in a bucket."""
-  final = run_folder.folder(workdir) / 'tokenizer'
-  if file_access.is_remote(final):
-    if not _is_kept(final, tokenizer):
-      with file_access.reaching(final, 'written'):
-        final.rmtree(missing_ok=True)
-        tokenizer.save(final)
-  elif not final.exists() or load_tokenizer(final).fingerprint != tokenizer.fingerprint:
-    temporary = final.with_name('tokenizer.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
-    tokenizer.save(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-
-
-def _is_kept(final: epath.Path, tokenizer: Tokenizer) -> bool:
-  try:
-    return file_access.exists(final) and bool(
-      load_tokenizer(final).fingerprint == tokenizer.fingerprint
-    )
-  except UserError:  # an earlier start ended between two of its files
-    return False
+  tokenization.keep_tokenizer(run_folder.folder(workdir) / 'tokenizer', tokenizer)

@@ -21,6 +21,7 @@ from electra_jax.data.prepare import preparation_report
 from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
+from electra_jax.folder_lock import FolderLock
 from electra_jax.pretrain import budgets, build, guidance, pretrain_step, run_start
 from electra_jax.pretrain.continued.initial_state import InitialState, initial_state, place_initial
 from electra_jax.pretrain.continued.source import weights_digest
@@ -35,7 +36,8 @@ from electra_jax.training import (
   progress,
   run_folder,
 )
-from electra_jax.training.encoders import attention_kernel
+from electra_jax.training.encoders import attention_kernel, describe_products
+from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops, quantity
 from electra_jax.training.status import Status
@@ -48,7 +50,12 @@ LONG_STEP = 60  # seconds of one step, at the peak, from which smaller steps are
 Recorded = Mapping[str, Any]  # content of resolved.json
 
 
-def train(config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | None = None) -> int:
+def train(
+  config: AnyConfig,
+  workdir: str | os.PathLike[str],
+  notice: Notice | None = None,
+  take_over: bool = False,
+) -> int:
   """Pretrains a config in a folder, or resumes what an earlier start of the same command saved.
 
   Every process of a run calls this. The first one writes what is written once.
@@ -57,6 +64,7 @@ def train(config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | N
     config: a ConfigDict, or a typed config.
     workdir: the run's folder.
     notice: true once this process is asked to stop; None for a new one.
+    take_over: whether to take the folder from another process that trains in it.
 
   Returns:
     The exit status: 0 when the run is done, PREEMPTED when it was asked to stop and is saved.
@@ -65,7 +73,8 @@ def train(config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice | N
     UserError: a mistake of the user, or a loss or gradient that is not finite.
     Preempted: the process was asked to stop before there was anything to save.
   """
-  with Status('train') as status:
+  lock = FolderLock(workdir, take_over=take_over)
+  with lock, Status('train', lock=lock) as status:
     notice = Notice() if notice is None else notice
     return status.end(_train(config, workdir, notice, status))
 
@@ -78,6 +87,8 @@ def _train(
   run, recorded = _claim(config, folder, status)
   layout = _make_layout(run)
   data = _open_data(run, folder, recorded)
+  status.check_held(read=True)
+  hosts.from_first(lambda: run_start.keep_tokenizer(folder, data.tokenizer))
   run = _with_steps(run, folder, data, layout, recorded)
   _check_rows(run, data)
   initial = None
@@ -85,7 +96,8 @@ def _train(
     initial = initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
   setup = _build(run, folder, data, layout, recorded)
-  manager = checkpoints.open_manager(folder, keep=run.config.keep)
+  best_by = checkpoints.run_criterion(run.config)
+  manager = checkpoints.open_manager(folder, keep=run.config.keep, best_by=best_by)
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
   guidance.print_expectation(_expectation(setup, first), run.config)
@@ -104,8 +116,9 @@ def _train(
       else:
         runner = _fresh(setup, initial, functions)
       initial = None  # its weights are on the devices now
-      writer = progress.Writer(folder, saved) if hosts.first() else progress.NoWriter()
-      recorder = RunRecorder(manager, writer, status)
+      status.check_held(read=True)  # compiling may have taken long
+      writer = MetricsWriter(folder, saved) if hosts.first() else NoWriter()
+      recorder = RunRecorder(manager, writer, status, best_by)
     _record(setup)
     plan = _plan_of_phase(setup, number, compiled, evaluate_first)
     status.change(state='running')
@@ -113,6 +126,8 @@ def _train(
     if stopped:
       break
     first, evaluate_first = phase.last, False
+  if runner is not None and recorder is not None:
+    recorder.finish(int(jax.device_get(runner.state.step)), runner)
   return _finish(setup, manager, recorder, stopped)
 
 
@@ -125,6 +140,9 @@ def _claim(config: AnyConfig, workdir: epath.Path, status: Status) -> tuple[Reso
   plain = json.dumps(to_plain(run.config), sort_keys=True)
   hosts.same_everywhere('the config', plain)
   hosts.same_everywhere('the weights of config.init', str(weights_digest(run.source)))
+  hosts.from_first(lambda: run_folder.check_writable(workdir))
+  if status.lock is not None:
+    hosts.acquire(status.lock)
   recorded = hosts.from_first(lambda: run_start.claim_workdir(workdir, run.config))
   status.claim(workdir, run.phases[-1].last)
   hosts.check_shared(workdir)
@@ -173,13 +191,14 @@ def _open_data(run: ResolvedRun, workdir: epath.Path, recorded: Recorded) -> Run
       'the stores of config.phases were made with different tokenizers; expected the tokenizer of '
       'the first phase for all of them.'
     )
+  if 'vocab_size' in recorded and hosts.from_first(lambda: checkpoints.any_saved(workdir)):
+    run_start.check_vocabulary(workdir, recorded['vocab_size'], tokenizer)
   if recorded and recorded['data'] != identity:
     if hosts.from_first(lambda: checkpoints.any_saved(workdir)):
       raise UserError(
         f'the corpus {run_start.corpus_name(run.config)} is not the one that {workdir} was '
         'started with; restore it, or use another --workdir.'
       )
-  hosts.from_first(lambda: run_start.keep_tokenizer(workdir, tokenizer))
   never_masked = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
   entropy = prepared[0].train.unigram_entropy(never_masked)
   return RunData(prepared, tokenizer, identity, entropy)
@@ -283,6 +302,7 @@ def _build(
   one_sided = p.model.two_tower and kernel != 'xla'
   more = "; xla in the generator's towers, which see one side" if one_sided else ''
   say('attention', f'{kernel} ({reason}){more}')
+  say('products', describe_products(config.dtype, config.precision, platform))
   # On another mesh the rows of a device may not divide by the recorded numbers.
   micro_batches = [0] * len(programs)
   shape = dict(layout.mesh.shape)
@@ -296,7 +316,7 @@ def _build(
     programs=programs,
     parameters=parameters,
     flops=tuple(program.step_flops() for program in programs),
-    peak=progress.peak_flops(),
+    peak=progress.peak_flops(config.peak_flops),
     micro_batches=micro_batches,
   )
 
@@ -447,15 +467,21 @@ def _plan_of_phase(
   )
 
 
+def _criterion_name(best_by: checkpoints.Criterion) -> str:
+  return {
+    checkpoints.REFERENCE_AP: 'average precision on the reference corruption',
+    checkpoints.HELDOUT_LOSS: 'held-out loss',
+  }.get(best_by, best_by.metric)
+
+
 def _finish(
   setup: RunSetup, manager: ocp.CheckpointManager, recorder: RunRecorder | None, stopped: bool
 ) -> int:
-  """Waits for the checkpoints, prints where they are, and returns the exit status."""
+  """Prints where the checkpoints are, and returns the exit status."""
   if recorder is None:
     say('done', f'all {setup.run.config.steps:,} steps were made before')
     manager.close()
     return 0
-  recorder.wait()
   if stopped:
     recorder.close()
     return PREEMPTED
@@ -463,7 +489,7 @@ def _finish(
   say(
     'checkpoints',
     f'steps {steps} in {setup.workdir / "checkpoints"}; '
-    f'the best by held-out loss is {manager.best_step()}',
+    f'the best by {_criterion_name(recorder.best_by)} is {manager.best_step()}',
   )
   recorder.close()
   for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):

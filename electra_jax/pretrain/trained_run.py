@@ -13,6 +13,7 @@ import numpy as np
 
 from electra_jax import file_access
 from electra_jax.config import PretrainingConfig
+from electra_jax.data.prepare.preparation import HeldoutSource, Prepared
 from electra_jax.data.store.token_store import Store
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
@@ -76,14 +77,24 @@ class Run:
     return self.layout.mesh
 
   @functools.cached_property
+  def _prepared(self) -> Prepared:
+    """The corpus; see `heldout`."""
+    return run_start.prepare_data(self.config, self.resolved.tokenizer)
+
+  @property
+  def heldout_sources(self) -> tuple[HeldoutSource, ...]:
+    """The sources of a mixture, in the order of the held-out rows; empty for one source."""
+    return self._prepared.heldout_sources
+
+  @functools.cached_property
   def heldout(self) -> Store:
     """The held-out rows.
 
     Raises:
       UserError: the corpus is not the one that the run was trained on, or has no held-out rows.
     """
-    prepared = run_start.prepare_data(self.config, self.resolved.tokenizer)
-    recorded = read_json(run_folder.folder(self.workdir) / 'resolved.json')['data']
+    prepared = self._prepared
+    recorded = read_json(run_folder.folder(self.workdir) / 'resolved.json', {'data': str})['data']
     if run_start.data_identity(prepared) not in recorded.split('+'):
       raise UserError(
         f'the corpus {run_start.corpus_name(self.config)} has changed since {self.workdir} was '
@@ -148,7 +159,7 @@ def open_run(
 
   Args:
     workdir: the run's folder, on this machine or gs://.
-    which: 'last', 'best' (by held-out loss), or a step.
+    which: 'last', 'best' (by config.best_by), or a step.
     store: where the prepared corpus is, if it has moved since training.
 
   Raises:
@@ -165,12 +176,19 @@ def open_run(
   resolved = resolve_saved_run(folder, {'model.attention': 'xla'})
   config = resolved.config
   tokenizer = load_tokenizer(folder / 'tokenizer')
+  if file_access.exists(folder / 'resolved.json'):
+    recorded = read_json(folder / 'resolved.json').get('vocab_size', tokenizer.size)
+    run_start.check_vocabulary(folder, recorded, tokenizer)
   model = build.build_model(config, tokenizer.size)
   # Parameters are opened unsplit: the run may have used more devices than this machine has.
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
   params, step = checkpoints.restore_params(
-    folder, which, nn.unbox(boxed), partitioning.parameter_shardings(boxed, layout)
+    folder,
+    which,
+    nn.unbox(boxed),
+    partitioning.parameter_shardings(boxed, layout),
+    checkpoints.run_criterion(config),
   )
   phase = next(phase for phase in resolved.phases if step <= phase.last)
   of_phase = phase.config.replace({'data.store': store} if store else {})

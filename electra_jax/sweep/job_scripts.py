@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 
 from electra_jax import file_access
+from electra_jax.config.declarations import has_control_characters
 from electra_jax.console import say
 from electra_jax.errors import UserError
 from electra_jax.sweep.resolve import ResolvedSweep, SweepJob
@@ -56,7 +57,7 @@ set -euo pipefail
 # Run it from the repository's root, on a machine that stays up. Options of launch/tpu.sh follow. A
 # job is one process: choose slices of one host.
 set -euo pipefail
-: "${{ZONE:?set the zone of the slices, as in ZONE=us-central1-a bash {path}}}"
+: "${{ZONE:?set the zone of the slices, as in ZONE=us-central1-a bash jobs.sh}}"
 topology=${{TOPOLOGY:-v5e-1}}
 """,
     'launch/tpu.sh resume {name} --zone="$ZONE" --topology="$topology" --delete-when-done "$@" '
@@ -89,7 +90,8 @@ def write_job_scripts(
     arguments: the command line, which the commands repeat.
 
   Raises:
-    UserError: the folder cannot be written, or the machines of the jobs cannot share the workdir.
+    UserError: the folder cannot be written, the machines of the jobs cannot share the workdir, or a
+      name or path has control characters.
   """
   form = FORMS[kind]
   if form.needs_bucket and not file_access.is_remote(sweep.workdir):
@@ -97,6 +99,15 @@ def write_job_scripts(
       f'--workdir is {sweep.workdir}, a local folder, which the machines of --jobs={kind} do not '
       'share; expected a bucket (--workdir=gs://BUCKET/SWEEP).'
     )
+  for what, text in (
+    ('config.name', sweep.config.name),
+    ('--workdir', str(sweep.workdir)),
+    ('--output', output or ''),
+    *(('the name of a run', job.name) for job in sweep.jobs),
+  ):
+    # Quotes protect a shell, but not a comment, a table of jobs or a terminal.
+    if has_control_characters(text):
+      raise UserError(f'{what} is {text!r}; expected no control characters.')
   folder = run_folder.folder(output or '')
   run_folder.check_writable(folder)
   path = folder / 'jobs.sh'
@@ -105,7 +116,7 @@ def write_job_scripts(
   text += form.head.format(path=shlex.quote(str(path)))
   for job, name in zip(sweep.jobs, _cloud_names(sweep.config.name, sweep.jobs), strict=True):
     text += form.job.format(
-      name=name,
+      name=shlex.quote(name),
       log=shlex.quote(str(folder / f'{name}.log')),
       command=shlex.join([*shared, f'--only={job.name}']),
     )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from electra_jax import file_access
+from electra_jax import file_access, json_reader
 from electra_jax.config import Config, FinetuningConfig, PretrainingConfig, names_with, to_plain
 from electra_jax.errors import UserError
 from electra_jax.sweep.resolve import SweepJob
@@ -19,7 +19,15 @@ Expected: TypeAlias = dict[str, Any]
 
 # Results of a sweep, in its folder. A job that runs by itself writes a file in `results`.
 RESULTS_FILE = 'results.jsonl'
-_KEYS = ('run', 'seed', 'digest', 'fields', 'tasks', 'heldout', 'flops')
+_SHAPE = {
+  'run': str,
+  'seed': int,
+  'digest': str,
+  'fields': dict,
+  'tasks': {str: {'fields': dict}},
+  'heldout': dict | None,
+  'flops': object,
+}
 # Fields that do not change the metrics of a run. The data is identified by its rows.
 _IGNORED = (*names_with(PretrainingConfig, 'resumable'), 'name', 'seed', 'data.')
 _IGNORED_IN_TASKS = (
@@ -131,10 +139,11 @@ def read_results(path: str | os.PathLike[str]) -> list[Result]:
 def _parsed(text: str) -> Result | None:
   """The result in a line; None where it is damaged."""
   try:
-    result = json.loads(text)
-  except ValueError:
+    result: Result = json_reader.parse(text, 'the line', rules=json_reader.OWN)
+    json_reader.check(result, _SHAPE, 'the line')
+  except json_reader.InvalidJson:
     return None
-  return result if isinstance(result, dict) and all(key in result for key in _KEYS) else None
+  return result
 
 
 def append_result(path: str | os.PathLike[str], result: Result) -> None:

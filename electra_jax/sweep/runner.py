@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 from etils import epath
@@ -23,6 +23,7 @@ from electra_jax.finetune import trial_summary
 from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import finetune
+from electra_jax.folder_lock import FolderLock
 from electra_jax.pretrain import build, evaluation, run_start
 from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.pretrain.train import train
@@ -54,15 +55,28 @@ _LISTED_JOBS = 6
 _LISTED_DIFFERENCES = 3
 
 
+class ScriptOptions(TypedDict, total=False):
+  """How to write the jobs of a sweep as commands.
+
+  Attributes:
+    jobs: 'slurm', 'queued' or 'shell'.
+    output: the folder of the commands.
+    arguments: the command line, which the commands repeat.
+  """
+
+  jobs: str | None
+  output: str | None
+  arguments: Sequence[str]
+
+
 def sweep(
   config: AnyConfig,
   workdir: str | os.PathLike[str],
   *,
   only: str | None = None,
   results: Sequence[str] = (),
-  jobs: str | None = None,
-  output: str | None = None,
-  arguments: Sequence[str] = (),
+  take_over: bool = False,
+  **scripts: Unpack[ScriptOptions],
 ) -> int:
   """Runs the jobs of a sweep that have no result, and writes results.jsonl and sweep.html.
 
@@ -72,9 +86,8 @@ def sweep(
     only: one job, 'RUN:SEED', whose result is written to WORKDIR/results/<run>-<seed>.jsonl; or
       'table': no job runs, and the table of the known results is made.
     results: files with results of finished runs, besides config.known.
-    jobs: 'slurm', 'queued' or 'shell': no job runs, and a command for each is written to `output`.
-    output: the folder of these commands.
-    arguments: the command line, which the commands repeat.
+    take_over: whether to take the folder, and those of its runs, from another process.
+    **scripts: with `jobs` no job runs, and a command for each is written.
 
   Returns:
     The exit status: 0, 1 where a run failed, PREEMPTED when asked to stop.
@@ -87,19 +100,31 @@ def sweep(
   chosen = _chosen_jobs(resolved.jobs, only)
   console.heading(f'{resolved.config.name}: {len(resolved.jobs)} runs  ({resolved.workdir})')
   expected = expected_results(chosen, resolved.config.rows)
-  if jobs:
-    write_job_scripts(jobs, output, resolved, arguments)
+  if jobs := scripts.get('jobs'):
+    write_job_scripts(jobs, scripts.get('output'), resolved, scripts.get('arguments', ()))
     return 0
   hosts.from_first(lambda: run_folder.check_writable(resolved.workdir))
-  files = (*resolved.config.known, *results)
-  done = hosts.from_first(lambda: find_results(resolved.workdir, chosen, expected, files))
-  todo = [] if only == TABLE else [job for job in chosen if job.name not in done]
-  known = len(done) if only == TABLE else len(chosen) - len(todo)
-  say('runs', f'{known} done, {len(todo)} to do' + (f': {_listed(todo)}' if todo else ''))
-  run = _Run(resolved, expected, done, single=only is not None, notice=notice)
-  if not run.run_jobs(todo):
-    return PREEMPTED
-  return _finish(run, only, todo)
+  with FolderLock(_written_folder(resolved, chosen, only), take_over=take_over) as lock:
+    hosts.acquire(lock)
+    files = (*resolved.config.known, *results)
+    done = hosts.from_first(lambda: find_results(resolved.workdir, chosen, expected, files))
+    todo = [] if only == TABLE else [job for job in chosen if job.name not in done]
+    known = len(done) if only == TABLE else len(chosen) - len(todo)
+    say('runs', f'{known} done, {len(todo)} to do' + (f': {_listed(todo)}' if todo else ''))
+    run = _Run(resolved, expected, done, only not in (None, TABLE), notice, lock, take_over)
+    if not run.run_jobs(todo):
+      return PREEMPTED
+    return _finish(run, only, todo)
+
+
+def _written_folder(sweep: ResolvedSweep, chosen: Sequence[SweepJob], only: str | None) -> str:
+  """The folder that this process must be the only one to write into.
+
+  Jobs of --only run beside each other; each has a folder of its own.
+  """
+  if only in (None, TABLE):
+    return str(sweep.workdir)
+  return str(sweep.workdir / 'jobs' / chosen[0].file)
 
 
 def _chosen_jobs(jobs: Sequence[SweepJob], only: str | None) -> list[SweepJob]:
@@ -134,8 +159,10 @@ class _Run:
     sweep: the resolved sweep.
     expected: job -> what its result must contain.
     done: job -> its result; grows.
-    single: whether --only names one job or the table; other processes may run other jobs.
+    single: whether --only names one job; other processes may run other jobs.
     notice: true when asked to stop.
+    lock: of the folder that results are written to.
+    take_over: whether the folders of runs are taken from other processes.
     failed: job -> error message; grows.
   """
 
@@ -144,6 +171,8 @@ class _Run:
   done: dict[str, Result]
   single: bool
   notice: Notice
+  lock: FolderLock
+  take_over: bool = False
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def run_jobs(self, jobs: Sequence[SweepJob]) -> bool:
@@ -174,10 +203,11 @@ class _Run:
 
   def _run_job(self, job: SweepJob) -> Result | None:
     """Pretrains and measures a job; None when asked to stop."""
-    status = train(job.config, str(self._place(job)), self.notice)
+    place = self._place(job)
+    status = train(job.config, str(place), self.notice, self.take_over)
     if self.notice or status == PREEMPTED:
       return None
-    return measure_run(job, self.expected[job.name], self._place(job), self.notice)
+    return measure_run(job, self.expected[job.name], place, self.notice, self.take_over)
 
   def _place(self, job: SweepJob) -> epath.Path:
     """The folder of a job's run."""
@@ -187,6 +217,7 @@ class _Run:
 
   def _keep(self, job: SweepJob, result: Result) -> None:
     """Writes a result, and deletes the run if the config asks for it."""
+    self.lock.check(read=True)
     folder = self.sweep.workdir
     file = folder / 'results' / f'{job.file}.jsonl' if self.single else folder / RESULTS_FILE
     hosts.from_first(functools.partial(_write_result, file, result))
@@ -203,6 +234,7 @@ class _Run:
       return
     c = self.sweep.config
     print('\n' + sweep_table(summaries, len(c.seeds)) + '\n', flush=True)
+    self.lock.check(read=True)
     hosts.from_first(lambda: write_report(self.sweep.workdir, c.name, summaries, len(c.seeds)))
 
 
@@ -351,7 +383,7 @@ def _report_others(others: Mapping[str, tuple[str, str]]) -> None:
 
 
 def measure_run(
-  job: SweepJob, expected: Expected, place: epath.Path, notice: Notice
+  job: SweepJob, expected: Expected, place: epath.Path, notice: Notice, take_over: bool = False
 ) -> Result | None:
   """Evaluates a pretrained run on held-out rows, and fine-tunes it on each task.
 
@@ -360,6 +392,7 @@ def measure_run(
     expected: what its result must contain.
     place: the run's folder.
     notice: true when asked to stop.
+    take_over: whether folders of trials are taken from other processes.
 
   Returns:
     The result of the job; None when asked to stop.
@@ -374,7 +407,9 @@ def measure_run(
   tasks: dict[str, Any] = {}
   seconds = 0.0
   for name, task in job.tasks.items():
-    measured = _measure_task(name, task, expected['tasks'][name], place, notice)
+    of_task = expected['tasks'][name]
+    folder = place / 'finetune' / f'{name}-{short_digest(of_task)}'
+    measured = _measure_task(task, of_task, folder, notice, take_over)
     if measured is None:
       return None
     tasks[name], taken = measured
@@ -431,11 +466,21 @@ def _has_learned(config: PretrainingConfig, metrics: Mapping[str, Any]) -> bool 
 
 
 def _measure_task(
-  name: str, config: FinetuningConfig, expected: Expected, place: epath.Path, notice: Notice
+  config: FinetuningConfig, expected: Expected, folder: epath.Path, notice: Notice, take_over: bool
 ) -> tuple[dict[str, Any], float] | None:
-  """Fine-tunes a run on a task; returns its part of the result and seconds, None when stopped."""
-  folder = place / 'finetune' / f'{name}-{short_digest(expected)}'
-  if notice or finetune(config.replace({'init': str(place)}), str(folder), notice) == PREEMPTED:
+  """Fine-tunes a run on a task; returns its part of the result and seconds, None when stopped.
+
+  Args:
+    config: of the task.
+    expected: what its part of the result must contain.
+    folder: of its trials, in a folder of the run's.
+    notice: true when asked to stop.
+    take_over: whether the folder is taken from another process.
+  """
+  if notice:
+    return None
+  config = config.replace({'init': str(folder.parent.parent)})
+  if finetune(config, str(folder), notice, take_over) == PREEMPTED:
     return None
   read = functools.partial(read_records, folder, [config.task])
   records = hosts.from_first(read)[: config.num_trials]

@@ -4,10 +4,13 @@ The items are the parameters, the optimizer state, the counters, and the sums of
 since the last log line.
 """
 
+import contextlib
 import dataclasses
+import errno
 import math
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NoReturn
 
 import jax
@@ -15,16 +18,32 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from electra_jax import file_access
+from electra_jax import file_access, registry
+from electra_jax.config import PretrainingConfig
 from electra_jax.errors import UserError
-from electra_jax.training import run_folder
-from electra_jax.training.update_step import TrainState
+from electra_jax.training import checkpoint_files, run_folder
+from electra_jax.training.update_step import TrainState, no_skips
 
 PyTree = Any
 PathLike = str | os.PathLike[str]
 
 _ITEMS = ('params', 'opt_state', 'counters', 'sums')
-_COUNTERS = ('step', 'skipped', 'bad_step')  # fields of TrainState
+# What a disk or a network file system may report.
+_SYSTEM_ERRORS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EIO,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.ESTALE,
+  errno.EMFILE,
+  errno.ENAMETOOLONG,
+  errno.ENOENT,
+)
+_STRAGGLERS = 60.0  # seconds to wait for what is left of a save that failed
+_COUNTERS = ('step', 'skipped', 'bad_step', 'recent_skips')  # fields of TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +58,27 @@ class Criterion:
   metric: str
   mode: Literal['min', 'max']
 
-  @property
-  def worst(self) -> float:
-    """A value that every finite value is better than."""
-    return -math.inf if self.mode == 'max' else math.inf
+  def value(self, metrics: Mapping[str, float]) -> float:
+    """The metric's value, or one that every finite value is better than if it is not finite.
+
+    Orbax would rank nan best. Checkpoints of another criterion have no such metric.
+    """
+    value = metrics.get(self.metric, math.nan)
+    worst = -math.inf if self.mode == 'max' else math.inf
+    return value if math.isfinite(value) else worst
 
 
-HELDOUT_LOSS = Criterion('total_loss', 'min')  # of pretraining runs
+# Of pretraining runs.
+HELDOUT_LOSS = Criterion('total_loss', 'min')
+REFERENCE_AP = Criterion('reference_ap', 'max')
+
+
+def run_criterion(config: PretrainingConfig) -> Criterion:
+  """How the best checkpoint of a pretraining run is chosen: `config.best_by`."""
+  if config.best_by == 'total_loss':
+    return HELDOUT_LOSS
+  criterion: Criterion = registry.OBJECTIVES.get(config.objective.name).best_by
+  return criterion
 
 
 #### Saving ####
@@ -70,7 +103,7 @@ def open_manager(
     best_by: how the best checkpoint is chosen.
 
   Raises:
-    UserError: the bucket cannot be reached.
+    UserError: the bucket cannot be reached, or metrics of a checkpoint are damaged.
   """
   policies = ocp.checkpoint_managers
   mode = best_by.mode
@@ -78,21 +111,25 @@ def open_manager(
     [
       policies.LatestN(keep),
       policies.BestN(
-        get_metric_fn=lambda metrics: metrics[best_by.metric] * (1 if mode == 'max' else -1),
+        get_metric_fn=lambda metrics: best_by.value(metrics) * (1 if mode == 'max' else -1),
         n=1,
         keep_checkpoints_without_metrics=False,
       ),
     ]
   )
   options = ocp.CheckpointManagerOptions(
-    best_fn=lambda metrics: metrics[best_by.metric],
+    best_fn=best_by.value,
     best_mode=mode,
     read_only=read_only,
     create=not read_only,
     cleanup_tmp_directories=not read_only,
     preservation_policy=None if read_only else preservation,
+    temporary_path_class=_temporary_path(workdir),
+    # Otherwise what is written into a folder waits 5 minutes for it, where it cannot be created.
+    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
   )
   directory = _directory(workdir)
+  checkpoint_files.check_opened(directory)
   with file_access.reaching(directory):
     manager = ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
     # A thread removes unfinished saves, and only the next save waits for it. If there is none, the
@@ -102,11 +139,18 @@ def open_manager(
     return manager
 
 
+def _temporary_path(workdir: PathLike) -> type:
+  remote = file_access.is_remote(_directory(workdir))
+  return checkpoint_files.CheckedCommit if remote else checkpoint_files.CheckedRename
+
+
 def _directory(workdir: PathLike) -> epath.Path:
   directory = run_folder.folder(workdir) / 'checkpoints'
   if file_access.is_remote(directory):
     return directory
-  return epath.Path(pathlib.Path(directory).absolute())
+  absolute = pathlib.Path(directory).absolute()
+  # TensorStore refuses `..`, which may follow a link: it cannot be removed from the text.
+  return run_folder.LocalPath(os.path.realpath(absolute) if '..' in absolute.parts else absolute)
 
 
 def any_saved(workdir: PathLike) -> bool:
@@ -145,15 +189,18 @@ def save(
     step: step of the checkpoint.
     state: state after that step.
     sums: sums of training metrics since the last log line.
-    value: value of `best_by.metric` at this step; None if it was not computed.
+    value: value of `best_by.metric` at this step; None if it was not computed. One that is not
+      finite counts as not computed.
     best_by: how the best checkpoint is chosen.
 
   Raises:
-    UserError: the bucket could not be written, by this save or the one before.
+    file_access.Unwritable: it cannot be written, or the save before could not be.
   """
+  if value is not None and not math.isfinite(value):
+    value = None
   counters = {name: getattr(state, name) for name in _COUNTERS}
   item = ocp.args.StandardSave
-  with file_access.reaching(manager.directory, 'written'):
+  with _writing(manager):
     manager.save(
       step,
       args=ocp.args.Composite(
@@ -171,10 +218,50 @@ def wait(manager: ocp.CheckpointManager) -> None:
   """Waits until all started saves are complete.
 
   Raises:
-    UserError: the bucket cannot be written.
+    file_access.Unwritable: one could not be written.
   """
-  with file_access.reaching(manager.directory, 'written'):
+  with _writing(manager):
     manager.wait_until_finished()
+
+
+def recover(manager: ocp.CheckpointManager) -> None:
+  """Makes a manager usable after a save that failed: removes what it left, and looks again."""
+  directory = manager.directory
+  # One failure ends the save, while the threads of its other parts may still write. Orbax 0.12.8
+  # has no public name for them.
+  background = getattr(manager._checkpointer, '_async_manager', None)
+  for part in getattr(background, '_commit_futures', None) or ():
+    with contextlib.suppress(Exception):  # reported already
+      part.result(timeout=_STRAGGLERS)
+  if jax.process_index() == 0 and not file_access.is_remote(directory):
+    for name in file_access.listing(directory):
+      if not name.isdigit():  # an unfinished save takes space
+        with contextlib.suppress(file_access.Unwritable):
+          file_access.remove(file_access.join(directory, name))
+  manager.reload()  # checkpoints that the failed save was to replace are still there
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+  """Raises what goes wrong with a save in the block as Unwritable, with a short reason."""
+  with file_access.reaching(manager.directory, 'written'):
+    try:
+      yield
+    except file_access.Unwritable:
+      raise
+    except Exception as error:  # of any kind: Orbax writes through several libraries
+      if file_access.is_remote(manager.directory):
+        raise
+      reason = str(error) if isinstance(error, UserError) else _write_failure(error)
+      raise file_access.Unwritable(reason) from None
+
+
+def _write_failure(error: BaseException) -> str:
+  """Why a save failed, in a few words. TensorStore's errors have the system's words in a text."""
+  text = str(error)
+  words = (os.strerror(number) for number in _SYSTEM_ERRORS)
+  known = next((word for word in words if word in text), None)
+  return known or f'{type(error).__name__}: {file_access.reason_text(text)}'
 
 
 #### Restoring ####
@@ -191,15 +278,18 @@ def _replicated_targets(shapes: PyTree, sharding: jax.sharding.Sharding) -> PyTr
 
 
 def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> PyTree:
+  """Checks and reads items of a checkpoint. All processes of a run call this."""
+  directory = manager.directory
+  checkpoint_files.check_items(directory, step, list(items), shared=True)
   try:
     return manager.restore(step, args=ocp.args.Composite(**items))
   except Exception as error:  # of any kind: Orbax reads through several libraries
-    first_line = (str(error).strip().splitlines() or [''])[0][:160]
-    remote = file_access.is_remote(manager.directory)
+    first_line = file_access.reason_text(str(error))
+    remote = file_access.is_remote(directory)
     trouble = 'cannot be reached, is damaged' if remote else 'is damaged'
     raise UserError(
-      f'the checkpoint {manager.directory / str(step)} {trouble} or of another model '
-      f'({type(error).__name__}: {first_line}); remove its folder to use the checkpoint before it.'
+      f'the checkpoint {directory / str(step)} {trouble} or of another model '
+      f'({type(error).__name__}: {first_line}); {checkpoint_files.remedy(directory, step)}'
     ) from None
 
 
@@ -228,7 +318,8 @@ def restore_state(
     UserError: the checkpoint is damaged.
   """
   item = ocp.args.StandardRestore
-  counters = {name: getattr(shapes, name) for name in _COUNTERS}
+  saved = _saved_counters(manager, step)
+  counters = {name: getattr(shapes, name) for name in saved}
   restored = _read(
     manager,
     step,
@@ -239,10 +330,22 @@ def restore_state(
       'sums': item(_replicated_targets(sum_shapes, replicated)),
     },
   )
-  state = shapes._replace(
-    params=restored['params'], opt_state=restored['opt_state'], **restored['counters']
-  )
+  found = restored['counters']
+  if 'recent_skips' not in found:
+    found['recent_skips'] = jax.device_put(no_skips(), replicated)
+  state = shapes._replace(params=restored['params'], opt_state=restored['opt_state'], **found)
   return state, restored['sums']
+
+
+def _saved_counters(manager: ocp.CheckpointManager, step: int) -> tuple[str, ...]:
+  """The counters that a checkpoint has. Those of version 0.1.0 have no `recent_skips`."""
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    try:
+      path = manager.directory / str(step) / 'counters'
+      names = checkpointer.metadata(path).item_metadata.tree.keys()
+    except Exception:  # of any kind: the read that follows reports what is damaged
+      return _COUNTERS
+  return _COUNTERS if 'recent_skips' in names else _COUNTERS[:-1]
 
 
 def find_step(workdir: PathLike, which: str | int, best_by: Criterion = HELDOUT_LOSS) -> int:
@@ -330,6 +433,7 @@ def restore_subtrees(workdir: PathLike, step: int, shapes: PyTree, shardings: Py
     UserError: parameters are missing, or have another shape; each is named.
   """
   path = _directory(workdir) / str(step) / 'params'
+  checkpoint_files.check_items(path.parent.parent, step, ('params',), shared=True)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree
@@ -387,6 +491,7 @@ def read_arrays(workdir: PathLike, step: int, item: str) -> PyTree:
     UserError: the item cannot be read.
   """
   path = _directory(workdir) / str(step) / item
+  checkpoint_files.check_items(path.parent.parent, step, (item,))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       tree = checkpointer.metadata(path).item_metadata.tree

@@ -26,6 +26,26 @@ def compute_dtype(name: str, platform: str) -> jnp.dtype:
   return jnp.dtype(('float32' if platform == 'cpu' else 'bfloat16') if name == 'auto' else name)
 
 
+def describe_products(dtype: str, precision: str, platform: str) -> str:
+  """The arithmetic of matrix products, for the console.
+
+  Args:
+    dtype: config.dtype.
+    precision: config.precision.
+    platform: of the devices: 'cpu', 'gpu' or 'tpu'.
+  """
+  reason = f'auto, on {platform.upper()}' if dtype == 'auto' else 'as configured'
+  found = f'{compute_dtype(dtype, platform)} ({reason})'
+  if platform == 'cpu' or precision == 'float32':
+    return f'{found}, those of float32 arrays in float32'
+  passes = {
+    ('tpu', 'tensorfloat32'): 'three bfloat16 passes',
+    ('tpu', 'bfloat16'): 'a single bfloat16 pass',
+  }
+  how = passes.get((platform, precision), 'TF32')
+  return f'{found}, those of float32 arrays in {how} (config.precision {precision})'
+
+
 def attention_kernel(model: ModelConfig, length: int, dtype: str, platform: str) -> tuple[str, str]:
   """The attention kernel of a config, and why it was chosen.
 
@@ -54,7 +74,12 @@ def attention_kernel(model: ModelConfig, length: int, dtype: str, platform: str)
 
 
 def encoder_config(
-  model: ModelConfig, vocab_size: int, length: int, dtype: str, platform: str | None = None
+  model: ModelConfig,
+  vocab_size: int,
+  length: int,
+  dtype: str,
+  platform: str | None = None,
+  precision: str = 'float32',
 ) -> EncoderConfig:
   """The encoder of a config.
 
@@ -64,21 +89,39 @@ def encoder_config(
     length: tokens of a row, for the choice of the attention kernel.
     dtype: config.dtype.
     platform: 'cpu', 'gpu' or 'tpu', for what the config leaves to it; None for JAX's default.
+    precision: config.precision.
 
   Raises:
     UserError: for sizes that contradict each other.
   """
   platform = platform or jax.default_backend()
   fields = dataclasses.asdict(model)
-  if not fields['scan_unroll']:
-    layers = fields['num_layers']
-    fields['scan_unroll'] = layers if platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU else 1
+  fields['scan_unroll'] = _layers_per_iteration(model, platform)
   try:
     EncoderConfig(**fields | {'attention': 'xla'})  # reports sizes before kernels
     fields['attention'], _ = attention_kernel(model, length, dtype, platform)
-    return EncoderConfig(**fields, vocab_size=vocab_size, dtype=compute_dtype(dtype, platform))
+    return EncoderConfig(
+      **fields,
+      vocab_size=vocab_size,
+      dtype=compute_dtype(dtype, platform),
+      precision=precision,
+    )
   except ValueError as error:
     raise UserError(f'config.model: {error}') from None
+
+
+def _layers_per_iteration(model: ModelConfig, platform: str) -> int:
+  """Layers per iteration of the scan, where the config leaves it to the platform.
+
+  The compiler for CPUs removes the barriers that keep what remat recomputes apart from the forward
+  pass. There only a loop does, so layers that are recomputed are not unrolled.
+  """
+  if platform == 'cpu' and model.remat != 'none':
+    return 1
+  if model.scan_unroll:
+    return model.scan_unroll
+  layers = model.num_layers
+  return layers if platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU else 1
 
 
 def towers(
@@ -96,7 +139,7 @@ def towers(
     UserError: for sizes that contradict each other.
   """
   discriminator = encoder_config(
-    config.model, vocab_size, config.sequence_length, config.dtype, platform
+    config.model, vocab_size, config.sequence_length, config.dtype, platform, config.precision
   )
   if one_tower:
     return discriminator, discriminator

@@ -1,9 +1,14 @@
 """The processes of a run: joining them, work of the first one, and the loss of a process."""
 
+import contextlib
 import dataclasses
+import hmac
+import ipaddress
 import json
 import os
+import secrets
 import select
+import selectors
 import socket
 import sys
 import threading
@@ -17,16 +22,25 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import file_access
+from electra_jax import file_access, json_reader
 from electra_jax.errors import UserError
+from electra_jax.folder_lock import FolderLock
 from electra_jax.training.preemption import metadata_server
 
 T = TypeVar('T')
 
 LOST = 43  # exit status: another process ended; the same command resumes from the last checkpoint
 WAIT = 300  # seconds for all processes to start
+LOCK_WAIT = 300  # seconds for the first process to take the run's folder
 GRACE = 10  # seconds that a process has to end by itself after another ended with an error
+MEET = 60.0  # seconds in which the processes connect to the first one
+GREET = 5.0  # seconds that a connection has to show that it is a process of the run
 HEARTBEAT = 100  # seconds without a heartbeat after which JAX ends a process
+
+_TOKEN_BYTES = 32
+_STRANGERS = 16  # connections that are not of the run and may be open at a time
+_WELCOME = b'electra'
+_LOOK = 0.2  # seconds
 
 
 #### Joining ####
@@ -106,9 +120,12 @@ def join_processes(
       'process_id': given.process,
     }
   elif how == 'cluster' or how == 'auto' and (of_cluster() or tpu_workers(metadata_server()) > 1):
-    arguments = {}
+    arguments = _detected()
   else:
     return
+  address = arguments.get('coordinator_address')
+  if address and arguments.get('process_id') == 0:
+    arguments['coordinator_bind_address'] = bind_address(address)
   try:
     jax.distributed.initialize(
       **arguments, initialization_timeout=WAIT, heartbeat_timeout_seconds=HEARTBEAT
@@ -123,7 +140,7 @@ def join_processes(
   if not first():
     sys.stdout = open(os.devnull, 'w')
   if jax.process_count() > 1:
-    _watch()
+    _watch(address)
 
 
 def _given_address(
@@ -150,6 +167,79 @@ def _given_address(
       '--distributed=off and --coordinator contradict each other; leave one of them out.'
     )
   return _Address(coordinator, processes, process)
+
+
+def _detected() -> dict[str, Any]:
+  """Arguments of jax.distributed.initialize that JAX finds out about the cluster; {} for none.
+
+  JAX does it itself where they are not given, but they must be known before to bind the
+  coordinator to one address. JAX 0.10 and 0.11 have no public name for this; where another version
+  has none at all, JAX binds its coordinator to all addresses, as by default.
+  """
+  try:
+    from jax._src.clusters import ClusterEnv
+
+    address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
+      os.environ.get('JAX_COORDINATOR_ADDRESS'), None, None, None, None, WAIT
+    )
+  except Exception:  # of any kind: JAX then tries the same, and its error is reported
+    return {}
+  if address is None or processes is None or process is None:
+    return {}
+  return {
+    'coordinator_address': address,
+    'num_processes': processes,
+    'process_id': process,
+  }  # JAX finds the devices of the process then, also by JAX_LOCAL_DEVICE_IDS
+
+
+def bind_address(coordinator: str) -> str | None:
+  """Where the coordinator, which is in this process, should listen; None for JAX's default.
+
+  Args:
+    coordinator: HOST:PORT, as all processes know it.
+  """
+  if 'JAX_COORDINATOR_BIND_ADDRESS' in os.environ:  # JAX reads it
+    return None
+  address = own_address(coordinator)
+  if address is None:
+    return None
+  port = coordinator.rpartition(':')[2]
+  return f'[{address}]:{port}' if ':' in address else f'{address}:{port}'
+
+
+def own_address(coordinator: str) -> str | None:
+  """The address of the coordinator's host name that is one of this host's; None if none is.
+
+  Some systems resolve a host's own name to a loopback address, which no other host could reach. It
+  does not count unless the name is a loopback name.
+
+  Args:
+    coordinator: HOST:PORT.
+  """
+  host = coordinator.rpartition(':')[0].strip('[]')
+  try:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+  except (OSError, UnicodeError):
+    return None
+  for family, _, _, _, (address, *_) in sorted(found):  # IPv4 first
+    text = str(address)
+    with contextlib.suppress(OSError, ValueError), socket.socket(family) as probe:
+      if ipaddress.ip_address(text).is_loopback and not _is_loopback(host):
+        continue
+      probe.bind((text, 0))
+      return text
+  return None
+
+
+def _is_loopback(host: str) -> bool:
+  """Whether a name or address is meant as one of this machine only."""
+  if host == 'localhost':
+    return True
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return False
 
 
 #### All processes together ####
@@ -191,11 +281,34 @@ def from_first(make: Callable[[], T]) -> T:
   text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
   length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
   text = multihost_utils.broadcast_one_to_all(text if first() else np.zeros(length, np.uint8))
-  outcome = json.loads(np.asarray(text, np.uint8).tobytes())
+  content = np.asarray(text, np.uint8).tobytes()
+  outcome = json_reader.parse(content, 'what the first process sends', rules=json_reader.OWN)
   if 'error' in outcome:
     raise UserError(outcome['error'])
   value: T = outcome['value']
   return value
+
+
+def acquire(lock: FolderLock) -> None:
+  """Takes a folder for all processes. The first one holds the lock; all must call this.
+
+  Raises:
+    UserError: another run writes there, or the folder cannot be written; raised in all processes.
+  """
+  refusal: list[UserError] = []
+  if first():
+    try:
+      lock.acquire()
+    except UserError as error:
+      refusal.append(error)
+    before_exit(lock.release)
+  wait_for_all('the folder of the run', LOCK_WAIT)  # the first may wait for a lost process
+
+  def outcome() -> None:
+    if refusal:
+      raise refusal[0]
+
+  from_first(outcome)
 
 
 def wait_for_all(name: str, seconds: int) -> None:
@@ -271,6 +384,10 @@ def check_shared(workdir: epath.Path) -> None:
 # them with a stack trace, and a collective operation in flight may hang longer. So each process
 # keeps a connection to the first one. The kernel closes it whatever a process dies of, and TCP
 # keepalive finds machines that vanished.
+#
+# The first process listens only until the others are connected, on one address, and only to
+# processes that send a random token. JAX distributes the token: a collective operation over its
+# devices gives it to the processes that its coordinator has joined.
 
 _links: list[socket.socket] = []
 _ended = threading.Event()  # another process ended, and this one will soon
@@ -306,16 +423,22 @@ def _address() -> str:
       return '127.0.0.1'
 
 
-def _watch() -> None:
-  """Connects the processes, and starts the thread that ends this one when another is lost."""
-  server = socket.create_server(('', 0), backlog=jax.process_count()) if first() else None
-  port, addresses = from_first(lambda: _where(server))
-  if server is None:
-    _connect(port, addresses)
-  else:
+def _watch(coordinator: str | None) -> None:
+  """Connects the processes, and starts the thread that ends this one when another is lost.
+
+  Args:
+    coordinator: HOST:PORT; None if it is not known.
+  """
+  server = listening(coordinator, jax.process_count()) if first() else None
+  # Only processes that JAX has joined get the token.
+  token, address, port = from_first(lambda: _invitation(server))
+  if server is not None:
     with server:
-      _accept_all(server)
+      _links.extend(accepted(server, token, jax.process_count()))
+  elif (link := connected(address, port, token, jax.process_index())) is not None:
+    _links.append(link)
   for link in _links:
+    _keepalive(link)
     link.settimeout(None)
   if not _links:
     print(
@@ -326,41 +449,140 @@ def _watch() -> None:
   threading.Thread(target=_listen, args=(list(_links),), daemon=True).start()
 
 
-def _where(server: socket.socket | None) -> tuple[int, list[str]]:
-  """Port of the server of the first process, and addresses of its host to try."""
-  port = server.getsockname()[1] if server else 0
-  return port, [_address(), socket.gethostname(), '127.0.0.1']
+def listening(coordinator: str | None, processes: int) -> socket.socket:
+  """A server of the first process, on its address in the coordinator's network, at a free port.
+
+  Args:
+    coordinator: HOST:PORT; None if it is not known.
+    processes: number of processes.
+  """
+  address = (own_address(coordinator) if coordinator else None) or _address()
+  family = socket.AF_INET6 if ':' in address else socket.AF_INET
+  return socket.create_server((address, 0), family=family, backlog=processes + _STRANGERS)
 
 
-def _accept_all(server: socket.socket) -> None:
-  """Accepts the connections of all other processes, for a minute."""
-  server.settimeout(60)
-  while len(_links) < jax.process_count() - 1:
-    try:
+def _invitation(server: socket.socket | None) -> tuple[str, str, int]:
+  """A new token, and address and port of the server of the first process."""
+  assert server is not None
+  address, port = server.getsockname()[:2]
+  return secrets.token_hex(_TOKEN_BYTES), address, port
+
+
+def _greeting(token: str, process: int) -> bytes:
+  """What a process sends first, of the same length for all."""
+  return f'{token} {process:08d}'.encode()
+
+
+def accepted(
+  server: socket.socket, token: str, processes: int, seconds: float = MEET
+) -> list[socket.socket]:
+  """The connections of all other processes, those that came within a time.
+
+  Whoever else connects is disconnected without effect: after a wrong greeting, after GREET seconds
+  without a complete one, and the oldest one when there are too many.
+
+  Args:
+    server: the server.
+    token: that the other processes send.
+    processes: number of processes.
+    seconds: longest time to wait.
+  """
+  links: dict[int, socket.socket] = {}
+  waiting: dict[socket.socket, tuple[bytes, float]] = {}  # what was received, and until when
+  size = len(_greeting(token, 0))
+
+  def dismiss(link: socket.socket) -> None:
+    selector.unregister(link)
+    del waiting[link]
+
+  def admit() -> None:
+    with contextlib.suppress(OSError):
       link, _ = server.accept()
-    except OSError:
-      break
-    link.settimeout(60)
+      link.setblocking(False)
+      selector.register(link, selectors.EVENT_READ)
+      waiting[link] = b'', time.monotonic() + GREET
+    if len(waiting) > processes + _STRANGERS:
+      oldest = next(iter(waiting))
+      dismiss(oldest)
+      oldest.close()
+
+  def receive(link: socket.socket) -> None:
+    received, until = waiting[link]
     try:
-      greeting = link.recv(16)
-    except OSError:  # not a process of the run
-      continue
-    if greeting.startswith(b'electra '):
-      _keepalive(link)
-      _links.append(link)
+      piece = link.recv(size - len(received))
+    except BlockingIOError:
+      return
+    except OSError:
+      piece = b''
+    received += piece
+    if piece and len(received) < size:
+      waiting[link] = received, until
+      return
+    dismiss(link)
+    process = _greeted(received, token, processes)
+    if process is None or process in links:
+      link.close()
+      return
+    links[process] = link
+    with contextlib.suppress(OSError):
+      link.sendall(_WELCOME)
+
+  end = time.monotonic() + seconds
+  server.setblocking(False)
+  with selectors.DefaultSelector() as selector:
+    selector.register(server, selectors.EVENT_READ)
+    while len(links) < processes - 1 and (left := end - time.monotonic()) > 0:
+      for key, _ in selector.select(min(left, _LOOK)):
+        link = key.fileobj
+        if link is server:
+          admit()
+        elif isinstance(link, socket.socket) and link in waiting:
+          receive(link)
+      for link in [link for link, (_, until) in waiting.items() if until < time.monotonic()]:
+        dismiss(link)
+        link.close()
+    for link in list(waiting):
+      link.close()
+  return list(links.values())
 
 
-def _connect(port: int, addresses: list[str]) -> None:
-  """Connects to the first process, at the first address that answers."""
-  for address in addresses:
+def _greeted(received: bytes, token: str, processes: int) -> int | None:
+  """The process that a greeting is from; None if it is none of the run's."""
+  start, _, number = received.rpartition(b' ')
+  if not hmac.compare_digest(start, token.encode()) or not number.isdigit():
+    return None
+  return int(number) if 0 < int(number) < processes else None
+
+
+def connected(
+  address: str, port: int, token: str, process: int, seconds: float = MEET / 2
+) -> socket.socket | None:
+  """A connection to the first process, which has accepted it; None if none is possible.
+
+  Args:
+    address: of the first process.
+    port: of its server.
+    token: that shows that this is a process of the run.
+    process: number of this process, from 0.
+    seconds: longest time to try.
+  """
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
     try:
-      link = socket.create_connection((address, port), timeout=5)
-      link.sendall(b'electra %d' % (jax.process_index() + 1))
-      _keepalive(link)
-      _links.append(link)
-      break
+      link = socket.create_connection((address, port), timeout=GREET)
     except OSError:
+      time.sleep(_LOOK)
       continue
+    try:
+      link.settimeout(max(GREET, end - time.monotonic()))
+      link.sendall(_greeting(token, process))
+      if link.recv(len(_WELCOME), socket.MSG_WAITALL) == _WELCOME:
+        return link
+    except OSError:
+      pass
+    link.close()
+    time.sleep(_LOOK)
+  return None
 
 
 def _listen(links: list[socket.socket]) -> None:

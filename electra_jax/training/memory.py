@@ -112,8 +112,9 @@ def activation_bytes(config: EncoderConfig, length: int) -> int:
   """
   size = jnp.dtype(config.dtype).itemsize
   hidden = config.hidden_size
+  residual = jnp.dtype(config.residual_dtype).itemsize
   if config.remat != 'none':
-    return config.num_layers * length * hidden * size
-  per_token = (14 * hidden + 4 * config.intermediate_size) * size
+    return config.num_layers * length * hidden * residual
+  per_token = (12 * hidden + 4 * config.intermediate_size) * size + 2 * hidden * residual
   attention = config.num_heads * length**2 * (2 * size + 5)
   return config.num_layers * (length * per_token + attention)

@@ -122,6 +122,45 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
   return optax.GradientTransformation(init, update)
 
 
+def scale_by_adam_with_separate_counts(
+  b1: float, b2: float, eps: float
+) -> optax.GradientTransformation:
+  """Adam's direction (Kingma and Ba 2015), whose bias correction counts per top-level parameter.
+
+  The moments of a parameter that was not trained from the start, as a discriminator's after
+  config.generator.alone_steps, have seen fewer updates than the optimizer has made. With the
+  number of all updates their bias would not be corrected, and the first updates would be up to
+  (1 - b1) / sqrt(1 - b2) times too large, 3.2 as published.
+
+  The counts of its optax.ScaleByAdamState are a dict like the moments, so that update_step.py
+  leaves those of parameters that are not trained as they are.
+  """
+  inner = optax.scale_by_adam(b1, b2, eps)
+
+  def init(params: PyTree) -> optax.ScaleByAdamState:
+    state = inner.init(params)
+    return state._replace(count={name: jnp.zeros([], jnp.int32) for name in params})
+
+  def update(
+    gradients: PyTree, state: optax.ScaleByAdamState, params: PyTree | None = None
+  ) -> tuple[PyTree, optax.ScaleByAdamState]:
+    del params
+    found = {
+      name: inner.update(
+        gradient, optax.ScaleByAdamState(state.count[name], state.mu[name], state.nu[name])
+      )
+      for name, gradient in gradients.items()
+    }
+    after = {name: new for name, (_, new) in found.items()}
+    return {name: direction for name, (direction, _) in found.items()}, optax.ScaleByAdamState(
+      count={name: new.count for name, new in after.items()},
+      mu={name: new.mu for name, new in after.items()},
+      nu={name: new.nu for name, new in after.items()},
+    )
+
+  return optax.GradientTransformation(init, update)
+
+
 def _names(path: Path) -> list[str]:
   return [str(getattr(entry, 'key', entry)) for entry in path]
 
@@ -336,7 +375,10 @@ def layerwise_rates(shapes: PyTree, num_layers: int, decay: float, published: bo
 def _adam_with_decay(settings: OptimizerSettings) -> list[optax.GradientTransformation]:
   """What AdamW and LAMB have in common: clipping, Adam's direction, weight decay."""
   o = settings.config
-  adam = optax.scale_by_adam if o.bias_correction else scale_by_uncorrected_adam
+  adam = scale_by_uncorrected_adam
+  if o.bias_correction:
+    separate = isinstance(o, OptimizerConfig) and o.update_counts == 'separate'
+    adam = scale_by_adam_with_separate_counts if separate else optax.scale_by_adam
   return [clip_gradients(settings), adam(o.b1, o.b2, o.eps), add_weight_decay(o.weight_decay)]
 
 

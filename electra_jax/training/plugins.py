@@ -43,4 +43,5 @@ def check(workdir: str | os.PathLike[str]) -> None:
   """
   path = run_folder.folder(workdir) / FILE
   if file_access.exists(path):
-    registry.require_registered(run_folder.read_json(path)['plugins'], os.fspath(workdir))
+    content = run_folder.read_json(path, {'plugins': [{'kind': str, 'name': str, 'file': str}]})
+    registry.require_registered(content['plugins'], os.fspath(workdir))

@@ -4,6 +4,7 @@ Paths in a run's folder are `epath.Path`s, which Orbax takes too. Files are read
 through `file_access`.
 """
 
+import glob
 import importlib.util
 import json
 import os
@@ -14,13 +15,13 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from electra_jax import file_access
-from electra_jax.errors import UserError
+from electra_jax import console, file_access, json_reader
+from electra_jax.errors import UserError, missing_package
 
 Json = Any  # a value of JSON
 
@@ -28,35 +29,55 @@ UPLOAD_EVERY = 30.0  # least seconds between two uploads of files that grow
 UPLOAD_SHARE = 0.05  # largest share of a run's time that these uploads take
 
 
-def folder(workdir: str | os.PathLike[str]) -> epath.Path:
+class LocalPath(epath.gpath.PosixGPath):  # type: ignore[misc]  # etils has no annotations
+  """A local path whose own characters are never read as a pattern.
+
+  `epath` joins the path and the pattern of `glob`, so that a folder named `[1]` matches nothing and
+  `*` matches other folders. Orbax finds the parts of a checkpoint in this way.
+  """
+
+  def glob(self, pattern: str) -> Iterator['LocalPath']:
+    """Yields the paths that match a pattern relative to this path."""
+    for name in glob.glob(pattern, root_dir=os.fspath(self)):
+      yield self / name
+
+
+def folder(workdir: str | os.PathLike[str], flag: str = '--workdir') -> epath.Path:
   """The path of a run's folder.
 
+  Args:
+    workdir: its path or address.
+    flag: what names it, for messages.
+
   Raises:
-    UserError: an address is not of the kind gs://, or gcsfs is not installed.
+    UserError: an address is not of the kind gs://, or gcsfs is not installed; or the path has
+      characters that files of a run cannot have.
   """
   address = os.fspath(workdir)
   if re.match('gs:/(?!/)', address):  # pathlib makes this of gs://
-    raise UserError(
-      f'--workdir {address!r} lacks a slash; give the address as text, gs://bucket/run.'
-    )
+    raise UserError(f'{flag} {address!r} lacks a slash; give the address as text, gs://bucket/run.')
   if file_access.is_remote(address):
     if not re.match('gs://[^/]', address):
       raise UserError(
-        f'--workdir {address!r} cannot hold a run; expected a folder, or an address such as '
+        f'{flag} {address!r} cannot hold a run; expected a folder, or an address such as '
         'gs://bucket/run.'
       )
     if importlib.util.find_spec('gcsfs') is None:
-      raise UserError(
-        f'--workdir {address!r} needs gcsfs, which is not installed; pip install gcsfs'
-      )
+      raise missing_package(f'{flag} {address!r}', 'gcsfs', 'gcs')
     # Otherwise epath would import TensorFlow to reach a bucket.
     os.environ.setdefault('EPATH_USE_TF', 'false')
     file_access.set_up_google_storage()
-  return epath.Path(address)
+    return epath.Path(address)
+  file_access.check_name(address, flag)
+  return LocalPath(address)
 
 
-def check_writable(path: epath.Path) -> None:
+def check_writable(path: epath.Path, flag: str = '--workdir') -> None:
   """Creates a run's folder if it is missing, and writes and removes a file in it.
+
+  Args:
+    path: the folder.
+    flag: what names it, for messages.
 
   Raises:
     UserError: that fails.
@@ -78,7 +99,7 @@ def check_writable(path: epath.Path) -> None:
     probe.unlink()
   except OSError as error:
     raise UserError(
-      f'--workdir {path} cannot be written ({error.strerror}); expected a folder that can.'
+      f'{flag} {path} cannot be written ({error.strerror}); expected a folder that can.'
     ) from None
 
 
@@ -88,26 +109,85 @@ def write_json(path: str | os.PathLike[str], value: Json) -> None:
   Raises:
     file_access.Unwritable: it cannot be written.
   """
-  file_access.write_bytes(path, (json.dumps(value, indent=2) + '\n').encode())
+  file_access.write_bytes(path, json_content(value))
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """A JSON object from a file of a run.
+def read_json(
+  path: str | os.PathLike[str], shape: json_reader.Shape = None
+) -> json_reader.Document:
+  """A JSON object from a file of a run. Looking up a key that it lacks raises UserError.
+
+  Args:
+    path: of the file.
+    shape: what the object must be, as json_reader has it; None for any object.
 
   Raises:
     UserError: the file is missing or damaged, or its bucket cannot be reached.
   """
+  path = os.fspath(path)
+  reason = ''
   try:
-    value = json.loads(file_access.read_bytes(path))
+    value = json_reader.read(path, shape or {}, rules=json_reader.OWN)
+    return json_reader.Document(value, path)
   except file_access.Unreachable:
     raise
-  except (UserError, ValueError):
-    value = None
-  if not isinstance(value, dict):
-    raise UserError(
-      f'{os.fspath(path)} is damaged; restore it, or start again in another --workdir.'
-    )
-  return value
+  except json_reader.InvalidJson as error:
+    reason = f' ({error.reason})'
+  except UserError:
+    pass
+  raise UserError(f'{path} is damaged{reason}; restore it, or start again in another --workdir.')
+
+
+class Results:
+  """Where a program writes what it found about a run: its folder, or another one.
+
+  Results are printed, too. Where a run's folder cannot be written, as on read-only media, a warning
+  is enough. A folder that was asked for has to be writable, which is checked before the work.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str], output: str | None = None) -> None:
+    """Checks the folder.
+
+    Args:
+      workdir: the run's folder.
+      output: another folder to write to; None for the run's.
+
+    Raises:
+      UserError: `output` cannot be written.
+    """
+    self.folder = folder(workdir)
+    self._asked_for = output is not None
+    if output is not None:
+      self.folder = folder(file_access.normal(output), '--output')
+      check_writable(self.folder, '--output')
+
+  def write(self, files: Mapping[str, bytes]) -> str:
+    """Writes files.
+
+    Args:
+      files: name -> content.
+
+    Returns:
+      Where they are, for the console; '' if the run's folder cannot be written.
+
+    Raises:
+      UserError: a folder that was asked for cannot be written.
+    """
+    try:
+      for name, content in files.items():
+        file_access.write_bytes(self.folder / name, content)
+    except file_access.Unwritable as error:
+      if self._asked_for:
+        raise
+      reason = str(error).rstrip('.')
+      console.warn(f'{reason}; the results are only printed; --output names another folder.')
+      return ''
+    return ', '.join(str(self.folder / name) for name in files)
+
+
+def json_content(value: Json) -> bytes:
+  """A value as the content of a JSON file."""
+  return (json.dumps(value, indent=2) + '\n').encode()
 
 
 class Spool:

@@ -17,6 +17,7 @@ from etils import epath
 
 from electra_jax import file_access
 from electra_jax.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
+from electra_jax.folder_lock import FolderLock
 from electra_jax.training import checkpoints, hosts, run_folder
 
 FILE = 'status.json'
@@ -100,9 +101,11 @@ class Status:
   Args:
     mode: the program that writes.
     trials: whether it runs trials, which the file then names.
+    lock: of the run's folder; None for a program that needs none.
   """
 
-  def __init__(self, mode: Mode, trials: bool = False) -> None:
+  def __init__(self, mode: Mode, trials: bool = False, lock: FolderLock | None = None) -> None:
+    self.lock = lock
     record = TrialStatusRecord if trials else StatusRecord
     self._record = record(mode, pid=os.getpid(), host=socket.gethostname(), started=_now())
     self._copy = os.environ.get(COPY)
@@ -142,6 +145,11 @@ class Status:
     self._path = self._saved_in / FILE
     hosts.before_exit(self._lost)
     self.change(steps=steps)
+
+  def check_held(self, read: bool = False) -> None:
+    """Checks that the run's folder is still this process's, see `FolderLock.check`."""
+    if self.lock is not None:
+      self.lock.check(read)
 
   def change(self, **fields: FieldValue) -> None:
     """Sets fields of the record by name and writes the file, in a bucket as well."""
@@ -222,6 +230,8 @@ class Status:
 
   def _write_workdir(self) -> None:
     if self._path is None or self._saved_in is None:
+      return
+    if self.lock is not None and self.lock.lost:  # the folder is another process's now
       return
     try:
       self._record.last_checkpoint = checkpoints.latest_saved(self._saved_in)

@@ -7,7 +7,6 @@ The loops themselves are in pretrain/phase_loop.py and finetune/trial.py. They t
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from electra_jax import file_access
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoints, partitioning
-from electra_jax.training.progress import NoWriter, Writer
+from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
+from electra_jax.training.saving import CheckpointSaver
 from electra_jax.training.status import Status
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import MOST_IN_A_ROW, MOST_IN_WINDOW, WINDOW, TrainState
 
 PyTree = Any
 TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, PyTree]]
@@ -118,9 +119,25 @@ class StepRunner:
     self.sums = self._functions.zeros()
     return IntervalSums(sums, int(skipped), int(bad_step))
 
+  def skipped(self) -> int:
+    """Waits for the last step; returns the number of updates that were skipped so far."""
+    return int(jax.device_get(self.state.skipped))
+
   def bad_step(self) -> int:
     """Waits for the last step; returns the step that was not finite, or -1."""
     return int(jax.device_get(self.state.bad_step))
+
+
+def skipped_line(before: int, now: int) -> str | None:
+  """A line for the console on updates that were skipped since the last one; None for none.
+
+  Args:
+    before: updates that were skipped up to the last line.
+    now: updates that were skipped so far.
+  """
+  if now == before:
+    return None
+  return f'  {"skipped":12} {now - before:,} updates that were not finite, {now:,} so far'
 
 
 #### Time ####
@@ -198,12 +215,13 @@ class RunRecorder:
     manager: manager of the checkpoints.
     writer: writer of metrics.jsonl and TensorBoard's files.
     status: status file of the run.
+    best_by: how the best checkpoint is chosen.
   """
 
   def __init__(
     self,
     manager: ocp.CheckpointManager,
-    writer: Writer | NoWriter,
+    writer: MetricsWriter | NoWriter,
     status: Status,
     best_by: checkpoints.Criterion = checkpoints.HELDOUT_LOSS,
   ) -> None:
@@ -218,7 +236,8 @@ class RunRecorder:
     self.manager = manager
     self.writer = writer
     self.status = status
-    self._best_by = best_by
+    self.best_by = best_by
+    self._saver = CheckpointSaver(manager, best_by)
 
   def log_training(
     self, step: int, metrics: Mapping[str, float], interval: Interval
@@ -232,7 +251,11 @@ class RunRecorder:
 
     Returns:
       The metrics with `seconds`, the time of training so far.
+
+    Raises:
+      UserError: another process has taken the run's folder.
     """
+    self.status.check_held()
     self.writer.seconds += interval.seconds
     written = {**metrics, 'seconds': self.writer.seconds}
     self.writer.write('train', step, written)
@@ -247,6 +270,7 @@ class RunRecorder:
       step: steps that were taken.
       metrics: the metrics.
     """
+    self.status.check_held()
     self.writer.write(kind, step, {**metrics, 'seconds': self.writer.seconds})
 
   def save(self, step: int, runner: StepRunner, value: float | None) -> str | None:
@@ -256,49 +280,88 @@ class RunRecorder:
       step: steps that were taken.
       runner: holds the state and the sums to save.
       value: metric that the best checkpoint is chosen by; None if it was not computed at this step.
-        A value that is not finite counts as the worst.
+        A value that is not finite counts as not computed.
 
     Returns:
       A sentence if metrics could not be written to a bucket yet, else None.
+
+    Raises:
+      UserError: another process has taken the run's folder.
     """
+    self.status.check_held(read=True)
     trouble = self.writer.keep()
-    if value is not None and not math.isfinite(value):
-      value = self._best_by.worst
-    checkpoints.save(self.manager, step, runner.state, runner.sums, value, self._best_by)
+    self._saver.save(step, runner.state, runner.sums, value)
     self.status.progress(step, saved=True)
     return trouble
 
+  def poll(self, step: int, runner: StepRunner) -> None:
+    """Notices a save that has failed, and starts another one when it is due.
+
+    To be called after every step. What is saved then is the state after this step, if it is finite.
+
+    Args:
+      step: steps that were taken.
+      runner: holds the state and the sums to save.
+
+    Raises:
+      UserError: several attempts to save failed.
+    """
+    if self._saver.is_due() and runner.bad_step() < 0:
+      self._saver.save(step, runner.state, runner.sums, None)
+
   def check_finite(
-    self, bad_step: int, find_tensor: Callable[[int], str], subject: str = ''
+    self,
+    bad_step: int,
+    find_tensor: Callable[[int], str],
+    subject: str = '',
+    skips: bool = False,
   ) -> None:
     """Stops the run if a step was not finite. The state is still the one before that step.
 
     Args:
-      bad_step: the step that was not finite, or -1.
+      bad_step: the step that was not finite, or that passed the limits of skipped updates; or -1.
       find_tensor: names the first tensor of a step that is not finite.
       subject: start of the message, such as 'trial 1 of cola: '.
+      skips: whether such updates are skipped, up to the limits of training/update_step.py.
 
     Raises:
-      UserError: a step was not finite.
+      UserError: a step was not finite, or too many updates were skipped.
     """
     if bad_step < 0:
       return
-    tensor = find_tensor(bad_step)
+    tensor = '' if skips else find_tensor(bad_step)
     self.writer.keep()
-    checkpoints.wait(self.manager)
+    with contextlib.suppress(file_access.Unwritable):  # what is reported is the step
+      checkpoints.wait(self.manager)
     kept = self.manager.latest_step()
     checkpoint = (
       f'the checkpoint of step {kept:,} is kept' if kept else 'no checkpoint has been saved yet'
     )
+    if skips:
+      raise UserError(
+        f'{subject}by the step after {bad_step:,}, {MOST_IN_A_ROW} updates in a row or more than '
+        f'{MOST_IN_WINDOW} of the last {WINDOW:,} were skipped because their loss or gradient was '
+        f'not finite; {checkpoint}; lower config.optimizer.learning_rate and start in another '
+        '--workdir.'
+      )
     raise UserError(
       f'{subject}the step after {bad_step:,} is not finite, first in {tensor}; {checkpoint}; lower '
       'config.optimizer.learning_rate and start in another --workdir, or skip such steps with '
       '--config.skip_nonfinite=True.'
     )
 
-  def wait(self) -> None:
-    """Waits until all checkpoints are saved."""
-    checkpoints.wait(self.manager)
+  def finish(self, step: int, runner: StepRunner) -> None:
+    """Waits until the last save is complete, and repeats it where it fails.
+
+    Args:
+      step: steps that were taken.
+      runner: holds the state and the sums to save.
+
+    Raises:
+      UserError: several attempts to save failed.
+    """
+    self._saver.finish(step, runner.state, runner.sums)
+    self.status.progress(step, saved=True)
 
   def close(self) -> None:
     """Closes the checkpoints and the metrics."""

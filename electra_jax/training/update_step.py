@@ -12,6 +12,12 @@ import optax
 
 from electra_jax.training import partitioning
 
+# Limits of skipped updates, from which a run with skip_nonfinite stops.
+MOST_IN_A_ROW = 20
+WINDOW = 1_000  # steps
+MOST_IN_WINDOW = WINDOW // 100
+NEVER = -(2**30)  # in place of the step of a skipped update that there was not
+
 PyTree = Any
 Leaf = Any  # jax.Array; in trees of shapes or shardings, one of these
 
@@ -24,7 +30,10 @@ class TrainState(NamedTuple):
     params: parameters.
     opt_state: state of the optimizer.
     skipped: int32, steps that were skipped because a loss or gradient was not finite.
-    bad_step: int32, the step that was not finite and stopped the run, or -1.
+    bad_step: int32, the step that was not finite and stopped the run, or at which the limits of
+      skipped updates were passed; -1 for none.
+    recent_skips: int32 `[MOST_IN_A_ROW]`, the steps of the last updates that were skipped, in their
+      order, after NEVER where there were fewer.
   """
 
   step: Leaf
@@ -32,6 +41,7 @@ class TrainState(NamedTuple):
   opt_state: PyTree
   skipped: Leaf
   bad_step: Leaf
+  recent_skips: Leaf
 
 
 class BatchLoss(NamedTuple):
@@ -55,8 +65,11 @@ class UpdateOptions:
   Attributes:
     micro_batches: parts that the rows of each device are split into. Their gradients are added; the
       update is the same.
-    skip_nonfinite: skip an update whose loss or gradient is not finite, and count it. Otherwise the
-      state stays as it was before that step, in it and in all later steps, and `bad_step` names it.
+    skip_nonfinite: skip an update whose loss or gradient is not finite, and count it. The schedule
+      of the learning rate advances, parameters and moments do not change. From MOST_IN_A_ROW
+      skipped updates in a row, or more than MOST_IN_WINDOW in WINDOW steps, the run stops as
+      without skipping: the state stays as it was before that step, in it and in all later steps,
+      and `bad_step` names it.
     layout: layout on a mesh; None for one device.
     moments: shardings of the optimizer's moments, of partitioning.moment_shardings.
     trained: top-level names of the trainable parameters; None for all. The others and their moments
@@ -81,7 +94,13 @@ def fresh_state(optimizer: optax.GradientTransformation, params: PyTree) -> Trai
     opt_state=optimizer.init(params),
     skipped=jnp.zeros([], jnp.int32),
     bad_step=jnp.full([], -1, jnp.int32),
+    recent_skips=no_skips(),
   )
+
+
+def no_skips() -> jax.Array:
+  """The `recent_skips` of a state without skipped updates."""
+  return jnp.full([MOST_IN_A_ROW], NEVER, jnp.int32)
 
 
 def layout_of_state(
@@ -123,7 +142,12 @@ def layout_of_state(
   replicated = jax.tree.map(lambda _: whole, shapes.opt_state)
   opt_shardings = with_moments(replicated, shapes.params, split, shapes.opt_state)
   return shapes, TrainState(
-    step=whole, params=shardings, opt_state=opt_shardings, skipped=whole, bad_step=whole
+    step=whole,
+    params=shardings,
+    opt_state=opt_shardings,
+    skipped=whole,
+    bad_step=whole,
+    recent_skips=whole,
   )
 
 
@@ -192,20 +216,25 @@ def make_update_step(
     )
     params = split_as_moments(optax.apply_updates(old_params, updates))
     gradient_norms = tower_norms(grads)
-    fine = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all']) & (state.bad_step < 0)
+    finite = jnp.isfinite(sums['loss']) & jnp.isfinite(gradient_norms['all'])
+    recent = jnp.where(finite, state.recent_skips, _appended(state.recent_skips, state.step))
+    stops = passes_limits(recent, state.step) if options.skip_nonfinite else ~finite
+    bad = jnp.where(stops & (state.bad_step < 0), state.step, state.bad_step)
+    fine = finite & (bad < 0)
 
-    def keep(new: PyTree, old: PyTree) -> PyTree:
-      return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+    def keep(new: PyTree, old: PyTree, when: jax.Array = fine) -> PyTree:
+      return jax.tree.map(lambda n, o: jnp.where(when, n, o), new, old)
 
-    bad = jnp.where(
-      fine | options.skip_nonfinite | (state.bad_step >= 0), state.bad_step, state.step
-    )
+    def keep_but_schedule(new: PyTree, old: PyTree) -> PyTree:
+      return keep(new, old, bad < 0 if _is_schedule(new) else fine)
+
     new_state = TrainState(
       step=jnp.where(bad >= 0, state.step, state.step + 1),
       params=keep(params, old_params),
-      opt_state=keep(opt_state, state.opt_state),
-      skipped=state.skipped + (~fine & (bad < 0)),
+      opt_state=jax.tree.map(keep_but_schedule, opt_state, state.opt_state, is_leaf=_is_schedule),
+      skipped=state.skipped + (~finite & (bad < 0)),
       bad_step=bad,
+      recent_skips=keep(recent, state.recent_skips, bad < 0),
     )
     sums |= {'steps': jnp.ones([], jnp.int32)}
     for name, norms in (
@@ -218,6 +247,28 @@ def make_update_step(
     return new_state, jax.tree.map(lambda x: jnp.where(fine, x, jnp.zeros_like(x)), sums)
 
   return train_step
+
+
+def _appended(recent: jax.Array, step: jax.Array) -> jax.Array:
+  """`recent_skips` with another step, without the oldest one."""
+  return jnp.concatenate([recent[1:], step[None]])
+
+
+def passes_limits(recent: jax.Array, step: jax.Array) -> jax.Array:
+  """Whether so many updates were skipped that the run stops.
+
+  Args:
+    recent: as of TrainState, this step included.
+    step: steps that were taken before this one.
+  """
+  in_a_row = recent[0] == step - (MOST_IN_A_ROW - 1)
+  too_many = recent[-MOST_IN_WINDOW - 1] > step - WINDOW
+  return in_a_row | (too_many & (step >= WINDOW - 1))
+
+
+def _is_schedule(state: PyTree) -> bool:
+  """Whether a part of an optimizer state is the count of a schedule, which follows the step."""
+  return isinstance(state, optax.ScaleByScheduleState)
 
 
 def _only_trained(

@@ -41,7 +41,8 @@ def read_versions(workdir: str | os.PathLike[str]) -> dict[str, Any]:
   path = run_folder.folder(workdir) / FILE
   found: dict[str, Any] = {'format': 0}
   if file_access.exists(path):
-    found = run_folder.read_json(path)
+    shape = {'format': int, 'started_with?': {str: str}, 'last_run_with?': {str: str}}
+    found = run_folder.read_json(path, shape)
   if found['format'] > FORMAT:
     writer = found.get('last_run_with', {}).get('electra_jax', 'a newer version')
     raise UserError(

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import re
 import shutil
+import typing
 
 import micro_run
 import pytest
@@ -27,6 +28,13 @@ def test_a_mode_names_a_function_that_takes_its_flags(mode):
   given |= {'workdir'} if mode.workdir else set()
   given |= {'config'} if mode.config else set()
   given |= {mode.parameters['arguments']} if 'arguments' in mode.parameters else set()
+  parameters = dict(parameters)
+  for parameter in list(parameters.values()):
+    if parameter.kind is parameter.VAR_KEYWORD:  # its annotation lists names, all of them optional
+      del parameters[parameter.name]
+      (names,) = typing.get_args(parameter.annotation)
+      optional = inspect.Parameter('optional', parameter.KEYWORD_ONLY, default=None)
+      parameters |= dict.fromkeys(names.__annotations__, optional)
   assert given <= set(parameters)
   required = {n for n, p in parameters.items() if p.default is p.empty}
   assert required <= given
@@ -119,7 +127,9 @@ def parsed(*argv):
 
 def test_a_config_file_registers_names_that_its_fields_take(plugin, monkeypatch, capsys):
   given = []
-  monkeypatch.setattr(training, 'train', lambda config, workdir: given.append(config) or 0)
+  monkeypatch.setattr(
+    training, 'train', lambda config, workdir, take_over: given.append(config) or 0
+  )
   for _ in range(2):  # a process may parse twice
     argv = ['main', f'--config={plugin}', '--config.objective.options.gamma=3.0']
     assert main.main(argv) == 0
@@ -319,19 +329,21 @@ def test_tf_data_and_a_profile_do_not_change_the_run(tmp_path):
 def test_the_default_workdir_is_named_after_the_config(argv, workdir, monkeypatch):
   monkeypatch.chdir(micro_run.ROOT)
   called = []
-  monkeypatch.setattr(training, 'train', lambda config, workdir: called.append(workdir) or 0)
+  monkeypatch.setattr(
+    training, 'train', lambda config, workdir, take_over: called.append(workdir) or 0
+  )
   assert main.main(['main', f'--config={micro_run.CONFIG}', *argv]) == 0
   assert called == [workdir]
 
 
 def test_the_exit_status_is_that_of_training(monkeypatch):
   monkeypatch.chdir(micro_run.ROOT)
-  monkeypatch.setattr(training, 'train', lambda config, workdir: 42)
+  monkeypatch.setattr(training, 'train', lambda config, workdir, take_over: 42)
   assert main.main(['main', f'--config={micro_run.CONFIG}']) == 42
 
 
 def test_an_interrupt_leaves_no_traceback(monkeypatch, capsys):
-  def interrupted(config, workdir):
+  def interrupted(config, workdir, take_over):
     raise KeyboardInterrupt
 
   monkeypatch.chdir(micro_run.ROOT)

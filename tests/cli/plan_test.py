@@ -241,7 +241,7 @@ def test_missing_libtpu_is_reported(monkeypatch, tmp_path):
   monkeypatch.setattr(
     plan.importlib.util, 'find_spec', lambda name: None if name == 'libtpu' else real(name)
   )
-  with pytest.raises(UserError, match=r"libtpu.*pip install 'electra-jax\[tpu\]'"):
+  with pytest.raises(UserError, match=r'libtpu.*the extra tpu'):
     plan.plan(tiny.get_config(), 'v5e-4', output=str(tmp_path))
 
 

@@ -114,6 +114,8 @@ def test_values_out_of_range_are_refused(kind, entry):
   for limit, beyond in ((d.at_least, -1), (d.above, 0), (d.at_most, 1), (d.below, 0)):
     if abs(limit) != float('inf'):
       wrong.append(entry.kind(limit + beyond))
+  if d.one_line:
+    wrong.append('two\nlines')
   assert bool(wrong) == bool(d.expectation())
   for value in (value for value in wrong if value not in d.also):
     with pytest.raises(UserError) as error:
@@ -343,6 +345,11 @@ ONE_SIZE = {'generator.hidden_fraction': 1.0, 'generator.layers_fraction': 1.0}
 
 # Rule, changes of the default config, beginning of the message.
 PRETRAINING = [
+  (
+    'counts_fit',
+    {'log_every': 2**17},
+    'config.log_every is 131072, which makes 2,147,483,648 tokens between two log lines; expected',
+  ),
   (
     'micro_batches_divide',
     {'micro_batches': 3},

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 import zstandard
 
-from electra_jax import file_access
+from electra_jax import file_access, input_limits, remote_files
 from electra_jax.errors import UserError
 
 ZSTD = zstandard.ZstdCompressor(write_checksum=True).compress
@@ -98,7 +98,7 @@ def test_an_unknown_scheme_is_named(monkeypatch):
 
   monkeypatch.setattr(fsspec.core, 'url_to_fs', missing)
   with pytest.raises(
-    UserError, match="'gs://b/a' needs gcsfs, which is not installed; pip install gcsfs"
+    UserError, match="'gs://b/a' needs gcsfs, which is not installed; expected the extra gcs"
   ):
     file_access.exists('gs://b/a')
 
@@ -107,6 +107,7 @@ def test_any_error_of_a_remote_file_system_is_one_sentence(monkeypatch):
   def fail(*args, **kwargs):
     raise RuntimeError('refused.\nMore of it.')
 
+  monkeypatch.setattr(remote_files, 'FIRST_DELAY', 0.0)
   monkeypatch.setattr(type(fsspec.filesystem('memory')), 'info', fail)
   with pytest.raises(UserError) as caught:
     file_access.facts('memory://folder/a')
@@ -158,7 +159,23 @@ def test_damage_of_zstandard_is_noticed(damage):
     decompressed(damage(ZSTD(TEXT)))
 
 
-def test_text_that_compresses_a_thousandfold_is_decompressed_in_parts():
+@pytest.mark.parametrize('suffix', ['.zst', '.xz', '.bz2'])
+def test_what_expands_further_than_text_is_refused_unless_the_limits_are_raised(
+  suffix, monkeypatch
+):
+  monkeypatch.setattr(input_limits, 'FREE_BYTES', 1_000_000)
+  compress = {'.zst': ZSTD, '.xz': lzma.compress, '.bz2': bz2.compress}[suffix]
+  content = compress(bytes(8_000_000))
+  stream = file_access.decompressed(io.BytesIO(content), f'a{suffix}')
+  with pytest.raises(UserError, match=f"'a{suffix}' expands to more than 1,100 times.*--input_lim"):
+    stream.read()
+  monkeypatch.setenv(input_limits.VARIABLE, '100')
+  stream = file_access.decompressed(io.BytesIO(content), f'a{suffix}')
+  assert len(stream.read()) == 8_000_000
+
+
+def test_text_that_compresses_a_thousandfold_is_decompressed_in_parts(monkeypatch):
+  monkeypatch.setenv(input_limits.VARIABLE, '100')
   content = ZSTD(bytes(200_000_000))
   tracemalloc.start()
   stream = file_access.decompressed(io.BytesIO(content), 'a.zst')

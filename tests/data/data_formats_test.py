@@ -62,10 +62,10 @@ def test_json_strings_may_hold_control_characters(tmp_path):
 @pytest.mark.parametrize(
   'line, expected',
   [
-    (b'{"text": "cut', "line 2 of the corpus file '{path}' is not JSON (Unterminated string"),
-    (b'plain text', 'is not JSON'),
-    (b'{"text": "a"} {"text": "b"}', 'is not JSON (Extra data'),
-    (b'[' * 100_000, 'is not JSON'),
+    (b'{"text": "cut', "line 2 of the corpus file '{path}' is not valid JSON (Unterminated string"),
+    (b'plain text', 'is not valid JSON'),
+    (b'{"text": "a"} {"text": "b"}', 'is not valid JSON (Extra data'),
+    (b'[' * 100_000, 'is not valid JSON'),
     (['text'], "line 2 of the corpus file '{path}' is a list, not a JSON object"),
     ('text', 'is a string, not a JSON'),
     (None, 'is null, not a JSON object'),

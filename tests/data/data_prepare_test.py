@@ -17,6 +17,7 @@ from electra_jax.data.prepare import blocks, finished, packing, preparation, wor
 from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
+from electra_jax.folder_lock import FolderInUse, FolderLock
 
 
 @pytest.fixture(scope='module')
@@ -316,22 +317,31 @@ def test_a_prepared_corpus_at_an_address_is_read_through_the_cache(
   assert len(list((tmp_path / 'reader').rglob('*.bin'))) == 1, 'the held-out rows were not read'
 
 
-def test_two_preparations_at_one_address_both_succeed(
+def test_of_two_preparations_at_one_address_the_second_waits_and_uses_the_rows(
   recipe, prepared, tokenizer_folder, tmp_path, monkeypatch
 ):
-  """Addresses have no locks: another process may finish first and remove the work."""
   given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
   address = 'memory://bucket/two'
-  original, seen = blocks.make_rows, []
+  original, others, said, found = blocks.make_rows, [], threading.Event(), []
 
-  def slow(*args):
-    if not seen:
-      seen.append(True)
-      preparation.prepare_corpus(given, cache=tmp_path / 'first', output=address)
+  def second():
+    found.append(preparation.prepare_corpus(given, cache=tmp_path / 'second', output=address))
+
+  def make_rows(*args):
+    if not others:
+      others.append(threading.Thread(target=second, daemon=True))
+      others[0].start()
+      assert said.wait(60), 'the second process reports that it waits'
     return original(*args)
 
-  monkeypatch.setattr(blocks, 'make_rows', slow)
-  made = preparation.prepare_corpus(given, cache=tmp_path / 'second', output=address)
+  monkeypatch.setattr(finished, '_REMOTE_POLL', 0.01)
+  monkeypatch.setattr(
+    finished.console, 'say', lambda label, _: said.set() if label == 'waiting' else None
+  )
+  monkeypatch.setattr(blocks, 'make_rows', make_rows)
+  made = preparation.prepare_corpus(given, cache=tmp_path / 'first', output=address)
+  others[0].join(60)
+  assert len(others) == 1 and found[0].train.identity == made.train.identity
   assert made.train.identity == prepared.train.identity
   assert preparation.open_prepared(address, tmp_path).heldout.read(np.arange(3)).shape == (3, 32)
 
@@ -518,6 +528,7 @@ def test_a_second_process_waits_for_the_first(tmp_path, monkeypatch):
     events.append(label)
     printed.set()
 
+  monkeypatch.setattr(finished, '_POLL', 0.01)
   monkeypatch.setattr(finished.console, 'say', say)
 
   def second():
@@ -535,6 +546,74 @@ def test_a_second_process_waits_for_the_first(tmp_path, monkeypatch):
     file_access.write_bytes(file_access.join(path, finished.FACTS_FILE), json.dumps(facts).encode())
   assert entered.wait(60)
   assert events == ['waiting', 'first', ('second', None)], 'and finds the folder finished'
+
+
+class Killed(BaseException):
+  """Ends a preparation at a place."""
+
+
+def test_a_kill_while_unfinished_work_is_removed_does_not_block_the_next(tmp_path, monkeypatch):
+  path = str(tmp_path / 'corpus')
+  remove = file_access.remove
+
+  def start(fingerprint):
+    with finished.building(path, fingerprint) as work:
+      for name in ('train', 'heldout'):
+        file_access.write_bytes(file_access.join(path, name, 'rows'), b'')
+      file_access.write_bytes(file_access.join(work, 'block'), b'')
+      raise Killed
+
+  with pytest.raises(Killed):
+    start('one')
+  left = file_access.join(path, 'facts.json.01234567.partial')
+  for number in range(1, 4):
+    calls = []
+
+    def removing(name, calls=calls, number=number):
+      calls.append(name)
+      if len(calls) == number:
+        raise Killed
+      remove(name)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(file_access, 'remove', removing)
+      with pytest.raises(Killed), finished.building(path, f'two {number}'):
+        pytest.fail('it was to be killed before')
+    file_access.write_bytes(left, b'')
+    with pytest.raises(Killed):
+      start('one')
+  with finished.building(path, 'three'):
+    finished.write_facts(path, {'fingerprint': 'three'})
+  assert file_access.listing(path) == ['facts.json']
+
+
+def test_a_preparation_whose_folder_was_taken_writes_no_facts(
+  recipe, tokenizer_folder, tmp_path, monkeypatch
+):
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  out = tmp_path / 'out'
+  write_store = preparation._write_store
+
+  with FolderLock(out, take_over=True) as other:
+
+    def taken(*arguments):
+      write_store(*arguments)
+      if not other._held:
+        other.acquire()
+
+    monkeypatch.setattr(preparation, '_write_store', taken)
+    with pytest.raises(FolderInUse, match='was taken over by process'):
+      preparation.prepare_corpus(given, cache=tmp_path, output=out)
+    assert finished.read_facts(str(out)) is None and (out / '.work').exists()
+
+
+def test_a_finished_corpus_is_opened_while_its_folder_is_locked(recipe, tokenizer_folder, tmp_path):
+  given = dataclasses.replace(recipe, tokenizer=tokenizer_folder)
+  made = preparation.prepare_corpus(given, cache=tmp_path)
+  with FolderLock(made.path) as other:
+    other.acquire()
+    again = preparation.prepare_corpus(given, cache=tmp_path)
+  assert again.train.identity == made.train.identity
 
 
 def test_two_processes_at_once_both_succeed(recipe, prepared, tokenizer_folder, tmp_path):
@@ -607,7 +686,12 @@ def test_damaged_folders_are_named(recipe, tokenizer_folder, tmp_path):
   vocabulary = pathlib.Path(made.path, 'tokenizer', 'tokenizer.model')
   before = vocabulary.read_bytes()
   vocabulary.write_bytes(pathlib.Path(other.path, 'tokenizer', 'tokenizer.model').read_bytes())
+  assert 'differs from its checksum' in _refused(given, cache=tmp_path)
+  sums = vocabulary.with_name('SHA256SUMS')
+  recorded = sums.read_bytes()
+  sums.unlink()
   assert 'is not the one that made its rows' in _refused(given, cache=tmp_path)
+  sums.write_bytes(recorded)
   vocabulary.write_bytes(before)
   facts = pathlib.Path(made.path, 'facts.json')
   facts.write_text(facts.read_text()[:100])

@@ -291,11 +291,77 @@ def test_a_damaged_dataset_is_named(data_dir, tmp_path, file_format):
   assert f"TFDS dataset '{copy}' cannot be read" in refusal(f'tfds:{copy}')
 
 
+TEXT_CLASS = 'tensorflow_datasets.core.features.text_feature.Text'
+
+
+def with_text(features, feature):
+  features['featuresDict']['features']['text'] = feature
+  return features
+
+
+# What a hostile features.json may look like: the class at any place where TFDS looks for one.
+HOSTILE_FEATURES = {
+  'top': lambda known, name: known | {'pythonClassName': name},
+  'nested': lambda known, name: with_text(known, {'pythonClassName': name, 'text': {}}),
+  'snake_case': lambda known, name: with_text(known, {'python_class_name': name, 'text': {}}),
+  'in_json': lambda known, name: with_text(
+    known,
+    {
+      'pythonClassName': 'tensorflow_datasets.core.features.sequence_feature.Sequence',
+      'jsonFeature': {'json': json.dumps({'feature': {'type': name, 'content': {}}, 'length': 1})},
+    },
+  ),
+  'legacy': lambda known, name: {'type': name, 'content': {}},
+  'legacy_string': lambda known, name: {
+    'type': TEXT_CLASS,
+    'proto_cls': 'tensorflow_datasets.FeaturesDict',
+    'content': json.dumps({'features': {'a': {'pythonClassName': name}}}),
+  },
+}
+
+
+@pytest.mark.parametrize('by_name', [False, True], ids=['folder', 'name'])
+@pytest.mark.parametrize('place', HOSTILE_FEATURES)
+def test_modules_that_a_dataset_names_are_not_imported(
+  data_dir, tmp_path, monkeypatch, place, by_name
+):
+  copy = tmp_path / 'data/tiny_texts/en/1.2.3'
+  shutil.copytree(data_dir / 'array_record/tiny_texts/en/1.2.3', copy)
+  mark = tmp_path / 'imported'
+  (tmp_path / 'trap_module.py').write_text(f'open({str(mark)!r}, "w")')
+  monkeypatch.syspath_prepend(tmp_path)
+  features = HOSTILE_FEATURES[place](
+    json.loads((copy / 'features.json').read_text()), 'trap_module.Feature'
+  )
+  (copy / 'features.json').write_text(json.dumps(features))
+  source = f'tfds:tiny_texts/en;data_dir={tmp_path}/data' if by_name else f'tfds:{copy}'
+  assert "asks for the class 'trap_module.Feature' in its features.json" in refusal(source)
+  assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+  'change, expected',
+  [
+    (lambda info: info['splits'][0].update(filepathTemplate='../../{SPLIT}'), "'../../{SPLIT}'"),
+    (lambda info: info['splits'][0].update(filepathTemplate='/etc/{SPLIT}'), "'/etc/{SPLIT}'"),
+    (lambda info: info['splits'][0].update(name='../test'), "'../test'"),
+    (lambda info: info.update(name='../tiny'), "'../tiny'"),
+    (lambda info: info.update(splits={}), 'splits is an object, not a list'),
+  ],
+)
+def test_a_dataset_names_files_in_its_own_folder(data_dir, tmp_path, change, expected):
+  copy = shutil.copytree(data_dir / 'array_record/tiny_texts/en/1.2.3', tmp_path / 'copy')
+  info = json.loads((copy / 'dataset_info.json').read_text())
+  change(info)
+  (copy / 'dataset_info.json').write_text(json.dumps(info))
+  assert expected in refusal(f'tfds:{copy}')
+
+
 def test_records_that_need_tensorflow_are_named_where_it_is_missing(data_dir, monkeypatch):
   find = importlib.util.find_spec
   monkeypatch.setattr(
     tfds.importlib.util, 'find_spec', lambda name: None if name == 'tensorflow' else find(name)
   )
-  assert 'is stored as tfrecord, which needs TensorFlow' in refusal(
+  assert 'is stored as tfrecord, needs TensorFlow' in refusal(
     f'tfds:{data_dir}/tfrecord/tiny_texts/en/1.2.3'
   )

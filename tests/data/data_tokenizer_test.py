@@ -11,7 +11,7 @@ import made_tokenizers
 import pytest
 
 from electra_jax import registry
-from electra_jax.data.tokenizers import tokenization
+from electra_jax.data.tokenizers import text_parts, tokenization
 from electra_jax.errors import UserError
 
 KINDS = tuple(registry.TOKENIZERS)
@@ -122,13 +122,13 @@ def test_a_batch_has_the_ids_of_its_texts(tokenizer, texts):
 
 def split_and_whole(tokenizer, text, monkeypatch):
   """Ids of a text that is encoded in parts, and of the whole text."""
-  monkeypatch.setattr(tokenization, 'LONG_TEXT', 3000)
-  monkeypatch.setattr(tokenization, 'CALL_CHARACTERS', 10_000)
+  monkeypatch.setattr(text_parts, 'LONG_TEXT', 3000)
+  monkeypatch.setattr(text_parts, 'CALL_CHARACTERS', 10_000)
   cut = tokenizer.encode_batch(['before', text, '', text[:5000], 'after'])
   assert cut[::2] == tokenizer.encode_batch(['before', '', 'after']) and cut[3] == tokenizer.encode(
     text[:5000]
   )
-  monkeypatch.setattr(tokenization, 'LONG_TEXT', 10**9)
+  monkeypatch.setattr(text_parts, 'LONG_TEXT', 10**9)
   return cut[1], tokenizer.encode(text)
 
 
@@ -182,7 +182,7 @@ def output_of_new_process(code, *arguments):
     pytest.skip('requires /proc')
   start = """
     import os, re, sys, threading
-    from electra_jax.data.tokenizers import tokenization
+    from electra_jax.data.tokenizers import text_parts, tokenization
     def peak():
       return int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 1024
     tokenizer = tokenization.load_tokenizer(sys.argv[1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from electra_jax.data.tokenizers import tokenization
+from electra_jax.data.tokenizers import text_parts
 
 # White space for all tokenizers.
 WHITE = ' \t\n\r\u3000\u00a0\u2003\u2028'
@@ -173,8 +173,8 @@ def test_spans_do_not_depend_on_threads_or_batch(tokenizer, texts):
 def test_splitting_a_long_text_moves_no_span(trained, kind, texts, monkeypatch):
   text = '\n\n'.join(texts)[:30_000] + HOSTILE * 5
   whole = trained[kind].encode_with_offsets(['before', text, ''])
-  monkeypatch.setattr(tokenization, 'LONG_TEXT', 3000)
-  monkeypatch.setattr(tokenization, 'CALL_CHARACTERS', 10_000)
+  monkeypatch.setattr(text_parts, 'LONG_TEXT', 3000)
+  monkeypatch.setattr(text_parts, 'CALL_CHARACTERS', 10_000)
   for one, other in zip(
     whole, trained[kind].encode_with_offsets(['before', text, '']), strict=True
   ):

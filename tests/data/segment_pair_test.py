@@ -23,10 +23,9 @@ def documents_of(lengths):
 
 def rows_of(documents, row_length, seed=0):
   counts = collections.Counter()
-  rows = list(
-    packing.segment_pairs(documents, row_length, CLS, SEP, PAD, np.random.default_rng(seed), counts)
-  )
-  return rows, counts['dropped_tokens']
+  rng = np.random.default_rng(seed)
+  made = packing.segment_pairs(documents, row_length, CLS, SEP, PAD, rng, counts)
+  return [row for _, row in made], counts['dropped_tokens']
 
 
 def segments(row):

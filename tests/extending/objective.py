@@ -37,7 +37,7 @@ class FocalTokenDetection(Objective):
       settings.generator_weight * proposal.loss
       + settings.discriminator_weight * losses.sum() / context.counts['tokens']
     )
-    sums = metrics.verdict_sums(verdicts, proposal.labels, where, losses, context.bins)
+    sums = metrics.verdict_sums(verdicts, proposal.labels, where, losses, context.summing)
     return total, jax.lax.stop_gradient(proposal.sums | sums)
 
 

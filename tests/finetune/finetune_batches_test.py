@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from electra_jax.finetune.batches import Epochs, assemble, buckets, in_order, steps_per_epoch
+from electra_jax.config import FinetuningConfig
+from electra_jax.data.store.permutation import derived_seed, permutation
+from electra_jax.finetune.batches import (
+  Epochs,
+  assemble,
+  buckets,
+  epochs_of,
+  in_order,
+  steps_per_epoch,
+)
 from electra_jax.finetune.tasks.task import Features
 
 
@@ -73,6 +82,38 @@ def test_rows_of_similar_length_are_batched_together():
     return 16 * sum(width) / lengths.sum()
 
   assert padding(True) < 1.45 < 1.9 < padding(False)
+
+
+def meetings(epochs, count):
+  """How often two rows of a batch of the first epoch share one in the second."""
+  batch_of = np.empty(count, int)
+  for i in range(epochs.steps):
+    batch_of[epochs.rows(epochs.steps + i)] = i
+  pairs = [
+    (batch_of[rows][:, None] == batch_of[rows]).sum() - len(rows)
+    for rows in map(epochs.rows, range(epochs.steps))
+  ]
+  return sum(pairs) / (len(batch_of) * (len(epochs.rows(0)) - 1))
+
+
+def test_the_rows_of_a_small_set_meet_other_rows_in_each_epoch():
+  lengths = np.exp(np.random.default_rng(0).normal(4, 0.45, 1024)).astype(int).clip(5, 120)
+  made = features(lengths)
+  by_chance = meetings(Epochs(made, 32, 0, bucketed=False), 1024)
+  assert meetings(Epochs(made, 32, 0), 1024) < 5 * by_chance
+  assert meetings(Epochs(made, 32, 0, jitter=0.0), 1024) > 10 * by_chance
+
+
+def test_a_run_of_version_0_1_0_keeps_the_order_of_its_rows():
+  lengths = np.random.default_rng(1).integers(3, 60, 200)
+  config = FinetuningConfig().replace({'batch_size': 8, 'batch_order': 'sorted'})
+  epochs = epochs_of(config, features(lengths), 5)
+  order = permutation(np.arange(200), 200, 5, 1)
+  in_parts = order[np.argsort(lengths[order], kind='stable')].reshape(25, 8)
+  expected = in_parts[permutation(np.arange(25), 25, derived_seed(5, 1), 1)]
+  np.testing.assert_array_equal([epochs.rows(25 + i) for i in range(25)], expected)
+  mixed = epochs_of(config.replace({'batch_order': 'mixed'}), features(lengths), 5)
+  assert not np.array_equal([mixed.rows(25 + i) for i in range(25)], expected)
 
 
 def test_a_short_batch_is_padded_with_rows_of_weight_0():

@@ -4,6 +4,7 @@ Also files for the official scripts.
 """
 
 import gzip
+import io
 import json
 import lzma
 import math
@@ -289,9 +290,7 @@ def test_files_for_prediction_need_no_answers(squad1, tmp_path, monkeypatch):
     f'Who?\t{MILL}\n',
     f'context\tquestion\n{MILL}\tWho?\n',
   ):
-    monkeypatch.setattr(
-      'sys.stdin', types.SimpleNamespace(buffer=types.SimpleNamespace(read=text.encode))
-    )
+    monkeypatch.setattr('sys.stdin', types.SimpleNamespace(buffer=io.BytesIO(text.encode())))
     assert task.read('-')[0][1:4] == ('Who?', MILL, None)
 
 

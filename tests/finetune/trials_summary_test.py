@@ -50,6 +50,7 @@ def test_statistics_equal_those_of_scipy():
   interval = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
   expected = {
     'n': 5,
+    'values': values,
     'median': 0.63,
     'best': 0.7,
     'mean': np.mean(values),
@@ -57,7 +58,8 @@ def test_statistics_equal_those_of_scipy():
   }
   expected |= {'low': interval[0], 'high': interval[1]}
   assert f.keys() == expected.keys()
-  np.testing.assert_allclose([f[name] for name in f], [expected[name] for name in f], rtol=1e-12)
+  for name, value in f.items():
+    np.testing.assert_allclose(value, expected[name], rtol=1e-12)
 
 
 def test_one_trial_has_no_interval_and_summaries_are_json():
@@ -67,6 +69,7 @@ def test_one_trial_has_no_interval_and_summaries_are_json():
   f = summaries['pos']['figures']['dev']['accuracy']
   assert f == {
     'n': 1,
+    'values': [0.9],
     'median': 0.9,
     'best': 0.9,
     'mean': 0.9,
@@ -76,6 +79,32 @@ def test_one_trial_has_no_interval_and_summaries_are_json():
   }
   assert list(summaries) == ['pos', 'ner'] and summaries['pos']['tokens'] == 1_000
   assert json.loads(json.dumps(summaries, allow_nan=False)) == summaries
+
+
+def test_two_to_four_trials_are_printed_and_have_no_interval():
+  values = [0.52, 0.61, 0.6, 0.59]
+  summaries = trial_summary.summarize_trials(trials('rte', values))
+  f = summaries['rte']['figures']['dev']['accuracy']
+  assert f['low'] is None and f['high'] is None and f['values'] == values
+  assert '  52.0, 61.0, 60.0, 59.0' in trial_summary.trials_table(summaries)
+  assert '| 52.0, 61.0, 60.0, 59.0 |' in trial_summary.trials_markdown(summaries)
+
+
+@pytest.mark.parametrize(
+  'metric, values, least, most',
+  [
+    ('accuracy', [0.99, 1.0, 0.6, 1.0, 1.0], None, 1.0),
+    ('accuracy', [0.0, 0.0, 0.3, 0.0, 0.0], 0.0, None),
+    ('matthews', [-0.9, 0.9, -0.9, 0.9, -0.9], -1.0, 1.0),
+    ('mse', [0.0, 3.0, 0.0, 0.0, 0.0], 0.0, None),
+    ('best_f1_thresh', [0.1, 0.9, 0.1, 0.1, 0.9], None, None),
+  ],
+)
+def test_an_interval_is_inside_the_range_of_the_metric(metric, values, least, most):
+  f = trial_summary.summarize_trials(trials('own', values, metric=metric))['own']
+  f, whole = f['figures']['dev'][metric], trial_summary.spread(values)
+  assert f['low'] == (whole['low'] if least is None else least)
+  assert f['high'] == (whole['high'] if most is None else most)
 
 
 @pytest.mark.parametrize('undefined', [None, math.nan])
@@ -136,6 +165,38 @@ def test_a_trial_with_other_metrics_than_the_constant_answer_did_not_collapse():
   assert trial_summary.collapsed_trials(
     [record('stsb', 1, None, 'pearson', constant=0.0, spearman=None)]
   )
+  # A threshold depends on the weights, whatever the answers are.
+  assert trial_summary.collapsed_trials(
+    [record('squad2', 1, 0.5, 'best_f1', constant=0.5, best_f1_thresh=-3.2)]
+  )
+
+
+def test_a_trial_of_version_0_1_0_that_ranks_the_wrong_way_did_not_collapse():
+  records = [
+    record('stsb', 1, -0.27, 'glue', constant=0.0, pearson=-0.26, spearman=-0.28),
+    record('stsb', 2, 0.8, 'glue', constant=0.0, pearson=0.8, spearman=0.8),
+  ]
+  assert not trial_summary.collapsed_trials(records)
+
+
+@pytest.mark.parametrize(
+  'given, collapsed',
+  [
+    ({'same_answer': 1.0, 'same_target': 0.527}, True),
+    ({'same_answer': 0.985, 'same_target': 0.527}, True),
+    ({'same_answer': 0.9, 'same_target': 0.527}, False),
+    ({'same_answer': 0.985, 'same_target': 0.98}, False),  # a label that is rare in the data
+    ({'same_answer': 1.0, 'same_target': 0.99}, True),
+    ({'answer_deviation': 0.01}, True),
+    ({'answer_deviation': 0.3}, False),
+  ],
+)
+def test_the_answers_decide_whatever_the_metrics_are(given, collapsed):
+  for value in (0.527, 0.3, 0.9):
+    found = trial_summary.collapsed_trials(
+      [record('rte', 1, value, constant=0.527) | {'answers': given}]
+    )
+    assert bool(found) == collapsed
 
 
 def test_the_glue_average_is_the_mean_of_the_medians_of_the_published_metrics():
@@ -185,16 +246,16 @@ def test_the_tables_have_the_metrics_in_columns():
     r['figures']['dev_mismatched'] = {'accuracy': 0.69}
   summaries = trial_summary.summarize_trials(records)
   lines = trial_summary.trials_table(summaries).splitlines()
-  assert lines[2].split() == 'mnli accuracy 3 71.0 72.0 71.0 1.0 68.5 to 73.5 33.0'.split()
+  assert lines[2].split() == 'mnli accuracy 3 71.0 72.0 71.0 1.0 70.0, 72.0, 71.0 33.0'.split()
   assert (
-    lines[3].split() == 'mnli dev_mismatched accuracy 3 69.0 69.0 69.0 0.0 69.0 to 69.0'.split()
+    lines[3].split() == 'mnli dev_mismatched accuracy 3 69.0 69.0 69.0 0.0 69.0, 69.0, 69.0'.split()
   )
   assert len({line.index('3 ') for line in lines[2:4]}) == 1
   rows = [
     line for line in trial_summary.trials_markdown(summaries).splitlines() if line.startswith('|')
   ]
   assert len(rows) == 4 and len({row.count('|') for row in rows}) == 1
-  assert '| mnli | **accuracy** | 3 | 71.0 | 72.0 | 71.0 | 1.0 | 68.5 to 73.5 | 33.0 |' in rows
+  assert '| mnli | **accuracy** | 3 | 71.0 | 72.0 | 71.0 | 1.0 | 70.0, 72.0, 71.0 | 33.0 |' in rows
 
 
 def outside(figure):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import electra_jax
-from electra_jax import export, main
+from electra_jax import export, main, verify
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import google, huggingface, own
@@ -196,6 +196,27 @@ def test_earlier_exports_are_replaced_and_other_files_are_not(runs, tmp_path):
     export.export(runs('electra'), str(tmp_path))
   with pytest.raises(UserError, match='is a file; expected a folder'):
     export.export(runs('electra'), str(tmp_path / 'thesis.tex'))
+
+
+def test_an_export_has_checksums_that_are_compared_when_it_is_read(runs, tmp_path, capsys):
+  for kind, output in (('transformers', 'hf'), ('tensorflow', 'tf')):
+    export.export(runs('electra'), str(tmp_path / output), format=kind)
+    verify.verify(str(tmp_path / output))
+  assert capsys.readouterr().out.count('whole') == 5  # files and config of each tower; one folder
+  huggingface.read_weights(str(tmp_path / 'hf'))
+  for name in ('generator/model.safetensors', 'discriminator/config.json'):
+    path = tmp_path / 'hf' / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f'{name}. differs from its checksum'):
+      huggingface.read_weights(str(tmp_path / 'hf'))
+    with pytest.raises(UserError, match='parts are damaged, first'):
+      verify.verify(str(tmp_path / 'hf'))
+    content[-3] ^= 1
+    path.write_bytes(content)
+  (tmp_path / 'hf' / 'discriminator' / 'README.md').write_text('a card of my own')
+  huggingface.read_weights(str(tmp_path / 'hf'))
 
 
 def test_no_file_of_an_earlier_export_remains(runs, tmp_path):

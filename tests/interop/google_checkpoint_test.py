@@ -564,4 +564,4 @@ def test_damaged_files_are_refused(tmp_path):
 def test_missing_tensorflow_is_reported(tmp_path, monkeypatch):
   prefix = save(tmp_path, variables_of('tied'))
   monkeypatch.setitem(sys.modules, 'tensorflow', None)
-  refusal(prefix, 'TensorFlow', 'pip install')
+  refusal(prefix, 'TensorFlow', 'the extra tfds')

@@ -76,7 +76,8 @@ def evaluate(kind, family, name='electra'):
   params = jax.eval_shape(lambda: nn.unbox(pretrain_step.init_params(model, 0, LENGTH)))
   ids = jax.ShapeDtypeStruct((BATCH, LENGTH), np.int32)
   eval_step = pretrain_step.make_eval_step(model, objective, settings, seed=0)
-  return jax.jit(eval_step).lower(params, ids, jax.ShapeDtypeStruct((BATCH,), np.int32)).compile()
+  batch = {'token_ids': ids, 'rows': jax.ShapeDtypeStruct((BATCH,), np.int32)}
+  return jax.jit(eval_step).lower(params, batch).compile()
 
 
 def differentiate(kind, family, name):

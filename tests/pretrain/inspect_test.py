@@ -20,7 +20,7 @@ from electra_jax.data.tokenizers.wordpiece_tokenizer import WordPieceTokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import metrics, pretrain_step, readable
-from electra_jax.pretrain.evaluation import EVAL_SEED, heldout_sums
+from electra_jax.pretrain.evaluation import EVAL_SEED, heldout, heldout_sums
 from electra_jax.pretrain.inspect import inspect, read_rows
 from electra_jax.pretrain.objectives.electra import OBJECTIVE
 from electra_jax.pretrain.objectives.parts import mask_rows
@@ -123,13 +123,13 @@ def test_counts_equal_those_of_evaluation(settings):
   token_ids, numbers = packed_rows(16, 32, 60, seed=4), np.arange(7, 23)
   r = jax.device_get(read(settings, model, params, token_ids, numbers))
   eval_step = jax.jit(pretrain_step.make_eval_step(model, OBJECTIVE, settings, seed=EVAL_SEED))
-  sums = jax.device_get(eval_step(params, token_ids, numbers))
+  sums = jax.device_get(eval_step(params, {'token_ids': token_ids, 'rows': numbers}))
   if not settings.google:  # evaluation counts a position as often as it was drawn
     assert (r.masked.sum(), (r.masked & ~r.replaced).sum()) == (
       sums['masked'],
       sums['sampled_correct'],
     )
-  middle, real = metrics.EVAL_BINS // 2, token_ids != PAD
+  middle, real = metrics.NONLINEAR.number // 2, token_ids != PAD
   for label in (False, True):
     counted = sums['scores'][int(label)]
     assert (real & (r.replaced == label)).sum() == counted.sum()
@@ -299,14 +299,16 @@ def test_totals_of_a_run_equal_its_evaluation(capsys):
   eval_step = jax.jit(
     pretrain_step.make_eval_step(run.model, OBJECTIVE, run.settings, seed=EVAL_SEED)
   )
-  sums = heldout_sums(eval_step, run.params, run.heldout, batch_size=8, mesh=run.mesh)
+  sums = heldout_sums(
+    eval_step, run.params, heldout(run.heldout, run.settings), batch_size=8, mesh=run.mesh
+  )
   capsys.readouterr()
   text = inspect(run, rows=run.heldout.rows)
   assert capsys.readouterr().out == text + '\n'
   scores, masked = sums['scores'].sum(0), sums['masked'].sum()
   read = f'{run.heldout.rows} rows, {scores.sum():,} tokens'
   assert f'{read}, {masked:,} masked, {scores[1].sum():,} replaced\n' in text
-  middle = metrics.EVAL_BINS // 2
+  middle = metrics.NONLINEAR.number // 2
   assert f'{scores[1, middle:].sum():,} caught and {scores[1, :middle].sum():,} missed' in text
   # With the originals in place of the marks, a row is the text that the tokenizer decodes.
   mark = re.compile(r'\{([^{}→=]+?)(?:=|→[^{}]*?)?(?: [✓✗!]<?\d+%)?\}')

@@ -9,7 +9,8 @@ import sklearn.metrics
 from electra_jax.pretrain import metrics
 from electra_jax.training.update_step import tower_norms
 
-BINS = metrics.EVAL_BINS
+BINS = metrics.NONLINEAR
+SUMMING = metrics.Summing()
 
 
 def verdicts(seed, rate=0.15, apart=1.0, shape=(16, 64)):
@@ -32,9 +33,10 @@ def sums_of(logits, labels, weights, bins=BINS, seed=0):
   def arrays(*values):
     return map(jnp.asarray, values)
 
-  sums = metrics.generator_sums(*arrays(generated, original, mask_weights, losses))
+  summing = metrics.Summing(bins)
+  sums = metrics.generator_sums(*arrays(generated, original, mask_weights, losses), summing)
   sums |= {'sampled_correct': ((samples == original) * mask_weights).sum()} | metrics.verdict_sums(
-    *arrays(logits, labels, weights, verdict_losses), bins
+    *arrays(logits, labels, weights, verdict_losses), summing
   )
   return jax.device_get(sums), {
     'generator_loss': losses.sum() / mask_weights.sum(),
@@ -58,15 +60,24 @@ def scikit(logits, labels, weights):
   }
 
 
+def edges(bins):
+  """The edges of bins, from -16 to 16, by their description."""
+  if not bins.nonlinear:
+    return np.linspace(-16, 16, bins.number + 1)
+  upper = 0.5 * np.sinh(np.linspace(0, np.arcsinh(32), bins.number // 2 + 1))
+  return np.concatenate([-upper[::-1], upper[1:]])
+
+
 def within_bins(logits, bins):
   """Each logit moved to the middle of its bin, so that the histogram loses nothing."""
-  width = 32 / bins
-  return ((np.clip(np.floor(logits / width), -bins // 2, bins // 2 - 1) + 0.5) * width).astype(
-    np.float32
-  )
+  ends = edges(bins)
+  place = np.clip(np.searchsorted(ends, logits, 'right') - 1, 0, bins.number - 1)
+  return ((ends[place] + ends[place + 1]) / 2).astype(np.float32)
 
 
-@pytest.mark.parametrize('bins', [metrics.TRAIN_BINS, metrics.EVAL_BINS])
+@pytest.mark.parametrize(
+  'bins', [metrics.UNIFORM_TRAINING, metrics.UNIFORM_EVALUATION, metrics.NONLINEAR], ids=str
+)
 @pytest.mark.parametrize('apart', [-1.0, 0.0, 2.0])
 def test_metrics_equal_scikit_learn(bins, apart):
   logits, labels, weights = verdicts(0, apart=apart)
@@ -92,9 +103,44 @@ def test_bins_change_ranking_little_and_other_metrics_not_at_all():
 
 def test_the_sign_of_a_tiny_logit_counts():
   logits = np.array([[-1e-7, -1e-12, 0.0, 1e-12, 1e-7, -40.0, 40.0]], np.float32)
-  counts = np.asarray(metrics.histogram(logits, np.ones_like(logits), np.ones_like(logits), BINS))
-  assert counts[1, : BINS // 2].sum() == 3 and counts[1, BINS // 2 :].sum() == 4
-  assert counts[1, 0] == counts[1, -1] == 1  # the outer bins are open
+  for bins in (metrics.UNIFORM_TRAINING, metrics.NONLINEAR):
+    ones = np.ones_like(logits)
+    counts = np.asarray(metrics.histogram(logits, ones, ones, metrics.Summing(bins)))
+    middle = bins.number // 2
+    assert counts[1, :middle].sum() == 3 and counts[1, middle:].sum() == 4
+    assert counts[1, 0] == counts[1, -1] == 1  # the outer bins are open
+
+
+@pytest.mark.parametrize('center', [0.0, -1.73])
+def test_narrow_logits_are_ranked_as_well_as_wide_ones(center):
+  # As of a discriminator that begins to learn: all logits are near 0, or near the log-odds of 15%.
+  logits, labels, weights = verdicts(4, apart=2.0)
+  logits = (center + 0.02 * logits).astype(np.float32)
+  expected = scikit(logits, labels, weights)['auc']
+  assert expected > 0.7
+  for bins, error in ((metrics.NONLINEAR, 2e-3), (metrics.UNIFORM_TRAINING, 0.3)):
+    found = metrics.compute(sums_of(logits, labels, weights, bins)[0])['auc']
+    assert found == pytest.approx(expected, abs=error)
+  assert found < expected - 0.01  # of 512 equal bins
+
+
+def test_groups_of_rows_are_added_up_apart():
+  logits, labels, weights = map(jnp.asarray, verdicts(5))
+  groups = jnp.asarray(np.random.default_rng(0).integers(0, 3, len(logits)))
+  losses = jnp.logaddexp(0, logits) * weights
+  found = metrics.verdict_sums(
+    logits, labels, weights, losses, metrics.Summing(groups=groups, count=4)
+  )
+  assert {len(x) for x in found.values()} == {4} and not found['scores'][3].any()
+  for group in range(3):
+    mine = np.flatnonzero(groups == group)
+    expected = metrics.verdict_sums(
+      logits[mine], labels[mine], weights[mine], losses[mine], SUMMING
+    )
+    np.testing.assert_array_equal(found['scores'][group], expected['scores'])
+    np.testing.assert_allclose(
+      found['discriminator_loss'][group], expected['discriminator_loss'], rtol=1e-5
+    )
 
 
 def test_sums_add_up_over_batches():

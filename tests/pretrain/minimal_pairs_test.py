@@ -182,8 +182,8 @@ def test_pairs_require_only_the_sentences(tmp_path):
     ),
     ('a.jsonl', line('a', ' '), "line 1 of .* has no sentence in its field 'sentence_bad'"),
     ('a.jsonl', line('a', 3), "line 1 of .* has no sentence in its field 'sentence_bad'"),
-    ('a.jsonl', '{"sentence_good": \n', 'line 1 of .* is not JSON'),
-    ('a.jsonl', b'\xff\n', 'line 1 of .* is not JSON'),
+    ('a.jsonl', '{"sentence_good": \n', 'line 1 of .* is not valid JSON'),
+    ('a.jsonl', b'\xff\n', 'line 1 of .* is not valid JSON'),
     ('a.jsonl', '[1]\n', 'line 1 of .* is not a JSON object'),
     ('a.jsonl', '\n', "a.jsonl' has no minimal pairs"),
     ('a.tar.xz', 'no archive', "a.tar.xz' cannot be read"),
@@ -254,8 +254,9 @@ def test_a_run_is_scored_and_the_results_are_saved(tmp_path, tokenizer, capsys):
     'blimp.json',
   ):
     assert words in out
-  other = minimal_pairs.blimp(run, str(folder), str(tmp_path / 'other.json'), limit=1)
-  assert json.loads((tmp_path / 'other.json').read_text()) == other and other['total']['pairs'] == 2
+  other = minimal_pairs.blimp(run, str(folder), str(tmp_path / 'other'), limit=1)
+  written = json.loads((tmp_path / 'other' / 'blimp.json').read_text())
+  assert written == other and other['total']['pairs'] == 2
 
 
 def test_swapping_the_sentences_swaps_the_verdicts(tmp_path, tokenizer):

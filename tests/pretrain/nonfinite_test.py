@@ -13,6 +13,8 @@ import pytest
 
 from electra_jax.pretrain import pretrain_step
 from electra_jax.pretrain.objectives.settings import Settings
+from electra_jax.training import schedules, update_step
+from electra_jax.training.optimizers import scale_by_rates
 from electra_jax.training.update_step import UpdateOptions
 
 POISON = 99
@@ -36,13 +38,13 @@ COMPUTATION = pretrain_step.Computation(None, OBJECTIVE, Settings(), seed=0)
 OPTIMIZER = optax.adam(0.1)
 
 
-def trained(batches, skip_nonfinite):
+def trained(batches, skip_nonfinite, optimizer=OPTIMIZER):
   """States and sums after each batch."""
   params = {'discriminator': {'kernel': jnp.zeros(4)}, 'generator': {'bias': jnp.ones(())}}
-  state = pretrain_step.fresh_state(OPTIMIZER, params)
+  state = pretrain_step.fresh_state(optimizer, params)
   step = jax.jit(
     pretrain_step.make_train_step(
-      COMPUTATION, OPTIMIZER, UpdateOptions(skip_nonfinite=skip_nonfinite)
+      COMPUTATION, optimizer, UpdateOptions(skip_nonfinite=skip_nonfinite)
     )
   )
   states, sums = [state], []
@@ -105,6 +107,61 @@ def test_skipped_steps_are_counted_and_change_nothing_else():
   assert all(np.isfinite(x).all() for s in (*states, *sums) for x in jax.tree.leaves(s))
 
 
+def test_the_schedule_follows_the_step_when_updates_are_skipped():
+  rates = schedules.WarmupDecay(0.1, 0, 5)
+  optimizer = optax.chain(optax.scale_by_adam(), scale_by_rates({'learning_rate': rates}))
+  states, _ = trained(batches(bad=[1, 3]), True, optimizer)
+  adam, schedule = states[-1].opt_state
+  assert schedule.count == states[-1].step == 5
+  assert adam.count == 3  # the moments have seen three gradients
+  # The first direction of Adam is the sign of the gradient, so the step is as long as the rate.
+  first, _ = trained(batches(bad=[0]), True, optimizer)
+  moved = first[2].params['generator']['bias'] - first[1].params['generator']['bias']
+  assert abs(moved) == pytest.approx(float(rates(1)), rel=1e-5)
+
+
+def limited(skipped, steps):
+  """The step at which the limits are passed, where some steps are skipped; None for none."""
+  recent = np.array(update_step.no_skips())
+  for step in range(steps):
+    if step in skipped:
+      recent = np.append(recent[1:], np.int32(step))
+    if update_step.passes_limits(recent, step):
+      return step
+  return None
+
+
+@pytest.mark.parametrize(
+  'skipped, steps, stops_at',
+  [
+    (range(3, 22), 500, None),  # 19 in a row
+    (range(3, 23), 500, 22),
+    ({*range(3, 22), *range(23, 42)}, 500, None),
+    (range(0, 1_000, 100), 1_500, None),  # 1%
+    (range(0, 1_100, 100), 1_500, None),  # 11 updates, never more than 10 in 1,000 steps
+    (range(5, 999, 90), 1_500, 999),  # 12 of the first 1,000
+    ({*range(0, 900, 100), 1_500, 1_501}, 3_000, None),
+    (range(1_200, 1_400, 10), 3_000, 1_300),
+    (range(2_000, 2_020), 3_000, 2_010),  # the first limit that is passed stops the run
+  ],
+)
+def test_a_run_stops_at_20_skipped_updates_in_a_row_or_more_than_1_percent(
+  skipped, steps, stops_at
+):
+  assert limited(skipped, steps) == stops_at
+
+
+def test_the_state_stays_as_before_the_step_that_passes_the_limits(monkeypatch):
+  monkeypatch.setattr(update_step, 'MOST_IN_A_ROW', 3)
+  monkeypatch.setattr(update_step, 'MOST_IN_WINDOW', 2)
+  states, sums = trained(batches(bad=[1, 2, 3]), skip_nonfinite=True)
+  assert [int(s.bad_step) for s in states] == [-1, -1, -1, -1, 3, 3]
+  assert [int(s.step) for s in states] == [0, 1, 2, 3, 3, 3]
+  assert list(states[3].recent_skips[-2:]) == [1, 2]
+  assert equal(states[3]._replace(bad_step=0), states[5]._replace(bad_step=0))
+  assert [int(s['steps']) for s in sums] == [1, 0, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
   'spoil, name',
   [
@@ -135,7 +192,7 @@ def test_the_command_stops_and_names_the_step_or_skips_such_steps_if_configured(
     '--config.optimizer.learning_rate=1e30',
     '--config.save_every=1',
     '--config.log_every=6',  # so that saving is what checks the earlier steps
-    '--config.steps=6',
+    '--config.steps=30',
   )
   out, err = micro_run.run(*absurd, status=1)
   assert err.count('\n') == 1 and err.startswith(
@@ -151,9 +208,15 @@ def test_the_command_stops_and_names_the_step_or_skips_such_steps_if_configured(
     np.isfinite(x).all() for name, x in kept.items() if name.startswith(('params/', 'opt_state/'))
   )
 
-  out, err = micro_run.run(*absurd, '--config.skip_nonfinite=True')
-  assert 'restored     step 2' in out and not err
-  last = [line for line in micro_run.figures(tmp_path / 'run') if line['kind'] == 'train'][-1]
-  assert last['step'] == 6 and last['skipped'] == 4
-  assert micro_run.checkpoint(tmp_path / 'run', 6)['counters/skipped'] == 4
+  out, err = micro_run.run(*absurd, '--config.skip_nonfinite=True', status=1)
+  assert 'restored     step 2' in out and 'skipped      4 updates that were not finite' in out
+  assert err.count('\n') == 1 and err.startswith(
+    'electra_jax: by the step after 21, 20 updates in a row or more than 10 of the last 1,000 were '
+    'skipped because their loss or gradient was not finite; the checkpoint of step 21 is kept; '
+  )
+  lines = [line for line in micro_run.figures(tmp_path / 'run') if line['kind'] == 'train']
+  assert [(line['step'], line['skipped']) for line in lines[-3:]] == [(6, 4), (12, 10), (18, 16)]
+  kept = micro_run.checkpoint(tmp_path / 'run', 21)
+  assert kept['counters/skipped'] == 19 and kept['counters/bad_step'] == -1
+  assert list(kept['counters/recent_skips'][-19:]) == list(range(2, 21))
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())['skip_nonfinite'] is True

@@ -144,6 +144,19 @@ def test_a_checkpoint_is_opened_with_the_rows_of_its_phase(whole):
   assert found['figures']['total_loss']['value'] == pytest.approx(last['total_loss'], rel=1e-5)
 
 
+def test_only_checkpoints_of_the_last_phase_can_be_the_best(whole):
+  workdir, _ = whole
+  found = {
+    line['step']: line['reference_ap']
+    for line in micro_run.figures(workdir)
+    if line['kind'] == 'heldout' and line['step'] > FIRST
+  }
+  assert electra_jax.load(str(workdir), 'best').step == max(found, key=found.get)
+  for step in micro_run.checkpoint_steps(workdir):
+    scored = (workdir / 'checkpoints' / str(step) / 'metrics').exists()
+    assert scored == (step in found)
+
+
 def test_phases_split_the_steps():
   config = checked_pretraining(main.parse_flags(['main', f'--config={CONFIG}']).config)
   first, second = phases_of(config)

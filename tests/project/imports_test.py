@@ -13,7 +13,12 @@ PACKAGE = pathlib.Path(__file__).parents[2] / 'electra_jax'
 RANKS = {
   'console': 0,
   'errors': 0,
+  'input_limits': 0.5,  # below files, which are below JSON
   'file_access': 1,
+  'json_reader': 1.5,
+  'folder_lock': 2,
+  'remote_files': 0,
+  'checksums': 2,
   'version': 0,
   'registry': 1,
   'config': 2,
@@ -31,6 +36,7 @@ RANKS = {
   'plan': 8,
   'report': 8,
   'timeline': 8,
+  'verify': 8,
   'sweep': 9,
   'export': 9,
   'cli': 10,
@@ -156,8 +162,8 @@ def test_the_step_and_the_benchmarks_need_no_ml_collections():
 
 def test_figures_are_written_without_torch_which_works_afterwards(tmp_path):
   code = (
-    'import importlib.util, sys\nfrom electra_jax.training.progress import Writer\n'
-    'writer = Writer(sys.argv[1], 0)\n'
+    'import importlib.util, sys\nfrom electra_jax.training.metrics_writer import MetricsWriter\n'
+    'writer = MetricsWriter(sys.argv[1], 0)\n'
     'assert "torch" not in sys.modules\n'
     'if importlib.util.find_spec("torch"):\n  import torch\n  torch.ones(1)\n'
     'writer.write("train", 1, {"loss": 2.0})\nwriter.close()'

@@ -249,9 +249,12 @@ def test_packages_are_installed_once_and_again_when_their_list_changes(cloud):
   assert cloud.run(*here).returncode == 0
   installs = cloud.read('installs').splitlines()
   assert len(installs) == 2 and 'install VENV=' in installs[0]
-  assert installs[1].endswith('--constraint requirements.txt --editable .[tpu,gcs]')
+  locks = ('requirements.txt', 'requirements-tpu.txt', 'requirements-gcs.txt')
+  required = ' '.join(f'--requirement {name}' for name in locks)
+  assert installs[1].endswith(f'--require-hashes {required}')
   assert cloud.run(*here, '--extras=tpu').returncode == 0
   assert len(cloud.read('installs').splitlines()) == 4
+  assert cloud.run(*here, '--extras=tpu,test').returncode == 1
   assert 'disable --now unattended-upgrades.service' in cloud.read('sudo')
 
 

@@ -17,9 +17,11 @@ import in_process
 import micro_run
 import pytest
 
+from electra_jax import folder_lock
 from electra_jax.config.config_files import load_config_file
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.trial_summary import spread
+from electra_jax.folder_lock import FolderInUse, FolderLock
 from electra_jax.main import main
 from electra_jax.sweep import config as sweep_config
 from electra_jax.sweep import resolve, results, runner, summary
@@ -79,12 +81,12 @@ def measured(data, tmp_path_factory):
   folder, c = tmp_path_factory.mktemp('sweep'), config_of(data)
   train = runner.train
 
-  def trained_before(config, place, notice):
+  def trained_before(config, place, notice, take_over):
     """All but the last part of training, as if another start had done it."""
     shutil.copytree(micro_run.finished()[0], place)
     path = pathlib.Path(place, 'config.json')
     path.write_text(path.read_text().replace('"micro"', json.dumps(config.name)))
-    return train(config, place, notice)
+    return train(config, place, notice, take_over)
 
   output = io.StringIO()
   with in_process.shared_programs(devices=1), contextlib.redirect_stdout(output):
@@ -107,11 +109,11 @@ def started(measured, monkeypatch):
   """
   names = []
 
-  def train(config, place, notice):
+  def train(config, place, notice, take_over):
     names.append(config.name)
     return 0
 
-  def measure_run(job, expected, place, notice):
+  def measure_run(job, expected, place, notice, take_over):
     result = copy.deepcopy(measured.result) | {'run': job.run, 'seed': job.seed}
     result |= {name: expected[name] for name in ('fields', 'data', 'rows')}
     result['tasks'] = {
@@ -208,7 +210,7 @@ def test_results_of_single_jobs_make_one_table(started, config, tmp_path):
   assert '| small | 1 of 2 |' in page and '| warmer@1 | 1 of 2 |' in page
 
 
-def diverge(config, place, notice):
+def diverge(config, place, notice, take_over):
   """Training that fails with seed 0 and is stopped with others."""
   if config.seed == 0:
     raise UserError('the step after 3 is not finite')
@@ -231,7 +233,7 @@ def test_known_results_are_shown_when_all_other_runs_fail(started, config, tmp_p
 
 
 def test_a_request_to_stop_while_a_run_ends_is_obeyed(config, tmp_path, monkeypatch):
-  def train(config, place, notice):
+  def train(config, place, notice, take_over):
     notice.heed()
     os.kill(os.getpid(), signal.SIGTERM)
     return 0
@@ -504,6 +506,46 @@ def test_jobs_are_written_for_queued_resources(scripts):
   assert '--only=small:0' in output
 
 
+@pytest.mark.parametrize('kind', ['shell', 'slurm', 'queued'])
+def test_names_and_paths_do_not_become_commands(write_scripts, tmp_path, kind):
+  mark = tmp_path / 'ran'
+  hostile = f'a\'; touch {mark}; $(touch {mark}) `touch {mark}` "}}'
+  workdir = (
+    f'gs://bucket/{hostile}' if kind == 'queued' else str(tmp_path / hostile.replace('/', '_'))
+  )
+  output = tmp_path / 'scripts $(touch ran)'
+  more = ('--output', str(output), f'--config.name={hostile}')
+  assert write_scripts(kind, workdir, *more) == 0
+  # Every program does nothing, so that only the scripts themselves could make the file.
+  stubs = tmp_path / 'stubs'
+  (stubs / 'launch').mkdir(parents=True)
+  for name in ('sbatch', 'launch/tpu.sh'):
+    (stubs / name).write_text('#!/bin/sh\n')
+    (stubs / name).chmod(0o755)
+  env = {'PATH': f'{stubs}:/usr/bin:/bin', 'PYTHON': 'true'}
+  for script in ('jobs.sh', 'table.sh'):
+    for more_env in ({}, {'ZONE': 'z'}):
+      subprocess.run(['bash', str(output / script)], cwd=stubs, env=env | more_env)
+  assert not mark.exists() and not (stubs / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+  'flag, what',
+  [
+    ('--config.name=x\ntouch ran', 'config.name'),
+    ('--workdir=x\ntouch ran', '--workdir'),
+    ('--output=x\ntouch ran', '--output'),
+    ('--config.name=x\u2028y', 'config.name'),
+  ],
+)
+def test_control_characters_are_refused_in_job_scripts(write_scripts, tmp_path, capsys, flag, what):
+  workdir = str(tmp_path / 'sweep')
+  assert write_scripts('shell', workdir, f'--output={tmp_path / "out"}', flag) == 1
+  error = capsys.readouterr().err
+  assert f'{what} is ' in error and 'no control characters' in error
+  assert not (tmp_path / 'out').exists()
+
+
 def test_mistakes_about_jobs_are_reported(write_scripts, tmp_path, capsys):
   assert write_scripts('queued', 'runs/x', f'--output={tmp_path}') == 1
   assert 'expected a bucket' in capsys.readouterr().err
@@ -513,3 +555,15 @@ def test_mistakes_about_jobs_are_reported(write_scripts, tmp_path, capsys):
   assert '--jobs and --only exclude each other' in capsys.readouterr().err
   assert main(['main', '--mode=sweep', '--config=configs/tiny.py']) == 1
   assert 'the config is a pretraining config' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('only', [None, 'small:0', 'table'])
+def test_a_second_start_is_refused(config, tmp_path, monkeypatch, no_training, only):
+  monkeypatch.setattr(runner, 'expected_results', lambda *_: {})
+  monkeypatch.setattr(folder_lock, '_LEAVING', 0.0)
+  folder = tmp_path / 'jobs' / 'small-0' if only == 'small:0' else tmp_path
+  with FolderLock(folder) as lock:
+    lock.acquire()
+    with pytest.raises(FolderInUse, match='is being written by process'):
+      runner.sweep(config, str(tmp_path), only=only)
+  assert not (tmp_path / 'sweep.md').exists()

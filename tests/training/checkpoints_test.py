@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, on how many devices they open, and how damage is reported."""
 
+import math
 import shutil
 
 import jax
@@ -13,8 +14,10 @@ from electra_jax.config import PretrainingConfig
 from electra_jax.errors import UserError
 from electra_jax.pretrain import pretrain_step
 from electra_jax.training import checkpoints, partitioning
+from electra_jax.training.update_step import no_skips
 
 ADAM = optax.adam(1e-3)
+NAN = math.nan
 
 
 def state_of(size=16, step=0):
@@ -24,7 +27,7 @@ def state_of(size=16, step=0):
     'bias': jnp.full(8, step, jnp.float32),
   }
   state = pretrain_step.TrainState(
-    jnp.int32(step), params, ADAM.init(params), jnp.int32(0), jnp.int32(-1)
+    jnp.int32(step), params, ADAM.init(params), jnp.int32(0), jnp.int32(-1), no_skips()
   )
   return jax.device_put(state, partitioning.replicated(partitioning.make_mesh()))
 
@@ -93,6 +96,9 @@ def test_background_saving_is_not_affected_by_donated_buffers(tmp_path):
     (2, [4.0, 3.0, 2.0, 1.0], [3, 4], 4),
     (1, [2.0, None, 1.0, None, None], [3, 5], 3),
     (1, [None, None, None], [3], None),
+    (1, [NAN, 2.0, 3.0], [2, 3], 2),
+    (1, [2.0, 1.0, NAN, math.inf, 3.0], [2, 5], 2),
+    (1, [NAN, NAN], [2], None),
   ],
   ids=str,
 )
@@ -255,3 +261,17 @@ def test_a_missing_checkpoint_is_named(tmp_path):
   for which in ('7', 7, 'first'):
     with pytest.raises(UserError, match=f'no checkpoint of step {which}; it has those of 1, 2'):
       checkpoints.restore_params(tmp_path, which, shapes.params, shardings.params)
+
+
+def test_counters_of_version_0_1_0_are_completed(tmp_path, monkeypatch):
+  skips = no_skips().at[-1].set(4)
+  with checkpoints.open_manager(tmp_path, keep=2) as manager:
+    checkpoints.save(manager, 5, state_of(step=5)._replace(recent_skips=skips), sums_of(1), None)
+    monkeypatch.setattr(checkpoints, '_COUNTERS', ('step', 'skipped', 'bad_step'))
+    checkpoints.save(manager, 6, state_of(step=6), sums_of(1), None)
+    manager.wait_until_finished()
+  monkeypatch.undo()
+  np.testing.assert_array_equal(restored(tmp_path, 5)[0].recent_skips, skips)
+  state, _ = restored(tmp_path, 6)
+  np.testing.assert_array_equal(state.recent_skips, no_skips())
+  assert int(state.step) == 6 and int(state.bad_step) == -1

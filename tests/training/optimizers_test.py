@@ -328,3 +328,53 @@ def test_the_config_of_the_large_batch_recipe_has_the_published_number_of_tokens
   assert config.steps == sum(phase['steps'] for phase in config.phases)
   for devices in (1, 16, 64, 256, 1_024, 3 * 128):
     assert all(phase['batch_size'] % devices == 0 for phase in config.phases)
+
+
+#### Bias correction ####
+
+
+def directions(optimizer, params, grads, trained):
+  """The updates of each step, where only some parameters are trained in the first steps."""
+  # The step of training leaves moments and counts of other parameters as they are.
+  state, every = optimizer.init(params), []
+  for step, tree in enumerate(grads):
+    updates, new = optimizer.update(tree, state, params)
+    names = trained if step < len(grads) - 1 else params.keys()
+    state = with_moments(
+      new, params, lambda a, b, names=names: {n: (a if n in names else b)[n] for n in a}, state
+    )
+    every.append(updates)
+  return every
+
+
+def test_separate_counts_equal_adam_where_all_is_trained_from_the_start():
+  params = {'generator': {'kernel': jnp.ones(3)}, 'discriminator': {'kernel': jnp.ones(4)}}
+  grads = gradients(params, 3)
+  ours, theirs = (
+    directions(make(0.9, 0.99, 1e-6), params, grads, params.keys())
+    for make in (optimizers.scale_by_adam_with_separate_counts, optax.scale_by_adam)
+  )
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_the_first_updates_of_a_discriminator_that_starts_late_are_as_large_as_any_first_updates():
+  params = {'generator': {'kernel': jnp.ones(3)}, 'discriminator': {'kernel': jnp.ones(4)}}
+  grads = 40 * gradients(params)
+
+  def first_update(count):
+    config = {'bias_correction': True, 'update_counts': count, 'weight_decay': 0.0, 'eps': 1e-12}
+    settings = conftest.optimizer_settings(lambda step: 1.0, **config, clip=0.0)
+    found = directions(optimizers.adamw(settings), params, grads, ['generator'])[-1]
+    return np.abs(found['discriminator']['kernel'])
+
+  np.testing.assert_allclose(first_update('separate'), 1.0, rtol=1e-5)
+  # 0.1 / sqrt(0.001) of an update without correction, up to the correction of 200 updates.
+  assert (first_update('shared') > 1.3).all()
+
+
+def test_separate_counts_are_replicated_and_start_at_0():
+  optimizer = lamb(rate)
+  params = conftest.random_params(conftest.tiny_electra())
+  (state,) = (x for x in optimizer.init(params) if isinstance(x, optax.ScaleByAdamState))
+  assert state.count == dict.fromkeys(params, 0)

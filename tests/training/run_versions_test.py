@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from etils import epath
 
+from electra_jax.config import FinetuningConfig, PretrainingConfig, to_plain
 from electra_jax.errors import UserError
 from electra_jax.training import versions
+from electra_jax.training.kept_config import as_started, changed_fields
 
 
 def test_a_new_run_records_the_installed_versions(tmp_path):
@@ -42,3 +45,40 @@ def test_a_newer_format_is_refused_with_its_version(tmp_path):
   with pytest.raises(UserError, match='update it'):
     versions.record_versions(tmp_path, resumed=True)
   assert json.loads((tmp_path / versions.FILE).read_text()) == newer
+
+
+NEW = {
+  'precision': 'bfloat16',
+  'model.dropout_scale': 'dtype',
+  'model.residual': 'dtype',
+  'optimizer.update_counts': 'shared',
+}
+
+
+def test_a_run_of_version_0_1_0_resumes_with_the_meaning_it_was_started_with(tmp_path):
+  folder, given = epath.Path(tmp_path), PretrainingConfig()
+  plain = to_plain(given)
+  for name in NEW:  # as version 0.1.0 wrote it
+    group, _, last = name.rpartition('.')
+    del (plain[group] if group else plain)[last]
+  (tmp_path / 'config.json').write_text(json.dumps(plain))
+  started = as_started(folder, given)
+  assert started == given.replace(NEW) and not changed_fields(folder, started)
+  # The next start finds the values in the kept config.
+  (tmp_path / 'config.json').write_text(json.dumps(to_plain(started)))
+  versions.record_versions(tmp_path, resumed=True)
+  assert as_started(folder, given) == started
+  # What the command asks for is not changed, and then refused.
+  other = as_started(folder, given.replace({'precision': 'tensorfloat32'}))
+  assert other.precision == 'tensorfloat32' and len(changed_fields(folder, other)) == 1
+
+
+def test_a_run_of_this_version_keeps_its_fields(tmp_path):
+  folder, given = epath.Path(tmp_path), FinetuningConfig()
+  assert as_started(folder, given) == given  # nothing is kept yet
+  (tmp_path / 'config.json').write_text(json.dumps(to_plain(given)))
+  versions.record_versions(tmp_path, resumed=False)
+  assert as_started(folder, given) == given
+  kept = given.replace({'batch_order': 'sorted'})
+  (tmp_path / 'config.json').write_text(json.dumps(to_plain(kept)))
+  assert changed_fields(folder, as_started(folder, given)) == ["batch_order: 'sorted' -> 'mixed'"]

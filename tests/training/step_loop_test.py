@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from electra_jax.errors import UserError
-from electra_jax.training import checkpoints, partitioning, progress, step_loop
+from electra_jax.training import checkpoints, metrics_writer, partitioning, step_loop
 from electra_jax.training.step_loop import IntervalTimer, RunRecorder, StepRunner, SumFunctions
-from electra_jax.training.update_step import TrainState
+from electra_jax.training.update_step import TrainState, no_skips
 
 
 class Clock:
@@ -54,7 +54,7 @@ def test_pauses_count_neither_for_the_interval_nor_for_the_time_left(clock):
 def runner():
   """A runner of steps that add 1 to the parameter, and report twice the step."""
   zero = jnp.zeros([], jnp.int32)
-  state = TrainState(zero, {'x': jnp.zeros(2)}, {}, zero + 3, zero - 1)
+  state = TrainState(zero, {'x': jnp.zeros(2)}, {}, zero + 3, zero - 1, no_skips())
   shapes = {'steps': zero, 'loss': jnp.zeros(())}
   functions = SumFunctions(shapes, partitioning.make_mesh(jax.devices()[:1]))
   return StepRunner(state, functions.zeros(), functions)
@@ -82,11 +82,16 @@ def test_sums_add_up_and_start_anew(runner):
 def recorder():
   """A recorder whose parts only remember what they were asked for."""
   calls = []
-  status = types.SimpleNamespace(progress=lambda *args, **kwargs: calls.append(('status', args)))
+  status = types.SimpleNamespace(
+    progress=lambda *args, **kwargs: calls.append(('status', args)),
+    check_held=lambda read=False: None,
+  )
   manager = types.SimpleNamespace(
     directory='here', wait_until_finished=lambda: None, latest_step=lambda: 40
   )
-  recorder = RunRecorder(manager, progress.NoWriter(), status, checkpoints.Criterion('f1', 'max'))
+  recorder = RunRecorder(
+    manager, metrics_writer.NoWriter(), status, checkpoints.Criterion('f1', 'max')
+  )
   return recorder, calls
 
 
@@ -101,14 +106,29 @@ def test_a_failure_names_the_tensor_and_the_checkpoint_that_is_kept(recorder):
   )
 
 
-@pytest.mark.parametrize('value, saved', [(0.5, 0.5), (float('nan'), -np.inf), (None, None)])
-def test_a_metric_that_is_not_finite_is_saved_as_the_worst(
-  recorder, runner, monkeypatch, value, saved
-):
+def test_too_many_skipped_updates_stop_with_their_limits_and_the_checkpoint(recorder):
+  recorder, _ = recorder
+  with pytest.raises(UserError) as error:
+    recorder.check_finite(61, pytest.fail, 'trial 2 of cola: ', skips=True)
+  assert str(error.value).startswith(
+    'trial 2 of cola: by the step after 61, 20 updates in a row or more than 10 of the last 1,000 '
+    'were skipped because their loss or gradient was not finite; the checkpoint of step 40 is kept;'
+  )
+
+
+def test_skipped_updates_are_printed_when_there_are_new_ones():
+  assert step_loop.skipped_line(3, 3) is None
+  assert step_loop.skipped_line(3, 5).split() == (
+    'skipped 2 updates that were not finite, 5 so far'.split()
+  )
+
+
+@pytest.mark.parametrize('value', [0.5, None])
+def test_a_checkpoint_is_saved_with_its_metric(recorder, runner, monkeypatch, value):
   recorder, calls = recorder
   monkeypatch.setattr(checkpoints, 'save', lambda *args: calls.append(('save', args[1], args[4])))
   recorder.save(7, runner, value)
-  assert calls == [('save', 7, saved), ('status', (7,))]
+  assert calls == [('save', 7, value), ('status', (7,))]
 
 
 def test_training_metrics_carry_the_time_of_training_so_far(recorder):

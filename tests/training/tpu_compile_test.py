@@ -35,7 +35,18 @@ def laid_out(**mesh):
   return c
 
 
+def unrolled(remat):
+  """Returns tiny with unrolled layers, whose activations are most of the memory."""
+  c = tiny.get_config()
+  c.model.num_layers = c.model.scan_unroll = 4
+  c.model.remat = remat
+  c.batch_size, c.micro_batches = 2_048, 1
+  return c
+
+
 CONFIGS = {
+  'unrolled': unrolled('none'),
+  'recomputed': unrolled('full'),
   'small': small.get_config(),
   'modern_small': modern_small.get_config(),
   'fsdp': laid_out(data=2, fsdp=2),
@@ -142,3 +153,11 @@ def test_tensor_parallel_gathers_no_logits(compiled):
   assert logits > max(sizes)
   for gathered in (x for x in found['collectives'] if x['kind'] == 'all-gather'):
     assert gathered['payload'] < 2 * logits, f'{gathered["shape"]}: {gathered["origin"]}'
+
+
+def test_unrolled_layers_that_are_recomputed_hold_less(compiled):
+  none, full = (
+    memory['peak'] - memory['parameters'] - memory['moments']
+    for memory in (compiled[name]['memory'] for name in ('unrolled', 'recomputed'))
+  )
+  assert full < 0.6 * none

@@ -7,7 +7,7 @@ import pytest
 
 from electra_jax import file_access
 from electra_jax.errors import UserError
-from electra_jax.training import progress, run_folder
+from electra_jax.training import metrics_writer, progress, run_folder
 
 
 def test_a_file_whose_writing_fails_is_unchanged(tmp_path, monkeypatch):
@@ -42,7 +42,7 @@ def test_a_resumed_run_keeps_metrics_up_to_its_checkpoint(tmp_path):
   lines = [{'kind': 'train', 'step': step, 'seconds': 2.0 * step} for step in (10, 20, 30)]
   path = tmp_path / progress.METRICS
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  writer = progress.Writer(tmp_path, 20)
+  writer = metrics_writer.MetricsWriter(tmp_path, 20)
   assert writer.seconds == 40.0
   writer.write('train', 30, {'loss': 1.0, 'seconds': 50.0})
   writer.close()

@@ -1,11 +1,10 @@
 """JSON lines: files with one JSON object per line and the document in one of its fields."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from electra_jax import file_access
+from electra_jax import json_reader
 from electra_jax.data.corpus.corpus_format import FieldFormat
 from electra_jax.data.corpus.readers import DocumentReader, named
 from electra_jax.errors import UserError
@@ -13,15 +12,6 @@ from electra_jax.errors import UserError
 Json = Any  # a value of JSON
 
 _LONE_SURROGATES = re.compile('[\ud800-\udfff]')
-_KINDS = {
-  bool: 'a truth value',
-  int: 'a number',
-  float: 'a number',
-  str: 'a string',
-  list: 'a list',
-  dict: 'an object',
-  type(None): 'null',
-}
 
 
 class JsonlFormat(FieldFormat):
@@ -38,10 +28,7 @@ class JsonlFormat(FieldFormat):
       if not line or line.isspace():
         continue
       where = f'line {number} of the corpus file {path!r}'
-      try:
-        record = json.loads(line, strict=False)  # control characters in a string are text
-      except (ValueError, RecursionError) as error:
-        raise UserError(f'{where} is not JSON ({file_access.reason(error)}); repair it') from None
+      record = json_reader.parse(line, where, 'repair it', json_reader.TEXTS)
       value = _member(record, field, where)
       escapes = '\\u' in line
       del line, record
@@ -50,8 +37,8 @@ class JsonlFormat(FieldFormat):
         continue
       if not isinstance(value, str):
         raise UserError(
-          f'{where} has {_KINDS[type(value)]} in its field {field!r}, not a string; name another '
-          'field with ;field=NAME'
+          f'{where} has {json_reader.kind_of(value)} in its field {field!r}, not a string; name '
+          'another field with ;field=NAME'
         )
       if escapes and (lone := len(_LONE_SURROGATES.findall(value))):
         if reader.invalid_utf8 == 'refuse':
@@ -71,8 +58,8 @@ def _member(record: Json, field: str, where: str) -> Json:
   """A field of a JSON object; `a.b` is b inside a, unless a field has that name."""
   if not isinstance(record, dict):
     raise UserError(
-      f'{where} is {_KINDS[type(record)]}, not a JSON object; expected an object per line, such as '
-      '{"text": "..."}'
+      f'{where} is {json_reader.kind_of(record)}, not a JSON object; expected an object per line, '
+      'such as {"text": "..."}'
     )
   value: Json = record
   for name in [field] if field in record else field.split('.'):

@@ -1,9 +1,9 @@
 """Parquet files, with the documents in one column of strings."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
-from electra_jax import file_access
+from electra_jax import file_access, input_limits
 from electra_jax.data.corpus.corpus_format import FieldFormat
 from electra_jax.data.corpus.readers import DocumentReader, named
 from electra_jax.errors import UserError
@@ -11,6 +11,9 @@ from electra_jax.errors import UserError
 Arrow = Any  # objects of pyarrow, which has no annotations
 
 _ROWS = 64  # decoded at a time
+# Bytes of rows that are decoded at a time, where a dictionary makes long ones of little data.
+_BATCH_BYTES = 1 << 28
+_PAGE_HEADER_BYTES = 16
 # Without reading ahead: it would read the column of a whole row group into memory.
 _OPTIONS = {
   'buffer_size': 1 << 20,
@@ -35,10 +38,12 @@ class ParquetFormat(FieldFormat):
     size = file_access.facts(path).size
     try:
       with file_access.open_binary(path) as raw, pq.ParquetFile(raw, **_OPTIONS) as file:
-        yield from _column_texts(file, options['field'], path, reader, size)
+        column = _Column(file, options['field'], path, size)
+        yield from _column_texts(column, raw, reader)
     except Exception as error:
+      damage = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
       if isinstance(error, UserError) or not (
-        isinstance(error, pa.ArrowException | OSError) or file_access.is_remote(path)
+        isinstance(error, damage) or file_access.is_remote(path)
       ):
         raise
       raise UserError(
@@ -50,35 +55,109 @@ class ParquetFormat(FieldFormat):
 PARQUET = ParquetFormat()
 
 
-def _column_texts(
-  file: Arrow, column: str, path: str, reader: DocumentReader, size: int
-) -> Iterator[str]:
-  """The texts of a column of an open file of `size` bytes; '' for null."""
-  import pyarrow as pa
-  import pyarrow.compute as pc
+class _Column(NamedTuple):
+  """A column of an open file.
 
+  Attributes:
+    file: the ParquetFile.
+    name: of the column.
+    path: of the file.
+    size: of the file, in bytes.
+  """
+
+  file: Arrow
+  name: str
+  path: str
+  size: int
+
+
+def _column_texts(column: _Column, raw: BinaryIO, reader: DocumentReader) -> Iterator[str]:
+  """The texts of a column; '' for null."""
+  path, size = column.path, column.size
+  names = _column_path(column.file.schema_arrow, column.name, path)
+  total = column.file.metadata.num_rows
   seen = 0
   rows = 0
-  names = _column_path(file.schema_arrow, column, path)
-  total = file.metadata.num_rows
-  for batch in file.iter_batches(_ROWS, columns=['.'.join(names)], use_threads=False):
-    values = batch.column(0)
-    for name in names[1:]:
-      values = pc.struct_field(values, name)
-    if pa.types.is_dictionary(values.type):
-      values = values.dictionary_decode()
-    for value in values.cast(pa.large_binary()).to_pylist():
+  expanded = 0
+  for values in _batches(column, names, raw):
+    for value in values:
       rows += 1
       if value is None:
         yield ''
         continue
+      expanded += len(value)
       where = f'row {rows} of the corpus file {path!r} is not UTF-8'
       text = reader.decode(value, where)
       del value  # it may be large
       yield text
+    input_limits.check_expansion(expanded, size, f'the corpus file {path!r}')
     reader.advance(size * rows // total - seen)
     seen = max(seen, size * rows // total)
   reader.advance(size - seen)
+
+
+def _batches(
+  column: _Column, names: tuple[str, ...], raw: BinaryIO
+) -> Iterator[list[bytes | None]]:
+  """The values of a column, a few rows at a time."""
+  import pyarrow as pa
+  import pyarrow.compute as pc
+
+  metadata = column.file.metadata
+  dotted = '.'.join(names)
+  for group in range(metadata.num_row_groups):
+    described = metadata.row_group(group)
+    chunks = [described.column(i) for i in range(described.num_columns)]
+    chunk = next((chunk for chunk in chunks if chunk.path_in_schema == dotted), None)
+    rows = _ROWS if chunk is None else _rows_at_a_time(chunk, raw, column)
+    for batch in column.file.iter_batches(rows, [group], [dotted], use_threads=False):
+      values = batch.column(0)
+      for name in names[1:]:
+        values = pc.struct_field(values, name)
+      if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+      yield values.cast(pa.large_binary()).to_pylist()
+
+
+def _rows_at_a_time(chunk: Arrow, raw: BinaryIO, column: _Column) -> int:
+  """How many rows of a part of a column are decoded at a time.
+
+  A long value that is stored once, in a dictionary, can be the value of all rows.
+
+  Raises:
+    UserError: the part expands too far.
+  """
+  expanded = int(chunk.total_uncompressed_size)
+  input_limits.check_expansion(expanded, column.size, f'the corpus file {column.path!r}')
+  longest = expanded if 'DELTA_BYTE_ARRAY' in chunk.encodings else 0
+  if chunk.has_dictionary_page:
+    position = raw.tell()
+    raw.seek(chunk.dictionary_page_offset)
+    longest = max(longest, _page_bytes(raw.read(_PAGE_HEADER_BYTES)) or expanded)
+    raw.seek(position)
+  return max(1, min(_ROWS, _BATCH_BYTES // max(longest, 1)))
+
+
+def _page_bytes(header: bytes) -> int | None:
+  """The decompressed size of the page that begins with some bytes; None if they are no header.
+
+  A header is a structure in the compact protocol of Thrift, whose first two fields are integers,
+  the type of the page and the size (parquet.thrift, PageHeader).
+  """
+  at = value = 0
+  for _ in range(2):
+    if header[at : at + 1] != b'\x15':  # the next field, an integer
+      return None
+    at += 1
+    value = shift = 0
+    while at < len(header):
+      byte = header[at]
+      at += 1
+      value |= (byte & 127) << shift
+      shift += 7
+      if byte < 128:
+        break
+  return value >> 1  # zigzag
 
 
 def _column_path(schema: Arrow, column: str, path: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
-from electra_jax import file_access, registry
+from electra_jax import file_access, input_limits, registry
 from electra_jax.errors import UserError
 
 INVALID_UTF8 = ('refuse', 'replace')
@@ -124,8 +124,10 @@ class DocumentReader:
     Only \n ends a line; other line separators of Unicode are text.
 
     Raises:
-      UserError: the file cannot be read, is damaged or cut short, is not UTF-8, or is not text.
+      UserError: the file cannot be read, is damaged or cut short, is not UTF-8, or is not text; or
+        a line is longer than LINE_BYTES of input_limits.py.
     """
+    most = input_limits.scaled(input_limits.LINE_BYTES)
     seen = 0
     offset = 0
     number = 0
@@ -136,7 +138,7 @@ class DocumentReader:
 
     with self._opened(path) as (raw, stream):
       while True:
-        line = stream.readline()
+        line = stream.readline(most + 1)
         if number % _ADVANCE_LINES == 0 or len(line) > _LONG_LINE or not line:
           position = raw.tell()
           self.advance(position - seen)
@@ -146,6 +148,9 @@ class DocumentReader:
             raise EOFError('it is empty')
           return
         number += 1
+        if len(line) > most:
+          where_it_is = f'line {number} of the corpus file {path!r}'
+          raise input_limits.too_large(where_it_is, most)
         length = len(line)
         if number == 1:
           self._check_is_text(line, path)

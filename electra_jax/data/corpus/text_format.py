@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from electra_jax import file_access
+from electra_jax import file_access, input_limits
 from electra_jax.data.corpus.corpus_format import Contents, CorpusFormat, CorpusSource
 from electra_jax.data.corpus.readers import DocumentReader
 
@@ -32,12 +32,16 @@ class BlankLineFormat(TextFormat):
   def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """See the base class."""
     paragraphs: list[str] = []
-    for _, line in reader.lines(path):
+    size = 0
+    for number, line in reader.lines(path):
       if line and not line.isspace():
         paragraphs.append(line)
+        size += len(line)
+        _check_document(size, number, path)
       elif paragraphs:
         yield '\n'.join(paragraphs)
         paragraphs = []
+        size = 0
     if paragraphs:
       yield '\n'.join(paragraphs)
 
@@ -57,10 +61,20 @@ class WholeFileFormat(TextFormat):
   def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """See the base class. Blank lines at the start and the end are dropped."""
     lines: list[str] = []
-    for _, line in reader.lines(path):
+    size = 0
+    for number, line in reader.lines(path):
       if lines or (line and not line.isspace()):
         lines.append(line)
+        size += 1 + len(line)
+        _check_document(size, number, path)
     yield '\n'.join(lines).rstrip('\n')
+
+
+def _check_document(size: int, line: int, path: str) -> None:
+  """Raises UserError for a document of many lines that is larger than memory should hold."""
+  if size > input_limits.DOCUMENT_BYTES:
+    what = f'the document that ends after line {line} of the corpus file {path!r}'
+    input_limits.check(size, input_limits.DOCUMENT_BYTES, what, 'characters')
 
 
 class SampleFormat(BlankLineFormat):

@@ -23,15 +23,15 @@ from electra_jax.data.corpus.corpus_format import (
   Group,
   unknown_option,
 )
+from electra_jax.data.corpus.dataset_metadata import INFO, Folder, check_metadata
 from electra_jax.data.corpus.readers import DocumentReader, named
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 
 PREFIX = 'tfds:'
 
 # A group, which is what one reader reads, has so many examples.
 GROUP_EXAMPLES = 200_000
 
-_INFO = 'dataset_info.json'
 _READ_AHEAD = 16  # examples decoded at a time
 _ADVANCE_EXAMPLES = 256
 _VERSION = re.compile(r'[/:](?=[0-9*]+\.[0-9*]+\.[0-9*]+$)')  # the separator before a version
@@ -172,7 +172,7 @@ def is_dataset_folder(name: str) -> bool:
   return (
     file_access.is_remote(name)
     or name.startswith(('/', './', '../', '~'))
-    or os.path.exists(os.path.join(name, _INFO))
+    or os.path.exists(os.path.join(name, INFO))
   )
 
 
@@ -183,13 +183,12 @@ def open_dataset(source: CorpusSource) -> Builder:
     UserError: it is not prepared, cannot be read, or does not exist.
   """
   if importlib.util.find_spec('tensorflow_datasets') is None:
-    raise UserError(
-      f'{source.location!r} needs TensorFlow Datasets, which is not installed; pip install '
-      'tensorflow-datasets'
-    )
+    raise missing_package(repr(source.location), 'TensorFlow Datasets', 'tfds')
   console.quiet_libraries()  # TensorFlow is imported for addresses and for TFRecord files
   import tensorflow_datasets as tfds
+  from etils import epath
   from tensorflow_datasets.core import read_only_builder, registered
+  from tensorflow_datasets.core.utils import error_utils
 
   name = source.location.removeprefix(PREFIX)
   if is_dataset_folder(name):
@@ -206,32 +205,41 @@ def open_dataset(source: CorpusSource) -> Builder:
   found = None
   if ':' not in _VERSION.split(name)[0]:  # TFDS looks up namespaces on the network
     with _sentence(name), contextlib.suppress(registered.DatasetNotFoundError):
-      found = read_only_builder.builder_from_files(name, data_dir=data_dir)
+      # The first half of TFDS's builder_from_files, to check the folder before it is read.
+      with error_utils.record_error_context():
+        found = read_only_builder._find_builder_dir(name, data_dir=data_dir)
   if found:
-    return found
+    return _builder_at(found, name)
   if source.options['download'] != 'yes':
     raise UserError(_not_found(name, place))
   console.say('corpus', f'TFDS downloads and prepares {name} in {place}')
   with _sentence(name, 'prepared'):
     builder = tfds.builder(name, data_dir=data_dir)
     builder.download_and_prepare()
-    return tfds.builder_from_directory(builder.data_dir)
+  return _builder_at(epath.Path(builder.data_dir), name)
 
 
 def _open_folder(name: str) -> Builder:
   """The builder of a dataset in the folder of a version."""
-  import tensorflow_datasets as tfds
   from etils import epath
 
   folder = epath.Path(name).expanduser()
   with _sentence(name):
-    is_there = (folder / _INFO).exists()
+    is_there = (folder / INFO).exists()
   if not is_there:
     raise UserError(
       f'{name!r} holds no prepared TFDS dataset; expected the folder of a version, which holds '
-      f'{_INFO}'
+      f'{INFO}'
     )
+  return _builder_at(folder, name)
+
+
+def _builder_at(folder: Folder, name: str) -> Builder:
+  """The builder of a dataset, whose description is checked first."""
+  import tensorflow_datasets as tfds
+
   with _sentence(name):
+    check_metadata(folder, name)
     return tfds.builder_from_directory(folder)
 
 
@@ -324,10 +332,9 @@ def _array_records(
 def _tf_records(builder: Builder, key: str, split: str, first: int, last: int) -> Iterator[bytes]:
   """One field of TFRecord records, in the order of the files, read by tf.data."""
   if importlib.util.find_spec('tensorflow') is None:
-    raise UserError(
-      f'TFDS dataset {builder.info.full_name} is stored as {builder.info.file_format.value}, which '
-      'needs TensorFlow to be read; pip install tensorflow, or prepare it as array_record'
-    )
+    info = builder.info
+    what = f'TFDS dataset {info.full_name}, which is stored as {info.file_format.value},'
+    raise missing_package(what, 'TensorFlow', 'tfds')
   import tensorflow as tf
   import tensorflow_datasets as tfds
 

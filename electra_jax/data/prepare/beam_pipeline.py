@@ -16,7 +16,7 @@ from typing import Any
 from electra_jax import console, file_access
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import blocks
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 
 _ERRORS = {
   'UserError': UserError,
@@ -39,9 +39,7 @@ def check_beam_flags(flags: str, folder: str) -> None:
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     from apache_beam.runners.runner import create_runner
   except ImportError:
-    raise UserError(
-      '--beam needs Apache Beam, which is not installed; pip install apache-beam'
-    ) from None
+    raise missing_package('--beam', 'Apache Beam', 'beam') from None
   printed = io.StringIO()
   try:
     words = shlex.split(flags)

@@ -9,12 +9,14 @@ import dataclasses
 import functools
 import io
 import json
+import math
+import tokenize
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from electra_jax import file_access, registry
+from electra_jax import file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, duplicates
 from electra_jax.data.prepare import packing
 from electra_jax.data.prepare.recipe import CorpusRecipe
@@ -208,10 +210,12 @@ def make_rows(job: PreparationJob, block: Block, threads: int | None = 1) -> Fac
       chosen[split].append(text)
   dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
   for split, texts in chosen.items():
-    rows = _rows(job, block, split, texts, tokenizer, facts[split], threads)
+    rows, starts = _rows(job, block, split, texts, tokenizer, facts[split], threads)
     facts[split]['rows'] = len(rows)
     facts[split]['tokens'] = int((rows != tokenizer.pad_id).sum())
     if len(rows):
+      if split == 'heldout':
+        _write_array(starts_file(rows_file(job, block.name, split)), np.array(starts, np.int64))
       _write_array(rows_file(job, block.name, split), rows.astype(dtype))
   _write_json(_facts_file(job, block.name), facts)  # last, because it marks the block as finished
   return facts
@@ -225,6 +229,14 @@ def block_facts(job: PreparationJob, name: str) -> Facts | None:
 def rows_file(job: PreparationJob, name: str, split: str) -> str:
   """The file of a block's rows, int `[rows, row_length]`."""
   return file_access.join(job.folder, 'rows', f'{name}.{split}.npy')
+
+
+def starts_file(rows: str) -> str:
+  """The file of the places of the documents in a file of rows, int64 `[documents]`.
+
+  It exists for held-out rows, unless the block was finished by version 0.1.0.
+  """
+  return f'{rows.removesuffix(".npy")}.documents.npy'
 
 
 def _facts_file(job: PreparationJob, name: str) -> str:
@@ -263,8 +275,11 @@ def _rows(
   tokenizer: Tokenizer,
   facts: Facts,
   threads: int | None,
-) -> np.ndarray:
-  """Rows `[rows, row_length]` of the texts of one split; what is counted is added to `facts`."""
+) -> tuple[np.ndarray, list[int]]:
+  """Rows `[rows, row_length]` of the texts of one split, and the places of its documents in them.
+
+  What is counted is added to `facts`.
+  """
   if job.recipe.row_format == 'segment_pair':
     rng = np.random.Generator(
       np.random.Philox(
@@ -272,10 +287,11 @@ def _rows(
         counter=[0, 0, block.group, block.number],
       )
     )
-    tokens, rows = _segment_pair_rows(job, texts, tokenizer, rng, facts, threads)
+    tokens, rows, starts = _segment_pair_rows(job, texts, tokenizer, rng, facts, threads)
   else:
     tokens = tokenizer.encode_arrays(texts, threads)
-    rows = packing.pack(tokens, job.recipe.row_length, *_row_ids(tokenizer))
+    starts = []
+    rows = packing.pack(tokens, job.recipe.row_length, *_row_ids(tokenizer), document_starts=starts)
   for text, encoded in zip(texts, tokens, strict=True):
     facts['documents'] += 1
     facts['empty_documents'] += not len(encoded)
@@ -284,7 +300,7 @@ def _rows(
     facts['unknown_tokens'] += int((encoded == tokenizer.unk_id).sum())
   longest = sorted(zip(map(len, tokens), texts, strict=True), key=lambda item: -item[0])[:LONGEST]
   facts['longest'] = [[length, _beginning(text)] for length, text in longest]
-  return rows
+  return rows, starts
 
 
 def _segment_pair_rows(
@@ -294,17 +310,22 @@ def _segment_pair_rows(
   rng: np.random.Generator,
   facts: Facts,
   threads: int | None,
-) -> tuple[list[np.ndarray], np.ndarray]:
-  """(tokens of each text, rows) in the format segment_pair, whose segments are made of lines."""
+) -> tuple[list[np.ndarray], np.ndarray, list[int]]:
+  """(tokens of each text, rows, places of documents) in the format segment_pair.
+
+  Its segments are made of lines.
+  """
   lines = [[line for line in text.split('\n') if line.strip()] for text in texts]
   encoded = iter(
     tokenizer.encode_arrays([line for document in lines for line in document], threads)
   )
   documents = [[next(encoded) for _ in document] for document in lines]
   length = job.recipe.row_length
-  rows = packing.segment_pairs(documents, length, *_row_ids(tokenizer), rng, facts)
+  made = list(packing.segment_pairs(documents, length, *_row_ids(tokenizer), rng, facts))
+  rows = np.array([row for _, row in made], np.int32).reshape(-1, length)
+  _, firsts = np.unique([index for index, _ in made], return_index=True)
   tokens = [np.concatenate([*document, np.zeros(0, np.int32)]) for document in documents]
-  return tokens, np.array(list(rows), np.int32).reshape(-1, length)
+  return tokens, rows, (firsts * length).tolist()
 
 
 def _row_ids(tokenizer: Tokenizer) -> tuple[int, int, int]:
@@ -318,14 +339,41 @@ def _beginning(text: str) -> str:
 
 #### Files ####
 
+# What NumPy raises for damaged headers, which are literals of Python.
+_DAMAGE = (ValueError, TypeError, EOFError, OverflowError, SyntaxError, tokenize.TokenError)
+
 
 def read_array(path: str) -> np.ndarray:
-  """An array that a worker wrote; a local one is mapped and not read."""
-  if file_access.is_remote(path):
-    remote: np.ndarray = np.load(io.BytesIO(file_access.read_bytes(path)))
+  """An array that a worker wrote; a local one is mapped and not read.
+
+  Raises:
+    UserError: the file is damaged. Nothing is allocated or executed that its header asks for.
+  """
+  try:
+    if not file_access.is_remote(path):
+      mapped: np.ndarray = np.load(path, mmap_mode='r', allow_pickle=False)
+      return mapped
+    content = file_access.read_bytes(path)
+    _check_header(content)
+    remote: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
     return remote
-  mapped: np.ndarray = np.load(path, mmap_mode='r')
-  return mapped
+  except (*_DAMAGE, OSError) as error:
+    raise UserError(
+      f'{path!r} is damaged ({file_access.reason(error)}); delete the folder and prepare the '
+      'corpus again.'
+    ) from None
+
+
+def _check_header(content: bytes) -> None:
+  """Raises ValueError where an array is claimed to be larger than the file."""
+  file = io.BytesIO(content)
+  read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+  version = np.lib.format.read_magic(file)
+  if version not in read:
+    raise ValueError(f'the format has version {version}')
+  shape, _, dtype = read[version](file)
+  if math.prod(shape) * dtype.itemsize > len(content):
+    raise ValueError(f'{len(content):,} bytes are not an array of shape {shape}')
 
 
 def _write_array(path: str, array: np.ndarray) -> None:
@@ -342,5 +390,5 @@ def _write_json(path: str, value: Facts) -> None:
 def _read_json(path: str) -> Facts | None:
   if not file_access.exists(path):
     return None
-  value: Facts = json.loads(file_access.read_bytes(path))
+  value: Facts = json_reader.read(path, {}, rules=json_reader.OWN)
   return value

@@ -2,56 +2,80 @@
 
 import contextlib
 import json
-import os
 import re
+import time
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
-from electra_jax import console, file_access
+from electra_jax import console, file_access, json_reader
 from electra_jax.data.prepare import workers
 from electra_jax.errors import UserError
+from electra_jax.folder_lock import FolderInUse, FolderLock, is_lock_file
 
 FORMAT = 'electra_jax prepared corpus'
 FACTS_FILE = 'facts.json'  # written last: a folder without it is not finished
 
 _WORK = '.work'
 _OURS = re.compile(r'\.work|tokenizer|report\.md|heldout|train(-\d+)?')
+_PARTIAL = re.compile(r'(facts\.json|report\.md)\.[0-9a-f]{8}\.partial')
+_POLL = 1.0  # seconds between two looks at a folder that another process works on
+_REMOTE_POLL = 5.0
 
 
 @contextlib.contextmanager
-def building(path: str, fingerprint: str = '') -> Iterator[str | None]:
+def building(
+  path: str, fingerprint: str = '', lock: FolderLock | None = None
+) -> Iterator[str | None]:
   """Yields the folder for unfinished work in `path`; None if `path` is finished.
 
-  Where files can be locked, a second process waits for the first. Unfinished work is kept for the
-  next process if this one ends early. After a UserError it is removed, unless another process may
-  use it or the cause was outside of the corpus and the recipe.
+  A second process, on any machine, waits for the first. Unfinished work is kept for the next
+  process if this one ends early. After a UserError it is removed, unless the cause was outside of
+  the corpus and the recipe.
 
   Args:
     path: a path or an address.
     fingerprint: of what is made; '' where the name of the folder contains it.
+    lock: of the folder; None for a new one.
 
   Raises:
-    UserError: the folder cannot be written, or holds something else.
+    UserError: the folder cannot be written, holds something else, or was taken by another process.
   """
   work = file_access.join(path, _WORK)
-  with contextlib.ExitStack() as stack:
-    locked = not file_access.is_remote(path) and stack.enter_context(_locked(path))
-    if _is_finished(path, fingerprint):
-      file_access.remove(work)  # a process was killed just before it did
+  with lock or FolderLock(path) as lock:
+    if _finished_before(path, fingerprint, lock):
       yield None
       return
     _start(path, fingerprint)
     try:
       yield work
-    except (file_access.Unwritable, file_access.Unreachable, workers.WorkerDied):
+      lock.check(read=True)
+    except (file_access.Unwritable, file_access.Unreachable, workers.WorkerDied, FolderInUse):
       raise  # the finished work is good
     except UserError:
-      if locked:
-        _remove_unfinished(path)
-      elif _is_finished(path, fingerprint):
-        return  # another process was faster and has removed what this one worked on
+      lock.check(read=True)
+      _remove_unfinished(path)
       raise
     file_access.remove(work)
+    _remove_partial_files(path)
+
+
+def _finished_before(path: str, fingerprint: str, lock: FolderLock) -> bool:
+  """Whether the folder is finished, after waiting for a process that works on it.
+
+  If it is not, this process holds the lock. A finished folder is not locked: it may be read-only.
+  """
+  reported = False
+  while not _is_finished(path, fingerprint):
+    found = lock.attempt()
+    if found is None:
+      return _is_finished(path, fingerprint)
+    if not reported:
+      reported = True
+      console.say('waiting', f'for {found[0].describe()}, which is preparing {path}')
+    time.sleep(_REMOTE_POLL if file_access.is_remote(path) else _POLL)
+  if file_access.listing(file_access.join(path, _WORK)) and lock.attempt() is None:
+    file_access.remove(file_access.join(path, _WORK))  # a process was killed just before it did
+  return True
 
 
 def read_facts(path: str) -> dict[str, Any] | None:
@@ -64,10 +88,10 @@ def read_facts(path: str) -> dict[str, Any] | None:
   if not file_access.exists(file):
     return None
   try:
-    facts = json.loads(file_access.read_bytes(file))
-  except ValueError:
-    facts = None
-  if not isinstance(facts, dict) or facts.get('format') != FORMAT:
+    facts: dict[str, Any] = json_reader.read(file, {'format': str}, rules=json_reader.OWN)
+  except json_reader.InvalidJson:
+    facts = {}
+  if facts.get('format') != FORMAT:
     raise UserError(
       f'the prepared corpus {path!r} is damaged: its {FACTS_FILE} cannot be read; delete the '
       'folder and prepare the corpus again'
@@ -81,38 +105,6 @@ def write_facts(path: str, facts: dict[str, Any], indent: int | None = None) -> 
   file_access.write_bytes(file_access.join(path, FACTS_FILE), content.encode())
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[bool]:
-  """Holds the lock of a local folder, beside it; yields False where files cannot be locked."""
-  folder, name = os.path.split(os.path.abspath(path))
-  with contextlib.ExitStack() as stack:
-    try:
-      os.makedirs(folder, exist_ok=True)
-      file = stack.enter_context(open(os.path.join(folder, f'.{name}.lock'), 'w'))
-      locked = _lock(file)
-    except OSError as error:
-      raise UserError(
-        f'{folder!r} cannot be written: {error.strerror}; name another folder'
-      ) from None
-    yield locked
-
-
-def _lock(file: IO[str]) -> bool:
-  """Waits until this process holds the lock; False where files cannot be locked."""
-  try:
-    import fcntl
-  except ImportError:
-    return False
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    console.say('waiting', 'for another run that is preparing the same corpus')
-    fcntl.flock(file, fcntl.LOCK_EX)
-  except OSError:
-    return False
-  return True
-
-
 def _start(path: str, fingerprint: str) -> None:
   """Marks a folder as unfinished; removes unfinished work with another fingerprint.
 
@@ -122,11 +114,21 @@ def _start(path: str, fingerprint: str) -> None:
   mark = file_access.join(path, _WORK, 'begun.json')
   content = {'fingerprint': fingerprint}
   marked = file_access.exists(mark)
-  if not marked and any(name != _WORK for name in file_access.listing(path)):
+  others = [n for n in file_access.listing(path) if n != _WORK and not is_lock_file(n)]
+  if not marked and others:
     raise UserError(f'{path!r} is not empty and not a prepared corpus; name another --output')
-  if not marked or json.loads(file_access.read_bytes(mark)) != content:
+  written = json.dumps(content).encode()
+  if not marked or _read_mark(mark) != content:
     _remove_unfinished(path)
-  file_access.write_bytes(mark, json.dumps(content).encode())
+  file_access.write_bytes(mark, written)
+
+
+def _read_mark(mark: str) -> json_reader.Json:
+  """The content of a mark; None where it is damaged, so that the work begins again."""
+  try:
+    return json_reader.read(mark)
+  except json_reader.InvalidJson:
+    return None
 
 
 def _is_finished(path: str, fingerprint: str) -> bool:
@@ -136,7 +138,7 @@ def _is_finished(path: str, fingerprint: str) -> bool:
     UserError: it is, but with another fingerprint.
   """
   facts = read_facts(path)
-  if facts and fingerprint and facts['fingerprint'] != fingerprint:
+  if facts and fingerprint and facts.get('fingerprint') != fingerprint:
     raise UserError(
       f'{path!r} holds another corpus, or one with other settings; name another --output, or '
       'delete the folder'
@@ -145,9 +147,18 @@ def _is_finished(path: str, fingerprint: str) -> bool:
 
 
 def _remove_unfinished(path: str) -> None:
-  """Removes the files of a preparation from a folder, and none that a user added."""
-  for name in file_access.listing(path):
+  """Removes the files of a preparation from a folder, and none that a user added.
+
+  The mark that they are a preparation's is in the work folder, which is therefore the last.
+  """
+  for name in sorted(file_access.listing(path), key=lambda name: name == _WORK):
     if _OURS.fullmatch(name):
       file_access.remove(file_access.join(path, name))
-  if not file_access.is_remote(path) and file_access.exists(path) and not file_access.listing(path):
-    file_access.remove(path)
+  _remove_partial_files(path)
+
+
+def _remove_partial_files(path: str) -> None:
+  """Removes what processes that were killed while they wrote a file have left."""
+  for name in file_access.listing(path):
+    if _PARTIAL.fullmatch(name):
+      file_access.remove(file_access.join(path, name))

@@ -27,6 +27,7 @@ def pack(
   sep_id: int,
   pad_id: int,
   min_piece: int = MIN_PIECE,
+  document_starts: list[int] | None = None,
 ) -> np.ndarray:
   """Packs documents into rows of pieces, each `[CLS] tokens [SEP]`, in order.
 
@@ -42,6 +43,7 @@ def pack(
     sep_id: id of [SEP].
     pad_id: id of padding.
     min_piece: the least tokens of a piece after a cut, without [CLS] and [SEP].
+    document_starts: the place of each document's first [CLS] in the concatenated rows is added.
 
   Returns:
     int32 `[rows, row_length]`.
@@ -55,8 +57,10 @@ def pack(
   piece_starts: list[int] = []  # place of each piece's [CLS] in the concatenated rows
   piece_sizes: list[int] = []  # tokens of each piece
   position = 0
+  document_starts = [] if document_starts is None else document_starts
   for document in documents:
     remaining = len(document)
+    first_piece = len(piece_starts)
     while remaining:
       take = _take(remaining, row_length - position % row_length - 2, min_piece)
       if take == 0:
@@ -66,6 +70,7 @@ def pack(
       piece_sizes.append(take)
       position += take + 2
       remaining -= take
+    document_starts += piece_starts[first_piece : first_piece + 1]
   starts = np.array(piece_starts, np.int64)
   sizes = np.array(piece_sizes, np.int64)
   rows = np.full(-(-position // row_length) * row_length, pad_id, np.int32)
@@ -86,7 +91,7 @@ def segment_pairs(
   pad_id: int,
   rng: np.random.Generator,
   counts: dict[str, int],
-) -> Iterator[np.ndarray]:
+) -> Iterator[tuple[int, np.ndarray]]:
   """Makes rows `[CLS] first [SEP] second [SEP]` or `[CLS] first [SEP]`.
 
   As build_pretraining_dataset.py of google-research/electra does: lines of a document are collected
@@ -105,14 +110,14 @@ def segment_pairs(
     counts: `dropped_tokens` is added to.
 
   Yields:
-    Rows, int32 `[row_length]`.
+    The index of the document and a row of it, int32 `[row_length]`.
 
   Raises:
     UserError: rows are too short to hold a piece.
   """
   check_row_length(row_length)
   target = row_length
-  for lines in documents:
+  for index_of_document, lines in enumerate(documents):
     collected: list[np.ndarray] = []
     length = 0
     for index, line in enumerate(lines):
@@ -129,7 +134,7 @@ def segment_pairs(
         ids = np.concatenate([[cls_id], kept_first, [sep_id], *end])
         row = np.full(row_length, pad_id, np.int32)
         row[: len(ids)] = ids
-        yield row
+        yield index_of_document, row
         short = rng.random() < SHORT_TARGET
         target = int(rng.integers(SHORTEST_TARGET, row_length + 1)) if short else row_length
       collected = []

@@ -7,16 +7,17 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from electra_jax import console, file_access, registry
+from electra_jax import console, file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, corpus_format, duplicates, tfds
 from electra_jax.data.prepare import beam_pipeline, blocks, packing, preparation_report, workers
 from electra_jax.data.prepare.finished import FACTS_FILE, building, read_facts, write_facts
 from electra_jax.data.prepare.preparation_report import Part
 from electra_jax.data.prepare.recipe import CorpusRecipe
+from electra_jax.data.store import document_starts
 from electra_jax.data.store.mixture import Mixture
 from electra_jax.data.store.shard_cache import default_cache
 from electra_jax.data.store.token_manifest import rows_per_shard, write_manifest
@@ -25,6 +26,7 @@ from electra_jax.data.store.token_store import Store, open_store
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
+from electra_jax.folder_lock import FolderLock
 
 # Part of every fingerprint. Raise it when the same settings begin to give other tokens or rows.
 RECIPE_VERSION = 2
@@ -33,6 +35,20 @@ REPORT_FILE = 'report.md'
 
 # Characters per compressed byte, for the progress line of a tokenizer's training only.
 _EXPANSION = {'.gz': 3, '.xz': 4, '.bz2': 4, '.zst': 3.5}
+
+
+class HeldoutSource(NamedTuple):
+  """A source of a mixture, in the held-out rows.
+
+  Attributes:
+    location: as config.data.source names it.
+    weight: its fraction of the training rows of a run.
+    rows: its held-out rows.
+  """
+
+  location: str
+  weight: float
+  rows: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +69,20 @@ class Prepared:
   tokenizer: Tokenizer
   facts: blocks.Facts
   path: str
+
+  @property
+  def heldout_sources(self) -> tuple[HeldoutSource, ...]:
+    """The sources of a mixture, whose held-out rows follow each other in the store.
+
+    Empty if the training rows are no mixture, or version 0.1.0 prepared them.
+    """
+    sources = self.facts['sources']
+    if not isinstance(self.train, Mixture) or any('heldout_rows' not in s for s in sources):
+      return ()
+    return tuple(
+      HeldoutSource(source['location'], weight, source['heldout_rows'])
+      for source, weight in zip(sources, self.train.weights, strict=True)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +116,24 @@ class _Runner:
     groups: all groups of the corpus.
     processes: on this machine.
     beam: flags of Beam; None for this machine.
+    lock: of the folder of the prepared corpus.
   """
 
   groups: Sequence[corpora.Group]
   processes: int
   beam: str | None
+  lock: FolderLock
 
   def each_block(self, job: blocks.PreparationJob, work: workers.BlockWork) -> None:
-    """Runs a stage for all blocks that have not finished it."""
+    """Runs a stage for all blocks that have not finished it, while the folder is this process's."""
+
+    def finished(name: str) -> bool:
+      self.lock.check()
+      return work.finished(name)
+
     if self.beam is None:
-      workers.each_block(job, self.groups, work, self.processes)
+      checked = dataclasses.replace(work, finished=finished)
+      workers.each_block(job, self.groups, checked, self.processes)
     else:
       beam_pipeline.each_block(job, self.groups, work.stage, work.label, self.beam)
 
@@ -121,12 +159,13 @@ def prepare_corpus(
   output: str | os.PathLike[str] | None = None,
   processes: int = 0,
   beam: str | None = None,
+  take_over: bool = False,
 ) -> Prepared:
   """Tokenizes a corpus into rows of training and held-out documents, or opens what exists.
 
   The result is the same, byte for byte, for any number of processes, with Beam or without. A killed
-  preparation is resumed. Processes that start together wait for the first of them where files can
-  be locked; elsewhere, as at addresses, each does the same work.
+  preparation is resumed. Processes that start together, on any machines, wait for the first of
+  them.
 
   Args:
     recipe: the settings.
@@ -136,6 +175,7 @@ def prepare_corpus(
     processes: that share the work; 0 for one per core.
     beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for
       processes on this machine.
+    take_over: whether to take the folder from a process that works on it.
 
   Raises:
     UserError: a setting is wrong; the corpus or the tokenizer cannot be read; a split has no
@@ -145,7 +185,8 @@ def prepare_corpus(
   plan = _make_plan(recipe, cache, output)
   if beam is not None:
     beam_pipeline.check_beam_flags(beam, plan.path)
-  with building(plan.path, plan.fingerprint) as work:
+  lock = FolderLock(plan.path, take_over=take_over)
+  with building(plan.path, plan.fingerprint, lock) as work:
     if work:
       groups = corpora.groups(plan.sources)
       size = sum(group.bytes for group in groups)
@@ -153,7 +194,7 @@ def prepare_corpus(
         'corpus', f'{corpora.describe_sources(plan.sources)}, {size / 1e6:,.1f} MB on disk'
       )
       tokenizer = plan.given or _train_tokenizer(plan, groups)
-      runner = _Runner(groups, workers.processes_for(groups, processes), beam)
+      runner = _Runner(groups, workers.processes_for(groups, processes), beam, lock)
       _make(plan, work, tokenizer, runner)
     else:
       console.say('corpus', f'reusing {corpora.describe_sources(plan.sources)} as prepared before')
@@ -222,6 +263,9 @@ def _make_plan(
 ) -> _Plan:
   """Finds the corpus and, if it exists already, the tokenizer. See `prepare_corpus`."""
   cache = file_access.normal(default_cache() if cache is None else cache)
+  for path, what in ((cache, 'config.data.cache'), (output, '--output')):
+    if path is not None and not file_access.is_remote(path):
+      file_access.check_name(path, what)
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
   given = None
   if recipe.tokenizer not in registry.TOKENIZERS:
@@ -342,6 +386,7 @@ def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None
   if plan.recipe.near_duplicates:
     job = _without_near_duplicates(job, runner)
   runner.each_block(job, workers.BlockWork(blocks.make_rows, _has_rows(job), 'rows'))
+  runner.lock.check(read=True)
   gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
   _check_rows(plan, gathered.facts)
   for name, parts in gathered.parts.items():
@@ -351,6 +396,7 @@ def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None
       f'the corpus {corpora.describe_sources(plan.sources)} changed while it was read; prepare it '
       'again'
     )
+  runner.lock.check(read=True)
   facts = _facts(plan, tokenizer) | gathered.facts
   seconds = time.monotonic() - start
   page = preparation_report.report_page(facts, seconds, runner.description)
@@ -490,13 +536,27 @@ def _write_store(
   for file in file_access.listing(folder):
     if file.endswith('.partial'):  # of a process that was killed while it wrote
       file_access.remove(file_access.join(folder, file))
+  starts = _document_starts(parts, plan.recipe.row_length) if name == 'heldout' else None
+  documents = {} if starts is None else document_starts.write_starts(folder, starts)
   write_manifest(
     folder,
-    [json.loads(file_access.read_bytes(note)) for note in notes],
+    [json_reader.read(note) for note in notes],
     **shape,
     tokenizer_fingerprint=tokenizer.fingerprint,
-    facts={'source': plan.recipe.source, 'split': name},
+    facts={'source': plan.recipe.source, 'split': name} | documents,
   )
+
+
+def _document_starts(parts: Sequence[Part], length: int) -> np.ndarray | None:
+  """Places of the documents in a store of these parts; None if a part does not have them."""
+  first_row, found = 0, [np.zeros(0, np.int64)]
+  for file, rows in parts:
+    starts = blocks.starts_file(file)
+    if not file_access.exists(starts):  # a block of a preparation that version 0.1.0 began
+      return None
+    found.append(blocks.read_array(starts) + first_row * length)
+    first_row += rows
+  return np.concatenate(found)
 
 
 def _split_into_shards(

@@ -35,7 +35,8 @@ class GatheredFacts:
       tokens, `unknown_tokens` among them, `dropped_tokens` that segment_pair cut off, `rows`,
       `tokens` with special tokens, `padding_share`, `longest` documents as [tokens, beginning].
       `sources`: location, weight and store of each, what reading it counted (`blank_documents`,
-      `documents_with_replacements`, `replaced_bytes`), and the counts of its training documents.
+      `documents_with_replacements`, `replaced_bytes`), the counts of its training documents, and
+      `heldout_rows`.
     parts: of each store, in order.
   """
 
@@ -62,6 +63,7 @@ def gather_facts(
       'location': source.location,
       'weight': source.weight,
       'store': f'train-{i:02d}' if weighted else 'train',
+      'heldout_rows': 0,
       **dict.fromkeys(_READ_COUNTS, 0),
       **dict.fromkeys(blocks.COUNTS, 0),
     }
@@ -82,6 +84,7 @@ def gather_facts(
         store = entry['store'] if split == 'train' else 'heldout'
         if facts[split]['rows']:
           parts[store].append((blocks.rows_file(job, block, split), facts[split]['rows']))
+      entry['heldout_rows'] += facts['heldout']['rows']
       for name in blocks.COUNTS:
         entry[name] += facts['train'][name]
   for total in splits.values():

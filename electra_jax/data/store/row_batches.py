@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -74,7 +73,7 @@ def batches(
   first_step: int = 0,
   last_step: int | None = None,
   rows: Rows = ALL,
-  use_tf: bool | None = None,
+  use_tf: bool = False,
 ) -> Iterator[np.ndarray]:
   """The batches of steps `first_step` to `last_step - 1`, read ahead in the background.
 
@@ -87,16 +86,13 @@ def batches(
     last_step: the step after the last; None for no end.
     rows: the rows of each batch that this process needs, a slice or ascending numbers; no others
       are read.
-    use_tf: whether tf.data reads, or NumPy; both give the same batches. None for tf.data if
-      TensorFlow is installed.
+    use_tf: whether tf.data reads, or NumPy; both give the same batches.
 
   Returns:
     An iterator over int32 `[batch_size, length]`, or with a row for each of `rows`.
   """
   if data.rows == 0:
     raise ValueError(f'the token store {data.path} has no rows')
-  if use_tf is None:
-    use_tf = importlib.util.find_spec('tensorflow') is not None
 
   def read(step: int) -> np.ndarray:
     return read_batch(data, int(step), batch_size, seed, rows)

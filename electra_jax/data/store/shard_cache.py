@@ -7,6 +7,7 @@ host that need the same file each fetch it.
 
 import concurrent.futures
 import contextlib
+import glob as local_glob
 import hashlib
 import os
 import pathlib
@@ -87,7 +88,10 @@ def fetch_shard(
     return target
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / f'{shard["file"]}.lock'):
+    with _locked(folder / f'{shard["file"]}.lock') as alone:
+      if alone:  # what processes that were killed have left
+        for partial in folder.glob(f'{local_glob.escape(target.name)}.????????.partial'):
+          partial.unlink(missing_ok=True)
       if not is_fetched(shard, folder):  # another process may have fetched it meanwhile
         source = file_access.join(address, shard['file'])
         _download(source, shard, target, advance or (lambda count: None))
@@ -156,11 +160,17 @@ def _chunks(address: str) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Holds a lock file. Where files cannot be locked, each process writes the same bytes."""
+def _locked(path: pathlib.Path) -> Iterator[bool]:
+  """Holds a lock file; yields whether it does.
+
+  Where files cannot be locked, each process writes the same bytes. The kernel releases the lock
+  with the process, so that nothing is left to take over.
+  """
   with open(path, 'w') as file:
+    locked = False
     with contextlib.suppress(ImportError, OSError):
       import fcntl
 
       fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+      locked = True
+    yield locked

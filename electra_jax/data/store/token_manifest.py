@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from electra_jax import console, file_access
+from electra_jax import console, file_access, input_limits, json_reader
 from electra_jax.errors import UserError
 
 FORMAT = 'electra_jax token store'
@@ -22,18 +22,20 @@ SHARD_BYTES = 256_000_000  # the most bytes of a shard
 
 REMEDY = 'delete it and prepare the corpus again'
 _SHARD_KEYS = {'file', 'rows', 'bytes', 'blake2b', 'tokens'}
-_MANIFEST_KEYS = {
-  'rows',
-  'length',
-  'dtype',
-  'rows_per_shard',
-  'shards',
-  'tokens',
-  'vocab_size',
-  'pad_id',
-  'tokenizer_fingerprint',
-  'blake2b',
+_SHAPE: dict[str, Any] = {
+  'rows': int,
+  'length': int,
+  'dtype': str,
+  'rows_per_shard': int,
+  'shards': [{'file?': str, 'rows?': int, 'bytes?': int, 'blake2b?': str, 'tokens?': int}],
+  'tokens': int,
+  'vocab_size': int,
+  'pad_id': int,
+  'tokenizer_fingerprint': str,
+  'blake2b': str,
 }
+_MANIFEST_KEYS = set(_SHAPE)
+_SIZES = ('length', 'vocab_size')  # which are positive and no larger than those of an encoder
 
 Manifest = dict[str, Any]  # JSON values
 Shard = dict[str, Any]  # the entry of a shard in a manifest
@@ -123,10 +125,10 @@ def read_manifest(path: str) -> Manifest:
       f'no token store at {path!r}: it has no {MANIFEST_FILE}; prepare the corpus again'
     )
   try:
-    manifest = json.loads(file_access.read_bytes(file).decode('utf-8'))
-  except ValueError as error:
+    manifest = json_reader.read(file, rules=json_reader.OWN)
+  except json_reader.InvalidJson as error:
     raise UserError(
-      f'the token store {path!r} has a damaged manifest ({error}); {REMEDY}'
+      f'the token store {path!r} has a damaged manifest ({error.reason}); {REMEDY}'
     ) from None
   if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
     raise UserError(
@@ -140,9 +142,10 @@ def read_manifest(path: str) -> Manifest:
   if missing := _MANIFEST_KEYS - set(manifest):
     raise UserError(f'the manifest of the token store {path!r} lacks {min(missing)!r}; {REMEDY}')
   try:
+    json_reader.check(manifest, _SHAPE, 'it')
     complaint = complaint_of(manifest)
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    complaint = f'{type(error).__name__}: {error}'
+  except json_reader.InvalidJson as error:
+    complaint = error.reason
   if complaint:
     raise UserError(f'the token store {path!r} has a damaged manifest ({complaint}); {REMEDY}')
   return manifest
@@ -152,6 +155,9 @@ def complaint_of(manifest: Manifest) -> str | None:
   """What is wrong with the shards of a manifest; None if they are right."""
   shards = manifest['shards']
   full = manifest['rows_per_shard']
+  for key in _SIZES:
+    if not 0 < manifest[key] <= input_limits.scaled(input_limits.ENCODER_SIZE):
+      return f'its {key} is {manifest[key]}'
   if manifest['dtype'] != ids_dtype(manifest['vocab_size']).str:
     return f'ids of type {manifest["dtype"]!r}'
   row_bytes = manifest['length'] * np.dtype(manifest['dtype']).itemsize
@@ -222,10 +228,28 @@ def _state(folder: pathlib.Path, shard: Shard) -> dict[str, Any]:
 
 def _read_record(record: pathlib.Path) -> dict[str, Any]:
   try:
-    known = json.loads(record.read_bytes())
-  except (OSError, ValueError):
+    known: dict[str, Any] = json_reader.read(record, {})
+  except UserError:
     return {}
-  return known if isinstance(known, dict) else {}
+  return known
+
+
+def damage(folder: str | os.PathLike[str], shards: Sequence[Shard]) -> Iterator[str]:
+  """Reads all shards, whatever was recorded before.
+
+  Args:
+    folder: of the store, a path or an address.
+    shards: the entries of the manifest.
+
+  Yields:
+    For each shard that is missing or differs, its name and what is wrong.
+  """
+  for shard in shards:
+    path = file_access.join(folder, shard['file'])
+    if not file_access.exists(path):
+      yield f'{shard["file"]} is missing'
+    elif _file_digest(path) != shard['blake2b']:
+      yield f'{shard["file"]} differs from its checksum'
 
 
 def _check_digests(folder: pathlib.Path, shards: Sequence[Shard]) -> None:
@@ -251,6 +275,5 @@ def _check_digests(folder: pathlib.Path, shards: Sequence[Shard]) -> None:
       line(done, f'{done / 1e9:.1f} of {total / 1e9:.1f} GB of {folder}')
 
 
-def _file_digest(file: pathlib.Path) -> str:
-  with open(file, 'rb') as content:
-    return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _file_digest(file: str | os.PathLike[str]) -> str:
+  return file_access.digest(file, lambda: hashlib.blake2b(digest_size=16))

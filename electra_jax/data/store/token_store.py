@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from electra_jax import console, file_access
-from electra_jax.data.store import shard_cache
+from electra_jax.data.store import document_starts, shard_cache
 from electra_jax.data.store.token_manifest import (
   MANIFEST_FILE,
   REMEDY,
@@ -136,6 +136,17 @@ class Store:
   def epochs(self, rows: int) -> tuple[float]:
     """How often a run of `rows` rows reads the store."""
     return (rows / self.rows,)
+
+  def document_starts(self) -> np.ndarray | None:
+    """The place of each document's first token, row x length + column; see document_starts.py.
+
+    Returns:
+      int64 `[documents]`, ascending; None if preparation did not record them.
+
+    Raises:
+      UserError: their file is missing or damaged.
+    """
+    return document_starts.read_starts(self.path, self.manifest)
 
   def fetch(self) -> None:
     """Fetches all shards of a store at an address, so that no read waits for them."""

@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from electra_jax import json_reader
+
 Normalizer: TypeAlias = Any  # of the `tokenizers` library, which is imported where it is used
 
 # Inserted into the text temporarily: pairs of noncharacters, which no text has.
@@ -128,7 +130,7 @@ def _continuing_characters(
 def _from_json(description: dict[str, Any]) -> Normalizer:
   from tokenizers import Tokenizer, models
 
-  holder = json.loads(Tokenizer(models.WordPiece()).to_str())
+  holder = json_reader.parse(Tokenizer(models.WordPiece()).to_str(), 'an empty tokenizer')
   return Tokenizer.from_str(json.dumps(holder | {'normalizer': description})).normalizer
 
 

@@ -69,7 +69,17 @@ def parse_model(content: bytes) -> SentencePieceModel:
   """Parses a file that SentencePiece opens.
 
   Field numbers and defaults are those of sentencepiece_model.proto.
+
+  Raises:
+    ValueError: it is cut short or damaged, or fields have other types.
   """
+  try:
+    return _parsed(content)
+  except (IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
+    raise ValueError(f'a field is missing, cut short or of another type: {error}') from None
+
+
+def _parsed(content: bytes) -> SentencePieceModel:
   pieces = []
   trainer: dict[int, Any] = {}
   normalizer: dict[int, Any] = {}
@@ -126,6 +136,8 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
       shift += 7
       if byte < 128:
         return value
+      if shift > 63:
+        raise ValueError('a number has more than 64 bits')
 
   while at < len(content):
     tag = integer()
@@ -133,6 +145,8 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
       yield tag >> 3, integer()
     else:
       size = {1: 8, 5: 4}.get(tag & 7) or integer()
+      if at + size > len(content):
+        raise ValueError('a field is cut short')
       yield tag >> 3, content[at : at + size]
       at += size
 

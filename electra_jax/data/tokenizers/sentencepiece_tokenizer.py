@@ -1,6 +1,5 @@
 """SentencePiece tokenizers, unigram and BPE."""
 
-import functools
 import io
 import os
 import re
@@ -64,7 +63,11 @@ TRAINING_THREADS = 4
 
 
 class SentencePieceTokenizer(Tokenizer):
-  """A tokenizer with a SentencePiece model, trained by unigram or BPE."""
+  """A tokenizer with a SentencePiece model, trained by unigram or BPE.
+
+  Attributes:
+    model: the parsed model file.
+  """
 
   kind = 'sentencepiece'
   notation = '▁ begins a word.'
@@ -85,8 +88,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     processor = sentencepiece.SentencePieceProcessor()
     try:
+      # The library ends the process for some damage, so the fields are checked here first.
+      self.model = sentencepiece_model.parse_model(files[FILE])
       processor.load_from_serialized_proto(files[FILE])
-    except RuntimeError:
+    except (RuntimeError, ValueError):
       raise UserError(
         f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train '
         'it again (the name of a WordPiece vocabulary must end in .txt).'
@@ -109,11 +114,6 @@ class SentencePieceTokenizer(Tokenizer):
       ],
       np.int32,
     )
-
-  @functools.cached_property
-  def model(self) -> sentencepiece_model.SentencePieceModel:
-    """The parsed model file."""
-    return sentencepiece_model.parse_model(self.files[FILE])
 
   @classmethod
   def open_files(

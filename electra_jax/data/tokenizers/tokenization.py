@@ -10,15 +10,14 @@ import functools
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from electra_jax import file_access, registry
+from electra_jax import checksums, file_access, json_reader, registry
 from electra_jax.config import declarations
-from electra_jax.data.tokenizers import training_sample
+from electra_jax.data.tokenizers import text_parts, training_sample
 from electra_jax.data.tokenizers.special_tokens import (
   OWN_NAMES,
   SPECIAL_TOKENS,
@@ -40,20 +39,15 @@ __all__ = [
   'train_tokenizer',
 ]
 
-# Characters. A longer text is encoded in parts, which bounds the memory of the tokenizer libraries.
-LONG_TEXT = 100_000
-# Characters per call of a library: `tokenizers` holds some hundred bytes per token during a call.
-CALL_CHARACTERS = 1_000_000
-# Where a long text may be split: white space for every kind of tokenizer.
-_CUTS = ' \n\t\r\u3000'
-_SURROGATES = re.compile('[\ud800-\udfff]')
 # Name, user code and options of a tokenizer that user code registered, beside its files.
 REGISTERED_FILE = 'registered_tokenizer.json'
 # File that a path names by itself -> the file of a folder that it replaces. Others are models of
 # SentencePiece.
 _SINGLE_FILES = {'.txt': 'vocab.txt', '.json': 'tokenizer.json'}
 
-Encoded = TypeVar('Encoded')
+# Beginnings of files that exports have beside a tokenizer.
+_OTHER_FILES = ('config.json', 'README', 'model.safetensors', 'model.ckpt', 'checkpoint', 'hparams')
+
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`; the library is imported where it is used
 Options: TypeAlias = declarations.Config | Mapping[str, Any] | None
 
@@ -341,8 +335,8 @@ class Tokenizer(abc.ABC):
         processes. SentencePiece uses any other number as it is, WordPiece uses all cores.
     """
     encoded: list[list[np.ndarray]] = [[] for _ in texts]
-    for owners, _, parts in _calls(texts):
-      rows = _without_surrogates(self.encode_short, parts, threads)
+    for owners, _, parts in text_parts.calls(texts):
+      rows = text_parts.without_surrogates(self.encode_short, parts, threads)
       for owner, ids in zip(owners, rows, strict=True):
         encoded[owner].append(ids)
     empty = np.zeros(0, np.int32)
@@ -369,11 +363,11 @@ class Tokenizer(abc.ABC):
       UserError: the kind of tokenizer has no offsets.
     """
     encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in texts]
-    for owners, starts, parts in _calls(texts):
-      rows = _without_surrogates(self.encode_short_with_offsets, parts, threads)
+    for owners, starts, parts in text_parts.calls(texts):
+      rows = text_parts.without_surrogates(self.encode_short_with_offsets, parts, threads)
       for owner, start, (ids, spans) in zip(owners, starts, rows, strict=True):
         encoded[owner].append((ids, spans + np.int32(start)))
-    return [_joined(rows) for rows in encoded]
+    return [text_parts.joined(rows) for rows in encoded]
 
   def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
     """`encode_arrays` as lists."""
@@ -428,7 +422,8 @@ class Tokenizer(abc.ABC):
     Args:
       folder: a folder, or an address such as gs://bucket/folder.
     """
-    for name, content in self.saved_files().items():
+    files = self.saved_files()
+    for name, content in {**files, checksums.SUMS: checksums.sums_of(files)}.items():
       file_access.write_bytes(file_access.join(folder, name), content)
 
   def __reduce__(self) -> tuple[Any, ...]:
@@ -468,6 +463,9 @@ def load_tokenizer(
       f'the tokenizer {path!r} does not exist; expected a folder, a vocab.txt, a SentencePiece '
       f'model or a kind to train: {", ".join(registry.TOKENIZERS)}.'
     )
+  if checksums.SUMS in places:
+    sums = checksums.read_sums(path) or {}
+    checksums.check(path, [name for name in sums if not name.startswith(_OTHER_FILES)])
   if REGISTERED_FILE in places:
     if lowercase is not None or strip_accents is not None:
       raise UserError(
@@ -479,6 +477,50 @@ def load_tokenizer(
     if opened is not None:
       return opened
   raise UserError(f'there is no tokenizer in {path!r}; expected a tokenizer.model or a vocab.txt.')
+
+
+def keep_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
+  """Saves a tokenizer in a folder of its own, unless it is there and whole.
+
+  A local folder gets its name when it is complete. In a bucket, files are replaced one by one.
+
+  Args:
+    folder: the folder, whose earlier content is removed, or an address.
+    tokenizer: the tokenizer.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  final = os.fspath(folder)
+  if saved_fingerprint(final) == tokenizer.fingerprint:
+    return
+  if file_access.is_remote(final):
+    file_access.remove(final)
+    tokenizer.save(final)
+    return
+  temporary = f'{final}.tmp'
+  file_access.remove(temporary)
+  tokenizer.save(temporary)
+  file_access.remove(final)
+  with file_access.reaching(final, 'written', local=True):
+    os.replace(temporary, final)
+    file_access.sync_folder(os.path.dirname(final))
+
+
+def saved_fingerprint(folder: str | os.PathLike[str]) -> str | None:
+  """The fingerprint of the tokenizer in a folder; None if there is none, or it is damaged.
+
+  Raises:
+    UserError: the folder cannot be reached.
+  """
+  if not file_access.exists(folder):
+    return None
+  try:
+    return load_tokenizer(folder).fingerprint
+  except file_access.Unreachable:
+    raise
+  except UserError:  # such as an earlier start that ended between two of its files
+    return None
 
 
 def holds_tokenizer(folder: str | os.PathLike[str]) -> bool:
@@ -592,78 +634,18 @@ def _plain_options(options: Options) -> dict[str, Any] | None:
 def _open_registered(places: Mapping[str, str], source: str) -> Tokenizer:
   """Opens a tokenizer of a kind that user code registered."""
   try:
-    record = json.loads(file_access.read_bytes(places[REGISTERED_FILE]))
-    names = list(record['files'])
-    owner = {'kind': 'tokenizer', 'name': str(record['name']), 'file': str(record['file'])}
-    options = record['options']
-  except (KeyError, TypeError, ValueError):
+    shape = {'files': [str], 'name': str, 'file': str, 'options': dict | None}
+    record = json_reader.read(places[REGISTERED_FILE], shape)
+  except json_reader.InvalidJson as error:
     raise UserError(
-      f'the file {places[REGISTERED_FILE]!r} is damaged; restore it, or prepare the corpus again.'
+      f'the file {places[REGISTERED_FILE]!r} is damaged ({error.reason}); restore it, or prepare '
+      'the corpus again.'
     ) from None
+  names = record['files']
+  owner = {'kind': 'tokenizer', 'name': record['name'], 'file': record['file']}
+  options = record['options']
   registry.require_registered([owner], f'the folder {source!r}')
   if missing := [name for name in names if name not in places]:
     raise UserError(f'the tokenizer {source!r} lacks the file {missing[0]}; restore it.')
   files = {name: file_access.read_bytes(places[name]) for name in names}
   return from_files(owner['name'], files, source, options)
-
-
-def _joined(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-  """Ids and spans of the parts of a text as those of the text."""
-  if len(rows) == 1:
-    return rows[0]
-  ids = [np.zeros(0, np.int32), *(ids for ids, _ in rows)]
-  spans = [np.zeros((0, 2), np.int32), *(spans for _, spans in rows)]
-  return np.concatenate(ids), np.concatenate(spans)
-
-
-def _without_surrogates(
-  encode: Callable[[list[str], int | None], list[Encoded]], texts: list[str], threads: int | None
-) -> list[Encoded]:
-  try:
-    return encode(texts, threads)
-  except (TypeError, RuntimeError, UnicodeError):  # what the libraries raise for lone surrogates
-    clean = [_SURROGATES.sub('\ufffd', text) for text in texts]
-    if clean == texts:
-      raise
-    return encode(clean, threads)
-
-
-def _calls(texts: Sequence[str]) -> Iterator[tuple[Sequence[int], Sequence[int], list[str]]]:
-  """Groups texts, in parts of at most `LONG_TEXT` characters, into calls of a tokenizer library.
-
-  Yields:
-    (index of the text of each part, index of its first character, the parts).
-  """
-  if sum(map(len, texts)) <= LONG_TEXT:  # the usual case, without cost
-    if texts:
-      yield range(len(texts)), [0] * len(texts), list(texts)
-    return
-  owners: list[int] = []
-  starts: list[int] = []
-  parts: list[str] = []
-  characters = 0
-  for owner, text in enumerate(texts):
-    for start, part in _parts(text):
-      owners.append(owner)
-      starts.append(start)
-      parts.append(part)
-      characters += len(part)
-      if characters >= CALL_CHARACTERS:
-        yield owners, starts, parts
-        owners = []
-        starts = []
-        parts = []
-        characters = 0
-  if parts:
-    yield owners, starts, parts
-
-
-def _parts(text: str) -> Iterator[tuple[int, str]]:
-  """(start, part) of parts of at most `LONG_TEXT` characters, without the white space at cuts."""
-  start = 0
-  while len(text) - start > LONG_TEXT:
-    end = start + LONG_TEXT
-    cut = max(text.rfind(white, start + 1, end) for white in _CUTS)
-    yield start, text[start : cut if cut > 0 else end]
-    start = cut + 1 if cut > 0 else end
-  yield start, text[start:]

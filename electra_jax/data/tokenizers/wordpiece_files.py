@@ -7,8 +7,9 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
+from electra_jax import input_limits, json_reader
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
 from electra_jax.errors import UserError
 
@@ -38,6 +39,16 @@ _ANY_CLASS = {'PreTrainedTokenizer', 'TokenizersBackend'}
 _FLAGS = ('lstrip', 'normalized', 'rstrip', 'single_word', 'special')
 
 Settings = dict[str, Any]
+
+# What is used of the JSON files, where they have it.
+_SHAPE: dict[str, Any] = {
+  'model?': dict | None,
+  'normalizer?': dict | None,
+  'pre_tokenizer?': dict | None,
+  'tokenizer_class?': str | None,
+  ADDED + '?': {str: dict},
+  **{f'{role_of(token)}?': str | dict | None for token in SPECIAL_TOKENS},
+}
 
 
 def canonical_files(
@@ -78,7 +89,7 @@ def canonical_files(
     tokens = known if tokens is None else _same_tokens(tokens, known, source)
   if tokens is None:
     raise UserError(f'the folder {source!r} has neither {VOCABULARY_FILE} nor {PIPELINE_FILE}.')
-  names = _special_names(settings, described.get(NAMES_FILE, {}))
+  names = _special_names(settings, described.get(NAMES_FILE, {}), source)
   added = _added_tokens(tokens, names, described | {SETTINGS_FILE: settings}, source)
   case = _case_settings(tokens, settings, source, lowercase, strip_accents)
   chinese_characters = bool(settings.get('tokenize_chinese_chars', True))
@@ -113,7 +124,7 @@ def read_vocabulary(content: bytes, source: str) -> list[str]:
     source: where it comes from, for error messages.
 
   Raises:
-    UserError: it is not UTF-8.
+    UserError: it is not UTF-8, or it is larger than vocabularies are.
   """
   try:
     text = content.decode('utf-8-sig')
@@ -123,6 +134,10 @@ def read_vocabulary(content: bytes, source: str) -> list[str]:
       'one token per line.'
     ) from None
   tokens = [line.rstrip('\n') for line in io.StringIO(text, newline=None)]
+  what = f'the vocabulary {source!r}'
+  input_limits.check(len(tokens), input_limits.VOCABULARY_TOKENS, what, 'tokens')
+  longest = max(map(len, tokens), default=0)
+  input_limits.check(longest, input_limits.TOKEN_CHARACTERS, f'a token of {what}', 'characters')
   # Of a repeated token, the last one counts. The others are never used; they get names that no text
   # has.
   last = {token: i for i, token in enumerate(tokens)}
@@ -177,10 +192,17 @@ def _text_of(token: str | Mapping[str, Any]) -> str:
   return token if isinstance(token, str) else str(token['content'])
 
 
-def _special_names(settings: Settings, map_file: Settings) -> dict[str, str]:
+def _special_names(settings: Settings, map_file: Settings, source: str) -> dict[str, str]:
   """Role -> name of the special tokens."""
   given = map_file | settings
-  return {role_of(token): _text_of(given.get(role_of(token)) or token) for token in SPECIAL_TOKENS}
+  try:
+    return {
+      role_of(token): _text_of(given.get(role_of(token)) or token) for token in SPECIAL_TOKENS
+    }
+  except KeyError:
+    raise UserError(
+      f'a special token of {source!r} is damaged, since it has no content; restore the files.'
+    ) from None
 
 
 def _added_tokens(
@@ -262,9 +284,7 @@ def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Setti
   )
   expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
   ids = model.get('vocab')
-  if (
-    found != expected or not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids)))
-  ):
+  if found != expected or not _are_ids(ids):
     raise UserError(
       f"the {PIPELINE_FILE} of {source!r} is not BERT's WordPiece; expected a vocab.txt or a "
       'SentencePiece model.'
@@ -276,11 +296,18 @@ def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Setti
   }
 
 
+def _are_ids(ids: json_reader.Json) -> TypeGuard[dict[str, int]]:
+  """Whether a value maps tokens to the numbers from 0 on, each once."""
+  if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
+    return False
+  return set(ids.values()) == set(range(len(ids)))
+
+
 def _parse_json(content: bytes, name: str) -> Settings:
   try:
-    description = json.loads(content)
-  except ValueError:
-    description = None
-  if not isinstance(description, dict):
-    raise UserError(f'{name} is damaged, since it is not a JSON object; restore it.')
-  return description
+    description = json_reader.parse(content, name)
+    json_reader.check(description, _SHAPE, name)
+  except json_reader.InvalidJson as error:
+    raise UserError(f'{name} is damaged ({error.reason}); restore it.') from None
+  settings: Settings = description
+  return settings

@@ -1,6 +1,5 @@
 """WordPiece tokenizers as BERT has them (Devlin et al. 2019)."""
 
-import json
 import os
 import string
 import unicodedata
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from electra_jax import file_access
+from electra_jax import file_access, json_reader
 from electra_jax.data.tokenizers import new_words, special_tokens, wordpiece_files
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, UNK, role_of
 from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
@@ -57,7 +56,7 @@ class WordPieceTokenizer(Tokenizer):
     tokens = wordpiece_files.read_vocabulary(files[VOCABULARY_FILE], source)
     added = [token for token, i in ids.items() if i >= len(tokens)]
     tokens += sorted(added, key=ids.__getitem__)
-    settings = json.loads(files[SETTINGS_FILE])
+    settings = json_reader.parse(files[SETTINGS_FILE], f'{SETTINGS_FILE} of {source!r}')
     names = {token: (settings[role_of(token)],) for token in SPECIAL_TOKENS}
     special_ids = special_tokens.find_special_tokens(tokens, names, repr(source))
     super().__init__(files, tokens, special_ids, options)
@@ -222,7 +221,7 @@ def _open_pipeline(files: Mapping[str, bytes], source: str) -> Pipeline:
   import tokenizers
   from tokenizers import AddedToken, decoders, models
 
-  settings = json.loads(files[SETTINGS_FILE])
+  settings = json_reader.parse(files[SETTINGS_FILE], f'{SETTINGS_FILE} of {source!r}')
   tokens = wordpiece_files.read_vocabulary(files[VOCABULARY_FILE], source)
   ids = {token: i for i, token in enumerate(tokens)}
   names = [settings[role_of(token)] for token in SPECIAL_TOKENS]

@@ -1,11 +1,11 @@
 """Sentences with a tag per word: reading CoNLL columns, CoNLL-U and JSON, and writing columns."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from electra_jax import json_reader
 from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import tables
@@ -383,14 +383,19 @@ def to_columns(sentences: Iterable[Sentence], predicted: Iterable[Sequence[str]]
 
 def _is_object(line: str) -> bool:
   try:
-    return isinstance(json.loads(line), dict)
-  except ValueError:
+    return isinstance(_value(line, 'it'), dict)
+  except json_reader.InvalidJson:
     return False
+
+
+def _value(line: str, where: str) -> tables.JsonValue:
+  return json_reader.parse(line, where, 'fix it', json_reader.TEXTS)
 
 
 def _json_records(lines: Sequence[str], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
   for number, line in enumerate(lines, 1):
     if line.strip():
-      if not _is_object(line):
+      record = _value(line, place(path, number))
+      if not isinstance(record, dict):
         raise UserError(f'{place(path, number)} is not a JSON object; fix it')
-      yield number, json.loads(line)
+      yield number, record

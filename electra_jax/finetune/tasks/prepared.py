@@ -11,7 +11,7 @@ import numpy as np
 from electra_jax import file_access
 from electra_jax.data.corpus import readers, sources, tfds
 from electra_jax.data.corpus.corpus_format import CorpusSource
-from electra_jax.errors import UserError
+from electra_jax.errors import UserError, missing_package
 from electra_jax.finetune.tasks.tables import Row
 
 PREFIX = tfds.PREFIX
@@ -57,10 +57,8 @@ def read_prepared(source: str, split: str | None = None) -> list[Row]:
   file_format = builder.info.file_format.value
   in_arrays = file_format == 'array_record'
   if not in_arrays and importlib.util.find_spec('tensorflow') is None:
-    raise UserError(
-      f'TFDS dataset {name} is stored as {file_format}, which requires TensorFlow; '
-      'pip install tensorflow, or prepare the dataset as array_record'
-    )
+    what = f'TFDS dataset {name}, which is stored as {file_format} and not as array_record,'
+    raise missing_package(what, 'TensorFlow', 'tfds')
   try:
     examples = (_from_arrays if in_arrays else _from_records)(builder, split)
     rows = [

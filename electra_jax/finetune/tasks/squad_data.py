@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from electra_jax import file_access
+from electra_jax import file_access, json_reader
 from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.corpus import readers
 from electra_jax.errors import UserError
@@ -92,7 +92,8 @@ def _in_folder(folder: str, split: str, version: str) -> str | None:
       path = file_access.join(folder, name + suffix)
       if file_access.exists(path):
         return path
-  found = file_access.glob(file_access.join(folder, f'{split}-{version}*.json*'))
+  pattern = file_access.escape(folder)
+  found = file_access.glob(file_access.join(pattern, f'{split}-{version}*.json*'))
   if len(found) > 1:
     raise UserError(
       f'{folder!r} has {readers.named(found)}; set config.data.{split} to one of them'
@@ -157,13 +158,12 @@ def _squad_document(text: str, place: str, found_format: str) -> list[Any] | Non
   if found_format not in ('json', '', 'txt') or not text.lstrip().startswith('{'):
     return None
   try:
-    document = json.loads(text)
-  except ValueError as error:
+    document = json_reader.parse(text, tables.shown(place), 'fix it', json_reader.TEXTS)
+  except json_reader.InvalidJson as error:
     if found_format != 'json':  # it may be JSON lines
       return None
-    line = getattr(error, 'lineno', 1)
-    raise UserError(
-      f'{tables.place(place, line)} is not valid JSON ({file_access.reason(error)}); fix it'
+    raise json_reader.InvalidJson(
+      tables.place(place, error.line), error.reason, 'fix it', error.line
     ) from None
   articles = document.get('data')
   if isinstance(articles, list):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from electra_jax import file_access
+from electra_jax import file_access, input_limits, json_reader
 from electra_jax.data.corpus import readers, tfds
 from electra_jax.errors import UserError
 
@@ -30,7 +30,7 @@ _SUFFIXES = {
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 _BLANK = ' \t\r\n'
 
-JsonValue: TypeAlias = Any  # what json.loads returns
+JsonValue: TypeAlias = Any  # what json_reader.parse returns
 
 
 class Row(NamedTuple):
@@ -143,16 +143,20 @@ def read_file_text(path: str) -> str:
     path: '-' for standard input.
 
   Raises:
-    UserError: it cannot be read or is not UTF-8 text.
+    UserError: it cannot be read, is not UTF-8 text, or is larger than TABLE_BYTES of
+      input_limits.py.
   """
+  most = input_limits.scaled(input_limits.TABLE_BYTES)
   if path == STANDARD_INPUT:
-    content = sys.stdin.buffer.read()
+    content = file_access.read_at_most(sys.stdin.buffer, most + 1)
   else:
     try:
       with file_access.open_binary(path) as raw:
-        content = file_access.decompressed(raw, path).read()
+        content = file_access.read_at_most(file_access.decompressed(raw, path), most + 1)
     except file_access.damage() as error:
       raise UserError(f'{shown(path)} cannot be read: {file_access.reason(error)}') from None
+  if len(content) > most:
+    raise input_limits.too_large(shown(path), most)
   content = content.removeprefix(_BYTE_ORDER_MARK)
   try:
     text: str = content.decode()
@@ -291,7 +295,8 @@ def _tsv_records(text: str) -> _Records:
 def _csv_records(text: str, path: str, header: bool) -> _Records:
   """Records, which may span several lines."""
   # The default limit refuses texts longer than 131,072 characters.
-  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+  most = min(input_limits.scaled(input_limits.FIELD_CHARACTERS), 2**31 - 1)
+  csv.field_size_limit(most)
   first = text.split('\n', 1)[0]
   separator = max(',;\t', key=first.count) if header else ','
   reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
@@ -302,6 +307,10 @@ def _csv_records(text: str, path: str, header: bool) -> _Records:
     except StopIteration:
       return
     except csv.Error as error:
+      if 'field larger than' in str(error):
+        raise input_limits.too_large(
+          f'a field of {place(path, number)}', most, 'characters'
+        ) from None
       raise UserError(
         f'{place(path, number)} is not valid CSV ({file_access.reason(error)}); fix it'
       ) from None
@@ -317,19 +326,13 @@ def _json_lines(text: str, path: str) -> list[Row]:
   for number, line in enumerate(text.split('\n'), 1):
     if not line or line.isspace():
       continue
-    try:
-      value = json.loads(line, strict=False)
-    except (ValueError, RecursionError) as error:
-      raise UserError(
-        f'{place(path, number)} is not valid JSON ({file_access.reason(error)}); fix it'
-      ) from None
+    value = json_reader.parse(line, place(path, number), 'fix it', json_reader.TEXTS)
     rows.append(Row(number, _object(value, path, number)))
   return rows
 
 
 def _json_list(text: str, path: str) -> list[Row]:
   """Objects of one JSON document that is a list, each with its line."""
-  decoder = json.JSONDecoder(strict=False)
   rows: list[Row] = []
   line, counted = 1, 0
   position = len(text) - len(text.lstrip(_BLANK))
@@ -340,12 +343,9 @@ def _json_list(text: str, path: str) -> list[Row]:
   position = _after_blanks(text, position + 1)
   while text[position : position + 1] != ']':
     line, counted = line + text.count('\n', counted, position), position
-    try:
-      value, position = decoder.raw_decode(text, position)
-    except (ValueError, RecursionError) as error:
-      raise UserError(
-        f'{place(path, line)} is not valid JSON ({file_access.reason(error)}); fix it'
-      ) from None
+    value, position = json_reader.parse_next(
+      text, position, place(path, line), 'fix it', json_reader.TEXTS
+    )
     rows.append(Row(line, _object(value, path, line)))
     position = _after_blanks(text, position)
     if text[position : position + 1] == ',':

@@ -247,7 +247,7 @@ def place_initial(initial: InitialState, state: TrainState, shardings: TrainStat
 
     def with_moments(new: PyTree, where: PyTree) -> PyTree:
       return new._replace(
-        count=_scalar(initial.updates, new.count),
+        count=_update_counts(initial.updates, new.count, moments['mu']),
         mu=replaced(moments['mu'], new.mu, where.mu),
         nu=replaced(moments['nu'], new.nu, where.nu),
       )
@@ -260,6 +260,15 @@ def place_initial(initial: InitialState, state: TrainState, shardings: TrainStat
 
     opt_state = _map_states(optax.ScaleByScheduleState, with_step, opt_state)
   return state._replace(params=params, opt_state=opt_state, step=_scalar(initial.step, state.step))
+
+
+def _update_counts(updates: int, new: PyTree, moments: PyTree) -> PyTree:
+  """The counts of an Adam state; those of parameters without moments of the source stay 0."""
+  if not isinstance(new, dict):
+    return _scalar(updates, new)
+  return {
+    name: _scalar(updates, count) if name in moments else count for name, count in new.items()
+  }
 
 
 def _map_states(

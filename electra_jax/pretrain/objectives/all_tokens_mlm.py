@@ -57,9 +57,9 @@ class AllTokensMLM(Objective):
       settings.generator_weight * proposal.loss
       + settings.prediction_weight * losses.sum() / context.counts['tokens']
     )
-    sums = metrics.prediction_sums(losses, log_probabilities > jnp.log(0.5), where)
+    sums = metrics.prediction_sums(losses, log_probabilities > jnp.log(0.5), where, context.summing)
     verdict_losses = parts.verdict_losses(verdicts, proposal.labels, where)
-    sums |= metrics.verdict_sums(verdicts, proposal.labels, where, verdict_losses, context.bins)
+    sums |= metrics.verdict_sums(verdicts, proposal.labels, where, verdict_losses, context.summing)
     return total, jax.lax.stop_gradient(proposal.sums | sums)
 
 

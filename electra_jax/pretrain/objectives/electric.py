@@ -64,6 +64,15 @@ class Electric(Objective):
     energies = parts.verdict_logits(params, context, proposal.corrupted)
     return proposal, energies + log_q + jnp.log(settings.mask_rate / (1 - settings.mask_rate))
 
+  def reference_verdicts(
+    self, params: Params, context: LossContext, token_ids: jax.Array, noise: jax.Array
+  ) -> jax.Array:
+    """See Objective.reference_verdicts; the module's formula, with the unigram distribution as q.
+
+    Energies do not depend on q, so no generator is needed.
+    """
+    return parts.verdict_logits(params, context, token_ids) + noise
+
   def loss(self, params: Params, context: LossContext) -> tuple[jax.Array, Sums]:
     """See Objective.loss."""
     settings, (proposal, odds) = context.settings, self.verdicts(params, context)
@@ -73,7 +82,7 @@ class Electric(Objective):
       settings.generator_weight * proposal.loss
       + settings.discriminator_weight * losses.sum() / context.counts['tokens']
     )
-    sums = metrics.verdict_sums(odds, proposal.labels, where, losses, context.bins)
+    sums = metrics.verdict_sums(odds, proposal.labels, where, losses, context.summing)
     return total, jax.lax.stop_gradient(proposal.sums | sums)
 
   def generator_flops(self, settings: Settings, model: Electra, length: int) -> list[flops.Part]:
@@ -123,9 +132,9 @@ def _noise(params: Params, context: LossContext) -> tuple[Proposal, jax.Array]:
   )
   where = candidates(settings, context.batch)
   losses = -log_q[..., 0] * where
-  sums = metrics.generator_sums(logits, original, masks.weights, losses) | {
-    'candidates': where.sum(dtype=jnp.int32),
-    'sampled_correct': parts.count_correct(samples, original, masks),
+  sums = metrics.generator_sums(logits, original, masks.weights, losses, context.summing) | {
+    'candidates': context.summing.total(where.astype(jnp.int32)),
+    'sampled_correct': parts.count_correct(samples, original, context),
   }
   loss = losses.sum() / context.counts['candidates']
   labels = parts.masked_positions(context.batch).astype(jnp.float32)

@@ -13,6 +13,7 @@ from electra_jax.pretrain.objectives import parts
 from electra_jax.pretrain.objectives.parts import Batch, LossContext, Params, Proposal, Sums
 from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import flops
+from electra_jax.training.checkpoints import HELDOUT_LOSS, REFERENCE_AP, Criterion
 
 
 class Objective(abc.ABC):
@@ -48,7 +49,8 @@ class Objective(abc.ABC):
 
     Returns:
       The batch's share of the global loss, a scalar; and sums over the batch, without gradient,
-      that metrics are computed from.
+      that metrics are computed from. Sums are taken with `context.summing`, by which evaluation
+      keeps groups of rows apart.
     """
 
   #### What may be overridden ####
@@ -75,6 +77,32 @@ class Objective(abc.ABC):
     if not self.has_discriminator:
       return proposal, None
     return proposal, parts.verdict_logits(params, context, proposal.corrupted)
+
+  def reference_verdicts(
+    self, params: Params, context: LossContext, token_ids: jax.Array, noise: jax.Array
+  ) -> jax.Array:
+    """The log-odds that tokens of the reference corruption were replaced; see reference.py.
+
+    Only called with a discriminator head.
+
+    Args:
+      params: of the model.
+      context: the held-out rows.
+      token_ids: int32 [batch, length], the corrupted rows.
+      noise: float32 [batch, length], the log-odds of a replacement if every token were equally
+        likely in its context: log p(token) + log(rate / (1 - rate)).
+    """
+    del noise
+    return parts.verdict_logits(params, context, token_ids)
+
+  @property
+  def best_by(self) -> Criterion:
+    """How the best checkpoint of a run is chosen.
+
+    By the average precision on the reference corruption where there is a discriminator, since the
+    losses depend on the generator's samples; otherwise by the held-out loss, whose masks are fixed.
+    """
+    return REFERENCE_AP if self.has_discriminator else HELDOUT_LOSS
 
   def compute_metrics(self, sums: metrics.HostSums) -> dict[str, metrics.Value]:
     """Training and evaluation metrics from sums that were added up, see metrics.compute."""

@@ -31,7 +31,8 @@ class LossContext:
     batch: rows, masked: a global batch, or a micro-batch of it.
     counts: what losses are divided by, of the global batch, see `Objective.counts`.
     train: whether there is dropout.
-    bins: of the histograms of the discriminator's logits.
+    groups: int32 [batch], groups of rows whose sums are kept apart; None for sums over all rows.
+    num_groups: the number of groups.
     samples: int32 [batch, predictions], to use in place of the generator's samples; for tests that
       compare with other programs.
   """
@@ -41,8 +42,15 @@ class LossContext:
   batch: Batch
   counts: dict[str, jax.Array]
   train: bool
-  bins: int = metrics.TRAIN_BINS
+  groups: jax.Array | None = None
+  num_groups: int = 0
   samples: jax.Array | None = None
+
+  @property
+  def summing(self) -> metrics.Summing:
+    """How sums for metrics are added up. An objective takes its own sums with `summing.total`."""
+    bins = metrics.bins_of(self.settings.logit_bins, self.train)
+    return metrics.Summing(bins, self.groups, self.num_groups)
 
   @property
   def inputs(self) -> Inputs:
@@ -173,7 +181,7 @@ def predict_masked(params: Params, context: LossContext) -> MaskedPrediction:
     losses.sum() / context.counts['masked'],
     logits,
     original,
-    metrics.generator_sums(logits, original, masks.weights, losses),
+    metrics.generator_sums(logits, original, masks.weights, losses, context.summing),
   )
 
 
@@ -193,13 +201,13 @@ def propose(params: Params, context: LossContext) -> Proposal:
       disallow=original if settings.disallow_correct else None,
     )
   corrupted, labels = replacement.corrupt(context.inputs.token_ids, masks, samples)
-  sums = prediction.sums | {'sampled_correct': count_correct(samples, original, masks)}
+  sums = prediction.sums | {'sampled_correct': count_correct(samples, original, context)}
   return Proposal(prediction.loss, sums, original, corrupted, labels)
 
 
-def count_correct(samples: jax.Array, original: jax.Array, masks: masking.Masks) -> jax.Array:
+def count_correct(samples: jax.Array, original: jax.Array, context: LossContext) -> jax.Array:
   """The number of samples that equal the original token, both int32 [batch, predictions]."""
-  return ((samples == original) * masks.weights.astype(jnp.int32)).sum()
+  return context.summing.total((samples == original) * context.masks.weights.astype(jnp.int32))
 
 
 def verdict_logits(params: Params, context: LossContext, token_ids: jax.Array) -> jax.Array:
@@ -237,4 +245,5 @@ def judge(
   """
   verdicts = verdict_logits(params, context, proposal.corrupted)
   losses = verdict_losses(verdicts, proposal.labels, where)
-  return losses.sum(), metrics.verdict_sums(verdicts, proposal.labels, where, losses, context.bins)
+  sums = metrics.verdict_sums(verdicts, proposal.labels, where, losses, context.summing)
+  return losses.sum(), sums

@@ -41,7 +41,7 @@ class ReplaceMLM(Objective):
       + settings.prediction_weight * losses.sum() / context.counts['masked']
     )
     correct = jnp.argmax(logits, -1) == proposal.original
-    sums = metrics.prediction_sums(losses, correct, masks.weights)
+    sums = metrics.prediction_sums(losses, correct, masks.weights, context.summing)
     return total, jax.lax.stop_gradient(proposal.sums | sums)
 
 

@@ -19,6 +19,7 @@ class Settings(ObjectiveConfig):
     frozen: whether the generator is not trained.
     word_starts: one bit per token of the vocabulary, see `masking.packed`; b'' where single tokens
       are masked.
+    logit_bins: config.logit_bins.
     pad_id: id of the padding token.
     cls_id: id of [CLS].
     sep_id: id of [SEP].
@@ -29,6 +30,7 @@ class Settings(ObjectiveConfig):
   max_predictions: int = 19
   frozen: bool = False
   word_starts: bytes = b''
+  logit_bins: str = 'nonlinear'
   pad_id: int = 0
   cls_id: int = 2
   sep_id: int = 3

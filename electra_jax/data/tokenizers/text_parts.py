@@ -1,0 +1,86 @@
+"""Long texts in parts, and texts in calls of a tokenizer library, which bounds its memory."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+# Characters. A longer text is encoded in parts, which bounds the memory of the tokenizer libraries.
+LONG_TEXT = 100_000
+# Characters per call of a library: `tokenizers` holds some hundred bytes per token during a call.
+CALL_CHARACTERS = 1_000_000
+# Where a long text may be split: white space for every kind of tokenizer.
+_CUTS = ' \n\t\r\u3000'
+_SURROGATES = re.compile('[\ud800-\udfff]')
+
+Encoded = TypeVar('Encoded')
+
+
+def joined(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+  """Ids and spans of the parts of a text as those of the text."""
+  if len(rows) == 1:
+    return rows[0]
+  ids = [np.zeros(0, np.int32), *(ids for ids, _ in rows)]
+  spans = [np.zeros((0, 2), np.int32), *(spans for _, spans in rows)]
+  return np.concatenate(ids), np.concatenate(spans)
+
+
+def without_surrogates(
+  encode: Callable[[list[str], int | None], list[Encoded]], texts: list[str], threads: int | None
+) -> list[Encoded]:
+  """Encodes texts, with U+FFFD in place of each lone surrogate.
+
+  Args:
+    encode: of a tokenizer: `(texts, threads) -> results`.
+    texts: to encode.
+    threads: threads of the library; None for its default.
+  """
+  try:
+    return encode(texts, threads)
+  except (TypeError, RuntimeError, UnicodeError):  # what the libraries raise for lone surrogates
+    clean = [_SURROGATES.sub('\ufffd', text) for text in texts]
+    if clean == texts:
+      raise
+    return encode(clean, threads)
+
+
+def calls(texts: Sequence[str]) -> Iterator[tuple[Sequence[int], Sequence[int], list[str]]]:
+  """Groups texts, in parts of at most `LONG_TEXT` characters, into calls of a tokenizer library.
+
+  Yields:
+    (index of the text of each part, index of its first character, the parts).
+  """
+  if sum(map(len, texts)) <= LONG_TEXT:  # the usual case, without cost
+    if texts:
+      yield range(len(texts)), [0] * len(texts), list(texts)
+    return
+  owners: list[int] = []
+  starts: list[int] = []
+  parts: list[str] = []
+  characters = 0
+  for owner, text in enumerate(texts):
+    for start, part in _parts(text):
+      owners.append(owner)
+      starts.append(start)
+      parts.append(part)
+      characters += len(part)
+      if characters >= CALL_CHARACTERS:
+        yield owners, starts, parts
+        owners = []
+        starts = []
+        parts = []
+        characters = 0
+  if parts:
+    yield owners, starts, parts
+
+
+def _parts(text: str) -> Iterator[tuple[int, str]]:
+  """(start, part) of parts of at most `LONG_TEXT` characters, without the white space at cuts."""
+  start = 0
+  while len(text) - start > LONG_TEXT:
+    end = start + LONG_TEXT
+    cut = max(text.rfind(white, start + 1, end) for white in _CUTS)
+    yield start, text[start : cut if cut > 0 else end]
+    start = cut + 1 if cut > 0 else end
+  yield start, text[start:]
