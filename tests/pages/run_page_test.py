@@ -53,7 +53,11 @@ def hostile(tmp_path_factory):
   made_run.make(workdir, config, prepared.tokenizer)
   write_metrics(workdir, [*LINES, line('train', 170, **{ATTACKS[1]: 1.0, 'skipped': 3})], 160)
   corpus_facts = [kept_facts(prepared.facts, prepared.path)]
-  resolved = RESOLVED | {'data': run_start.data_identity(prepared), 'corpus': corpus_facts}
+  resolved = RESOLVED | {
+    'vocab_size': prepared.tokenizer.size,
+    'data': run_start.data_identity(prepared),
+    'corpus': corpus_facts,
+  }
   (workdir / 'resolved.json').write_text(json.dumps(resolved))
   status = {'state': 'failed', 'exit_reason': NAME, 'host': ATTACKS[1], 'started': '2026-01-01'}
   (workdir / 'status.json').write_text(json.dumps(status))
