@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +68,7 @@ def _ignore(text: str) -> None:
   del text
 
 
-@dataclasses.dataclass(frozen=True)
-class AnyDevice:
+class DeviceOptions(TypedDict, total=False):
   """The devices of a plan that is not for a TPU slice; see `plan_choices.device_of`.
 
   Attributes:
@@ -79,10 +78,10 @@ class AnyDevice:
     hours: time that a run may take; None for the default.
   """
 
-  name: str | None = None
-  count: int | None = None
-  utilization: float | None = None
-  hours: float | None = None
+  name: str | None
+  count: int | None
+  utilization: float | None
+  hours: float | None
 
 
 def plan_mode(
@@ -91,7 +90,7 @@ def plan_mode(
   output: str | None = None,
   price: float | None = None,
   search: bool = True,
-  **device: str | float | None,
+  **device: Unpack[DeviceOptions],
 ) -> Json:
   """Plans a config on a slice, or without a topology compares the shipped configs on a device.
 
@@ -101,7 +100,7 @@ def plan_mode(
     output: a folder; None for runs/CONFIG_NAME.
     price: dollars per chip-hour or device-hour, if known.
     search: whether to search for the largest batch on the slice.
-    **device: fields of `AnyDevice`.
+    **device: for the table, see `DeviceOptions`.
 
   Raises:
     UserError: see `plan` and `plan_choices.choices`.
@@ -110,12 +109,13 @@ def plan_mode(
     raise UserError(f'--price is {price:g}; expected the dollars of a device-hour, at least 0.')
   if topology:
     return plan(config, topology, output, price, search)
-  fields: dict[str, Any] = dict(device)
-  of = AnyDevice(**fields)
-  if of.hours is not None and not of.hours > 0:
-    raise UserError(f'--hours is {of.hours:g}; expected a time above 0.')
-  devices = plan_choices.device_of(of.name or plan_choices.LOCAL, of.count, of.utilization)
-  return plan_choices.choices(checked_pretraining(config), devices, of.hours, price, output)
+  hours = device.get('hours')
+  if hours is not None and not hours > 0:
+    raise UserError(f'--hours is {hours:g}; expected a time above 0.')
+  devices = plan_choices.device_of(
+    device.get('name') or plan_choices.LOCAL, device.get('count'), device.get('utilization')
+  )
+  return plan_choices.choices(checked_pretraining(config), devices, hours, price, output)
 
 
 def plan(

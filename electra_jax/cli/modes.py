@@ -268,8 +268,8 @@ MODES: dict[str, Mode] = {
     ),
     Mode(
       'plan',
-      'Compile a config for a TPU slice: memory, time per step and cost. Without --topology: which '
-      'shipped configs fit the corpus, the device and the time.',
+      'Compile a config for a TPU slice, or without --topology: shipped configs for a corpus and '
+      'device.',
       'electra_jax.plan:plan_mode',
       config=PretrainingConfig,
       workdir=False,
