@@ -166,7 +166,7 @@ def test_a_run_whose_tokenizer_was_replaced_is_refused(from_the_root, tmp_path, 
   capsys.readouterr()
   assert main.main(['main', '--mode=evaluate', f'--workdir={workdir}']) == 1
   sentence = capsys.readouterr().err
-  assert sentence.count('\n') == 1 and 'checkpoints/30' in sentence
+  assert sentence.count('\n') == 1 and 'the tokenizer has 200 tokens' in sentence
 
 
 def test_inspect_shows_rows_of_a_run(from_the_root, capsys):

@@ -70,7 +70,7 @@ def test_a_registered_tokenizer_is_saved_and_opened(tmp_path):
   with pytest.raises(UserError, match='has its own normalization'):
     tokenization.load_tokenizer(tmp_path, lowercase=True)
   (tmp_path / 'characters.txt').unlink()
-  with pytest.raises(UserError, match=r'lacks the file characters\.txt'):
+  with pytest.raises(UserError, match=r'characters\.txt. is missing'):
     tokenization.load_tokenizer(tmp_path)
   (tmp_path / 'registered_tokenizer.json').write_text('[]')
   with pytest.raises(UserError, match='is damaged'):

@@ -117,19 +117,21 @@ def read_json(path: pathlib.Path):
   return json.loads(path.read_text('utf-8'))
 
 
-def same_values(ours, expected, where: str = '', rtol: float = 1e-4, atol: float = 1e-6) -> None:
+def same_values(
+  ours, expected, where: str = '', rtol: float = 1e-4, atol: float = 1e-6, left_out=()
+) -> None:
   """Asserts that two JSON values are equal, numbers with a fraction up to rounding, times excepted.
 
   Keys that a later version adds are not compared.
   """
   if isinstance(expected, dict):
     assert expected.keys() <= ours.keys(), where
-    for name in expected.keys() - {*CLOCK, *CHANGED}:
-      same_values(ours[name], expected[name], f'{where}/{name}', rtol, atol)
+    for name in expected.keys() - {*CLOCK, *CHANGED, *left_out}:
+      same_values(ours[name], expected[name], f'{where}/{name}', rtol, atol, left_out)
   elif isinstance(expected, list):
     assert len(ours) == len(expected), where
     for number, pair in enumerate(zip(ours, expected, strict=True)):
-      same_values(*pair, f'{where}/{number}', rtol, atol)
+      same_values(*pair, f'{where}/{number}', rtol, atol, left_out)
   elif isinstance(expected, float):
     np.testing.assert_allclose(ours, expected, rtol=rtol, atol=atol, err_msg=where)
   else:
@@ -191,7 +193,7 @@ def test_a_run_evaluates_to_the_same_metrics(resumed, name):
 def test_a_resumed_run_keeps_its_criterion(resumed, name):
   config = electra_jax.load(resumed / name).config
   assert (config.best_by, config.best_phases, config.logit_bins) == ('total_loss', 'all', 'uniform')
-  assert 'best_by' not in read_json(resumed / name / 'config.json')
+  assert read_json(resumed / name / 'config.json')['best_by'] == 'total_loss'
 
 
 @pytest.mark.parametrize('name', [*PRETRAINED, 'finetuned'])
@@ -240,7 +242,12 @@ def same_parameters(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 
 
 def test_a_store_and_an_export_are_trained_from_to_the_same_end(resumed):
-  same_values(metrics(resumed / 'continued'), metrics(recorded() / 'continued'))
+  # A new run: its AUC and average precision are computed from finer bins.
+  found, expected = metrics(resumed / 'continued'), metrics(recorded() / 'continued')
+  same_values(found, expected, left_out=('auc', 'average_precision'))
+  for line, before in zip(found, expected, strict=True):
+    for name in ('auc', 'average_precision'):
+      assert abs(line[name] - before[name]) < 0.01
   final = dict(np.load(recorded() / 'continued' / 'parameters.npz'))
   same_parameters(parameters(resumed / 'continued'), final)
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -510,9 +511,8 @@ def test_jobs_are_written_for_queued_resources(scripts):
 def test_names_and_paths_do_not_become_commands(write_scripts, tmp_path, kind):
   mark = tmp_path / 'ran'
   hostile = f'a\'; touch {mark}; $(touch {mark}) `touch {mark}` "}}'
-  workdir = (
-    f'gs://bucket/{hostile}' if kind == 'queued' else str(tmp_path / hostile.replace('/', '_'))
-  )
+  local = 'a\'; touch ran; $(touch ran) `touch ran` "}'
+  workdir = f'gs://bucket/{hostile}' if kind == 'queued' else str(tmp_path / local)
   output = tmp_path / 'scripts $(touch ran)'
   more = ('--output', str(output), f'--config.name={hostile}')
   assert write_scripts(kind, workdir, *more) == 0
@@ -542,7 +542,7 @@ def test_control_characters_are_refused_in_job_scripts(write_scripts, tmp_path, 
   workdir = str(tmp_path / 'sweep')
   assert write_scripts('shell', workdir, f'--output={tmp_path / "out"}', flag) == 1
   error = capsys.readouterr().err
-  assert f'{what} is ' in error and 'no control characters' in error
+  assert f'{what} is ' in error and re.search('no control characters|without line breaks', error)
   assert not (tmp_path / 'out').exists()
 
 

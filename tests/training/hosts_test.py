@@ -24,6 +24,20 @@ STEPS = 18
 PAIR = ('--config.sharding.smallest=0', f'--config.steps={STEPS}')
 
 
+# A mistake of the program: the first process fails when it logs.
+BROKEN = """
+import jax
+from electra_jax.training import step_loop
+
+log = step_loop.RunRecorder.log_training
+
+def broken(*arguments):
+  return 1 / 0 if jax.process_index() == 0 else log(*arguments)
+
+step_loop.RunRecorder.log_training = broken
+"""
+
+
 def free_port() -> int:
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
@@ -183,11 +197,11 @@ def test_a_failure_of_one_process_does_not_leave_the_other_waiting(folder):
 
 
 def test_an_unexpected_error_of_the_first_process_ends_both_without_waiting(folder):
-  (folder / 'unexpected').mkdir()
-  # The first process makes a folder of this name.
-  (folder / 'unexpected' / 'tensorboard').write_text('')
-  (status, _, err), (other, _, other_err) = ends(start_pair(folder / 'unexpected'), timeout=120)
-  assert status == 1 and 'NotADirectoryError' in err
+  broken = folder / 'broken.py'
+  broken.write_text(BROKEN)
+  processes = start_pair(folder / 'unexpected', f'--plugins={broken}')
+  (status, _, err), (other, _, other_err) = ends(processes, timeout=120)
+  assert status == 1 and 'ZeroDivisionError' in err
   assert (
     other == LOST
     and 'another process of the run ended' in other_err

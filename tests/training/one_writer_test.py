@@ -12,7 +12,7 @@ from electra_jax.errors import UserError
 from electra_jax.folder_lock import LOCK_FILE, FolderInUse, FolderLock
 from electra_jax.pretrain import run_start, train
 from electra_jax.training import hosts
-from electra_jax.training.progress import NoWriter
+from electra_jax.training.metrics_writer import NoWriter
 from electra_jax.training.status import FILE, Status
 from electra_jax.training.step_loop import Interval, RunRecorder
 
