@@ -72,6 +72,9 @@ def test_a_registered_tokenizer_is_saved_and_opened(tmp_path):
   (tmp_path / 'characters.txt').unlink()
   with pytest.raises(UserError, match=r'characters\.txt. is missing'):
     tokenization.load_tokenizer(tmp_path)
+  (tmp_path / 'SHA256SUMS').unlink()
+  with pytest.raises(UserError, match=r'lacks the file characters\.txt'):
+    tokenization.load_tokenizer(tmp_path)
   (tmp_path / 'registered_tokenizer.json').write_text('[]')
   with pytest.raises(UserError, match='is damaged'):
     tokenization.load_tokenizer(tmp_path)
