@@ -248,7 +248,7 @@ def test_a_store_and_an_export_are_trained_from_to_the_same_end(resumed):
   same_values(found, expected, left_out=RANKINGS)
   for line, before in zip(found, expected, strict=True):
     for name in RANKINGS & before.keys():
-      assert abs(line[name] - before[name]) < 0.01, name
+      assert abs(line[name] - before[name]) < 0.05, name
   final = dict(np.load(recorded() / 'continued' / 'parameters.npz'))
   same_parameters(parameters(resumed / 'continued'), final)
 
