@@ -271,7 +271,7 @@ PRETRAINING = [
     'electra_jax/pretrain/metrics.py',
     ' + 0.5 * positives * negatives',
     '',
-    'pretrain/metrics_test.py::test_metrics_equal_scikit_learn[0.0-512]',
+    'pretrain/metrics_test.py::test_metrics_equal_scikit_learn[0.0-nonlinear]',
   ),
   Break(
     'a tie between minimal pairs counts as right',

@@ -76,7 +76,9 @@ def within_bins(logits, bins):
 
 
 @pytest.mark.parametrize(
-  'bins', [metrics.UNIFORM_TRAINING, metrics.UNIFORM_EVALUATION, metrics.NONLINEAR], ids=str
+  'bins',
+  [metrics.UNIFORM_TRAINING, metrics.UNIFORM_EVALUATION, metrics.NONLINEAR],
+  ids=['uniform 512', 'uniform 4096', 'nonlinear'],
 )
 @pytest.mark.parametrize('apart', [-1.0, 0.0, 2.0])
 def test_metrics_equal_scikit_learn(bins, apart):
