@@ -67,6 +67,8 @@ LONGEST = (
   'resume_is_bitwise',
   'phases',
   'extending',
+  'sharding_invariance',
+  'versions',
   'continued',
   'finetune_run',
   'imported_finetuned',
