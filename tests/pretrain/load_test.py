@@ -148,8 +148,8 @@ def test_one_device_and_eight_give_the_same_evaluation(run, tmp_path, capsys):
       np.testing.assert_allclose(
         one['figures'][name][part],
         eight['figures'][name][part],
-        rtol=1e-3,
-        atol=1e-5,
+        rtol=1e-4,
+        atol=1e-6,
         err_msg=f'{name}, {part}',
       )
   last = [line for line in micro_run.figures(run.workdir) if line['kind'] == 'heldout'][-1]

@@ -17,7 +17,7 @@ _SURROGATES = re.compile('[\ud800-\udfff]')
 Encoded = TypeVar('Encoded')
 
 
-def joined(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def join_rows(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
   """Ids and spans of the parts of a text as those of the text."""
   if len(rows) == 1:
     return rows[0]

@@ -367,7 +367,7 @@ class Tokenizer(abc.ABC):
       rows = text_parts.without_surrogates(self.encode_short_with_offsets, parts, threads)
       for owner, start, (ids, spans) in zip(owners, starts, rows, strict=True):
         encoded[owner].append((ids, spans + np.int32(start)))
-    return [text_parts.joined(rows) for rows in encoded]
+    return [text_parts.join_rows(rows) for rows in encoded]
 
   def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
     """`encode_arrays` as lists."""
