@@ -61,10 +61,7 @@ def question_files(name: str, version: str, data: TaskDataConfig) -> dict[str, s
   if not data.source:
     return named
   if not version:
-    raise UserError(
-      f'config.data.source is {data.source!r}, and the task {name!r} reads files; set '
-      'config.data.train and config.data.dev, and leave config.data.source empty'
-    )
+    return tables.split_files(name, data)
   if data.source.startswith(prepared.PREFIX):
     location, semicolon, options = data.source.partition(';')
     there = prepared.prepared_splits(data.source)
@@ -158,7 +155,7 @@ def _squad_document(text: str, place: str, found_format: str) -> list[Any] | Non
   if found_format not in ('json', '', 'txt') or not text.lstrip().startswith('{'):
     return None
   try:
-    document = json_reader.parse(text, tables.shown(place), 'fix it', json_reader.TEXTS)
+    document = json_reader.parse(text, tables.shown(place), 'fix it', tables.RULES)
   except json_reader.InvalidJson as error:
     if found_format != 'json':  # it may be JSON lines
       return None

@@ -6,7 +6,7 @@ import functools
 import gc
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from electra_jax.data.corpus import readers
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
-from electra_jax.finetune.tasks import tables
+from electra_jax.finetune.tasks import arrow_tables, tables
 from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskDefaults, TaskRecipe
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -26,6 +26,7 @@ METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
   'spearman': task_metrics.spearman,
   'mse': task_metrics.mse,
 }
+Target: TypeAlias = Any  # see Example
 IDS = ('id', 'idx', 'index', 'guid')
 _CORRELATIONS = ('pearson', 'spearman')
 
@@ -37,13 +38,14 @@ class Example(NamedTuple):
     id: as in the file; None where it has none.
     first: the text.
     second: the second text of a pair, else None.
-    target: classification: the label's index, -1 for none; regression: the value, nan for none.
+    target: classification: the label's index, -1 for none; regression: the value, nan for none;
+      multi-label: the indices of the labels, None where they are not known.
   """
 
   id: Any
   first: str
   second: str | None
-  target: int | float
+  target: Target
 
 
 class TextColumns(NamedTuple):
@@ -76,6 +78,8 @@ class TextTask(TaskDefaults):
     low: regression: the value that is scaled to 0.
     high: regression: the value that is scaled to 1.
     options: of the task, in the dataclass that is registered with it; None for no options.
+    label_names: names of labels that are integers, see config.data.label_names.
+    notes: see `task.Task`.
     load: reads the examples of a split; None for a task that was restored without its data.
   """
 
@@ -96,6 +100,8 @@ class TextTask(TaskDefaults):
   low: float = 0.0
   high: float = 1.0
   options: Options = None
+  label_names: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
   load: Callable[[Any, str], list[Example]] | None = None
   _cache: dict[str, list[Example]] = dataclasses.field(
     default_factory=dict, compare=False, repr=False
@@ -116,9 +122,7 @@ class TextTask(TaskDefaults):
       ValueError: the word is not accepted; its message follows 'line 1 of the file FILE has '.
     """
     if self.head == 'classification':
-      if word not in self._indices:
-        raise ValueError(f'the label {word!r}; expected one of {readers.named(self.labels)}')
-      return self._indices[word]
+      return self.label_index(word)
     try:
       value = float(word)
     except ValueError:
@@ -128,6 +132,48 @@ class TextTask(TaskDefaults):
         f'the value {word!r}; expected a number (data.label names the column of the values)'
       )
     return value
+
+  def label_index(self, word: str) -> int:
+    """The index of a label; raises ValueError as `parse_target` does."""
+    name = self.label_name(word)
+    if name not in self._indices:
+      raise ValueError(f'the label {name!r}; expected one of {readers.named(self.labels)}')
+    return self._indices[name]
+
+  def label_name(self, word: str) -> str:
+    """The name of a label, which may be an integer; raises ValueError as `parse_target` does."""
+    if not self.label_names or not word.lstrip('-').isdecimal():
+      return word
+    if not 0 <= int(word) < len(self.label_names):
+      raise ValueError(
+        f'the label {word}; expected 0 to {len(self.label_names) - 1}, as data.label_names has '
+        f'{len(self.label_names)} names'
+      )
+    return self.label_names[int(word)]
+
+  def row_target(self, row: tables.Row, path: str, column: str) -> Target:
+    """The target in a row of a table; None where it is missing.
+
+    Args:
+      row: of the table.
+      path: of the table, for messages.
+      column: of the targets.
+
+    Raises:
+      UserError: the target is not accepted.
+    """
+    word = target_text(row, path, column)
+    if word is None:
+      return None
+    try:
+      return self.parse_target(word)
+    except ValueError as error:
+      raise UserError(f'{tables.place(path, row.line)} has {error}') from None
+
+  @property
+  def no_target(self) -> Target:
+    """The target of an example without one."""
+    return -1 if self.head == 'classification' else math.nan
 
   def answers(self, outputs: Outputs) -> np.ndarray:
     """The predicted targets [examples]: indices of the likeliest labels, or values."""
@@ -187,6 +233,8 @@ class TextTask(TaskDefaults):
 
   def read(self, path: str) -> Sequence[Example]:
     """Examples of a table, or of plain lines: one text, or two separated by a tab."""
+    if arrow_tables.is_arrow_data(path):
+      return examples_of_rows(self, tables.read_arrow(path), path, required=False)
     text = tables.read_file_text(path)
     rows = self.table_rows(text, path)
     if rows is None:
@@ -198,15 +246,16 @@ class TextTask(TaskDefaults):
   ) -> tuple[Features, dict[str, int]]:
     """Rows `[CLS] text [SEP]` or `[CLS] first [SEP] second [SEP]`, truncated to `max_length`."""
     rows, counts = _token_rows(examples, tokenizer, max_length, self.paired)
-    found = [example.target for example in examples]
-    targets: dict[str, np.ndarray] = {}
-    if self.head == 'classification':
-      targets['label'] = np.array(found, np.int32)
-    else:
-      values = (np.array(found, np.float64) - self.low) / (self.high - self.low)
-      targets['value'] = values.astype(np.float32)
     owners = np.arange(len(rows), dtype=np.int32)
-    return Features(rows, targets, owners, [None] * len(rows)), counts
+    return Features(rows, self.targets_of(examples), owners, [None] * len(rows)), counts
+
+  def targets_of(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """The targets of the examples, one per example; see `task.Features`."""
+    found = [example.target for example in examples]
+    if self.head == 'classification':
+      return {'label': np.array(found, np.int32)}
+    values = (np.array(found, np.float64) - self.low) / (self.high - self.low)
+    return {'value': values.astype(np.float32)}
 
   def score(
     self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
@@ -253,12 +302,7 @@ class TextTask(TaskDefaults):
       probabilities /= probabilities.sum(-1, keepdims=True)
     found: list[dict[str, Any]] = []
     for i, example in enumerate(examples):
-      one: dict[str, Any] = {'index': i}
-      if example.id is not None:
-        one['id'] = example.id
-      one['text'] = example.first
-      if example.second is not None:
-        one['pair'] = example.second
+      one = self.shown_example(i, example)
       if self.head == 'regression':
         one['value'] = float(answers[i])
       else:
@@ -267,6 +311,16 @@ class TextTask(TaskDefaults):
         one['probabilities'] = dict(zip(self.labels, probabilities[i].tolist(), strict=True))
       found.append(one)
     return found
+
+  def shown_example(self, index: int, example: Example) -> dict[str, Any]:
+    """The part of a prediction that shows its example."""
+    shown: dict[str, Any] = {'index': index}
+    if example.id is not None:
+      shown['id'] = example.id
+    shown['text'] = example.first
+    if example.second is not None:
+      shown['pair'] = example.second
+    return shown
 
   def describe(self) -> dict[str, Any]:
     """What `restored_fields` reads."""
@@ -277,6 +331,7 @@ class TextTask(TaskDefaults):
       'low': self.low,
       'high': self.high,
       'columns': columns,
+      'label_names': list(self.label_names),
     }
 
 
@@ -363,7 +418,6 @@ class _RowReader:
     self._required = required
     fields = ('data.text', 'data.pair', 'data.label')
     self._fields = fields if task.configured_columns else ('', '', '')
-    self._none = -1 if task.head == 'classification' else math.nan
     self._names: Collection[str] | None = None
 
   def _find_columns(self, row: tables.Row) -> None:
@@ -383,8 +437,7 @@ class _RowReader:
     """The example of a row."""
     if row.values.keys() != self._names:
       self._find_columns(row)
-    word = None if self._target is None else target_text(row, self._path, self._target)
-    target = self._parsed(word, row.line)
+    target = self._target_of(row)
     return Example(
       row.values[self._id] if self._id else None,
       self._text(row, self._first),
@@ -392,18 +445,13 @@ class _RowReader:
       target,
     )
 
-  def _parsed(self, word: str | None, line: int) -> int | float:
-    if word:
-      try:
-        return self._task.parse_target(word)
-      except ValueError as error:
-        raise UserError(f'{tables.place(self._path, line)} has {error}') from None
-    if self._required:
-      raise UserError(
-        f'{tables.place(self._path, line)} has no label: its column {self._target!r} is empty; set '
-        'it, or remove the line'
-      )
-    return self._none
+  def _target_of(self, row: tables.Row) -> Target:
+    target = None
+    if self._target is not None:
+      target = self._task.row_target(row, self._path, self._target)
+    if target is None and self._required:
+      raise missing_label(row, self._path, self._target or '')
+    return self._task.no_target if target is None else target
 
   def _text(self, row: tables.Row, column: str) -> str:
     value = row.values[column]
@@ -433,11 +481,27 @@ def first_present(
 
 
 def target_text(row: tables.Row, path: str, column: str) -> str | None:
-  """The label or value of a row as text; None for null."""
+  """The label or value of a row as text; None where it is missing, see `tables.is_missing`."""
   value = row.values[column]
-  if isinstance(value, str):
-    return value.strip()
-  return None if value is None else tables.text_value(path, row, column).strip()
+  if tables.is_missing(value):
+    return None
+  if isinstance(value, list):
+    raise UserError(
+      f'{tables.place(path, row.line)} has a list in its column {column!r}; expected one label: '
+      'set config.task=multilabel if a text has several labels'
+    )
+  return value.strip() if isinstance(value, str) else tables.text_value(path, row, column)
+
+
+def missing_label(row: tables.Row, path: str, column: str) -> UserError:
+  """The error for a row whose label is missing."""
+  value = row.values.get(column)
+  what = 'empty' if value in ('', [], None) or str(value).isspace() else str(value)
+  what = 'null' if value is None else what
+  return UserError(
+    f'{tables.place(path, row.line)} has no label: its column {column!r} is {what}; set it, or '
+    'remove the line'
+  )
 
 
 def _rows_of_any_format(task: TextTask, text: str, path: str) -> list[tables.Row]:
