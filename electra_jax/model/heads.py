@@ -468,8 +468,8 @@ class FineTuned(nn.Module):
 
     Returns:
       float32 arrays by name. Classification, multi-label: `logits` `[batch, labels]`. Regression:
-      `value` `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits` and `end_logits`
-      `[batch, length]` and, in the published style, `impossible` `[batch]`.
+      `value` `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits` and
+      `end_logits` `[batch, length]` and, in the published style, `impossible` `[batch]`.
     """
     hidden = self.hidden_states(inputs, keys)
     if self.kind != 'span':

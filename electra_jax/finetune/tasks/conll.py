@@ -400,8 +400,10 @@ def text_field(record: Mapping[str, Any], layout: SentenceLayout) -> str | None:
 
 def tag_field(record: Mapping[str, Any], layout: SentenceLayout) -> str | None:
   """The field of an object that has the tags or entities; None where there is none."""
-  names = (layout.label, *layout.fields, *_TAG_FIELDS)
-  return next((name for name in names if name in record), None)
+  names = [name for name in (layout.label, *layout.fields, *_TAG_FIELDS) if name in record]
+  if layout.label == SentenceLayout.label:  # a set may also have a label of the sentence
+    names.sort(key=lambda name: not isinstance(record[name], list))
+  return names[0] if names else None
 
 
 def _sentence_of_text(

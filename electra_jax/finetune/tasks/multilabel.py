@@ -144,7 +144,8 @@ class MultiLabel(TableTask):
       return None
     where = f'{tables.place(path, row.line)} has'
     if isinstance(value, str):
-      items: list[Any] = [part.strip() for part in value.split(self.separator)]
+      mark = self._separator_of([value])
+      items: list[Any] = [part.strip() for part in value.split(mark)]
       if '' in items:
         raise UserError(f'{where} an empty label in {value!r}; fix it, or set data.label_separator')
     else:
