@@ -71,8 +71,18 @@ class TaskDataConfig(Config):
     'Tagging: tags that violate their scheme: refuse, or repair as conlleval does.',
     choices=('refuse', 'repair'),
   )
+  long_texts: str = field(
+    'cut',
+    'Own texts longer than a row: cut, or windows whose outputs are pooled.',
+    choices=('cut', 'windows'),
+  )
+  window_pooling: str = field(
+    'mean',
+    'long_texts=windows: mean of probabilities or values over the windows of a text, or max.',
+    choices=('mean', 'max'),
+  )
   max_question: int = field(64, 'Span tasks: tokens of a question, at most.')
-  stride: int = field(128, 'Span tasks: tokens from one window on a context to the next.')
+  stride: int = field(128, 'Windows on a long text or context: tokens from one to the next.')
   max_answer: int = field(30, 'Span tasks: tokens of an answer, at most.')
   n_best: int = field(20, 'Span tasks: number of candidate answers.')
   bad_answers: str = field(
@@ -82,8 +92,7 @@ class TaskDataConfig(Config):
   )
   answer_units: str = field(
     'auto',
-    'Span tasks: what F1 counts: words, characters, or auto: words, and characters of scripts '
-    'without spaces; squad1 and squad2: words.',
+    'Span tasks: F1 of words, of characters, or auto: of characters in scripts without spaces.',
     choices=('auto', 'words', 'characters'),
     before='words',
   )

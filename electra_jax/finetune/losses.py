@@ -18,11 +18,13 @@ class LossSettings:
     impossible_weight: span: weight of the loss of whether there is an answer.
     label_smoothing: classification: probability that is spread over all labels.
     class_weights: classification: the weight of each label; () for equal ones.
+    logistic: regression: whether values are log-odds, with binary cross-entropy as the loss.
   """
 
   impossible_weight: float = IMPOSSIBLE_WEIGHT
   label_smoothing: float = 0.0
   class_weights: tuple[float, ...] = ()
+  logistic: bool = False
 
 
 DEFAULTS = LossSettings()
@@ -57,7 +59,8 @@ def head_loss(
   """The loss of a head, as in the original program (finetune/*/*_tasks.py).
 
   Classification and tagging: cross-entropy. Multi-label: the mean over labels of the binary
-  cross-entropies. Regression: squared error of values scaled to [0, 1]. Span: the mean of the
+  cross-entropies. Regression: squared error of values scaled to [0, 1] (`logistic`: binary
+  cross-entropy). Span: the mean of the
   cross-entropies of start and end, plus `impossible_weight` times the cross-entropy of whether
   there is an answer. Start and end of a row without an answer are [CLS].
 
@@ -92,8 +95,12 @@ def head_loss(
     terms = _multilabel_terms(outputs['logits'], batch['labels'])
   elif head == 'regression':
     # nan stands for a missing value, and nan times a weight of 0 is nan.
-    error = jnp.where(weights > 0, outputs['value'] - batch['value'], 0)
-    terms = {'loss': jnp.square(error)}
+    target = jnp.where(weights > 0, batch['value'], outputs['value'])
+    losses = jnp.square(outputs['value'] - target)
+    if settings.logistic:
+      target = jnp.where(weights > 0, batch['value'], 0)
+      losses = optax.sigmoid_binary_cross_entropy(outputs['value'], target)
+    terms = {'loss': losses}
   elif head == 'span':
     terms = _span_terms(outputs, batch, settings.impossible_weight)
   else:

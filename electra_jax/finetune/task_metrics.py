@@ -120,6 +120,45 @@ def average_precision(gold: ArrayLike, scores: ArrayLike) -> float:
   return float(np.sum(np.diff(hits, prepend=0) * precision) / golds.sum())
 
 
+def ndcg(gold: ArrayLike, scores: ArrayLike, most: int) -> float:
+  """Normalized discounted cumulative gain of the first `most` of a ranking.
+
+  The gain is the grade, as in trec_eval and scikit-learn; equal scores share the mean of their
+  gains (McSherry and Najork 2008). nan without a grade above 0.
+
+  Args:
+    gold: grades, 0 or more, float [examples].
+    scores: float [examples], larger for relevant.
+    most: examples that count.
+  """
+  grades, values = np.asarray(gold, np.float64), np.asarray(scores, np.float64)
+  discounts = 1 / np.log2(np.arange(len(grades)) + 2)
+  discounts[most:] = 0
+  best = float(np.sort(grades)[::-1] @ discounts)
+  if not best:
+    return np.nan
+  _, group, counts = np.unique(-values, return_inverse=True, return_counts=True)
+  means = np.bincount(group, grades) / counts
+  return float(np.repeat(means, counts) @ discounts) / best
+
+
+def reciprocal_rank(gold: ArrayLike, scores: ArrayLike) -> float:
+  """One divided by the rank of the first relevant example; nan without any.
+
+  Among equal scores relevant examples are last.
+
+  Args:
+    gold: bool [examples].
+    scores: float [examples], larger for relevant.
+  """
+  golds, values = np.asarray(gold, bool), np.asarray(scores, np.float64)
+  if not golds.any():
+    return np.nan
+  best = values[golds].max()
+  before = (values > best) | ((values == best) & ~golds)
+  return 1 / (1 + float(before.sum()))
+
+
 def mean_average_precision(gold: ArrayLike, scores: ArrayLike) -> float:
   """Mean of the average precision of the labels that some example has; nan without any.
 

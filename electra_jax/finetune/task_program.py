@@ -239,7 +239,7 @@ def loss_settings(config: FinetuningConfig, task: Task, train: Features) -> Loss
   if head.class_weights:
     counts = np.bincount(train.targets['label'], minlength=len(task.labels))
     weights = class_weights(head.class_weights, task.labels, counts)
-  return LossSettings(head.impossible_weight, head.label_smoothing, weights)
+  return LossSettings(head.impossible_weight, head.label_smoothing, weights, task.logistic)
 
 
 def class_weights(text: str, labels: Sequence[str], counts: np.ndarray) -> tuple[float, ...]:

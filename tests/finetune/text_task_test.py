@@ -396,7 +396,7 @@ def test_a_column_that_is_not_read_may_be_nan(folder):
   )
   assert opened('classification', folder, 't.jsonl', '').labels == ('1', '2')
   (folder / 'u.jsonl').write_text('{"text": NaN, "label": 1}\n{"text": "b", "label": 2}\n')
-  assert "has nan in its column 'text'; expected text" in message(folder, 'u.jsonl', '')
+  assert "has NaN in its column 'text'; expected text" in message(folder, 'u.jsonl', '')
 
 
 def test_integers_are_named_by_a_field(folder):
@@ -429,3 +429,42 @@ def test_usual_columns_are_detected_and_reported(folder, header, pair, columns):
   task = opened('classification', folder, 't.csv', '')
   assert task.notes == (columns,)
   assert contents(task.examples('train'))[0] == ('a', pair, 0)
+
+
+LONG = [Example(None, 'a b c d e f g h i j', None, 1), Example(None, 'a b', None, 0)]
+
+
+def windowed(**changes):
+  described = restored().describe() | {'long_texts': 'windows', 'stride': 4} | changes
+  return restore_task(json.loads(json.dumps(described)))
+
+
+def test_windows_cover_a_long_text_and_have_its_label(tokenizer):
+  features, counts = windowed().features(LONG, tokenizer, 8)
+  words = [''.join(WORDS[i] for i in row[1:-1]) for row in features.token_ids]
+  assert words == ['abcdef', 'defghi', 'ghij', 'ab']
+  assert features.examples.tolist() == [0, 0, 0, 1]
+  assert features.targets['label'].tolist() == [1, 1, 1, 0]
+  assert counts == {'further windows on texts longer than 8 tokens': 2}
+
+
+def test_windows_of_a_pair_have_the_first_text(tokenizer):
+  task = restore_task(restored('x', 'y').describe() | {'long_texts': 'windows', 'stride': 4})
+  features, counts = task.features([Example(None, 'a b c', 'a b c d e f', 0)], tokenizer, 9)
+  rows = [' '.join(WORDS[i] for i in row) for row in features.token_ids]
+  assert rows[0] == '[CLS] a b c [SEP] a b c [SEP]' and rows[-1].endswith('e f [SEP]')
+  assert all(row.startswith('[CLS] a b c [SEP]') for row in rows)
+  assert counts == {'further windows on texts longer than 9 tokens': len(rows) - 1}
+
+
+@pytest.mark.parametrize('pooling, share', [('mean', (0.2 + 0.6 + 0.7) / 3), ('max', None)])
+def test_outputs_of_windows_are_pooled(tokenizer, pooling, share):
+  task = windowed(window_pooling=pooling)
+  features, _ = task.features(LONG, tokenizer, 8)
+  shares = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.9, 0.1]])
+  outputs = {'logits': np.log(shares)}
+  predicted = task.predictions(LONG, features, outputs)
+  share = 0.7 / 1.5 if share is None else share  # of the largest logits of both labels
+  assert [row['probabilities']['yes'] for row in predicted] == pytest.approx([share, 0.1])
+  accuracy = task.score('dev', LONG, features, outputs)['accuracy']
+  assert accuracy == (share > 0.5) / 2 + 0.5

@@ -6,11 +6,13 @@ rows were selected. A folder of several splits has `dataset_dict.json`, and a fo
 
 import contextlib
 import datetime
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from electra_jax import file_access, input_limits, json_reader
+from electra_jax.data.corpus import parquet_footer
 from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
 
@@ -192,6 +194,10 @@ def _parquet_batches(raw: BinaryIO, stack: contextlib.ExitStack) -> Iterator[Arr
   import pyarrow as pa
   import pyarrow.parquet as pq
 
+  chunks = [chunk for group in parquet_footer.column_chunks(raw) for chunk in group]
+  size = raw.seek(0, os.SEEK_END)
+  raw.seek(0)
+  input_limits.check_expansion(sum(chunk.expanded for chunk in chunks), size, 'a Parquet file')
   file = stack.enter_context(pq.ParquetFile(raw, pre_buffer=False, page_checksum_verification=True))
   yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
   for batch in file.iter_batches(_ROWS, use_threads=False):

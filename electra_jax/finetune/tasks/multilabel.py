@@ -43,7 +43,13 @@ class MultiLabel(TableTask):
 
   head: ClassVar[str] = 'multilabel'
   metric: ClassVar[str] = 'best_micro_f1'
-  described: ClassVar[tuple[str, ...]] = ('separator', 'label_columns', 'indicators', 'threshold')
+  described: ClassVar[tuple[str, ...]] = (
+    *TableTask.described,
+    'separator',
+    'label_columns',
+    'indicators',
+    'threshold',
+  )
 
   separator: str = 'auto'
   label_columns: tuple[str, ...] = ()
@@ -65,7 +71,7 @@ class MultiLabel(TableTask):
   def settings_of(cls, data: TaskDataConfig) -> dict[str, Any]:
     """See the base class."""
     names = _names(data.label)
-    return {
+    return super().settings_of(data) | {
       'separator': data.label_separator,
       'label_columns': tuple(names) if len(names) > 1 else (),
     }
@@ -218,7 +224,7 @@ class MultiLabel(TableTask):
       micro_f1, macro_f1 and subset_accuracy (all labels correct) at the task's threshold, map (mean
       average precision of the labels), best_micro_f1 and best_threshold, where it is reached.
     """
-    return self._metrics(examples, _probabilities(outputs))
+    return self._metrics(examples, _probabilities(self.pooled(features, outputs)))
 
   def _metrics(self, examples: Sequence[Example], probabilities: np.ndarray) -> dict[str, float]:
     labels = self.targets_of(examples)['labels']
@@ -252,7 +258,8 @@ class MultiLabel(TableTask):
   ) -> list[dict[str, Any]]:
     """The text, its `labels`, and the `probabilities` of all labels."""
     found: list[dict[str, Any]] = []
-    for i, (example, row) in enumerate(zip(examples, _probabilities(outputs), strict=True)):
+    probabilities = _probabilities(self.pooled(features, outputs))
+    for i, (example, row) in enumerate(zip(examples, probabilities, strict=True)):
       one = self.shown_example(i, example)
       pairs = zip(self.labels, row.tolist(), strict=True)
       one['labels'] = [

@@ -15,7 +15,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import squad_data, squad_metrics
 from electra_jax.finetune.tasks.squad_data import Question, QuestionColumns
 from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskDefaults, TaskRecipe
-from electra_jax.finetune.tasks.text_task import no_data
+from electra_jax.finetune.tasks.text_task import no_data, window_starts
 
 # Tokens of a context that a row must have room for. With fewer, a text would become hundreds of
 # rows.
@@ -504,21 +504,6 @@ class _WindowRows:
       'allowed': self._allowed,
     }
     return Features(self._token_ids, targets, np.array(self._owners, np.int32), self._notes)
-
-
-def window_starts(tokens: int, room: int, stride: int) -> range:
-  """First tokens of the windows on a text.
-
-  The next window starts `stride` tokens later, or half a window where that is less, so that any
-  answer of half a window is in one window as a whole.
-
-  Args:
-    tokens: of the text.
-    room: tokens of a window at most.
-    stride: tokens from one window to the next at most.
-  """
-  step = min(stride, (room + 1) // 2)
-  return range(0, max(1, math.ceil((tokens - room) / step) * step + 1), step)
 
 
 def answer_tokens(question: Question, spans: np.ndarray) -> tuple[int, int]:

@@ -27,14 +27,13 @@ class QuestionColumns(NamedTuple):
   answers: str = 'answers'
 
   def among(self, present: Collection[str]) -> 'QuestionColumns':
-    """These columns, or those of SQuAD where a table has them and lacks these."""
-    usual = (('question',), ('context',), ('answers', 'answer'))
-    return QuestionColumns(
-      *(
-        name if name in present else next((other for other in names if other in present), name)
-        for name, names in zip(self, usual, strict=True)
-      )
+    """These columns, or those of SQuAD instead of defaults of config.data that a table lacks."""
+    usual = {TaskDataConfig.text: ('question',), TaskDataConfig.label: ('answers', 'answer')}
+    found = (
+      next((other for other in (name, *usual.get(name, ())) if other in present), name)
+      for name in self
     )
+    return QuestionColumns(*found)
 
 
 class Question(NamedTuple):

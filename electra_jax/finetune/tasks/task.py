@@ -129,6 +129,10 @@ class Task(Protocol):
     """Further names of labels and the label's index."""
 
   @property
+  def logistic(self) -> bool:
+    """Whether the values of the regression head are log-odds, trained by binary cross-entropy."""
+
+  @property
   def notes(self) -> Sequence[str]:
     """Phrases about what was detected in the data, for the start of a run."""
 
@@ -245,6 +249,7 @@ class TaskDefaults:
   max_answer = 1
   low = 0.0
   high = 1.0
+  logistic = False
 
   @property
   def notes(self) -> Sequence[str]:

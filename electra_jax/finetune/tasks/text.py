@@ -34,7 +34,7 @@ class TableTask(TextTask):
   fixed_labels: ClassVar[bool] = False
   published_metric: ClassVar[str] = ''
   # Further fields of a subclass that `restore` needs.
-  described: ClassVar[tuple[str, ...]] = ()
+  described: ClassVar[tuple[str, ...]] = ('long_texts', 'stride', 'window_pooling')
 
   @classmethod
   def open(cls, name: str, data: TaskDataConfig, options: Options) -> Self:
@@ -88,7 +88,9 @@ class TableTask(TextTask):
   @classmethod
   def settings_of(cls, data: TaskDataConfig) -> dict[str, Any]:
     """Further fields of the task, from config.data."""
-    return {}
+    if data.stride < 1:
+      raise UserError(f'config.data.stride is {data.stride}; expected at least 1')
+    return {name: getattr(data, name) for name in ('long_texts', 'stride', 'window_pooling')}
 
   @classmethod
   def define(

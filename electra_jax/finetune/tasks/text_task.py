@@ -80,6 +80,9 @@ class TextTask(TaskDefaults):
     options: of the task, in the dataclass that is registered with it; None for no options.
     label_names: names of labels that are integers, see config.data.label_names.
     notes: see `task.Task`.
+    long_texts: 'cut' texts that are longer than a row, or read 'windows' of them.
+    stride: tokens from one window to the next.
+    window_pooling: 'mean' or 'max' over the windows of a text.
     load: reads the examples of a split; None for a task that was restored without its data.
   """
 
@@ -102,6 +105,9 @@ class TextTask(TaskDefaults):
   options: Options = None
   label_names: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
+  long_texts: str = 'cut'
+  stride: int = 128
+  window_pooling: str = 'mean'
   load: Callable[[Any, str], list[Example]] | None = None
   _cache: dict[str, list[Example]] = dataclasses.field(
     default_factory=dict, compare=False, repr=False
@@ -244,10 +250,46 @@ class TextTask(TaskDefaults):
   def features(
     self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
   ) -> tuple[Features, dict[str, int]]:
-    """Rows `[CLS] text [SEP]` or `[CLS] first [SEP] second [SEP]`, truncated to `max_length`."""
-    rows, counts = _token_rows(examples, tokenizer, max_length, self.paired)
-    owners = np.arange(len(rows), dtype=np.int32)
-    return Features(rows, self.targets_of(examples), owners, [None] * len(rows)), counts
+    """Rows `[CLS] text [SEP]` or `[CLS] first [SEP] second [SEP]`, of at most `max_length` tokens.
+
+    Longer texts are truncated, or become several rows, each with the target of its text. Windows of
+    a pair are on the second text, beside the first, which has half of a row at most.
+    """
+    if self.long_texts == 'windows':
+      rows, owners, counts = _window_rows(examples, tokenizer, max_length, self.paired, self.stride)
+    else:
+      rows, counts = _token_rows(examples, tokenizer, max_length, self.paired)
+      owners = np.arange(len(rows), dtype=np.int32)
+    targets = {name: values[owners] for name, values in self.targets_of(examples).items()}
+    return Features(rows, targets, owners, [None] * len(rows)), counts
+
+  def pooled(self, features: Features | None, outputs: Outputs) -> Outputs:
+    """Outputs of examples, from those of their rows.
+
+    The mean of logits is that of the probabilities they stand for.
+    """
+    if features is None or self.long_texts == 'cut' or not len(features):
+      return outputs
+    starts = np.flatnonzero(np.diff(features.examples, prepend=-1))
+    sizes = np.diff(np.append(starts, len(features)))
+
+    def over_windows(values: np.ndarray) -> np.ndarray:
+      if self.window_pooling == 'max':
+        found: np.ndarray = np.maximum.reduceat(values, starts)
+        return found
+      sums = np.add.reduceat(values, starts)
+      return sums / sizes.reshape(-1, *[1] * (values.ndim - 1))
+
+    if self.head == 'regression':
+      return {'value': over_windows(np.asarray(outputs['value'], np.float64))}
+    logits = np.asarray(outputs['logits'], np.float64)
+    if self.window_pooling == 'max':
+      return {'logits': over_windows(logits)}
+    if self.head == 'multilabel':
+      return {'logits': _log_odds(over_windows(1 / (1 + np.exp(-logits))))}
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    means = over_windows(shares / shares.sum(-1, keepdims=True))
+    return {'logits': np.log(np.maximum(means, np.finfo(np.float64).tiny))}
 
   def targets_of(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """The targets of the examples, one per example; see `task.Features`."""
@@ -261,7 +303,8 @@ class TextTask(TaskDefaults):
     self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
   ) -> dict[str, float]:
     """Metrics of the examples that have a target."""
-    return self.with_mean(split, self._measured(split, examples, self.answers(outputs)))
+    answers = self.answers(self.pooled(features, outputs))
+    return self.with_mean(split, self._measured(split, examples, answers))
 
   def _measured(
     self, split: str, examples: Sequence[Example], answers: np.ndarray
@@ -295,6 +338,7 @@ class TextTask(TaskDefaults):
     self, examples: Sequence[Example], features: Features, outputs: Outputs
   ) -> list[dict[str, Any]]:
     """The text, and `value`, or `label` with its `probability` and all `probabilities`."""
+    outputs = self.pooled(features, outputs)
     answers = self.answers(outputs)
     if self.head == 'classification':
       logits = np.asarray(outputs['logits'], np.float64)
@@ -386,6 +430,61 @@ def _token_rows(
   if not truncated:
     return rows, {}
   return rows, {f'texts cut to {max_length} tokens': truncated, 'tokens cut off': removed}
+
+
+def _window_rows(
+  examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, paired: bool, stride: int
+) -> tuple[list[np.ndarray], np.ndarray, dict[str, int]]:
+  """Rows int32 [length] of windows, the example of each, and counts."""
+  cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
+  texts = [(example.second if paired else example.first) or '' for example in examples]
+  encoded = tokenizer.encode_arrays(texts)
+  half = (max_length - 3) // 2
+  heads = [cls] * len(examples)
+  cut = 0
+  if paired:
+    firsts = tokenizer.encode_arrays([example.first for example in examples])
+    cut = sum(max(0, len(first) - half) for first in firsts)
+    heads = [np.concatenate([cls, first[:half], sep]) for first in firsts]
+  if max_length - 1 - len(heads[0] if heads else cls) < 2 or half < 2:
+    raise UserError(
+      f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
+    )
+  rows: list[np.ndarray] = []
+  owners: list[int] = []
+  for number, (head, ids) in enumerate(zip(heads, encoded, strict=True)):
+    room = max_length - len(head) - 1
+    for start in window_starts(len(ids), room, stride):
+      rows.append(np.concatenate([head, ids[start : start + room], sep]))
+      owners.append(number)
+  counts = {
+    f'further windows on texts longer than {max_length} tokens': len(rows) - len(examples),
+    'tokens of first texts cut off': cut,
+  }
+  shown = {name: count for name, count in counts.items() if count}
+  return rows, np.array(owners, np.int32), shown
+
+
+def window_starts(tokens: int, room: int, stride: int) -> range:
+  """First tokens of the windows on a text.
+
+  The next window starts `stride` tokens later, or half a window where that is less, so that any
+  part of half a window is in one window as a whole.
+
+  Args:
+    tokens: of the text.
+    room: tokens of a window at most.
+    stride: tokens from one window to the next at most.
+  """
+  step = min(stride, (room + 1) // 2)
+  return range(0, max(1, math.ceil((tokens - room) / step) * step + 1), step)
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+  least = np.finfo(np.float64).eps
+  p = np.clip(probabilities, least, 1 - least)
+  odds: np.ndarray = np.log(p / (1 - p))
+  return odds
 
 
 #### Examples of tables ####
