@@ -27,6 +27,15 @@ def open_file(tmp_path, content, name='train.jsonl', **fields):
     ('a.jsonl', LISTS, {}, 'xy'),
     ('a.jsonl', LISTS.replace('"x"', '0').replace('"y"', '1'), {'label_names': 'x,y'}, 'xy'),
     ('a.csv', 'text,label\na,x|y\nb,\nc,y\n', {}, 'xy'),
+    ('a.csv', """text,label\na,"['x', 'y']"\nb,[]\nc,['y']\n""", {}, 'xy'),
+    ('a.csv', 'text,label\na,"[1, 1]"\nb,"[0, 0]"\nc,"[0, 1]"\n', {'label_names': 'x,y'}, 'xy'),
+    (
+      'a.jsonl',
+      '{"text": "a", "label": {"x": 1, "y": 1}}\n{"text": "b", "label": {"x": 0, "y": 0}}\n'
+      '{"text": "c", "label": {"x": false, "y": true}}\n',
+      {},
+      'xy',
+    ),
     ('a.csv', 'text,label\na,"x, y"\nb,\nc,y\n', {}, 'xy'),
     ('a.csv', 'text,label\na,x;y\nb,\nc,y\n', {'label_separator': ';'}, 'xy'),
     ('a.csv', 'text,x,y\na,1,1\nb,0,0.0\nc,false,TRUE\n', {'label': 'x,y'}, 'xy'),

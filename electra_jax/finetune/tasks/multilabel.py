@@ -1,5 +1,6 @@
 """Any number of labels per text or pair: the task `multilabel` on user tables."""
 
+import ast
 import collections
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -31,8 +32,8 @@ _NO = ('0', 'false', 'no')
 class MultiLabel(TableTask):
   """Several labels, or none, per text or pair.
 
-  A table has them as lists of names or of integers, as lists of a 0 or 1 per label, as text with
-  separators, or in several columns of 0 and 1.
+  A table has them as lists of names or of integers, as lists or objects of a 0 or 1 per label, as
+  text with separators, as lists in text, or in several columns of 0 and 1.
 
   Attributes:
     separator: between labels in text; 'auto' until the training data decides.
@@ -94,7 +95,8 @@ class MultiLabel(TableTask):
         raise missing_label(row, path, self.columns.target[0])
       found.update(names)
       empty += not names
-    labels = self.label_names or tuple(sorted(found))
+    known = {name for value in values if isinstance(value, dict) for name in value}
+    labels = self.label_names or tuple(sorted(known | set(found)))
     if unknown := sorted(set(found) - set(labels)):
       raise UserError(
         f'{tables.shown(path)} has the label {unknown[0]!r}, which data.label_names lacks; '
@@ -118,12 +120,13 @@ class MultiLabel(TableTask):
   def _separator_of(self, values: Sequence[tables.JsonValue]) -> str:
     if self.separator != 'auto':
       return self.separator
-    texts = [value for value in values if isinstance(value, str)]
+    texts = [v for v in values if isinstance(v, str) and isinstance(_list_in_text(v), str)]
     return next((mark for mark in _SEPARATORS if any(mark in text for text in texts)), ',')
 
   def _are_indicators(self, values: Sequence[tables.JsonValue]) -> bool:
     """Whether all lists have a 0 or 1 per label, rather than the integers of labels."""
-    lists = [value for value in values if isinstance(value, list)]
+    read = [_list_in_text(value) if isinstance(value, str) else value for value in values]
+    lists = [value for value in read if isinstance(value, list)]
     lengths = {len(value) for value in lists}
     items = [item for value in lists for item in value]
     if len(lengths) != 1 or not all(
@@ -148,7 +151,11 @@ class MultiLabel(TableTask):
       return []
     if tables.is_missing(value):
       return None
+    if isinstance(value, dict):
+      return _names_of_decisions(value, path, row.line)
     where = f'{tables.place(path, row.line)} has'
+    if isinstance(value, str):
+      value = _list_in_text(value)
     if isinstance(value, str):
       mark = self._separator_of([value])
       items: list[Any] = [part.strip() for part in value.split(mark)]
@@ -167,19 +174,8 @@ class MultiLabel(TableTask):
 
   def _names_of_columns(self, row: tables.Row, path: str) -> list[str] | None:
     tables.require_columns(self.label_columns, list(row.values), path, row.line, 'data.label')
-    found: list[str] = []
-    for name in self.label_columns:
-      value = row.values[name]
-      if tables.is_missing(value):
-        return None
-      decision = _decision(value)
-      if decision is None:
-        raise UserError(
-          f'{tables.place(path, row.line)} has {value!r} in its column {name!r}; expected 0 or 1'
-        )
-      if decision:
-        found.append(name)
-    return found
+    decisions = {name: row.values[name] for name in self.label_columns}
+    return _names_of_decisions(decisions, path, row.line)
 
   def _names_of_indicators(self, items: Sequence[Any], where: str) -> list[str]:
     names = self.labels or self.label_names or tuple(map(str, range(len(items))))
@@ -275,6 +271,36 @@ MULTILABEL = MultiLabel
 def _names(label: str) -> list[str]:
   """The columns that data.label names."""
   return [name.strip() for name in label.split(',') if name.strip()] or [label]
+
+
+def _names_of_decisions(
+  decisions: Mapping[str, tables.JsonValue], path: str, line: int
+) -> list[str] | None:
+  """The labels with the value 1; None where a value is missing."""
+  found: list[str] = []
+  for name, value in decisions.items():
+    if tables.is_missing(value):
+      return None
+    decision = _decision(value)
+    if decision is None:
+      raise UserError(
+        f'{tables.place(path, line)} has {value!r} in its column {name!r}; expected 0 or 1'
+      )
+    if decision:
+      found.append(name)
+  return found
+
+
+def _list_in_text(value: str) -> str | list[Any]:
+  """The list that a text writes as JSON or Python do; else the text."""
+  text = value.strip()
+  if not (text.startswith('[') and text.endswith(']')):
+    return value
+  try:
+    found = ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return value
+  return found if isinstance(found, list) else value
 
 
 def _decision(value: tables.JsonValue) -> bool | None:

@@ -343,7 +343,7 @@ def _answer_and_start(
     return answer, None
   try:
     return answer, None if start is None else int(start)
-  except (ValueError, TypeError):
+  except (ValueError, TypeError, OverflowError):
     raise UserError(
       f'{which} has an answer that starts at {start!r}; expected a character number'
     ) from None
