@@ -2,17 +2,15 @@
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from electra_jax.errors import UserError
 from electra_jax.finetune.entities import Span
 
-if TYPE_CHECKING:
-  import tokenizers
-
 JsonValue: TypeAlias = Any
+Splitter: TypeAlias = Any  # tokenizers is imported only where it is used
 
 _TYPE_FIELDS = ('label', 'type', 'entity_group', 'entity', 'tag')
 _START_FIELDS = ('start', 'start_offset', 'begin')
@@ -42,7 +40,7 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 
 @functools.cache
-def _splitter() -> 'tokenizers.pre_tokenizers.Split':
+def _splitter() -> Splitter:
   import tokenizers
   from tokenizers import pre_tokenizers
 
