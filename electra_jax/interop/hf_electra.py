@@ -21,6 +21,7 @@ _LAYER = {
   'mlp_output': 'output.dense',
   'mlp_norm': 'output.LayerNorm',
 }
+_CLASSIFIER = 'classifier'  # a head of tags, or the last layer of multiple choice
 _HEADS: dict[str, dict[str, str]] = {
   'encoder': {},
   'discriminator': {
@@ -29,7 +30,8 @@ _HEADS: dict[str, dict[str, str]] = {
   },
   'generator': {'dense': 'generator_predictions.dense', 'norm': 'generator_predictions.LayerNorm'},
   'classification': {'hidden': 'classifier.dense', 'dense': 'classifier.out_proj'},
-  'tagging': {'dense': 'classifier'},
+  'choice': {'hidden': 'sequence_summary.summary', 'dense': _CLASSIFIER},
+  'tagging': {'dense': _CLASSIFIER},
   'span': {'dense': 'qa_outputs'},
 }
 
@@ -78,11 +80,12 @@ def _write_config(config: EncoderConfig, ids: Mapping[str, int]) -> dict[str, An
 
 
 def _heads(names: set[str]) -> set[str]:
-  return {
+  found = {
     kind
     for kind, parts in _HEADS.items()
-    if any(f'{part}.weight' in names for part in parts.values())
+    if any(f'{part}.weight' in names for part in parts.values() if part != _CLASSIFIER)
   }
+  return found or ({'tagging'} if f'{_CLASSIFIER}.weight' in names else set())
 
 
 def _tensors(config: EncoderConfig, kind: str) -> TensorTable:
@@ -146,6 +149,7 @@ ARCHITECTURE = Architecture(
     'discriminator': 'ElectraForPreTraining',
     'generator': 'ElectraForMaskedLM',
     'classification': 'ElectraForSequenceClassification',
+    'choice': 'ElectraForMultipleChoice',
     'tagging': 'ElectraForTokenClassification',
     'span': 'ElectraForQuestionAnswering',
   },

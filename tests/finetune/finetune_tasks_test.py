@@ -60,6 +60,15 @@ def user_data(folder, task):
           for text, label in of_part
         )
       )
+    elif task == 'choice':
+      files[part] = folder / f'{part}.jsonl'
+      files[part].write_text(
+        ''.join(
+          json.dumps({'text': text, 'choices': ['bako', 'salo', 'dufa'][: 2 + i % 2], 'label': y})
+          + '\n'
+          for i, (text, y) in enumerate(of_part)
+        )
+      )
     elif task == 'ranking':
       files[part] = folder / f'{part}.csv'
       files[part].write_text(
