@@ -389,7 +389,7 @@ def _sentence_of_record(
 
 def text_field(record: Mapping[str, Any], layout: SentenceLayout) -> str | None:
   """The field of an object that has the words or the text; None where there is none."""
-  names = (layout.text, *_TEXT_FIELDS)
+  names: tuple[str, ...] = (layout.text, *_TEXT_FIELDS)
   # A set may have each sentence both as text and as words.
   if layout.text == SentenceLayout.text and isinstance(record.get('text'), str):
     tags = tag_field(record, layout)

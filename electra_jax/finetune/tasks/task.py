@@ -253,7 +253,7 @@ class TaskDefaults:
   max_answer = 1
   low = 0.0
   high = 1.0
-  logistic = False
+  logistic: ClassVar[bool] = False
 
   @property
   def notes(self) -> Sequence[str]:
