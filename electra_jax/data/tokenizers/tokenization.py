@@ -28,6 +28,7 @@ from electra_jax.errors import UserError
 
 __all__ = [
   'SPECIAL_TOKENS',
+  'NoOffsets',
   'Pipeline',
   'Sample',
   'Tokenizer',
@@ -50,6 +51,10 @@ _OTHER_FILES = ('config.json', 'README', 'model.safetensors', 'model.ckpt', 'che
 
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`; the library is imported where it is used
 Options: TypeAlias = declarations.Config | Mapping[str, Any] | None
+
+
+class NoOffsets(UserError):
+  """A kind of tokenizer does not define which characters its tokens are made from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,10 +183,10 @@ class Tokenizer(abc.ABC):
     """`encode_short` with the characters of each token, int32 `[tokens, 2]`.
 
     Raises:
-      UserError: the kind does not define it.
+      NoOffsets: the kind does not define it.
     """
     del texts, threads
-    raise UserError(
+    raise NoOffsets(
       f'the tokenizer {self.kind!r} has no character offsets, which this task requires; choose '
       'another tokenizer.'
     )
@@ -205,6 +210,18 @@ class Tokenizer(abc.ABC):
     """The byte of UTF-8 that a token stands for; None for tokens of text."""
     del token_id
     return None
+
+  def token_bytes(self, token_id: int) -> bytes:
+    """The UTF-8 that a token stands for, white space before and after it included.
+
+    Characters that a text loses are found by these, see `character_losses`. A kind whose tokens can
+    be parts of characters, other than single bytes, defines it.
+    """
+    byte = self.byte_value(token_id)
+    if byte is not None:
+      return bytes([byte])
+    follows_space, text = self.surface(token_id)
+    return ((' ' if follows_space else '') + text).encode('utf-8', 'replace')
 
   def encode_inside_word(self, text: str) -> list[int]:
     """Ids of a text that continues a word."""
@@ -306,6 +323,11 @@ class Tokenizer(abc.ABC):
     return {token: i for i, token in enumerate(self.tokens) if i not in special}
 
   @functools.cached_property
+  def token_outputs(self) -> tuple[bytes, ...]:
+    """`token_bytes` of each id."""
+    return tuple(map(self.token_bytes, range(self.size)))
+
+  @functools.cached_property
   def word_starts(self) -> np.ndarray:
     """Whether each token begins a word, bool `[size]`, read-only.
 
@@ -360,7 +382,7 @@ class Tokenizer(abc.ABC):
       For each text (ids int32 `[tokens]`, spans int32 `[tokens, 2]` of start and end).
 
     Raises:
-      UserError: the kind of tokenizer has no offsets.
+      NoOffsets: the kind of tokenizer has no offsets.
     """
     encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in texts]
     for owners, starts, parts in text_parts.calls(texts):
