@@ -175,12 +175,6 @@ class PipelineTokenizer(Tokenizer):
       return content
     return None
 
-  def token_bytes(self, token_id: int) -> bytes:
-    """See `Tokenizer.token_bytes`."""
-    partial = self.partial_bytes(token_id)
-    follows_space, text = self.surface(token_id)
-    return b' ' * follows_space + (text.encode('utf-8', 'replace') if partial is None else partial)
-
   def encode_inside_word(self, text: str) -> list[int]:
     """Ids of a text as at the beginning of a word, without the mark of its first token."""
     first, *rest = self.encode(text) or [self.unk_id]

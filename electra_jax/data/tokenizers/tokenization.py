@@ -28,6 +28,7 @@ from electra_jax.errors import UserError
 
 __all__ = [
   'SPECIAL_TOKENS',
+  'NoOffsets',
   'Pipeline',
   'Sample',
   'Tokenizer',
@@ -53,6 +54,10 @@ _HUB = 'hf:'
 
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`; the library is imported where it is used
 Options: TypeAlias = declarations.Config | Mapping[str, Any] | None
+
+
+class NoOffsets(UserError):
+  """A kind of tokenizer does not define which characters its tokens are made from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,10 +216,10 @@ class Tokenizer(abc.ABC):
     """`encode_short` with the characters of each token, int32 `[tokens, 2]`.
 
     Raises:
-      UserError: the kind does not define it.
+      NoOffsets: the kind does not define it.
     """
     del texts, threads
-    raise UserError(
+    raise NoOffsets(
       f'the tokenizer {self.kind!r} has no character offsets, which this task requires; choose '
       'another tokenizer.'
     )
@@ -243,6 +248,15 @@ class Tokenizer(abc.ABC):
     """The UTF-8 of a token that is a part of a character; None for tokens of text."""
     value = self.byte_value(token_id)
     return None if value is None else bytes([value])
+
+  def token_bytes(self, token_id: int) -> bytes:
+    """The UTF-8 that a token stands for, white space before and after it included.
+
+    Characters that a text loses are found by these, see `character_losses`.
+    """
+    partial = self.partial_bytes(token_id)
+    follows_space, text = self.surface(token_id)
+    return b' ' * follows_space + (text.encode('utf-8', 'replace') if partial is None else partial)
 
   def compute_word_ends(self) -> np.ndarray:
     """See `word_ends`."""
@@ -343,6 +357,11 @@ class Tokenizer(abc.ABC):
     return {token: i for i, token in enumerate(self.tokens) if i not in special}
 
   @functools.cached_property
+  def token_outputs(self) -> tuple[bytes, ...]:
+    """`token_bytes` of each id."""
+    return tuple(map(self.token_bytes, range(self.size)))
+
+  @functools.cached_property
   def word_starts(self) -> np.ndarray:
     """Whether each token begins a word, bool `[size]`, read-only.
 
@@ -412,7 +431,7 @@ class Tokenizer(abc.ABC):
       For each text (ids int32 `[tokens]`, spans int32 `[tokens, 2]` of start and end).
 
     Raises:
-      UserError: the kind of tokenizer has no offsets.
+      NoOffsets: the kind of tokenizer has no offsets.
     """
     encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in texts]
     for owners, starts, parts in text_parts.calls(texts, self.long_text_cut):
