@@ -1,8 +1,8 @@
 """SentencePiece models in folders of `transformers`, whose classes change ids and text.
 
 Such a folder has a model and the name of a class, in `tokenizer_config.json` or by the model type
-in `config.json`. What the class does with the model is done to the model here, so that the file that
-is saved needs no class: its pieces are in the order of the ids, and added tokens are pieces.
+in `config.json`. What the class does with the model is done to the model here, so that the file
+that is saved needs no class: its pieces are in the order of the ids, and added tokens are pieces.
 """
 
 import dataclasses

@@ -186,7 +186,10 @@ class SentencePieceTokenizer(Tokenizer):
         'the SentencePiece model has the space of a word at its end, so its pieces do not show '
         'where words begin; use another tokenizer, or --config.objective.masking=uniform.'
       )
-    return np.array([_piece_begins_word(text, kind) for text, _, kind in self.model.pieces], bool)
+    spaceless = self.segment is None
+    return np.array(
+      [_piece_begins_word(text, kind, spaceless) for text, _, kind in self.model.pieces], bool
+    )
 
   def surface(self, token_id: int) -> tuple[bool, str]:
     """See `Tokenizer.surface`."""
@@ -214,7 +217,7 @@ class SentencePieceTokenizer(Tokenizer):
     a new one would require all tokens on the way, which would change other words.
     """
     pieces = new_words.unigram_pieces(self, self.model, self._processor.normalize, words)
-    files = {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
+    files = self.files | {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
     return SentencePieceTokenizer(files, 'with more words')
 
   def to_pipeline(self) -> Pipeline:
@@ -330,10 +333,10 @@ def _size_error(message: str, vocab_size: int, byte_pieces: int) -> str | None:
   return None
 
 
-def _piece_begins_word(text: str, piece_type: int) -> bool:
+def _piece_begins_word(text: str, piece_type: int, spaceless: bool) -> bool:
   if piece_type == sentencepiece_model.BYTE_PIECE:
-    return word_marks.byte_begins_word(int(text[3:5], 16))  # <0x0A>
-  return piece_type != sentencepiece_model.UNKNOWN_PIECE and word_marks.begins_word(text)
+    return word_marks.byte_begins_word(int(text[3:5], 16), spaceless)  # <0x0A>
+  return piece_type != sentencepiece_model.UNKNOWN_PIECE and word_marks.begins_word(text, spaceless)
 
 
 def _shape(piece: str) -> tuple[int, int, int]:

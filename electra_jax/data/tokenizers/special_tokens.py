@@ -61,11 +61,12 @@ def missing_tokens(source: str, missing: Sequence[str], remedy: str = '') -> Use
   Args:
     source: name of the vocabulary.
     missing: names of the tokens.
-    remedy: what may help besides.
+    remedy: what else may help; '' to use another tokenizer.
   """
+  remedy = remedy or 'use a tokenizer that has them'
   return UserError(
-    f'the vocabulary of {source} lacks {", ".join(missing)}; {remedy}{", or " if remedy else ""}'
-    'set --config.data.add_special_tokens to append them, or use a tokenizer that has them.'
+    f'the vocabulary of {source} lacks {", ".join(missing)}; {remedy}, or set '
+    '--config.data.add_special_tokens to append them.'
   )
 
 
