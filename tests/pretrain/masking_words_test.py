@@ -373,7 +373,9 @@ def test_a_word_begins_after_a_token_that_ends_one():
   masks = draw(np.tile(row, (BATCH, 1)), 1, **changes)
   chosen = [
     set(positions[weights > 0].tolist())
-    for positions, weights in zip(np.asarray(masks.positions), np.asarray(masks.weights), strict=True)
+    for positions, weights in zip(
+      np.asarray(masks.positions), np.asarray(masks.weights), strict=True
+    )
   ]
   assert chosen == [{5, 6}] * BATCH  # the other word has four tokens, more than 40%
 
