@@ -154,11 +154,16 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
 
 
 def _tokenizer_files(run: _PretrainedRun, tower: str) -> dict[str, bytes]:
-  """Returns the tokenizer's files for transformers, with the length and types of a tower."""
+  """Returns the tokenizer's files for transformers, with the length and types of a tower.
+
+  The length is that of the longest rows that positions were trained on. Initial weights have
+  trained all their positions.
+  """
   config = run.weights.generator if tower == 'generator' else run.weights.discriminator
   assert config is not None
   longest = max(phase.config.sequence_length for phase in run.resolved.phases)
-  max_length = config.max_positions if config.has_position_table else longest
+  trained_before = config.has_position_table and run.resolved.config.init
+  max_length = config.max_positions if trained_before else longest
   return tokenizer_files.files(run.tokenizer, max_length, config.has_token_types)
 
 

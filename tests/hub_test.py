@@ -3,11 +3,13 @@
 import pathlib
 import types
 
+import foreign_tokenizers
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
 from electra_jax import hub
+from electra_jax.data.tokenizers import tokenization
 from electra_jax.errors import UserError
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
@@ -35,6 +37,24 @@ def test_a_cached_repository_is_found_offline_with_its_commit(cache):
   assert found.revision == COMMIT
   assert COMMIT in found.note
   assert hub.find(f'org/name@{COMMIT}').revision == COMMIT
+
+
+def test_a_tokenizer_of_the_hub_is_opened_with_its_commit(cache, capsys):
+  foreign_tokenizers.write('roberta', cache)
+  tokenizer = tokenization.load_tokenizer('hf:org/name')
+  assert tokenizer.origin == f'org/name@{COMMIT}' and tokenizer.kind == 'pipeline'
+  assert COMMIT in capsys.readouterr().out
+  with pytest.raises(UserError, match='hf:org/other is not a folder here'):
+    tokenization.load_tokenizer('hf:org/other')
+  foreign_tokenizers.write('turkish', pathlib.Path('org/name'))
+  local = tokenization.load_tokenizer('hf:org/name')
+  assert not local.origin and local.tokens[local.cls_id] == '[CLS]'
+  assert 'org/name is the folder of that name here' in capsys.readouterr().out
+
+
+def test_only_the_files_of_a_tokenizer_are_downloaded():
+  files = ['model.safetensors', 'tokenizer.json', 'spiece.model', 'onnx/a.json', 'code.py']
+  assert hub.tokenizer_files(files) == ['spiece.model', 'tokenizer.json']
 
 
 def test_an_existing_folder_has_precedence_and_is_named(cache):

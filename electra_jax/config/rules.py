@@ -239,6 +239,16 @@ def new_words_have_embeddings(c: PretrainingConfig) -> None:
   )
 
 
+def special_tokens_have_a_tokenizer(c: PretrainingConfig) -> None:
+  """Special tokens are appended to a tokenizer that the config names."""
+  named = c.data.tokenizer
+  require(
+    not c.data.add_special_tokens or named != 'init' and named not in registry.TOKENIZERS,
+    'config.data.add_special_tokens appends tokens to an existing tokenizer, and '
+    f'config.data.tokenizer is {named!r}; expected a file, a folder or hf:org/name there.',
+  )
+
+
 def continued_fits_init(c: PretrainingConfig) -> None:
   """What config.continued chooses exists in weights of that kind."""
   made = c.continued.generator
@@ -477,6 +487,7 @@ PRETRAINING = (
   continued_needs_init,
   init_has_a_tokenizer,
   new_words_have_embeddings,
+  special_tokens_have_a_tokenizer,
   continued_fits_init,
   generator_steps_are_a_part,
   options_have_a_spec,

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from electra_jax import console, json_reader
-from electra_jax.data.tokenizers import word_marks
+from electra_jax.data.tokenizers import pipeline_files, word_marks
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
 from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
 from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
@@ -93,7 +93,7 @@ def _pipeline_file(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) 
     _set_rows(pipeline, tokenizer, token_types)
   if pipeline.to_str() == before and PIPELINE_FILE in tokenizer.files:
     return tokenizer.files[PIPELINE_FILE]
-  return (pipeline.to_str(pretty=True) + '\n').encode()
+  return pipeline_files.serialized(pipeline)
 
 
 def _has_rows(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> bool:
@@ -124,7 +124,7 @@ def _set_rows(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> No
   cls = tokenizer.tokens[tokenizer.cls_id]
   sep = tokenizer.tokens[tokenizer.sep_id]
   second = int(token_types)
-  rows = processors.TemplateProcessing(
+  rows: Any = processors.TemplateProcessing(
     single=[f'{cls}:0', '$A:0', f'{sep}:0'],
     pair=[f'{cls}:0', '$A:0', f'{sep}:0', f'$B:{second}', f'{sep}:{second}'],
     special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],

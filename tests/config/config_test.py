@@ -442,6 +442,11 @@ PRETRAINING = [
     'config.data.new_words adds tokens without embeddings in config.init',
   ),
   (
+    'special_tokens_have_a_tokenizer',
+    {'data.add_special_tokens': True},
+    'config.data.add_special_tokens appends tokens to an existing tokenizer',
+  ),
+  (
     'continued_fits_init',
     {'continued.generator': 'large', **CONTINUED},
     "config.continued.generator is 'large'; expected hf:FOLDER, scratch, narrowed, or empty",

@@ -115,7 +115,8 @@ def open_pipeline(content: bytes, source: str) -> Pipeline:
 
 def serialized(pipeline: Pipeline) -> bytes:
   """The tokenizer.json of a pipeline."""
-  return (pipeline.to_str(pretty=True) + '\n').encode()
+  text: str = pipeline.to_str(pretty=True)
+  return f'{text}\n'.encode()
 
 
 def runtime_pipeline(description: Settings) -> Pipeline:

@@ -143,9 +143,9 @@ class Tokenizer(abc.ABC):
   # corpora are not reused.
   version: ClassVar[int] = 0
   # How tokens show where words begin, in one sentence for readers of --mode=inspect.
-  notation: ClassVar[str] = ''
+  notation: str = ''
   # Whether tokens show where a text has spaces. WordPiece drops spaces around punctuation.
-  keeps_spaces: ClassVar[bool] = True
+  keeps_spaces: bool = True
   # Names of the files by which a folder is recognized. Kinds of user code need none.
   main_files: ClassVar[tuple[str, ...]] = ()
   # Class of `transformers` for an exported tokenizer; this one opens any tokenizer.json.
