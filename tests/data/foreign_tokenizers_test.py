@@ -277,3 +277,31 @@ def test_missing_tokens_are_appended_to_a_vocabulary(tmp_path, capsys):
   assert 'appended to the vocabulary: [MASK]' in capsys.readouterr().out
   tokenizer.save(tmp_path / 'saved')
   assert tokenization.load_tokenizer(tmp_path / 'saved').fingerprint == tokenizer.fingerprint
+
+
+EMPTY_PATTERN = {
+  'type': 'Sequence',
+  'normalizers': [
+    {'type': 'Replace', 'pattern': {'String': ''}, 'content': '"'},
+    {'type': 'Replace', 'pattern': {'String': "''"}, 'content': '"'},
+    {'type': 'NFKD'},
+  ],
+}
+
+
+@pytest.mark.parametrize(
+  'part, value, reason',
+  [
+    ('model', {'type': 'BPE'}, 'cannot be opened by tokenizers'),
+    ('added_tokens', [1], 'cannot be opened by tokenizers'),
+    ('normalizer', EMPTY_PATTERN, 'fails for text'),
+    ('version', '9', 'cannot be opened by tokenizers'),
+  ],
+)
+def test_a_damaged_pipeline_is_one_sentence(tmp_path, part, value, reason):
+  folder = foreign_tokenizers.write('albert', tmp_path / 'a')
+  described = json.loads((folder / 'tokenizer.json').read_text('utf-8')) | {part: value}
+  (folder / 'tokenizer.json').write_text(json.dumps(described))
+  with pytest.raises(UserError, match=reason) as caught:
+    tokenization.load_tokenizer(folder)
+  assert '\n' not in str(caught.value) and 'restore it' in str(caught.value)

@@ -41,6 +41,8 @@ _ROLES = ('bos_token', 'eos_token', *map(role_of, (UNK, SEP, '[PAD]', CLS, '[MAS
 # A name is the first of these roles that claims it: a padding token that is the separator, too, is
 # the separator.
 _CLAIMING_ORDER = (CLS, SEP, '[MASK]', UNK, '[PAD]')
+# A text that every pipeline encodes.
+_PROBE = 'the cat, é 日 😀 1.'
 _EXTRA = ('additional_special_tokens', 'extra_special_tokens')
 _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
@@ -70,7 +72,7 @@ def canonical_files(
   settings = described.get(NAMES_FILE, {}) | described.get(SETTINGS_FILE, {})
   before = pipeline.get_vocab_size()
   _add_described_tokens(pipeline, settings, described.get(ADDED_FILE, {}), source)
-  description = json_reader.parse(files[PIPELINE_FILE], f'{PIPELINE_FILE} of {source!r}')
+  description = json_reader.parse(pipeline.to_str(), PIPELINE_FILE)
   names = _find_names(pipeline.get_vocab(), settings, description)
   missing = [token for token in SPECIAL_TOKENS if token not in names]
   if missing and not add_special_tokens:
@@ -119,12 +121,25 @@ def serialized(pipeline: Pipeline) -> bytes:
   return f'{text}\n'.encode()
 
 
-def runtime_pipeline(description: Settings) -> Pipeline:
-  """The `tokenizers.Tokenizer` of a result of `runtime_description`."""
+def runtime_pipeline(description: Settings, source: str) -> Pipeline:
+  """The `tokenizers.Tokenizer` of a result of `runtime_description`.
+
+  Raises:
+    UserError: it fails for text.
+  """
   import tokenizers
 
   pipeline = tokenizers.Tokenizer.from_str(json.dumps(description))
   pipeline.encode_special_tokens = True
+  try:
+    pipeline.encode(_PROBE, add_special_tokens=False)
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # a panic of the library is no Exception
+    raise UserError(
+      f'the {PIPELINE_FILE} of {source!r} fails for text ({" ".join(str(error).split())}); restore '
+      'it.'
+    ) from None
   return pipeline
 
 

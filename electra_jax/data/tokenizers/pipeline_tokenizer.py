@@ -62,7 +62,7 @@ class PipelineTokenizer(Tokenizer):
     special_ids = special_tokens.find_special_tokens(tokens, names, repr(source))
     super().__init__(files, tokens, special_ids, options)
     self._description = pipeline_files.runtime_description(pipeline, special_ids)
-    self._pipeline = pipeline_files.runtime_pipeline(self._description)
+    self._pipeline = pipeline_files.runtime_pipeline(self._description, source)
     self._marks = word_marks.find_marks(self._description)
     self._marks.spaceless = self.segment is None
     self._added = {

@@ -124,7 +124,9 @@ def is_bert(files: Mapping[str, bytes], source: str) -> bool:
     return False
   names = _special_names(described.get(SETTINGS_FILE, {}), described.get(NAMES_FILE, {}), source)
   added = description.get('added_tokens') or []
-  known = {*description['model']['vocab'], *(token.get('content') for token in added)}
+  # What is damaged is reported by `canonical_files`.
+  texts = [token.get('content') for token in added if isinstance(token, dict)]
+  known = {*description['model']['vocab'], *(text for text in texts if isinstance(text, str))}
   return known.issuperset(names.values())
 
 
