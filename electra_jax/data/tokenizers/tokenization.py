@@ -518,7 +518,7 @@ class Tokenizer(abc.ABC):
   def save(self, folder: str | os.PathLike[str]) -> None:
     """Writes files that `load_tokenizer` opens.
 
-    `transformers` opens them, too, if the tokenizer is WordPiece.
+    `transformers` opens them, too, unless they are a SentencePiece model or of user code.
 
     Args:
       folder: a folder, or an address such as gs://bucket/folder.
