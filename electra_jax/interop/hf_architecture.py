@@ -56,6 +56,9 @@ class Architecture:
     unsupported: why a config cannot be written, or ''.
     convert_head: parameters of a head of style 'published' in the style of `transformers`; None
       if there are none that give the same logits.
+    other_classes: further classes that are read: name to kind.
+    finish: changes the tensors of a file before it is written: (tensors by name, ids of special
+      tokens).
   """
 
   model_type: str
@@ -75,6 +78,8 @@ class Architecture:
   complete: Callable[[ConfigFields, EncoderConfig, str, dict[str, np.ndarray]], list[str]]
   unsupported: Callable[[EncoderConfig], str]
   convert_head: Callable[[Head], dict[str, Any] | None]
+  other_classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  finish: Callable[[dict[str, np.ndarray], Mapping[str, int]], None] = lambda tensors, ids: None
 
   def full_name(self, name: str, kind: str) -> str:
     """Returns a tensor's name in a file of a kind of model."""

@@ -15,12 +15,14 @@ def layer_flops(config: EncoderConfig, length: int) -> int:
   """Forward pass of one encoder layer on one row of `length` tokens.
 
   Attention counts every pair of positions in the row, also where a mask or a local window hides one
-  from the other.
+  from the other. Relative positions add two products with the rows of all distances; the
+  projections of these rows, once per batch, are left out.
   """
   c = config
   matrices = 3 if c.gated_feed_forward else 2
   feed_forward = matrices * c.hidden_size * c.intermediate_size
-  return 2 * length * (4 * c.hidden_size**2 + feed_forward + 2 * length * c.hidden_size)
+  pairs = 2 * length + (2 * (2 * length - 1) if c.traits.relative else 0)
+  return 2 * length * (4 * c.hidden_size**2 + feed_forward + pairs * c.hidden_size)
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> int:
@@ -44,7 +46,8 @@ def cloze_head_flops(config: EncoderConfig, predictions: int) -> int:
 
 def discriminator_head_flops(config: EncoderConfig, length: int) -> int:
   """From hidden states to a verdict on each of `length` tokens of a row."""
-  return 2 * length * config.hidden_size * (config.hidden_size + 1)
+  hidden_layer = 0 if config.traits.detection_head == 'linear' else config.hidden_size
+  return 2 * length * config.hidden_size * (hidden_layer + 1)
 
 
 def _lookup_flops(config: EncoderConfig, length: int) -> int:

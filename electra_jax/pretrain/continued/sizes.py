@@ -4,10 +4,11 @@ import os
 
 from electra_jax import registry
 from electra_jax.config import PretrainingConfig, flat, phases_of
+from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
 from electra_jax.interop import narrowed
 from electra_jax.interop.weights import Weights
-from electra_jax.model.config import FAMILIES, EncoderConfig
+from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain.continued import source
 from electra_jax.pretrain.continued.source import InitialWeights
 from electra_jax.training import checkpoints, optimizers, run_folder
