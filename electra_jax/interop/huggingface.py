@@ -20,6 +20,7 @@ from electra_jax.interop import (
   hf_modernbert,
   hf_roberta,
   hf_tensors,
+  hub,
   tensor_files,
 )
 from electra_jax.interop.hf_architecture import Architecture
@@ -223,7 +224,15 @@ def _kind_of(fields: ConfigFields, architecture: Architecture, names: set[str], 
   return kinds[0]
 
 
-FORMAT = WeightFormat('FOLDER', lambda path, moments: read_weights(path))
+def _read_source(source: str, moments: bool) -> Weights:
+  """Reads a folder, or a repository of the Hub."""
+  place = hub.find(source)
+  weights = read_weights(place.path)
+  notes = ((place.note,) if place.note else ()) + weights.notes
+  return dataclasses.replace(weights, notes=notes, revision=place.revision)
+
+
+FORMAT = WeightFormat('FOLDER or hf:org/name', _read_source)
 
 
 #### Writing ####
