@@ -211,6 +211,11 @@ TOKENIZERS: Registry[Any] = Registry(
       "BERT's WordPiece",
       'electra_jax.data.tokenizers.wordpiece_tokenizer:WordPieceTokenizer',
     ),
+    Entry(
+      'byte_level_bpe',
+      'byte-level BPE',
+      'electra_jax.data.tokenizers.pipeline_tokenizer:PipelineTokenizer',
+    ),
   ],
 )
 

@@ -90,8 +90,16 @@ class DataConfig(Config):
   seed: int = field(0, 'Seed of the draws of segment_pair.')
   tokenizer: str = field(
     'unigram',
-    'Trained on the corpus: unigram, bpe or wordpiece; or an existing vocab.txt or .model, its '
-    'folder, or init.',
+    'Trained on the corpus: unigram, bpe, wordpiece or byte_level_bpe; or an existing one: '
+    'tokenizer.json, vocab.txt, .model, a folder, hf:org/name, or init.',
+  )
+  add_special_tokens: bool = field(
+    False, 'Append [PAD], [UNK], [CLS], [SEP] and [MASK] to an existing tokenizer that lacks them.'
+  )
+  tokenizer_characters: float = field(
+    200e6,
+    'Characters of the corpus that a tokenizer is trained on, in lines chosen by hash.',
+    at_least=1e3,
   )
   new_words: str = field(
     '',

@@ -75,6 +75,8 @@ def prepare_data(
     strip_accents=TRISTATE[d.strip_accents],
     byte_fallback=TRISTATE[d.byte_fallback],
     tokenizer_options=d.tokenizer_options,
+    tokenizer_characters=int(d.tokenizer_characters),
+    add_special_tokens=d.add_special_tokens,
   )
   return prepare_corpus(
     recipe, cache=d.cache, output=output, processes=d.workers, beam=beam, take_over=take_over

@@ -270,7 +270,9 @@ def _make_plan(
   given = None
   if recipe.tokenizer not in registry.TOKENIZERS:
     path = file_access.normal(recipe.tokenizer)
-    given = tokenization.load_tokenizer(path, recipe.lowercase, recipe.strip_accents)
+    given = tokenization.load_tokenizer(
+      path, recipe.lowercase, recipe.strip_accents, recipe.add_special_tokens
+    )
   identity = corpora.corpus_identity(sources)
   fingerprint = _fingerprint(recipe, identity, given, weighted=_weights(sources) is not None)
   if output is None:
@@ -415,6 +417,7 @@ def _facts(plan: _Plan, tokenizer: Tokenizer) -> blocks.Facts:
       'kind': tokenizer.kind,
       'size': tokenizer.size,
       'fingerprint': tokenizer.fingerprint,
+      **({'origin': tokenizer.origin} if tokenizer.origin else {}),
     },
   }
 

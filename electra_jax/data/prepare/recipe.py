@@ -8,7 +8,11 @@ from electra_jax import registry
 from electra_jax.data.corpus.readers import INVALID_UTF8
 from electra_jax.data.prepare import packing
 from electra_jax.data.tokenizers.tokenization import TokenizerSettings
+from electra_jax.data.tokenizers.training_sample import TRAINING_CHARACTERS
 from electra_jax.errors import UserError
+
+# Settings that prepared corpora of 0.1.0 do not have.
+_NEWER = ('tokenizer_options', 'tokenizer_characters', 'add_special_tokens')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,8 @@ class CorpusRecipe:
   strip_accents: bool | None = None
   byte_fallback: bool | None = None
   tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tokenizer_characters: int = TRAINING_CHARACTERS
+  add_special_tokens: bool = False
 
   @property
   def tokenizer_settings(self) -> TokenizerSettings:
@@ -46,6 +52,7 @@ class CorpusRecipe:
       lowercase=self.lowercase,
       strip_accents=self.strip_accents,
       byte_fallback=self.byte_fallback,
+      characters=self.tokenizer_characters,
       options=self.tokenizer_options,
     )
 
@@ -80,8 +87,11 @@ class CorpusRecipe:
       )
 
   def plain(self) -> dict[str, Any]:
-    """The settings as JSON values; options of a tokenizer only if there are some."""
+    """The settings as JSON values; those that are newer than 0.1.0 only if they are set."""
     values = dataclasses.asdict(self)
-    if not self.tokenizer_options:
-      del values['tokenizer_options']
+    newer = {field.name: field for field in dataclasses.fields(self) if field.name in _NEWER}
+    for name, field in newer.items():
+      default = {} if field.default is dataclasses.MISSING else field.default
+      if values[name] == default:
+        del values[name]
     return values

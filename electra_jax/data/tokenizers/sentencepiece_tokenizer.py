@@ -4,7 +4,6 @@ import io
 import os
 import re
 import string
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from electra_jax.data.tokenizers import (
   sentencepiece_model,
   sentencepiece_pipeline,
   special_tokens,
+  word_marks,
 )
 from electra_jax.data.tokenizers.sentencepiece_model import SPACE
 from electra_jax.data.tokenizers.special_tokens import (
@@ -29,7 +29,12 @@ from electra_jax.data.tokenizers.special_tokens import (
   UNK,
   UNK_ID,
 )
-from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
+from electra_jax.data.tokenizers.tokenization import (
+  Overrides,
+  Pipeline,
+  Tokenizer,
+  TokenizerSettings,
+)
 from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.errors import UserError
 
@@ -40,21 +45,6 @@ BYTE_FALLBACK_FROM = 8192
 BYTE_PIECES = 256
 # A smaller vocabulary has no room for special tokens and single characters.
 SMALLEST_VOCABULARY = 128
-# First and last character of scripts that are written without spaces: South East Asian and Tibetan,
-# Chinese and Japanese.
-SPACELESS = (
-  (0x0E00, 0x109F),
-  (0x1780, 0x17FF),
-  (0x1950, 0x1AAF),
-  (0x2E80, 0x9FFF),
-  (0xF900, 0xFAFF),
-  (0xFF66, 0xFF9F),
-  (0x1B000, 0x1B16F),
-  (0x20000, 0x3FFFF),
-)
-# First bytes in UTF-8 of characters of which nearly all begin words: punctuation and symbols,
-# Chinese and Japanese, emoji.
-WORD_BYTES = (*range(0xE2, 0xEA), *range(0xF0, 0xF5))
 # Training holds its sentences in memory; SentencePiece samples this many of a larger number.
 TRAINING_SENTENCES = 500_000
 # Sums are taken per thread, so another number gives slightly different scores. A fixed number gives
@@ -117,21 +107,13 @@ class SentencePieceTokenizer(Tokenizer):
 
   @classmethod
   def open_files(
-    cls,
-    places: Mapping[str, str],
-    source: str,
-    lowercase: bool | None,
-    strip_accents: bool | None,
+    cls, places: Mapping[str, str], source: str, overrides: Overrides
   ) -> Tokenizer | None:
     """See `Tokenizer.open_files`."""
     place = next((places[name] for name in cls.main_files if name in places), None)
     if place is None:
       return None
-    if lowercase is not None or strip_accents is not None:
-      raise UserError(
-        f'the tokenizer {source!r} is a SentencePiece model, which has its own normalization; '
-        'remove lowercase and strip_accents.'
-      )
+    overrides.require_no_case(source, 'a SentencePiece model')
     return cls({FILE: file_access.read_bytes(place)}, place)
 
   def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
@@ -309,20 +291,8 @@ def _size_error(message: str, vocab_size: int, byte_pieces: int) -> str | None:
 
 def _piece_begins_word(text: str, piece_type: int) -> bool:
   if piece_type == sentencepiece_model.BYTE_PIECE:
-    byte = int(text[3:5], 16)  # <0x0A>
-    return byte in WORD_BYTES or byte < 128 and _begins_word(chr(byte))
-  return piece_type != sentencepiece_model.UNKNOWN_PIECE and _begins_word(text[:1])
-
-
-def _begins_word(character: str) -> bool:
-  if not character or (category := unicodedata.category(character)[0]) == 'M':
-    return False
-  # U+2581 is a symbol in Unicode.
-  return (
-    category in 'PS'
-    or character.isspace()
-    or any(first <= ord(character) <= last for first, last in SPACELESS)
-  )
+    return word_marks.byte_begins_word(int(text[3:5], 16))  # <0x0A>
+  return piece_type != sentencepiece_model.UNKNOWN_PIECE and word_marks.begins_word(text)
 
 
 def _shape(piece: str) -> tuple[int, int, int]:

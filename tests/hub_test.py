@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from electra_jax import hub
 from electra_jax.errors import UserError
-from electra_jax.interop import hub
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 

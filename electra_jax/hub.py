@@ -5,7 +5,8 @@ Only data files are fetched: weights, configs, tokenizers. No code of a reposito
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from electra_jax import checksums, file_access
 from electra_jax.errors import UserError
@@ -19,6 +20,10 @@ _PICKLED = ('.bin', '.bin.index.json')
 _OTHERS = ('.json', '.txt', '.model', checksums.SUMS)
 _TOWERS = ('discriminator', 'generator')  # folders of an export of this project
 _UNUSED = re.compile(r'(^|/)(trainer_state|training_args|optimizer|scheduler|rng_state)')
+
+
+# Chooses names of files.
+Select: TypeAlias = Callable[[Sequence[str]], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class HubFolder:
   note: str = ''
 
 
-def find(source: str) -> HubFolder:
+def find(source: str, select: Select | None = None) -> HubFolder:
   """Returns the folder of a source; a repository that is not in the Hub's cache is downloaded.
 
   An existing folder has precedence over a repository of that name. The environment variables of
@@ -44,6 +49,7 @@ def find(source: str) -> HubFolder:
 
   Args:
     source: a path or an address, or 'org/name' or 'org/name@revision'.
+    select: chooses the files to download from the names of all; None for `needed`.
 
   Raises:
     UserError: there is no such repository or revision, it requires a token, it cannot be reached
@@ -56,7 +62,7 @@ def find(source: str) -> HubFolder:
   if file_access.exists(path):
     return HubFolder(path, note=f'{source} is the folder of that name here; nothing is downloaded')
   name, revision = match['name'], match['revision']
-  folder, commit = _downloaded(name, revision)
+  folder, commit = _downloaded(name, revision, select or needed)
   return HubFolder(folder, commit, f'{name} of the Hub, revision {commit}, in {folder}')
 
 
@@ -66,7 +72,7 @@ def pinned(source: str, revision: str) -> str:
   return f'{match["name"]}@{revision}' if match and revision and not match['revision'] else source
 
 
-def _downloaded(name: str, revision: str | None) -> tuple[str, str]:
+def _downloaded(name: str, revision: str | None, select: Select) -> tuple[str, str]:
   """Returns the folder of a repository in the cache and its commit."""
   try:
     import huggingface_hub
@@ -81,7 +87,7 @@ def _downloaded(name: str, revision: str | None) -> tuple[str, str]:
       folder = huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
     else:
       info = huggingface_hub.HfApi().model_info(name, revision=revision)
-      files = needed([file.rfilename for file in info.siblings or []])
+      files = select([file.rfilename for file in info.siblings or []])
       folder = huggingface_hub.snapshot_download(name, revision=info.sha, allow_patterns=files)
   except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
     raise UserError(_mistake(name, revision, error)) from None
@@ -105,6 +111,11 @@ def needed(files: Sequence[str]) -> list[str]:
   weights = (*_SAFETENSORS, *_PICKLED)
   others = [f for f in inside if f.endswith(_OTHERS) and not f.endswith(weights)]
   return sorted((*safe, *pickled, *others))
+
+
+def tokenizer_files(files: Sequence[str]) -> list[str]:
+  """Returns the files of a repository that a tokenizer consists of."""
+  return sorted(f for f in files if '/' not in f and f.endswith(_OTHERS))
 
 
 def _mistake(name: str, revision: str | None, error: Exception) -> str:
