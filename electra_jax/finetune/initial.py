@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import file_access, registry
+from electra_jax import file_access, hub, registry
 from electra_jax.config import FinetuningConfig, ModelConfig, flat, from_plain
 from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import hub, own
+from electra_jax.interop import own
 from electra_jax.interop.origins import open_source, with_tokenizer
 from electra_jax.interop.weights import Weights, as_encoder, place_params
 from electra_jax.training import checkpoints, run_folder

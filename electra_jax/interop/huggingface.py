@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from electra_jax import checksums, file_access
+from electra_jax import checksums, file_access, hub
 from electra_jax.data.tokenizers.tokenization import holds_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import (
@@ -20,7 +20,6 @@ from electra_jax.interop import (
   hf_modernbert,
   hf_roberta,
   hf_tensors,
-  hub,
   tensor_files,
 )
 from electra_jax.interop.hf_architecture import Architecture

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from electra_jax import file_access, registry
+from electra_jax import file_access, hub, registry
 from electra_jax.config import PretrainingConfig
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import hub, origins
+from electra_jax.interop import origins
 from electra_jax.interop.weights import (
   GENERATOR,
   Weights,
