@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from electra_jax.interop import hf_post_norm
-from electra_jax.interop.hf_architecture import Architecture
+from electra_jax.interop.hf_architecture import Architecture, Obstacle
 from electra_jax.interop.hf_config import ConfigFields
 from electra_jax.model.config import EncoderConfig
 
@@ -54,8 +54,8 @@ def _read_config(fields: ConfigFields) -> EncoderConfig:
       'attention_dropout': fields.number('attention_probs_dropout_prob', 0.0),
     },
   )
-  if reason := _unsupported(config):
-    fields.refuse('embedding_size', config.embedding_size, f'another one, as {reason}')
+  if _unsupported(config):
+    fields.refuse('embedding_size', config.embedding_size, 'one that differs from hidden_size')
   return config
 
 
@@ -70,12 +70,14 @@ def _write_config(config: EncoderConfig, ids: Mapping[str, int]) -> dict[str, An
   }
 
 
-def _unsupported(config: EncoderConfig) -> str:
+def _unsupported(config: EncoderConfig) -> Obstacle | None:
   if config.embedding_size != config.hidden_size:
-    return ''
-  return (
+    return None
+  return Obstacle(
     f'its embeddings are as wide as its layers, {config.hidden_size}, and ALBERT always has a '
-    'projection between them'
+    'projection between them',
+    'embedding_size',
+    max(1, config.hidden_size // 2),
   )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from electra_jax.interop import hf_post_norm
-from electra_jax.interop.hf_architecture import Architecture
+from electra_jax.interop.hf_architecture import Architecture, Obstacle
 from electra_jax.interop.hf_config import ConfigFields
 from electra_jax.model.config import EncoderConfig
 
@@ -70,9 +70,10 @@ def _write_config(config: EncoderConfig, ids: Mapping[str, int]) -> dict[str, An
   }
 
 
-def _unsupported(config: EncoderConfig) -> str:
+def _unsupported(config: EncoderConfig) -> Obstacle | None:
   if config.layer_norm_eps != _EPSILON:
-    return f'its layer_norm_eps is {config.layer_norm_eps:g}, and that of DistilBERT {_EPSILON:g}'
+    reason = f'its layer_norm_eps is {config.layer_norm_eps:g}, and that of DistilBERT {_EPSILON:g}'
+    return Obstacle(reason, 'layer_norm_eps', _EPSILON)
   return hf_post_norm.projection_unsupported('DistilBERT')(config)
 
 

@@ -1,5 +1,6 @@
 """ELECTRA in `transformers` (models/electra/modeling_electra.py)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,12 +90,6 @@ def _tensors(config: EncoderConfig, kind: str) -> TensorTable:
   return table
 
 
-def _unsupported(config: EncoderConfig) -> str:
-  if config.activation == 'gelu':
-    return ''
-  return f'its activation is {config.activation}, and the heads of ELECTRA have gelu'
-
-
 ARCHITECTURE = Architecture(
   model_type='electra',
   family='electra',
@@ -123,6 +118,6 @@ ARCHITECTURE = Architecture(
   poolings=('cls',),
   discriminator_fields={},
   complete=nothing_to_add,
-  unsupported=_unsupported,
+  unsupported=functools.partial(hf_post_norm.activation_unsupported, 'ELECTRA'),
   convert_head=hf_post_norm.two_sided_head,
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from electra_jax.interop.hf_architecture import TensorTable
+from electra_jax.interop.hf_architecture import Obstacle, TensorTable
 from electra_jax.interop.hf_config import ConfigFields
 from electra_jax.interop.weights import Head
 from electra_jax.model.config import EncoderConfig
@@ -165,29 +165,35 @@ def read_activation(fields: ConfigFields, name: str, default: str, *supported: s
   return known[fields.require(name, default, *others)]
 
 
-def projection_unsupported(model: str) -> Callable[[EncoderConfig], str]:
+def projection_unsupported(model: str) -> Callable[[EncoderConfig], Obstacle | None]:
   """`unsupported` of an architecture whose embeddings are as wide as its layers."""
 
-  def unsupported(config: EncoderConfig) -> str:
+  def unsupported(config: EncoderConfig) -> Obstacle | None:
     if config.embedding_size == config.hidden_size:
-      return ''
-    return (
+      return None
+    return Obstacle(
       f'its embeddings of {config.embedding_size} are projected to a width of '
-      f'{config.hidden_size}, and {model} has no such projection'
+      f'{config.hidden_size}, and {model} has no such projection',
+      'embedding_size',
+      config.hidden_size,
     )
 
   return unsupported
 
 
-def exact_gelu_unsupported(model: str) -> Callable[[EncoderConfig], str]:
-  """`unsupported` of such an architecture whose heads have the exact GELU only."""
+def activation_unsupported(model: str, config: EncoderConfig) -> Obstacle | None:
+  """Why an architecture whose heads have the exact GELU only has no model of a config."""
+  if config.activation == 'gelu':
+    return None
+  reason = f'its activation is {config.activation}, and the heads of {model} have gelu'
+  return Obstacle(reason, 'activation', 'gelu')
 
-  def unsupported(config: EncoderConfig) -> str:
-    if config.activation != 'gelu':
-      return f'its activation is {config.activation}, and the heads of {model} have gelu'
-    return projection_unsupported(model)(config)
 
-  return unsupported
+def exact_gelu_unsupported(model: str) -> Callable[[EncoderConfig], Obstacle | None]:
+  """`unsupported` of an architecture to which both of the above apply."""
+  return lambda config: (
+    activation_unsupported(model, config) or projection_unsupported(model)(config)
+  )
 
 
 def head_of_one_layer(head: Head) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from electra_jax.interop import (
   hf_tensors,
   tensor_files,
 )
-from electra_jax.interop.hf_architecture import Architecture
+from electra_jax.interop.hf_architecture import Architecture, Obstacle
 from electra_jax.interop.hf_config import (
   ConfigFields,
   architecture_class,
@@ -259,9 +259,9 @@ def model_files(
   if config is None or (tower == 'finetuned' and not weights.head):
     raise UserError(f'{weights.source} has no {tower} model to write.')
   architecture = _architecture_for(config)
-  if reason := architecture.unsupported(config):
+  if problem := architecture.unsupported(config):
     raise UserError(
-      f'the {tower} of {weights.source} cannot be written for transformers: {reason}.'
+      f'the {tower} of {weights.source} cannot be written for transformers: {problem.reason}.'
     )
   fields = architecture.write_config(config, special_ids or {})
   if tower == 'finetuned':
@@ -292,6 +292,11 @@ def model_files(
   tensors = hf_tensors.from_params(params, architecture, kind, config)
   architecture.finish(tensors, special_ids or {})
   return {CONFIG: text.encode(), TENSORS: tensor_files.to_safetensors(tensors)}
+
+
+def obstacle(config: EncoderConfig) -> Obstacle | None:
+  """Returns why an encoder of a config cannot be written for `transformers`; None where it can."""
+  return _architecture_for(config).unsupported(config)
 
 
 def auto_class(config: EncoderConfig) -> str:

@@ -101,6 +101,8 @@ def _train(
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
   guidance.print_expectation(_expectation(setup, first), run.config)
+  if not saved:
+    guidance.warn_of_export(setup.programs[0].model.discriminator_config)
   status.change(step=first, steps=run.phases[-1].last, restored_step=saved)
   evaluate_first = bool(initial) and not saved
   runner = recorder = None
