@@ -2,7 +2,10 @@
 
 import json
 
+import finetune_files
+import flax.linen as nn
 import foreign_tokenizers
+import jax
 import micro_run
 import numpy as np
 import pytest
@@ -11,8 +14,12 @@ from encoder_formats import FORMATS
 
 from electra_jax import export
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
+from electra_jax.finetune.finetuned import open_finetuned
 from electra_jax.interop import huggingface, own
 from electra_jax.interop.weights import same_bits
+from electra_jax.model.config import EncoderConfig
+from electra_jax.model.heads import FineTuned, init_finetuned
+from electra_jax.training import optimizers, partitioning
 
 # The tokenizer of each format.
 FORMS = {
@@ -108,3 +115,51 @@ def test_masked_language_modeling_continues_with_the_head_of_the_model(family, t
     ('generator_head', 'generator_head'),
   ):
     assert same_bits(again[theirs], ours[name]), name
+
+
+@pytest.mark.parametrize('family', ['albert', *LONG])
+def test_fine_tuning_starts_from_an_encoder_and_others_open_the_result(family, tmp_path):
+  source = write_source(family, tmp_path / 'source', 'Model')
+  micro_run.run(
+    '--mode=finetune',
+    f'--config={micro_run.FINETUNE_CONFIG}',
+    f'--config.init=hf:{source}',
+    f'--config.data.source={finetune_files.glue(tmp_path / "glue")}',
+    f'--workdir={tmp_path / "run"}',
+    f'--config.compilation_cache={micro_run.programs()}',
+    '--config.head.style=transformers',
+    '--config.epochs=1',
+    '--config.num_trials=1',
+  )
+  export.export(str(tmp_path / 'run'), str(tmp_path / 'out'))
+  ours = open_finetuned(tmp_path / 'run').weights()
+  theirs = huggingface.read_weights(str(tmp_path / 'out'))
+  assert same_bits(theirs.head.params, ours.head.params)
+  assert same_bits(theirs.params, ours.params)
+  model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+    tmp_path / 'out', output_loading_info=True
+  )
+  assert not loaded['missing_keys'] and not loaded['unexpected_keys']
+  model.save_pretrained(tmp_path / 'again')
+  again = huggingface.read_weights(str(tmp_path / 'again'))
+  assert same_bits(again.params, theirs.params) and same_bits(again.head.params, theirs.head.params)
+
+
+@pytest.mark.parametrize('family', FORMS)
+def test_every_parameter_has_a_learning_rate_and_a_sharding(family):
+  """Also those that only some families have: tables of distances, layers that are shared."""
+  sizes = {'hidden_size': 24, 'num_heads': 3, 'intermediate_size': 40, 'num_layers': 2}
+  config = EncoderConfig(family=family, embedding_size=12, vocab_size=61, **sizes)
+  model = FineTuned(config, 'classification', labels=2, style='transformers')
+  boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
+  shapes = nn.unbox(boxed)
+  partitioning.parameter_shardings(boxed, partitioning.make_layout())
+  rates = optimizers.layerwise_rates(shapes, config.num_layers, 0.5, published=False)
+  assert jax.tree.structure(rates) == jax.tree.structure(shapes)
+  for rate, shape in zip(jax.tree.leaves(rates), jax.tree.leaves(shapes), strict=True):
+    assert np.broadcast_shapes(rate.shape, shape.shape) == shape.shape
+  encoder = rates['discriminator']
+  if family == 'albert':
+    assert encoder['shared_layer']['query']['kernel'] == 0.5  # as the last layer
+  if family == 'deberta-v2':
+    assert encoder['distances'] == encoder['embeddings_project']['kernel'] == 0.125
