@@ -15,8 +15,7 @@ def layer_flops(config: EncoderConfig, length: int) -> int:
   """Forward pass of one encoder layer on one row of `length` tokens.
 
   Attention counts every pair of positions in the row, also where a mask or a local window hides one
-  from the other. Relative positions add two products with the rows of all distances; the
-  projections of these rows, once per batch, are left out.
+  from the other. Relative positions add two products with the rows of all distances.
   """
   c = config
   matrices = 3 if c.gated_feed_forward else 2
@@ -32,6 +31,13 @@ def encoder_flops(config: EncoderConfig, length: int) -> int:
     2 * length * c.embedding_size * c.hidden_size if c.embedding_size != c.hidden_size else 0
   )
   return projection + c.num_layers * layer_flops(c, length)
+
+
+def distances_flops(config: EncoderConfig, length: int) -> int:
+  """Forward pass of what does not depend on the rows: the projections of all distances."""
+  if not config.traits.relative:
+    return 0
+  return config.num_layers * 2 * 2 * (2 * length - 1) * config.hidden_size**2
 
 
 def generator_head_flops(config: EncoderConfig, predictions: int) -> int:
@@ -100,7 +106,9 @@ def step_flops(parts: Sequence[Part], batch: int, length: int, convention: str =
     return encoder_flops(part.config, length) + part.heads
 
   if convention == 'model':
-    return batch * sum((3 if part.trained else 1) * forward(part) + part.drawn for part in parts)
+    once = sum((3 if part.trained else 1) * distances_flops(part.config, length) for part in parts)
+    rows = sum((3 if part.trained else 1) * forward(part) + part.drawn for part in parts)
+    return once + batch * rows
   return batch * sum(
     (2 if part.trained else 1) * (forward(part) + _lookup_flops(part.config, length)) + part.drawn
     for part in parts

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from electra_jax.errors import UserError
 from electra_jax.interop import hf_tensors, huggingface
-from electra_jax.interop.weights import same_bits
+from electra_jax.interop.hf_config import ConfigFields
+from electra_jax.interop.weights import Weights, expected_shapes, same_bits
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.model.heads import TransformersHead
@@ -358,3 +359,37 @@ def test_what_is_not_supported_is_named_with_what_is(family, fields, words, tmp_
   file.write_text(json.dumps(json.loads(file.read_text()) | fields))
   with pytest.raises(UserError, match=f'{words}'):
     huggingface.read_weights(str(tmp_path))
+
+
+# Fields of the config.json of published models, where they are not the defaults of transformers.
+PUBLISHED = {
+  'bert': {},
+  'roberta': {'vocab_size': 50265, 'max_position_embeddings': 514, 'type_vocab_size': 1},
+  'xlm-roberta': {'vocab_size': 250002, 'max_position_embeddings': 514, 'type_vocab_size': 1},
+  'camembert': {'vocab_size': 32005, 'max_position_embeddings': 514, 'type_vocab_size': 1},
+  'deberta-v2': FORMATS['deberta-v2'].fields
+  | {
+    'vocab_size': 128100,
+    'hidden_size': 768,
+    'num_hidden_layers': 12,
+    'num_attention_heads': 12,
+    'intermediate_size': 3072,
+    'max_position_embeddings': 512,
+    'position_buckets': 256,
+  },
+  'distilbert': {},
+  'albert': {'hidden_size': 768, 'num_attention_heads': 12, 'intermediate_size': 3072},
+  'modern': {},
+}
+
+
+@pytest.mark.parametrize('family', PUBLISHED)
+def test_published_sizes_have_as_many_parameters_as_in_transformers(family):
+  made = getattr(transformers, f'{FORMATS[family].name}Config')(**PUBLISHED[family])
+  config = architecture(family).read_config(ConfigFields('here', made.to_dict()))
+  shapes = expected_shapes(Weights('here', None, config, 'none', {}))
+  with torch.device('meta'):
+    theirs = transformers.AutoModelForMaskedLM.from_config(made)
+  unused = 2 * 768 if family in ('roberta', *SAME) else 0  # rows of positions
+  count = sum(x.numel() for x in theirs.parameters())
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == count - unused
