@@ -71,7 +71,7 @@ ROLES = ('cls_token', 'sep_token', 'unk_token', 'pad_token', 'mask_token')
 def lines():
   """The text that the vocabularies are trained on."""
   some = made_tokenizers.sample_text(60_000).split('\n')
-  return [line for line in some if line.strip()] + [*SCRIPTS.values()] * 5
+  return [line for line in some if line.strip()] + [*SCRIPTS.values(), 'IŞIK ışık İşi'] * 5
 
 
 def _trained(pipeline, trainer):
@@ -107,12 +107,12 @@ def _unigram(special, size=900, unknown='<unk>', normalizers_=(), metaspace='alw
   return _trained(pipeline, trainer)
 
 
-def _bert(lowercase=True):
+def _bert(normalizer=None):
   import tokenizers
   from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
   pipeline = tokenizers.Tokenizer(models.WordPiece(unk_token='[UNK]'))
-  pipeline.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  pipeline.normalizer = normalizer or normalizers.BertNormalizer()
   pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
   pipeline.decoder = decoders.WordPiece()
   special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
@@ -128,15 +128,13 @@ def _turkish():
   """WordPiece with Turkish casing, which BERT's normalizer does not do."""
   from tokenizers import normalizers
 
-  pipeline, settings = _bert()
-  pipeline.normalizer = normalizers.Sequence(
-    [
-      normalizers.NFC(),
-      normalizers.Replace('I', 'ı'),
-      normalizers.Replace('İ', 'i'),
-      normalizers.Lowercase(),
-    ]
-  )
+  steps = [
+    normalizers.NFC(),
+    normalizers.Replace('I', 'ı'),
+    normalizers.Replace('İ', 'i'),
+    normalizers.Lowercase(),
+  ]
+  pipeline, settings = _bert(normalizers.Sequence(steps))
   return pipeline, settings | {'tokenizer_class': 'PreTrainedTokenizerFast'}
 
 
@@ -251,10 +249,12 @@ def _deberta_v3():
 def _bpe_with_bytes(special, size=1200):
   """BPE of characters with bytes for rare ones, as Llama and Gemma."""
   import tokenizers
-  from tokenizers import decoders, models, normalizers, trainers
+  from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
   pipeline = tokenizers.Tokenizer(models.BPE(unk_token='<unk>', fuse_unk=True, byte_fallback=True))
   pipeline.normalizer = normalizers.Replace(' ', '▁')
+  # Only for the training, so that no token crosses a space.
+  pipeline.pre_tokenizer = pre_tokenizers.Split('▁', 'merged_with_next')
   pipeline.decoder = decoders.Sequence(
     [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
   )
@@ -264,7 +264,7 @@ def _bpe_with_bytes(special, size=1200):
   )
   _trained(pipeline, trainer)
   # Bytes are in the vocabulary but are not matched in a text.
-  description = json.loads(pipeline.to_str())
+  description = json.loads(pipeline.to_str()) | {'pre_tokenizer': None}
   description['added_tokens'] = [
     token for token in description['added_tokens'] if token['content'] in special
   ]

@@ -96,6 +96,11 @@ class DataConfig(Config):
   add_special_tokens: bool = field(
     False, 'Append [PAD], [UNK], [CLS], [SEP] and [MASK] to an existing tokenizer that lacks them.'
   )
+  segmenter: str = field(
+    '',
+    'For scripts without spaces: function of user code that gives the words of a text; see '
+    'docs/extending.md.',
+  )
   tokenizer_characters: float = field(
     200e6,
     'Characters of the corpus that a tokenizer is trained on, in lines chosen by hash.',
@@ -457,6 +462,7 @@ class PretrainingConfig(Config):
       'sharing scheme': (self.sharing,),
       'optimizer': (self.optimizer.name,),
       'tokenizer': (self.data.tokenizer,),
+      'segmenter': (self.data.segmenter,),
       # A source may choose its format by the names of its files, so each may be in use.
       'corpus format': tuple(registry.CORPUS_FORMATS),
     }

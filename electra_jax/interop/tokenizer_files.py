@@ -33,6 +33,11 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
   Raises:
     UserError: a SentencePiece model that these files cannot express, with the reason.
   """
+  if tokenizer.segment:
+    console.say(
+      'tokenizer',
+      'transformers does not run the segmenter: put spaces between the words of its input.',
+    )
   pipeline = tokenizer.to_pipeline()
   if pipeline is None:
     console.say(

@@ -77,6 +77,7 @@ def prepare_data(
     tokenizer_options=d.tokenizer_options,
     tokenizer_characters=int(d.tokenizer_characters),
     add_special_tokens=d.add_special_tokens,
+    segmenter=d.segmenter,
   )
   return prepare_corpus(
     recipe, cache=d.cache, output=output, processes=d.workers, beam=beam, take_over=take_over

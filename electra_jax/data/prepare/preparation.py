@@ -273,6 +273,8 @@ def _make_plan(
     given = tokenization.load_tokenizer(
       path, recipe.lowercase, recipe.strip_accents, recipe.add_special_tokens
     )
+    if recipe.segmenter:
+      given = given.with_segmenter(recipe.segmenter)
   identity = corpora.corpus_identity(sources)
   fingerprint = _fingerprint(recipe, identity, given, weighted=_weights(sources) is not None)
   if output is None:

@@ -12,7 +12,7 @@ from electra_jax.data.tokenizers.training_sample import TRAINING_CHARACTERS
 from electra_jax.errors import UserError
 
 # Settings that prepared corpora of 0.1.0 do not have.
-_NEWER = ('tokenizer_options', 'tokenizer_characters', 'add_special_tokens')
+_NEWER = ('tokenizer_options', 'tokenizer_characters', 'add_special_tokens', 'segmenter')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class CorpusRecipe:
   tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tokenizer_characters: int = TRAINING_CHARACTERS
   add_special_tokens: bool = False
+  segmenter: str = ''
 
   @property
   def tokenizer_settings(self) -> TokenizerSettings:
@@ -53,6 +54,7 @@ class CorpusRecipe:
       strip_accents=self.strip_accents,
       byte_fallback=self.byte_fallback,
       characters=self.tokenizer_characters,
+      segmenter=self.segmenter,
       options=self.tokenizer_options,
     )
 
@@ -80,6 +82,8 @@ class CorpusRecipe:
         f'invalid_utf8 is {self.invalid_utf8!r}; expected {" or ".join(INVALID_UTF8)}.'
       )
     packing.check_row_length(self.row_length)
+    if self.segmenter:
+      registry.SEGMENTERS.entry(self.segmenter)
     if self.tokenizer_options and self.tokenizer not in registry.TOKENIZERS:
       raise UserError(
         f'config.data.tokenizer_options is set, but config.data.tokenizer is {self.tokenizer!r}; '

@@ -12,7 +12,6 @@ from electra_jax import input_limits, json_reader
 from electra_jax.data.tokenizers import special_tokens, word_marks
 from electra_jax.data.tokenizers.special_tokens import (
   CLS,
-  OTHER_NAMES,
   SEP,
   SPECIAL_TOKENS,
   UNK,
@@ -77,7 +76,7 @@ def canonical_files(
   if missing and not add_special_tokens:
     raise missing_tokens(repr(source), missing)
   if missing:
-    added = names_for_missing(missing, pipeline.get_vocab())
+    added = special_tokens.names_for_missing(missing, pipeline.get_vocab())
     _append(pipeline, list(added.values()))
     names |= added
     special_tokens.print_appended(added.values())
@@ -117,27 +116,6 @@ def open_pipeline(content: bytes, source: str) -> Pipeline:
 def serialized(pipeline: Pipeline) -> bytes:
   """The tokenizer.json of a pipeline."""
   return (pipeline.to_str(pretty=True) + '\n').encode()
-
-
-def names_for_missing(missing: list[str], vocabulary: Mapping[str, Any]) -> dict[str, str]:
-  """Names of special tokens that a vocabulary lacks, in the style of those that it has.
-
-  Args:
-    missing: of SPECIAL_TOKENS.
-    vocabulary: token -> anything.
-
-  Returns:
-    Special token -> name.
-  """
-  angular = any(name in vocabulary for name in ('<unk>', '<pad>', '<s>', '</s>', '<bos>', '<eos>'))
-  return {
-    token: next(
-      name
-      for name in ((OTHER_NAMES[token], token) if angular else (token, OTHER_NAMES[token]))
-      if name not in vocabulary
-    )
-    for token in missing
-  }
 
 
 def runtime_pipeline(description: Settings) -> Pipeline:

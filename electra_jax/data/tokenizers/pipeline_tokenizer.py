@@ -64,6 +64,7 @@ class PipelineTokenizer(Tokenizer):
     self._description = pipeline_files.runtime_description(pipeline, special_ids)
     self._pipeline = pipeline_files.runtime_pipeline(self._description)
     self._marks = word_marks.find_marks(self._description)
+    self._marks.spaceless = self.segment is None
     self._added = {
       i for i, token in self._pipeline.get_added_tokens_decoder().items() if i in texts
     }

@@ -1,6 +1,7 @@
 """SentencePiece tokenizers, unigram and BPE."""
 
 import io
+import json
 import os
 import re
 import string
@@ -12,11 +13,14 @@ import numpy as np
 from electra_jax import file_access
 from electra_jax.data.tokenizers import (
   new_words,
+  pipeline_files,
+  sentencepiece_folders,
   sentencepiece_model,
   sentencepiece_pipeline,
   special_tokens,
   word_marks,
 )
+from electra_jax.data.tokenizers.pipeline_tokenizer import PipelineTokenizer
 from electra_jax.data.tokenizers.sentencepiece_model import SPACE
 from electra_jax.data.tokenizers.special_tokens import (
   CLS,
@@ -26,8 +30,10 @@ from electra_jax.data.tokenizers.special_tokens import (
   PAD_ID,
   SEP,
   SEP_ID,
+  SPECIAL_TOKENS,
   UNK,
   UNK_ID,
+  role_of,
 )
 from electra_jax.data.tokenizers.tokenization import (
   Overrides,
@@ -36,6 +42,7 @@ from electra_jax.data.tokenizers.tokenization import (
   TokenizerSettings,
 )
 from electra_jax.data.tokenizers.training_sample import Sample
+from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
 from electra_jax.errors import UserError
 
 FILE = 'tokenizer.model'
@@ -61,7 +68,7 @@ class SentencePieceTokenizer(Tokenizer):
 
   kind = 'sentencepiece'
   notation = '▁ begins a word.'
-  main_files = (FILE, 'spiece.model', 'sentencepiece.bpe.model')
+  main_files = (FILE, 'spiece.model', 'spm.model', 'sentencepiece.bpe.model')
 
   def __init__(self, files: Mapping[str, bytes], source: str, options: None = None) -> None:
     """Opens a model.
@@ -82,10 +89,7 @@ class SentencePieceTokenizer(Tokenizer):
       self.model = sentencepiece_model.parse_model(files[FILE])
       processor.load_from_serialized_proto(files[FILE])
     except (RuntimeError, ValueError):
-      raise UserError(
-        f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train '
-        'it again (the name of a WordPiece vocabulary must end in .txt).'
-      ) from None
+      raise _damaged(source) from None
     every_id = list(range(processor.get_piece_size()))
     tokens = processor.id_to_piece(every_id)
     # The unknown piece has its own type, whatever its name.
@@ -113,8 +117,21 @@ class SentencePieceTokenizer(Tokenizer):
     place = next((places[name] for name in cls.main_files if name in places), None)
     if place is None:
       return None
-    overrides.require_no_case(source, 'a SentencePiece model')
-    return cls({FILE: file_access.read_bytes(place)}, place)
+    content = file_access.read_bytes(place)
+    try:
+      pieces = sentencepiece_model.parse_model(content).pieces
+      if PIPELINE_FILE in places and not sentencepiece_folders.is_own(pieces):
+        return None  # the tokenizer.json has the ids and the normalization of its class
+      overrides.require_no_case(source, 'a SentencePiece model')
+      content, steps = sentencepiece_folders.read_folder(
+        content, places, source, overrides.add_special_tokens
+      )
+    except ValueError:
+      raise _damaged(place) from None
+    model = cls({FILE: content}, place)
+    if steps == sentencepiece_folders.TextSteps():
+      return model
+    return _with_steps(model, sentencepiece_folders.normalizers_of(steps), source)
 
   def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
     """See `Tokenizer.encode_short`."""
@@ -169,7 +186,10 @@ class SentencePieceTokenizer(Tokenizer):
         'the SentencePiece model has the space of a word at its end, so its pieces do not show '
         'where words begin; use another tokenizer, or --config.objective.masking=uniform.'
       )
-    return np.array([_piece_begins_word(text, kind) for text, _, kind in self.model.pieces], bool)
+    spaceless = self.segment is None
+    return np.array(
+      [_piece_begins_word(text, kind, spaceless) for text, _, kind in self.model.pieces], bool
+    )
 
   def surface(self, token_id: int) -> tuple[bool, str]:
     """See `Tokenizer.surface`."""
@@ -197,7 +217,7 @@ class SentencePieceTokenizer(Tokenizer):
     a new one would require all tokens on the way, which would change other words.
     """
     pieces = new_words.unigram_pieces(self, self.model, self._processor.normalize, words)
-    files = {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
+    files = self.files | {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
     return SentencePieceTokenizer(files, 'with more words')
 
   def to_pipeline(self) -> Pipeline:
@@ -266,6 +286,30 @@ class SentencePieceTokenizer(Tokenizer):
     return {FILE: model.getvalue()}
 
 
+def _damaged(source: str) -> UserError:
+  return UserError(
+    f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train '
+    'it again (the name of a WordPiece vocabulary must end in .txt).'
+  )
+
+
+def _with_steps(model: SentencePieceTokenizer, steps: Sequence[Any], source: str) -> Tokenizer:
+  """A model with other normalizers before its own, which SentencePiece cannot express."""
+  from tokenizers import normalizers
+
+  pipeline = model.to_pipeline()
+  pipeline.normalizer = normalizers.Sequence([*steps, pipeline.normalizer])
+  roles = {
+    role_of(token): model.tokens[getattr(model, f'{token[1:-1].lower()}_id')]
+    for token in SPECIAL_TOKENS
+  }
+  files = {
+    PIPELINE_FILE: pipeline_files.serialized(pipeline),
+    SETTINGS_FILE: (json.dumps(roles, indent=2) + '\n').encode(),
+  }
+  return PipelineTokenizer(files, source)
+
+
 def _cores() -> int:
   return min(16, os.cpu_count() or 1)
 
@@ -289,10 +333,10 @@ def _size_error(message: str, vocab_size: int, byte_pieces: int) -> str | None:
   return None
 
 
-def _piece_begins_word(text: str, piece_type: int) -> bool:
+def _piece_begins_word(text: str, piece_type: int, spaceless: bool) -> bool:
   if piece_type == sentencepiece_model.BYTE_PIECE:
-    return word_marks.byte_begins_word(int(text[3:5], 16))  # <0x0A>
-  return piece_type != sentencepiece_model.UNKNOWN_PIECE and word_marks.begins_word(text)
+    return word_marks.byte_begins_word(int(text[3:5], 16), spaceless)  # <0x0A>
+  return piece_type != sentencepiece_model.UNKNOWN_PIECE and word_marks.begins_word(text, spaceless)
 
 
 def _shape(piece: str) -> tuple[int, int, int]:

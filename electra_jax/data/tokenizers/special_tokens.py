@@ -1,6 +1,6 @@
 """The special tokens: their names, and their ids in a vocabulary."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from electra_jax import console
 from electra_jax.errors import UserError
@@ -61,12 +61,34 @@ def missing_tokens(source: str, missing: Sequence[str], remedy: str = '') -> Use
   Args:
     source: name of the vocabulary.
     missing: names of the tokens.
-    remedy: what may help besides.
+    remedy: what else may help; '' to use another tokenizer.
   """
+  remedy = remedy or 'use a tokenizer that has them'
   return UserError(
-    f'the vocabulary of {source} lacks {", ".join(missing)}; {remedy}{", or " if remedy else ""}'
-    'set --config.data.add_special_tokens to append them, or use a tokenizer that has them.'
+    f'the vocabulary of {source} lacks {", ".join(missing)}; {remedy}, or set '
+    '--config.data.add_special_tokens to append them.'
   )
+
+
+def names_for_missing(missing: Sequence[str], vocabulary: Collection[str]) -> dict[str, str]:
+  """Names of special tokens that a vocabulary lacks, in the style of those that it has.
+
+  Args:
+    missing: of SPECIAL_TOKENS.
+    vocabulary: all tokens.
+
+  Returns:
+    Special token -> name.
+  """
+  angular = any(name in vocabulary for name in ('<unk>', '<pad>', '<s>', '</s>', '<bos>', '<eos>'))
+  return {
+    token: next(
+      name
+      for name in ((OTHER_NAMES[token], token) if angular else (token, OTHER_NAMES[token]))
+      if name not in vocabulary
+    )
+    for token in missing
+  }
 
 
 def print_appended(names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from electra_jax import checksums, console, file_access, hub, json_reader, registry
 from electra_jax.config import declarations
-from electra_jax.data.tokenizers import text_parts, training_sample
+from electra_jax.data.tokenizers import segmenters, text_parts, training_sample
 from electra_jax.data.tokenizers.special_tokens import (
   OWN_NAMES,
   SPECIAL_TOKENS,
@@ -101,6 +101,7 @@ class TokenizerSettings:
       [UNK]; None for yes in vocabularies of at least 8,192 tokens, where the 256 bytes cost little.
     seed: seed of the choice of lines in a large corpus.
     characters: most characters of the lines that are chosen.
+    segmenter: a name of `registry.SEGMENTERS`, or '' for none.
     options: of a tokenizer that user code registered: a mapping, or its dataclass of options.
       `Tokenizer.train` gets the dataclass.
   """
@@ -112,6 +113,7 @@ class TokenizerSettings:
   byte_fallback: bool | None = None
   seed: int = 0
   characters: int = training_sample.TRAINING_CHARACTERS
+  segmenter: str = ''
   options: Options = None
 
 
@@ -131,6 +133,7 @@ class Tokenizer(abc.ABC):
     pad_id: id of [PAD]; in the same way `unk_id`, `cls_id`, `sep_id` and `mask_id`.
     files: name -> content of the files that define the tokenizer.
     options: the dataclass of options of a tokenizer that user code registered, otherwise None.
+    segment: function that gives the words of a text, of user code, else None.
     origin: 'org/name@commit' of a tokenizer that was opened from the Hugging Face Hub, else ''.
   """
 
@@ -172,6 +175,7 @@ class Tokenizer(abc.ABC):
     self.tokens = tuple(tokens)
     self.options = options
     self.origin = ''
+    self.segment = segmenters.find(self.files, self.kind)
     source = f'the tokenizer {self.kind!r}'
     ids = special_ids or find_special_tokens(self.tokens, OWN_NAMES, source)
     self.pad_id = ids['pad_id']
@@ -284,6 +288,17 @@ class Tokenizer(abc.ABC):
       'or WordPiece tokenizer.'
     )
 
+  def with_segmenter(self, name: str) -> 'Tokenizer':
+    """The tokenizer with a segmenter, which separates the words of texts before.
+
+    Raises:
+      UserError: no segmenter has this name.
+    """
+    files = self.files | {segmenters.SEGMENTER_FILE: segmenters.record(name)}
+    made = from_files(self.kind, files, self.kind, _plain_options(self.options))
+    made.origin = self.origin
+    return made
+
   def to_pipeline(self) -> Pipeline | None:
     """The same tokenizer as a `tokenizers.Tokenizer`, which `transformers` opens.
 
@@ -368,7 +383,7 @@ class Tokenizer(abc.ABC):
     A word of a text is a token that begins one and the tokens after it that do not. WordPiece: a
     token without `##` begins a word. SentencePiece: a piece that begins with a space (U+2581), with
     punctuation or a symbol, or with a character of a script that is written without spaces, where
-    each piece is a word.
+    each piece is a word unless a segmenter separates words.
 
     Raises:
       UserError: the tokens do not show where words begin.
@@ -405,6 +420,8 @@ class Tokenizer(abc.ABC):
       threads: None for all cores; 1 for the calling thread only, without a pool, as in worker
         processes. SentencePiece uses any other number as it is, WordPiece uses all cores.
     """
+    if self.segment:
+      texts = [segmenters.separated(text, self.segment)[0] for text in texts]
     encoded: list[list[np.ndarray]] = [[] for _ in texts]
     for owners, _, parts in text_parts.calls(texts, self.long_text_cut):
       rows = text_parts.without_surrogates(self.encode_short, parts, threads)
@@ -433,6 +450,19 @@ class Tokenizer(abc.ABC):
     Raises:
       NoOffsets: the kind of tokenizer has no offsets.
     """
+    if self.segment:
+      separated = [segmenters.separated(text, self.segment) for text in texts]
+      found = self._encode_with_offsets([text for text, _ in separated], threads)
+      return [
+        (ids, segmenters.original_spans(spans, places))
+        for (ids, spans), (_, places) in zip(found, separated, strict=True)
+      ]
+    return self._encode_with_offsets(texts, threads)
+
+  def _encode_with_offsets(
+    self, texts: Sequence[str], threads: int | None
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`encode_with_offsets` of texts whose words are separated."""
     encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in texts]
     for owners, starts, parts in text_parts.calls(texts, self.long_text_cut):
       rows = text_parts.without_surrogates(self.encode_short_with_offsets, parts, threads)
@@ -559,6 +589,9 @@ def load_tokenizer(
   for cls in _classes():
     opened = cls.open_files(places, path, overrides)
     if opened is not None:
+      if segmenters.SEGMENTER_FILE in places:
+        content = file_access.read_bytes(places[segmenters.SEGMENTER_FILE])
+        opened = from_files(opened.kind, opened.files | {segmenters.SEGMENTER_FILE: content}, path)
       opened.origin = origin
       return opened
   raise UserError(
@@ -643,7 +676,14 @@ def train_tokenizer(
   options = _plain_options(settings.options)
 
   def train(sample: Sample) -> Tokenizer:
-    return from_files(cls.kind, cls.train(sample, settings), 'just trained', options)
+    if not settings.segmenter:
+      return from_files(cls.kind, cls.train(sample, settings), 'just trained', options)
+    segment = registry.SEGMENTERS.get(settings.segmenter)
+    lines = [segmenters.separated(line, segment)[0] for line in sample.lines]
+    lines = [part for line in lines for part in training_sample.short_lines(line)]
+    files = cls.train(dataclasses.replace(sample, lines=lines), settings)
+    files[segmenters.SEGMENTER_FILE] = segmenters.record(settings.segmenter)
+    return from_files(cls.kind, files, 'just trained', options)
 
   return training_sample.train_with_progress(
     train,
@@ -664,6 +704,8 @@ def settings_identity(settings: TokenizerSettings) -> list[Any]:
   relevant = cls.relevant_settings(settings)
   if settings.characters != training_sample.TRAINING_CHARACTERS:
     relevant.append({'characters': settings.characters})
+  if settings.segmenter:
+    relevant.append(segmenters.record(settings.segmenter).decode())
   return relevant
 
 

@@ -27,18 +27,25 @@ SPACELESS = (
 # First bytes in UTF-8 of characters of which nearly all begin words: punctuation and symbols,
 # Chinese and Japanese, emoji.
 WORD_BYTES = (*range(0xE2, 0xEA), *range(0xF0, 0xF5))
+# Those of punctuation, symbols and emoji only.
+SYMBOL_BYTES = (0xE2, *range(0xF0, 0xF5))
 # Parts of a tokenizer.json that change a text before it is split into tokens.
 STEPS = ('normalizer', 'pre_tokenizer')
 # What is replaced where a character stands for a space.
 _SPACES = ({'String': ' '}, {'Regex': ' '})
 
 
-def begins_word(text: str) -> bool:
+def begins_word(text: str, spaceless: bool = True) -> bool:
   """Whether a token with this text begins a word, by its first character.
 
   A word begins at white space, at punctuation and symbols, and at characters of scripts that are
   written without spaces. Marks continue the character before them. U+2581, which SentencePiece
   writes for a space, is a symbol in Unicode.
+
+  Args:
+    text: of the token.
+    spaceless: whether characters of scripts without spaces begin words; not where a segmenter
+      separates words.
   """
   character = text[:1]
   if not character or (category := unicodedata.category(character)[0]) == 'M':
@@ -46,13 +53,21 @@ def begins_word(text: str) -> bool:
   return (
     category in 'PS'
     or character.isspace()
-    or any(first <= ord(character) <= last for first, last in SPACELESS)
+    or spaceless
+    and any(first <= ord(character) <= last for first, last in SPACELESS)
   )
 
 
-def byte_begins_word(byte: int) -> bool:
-  """Whether a character whose UTF-8 begins with a byte begins a word, as far as that decides it."""
-  return byte in WORD_BYTES or byte < 128 and begins_word(chr(byte))
+def byte_begins_word(byte: int, spaceless: bool = True) -> bool:
+  """Whether a character whose UTF-8 begins with a byte begins a word, as far as that decides it.
+
+  Args:
+    byte: the first byte.
+    spaceless: see `begins_word`.
+  """
+  if byte < 128:
+    return begins_word(chr(byte))
+  return byte in (WORD_BYTES if spaceless else SYMBOL_BYTES)
 
 
 class Marks(abc.ABC):
@@ -61,10 +76,12 @@ class Marks(abc.ABC):
   Attributes:
     notation: one sentence for readers of tokens; see `Tokenizer.notation`.
     keeps_spaces: whether tokens show where a text has spaces.
+    spaceless: whether characters of scripts without spaces begin words.
   """
 
   notation = ''
   keeps_spaces = True
+  spaceless = True
 
   @abc.abstractmethod
   def begins(self, token: str) -> bool:
@@ -100,8 +117,8 @@ class SpaceMarks(Marks):
     """See `Marks.begins`."""
     byte = byte_of(token)
     if byte is not None:
-      return byte_begins_word(byte)
-    return token.startswith(self.mark) or begins_word(token)
+      return byte_begins_word(byte, self.spaceless)
+    return token.startswith(self.mark) or begins_word(token, self.spaceless)
 
   def surface(self, token: str) -> tuple[bool, str]:
     """See `Marks.surface`."""
@@ -166,7 +183,9 @@ class ByteMarks(Marks):
       text = content.decode()
     except UnicodeDecodeError as error:
       text = content[: error.start].decode()
-    return begins_word(text) if text else bool(content) and byte_begins_word(content[0])
+    if text:
+      return begins_word(text, self.spaceless)
+    return bool(content) and byte_begins_word(content[0], self.spaceless)
 
   def ends(self, token: str) -> bool:
     """See `Marks.ends`: after a line break or a tab. A space belongs to what follows it."""

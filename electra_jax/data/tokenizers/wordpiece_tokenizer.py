@@ -175,7 +175,8 @@ class WordPieceTokenizer(Tokenizer):
     vocab_size = settings.vocab_size
     lowercase = settings.lowercase is not False
     strip_accents = lowercase if settings.strip_accents is None else settings.strip_accents
-    saved = wordpiece_files.make_settings(lowercase, strip_accents, True)
+    # With a segmenter, Chinese characters are parts of words.
+    saved = wordpiece_files.make_settings(lowercase, strip_accents, not settings.segmenter)
     normalizer, pre_tokenizer = _word_splitter(saved)
     characters = _characters(sample.lines, normalizer.normalize_str)
 
