@@ -95,4 +95,5 @@ def resolve_saved_run(
   """
   folder = run_folder.folder(workdir)
   c = run_config(folder).replace(changes or {})
-  return ResolvedRun(c, phases_of(c), folder, None, tokenizer_path(c, None, folder))
+  path = tokenizer_path(c, None, folder)
+  return ResolvedRun(c, phases_of(c), folder, None, path, recorded_revisions(folder))
