@@ -348,7 +348,8 @@ class PretrainingConfig(Config):
   seed: int = field(0, 'Seed of parameters, batches, masks, samples and dropout.', argument='seed')
   init: str = field(
     '',
-    "Initial weights: hf:FOLDER, tf:CHECKPOINT or a run's folder; '': random. Decides the sizes.",
+    "Initial weights: hf:FOLDER, hf:org/name, tf:CHECKPOINT or a run's folder; '': random. "
+    'Decides the sizes.',
   )
   continued: ContinuedConfig = group(ContinuedConfig, 'With config.init: how its weights are used.')
   data: DataConfig = group(DataConfig, 'Text, tokenizer and rows.')

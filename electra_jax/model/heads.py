@@ -2,7 +2,7 @@
 
 Heads have two styles. `published` is that of the original program (google-research/electra,
 finetune/): no pooler, and kernels from Glorot's uniform distribution with zero biases, the default
-of TensorFlow, for both families of encoders. `transformers` is that of Hugging Face's ElectraFor...
+of TensorFlow, for all families of encoders. `transformers` is that of Hugging Face's ElectraFor...
 and ModernBertFor... classes, so that their files can be read and written. Logits are float32.
 """
 
