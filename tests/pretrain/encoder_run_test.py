@@ -33,6 +33,12 @@ FORMS = {
   'albert': 'albert',
 }
 LONG = [pytest.param(family, marks=pytest.mark.clients) for family in FORMS]
+
+
+def also(family):
+  return pytest.param(family, marks=pytest.mark.long)
+
+
 RUN = (
   '--config=tests/configs/micro.py',
   '--config.data.tokenizer=init',
@@ -68,7 +74,7 @@ def trained(family, folder, *more):
   return place, out
 
 
-@pytest.mark.parametrize('family', ['roberta', 'deberta-v2', *LONG])
+@pytest.mark.parametrize('family', ['roberta', also('deberta-v2'), *LONG])
 def test_replaced_token_detection_continues_an_encoder_that_others_open(family, tmp_path):
   run, out = trained(
     family,
@@ -100,7 +106,7 @@ def test_replaced_token_detection_continues_an_encoder_that_others_open(family, 
   assert its(text)['input_ids'] == [mine.cls_id, *mine.encode(text), mine.sep_id]
 
 
-@pytest.mark.parametrize('family', ['distilbert', *LONG])
+@pytest.mark.parametrize('family', [also('distilbert'), *LONG])
 def test_masked_language_modeling_continues_with_the_head_of_the_model(family, tmp_path):
   run, out = trained(family, tmp_path, '--config.objective.name=mlm')
   start = [line for line in micro_run.figures(run) if line['kind'] == 'heldout'][0]
@@ -119,7 +125,7 @@ def test_masked_language_modeling_continues_with_the_head_of_the_model(family, t
     assert same_bits(again[theirs], ours[name]), name
 
 
-@pytest.mark.parametrize('family', ['albert', *LONG])
+@pytest.mark.parametrize('family', [also('albert'), *LONG])
 def test_fine_tuning_starts_from_an_encoder_and_others_open_the_result(family, tmp_path):
   source = write_source(family, tmp_path / 'source', 'Model')
   micro_run.run(
