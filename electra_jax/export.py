@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from electra_jax import checksums, console, file_access, model_card, report
+from electra_jax import checksums, console, file_access, hub, model_card, report
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
@@ -67,7 +67,8 @@ class _PretrainedRun:
     method = objective_of(config).description or f'the objective {config.objective.name}'
     weights_text = f'the weights of {tower} at step {self.weights.step:,}, pretrained by {method}'
     sections = model_card.run_sections(weights_text, config, facts)
-    return model_card.model_card(title, use, sections).encode()
+    bases = [hub.repository(source) for source in self.resolved.revisions]
+    return model_card.model_card(title, use, sections, bases).encode()
 
 
 def export(
@@ -173,7 +174,10 @@ def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
   assert weights.discriminator is not None
   if 'discriminator_head' not in weights.params:
     return model_card.use_of('encoder')
-  return model_card.use_of('discriminator', huggingface.auto_class(weights.discriminator))
+  name = huggingface.auto_class(weights.discriminator)
+  if name == 'AutoModel':  # which opens it without its head
+    return model_card.use_of('encoder')
+  return model_card.use_of('discriminator', name)
 
 
 def _heldout_metrics(record: RunRecord, step: int | None) -> list[str]:

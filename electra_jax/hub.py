@@ -66,6 +66,11 @@ def find(source: str, select: Select | None = None) -> HubFolder:
   return HubFolder(folder, commit, f'{name} of the Hub, revision {commit}, in {folder}')
 
 
+def repository(source: str) -> str:
+  """Returns the 'org/name' of a source of the Hub, as 'hf:org/name@revision'."""
+  return source.partition(':')[2].partition('@')[0]
+
+
 def pinned(source: str, revision: str) -> str:
   """Returns a source of the Hub with a revision, where it names none."""
   match = _REPOSITORY.fullmatch(source)

@@ -130,3 +130,7 @@ def test_a_commit_is_pinned_unless_a_revision_is_named():
   assert hub.pinned('org/name@v1', COMMIT) == 'org/name@v1'
   assert hub.pinned('a/folder/deep', COMMIT) == 'a/folder/deep'
   assert hub.pinned('org/name', '') == 'org/name'
+
+
+def test_the_name_of_a_repository_is_without_format_and_revision():
+  assert hub.repository('hf:org/name@v1') == hub.repository('hf:org/name') == 'org/name'

@@ -147,7 +147,9 @@ class FinetuningConfig(Config):
 
   name: str = field('finetune', 'Names the default workdir, runs/<name>.', one_line=True)
   init: str = field(
-    '', "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none."
+    '',
+    "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, hf:org/name, tf:CHECKPOINT, "
+    'or none.',
   )
   init_step: str = field(
     'last', 'Checkpoint of a run: last, best (by its held-out loss) or a step.'

@@ -10,6 +10,7 @@ from typing import Any
 from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
+from electra_jax.config.families import FAMILIES
 from electra_jax.config.groups import (
   CACHE,
   CACHE_HELP,
@@ -31,6 +32,7 @@ from electra_jax.config.groups import (
 )
 
 AUTO = ('auto', 'yes', 'no')
+ACTIVATIONS = ('gelu', 'gelu_tanh')
 BUDGETS = ('budget_flops', 'budget_tokens', 'budget_epochs', 'budget_minutes')
 
 
@@ -150,10 +152,12 @@ class DataConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Config):
-  """The discriminator; both families are described in electra_jax/model/config.py."""
+  """The discriminator; electra_jax/config/families.py describes the families."""
 
   family: str = field(
-    'electra', 'electra as published, or modern (ModernBERT).', choices=('electra', 'modern')
+    'electra',
+    'electra as published, modern (ModernBERT), or an encoder of transformers by its model_type.',
+    choices=tuple(FAMILIES),
   )
   hidden_size: int = field(256, 'Width of the layers.', at_least=1)
   embedding_size: int = field(
@@ -163,9 +167,17 @@ class ModelConfig(Config):
   num_heads: int = field(4, 'Number of attention heads.', at_least=1)
   intermediate_size: int = field(1024, 'Inner width of the feed-forward layers.', at_least=1)
   max_positions: int = field(
-    512, 'electra: rows of the position table, the longest sequence.', at_least=1
+    512,
+    'Rows of the position table, the longest sequence; deberta-v2: longer distances are one.',
+    at_least=1,
   )
-  type_vocab_size: int = field(2, 'electra: number of token types.', at_least=1)
+  position_buckets: int = field(
+    256, 'deberta-v2: distances that are told apart, to each side.', at_least=2
+  )
+  type_vocab_size: int = field(2, 'Number of token types, in families that have them.', at_least=1)
+  activation: str = field(
+    'gelu', 'Of feed-forward layers: gelu, or gelu_tanh, its approximation.', choices=ACTIVATIONS
+  )
   layer_norm_eps: float = field(1e-12, 'Added to the variance in LayerNorm.')
   initializer_range: float = field(0.02, 'Standard deviation of initial weights.')
   dropout: float = field(0.1, 'Dropout of embeddings and sublayer outputs.', at_least=0, below=1)
@@ -336,7 +348,8 @@ class PretrainingConfig(Config):
   seed: int = field(0, 'Seed of parameters, batches, masks, samples and dropout.', argument='seed')
   init: str = field(
     '',
-    "Initial weights: hf:FOLDER, tf:CHECKPOINT or a run's folder; '': random. Decides the sizes.",
+    "Initial weights: hf:FOLDER, hf:org/name, tf:CHECKPOINT or a run's folder; '': random. "
+    'Decides the sizes.',
   )
   continued: ContinuedConfig = group(ContinuedConfig, 'With config.init: how its weights are used.')
   data: DataConfig = group(DataConfig, 'Text, tokenizer and rows.')

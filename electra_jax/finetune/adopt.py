@@ -17,6 +17,7 @@ from etils import epath
 
 from electra_jax import console, file_access, registry
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning
+from electra_jax.config.families import FAMILIES
 from electra_jax.console import say
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial, task_program
@@ -28,7 +29,6 @@ from electra_jax.finetune.tasks.task import Task
 from electra_jax.folder_lock import FolderLock
 from electra_jax.interop.origins import open_source
 from electra_jax.interop.weights import Head, Weights, place_params
-from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.update_step import TrainState, no_skips

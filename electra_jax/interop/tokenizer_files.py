@@ -103,10 +103,11 @@ def _has_rows(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> bo
   inside = pipeline.encode(text, add_special_tokens=False)
   first = [tokenizer.cls_id, *inside.ids, tokenizer.sep_id]
   second = [*inside.ids, tokenizer.sep_id]
-  types = [0] * len(first) + [int(token_types)] * len(second)
+  between = [tokenizer.sep_id] * (tokenizer.separators - 1)
+  types = [0] * len(first) + [int(token_types)] * len(between + second)
   return (
     one.ids == first
-    and pair.ids == first + second
+    and pair.ids == first + between + second
     and (not token_types or pair.type_ids == types)
     and (not _is_byte_level(pipeline) or inside.offsets[-1][0] == text.index('b'))
   )
@@ -126,7 +127,11 @@ def _set_rows(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> No
   second = int(token_types)
   rows: Any = processors.TemplateProcessing(
     single=[f'{cls}:0', '$A:0', f'{sep}:0'],
-    pair=[f'{cls}:0', '$A:0', f'{sep}:0', f'$B:{second}', f'{sep}:{second}'],
+    pair=[
+      *(f'{cls}:0', '$A:0', f'{sep}:0'),
+      *[f'{sep}:{second}'] * (tokenizer.separators - 1),
+      *(f'$B:{second}', f'{sep}:{second}'),
+    ],
     special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
   )
   if _is_byte_level(pipeline):

@@ -85,7 +85,8 @@ def test_rows_and_roles_are_ours_in_transformers(exported):
   ours, theirs, _ = exported
   one, other = ours.encode_batch(['The old', 'man sat.'])
   row = theirs('The old', 'man sat.')['input_ids']
-  assert row == [ours.cls_id, *one, ours.sep_id, *other, ours.sep_id]
+  between = [ours.sep_id] * ours.separators
+  assert row == [ours.cls_id, *one, *between, *other, ours.sep_id]
   roles = ('pad', 'unk', 'cls', 'sep', 'mask')
   assert [getattr(theirs, f'{role}_token_id') for role in roles] == [
     getattr(ours, f'{role}_id') for role in roles

@@ -143,6 +143,28 @@ def runtime_pipeline(description: Settings, source: str) -> Pipeline:
   return pipeline
 
 
+def separators(content: bytes, sep: str) -> int:
+  """The number of [SEP] between the two texts of a pair, by the template of a tokenizer.json.
+
+  Args:
+    content: of the file.
+    sep: name of [SEP].
+
+  Returns:
+    1 or 2; 1 where the file has no template with both texts.
+  """
+  post = json_reader.parse(content, PIPELINE_FILE).get('post_processor') or {}
+  for part in post.get('processors') or [post]:
+    if part.get('type') == 'RobertaProcessing':
+      return 2
+    if part.get('type') == 'TemplateProcessing':
+      names = [next(iter(piece.values()))['id'] for piece in part.get('pair') or []]
+      if 'A' in names and 'B' in names:
+        between = names[names.index('A') + 1 : names.index('B')]
+        return min(2, max(1, between.count(sep)))
+  return 1
+
+
 def runtime_description(pipeline: Pipeline, role_ids: Mapping[str, int]) -> Settings:
   """A tokenizer.json that never gives one of the special tokens for its name.
 

@@ -61,6 +61,8 @@ class PipelineTokenizer(Tokenizer):
     names = {token: (settings[role_of(token)],) for token in SPECIAL_TOKENS}
     special_ids = special_tokens.find_special_tokens(tokens, names, repr(source))
     super().__init__(files, tokens, special_ids, options)
+    sep = self.tokens[self.sep_id]
+    self.separators = pipeline_files.separators(files[PIPELINE_FILE], sep)
     self._description = pipeline_files.runtime_description(pipeline, special_ids)
     self._pipeline = pipeline_files.runtime_pipeline(self._description, source)
     self._marks = word_marks.find_marks(self._description)

@@ -135,6 +135,7 @@ class Tokenizer(abc.ABC):
     options: the dataclass of options of a tokenizer that user code registered, otherwise None.
     segment: function that gives the words of a text, of user code, else None.
     origin: 'org/name@commit' of a tokenizer that was opened from the Hugging Face Hub, else ''.
+    separators: number of [SEP] between the two texts of a row: 1, or 2 as RoBERTa has them.
   """
 
   # Part of the fingerprint. For a tokenizer of user code, the name that it is registered under.
@@ -175,6 +176,7 @@ class Tokenizer(abc.ABC):
     self.tokens = tuple(tokens)
     self.options = options
     self.origin = ''
+    self.separators = 1
     self.segment = segmenters.find(self.files, self.kind)
     source = f'the tokenizer {self.kind!r}'
     ids = special_ids or find_special_tokens(self.tokens, OWN_NAMES, source)

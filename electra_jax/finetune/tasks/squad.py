@@ -229,7 +229,7 @@ class SquadTask(TaskDefaults):
       counts[f'questions cut to {self.max_question} tokens'] += len(question) > self.max_question
       counts['answers that start elsewhere than stated'] += example.moved
       question = question[: self.max_question]
-      room = max_length - len(question) - 3
+      room = max_length - len(question) - 2 - tokenizer.separators
       if room < min(SMALLEST_WINDOW, len(ids)):
         raise UserError(
           f'config.max_length is {max_length}, which leaves {max(room, 0)} tokens for the text '
@@ -413,6 +413,7 @@ class _WindowRows:
   def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
     self._cls = np.array([tokenizer.cls_id], np.int32)
     self._sep = np.array([tokenizer.sep_id], np.int32)
+    self._between = np.repeat(self._sep, tokenizer.separators)
     self._token_ids: list[np.ndarray] = []
     self._allowed: list[np.ndarray] = []
     self._owners: list[int] = []
@@ -437,8 +438,8 @@ class _WindowRows:
       spans: int32 [tokens, 2], characters of these tokens.
       answer: first and last token of the answer in the window; None where it has none.
     """
-    row = np.concatenate([self._cls, question, self._sep, ids, self._sep])
-    offset = len(question) + 2
+    row = np.concatenate([self._cls, question, self._between, ids, self._sep])
+    offset = len(question) + 1 + len(self._between)
     allowed = np.zeros(len(row), np.int32)
     allowed[0] = allowed[offset:-1] = 1
     first, last = (offset + answer[0], offset + answer[1]) if answer else (0, 0)
