@@ -11,6 +11,7 @@ from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
+  ALLOW_LOSS_HELP,
   CACHE,
   CACHE_HELP,
   DROPOUT_SCALE_HELP,
@@ -110,6 +111,7 @@ class DataConfig(Config):
     'unigram, bpe: rare characters as bytes instead of [UNK]; auto: from 8,192 tokens on.',
     choices=AUTO,
   )
+  allow_loss: bool = field(False, ALLOW_LOSS_HELP, resumable=True)
   store: str = field(
     '',
     'Corpus made by --mode=prepare --output=..., a folder or gs://; replaces all fields above.',

@@ -77,7 +77,13 @@ def prepare_data(
     tokenizer_options=d.tokenizer_options,
   )
   return prepare_corpus(
-    recipe, cache=d.cache, output=output, processes=d.workers, beam=beam, take_over=take_over
+    recipe,
+    cache=d.cache,
+    output=output,
+    processes=d.workers,
+    beam=beam,
+    take_over=take_over,
+    allow_loss=d.allow_loss,
   )
 
 

@@ -31,6 +31,8 @@ from electra_jax.data.tokenizers.tokenization import NoOffsets, Tokenizer
 
 # Fates of the characters that are not kept, in the order in which they are reported.
 FATES = ('unknown', 'removed', 'case_folded', 'white_space', 'changed', 'truncated')
+# Length in characters of the stretches of a sample.
+_STRETCH = 2000
 # Different characters that are recorded for each fate, the most frequent ones.
 MOST_EXAMPLES = 100
 # Between a character and what became of it, in examples.
@@ -151,6 +153,37 @@ def count(
     fate: dict(_most_frequent(examples[fate], MOST_EXAMPLES)) for fate in FATES if fate in examples
   }
   return losses
+
+
+def sample(texts: Sequence[str], characters: int) -> list[str]:
+  """Stretches of texts, evenly spaced, of about a number of characters together.
+
+  They begin and end at white space where it is near. Fewer texts are returned whole.
+
+  Args:
+    texts: any text.
+    characters: number of characters to choose.
+  """
+  ends = np.cumsum([0, *map(len, texts)])
+  total = int(ends[-1])
+  if total <= characters:
+    return list(texts)
+  number = max(1, characters // _STRETCH) if characters else 0
+  chosen = []
+  for i in range(number):
+    place = (2 * i + 1) * total // (2 * number)
+    index = int(np.searchsorted(ends, place, 'right')) - 1
+    text = texts[index]
+    start = max(0, place - int(ends[index]) - _STRETCH // 2)
+    end = _white_space_after(text, start + _STRETCH)
+    chosen.append(text[_white_space_after(text, start) if start else 0 : end])
+  return chosen
+
+
+def _white_space_after(text: str, start: int) -> int:
+  """The place of the next white space, or `start` where none is near."""
+  found = next((i for i in range(start, min(len(text), start + _STRETCH)) if text[i].isspace()), -1)
+  return found if found >= 0 else min(start, len(text))
 
 
 def _most_frequent(examples: Mapping[str, int], number: int) -> list[tuple[str, int]]:

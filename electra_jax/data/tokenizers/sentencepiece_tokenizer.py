@@ -71,6 +71,10 @@ class SentencePieceTokenizer(Tokenizer):
 
   kind = 'sentencepiece'
   notation = '▁ begins a word.'
+  unknown_remedy = (
+    'byte fallback (config.data.byte_fallback=yes, and config.data.tokenizer=unigram where a model '
+    'is given), or byte-level BPE'
+  )
   main_files = (FILE, 'spiece.model', 'sentencepiece.bpe.model')
 
   def __init__(self, files: Mapping[str, bytes], source: str, options: None = None) -> None:

@@ -111,6 +111,11 @@ class Tokenizer(abc.ABC):
   notation: ClassVar[str] = ''
   # Whether tokens show where a text has spaces. WordPiece drops spaces around punctuation.
   keeps_spaces: ClassVar[bool] = True
+  # What helps where characters become [UNK], as the end of a sentence that begins with "use".
+  unknown_remedy: ClassVar[str] = (
+    'SentencePiece with byte fallback (config.data.tokenizer=unigram and '
+    'config.data.byte_fallback=yes), or byte-level BPE'
+  )
   # Names of the files by which a folder is recognized. Kinds of user code need none.
   main_files: ClassVar[tuple[str, ...]] = ()
   # Class of `transformers` for an exported tokenizer; this one opens any tokenizer.json.
