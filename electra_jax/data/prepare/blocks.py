@@ -31,8 +31,8 @@ BLOCK_CHARACTERS = 4_000_000
 
 # Characters of a block that are compared with their tokens, which takes longer than encoding: of
 # the first block of a group of files, which may be all, and of the others.
-FIRST_SAMPLE = 250_000
-LATER_SAMPLE = 16_000
+FIRST_SAMPLE = 300_000
+LATER_SAMPLE = 8_000
 
 LONGEST = 5  # longest documents in the report
 _BEGINNING_CHARACTERS = 60  # of each, shown in the report
