@@ -100,11 +100,27 @@ class DataConfig(Config):
   vocab_size: int = field(
     30522, 'Vocabulary size of a trained tokenizer, special tokens included.', argument='vocab'
   )
+  normalization: str = field(
+    'auto',
+    'Rule of a trained tokenizer: auto (keeps joiners and vowel signs), none, nfc, nfkc, nmt_nfkc, '
+    'original (version 0.1.0), or a file of rules.',
+    before='original',
+  )
   lowercase: str = field(
-    'auto', 'WordPiece: uncased; auto: yes, or as an existing tokenizer was saved.', choices=AUTO
+    'auto',
+    'Lower-case text; auto: in WordPiece, or as an existing tokenizer was saved.',
+    choices=AUTO,
+  )
+  casing: str = field(
+    'unicode',
+    'Rule by which text is lower-cased: unicode, or turkish (Turkish and Azeri: I to ı, İ to i).',
+    choices=('unicode', 'turkish'),
   )
   strip_accents: str = field(
-    'auto', 'WordPiece: strip accents; auto: where it is uncased, as BERT does.', choices=AUTO
+    'auto',
+    'Strip accents of Latin, Greek and Cyrillic letters; auto: no, or as an existing tokenizer was '
+    'saved (original: as BERT does).',
+    choices=AUTO,
   )
   byte_fallback: str = field(
     'auto',

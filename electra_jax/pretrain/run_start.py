@@ -74,6 +74,8 @@ def prepare_data(
     lowercase=TRISTATE[d.lowercase],
     strip_accents=TRISTATE[d.strip_accents],
     byte_fallback=TRISTATE[d.byte_fallback],
+    normalization=d.normalization,
+    casing=d.casing,
     tokenizer_options=d.tokenizer_options,
   )
   return prepare_corpus(

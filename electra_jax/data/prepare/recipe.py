@@ -7,6 +7,7 @@ from typing import Any
 from electra_jax import registry
 from electra_jax.data.corpus.readers import INVALID_UTF8
 from electra_jax.data.prepare import packing
+from electra_jax.data.tokenizers import normalization
 from electra_jax.data.tokenizers.tokenization import TokenizerSettings
 from electra_jax.errors import UserError
 
@@ -35,6 +36,8 @@ class CorpusRecipe:
   lowercase: bool | None = None
   strip_accents: bool | None = None
   byte_fallback: bool | None = None
+  normalization: str = normalization.ORIGINAL
+  casing: str = 'unicode'
   tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -46,6 +49,8 @@ class CorpusRecipe:
       lowercase=self.lowercase,
       strip_accents=self.strip_accents,
       byte_fallback=self.byte_fallback,
+      normalization=self.normalization,
+      casing=self.casing,
       options=self.tokenizer_options,
     )
 
@@ -73,6 +78,16 @@ class CorpusRecipe:
         f'invalid_utf8 is {self.invalid_utf8!r}; expected {" or ".join(INVALID_UTF8)}.'
       )
     packing.check_row_length(self.row_length)
+    normalization.check(self.normalization)
+    if self.tokenizer not in registry.TOKENIZERS and self.normalization not in (
+      'auto',
+      normalization.ORIGINAL,
+    ):
+      raise UserError(
+        f'config.data.normalization is {self.normalization!r}, but the tokenizer '
+        f'{self.tokenizer!r} has its own rule; expected auto, or a kind to train: '
+        f'{", ".join(registry.TOKENIZERS)}.'
+      )
     if self.tokenizer_options and self.tokenizer not in registry.TOKENIZERS:
       raise UserError(
         f'config.data.tokenizer_options is set, but config.data.tokenizer is {self.tokenizer!r}; '
@@ -80,8 +95,9 @@ class CorpusRecipe:
       )
 
   def plain(self) -> dict[str, Any]:
-    """The settings as JSON values; options of a tokenizer only if there are some."""
+    """The settings as JSON values; those that version 0.1.0 did not have only where they differ."""
     values = dataclasses.asdict(self)
-    if not self.tokenizer_options:
-      del values['tokenizer_options']
-    return values
+    newer = {'tokenizer_options': {}, 'normalization': normalization.ORIGINAL, 'casing': 'unicode'}
+    return {
+      name: value for name, value in values.items() if name not in newer or newer[name] != value
+    }

@@ -5,7 +5,7 @@ import os
 import re
 import string
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from electra_jax import file_access
 from electra_jax.data.tokenizers import (
   new_words,
+  normalization,
   sentencepiece_model,
   sentencepiece_pipeline,
   special_tokens,
@@ -234,13 +235,14 @@ class SentencePieceTokenizer(Tokenizer):
   @classmethod
   def relevant_settings(cls, settings: TokenizerSettings) -> list[Any]:
     """See `Tokenizer.relevant_settings`."""
-    return [settings.byte_fallback]
+    if settings.normalization == normalization.ORIGINAL:
+      return [settings.byte_fallback]
+    rule = normalization.identity(settings.normalization)
+    return [settings.byte_fallback, rule, *_folding(settings)]
 
   @classmethod
   def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
     """See `Tokenizer.train`; `settings.kind` is SentencePiece's name of the model type."""
-    import sentencepiece
-
     vocab_size = settings.vocab_size
     if vocab_size < SMALLEST_VOCABULARY:
       raise UserError(
@@ -250,11 +252,35 @@ class SentencePieceTokenizer(Tokenizer):
     fallback = settings.byte_fallback
     if fallback is None:
       fallback = vocab_size >= BYTE_FALLBACK_FROM
+    if settings.normalization == normalization.ORIGINAL:
+      return {FILE: cls._train(sample.lines, settings, fallback, {})}
+    # The trainer takes rules only by name or as a file, which takes seconds to compile. It gets
+    # normalized text, and its model the rules.
+    rules = normalization.compiled(settings.normalization, *_folding(settings))
+    lines = normalization.normalize_lines(sample.lines, rules) if rules else sample.lines
+    model = cls._train(lines, settings, fallback, {'normalization_rule_name': 'identity'})
+    return {FILE: sentencepiece_model.with_normalization(model, rules) if rules else model}
+
+  @classmethod
+  def _train(
+    cls, lines: Iterable[str], settings: TokenizerSettings, fallback: bool, rule: dict[str, str]
+  ) -> bytes:
+    """The model file.
+
+    Args:
+      lines: to train on.
+      settings: see `Tokenizer.train`.
+      fallback: whether characters outside the vocabulary become bytes.
+      rule: the trainer's argument for a rule of normalization; empty for its own.
+    """
+    import sentencepiece
+
+    vocab_size = settings.vocab_size
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(settings.seed)
     try:
       sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample.lines),
+        sentence_iterator=iter(lines),
         model_writer=model,
         model_type=settings.kind,
         vocab_size=vocab_size,
@@ -271,6 +297,7 @@ class SentencePieceTokenizer(Tokenizer):
         character_coverage=0.9999,
         required_chars=''.join(c for c in string.printable if not c.isspace()),
         byte_fallback=fallback,
+        **rule,
         # Candidates in proportion to the vocabulary: much faster than the default of a million, and
         # texts become slightly fewer tokens.
         seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
@@ -285,7 +312,15 @@ class SentencePieceTokenizer(Tokenizer):
       if reason is None:
         raise
       raise UserError(reason) from None
-    return {FILE: model.getvalue()}
+    return model.getvalue()
+
+
+def _folding(settings: TokenizerSettings) -> tuple[bool, bool, str]:
+  """Whether letters are lower-cased, whether accents are stripped, and the casing rule."""
+  lowercase = settings.lowercase
+  if lowercase is None:
+    lowercase = settings.casing == normalization.TURKISH
+  return lowercase, bool(settings.strip_accents), settings.casing
 
 
 def _cores() -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from electra_jax import checksums, file_access, json_reader, registry
 from electra_jax.config import declarations
-from electra_jax.data.tokenizers import text_parts, training_sample
+from electra_jax.data.tokenizers import normalization, text_parts, training_sample
 from electra_jax.data.tokenizers.special_tokens import (
   OWN_NAMES,
   SPECIAL_TOKENS,
@@ -66,8 +66,14 @@ class TokenizerSettings:
       both by SentencePiece; 'wordpiece', which merges the most frequent pairs as BPE does, and
       normalizes and splits text as BERT; or one that user code registered.
     vocab_size: number of ids, special tokens included.
-    lowercase: WordPiece: whether text is lower-cased; None for yes.
-    strip_accents: WordPiece: whether accents are stripped; None for the value of `lowercase`.
+    lowercase: whether text is lower-cased; None for yes in WordPiece, and no in SentencePiece,
+      where the rule 'original' does not support it.
+    strip_accents: whether accents are stripped from Latin, Greek and Cyrillic letters; None for no.
+      With the rule 'original' only in WordPiece, from all letters, and None for the value of
+      `lowercase`.
+    normalization: the rule of normalization, see `normalization`.
+    casing: 'unicode', or 'turkish' for the rules of Turkish and Azeri, which also set `lowercase`
+      where it is None.
     byte_fallback: SentencePiece: whether characters outside the vocabulary become bytes instead of
       [UNK]; None for yes in vocabularies of at least 8,192 tokens, where the 256 bytes cost little.
     seed: seed of the choice of lines in a large corpus.
@@ -80,6 +86,8 @@ class TokenizerSettings:
   lowercase: bool | None = None
   strip_accents: bool | None = None
   byte_fallback: bool | None = None
+  normalization: str = normalization.ORIGINAL
+  casing: str = 'unicode'
   seed: int = 0
   options: Options = None
 
@@ -119,9 +127,9 @@ class Tokenizer(abc.ABC):
   # Names of the files by which a folder is recognized. Kinds of user code need none.
   main_files: ClassVar[tuple[str, ...]] = ()
   # Class of `transformers` for an exported tokenizer; this one opens any tokenizer.json.
-  transformers_class: ClassVar[str] = 'PreTrainedTokenizerFast'
+  transformers_class: str = 'PreTrainedTokenizerFast'
   # Whether the original ELECTRA program reads the files.
-  read_by_original_program: ClassVar[bool] = False
+  read_by_original_program: bool = False
 
   def __init__(
     self,
@@ -444,7 +452,7 @@ class Tokenizer(abc.ABC):
   def save(self, folder: str | os.PathLike[str]) -> None:
     """Writes files that `load_tokenizer` opens.
 
-    `transformers` opens them, too, if the tokenizer is WordPiece.
+    `transformers` opens them, too, if the tokenizer is WordPiece with BERT's normalization.
 
     Args:
       folder: a folder, or an address such as gs://bucket/folder.

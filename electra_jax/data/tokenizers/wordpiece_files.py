@@ -19,6 +19,10 @@ PIPELINE_FILE = 'tokenizer.json'
 NAMES_FILE = 'special_tokens_map.json'
 ADDED_FILE = 'added_tokens.json'
 JSON_FILES = (SETTINGS_FILE, PIPELINE_FILE, NAMES_FILE, ADDED_FILE)
+# Entries of the settings of a vocabulary that was trained with another rule than BERT's: a name of
+# `normalization`, or rules by source; and the casing rule.
+RULE = 'normalization'
+CASING = 'casing'
 # Entry of the settings: id -> token that is matched in a text before it is split into words.
 ADDED = 'added_tokens_decoder'
 
@@ -47,6 +51,8 @@ _SHAPE: dict[str, Any] = {
   'pre_tokenizer?': dict | None,
   'tokenizer_class?': str | None,
   ADDED + '?': {str: dict},
+  RULE + '?': str | dict,
+  CASING + '?': str,
   **{f'{role_of(token)}?': str | dict | None for token in SPECIAL_TOKENS},
 }
 
@@ -84,7 +90,7 @@ def canonical_files(
   if VOCABULARY_FILE in files:
     tokens = read_vocabulary(files[VOCABULARY_FILE], source)
   if PIPELINE_FILE in files:
-    known, normalizer = _read_pipeline(described[PIPELINE_FILE], source)
+    known, normalizer = _read_pipeline(described[PIPELINE_FILE], source, RULE in settings)
     settings = settings | normalizer if class_name in _ANY_CLASS else normalizer | settings
     tokens = known if tokens is None else _same_tokens(tokens, known, source)
   if tokens is None:
@@ -94,7 +100,10 @@ def canonical_files(
   case = _case_settings(tokens, settings, source, lowercase, strip_accents)
   chinese_characters = bool(settings.get('tokenize_chinese_chars', True))
   more = {ADDED: added} if added else {}
-  return make_files(tokens, make_settings(*case, chinese_characters) | names | more)
+  made = make_settings(*case, chinese_characters)
+  if RULE in settings:
+    made |= own_rule(settings[RULE], str(settings.get(CASING, '')))
+  return make_files(tokens, made | names | more)
 
 
 def make_settings(lowercase: bool, strip_accents: bool, chinese_characters: bool) -> Settings:
@@ -106,6 +115,18 @@ def make_settings(lowercase: bool, strip_accents: bool, chinese_characters: bool
     'tokenize_chinese_chars': chinese_characters,
     **{role_of(token): token for token in SPECIAL_TOKENS},
   }
+
+
+def own_rule(rule: str | Mapping[str, str], casing: str) -> Settings:
+  """Settings of a vocabulary with another rule of normalization than BERT's.
+
+  Other programs take the rule from the tokenizer.json of an export, not from these.
+
+  Args:
+    rule: a name of `normalization`, or rules by source.
+    casing: the casing rule.
+  """
+  return {RULE: rule, CASING: casing, 'tokenizer_class': 'PreTrainedTokenizerFast'}
 
 
 def make_files(tokens: Sequence[str], settings: Settings) -> dict[str, bytes]:
@@ -269,8 +290,19 @@ def _find_added_tokens(
   return found
 
 
-def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Settings]:
-  """Tokens and settings of a tokenizer.json."""
+def _read_pipeline(
+  description: Settings, source: str, has_rule: bool
+) -> tuple[list[str], Settings]:
+  """Tokens and settings of a tokenizer.json.
+
+  Args:
+    description: its content.
+    source: for error messages.
+    has_rule: whether the settings have a rule of normalization, as whose sequence it was written.
+
+  Raises:
+    UserError: it is another tokenizer than BERT's.
+  """
   model = description.get('model') or {}
   normalizer = description.get('normalizer') or {}
   pre_tokenizer = description.get('pre_tokenizer') or {}
@@ -284,6 +316,8 @@ def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Setti
   )
   expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
   ids = model.get('vocab')
+  if has_rule and found[:3] == expected[:3] and found[5] == expected[5] and _are_ids(ids):
+    return sorted(ids, key=ids.__getitem__), {}
   if found != expected or not _are_ids(ids):
     raise UserError(
       f"the {PIPELINE_FILE} of {source!r} is not BERT's WordPiece; expected a vocab.txt or a "
