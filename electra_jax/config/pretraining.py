@@ -102,8 +102,8 @@ class DataConfig(Config):
   )
   normalization: str = field(
     'auto',
-    'Rule of a trained tokenizer: auto (keeps joiners and vowel signs), none, nfc, nfkc, nmt_nfkc, '
-    'original (version 0.1.0), or a file of rules.',
+    'Rule of a trained tokenizer: auto, none, nfc, nfkc, nmt_nfkc, original (as in 0.1.0), or a '
+    'file of rules.',
     before='original',
   )
   lowercase: str = field(
@@ -119,7 +119,7 @@ class DataConfig(Config):
   strip_accents: str = field(
     'auto',
     'Strip accents of Latin, Greek and Cyrillic letters; auto: no, or as an existing tokenizer was '
-    'saved (original: as BERT does).',
+    'saved.',
     choices=AUTO,
   )
   byte_fallback: str = field(

@@ -124,7 +124,7 @@ class CharacterLosses:
 def count(
   tokenizer: Tokenizer,
   texts: Sequence[str],
-  ends: Sequence[int] | None = None,
+  used: Sequence[int] | None = None,
   threads: int | None = 1,
 ) -> CharacterLosses:
   """Counts the characters of texts by what a tokenizer makes of them.
@@ -132,22 +132,27 @@ def count(
   Args:
     tokenizer: of any kind.
     texts: any text.
-    ends: of each text, the number of its characters that are used; the others are truncated. None
-      if all are used.
+    used: of each text, the number of its tokens that are used; the characters after them are
+      truncated. None if all are used.
     threads: of the tokenizer, see `Tokenizer.encode_arrays`.
   """
   losses = CharacterLosses(characters=sum(map(len, texts)))
   events: Events = collections.Counter()
-  limits = [len(text) for text in texts] if ends is None else ends
+  limits = [None] * len(texts) if used is None else used
   try:
-    for text, limit, (ids, spans) in zip(
-      texts, limits, tokenizer.encode_with_offsets(texts, threads), strict=True
-    ):
-      _judge(tokenizer, text, ids, spans, limit, events)
+    encoded = tokenizer.encode_with_offsets(texts, threads)
+    for text, limit, (ids, spans) in zip(texts, limits, encoded, strict=True):
+      is_cut = limit is not None and limit < len(ids)
+      end = int(spans[:limit, 1].max(initial=0)) if is_cut else len(text)
+      losses.truncated += len(text) - end
+      _judge(tokenizer, text, ids, spans, end, events)
   except NoOffsets:
     for text, limit in zip(texts, limits, strict=True):
-      _judge_decoded(tokenizer, text[:limit], events)
-  losses.truncated = sum(max(0, len(t) - limit) for t, limit in zip(texts, limits, strict=True))
+      end = len(text)
+      if limit is not None:  # about as many characters per token everywhere
+        end = min(end, end * limit // max(1, len(tokenizer.encode(text))))
+      losses.truncated += len(text) - end
+      _judge_decoded(tokenizer, text[:end], events)
   examples: dict[str, collections.Counter[str]] = {}
   for (fate, character, target), number in events.items():
     setattr(losses, fate, getattr(losses, fate) + number)

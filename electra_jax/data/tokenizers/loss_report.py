@@ -1,6 +1,7 @@
 """What users read of the characters that a tokenizer loses: lines, tables, warnings and errors."""
 
 import unicodedata
+import warnings as python_warnings
 from collections.abc import Sequence
 
 from electra_jax.data.tokenizers.character_losses import ARROW, FATES, CharacterLosses
@@ -28,6 +29,26 @@ TITLES = {
 }
 # Characters that are shown by their names only.
 _NAMES = {' ': 'space', '\n': 'line feed', '\t': 'tab', '\r': 'carriage return'}
+
+
+class OneWarning:
+  """Issues Python warnings about lost characters, but only the first time that there are some.
+
+  Attributes:
+    issued: whether it did.
+  """
+
+  def __init__(self) -> None:
+    """Nothing was issued yet."""
+    self.issued = False
+
+  def __call__(self, sentences: Sequence[str]) -> None:
+    """Issues sentences as UserWarnings, for the line that called the run."""
+    if self.issued:
+      return
+    for sentence in sentences:
+      self.issued = True
+      python_warnings.warn(sentence, UserWarning, stacklevel=3)
 
 
 def summary(losses: CharacterLosses) -> str:
