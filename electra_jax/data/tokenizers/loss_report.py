@@ -31,6 +31,10 @@ TITLES = {
 _NAMES = {' ': 'space', '\n': 'line feed', '\t': 'tab', '\r': 'carriage return'}
 
 
+class LostText(UserError):
+  """A tokenizer loses much of a text. Rows that were made of it are good if that is allowed."""
+
+
 class OneWarning:
   """Issues Python warnings about lost characters, but only the first time that there are some.
 
@@ -113,10 +117,10 @@ def check(losses: CharacterLosses, what: str, remedy: str, flag: str) -> None:
     flag: that continues anyway, as on the command line.
 
   Raises:
-    UserError: `LOSS_ERROR` of the characters or more are lost.
+    LostText: `LOSS_ERROR` of the characters or more are lost.
   """
   if losses.lost and losses.lost_share >= LOSS_ERROR:
-    raise UserError(
+    raise LostText(
       f'{_lost(losses)} of {what}; expected less than {LOSS_ERROR:.0%}, by {remedy}, or set {flag} '
       'to continue.'
     )

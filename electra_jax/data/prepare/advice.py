@@ -1,0 +1,133 @@
+"""Numbers on the tokenizer of a corpus, beside others that are trained on a sample of it."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+
+from electra_jax import registry
+from electra_jax.console import say
+from electra_jax.data.corpus import corpora
+from electra_jax.data.prepare.recipe import CorpusRecipe
+from electra_jax.data.tokenizers import character_losses, comparison, tokenization
+from electra_jax.data.tokenizers.comparison import Measures
+from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.errors import UserError
+
+# Characters that alternatives are trained and all are measured on, read from the beginning of each
+# source.
+SAMPLE = 300_000
+ALTERNATIVES = 2
+# Where the sample does not support the vocabulary, an alternative gets this share of it, and again.
+_SMALLER = 0.7
+_TRIES = 10
+_SCRIPTS_SHOWN = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+  """A corpus's scripts, and tokenizers measured on a sample of it.
+
+  Attributes:
+    characters: of the sample.
+    scripts: with their shares of the letters.
+    rows: name and measures of each tokenizer, the corpus's own first.
+  """
+
+  characters: int
+  scripts: list[tuple[str, float]]
+  rows: list[tuple[str, Measures]]
+
+
+def advise(recipe: CorpusRecipe, tokenizer: Tokenizer) -> Advice:
+  """Measures a tokenizer and alternatives on a sample of a corpus.
+
+  Args:
+    recipe: of the corpus.
+    tokenizer: of the corpus.
+  """
+  texts = _sample(recipe)
+  rows = [(f'this corpus: {recipe.tokenizer}', comparison.measure(tokenizer, texts))]
+  for kind in _alternatives(recipe):
+    trained = _trained(recipe, kind, tokenizer.size, texts)
+    if trained is not None:
+      rows.append((f'{kind}, on the sample', comparison.measure(trained, texts)))
+  return Advice(sum(map(len, texts)), comparison.scripts(texts), rows)
+
+
+def print_advice(advice: Advice) -> None:
+  """Prints a table of the tokenizers."""
+  shown = [f'{name} {share:.1%}' for name, share in advice.scripts[:_SCRIPTS_SHOWN]]
+  say('scripts', ', '.join(shown) or 'no letters')
+  say('tokenizers', f'compared on {advice.characters:,} characters of the corpus:')
+  for line in table(advice.rows):
+    print(f'    {line}')
+  say('', 'docs/languages.md lists the tokenizer that is recommended for each script.')
+
+
+def table(rows: Sequence[tuple[str, Measures]]) -> list[str]:
+  """Lines of a table of tokenizers."""
+  cells = [
+    ['tokenizer', 'size', 'tokens per word', 'per character', 'words whole', 'characters lost'],
+    *(
+      [
+        name,
+        f'{found.size:,}',
+        f'{found.tokens_per_word:.2f}',
+        f'{found.tokens_per_character:.3f}',
+        f'{found.whole_share:.1%}',
+        f'{found.losses.lost_share:.2%}',
+      ]
+      for name, found in rows
+    ),
+  ]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+  return [
+    '  '.join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in cells
+  ]
+
+
+def _sample(recipe: CorpusRecipe) -> list[str]:
+  """Parts of documents from the beginning of each source."""
+  sources = corpora.parse_sources(recipe.source, recipe.document_format)
+  groups = corpora.groups(sources)
+  found: list[str] = []
+  for index in range(len(sources)):
+    of_source = SAMPLE // len(sources)
+    texts: list[str] = []
+    characters = 0
+    for group in groups:
+      if group.source_index != index or characters > 4 * of_source:
+        continue
+      for text in corpora.documents(group, recipe.invalid_utf8):
+        texts.append(text)
+        characters += len(text)
+        if characters > 4 * of_source:
+          break
+    found += character_losses.sample(texts, of_source)
+  return found
+
+
+def _alternatives(recipe: CorpusRecipe) -> list[str]:
+  """Names of kinds that the package trains, other than the corpus's."""
+  own = [name for name in registry.TOKENIZERS if not registry.TOKENIZERS.entry(name).file]
+  return [name for name in own if name != recipe.tokenizer][:ALTERNATIVES]
+
+
+def _trained(recipe: CorpusRecipe, kind: str, size: int, texts: Sequence[str]) -> Tokenizer | None:
+  """A tokenizer of a kind, as large as the sample supports up to a size; None for no size."""
+  settings = dataclasses.replace(
+    recipe.tokenizer_settings, kind=kind, byte_fallback=None, options=None
+  )
+  for attempt in range(_TRIES):
+    smaller = dataclasses.replace(settings, vocab_size=int(size * _SMALLER**attempt))
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):
+        return tokenization.train_tokenizer(texts, smaller)
+    except UserError:
+      continue
+  return None
