@@ -15,13 +15,11 @@ import json
 import pathlib
 import random
 import sys
-from collections.abc import Iterable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from electra_jax.data.corpus import corpora
 from electra_jax.data.tokenizers import comparison, tokenization
-from electra_jax.errors import UserError
 
 CHARACTERS = 60_000
 PHRASES_PER_LINE = 12
@@ -77,24 +75,24 @@ def text(code: str) -> str:
   return '\n'.join(lines)
 
 
-def trained(sample: str, sizes: Iterable[int], **settings: object) -> tokenization.Tokenizer:
-  """A tokenizer of the first of some sizes that the text supports."""
-  for size in sizes:
-    with contextlib.suppress(UserError), contextlib.redirect_stdout(io.StringIO()):
-      return tokenization.train_tokenizer(
-        [sample],
-        tokenization.TokenizerSettings(vocab_size=size, normalization='auto', **settings),
-      )
-  raise UserError(f'no tokenizer of {settings} for {sample[:40]!r}')
+def trained(sample: str, size: int, **settings: object) -> tokenization.Tokenizer:
+  """A tokenizer of a size, or of the nearest one that the text supports."""
+  while True:
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):
+        return tokenization.train_tokenizer(
+          [sample],
+          tokenization.TokenizerSettings(vocab_size=size, normalization='auto', **settings),
+        )
+    except tokenization.UnsupportedSize as error:
+      size = error.supported
 
 
 def measured(code: str, bert: tokenization.Tokenizer) -> dict[str, object]:
   """The row of a language."""
   sample = text(code)
-  sizes = [int(VOCABULARY * 0.9**i) for i in range(30)]
-  unigram = trained(sample, sizes, kind='unigram', byte_fallback=True)
-  sizes = [int(unigram.size * 1.1**i) for i in range(30)]
-  wordpiece = trained(sample, sizes, kind='wordpiece')
+  unigram = trained(sample, VOCABULARY, kind='unigram', byte_fallback=True)
+  wordpiece = trained(sample, unigram.size, kind='wordpiece')
   tokenizers = {'unigram': unigram, 'wordpiece': wordpiece, 'bert': bert}
   row: dict[str, object] = {
     'language': LANGUAGES[code],

@@ -11,16 +11,15 @@ from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers import character_losses, comparison, tokenization
 from electra_jax.data.tokenizers.comparison import Measures
-from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.data.tokenizers.tokenization import Tokenizer, UnsupportedSize
 from electra_jax.errors import UserError
 
 # Characters that alternatives are trained and all are measured on, read from the beginning of each
 # source.
 SAMPLE = 300_000
 ALTERNATIVES = 2
-# Where the sample does not support the vocabulary, an alternative gets this share of it, and again.
-_SMALLER = 0.7
-_TRIES = 10
+# An alternative gets the size that the sample supports, which may take several attempts.
+_ATTEMPTS = 4
 _SCRIPTS_SHOWN = 6
 
 
@@ -123,11 +122,12 @@ def _trained(recipe: CorpusRecipe, kind: str, size: int, texts: Sequence[str]) -
   settings = dataclasses.replace(
     recipe.tokenizer_settings, kind=kind, byte_fallback=None, options=None
   )
-  for attempt in range(_TRIES):
-    smaller = dataclasses.replace(settings, vocab_size=int(size * _SMALLER**attempt))
+  for _ in range(_ATTEMPTS):
     try:
       with contextlib.redirect_stdout(io.StringIO()):
-        return tokenization.train_tokenizer(texts, smaller)
-    except UserError:
-      continue
+        return tokenization.train_tokenizer(texts, dataclasses.replace(settings, vocab_size=size))
+    except UnsupportedSize as error:
+      size = error.supported
+    except UserError:  # too little text for this kind
+      return None
   return None

@@ -30,7 +30,12 @@ from electra_jax.data.tokenizers.special_tokens import (
   UNK,
   UNK_ID,
 )
-from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
+from electra_jax.data.tokenizers.tokenization import (
+  Pipeline,
+  Tokenizer,
+  TokenizerSettings,
+  UnsupportedSize,
+)
 from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.errors import UserError
 
@@ -308,10 +313,10 @@ class SentencePieceTokenizer(Tokenizer):
       )
     except RuntimeError as error:
       added = BYTE_PIECES if settings.byte_fallback is None and fallback else 0
-      reason = _size_error(str(error), vocab_size, added)
-      if reason is None:
+      refused = _size_error(str(error), vocab_size, added)
+      if refused is None:
         raise
-      raise UserError(reason) from None
+      raise refused from None
     return model.getvalue()
 
 
@@ -327,21 +332,24 @@ def _cores() -> int:
   return min(16, os.cpu_count() or 1)
 
 
-def _size_error(message: str, vocab_size: int, byte_pieces: int) -> str | None:
+def _size_error(message: str, vocab_size: int, byte_pieces: int) -> UserError | None:
   """What is wrong with the vocabulary size, from SentencePiece's message; None for other errors."""
   if found := re.search(r'value <= (\d+)', message):
     largest = int(found[1])
     if largest < BYTE_FALLBACK_FROM:  # by default, so small a vocabulary has no byte pieces
       largest -= byte_pieces
     if largest < SMALLEST_VOCABULARY:
-      return 'the corpus is too small to train a tokenizer on; give more text.'
-    return (
-      f'vocab_size is {vocab_size}, more than this corpus supports; expected at most {largest}.'
+      return UserError('the corpus is too small to train a tokenizer on; give more text.')
+    return UnsupportedSize(
+      f'vocab_size is {vocab_size}, more than this corpus supports; expected at most {largest}.',
+      largest,
     )
   if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
     least = int(smallest[1]) + 100
-    return (
-      f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or more."
+    return UnsupportedSize(
+      f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or "
+      'more.',
+      least,
     )
   return None
 

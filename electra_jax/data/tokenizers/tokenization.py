@@ -57,6 +57,19 @@ class NoOffsets(UserError):
   """A kind of tokenizer does not define which characters its tokens are made from."""
 
 
+class UnsupportedSize(UserError):
+  """A text does not support a vocabulary size.
+
+  Attributes:
+    supported: a size that it may support.
+  """
+
+  def __init__(self, message: str, supported: int) -> None:
+    """Sets the attributes."""
+    super().__init__(message)
+    self.supported = supported
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
   """How to train a tokenizer.

@@ -11,7 +11,12 @@ import numpy as np
 from electra_jax import file_access, json_reader
 from electra_jax.data.tokenizers import new_words, normalization, special_tokens, wordpiece_files
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, UNK, role_of
-from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
+from electra_jax.data.tokenizers.tokenization import (
+  Pipeline,
+  Tokenizer,
+  TokenizerSettings,
+  UnsupportedSize,
+)
 from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.data.tokenizers.wordpiece_files import (
   ADDED,
@@ -184,9 +189,11 @@ class WordPieceTokenizer(Tokenizer):
     inside = [c for c in characters if c.isascii() or not is_word(c)]
     single = [*SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in inside)]
     if vocab_size < len(single):
-      raise UserError(
-        f"vocab_size is {vocab_size}, too few for this corpus's characters; expected "
-        f'{len(single) + 100} or more.'
+      least = len(single) + 100
+      raise UnsupportedSize(
+        f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or "
+        'more.',
+        least,
       )
     # The trainer numbers tokens that it is not given in the order of a hash table, and equal counts
     # are ordered by number. With all single characters given as special tokens, nothing is numbered
@@ -209,9 +216,10 @@ class WordPieceTokenizer(Tokenizer):
     ids = pipeline.get_vocab(with_added_tokens=False)
     tokens = sorted(ids, key=ids.__getitem__)
     if len(tokens) < vocab_size:
-      raise UserError(
+      raise UnsupportedSize(
         f'vocab_size is {vocab_size}, more than this corpus supports; expected at most '
-        f'{len(tokens)}.'
+        f'{len(tokens)}.',
+        len(tokens),
       )
     return wordpiece_files.make_files(tokens, saved)
 
