@@ -11,6 +11,7 @@ line. English is the bundled corpus. Tokenizers are trained on the text that the
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import pathlib
 import random
@@ -63,7 +64,8 @@ def _texts(tree: object) -> list[str]:
 def text(code: str) -> str:
   """About `CHARACTERS` characters in a language."""
   if code == 'en':
-    return next(iter(corpora.read_documents('sample')))[:CHARACTERS]
+    documents = itertools.islice(corpora.read_documents('sample'), CHARACTERS // 1000)
+    return '\n'.join(documents)[:CHARACTERS]
   rng = random.Random(code)
   words = phrases(code)
   rng.shuffle(words)

@@ -1,32 +1,20 @@
 """The parts of a task's data that a run trains and evaluates on, as rows for the model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from electra_jax.config import FinetuningConfig
 from electra_jax.console import say
 from electra_jax.data.store.permutation import permutation
-from electra_jax.data.tokenizers import loss_report
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_losses
+from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.tasks.task import Features, Task
 
 SAMPLE = 64  # examples by which a part counts as labeled, before all of it is tokenized
-
-
-class Split(NamedTuple):
-  """A part of a task's data.
-
-  Attributes:
-    examples: the examples, of the task's own type.
-    features: rows for the model.
-  """
-
-  examples: Sequence[Any]
-  features: Features
 
 
 def length_limit(config: FinetuningConfig, task: Task) -> int:
@@ -76,12 +64,6 @@ def _tokenized(
   counted = ', '.join(f'{count:,} {what}' for what, count in notes.items() if count)
   if counted:
     say('', f'{name}: {counted}')
-  losses = task_losses.count_losses(task, examples, features, tokenizer)
-  what = f'the {name} data of {task.name}'
-  if losses.characters:
-    say('', f'{name}: of {losses.characters:,} characters {loss_report.summary(losses)}')
-  if not config.allow_loss:
-    task_losses.check(losses, what, '--config.allow_loss=True')
-  for warning in task_losses.warnings(losses, what):
-    say('warning', warning)
-  return Split(examples, features)
+  split = Split(examples, features)
+  task_losses.report_losses(config, task, name, split, tokenizer)
+  return split

@@ -1,10 +1,12 @@
 """Characters of a task's examples that the tokenizer loses, or that rows are too short for."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from electra_jax.config import FinetuningConfig
+from electra_jax.console import say
 from electra_jax.data.tokenizers import character_losses, loss_report
 from electra_jax.data.tokenizers.character_losses import CharacterLosses
 from electra_jax.data.tokenizers.tokenization import Tokenizer
@@ -12,6 +14,18 @@ from electra_jax.finetune.tasks.task import Features, HasTexts, Task
 
 # Characters of the examples that are compared with their tokens.
 SAMPLE = 300_000
+
+
+class Split(NamedTuple):
+  """A part of a task's data.
+
+  Attributes:
+    examples: the examples, of the task's own type.
+    features: rows for the model.
+  """
+
+  examples: Sequence[Any]
+  features: Features
 
 
 def count_losses(
@@ -35,6 +49,35 @@ def count_losses(
   return character_losses.count(
     tokenizer, [text for text, _ in texts], [used for _, used in texts], threads=None
   )
+
+
+def report_losses(
+  config: FinetuningConfig,
+  task: Task,
+  name: str,
+  split: Split,
+  tokenizer: Tokenizer,
+) -> None:
+  """Prints what is lost of a split.
+
+  Args:
+    config: of the run.
+    task: the task.
+    name: of the split.
+    split: its examples and rows.
+    tokenizer: that made the rows.
+
+  Raises:
+    UserError: much is lost, and `config.allow_loss` is not set.
+  """
+  losses = count_losses(task, split.examples, split.features, tokenizer)
+  what = f'the {name} data of {task.name}'
+  if losses.characters:
+    say('', f'{name}: of {losses.characters:,} characters {loss_report.summary(losses)}')
+  if not config.allow_loss:
+    check(losses, what, '--config.allow_loss=True')
+  for warning in warnings(losses, what):
+    say('warning', warning)
 
 
 def warnings(losses: CharacterLosses, what: str) -> list[str]:
