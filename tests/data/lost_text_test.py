@@ -100,6 +100,15 @@ def test_after_an_error_a_flag_continues_where_it_ended(folder, capsys, monkeypa
   assert 'warning      the tokenizer loses 100.0%' in capsys.readouterr().out
 
 
+def test_a_large_source_is_refused_before_the_work_begins(folder, english, monkeypatch):
+  thai = documents(['บ้าน', 'เมือง'], separator='')
+  source = written(folder, 'large_thai.txt', [*thai, *made_tokenizers.documents()[:30]])
+  monkeypatch.setattr(advice, 'LARGE_BYTES', 0)
+  monkeypatch.setattr(advice, 'SAMPLE', 5000)
+  monkeypatch.setattr(blocks, '_rows', None)
+  assert 'of the beginning of the source' in refused(folder, recipe(source, english))
+
+
 def test_vowel_signs_that_bert_strips_are_counted_with_their_code_points(folder, capsys):
   source = written(folder, 'hindi.txt', with_english(documents(HINDI)))
   prepared = prepare(folder, recipe(source, vocab_size=400))

@@ -9,7 +9,7 @@ from electra_jax import registry
 from electra_jax.console import say
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare.recipe import CorpusRecipe
-from electra_jax.data.tokenizers import character_losses, comparison, tokenization
+from electra_jax.data.tokenizers import character_losses, comparison, loss_report, tokenization
 from electra_jax.data.tokenizers.comparison import Measures
 from electra_jax.data.tokenizers.tokenization import Tokenizer, UnsupportedSize
 from electra_jax.errors import UserError
@@ -18,6 +18,8 @@ from electra_jax.errors import UserError
 # source.
 SAMPLE = 300_000
 ALTERNATIVES = 2
+# From this size of a source on, its beginning is checked before the work starts.
+LARGE_BYTES = 100_000_000
 # An alternative gets the size that the sample supports, which may take several attempts.
 _ATTEMPTS = 4
 _SCRIPTS_SHOWN = 6
@@ -90,24 +92,56 @@ def table(rows: Sequence[tuple[str, Measures]]) -> list[str]:
   ]
 
 
+def check_beginnings(
+  recipe: CorpusRecipe, groups: Sequence[corpora.Group], tokenizer: Tokenizer
+) -> None:
+  """Refuses a large source of whose beginning much is lost, before hours of work.
+
+  Sources that are read in a minute are checked when they are counted.
+
+  Args:
+    recipe: of the corpus.
+    groups: all groups of the corpus.
+    tokenizer: of the corpus.
+
+  Raises:
+    LostText: much of a beginning is lost.
+  """
+  sources = corpora.parse_sources(recipe.source, recipe.document_format)
+  for index, source in enumerate(sources):
+    of_source = [group for group in groups if group.source_index == index]
+    if sum(group.bytes for group in of_source) < LARGE_BYTES:
+      continue
+    texts = _beginning(of_source, recipe.invalid_utf8, SAMPLE)
+    losses = character_losses.count(tokenizer, texts, threads=None)
+    what = f'the beginning of the source {source.location!r}'
+    remedy = loss_report.remedy(losses, tokenizer)
+    loss_report.check(losses, what, remedy, loss_report.CORPUS_FLAG)
+
+
 def _sample(recipe: CorpusRecipe) -> list[str]:
   """Parts of documents from the beginning of each source."""
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
   groups = corpora.groups(sources)
+  size = SAMPLE // len(sources)
   found: list[str] = []
   for index in range(len(sources)):
-    of_source = SAMPLE // len(sources)
-    texts: list[str] = []
-    characters = 0
-    for group in groups:
-      if group.source_index != index or characters > 4 * of_source:
-        continue
-      for text in corpora.documents(group, recipe.invalid_utf8):
-        texts.append(text)
-        characters += len(text)
-        if characters > 4 * of_source:
-          break
-    found += character_losses.sample(texts, of_source)
+    of_source = [group for group in groups if group.source_index == index]
+    texts = _beginning(of_source, recipe.invalid_utf8, 4 * size)
+    found += character_losses.sample(texts, size)
+  return found
+
+
+def _beginning(groups: Sequence[corpora.Group], invalid_utf8: str, characters: int) -> list[str]:
+  """Documents from the beginning of groups, of at least a number of characters; or all."""
+  found: list[str] = []
+  left = characters
+  for group in groups:
+    for text in corpora.documents(group, invalid_utf8):
+      found.append(text[: max(left, 0)])
+      left -= len(text)
+      if left <= 0:
+        return found
   return found
 
 

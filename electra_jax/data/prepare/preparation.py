@@ -13,7 +13,14 @@ import numpy as np
 
 from electra_jax import console, file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, corpus_format, duplicates, tfds
-from electra_jax.data.prepare import beam_pipeline, blocks, packing, preparation_report, workers
+from electra_jax.data.prepare import (
+  advice,
+  beam_pipeline,
+  blocks,
+  packing,
+  preparation_report,
+  workers,
+)
 from electra_jax.data.prepare.finished import FACTS_FILE, building, read_facts, write_facts
 from electra_jax.data.prepare.preparation_report import Part
 from electra_jax.data.prepare.recipe import CorpusRecipe
@@ -388,6 +395,8 @@ def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None
   job = blocks.PreparationJob(
     work, folder, tokenizer.fingerprint, plan.recipe, plugins=registry.plugin_files()
   )
+  if not plan.allow_loss:
+    advice.check_beginnings(plan.recipe, runner.groups, tokenizer)
   if plan.recipe.near_duplicates:
     job = _without_near_duplicates(job, runner)
   runner.each_block(job, workers.BlockWork(blocks.make_rows, _has_rows(job), 'rows'))

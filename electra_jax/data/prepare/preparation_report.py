@@ -126,8 +126,8 @@ def check_losses(facts: Facts) -> None:
   """
   for entry in facts['sources']:
     what = f'the source {entry["location"]!r}'
-    flag = '--config.data.allow_loss=True'
-    loss_report.check(losses_of(entry), what, entry.get('remedy', ''), flag)
+    remedy = entry.get('remedy', '')
+    loss_report.check(losses_of(entry), what, remedy, loss_report.CORPUS_FLAG)
 
 
 def loss_warnings(facts: Facts) -> list[str]:

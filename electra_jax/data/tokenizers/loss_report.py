@@ -17,6 +17,7 @@ OTHER_MODEL = (
   'a model whose tokenizer was trained on such text, or one with SentencePiece and byte fallback, '
   'or with byte-level BPE'
 )
+CORPUS_FLAG = '--config.data.allow_loss=True'
 EXAMPLES = 10  # shown of each fate
 
 TITLES = {
