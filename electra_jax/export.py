@@ -207,8 +207,9 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
   if not run.tokenizer.read_by_original_program:
     say(
       'tokenizer',
-      'the original program reads WordPiece only; the files of this tokenizer are written beside '
-      'the checkpoint',
+      "the original program reads WordPiece with BERT's normalization only "
+      '(config.data.normalization=original); the files of this tokenizer are written beside the '
+      'checkpoint',
     )
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
   beside = {**run.tokenizer.saved_files(), CARD: card}

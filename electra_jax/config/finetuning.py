@@ -9,6 +9,7 @@ from typing import Any
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
+  ALLOW_LOSS_HELP,
   CACHE,
   CACHE_HELP,
   DROPOUT_SCALE_HELP,
@@ -180,6 +181,7 @@ class FinetuningConfig(Config):
     choices=('mixed', 'sorted'),
     before='sorted',
   )
+  allow_loss: bool = field(False, ALLOW_LOSS_HELP, resumable=True)
   train_examples: int = field(
     0, 'Train on this many examples, chosen by the seed; 0: all.', at_least=0
   )

@@ -12,6 +12,7 @@ from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.families import FAMILIES
 from electra_jax.config.groups import (
+  ALLOW_LOSS_HELP,
   CACHE,
   CACHE_HELP,
   DROPOUT_SCALE_HELP,
@@ -114,17 +115,34 @@ class DataConfig(Config):
   vocab_size: int = field(
     30522, 'Vocabulary size of a trained tokenizer, special tokens included.', argument='vocab'
   )
+  normalization: str = field(
+    'auto',
+    'Rule of a trained tokenizer: auto, none, nfc, nfkc, nmt_nfkc, original (as in 0.1.0), or a '
+    'file of rules.',
+    before='original',
+  )
   lowercase: str = field(
-    'auto', 'WordPiece: uncased; auto: yes, or as an existing tokenizer was saved.', choices=AUTO
+    'auto',
+    'Lower-case text; auto: in WordPiece, or as an existing tokenizer was saved.',
+    choices=AUTO,
+  )
+  casing: str = field(
+    'unicode',
+    'Rule by which text is lower-cased: unicode, or turkish (Turkish and Azeri: I to ı, İ to i).',
+    choices=('unicode', 'turkish'),
   )
   strip_accents: str = field(
-    'auto', 'WordPiece: strip accents; auto: where it is uncased, as BERT does.', choices=AUTO
+    'auto',
+    'Strip accents of Latin, Greek and Cyrillic letters; auto: no, or as an existing tokenizer was '
+    'saved.',
+    choices=AUTO,
   )
   byte_fallback: str = field(
     'auto',
     'unigram, bpe: rare characters as bytes instead of [UNK]; auto: from 8,192 tokens on.',
     choices=AUTO,
   )
+  allow_loss: bool = field(False, ALLOW_LOSS_HELP, resumable=True)
   store: str = field(
     '',
     'Corpus made by --mode=prepare --output=..., a folder or gs://; replaces all fields above.',

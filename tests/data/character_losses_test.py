@@ -100,9 +100,10 @@ def test_every_character_has_one_fate(trained, kind):
     for fate in character_losses.FATES[:-1]:
       assert sum(losses.examples.get(fate, {}).values()) == getattr(losses, fate)
     # Truncated characters have no other fate.
-    cut = character_losses.count(tokenizer, texts, [min(limit, len(text)) for text in texts])
-    assert cut.truncated == sum(max(0, len(text) - limit) for text in texts)
-    assert cut.kept >= 0 and cut.lost <= losses.lost
+    cut = character_losses.count(tokenizer, texts, [limit] * len(texts))
+    longest = max(map(len, tokenizer.encode_batch(texts)), default=0)
+    assert bool(cut.truncated) <= (longest > limit)
+    assert cut.kept >= 0 and cut.lost <= losses.lost and cut.characters == losses.characters
     # Counts of texts add up.
     total = CharacterLosses()
     for text in texts:
@@ -121,6 +122,17 @@ def test_white_space_is_counted_by_what_it_became(trained):
     ' →': 2,
     '\u3000→ ': 1,
   }
+
+
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if 'user' not in kind])
+def test_characters_after_the_last_used_token_are_truncated(trained, kind):
+  tokenizer = trained[kind]
+  text = 'the old man and the sea'
+  tokens = len(tokenizer.encode('the old man'))
+  losses = character_losses.count(tokenizer, [text, 'the'], [tokens, 100])
+  assert losses.truncated == len(' and the sea') and losses.kept == len('the old manthe')
+  assert losses.truncated_share == 12 / 26
+  assert character_losses.count(tokenizer, [text], [0]).truncated == len(text)
 
 
 def test_examples_show_the_character_and_what_it_became(trained):

@@ -7,6 +7,7 @@ from typing import Any
 from electra_jax import registry
 from electra_jax.data.corpus.readers import INVALID_UTF8
 from electra_jax.data.prepare import packing
+from electra_jax.data.tokenizers import normalization
 from electra_jax.data.tokenizers.tokenization import TokenizerSettings
 from electra_jax.data.tokenizers.training_sample import TRAINING_CHARACTERS
 from electra_jax.errors import UserError
@@ -39,6 +40,8 @@ class CorpusRecipe:
   lowercase: bool | None = None
   strip_accents: bool | None = None
   byte_fallback: bool | None = None
+  normalization: str = normalization.ORIGINAL
+  casing: str = 'unicode'
   tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   tokenizer_characters: int = TRAINING_CHARACTERS
   add_special_tokens: bool = False
@@ -55,6 +58,8 @@ class CorpusRecipe:
       byte_fallback=self.byte_fallback,
       characters=self.tokenizer_characters,
       segmenter=self.segmenter,
+      normalization=self.normalization,
+      casing=self.casing,
       options=self.tokenizer_options,
     )
 
@@ -84,6 +89,16 @@ class CorpusRecipe:
     packing.check_row_length(self.row_length)
     if self.segmenter:
       registry.SEGMENTERS.entry(self.segmenter)
+    normalization.check(self.normalization)
+    if self.tokenizer not in registry.TOKENIZERS and self.normalization not in (
+      'auto',
+      normalization.ORIGINAL,
+    ):
+      raise UserError(
+        f'config.data.normalization is {self.normalization!r}, but the tokenizer '
+        f'{self.tokenizer!r} has its own rule; expected auto, or a kind to train: '
+        f'{", ".join(registry.TOKENIZERS)}.'
+      )
     if self.tokenizer_options and self.tokenizer not in registry.TOKENIZERS:
       raise UserError(
         f'config.data.tokenizer_options is set, but config.data.tokenizer is {self.tokenizer!r}; '
@@ -91,11 +106,16 @@ class CorpusRecipe:
       )
 
   def plain(self) -> dict[str, Any]:
-    """The settings as JSON values; those that are newer than 0.1.0 only if they are set."""
+    """The settings as JSON values; those that version 0.1.0 did not have only where they differ."""
     values = dataclasses.asdict(self)
-    newer = {field.name: field for field in dataclasses.fields(self) if field.name in _NEWER}
-    for name, field in newer.items():
-      default = {} if field.default is dataclasses.MISSING else field.default
-      if values[name] == default:
-        del values[name]
-    return values
+    newer = {
+      'tokenizer_options': {},
+      'normalization': normalization.ORIGINAL,
+      'casing': 'unicode',
+      'tokenizer_characters': TRAINING_CHARACTERS,
+      'add_special_tokens': False,
+      'segmenter': '',
+    }
+    return {
+      name: value for name, value in values.items() if name not in newer or newer[name] != value
+    }

@@ -21,6 +21,7 @@ import collections
 import dataclasses
 import difflib
 import functools
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -31,6 +32,9 @@ from electra_jax.data.tokenizers.tokenization import NoOffsets, Tokenizer
 
 # Fates of the characters that are not kept, in the order in which they are reported.
 FATES = ('unknown', 'removed', 'case_folded', 'white_space', 'changed', 'truncated')
+# Length in characters of the parts of long texts that a sample consists of.
+_STRETCH = 2000
+_WHITE_SPACE = re.compile(r'\s')
 # Different characters that are recorded for each fate, the most frequent ones.
 MOST_EXAMPLES = 100
 # Between a character and what became of it, in examples.
@@ -41,6 +45,8 @@ _UNKNOWN = '\U0010ffff'
 # Letters of the Turkish casing rules, which pair I with ı and İ with i.
 _TURKISH = {'I': 'i', 'ı': 'i'}
 
+# White space, text and white space that tokens stand for, and whether they are [UNK].
+Output: TypeAlias = tuple[str, str, str, bool]
 # (fate, character, what became of it) -> number.
 Events: TypeAlias = collections.Counter[tuple[str, str, str]]
 
@@ -118,7 +124,7 @@ class CharacterLosses:
 def count(
   tokenizer: Tokenizer,
   texts: Sequence[str],
-  ends: Sequence[int] | None = None,
+  used: Sequence[int] | None = None,
   threads: int | None = 1,
 ) -> CharacterLosses:
   """Counts the characters of texts by what a tokenizer makes of them.
@@ -126,22 +132,27 @@ def count(
   Args:
     tokenizer: of any kind.
     texts: any text.
-    ends: of each text, the number of its characters that are used; the others are truncated. None
-      if all are used.
+    used: of each text, the number of its tokens that are used; the characters after them are
+      truncated. None if all are used.
     threads: of the tokenizer, see `Tokenizer.encode_arrays`.
   """
   losses = CharacterLosses(characters=sum(map(len, texts)))
   events: Events = collections.Counter()
-  limits = [len(text) for text in texts] if ends is None else ends
+  limits = [None] * len(texts) if used is None else used
   try:
-    for text, limit, (ids, spans) in zip(
-      texts, limits, tokenizer.encode_with_offsets(texts, threads), strict=True
-    ):
-      _judge(tokenizer, text, ids, spans, limit, events)
+    encoded = tokenizer.encode_with_offsets(texts, threads)
+    for text, limit, (ids, spans) in zip(texts, limits, encoded, strict=True):
+      is_cut = limit is not None and limit < len(ids)
+      end = int(spans[:limit, 1].max(initial=0)) if is_cut else len(text)
+      losses.truncated += len(text) - end
+      _judge(tokenizer, text, ids, spans, end, events)
   except NoOffsets:
     for text, limit in zip(texts, limits, strict=True):
-      _judge_decoded(tokenizer, text[:limit], events)
-  losses.truncated = sum(max(0, len(t) - limit) for t, limit in zip(texts, limits, strict=True))
+      end = len(text)
+      if limit is not None:  # about as many characters per token everywhere
+        end = min(end, end * limit // max(1, len(tokenizer.encode(text))))
+      losses.truncated += len(text) - end
+      _judge_decoded(tokenizer, text[:end], events)
   examples: dict[str, collections.Counter[str]] = {}
   for (fate, character, target), number in events.items():
     setattr(losses, fate, getattr(losses, fate) + number)
@@ -151,6 +162,42 @@ def count(
     fate: dict(_most_frequent(examples[fate], MOST_EXAMPLES)) for fate in FATES if fate in examples
   }
   return losses
+
+
+def sample(texts: Sequence[str], characters: int) -> list[str]:
+  """Texts, or parts of long ones, of about a number of characters together, evenly spaced.
+
+  Parts begin and end at white space where it is near. Fewer characters are returned whole.
+
+  Args:
+    texts: any text.
+    characters: number of characters to choose.
+  """
+  total = sum(map(len, texts))
+  if total <= characters:
+    return list(texts)
+  chosen = []
+  passed = 0
+  taken = 0
+  for text in texts:
+    start = 0
+    while start < len(text):
+      end = _white_space_after(text, start + _STRETCH)
+      passed += end - start
+      # The part is taken if the number of characters is then nearer to the share passed.
+      if 2 * (passed * characters // total - taken) >= end - start:
+        chosen.append(text[start:end])
+        taken += end - start
+      start = end
+  return chosen
+
+
+def _white_space_after(text: str, start: int) -> int:
+  """The place of the next white space; `start` where none is near, or the end of the text."""
+  if start >= len(text):
+    return len(text)
+  found = _WHITE_SPACE.search(text, start, start + _STRETCH)
+  return found.start() if found else start
 
 
 def _most_frequent(examples: Mapping[str, int], number: int) -> list[tuple[str, int]]:
@@ -166,19 +213,20 @@ def _judge(
   """Adds the fates of the first `limit` characters of a text to `events`."""
   position = 0
   space = ''  # white space that tokens stand for since `position`
-  for start, end, target, is_unknown in _groups(tokenizer, ids, spans):
-    core = target.strip()
-    if start < end and not is_unknown:
+  for start, end, output in _groups(tokenizer, ids, spans):
+    leading, core, trailing, is_unknown = output
+    if not is_unknown and (text[start : start + 1].isspace() or text[end - 1 : end].isspace()):
       start, end = _stripped(text, start, end)
-    if start == end or start < position:
-      space += target if not core else ''
+    if start >= end or start < position:
+      if not core:
+        space += leading
       continue
     if start >= limit:
       break
-    leading = target[: len(target) - len(target.lstrip())]
-    gap = text[position:start]
-    if gap and gap != ' ' or not position:
-      _judge_gap(gap, space + leading, tokenizer.keeps_spaces, events)
+    if start > position or not position:
+      gap = text[position:start]
+      if gap != ' ' or not position:
+        _judge_gap(gap, space + leading, tokenizer.keeps_spaces, events)
     source = text[start : min(end, limit)]
     if is_unknown:
       for character in source:
@@ -186,7 +234,7 @@ def _judge(
     elif source != core:
       for fate in _compared(source, core):
         events[fate] += 1
-    space = target[len(target.rstrip()) :]
+    space = trailing
     position = end
   if position < limit:
     _judge_gap(text[position:limit], space, tokenizer.keeps_spaces, events)
@@ -194,31 +242,45 @@ def _judge(
 
 def _groups(
   tokenizer: Tokenizer, ids: np.ndarray, spans: np.ndarray
-) -> Iterator[tuple[int, int, str, bool]]:
+) -> Iterator[tuple[int, int, Output]]:
   """Tokens that share characters of the text, such as the bytes of one character, as one.
 
   Yields:
-    (start, end, text that they stand for, whether one is [UNK]).
+    (start, end, what they stand for).
   """
+  if not len(ids):
+    return
   outputs = tokenizer.token_outputs
-  unknown = tokenizer.unk_id
-  first = last = 0
-  content = b''
-  is_unknown = False
-  for i, (start, end) in zip(ids.tolist(), spans.tolist(), strict=True):
-    is_same_place = first == last == start == end  # the bytes of white space
-    if content and not is_same_place and (start >= last or start == end):
-      yield first, last, content.decode('utf-8', 'replace'), is_unknown
-      content = b''
-      is_unknown = False
-    if not content:
-      first = start
-      last = end
-    content += outputs[i]
-    last = max(last, end)
-    is_unknown = is_unknown or i == unknown
-  if content:
-    yield first, last, content.decode('utf-8', 'replace'), is_unknown
+  starts = spans[:, 0]
+  ends = np.maximum.accumulate(spans[:, 1])
+  is_empty = starts == spans[:, 1]
+  # A group ends before a token that shares no character with it. White space has empty spans, all
+  # at one place where it is several bytes.
+  is_same_place = is_empty[1:] & is_empty[:-1] & (starts[1:] == starts[:-1])
+  firsts = np.flatnonzero(
+    np.append(True, ~is_same_place & ((starts[1:] >= ends[:-1]) | is_empty[1:]))
+  )
+  lasts = np.append(firsts[1:], len(ids))
+  tokens = ids.tolist()
+  for start, end, first, after in zip(
+    starts[firsts].tolist(), ends[lasts - 1].tolist(), firsts.tolist(), lasts.tolist(), strict=True
+  ):
+    if after == first + 1:
+      i = tokens[first]
+      yield start, end, _output(outputs[i], i == tokenizer.unk_id)
+    else:
+      group = tokens[first:after]
+      content = b''.join([outputs[i] for i in group])
+      yield start, end, _output(content, tokenizer.unk_id in group)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _output(content: bytes, is_unknown: bool) -> Output:
+  """What tokens stand for, from its UTF-8."""
+  text = content.decode('utf-8', 'replace')
+  core = text.strip()
+  leading = text[: len(text) - len(text.lstrip())]
+  return leading, core, text[len(leading) + len(core) :], is_unknown
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 from electra_jax import file_access, json_reader
 from electra_jax.data.tokenizers import (
   byte_level_training,
+  normalization,
   pipeline_files,
   spans,
   special_tokens,
@@ -198,12 +199,14 @@ class PipelineTokenizer(Tokenizer):
   @classmethod
   def relevant_settings(cls, settings: TokenizerSettings) -> list[Any]:
     """See `Tokenizer.relevant_settings`."""
-    return []
+    identity = normalization.identity(settings.normalization)
+    return [*settings.folding, 'auto' if identity == normalization.ORIGINAL else identity]
 
   @classmethod
   def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
     """See `Tokenizer.train`."""
-    pipeline = byte_level_training.train(sample.lines, settings.vocab_size)
+    normalizers = normalization.byte_level_normalizers(settings.normalization, *settings.folding)
+    pipeline = byte_level_training.train(sample.lines, settings.vocab_size, normalizers)
     roles = {role_of(token): token for token in SPECIAL_TOKENS}
     return {
       PIPELINE_FILE: pipeline_files.serialized(pipeline),

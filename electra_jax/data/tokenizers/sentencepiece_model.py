@@ -140,6 +140,21 @@ def with_pieces(content: bytes, pieces: Sequence[tuple[str, float, int]]) -> byt
   return b''.join([*made, *kept]) + _field(2, _field(4, len(pieces)))
 
 
+def normalizer_spec(charsmap: bytes) -> bytes:
+  """The message of a model with rules of normalization, compiled; its other fields are usual."""
+  return _field(1, b'user_defined') + _field(2, charsmap)
+
+
+def with_normalization(content: bytes, charsmap: bytes) -> bytes:
+  """Returns the file of a model with other rules of normalization.
+
+  Args:
+    content: a model file.
+    charsmap: the compiled rules.
+  """
+  return content + _field(3, normalizer_spec(charsmap))  # concatenated messages merge
+
+
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
   """(number, value) of a message's fields: integers for varints, otherwise bytes."""
   at = 0

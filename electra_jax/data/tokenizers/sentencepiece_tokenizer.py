@@ -5,7 +5,7 @@ import json
 import os
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from electra_jax import file_access
 from electra_jax.data.tokenizers import (
   new_words,
+  normalization,
   pipeline_files,
   sentencepiece_folders,
   sentencepiece_model,
@@ -40,6 +41,7 @@ from electra_jax.data.tokenizers.tokenization import (
   Pipeline,
   Tokenizer,
   TokenizerSettings,
+  UnsupportedSize,
 )
 from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
@@ -68,6 +70,10 @@ class SentencePieceTokenizer(Tokenizer):
 
   kind = 'sentencepiece'
   notation = '▁ begins a word.'
+  unknown_remedy = (
+    'byte fallback (config.data.byte_fallback=yes, and config.data.tokenizer=unigram where a model '
+    'is given), or byte-level BPE'
+  )
   main_files = (FILE, 'spiece.model', 'spm.model', 'sentencepiece.bpe.model')
 
   def __init__(self, files: Mapping[str, bytes], source: str, options: None = None) -> None:
@@ -232,13 +238,14 @@ class SentencePieceTokenizer(Tokenizer):
   @classmethod
   def relevant_settings(cls, settings: TokenizerSettings) -> list[Any]:
     """See `Tokenizer.relevant_settings`."""
-    return [settings.byte_fallback]
+    if settings.normalization == normalization.ORIGINAL:
+      return [settings.byte_fallback]
+    rule = normalization.identity(settings.normalization)
+    return [settings.byte_fallback, rule, *settings.folding]
 
   @classmethod
   def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
     """See `Tokenizer.train`; `settings.kind` is SentencePiece's name of the model type."""
-    import sentencepiece
-
     vocab_size = settings.vocab_size
     if vocab_size < SMALLEST_VOCABULARY:
       raise UserError(
@@ -248,11 +255,35 @@ class SentencePieceTokenizer(Tokenizer):
     fallback = settings.byte_fallback
     if fallback is None:
       fallback = vocab_size >= BYTE_FALLBACK_FROM
+    if settings.normalization == normalization.ORIGINAL:
+      return {FILE: cls._train(sample.lines, settings, fallback, {})}
+    # The trainer takes rules only by name or as a file, which takes seconds to compile. It gets
+    # normalized text, and its model the rules.
+    rules = normalization.compiled(settings.normalization, *settings.folding)
+    lines = normalization.normalize_lines(sample.lines, rules) if rules else sample.lines
+    model = cls._train(lines, settings, fallback, {'normalization_rule_name': 'identity'})
+    return {FILE: sentencepiece_model.with_normalization(model, rules) if rules else model}
+
+  @classmethod
+  def _train(
+    cls, lines: Iterable[str], settings: TokenizerSettings, fallback: bool, rule: dict[str, str]
+  ) -> bytes:
+    """The model file.
+
+    Args:
+      lines: to train on.
+      settings: see `Tokenizer.train`.
+      fallback: whether characters outside the vocabulary become bytes.
+      rule: the trainer's argument for a rule of normalization; empty for its own.
+    """
+    import sentencepiece
+
+    vocab_size = settings.vocab_size
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(settings.seed)
     try:
       sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample.lines),
+        sentence_iterator=iter(lines),
         model_writer=model,
         model_type=settings.kind,
         vocab_size=vocab_size,
@@ -269,6 +300,7 @@ class SentencePieceTokenizer(Tokenizer):
         character_coverage=0.9999,
         required_chars=''.join(c for c in string.printable if not c.isspace()),
         byte_fallback=fallback,
+        **rule,
         # Candidates in proportion to the vocabulary: much faster than the default of a million, and
         # texts become slightly fewer tokens.
         seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
@@ -279,11 +311,11 @@ class SentencePieceTokenizer(Tokenizer):
       )
     except RuntimeError as error:
       added = BYTE_PIECES if settings.byte_fallback is None and fallback else 0
-      reason = _size_error(str(error), vocab_size, added)
-      if reason is None:
+      refused = _size_error(str(error), vocab_size, added)
+      if refused is None:
         raise
-      raise UserError(reason) from None
-    return {FILE: model.getvalue()}
+      raise refused from None
+    return model.getvalue()
 
 
 def _damaged(source: str) -> UserError:
@@ -314,21 +346,24 @@ def _cores() -> int:
   return min(16, os.cpu_count() or 1)
 
 
-def _size_error(message: str, vocab_size: int, byte_pieces: int) -> str | None:
+def _size_error(message: str, vocab_size: int, byte_pieces: int) -> UserError | None:
   """What is wrong with the vocabulary size, from SentencePiece's message; None for other errors."""
   if found := re.search(r'value <= (\d+)', message):
     largest = int(found[1])
     if largest < BYTE_FALLBACK_FROM:  # by default, so small a vocabulary has no byte pieces
       largest -= byte_pieces
     if largest < SMALLEST_VOCABULARY:
-      return 'the corpus is too small to train a tokenizer on; give more text.'
-    return (
-      f'vocab_size is {vocab_size}, more than this corpus supports; expected at most {largest}.'
+      return UserError('the corpus is too small to train a tokenizer on; give more text.')
+    return UnsupportedSize(
+      f'vocab_size is {vocab_size}, more than this corpus supports; expected at most {largest}.',
+      largest,
     )
   if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
     least = int(smallest[1]) + 100
-    return (
-      f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or more."
+    return UnsupportedSize(
+      f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or "
+      'more.',
+      least,
     )
   return None
 

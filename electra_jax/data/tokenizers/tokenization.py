@@ -17,7 +17,7 @@ import numpy as np
 
 from electra_jax import checksums, console, file_access, hub, json_reader, registry
 from electra_jax.config import declarations
-from electra_jax.data.tokenizers import segmenters, text_parts, training_sample
+from electra_jax.data.tokenizers import normalization, segmenters, text_parts, training_sample
 from electra_jax.data.tokenizers.special_tokens import (
   OWN_NAMES,
   SPECIAL_TOKENS,
@@ -60,6 +60,19 @@ class NoOffsets(UserError):
   """A kind of tokenizer does not define which characters its tokens are made from."""
 
 
+class UnsupportedSize(UserError):
+  """A text does not support a vocabulary size.
+
+  Attributes:
+    supported: a size that it may support.
+  """
+
+  def __init__(self, message: str, supported: int) -> None:
+    """Sets the attributes."""
+    super().__init__(message)
+    self.supported = supported
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overrides:
   """What a user decides about an existing tokenizer.
@@ -95,8 +108,14 @@ class TokenizerSettings:
       normalizes and splits text as BERT; 'byte_level_bpe' (Radford et al. 2019); or one that user
       code registered.
     vocab_size: number of ids, special tokens included.
-    lowercase: WordPiece: whether text is lower-cased; None for yes.
-    strip_accents: WordPiece: whether accents are stripped; None for the value of `lowercase`.
+    lowercase: whether text is lower-cased; None for yes in WordPiece, and no in SentencePiece,
+      where the rule 'original' does not support it.
+    strip_accents: whether accents are stripped from Latin, Greek and Cyrillic letters; None for no.
+      With the rule 'original' only in WordPiece, from all letters, and None for the value of
+      `lowercase`.
+    normalization: the rule of normalization, see `normalization`.
+    casing: 'unicode', or 'turkish' for the rules of Turkish and Azeri, which also set `lowercase`
+      where it is None.
     byte_fallback: SentencePiece: whether characters outside the vocabulary become bytes instead of
       [UNK]; None for yes in vocabularies of at least 8,192 tokens, where the 256 bytes cost little.
     seed: seed of the choice of lines in a large corpus.
@@ -111,10 +130,17 @@ class TokenizerSettings:
   lowercase: bool | None = None
   strip_accents: bool | None = None
   byte_fallback: bool | None = None
+  normalization: str = normalization.ORIGINAL
+  casing: str = 'unicode'
   seed: int = 0
   characters: int = training_sample.TRAINING_CHARACTERS
   segmenter: str = ''
   options: Options = None
+
+  @property
+  def folding(self) -> tuple[bool, bool, str]:
+    """Arguments of `normalization.fold`; not of WordPiece, and not of the rule 'original'."""
+    return normalization.folding(self.lowercase, self.strip_accents, self.casing)
 
 
 class Tokenizer(abc.ABC):
@@ -147,12 +173,17 @@ class Tokenizer(abc.ABC):
   notation: str = ''
   # Whether tokens show where a text has spaces. WordPiece drops spaces around punctuation.
   keeps_spaces: bool = True
+  # What helps where characters become [UNK], as the end of a sentence that begins with "use".
+  unknown_remedy: ClassVar[str] = (
+    'SentencePiece with byte fallback (config.data.tokenizer=unigram and '
+    'config.data.byte_fallback=yes), or byte-level BPE'
+  )
   # Names of the files by which a folder is recognized. Kinds of user code need none.
   main_files: ClassVar[tuple[str, ...]] = ()
   # Class of `transformers` for an exported tokenizer; this one opens any tokenizer.json.
-  transformers_class: ClassVar[str] = 'PreTrainedTokenizerFast'
+  transformers_class: str = 'PreTrainedTokenizerFast'
   # Whether the original ELECTRA program reads the files.
-  read_by_original_program: ClassVar[bool] = False
+  read_by_original_program: bool = False
 
   def __init__(
     self,
@@ -520,7 +551,8 @@ class Tokenizer(abc.ABC):
   def save(self, folder: str | os.PathLike[str]) -> None:
     """Writes files that `load_tokenizer` opens.
 
-    `transformers` opens them, too, unless they are a SentencePiece model or of user code.
+    `transformers` opens them, too, if the tokenizer is a pipeline, or WordPiece with BERT's
+    normalization.
 
     Args:
       folder: a folder, or an address such as gs://bucket/folder.

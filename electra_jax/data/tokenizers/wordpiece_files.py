@@ -22,6 +22,10 @@ PIPELINE_FILE = 'tokenizer.json'
 NAMES_FILE = 'special_tokens_map.json'
 ADDED_FILE = 'added_tokens.json'
 JSON_FILES = (SETTINGS_FILE, PIPELINE_FILE, NAMES_FILE, ADDED_FILE)
+# Entries of the settings of a vocabulary that was trained with another rule than BERT's: a name of
+# `normalization`, or rules by source; and the casing rule.
+RULE = 'normalization'
+CASING = 'casing'
 # Entry of the settings: id -> token that is matched in a text before it is split into words.
 ADDED = 'added_tokens_decoder'
 
@@ -54,6 +58,8 @@ _SHAPE: dict[str, Any] = {
   'pre_tokenizer?': dict | None,
   'tokenizer_class?': str | None,
   ADDED + '?': {str: dict},
+  RULE + '?': str | dict,
+  CASING + '?': str,
   **{f'{role_of(token)}?': str | dict | None for token in SPECIAL_TOKENS},
 }
 
@@ -93,7 +99,7 @@ def canonical_files(
   if VOCABULARY_FILE in files:
     tokens = read_vocabulary(files[VOCABULARY_FILE], source, strip=True)
   if PIPELINE_FILE in files:
-    known, normalizer = _read_pipeline(described[PIPELINE_FILE], source)
+    known, normalizer = _read_pipeline(described[PIPELINE_FILE], source, RULE in settings)
     settings = settings | normalizer if class_name in _ANY_CLASS else normalizer | settings
     tokens = known if tokens is None else _same_tokens(tokens, known, source)
   if tokens is None:
@@ -104,7 +110,10 @@ def canonical_files(
   case = _case_settings(tokens, settings, source, overrides)
   chinese_characters = bool(settings.get('tokenize_chinese_chars', True))
   more = {ADDED: added} if added else {}
-  return make_files(tokens, make_settings(*case, chinese_characters) | names | more)
+  made = make_settings(*case, chinese_characters)
+  if RULE in settings:
+    made |= own_rule(settings[RULE], str(settings.get(CASING, '')))
+  return make_files(tokens, made | names | more)
 
 
 def is_bert(files: Mapping[str, bytes], source: str) -> bool:
@@ -120,7 +129,7 @@ def is_bert(files: Mapping[str, bytes], source: str) -> bool:
     if name in files
   }
   description = described[PIPELINE_FILE]
-  if not _is_bert_pipeline(description):
+  if not _is_bert_pipeline(description, RULE in described.get(SETTINGS_FILE, {})):
     return False
   names = _special_names(described.get(SETTINGS_FILE, {}), described.get(NAMES_FILE, {}), source)
   added = description.get('added_tokens') or []
@@ -139,6 +148,18 @@ def make_settings(lowercase: bool, strip_accents: bool, chinese_characters: bool
     'tokenize_chinese_chars': chinese_characters,
     **{role_of(token): token for token in SPECIAL_TOKENS},
   }
+
+
+def own_rule(rule: str | Mapping[str, str], casing: str) -> Settings:
+  """Settings of a vocabulary with another rule of normalization than BERT's.
+
+  Other programs take the rule from the tokenizer.json of an export, not from these.
+
+  Args:
+    rule: a name of `normalization`, or rules by source.
+    casing: the casing rule.
+  """
+  return {RULE: rule, CASING: casing, 'tokenizer_class': 'PreTrainedTokenizerFast'}
 
 
 def make_files(tokens: Sequence[str], settings: Settings) -> dict[str, bytes]:
@@ -354,24 +375,41 @@ def _find_added_tokens(
   return found
 
 
-def _read_pipeline(description: Settings, source: str) -> tuple[list[str], Settings]:
-  """Tokens and settings of a tokenizer.json."""
-  if not _is_bert_pipeline(description):
+def _read_pipeline(
+  description: Settings, source: str, has_rule: bool
+) -> tuple[list[str], Settings]:
+  """Tokens and settings of a tokenizer.json.
+
+  Args:
+    description: its content.
+    source: for error messages.
+    has_rule: whether the settings have a rule of normalization, as whose sequence it was written.
+
+  Raises:
+    UserError: it is another tokenizer than BERT's.
+  """
+  if not _is_bert_pipeline(description, has_rule):
     raise UserError(
       f"the {PIPELINE_FILE} of {source!r} is not BERT's WordPiece; expected a vocab.txt or a "
       'SentencePiece model.'
     )
   ids = description['model']['vocab']
+  tokens = sorted(ids, key=ids.__getitem__)
+  if has_rule:
+    return tokens, {}
   normalizer = description['normalizer']
-  return sorted(ids, key=ids.__getitem__), {
+  return tokens, {
     'do_lower_case': normalizer.get('lowercase'),
     'strip_accents': normalizer.get('strip_accents'),
     'tokenize_chinese_chars': normalizer.get('handle_chinese_chars', True),
   }
 
 
-def _is_bert_pipeline(description: Settings) -> bool:
-  """Whether a tokenizer.json splits text as BERT does, with a vocabulary without gaps."""
+def _is_bert_pipeline(description: Settings, has_rule: bool) -> bool:
+  """Whether a tokenizer.json splits text as BERT does, with a vocabulary without gaps.
+
+  With a rule of normalization of this package any normalizer is accepted.
+  """
   model = description.get('model') or {}
   normalizer = description.get('normalizer') or {}
   pre_tokenizer = description.get('pre_tokenizer') or {}
@@ -379,11 +417,16 @@ def _is_bert_pipeline(description: Settings) -> bool:
     model.get('type', 'WordPiece'),
     model.get('continuing_subword_prefix'),
     model.get('max_input_chars_per_word', LONGEST_WORD),
-    normalizer.get('type'),
-    normalizer.get('clean_text', True),
     pre_tokenizer.get('type'),
+    has_rule or (normalizer.get('type'), normalizer.get('clean_text', True)),
   )
-  expected = ('WordPiece', CONTINUATION, LONGEST_WORD, 'BertNormalizer', True, 'BertPreTokenizer')
+  expected = (
+    'WordPiece',
+    CONTINUATION,
+    LONGEST_WORD,
+    'BertPreTokenizer',
+    has_rule or ('BertNormalizer', True),
+  )
   return found == expected and _are_ids(model.get('vocab'))
 
 

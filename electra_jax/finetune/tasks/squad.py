@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -249,6 +250,14 @@ class SquadTask(TaskDefaults):
       counts[f'further windows on texts longer than {max_length} tokens'] += len(windows) - 1
       counts['answers that no window holds whole'] += first >= 0 and not whole
     return rows.features(), dict(+counts)
+
+  def texts(
+    self, examples: Sequence[Question], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`; each context once, which is in windows as a whole."""
+    contexts = dict.fromkeys(example.context for example in examples)
+    questions = [(example.question, self.max_question) for example in examples]
+    return [*((context, sys.maxsize) for context in contexts), *questions]
 
   #### Answers ####
 

@@ -208,6 +208,18 @@ class TextTask(TaskDefaults):
     owners = np.arange(len(rows), dtype=np.int32)
     return Features(rows, targets, owners, [None] * len(rows)), counts
 
+  def texts(
+    self, examples: Sequence[Example], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`."""
+    found = []
+    for example, row in zip(examples, features.token_ids, strict=True):
+      ends = np.flatnonzero(row == tokenizer.sep_id)  # no text has this token
+      found.append((example.first, int(ends[0]) - 1))
+      if self.paired:
+        found.append((example.second or '', int(ends[1] - ends[0]) - 1))
+    return found
+
   def score(
     self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
   ) -> dict[str, float]:
