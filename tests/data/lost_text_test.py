@@ -147,6 +147,16 @@ def test_turkish_words_in_upper_and_lower_case_are_the_same_word(folder):
   assert tokenizer.encode('İZMİR') == tokenizer.encode('izmir')
 
 
+@pytest.mark.parametrize('fields', [{'normalization': 'nfc'}, {'casing': 'turkish'}])
+def test_a_given_tokenizer_keeps_its_own_rule(folder, english, fields):
+  source = written(folder, 'rule.txt', documents(['the', 'sea']))
+  (name,) = fields
+  message = refused(folder, recipe(source, english, **fields))
+  assert message.startswith(f'config.data.{name} is ') and 'has its own rule' in message
+  kept = prepare(folder, recipe(source, english, normalization='auto')).tokenizer
+  assert kept.read_by_original_program
+
+
 def test_a_source_is_refused_although_others_are_kept(folder, english):
   good = written(folder, 'good.txt', made_tokenizers.documents()[:30])
   thai = written(folder, 'thai.txt', documents(['บ้าน', 'เมือง', 'ภาษา'], separator=''))

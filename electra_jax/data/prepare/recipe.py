@@ -90,15 +90,14 @@ class CorpusRecipe:
     if self.segmenter:
       registry.SEGMENTERS.entry(self.segmenter)
     normalization.check(self.normalization)
-    if self.tokenizer not in registry.TOKENIZERS and self.normalization not in (
-      'auto',
-      normalization.ORIGINAL,
-    ):
-      raise UserError(
-        f'config.data.normalization is {self.normalization!r}, but the tokenizer '
-        f'{self.tokenizer!r} has its own rule; expected auto, or a kind to train: '
-        f'{", ".join(registry.TOKENIZERS)}.'
-      )
+    rules = {'normalization': ('auto', normalization.ORIGINAL), 'casing': ('unicode',)}
+    for name, usual in rules.items():
+      value = getattr(self, name)
+      if self.tokenizer not in registry.TOKENIZERS and value not in usual:
+        raise UserError(
+          f'config.data.{name} is {value!r}, but the tokenizer {self.tokenizer!r} has its own '
+          f'rule; expected {usual[0]}, or a kind to train: {", ".join(registry.TOKENIZERS)}.'
+        )
     if self.tokenizer_options and self.tokenizer not in registry.TOKENIZERS:
       raise UserError(
         f'config.data.tokenizer_options is set, but config.data.tokenizer is {self.tokenizer!r}; '
