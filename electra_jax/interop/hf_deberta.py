@@ -35,9 +35,15 @@ _NAMES = hf_post_norm.Names(
     'span': {'dense': 'qa_outputs'},
   },
   vocabulary_bias='cls.predictions.bias',
-  # Published discriminators hold a head of the masked language model that they do not use, and the
-  # published encoder a table of positions.
-  unused=('cls.predictions.', 'mask_predictions.', 'pooler.', hf_post_norm.POSITION),
+  # Published discriminators hold a head of the masked language model that they do not use, a table
+  # of positions, and the differences (`_weight`) from the generator's embeddings.
+  unused=(
+    'cls.predictions.',
+    'mask_predictions.',
+    'pooler.',
+    'embeddings.position_embeddings.',
+    'embeddings.word_embeddings._weight',
+  ),
 )
 _POSITION_TERMS = ('c2p', 'p2c')
 

@@ -34,7 +34,6 @@ _NAMES = hf_post_norm.Names(
 
 
 def _read_config(fields: ConfigFields) -> EncoderConfig:
-  fields.require('tie_word_embeddings', True)
   hidden = fields.integer('dim', 768)
   return fields.encoder(
     family='distilbert',

@@ -103,7 +103,13 @@ class Names:
   def remove_unused(
     self, fields: ConfigFields, config: EncoderConfig, kind: str, tensors: dict[str, np.ndarray]
   ) -> list[str]:
-    """Removes tensors that are not read, and returns a note; see Architecture.complete."""
+    """Removes tensors that are not read, and returns a note; see Architecture.complete.
+
+    Raises:
+      UserError: a masked language model has output embeddings of its own.
+    """
+    if kind == 'generator':
+      fields.require('tie_word_embeddings', True)
     used = set(self.tensors(config, kind))
     # The last layer of a masked language model may be there as a copy of the embeddings.
     last = self.vocabulary_bias.removesuffix('bias') if kind == 'generator' else '/'
@@ -123,7 +129,6 @@ def common_fields(fields: ConfigFields) -> dict[str, Any]:
   hidden = fields.integer('hidden_size', 768)
   fields.require('is_decoder', False)
   fields.require('add_cross_attention', False)
-  fields.require('tie_word_embeddings', True)
   return {
     'hidden_size': hidden,
     'embedding_size': hidden,

@@ -90,7 +90,7 @@ class _Kept:
 
   def tower(self, params: PyTree) -> PyTree:
     """The layers of a tower, and its table of distances if it has one."""
-    found = {}
+    found: dict[str, Any] = {}
     for group, layers in params.items():
       if group == 'layers':
         found[group] = {name: self.narrowed(name, leaves) for name, leaves in layers.items()}

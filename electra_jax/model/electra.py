@@ -259,12 +259,12 @@ class Electra(nn.Module):
     """Log-odds that each token was replaced, float32 `[batch, length]`; see `hidden_states`."""
     return self.verdicts(self.hidden_states(inputs, keys), inputs.positions)
 
-  def verdicts(self, hidden: jax.Array, positions: jax.Array) -> jax.Array:
+  def verdicts(self, hidden: jax.Array, positions: jax.Array | None = None) -> jax.Array:
     """Log-odds that each token was replaced.
 
     Args:
       hidden: of `hidden_states`, `[batch, length, hidden]`.
-      positions: of the inputs, int32 `[batch, length]`.
+      positions: of the inputs, int32 `[batch, length]`; None for one document per row.
 
     Returns:
       float32 `[batch, length]`.

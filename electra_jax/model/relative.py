@@ -38,7 +38,8 @@ def bucket_rows(length: int, buckets: int, longest: int) -> np.ndarray:
   scale = np.log(np.float32((longest - 1) / middle))
   logarithmic = np.ceil(np.log(far) / scale * np.float32(middle - 1)) + middle
   bucket = np.where(size <= middle, distance, logarithmic * np.sign(distance))
-  return np.clip(bucket + buckets, 0, 2 * buckets - 1).astype(np.int32)
+  rows: np.ndarray = np.clip(bucket + buckets, 0, 2 * buckets - 1).astype(np.int32)
+  return rows
 
 
 def disentangled_attention(
@@ -76,7 +77,10 @@ def disentangled_attention(
     return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
   def product(form: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum(form, x, y, precision=precision, preferred_element_type=jnp.float32)
+    found: jax.Array = jnp.einsum(
+      form, x, y, precision=precision, preferred_element_type=jnp.float32
+    )
+    return found
 
   query = scaled(query)
   scores = product('bqnd,bknd->bnqk', query, key)

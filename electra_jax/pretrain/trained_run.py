@@ -122,7 +122,7 @@ class Run:
       hidden: PyTree = self.model.apply({'params': params}, inputs, method='hidden_states')
       logits: PyTree
       if 'discriminator_head' in self.model.heads:
-        logits = self.model.apply({'params': params}, hidden, method='verdicts')
+        logits = self.model.apply({'params': params}, hidden, inputs.positions, method='verdicts')
       else:
         logits = jnp.full(token_ids.shape, jnp.nan)
       real = token_ids != t.pad_id

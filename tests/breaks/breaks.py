@@ -51,6 +51,28 @@ MODEL = [
     'model/documents_do_not_meet_test.py::test_types_and_positions_restart_in_each_document',
   ),
   Break(
+    'relative positions of keys in the order of queries',
+    'electra_jax/model/relative.py',
+    'scaled(position_query)[::-1]',
+    'scaled(position_query)',
+    'interop/encoders_test.py::'
+    'test_likelihoods_verdicts_and_all_gradients_equal_pytorch[deberta-v2]',
+  ),
+  Break(
+    'verdicts of packed documents have the first [CLS] of the row',
+    'electra_jax/model/electra.py',
+    'first = jnp.arange(hidden.shape[1]) - positions',
+    'first = jnp.zeros_like(positions)',
+    'interop/encoders_test.py::test_packed_documents_are_computed_as_alone[deberta-v2]',
+  ),
+  Break(
+    'positions of RoBERTa begin at the row of padding',
+    'electra_jax/interop/hf_roberta.py',
+    "return fields.integer('pad_token_id', _PAD) + 1",
+    "return fields.integer('pad_token_id', _PAD)",
+    'interop/encoders_test.py::test_likelihoods_verdicts_and_all_gradients_equal_pytorch[roberta]',
+  ),
+  Break(
     'LayerNorm with an epsilon of its own',
     'electra_jax/model/encoder.py',
     'epsilon=config.layer_norm_eps',

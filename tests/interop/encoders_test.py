@@ -16,9 +16,10 @@ from hf_files import assert_close
 from safetensors.numpy import load_file, save_file
 
 from electra_jax.errors import UserError
-from electra_jax.interop import hf_tensors, huggingface
+from electra_jax.interop import hf_tensors, huggingface, origins
 from electra_jax.interop.hf_config import ConfigFields
 from electra_jax.interop.weights import Weights, expected_shapes, same_bits
+from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.model.heads import TransformersHead
@@ -318,10 +319,20 @@ def test_older_files_with_more_heads_are_read_without_them(family, tmp_path):
       for name, x in tensors.items()
     }
     tensors['deberta.embeddings.position_embeddings.weight'] = np.ones((12, size), np.float32)
+    tensors['deberta.embeddings.word_embeddings._weight'] = np.ones((VOCAB, size), np.float32)
   save_file(tensors, tmp_path / 'model.safetensors')
   found = huggingface.read_weights(str(tmp_path))
   assert same_bits(found.params, before.params)
   assert any('which is not used' in note for note in found.notes)
+
+
+def test_spare_rows_of_a_vocabulary_are_left_out_and_many_are_refused():
+  weights = Weights('here', None, EncoderConfig(vocab_size=128_100, vocab_multiple=1), 'none', {})
+  assert origins.without_padding_rows(weights, 128_001, 'init').vocab_size == 128_001
+  with pytest.raises(UserError, match='has embeddings of 128,100 tokens and a tokenizer of 120,0'):
+    origins.without_padding_rows(weights, 120_001, 'init')
+  with pytest.raises(UserError, match='put the tokenizer there'):
+    origins.without_padding_rows(weights, 128_101, 'init')
 
 
 @pytest.mark.parametrize('how', ['shards', 'bin'])
@@ -354,7 +365,7 @@ def test_shards_and_pickled_files_give_the_same_weights(how, tmp_path):
   ],
 )
 def test_what_is_not_supported_is_named_with_what_is(family, fields, words, tmp_path):
-  FORMATS[family].model('Model').save_pretrained(tmp_path)
+  FORMATS[family].model('ForMaskedLM').save_pretrained(tmp_path)
   file = pathlib.Path(tmp_path) / 'config.json'
   file.write_text(json.dumps(json.loads(file.read_text()) | fields))
   with pytest.raises(UserError, match=f'{words}'):
