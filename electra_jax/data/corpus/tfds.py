@@ -51,6 +51,7 @@ class TfdsFormat(CorpusFormat):
   title = 'a TFDS dataset'
   options = {'field': 'text', 'split': 'train', 'data_dir': '', 'download': 'no'}
   selectable = False
+  detectable = False
 
   def owns(self, location: str) -> bool:
     """See the base class."""
