@@ -237,6 +237,7 @@ CORPUS_FORMATS: Registry[Any] = Registry(
     Entry('zip', 'a zip archive of files', 'electra_jax.data.corpus.archive_format:ZIP'),
     Entry('tar', 'a tar archive of files', 'electra_jax.data.corpus.archive_format:TAR'),
     Entry('tfds', 'a TensorFlow Datasets dataset', 'electra_jax.data.corpus.tfds:TFDS'),
+    Entry('texts', 'texts given in Python', 'electra_jax.data.corpus.given_texts:GIVEN_TEXTS'),
     Entry('sample', 'the bundled sample', 'electra_jax.data.corpus.text_format:SAMPLE'),
   ],
 )

@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from electra_jax import file_access, input_limits, registry
 from electra_jax.data.corpus import detection, file_kinds
 from electra_jax.data.corpus.corpus_format import CorpusFormat, FieldFormat, format_by_name
-from electra_jax.data.corpus.readers import DocumentReader, OpenedFile
+from electra_jax.data.corpus.readers import SKIPPED, DocumentReader, OpenedFile
 from electra_jax.errors import UserError
 
 if TYPE_CHECKING:
   from _typeshed import WriteableBuffer
-
-SKIPPED = 'skipped: '  # begins the names of counts of members that hold no corpus
 
 _TAR_NAME = 257  # place of 'ustar' in the header of a member
 _ENCRYPTED = 1

@@ -9,6 +9,7 @@ from electra_jax.data.corpus import file_kinds
 from electra_jax.errors import UserError
 
 INVALID_UTF8 = ('refuse', 'replace')
+SKIPPED = 'skipped: '  # begins the names of counts of files in archives that hold no corpus
 
 Advance = Callable[[int], None]
 

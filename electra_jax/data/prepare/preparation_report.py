@@ -6,8 +6,10 @@ from typing import Any
 
 from electra_jax import console, file_access
 from electra_jax.data.corpus import corpora
+from electra_jax.data.corpus.readers import SKIPPED
 from electra_jax.data.prepare import blocks
 from electra_jax.data.prepare.blocks import Facts
+from electra_jax.data.prepare.heldout_split import SPLITS
 
 # A part of a store: a file of rows, and its number of rows.
 Part = tuple[str, int]
@@ -36,7 +38,7 @@ class GatheredFacts:
       `tokens` with special tokens, `padding_share`, `longest` documents as [tokens, beginning].
       `sources`: location, weight and store of each, what reading it counted (`blank_documents`,
       `documents_with_replacements`, `replaced_bytes`), the counts of its training documents, and
-      `heldout_rows`.
+      `heldout_rows`; `skipped`: files that hold no corpus, by what they are, if there are some.
     parts: of each store, in order.
   """
 
@@ -57,7 +59,7 @@ def gather_facts(
     sources: all sources of the corpus.
   """
   weighted = sources[0].weight is not None
-  splits: dict[str, Facts] = {split: {} for split in blocks.SPLITS}
+  splits: dict[str, Facts] = {split: {} for split in SPLITS}
   entries: list[dict[str, Any]] = [
     {
       'location': source.location,
@@ -76,6 +78,11 @@ def gather_facts(
     entry = entries[group.source_index]
     for name in _READ_COUNTS:
       entry[name] += read['counts'].get(name, 0)
+    for name, number in read['counts'].items():
+      if name.startswith(SKIPPED):
+        skipped = entry.setdefault('skipped', {})
+        kind = name.removeprefix(SKIPPED)
+        skipped[kind] = skipped.get(kind, 0) + number
     for number in range(read['blocks']):
       block = blocks.block_name(index, number)
       facts = _recorded(blocks.block_facts(job, block))
@@ -87,11 +94,14 @@ def gather_facts(
       entry['heldout_rows'] += facts['heldout']['rows']
       for name in blocks.COUNTS:
         entry[name] += facts['train'][name]
+  for entry, of_source in zip(entries, corpora.skipped_files(sources), strict=True):
+    if of_source:
+      entry['skipped'] = entry.get('skipped', {}) | of_source
   for total in splits.values():
     # All counts, even if there is no block.
     blocks.add_facts(total, dict.fromkeys(blocks.COUNTS, 0) | {'longest': []})
     total['padding_share'] = _padding_share(total, job.recipe.row_length)
-  if not job.recipe.heldout_fraction:
+  if not (job.split.holds_out if job.split else job.recipe.heldout_fraction):
     del splits['heldout'], parts['heldout']
   return GatheredFacts({'stores': list(parts), **splits, 'sources': entries}, parts)
 
@@ -129,6 +139,10 @@ def console_lines(facts: Facts) -> list[tuple[str, str]]:
   if replaced:
     documents = sum(source['documents_with_replacements'] for source in facts['sources'])
     lines.append(('replaced', f'{replaced:,} bytes in {documents:,} documents were not UTF-8'))
+  for source in facts['sources']:
+    for kind, number in source.get('skipped', {}).items():
+      files = f'{number:,} files' if number != 1 else 'a file'
+      lines.append(('skipped', f'{files} of {source["location"]}: {kind}'))
   return lines
 
 
@@ -154,7 +168,7 @@ def kept_facts(facts: Facts, path: str) -> Facts:
     facts: of a finished corpus.
     path: the folder or address of the corpus.
   """
-  splits = {split: facts[split] | {'longest': []} for split in blocks.SPLITS if split in facts}
+  splits = {split: facts[split] | {'longest': []} for split in SPLITS if split in facts}
   tokenizer = {name: facts['tokenizer'][name] for name in ('kind', 'size')}
   row_length = facts['recipe']['row_length']
   if not file_access.is_remote(path):
@@ -287,7 +301,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 def _total(facts: Facts, row_length: int) -> Facts:
   """The counts of both splits together."""
   total: Facts = {}
-  for split in blocks.SPLITS:
+  for split in SPLITS:
     if split in facts:
       blocks.add_facts(total, facts[split])
   total['padding_share'] = _padding_share(total, row_length)
