@@ -117,8 +117,7 @@ def prepare_texts(
   run = resolve_run(config)
   if run.config.data.store:
     raise UserError(
-      'config.data.store names a corpus that is prepared already; expected none, to prepare '
-      'texts.'
+      'config.data.store names a corpus that is prepared already; expected none, to prepare texts.'
     )
   cache = run.config.data.cache
   folder = tempfile.gettempdir() if file_access.is_remote(cache) else file_access.normal(cache)

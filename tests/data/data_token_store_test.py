@@ -268,9 +268,9 @@ def test_checked_shards_are_read_again_only_after_a_change(tmp_path, small_shard
   path = tmp_path / 'store'
   _write(path, _rows())
   hashed = []
-  digest = token_manifest._file_digest
+  digest = token_manifest.file_digest
   monkeypatch.setattr(
-    token_manifest, '_file_digest', lambda file: hashed.append(file.name) or digest(file)
+    token_manifest, 'file_digest', lambda file: hashed.append(file.name) or digest(file)
   )
 
   def opening():
