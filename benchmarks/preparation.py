@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -121,8 +122,14 @@ def peer(corpus: pathlib.Path, tokenizer: pathlib.Path, out: pathlib.Path, proce
   data.save_to_disk(str(out / 'rows'), num_proc=several)
 
 
-def timed(side: str, corpus: str, tokenizer: str, processes: int) -> float:
-  """Seconds that a side takes in its own process, its imports included and reported apart."""
+def processor_seconds() -> float:
+  """Seconds of processors of this process, and of the processes that it started and that ended."""
+  found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+  return sum(one.ru_utime + one.ru_stime for one in found)
+
+
+def timed(side: str, corpus: str, tokenizer: str, processes: int) -> tuple[float, float]:
+  """Seconds that a side takes, without imports, and seconds of processors, of all its processes."""
   with tempfile.TemporaryDirectory(dir=pathlib.Path(corpus).parent) as out:
     command = [sys.executable, __file__, '--side', side, corpus, tokenizer, out, str(processes)]
     cores = sorted(os.sched_getaffinity(0))[:processes]
@@ -131,14 +138,18 @@ def timed(side: str, corpus: str, tokenizer: str, processes: int) -> float:
     )
     if done.returncode:
       sys.exit(done.stderr[-3000:])
-    return float(done.stdout.splitlines()[-1])
+    seconds, processor = map(float, done.stdout.splitlines()[-1].split())
+    return seconds, processor
 
 
 def speed(arguments: argparse.Namespace) -> dict:
   """Times both sides in alternating rounds, on one core and on two."""
   results = []
-  print('| tokenizer | cores | electra_jax, MB/s | datasets.map, MB/s | ratio, median (range) |')
-  print('|---|---:|---:|---:|---:|')
+  print(
+    '| tokenizer | cores | electra_jax, MB/s | datasets.map, MB/s | ratio, median (range) | '
+    'ratio of processor time |'
+  )
+  print('|---|---:|---:|---:|---:|---:|')
   with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
     corpus = pathlib.Path(folder) / 'text.jsonl'
     megabytes = make_corpus(corpus, arguments.megabytes)
@@ -146,15 +157,24 @@ def speed(arguments: argparse.Namespace) -> dict:
       tokenizer = pathlib.Path(folder) / kind
       make_tokenizer(tokenizer, kind)
       for processes in arguments.processes:
-        times: dict[str, list[float]] = {'ours': [], 'peer': []}
+        times: dict[str, list[tuple[float, float]]] = {'ours': [], 'peer': []}
         for _ in range(arguments.rounds):
           for side, found in times.items():
             found.append(timed(side, str(corpus), str(tokenizer), processes))
-        ratios = [b / a for a, b in zip(times['ours'], times['peer'], strict=True)]
-        rates = {side: megabytes / statistics.median(found) for side, found in times.items()}
+        rates = {
+          side: megabytes / statistics.median(seconds for seconds, _ in found)
+          for side, found in times.items()
+        }
+        columns = []
+        for which in (0, 1):
+          pairs = zip(times['ours'], times['peer'], strict=True)
+          ratios = [theirs[which] / own[which] for own, theirs in pairs]
+          columns.append(
+            f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
+          )
         print(
           f'| {kind}, {VOCAB_SIZE:,} | {processes} | {rates["ours"]:.1f} | {rates["peer"]:.1f} | '
-          f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |',
+          f'{" | ".join(columns)} |',
           flush=True,
         )
         results.append({'tokenizer': kind, 'processes': processes, 'seconds': times})
@@ -331,9 +351,9 @@ def main() -> None:
     side, *paths, processes = arguments.side
     if side == 'peer':
       import datasets  # noqa: F401  # imports are not timed
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), processor_seconds()
     {'ours': ours, 'peer': peer}[side](*map(pathlib.Path, paths), int(processes))
-    print(time.perf_counter() - start)
+    print(time.perf_counter() - start, processor_seconds() - processor)
     return
   if not arguments.measure:
     parser.error('name what to measure')

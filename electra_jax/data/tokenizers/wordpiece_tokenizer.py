@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from electra_jax import file_access, json_reader
-from electra_jax.data.tokenizers import new_words, special_tokens, wordpiece_files
+from electra_jax.data.tokenizers import new_words, special_tokens, word_cache, wordpiece_files
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, UNK, role_of
 from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
 from electra_jax.data.tokenizers.training_sample import Sample
@@ -61,6 +61,8 @@ class WordPieceTokenizer(Tokenizer):
     special_ids = special_tokens.find_special_tokens(tokens, names, repr(source))
     super().__init__(files, tokens, special_ids, options)
     self._decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
+    # A token that was added may contain a space.
+    self._words = None if added else word_cache.WordCache(self._encode)
 
   @classmethod
   def open_files(
@@ -81,8 +83,13 @@ class WordPieceTokenizer(Tokenizer):
   def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
     """See `Tokenizer.encode_short`."""
     _set_threads(threads)
+    if self._words is not None and sum(map(len, texts)) >= word_cache.LEAST_CHARACTERS:
+      return self._words.encode(texts)
+    return [np.array(ids, np.int32) for ids in self._encode(texts)]
+
+  def _encode(self, texts: list[str]) -> list[list[int]]:
     encoded = self._pipeline.encode_batch_fast(texts, add_special_tokens=False)
-    return [np.array(one.ids, np.int32) for one in encoded]
+    return [one.ids for one in encoded]
 
   def encode_short_with_offsets(
     self, texts: list[str], threads: int | None
