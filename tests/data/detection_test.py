@@ -449,3 +449,25 @@ def test_damaged_archives_are_named(tmp_path):
   assert 'is a zip archive in an archive' not in str(
     read(zipped(tmp_path / 'b.zip', [('inner.zip', path.read_bytes()), ('a.txt', b'a')]))
   )
+
+
+@pytest.mark.parametrize('stream', [True, False])
+def test_a_damaged_arrow_file_is_named(tmp_path, stream):
+  path = tmp_path / 'a.arrow'
+  content = arrow_bytes([f'text {i}' for i in range(300)], stream=stream, rows=100)
+  for number, damaged in enumerate(
+    (
+      content[: len(content) // 2],
+      content[:9],
+      content[:40] + bytes(200) + content[240:],
+      content[:-2000] + b'\xff' * 2000,
+      b'no such thing' * 9,
+    )
+  ):
+    path.write_bytes(damaged)
+    try:
+      texts, _ = read(path)
+    except Exception as error:
+      assert "a.arrow' is not an Arrow file, damaged or cut short" in str(error), number
+    else:  # what is behind the last batch is not read
+      assert texts[:100] == [f'text {i}' for i in range(100)]

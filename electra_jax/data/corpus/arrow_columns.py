@@ -50,6 +50,7 @@ def texts_of(values: Arrow, names: Sequence[str] = ()) -> list[bytes | None]:
   import pyarrow as pa
   import pyarrow.compute as pc
 
+  values.validate(full=True)  # Arrow ends the process where offsets or indices are damaged
   for name in names:
     values = pc.struct_field(values, name)
   if pa.types.is_dictionary(values.type):
