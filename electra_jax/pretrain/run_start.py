@@ -58,8 +58,8 @@ def prepare_data(
     take_over: see there.
 
   Raises:
-    UserError: the rows of the store do not have the config's length, it has no held-out rows, or
-      what data.prepare.preparation.prepare_corpus raises.
+    UserError: the rows of the store do not have the config's length, or what
+      data.prepare.preparation.prepare_corpus raises.
   """
   d = config.data
   if d.store:

@@ -270,7 +270,7 @@ def test_a_folder_at_an_address_is_read(tmp_path):
     system.rm('/mixed', recursive=True)
 
 
-def test_a_dataset_of_the_hub_is_read_through_its_file_system(tmp_path):
+def test_a_dataset_of_the_hub_is_read_through_its_file_system(tmp_path, monkeypatch):
   """The file system of huggingface_hub is replaced by a folder: no request is made."""
 
   class Hub(fsspec.implementations.dirfs.DirFileSystem):
@@ -283,6 +283,9 @@ def test_a_dataset_of_the_hub_is_read_through_its_file_system(tmp_path):
     def _strip_protocol(cls, path):
       return path.removeprefix('hf://').rstrip('/')
 
+  def missing(*_):
+    raise ImportError
+
   place = tmp_path / 'datasets' / 'org' / 'name@v1' / 'data'
   place.mkdir(parents=True)
   (place / 'train-0.parquet').write_bytes(parquet_bytes())
@@ -292,6 +295,9 @@ def test_a_dataset_of_the_hub_is_read_through_its_file_system(tmp_path):
   try:
     for source in ('hf://datasets/org/name@v1/data/train-*.parquet', 'hf://datasets/org/name@v1'):
       assert read(source)[0] == TEXTS
+    monkeypatch.setattr(fsspec.core, 'url_to_fs', missing)
+    sentence = refusal('hf://datasets/org/name@v1')
+    assert 'needs huggingface_hub, which is not installed; pip install huggingface_hub' in sentence
   finally:
     fsspec.register_implementation('hf', before, clobber=True)
 
