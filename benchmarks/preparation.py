@@ -2,6 +2,7 @@
 
   python benchmarks/preparation.py speed              # beside datasets.map with packing, in pairs
   python benchmarks/preparation.py memory             # 2 GB of text: resident memory
+  python benchmarks/preparation.py line               # one line of 100 MB
   python benchmarks/preparation.py opening            # a store of 100 GB beside one of 1 MB
   python benchmarks/preparation.py speed --json=FILE  # adds the raw numbers to FILE
 
@@ -199,47 +200,65 @@ def resident_of(process: int) -> dict[int, int]:
   return found
 
 
-def memory(arguments: argparse.Namespace) -> dict:
-  """Prepares a large corpus, and a small one, and samples the resident memory of all processes."""
-  results = []
+def watched(corpus: pathlib.Path, megabytes: float, arguments: argparse.Namespace) -> dict:
+  """Prepares a corpus, samples the resident memory of all processes, and prints a line."""
+  folder = corpus.parent
+  tokenizer = folder / 'tokenizer'
+  make_tokenizer(tokenizer, arguments.tokenizer[0])
+  command = [sys.executable, __file__, '--side', 'ours', str(corpus), str(tokenizer), str(folder)]
+  start = time.perf_counter()
+  running = subprocess.Popen([*command, str(max(arguments.processes))], stdout=subprocess.PIPE)
+  most_of_one = most_of_all = 0
+  samples = []
+  while running.poll() is None:
+    found = resident_of(running.pid)
+    most_of_one = max([most_of_one, *found.values()])
+    most_of_all = max(most_of_all, sum(found.values()))
+    samples.append(sum(found.values()) // 1000)
+    time.sleep(0.25)
+  seconds = time.perf_counter() - start
+  if running.returncode:
+    sys.exit('the preparation failed')
+  print(
+    f'| {megabytes:,.0f} | {seconds:.0f} | {megabytes / seconds:.1f} | {most_of_one / 1000:,.0f} | '
+    f'{most_of_all / 1000:,.0f} |',
+    flush=True,
+  )
+  return {
+    'megabytes': megabytes,
+    'seconds': seconds,
+    'most_of_one_kb': most_of_one,
+    'most_of_all_kb': most_of_all,
+    'samples_mb': samples[:: max(1, len(samples) // 60)],
+  }
+
+
+def print_header() -> None:
+  """Prints the header of the tables of memory."""
   print('| text, MB | seconds | MB/s | largest resident set, MB: one process | all processes |')
   print('|---:|---:|---:|---:|---:|')
+
+
+def memory(arguments: argparse.Namespace) -> dict:
+  """Prepares a small corpus and a large one, and samples the resident memory of all processes."""
+  results = []
+  print_header()
   for megabytes in (arguments.megabytes / 20, arguments.megabytes):
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
       corpus = pathlib.Path(folder) / 'text.jsonl'
-      written = make_corpus(corpus, megabytes)
-      tokenizer = pathlib.Path(folder) / 'tokenizer'
-      make_tokenizer(tokenizer, arguments.tokenizer[0])
-      command = [sys.executable, __file__, '--side', 'ours', str(corpus), str(tokenizer), folder]
-      start = time.perf_counter()
-      running = subprocess.Popen([*command, str(max(arguments.processes))], stdout=subprocess.PIPE)
-      most_of_one = most_of_all = 0
-      samples = []
-      while running.poll() is None:
-        found = resident_of(running.pid)
-        most_of_one = max([most_of_one, *found.values()])
-        most_of_all = max(most_of_all, sum(found.values()))
-        samples.append(sum(found.values()) // 1000)
-        time.sleep(0.25)
-      seconds = time.perf_counter() - start
-      if running.returncode:
-        sys.exit('the preparation failed')
-    print(
-      f'| {written:,.0f} | {seconds:.0f} | {written / seconds:.1f} | {most_of_one / 1000:,.0f} | '
-      f'{most_of_all / 1000:,.0f} |',
-      flush=True,
-    )
-    every = max(1, len(samples) // 60)
-    results.append(
-      {
-        'megabytes': written,
-        'seconds': seconds,
-        'most_of_one_kb': most_of_one,
-        'most_of_all_kb': most_of_all,
-        'samples_mb': samples[::every],
-      }
-    )
+      results.append(watched(corpus, make_corpus(corpus, megabytes), arguments))
   return {'memory': results}
+
+
+def line(arguments: argparse.Namespace) -> dict:
+  """Prepares a corpus of one line, which is one document."""
+  print_header()
+  with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    corpus = pathlib.Path(folder) / 'line.txt'
+    text = ' '.join(' '.join(corpora.read_documents('sample')).split()).encode()
+    size = int(arguments.megabytes * 1e6)
+    corpus.write_bytes((text * (1 + size // len(text)))[:size].decode(errors='ignore').encode())
+    return {'line': watched(corpus, arguments.megabytes, arguments)}
 
 
 #### Opening ####
@@ -316,7 +335,7 @@ def opening(arguments: argparse.Namespace) -> dict:
   return {'opening': results}
 
 
-MEASURES = {'speed': speed, 'memory': memory, 'opening': opening}
+MEASURES = {'speed': speed, 'memory': memory, 'line': line, 'opening': opening}
 
 
 def versions() -> dict[str, str]:
@@ -334,7 +353,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('measure', nargs='?', choices=MEASURES)
-  parser.add_argument('--megabytes', type=float, help='of text; speed: 50, memory: 2000')
+  parser.add_argument('--megabytes', type=float, help='of text; speed: 50, memory: 2000, line: 100')
   parser.add_argument('--gigabytes', type=float, default=100, help='of the large store')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--processes', type=int, nargs='+', default=[1, 2])
@@ -357,7 +376,8 @@ def main() -> None:
     return
   if not arguments.measure:
     parser.error('name what to measure')
-  arguments.megabytes = arguments.megabytes or {'memory': 2000.0}.get(arguments.measure, 50.0)
+  usual = {'memory': 2000.0, 'line': 100.0}.get(arguments.measure, 50.0)
+  arguments.megabytes = arguments.megabytes or usual
   results = {
     'machine': platform.processor() or platform.machine(),
     'cores': os.cpu_count(),

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+from electra_jax import file_access
 from electra_jax.data.corpus import detection
 from electra_jax.data.corpus.corpus_format import Claims, CorpusSource, Group
 from electra_jax.data.corpus.readers import DocumentReader
@@ -154,8 +155,14 @@ def notes(sources: Sequence[CorpusSource]) -> list[tuple[str, str]]:
 
 def skipped_files(sources: Sequence[CorpusSource]) -> list[dict[str, int]]:
   """For each source how many files of its folder hold no corpus, by what they are."""
-  found = [detection.find(source).skipped for source in sources]
-  return [{kind: len(names) for kind, names in skipped.items()} for skipped in found]
+  counts = []
+  for source in sources:
+    is_folder = not source.spec.owns(source.location) and file_access.is_folder(
+      os.path.expanduser(source.location)
+    )
+    skipped = detection.find(source).skipped if is_folder else {}
+    counts.append({kind: len(names) for kind, names in skipped.items()})
+  return counts
 
 
 def _parts(sources: Sequence[CorpusSource]) -> Iterator[tuple[int, detection.Part]]:
