@@ -300,9 +300,9 @@ def _decompressed_head(head: bytes, path: str, suffix: str) -> bytes:
   """The first bytes of a member, decompressed as far as they reach."""
   if not suffix:
     return head
-  pieces = []
+  pieces: list[bytes] = []
   stream = cast(io.BufferedReader, file_access.decompressed(io.BytesIO(head), path, suffix))
   with contextlib.suppress(*file_access.damage()):  # the stream is cut after its first bytes
-    while sum(map(len, pieces)) < file_kinds.HEAD_BYTES and (piece := stream.read1(1 << 12)):
+    while len(b''.join(pieces)) < file_kinds.HEAD_BYTES and (piece := stream.read1(1 << 12)):
       pieces.append(piece)
   return b''.join(pieces)

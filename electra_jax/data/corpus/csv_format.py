@@ -1,6 +1,5 @@
 """CSV and TSV files, with the documents in one column (RFC 4180; other delimiters are detected)."""
 
-import contextlib
 import csv
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,8 +57,7 @@ class CsvFormat(FieldFormat):
     self, path: str, options: Mapping[str, str], reader: DocumentReader
   ) -> Sequence[str]:
     """The names in the header; of records without one, their numbers."""
-    with contextlib.closing(_records(path, options, reader)) as records:
-      _, first = next(records, (0, []))
+    _, first = next(_records(path, options, reader), (0, []))
     return _header(first, options)
 
   def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:

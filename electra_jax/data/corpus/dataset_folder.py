@@ -143,7 +143,7 @@ def _listed(folder: str, keys: Sequence[str]) -> list[str]:
     UserError: it is damaged, or names a file outside of the folder.
   """
   state = json_reader.read(file_access.join(folder, STATE), {'_data_files': [{'filename': str}]})
-  found = next((state[key] for key in keys if state.get(key)), [])
+  found: list[Any] = next((state[key] for key in keys if state.get(key)), [])
   names = [entry.get('filename', '') for entry in found if isinstance(entry, Mapping)]
   for name in names:
     if not name or posixpath.isabs(name) or '..' in name.split('/') or '\\' in name:

@@ -300,7 +300,9 @@ def _head(path: str) -> tuple[str, bytes]:
     try:
       stream = file_access.decompressed(raw, path, suffix)
       return suffix, file_access.read_at_most(stream, file_kinds.HEAD_BYTES)
-    except (*file_access.damage(), UserError):  # reported when the file is read
+    except UserError:
+      return suffix, b''
+    except file_access.damage():  # reported when the file is read
       return suffix, b''
 
 

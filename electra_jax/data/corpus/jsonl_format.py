@@ -1,6 +1,5 @@
 """JSON lines: files with one JSON object per line and the document in one of its fields."""
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,8 +31,7 @@ class JsonlFormat(FieldFormat):
     self, path: str, options: Mapping[str, str], reader: DocumentReader
   ) -> Sequence[str]:
     """The strings of the first object, those of objects in it with dots."""
-    with contextlib.closing(reader.lines(path)) as lines:
-      line = next((line for _, line in lines if line and not line.isspace()), '')
+    line = next((line for _, line in reader.lines(path) if line and not line.isspace()), '')
     where = f'the first line of the corpus file {path!r}'
     return list(_strings(json_reader.parse(line, where, 'repair it', json_reader.TEXTS)))
 
