@@ -67,7 +67,7 @@ class DataConfig(Config):
 
   source: str = field(
     'sample',
-    'Corpus: sample (bundled), files, globs, gs://..., tfds:NAME, with options and weights.',
+    'Corpus: sample (bundled), files, folders, globs, gs://..., tfds:NAME; options and weights.',
     argument='source',
   )
   document_format: str = field(

@@ -12,7 +12,7 @@ from electra_jax.data.corpus.corpus_format import (
 )
 from electra_jax.errors import UserError
 
-_EXPECTED = "expected a file, a pattern such as 'text/*.txt', or 'sample'"
+_EXPECTED = "expected a file, a folder, a pattern such as 'text/*.txt', or 'sample'"
 
 
 def parse_sources(text: str, document_format: str = 'blank_line') -> tuple[CorpusSource, ...]:

@@ -74,7 +74,7 @@ class HeldoutSplit:
     """What is unusual about the split, in sentences for the console."""
     lines = []
     distinct = {id(of_source): of_source for of_source in self.cuts.values()}
-    for of_source in distinct.values():
+    for of_source in filter(None, distinct.values()):
       cut = sum(place > 0 for place in of_source.values())
       whole = len(of_source) - cut
       documents = 'a document' if cut + whole == 1 else f'{cut + whole:,} documents'
