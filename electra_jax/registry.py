@@ -236,8 +236,18 @@ CORPUS_FORMATS: Registry[Any] = Registry(
     Entry('line', 'text, one document per line', 'electra_jax.data.corpus.text_format:LINE'),
     Entry('file', 'text, one document per file', 'electra_jax.data.corpus.text_format:FILE'),
     Entry('jsonl', 'JSON lines', 'electra_jax.data.corpus.jsonl_format:JSONL'),
+    Entry('csv', 'CSV and TSV', 'electra_jax.data.corpus.csv_format:CSV'),
     Entry('parquet', 'Parquet', 'electra_jax.data.corpus.parquet_format:PARQUET'),
+    Entry('arrow', 'Arrow files and streams', 'electra_jax.data.corpus.arrow_format:ARROW'),
+    Entry(
+      'save_to_disk',
+      'a folder of datasets.save_to_disk',
+      'electra_jax.data.corpus.dataset_folder:DATASET_FOLDER',
+    ),
+    Entry('zip', 'a zip archive of files', 'electra_jax.data.corpus.archive_format:ZIP'),
+    Entry('tar', 'a tar archive of files', 'electra_jax.data.corpus.archive_format:TAR'),
     Entry('tfds', 'a TensorFlow Datasets dataset', 'electra_jax.data.corpus.tfds:TFDS'),
+    Entry('texts', 'texts given in Python', 'electra_jax.data.corpus.given_texts:GIVEN_TEXTS'),
     Entry('sample', 'the bundled sample', 'electra_jax.data.corpus.text_format:SAMPLE'),
   ],
 )

@@ -104,8 +104,8 @@ class Run:
       )
     if prepared.heldout is None:
       raise UserError(
-        f'the corpus {run_start.corpus_name(self.config)} has no held-out rows; prepare it with '
-        'config.data.heldout_fraction above 0.'
+        f'the corpus {run_start.corpus_name(self.config)} has no held-out rows, so {self.workdir} '
+        'cannot be evaluated; expected a run with --config.data.heldout_fraction above 0.'
       )
     return prepared.heldout
 
