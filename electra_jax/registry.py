@@ -292,6 +292,12 @@ TASKS: Registry[Any] = Registry(
     Entry(
       'classification', 'a class of each text', 'electra_jax.finetune.tasks.text:CLASSIFICATION'
     ),
+    Entry(
+      'multilabel',
+      'any number of labels of each text',
+      'electra_jax.finetune.tasks.multilabel:MULTILABEL',
+    ),
+    Entry('ranking', 'passages by relevance', 'electra_jax.finetune.tasks.ranking:RANKING'),
     Entry('regression', 'a number of each text', 'electra_jax.finetune.tasks.text:REGRESSION'),
     Entry('ner', 'named entities', 'electra_jax.finetune.tasks.tagging:NER'),
     Entry('chunking', 'phrases', 'electra_jax.finetune.tasks.tagging:CHUNKING'),

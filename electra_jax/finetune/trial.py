@@ -140,7 +140,7 @@ def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
   count = max(s['count'], 1)
   steps = max(s['steps'], 1)
   return {
-    'loss': s['total'] / count,
+    'loss': s['total'] / max(s.get('loss_weight', count), 1e-9),
     'gradient_norm': s['gradient_norm/all'] / steps,
     'update_norm': s['update_norm/all'] / steps,
   } | {name: value / count for name, value in s.items() if name.endswith(('correct', '_loss'))}
