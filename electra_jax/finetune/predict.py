@@ -1,15 +1,18 @@
 """--mode=predict: predictions for a file, or for a split of a fine-tuned run's own data."""
 
+import collections
 import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from electra_jax import console, file_access
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
+from electra_jax.finetune.results import Score
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 
@@ -55,20 +58,40 @@ def predict(
 
 
 def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
-  examples = run.task.read(source)
+  """Predicts a file, and scores it where it has labels."""
+  start = time.perf_counter()
+  unknown: collections.Counter[str] = collections.Counter()
+  examples = run.task.read(source, unknown)
   features, counts = run.features(examples)
   for what, count in counts.items():
     if count:
       print(f'electra_jax: {count:,} {what}', file=sys.stderr)
   outputs = _outputs(run, features, quiet=output is None)
   predictions = run.task.predictions(examples, features, outputs)
+  score = run.score_of(examples, features, outputs, unknown)
   text = _json_lines(predictions)
   if output is None:
     sys.stdout.write(text)
+    for line in _score_lines(score, unknown):
+      print(f'electra_jax: {line}', file=sys.stderr)
     return
   file_access.write_bytes(output, text.encode())
+  for line in _score_lines(score, unknown):
+    console.say(run.task.name, line)
   what = f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
-  console.say('written', what)
+  console.say('written', f'{what}, in {console.seconds(time.perf_counter() - start)}')
+
+
+def _score_lines(score: Score | None, unknown: Mapping[str, int]) -> list[str]:
+  """What a labeled file scores, and the labels that the task does not have."""
+  lines: list[str] = []
+  if unknown:
+    counted = ', '.join(f'{label!r} ({count:,})' for label, count in sorted(unknown.items()))
+    lines.append(f'labels that the run does not have, which are not scored: {counted}')
+  if score is not None:
+    part = f'{score.labeled:,} of {score.examples:,} examples have labels'
+    lines.append(f'{part}{_scores_text(score.metrics)}')
+  return lines
 
 
 def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -> None:

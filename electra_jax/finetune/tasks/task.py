@@ -5,6 +5,7 @@ data. The open task (`Task`) has examples, rows for the model, metrics and predi
 do not branch on names of tasks.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self, TypeAlias
@@ -133,11 +134,13 @@ class Task(Protocol):
       UserError: the data is missing or malformed.
     """
 
-  def read(self, path: str) -> Sequence[Any]:
+  def read(self, path: str, unknown: collections.Counter[str] | None = None) -> Sequence[Any]:
     """Examples of a user's file, labeled or not, in any format that the task reads.
 
     Args:
       path: '-' for standard input.
+      unknown: counts labels that the task does not have. Their examples are not scored. None: such
+        a label is an error, where the task's predictions do not need labels.
 
     Raises:
       UserError: the file cannot be read or is malformed.

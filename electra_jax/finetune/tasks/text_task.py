@@ -185,13 +185,18 @@ class TextTask(TaskDefaults):
       ]
     return found
 
-  def read(self, path: str) -> Sequence[Example]:
+  @property
+  def no_target(self) -> int | float:
+    """The target of an example without one."""
+    return -1 if self.head == 'classification' else math.nan
+
+  def read(self, path: str, unknown: collections.Counter[str] | None = None) -> Sequence[Example]:
     """Examples of a table, or of plain lines: one text, or two separated by a tab."""
     text = tables.read_file_text(path)
     rows = self.table_rows(text, path)
     if rows is None:
       rows = _rows_of_any_format(self, text, path)
-    return examples_of_rows(self, rows, path, required=False)
+    return examples_of_rows(self, rows, path, required=False, unknown=unknown)
 
   def features(
     self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
@@ -337,7 +342,11 @@ def _token_rows(
 
 
 def examples_of_rows(
-  task: TextTask, rows: Iterable[tables.Row], path: str, required: bool
+  task: TextTask,
+  rows: Iterable[tables.Row],
+  path: str,
+  required: bool,
+  unknown: collections.Counter[str] | None = None,
 ) -> list[Example]:
   """Rows of a table as examples, checked.
 
@@ -346,24 +355,32 @@ def examples_of_rows(
     rows: of the table.
     path: of the table, for messages.
     required: whether each example must have a target.
+    unknown: counts labels that the task does not have, whose examples have no target; None: such a
+      label is an error.
 
   Raises:
     UserError: a column is missing, a text is not a string, or a target is missing or not accepted.
   """
-  reader = _RowReader(task, path, required)
+  reader = _RowReader(task, path, required, unknown)
   return [reader.example(row) for row in rows]
 
 
 class _RowReader:
   """Reads the rows of one table as examples."""
 
-  def __init__(self, task: TextTask, path: str, required: bool) -> None:
+  def __init__(
+    self,
+    task: TextTask,
+    path: str,
+    required: bool,
+    unknown: collections.Counter[str] | None = None,
+  ) -> None:
     self._task = task
     self._path = path
     self._required = required
+    self._unknown = unknown
     fields = ('data.text', 'data.pair', 'data.label')
     self._fields = fields if task.configured_columns else ('', '', '')
-    self._none = -1 if task.head == 'classification' else math.nan
     self._names: Collection[str] | None = None
 
   def _find_columns(self, row: tables.Row) -> None:
@@ -397,13 +414,16 @@ class _RowReader:
       try:
         return self._task.parse_target(word)
       except ValueError as error:
-        raise UserError(f'{tables.place(self._path, line)} has {error}') from None
+        if self._unknown is None or self._task.head == 'regression':
+          raise UserError(f'{tables.place(self._path, line)} has {error}') from None
+        self._unknown[word] += 1
+        return self._task.no_target
     if self._required:
       raise UserError(
         f'{tables.place(self._path, line)} has no label: its column {self._target!r} is empty; set '
         'it, or remove the line'
       )
-    return self._none
+    return self._task.no_target
 
   def _text(self, row: tables.Row, column: str) -> str:
     value = row.values[column]

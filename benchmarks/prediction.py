@@ -1,0 +1,263 @@
+"""Prediction of texts beside transformers + PyTorch, on the same weights.
+
+python benchmarks/prediction.py --output=benchmarks/results/prediction_two_cores.json
+
+Both sides take text and give probabilities: tokenizer, model and softmax. One text: calls alternate
+between the sides. Many texts: rounds alternate; PyTorch gets batches of 32 texts that are sorted by
+length and padded to the longest of the batch. Tokens are counted without padding. The start is that
+of a process that reads one text from standard input and prints its label.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import torch
+import transformers
+
+import electra_jax
+from electra_jax.data.corpus.text_format import SAMPLE_PATH
+from electra_jax.file_access import decompressed, open_binary
+from electra_jax.finetune.adopt import adopt
+from electra_jax.finetune.config import default_config
+
+TorchModel: TypeAlias = Any  # of transformers
+
+THREADS = 2
+LABELS = ('negative', 'positive')
+SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+SIZES = ('mini', 'small')
+PEER_START = """
+import sys, torch, transformers
+torch.set_num_threads(2)
+pipe = transformers.pipeline('text-classification', model=sys.argv[1])
+print(pipe(sys.stdin.read().strip()))
+"""
+
+
+def peer_model(size: str) -> TorchModel:
+  """A classifier of transformers with random weights, of the size of a shipped config."""
+  torch.manual_seed(0)
+  shared = {'num_labels': 2, 'id2label': dict(enumerate(LABELS))}
+  if size == 'small':
+    sizes = {'embedding_size': 128, 'hidden_size': 256, 'intermediate_size': 1024}
+    config = transformers.ElectraConfig(
+      vocab_size=30_522, num_hidden_layers=12, num_attention_heads=4, **sizes, **shared
+    )
+    return transformers.ElectraForSequenceClassification(config).eval()
+  ids = {'pad_token_id': 0, 'cls_token_id': 2, 'sep_token_id': 3, 'bos_token_id': 2}
+  config = transformers.ModernBertConfig(
+    vocab_size=8_192,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    global_attn_every_n_layers=1,
+    eos_token_id=3,
+    **ids,
+    **shared,
+  )
+  return transformers.ModernBertForSequenceClassification(config).eval()
+
+
+def sample_sentences() -> list[str]:
+  """The sentences of the bundled corpus."""
+  with open_binary(str(SAMPLE_PATH)) as raw:
+    text = decompressed(raw, str(SAMPLE_PATH)).read().decode()
+  lines = text.replace('\n', ' ').replace('. ', '.\n').split('\n')
+  return [line.strip() for line in lines if 4 <= len(line.split()) <= 90]
+
+
+def write_peer(folder: pathlib.Path, size: str, sentences: Sequence[str]) -> TorchModel:
+  """Writes the model with a WordPiece vocabulary of the corpus's frequent words."""
+  made = peer_model(size)
+  made.save_pretrained(folder)
+  counts: dict[str, int] = {}
+  for sentence in sentences:
+    for word in ''.join(c if c.isalnum() else ' ' for c in sentence.lower()).split():
+      counts[word] = counts.get(word, 0) + 1
+  letters = sorted({c for sentence in sentences for c in sentence.lower() if not c.isspace()})
+  known = [*SPECIAL, *letters, *(f'##{c}' for c in letters)]
+  words = [word for word in sorted(counts, key=lambda w: (-counts[w], w)) if word not in known]
+  vocabulary = [*known, *words][: made.config.vocab_size]
+  vocabulary += [f'[unused{i}]' for i in range(made.config.vocab_size - len(vocabulary))]
+  (folder / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n', 'utf-8')
+  settings = {'do_lower_case': True, 'tokenizer_class': 'BertTokenizer', 'model_max_length': 128}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+  return made
+
+
+def our_run(folder: pathlib.Path, workdir: pathlib.Path) -> None:
+  """Imports the model."""
+  config = default_config()
+  config.update(init=f'hf:{folder}', task='classification', max_length=128)
+  adopt(config, str(workdir))
+
+
+class Peer:
+  """The model in PyTorch."""
+
+  def __init__(self, folder: pathlib.Path, made: TorchModel) -> None:
+    self.tokenizer = transformers.BertTokenizer.from_pretrained(folder)
+    self.model = made
+    self.types = made.config.model_type == 'electra'
+
+  @torch.inference_mode()
+  def batch(self, texts: Sequence[str]) -> list[list[float]]:
+    """Probabilities of some texts, as one batch."""
+    inputs = self.tokenizer(
+      list(texts), padding=True, truncation=True, max_length=128, return_tensors='pt'
+    )
+    if not self.types:
+      inputs.pop('token_type_ids', None)
+    return self.model(**inputs).logits.softmax(-1).tolist()
+
+  def __call__(self, texts: Sequence[str], size: int = 32) -> list[list[float]]:
+    """Probabilities of any number of texts."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found: list[list[float]] = [[]] * len(texts)
+    for first in range(0, len(order), size):
+      chosen = order[first : first + size]
+      for i, row in zip(chosen, self.batch([texts[i] for i in chosen]), strict=True):
+        found[i] = row
+    return found
+
+
+def timed(function: Callable[[], Any]) -> float:
+  """Seconds of a call."""
+  start = time.perf_counter()
+  function()
+  return time.perf_counter() - start
+
+
+def measure(size: str, folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
+  """All numbers of a size."""
+  sentences = sample_sentences()
+  made = write_peer(folder / 'hf', size, sentences)
+  our_run(folder / 'hf', folder / 'run')
+  peer, run = Peer(folder / 'hf', made), electra_jax.load(folder / 'run')
+  made.save_pretrained(folder / 'peer')
+  peer.tokenizer.save_pretrained(folder / 'peer')
+  lengths = [len(ids) + 2 for ids in run.tokenizer.encode_arrays(sentences)]
+  one = next(text for text, n in zip(sentences, lengths, strict=True) if n == 16)
+  texts = sentences[: options.texts]
+  tokens = sum(min(n, 128) for n in lengths[: options.texts])
+  ours = [[row.probabilities[name] for name in LABELS] for row in run.predict(texts[:64])]
+  difference = max(
+    abs(a - b)
+    for row, other in zip(ours, peer(texts[:64]), strict=True)
+    for a, b in zip(row, other, strict=True)
+  )
+  for _ in range(20):
+    run.predict([one])
+    peer.batch([one])
+  calls = [
+    (timed(lambda: run.predict([one])), timed(lambda: peer.batch([one])))
+    for _ in range(options.calls)
+  ]
+  first = timed(lambda: run.predict(texts))
+  for _ in range(3):  # the planner compiles what repeated calls are worth
+    run.predict(texts)
+  peer(texts)
+  rounds = [
+    (timed(lambda: run.predict(texts)), timed(lambda: peer(texts))) for _ in range(options.rounds)
+  ]
+  return {
+    'size': size,
+    'largest_difference_of_probabilities': difference,
+    'one_text_seconds': calls,
+    'texts': len(texts),
+    'tokens': tokens,
+    'first_call_seconds': first,
+    'bulk_seconds': rounds,
+    'programs': len(run._predictor.rows.planner.compiled),
+    'start_seconds': starts(folder, one) if options.start else None,
+  }
+
+
+def starts(folder: pathlib.Path, text: str) -> dict[str, list[float]]:
+  """Seconds from command to first prediction, three processes each."""
+  commands = {
+    'ours': [
+      sys.executable, '-m', 'electra_jax.main', '--mode=predict', f'--workdir={folder / "run"}',
+      '--input=-',
+    ],
+    'peer': [sys.executable, '-c', PEER_START, str(folder / 'peer')],
+  }  # fmt: skip
+  found: dict[str, list[float]] = {name: [] for name in commands}
+  for _ in range(3):
+    for name, command in commands.items():
+      seconds = timed(
+        lambda command=command: subprocess.run(
+          command, input=text, text=True, check=True, capture_output=True
+        )
+      )
+      found[name].append(seconds)
+  return found
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+  """The results as Markdown."""
+  lines = [
+    '| size | measure | electra_jax | transformers + PyTorch | ratio, median of pairs (range) |',
+    '|---|---|---|---|---|',
+  ]
+
+  def add(size: str, name: str, pairs: Sequence[Sequence[float]], scale: float, unit: str) -> None:
+    ratios = [ours / theirs for ours, theirs in pairs]
+    cells = [statistics.median(side) * scale for side in zip(*pairs, strict=True)]
+    low, *_, high = statistics.quantiles(ratios, n=20)
+    lines.append(
+      f'| {size} | {name} | {cells[0]:,.2f} {unit} | {cells[1]:,.2f} {unit} | '
+      f'{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}) |'
+    )
+
+  for result in results:
+    add(result['size'], 'one text of 16 tokens', result['one_text_seconds'], 1e3, 'ms')
+    per_second = [
+      [result['tokens'] / seconds / 1e3 for seconds in pair] for pair in result['bulk_seconds']
+    ]
+    add(result['size'], f'{result["texts"]:,} texts', per_second, 1, 'thousand tokens/s')
+    if result['start_seconds']:
+      pairs = list(zip(*(result['start_seconds'][name] for name in ('ours', 'peer')), strict=True))
+      add(result['size'], 'command to first prediction', pairs, 1, 's')
+  return '\n'.join(lines)
+
+
+def main() -> None:
+  """Measures, prints a table and writes the numbers."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--sizes', nargs='+', default=SIZES, choices=SIZES)
+  parser.add_argument('--calls', type=int, default=200)
+  parser.add_argument('--texts', type=int, default=2_000)
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--start', action='store_true', help='measure the start of processes, too')
+  parser.add_argument('--output', help='JSON file for all numbers')
+  options = parser.parse_args()
+  torch.set_num_threads(THREADS)
+  results = []
+  for size in options.sizes:
+    with tempfile.TemporaryDirectory() as folder:
+      results.append(measure(size, pathlib.Path(folder), options))
+      print(table(results[-1:]), flush=True)
+  load = os.getloadavg()[0]
+  versions = {m.__name__: m.__version__ for m in (electra_jax, torch, transformers)}
+  print(f'\n{versions}, load average {load:.1f}')
+  if options.output:
+    content = {'versions': versions, 'load_average': load, 'results': results}
+    pathlib.Path(options.output).write_text(json.dumps(content) + '\n')
+
+
+if __name__ == '__main__':
+  main()
