@@ -217,7 +217,9 @@ def table(results: Sequence[dict[str, Any]]) -> str:
   def add(size: str, name: str, pairs: Sequence[Sequence[float]], scale: float, unit: str) -> None:
     ratios = [ours / theirs for ours, theirs in pairs]
     cells = [statistics.median(side) * scale for side in zip(*pairs, strict=True)]
-    low, *_, high = statistics.quantiles(ratios, n=20)
+    low, high = min(ratios), max(ratios)
+    if len(ratios) >= 20:  # without the twentieth at either end
+      low, *_, high = statistics.quantiles(ratios, n=20)
     lines.append(
       f'| {size} | {name} | {cells[0]:,.2f} {unit} | {cells[1]:,.2f} {unit} | '
       f'{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}) |'

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from electra_jax.version import __version__ as __version__
 
 if TYPE_CHECKING:
-  from electra_jax.estimator import ElectraClassifier as ElectraClassifier
   from electra_jax.finetune.finetuned import FineTunedRun
   from electra_jax.pretrain.trained_run import Run
 

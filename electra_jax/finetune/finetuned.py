@@ -17,8 +17,8 @@ from electra_jax.config import FinetuningConfig, ModelConfig, from_plain
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import finetune_step, initial, records, task_program
+from electra_jax.finetune.predictions import Prediction, Score, count_labeled, typed_prediction
 from electra_jax.finetune.resolve import resolve_saved_finetuning
-from electra_jax.finetune.results import Prediction, Score, count_labeled, typed_prediction
 from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.interop.weights import Head, Weights, trim_vocabulary

@@ -12,7 +12,7 @@ from typing import Any
 from electra_jax import console, file_access
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
-from electra_jax.finetune.results import Score
+from electra_jax.finetune.predictions import Score
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 
