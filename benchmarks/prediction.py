@@ -1,11 +1,14 @@
 """Prediction of texts beside transformers + PyTorch, on the same weights.
 
-python benchmarks/prediction.py --output=benchmarks/results/prediction_two_cores.json
+python benchmarks/prediction.py --start --output=benchmarks/results/prediction_two_cores.json
+taskset -c 0 python benchmarks/prediction.py --threads=1  # where others use the processor, too
 
 Both sides take text and give probabilities: tokenizer, model and softmax. One text: calls alternate
 between the sides. Many texts: rounds alternate; PyTorch gets batches of 32 texts that are sorted by
-length and padded to the longest of the batch. Tokens are counted without padding. The start is that
-of a process that reads one text from standard input and prints its label.
+length and padded to the longest of the batch. Where other programs use the processor, one core and
+processor seconds compare the sides; threads that wait for each other distort both clocks. Tokens
+are counted without padding. The start is that of a process that reads one text from standard input
+and prints its label.
 """
 
 import argparse
@@ -34,7 +37,6 @@ from electra_jax.finetune.config import default_config
 
 TorchModel: TypeAlias = Any  # of transformers
 
-THREADS = 2
 LABELS = ('negative', 'positive')
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SIZES = ('mini', 'small')
@@ -141,6 +143,24 @@ def timed(function: Callable[[], Any]) -> float:
   return time.perf_counter() - start
 
 
+def both(function: Callable[[], Any]) -> tuple[float, float]:
+  """Seconds of a call, and processor seconds of this process meanwhile."""
+  processor = time.process_time()
+  seconds = timed(function)
+  return seconds, time.process_time() - processor
+
+
+def pairs_of(
+  ours: Callable[[], Any], theirs: Callable[[], Any], count: int
+) -> dict[str, list[tuple[float, float]]]:
+  """Calls that alternate between the sides: pairs of seconds, and of processor seconds."""
+  calls = [(both(ours), both(theirs)) for _ in range(count)]
+  return {
+    'seconds': [(a[0], b[0]) for a, b in calls],
+    'processor_seconds': [(a[1], b[1]) for a, b in calls],
+  }
+
+
 def measure(size: str, folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
   """All numbers of a size."""
   sentences = sample_sentences()
@@ -162,25 +182,20 @@ def measure(size: str, folder: pathlib.Path, options: argparse.Namespace) -> dic
   for _ in range(20):
     run.predict([one])
     peer.batch([one])
-  calls = [
-    (timed(lambda: run.predict([one])), timed(lambda: peer.batch([one])))
-    for _ in range(options.calls)
-  ]
+  calls = pairs_of(lambda: run.predict([one]), lambda: peer.batch([one]), options.calls)
   first = timed(lambda: run.predict(texts))
   for _ in range(3):  # the planner compiles what repeated calls are worth
     run.predict(texts)
   peer(texts)
-  rounds = [
-    (timed(lambda: run.predict(texts)), timed(lambda: peer(texts))) for _ in range(options.rounds)
-  ]
+  rounds = pairs_of(lambda: run.predict(texts), lambda: peer(texts), options.rounds)
   return {
     'size': size,
     'largest_difference_of_probabilities': difference,
-    'one_text_seconds': calls,
+    'one_text': calls,
     'texts': len(texts),
     'tokens': tokens,
     'first_call_seconds': first,
-    'bulk_seconds': rounds,
+    'bulk': rounds,
     'programs': len(run._predictor.rows.planner.compiled),
     'start_seconds': starts(folder, one) if options.start else None,
   }
@@ -226,11 +241,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     )
 
   for result in results:
-    add(result['size'], 'one text of 16 tokens', result['one_text_seconds'], 1e3, 'ms')
-    per_second = [
-      [result['tokens'] / seconds / 1e3 for seconds in pair] for pair in result['bulk_seconds']
-    ]
-    add(result['size'], f'{result["texts"]:,} texts', per_second, 1, 'thousand tokens/s')
+    for clock, name in (('seconds', ''), ('processor_seconds', ', processor')):
+      add(result['size'], f'one text of 16 tokens{name}', result['one_text'][clock], 1e3, 'ms')
+      per_second = [
+        [result['tokens'] / seconds / 1e3 for seconds in pair] for pair in result['bulk'][clock]
+      ]
+      what = f'{result["texts"]:,} texts{name}'
+      add(result['size'], what, per_second, 1, 'thousand tokens/s')
     if result['start_seconds']:
       pairs = list(zip(*(result['start_seconds'][name] for name in ('ours', 'peer')), strict=True))
       add(result['size'], 'command to first prediction', pairs, 1, 's')
@@ -241,13 +258,14 @@ def main() -> None:
   """Measures, prints a table and writes the numbers."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--sizes', nargs='+', default=SIZES, choices=SIZES)
+  parser.add_argument('--threads', type=int, default=2, help="PyTorch's; XLA uses all cores")
   parser.add_argument('--calls', type=int, default=200)
   parser.add_argument('--texts', type=int, default=2_000)
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--start', action='store_true', help='measure the start of processes, too')
   parser.add_argument('--output', help='JSON file for all numbers')
   options = parser.parse_args()
-  torch.set_num_threads(THREADS)
+  torch.set_num_threads(options.threads)
   results = []
   for size in options.sizes:
     with tempfile.TemporaryDirectory() as folder:

@@ -188,10 +188,12 @@ def _items(texts: Texts) -> list[Any]:
   """Texts or pairs as a list; rows of an array `[texts, 2]` are pairs."""
   if isinstance(texts, str):
     raise UserError('X is a single string; expected a list of texts, or of pairs of texts.')
-  items = [x if isinstance(x, str) else tuple(x) for x in texts]
-  for number, item in enumerate(items, 1):
-    if not isinstance(item, str) and (len(item) != 2 or not all(isinstance(x, str) for x in item)):
+  items: list[Any] = []
+  for number, item in enumerate(texts, 1):
+    pair = item if isinstance(item, str | tuple) else tuple(np.atleast_1d(np.asarray(item, object)))
+    if not isinstance(pair, str) and (len(pair) != 2 or not all(isinstance(x, str) for x in pair)):
       raise UserError(f'text {number} of X is {item!r}; expected a string, or a pair of strings.')
+    items.append(pair)
   return items
 
 

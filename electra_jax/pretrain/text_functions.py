@@ -231,6 +231,14 @@ class TextFunctions:
     return predictor.batches(self.params, rows, others)
 
   @functools.cached_property
+  def _model(self) -> Electra:
+    """The model with its layers in a loop, as `FineTunedRun` predicts."""
+    return self.model.clone(
+      generator_config=dataclasses.replace(self.model.generator_config, scan_unroll=1),
+      discriminator_config=dataclasses.replace(self.model.discriminator_config, scan_unroll=1),
+    )
+
+  @functools.cached_property
   def _predictors(self) -> dict[str, RowPredictor]:
     return {}
 
@@ -261,7 +269,7 @@ class TextFunctions:
     return packed_inputs(batch['token_ids'], t.pad_id, t.cls_id, t.sep_id)
 
   def _hidden(self, params: PyTree, inputs: Inputs) -> jax.Array:
-    hidden: PyTree = self.model.apply({'params': params}, inputs, method='hidden_states')
+    hidden: PyTree = self._model.apply({'params': params}, inputs, method='hidden_states')
     states: jax.Array = hidden
     return states
 
@@ -275,7 +283,7 @@ class TextFunctions:
   def _replaced(self, params: PyTree, hidden: jax.Array, real: jax.Array) -> jax.Array:
     logits: PyTree = jnp.full(real.shape, jnp.nan)
     if 'discriminator_head' in self.model.heads:
-      logits = self.model.apply({'params': params}, hidden, method='verdicts')
+      logits = self._model.apply({'params': params}, hidden, method='verdicts')
     return jnp.where(real, jax.nn.sigmoid(logits), 0)
 
   def _embed(self, pooling: str, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
@@ -290,7 +298,7 @@ class TextFunctions:
 
   def _fill(self, top: str, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
     at = jnp.argmax(batch['chosen'], axis=1)[:, None]
-    logits: PyTree = self.model.apply(
+    logits: PyTree = self._model.apply(
       {'params': params}, self._inputs(batch), at, method='generator_logits'
     )
     probabilities, tokens = jax.lax.top_k(jax.nn.softmax(logits[:, 0]), int(top))
