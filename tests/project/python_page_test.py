@@ -48,6 +48,9 @@ def pretrained(folder):
     (folder / 'hf' / name / 'run').rename(folder / 'runs' / name)
 
 
+LONG = pytest.mark.long  # the page trains an encoder and fine-tunes it twice
+
+
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
   """The names that the blocks of the page define."""
@@ -73,6 +76,7 @@ def test_each_function_of_the_api_is_on_the_page():
     assert f'.{name}(' in text
 
 
+@LONG
 def test_the_page_runs_and_its_results_are_typed(page):
   one, two = page['results']
   assert isinstance(one, predictions.LabelPrediction) and one.probability == max(
@@ -91,6 +95,7 @@ def test_the_page_runs_and_its_results_are_typed(page):
   assert len(page['candidates'][0]) == 2 and len(page['candidates'][0][1]) == 3
 
 
+@LONG
 def test_training_from_python_makes_runs_that_open(page):
   assert page['own'].step == 30
   assert isinstance(page['result'], FinetuningResult)
@@ -99,6 +104,7 @@ def test_training_from_python_makes_runs_that_open(page):
   assert PretrainingResult.load and pathlib.Path('runs/own/data/documents.jsonl').exists()
 
 
+@LONG
 def test_a_classifier_can_be_pickled_and_cloned(page):
   import pickle
 
@@ -113,6 +119,7 @@ def test_a_classifier_can_be_pickled_and_cloned(page):
   assert not hasattr(sklearn.base.clone(classifier), 'classes_')
 
 
+@LONG
 def test_another_corpus_is_evaluated_without_that_of_the_run(page):
   (file,) = pathlib.Path('runs/mini').glob('evaluation-*.json')
   assert '_txt' not in file.name and page['run'].evaluation_corpus('corpus/*.txt').name
