@@ -25,7 +25,7 @@ except ImportError as error:
 Texts: TypeAlias = Sequence[str] | Sequence[tuple[str, str]] | np.ndarray
 
 
-class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # not annotated
+class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # no annotations
   """Fine-tunes an encoder on texts and their labels; see `electra_jax.finetune`.
 
   It can be cloned, used in pipelines and searches, and pickled: a pickle contains the run.
@@ -102,7 +102,8 @@ class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
       'seed': self.random_state,
       'num_trials': 1,
     }
-    self._temporary = None
+    self._run: FineTunedRun | None = None
+    self._temporary: tempfile.TemporaryDirectory[str] | None = None
     if self.workdir is None:
       self._temporary = tempfile.TemporaryDirectory(prefix='electra_jax_')
     shown = contextlib.nullcontext() if self.verbose else contextlib.redirect_stdout(io.StringIO())
@@ -114,7 +115,6 @@ class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         dev=[rows[i] for i in (dev if len(dev) else train[:1])],
         config=fields | (self.config or {}),
       )
-    self._run = None
     return self
 
   def predict_proba(self, X: Texts) -> np.ndarray:
@@ -149,7 +149,7 @@ class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
   @property
   def _folder(self) -> str:
-    return os.fspath(self.workdir) if self._temporary is None else self._temporary.name
+    return self._temporary.name if self._temporary else os.fspath(self.workdir or '')
 
   @property
   def _opened(self) -> FineTunedRun:

@@ -1,6 +1,5 @@
 """Opens a fine-tuned run for prediction: its task without data, and its best trial's weights."""
 
-import collections
 import dataclasses
 import functools
 import os
@@ -152,7 +151,7 @@ class FineTunedRun:
       rows = records.as_records(items, names)
       texts = [text if isinstance(text := row.get(names[0]), str) else None for row in rows]
       with records.as_file(rows) as path:
-        examples = list(self.task.read(path))
+        examples = list(self.task.read_labeled(path)[0])
     found = self(examples)
     return [typed_prediction(*pair) for pair in zip(found, texts, strict=True)]
 
@@ -166,15 +165,14 @@ class FineTunedRun:
     Raises:
       UserError: the data cannot be read, or no example has a label that the task has.
     """
-    unknown: collections.Counter[str] = collections.Counter()
     if isinstance(data, str | os.PathLike):
       source = os.fspath(data)
-      examples = self.task.read(source, unknown)
+      examples, unknown = self.task.read_labeled(source)
     else:
       source = 'the data'
       rows = records.as_records(records.as_items(data), records.field_names(self.task))
       with records.as_file(rows) as path:
-        examples = self.task.read(path, unknown)
+        examples, unknown = self.task.read_labeled(path)
     features, _ = self.features(examples)
     score = self.score_of(examples, features, self.outputs(features), unknown)
     if score is None:

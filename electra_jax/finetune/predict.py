@@ -1,6 +1,5 @@
 """--mode=predict: predictions for a file, or for a split of a fine-tuned run's own data."""
 
-import collections
 import json
 import math
 import os
@@ -60,8 +59,7 @@ def predict(
 def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
   """Predicts a file, and scores it where it has labels."""
   start = time.perf_counter()
-  unknown: collections.Counter[str] = collections.Counter()
-  examples = run.task.read(source, unknown)
+  examples, unknown = run.task.read_labeled(source)
   features, counts = run.features(examples)
   for what, count in counts.items():
     if count:

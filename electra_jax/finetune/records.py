@@ -53,7 +53,9 @@ def as_items(data: Data) -> list[Any]:
   if hasattr(data, 'to_dicts'):  # polars
     return list(data.to_dicts())
   if hasattr(data, 'columns') and hasattr(data, 'to_dict'):  # pandas
-    return list(data.to_dict('records'))
+    # pandas has integers beside missing values as floats: 1 would be the label '1.0'.
+    typed = data.convert_dtypes() if hasattr(data, 'convert_dtypes') else data
+    return list(typed.to_dict('records'))
   if not isinstance(data, Iterable):
     raise UserError(
       f'the data is {data!r}; expected a text, or a list of texts, pairs or mappings, or a data '
@@ -127,7 +129,7 @@ def _plain(value: Value) -> Value:
     return {str(name): _plain(one) for name, one in value.items()}
   if isinstance(value, Iterable):
     return [_plain(one) for one in value]
-  return None if value is not value or type(value).__name__ == 'NAType' else str(value)
+  return None if type(value).__name__ in ('NAType', 'NaTType') else str(value)
 
 
 @contextlib.contextmanager

@@ -204,8 +204,8 @@ class SquadTask(TaskDefaults):
       raise no_data(self.name, split, self.splits)
     return self.load(split)
 
-  def read(self, path: str, unknown: collections.Counter[str] | None = None) -> Sequence[Question]:
-    """Questions of a file in any format of `squad_data.read_questions`; there are no labels."""
+  def read(self, path: str) -> Sequence[Question]:
+    """Questions of a file in any format of `squad_data.read_questions`."""
     return squad_data.read_questions(path, 'auto', self.columns, labeled=False)
 
   def features(

@@ -216,14 +216,13 @@ class TaggingTask(TaskDefaults):
             f'training data; expected one of {named(self.labels)}{ignored}'
           )
 
-  def read(self, path: str, unknown: collections.Counter[str] | None = None) -> Sequence[Sentence]:
+  def read(self, path: str) -> Sequence[Sentence]:
     """Sentences in any layout, tagged or not, or plain text with one sentence per line.
 
     A sentence with tags that the model does not have is kept; `features` drops its tags.
 
     Args:
       path: '-' for standard input.
-      unknown: counts the sentences with each tag that the model does not have.
 
     Raises:
       UserError: the file cannot be read or has no sentences.
@@ -237,11 +236,13 @@ class TaggingTask(TaskDefaults):
       raise UserError(f'{shown(path)} has no sentences; expected at least one line')
     if self.metric == 'f1':
       sentences = [_with_entity_tags(s, self.ignore, True, refuse=False) for s in sentences]
-    if unknown is not None:
-      known = set(self.labels)
-      for sentence in sentences:
-        unknown.update(set(sentence.tags or ()) - known)
     return sentences
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Sentence], collections.Counter[str]]:
+    """Sentences as of `read`, and the number of sentences by tag that the model does not have."""
+    sentences = self.read(path)
+    found = (set(sentence.tags or ()) - set(self.labels) for sentence in sentences)
+    return sentences, collections.Counter(tag for tags in found for tag in tags)
 
   def _read_columns(self, path: str, kind: str) -> list[Sentence]:
     lines = tables.read_lines(path)

@@ -134,16 +134,21 @@ class Task(Protocol):
       UserError: the data is missing or malformed.
     """
 
-  def read(self, path: str, unknown: collections.Counter[str] | None = None) -> Sequence[Any]:
+  def read(self, path: str) -> Sequence[Any]:
     """Examples of a user's file, labeled or not, in any format that the task reads.
 
     Args:
       path: '-' for standard input.
-      unknown: counts labels that the task does not have. Their examples are not scored. None: such
-        a label is an error, where the task's predictions do not need labels.
 
     Raises:
       UserError: the file cannot be read or is malformed.
+    """
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Any], collections.Counter[str]]:
+    """Examples as of `read`, and the labels that the task does not have, which are no error.
+
+    Returns:
+      The examples; those with such a label have none. And the number of examples by such a label.
     """
 
   def features(
@@ -252,6 +257,14 @@ class TaskDefaults:
   def synonyms(self) -> Mapping[str, int]:
     """Further names of labels and the label's index."""
     return {}
+
+  def read(self, path: str) -> Sequence[Any]:
+    """Examples of a file, which each task defines."""
+    raise NotImplementedError
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Any], collections.Counter[str]]:
+    """The examples of `read`; all labels are known."""
+    return self.read(path), collections.Counter()
 
   def labeled(self, split: str, features: Features) -> bool:
     """Whether all rows have a label or value, or any word has a tag."""

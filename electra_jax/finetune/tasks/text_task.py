@@ -190,13 +190,20 @@ class TextTask(TaskDefaults):
     """The target of an example without one."""
     return -1 if self.head == 'classification' else math.nan
 
-  def read(self, path: str, unknown: collections.Counter[str] | None = None) -> Sequence[Example]:
+  def read(self, path: str) -> Sequence[Example]:
     """Examples of a table, or of plain lines: one text, or two separated by a tab."""
+    return examples_of_rows(self, self._rows_of(path), path, required=False)
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Example], collections.Counter[str]]:
+    """Examples as of `read`, and the labels that the task does not have; see `task.Task`."""
+    unknown: collections.Counter[str] = collections.Counter()
+    rows = self._rows_of(path)
+    return examples_of_rows(self, rows, path, required=False, unknown=unknown), unknown
+
+  def _rows_of(self, path: str) -> list[tables.Row]:
     text = tables.read_file_text(path)
     rows = self.table_rows(text, path)
-    if rows is None:
-      rows = _rows_of_any_format(self, text, path)
-    return examples_of_rows(self, rows, path, required=False, unknown=unknown)
+    return _rows_of_any_format(self, text, path) if rows is None else rows
 
   def features(
     self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
