@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -41,8 +42,7 @@ LABELS = ('negative', 'positive')
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SIZES = ('mini', 'small')
 PEER_START = """
-import sys, torch, transformers
-torch.set_num_threads(2)
+import sys, transformers
 pipe = transformers.pipeline('text-classification', model=sys.argv[1])
 print(pipe(sys.stdin.read().strip()))
 """
@@ -197,29 +197,34 @@ def measure(size: str, folder: pathlib.Path, options: argparse.Namespace) -> dic
     'first_call_seconds': first,
     'bulk': rounds,
     'programs': len(run._predictor.rows.planner.compiled),
-    'start_seconds': starts(folder, one) if options.start else None,
+    'start': starts(folder, one) if options.start else None,
   }
 
 
-def starts(folder: pathlib.Path, text: str) -> dict[str, list[float]]:
-  """Seconds from command to first prediction, three processes each."""
-  commands = {
-    'ours': [
+def starts(folder: pathlib.Path, text: str) -> dict[str, list[tuple[float, float]]]:
+  """Pairs of seconds, and of processor seconds, from command to first prediction."""
+  commands = (
+    [
       sys.executable, '-m', 'electra_jax.main', '--mode=predict', f'--workdir={folder / "run"}',
       '--input=-',
     ],
-    'peer': [sys.executable, '-c', PEER_START, str(folder / 'peer')],
-  }  # fmt: skip
-  found: dict[str, list[float]] = {name: [] for name in commands}
-  for _ in range(3):
-    for name, command in commands.items():
-      seconds = timed(
-        lambda command=command: subprocess.run(
-          command, input=text, text=True, check=True, capture_output=True
-        )
-      )
-      found[name].append(seconds)
-  return found
+    [sys.executable, '-c', PEER_START, str(folder / 'peer')],
+  )  # fmt: skip
+
+  def started(command: list[str]) -> tuple[float, float]:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = timed(
+      lambda: subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, processor
+
+  calls = [tuple(map(started, commands)) for _ in range(3)]
+  return {
+    'seconds': [(ours[0], peer[0]) for ours, peer in calls],
+    'processor_seconds': [(ours[1], peer[1]) for ours, peer in calls],
+  }
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -248,9 +253,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
       ]
       what = f'{result["texts"]:,} texts{name}'
       add(result['size'], what, per_second, 1, 'thousand tokens/s')
-    if result['start_seconds']:
-      pairs = list(zip(*(result['start_seconds'][name] for name in ('ours', 'peer')), strict=True))
-      add(result['size'], 'command to first prediction', pairs, 1, 's')
+      if result['start']:
+        add(result['size'], f'command to first prediction{name}', result['start'][clock], 1, 's')
   return '\n'.join(lines)
 
 

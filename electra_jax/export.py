@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from electra_jax import checksums, console, file_access, model_card, report
+from electra_jax import checksums, console, file_access, hub, hub_upload, model_card, report
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
@@ -67,7 +67,8 @@ class _PretrainedRun:
     method = objective_of(config).description or f'the objective {config.objective.name}'
     weights_text = f'the weights of {tower} at step {self.weights.step:,}, pretrained by {method}'
     sections = model_card.run_sections(weights_text, config, facts)
-    return model_card.model_card(title, use, sections).encode()
+    bases = [hub.repository(source) for source in self.resolved.revisions]
+    return model_card.model_card(title, use, sections, bases).encode()
 
 
 def export(
@@ -78,6 +79,7 @@ def export(
   step: str = 'last',
   task: str | None = None,
   take_over: bool = False,
+  push: str | None = None,
 ) -> None:
   """Writes a run for other programs, with its tokenizer and a model card.
 
@@ -93,13 +95,16 @@ def export(
     step: for a pretrained run, 'last', 'best' (by config.best_by) or a step.
     task: for a fine-tuned run that has several.
     take_over: whether to take OUTPUT from another process that writes into it.
+    push: org/name or org/name:public, a repository of the Hub to upload to: the discriminator of a
+      pretrained run, or a fine-tuned run.
 
   Raises:
-    UserError: the format does not support the model (the message has the reason), the folder is
-      not a run, or OUTPUT has other files.
+    UserError: the repository cannot be written, the format does not support the model (the message
+      has the reason), the folder is not a run, or OUTPUT has other files.
   """
   if not file_access.is_remote(output):
     file_access.check_name(output, '--output')
+  target = _push_target(output, format, push)
   console.heading(f'{workdir} for {format}')
   if is_finetuned(workdir):
     if format == 'tensorflow':
@@ -107,7 +112,8 @@ def export(
         f'{workdir} is a fine-tuned run, and the original program has no common layout for heads; '
         'use --format=transformers, or export the pretrained run.'
       )
-    _export_finetuned(workdir, output, task, take_over)
+    files = _export_finetuned(workdir, output, task, take_over)
+    _push(output, files, target)
     return
   weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
   assert weights.tokenizer is not None
@@ -124,10 +130,29 @@ def export(
   if format == 'tensorflow':
     _export_to_tensorflow(run, output, take_over)
   else:
-    _export_to_transformers(run, output, take_over)
+    files = _export_to_transformers(run, output, take_over)
+    kept = file_access.join(output, TOWERS[0])
+    _push(kept, [f.split('/')[1] for f in files if f.startswith(TOWERS[0] + '/')], target)
 
 
-def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -> None:
+def _push_target(output: str, format: str, push: str | None) -> hub_upload.Target | None:
+  """Checks the flags of an upload, and that the Hub accepts it."""
+  if push is None:
+    return None
+  if format != 'transformers':
+    raise UserError(f'--push requires --format=transformers, and --format is {format!r}.')
+  if file_access.is_remote(output):
+    raise UserError(f'--push requires a local --output, and --output is {output!r}.')
+  return hub_upload.checked_target(push)
+
+
+def _push(folder: str, files: list[str], target: hub_upload.Target | None) -> None:
+  if target is not None:
+    hub_upload.upload(folder, sorted(files), target, replaced=KNOWN)
+
+
+def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -> list[str]:
+  """Writes both towers; returns the names of the files."""
   weights = run.weights
   written: dict[str, bytes] = {}
   left_out = ''
@@ -144,21 +169,27 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
     files[CARD] = run.card(f'{run.resolved.config.name}, {tower}', use, tower)
     written |= {f'{tower}/{name}': content for name, content in files.items()}
   with _locked(output, take_over) as lock:
-    _write(output, written, lock)
+    names = _write(output, written, lock)
   # The notes already mention a generator that the weights lack.
   if left_out and (weights.generator or not weights.notes):
     say('left out', left_out)
   discriminator = file_access.join(output, 'discriminator')
   say('next', f'AutoModel.from_pretrained({discriminator!r}) in transformers')
   say('', f'--config.init=hf:{output} here')
+  return names
 
 
 def _tokenizer_files(run: _PretrainedRun, tower: str) -> dict[str, bytes]:
-  """Returns the tokenizer's files for transformers, with the length and types of a tower."""
+  """Returns the tokenizer's files for transformers, with the length and types of a tower.
+
+  The length is that of the longest rows that positions were trained on. Initial weights have
+  trained all their positions.
+  """
   config = run.weights.generator if tower == 'generator' else run.weights.discriminator
   assert config is not None
   longest = max(phase.config.sequence_length for phase in run.resolved.phases)
-  max_length = config.max_positions if config.has_position_table else longest
+  trained_before = config.has_position_table and run.resolved.config.init
+  max_length = config.max_positions if trained_before else longest
   return tokenizer_files.files(run.tokenizer, max_length, config.has_token_types)
 
 
@@ -168,7 +199,10 @@ def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
   assert weights.discriminator is not None
   if 'discriminator_head' not in weights.params:
     return model_card.use_of('encoder')
-  return model_card.use_of('discriminator', huggingface.auto_class(weights.discriminator))
+  name = huggingface.auto_class(weights.discriminator)
+  if name == 'AutoModel':  # which opens it without its head
+    return model_card.use_of('encoder')
+  return model_card.use_of('discriminator', name)
 
 
 def _heldout_metrics(record: RunRecord, step: int | None) -> list[str]:
@@ -198,8 +232,9 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
   if not run.tokenizer.read_by_original_program:
     say(
       'tokenizer',
-      'the original program reads WordPiece only; the files of this tokenizer are written beside '
-      'the checkpoint',
+      "the original program reads WordPiece with BERT's normalization only "
+      '(config.data.normalization=original); the files of this tokenizer are written beside the '
+      'checkpoint',
     )
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
   beside = {**run.tokenizer.saved_files(), CARD: card}
@@ -222,7 +257,8 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
 
 def _export_finetuned(
   workdir: str | os.PathLike[str], output: str, task: str | None, take_over: bool
-) -> None:
+) -> list[str]:
+  """Writes a fine-tuned run; returns the names of the files."""
   run = open_finetuned(workdir, task)
   weights = run.weights()
   config = weights.discriminator
@@ -244,8 +280,9 @@ def _export_finetuned(
   title = f'{run.config.name}, {run.task.name}'
   files[CARD] = model_card.model_card(title, use, sections).encode()
   with _locked(output, take_over) as lock:
-    _write(output, files, lock)
+    names = _write(output, files, lock)
   say('next', f'pipeline({use.pipeline!r}, {output!r}) in transformers')
+  return names
 
 
 def _dev_results(folder: epath.Path, task: str) -> dict[str, Any] | None:
@@ -330,8 +367,8 @@ def _write(
   lock: FolderLock,
   stale: list[str] | None = None,
   beside: Iterable[str] = (),
-) -> None:
-  """Writes the files of an export, and their checksums in each folder.
+) -> list[str]:
+  """Writes the files of an export, and their checksums in each folder; returns their names.
 
   Args:
     output: the folder.
@@ -354,3 +391,4 @@ def _write(
   for folder in sorted(folders):
     place = file_access.join(output, folder) if folder else output
     say('written', f'{place}: {", ".join(folders[folder])}')
+  return list(files)

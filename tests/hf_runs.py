@@ -16,6 +16,7 @@ VOCABULARY = (
   + finetune_files.WORDS
   + [f'##{word[:2]}' for word in finetune_files.WORDS]
   + list('abdefgiklmnoprstu?.')
+  + [f'##{letter}' for letter in 'abcdefghijklmnopqrstuvwxyz']
 )
 
 

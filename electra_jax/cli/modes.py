@@ -146,6 +146,12 @@ FLAGS: dict[str, Flag] = {
       choices=('transformers', 'tensorflow'),
     ),
     Flag(
+      'push',
+      'Private repository of the Hugging Face Hub, org/name, to upload the export to: the '
+      'discriminator of a pretrained run, or a fine-tuned run; org/name:public for a public one.',
+      example='org/name',
+    ),
+    Flag(
       'topology',
       'TPU slice, such as v5e-16, v4-8, v5p-128 or v6e-64, or several, such as 2xv5e-256.',
       example='v5e-16',
@@ -192,6 +198,12 @@ FLAGS: dict[str, Flag] = {
       "predict: file of texts, pairs, questions or sentences, '-' for standard input; it is scored "
       'where it has labels. evaluate: a corpus as config.data.source names it, or the folder of a '
       "prepared one; the run's own is then not needed.",
+    ),
+    Flag(
+      'allow_loss',
+      'Predict although the tokenizer loses 20% or more of the characters, as [UNK] or removed.',
+      bool,
+      default=False,
     ),
     Flag('task', 'Task, where the run was fine-tuned on several.'),
     Flag(
@@ -304,7 +316,7 @@ MODES: dict[str, Mode] = {
       'predict',
       'Predict with a fine-tuned run.',
       'electra_jax.finetune.predict:predict',
-      flags=('input', 'task', 'split', 'output'),
+      flags=('input', 'task', 'split', 'output', 'allow_loss'),
       parameters={'input': 'source'},
     ),
     Mode(
@@ -336,7 +348,7 @@ MODES: dict[str, Mode] = {
       'export',
       'Export a run to transformers or to the original TensorFlow program.',
       'electra_jax.export:export',
-      flags=('output', 'format', 'step', 'task', 'take_over'),
+      flags=('output', 'format', 'step', 'task', 'take_over', 'push'),
       required=('output',),
     ),
     Mode(

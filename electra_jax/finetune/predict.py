@@ -5,11 +5,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from electra_jax import console, file_access
+from electra_jax.data.tokenizers import loss_report
 from electra_jax.errors import UserError
+from electra_jax.finetune import task_losses
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
 from electra_jax.finetune.predictions import Score
 from electra_jax.finetune.tasks import define_task, open_task
@@ -23,6 +25,7 @@ def predict(
   task: str | None,
   split: str | None,
   output: str | None,
+  allow_loss: bool = False,
 ) -> None:
   """Writes predictions as JSON lines, one per example.
 
@@ -36,9 +39,11 @@ def predict(
       `task` is given; files for the tasks' evaluation sites are written, too.
     output: with `source` the file to write; None prints the predictions and nothing else. With
       `split` the folder to write to.
+    allow_loss: whether the tokenizer may lose 20% or more of the characters.
 
   Raises:
-    UserError: the run, the task or the data does not exist, or the data is malformed.
+    UserError: the run, the task or the data does not exist, the data is malformed, or the tokenizer
+      loses much of it.
   """
   if (source is None) == (split is None):
     raise UserError(
@@ -46,17 +51,38 @@ def predict(
       "'-' for standard input), or a split of the run's own data (--split=test)."
     )
   if source is not None:
-    _predict_file(open_finetuned(workdir, task), source, output)
+    _predict_file(open_finetuned(workdir, task), source, output, allow_loss)
     return
   names = [task] if task else tasks_of(workdir)
   if not names:
     open_finetuned(workdir)  # raises an error that names what is missing
   folder = output or file_access.join(str(workdir), 'predictions')
   for name in names:
-    _predict_split(open_finetuned(workdir, name), split or '', folder, required=len(names) == 1)
+    run = open_finetuned(workdir, name)
+    _predict_split(run, split or '', folder, len(names) == 1, allow_loss)
 
 
-def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
+def _report_losses(
+  run: FineTunedRun, examples: Sequence[Any], features: Features, what: str, allow_loss: bool
+) -> None:
+  """Prints on stderr what the tokenizer loses of examples.
+
+  Raises:
+    UserError: it loses much, which is not allowed.
+  """
+  losses = task_losses.count_losses(run.task, examples, features, run.tokenizer)
+  if not allow_loss:
+    task_losses.check(losses, what, '--allow_loss')
+  if losses.lost or losses.truncated:
+    print(
+      f'electra_jax: of {losses.characters:,} characters {loss_report.summary(losses)}',
+      file=sys.stderr,
+    )
+  for warning in task_losses.warnings(losses, what):
+    print(f'electra_jax: warning: {warning}', file=sys.stderr)
+
+
+def _predict_file(run: FineTunedRun, source: str, output: str | None, allow_loss: bool) -> None:
   """Predicts a file, and scores it where it has labels."""
   start = time.perf_counter()
   examples, unknown = run.task.read_labeled(source)
@@ -64,6 +90,7 @@ def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
   for what, count in counts.items():
     if count:
       print(f'electra_jax: {count:,} {what}', file=sys.stderr)
+  _report_losses(run, examples, features, f'the input of {run.task.name}', allow_loss)
   outputs = _outputs(run, features, quiet=output is None)
   predictions = run.task.predictions(examples, features, outputs)
   score = run.score_of(examples, features, outputs, unknown)
@@ -92,7 +119,9 @@ def _score_lines(score: Score | None, unknown: Mapping[str, int]) -> list[str]:
   return lines
 
 
-def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -> None:
+def _predict_split(
+  run: FineTunedRun, split: str, folder: str, required: bool, allow_loss: bool
+) -> None:
   """Predicts a split and its variants, such as dev_mismatched; with test also the diagnostic set.
 
   Args:
@@ -100,6 +129,7 @@ def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -
     split: its name.
     folder: to write to.
     required: whether a missing split is an error; else it is reported.
+    allow_loss: whether the tokenizer may lose much of the text.
   """
   task = _task_with_data(run)
   if split not in task.splits:
@@ -113,6 +143,7 @@ def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -
       continue
     examples = task.examples(name)
     features, _ = run.features(examples)
+    _report_losses(run, examples, features, f'the {name} data of {task.name}', allow_loss)
     outputs = _outputs(run, features)
     lines = _json_lines(run.task.predictions(examples, features, outputs))
     written = {f'{task.name}.{name}.jsonl': lines.encode()}

@@ -278,12 +278,13 @@ class TextFunctions:
     hidden = self._hidden(params, inputs)
     real = inputs.segment_ids > 0
     states = jnp.where(real[..., None], hidden.astype(jnp.float32), 0)
-    return {'hidden': states, 'replaced': self._replaced(params, hidden, real)}
+    return {'hidden': states, 'replaced': self._replaced(params, hidden, inputs)}
 
-  def _replaced(self, params: PyTree, hidden: jax.Array, real: jax.Array) -> jax.Array:
+  def _replaced(self, params: PyTree, hidden: jax.Array, inputs: Inputs) -> jax.Array:
+    real = inputs.segment_ids > 0
     logits: PyTree = jnp.full(real.shape, jnp.nan)
     if 'discriminator_head' in self.model.heads:
-      logits = self._model.apply({'params': params}, hidden, method='verdicts')
+      logits = self._model.apply({'params': params}, hidden, inputs.positions, method='verdicts')
     return jnp.where(real, jax.nn.sigmoid(logits), 0)
 
   def _embed(self, pooling: str, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
@@ -293,8 +294,7 @@ class TextFunctions:
 
   def _detect(self, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
     inputs = self._inputs(batch)
-    real = inputs.segment_ids > 0
-    return {'replaced': self._replaced(params, self._hidden(params, inputs), real)}
+    return {'replaced': self._replaced(params, self._hidden(params, inputs), inputs)}
 
   def _fill(self, top: str, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
     at = jnp.argmax(batch['chosen'], axis=1)[:, None]

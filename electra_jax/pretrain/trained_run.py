@@ -14,6 +14,7 @@ from electra_jax import file_access
 from electra_jax.config import PretrainingConfig
 from electra_jax.data.prepare.preparation import HeldoutSource, Prepared
 from electra_jax.data.store.token_store import Store
+from electra_jax.data.tokenizers import character_losses, loss_report
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
@@ -32,6 +33,7 @@ from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
 PyTree = Any
+_LOSS_SAMPLE = 100_000  # characters that are compared with their tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,8 +123,25 @@ class Run:
       self.model, self.params, self.tokenizer, self.layout, self.config.sequence_length
     )
 
+  @functools.cached_property
+  def _warn_once(self) -> loss_report.OneWarning:
+    return loss_report.OneWarning()
+
+  def _checked(self, texts: str | Sequence[str]) -> list[str]:
+    """Texts as a list; a Python warning where the tokenizer loses many of their characters."""
+    found = [texts] if isinstance(texts, str) else list(texts)
+    if self._warn_once.due():
+      sample = character_losses.sample(found, _LOSS_SAMPLE)
+      losses = character_losses.count(self.tokenizer, sample)
+      sentences = loss_report.warnings(losses, 'these texts', loss_report.OTHER_MODEL)
+      self._warn_once(sentences, depth=4)
+    return found
+
   def __call__(self, texts: str | Sequence[str]) -> Reading:
     """Reads texts. A text is never truncated.
+
+    The first time that the tokenizer is found to lose 1% of the characters, a Python warning states
+    which.
 
     Args:
       texts: one text, or several. The result is padded to the longest of them: for many texts use
@@ -131,7 +150,7 @@ class Run:
     Raises:
       UserError: a text is longer than the positions of the encoder.
     """
-    return self._functions.read(_list(texts))
+    return self._functions.read(self._checked(texts))
 
   def embed(self, texts: str | Sequence[str], pooling: str = 'mean') -> np.ndarray:
     """A vector per text, of the discriminator's last hidden states.
@@ -147,7 +166,7 @@ class Run:
     Raises:
       UserError: a text is longer than the positions of the encoder, or the pooling is unknown.
     """
-    return self._functions.embed(_list(texts), pooling)
+    return self._functions.embed(self._checked(texts), pooling)
 
   def detect(self, texts: str | Sequence[str]) -> list[tuple[DetectedToken, ...]]:
     """For each token of each text the probability that it was replaced.
@@ -159,7 +178,7 @@ class Run:
       UserError: the run has no discriminator, a text is longer than the positions of the encoder,
         or the tokenizer has no character offsets.
     """
-    return self._functions.detect(_list(texts))
+    return self._functions.detect(self._checked(texts))
 
   def fill_mask(
     self, texts: str | Sequence[str], top: int = 5
@@ -179,7 +198,7 @@ class Run:
       UserError: the run has no generator, a text has no mask or is longer than the positions of the
         encoder.
     """
-    return self._functions.fill_mask(_list(texts), top)
+    return self._functions.fill_mask(self._checked(texts), top)
 
   def minimal_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[minimal_pairs.PairScore]:
     """Scores of both sentences of each pair, see minimal_pairs.score_sentences.
@@ -208,10 +227,6 @@ class Run:
       UserError: the corpus cannot be read, or is another one than the run was trained on.
     """
     return evaluation.evaluate(self, rows=rows, source=source)
-
-
-def _list(texts: str | Sequence[str]) -> list[str]:
-  return [texts] if isinstance(texts, str) else list(texts)
 
 
 def open_run(

@@ -17,6 +17,7 @@ RANKS = {
   'file_access': 1,
   'json_reader': 1.5,
   'folder_lock': 2,
+  'hub': 2.5,
   'remote_files': 0,
   'checksums': 2,
   'version': 0,
@@ -42,6 +43,7 @@ RANKS = {
   'estimator': 8.5,
   'sweep': 9,
   'export': 9,
+  'hub_upload': 8,
   'cli': 10,
   'main': 11,
 }
