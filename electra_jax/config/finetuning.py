@@ -263,7 +263,10 @@ class FinetuningConfig(Config):
     resumable=True,
   )
   eval_batch_size: int = field(
-    64, 'Rows per step of evaluation and prediction.', at_least=1, resumable=True
+    64,
+    'A batch of evaluation or prediction has at most as many tokens as so many longest rows.',
+    at_least=1,
+    resumable=True,
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
 

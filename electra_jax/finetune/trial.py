@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from electra_jax import console
-from electra_jax.finetune import answers, batches, finetune_step
+from electra_jax.finetune import answers, batches
 from electra_jax.finetune.run_files import RESULT, Record, json_values
 from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram
@@ -212,7 +212,7 @@ class _TrialLoop:
           break
         batch = p.assemble(self.epochs.rows(index), trial.seed)
         self._report_compilation(batch['token_ids'].shape[1], live)
-        inputs = finetune_step.on_mesh(batch, mesh) | {'schedules': constants}
+        inputs = partitioning.on_mesh(batch, mesh) | {'schedules': constants}
         trial.runner.take_step(p.train_step, inputs)
         stop = agreed(bool(notice))
         step = index + 1
@@ -306,7 +306,7 @@ class _TrialLoop:
     """Names the first tensor of a step that is not finite."""
     p = self.p
     batch = p.assemble(self.epochs.rows(bad_step), self.trial.seed)
-    inputs = finetune_step.on_mesh(batch, p.layout.mesh)
+    inputs = partitioning.on_mesh(batch, p.layout.mesh)
     params = self.trial.runner.state.params
     return find_nonfinite(p.batch_loss, params, bad_step, inputs, p.layout)
 

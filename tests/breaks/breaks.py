@@ -731,6 +731,27 @@ DATA = [
 
 FINETUNING = [
   Break(
+    'rows of prediction are not divided over the devices',
+    'electra_jax/training/length_batches.py',
+    'size = self.shards',
+    'size = 1',
+    'training/length_batches_test.py::test_every_row_is_in_one_batch_that_holds_it',
+  ),
+  Break(
+    'labels that a run does not have are not counted',
+    'electra_jax/finetune/tasks/text_task.py',
+    'self._unknown[word] += 1',
+    'self._unknown[word] += 0',
+    'finetune/python_predictions_test.py::test_scores_are_those_of_the_labeled_examples',
+  ),
+  Break(
+    'the probability of an entity is that of its first word',
+    'electra_jax/finetune/predictions.py',
+    'sum(word.probability for word in of) / len(of)',
+    'of[0].probability',
+    'finetune/python_predictions_test.py::test_words_and_entities_have_their_characters',
+  ),
+  Break(
     'the rows of a small set meet the same rows in each epoch',
     'electra_jax/finetune/batches.py',
     'keys = keys * np.exp(self._jitter * (2 * places / count - 1))',

@@ -626,7 +626,9 @@ def _write_store(
   for file in file_access.listing(folder):
     if file.endswith('.partial'):  # of a process that was killed while it wrote
       file_access.remove(file_access.join(folder, file))
-  starts = _document_starts(parts, plan.recipe.row_length) if name == 'heldout' else None
+  starts = None
+  if blocks.is_evaluated(plan.recipe, name):
+    starts = _document_starts(parts, plan.recipe.row_length)
   documents = {} if starts is None else document_starts.write_starts(folder, starts)
   write_manifest(
     folder,

@@ -334,6 +334,12 @@ class TaggingTask(TaskDefaults):
       sentences = [self._in_iob2(sentence, repair=True, refuse=False) for sentence in sentences]
     return sentences
 
+  def read_labeled(self, path: str) -> tuple[Sequence[Sentence], collections.Counter[str]]:
+    """Sentences as of `read`, and the number of sentences by tag that the model does not have."""
+    sentences = self.read(path)
+    found = (set(sentence.tags or ()) - set(self.labels) for sentence in sentences)
+    return sentences, collections.Counter(tag for tags in found for tag in tags)
+
   def _read_columns(self, path: str, kind: str) -> list[Sentence]:
     lines = tables.read_lines(path)
     found = 'conllu' if kind == 'conllu' else conll.layout_of_lines(lines)

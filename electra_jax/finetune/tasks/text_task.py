@@ -240,13 +240,20 @@ class TextTask(TaskDefaults):
 
   def read(self, path: str) -> Sequence[Example]:
     """Examples of a table, or of plain lines: one text, or two separated by a tab."""
+    return examples_of_rows(self, self._rows_of(path), path, required=False)
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Example], collections.Counter[str]]:
+    """Examples as of `read`, and the labels that the task does not have; see `task.Task`."""
+    unknown: collections.Counter[str] = collections.Counter()
+    rows = self._rows_of(path)
+    return examples_of_rows(self, rows, path, required=False, unknown=unknown), unknown
+
+  def _rows_of(self, path: str) -> list[tables.Row]:
     if arrow_tables.is_arrow_data(path):
-      return examples_of_rows(self, tables.read_arrow(path), path, required=False)
+      return tables.read_arrow(path)
     text = tables.read_file_text(path)
     rows = self.table_rows(text, path)
-    if rows is None:
-      rows = _rows_of_any_format(self, text, path)
-    return examples_of_rows(self, rows, path, required=False)
+    return _rows_of_any_format(self, text, path) if rows is None else rows
 
   def features(
     self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
@@ -510,7 +517,11 @@ def _log_odds(probabilities: np.ndarray) -> np.ndarray:
 
 
 def examples_of_rows(
-  task: TextTask, rows: Iterable[tables.Row], path: str, required: bool
+  task: TextTask,
+  rows: Iterable[tables.Row],
+  path: str,
+  required: bool,
+  unknown: collections.Counter[str] | None = None,
 ) -> list[Example]:
   """Rows of a table as examples, checked.
 
@@ -519,21 +530,30 @@ def examples_of_rows(
     rows: of the table.
     path: of the table, for messages.
     required: whether each example must have a target.
+    unknown: counts labels that the task does not have, whose examples have no target; None: such a
+      label is an error.
 
   Raises:
     UserError: a column is missing, a text is not a string, or a target is missing or not accepted.
   """
-  reader = _RowReader(task, path, required)
+  reader = _RowReader(task, path, required, unknown)
   return [reader.example(row) for row in rows]
 
 
 class _RowReader:
   """Reads the rows of one table as examples."""
 
-  def __init__(self, task: TextTask, path: str, required: bool) -> None:
+  def __init__(
+    self,
+    task: TextTask,
+    path: str,
+    required: bool,
+    unknown: collections.Counter[str] | None = None,
+  ) -> None:
     self._task = task
     self._path = path
     self._required = required
+    self._unknown = unknown
     fields = ('data.text', 'data.pair', 'data.label')
     self._fields = fields if task.configured_columns else ('', '', '')
     self._names: Collection[str] | None = None
@@ -566,7 +586,13 @@ class _RowReader:
   def _target_of(self, row: tables.Row) -> Target:
     target = None
     if self._target is not None:
-      target = self._task.row_target(row, self._path, self._target)
+      try:
+        target = self._task.row_target(row, self._path, self._target)
+      except UserError:
+        if self._unknown is None or self._task.head == 'regression':
+          raise
+        self._unknown[str(row.values[self._target])] += 1
+        return self._task.no_target
     if target is None and self._required:
       raise missing_label(row, self._path, self._target or '')
     return self._task.no_target if target is None else target
