@@ -48,6 +48,7 @@ def run_mode(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   if values.help:
     print(help_page.help_of(mode if values['mode'].present else None))
     return 0
+  console.quiet(values.quiet)
   if values['input_limits'].present:
     input_limits.set_factor(values.input_limits)
   check_flags(values)

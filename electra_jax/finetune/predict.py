@@ -55,12 +55,13 @@ def predict(
 
 
 def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
-  examples = run.task.read(source)
-  features, counts = run.features(examples)
+  with console.phase('reading', 'the examples'):
+    examples = run.task.read(source)
+    features, counts = run.features(examples)
   for what, count in counts.items():
     if count:
-      print(f'electra_jax: {count:,} {what}', file=sys.stderr)
-  outputs = _outputs(run, features, quiet=output is None)
+      console.warn(f'{count:,} {what}')
+  outputs = _outputs(run, features)
   predictions = run.task.predictions(examples, features, outputs)
   text = _json_lines(predictions)
   if output is None:
@@ -68,7 +69,7 @@ def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
     return
   file_access.write_bytes(output, text.encode())
   what = f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
-  console.say('written', what)
+  console.say('written', what, always=True)
 
 
 def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -> None:
@@ -84,14 +85,15 @@ def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -
   if split not in task.splits:
     if required:
       raise UserError(f'{task.name} has no {split} data; it has {", ".join(task.splits)}.')
-    console.say(task.name, f'has no {split} data and is skipped')
+    console.say(task.name, f'has no {split} data and is skipped', always=True)
     return
   for name in task.splits:
     diagnostic = split == 'test' and name == 'diagnostic'
     if not (name == split or name.startswith(split + '_') or diagnostic):
       continue
     examples = task.examples(name)
-    features, _ = run.features(examples)
+    with console.phase('tokenizing', name):
+      features, _ = run.features(examples)
     outputs = _outputs(run, features)
     lines = _json_lines(run.task.predictions(examples, features, outputs))
     written = {f'{task.name}.{name}.jsonl': lines.encode()}
@@ -102,8 +104,8 @@ def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -
     scores = ''
     if name != 'train' and run.task.labeled(name, features):
       scores = _scores_text(run.task.score(name, examples, features, outputs))
-    console.say(task.name, f'{len(examples):,} {name}{scores}')
-    console.say('written', f'{", ".join(written)} to {folder}')
+    console.say(task.name, f'{len(examples):,} {name}{scores}', always=True)
+    console.say('written', f'{", ".join(written)} to {folder}', always=True)
 
 
 def _task_with_data(run: FineTunedRun) -> Task:
@@ -126,11 +128,9 @@ def _scores_text(metrics: dict[str, float]) -> str:
   return ': ' + ', '.join(finite)
 
 
-def _outputs(run: FineTunedRun, features: Features, quiet: bool = False) -> Outputs:
-  if quiet:
-    return run.outputs(features)
-  with console.progress('predicting', len(features)) as live:
-    return run.outputs(features, lambda done: live(done, f'{done:,} of {len(features):,} rows'))
+def _outputs(run: FineTunedRun, features: Features) -> Outputs:
+  with console.progress('predicting', len(features), 'rows') as live:
+    return run.outputs(features, live)
 
 
 def _json_lines(predictions: Iterable[dict[str, Any]]) -> str:

@@ -37,6 +37,7 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
     console.say(
       'tokenizer',
       f'transformers cannot open the tokenizer {tokenizer.kind!r}; its own files are written.',
+      always=True,
     )
     return tokenizer.saved_files()
   _add_special_tokens(pipeline, tokenizer, token_types)

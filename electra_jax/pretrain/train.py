@@ -16,7 +16,7 @@ from etils import epath
 
 from electra_jax import console
 from electra_jax.config import AnyConfig, has_budget, to_plain
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.data.prepare import preparation_report
 from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.tokenizers.tokenization import Tokenizer
@@ -39,7 +39,7 @@ from electra_jax.training import (
 from electra_jax.training.encoders import attention_kernel, describe_products
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
-from electra_jax.training.progress import PeakFlops, quantity
+from electra_jax.training.progress import PeakFlops
 from electra_jax.training.status import Status
 from electra_jax.training.step_loop import RunRecorder, StepRunner, SumFunctions
 from electra_jax.training.update_step import TrainState
@@ -93,7 +93,8 @@ def _train(
   _check_rows(run, data)
   initial = None
   if run.source is not None:
-    initial = initial_state(run.config, run.source, data.tokenizer)
+    with console.phase('reading', run.config.init):
+      initial = initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
   setup = _build(run, folder, data, layout, recorded)
   best_by = checkpoints.run_criterion(run.config)
@@ -127,7 +128,8 @@ def _train(
       break
     first, evaluate_first = phase.last, False
   if runner is not None and recorder is not None:
-    recorder.finish(int(jax.device_get(runner.state.step)), runner)
+    with console.phase('saving', 'the last checkpoint'):
+      recorder.finish(int(jax.device_get(runner.state.step)), runner)
   return _finish(setup, manager, recorder, stopped)
 
 
@@ -136,7 +138,8 @@ def _train(
 
 def _claim(config: AnyConfig, workdir: epath.Path, status: Status) -> tuple[ResolvedRun, Recorded]:
   """Resolves the config and takes the folder. Returns what an earlier start recorded, too."""
-  run = resolve_run(config, workdir)
+  with console.phase('resolving', 'the config and its initial weights'):
+    run = resolve_run(config, workdir)
   plain = json.dumps(to_plain(run.config), sort_keys=True)
   hosts.same_everywhere('the config', plain)
   hosts.same_everywhere('the weights of config.init', str(weights_digest(run.source)))
@@ -182,7 +185,8 @@ class RunData:
 def _open_data(run: ResolvedRun, workdir: epath.Path, recorded: Recorded) -> RunData:
   """Prepares or opens the rows of all phases. An earlier start must have had the same rows."""
   prepared = tuple(run_start.prepare_data(phase.config, run.tokenizer) for phase in run.phases)
-  hosts.wait_for_all('the data', DATA_WAIT)
+  with console.phase('waiting', 'for the data of the other processes'):
+    hosts.wait_for_all('the data', DATA_WAIT)
   tokenizer = prepared[0].tokenizer
   identity = '+'.join(run_start.data_identity(p) for p in prepared)
   hosts.same_everywhere('the data', identity)
@@ -287,7 +291,8 @@ def _build(
 ) -> RunSetup:
   """Builds the programs of all phases and prints what they consist of."""
   config = run.config
-  programs = tuple(build.program(config, phase, data.tokenizer, layout) for phase in run.phases)
+  with console.phase('building', 'the model and the optimizer'):
+    programs = tuple(build.program(config, phase, data.tokenizer, layout) for phase in run.phases)
   p = programs[0]
   parameters = {
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
@@ -365,7 +370,8 @@ def _compile_step(setup: RunSetup, number: int) -> jax.stages.Compiled:
   rows = build.check_batch(config, setup.layout.mesh)
   recorded = setup.micro_batches[number]
   chosen = recorded if recorded and rows % recorded == 0 else config.micro_batches
-  count, compiled, needed = build.compile_to_fit(setup.programs[number], free, chosen, say)
+  with console.phase('compiling', 'the step'):
+    count, compiled, needed = build.compile_to_fit(setup.programs[number], free, chosen, say)
   setup.micro_batches[number] = count
   parts = f'; {count} micro-batches of {config.batch_size // count} rows' if count > 1 else ''
   say('memory', f'{needed / 1e9:.2f} GB per device, {free / 1e9:.1f} GB free{parts}')
@@ -388,9 +394,10 @@ def _restored(
   """State and sums of a checkpoint."""
   p = setup.programs[0]
   whole = partitioning.replicated(setup.layout.mesh)
-  state, sums = checkpoints.restore_state(
-    manager, step, p.shapes, p.shardings, functions.shapes, whole
-  )
+  with console.phase('restoring', f'step {step:,}'):
+    state, sums = checkpoints.restore_state(
+      manager, step, p.shapes, p.shardings, functions.shapes, whole
+    )
   say('restored', f'step {step:,}, the last checkpoint in {setup.workdir}')
   return StepRunner(state, sums, functions)
 
@@ -402,7 +409,8 @@ def _fresh(setup: RunSetup, initial: InitialState | None, functions: SumFunction
   def init() -> TrainState:
     return pretrain_step.init_state(p.model, p.optimizer, config.seed, config.sequence_length)
 
-  state = jax.jit(init, out_shardings=p.shardings)()
+  with console.phase('compiling', 'the initial state'):
+    state = jax.jit(init, out_shardings=p.shardings)()
   sums = functions.zeros()
   if initial:
     state = place_initial(initial, state, p.shardings)
@@ -479,7 +487,7 @@ def _finish(
 ) -> int:
   """Prints where the checkpoints are, and returns the exit status."""
   if recorder is None:
-    say('done', f'all {setup.run.config.steps:,} steps were made before')
+    say('done', f'all {setup.run.config.steps:,} steps were made before', always=True)
     manager.close()
     return 0
   if stopped:
@@ -490,6 +498,7 @@ def _finish(
     'checkpoints',
     f'steps {steps} in {setup.workdir / "checkpoints"}; '
     f'the best by {_criterion_name(recorder.best_by)} is {manager.best_step()}',
+    always=True,
   )
   recorder.close()
   for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):

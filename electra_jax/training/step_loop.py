@@ -168,9 +168,8 @@ class IntervalTimer:
       first: steps that were taken before.
     """
     self._first = first
-    self._interval_first = first
     self._waited = 0.0
-    self._start = self._interval_start = time.perf_counter()
+    self._start = time.perf_counter()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -179,9 +178,7 @@ class IntervalTimer:
     try:
       yield
     finally:
-      spent = time.perf_counter() - before
-      self._start += spent
-      self._interval_start += spent
+      self._start += time.perf_counter() - before
 
   @contextlib.contextmanager
   def waiting_for_input(self) -> Iterator[None]:
@@ -193,16 +190,12 @@ class IntervalTimer:
   def end_interval(self, step: int) -> Interval:
     """Ends the interval after `step` and starts the next one."""
     now = time.perf_counter()
-    seconds = now - self._interval_start
-    interval = Interval(step - self._interval_first, seconds, self._waited / seconds)
-    self._interval_first = step
-    self._interval_start = now
+    seconds = now - self._start
+    interval = Interval(step - self._first, seconds, self._waited / seconds)
+    self._first = step
+    self._start = now
     self._waited = 0.0
     return interval
-
-  def seconds_left(self, step: int, last: int) -> float:
-    """Estimates the time of the steps from `step` to `last` by those taken so far."""
-    return (time.perf_counter() - self._start) / (step - self._first) * (last - step)
 
 
 #### Files ####

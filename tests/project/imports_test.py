@@ -56,6 +56,8 @@ LAZY = (
   'sentencepiece',
   'tokenizers',
   'safetensors',
+  'wandb',
+  'mlflow',
 )
 FILES = sorted(PACKAGE.rglob('*.py'))
 
