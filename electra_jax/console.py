@@ -6,6 +6,7 @@ keeps all but results, warnings and errors from being printed.
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
   from rich.table import Table
 
 REFRESH_EVERY = 0.25  # seconds between two updates of the line on a terminal
-LOG_EVERY = 30.0  # seconds between two lines where stderr is not a terminal
+LOG_EVERY = 30.0  # seconds between two lines where stderr is not a terminal, unless set otherwise
 NAME_AFTER = 10.0  # seconds after which work that is silent so far is named there
 
 
@@ -110,6 +111,7 @@ def lasting_output() -> Iterator[None]:
 
 _is_quiet = False
 _shows_progress = True
+_log_every = LOG_EVERY
 
 
 def quiet(enabled: bool) -> None:
@@ -122,6 +124,12 @@ def show_progress(enabled: bool) -> None:
   """Whether this process shows progress; only the first process of a run does."""
   global _shows_progress
   _shows_progress = enabled
+
+
+def log_every(interval: float) -> None:
+  """Sets the seconds between two lines where stderr is not a terminal; 0 for no lines."""
+  global _log_every
+  _log_every = interval or math.inf
 
 
 def say(label: str, text: str, always: bool = False) -> None:
@@ -335,8 +343,9 @@ class _Screen:
       return
     now = time.monotonic()
     since = work.unnamed_since()
-    unnamed = since is not None and now - max(since, self._printed) >= NAME_AFTER
-    if unnamed or now - self._printed >= LOG_EVERY:
+    name_after = NAME_AFTER if _log_every < math.inf else math.inf
+    unnamed = since is not None and now - max(since, self._printed) >= name_after
+    if unnamed or now - self._printed >= _log_every:
       work.named, self._printed = True, now
       share = work.share()
       percent = '' if share is None else f'{share:4.0%}  '

@@ -6,6 +6,7 @@ The recipe is Clark et al. 2020, table 7, and configure_finetuning.py of the ori
 import dataclasses
 from typing import Any
 
+from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
@@ -24,8 +25,11 @@ from electra_jax.config.groups import (
   RESIDUALS,
   SCALES,
   SKIP_HELP,
+  TRACKERS_HELP,
+  TRACKING_HELP,
   MeshConfig,
   ShardingConfig,
+  TrackingConfig,
 )
 
 
@@ -215,6 +219,10 @@ class FinetuningConfig(Config):
     64, 'Rows per step of evaluation and prediction.', at_least=1, resumable=True
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  trackers: tuple[str, ...] = field(
+    ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
+  )
+  tracking: TrackingConfig = group(TrackingConfig, TRACKING_HELP, resumable=True)
 
   @property
   def tasks(self) -> tuple[str, ...]:

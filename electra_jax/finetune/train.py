@@ -32,6 +32,7 @@ from electra_jax.training import devices, hosts, partitioning, run_folder
 from electra_jax.training.encoders import describe_products
 from electra_jax.training.preemption import Notice
 from electra_jax.training.status import Status
+from electra_jax.training.trackers.tracker import check_trackers
 
 
 def finetune(
@@ -117,6 +118,7 @@ def _claim(
   """Resolves the config and takes the folder for it."""
   run = resolve_finetuning(config, workdir)
   hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
+  hosts.from_first(lambda: check_trackers(run.config.trackers))
   hosts.from_first(lambda: run_folder.check_writable(run.workdir))
   if status.lock is not None:
     hosts.acquire(status.lock)

@@ -32,6 +32,7 @@ from electra_jax.training.step_loop import (
   is_due,
   skipped_line,
 )
+from electra_jax.training.trackers.tracker import tracking_of
 from electra_jax.training.update_step import find_nonfinite
 
 PyTree = Any
@@ -94,10 +95,11 @@ def run_trial(
   """
   best_by = Criterion(p.task.metric, 'max')
   trial = _open(p, number, folder, status, best_by)
-  stopped = _TrialLoop(p, trial, splits['dev']).run(notice)
-  params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
-  trial.recorder.finish(step, trial.runner)
-  trial.recorder.close()
+  with trial.recorder.writer:
+    stopped = _TrialLoop(p, trial, splits['dev']).run(notice)
+    params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
+    trial.recorder.finish(step, trial.runner)
+    trial.recorder.close('stopped' if stopped else 'finished')
   if stopped:
     return None
   if p.config.select == 'best':
@@ -167,7 +169,8 @@ def _open(
     console.say('restored', f'trial {number}, step {first:,}, the last checkpoint in {folder}')
   else:
     state, sums = p.first_state(seed), functions.zeros()
-  writer = MetricsWriter(folder, first) if hosts.first() else NoWriter()
+  tracking = tracking_of(p.config, f'{p.task.name}, trial {number}')
+  writer = MetricsWriter(folder, first, tracking) if hosts.first() else NoWriter()
   return _Trial(
     number,
     folder,

@@ -1,5 +1,6 @@
 """The pretraining program: from a corpus to a pretrained encoder. The loop is in phase_loop.py."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -42,6 +43,7 @@ from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops
 from electra_jax.training.status import Status
 from electra_jax.training.step_loop import RunRecorder, StepRunner, SumFunctions
+from electra_jax.training.trackers.tracker import check_trackers, tracking_of
 from electra_jax.training.update_step import TrainState
 
 DATA_WAIT = 24 * 3600  # seconds that a process waits until the others have their data
@@ -76,13 +78,18 @@ def train(
   lock = FolderLock(workdir, take_over=take_over)
   with lock, Status('train', lock=lock) as status:
     notice = Notice() if notice is None else notice
-    return status.end(_train(config, workdir, notice, status))
+    with contextlib.ExitStack() as stack:
+      return status.end(_train(config, workdir, notice, status, stack))
 
 
 def _train(
-  config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice, status: Status
+  config: AnyConfig,
+  workdir: str | os.PathLike[str],
+  notice: Notice,
+  status: Status,
+  stack: contextlib.ExitStack,
 ) -> int:
-  """Does the work of `train`; `status` is the status file of the run."""
+  """Does the work of `train`; `status` is the status file, `stack` what an error closes."""
   folder = run_folder.folder(workdir)
   run, recorded = _claim(config, folder, status)
   layout = _make_layout(run)
@@ -118,7 +125,7 @@ def _train(
         runner = _fresh(setup, initial, functions)
       initial = None  # its weights are on the devices now
       status.check_held(read=True)  # compiling may have taken long
-      writer = MetricsWriter(folder, saved) if hosts.first() else NoWriter()
+      writer = _writer(run, folder, saved, stack)
       recorder = RunRecorder(manager, writer, status, best_by)
     _record(setup)
     plan = _plan_of_phase(setup, number, compiled, evaluate_first)
@@ -143,6 +150,7 @@ def _claim(config: AnyConfig, workdir: epath.Path, status: Status) -> tuple[Reso
   plain = json.dumps(to_plain(run.config), sort_keys=True)
   hosts.same_everywhere('the config', plain)
   hosts.same_everywhere('the weights of config.init', str(weights_digest(run.source)))
+  hosts.from_first(lambda: check_trackers(run.config.trackers))
   hosts.from_first(lambda: run_folder.check_writable(workdir))
   if status.lock is not None:
     hosts.acquire(status.lock)
@@ -430,6 +438,15 @@ def _fresh(setup: RunSetup, initial: InitialState | None, functions: SumFunction
 #### Loop, finish ####
 
 
+def _writer(
+  run: ResolvedRun, workdir: epath.Path, saved: int, stack: contextlib.ExitStack
+) -> MetricsWriter | NoWriter:
+  """The writer of the metrics, which the first process has."""
+  if not hosts.first():
+    return NoWriter()
+  return stack.enter_context(MetricsWriter(workdir, saved, tracking_of(run.config)))
+
+
 def _record(setup: RunSetup) -> None:
   """Writes what this start has chosen, for later starts and other programs."""
   run, data = setup.run, setup.data
@@ -491,7 +508,7 @@ def _finish(
     manager.close()
     return 0
   if stopped:
-    recorder.close()
+    recorder.close('stopped')
     return PREEMPTED
   steps = ', '.join(map(str, sorted(manager.all_steps())))
   say(

@@ -47,6 +47,7 @@ from electra_jax.training import hosts, run_folder
 from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import read_metrics
+from electra_jax.training.trackers.tracker import check_trackers
 
 # In place of a job: --only=table.
 TABLE = 'table'
@@ -99,6 +100,10 @@ def sweep(
   resolved = resolve_sweep(config, workdir)
   chosen = _chosen_jobs(resolved.jobs, only)
   console.heading(f'{resolved.config.name}: {len(resolved.jobs)} runs  ({resolved.workdir})')
+  if not scripts.get('jobs') and only != TABLE:  # jobs may run on other machines
+    configs = [config for job in chosen for config in (job.config, *job.tasks.values())]
+    used = {name for config in configs for name in config.trackers}
+    hosts.from_first(lambda: check_trackers(sorted(used)))
   with console.phase('checking', 'the data and the sizes of all runs'):
     expected = expected_results(chosen, resolved.config.rows)
   if jobs := scripts.get('jobs'):
@@ -412,6 +417,8 @@ def measure_run(
   for name, task in job.tasks.items():
     of_task = expected['tasks'][name]
     folder = place / 'finetune' / f'{name}-{short_digest(of_task)}'
+    shown = task.tracking.run_name or f'{job.config.name}, {name}'
+    task = task.replace({'tracking.run_name': shown})
     measured = _measure_task(task, of_task, folder, notice, take_over)
     if measured is None:
       return None

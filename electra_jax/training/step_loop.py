@@ -21,6 +21,7 @@ from electra_jax.training import checkpoints, partitioning
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.saving import CheckpointSaver
 from electra_jax.training.status import Status
+from electra_jax.training.trackers.tracker import Outcome
 from electra_jax.training.update_step import MOST_IN_A_ROW, MOST_IN_WINDOW, WINDOW, TrainState
 
 PyTree = Any
@@ -356,7 +357,11 @@ class RunRecorder:
     self._saver.finish(step, runner.state, runner.sums)
     self.status.progress(step, saved=True)
 
-  def close(self) -> None:
-    """Closes the checkpoints and the metrics."""
+  def close(self, outcome: Outcome = 'finished') -> None:
+    """Closes the checkpoints and the metrics.
+
+    Args:
+      outcome: 'stopped' where the run will be resumed.
+    """
     self.manager.close()
-    self.writer.close()
+    self.writer.close(outcome)

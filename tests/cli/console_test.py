@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from electra_jax import console
+from electra_jax.cli import command_line
+from electra_jax.errors import UserError
 
 COLOR = re.compile(r'\x1b\[(?:3[0-8]|4[0-8]|9[0-7])')  # an escape sequence that sets a color
 
@@ -29,6 +31,7 @@ def now(monkeypatch):
   monkeypatch.setenv('TERM', 'xterm-256color')
   monkeypatch.setenv('COLUMNS', '100')
   monkeypatch.delenv('NO_COLOR', raising=False)
+  monkeypatch.setattr(console, '_log_every', console.LOG_EVERY)
   yield clock
   console.quiet(False)
   console.show_progress(True)
@@ -187,6 +190,25 @@ def test_processes_but_the_first_show_no_progress(now, streams):
   assert not err.getvalue()
 
 
+def test_the_environment_sets_the_interval(now, streams, monkeypatch):
+  _, err = streams()
+  monkeypatch.setenv(command_line.PROGRESS, '5')
+  console.log_every(command_line._progress_interval())
+  with console.progress('rows', 200) as live:
+    live(50)
+    now[0] += 5
+    refresh()
+    monkeypatch.setenv(command_line.PROGRESS, '0')
+    console.log_every(command_line._progress_interval())
+    now[0] += 5000
+    refresh()
+  assert err.getvalue().count('\n') == 1
+  for wrong in ('often', '-1', 'nan'):
+    monkeypatch.setenv(command_line.PROGRESS, wrong)
+    with pytest.raises(UserError, match=f"ELECTRA_JAX_PROGRESS is '{wrong}'; expected"):
+      command_line._progress_interval()
+
+
 def test_a_terminal_that_does_not_answer_delays_no_work(monkeypatch):
   """The thread waits in a write to a full pipe; the work goes on."""
   read, write = os.pipe()
@@ -200,7 +222,7 @@ def test_a_terminal_that_does_not_answer_delays_no_work(monkeypatch):
     os.set_blocking(write, True)
     monkeypatch.setattr(sys, 'stderr', full)
     monkeypatch.setattr(console, 'REFRESH_EVERY', 0.001)
-    monkeypatch.setattr(console, 'LOG_EVERY', 0.0)
+    monkeypatch.setattr(console, '_log_every', 0.0)
     screen = console._Screen()
     monkeypatch.setattr(console, '_screen', screen)
     waiting = console.threading.Event()
