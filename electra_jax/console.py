@@ -204,7 +204,12 @@ class Progress:
   """
 
   def __init__(
-    self, label: str, total: float | None = None, unit: str = '', per: float = 1
+    self,
+    label: str,
+    total: float | None = None,
+    unit: str = '',
+    per: float = 1,
+    before: str = 'starting',
   ) -> None:
     """Starts the clock.
 
@@ -213,11 +218,13 @@ class Progress:
       total: amount of work; None if it is not known.
       unit: what the speed is stated in, such as 'rows', or 'B' for bytes; '' for no speed.
       per: units in one of `total`.
+      before: what is done until the first amount is, such as 'compiling'.
     """
     self.label = label
     self._total = total
     self._unit = unit
     self._per = per
+    self._before = before
     self._done = (0.0, '')  # amount and text, replaced together
     self._start = time.monotonic()
     # The speed is measured from the first amount on, which may have waited for a compilation.
@@ -264,7 +271,7 @@ class Progress:
 
   def unnamed_since(self) -> float | None:
     """When work began that reports no amount and was not named yet; None for other work."""
-    if self.named or not self._phase and self._total:
+    if self.named or not self._phase and self._total and self._first is not None:
       return None
     return self._phase[1] if self._phase else self._start
 
@@ -277,6 +284,8 @@ class Progress:
     phase = self._phase
     if phase:
       return f'{phase[0]}, {seconds(time.monotonic() - phase[1])} so far'
+    if self._total and self._first is None:
+      return f'{self._before}, {seconds(time.monotonic() - self._start)} so far'
     parts = [self._done[1]] if self._done[1] else []
     speed, left = self._speed(), self.seconds_left()
     if speed and self._unit:
@@ -410,7 +419,11 @@ def _table(stack: list[Progress]) -> 'Table':
 
 @contextlib.contextmanager
 def progress(
-  label: str, total: float | None = None, unit: str = '', per: float = 1
+  label: str,
+  total: float | None = None,
+  unit: str = '',
+  per: float = 1,
+  before: str = 'starting',
 ) -> Iterator[Progress]:
   """Shows the progress of the work in a `with` block on stderr.
 
@@ -422,11 +435,12 @@ def progress(
     total: amount of work; None if it is not known.
     unit: what the speed is stated in, such as 'rows', or 'B' for bytes; '' for no speed.
     per: units in one of `total`.
+    before: what is done until the first amount is, such as 'compiling'.
 
   Yields:
     A function `(done, text)` to call with the work that is done.
   """
-  work = Progress(label, total, unit, per)
+  work = Progress(label, total, unit, per, before)
   _screen.begin(work)
   try:
     yield work

@@ -129,7 +129,7 @@ def _scores_text(metrics: dict[str, float]) -> str:
 
 
 def _outputs(run: FineTunedRun, features: Features) -> Outputs:
-  with console.progress('predicting', len(features), 'rows') as live:
+  with console.progress('predicting', len(features), 'rows', before='compiling') as live:
     return run.outputs(features, live)
 
 

@@ -322,7 +322,7 @@ def evaluate(
   eval_step = jit_eval_step(run.model, objective, run.settings, run.layout, seed=EVAL_SEED)
   evaluated = heldout(run.heldout, run.settings, limit=rows, sources=run.heldout_sources)
   start = time.perf_counter()
-  with console.progress('evaluating', evaluated.rows, 'rows') as live:
+  with console.progress('evaluating', evaluated.rows, 'rows', before='compiling') as live:
     sums = heldout_sums(
       eval_step, run.params, evaluated, batch_size=batch_size, mesh=run.mesh, progress=live
     )

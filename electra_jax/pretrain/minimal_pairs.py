@@ -424,7 +424,7 @@ def _score_with_progress(
   # length - 2 masked copies for the generator, and one row for the discriminator
   work = sum(bucket(len(row)) * (len(row) - 1) for row in rows)
   done = 0
-  with console.progress('scoring', work, 'tokens') as line:
+  with console.progress('scoring', work, 'tokens', before='compiling') as line:
 
     def progress(tokens: int) -> None:
       nonlocal done

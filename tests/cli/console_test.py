@@ -108,6 +108,19 @@ def test_silent_work_is_named_in_a_log_once_after_10_seconds(now, streams):
   assert err.getvalue() == '  compiling    the step, 14s so far\n' and not out.getvalue()
 
 
+def test_what_precedes_the_first_amount_is_named(now, streams):
+  _, err = streams()
+  with console.progress('evaluating', 200, before='compiling') as live:
+    now[0] += 12
+    refresh()
+    now[0] += 12
+    refresh()
+    live(100)
+    now[0] += 12
+    refresh()
+  assert err.getvalue() == '  evaluating     0%  compiling, 12s so far\n'
+
+
 def test_a_terminal_shows_one_line_and_keeps_lines_as_they_are(now, streams):
   _, err = streams(Terminal, Terminal)
   with console.progress('rows', 200) as live:

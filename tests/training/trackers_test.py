@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import socket
 import sqlite3
 import sys
@@ -250,6 +249,11 @@ def test_a_name_that_is_no_tracker_is_refused_before_anything_is_imported(tmp_pa
   )
 
 
+def test_names_may_be_separated_by_commas():
+  config = freeze(PretrainingConfig, PretrainingConfig().replace({'trackers': ('mlflow, wandb',)}))
+  assert config.trackers == ('mlflow', 'wandb')
+
+
 @needs('mlflow')
 def test_mlflow_without_an_address_is_refused(monkeypatch):
   monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
@@ -411,27 +415,6 @@ def test_the_example_of_the_docs_works_as_written(tmp_path, register, monkeypatc
 
 
 #### Runs ####
-
-
-def test_a_resumed_run_continues_that_of_its_tracker(tmp_path, recorded):
-  workdir = tmp_path / 'run'
-  shutil.copytree(micro_run.finished()[0], workdir)
-  for step in micro_run.checkpoint_steps(workdir):
-    if step > 20:
-      shutil.rmtree(workdir / 'checkpoints' / str(step))
-  (workdir / 'trackers.json').write_text('{"recorder": "id 7"}')
-  arguments = ['--config.keep=100', "--config.trackers=('recorder',)"]
-  micro_run.run(*micro_run.arguments(workdir, *arguments))
-  (one,) = recorded
-  assert (one.id, one.run.step, one.outcome) == ('id 7', 20, 'finished')
-  assert one.run.tracking.name == 'micro'
-  logged = [(line['kind'], line['step']) for line in progress.read_metrics(workdir)]
-  assert [(kind, step) for kind, step, _ in one.lines] == [x for x in logged if x[1] > 20]
-
-
-def test_names_may_be_separated_by_commas():
-  config = freeze(PretrainingConfig, PretrainingConfig().replace({'trackers': ('mlflow, wandb',)}))
-  assert config.trackers == ('mlflow', 'wandb')
 
 
 @pytest.mark.clients

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from electra_jax import console
@@ -41,6 +42,7 @@ class BackgroundTracker:
     self._keep = keep
     self._queue: queue.Queue[MetricsLine | _End] = queue.Queue(queued)
     self._dropped = threading.Event()
+    self._called: float | None = time.monotonic()  # when the call began that has not returned
     self._thread = threading.Thread(target=self._work, name=name, daemon=True)
     self._thread.start()
 
@@ -61,9 +63,14 @@ class BackgroundTracker:
       self._drop('does not answer')
 
   def wait(self, patience: float) -> None:
-    """Waits until the tracker has ended the run, at most so many seconds."""
+    """Waits until the tracker has ended the run, at most so many seconds.
+
+    The time in which it did not return from a call before counts.
+    """
+    called = self._called
+    waited = time.monotonic() - called if called is not None else 0.0
     if not self._dropped.is_set():
-      self._thread.join(patience)
+      self._thread.join(max(0.0, patience - waited))
       if self._thread.is_alive():
         self._drop('does not answer')
 
@@ -77,7 +84,9 @@ class BackgroundTracker:
       if opened.address:
         console.say('tracker', f'{self.name}: {opened.address}')
       while not self._dropped.is_set():
+        self._called = None
         item = self._queue.get()
+        self._called = time.monotonic()
         if isinstance(item, _End):
           opened.close(item.outcome)
           return
