@@ -306,7 +306,7 @@ class _Screen:
   def __init__(self) -> None:
     self._stack: list[Progress] = []
     self._lock = threading.RLock()
-    self._wake: threading.Event | None = None  # ends the thread
+    self._ended: threading.Event | None = None  # ends the thread
     self._live: Live | None = None  # while a line is on the terminal
     self._printed = time.monotonic()  # when a line was printed last
 
@@ -314,19 +314,19 @@ class _Screen:
     """Shows work from now on."""
     with self._lock:
       self._stack.append(work)
-      if self._wake is None:
+      if self._ended is None:
         self._printed = time.monotonic()
-        self._wake = threading.Event()
-        threading.Thread(target=self._watch, args=(self._wake,), daemon=True).start()
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, args=(self._ended,), daemon=True).start()
 
   def end(self, work: Progress) -> None:
     """Shows the work around it, if any."""
     with self._lock:
       self._stack.remove(work)
       if not self._stack:
-        if self._wake:
-          self._wake.set()
-        self._wake = None
+        if self._ended:
+          self._ended.set()
+        self._ended = None
         self._erase()
 
   def print(self, text: str, stream: TextIO) -> None:
@@ -348,7 +348,7 @@ class _Screen:
       with self._lock:
         if self._stack:
           live = self._live or self._open()
-          live.update(_table(self._stack), refresh=True)
+          live.update(_table(self._stack, live.console.options.ascii_only), refresh=True)
       return
     now = time.monotonic()
     since = work.unnamed_since()
@@ -362,7 +362,7 @@ class _Screen:
 
   def _watch(self, ended: threading.Event) -> None:
     """The thread. Where nothing can be shown anymore, nothing is."""
-    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+    with contextlib.suppress(Exception):  # of any kind: no progress line is worth a run
       while not ended.wait(REFRESH_EVERY):
         self.refresh()
 
@@ -381,9 +381,10 @@ class _Screen:
     return self._live
 
   def _erase(self) -> None:
-    if self._live is not None:
-      self._live.stop()
-      self._live = None
+    live, self._live = self._live, None
+    if live is not None:
+      with contextlib.suppress(Exception):  # as above
+        live.stop()
 
 
 _screen = _Screen()
@@ -394,7 +395,7 @@ def _is_terminal(stream: TextIO) -> bool:
   return stream.isatty() and os.environ.get('TERM', '').lower() not in ('', 'dumb', 'unknown')
 
 
-def _table(stack: list[Progress]) -> 'Table':
+def _table(stack: list[Progress], ascii_only: bool) -> 'Table':
   """The line of the innermost work, with the share of what is around it."""
   from rich.progress_bar import ProgressBar
   from rich.table import Table
@@ -409,7 +410,7 @@ def _table(stack: list[Progress]) -> 'Table':
     row.add_column(width=20)
     row.add_column(no_wrap=True, justify='right', width=4)
     cells += [ProgressBar(total=1.0, completed=share, width=20), Text(f'{share:.0%}')]
-  row.add_column(no_wrap=True, overflow='ellipsis', ratio=1)
+  row.add_column(no_wrap=True, overflow='crop' if ascii_only else 'ellipsis', ratio=1)
   parts = ((outer.label, outer.share()) for outer in stack[:-1])
   around = [f'{label} {part:.0%}' for label, part in parts if part is not None]
   cells.append(Text(', '.join([work.text(), *around])))

@@ -207,7 +207,7 @@ class MetricsWriter:
         item.done.set()
         if item.last:
           self._lines.close()
-          for name, tracker in self._files.items():
+          for name, tracker in list(self._files.items()):
             with self._without_error(name):
               tracker.close('finished')
           return

@@ -17,6 +17,8 @@ COLOR = re.compile(r'\x1b\[(?:3[0-8]|4[0-8]|9[0-7])')  # an escape sequence that
 class Terminal(io.StringIO):
   """Output that is a terminal."""
 
+  encoding = 'utf-8'
+
   def isatty(self):
     return True
 
@@ -132,6 +134,15 @@ def test_a_terminal_shows_one_line_and_keeps_lines_as_they_are(now, streams):
   assert 'file [1]' in shown and ' 25%' in shown and '…' in shown and '\n' not in shown
   assert COLOR.search(shown)
   assert 'a line that stays [bold] :smile: ' + 'long ' * 40 in err.getvalue()
+
+
+def test_a_terminal_of_ascii_gets_ascii(now, streams, monkeypatch):
+  monkeypatch.setattr(Terminal, 'encoding', 'ascii')
+  _, err = streams(Terminal, Terminal)
+  with console.progress('rows', 200) as live:
+    live(50, 200 * 'x')
+    refresh()
+  assert ' 25%' in err.getvalue() and err.getvalue().isascii()
 
 
 def test_lines_go_to_a_log_while_the_terminal_shows_progress(now, streams):
