@@ -111,7 +111,7 @@ def _evaluate(run: Run, points: list[Point], rows: int | None, store: str | None
   opened: dict[
     int, tuple[Run, Any, evaluation.Heldout]
   ] = {}  # by phase, since phases may have rows of other lengths
-  with console.progress('held out', len(points), 'checkpoints') as live:
+  with console.progress('held out', len(points), 'checkpoints', before='compiling') as live:
     for done, point in enumerate(points, 1):
       phases = enumerate(run.resolved.phases)
       number = next(n for n, phase in phases if point['step'] <= phase.last)

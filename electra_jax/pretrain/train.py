@@ -149,7 +149,9 @@ def _claim(config: AnyConfig, workdir: epath.Path, status: Status) -> tuple[Reso
     run = resolve_run(config, workdir)
   plain = json.dumps(to_plain(run.config), sort_keys=True)
   hosts.same_everywhere('the config', plain)
-  hosts.same_everywhere('the weights of config.init', str(weights_digest(run.source)))
+  with console.phase('hashing', 'the initial weights'):
+    digest = str(weights_digest(run.source))
+  hosts.same_everywhere('the weights of config.init', digest)
   hosts.from_first(lambda: check_trackers(run.config.trackers))
   hosts.from_first(lambda: run_folder.check_writable(workdir))
   if status.lock is not None:
