@@ -256,7 +256,7 @@ class Progress:
         self._first = self._first[0], self._first[1] + time.monotonic() - start
 
   def seconds_left(self) -> float | None:
-    """The time of what is left, at the speed so far; None where it is not known."""
+    """The remaining time at the speed so far; None where it is not known."""
     speed = self._speed()
     return (self._total - self._done[0]) / speed if self._total and speed else None
 
@@ -361,7 +361,7 @@ class _Screen:
       print(f'  {work.label:<12} {percent}{work.text()}', file=sys.stderr, flush=True)
 
   def _watch(self, ended: threading.Event) -> None:
-    """The thread. Where nothing can be shown anymore, nothing is."""
+    """The thread, which ends quietly where the line cannot be shown."""
     with contextlib.suppress(Exception):  # of any kind: no progress line is worth a run
       while not ended.wait(REFRESH_EVERY):
         self.refresh()

@@ -3,7 +3,7 @@
 A thread writes. Training puts metrics into a bounded queue and never waits for the disk, except for
 a limited time before a checkpoint is saved. Lines that a disk refuses are kept and written later,
 in order; a run is worth more than its log, so no line ends it. Trackers that do more than append to
-files have threads and queues of their own.
+files have separate threads and queues.
 """
 
 import collections

@@ -234,7 +234,7 @@ def test_the_environment_sets_the_interval(now, streams, monkeypatch):
 
 
 def test_a_terminal_that_does_not_answer_delays_no_work(monkeypatch):
-  """The thread waits in a write to a full pipe; the work goes on."""
+  """The thread waits in a write to a full pipe; the work continues."""
   read, write = os.pipe()
   os.set_blocking(write, False)
   with open(write, 'w') as full:

@@ -13,7 +13,7 @@ from electra_jax.training.trackers.tracker import MetricsLine, Outcome, TrackedR
 
 
 class BackgroundTracker:
-  """A tracker in a thread of its own, with a bounded queue.
+  """A tracker in a separate thread, with a bounded queue.
 
   At the first exception, and when the queue is full, there is one warning, and the tracker gets
   nothing more.

@@ -1,6 +1,6 @@
 """MLflow. Its own settings apply: MLFLOW_TRACKING_URI and those of its client.
 
-Runs are made by the client, which adds no tags of its own; the fluent interface would send the
+Runs are made by the client, which adds no tags; the fluent interface would send the
 user's name and the path of the program.
 """
 
@@ -87,7 +87,7 @@ class MlflowRun(Tracker):
 
 
 def _mlflow() -> Any:  # noqa: ANN401  a module
-  """The library, which reports nothing to its makers."""
+  """The library, with its telemetry turned off."""
   os.environ.setdefault('MLFLOW_DISABLE_TELEMETRY', 'true')
   os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')  # otherwise file: is refused
   import mlflow

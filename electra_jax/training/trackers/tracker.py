@@ -44,7 +44,7 @@ class MetricsLine:
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
-  """The trackers of a run or trial, and what they are told of it.
+  """The trackers of a run or trial, and what they learn of it.
 
   Attributes:
     trackers: their names.

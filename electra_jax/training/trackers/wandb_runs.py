@@ -61,7 +61,7 @@ class WandbRun(Tracker):
 
 
 def _wandb() -> Any:  # noqa: ANN401  a module
-  """The library, which reports neither to the console nor, of its own errors, to its makers."""
+  """The library, with its console output and its error reports turned off."""
   os.environ.setdefault('WANDB_SILENT', 'true')
   os.environ.setdefault('WANDB_ERROR_REPORTING', 'false')
   import wandb
