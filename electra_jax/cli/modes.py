@@ -147,6 +147,12 @@ FLAGS: dict[str, Flag] = {
       choices=('transformers', 'tensorflow'),
     ),
     Flag(
+      'push',
+      'Private repository of the Hugging Face Hub, org/name, to upload the export to: the '
+      'discriminator of a pretrained run, or a fine-tuned run; org/name:public for a public one.',
+      example='org/name',
+    ),
+    Flag(
       'topology',
       'TPU slice, such as v5e-16, v4-8, v5p-128 or v6e-64, or several, such as 2xv5e-256.',
       example='v5e-16',
@@ -333,7 +339,7 @@ MODES: dict[str, Mode] = {
       'export',
       'Export a run to transformers or to the original TensorFlow program.',
       'electra_jax.export:export',
-      flags=('output', 'format', 'step', 'task', 'take_over'),
+      flags=('output', 'format', 'step', 'task', 'take_over', 'push'),
       required=('output',),
     ),
     Mode(
