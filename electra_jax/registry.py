@@ -44,6 +44,7 @@ class Entry:
     spec: spec that user code registered.
     options: dataclass of the spec's options, a `config.declarations.Config`; None for none.
     file: Python file of the user code that registered it; '' for an entry of this package.
+    package: module of an optional package that the spec needs; '' for none.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Entry:
   spec: Any = None
   options: type[Any] | None = None
   file: str = ''
+  package: str = ''
 
 
 class Registry(Generic[T]):
@@ -309,6 +311,27 @@ TASKS: Registry[Any] = Registry(
   ],
 )
 
+TRACKERS: Registry[Any] = Registry(
+  'tracker',
+  'config.trackers',
+  [
+    Entry(
+      'tensorboard',
+      "TensorBoard's event files in the run's folder",
+      'electra_jax.training.trackers.tensorboard_files:TensorBoardFiles',
+    ),
+    Entry(
+      'wandb',
+      'Weights & Biases',
+      'electra_jax.training.trackers.wandb_runs:WandbRun',
+      package='wandb',
+    ),
+    Entry(
+      'mlflow', 'MLflow', 'electra_jax.training.trackers.mlflow_runs:MlflowRun', package='mlflow'
+    ),
+  ],
+)
+
 LISTS: dict[str, Registry[Any]] = {
   registry.kind: registry
   for registry in (
@@ -320,6 +343,7 @@ LISTS: dict[str, Registry[Any]] = {
     CORPUS_FORMATS,
     WEIGHT_FORMATS,
     TASKS,
+    TRACKERS,
   )
 }
 

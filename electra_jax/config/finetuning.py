@@ -6,6 +6,7 @@ The recipe is Clark et al. 2020, table 7, and configure_finetuning.py of the ori
 import dataclasses
 from typing import Any
 
+from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
@@ -25,8 +26,11 @@ from electra_jax.config.groups import (
   RESIDUALS,
   SCALES,
   SKIP_HELP,
+  TRACKERS_HELP,
+  TRACKING_HELP,
   MeshConfig,
   ShardingConfig,
+  TrackingConfig,
 )
 
 # The published schemes of tags of entities; see finetune/tasks/tag_schemes.py.
@@ -269,6 +273,10 @@ class FinetuningConfig(Config):
     resumable=True,
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  trackers: tuple[str, ...] = field(
+    ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
+  )
+  tracking: TrackingConfig = group(TrackingConfig, TRACKING_HELP, resumable=True)
 
   @property
   def tasks(self) -> tuple[str, ...]:

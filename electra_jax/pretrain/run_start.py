@@ -13,6 +13,7 @@ from electra_jax.config import (
   has_budget,
   to_plain,
 )
+from electra_jax.console import quantity
 from electra_jax.data.corpus import given_texts
 from electra_jax.data.prepare import advice
 from electra_jax.data.prepare.preparation import (
@@ -33,7 +34,6 @@ from electra_jax.training.kept_config import (
   another_config_error,
   changed_fields,
 )
-from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
 TRISTATE = {'auto': None, 'yes': True, 'no': False}  # values of three fields of config.data
@@ -164,9 +164,9 @@ def prepare_only(
   console.heading(f'{run.config.name}: preparing')
   prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam, take_over=take_over)
   report = file_access.join(prepared.path, REPORT_FILE)
-  print('\n' + file_access.read_bytes(report).decode())
+  console.line('\n' + file_access.read_bytes(report).decode(), always=True)
   advice.print_advice(advice.advise(_recipe(run.config, run.tokenizer), prepared.tokenizer))
-  console.say('report', report)
+  console.say('report', report, always=True)
   store = f' and --config.data.store={prepared.path}' if output else ''
   console.say('next', f'python -m electra_jax.main with the same --config{store}')
   return prepared

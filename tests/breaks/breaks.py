@@ -472,10 +472,34 @@ TRAINING = [
   ),
   Break(
     'a full disk leaves a part of a line in metrics.jsonl',
-    'electra_jax/training/metrics_writer.py',
+    'electra_jax/training/growing_file.py',
     'os.ftruncate(self._descriptor, size)',
     'pass',
     'training/metrics_writer_test.py::test_lines_wait_for_a_full_disk_and_keep_their_order',
+  ),
+  Break(
+    'the time left counts evaluations',
+    'electra_jax/console.py',
+    'self._first[1] + time.monotonic() - start',
+    'self._first[1]',
+    'cli/console_test.py::'
+    'test_the_time_left_leaves_out_compilation_phases_and_what_was_done_before',
+  ),
+  Break(
+    'a tracker gets all fields of the config',
+    'electra_jax/training/trackers/tracker.py',
+    'if _is_closed(v, known[name].declaration)}',
+    'if True}',
+    'training/trackers_test.py::'
+    'test_numbers_and_names_of_closed_lists_are_sent_and_other_text_is_not',
+  ),
+  Break(
+    'a resumed run is a new one for its tracker',
+    'electra_jax/training/metrics_writer.py',
+    "step, self._ids.get(name, ''))",
+    "step, '')",
+    'training/trackers_test.py::'
+    'test_a_resumed_run_continues_that_of_the_tracker_and_a_new_one_does_not',
   ),
   Break(
     'a damaged line of metrics.jsonl hides those after it',

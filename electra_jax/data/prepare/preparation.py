@@ -472,13 +472,15 @@ def _make(
     job = _without_near_duplicates(job, runner)
   runner.each_block(job, workers.BlockWork(blocks.make_rows, _has_rows(job), 'rows'))
   runner.lock.check(read=True)
-  gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
+  with console.phase('report', 'counting what was prepared'):
+    gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
   _check_rows(plan, gathered.facts)
   preparation_report.add_remedies(gathered.facts, tokenizer)
   if not plan.recipe.allow_loss:
     preparation_report.check_losses(gathered.facts)
   for name, parts in gathered.parts.items():
-    _write_store(plan, work, name, parts, tokenizer, runner)
+    with console.phase('writing', f'the rows of {name}'):
+      _write_store(plan, work, name, parts, tokenizer, runner)
   if corpora.corpus_identity(plan.sources) != plan.identity:
     raise UserError(
       f'the corpus {corpora.describe_sources(plan.sources)} changed while it was read; prepare it '
@@ -532,7 +534,7 @@ def _without_near_duplicates(job: blocks.PreparationJob, runner: _Runner) -> blo
   owners: list[tuple[str, int]] = []  # block and index of each document
 
   def signatures() -> Iterator[np.ndarray]:
-    with console.progress('likeness', len(names)) as update:
+    with console.progress('likeness', len(names), 'blocks') as update:
       for done, name in enumerate(names):
         for number, values in enumerate(blocks.read_array(blocks.signatures_file(job, name))):
           owners.append((name, number))
