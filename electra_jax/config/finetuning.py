@@ -6,9 +6,11 @@ The recipe is Clark et al. 2020, table 7, and configure_finetuning.py of the ori
 import dataclasses
 from typing import Any
 
+from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
+  ALLOW_LOSS_HELP,
   CACHE,
   CACHE_HELP,
   DROPOUT_SCALE_HELP,
@@ -24,8 +26,11 @@ from electra_jax.config.groups import (
   RESIDUALS,
   SCALES,
   SKIP_HELP,
+  TRACKERS_HELP,
+  TRACKING_HELP,
   MeshConfig,
   ShardingConfig,
+  TrackingConfig,
 )
 
 # The published schemes of tags of entities; see finetune/tasks/tag_schemes.py.
@@ -193,7 +198,9 @@ class FinetuningConfig(Config):
 
   name: str = field('finetune', 'Names the default workdir, runs/<name>.', one_line=True)
   init: str = field(
-    '', "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none."
+    '',
+    "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, hf:org/name, tf:CHECKPOINT, "
+    'or none.',
   )
   init_step: str = field(
     'last', 'Checkpoint of a run: last, best (by its held-out loss) or a step.'
@@ -224,6 +231,7 @@ class FinetuningConfig(Config):
     choices=('mixed', 'sorted'),
     before='sorted',
   )
+  allow_loss: bool = field(False, ALLOW_LOSS_HELP, resumable=True)
   train_examples: int = field(
     0, 'Train on this many examples, chosen by the seed; 0: all.', at_least=0
   )
@@ -258,9 +266,16 @@ class FinetuningConfig(Config):
     resumable=True,
   )
   eval_batch_size: int = field(
-    64, 'Rows per step of evaluation and prediction.', at_least=1, resumable=True
+    64,
+    'A batch of evaluation or prediction has at most as many tokens as so many longest rows.',
+    at_least=1,
+    resumable=True,
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  trackers: tuple[str, ...] = field(
+    ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
+  )
+  tracking: TrackingConfig = group(TrackingConfig, TRACKING_HELP, resumable=True)
 
   @property
   def tasks(self) -> tuple[str, ...]:

@@ -11,14 +11,14 @@ import numpy as np
 import optax
 
 from electra_jax.config import FinetuningConfig, ModelConfig
+from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step
-from electra_jax.finetune.finetune_step import Predictor
+from electra_jax.finetune.finetune_step import PredictionSizes, Predictor, make_predictor
 from electra_jax.finetune.initial import Initial, with_choices
 from electra_jax.finetune.losses import LossSettings
 from electra_jax.finetune.resolve import learning_rates
 from electra_jax.finetune.tasks.task import Features, Task
-from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import ROW_KINDS, FineTuned, init_finetuned
 from electra_jax.training import optimizers, partitioning, schedules
 from electra_jax.training.encoders import attention_kernel, encoder_config
@@ -100,13 +100,19 @@ class TaskProgram:
 
   def assemble(self, rows: np.ndarray, seed: int) -> dict[str, Any]:
     """The batch of some training rows, in NumPy, with the seed of a trial."""
-    batch = batches.assemble(self.train, rows, self.batch_rows, self.lengths, self.predictor.pad_id)
+    batch = batches.assemble(
+      self.train, rows, self.batch_rows, self.lengths, self.initial.tokenizer.pad_id
+    )
     return {**batch, 'seed': np.uint32(seed)}
 
   def sum_shapes(self) -> PyTree:
     """Shapes of the sums that a step returns."""
     no_rows = batches.assemble(
-      self.train, np.arange(0), self.batch_rows, self.lengths[:1], self.predictor.pad_id
+      self.train,
+      np.arange(0),
+      self.batch_rows,
+      self.lengths[:1],
+      self.initial.tokenizer.pad_id,
     )
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in no_rows.items()}
     shapes['seed'] = jax.ShapeDtypeStruct((), np.uint32)
@@ -338,13 +344,8 @@ def build_task_program(
     trained=('head',) if config.frozen else None,
   )
   lengths = batches.buckets(max_length, config.bucketed)
-  predictor = Predictor(
-    finetune_step.jit_predict(model, ids, layout),
-    partitioning.padded_batch_size(config.eval_batch_size, layout.mesh),
-    lengths,
-    ids.pad_id,
-    layout.mesh,
-  )
+  # Without memory of earlier evaluations, so that a resumed run evaluates in the same batches.
+  sizes = PredictionSizes(max_length, config.eval_batch_size, config.bucketed, remember=False)
   return TaskProgram(
     config=config,
     task=task,
@@ -369,7 +370,7 @@ def build_task_program(
     ),
     batch_loss=batch_loss,
     train_step=finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options),
-    predictor=predictor,
+    predictor=make_predictor(model, initial.tokenizer, layout, sizes),
     attention=attention,
     constant=task.constant(),
   )

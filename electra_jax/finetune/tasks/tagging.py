@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import re
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -333,6 +334,12 @@ class TaggingTask(TaskDefaults):
       sentences = [self._in_iob2(sentence, repair=True, refuse=False) for sentence in sentences]
     return sentences
 
+  def read_labeled(self, path: str) -> tuple[Sequence[Sentence], collections.Counter[str]]:
+    """Sentences as of `read`, and the number of sentences by tag that the model does not have."""
+    sentences = self.read(path)
+    found = (set(sentence.tags or ()) - set(self.labels) for sentence in sentences)
+    return sentences, collections.Counter(tag for tags in found for tag in tags)
+
   def _read_columns(self, path: str, kind: str) -> list[Sentence]:
     lines = tables.read_lines(path)
     found = 'conllu' if kind == 'conllu' else conll.layout_of_lines(lines)
@@ -408,6 +415,13 @@ class TaggingTask(TaskDefaults):
         first = last
     features = Features(rows, {'tags': tags}, np.array(owners, np.int32), notes)
     return features, {name: count for name, count in counts.items() if count}
+
+  def texts(
+    self, examples: Sequence[Sentence], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`; of a sentence, all words are in rows."""
+    every = sys.maxsize
+    return [(' '.join(sentence.tokens), every) for sentence in examples]
 
   def _has_known_tags(self, sentence: Sentence) -> bool:
     return sentence.tags is not None and set(self._model_tags(sentence.tags)) <= set(self.labels)

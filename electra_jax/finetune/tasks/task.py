@@ -5,9 +5,10 @@ data. The open task (`Task`) has examples, rows for the model, metrics and predi
 do not branch on names of tasks.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -157,6 +158,13 @@ class Task(Protocol):
       UserError: the file cannot be read or is malformed.
     """
 
+  def read_labeled(self, path: str) -> tuple[Sequence[Any], collections.Counter[str]]:
+    """Examples as of `read`, and the labels that the task does not have, which are no error.
+
+    Returns:
+      The examples; those with such a label have none. And the number of examples by such a label.
+    """
+
   def features(
     self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int
   ) -> tuple[Features, dict[str, int]]:
@@ -195,6 +203,22 @@ class Task(Protocol):
 
   def describe(self) -> dict[str, Any]:
     """What `TaskSpec.restore` needs to make the task again without its data, for JSON."""
+
+
+@runtime_checkable
+class HasTexts(Protocol):
+  """A task whose texts are checked for characters that the tokenizer loses."""
+
+  def texts(
+    self, examples: Sequence[Any], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """The texts of examples, each with the number of its tokens that are in the rows.
+
+    Args:
+      examples: of the task.
+      features: the rows of the examples.
+      tokenizer: that made the rows.
+    """
 
 
 class TaskSpec(Protocol):
@@ -269,6 +293,14 @@ class TaskDefaults:
   def synonyms(self) -> Mapping[str, int]:
     """Further names of labels and the label's index."""
     return {}
+
+  def read(self, path: str) -> Sequence[Any]:
+    """Examples of a file, which each task defines."""
+    raise NotImplementedError
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Any], collections.Counter[str]]:
+    """The examples of `read`; all labels are known."""
+    return self.read(path), collections.Counter()
 
   def labeled(self, split: str, features: Features) -> bool:
     """Whether all rows have a label or value, or any word has a tag."""

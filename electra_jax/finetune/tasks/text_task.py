@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import gc
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -239,13 +240,20 @@ class TextTask(TaskDefaults):
 
   def read(self, path: str) -> Sequence[Example]:
     """Examples of a table, or of plain lines: one text, or two separated by a tab."""
+    return examples_of_rows(self, self._rows_of(path), path, required=False)
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Example], collections.Counter[str]]:
+    """Examples as of `read`, and the labels that the task does not have; see `task.Task`."""
+    unknown: collections.Counter[str] = collections.Counter()
+    rows = self._rows_of(path)
+    return examples_of_rows(self, rows, path, required=False, unknown=unknown), unknown
+
+  def _rows_of(self, path: str) -> list[tables.Row]:
     if arrow_tables.is_arrow_data(path):
-      return examples_of_rows(self, tables.read_arrow(path), path, required=False)
+      return tables.read_arrow(path)
     text = tables.read_file_text(path)
     rows = self.table_rows(text, path)
-    if rows is None:
-      rows = _rows_of_any_format(self, text, path)
-    return examples_of_rows(self, rows, path, required=False)
+    return _rows_of_any_format(self, text, path) if rows is None else rows
 
   def features(
     self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
@@ -262,6 +270,22 @@ class TextTask(TaskDefaults):
       owners = np.arange(len(rows), dtype=np.int32)
     targets = {name: values[owners] for name, values in self.targets_of(examples).items()}
     return Features(rows, targets, owners, [None] * len(rows)), counts
+
+  def texts(
+    self, examples: Sequence[Example], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`. Windows hold all of a single or second text."""
+    rows = np.flatnonzero(np.diff(features.examples, prepend=-1))
+    found = []
+    for example, row in zip(examples, rows, strict=True):
+      ends = np.flatnonzero(features.token_ids[row] == tokenizer.sep_id)  # no text has this token
+      kept = [(example.first, int(ends[0]) - 1)]
+      if self.paired:
+        kept.append((example.second or '', int(ends[-1] - ends[0]) - tokenizer.separators))
+      if self.long_texts == 'windows':
+        kept[-1] = (kept[-1][0], sys.maxsize)
+      found += kept
+    return found
 
   def pooled(self, features: Features | None, outputs: Outputs) -> Outputs:
     """Outputs of examples, from those of their rows.
@@ -418,12 +442,13 @@ def token_rows(
   Raises:
     UserError: `max_length` leaves no room for text.
   """
-  room = max_length - (3 if paired else 2)
+  room = max_length - (2 + tokenizer.separators if paired else 2)
   if room < 2:
     raise UserError(
       f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
     )
   cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
+  between = np.repeat(sep, tokenizer.separators)
   firsts = tokenizer.encode_arrays([example.first for example in examples])
   seconds = firsts
   if paired:
@@ -436,7 +461,7 @@ def token_rows(
       truncated, removed = truncated + 1, removed + total - room
       keep = truncated_first(len(first), len(second), room) if paired else room
       first, second = first[:keep], second[: room - keep]
-    rows.append(np.concatenate([cls, first, sep, second, sep] if paired else [cls, first, sep]))
+    rows.append(np.concatenate([cls, first, between, second, sep] if paired else [cls, first, sep]))
   if not truncated:
     return rows, {}
   return rows, {f'texts cut to {max_length} tokens': truncated, 'tokens cut off': removed}
@@ -449,13 +474,14 @@ def _window_rows(
   cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
   texts = [(example.second if paired else example.first) or '' for example in examples]
   encoded = tokenizer.encode_arrays(texts)
-  half = (max_length - 3) // 2
+  half = (max_length - 2 - tokenizer.separators) // 2
+  between = np.repeat(sep, tokenizer.separators)
   heads = [cls] * len(examples)
   cut = 0
   if paired:
     firsts = tokenizer.encode_arrays([example.first for example in examples])
     cut = sum(max(0, len(first) - half) for first in firsts)
-    heads = [np.concatenate([cls, first[:half], sep]) for first in firsts]
+    heads = [np.concatenate([cls, first[:half], between]) for first in firsts]
   if max_length - 1 - len(heads[0] if heads else cls) < 2 or half < 2:
     raise UserError(
       f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
@@ -501,7 +527,11 @@ def _log_odds(probabilities: np.ndarray) -> np.ndarray:
 
 
 def examples_of_rows(
-  task: TextTask, rows: Iterable[tables.Row], path: str, required: bool
+  task: TextTask,
+  rows: Iterable[tables.Row],
+  path: str,
+  required: bool,
+  unknown: collections.Counter[str] | None = None,
 ) -> list[Example]:
   """Rows of a table as examples, checked.
 
@@ -510,21 +540,30 @@ def examples_of_rows(
     rows: of the table.
     path: of the table, for messages.
     required: whether each example must have a target.
+    unknown: counts labels that the task does not have, whose examples have no target; None: such a
+      label is an error.
 
   Raises:
     UserError: a column is missing, a text is not a string, or a target is missing or not accepted.
   """
-  reader = _RowReader(task, path, required)
+  reader = _RowReader(task, path, required, unknown)
   return [reader.example(row) for row in rows]
 
 
 class _RowReader:
   """Reads the rows of one table as examples."""
 
-  def __init__(self, task: TextTask, path: str, required: bool) -> None:
+  def __init__(
+    self,
+    task: TextTask,
+    path: str,
+    required: bool,
+    unknown: collections.Counter[str] | None = None,
+  ) -> None:
     self._task = task
     self._path = path
     self._required = required
+    self._unknown = unknown
     fields = ('data.text', 'data.pair', 'data.label')
     self._fields = fields if task.configured_columns else ('', '', '')
     self._names: Collection[str] | None = None
@@ -557,7 +596,13 @@ class _RowReader:
   def _target_of(self, row: tables.Row) -> Target:
     target = None
     if self._target is not None:
-      target = self._task.row_target(row, self._path, self._target)
+      try:
+        target = self._task.row_target(row, self._path, self._target)
+      except UserError:
+        if self._unknown is None or self._task.head == 'regression':
+          raise
+        self._unknown[str(row.values[self._target])] += 1
+        return self._task.no_target
     if target is None and self._required:
       raise missing_label(row, self._path, self._target or '')
     return self._task.no_target if target is None else target
