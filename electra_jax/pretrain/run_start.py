@@ -12,6 +12,7 @@ from electra_jax.config import (
   to_plain,
 )
 from electra_jax.console import quantity
+from electra_jax.data.prepare import advice
 from electra_jax.data.prepare.preparation import (
   REPORT_FILE,
   Prepared,
@@ -60,7 +61,21 @@ def prepare_data(
   d = config.data
   if d.store:
     return _open_store(config)
-  recipe = CorpusRecipe(
+  return prepare_corpus(
+    _recipe(config, tokenizer),
+    cache=d.cache,
+    output=output,
+    processes=d.workers,
+    beam=beam,
+    take_over=take_over,
+    allow_loss=d.allow_loss,
+  )
+
+
+def _recipe(config: PretrainingConfig, tokenizer: str | None) -> CorpusRecipe:
+  """The recipe of a config's corpus, with a tokenizer's folder in place of its own."""
+  d = config.data
+  return CorpusRecipe(
     source=d.source,
     row_length=config.sequence_length,
     document_format=d.document_format,
@@ -74,10 +89,12 @@ def prepare_data(
     lowercase=TRISTATE[d.lowercase],
     strip_accents=TRISTATE[d.strip_accents],
     byte_fallback=TRISTATE[d.byte_fallback],
+    normalization=d.normalization,
+    casing=d.casing,
     tokenizer_options=d.tokenizer_options,
-  )
-  return prepare_corpus(
-    recipe, cache=d.cache, output=output, processes=d.workers, beam=beam, take_over=take_over
+    tokenizer_characters=int(d.tokenizer_characters),
+    add_special_tokens=d.add_special_tokens,
+    segmenter=d.segmenter,
   )
 
 
@@ -125,6 +142,8 @@ def prepare_only(
   prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam, take_over=take_over)
   report = file_access.join(prepared.path, REPORT_FILE)
   console.line('\n' + file_access.read_bytes(report).decode(), always=True)
+  with console.results():
+    advice.print_advice(advice.advise(_recipe(run.config, run.tokenizer), prepared.tokenizer))
   console.say('report', report, always=True)
   store = f' and --config.data.store={prepared.path}' if output else ''
   console.say('next', f'python -m electra_jax.main with the same --config{store}')

@@ -13,7 +13,14 @@ import numpy as np
 
 from electra_jax import console, file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, corpus_format, duplicates, tfds
-from electra_jax.data.prepare import beam_pipeline, blocks, packing, preparation_report, workers
+from electra_jax.data.prepare import (
+  advice,
+  beam_pipeline,
+  blocks,
+  packing,
+  preparation_report,
+  workers,
+)
 from electra_jax.data.prepare.finished import FACTS_FILE, building, read_facts, write_facts
 from electra_jax.data.prepare.preparation_report import Part
 from electra_jax.data.prepare.recipe import CorpusRecipe
@@ -97,6 +104,7 @@ class _Plan:
     fingerprint: of corpus and settings.
     cache: the folder of the cache.
     path: the folder of the prepared corpus.
+    allow_loss: whether the tokenizer may lose much of the text.
   """
 
   recipe: CorpusRecipe
@@ -106,6 +114,7 @@ class _Plan:
   fingerprint: str
   cache: str
   path: str
+  allow_loss: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +169,7 @@ def prepare_corpus(
   processes: int = 0,
   beam: str | None = None,
   take_over: bool = False,
+  allow_loss: bool = False,
 ) -> Prepared:
   """Tokenizes a corpus into rows of training and held-out documents, or opens what exists.
 
@@ -176,13 +186,15 @@ def prepare_corpus(
     beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for
       processes on this machine.
     take_over: whether to take the folder from a process that works on it.
+    allow_loss: whether the tokenizer may lose 20% or more of the characters of a source.
 
   Raises:
-    UserError: a setting is wrong; the corpus or the tokenizer cannot be read; a split has no
-      document; the folder cannot be written or holds something else; a worker was killed.
+    UserError: a setting is wrong; the tokenizer loses much of a source; the corpus or the tokenizer
+      cannot be read; a split has no document; the folder cannot be written or holds something else;
+      a worker was killed.
   """
   recipe.check()
-  plan = _make_plan(recipe, cache, output)
+  plan = dataclasses.replace(_make_plan(recipe, cache, output), allow_loss=allow_loss)
   if beam is not None:
     beam_pipeline.check_beam_flags(beam, plan.path)
   lock = FolderLock(plan.path, take_over=take_over)
@@ -242,7 +254,7 @@ def open_prepared(
     recorded = [source['weight'] for source in facts['sources']]
     train = Mixture(tuple(stores.values()), tuple(weights or recorded))
   for label, text in preparation_report.console_lines(facts):
-    console.say(label, text)
+    console.say(label, text, always=label == 'warning')
   console.say('kept in', path)
   return Prepared(train, heldout, tokenizer, facts, path)
 
@@ -270,7 +282,11 @@ def _make_plan(
   given = None
   if recipe.tokenizer not in registry.TOKENIZERS:
     path = file_access.normal(recipe.tokenizer)
-    given = tokenization.load_tokenizer(path, recipe.lowercase, recipe.strip_accents)
+    given = tokenization.load_tokenizer(
+      path, recipe.lowercase, recipe.strip_accents, recipe.add_special_tokens
+    )
+    if recipe.segmenter:
+      given = given.with_segmenter(recipe.segmenter)
   identity = corpora.corpus_identity(sources)
   fingerprint = _fingerprint(recipe, identity, given, weighted=_weights(sources) is not None)
   if output is None:
@@ -383,6 +399,8 @@ def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None
   job = blocks.PreparationJob(
     work, folder, tokenizer.fingerprint, plan.recipe, plugins=registry.plugin_files()
   )
+  if not plan.allow_loss:
+    advice.check_beginnings(plan.recipe, runner.groups, tokenizer)
   if plan.recipe.near_duplicates:
     job = _without_near_duplicates(job, runner)
   runner.each_block(job, workers.BlockWork(blocks.make_rows, _has_rows(job), 'rows'))
@@ -390,6 +408,9 @@ def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None
   with console.phase('report', 'counting what was prepared'):
     gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
   _check_rows(plan, gathered.facts)
+  preparation_report.add_remedies(gathered.facts, tokenizer)
+  if not plan.allow_loss:
+    preparation_report.check_losses(gathered.facts)
   for name, parts in gathered.parts.items():
     with console.phase('writing', f'the rows of {name}'):
       _write_store(plan, work, name, parts, tokenizer, runner)
@@ -417,6 +438,7 @@ def _facts(plan: _Plan, tokenizer: Tokenizer) -> blocks.Facts:
       'kind': tokenizer.kind,
       'size': tokenizer.size,
       'fingerprint': tokenizer.fingerprint,
+      **({'origin': tokenizer.origin} if tokenizer.origin else {}),
     },
   }
 
