@@ -238,8 +238,18 @@ CORPUS_FORMATS: Registry[Any] = Registry(
     Entry('line', 'text, one document per line', 'electra_jax.data.corpus.text_format:LINE'),
     Entry('file', 'text, one document per file', 'electra_jax.data.corpus.text_format:FILE'),
     Entry('jsonl', 'JSON lines', 'electra_jax.data.corpus.jsonl_format:JSONL'),
+    Entry('csv', 'CSV and TSV', 'electra_jax.data.corpus.csv_format:CSV'),
     Entry('parquet', 'Parquet', 'electra_jax.data.corpus.parquet_format:PARQUET'),
+    Entry('arrow', 'Arrow files and streams', 'electra_jax.data.corpus.arrow_format:ARROW'),
+    Entry(
+      'save_to_disk',
+      'a folder of datasets.save_to_disk',
+      'electra_jax.data.corpus.dataset_folder:DATASET_FOLDER',
+    ),
+    Entry('zip', 'a zip archive of files', 'electra_jax.data.corpus.archive_format:ZIP'),
+    Entry('tar', 'a tar archive of files', 'electra_jax.data.corpus.archive_format:TAR'),
     Entry('tfds', 'a TensorFlow Datasets dataset', 'electra_jax.data.corpus.tfds:TFDS'),
+    Entry('texts', 'texts given in Python', 'electra_jax.data.corpus.given_texts:GIVEN_TEXTS'),
     Entry('sample', 'the bundled sample', 'electra_jax.data.corpus.text_format:SAMPLE'),
   ],
 )
@@ -284,6 +294,12 @@ TASKS: Registry[Any] = Registry(
     Entry(
       'classification', 'a class of each text', 'electra_jax.finetune.tasks.text:CLASSIFICATION'
     ),
+    Entry(
+      'multilabel',
+      'any number of labels of each text',
+      'electra_jax.finetune.tasks.multilabel:MULTILABEL',
+    ),
+    Entry('ranking', 'passages by relevance', 'electra_jax.finetune.tasks.ranking:RANKING'),
     Entry('regression', 'a number of each text', 'electra_jax.finetune.tasks.text:REGRESSION'),
     Entry('ner', 'named entities', 'electra_jax.finetune.tasks.tagging:NER'),
     Entry('chunking', 'phrases', 'electra_jax.finetune.tasks.tagging:CHUNKING'),

@@ -196,7 +196,9 @@ FLAGS: dict[str, Flag] = {
     Flag('process', 'With --coordinator: number of this process, from 0.', int, at_least=0),
     Flag(
       'input',
-      "File of texts, pairs, questions or sentences; '-' reads standard input.",
+      "predict: file of texts, pairs, questions or sentences, '-' for standard input; it is scored "
+      'where it has labels. evaluate: a corpus as config.data.source names it, or the folder of a '
+      "prepared one; the run's own is then not needed.",
     ),
     Flag(
       'allow_loss',
@@ -260,9 +262,11 @@ MODES: dict[str, Mode] = {
     ),
     Mode(
       'evaluate',
-      'Evaluate a checkpoint of a pretrained run on held-out rows.',
+      'Evaluate a checkpoint of a pretrained run on held-out rows, or on another corpus (--input).',
       'electra_jax.cli.opened_run:evaluate_run',
-      flags=('step', 'rows', 'store', 'output'),
+      flags=('step', 'rows', 'store', 'output', 'input'),
+      exclusive=(('store', 'input'),),
+      parameters={'input': 'source'},
       joins=True,
       prints_only=True,
     ),

@@ -4,7 +4,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from electra_jax import console, file_access
@@ -12,6 +13,7 @@ from electra_jax.data.tokenizers import loss_report
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_losses
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
+from electra_jax.finetune.predictions import Score
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 
@@ -78,8 +80,10 @@ def _report_losses(
 
 
 def _predict_file(run: FineTunedRun, source: str, output: str | None, allow_loss: bool) -> None:
+  """Predicts a file, and scores it where it has labels."""
+  start = time.perf_counter()
   with console.phase('reading', 'the examples'):
-    examples = run.task.read(source)
+    examples, unknown = run.task.read_labeled(source)
     features, counts = run.features(examples)
   for what, count in counts.items():
     if count:
@@ -87,13 +91,30 @@ def _predict_file(run: FineTunedRun, source: str, output: str | None, allow_loss
   _report_losses(run, examples, features, f'the input of {run.task.name}', allow_loss)
   outputs = _outputs(run, features)
   predictions = run.task.predictions(examples, features, outputs)
+  score = run.score_of(examples, features, outputs, unknown)
   text = _json_lines(predictions)
   if output is None:
     sys.stdout.write(text)
+    for line in _score_lines(score, unknown):
+      console.warn(line)
     return
   file_access.write_bytes(output, text.encode())
+  for line in _score_lines(score, unknown):
+    console.say(run.task.name, line, always=True)
   what = f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
-  console.say('written', what, always=True)
+  console.say('written', f'{what}, in {console.seconds(time.perf_counter() - start)}', always=True)
+
+
+def _score_lines(score: Score | None, unknown: Mapping[str, int]) -> list[str]:
+  """What a labeled file scores, and the labels that the task does not have."""
+  lines: list[str] = []
+  if unknown:
+    counted = ', '.join(f'{label!r} ({count:,})' for label, count in sorted(unknown.items()))
+    lines.append(f'labels that the run does not have, which are not scored: {counted}')
+  if score is not None:
+    part = f'{score.labeled:,} of {score.examples:,} examples have labels'
+    lines.append(f'{part}{_scores_text(score.metrics)}')
+  return lines
 
 
 def _predict_split(

@@ -145,6 +145,8 @@ def _open_tasks(config: FinetuningConfig) -> Sequence[Task]:
     order = (*first, *(split for split in task.splits if split not in first))
     text = ', '.join(f'{counts[split]:,} {split}' for split in order)
     say(task.name, text + (f'; labels {_first_names(task.labels)}' if task.labels else ''))
+    for note in task.notes:
+      say('', note)
   return tasks
 
 

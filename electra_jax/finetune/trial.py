@@ -14,7 +14,7 @@ from etils import epath
 
 from electra_jax import console
 from electra_jax.console import quantity
-from electra_jax.finetune import answers, batches, finetune_step
+from electra_jax.finetune import answers, batches
 from electra_jax.finetune.run_files import RESULT, Record, json_values
 from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram
@@ -145,7 +145,7 @@ def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
   count = max(s['count'], 1)
   steps = max(s['steps'], 1)
   return {
-    'loss': s['total'] / count,
+    'loss': s['total'] / max(s.get('loss_weight', count), 1e-9),
     'gradient_norm': s['gradient_norm/all'] / steps,
     'update_norm': s['update_norm/all'] / steps,
   } | {name: value / count for name, value in s.items() if name.endswith(('correct', '_loss'))}
@@ -219,7 +219,7 @@ class _TrialLoop:
         if self.out_of_patience:
           break
         batch = p.assemble(self.epochs.rows(index), trial.seed)
-        inputs = finetune_step.on_mesh(batch, mesh) | {'schedules': constants}
+        inputs = partitioning.on_mesh(batch, mesh) | {'schedules': constants}
         with self._compiling(batch['token_ids'].shape[1], live):
           trial.runner.take_step(p.train_step, inputs)
         stop = agreed(bool(notice))
@@ -322,7 +322,7 @@ class _TrialLoop:
     """Names the first tensor of a step that is not finite."""
     p = self.p
     batch = p.assemble(self.epochs.rows(bad_step), self.trial.seed)
-    inputs = finetune_step.on_mesh(batch, p.layout.mesh)
+    inputs = partitioning.on_mesh(batch, p.layout.mesh)
     params = self.trial.runner.state.params
     return find_nonfinite(p.batch_loss, params, bad_step, inputs, p.layout)
 

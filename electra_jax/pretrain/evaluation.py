@@ -300,27 +300,35 @@ def with_intervals(
 
 
 def evaluate(
-  run: 'Run', *, rows: int | None = None, batch_size: int = 16, output: str | None = None
+  run: 'Run',
+  *,
+  rows: int | None = None,
+  batch_size: int = 16,
+  output: str | None = None,
+  source: str | None = None,
 ) -> dict[str, Any]:
-  """Evaluates a trained run on its held-out rows, and prints a table.
+  """Evaluates a trained run on its held-out rows or another corpus, and prints a table.
 
   Args:
     run: an opened run, on any number of devices.
     rows: most rows, evenly spaced, or None for all.
     batch_size: rows per batch. It does not change the result.
     output: folder for evaluation.json; None for the run's.
+    source: another corpus, see other_corpus.open_corpus; None for the run's held-out rows. Its
+      results are in a file of their own, evaluation-NAME.json.
 
   Returns:
-    What it writes to evaluation.json.
+    What it writes to the file.
 
   Raises:
-    UserError: `output` cannot be written.
+    UserError: `output` cannot be written, or the corpus cannot be read.
   """
   results = run_folder.Results(run.workdir, output)
   objective: Objective = registry.OBJECTIVES.get(run.settings.name)
   batch_size = -(-batch_size // run.mesh.size) * run.mesh.size
   eval_step = jit_eval_step(run.model, objective, run.settings, run.layout, seed=EVAL_SEED)
-  evaluated = heldout(run.heldout, run.settings, limit=rows, sources=run.heldout_sources)
+  corpus = run.evaluation_corpus(source)
+  evaluated = heldout(corpus.store, run.settings, limit=rows, sources=corpus.sources)
   start = time.perf_counter()
   with console.progress('evaluating', evaluated.rows, 'rows', before='compiling') as live:
     sums = heldout_sums(
@@ -332,14 +340,17 @@ def evaluate(
   }
   if evaluated.sources:
     result |= _of_mixture(sums, evaluated, run.settings)
+  if corpus.name is not None:
+    result['corpus'] = corpus.name
+  what = 'held-out rows' if corpus.name is None else f'rows of {corpus.name}'
   say(
     'evaluated',
-    f'step {run.step:,} on {result["rows"]:,} held-out rows, {result["tokens"]:,} tokens, in '
+    f'step {run.step:,} on {result["rows"]:,} {what}, {result["tokens"]:,} tokens, in '
     f'{seconds:.0f} s',
     always=True,
   )
   # Written first: whoever reads what is printed may stop to read.
-  files = {'evaluation.json': run_folder.json_content(result)}
+  files = {corpus.result_file: run_folder.json_content(result)}
   written = hosts.from_first(lambda: results.write(files))
   console.line(metrics_table(result, objective.displayed), always=True)
   if written:

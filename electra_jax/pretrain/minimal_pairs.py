@@ -5,6 +5,7 @@ has 67 paradigms of 1,000 pairs each, of 12 phenomena in four fields.
 """
 
 import collections
+import dataclasses
 import functools
 import pathlib
 import re
@@ -388,12 +389,7 @@ def blimp(
   Raises:
     UserError: files are damaged, or a sentence is longer than the encoder's positions.
   """
-  towers = tuple(tower for tower in TOWERS if f'{tower}_head' in run.model.heads)
-  if not towers:
-    raise UserError(
-      f'{run.workdir} has neither a discriminator nor a generator, which score minimal pairs; '
-      'choose another run.'
-    )
+  towers = _towers_of(run)
   results = run_folder.Results(run.workdir, output)
   pairs = read_pairs(source, limit)
   rows = _rows(run, pairs)
@@ -416,6 +412,55 @@ def blimp(
   if written:
     console.say('written', written, always=True)
   return result
+
+
+def _towers_of(run: 'Run') -> tuple[str, ...]:
+  towers = tuple(tower for tower in TOWERS if f'{tower}_head' in run.model.heads)
+  if not towers:
+    raise UserError(
+      f'{run.workdir} has neither a discriminator nor a generator, which score minimal pairs; '
+      'choose another run.'
+    )
+  return towers
+
+
+@dataclasses.dataclass(frozen=True)
+class PairScore:
+  """The scores of a minimal pair; higher is better.
+
+  Attributes:
+    good: the good sentence.
+    bad: the bad sentence.
+    scores: of both, in this order, by tower: 'discriminator', 'generator' or both.
+  """
+
+  good: str
+  bad: str
+  scores: dict[str, tuple[float, float]]
+
+
+def score_pairs(run: 'Run', sentences: Sequence[tuple[str, str]]) -> list[PairScore]:
+  """Scores minimal pairs in memory.
+
+  Args:
+    run: a pretrained run.
+    sentences: pairs of a good and a bad sentence.
+
+  Raises:
+    UserError: the run has no tower that scores sentences, or one is longer than its positions.
+  """
+  pairs = [
+    Pair(good, bad, '', '', '', f'pair {number}') for number, (good, bad) in enumerate(sentences, 1)
+  ]
+  towers = _towers_of(run)
+  if not pairs:
+    return []
+  found = score_sentences(run, _rows(run, pairs), towers=towers)
+  scores = {tower: values.reshape(-1, 2).tolist() for tower, values in found.items()}
+  return [
+    PairScore(pair.good, pair.bad, {tower: tuple(values[i]) for tower, values in scores.items()})
+    for i, pair in enumerate(pairs)
+  ]
 
 
 def _score_with_progress(

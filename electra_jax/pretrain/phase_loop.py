@@ -155,14 +155,15 @@ class _PhaseLoop:
     self.eval_step = pretrain_step.jit_eval_step(
       p.model, p.objective, p.settings, p.layout, seed=evaluation.EVAL_SEED
     )
-    assert plan.prepared.heldout is not None  # run_start.prepare_data requires held-out rows
-    self.heldout = evaluation.heldout(
-      plan.prepared.heldout,
-      p.settings,
-      limit=self.config.eval_rows,
-      sources=plan.prepared.heldout_sources,
-      by_documents=False,
-    )
+    self.heldout = None  # where config.data.heldout_fraction is 0
+    if plan.prepared.heldout is not None:
+      self.heldout = evaluation.heldout(
+        plan.prepared.heldout,
+        p.settings,
+        limit=self.config.eval_rows,
+        sources=plan.prepared.heldout_sources,
+        by_documents=False,
+      )
     self.table = MetricsTable(p.objective.columns, plan.peak)
     self.profiler = _Profiler(p.config.profile_steps, workdir / 'profile')
     self.timer = IntervalTimer(first)
@@ -277,9 +278,11 @@ class _PhaseLoop:
 
     Returns:
       The metric that the best checkpoint is chosen by, of a mixture the weighted one; None if the
-      checkpoint does not compete: while only the generator is trained, and before the last phase
-      unless config.best_phases is 'all'.
+      checkpoint does not compete: while only the generator is trained, before the last phase
+      unless config.best_phases is 'all', and without held-out rows.
     """
+    if self.heldout is None:
+      return None
     shards = partitioning.row_shards(self.mesh)
     sums = evaluation.heldout_sums(
       self.eval_step,

@@ -251,6 +251,8 @@ def _check_rows(run: ResolvedRun, data: RunData) -> None:
         f'{phase.config.batch_size}; '
         f'expected a batch size of at most {rows.train.rows}, or a larger corpus.'
       )
+    if rows.heldout is None:
+      say('no evaluation', f'{run_start.corpus_name(phase.config)} has no held-out rows')
     label = 'this run' if len(run.phases) == 1 else f'steps {phase.first:,}+'
     say(label, run_start.describe_phase(phase, rows))
   say(
@@ -516,13 +518,14 @@ def _finish(
     recorder.close('stopped')
     return PREEMPTED
   steps = ', '.join(map(str, sorted(manager.all_steps())))
-  say(
-    'checkpoints',
-    f'steps {steps} in {setup.workdir / "checkpoints"}; '
-    f'the best by {_criterion_name(recorder.best_by)} is {manager.best_step()}',
-    always=True,
-  )
+  best = manager.best_step()
+  chosen = f'the best by {_criterion_name(recorder.best_by)} is {best}'
+  if best is None:
+    chosen = 'the last counts as the best, since none was evaluated'
+  say('checkpoints', f'steps {steps} in {setup.workdir / "checkpoints"}; {chosen}', always=True)
   recorder.close()
-  for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):
+  evaluated = any(prepared.heldout is not None for prepared in setup.data.prepared)
+  modes = ('evaluate', 'inspect', 'report') if evaluated else ('report',)
+  for label, mode in zip(('next', '', ''), modes, strict=False):  # one label per mode
     say(label, f'python -m electra_jax.main --mode={mode} --workdir={setup.workdir}')
   return 0

@@ -384,7 +384,7 @@ PRETRAINING = [
   (
     'phases_are_well_formed',
     {'phases': (PHASES[0], {'steps': 400_000, 'batch': 64})},
-    "config.phases: phase 2 sets 'batch'; a phase may set steps, data.store, sequence_length, ",
+    "config.phases: phase 2 sets 'batch'; a phase may set steps, data.store, data.weights, ",
   ),
   (
     'phases_are_well_formed',
@@ -506,6 +506,21 @@ PRETRAINING = [
     'warmup_ends',
     {'optimizer.warmup_steps': -1},
     'config.optimizer.warmup_steps -1 is not less than config.steps',
+  ),
+  (
+    'one_kind_of_weights',
+    {'data.weights': (1, 0)},
+    'config.data.weights is (1, 0); expected a number above 0 for each source, as (2,1)',
+  ),
+  (
+    'one_kind_of_weights',
+    {'data.weights': (1, 2), 'data.mixture_temperature': 2.0},
+    'config.data.weights is (1, 2) and config.data.mixture_temperature is 2; expected one',
+  ),
+  (
+    'one_kind_of_weights',
+    {'data.mixture_temperature': 0.01},
+    'config.data.mixture_temperature is 0.01; expected at least 0.1, or 0 for none',
   ),
   (
     'original_masking',
