@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from electra_jax import checksums, console, file_access, hub_upload, model_card, report
+from electra_jax import checksums, console, file_access, hub, hub_upload, model_card, report
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
@@ -67,7 +67,8 @@ class _PretrainedRun:
     method = objective_of(config).description or f'the objective {config.objective.name}'
     weights_text = f'the weights of {tower} at step {self.weights.step:,}, pretrained by {method}'
     sections = model_card.run_sections(weights_text, config, facts)
-    return model_card.model_card(title, use, sections).encode()
+    bases = [hub.repository(source) for source in self.resolved.revisions]
+    return model_card.model_card(title, use, sections, bases).encode()
 
 
 def export(
@@ -179,11 +180,16 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
 
 
 def _tokenizer_files(run: _PretrainedRun, tower: str) -> dict[str, bytes]:
-  """Returns the tokenizer's files for transformers, with the length and types of a tower."""
+  """Returns the tokenizer's files for transformers, with the length and types of a tower.
+
+  The length is that of the longest rows that positions were trained on. Initial weights have
+  trained all their positions.
+  """
   config = run.weights.generator if tower == 'generator' else run.weights.discriminator
   assert config is not None
   longest = max(phase.config.sequence_length for phase in run.resolved.phases)
-  max_length = config.max_positions if config.has_position_table else longest
+  trained_before = config.has_position_table and run.resolved.config.init
+  max_length = config.max_positions if trained_before else longest
   return tokenizer_files.files(run.tokenizer, max_length, config.has_token_types)
 
 
@@ -193,7 +199,10 @@ def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
   assert weights.discriminator is not None
   if 'discriminator_head' not in weights.params:
     return model_card.use_of('encoder')
-  return model_card.use_of('discriminator', huggingface.auto_class(weights.discriminator))
+  name = huggingface.auto_class(weights.discriminator)
+  if name == 'AutoModel':  # which opens it without its head
+    return model_card.use_of('encoder')
+  return model_card.use_of('discriminator', name)
 
 
 def _heldout_metrics(record: RunRecord, step: int | None) -> list[str]:
@@ -223,8 +232,9 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
   if not run.tokenizer.read_by_original_program:
     say(
       'tokenizer',
-      'the original program reads WordPiece only; the files of this tokenizer are written beside '
-      'the checkpoint',
+      "the original program reads WordPiece with BERT's normalization only "
+      '(config.data.normalization=original); the files of this tokenizer are written beside the '
+      'checkpoint',
     )
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
   beside = {**run.tokenizer.saved_files(), CARD: card}

@@ -87,6 +87,8 @@ class Registry(Generic[T]):
     if name not in self._entries:
       near = difflib.get_close_matches(name, self._entries, n=1)
       known = f'did you mean {near[0]!r}?' if near else f'expected one of {", ".join(self)}.'
+      if not self._entries:
+        known = 'expected one that the config file registers (docs/extending.md).'
       raise UserError(f'{self.field} is {name!r}, which is not a registered {self.kind}; {known}')
     return self._entries[name]
 
@@ -211,8 +213,16 @@ TOKENIZERS: Registry[Any] = Registry(
       "BERT's WordPiece",
       'electra_jax.data.tokenizers.wordpiece_tokenizer:WordPieceTokenizer',
     ),
+    Entry(
+      'byte_level_bpe',
+      'byte-level BPE',
+      'electra_jax.data.tokenizers.pipeline_tokenizer:PipelineTokenizer',
+    ),
   ],
 )
+
+# Functions from a text to its words, all of them of user code.
+SEGMENTERS: Registry[Any] = Registry('segmenter', 'config.data.segmenter', [])
 
 CORPUS_FORMATS: Registry[Any] = Registry(
   'corpus format',
@@ -300,6 +310,7 @@ LISTS: dict[str, Registry[Any]] = {
     SHARING_SCHEMES,
     OPTIMIZERS,
     TOKENIZERS,
+    SEGMENTERS,
     CORPUS_FORMATS,
     WEIGHT_FORMATS,
     TASKS,

@@ -197,6 +197,12 @@ FLAGS: dict[str, Flag] = {
       'input',
       "File of texts, pairs, questions or sentences; '-' reads standard input.",
     ),
+    Flag(
+      'allow_loss',
+      'Predict although the tokenizer loses 20% or more of the characters, as [UNK] or removed.',
+      bool,
+      default=False,
+    ),
     Flag('task', 'Task, where the run was fine-tuned on several.'),
     Flag(
       'split',
@@ -306,7 +312,7 @@ MODES: dict[str, Mode] = {
       'predict',
       'Predict with a fine-tuned run.',
       'electra_jax.finetune.predict:predict',
-      flags=('input', 'task', 'split', 'output'),
+      flags=('input', 'task', 'split', 'output', 'allow_loss'),
       parameters={'input': 'source'},
     ),
     Mode(

@@ -9,6 +9,7 @@ from typing import Any
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
+  ALLOW_LOSS_HELP,
   CACHE,
   CACHE_HELP,
   DROPOUT_SCALE_HELP,
@@ -147,7 +148,9 @@ class FinetuningConfig(Config):
 
   name: str = field('finetune', 'Names the default workdir, runs/<name>.', one_line=True)
   init: str = field(
-    '', "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none."
+    '',
+    "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, hf:org/name, tf:CHECKPOINT, "
+    'or none.',
   )
   init_step: str = field(
     'last', 'Checkpoint of a run: last, best (by its held-out loss) or a step.'
@@ -178,6 +181,7 @@ class FinetuningConfig(Config):
     choices=('mixed', 'sorted'),
     before='sorted',
   )
+  allow_loss: bool = field(False, ALLOW_LOSS_HELP, resumable=True)
   train_examples: int = field(
     0, 'Train on this many examples, chosen by the seed; 0: all.', at_least=0
   )

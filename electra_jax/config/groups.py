@@ -34,6 +34,9 @@ RESIDUAL_HELP = (
   'Type of what is added up from layer to layer: float32, or dtype; auto: float32 in the modern '
   'family, dtype in electra.'
 )
+ALLOW_LOSS_HELP = (
+  'Continue where a tokenizer loses 20% or more of the characters of a text, as [UNK] or removed.'
+)
 KERNEL_HELP = 'Attention kernel: xla, splash (TPU), cudnn (GPU) or auto; only xla has dropout.'
 
 

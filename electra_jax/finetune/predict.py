@@ -4,11 +4,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from electra_jax import console, file_access
+from electra_jax.data.tokenizers import loss_report
 from electra_jax.errors import UserError
+from electra_jax.finetune import task_losses
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
@@ -21,6 +23,7 @@ def predict(
   task: str | None,
   split: str | None,
   output: str | None,
+  allow_loss: bool = False,
 ) -> None:
   """Writes predictions as JSON lines, one per example.
 
@@ -34,9 +37,11 @@ def predict(
       `task` is given; files for the tasks' evaluation sites are written, too.
     output: with `source` the file to write; None prints the predictions and nothing else. With
       `split` the folder to write to.
+    allow_loss: whether the tokenizer may lose 20% or more of the characters.
 
   Raises:
-    UserError: the run, the task or the data does not exist, or the data is malformed.
+    UserError: the run, the task or the data does not exist, the data is malformed, or the tokenizer
+      loses much of it.
   """
   if (source is None) == (split is None):
     raise UserError(
@@ -44,22 +49,44 @@ def predict(
       "'-' for standard input), or a split of the run's own data (--split=test)."
     )
   if source is not None:
-    _predict_file(open_finetuned(workdir, task), source, output)
+    _predict_file(open_finetuned(workdir, task), source, output, allow_loss)
     return
   names = [task] if task else tasks_of(workdir)
   if not names:
     open_finetuned(workdir)  # raises an error that names what is missing
   folder = output or file_access.join(str(workdir), 'predictions')
   for name in names:
-    _predict_split(open_finetuned(workdir, name), split or '', folder, required=len(names) == 1)
+    run = open_finetuned(workdir, name)
+    _predict_split(run, split or '', folder, len(names) == 1, allow_loss)
 
 
-def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
+def _report_losses(
+  run: FineTunedRun, examples: Sequence[Any], features: Features, what: str, allow_loss: bool
+) -> None:
+  """Prints on stderr what the tokenizer loses of examples.
+
+  Raises:
+    UserError: it loses much, which is not allowed.
+  """
+  losses = task_losses.count_losses(run.task, examples, features, run.tokenizer)
+  if not allow_loss:
+    task_losses.check(losses, what, '--allow_loss')
+  if losses.lost or losses.truncated:
+    print(
+      f'electra_jax: of {losses.characters:,} characters {loss_report.summary(losses)}',
+      file=sys.stderr,
+    )
+  for warning in task_losses.warnings(losses, what):
+    print(f'electra_jax: warning: {warning}', file=sys.stderr)
+
+
+def _predict_file(run: FineTunedRun, source: str, output: str | None, allow_loss: bool) -> None:
   examples = run.task.read(source)
   features, counts = run.features(examples)
   for what, count in counts.items():
     if count:
       print(f'electra_jax: {count:,} {what}', file=sys.stderr)
+  _report_losses(run, examples, features, f'the input of {run.task.name}', allow_loss)
   outputs = _outputs(run, features, quiet=output is None)
   predictions = run.task.predictions(examples, features, outputs)
   text = _json_lines(predictions)
@@ -71,7 +98,9 @@ def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
   console.say('written', what)
 
 
-def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -> None:
+def _predict_split(
+  run: FineTunedRun, split: str, folder: str, required: bool, allow_loss: bool
+) -> None:
   """Predicts a split and its variants, such as dev_mismatched; with test also the diagnostic set.
 
   Args:
@@ -79,6 +108,7 @@ def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -
     split: its name.
     folder: to write to.
     required: whether a missing split is an error; else it is reported.
+    allow_loss: whether the tokenizer may lose much of the text.
   """
   task = _task_with_data(run)
   if split not in task.splits:
@@ -92,6 +122,7 @@ def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -
       continue
     examples = task.examples(name)
     features, _ = run.features(examples)
+    _report_losses(run, examples, features, f'the {name} data of {task.name}', allow_loss)
     outputs = _outputs(run, features)
     lines = _json_lines(run.task.predictions(examples, features, outputs))
     written = {f'{task.name}.{name}.jsonl': lines.encode()}

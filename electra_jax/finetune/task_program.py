@@ -10,13 +10,13 @@ import numpy as np
 import optax
 
 from electra_jax.config import FinetuningConfig, ModelConfig
+from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step
 from electra_jax.finetune.finetune_step import Predictor
 from electra_jax.finetune.initial import Initial, with_choices
 from electra_jax.finetune.resolve import learning_rates
 from electra_jax.finetune.tasks.task import Features, Task
-from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import optimizers, partitioning, schedules
 from electra_jax.training.encoders import attention_kernel, encoder_config

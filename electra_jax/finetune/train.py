@@ -18,11 +18,11 @@ from electra_jax.finetune import batches, initial, run_files, trial_summary
 from electra_jax.finetune.resolve import ResolvedFinetuning, resolve_finetuning
 from electra_jax.finetune.run_files import RESULT, RESULTS, Record, read_records
 from electra_jax.finetune.splits import (
-  Split,
   evaluation_splits,
   length_limit,
   training_features,
 )
+from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram, build_task_program
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.tasks.task import Task

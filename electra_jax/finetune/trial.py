@@ -13,7 +13,7 @@ from etils import epath
 from electra_jax import console
 from electra_jax.finetune import answers, batches, finetune_step
 from electra_jax.finetune.run_files import RESULT, Record, json_values
-from electra_jax.finetune.splits import Split
+from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram
 from electra_jax.training import checkpoints, hosts, partitioning, progress, run_folder
 from electra_jax.training.checkpoints import Criterion

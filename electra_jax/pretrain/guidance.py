@@ -1,4 +1,4 @@
-"""What is printed before long work: how long a run takes here, and whether it fits the corpus."""
+"""What is printed before long work: its duration here, whether it fits the corpus, its export."""
 
 import contextlib
 import dataclasses
@@ -9,6 +9,8 @@ from electra_jax.config import PretrainingConfig, checked_pretraining, config_ki
 from electra_jax.config.config_files import load_config_file, shipped_configs
 from electra_jax.console import say
 from electra_jax.errors import UserError
+from electra_jax.interop import huggingface
+from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain import build
 from electra_jax.training.progress import quantity
 
@@ -68,6 +70,16 @@ def print_expectation(expected: Expectation, config: PretrainingConfig) -> None:
     reasons.append(f'repeats the corpus {expected.passes:,.0f} times')
   if reasons:
     say('warning', f'this run {" and ".join(reasons)}; {_advice(expected, config)}')
+
+
+def warn_of_export(discriminator: EncoderConfig) -> None:
+  """Warns of a discriminator that `transformers` has no model for, and prints what to change."""
+  if problem := huggingface.obstacle(discriminator):
+    say(
+      'warning',
+      f'the discriminator cannot be exported for transformers, as {problem.reason}; set '
+      f'--config.model.{problem.field}={problem.value}',
+    )
 
 
 def in_days(seconds: float) -> str:

@@ -14,6 +14,7 @@ from electra_jax.config import (
   to_plain,
 )
 from electra_jax.data.corpus import given_texts
+from electra_jax.data.prepare import advice
 from electra_jax.data.prepare.preparation import (
   REPORT_FILE,
   Prepared,
@@ -64,7 +65,23 @@ def prepare_data(
   d = config.data
   if d.store:
     return _open_store(config)
-  recipe = CorpusRecipe(
+  prepared = prepare_corpus(
+    _recipe(config, tokenizer),
+    cache=d.cache,
+    output=output,
+    processes=d.workers,
+    beam=beam,
+    take_over=take_over,
+    allow_loss=d.allow_loss,
+  )
+  mixing = _mixing(config)
+  return prepared.mixed(mixing) if mixing else prepared
+
+
+def _recipe(config: PretrainingConfig, tokenizer: str | None) -> CorpusRecipe:
+  """The recipe of a config's corpus, with a tokenizer's folder in place of its own."""
+  d = config.data
+  return CorpusRecipe(
     source=d.source,
     row_length=config.sequence_length,
     document_format=d.document_format,
@@ -78,16 +95,13 @@ def prepare_data(
     lowercase=TRISTATE[d.lowercase],
     strip_accents=TRISTATE[d.strip_accents],
     byte_fallback=TRISTATE[d.byte_fallback],
+    normalization=d.normalization,
+    casing=d.casing,
     tokenizer_options=d.tokenizer_options,
-  )
-  return prepare_corpus(
-    recipe,
-    cache=d.cache,
-    output=output,
-    processes=d.workers,
-    beam=beam,
-    take_over=take_over,
-    mixing=_mixing(config),
+    tokenizer_characters=int(d.tokenizer_characters),
+    add_special_tokens=d.add_special_tokens,
+    segmenter=d.segmenter,
+    apart=bool(_mixing(config)),
   )
 
 
@@ -153,6 +167,7 @@ def prepare_only(
   prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam, take_over=take_over)
   report = file_access.join(prepared.path, REPORT_FILE)
   print('\n' + file_access.read_bytes(report).decode())
+  advice.print_advice(advice.advise(_recipe(run.config, run.tokenizer), prepared.tokenizer))
   console.say('report', report)
   store = f' and --config.data.store={prepared.path}' if output else ''
   console.say('next', f'python -m electra_jax.main with the same --config{store}')

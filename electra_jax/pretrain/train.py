@@ -24,7 +24,7 @@ from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.folder_lock import FolderLock
 from electra_jax.pretrain import budgets, build, guidance, pretrain_step, run_start
 from electra_jax.pretrain.continued.initial_state import InitialState, initial_state, place_initial
-from electra_jax.pretrain.continued.source import weights_digest
+from electra_jax.pretrain.continued.source import RESOLVED, weights_digest
 from electra_jax.pretrain.phase_loop import PhasePlan, train_phase
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_run
 from electra_jax.training import (
@@ -101,6 +101,8 @@ def _train(
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
   guidance.print_expectation(_expectation(setup, first), run.config)
+  if not saved:
+    guidance.warn_of_export(setup.programs[0].model.discriminator_config)
   status.change(step=first, steps=run.phases[-1].last, restored_step=saved)
   evaluate_first = bool(initial) and not saved
   runner = recorder = None
@@ -438,8 +440,9 @@ def _record(setup: RunSetup) -> None:
     'train_rows': data.prepared[0].train.rows,
     'parameters': setup.parameters,
     'corpus': _kept_facts(data.prepared),
+    **({'revisions': dict(run.revisions)} if run.revisions else {}),
   }
-  path = setup.workdir / 'resolved.json'
+  path = setup.workdir / RESOLVED
   hosts.from_first(functools.partial(run_folder.write_json, path, resolved))
 
 

@@ -15,6 +15,7 @@ from electra_jax import file_access
 from electra_jax.config import PretrainingConfig
 from electra_jax.data.prepare.preparation import HeldoutSource, Prepared
 from electra_jax.data.store.token_store import Store
+from electra_jax.data.tokenizers import character_losses, loss_report
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
@@ -27,6 +28,7 @@ from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
 PyTree = Any
+_LOSS_SAMPLE = 100_000  # characters that are compared with their tokens
 LENGTHS = 16  # texts are padded to multiples of it, so that few programs are compiled
 
 
@@ -108,6 +110,10 @@ class Run:
     return prepared.heldout
 
   @functools.cached_property
+  def _warn_once(self) -> loss_report.OneWarning:
+    return loss_report.OneWarning()
+
+  @functools.cached_property
   def _read(self) -> Callable[[PyTree, np.ndarray], tuple[jax.Array, jax.Array]]:
     t = self.tokenizer
 
@@ -116,7 +122,7 @@ class Run:
       hidden: PyTree = self.model.apply({'params': params}, inputs, method='hidden_states')
       logits: PyTree
       if 'discriminator_head' in self.model.heads:
-        logits = self.model.apply({'params': params}, hidden, method='verdicts')
+        logits = self.model.apply({'params': params}, hidden, inputs.positions, method='verdicts')
       else:
         logits = jnp.full(token_ids.shape, jnp.nan)
       real = token_ids != t.pad_id
@@ -128,6 +134,8 @@ class Run:
   def __call__(self, texts: str | Sequence[str]) -> Reading:
     """Reads texts. A text is never truncated.
 
+    The first time that the tokenizer loses 1% of the characters, a Python warning states which.
+
     Args:
       texts: one text, or several.
 
@@ -137,6 +145,9 @@ class Run:
     if isinstance(texts, str):
       texts = [texts]
     t, encoder = self.tokenizer, self.model.discriminator_config
+    if not self._warn_once.issued:
+      losses = character_losses.count(t, character_losses.sample(texts, _LOSS_SAMPLE))
+      self._warn_once(loss_report.warnings(losses, 'these texts', loss_report.OTHER_MODEL))
     rows = [[t.cls_id, *t.encode(text), t.sep_id] for text in texts]
     longest = max(map(len, rows), default=0)
     if encoder.has_position_table and longest > encoder.max_positions:

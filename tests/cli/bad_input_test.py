@@ -160,7 +160,7 @@ def contents(folder):
       'config.optimizer.warmup_steps 30 is not less than config.steps 30',
     ),
     ([MICRO, '--config.model.num_heads=5'], 'hidden_size 32 does not divide into 5 heads'),
-    ([MICRO, '--config.model.family=bert'], "family is 'bert'"),
+    ([MICRO, '--config.model.family=gpt2'], "family is 'gpt2'"),
   ],
   ids=lambda value: value if isinstance(value, str) else None,
 )

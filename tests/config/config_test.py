@@ -442,6 +442,11 @@ PRETRAINING = [
     'config.data.new_words adds tokens without embeddings in config.init',
   ),
   (
+    'special_tokens_have_a_tokenizer',
+    {'data.add_special_tokens': True},
+    'config.data.add_special_tokens appends tokens to an existing tokenizer',
+  ),
+  (
     'continued_fits_init',
     {'continued.generator': 'large', **CONTINUED},
     "config.continued.generator is 'large'; expected hf:FOLDER, scratch, narrowed, or empty",
@@ -907,7 +912,7 @@ def test_sizes_are_checked_once_they_are_known():
   'fields, message',
   [
     ({'model.num_heads': 3}, 'hidden_size 256 does not divide into 3 heads'),
-    ({'model.family': 'bert'}, "family is 'bert'"),
+    ({'model.family': 'gpt2'}, "family is 'gpt2'"),
     ({'model.dropout': 1.0}, 'dropout is 1.0'),
     ({'model.remat': 'some'}, "remat is 'some'"),
     ({'generator.hidden_fraction': 0.0}, 'hidden_size is 0'),

@@ -38,6 +38,7 @@ VOCABULARY = (
   + finetune_files.WORDS
   + [f'##{word[:2]}' for word in finetune_files.WORDS]
   + list('abdefgiklmnoprstu?.')
+  + [f'##{letter}' for letter in 'abcdefghijklmnopqrstuvwxyz']
 )
 TEXTS = [
   'bako dufa',

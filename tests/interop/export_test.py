@@ -86,6 +86,7 @@ def test_transformers_gives_the_same_outputs(kind, runs, tmp_path, capsys):
   export.export(runs(kind), output)
   run, out = electra_jax.load(runs(kind)), capsys.readouterr().out
   tokenizer = transformers.AutoTokenizer.from_pretrained(f'{output}/discriminator')
+  assert tokenizer.model_max_length == run.config.sequence_length
   inputs = tokenizer(made_run.TEXTS, padding=True, return_tensors='pt')
   reading = run(made_run.TEXTS)
   for ids, mask, tokens in zip(

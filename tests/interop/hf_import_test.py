@@ -451,8 +451,8 @@ def changed(folders, tmp_path, family='electra', **fields):
 @pytest.mark.parametrize(
   'field, value, message',
   [
-    ('model_type', 'bert', "model_type is 'bert'"),
-    ('model_type', 'roberta', "model_type is 'roberta'"),
+    ('model_type', 'bart', "model_type is 'bart'"),
+    ('model_type', 'gpt2', "model_type is 'gpt2'"),
     ('hidden_act', 'relu', "'gelu'"),
     ('hidden_act', 'gelu_new', 'gelu_new'),
     ('position_embedding_type', 'relative_key', 'relative_key'),

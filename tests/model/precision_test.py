@@ -41,7 +41,14 @@ def pretraining_step(*fields: str) -> str:
   return build.lower_step(p, 1).as_text()
 
 
-@pytest.mark.parametrize('fields', [(), ('model.family=modern', 'objective.name=electric')])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    (),
+    ('model.family=modern', 'objective.name=electric'),
+    ('model.family=deberta-v2', 'model.position_buckets=8'),
+  ],
+)
 def test_every_product_of_a_float32_step_is_float32(fields):
   assert precisions(pretraining_step('dtype=float32', *ONE_LAYER, *fields)) == {'f32': {'HIGHEST'}}
 

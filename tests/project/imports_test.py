@@ -17,6 +17,7 @@ RANKS = {
   'file_access': 1,
   'json_reader': 1.5,
   'folder_lock': 2,
+  'hub': 2.5,
   'remote_files': 0,
   'checksums': 2,
   'version': 0,

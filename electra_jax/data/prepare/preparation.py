@@ -13,7 +13,14 @@ import numpy as np
 
 from electra_jax import console, file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, corpus_format, duplicates, tfds
-from electra_jax.data.prepare import beam_pipeline, blocks, packing, preparation_report, workers
+from electra_jax.data.prepare import (
+  advice,
+  beam_pipeline,
+  blocks,
+  packing,
+  preparation_report,
+  workers,
+)
 from electra_jax.data.prepare.finished import FACTS_FILE, building, read_facts, write_facts
 from electra_jax.data.prepare.heldout_split import (
   SPLITS,
@@ -76,6 +83,15 @@ class Prepared:
   facts: blocks.Facts
   path: str
 
+  def mixed(self, mixing: Mixing) -> 'Prepared':
+    """The corpus with other weights of its sources.
+
+    Raises:
+      UserError: the sources are not stored apart, or there is not a weight for each.
+    """
+    stores = self.train.stores if isinstance(self.train, Mixture) else (self.train,)
+    return dataclasses.replace(self, train=_mixed(stores, self.facts, mixing, self.path))
+
   @property
   def heldout_sources(self) -> tuple[HeldoutSource, ...]:
     """The sources of a mixture, whose held-out rows follow each other in the store.
@@ -103,6 +119,7 @@ class _Plan:
     fingerprint: of corpus and settings.
     cache: the folder of the cache.
     path: the folder of the prepared corpus.
+    allow_loss: whether the tokenizer may lose much of the text.
   """
 
   recipe: CorpusRecipe
@@ -112,6 +129,7 @@ class _Plan:
   fingerprint: str
   cache: str
   path: str
+  allow_loss: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +184,7 @@ def prepare_corpus(
   processes: int = 0,
   beam: str | None = None,
   take_over: bool = False,
-  mixing: Mixing | None = None,
+  allow_loss: bool = False,
 ) -> Prepared:
   """Tokenizes a corpus into rows of training and held-out documents, or opens what exists.
 
@@ -183,14 +201,15 @@ def prepare_corpus(
     beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for
       processes on this machine.
     take_over: whether to take the folder from a process that works on it.
-    mixing: how sources are weighted, in place of their own weights. They are then stored apart.
+    allow_loss: whether the tokenizer may lose 20% or more of the characters of a source.
 
   Raises:
-    UserError: a setting is wrong; the corpus or the tokenizer cannot be read; a split has no
-      document; the folder cannot be written or holds something else; a worker was killed.
+    UserError: a setting is wrong; the tokenizer loses much of a source; the corpus or the tokenizer
+      cannot be read; a split has no document; the folder cannot be written or holds something else;
+      a worker was killed.
   """
   recipe.check()
-  plan = _make_plan(recipe, cache, output, apart=bool(mixing))
+  plan = dataclasses.replace(_make_plan(recipe, cache, output), allow_loss=allow_loss)
   if beam is not None:
     beam_pipeline.check_beam_flags(beam, plan.path)
   lock = FolderLock(plan.path, take_over=take_over)
@@ -209,7 +228,7 @@ def prepare_corpus(
       _make(plan, work, tokenizer, runner, split)
     else:
       console.say('corpus', f'reusing {corpora.describe_sources(plan.sources)} as prepared before')
-  return open_prepared(plan.path, plan.cache, mixing or Mixing(_weights(plan.sources)))
+  return open_prepared(plan.path, plan.cache, Mixing(_weights(plan.sources)))
 
 
 def open_prepared(
@@ -282,27 +301,23 @@ def _make_plan(
   recipe: CorpusRecipe,
   cache: str | os.PathLike[str] | None,
   output: str | os.PathLike[str] | None,
-  apart: bool,
 ) -> _Plan:
-  """Finds the corpus and, if it exists already, the tokenizer. See `prepare_corpus`.
-
-  Args:
-    recipe: the settings.
-    cache: see `prepare_corpus`.
-    output: see `prepare_corpus`.
-    apart: whether sources without weights have a store each, too.
-  """
+  """Finds the corpus and, if it exists already, the tokenizer. See `prepare_corpus`."""
   cache = file_access.normal(default_cache() if cache is None else cache)
   for path, what in ((cache, 'config.data.cache'), (output, '--output')):
     if path is not None and not file_access.is_remote(path):
       file_access.check_name(path, what)
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
-  if apart and not _weights(sources):
+  if recipe.apart and not _weights(sources):
     sources = tuple(dataclasses.replace(source, weight=1.0) for source in sources)
   given = None
   if recipe.tokenizer not in registry.TOKENIZERS:
     path = file_access.normal(recipe.tokenizer)
-    given = tokenization.load_tokenizer(path, recipe.lowercase, recipe.strip_accents)
+    given = tokenization.load_tokenizer(
+      path, recipe.lowercase, recipe.strip_accents, recipe.add_special_tokens
+    )
+    if recipe.segmenter:
+      given = given.with_segmenter(recipe.segmenter)
   identity = corpora.corpus_identity(sources)
   fingerprint = _fingerprint(recipe, identity, given, sources)
   if output is None:
@@ -454,12 +469,17 @@ def _make(
   job = blocks.PreparationJob(
     work, folder, tokenizer.fingerprint, plan.recipe, plugins=registry.plugin_files(), split=split
   )
+  if not plan.allow_loss:
+    advice.check_beginnings(plan.recipe, runner.groups, tokenizer)
   if plan.recipe.near_duplicates:
     job = _without_near_duplicates(job, runner)
   runner.each_block(job, workers.BlockWork(blocks.make_rows, _has_rows(job), 'rows'))
   runner.lock.check(read=True)
   gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
   _check_rows(plan, gathered.facts)
+  preparation_report.add_remedies(gathered.facts, tokenizer)
+  if not plan.allow_loss:
+    preparation_report.check_losses(gathered.facts)
   for name, parts in gathered.parts.items():
     _write_store(plan, work, name, parts, tokenizer, runner)
   if corpora.corpus_identity(plan.sources) != plan.identity:
@@ -486,6 +506,7 @@ def _facts(plan: _Plan, tokenizer: Tokenizer) -> blocks.Facts:
       'kind': tokenizer.kind,
       'size': tokenizer.size,
       'fingerprint': tokenizer.fingerprint,
+      **({'origin': tokenizer.origin} if tokenizer.origin else {}),
     },
   }
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -229,7 +230,7 @@ class SquadTask(TaskDefaults):
       counts[f'questions cut to {self.max_question} tokens'] += len(question) > self.max_question
       counts['answers that start elsewhere than stated'] += example.moved
       question = question[: self.max_question]
-      room = max_length - len(question) - 3
+      room = max_length - len(question) - 2 - tokenizer.separators
       if room < min(SMALLEST_WINDOW, len(ids)):
         raise UserError(
           f'config.max_length is {max_length}, which leaves {max(room, 0)} tokens for the text '
@@ -249,6 +250,14 @@ class SquadTask(TaskDefaults):
       counts[f'further windows on texts longer than {max_length} tokens'] += len(windows) - 1
       counts['answers that no window holds whole'] += first >= 0 and not whole
     return rows.features(), dict(+counts)
+
+  def texts(
+    self, examples: Sequence[Question], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`; each context once, which is in windows as a whole."""
+    contexts = dict.fromkeys(example.context for example in examples)
+    questions = [(example.question, self.max_question) for example in examples]
+    return [*((context, sys.maxsize) for context in contexts), *questions]
 
   #### Answers ####
 
@@ -413,6 +422,7 @@ class _WindowRows:
   def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
     self._cls = np.array([tokenizer.cls_id], np.int32)
     self._sep = np.array([tokenizer.sep_id], np.int32)
+    self._between = np.repeat(self._sep, tokenizer.separators)
     self._token_ids: list[np.ndarray] = []
     self._allowed: list[np.ndarray] = []
     self._owners: list[int] = []
@@ -437,8 +447,8 @@ class _WindowRows:
       spans: int32 [tokens, 2], characters of these tokens.
       answer: first and last token of the answer in the window; None where it has none.
     """
-    row = np.concatenate([self._cls, question, self._sep, ids, self._sep])
-    offset = len(question) + 2
+    row = np.concatenate([self._cls, question, self._between, ids, self._sep])
+    offset = len(question) + 1 + len(self._between)
     allowed = np.zeros(len(row), np.int32)
     allowed[0] = allowed[offset:-1] = 1
     first, last = (offset + answer[0], offset + answer[1]) if answer else (0, 0)

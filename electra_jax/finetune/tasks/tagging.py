@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -307,6 +308,13 @@ class TaggingTask(TaskDefaults):
         first = last
     features = Features(rows, {'tags': tags}, np.array(owners, np.int32), notes)
     return features, {name: count for name, count in counts.items() if count}
+
+  def texts(
+    self, examples: Sequence[Sentence], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`; of a sentence, all words are in rows."""
+    every = sys.maxsize
+    return [(' '.join(sentence.tokens), every) for sentence in examples]
 
   def _has_known_tags(self, sentence: Sentence) -> bool:
     return sentence.tags is not None and set(sentence.tags) <= set(self.labels)

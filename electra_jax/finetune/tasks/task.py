@@ -7,7 +7,7 @@ do not branch on names of tasks.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -181,6 +181,22 @@ class Task(Protocol):
 
   def describe(self) -> dict[str, Any]:
     """What `TaskSpec.restore` needs to make the task again without its data, for JSON."""
+
+
+@runtime_checkable
+class HasTexts(Protocol):
+  """A task whose texts are checked for characters that the tokenizer loses."""
+
+  def texts(
+    self, examples: Sequence[Any], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """The texts of examples, each with the number of its tokens that are in the rows.
+
+    Args:
+      examples: of the task.
+      features: the rows of the examples.
+      tokenizer: that made the rows.
+    """
 
 
 class TaskSpec(Protocol):

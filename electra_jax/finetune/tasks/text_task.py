@@ -208,6 +208,18 @@ class TextTask(TaskDefaults):
     owners = np.arange(len(rows), dtype=np.int32)
     return Features(rows, targets, owners, [None] * len(rows)), counts
 
+  def texts(
+    self, examples: Sequence[Example], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`."""
+    found = []
+    for example, row in zip(examples, features.token_ids, strict=True):
+      ends = np.flatnonzero(row == tokenizer.sep_id)  # no text has this token
+      found.append((example.first, int(ends[0]) - 1))
+      if self.paired:
+        found.append((example.second or '', int(ends[1] - ends[0]) - 1))
+    return found
+
   def score(
     self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
   ) -> dict[str, float]:
@@ -309,12 +321,13 @@ def _token_rows(
   examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, paired: bool
 ) -> tuple[list[np.ndarray], dict[str, int]]:
   """Rows int32 [length] of at most `max_length` tokens, and counts of what was truncated."""
-  room = max_length - (3 if paired else 2)
+  room = max_length - (2 + tokenizer.separators if paired else 2)
   if room < 2:
     raise UserError(
       f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
     )
   cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
+  between = np.repeat(sep, tokenizer.separators)
   firsts = tokenizer.encode_arrays([example.first for example in examples])
   seconds = firsts
   if paired:
@@ -327,7 +340,7 @@ def _token_rows(
       truncated, removed = truncated + 1, removed + total - room
       keep = truncated_first(len(first), len(second), room) if paired else room
       first, second = first[:keep], second[: room - keep]
-    rows.append(np.concatenate([cls, first, sep, second, sep] if paired else [cls, first, sep]))
+    rows.append(np.concatenate([cls, first, between, second, sep] if paired else [cls, first, sep]))
   if not truncated:
     return rows, {}
   return rows, {f'texts cut to {max_length} tokens': truncated, 'tokens cut off': removed}
