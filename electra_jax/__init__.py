@@ -1,5 +1,6 @@
 """ELECTRA pretraining in JAX and Flax."""
 
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,22 @@ if TYPE_CHECKING:
   from electra_jax.data.prepare.preparation import Prepared
   from electra_jax.finetune.finetuned import FineTunedRun
   from electra_jax.pretrain.trained_run import Run
+
+
+# Names that are imported on first use: `import electra_jax` imports neither JAX nor scikit-learn.
+_LAZY = {
+  'finetune': 'electra_jax.finetune',
+  'pretrain': 'electra_jax.pretrain',
+  'ElectraClassifier': 'electra_jax.estimator:ElectraClassifier',
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a package or a class
+  if name not in _LAZY:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  place, _, member = _LAZY[name].partition(':')
+  module = importlib.import_module(place)
+  return getattr(module, member) if member else module
 
 
 def load(
@@ -31,8 +48,9 @@ def load(
     plugins: Python files that register what user code added for the run (--plugins).
 
   Returns:
-    A run that can be called with texts, or a fine-tuned run that can be called with examples or the
-    name of a file.
+    A pretrained run, with `embed`, `detect`, `fill_mask`, `minimal_pairs` and `evaluate`, or a
+    fine-tuned run, with `predict` and `score`. Both can be called: with texts, or with examples or
+    the name of a file.
 
   Raises:
     electra_jax.errors.UserError: the folder holds no run, or no such checkpoint.

@@ -44,6 +44,7 @@ class Entry:
     spec: spec that user code registered.
     options: dataclass of the spec's options, a `config.declarations.Config`; None for none.
     file: Python file of the user code that registered it; '' for an entry of this package.
+    package: module of an optional package that the spec needs; '' for none.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Entry:
   spec: Any = None
   options: type[Any] | None = None
   file: str = ''
+  package: str = ''
 
 
 class Registry(Generic[T]):
@@ -292,6 +294,12 @@ TASKS: Registry[Any] = Registry(
     Entry(
       'classification', 'a class of each text', 'electra_jax.finetune.tasks.text:CLASSIFICATION'
     ),
+    Entry(
+      'multilabel',
+      'any number of labels of each text',
+      'electra_jax.finetune.tasks.multilabel:MULTILABEL',
+    ),
+    Entry('ranking', 'passages by relevance', 'electra_jax.finetune.tasks.ranking:RANKING'),
     Entry('regression', 'a number of each text', 'electra_jax.finetune.tasks.text:REGRESSION'),
     Entry('ner', 'named entities', 'electra_jax.finetune.tasks.tagging:NER'),
     Entry('chunking', 'phrases', 'electra_jax.finetune.tasks.tagging:CHUNKING'),
@@ -300,6 +308,27 @@ TASKS: Registry[Any] = Registry(
     Entry('squad1', 'SQuAD 1.1', 'electra_jax.finetune.tasks.squad:SQUAD1'),
     Entry('squad2', 'SQuAD 2.0', 'electra_jax.finetune.tasks.squad:SQUAD2'),
     Entry('span', 'an answer in a context', 'electra_jax.finetune.tasks.squad:SPAN'),
+  ],
+)
+
+TRACKERS: Registry[Any] = Registry(
+  'tracker',
+  'config.trackers',
+  [
+    Entry(
+      'tensorboard',
+      "TensorBoard's event files in the run's folder",
+      'electra_jax.training.trackers.tensorboard_files:TensorBoardFiles',
+    ),
+    Entry(
+      'wandb',
+      'Weights & Biases',
+      'electra_jax.training.trackers.wandb_runs:WandbRun',
+      package='wandb',
+    ),
+    Entry(
+      'mlflow', 'MLflow', 'electra_jax.training.trackers.mlflow_runs:MlflowRun', package='mlflow'
+    ),
   ],
 )
 
@@ -314,6 +343,7 @@ LISTS: dict[str, Registry[Any]] = {
     CORPUS_FORMATS,
     WEIGHT_FORMATS,
     TASKS,
+    TRACKERS,
   )
 }
 

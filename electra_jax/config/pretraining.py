@@ -28,8 +28,11 @@ from electra_jax.config.groups import (
   RESIDUALS,
   SCALES,
   SKIP_HELP,
+  TRACKERS_HELP,
+  TRACKING_HELP,
   MeshConfig,
   ShardingConfig,
+  TrackingConfig,
 )
 
 AUTO = ('auto', 'yes', 'no')
@@ -486,6 +489,10 @@ class PretrainingConfig(Config):
     resumable=True,
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  trackers: tuple[str, ...] = field(
+    ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
+  )
+  tracking: TrackingConfig = group(TrackingConfig, TRACKING_HELP, resumable=True)
 
   @property
   def specs(self) -> dict[str, tuple[str, ...]]:

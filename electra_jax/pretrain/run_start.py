@@ -13,6 +13,7 @@ from electra_jax.config import (
   has_budget,
   to_plain,
 )
+from electra_jax.console import quantity
 from electra_jax.data.corpus import given_texts
 from electra_jax.data.prepare import advice
 from electra_jax.data.prepare.preparation import (
@@ -33,7 +34,6 @@ from electra_jax.training.kept_config import (
   another_config_error,
   changed_fields,
 )
-from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
 TRISTATE = {'auto': None, 'yes': True, 'no': False}  # values of three fields of config.data
@@ -65,17 +65,15 @@ def prepare_data(
   d = config.data
   if d.store:
     return _open_store(config)
-  prepared = prepare_corpus(
+  return prepare_corpus(
     _recipe(config, tokenizer),
     cache=d.cache,
     output=output,
     processes=d.workers,
     beam=beam,
     take_over=take_over,
-    allow_loss=d.allow_loss,
+    mixing=_mixing(config),
   )
-  mixing = _mixing(config)
-  return prepared.mixed(mixing) if mixing else prepared
 
 
 def _recipe(config: PretrainingConfig, tokenizer: str | None) -> CorpusRecipe:
@@ -101,7 +99,7 @@ def _recipe(config: PretrainingConfig, tokenizer: str | None) -> CorpusRecipe:
     tokenizer_characters=int(d.tokenizer_characters),
     add_special_tokens=d.add_special_tokens,
     segmenter=d.segmenter,
-    apart=bool(_mixing(config)),
+    allow_loss=d.allow_loss,
   )
 
 
@@ -166,9 +164,9 @@ def prepare_only(
   console.heading(f'{run.config.name}: preparing')
   prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam, take_over=take_over)
   report = file_access.join(prepared.path, REPORT_FILE)
-  print('\n' + file_access.read_bytes(report).decode())
+  console.line('\n' + file_access.read_bytes(report).decode(), always=True)
   advice.print_advice(advice.advise(_recipe(run.config, run.tokenizer), prepared.tokenizer))
-  console.say('report', report)
+  console.say('report', report, always=True)
   store = f' and --config.data.store={prepared.path}' if output else ''
   console.say('next', f'python -m electra_jax.main with the same --config{store}')
   return prepared
@@ -191,12 +189,11 @@ def describe_phase(phase: Phase, prepared: Prepared) -> str:
   tokens = quantity(c.steps * c.batch_size * c.sequence_length)
   epochs = prepared.train.epochs(c.steps * c.batch_size)
   if isinstance(prepared.train, Mixture):
-    sources = zip(epochs, prepared.facts['sources'], strict=True)
+    sources = zip(epochs, prepared.train.weights, prepared.facts['sources'], strict=True)
     passes = 'epochs of each source: ' + ', '.join(
-      f'{count:,.1f} of {source["location"]}' for count, source in sources
+      f'{count:,.1f} of {source["location"]} ({weight:.1%} of the rows)'
+      for count, weight, source in sources
     )
-    shares = ', '.join(f'{weight:.1%}' for weight in prepared.train.weights)
-    passes += f'; {shares} of the rows'
   else:
     passes = f'{epochs[0]:,.1f} epochs of the corpus'
   return f'{c.steps:,} steps of {c.batch_size} x {c.sequence_length} = {tokens} tokens, {passes}'

@@ -230,11 +230,16 @@ def make_rows(job: PreparationJob, block: Block, threads: int | None = 1) -> Fac
     facts[split]['rows'] = len(rows)
     facts[split]['tokens'] = int((rows != tokenizer.pad_id).sum())
     if len(rows):
-      if split == 'heldout':
+      if is_evaluated(job.recipe, split):
         _write_array(starts_file(rows_file(job, block.name, split)), np.array(starts, np.int64))
       _write_array(rows_file(job, block.name, split), rows.astype(dtype))
   _write_json(_facts_file(job, block.name), facts)  # last, because it marks the block as finished
   return facts
+
+
+def is_evaluated(recipe: CorpusRecipe, split: str) -> bool:
+  """Whether rows of a split are evaluated: those held out, or all where none are held out."""
+  return split == 'heldout' or not recipe.heldout_fraction
 
 
 def block_facts(job: PreparationJob, name: str) -> Facts | None:

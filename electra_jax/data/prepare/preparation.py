@@ -83,15 +83,6 @@ class Prepared:
   facts: blocks.Facts
   path: str
 
-  def mixed(self, mixing: Mixing) -> 'Prepared':
-    """The corpus with other weights of its sources.
-
-    Raises:
-      UserError: the sources are not stored apart, or there is not a weight for each.
-    """
-    stores = self.train.stores if isinstance(self.train, Mixture) else (self.train,)
-    return dataclasses.replace(self, train=_mixed(stores, self.facts, mixing, self.path))
-
   @property
   def heldout_sources(self) -> tuple[HeldoutSource, ...]:
     """The sources of a mixture, whose held-out rows follow each other in the store.
@@ -119,7 +110,6 @@ class _Plan:
     fingerprint: of corpus and settings.
     cache: the folder of the cache.
     path: the folder of the prepared corpus.
-    allow_loss: whether the tokenizer may lose much of the text.
   """
 
   recipe: CorpusRecipe
@@ -129,7 +119,6 @@ class _Plan:
   fingerprint: str
   cache: str
   path: str
-  allow_loss: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +173,7 @@ def prepare_corpus(
   processes: int = 0,
   beam: str | None = None,
   take_over: bool = False,
-  allow_loss: bool = False,
+  mixing: Mixing | None = None,
 ) -> Prepared:
   """Tokenizes a corpus into rows of training and held-out documents, or opens what exists.
 
@@ -201,7 +190,7 @@ def prepare_corpus(
     beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for
       processes on this machine.
     take_over: whether to take the folder from a process that works on it.
-    allow_loss: whether the tokenizer may lose 20% or more of the characters of a source.
+    mixing: how sources are weighted, in place of their own weights. They are then stored apart.
 
   Raises:
     UserError: a setting is wrong; the tokenizer loses much of a source; the corpus or the tokenizer
@@ -209,7 +198,7 @@ def prepare_corpus(
       a worker was killed.
   """
   recipe.check()
-  plan = dataclasses.replace(_make_plan(recipe, cache, output), allow_loss=allow_loss)
+  plan = _make_plan(recipe, cache, output, apart=bool(mixing))
   if beam is not None:
     beam_pipeline.check_beam_flags(beam, plan.path)
   lock = FolderLock(plan.path, take_over=take_over)
@@ -228,7 +217,7 @@ def prepare_corpus(
       _make(plan, work, tokenizer, runner, split)
     else:
       console.say('corpus', f'reusing {corpora.describe_sources(plan.sources)} as prepared before')
-  return open_prepared(plan.path, plan.cache, Mixing(_weights(plan.sources)))
+  return open_prepared(plan.path, plan.cache, mixing or Mixing(_weights(plan.sources)))
 
 
 def open_prepared(
@@ -301,14 +290,22 @@ def _make_plan(
   recipe: CorpusRecipe,
   cache: str | os.PathLike[str] | None,
   output: str | os.PathLike[str] | None,
+  apart: bool,
 ) -> _Plan:
-  """Finds the corpus and, if it exists already, the tokenizer. See `prepare_corpus`."""
+  """Finds the corpus and, if it exists already, the tokenizer. See `prepare_corpus`.
+
+  Args:
+    recipe: the settings.
+    cache: see `prepare_corpus`.
+    output: see `prepare_corpus`.
+    apart: whether sources without weights have a store each, too.
+  """
   cache = file_access.normal(default_cache() if cache is None else cache)
   for path, what in ((cache, 'config.data.cache'), (output, '--output')):
     if path is not None and not file_access.is_remote(path):
       file_access.check_name(path, what)
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
-  if recipe.apart and not _weights(sources):
+  if apart and not _weights(sources):
     sources = tuple(dataclasses.replace(source, weight=1.0) for source in sources)
   given = None
   if recipe.tokenizer not in registry.TOKENIZERS:
@@ -469,19 +466,21 @@ def _make(
   job = blocks.PreparationJob(
     work, folder, tokenizer.fingerprint, plan.recipe, plugins=registry.plugin_files(), split=split
   )
-  if not plan.allow_loss:
+  if not plan.recipe.allow_loss:
     advice.check_beginnings(plan.recipe, runner.groups, tokenizer)
   if plan.recipe.near_duplicates:
     job = _without_near_duplicates(job, runner)
   runner.each_block(job, workers.BlockWork(blocks.make_rows, _has_rows(job), 'rows'))
   runner.lock.check(read=True)
-  gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
+  with console.phase('report', 'counting what was prepared'):
+    gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
   _check_rows(plan, gathered.facts)
   preparation_report.add_remedies(gathered.facts, tokenizer)
-  if not plan.allow_loss:
+  if not plan.recipe.allow_loss:
     preparation_report.check_losses(gathered.facts)
   for name, parts in gathered.parts.items():
-    _write_store(plan, work, name, parts, tokenizer, runner)
+    with console.phase('writing', f'the rows of {name}'):
+      _write_store(plan, work, name, parts, tokenizer, runner)
   if corpora.corpus_identity(plan.sources) != plan.identity:
     raise UserError(
       f'the corpus {corpora.describe_sources(plan.sources)} changed while it was read; prepare it '
@@ -535,7 +534,7 @@ def _without_near_duplicates(job: blocks.PreparationJob, runner: _Runner) -> blo
   owners: list[tuple[str, int]] = []  # block and index of each document
 
   def signatures() -> Iterator[np.ndarray]:
-    with console.progress('likeness', len(names)) as update:
+    with console.progress('likeness', len(names), 'blocks') as update:
       for done, name in enumerate(names):
         for number, values in enumerate(blocks.read_array(blocks.signatures_file(job, name))):
           owners.append((name, number))
@@ -629,7 +628,9 @@ def _write_store(
   for file in file_access.listing(folder):
     if file.endswith('.partial'):  # of a process that was killed while it wrote
       file_access.remove(file_access.join(folder, file))
-  starts = _document_starts(parts, plan.recipe.row_length) if name == 'heldout' else None
+  starts = None
+  if blocks.is_evaluated(plan.recipe, name):
+    starts = _document_starts(parts, plan.recipe.row_length)
   documents = {} if starts is None else document_starts.write_starts(folder, starts)
   write_manifest(
     folder,

@@ -272,7 +272,7 @@ def _check_digests(folder: pathlib.Path, shards: Sequence[Shard]) -> None:
   total = sum(shard['bytes'] for shard in shards)
   done = 0
   with (
-    console.progress('checking', total) as line,
+    console.progress('checking', total, 'B') as line,
     concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
   ):
     checked = pool.map(lambda shard: _check_digest(folder, shard), shards)

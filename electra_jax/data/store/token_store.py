@@ -193,7 +193,7 @@ class Store:
       return descriptor
     entry = self.manifest['shards'][shard]
     if file_access.is_remote(self.path) and not shard_cache.is_fetched(entry, self.folder):
-      with console.progress('fetching', entry['bytes']) as line:
+      with console.progress('fetching', entry['bytes'], 'B') as line:
 
         def show(count: int) -> None:
           line(count, f'{entry["file"]} of {self.path}')

@@ -73,12 +73,12 @@ class WordPieceTokenizer(Tokenizer):
     special_ids = special_tokens.find_special_tokens(tokens, names, repr(source))
     super().__init__(files, tokens, special_ids, options)
     self._decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
-    # A token that was added, and a user's rule of normalization, may contain a space.
-    word_by_word = not added and not isinstance(settings.get(wordpiece_files.RULE), dict)
-    self._words = word_cache.WordCache(self._encode) if word_by_word else None
     if wordpiece_files.RULE in settings:
       self.transformers_class = Tokenizer.transformers_class
       self.read_by_original_program = False
+    # A token that was added, and a user's rule of normalization, may contain a space.
+    word_by_word = not added and not isinstance(settings.get(wordpiece_files.RULE), dict)
+    self._words = word_cache.WordCache(self._encode) if word_by_word else None
 
   @classmethod
   def open_files(
