@@ -190,11 +190,12 @@ def describe_phase(phase: Phase, prepared: Prepared) -> str:
   tokens = quantity(c.steps * c.batch_size * c.sequence_length)
   epochs = prepared.train.epochs(c.steps * c.batch_size)
   if isinstance(prepared.train, Mixture):
-    sources = zip(epochs, prepared.train.weights, prepared.facts['sources'], strict=True)
+    sources = zip(epochs, prepared.facts['sources'], strict=True)
     passes = 'epochs of each source: ' + ', '.join(
-      f'{count:,.1f} of {source["location"]} ({weight:.1%} of the rows)'
-      for count, weight, source in sources
+      f'{count:,.1f} of {source["location"]}' for count, source in sources
     )
+    shares = ', '.join(f'{weight:.1%}' for weight in prepared.train.weights)
+    passes += f'; {shares} of the rows'
   else:
     passes = f'{epochs[0]:,.1f} epochs of the corpus'
   return f'{c.steps:,} steps of {c.batch_size} x {c.sequence_length} = {tokens} tokens, {passes}'

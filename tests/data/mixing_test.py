@@ -93,7 +93,7 @@ def test_each_phase_has_its_weights_and_reads_by_them(folder):
     assert np.array_equal(read_batch(made.train, 7, 10, seed=3), rows[70:80])
     assert [source.weight for source in made.heldout_sources] == [1 - share, share]
     line = run_start.describe_phase(phases_of(run)[0], made)
-    assert f'({share:.1%} of the rows)' in line
+    assert f'; {1 - share:.1%}, {share:.1%} of the rows' in line
 
 
 def test_wrong_weights_are_named(folder):

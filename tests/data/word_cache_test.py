@@ -15,9 +15,18 @@ def texts():
   return [text for text, _ in zip(corpora.read_documents('sample'), range(40), strict=False)]
 
 
-@pytest.fixture(scope='module', params=[True, False], ids=['uncased', 'cased'])
+SETTINGS = [
+  {'lowercase': True},
+  {'lowercase': False},
+  {'lowercase': True, 'strip_accents': False, 'normalization': 'nfc'},
+  {'lowercase': True, 'casing': 'turkish', 'normalization': 'nfkc'},
+  {'normalization': 'auto'},
+]
+
+
+@pytest.fixture(scope='module', params=SETTINGS, ids=str)
 def tokenizer(request, texts):
-  return made_tokenizers.train(texts, kind='wordpiece', vocab_size=2000, lowercase=request.param)
+  return made_tokenizers.train(texts, kind='wordpiece', vocab_size=2000, **request.param)
 
 
 def odd_text(seed, length=30_000):

@@ -76,8 +76,9 @@ class WordPieceTokenizer(Tokenizer):
     if wordpiece_files.RULE in settings:
       self.transformers_class = Tokenizer.transformers_class
       self.read_by_original_program = False
-    # A token that was added may contain a space.
-    self._words = None if added else word_cache.WordCache(self._encode)
+    # A token that was added, and a user's rule of normalization, may contain a space.
+    word_by_word = not added and not isinstance(settings.get(wordpiece_files.RULE), dict)
+    self._words = word_cache.WordCache(self._encode) if word_by_word else None
 
   @classmethod
   def open_files(
