@@ -37,8 +37,8 @@ def predict(
       `task` is given; files for the tasks' evaluation sites are written, too.
     output: with `source` the file to write; None prints the predictions and nothing else. With
       `split` the folder to write to.
-    allow_loss: whether the tokenizer may lose 20% or more of the characters, as it may where the run
-      was made with config.allow_loss.
+    allow_loss: whether the tokenizer may lose 20% or more of the characters, as it may where the
+      run was made with config.allow_loss.
 
   Raises:
     UserError: the run, the task or the data does not exist, the data is malformed, or the tokenizer
