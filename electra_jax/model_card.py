@@ -87,15 +87,20 @@ print(discriminator(**inputs).logits.sigmoid())  # probability that each token w
   )
 
 
-def model_card(title: str, use: Use | None, sections: Sequence[str]) -> str:
+def model_card(
+  title: str, use: Use | None, sections: Sequence[str], bases: Sequence[str] = ()
+) -> str:
   """Returns a model card.
 
   Args:
     title: of the page.
     use: with transformers, if it can open the model.
     sections: lines of Markdown that follow.
+    bases: repositories of the Hub whose weights the run was initialized from.
   """
   lines = ['---']
+  if bases:
+    lines += ['base_model:', *(f'- {name}' for name in bases)]
   if use:
     lines += ['library_name: transformers', f'pipeline_tag: {use.pipeline}']
   lines += ['tags:', '- electra', '- electra_jax', '---', '', f'# {title}', '']

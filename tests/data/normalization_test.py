@@ -183,3 +183,18 @@ def test_an_edit_of_compiled_rules_changes_no_other_rule():
   compiled = normalization.compile_rules(rules)
   edited = charsmap.edited(compiled, {'a': None, 'é': 'b', 'z': None})
   assert charsmap.parse_rules(edited) == {k: v for k, v in rules.items() if k != 'a'} | {'é': 'x'}
+
+
+def test_byte_level_bpe_has_rules_of_its_own():
+  def trained(**settings):
+    texts = [*made_tokenizers.documents()[:4], 'IŞIK ışık é ½ ΣΑΣ']
+    return made_tokenizers.train(texts, kind='byte_level_bpe', vocab_size=400, **settings)
+
+  text = 'IŞIK e\u0301 ½\n x\u200cy'
+  kept = trained(normalization='auto')
+  assert kept.decode(kept.encode(text)) == text
+  assert kept.fingerprint == trained().fingerprint  # as 'original'
+  nfkc = trained(normalization='nfkc')
+  assert nfkc.decode(nfkc.encode(text)) == 'IŞIK é 1⁄2\n x\u200cy'
+  turkish = trained(casing='turkish', strip_accents=True)
+  assert turkish.decode(turkish.encode(text)) == 'ısık e ½\n x\u200cy'

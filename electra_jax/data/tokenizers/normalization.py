@@ -99,6 +99,13 @@ def read_rules(path: str) -> Table:
 #### Letters ####
 
 
+def folding(
+  lowercase: bool | None, strip_accents: bool | None, casing: str
+) -> tuple[bool, bool, str]:
+  """The same with defaults: Turkish casing lower-cases, other casing changes nothing."""
+  return casing == TURKISH if lowercase is None else lowercase, bool(strip_accents), casing
+
+
 def fold(text: str, lowercase: bool, strip_accents: bool, casing: str) -> str:
   """A text in lower case or without accents, as asked for."""
   if strip_accents:
@@ -222,8 +229,7 @@ def normalizers(settings: Mapping[str, Any]) -> Iterator[Normalizer]:
   Raises:
     UserError: rules of a file have sources of several characters.
   """
-  from tokenizers import Regex
-  from tokenizers.normalizers import NFC, NFD, BertNormalizer, Lowercase, Replace
+  from tokenizers.normalizers import BertNormalizer
 
   rule = settings['normalization']
   yield from _UNICODE[rule]() if isinstance(rule, str) else _of_table(rule)
@@ -233,13 +239,40 @@ def normalizers(settings: Mapping[str, Any]) -> Iterator[Normalizer]:
     strip_accents=False,
     lowercase=False,
   )
-  if settings['strip_accents']:
+  yield from _folding_steps(
+    settings['do_lower_case'], settings['strip_accents'], settings['casing']
+  )
+
+
+#### Byte-level BPE ####
+
+
+def byte_level_normalizers(
+  rule: str, lowercase: bool, strip_accents: bool, casing: str
+) -> list[Normalizer]:
+  """The normalizers of byte-level BPE; 'auto' and 'original' are none.
+
+  Raises:
+    UserError: rules of a file have sources of several characters.
+  """
+  if rule in ('auto', ORIGINAL):
+    steps = []
+  else:
+    steps = list(_UNICODE[rule]() if rule in NAMES else _of_table(read_rules(rule)))
+  return [*steps, *_folding_steps(lowercase, strip_accents, casing)]
+
+
+def _folding_steps(lowercase: bool, strip_accents: bool, casing: str) -> Iterator[Normalizer]:
+  from tokenizers import Regex
+  from tokenizers.normalizers import NFC, NFD, Lowercase, Replace
+
+  if strip_accents:
     yield NFD()
     scripts = ''.join(f'\\p{{{script.capitalize()}}}' for script in ACCENTED_SCRIPTS)
     yield Replace(Regex(f'[{scripts}]\\K\\p{{Mn}}+'), '')
     yield NFC()
-  if settings['do_lower_case']:
-    if settings['casing'] == TURKISH:
+  if lowercase:
+    if casing == TURKISH:
       yield Replace('I\u0307', 'i')
       yield Replace('\u0130', 'i')
       yield Replace('I', '\u0131')

@@ -1,10 +1,10 @@
 """SentencePiece tokenizers, unigram and BPE."""
 
 import io
+import json
 import os
 import re
 import string
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +14,14 @@ from electra_jax import file_access
 from electra_jax.data.tokenizers import (
   new_words,
   normalization,
+  pipeline_files,
+  sentencepiece_folders,
   sentencepiece_model,
   sentencepiece_pipeline,
   special_tokens,
+  word_marks,
 )
+from electra_jax.data.tokenizers.pipeline_tokenizer import PipelineTokenizer
 from electra_jax.data.tokenizers.sentencepiece_model import SPACE
 from electra_jax.data.tokenizers.special_tokens import (
   CLS,
@@ -27,16 +31,20 @@ from electra_jax.data.tokenizers.special_tokens import (
   PAD_ID,
   SEP,
   SEP_ID,
+  SPECIAL_TOKENS,
   UNK,
   UNK_ID,
+  role_of,
 )
 from electra_jax.data.tokenizers.tokenization import (
+  Overrides,
   Pipeline,
   Tokenizer,
   TokenizerSettings,
   UnsupportedSize,
 )
 from electra_jax.data.tokenizers.training_sample import Sample
+from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
 from electra_jax.errors import UserError
 
 FILE = 'tokenizer.model'
@@ -46,21 +54,6 @@ BYTE_FALLBACK_FROM = 8192
 BYTE_PIECES = 256
 # A smaller vocabulary has no room for special tokens and single characters.
 SMALLEST_VOCABULARY = 128
-# First and last character of scripts that are written without spaces: South East Asian and Tibetan,
-# Chinese and Japanese.
-SPACELESS = (
-  (0x0E00, 0x109F),
-  (0x1780, 0x17FF),
-  (0x1950, 0x1AAF),
-  (0x2E80, 0x9FFF),
-  (0xF900, 0xFAFF),
-  (0xFF66, 0xFF9F),
-  (0x1B000, 0x1B16F),
-  (0x20000, 0x3FFFF),
-)
-# First bytes in UTF-8 of characters of which nearly all begin words: punctuation and symbols,
-# Chinese and Japanese, emoji.
-WORD_BYTES = (*range(0xE2, 0xEA), *range(0xF0, 0xF5))
 # Training holds its sentences in memory; SentencePiece samples this many of a larger number.
 TRAINING_SENTENCES = 500_000
 # Sums are taken per thread, so another number gives slightly different scores. A fixed number gives
@@ -81,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
     'byte fallback (config.data.byte_fallback=yes, and config.data.tokenizer=unigram where a model '
     'is given), or byte-level BPE'
   )
-  main_files = (FILE, 'spiece.model', 'sentencepiece.bpe.model')
+  main_files = (FILE, 'spiece.model', 'spm.model', 'sentencepiece.bpe.model')
 
   def __init__(self, files: Mapping[str, bytes], source: str, options: None = None) -> None:
     """Opens a model.
@@ -102,10 +95,7 @@ class SentencePieceTokenizer(Tokenizer):
       self.model = sentencepiece_model.parse_model(files[FILE])
       processor.load_from_serialized_proto(files[FILE])
     except (RuntimeError, ValueError):
-      raise UserError(
-        f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train '
-        'it again (the name of a WordPiece vocabulary must end in .txt).'
-      ) from None
+      raise _damaged(source) from None
     every_id = list(range(processor.get_piece_size()))
     tokens = processor.id_to_piece(every_id)
     # The unknown piece has its own type, whatever its name.
@@ -127,22 +117,27 @@ class SentencePieceTokenizer(Tokenizer):
 
   @classmethod
   def open_files(
-    cls,
-    places: Mapping[str, str],
-    source: str,
-    lowercase: bool | None,
-    strip_accents: bool | None,
+    cls, places: Mapping[str, str], source: str, overrides: Overrides
   ) -> Tokenizer | None:
     """See `Tokenizer.open_files`."""
     place = next((places[name] for name in cls.main_files if name in places), None)
     if place is None:
       return None
-    if lowercase is not None or strip_accents is not None:
-      raise UserError(
-        f'the tokenizer {source!r} is a SentencePiece model, which has its own normalization; '
-        'remove lowercase and strip_accents.'
+    content = file_access.read_bytes(place)
+    try:
+      pieces = sentencepiece_model.parse_model(content).pieces
+      if PIPELINE_FILE in places and not sentencepiece_folders.is_own(pieces):
+        return None  # the tokenizer.json has the ids and the normalization of its class
+      overrides.require_no_case(source, 'a SentencePiece model')
+      content, steps = sentencepiece_folders.read_folder(
+        content, places, source, overrides.add_special_tokens
       )
-    return cls({FILE: file_access.read_bytes(place)}, place)
+    except ValueError:
+      raise _damaged(place) from None
+    model = cls({FILE: content}, place)
+    if steps == sentencepiece_folders.TextSteps():
+      return model
+    return _with_steps(model, sentencepiece_folders.normalizers_of(steps), source)
 
   def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
     """See `Tokenizer.encode_short`."""
@@ -197,7 +192,10 @@ class SentencePieceTokenizer(Tokenizer):
         'the SentencePiece model has the space of a word at its end, so its pieces do not show '
         'where words begin; use another tokenizer, or --config.objective.masking=uniform.'
       )
-    return np.array([_piece_begins_word(text, kind) for text, _, kind in self.model.pieces], bool)
+    spaceless = self.segment is None
+    return np.array(
+      [_piece_begins_word(text, kind, spaceless) for text, _, kind in self.model.pieces], bool
+    )
 
   def surface(self, token_id: int) -> tuple[bool, str]:
     """See `Tokenizer.surface`."""
@@ -225,7 +223,7 @@ class SentencePieceTokenizer(Tokenizer):
     a new one would require all tokens on the way, which would change other words.
     """
     pieces = new_words.unigram_pieces(self, self.model, self._processor.normalize, words)
-    files = {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
+    files = self.files | {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
     return SentencePieceTokenizer(files, 'with more words')
 
   def to_pipeline(self) -> Pipeline:
@@ -243,7 +241,7 @@ class SentencePieceTokenizer(Tokenizer):
     if settings.normalization == normalization.ORIGINAL:
       return [settings.byte_fallback]
     rule = normalization.identity(settings.normalization)
-    return [settings.byte_fallback, rule, *_folding(settings)]
+    return [settings.byte_fallback, rule, *settings.folding]
 
   @classmethod
   def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
@@ -261,7 +259,7 @@ class SentencePieceTokenizer(Tokenizer):
       return {FILE: cls._train(sample.lines, settings, fallback, {})}
     # The trainer takes rules only by name or as a file, which takes seconds to compile. It gets
     # normalized text, and its model the rules.
-    rules = normalization.compiled(settings.normalization, *_folding(settings))
+    rules = normalization.compiled(settings.normalization, *settings.folding)
     lines = normalization.normalize_lines(sample.lines, rules) if rules else sample.lines
     model = cls._train(lines, settings, fallback, {'normalization_rule_name': 'identity'})
     return {FILE: sentencepiece_model.with_normalization(model, rules) if rules else model}
@@ -320,12 +318,28 @@ class SentencePieceTokenizer(Tokenizer):
     return model.getvalue()
 
 
-def _folding(settings: TokenizerSettings) -> tuple[bool, bool, str]:
-  """Whether letters are lower-cased, whether accents are stripped, and the casing rule."""
-  lowercase = settings.lowercase
-  if lowercase is None:
-    lowercase = settings.casing == normalization.TURKISH
-  return lowercase, bool(settings.strip_accents), settings.casing
+def _damaged(source: str) -> UserError:
+  return UserError(
+    f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train '
+    'it again (the name of a WordPiece vocabulary must end in .txt).'
+  )
+
+
+def _with_steps(model: SentencePieceTokenizer, steps: Sequence[Any], source: str) -> Tokenizer:
+  """A model with other normalizers before its own, which SentencePiece cannot express."""
+  from tokenizers import normalizers
+
+  pipeline = model.to_pipeline()
+  pipeline.normalizer = normalizers.Sequence([*steps, pipeline.normalizer])
+  roles = {
+    role_of(token): model.tokens[getattr(model, f'{token[1:-1].lower()}_id')]
+    for token in SPECIAL_TOKENS
+  }
+  files = {
+    PIPELINE_FILE: pipeline_files.serialized(pipeline),
+    SETTINGS_FILE: (json.dumps(roles, indent=2) + '\n').encode(),
+  }
+  return PipelineTokenizer(files, source)
 
 
 def _cores() -> int:
@@ -354,22 +368,10 @@ def _size_error(message: str, vocab_size: int, byte_pieces: int) -> UserError | 
   return None
 
 
-def _piece_begins_word(text: str, piece_type: int) -> bool:
+def _piece_begins_word(text: str, piece_type: int, spaceless: bool) -> bool:
   if piece_type == sentencepiece_model.BYTE_PIECE:
-    byte = int(text[3:5], 16)  # <0x0A>
-    return byte in WORD_BYTES or byte < 128 and _begins_word(chr(byte))
-  return piece_type != sentencepiece_model.UNKNOWN_PIECE and _begins_word(text[:1])
-
-
-def _begins_word(character: str) -> bool:
-  if not character or (category := unicodedata.category(character)[0]) == 'M':
-    return False
-  # U+2581 is a symbol in Unicode.
-  return (
-    category in 'PS'
-    or character.isspace()
-    or any(first <= ord(character) <= last for first, last in SPACELESS)
-  )
+    return word_marks.byte_begins_word(int(text[3:5], 16), spaceless)  # <0x0A>
+  return piece_type != sentencepiece_model.UNKNOWN_PIECE and word_marks.begins_word(text, spaceless)
 
 
 def _shape(piece: str) -> tuple[int, int, int]:
