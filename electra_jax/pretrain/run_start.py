@@ -165,7 +165,8 @@ def prepare_only(
   prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam, take_over=take_over)
   report = file_access.join(prepared.path, REPORT_FILE)
   console.line('\n' + file_access.read_bytes(report).decode(), always=True)
-  advice.print_advice(advice.advise(_recipe(run.config, run.tokenizer), prepared.tokenizer))
+  with console.results():
+    advice.print_advice(advice.advise(_recipe(run.config, run.tokenizer), prepared.tokenizer))
   console.say('report', report, always=True)
   store = f' and --config.data.store={prepared.path}' if output else ''
   console.say('next', f'python -m electra_jax.main with the same --config{store}')

@@ -256,7 +256,7 @@ def open_prepared(
   heldout = stores.pop('heldout', None)
   train = _mixed(tuple(stores.values()), facts, mixing or Mixing(), path)
   for label, text in preparation_report.console_lines(facts):
-    console.say(label, text)
+    console.say(label, text, always=label == 'warning')
   console.say('kept in', path)
   return Prepared(train, heldout, tokenizer, facts, path)
 
