@@ -16,7 +16,6 @@ VOCABULARY = (
   + finetune_files.WORDS
   + [f'##{word[:2]}' for word in finetune_files.WORDS]
   + list('abdefgiklmnoprstu?.')
-  + [f'##{letter}' for letter in 'abcdefghijklmnopqrstuvwxyz']
 )
 
 
@@ -50,6 +49,7 @@ def config_of(folder, task, **fields):
     bucketed=False,
     eval_every=0.0,
     keep_trials='all',
+    allow_loss=True,  # some texts have other words than the vocabulary
   )
   c.model.update(scan_unroll=1, dropout=0.0, attention_dropout=0.0)  # compiles faster
   c.update_from_flattened_dict(fields)

@@ -39,7 +39,8 @@ def predict(
       `task` is given; files for the tasks' evaluation sites are written, too.
     output: with `source` the file to write; None prints the predictions and nothing else. With
       `split` the folder to write to.
-    allow_loss: whether the tokenizer may lose 20% or more of the characters.
+    allow_loss: whether the tokenizer may lose 20% or more of the characters, as it may where the
+      run was made with config.allow_loss.
 
   Raises:
     UserError: the run, the task or the data does not exist, the data is malformed, or the tokenizer
@@ -71,7 +72,7 @@ def _report_losses(
     UserError: it loses much, which is not allowed.
   """
   losses = task_losses.count_losses(run.task, examples, features, run.tokenizer)
-  if not allow_loss:
+  if not allow_loss and not run.config.allow_loss:
     task_losses.check(losses, what, '--allow_loss')
   if losses.lost or losses.truncated:
     console.warn(f'of {losses.characters:,} characters {loss_report.summary(losses)}')

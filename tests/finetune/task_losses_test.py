@@ -1,5 +1,6 @@
 """Characters that fine-tuning, prediction and opened runs lose: counted, warned of, refused."""
 
+import dataclasses
 import json
 import types
 import warnings
@@ -118,7 +119,8 @@ def run(tmp_path, tokenizer):
 
   fields = dict.fromkeys(finetuned.FineTunedRun.__dataclass_fields__)
   opened = task(tmp_path, LATIN, LATIN)
-  return Run(**fields | {'task': opened, 'tokenizer': tokenizer, 'max_length': 64})
+  given = {'task': opened, 'tokenizer': tokenizer, 'max_length': 64, 'config': FinetuningConfig()}
+  return Run(**fields | given)
 
 
 def test_prediction_refuses_text_that_is_lost_and_a_flag_continues(run, tmp_path, capsys):
@@ -128,6 +130,8 @@ def test_prediction_refuses_text_that_is_lost_and_a_flag_continues(run, tmp_path
     predict._predict_file(run, str(path), None, allow_loss=False)
   predict._predict_file(run, str(path), None, allow_loss=True)
   printed = capsys.readouterr()
+  allowed = dataclasses.replace(run, config=run.config.replace({'allow_loss': True}))
+  predict._predict_file(allowed, str(path), str(tmp_path / 'output'), allow_loss=False)
   assert len(printed.out.splitlines()) == 2  # predictions and nothing else
   assert 'electra_jax: warning: the tokenizer loses 100.0%' in printed.err
 

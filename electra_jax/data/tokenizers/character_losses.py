@@ -138,7 +138,7 @@ def count(
   """
   losses = CharacterLosses(characters=sum(map(len, texts)))
   events: Events = collections.Counter()
-  limits = [None] * len(texts) if used is None else used
+  limits: Sequence[int | None] = [None] * len(texts) if used is None else used
   try:
     encoded = tokenizer.encode_with_offsets(texts, threads)
     for text, limit, (ids, spans) in zip(texts, limits, encoded, strict=True):
