@@ -107,6 +107,7 @@ FLAGS: dict[str, Flag] = {
       float,
       default=1.0,
     ),
+    Flag('quiet', 'Print only warnings, errors and the result.', bool, default=False),
     Flag(
       'step',
       'Checkpoint to open: last, best (by config.best_by) or a step.',
@@ -235,7 +236,7 @@ FLAGS: dict[str, Flag] = {
 # Flags whose value is a path or an address.
 PATHS = ('workdir', 'store', 'output', 'input', 'pairs')
 # Flags of every mode.
-COMMON_FLAGS = ('plugins', 'input_limits')
+COMMON_FLAGS = ('plugins', 'input_limits', 'quiet')
 
 
 #### Modes ####

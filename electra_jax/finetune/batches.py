@@ -133,6 +133,7 @@ def assemble(
     if name in TARGET_PADDING:
       batch[name] = padded([values[row] for row in rows], shape, TARGET_PADDING[name])
     else:
-      batch[name] = np.zeros(batch_size, np.asarray(values).dtype)
-      batch[name][: len(rows)] = np.asarray(values)[rows]
+      array = np.asarray(values)
+      batch[name] = np.zeros((batch_size, *array.shape[1:]), array.dtype)
+      batch[name][: len(rows)] = array[rows]
   return batch

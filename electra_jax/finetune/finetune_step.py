@@ -72,7 +72,7 @@ def _inputs(token_ids: jax.Array, ids: SpecialIds) -> Inputs:
   return packed_inputs(token_ids, ids.pad_id, ids.cls_id, ids.sep_id)
 
 
-def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> BatchLoss:
+def finetuning_loss(model: FineTuned, ids: SpecialIds, settings: losses.LossSettings) -> BatchLoss:
   """The loss of a task's head.
 
   A batch holds the arrays of batches.assemble; `seed`, a uint32 scalar that dropout depends on
@@ -82,13 +82,13 @@ def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float)
   Args:
     model: encoder and head.
     ids: ids of the special tokens.
-    impossible_weight: weight of the answerability loss of questions.
+    settings: of the loss.
   """
 
   def prepare(step: jax.Array | int, batch: Mapping[str, Any]) -> tuple[Batch, jax.Array]:
     examples = {name: value for name, value in batch.items() if name not in NOT_EXAMPLES}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
-    return examples, losses.loss_denominator(model.kind, examples)
+    return examples, losses.loss_denominator(model.kind, examples, settings)
 
   def loss(
     params: PyTree, examples: Batch, count: jax.Array
@@ -100,7 +100,7 @@ def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float)
       examples['keys'],
       method='training',
     )
-    total, _, sums = losses.head_loss(model.kind, outputs, examples, impossible_weight)
+    total, _, sums = losses.head_loss(model.kind, outputs, examples, settings)
     others = {name: value for name, value in sums.items() if name != 'loss'}
     return total / jnp.maximum(count, 1), others | {'total': total}
 

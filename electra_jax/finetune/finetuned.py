@@ -105,8 +105,7 @@ class FineTunedRun:
       scan_unroll=1,
       dtype=jnp.float32,
     )
-    labeled = self.task.head in ('classification', 'tagging')
-    labels = tuple(self.task.labels) if labeled else ()
+    labels = tuple(self.task.labels)
     return Weights(
       self.workdir,
       encoder,

@@ -401,12 +401,16 @@ def blimp(
   seconds = time.perf_counter() - start
   right = {tower: verdicts(values[0::2], values[1::2]) for tower, values in scores.items()}
   result = {'step': run.step, 'source': str(source), 'limit': limit, **summary(pairs, right)}
-  console.say('scored', f'step {run.step:,} on {len(pairs):,} pairs in {console.seconds(seconds)}')
+  console.say(
+    'scored',
+    f'step {run.step:,} on {len(pairs):,} pairs in {console.seconds(seconds)}',
+    always=True,
+  )
   files = {'blimp.json': run_folder.json_content(result)}
   written = hosts.from_first(functools.partial(results.write, files))
   print(format_results(result))
   if written:
-    console.say('written', written)
+    console.say('written', written, always=True)
   return result
 
 
@@ -464,14 +468,13 @@ def _score_with_progress(
 ) -> dict[str, np.ndarray]:
   # length - 2 masked copies for the generator, and one row for the discriminator
   work = sum(bucket(len(row)) * (len(row) - 1) for row in rows)
-  start = time.perf_counter()
   done = 0
-  with console.progress('scoring', work) as line:
+  with console.progress('scoring', work, 'tokens', before='compiling') as line:
 
     def progress(tokens: int) -> None:
       nonlocal done
       done += tokens
-      line(done, f'{done / (time.perf_counter() - start):,.0f} tokens/s')
+      line(done)
 
     return score_sentences(run, rows, batch_tokens=batch_tokens, progress=progress, towers=towers)
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from electra_jax import file_access
+from electra_jax import console, file_access
 from electra_jax.config import PretrainingConfig
 from electra_jax.data.prepare.preparation import HeldoutSource, Prepared
 from electra_jax.data.store.token_store import Store
@@ -96,8 +96,8 @@ class Run:
       )
     if prepared.heldout is None:
       raise UserError(
-        f'the corpus {run_start.corpus_name(self.config)} has no held-out rows; prepare it with '
-        'config.data.heldout_fraction above 0.'
+        f'the corpus {run_start.corpus_name(self.config)} has no held-out rows, so {self.workdir} '
+        'cannot be evaluated; expected a run with --config.data.heldout_fraction above 0.'
       )
     return prepared.heldout
 
@@ -260,13 +260,14 @@ def open_run(
   # Parameters are opened unsplit: the run may have used more devices than this machine has.
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
-  params, step = checkpoints.restore_params(
-    folder,
-    which,
-    nn.unbox(boxed),
-    partitioning.parameter_shardings(boxed, layout),
-    checkpoints.run_criterion(config),
-  )
+  with console.phase('reading', f'{which} checkpoint of {folder}'):
+    params, step = checkpoints.restore_params(
+      folder,
+      which,
+      nn.unbox(boxed),
+      partitioning.parameter_shardings(boxed, layout),
+      checkpoints.run_criterion(config),
+    )
   phase = next(phase for phase in resolved.phases if step <= phase.last)
   of_phase = phase.config.replace({'data.store': store} if store else {})
   return Run(

@@ -99,6 +99,22 @@ def test_an_imported_classifier_predicts_as_in_pytorch(tmp_path, family):
     assert row['label'] == names[int(logits.argmax())]
 
 
+def test_an_imported_multi_label_model_predicts_as_in_pytorch(tmp_path):
+  names = {0: 'good', 1: 'so so', 2: 'bad'}
+  problem = 'multi_label_classification'
+  made = folder_of(
+    tmp_path / 'hf', 'electra', 'classification', id2label=names, problem_type=problem
+  )
+  run = adopted(tmp_path, tmp_path / 'hf', 'multilabel')
+  (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
+  expected = torch_logits(made, tmp_path / 'hf', TEXTS)
+  for row, logits in zip(run(str(tmp_path / 'texts.txt')), expected, strict=True):
+    probabilities = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(list(row['probabilities'].values()), probabilities, rtol=2e-5)
+    assert row['labels'] == [names[i] for i in np.flatnonzero(probabilities >= 0.5)]
+  assert run.weights().head.kind == 'multilabel'
+
+
 def test_an_imported_regression_predicts_as_in_pytorch(tmp_path):
   made = folder_of(
     tmp_path / 'hf', 'modern', 'classification', num_labels=1, problem_type='regression'
@@ -148,7 +164,8 @@ def test_an_imported_tagger_predicts_as_in_pytorch(tmp_path, family):
   for text, logits, row in zip(
     TEXTS, torch_logits(made, tmp_path / 'hf', TEXTS), run(str(tmp_path / 'texts.txt')), strict=True
   ):
-    pieces = [len(tokenizer.tokenize(word)) for word in text.split()]
+    assert row['text'] == text
+    pieces = [len(tokenizer.tokenize(word)) for word in row['tokens']]
     firsts = np.cumsum([1, *pieces])[:-1]  # after [CLS]
     shares = np.exp(logits - logits.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)

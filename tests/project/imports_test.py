@@ -61,6 +61,8 @@ LAZY = (
   'sentencepiece',
   'tokenizers',
   'safetensors',
+  'wandb',
+  'mlflow',
 )
 FILES = sorted(PACKAGE.rglob('*.py'))
 

@@ -47,6 +47,8 @@ class Features:
       Tokens after the first [SEP] have token type 1.
     targets: what the head predicts, by name:
       classification: `label` int32 [rows], -1 where there is none.
+      multilabel: `labels` float32 [rows, labels], 1 for each of a row's labels; nan where they are
+        not known.
       regression: `value` float32 [rows], scaled so that the training range is [0, 1]; nan where
         there is none.
       tagging: `tags`, a list of int32 [length]: the word's label at its first token, -1 elsewhere.
@@ -68,7 +70,7 @@ class Features:
 
 
 # The model's outputs for features, in the order of the rows: float32 and int32 arrays by name.
-#   classification: `logits` [rows, labels]
+#   classification, multilabel: `logits` [rows, labels]
 #   regression: `value` [rows]
 #   tagging: `logits`, a list of [length, labels]
 #   span: `start_log_probs`, `start_index` [rows, beam]; `end_log_probs`, `end_index`
@@ -89,11 +91,11 @@ class Task(Protocol):
 
   @property
   def head(self) -> str:
-    """Classification, regression, tagging or span."""
+    """Of model.heads.KINDS."""
 
   @property
   def labels(self) -> tuple[str, ...]:
-    """Of classification and tagging, in the order of the logits; () otherwise."""
+    """In the order of the logits; () for regression and span."""
 
   @property
   def metric(self) -> str:
@@ -126,6 +128,14 @@ class Task(Protocol):
   @property
   def synonyms(self) -> Mapping[str, int]:
     """Further names of labels and the label's index."""
+
+  @property
+  def logistic(self) -> bool:
+    """Whether the values of the regression head are log-odds, trained by binary cross-entropy."""
+
+  @property
+  def notes(self) -> Sequence[str]:
+    """Phrases about what was detected in the data, for the start of a run."""
 
   def examples(self, split: str) -> Sequence[Any]:
     """The examples of a split, checked. 'train' includes augmented examples (swapped pairs).
@@ -212,7 +222,7 @@ class TaskSpec(Protocol):
 
   @property
   def head(self) -> str:
-    """Classification, regression, tagging or span."""
+    """Of model.heads.KINDS."""
 
   @property
   def fixed_labels(self) -> bool:
@@ -263,6 +273,12 @@ class TaskDefaults:
   max_answer = 1
   low = 0.0
   high = 1.0
+  logistic = False
+
+  @property
+  def notes(self) -> Sequence[str]:
+    """None."""
+    return ()
 
   @property
   def paired(self) -> bool:
@@ -287,8 +303,9 @@ class TaskDefaults:
     targets = features.targets
     if 'label' in targets:
       return bool((np.asarray(targets['label']) >= 0).all())
-    if 'value' in targets:
-      return bool(np.isfinite(targets['value']).all())
+    for name in ('value', 'labels'):
+      if name in targets:
+        return bool(np.isfinite(targets[name]).all())
     return 'tags' not in targets or any((tags >= 0).any() for tags in targets['tags'])
 
   def submission(
