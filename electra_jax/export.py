@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from electra_jax import checksums, console, file_access, hub, hub_upload, model_card, report
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
@@ -22,7 +22,7 @@ from electra_jax.pretrain.build import objective_of
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved_run
 from electra_jax.training import run_folder
 from electra_jax.training.curves import RunRecord
-from electra_jax.training.progress import quantity, read_metrics
+from electra_jax.training.progress import read_metrics
 
 FORMATS = ('transformers', 'tensorflow')
 CARD = 'README.md'
@@ -115,7 +115,8 @@ def export(
     files = _export_finetuned(workdir, output, task, take_over)
     _push(output, files, target)
     return
-  weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
+  with console.phase('reading', f'the {step} checkpoint of {workdir}'):
+    weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
   assert weights.tokenizer is not None
   has_metrics = bool(read_metrics(run_folder.folder(workdir)))
   run = _PretrainedRun(
@@ -126,7 +127,7 @@ def export(
   )
   say('read', weights.source)
   for note in weights.notes:
-    say('left out', note)
+    say('left out', note, always=True)
   if format == 'tensorflow':
     _export_to_tensorflow(run, output, take_over)
   else:
@@ -158,13 +159,15 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
   left_out = ''
   for tower in TOWERS:
     try:
-      files = huggingface.model_files(weights, tower, special_ids=_special_ids(run.tokenizer))
+      with console.phase('exporting', f'the {tower}'):
+        files = huggingface.model_files(weights, tower, special_ids=_special_ids(run.tokenizer))
     except UserError as error:
       if tower == 'discriminator':
         raise
       left_out = str(error)
       continue
-    files |= _tokenizer_files(run, tower)
+    with console.phase('exporting', f'the tokenizer of the {tower}'):
+      files |= _tokenizer_files(run, tower)
     use = _use_of_tower(weights, tower)
     files[CARD] = run.card(f'{run.resolved.config.name}, {tower}', use, tower)
     written |= {f'{tower}/{name}': content for name, content in files.items()}
@@ -172,7 +175,7 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
     names = _write(output, written, lock)
   # The notes already mention a generator that the weights lack.
   if left_out and (weights.generator or not weights.notes):
-    say('left out', left_out)
+    say('left out', left_out, always=True)
   discriminator = file_access.join(output, 'discriminator')
   say('next', f'AutoModel.from_pretrained({discriminator!r}) in transformers')
   say('', f'--config.init=hf:{output} here')
@@ -235,6 +238,7 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
       "the original program reads WordPiece with BERT's normalization only "
       '(config.data.normalization=original); the files of this tokenizer are written beside the '
       'checkpoint',
+      always=True,
     )
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
   beside = {**run.tokenizer.saved_files(), CARD: card}
@@ -244,7 +248,8 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
     stale = _stale_files(output, {*beside, *written, checksums.SUMS})
     # Stale files are removed only when the model turns out to be expressible and writable.
     lock.check(read=True)
-    google.write_checkpoint(run.weights, prefix)
+    with console.phase('writing', prefix):
+      google.write_checkpoint(run.weights, prefix)
     present = set(file_access.listing(output))
     _write(output, beside, lock, stale, [name for name in written if name in present])
   settings = file_access.join(output, google.SETTINGS)
@@ -259,8 +264,9 @@ def _export_finetuned(
   workdir: str | os.PathLike[str], output: str, task: str | None, take_over: bool
 ) -> list[str]:
   """Writes a fine-tuned run; returns the names of the files."""
-  run = open_finetuned(workdir, task)
-  weights = run.weights()
+  with console.phase('reading', str(workdir)):
+    run = open_finetuned(workdir, task)
+    weights = run.weights()
   config = weights.discriminator
   assert config is not None
   say('read', f'{weights.source}, {run.trial}, step {run.step:,}')
@@ -377,18 +383,23 @@ def _write(
     stale: files of an earlier export, to be removed; None for all that `files` lacks.
     beside: names of files that are written already.
   """
-  files = {**files, **_with_sums(output, files, beside)}
+  with console.phase('hashing', output):
+    files = {**files, **_with_sums(output, files, beside)}
   for path in _stale_files(output, files) if stale is None else stale:
     file_access.remove(path)
   # Configs are last: a folder with a config is complete.
-  for name in sorted(files, key=lambda name: name.endswith('config.json')):
-    lock.check(read=True)
-    file_access.write_bytes(file_access.join(output, *name.split('/')), files[name])
+  done = 0
+  with console.progress('writing', sum(map(len, files.values())), 'B') as live:
+    for name in sorted(files, key=lambda name: name.endswith('config.json')):
+      live(done, name)
+      lock.check(read=True)
+      file_access.write_bytes(file_access.join(output, *name.split('/')), files[name])
+      done += len(files[name])
   folders: dict[str, list[str]] = {}
   for name, content in files.items():
     folder, _, file = name.rpartition('/')
     folders.setdefault(folder, []).append(f'{file} ({quantity(len(content), "B")})')
   for folder in sorted(folders):
     place = file_access.join(output, folder) if folder else output
-    say('written', f'{place}: {", ".join(folders[folder])}')
+    say('written', f'{place}: {", ".join(folders[folder])}', always=True)
   return list(files)

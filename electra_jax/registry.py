@@ -44,6 +44,7 @@ class Entry:
     spec: spec that user code registered.
     options: dataclass of the spec's options, a `config.declarations.Config`; None for none.
     file: Python file of the user code that registered it; '' for an entry of this package.
+    package: module of an optional package that the spec needs; '' for none.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Entry:
   spec: Any = None
   options: type[Any] | None = None
   file: str = ''
+  package: str = ''
 
 
 class Registry(Generic[T]):
@@ -236,8 +238,18 @@ CORPUS_FORMATS: Registry[Any] = Registry(
     Entry('line', 'text, one document per line', 'electra_jax.data.corpus.text_format:LINE'),
     Entry('file', 'text, one document per file', 'electra_jax.data.corpus.text_format:FILE'),
     Entry('jsonl', 'JSON lines', 'electra_jax.data.corpus.jsonl_format:JSONL'),
+    Entry('csv', 'CSV and TSV', 'electra_jax.data.corpus.csv_format:CSV'),
     Entry('parquet', 'Parquet', 'electra_jax.data.corpus.parquet_format:PARQUET'),
+    Entry('arrow', 'Arrow files and streams', 'electra_jax.data.corpus.arrow_format:ARROW'),
+    Entry(
+      'save_to_disk',
+      'a folder of datasets.save_to_disk',
+      'electra_jax.data.corpus.dataset_folder:DATASET_FOLDER',
+    ),
+    Entry('zip', 'a zip archive of files', 'electra_jax.data.corpus.archive_format:ZIP'),
+    Entry('tar', 'a tar archive of files', 'electra_jax.data.corpus.archive_format:TAR'),
     Entry('tfds', 'a TensorFlow Datasets dataset', 'electra_jax.data.corpus.tfds:TFDS'),
+    Entry('texts', 'texts given in Python', 'electra_jax.data.corpus.given_texts:GIVEN_TEXTS'),
     Entry('sample', 'the bundled sample', 'electra_jax.data.corpus.text_format:SAMPLE'),
   ],
 )
@@ -282,6 +294,12 @@ TASKS: Registry[Any] = Registry(
     Entry(
       'classification', 'a class of each text', 'electra_jax.finetune.tasks.text:CLASSIFICATION'
     ),
+    Entry(
+      'multilabel',
+      'any number of labels of each text',
+      'electra_jax.finetune.tasks.multilabel:MULTILABEL',
+    ),
+    Entry('ranking', 'passages by relevance', 'electra_jax.finetune.tasks.ranking:RANKING'),
     Entry('regression', 'a number of each text', 'electra_jax.finetune.tasks.text:REGRESSION'),
     Entry('ner', 'named entities', 'electra_jax.finetune.tasks.tagging:NER'),
     Entry('chunking', 'phrases', 'electra_jax.finetune.tasks.tagging:CHUNKING'),
@@ -290,6 +308,27 @@ TASKS: Registry[Any] = Registry(
     Entry('squad1', 'SQuAD 1.1', 'electra_jax.finetune.tasks.squad:SQUAD1'),
     Entry('squad2', 'SQuAD 2.0', 'electra_jax.finetune.tasks.squad:SQUAD2'),
     Entry('span', 'an answer in a context', 'electra_jax.finetune.tasks.squad:SPAN'),
+  ],
+)
+
+TRACKERS: Registry[Any] = Registry(
+  'tracker',
+  'config.trackers',
+  [
+    Entry(
+      'tensorboard',
+      "TensorBoard's event files in the run's folder",
+      'electra_jax.training.trackers.tensorboard_files:TensorBoardFiles',
+    ),
+    Entry(
+      'wandb',
+      'Weights & Biases',
+      'electra_jax.training.trackers.wandb_runs:WandbRun',
+      package='wandb',
+    ),
+    Entry(
+      'mlflow', 'MLflow', 'electra_jax.training.trackers.mlflow_runs:MlflowRun', package='mlflow'
+    ),
   ],
 )
 
@@ -304,6 +343,7 @@ LISTS: dict[str, Registry[Any]] = {
     CORPUS_FORMATS,
     WEIGHT_FORMATS,
     TASKS,
+    TRACKERS,
   )
 }
 

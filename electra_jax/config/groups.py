@@ -40,6 +40,26 @@ ALLOW_LOSS_HELP = (
 KERNEL_HELP = 'Attention kernel: xla, splash (TPU), cudnn (GPU) or auto; only xla has dropout.'
 
 
+TRACKERS_HELP = (
+  'Where metrics go besides metrics.jsonl: a tuple of tensorboard, wandb, mlflow; (): nowhere.'
+)
+TRACKING_HELP = 'What trackers learn of the run; see docs/monitoring.md.'
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingConfig(Config):
+  """What trackers learn of a run."""
+
+  project: str = field(
+    'electra_jax', 'Name for runs that are compared: project of wandb, experiment of mlflow.'
+  )
+  run_name: str = field('', "Name of the run; '': config.name. Trials add their task and number.")
+  send_paths: bool = field(
+    False,
+    'Send all fields of the config, paths included; else numbers and names of closed lists.',
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Config):
   """The devices as a grid."""

@@ -28,8 +28,11 @@ from electra_jax.config.groups import (
   RESIDUALS,
   SCALES,
   SKIP_HELP,
+  TRACKERS_HELP,
+  TRACKING_HELP,
   MeshConfig,
   ShardingConfig,
+  TrackingConfig,
 )
 
 AUTO = ('auto', 'yes', 'no')
@@ -70,7 +73,7 @@ class DataConfig(Config):
 
   source: str = field(
     'sample',
-    'Corpus: sample (bundled), files, globs, gs://..., tfds:NAME, with options and weights.',
+    'Corpus: sample (bundled), files, folders, globs, gs://..., tfds:NAME; options and weights.',
     argument='source',
   )
   document_format: str = field(
@@ -80,7 +83,10 @@ class DataConfig(Config):
     'refuse', 'Bytes that are not UTF-8: refuse the file, or replace them (counted).'
   )
   heldout_fraction: float = field(
-    0.05, 'Fraction of the documents that is held out for evaluation.', above=0, below=1
+    0.05,
+    'Fraction of the documents that is held out for evaluation; 0: none, no evaluation.',
+    at_least=0,
+    below=1,
   )
   near_duplicates: float = field(
     0.0, 'MinHash similarity from which a later document is dropped, such as 0.8; 0: keep all.'
@@ -147,6 +153,17 @@ class DataConfig(Config):
     '',
     'Corpus made by --mode=prepare --output=..., a folder or gs://; replaces all fields above.',
     resumable=True,
+    per_phase=True,
+  )
+  weights: tuple[Any, ...] = field(
+    (),
+    'Weights of the sources, in their order; (): those of the source, or of the preparation.',
+    per_phase=True,
+  )
+  mixture_temperature: float = field(
+    0.0,
+    'Weights in proportion to tokens ** (1 / T); 1: by size, large: equal; 0: not used.',
+    at_least=0,
     per_phase=True,
   )
   cache: str = field(
@@ -472,6 +489,10 @@ class PretrainingConfig(Config):
     resumable=True,
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  trackers: tuple[str, ...] = field(
+    ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
+  )
+  tracking: TrackingConfig = group(TrackingConfig, TRACKING_HELP, resumable=True)
 
   @property
   def specs(self) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ other. Nothing here imports JAX or reads a file, so that a mistake is reported w
 
 import importlib.util
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,24 @@ def reader_is_installed(c: PretrainingConfig) -> None:
     c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,
     "config.data.reader is 'tf' and TensorFlow is not installed; expected the extra tfds, or "
     'numpy, which gives the same batches.',
+  )
+
+
+def one_kind_of_weights(c: PretrainingConfig) -> None:
+  """Weights of sources are positive numbers, from one place."""
+  weights, temperature = c.data.weights, c.data.mixture_temperature
+  require(
+    all(_is_number(weight) and 0 < weight < math.inf for weight in weights),
+    f'config.data.weights is {weights}; expected a number above 0 for each source, as (2,1).',
+  )
+  require(
+    not weights or not temperature,
+    f'config.data.weights is {weights} and config.data.mixture_temperature is {temperature:g}; '
+    'expected one of the two.',
+  )
+  require(
+    not temperature or temperature >= 0.1,
+    f'config.data.mixture_temperature is {temperature:g}; expected at least 0.1, or 0 for none.',
   )
 
 
@@ -495,6 +514,7 @@ PRETRAINING = (
   options_have_a_spec,
   phases_make_the_run,
   warmup_ends,
+  one_kind_of_weights,
   original_masking,
   reader_is_installed,
   one_tower_objective,

@@ -72,7 +72,8 @@ def adopt(config: AnyConfig, workdir: str | os.PathLike[str], take_over: bool = 
   kind = registry.TASKS.get(name).head
   console.heading(f'{name}  ({workdir})')
 
-  weights = open_source(config.init)
+  with console.phase('reading', config.init):
+    weights = open_source(config.init)
   head = weights.head
   if head is None:
     raise UserError(f'{source} has no head of a task; train one with --mode=finetune.')
@@ -98,7 +99,7 @@ def adopt(config: AnyConfig, workdir: str | os.PathLike[str], take_over: bool = 
   for note in (*start.notes, *notes):
     say('', note)
   say('head', f'{head.kind}' + (f', labels {", ".join(task.labels)}' if task.labels else ''))
-  say('written', str(folder.parent))
+  say('written', str(folder.parent), always=True)
   data = '--split=dev' if 'dev' in task.splits else '--input=FILE'
   say('next', f'python -m electra_jax.main --mode=predict --workdir={folder.parent} {data}')
 

@@ -4,7 +4,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from electra_jax import console, file_access
@@ -12,6 +13,7 @@ from electra_jax.data.tokenizers import loss_report
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_losses
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
+from electra_jax.finetune.predictions import Score
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 
@@ -72,30 +74,47 @@ def _report_losses(
   if not allow_loss:
     task_losses.check(losses, what, '--allow_loss')
   if losses.lost or losses.truncated:
-    print(
-      f'electra_jax: of {losses.characters:,} characters {loss_report.summary(losses)}',
-      file=sys.stderr,
-    )
+    console.warn(f'of {losses.characters:,} characters {loss_report.summary(losses)}')
   for warning in task_losses.warnings(losses, what):
-    print(f'electra_jax: warning: {warning}', file=sys.stderr)
+    console.warn(f'warning: {warning}')
 
 
 def _predict_file(run: FineTunedRun, source: str, output: str | None, allow_loss: bool) -> None:
-  examples = run.task.read(source)
-  features, counts = run.features(examples)
+  """Predicts a file, and scores it where it has labels."""
+  start = time.perf_counter()
+  with console.phase('reading', 'the examples'):
+    examples, unknown = run.task.read_labeled(source)
+    features, counts = run.features(examples)
   for what, count in counts.items():
     if count:
-      print(f'electra_jax: {count:,} {what}', file=sys.stderr)
+      console.warn(f'{count:,} {what}')
   _report_losses(run, examples, features, f'the input of {run.task.name}', allow_loss)
-  outputs = _outputs(run, features, quiet=output is None)
+  outputs = _outputs(run, features)
   predictions = run.task.predictions(examples, features, outputs)
+  score = run.score_of(examples, features, outputs, unknown)
   text = _json_lines(predictions)
   if output is None:
     sys.stdout.write(text)
+    for line in _score_lines(score, unknown):
+      console.warn(line)
     return
   file_access.write_bytes(output, text.encode())
+  for line in _score_lines(score, unknown):
+    console.say(run.task.name, line, always=True)
   what = f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
-  console.say('written', what)
+  console.say('written', f'{what}, in {console.seconds(time.perf_counter() - start)}', always=True)
+
+
+def _score_lines(score: Score | None, unknown: Mapping[str, int]) -> list[str]:
+  """What a labeled file scores, and the labels that the task does not have."""
+  lines: list[str] = []
+  if unknown:
+    counted = ', '.join(f'{label!r} ({count:,})' for label, count in sorted(unknown.items()))
+    lines.append(f'labels that the run does not have, which are not scored: {counted}')
+  if score is not None:
+    part = f'{score.labeled:,} of {score.examples:,} examples have labels'
+    lines.append(f'{part}{_scores_text(score.metrics)}')
+  return lines
 
 
 def _predict_split(
@@ -114,14 +133,15 @@ def _predict_split(
   if split not in task.splits:
     if required:
       raise UserError(f'{task.name} has no {split} data; it has {", ".join(task.splits)}.')
-    console.say(task.name, f'has no {split} data and is skipped')
+    console.say(task.name, f'has no {split} data and is skipped', always=True)
     return
   for name in task.splits:
     diagnostic = split == 'test' and name == 'diagnostic'
     if not (name == split or name.startswith(split + '_') or diagnostic):
       continue
     examples = task.examples(name)
-    features, _ = run.features(examples)
+    with console.phase('tokenizing', name):
+      features, _ = run.features(examples)
     _report_losses(run, examples, features, f'the {name} data of {task.name}', allow_loss)
     outputs = _outputs(run, features)
     lines = _json_lines(run.task.predictions(examples, features, outputs))
@@ -133,8 +153,8 @@ def _predict_split(
     scores = ''
     if name != 'train' and run.task.labeled(name, features):
       scores = _scores_text(run.task.score(name, examples, features, outputs))
-    console.say(task.name, f'{len(examples):,} {name}{scores}')
-    console.say('written', f'{", ".join(written)} to {folder}')
+    console.say(task.name, f'{len(examples):,} {name}{scores}', always=True)
+    console.say('written', f'{", ".join(written)} to {folder}', always=True)
 
 
 def _task_with_data(run: FineTunedRun) -> Task:
@@ -157,11 +177,9 @@ def _scores_text(metrics: dict[str, float]) -> str:
   return ': ' + ', '.join(finite)
 
 
-def _outputs(run: FineTunedRun, features: Features, quiet: bool = False) -> Outputs:
-  if quiet:
-    return run.outputs(features)
-  with console.progress('predicting', len(features)) as live:
-    return run.outputs(features, lambda done: live(done, f'{done:,} of {len(features):,} rows'))
+def _outputs(run: FineTunedRun, features: Features) -> Outputs:
+  with console.progress('predicting', len(features), 'rows', before='compiling') as live:
+    return run.outputs(features, live)
 
 
 def _json_lines(predictions: Iterable[dict[str, Any]]) -> str:

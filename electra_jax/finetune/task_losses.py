@@ -77,7 +77,7 @@ def report_losses(
   if not config.allow_loss:
     check(losses, what, '--config.allow_loss=True')
   for warning in warnings(losses, what):
-    say('warning', warning)
+    say('warning', warning, always=True)
 
 
 def warnings(losses: CharacterLosses, what: str) -> list[str]:

@@ -43,6 +43,7 @@ from electra_jax.interop.weights import (
   tower_params,
 )
 from electra_jax.model.config import EncoderConfig
+from electra_jax.model.heads import ROW_KINDS
 
 CONFIG = 'config.json'
 TENSORS = 'model.safetensors'
@@ -344,7 +345,7 @@ def _fine_tuned(
 
 
 def _kind_of_head(head: Head) -> str:
-  return 'classification' if head.kind == 'regression' else head.kind
+  return 'classification' if head.kind in ROW_KINDS else head.kind
 
 
 def _head_params(source: str, head: Head, architecture: Architecture) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
     console.say(
       'tokenizer',
       f'transformers cannot open the tokenizer {tokenizer.kind!r}; its own files are written.',
+      always=True,
     )
     return tokenizer.saved_files()
   content = _pipeline_file(pipeline, tokenizer, token_types)

@@ -45,7 +45,7 @@ class Head:
     kind: one of model.heads.KINDS.
     style: one of model.heads.STYLES.
     labels: label names by id; empty for regression and span.
-    pooling: one of model.heads.POOLINGS, for classification and regression.
+    pooling: one of model.heads.POOLINGS, for model.heads.ROW_KINDS.
     params: the subtree `head` of model.heads.FineTuned.
   """
 

@@ -32,10 +32,17 @@ from electra_jax.model.encoder import (
 )
 from electra_jax.model.products import precision_of, product
 
-KINDS = ('classification', 'regression', 'tagging', 'span')
+ROW_KINDS = ('classification', 'multilabel', 'regression')  # with one output per row
+KINDS = (*ROW_KINDS, 'tagging', 'span')
 STYLES = ('published', 'transformers')
 POOLINGS = ('cls', 'mean')
-PUBLISHED_DROPOUT = {'classification': 0.1, 'regression': 0.1, 'tagging': 0.0, 'span': 0.0}
+PUBLISHED_DROPOUT = {
+  'classification': 0.1,
+  'multilabel': 0.1,
+  'regression': 0.1,
+  'tagging': 0.0,
+  'span': 0.0,
+}
 SPAN_SIZE = (
   512  # width of the span head's hidden layers, for any width of the encoder, as published
 )
@@ -311,7 +318,7 @@ class TransformersHead(nn.Module):
     def drop(x: jax.Array, site: int) -> jax.Array:
       return dropout(x, self.dropout, keys, site, c.dropout_settings)
 
-    of_rows = self.kind in ('classification', 'regression')
+    of_rows = self.kind in ROW_KINDS
     x = pooled(hidden, segment_ids, self.pooling) if of_rows else hidden
     has_hidden = self.kind in traits.transformers_hidden
     if has_hidden:
@@ -390,9 +397,9 @@ class FineTuned(nn.Module):
   Attributes:
     config: of the encoder.
     kind: of KINDS.
-    labels: number of labels, for classification and tagging.
+    labels: number of labels, for classification, multi-label classification and tagging.
     dropout: of the head; None for the default of its style, see `default_dropout`.
-    pooling: of POOLINGS, for classification and regression.
+    pooling: of POOLINGS, for ROW_KINDS.
     beam: for span: number of starts, and of ends for each.
     style: of STYLES.
     max_answer: for span in the style of transformers: most tokens of an answer.
@@ -467,9 +474,9 @@ class FineTuned(nn.Module):
       keys: of dropout, one threefry key per row; None for no dropout.
 
     Returns:
-      float32 arrays by name. Classification: `logits` `[batch, labels]`. Regression: `value`
-      `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits` and `end_logits`
-      `[batch, length]` and, in the published style, `impossible` `[batch]`.
+      float32 arrays by name. Classification, multi-label: `logits` `[batch, labels]`. Regression:
+      `value` `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits` and
+      `end_logits` `[batch, length]` and, in the published style, `impossible` `[batch]`.
     """
     hidden = self.hidden_states(inputs, keys)
     if self.kind != 'span':

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from electra_jax.config import PretrainingConfig, to_plain
-from electra_jax.console import seconds
+from electra_jax.console import quantity, seconds
 from electra_jax.data.prepare.preparation_report import (
   count_rows,
   loss_note,
@@ -33,7 +33,6 @@ from electra_jax.pages.html_page import (
 )
 from electra_jax.pages.run_checks import LEVELS, Finding, RunFiles, findings
 from electra_jax.training.curves import CurvePanel, Line, RunRecord, draw_single_panels
-from electra_jax.training.progress import quantity
 
 # Value, low, high; None where there is none.
 Estimate: TypeAlias = tuple[float | None, float | None, float | None]

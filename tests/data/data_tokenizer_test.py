@@ -223,7 +223,8 @@ def test_one_thread_starts_no_other(trained, kind, tmp_path):
           counts.append(alive())
       watcher = threading.Thread(target=watch)
       watcher.start()
-      tokenizer.encode_batch(['the old man had listed hundreds of truths ' * 50] * 200, threads)
+      texts = [' '.join(f'word{i}of{j}at{threads}' for i in range(300)) for j in range(200)]
+      tokenizer.encode_batch(texts, threads)
       done.set()
       watcher.join()
       return max(counts) - before - 1

@@ -93,7 +93,7 @@ def test_after_an_error_a_flag_continues_where_it_ended(folder, capsys, monkeypa
     raise AssertionError('a block is made again')
 
   monkeypatch.setattr(blocks, '_rows', fail)
-  prepared = prepare(folder, made, allow_loss=True)
+  prepared = prepare(folder, dataclasses.replace(made, allow_loss=True))
   assert loss_of(prepared).unknown == prepared.facts['sources'][0]['characters']
   capsys.readouterr()
   prepare(folder, made)  # it exists, and is opened with the same warning
@@ -163,7 +163,9 @@ def test_a_source_is_refused_although_others_are_kept(folder, english):
   message = refused(folder, recipe(f'{good},{thai}', english))
   assert f'of the source {thai!r}' in message and good not in message
   assert 'SentencePiece with byte fallback' in message
-  prepared = prepare(folder, recipe(f'{good},{thai}', english), allow_loss=True)
+  prepared = prepare(
+    folder, dataclasses.replace(recipe(f'{good},{thai}', english), allow_loss=True)
+  )
   first, second = map(preparation_report.losses_of, prepared.facts['sources'])
   assert first.lost_share < 0.01 and second.lost_share == 1
 
@@ -209,7 +211,7 @@ def test_facts_of_version_0_1_0_have_no_losses():
 def test_advice_measures_the_tokenizer_beside_two_others(folder, english):
   source = written(folder, 'mixed.txt', [*made_tokenizers.documents()[:10], *documents(HINDI)])
   made = recipe(source, english)
-  found = advice.advise(made, prepare(folder, made, allow_loss=True).tokenizer)
+  found = advice.advise(made, prepare(folder, dataclasses.replace(made, allow_loss=True)).tokenizer)
   names = [name for name, _ in found.rows]
   assert len(names) == 3 and names[0] == f'this corpus: {english}'
   own, *others = [measures for _, measures in found.rows]

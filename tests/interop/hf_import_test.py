@@ -526,10 +526,7 @@ def test_a_modernbert_head_without_a_class_is_refused(tmp_path):
 @pytest.mark.parametrize(
   'fields, words',
   [
-    (
-      {'problem_type': 'multi_label_classification'},
-      ('problem_type', 'multi_label_classification'),
-    ),
+    ({'problem_type': 'ranking'}, ('problem_type', 'multi_label_classification')),
     ({'problem_type': 'regression'}, ('problem_type', '3 labels')),
     ({'id2label': {'1': 'a', '2': 'b', '3': 'c'}}, ('id2label', '1, 2, 3')),
     ({'id2label': {'0': 'a', '1': 'b', '2': 'a'}}, ('id2label', "'a'")),

@@ -6,8 +6,10 @@ from typing import Any
 
 from electra_jax import console, file_access
 from electra_jax.data.corpus import corpora
+from electra_jax.data.corpus.readers import SKIPPED
 from electra_jax.data.prepare import blocks
 from electra_jax.data.prepare.blocks import Facts
+from electra_jax.data.prepare.heldout_split import SPLITS
 from electra_jax.data.tokenizers import loss_report
 from electra_jax.data.tokenizers.character_losses import CharacterLosses
 from electra_jax.data.tokenizers.tokenization import Tokenizer
@@ -41,7 +43,7 @@ class GatheredFacts:
       `CharacterLosses.plain`.
       `sources`: location, weight and store of each, what reading it counted (`blank_documents`,
       `documents_with_replacements`, `replaced_bytes`), the counts of its training documents, and
-      `heldout_rows`.
+      `heldout_rows`; `skipped`: files that hold no corpus, by what they are, if there are some.
     parts: of each store, in order.
   """
 
@@ -62,7 +64,7 @@ def gather_facts(
     sources: all sources of the corpus.
   """
   weighted = sources[0].weight is not None
-  splits: dict[str, Facts] = {split: {} for split in blocks.SPLITS}
+  splits: dict[str, Facts] = {split: {} for split in SPLITS}
   entries: list[dict[str, Any]] = [
     {
       'location': source.location,
@@ -81,6 +83,11 @@ def gather_facts(
     entry = entries[group.source_index]
     for name in _READ_COUNTS:
       entry[name] += read['counts'].get(name, 0)
+    for name, number in read['counts'].items():
+      if name.startswith(SKIPPED):
+        skipped = entry.setdefault('skipped', {})
+        kind = name.removeprefix(SKIPPED)
+        skipped[kind] = skipped.get(kind, 0) + number
     for number in range(read['blocks']):
       block = blocks.block_name(index, number)
       facts = _recorded(blocks.block_facts(job, block))
@@ -93,11 +100,14 @@ def gather_facts(
       for name in blocks.COUNTS:
         entry[name] += facts['train'][name]
       entry['losses'] = blocks.add_losses(entry, facts['train'])
+  for entry, of_source in zip(entries, corpora.skipped_files(sources), strict=True):
+    if of_source:
+      entry['skipped'] = entry.get('skipped', {}) | of_source
   for total in splits.values():
     # All counts, even if there is no block.
     blocks.add_facts(total, dict.fromkeys(blocks.COUNTS, 0) | {'longest': []})
     total['padding_share'] = _padding_share(total, job.recipe.row_length)
-  if not job.recipe.heldout_fraction:
+  if not (job.split.holds_out if job.split else job.recipe.heldout_fraction):
     del splits['heldout'], parts['heldout']
   return GatheredFacts({'stores': list(parts), **splits, 'sources': entries}, parts)
 
@@ -210,6 +220,10 @@ def console_lines(facts: Facts) -> list[tuple[str, str]]:
   if replaced:
     documents = sum(source['documents_with_replacements'] for source in facts['sources'])
     lines.append(('replaced', f'{replaced:,} bytes in {documents:,} documents were not UTF-8'))
+  for source in facts['sources']:
+    for kind, number in source.get('skipped', {}).items():
+      files = f'{number:,} files' if number != 1 else 'a file'
+      lines.append(('skipped', f'{files} of {source["location"]}: {kind}'))
   losses = losses_of(total)
   if losses.characters:
     sampled = losses.characters < total['characters']
@@ -245,7 +259,7 @@ def kept_facts(facts: Facts, path: str) -> Facts:
     facts: of a finished corpus.
     path: the folder or address of the corpus.
   """
-  splits = {split: facts[split] | {'longest': []} for split in blocks.SPLITS if split in facts}
+  splits = {split: facts[split] | {'longest': []} for split in SPLITS if split in facts}
   tokenizer = {name: facts['tokenizer'][name] for name in ('kind', 'size')}
   row_length = facts['recipe']['row_length']
   if not file_access.is_remote(path):
@@ -397,7 +411,7 @@ def _table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[
 def _total(facts: Facts, row_length: int) -> Facts:
   """The counts of both splits together."""
   total: Facts = {}
-  for split in blocks.SPLITS:
+  for split in SPLITS:
     if split in facts:
       blocks.add_facts(total, facts[split])
   total['padding_share'] = _padding_share(total, row_length)

@@ -12,13 +12,10 @@ from electra_jax.data.tokenizers.tokenization import TokenizerSettings
 from electra_jax.data.tokenizers.training_sample import TRAINING_CHARACTERS
 from electra_jax.errors import UserError
 
-# Settings that prepared corpora of 0.1.0 do not have.
-_NEWER = ('tokenizer_options', 'tokenizer_characters', 'add_special_tokens', 'segmenter')
-
 
 @dataclasses.dataclass(frozen=True)
 class CorpusRecipe:
-  """All settings that decide the rows of a prepared corpus.
+  """All settings that decide the rows of a prepared corpus, or whether it is made.
 
   Attributes:
     row_length: tokens per row.
@@ -46,6 +43,7 @@ class CorpusRecipe:
   tokenizer_characters: int = TRAINING_CHARACTERS
   add_special_tokens: bool = False
   segmenter: str = ''
+  allow_loss: bool = False
 
   @property
   def tokenizer_settings(self) -> TokenizerSettings:
@@ -105,8 +103,12 @@ class CorpusRecipe:
       )
 
   def plain(self) -> dict[str, Any]:
-    """The settings as JSON values; those that version 0.1.0 did not have only where they differ."""
+    """The settings that decide the rows, as JSON values.
+
+    Those that version 0.1.0 did not have are only included where they differ.
+    """
     values = dataclasses.asdict(self)
+    del values['allow_loss']
     newer = {
       'tokenizer_options': {},
       'normalization': normalization.ORIGINAL,

@@ -46,14 +46,29 @@ class OneWarning:
   def __init__(self) -> None:
     """Nothing was issued yet."""
     self.issued = False
+    self._calls = 0
 
-  def __call__(self, sentences: Sequence[str]) -> None:
-    """Issues sentences as UserWarnings, for the line that called the run."""
+  def due(self) -> bool:
+    """Whether a call of the run is to be checked, until there was a warning.
+
+    These are the first, second, fourth, eighth call and so on: counting the lost characters of a
+    text takes as long as predicting it.
+    """
+    self._calls += 1
+    return not self.issued and self._calls & (self._calls - 1) == 0
+
+  def __call__(self, sentences: Sequence[str], depth: int = 3) -> None:
+    """Issues sentences as UserWarnings, for the line that called the run.
+
+    Args:
+      sentences: to issue.
+      depth: of the calls from that line to here.
+    """
     if self.issued:
       return
     for sentence in sentences:
       self.issued = True
-      python_warnings.warn(sentence, UserWarning, stacklevel=3)
+      python_warnings.warn(sentence, UserWarning, stacklevel=depth)
 
 
 def summary(losses: CharacterLosses) -> str:

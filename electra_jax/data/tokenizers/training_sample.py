@@ -90,7 +90,7 @@ def train_with_progress(
   """
   console.say('tokenizer', f'training {title}, {settings.vocab_size:,} tokens')
   start = time.monotonic()
-  with console.progress('tokenizer', total=expected_characters) as update:
+  with console.progress('tokenizer', expected_characters, 'characters') as update:
 
     def report(sample: Sample) -> None:
       millions = f'{sample.characters_read / 1e6:,.1f} million characters read'
@@ -121,10 +121,9 @@ def _train_in_thread(train: Callable[[Sample], T], sample: Sample, message: str)
 
   worker = threading.Thread(target=run, daemon=True)
   worker.start()
-  with console.progress('tokenizer') as update:
+  with console.phase('tokenizer', message):
     while worker.is_alive():
-      worker.join(0.1)
-      update(0, message)
+      worker.join(0.1)  # so that Ctrl-C is answered
   if failures:
     raise failures[0]
   return results[0]

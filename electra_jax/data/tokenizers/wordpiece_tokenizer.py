@@ -13,6 +13,7 @@ from electra_jax.data.tokenizers import (
   spans,
   special_tokens,
   text_parts,
+  word_cache,
   wordpiece_files,
 )
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, UNK, role_of
@@ -75,6 +76,8 @@ class WordPieceTokenizer(Tokenizer):
     if wordpiece_files.RULE in settings:
       self.transformers_class = Tokenizer.transformers_class
       self.read_by_original_program = False
+    # A token that was added may contain a space.
+    self._words = None if added else word_cache.WordCache(self._encode)
 
   @classmethod
   def open_files(
@@ -93,8 +96,13 @@ class WordPieceTokenizer(Tokenizer):
   def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
     """See `Tokenizer.encode_short`."""
     text_parts.set_threads(threads)
+    if self._words is not None and sum(map(len, texts)) >= word_cache.LEAST_CHARACTERS:
+      return self._words.encode(texts)
+    return [np.array(ids, np.int32) for ids in self._encode(texts)]
+
+  def _encode(self, texts: list[str]) -> list[list[int]]:
     encoded = self._pipeline.encode_batch_fast(texts, add_special_tokens=False)
-    return [np.array(one.ids, np.int32) for one in encoded]
+    return [one.ids for one in encoded]
 
   def encode_short_with_offsets(
     self, texts: list[str], threads: int | None
