@@ -58,6 +58,13 @@ _USE_SPAN = Use(
 )
 
 
+_USE_CHOICE = Use(
+  'multiple-choice',
+  'from transformers import AutoModelForMultipleChoice, AutoTokenizer\n\n'
+  f'{_TOKENIZER}model = AutoModelForMultipleChoice.from_pretrained(FOLDER)',
+)
+
+
 def use_of(kind: str, detection_class: str = '') -> Use:
   """Returns how a model is used.
 
@@ -67,7 +74,12 @@ def use_of(kind: str, detection_class: str = '') -> Use:
   """
   if kind == 'discriminator':
     return _use_of_discriminator(detection_class)
-  known = {'encoder': _USE_ENCODER, 'generator': _USE_GENERATOR, 'span': _USE_SPAN}
+  known = {
+    'encoder': _USE_ENCODER,
+    'generator': _USE_GENERATOR,
+    'span': _USE_SPAN,
+    'choice': _USE_CHOICE,
+  }
   if kind in known:
     return known[kind]
   task = 'token-classification' if kind == 'tagging' else 'text-classification'

@@ -299,6 +299,7 @@ TASKS: Registry[Any] = Registry(
       'any number of labels of each text',
       'electra_jax.finetune.tasks.multilabel:MULTILABEL',
     ),
+    Entry('choice', 'one of several texts', 'electra_jax.finetune.tasks.choice:CHOICE'),
     Entry('ranking', 'passages by relevance', 'electra_jax.finetune.tasks.ranking:RANKING'),
     Entry('regression', 'a number of each text', 'electra_jax.finetune.tasks.text:REGRESSION'),
     Entry('ner', 'named entities', 'electra_jax.finetune.tasks.tagging:NER'),

@@ -50,6 +50,7 @@ CLASSES = {
     'generator': 'ElectraForMaskedLM',
     'classification': 'ElectraForSequenceClassification',
     'tagging': 'ElectraForTokenClassification',
+    'choice': 'ElectraForMultipleChoice',
     'span': 'ElectraForQuestionAnswering',
   },
   'modern': {
@@ -58,6 +59,7 @@ CLASSES = {
     'generator': 'ModernBertForMaskedLM',
     'classification': 'ModernBertForSequenceClassification',
     'tagging': 'ModernBertForTokenClassification',
+    'choice': 'ModernBertForMultipleChoice',
     'span': 'ModernBertForQuestionAnswering',
   },
 }
@@ -69,6 +71,7 @@ AUTO = {
   'generator': 'AutoModelForMaskedLM',
   'classification': 'AutoModelForSequenceClassification',
   'tagging': 'AutoModelForTokenClassification',
+  'choice': 'AutoModelForMultipleChoice',
   'span': 'AutoModelForQuestionAnswering',
 }
 
@@ -164,6 +167,8 @@ def outputs(made, ids, types, real) -> list[np.ndarray]:
   inputs = {'input_ids': torch.tensor(ids), 'attention_mask': torch.tensor(real).long()}
   if made.config.model_type == 'electra':
     inputs['token_type_ids'] = torch.tensor(types)
+  if 'MultipleChoice' in type(made).__name__:  # one choice per row
+    inputs = {name: value[:, None] for name, value in inputs.items()}
   with torch.no_grad():
     found = made(**inputs)
   names = [

@@ -5,8 +5,8 @@ r"""Your own labeled texts, pairs, values, spans or tags, from tables in any for
       --config.data.text=review --config.data.label=stars
 
 Columns are named. --config.task is classification (labels as found in the training data),
-multilabel, regression, ranking, tagging or span; --config.data.pair names the column of a second
-text. docs/finetuning.md has an example of each.
+multilabel, choice, regression, ranking, tagging or span; --config.data.pair names the column of a
+second text. docs/finetuning.md has an example of each.
 """
 
 import ml_collections

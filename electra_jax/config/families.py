@@ -54,7 +54,7 @@ class Family:
   transformers_poolings: tuple[str, ...] = ('cls',)
   transformers_activation: str = 'tanh'
   transformers_first_dropout: bool = False
-  transformers_hidden: tuple[str, ...] = ('classification', 'regression')
+  transformers_hidden: tuple[str, ...] = ('classification', 'multilabel', 'regression', 'choice')
   transformers_head_dropout: float = 0.1
   transformers_span_dropout: bool = False
 
@@ -82,7 +82,14 @@ FAMILIES = {
     unused_fields=('max_positions', 'type_vocab_size', *_RELATIVE),
     transformers_poolings=('cls', 'mean'),
     transformers_activation='gelu',
-    transformers_hidden=('classification', 'regression', 'tagging', 'span'),
+    transformers_hidden=(
+      'classification',
+      'multilabel',
+      'regression',
+      'choice',
+      'tagging',
+      'span',
+    ),
     transformers_head_dropout=0.0,
     transformers_span_dropout=True,
   ),

@@ -49,8 +49,7 @@ class TaskDataConfig(Config):
   test: str = field('', 'File of test examples.')
   format: str = field(
     'auto',
-    "Format: auto (by the file's name; also Parquet, Arrow and saved data sets), tsv, csv, jsonl, "
-    'json, conll or conllu.',
+    "Format: auto (by the file's name), tsv, csv, jsonl, json, conll, conllu, parquet or arrow.",
   )
   text: str = field('text', 'Column of the text; span tasks: of the question.')
   pair: str = field('', 'Column of the second text; span tasks: of the context.')

@@ -195,7 +195,7 @@ def _with_labels(
   if head.kind == 'regression':
     head, notes = _with_unit(task, head)
     return task, head, notes
-  if head.kind == 'span':
+  if head.kind in ('span', 'choice'):
     return task, head, []
   if unnamed and (fixed or labels != head.labels):
     return task, head, [_matched_by_order(task, head.labels, source)]

@@ -44,10 +44,24 @@ def answer_statistics(head: str, features: Features, outputs: Outputs) -> dict[s
     if len(expected) < 2 or not expected.std():
       return {}
     return {DEVIATION: float(values.std() / expected.std())}
+  if head == 'choice':
+    return _shares_of_choices(features, outputs)
   answers, labels = _discrete(head, targets, outputs)
+  return _shares(answers, labels)
+
+
+def _shares(answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
   if not len(labels) or (labels == labels[0]).all():
     return {}
   return {SAME_ANSWER: _largest_share(answers), SAME_TARGET: _largest_share(labels)}
+
+
+def _shares_of_choices(features: Features, outputs: Outputs) -> dict[str, float]:
+  right = np.asarray(features.targets['choice']).reshape(-1, features.choices)
+  logits = np.asarray(outputs['value'], np.float64).reshape(-1, features.choices)
+  known = (right == 1).any(-1)
+  chosen = np.where(right < 0, -np.inf, logits).argmax(-1)[known]
+  return _shares(chosen, (right == 1).argmax(-1)[known])
 
 
 def _deviation_of_labels(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:

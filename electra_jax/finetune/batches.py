@@ -62,17 +62,26 @@ class Epochs:
       bucketed: whether rows of similar length are batched together.
       jitter: the logarithm of the largest factor of a length; 0 as in version 0.1.0.
     """
-    self._lengths = np.array([len(ids) for ids in features.token_ids])
+    lengths = np.array([len(ids) for ids in features.token_ids])
+    self._choices = features.choices
+    self._lengths = lengths.reshape(-1, self._choices).max(-1) if len(lengths) else lengths
     self._batch_size = batch_size
     self._seed = seed
     self._bucketed = bucketed
     self._jitter = jitter
-    self.steps = steps_per_epoch(len(features), batch_size)
+    self.steps = steps_per_epoch(len(self._lengths), batch_size)
     self._epoch = functools.lru_cache(maxsize=2)(self._batches_of_epoch)
 
   def rows(self, step: int) -> np.ndarray:
-    """Row indices of the batch of a step: int64, `batch_size` or, once per epoch, fewer."""
-    return self._epoch(step // self.steps)[step % self.steps]
+    """Row indices of the batch of a step: int64, `batch_size` or, once per epoch, fewer.
+
+    With several choices per example the batch has that many times more rows, by example.
+    """
+    found = self._epoch(step // self.steps)[step % self.steps]
+    if self._choices == 1:
+      return found
+    rows: np.ndarray = (found[:, None] * self._choices + np.arange(self._choices)).ravel()
+    return rows
 
   def _batches_of_epoch(self, epoch: int) -> list[np.ndarray]:
     count, size = len(self._lengths), self._batch_size

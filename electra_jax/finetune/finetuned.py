@@ -146,7 +146,7 @@ class FineTunedRun:
 
     Returns:
       By the head of the task: `LabelPrediction`, `LabelsPrediction`, `ValuePrediction`,
-      `TagPrediction` or `AnswerPrediction`.
+      `ChoicePrediction`, `TagPrediction` or `AnswerPrediction`; of ranking a mapping.
 
     Raises:
       UserError: an item is not what the task reads.

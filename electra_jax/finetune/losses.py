@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+_LOWEST = -1e9  # logit of rows that fill up the choices of an example
 IMPOSSIBLE_WEIGHT = 0.5  # answerable_weight in the original's configure_finetuning.py
 
 
@@ -18,6 +19,7 @@ class LossSettings:
     impossible_weight: span: weight of the loss of whether there is an answer.
     label_smoothing: classification: probability that is spread over all labels.
     class_weights: classification: the weight of each label; () for equal ones.
+    choices: choice: rows per example.
     logistic: regression: whether values are log-odds, with binary cross-entropy as the loss.
   """
 
@@ -25,6 +27,7 @@ class LossSettings:
   label_smoothing: float = 0.0
   class_weights: tuple[float, ...] = ()
   logistic: bool = False
+  choices: int = 1
 
 
 DEFAULTS = LossSettings()
@@ -35,8 +38,9 @@ def loss_denominator(
 ) -> jax.Array:
   """What the loss of a batch is divided by, float32 scalar.
 
-  It is the number of tokens with a tag, or of rows with a label, labels or a value, or of all rows
-  (span). With class weights it is the sum of the weights of the rows' labels.
+  It is the number of tokens with a tag, of examples with a known choice, of rows with a label,
+  labels or a value, or of all rows (span). With class weights it is the sum of the weights of the
+  labels.
 
   Args:
     head: of model.heads.KINDS.
@@ -44,7 +48,7 @@ def loss_denominator(
       row, 0 for padding of the batch.
     settings: of the losses.
   """
-  weights = _loss_weights(head, batch)
+  weights = _loss_weights(head, batch, settings)
   if settings.class_weights:
     weights = weights * _weights_of(batch['label'], settings)
   return weights.sum()
@@ -58,11 +62,11 @@ def head_loss(
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
   """The loss of a head, as in the original program (finetune/*/*_tasks.py).
 
-  Classification and tagging: cross-entropy. Multi-label: the mean over labels of the binary
-  cross-entropies. Regression: squared error of values scaled to [0, 1] (`logistic`: binary
-  cross-entropy). Span: the mean of the
-  cross-entropies of start and end, plus `impossible_weight` times the cross-entropy of whether
-  there is an answer. Start and end of a row without an answer are [CLS].
+  Classification and tagging: cross-entropy. Choice: cross-entropy over an example's choices.
+  Multi-label: the mean over labels of the binary cross-entropies. Regression: squared error of
+  values scaled to [0, 1] (`logistic`: binary cross-entropy). Span: the mean of the cross-entropies
+  of start and end, plus `impossible_weight` times the cross-entropy of whether there is an answer.
+  Start and end of a row without an answer are [CLS].
 
   Label smoothing and class weights of classification are those of PyTorch's CrossEntropyLoss: with
   smoothing e of K labels and the weights w, the loss of label y is (1 - e) w_y (-log p_y) plus
@@ -84,12 +88,18 @@ def head_loss(
     predicts it `impossible_loss` and `impossible_correct`. The end is predicted given the correct
     start.
   """
-  weights = _loss_weights(head, batch)
+  weights = _loss_weights(head, batch, settings)
   if head in ('classification', 'tagging'):
     target = jnp.maximum(batch['label' if head == 'classification' else 'tags'], 0)
     losses, correct = _cross_entropy(outputs['logits'], target)
     if settings.class_weights or settings.label_smoothing:
       losses = _smoothed_cross_entropy(outputs['logits'], target, settings)
+    terms = {'loss': losses, 'correct': correct}
+  elif head == 'choice':
+    right = batch['choice'].reshape(-1, settings.choices)
+    logits = outputs['value'].reshape(-1, settings.choices)
+    logits = jnp.where(right < 0, _LOWEST, logits)  # rows that fill up the choices
+    losses, correct = _cross_entropy(logits, jnp.argmax(right == 1, -1))
     terms = {'loss': losses, 'correct': correct}
   elif head == 'multilabel':
     terms = _multilabel_terms(outputs['logits'], batch['labels'])
@@ -105,7 +115,7 @@ def head_loss(
     terms = _span_terms(outputs, batch, settings.impossible_weight)
   else:
     raise ValueError(
-      f'head is {head!r}; expected classification, multilabel, regression, tagging or span.'
+      f'head is {head!r}; expected classification, multilabel, regression, choice, tagging or span.'
     )
   sums = {name: (values * weights).sum() for name, values in terms.items()}
   sums['count'] = weights.sum()
@@ -138,9 +148,15 @@ def _span_terms(
   return terms
 
 
-def _loss_weights(head: str, batch: Mapping[str, jax.Array]) -> jax.Array:
-  """1 where the loss counts, else 0: float32 [batch], for tagging [batch, length]."""
+def _loss_weights(head: str, batch: Mapping[str, jax.Array], settings: LossSettings) -> jax.Array:
+  """1 where the loss counts, else 0.
+
+  float32 [batch], for tagging [batch, length], for choice [batch / choices].
+  """
   weights = batch['weights'].astype(jnp.float32)
+  if head == 'choice':
+    right = batch['choice'].reshape(-1, settings.choices)
+    return weights.reshape(-1, settings.choices)[:, 0] * (right == 1).any(-1)
   if head == 'classification':
     return weights * (batch['label'] >= 0)
   if head == 'multilabel':

@@ -94,6 +94,21 @@ class TagPrediction:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChoicePrediction:
+  """The likeliest of several texts.
+
+  Attributes:
+    index: of the text, from 0.
+    choice: the text.
+    probabilities: of all texts.
+  """
+
+  index: int
+  choice: str
+  probabilities: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class AnswerSpan:
   """A part of the context, `context[start:end]`, with its probability among the best answers."""
 
@@ -129,6 +144,7 @@ Prediction: TypeAlias = (
   LabelPrediction
   | LabelsPrediction
   | ValuePrediction
+  | ChoicePrediction
   | TagPrediction
   | AnswerPrediction
   | Mapping[str, Any]
@@ -160,6 +176,9 @@ def typed_prediction(prediction: Mapping[str, Any], text: str | None = None) -> 
     prediction: as JSON has it.
     text: that was given as a whole, for the offsets of tags; None for words.
   """
+  if 'choices' in prediction and 'choice' in prediction:
+    probabilities = tuple(prediction['probabilities'])
+    return ChoicePrediction(prediction['label'], prediction['choice'], probabilities)
   if 'probabilities' in prediction and 'label' in prediction:
     return LabelPrediction(
       prediction['label'], prediction['probability'], dict(prediction['probabilities'])
@@ -248,6 +267,9 @@ def count_labeled(task: Task, examples: Sequence[Any], features: Features) -> in
     return int(np.isfinite(targets['value']).sum())
   if 'labels' in targets:
     return int(np.isfinite(targets['labels']).all(-1).sum())
+  if 'choice' in targets:
+    right = np.asarray(targets['choice']).reshape(-1, features.choices)
+    return int((right == 1).any(-1).sum())
   if 'tags' in targets:
     tagged = [bool((tags >= 0).any()) for tags in targets['tags']]
     return len(np.unique(features.examples[tagged]))

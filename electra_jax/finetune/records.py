@@ -72,6 +72,8 @@ def field_names(task: Task) -> tuple[str, str, str]:
     return task.columns.first[0], second[0] if second else '', task.columns.target[0]
   if task.head == 'span' and columns is not None:
     return columns.question, columns.context, columns.answers
+  if task.head == 'choice' and columns is not None:
+    return columns.text, '', columns.label
   layout: Any = getattr(task, 'layout', None)
   if layout is not None:
     return layout.text, '', layout.label

@@ -93,10 +93,15 @@ class TaskProgram:
     """Constants of the learning rate's schedule, the `schedules` of a batch."""
     return schedules.constants({'learning_rate': self.schedule})
 
+  @property
+  def batch_rows(self) -> int:
+    """Rows of a training batch."""
+    return self.config.batch_size * self.train.choices
+
   def assemble(self, rows: np.ndarray, seed: int) -> dict[str, Any]:
     """The batch of some training rows, in NumPy, with the seed of a trial."""
     batch = batches.assemble(
-      self.train, rows, self.config.batch_size, self.lengths, self.initial.tokenizer.pad_id
+      self.train, rows, self.batch_rows, self.lengths, self.initial.tokenizer.pad_id
     )
     return {**batch, 'seed': np.uint32(seed)}
 
@@ -105,7 +110,7 @@ class TaskProgram:
     no_rows = batches.assemble(
       self.train,
       np.arange(0),
-      self.config.batch_size,
+      self.batch_rows,
       self.lengths[:1],
       self.initial.tokenizer.pad_id,
     )
@@ -243,7 +248,13 @@ def loss_settings(config: FinetuningConfig, task: Task, train: Features) -> Loss
   if head.class_weights:
     counts = np.bincount(train.targets['label'], minlength=len(task.labels))
     weights = class_weights(head.class_weights, task.labels, counts)
-  return LossSettings(head.impossible_weight, head.label_smoothing, weights, task.logistic)
+  return LossSettings(
+    impossible_weight=head.impossible_weight,
+    label_smoothing=head.label_smoothing,
+    class_weights=weights,
+    logistic=task.logistic,
+    choices=train.choices,
+  )
 
 
 def class_weights(text: str, labels: Sequence[str], counts: np.ndarray) -> tuple[float, ...]:
@@ -308,9 +319,15 @@ def build_task_program(
     UserError: rows do not divide over the mesh, or what `build_task_model` raises.
   """
   _check_batch(config, layout)
+  if train.choices > 1 and config.micro_batches > 1:
+    raise UserError(
+      f'config.micro_batches is {config.micro_batches}, and the choices of an example in '
+      f'{task.name} must be in one part; set --config.micro_batches=1 and a smaller '
+      '--config.batch_size.'
+    )
   model, attention = build_task_model(config, task, initial, max_length)
   o = config.optimizer
-  steps_per_epoch = batches.steps_per_epoch(len(train), config.batch_size)
+  steps_per_epoch = batches.steps_per_epoch(len(train) // train.choices, config.batch_size)
   steps = max(1, round((config.epochs or task.recipe.epochs) * steps_per_epoch))
   rate, decay = learning_rates(config, model.config.hidden_size)
   schedule = WarmupDecay(rate, int(o.warmup * steps), steps)

@@ -47,7 +47,8 @@ class Architecture:
   """One architecture of `transformers`.
 
   The kinds of models are 'encoder' (without a head), 'discriminator', 'generator' and the kinds of
-  fine-tuned heads: 'classification' (all of model.heads.ROW_KINDS), 'tagging' and 'span'.
+  fine-tuned heads: 'classification' (multi-label and regression included), 'choice', 'tagging' and
+  'span'.
 
   Attributes:
     model_type: the field of config.json.

@@ -125,11 +125,13 @@ def head_of_config(fields: ConfigFields, kind: str) -> tuple[str, tuple[str, ...
 
   Args:
     fields: the config.
-    kind: 'classification', 'tagging' or 'span'.
+    kind: 'classification', 'choice', 'tagging' or 'span'.
 
   Raises:
     UserError: the labels do not fit the kind, or the kind of problem is not supported.
   """
+  if kind == 'choice':
+    return kind, ()
   names = label_names(fields)
   if kind == 'tagging':
     return kind, tuple(names)
@@ -157,7 +159,7 @@ def head_of_config(fields: ConfigFields, kind: str) -> tuple[str, tuple[str, ...
 
 def fields_of_head(kind: str, labels: Sequence[str]) -> dict[str, Any]:
   """Returns the config fields of a fine-tuned head; the inverse of `head_of_config`."""
-  if kind == 'span':
+  if kind in ('span', 'choice'):
     return {}
   names = labels or ('LABEL_0',)
   fields: dict[str, Any] = {

@@ -9,6 +9,7 @@ from electra_jax.interop.hf_architecture import Architecture, TensorTable, nothi
 from electra_jax.interop.hf_config import ConfigFields
 from electra_jax.model.config import EncoderConfig
 
+_CLASSIFIER = 'classifier'  # a head of tags, or the last layer of multiple choice
 _PROJECTION = 'embeddings_project'
 _NAMES = hf_post_norm.Names(
   layer=hf_post_norm.BERT_LAYER,
@@ -23,7 +24,8 @@ _NAMES = hf_post_norm.Names(
       'norm': 'generator_predictions.LayerNorm',
     },
     'classification': {'hidden': 'classifier.dense', 'dense': 'classifier.out_proj'},
-    'tagging': {'dense': 'classifier'},
+    'choice': {'hidden': 'sequence_summary.summary', 'dense': _CLASSIFIER},
+    'tagging': {'dense': _CLASSIFIER},
     'span': {'dense': 'qa_outputs'},
   },
   vocabulary_bias='generator_lm_head.bias',
@@ -74,11 +76,12 @@ def _write_config(config: EncoderConfig, ids: Mapping[str, int]) -> dict[str, An
 
 
 def _heads(names: set[str]) -> set[str]:
-  return {
+  found = {
     kind
     for kind, parts in _NAMES.heads.items()
-    if any(f'{part}.weight' in names for part in parts.values())
+    if any(f'{part}.weight' in names for part in parts.values() if part != _CLASSIFIER)
   }
+  return found or ({'tagging'} if f'{_CLASSIFIER}.weight' in names else set())
 
 
 def _tensors(config: EncoderConfig, kind: str) -> TensorTable:
@@ -100,6 +103,7 @@ ARCHITECTURE = Architecture(
     'discriminator': 'ElectraForPreTraining',
     'generator': 'ElectraForMaskedLM',
     'classification': 'ElectraForSequenceClassification',
+    'choice': 'ElectraForMultipleChoice',
     'tagging': 'ElectraForTokenClassification',
     'span': 'ElectraForQuestionAnswering',
   },

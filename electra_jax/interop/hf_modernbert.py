@@ -130,7 +130,7 @@ def _write_config(config: EncoderConfig, ids: Mapping[str, int]) -> dict[str, An
 
 def _heads(names: set[str]) -> set[str]:
   if 'classifier.weight' in names:
-    return {'discriminator', 'classification', 'tagging', 'span'}
+    return {'discriminator', 'classification', 'choice', 'tagging', 'span'}
   return {'generator'} if {'decoder.bias', 'decoder.weight', 'head.dense.weight'} & names else set()
 
 
@@ -203,6 +203,7 @@ ARCHITECTURE = Architecture(
     'discriminator': 'ModernBertForTokenClassification',
     'generator': 'ModernBertForMaskedLM',
     'classification': 'ModernBertForSequenceClassification',
+    'choice': 'ModernBertForMultipleChoice',
     'tagging': 'ModernBertForTokenClassification',
     'span': 'ModernBertForQuestionAnswering',
   },

@@ -159,7 +159,7 @@ def _head_of(fields: ConfigFields, architecture: Architecture, kind: str) -> Hea
   """Returns the head of a fine-tuned model, without parameters."""
   kind_of_head, labels = head_of_config(fields, kind)
   pooling = architecture.poolings[0]
-  if kind == 'classification' and len(architecture.poolings) > 1:
+  if kind in ('classification', 'choice') and len(architecture.poolings) > 1:
     pooling = fields.require('classifier_pooling', *architecture.poolings)
   return Head(kind_of_head, 'transformers', labels, pooling, {})
 
@@ -345,23 +345,29 @@ def _fine_tuned(
 
 
 def _kind_of_head(head: Head) -> str:
-  return 'classification' if head.kind in ROW_KINDS else head.kind
+  return 'classification' if head.kind in ROW_KINDS and head.kind != 'choice' else head.kind
 
 
 def _head_params(source: str, head: Head, architecture: Architecture) -> dict[str, Any]:
   """Returns the parameters of a fine-tuned head in the style of transformers."""
   where = f'the head of {source} cannot be written for transformers: '
-  if _kind_of_head(head) == 'classification' and head.pooling not in architecture.poolings:
+  kind = _kind_of_head(head)
+  if kind not in architecture.classes:
+    raise UserError(
+      f'{where}a head for {kind} is not supported for {architecture.model_type}; expected an '
+      'encoder of electra or modernbert.'
+    )
+  if kind in ('classification', 'choice') and head.pooling not in architecture.poolings:
     raise UserError(
       f'{where}its pooling is {head.pooling}; expected {" or ".join(architecture.poolings)}, as '
-      f'in {architecture.classes["classification"]}.'
+      f'in {architecture.classes[kind]}.'
     )
   if head.style == 'transformers':
     return head.params
   params = architecture.convert_head(head)
   if params is None:
     raise UserError(
-      f'{where}{architecture.classes[_kind_of_head(head)]} has no head that gives the same '
+      f'{where}{architecture.classes[kind]} has no head that gives the same '
       'logits; fine-tune with --config.head.style=transformers.'
     )
   return params
@@ -370,6 +376,7 @@ def _head_params(source: str, head: Head, architecture: Architecture) -> dict[st
 def _head_fields(weights: Weights, architecture: Architecture) -> dict[str, Any]:
   assert weights.head is not None
   fields = fields_of_head(weights.head.kind, weights.head.labels)
-  if _kind_of_head(weights.head) == 'classification' and len(architecture.poolings) > 1:
+  pools = _kind_of_head(weights.head) in ('classification', 'choice')
+  if pools and len(architecture.poolings) > 1:
     fields['classifier_pooling'] = weights.head.pooling
   return fields

@@ -32,7 +32,7 @@ from electra_jax.model.encoder import (
 )
 from electra_jax.model.products import precision_of, product
 
-ROW_KINDS = ('classification', 'multilabel', 'regression')  # with one output per row
+ROW_KINDS = ('classification', 'multilabel', 'regression', 'choice')  # with outputs per row
 KINDS = (*ROW_KINDS, 'tagging', 'span')
 STYLES = ('published', 'transformers')
 POOLINGS = ('cls', 'mean')
@@ -40,6 +40,7 @@ PUBLISHED_DROPOUT = {
   'classification': 0.1,
   'multilabel': 0.1,
   'regression': 0.1,
+  'choice': 0.1,
   'tagging': 0.0,
   'span': 0.0,
 }
@@ -431,7 +432,7 @@ class FineTuned(nn.Module):
     )
     self.head: Any  # one of four classes, which take different arguments
     if self.style == 'transformers':
-      outputs = {'regression': 1, 'span': 2}.get(self.kind, self.labels)
+      outputs = {'regression': 1, 'choice': 1, 'span': 2}.get(self.kind, self.labels)
       self.head = TransformersHead(self.config, self.kind, outputs, rate, self.pooling)
     elif self.kind == 'span':
       self.head = SpanHead(self.config, self.beam)
@@ -439,7 +440,10 @@ class FineTuned(nn.Module):
       self.head = TaggingHead(self.config, self.labels, rate)
     else:
       self.head = ClassificationHead(
-        self.config, 1 if self.kind == 'regression' else self.labels, rate, self.pooling
+        self.config,
+        1 if self.kind in ('regression', 'choice') else self.labels,
+        rate,
+        self.pooling,
       )
 
   def __call__(self, inputs: Inputs) -> dict[str, jax.Array]:
@@ -474,9 +478,9 @@ class FineTuned(nn.Module):
       keys: of dropout, one threefry key per row; None for no dropout.
 
     Returns:
-      float32 arrays by name. Classification, multi-label: `logits` `[batch, labels]`. Regression:
-      `value` `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits` and
-      `end_logits` `[batch, length]` and, in the published style, `impossible` `[batch]`.
+      float32 arrays by name. Classification, multi-label: `logits` `[batch, labels]`. Regression,
+      choice: `value` `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits`
+      and `end_logits` `[batch, length]` and, in the published style, `impossible` `[batch]`.
     """
     hidden = self.hidden_states(inputs, keys)
     if self.kind != 'span':
@@ -518,7 +522,7 @@ class FineTuned(nn.Module):
     if self.kind == 'tagging' and self.style == 'published':
       return {'logits': self.head(hidden, keys)}
     logits = self.head(hidden, inputs.segment_ids, keys)
-    return {'value': logits[:, 0]} if self.kind == 'regression' else {'logits': logits}
+    return {'value': logits[:, 0]} if self.kind in ('regression', 'choice') else {'logits': logits}
 
 
 def default_dropout(kind: str, style: str, family: str) -> float:

@@ -64,6 +64,11 @@ def test_tables_of_all_formats_have_the_same_rows(tmp_path, kind, name):
   ]
   task = opened('classification', train=path, dev=path)
   assert task.labels == ('x', 'y') and task.read(path) == task.examples('dev')
+  other = tmp_path / 'a.dat'
+  other.write_bytes(pathlib.Path(path).read_bytes())
+  assert tables.read_table(str(other), 'parquet' if kind == 'parquet' else 'arrow') == (
+    tables.read_table(path)
+  )
 
 
 def test_selected_rows_of_a_saved_dataset_are_read_in_their_order(tmp_path):

@@ -20,6 +20,7 @@ TEXT = (ROOT / 'docs' / 'finetuning.md').read_text('utf-8')
 FOUND = {match['name']: match for match in EXAMPLE.finditer(TEXT)}
 DETECTED = {
   'multilabel.jsonl': (('film', 'negative', 'positive'), "text 'text', label 'label'"),
+  'choice.jsonl': ((), "text 'question', choices 'choices', label 'label'"),
   'ranking.csv': ((), "text 'query', pair 'passage', label 'relevance'"),
   'entities.jsonl': (('O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER'), "words 'text', tags 'entities'"),
   'tags.conll': (('O', 'B-PER', 'I-PER'), 'BILOU, as in B_TYPE'),

@@ -24,7 +24,7 @@ from electra_jax.finetune.finetuned import open_finetuned
 from electra_jax.finetune.train import finetune
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import packed_inputs
-from electra_jax.model.heads import KINDS, FineTuned, init_finetuned, pooled
+from electra_jax.model.heads import FineTuned, init_finetuned, pooled
 from electra_jax.training import checkpoints, partitioning
 from electra_jax.training.encoders import encoder_config
 from electra_jax.training.update_step import UpdateOptions, fresh_state, layout_of_state
@@ -100,7 +100,7 @@ def made_step(kind, frozen, layers=1):
   return step, lambda: jax.device_put(fresh_state(optimizer, params), shardings), model
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', ['classification', 'regression', 'tagging', 'span'])
 def test_the_head_is_trained_and_the_encoder_is_bitwise_unchanged(kind):
   step, fresh, _ = made_step(kind, frozen=True)
   before = jax.device_get(fresh())

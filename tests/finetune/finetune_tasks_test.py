@@ -6,6 +6,7 @@ import finetune_files
 import micro_run
 import pytest
 
+import electra_jax
 from electra_jax.finetune import predict
 from electra_jax.finetune.config import default_config
 from electra_jax.finetune.train import finetune
@@ -58,6 +59,15 @@ def user_data(folder, task):
         ''.join(
           json.dumps({'text': text, 'label': ['x'] * label + ['y'] * (len(text) % 2)}) + '\n'
           for text, label in of_part
+        )
+      )
+    elif task == 'choice':
+      files[part] = folder / f'{part}.jsonl'
+      files[part].write_text(
+        ''.join(
+          json.dumps({'text': text, 'choices': ['bako', 'salo', 'dufa'][: 2 + i % 2], 'label': y})
+          + '\n'
+          for i, (text, y) in enumerate(of_part)
         )
       )
     elif task == 'ranking':
@@ -144,5 +154,8 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
   assert len(lines) == {'ner': 4, 'chunking': 4, 'pos': 4}.get(
     task, 6 if TASKS.get(task).fixed_labels or 'squad' in task else 8
   )
+  if task == 'choice':
+    (one,) = electra_jax.load(workdir).predict({'text': 'bako', 'choices': ['salo', 'dufa']})
+    assert one.choice == ['salo', 'dufa'][one.index] and len(one.probabilities) == 2
   shown = capsys.readouterr().out
   assert 'dev ' in shown and 'written' in shown

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from finetune_files import opened, restored, task_data
 
+from electra_jax.config.finetuning import TAG_SCHEMES
 from electra_jax.data.tokenizers.tokenization import SPECIAL_TOKENS, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import entities
@@ -95,6 +96,10 @@ def test_the_scheme_is_detected_from_the_tags(scheme, separator, mark_first):
 )
 def test_ambiguous_tags_are_decided_by_a_rule(tags, scheme):
   assert tag_schemes.detect([tags.split()]).coding.scheme == scheme
+
+
+def test_the_config_has_all_schemes():
+  assert set(TAG_SCHEMES) == set(SCHEMES)
 
 
 def test_the_scheme_can_be_given():

@@ -464,7 +464,7 @@ def changed(folders, tmp_path, family='electra', **fields):
     ('layer_norm_eps', 'small', "'small'"),
     ('num_hidden_layers', 0, 'num_layers is 0; expected at least 1'),
     ('architectures', 'ElectraForMaskedLM', 'expected a list'),
-    ('architectures', ['ElectraForMultipleChoice'], 'has the class ElectraForMultipleChoice'),
+    ('architectures', ['ElectraForCausalLM'], 'has the class ElectraForCausalLM'),
     ('architectures', ['ElectraForPreTraining'], 'those of ElectraForMaskedLM'),
   ],
 )

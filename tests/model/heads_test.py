@@ -28,8 +28,8 @@ LENGTHS = (
   6,
 )  # one shape for all tests of whole models: compiling is what they spend their time on
 BATCH = len(LENGTHS)
-# Multi-label classification has the head of classification.
-KINDS = [kind for kind in heads.KINDS if kind != 'multilabel']
+# Multi-label classification and multiple choice have the heads of classification and regression.
+KINDS = [kind for kind in heads.KINDS if kind not in ('multilabel', 'choice')]
 READERS = pytest.mark.parametrize('kind', KINDS)
 
 

@@ -24,6 +24,9 @@ ARROW_EXTENSIONS = ('.arrow', '.feather')
 STATE = 'state.json'  # of a dataset's folder
 SPLITS = 'dataset_dict.json'  # of a folder of several splits
 
+FORMATS = ('parquet', 'arrow')  # as config.data.format names them
+
+_PARQUET_MAGIC = b'PAR1'
 _FILE_MAGIC = b'ARROW1'  # of Arrow's file format; streams begin otherwise
 _ROWS = 1024  # of a batch of Parquet
 _METADATA = b'huggingface'  # key of a schema
@@ -31,8 +34,15 @@ _INDICES = ('_indices_data_files', '_indices_files')  # in state.json, by versio
 _REMEDY = 'save the dataset again'
 
 
-def is_arrow_data(path: str) -> bool:
-  """Whether a path is that of a Parquet or Arrow file, or of a folder of `save_to_disk`."""
+def is_arrow_data(path: str, format: str = 'auto') -> bool:
+  """Whether a path is that of a Parquet or Arrow file, or of a folder of `save_to_disk`.
+
+  Args:
+    path: of a table.
+    format: config.data.format, where it is known.
+  """
+  if format in FORMATS:
+    return True
   suffix = pathlib.PurePosixPath(path).suffix.lower()
   if suffix in (*PARQUET_EXTENSIONS, *ARROW_EXTENSIONS):
     return True
@@ -160,7 +170,7 @@ def _record_batches(path: str) -> Iterator[Arrow]:
   """The record batches of a file, checked; an empty one of a file without rows.
 
   Args:
-    path: a Parquet file by its extension, or else an Arrow file or stream.
+    path: a Parquet file by its extension or its first bytes, or else an Arrow file or stream.
 
   Raises:
     UserError: the file cannot be read, is damaged, or is too large.
@@ -172,6 +182,8 @@ def _record_batches(path: str) -> Iterator[Arrow]:
   expanded = 0
   try:
     with file_access.open_binary(path) as raw, contextlib.ExitStack() as stack:
+      parquet = parquet or raw.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+      raw.seek(0)
       for batch in (_parquet_batches if parquet else _ipc_batches)(raw, stack):
         batch.validate(full=True)
         expanded += batch.nbytes

@@ -15,7 +15,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import arrow_tables, offsets, tables, tag_schemes
 from electra_jax.finetune.tasks.tables import place, shown
 
-FORMATS = ('auto', 'conll', 'conllu', 'tsv', 'jsonl', 'json')
+FORMATS = ('auto', 'conll', 'conllu', 'tsv', 'jsonl', 'json', *arrow_tables.FORMATS)
 # Fields of JSON that are used where the configured one is missing.
 _TEXT_FIELDS = ('tokens', 'words', 'text', 'sentence')
 _TAG_FIELDS = ('tags', 'entities', 'spans', 'labels', 'label')
@@ -106,7 +106,7 @@ def read_sentences(
   Raises:
     UserError: it cannot be read, is not UTF-8, has no sentence, or a line is malformed.
   """
-  if arrow_tables.is_arrow_data(path):
+  if arrow_tables.is_arrow_data(path, layout.format):
     return _sentences_of_rows(tables.read_arrow(path), path, layout, columns)
   kind = tables.format_from_name(path) if layout.format == 'auto' else layout.format
   if kind == 'csv':
@@ -389,7 +389,7 @@ def _sentence_of_record(
 
 def text_field(record: Mapping[str, Any], layout: SentenceLayout) -> str | None:
   """The field of an object that has the words or the text; None where there is none."""
-  names = (layout.text, *_TEXT_FIELDS)
+  names: tuple[str, ...] = (layout.text, *_TEXT_FIELDS)
   # A set may have each sentence both as text and as words.
   if layout.text == SentenceLayout.text and isinstance(record.get('text'), str):
     tags = tag_field(record, layout)

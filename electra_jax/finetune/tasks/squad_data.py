@@ -158,7 +158,7 @@ def read_questions(
   if place.startswith(prepared.PREFIX):
     rows = prepared.read_prepared(place)
     return _checked(_of_rows(rows, place, columns, labeled), place)
-  if arrow_tables.is_arrow_data(place):
+  if arrow_tables.is_arrow_data(place, table_format):
     return _of_table(tables.read_arrow(place), place, columns, labeled, found_columns)
   text = tables.read_file_text(place)
   found_format = tables.format_from_name(place) if table_format == 'auto' else table_format

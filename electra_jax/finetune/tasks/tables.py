@@ -80,7 +80,7 @@ def read_table(
     UserError: the file cannot be read, is not UTF-8, has no rows, lacks a column, has two columns
       of the same name, or has a malformed row.
   """
-  if arrow_tables.is_arrow_data(path):
+  if arrow_tables.is_arrow_data(path, format):
     return read_arrow(path, columns)
   text = read_file_text(path)
   if format == 'auto':
@@ -133,7 +133,7 @@ def parse_table(
   if format not in FORMATS:
     raise UserError(
       f'the format of {shown(path)} cannot be inferred from its name; set data.format to one of '
-      f'{", ".join(FORMATS)}'
+      f'{", ".join((*FORMATS, *arrow_tables.FORMATS))}'
     )
   if format in ('jsonl', 'json'):
     rows = (_json_lines if format == 'jsonl' else _json_list)(text, path)

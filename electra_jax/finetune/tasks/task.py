@@ -51,6 +51,8 @@ class Features:
         not known.
       regression: `value` float32 [rows], scaled so that the training range is [0, 1]; nan where
         there is none.
+      choice: `choice` float32 [rows], 1 for the right choice of an example and 0 for others, nan
+        where it is not known, -1 for rows that only fill up its choices.
       tagging: `tags`, a list of int32 [length]: the word's label at its first token, -1 elsewhere.
       span: `start`, `end` int32 [rows], first and last token of the answer, 0 and 0 ([CLS]) where
         the row holds none; `impossible` float32 [rows], 1 where it holds none; `allowed`, a list of
@@ -58,12 +60,14 @@ class Features:
     examples: int32 [rows], ascending: the index of the example that each row is part of. A long
       context makes several rows.
     notes: for each row, what the task needs to interpret outputs, such as character offsets.
+    choices: rows per example, which are in one training batch, for the choice head.
   """
 
   token_ids: list[np.ndarray]
   targets: dict[str, Any]
   examples: np.ndarray
   notes: list[Any]
+  choices: int = 1
 
   def __len__(self) -> int:
     return len(self.token_ids)
@@ -71,7 +75,7 @@ class Features:
 
 # The model's outputs for features, in the order of the rows: float32 and int32 arrays by name.
 #   classification, multilabel: `logits` [rows, labels]
-#   regression: `value` [rows]
+#   regression, choice: `value` [rows]
 #   tagging: `logits`, a list of [length, labels]
 #   span: `start_log_probs`, `start_index` [rows, beam]; `end_log_probs`, `end_index`
 #     [rows, beam, beam]: for the i-th likeliest start, the likeliest ends given it; `impossible`
@@ -273,7 +277,7 @@ class TaskDefaults:
   max_answer = 1
   low = 0.0
   high = 1.0
-  logistic = False
+  logistic: ClassVar[bool] = False
 
   @property
   def notes(self) -> Sequence[str]:

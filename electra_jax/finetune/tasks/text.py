@@ -122,7 +122,11 @@ class TableTask(TextTask):
   def restore(cls, description: Mapping[str, Any], options: Options) -> Self:
     """The task of a description, without data."""
     columns = {name: tuple(names) for name, names in description['columns'].items()}
-    more = {name: description[name] for name in cls.described if name in description}
+    more: dict[str, Any] = {
+      name: tuple(value) if isinstance(value := description[name], list) else value
+      for name in cls.described
+      if name in description
+    }
     return cls(
       name=description['name'],
       columns=TextColumns(**columns),
@@ -131,7 +135,7 @@ class TableTask(TextTask):
       high=description['high'],
       options=options,
       label_names=tuple(description.get('label_names', ())),
-      **{name: tuple(v) if isinstance(v, list) else v for name, v in more.items()},
+      **more,
     )
 
   def describe(self) -> dict[str, Any]:

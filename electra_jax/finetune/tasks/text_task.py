@@ -266,7 +266,7 @@ class TextTask(TaskDefaults):
     if self.long_texts == 'windows':
       rows, owners, counts = _window_rows(examples, tokenizer, max_length, self.paired, self.stride)
     else:
-      rows, counts = _token_rows(examples, tokenizer, max_length, self.paired)
+      rows, counts = token_rows(examples, tokenizer, max_length, self.paired)
       owners = np.arange(len(rows), dtype=np.int32)
     targets = {name: values[owners] for name, values in self.targets_of(examples).items()}
     return Features(rows, targets, owners, [None] * len(rows)), counts
@@ -428,10 +428,20 @@ def truncated_first(first: int, second: int, room: int) -> int:
   return min(first, max(room - second, (room + 1) // 2))
 
 
-def _token_rows(
+def token_rows(
   examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, paired: bool
 ) -> tuple[list[np.ndarray], dict[str, int]]:
-  """Rows int32 [length] of at most `max_length` tokens, and counts of what was truncated."""
+  """Rows int32 [length] of at most `max_length` tokens, and counts of what was truncated.
+
+  Args:
+    examples: their texts are used.
+    tokenizer: of the encoder.
+    max_length: tokens of a row at most, special ones included.
+    paired: whether rows have both texts.
+
+  Raises:
+    UserError: `max_length` leaves no room for text.
+  """
   room = max_length - (2 + tokenizer.separators if paired else 2)
   if room < 2:
     raise UserError(
