@@ -97,8 +97,8 @@ class DataConfig(Config):
   seed: int = field(0, 'Seed of the draws of segment_pair.')
   tokenizer: str = field(
     'unigram',
-    'Trained on the corpus: unigram, bpe, wordpiece or byte_level_bpe; or an existing one: '
-    'tokenizer.json, vocab.txt, .model, a folder, hf:org/name, or init.',
+    'To train: unigram, bpe, wordpiece or byte_level_bpe; or an existing file or folder, '
+    'hf:org/name, or init.',
   )
   add_special_tokens: bool = field(
     False, 'Append [PAD], [UNK], [CLS], [SEP] and [MASK] to an existing tokenizer that lacks them.'

@@ -19,6 +19,7 @@ import jax
 import micro_run
 import numpy as np
 import pytest
+import tokenizers
 import xla_flags
 from safetensors.numpy import load_file
 
@@ -27,6 +28,7 @@ from electra_jax.main import main
 
 VERSIONS = pathlib.Path(__file__).parents[1] / 'versions'
 PRETRAINED = ('electra', 'modern')
+TEXTS = ('The old man, née Smith.', ' two  spaces \n', 'e\u0301 ﬁ ½ 日本 😀', '', 'x' * 20)
 FINETUNED = {'finetuned': 'glue/CoLA/dev.tsv', 'finetuned_stopped': 'ner/dev.conll'}
 CLOCK = (*micro_run.TIMES, 'total_seconds')
 # Version 0.1.0 gave intervals of two and three trials; they are null now.
@@ -214,6 +216,18 @@ def test_an_export_has_bitwise_the_same_tensors(here, tmp_path, name):
     ours, expected = tmp_path / 'out' / path, before / path
     if path.suffix == '.safetensors':
       assert not micro_run.differing(load_file(ours), load_file(expected)), path
+    elif path.name == 'tokenizer.json':  # SentencePiece models are written in another form now
+      ids = [
+        [tokenizers.Tokenizer.from_file(str(file)).encode(text).ids for text in TEXTS]
+        for file in (ours, expected)
+      ]
+      assert ids[0] == ids[1], path
+    elif path.name == 'tokenizer_config.json':
+      described = [read_json(file) for file in (ours, expected)]
+      # 0.1.0 wrote the size of the position table, of which only this part was trained.
+      lengths = [one.pop('model_max_length') for one in described]
+      assert lengths[0] == min(32, lengths[1])
+      same_values(*described, str(path))
     elif path.suffix == '.json':
       same_values(read_json(ours), read_json(expected), str(path))
     else:
