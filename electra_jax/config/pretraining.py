@@ -94,8 +94,8 @@ class DataConfig(Config):
   seed: int = field(0, 'Seed of the draws of segment_pair.')
   tokenizer: str = field(
     'unigram',
-    'Trained on the corpus: unigram, bpe, wordpiece or byte_level_bpe; or an existing one: '
-    'tokenizer.json, vocab.txt, .model, a folder, hf:org/name, or init.',
+    'unigram, bpe, wordpiece, byte_level_bpe (trained); or a tokenizer.json, vocab.txt, .model, '
+    'folder, hf:org/name, or init.',
   )
   add_special_tokens: bool = field(
     False, 'Append [PAD], [UNK], [CLS], [SEP] and [MASK] to an existing tokenizer that lacks them.'
