@@ -70,11 +70,12 @@ def disentangled_attention(
     `[batch, length, heads, head_size]`.
   """
   position_query, position_key = distances
-  scale = (_TERMS * query.shape[-1]) ** -0.5
+  scale: float = (_TERMS * query.shape[-1]) ** -0.5
   precision = precision_of(settings.precision, query.dtype)
 
   def scaled(x: jax.Array) -> jax.Array:
-    return (x.astype(jnp.float32) * scale).astype(x.dtype)
+    found: jax.Array = (x.astype(jnp.float32) * scale).astype(x.dtype)
+    return found
 
   def product(form: str, x: jax.Array, y: jax.Array) -> jax.Array:
     found: jax.Array = jnp.einsum(
