@@ -101,8 +101,8 @@ def sweep(
   chosen = _chosen_jobs(resolved.jobs, only)
   console.heading(f'{resolved.config.name}: {len(resolved.jobs)} runs  ({resolved.workdir})')
   if not scripts.get('jobs') and only != TABLE:  # jobs may run on other machines
-    configs = [config for job in chosen for config in (job.config, *job.tasks.values())]
-    used = {name for config in configs for name in config.trackers}
+    used = {name for job in chosen for name in job.config.trackers}
+    used |= {name for job in chosen for task in job.tasks.values() for name in task.trackers}
     hosts.from_first(lambda: check_trackers(sorted(used)))
   with console.phase('checking', 'the data and the sizes of all runs'):
     expected = expected_results(chosen, resolved.config.rows)

@@ -78,7 +78,8 @@ class CharacterLosses:
   @property
   def kept(self) -> int:
     """Characters that tokens stand for as they are."""
-    return self.characters - sum(getattr(self, fate) for fate in FATES)
+    kept: int = self.characters - sum(getattr(self, fate) for fate in FATES)
+    return kept
 
   @property
   def lost(self) -> int:
