@@ -1,6 +1,6 @@
-# Works with GNU make 3.81 (macOS) and later. Needs Python 3.11 or 3.12; everything else goes into $(VENV).
+# Works with GNU make 3.81 (macOS) and later. Needs Python 3.11, 3.12 or 3.13; everything else goes into $(VENV).
 VENV = .venv
-PYTHON = python3 python3.12 python3.11
+PYTHON = python3 python3.13 python3.12 python3.11
 WORKDIR = runs/tiny
 DEMO_FLAGS =
 PYTEST_FLAGS =
@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loads
 FAST := golden_parity masking masking_words randomness sampling segment_pair schedules optimizers metrics \
 	config data_packing data_batches data_files data_formats data_sources data_token_store word_starts \
 	flops parameter_counts docs run_versions
-SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'
+SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -91,7 +91,7 @@ distclean: clean ## remove the environment too; runs/ stays
 $(VENV)/.made:
 	@if test -e $(BIN)/python || test -L $(BIN)/python; then \
 	  $(BIN)/python -c $(SUITABLE) 2>/dev/null || { \
-	    echo "$(VENV) holds no working Python 3.11 or 3.12: remove it, or use make VENV=DIR." >&2; \
+	    echo "$(VENV) holds no working Python 3.11, 3.12 or 3.13: remove it, or use make VENV=DIR." >&2; \
 	    exit 1; }; \
 	else \
 	  python=; \
@@ -101,7 +101,7 @@ $(VENV)/.made:
 	    fi; \
 	  done; \
 	  test -n "$$python" || { \
-	    echo "Python 3.11 or 3.12 is needed, none was found: install one, or use make PYTHON=/path/to/python3." >&2; \
+	    echo "Python 3.11, 3.12 or 3.13 is needed, none was found: install one, or use make PYTHON=/path/to/python3." >&2; \
 	    exit 1; }; \
 	  $$python -c 'import ensurepip, venv' >/dev/null 2>&1 || { \
 	    version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
@@ -131,7 +131,7 @@ HASHED := $(LOCK) --generate-hashes --constraint requirements-test.txt
 lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS=--upgrade for newer versions
 	@$(LOCK) --extra test --output-file requirements-test.txt >/dev/null
 	@grep -vE '^(nvidia-|cuda-|triton|#)' requirements-test.txt > requirements-test.tmp
-	@{ echo "# Exact versions for a CPU machine, Python 3.11 and 3.12. Written by make lock from pyproject.toml."; \
+	@{ echo "# Exact versions for a CPU machine, Python 3.11 to 3.13. Written by make lock from pyproject.toml."; \
 	  echo "# Without hashes: torch has CPU builds, of the same version, that come from other indexes."; \
 	  cat requirements-test.tmp; } > requirements-test.txt
 	@rm requirements-test.tmp
@@ -143,7 +143,7 @@ lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS
 	@echo 'uv<1' | uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header $(LOCK_FLAGS) \
 	  --generate-hashes --output-file launch/requirements-uv.txt - >/dev/null
 	@set -e; for name in requirements $(LOCKED_EXTRAS:%=requirements-%) launch/requirements-uv; do \
-	  { echo "# Exact versions and hashes of their files, Python 3.11 and 3.12. Written by make lock."; \
+	  { echo "# Exact versions and hashes of their files, Python 3.11 to 3.13. Written by make lock."; \
 	    cat $$name.txt; } > $$name.tmp; \
 	  mv $$name.tmp $$name.txt; \
 	done

@@ -209,6 +209,19 @@ FLAGS: dict[str, Flag] = {
       '(TPU queued resources) or shell.',
       choices=('slurm', 'queued', 'shell'),
     ),
+    Flag(
+      'at_once',
+      'With --jobs=queued: slices that are requested at the same time, at most; default 4.',
+      int,
+      at_least=1,
+    ),
+    Flag(
+      'shared_files',
+      'With --jobs=queued: the workers see local files of the sweep by the same paths, as on a '
+      'shared disk. Otherwise files must be committed or at addresses.',
+      bool,
+      default=False,
+    ),
     Flag('only', "Run one job, RUN:SEED, or only make the table of finished runs: 'table'."),
     Flag(
       'results',
@@ -348,7 +361,7 @@ MODES: dict[str, Mode] = {
       'electra_jax.sweep.runner:sweep',
       config=SweepConfig,
       check='electra_jax.sweep.resolve:jobs_of',
-      flags=('jobs', 'output', 'only', 'results', 'take_over'),
+      flags=('jobs', 'output', 'at_once', 'shared_files', 'only', 'results', 'take_over'),
       together=(('jobs', 'output'),),
       exclusive=(('jobs', 'only'), ('jobs', 'take_over')),
       parameters={'arguments': 'arguments'},

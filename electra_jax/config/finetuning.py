@@ -34,11 +34,13 @@ class TaskDataConfig(Config):
   """Labeled data; see docs/finetuning.md."""
 
   source: str = field(
-    '', "Folder in the task's original layout, or tfds:glue/cola; '' where the files are named."
+    '',
+    "Folder in the task's original layout, or tfds:glue/cola; '' where the files are named.",
+    files='read',
   )
-  train: str = field('', 'File of training examples, here or at gs://.')
-  dev: str = field('', 'File of development examples.')
-  test: str = field('', 'File of test examples.')
+  train: str = field('', 'File of training examples, here or at gs://.', files='read')
+  dev: str = field('', 'File of development examples.', files='read')
+  test: str = field('', 'File of test examples.', files='read')
   format: str = field(
     'auto', "Format: auto (by the file's name), tsv, csv, jsonl, json, conll or conllu."
   )
@@ -147,7 +149,9 @@ class FinetuningConfig(Config):
 
   name: str = field('finetune', 'Names the default workdir, runs/<name>.', one_line=True)
   init: str = field(
-    '', "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none."
+    '',
+    "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none.",
+    files='read',
   )
   init_step: str = field(
     'last', 'Checkpoint of a run: last, best (by its held-out loss) or a step.'
@@ -155,6 +159,7 @@ class FinetuningConfig(Config):
   like: str = field(
     '',
     "With init='none': the run whose encoder sizes and tokenizer are taken, without its weights.",
+    files='read',
   )
   task: str = field('cola', 'Task, or several separated by commas; docs/finetuning.md lists them.')
   task_options: dict[str, Any] = options('Options of a task that user code registered.')
@@ -214,7 +219,7 @@ class FinetuningConfig(Config):
   eval_batch_size: int = field(
     64, 'Rows per step of evaluation and prediction.', at_least=1, resumable=True
   )
-  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True, files='written')
 
   @property
   def tasks(self) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class ContinuedConfig(Config):
     '',
     "Generator: '' for that of config.init, hf:FOLDER, scratch, or narrowed (cut from the "
     'discriminator).',
+    files='read',
   )
   optimizer: str = field(
     'fresh',
@@ -69,6 +70,7 @@ class DataConfig(Config):
     'sample',
     'Corpus: sample (bundled), files, globs, gs://..., tfds:NAME, with options and weights.',
     argument='source',
+    files='read',
   )
   document_format: str = field(
     'blank_line', 'What separates documents in text files: blank_line, file or line.'
@@ -90,10 +92,12 @@ class DataConfig(Config):
     'unigram',
     'Trained on the corpus: unigram, bpe or wordpiece; or an existing vocab.txt or .model, its '
     'folder, or init.',
+    files='read',
   )
   new_words: str = field(
     '',
     'With tokenizer init: file of words, one per line, that become tokens (continued.new_tokens).',
+    files='read',
   )
   tokenizer_options: dict[str, Any] = options('Options of a tokenizer that user code registered.')
   vocab_size: int = field(
@@ -115,11 +119,13 @@ class DataConfig(Config):
     'Corpus made by --mode=prepare --output=..., a folder or gs://; replaces all fields above.',
     resumable=True,
     per_phase=True,
+    files='read',
   )
   cache: str = field(
     'runs/cache',
     'Folder of prepared corpora and of shards fetched from remote stores.',
     resumable=True,
+    files='written',
   )
   workers: int = field(
     0,
@@ -200,6 +206,7 @@ class GeneratorConfig(Config):
     '',
     'sharing=none or disentangled: initial weights beside a fresh discriminator: '
     'hf:FOLDER, tf:CHECKPOINT or a run.',
+    files='read',
   )
   frozen: bool = field(
     False, 'Keep the weights of generator.init or config.init unchanged; forward pass only.'
@@ -324,6 +331,7 @@ class PretrainingConfig(Config):
   init: str = field(
     '',
     "Initial weights: hf:FOLDER, tf:CHECKPOINT or a run's folder; '': random. Decides the sizes.",
+    files='read',
   )
   continued: ContinuedConfig = group(ContinuedConfig, 'With config.init: how its weights are used.')
   data: DataConfig = group(DataConfig, 'Text, tokenizer and rows.')
@@ -427,7 +435,7 @@ class PretrainingConfig(Config):
     'First and last step of a profiler trace in WORKDIR/profile; (0, 0): none.',
     resumable=True,
   )
-  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True, files='written')
 
   @property
   def specs(self) -> dict[str, tuple[str, ...]]:
