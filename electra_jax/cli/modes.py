@@ -146,6 +146,21 @@ FLAGS: dict[str, Flag] = {
       choices=('transformers', 'tensorflow'),
     ),
     Flag(
+      'license',
+      "License for the model card, by the Hugging Face Hub's name, such as apache-2.0.",
+    ),
+    Flag('language', 'Codes of the languages for the model card, such as en,de.', list, default=[]),
+    Flag(
+      'datasets',
+      'Training data for the model card, by names on the Hub, such as wikimedia/wikipedia.',
+      list,
+      default=[],
+    ),
+    Flag(
+      'base_model',
+      'Model that the run was initialized from, for the model card, by its name on the Hub.',
+    ),
+    Flag(
       'topology',
       'TPU slice, such as v5e-16, v4-8, v5p-128 or v6e-64, or several, such as 2xv5e-256.',
       example='v5e-16',
@@ -345,7 +360,17 @@ MODES: dict[str, Mode] = {
       'export',
       'Export a run to transformers or to the original TensorFlow program.',
       'electra_jax.export:export',
-      flags=('output', 'format', 'step', 'task', 'take_over'),
+      flags=(
+        'output',
+        'format',
+        'step',
+        'task',
+        'take_over',
+        'license',
+        'language',
+        'datasets',
+        'base_model',
+      ),
       required=('output',),
     ),
     Mode(

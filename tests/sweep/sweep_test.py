@@ -422,8 +422,18 @@ def test_a_sweep_may_have_no_fine_tuning(config):
   assert all(not job.tasks for job in resolve.jobs_of(config))
 
 
+SHIPPED = sorted((micro_run.ROOT / 'configs' / 'sweeps').glob('*.py'))
+
+
+def test_the_sweep_for_a_laptop_needs_no_data():
+  (path,) = (path for path in SHIPPED if path.stem == 'laptop')
+  jobs = resolve.jobs_of(load_config_file(str(path)))
+  assert len(jobs) == 6 and {job.config.data.source for job in jobs} == {'sample'}
+  assert '--mode=sweep --config=configs/sweeps/laptop.py' in path.read_text()
+
+
 @pytest.mark.parametrize(
-  'path', sorted((micro_run.ROOT / 'configs' / 'sweeps').glob('*.py')), ids=lambda path: path.stem
+  'path', [path for path in SHIPPED if path.stem != 'laptop'], ids=lambda path: path.stem
 )
 def test_a_shipped_sweep_is_valid_and_documents_its_command(path):
   c = load_config_file(f'{path}:texts')
