@@ -6,6 +6,7 @@ DEMO_FLAGS =
 PYTEST_FLAGS =
 PIP_FLAGS =
 LOCK_FLAGS =
+RELEASE_CONFIG = tiny:steps=800,warmup=80
 
 # Extras of pyproject.toml with a lock, requirements-EXTRA.txt.
 LOCKED_EXTRAS := tpu gpu gcs
@@ -24,7 +25,7 @@ SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12),
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-faults test-clients test-tpu test-wheel test-breaks docs lint format install clean distclean lock
+.PHONY: help demo test test-fast test-faults test-clients test-tpu test-wheel test-breaks release docs lint format install clean distclean lock
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +33,7 @@ help: ## show this list
 	@echo '  DEMO_FLAGS="--config.steps=900"  more flags for the pretraining run of make demo'
 	@echo '  WORKDIR=runs/tiny               where make demo keeps its run'
 	@echo '  PYTEST_FLAGS="-k masking -x"    more flags for pytest'
+	@echo '  RELEASE_CONFIG=mini             the encoder of make release'
 	@echo '  PIP_FLAGS="--index-url URL"     more flags for pip (a mirror, or an index with CPU builds of torch)'
 	@echo '  PYTHON=/path/to/python3.12      the Python that makes the environment'
 	@echo '  VENV=.venv                      where the environment is'
@@ -63,10 +65,13 @@ test-wheel: $(VENV)/.installed ## build wheel and sdist, and use the wheel in a 
 test-breaks: $(VENV)/.installed-test ## check that each break of a list makes its test fail
 	$(PYTEST) --dist=load tests/project/breaks_test.py --breaks --record=tests/results/breaks.json $(PYTEST_FLAGS)
 
+release: $(VENV)/.installed ## build wheel, sdist and a small trained encoder with checksums in dist/; uploads nothing
+	CONFIG="$(RELEASE_CONFIG)" PIP_FLAGS="$(PIP_FLAGS)" .ci/release $(BIN)/python
+
 docs: $(VENV)/.installed ## write docs/reference/config.md from the declarations of the config fields
 	$(BIN)/python -m electra_jax.config.reference > docs/reference/config.md
 
-SCRIPTS := .ci/run .ci/wheel launch/*.sh launch/slurm.sbatch benchmarks/*.sh
+SCRIPTS := .ci/run .ci/wheel .ci/release launch/*.sh launch/slurm.sbatch benchmarks/*.sh
 lint: $(VENV)/.installed-test ## check style, types and shell scripts; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
