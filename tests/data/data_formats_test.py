@@ -1,6 +1,7 @@
 """Documents of JSON lines and Parquet are one field of each record; errors name the place."""
 
 import gzip
+import io
 import json
 
 import fsspec
@@ -8,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpus_reading import read, refusal
+from hypothesis import given
+from hypothesis import strategies as st
 
-from electra_jax.data.corpus import corpora
+from electra_jax.data.corpus import corpora, parquet_footer
 
 TEXTS = [
   'plain',
@@ -163,6 +166,52 @@ def test_only_a_part_of_the_chosen_column_is_in_memory(tmp_path):
     number += 1
     peak = max(peak, pool.bytes_allocated() - before)
   assert number == 10_000 and peak < 12_000_000
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'row_group_size': 300},
+    {'use_dictionary': False, 'column_encoding': {'text': 'DELTA_BYTE_ARRAY', 's.x': 'PLAIN'}},
+    {'compression': 'zstd', 'write_statistics': False, 'write_page_index': True},
+  ],
+)
+def test_the_footer_of_a_parquet_file_says_what_pyarrow_says(options):
+  file = io.BytesIO()
+  columns = {'text': ['a' * i for i in range(1000)], 's': [{'x': str(i)} for i in range(1000)]}
+  pq.write_table(pa.table(columns), file, **options)
+  metadata = pq.ParquetFile(file).metadata
+  groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+  expected = [
+    [
+      (
+        column.path_in_schema,
+        column.total_uncompressed_size,
+        column.dictionary_page_offset if column.has_dictionary_page else None,
+        'DELTA_BYTE_ARRAY' in column.encodings,
+      )
+      for column in map(group.column, range(group.num_columns))
+    ]
+    for group in groups
+  ]
+  assert [list(map(tuple, g)) for g in parquet_footer.column_chunks(file)] == expected
+
+
+@given(st.data())
+def test_a_damaged_footer_is_a_value_error(data):
+  """pyarrow itself ends the process for some of them."""
+  file = io.BytesIO()
+  pq.write_table(pa.table({'text': ['a text', 'another'] * 30}), file, compression='zstd')
+  content = bytearray(file.getvalue())
+  for _ in range(data.draw(st.integers(1, 3))):
+    place = data.draw(st.integers(len(content) // 2, len(content) - 1))
+    content[place] = data.draw(st.integers(0, 255))
+  try:
+    found = parquet_footer.column_chunks(io.BytesIO(content))
+  except ValueError as error:
+    assert 'footer' in str(error)
+  else:
+    assert all(isinstance(chunk.expanded, int) for group in found for chunk in group)
 
 
 def test_a_parquet_file_may_have_no_rows(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from electra_jax import file_access, input_limits
+from electra_jax.data.corpus import parquet_footer
 from electra_jax.data.corpus.corpus_format import FieldFormat
 from electra_jax.data.corpus.readers import DocumentReader, named
 from electra_jax.errors import UserError
@@ -103,15 +104,13 @@ def _batches(
   import pyarrow as pa
   import pyarrow.compute as pc
 
-  metadata = column.file.metadata
   dotted = '.'.join(names)
-  for group in range(metadata.num_row_groups):
-    described = metadata.row_group(group)
-    chunks = [described.column(i) for i in range(described.num_columns)]
-    chunk = next((chunk for chunk in chunks if chunk.path_in_schema == dotted), None)
+  for group, chunks in enumerate(parquet_footer.column_chunks(raw)):
+    chunk = next((chunk for chunk in chunks if chunk.path == dotted), None)
     rows = _ROWS if chunk is None else _rows_at_a_time(chunk, raw, column)
     for batch in column.file.iter_batches(rows, [group], [dotted], use_threads=False):
       values = batch.column(0)
+      values.validate(full=True)  # Arrow ends the process where offsets or indices are damaged
       for name in names[1:]:
         values = pc.struct_field(values, name)
       if pa.types.is_dictionary(values.type):
@@ -119,7 +118,7 @@ def _batches(
       yield values.cast(pa.large_binary()).to_pylist()
 
 
-def _rows_at_a_time(chunk: Arrow, raw: BinaryIO, column: _Column) -> int:
+def _rows_at_a_time(chunk: parquet_footer.ColumnChunk, raw: BinaryIO, column: _Column) -> int:
   """How many rows of a part of a column are decoded at a time.
 
   A long value that is stored once, in a dictionary, can be the value of all rows.
@@ -127,37 +126,16 @@ def _rows_at_a_time(chunk: Arrow, raw: BinaryIO, column: _Column) -> int:
   Raises:
     UserError: the part expands too far.
   """
-  expanded = int(chunk.total_uncompressed_size)
+  expanded = chunk.expanded
   input_limits.check_expansion(expanded, column.size, f'the corpus file {column.path!r}')
-  longest = expanded if 'DELTA_BYTE_ARRAY' in chunk.encodings else 0
-  if chunk.has_dictionary_page:
+  longest = expanded if chunk.deltas else 0
+  if chunk.dictionary_offset is not None:
     position = raw.tell()
-    raw.seek(chunk.dictionary_page_offset)
-    longest = max(longest, _page_bytes(raw.read(_PAGE_HEADER_BYTES)) or expanded)
+    raw.seek(chunk.dictionary_offset)
+    header = raw.read(_PAGE_HEADER_BYTES)
+    longest = max(longest, parquet_footer.page_bytes(header) or expanded)
     raw.seek(position)
   return max(1, min(_ROWS, _BATCH_BYTES // max(longest, 1)))
-
-
-def _page_bytes(header: bytes) -> int | None:
-  """The decompressed size of the page that begins with some bytes; None if they are no header.
-
-  A header is a structure in the compact protocol of Thrift, whose first two fields are integers,
-  the type of the page and the size (parquet.thrift, PageHeader).
-  """
-  at = value = 0
-  for _ in range(2):
-    if header[at : at + 1] != b'\x15':  # the next field, an integer
-      return None
-    at += 1
-    value = shift = 0
-    while at < len(header):
-      byte = header[at]
-      at += 1
-      value |= (byte & 127) << shift
-      shift += 7
-      if byte < 128:
-        break
-  return value >> 1  # zigzag
 
 
 def _column_path(schema: Arrow, column: str, path: str) -> tuple[str, ...]:
