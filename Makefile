@@ -87,7 +87,7 @@ install: $(VENV)/.installed ## make the environment in .venv, with the locked pa
 
 clean: ## remove caches and build leftovers; the environment and runs/ stay
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info
-	find electra_jax configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find electra_jax configs examples tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## remove the environment too; runs/ stays
 	rm -rf $(VENV)

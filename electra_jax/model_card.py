@@ -39,7 +39,8 @@ TASK_METRICS = {
 # What the flags accept, by the Hub's rules.
 _LICENSE = re.compile(r'[a-z0-9][a-z0-9.-]*')
 _LANGUAGE = re.compile(r'[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|multilingual|code')
-_NAME = re.compile(r'(?!.*(--|\.\.))([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*')
+_PART = r'\w(?:[\w.-]*\w)?'
+_NAME = re.compile(rf'(?!.*(--|\.\.|\.git$))({_PART}/)?{_PART}', re.ASCII)
 _PLAIN = re.compile(r'[A-Za-z][\w./+-]*')
 # Words that YAML 1.1 reads as something else, such as the code of Norwegian.
 _YAML_WORDS = ('y', 'n', 'yes', 'no', 'true', 'false', 'on', 'off', 'null')

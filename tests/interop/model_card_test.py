@@ -109,13 +109,15 @@ def test_values_that_the_hub_refuses_are_one_sentence(flag, capsys):
   assert f'{name} is {value!r}; expected ' in error and error.count('\n') == 1
 
 
-@pytest.mark.parametrize('name', ['gpt2', 'a/b', 'wikimedia/wikipedia', 'a.b/c_d-e', 'x/1.0'])
+@pytest.mark.parametrize(
+  'name', ['gpt2', 'a/b', '_a/b_', 'wikimedia/wikipedia', 'a.b/c_d-e', 'x/1.0']
+)
 def test_accepted_names_are_names_on_the_hub(name):
   huggingface_hub.utils.validate_repo_id(name)
   assert model_card.check_publication(datasets=[name]).datasets == (name,)
 
 
-@pytest.mark.parametrize('name', ['a/b/c', 'a--b', 'a..b/c', '/a', 'a b'])
+@pytest.mark.parametrize('name', ['a/b/c', 'a--b', 'a..b/c', '/a', 'a b', 'a-', 'a/b.git'])
 def test_names_that_the_library_refuses_are_refused(name):
   with pytest.raises(ValueError):
     huggingface_hub.utils.validate_repo_id(name)
