@@ -25,7 +25,7 @@ SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12),
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-faults test-clients test-tpu test-wheel test-breaks release docs lint format install clean distclean lock
+.PHONY: help demo test test-fast test-long test-faults test-clients test-tpu test-wheel test-breaks release docs lint format install clean distclean lock
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,11 +43,14 @@ demo: $(VENV)/.installed ## pretrain a tiny ELECTRA on the bundled text, evaluat
 	$(MAIN) --mode=evaluate --workdir=$(WORKDIR)
 	$(MAIN) --mode=report --workdir=$(WORKDIR)
 
-test: $(VENV)/.installed-test ## run the tests that CI runs
+test: $(VENV)/.installed-test ## run the tests
 	$(PYTEST) $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/.installed-test ## run the quick test files: numerics, masking, config, data
 	$(PYTEST) $(FAST:%=tests/*/%_test.py) $(PYTEST_FLAGS)
+
+test-long: $(VENV)/.installed-test ## run the tests in more processes, meshes and kinds, which CI runs, too
+	$(PYTEST) -m long $(PYTEST_FLAGS)
 
 # Long variants of tests. Their results are committed with each change that concerns them.
 test-faults: $(VENV)/.installed-test ## run the long tests of kills, preemption and several processes

@@ -25,6 +25,7 @@ from electra_jax.sweep import runner
 FILES = sorted((pathlib.Path(__file__).parent / 'extending').glob('*.py'))
 TEXTS = ['ba ko ti.', 'The Old man.']
 LAST_STEP = 6
+QUICK = ('objective', 'task')  # in make test; the others in make test-long
 
 
 def is_task(path):
@@ -34,8 +35,12 @@ def is_task(path):
 
 def example(wanted):
   """Marks a test that runs for each example that is a task, or that is not one."""
-  files = [path for path in FILES if is_task(path) == wanted]
-  return pytest.mark.parametrize('path', files, ids=lambda path: path.stem)
+  cases = [
+    pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.long)
+    for path in FILES
+    if is_task(path) == wanted
+  ]
+  return pytest.mark.parametrize('path', cases)
 
 
 def forget_user_code():

@@ -146,6 +146,7 @@ def killed_and_resumed(bucket):
   return printed
 
 
+@pytest.mark.long
 def test_a_run_killed_while_saving_ends_like_a_local_run(bucket, killed_and_resumed, tmp_path):
   out, err = killed_and_resumed
   assert 'restored     step 5, the last checkpoint in gs://bucket/run' in out and not own(err)

@@ -5,11 +5,13 @@ import json
 import finetune_files
 import micro_run
 import numpy as np
+import pytest
 from hosts_test import ends, free_port
 
 ONE_TRIAL = ('--config.num_trials=1', '--config.sharding.smallest=0')
 
 
+@pytest.mark.long
 def test_two_processes_fine_tune_as_one_does(tmp_path):
   data = finetune_files.glue(tmp_path / 'glue', train=40)
   address = f'127.0.0.1:{free_port()}'

@@ -53,7 +53,7 @@ STOPS = ((1, 3, signal.SIGKILL), (1, 9, signal.SIGTERM), (2, 6, signal.SIGKILL))
 @pytest.mark.parametrize(
   'stops',
   [
-    pytest.param(STOPS[1:], id='two'),
+    pytest.param(STOPS[1:], id='two', marks=pytest.mark.long),
     pytest.param(STOPS, id='three', marks=pytest.mark.faults),
   ],
 )

@@ -117,6 +117,7 @@ def test_two_processes_of_two_devices_start_and_train_equally(source, whole, tmp
     assert here['total_loss'] == pytest.approx(there['total_loss'], rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_bitwise_without_its_source(source, whole, tmp_path):
   folder, workdir = tmp_path / 'hf', tmp_path / 'killed'
   shutil.copytree(source / 'hf', folder)

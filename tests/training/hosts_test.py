@@ -147,6 +147,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_bitwise_equal(folde
   assert micro_run.figures(workdir) == micro_run.figures(whole)
 
 
+@pytest.mark.long
 def test_a_request_to_one_process_stops_both_at_one_step_and_one_process_can_resume(folder, single):
   workdir = folder / 'stopped'
   processes = start_pair(workdir)
@@ -196,6 +197,7 @@ def test_a_failure_of_one_process_does_not_leave_the_other_waiting(folder):
   assert status in (1, LOST) and 'Traceback' not in err
 
 
+@pytest.mark.long
 def test_an_unexpected_error_of_the_first_process_ends_both_without_waiting(folder):
   broken = folder / 'broken.py'
   broken.write_text(BROKEN)

@@ -1,5 +1,6 @@
 """Masks and samples are bitwise equal on every mesh, and training is to rounding."""
 
+import functools
 import math
 import re
 
@@ -35,6 +36,11 @@ MESHES = {
   'fsdp 4 x tensor 2': {'fsdp': 4, 'tensor': 2},
   'fsdp 8': {'fsdp': 8},
 }
+# The mesh with all axes is in make test, the others in make test-long.
+NAMES = [
+  pytest.param(name, id=name, marks=() if number == 0 else pytest.mark.long)
+  for number, name in enumerate(MESHES)
+]
 
 
 def test_one_device_and_eight_train_equally():
@@ -51,12 +57,18 @@ def test_micro_batches_over_eight_devices_train_equally():
   )
 
 
-@pytest.mark.parametrize(
-  'sizes', [{'optimizer': ''}, *MESHES.values()], ids=['data 8, optimizer whole', *MESHES]
-)
-def test_every_mesh_trains_as_one_device(sizes):
+@pytest.mark.parametrize('name', NAMES)
+def test_every_mesh_trains_as_one_device(name):
   same_training(
-    train_steps('electra', devices=8, micro_batches=1, **sizes),
+    train_steps('electra', devices=8, micro_batches=1, **MESHES[name]),
+    train_steps('electra', devices=1, micro_batches=1),
+  )
+
+
+@pytest.mark.long
+def test_eight_devices_with_a_whole_optimizer_train_as_one():
+  same_training(
+    train_steps('electra', devices=8, micro_batches=1, optimizer=''),
     train_steps('electra', devices=1, micro_batches=1),
   )
 
@@ -152,7 +164,7 @@ def test_with_samples_forced_losses_and_gradients_agree_to_rounding(on_meshes):
 
 @pytest.fixture(scope='module')
 def on_layouts():
-  """Results on one device and each of MESHES, with parameters laid out as in training.
+  """A function of devices and one of MESHES, with parameters laid out as in training.
 
   Masks, noise, logits, samples of these and of given logits.
   """
@@ -184,10 +196,10 @@ def on_layouts():
       'samples': sample(logits),
     }
 
-  def on(devices, sizes):
-    config = PretrainingConfig().replace(
-      {f'mesh.{axis}': size for axis, size in sizes.items()} | {'sharding.smallest': 0}
-    )
+  @functools.cache
+  def on(devices, mesh=None):
+    sizes = {f'mesh.{axis}': size for axis, size in MESHES.get(mesh, {}).items()}
+    config = PretrainingConfig().replace(sizes | {'sharding.smallest': 0})
     layout = partitioning.make_layout(config, jax.devices()[:devices])
     shardings, rows = (
       partitioning.parameter_shardings(boxed, layout),
@@ -196,13 +208,12 @@ def on_layouts():
     compiled = jax.jit(partitioning.within(layout, run), in_shardings=(shardings, rows, rows))
     return jax.device_get(compiled(jax.device_put(random_params(model), shardings), ids, given))
 
-  return on(1, {}), {name: on(8, sizes) for name, sizes in MESHES.items()}
+  return on
 
 
-@pytest.mark.parametrize('name', MESHES)
+@pytest.mark.parametrize('name', NAMES)
 def test_masks_noise_and_samples_are_bitwise_equal_on_every_mesh(on_layouts, name):
-  one, others = on_layouts
-  ours = others[name]
+  one, ours = on_layouts(1), on_layouts(8, name)
   for what in ('masks', 'noise', 'samples of given logits'):
     jax.tree.map(np.testing.assert_array_equal, ours[what], one[what])
   np.testing.assert_allclose(ours['logits'], one['logits'], rtol=1e-5, atol=1e-5)
