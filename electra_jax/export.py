@@ -300,7 +300,7 @@ def _finetuned_card(
   metrics = [
     model_card.Metric(use.pipeline, model_card.TASK_METRICS.get(name, name), name, value)
     for name, value in dev.items()
-    if value is not None
+    if value is not None and (name in model_card.TASK_METRICS or name == run.task.metric)
   ]
   title = f'{run.config.name}, {run.task.name}'
   measured = model_card.Measured(run.task.name, 'dev', metrics)

@@ -9,7 +9,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from electra_jax import file_access, registry
@@ -29,8 +29,13 @@ HELDOUT_METRICS = {
   'prediction_loss': (_LANGUAGE_MODELING, 'loss'),
   'prediction_accuracy': (_LANGUAGE_MODELING, 'accuracy'),
 }
-# The Hub's names of metrics of tasks, where they differ.
+# Names of metrics of tasks, and the Hub's; tasks also count things that are no metrics there.
 TASK_METRICS = {
+  'accuracy': 'accuracy',
+  'f1': 'f1',
+  'precision': 'precision',
+  'recall': 'recall',
+  'mse': 'mse',
   'matthews': 'matthews_correlation',
   'spearman': 'spearmanr',
   'pearson': 'pearsonr',
@@ -276,11 +281,13 @@ def _metadata(
   return {name: value for name, value in found.items() if value}
 
 
-def _yaml(value: Any, indent: str = '') -> list[str]:  # noqa: ANN401  any value of JSON
+def _yaml(value: dict[str, Any] | list[Any], indent: str = '') -> list[str]:
   """Lines of YAML: of a dict or a list, with dicts and lists inside."""
   lines = []
-  for part in value.items() if isinstance(value, dict) else value:
-    name, inner = part if isinstance(value, dict) else (None, part)
+  parts: Iterable[tuple[str | None, Any]] = (
+    value.items() if isinstance(value, dict) else ((None, part) for part in value)
+  )
+  for name, inner in parts:
     if not isinstance(inner, dict | list):
       lines.append(f'{indent}{"-" if name is None else name + ":"} {_scalar(inner)}')
     elif name is None:
