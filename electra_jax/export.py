@@ -10,7 +10,15 @@ from typing import Any, Unpack
 
 from etils import epath
 
-from electra_jax import checksums, console, file_access, model_card, report, timeline
+from electra_jax import (
+  checksums,
+  console,
+  file_access,
+  hub_upload,
+  model_card,
+  report,
+  timeline,
+)
 from electra_jax.config import to_plain
 from electra_jax.console import say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
@@ -101,6 +109,7 @@ def export(
   step: str = 'last',
   task: str | None = None,
   take_over: bool = False,
+  push: str | None = None,
   **card: Unpack[model_card.CardOptions],
 ) -> None:
   """Writes a run for other programs, with its tokenizer and a model card.
@@ -117,15 +126,18 @@ def export(
     step: for a pretrained run, 'last', 'best' (by config.best_by) or a step.
     task: for a fine-tuned run that has several.
     take_over: whether to take OUTPUT from another process that writes into it.
+    push: org/name or org/name:public, a repository of the Hub to upload to: the discriminator of a
+      pretrained run, or a fine-tuned run.
     **card: what the authors state about the model, for the metadata of its card.
 
   Raises:
-    UserError: the format does not support the model (the message has the reason), the folder is
-      not a run, or OUTPUT has other files.
+    UserError: the repository cannot be written, the format does not support the model (the message
+      has the reason), the folder is not a run, or OUTPUT has other files.
   """
   if not file_access.is_remote(output):
     file_access.check_name(output, '--output')
   publication = model_card.check_publication(**card)
+  target = _push_target(output, format, push)
   console.heading(f'{workdir} for {format}')
   if is_finetuned(workdir):
     if format == 'tensorflow':
@@ -133,7 +145,8 @@ def export(
         f'{workdir} is a fine-tuned run, and the original program has no common layout for heads; '
         'use --format=transformers, or export the pretrained run.'
       )
-    _export_finetuned(open_finetuned(workdir, task), output, publication, take_over)
+    files = _export_finetuned(open_finetuned(workdir, task), output, publication, take_over)
+    _push(output, files, target)
     return
   weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
   assert weights.tokenizer is not None
@@ -152,10 +165,29 @@ def export(
   if format == 'tensorflow':
     _export_to_tensorflow(run, output, take_over)
   else:
-    _export_to_transformers(run, output, take_over)
+    files = _export_to_transformers(run, output, take_over)
+    kept = file_access.join(output, TOWERS[0])
+    _push(kept, [f.split('/')[1] for f in files if f.startswith(TOWERS[0] + '/')], target)
 
 
-def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -> None:
+def _push_target(output: str, format: str, push: str | None) -> hub_upload.Target | None:
+  """Checks the flags of an upload, and that the Hub accepts it."""
+  if push is None:
+    return None
+  if format != 'transformers':
+    raise UserError(f'--push requires --format=transformers, and --format is {format!r}.')
+  if file_access.is_remote(output):
+    raise UserError(f'--push requires a local --output, and --output is {output!r}.')
+  return hub_upload.checked_target(push)
+
+
+def _push(folder: str, files: list[str], target: hub_upload.Target | None) -> None:
+  if target is not None:
+    hub_upload.upload(folder, sorted(files), target, replaced=KNOWN)
+
+
+def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -> list[str]:
+  """Writes both towers; returns the names of the files."""
   weights = run.weights
   written: dict[str, bytes] = {}
   left_out = ''
@@ -172,13 +204,14 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
     files[CARD] = run.card(f'{run.resolved.config.name}, {tower}', use, tower)
     written |= {f'{tower}/{name}': content for name, content in files.items()}
   with _locked(output, take_over) as lock:
-    _write(output, written, lock)
+    names = _write(output, written, lock)
   # The notes already mention a generator that the weights lack.
   if left_out and (weights.generator or not weights.notes):
     say('left out', left_out)
   discriminator = file_access.join(output, 'discriminator')
   say('next', f'AutoModel.from_pretrained({discriminator!r}) in transformers')
   say('', f'--config.init=hf:{output} here')
+  return names
 
 
 def _tokenizer_files(run: _PretrainedRun, tower: str) -> dict[str, bytes]:
@@ -264,7 +297,8 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
 
 def _export_finetuned(
   run: FineTunedRun, output: str, publication: model_card.Publication, take_over: bool
-) -> None:
+) -> list[str]:
+  """Writes a fine-tuned run; returns the names of the files."""
   weights = run.weights()
   config = weights.discriminator
   assert config is not None
@@ -274,8 +308,9 @@ def _export_finetuned(
   use = model_card.use_of(run.task.head)
   files[CARD] = _finetuned_card(run, use, publication)
   with _locked(output, take_over) as lock:
-    _write(output, files, lock)
+    names = _write(output, files, lock)
   say('next', f'pipeline({use.pipeline!r}, {output!r}) in transformers')
+  return names
 
 
 def _finetuned_card(
@@ -389,8 +424,8 @@ def _write(
   lock: FolderLock,
   stale: list[str] | None = None,
   beside: Iterable[str] = (),
-) -> None:
-  """Writes the files of an export, and their checksums in each folder.
+) -> list[str]:
+  """Writes the files of an export, and their checksums in each folder; returns their names.
 
   Args:
     output: the folder.
@@ -413,3 +448,4 @@ def _write(
   for folder in sorted(folders):
     place = file_access.join(output, folder) if folder else output
     say('written', f'{place}: {", ".join(folders[folder])}')
+  return list(files)

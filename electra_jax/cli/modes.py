@@ -161,6 +161,12 @@ FLAGS: dict[str, Flag] = {
       'Model that the run was initialized from, for the model card, by its name on the Hub.',
     ),
     Flag(
+      'push',
+      'Private repository of the Hugging Face Hub, org/name, to upload the export to: the '
+      'discriminator of a pretrained run, or a fine-tuned run; org/name:public for a public one.',
+      example='org/name',
+    ),
+    Flag(
       'topology',
       'TPU slice, such as v5e-16, v4-8, v5p-128 or v6e-64, or several, such as 2xv5e-256.',
       example='v5e-16',
@@ -366,6 +372,7 @@ MODES: dict[str, Mode] = {
         'step',
         'task',
         'take_over',
+        'push',
         'license',
         'language',
         'datasets',

@@ -188,6 +188,7 @@ class Status:
     if self._path is None or not file_access.is_remote(self._path):
       self._write()
     elif hosts.first():
+      self._record.updated = _now()
       self._write_copy()
       if saved and not (self._upload and self._upload.is_alive()):
         self._upload = threading.Thread(target=self._write_workdir, daemon=True)
@@ -225,6 +226,7 @@ class Status:
       pass
     if self._upload:
       self._upload.join(PATIENCE)
+    self._record.updated = _now()
     self._write_workdir()
     self._write_copy()
 
@@ -246,7 +248,6 @@ class Status:
   def _write_to(self, path: os.PathLike[str]) -> None:
     try:
       with self._lock:
-        self._record.updated = _now()
         run_folder.write_json(path, self._record.plain())
     except Exception as error:  # of any kind: no status is worth a run
       if not self._reported:

@@ -39,6 +39,7 @@ RANKS = {
   'verify': 8,
   'sweep': 9,
   'export': 9,
+  'hub_upload': 8,
   'cli': 10,
   'main': 11,
 }

@@ -1,6 +1,7 @@
 """status.json holds the state, progress and end of a run, for scripts that read it."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -140,6 +141,8 @@ def test_the_copy_has_the_same_content_and_the_reason_of_an_early_end(folder, mo
   copy = folder / 'here' / 'copy.json'
   copy.parent.mkdir()
   monkeypatch.setenv(COPY, str(copy))
+  seconds = itertools.count()
+  monkeypatch.setattr('electra_jax.training.status._now', lambda: f'second {next(seconds)}')
   with Status('train') as status:
     status.claim(folder)
     status.progress(3)
