@@ -14,13 +14,14 @@ from electra_jax import (
   checksums,
   console,
   file_access,
+  hub,
   hub_upload,
   model_card,
   report,
   timeline,
 )
 from electra_jax.config import to_plain
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.finetuned import FineTunedRun, is_finetuned, open_finetuned
@@ -32,7 +33,7 @@ from electra_jax.pretrain.build import objective_of
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved_run
 from electra_jax.training import run_folder, versions
 from electra_jax.training.curves import RunRecord
-from electra_jax.training.progress import quantity, read_metrics
+from electra_jax.training.progress import read_metrics
 
 FORMATS = ('transformers', 'tensorflow')
 CARD = 'README.md'
@@ -87,10 +88,11 @@ class _PretrainedRun:
       and values.get(name) is not None
       and name.startswith('generator_') == (tower == 'generator')
     ]
+    bases = [hub.repository(source) for source in self.resolved.revisions]
     return model_card.model_card(
       title,
       use,
-      self.publication,
+      self.publication.with_bases(bases),
       model_card.Measured('held-out documents of the corpus', 'held out', metrics),
       model_card.run_sections(weights_text, config, facts, self.trained_with),
     ).encode()
@@ -148,7 +150,8 @@ def export(
     files = _export_finetuned(open_finetuned(workdir, task), output, publication, take_over)
     _push(output, files, target)
     return
-  weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
+  with console.phase('reading', f'the {step} checkpoint of {workdir}'):
+    weights = own.read_weights(workdir, step, moments=format == 'tensorflow')
   assert weights.tokenizer is not None
   has_metrics = bool(read_metrics(run_folder.folder(workdir)))
   run = _PretrainedRun(
@@ -161,7 +164,7 @@ def export(
   )
   say('read', weights.source)
   for note in weights.notes:
-    say('left out', note)
+    say('left out', note, always=True)
   if format == 'tensorflow':
     _export_to_tensorflow(run, output, take_over)
   else:
@@ -193,13 +196,15 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
   left_out = ''
   for tower in TOWERS:
     try:
-      files = huggingface.model_files(weights, tower, special_ids=_special_ids(run.tokenizer))
+      with console.phase('exporting', f'the {tower}'):
+        files = huggingface.model_files(weights, tower, special_ids=_special_ids(run.tokenizer))
     except UserError as error:
       if tower == 'discriminator':
         raise
       left_out = str(error)
       continue
-    files |= _tokenizer_files(run, tower)
+    with console.phase('exporting', f'the tokenizer of the {tower}'):
+      files |= _tokenizer_files(run, tower)
     use = _use_of_tower(weights, tower)
     files[CARD] = run.card(f'{run.resolved.config.name}, {tower}', use, tower)
     written |= {f'{tower}/{name}': content for name, content in files.items()}
@@ -207,7 +212,7 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
     names = _write(output, written, lock)
   # The notes already mention a generator that the weights lack.
   if left_out and (weights.generator or not weights.notes):
-    say('left out', left_out)
+    say('left out', left_out, always=True)
   discriminator = file_access.join(output, 'discriminator')
   say('next', f'AutoModel.from_pretrained({discriminator!r}) in transformers')
   say('', f'--config.init=hf:{output} here')
@@ -215,11 +220,16 @@ def _export_to_transformers(run: _PretrainedRun, output: str, take_over: bool) -
 
 
 def _tokenizer_files(run: _PretrainedRun, tower: str) -> dict[str, bytes]:
-  """Returns the tokenizer's files for transformers, with the length and types of a tower."""
+  """Returns the tokenizer's files for transformers, with the length and types of a tower.
+
+  The length is that of the longest rows that positions were trained on. Initial weights have
+  trained all their positions.
+  """
   config = run.weights.generator if tower == 'generator' else run.weights.discriminator
   assert config is not None
   longest = max(phase.config.sequence_length for phase in run.resolved.phases)
-  max_length = config.max_positions if config.has_position_table else longest
+  trained_before = config.has_position_table and run.resolved.config.init
+  max_length = config.max_positions if trained_before else longest
   return tokenizer_files.files(run.tokenizer, max_length, config.has_token_types)
 
 
@@ -229,7 +239,10 @@ def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
   assert weights.discriminator is not None
   if 'discriminator_head' not in weights.params:
     return model_card.use_of('encoder')
-  return model_card.use_of('discriminator', huggingface.auto_class(weights.discriminator))
+  name = huggingface.auto_class(weights.discriminator)
+  if name == 'AutoModel':  # which opens it without its head
+    return model_card.use_of('encoder')
+  return model_card.use_of('discriminator', name)
 
 
 def _trained_with(workdir: str | os.PathLike[str]) -> str:
@@ -273,8 +286,10 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
   if not run.tokenizer.read_by_original_program:
     say(
       'tokenizer',
-      'the original program reads WordPiece only; the files of this tokenizer are written beside '
-      'the checkpoint',
+      "the original program reads WordPiece with BERT's normalization only "
+      '(config.data.normalization=original); the files of this tokenizer are written beside the '
+      'checkpoint',
+      always=True,
     )
   card = run.card(run.resolved.config.name, None, 'discriminator and generator')
   beside = {**run.tokenizer.saved_files(), CARD: card}
@@ -284,7 +299,8 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
     stale = _stale_files(output, {*beside, *written, checksums.SUMS})
     # Stale files are removed only when the model turns out to be expressible and writable.
     lock.check(read=True)
-    google.write_checkpoint(run.weights, prefix)
+    with console.phase('writing', prefix):
+      google.write_checkpoint(run.weights, prefix)
     present = set(file_access.listing(output))
     _write(output, beside, lock, stale, [name for name in written if name in present])
   settings = file_access.join(output, google.SETTINGS)
@@ -299,7 +315,8 @@ def _export_finetuned(
   run: FineTunedRun, output: str, publication: model_card.Publication, take_over: bool
 ) -> list[str]:
   """Writes a fine-tuned run; returns the names of the files."""
-  weights = run.weights()
+  with console.phase('reading', run.workdir):
+    weights = run.weights()
   config = weights.discriminator
   assert config is not None
   say('read', f'{weights.source}, {run.trial}, step {run.step:,}')
@@ -318,7 +335,7 @@ def _finetuned_card(
 ) -> bytes:
   folder = run_folder.folder(run.workdir)
   origin = run_folder.read_json(folder / 'encoder.json', {'origin': {'run': str}})['origin']['run']
-  origin = publication.base_model or model_card.without_folders(origin)
+  origin = ', '.join(publication.base_model) or model_card.without_folders(origin)
   if run.imported:
     description = f'{origin}, fine-tuned by another program, for {run.task.name}.'
   else:
@@ -434,18 +451,23 @@ def _write(
     stale: files of an earlier export, to be removed; None for all that `files` lacks.
     beside: names of files that are written already.
   """
-  files = {**files, **_with_sums(output, files, beside)}
+  with console.phase('hashing', output):
+    files = {**files, **_with_sums(output, files, beside)}
   for path in _stale_files(output, files) if stale is None else stale:
     file_access.remove(path)
   # Configs are last: a folder with a config is complete.
-  for name in sorted(files, key=lambda name: name.endswith('config.json')):
-    lock.check(read=True)
-    file_access.write_bytes(file_access.join(output, *name.split('/')), files[name])
+  done = 0
+  with console.progress('writing', sum(map(len, files.values())), 'B') as live:
+    for name in sorted(files, key=lambda name: name.endswith('config.json')):
+      live(done, name)
+      lock.check(read=True)
+      file_access.write_bytes(file_access.join(output, *name.split('/')), files[name])
+      done += len(files[name])
   folders: dict[str, list[str]] = {}
   for name, content in files.items():
     folder, _, file = name.rpartition('/')
     folders.setdefault(folder, []).append(f'{file} ({quantity(len(content), "B")})')
   for folder in sorted(folders):
     place = file_access.join(output, folder) if folder else output
-    say('written', f'{place}: {", ".join(folders[folder])}')
+    say('written', f'{place}: {", ".join(folders[folder])}', always=True)
   return list(files)

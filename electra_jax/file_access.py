@@ -370,7 +370,22 @@ def digest(path: str | os.PathLike[str], kind: str | Callable[[], Any]) -> str:
     return hashlib.file_digest(cast(Any, file), kind).hexdigest()
 
 
-def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
+def compression(path: str | os.PathLike[str], head: bytes = b'') -> str:
+  """How a file is compressed, by its name or else its first bytes: one of COMPRESSIONS, or ''.
+
+  Args:
+    path: its name.
+    head: its first bytes as stored; empty to go by the name only.
+  """
+  suffix = pathlib.PurePosixPath(os.fspath(path)).suffix.lower()
+  if suffix in COMPRESSIONS:
+    return suffix
+  return next((found for magic, found in COMPRESSION_MAGIC.items() if head.startswith(magic)), '')
+
+
+def decompressed(
+  raw: BinaryIO, path: str | os.PathLike[str], suffix: str | None = None
+) -> BinaryIO:
   """The content of a file, decompressed if its name ends in .gz, .xz, .bz2 or .zst.
 
   Several compressed streams in a row are read as one. Reading raises one of `damage()` if the file
@@ -380,9 +395,10 @@ def decompressed(raw: BinaryIO, path: str | os.PathLike[str]) -> BinaryIO:
   Args:
     raw: the file as stored.
     path: its name.
+    suffix: of `compression`; None to go by the name.
   """
-  suffix = pathlib.PurePosixPath(os.fspath(path)).suffix.lower()
-  if suffix not in COMPRESSIONS:
+  suffix = compression(path) if suffix is None else suffix
+  if not suffix:
     return raw
   openers: dict[str, Any] = {
     '.gz': gzip.open,

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from electra_jax import file_access
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.errors import UserError
-from electra_jax.training.progress import quantity
 from electra_jax.version import __version__
 
 _NAME = r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?'
@@ -101,7 +100,7 @@ def upload(folder: str, files: Sequence[str], target: Target, replaced: Sequence
       delete_patterns=list(replaced),
       commit_message=f'Export of electra_jax {__version__}',
     )
-  say('pushed', commit.commit_url)
+  say('pushed', commit.commit_url, always=True)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,11 @@ class Publication:
   license: str = ''
   language: tuple[str, ...] = ()
   datasets: tuple[str, ...] = ()
-  base_model: str = ''
+  base_model: tuple[str, ...] = ()
+
+  def with_bases(self, names: Sequence[str]) -> 'Publication':
+    """The same with base models that are known otherwise, where the authors name none."""
+    return dataclasses.replace(self, base_model=self.base_model or tuple(names))
 
 
 def check_publication(**given: Unpack[CardOptions]) -> Publication:
@@ -88,14 +92,14 @@ def check_publication(**given: Unpack[CardOptions]) -> Publication:
     given.get('license') or '',
     tuple(given.get('language') or ()),
     tuple(given.get('datasets') or ()),
-    given.get('base_model') or '',
+    (base,) if (base := given.get('base_model')) else (),
   )
   names = "a name on the Hugging Face Hub, such as '{}'".format
   for flag, values, form, expected in (
     ('license', (found.license,), _LICENSE, "the Hub's name of a license, such as 'apache-2.0'"),
     ('language', found.language, _LANGUAGE, "ISO 639 codes of languages, such as 'en,de'"),
     ('datasets', found.datasets, _NAME, names('wikimedia/wikipedia')),
-    ('base_model', (found.base_model,), _NAME, names('google/electra-small-discriminator')),
+    ('base_model', found.base_model, _NAME, names('google/electra-small-discriminator')),
   ):
     for value in filter(None, values):
       if not form.fullmatch(value):
@@ -238,6 +242,7 @@ def model_card(
     publication: what its authors state.
     measured: its metrics, for the metadata.
     sections: lines of Markdown that follow.
+    bases: repositories of the Hub whose weights the run was initialized from.
   """
   lines = ['---', *_yaml(_metadata(title, use, publication, measured)), '---', '', f'# {title}', '']
   missing = [name for name in ('license', 'language', 'datasets') if not getattr(publication, name)]
@@ -259,7 +264,7 @@ def _metadata(
     'license': publication.license,
     'language': list(publication.language),
     'datasets': list(publication.datasets),
-    'base_model': publication.base_model,
+    'base_model': list(publication.base_model),
     'library_name': LIBRARY if use else '',
     'pipeline_tag': use.pipeline if use else '',
     'tags': ['electra', 'electra_jax', 'jax'],

@@ -10,13 +10,11 @@ import importlib.util
 import json
 import os
 import pathlib
-import queue
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypedDict, Unpack
@@ -155,12 +153,13 @@ def plan(
   request = {'config': to_plain(config), 'topology': topology, 'search': search}
   result = _run_child(request)
   result |= costs(result, of, price)
-  print_plan(result, of)
+  with console.results():
+    print_plan(result, of)
   path = folder / f'plan-{of.name}.json'
   with file_access.reaching(path, 'written'):
     path.parent.mkdir(parents=True, exist_ok=True)
   run_folder.write_json(path, result)
-  say('written', str(path))
+  say('written', str(path), always=True)
   return result
 
 
@@ -545,25 +544,12 @@ def _failure(status: int, doing: str, last_line: str) -> str:
 
 def _follow(child: subprocess.Popen[str]) -> str:
   """Shows what the child reports until it ends; returns the last report."""
-  lines: queue.Queue[str | None] = queue.Queue()
-
-  def read() -> None:
-    assert child.stdout is not None
-    for line in child.stdout:
-      lines.put(line)
-    lines.put(None)
-
-  threading.Thread(target=read, daemon=True).start()
+  assert child.stdout is not None
   doing = 'starting'
   while True:
-    with console.progress('compiling') as progress:
-      while True:
-        try:
-          line = lines.get(timeout=0.2)
-          break
-        except queue.Empty:
-          progress(0, doing)
-    if line is None:
+    with console.phase('compiling', doing):
+      line = child.stdout.readline()
+    if not line:
       return doing
     if line.startswith('{"doing"'):
       doing = json_reader.parse(line, 'what the compiler reports')['doing']

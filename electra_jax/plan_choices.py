@@ -14,14 +14,13 @@ import jax
 
 from electra_jax import console, file_access
 from electra_jax.config import PretrainingConfig, phases_of
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare.preparation import open_prepared
 from electra_jax.errors import UserError
 from electra_jax.pretrain import build, guidance, pretrain_step
 from electra_jax.pretrain.guidance import Expectation
 from electra_jax.training import memory, progress, run_folder
-from electra_jax.training.progress import quantity
 
 SAMPLE_CHARACTERS = 2_000_000  # of the corpus, read to estimate the size of the rest
 # Subword vocabularies of 30,000 have 4 to 5 characters per token in languages with Latin script.
@@ -101,7 +100,7 @@ def choices(
   with file_access.reaching(path, 'written'):
     path.parent.mkdir(parents=True, exist_ok=True)
   run_folder.write_json(path, result)
-  say('written', str(path))
+  say('written', str(path), always=True)
   return result
 
 

@@ -4,9 +4,8 @@ import collections
 from typing import Any
 
 from electra_jax import console
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.training import slices
-from electra_jax.training.progress import quantity
 from electra_jax.training.slices import Slice
 
 Json = dict[str, Any]

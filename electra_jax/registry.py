@@ -44,6 +44,7 @@ class Entry:
     spec: spec that user code registered.
     options: dataclass of the spec's options, a `config.declarations.Config`; None for none.
     file: Python file of the user code that registered it; '' for an entry of this package.
+    package: module of an optional package that the spec needs; '' for none.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Entry:
   spec: Any = None
   options: type[Any] | None = None
   file: str = ''
+  package: str = ''
 
 
 class Registry(Generic[T]):
@@ -87,6 +89,8 @@ class Registry(Generic[T]):
     if name not in self._entries:
       near = difflib.get_close_matches(name, self._entries, n=1)
       known = f'did you mean {near[0]!r}?' if near else f'expected one of {", ".join(self)}.'
+      if not self._entries:
+        known = 'expected one that the config file registers (docs/extending.md).'
       raise UserError(f'{self.field} is {name!r}, which is not a registered {self.kind}; {known}')
     return self._entries[name]
 
@@ -211,8 +215,16 @@ TOKENIZERS: Registry[Any] = Registry(
       "BERT's WordPiece",
       'electra_jax.data.tokenizers.wordpiece_tokenizer:WordPieceTokenizer',
     ),
+    Entry(
+      'byte_level_bpe',
+      'byte-level BPE',
+      'electra_jax.data.tokenizers.pipeline_tokenizer:PipelineTokenizer',
+    ),
   ],
 )
+
+# Functions from a text to its words, all of them of user code.
+SEGMENTERS: Registry[Any] = Registry('segmenter', 'config.data.segmenter', [])
 
 CORPUS_FORMATS: Registry[Any] = Registry(
   'corpus format',
@@ -226,8 +238,18 @@ CORPUS_FORMATS: Registry[Any] = Registry(
     Entry('line', 'text, one document per line', 'electra_jax.data.corpus.text_format:LINE'),
     Entry('file', 'text, one document per file', 'electra_jax.data.corpus.text_format:FILE'),
     Entry('jsonl', 'JSON lines', 'electra_jax.data.corpus.jsonl_format:JSONL'),
+    Entry('csv', 'CSV and TSV', 'electra_jax.data.corpus.csv_format:CSV'),
     Entry('parquet', 'Parquet', 'electra_jax.data.corpus.parquet_format:PARQUET'),
+    Entry('arrow', 'Arrow files and streams', 'electra_jax.data.corpus.arrow_format:ARROW'),
+    Entry(
+      'save_to_disk',
+      'a folder of datasets.save_to_disk',
+      'electra_jax.data.corpus.dataset_folder:DATASET_FOLDER',
+    ),
+    Entry('zip', 'a zip archive of files', 'electra_jax.data.corpus.archive_format:ZIP'),
+    Entry('tar', 'a tar archive of files', 'electra_jax.data.corpus.archive_format:TAR'),
     Entry('tfds', 'a TensorFlow Datasets dataset', 'electra_jax.data.corpus.tfds:TFDS'),
+    Entry('texts', 'texts given in Python', 'electra_jax.data.corpus.given_texts:GIVEN_TEXTS'),
     Entry('sample', 'the bundled sample', 'electra_jax.data.corpus.text_format:SAMPLE'),
   ],
 )
@@ -272,6 +294,12 @@ TASKS: Registry[Any] = Registry(
     Entry(
       'classification', 'a class of each text', 'electra_jax.finetune.tasks.text:CLASSIFICATION'
     ),
+    Entry(
+      'multilabel',
+      'any number of labels of each text',
+      'electra_jax.finetune.tasks.multilabel:MULTILABEL',
+    ),
+    Entry('ranking', 'passages by relevance', 'electra_jax.finetune.tasks.ranking:RANKING'),
     Entry('regression', 'a number of each text', 'electra_jax.finetune.tasks.text:REGRESSION'),
     Entry('ner', 'named entities', 'electra_jax.finetune.tasks.tagging:NER'),
     Entry('chunking', 'phrases', 'electra_jax.finetune.tasks.tagging:CHUNKING'),
@@ -283,6 +311,27 @@ TASKS: Registry[Any] = Registry(
   ],
 )
 
+TRACKERS: Registry[Any] = Registry(
+  'tracker',
+  'config.trackers',
+  [
+    Entry(
+      'tensorboard',
+      "TensorBoard's event files in the run's folder",
+      'electra_jax.training.trackers.tensorboard_files:TensorBoardFiles',
+    ),
+    Entry(
+      'wandb',
+      'Weights & Biases',
+      'electra_jax.training.trackers.wandb_runs:WandbRun',
+      package='wandb',
+    ),
+    Entry(
+      'mlflow', 'MLflow', 'electra_jax.training.trackers.mlflow_runs:MlflowRun', package='mlflow'
+    ),
+  ],
+)
+
 LISTS: dict[str, Registry[Any]] = {
   registry.kind: registry
   for registry in (
@@ -290,9 +339,11 @@ LISTS: dict[str, Registry[Any]] = {
     SHARING_SCHEMES,
     OPTIMIZERS,
     TOKENIZERS,
+    SEGMENTERS,
     CORPUS_FORMATS,
     WEIGHT_FORMATS,
     TASKS,
+    TRACKERS,
   )
 }
 

@@ -52,6 +52,7 @@ VERSION_FIELDS = (
   'etag',
   'ETag',
   'md5Hash',
+  'blob_id',
   'generation',
   'updated',
   'mtime',

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import jax
 from etils import epath
 
-from electra_jax import registry
-from electra_jax.console import say, seconds
+from electra_jax import console, registry
+from electra_jax.console import quantity, say, seconds
 from electra_jax.data.prepare.finished import FACTS_FILE, read_facts
 from electra_jax.data.prepare.preparation_report import kept_facts
 from electra_jax.errors import UserError
@@ -24,7 +24,7 @@ from electra_jax.pretrain.trained_run import open_run
 from electra_jax.training import checkpoints, plugins, versions
 from electra_jax.training.curves import RunRecord, draw_curves
 from electra_jax.training.devices import use_compilation_cache
-from electra_jax.training.progress import quantity, read_metrics
+from electra_jax.training.progress import read_metrics
 from electra_jax.training.run_folder import folder, read_json
 
 EXAMPLES = 3  # held-out rows on the page
@@ -79,10 +79,11 @@ def report(
     raise UserError(
       f'the report cannot be written to {workdir} ({error.strerror}); make it writable.'
     ) from None
-  for label, (name, _) in written.items():
-    say(label, str(record.workdir / name))
-  for label, line in key_lines(record):
-    say(label, line)
+  with console.results():
+    for label, (name, _) in written.items():
+      say(label, str(record.workdir / name))
+    for label, line in key_lines(record):
+      say(label, line)
 
 
 def _optional(path: epath.Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from electra_jax import console, registry
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, config_kind, freeze
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.run_files import json_values, read_records
@@ -33,7 +33,6 @@ from electra_jax.training import checkpoints, hosts, run_folder
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.preemption import Notice
-from electra_jax.training.progress import quantity
 
 # One checkpoint: its step, what training had spent, metrics on held-out rows and on tasks.
 Point: TypeAlias = dict[str, Any]
@@ -112,7 +111,7 @@ def _evaluate(run: Run, points: list[Point], rows: int | None, store: str | None
   opened: dict[
     int, tuple[Run, Any, evaluation.Heldout]
   ] = {}  # by phase, since phases may have rows of other lengths
-  with console.progress('held out', len(points)) as live:
+  with console.progress('held out', len(points), 'checkpoints', before='compiling') as live:
     for done, point in enumerate(points, 1):
       phases = enumerate(run.resolved.phases)
       number = next(n for n, phase in phases if point['step'] <= phase.last)
@@ -145,16 +144,18 @@ def _finetune(
   config: FinetuningConfig, points: list[Point], workdir: epath.Path, notice: Notice
 ) -> bool:
   """Adds the results of fine-tuning to each point; False when asked to stop."""
-  for point in points:
-    folder = workdir / 'timeline' / f'step-{point["step"]}'
-    of_step = config.replace({'init_step': str(point['step'])})
-    if notice or finetune(of_step, str(folder), notice) == PREEMPTED:
-      return False
-    records = read_records(folder, config.tasks)
-    point['tasks'] = {
-      task: _task_result([record for record in records if record['task'] == task])
-      for task in config.tasks
-    }
+  with console.progress('timeline', len(points)) as live:
+    for done, point in enumerate(points):
+      live(done)
+      folder = workdir / 'timeline' / f'step-{point["step"]}'
+      of_step = config.replace({'init_step': str(point['step'])})
+      if notice or finetune(of_step, str(folder), notice) == PREEMPTED:
+        return False
+      records = read_records(folder, config.tasks)
+      point['tasks'] = {
+        task: _task_result([record for record in records if record['task'] == task])
+        for task in config.tasks
+      }
   return True
 
 
@@ -181,7 +182,7 @@ def _write(results: run_folder.Results, result: dict[str, Any]) -> None:
   written = hosts.from_first(lambda: results.write(files))
   print('\n' + timeline_table(result) + '\n')
   if written:
-    say('written', written)
+    say('written', written, always=True)
 
 
 def spent(run: ResolvedRun, tokenizer: Tokenizer, step: int) -> dict[str, float]:

@@ -86,7 +86,9 @@ def verify(workdir: str, store: str | None = None) -> None:
       f'{len(damaged)} of {len(parts)} parts are damaged, first {damaged[0].place!r}; restore it '
       'from a copy.'
     )
-  console.say('verified', f'{sum(part.files for part in parts):,} files, none is damaged')
+  console.say(
+    'verified', f'{sum(part.files for part in parts):,} files, none is damaged', always=True
+  )
 
 
 def check_folder(root: str) -> list[Part]:
@@ -104,8 +106,8 @@ def check_folder(root: str) -> list[Part]:
   with console.progress('verifying', len(folders)) as line:
     for done, folder in enumerate(folders, 1):
       present = {name.rpartition('/')[2] for name in names if name.rpartition('/')[0] == folder}
+      line(done - 1, folder or root)
       parts += _check_parts(root, folder, present)
-      line(done, folder or root)
   return parts
 
 

@@ -39,7 +39,8 @@ import in_process
 import numpy as np
 import pytest
 
-from electra_jax import main
+from electra_jax import console, main
+from electra_jax.cli import command_line
 from electra_jax.config import PretrainingConfig
 from electra_jax.config.pretraining import OptimizerConfig
 from electra_jax.model.config import EncoderConfig
@@ -59,6 +60,10 @@ hypothesis.settings.register_profile(
   phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
 )
 hypothesis.settings.load_profile('tests')
+
+# What a test reads from stderr does not depend on how long its programs take.
+os.environ[command_line.PROGRESS] = '0'
+console.log_every(0)
 
 # The slowest files, slowest first, so that none of them is the last one of a worker.
 LONGEST = (

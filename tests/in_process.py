@@ -33,6 +33,8 @@ UNRELATED = (
   'name',
   'save_every',
   'steps',
+  'trackers',
+  'tracking',
 )
 
 

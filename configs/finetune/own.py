@@ -1,11 +1,12 @@
-r"""Your own labeled texts, pairs, values, spans or tags, from TSV, CSV or JSON lines.
+r"""Your own labeled texts, pairs, values, spans or tags, from tables in any format.
 
   python -m electra_jax.main --mode=finetune --config=configs/finetune/own.py \
       --config.init=runs/small --config.data.train=train.csv --config.data.dev=dev.csv \
       --config.data.text=review --config.data.label=stars
 
 Columns are named. --config.task is classification (labels as found in the training data),
-regression, tagging or span; --config.data.pair names the column of a second text.
+multilabel, regression, ranking, tagging or span; --config.data.pair names the column of a second
+text. docs/finetuning.md has an example of each.
 """
 
 import ml_collections

@@ -33,6 +33,8 @@ from electra_jax.config import config_kind
 from electra_jax.config.config_files import config_path
 from electra_jax.errors import UserError
 
+PROGRESS = 'ELECTRA_JAX_PROGRESS'  # environment variable
+
 
 def run_mode(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   """Checks the flags and the config, runs the mode, and returns the exit status.
@@ -48,6 +50,8 @@ def run_mode(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   if values.help:
     print(help_page.help_of(mode if values['mode'].present else None))
     return 0
+  console.quiet(values.quiet)
+  console.log_every(_progress_interval())
   if values['input_limits'].present:
     input_limits.set_factor(values.input_limits)
   check_flags(values)
@@ -60,6 +64,24 @@ def run_mode(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   with contextlib.nullcontext() if mode.prints_only else console.lasting_output():
     result = function(**_keywords(mode, values, arguments))
   return result if isinstance(result, int) else 0
+
+
+def _progress_interval() -> float:
+  """Seconds between two lines of progress in a log, which the environment may set; 0 for none.
+
+  Raises:
+    UserError: it is not a number of seconds.
+  """
+  text = os.environ.get(PROGRESS, str(console.LOG_EVERY))
+  try:
+    if (interval := float(text)) >= 0:
+      return interval
+  except ValueError:
+    pass
+  raise UserError(
+    f'the environment variable {PROGRESS} is {text!r}; expected the seconds between two lines of '
+    'progress, or 0 for none.'
+  )
 
 
 def with_mode_flag(argv: Sequence[str]) -> list[str]:

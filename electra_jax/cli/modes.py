@@ -107,6 +107,7 @@ FLAGS: dict[str, Flag] = {
       float,
       default=1.0,
     ),
+    Flag('quiet', 'Print only warnings, errors and the result.', bool, default=False),
     Flag(
       'step',
       'Checkpoint to open: last, best (by config.best_by) or a step.',
@@ -210,7 +211,15 @@ FLAGS: dict[str, Flag] = {
     Flag('process', 'With --coordinator: number of this process, from 0.', int, at_least=0),
     Flag(
       'input',
-      "File of texts, pairs, questions or sentences; '-' reads standard input.",
+      "predict: file of texts, pairs, questions or sentences, '-' for standard input; it is scored "
+      'where it has labels. evaluate: a corpus as config.data.source names it, or the folder of a '
+      "prepared one; the run's own is then not needed.",
+    ),
+    Flag(
+      'allow_loss',
+      'Predict although the tokenizer loses 20% or more of the characters, as [UNK] or removed.',
+      bool,
+      default=False,
     ),
     Flag('task', 'Task, where the run was fine-tuned on several.'),
     Flag(
@@ -255,7 +264,7 @@ FLAGS: dict[str, Flag] = {
 # Flags whose value is a path or an address.
 PATHS = ('workdir', 'store', 'output', 'input', 'pairs')
 # Flags of every mode.
-COMMON_FLAGS = ('plugins', 'input_limits')
+COMMON_FLAGS = ('plugins', 'input_limits', 'quiet')
 
 
 #### Modes ####
@@ -281,9 +290,11 @@ MODES: dict[str, Mode] = {
     ),
     Mode(
       'evaluate',
-      'Evaluate a checkpoint of a pretrained run on held-out rows.',
+      'Evaluate a checkpoint of a pretrained run on held-out rows, or on another corpus (--input).',
       'electra_jax.cli.opened_run:evaluate_run',
-      flags=('step', 'rows', 'store', 'output'),
+      flags=('step', 'rows', 'store', 'output', 'input'),
+      exclusive=(('store', 'input'),),
+      parameters={'input': 'source'},
       joins=True,
       prints_only=True,
     ),
@@ -334,7 +345,7 @@ MODES: dict[str, Mode] = {
       'predict',
       'Predict with a fine-tuned run.',
       'electra_jax.finetune.predict:predict',
-      flags=('input', 'task', 'split', 'output'),
+      flags=('input', 'task', 'split', 'output', 'allow_loss'),
       parameters={'input': 'source'},
     ),
     Mode(

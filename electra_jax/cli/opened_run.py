@@ -11,10 +11,16 @@ INSPECTED_ROWS = 4
 
 
 def evaluate_run(
-  workdir: str, step: str, rows: int | None, store: str | None, output: str | None = None
+  workdir: str,
+  step: str,
+  rows: int | None,
+  store: str | None,
+  output: str | None = None,
+  source: str | None = None,
 ) -> None:
-  """Evaluates a checkpoint on held-out rows, see `pretrain.evaluation.evaluate`."""
-  evaluation.evaluate(_opened('evaluate', workdir, step, store), rows=rows, output=output)
+  """Evaluates a checkpoint on held-out rows or `source`, see `pretrain.evaluation.evaluate`."""
+  run = _opened('evaluate', workdir, step, store)
+  evaluation.evaluate(run, rows=rows, output=output, source=source)
 
 
 def inspect_run(workdir: str, step: str, rows: int | None, first: int, store: str | None) -> None:
@@ -39,7 +45,7 @@ def _opened(mode: str, workdir: str, step: str, store: str | None = None) -> Run
   if is_finetuned(workdir):
     raise UserError(
       f'--mode={mode} requires a pretrained run and {workdir} is a fine-tuned one; '
-      '--mode=predict --split=dev scores it.'
+      '--mode=predict scores it, with --split=dev or --input=FILE.'
     )
   run = electra_jax.load(workdir, step, store)
   assert isinstance(run, Run)  # not a fine-tuned run

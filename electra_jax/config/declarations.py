@@ -90,7 +90,7 @@ class Declaration:
     if value in self.also:
       return True
     if self.choices:
-      return value in self.choices
+      return all(v in self.choices for v in (value if isinstance(value, tuple) else (value,)))
     if isinstance(value, str):
       return not (self.one_line and has_control_characters(value))
     if isinstance(value, tuple | dict):
@@ -304,7 +304,8 @@ def typed_value(entry: Field, value: Value) -> Value:
     UserError: for a value of another type.
   """
   if entry.kind is tuple and isinstance(value, list | tuple):
-    return _plain_tuple(value)
+    plain = _plain_tuple(value)
+    return _split_names(plain) if entry.declaration.choices else plain
   if entry.kind is dict and (isinstance(value, dict) or _is_config_dict(value)):
     return _plain_tuple(value)
   if entry.kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -324,6 +325,12 @@ def _plain_tuple(value: Value) -> Value:
   if isinstance(value, Mapping) or _is_config_dict(value):
     return {name: _plain_tuple(item) for name, item in value.items()}
   return value
+
+
+def _split_names(values: tuple[Any, ...]) -> tuple[Any, ...]:
+  """Names that a command line separates by commas, each by itself."""
+  parts = (v.split(',') if isinstance(v, str) else (v,) for v in values)
+  return tuple(v.strip() if isinstance(v, str) else v for items in parts for v in items)
 
 
 def check_ranges(config: Config) -> None:

@@ -6,9 +6,11 @@ The recipe is Clark et al. 2020, table 7, and configure_finetuning.py of the ori
 import dataclasses
 from typing import Any
 
+from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
 from electra_jax.config.groups import (
+  ALLOW_LOSS_HELP,
   CACHE,
   CACHE_HELP,
   DROPOUT_SCALE_HELP,
@@ -24,9 +26,15 @@ from electra_jax.config.groups import (
   RESIDUALS,
   SCALES,
   SKIP_HELP,
+  TRACKERS_HELP,
+  TRACKING_HELP,
   MeshConfig,
   ShardingConfig,
+  TrackingConfig,
 )
+
+# The published schemes of tags of entities; see finetune/tasks/tag_schemes.py.
+TAG_SCHEMES = ('io', 'iob1', 'iob2', 'ioe1', 'ioe2', 'iobes', 'bilou', 'bmes', 'bmewo')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +50,9 @@ class TaskDataConfig(Config):
   dev: str = field('', 'File of development examples.', files='read')
   test: str = field('', 'File of test examples.', files='read')
   format: str = field(
-    'auto', "Format: auto (by the file's name), tsv, csv, jsonl, json, conll or conllu."
+    'auto',
+    "Format: auto (by the file's name; also Parquet, Arrow and saved data sets), tsv, csv, jsonl, "
+    'json, conll or conllu.',
   )
   text: str = field('text', 'Column of the text; span tasks: of the question.')
   pair: str = field('', 'Column of the second text; span tasks: of the context.')
@@ -50,16 +60,49 @@ class TaskDataConfig(Config):
   tags: str = field(
     'auto', 'conll: column of the tags, from 0, -1 the last; conllu: upos, xpos or a key of MISC.'
   )
+  label_names: str = field(
+    '', 'Names of labels or tags that are integers, separated by commas, or a file of them.'
+  )
+  label_separator: str = field(
+    'auto', 'multilabel: what separates labels in text; auto: the first of | ; , that occurs.'
+  )
+  tag_scheme: str = field(
+    'auto',
+    'Tagging: how tags mark entities; auto: by the tags.',
+    choices=('auto', *TAG_SCHEMES),
+    before='iob2',
+  )
   ignore_labels: str = field('', 'Tagging: types, separated by commas, that count as O.')
   repair_tags: str = field(
     'refuse',
-    'Tagging: I- tags without a preceding tag of their type: refuse, or repair as conlleval does.',
+    'Tagging: tags that violate their scheme: refuse, or repair as conlleval does.',
     choices=('refuse', 'repair'),
   )
+  long_texts: str = field(
+    'cut',
+    'Own texts longer than a row: cut, or windows whose outputs are pooled.',
+    choices=('cut', 'windows'),
+  )
+  window_pooling: str = field(
+    'mean',
+    'long_texts=windows: mean of probabilities or values over the windows of a text, or max.',
+    choices=('mean', 'max'),
+  )
   max_question: int = field(64, 'Span tasks: tokens of a question, at most.')
-  stride: int = field(128, 'Span tasks: tokens from one window on a context to the next.')
+  stride: int = field(128, 'Windows on a long text or context: tokens from one to the next.')
   max_answer: int = field(30, 'Span tasks: tokens of an answer, at most.')
   n_best: int = field(20, 'Span tasks: number of candidate answers.')
+  bad_answers: str = field(
+    'error',
+    'Span tasks: answers that are not in their context: error, or drop them from training.',
+    choices=('error', 'drop'),
+  )
+  answer_units: str = field(
+    'auto',
+    'Span tasks: F1 of words, of characters, or auto: of characters in scripts without spaces.',
+    choices=('auto', 'words', 'characters'),
+    before='words',
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +123,19 @@ class HeadConfig(Config):
   )
   pooling: str = field(
     'cls',
-    'Classification, regression: cls as published, or mean over the tokens.',
+    'Tasks with one output per row: cls as published, or mean over the tokens.',
     choices=('cls', 'mean'),
   )
   beam: int = field(20, 'Span tasks: number of starts, and of ends for each.', at_least=1)
+  class_weights: str = field(
+    '', "Classification: weights of labels in the loss: balanced, or as in no=1,yes=2.5; '': equal."
+  )
+  label_smoothing: float = field(
+    0.0,
+    'Classification: probability that the loss spreads over all labels.',
+    at_least=0,
+    below=1,
+  )
   impossible_weight: float = field(
     0.5, 'Span tasks: weight of the loss of whether there is an answer, as published.', at_least=0
   )
@@ -150,7 +202,8 @@ class FinetuningConfig(Config):
   name: str = field('finetune', 'Names the default workdir, runs/<name>.', one_line=True)
   init: str = field(
     '',
-    "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, tf:CHECKPOINT, or none.",
+    "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, hf:org/name, tf:CHECKPOINT, "
+    'or none.',
     files='read',
   )
   init_step: str = field(
@@ -183,6 +236,7 @@ class FinetuningConfig(Config):
     choices=('mixed', 'sorted'),
     before='sorted',
   )
+  allow_loss: bool = field(False, ALLOW_LOSS_HELP, resumable=True)
   train_examples: int = field(
     0, 'Train on this many examples, chosen by the seed; 0: all.', at_least=0
   )
@@ -217,9 +271,16 @@ class FinetuningConfig(Config):
     resumable=True,
   )
   eval_batch_size: int = field(
-    64, 'Rows per step of evaluation and prediction.', at_least=1, resumable=True
+    64,
+    'A batch of evaluation or prediction has at most as many tokens as so many longest rows.',
+    at_least=1,
+    resumable=True,
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True, files='written')
+  trackers: tuple[str, ...] = field(
+    ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
+  )
+  tracking: TrackingConfig = group(TrackingConfig, TRACKING_HELP, resumable=True)
 
   @property
   def tasks(self) -> tuple[str, ...]:

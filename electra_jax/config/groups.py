@@ -34,7 +34,30 @@ RESIDUAL_HELP = (
   'Type of what is added up from layer to layer: float32, or dtype; auto: float32 in the modern '
   'family, dtype in electra.'
 )
+ALLOW_LOSS_HELP = (
+  'Continue where a tokenizer loses 20% or more of the characters of a text, as [UNK] or removed.'
+)
 KERNEL_HELP = 'Attention kernel: xla, splash (TPU), cudnn (GPU) or auto; only xla has dropout.'
+
+
+TRACKERS_HELP = (
+  'Where metrics go besides metrics.jsonl: a tuple of tensorboard, wandb, mlflow; (): nowhere.'
+)
+TRACKING_HELP = 'What trackers learn of the run; see docs/monitoring.md.'
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingConfig(Config):
+  """What trackers learn of a run."""
+
+  project: str = field(
+    'electra_jax', 'Name for runs that are compared: project of wandb, experiment of mlflow.'
+  )
+  run_name: str = field('', "Name of the run; '': config.name. Trials add their task and number.")
+  send_paths: bool = field(
+    False,
+    'Send all fields of the config, paths included; else numbers and names of closed lists.',
+  )
 
 
 @dataclasses.dataclass(frozen=True)

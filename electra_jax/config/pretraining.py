@@ -10,7 +10,9 @@ from typing import Any
 from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Config, ConfigDict, field, group, options
+from electra_jax.config.families import FAMILIES
 from electra_jax.config.groups import (
+  ALLOW_LOSS_HELP,
   CACHE,
   CACHE_HELP,
   DROPOUT_SCALE_HELP,
@@ -26,11 +28,15 @@ from electra_jax.config.groups import (
   RESIDUALS,
   SCALES,
   SKIP_HELP,
+  TRACKERS_HELP,
+  TRACKING_HELP,
   MeshConfig,
   ShardingConfig,
+  TrackingConfig,
 )
 
 AUTO = ('auto', 'yes', 'no')
+ACTIVATIONS = ('gelu', 'gelu_tanh')
 BUDGETS = ('budget_flops', 'budget_tokens', 'budget_epochs', 'budget_minutes')
 
 
@@ -68,7 +74,7 @@ class DataConfig(Config):
 
   source: str = field(
     'sample',
-    'Corpus: sample (bundled), files, globs, gs://..., tfds:NAME, with options and weights.',
+    'Corpus: sample (bundled), files, folders, globs, gs://..., tfds:NAME; options and weights.',
     argument='source',
     files='read',
   )
@@ -79,7 +85,10 @@ class DataConfig(Config):
     'refuse', 'Bytes that are not UTF-8: refuse the file, or replace them (counted).'
   )
   heldout_fraction: float = field(
-    0.05, 'Fraction of the documents that is held out for evaluation.', above=0, below=1
+    0.05,
+    'Fraction of the documents that is held out for evaluation; 0: none, no evaluation.',
+    at_least=0,
+    below=1,
   )
   near_duplicates: float = field(
     0.0, 'MinHash similarity from which a later document is dropped, such as 0.8; 0: keep all.'
@@ -90,9 +99,22 @@ class DataConfig(Config):
   seed: int = field(0, 'Seed of the draws of segment_pair.')
   tokenizer: str = field(
     'unigram',
-    'Trained on the corpus: unigram, bpe or wordpiece; or an existing vocab.txt or .model, its '
-    'folder, or init.',
+    'Trained on the corpus: unigram, bpe, wordpiece or byte_level_bpe; or an existing one: '
+    'tokenizer.json, vocab.txt, .model, a folder, hf:org/name, or init.',
     files='read',
+  )
+  add_special_tokens: bool = field(
+    False, 'Append [PAD], [UNK], [CLS], [SEP] and [MASK] to an existing tokenizer that lacks them.'
+  )
+  segmenter: str = field(
+    '',
+    'For scripts without spaces: function of user code that gives the words of a text; see '
+    'docs/extending.md.',
+  )
+  tokenizer_characters: float = field(
+    200e6,
+    'Characters of the corpus that a tokenizer is trained on, in lines chosen by hash.',
+    at_least=1e3,
   )
   new_words: str = field(
     '',
@@ -103,23 +125,51 @@ class DataConfig(Config):
   vocab_size: int = field(
     30522, 'Vocabulary size of a trained tokenizer, special tokens included.', argument='vocab'
   )
+  normalization: str = field(
+    'auto',
+    'Rule of a trained tokenizer: auto, none, nfc, nfkc, nmt_nfkc, original (as in 0.1.0), or a '
+    'file of rules.',
+    before='original',
+  )
   lowercase: str = field(
-    'auto', 'WordPiece: uncased; auto: yes, or as an existing tokenizer was saved.', choices=AUTO
+    'auto',
+    'Lower-case text; auto: in WordPiece, or as an existing tokenizer was saved.',
+    choices=AUTO,
+  )
+  casing: str = field(
+    'unicode',
+    'Rule by which text is lower-cased: unicode, or turkish (Turkish and Azeri: I to ı, İ to i).',
+    choices=('unicode', 'turkish'),
   )
   strip_accents: str = field(
-    'auto', 'WordPiece: strip accents; auto: where it is uncased, as BERT does.', choices=AUTO
+    'auto',
+    'Strip accents of Latin, Greek and Cyrillic letters; auto: no, or as an existing tokenizer was '
+    'saved.',
+    choices=AUTO,
   )
   byte_fallback: str = field(
     'auto',
     'unigram, bpe: rare characters as bytes instead of [UNK]; auto: from 8,192 tokens on.',
     choices=AUTO,
   )
+  allow_loss: bool = field(False, ALLOW_LOSS_HELP, resumable=True)
   store: str = field(
     '',
     'Corpus made by --mode=prepare --output=..., a folder or gs://; replaces all fields above.',
     resumable=True,
     per_phase=True,
     files='read',
+  )
+  weights: tuple[Any, ...] = field(
+    (),
+    'Weights of the sources, in their order; (): those of the source, or of the preparation.',
+    per_phase=True,
+  )
+  mixture_temperature: float = field(
+    0.0,
+    'Weights in proportion to tokens ** (1 / T); 1: by size, large: equal; 0: not used.',
+    at_least=0,
+    per_phase=True,
   )
   cache: str = field(
     'runs/cache',
@@ -143,10 +193,12 @@ class DataConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Config):
-  """The discriminator; both families are described in electra_jax/model/config.py."""
+  """The discriminator; electra_jax/config/families.py describes the families."""
 
   family: str = field(
-    'electra', 'electra as published, or modern (ModernBERT).', choices=('electra', 'modern')
+    'electra',
+    'electra as published, modern (ModernBERT), or an encoder of transformers by its model_type.',
+    choices=tuple(FAMILIES),
   )
   hidden_size: int = field(256, 'Width of the layers.', at_least=1)
   embedding_size: int = field(
@@ -156,9 +208,17 @@ class ModelConfig(Config):
   num_heads: int = field(4, 'Number of attention heads.', at_least=1)
   intermediate_size: int = field(1024, 'Inner width of the feed-forward layers.', at_least=1)
   max_positions: int = field(
-    512, 'electra: rows of the position table, the longest sequence.', at_least=1
+    512,
+    'Rows of the position table, the longest sequence; deberta-v2: longer distances are one.',
+    at_least=1,
   )
-  type_vocab_size: int = field(2, 'electra: number of token types.', at_least=1)
+  position_buckets: int = field(
+    256, 'deberta-v2: distances that are told apart, to each side.', at_least=2
+  )
+  type_vocab_size: int = field(2, 'Number of token types, in families that have them.', at_least=1)
+  activation: str = field(
+    'gelu', 'Of feed-forward layers: gelu, or gelu_tanh, its approximation.', choices=ACTIVATIONS
+  )
   layer_norm_eps: float = field(1e-12, 'Added to the variance in LayerNorm.')
   initializer_range: float = field(0.02, 'Standard deviation of initial weights.')
   dropout: float = field(0.1, 'Dropout of embeddings and sublayer outputs.', at_least=0, below=1)
@@ -330,7 +390,8 @@ class PretrainingConfig(Config):
   seed: int = field(0, 'Seed of parameters, batches, masks, samples and dropout.', argument='seed')
   init: str = field(
     '',
-    "Initial weights: hf:FOLDER, tf:CHECKPOINT or a run's folder; '': random. Decides the sizes.",
+    "Initial weights: hf:FOLDER, hf:org/name, tf:CHECKPOINT or a run's folder; '': random. "
+    'Decides the sizes.',
     files='read',
   )
   continued: ContinuedConfig = group(ContinuedConfig, 'With config.init: how its weights are used.')
@@ -436,6 +497,10 @@ class PretrainingConfig(Config):
     resumable=True,
   )
   compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True, files='written')
+  trackers: tuple[str, ...] = field(
+    ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
+  )
+  tracking: TrackingConfig = group(TrackingConfig, TRACKING_HELP, resumable=True)
 
   @property
   def specs(self) -> dict[str, tuple[str, ...]]:
@@ -445,6 +510,7 @@ class PretrainingConfig(Config):
       'sharing scheme': (self.sharing,),
       'optimizer': (self.optimizer.name,),
       'tokenizer': (self.data.tokenizer,),
+      'segmenter': (self.data.segmenter,),
       # A source may choose its format by the names of its files, so each may be in use.
       'corpus format': tuple(registry.CORPUS_FORMATS),
     }

@@ -8,12 +8,14 @@ other. Nothing here imports JAX or reads a file, so that a mistake is reported w
 
 import importlib.util
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import Value, names_with, require, typed_options
+from electra_jax.config.families import FAMILIES
 from electra_jax.config.phases import KNOWN, phases_of
 from electra_jax.config.pretraining import BUDGETS, PretrainingConfig
 from electra_jax.errors import UserError
@@ -111,6 +113,24 @@ def reader_is_installed(c: PretrainingConfig) -> None:
     c.data.reader != 'tf' or importlib.util.find_spec('tensorflow') is not None,
     "config.data.reader is 'tf' and TensorFlow is not installed; expected the extra tfds, or "
     'numpy, which gives the same batches.',
+  )
+
+
+def one_kind_of_weights(c: PretrainingConfig) -> None:
+  """Weights of sources are positive numbers, from one place."""
+  weights, temperature = c.data.weights, c.data.mixture_temperature
+  require(
+    all(_is_number(weight) and 0 < weight < math.inf for weight in weights),
+    f'config.data.weights is {weights}; expected a number above 0 for each source, as (2,1).',
+  )
+  require(
+    not weights or not temperature,
+    f'config.data.weights is {weights} and config.data.mixture_temperature is {temperature:g}; '
+    'expected one of the two.',
+  )
+  require(
+    not temperature or temperature >= 0.1,
+    f'config.data.mixture_temperature is {temperature:g}; expected at least 0.1, or 0 for none.',
   )
 
 
@@ -239,6 +259,16 @@ def new_words_have_embeddings(c: PretrainingConfig) -> None:
   )
 
 
+def special_tokens_have_a_tokenizer(c: PretrainingConfig) -> None:
+  """Special tokens are appended to a tokenizer that the config names."""
+  named = c.data.tokenizer
+  require(
+    not c.data.add_special_tokens or named != 'init' and named not in registry.TOKENIZERS,
+    'config.data.add_special_tokens appends tokens to an existing tokenizer, and '
+    f'config.data.tokenizer is {named!r}; expected a file, a folder or hf:org/name there.',
+  )
+
+
 def continued_fits_init(c: PretrainingConfig) -> None:
   """What config.continued chooses exists in weights of that kind."""
   made = c.continued.generator
@@ -358,10 +388,10 @@ def heads_divide(c: PretrainingConfig) -> None:
 
 
 def rows_fit_positions(c: PretrainingConfig) -> None:
-  """Rows are not longer than the position table of the family electra."""
+  """Rows are not longer than the position table, in families that have one."""
   length, positions = c.sequence_length, c.model.max_positions
   require(
-    c.model.family != 'electra' or length <= positions,
+    not FAMILIES[c.model.family].has_position_table or length <= positions,
     f'config.sequence_length {length} is longer than config.model.max_positions {positions}; '
     'raise the latter or shorten the rows.',
   )
@@ -370,8 +400,9 @@ def rows_fit_positions(c: PretrainingConfig) -> None:
 def segments_have_types(c: PretrainingConfig) -> None:
   """Rows of two segments need two token types."""
   types = c.model.type_vocab_size
+  has_types = FAMILIES[c.model.family].has_token_types
   require(
-    c.data.row_format != 'segment_pair' or c.model.family != 'electra' or types >= 2,
+    c.data.row_format != 'segment_pair' or not has_types or types >= 2,
     "config.data.row_format 'segment_pair' requires two token types; config.model.type_vocab_size "
     f'is {types}.',
   )
@@ -477,11 +508,13 @@ PRETRAINING = (
   continued_needs_init,
   init_has_a_tokenizer,
   new_words_have_embeddings,
+  special_tokens_have_a_tokenizer,
   continued_fits_init,
   generator_steps_are_a_part,
   options_have_a_spec,
   phases_make_the_run,
   warmup_ends,
+  one_kind_of_weights,
   original_masking,
   reader_is_installed,
   one_tower_objective,

@@ -17,18 +17,19 @@ from etils import epath
 
 from electra_jax import console, file_access, registry
 from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning
+from electra_jax.config.families import FAMILIES
 from electra_jax.console import say
 from electra_jax.errors import UserError
-from electra_jax.finetune import initial, task_program
+from electra_jax.finetune import initial, task_losses, task_program
 from electra_jax.finetune.initial import Initial
 from electra_jax.finetune.resolve import started
 from electra_jax.finetune.run_files import claim_finetuning, keep_encoder, write_task
+from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Task
 from electra_jax.folder_lock import FolderLock
 from electra_jax.interop.origins import open_source
 from electra_jax.interop.weights import Head, Weights, place_params
-from electra_jax.model.config import FAMILIES
 from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.update_step import TrainState, no_skips
@@ -71,7 +72,8 @@ def adopt(config: AnyConfig, workdir: str | os.PathLike[str], take_over: bool = 
   kind = registry.TASKS.get(name).head
   console.heading(f'{name}  ({workdir})')
 
-  weights = open_source(config.init)
+  with console.phase('reading', config.init):
+    weights = open_source(config.init)
   head = weights.head
   if head is None:
     raise UserError(f'{source} has no head of a task; train one with --mode=finetune.')
@@ -82,9 +84,12 @@ def adopt(config: AnyConfig, workdir: str | os.PathLike[str], take_over: bool = 
     )
   start = initial.initial_of_weights(weights, config.init)
   task, head, notes = _with_labels(name, config, head, source)
-  if 'dev' in task.splits:
-    task.examples('dev')  # reports malformed data before anything is written
   config = _as_imported(config, task, start, head)
+  if 'dev' in task.splits:  # reports malformed and lost data before anything is written
+    examples = task.examples('dev')
+    features, _ = task.features(examples, start.tokenizer, config.max_length)
+    split = Split(examples, features)
+    task_losses.report_losses(config, task, 'dev', split, start.tokenizer)
   with FolderLock(workdir, take_over=take_over) as lock:
     run_folder.check_writable(run_folder.folder(workdir))
     lock.acquire()
@@ -94,7 +99,7 @@ def adopt(config: AnyConfig, workdir: str | os.PathLike[str], take_over: bool = 
   for note in (*start.notes, *notes):
     say('', note)
   say('head', f'{head.kind}' + (f', labels {", ".join(task.labels)}' if task.labels else ''))
-  say('written', str(folder.parent))
+  say('written', str(folder.parent), always=True)
   data = '--split=dev' if 'dev' in task.splits else '--input=FILE'
   say('next', f'python -m electra_jax.main --mode=predict --workdir={folder.parent} {data}')
 

@@ -30,10 +30,13 @@ def answer_statistics(head: str, features: Features, outputs: Outputs) -> dict[s
   Returns:
     `same_answer`, the share of the most frequent answer, and `same_target`, that of the most
     frequent label, over rows (classification, span) or words (tagging). Regression:
-    `answer_deviation`, the standard deviation of the values over that of the targets. {} where no
-    row has a target, or all targets are equal.
+    `answer_deviation`, the standard deviation of the values over that of the targets; multi-label:
+    the same of probabilities over labels, as a root mean square of all labels. {} where no row has
+    a target, or all targets are equal.
   """
   targets = features.targets
+  if head == 'multilabel':
+    return _deviation_of_labels(targets['labels'], outputs['logits'])
   if head == 'regression':
     known = np.isfinite(targets['value'])
     values = np.asarray(outputs['value'], np.float64)[known]
@@ -45,6 +48,15 @@ def answer_statistics(head: str, features: Features, outputs: Outputs) -> dict[s
   if not len(labels) or (labels == labels[0]).all():
     return {}
   return {SAME_ANSWER: _largest_share(answers), SAME_TARGET: _largest_share(labels)}
+
+
+def _deviation_of_labels(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+  known = np.isfinite(labels).all(-1)
+  spread = np.asarray(labels, np.float64)[known]
+  if len(spread) < 2 or not spread.std(0).any():
+    return {}
+  probabilities = 1 / (1 + np.exp(-np.asarray(logits, np.float64)[known]))
+  return {DEVIATION: float(np.sqrt(probabilities.var(0).mean() / spread.var(0).mean()))}
 
 
 def _discrete(

@@ -7,8 +7,9 @@ import numpy as np
 from electra_jax.config import FinetuningConfig
 from electra_jax.data.store.permutation import derived_seed, permutation
 from electra_jax.finetune.tasks.task import TARGET_PADDING, Features
+from electra_jax.training.length_batches import Shape, powers_of_two
+from electra_jax.training.row_predictor import padded
 
-SHORTEST = 16
 # Number of batches whose rows are sorted by length together: enough for rows of similar length, and
 # few enough that epochs differ.
 SORTED_TOGETHER = 64
@@ -28,10 +29,7 @@ def buckets(max_length: int, bucketed: bool = True) -> tuple[int, ...]:
     max_length: tokens per row at most.
     bucketed: whether there are shorter lengths than max_length.
   """
-  lengths = [SHORTEST]
-  while lengths[-1] < max_length:
-    lengths.append(2 * lengths[-1])
-  return (*lengths[:-1], max_length) if bucketed else (max_length,)
+  return powers_of_two(max_length) if bucketed else (max_length,)
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -107,13 +105,6 @@ def epochs_of(config: FinetuningConfig, features: Features, seed: int) -> Epochs
   return Epochs(features, config.batch_size, seed, config.bucketed, jitter)
 
 
-def in_order(features: Features, batch_size: int) -> list[np.ndarray]:
-  """Batches of all rows, each once, sorted by length: for evaluation and prediction."""
-  lengths = np.array([len(ids) for ids in features.token_ids], np.int64)
-  order = np.argsort(lengths, kind='stable')
-  return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-
-
 def assemble(
   features: Features, rows: np.ndarray, batch_size: int, lengths: tuple[int, ...], pad_id: int
 ) -> dict[str, np.ndarray]:
@@ -133,20 +124,16 @@ def assemble(
   longest = max((len(features.token_ids[row]) for row in rows), default=1)
   length = next(length for length in lengths if length >= longest)
 
-  def padded(values: list[np.ndarray], fill: int) -> np.ndarray:
-    out = np.full((batch_size, length), fill, np.int32)
-    for i, row in enumerate(rows):
-      out[i, : len(values[row])] = values[row]
-    return out
-
+  shape = Shape(batch_size, length)
   batch = {
-    'token_ids': padded(features.token_ids, pad_id),
+    'token_ids': padded([features.token_ids[row] for row in rows], shape, pad_id),
     'weights': (np.arange(batch_size) < len(rows)).astype(np.float32),
   }
   for name, values in features.targets.items():
     if name in TARGET_PADDING:
-      batch[name] = padded(values, TARGET_PADDING[name])
+      batch[name] = padded([values[row] for row in rows], shape, TARGET_PADDING[name])
     else:
-      batch[name] = np.zeros(batch_size, np.asarray(values).dtype)
-      batch[name][: len(rows)] = np.asarray(values)[rows]
+      array = np.asarray(values)
+      batch[name] = np.zeros((batch_size, *array.shape[1:]), array.dtype)
+      batch[name][: len(rows)] = array[rows]
   return batch

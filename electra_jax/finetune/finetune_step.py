@@ -10,12 +10,21 @@ import numpy as np
 import optax
 
 from electra_jax.data.tokenizers.tokenization import Tokenizer
-from electra_jax.finetune import batches, losses
+from electra_jax.finetune import losses
 from electra_jax.finetune.tasks.task import Features, Outputs
 from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.model.heads import FineTuned
 from electra_jax.model.randomness import row_keys
 from electra_jax.training import partitioning
+from electra_jax.training.flops import encoder_flops
+from electra_jax.training.length_batches import (
+  SHORTEST,
+  BatchPlanner,
+  batch_tokens,
+  powers_of_two,
+  program_tokens,
+)
+from electra_jax.training.row_predictor import RowPredictor
 from electra_jax.training.update_step import (
   BatchLoss,
   TrainState,
@@ -37,6 +46,23 @@ class SpecialIds:
   sep_id: int
 
 
+@dataclasses.dataclass(frozen=True)
+class PredictionSizes:
+  """Limits of the batches of prediction.
+
+  Attributes:
+    max_length: tokens per row at most.
+    rows: config.eval_batch_size: a batch has at most as many tokens as so many longest rows.
+    bucketed: whether rows may be padded to less than `max_length`.
+    remember: see BatchPlanner.
+  """
+
+  max_length: int
+  rows: int
+  bucketed: bool = True
+  remember: bool = True
+
+
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
   """The ids of a tokenizer."""
   return SpecialIds(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
@@ -46,7 +72,7 @@ def _inputs(token_ids: jax.Array, ids: SpecialIds) -> Inputs:
   return packed_inputs(token_ids, ids.pad_id, ids.cls_id, ids.sep_id)
 
 
-def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float) -> BatchLoss:
+def finetuning_loss(model: FineTuned, ids: SpecialIds, settings: losses.LossSettings) -> BatchLoss:
   """The loss of a task's head.
 
   A batch holds the arrays of batches.assemble; `seed`, a uint32 scalar that dropout depends on
@@ -56,13 +82,13 @@ def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float)
   Args:
     model: encoder and head.
     ids: ids of the special tokens.
-    impossible_weight: weight of the answerability loss of questions.
+    settings: of the loss.
   """
 
   def prepare(step: jax.Array | int, batch: Mapping[str, Any]) -> tuple[Batch, jax.Array]:
     examples = {name: value for name, value in batch.items() if name not in NOT_EXAMPLES}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
-    return examples, losses.loss_denominator(model.kind, examples)
+    return examples, losses.loss_denominator(model.kind, examples, settings)
 
   def loss(
     params: PyTree, examples: Batch, count: jax.Array
@@ -74,7 +100,7 @@ def finetuning_loss(model: FineTuned, ids: SpecialIds, impossible_weight: float)
       examples['keys'],
       method='training',
     )
-    total, _, sums = losses.head_loss(model.kind, outputs, examples, impossible_weight)
+    total, _, sums = losses.head_loss(model.kind, outputs, examples, settings)
     others = {name: value for name, value in sums.items() if name != 'loss'}
     return total / jnp.maximum(count, 1), others | {'total': total}
 
@@ -125,35 +151,15 @@ def jit_predict(
   )
 
 
-def on_mesh(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Batch:
-  """Puts a batch on the devices: rows are split over the mesh, scalars are replicated."""
-
-  def place(value: np.ndarray) -> jax.Array:
-    if value.ndim == 0:
-      return jax.make_array_from_callback((), partitioning.replicated(mesh), lambda index: value)
-    rows = partitioning.process_rows(mesh, len(value))
-    return partitioning.global_batch(value[rows], mesh, len(value))
-
-  return {name: place(np.asarray(value)) for name, value in batch.items()}
-
-
 @dataclasses.dataclass(frozen=True)
 class Predictor:
   """Computes the outputs of a model for any number of rows.
 
   Attributes:
-    predict: of `jit_predict`.
-    batch_size: rows per step, divisible over the mesh.
-    lengths: lengths that batches are padded to, of batches.buckets.
-    pad_id: id of [PAD].
-    mesh: the mesh.
+    rows: applies `jit_predict` to rows.
   """
 
-  predict: Callable[[PyTree, Batch], dict[str, jax.Array]]
-  batch_size: int
-  lengths: tuple[int, ...]
-  pad_id: int
-  mesh: jax.sharding.Mesh
+  rows: RowPredictor
 
   def outputs(
     self,
@@ -172,31 +178,45 @@ class Predictor:
       Arrays by name, see finetune/tasks/task.py. Outputs per token are cut to the length of a row.
     """
     allowed = {name: x for name, x in features.targets.items() if name == 'allowed'}
-    inputs = dataclasses.replace(features, targets=allowed)
     results: list[dict[str, np.ndarray]] = [{} for _ in range(len(features))]
-    pending: tuple[np.ndarray, PyTree] | None = None
     done = 0
-    for rows in batches.in_order(inputs, self.batch_size):
-      batch = batches.assemble(inputs, rows, self.batch_size, self.lengths, self.pad_id)
-      outputs = self.predict(params, on_mesh(batch, self.mesh))
-      if pending:  # is fetched while the devices compute the next batch
-        _distribute(results, *pending)
-      pending = rows, outputs
+    for rows, outputs in self.rows.batches(params, features.token_ids, allowed):
+      for i, row in enumerate(rows):
+        results[row] = {name: value[i] for name, value in outputs.items()}
       done += len(rows)
       if progress:
         progress(done)
-    if pending:
-      _distribute(results, *pending)
     return _joined(results, features.token_ids)
 
 
-def _distribute(
-  results: list[dict[str, np.ndarray]], rows: np.ndarray, outputs: dict[str, jax.Array]
-) -> None:
-  """Fetches the outputs of a batch and puts them at the numbers of its rows."""
-  fetched = jax.device_get(outputs)
-  for i, row in enumerate(rows):
-    results[row] = {name: value[i] for name, value in fetched.items()}
+def make_predictor(
+  model: FineTuned,
+  tokenizer: Tokenizer,
+  layout: partitioning.Layout,
+  sizes: PredictionSizes,
+) -> Predictor:
+  """The predictor of a model.
+
+  Args:
+    model: encoder and head.
+    tokenizer: of the model.
+    layout: the mesh.
+    sizes: of its batches.
+  """
+  ids = special_ids(tokenizer)
+  shards = partitioning.row_shards(layout.mesh)
+  platform = layout.mesh.devices.flat[0].platform
+  flops = encoder_flops(model.config, SHORTEST) / SHORTEST
+  lengths = powers_of_two(sizes.max_length) if sizes.bucketed else (sizes.max_length,)
+  planner = BatchPlanner(
+    lengths,
+    min(batch_tokens(platform), -(-sizes.rows * sizes.max_length // shards)),
+    shards,
+    program_tokens(platform, flops),
+    between=sizes.bucketed,
+    remember=sizes.remember,
+  )
+  return Predictor(RowPredictor(jit_predict(model, ids, layout), planner, ids.pad_id, layout.mesh))
 
 
 def _joined(

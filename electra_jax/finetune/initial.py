@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import file_access, registry
+from electra_jax import file_access, hub, registry
 from electra_jax.config import FinetuningConfig, ModelConfig, flat, from_plain
 from electra_jax.config.declarations import fields_of
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import own
 from electra_jax.interop.origins import open_source, with_tokenizer
-from electra_jax.interop.weights import Weights, place_params
+from electra_jax.interop.weights import Weights, as_encoder, place_params
 from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
@@ -107,7 +107,7 @@ def open_initial(config: FinetuningConfig, before: Mapping[str, Any] | None = No
   fresh = config.init == 'none'
   source = config.like if fresh else config.init
   if registry.is_foreign(source):
-    weights = open_source(source)
+    weights = open_source(_pinned(source, before))
     start = initial_of_weights(weights, source, fresh, before)
     if weights.head is None or fresh:
       return start
@@ -130,6 +130,12 @@ def open_initial(config: FinetuningConfig, before: Mapping[str, Any] | None = No
         f'tasks, as {folder}/mnli, or of a pretrained run.'
       )
   return _of_pretraining(folder, fresh, config.init_step, before)
+
+
+def _pinned(source: str, before: Mapping[str, Any] | None) -> str:
+  """The source at the commit that an earlier start used."""
+  name, path = registry.split_source(source)
+  return f'{name}:{hub.pinned(path, (before or {}).get("revision", ""))}'
 
 
 def _of_pretraining(
@@ -171,6 +177,7 @@ def initial_of_weights(
       those that the run started from.
   """
   field = f'config.{"like" if fresh else "init"} {source}'
+  weights = as_encoder(weights)
   if weights.discriminator is None:
     raise UserError(
       f'{field} has a generator but no discriminator, which fine-tuning requires; set it to the '
@@ -191,6 +198,8 @@ def initial_of_weights(
     return Initial(model, tokenizer, origin, None)
   params = {name: weights.params[name] for name in ('embeddings', 'discriminator')}
   origin |= {'step': weights.step, 'tokens': None, 'checksum': checksum(params)}
+  if weights.revision:
+    origin['revision'] = weights.revision
   if before and before.get('checksum') != origin['checksum']:
     raise UserError(
       f'{field} has other weights than those that the run started from; restore them, or use '

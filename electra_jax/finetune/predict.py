@@ -4,12 +4,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from electra_jax import console, file_access
+from electra_jax.data.tokenizers import loss_report
 from electra_jax.errors import UserError
+from electra_jax.finetune import task_losses
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
+from electra_jax.finetune.predictions import Score
 from electra_jax.finetune.tasks import define_task, open_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 
@@ -21,6 +25,7 @@ def predict(
   task: str | None,
   split: str | None,
   output: str | None,
+  allow_loss: bool = False,
 ) -> None:
   """Writes predictions as JSON lines, one per example.
 
@@ -34,9 +39,11 @@ def predict(
       `task` is given; files for the tasks' evaluation sites are written, too.
     output: with `source` the file to write; None prints the predictions and nothing else. With
       `split` the folder to write to.
+    allow_loss: whether the tokenizer may lose 20% or more of the characters.
 
   Raises:
-    UserError: the run, the task or the data does not exist, or the data is malformed.
+    UserError: the run, the task or the data does not exist, the data is malformed, or the tokenizer
+      loses much of it.
   """
   if (source is None) == (split is None):
     raise UserError(
@@ -44,34 +51,75 @@ def predict(
       "'-' for standard input), or a split of the run's own data (--split=test)."
     )
   if source is not None:
-    _predict_file(open_finetuned(workdir, task), source, output)
+    _predict_file(open_finetuned(workdir, task), source, output, allow_loss)
     return
   names = [task] if task else tasks_of(workdir)
   if not names:
     open_finetuned(workdir)  # raises an error that names what is missing
   folder = output or file_access.join(str(workdir), 'predictions')
   for name in names:
-    _predict_split(open_finetuned(workdir, name), split or '', folder, required=len(names) == 1)
+    run = open_finetuned(workdir, name)
+    _predict_split(run, split or '', folder, len(names) == 1, allow_loss)
 
 
-def _predict_file(run: FineTunedRun, source: str, output: str | None) -> None:
-  examples = run.task.read(source)
-  features, counts = run.features(examples)
+def _report_losses(
+  run: FineTunedRun, examples: Sequence[Any], features: Features, what: str, allow_loss: bool
+) -> None:
+  """Prints on stderr what the tokenizer loses of examples.
+
+  Raises:
+    UserError: it loses much, which is not allowed.
+  """
+  losses = task_losses.count_losses(run.task, examples, features, run.tokenizer)
+  if not allow_loss:
+    task_losses.check(losses, what, '--allow_loss')
+  if losses.lost or losses.truncated:
+    console.warn(f'of {losses.characters:,} characters {loss_report.summary(losses)}')
+  for warning in task_losses.warnings(losses, what):
+    console.warn(f'warning: {warning}')
+
+
+def _predict_file(run: FineTunedRun, source: str, output: str | None, allow_loss: bool) -> None:
+  """Predicts a file, and scores it where it has labels."""
+  start = time.perf_counter()
+  with console.phase('reading', 'the examples'):
+    examples, unknown = run.task.read_labeled(source)
+    features, counts = run.features(examples)
   for what, count in counts.items():
     if count:
-      print(f'electra_jax: {count:,} {what}', file=sys.stderr)
-  outputs = _outputs(run, features, quiet=output is None)
+      console.warn(f'{count:,} {what}')
+  _report_losses(run, examples, features, f'the input of {run.task.name}', allow_loss)
+  outputs = _outputs(run, features)
   predictions = run.task.predictions(examples, features, outputs)
+  score = run.score_of(examples, features, outputs, unknown)
   text = _json_lines(predictions)
   if output is None:
     sys.stdout.write(text)
+    for line in _score_lines(score, unknown):
+      console.warn(line)
     return
   file_access.write_bytes(output, text.encode())
+  for line in _score_lines(score, unknown):
+    console.say(run.task.name, line, always=True)
   what = f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
-  console.say('written', what)
+  console.say('written', f'{what}, in {console.seconds(time.perf_counter() - start)}', always=True)
 
 
-def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -> None:
+def _score_lines(score: Score | None, unknown: Mapping[str, int]) -> list[str]:
+  """What a labeled file scores, and the labels that the task does not have."""
+  lines: list[str] = []
+  if unknown:
+    counted = ', '.join(f'{label!r} ({count:,})' for label, count in sorted(unknown.items()))
+    lines.append(f'labels that the run does not have, which are not scored: {counted}')
+  if score is not None:
+    part = f'{score.labeled:,} of {score.examples:,} examples have labels'
+    lines.append(f'{part}{_scores_text(score.metrics)}')
+  return lines
+
+
+def _predict_split(
+  run: FineTunedRun, split: str, folder: str, required: bool, allow_loss: bool
+) -> None:
   """Predicts a split and its variants, such as dev_mismatched; with test also the diagnostic set.
 
   Args:
@@ -79,19 +127,22 @@ def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -
     split: its name.
     folder: to write to.
     required: whether a missing split is an error; else it is reported.
+    allow_loss: whether the tokenizer may lose much of the text.
   """
   task = _task_with_data(run)
   if split not in task.splits:
     if required:
       raise UserError(f'{task.name} has no {split} data; it has {", ".join(task.splits)}.')
-    console.say(task.name, f'has no {split} data and is skipped')
+    console.say(task.name, f'has no {split} data and is skipped', always=True)
     return
   for name in task.splits:
     diagnostic = split == 'test' and name == 'diagnostic'
     if not (name == split or name.startswith(split + '_') or diagnostic):
       continue
     examples = task.examples(name)
-    features, _ = run.features(examples)
+    with console.phase('tokenizing', name):
+      features, _ = run.features(examples)
+    _report_losses(run, examples, features, f'the {name} data of {task.name}', allow_loss)
     outputs = _outputs(run, features)
     lines = _json_lines(run.task.predictions(examples, features, outputs))
     written = {f'{task.name}.{name}.jsonl': lines.encode()}
@@ -102,8 +153,8 @@ def _predict_split(run: FineTunedRun, split: str, folder: str, required: bool) -
     scores = ''
     if name != 'train' and run.task.labeled(name, features):
       scores = _scores_text(run.task.score(name, examples, features, outputs))
-    console.say(task.name, f'{len(examples):,} {name}{scores}')
-    console.say('written', f'{", ".join(written)} to {folder}')
+    console.say(task.name, f'{len(examples):,} {name}{scores}', always=True)
+    console.say('written', f'{", ".join(written)} to {folder}', always=True)
 
 
 def _task_with_data(run: FineTunedRun) -> Task:
@@ -126,11 +177,9 @@ def _scores_text(metrics: dict[str, float]) -> str:
   return ': ' + ', '.join(finite)
 
 
-def _outputs(run: FineTunedRun, features: Features, quiet: bool = False) -> Outputs:
-  if quiet:
-    return run.outputs(features)
-  with console.progress('predicting', len(features)) as live:
-    return run.outputs(features, lambda done: live(done, f'{done:,} of {len(features):,} rows'))
+def _outputs(run: FineTunedRun, features: Features) -> Outputs:
+  with console.progress('predicting', len(features), 'rows', before='compiling') as live:
+    return run.outputs(features, live)
 
 
 def _json_lines(predictions: Iterable[dict[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """The parts of a task's data that a run trains and evaluates on, as rows for the model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,21 +10,11 @@ from electra_jax.console import say
 from electra_jax.data.store.permutation import permutation
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
+from electra_jax.finetune import task_losses
+from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.tasks.task import Features, Task
 
 SAMPLE = 64  # examples by which a part counts as labeled, before all of it is tokenized
-
-
-class Split(NamedTuple):
-  """A part of a task's data.
-
-  Attributes:
-    examples: the examples, of the task's own type.
-    features: rows for the model.
-  """
-
-  examples: Sequence[Any]
-  features: Features
 
 
 def length_limit(config: FinetuningConfig, task: Task) -> int:
@@ -74,4 +64,6 @@ def _tokenized(
   counted = ', '.join(f'{count:,} {what}' for what, count in notes.items() if count)
   if counted:
     say('', f'{name}: {counted}')
-  return Split(examples, features)
+  split = Split(examples, features)
+  task_losses.report_losses(config, task, name, split, tokenizer)
+  return split

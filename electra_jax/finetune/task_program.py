@@ -1,7 +1,8 @@
 """From a fine-tuning config, a task and an encoder to the program of its trials."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,14 +11,15 @@ import numpy as np
 import optax
 
 from electra_jax.config import FinetuningConfig, ModelConfig
+from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step
-from electra_jax.finetune.finetune_step import Predictor
+from electra_jax.finetune.finetune_step import PredictionSizes, Predictor, make_predictor
 from electra_jax.finetune.initial import Initial, with_choices
+from electra_jax.finetune.losses import LossSettings
 from electra_jax.finetune.resolve import learning_rates
 from electra_jax.finetune.tasks.task import Features, Task
-from electra_jax.model.config import FAMILIES
-from electra_jax.model.heads import FineTuned, init_finetuned
+from electra_jax.model.heads import ROW_KINDS, FineTuned, init_finetuned
 from electra_jax.training import optimizers, partitioning, schedules
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.schedules import WarmupDecay
@@ -94,14 +96,18 @@ class TaskProgram:
   def assemble(self, rows: np.ndarray, seed: int) -> dict[str, Any]:
     """The batch of some training rows, in NumPy, with the seed of a trial."""
     batch = batches.assemble(
-      self.train, rows, self.config.batch_size, self.lengths, self.predictor.pad_id
+      self.train, rows, self.config.batch_size, self.lengths, self.initial.tokenizer.pad_id
     )
     return {**batch, 'seed': np.uint32(seed)}
 
   def sum_shapes(self) -> PyTree:
     """Shapes of the sums that a step returns."""
     no_rows = batches.assemble(
-      self.train, np.arange(0), self.config.batch_size, self.lengths[:1], self.predictor.pad_id
+      self.train,
+      np.arange(0),
+      self.config.batch_size,
+      self.lengths[:1],
+      self.initial.tokenizer.pad_id,
     )
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in no_rows.items()}
     shapes['seed'] = jax.ShapeDtypeStruct((), np.uint32)
@@ -194,11 +200,20 @@ def _check_encoder(fields: ModelConfig, task: Task, max_length: int) -> None:
 def _check_head(config: FinetuningConfig, fields: ModelConfig, task: Task) -> None:
   """Checks that the fields of config.head apply to the task."""
   head, family = config.head, FAMILIES[fields.family]
-  if head.pooling != 'cls' and task.head not in ('classification', 'regression'):
+  if head.pooling != 'cls' and task.head not in ROW_KINDS:
     raise UserError(
       f'config.head.pooling is {head.pooling!r} and {task.name} is a task of {task.head}; pooling '
-      'applies to classification and regression, leave it out.'
+      'applies to classification, multi-label classification and regression, leave it out.'
     )
+  for field, value in (
+    ('label_smoothing', head.label_smoothing),
+    ('class_weights', head.class_weights),
+  ):
+    if value and task.head != 'classification':
+      raise UserError(
+        f'config.head.{field} is {value!r} and {task.name} is a task of {task.head}; it applies to '
+        'classification, leave it out.'
+      )
   if head.style == 'transformers' and head.pooling not in family.transformers_poolings:
     raise UserError(
       f'config.head.pooling is {head.pooling!r}, which transformers does not have for this '
@@ -210,6 +225,62 @@ def _check_head(config: FinetuningConfig, fields: ModelConfig, task: Task) -> No
       f'config.head.dropout is {head.dropout} and the head of {task.name}, a task of spans, has no '
       'dropout; leave it out.'
     )
+
+
+def loss_settings(config: FinetuningConfig, task: Task, train: Features) -> LossSettings:
+  """The settings of the loss, with the weights of the task's labels.
+
+  Args:
+    config: the run's config.
+    task: the task.
+    train: its training rows.
+
+  Raises:
+    UserError: config.head.class_weights does not fit the labels of the task.
+  """
+  head = config.head
+  weights: tuple[float, ...] = ()
+  if head.class_weights:
+    counts = np.bincount(train.targets['label'], minlength=len(task.labels))
+    weights = class_weights(head.class_weights, task.labels, counts)
+  return LossSettings(head.impossible_weight, head.label_smoothing, weights, task.logistic)
+
+
+def class_weights(text: str, labels: Sequence[str], counts: np.ndarray) -> tuple[float, ...]:
+  """The weight of each label.
+
+  Args:
+    text: 'balanced' for the number of rows, divided by the number of labels and by the number of
+      rows of the label (as in scikit-learn); or weights such as 'no=1,yes=2.5', where other labels
+      have 1.
+    labels: of the task.
+    counts: training rows of each label.
+
+  Raises:
+    UserError: `text` is neither, names another label, or a label has no rows.
+  """
+  if text == 'balanced':
+    if not counts.all():
+      missing = labels[int(np.argmin(counts))]
+      raise UserError(
+        f"config.head.class_weights is 'balanced', and the label {missing!r} has no training "
+        'examples; give weights, as in no=1,yes=2.5.'
+      )
+    return tuple((counts.sum() / (len(labels) * counts)).tolist())
+  found = dict.fromkeys(labels, 1.0)
+  for part in text.split(','):
+    name, _, value = part.rpartition('=')
+    try:
+      weight = float(value)
+    except ValueError:
+      weight = -1.0
+    if name.strip() not in found or not (weight > 0 and math.isfinite(weight)):
+      raise UserError(
+        f'config.head.class_weights has {part.strip()!r}; expected balanced, or weights above 0 of '
+        f'the labels {", ".join(labels)}, as in {labels[0]}=2.5.'
+      )
+    found[name.strip()] = weight
+  return tuple(found.values())
 
 
 #### The program ####
@@ -247,7 +318,7 @@ def build_task_program(
   optimizer = _optimizer(config, schedule, boxed, model.config.num_layers, decay)
   shapes, shardings = layout_of_state(boxed, optimizer, layout)
   ids = finetune_step.special_ids(initial.tokenizer)
-  batch_loss = finetune_step.finetuning_loss(model, ids, config.head.impossible_weight)
+  batch_loss = finetune_step.finetuning_loss(model, ids, loss_settings(config, task, train))
   options = UpdateOptions(
     micro_batches=config.micro_batches,
     skip_nonfinite=config.skip_nonfinite,
@@ -256,13 +327,8 @@ def build_task_program(
     trained=('head',) if config.frozen else None,
   )
   lengths = batches.buckets(max_length, config.bucketed)
-  predictor = Predictor(
-    finetune_step.jit_predict(model, ids, layout),
-    partitioning.padded_batch_size(config.eval_batch_size, layout.mesh),
-    lengths,
-    ids.pad_id,
-    layout.mesh,
-  )
+  # Without memory of earlier evaluations, so that a resumed run evaluates in the same batches.
+  sizes = PredictionSizes(max_length, config.eval_batch_size, config.bucketed, remember=False)
   return TaskProgram(
     config=config,
     task=task,
@@ -287,7 +353,7 @@ def build_task_program(
     ),
     batch_loss=batch_loss,
     train_step=finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options),
-    predictor=predictor,
+    predictor=make_predictor(model, initial.tokenizer, layout, sizes),
     attention=attention,
     constant=task.constant(),
   )

@@ -12,17 +12,17 @@ from etils import epath
 
 from electra_jax import console, file_access
 from electra_jax.config import AnyConfig, FinetuningConfig, to_plain
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, initial, run_files, trial_summary
 from electra_jax.finetune.resolve import ResolvedFinetuning, resolve_finetuning
 from electra_jax.finetune.run_files import RESULT, RESULTS, Record, read_records
 from electra_jax.finetune.splits import (
-  Split,
   evaluation_splits,
   length_limit,
   training_features,
 )
+from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram, build_task_program
 from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.tasks.task import Task
@@ -31,8 +31,8 @@ from electra_jax.folder_lock import FolderLock
 from electra_jax.training import devices, hosts, partitioning, run_folder
 from electra_jax.training.encoders import describe_products
 from electra_jax.training.preemption import Notice
-from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
+from electra_jax.training.trackers.tracker import check_trackers
 
 
 def finetune(
@@ -118,6 +118,7 @@ def _claim(
   """Resolves the config and takes the folder for it."""
   run = resolve_finetuning(config, workdir)
   hosts.same_everywhere('the config', json.dumps(to_plain(run.config), sort_keys=True))
+  hosts.from_first(lambda: check_trackers(run.config.trackers))
   hosts.from_first(lambda: run_folder.check_writable(run.workdir))
   if status.lock is not None:
     hosts.acquire(status.lock)
@@ -132,7 +133,8 @@ def _open_tasks(config: FinetuningConfig) -> Sequence[Task]:
   """Opens all tasks and reads their data, so that errors are reported before the first step."""
   tasks = [open_task(name, config) for name in config.tasks]
   for task in tasks:
-    counts = {split: len(task.examples(split)) for split in task.splits}
+    with console.phase('reading', f'the examples of {task.name}'):
+      counts = {split: len(task.examples(split)) for split in task.splits}
     for split in ('train', 'dev'):
       if not counts.get(split):
         raise UserError(
@@ -143,6 +145,8 @@ def _open_tasks(config: FinetuningConfig) -> Sequence[Task]:
     order = (*first, *(split for split in task.splits if split not in first))
     text = ', '.join(f'{counts[split]:,} {split}' for split in order)
     say(task.name, text + (f'; labels {_first_names(task.labels)}' if task.labels else ''))
+    for note in task.notes:
+      say('', note)
   return tasks
 
 
@@ -153,7 +157,8 @@ def _first_names(labels: Sequence[str], most: int = 8) -> str:
 
 def _open_encoder(run: ResolvedFinetuning) -> initial.Initial:
   """Opens the encoder that all trials start from, and keeps it in the run's folder."""
-  start = initial.open_initial(run.config, run.origin)
+  with console.phase('reading', f'the encoder of {run.config.init}'):
+    start = initial.open_initial(run.config, run.origin)
   if 'checksum' in start.origin:
     checksum = str(start.origin['checksum'])
     hosts.same_everywhere(f'the weights of {run.config.init}', checksum)
@@ -220,10 +225,12 @@ def _run_trial(
 def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapping[str, Split]]:
   """Tokenizes the data of a task, builds its program, and prints what its trials consist of."""
   config, start = setup.config, setup.start
-  train = training_features(config, task, start.tokenizer)
-  splits = evaluation_splits(config, task, start.tokenizer)
+  with console.phase('tokenizing', f'the examples of {task.name}'):
+    train = training_features(config, task, start.tokenizer)
+    splits = evaluation_splits(config, task, start.tokenizer)
   max_length = length_limit(config, task)
-  p = build_task_program(config, task, start, setup.layout, train, max_length)
+  with console.phase('building', 'the model and the optimizer'):
+    p = build_task_program(config, task, start, setup.layout, train, max_length)
   epochs = p.steps / p.steps_per_epoch
   say(
     '',
@@ -267,13 +274,16 @@ def _padding(p: TaskProgram) -> float:
 
 def _print_results(records: list[Record]) -> None:
   """Prints the table of a task's trials, and names trials that collapsed."""
-  print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
+  console.line(
+    '\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n', always=True
+  )
   for trial in trial_summary.collapsed_trials(records):
     say(
       'collapsed',
       f'trial {trial["trial"]} of {trial["task"]} gives the same answer to everything, as '
       'fine-tuning sometimes does on little data: use the median, more trials, or a lower '
       '--config.optimizer.learning_rate',
+      always=True,
     )
 
 
@@ -283,7 +293,9 @@ def _finish(setup: FinetuningSetup) -> None:
   setup.status.check_held(read=True)
   records = read_records(workdir, names)
   if len(names) > 1:
-    print('\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n')
+    console.line(
+      '\n' + trial_summary.trials_table(trial_summary.summarize_trials(records)) + '\n', always=True
+    )
   hosts.from_first(lambda: run_files.write_results(workdir, setup.config, setup.start, records))
-  say('results', str(workdir / RESULTS))
+  say('results', str(workdir / RESULTS), always=True)
   say('next', f'python -m electra_jax.main --mode=predict --workdir={workdir} --input=FILE')

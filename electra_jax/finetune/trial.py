@@ -1,9 +1,11 @@
 """One trial of a task: training, evaluation on dev, and resuming."""
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,15 +13,15 @@ import numpy as np
 from etils import epath
 
 from electra_jax import console
-from electra_jax.finetune import answers, batches, finetune_step
+from electra_jax.console import quantity
+from electra_jax.finetune import answers, batches
 from electra_jax.finetune.run_files import RESULT, Record, json_values
-from electra_jax.finetune.splits import Split
+from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram
 from electra_jax.training import checkpoints, hosts, partitioning, progress, run_folder
 from electra_jax.training.checkpoints import Criterion
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Agreement, Notice
-from electra_jax.training.progress import quantity
 from electra_jax.training.status import Status
 from electra_jax.training.step_loop import (
   Interval,
@@ -30,6 +32,7 @@ from electra_jax.training.step_loop import (
   is_due,
   skipped_line,
 )
+from electra_jax.training.trackers.tracker import tracking_of
 from electra_jax.training.update_step import find_nonfinite
 
 PyTree = Any
@@ -92,20 +95,22 @@ def run_trial(
   """
   best_by = Criterion(p.task.metric, 'max')
   trial = _open(p, number, folder, status, best_by)
-  stopped = _TrialLoop(p, trial, splits['dev']).run(notice)
-  params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
-  trial.recorder.finish(step, trial.runner)
-  trial.recorder.close()
+  with trial.recorder.writer:
+    stopped = _TrialLoop(p, trial, splits['dev']).run(notice)
+    params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
+    trial.recorder.finish(step, trial.runner)
+    trial.recorder.close('stopped' if stopped else 'finished')
   if stopped:
     return None
   if p.config.select == 'best':
     params, step = checkpoints.restore_params(
       folder, 'best', p.shapes.params, p.shardings.params, best_by
     )
-  found = {
-    name: _known_evaluation(trial.curve, name, step) or evaluate_split(p, params, name, split)
-    for name, split in splits.items()
-  }
+  with console.phase(f'trial {number}', 'evaluating'):
+    found = {
+      name: _known_evaluation(trial.curve, name, step) or evaluate_split(p, params, name, split)
+      for name, split in splits.items()
+    }
   record = _record(p, trial, found, step)
   status.check_held(read=True)
   hosts.from_first(lambda: run_folder.write_json(folder / RESULT, json_values(record)))
@@ -140,7 +145,7 @@ def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
   count = max(s['count'], 1)
   steps = max(s['steps'], 1)
   return {
-    'loss': s['total'] / count,
+    'loss': s['total'] / max(s.get('loss_weight', count), 1e-9),
     'gradient_norm': s['gradient_norm/all'] / steps,
     'update_norm': s['update_norm/all'] / steps,
   } | {name: value / count for name, value in s.items() if name.endswith(('correct', '_loss'))}
@@ -157,13 +162,15 @@ def _open(
   status.begin_trial(folder, p.task.name, number, first, p.steps)
   if first:
     whole = partitioning.replicated(p.layout.mesh)
-    state, sums = checkpoints.restore_state(
-      manager, first, p.shapes, p.shardings, functions.shapes, whole
-    )
+    with console.phase('restoring', f'step {first:,} of trial {number}'):
+      state, sums = checkpoints.restore_state(
+        manager, first, p.shapes, p.shardings, functions.shapes, whole
+      )
     console.say('restored', f'trial {number}, step {first:,}, the last checkpoint in {folder}')
   else:
     state, sums = p.first_state(seed), functions.zeros()
-  writer = MetricsWriter(folder, first) if hosts.first() else NoWriter()
+  tracking = tracking_of(p.config, f'{p.task.name}, trial {number}')
+  writer = MetricsWriter(folder, first, tracking) if hosts.first() else NoWriter()
   return _Trial(
     number,
     folder,
@@ -205,15 +212,16 @@ class _TrialLoop:
     agreed = Agreement(mesh)
     constants = partitioning.replicate(p.inputs, mesh)
     notice.heed()
-    with console.progress(f'trial {trial.number}', p.steps - trial.first) as live:
+    left = p.steps - trial.first
+    with console.progress(f'trial {trial.number}', left, 'rows', p.config.batch_size) as live:
       self.timer = IntervalTimer(trial.first)
       for index in range(trial.first, p.steps):
         if self.out_of_patience:
           break
         batch = p.assemble(self.epochs.rows(index), trial.seed)
-        self._report_compilation(batch['token_ids'].shape[1], live)
-        inputs = finetune_step.on_mesh(batch, mesh) | {'schedules': constants}
-        trial.runner.take_step(p.train_step, inputs)
+        inputs = partitioning.on_mesh(batch, mesh) | {'schedules': constants}
+        with self._compiling(batch['token_ids'].shape[1], live):
+          trial.runner.take_step(p.train_step, inputs)
         stop = agreed(bool(notice))
         step = index + 1
         count = self._tokens(index)
@@ -225,18 +233,19 @@ class _TrialLoop:
           self._log(step, live)
         value = None
         if is_due(step, self.eval_every, p.steps):
-          with self.timer.paused():
+          with live.phase('evaluating'), self.timer.paused():
             value = self._evaluate(step)
         if value is not None or stop or step % p.config.save_every == 0:
-          with self.timer.paused():
+          with live.phase('saving'), self.timer.paused():
             self._save(step, value)
         else:
           trial.recorder.poll(step, trial.runner)
         if stop and step < p.steps:
           trial.recorder.finish(step, trial.runner)
-          live.above(
+          console.line(
             f'  asked to stop: saved step {step:,} of trial {trial.number}; the same command '
-            'resumes from there'
+            'resumes from there',
+            always=True,
           )
           return True
     return False
@@ -245,17 +254,23 @@ class _TrialLoop:
     """Tokens of the rows of a step, without padding."""
     return sum(len(self.p.train.token_ids[row]) for row in self.epochs.rows(index))
 
-  def _report_compilation(self, length: int, live: console.Progress) -> None:
-    if length not in self.p.compiled:
-      self.p.compiled.add(length)
-      live.above(f'  {"compiling":12} the step for rows of {length}')
+  @contextlib.contextmanager
+  def _compiling(self, length: int, live: console.Progress) -> Iterator[None]:
+    """Names the compilation of a step for rows of a new length, and leaves out its time."""
+    if length in self.p.compiled:
+      yield
+      return
+    self.p.compiled.add(length)
+    console.say('compiling', f'the step for rows of {length}')
+    with live.phase(f'compiling the step for rows of {length}'):
+      yield
 
   def _log(self, step: int, live: console.Progress) -> None:
     p, trial = self.p, self.trial
     taken = trial.runner.take_sums()
     self._check_finite(taken.bad_step)
     if line := skipped_line(self.skipped, taken.skipped):
-      live.above(line)
+      console.line(line, always=True)
     self.skipped = taken.skipped
     interval = self.timer.end_interval(step)
     metrics = finetuning_metrics(taken.sums) | {
@@ -267,12 +282,13 @@ class _TrialLoop:
     }
     metrics = trial.recorder.log_training(step, metrics, interval)
     last = step == p.steps
-    if live.terminal or self.log_lines % LINES_EVERY == 0 or last:
+    if sys.stdout.isatty() or self.log_lines % LINES_EVERY == 0 or last:
       correct = f'  correct {metrics["correct"]:.1%}' if 'correct' in metrics else ''
-      left = console.seconds(self.timer.seconds_left(step, p.steps))
-      live.above(
+      seconds_left = live.seconds_left()
+      left = f'  {console.seconds(seconds_left)} left' if seconds_left and not last else ''
+      console.line(
         f'  {"":12} step {step:,} of {p.steps:,}  loss {metrics["loss"]:.4f}{correct}'
-        f'  {quantity(metrics["tokens_per_second"])} tokens/s' + ('' if last else f'  {left} left')
+        f'  {quantity(metrics["tokens_per_second"])} tokens/s{left}'
       )
     self.log_lines += 1
 
@@ -306,7 +322,7 @@ class _TrialLoop:
     """Names the first tensor of a step that is not finite."""
     p = self.p
     batch = p.assemble(self.epochs.rows(bad_step), self.trial.seed)
-    inputs = finetune_step.on_mesh(batch, p.layout.mesh)
+    inputs = partitioning.on_mesh(batch, p.layout.mesh)
     params = self.trial.runner.state.params
     return find_nonfinite(p.batch_loss, params, bad_step, inputs, p.layout)
 

@@ -311,6 +311,8 @@ def _reason_against(weights: Weights) -> str:
   for tower in filter(None, (weights.discriminator, weights.generator)):
     if tower.family != 'electra':
       return f'it is of the {tower.family} family, and the program has the electra family only'
+    if tower.activation != 'gelu':
+      return f'its activation is {tower.activation}, and that of the program is gelu'
     if tower.layer_norm_eps != _LAYER_NORM_EPS:
       return (
         f'its LayerNorm has an epsilon of {tower.layer_norm_eps:g}, and the program of '

@@ -5,7 +5,7 @@ One module per architecture holds an `Architecture`; interop/huggingface.py list
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,20 @@ Part = tuple[str, int | None]
 TensorTable = dict[str, tuple[Part, ...]]
 
 
+class Obstacle(NamedTuple):
+  """Why an architecture has no model of a config.
+
+  Attributes:
+    reason: in a few words.
+    field: of config.model that is the reason.
+    value: of that field with which the model exists.
+  """
+
+  reason: str
+  field: str
+  value: Any
+
+
 def nothing_to_add(
   fields: ConfigFields, config: EncoderConfig, kind: str, tensors: dict[str, np.ndarray]
 ) -> list[str]:
@@ -33,7 +47,7 @@ class Architecture:
   """One architecture of `transformers`.
 
   The kinds of models are 'encoder' (without a head), 'discriminator', 'generator' and the kinds of
-  fine-tuned heads: 'classification' (regression included), 'tagging' and 'span'.
+  fine-tuned heads: 'classification' (all of model.heads.ROW_KINDS), 'tagging' and 'span'.
 
   Attributes:
     model_type: the field of config.json.
@@ -53,9 +67,12 @@ class Architecture:
     poolings: that a classifier may have; with several, the field `classifier_pooling` chooses.
     discriminator_fields: fields of a discriminator's config.json.
     complete: adds tensors that a file may leave out; returns notes for the user.
-    unsupported: why a config cannot be written, or ''.
+    unsupported: why a config cannot be written; None where it can.
     convert_head: parameters of a head of style 'published' in the style of `transformers`; None
       if there are none that give the same logits.
+    other_classes: further classes that are read: name to kind.
+    finish: changes the tensors of a file before it is written: (tensors by name, ids of special
+      tokens).
   """
 
   model_type: str
@@ -73,8 +90,10 @@ class Architecture:
   poolings: tuple[str, ...]
   discriminator_fields: Mapping[str, Any]
   complete: Callable[[ConfigFields, EncoderConfig, str, dict[str, np.ndarray]], list[str]]
-  unsupported: Callable[[EncoderConfig], str]
+  unsupported: Callable[[EncoderConfig], Obstacle | None]
   convert_head: Callable[[Head], dict[str, Any] | None]
+  other_classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  finish: Callable[[dict[str, np.ndarray], Mapping[str, int]], None] = lambda tensors, ids: None
 
   def full_name(self, name: str, kind: str) -> str:
     """Returns a tensor's name in a file of a kind of model."""

@@ -144,11 +144,13 @@ def head_of_config(fields: ConfigFields, kind: str) -> tuple[str, tuple[str, ...
   problem = fields.get('problem_type', default)
   if problem == 'regression' and len(names) == 1:
     return 'regression', ()
+  if problem == 'multi_label_classification' and len(names) > 1:
+    return 'multilabel', tuple(names)
   if problem != 'single_label_classification' or len(names) == 1:
     raise UserError(
       f'{fields.file}: problem_type is {problem!r} with {len(names)} labels, which is not '
-      'supported; expected single_label_classification with several labels, or regression with '
-      'one.'
+      'supported; expected single_label_classification or multi_label_classification with several '
+      'labels, or regression with one.'
     )
   return kind, tuple(names)
 
@@ -164,6 +166,8 @@ def fields_of_head(kind: str, labels: Sequence[str]) -> dict[str, Any]:
   }
   if kind == 'regression':
     fields['problem_type'] = 'regression'
+  elif kind == 'multilabel':
+    fields['problem_type'] = 'multi_label_classification'
   elif kind != 'tagging':
     fields['problem_type'] = 'single_label_classification'
   return fields

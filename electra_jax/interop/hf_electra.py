@@ -1,37 +1,33 @@
 """ELECTRA in `transformers` (models/electra/modeling_electra.py)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from electra_jax.interop import hf_post_norm
 from electra_jax.interop.hf_architecture import Architecture, TensorTable, nothing_to_add
 from electra_jax.interop.hf_config import ConfigFields
-from electra_jax.interop.weights import Head
 from electra_jax.model.config import EncoderConfig
 
-_WORD = 'embeddings.word_embeddings.weight'
-_LAYER = {
-  'query': 'attention.self.query',
-  'key': 'attention.self.key',
-  'value': 'attention.self.value',
-  'attention_output': 'attention.output.dense',
-  'attention_norm': 'attention.output.LayerNorm',
-  'mlp_in': 'intermediate.dense',
-  'mlp_output': 'output.dense',
-  'mlp_norm': 'output.LayerNorm',
-}
-_HEADS: dict[str, dict[str, str]] = {
-  'encoder': {},
-  'discriminator': {
-    'dense': 'discriminator_predictions.dense',
-    'prediction': 'discriminator_predictions.dense_prediction',
+_PROJECTION = 'embeddings_project'
+_NAMES = hf_post_norm.Names(
+  layer=hf_post_norm.BERT_LAYER,
+  heads={
+    'encoder': {},
+    'discriminator': {
+      'dense': 'discriminator_predictions.dense',
+      'prediction': 'discriminator_predictions.dense_prediction',
+    },
+    'generator': {
+      'dense': 'generator_predictions.dense',
+      'norm': 'generator_predictions.LayerNorm',
+    },
+    'classification': {'hidden': 'classifier.dense', 'dense': 'classifier.out_proj'},
+    'tagging': {'dense': 'classifier'},
+    'span': {'dense': 'qa_outputs'},
   },
-  'generator': {'dense': 'generator_predictions.dense', 'norm': 'generator_predictions.LayerNorm'},
-  'classification': {'hidden': 'classifier.dense', 'dense': 'classifier.out_proj'},
-  'tagging': {'dense': 'classifier'},
-  'span': {'dense': 'qa_outputs'},
-}
+  vocabulary_bias='generator_lm_head.bias',
+)
 
 
 def _read_config(fields: ConfigFields) -> EncoderConfig:
@@ -80,60 +76,18 @@ def _write_config(config: EncoderConfig, ids: Mapping[str, int]) -> dict[str, An
 def _heads(names: set[str]) -> set[str]:
   return {
     kind
-    for kind, parts in _HEADS.items()
+    for kind, parts in _NAMES.heads.items()
     if any(f'{part}.weight' in names for part in parts.values())
   }
 
 
 def _tensors(config: EncoderConfig, kind: str) -> TensorTable:
-  table: TensorTable = {
-    _WORD: (('embeddings/word', None),),
-    'embeddings.position_embeddings.weight': (('embeddings/position', None),),
-    'embeddings.token_type_embeddings.weight': (('embeddings/type', None),),
-  }
-
-  def add(path: str, name: str, layer: int | None = None) -> None:
-    weight = 'scale' if path.endswith('norm') else 'kernel'
-    table[f'{name}.weight'] = ((f'{path}/{weight}', layer),)
-    table[f'{name}.bias'] = ((f'{path}/bias', layer),)
-
-  add('embeddings/norm', 'embeddings.LayerNorm')
+  table = _NAMES.tensors(config, kind)
   if config.embedding_size != config.hidden_size:
-    add('encoder/embeddings_project', 'embeddings_project')
-  for i in range(config.num_layers):
-    for ours, theirs in _LAYER.items():
-      add(f'encoder/layers/{ours}', f'encoder.layer.{i}.{theirs}', i)
-  for ours, theirs in _HEADS[kind].items():
-    add(f'head/{ours}', theirs)
-  if kind == 'generator':
-    table['generator_lm_head.bias'] = (('head/bias', None),)
+    path = f'encoder/{_PROJECTION}'
+    table[f'{_PROJECTION}.weight'] = ((f'{path}/kernel', None),)
+    table[f'{_PROJECTION}.bias'] = ((f'{path}/bias', None),)
   return table
-
-
-def _convert_head(head: Head) -> dict[str, Any] | None:
-  """Converts a head of one dense layer.
-
-  `transformers` has a hidden layer with GELU before the labels. Since x = gelu(x) - gelu(-x), a
-  hidden layer [W, -W, 0] and a last layer [1, -1, 0] give the logits of W.
-  """
-  if head.kind == 'tagging':
-    return head.params
-  if head.kind == 'span':
-    return None
-  kernel = head.params['dense']['kernel']
-  width, labels = kernel.shape
-  if 2 * labels > width:
-    return None
-  hidden = np.zeros((width, width), np.float32)
-  hidden[:, :labels] = kernel
-  hidden[:, labels : 2 * labels] = -kernel
-  last = np.zeros((width, labels), np.float32)
-  last[:labels] = np.eye(labels)
-  last[labels : 2 * labels] = -np.eye(labels)
-  return {
-    'hidden': {'kernel': hidden, 'bias': np.zeros(width, np.float32)},
-    'dense': {'kernel': last, 'bias': head.params['dense']['bias']},
-  }
 
 
 ARCHITECTURE = Architecture(
@@ -154,16 +108,16 @@ ARCHITECTURE = Architecture(
   tensors=_tensors,
   heads=_heads,
   copies={
-    'generator_lm_head.weight': _WORD,
-    'generator_predictions.decoder.weight': _WORD,
+    'generator_lm_head.weight': hf_post_norm.WORD,
+    'generator_predictions.decoder.weight': hf_post_norm.WORD,
     'generator_predictions.bias': 'generator_lm_head.bias',
     'generator_predictions.decoder.bias': 'generator_lm_head.bias',
   },
   buffers=('embeddings.position_ids', 'embeddings.token_type_ids'),
-  renamed={'LayerNorm.gamma': 'LayerNorm.weight', 'LayerNorm.beta': 'LayerNorm.bias'},
+  renamed=hf_post_norm.RENAMED,
   poolings=('cls',),
   discriminator_fields={},
   complete=nothing_to_add,
-  unsupported=lambda config: '',
-  convert_head=_convert_head,
+  unsupported=functools.partial(hf_post_norm.activation_unsupported, 'ELECTRA'),
+  convert_head=hf_post_norm.two_sided_head,
 )

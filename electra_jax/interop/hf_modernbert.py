@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from electra_jax.errors import UserError
+from electra_jax.interop import hf_post_norm
 from electra_jax.interop.hf_architecture import Architecture, Part, TensorTable
 from electra_jax.interop.hf_config import ConfigFields
 from electra_jax.model.config import EncoderConfig
@@ -191,15 +192,6 @@ def _complete(
   return notes
 
 
-def _unsupported(config: EncoderConfig) -> str:
-  if config.embedding_size == config.hidden_size:
-    return ''
-  return (
-    f'its embeddings of {config.embedding_size} are projected to a width of {config.hidden_size}, '
-    'and ModernBERT has no such projection'
-  )
-
-
 ARCHITECTURE = Architecture(
   model_type='modernbert',
   family='modern',
@@ -222,8 +214,8 @@ ARCHITECTURE = Architecture(
   buffers=('embeddings.position_ids', 'rotary_emb.inv_freq'),
   renamed={},
   poolings=('cls', 'mean'),
-  discriminator_fields={'id2label': {'0': 'REPLACED'}, 'label2id': {'REPLACED': 0}},
+  discriminator_fields=hf_post_norm.DETECTION_FIELDS,
   complete=_complete,
-  unsupported=_unsupported,
+  unsupported=hf_post_norm.exact_gelu_unsupported('ModernBERT'),
   convert_head=lambda head: None,
 )

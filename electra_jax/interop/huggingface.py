@@ -1,6 +1,6 @@
 """Model folders of `transformers` (Hugging Face), read and written without it and without PyTorch.
 
-What differs between architectures is in a module for each; `_ARCHITECTURES` lists them.
+What differs between architectures is in a module for each; `ARCHITECTURES` lists them.
 """
 
 import dataclasses
@@ -8,11 +8,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from electra_jax import checksums, file_access
+from electra_jax import checksums, file_access, hub
 from electra_jax.data.tokenizers.tokenization import holds_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.interop import hf_electra, hf_modernbert, hf_tensors, tensor_files
-from electra_jax.interop.hf_architecture import Architecture
+from electra_jax.interop import (
+  hf_albert,
+  hf_bert,
+  hf_deberta,
+  hf_distilbert,
+  hf_electra,
+  hf_modernbert,
+  hf_roberta,
+  hf_tensors,
+  tensor_files,
+)
+from electra_jax.interop.hf_architecture import Architecture, Obstacle
 from electra_jax.interop.hf_config import (
   ConfigFields,
   architecture_class,
@@ -33,6 +43,7 @@ from electra_jax.interop.weights import (
   tower_params,
 )
 from electra_jax.model.config import EncoderConfig
+from electra_jax.model.heads import ROW_KINDS
 
 CONFIG = 'config.json'
 TENSORS = 'model.safetensors'
@@ -41,7 +52,17 @@ _MODEL_FILES = (CONFIG, '.safetensors', '.bin', '.index.json')  # that are read 
 # 'finetuned'}.
 MARK = 'electra_jax'
 # A config of a family is written in the first architecture of that family.
-_ARCHITECTURES = (hf_electra.ARCHITECTURE, hf_modernbert.ARCHITECTURE)
+ARCHITECTURES = (
+  hf_electra.ARCHITECTURE,
+  hf_modernbert.ARCHITECTURE,
+  hf_bert.ARCHITECTURE,
+  hf_roberta.ROBERTA,
+  hf_roberta.XLM_ROBERTA,
+  hf_roberta.CAMEMBERT,
+  hf_deberta.ARCHITECTURE,
+  hf_distilbert.ARCHITECTURE,
+  hf_albert.ARCHITECTURE,
+)
 _TOWERS = ('discriminator', 'generator')
 
 
@@ -160,12 +181,15 @@ def _architecture_of(fields: ConfigFields) -> Architecture:
   model_type = fields.get('model_type')
   # The first releases wrote the class only.
   class_name = architecture_class(fields) if model_type is None else None
-  for architecture in _ARCHITECTURES:
-    if architecture.model_type == model_type or class_name in architecture.classes.values():
+  for architecture in ARCHITECTURES:
+    classes = {*architecture.classes.values(), *architecture.other_classes}
+    if architecture.model_type == model_type or class_name in classes:
       return architecture
   what = 'missing' if model_type is None else repr(model_type)
-  known = ' or '.join(repr(architecture.model_type) for architecture in _ARCHITECTURES)
-  raise UserError(f'{fields.file}: model_type is {what}; expected {known}.')
+  known = ', '.join(architecture.model_type for architecture in ARCHITECTURES)
+  raise UserError(
+    f'{fields.file}: model_type is {what}, which is not supported; expected one of {known}.'
+  )
 
 
 def _kind_of(fields: ConfigFields, architecture: Architecture, names: set[str], path: str) -> str:
@@ -182,6 +206,7 @@ def _kind_of(fields: ConfigFields, architecture: Architecture, names: set[str], 
       )
     return heads.pop() if heads else 'encoder'
   kinds = [kind for kind, known in classes.items() if known == class_name]
+  kinds += [kind for name, kind in architecture.other_classes.items() if name == class_name]
   if not kinds:
     raise UserError(
       f'{path} has the class {class_name}, which is not supported; expected '
@@ -199,7 +224,15 @@ def _kind_of(fields: ConfigFields, architecture: Architecture, names: set[str], 
   return kinds[0]
 
 
-FORMAT = WeightFormat('FOLDER', lambda path, moments: read_weights(path))
+def _read_source(source: str, moments: bool) -> Weights:
+  """Reads a folder, or a repository of the Hub."""
+  place = hub.find(source)
+  weights = read_weights(place.path)
+  notes = ((place.note,) if place.note else ()) + weights.notes
+  return dataclasses.replace(weights, notes=notes, revision=place.revision)
+
+
+FORMAT = WeightFormat('FOLDER or hf:org/name', _read_source)
 
 
 #### Writing ####
@@ -227,9 +260,9 @@ def model_files(
   if config is None or (tower == 'finetuned' and not weights.head):
     raise UserError(f'{weights.source} has no {tower} model to write.')
   architecture = _architecture_for(config)
-  if reason := architecture.unsupported(config):
+  if problem := architecture.unsupported(config):
     raise UserError(
-      f'the {tower} of {weights.source} cannot be written for transformers: {reason}.'
+      f'the {tower} of {weights.source} cannot be written for transformers: {problem.reason}.'
     )
   fields = architecture.write_config(config, special_ids or {})
   if tower == 'finetuned':
@@ -258,18 +291,28 @@ def model_files(
   }
   text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + '\n'
   tensors = hf_tensors.from_params(params, architecture, kind, config)
+  architecture.finish(tensors, special_ids or {})
   return {CONFIG: text.encode(), TENSORS: tensor_files.to_safetensors(tensors)}
 
 
+def obstacle(config: EncoderConfig) -> Obstacle | None:
+  """Returns why an encoder of a config cannot be written for `transformers`; None where it can."""
+  return _architecture_for(config).unsupported(config)
+
+
 def auto_class(config: EncoderConfig) -> str:
-  """Returns the AutoModel class that opens a discriminator of a config with its head."""
+  """Returns the AutoModel class that opens a discriminator of a config with its head.
+
+  It is AutoModel, without the head, where `transformers` has no class for it.
+  """
   classes = _architecture_for(config).classes
-  is_tagger = classes['discriminator'] == classes['tagging']
-  return 'AutoModelForTokenClassification' if is_tagger else 'AutoModelForPreTraining'
+  known = {'tagging': 'AutoModelForTokenClassification', 'encoder': 'AutoModel'}
+  names = (name for kind, name in known.items() if classes[kind] == classes['discriminator'])
+  return next(names, 'AutoModelForPreTraining')
 
 
 def _architecture_for(config: EncoderConfig) -> Architecture:
-  return next(known for known in _ARCHITECTURES if known.family == config.family)
+  return next(known for known in ARCHITECTURES if known.family == config.family)
 
 
 def _pretrained(
@@ -302,7 +345,7 @@ def _fine_tuned(
 
 
 def _kind_of_head(head: Head) -> str:
-  return 'classification' if head.kind == 'regression' else head.kind
+  return 'classification' if head.kind in ROW_KINDS else head.kind
 
 
 def _head_params(source: str, head: Head, architecture: Architecture) -> dict[str, Any]:

@@ -88,6 +88,29 @@ class _Kept:
       found[leaf] = np.ascontiguousarray(value, np.float32)
     return found
 
+  def tower(self, params: PyTree) -> PyTree:
+    """The layers of a tower, and its table of distances if it has one."""
+    found: dict[str, Any] = {}
+    for group, layers in params.items():
+      if group == 'layers':
+        found[group] = {name: self.narrowed(name, leaves) for name, leaves in layers.items()}
+      elif group == 'shared_layer':  # one layer for all
+        one = dataclasses.replace(self, layers=np.zeros(1, int))
+        found[group] = {
+          name: {
+            leaf: value[0]
+            for leaf, value in one.narrowed(
+              name, {leaf: value[None] for leaf, value in leaves.items()}
+            ).items()
+          }
+          for name, leaves in layers.items()
+        }
+      elif group == 'distances':
+        found[group] = np.ascontiguousarray(layers[:, self.units])
+      elif group == 'distances_norm':
+        found[group] = {leaf: value[self.units] for leaf, value in layers.items()}
+    return found
+
 
 def narrowed_generator(weights: Weights, config: EncoderConfig) -> PyTree:
   """A narrower and shallower tower of a discriminator.
@@ -96,7 +119,8 @@ def narrowed_generator(weights: Weights, config: EncoderConfig) -> PyTree:
   multiplied by sqrt(inputs / kept inputs), so that sums of independent inputs keep their size.
   Where embeddings are as wide as the discriminator, the projection of the generator selects the
   units that it keeps, and its head maps them back. Where they are as wide as the generator there is
-  no projection, and the generator has to adapt to them in training.
+  no projection, and the generator has to adapt to them in training. The head of a masked language
+  model is kept, with the inputs that remain.
 
   Args:
     weights: with a discriminator.
@@ -118,26 +142,46 @@ def narrowed_generator(weights: Weights, config: EncoderConfig) -> PyTree:
     columns=(heads[:, None] * d.head_size + np.arange(d.head_size)).ravel(),
     inner=_evenly_spaced(config.intermediate_size, d.intermediate_size),
   )
-  layers = {name: kept.narrowed(name, leaves) for name, leaves in params['layers'].items()}
+  tower: dict[str, Any] = kept.tower(params)
+  project, head = _ends(weights, config, kept.units)
+  if project:
+    tower['embeddings_project'] = project
+  return {'generator': tower} | ({'generator_head': head} if head else {})
+
+
+def _ends(weights: Weights, config: EncoderConfig, units: np.ndarray) -> tuple[PyTree, PyTree]:
+  """Returns the projection of the embeddings and the head of a generator; None for none.
+
+  Args:
+    weights: with a discriminator.
+    config: config of the generator.
+    units: numbers of the hidden units that it keeps.
+  """
+  d, params = weights.discriminator, weights.params['discriminator']
+  assert d is not None
+  head = weights.params.get('generator_head')  # of a masked language model
+  if head:
+    scale = np.float32(math.sqrt(d.hidden_size / len(units)))
+    dense = {
+      **head['dense'],
+      'kernel': np.ascontiguousarray(head['dense']['kernel'][units] * scale),
+    }
+    head = {**head, 'dense': dense}
   if config.embedding_size == config.hidden_size:
-    return {'generator': {'layers': layers}}
+    return None, head
   if 'embeddings_project' in params:
     project = {
-      leaf: np.ascontiguousarray(value[..., kept.units])
+      leaf: np.ascontiguousarray(value[..., units])
       for leaf, value in params['embeddings_project'].items()
     }
-    return {'generator': {'layers': layers, 'embeddings_project': project}}
+    return project, head
   selection = np.zeros((d.hidden_size, config.hidden_size), np.float32)
-  selection[kept.units, np.arange(len(kept.units))] = 1
-  head = {
+  selection[units, np.arange(len(units))] = 1
+  project = {'kernel': selection} | _bias(config, config.hidden_size)
+  return project, head or {
     'dense': {'kernel': np.ascontiguousarray(selection.T)} | _bias(config, d.embedding_size),
     'norm': {'scale': np.ones(d.embedding_size, np.float32)} | _bias(config, d.embedding_size),
     'bias': np.zeros(d.vocab_size, np.float32),
-  }
-  project = {'kernel': selection} | _bias(config, config.hidden_size)
-  return {
-    'generator': {'layers': layers, 'embeddings_project': project},
-    'generator_head': head,
   }
 
 

@@ -14,6 +14,8 @@ from electra_jax.registry import WEIGHT_FORMATS, split_source
 
 # Another program may have padded the embedding table to a multiple of one of these numbers of rows.
 ROW_MULTIPLES = (8, 16, 32, 64, 128, 256)
+# Or it may have this share of further rows: DeBERTa-v3 has 128,100 for 128,001 tokens.
+_SPARE = 0.01
 
 
 def open_source(text: str, step: str = 'last', moments: bool = False) -> Weights:
@@ -75,12 +77,13 @@ def without_padding_rows(weights: Weights, size: int, field: str) -> Weights:
     field: the field that named the weights, for messages.
 
   Raises:
-    UserError: the number of rows is neither `size` nor a padded `size`.
+    UserError: the number of rows is less than `size`, or more than a padded `size`.
   """
   rows = weights.vocab_size
   if rows == size:
     return weights
-  if rows not in (-(-size // n) * n for n in ROW_MULTIPLES):
+  is_padded = rows in (-(-size // n) * n for n in ROW_MULTIPLES)
+  if not is_padded and not size < rows <= size * (1 + _SPARE):
     raise UserError(
       f'{field} has embeddings of {rows:,} tokens and a tokenizer of {size:,}; put the tokenizer '
       'there that it was trained with.'

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from electra_jax import console, json_reader
+from electra_jax.data.tokenizers import pipeline_files, word_marks
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
 from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
 from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
@@ -32,14 +33,20 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
   Raises:
     UserError: a SentencePiece model that these files cannot express, with the reason.
   """
+  if tokenizer.segment:
+    console.say(
+      'tokenizer',
+      'transformers does not run the segmenter: put spaces between the words of its input.',
+    )
   pipeline = tokenizer.to_pipeline()
   if pipeline is None:
     console.say(
       'tokenizer',
       f'transformers cannot open the tokenizer {tokenizer.kind!r}; its own files are written.',
+      always=True,
     )
     return tokenizer.saved_files()
-  _add_special_tokens(pipeline, tokenizer, token_types)
+  content = _pipeline_file(pipeline, tokenizer, token_types)
   roles = _roles(tokenizer)
   added = json_reader.parse(pipeline.to_str(), PIPELINE_FILE)['added_tokens']
   inputs = ['input_ids', *(['token_type_ids'] if token_types else []), 'attention_mask']
@@ -54,7 +61,7 @@ def files(tokenizer: Tokenizer, max_length: int | None, token_types: bool) -> di
   }
   return {
     **tokenizer.saved_files(),
-    PIPELINE_FILE: (pipeline.to_str(pretty=True) + '\n').encode(),
+    PIPELINE_FILE: content,
     SETTINGS_FILE: _json(settings),
     'special_tokens_map.json': _json(roles),
   }
@@ -70,18 +77,65 @@ def _roles(tokenizer: Tokenizer) -> dict[str, str]:
   return {role_of(token): tokenizer.tokens[i] for token, i in zip(SPECIAL_TOKENS, ids, strict=True)}
 
 
-def _add_special_tokens(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> None:
-  """Adds the special tokens to a `tokenizers.Tokenizer`, and where they are in a row."""
-  from tokenizers import AddedToken, processors
+def _pipeline_file(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> bytes:
+  """The tokenizer.json of a pipeline with special tokens and rows as this package has them.
 
+  Where nothing has to be changed, it is the file that the tokenizer was read from.
+  """
+  from tokenizers import AddedToken
+
+  before = pipeline.to_str()
+  added = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
+  names = [tokenizer.tokens[i] for i in tokenizer.special_ids]
   pipeline.add_special_tokens(
-    [AddedToken(tokenizer.tokens[i], normalized=False) for i in tokenizer.special_ids]
+    [AddedToken(name, normalized=False) for name in names if name not in added]
   )
+  if not _has_rows(pipeline, tokenizer, token_types):
+    _set_rows(pipeline, tokenizer, token_types)
+  if pipeline.to_str() == before and PIPELINE_FILE in tokenizer.files:
+    return tokenizer.files[PIPELINE_FILE]
+  return pipeline_files.serialized(pipeline)
+
+
+def _has_rows(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> bool:
+  """Whether a pipeline makes rows as this package does, and offsets without spaces."""
+  text = 'a b'
+  one, pair = pipeline.encode(text), pipeline.encode(text, text)
+  inside = pipeline.encode(text, add_special_tokens=False)
+  first = [tokenizer.cls_id, *inside.ids, tokenizer.sep_id]
+  second = [*inside.ids, tokenizer.sep_id]
+  between = [tokenizer.sep_id] * (tokenizer.separators - 1)
+  types = [0] * len(first) + [int(token_types)] * len(between + second)
+  return (
+    one.ids == first
+    and pair.ids == first + between + second
+    and (not token_types or pair.type_ids == types)
+    and (not _is_byte_level(pipeline) or inside.offsets[-1][0] == text.index('b'))
+  )
+
+
+def _is_byte_level(pipeline: Pipeline) -> bool:
+  description = json_reader.parse(pipeline.to_str(), PIPELINE_FILE)
+  return isinstance(word_marks.find_marks(description), word_marks.ByteMarks)
+
+
+def _set_rows(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> None:
+  """Sets where special tokens are in a row, and for byte-level BPE that offsets have no spaces."""
+  from tokenizers import processors
+
   cls = tokenizer.tokens[tokenizer.cls_id]
   sep = tokenizer.tokens[tokenizer.sep_id]
   second = int(token_types)
-  pipeline.post_processor = processors.TemplateProcessing(
+  rows: Any = processors.TemplateProcessing(
     single=[f'{cls}:0', '$A:0', f'{sep}:0'],
-    pair=[f'{cls}:0', '$A:0', f'{sep}:0', f'$B:{second}', f'{sep}:{second}'],
+    pair=[
+      *(f'{cls}:0', '$A:0', f'{sep}:0'),
+      *[f'{sep}:{second}'] * (tokenizer.separators - 1),
+      *(f'$B:{second}', f'{sep}:{second}'),
+    ],
     special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
   )
+  if _is_byte_level(pipeline):
+    trimmed = processors.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=False)
+    rows = processors.Sequence([trimmed, rows])
+  pipeline.post_processor = rows

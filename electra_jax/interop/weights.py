@@ -45,7 +45,7 @@ class Head:
     kind: one of model.heads.KINDS.
     style: one of model.heads.STYLES.
     labels: label names by id; empty for regression and span.
-    pooling: one of model.heads.POOLINGS, for classification and regression.
+    pooling: one of model.heads.POOLINGS, for model.heads.ROW_KINDS.
     params: the subtree `head` of model.heads.FineTuned.
   """
 
@@ -75,6 +75,7 @@ class Weights:
     step: number of updates; None if the source does not record it.
     tokenizer: folder or file for data.tokenizers.load_tokenizer; None if the source has none.
     notes: sentences to print at the start: what was left out, or decided.
+    revision: commit of the repository that they were downloaded from; '' for other sources.
   """
 
   source: str
@@ -87,6 +88,7 @@ class Weights:
   step: int | None = None
   tokenizer: str | None = None
   notes: tuple[str, ...] = ()
+  revision: str = ''
 
   @property
   def vocab_size(self) -> int:
@@ -300,6 +302,22 @@ def _check_vocabularies(discriminator: Weights, generator: Weights) -> None:
       f'{discriminator.source} and {generator.source} have different vocabularies: token {i} is '
       f'{a!r} in one and {b!r} in the other.'
     )
+
+
+def as_encoder(weights: Weights) -> Weights:
+  """Returns a masked language model as one tower, in families that are pretrained as such.
+
+  Its encoder is the discriminator, as in a run of masked language modeling; the head is
+  `generator_head`. Other weights are returned as they are.
+  """
+  config = weights.generator
+  if weights.discriminator is not None or config is None or not config.traits.pretrained_by_mlm:
+    return weights
+  tower = tower_params(weights, 'generator')
+  params = {'embeddings': tower['embeddings'], 'discriminator': tower['encoder']}
+  if 'head' in tower:
+    params['generator_head'] = tower['head']
+  return dataclasses.replace(weights, discriminator=config, sharing='all', params=params)
 
 
 def tower_params(weights: Weights, tower: str) -> dict[str, Any]:

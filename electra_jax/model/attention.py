@@ -102,6 +102,28 @@ def attention(
   scores = jnp.einsum(
     'bqnd,bknd->bnqk', query, key, precision=precision, preferred_element_type=jnp.float32
   )
+  return weighted_values(scores, value, visible, settings, dropout_keys)
+
+
+def weighted_values(
+  scores: jax.Array,
+  value: jax.Array,
+  visible: jax.Array,
+  settings: AttentionSettings,
+  dropout_keys: jax.Array | None = None,
+) -> jax.Array:
+  """Values weighted by the softmax of scores, with the kernel 'xla'.
+
+  Args:
+    scores: float32 `[batch, heads, length, length]`, scaled.
+    value: `[batch, length, heads, head_size]`.
+    visible: of `visible_positions`.
+    settings: as of `attention`.
+    dropout_keys: as of `attention`.
+
+  Returns:
+    `[batch, length, heads, head_size]`.
+  """
   probabilities = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
   if settings.dropout.scale == 'dtype':
     probabilities = probabilities.astype(value.dtype)
@@ -109,6 +131,7 @@ def attention(
     probabilities, settings.dropout_rate, dropout_keys, settings.dropout_site, settings.dropout
   )
   probabilities = probabilities.astype(value.dtype)
+  precision = precision_of(settings.precision, value.dtype)
   return jnp.einsum('bnqk,bknd->bqnd', probabilities, value, precision=precision)
 
 

@@ -1,4 +1,4 @@
-"""The sizes of an encoder, the two families of encoders, and the generator's sizes."""
+"""The sizes of an encoder, and the generator's sizes."""
 
 import dataclasses
 
@@ -8,61 +8,12 @@ from jax.typing import DTypeLike
 from electra_jax import input_limits
 from electra_jax.config import ModelConfig
 from electra_jax.config.declarations import fields_of, one_of
+from electra_jax.config.families import FAMILIES, Family
 from electra_jax.config.groups import PRECISIONS
 from electra_jax.model.dropout import DropoutSettings
 
 KERNELS = ('xla', 'splash', 'cudnn')
 DIRECTIONS = ('both', 'left', 'right')
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """What other code has to know of a family of encoders.
-
-  Attributes:
-    has_position_table: whether positions are learned, one row of a table each, so that no row of
-      tokens is longer than `max_positions`. Otherwise positions are rotary.
-    has_token_types: whether the two segments of a row have embeddings of their types.
-    use_bias: whether dense layers and LayerNorms have biases.
-    gated_feed_forward: whether feed-forward layers have a third matrix, the gate.
-    unused_fields: fields of config.model that have no effect.
-    transformers_poolings: poolings of the classification head that `transformers` has.
-    transformers_head_dropout: default dropout of heads in the configs of `transformers`.
-    transformers_span_dropout: whether its span head has dropout.
-  """
-
-  has_position_table: bool
-  has_token_types: bool
-  use_bias: bool
-  gated_feed_forward: bool
-  unused_fields: tuple[str, ...]
-  transformers_poolings: tuple[str, ...]
-  transformers_head_dropout: float
-  transformers_span_dropout: bool
-
-
-FAMILIES = {
-  'electra': Family(
-    has_position_table=True,
-    has_token_types=True,
-    use_bias=True,
-    gated_feed_forward=False,
-    unused_fields=('global_every', 'local_window', 'global_rope_theta', 'local_rope_theta'),
-    transformers_poolings=('cls',),
-    transformers_head_dropout=0.1,
-    transformers_span_dropout=False,
-  ),
-  'modern': Family(
-    has_position_table=False,
-    has_token_types=False,
-    use_bias=False,
-    gated_feed_forward=True,
-    unused_fields=('max_positions', 'type_vocab_size'),
-    transformers_poolings=('cls', 'mean'),
-    transformers_head_dropout=0.0,
-    transformers_span_dropout=True,
-  ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +25,8 @@ class EncoderConfig(ModelConfig):
   `electra` is the published encoder (Clark et al. 2020, table 6): learned positions,
   post-LayerNorm, biases. `modern` is that of ModernBERT (Warner et al. 2024): rotary positions,
   pre-LayerNorm, GeGLU, no biases, and local attention in all layers except each `global_every`-th,
-  where a position sees `local_window // 2` positions to each side.
+  where a position sees `local_window // 2` positions to each side. The other families are those of
+  `transformers` (config/families.py).
 
   Attributes:
     scan_unroll: layers per iteration of the scan; num_layers unrolls it completely.
@@ -120,9 +72,14 @@ class EncoderConfig(ModelConfig):
       'multiple of num_heads.',
     )
     _require(
-      self.has_position_table or self.head_size % 2 == 0,
+      not self.traits.rotary or self.head_size % 2 == 0,
       f'head_size is {self.head_size}; rotary positions require an even head size: change '
       'hidden_size or num_heads.',
+    )
+    _require(
+      not self.traits.relative or self.max_positions > self.position_buckets // 2 + 1,
+      f'max_positions is {self.max_positions}; expected more than half of position_buckets, '
+      f'{self.position_buckets // 2 + 1}.',
     )
     _require(
       self.attention == 'xla' or self.attention_dropout == 0,
@@ -130,10 +87,20 @@ class EncoderConfig(ModelConfig):
       '0 or attention to xla.',
     )
     _require(
+      self.attention == 'xla' or not self.traits.relative,
+      f'attention {self.attention!r} does not support the relative positions of the family '
+      f'{self.family!r}; set attention to xla.',
+    )
+    _require(
       self.attention == 'xla' or self.direction == 'both',
       f'attention {self.attention!r} does not support direction {self.direction!r}; set attention '
       'to xla.',
     )
+
+  @property
+  def traits(self) -> Family:
+    """What the family of the encoder is."""
+    return FAMILIES[self.family]
 
   @property
   def head_size(self) -> int:
@@ -148,12 +115,12 @@ class EncoderConfig(ModelConfig):
   @property
   def has_position_table(self) -> bool:
     """Whether positions are learned, so that no row is longer than `max_positions`."""
-    return FAMILIES[self.family].has_position_table
+    return self.traits.has_position_table
 
   @property
   def has_token_types(self) -> bool:
     """Whether token types have embeddings."""
-    return FAMILIES[self.family].has_token_types
+    return self.traits.has_token_types
 
   @property
   def dropout_settings(self) -> DropoutSettings:
@@ -163,7 +130,7 @@ class EncoderConfig(ModelConfig):
   @property
   def residual_dtype(self) -> DTypeLike:
     """Type of what is added up from layer to layer."""
-    wide = self.residual == 'float32' or (self.residual == 'auto' and self.family == 'modern')
+    wide = self.residual == 'float32' or (self.residual == 'auto' and self.traits.pre_norm)
     return jnp.float32 if wide else self.dtype
 
   @property
@@ -179,12 +146,12 @@ class EncoderConfig(ModelConfig):
   @property
   def use_bias(self) -> bool:
     """Whether dense layers and LayerNorms have biases."""
-    return FAMILIES[self.family].use_bias
+    return self.traits.use_bias
 
   @property
   def gated_feed_forward(self) -> bool:
     """Whether feed-forward layers have a third matrix, the gate."""
-    return FAMILIES[self.family].gated_feed_forward
+    return self.traits.gated_feed_forward
 
 
 def _require_at_most(name: str, value: int, limit: int) -> None:

@@ -13,8 +13,8 @@ from electra_jax.model.encoder import (
   Embeddings,
   Encoder,
   Inputs,
+  activation,
   dense,
-  gelu,
   layer_norm,
   partitioned,
 )
@@ -47,7 +47,7 @@ class GeneratorHead(nn.Module):
       float32, so that they get no probability and are never sampled.
     """
     c = self.config
-    x = gelu(dense(c, self.embedding_size, ('embed_out', 'embed'), 'dense')(hidden))
+    x = activation(c, dense(c, self.embedding_size, ('embed_out', 'embed'), 'dense')(hidden))
     x = layer_norm(c, 'norm')(x)
     bias = self.param(
       'bias',
@@ -67,20 +67,42 @@ class DiscriminatorHead(nn.Module):
   config: EncoderConfig
 
   @nn.compact
-  def __call__(self, hidden: jax.Array) -> jax.Array:
-    """Hidden states `[batch, length, hidden]` -> logits, float32 `[batch, length]`."""
-    c = self.config
-    x = gelu(dense(c, c.hidden_size, ('embed', 'embed_out'), 'dense')(hidden))
-    init = None
-    if c.family == 'modern':
+  def __call__(self, hidden: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+    """Logits of the hidden states.
+
+    Args:
+      hidden: `[batch, length, hidden]`.
+      positions: int32 `[batch, length]`, restarting in each document; None for one document per
+        row.
+
+    Returns:
+      float32 `[batch, length]`.
+    """
+    c, kind, x = self.config, self.config.traits.detection_head, hidden
+    if kind == 'context':
+      x = layer_norm(c, 'norm')(x + first_states(x, positions))
+    if kind != 'linear':
+      x = activation(c, dense(c, c.hidden_size, ('embed', 'embed_out'), 'dense')(x))
+    if kind == 'normed':
       x = layer_norm(c, 'norm')(x)
-    else:
-      # The original program leaves this layer to TensorFlow's default initializer.
-      init = nn.initializers.glorot_uniform()
-    x = dense(
-      c, 1, ('embed_out', 'one'), 'prediction', init=init, use_bias=True, dtype=jnp.float32
-    )(x)
+    # The original program leaves this layer to TensorFlow's default initializer.
+    init = nn.initializers.glorot_uniform() if c.traits.glorot else None
+    axes = ('embed' if kind == 'linear' else 'embed_out', 'one')
+    x = dense(c, 1, axes, 'prediction', init=init, use_bias=True, dtype=jnp.float32)(x)
     return x[..., 0]
+
+
+def first_states(hidden: jax.Array, positions: jax.Array | None) -> jax.Array:
+  """For each position the state of the first token of its document, that of [CLS].
+
+  Args:
+    hidden: `[batch, length, hidden]`.
+    positions: as of DiscriminatorHead.
+  """
+  if positions is None:
+    return hidden[:, :1]
+  first = jnp.arange(hidden.shape[1]) - positions
+  return jnp.take_along_axis(hidden, first[..., None], axis=1)
 
 
 class Electra(nn.Module):
@@ -146,7 +168,7 @@ class Electra(nn.Module):
     hidden = self.hidden_states(inputs)
     return (
       self.generator_logits(inputs, positions),
-      self.verdicts(hidden) if 'discriminator_head' in self.heads else None,
+      self.verdicts(hidden, inputs.positions) if 'discriminator_head' in self.heads else None,
       self.predictions(hidden) if 'predictor_head' in self.heads else None,
     )
 
@@ -235,18 +257,19 @@ class Electra(nn.Module):
 
   def discriminator_logits(self, inputs: Inputs, keys: jax.Array | None = None) -> jax.Array:
     """Log-odds that each token was replaced, float32 `[batch, length]`; see `hidden_states`."""
-    return self.verdicts(self.hidden_states(inputs, keys))
+    return self.verdicts(self.hidden_states(inputs, keys), inputs.positions)
 
-  def verdicts(self, hidden: jax.Array) -> jax.Array:
+  def verdicts(self, hidden: jax.Array, positions: jax.Array | None = None) -> jax.Array:
     """Log-odds that each token was replaced.
 
     Args:
       hidden: of `hidden_states`, `[batch, length, hidden]`.
+      positions: of the inputs, int32 `[batch, length]`; None for one document per row.
 
     Returns:
       float32 `[batch, length]`.
     """
-    return self.discriminator_head(hidden)
+    return self.discriminator_head(hidden, positions)
 
   def predictor_logits(
     self, inputs: Inputs, positions: jax.Array, keys: jax.Array | None = None

@@ -1,4 +1,4 @@
-"""Embeddings, the layers of both families, and the encoder, a scan over its stacked layers."""
+"""Embeddings, the layers of all families, and the encoder, a scan over its layers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -20,6 +20,7 @@ from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.kernels import RESIDUALS, divided
 from electra_jax.model.products import precision_of, product
+from electra_jax.model.relative import bucket_rows, disentangled_attention
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
 
@@ -209,11 +210,18 @@ def layer_norm(config: EncoderConfig, name: str, dtype: DTypeLike | None = None)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """The exact GELU, with erf in float32, as in both families."""
+  """The exact GELU, with erf in float32, as in most families."""
   # jax.nn.gelu uses erfc in the type of x: it is slower on a CPU, and rounds differently from the
   # original program and PyTorch.
   y = x.astype(jnp.float32)
   return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
+
+
+def activation(config: EncoderConfig, x: jax.Array) -> jax.Array:
+  """The activation of feed-forward layers and of pretraining heads."""
+  if config.activation == 'gelu':
+    return gelu(x)
+  return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
@@ -239,7 +247,7 @@ class Embeddings(nn.Module):
     self.word = table('word', c.padded_vocab_size, 'vocab')
     if c.has_position_table:
       self.position = table('position', c.max_positions, 'positions')
-    if c.has_token_types:
+    if c.traits.has_type_table:
       self.type = table('type', c.type_vocab_size, 'types')
     self.norm = layer_norm(c, 'norm', c.residual_dtype)
 
@@ -253,7 +261,7 @@ class Embeddings(nn.Module):
     tables = {'word': self.word}
     if self.config.has_position_table:
       tables['position'] = self.position
-    if self.config.has_token_types:
+    if self.config.traits.has_type_table:
       tables['type'] = self.type
     if not base:
       return tables
@@ -282,6 +290,8 @@ class Embeddings(nn.Module):
     if c.has_token_types:
       one_hot = jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype)
       x += jnp.matmul(one_hot, tables['type'], precision=precision_of(c.precision, x.dtype))
+    elif c.traits.has_type_table:
+      x += tables['type'][0]
     return by_rows(dropout(self.norm(x), c.dropout, keys, 0, c.dropout_settings))
 
 
@@ -291,13 +301,13 @@ def by_rows(x: jax.Array) -> jax.Array:
   return constrained
 
 
-# What a layer gets from the layer before: hidden states or, in `modern`, the residual stream and
-# its normalized copy.
+# What a layer gets from the layer before: hidden states or, with `pre_norm`, the residual stream
+# and its normalized copy.
 Carry = jax.Array | tuple[jax.Array, jax.Array]
 
 
 class Layer(nn.Module):
-  """One layer of either family, as the body of a scan over layers."""
+  """One layer of any family, as the body of a scan over layers."""
 
   config: EncoderConfig
 
@@ -310,15 +320,14 @@ class Layer(nn.Module):
   ) -> jax.Array:
     c = self.config
 
-    def heads(name: str) -> jax.Array:
-      return dense(c, c.hidden_size, ('embed', 'heads'), name)(x).reshape(
-        *x.shape[:2], c.num_heads, c.head_size
-      )
+    def split(y: jax.Array) -> jax.Array:
+      return y.reshape(*y.shape[:-1], c.num_heads, c.head_size)
 
-    query = heads('query')
-    key = heads('key')
-    value = heads('value')
-    if c.family == 'modern':
+    of_query, of_key, of_value = (
+      dense(c, c.hidden_size, ('embed', 'heads'), name) for name in ('query', 'key', 'value')
+    )
+    query, key, value = (split(layer(x)) for layer in (of_query, of_key, of_value))
+    if c.traits.rotary:
       tables = jax.tree.map(
         lambda far, near: jnp.where(per_layer['is_global'], far, near), *shared['rotary']
       )
@@ -331,8 +340,14 @@ class Layer(nn.Module):
       dropout=c.dropout_settings,
       precision=c.precision,
     )
-    is_global = per_layer.get('is_global') if c.global_every > 1 else None
-    x = attention(query, key, value, shared['segment_ids'], is_global, settings, keys)
+    if c.traits.relative:
+      distances = (split(layer(shared['distances'])) for layer in (of_query, of_key))
+      x = disentangled_attention(
+        query, key, value, tuple(distances), shared['segment_ids'], settings, keys
+      )
+    else:
+      is_global = per_layer.get('is_global') if c.global_every > 1 else None
+      x = attention(query, key, value, shared['segment_ids'], is_global, settings, keys)
     x = dense(c, c.hidden_size, ('heads', 'embed'), 'attention_output', init=self._output_init())(
       x.reshape(*x.shape[:2], c.hidden_size)
     )
@@ -343,7 +358,7 @@ class Layer(nn.Module):
     # additions.
     c = self.config
     return truncated_normal(
-      c.initializer_range / ((2 * c.num_layers) ** 0.5 if c.family == 'modern' else 1)
+      c.initializer_range / ((2 * c.num_layers) ** 0.5 if c.traits.pre_norm else 1)
     )
 
   @nn.compact
@@ -353,22 +368,21 @@ class Layer(nn.Module):
     """Computes one layer.
 
     Args:
-      carry: `[batch, length, hidden]` (`electra`), or the residual stream and its normalized copy
-        (`modern`).
+      carry: `[batch, length, hidden]`, or the residual stream and its normalized copy (`pre_norm`).
       shared: what all layers have in common: `segment_ids` `[batch, length]`, `keys` `[batch]` or
-        None, and `rotary` (`modern`).
-      per_layer: `index`, an int32 scalar, and `is_global`, a boolean scalar (`modern`).
+        None, `rotary` where positions are, and `distances` where they are relative.
+      per_layer: `index`, an int32 scalar, and `is_global`, a boolean scalar (`rotary`).
 
     Returns:
       The carry for the next layer, and no output to stack.
     """
     c = self.config
     keys = fold_in(shared['keys'], per_layer['index'])
-    if not isinstance(carry, tuple):  # `electra`
+    if not isinstance(carry, tuple):  # norms follow what they normalize
       wide = c.residual_dtype
       attended = self._attend(carry, shared, per_layer, keys)
       x = layer_norm(c, 'attention_norm', wide)(carry + attended)
-      y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
+      y = activation(c, dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
       y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output')(y)
       y = dropout(y, c.dropout, keys, 3, c.dropout_settings)
       return by_rows(layer_norm(c, 'mlp_norm', wide)(x + y)), None
@@ -378,7 +392,7 @@ class Layer(nn.Module):
     stream, x = carry
     stream = stream + self._attend(x, shared, per_layer, keys)
     x = layer_norm(c, 'mlp_norm')(stream)
-    y = gelu(dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
+    y = activation(c, dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
     y = y * dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_gate')(x)
     y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output', init=self._output_init())(y)
     stream = by_rows(stream + dropout(y, c.dropout, keys, 3, c.dropout_settings))
@@ -386,7 +400,10 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-  """The projection of the embeddings, where their width differs, and the stacked layers."""
+  """The projection of the embeddings, where their width differs, and the layers.
+
+  Layers are stacked, or one set of parameters serves all of them (`shared_layer`).
+  """
 
   config: EncoderConfig
 
@@ -408,12 +425,14 @@ class Encoder(nn.Module):
     x = embedded
     if c.embedding_size != c.hidden_size:
       # The original program leaves this layer to TensorFlow's default initializer.
-      init = nn.initializers.glorot_uniform() if c.family == 'electra' else None
+      init = nn.initializers.glorot_uniform() if c.traits.glorot else None
       x = dense(c, c.hidden_size, ('embed', 'embed_out'), 'embeddings_project', init=init)(x)
 
     shared: dict[str, Any] = {'segment_ids': inputs.segment_ids, 'keys': keys}
     per_layer = {'index': jnp.arange(1, c.num_layers + 1)}  # 0 is the embeddings
-    if c.family == 'modern':
+    if c.traits.relative:
+      shared['distances'] = self._distances(inputs.token_ids.shape[1])
+    if c.traits.rotary:
       is_global = jnp.arange(c.num_layers) % c.global_every == 0
       per_layer['is_global'] = is_global
       shared['rotary'] = tuple(
@@ -435,15 +454,29 @@ class Encoder(nn.Module):
     )
     layers = nn.scan(
       layer,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
+      **(
+        {'variable_broadcast': 'params', 'split_rngs': {'params': False}}
+        if c.traits.shared_layers
+        else {'variable_axes': {'params': 0}, 'split_rngs': {'params': True}}
+      ),
       in_axes=(nn.broadcast, 0),
       length=c.num_layers,
       unroll=min(c.scan_unroll, c.num_layers),
-      check_constancy_invariants=False,  # would trace each layer once more
+      # Traces a layer once more; only parameters of all layers require it.
+      check_constancy_invariants=c.traits.shared_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     stream = x.astype(c.residual_dtype)
-    first = stream if c.family == 'electra' else (stream, x.astype(c.dtype))
-    carry, _ = layers(c, name='layers')(first, shared, per_layer)
+    first = (stream, x.astype(c.dtype)) if c.traits.pre_norm else stream
+    name = 'shared_layer' if c.traits.shared_layers else 'layers'
+    carry, _ = layers(c, name=name)(first, shared, per_layer)
     return (carry[1] if isinstance(carry, tuple) else carry).astype(c.dtype)
+
+  def _distances(self, length: int) -> jax.Array:
+    """The normalized table rows of all distances in a row, `[2 * length - 1, hidden]`."""
+    c = self.config
+    init = truncated_normal(c.initializer_range)
+    shape = (2 * c.position_buckets, c.hidden_size)
+    table = parameter(self, 'distances', init, shape, ('positions', 'embed'))
+    table = layer_norm(c, 'distances_norm')(table)
+    return jnp.take(table, bucket_rows(length, c.position_buckets, c.max_positions), axis=0)

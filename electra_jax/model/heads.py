@@ -2,7 +2,7 @@
 
 Heads have two styles. `published` is that of the original program (google-research/electra,
 finetune/): no pooler, and kernels from Glorot's uniform distribution with zero biases, the default
-of TensorFlow, for both families of encoders. `transformers` is that of Hugging Face's ElectraFor...
+of TensorFlow, for all families of encoders. `transformers` is that of Hugging Face's ElectraFor...
 and ModernBertFor... classes, so that their files can be read and written. Logits are float32.
 """
 
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from electra_jax.config.declarations import one_of
-from electra_jax.model.config import FAMILIES, EncoderConfig
+from electra_jax.config.families import FAMILIES
+from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.encoder import (
   Dense,
@@ -31,13 +32,21 @@ from electra_jax.model.encoder import (
 )
 from electra_jax.model.products import precision_of, product
 
-KINDS = ('classification', 'regression', 'tagging', 'span')
+ROW_KINDS = ('classification', 'multilabel', 'regression')  # with one output per row
+KINDS = (*ROW_KINDS, 'tagging', 'span')
 STYLES = ('published', 'transformers')
 POOLINGS = ('cls', 'mean')
-PUBLISHED_DROPOUT = {'classification': 0.1, 'regression': 0.1, 'tagging': 0.0, 'span': 0.0}
+PUBLISHED_DROPOUT = {
+  'classification': 0.1,
+  'multilabel': 0.1,
+  'regression': 0.1,
+  'tagging': 0.0,
+  'span': 0.0,
+}
 SPAN_SIZE = (
   512  # width of the span head's hidden layers, for any width of the encoder, as published
 )
+_ACTIVATIONS = {'gelu': gelu, 'tanh': jnp.tanh, 'relu': jax.nn.relu}
 LOWEST = -1e9  # logit of positions that are not allowed; the sum of two is finite
 # Folded into the dropout keys, the first as in electra.py.
 _DISCRIMINATOR = 2
@@ -267,12 +276,13 @@ def _best(scores: jax.Array, beam: int) -> tuple[jax.Array, jax.Array]:
 
 
 class TransformersHead(nn.Module):
-  """The heads of `transformers` (models/electra, models/modernbert).
+  """The heads of `transformers` (models/electra, models/modernbert, models/bert and so on).
 
   ELECTRA has [CLS], dropout, dense, GELU, dropout, dense for classification and regression;
-  dropout, dense for tagging; and dense for span. ModernBERT has [CLS] or the mean for
-  classification and regression, and then for all kinds dense without a bias, GELU, LayerNorm,
-  dropout, dense.
+  dropout, dense for tagging; and dense for span. Those of the BERT family differ in the activation
+  of the hidden layer, and in whether dropout precedes it (config/families.py). ModernBERT has [CLS]
+  or the mean for classification and regression, and then for all kinds dense without a bias, GELU,
+  LayerNorm, dropout, dense.
 
   Attributes:
     config: of the encoder.
@@ -303,21 +313,25 @@ class TransformersHead(nn.Module):
     Returns:
       float32 `[batch, outputs]`, or `[batch, length, outputs]` for tagging and span.
     """
-    c, modern = self.config, self.config.family == 'modern'
+    c, traits = self.config, self.config.traits
 
     def drop(x: jax.Array, site: int) -> jax.Array:
       return dropout(x, self.dropout, keys, site, c.dropout_settings)
 
-    of_rows = self.kind in ('classification', 'regression')
+    of_rows = self.kind in ROW_KINDS
     x = pooled(hidden, segment_ids, self.pooling) if of_rows else hidden
-    if modern:
+    has_hidden = self.kind in traits.transformers_hidden
+    if has_hidden:
       init = truncated_normal(c.initializer_range / (2 * c.num_layers) ** 0.5)
-      x = gelu(dense(c, c.hidden_size, ('embed', 'embed_out'), 'hidden', init=init)(x))
+      x = drop(x, 1) if traits.transformers_first_dropout else x
+      layer = dense(
+        c, c.hidden_size, ('embed', 'embed_out'), 'hidden', init=init if traits.pre_norm else None
+      )
+      x = _ACTIVATIONS[traits.transformers_activation](layer(x))
+    if traits.pre_norm:
       x = layer_norm(c, 'norm')(x)
-    elif of_rows:
-      x = gelu(dense(c, c.hidden_size, ('embed', 'embed_out'), 'hidden')(drop(x, 1)))
-    init = truncated_normal(c.hidden_size**-0.5 if modern else c.initializer_range)
-    axes = ('embed_out' if modern or of_rows else 'embed', 'one')
+    init = truncated_normal(c.hidden_size**-0.5 if traits.pre_norm else c.initializer_range)
+    axes = ('embed_out' if has_hidden else 'embed', 'one')
     return dense(c, self.outputs, axes, 'dense', init=init, use_bias=True, dtype=jnp.float32)(
       drop(x, 0)
     )
@@ -383,9 +397,9 @@ class FineTuned(nn.Module):
   Attributes:
     config: of the encoder.
     kind: of KINDS.
-    labels: number of labels, for classification and tagging.
+    labels: number of labels, for classification, multi-label classification and tagging.
     dropout: of the head; None for the default of its style, see `default_dropout`.
-    pooling: of POOLINGS, for classification and regression.
+    pooling: of POOLINGS, for ROW_KINDS.
     beam: for span: number of starts, and of ends for each.
     style: of STYLES.
     max_answer: for span in the style of transformers: most tokens of an answer.
@@ -460,9 +474,9 @@ class FineTuned(nn.Module):
       keys: of dropout, one threefry key per row; None for no dropout.
 
     Returns:
-      float32 arrays by name. Classification: `logits` `[batch, labels]`. Regression: `value`
-      `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits` and `end_logits`
-      `[batch, length]` and, in the published style, `impossible` `[batch]`.
+      float32 arrays by name. Classification, multi-label: `logits` `[batch, labels]`. Regression:
+      `value` `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits` and
+      `end_logits` `[batch, length]` and, in the published style, `impossible` `[batch]`.
     """
     hidden = self.hidden_states(inputs, keys)
     if self.kind != 'span':

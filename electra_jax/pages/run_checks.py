@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from electra_jax import registry
+from electra_jax.data.prepare.preparation_report import losses_of
+from electra_jax.data.tokenizers import loss_report
+from electra_jax.data.tokenizers.loss_report import LOSS_ERROR, LOSS_WARNING
 from electra_jax.pretrain import metrics
 from electra_jax.pretrain.guidance import MANY_PASSES
 from electra_jax.pretrain.objectives.objective import Objective
@@ -259,7 +262,8 @@ def _lost_text(train: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -
   tokens = max(1, train.get('text_tokens', 0))
   unknown, dropped = (train.get(name, 0) / tokens for name in ('unknown_tokens', 'dropped_tokens'))
   replaced = sum(source.get('replaced_bytes', 0) for source in sources)
-  if unknown > _UNKNOWN:
+  yield from _lost_characters(sources)
+  if unknown > _UNKNOWN and not any('losses' in source for source in sources):
     yield Finding(
       'warning',
       'Many tokens are unknown',
@@ -279,6 +283,22 @@ def _lost_text(train: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -
       'Text is not UTF-8',
       f'{replaced:,} bytes were replaced.',
       'Convert the files: iconv -f latin1 -t utf-8 old.txt > new.txt.',
+    )
+
+
+def _lost_characters(sources: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+  """Findings about sources of which the tokenizer loses characters; 0.1.0 did not count them."""
+  for source in sources:
+    losses = losses_of(dict(source))
+    if losses.lost_share < LOSS_WARNING:
+      continue
+    examples = [loss_report.examples(losses, fate, 3) for fate in ('unknown', 'removed')]
+    yield Finding(
+      'problem' if losses.lost_share >= LOSS_ERROR else 'warning',
+      'The tokenizer loses characters',
+      f'{losses.lost_share:.1%} of the characters of {source["location"]} are unknown or removed, '
+      f'most often {", ".join(filter(None, examples))}.',
+      f'Use {source["remedy"]}.',
     )
 
 

@@ -8,8 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from electra_jax.config import PretrainingConfig, to_plain
-from electra_jax.console import seconds
-from electra_jax.data.prepare.preparation_report import count_rows, source_rows
+from electra_jax.console import quantity, seconds
+from electra_jax.data.prepare.preparation_report import (
+  count_rows,
+  loss_note,
+  loss_rows,
+  losses_of,
+  source_loss_rows,
+  source_rows,
+)
 from electra_jax.pages.html_page import (
   Cell,
   Html,
@@ -26,7 +33,6 @@ from electra_jax.pages.html_page import (
 )
 from electra_jax.pages.run_checks import LEVELS, Finding, RunFiles, findings
 from electra_jax.training.curves import CurvePanel, Line, RunRecord, draw_single_panels
-from electra_jax.training.progress import quantity
 
 # Value, low, high; None where there is none.
 Estimate: TypeAlias = tuple[float | None, float | None, float | None]
@@ -322,6 +328,12 @@ def _corpus(facts: Mapping[str, Any]) -> Iterator[Html]:
   note = 'Counts of a source are those of its training documents.'
   yield tag('p', note, class_='notes')
   yield table(header, [[tag('code', isolated(row[0])), *row[1:]] for row in rows])
+  if losses_of(facts['train']).characters:  # version 0.1.0 counted tokens only
+    yield tag('p', f'What the tokenizer makes of the characters. {loss_note(dict(facts))}')
+    header, *rows = loss_rows(dict(facts))
+    yield table(header, [[*row[:-1], isolated(row[-1])] for row in rows])
+    header, *rows = source_loss_rows(facts['sources'])
+    yield table(header, [[tag('code', isolated(row[0])), *row[1:]] for row in rows])
 
 
 #### Settings ####

@@ -37,6 +37,7 @@ def any_tokenizer(vocab_size: int) -> AnyTokenizer:
     sep_id=3,
     mask_id=4,
     word_starts=np.arange(vocab_size) % 2 == 0,
+    word_ends=np.zeros(vocab_size, bool),
   )
 
 
@@ -89,6 +90,7 @@ def build_settings(config: PretrainingConfig, tokenizer: AnyTokenizer) -> Settin
     'config.objective.options',
     f'the objective {c.name!r}',
   )
+  whole_words = c.masking != 'uniform'
   fields = vars(c) | {'options': options}
   del fields['schedules']  # evaluation uses the constants
   return Settings(
@@ -100,7 +102,10 @@ def build_settings(config: PretrainingConfig, tokenizer: AnyTokenizer) -> Settin
     cls_id=tokenizer.cls_id,
     sep_id=tokenizer.sep_id,
     mask_id=tokenizer.mask_id,
-    word_starts=b'' if c.masking == 'uniform' else masking.packed(tokenizer.word_starts),
+    word_starts=masking.packed(tokenizer.word_starts) if whole_words else b'',
+    word_ends=masking.packed(tokenizer.word_ends)
+    if whole_words and tokenizer.word_ends.any()
+    else b'',
   )
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from electra_jax import console
+from electra_jax.console import quantity
 from electra_jax.pretrain.metrics import Column
-from electra_jax.training.progress import PeakFlops, quantity
+from electra_jax.training.progress import PeakFlops
 
 HEADER_EVERY = 25  # training lines
 
@@ -26,19 +27,22 @@ class MetricsTable:
     self._peak = peak
     self._lines = 0
 
-  def training(self, step: int, metrics: Mapping[str, float], seconds_left: float) -> list[str]:
+  def training(
+    self, step: int, metrics: Mapping[str, float], seconds_left: float | None
+  ) -> list[str]:
     """The line of an interval of training.
 
     Args:
       step: steps that were taken.
       metrics: training metrics, with `tokens_per_second` and `utilisation`.
-      seconds_left: estimated time to the end of the phase.
+      seconds_left: estimated time to the end of the phase; None where it is not known.
     """
     header = [] if self._lines % HEADER_EVERY else [self._header(metrics)]
     self._lines += 1
     share = f'{metrics["utilisation"]:7.0%}' if self._peak.flops else f'{"":7}'
     rate = quantity(metrics['tokens_per_second'])
-    rest = f'{rate:>9} {share} {console.seconds(seconds_left):>7}'
+    left = '-' if seconds_left is None else console.seconds(seconds_left)
+    rest = f'{rate:>9} {share} {left:>7}'
     return [*header, self._line(f'{step:,}', metrics['loss'], metrics, rest)]
 
   def heldout(self, metrics: Mapping[str, float]) -> list[str]:

@@ -2,14 +2,15 @@
 
 import collections
 import dataclasses
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
 
-from electra_jax import registry
+from electra_jax import console, registry
 from electra_jax.console import say
 from electra_jax.data.prepare.preparation import HeldoutSource
 from electra_jax.data.store.document_starts import RowGroups, group_rows
@@ -108,6 +109,7 @@ def heldout_sums(
   *,
   batch_size: int,
   mesh: jax.sharding.Mesh,
+  progress: Callable[[int], None] | None = None,
 ) -> dict[str, np.ndarray]:
   """Sums of each group of held-out rows, int64 or float64 [groups, ...].
 
@@ -118,6 +120,7 @@ def heldout_sums(
       on the limit.
     batch_size: rows per batch, a multiple of the number of devices.
     mesh: where to compute.
+    progress: called with the number of rows whose sums have arrived.
   """
   store, reference = evaluated.store, evaluated.reference
   mine = partitioning.process_rows(mesh, batch_size)
@@ -133,6 +136,7 @@ def heldout_sums(
   whole = partitioning.replicate({'slots': slots, **tables}, mesh)
   totals: dict[str, np.ndarray] = {}
   pending: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
+  collected = itertools.count(1)
 
   def collect() -> None:
     groups, sums = pending.popleft()
@@ -141,6 +145,8 @@ def heldout_sums(
       if name not in totals:
         totals[name] = np.zeros((evaluated.groups.count, *value.shape[1:]), kind)
       totals[name][groups] += value[: len(groups)]
+    if progress:
+      progress(min(evaluated.rows, next(collected) * batch_size))
 
   for rows, token_ids, (groups, inverse) in zip(
     numbers[:, mine],
@@ -294,46 +300,61 @@ def with_intervals(
 
 
 def evaluate(
-  run: 'Run', *, rows: int | None = None, batch_size: int = 16, output: str | None = None
+  run: 'Run',
+  *,
+  rows: int | None = None,
+  batch_size: int = 16,
+  output: str | None = None,
+  source: str | None = None,
 ) -> dict[str, Any]:
-  """Evaluates a trained run on its held-out rows, and prints a table.
+  """Evaluates a trained run on its held-out rows or another corpus, and prints a table.
 
   Args:
     run: an opened run, on any number of devices.
     rows: most rows, evenly spaced, or None for all.
     batch_size: rows per batch. It does not change the result.
     output: folder for evaluation.json; None for the run's.
+    source: another corpus, see other_corpus.open_corpus; None for the run's held-out rows. Its
+      results are in a file of their own, evaluation-NAME.json.
 
   Returns:
-    What it writes to evaluation.json.
+    What it writes to the file.
 
   Raises:
-    UserError: `output` cannot be written.
+    UserError: `output` cannot be written, or the corpus cannot be read.
   """
   results = run_folder.Results(run.workdir, output)
   objective: Objective = registry.OBJECTIVES.get(run.settings.name)
   batch_size = -(-batch_size // run.mesh.size) * run.mesh.size
   eval_step = jit_eval_step(run.model, objective, run.settings, run.layout, seed=EVAL_SEED)
-  evaluated = heldout(run.heldout, run.settings, limit=rows, sources=run.heldout_sources)
+  corpus = run.evaluation_corpus(source)
+  evaluated = heldout(corpus.store, run.settings, limit=rows, sources=corpus.sources)
   start = time.perf_counter()
-  sums = heldout_sums(eval_step, run.params, evaluated, batch_size=batch_size, mesh=run.mesh)
+  with console.progress('evaluating', evaluated.rows, 'rows', before='compiling') as live:
+    sums = heldout_sums(
+      eval_step, run.params, evaluated, batch_size=batch_size, mesh=run.mesh, progress=live
+    )
   seconds = time.perf_counter() - start
   result = _facts(run.step, evaluated, sums) | {
     'figures': with_intervals(sums, evaluated, run.settings)
   }
   if evaluated.sources:
     result |= _of_mixture(sums, evaluated, run.settings)
+  if corpus.name is not None:
+    result['corpus'] = corpus.name
+  what = 'held-out rows' if corpus.name is None else f'rows of {corpus.name}'
   say(
     'evaluated',
-    f'step {run.step:,} on {result["rows"]:,} held-out rows, {result["tokens"]:,} tokens, in '
+    f'step {run.step:,} on {result["rows"]:,} {what}, {result["tokens"]:,} tokens, in '
     f'{seconds:.0f} s',
+    always=True,
   )
   # Written first: whoever reads what is printed may stop to read.
-  files = {'evaluation.json': run_folder.json_content(result)}
+  files = {corpus.result_file: run_folder.json_content(result)}
   written = hosts.from_first(lambda: results.write(files))
-  print(metrics_table(result, objective.displayed))
+  console.line(metrics_table(result, objective.displayed), always=True)
   if written:
-    say('written', written)
+    say('written', written, always=True)
   return result
 
 

@@ -1,4 +1,4 @@
-"""What is printed before long work: how long a run takes here, and whether it fits the corpus."""
+"""What is printed before long work: its duration here, whether it fits the corpus, its export."""
 
 import contextlib
 import dataclasses
@@ -7,10 +7,11 @@ import math
 from electra_jax import console
 from electra_jax.config import PretrainingConfig, checked_pretraining, config_kind, phases_of
 from electra_jax.config.config_files import load_config_file, shipped_configs
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.errors import UserError
+from electra_jax.interop import huggingface
+from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain import build
-from electra_jax.training.progress import quantity
 
 # Model FLOPs utilization that durations are estimated with, by platform. On TPU and GPU well-tuned
 # encoders reach 0.3 to 0.5 of the stated bfloat16 peak; on CPU the peak is itself measured.
@@ -67,7 +68,17 @@ def print_expectation(expected: Expectation, config: PretrainingConfig) -> None:
   if expected.repeats_too_often:
     reasons.append(f'repeats the corpus {expected.passes:,.0f} times')
   if reasons:
-    say('warning', f'this run {" and ".join(reasons)}; {_advice(expected, config)}')
+    say('warning', f'this run {" and ".join(reasons)}; {_advice(expected, config)}', always=True)
+
+
+def warn_of_export(discriminator: EncoderConfig) -> None:
+  """Warns of a discriminator that `transformers` has no model for, and prints what to change."""
+  if problem := huggingface.obstacle(discriminator):
+    say(
+      'warning',
+      f'the discriminator cannot be exported for transformers, as {problem.reason}; set '
+      f'--config.model.{problem.field}={problem.value}',
+    )
 
 
 def in_days(seconds: float) -> str:

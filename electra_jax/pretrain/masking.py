@@ -88,8 +88,8 @@ def choose(settings: Settings, token_ids: jax.Array, maskable: jax.Array, keys: 
 
   A fraction `mask_share` of the chosen positions reads [MASK], the others keep their token. This is
   drawn for each position, or for each word or span as a whole: a visible piece would reveal the
-  others. `word_starts` marks the tokens that start a word; a word also starts after a token that is
-  not maskable.
+  others. `word_starts` marks the tokens that start a word; a word also starts after a token of
+  `word_ends` and after a token that is not maskable.
 
   Args:
     settings: of the objective. `mask_rate` may be a traced scalar.
@@ -120,6 +120,9 @@ def choose(settings: Settings, token_ids: jax.Array, maskable: jax.Array, keys: 
       _whole_words, slots=slots, mask_share=settings.mask_share, span_lengths=lengths
     )
     starts = jnp.asarray(unpacked(settings.word_starts))[token_ids]
+    if settings.word_ends:
+      ends = jnp.asarray(unpacked(settings.word_ends))[token_ids[:, :-1]]
+      starts = starts.at[:, 1:].max(ends)
     positions, masked, number = jax.vmap(whole)(starts, maskable, number, keys)
   weights = (jnp.arange(slots) < number[:, None]).astype(jnp.float32)
   shown = write_tokens(

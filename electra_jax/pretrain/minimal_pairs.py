@@ -5,6 +5,7 @@ has 67 paradigms of 1,000 pairs each, of 12 phenomena in four fields.
 """
 
 import collections
+import dataclasses
 import functools
 import pathlib
 import re
@@ -388,12 +389,7 @@ def blimp(
   Raises:
     UserError: files are damaged, or a sentence is longer than the encoder's positions.
   """
-  towers = tuple(tower for tower in TOWERS if f'{tower}_head' in run.model.heads)
-  if not towers:
-    raise UserError(
-      f'{run.workdir} has neither a discriminator nor a generator, which score minimal pairs; '
-      'choose another run.'
-    )
+  towers = _towers_of(run)
   results = run_folder.Results(run.workdir, output)
   pairs = read_pairs(source, limit)
   rows = _rows(run, pairs)
@@ -405,13 +401,66 @@ def blimp(
   seconds = time.perf_counter() - start
   right = {tower: verdicts(values[0::2], values[1::2]) for tower, values in scores.items()}
   result = {'step': run.step, 'source': str(source), 'limit': limit, **summary(pairs, right)}
-  console.say('scored', f'step {run.step:,} on {len(pairs):,} pairs in {console.seconds(seconds)}')
+  console.say(
+    'scored',
+    f'step {run.step:,} on {len(pairs):,} pairs in {console.seconds(seconds)}',
+    always=True,
+  )
   files = {'blimp.json': run_folder.json_content(result)}
   written = hosts.from_first(functools.partial(results.write, files))
   print(format_results(result))
   if written:
-    console.say('written', written)
+    console.say('written', written, always=True)
   return result
+
+
+def _towers_of(run: 'Run') -> tuple[str, ...]:
+  towers = tuple(tower for tower in TOWERS if f'{tower}_head' in run.model.heads)
+  if not towers:
+    raise UserError(
+      f'{run.workdir} has neither a discriminator nor a generator, which score minimal pairs; '
+      'choose another run.'
+    )
+  return towers
+
+
+@dataclasses.dataclass(frozen=True)
+class PairScore:
+  """The scores of a minimal pair; higher is better.
+
+  Attributes:
+    good: the good sentence.
+    bad: the bad sentence.
+    scores: of both, in this order, by tower: 'discriminator', 'generator' or both.
+  """
+
+  good: str
+  bad: str
+  scores: dict[str, tuple[float, float]]
+
+
+def score_pairs(run: 'Run', sentences: Sequence[tuple[str, str]]) -> list[PairScore]:
+  """Scores minimal pairs in memory.
+
+  Args:
+    run: a pretrained run.
+    sentences: pairs of a good and a bad sentence.
+
+  Raises:
+    UserError: the run has no tower that scores sentences, or one is longer than its positions.
+  """
+  pairs = [
+    Pair(good, bad, '', '', '', f'pair {number}') for number, (good, bad) in enumerate(sentences, 1)
+  ]
+  towers = _towers_of(run)
+  if not pairs:
+    return []
+  found = score_sentences(run, _rows(run, pairs), towers=towers)
+  scores = {tower: values.reshape(-1, 2).tolist() for tower, values in found.items()}
+  return [
+    PairScore(pair.good, pair.bad, {tower: tuple(values[i]) for tower, values in scores.items()})
+    for i, pair in enumerate(pairs)
+  ]
 
 
 def _score_with_progress(
@@ -419,14 +468,13 @@ def _score_with_progress(
 ) -> dict[str, np.ndarray]:
   # length - 2 masked copies for the generator, and one row for the discriminator
   work = sum(bucket(len(row)) * (len(row) - 1) for row in rows)
-  start = time.perf_counter()
   done = 0
-  with console.progress('scoring', work) as line:
+  with console.progress('scoring', work, 'tokens', before='compiling') as line:
 
     def progress(tokens: int) -> None:
       nonlocal done
       done += tokens
-      line(done, f'{done / (time.perf_counter() - start):,.0f} tokens/s')
+      line(done)
 
     return score_sentences(run, rows, batch_tokens=batch_tokens, progress=progress, towers=towers)
 

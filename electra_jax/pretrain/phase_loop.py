@@ -155,14 +155,15 @@ class _PhaseLoop:
     self.eval_step = pretrain_step.jit_eval_step(
       p.model, p.objective, p.settings, p.layout, seed=evaluation.EVAL_SEED
     )
-    assert plan.prepared.heldout is not None  # run_start.prepare_data requires held-out rows
-    self.heldout = evaluation.heldout(
-      plan.prepared.heldout,
-      p.settings,
-      limit=self.config.eval_rows,
-      sources=plan.prepared.heldout_sources,
-      by_documents=False,
-    )
+    self.heldout = None  # where config.data.heldout_fraction is 0
+    if plan.prepared.heldout is not None:
+      self.heldout = evaluation.heldout(
+        plan.prepared.heldout,
+        p.settings,
+        limit=self.config.eval_rows,
+        sources=plan.prepared.heldout_sources,
+        by_documents=False,
+      )
     self.table = MetricsTable(p.objective.columns, plan.peak)
     self.profiler = _Profiler(p.config.profile_steps, workdir / 'profile')
     self.timer = IntervalTimer(first)
@@ -176,9 +177,11 @@ class _PhaseLoop:
     constants = partitioning.replicate(plan.program.inputs, self.mesh)
     rows = self._batches()
     notice.heed()
-    with console.progress('training', self.last - self.first) as live:
+    per_step = self.config.batch_size * self.config.sequence_length
+    with console.progress('training', self.last - self.first, 'tokens', per_step) as live:
       if plan.evaluate_first:
-        self._evaluate(self.first, live)
+        with live.phase('evaluating'):
+          self._evaluate(self.first)
       self.timer = IntervalTimer(self.first)
       for index in range(self.first, self.last):
         self.profiler.before_step(index)
@@ -193,22 +196,25 @@ class _PhaseLoop:
         step = index + 1
         live(step - self.first, f'step {step:,} of {self.last:,}')
         if written := self.profiler.after_step(step, self.last, runner):
-          live.above(written)
+          console.line(written)
 
         if step == 1 or is_due(step, self.config.log_every, self.last):
           self._log(step, live)
         value = None
         if is_due(step, self.config.eval_every, self.last):
-          with self.timer.paused():
-            value = self._evaluate(step, live)
+          with live.phase('evaluating'), self.timer.paused():
+            value = self._evaluate(step)
         if stop or is_due(step, self.config.save_every, self.last):
-          with self.timer.paused():
-            self._save(step, value, live)
+          with live.phase('saving'), self.timer.paused():
+            self._save(step, value)
         else:
           self.recorder.poll(step, runner)
         if stop and not (step == self.last and plan.is_last):
           self.recorder.finish(step, runner)
-          live.above(f'  asked to stop: saved step {step:,}; the same command resumes from there')
+          console.line(
+            f'  asked to stop: saved step {step:,}; the same command resumes from there',
+            always=True,
+          )
           return True
     return False
 
@@ -234,7 +240,7 @@ class _PhaseLoop:
     taken = self.runner.take_sums()
     self._check_finite(taken.bad_step)
     if line := skipped_line(self.skipped, taken.skipped):
-      live.above(line)
+      console.line(line, always=True)
     self.skipped = taken.skipped
     interval = self.timer.end_interval(step)
     steps_per_second = interval.steps / interval.seconds
@@ -248,11 +254,11 @@ class _PhaseLoop:
       'input_wait': interval.input_wait,
     }
     found = self.recorder.log_training(step, found, interval)
-    for line in self.table.training(step, found, self.timer.seconds_left(step, self.last)):
-      live.above(line)
-    self._report_collapse(step, found, live)
+    for line in self.table.training(step, found, live.seconds_left()):
+      console.line(line)
+    self._report_collapse(step, found)
 
-  def _report_collapse(self, step: int, found: dict[str, float], live: console.Progress) -> None:
+  def _report_collapse(self, step: int, found: dict[str, float]) -> None:
     """Reports once, after the warm-up, that the discriminator answers 'original' only."""
     config = self.config
     early = step < max(config.optimizer.warmup_steps, 10 * config.log_every)
@@ -260,20 +266,23 @@ class _PhaseLoop:
     if self.collapse_reported or early or not judges or not metrics.answers_original(found):
       return
     self.collapse_reported = True
-    live.above(
+    console.line(
       '  the discriminator answers "original" to every token so far, which is usual early in '
       'training; if it stays, try a weaker generator (--config.generator.hidden_fraction), a lower '
-      'learning rate or a longer warm-up'
+      'learning rate or a longer warm-up',
+      always=True,
     )
 
-  def _evaluate(self, step: int, live: console.Progress) -> float | None:
+  def _evaluate(self, step: int) -> float | None:
     """Evaluates on held-out rows.
 
     Returns:
       The metric that the best checkpoint is chosen by, of a mixture the weighted one; None if the
-      checkpoint does not compete: while only the generator is trained, and before the last phase
-      unless config.best_phases is 'all'.
+      checkpoint does not compete: while only the generator is trained, before the last phase
+      unless config.best_phases is 'all', and without held-out rows.
     """
+    if self.heldout is None:
+      return None
     shards = partitioning.row_shards(self.mesh)
     sums = evaluation.heldout_sums(
       self.eval_step,
@@ -287,7 +296,7 @@ class _PhaseLoop:
     found |= evaluation.weighted_metrics(sums, self.heldout, settings)
     self.recorder.log_evaluation('heldout', step, found | {'tokens': self._tokens(step)})
     for line in self.table.heldout(found):
-      live.above(line)
+      console.line(line)
     competes = self.plan.is_last or self.config.best_phases == 'all'
     if self.plan.phase.generator_only or not competes:
       return None
@@ -295,11 +304,11 @@ class _PhaseLoop:
     weighted = f'weighted/{metric}'
     return float(found[weighted if weighted in found else metric])
 
-  def _save(self, step: int, value: float | None, live: console.Progress) -> None:
+  def _save(self, step: int, value: float | None) -> None:
     # A checkpoint never holds a state after a step that was not finite.
     self._check_finite(self.runner.bad_step())
     if trouble := self.recorder.save(step, self.runner, value):
-      live.above(f'  {trouble}')
+      console.line(f'  {trouble}', always=True)
 
   def _check_finite(self, bad_step: int) -> None:
     skips = self.config.skip_nonfinite

@@ -94,14 +94,14 @@ def texts(
       text = escaped(tokenizer.token(token_id))
     result.append((begins or after_special, text))
   values = [
-    None if alone else tokenizer.byte_value(int(token_id))
+    None if alone else tokenizer.partial_bytes(int(token_id))
     for alone, token_id in zip(separate, token_ids, strict=True)
   ]
   for is_bytes, group in itertools.groupby(enumerate(values), lambda item: item[1] is not None):
     if is_bytes:
       run = list(group)
       first = run[0][0]
-      content = bytes(value for _, value in run if value is not None)
+      content = b''.join(value for _, value in run if value is not None)
       result[first] = result[first][0], escaped(content.decode('utf-8', 'backslashreplace'))
       for i, _ in run[1:]:
         result[i] = False, ''

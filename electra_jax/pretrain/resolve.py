@@ -15,7 +15,7 @@ from etils import epath
 from electra_jax.config import AnyConfig, Phase, PretrainingConfig, checked_pretraining, phases_of
 from electra_jax.pretrain import build
 from electra_jax.pretrain.continued.sizes import with_sizes
-from electra_jax.pretrain.continued.source import InitialWeights
+from electra_jax.pretrain.continued.source import InitialWeights, recorded_revisions
 from electra_jax.pretrain.continued.tokens import tokenizer_path
 from electra_jax.training import checkpoints, run_folder
 from electra_jax.training.encoders import run_config
@@ -33,6 +33,7 @@ class ResolvedRun:
     workdir: the run's folder; None for a run without one (prepare, plan).
     source: the initial weights and their tokenizer; None where parameters are initialized randomly,
       or restored from a checkpoint of the run.
+    revisions: commits of the repositories that initial weights were downloaded from, by source.
     tokenizer: path of the tokenizer that comes with the initial weights; None where
       config.data.tokenizer names it.
   """
@@ -42,6 +43,7 @@ class ResolvedRun:
   workdir: epath.Path | None = None
   source: InitialWeights | None = None
   tokenizer: str | None = None
+  revisions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def with_steps(self, steps: int) -> 'ResolvedRun':
     """The run with another number of steps, checked again. Raises UserError."""
@@ -75,7 +77,8 @@ def resolve_run(
   for phase in phases:
     build.build_model(phase.config, phase.config.data.vocab_size, platform)
   build.build_optimizer(c)
-  return ResolvedRun(c, phases, folder, source, tokenizer_path(c, source, folder))
+  revisions = source.revisions if source else recorded_revisions(folder)
+  return ResolvedRun(c, phases, folder, source, tokenizer_path(c, source, folder), revisions)
 
 
 def resolve_saved_run(
@@ -92,4 +95,5 @@ def resolve_saved_run(
   """
   folder = run_folder.folder(workdir)
   c = run_config(folder).replace(changes or {})
-  return ResolvedRun(c, phases_of(c), folder, None, tokenizer_path(c, None, folder))
+  path = tokenizer_path(c, None, folder)
+  return ResolvedRun(c, phases_of(c), folder, None, path, recorded_revisions(folder))

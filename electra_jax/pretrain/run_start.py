@@ -1,6 +1,8 @@
 """The start of a pretraining run: it takes its folder and prepares its corpus."""
 
 import os
+import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 from electra_jax import console, file_access
@@ -11,6 +13,9 @@ from electra_jax.config import (
   has_budget,
   to_plain,
 )
+from electra_jax.console import quantity
+from electra_jax.data.corpus import given_texts
+from electra_jax.data.prepare import advice
 from electra_jax.data.prepare.preparation import (
   REPORT_FILE,
   Prepared,
@@ -18,6 +23,7 @@ from electra_jax.data.prepare.preparation import (
   prepare_corpus,
 )
 from electra_jax.data.prepare.recipe import CorpusRecipe
+from electra_jax.data.store.mixture import Mixing, Mixture
 from electra_jax.data.tokenizers import tokenization
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
@@ -28,7 +34,6 @@ from electra_jax.training.kept_config import (
   another_config_error,
   changed_fields,
 )
-from electra_jax.training.progress import quantity
 from electra_jax.training.run_folder import read_json, write_json
 
 TRISTATE = {'auto': None, 'yes': True, 'no': False}  # values of three fields of config.data
@@ -54,13 +59,27 @@ def prepare_data(
     take_over: see there.
 
   Raises:
-    UserError: the rows of the store do not have the config's length, it has no held-out rows, or
-      what data.prepare.preparation.prepare_corpus raises.
+    UserError: the rows of the store do not have the config's length, or what
+      data.prepare.preparation.prepare_corpus raises.
   """
   d = config.data
   if d.store:
     return _open_store(config)
-  recipe = CorpusRecipe(
+  return prepare_corpus(
+    _recipe(config, tokenizer),
+    cache=d.cache,
+    output=output,
+    processes=d.workers,
+    beam=beam,
+    take_over=take_over,
+    mixing=_mixing(config),
+  )
+
+
+def _recipe(config: PretrainingConfig, tokenizer: str | None) -> CorpusRecipe:
+  """The recipe of a config's corpus, with a tokenizer's folder in place of its own."""
+  d = config.data
+  return CorpusRecipe(
     source=d.source,
     row_length=config.sequence_length,
     document_format=d.document_format,
@@ -74,28 +93,49 @@ def prepare_data(
     lowercase=TRISTATE[d.lowercase],
     strip_accents=TRISTATE[d.strip_accents],
     byte_fallback=TRISTATE[d.byte_fallback],
+    normalization=d.normalization,
+    casing=d.casing,
     tokenizer_options=d.tokenizer_options,
+    tokenizer_characters=int(d.tokenizer_characters),
+    add_special_tokens=d.add_special_tokens,
+    segmenter=d.segmenter,
+    allow_loss=d.allow_loss,
   )
-  return prepare_corpus(
-    recipe, cache=d.cache, output=output, processes=d.workers, beam=beam, take_over=take_over
-  )
+
+
+def _mixing(config: PretrainingConfig) -> Mixing:
+  return Mixing(tuple(map(float, config.data.weights)), config.data.mixture_temperature)
 
 
 def _open_store(config: PretrainingConfig) -> Prepared:
   """Opens `config.data.store` and checks that the config can train on it."""
   d = config.data
-  prepared = open_prepared(d.store, d.cache)
+  prepared = open_prepared(d.store, d.cache, _mixing(config))
   if prepared.train.length != config.sequence_length:
     raise UserError(
       f'config.data.store {d.store!r} has rows of {prepared.train.length} tokens and '
       f'config.sequence_length is {config.sequence_length}; expected equal lengths.'
     )
-  if prepared.heldout is None:
-    raise UserError(
-      f'config.data.store {d.store!r} has no held-out documents; prepare it with '
-      'config.data.heldout_fraction above 0.'
-    )
   return prepared
+
+
+def prepare_texts(
+  texts: Iterable[given_texts.Text],
+  config: AnyConfig,
+  output: str | os.PathLike[str] | None = None,
+  field: str = 'text',
+) -> Prepared:
+  """Prepares texts that are given in Python; see `electra_jax.prepare`."""
+  run = resolve_run(config)
+  if run.config.data.store:
+    raise UserError(
+      'config.data.store names a corpus that is prepared already; expected none, to prepare texts.'
+    )
+  cache = run.config.data.cache
+  folder = tempfile.gettempdir() if file_access.is_remote(cache) else file_access.normal(cache)
+  with given_texts.written(texts, folder, field) as source:
+    of_texts = run.config.replace({'data.source': source})
+    return prepare_data(of_texts, run.tokenizer, output=None if output is None else str(output))
 
 
 def prepare_only(
@@ -124,8 +164,10 @@ def prepare_only(
   console.heading(f'{run.config.name}: preparing')
   prepared = prepare_data(run.config, run.tokenizer, output=output, beam=beam, take_over=take_over)
   report = file_access.join(prepared.path, REPORT_FILE)
-  print('\n' + file_access.read_bytes(report).decode())
-  console.say('report', report)
+  console.line('\n' + file_access.read_bytes(report).decode(), always=True)
+  with console.results():
+    advice.print_advice(advice.advise(_recipe(run.config, run.tokenizer), prepared.tokenizer))
+  console.say('report', report, always=True)
   store = f' and --config.data.store={prepared.path}' if output else ''
   console.say('next', f'python -m electra_jax.main with the same --config{store}')
   return prepared
@@ -147,13 +189,14 @@ def describe_phase(phase: Phase, prepared: Prepared) -> str:
   c = phase.config
   tokens = quantity(c.steps * c.batch_size * c.sequence_length)
   epochs = prepared.train.epochs(c.steps * c.batch_size)
-  if len(epochs) == 1:
-    passes = f'{epochs[0]:,.1f} epochs of the corpus'
-  else:
-    sources = zip(epochs, prepared.facts['sources'], strict=True)
+  if isinstance(prepared.train, Mixture):
+    sources = zip(epochs, prepared.train.weights, prepared.facts['sources'], strict=True)
     passes = 'epochs of each source: ' + ', '.join(
-      f'{count:,.1f} of {source["location"]}' for count, source in sources
+      f'{count:,.1f} of {source["location"]} ({weight:.1%} of the rows)'
+      for count, weight, source in sources
     )
+  else:
+    passes = f'{epochs[0]:,.1f} epochs of the corpus'
   return f'{c.steps:,} steps of {c.batch_size} x {c.sequence_length} = {tokens} tokens, {passes}'
 
 

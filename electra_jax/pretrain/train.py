@@ -1,5 +1,6 @@
 """The pretraining program: from a corpus to a pretrained encoder. The loop is in phase_loop.py."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -16,7 +17,7 @@ from etils import epath
 
 from electra_jax import console
 from electra_jax.config import AnyConfig, has_budget, to_plain
-from electra_jax.console import say
+from electra_jax.console import quantity, say
 from electra_jax.data.prepare import preparation_report
 from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.tokenizers.tokenization import Tokenizer
@@ -24,7 +25,7 @@ from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.folder_lock import FolderLock
 from electra_jax.pretrain import budgets, build, guidance, pretrain_step, run_start
 from electra_jax.pretrain.continued.initial_state import InitialState, initial_state, place_initial
-from electra_jax.pretrain.continued.source import weights_digest
+from electra_jax.pretrain.continued.source import RESOLVED, weights_digest
 from electra_jax.pretrain.phase_loop import PhasePlan, train_phase
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_run
 from electra_jax.training import (
@@ -39,9 +40,10 @@ from electra_jax.training import (
 from electra_jax.training.encoders import attention_kernel, describe_products
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
-from electra_jax.training.progress import PeakFlops, quantity
+from electra_jax.training.progress import PeakFlops
 from electra_jax.training.status import Status
 from electra_jax.training.step_loop import RunRecorder, StepRunner, SumFunctions
+from electra_jax.training.trackers.tracker import check_trackers, tracking_of
 from electra_jax.training.update_step import TrainState
 
 DATA_WAIT = 24 * 3600  # seconds that a process waits until the others have their data
@@ -76,13 +78,18 @@ def train(
   lock = FolderLock(workdir, take_over=take_over)
   with lock, Status('train', lock=lock) as status:
     notice = Notice() if notice is None else notice
-    return status.end(_train(config, workdir, notice, status))
+    with contextlib.ExitStack() as stack:
+      return status.end(_train(config, workdir, notice, status, stack))
 
 
 def _train(
-  config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice, status: Status
+  config: AnyConfig,
+  workdir: str | os.PathLike[str],
+  notice: Notice,
+  status: Status,
+  stack: contextlib.ExitStack,
 ) -> int:
-  """Does the work of `train`; `status` is the status file of the run."""
+  """Does the work of `train`; `status` is the status file, `stack` what an error closes."""
   folder = run_folder.folder(workdir)
   run, recorded = _claim(config, folder, status)
   layout = _make_layout(run)
@@ -93,7 +100,8 @@ def _train(
   _check_rows(run, data)
   initial = None
   if run.source is not None:
-    initial = initial_state(run.config, run.source, data.tokenizer)
+    with console.phase('reading', run.config.init):
+      initial = initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
   setup = _build(run, folder, data, layout, recorded)
   best_by = checkpoints.run_criterion(run.config)
@@ -101,6 +109,8 @@ def _train(
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
   first = saved or (initial.step if initial else 0)
   guidance.print_expectation(_expectation(setup, first), run.config)
+  if not saved:
+    guidance.warn_of_export(setup.programs[0].model.discriminator_config)
   status.change(step=first, steps=run.phases[-1].last, restored_step=saved)
   evaluate_first = bool(initial) and not saved
   runner = recorder = None
@@ -117,7 +127,7 @@ def _train(
         runner = _fresh(setup, initial, functions)
       initial = None  # its weights are on the devices now
       status.check_held(read=True)  # compiling may have taken long
-      writer = MetricsWriter(folder, saved) if hosts.first() else NoWriter()
+      writer = _writer(run, folder, saved, stack)
       recorder = RunRecorder(manager, writer, status, best_by)
     _record(setup)
     plan = _plan_of_phase(setup, number, compiled, evaluate_first)
@@ -127,7 +137,8 @@ def _train(
       break
     first, evaluate_first = phase.last, False
   if runner is not None and recorder is not None:
-    recorder.finish(int(jax.device_get(runner.state.step)), runner)
+    with console.phase('saving', 'the last checkpoint'):
+      recorder.finish(int(jax.device_get(runner.state.step)), runner)
   return _finish(setup, manager, recorder, stopped)
 
 
@@ -136,10 +147,14 @@ def _train(
 
 def _claim(config: AnyConfig, workdir: epath.Path, status: Status) -> tuple[ResolvedRun, Recorded]:
   """Resolves the config and takes the folder. Returns what an earlier start recorded, too."""
-  run = resolve_run(config, workdir)
+  with console.phase('resolving', 'the config and its initial weights'):
+    run = resolve_run(config, workdir)
   plain = json.dumps(to_plain(run.config), sort_keys=True)
   hosts.same_everywhere('the config', plain)
-  hosts.same_everywhere('the weights of config.init', str(weights_digest(run.source)))
+  with console.phase('hashing', 'the initial weights'):
+    digest = str(weights_digest(run.source))
+  hosts.same_everywhere('the weights of config.init', digest)
+  hosts.from_first(lambda: check_trackers(run.config.trackers))
   hosts.from_first(lambda: run_folder.check_writable(workdir))
   if status.lock is not None:
     hosts.acquire(status.lock)
@@ -182,7 +197,8 @@ class RunData:
 def _open_data(run: ResolvedRun, workdir: epath.Path, recorded: Recorded) -> RunData:
   """Prepares or opens the rows of all phases. An earlier start must have had the same rows."""
   prepared = tuple(run_start.prepare_data(phase.config, run.tokenizer) for phase in run.phases)
-  hosts.wait_for_all('the data', DATA_WAIT)
+  with console.phase('waiting', 'for the data of the other processes'):
+    hosts.wait_for_all('the data', DATA_WAIT)
   tokenizer = prepared[0].tokenizer
   identity = '+'.join(run_start.data_identity(p) for p in prepared)
   hosts.same_everywhere('the data', identity)
@@ -235,6 +251,8 @@ def _check_rows(run: ResolvedRun, data: RunData) -> None:
         f'{phase.config.batch_size}; '
         f'expected a batch size of at most {rows.train.rows}, or a larger corpus.'
       )
+    if rows.heldout is None:
+      say('no evaluation', f'{run_start.corpus_name(phase.config)} has no held-out rows')
     label = 'this run' if len(run.phases) == 1 else f'steps {phase.first:,}+'
     say(label, run_start.describe_phase(phase, rows))
   say(
@@ -287,7 +305,8 @@ def _build(
 ) -> RunSetup:
   """Builds the programs of all phases and prints what they consist of."""
   config = run.config
-  programs = tuple(build.program(config, phase, data.tokenizer, layout) for phase in run.phases)
+  with console.phase('building', 'the model and the optimizer'):
+    programs = tuple(build.program(config, phase, data.tokenizer, layout) for phase in run.phases)
   p = programs[0]
   parameters = {
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
@@ -365,7 +384,8 @@ def _compile_step(setup: RunSetup, number: int) -> jax.stages.Compiled:
   rows = build.check_batch(config, setup.layout.mesh)
   recorded = setup.micro_batches[number]
   chosen = recorded if recorded and rows % recorded == 0 else config.micro_batches
-  count, compiled, needed = build.compile_to_fit(setup.programs[number], free, chosen, say)
+  with console.phase('compiling', 'the step'):
+    count, compiled, needed = build.compile_to_fit(setup.programs[number], free, chosen, say)
   setup.micro_batches[number] = count
   parts = f'; {count} micro-batches of {config.batch_size // count} rows' if count > 1 else ''
   say('memory', f'{needed / 1e9:.2f} GB per device, {free / 1e9:.1f} GB free{parts}')
@@ -388,9 +408,10 @@ def _restored(
   """State and sums of a checkpoint."""
   p = setup.programs[0]
   whole = partitioning.replicated(setup.layout.mesh)
-  state, sums = checkpoints.restore_state(
-    manager, step, p.shapes, p.shardings, functions.shapes, whole
-  )
+  with console.phase('restoring', f'step {step:,}'):
+    state, sums = checkpoints.restore_state(
+      manager, step, p.shapes, p.shardings, functions.shapes, whole
+    )
   say('restored', f'step {step:,}, the last checkpoint in {setup.workdir}')
   return StepRunner(state, sums, functions)
 
@@ -402,7 +423,8 @@ def _fresh(setup: RunSetup, initial: InitialState | None, functions: SumFunction
   def init() -> TrainState:
     return pretrain_step.init_state(p.model, p.optimizer, config.seed, config.sequence_length)
 
-  state = jax.jit(init, out_shardings=p.shardings)()
+  with console.phase('compiling', 'the initial state'):
+    state = jax.jit(init, out_shardings=p.shardings)()
   sums = functions.zeros()
   if initial:
     state = place_initial(initial, state, p.shardings)
@@ -422,6 +444,15 @@ def _fresh(setup: RunSetup, initial: InitialState | None, functions: SumFunction
 #### Loop, finish ####
 
 
+def _writer(
+  run: ResolvedRun, workdir: epath.Path, saved: int, stack: contextlib.ExitStack
+) -> MetricsWriter | NoWriter:
+  """The writer of the metrics, which the first process has."""
+  if not hosts.first():
+    return NoWriter()
+  return stack.enter_context(MetricsWriter(workdir, saved, tracking_of(run.config)))
+
+
 def _record(setup: RunSetup) -> None:
   """Writes what this start has chosen, for later starts and other programs."""
   run, data = setup.run, setup.data
@@ -436,8 +467,9 @@ def _record(setup: RunSetup) -> None:
     'train_rows': data.prepared[0].train.rows,
     'parameters': setup.parameters,
     'corpus': _kept_facts(data.prepared),
+    **({'revisions': dict(run.revisions)} if run.revisions else {}),
   }
-  path = setup.workdir / 'resolved.json'
+  path = setup.workdir / RESOLVED
   hosts.from_first(functools.partial(run_folder.write_json, path, resolved))
 
 
@@ -479,19 +511,21 @@ def _finish(
 ) -> int:
   """Prints where the checkpoints are, and returns the exit status."""
   if recorder is None:
-    say('done', f'all {setup.run.config.steps:,} steps were made before')
+    say('done', f'all {setup.run.config.steps:,} steps were made before', always=True)
     manager.close()
     return 0
   if stopped:
-    recorder.close()
+    recorder.close('stopped')
     return PREEMPTED
   steps = ', '.join(map(str, sorted(manager.all_steps())))
-  say(
-    'checkpoints',
-    f'steps {steps} in {setup.workdir / "checkpoints"}; '
-    f'the best by {_criterion_name(recorder.best_by)} is {manager.best_step()}',
-  )
+  best = manager.best_step()
+  chosen = f'the best by {_criterion_name(recorder.best_by)} is {best}'
+  if best is None:
+    chosen = 'the last counts as the best, since none was evaluated'
+  say('checkpoints', f'steps {steps} in {setup.workdir / "checkpoints"}; {chosen}', always=True)
   recorder.close()
-  for label, mode in (('next', 'evaluate'), ('', 'inspect'), ('', 'report')):
+  evaluated = any(prepared.heldout is not None for prepared in setup.data.prepared)
+  modes = ('evaluate', 'inspect', 'report') if evaluated else ('report',)
+  for label, mode in zip(('next', '', ''), modes, strict=False):  # one label per mode
     say(label, f'python -m electra_jax.main --mode={mode} --workdir={setup.workdir}')
   return 0

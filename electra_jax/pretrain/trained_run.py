@@ -3,51 +3,45 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from electra_jax import file_access
+from electra_jax import console, file_access
 from electra_jax.config import PretrainingConfig
 from electra_jax.data.prepare.preparation import HeldoutSource, Prepared
 from electra_jax.data.store.token_store import Store
+from electra_jax.data.tokenizers import character_losses, loss_report
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
-from electra_jax.model.encoder import packed_inputs
-from electra_jax.pretrain import build, run_start
+from electra_jax.pretrain import build, evaluation, minimal_pairs, run_start
 from electra_jax.pretrain.objectives.settings import Settings
+from electra_jax.pretrain.other_corpus import EvaluationCorpus, open_corpus
 from electra_jax.pretrain.pretrain_step import init_params
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved_run
+from electra_jax.pretrain.text_functions import (
+  DetectedToken,
+  MaskCandidate,
+  Reading,
+  TextFunctions,
+)
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
 PyTree = Any
-LENGTHS = 16  # texts are padded to multiples of it, so that few programs are compiled
-
-
-class Reading(NamedTuple):
-  """What the discriminator computes of texts.
-
-  Attributes:
-    tokens: tokens of each text, with [CLS] and [SEP].
-    hidden_states: float32 `[texts, length, hidden]`, 0 after the tokens of a text.
-    replaced: float32 `[texts, length]`, probability that a token was replaced, 0 after the tokens
-      of a text; nan if the objective has no discriminator head.
-  """
-
-  tokens: list[list[str]]
-  hidden_states: np.ndarray
-  replaced: np.ndarray
+_LOSS_SAMPLE = 100_000  # characters that are compared with their tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-  """A trained run. Calling it with texts returns a `Reading`.
+  """A trained run.
+
+  Calling it with texts returns a `Reading`; `embed`, `detect`, `fill_mask` and `minimal_pairs`
+  return less, in memory that does not depend on the longest text.
 
   Attributes:
     workdir: the run's folder.
@@ -102,54 +96,137 @@ class Run:
       )
     if prepared.heldout is None:
       raise UserError(
-        f'the corpus {run_start.corpus_name(self.config)} has no held-out rows; prepare it with '
-        'config.data.heldout_fraction above 0.'
+        f'the corpus {run_start.corpus_name(self.config)} has no held-out rows, so {self.workdir} '
+        'cannot be evaluated; expected a run with --config.data.heldout_fraction above 0.'
       )
     return prepared.heldout
 
+  def evaluation_corpus(self, source: str | None = None) -> EvaluationCorpus:
+    """The rows to evaluate on.
+
+    Args:
+      source: another corpus, see other_corpus.open_corpus; None for the held-out rows of the run.
+
+    Raises:
+      UserError: the corpus cannot be read, or is another one than the run was trained on.
+    """
+    if source is None:
+      return EvaluationCorpus(self.heldout, self.heldout_sources)
+    folder = str(run_folder.folder(self.workdir) / 'tokenizer')
+    return open_corpus(source, self.config, self.tokenizer, folder)
+
+  #### Texts ####
+
   @functools.cached_property
-  def _read(self) -> Callable[[PyTree, np.ndarray], tuple[jax.Array, jax.Array]]:
-    t = self.tokenizer
+  def _functions(self) -> TextFunctions:
+    return TextFunctions(
+      self.model, self.params, self.tokenizer, self.layout, self.config.sequence_length
+    )
 
-    def read(params: PyTree, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-      inputs = packed_inputs(token_ids, t.pad_id, t.cls_id, t.sep_id)
-      hidden: PyTree = self.model.apply({'params': params}, inputs, method='hidden_states')
-      logits: PyTree
-      if 'discriminator_head' in self.model.heads:
-        logits = self.model.apply({'params': params}, hidden, method='verdicts')
-      else:
-        logits = jnp.full(token_ids.shape, jnp.nan)
-      real = token_ids != t.pad_id
-      states = jnp.where(real[..., None], hidden.astype(jnp.float32), 0)
-      return states, jnp.where(real, jax.nn.sigmoid(logits), 0)
+  @functools.cached_property
+  def _warn_once(self) -> loss_report.OneWarning:
+    return loss_report.OneWarning()
 
-    return jax.jit(read)
+  def _checked(self, texts: str | Sequence[str]) -> list[str]:
+    """Texts as a list; a Python warning where the tokenizer loses many of their characters."""
+    found = [texts] if isinstance(texts, str) else list(texts)
+    if self._warn_once.due():
+      sample = character_losses.sample(found, _LOSS_SAMPLE)
+      losses = character_losses.count(self.tokenizer, sample)
+      sentences = loss_report.warnings(losses, 'these texts', loss_report.OTHER_MODEL)
+      self._warn_once(sentences, depth=4)
+    return found
 
   def __call__(self, texts: str | Sequence[str]) -> Reading:
     """Reads texts. A text is never truncated.
+
+    The first time that the tokenizer is found to lose 1% of the characters, a Python warning states
+    which.
+
+    Args:
+      texts: one text, or several. The result is padded to the longest of them: for many texts use
+        `embed` or `detect`, or call it for some at a time.
+
+    Raises:
+      UserError: a text is longer than the positions of the encoder.
+    """
+    return self._functions.read(self._checked(texts))
+
+  def embed(self, texts: str | Sequence[str], pooling: str = 'mean') -> np.ndarray:
+    """A vector per text, of the discriminator's last hidden states.
+
+    Args:
+      texts: one text, or several.
+      pooling: 'mean' over the tokens of a text, [CLS] and [SEP] included, or 'cls', the state of
+        [CLS].
+
+    Returns:
+      float32 `[texts, hidden]`.
+
+    Raises:
+      UserError: a text is longer than the positions of the encoder, or the pooling is unknown.
+    """
+    return self._functions.embed(self._checked(texts), pooling)
+
+  def detect(self, texts: str | Sequence[str]) -> list[tuple[DetectedToken, ...]]:
+    """For each token of each text the probability that it was replaced.
 
     Args:
       texts: one text, or several.
 
     Raises:
-      UserError: a text is longer than the positions of the encoder.
+      UserError: the run has no discriminator, a text is longer than the positions of the encoder,
+        or the tokenizer has no character offsets.
     """
-    if isinstance(texts, str):
-      texts = [texts]
-    t, encoder = self.tokenizer, self.model.discriminator_config
-    rows = [[t.cls_id, *t.encode(text), t.sep_id] for text in texts]
-    longest = max(map(len, rows), default=0)
-    if encoder.has_position_table and longest > encoder.max_positions:
-      raise UserError(
-        f'a text has {longest} tokens and the encoder has {encoder.max_positions} positions; split '
-        'the text.'
-      )
-    token_ids = np.full((len(rows), -(-longest // LENGTHS) * LENGTHS), t.pad_id, np.int32)
-    for row, ids in zip(token_ids, rows, strict=True):
-      row[: len(ids)] = ids
-    hidden, replaced = jax.device_get(self._read(self.params, token_ids))
-    tokens = [[t.token(i) for i in ids] for ids in rows]
-    return Reading(tokens, hidden[:, :longest], replaced[:, :longest])
+    return self._functions.detect(self._checked(texts))
+
+  def fill_mask(
+    self, texts: str | Sequence[str], top: int = 5
+  ) -> list[tuple[tuple[MaskCandidate, ...], ...]]:
+    """The generator's likeliest tokens at each mask of each text.
+
+    Of several masks in a text, each is filled while the others stay masked.
+
+    Args:
+      texts: one text, or several, each with at least one [MASK].
+      top: number of candidates.
+
+    Returns:
+      For each text and each of its masks the candidates, the likeliest first.
+
+    Raises:
+      UserError: the run has no generator, a text has no mask or is longer than the positions of the
+        encoder.
+    """
+    return self._functions.fill_mask(self._checked(texts), top)
+
+  def minimal_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[minimal_pairs.PairScore]:
+    """Scores of both sentences of each pair, see minimal_pairs.score_sentences.
+
+    Args:
+      pairs: of a good and a bad sentence.
+
+    Raises:
+      UserError: the run has neither discriminator nor generator, or a sentence is longer than the
+        encoder's positions.
+    """
+    return minimal_pairs.score_pairs(self, pairs)
+
+  def evaluate(self, source: str | None = None, rows: int | None = None) -> dict[str, Any]:
+    """Evaluates the run as `--mode=evaluate`, prints a table and writes it to the run's folder.
+
+    Args:
+      source: another corpus, as config.data.source names it, or the folder of a prepared one; None
+        for the held-out rows of the run.
+      rows: most rows, evenly spaced; None for all.
+
+    Returns:
+      What evaluation.json has: `figures` with the value and interval of each metric, and counts.
+
+    Raises:
+      UserError: the corpus cannot be read, or is another one than the run was trained on.
+    """
+    return evaluation.evaluate(self, rows=rows, source=source)
 
 
 def open_run(
@@ -183,13 +260,14 @@ def open_run(
   # Parameters are opened unsplit: the run may have used more devices than this machine has.
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_params(model, 0, config.sequence_length))
-  params, step = checkpoints.restore_params(
-    folder,
-    which,
-    nn.unbox(boxed),
-    partitioning.parameter_shardings(boxed, layout),
-    checkpoints.run_criterion(config),
-  )
+  with console.phase('reading', f'{which} checkpoint of {folder}'):
+    params, step = checkpoints.restore_params(
+      folder,
+      which,
+      nn.unbox(boxed),
+      partitioning.parameter_shardings(boxed, layout),
+      checkpoints.run_criterion(config),
+    )
   phase = next(phase for phase in resolved.phases if step <= phase.last)
   of_phase = phase.config.replace({'data.store': store} if store else {})
   return Run(

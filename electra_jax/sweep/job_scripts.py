@@ -207,6 +207,7 @@ def write_job_scripts(sweep: ResolvedSweep, options: ScriptOptions) -> None:
   say(
     'written',
     f'{path}: {len(sweep.jobs)} jobs; {folder / "table.sh"}: the table, when they have ended',
+    always=True,
   )
   say('next', f'bash {path}')
 

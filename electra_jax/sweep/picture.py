@@ -15,10 +15,10 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
 from electra_jax import file_access
+from electra_jax.console import quantity
 from electra_jax.sweep.results_page import results_page
 from electra_jax.sweep.summary import BY_TITLE, RunSummary, metric_titles, sweep_page
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
-from electra_jax.training.progress import quantity
 
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, '#E69F00', '#56B4E9', GREY, 'black')
 _MARKERS = 'osD^vPX*'

@@ -105,6 +105,11 @@ def jobs_of(config: AnyConfig) -> list[SweepJob]:
   for run, fields in c.runs:
     of_run = _with_changes(base, dict(fields), f'run {run}', _SET_BY_SWEEP)
     of_run = _checked(f'run {run}', checked_pretraining, of_run)
+    if not of_run.data.store and not of_run.data.heldout_fraction:
+      raise UserError(
+        f'run {run}: config.data.heldout_fraction is 0; expected above 0, since a sweep compares '
+        'its runs on held-out rows.'
+      )
     for seed in c.seeds:
       of_seed = of_run.replace({'name': f'{run}, seed {seed}', 'seed': seed, 'keep': 1})
       # Trials of two seeds differ in everything that a seed determines.

@@ -47,6 +47,7 @@ from electra_jax.training import hosts, run_folder
 from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import read_metrics
+from electra_jax.training.trackers.tracker import check_trackers
 
 # In place of a job: --only=table.
 TABLE = 'table'
@@ -87,7 +88,12 @@ def sweep(
   console.heading(f'{resolved.config.name}: {len(resolved.jobs)} runs  ({resolved.workdir})')
   if scripts.get('jobs'):
     check_job_scripts(resolved, scripts)
-  expected = expected_results(chosen, resolved.config.rows)
+  if not scripts.get('jobs') and only != TABLE:  # jobs may run on other machines
+    configs = [config for job in chosen for config in (job.config, *job.tasks.values())]
+    used = {name for config in configs for name in config.trackers}
+    hosts.from_first(lambda: check_trackers(sorted(used)))
+  with console.phase('checking', 'the data and the sizes of all runs'):
+    expected = expected_results(chosen, resolved.config.rows)
   if scripts.get('jobs'):
     write_job_scripts(resolved, scripts)
     return 0
@@ -167,26 +173,28 @@ class _Run:
     """Runs jobs one after another; False when asked to stop."""
     start = time.perf_counter()
     finished = 0
-    for number, job in enumerate(jobs, 1):
-      if self.notice:
-        return False
-      console.heading(f'run {number} of {len(jobs)}: {job.run}, seed {job.seed}')
-      try:
-        result = self._run_job(job)
-      except UserError as error:  # the other runs may still succeed
-        self.failed[job.name] = str(error)
-        say('failed', f'{job.name}: {error}')
-        continue
-      if result is None:
-        return False
-      self._keep(job, result)
-      finished += 1
-      left = len(jobs) - number
-      if left:
-        seconds = (time.perf_counter() - start) / finished * left
-        say('left', f'{left} runs; about {console.seconds(seconds)} at this pace')
-      if not self.single:
-        self.show()
+    with console.progress('sweep', len(jobs)) as live:
+      for number, job in enumerate(jobs, 1):
+        live(number - 1, f'run {number} of {len(jobs)}')
+        if self.notice:
+          return False
+        console.heading(f'run {number} of {len(jobs)}: {job.run}, seed {job.seed}')
+        try:
+          result = self._run_job(job)
+        except UserError as error:  # the other runs may still succeed
+          self.failed[job.name] = str(error)
+          say('failed', f'{job.name}: {error}', always=True)
+          continue
+        if result is None:
+          return False
+        self._keep(job, result)
+        finished += 1
+        left = len(jobs) - number
+        if left:
+          seconds = (time.perf_counter() - start) / finished * left
+          say('left', f'{left} runs; about {console.seconds(seconds)} at this pace')
+        if not self.single:
+          self.show()
     return True
 
   def _run_job(self, job: SweepJob) -> Result | None:
@@ -218,10 +226,10 @@ class _Run:
     order = list(dict.fromkeys(job.run for job in self.sweep.jobs))
     summaries = summarize_runs(self.done.values(), order)
     if not summaries:
-      say('results', 'none yet')
+      say('results', 'none yet', always=True)
       return
     c = self.sweep.config
-    print('\n' + sweep_table(summaries, len(c.seeds)) + '\n', flush=True)
+    console.line('\n' + sweep_table(summaries, len(c.seeds)) + '\n', always=True)
     self.lock.check(read=True)
     hosts.from_first(lambda: write_report(self.sweep.workdir, c.name, summaries, len(c.seeds)))
 
@@ -240,9 +248,9 @@ def _finish(run: _Run, only: str | None, todo: Sequence[SweepJob]) -> int:
     say('next', f'--only={TABLE} makes the table of all results')
   elif run.done:
     folder = run.sweep.workdir
-    say('written', f'{folder / "sweep.html"}, sweep.md and sweep.png')
+    say('written', f'{folder / "sweep.html"}, sweep.md and sweep.png', always=True)
   for name, reason in run.failed.items():
-    say('failed', f'{name}: {reason}')
+    say('failed', f'{name}: {reason}', always=True)
   return 1 if run.failed else 0
 
 
@@ -397,6 +405,8 @@ def measure_run(
   for name, task in job.tasks.items():
     of_task = expected['tasks'][name]
     folder = place / 'finetune' / f'{name}-{short_digest(of_task)}'
+    shown = task.tracking.run_name or f'{job.config.name}, {name}'
+    task = task.replace({'tracking.run_name': shown})
     measured = _measure_task(task, of_task, folder, notice, take_over)
     if measured is None:
       return None

@@ -5,10 +5,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from electra_jax.console import quantity
 from electra_jax.finetune.trial_summary import spread
 from electra_jax.sweep.resolve import group_of
 from electra_jax.sweep.results import Result
-from electra_jax.training.progress import quantity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from etils import epath
 
-from electra_jax.training.progress import quantity
+from electra_jax.console import quantity
 
 RcParams: TypeAlias = Any  # of matplotlib
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from electra_jax.config import ModelConfig, PretrainingConfig, from_plain
+from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
 from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig, generator_config
@@ -58,6 +59,13 @@ def attention_kernel(model: ModelConfig, length: int, dtype: str, platform: str)
   Raises:
     UserError: the kernel that the config names does not work there.
   """
+  if FAMILIES[model.family].relative:
+    if model.attention not in ('auto', 'xla'):
+      raise UserError(
+        f'config.model.attention is {model.attention!r}, which does not support the relative '
+        f'positions of the family {model.family!r}; set config.model.attention to auto.'
+      )
+    return 'xla', 'the only one with relative positions'
   here = jax.devices()[0] if platform == jax.default_backend() else None
   try:
     return choose_attention(

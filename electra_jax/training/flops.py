@@ -15,12 +15,13 @@ def layer_flops(config: EncoderConfig, length: int) -> int:
   """Forward pass of one encoder layer on one row of `length` tokens.
 
   Attention counts every pair of positions in the row, also where a mask or a local window hides one
-  from the other.
+  from the other. Relative positions add two products with the rows of all distances.
   """
   c = config
   matrices = 3 if c.gated_feed_forward else 2
   feed_forward = matrices * c.hidden_size * c.intermediate_size
-  return 2 * length * (4 * c.hidden_size**2 + feed_forward + 2 * length * c.hidden_size)
+  pairs = 2 * length + (2 * (2 * length - 1) if c.traits.relative else 0)
+  return 2 * length * (4 * c.hidden_size**2 + feed_forward + pairs * c.hidden_size)
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> int:
@@ -30,6 +31,13 @@ def encoder_flops(config: EncoderConfig, length: int) -> int:
     2 * length * c.embedding_size * c.hidden_size if c.embedding_size != c.hidden_size else 0
   )
   return projection + c.num_layers * layer_flops(c, length)
+
+
+def distances_flops(config: EncoderConfig, length: int) -> int:
+  """Forward pass of what does not depend on the rows: the projections of all distances."""
+  if not config.traits.relative:
+    return 0
+  return config.num_layers * 2 * 2 * (2 * length - 1) * config.hidden_size**2
 
 
 def generator_head_flops(config: EncoderConfig, predictions: int) -> int:
@@ -44,7 +52,8 @@ def cloze_head_flops(config: EncoderConfig, predictions: int) -> int:
 
 def discriminator_head_flops(config: EncoderConfig, length: int) -> int:
   """From hidden states to a verdict on each of `length` tokens of a row."""
-  return 2 * length * config.hidden_size * (config.hidden_size + 1)
+  hidden_layer = 0 if config.traits.detection_head == 'linear' else config.hidden_size
+  return 2 * length * config.hidden_size * (hidden_layer + 1)
 
 
 def _lookup_flops(config: EncoderConfig, length: int) -> int:
@@ -97,7 +106,9 @@ def step_flops(parts: Sequence[Part], batch: int, length: int, convention: str =
     return encoder_flops(part.config, length) + part.heads
 
   if convention == 'model':
-    return batch * sum((3 if part.trained else 1) * forward(part) + part.drawn for part in parts)
+    once = sum((3 if part.trained else 1) * distances_flops(part.config, length) for part in parts)
+    rows = sum((3 if part.trained else 1) * forward(part) + part.drawn for part in parts)
+    return once + batch * rows
   return batch * sum(
     (2 if part.trained else 1) * (forward(part) + _lookup_flops(part.config, length)) + part.drawn
     for part in parts

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from electra_jax import file_access, json_reader
+from electra_jax import console, file_access, json_reader
 from electra_jax.errors import UserError
 from electra_jax.folder_lock import FolderLock
 from electra_jax.training.preemption import metadata_server
@@ -100,7 +100,7 @@ def join_processes(
 ) -> None:
   """Joins the processes of the run. Must be called before JAX is asked for devices.
 
-  Afterwards only the first process prints to stdout.
+  Afterwards only the first process prints to stdout and shows progress.
 
   Args:
     how: 'auto' (join if `coordinator` is given or the environment names several processes),
@@ -139,6 +139,7 @@ def join_processes(
     ) from None
   if not first():
     sys.stdout = open(os.devnull, 'w')
+    console.show_progress(False)
   if jax.process_count() > 1:
     _watch(address)
 

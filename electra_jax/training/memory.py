@@ -117,4 +117,6 @@ def activation_bytes(config: EncoderConfig, length: int) -> int:
     return config.num_layers * length * hidden * residual
   per_token = (12 * hidden + 4 * config.intermediate_size) * size + 2 * hidden * residual
   attention = config.num_heads * length**2 * (2 * size + 5)
+  if config.traits.relative:  # scores with all distances, before they are shifted
+    attention += config.num_heads * length * 2 * (2 * length) * 4
   return config.num_layers * (length * per_token + attention)

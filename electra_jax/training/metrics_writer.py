@@ -1,71 +1,121 @@
-"""Writes the metrics of a run, metrics.jsonl and TensorBoard's event files, without delaying it.
+"""Writes the metrics of a run, and gives them to its trackers, without delaying it.
 
 A thread writes. Training puts metrics into a bounded queue and never waits for the disk, except for
 a limited time before a checkpoint is saved. Lines that a disk refuses are kept and written later,
-in order; a run is worth more than its log, so no line ends it.
+in order; a run is worth more than its log, so no line ends it. Trackers that do more than append to
+files have separate threads and queues.
 """
 
 import collections
 import contextlib
 import dataclasses
-import importlib
 import json
 import math
 import os
 import queue
-import socket
-import struct
-import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+import types
+from collections.abc import Iterator, Mapping
 
-from electra_jax import console, file_access
+from etils import epath
+
+from electra_jax import console, file_access, registry
+from electra_jax.errors import UserError
 from electra_jax.training import run_folder
+from electra_jax.training.growing_file import GrowingFile
 from electra_jax.training.progress import METRICS, read_metrics
+from electra_jax.training.trackers.background import BackgroundTracker
+from electra_jax.training.trackers.tracker import (
+  MetricsLine,
+  Outcome,
+  TrackedRun,
+  Tracker,
+  Tracking,
+  reason,
+)
 
-QUEUED = 1_000  # most lines that wait for the thread
+QUEUED = 1_000  # most lines that wait for a thread
 BACKLOG = 10_000  # most lines that wait for the disk
 PATIENCE = 30.0  # seconds to wait for the disk before a checkpoint is saved, and at the end
+FAILED_PATIENCE = 5.0  # seconds to wait for trackers where an error ends the program
 RETRY_EVERY = 5.0  # seconds between attempts to write what a disk refused
-NOT_DRAWN = ('tokens', 'seconds')  # metrics that TensorBoard does not get
+IDS = 'trackers.json'  # what trackers call the run: {"wandb": "3k9x..."}
 
 
 class MetricsWriter:
-  """Appends metrics to WORKDIR/metrics.jsonl and to TensorBoard's event files.
+  """Appends metrics to WORKDIR/metrics.jsonl, and gives them to trackers.
 
   When a run resumes at a step, lines of later steps are removed: those steps are taken again. In a
-  bucket the files are replaced from time to time, see `run_folder.Spool`.
+  bucket the files are replaced from time to time, see `run_folder.Spool`. As a context manager it
+  ends the run for the trackers as failed where an exception leaves the block.
 
   Attributes:
     seconds: time of training, over all starts.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], step: int) -> None:
+  def __init__(
+    self, workdir: str | os.PathLike[str], step: int, tracking: Tracking | None = None
+  ) -> None:
     """Opens the files.
 
     Args:
       workdir: folder of the run or trial.
       step: step that the run resumes at; 0 for a new run.
+      tracking: the trackers; None for TensorBoard's files.
 
     Raises:
       UserError: the files cannot be written.
     """
     lines = [line for line in read_metrics(workdir) if line['step'] <= step] if step else []
     self.seconds: float = max((line.get('seconds') or 0.0 for line in lines), default=0.0)
-    self._spool = run_folder.Spool(run_folder.folder(workdir))
+    folder = run_folder.folder(workdir)
+    self._spool = run_folder.Spool(folder)
     path = self._spool.path / METRICS
     file_access.write_bytes(path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
-    self._lines = _GrowingFile(os.fspath(path))
-    self._board = _EventFile(os.fspath(self._spool.path / 'tensorboard'), step)
-    self._queue: queue.Queue[_Record | _Request] = queue.Queue(QUEUED)
-    self._backlog: collections.deque[_Record] = collections.deque()
+    self._lines = GrowingFile(os.fspath(path))
+    self._queue: queue.Queue[MetricsLine | _Request] = queue.Queue(QUEUED)
+    self._backlog: collections.deque[MetricsLine] = collections.deque()
     self._warned: set[str] = set()
     self._stuck = False  # whether the disk did not answer the last time
-    _tensorboard()  # here, because what it does to the imports must not happen in a thread
+    self._ids_lock = threading.Lock()
+    self._ids = _kept_ids(folder, step)
+    self._files: dict[str, Tracker] = {}  # those that the thread calls
+    self._others: list[BackgroundTracker] = []
+    self._open_trackers(tracking or Tracking(), step)
     self._thread = threading.Thread(target=self._work, name='metrics', daemon=True)
     self._thread.start()
+
+  def _open_trackers(self, tracking: Tracking, step: int) -> None:
+    for name in tracking.trackers:
+      kind: type[Tracker] = registry.TRACKERS.get(name)
+      run = TrackedRun(tracking, os.fspath(self._spool.path), step, self._ids.get(name, ''))
+      if kind.writes_files:
+        with self._without_error(name):
+          self._files[name] = kind(run)
+      else:
+        self._others.append(BackgroundTracker(name, kind, run, QUEUED, self._keep_id))
+
+  def _keep_id(self, name: str, id: str) -> None:
+    """Keeps a tracker's name of the run, so that a resumed run continues it."""
+    with self._ids_lock:
+      if self._ids.get(name) != id or self._spool.remote:
+        self._ids[name] = id
+        run_folder.write_json(self._spool.path / IDS, self._ids)
+
+  def __enter__(self) -> 'MetricsWriter':
+    """Returns the writer itself."""
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: types.TracebackType | None,
+  ) -> None:
+    """Ends the run for the trackers where an exception ends the program."""
+    if error is not None:
+      self._end_trackers('failed', FAILED_PATIENCE)
 
   def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a line, soon. Values that are not finite become null.
@@ -78,10 +128,13 @@ class MetricsWriter:
     plain = {
       name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
     }
+    line = MetricsLine(kind, step, plain, time.time())
     try:
-      self._queue.put_nowait(_Record(kind, step, plain, time.time()))
+      self._queue.put_nowait(line)
     except queue.Full:
       self._warn_once('the disk does not answer; metrics are dropped until it does')
+    for other in self._others:
+      other.add(line)
 
   def keep(self) -> str | None:
     """Waits until all lines so far are on the disk; called before a checkpoint is saved.
@@ -95,19 +148,32 @@ class MetricsWriter:
     self._flush()
     return self._spool.now(METRICS)
 
-  def close(self) -> None:
-    """Writes what is left and closes the files.
+  def close(self, outcome: Outcome = 'finished') -> None:
+    """Writes what is left, closes the files and ends the run for the trackers.
+
+    Args:
+      outcome: 'stopped' where the run will be resumed.
 
     Raises:
       UserError: the last lines could not be written to the bucket; they stay on this machine.
     """
     if not self._thread.is_alive():
       return
+    self._end_trackers(outcome, PATIENCE)
     if not self._flush(last=True) or self._backlog:
       console.warn(
         f'the last metrics could not be written to {self._lines.path}; the run itself is complete.'
       )
     self._spool.close()
+
+  def _end_trackers(self, outcome: Outcome, patience: float) -> None:
+    """Ends the run for the trackers, and waits for them together, at most so many seconds."""
+    others, self._others = self._others, []
+    for other in others:
+      other.end(outcome)
+    end = time.monotonic() + patience
+    for other in others:
+      other.wait(max(0.0, end - time.monotonic()))
 
   def _flush(self, last: bool = False) -> bool:
     """Waits for the thread to write all there is. Returns whether it answered in time."""
@@ -130,7 +196,7 @@ class MetricsWriter:
         item = self._queue.get(timeout=RETRY_EVERY if self._backlog else None)
       except queue.Empty:
         item = None
-      if isinstance(item, _Record):
+      if isinstance(item, MetricsLine):
         if len(self._backlog) < BACKLOG:
           self._backlog.append(item)
         else:
@@ -141,26 +207,41 @@ class MetricsWriter:
         item.done.set()
         if item.last:
           self._lines.close()
-          self._board.close()
+          for name, tracker in list(self._files.items()):
+            with self._without_error(name):
+              tracker.close('finished')
           return
 
   def _write_backlog(self, sync: bool) -> None:
-    """Writes the lines that wait. TensorBoard's file is second: a line is in both or in the first.
+    """Writes the lines that wait. Other files are second: a line is in all or in the first.
 
     Args:
       sync: whether to wait until they are on the disk.
     """
     try:
       while self._backlog:
-        record = self._backlog[0]
-        self._lines.append(record.line())
+        line = self._backlog[0]
+        self._lines.append(_content(line))
         self._backlog.popleft()
-        self._board.add(record)
+        for name, tracker in list(self._files.items()):
+          with self._without_error(name):
+            tracker.add(line)
       if sync:
         self._lines.sync()
     except OSError as error:
-      reason = file_access.reason(error)
-      self._warn_once(f'metrics cannot be written ({reason}); they are written later, if possible')
+      why = file_access.reason(error)
+      self._warn_once(f'metrics cannot be written ({why}); they are written later, if possible')
+
+  @contextlib.contextmanager
+  def _without_error(self, name: str) -> Iterator[None]:
+    """Drops a tracker whose call in the block fails, unless it is the disk that refuses a line."""
+    try:
+      yield
+    except OSError:
+      raise
+    except Exception as error:  # of any kind: no tracker is worth a run
+      self._files.pop(name, None)
+      self._warn_once(f'the tracker {name!r} failed ({reason(error)}) and gets no more metrics')
 
   def _warn_once(self, text: str) -> None:
     if text not in self._warned:
@@ -175,35 +256,42 @@ class NoWriter:
     """Starts at 0 seconds."""
     self.seconds = 0.0
 
+  def __enter__(self) -> 'NoWriter':
+    """Returns the writer itself."""
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    """Does nothing."""
+
   def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
     """Does nothing."""
 
   def keep(self) -> None:
     """Does nothing."""
 
-  def close(self) -> None:
+  def close(self, outcome: Outcome = 'finished') -> None:
     """Does nothing."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Record:
-  """Metrics of a step.
+def _kept_ids(folder: epath.Path, step: int) -> dict[str, str]:
+  """What trackers called the run that is resumed at a step, by the trackers' names."""
+  path = folder / IDS
+  if not file_access.exists(path):
+    return {}
+  if not step:  # a start that saved nothing does not bind the next one
+    with file_access.reaching(path, 'removed'):
+      path.unlink()
+    return {}
+  try:
+    return dict(run_folder.read_json(path, {str: str}))
+  except UserError as error:
+    console.warn(f'{str(error).rstrip(".")}; trackers begin new runs.')
+    return {}
 
-  Attributes:
-    kind: 'train', 'heldout' or 'dev'.
-    step: steps that were taken.
-    metrics: name -> value, None where it is not finite.
-    time: when they were logged, in seconds since 1970.
-  """
 
-  kind: str
-  step: int
-  metrics: Mapping[str, float | None]
-  time: float
-
-  def line(self) -> bytes:
-    """The line of metrics.jsonl."""
-    return (json.dumps({'kind': self.kind, 'step': self.step, **self.metrics}) + '\n').encode()
+def _content(line: MetricsLine) -> bytes:
+  """The line of metrics.jsonl."""
+  return (json.dumps({'kind': line.kind, 'step': line.step, **line.metrics}) + '\n').encode()
 
 
 @dataclasses.dataclass
@@ -217,140 +305,3 @@ class _Request:
 
   last: bool = False
   done: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-
-class _GrowingFile:
-  """A file that grows by whole pieces: a write that fails leaves no part of a piece behind."""
-
-  def __init__(self, path: str) -> None:
-    self.path = path
-    self._descriptor: int | None = None
-    self._torn: int | None = None  # size to cut the file to, where that failed before
-
-  def append(self, piece: bytes) -> None:
-    """Appends a piece.
-
-    Raises:
-      OSError: it cannot be written; the file is as before, if it can be cut.
-    """
-    if self._descriptor is None:
-      flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-      self._descriptor = os.open(self.path, flags, 0o644)
-    if self._torn is not None:
-      os.ftruncate(self._descriptor, self._torn)
-      self._torn = None
-    size = os.fstat(self._descriptor).st_size
-    rest = memoryview(piece)
-    try:
-      while rest:
-        rest = rest[os.write(self._descriptor, rest) :]
-    except OSError:
-      self._torn = size
-      os.ftruncate(self._descriptor, size)
-      self._torn = None
-      raise
-
-  def sync(self) -> None:
-    """Waits until the file is on the disk."""
-    if self._descriptor is not None:
-      os.fsync(self._descriptor)
-
-  def close(self) -> None:
-    """Closes the file."""
-    if self._descriptor is not None:
-      os.close(self._descriptor)
-      self._descriptor = None
-
-
-class _EventFile:
-  """A file of TensorBoard's events, in the format of TensorFlow's records.
-
-  Each record has its length (8 bytes), the checksum of these, the event as a protocol buffer, and
-  its checksum.
-  """
-
-  def __init__(self, folder: str, step: int) -> None:
-    """Names the file. It is created with the first event.
-
-    Args:
-      folder: folder of the event files.
-      step: step that the run resumes at; TensorBoard then hides earlier events of later steps.
-    """
-    self._folder = folder
-    name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
-    self._file = _GrowingFile(os.path.join(folder, name))
-    self._step = step
-    self._started = False
-
-  def add(self, record: _Record) -> None:
-    """Appends the metrics of a step.
-
-    Raises:
-      OSError: they cannot be written.
-    """
-    board = _tensorboard()
-    if not self._started:
-      self._start(board)
-      self._started = True
-    pieces = []
-    for name, value in record.metrics.items():
-      if value is not None and name not in NOT_DRAWN:
-        summary = board.summary.scalar(f'{record.kind}/{name}', value)
-        event = board.Event(wall_time=record.time, step=record.step, summary=summary)
-        pieces.append(_framed(board, event))
-    self._file.append(b''.join(pieces))
-
-  def _start(self, board: Any) -> None:  # noqa: ANN401  not annotated
-    os.makedirs(self._folder, exist_ok=True)
-    now = time.time()
-    events = [board.Event(wall_time=now, file_version='brain.Event:2')]
-    if self._step:
-      start = board.SessionLog(status=board.SessionLog.START)
-      events.append(board.Event(wall_time=now, step=self._step + 1, session_log=start))
-    self._file.append(b''.join(_framed(board, event) for event in events))
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._file.close()
-
-
-def _framed(board: Any, event: Any) -> bytes:  # noqa: ANN401  not annotated
-  """The record of an event."""
-  content: bytes = event.SerializeToString()
-  header = struct.pack('<Q', len(content))
-  sums = (struct.pack('<I', board.masked_crc32c(part)) for part in (header, content))
-  return header + next(sums) + content + next(sums)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Board:
-  """What is used of tensorboardX: its protocol buffers and its checksum."""
-
-  Event: Any
-  SessionLog: Any
-  summary: Any
-  masked_crc32c: Any
-
-
-_board: _Board | None = None
-
-
-def _tensorboard() -> _Board:
-  """Imports parts of tensorboardX, without torch.
-
-  tensorboardX imports torch if it is installed. Scalars do not need it, and it costs seconds.
-  """
-  global _board
-  if _board is None:
-    hidden = 'torch' not in sys.modules
-    if hidden:
-      sys.modules['torch'] = None  # type: ignore[assignment]  # documented: import then fails
-    try:
-      events = importlib.import_module('tensorboardX.proto.event_pb2')
-      summary = importlib.import_module('tensorboardX.summary')
-      records = importlib.import_module('tensorboardX.record_writer')
-    finally:
-      if hidden:
-        del sys.modules['torch']
-    _board = _Board(events.Event, events.SessionLog, summary, records.masked_crc32c)
-  return _board

@@ -30,6 +30,8 @@ from electra_jax.training.schedules import Schedule
 
 PyTree: TypeAlias = Any
 Path: TypeAlias = tuple[Any, ...]  # of a leaf, as jax.tree_util has it
+# Parameters of an encoder that precede its layers.
+_BELOW_LAYERS = ('embeddings_project', 'distances', 'distances_norm')
 Optimizer: TypeAlias = optax.GradientTransformation | optax.GradientTransformationExtraArgs
 
 
@@ -330,6 +332,8 @@ def layerwise_rates(shapes: PyTree, num_layers: int, decay: float, published: bo
   the head is num_layers + 2: all factors except that of the head have one more `decay`, and the
   last layer has decay^2.
 
+  Parameters that all layers share have the depth of the last one.
+
   Args:
     shapes: parameters of model.heads.FineTuned or their shapes: `embeddings`, `discriminator` and
       `head`.
@@ -355,7 +359,9 @@ def layerwise_rates(shapes: PyTree, num_layers: int, decay: float, published: bo
       if shape.shape[0] != num_layers:
         raise ValueError(f'{"/".join(names)} has {shape.shape[0]} layers; expected {num_layers}.')
       depths = np.arange(1, num_layers + 1).reshape(-1, *(1,) * (len(shape.shape) - 1))
-    elif names[0] == 'embeddings' or 'embeddings_project' in names:
+    elif 'shared_layer' in names:  # used at all depths
+      depths = num_layers
+    elif names[0] == 'embeddings' or names[1] in _BELOW_LAYERS:
       depths = 0
     elif names[0] == 'head':
       depths = head

@@ -292,6 +292,18 @@ def global_batch(local_rows: np.ndarray, mesh: jax.sharding.Mesh, batch_size: in
   )
 
 
+def on_mesh(batch: Mapping[str, Any], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+  """Puts a batch on the devices: rows are split over the mesh, scalars are replicated."""
+
+  def place(value: np.ndarray) -> jax.Array:
+    if value.ndim == 0:
+      return jax.make_array_from_callback((), replicated(mesh), lambda index: value)
+    rows = process_rows(mesh, len(value))
+    return global_batch(value[rows], mesh, len(value))
+
+  return {name: place(np.asarray(value)) for name, value in batch.items()}
+
+
 #### Parameters and optimizer state ####
 
 

@@ -133,11 +133,3 @@ def _is_line(line: dict[str, Any]) -> bool:
       if name != 'kind'
     )
   )
-
-
-def quantity(value: float, unit: str = '') -> str:
-  """Formats a number with an SI prefix: 1234567 becomes '1.23 M'."""
-  for factor, prefix in ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-    if abs(value) >= factor:
-      return f'{value / factor:.3g} {prefix}{unit}'
-  return f'{value:.3g} {unit}'.rstrip()

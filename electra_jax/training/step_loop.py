@@ -21,6 +21,7 @@ from electra_jax.training import checkpoints, partitioning
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.saving import CheckpointSaver
 from electra_jax.training.status import Status
+from electra_jax.training.trackers.tracker import Outcome
 from electra_jax.training.update_step import MOST_IN_A_ROW, MOST_IN_WINDOW, WINDOW, TrainState
 
 PyTree = Any
@@ -168,9 +169,8 @@ class IntervalTimer:
       first: steps that were taken before.
     """
     self._first = first
-    self._interval_first = first
     self._waited = 0.0
-    self._start = self._interval_start = time.perf_counter()
+    self._start = time.perf_counter()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -179,9 +179,7 @@ class IntervalTimer:
     try:
       yield
     finally:
-      spent = time.perf_counter() - before
-      self._start += spent
-      self._interval_start += spent
+      self._start += time.perf_counter() - before
 
   @contextlib.contextmanager
   def waiting_for_input(self) -> Iterator[None]:
@@ -193,16 +191,12 @@ class IntervalTimer:
   def end_interval(self, step: int) -> Interval:
     """Ends the interval after `step` and starts the next one."""
     now = time.perf_counter()
-    seconds = now - self._interval_start
-    interval = Interval(step - self._interval_first, seconds, self._waited / seconds)
-    self._interval_first = step
-    self._interval_start = now
+    seconds = now - self._start
+    interval = Interval(step - self._first, seconds, self._waited / seconds)
+    self._first = step
+    self._start = now
     self._waited = 0.0
     return interval
-
-  def seconds_left(self, step: int, last: int) -> float:
-    """Estimates the time of the steps from `step` to `last` by those taken so far."""
-    return (time.perf_counter() - self._start) / (step - self._first) * (last - step)
 
 
 #### Files ####
@@ -363,7 +357,11 @@ class RunRecorder:
     self._saver.finish(step, runner.state, runner.sums)
     self.status.progress(step, saved=True)
 
-  def close(self) -> None:
-    """Closes the checkpoints and the metrics."""
+  def close(self, outcome: Outcome = 'finished') -> None:
+    """Closes the checkpoints and the metrics.
+
+    Args:
+      outcome: 'stopped' where the run will be resumed.
+    """
     self.manager.close()
-    self.writer.close()
+    self.writer.close(outcome)

@@ -160,7 +160,7 @@ def contents(folder):
       'config.optimizer.warmup_steps 30 is not less than config.steps 30',
     ),
     ([MICRO, '--config.model.num_heads=5'], 'hidden_size 32 does not divide into 5 heads'),
-    ([MICRO, '--config.model.family=bert'], "family is 'bert'"),
+    ([MICRO, '--config.model.family=gpt2'], "family is 'gpt2'"),
   ],
   ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -204,7 +204,7 @@ def test_an_error_in_a_config_file_is_reported(
     (b'', [], 'the corpus is empty'),
     (b'\n \n\n', [], 'the corpus is empty'),
     (b'fine\n\nn\xe3o\n', [], 'is not UTF-8 (byte 0xe3 on line 3'),
-    (b'one document of a few words\n', [], 'too few documents'),
+    (b'one document of a few words\n', [], 'too small to train a tokenizer on'),
     (
       'whole',
       ['--config.data.vocab_size=5000'],
@@ -212,7 +212,7 @@ def test_an_error_in_a_config_file_is_reported(
     ),
     ('whole', ['--config.data.vocab_size=100'], 'vocab_size is 100'),
     ('whole', ['--config.data.document_format=page'], "document_format is 'page'"),
-    ('whole', ['--config.data.heldout_fraction=0.0001'], 'too few documents'),
+    ('whole', ['--config.data.heldout_fraction=1'], 'heldout_fraction is 1'),
     ('whole', ['--config.batch_size=800'], 'has 365 rows and config.batch_size is 800'),
     ('whole', ['--config.data.tokenizer=nowhere'], "'nowhere'"),
     ('whole', ['--config.data.row_format=rows'], "row_format is 'rows'"),

@@ -16,6 +16,7 @@ from electra_jax.cli.modes import COMMON_FLAGS, FLAGS, MODES, PROCESS_FLAGS, mod
 from electra_jax.pretrain import train as training
 from electra_jax.training import plugins
 from electra_jax.training.progress import read_metrics
+from electra_jax.training.trackers.tracker import Tracker
 
 #### The table of modes ####
 
@@ -298,6 +299,35 @@ def test_a_finished_run_is_not_repeated(tmp_path):
   out, err = micro_run.run(*micro_run.arguments(workdir, '--config.keep=100'))
   assert 'all 30 steps were made before' in labeled(out, 'done') and not err
   assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_a_resumed_run_continues_that_of_its_tracker(tmp_path, monkeypatch):
+  opened, lines, outcomes = [], [], []
+
+  class Recorder(Tracker):
+    def __init__(self, run):
+      self.id = run.id
+      opened.append(run)
+
+    def add(self, line):
+      lines.append((line.kind, line.step))
+
+    def close(self, outcome):
+      outcomes.append(outcome)
+
+  monkeypatch.setattr(registry.TRACKERS, '_entries', dict(registry.TRACKERS._entries))
+  registry.TRACKERS.register('recorder', Recorder)
+  workdir = tmp_path / 'run'
+  shutil.copytree(micro_run.finished()[0], workdir)
+  for step in micro_run.checkpoint_steps(workdir):
+    if step > 20:
+      shutil.rmtree(workdir / 'checkpoints' / str(step))
+  (workdir / 'trackers.json').write_text('{"recorder": "id 7"}')
+  micro_run.run(*micro_run.arguments(workdir, '--config.keep=100', '--config.trackers=recorder'))
+  (run,) = opened
+  assert (run.id, run.step, run.tracking.name, outcomes) == ('id 7', 20, 'micro', ['finished'])
+  logged = [(line['kind'], line['step']) for line in micro_run.figures(workdir)]
+  assert lines == [(kind, step) for kind, step in logged if step > 20]
 
 
 def test_tf_data_and_a_profile_do_not_change_the_run(tmp_path):

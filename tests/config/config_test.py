@@ -109,8 +109,9 @@ def test_the_config_dict_of_the_defaults_freezes_to_the_defaults(kind):
 @EVERY_FIELD
 def test_values_out_of_range_are_refused(kind, entry):
   d, wrong = entry.declaration, []
+  several = entry.kind is tuple
   if d.choices:
-    wrong.append('neither')
+    wrong.append(('neither',) if several else 'neither')
   for limit, beyond in ((d.at_least, -1), (d.above, 0), (d.at_most, 1), (d.below, 0)):
     if abs(limit) != float('inf'):
       wrong.append(entry.kind(limit + beyond))
@@ -122,7 +123,7 @@ def test_values_out_of_range_are_refused(kind, entry):
       freeze(kind, kind().replace({entry.name: value}))
     check_message(error, f'config.{entry.name} is {value!r}; expected ')
   for value in (*d.choices, *d.also):
-    freeze(kind, kind().replace({entry.name: value}))
+    freeze(kind, kind().replace({entry.name: (value,) if several else value}))
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ PRETRAINING = [
   (
     'phases_are_well_formed',
     {'phases': (PHASES[0], {'steps': 400_000, 'batch': 64})},
-    "config.phases: phase 2 sets 'batch'; a phase may set steps, data.store, sequence_length, ",
+    "config.phases: phase 2 sets 'batch'; a phase may set steps, data.store, data.weights, ",
   ),
   (
     'phases_are_well_formed',
@@ -440,6 +441,11 @@ PRETRAINING = [
     'new_words_have_embeddings',
     {'data.new_words': 'w', **CONTINUED},
     'config.data.new_words adds tokens without embeddings in config.init',
+  ),
+  (
+    'special_tokens_have_a_tokenizer',
+    {'data.add_special_tokens': True},
+    'config.data.add_special_tokens appends tokens to an existing tokenizer',
   ),
   (
     'continued_fits_init',
@@ -500,6 +506,21 @@ PRETRAINING = [
     'warmup_ends',
     {'optimizer.warmup_steps': -1},
     'config.optimizer.warmup_steps -1 is not less than config.steps',
+  ),
+  (
+    'one_kind_of_weights',
+    {'data.weights': (1, 0)},
+    'config.data.weights is (1, 0); expected a number above 0 for each source, as (2,1)',
+  ),
+  (
+    'one_kind_of_weights',
+    {'data.weights': (1, 2), 'data.mixture_temperature': 2.0},
+    'config.data.weights is (1, 2) and config.data.mixture_temperature is 2; expected one',
+  ),
+  (
+    'one_kind_of_weights',
+    {'data.mixture_temperature': 0.01},
+    'config.data.mixture_temperature is 0.01; expected at least 0.1, or 0 for none',
   ),
   (
     'original_masking',
@@ -892,7 +913,7 @@ def test_sizes_are_checked_once_they_are_known():
   'fields, message',
   [
     ({'model.num_heads': 3}, 'hidden_size 256 does not divide into 3 heads'),
-    ({'model.family': 'bert'}, "family is 'bert'"),
+    ({'model.family': 'gpt2'}, "family is 'gpt2'"),
     ({'model.dropout': 1.0}, 'dropout is 1.0'),
     ({'model.remat': 'some'}, "remat is 'some'"),
     ({'generator.hidden_fraction': 0.0}, 'hidden_size is 0'),

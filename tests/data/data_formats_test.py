@@ -219,9 +219,9 @@ def test_a_parquet_file_may_have_no_rows(tmp_path):
 
 
 def test_errors_in_parquet_are_named(tmp_path):
-  path = parquet(tmp_path / 'a.parquet', {'title': ['x'], 'n': [1], 'parts': [['y']]})
+  path = parquet(tmp_path / 'a.parquet', {'title': ['x'], 'by': ['z'], 'n': [1], 'parts': [['y']]})
   assert (
-    f"{path}' has no column 'text'; its columns are 'title', 'n', 'parts'; name one with ;field="
+    f"{path}' has no column 'text'; its columns are 'title', 'by', 'n', 'parts'; name one with ;"
     in refusal(path)
   )
   assert "the column 'n' of" in refusal(f'{path};field=n') and "of text are 'title'" in refusal(

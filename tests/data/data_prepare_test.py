@@ -635,7 +635,7 @@ def test_two_processes_at_once_both_succeed(recipe, prepared, tokenizer_folder, 
   [
     ('', 'the corpus is empty'),
     (' \n\n \n', 'the corpus is empty'),
-    ('a single document', 'too few documents'),
+    ('a', 'too little text to hold some out'),
   ],
 )
 def test_too_little_text_is_refused(recipe, tokenizer_folder, tmp_path, text, complaint):

@@ -147,6 +147,8 @@ def test_groups_are_slices_of_the_selection(data_dir, monkeypatch):
 
 def test_bytes_that_are_not_utf8(data_dir):
   source = f'tfds:{data_dir}/array_record/tiny_texts/en/1.2.3;field=raw;split=test[2:]'
+  found = read(source, invalid_utf8='replace')
+  assert read(source.removeprefix('tfds:'), invalid_utf8='replace') == found, 'by its folder'
   assert "example 3 of split 'test' of TFDS dataset tiny_texts/en/1.2.3 is not UTF-8" in refusal(
     source
   )

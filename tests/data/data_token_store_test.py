@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from electra_jax.data.store import token_manifest, token_shards, token_store
+from electra_jax.data.store import background_check, token_manifest, token_shards, token_store
 from electra_jax.errors import UserError
 
 
@@ -268,9 +268,9 @@ def test_checked_shards_are_read_again_only_after_a_change(tmp_path, small_shard
   path = tmp_path / 'store'
   _write(path, _rows())
   hashed = []
-  digest = token_manifest._file_digest
+  digest = token_manifest.file_digest
   monkeypatch.setattr(
-    token_manifest, '_file_digest', lambda file: hashed.append(file.name) or digest(file)
+    token_manifest, 'file_digest', lambda file: hashed.append(file.name) or digest(file)
   )
 
   def opening():
@@ -372,3 +372,60 @@ def test_unigram_entropy_of_a_large_store_is_estimated_from_spaced_rows(tmp_path
   sizes = _counted_reads(monkeypatch)
   assert np.isclose(store.unigram_entropy(most_tokens=100), np.log(2), rtol=1e-12)
   assert sizes == [20] * 10
+
+
+def test_a_large_store_opens_at_once_and_is_checked_while_it_is_read(
+  tmp_path, small_shards, monkeypatch
+):
+  monkeypatch.setattr(token_manifest, 'WAIT_BYTES', 0)
+  path = tmp_path / 'store'
+  _write(path, _rows())
+  (path / token_manifest.VERIFIED_FILE).unlink(missing_ok=True)
+  store = token_store.open_store(path)
+  assert store.check is not None
+  store.check.wait()
+  assert np.array_equal(store.read(np.arange(store.rows)), _rows())
+  assert token_store.open_store(path).check is None, 'what is right is recorded'
+  shard = path / 'rows-00001.bin'
+  content = shard.read_bytes()
+  shard.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+  damaged = token_store.open_store(path)
+  with pytest.raises(UserError, match=r'the checksum of rows-00001\.bin is wrong'):
+    damaged.check.wait()
+  with pytest.raises(UserError, match='checksum'):
+    damaged.read(np.arange(1))
+
+
+def test_opening_reads_no_shard_of_a_large_store(tmp_path, monkeypatch):
+  """Sparse shards of several GB, whose checksums are those of zeros."""
+  monkeypatch.setattr(token_manifest, 'WAIT_BYTES', 0)
+  monkeypatch.setattr(background_check.BackgroundCheck, '_run', lambda self: None)
+  length, shards = 128, 40
+  full = token_manifest.rows_per_shard(length, 1000)
+  path = tmp_path / 'store'
+  path.mkdir()
+  entries = []
+  for index in range(shards):
+    with open(path / f'rows-{index:05d}.bin', 'wb') as file:
+      file.truncate(full * length * 2)
+    entries.append(
+      {
+        'file': f'rows-{index:05d}.bin',
+        'rows': full,
+        'bytes': full * length * 2,
+        'blake2b': '0' * 32,
+        'tokens': 0,
+      }
+    )
+  token_manifest.write_manifest(
+    path,
+    entries,
+    length=length,
+    vocab_size=1000,
+    pad_id=0,
+    tokenizer_fingerprint='sparse',
+    facts={},
+  )
+  monkeypatch.setattr(token_manifest, 'file_digest', None)
+  store = token_store.open_store(path)
+  assert store.rows == shards * full and not store.read(np.array([0, store.rows - 1])).any()

@@ -166,9 +166,8 @@ def test_few_distinct_lines_of_a_large_corpus_are_used(monkeypatch):
   assert training_sample.take_sample(['the same line'] * 1000).lines
 
 
-def test_the_size_of_the_sample_is_reported(monkeypatch, texts, capsys):
-  monkeypatch.setattr(training_sample, 'TRAINING_CHARACTERS', 100_000)
-  made_tokenizers.train(texts, kind='wordpiece', vocab_size=300)
+def test_the_size_of_the_sample_is_set_and_reported(texts, capsys):
+  made_tokenizers.train(texts, kind='wordpiece', vocab_size=300, characters=100_000)
   out = capsys.readouterr().out
   assert re.search(
     r'learned 300 tokens from \d+ lines, 0.1 million of 0.1 million characters, in ', out
@@ -188,7 +187,16 @@ def test_the_error_for_too_large_a_vocabulary_states_the_largest_size(kind, text
   assert made_tokenizers.train(texts[:1], kind=kind, vocab_size=largest).size == largest
 
 
-@pytest.mark.parametrize('kind', KINDS)
+def test_byte_level_bpe_has_room_for_all_bytes(texts):
+  with pytest.raises(UserError, match='vocab_size is 260; expected at least 261'):
+    made_tokenizers.train(texts, kind='byte_level_bpe', vocab_size=260)
+  tokenizer = made_tokenizers.train(texts[:1], kind='byte_level_bpe', vocab_size=261)
+  text = '\n 日本 e\u0301\t😀'
+  assert len(tokenizer.encode(text)) == len(text.encode())
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind != 'byte_level_bpe'])
 def test_the_error_for_too_small_a_vocabulary_states_a_sufficient_size(kind, texts):
   many = [''.join(map(chr, range(0x4E00, 0x5000))) * 5, *texts[:1]]
   with pytest.raises(UserError, match="too few for this corpus's characters") as caught:

@@ -38,11 +38,13 @@ def test_the_extension_or_the_option_selects_the_format(tmp_path):
 def test_wrong_options_and_files_are_named(tmp_path):
   assert 'has notes=some; expected keep or drop' in refusal(f'{LETTERS};notes=some')
   assert 'is TEI, which has no option field' in refusal(f'{LETTERS};field=text')
-  assert 'is text, which has no option notes' in refusal('a.txt;notes=keep')
+  (tmp_path / 'a.txt').write_text('prose')
+  assert 'is text, which has no option notes' in refusal(f'{tmp_path}/a.txt;notes=keep')
   (tmp_path / 'letters.tei').write_text('<TEI><text>')
   assert 'is not XML' in refusal(tmp_path / 'letters.tei')
   (tmp_path / 'letters.txt').write_bytes(LETTERS.read_bytes())
-  assert 'holds .tei data, not text' in refusal(tmp_path / 'letters.txt')
+  assert len(read(tmp_path / 'letters.txt')[0]) == 80  # by its content
+  assert 'is TEI, not text' in refusal(f'{tmp_path}/letters.txt;format=line')
 
 
 def test_the_identity_changes_with_options_and_version(tei, monkeypatch):

@@ -170,9 +170,9 @@ def test_line_numbers_and_ids_are_kept(tmp_path):
       'a.jsonl',
       '{"tokens": ["a"], "tags": [1]}',
       {},
-      "line 1 of .* has no list of strings in its field 'tags'",
+      "line 1 of .* has in its field 'tags' integers; set data.label_names",
     ),
-    ('a.jsonl', '{"words": ["a"]}', {}, "line 1 of .* has no field 'text'; its fields are 'words'"),
+    ('a.jsonl', '{"forms": ["a"]}', {}, "line 1 of .* has no field 'text'; its fields are 'forms'"),
     ('a.jsonl', '{"tokens": ["a"]\n', {}, 'line 1 of .* is not valid JSON'),
   ],
 )

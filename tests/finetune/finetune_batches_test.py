@@ -1,7 +1,5 @@
 """Batches have each row once per epoch, similar lengths together, and depend on (seed, step)."""
 
-import dataclasses
-
 import hypothesis
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from electra_jax.finetune.batches import (
   assemble,
   buckets,
   epochs_of,
-  in_order,
   steps_per_epoch,
 )
 from electra_jax.finetune.tasks.task import Features
@@ -127,12 +124,6 @@ def test_a_short_batch_is_padded_with_rows_of_weight_0():
   )
   assert (batch['tags'][0, 20:] == -1).all() and (batch['tags'][2:] == -1).all()
   assert list(batch['label'][:2]) == [made.targets['label'][2], made.targets['label'][0]]
-
-
-def test_evaluation_uses_every_row_once():
-  made = features([30, 5, 9, 20, 7])
-  assert sorted(np.concatenate(in_order(made, 2))) == [0, 1, 2, 3, 4]
-  assert in_order(dataclasses.replace(made, token_ids=[]), 2) == []
 
 
 def test_a_row_longer_than_all_lengths_is_an_error():

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from electra_jax.config import FinetuningConfig, checked_finetuning, default_config
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune import batches, finetune_step, initial, resolve
+from electra_jax.finetune import batches, finetune_step, initial, losses, resolve
 from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune.finetuned import open_finetuned
 from electra_jax.finetune.train import finetune
@@ -89,7 +89,9 @@ def made_step(kind, frozen, layers=1):
     moments=partitioning.moment_shardings(shapes.params, shardings.params, layout),
     trained=('head',) if frozen else None,
   )
-  batch_loss = finetune_step.finetuning_loss(model, finetune_step.SpecialIds(0, 2, 3), 0.5)
+  batch_loss = finetune_step.finetuning_loss(
+    model, finetune_step.SpecialIds(0, 2, 3), losses.DEFAULTS
+  )
   step = finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options)
   rng = np.random.default_rng(0)
   params = jax.tree.map(

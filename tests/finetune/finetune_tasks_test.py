@@ -52,6 +52,20 @@ def user_data(folder, task):
           for text, label in of_part
         )
       )
+    elif task == 'multilabel':
+      files[part] = folder / f'{part}.jsonl'
+      files[part].write_text(
+        ''.join(
+          json.dumps({'text': text, 'label': ['x'] * label + ['y'] * (len(text) % 2)}) + '\n'
+          for text, label in of_part
+        )
+      )
+    elif task == 'ranking':
+      files[part] = folder / f'{part}.csv'
+      files[part].write_text(
+        'query,passage,relevance\n'
+        + ''.join(f'q{i % 3},"{text}",{label}\n' for i, (text, label) in enumerate(of_part))
+      )
     elif task == 'regression':
       files[part] = folder / f'{part}.csv'
       files[part].write_text(

@@ -538,10 +538,10 @@ def test_a_user_task_reads_tfds(data_dir):
   assert {example.target for example in task.examples('test')} == {-1}
   with pytest.raises(
     UserError,
-    match="^'tfds:glue/cola.*' has no column 'text'; its columns are 'idx', 'label', 'sentence'; "
-    'set data.text to one of them',
+    match="^'tfds:glue/cola.*' has no column 'texts'.*; its columns are 'idx', 'label', "
+    "'sentence'; set data.text to one of them",
   ):
-    finetune_files.opened('classification', train=source)
+    finetune_files.opened('classification', train=source, text='texts')
 
 
 def test_tfds_data_of_another_task_is_an_error(data_dir):

@@ -19,6 +19,7 @@ import pytest
 import torch
 import transformers
 import xla_flags
+from hf_runs import VOCABULARY, adopted, config_of, folder_of
 
 import electra_jax
 from electra_jax.config import FinetuningConfig, freeze
@@ -32,13 +33,6 @@ from electra_jax.interop import huggingface
 from electra_jax.interop.weights import same_bits
 from electra_jax.training import partitioning
 
-SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-VOCABULARY = (
-  SPECIAL
-  + finetune_files.WORDS
-  + [f'##{word[:2]}' for word in finetune_files.WORDS]
-  + list('abdefgiklmnoprstu?.')
-)
 TEXTS = [
   'bako dufa',
   'timeru salo nipe rume.',
@@ -56,47 +50,6 @@ def one_device(monkeypatch):
   monkeypatch.setattr(
     partitioning, 'make_layout', lambda config=None: make(config, jax.devices()[:1])
   )
-
-
-def folder_of(path, family, kind, tokenizer=True, **fields):
-  """Writes a folder of transformers with a WordPiece vocabulary; returns the PyTorch model."""
-  if 'id2label' in fields:
-    fields['num_labels'] = len(fields['id2label'])
-  made = hf_files.model(
-    family, kind, **{'vocab_size': len(VOCABULARY), 'max_position_embeddings': 64} | fields
-  )
-  hf_files.saved(made, path)
-  if tokenizer:
-    (pathlib.Path(path) / 'vocab.txt').write_text('\n'.join(VOCABULARY) + '\n')
-    (pathlib.Path(path) / 'tokenizer_config.json').write_text(
-      json.dumps({'do_lower_case': True, 'tokenizer_class': 'ElectraTokenizer'})
-    )
-  return made
-
-
-def config_of(folder, task, **fields):
-  c = default_config()
-  c.update(
-    init=f'hf:{folder}',
-    task=task,
-    max_length=16,
-    compilation_cache='',
-    eval_batch_size=8,
-    batch_size=8,
-    epochs=1.0,
-    num_trials=1,
-    bucketed=False,
-    eval_every=0.0,
-    keep_trials='all',
-  )
-  c.model.update(scan_unroll=1, dropout=0.0, attention_dropout=0.0)  # compiles faster
-  c.update_from_flattened_dict(fields)
-  return c
-
-
-def adopted(tmp_path, folder, task, **fields):
-  adopt(config_of(folder, task, **fields), str(tmp_path / 'run'))
-  return electra_jax.load(tmp_path / 'run')
 
 
 def torch_logits(made, folder, texts, pairs=None):
@@ -144,6 +97,22 @@ def test_an_imported_classifier_predicts_as_in_pytorch(tmp_path, family):
       [row['probabilities'][name] for name in names.values()], shares / shares.sum(), rtol=2e-5
     )
     assert row['label'] == names[int(logits.argmax())]
+
+
+def test_an_imported_multi_label_model_predicts_as_in_pytorch(tmp_path):
+  names = {0: 'good', 1: 'so so', 2: 'bad'}
+  problem = 'multi_label_classification'
+  made = folder_of(
+    tmp_path / 'hf', 'electra', 'classification', id2label=names, problem_type=problem
+  )
+  run = adopted(tmp_path, tmp_path / 'hf', 'multilabel')
+  (tmp_path / 'texts.txt').write_text('\n'.join(TEXTS) + '\n')
+  expected = torch_logits(made, tmp_path / 'hf', TEXTS)
+  for row, logits in zip(run(str(tmp_path / 'texts.txt')), expected, strict=True):
+    probabilities = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(list(row['probabilities'].values()), probabilities, rtol=2e-5)
+    assert row['labels'] == [names[i] for i in np.flatnonzero(probabilities >= 0.5)]
+  assert run.weights().head.kind == 'multilabel'
 
 
 def test_an_imported_regression_predicts_as_in_pytorch(tmp_path):
@@ -195,7 +164,8 @@ def test_an_imported_tagger_predicts_as_in_pytorch(tmp_path, family):
   for text, logits, row in zip(
     TEXTS, torch_logits(made, tmp_path / 'hf', TEXTS), run(str(tmp_path / 'texts.txt')), strict=True
   ):
-    pieces = [len(tokenizer.tokenize(word)) for word in text.split()]
+    assert row['text'] == text
+    pieces = [len(tokenizer.tokenize(word)) for word in row['tokens']]
     firsts = np.cumsum([1, *pieces])[:-1]  # after [CLS]
     shares = np.exp(logits - logits.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
@@ -239,6 +209,56 @@ def test_answers_are_those_of_the_best_pair_of_logits(tmp_path, family, most):
       np.testing.assert_allclose(row['null_odds'], null, rtol=1e-4, atol=1e-5)
       assert row['n_best'][0]['text'] == ' '.join(words)
       assert row['answer'] == ('' if null > given.task.threshold else ' '.join(words))
+  # Release 5 of transformers has no pipeline for questions.
+  for one, row, (words, _) in zip(run.predict(questions), questions, expected, strict=True):
+    assert one.candidates[0].text == ' '.join(words)
+    assert all(row['context'][span.start : span.end] == span.text for span in one.candidates)
+
+
+@pytest.fixture
+def pipeline():
+  """A pipeline of transformers for a folder that `folder_of` wrote."""
+
+  def make(task, folder, made, **options):
+    tokenizer = transformers.BertTokenizer.from_pretrained(folder)
+    return transformers.pipeline(task, model=made, tokenizer=tokenizer, device='cpu', **options)
+
+  return make
+
+
+def test_predictions_are_those_of_the_pipeline_for_text_classification(tmp_path, pipeline):
+  names = {0: 'good', 1: 'so so', 2: 'bad'}
+  made = folder_of(tmp_path / 'hf', 'electra', 'classification', id2label=names)
+  run = adopted(tmp_path, tmp_path / 'hf', 'classification', **{'data.pair': 'second'})
+  theirs = pipeline('text-classification', tmp_path / 'hf', made, top_k=None)
+  pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
+  items = [{'text': first, 'text_pair': second} for first, second in pairs]
+  assert run.predict(pairs) == run.predict(items)
+  for ours, expected in zip(run.predict(pairs), theirs(items), strict=True):
+    assert ours.label == expected[0]['label']
+    for one in expected:
+      np.testing.assert_allclose(ours.probabilities[one['label']], one['score'], rtol=2e-5)
+
+
+def test_entities_are_those_of_the_pipeline_for_token_classification(tmp_path, pipeline):
+  names = dict(enumerate(['O', 'B-X', 'I-X', 'B-Y', 'I-Y']))
+  made = folder_of(tmp_path / 'hf', 'electra', 'tagging', id2label=names)
+  run = adopted(tmp_path, tmp_path / 'hf', 'ner', max_length=64)
+  theirs = pipeline('token-classification', tmp_path / 'hf', made, aggregation_strategy='first')
+  rng = np.random.default_rng(0)
+  texts = ['  '.join(rng.choice(finetune_files.WORDS, 12)) for _ in range(6)]
+  count = 0
+  for text, ours, expected in zip(texts, run.predict(texts), theirs(texts), strict=True):
+    found = [(one.type, one.start, one.end, one.text) for one in ours.entities]
+    assert found == [
+      (one['entity_group'], one['start'], one['end'], text[one['start'] : one['end']])
+      for one in expected
+    ]
+    np.testing.assert_allclose(
+      [one.probability for one in ours.entities], [one['score'] for one in expected], rtol=1e-4
+    )
+    count += len(found)
+  assert count > 5
 
 
 def test_squad_with_its_data_is_scored(tmp_path, capsys):

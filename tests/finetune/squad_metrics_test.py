@@ -157,3 +157,25 @@ def test_squad_2_scores_equal_the_official_script():
   # The script was run without a threshold, so that its other metrics are of all predictions.
   metrics = squad_metrics.version_2(predictions, list(answers.values()), odds, threshold=np.inf)
   assert_same(metrics, golden['metrics'])
+
+
+@pytest.mark.parametrize(
+  'text, units, parts',
+  [
+    ('The red, cat', 'auto', ['red', 'cat']),
+    ('東京タワー、the 333m。', 'auto', ['東', '京', 'タ', 'ワ', 'ー', '333m']),
+    ('東京 tower', 'words', ['東京', 'tower']),
+    ('한국의 수도', 'auto', ['한국의', '수도']),
+    ('한국의 수도', 'characters', ['한', '국', '의', '수', '도']),
+    ('กิน', 'auto', ['ก', 'ิ', 'น']),
+  ],
+)
+def test_answers_have_words_or_characters(text, units, parts):
+  assert squad_metrics.units_of(text, units) == parts
+
+
+def test_f1_of_texts_without_spaces_counts_characters():
+  """Two of three predicted and of four correct characters are common: 2 * 2 / (3 + 4)."""
+  assert squad_metrics.word_overlap_f1('東京市', '大東京都', 1, 'auto') == pytest.approx(4 / 7)
+  assert squad_metrics.word_overlap_f1('東京市', '大東京都', 1) == 0
+  assert squad_metrics.version_1(['東京'], [['東京。']], 'auto') == {'exact': 1, 'f1': 1}

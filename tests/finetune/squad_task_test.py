@@ -364,10 +364,77 @@ def mistake(tmp_path, value, name='squad1', file='train.json', split='train', **
   return message
 
 
+BAD = document(
+  qa('built', 'When was it built?', answer('1791', start=35), answer('1790')),
+  qa('who', 'Who built it?', answer('Carl Brook', start=3)),
+  qa('where', 'Where is it?', answer('by\u00a0the  river', start=9)),
+)
+
+
+def test_all_answers_that_are_not_in_their_contexts_are_listed_at_once(tmp_path):
+  found = mistake(tmp_path, BAD)
+  assert "has 2 answers that are not in their contexts: '1791' of the question 'built', " in found
+  assert "'Carl Brook' of the question 'who'" in found and 'data.bad_answers=drop' in found
+  many = document(*(qa(f'q{i}', 'When?', answer('1791', start=0)) for i in range(30)))
+  assert 'and 20 more' in mistake(tmp_path, many)
+
+
+def test_bad_answers_are_dropped_from_training_and_kept_for_scoring(tmp_path, tokenizer):
+  path = written(tmp_path / 'a.json', BAD)
+  task = opened('squad1', train=path, dev=path, bad_answers='drop')
+  train, dev = task.examples('train'), task.examples('dev')
+  assert [(q.id, q.answers) for q in train] == [
+    ('built', ('1790',)),
+    ('where', ('by the river',)),
+    ('fare', ('two coins',)),
+  ]
+  assert dev[0].answers == ('1791', '1790') and dev[1].answers == ('Carl Brook',)
+  assert '1 question left out of training' in task.notes[0] and len(task.notes) == 2
+  _, counts = task.features(train, tokenizer, 128)
+  assert counts == {
+    'answers that match up to white space or Unicode composition': 1,
+  }
+  features, _ = task.features(dev, tokenizer, 128)
+  assert features.targets['impossible'].tolist()[:2] == [1, 1]
+
+
+def test_answers_longer_than_max_answer_are_counted(tmp_path, tokenizer):
+  path = written(tmp_path / 'a.json', TRAIN)
+  task = opened('squad1', train=path, dev=path, max_answer=1)
+  _, counts = task.features(task.examples('train'), tokenizer, 128)
+  assert counts['answers longer than data.max_answer, 1 tokens'] >= 1
+
+
+@pytest.mark.parametrize(
+  'context, wanted, found',
+  [
+    ('in K\u00f6ln am Rhein', 'Ko\u0308ln', 'K\u00f6ln'),
+    ('in Ko\u0308ln am Rhein', 'K\u00f6ln', 'Ko\u0308ln'),
+    ('a  long\n name here', 'long name', 'long\n name'),
+    ('\ud55c\uad6d\uc5b4', '\u1112\u1161\u11ab', '\ud55c'),
+    ('\ud55c', '\u1112\u1161', None),  # a part of a character
+    ('cafe\u0301', 'cafe', None),
+    ('x y', 'z', None),
+  ],
+)
+def test_answers_match_up_to_white_space_and_composition(context, wanted, found):
+  span = squad_data.equivalent_span(context, wanted, None)
+  assert (span and context[slice(*span)]) == found
+
+
+def test_user_tables_may_have_the_columns_of_squad(tmp_path):
+  answers = {'text': ['Anna'], 'answer_start': [45]}
+  row = json.dumps({'question': 'Who?', 'context': MILL, 'answers': answers})
+  path = written(tmp_path / 'a.jsonl', row)
+  task = opened('span', train=path, dev=path)
+  assert task.examples('train')[0].answers == ('Anna',)
+  assert task.notes == ("columns: question 'question', context 'context', answers 'answers'",)
+
+
 def test_errors_in_squad_files_name_their_place(tmp_path):
   found = mistake(tmp_path, document(qa('q7', 'When?', answer('1791', start=35))))
   assert "the question 'q7'" in found
-  assert "train.json' has the answer '1791', which is not in its context" in found
+  assert "train.json' has an answer that is not in its context: '1791' of" in found
   found = mistake(tmp_path, '{"data": [}')
   assert 'line 1 of' in found and 'is not valid JSON' in found
   assert 'no list "data"' in mistake(tmp_path, {'version': '1.1'})
@@ -408,7 +475,7 @@ def test_errors_in_tables_name_their_place(tmp_path):
   }
   rows = f'question\tcontext\tanswer\nWhen?\t{MILL}\t1790\n'
   found = mistake(tmp_path, rows.replace('\t1790', '\t1791'), **fields)
-  assert 'the question of line 2 of the file' in found and "'1791'" in found
+  assert "'1791' of the question '1' on line 2;" in found
   assert "has no column 'contekst' (did you mean 'context'?)" in mistake(
     tmp_path, rows, **fields | {'pair': 'contekst'}
   )

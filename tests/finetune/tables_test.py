@@ -189,7 +189,7 @@ def test_only_the_kept_columns_are_in_rows(table):
       't.dat',
       'cannot be inferred from its name; set data.format to one of tsv, csv, jsonl, json',
     ),
-    ('text\tlabel\na\tb\n', 't.parquet', 'cannot be inferred from its name'),
+    ('text\tlabel\na\tb\n', 't.parquet', 'is not a Parquet file'),
   ],
 )
 def test_errors_name_the_file_and_the_line(table, content, name, expected):

@@ -13,7 +13,7 @@ from finetune_files import described, opened, restored
 
 from electra_jax.data.tokenizers.tokenization import SPECIAL_TOKENS, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune.tasks import tagging
+from electra_jax.finetune.tasks import tables, tagging
 
 TRAIN = 'Mora B-PER\nBako I-PER\nsees O\nTiru B-LOC\n\nit O\n\n'
 DEV = 'Bako B-PER\nis O\nin O\nTiru B-LOC\nLo I-LOC\n'
@@ -46,7 +46,7 @@ def data_fields(tmp_path, files, **more):
   for name, content in files.items():
     (folder / name).write_text(content, 'utf-8')
   splits = {name: name.split('.')[0] for name in files}
-  named = {split: folder / name for name, split in splits.items() if split in tagging.SPLITS}
+  named = {split: folder / name for name, split in splits.items() if split in tables.SPLITS}
   return named | more
 
 
@@ -287,9 +287,9 @@ def test_ignored_types_count_as_o(tmp_path):
   assert task.examples('train')[0].tags == ('B-PER', 'O', 'O')
 
 
-def test_iob1_is_read_with_repair_tags(tmp_path, tokenizer):
+def test_iob1_is_read_as_iob2_with_repair_tags(tmp_path, tokenizer):
   files = {'train.conll': 'a I-PER\nb I-PER\nc B-PER\nd O\n', 'dev.conll': 'a I-PER\n'}
-  task = open_task(tmp_path, files=files, repair_tags='repair')
+  task = open_task(tmp_path, files=files, repair_tags='repair', tag_scheme='iob2')
   assert task.examples('train')[0].tags == ('B-PER', 'I-PER', 'B-PER', 'O')
   assert task.features(task.examples('train'), tokenizer, 256)[1] == {'tags repaired': 1}
   assert (
@@ -376,14 +376,14 @@ def test_the_column_of_training_applies_only_to_the_same_layout(tmp_path):
 def test_splits_are_found_in_a_folder_by_file_name(tmp_path, names, parts):
   data_fields(tmp_path, {name: POS if name.endswith('.conllu') else TRAIN for name in names})
   task = opened('tagging', source=tmp_path / 'data', tags='-1')
-  found = (task.paths.get(split, '').split('/')[-1] for split in tagging.SPLITS)
+  found = (task.paths.get(split, '').split('/')[-1] for split in tables.SPLITS)
   assert tuple(name or None for name in found) == parts
 
 
 BAD = [
   (
     {'train.conll': 'a O\n', 'dev.conll': 'a I-PER\n'},
-    {},
+    {'tag_scheme': 'iob2'},
     "line 1 of the file '.*dev.conll' has the tag 'I-PER' after the start of the sentence, "
     'which violates IOB2',
   ),

@@ -331,7 +331,7 @@ def test_errors_in_training_and_dev_data_name_their_place(folder, name, content,
     ),
     (
       'text\tlabel\na\t1\nb\tnan\n',
-      "line 3 of the file '{}' has the value 'nan'; expected a number",
+      "line 3 of the file '{}' has no label: its column 'label' is nan",
     ),
     (
       'text\tlabel\na\t1\nb\t\n',
@@ -375,3 +375,96 @@ def test_metrics_without_labeled_examples_are_nan(folder):
   assert metrics.keys() == {'accuracy', 'macro_f1', 'matthews'} and all(
     map(math.isnan, metrics.values())
   )
+
+
+@pytest.mark.parametrize('value', ['NaN', 'nan', 'Infinity', '-inf', 'null', 'NULL', '', ' '])
+@pytest.mark.parametrize('name', ['classification', 'regression'])
+def test_labels_that_stand_for_a_missing_value_are_refused(folder, value, name):
+  (folder / 't.csv').write_text(f'text,label\na,1\nb,2\nc,{value}\n')
+  assert 'line 4 of the file' in message(folder, 't.csv', '', name=name)
+  assert "has no label: its column 'label' is" in message(folder, 't.csv', '', name=name)
+  if value in ('NaN', 'Infinity', 'null'):
+    rows = ['{"text": "a", "label": 1}', '{"text": "b", "label": 2}', '{"text": "c", "label": %s}']
+    (folder / 't.jsonl').write_text('\n'.join(rows) % value)
+    assert 'line 3 of the file' in message(folder, 't.jsonl', '', name=name)
+    assert "has no label: its column 'label' is" in message(folder, 't.jsonl', '', name=name)
+
+
+def test_a_column_that_is_not_read_may_be_nan(folder):
+  (folder / 't.jsonl').write_text(
+    '{"text": "a", "label": 1, "x": NaN}\n{"text": "b", "label": 2, "x": 1}\n'
+  )
+  assert opened('classification', folder, 't.jsonl', '').labels == ('1', '2')
+  (folder / 'u.jsonl').write_text('{"text": NaN, "label": 1}\n{"text": "b", "label": 2}\n')
+  assert "has NaN in its column 'text'; expected text" in message(folder, 'u.jsonl', '')
+
+
+def test_integers_are_named_by_a_field(folder):
+  (folder / 't.csv').write_text('text,label\na,0\nb,2\n')
+  task = opened('classification', folder, 't.csv', 't.csv', label_names='bad,so so,good')
+  assert task.labels == ('bad', 'so so', 'good')
+  assert [example.target for example in task.examples('dev')] == [0, 2]
+  again = restore_task(json.loads(json.dumps(task.describe())))
+  assert [example.target for example in again.read(str(folder / 't.csv'))] == [0, 2]
+  found = message(folder, 't.csv', '', label_names='bad,good')
+  assert (
+    'line 3' in found and 'has the label 2; expected 0 to 1, as data.label_names has 2' in found
+  )
+  (folder / 'u.csv').write_text('text,label\na,bad\nb,worse\n')
+  found = message(folder, 'u.csv', '', label_names='bad,good')
+  assert "has the label 'worse', which data.label_names lacks" in found
+
+
+@pytest.mark.parametrize(
+  'header, pair, columns',
+  [
+    ('sentence,label', None, "columns: text 'sentence', label 'label'"),
+    ('premise,hypothesis,label', 'b', "columns: text 'premise', pair 'hypothesis', label 'label'"),
+    ('text,sentence2,category', None, "columns: text 'text', label 'category'"),
+  ],
+)
+def test_usual_columns_are_detected_and_reported(folder, header, pair, columns):
+  rows = ['a,b,1', 'c,d,2'] if header.count(',') == 2 else ['a,1', 'c,2']
+  (folder / 't.csv').write_text('\n'.join([header, *rows]) + '\n')
+  task = opened('classification', folder, 't.csv', '')
+  assert task.notes == (columns,)
+  assert contents(task.examples('train'))[0] == ('a', pair, 0)
+
+
+LONG = [Example(None, 'a b c d e f g h i j', None, 1), Example(None, 'a b', None, 0)]
+
+
+def windowed(**changes):
+  described = restored().describe() | {'long_texts': 'windows', 'stride': 4} | changes
+  return restore_task(json.loads(json.dumps(described)))
+
+
+def test_windows_cover_a_long_text_and_have_its_label(tokenizer):
+  features, counts = windowed().features(LONG, tokenizer, 8)
+  words = [''.join(WORDS[i] for i in row[1:-1]) for row in features.token_ids]
+  assert words == ['abcdef', 'defghi', 'ghij', 'ab']
+  assert features.examples.tolist() == [0, 0, 0, 1]
+  assert features.targets['label'].tolist() == [1, 1, 1, 0]
+  assert counts == {'further windows on texts longer than 8 tokens': 2}
+
+
+def test_windows_of_a_pair_have_the_first_text(tokenizer):
+  task = restore_task(restored('x', 'y').describe() | {'long_texts': 'windows', 'stride': 4})
+  features, counts = task.features([Example(None, 'a b c', 'a b c d e f', 0)], tokenizer, 9)
+  rows = [' '.join(WORDS[i] for i in row) for row in features.token_ids]
+  assert rows[0] == '[CLS] a b c [SEP] a b c [SEP]' and rows[-1].endswith('e f [SEP]')
+  assert all(row.startswith('[CLS] a b c [SEP]') for row in rows)
+  assert counts == {'further windows on texts longer than 9 tokens': len(rows) - 1}
+
+
+@pytest.mark.parametrize('pooling, share', [('mean', (0.2 + 0.6 + 0.7) / 3), ('max', None)])
+def test_outputs_of_windows_are_pooled(tokenizer, pooling, share):
+  task = windowed(window_pooling=pooling)
+  features, _ = task.features(LONG, tokenizer, 8)
+  shares = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.9, 0.1]])
+  outputs = {'logits': np.log(shares)}
+  predicted = task.predictions(LONG, features, outputs)
+  share = 0.7 / 1.5 if share is None else share  # of the largest logits of both labels
+  assert [row['probabilities']['yes'] for row in predicted] == pytest.approx([share, 0.1])
+  accuracy = task.score('dev', LONG, features, outputs)['accuracy']
+  assert accuracy == (share > 0.5) / 2 + 0.5

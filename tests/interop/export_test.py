@@ -92,6 +92,7 @@ def test_transformers_gives_the_same_outputs(kind, runs, tmp_path, capsys):
   export.export(runs(kind), output)
   run, out = electra_jax.load(runs(kind)), capsys.readouterr().out
   tokenizer = transformers.AutoTokenizer.from_pretrained(f'{output}/discriminator')
+  assert tokenizer.model_max_length == run.config.sequence_length
   inputs = tokenizer(made_run.TEXTS, padding=True, return_tensors='pt')
   reading = run(made_run.TEXTS)
   for ids, mask, tokens in zip(
@@ -146,6 +147,17 @@ def test_transformers_gives_the_same_outputs(kind, runs, tmp_path, capsys):
     rtol=1e-4,
     atol=2e-5,
   )
+  if kind == 'electra':
+    texts = ['the chef ate [MASK] meal', '[MASK] house of [MASK].']
+    pipe = transformers.pipeline('fill-mask', model=generator, tokenizer=tokenizer, top_k=3)
+    for found, expected in zip(run.fill_mask(texts, top=3), pipe(texts), strict=True):
+      for candidates, wanted in zip(
+        found, [expected] if isinstance(expected[0], dict) else expected, strict=True
+      ):
+        assert [one.token_id for one in candidates] == [one['token'] for one in wanted]
+        np.testing.assert_allclose(
+          [one.probability for one in candidates], [one['score'] for one in wanted], rtol=1e-4
+        )
   # No padding rows.
   assert generator.config.vocab_size == run.tokenizer.size == len(tokenizer)
 

@@ -15,6 +15,7 @@ from electra_jax.errors import UserError
 from electra_jax.interop import huggingface, tensor_files
 from electra_jax.interop.weights import Head, Weights, expected_shapes, same_bits
 from electra_jax.model.config import EncoderConfig
+from electra_jax.model.heads import ROW_KINDS
 
 IDS = {
   'pad_id': hf_files.PAD,
@@ -74,7 +75,7 @@ def towers(discriminator, sharing='embeddings', **fields) -> Weights:
 def fine_tuned(
   config, kind, style='transformers', labels=('no', 'yes', 'maybe'), pooling='cls'
 ) -> Weights:
-  labels = labels if kind in ('classification', 'tagging') else ()
+  labels = labels if kind in ('classification', 'multilabel', 'tagging') else ()
   weights = Weights('a run', config, None, 'embeddings', {}, Head(kind, style, labels, pooling, {}))
   params = random(expected_shapes(weights))
   return dataclasses.replace(
@@ -146,6 +147,7 @@ def test_the_encoder_opens_without_its_head(config, tmp_path):
       for kind in ('classification', 'tagging', 'span')
     ],
     (ELECTRA, 'regression', 'cls'),
+    (ELECTRA, 'multilabel', 'cls'),
     (MODERN, 'regression', 'mean'),
   ],
 )
@@ -153,9 +155,11 @@ def test_fine_tuned_models_give_the_same_outputs_in_transformers(config, kind, p
   weights = fine_tuned(config, kind, pooling=pooling)
   files = huggingface.model_files(weights, 'finetuned', special_ids=IDS)
   made = hf_files.opened(
-    files, tmp_path, 'classification' if kind == 'regression' else kind, config.family
+    files, tmp_path, 'classification' if kind in ROW_KINDS else kind, config.family
   )
   assert_same_outputs(weights, made)
+  if kind == 'multilabel':
+    assert made.config.problem_type == 'multi_label_classification'
   if weights.head.labels:
     assert made.config.id2label == dict(enumerate(weights.head.labels))
     assert made.config.label2id == {name: i for i, name in enumerate(weights.head.labels)}

@@ -451,8 +451,8 @@ def changed(folders, tmp_path, family='electra', **fields):
 @pytest.mark.parametrize(
   'field, value, message',
   [
-    ('model_type', 'bert', "model_type is 'bert'"),
-    ('model_type', 'roberta', "model_type is 'roberta'"),
+    ('model_type', 'bart', "model_type is 'bart'"),
+    ('model_type', 'gpt2', "model_type is 'gpt2'"),
     ('hidden_act', 'relu', "'gelu'"),
     ('hidden_act', 'gelu_new', 'gelu_new'),
     ('position_embedding_type', 'relative_key', 'relative_key'),
@@ -526,10 +526,7 @@ def test_a_modernbert_head_without_a_class_is_refused(tmp_path):
 @pytest.mark.parametrize(
   'fields, words',
   [
-    (
-      {'problem_type': 'multi_label_classification'},
-      ('problem_type', 'multi_label_classification'),
-    ),
+    ({'problem_type': 'ranking'}, ('problem_type', 'multi_label_classification')),
     ({'problem_type': 'regression'}, ('problem_type', '3 labels')),
     ({'id2label': {'1': 'a', '2': 'b', '3': 'c'}}, ('id2label', '1, 2, 3')),
     ({'id2label': {'0': 'a', '1': 'b', '2': 'a'}}, ('id2label', "'a'")),

@@ -68,7 +68,7 @@ def test_the_library_of_the_hub_reads_the_metadata():
   assert (data.license, data.language) == ('cc-by-4.0', ['no', 'zh-Hans'])
   assert (data.datasets, data.base_model) == (
     ['wikimedia/wikipedia'],
-    'google/electra-small-discriminator',
+    ['google/electra-small-discriminator'],
   )
   assert (data.library_name, data.pipeline_tag) == ('transformers', 'feature-extraction')
   assert data.tags == ['electra', 'electra_jax', 'jax'] and data.model_name == 'a: title'

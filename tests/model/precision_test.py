@@ -11,7 +11,7 @@ import pytest
 from conftest import micro_config
 
 from electra_jax.config import checked_pretraining, phases_of
-from electra_jax.finetune import finetune_step
+from electra_jax.finetune import finetune_step, losses
 from electra_jax.model import kernels
 from electra_jax.model.attention import AttentionSettings, attention
 from electra_jax.model.config import EncoderConfig
@@ -41,7 +41,14 @@ def pretraining_step(*fields: str) -> str:
   return build.lower_step(p, 1).as_text()
 
 
-@pytest.mark.parametrize('fields', [(), ('model.family=modern', 'objective.name=electric')])
+@pytest.mark.parametrize(
+  'fields',
+  [
+    (),
+    ('model.family=modern', 'objective.name=electric'),
+    ('model.family=deberta-v2', 'model.position_buckets=8'),
+  ],
+)
 def test_every_product_of_a_float32_step_is_float32(fields):
   assert precisions(pretraining_step('dtype=float32', *ONE_LAYER, *fields)) == {'f32': {'HIGHEST'}}
 
@@ -70,7 +77,7 @@ def test_every_product_of_fine_tuning_and_prediction_is_float32(kind, style):
   batch |= {'label': np.zeros(2, np.int32), 'seed': np.uint32(0)}
   batch |= {name: np.zeros(2, np.int32) for name in ('start', 'end')}
   batch |= {'impossible': np.zeros(2, np.float32), 'allowed': np.ones((2, 16), np.int32)}
-  of = finetune_step.finetuning_loss(model, ids, 0.5)
+  of = finetune_step.finetuning_loss(model, ids, losses.DEFAULTS)
 
   def loss(params, batch):
     return of.loss(params, *of.prepare(0, batch))[0]

@@ -7,10 +7,20 @@ import pytest
 from made_metrics import RESOLVED, TOKENS_PER_STEP, evaluation, line
 
 from electra_jax.config import default_config, to_plain
+from electra_jax.data.tokenizers.character_losses import CharacterLosses
 from electra_jax.pages.run_checks import LEVELS, RunFiles, findings
 from electra_jax.training.curves import RunRecord
 
 STEPS = (1, *range(20, 201, 20))
+
+
+def source_with(**counts):
+  """Facts of a source of 1,000 characters, of which some are lost."""
+  examples = {'unknown': {'ก': 20, '\u0e31': 30}}
+  losses = CharacterLosses(characters=1000, examples=examples, **counts)
+  return {'location': 'thai.txt', 'losses': losses.plain(), 'remedy': 'another tokenizer'}
+
+
 TRAIN = {'text_tokens': 10_000, 'unknown_tokens': 0, 'dropped_tokens': 0}
 CORPUS = ({'train': TRAIN, 'sources': [{'replaced_bytes': 0}]},)
 VERSIONS = {'started_with': {'jax': '0.10.2'}, 'last_run_with': {'jax': '0.10.2'}}
@@ -138,6 +148,18 @@ def test_nothing_is_found_in_a_run_that_is_as_it_should_be():
       'Many tokens are unknown',
       '200 training tokens (2.00%)',
       {'corpus': ({'train': TRAIN | {'unknown_tokens': 200}},)},
+    ),
+    (
+      'warning',
+      'The tokenizer loses characters',
+      '5.0% of the characters of thai.txt are unknown or removed, most often ◌ั U+0E31 30, ก',
+      {'corpus': ({'train': TRAIN, 'sources': [source_with(unknown=50)]},)},
+    ),
+    (
+      'problem',
+      'The tokenizer loses characters',
+      '30.0% of the characters',
+      {'corpus': ({'train': TRAIN, 'sources': [source_with(unknown=250, removed=50)]},)},
     ),
     (
       'warning',

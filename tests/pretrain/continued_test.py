@@ -21,6 +21,7 @@ from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.interop import narrowed, origins, own
 from electra_jax.interop.weights import (
+  Head,
   Weights,
   expected_shapes,
   same_bits,
@@ -271,6 +272,7 @@ def weights_of(
     num_heads=heads,
     intermediate_size=64,
     max_positions=20,
+    position_buckets=8,
     vocab_multiple=1,
     **fields,
   )
@@ -288,7 +290,10 @@ def weights_of(
   )
 
 
-@pytest.mark.parametrize('family, embedding', [('electra', 16), ('electra', 32), ('modern', 32)])
+@pytest.mark.parametrize(
+  'family, embedding',
+  [('electra', 16), ('electra', 32), ('modern', 32), ('deberta-v2', 32), ('albert', 16)],
+)
 def test_a_generator_of_the_same_size_is_the_discriminator(family, embedding):
   w = weights_of(family, embedding=embedding, generator=False)
   found = narrowed.narrowed_generator(w, dataclasses.replace(w.discriminator))
@@ -333,6 +338,86 @@ def test_a_narrowed_generator_has_units_heads_and_layers_at_even_distances(famil
       np.shape, shapes['generator_head']
     )
     np.testing.assert_array_equal(found.params['generator_head']['dense']['kernel'], project.T)
+
+
+@pytest.mark.parametrize('family, embedding', [('deberta-v2', 32), ('albert', 16), ('bert', 32)])
+def test_tables_and_the_head_of_a_masked_language_model_are_narrowed_too(family, embedding):
+  w = weights_of(family, embedding=embedding, generator=False)
+  rng = np.random.default_rng(1)
+  head = {
+    'dense': {'kernel': rng.normal(size=(32, embedding)).astype(np.float32)}
+    | {'bias': np.ones(embedding, np.float32)},
+    'norm': {'scale': np.ones(embedding, np.float32), 'bias': np.ones(embedding, np.float32)},
+    'bias': np.ones(50, np.float32),
+  }
+  w = dataclasses.replace(w, params=w.params | {'generator_head': head})
+  found = narrowed.with_generator(w, generator_config(w.discriminator, 0.5, 0.5), 'embeddings')
+  shapes = expected_shapes(found)
+  for name in ('generator', 'generator_head'):
+    assert jax.tree.map(np.shape, found.params[name]) == jax.tree.map(np.shape, shapes[name])
+  units = np.linspace(0, 31, 16).round().astype(int)
+  np.testing.assert_array_equal(
+    found.params['generator_head']['dense']['kernel'],
+    head['dense']['kernel'][units] * np.float32(2**0.5),
+  )
+  theirs, ours = w.params['discriminator'], found.params['generator']
+  if family == 'deberta-v2':
+    np.testing.assert_array_equal(ours['distances'], theirs['distances'][:, units])
+  if family == 'albert':
+    np.testing.assert_array_equal(
+      ours['shared_layer']['mlp_norm']['scale'], theirs['shared_layer']['mlp_norm']['scale'][units]
+    )
+
+
+def test_a_masked_language_model_is_the_main_tower_where_a_family_is_pretrained_so(monkeypatch):
+  d = weights_of('bert', embedding=32, generator=False)
+  lm = dataclasses.replace(d, discriminator=None, generator=d.discriminator, sharing='none')
+  params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), expected_shapes(lm))
+  lm = dataclasses.replace(lm, params=params)
+  monkeypatch.setattr(origins, 'open_source', lambda *_: lm)
+
+  def opened(*changes):
+    return resolve_run(micro_config(*FROM_HERE, *changes)).source.weights
+
+  monkeypatch.setattr('electra_jax.pretrain.resolve.tokenizer_path', lambda *_: None)
+  found = opened('objective.name=mlm')
+  assert found.sharing == 'all' and found.params.keys() == {
+    'embeddings',
+    'discriminator',
+    'generator_head',
+  }
+  assert same_bits(found.params['discriminator'], lm.params['generator'])
+  # Its head serves a generator that is cut out of it, and no other.
+  narrow = opened('continued.generator=narrowed', 'generator.hidden_fraction=0.5')
+  scratch = opened('continued.generator=scratch')
+  assert narrow.params.keys() == found.params.keys()
+  assert scratch.params.keys() == {'embeddings', 'discriminator'}
+  assert narrow.generator is None and narrow.discriminator.family == 'bert'
+  with pytest.raises(UserError, match='has no generator; name one'):
+    opened()
+
+
+def test_the_head_of_a_fine_tuned_model_is_left_out_with_a_note(monkeypatch):
+  w = weights_of('bert', embedding=32, generator=False)
+  head = Head('classification', 'transformers', ('a', 'b'), 'cls', {})
+  monkeypatch.setattr(origins, 'open_source', lambda *_: dataclasses.replace(w, head=head))
+  monkeypatch.setattr('electra_jax.pretrain.resolve.tokenizer_path', lambda *_: None)
+  found = resolve_run(micro_config(*FROM_HERE, 'objective.name=mlm'))
+  weights = found.source.weights
+  assert weights.head is None and 'the head of here for classification is not used' in weights.notes
+
+
+def test_the_commit_of_a_repository_is_used_again_by_later_starts(monkeypatch, tmp_path):
+  w = dataclasses.replace(weights_of('bert', embedding=32, generator=False), revision='abc123')
+  asked = []
+  monkeypatch.setattr(origins, 'open_source', lambda source, *_: asked.append(source) or w)
+  monkeypatch.setattr('electra_jax.pretrain.resolve.tokenizer_path', lambda *_: None)
+  config = micro_config(*FROM_HERE[1:], 'init=hf:org/name', 'objective.name=mlm')
+  run = resolve_run(config, tmp_path)
+  assert dict(run.revisions) == {'hf:org/name': 'abc123'}
+  (tmp_path / 'resolved.json').write_text(json.dumps({'revisions': dict(run.revisions)}))
+  resolve_run(config, tmp_path)
+  assert asked == ['hf:org/name', 'hf:org/name@abc123']
 
 
 def test_heads_of_another_size_are_refused():

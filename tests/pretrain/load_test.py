@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 
 import jax
 import made_run
@@ -42,6 +43,18 @@ def test_an_opened_run_has_its_config_tokenizer_model_and_parameters(run):
     )
     == []
   )
+
+
+def test_the_first_text_with_unknown_characters_is_warned_of():
+  opened = electra_jax.load(micro_run.finished()[0])
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    opened('bako')
+  with pytest.warns(UserWarning, match='loses .* of the characters .*U\\+0E'):
+    opened('ภูเขา')
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    opened('ภูเขา')
 
 
 def test_texts_give_hidden_states_and_probabilities(run):

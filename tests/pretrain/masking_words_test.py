@@ -328,6 +328,10 @@ class Words:
   def word_starts(self):
     return np.arange(60) % 3 == 0
 
+  @property
+  def word_ends(self):
+    return np.zeros(60, bool)
+
 
 def settings_of(**fields):
   config = default_config()
@@ -356,6 +360,24 @@ def test_masks_use_the_config_and_the_word_starts_of_the_tokenizer(method):
       and sorted(of_row(masks, row)) == sorted(chosen)
       and np.array_equal(masks.token_ids[row], shown)
     )
+
+
+def test_a_word_begins_after_a_token_that_ends_one():
+  """As after a line break of byte-level BPE. Without it the row would be a single word."""
+  row = np.array([[CLS, 11, 12, 13, 7, 14, 15, SEP]], np.int32)
+  changes = {
+    'word_starts': masking.packed(np.zeros(VOCAB, bool)),
+    'word_ends': masking.packed(np.arange(VOCAB) == 7),
+    'mask_rate': 0.4,
+  }
+  masks = draw(np.tile(row, (BATCH, 1)), 1, **changes)
+  chosen = [
+    set(positions[weights > 0].tolist())
+    for positions, weights in zip(
+      np.asarray(masks.positions), np.asarray(masks.weights), strict=True
+    )
+  ]
+  assert chosen == [{5, 6}] * BATCH  # the other word has four tokens, more than 40%
 
 
 def test_settings_of_uniform_masks_have_no_word_starts():

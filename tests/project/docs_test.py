@@ -1,6 +1,8 @@
 """Pages name existing files, fields, modes and links; docs/design.md names every module."""
 
 import collections
+import importlib
+import json
 import pathlib
 import re
 import shlex
@@ -95,3 +97,11 @@ def test_the_walk_through_the_modules_names_each_module_once():
   named = collections.Counter(name.split('/')[-1] for name in re.findall(r'[\w/]+\.py', walk))
   paths = (ROOT / 'electra_jax').rglob('*.py')
   assert named == collections.Counter(path.name for path in paths if path.stem != '__init__')
+
+
+def test_the_table_of_languages_is_that_of_the_results(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+  languages = importlib.import_module('languages')
+  rows = json.loads((ROOT / 'benchmarks/results/languages.json').read_text('utf-8'))
+  assert languages.markdown(rows) in (ROOT / 'docs/languages.md').read_text('utf-8')
+  assert len(rows) >= 25 and len({row['script'] for row in rows}) >= 15

@@ -129,6 +129,21 @@ def npy():
   return out.getvalue()
 
 
+def tagged_table(kind):
+  """A table with tags of datasets' ClassLabel, as Parquet or as a stream of Arrow."""
+  feature = {'feature': {'names': ['O', 'B-X'], '_type': 'ClassLabel'}, '_type': 'List'}
+  metadata = {'huggingface': json.dumps({'info': {'features': {'ner_tags': feature}}})}
+  columns = {'tokens': [['a', 'b'], ['c']] * 20, 'ner_tags': [[0, 1], [0]] * 20}
+  table = pyarrow.table(columns).replace_schema_metadata(metadata)
+  out = io.BytesIO()
+  if kind == 'parquet':
+    pyarrow.parquet.write_table(table, out)
+  else:
+    with pyarrow.ipc.new_stream(out, table.schema) as writer:
+      writer.write_table(table)
+  return out.getvalue()
+
+
 def parquet():
   out = io.BytesIO()
   table = pyarrow.table({'text': ['a text', 'another', None] * 20, 'n': list(range(60))})
@@ -379,6 +394,16 @@ PARSERS = {
     write(a__json=SENTENCES),
     lambda f: tables.read_table(str(f / 'a.json')),
     ('a.json',),
+  ),
+  'table_parquet': (
+    write(a__parquet=tagged_table('parquet')),
+    lambda f: tables.read_table(str(f / 'a.parquet')),
+    ('a.parquet',),
+  ),
+  'table_arrow': (
+    write(a__arrow=tagged_table('arrow')),
+    lambda f: tables.read_table(str(f / 'a.arrow')),
+    ('a.arrow',),
   ),
   'conll': (write(a__conll=CONLL), lambda f: read_sentences(f, 'a.conll'), ('a.conll',)),
   'conll_jsonl': (

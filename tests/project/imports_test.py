@@ -17,9 +17,11 @@ RANKS = {
   'file_access': 1,
   'json_reader': 1.5,
   'folder_lock': 2,
+  'hub': 2.5,
   'remote_files': 0,
   'checksums': 2,
   'version': 0,
+  'callable_package': 0,
   'registry': 1,
   'config': 2,
   'model': 3,
@@ -37,6 +39,8 @@ RANKS = {
   'report': 8,
   'timeline': 8,
   'verify': 8,
+  'python_api': 8,
+  'estimator': 8.5,
   'sweep': 9,
   'export': 9,
   'hub_upload': 8,
@@ -57,6 +61,8 @@ LAZY = (
   'sentencepiece',
   'tokenizers',
   'safetensors',
+  'wandb',
+  'mlflow',
 )
 FILES = sorted(PACKAGE.rglob('*.py'))
 

@@ -228,7 +228,7 @@ def test_the_card_of_a_fine_tuned_run_has_its_metrics_and_recipe(here, tmp_path)
   data = pytest.importorskip('huggingface_hub').ModelCard(text).data
   assert (data.pipeline_tag, data.base_model) == (
     'text-classification',
-    'google/electra-small-discriminator',
+    ['google/electra-small-discriminator'],
   )
   (result,) = data.eval_results
   assert (result.metric_type, result.dataset_type) == ('matthews_correlation', 'nyu-mll/glue')

@@ -41,6 +41,8 @@ def counted_by_xla(settings, model, batch, length):
     ('electra', 'electra', 512),
     ('electra', 'modern', 512),
     ('electric', 'electra', 512),
+    ('electra', 'deberta-v2', 512),
+    ('electra', 'bert', 512),
   ],
 )
 def test_model_flops_equal_the_count_of_xla(name, family, embedding_size):

@@ -52,6 +52,7 @@ NEW = {
   'model.dropout_scale': 'dtype',
   'model.residual': 'dtype',
   'optimizer.update_counts': 'shared',
+  'data.normalization': 'original',
 }
 
 

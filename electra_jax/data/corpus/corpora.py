@@ -4,7 +4,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from electra_jax.data.corpus.corpus_format import Claims, Contents, CorpusSource, Group
+from electra_jax import file_access
+from electra_jax.data.corpus import detection
+from electra_jax.data.corpus.corpus_format import Claims, CorpusSource, Group
 from electra_jax.data.corpus.readers import DocumentReader
 from electra_jax.data.corpus.sources import check_sources, parse_sources, source_at
 from electra_jax.data.corpus.text_format import SAMPLE_PATH
@@ -31,7 +33,8 @@ _SHOWN = 3  # sources in a description
 def groups(sources: Sequence[CorpusSource]) -> list[Group]:
   """The contents of sources in groups, one for each reader, in order.
 
-  Only names and sizes of the files decide. Each file occurs once. No group spans sources.
+  Names, sizes and first bytes of the files decide. Each file occurs once. No group spans sources,
+  or files of two formats.
 
   Raises:
     UserError: a file is missing, cannot be read, is a folder, or in another format; a pattern
@@ -40,8 +43,8 @@ def groups(sources: Sequence[CorpusSource]) -> list[Group]:
   """
   return [
     group
-    for index, (source, contents) in enumerate(_contents(sources))
-    for group in source.spec.groups(index, source, contents)
+    for index, part in _parts(sources)
+    for group in part.source.spec.groups(index, part.source, part.contents)
   ]
 
 
@@ -114,7 +117,7 @@ def corpus_identity(sources: Sequence[CorpusSource]) -> str:
   weights.
   """
   digest = hashlib.blake2b(digest_size=16)
-  for source, contents in _contents(sources):
+  for _, (source, contents) in _parts(sources):
     values = (source.format, *source.spec.identity(source, contents))
     digest.update(repr(values).encode(errors='surrogateescape') + b'\0')
   return digest.hexdigest()
@@ -145,10 +148,30 @@ def is_held_out(text: str, fraction: float) -> bool:
   return int.from_bytes(digest, 'big') < fraction * 2**64
 
 
-def _contents(sources: Sequence[CorpusSource]) -> Iterator[tuple[CorpusSource, Contents]]:
-  """Yields each source with what it holds and no earlier one does."""
+def notes(sources: Sequence[CorpusSource]) -> list[tuple[str, str]]:
+  """(label, text) for the console of what was detected: formats, columns, skipped files."""
+  return [note for source in sources for note in detection.notes(source, detection.find(source))]
+
+
+def skipped_files(sources: Sequence[CorpusSource]) -> list[dict[str, int]]:
+  """For each source how many files of its folder hold no corpus, by what they are."""
+  counts = []
+  for source in sources:
+    is_folder = not source.spec.owns(source.location) and file_access.is_folder(
+      os.path.expanduser(source.location)
+    )
+    skipped = detection.find(source).skipped if is_folder else {}
+    counts.append({kind: len(names) for kind, names in skipped.items()})
+  return counts
+
+
+def _parts(sources: Sequence[CorpusSource]) -> Iterator[tuple[int, detection.Part]]:
+  """Yields (index of the source, part) of what each source holds and no earlier one does."""
   check_sources(sources)
   claims: Claims = {}
   for index, source in enumerate(sources):
-    spec = source.spec
-    yield source, spec.unclaimed(index, source, spec.contents(source), claims)
+    for part in detection.find(source).parts:
+      spec = part.source.spec
+      contents = spec.unclaimed(index, part.source, part.contents, claims)
+      if contents or not part.contents:
+        yield index, detection.Part(part.source, contents)

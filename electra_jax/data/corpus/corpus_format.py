@@ -13,9 +13,8 @@ User code adds a format with one class, from its config file:
 """
 
 import dataclasses
-import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from electra_jax import file_access, registry
@@ -25,8 +24,18 @@ from electra_jax.errors import UserError
 # Files are grouped until a group has so many bytes. A group is what one reader reads.
 GROUP_BYTES = 256_000_000
 
-_ARCHIVES = ('.tar', '.tgz', '.zip', '.7z', '.rar')
-_GLOB_CHARACTERS = set('*?[')
+_COMPRESSED_ARCHIVES = {'.tgz': '.tar', '.txz': '.tar', '.tbz2': '.tar', '.tzst': '.tar'}
+# Names of the column of texts in published data sets, the most specific first.
+_LIKELY_FIELDS = (
+  'content',
+  'body',
+  'document',
+  'article',
+  'raw_content',
+  'passage',
+  'sentence',
+  'abstract',
+)
 
 # What a source holds: for files their facts by path.
 Contents = Any
@@ -45,12 +54,20 @@ class CorpusSource:
     format: the name of its corpus format.
     options: of the format, all of them, as text.
     weight: share of the rows in a mixture, relative to the weights of the other sources.
+    heldout: fraction of its documents that is held out; None for that of the corpus.
+    given: the options that were given, not their defaults.
+    chosen: whether the format was given; else the content of files decides.
+    text_format: the format of its files of plain text.
   """
 
   location: str
   format: str
   options: Mapping[str, str] = dataclasses.field(default_factory=dict)
   weight: float | None = None
+  heldout: float | None = None
+  given: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+  chosen: bool = dataclasses.field(default=False, compare=False)
+  text_format: str = dataclasses.field(default='blank_line', compare=False)
 
   @property
   def spec(self) -> 'CorpusFormat':
@@ -101,6 +118,9 @@ class CorpusFormat:
     plain_text: whether `config.data.document_format` may name it, for files with unknown
       extensions.
     selectable: whether a source may select it with `;format=NAME`.
+    detectable: whether files or folders of the format are recognized.
+    seeks: whether files are read at any place, and not from their beginning to their end.
+    is_text: whether files are text.
   """
 
   title: str = ''
@@ -112,6 +132,9 @@ class CorpusFormat:
   compressible: bool = True
   plain_text: bool = False
   selectable: bool = True
+  detectable: bool = True
+  seeks: bool = False
+  is_text: bool = False
 
   def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """Yields the documents of a file in order; blank ones are dropped by the caller.
@@ -128,6 +151,26 @@ class CorpusFormat:
 
   def owns(self, location: str) -> bool:
     """Whether a location that is not a file is one of this format."""
+    return False
+
+  def owns_folder(self, names: Set[str]) -> bool:
+    """Whether a folder with files of these names is a data set of this format."""
+    return False
+
+  def folder_source(self, source: CorpusSource, name: str) -> CorpusSource:
+    """The source of a folder that this format owns; `name` is that of the format."""
+    for option in source.given:
+      if option not in self.options:
+        raise unknown_option(source.location, self.title, option)
+    options = self.parse_options(source.location, source.given)
+    return dataclasses.replace(source, format=name, options=options)
+
+  def recognizes(self, head: bytes) -> bool:
+    """Whether a file that begins so, decompressed, has this format, by `magic`."""
+    return any(map(head.startswith, self.magic))
+
+  def recognizes_text(self, head: bytes) -> bool:
+    """Whether a text file that begins so has this format, whatever its name."""
     return False
 
   def parse_options(self, location: str, given: Mapping[str, str]) -> dict[str, str]:
@@ -148,41 +191,12 @@ class CorpusFormat:
   #### What a source holds ####
 
   def contents(self, source: CorpusSource) -> Contents:
-    """What a source holds: its files with their facts, sorted.
+    """What a source holds whose location the format owns; detection.py finds those of files.
 
     Raises:
-      UserError: a file is missing, cannot be read, is a folder or in another format, or a pattern
-        matches no file.
+      UserError: it cannot be read.
     """
-    location = os.path.expanduser(source.location)
-    if file_access.exists(location):
-      _check_file(location)
-      found = {location: file_access.facts(location)}
-    elif _GLOB_CHARACTERS & set(location):
-      found = file_access.find_files(location)
-      if not found:
-        raise UserError(
-          f"the corpus pattern {location!r} matches no file; expected one that does, or 'sample'"
-        )
-    else:
-      raise UserError(
-        f'the corpus file {location!r} does not exist; expected a file, a pattern such as '
-        "'text/*.txt', or 'sample'"
-      )
-    for path in found:
-      self._check_match(path, source, location)
-    return found
-
-  def _check_match(self, path: str, source: CorpusSource, location: str) -> None:
-    """Raises UserError where a file of a source cannot be read in this format."""
-    if not file_access.is_remote(path) and not os.access(path, os.R_OK):
-      raise UserError(f'the corpus file {path!r} may not be read; change its permissions')
-    by_name = format_by_name(path)
-    if self.plain_text and by_name not in (None, source.format) and not format_by_name(location):
-      raise UserError(
-        f'the corpus pattern {location!r} matches {path!r}, which is not text; give a pattern '
-        'for each kind of file, which ends as they do'
-      )
+    raise NotImplementedError
 
   def unclaimed(
     self, index: int, source: CorpusSource, contents: Contents, claims: Claims
@@ -253,6 +267,30 @@ class FieldFormat(CorpusFormat):
 
   options: Mapping[str, str] = {'field': 'text'}
 
+  def text_fields(
+    self, path: str, options: Mapping[str, str], reader: DocumentReader
+  ) -> Sequence[str]:
+    """Names of the fields of a file that hold text; empty where that is not known.
+
+    Raises:
+      UserError: the file is damaged, or not in this format.
+    """
+    return ()
+
+  def detected_field(
+    self, path: str, options: Mapping[str, str], reader: DocumentReader
+  ) -> str | None:
+    """The field of a file that holds the documents; None if it cannot be told."""
+    try:
+      found = self.text_fields(path, options, reader)
+    except UserError:  # reported when the file is read
+      return None
+    if self.options['field'] in found:
+      return self.options['field']
+    by_name = {name.lower(): name for name in reversed(found)}
+    likely = next((by_name[name] for name in _LIKELY_FIELDS if name in by_name), None)
+    return likely or (found[0] if len(found) == 1 else None)
+
   def part_read(self, source: CorpusSource) -> tuple[str, str]:
     """See the base class."""
     return source.format, source.options['field']
@@ -266,7 +304,7 @@ def format_by_name(path: str) -> str | None:
   """The format that has the extension of a file's name; None if there is none.
 
   Raises:
-    UserError: the file is an archive, or compressed in a way in which it cannot be read.
+    UserError: the file is compressed in a way in which it cannot be read.
   """
   compressed, extension = _extension(path)
   found = None
@@ -275,8 +313,6 @@ def format_by_name(path: str) -> str | None:
     if extension in spec.extensions or (not found and extension in spec.ambiguous_extensions):
       found = name
   if found is None:
-    if extension in _ARCHIVES:
-      raise UserError(f'the corpus file {path!r} is an archive of files; unpack it')
     return None
   spec = registry.CORPUS_FORMATS.get(found)
   if compressed and not spec.compressible:
@@ -308,16 +344,7 @@ def option_names() -> list[str]:
 def _extension(path: str) -> tuple[bool, str]:
   """(whether a file is compressed, the extension before that of its compression)."""
   name = pathlib.PurePosixPath(path)
+  if archive := _COMPRESSED_ARCHIVES.get(name.suffix.lower()):
+    return True, archive
   compressed = name.suffix.lower() in file_access.COMPRESSIONS
   return compressed, pathlib.PurePosixPath(name.stem if compressed else name.name).suffix.lower()
-
-
-def _check_file(path: str) -> None:
-  if file_access.is_folder(path):
-    raise UserError(
-      f"the corpus {path!r} is a folder; expected the files in it, such as '{path}/*.txt'"
-    )
-  if not file_access.is_remote(path) and not os.path.isfile(path):
-    raise UserError(
-      f'the corpus {path!r} is not a file that can be read twice; expected one on a disk'
-    )

@@ -1,10 +1,11 @@
 """JSON lines: files with one JSON object per line and the document in one of its fields."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from electra_jax import json_reader
+from electra_jax.data.corpus import file_kinds
 from electra_jax.data.corpus.corpus_format import FieldFormat
 from electra_jax.data.corpus.readers import DocumentReader, named
 from electra_jax.errors import UserError
@@ -20,6 +21,19 @@ class JsonlFormat(FieldFormat):
   title = 'JSON lines'
   extensions = ('.jsonl', '.ndjson')
   ambiguous_extensions = ('.json',)
+  is_text = True
+
+  def recognizes_text(self, head: bytes) -> bool:
+    """See the base class."""
+    return file_kinds.holds_json_lines(head)
+
+  def text_fields(
+    self, path: str, options: Mapping[str, str], reader: DocumentReader
+  ) -> Sequence[str]:
+    """The strings of the first object, those of objects in it with dots."""
+    line = next((line for _, line in reader.lines(path) if line and not line.isspace()), '')
+    where = f'the first line of the corpus file {path!r}'
+    return list(_strings(json_reader.parse(line, where, 'repair it', json_reader.TEXTS)))
 
   def read(self, path: str, options: Mapping[str, str], reader: DocumentReader) -> Iterator[str]:
     """See the base class."""
@@ -52,6 +66,15 @@ class JsonlFormat(FieldFormat):
 
 
 JSONL = JsonlFormat()
+
+
+def _strings(record: Json, prefix: str = '') -> Iterator[str]:
+  """Names of the fields of an object that hold a string."""
+  for name, value in record.items() if isinstance(record, dict) else ():
+    if isinstance(value, str):
+      yield prefix + name
+    elif not prefix:
+      yield from _strings(value, f'{name}.')
 
 
 def _member(record: Json, field: str, where: str) -> Json:

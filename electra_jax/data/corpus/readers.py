@@ -1,14 +1,15 @@
 """Reading shared by the corpus formats: lines, decompression, UTF-8, counts and progress."""
 
 import contextlib
-import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from electra_jax import file_access, input_limits, registry
+from electra_jax import file_access, input_limits
+from electra_jax.data.corpus import file_kinds
 from electra_jax.errors import UserError
 
 INVALID_UTF8 = ('refuse', 'replace')
+SKIPPED = 'skipped: '  # begins the names of counts of files in archives that hold no corpus
 
 Advance = Callable[[int], None]
 
@@ -16,7 +17,19 @@ _ADVANCE_LINES = 256
 _LONG_LINE = 1 << 18
 _NAMES_SHOWN = 20
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
-_ARCHIVE_MAGIC = {b'PK\x03\x04': '.zip', b'7z\xbc\xaf': '.7z'}
+_MAGIC_BYTES = 16
+
+
+class OpenedFile(NamedTuple):
+  """A file that is open for reading.
+
+  Attributes:
+    raw: as stored; its position counts stored bytes.
+    stream: decompressed.
+  """
+
+  raw: BinaryIO
+  stream: BinaryIO
 
 
 class DocumentReader:
@@ -114,9 +127,24 @@ class DocumentReader:
     Raises:
       UserError: the file cannot be read, is damaged or cut short.
     """
-    with self._opened(path) as (raw, stream):
+    with self.opened(path) as (raw, stream):
       yield stream
       self.advance(raw.tell())
+
+  def stored_size(self, path: str) -> int:
+    """The size of a file as it is stored, in bytes."""
+    return file_access.facts(path).size
+
+  @contextlib.contextmanager
+  def stored(self, path: str) -> Iterator[tuple[BinaryIO, int]]:
+    """Opens a file as it is stored, with its size in bytes, for reading at any place.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    size = file_access.facts(path).size
+    with file_access.open_binary(path) as raw:
+      yield raw, size
 
   def lines(self, path: str) -> Iterator[tuple[int, str]]:
     r"""Yields (number, text without its end) of each line of a text file.
@@ -134,9 +162,11 @@ class DocumentReader:
 
     def where(start: int) -> str:
       place = f'byte 0x{line[start]:02x} on line {number}, byte {offset + start} of the text'
-      return f'the corpus file {path!r} is not UTF-8 ({place})'
+      encoding = file_kinds.encoding_of(line[: file_kinds.HEAD_BYTES])
+      likely = f', probably {encoding}' if encoding else ''
+      return f'the corpus file {path!r} is not UTF-8 ({place}{likely})'
 
-    with self._opened(path) as (raw, stream):
+    with self.opened(path) as (raw, stream):
       while True:
         line = stream.readline(most + 1)
         if number % _ADVANCE_LINES == 0 or len(line) > _LONG_LINE or not line:
@@ -165,34 +195,63 @@ class DocumentReader:
         yield number, text
 
   @contextlib.contextmanager
-  def _opened(self, path: str) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Yields a file as stored and decompressed."""
+  def opened(self, path: str) -> Iterator[OpenedFile]:
+    """Yields a file as stored and decompressed, whatever its name ends in.
+
+    Raises:
+      UserError: the file cannot be read, is damaged or cut short.
+    """
+    with file_access.open_binary(path) as raw, self.naming_damage(path):
+      suffix = file_access.compression(path)
+      if not suffix:
+        suffix = file_access.compression(path, raw.read(_MAGIC_BYTES))
+        raw.seek(0)
+      yield OpenedFile(raw, file_access.decompressed(raw, path, suffix))
+
+  @contextlib.contextmanager
+  def naming_damage(self, path: str) -> Iterator[None]:
+    """Raises what reading a damaged file raises as a UserError that names the file."""
     broken = file_access.damage()
     remote = file_access.is_remote(path)
-    with file_access.open_binary(path) as raw:
-      try:
-        yield raw, file_access.decompressed(raw, path)
-      except UserError:
+    try:
+      yield
+    except UserError:
+      raise
+    except Exception as error:
+      if not isinstance(error, broken) and not remote:
         raise
-      except Exception as error:
-        if not isinstance(error, broken) and not remote:
-          raise
-        kind = file_access.Unreachable if remote else UserError
-        raise kind(
-          f'the corpus file {path!r} is damaged or cut short ({file_access.reason(error)}); '
-          'replace it'
-        ) from None
+      kind = file_access.Unreachable if remote else UserError
+      raise kind(
+        f'the corpus file {path!r} is damaged or cut short ({file_access.reason(error)}); '
+        'replace it'
+      ) from None
 
   def _check_is_text(self, line: bytes, path: str) -> None:
     """Raises UserError where the first line of a file is not text, whatever the file's name."""
-    name = pathlib.PurePosixPath(path).name
-    known = dict(file_access.COMPRESSION_MAGIC)
-    for spec in map(registry.CORPUS_FORMATS.get, registry.CORPUS_FORMATS):
-      known |= dict.fromkeys(spec.magic, next(iter(spec.extensions), ''))
-    for magic, extension in (known | _ARCHIVE_MAGIC).items():
-      if magic not in self._own_magic and line.startswith(magic):
-        remedy = f'rename it to {name}{extension}' if magic in known else 'unpack it'
-        raise UserError(f'the corpus file {path!r} holds {extension} data, not text; {remedy}')
+    if any(map(line.startswith, self._own_magic)):
+      return
+    kind = file_kinds.kind_of(line[: file_kinds.HEAD_BYTES])
+    if kind:
+      raise not_text(path, kind)
+
+
+def not_text(path: str, kind: str) -> UserError:
+  """The error for a file that is no corpus.
+
+  Args:
+    path: of the file.
+    kind: what it is, such as 'a PDF document'.
+  """
+  if kind.endswith(' text'):
+    encoding = kind.removesuffix(' text')
+    return UserError(
+      f'the corpus file {path!r} is {kind}; expected UTF-8, as iconv -f {encoding} -t UTF-8 '
+      'makes it'
+    )
+  return UserError(
+    f'the corpus file {path!r} is {kind}, not text; expected text, JSON lines, CSV, Parquet or '
+    'Arrow, or an archive of such files'
+  )
 
 
 def named(names: Iterable[str]) -> str:
@@ -203,4 +262,4 @@ def named(names: Iterable[str]) -> str:
 
 
 def _is_compressed(path: str) -> bool:
-  return pathlib.PurePosixPath(path).suffix.lower() in file_access.COMPRESSIONS
+  return bool(file_access.compression(path))

@@ -7,13 +7,12 @@ from electra_jax import registry
 from electra_jax.data.corpus.corpus_format import (
   CorpusSource,
   format_by_name,
-  is_ambiguous,
   option_names,
   unknown_option,
 )
 from electra_jax.errors import UserError
 
-_EXPECTED = "expected a file, a pattern such as 'text/*.txt', or 'sample'"
+_EXPECTED = "expected a file, a folder, a pattern such as 'text/*.txt', or 'sample'"
 
 
 def parse_sources(text: str, document_format: str = 'blank_line') -> tuple[CorpusSource, ...]:
@@ -62,6 +61,8 @@ def source_at(
   """
   given = _split_options(location, options)
   weight = given.pop('weight', None)
+  heldout = given.pop('heldout', None)
+  chosen = 'format' in given
   owners = [
     name for name in registry.CORPUS_FORMATS if registry.CORPUS_FORMATS.get(name).owns(location)
   ]
@@ -71,11 +72,22 @@ def source_at(
       raise unknown_option(location, registry.CORPUS_FORMATS.get(name).title, 'format')
   else:
     name = _format_of_files(location, given.pop('format', None), document_format)
+  spec = registry.CORPUS_FORMATS.get(name)
+  by_content = not owners and not chosen  # the content may be of a format that has the option
+  certain = {
+    option: value
+    for option, value in given.items()
+    if option in spec.options or not by_content or option not in _options_of_files()
+  }
   return CorpusSource(
     location,
     name,
-    registry.CORPUS_FORMATS.get(name).parse_options(location, given),
+    spec.parse_options(location, certain),
     None if weight is None else _parse_weight(location, weight),
+    None if heldout is None else _parse_fraction(location, heldout),
+    given,
+    chosen,
+    document_format,
   )
 
 
@@ -96,9 +108,15 @@ def check_sources(sources: Sequence[CorpusSource]) -> tuple[CorpusSource, ...]:
   return tuple(sources)
 
 
+def _options_of_files() -> set[str]:
+  """Options of the formats that the content of a file may have."""
+  specs = map(registry.CORPUS_FORMATS.get, registry.CORPUS_FORMATS)
+  return {name for spec in specs if spec.detectable for name in spec.options}
+
+
 def _split_options(location: str, options: Sequence[str]) -> dict[str, str]:
   """Names and values of options that some format has."""
-  known = ('format', *option_names(), 'weight')
+  known = ('format', *option_names(), 'weight', 'heldout')
   given: dict[str, str] = {}
   for option in filter(None, options):
     name, equals, value = (piece.strip() for piece in option.partition('='))
@@ -126,16 +144,8 @@ def _format_of_files(location: str, given: str | None, document_format: str) -> 
       raise UserError(
         f'the corpus source {location!r} has format={given}; expected one of {", ".join(formats)}.'
       )
-    format_by_name(location)  # archives are refused whatever the option
     return given
-  found = format_by_name(location)
-  if found is not None and is_ambiguous(location, found):
-    title = registry.CORPUS_FORMATS.get(found).title
-    raise UserError(
-      f'the corpus source {location!r} may be {title} or another kind of file; add '
-      f';format={found} if it is {title}'
-    )
-  return found or document_format
+  return format_by_name(location) or document_format
 
 
 def _parse_weight(location: str, text: str) -> float:
@@ -146,3 +156,16 @@ def _parse_weight(location: str, text: str) -> float:
   if not 0 < weight < math.inf:
     raise UserError(f'the corpus source {location!r} has weight={text}; expected a number above 0.')
   return weight
+
+
+def _parse_fraction(location: str, text: str) -> float:
+  try:
+    fraction = float(text)
+  except ValueError:
+    fraction = math.nan
+  if not 0 <= fraction < 1:
+    raise UserError(
+      f'the corpus source {location!r} has heldout={text}; expected a fraction of at least 0 and '
+      'below 1.'
+    )
+  return fraction

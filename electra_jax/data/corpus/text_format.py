@@ -16,6 +16,7 @@ class TextFormat(CorpusFormat):
 
   title = 'text'
   plain_text = True
+  is_text = True
 
   def part_read(self, source: CorpusSource) -> str:
     """Text formats read the same of a file."""
@@ -83,6 +84,7 @@ class SampleFormat(BlankLineFormat):
   title = 'the bundled sample'
   plain_text = False
   selectable = False
+  detectable = False
 
   def owns(self, location: str) -> bool:
     """See the base class."""

@@ -6,13 +6,14 @@ those in ArrayRecord files do not.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import importlib.util
 import operator
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from electra_jax import console, file_access
@@ -32,6 +33,7 @@ PREFIX = 'tfds:'
 # A group, which is what one reader reads, has so many examples.
 GROUP_EXAMPLES = 200_000
 
+_FEATURES = 'features.json'
 _READ_AHEAD = 16  # examples decoded at a time
 _ADVANCE_EXAMPLES = 256
 _VERSION = re.compile(r'[/:](?=[0-9*]+\.[0-9*]+\.[0-9*]+$)')  # the separator before a version
@@ -51,10 +53,20 @@ class TfdsFormat(CorpusFormat):
   title = 'a TFDS dataset'
   options = {'field': 'text', 'split': 'train', 'data_dir': '', 'download': 'no'}
   selectable = False
+  detectable = False
 
   def owns(self, location: str) -> bool:
     """See the base class."""
     return location.startswith(PREFIX)
+
+  def owns_folder(self, names: Set[str]) -> bool:
+    """See the base class."""
+    return INFO in names and _FEATURES in names
+
+  def folder_source(self, source: CorpusSource, name: str) -> CorpusSource:
+    """See the base class."""
+    located = dataclasses.replace(source, location=f'{PREFIX}{source.location}')
+    return super().folder_source(located, name)
 
   def parse_options(self, location: str, given: Mapping[str, str]) -> dict[str, str]:
     """See the base class."""

@@ -82,8 +82,9 @@ def each_block(
   """
   import apache_beam as beam
 
-  console.say(label, f'{len(groups):,} groups of files, by Apache Beam')
-  with _pipeline(flags) as pipeline:
+  what = f'{len(groups):,} groups of files, by Apache Beam'
+  console.say(label, what)
+  with console.phase(label, what), _pipeline(flags) as pipeline:
     (
       pipeline
       | 'groups' >> beam.Create(list(enumerate(groups)))

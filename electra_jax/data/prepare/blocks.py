@@ -19,7 +19,10 @@ import numpy as np
 from electra_jax import file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, duplicates
 from electra_jax.data.prepare import packing
+from electra_jax.data.prepare.heldout_split import SPLITS, HeldoutSplit
 from electra_jax.data.prepare.recipe import CorpusRecipe
+from electra_jax.data.tokenizers import character_losses
+from electra_jax.data.tokenizers.character_losses import CharacterLosses
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 
@@ -27,9 +30,13 @@ from electra_jax.errors import UserError
 # small enough to distribute.
 BLOCK_CHARACTERS = 4_000_000
 
+# Characters of a block that are compared with their tokens, which takes longer than encoding: of
+# the first block of a group of files, which may be all, and of the others.
+FIRST_SAMPLE = 300_000
+LATER_SAMPLE = 8_000
+
 LONGEST = 5  # longest documents in the report
 _BEGINNING_CHARACTERS = 60  # of each, shown in the report
-SPLITS = ('train', 'heldout')
 COUNTS = (
   'documents',
   'empty_documents',
@@ -57,6 +64,7 @@ class PreparationJob:
     recipe: the settings.
     dropped: indices of the near-duplicates in each block that has some, by the block's name.
     plugins: files of user code that register corpus formats and tokenizers.
+    split: which documents are held out; None for the fraction of the recipe.
   """
 
   folder: str
@@ -65,11 +73,17 @@ class PreparationJob:
   recipe: CorpusRecipe
   dropped: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
   plugins: tuple[str, ...] = ()
+  split: HeldoutSplit | None = None
 
   def for_block(self, name: str) -> 'PreparationJob':
     """What the worker of one block needs to know."""
     dropped = {name: self.dropped[name]} if name in self.dropped else {}
     return dataclasses.replace(self, dropped=dropped)
+
+  def parts(self, source: int, text: str) -> Iterator[tuple[str, str]]:
+    """See `HeldoutSplit.parts`."""
+    split = self.split or HeldoutSplit((self.recipe.heldout_fraction,) * (source + 1))
+    return split.parts(source, text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +94,13 @@ class Block:
     group: index of the group of files that they are read from.
     number: of the block in its group.
     texts: the documents.
+    source: index of their source.
   """
 
   group: int
   number: int
   texts: list[str]
+  source: int = 0
 
   @property
   def name(self) -> str:
@@ -132,12 +148,12 @@ def read_blocks(
     texts.append(text)
     characters += len(text)
     if characters >= BLOCK_CHARACTERS:
-      yield Block(index, number, texts)
+      yield Block(index, number, texts, group.source_index)
       texts = []
       characters = 0
       number += 1
   if texts:
-    yield Block(index, number, texts)
+    yield Block(index, number, texts, group.source_index)
     number += 1
   _write_json(_group_file(job, index), {'blocks': number, 'counts': counts})
 
@@ -202,23 +218,28 @@ def make_rows(job: PreparationJob, block: Block, threads: int | None = 1) -> Fac
   chosen: dict[str, list[str]] = {split: [] for split in SPLITS}
   facts: Facts = {split: dict.fromkeys(COUNTS, 0) | {'longest': []} for split in SPLITS}
   for number, text in enumerate(block.texts):
-    split = SPLITS[corpora.is_held_out(text, job.recipe.heldout_fraction)]
-    if number in dropped:
-      facts[split]['duplicate_documents'] += 1
-      facts[split]['duplicate_characters'] += len(text)
-    else:
-      chosen[split].append(text)
+    for split, part in job.parts(block.source, text):
+      if number in dropped:
+        facts[split]['duplicate_documents'] += 1
+        facts[split]['duplicate_characters'] += len(part)
+      else:
+        chosen[split].append(part)
   dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
   for split, texts in chosen.items():
     rows, starts = _rows(job, block, split, texts, tokenizer, facts[split], threads)
     facts[split]['rows'] = len(rows)
     facts[split]['tokens'] = int((rows != tokenizer.pad_id).sum())
     if len(rows):
-      if split == 'heldout':
+      if is_evaluated(job.recipe, split):
         _write_array(starts_file(rows_file(job, block.name, split)), np.array(starts, np.int64))
       _write_array(rows_file(job, block.name, split), rows.astype(dtype))
   _write_json(_facts_file(job, block.name), facts)  # last, because it marks the block as finished
   return facts
+
+
+def is_evaluated(recipe: CorpusRecipe, split: str) -> bool:
+  """Whether rows of a split are evaluated: those held out, or all where none are held out."""
+  return split == 'heldout' or not recipe.heldout_fraction
 
 
 def block_facts(job: PreparationJob, name: str) -> Facts | None:
@@ -249,7 +270,17 @@ def add_facts(total: Facts, facts: Facts) -> Facts:
     total[name] = total.get(name, 0) + facts[name]
   longest = [*total.get('longest', []), *facts['longest']]
   total['longest'] = sorted(longest, key=lambda item: -item[0])[:LONGEST]
+  total['losses'] = add_losses(total, facts)
   return total
+
+
+def add_losses(total: Facts, facts: Facts) -> Facts:
+  """The sum of the character losses of two counts; version 0.1.0 counted none."""
+  losses = CharacterLosses()
+  for counted in (total, facts):
+    if 'losses' in counted:
+      losses.add(CharacterLosses.from_plain(counted['losses']))
+  return losses.plain()
 
 
 @functools.lru_cache(maxsize=2)
@@ -298,9 +329,21 @@ def _rows(
     facts['characters'] += len(text)
     facts['text_tokens'] += len(encoded)
     facts['unknown_tokens'] += int((encoded == tokenizer.unk_id).sum())
+  facts['losses'] = _losses(block, texts, tokenizer, threads).plain()
   longest = sorted(zip(map(len, tokens), texts, strict=True), key=lambda item: -item[0])[:LONGEST]
   facts['longest'] = [[length, _beginning(text)] for length, text in longest]
   return rows, starts
+
+
+def _losses(
+  block: Block, texts: list[str], tokenizer: Tokenizer, threads: int | None
+) -> CharacterLosses:
+  """What the tokenizer loses of the texts of one split, counted in a sample of the block."""
+  characters = sum(map(len, texts))
+  of_block = max(1, sum(map(len, block.texts)))
+  limit = LATER_SAMPLE if block.number else FIRST_SAMPLE
+  chosen = character_losses.sample(texts, -(-limit * characters // of_block))
+  return character_losses.count(tokenizer, chosen, threads=threads)
 
 
 def _segment_pair_rows(

@@ -9,6 +9,7 @@ from typing import Any
 
 from electra_jax import console, file_access, json_reader
 from electra_jax.data.prepare import workers
+from electra_jax.data.tokenizers import loss_report
 from electra_jax.errors import UserError
 from electra_jax.folder_lock import FolderInUse, FolderLock, is_lock_file
 
@@ -20,6 +21,14 @@ _OURS = re.compile(r'\.work|tokenizer|report\.md|heldout|train(-\d+)?')
 _PARTIAL = re.compile(r'(facts\.json|report\.md)\.[0-9a-f]{8}\.partial')
 _POLL = 1.0  # seconds between two looks at a folder that another process works on
 _REMOTE_POLL = 5.0
+# After these errors, the same command or one with another flag continues.
+_WORK_IS_GOOD = (
+  file_access.Unwritable,
+  file_access.Unreachable,
+  workers.WorkerDied,
+  FolderInUse,
+  loss_report.LostText,
+)
 
 
 @contextlib.contextmanager
@@ -30,7 +39,7 @@ def building(
 
   A second process, on any machine, waits for the first. Unfinished work is kept for the next
   process if this one ends early. After a UserError it is removed, unless the cause was outside of
-  the corpus and the recipe.
+  the corpus and the recipe, or a flag allows it.
 
   Args:
     path: a path or an address.
@@ -49,8 +58,8 @@ def building(
     try:
       yield work
       lock.check(read=True)
-    except (file_access.Unwritable, file_access.Unreachable, workers.WorkerDied, FolderInUse):
-      raise  # the finished work is good
+    except _WORK_IS_GOOD:
+      raise
     except UserError:
       lock.check(read=True)
       _remove_unfinished(path)

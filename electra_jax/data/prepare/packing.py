@@ -77,9 +77,14 @@ def pack(
   if len(starts):
     rows[starts] = cls_id
     rows[starts + sizes + 1] = sep_id
-    # From a token's place in the text to its place in the rows.
-    moved = starts + 1 - (np.cumsum(sizes) - sizes)
-    rows[np.arange(sizes.sum()) + np.repeat(moved, sizes)] = np.concatenate(documents)
+    # Places of tokens of the text: those after a [CLS] and before its [SEP]. One byte each, since a
+    # document may be very long.
+    steps = np.zeros(len(rows) + 1, np.int8)
+    steps[starts + 1] += 1
+    steps[starts + sizes + 1] -= 1
+    rows[np.cumsum(steps, dtype=np.int8)[:-1].view(bool)] = (
+      documents[0] if len(documents) == 1 else np.concatenate(documents)
+    )
   return rows.reshape(-1, row_length)
 
 

@@ -13,12 +13,25 @@ import numpy as np
 
 from electra_jax import console, file_access, json_reader, registry
 from electra_jax.data.corpus import corpora, corpus_format, duplicates, tfds
-from electra_jax.data.prepare import beam_pipeline, blocks, packing, preparation_report, workers
+from electra_jax.data.prepare import (
+  advice,
+  beam_pipeline,
+  blocks,
+  packing,
+  preparation_report,
+  workers,
+)
 from electra_jax.data.prepare.finished import FACTS_FILE, building, read_facts, write_facts
+from electra_jax.data.prepare.heldout_split import (
+  SPLITS,
+  HeldoutSplit,
+  decide_split,
+  fractions_of,
+)
 from electra_jax.data.prepare.preparation_report import Part
 from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.store import document_starts
-from electra_jax.data.store.mixture import Mixture
+from electra_jax.data.store.mixture import Mixing, Mixture
 from electra_jax.data.store.shard_cache import default_cache
 from electra_jax.data.store.token_manifest import rows_per_shard, write_manifest
 from electra_jax.data.store.token_shards import write_shard
@@ -160,6 +173,7 @@ def prepare_corpus(
   processes: int = 0,
   beam: str | None = None,
   take_over: bool = False,
+  mixing: Mixing | None = None,
 ) -> Prepared:
   """Tokenizes a corpus into rows of training and held-out documents, or opens what exists.
 
@@ -176,13 +190,15 @@ def prepare_corpus(
     beam: flags of an Apache Beam pipeline that does the work, '' for its local runner; None for
       processes on this machine.
     take_over: whether to take the folder from a process that works on it.
+    mixing: how sources are weighted, in place of their own weights. They are then stored apart.
 
   Raises:
-    UserError: a setting is wrong; the corpus or the tokenizer cannot be read; a split has no
-      document; the folder cannot be written or holds something else; a worker was killed.
+    UserError: a setting is wrong; the tokenizer loses much of a source; the corpus or the tokenizer
+      cannot be read; a split has no document; the folder cannot be written or holds something else;
+      a worker was killed.
   """
   recipe.check()
-  plan = _make_plan(recipe, cache, output)
+  plan = _make_plan(recipe, cache, output, apart=bool(mixing))
   if beam is not None:
     beam_pipeline.check_beam_flags(beam, plan.path)
   lock = FolderLock(plan.path, take_over=take_over)
@@ -193,25 +209,28 @@ def prepare_corpus(
       console.say(
         'corpus', f'{corpora.describe_sources(plan.sources)}, {size / 1e6:,.1f} MB on disk'
       )
-      tokenizer = plan.given or _train_tokenizer(plan, groups)
+      for label, text in corpora.notes(plan.sources):
+        console.say(label, text)
+      split = _split(plan, groups)
+      tokenizer = plan.given or _train_tokenizer(plan, groups, split)
       runner = _Runner(groups, workers.processes_for(groups, processes), beam, lock)
-      _make(plan, work, tokenizer, runner)
+      _make(plan, work, tokenizer, runner, split)
     else:
       console.say('corpus', f'reusing {corpora.describe_sources(plan.sources)} as prepared before')
-  return open_prepared(plan.path, plan.cache, _weights(plan.sources))
+  return open_prepared(plan.path, plan.cache, mixing or Mixing(_weights(plan.sources)))
 
 
 def open_prepared(
   path: str | os.PathLike[str],
   cache: str | os.PathLike[str] | None = None,
-  weights: Sequence[float] | None = None,
+  mixing: Mixing | None = None,
 ) -> Prepared:
   """Opens a prepared corpus.
 
   Args:
     path: its folder or address; shards at an address are fetched into the cache when they are read.
     cache: see `prepare_corpus`.
-    weights: of the sources, if they are not those of the preparation.
+    mixing: weights of the sources, if they are not those of the preparation.
 
   Raises:
     UserError: there is none, it is damaged, or its tokenizer is of a kind that is not registered.
@@ -235,22 +254,33 @@ def open_prepared(
         'prepare the corpus again'
       )
   heldout = stores.pop('heldout', None)
-  train: Store | Mixture
-  if len(stores) == 1:
-    (train,) = stores.values()
-  else:
-    recorded = [source['weight'] for source in facts['sources']]
-    train = Mixture(tuple(stores.values()), tuple(weights or recorded))
+  train = _mixed(tuple(stores.values()), facts, mixing or Mixing(), path)
   for label, text in preparation_report.console_lines(facts):
-    console.say(label, text)
+    console.say(label, text, always=label == 'warning')
   console.say('kept in', path)
   return Prepared(train, heldout, tokenizer, facts, path)
 
 
-def _weights(sources: Sequence[corpora.CorpusSource]) -> list[float] | None:
-  """The weights of sources; None if they have none."""
-  weights = [source.weight for source in sources if source.weight is not None]
-  return weights or None
+def _mixed(
+  stores: tuple[Store, ...], facts: blocks.Facts, mixing: Mixing, path: str
+) -> Store | Mixture:
+  """The training rows: of one store, or a mixture of those of the sources."""
+  if mixing:
+    tokens = [source['text_tokens'] for source in facts['sources']]
+    if len(stores) == 1 < len(tokens):
+      raise UserError(
+        f'the sources of the corpus {path!r} are stored together and cannot be weighted; expected '
+        'a corpus that was prepared with weights (;weight=... on each source).'
+      )
+    weights = mixing.of_sources(tokens, path)
+  else:
+    weights = tuple(source['weight'] for source in facts['sources'])
+  return stores[0] if len(stores) == 1 else Mixture(stores, weights)
+
+
+def _weights(sources: Sequence[corpora.CorpusSource]) -> tuple[float, ...]:
+  """The weights of sources; empty if they have none."""
+  return tuple(source.weight for source in sources if source.weight is not None)
 
 
 #### The plan and its fingerprint ####
@@ -260,19 +290,33 @@ def _make_plan(
   recipe: CorpusRecipe,
   cache: str | os.PathLike[str] | None,
   output: str | os.PathLike[str] | None,
+  apart: bool,
 ) -> _Plan:
-  """Finds the corpus and, if it exists already, the tokenizer. See `prepare_corpus`."""
+  """Finds the corpus and, if it exists already, the tokenizer. See `prepare_corpus`.
+
+  Args:
+    recipe: the settings.
+    cache: see `prepare_corpus`.
+    output: see `prepare_corpus`.
+    apart: whether sources without weights have a store each, too.
+  """
   cache = file_access.normal(default_cache() if cache is None else cache)
   for path, what in ((cache, 'config.data.cache'), (output, '--output')):
     if path is not None and not file_access.is_remote(path):
       file_access.check_name(path, what)
   sources = corpora.parse_sources(recipe.source, recipe.document_format)
+  if apart and not _weights(sources):
+    sources = tuple(dataclasses.replace(source, weight=1.0) for source in sources)
   given = None
   if recipe.tokenizer not in registry.TOKENIZERS:
     path = file_access.normal(recipe.tokenizer)
-    given = tokenization.load_tokenizer(path, recipe.lowercase, recipe.strip_accents)
+    given = tokenization.load_tokenizer(
+      path, recipe.lowercase, recipe.strip_accents, recipe.add_special_tokens
+    )
+    if recipe.segmenter:
+      given = given.with_segmenter(recipe.segmenter)
   identity = corpora.corpus_identity(sources)
-  fingerprint = _fingerprint(recipe, identity, given, weighted=_weights(sources) is not None)
+  fingerprint = _fingerprint(recipe, identity, given, sources)
   if output is None:
     folder = file_access.join(cache, 'rows', fingerprint)
   else:
@@ -281,12 +325,16 @@ def _make_plan(
 
 
 def _fingerprint(
-  recipe: CorpusRecipe, identity: str, given: Tokenizer | None, weighted: bool
+  recipe: CorpusRecipe,
+  identity: str,
+  given: Tokenizer | None,
+  sources: Sequence[corpora.CorpusSource],
 ) -> str:
   """A hash of all that decides the rows and how they are cut into blocks.
 
   Blocks count too, because unfinished work is resumed.
   """
+  own = _own_fractions(sources)
   return _hash(
     [
       RECIPE_VERSION,
@@ -294,21 +342,36 @@ def _fingerprint(
       recipe.heldout_fraction,
       recipe.invalid_utf8,
       recipe.near_duplicates,
-      given.fingerprint if given else _tokenizer_fingerprint(recipe, identity),
+      given.fingerprint if given else _tokenizer_fingerprint(recipe, identity, own),
       recipe.row_length,
       recipe.row_format,
       recipe.seed if recipe.row_format == 'segment_pair' else None,
-      weighted,
+      bool(_weights(sources)),
       packing.MIN_PIECE,
       blocks.BLOCK_CHARACTERS,
       corpus_format.GROUP_BYTES,
       tfds.GROUP_EXAMPLES,
+      *own,
     ]
   )
 
 
-def _tokenizer_fingerprint(recipe: CorpusRecipe, identity: str) -> str:
-  """A hash of all that decides a tokenizer that is trained on the corpus."""
+def _own_fractions(sources: Sequence[corpora.CorpusSource]) -> list[list[float | None]]:
+  """The held-out fractions that sources state; empty where none does, as in version 0.1.0."""
+  fractions = [source.heldout for source in sources]
+  return [fractions] if any(fraction is not None for fraction in fractions) else []
+
+
+def _tokenizer_fingerprint(
+  recipe: CorpusRecipe, identity: str, own: Sequence[Sequence[float | None]]
+) -> str:
+  """A hash of all that decides a tokenizer that is trained on the corpus.
+
+  Args:
+    recipe: the settings.
+    identity: of the corpus.
+    own: of `_own_fractions`.
+  """
   return _hash(
     [
       RECIPE_VERSION,
@@ -318,6 +381,7 @@ def _tokenizer_fingerprint(recipe: CorpusRecipe, identity: str) -> str:
       recipe.tokenizer,
       recipe.vocab_size,
       *tokenization.settings_identity(recipe.tokenizer_settings),
+      *own,
     ]
   )
 
@@ -329,15 +393,30 @@ def _hash(values: list[Any]) -> str:
 #### The tokenizer ####
 
 
-def _train_tokenizer(plan: _Plan, groups: Sequence[corpora.Group]) -> Tokenizer:
+def _split(plan: _Plan, groups: Sequence[corpora.Group]) -> HeldoutSplit:
+  """Decides which documents are held out, and prints what is unusual about it."""
+  recipe = plan.recipe
+  split = decide_split(plan.sources, groups, recipe.heldout_fraction, recipe.invalid_utf8)
+  for text in split.describe():
+    console.say('held out', text)
+  return split
+
+
+def _train_tokenizer(
+  plan: _Plan, groups: Sequence[corpora.Group], split: HeldoutSplit
+) -> Tokenizer:
   """A tokenizer trained on the training documents, now or by an earlier run."""
   recipe = plan.recipe
-  name = _tokenizer_fingerprint(recipe, plan.identity)
+  name = _tokenizer_fingerprint(recipe, plan.identity, _own_fractions(plan.sources))
+  if split.cuts:
+    name = _hash([name, split.identity()])
   folder = file_access.join(plan.cache, 'tokenizers', name)
   with building(folder) as work:
     if work:
       trained = tokenization.train_tokenizer(
-        _training_texts(plan, groups), recipe.tokenizer_settings, _expected_characters(groups)
+        _training_texts(plan, groups, split),
+        recipe.tokenizer_settings,
+        _expected_characters(groups),
       )
       trained.save(folder)
       write_facts(folder, {})
@@ -356,41 +435,52 @@ def _expected_characters(groups: Sequence[corpora.Group]) -> int:
   return int(total)
 
 
-def _training_texts(plan: _Plan, groups: Sequence[corpora.Group]) -> Iterator[str]:
+def _training_texts(
+  plan: _Plan, groups: Sequence[corpora.Group], split: HeldoutSplit
+) -> Iterator[str]:
   """Yields the training documents.
 
   Raises:
     UserError: at the end, if a split has no document.
   """
-  documents = dict.fromkeys(blocks.SPLITS, 0)
+  documents = dict.fromkeys(SPLITS, 0)
   for group in groups:
     for text in corpora.documents(group, plan.recipe.invalid_utf8):
-      split = blocks.SPLITS[corpora.is_held_out(text, plan.recipe.heldout_fraction)]
-      documents[split] += 1
-      if split == 'train':
-        yield text
+      for name, part in split.parts(group.source_index, text):
+        documents[name] += 1
+        if name == 'train':
+          yield part
   _check_documents(plan, documents)
 
 
 #### The stages ####
 
 
-def _make(plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner) -> None:
+def _make(
+  plan: _Plan, work: str, tokenizer: Tokenizer, runner: _Runner, split: HeldoutSplit
+) -> None:
   """Fills the folder of a plan with tokenizer, stores, report and, last, the facts."""
   start = time.monotonic()
   folder = file_access.join(plan.path, 'tokenizer')
   tokenizer.save(folder)
   job = blocks.PreparationJob(
-    work, folder, tokenizer.fingerprint, plan.recipe, plugins=registry.plugin_files()
+    work, folder, tokenizer.fingerprint, plan.recipe, plugins=registry.plugin_files(), split=split
   )
+  if not plan.recipe.allow_loss:
+    advice.check_beginnings(plan.recipe, runner.groups, tokenizer)
   if plan.recipe.near_duplicates:
     job = _without_near_duplicates(job, runner)
   runner.each_block(job, workers.BlockWork(blocks.make_rows, _has_rows(job), 'rows'))
   runner.lock.check(read=True)
-  gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
+  with console.phase('report', 'counting what was prepared'):
+    gathered = preparation_report.gather_facts(job, runner.groups, plan.sources)
   _check_rows(plan, gathered.facts)
+  preparation_report.add_remedies(gathered.facts, tokenizer)
+  if not plan.recipe.allow_loss:
+    preparation_report.check_losses(gathered.facts)
   for name, parts in gathered.parts.items():
-    _write_store(plan, work, name, parts, tokenizer, runner)
+    with console.phase('writing', f'the rows of {name}'):
+      _write_store(plan, work, name, parts, tokenizer, runner)
   if corpora.corpus_identity(plan.sources) != plan.identity:
     raise UserError(
       f'the corpus {corpora.describe_sources(plan.sources)} changed while it was read; prepare it '
@@ -415,6 +505,7 @@ def _facts(plan: _Plan, tokenizer: Tokenizer) -> blocks.Facts:
       'kind': tokenizer.kind,
       'size': tokenizer.size,
       'fingerprint': tokenizer.fingerprint,
+      **({'origin': tokenizer.origin} if tokenizer.origin else {}),
     },
   }
 
@@ -443,7 +534,7 @@ def _without_near_duplicates(job: blocks.PreparationJob, runner: _Runner) -> blo
   owners: list[tuple[str, int]] = []  # block and index of each document
 
   def signatures() -> Iterator[np.ndarray]:
-    with console.progress('likeness', len(names)) as update:
+    with console.progress('likeness', len(names), 'blocks') as update:
       for done, name in enumerate(names):
         for number, values in enumerate(blocks.read_array(blocks.signatures_file(job, name))):
           owners.append((name, number))
@@ -474,12 +565,13 @@ def _check_documents(plan: _Plan, documents: dict[str, int]) -> None:
       f'the corpus is empty: no text in {corpora.describe_sources(plan.sources)}; expected files '
       "that hold some, or 'sample'"
     )
-  if not documents['train'] or (recipe.heldout_fraction and not documents['heldout']):
+  fractions = fractions_of(plan.sources, recipe.heldout_fraction)
+  if not documents['train'] or (any(fractions) and not documents['heldout']):
     raise UserError(
-      f'the corpus has too few documents to hold some out: heldout_fraction '
-      f'{recipe.heldout_fraction} of {sum(documents.values())} leaves {documents["train"]} to '
-      f'train on and {documents["heldout"]} held out; separate the text into more documents '
-      f'(document_format is {recipe.document_format!r}) or choose another fraction'
+      f'the corpus has too little text to hold some out: heldout_fraction '
+      f'{recipe.heldout_fraction} leaves {documents["train"]} documents to train on and '
+      f'{documents["heldout"]} held out; expected more text, or no evaluation '
+      '(--config.data.heldout_fraction=0).'
     )
 
 
@@ -489,11 +581,11 @@ def _check_rows(plan: _Plan, facts: blocks.Facts) -> None:
   Raises:
     UserError: one has none.
   """
-  splits = [split for split in blocks.SPLITS if split in facts]
+  splits = [split for split in SPLITS if split in facts]
   counted = {
     split: facts[split]['documents'] + facts[split]['duplicate_documents'] for split in splits
   }
-  _check_documents(plan, dict.fromkeys(blocks.SPLITS, 0) | counted)
+  _check_documents(plan, dict.fromkeys(SPLITS, 0) | counted)
   for split in splits:
     if not facts[split]['rows']:
       title = 'held-out' if split == 'heldout' else 'training'
@@ -536,7 +628,9 @@ def _write_store(
   for file in file_access.listing(folder):
     if file.endswith('.partial'):  # of a process that was killed while it wrote
       file_access.remove(file_access.join(folder, file))
-  starts = _document_starts(parts, plan.recipe.row_length) if name == 'heldout' else None
+  starts = None
+  if blocks.is_evaluated(plan.recipe, name):
+    starts = _document_starts(parts, plan.recipe.row_length)
   documents = {} if starts is None else document_starts.write_starts(folder, starts)
   write_manifest(
     folder,

@@ -1,13 +1,18 @@
 """The counts of a preparation: added up over its blocks, and shown on the console and as a page."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from electra_jax import console, file_access
 from electra_jax.data.corpus import corpora
+from electra_jax.data.corpus.readers import SKIPPED
 from electra_jax.data.prepare import blocks
 from electra_jax.data.prepare.blocks import Facts
+from electra_jax.data.prepare.heldout_split import SPLITS
+from electra_jax.data.tokenizers import loss_report
+from electra_jax.data.tokenizers.character_losses import CharacterLosses
+from electra_jax.data.tokenizers.tokenization import Tokenizer
 
 # A part of a store: a file of rows, and its number of rows.
 Part = tuple[str, int]
@@ -33,10 +38,12 @@ class GatheredFacts:
       `heldout`: `documents`, `empty_documents` without a token, `duplicate_documents` and
       `duplicate_characters` dropped as near-duplicates, `characters`, `text_tokens` without special
       tokens, `unknown_tokens` among them, `dropped_tokens` that segment_pair cut off, `rows`,
-      `tokens` with special tokens, `padding_share`, `longest` documents as [tokens, beginning].
+      `tokens` with special tokens, `padding_share`, `longest` documents as [tokens, beginning],
+      `losses`: characters by what the tokenizer makes of them, counted in a sample, as of
+      `CharacterLosses.plain`.
       `sources`: location, weight and store of each, what reading it counted (`blank_documents`,
       `documents_with_replacements`, `replaced_bytes`), the counts of its training documents, and
-      `heldout_rows`.
+      `heldout_rows`; `skipped`: files that hold no corpus, by what they are, if there are some.
     parts: of each store, in order.
   """
 
@@ -57,7 +64,7 @@ def gather_facts(
     sources: all sources of the corpus.
   """
   weighted = sources[0].weight is not None
-  splits: dict[str, Facts] = {split: {} for split in blocks.SPLITS}
+  splits: dict[str, Facts] = {split: {} for split in SPLITS}
   entries: list[dict[str, Any]] = [
     {
       'location': source.location,
@@ -76,6 +83,11 @@ def gather_facts(
     entry = entries[group.source_index]
     for name in _READ_COUNTS:
       entry[name] += read['counts'].get(name, 0)
+    for name, number in read['counts'].items():
+      if name.startswith(SKIPPED):
+        skipped = entry.setdefault('skipped', {})
+        kind = name.removeprefix(SKIPPED)
+        skipped[kind] = skipped.get(kind, 0) + number
     for number in range(read['blocks']):
       block = blocks.block_name(index, number)
       facts = _recorded(blocks.block_facts(job, block))
@@ -87,11 +99,15 @@ def gather_facts(
       entry['heldout_rows'] += facts['heldout']['rows']
       for name in blocks.COUNTS:
         entry[name] += facts['train'][name]
+      entry['losses'] = blocks.add_losses(entry, facts['train'])
+  for entry, of_source in zip(entries, corpora.skipped_files(sources), strict=True):
+    if of_source:
+      entry['skipped'] = entry.get('skipped', {}) | of_source
   for total in splits.values():
     # All counts, even if there is no block.
     blocks.add_facts(total, dict.fromkeys(blocks.COUNTS, 0) | {'longest': []})
     total['padding_share'] = _padding_share(total, job.recipe.row_length)
-  if not job.recipe.heldout_fraction:
+  if not (job.split.holds_out if job.split else job.recipe.heldout_fraction):
     del splits['heldout'], parts['heldout']
   return GatheredFacts({'stores': list(parts), **splits, 'sources': entries}, parts)
 
@@ -99,6 +115,76 @@ def gather_facts(
 def _recorded(facts: Facts | None) -> Facts:
   assert facts is not None  # every block is finished
   return facts
+
+
+#### Lost characters ####
+
+
+def add_remedies(facts: Facts, tokenizer: Tokenizer) -> None:
+  """Adds to each source what helps where the tokenizer loses characters of it, as `remedy`."""
+  for entry in facts['sources']:
+    losses = losses_of(entry)
+    if losses.lost_share >= loss_report.LOSS_WARNING:
+      entry['remedy'] = loss_report.remedy(losses, tokenizer)
+
+
+def check_losses(facts: Facts) -> None:
+  """Refuses a corpus with a source of which the tokenizer loses much.
+
+  Raises:
+    UserError: with the source and what helps.
+  """
+  for entry in facts['sources']:
+    what = f'the source {entry["location"]!r}'
+    remedy = entry.get('remedy', '')
+    loss_report.check(losses_of(entry), what, remedy, loss_report.CORPUS_FLAG)
+
+
+def loss_warnings(facts: Facts) -> list[str]:
+  """Sentences about sources of which the tokenizer loses characters, and about truncation."""
+  found = []
+  for entry in facts['sources']:
+    what = f'the source {entry["location"]!r}'
+    found += loss_report.warnings(losses_of(entry), what, entry.get('remedy', ''))
+  total = _total(facts, 1)
+  truncated = total['dropped_tokens'] / max(1, total['text_tokens'])
+  if truncated >= loss_report.TRUNCATION_WARNING:
+    found.append(
+      f'{truncated:.1%} of the text is cut off by segment_pair; use config.data.row_format=packed '
+      'or longer rows (config.sequence_length)'
+    )
+  return found
+
+
+def losses_of(facts: Facts) -> CharacterLosses:
+  """The character losses of a split or a source; none for those of version 0.1.0."""
+  plain = facts.get('losses')
+  return CharacterLosses.from_plain(plain) if plain else CharacterLosses()
+
+
+def loss_rows(facts: Facts) -> list[list[str]]:
+  """Rows of the table of characters by what became of them, its header first.
+
+  Args:
+    facts: of a finished corpus, or what a run keeps of them.
+  """
+  return loss_report.table(losses_of(_total(facts, 1)))
+
+
+def source_loss_rows(sources: Sequence[dict[str, Any]]) -> list[list[str]]:
+  """Rows of the table of character losses by source, its header first."""
+  return loss_report.source_table([(source['location'], losses_of(source)) for source in sources])
+
+
+def loss_note(facts: Facts) -> str:
+  """How many characters were compared with their tokens."""
+  total = _total(facts, 1)
+  counted = losses_of(total).characters
+  if counted >= total['characters']:
+    return f'All {counted:,} characters were compared with their tokens.'
+  return (
+    f'A sample of {counted:,} of {total["characters"]:,} characters was compared with its tokens.'
+  )
 
 
 #### The console ####
@@ -114,8 +200,13 @@ def console_lines(facts: Facts) -> list[tuple[str, str]]:
   total = _total(facts, length)
   if total['dropped_tokens']:
     share = _share(total['dropped_tokens'], total['text_tokens'])
+    characters = round(total['dropped_tokens'] * total['characters'] / total['text_tokens'])
     lines.append(
-      ('dropped', f'{total["dropped_tokens"]:,} tokens, {share}, cut off by segment_pair')
+      (
+        'dropped',
+        f'{total["dropped_tokens"]:,} tokens, {share}, about {characters:,} characters, cut off by '
+        'segment_pair',
+      )
     )
   if total['duplicate_documents']:
     lines.append(
@@ -129,7 +220,21 @@ def console_lines(facts: Facts) -> list[tuple[str, str]]:
   if replaced:
     documents = sum(source['documents_with_replacements'] for source in facts['sources'])
     lines.append(('replaced', f'{replaced:,} bytes in {documents:,} documents were not UTF-8'))
-  return lines
+  for source in facts['sources']:
+    for kind, number in source.get('skipped', {}).items():
+      files = f'{number:,} files' if number != 1 else 'a file'
+      lines.append(('skipped', f'{files} of {source["location"]}: {kind}'))
+  losses = losses_of(total)
+  if losses.characters:
+    sampled = losses.characters < total['characters']
+    note = f' (in a sample of {losses.characters:,})' if sampled else ''
+    lines.append(('characters', f'{loss_report.summary(losses)}{note}'))
+    lines += [
+      (name, f'most often {loss_report.examples(losses, name, 5)}')
+      for name in ('unknown', 'removed')
+      if getattr(losses, name)
+    ]
+  return lines + [('warning', text) for text in loss_warnings(facts)]
 
 
 def _split_line(facts: Facts, length: int) -> str:
@@ -154,7 +259,7 @@ def kept_facts(facts: Facts, path: str) -> Facts:
     facts: of a finished corpus.
     path: the folder or address of the corpus.
   """
-  splits = {split: facts[split] | {'longest': []} for split in blocks.SPLITS if split in facts}
+  splits = {split: facts[split] | {'longest': []} for split in SPLITS if split in facts}
   tokenizer = {name: facts['tokenizer'][name] for name in ('kind', 'size')}
   row_length = facts['recipe']['row_length']
   if not file_access.is_remote(path):
@@ -189,12 +294,31 @@ def report_page(facts: Facts, seconds: float, made_by: str) -> str:
       'Documents, characters, tokens and rows of a source are those of the training split. Blank '
       'documents are dropped.',
       '',
+      *_loss_section(facts),
       '## Longest documents',
       '',
       *_table(_longest_rows(_total(facts, recipe['row_length'])['longest'])),
       '',
     ]
   )
+
+
+def _loss_section(facts: Facts) -> list[str]:
+  """Lines of the report about characters that the tokenizer does not keep."""
+  if not losses_of(facts['train']).characters:
+    return []
+  return [
+    '## Characters',
+    '',
+    *_table(loss_rows(facts), left=(0, 3)),
+    '',
+    f'{loss_note(facts)} Removed: normalization leaves nothing of them. Changed otherwise: without '
+    'accents, or in another form of Unicode.',
+    '',
+    *_table(_marked_sources(source_loss_rows(facts['sources']))),
+    '',
+    *(f'Warning: {warning}.\n' for warning in loss_warnings(facts)),
+  ]
 
 
 def count_rows(facts: Facts, row_length: int) -> list[list[str]]:
@@ -270,24 +394,24 @@ def _longest_rows(longest: Sequence[tuple[int, str]]) -> list[list[str]]:
   return [['begins', 'tokens'], *rows]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-  """Lines of a Markdown table that is aligned as text too, its first column to the left."""
+def _table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+  """Lines of a Markdown table that is aligned as text too, some columns to the left."""
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   lines = []
   for row in rows:
     cells = [
-      cell.rjust(width) if i else cell.ljust(width)
+      cell.ljust(width) if i in left else cell.rjust(width)
       for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
     lines.append(f'| {" | ".join(cells)} |')
-  rule = ['-' * (width + 1) + (':' if i else '-') for i, width in enumerate(widths)]
+  rule = ['-' * (width + 1) + ('-' if i in left else ':') for i, width in enumerate(widths)]
   return [lines[0], f'|{"|".join(rule)}|', *lines[1:]]
 
 
 def _total(facts: Facts, row_length: int) -> Facts:
   """The counts of both splits together."""
   total: Facts = {}
-  for split in blocks.SPLITS:
+  for split in SPLITS:
     if split in facts:
       blocks.add_facts(total, facts[split])
   total['padding_share'] = _padding_share(total, row_length)

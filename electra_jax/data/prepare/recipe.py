@@ -7,13 +7,15 @@ from typing import Any
 from electra_jax import registry
 from electra_jax.data.corpus.readers import INVALID_UTF8
 from electra_jax.data.prepare import packing
+from electra_jax.data.tokenizers import normalization
 from electra_jax.data.tokenizers.tokenization import TokenizerSettings
+from electra_jax.data.tokenizers.training_sample import TRAINING_CHARACTERS
 from electra_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusRecipe:
-  """All settings that decide the rows of a prepared corpus.
+  """All settings that decide the rows of a prepared corpus, or whether it is made.
 
   Attributes:
     row_length: tokens per row.
@@ -35,7 +37,13 @@ class CorpusRecipe:
   lowercase: bool | None = None
   strip_accents: bool | None = None
   byte_fallback: bool | None = None
+  normalization: str = normalization.ORIGINAL
+  casing: str = 'unicode'
   tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tokenizer_characters: int = TRAINING_CHARACTERS
+  add_special_tokens: bool = False
+  segmenter: str = ''
+  allow_loss: bool = False
 
   @property
   def tokenizer_settings(self) -> TokenizerSettings:
@@ -46,6 +54,10 @@ class CorpusRecipe:
       lowercase=self.lowercase,
       strip_accents=self.strip_accents,
       byte_fallback=self.byte_fallback,
+      characters=self.tokenizer_characters,
+      segmenter=self.segmenter,
+      normalization=self.normalization,
+      casing=self.casing,
       options=self.tokenizer_options,
     )
 
@@ -73,6 +85,17 @@ class CorpusRecipe:
         f'invalid_utf8 is {self.invalid_utf8!r}; expected {" or ".join(INVALID_UTF8)}.'
       )
     packing.check_row_length(self.row_length)
+    if self.segmenter:
+      registry.SEGMENTERS.entry(self.segmenter)
+    normalization.check(self.normalization)
+    rules = {'normalization': ('auto', normalization.ORIGINAL), 'casing': ('unicode',)}
+    for name, usual in rules.items():
+      value = getattr(self, name)
+      if self.tokenizer not in registry.TOKENIZERS and value not in usual:
+        raise UserError(
+          f'config.data.{name} is {value!r}, but the tokenizer {self.tokenizer!r} has its own '
+          f'rule; expected {usual[0]}, or a kind to train: {", ".join(registry.TOKENIZERS)}.'
+        )
     if self.tokenizer_options and self.tokenizer not in registry.TOKENIZERS:
       raise UserError(
         f'config.data.tokenizer_options is set, but config.data.tokenizer is {self.tokenizer!r}; '
@@ -80,8 +103,20 @@ class CorpusRecipe:
       )
 
   def plain(self) -> dict[str, Any]:
-    """The settings as JSON values; options of a tokenizer only if there are some."""
+    """The settings that decide the rows, as JSON values.
+
+    Those that version 0.1.0 did not have are only included where they differ.
+    """
     values = dataclasses.asdict(self)
-    if not self.tokenizer_options:
-      del values['tokenizer_options']
-    return values
+    del values['allow_loss']
+    newer = {
+      'tokenizer_options': {},
+      'normalization': normalization.ORIGINAL,
+      'casing': 'unicode',
+      'tokenizer_characters': TRAINING_CHARACTERS,
+      'add_special_tokens': False,
+      'segmenter': '',
+    }
+    return {
+      name: value for name, value in values.items() if name not in newer or newer[name] != value
+    }

@@ -69,21 +69,21 @@ def each_block(
   with contextlib.ExitStack() as stack:
     pool = stack.enter_context(_processes(processes)) if processes > 1 else None
     total = sum(group.bytes for group in groups)
-    progress = _Progress(stack.enter_context(console.progress(work.label, total)))
+    progress = _Progress(stack.enter_context(console.progress(work.label, total, 'B')))
     todo: list[NumberedGroup] = []
     for index, group in enumerate(groups):
       number = _finished_blocks(job, index, work)
       if number is None:
         todo.append((index, group))
       else:
-        progress.add({}, group.bytes)
+        progress.skip(group.bytes)
         skipped += number
     pending: dict[Future[blocks.Facts], int] = {}
     for block, size in _read_in_parallel(job, todo, max(1, processes // PROCESSES_PER_READER)):
       if block is None:
         progress.add({}, size)
       elif work.finished(block.name):
-        progress.add({}, size)
+        progress.skip(size)
         skipped += 1
       elif pool is None:
         progress.add(blocks.run_stage(work.stage, job.for_block(block.name), block, None), size)
@@ -110,10 +110,16 @@ def _finished_blocks(job: blocks.PreparationJob, index: int, work: BlockWork) ->
 class _Progress:
   """Bytes and tokens so far, on a progress line."""
 
-  def __init__(self, line: Callable[[float, str], None]) -> None:
+  def __init__(self, line: console.Progress) -> None:
     self._line = line
     self._bytes = 0
     self._tokens = 0
+    self.add({}, 0)
+
+  def skip(self, size: int) -> None:
+    """Adds bytes whose blocks were finished before."""
+    self._line.skip(size)
+    self.add({}, size)
 
   def add(self, facts: blocks.Facts, size: int) -> None:
     """Adds a block that was read from `size` bytes."""

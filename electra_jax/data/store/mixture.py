@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,43 @@ from electra_jax.errors import UserError
 DEAL = 1000  # consecutive rows of a run in which the proportions are exact
 
 _DEALS_PER_PIECE = 8  # deals whose rows are computed at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+  """How the sources of a corpus are weighted, in place of the weights that it was prepared with.
+
+  Attributes:
+    weights: of each source, any positive numbers; empty for none.
+    temperature: T of weights in proportion to n ** (1 / T), where n is the number of tokens of a
+      source (Arivazhagan et al. 2019, section 4.2; multilingual BERT has an exponent of 0.7, XLM of
+      0.5, XLM-R of 0.3). 1 weights sources by their size, large values make them equal; 0 for none.
+  """
+
+  weights: tuple[float, ...] = ()
+  temperature: float = 0.0
+
+  def __bool__(self) -> bool:
+    return bool(self.weights or self.temperature)
+
+  def of_sources(self, tokens: Sequence[int], path: str) -> tuple[float, ...]:
+    """The weights of the sources of a corpus.
+
+    Args:
+      tokens: of each source.
+      path: of the corpus, for messages.
+
+    Raises:
+      UserError: there are more or fewer weights than sources.
+    """
+    if not self.weights:
+      return tuple(float(max(n, 1)) ** (1 / self.temperature) for n in tokens)
+    if len(self.weights) != len(tokens):
+      raise UserError(
+        f'config.data.weights has {len(self.weights)} weights and the corpus {path!r} has '
+        f'{len(tokens)} sources that are stored apart; expected a weight for each.'
+      )
+    return self.weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -52,7 +52,7 @@ def fetch_shards(address: str, shards: Sequence[Shard], folder: pathlib.Path) ->
 
   total = sum(shard['bytes'] for shard in missing)
   with (
-    console.progress('fetching', total) as line,
+    console.progress('fetching', total, 'B') as line,
     concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool,
   ):
     waiting = {pool.submit(fetch, i) for i in range(len(missing))}

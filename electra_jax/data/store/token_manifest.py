@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from electra_jax import console, file_access, input_limits, json_reader
+from electra_jax.data.store.background_check import BackgroundCheck
 from electra_jax.errors import UserError
 
 FORMAT = 'electra_jax token store'
@@ -19,6 +20,7 @@ FORMAT_VERSION = 2
 MANIFEST_FILE = 'manifest.json'
 VERIFIED_FILE = 'verified.json'
 SHARD_BYTES = 256_000_000  # the most bytes of a shard
+WAIT_BYTES = 2_000_000_000  # of shards that are checked before a store is open; seconds of reading
 
 REMEDY = 'delete it and prepare the corpus again'
 _SHARD_KEYS = {'file', 'rows', 'bytes', 'blake2b', 'tokens'}
@@ -181,7 +183,7 @@ def complaint_of(manifest: Manifest) -> str | None:
 #### Checking the shards ####
 
 
-def verify(folder: pathlib.Path, manifest: Manifest) -> None:
+def verify(folder: pathlib.Path, manifest: Manifest) -> BackgroundCheck | None:
   """Checks the sizes and checksums of the shards in a local folder.
 
   What was found right is recorded beside the shards. A shard whose size and time of change are as
@@ -191,6 +193,9 @@ def verify(folder: pathlib.Path, manifest: Manifest) -> None:
     folder: of the store.
     manifest: of the store.
 
+  Returns:
+    A check that is under way, of more than `WAIT_BYTES`; None where all is checked.
+
   Raises:
     UserError: a shard is missing or differs from the manifest.
   """
@@ -199,10 +204,16 @@ def verify(folder: pathlib.Path, manifest: Manifest) -> None:
   known = _read_record(record)
   todo = [shard for shard in manifest['shards'] if known.get(shard['file']) != seen[shard['file']]]
   if not todo:
-    return
+    return None
+  if sum(shard['bytes'] for shard in todo) > WAIT_BYTES:
+    by_name = {shard['file']: shard for shard in todo}
+    return BackgroundCheck(
+      list(by_name), lambda name: _check_digest(folder, by_name[name]), seen, record
+    )
   _check_digests(folder, todo)
   with contextlib.suppress(UserError):
     file_access.write_bytes(record, json.dumps(seen, indent=2).encode('utf-8'))
+  return None
 
 
 def _state(folder: pathlib.Path, shard: Shard) -> dict[str, Any]:
@@ -248,7 +259,7 @@ def damage(folder: str | os.PathLike[str], shards: Sequence[Shard]) -> Iterator[
     path = file_access.join(folder, shard['file'])
     if not file_access.exists(path):
       yield f'{shard["file"]} is missing'
-    elif _file_digest(path) != shard['blake2b']:
+    elif file_digest(path) != shard['blake2b']:
       yield f'{shard["file"]} differs from its checksum'
 
 
@@ -261,19 +272,24 @@ def _check_digests(folder: pathlib.Path, shards: Sequence[Shard]) -> None:
   total = sum(shard['bytes'] for shard in shards)
   done = 0
   with (
-    console.progress('checking', total) as line,
+    console.progress('checking', total, 'B') as line,
     concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
   ):
-    digests = pool.map(lambda shard: _file_digest(folder / shard['file']), shards)
-    for shard, digest in zip(shards, digests, strict=True):
-      if digest != shard['blake2b']:
-        raise UserError(
-          f'the token store {str(folder)!r} is damaged: the checksum of {shard["file"]} is wrong; '
-          f'{REMEDY}'
-        )
+    checked = pool.map(lambda shard: _check_digest(folder, shard), shards)
+    for shard, _ in zip(shards, checked, strict=True):
       done += shard['bytes']
       line(done, f'{done / 1e9:.1f} of {total / 1e9:.1f} GB of {folder}')
 
 
-def _file_digest(file: str | os.PathLike[str]) -> str:
+def _check_digest(folder: pathlib.Path, shard: Shard) -> None:
+  """Compares the checksum of a shard with the manifest. Raises UserError where it differs."""
+  if file_digest(folder / shard['file']) != shard['blake2b']:
+    raise UserError(
+      f'the token store {str(folder)!r} is damaged: the checksum of {shard["file"]} is wrong; '
+      f'{REMEDY}'
+    )
+
+
+def file_digest(file: str | os.PathLike[str]) -> str:
+  """The checksum of a shard, as a manifest has it."""
   return file_access.digest(file, lambda: hashlib.blake2b(digest_size=16))

@@ -15,6 +15,7 @@ import numpy as np
 
 from electra_jax import console, file_access
 from electra_jax.data.store import document_starts, shard_cache
+from electra_jax.data.store.background_check import BackgroundCheck
 from electra_jax.data.store.token_manifest import (
   MANIFEST_FILE,
   REMEDY,
@@ -41,11 +42,13 @@ class Store:
     manifest: the content of its manifest.json.
     folder: the local folder of its shards; those at an address are fetched when they are first
       read.
+    check: of checksums, while it is under way; None otherwise.
   """
 
   path: str
   manifest: Manifest
   folder: pathlib.Path
+  check: BackgroundCheck | None = None
   # Open files by the index of the shard.
   _descriptors: dict[int, int] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -101,8 +104,10 @@ class Store:
 
     Raises:
       IndexError: there is no such row.
-      UserError: a shard is missing, or cannot be fetched.
+      UserError: a shard is missing, damaged, or cannot be fetched.
     """
+    if self.check is not None:
+      self.check.raise_failure()
     indices = np.asarray(indices, np.int64)
     dtype = np.dtype(self.manifest['dtype'])
     length = self.length
@@ -188,7 +193,7 @@ class Store:
       return descriptor
     entry = self.manifest['shards'][shard]
     if file_access.is_remote(self.path) and not shard_cache.is_fetched(entry, self.folder):
-      with console.progress('fetching', entry['bytes']) as line:
+      with console.progress('fetching', entry['bytes'], 'B') as line:
 
         def show(count: int) -> None:
           line(count, f'{entry["file"]} of {self.path}')
@@ -315,8 +320,9 @@ def open_store(
   """Opens a store after checking it.
 
   The sizes and checksums of all shards of a local store are checked. What was found right is
-  recorded beside them, so the next time costs nothing. Shards at an address are checked when they
-  arrive.
+  recorded beside them, so the next time costs nothing. The checksums of more than a few GB are
+  checked while rows are read already, and a damaged shard is raised by the next read. Shards at an
+  address are checked when they arrive.
 
   Args:
     path: its folder, or its address (scheme://...).
@@ -331,8 +337,7 @@ def open_store(
   manifest = read_manifest(path)
   if not file_access.is_remote(path):
     folder = pathlib.Path(path)
-    verify(folder, manifest)
-    return Store(path, manifest, folder)
+    return Store(path, manifest, folder, verify(folder, manifest))
   cache = (
     shard_cache.default_cache() / 'shards' if local_cache is None else pathlib.Path(local_cache)
   )

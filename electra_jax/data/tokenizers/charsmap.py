@@ -14,7 +14,7 @@ import base64
 import functools
 import json
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,25 +42,66 @@ def parse_rules(charsmap: bytes) -> dict[str, str]:
   units = np.frombuffer(charsmap[4 : 4 + size], '<u4').tolist()
   strings = charsmap[4 + size :]
 
-  def jump(unit: int) -> int:
-    return unit >> 10 << ((unit & 1 << 9) >> 6)
-
   children: dict[int, list[tuple[int, int]]] = {}  # base of a node -> (label, index) of each child
   for i, unit in enumerate(units):
     if not unit >> 31 and unit & 0xFF:
       children.setdefault(i ^ unit & 0xFF, []).append((unit & 0xFF, i))
   found = {}
-  nodes = [(b'', jump(units[0]))]
+  nodes = [(b'', _jump(units[0]))]
   while nodes:
     key, base = nodes.pop()
     for label, i in children.get(base, ()):
       longer = key + bytes([label])
-      below = i ^ jump(units[i])
+      below = i ^ _jump(units[i])
       if units[i] >> 8 & 1:
         start = units[below] & 0x7FFFFFFF
         found[longer.decode()] = strings[start : strings.index(b'\0', start)].decode()
       nodes.append((longer, below))
   return found
+
+
+def edited(charsmap: bytes, changes: Mapping[str, str | None]) -> bytes:
+  """Returns a precompiled charsmap without the rules of some sources, or with other targets.
+
+  Compiling all rules again takes seconds.
+
+  Args:
+    charsmap: the rules.
+    changes: source that does not begin another one -> a source whose target it gets; None to have
+      no rule. Sources without a rule are skipped.
+  """
+  size = int.from_bytes(charsmap[:4], 'little')
+  units = np.frombuffer(charsmap[4 : 4 + size], '<u4').copy()
+  for source, other in changes.items():
+    place = _place(units, source)
+    if place is None:
+      continue
+    # Bit 8: there is a rule. Bits 10 to 30: distance to the target, which other rules share.
+    label = int(units[place]) & 0xFF
+    model = None if other is None else _place(units, other)
+    if model is None:
+      units[place] = int(units[place]) & ~(1 << 8)
+    else:
+      target = model ^ _jump(int(units[model]))
+      units[place] = (place ^ target) << 10 | 1 << 8 | label
+  return charsmap[:4] + units.tobytes() + charsmap[4 + size :]
+
+
+def _place(units: np.ndarray, source: str) -> int | None:
+  """The unit of the last byte of a source in the trie; None if there is no rule for it."""
+  place = 0
+  below = _jump(int(units[0]))
+  for byte in source.encode():
+    place = below ^ byte
+    if place >= len(units) or int(units[place]) & 0x800000FF != byte:
+      return None
+    below = place ^ _jump(int(units[place]))
+  return place if int(units[place]) >> 8 & 1 else None
+
+
+def _jump(unit: int) -> int:
+  """The distance from a node of the trie to its children."""
+  return unit >> 10 << ((unit & 1 << 9) >> 6)
 
 
 @functools.lru_cache(maxsize=4)  # takes seconds, and most models have the same table

@@ -122,6 +122,39 @@ def append_pieces(content: bytes, pieces: Sequence[tuple[str, float]]) -> bytes:
   return kept + b''.join(added) + _field(2, _field(4, size))
 
 
+def with_pieces(content: bytes, pieces: Sequence[tuple[str, float, int]]) -> bytes:
+  """Returns the file of a model with other pieces.
+
+  Args:
+    content: a model file.
+    pieces: (text, score, type) of each id.
+  """
+  kept = (_field(n, value) for n, value in _fields(content) if n not in (1, 4))
+  made = (
+    _field(
+      1,
+      _field(1, text.encode()) + _field(2, struct.pack('<f', score), wire_type=5) + _field(3, kind),
+    )
+    for text, score, kind in pieces
+  )
+  return b''.join([*made, *kept]) + _field(2, _field(4, len(pieces)))
+
+
+def normalizer_spec(charsmap: bytes) -> bytes:
+  """The message of a model with rules of normalization, compiled; its other fields are usual."""
+  return _field(1, b'user_defined') + _field(2, charsmap)
+
+
+def with_normalization(content: bytes, charsmap: bytes) -> bytes:
+  """Returns the file of a model with other rules of normalization.
+
+  Args:
+    content: a model file.
+    charsmap: the compiled rules.
+  """
+  return content + _field(3, normalizer_spec(charsmap))  # concatenated messages merge
+
+
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
   """(number, value) of a message's fields: integers for varints, otherwise bytes."""
   at = 0

@@ -22,7 +22,14 @@ from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
 from electra_jax.errors import UserError
 
 PipelineModel: TypeAlias = Any  # of the `tokenizers` library
+PreTokenizer: TypeAlias = Any
 
+# Ends of a text in regular expressions, as the library and JavaScript write them.
+_BEGIN = r'(?<![\s\S])'
+_END = r'(?![\s\S])'
+# Inserted temporarily before a text that does not begin with a space: noncharacters, which no text
+# has.
+_NO_SPACE = '\U0001fffe\U0004fffe'
 # Score of a piece that text never becomes, but that must be in the vocabulary under its name: less
 # than any path of other pieces.
 _NEVER = -1e6
@@ -39,7 +46,7 @@ def make_pipeline(tokenizer: Tokenizer, model: SentencePieceModel) -> Pipeline:
     UserError: the library cannot express the model, with the reason.
   """
   import tokenizers
-  from tokenizers import decoders, pre_tokenizers
+  from tokenizers import decoders
 
   if reason := _obstacle(tokenizer, model):
     raise UserError(
@@ -49,10 +56,7 @@ def make_pipeline(tokenizer: Tokenizer, model: SentencePieceModel) -> Pipeline:
   make = _unigram if model.model_type == UNIGRAM_MODEL else _bpe
   pipeline = tokenizers.Tokenizer(make(tokenizer, model))
   pipeline.normalizer = _normalizer(model)
-  # If no piece crosses a space, words can be split one by one, and the library caches them.
-  matched = [text for text, _, kind in model.pieces if kind in (NORMAL_PIECE, USER_DEFINED_PIECE)]
-  if SPACE in matched and all(SPACE not in text[1:] for text in matched):
-    pipeline.pre_tokenizer = pre_tokenizers.Split(SPACE, 'merged_with_next')
+  pipeline.pre_tokenizer = _pre_tokenizer(model)
   first_space = [decoders.Strip(' ', 1, 0)] if model.add_dummy_prefix else []
   pipeline.decoder = decoders.Sequence(
     [decoders.Replace(SPACE, ' '), decoders.ByteFallback(), decoders.Fuse(), *first_space]
@@ -133,16 +137,54 @@ def _bpe(tokenizer: Tokenizer, model: SentencePieceModel) -> PipelineModel:
   )
 
 
+def _splits_at_spaces(model: SentencePieceModel) -> bool:
+  """Whether no piece crosses a space, so that words can be split one by one."""
+  matched = [text for text, _, kind in model.pieces if kind in (NORMAL_PIECE, USER_DEFINED_PIECE)]
+  return SPACE in matched and all(SPACE not in text[1:] for text in matched)
+
+
 def _normalizer(model: SentencePieceModel) -> charsmap.Normalizer:
-  """SentencePiece's normalizer.cc: first the rules, then spaces."""
+  """SentencePiece's normalizer.cc: first the rules, then spaces.
+
+  The part of a text after a special token is normalized by itself. Only the pre-tokenizer knows
+  which part is the first, so the space before a text is added there.
+  """
   from tokenizers import Regex, normalizers
 
   steps = list(charsmap.make_normalizers(model.charsmap) or ())
+  doubled = SPACE
   if model.remove_extra_whitespaces:
-    steps += [normalizers.Replace(Regex('\\A +'), ''), normalizers.Replace(Regex(' {2,}'), ' ')]
-  steps.append(normalizers.Replace(' ', SPACE))
+    steps.append(normalizers.Replace(Regex(f'[ {SPACE}]+{_END}'), ''))
+    steps.append(normalizers.Replace(Regex(' {2,}'), ' '))
+    if not model.add_dummy_prefix:
+      steps.append(normalizers.Replace(Regex(f'{_BEGIN} +'), ''))
+  else:
+    doubled += ' '
   if model.add_dummy_prefix:
-    steps.append(normalizers.Prepend(SPACE))
-  if model.remove_extra_whitespaces:
-    steps.append(normalizers.Replace(Regex(f'{SPACE}+\\z'), ''))
+    # The pre-tokenizer adds no space before one.
+    steps.append(normalizers.Replace(Regex(f'{_BEGIN}(?=[{doubled}])'), ' '))
+  if _splits_at_spaces(model):
+    steps.append(normalizers.Replace(Regex(f'{_BEGIN}(?=[^ ])'), _NO_SPACE))
   return normalizers.Sequence(steps)
+
+
+def _pre_tokenizer(model: SentencePieceModel) -> PreTokenizer:
+  """Puts U+2581 before each word that a space precedes, and before the first word of a text.
+
+  No space is added after a special token, as in "[MASK].". Where words are split, their spaces are
+  removed before U+2581 is inserted, so that they do not count as characters of a token.
+  """
+  from tokenizers import Regex, pre_tokenizers
+
+  if not _splits_at_spaces(model):
+    scheme = 'first' if model.add_dummy_prefix else 'never'
+    return pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+  first_space = pre_tokenizers.Metaspace(replacement=' ', prepend_scheme='first', split=False)
+  return pre_tokenizers.Sequence(
+    [
+      *([first_space] if model.add_dummy_prefix else []),
+      pre_tokenizers.Split(Regex(f' (?:{_NO_SPACE})?(?=[^ {SPACE}])'), 'removed'),
+      pre_tokenizers.Metaspace(prepend_scheme='always'),
+      pre_tokenizers.Split(SPACE + _NO_SPACE, 'removed'),
+    ]
+  )

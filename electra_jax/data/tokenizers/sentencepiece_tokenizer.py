@@ -1,11 +1,11 @@
 """SentencePiece tokenizers, unigram and BPE."""
 
 import io
+import json
 import os
 import re
 import string
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,15 @@ import numpy as np
 from electra_jax import file_access
 from electra_jax.data.tokenizers import (
   new_words,
+  normalization,
+  pipeline_files,
+  sentencepiece_folders,
   sentencepiece_model,
   sentencepiece_pipeline,
   special_tokens,
+  word_marks,
 )
+from electra_jax.data.tokenizers.pipeline_tokenizer import PipelineTokenizer
 from electra_jax.data.tokenizers.sentencepiece_model import SPACE
 from electra_jax.data.tokenizers.special_tokens import (
   CLS,
@@ -26,11 +31,20 @@ from electra_jax.data.tokenizers.special_tokens import (
   PAD_ID,
   SEP,
   SEP_ID,
+  SPECIAL_TOKENS,
   UNK,
   UNK_ID,
+  role_of,
 )
-from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
+from electra_jax.data.tokenizers.tokenization import (
+  Overrides,
+  Pipeline,
+  Tokenizer,
+  TokenizerSettings,
+  UnsupportedSize,
+)
 from electra_jax.data.tokenizers.training_sample import Sample
+from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
 from electra_jax.errors import UserError
 
 FILE = 'tokenizer.model'
@@ -40,21 +54,6 @@ BYTE_FALLBACK_FROM = 8192
 BYTE_PIECES = 256
 # A smaller vocabulary has no room for special tokens and single characters.
 SMALLEST_VOCABULARY = 128
-# First and last character of scripts that are written without spaces: South East Asian and Tibetan,
-# Chinese and Japanese.
-SPACELESS = (
-  (0x0E00, 0x109F),
-  (0x1780, 0x17FF),
-  (0x1950, 0x1AAF),
-  (0x2E80, 0x9FFF),
-  (0xF900, 0xFAFF),
-  (0xFF66, 0xFF9F),
-  (0x1B000, 0x1B16F),
-  (0x20000, 0x3FFFF),
-)
-# First bytes in UTF-8 of characters of which nearly all begin words: punctuation and symbols,
-# Chinese and Japanese, emoji.
-WORD_BYTES = (*range(0xE2, 0xEA), *range(0xF0, 0xF5))
 # Training holds its sentences in memory; SentencePiece samples this many of a larger number.
 TRAINING_SENTENCES = 500_000
 # Sums are taken per thread, so another number gives slightly different scores. A fixed number gives
@@ -71,7 +70,11 @@ class SentencePieceTokenizer(Tokenizer):
 
   kind = 'sentencepiece'
   notation = '▁ begins a word.'
-  main_files = (FILE, 'spiece.model', 'sentencepiece.bpe.model')
+  unknown_remedy = (
+    'byte fallback (config.data.byte_fallback=yes, and config.data.tokenizer=unigram where a model '
+    'is given), or byte-level BPE'
+  )
+  main_files = (FILE, 'spiece.model', 'spm.model', 'sentencepiece.bpe.model')
 
   def __init__(self, files: Mapping[str, bytes], source: str, options: None = None) -> None:
     """Opens a model.
@@ -92,10 +95,7 @@ class SentencePieceTokenizer(Tokenizer):
       self.model = sentencepiece_model.parse_model(files[FILE])
       processor.load_from_serialized_proto(files[FILE])
     except (RuntimeError, ValueError):
-      raise UserError(
-        f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train '
-        'it again (the name of a WordPiece vocabulary must end in .txt).'
-      ) from None
+      raise _damaged(source) from None
     every_id = list(range(processor.get_piece_size()))
     tokens = processor.id_to_piece(every_id)
     # The unknown piece has its own type, whatever its name.
@@ -117,22 +117,27 @@ class SentencePieceTokenizer(Tokenizer):
 
   @classmethod
   def open_files(
-    cls,
-    places: Mapping[str, str],
-    source: str,
-    lowercase: bool | None,
-    strip_accents: bool | None,
+    cls, places: Mapping[str, str], source: str, overrides: Overrides
   ) -> Tokenizer | None:
     """See `Tokenizer.open_files`."""
     place = next((places[name] for name in cls.main_files if name in places), None)
     if place is None:
       return None
-    if lowercase is not None or strip_accents is not None:
-      raise UserError(
-        f'the tokenizer {source!r} is a SentencePiece model, which has its own normalization; '
-        'remove lowercase and strip_accents.'
+    content = file_access.read_bytes(place)
+    try:
+      pieces = sentencepiece_model.parse_model(content).pieces
+      if PIPELINE_FILE in places and not sentencepiece_folders.is_own(pieces):
+        return None  # the tokenizer.json has the ids and the normalization of its class
+      overrides.require_no_case(source, 'a SentencePiece model')
+      content, steps = sentencepiece_folders.read_folder(
+        content, places, source, overrides.add_special_tokens
       )
-    return cls({FILE: file_access.read_bytes(place)}, place)
+    except ValueError:
+      raise _damaged(place) from None
+    model = cls({FILE: content}, place)
+    if steps == sentencepiece_folders.TextSteps():
+      return model
+    return _with_steps(model, sentencepiece_folders.normalizers_of(steps), source)
 
   def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
     """See `Tokenizer.encode_short`."""
@@ -187,7 +192,10 @@ class SentencePieceTokenizer(Tokenizer):
         'the SentencePiece model has the space of a word at its end, so its pieces do not show '
         'where words begin; use another tokenizer, or --config.objective.masking=uniform.'
       )
-    return np.array([_piece_begins_word(text, kind) for text, _, kind in self.model.pieces], bool)
+    spaceless = self.segment is None
+    return np.array(
+      [_piece_begins_word(text, kind, spaceless) for text, _, kind in self.model.pieces], bool
+    )
 
   def surface(self, token_id: int) -> tuple[bool, str]:
     """See `Tokenizer.surface`."""
@@ -215,7 +223,7 @@ class SentencePieceTokenizer(Tokenizer):
     a new one would require all tokens on the way, which would change other words.
     """
     pieces = new_words.unigram_pieces(self, self.model, self._processor.normalize, words)
-    files = {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
+    files = self.files | {FILE: sentencepiece_model.append_pieces(self.files[FILE], pieces)}
     return SentencePieceTokenizer(files, 'with more words')
 
   def to_pipeline(self) -> Pipeline:
@@ -230,13 +238,14 @@ class SentencePieceTokenizer(Tokenizer):
   @classmethod
   def relevant_settings(cls, settings: TokenizerSettings) -> list[Any]:
     """See `Tokenizer.relevant_settings`."""
-    return [settings.byte_fallback]
+    if settings.normalization == normalization.ORIGINAL:
+      return [settings.byte_fallback]
+    rule = normalization.identity(settings.normalization)
+    return [settings.byte_fallback, rule, *settings.folding]
 
   @classmethod
   def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
     """See `Tokenizer.train`; `settings.kind` is SentencePiece's name of the model type."""
-    import sentencepiece
-
     vocab_size = settings.vocab_size
     if vocab_size < SMALLEST_VOCABULARY:
       raise UserError(
@@ -246,11 +255,35 @@ class SentencePieceTokenizer(Tokenizer):
     fallback = settings.byte_fallback
     if fallback is None:
       fallback = vocab_size >= BYTE_FALLBACK_FROM
+    if settings.normalization == normalization.ORIGINAL:
+      return {FILE: cls._train(sample.lines, settings, fallback, {})}
+    # The trainer takes rules only by name or as a file, which takes seconds to compile. It gets
+    # normalized text, and its model the rules.
+    rules = normalization.compiled(settings.normalization, *settings.folding)
+    lines = normalization.normalize_lines(sample.lines, rules) if rules else sample.lines
+    model = cls._train(lines, settings, fallback, {'normalization_rule_name': 'identity'})
+    return {FILE: sentencepiece_model.with_normalization(model, rules) if rules else model}
+
+  @classmethod
+  def _train(
+    cls, lines: Iterable[str], settings: TokenizerSettings, fallback: bool, rule: dict[str, str]
+  ) -> bytes:
+    """The model file.
+
+    Args:
+      lines: to train on.
+      settings: see `Tokenizer.train`.
+      fallback: whether characters outside the vocabulary become bytes.
+      rule: the trainer's argument for a rule of normalization; empty for its own.
+    """
+    import sentencepiece
+
+    vocab_size = settings.vocab_size
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(settings.seed)
     try:
       sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample.lines),
+        sentence_iterator=iter(lines),
         model_writer=model,
         model_type=settings.kind,
         vocab_size=vocab_size,
@@ -267,6 +300,7 @@ class SentencePieceTokenizer(Tokenizer):
         character_coverage=0.9999,
         required_chars=''.join(c for c in string.printable if not c.isspace()),
         byte_fallback=fallback,
+        **rule,
         # Candidates in proportion to the vocabulary: much faster than the default of a million, and
         # texts become slightly fewer tokens.
         seed_sentencepiece_size=max(20_000, min(20 * vocab_size, 1_000_000)),
@@ -277,52 +311,67 @@ class SentencePieceTokenizer(Tokenizer):
       )
     except RuntimeError as error:
       added = BYTE_PIECES if settings.byte_fallback is None and fallback else 0
-      reason = _size_error(str(error), vocab_size, added)
-      if reason is None:
+      refused = _size_error(str(error), vocab_size, added)
+      if refused is None:
         raise
-      raise UserError(reason) from None
-    return {FILE: model.getvalue()}
+      raise refused from None
+    return model.getvalue()
+
+
+def _damaged(source: str) -> UserError:
+  return UserError(
+    f'the tokenizer {source!r} is not a SentencePiece model or is damaged; restore it or train '
+    'it again (the name of a WordPiece vocabulary must end in .txt).'
+  )
+
+
+def _with_steps(model: SentencePieceTokenizer, steps: Sequence[Any], source: str) -> Tokenizer:
+  """A model with other normalizers before its own, which SentencePiece cannot express."""
+  from tokenizers import normalizers
+
+  pipeline = model.to_pipeline()
+  pipeline.normalizer = normalizers.Sequence([*steps, pipeline.normalizer])
+  roles = {
+    role_of(token): model.tokens[getattr(model, f'{token[1:-1].lower()}_id')]
+    for token in SPECIAL_TOKENS
+  }
+  files = {
+    PIPELINE_FILE: pipeline_files.serialized(pipeline),
+    SETTINGS_FILE: (json.dumps(roles, indent=2) + '\n').encode(),
+  }
+  return PipelineTokenizer(files, source)
 
 
 def _cores() -> int:
   return min(16, os.cpu_count() or 1)
 
 
-def _size_error(message: str, vocab_size: int, byte_pieces: int) -> str | None:
+def _size_error(message: str, vocab_size: int, byte_pieces: int) -> UserError | None:
   """What is wrong with the vocabulary size, from SentencePiece's message; None for other errors."""
   if found := re.search(r'value <= (\d+)', message):
     largest = int(found[1])
     if largest < BYTE_FALLBACK_FROM:  # by default, so small a vocabulary has no byte pieces
       largest -= byte_pieces
     if largest < SMALLEST_VOCABULARY:
-      return 'the corpus is too small to train a tokenizer on; give more text.'
-    return (
-      f'vocab_size is {vocab_size}, more than this corpus supports; expected at most {largest}.'
+      return UserError('the corpus is too small to train a tokenizer on; give more text.')
+    return UnsupportedSize(
+      f'vocab_size is {vocab_size}, more than this corpus supports; expected at most {largest}.',
+      largest,
     )
   if smallest := re.search(r'required_chars\. \d+ vs (\d+)', message):
     least = int(smallest[1]) + 100
-    return (
-      f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or more."
+    return UnsupportedSize(
+      f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or "
+      'more.',
+      least,
     )
   return None
 
 
-def _piece_begins_word(text: str, piece_type: int) -> bool:
+def _piece_begins_word(text: str, piece_type: int, spaceless: bool) -> bool:
   if piece_type == sentencepiece_model.BYTE_PIECE:
-    byte = int(text[3:5], 16)  # <0x0A>
-    return byte in WORD_BYTES or byte < 128 and _begins_word(chr(byte))
-  return piece_type != sentencepiece_model.UNKNOWN_PIECE and _begins_word(text[:1])
-
-
-def _begins_word(character: str) -> bool:
-  if not character or (category := unicodedata.category(character)[0]) == 'M':
-    return False
-  # U+2581 is a symbol in Unicode.
-  return (
-    category in 'PS'
-    or character.isspace()
-    or any(first <= ord(character) <= last for first, last in SPACELESS)
-  )
+    return word_marks.byte_begins_word(int(text[3:5], 16), spaceless)  # <0x0A>
+  return piece_type != sentencepiece_model.UNKNOWN_PIECE and word_marks.begins_word(text, spaceless)
 
 
 def _shape(piece: str) -> tuple[int, int, int]:

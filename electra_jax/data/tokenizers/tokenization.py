@@ -15,9 +15,9 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from electra_jax import checksums, file_access, json_reader, registry
+from electra_jax import checksums, console, file_access, hub, json_reader, registry
 from electra_jax.config import declarations
-from electra_jax.data.tokenizers import text_parts, training_sample
+from electra_jax.data.tokenizers import normalization, segmenters, text_parts, training_sample
 from electra_jax.data.tokenizers.special_tokens import (
   OWN_NAMES,
   SPECIAL_TOKENS,
@@ -28,6 +28,7 @@ from electra_jax.errors import UserError
 
 __all__ = [
   'SPECIAL_TOKENS',
+  'NoOffsets',
   'Pipeline',
   'Sample',
   'Tokenizer',
@@ -48,8 +49,53 @@ _SINGLE_FILES = {'.txt': 'vocab.txt', '.json': 'tokenizer.json'}
 # Beginnings of files that exports have beside a tokenizer.
 _OTHER_FILES = ('config.json', 'README', 'model.safetensors', 'model.ckpt', 'checkpoint', 'hparams')
 
+# Beginning of the name of a repository of the Hugging Face Hub.
+_HUB = 'hf:'
+
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`; the library is imported where it is used
 Options: TypeAlias = declarations.Config | Mapping[str, Any] | None
+
+
+class NoOffsets(UserError):
+  """A kind of tokenizer does not define which characters its tokens are made from."""
+
+
+class UnsupportedSize(UserError):
+  """A text does not support a vocabulary size.
+
+  Attributes:
+    supported: a size that it may support.
+  """
+
+  def __init__(self, message: str, supported: int) -> None:
+    """Sets the attributes."""
+    super().__init__(message)
+    self.supported = supported
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overrides:
+  """What a user decides about an existing tokenizer.
+
+  Attributes:
+    lowercase: WordPiece: whether text is lower-cased. None for what was saved, or else yes, as in
+      uncased BERT.
+    strip_accents: WordPiece: whether accents are stripped. None for what was saved, or else the
+      value of `lowercase`.
+    add_special_tokens: whether special tokens that are missing are appended to the vocabulary.
+  """
+
+  lowercase: bool | None = None
+  strip_accents: bool | None = None
+  add_special_tokens: bool = False
+
+  def require_no_case(self, source: str, what: str) -> None:
+    """Raises UserError if a setting of WordPiece is given."""
+    if self.lowercase is not None or self.strip_accents is not None:
+      raise UserError(
+        f'the tokenizer {source!r} is {what}, which has its own normalization; remove lowercase '
+        'and strip_accents.'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,13 +105,22 @@ class TokenizerSettings:
   Attributes:
     kind: a name of `registry.TOKENIZERS`: 'unigram' (Kudo 2018) or 'bpe' (Sennrich et al. 2016),
       both by SentencePiece; 'wordpiece', which merges the most frequent pairs as BPE does, and
-      normalizes and splits text as BERT; or one that user code registered.
+      normalizes and splits text as BERT; 'byte_level_bpe' (Radford et al. 2019); or one that user
+      code registered.
     vocab_size: number of ids, special tokens included.
-    lowercase: WordPiece: whether text is lower-cased; None for yes.
-    strip_accents: WordPiece: whether accents are stripped; None for the value of `lowercase`.
+    lowercase: whether text is lower-cased; None for yes in WordPiece, and no in SentencePiece,
+      where the rule 'original' does not support it.
+    strip_accents: whether accents are stripped from Latin, Greek and Cyrillic letters; None for no.
+      With the rule 'original' only in WordPiece, from all letters, and None for the value of
+      `lowercase`.
+    normalization: the rule of normalization, see `normalization`.
+    casing: 'unicode', or 'turkish' for the rules of Turkish and Azeri, which also set `lowercase`
+      where it is None.
     byte_fallback: SentencePiece: whether characters outside the vocabulary become bytes instead of
       [UNK]; None for yes in vocabularies of at least 8,192 tokens, where the 256 bytes cost little.
     seed: seed of the choice of lines in a large corpus.
+    characters: most characters of the lines that are chosen.
+    segmenter: a name of `registry.SEGMENTERS`, or '' for none.
     options: of a tokenizer that user code registered: a mapping, or its dataclass of options.
       `Tokenizer.train` gets the dataclass.
   """
@@ -75,8 +130,17 @@ class TokenizerSettings:
   lowercase: bool | None = None
   strip_accents: bool | None = None
   byte_fallback: bool | None = None
+  normalization: str = normalization.ORIGINAL
+  casing: str = 'unicode'
   seed: int = 0
+  characters: int = training_sample.TRAINING_CHARACTERS
+  segmenter: str = ''
   options: Options = None
+
+  @property
+  def folding(self) -> tuple[bool, bool, str]:
+    """Arguments of `normalization.fold`; not of WordPiece, and not of the rule 'original'."""
+    return normalization.folding(self.lowercase, self.strip_accents, self.casing)
 
 
 class Tokenizer(abc.ABC):
@@ -95,6 +159,9 @@ class Tokenizer(abc.ABC):
     pad_id: id of [PAD]; in the same way `unk_id`, `cls_id`, `sep_id` and `mask_id`.
     files: name -> content of the files that define the tokenizer.
     options: the dataclass of options of a tokenizer that user code registered, otherwise None.
+    segment: function that gives the words of a text, of user code, else None.
+    origin: 'org/name@commit' of a tokenizer that was opened from the Hugging Face Hub, else ''.
+    separators: number of [SEP] between the two texts of a row: 1, or 2 as RoBERTa has them.
   """
 
   # Part of the fingerprint. For a tokenizer of user code, the name that it is registered under.
@@ -103,15 +170,20 @@ class Tokenizer(abc.ABC):
   # corpora are not reused.
   version: ClassVar[int] = 0
   # How tokens show where words begin, in one sentence for readers of --mode=inspect.
-  notation: ClassVar[str] = ''
+  notation: str = ''
   # Whether tokens show where a text has spaces. WordPiece drops spaces around punctuation.
-  keeps_spaces: ClassVar[bool] = True
+  keeps_spaces: bool = True
+  # What helps where characters become [UNK], as the end of a sentence that begins with "use".
+  unknown_remedy: ClassVar[str] = (
+    'SentencePiece with byte fallback (config.data.tokenizer=unigram and '
+    'config.data.byte_fallback=yes), or byte-level BPE'
+  )
   # Names of the files by which a folder is recognized. Kinds of user code need none.
   main_files: ClassVar[tuple[str, ...]] = ()
   # Class of `transformers` for an exported tokenizer; this one opens any tokenizer.json.
-  transformers_class: ClassVar[str] = 'PreTrainedTokenizerFast'
+  transformers_class: str = 'PreTrainedTokenizerFast'
   # Whether the original ELECTRA program reads the files.
-  read_by_original_program: ClassVar[bool] = False
+  read_by_original_program: bool = False
 
   def __init__(
     self,
@@ -134,6 +206,9 @@ class Tokenizer(abc.ABC):
     self.files = dict(files)
     self.tokens = tuple(tokens)
     self.options = options
+    self.origin = ''
+    self.separators = 1
+    self.segment = segmenters.find(self.files, self.kind)
     source = f'the tokenizer {self.kind!r}'
     ids = special_ids or find_special_tokens(self.tokens, OWN_NAMES, source)
     self.pad_id = ids['pad_id']
@@ -178,10 +253,10 @@ class Tokenizer(abc.ABC):
     """`encode_short` with the characters of each token, int32 `[tokens, 2]`.
 
     Raises:
-      UserError: the kind does not define it.
+      NoOffsets: the kind does not define it.
     """
     del texts, threads
-    raise UserError(
+    raise NoOffsets(
       f'the tokenizer {self.kind!r} has no character offsets, which this task requires; choose '
       'another tokenizer.'
     )
@@ -206,6 +281,24 @@ class Tokenizer(abc.ABC):
     del token_id
     return None
 
+  def partial_bytes(self, token_id: int) -> bytes | None:
+    """The UTF-8 of a token that is a part of a character; None for tokens of text."""
+    value = self.byte_value(token_id)
+    return None if value is None else bytes([value])
+
+  def token_bytes(self, token_id: int) -> bytes:
+    """The UTF-8 that a token stands for, white space before and after it included.
+
+    Characters that a text loses are found by these, see `character_losses`.
+    """
+    partial = self.partial_bytes(token_id)
+    follows_space, text = self.surface(token_id)
+    return b' ' * follows_space + (text.encode('utf-8', 'replace') if partial is None else partial)
+
+  def compute_word_ends(self) -> np.ndarray:
+    """See `word_ends`."""
+    return np.zeros(self.size, bool)
+
   def encode_inside_word(self, text: str) -> list[int]:
     """Ids of a text that continues a word."""
     return self.encode(text)
@@ -227,6 +320,17 @@ class Tokenizer(abc.ABC):
       f'config.data.new_words is not supported for the tokenizer {self.kind!r}; expected a unigram '
       'or WordPiece tokenizer.'
     )
+
+  def with_segmenter(self, name: str) -> 'Tokenizer':
+    """The tokenizer with a segmenter, which separates the words of texts before.
+
+    Raises:
+      UserError: no segmenter has this name.
+    """
+    files = self.files | {segmenters.SEGMENTER_FILE: segmenters.record(name)}
+    made = from_files(self.kind, files, self.kind, _plain_options(self.options))
+    made.origin = self.origin
+    return made
 
   def to_pipeline(self) -> Pipeline | None:
     """The same tokenizer as a `tokenizers.Tokenizer`, which `transformers` opens.
@@ -254,11 +358,7 @@ class Tokenizer(abc.ABC):
 
   @classmethod
   def open_files(
-    cls,
-    places: Mapping[str, str],
-    source: str,
-    lowercase: bool | None,
-    strip_accents: bool | None,
+    cls, places: Mapping[str, str], source: str, overrides: Overrides
   ) -> 'Tokenizer | None':
     """Opens a tokenizer from the files in a folder; None where they are not of this kind.
 
@@ -267,13 +367,12 @@ class Tokenizer(abc.ABC):
     Args:
       places: name -> path of each file in the folder.
       source: the folder, for error messages.
-      lowercase: see `load_tokenizer`.
-      strip_accents: see `load_tokenizer`.
+      overrides: what the user decides.
 
     Raises:
       UserError: see `load_tokenizer`.
     """
-    del places, source, lowercase, strip_accents
+    del places, source, overrides
     return None
 
   #### What all have in common ####
@@ -306,13 +405,18 @@ class Tokenizer(abc.ABC):
     return {token: i for i, token in enumerate(self.tokens) if i not in special}
 
   @functools.cached_property
+  def token_outputs(self) -> tuple[bytes, ...]:
+    """`token_bytes` of each id."""
+    return tuple(map(self.token_bytes, range(self.size)))
+
+  @functools.cached_property
   def word_starts(self) -> np.ndarray:
     """Whether each token begins a word, bool `[size]`, read-only.
 
     A word of a text is a token that begins one and the tokens after it that do not. WordPiece: a
     token without `##` begins a word. SentencePiece: a piece that begins with a space (U+2581), with
     punctuation or a symbol, or with a character of a script that is written without spaces, where
-    each piece is a word.
+    each piece is a word unless a segmenter separates words.
 
     Raises:
       UserError: the tokens do not show where words begin.
@@ -320,6 +424,21 @@ class Tokenizer(abc.ABC):
     starts = self.compute_word_starts()
     starts.setflags(write=False)
     return starts
+
+  @functools.cached_property
+  def word_ends(self) -> np.ndarray:
+    """Whether a word begins after each token, whatever follows it, bool `[size]`, read-only.
+
+    So it is after a line break of byte-level BPE, and after a token with `</w>`.
+    """
+    ends = self.compute_word_ends()
+    ends.setflags(write=False)
+    return ends
+
+  @property
+  def long_text_cut(self) -> text_parts.Cut:
+    """How a long text is split so that its parts have the ids of the whole text."""
+    return text_parts.Cut.DROP_SPACE
 
   def encode_arrays(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
     """Token ids of each text, int32 `[tokens]`, without [CLS] and [SEP].
@@ -334,8 +453,10 @@ class Tokenizer(abc.ABC):
       threads: None for all cores; 1 for the calling thread only, without a pool, as in worker
         processes. SentencePiece uses any other number as it is, WordPiece uses all cores.
     """
+    if self.segment:
+      texts = [segmenters.separated(text, self.segment)[0] for text in texts]
     encoded: list[list[np.ndarray]] = [[] for _ in texts]
-    for owners, _, parts in text_parts.calls(texts):
+    for owners, _, parts in text_parts.calls(texts, self.long_text_cut):
       rows = text_parts.without_surrogates(self.encode_short, parts, threads)
       for owner, ids in zip(owners, rows, strict=True):
         encoded[owner].append(ids)
@@ -360,10 +481,23 @@ class Tokenizer(abc.ABC):
       For each text (ids int32 `[tokens]`, spans int32 `[tokens, 2]` of start and end).
 
     Raises:
-      UserError: the kind of tokenizer has no offsets.
+      NoOffsets: the kind of tokenizer has no offsets.
     """
+    if self.segment:
+      separated = [segmenters.separated(text, self.segment) for text in texts]
+      found = self._encode_with_offsets([text for text, _ in separated], threads)
+      return [
+        (ids, segmenters.original_spans(spans, places))
+        for (ids, spans), (_, places) in zip(found, separated, strict=True)
+      ]
+    return self._encode_with_offsets(texts, threads)
+
+  def _encode_with_offsets(
+    self, texts: Sequence[str], threads: int | None
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`encode_with_offsets` of texts whose words are separated."""
     encoded: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in texts]
-    for owners, starts, parts in text_parts.calls(texts):
+    for owners, starts, parts in text_parts.calls(texts, self.long_text_cut):
       rows = text_parts.without_surrogates(self.encode_short_with_offsets, parts, threads)
       for owner, start, (ids, spans) in zip(owners, starts, rows, strict=True):
         encoded[owner].append((ids, spans + np.int32(start)))
@@ -417,7 +551,8 @@ class Tokenizer(abc.ABC):
   def save(self, folder: str | os.PathLike[str]) -> None:
     """Writes files that `load_tokenizer` opens.
 
-    `transformers` opens them, too, if the tokenizer is WordPiece.
+    `transformers` opens them, too, if the tokenizer is a pipeline, or WordPiece with BERT's
+    normalization.
 
     Args:
       folder: a folder, or an address such as gs://bucket/folder.
@@ -433,26 +568,41 @@ class Tokenizer(abc.ABC):
 
 
 def load_tokenizer(
-  path: str | os.PathLike[str], lowercase: bool | None = None, strip_accents: bool | None = None
+  path: str | os.PathLike[str],
+  lowercase: bool | None = None,
+  strip_accents: bool | None = None,
+  add_special_tokens: bool = False,
 ) -> Tokenizer:
   """Opens the tokenizer in a folder, or in one file: a BERT `vocab.txt` or a SentencePiece model.
 
-  A folder is one that `Tokenizer.save` wrote, or another project's: a SentencePiece model, or
-  WordPiece's `vocab.txt` or `tokenizer.json`, with or without the other files of `transformers`.
-  Tokens that were added there to a WordPiece vocabulary are matched anywhere in a text.
+  A folder is one that `Tokenizer.save` wrote, or another project's: any `tokenizer.json`, a
+  SentencePiece model, or a WordPiece `vocab.txt`, with or without the other files of
+  `transformers`. Tokens that were added there to a vocabulary are matched anywhere in a text.
 
   Args:
-    path: a folder or file, or an address.
+    path: a folder or file, or an address; or hf:FOLDER, hf:org/name or hf:org/name@revision for
+      a repository of the Hugging Face Hub, see `hub.find`.
     lowercase: WordPiece: whether text is lower-cased. None for what was saved, or else yes, as in
       uncased BERT.
     strip_accents: WordPiece: whether accents are stripped. None for what was saved, or else the
       value of `lowercase`.
+    add_special_tokens: whether special tokens that are missing are appended to the vocabulary.
 
   Raises:
     UserError: there is no tokenizer, it is damaged, it lacks special tokens, it was saved with
       other settings, or it is of a kind that user code registered and that is not loaded.
   """
   path = os.fspath(path)
+  overrides = Overrides(
+    lowercase=lowercase, strip_accents=strip_accents, add_special_tokens=add_special_tokens
+  )
+  origin = ''
+  if path.startswith(_HUB):
+    found = hub.find(path.removeprefix(_HUB), hub.tokenizer_files)
+    if found.note:
+      console.say('tokenizer', found.note)
+    origin = hub.pinned(path.removeprefix(_HUB), found.revision) if found.revision else ''
+    path = found.path
   if file_access.is_folder(path):
     places = {name: file_access.join(path, name) for name in file_access.listing(path)}
   elif file_access.exists(path):
@@ -460,23 +610,28 @@ def load_tokenizer(
     places = {_SINGLE_FILES.get(suffix, 'tokenizer.model'): path}
   else:
     raise UserError(
-      f'the tokenizer {path!r} does not exist; expected a folder, a vocab.txt, a SentencePiece '
-      f'model or a kind to train: {", ".join(registry.TOKENIZERS)}.'
+      f'the tokenizer {path!r} does not exist; expected a folder, a tokenizer.json, a vocab.txt, a '
+      'SentencePiece model, hf:org/name of the Hugging Face Hub, or a kind to train: '
+      f'{", ".join(registry.TOKENIZERS)}.'
     )
   if checksums.SUMS in places:
     sums = checksums.read_sums(path) or {}
     checksums.check(path, [name for name in sums if not name.startswith(_OTHER_FILES)])
   if REGISTERED_FILE in places:
-    if lowercase is not None or strip_accents is not None:
-      raise UserError(
-        f'the tokenizer {path!r} has its own normalization; remove lowercase and strip_accents.'
-      )
+    overrides.require_no_case(path, 'one of user code')
     return _open_registered(places, path)
   for cls in _classes():
-    opened = cls.open_files(places, path, lowercase, strip_accents)
+    opened = cls.open_files(places, path, overrides)
     if opened is not None:
+      if segmenters.SEGMENTER_FILE in places:
+        content = file_access.read_bytes(places[segmenters.SEGMENTER_FILE])
+        opened = from_files(opened.kind, opened.files | {segmenters.SEGMENTER_FILE: content}, path)
+      opened.origin = origin
       return opened
-  raise UserError(f'there is no tokenizer in {path!r}; expected a tokenizer.model or a vocab.txt.')
+  raise UserError(
+    f'there is no tokenizer in {path!r}; expected a tokenizer.json, a vocab.txt or a SentencePiece '
+    'model (tokenizer.model, spiece.model, spm.model).'
+  )
 
 
 def keep_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
@@ -538,8 +693,8 @@ def train_tokenizer(
   """Trains a tokenizer.
 
   The same texts and settings give the same tokenizer on any machine and any number of cores. All
-  printable ASCII characters are in the vocabulary. Of a corpus larger than
-  `training_sample.TRAINING_CHARACTERS`, lines chosen by their hash are used.
+  printable ASCII characters are in the vocabulary. Of a corpus with more
+  than `settings.characters`, lines chosen by their hash are used.
 
   Args:
     texts: documents; it is trained on their lines.
@@ -555,14 +710,20 @@ def train_tokenizer(
   options = _plain_options(settings.options)
 
   def train(sample: Sample) -> Tokenizer:
-    return from_files(cls.kind, cls.train(sample, settings), 'just trained', options)
+    if not settings.segmenter:
+      return from_files(cls.kind, cls.train(sample, settings), 'just trained', options)
+    segment = registry.SEGMENTERS.get(settings.segmenter)
+    lines = [segmenters.separated(line, segment)[0] for line in sample.lines]
+    lines = [part for line in lines for part in training_sample.short_lines(line)]
+    files = cls.train(dataclasses.replace(sample, lines=lines), settings)
+    files[segmenters.SEGMENTER_FILE] = segmenters.record(settings.segmenter)
+    return from_files(cls.kind, files, 'just trained', options)
 
   return training_sample.train_with_progress(
     train,
     texts,
     title=cls.training_title(settings),
-    vocab_size=settings.vocab_size,
-    seed=settings.seed,
+    settings=settings,
     expected_characters=expected_characters,
   )
 
@@ -574,7 +735,12 @@ def settings_identity(settings: TokenizerSettings) -> list[Any]:
     UserError: for an unknown kind or option.
   """
   cls, settings = _resolved(settings)
-  return cls.relevant_settings(settings)
+  relevant = cls.relevant_settings(settings)
+  if settings.characters != training_sample.TRAINING_CHARACTERS:
+    relevant.append({'characters': settings.characters})
+  if settings.segmenter:
+    relevant.append(segmenters.record(settings.segmenter).decode())
+  return relevant
 
 
 def from_files(

@@ -11,13 +11,29 @@ from typing import Protocol, TypeVar
 from electra_jax import console
 from electra_jax.errors import UserError
 
-# Most characters of a sample; it is held in memory. Lines of a larger corpus are chosen by hash.
+# Default of the most characters of a sample, which is held in memory.
 TRAINING_CHARACTERS = 200_000_000
 # SentencePiece silently skips sentences longer than 4192 bytes, so longer lines are split.
 LINE_BYTES = 4000
 
 # NUL ends a string in SentencePiece; a lone surrogate cannot be encoded.
 _NOT_TEXT = re.compile('[\0\ud800-\udfff]')
+
+
+class SampleSettings(Protocol):
+  """What decides a sample, and what is trained, for the console."""
+
+  @property
+  def vocab_size(self) -> int:
+    """Requested number of ids."""
+
+  @property
+  def seed(self) -> int:
+    """Seed of the choice of lines."""
+
+  @property
+  def characters(self) -> int:
+    """Most characters of the sample."""
 
 
 class HasSize(Protocol):
@@ -53,8 +69,7 @@ def train_with_progress(
   texts: Iterable[str],
   *,
   title: str,
-  vocab_size: int,
-  seed: int,
+  settings: SampleSettings,
   expected_characters: int | None,
 ) -> T:
   """Takes a sample of texts and trains on it, with a progress line on the console.
@@ -63,8 +78,7 @@ def train_with_progress(
     train: trains a tokenizer on a sample; runs in a thread.
     texts: documents.
     title: kind of the tokenizer, for the console.
-    vocab_size: requested number of ids, for the console.
-    seed: seed of the choice of lines.
+    settings: of the training.
     expected_characters: approximate number of characters of the texts; None where unknown.
 
   Returns:
@@ -74,15 +88,15 @@ def train_with_progress(
     UserError: there is no text.
     Exception: what reading the texts, or `train`, raises.
   """
-  console.say('tokenizer', f'training {title}, {vocab_size:,} tokens')
+  console.say('tokenizer', f'training {title}, {settings.vocab_size:,} tokens')
   start = time.monotonic()
-  with console.progress('tokenizer', total=expected_characters) as update:
+  with console.progress('tokenizer', expected_characters, 'characters') as update:
 
     def report(sample: Sample) -> None:
       millions = f'{sample.characters_read / 1e6:,.1f} million characters read'
       update(sample.characters_read, millions)
 
-    sample = take_sample(texts, seed, report)
+    sample = take_sample(texts, settings.seed, report, settings.characters)
   if not sample.lines:
     raise UserError('the corpus is too small to train a tokenizer on; give more text.')
   lines = f'{sample.lines_read:,} lines'
@@ -107,10 +121,9 @@ def _train_in_thread(train: Callable[[Sample], T], sample: Sample, message: str)
 
   worker = threading.Thread(target=run, daemon=True)
   worker.start()
-  with console.progress('tokenizer') as update:
+  with console.phase('tokenizer', message):
     while worker.is_alive():
-      worker.join(0.1)
-      update(0, message)
+      worker.join(0.1)  # so that Ctrl-C is answered
   if failures:
     raise failures[0]
   return results[0]
@@ -121,9 +134,12 @@ def _ignore(sample: Sample) -> None:
 
 
 def take_sample(
-  texts: Iterable[str], seed: int = 0, progress: Callable[[Sample], None] = _ignore
+  texts: Iterable[str],
+  seed: int = 0,
+  progress: Callable[[Sample], None] = _ignore,
+  characters: int | None = None,
 ) -> Sample:
-  """Returns the lines of texts, or of more than `TRAINING_CHARACTERS` those with a small hash.
+  """Returns the lines of texts, or of more than `characters` those with a small hash.
 
   The hash of its text decides whether a line is chosen, so that one pass chooses the same lines in
   any order of the corpus. Whenever the sample is too large, the bound of the hash is halved and
@@ -133,7 +149,9 @@ def take_sample(
     texts: documents.
     seed: seed of the hash.
     progress: called with the growing sample after each document.
+    characters: most characters of the sample; None for `TRAINING_CHARACTERS`.
   """
+  most = TRAINING_CHARACTERS if characters is None else characters
   sample = Sample()
   bound = 1 << 32
   for text in texts:
@@ -144,7 +162,7 @@ def take_sample(
         if bound == 1 << 32 or _hash(part, seed) < bound:
           sample.lines.append(part)
           sample.characters += len(part)
-    while sample.characters > TRAINING_CHARACTERS:
+    while sample.characters > most:
       bound //= 2
       kept = [line for line in sample.lines if _hash(line, seed) < bound]
       if not kept:  # few distinct lines, repeated many times

@@ -1,17 +1,29 @@
 """WordPiece tokenizers as BERT has them (Devlin et al. 2019)."""
 
-import os
 import string
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from electra_jax import file_access, json_reader
-from electra_jax.data.tokenizers import new_words, special_tokens, wordpiece_files
+from electra_jax.data.tokenizers import (
+  new_words,
+  normalization,
+  spans,
+  special_tokens,
+  text_parts,
+  word_cache,
+  wordpiece_files,
+)
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, UNK, role_of
-from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer, TokenizerSettings
+from electra_jax.data.tokenizers.tokenization import (
+  Overrides,
+  Pipeline,
+  Tokenizer,
+  TokenizerSettings,
+  UnsupportedSize,
+)
 from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.data.tokenizers.wordpiece_files import (
   ADDED,
@@ -61,39 +73,47 @@ class WordPieceTokenizer(Tokenizer):
     special_ids = special_tokens.find_special_tokens(tokens, names, repr(source))
     super().__init__(files, tokens, special_ids, options)
     self._decoder = decoders.WordPiece(prefix=CONTINUATION, cleanup=True)
+    if wordpiece_files.RULE in settings:
+      self.transformers_class = Tokenizer.transformers_class
+      self.read_by_original_program = False
+    # A token that was added may contain a space.
+    self._words = None if added else word_cache.WordCache(self._encode)
 
   @classmethod
   def open_files(
-    cls,
-    places: Mapping[str, str],
-    source: str,
-    lowercase: bool | None,
-    strip_accents: bool | None,
+    cls, places: Mapping[str, str], source: str, overrides: Overrides
   ) -> Tokenizer | None:
     """See `Tokenizer.open_files`."""
     if not any(name in places for name in cls.main_files):
       return None
     names = (VOCABULARY_FILE, *wordpiece_files.JSON_FILES)
     found = {name: file_access.read_bytes(places[name]) for name in names if name in places}
-    files = wordpiece_files.canonical_files(found, source, lowercase, strip_accents)
+    if wordpiece_files.PIPELINE_FILE in found and not wordpiece_files.is_bert(found, source):
+      return None
+    files = wordpiece_files.canonical_files(found, source, overrides)
     return cls(files, source)
 
   def encode_short(self, texts: list[str], threads: int | None) -> list[np.ndarray]:
     """See `Tokenizer.encode_short`."""
-    _set_threads(threads)
+    text_parts.set_threads(threads)
+    if self._words is not None and sum(map(len, texts)) >= word_cache.LEAST_CHARACTERS:
+      return self._words.encode(texts)
+    return [np.array(ids, np.int32) for ids in self._encode(texts)]
+
+  def _encode(self, texts: list[str]) -> list[list[int]]:
     encoded = self._pipeline.encode_batch_fast(texts, add_special_tokens=False)
-    return [np.array(one.ids, np.int32) for one in encoded]
+    return [one.ids for one in encoded]
 
   def encode_short_with_offsets(
     self, texts: list[str], threads: int | None
   ) -> list[tuple[np.ndarray, np.ndarray]]:
     """See `Tokenizer.encode_short_with_offsets`."""
-    _set_threads(threads)
+    text_parts.set_threads(threads)
     encoded = self._pipeline.encode_batch(texts, add_special_tokens=False)
     found = []
     for text, one in zip(texts, encoded, strict=True):
-      spans = np.array(one.offsets, np.int32).reshape(-1, 2)
-      found.append((np.array(one.ids, np.int32), _with_accents(text, spans)))
+      places = np.array(one.offsets, np.int32).reshape(-1, 2)
+      found.append((np.array(one.ids, np.int32), spans.with_accents(text, places)))
     return found
 
   def decode_ordinary(self, ids: Sequence[int]) -> str:
@@ -153,7 +173,10 @@ class WordPieceTokenizer(Tokenizer):
   @classmethod
   def relevant_settings(cls, settings: TokenizerSettings) -> list[Any]:
     """See `Tokenizer.relevant_settings`."""
-    return [settings.lowercase, settings.strip_accents]
+    identity = [settings.lowercase, settings.strip_accents]
+    if settings.normalization == normalization.ORIGINAL:
+      return identity
+    return [*identity, normalization.identity(settings.normalization), settings.casing]
 
   @classmethod
   def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
@@ -166,11 +189,9 @@ class WordPieceTokenizer(Tokenizer):
     from tokenizers import models, trainers
 
     vocab_size = settings.vocab_size
-    lowercase = settings.lowercase is not False
-    strip_accents = lowercase if settings.strip_accents is None else settings.strip_accents
-    saved = wordpiece_files.make_settings(lowercase, strip_accents, True)
+    saved = _settings_to_save(settings)
     normalizer, pre_tokenizer = _word_splitter(saved)
-    characters = _characters(sample.lines, normalizer.normalize_str)
+    characters = _characters(sample.lines, normalizer.normalize_str, wordpiece_files.RULE in saved)
 
     # Punctuation and Chinese characters are never inside a word: each is a word.
     def is_word(character: str) -> bool:
@@ -180,9 +201,11 @@ class WordPieceTokenizer(Tokenizer):
     inside = [c for c in characters if c.isascii() or not is_word(c)]
     single = [*SPECIAL_TOKENS, *characters, *(CONTINUATION + character for character in inside)]
     if vocab_size < len(single):
-      raise UserError(
-        f"vocab_size is {vocab_size}, too few for this corpus's characters; expected "
-        f'{len(single) + 100} or more.'
+      least = len(single) + 100
+      raise UnsupportedSize(
+        f"vocab_size is {vocab_size}, too few for this corpus's characters; expected {least} or "
+        'more.',
+        least,
       )
     # The trainer numbers tokens that it is not given in the order of a hash table, and equal counts
     # are ordered by number. With all single characters given as special tokens, nothing is numbered
@@ -191,7 +214,7 @@ class WordPieceTokenizer(Tokenizer):
     pipeline = tokenizers.Tokenizer(model)
     pipeline.normalizer = normalizer
     pipeline.pre_tokenizer = pre_tokenizer
-    _set_threads(None)
+    text_parts.set_threads(None)
     trainer = trainers.WordPieceTrainer(
       vocab_size=vocab_size,
       min_frequency=SMALLEST_COUNT,
@@ -205,11 +228,28 @@ class WordPieceTokenizer(Tokenizer):
     ids = pipeline.get_vocab(with_added_tokens=False)
     tokens = sorted(ids, key=ids.__getitem__)
     if len(tokens) < vocab_size:
-      raise UserError(
+      raise UnsupportedSize(
         f'vocab_size is {vocab_size}, more than this corpus supports; expected at most '
-        f'{len(tokens)}.'
+        f'{len(tokens)}.',
+        len(tokens),
       )
     return wordpiece_files.make_files(tokens, saved)
+
+
+def _settings_to_save(settings: TokenizerSettings) -> dict[str, Any]:
+  """The tokenizer_config.json of a vocabulary to be trained."""
+  lowercase = settings.lowercase is not False
+  strip_accents = settings.strip_accents
+  # With a segmenter, Chinese characters are parts of words.
+  chinese_characters = not settings.segmenter
+  if settings.normalization == normalization.ORIGINAL:
+    strip_accents = lowercase if strip_accents is None else strip_accents
+    return wordpiece_files.make_settings(lowercase, strip_accents, chinese_characters)
+  rule = settings.normalization
+  own = wordpiece_files.own_rule(
+    rule if rule in normalization.NAMES else normalization.read_rules(rule), settings.casing
+  )
+  return wordpiece_files.make_settings(lowercase, bool(strip_accents), chinese_characters) | own
 
 
 def _open_pipeline(files: Mapping[str, bytes], source: str) -> Pipeline:
@@ -247,16 +287,24 @@ def _open_pipeline(files: Mapping[str, bytes], source: str) -> Pipeline:
   return pipeline
 
 
-def _characters(lines: list[str], normalize: Callable[[str], str]) -> list[str]:
+def _characters(
+  lines: list[str], normalize: Callable[[str], str], composes: bool = False
+) -> list[str]:
   """The characters that become tokens, by code point.
 
   Printable ASCII, and the most frequent characters that make up `CHARACTER_COVERAGE` of the
   normalized lines.
+
+  Args:
+    lines: the sample.
+    normalize: the normalization of a text.
+    composes: whether it joins characters, so that single ones do not show its result.
   """
   counts = np.zeros(0x110000, np.int64)
   block = 4096  # lines
   for start in range(0, len(lines), block):
-    points = np.frombuffer(''.join(lines[start : start + block]).encode('utf-32-le'), np.uint32)
+    text = '\n'.join(lines[start : start + block])
+    points = np.frombuffer((normalize(text) if composes else text).encode('utf-32-le'), np.uint32)
     counts += np.bincount(points, minlength=len(counts))
   normalized: dict[str, int] = {}
   for point in np.flatnonzero(counts):
@@ -277,38 +325,13 @@ def _word_splitter(settings: Mapping[str, Any]) -> tuple[Any, Any]:
   """BERT's normalizer, and its pre-tokenizer, which splits a text into words."""
   from tokenizers import normalizers, pre_tokenizers
 
+  splitter = pre_tokenizers.BertPreTokenizer()
+  if wordpiece_files.RULE in settings:
+    return normalizers.Sequence(list(normalization.normalizers(settings))), splitter
   normalizer = normalizers.BertNormalizer(
     clean_text=True,
     handle_chinese_chars=settings['tokenize_chinese_chars'],
     strip_accents=settings['strip_accents'],
     lowercase=settings['do_lower_case'],
   )
-  return normalizer, pre_tokenizers.BertPreTokenizer()
-
-
-def _with_accents(text: str, spans: np.ndarray) -> np.ndarray:
-  """Extends spans over stripped accents that are separate characters, to the token before them.
-
-  Args:
-    text: the text.
-    spans: int32 [tokens, 2]; changed in place.
-  """
-  if text.isascii() or not len(spans):
-    return spans
-  points = np.frombuffer(text.encode('utf-32-le'), np.uint32)
-  marks = [p for p in np.unique(points[points >= 0x300]) if unicodedata.category(chr(p)) == 'Mn']
-  if marks:
-    others = np.append(np.flatnonzero(~np.isin(points, marks)), len(text))
-    # The first character at or after the end of each token that is not a mark.
-    following = others[np.searchsorted(others, spans[:, 1])]
-    next_start = np.append(spans[1:, 0], len(text))
-    spans[:, 1] = np.maximum(spans[:, 1], np.minimum(following, next_start))
-  return spans
-
-
-def _set_threads(threads: int | None) -> None:
-  # The library reads this variable at each call, and has no other setting. With 'false' it starts
-  # no pool.
-  wanted = 'false' if threads == 1 else 'true'
-  if os.environ.get('TOKENIZERS_PARALLELISM') != wanted:
-    os.environ['TOKENIZERS_PARALLELISM'] = wanted
+  return normalizer, splitter

@@ -1,17 +1,24 @@
-"""Sentences with a tag per word: reading CoNLL columns, CoNLL-U and JSON, and writing columns."""
+"""Sentences with a tag per word: CoNLL columns, CoNLL-U, JSON, Parquet and Arrow.
+
+Columns are also written.
+"""
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from electra_jax import json_reader
 from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
-from electra_jax.finetune.tasks import tables
+from electra_jax.finetune.tasks import arrow_tables, offsets, tables, tag_schemes
 from electra_jax.finetune.tasks.tables import place, shown
 
 FORMATS = ('auto', 'conll', 'conllu', 'tsv', 'jsonl', 'json')
+# Fields of JSON that are used where the configured one is missing.
+_TEXT_FIELDS = ('tokens', 'words', 'text', 'sentence')
+_TAG_FIELDS = ('tags', 'entities', 'spans', 'labels', 'label')
 UNTAGGED = '_'  # in CoNLL-U and in test files of other formats: there is no tag
 
 _NUMBER = re.compile(r'[1-9]\d*')
@@ -35,7 +42,11 @@ class Sentence(NamedTuple):
     path: of the file.
     lines: of each word, counted from 1.
     id: of the sentence in the file, or ''.
-    repaired: number of tags that were changed because they violated IOB2.
+    repaired: number of tags that were changed because they violated their scheme.
+    text: that the words are parts of; '' where only the words are known.
+    offsets: first character of each word in `text`, and the character after its last; () without
+      text.
+    widened: number of entities that began or ended inside a word, and were extended to all of it.
   """
 
   tokens: tuple[str, ...]
@@ -44,6 +55,9 @@ class Sentence(NamedTuple):
   lines: tuple[int, ...]
   id: str = ''
   repaired: int = 0
+  text: str = ''
+  offsets: tuple[tuple[int, int], ...] = ()
+  widened: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +70,9 @@ class SentenceLayout:
     text: JSON: the field of the words.
     label: JSON: the field of the tags.
     auto: the value of `tags` for CoNLL-U where `tags` is 'auto'; '' where it must be set.
+    names: of tags that are integers.
+    fields: JSON: further fields that may have the tags, such as 'ner_tags'.
+    plain_integers: whether integers without names are tags themselves.
   """
 
   format: str = 'auto'
@@ -63,6 +80,9 @@ class SentenceLayout:
   text: str = 'text'
   label: str = 'label'
   auto: str = 'upos'
+  names: tuple[str, ...] = ()
+  fields: tuple[str, ...] = ()
+  plain_integers: bool = False
 
   def __post_init__(self) -> None:
     if self.format not in FORMATS:
@@ -71,7 +91,9 @@ class SentenceLayout:
       )
 
 
-def read_sentences(path: str, layout: SentenceLayout) -> list[Sentence]:
+def read_sentences(
+  path: str, layout: SentenceLayout, columns: dict[str, str | None] | None = None
+) -> list[Sentence]:
   """The sentences of a file.
 
   The layout is inferred from the file's name, else from its content; `tsv` and `txt` are columns.
@@ -79,21 +101,35 @@ def read_sentences(path: str, layout: SentenceLayout) -> list[Sentence]:
   Args:
     path: a file, compressed or not, an address, or '-' for standard input.
     layout: where it has words and tags.
+    columns: receives the names of the columns `words` and `tags`, in JSON, Parquet and Arrow.
 
   Raises:
     UserError: it cannot be read, is not UTF-8, has no sentence, or a line is malformed.
   """
+  if arrow_tables.is_arrow_data(path):
+    return _sentences_of_rows(tables.read_arrow(path), path, layout, columns)
   kind = tables.format_from_name(path) if layout.format == 'auto' else layout.format
   if kind == 'csv':
     raise UserError(
-      f'{shown(path)} is CSV, which has no tag per word; expected CoNLL columns, CoNLL-U or JSON '
-      'lines'
+      f'{shown(path)} is CSV, which has no tag per word; expected CoNLL columns, CoNLL-U, JSON '
+      'lines, Parquet or Arrow'
     )
   if kind in ('jsonl', 'json'):
-    records = ((row.line, row.values) for row in tables.read_table(path, kind))
-    return sentences_of_records(records, path, layout)
+    return _sentences_of_rows(tables.read_table(path, kind), path, layout, columns)
   known = 'conllu' if kind == 'conllu' else None
   return sentences_of_lines(tables.read_lines(path), path, layout, known)
+
+
+def _sentences_of_rows(
+  rows: Sequence[tables.Row],
+  path: str,
+  layout: SentenceLayout,
+  columns: dict[str, str | None] | None,
+) -> list[Sentence]:
+  if columns is not None:
+    first = rows[0].values
+    columns |= {'words': text_field(first, layout), 'tags': tag_field(first, layout)}
+  return sentences_of_records(((row.line, row.values) for row in rows), path, layout)
 
 
 def sentences_of_lines(
@@ -116,6 +152,8 @@ def sentences_of_lines(
   sentences = _ColumnReader(kind, layout, path).read(lines)
   if not sentences:
     raise UserError(f'{shown(path)} has no sentences; expected at least one')
+  if layout.names and kind != 'conllu':
+    sentences = [_with_names(sentence, layout) for sentence in sentences]
   found = {tag for sentence in sentences for tag in sentence.tags or ()}
   if not found - {'', UNTAGGED}:
     return [sentence._replace(tags=None) for sentence in sentences]
@@ -300,10 +338,12 @@ def _conllu_tag_reader(layout: SentenceLayout, kind: str, path: str) -> _TagRead
 def sentences_of_records(
   records: Iterable[tuple[int, dict[str, Any]]], path: str, layout: SentenceLayout
 ) -> list[Sentence]:
-  """Sentences of JSON objects with a list of words and, optionally, a list of tags.
+  """Sentences of objects with words and a tag per word, or with a text and entities in it.
 
-  The words are in the field `layout.text`, else `tokens`; a string is split at white space. The
-  tags are in the field `layout.label`, else `tags`.
+  The words are in the field `layout.text`, else `tokens` or another usual one. A string with a list
+  of tags is split at white space, any other by `offsets.word_spans`. The tags are in the field
+  `layout.label`, in one of `layout.fields`, or `tags`; they are names, or integers that
+  `layout.names` names. Entities are as `offsets.given_entities` reads them.
 
   Args:
     records: line numbers and objects.
@@ -323,42 +363,129 @@ def _sentence_of_record(
   number: int, record: dict[str, Any], path: str, layout: SentenceLayout
 ) -> Sentence:
   where = place(path, number)
-  text = next((name for name in (layout.text, 'tokens', 'text') if name in record), None)
+  text, label = text_field(record, layout), tag_field(record, layout)
   if text is None:
     raise UserError(
       f'{where} has no field {layout.text!r}; its fields are {named(record)}; set data.text to one '
       'of them'
     )
-  label = next((name for name in (layout.label, 'tags') if name in record), None)
-  tokens = record[text]
-  tokens = tokens.split() if isinstance(tokens, str) else tokens
-  tags = None if label is None else record[label]
-  for name, value in ((text, tokens), (label, tags)):
-    optional = name == label and value is None
-    if not optional and not _is_list_of_strings(value):
-      raise UserError(
-        f'{where} has no list of strings in its field {name!r}; expected one such as ["one", "two"]'
-      )
-  if tags is not None and len(tags) != len(tokens):
-    raise UserError(f'{where} has {len(tags)} tags for {len(tokens)} words; fix it')
+  words, tags = record[text], None if label is None else record[label]
+  name = str(record.get('id', ''))
+  if isinstance(words, str) and (tags is None or offsets.are_entities(tags)):
+    return _sentence_of_text(words, tags, where, (path, number, name))
+  words = words.split() if isinstance(words, str) else words
+  if not _is_list_of(words, str):
+    raise UserError(
+      f'{where} has no list of strings in its field {text!r}; expected one such as ["one", "two"]'
+    )
+  if tags is not None:
+    tags = _tag_names(tags, layout, f'{where} has in its field {label!r}')
+  if tags is not None and len(tags) != len(words):
+    raise UserError(f'{where} has {len(tags)} tags for {len(words)} words; fix it')
   return Sentence(
-    tuple(tokens),
-    None if tags is None else tuple(tags),
-    path,
-    (number,) * len(tokens),
-    str(record.get('id', '')),
+    tuple(words), None if tags is None else tuple(tags), path, (number,) * len(words), name
   )
 
 
-def _is_list_of_strings(value: tables.JsonValue) -> bool:
-  return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def text_field(record: Mapping[str, Any], layout: SentenceLayout) -> str | None:
+  """The field of an object that has the words or the text; None where there is none."""
+  names = (layout.text, *_TEXT_FIELDS)
+  # A set may have each sentence both as text and as words.
+  if layout.text == SentenceLayout.text and isinstance(record.get('text'), str):
+    tags = tag_field(record, layout)
+    if 'tokens' in record and (tags is None or _is_list_of(record[tags], str | int)):
+      names = ('tokens', *names)
+  return next((name for name in names if name in record), None)
+
+
+def tag_field(record: Mapping[str, Any], layout: SentenceLayout) -> str | None:
+  """The field of an object that has the tags or entities; None where there is none."""
+  names = [name for name in (layout.label, *layout.fields, *_TAG_FIELDS) if name in record]
+  if layout.label == SentenceLayout.label:  # a set may also have a label of the sentence
+    names.sort(key=lambda name: not isinstance(record[name], list))
+  return names[0] if names else None
+
+
+def _sentence_of_text(
+  text: str, given: tables.JsonValue, where: str, origin: tuple[str, int, str]
+) -> Sentence:
+  """A sentence of a text, with the tags in IOB2 of the entities in it; None: they are not known."""
+  path, number, name = origin
+  spans = offsets.word_spans(text)
+  tags, widened = None, 0
+  if given is not None:
+    found = offsets.given_entities(given, text, where)
+    words, widened = offsets.entities_of_words(found, spans, text, where)
+    tags = tuple(tag_schemes.IOB2.encoded(words, len(spans)))
+  return Sentence(
+    tuple(text[start:end] for start, end in spans),
+    tags,
+    path,
+    (number,) * len(spans),
+    name,
+    text=text,
+    offsets=tuple(spans),
+    widened=widened,
+  )
+
+
+def _tag_names(tags: tables.JsonValue, layout: SentenceLayout, where: str) -> list[str]:
+  """The tags of a sentence, by name.
+
+  Args:
+    tags: as in the file.
+    layout: has the names of integers.
+    where: the start of a sentence about a mistake.
+  """
+  if _is_list_of(tags, str) and not layout.names:
+    return list(tags)
+  if not _is_list_of(tags, str | int):
+    missing = isinstance(tags, list) and any(map(tables.is_missing, tags))
+    raise UserError(
+      f'{where} {"a tag that is null or NaN" if missing else "no list of tags"}; expected one tag '
+      'per word such as ["B-PER", "O"], or integers'
+    )
+  if not layout.names and not layout.plain_integers:
+    raise UserError(
+      f'{where} integers; set data.label_names to the names of the tags in their order, such as '
+      'O,B-PER,I-PER'
+    )
+  return [_tag_name(tag, layout, where) for tag in tags]
+
+
+def _tag_name(tag: str | int, layout: SentenceLayout, where: str) -> str:
+  text = str(tag)
+  if not layout.names or not text.lstrip('-').isdecimal():
+    return text
+  if not 0 <= int(text) < len(layout.names):
+    raise UserError(
+      f'{where} the tag {text}; expected 0 to {len(layout.names) - 1}, as data.label_names has '
+      f'{len(layout.names)} names'
+    )
+  return layout.names[int(text)]
+
+
+def _with_names(sentence: Sentence, layout: SentenceLayout) -> Sentence:
+  """A sentence of columns with the names of tags that are integers."""
+  tags = [
+    _tag_name(tag, layout, f'{place(sentence.path, line)} has')
+    for tag, line in zip(sentence.tags or (), sentence.lines, strict=True)
+  ]
+  return sentence._replace(tags=tuple(tags))
+
+
+def _is_list_of(value: tables.JsonValue, kind: type | types.UnionType) -> bool:
+  return isinstance(value, list) and all(
+    isinstance(item, kind) and not isinstance(item, bool) for item in value
+  )
 
 
 def plain_sentences(lines: Sequence[str], path: str) -> list[Sentence]:
-  """One sentence per line, its words separated by white space. Blank lines are skipped."""
-  found = [(number, line.split()) for number, line in enumerate(lines, 1)]
+  """One sentence per line, its words as `offsets.word_spans` finds them; no blank lines."""
   return [
-    Sentence(tuple(words), None, path, (number,) * len(words)) for number, words in found if words
+    _sentence_of_text(line, None, '', (path, number, ''))
+    for number, line in enumerate(lines, 1)
+    if not line.isspace() and line
   ]
 
 
@@ -389,7 +516,7 @@ def _is_object(line: str) -> bool:
 
 
 def _value(line: str, where: str) -> tables.JsonValue:
-  return json_reader.parse(line, where, 'fix it', json_reader.TEXTS)
+  return json_reader.parse(line, where, 'fix it', tables.RULES)
 
 
 def _json_records(lines: Sequence[str], path: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import squad_data, squad_metrics
 from electra_jax.finetune.tasks.squad_data import Question, QuestionColumns
 from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskDefaults, TaskRecipe
-from electra_jax.finetune.tasks.text_task import no_data
+from electra_jax.finetune.tasks.text_task import no_data, window_starts
 
 # Tokens of a context that a row must have room for. With fewer, a text would become hundreds of
 # rows.
@@ -97,6 +98,7 @@ class SquadSpec:
   def restore(self, description: Mapping[str, Any], options: Options = None) -> 'SquadTask':
     """The task of a description, without data."""
     fields = {name: description[name] for name in _DESCRIBED}
+    fields['answer_units'] = description.get('answer_units', 'words')
     columns = QuestionColumns(*description['columns'])
     return SquadTask(spec=self, columns=columns, splits=(), load=None, **fields)
 
@@ -110,13 +112,23 @@ class SquadSpec:
     if not self.version:
       columns = QuestionColumns(data.text, data.pair or 'context', data.label)
     cache: dict[str, list[Question]] = {}
+    found: dict[str, str] = {}
 
     def load(split: str) -> list[Question]:
       if split not in cache:
         labeled = split != 'test'
-        questions = squad_data.read_questions(files[split], data.format, columns, labeled)
+        read: list[QuestionColumns] = []
+        questions = squad_data.read_questions(files[split], data.format, columns, labeled, read)
         if labeled:
-          squad_data.check_answers(questions, files[split], self.each_has_answer)
+          drop = data.bad_answers == 'drop'
+          squad_data.check_answers(questions, files[split], self.each_has_answer, drop)
+        if split == 'train' and read:
+          names = zip(('question', 'context', 'answers'), read[0], strict=True)
+          found['columns'] = 'columns: ' + ', '.join(f'{what} {name!r}' for what, name in names)
+        if listed := squad_data.listed_bad_answers(questions):
+          found[split] = f'{split}: answers that are not in their contexts: {listed}'
+        if split == 'train':
+          questions, found[split] = _usable(questions, found.get(split, ''))
         cache[split] = questions
       return cache[split]
 
@@ -132,8 +144,14 @@ class SquadSpec:
       unanswerable=unanswerable,
       columns=columns,
       load=load,
+      found=found,
+      answer_units=self._answer_units(data.answer_units),
       **settings,
     )
+
+  def _answer_units(self, given: str) -> str:
+    """What F1 counts; the official scripts of SQuAD count words."""
+    return 'words' if given == 'auto' and self.version else given
 
 
 SQUAD1 = SquadSpec(version='v1.1', tfds='tfds:squad', unanswerable=False, each_has_answer=True)
@@ -159,6 +177,8 @@ class SquadTask(TaskDefaults):
       (as in the original program, finetune/qa/qa_metrics.py). At 0 both are equally likely; `score`
       returns the best threshold for the dev set, which `tuned` sets.
     columns: of tables.
+    answer_units: what F1 counts, see `squad_metrics.units_of`.
+    found: what was found in the data, by split.
     load: the questions of a split; None for a task that was restored without its data.
   """
 
@@ -172,6 +192,8 @@ class SquadTask(TaskDefaults):
   n_best: int
   threshold: float = 0.0
   columns: QuestionColumns = QuestionColumns()
+  answer_units: str = 'words'
+  found: dict[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
   load: Callable[[str], list[Question]] | None = None
   head: str = 'span'
   labels: tuple[str, ...] = ()
@@ -181,6 +203,11 @@ class SquadTask(TaskDefaults):
   def metric(self) -> str:
     """F1, with unanswerable questions at its best threshold."""
     return 'best_f1' if self.unanswerable else 'f1'
+
+  @property
+  def notes(self) -> Sequence[str]:
+    """The columns, and answers that are not in their contexts, of the splits that were read."""
+    return tuple(filter(None, self.found.values()))
 
   @property
   def paired(self) -> bool:
@@ -228,8 +255,9 @@ class SquadTask(TaskDefaults):
       ids, spans = encoded[example.context]
       counts[f'questions cut to {self.max_question} tokens'] += len(question) > self.max_question
       counts['answers that start elsewhere than stated'] += example.moved
+      counts['answers that match up to white space or Unicode composition'] += example.loose
       question = question[: self.max_question]
-      room = max_length - len(question) - 3
+      room = max_length - len(question) - 2 - tokenizer.separators
       if room < min(SMALLEST_WINDOW, len(ids)):
         raise UserError(
           f'config.max_length is {max_length}, which leaves {max(room, 0)} tokens for the text '
@@ -238,6 +266,8 @@ class SquadTask(TaskDefaults):
         )
       first, last = answer_tokens(example, spans)
       counts['answers that the tokenizer has no token for'] += bool(example.answers) and first < 0
+      long = first >= 0 and last - first + 1 > self.max_answer
+      counts[f'answers longer than data.max_answer, {self.max_answer} tokens'] += long
       windows = window_starts(len(ids), room, self.stride)
       whole = False
       for start in windows:
@@ -249,6 +279,14 @@ class SquadTask(TaskDefaults):
       counts[f'further windows on texts longer than {max_length} tokens'] += len(windows) - 1
       counts['answers that no window holds whole'] += first >= 0 and not whole
     return rows.features(), dict(+counts)
+
+  def texts(
+    self, examples: Sequence[Question], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`; each context once, which is in windows as a whole."""
+    contexts = dict.fromkeys(example.context for example in examples)
+    questions = [(example.question, self.max_question) for example in examples]
+    return [*((context, sys.maxsize) for context in contexts), *questions]
 
   #### Answers ####
 
@@ -330,8 +368,8 @@ class SquadTask(TaskDefaults):
     self, predictions: Sequence[str], correct: Sequence[Sequence[str]], odds: np.ndarray
   ) -> dict[str, float]:
     if not self.unanswerable:
-      return squad_metrics.version_1(predictions, correct)
-    metrics = squad_metrics.version_2(predictions, correct, odds, self.threshold)
+      return squad_metrics.version_1(predictions, correct, self.answer_units)
+    metrics = squad_metrics.version_2(predictions, correct, odds, self.threshold, self.answer_units)
     for name in ('best_exact_thresh', 'best_f1_thresh'):
       # The official script returns 0 where it is best to answer nothing. That is right for
       # probabilities, but log-odds can be below 0.
@@ -401,7 +439,23 @@ class SquadTask(TaskDefaults):
 
   def describe(self) -> dict[str, Any]:
     """What `SquadSpec.restore` reads, for JSON."""
-    return {name: getattr(self, name) for name in _DESCRIBED} | {'columns': list(self.columns)}
+    described = {name: getattr(self, name) for name in _DESCRIBED}
+    return described | {'columns': list(self.columns), 'answer_units': self.answer_units}
+
+
+def _usable(questions: Sequence[Question], listed: str) -> tuple[list[Question], str]:
+  """The questions to train on, without answers that are not in their contexts, and a note.
+
+  A question of which no answer is left is left out: it has an answer, though not in its context.
+  """
+  kept = [usable for question in questions if (usable := question.without_bad_answers())]
+  left_out = len(questions) - len(kept)
+  if not listed:
+    return kept, ''
+  if not kept:
+    raise UserError(f'no training question is left; {listed}')
+  left = f'{left_out:,} question{"s" * (left_out != 1)} left out of training'
+  return kept, f'{listed}; {left}'
 
 
 #### Rows ####
@@ -413,6 +467,7 @@ class _WindowRows:
   def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
     self._cls = np.array([tokenizer.cls_id], np.int32)
     self._sep = np.array([tokenizer.sep_id], np.int32)
+    self._between = np.repeat(self._sep, tokenizer.separators)
     self._token_ids: list[np.ndarray] = []
     self._allowed: list[np.ndarray] = []
     self._owners: list[int] = []
@@ -437,8 +492,8 @@ class _WindowRows:
       spans: int32 [tokens, 2], characters of these tokens.
       answer: first and last token of the answer in the window; None where it has none.
     """
-    row = np.concatenate([self._cls, question, self._sep, ids, self._sep])
-    offset = len(question) + 2
+    row = np.concatenate([self._cls, question, self._between, ids, self._sep])
+    offset = len(question) + 1 + len(self._between)
     allowed = np.zeros(len(row), np.int32)
     allowed[0] = allowed[offset:-1] = 1
     first, last = (offset + answer[0], offset + answer[1]) if answer else (0, 0)
@@ -461,21 +516,6 @@ class _WindowRows:
     return Features(self._token_ids, targets, np.array(self._owners, np.int32), self._notes)
 
 
-def window_starts(tokens: int, room: int, stride: int) -> range:
-  """First tokens of the windows on a text.
-
-  The next window starts `stride` tokens later, or half a window where that is less, so that any
-  answer of half a window is in one window as a whole.
-
-  Args:
-    tokens: of the text.
-    room: tokens of a window at most.
-    stride: tokens from one window to the next at most.
-  """
-  step = min(stride, (room + 1) // 2)
-  return range(0, max(1, math.ceil((tokens - room) / step) * step + 1), step)
-
-
 def answer_tokens(question: Question, spans: np.ndarray) -> tuple[int, int]:
   """First and last token of the first answer.
 
@@ -486,7 +526,7 @@ def answer_tokens(question: Question, spans: np.ndarray) -> tuple[int, int]:
   Returns:
     (-1, -1) where there is no answer, or no token stands for any part of it.
   """
-  if not question.answers:
+  if not question.answers or question.starts[0] < 0:
     return -1, -1
   start, end = question.starts[0], question.starts[0] + len(question.answers[0])
   tokens = np.flatnonzero((spans[:, 0] < end) & (spans[:, 1] > start) & (spans[:, 0] < spans[:, 1]))

@@ -5,15 +5,17 @@ Every answer is located in its context.
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from electra_jax import file_access, json_reader
 from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.corpus import readers
 from electra_jax.errors import UserError
-from electra_jax.finetune.tasks import prepared, tables
+from electra_jax.finetune.tasks import arrow_tables, prepared, tables
 
+_BAD_SHOWN = 10  # answers in one message
 _TFDS_SPLITS = {'train': 'train', 'dev': 'validation', 'test': 'test'}
 
 
@@ -24,6 +26,15 @@ class QuestionColumns(NamedTuple):
   context: str = 'context'
   answers: str = 'answers'
 
+  def among(self, present: Collection[str]) -> 'QuestionColumns':
+    """These columns, or those of SQuAD instead of defaults of config.data that a table lacks."""
+    usual = {TaskDataConfig.text: ('question',), TaskDataConfig.label: ('answers', 'answer')}
+    found = (
+      next((other for other in (name, *usual.get(name, ())) if other in present), name)
+      for name in self
+    )
+    return QuestionColumns(*found)
+
 
 class Question(NamedTuple):
   """A question on a text.
@@ -33,8 +44,10 @@ class Question(NamedTuple):
     question: its text.
     context: the text that has the answer.
     answers: the correct answers; () where the context has none, None where they are not known.
-    starts: the first character of each answer in the context.
+    starts: the first character of each answer in the context; -1 where it is not in it.
     moved: number of answers that start elsewhere than the data states.
+    loose: number of answers whose white space or Unicode composition differs from the context's.
+    line: of the table that it is from, counted from 1; 0 for others.
   """
 
   id: str
@@ -43,6 +56,23 @@ class Question(NamedTuple):
   answers: tuple[str, ...] | None
   starts: tuple[int, ...]
   moved: int
+  loose: int = 0
+  line: int = 0
+
+  @property
+  def bad_answers(self) -> tuple[str, ...]:
+    """The answers that are not in the context."""
+    pairs = zip(self.answers or (), self.starts, strict=True) if self.starts else ()
+    return tuple(answer for answer, start in pairs if start < 0)
+
+  def without_bad_answers(self) -> 'Question | None':
+    """The question with the answers that are in its context; None where none of several is."""
+    kept = [i for i, start in enumerate(self.starts) if start >= 0]
+    if len(kept) == len(self.starts):
+      return self
+    answers = tuple((self.answers or ())[i] for i in kept)
+    starts = tuple(self.starts[i] for i in kept)
+    return self._replace(answers=answers, starts=starts) if kept else None
 
 
 def question_files(name: str, version: str, data: TaskDataConfig) -> dict[str, str]:
@@ -61,10 +91,7 @@ def question_files(name: str, version: str, data: TaskDataConfig) -> dict[str, s
   if not data.source:
     return named
   if not version:
-    raise UserError(
-      f'config.data.source is {data.source!r}, and the task {name!r} reads files; set '
-      'config.data.train and config.data.dev, and leave config.data.source empty'
-    )
+    return tables.split_files(name, data)
   if data.source.startswith(prepared.PREFIX):
     location, semicolon, options = data.source.partition(';')
     there = prepared.prepared_splits(data.source)
@@ -105,9 +132,15 @@ def _in_folder(folder: str, split: str, version: str) -> str | None:
 
 
 def read_questions(
-  place: str, table_format: str, columns: QuestionColumns, labeled: bool
+  place: str,
+  table_format: str,
+  columns: QuestionColumns,
+  labeled: bool,
+  found_columns: list[QuestionColumns] | None = None,
 ) -> list[Question]:
   """The questions of a file or a prepared dataset, in order.
+
+  Answers that are not in their contexts are kept, see `check_answers`.
 
   Args:
     place: a file ('-': standard input) or `tfds:NAME;split=SPLIT`.
@@ -117,14 +150,16 @@ def read_questions(
       otherwise the first occurrence is used. A column `id` names the questions.
     labeled: whether questions without answers have none; else, where a table has no column of
       answers, they are not known.
+    found_columns: receives the columns of a table that are read.
 
   Raises:
-    UserError: the file cannot be read or is not such a table, an answer is not in its context, or
-      two questions have the same id.
+    UserError: the file cannot be read or is not such a table, or two questions have the same id.
   """
   if place.startswith(prepared.PREFIX):
     rows = prepared.read_prepared(place)
     return _checked(_of_rows(rows, place, columns, labeled), place)
+  if arrow_tables.is_arrow_data(place):
+    return _of_table(tables.read_arrow(place), place, columns, labeled, found_columns)
   text = tables.read_file_text(place)
   found_format = tables.format_from_name(place) if table_format == 'auto' else table_format
   document = _squad_document(text, place, found_format)
@@ -134,7 +169,7 @@ def read_questions(
     first = tables.first_fields(text)
     if text.lstrip().startswith('{'):
       found_format = 'jsonl'
-    elif {columns.question, columns.context} <= set(first):
+    elif set(columns.among(first)[:2]) <= set(first):
       found_format = 'tsv'
     elif len(first) == 2 and found_format in ('', 'txt'):
       rows = tables.parse_table(text, place, 'tsv', columns=columns[:2], header=False)
@@ -148,8 +183,21 @@ def read_questions(
   rows = tables.parse_table(text, place, found_format)
   if found_format in ('tsv', 'csv'):  # rows of JSON are checked one by one
     fields = ('data.text', 'data.pair', 'data.label')
-    for column, field in list(zip(columns, fields, strict=True))[: 3 if labeled else 2]:
+    known = columns.among(rows[0].values)
+    for column, field in list(zip(known, fields, strict=True))[: 3 if labeled else 2]:
       tables.require_columns([column], list(rows[0].values), place, field=field)
+  return _of_table(rows, place, columns, labeled, found_columns)
+
+
+def _of_table(
+  rows: Sequence[tables.Row],
+  place: str,
+  columns: QuestionColumns,
+  labeled: bool,
+  found_columns: list[QuestionColumns] | None,
+) -> list[Question]:
+  if found_columns is not None:
+    found_columns.append(columns.among(rows[0].values))
   return _checked(_of_rows(rows, place, columns, labeled), place)
 
 
@@ -158,7 +206,7 @@ def _squad_document(text: str, place: str, found_format: str) -> list[Any] | Non
   if found_format not in ('json', '', 'txt') or not text.lstrip().startswith('{'):
     return None
   try:
-    document = json_reader.parse(text, tables.shown(place), 'fix it', json_reader.TEXTS)
+    document = json_reader.parse(text, tables.shown(place), 'fix it', tables.RULES)
   except json_reader.InvalidJson as error:
     if found_format != 'json':  # it may be JSON lines
       return None
@@ -213,20 +261,22 @@ def _of_rows(
 ) -> Iterator[Question]:
   for number, row in enumerate(rows, 1):
     values = row.values
-    tables.require_columns(columns[:2], list(values), place, row.line)
-    answers = values.get(columns.answers, [] if labeled else None)
-    if answers is None and columns.answers in values or answers == '':
-      answers = []
+    names = columns.among(values)
+    tables.require_columns(names[:2], list(values), place, row.line)
+    answers = values.get(names.answers, [] if labeled else None)
+    if names.answers in values and (answers == '' or not isinstance(answers, str)):
+      answers = [] if tables.is_missing(answers) else answers
     starts = values.get('answer_start')
     name = values.get('id')
     quoted = f'{name!r} ' if name else ''
     which = f'the question {quoted}of {tables.place(place, row.line)}'
-    yield _located(
+    located = _located(
       str(number if name in (None, '') else name),
-      tables.text_value(place, row, columns.question),
-      tables.text_value(place, row, columns.context),
+      tables.text_value(place, row, names.question),
+      tables.text_value(place, row, names.context),
       _Given(answers, None if starts == '' else starts, which),
     )
+    yield located._replace(line=row.line)
 
 
 #### Answers in their contexts ####
@@ -261,7 +311,7 @@ def _located(name: str, question: str, context: str, given: _Given) -> Question:
     raise UserError(f'{which} has {len(answers)} answers and {len(starts)} of their starts; fix it')
   texts: list[str] = []
   found: list[int] = []
-  moved = 0
+  moved = loose = 0
   for answer, start in zip(answers, starts, strict=True):
     text, stated = _answer_and_start(answer, start, which)
     if not text.strip():
@@ -270,15 +320,13 @@ def _located(name: str, question: str, context: str, given: _Given) -> Question:
     if where is None:
       text = text.strip()
       where = answer_position(context, text, stated)
-    if where is None:
-      raise UserError(
-        f'{which} has the answer {textwrap.shorten(text, 80, placeholder="...")!r}, which is not '
-        'in its context; expected the exact text of the context'
-      )
+    if where is None and (span := equivalent_span(context, text, stated)):
+      where, text = span[0], context[slice(*span)]
+      loose += 1
     texts.append(text)
-    found.append(where)
-    moved += stated is not None and stated != where
-  return Question(name, question, context, tuple(texts), tuple(found), moved)
+    found.append(-1 if where is None else where)
+    moved += stated is not None and where is not None and stated != where
+  return Question(name, question, context, tuple(texts), tuple(found), moved, loose)
 
 
 def _answer_and_start(
@@ -287,7 +335,7 @@ def _answer_and_start(
   """The text of an answer and its start as stated; None for none."""
   if isinstance(answer, dict):
     answer, start = answer.get('text'), answer.get('answer_start', start)
-  if isinstance(answer, int | float):
+  if isinstance(answer, int | float) and not tables.is_missing(answer):
     answer = json.dumps(answer)
   if not isinstance(answer, str):
     raise UserError(f'{which} has an answer that is not text; fix it')
@@ -295,7 +343,7 @@ def _answer_and_start(
     return answer, None
   try:
     return answer, None if start is None else int(start)
-  except (ValueError, TypeError):
+  except (ValueError, TypeError, OverflowError):
     raise UserError(
       f'{which} has an answer that starts at {start!r}; expected a character number'
     ) from None
@@ -322,6 +370,59 @@ def answer_position(context: str, answer: str, start: int | None) -> int | None:
   return min(near, key=lambda where: abs(where - start)) if near else None
 
 
+def equivalent_span(context: str, answer: str, start: int | None) -> tuple[int, int] | None:
+  """Where an answer is in its context up to white space and Unicode composition.
+
+  Texts are compared in the canonical decomposition (NFD), in which composed and decomposed
+  characters are equal, with each run of white space as one space.
+
+  Args:
+    context: the text.
+    answer: a part of it.
+    start: where the data states that it starts; None for no statement.
+
+  Returns:
+    The first character, and the one after the last, of the occurrence closest to `start`, or of the
+    first one; None for no occurrence. Characters are never divided.
+  """
+  text, sources = _decomposed(context)
+  wanted = _decomposed(answer)[0].strip()
+  found: list[tuple[int, int]] = []
+  at = text.find(wanted) if wanted else -1
+  while at >= 0:
+    end = at + len(wanted)
+    before = sources[at - 1] if at else -1
+    after = sources[end] if end < len(text) else len(context)
+    if before != sources[at] and after != sources[end - 1]:
+      marks = end < len(text) and unicodedata.combining(text[end])
+      if not marks:
+        found.append((sources[at], after if after < len(context) else len(context)))
+    at = text.find(wanted, at + 1)
+  if not found:
+    return None
+  first, last = min(found, key=lambda span: abs(span[0] - (start or 0)))
+  return first, first + len(context[first:last].rstrip())
+
+
+def _decomposed(text: str) -> tuple[str, list[int]]:
+  """A text in NFD with single spaces, and the index in `text` of each of its characters."""
+  pairs: list[tuple[str, int]] = []
+  marks: list[tuple[int, str, int]] = []  # since the last character that is no mark
+  for i, character in enumerate(text):
+    if character.isspace():
+      character = ' '
+    for part in unicodedata.normalize('NFD', character):
+      if order := unicodedata.combining(part):
+        marks.append((order, part, i))
+        continue
+      pairs += [(mark, at) for _, mark, at in sorted(marks, key=lambda mark: mark[0])]
+      marks = []
+      if part != ' ' or not pairs or pairs[-1][0] != ' ':
+        pairs.append((part, i))
+  pairs += [(mark, at) for _, mark, at in sorted(marks, key=lambda mark: mark[0])]
+  return ''.join(part for part, _ in pairs), [at for _, at in pairs]
+
+
 #### Checks ####
 
 
@@ -339,18 +440,42 @@ def _checked(questions: Iterable[Question], place: str) -> list[Question]:
   return found
 
 
-def check_answers(questions: Sequence[Question], place: str, each: bool) -> None:
+def listed_bad_answers(questions: Iterable[Question]) -> str:
+  """The first answers that are not in their contexts, with their questions, and how many others."""
+  found = [
+    f'{textwrap.shorten(answer, 60, placeholder="...")!r} of the question {question.id!r}'
+    + (f' on line {question.line}' if question.line else '')
+    for question in questions
+    for answer in question.bad_answers
+  ]
+  more = f' and {len(found) - _BAD_SHOWN:,} more' if len(found) > _BAD_SHOWN else ''
+  return ', '.join(found[:_BAD_SHOWN]) + more
+
+
+def check_answers(
+  questions: Sequence[Question], place: str, each: bool, drop: bool = False
+) -> None:
   """Checks the answers of labeled questions.
 
   Args:
     questions: of a split.
     place: which they were read from, for messages.
     each: whether each question must have an answer.
+    drop: whether answers may be missing in their contexts.
 
   Raises:
-    UserError: the answers of a question are not known, it has none though `each` requires one, or
-      no question has an answer.
+    UserError: the answers of a question are not known, some are not in their contexts, it has none
+      though `each` requires one, or no question has an answer.
   """
+  bad = sum(len(question.bad_answers) for question in questions)
+  if bad and not drop:
+    what = 'an answer that is not in its context' if bad == 1 else f'{bad:,} answers that are not'
+    where = '' if bad == 1 else ' in their contexts'
+    raise UserError(
+      f'{tables.shown(place)} has {what}{where}: '
+      f'{listed_bad_answers(questions)}; expected the text of the context, up to white space and '
+      'Unicode composition: fix them, or set data.bad_answers=drop to leave them out of training'
+    )
   for question in questions:
     which = f'the question {question.id!r} of {tables.shown(place)}'
     if question.answers is None:

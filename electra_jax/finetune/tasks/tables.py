@@ -1,19 +1,24 @@
-"""Tables of examples: TSV, CSV, JSON lines and JSON, compressed or not, local or remote."""
+"""Tables of examples: TSV, CSV, JSON lines, JSON, Parquet and Arrow, local or remote."""
 
 import csv
 import difflib
 import io
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from electra_jax import file_access, input_limits, json_reader
+from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.corpus import readers, tfds
 from electra_jax.errors import UserError
+from electra_jax.finetune.tasks import arrow_tables
 
 FORMATS = ('tsv', 'csv', 'jsonl', 'json')
+SPLITS = ('train', 'dev', 'test')
+_SPLIT_NAMES = {'train': ('train',), 'dev': ('dev', 'validation', 'valid'), 'test': ('test',)}
 STANDARD_INPUT = '-'
 
 _SUFFIXES = {
@@ -27,6 +32,10 @@ _SUFFIXES = {
   '.iob2': 'conll',
   '.txt': 'txt',
 }
+# JSON of labeled data. Columns that no task reads may hold NaN, as pandas writes missing values.
+RULES = json_reader.Rules(control_characters=True, lone_surrogates=True, not_finite=True)
+# Texts that stand for a missing label, as programs write them into tables.
+_MISSING = ('nan', 'null', 'inf', 'infinity')
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 _BLANK = ' \t\r\n'
 
@@ -37,8 +46,8 @@ class Row(NamedTuple):
   """One row of a table.
 
   Attributes:
-    line: the line of the file that it starts on, counted from 1.
-    values: by column; text, except in JSON.
+    line: the line of the file that it starts on, or the number of the row, counted from 1.
+    values: by column; text, except in JSON, Parquet and Arrow.
   """
 
   line: int
@@ -55,7 +64,8 @@ def read_table(
   """All rows of a table, with all of their columns.
 
   Args:
-    path: a file, compressed or not, an address, or '-' for standard input.
+    path: a file, compressed or not, an address, or '-' for standard input. Parquet and Arrow files
+      are known by their names, and may be folders of `datasets.save_to_disk`.
     format: tsv: fields separated by tabs, no quotes, one row per line. csv: fields quoted as in
       RFC 4180, separated by commas, or by semicolons or tabs where the header has more of them.
       jsonl: one object per line. json: a list of objects. auto: by the file's name; for standard
@@ -70,12 +80,31 @@ def read_table(
     UserError: the file cannot be read, is not UTF-8, has no rows, lacks a column, has two columns
       of the same name, or has a malformed row.
   """
+  if arrow_tables.is_arrow_data(path):
+    return read_arrow(path, columns)
   text = read_file_text(path)
   if format == 'auto':
     format = format_from_name(path)
     if path == STANDARD_INPUT:
       format = 'jsonl' if text.lstrip().startswith('{') else 'tsv'
   return parse_table(text, path, format, columns, header, broken)
+
+
+def read_arrow(path: str, columns: Sequence[str] | None = None) -> list[Row]:
+  """The rows of a Parquet or Arrow file or of a dataset's folder.
+
+  Args:
+    path: as `arrow_tables.is_arrow_data` accepts.
+    columns: those that there must be.
+
+  Raises:
+    UserError: it cannot be read, has no rows, or lacks a column.
+  """
+  rows = [Row(number, values) for number, values in enumerate(arrow_tables.read_rows(path), 1)]
+  if not rows:
+    raise UserError(f'{shown(path)} has no rows; expected at least one')
+  require_columns(columns or (), rows[0].values, path)
+  return rows
 
 
 def parse_table(
@@ -188,14 +217,79 @@ def shown(path: str) -> str:
   """A file as messages name it."""
   if path == STANDARD_INPUT:
     return 'standard input'
-  return repr(path) if path.startswith(tfds.PREFIX) else f'the file {path!r}'
+  if path.startswith(tfds.PREFIX):
+    return repr(path)
+  return f'the {"folder" if _is_folder(path) else "file"} {path!r}'
 
 
 def place(path: str, line: int) -> str:
   """A line of a file, or an example of a TFDS dataset, as messages name it; counted from 1."""
   if path.startswith(tfds.PREFIX):
     return f'example {line} of {path!r}'
-  return f'line {line} of {shown(path)}'
+  suffix = pathlib.PurePosixPath(path).suffix.lower()
+  in_rows = suffix in (*arrow_tables.PARQUET_EXTENSIONS, *arrow_tables.ARROW_EXTENSIONS)
+  return f'{"row" if in_rows or _is_folder(path) else "line"} {line} of {shown(path)}'
+
+
+def split_files(name: str, data: TaskDataConfig) -> dict[str, str]:
+  """The file of each split of a task on user data.
+
+  Args:
+    name: of the task.
+    data: config.data: train, dev and test; source, a folder of `datasets.save_to_disk` with several
+      splits, of which validation is dev.
+
+  Raises:
+    UserError: the source is something else.
+  """
+  found = {split: path for split in SPLITS if (path := getattr(data, split))}
+  if not data.source:
+    return found
+  folders = saved_folders(data.source)
+  if not folders:
+    raise UserError(
+      f'config.data.source is {data.source!r}, and the task {name!r} reads files; set '
+      'config.data.train and config.data.dev, and leave config.data.source empty'
+    )
+  return folders | found
+
+
+def saved_folders(source: str) -> dict[str, str]:
+  """The folder of each split in a folder of `datasets.save_to_disk`; {} for other folders."""
+  if source.startswith(tfds.PREFIX):
+    return {}
+  there = arrow_tables.saved_splits(source)
+  found = {split: next((n for n in _SPLIT_NAMES[split] if n in there), '') for split in SPLITS}
+  return {split: file_access.join(source, theirs) for split, theirs in found.items() if theirs}
+
+
+def label_names(text: str) -> tuple[str, ...]:
+  """Names of labels in their order, as data.label_names has them.
+
+  Args:
+    text: names separated by commas, or a file with one name per line; '' for none.
+
+  Raises:
+    UserError: a name is empty or occurs twice, or the file cannot be read.
+  """
+  if not text:
+    return ()
+  if ',' not in text and file_access.exists(text):
+    names = [line.strip() for line in read_lines(text)]
+  else:
+    names = [name.strip() for name in text.split(',')]
+  if '' in names or len(set(names)) < len(names):
+    raise UserError(
+      f'data.label_names is {text!r}; expected different names separated by commas, or a file with '
+      'one name per line'
+    )
+  return tuple(names)
+
+
+def _is_folder(path: str) -> bool:
+  if pathlib.PurePosixPath(path).suffix or file_access.is_remote(path):
+    return False  # such a folder is called a file, rather than asked for in each message
+  return file_access.is_folder(path)
 
 
 def require_columns(
@@ -236,16 +330,27 @@ def text_value(path: str, row: Row, column: str) -> str:
   """A value as text; numbers and booleans of JSON are written as in JSON.
 
   Raises:
-    UserError: the value is null, a list or an object.
+    UserError: the value is null, not finite, a list or an object.
   """
   value = row.values[column]
   if isinstance(value, str):
     return value
-  if isinstance(value, bool | int | float):
+  if isinstance(value, bool | int | float) and math.isfinite(value):
     return json.dumps(value)
-  kinds: dict[type, str] = {list: 'a list', dict: 'an object'}
-  kind = kinds.get(type(value), 'null')
+  kinds: dict[type, str] = {
+    list: 'a list',
+    dict: 'an object',
+    float: json.dumps(value, default=str),
+  }
+  kind = kinds.get(type(value), 'null' if value is None else f'a {type(value).__name__}')
   raise UserError(f'{place(path, row.line)} has {kind} in its column {column!r}; expected text')
+
+
+def is_missing(value: JsonValue) -> bool:
+  """Whether a label or value stands for none: null, not a finite number, empty, or such a text."""
+  if isinstance(value, str):
+    return value.strip().lower().lstrip('+-') in ('', *_MISSING)
+  return value is None or isinstance(value, float) and not math.isfinite(value)
 
 
 #### TSV and CSV ####
@@ -326,7 +431,7 @@ def _json_lines(text: str, path: str) -> list[Row]:
   for number, line in enumerate(text.split('\n'), 1):
     if not line or line.isspace():
       continue
-    value = json_reader.parse(line, place(path, number), 'fix it', json_reader.TEXTS)
+    value = json_reader.parse(line, place(path, number), 'fix it', RULES)
     rows.append(Row(number, _object(value, path, number)))
   return rows
 
@@ -343,9 +448,7 @@ def _json_list(text: str, path: str) -> list[Row]:
   position = _after_blanks(text, position + 1)
   while text[position : position + 1] != ']':
     line, counted = line + text.count('\n', counted, position), position
-    value, position = json_reader.parse_next(
-      text, position, place(path, line), 'fix it', json_reader.TEXTS
-    )
+    value, position = json_reader.parse_next(text, position, place(path, line), 'fix it', RULES)
     rows.append(Row(line, _object(value, path, line)))
     position = _after_blanks(text, position)
     if text[position : position + 1] == ',':

@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from electra_jax.data.corpus.readers import named
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import entities, task_metrics
-from electra_jax.finetune.tasks import conll, tables
+from electra_jax.finetune.tasks import arrow_tables, conll, tables, tag_schemes
 from electra_jax.finetune.tasks.conll import Sentence, SentenceLayout
 from electra_jax.finetune.tasks.tables import place, shown
+from electra_jax.finetune.tasks.tag_schemes import Detected, TagCoding
 from electra_jax.finetune.tasks.task import (
   TARGET_PADDING,
   Features,
@@ -26,7 +28,6 @@ from electra_jax.finetune.tasks.task import (
   TaskRecipe,
 )
 
-SPLITS = ('train', 'dev', 'test')
 # Parts of file names and the split they mean; the first that occurs is used. The files of
 # CoNLL-2003 are eng.train, eng.testa (for development) and eng.testb.
 _SPLIT_OF_NAME = (
@@ -48,10 +49,12 @@ class TaggingSpec:
     entities: whether tags mark entities (O, B-TYPE, I-TYPE), scored by F1 over entities; else words
       are scored by accuracy. None: entities where all tags are such tags.
     conllu_tags: the column or key of the tags in CoNLL-U; '' where data.tags must be set.
+    fields: usual names of the tags in JSON, Parquet and Arrow.
   """
 
   entities: bool | None
   conllu_tags: str = ''
+  fields: tuple[str, ...] = ()
   head: str = 'tagging'
   fixed_labels: bool = False
   published_metric: str = ''
@@ -74,12 +77,15 @@ class TaggingSpec:
         f'the task {name!r} has no training data; set data.train to a file, or data.source to a '
         'folder'
       )
-    sentences = conll.read_sentences(task.paths['train'], task.layout)
-    found = {tag for sentence in sentences for tag in sentence.tags or ()}
-    if self.entities is None and not _marks_entities(found, task.repair):
-      task = dataclasses.replace(task, metric='accuracy')
+    columns: dict[str, str | None] = {}
+    read = {
+      split: conll.read_sentences(path, task.layout, columns if split == 'train' else None)
+      for split, path in task.paths.items()
+    }
+    task = self._with_coding(task, read, data.tag_scheme)
+    found = {tag for sentence in read['train'] for tag in sentence.tags or ()}
     if task.metric == 'f1':
-      sentences, labels = _entity_labels(task, sentences, found)
+      labels = _entity_labels(task, read['train'])
     elif task.ignore:
       raise UserError(
         f'data.ignore_labels is {data.ignore_labels!r}, which requires tags of entities; {name} '
@@ -87,16 +93,31 @@ class TaggingSpec:
       )
     else:
       labels = tuple(sorted(found, key=lambda tag: (tag != 'O', tag)))
-    task = dataclasses.replace(task, labels=labels)
-    task.check_tags('train', sentences)
-    task.cache['train'] = sentences
+    task = dataclasses.replace(task, labels=labels, notes=_notes(task, columns), unread=read)
+    task.examples('train')
     return task
+
+  def _with_coding(
+    self, task: 'TaggingTask', read: Mapping[str, Sequence[Sentence]], scheme: str
+  ) -> 'TaggingTask':
+    """The task with how its data marks entities, which tags of all splits decide."""
+    if self.entities is False:
+      return task
+    sequences = [s.tags for sentences in read.values() for s in sentences if s.tags is not None]
+    found = {tag for tags in sequences for tag in tags}
+    detected = tag_schemes.detect(sequences, scheme, task.ignore)
+    if self.entities is None and not _marks_entities(detected, found):
+      return dataclasses.replace(task, metric='accuracy')
+    coding = detected.coding if detected else tag_schemes.IOB2
+    of_texts = any(s.offsets and s.tags is not None for s in read.get('train', ()))
+    return dataclasses.replace(task, coding=coding, of_texts=of_texts)
 
   def define(
     self, name: str, data: TaskDataConfig, options: Options, labels: tuple[str, ...]
   ) -> 'TaggingTask':
     """The task for a model of another program, with its labels; see `task.TaskSpec`."""
-    mark_entities = all(map(entities.is_entity_tag, labels)) and set(labels) != {'O'}
+    coding = tag_schemes.coding_of_labels(labels)
+    mark_entities = coding is not None and (bool(coding.separator) or len(labels) > 2)
     if self.entities and not mark_entities:
       raise UserError(
         f'the labels of the model are {named(labels)}, and {name} requires tags of entities (O, '
@@ -104,7 +125,14 @@ class TaggingSpec:
       )
     by_entity = mark_entities and self.entities is not False
     task = self._task(name, data, 'f1' if by_entity else 'accuracy')
-    return dataclasses.replace(task, labels=labels)
+    if not by_entity or coding is None:
+      return dataclasses.replace(task, labels=labels)
+    task = dataclasses.replace(task, labels=labels, coding=coding, model_coding=coding)
+    read = {split: conll.read_sentences(path, task.layout) for split, path in task.paths.items()}
+    if not any(s.tags is not None for sentences in read.values() for s in sentences):
+      return task
+    task = self._with_coding(task, read, data.tag_scheme)
+    return dataclasses.replace(task, unread=read)
 
   def restore(self, description: Mapping[str, Any], options: Options = None) -> 'TaggingTask':
     """The task of a description, without data."""
@@ -115,6 +143,9 @@ class TaggingSpec:
       layout=SentenceLayout(**description['layout']),
       ignore=tuple(description['ignore']),
       repair=description['repair'],
+      coding=TagCoding(**description.get('coding', {})),
+      model_coding=TagCoding(**description.get('model_coding', {})),
+      of_texts=description.get('of_texts', False),
     )
 
   def _task(self, name: str, data: TaskDataConfig, metric: str) -> 'TaggingTask':
@@ -124,7 +155,14 @@ class TaggingSpec:
       labels=(),
       metric=metric,
       layout=SentenceLayout(
-        data.format, str(data.tags), data.text, data.label, auto=self.conllu_tags
+        data.format,
+        str(data.tags),
+        data.text,
+        data.label,
+        auto=self.conllu_tags,
+        names=tables.label_names(data.label_names),
+        fields=self.fields,
+        plain_integers=not self.entities,
       ),
       ignore=tuple(part for part in parts if part),
       repair=data.repair_tags == 'repair',
@@ -132,10 +170,12 @@ class TaggingSpec:
     )
 
 
-NER = TaggingSpec(entities=True)
-CHUNKING = TaggingSpec(entities=True)
-POS = TaggingSpec(entities=False, conllu_tags='upos')
-TAGGING = TaggingSpec(entities=None, conllu_tags='upos')
+NER = TaggingSpec(entities=True, fields=('ner_tags', 'ner'))
+CHUNKING = TaggingSpec(entities=True, fields=('chunk_tags', 'chunks'))
+POS = TaggingSpec(entities=False, conllu_tags='upos', fields=('pos_tags', 'upos', 'pos', 'xpos'))
+TAGGING = TaggingSpec(
+  entities=None, conllu_tags='upos', fields=('ner_tags', 'pos_tags', 'chunk_tags', 'upos')
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -148,8 +188,14 @@ class TaggingTask(TaskDefaults):
     metric: 'f1' over entities, or 'accuracy' over words.
     layout: of the training data.
     ignore: entity types that count as O.
-    repair: whether tags that violate IOB2 are read as conlleval reads them; else they are an error.
+    repair: whether tags that violate their scheme are read as conlleval reads them; else they are
+      an error.
+    coding: how tags of entities are written in the data, and in predictions. Sentences have IOB2.
+    model_coding: how the labels are written: IOB2, unless another program trained the model.
+    of_texts: whether the data has entities by characters of texts.
+    notes: see `task.Task`.
     paths: the file of each split.
+    unread: sentences as read, of splits whose tags are not yet checked.
   """
 
   name: str
@@ -158,6 +204,11 @@ class TaggingTask(TaskDefaults):
   layout: SentenceLayout
   ignore: tuple[str, ...] = ()
   repair: bool = False
+  coding: TagCoding = tag_schemes.IOB2
+  model_coding: TagCoding = tag_schemes.IOB2
+  of_texts: bool = False
+  notes: tuple[str, ...] = ()
+  unread: dict[str, list[Sentence]] = dataclasses.field(default_factory=dict, repr=False)
   paths: dict[str, str] = dataclasses.field(default_factory=dict)
   recipe: TaskRecipe = TaskRecipe(epochs=3.0, max_length=256)
   head: str = 'tagging'
@@ -173,7 +224,8 @@ class TaggingTask(TaskDefaults):
     """The entity types, in the order of the labels; () for tags that do not mark entities."""
     if self.metric != 'f1':
       return ()
-    return tuple(label[2:] for label in self.labels if label.startswith('B-'))
+    kinds = [parts[1] for label in self.labels if (parts := self.model_coding.parts(label))]
+    return tuple(dict.fromkeys(filter(None, kinds)))
 
   def examples(self, split: str) -> Sequence[Sentence]:
     """The sentences of a split, their tags checked.
@@ -184,9 +236,11 @@ class TaggingTask(TaskDefaults):
     if split not in self.paths:
       raise UserError(f'the task {self.name!r} has no {split} data; set data.{split} to a file')
     if split not in self.cache:
-      sentences = conll.read_sentences(self.paths[split], self.layout)
+      sentences = self.unread.pop(split, None)
+      if sentences is None:
+        sentences = conll.read_sentences(self.paths[split], self.layout)
       if self.metric == 'f1':
-        sentences = [_with_entity_tags(s, self.ignore, self.repair) for s in sentences]
+        sentences = [self._in_iob2(sentence, self.repair) for sentence in sentences]
       self.check_tags(split, sentences)
       self.cache[split] = sentences
     return self.cache[split]
@@ -208,13 +262,55 @@ class TaggingTask(TaskDefaults):
         raise UserError(
           f'{where} has no tags, which training and dev data require; set data.tags or data.label'
         )
-      for line, tag in zip(sentence.lines, sentence.tags or (), strict=False):
-        if tag not in self.labels:
-          ignored = '; types in data.ignore_labels count as O' if self.metric == 'f1' else ''
-          raise UserError(
-            f'{place(sentence.path, line)} has the tag {tag!r}, which does not occur in the '
-            f'training data; expected one of {named(self.labels)}{ignored}'
-          )
+      labels = self._model_tags(sentence.tags or ())
+      wrong = next((i for i, label in enumerate(labels) if label not in self.labels), None)
+      if wrong is not None:
+        tag = self._written(sentence.tags or ())[wrong]
+        ignored = '; types in data.ignore_labels count as O' if self.metric == 'f1' else ''
+        raise UserError(
+          f'{place(sentence.path, sentence.lines[wrong])} has the tag {tag!r}, which does not '
+          f'occur in the training data; expected one of {named(self.labels)}{ignored}'
+        )
+
+  def _model_tags(self, tags: Sequence[str]) -> Sequence[str]:
+    """Tags of a sentence as the model's labels are written."""
+    if self.metric != 'f1' or self.model_coding == tag_schemes.IOB2:
+      return tags
+    return self.model_coding.encoded(entities.entities(tags), len(tags))
+
+  def _written(self, tags: Sequence[str]) -> list[str]:
+    """Tags of a sentence as the data writes them."""
+    if self.metric != 'f1' or self.coding == tag_schemes.IOB2:
+      return list(tags)
+    return self.coding.encoded(entities.entities(tags), len(tags))
+
+  def _in_iob2(self, sentence: Sentence, repair: bool, refuse: bool = True) -> Sentence:
+    """A sentence as read, with tags in IOB2 and without ignored types.
+
+    Args:
+      sentence: as read.
+      repair: whether tags that violate the scheme are read as conlleval reads them.
+      refuse: whether tags that are still wrong are an error; else they are kept.
+
+    Raises:
+      UserError: a tag is wrong.
+    """
+    if sentence.tags is None:
+      return sentence
+    # Entities of texts are in IOB2 already.
+    coding = tag_schemes.IOB2 if sentence.offsets else self.coding
+    tags = coding.without(sentence.tags, self.ignore)
+    fault = coding.fault(tags)
+    if fault is not None and not (repair and all(map(coding.parts, tags))):
+      if refuse:
+        raise _wrong_tag(sentence, tags, fault, coding)
+      return sentence
+    if coding == tag_schemes.IOB2 and fault is None:
+      return sentence._replace(tags=tags)
+    spans = coding.spans(tags)
+    changed = sum(map(str.__ne__, tags, coding.encoded(spans, len(tags))))
+    found = tag_schemes.IOB2.encoded(spans, len(tags))
+    return sentence._replace(tags=tuple(found), repaired=changed)
 
   def read(self, path: str) -> Sequence[Sentence]:
     """Sentences in any layout, tagged or not, or plain text with one sentence per line.
@@ -228,15 +324,21 @@ class TaggingTask(TaskDefaults):
       UserError: the file cannot be read or has no sentences.
     """
     kind = tables.format_from_name(path)
-    if kind in ('jsonl', 'json', 'csv'):
+    if kind in ('jsonl', 'json', 'csv') or arrow_tables.is_arrow_data(path):
       sentences = conll.read_sentences(path, dataclasses.replace(self.layout, format='auto'))
     else:
       sentences = self._read_columns(path, kind)
     if not sentences:
       raise UserError(f'{shown(path)} has no sentences; expected at least one line')
     if self.metric == 'f1':
-      sentences = [_with_entity_tags(s, self.ignore, True, refuse=False) for s in sentences]
+      sentences = [self._in_iob2(sentence, repair=True, refuse=False) for sentence in sentences]
     return sentences
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Sentence], collections.Counter[str]]:
+    """Sentences as of `read`, and the number of sentences by tag that the model does not have."""
+    sentences = self.read(path)
+    found = (set(sentence.tags or ()) - set(self.labels) for sentence in sentences)
+    return sentences, collections.Counter(tag for tags in found for tag in tags)
 
   def _read_columns(self, path: str, kind: str) -> list[Sentence]:
     lines = tables.read_lines(path)
@@ -257,9 +359,14 @@ class TaggingTask(TaskDefaults):
       sentences = conll.sentences_of_lines(lines[:200], '', layout, 'columns')
     except UserError:
       return False
-    ignored = {f'{mark}-{kind}' for kind in self.ignore for mark in 'BI'}
-    known = {*self.labels, *ignored}
-    return all(sentence.tags and set(sentence.tags) <= known for sentence in sentences)
+    return all(sentence.tags and all(map(self._is_known, sentence.tags)) for sentence in sentences)
+
+  def _is_known(self, tag: str) -> bool:
+    """Whether a tag, as the data writes it, is one of the task or of an ignored type."""
+    if self.metric != 'f1':
+      return tag in self.labels
+    parts = self.coding.parts(tag)
+    return parts is not None and parts[1] in ('', *self.types, *self.ignore)
 
   def features(
     self, examples: Sequence[Sentence], tokenizer: Tokenizer, max_length: int
@@ -288,10 +395,11 @@ class TaggingTask(TaskDefaults):
       unknown = sentence.tags is not None and not known
       counts['sentences with unknown tags, read without tags'] += unknown
       counts['tags repaired'] += sentence.repaired
+      counts['entities that began or ended inside a word, extended to it'] += sentence.widened
       counts['tokens of words too long for a row, cut off'] += whole - sum(map(len, words))
       gold = np.full(len(words), TARGET_PADDING['tags'], np.int32)
       if known:
-        gold = np.array([index[tag] for tag in sentence.tags or ()], np.int32)
+        gold = np.array([index[tag] for tag in self._model_tags(sentence.tags or ())], np.int32)
       first = 0
       for last in _row_ends([len(word) for word in words], max_length - 2):
         pieces = words[first:last]
@@ -308,8 +416,15 @@ class TaggingTask(TaskDefaults):
     features = Features(rows, {'tags': tags}, np.array(owners, np.int32), notes)
     return features, {name: count for name, count in counts.items() if count}
 
+  def texts(
+    self, examples: Sequence[Sentence], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`; of a sentence, all words are in rows."""
+    every = sys.maxsize
+    return [(' '.join(sentence.tokens), every) for sentence in examples]
+
   def _has_known_tags(self, sentence: Sentence) -> bool:
-    return sentence.tags is not None and set(sentence.tags) <= set(self.labels)
+    return sentence.tags is not None and set(self._model_tags(sentence.tags)) <= set(self.labels)
 
   def score(
     self, split: str, examples: Sequence[Sentence], features: Features, outputs: Outputs
@@ -320,8 +435,21 @@ class TaggingTask(TaskDefaults):
       With entities: f1 (micro, as in conlleval), precision, recall, f1_strict, f1/TYPE, and
       accuracy over words. Otherwise accuracy and macro_f1 over words.
     """
-    chosen = self._likeliest(examples, features, outputs)
-    return self._metrics(examples, [[self.labels[i] for i in labels] for labels, _ in chosen])
+    return self._metrics(
+      examples, [tags for tags, _ in self._predicted(examples, features, outputs)]
+    )
+
+  def _predicted(
+    self, examples: Sequence[Sentence], features: Features, outputs: Outputs
+  ) -> list[tuple[list[str], np.ndarray]]:
+    """For each sentence its likeliest tags, of entities in IOB2, and their probabilities."""
+    found: list[tuple[list[str], np.ndarray]] = []
+    for chosen, probabilities in self._likeliest(examples, features, outputs):
+      tags = [self.labels[i] for i in chosen]
+      if self.metric == 'f1' and self.model_coding != tag_schemes.IOB2:
+        tags = tag_schemes.IOB2.encoded(self.model_coding.spans(tags), len(tags))
+      found.append((tags, probabilities))
+    return found
 
   def _metrics(
     self, examples: Sequence[Sentence], predicted: Iterable[Sequence[str]]
@@ -338,7 +466,10 @@ class TaggingTask(TaskDefaults):
     flat = np.array([tag for tags in predicted_tags for tag in tags])
     accuracy = {'accuracy': task_metrics.accuracy(gold, flat)}
     if self.metric == 'f1':
-      return entities.entity_metrics(gold_tags, predicted_tags, self.types) | accuracy
+      found = entities.entity_metrics(gold_tags, predicted_tags, self.types)
+      if self.model_coding != tag_schemes.IOB2:  # reading its tags has repaired them
+        del found['f1_strict']
+      return found | accuracy
     return accuracy | {'macro_f1': task_metrics.macro_f1(gold, flat)}
 
   def _likeliest(
@@ -358,23 +489,24 @@ class TaggingTask(TaskDefaults):
   def predictions(
     self, examples: Sequence[Sentence], features: Features, outputs: Outputs
   ) -> list[dict[str, Any]]:
-    """`tokens`, `tags`, `probabilities` of these tags, and `entities`.
+    """`tokens`, `tags` as the data writes them, their `probabilities`, and `entities`.
 
-    An entity has a type, its first word, the word after its last, and text.
+    An entity has a type, its first word, the word after its last, and text; of a text also
+    `start_char` and `end_char`. Where the data has entities by characters, so have predictions: the
+    `text`, and entities with `start` and `end` (characters), `label` and `text`.
     """
     result: list[dict[str, Any]] = []
-    likeliest = self._likeliest(examples, features, outputs)
-    for sentence, (chosen, probabilities) in zip(examples, likeliest, strict=True):
-      tags = [self.labels[i] for i in chosen]
+    predicted = self._predicted(examples, features, outputs)
+    for sentence, (tags, probabilities) in zip(examples, predicted, strict=True):
       row: dict[str, Any] = {'id': sentence.id} if sentence.id else {}
+      if sentence.text:
+        row['text'] = sentence.text
       row['tokens'] = list(sentence.tokens)
-      row['tags'] = tags
+      row['tags'] = self._written(tags)
       row['probabilities'] = probabilities.round(6).tolist()
       if self.metric == 'f1':
-        row['entities'] = [
-          {'type': kind, 'start': start, 'end': end, 'text': ' '.join(sentence.tokens[start:end])}
-          for kind, start, end in entities.entities(tags)
-        ]
+        found = entities.entities(tags)
+        row['entities'] = [_described_entity(sentence, span, self.of_texts) for span in found]
       result.append(row)
     return result
 
@@ -382,9 +514,13 @@ class TaggingTask(TaskDefaults):
     self, split: str, examples: Sequence[Sentence], features: Features, outputs: Outputs
   ) -> dict[str, bytes]:
     """Columns `word gold predicted`, which conlleval reads."""
-    likeliest = self._likeliest(examples, features, outputs)
-    predicted = ([self.labels[i] for i in chosen] for chosen, _ in likeliest)
-    return {f'{self.name}-{split}.conll': conll.to_columns(examples, predicted)}
+    predicted = self._predicted(examples, features, outputs)
+    written = (self._written(tags) for tags, _ in predicted)
+    as_read = [
+      sentence._replace(tags=None if sentence.tags is None else tuple(self._written(sentence.tags)))
+      for sentence in examples
+    ]
+    return {f'{self.name}-{split}.conll': conll.to_columns(as_read, written)}
 
   def constant(self) -> dict[str, float]:
     """Metrics on dev of the most frequent tag of training; {} without dev data."""
@@ -404,76 +540,95 @@ class TaggingTask(TaskDefaults):
       'layout': dataclasses.asdict(self.layout),
       'ignore': list(self.ignore),
       'repair': self.repair,
+      'coding': dataclasses.asdict(self.coding),
+      'model_coding': dataclasses.asdict(self.model_coding),
+      'of_texts': self.of_texts,
     }
 
 
 #### Tags ####
 
 
-def _marks_entities(tags: Iterable[str], repair: bool) -> bool:
-  """Whether all tags are tags of entities, in IOB2 or, with `repair`, in IOB1 or IOBES."""
-  if repair:
-    return entities.repaired(sorted(tags)) is not None
-  return all(map(entities.is_entity_tag, tags))
+def _marks_entities(detected: Detected | None, tags: Collection[str]) -> bool:
+  """Whether tags of any kind mark entities."""
+  if detected is None:
+    return False
+  if detected.coding.separator:
+    return True
+  # Marks without types may be other tags: they follow a scheme, and are several.
+  return not detected.faults and len(set(tags) - {tag_schemes.OUTSIDE}) > 1
 
 
-def _entity_labels(
-  task: TaggingTask, sentences: list[Sentence], found: set[str]
-) -> tuple[list[Sentence], tuple[str, ...]]:
-  """The training sentences with tags in IOB2, and the labels of the task.
+def _entity_labels(task: TaggingTask, sentences: Sequence[Sentence]) -> tuple[str, ...]:
+  """The labels of a task of entities, in IOB2.
 
   Both marks of a type are labels, even where training has only one of them.
   """
-  types = {tag[2:] for tag in found} - {''}
+  tags = {tag for sentence in sentences for tag in sentence.tags or ()}
+  types = {parts[1] for tag in tags if (parts := task.coding.parts(tag))} - {''}
   if missing := [kind for kind in task.ignore if kind not in types]:
     raise UserError(
       f'data.ignore_labels has {missing[0]!r}, which is not an entity type of the training data; '
       f'its types are {named(sorted(types))}'
     )
-  sentences = [_with_entity_tags(sentence, task.ignore, task.repair) for sentence in sentences]
-  kinds = sorted({tag[2:] for sentence in sentences for tag in sentence.tags or ()} - {''})
-  return sentences, ('O', *(f'{mark}-{kind}' for kind in kinds for mark in 'BI'))
+  kinds = sorted(types - set(task.ignore))
+  marked = [f'{mark}-{kind}' for kind in kinds for mark in 'BI']
+  # In segmentation each word is in an entity.
+  always = tag_schemes.OUTSIDE not in tags and task.coding != tag_schemes.IOB2 and not task.ignore
+  return tuple(marked if always else [tag_schemes.OUTSIDE, *marked])
 
 
-def _with_entity_tags(
-  sentence: Sentence, ignore: tuple[str, ...], repair: bool, refuse: bool = True
-) -> Sentence:
-  """The sentence with tags in IOB2.
+def _notes(task: TaggingTask, columns: Mapping[str, str | None]) -> tuple[str, ...]:
+  """Phrases about what was detected in the training data."""
+  notes: list[str] = []
+  if columns:
+    notes.append(f'columns: words {columns["words"]!r}, tags {columns["tags"]!r}')
+  if task.of_texts:
+    notes.append('entities by characters; texts are split into words')
+  elif task.metric == 'f1':
+    inside = '' if task.coding == tag_schemes.IOB2 else '; the labels of the model are IOB2'
+    notes.append(f'tags of entities in {task.coding.describe()}{inside}')
+  return tuple(notes)
 
-  Args:
-    sentence: as read.
-    ignore: entity types that become O.
-    repair: whether tags that violate IOB2 are repaired where possible.
-    refuse: whether tags that still violate it are an error; else they are kept.
 
-  Raises:
-    UserError: a tag violates IOB2.
-  """
-  if sentence.tags is None:
-    return sentence
-  tags = sentence.tags
-  if ignore:
-    tags = tuple('O' if tag[2:] in ignore and tag[1:2] == '-' else tag for tag in tags)
-  fault = entities.first_fault(tags)
-  if fault is None:
-    return sentence._replace(tags=tags)
-  repaired = entities.repaired(tags) if repair else None
-  if repaired is not None:
-    changed = sum(map(str.__ne__, tags, repaired))
-    return sentence._replace(tags=tuple(repaired), repaired=changed)
-  if not refuse:
-    return sentence
-  where, tag = place(sentence.path, sentence.lines[fault]), tags[fault]
-  if not re.fullmatch('[IES]-.+', tag):
-    raise UserError(
-      f'{where} has the tag {tag!r}; expected O, B-TYPE or I-TYPE: set data.tags to the column of '
-      'the tags, or use the task tagging or pos'
+def _wrong_tag(sentence: Sentence, tags: Sequence[str], fault: int, coding: TagCoding) -> UserError:
+  """The error for tags that violate their scheme."""
+  unknown = next((i for i, tag in enumerate(tags) if coding.parts(tag) is None), None)
+  if unknown is not None:
+    where, tag = place(sentence.path, sentence.lines[unknown]), tags[unknown]
+    remedy = 'set data.tags to the column of the tags, or use the task tagging or pos'
+    if tag.isdecimal():
+      remedy = 'set data.label_names to the names of the tags in their order, such as O,B-PER,I-PER'
+    return UserError(
+      f'{where} has the tag {tag!r}; expected O, B-TYPE or I-TYPE, or the tags of another scheme: '
+      f'{remedy}'
     )
   before = repr(tags[fault - 1]) if fault else 'the start of the sentence'
-  raise UserError(
-    f'{where} has the tag {tag!r} after {before}, which violates IOB2; fix it, or set '
-    'data.repair_tags=repair to read it as conlleval does'
+  after = repr(tags[fault + 1]) if fault + 1 < len(tags) else 'the end of the sentence'
+  title = tag_schemes.SCHEMES[coding.scheme].title
+  between = f'after {before}'
+  if coding.scheme not in ('iob1', 'iob2'):
+    between += f' and before {after}'
+  return UserError(
+    f'{place(sentence.path, sentence.lines[fault])} has the tag {tags[fault]!r} {between}, which '
+    f'violates {title}; fix it, or set data.repair_tags=repair to read it as conlleval does, or '
+    'data.tag_scheme to the scheme of the data'
   )
+
+
+def _described_entity(
+  sentence: Sentence, span: entities.Span, by_characters: bool
+) -> dict[str, Any]:
+  """An entity of a prediction; see `TaggingTask.predictions`."""
+  kind, start, end = span
+  if not sentence.offsets:
+    return {'type': kind, 'start': start, 'end': end, 'text': ' '.join(sentence.tokens[start:end])}
+  first, last = sentence.offsets[start][0], sentence.offsets[end - 1][1]
+  text = sentence.text[first:last]
+  if by_characters:
+    return {'start': first, 'end': last, 'label': kind, 'text': text}
+  place_of = {'start': start, 'end': end, 'start_char': first, 'end_char': last}
+  return {'type': kind, **place_of, 'text': text}
 
 
 #### Files ####
@@ -481,16 +636,18 @@ def _with_entity_tags(
 
 def _paths(data: TaskDataConfig) -> dict[str, str]:
   """The file of each split: as named, else the file in data.source whose name implies the split."""
-  given = {split: path for split in SPLITS if (path := getattr(data, split))}
+  given = {split: path for split in tables.SPLITS if (path := getattr(data, split))}
   if not data.source:
     return given
+  if folders := tables.saved_folders(data.source):
+    return {split: path for split, path in (folders | given).items() if path}
   if data.source.startswith('tfds:') or not file_access.is_folder(data.source):
     raise UserError(
       f'data.source is {data.source!r}; expected a folder of files with tags, or set data.train, '
       'data.dev and data.test'
     )
   found = _files_by_split(data.source)
-  for split in SPLITS:
+  for split in tables.SPLITS:
     if split not in given and len(found[split]) > 1:
       raise UserError(
         f'the folder {data.source!r} has several files for {split}: {named(found[split])}; set '
@@ -503,14 +660,14 @@ def _paths(data: TaskDataConfig) -> dict[str, str]:
     )
   return {
     split: given.get(split) or file_access.join(data.source, found[split][0])
-    for split in SPLITS
+    for split in tables.SPLITS
     if split in given or found[split]
   }
 
 
 def _files_by_split(folder: str) -> dict[str, list[str]]:
   """Names of the files in a folder, by the split that their names imply."""
-  found: dict[str, list[str]] = {split: [] for split in SPLITS}
+  found: dict[str, list[str]] = {split: [] for split in tables.SPLITS}
   for name in file_access.listing(folder):
     split = next((split for mark, split in _SPLIT_OF_NAME if mark in name.lower()), None)
     if split is None or _OTHER_FILES.match(name):

@@ -5,9 +5,10 @@ data. The open task (`Task`) has examples, rows for the model, metrics and predi
 do not branch on names of tasks.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +47,8 @@ class Features:
       Tokens after the first [SEP] have token type 1.
     targets: what the head predicts, by name:
       classification: `label` int32 [rows], -1 where there is none.
+      multilabel: `labels` float32 [rows, labels], 1 for each of a row's labels; nan where they are
+        not known.
       regression: `value` float32 [rows], scaled so that the training range is [0, 1]; nan where
         there is none.
       tagging: `tags`, a list of int32 [length]: the word's label at its first token, -1 elsewhere.
@@ -67,7 +70,7 @@ class Features:
 
 
 # The model's outputs for features, in the order of the rows: float32 and int32 arrays by name.
-#   classification: `logits` [rows, labels]
+#   classification, multilabel: `logits` [rows, labels]
 #   regression: `value` [rows]
 #   tagging: `logits`, a list of [length, labels]
 #   span: `start_log_probs`, `start_index` [rows, beam]; `end_log_probs`, `end_index`
@@ -88,11 +91,11 @@ class Task(Protocol):
 
   @property
   def head(self) -> str:
-    """Classification, regression, tagging or span."""
+    """Of model.heads.KINDS."""
 
   @property
   def labels(self) -> tuple[str, ...]:
-    """Of classification and tagging, in the order of the logits; () otherwise."""
+    """In the order of the logits; () for regression and span."""
 
   @property
   def metric(self) -> str:
@@ -126,6 +129,14 @@ class Task(Protocol):
   def synonyms(self) -> Mapping[str, int]:
     """Further names of labels and the label's index."""
 
+  @property
+  def logistic(self) -> bool:
+    """Whether the values of the regression head are log-odds, trained by binary cross-entropy."""
+
+  @property
+  def notes(self) -> Sequence[str]:
+    """Phrases about what was detected in the data, for the start of a run."""
+
   def examples(self, split: str) -> Sequence[Any]:
     """The examples of a split, checked. 'train' includes augmented examples (swapped pairs).
 
@@ -141,6 +152,13 @@ class Task(Protocol):
 
     Raises:
       UserError: the file cannot be read or is malformed.
+    """
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Any], collections.Counter[str]]:
+    """Examples as of `read`, and the labels that the task does not have, which are no error.
+
+    Returns:
+      The examples; those with such a label have none. And the number of examples by such a label.
     """
 
   def features(
@@ -183,12 +201,28 @@ class Task(Protocol):
     """What `TaskSpec.restore` needs to make the task again without its data, for JSON."""
 
 
+@runtime_checkable
+class HasTexts(Protocol):
+  """A task whose texts are checked for characters that the tokenizer loses."""
+
+  def texts(
+    self, examples: Sequence[Any], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """The texts of examples, each with the number of its tokens that are in the rows.
+
+    Args:
+      examples: of the task.
+      features: the rows of the examples.
+      tokenizer: that made the rows.
+    """
+
+
 class TaskSpec(Protocol):
   """A kind of task, as registry.TASKS holds it. Subclasses of `TableTask` are specs, too."""
 
   @property
   def head(self) -> str:
-    """Classification, regression, tagging or span."""
+    """Of model.heads.KINDS."""
 
   @property
   def fixed_labels(self) -> bool:
@@ -239,6 +273,12 @@ class TaskDefaults:
   max_answer = 1
   low = 0.0
   high = 1.0
+  logistic = False
+
+  @property
+  def notes(self) -> Sequence[str]:
+    """None."""
+    return ()
 
   @property
   def paired(self) -> bool:
@@ -250,13 +290,22 @@ class TaskDefaults:
     """Further names of labels and the label's index."""
     return {}
 
+  def read(self, path: str) -> Sequence[Any]:
+    """Examples of a file, which each task defines."""
+    raise NotImplementedError
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Any], collections.Counter[str]]:
+    """The examples of `read`; all labels are known."""
+    return self.read(path), collections.Counter()
+
   def labeled(self, split: str, features: Features) -> bool:
     """Whether all rows have a label or value, or any word has a tag."""
     targets = features.targets
     if 'label' in targets:
       return bool((np.asarray(targets['label']) >= 0).all())
-    if 'value' in targets:
-      return bool(np.isfinite(targets['value']).all())
+    for name in ('value', 'labels'):
+      if name in targets:
+        return bool(np.isfinite(targets[name]).all())
     return 'tags' not in targets or any((tags >= 0).any() for tags in targets['tags'])
 
   def submission(

@@ -4,7 +4,7 @@ Tasks of user code derive from `TableTask`, as these two do; docs/extending.md h
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from electra_jax.config.declarations import to_plain
@@ -18,11 +18,10 @@ from electra_jax.finetune.tasks.text_task import (
   TextTask,
   examples_of_rows,
   first_present,
+  missing_label,
   no_data,
   target_text,
 )
-
-SPLITS = ('train', 'dev', 'test')
 
 
 class TableTask(TextTask):
@@ -34,6 +33,8 @@ class TableTask(TextTask):
 
   fixed_labels: ClassVar[bool] = False
   published_metric: ClassVar[str] = ''
+  # Further fields of a subclass that `restore` needs.
+  described: ClassVar[tuple[str, ...]] = ('long_texts', 'stride', 'window_pooling')
 
   @classmethod
   def open(cls, name: str, data: TaskDataConfig, options: Options) -> Self:
@@ -48,35 +49,71 @@ class TableTask(TextTask):
     Raises:
       UserError: there is no training file, or it is malformed.
     """
-    files = _files(name, data)
+    files = tables.split_files(name, data)
     if 'train' not in files:
       raise no_data(name, 'train', files)
-    columns = _columns(data)
-    rows = _read_rows(files['train'], data.format, columns, needs_target=True)
+    rows = _read_rows(files['train'], data.format)
+    columns, field_columns = cls.columns_of(data, rows[0].values)
+    _check_columns(rows, files['train'], data.format, columns, needs_target=True)
 
     def load(task: Self, split: str) -> list[Example]:
       found = rows
       if split != 'train':
-        found = _read_rows(files[split], data.format, columns, needs_target=split == 'dev')
+        found = _read_rows(files[split], data.format)
+        _check_columns(found, files[split], data.format, columns, needs_target=split == 'dev')
       return examples_of_rows(task, found, files[split], required=split != 'test')
 
-    task = cls(name=name, columns=columns, splits=tuple(files), options=options, load=load)
+    task = cls(
+      name=name,
+      columns=columns,
+      splits=tuple(files),
+      options=options,
+      label_names=tables.label_names(data.label_names),
+      notes=(f'columns: {field_columns}',),
+      load=load,
+      **cls.settings_of(data),
+    )
     return task.fitted(rows, files['train'])
+
+  @classmethod
+  def columns_of(cls, data: TaskDataConfig, present: Collection[str]) -> tuple[TextColumns, str]:
+    """The columns of a table, and how they are described.
+
+    Args:
+      data: config.data.
+      present: names of the columns of the training data; () where they are not known.
+    """
+    return detected_columns(data, present)
+
+  @classmethod
+  def settings_of(cls, data: TaskDataConfig) -> dict[str, Any]:
+    """Further fields of the task, from config.data."""
+    if data.stride < 1:
+      raise UserError(f'config.data.stride is {data.stride}; expected at least 1')
+    return {name: getattr(data, name) for name in ('long_texts', 'stride', 'window_pooling')}
 
   @classmethod
   def define(
     cls, name: str, data: TaskDataConfig, options: Options, labels: tuple[str, ...]
   ) -> Self:
     """The task for a model of another program, with its labels; see `task.TaskSpec`."""
-    files = _files(name, data)
-    columns = _columns(data)
+    files = tables.split_files(name, data)
+    columns, _ = cls.columns_of(data, ())
 
     def load(task: Self, split: str) -> list[Example]:
-      rows = _read_rows(files[split], data.format, columns, needs_target=split != 'test')
+      rows = _read_rows(files[split], data.format)
+      _check_columns(rows, files[split], data.format, columns, needs_target=split != 'test')
       return examples_of_rows(task, rows, files[split], required=split != 'test')
 
     task = cls(
-      name=name, columns=columns, labels=labels, splits=tuple(files), options=options, load=load
+      name=name,
+      columns=columns,
+      labels=labels,
+      splits=tuple(files),
+      options=options,
+      label_names=tables.label_names(data.label_names),
+      load=load,
+      **cls.settings_of(data),
     )
     low, high = task.value_range() or (0.0, 1.0)
     return dataclasses.replace(task, low=low, high=high)
@@ -85,6 +122,7 @@ class TableTask(TextTask):
   def restore(cls, description: Mapping[str, Any], options: Options) -> Self:
     """The task of a description, without data."""
     columns = {name: tuple(names) for name, names in description['columns'].items()}
+    more = {name: description[name] for name in cls.described if name in description}
     return cls(
       name=description['name'],
       columns=TextColumns(**columns),
@@ -92,12 +130,15 @@ class TableTask(TextTask):
       low=description['low'],
       high=description['high'],
       options=options,
+      label_names=tuple(description.get('label_names', ())),
+      **{name: tuple(v) if isinstance(v, list) else v for name, v in more.items()},
     )
 
   def describe(self) -> dict[str, Any]:
     """What `restore` reads, for JSON."""
     options = {} if self.options is None else {'options': to_plain(self.options)}
-    return super().describe() | options
+    more = {name: getattr(self, name) for name in self.described}
+    return super().describe() | options | more
 
   def value_range(self) -> tuple[float, float] | None:
     """Regression: the lowest and the highest value; None for those of the training data."""
@@ -128,11 +169,19 @@ class TableTask(TextTask):
     for row in rows:
       column = first_present(self.columns.target, row.values, path, row.line, 'data.label')
       label = target_text(row, path, column)
-      if not label:
+      if label is None:
+        raise missing_label(row, path, column)
+      try:
+        found.add(self.label_name(label))
+      except ValueError as error:
+        raise UserError(f'{tables.place(path, row.line)} has {error}') from None
+    if self.label_names:
+      if unknown := sorted(found - set(self.label_names)):
         raise UserError(
-          f'{tables.place(path, row.line)} has no label; training examples must have one'
+          f'{tables.shown(path)} has the label {unknown[0]!r}, which data.label_names lacks; '
+          'expected integers or its names'
         )
-      found.add(label)
+      return self.label_names
     if len(found) < 2:
       raise UserError(
         f'{tables.shown(path)} has a single label, {min(found)!r}; expected at least two'
@@ -160,37 +209,72 @@ CLASSIFICATION = Classification
 REGRESSION = Regression
 
 
-def _files(name: str, data: TaskDataConfig) -> dict[str, str]:
-  """The file of each split that is named."""
-  if data.source:
-    raise UserError(
-      f'config.data.source is {data.source!r}, and the task {name!r} reads files; set '
-      'config.data.train and config.data.dev, and leave config.data.source empty'
-    )
-  return {split: path for split in SPLITS if (path := getattr(data, split))}
+# Usual names of columns, which are used where config.data has the defaults and the table lacks
+# them: of the text, with the second text where that is a column too, and of labels and values.
+_TEXTS = {
+  'sentence1': 'sentence2',
+  'premise': 'hypothesis',
+  'question1': 'question2',
+  'text1': 'text2',
+  'text_a': 'text_b',
+  'sentence': '',
+  'content': '',
+  'review': '',
+  'document': '',
+  'tweet': '',
+}
+_TARGETS = ('labels', 'target', 'class', 'category', 'score', 'rating', 'stars')
 
 
-def _columns(data: TaskDataConfig) -> TextColumns:
-  return TextColumns((data.text,), (data.pair,) if data.pair else (), (data.label,))
+def detected_columns(data: TaskDataConfig, present: Collection[str]) -> tuple[TextColumns, str]:
+  """The columns that config.data names, or usual ones, and how they are described.
+
+  Args:
+    data: config.data.
+    present: names of the columns of the training data; () where they are not known.
+  """
+  first, second, target = data.text, data.pair, data.label
+  if first == TaskDataConfig.text and first not in present:
+    first = next((name for name in _TEXTS if name in present), first)
+    if first != data.text and not second and _TEXTS[first] in present:
+      second = _TEXTS[first]
+  if target == TaskDataConfig.label and target not in present:
+    target = next((name for name in _TARGETS if name in present), target)
+  described = [f'text {first!r}', f'pair {second!r}' if second else '', f'label {target!r}']
+  columns = TextColumns(
+    tuple(dict.fromkeys((first, data.text))),
+    (second,) if second else (),
+    tuple(dict.fromkeys((target, data.label))),
+  )
+  return columns, ', '.join(filter(None, described))
 
 
-def _read_rows(
-  path: str, table_format: str, columns: TextColumns, needs_target: bool
-) -> list[tables.Row]:
+def _read_rows(path: str, table_format: str) -> list[tables.Row]:
   """Rows of a file or a TFDS dataset."""
   if path.startswith(prepared.PREFIX):
-    rows, known_format = prepared.read_prepared(path), ''
-  else:
-    rows = tables.read_table(path, table_format)
-    known_format = tables.format_from_name(path) if table_format == 'auto' else table_format
-  # Each row of JSON has other columns, which are checked row by row.
-  if known_format not in ('jsonl', 'json'):
-    wanted = {
-      'data.text': columns.first,
-      'data.pair': columns.second,
-      'data.label': columns.target if needs_target else (),
-    }
-    for field, names in wanted.items():
-      if names:
-        first_present(names, rows[0].values, path, None, field)
-  return rows
+    return prepared.read_prepared(path)
+  return tables.read_table(path, table_format)
+
+
+def _check_columns(
+  rows: Sequence[tables.Row],
+  path: str,
+  table_format: str,
+  columns: TextColumns,
+  needs_target: bool,
+) -> None:
+  """Checks the columns of a table. Each row of JSON has other columns, which are checked later."""
+  if path.startswith(prepared.PREFIX):
+    table_format = ''
+  elif table_format == 'auto':
+    table_format = tables.format_from_name(path)
+  if table_format in ('jsonl', 'json'):
+    return
+  wanted = {
+    'data.text': columns.first,
+    'data.pair': columns.second,
+    'data.label': columns.target if needs_target else (),
+  }
+  for field, names in wanted.items():
+    if names:
+      first_present(names, rows[0].values, path, None, field)

@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import gc
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from electra_jax.data.corpus import readers
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
-from electra_jax.finetune.tasks import tables
+from electra_jax.finetune.tasks import arrow_tables, tables
 from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskDefaults, TaskRecipe
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -26,6 +27,7 @@ METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
   'spearman': task_metrics.spearman,
   'mse': task_metrics.mse,
 }
+Target: TypeAlias = Any  # see Example
 IDS = ('id', 'idx', 'index', 'guid')
 _CORRELATIONS = ('pearson', 'spearman')
 
@@ -37,13 +39,14 @@ class Example(NamedTuple):
     id: as in the file; None where it has none.
     first: the text.
     second: the second text of a pair, else None.
-    target: classification: the label's index, -1 for none; regression: the value, nan for none.
+    target: classification: the label's index, -1 for none; regression: the value, nan for none;
+      multi-label: the indices of the labels, None where they are not known.
   """
 
   id: Any
   first: str
   second: str | None
-  target: int | float
+  target: Target
 
 
 class TextColumns(NamedTuple):
@@ -76,6 +79,11 @@ class TextTask(TaskDefaults):
     low: regression: the value that is scaled to 0.
     high: regression: the value that is scaled to 1.
     options: of the task, in the dataclass that is registered with it; None for no options.
+    label_names: names of labels that are integers, see config.data.label_names.
+    notes: see `task.Task`.
+    long_texts: 'cut' texts that are longer than a row, or read 'windows' of them.
+    stride: tokens from one window to the next.
+    window_pooling: 'mean' or 'max' over the windows of a text.
     load: reads the examples of a split; None for a task that was restored without its data.
   """
 
@@ -96,6 +104,11 @@ class TextTask(TaskDefaults):
   low: float = 0.0
   high: float = 1.0
   options: Options = None
+  label_names: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
+  long_texts: str = 'cut'
+  stride: int = 128
+  window_pooling: str = 'mean'
   load: Callable[[Any, str], list[Example]] | None = None
   _cache: dict[str, list[Example]] = dataclasses.field(
     default_factory=dict, compare=False, repr=False
@@ -116,9 +129,7 @@ class TextTask(TaskDefaults):
       ValueError: the word is not accepted; its message follows 'line 1 of the file FILE has '.
     """
     if self.head == 'classification':
-      if word not in self._indices:
-        raise ValueError(f'the label {word!r}; expected one of {readers.named(self.labels)}')
-      return self._indices[word]
+      return self.label_index(word)
     try:
       value = float(word)
     except ValueError:
@@ -128,6 +139,48 @@ class TextTask(TaskDefaults):
         f'the value {word!r}; expected a number (data.label names the column of the values)'
       )
     return value
+
+  def label_index(self, word: str) -> int:
+    """The index of a label; raises ValueError as `parse_target` does."""
+    name = self.label_name(word)
+    if name not in self._indices:
+      raise ValueError(f'the label {name!r}; expected one of {readers.named(self.labels)}')
+    return self._indices[name]
+
+  def label_name(self, word: str) -> str:
+    """The name of a label, which may be an integer; raises ValueError as `parse_target` does."""
+    if not self.label_names or not word.lstrip('-').isdecimal():
+      return word
+    if not 0 <= int(word) < len(self.label_names):
+      raise ValueError(
+        f'the label {word}; expected 0 to {len(self.label_names) - 1}, as data.label_names has '
+        f'{len(self.label_names)} names'
+      )
+    return self.label_names[int(word)]
+
+  def row_target(self, row: tables.Row, path: str, column: str) -> Target:
+    """The target in a row of a table; None where it is missing.
+
+    Args:
+      row: of the table.
+      path: of the table, for messages.
+      column: of the targets.
+
+    Raises:
+      UserError: the target is not accepted.
+    """
+    word = target_text(row, path, column)
+    if word is None:
+      return None
+    try:
+      return self.parse_target(word)
+    except ValueError as error:
+      raise UserError(f'{tables.place(path, row.line)} has {error}') from None
+
+  @property
+  def no_target(self) -> Target:
+    """The target of an example without one."""
+    return -1 if self.head == 'classification' else math.nan
 
   def answers(self, outputs: Outputs) -> np.ndarray:
     """The predicted targets [examples]: indices of the likeliest labels, or values."""
@@ -187,32 +240,95 @@ class TextTask(TaskDefaults):
 
   def read(self, path: str) -> Sequence[Example]:
     """Examples of a table, or of plain lines: one text, or two separated by a tab."""
+    return examples_of_rows(self, self._rows_of(path), path, required=False)
+
+  def read_labeled(self, path: str) -> tuple[Sequence[Example], collections.Counter[str]]:
+    """Examples as of `read`, and the labels that the task does not have; see `task.Task`."""
+    unknown: collections.Counter[str] = collections.Counter()
+    rows = self._rows_of(path)
+    return examples_of_rows(self, rows, path, required=False, unknown=unknown), unknown
+
+  def _rows_of(self, path: str) -> list[tables.Row]:
+    if arrow_tables.is_arrow_data(path):
+      return tables.read_arrow(path)
     text = tables.read_file_text(path)
     rows = self.table_rows(text, path)
-    if rows is None:
-      rows = _rows_of_any_format(self, text, path)
-    return examples_of_rows(self, rows, path, required=False)
+    return _rows_of_any_format(self, text, path) if rows is None else rows
 
   def features(
     self, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int
   ) -> tuple[Features, dict[str, int]]:
-    """Rows `[CLS] text [SEP]` or `[CLS] first [SEP] second [SEP]`, truncated to `max_length`."""
-    rows, counts = _token_rows(examples, tokenizer, max_length, self.paired)
-    found = [example.target for example in examples]
-    targets: dict[str, np.ndarray] = {}
-    if self.head == 'classification':
-      targets['label'] = np.array(found, np.int32)
+    """Rows `[CLS] text [SEP]` or `[CLS] first [SEP] second [SEP]`, of at most `max_length` tokens.
+
+    Longer texts are truncated, or become several rows, each with the target of its text. Windows of
+    a pair are on the second text, beside the first, which has half of a row at most.
+    """
+    if self.long_texts == 'windows':
+      rows, owners, counts = _window_rows(examples, tokenizer, max_length, self.paired, self.stride)
     else:
-      values = (np.array(found, np.float64) - self.low) / (self.high - self.low)
-      targets['value'] = values.astype(np.float32)
-    owners = np.arange(len(rows), dtype=np.int32)
+      rows, counts = _token_rows(examples, tokenizer, max_length, self.paired)
+      owners = np.arange(len(rows), dtype=np.int32)
+    targets = {name: values[owners] for name, values in self.targets_of(examples).items()}
     return Features(rows, targets, owners, [None] * len(rows)), counts
+
+  def texts(
+    self, examples: Sequence[Example], features: Features, tokenizer: Tokenizer
+  ) -> list[tuple[str, int]]:
+    """See `task.HasTexts`. Windows hold all of a single or second text."""
+    rows = np.flatnonzero(np.diff(features.examples, prepend=-1))
+    found = []
+    for example, row in zip(examples, rows, strict=True):
+      ends = np.flatnonzero(features.token_ids[row] == tokenizer.sep_id)  # no text has this token
+      kept = [(example.first, int(ends[0]) - 1)]
+      if self.paired:
+        kept.append((example.second or '', int(ends[-1] - ends[0]) - tokenizer.separators))
+      if self.long_texts == 'windows':
+        kept[-1] = (kept[-1][0], sys.maxsize)
+      found += kept
+    return found
+
+  def pooled(self, features: Features | None, outputs: Outputs) -> Outputs:
+    """Outputs of examples, from those of their rows.
+
+    The mean of logits is that of the probabilities they stand for.
+    """
+    if features is None or self.long_texts == 'cut' or not len(features):
+      return outputs
+    starts = np.flatnonzero(np.diff(features.examples, prepend=-1))
+    sizes = np.diff(np.append(starts, len(features)))
+
+    def over_windows(values: np.ndarray) -> np.ndarray:
+      if self.window_pooling == 'max':
+        found: np.ndarray = np.maximum.reduceat(values, starts)
+        return found
+      sums = np.add.reduceat(values, starts)
+      return sums / sizes.reshape(-1, *[1] * (values.ndim - 1))
+
+    if self.head == 'regression':
+      return {'value': over_windows(np.asarray(outputs['value'], np.float64))}
+    logits = np.asarray(outputs['logits'], np.float64)
+    if self.window_pooling == 'max':
+      return {'logits': over_windows(logits)}
+    if self.head == 'multilabel':
+      return {'logits': _log_odds(over_windows(1 / (1 + np.exp(-logits))))}
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    means = over_windows(shares / shares.sum(-1, keepdims=True))
+    return {'logits': np.log(np.maximum(means, np.finfo(np.float64).tiny))}
+
+  def targets_of(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """The targets of the examples, one per example; see `task.Features`."""
+    found = [example.target for example in examples]
+    if self.head == 'classification':
+      return {'label': np.array(found, np.int32)}
+    values = (np.array(found, np.float64) - self.low) / (self.high - self.low)
+    return {'value': values.astype(np.float32)}
 
   def score(
     self, split: str, examples: Sequence[Example], features: Features, outputs: Outputs
   ) -> dict[str, float]:
     """Metrics of the examples that have a target."""
-    return self.with_mean(split, self._measured(split, examples, self.answers(outputs)))
+    answers = self.answers(self.pooled(features, outputs))
+    return self.with_mean(split, self._measured(split, examples, answers))
 
   def _measured(
     self, split: str, examples: Sequence[Example], answers: np.ndarray
@@ -246,6 +362,7 @@ class TextTask(TaskDefaults):
     self, examples: Sequence[Example], features: Features, outputs: Outputs
   ) -> list[dict[str, Any]]:
     """The text, and `value`, or `label` with its `probability` and all `probabilities`."""
+    outputs = self.pooled(features, outputs)
     answers = self.answers(outputs)
     if self.head == 'classification':
       logits = np.asarray(outputs['logits'], np.float64)
@@ -253,12 +370,7 @@ class TextTask(TaskDefaults):
       probabilities /= probabilities.sum(-1, keepdims=True)
     found: list[dict[str, Any]] = []
     for i, example in enumerate(examples):
-      one: dict[str, Any] = {'index': i}
-      if example.id is not None:
-        one['id'] = example.id
-      one['text'] = example.first
-      if example.second is not None:
-        one['pair'] = example.second
+      one = self.shown_example(i, example)
       if self.head == 'regression':
         one['value'] = float(answers[i])
       else:
@@ -267,6 +379,16 @@ class TextTask(TaskDefaults):
         one['probabilities'] = dict(zip(self.labels, probabilities[i].tolist(), strict=True))
       found.append(one)
     return found
+
+  def shown_example(self, index: int, example: Example) -> dict[str, Any]:
+    """The part of a prediction that shows its example."""
+    shown: dict[str, Any] = {'index': index}
+    if example.id is not None:
+      shown['id'] = example.id
+    shown['text'] = example.first
+    if example.second is not None:
+      shown['pair'] = example.second
+    return shown
 
   def describe(self) -> dict[str, Any]:
     """What `restored_fields` reads."""
@@ -277,6 +399,7 @@ class TextTask(TaskDefaults):
       'low': self.low,
       'high': self.high,
       'columns': columns,
+      'label_names': list(self.label_names),
     }
 
 
@@ -309,12 +432,13 @@ def _token_rows(
   examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, paired: bool
 ) -> tuple[list[np.ndarray], dict[str, int]]:
   """Rows int32 [length] of at most `max_length` tokens, and counts of what was truncated."""
-  room = max_length - (3 if paired else 2)
+  room = max_length - (2 + tokenizer.separators if paired else 2)
   if room < 2:
     raise UserError(
       f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
     )
   cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
+  between = np.repeat(sep, tokenizer.separators)
   firsts = tokenizer.encode_arrays([example.first for example in examples])
   seconds = firsts
   if paired:
@@ -327,17 +451,77 @@ def _token_rows(
       truncated, removed = truncated + 1, removed + total - room
       keep = truncated_first(len(first), len(second), room) if paired else room
       first, second = first[:keep], second[: room - keep]
-    rows.append(np.concatenate([cls, first, sep, second, sep] if paired else [cls, first, sep]))
+    rows.append(np.concatenate([cls, first, between, second, sep] if paired else [cls, first, sep]))
   if not truncated:
     return rows, {}
   return rows, {f'texts cut to {max_length} tokens': truncated, 'tokens cut off': removed}
+
+
+def _window_rows(
+  examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, paired: bool, stride: int
+) -> tuple[list[np.ndarray], np.ndarray, dict[str, int]]:
+  """Rows int32 [length] of windows, the example of each, and counts."""
+  cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
+  texts = [(example.second if paired else example.first) or '' for example in examples]
+  encoded = tokenizer.encode_arrays(texts)
+  half = (max_length - 2 - tokenizer.separators) // 2
+  between = np.repeat(sep, tokenizer.separators)
+  heads = [cls] * len(examples)
+  cut = 0
+  if paired:
+    firsts = tokenizer.encode_arrays([example.first for example in examples])
+    cut = sum(max(0, len(first) - half) for first in firsts)
+    heads = [np.concatenate([cls, first[:half], between]) for first in firsts]
+  if max_length - 1 - len(heads[0] if heads else cls) < 2 or half < 2:
+    raise UserError(
+      f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
+    )
+  rows: list[np.ndarray] = []
+  owners: list[int] = []
+  for number, (head, ids) in enumerate(zip(heads, encoded, strict=True)):
+    room = max_length - len(head) - 1
+    for start in window_starts(len(ids), room, stride):
+      rows.append(np.concatenate([head, ids[start : start + room], sep]))
+      owners.append(number)
+  counts = {
+    f'further windows on texts longer than {max_length} tokens': len(rows) - len(examples),
+    'tokens of first texts cut off': cut,
+  }
+  shown = {name: count for name, count in counts.items() if count}
+  return rows, np.array(owners, np.int32), shown
+
+
+def window_starts(tokens: int, room: int, stride: int) -> range:
+  """First tokens of the windows on a text.
+
+  The next window starts `stride` tokens later, or half a window where that is less, so that any
+  part of half a window is in one window as a whole.
+
+  Args:
+    tokens: of the text.
+    room: tokens of a window at most.
+    stride: tokens from one window to the next at most.
+  """
+  step = min(stride, (room + 1) // 2)
+  return range(0, max(1, math.ceil((tokens - room) / step) * step + 1), step)
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+  least = np.finfo(np.float64).eps
+  p = np.clip(probabilities, least, 1 - least)
+  odds: np.ndarray = np.log(p / (1 - p))
+  return odds
 
 
 #### Examples of tables ####
 
 
 def examples_of_rows(
-  task: TextTask, rows: Iterable[tables.Row], path: str, required: bool
+  task: TextTask,
+  rows: Iterable[tables.Row],
+  path: str,
+  required: bool,
+  unknown: collections.Counter[str] | None = None,
 ) -> list[Example]:
   """Rows of a table as examples, checked.
 
@@ -346,24 +530,32 @@ def examples_of_rows(
     rows: of the table.
     path: of the table, for messages.
     required: whether each example must have a target.
+    unknown: counts labels that the task does not have, whose examples have no target; None: such a
+      label is an error.
 
   Raises:
     UserError: a column is missing, a text is not a string, or a target is missing or not accepted.
   """
-  reader = _RowReader(task, path, required)
+  reader = _RowReader(task, path, required, unknown)
   return [reader.example(row) for row in rows]
 
 
 class _RowReader:
   """Reads the rows of one table as examples."""
 
-  def __init__(self, task: TextTask, path: str, required: bool) -> None:
+  def __init__(
+    self,
+    task: TextTask,
+    path: str,
+    required: bool,
+    unknown: collections.Counter[str] | None = None,
+  ) -> None:
     self._task = task
     self._path = path
     self._required = required
+    self._unknown = unknown
     fields = ('data.text', 'data.pair', 'data.label')
     self._fields = fields if task.configured_columns else ('', '', '')
-    self._none = -1 if task.head == 'classification' else math.nan
     self._names: Collection[str] | None = None
 
   def _find_columns(self, row: tables.Row) -> None:
@@ -383,8 +575,7 @@ class _RowReader:
     """The example of a row."""
     if row.values.keys() != self._names:
       self._find_columns(row)
-    word = None if self._target is None else target_text(row, self._path, self._target)
-    target = self._parsed(word, row.line)
+    target = self._target_of(row)
     return Example(
       row.values[self._id] if self._id else None,
       self._text(row, self._first),
@@ -392,18 +583,19 @@ class _RowReader:
       target,
     )
 
-  def _parsed(self, word: str | None, line: int) -> int | float:
-    if word:
+  def _target_of(self, row: tables.Row) -> Target:
+    target = None
+    if self._target is not None:
       try:
-        return self._task.parse_target(word)
-      except ValueError as error:
-        raise UserError(f'{tables.place(self._path, line)} has {error}') from None
-    if self._required:
-      raise UserError(
-        f'{tables.place(self._path, line)} has no label: its column {self._target!r} is empty; set '
-        'it, or remove the line'
-      )
-    return self._none
+        target = self._task.row_target(row, self._path, self._target)
+      except UserError:
+        if self._unknown is None or self._task.head == 'regression':
+          raise
+        self._unknown[str(row.values[self._target])] += 1
+        return self._task.no_target
+    if target is None and self._required:
+      raise missing_label(row, self._path, self._target or '')
+    return self._task.no_target if target is None else target
 
   def _text(self, row: tables.Row, column: str) -> str:
     value = row.values[column]
@@ -433,11 +625,27 @@ def first_present(
 
 
 def target_text(row: tables.Row, path: str, column: str) -> str | None:
-  """The label or value of a row as text; None for null."""
+  """The label or value of a row as text; None where it is missing, see `tables.is_missing`."""
   value = row.values[column]
-  if isinstance(value, str):
-    return value.strip()
-  return None if value is None else tables.text_value(path, row, column).strip()
+  if tables.is_missing(value):
+    return None
+  if isinstance(value, list):
+    raise UserError(
+      f'{tables.place(path, row.line)} has a list in its column {column!r}; expected one label: '
+      'set config.task=multilabel if a text has several labels'
+    )
+  return value.strip() if isinstance(value, str) else tables.text_value(path, row, column)
+
+
+def missing_label(row: tables.Row, path: str, column: str) -> UserError:
+  """The error for a row whose label is missing."""
+  value = row.values.get(column)
+  what = 'empty' if value in ('', [], None) or str(value).isspace() else str(value)
+  what = 'null' if value is None else what
+  return UserError(
+    f'{tables.place(path, row.line)} has no label: its column {column!r} is {what}; set it, or '
+    'remove the line'
+  )
 
 
 def _rows_of_any_format(task: TextTask, text: str, path: str) -> list[tables.Row]:

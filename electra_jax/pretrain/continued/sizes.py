@@ -4,10 +4,11 @@ import os
 
 from electra_jax import registry
 from electra_jax.config import PretrainingConfig, flat, phases_of
+from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
 from electra_jax.interop import narrowed
 from electra_jax.interop.weights import Weights
-from electra_jax.model.config import FAMILIES, EncoderConfig
+from electra_jax.model.config import EncoderConfig
 from electra_jax.pretrain.continued import source
 from electra_jax.pretrain.continued.source import InitialWeights
 from electra_jax.training import checkpoints, optimizers, run_folder
@@ -17,7 +18,9 @@ from electra_jax.training.encoders import run_config
 COMMON_SIZES = (
   'family',
   'max_positions',
+  'position_buckets',
   'type_vocab_size',
+  'activation',
   'layer_norm_eps',
   'global_every',
   'local_window',
@@ -66,10 +69,11 @@ def with_sizes(
   )
   if started:
     return _with_recorded_sizes(config, started), None
+  revisions = source.recorded_revisions(workdir)
   if not config.init:
-    found = source.open_generator(config)
+    found = source.open_generator(config, revisions)
     return _beside_generator(config, found.weights), found
-  found = source.open_discriminator(config)
+  found = source.open_discriminator(config, revisions)
   config = _with_discriminator(config, found.weights)
   _check_moments(config, found.weights)
   return config, found

@@ -131,7 +131,9 @@ def tokenizer_path(
     path = _tokenizer_of(config, source)
   if source is not None:
     tokenizer = load_tokenizer(
-      path or file_access.normal(config.data.tokenizer), *letter_cases(config)
+      path or file_access.normal(config.data.tokenizer),
+      *letter_cases(config),
+      add_special_tokens=config.data.add_special_tokens,
     )
     if config.init:
       token_rows(config, source, tokenizer)

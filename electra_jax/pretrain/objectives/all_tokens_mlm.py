@@ -42,7 +42,7 @@ class AllTokensMLM(Objective):
       context.dropout_keys(),
       method='hidden_states',
     )
-    verdicts = context.apply(params, hidden, method='verdicts')
+    verdicts = context.apply(params, hidden, context.inputs.positions, method='verdicts')
     log_softmax = token_log_probabilities(
       lambda hidden: context.apply(params, hidden, method='predictions'),
       hidden,

@@ -19,6 +19,7 @@ class Settings(ObjectiveConfig):
     frozen: whether the generator is not trained.
     word_starts: one bit per token of the vocabulary, see `masking.packed`; b'' where single tokens
       are masked.
+    word_ends: the same for tokens after which a word begins; b'' where there are none.
     logit_bins: config.logit_bins.
     pad_id: id of the padding token.
     cls_id: id of [CLS].
@@ -30,6 +31,7 @@ class Settings(ObjectiveConfig):
   max_predictions: int = 19
   frozen: bool = False
   word_starts: bytes = b''
+  word_ends: bytes = b''
   logit_bins: str = 'nonlinear'
   pad_id: int = 0
   cls_id: int = 2

@@ -1,0 +1,1 @@
+"""Trackers: where metrics go besides metrics.jsonl, one file each."""
