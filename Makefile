@@ -1,11 +1,12 @@
-# Works with GNU make 3.81 (macOS) and later. Needs Python 3.11 or 3.12; everything else goes into $(VENV).
+# Works with GNU make 3.81 (macOS) and later. Needs Python 3.11, 3.12 or 3.13; everything else goes into $(VENV).
 VENV = .venv
-PYTHON = python3 python3.12 python3.11
+PYTHON = python3 python3.13 python3.12 python3.11
 WORKDIR = runs/tiny
 DEMO_FLAGS =
 PYTEST_FLAGS =
 PIP_FLAGS =
 LOCK_FLAGS =
+RELEASE_CONFIG = tiny:steps=800,warmup=80
 
 # Extras of pyproject.toml with a lock, requirements-EXTRA.txt.
 LOCKED_EXTRAS := tpu gpu gcs
@@ -20,11 +21,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loads
 FAST := golden_parity masking masking_words randomness sampling segment_pair schedules optimizers metrics \
 	config data_packing data_batches data_files data_formats data_sources data_token_store word_starts \
 	flops parameter_counts docs run_versions
-SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'
+SUITABLE := 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast test-long test-faults test-clients test-tpu test-wheel test-breaks docs lint format install clean distclean lock
+.PHONY: help demo test test-fast test-long test-faults test-clients test-tpu test-wheel test-breaks release docs lint format install clean distclean lock
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.* ## ' Makefile | sed 's/:.* ## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +33,7 @@ help: ## show this list
 	@echo '  DEMO_FLAGS="--config.steps=900"  more flags for the pretraining run of make demo'
 	@echo '  WORKDIR=runs/tiny               where make demo keeps its run'
 	@echo '  PYTEST_FLAGS="-k masking -x"    more flags for pytest'
+	@echo '  RELEASE_CONFIG=mini             the encoder of make release'
 	@echo '  PIP_FLAGS="--index-url URL"     more flags for pip (a mirror, or an index with CPU builds of torch)'
 	@echo '  PYTHON=/path/to/python3.12      the Python that makes the environment'
 	@echo '  VENV=.venv                      where the environment is'
@@ -66,10 +68,13 @@ test-wheel: $(VENV)/.installed ## build wheel and sdist, and use the wheel in a 
 test-breaks: $(VENV)/.installed-test ## check that each break of a list makes its test fail
 	$(PYTEST) --dist=load tests/project/breaks_test.py --breaks --record=tests/results/breaks.json $(PYTEST_FLAGS)
 
+release: $(VENV)/.installed ## build wheel, sdist and a small trained encoder with checksums in dist/; uploads nothing
+	CONFIG="$(RELEASE_CONFIG)" PIP_FLAGS="$(PIP_FLAGS)" .ci/release $(BIN)/python
+
 docs: $(VENV)/.installed ## write docs/reference/config.md from the declarations of the config fields
 	$(BIN)/python -m electra_jax.config.reference > docs/reference/config.md
 
-SCRIPTS := .ci/run .ci/wheel launch/*.sh launch/slurm.sbatch benchmarks/*.sh
+SCRIPTS := .ci/run .ci/wheel .ci/release launch/*.sh launch/slurm.sbatch benchmarks/*.sh
 lint: $(VENV)/.installed-test ## check style, types and shell scripts; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -85,7 +90,7 @@ install: $(VENV)/.installed ## make the environment in .venv, with the locked pa
 
 clean: ## remove caches and build leftovers; the environment and runs/ stay
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache build *.egg-info
-	find electra_jax configs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find electra_jax configs examples tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## remove the environment too; runs/ stays
 	rm -rf $(VENV)
@@ -94,7 +99,7 @@ distclean: clean ## remove the environment too; runs/ stays
 $(VENV)/.made:
 	@if test -e $(BIN)/python || test -L $(BIN)/python; then \
 	  $(BIN)/python -c $(SUITABLE) 2>/dev/null || { \
-	    echo "$(VENV) holds no working Python 3.11 or 3.12: remove it, or use make VENV=DIR." >&2; \
+	    echo "$(VENV) holds no working Python 3.11, 3.12 or 3.13: remove it, or use make VENV=DIR." >&2; \
 	    exit 1; }; \
 	else \
 	  python=; \
@@ -104,7 +109,7 @@ $(VENV)/.made:
 	    fi; \
 	  done; \
 	  test -n "$$python" || { \
-	    echo "Python 3.11 or 3.12 is needed, none was found: install one, or use make PYTHON=/path/to/python3." >&2; \
+	    echo "Python 3.11, 3.12 or 3.13 is needed, none was found: install one, or use make PYTHON=/path/to/python3." >&2; \
 	    exit 1; }; \
 	  $$python -c 'import ensurepip, venv' >/dev/null 2>&1 || { \
 	    version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
@@ -134,7 +139,7 @@ HASHED := $(LOCK) --generate-hashes --constraint requirements-test.txt
 lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS=--upgrade for newer versions
 	@$(LOCK) --extra test --output-file requirements-test.txt >/dev/null
 	@grep -vE '^(nvidia-|cuda-|triton|#)' requirements-test.txt > requirements-test.tmp
-	@{ echo "# Exact versions for a CPU machine, Python 3.11 and 3.12. Written by make lock from pyproject.toml."; \
+	@{ echo "# Exact versions for a CPU machine, Python 3.11 to 3.13. Written by make lock from pyproject.toml."; \
 	  echo "# Without hashes: torch has CPU builds, of the same version, that come from other indexes."; \
 	  cat requirements-test.tmp; } > requirements-test.txt
 	@rm requirements-test.tmp
@@ -146,7 +151,7 @@ lock: ## write requirements*.txt anew from pyproject.toml (needs uv); LOCK_FLAGS
 	@echo 'uv<1' | uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header $(LOCK_FLAGS) \
 	  --generate-hashes --output-file launch/requirements-uv.txt - >/dev/null
 	@set -e; for name in requirements $(LOCKED_EXTRAS:%=requirements-%) launch/requirements-uv; do \
-	  { echo "# Exact versions and hashes of their files, Python 3.11 and 3.12. Written by make lock."; \
+	  { echo "# Exact versions and hashes of their files, Python 3.11 to 3.13. Written by make lock."; \
 	    cat $$name.txt; } > $$name.tmp; \
 	  mv $$name.tmp $$name.txt; \
 	done

@@ -6,21 +6,32 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from etils import epath
 
-from electra_jax import checksums, console, file_access, hub, hub_upload, model_card, report
+from electra_jax import (
+  checksums,
+  console,
+  file_access,
+  hub,
+  hub_upload,
+  model_card,
+  report,
+  timeline,
+)
+from electra_jax.config import to_plain
 from electra_jax.console import quantity, say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
+from electra_jax.finetune.finetuned import FineTunedRun, is_finetuned, open_finetuned
+from electra_jax.finetune.run_files import RESULT
 from electra_jax.folder_lock import FolderLock, is_lock_file
 from electra_jax.interop import huggingface, own, tokenizer_files
 from electra_jax.interop.weights import Weights
 from electra_jax.pretrain.build import objective_of
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved_run
-from electra_jax.training import run_folder
+from electra_jax.training import run_folder, versions
 from electra_jax.training.curves import RunRecord
 from electra_jax.training.progress import read_metrics
 
@@ -53,22 +64,43 @@ class _PretrainedRun:
   resolved: ResolvedRun
   tokenizer: Tokenizer
   record: RunRecord | None  # None for a checkpoint that was copied without its metrics
+  publication: model_card.Publication
+  trained_with: str
 
   def card(self, title: str, use: model_card.Use | None, tower: str) -> bytes:
     """Returns the model card of a tower."""
-    facts = None
+    config = model_card.without_paths(self.resolved.config)
+    facts, values, titles = None, {}, {}
     if self.record:
+      record = dataclasses.replace(self.record, config=to_plain(config))
       facts = model_card.RunFacts(
-        report.headline(self.record),
-        report.essentials(self.record),
-        _heldout_metrics(self.record, self.weights.step),
+        report.headline(record),
+        [*report.essentials(record), ('FLOPs', self._flops())],
+        _heldout_metrics(record, self.weights.step),
       )
-    config = self.resolved.config
+      values, titles = _heldout_values(record, self.weights.step), report.displayed_metrics(record)
     method = objective_of(config).description or f'the objective {config.objective.name}'
     weights_text = f'the weights of {tower} at step {self.weights.step:,}, pretrained by {method}'
-    sections = model_card.run_sections(weights_text, config, facts)
+    metrics = [
+      model_card.Metric(task, kind, titles[name], values[name])
+      for name, (task, kind) in model_card.HELDOUT_METRICS.items()
+      if name in titles
+      and values.get(name) is not None
+      and name.startswith('generator_') == (tower == 'generator')
+    ]
     bases = [hub.repository(source) for source in self.resolved.revisions]
-    return model_card.model_card(title, use, sections, bases).encode()
+    return model_card.model_card(
+      title,
+      use,
+      self.publication.with_bases(bases),
+      model_card.Measured('held-out documents of the corpus', 'held out', metrics),
+      model_card.run_sections(weights_text, config, facts, self.trained_with),
+    ).encode()
+
+  def _flops(self) -> str:
+    """The FLOPs of the training until the exported step, in both conventions."""
+    total = timeline.spent(self.resolved, self.tokenizer, self.weights.step or 0)
+    return f'{total["flops"]:.3g} (in the convention of the paper {total["paper_flops"]:.3g})'
 
 
 def export(
@@ -80,6 +112,7 @@ def export(
   task: str | None = None,
   take_over: bool = False,
   push: str | None = None,
+  **card: Unpack[model_card.CardOptions],
 ) -> None:
   """Writes a run for other programs, with its tokenizer and a model card.
 
@@ -97,6 +130,7 @@ def export(
     take_over: whether to take OUTPUT from another process that writes into it.
     push: org/name or org/name:public, a repository of the Hub to upload to: the discriminator of a
       pretrained run, or a fine-tuned run.
+    **card: what the authors state about the model, for the metadata of its card.
 
   Raises:
     UserError: the repository cannot be written, the format does not support the model (the message
@@ -104,6 +138,7 @@ def export(
   """
   if not file_access.is_remote(output):
     file_access.check_name(output, '--output')
+  publication = model_card.check_publication(**card)
   target = _push_target(output, format, push)
   console.heading(f'{workdir} for {format}')
   if is_finetuned(workdir):
@@ -112,7 +147,7 @@ def export(
         f'{workdir} is a fine-tuned run, and the original program has no common layout for heads; '
         'use --format=transformers, or export the pretrained run.'
       )
-    files = _export_finetuned(workdir, output, task, take_over)
+    files = _export_finetuned(open_finetuned(workdir, task), output, publication, take_over)
     _push(output, files, target)
     return
   with console.phase('reading', f'the {step} checkpoint of {workdir}'):
@@ -124,6 +159,8 @@ def export(
     resolve_saved_run(workdir),
     load_tokenizer(weights.tokenizer),
     report.read_record(workdir) if has_metrics else None,
+    publication,
+    _trained_with(workdir),
   )
   say('read', weights.source)
   for note in weights.notes:
@@ -208,6 +245,20 @@ def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
   return model_card.use_of('discriminator', name)
 
 
+def _trained_with(workdir: str | os.PathLike[str]) -> str:
+  """The versions of the packages that a run was started with; '' where not recorded."""
+  started = versions.read_versions(workdir).get('started_with', {})
+  return ', '.join(f'{name} {version}' for name, version in started.items() if name != 'jaxlib')
+
+
+def _heldout_values(record: RunRecord, step: int | None) -> dict[str, float]:
+  """The held-out metrics of a step by name, see `_heldout_metrics`; empty where there are none."""
+  if record.evaluation and record.evaluation['step'] == step:
+    return {name: f['value'] for name, f in record.evaluation['figures'].items()}
+  lines = [line for line in record.heldout if line['step'] == step]
+  return lines[-1] if lines else {}
+
+
 def _heldout_metrics(record: RunRecord, step: int | None) -> list[str]:
   """Returns the held-out metrics of a step as Markdown: of --mode=evaluate, or of training."""
   if record.evaluation and record.evaluation['step'] == step:
@@ -261,20 +312,30 @@ def _export_to_tensorflow(run: _PretrainedRun, output: str, take_over: bool) -> 
 
 
 def _export_finetuned(
-  workdir: str | os.PathLike[str], output: str, task: str | None, take_over: bool
+  run: FineTunedRun, output: str, publication: model_card.Publication, take_over: bool
 ) -> list[str]:
   """Writes a fine-tuned run; returns the names of the files."""
-  with console.phase('reading', str(workdir)):
-    run = open_finetuned(workdir, task)
+  with console.phase('reading', run.workdir):
     weights = run.weights()
   config = weights.discriminator
   assert config is not None
   say('read', f'{weights.source}, {run.trial}, step {run.step:,}')
-  folder = run_folder.folder(workdir)
-  origin = run_folder.read_json(folder / 'encoder.json', {'origin': {'run': str}})['origin']['run']
   files = huggingface.model_files(weights, 'finetuned', special_ids=_special_ids(run.tokenizer))
   files |= tokenizer_files.files(run.tokenizer, run.max_length, config.has_token_types)
   use = model_card.use_of(run.task.head)
+  files[CARD] = _finetuned_card(run, use, publication)
+  with _locked(output, take_over) as lock:
+    names = _write(output, files, lock)
+  say('next', f'pipeline({use.pipeline!r}, {output!r}) in transformers')
+  return names
+
+
+def _finetuned_card(
+  run: FineTunedRun, use: model_card.Use, publication: model_card.Publication
+) -> bytes:
+  folder = run_folder.folder(run.workdir)
+  origin = run_folder.read_json(folder / 'encoder.json', {'origin': {'run': str}})['origin']['run']
+  origin = ', '.join(publication.base_model) or model_card.without_folders(origin)
   if run.imported:
     description = f'{origin}, fine-tuned by another program, for {run.task.name}.'
   else:
@@ -283,12 +344,19 @@ def _export_finetuned(
       'trials on the dev set.'
     )
   sections = model_card.finetuned_sections(description, _dev_results(folder, run.task.name))
+  path = folder / run.task.name / run.trial / RESULT
+  dev = run_folder.read_json(path)['figures']['dev'] if file_access.exists(path) else {}
+  if not run.imported:
+    config = model_card.without_paths(run.config)
+    sections += model_card.recipe_section(config, _trained_with(run.workdir))
+  metrics = [
+    model_card.Metric(use.pipeline, model_card.TASK_METRICS.get(name, name), name, value)
+    for name, value in dev.items()
+    if value is not None and (name in model_card.TASK_METRICS or name == run.task.metric)
+  ]
   title = f'{run.config.name}, {run.task.name}'
-  files[CARD] = model_card.model_card(title, use, sections).encode()
-  with _locked(output, take_over) as lock:
-    names = _write(output, files, lock)
-  say('next', f'pipeline({use.pipeline!r}, {output!r}) in transformers')
-  return names
+  measured = model_card.Measured(run.task.name, 'dev', metrics)
+  return model_card.model_card(title, use, publication, measured, sections).encode()
 
 
 def _dev_results(folder: epath.Path, task: str) -> dict[str, Any] | None:

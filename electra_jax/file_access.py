@@ -63,6 +63,11 @@ _GOOGLE_HINT = (
   '; check the address, the network, and that this account may read, write and delete in the '
   'bucket (gcloud auth application-default login).'
 )
+_AMAZON = ('s3://', 's3a://')
+_AMAZON_HINT = (
+  '; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of '
+  '~/.aws/credentials.'
+)
 _REASON_LENGTH = 160
 # Longest path and name of a folder: the limits of Linux, less what the names below it take.
 _PATH_BYTES = (1024 if sys.platform == 'darwin' else 4096) - 256
@@ -588,6 +593,8 @@ def reaching(
       message = f'{path!r} cannot be {verb} ({_google_reason(error)}){_GOOGLE_HINT}'
     else:
       message = f'{path!r} cannot be {verb}: {reason(error)}'
+      if path.startswith(_AMAZON) and remote_files.lacks_credentials(error):
+        message += _AMAZON_HINT
     kind = Unwritable if verb != 'read' else Unreachable if remote else UserError
     raise kind(message) from None
 

@@ -11,9 +11,10 @@ from typing import TypeAlias
 from electra_jax import checksums, file_access
 from electra_jax.errors import UserError
 
-# 'org/name' or 'org/name@revision', with the characters that the Hub allows.
-_NAME = r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?'
-_REPOSITORY = re.compile(rf'(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9._/-]+))?')
+# 'org/name', and with a revision 'org/name@revision', in the characters that the Hub allows.
+_PART = r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?'
+NAME = rf'{_PART}/{_PART}'
+_REPOSITORY = re.compile(rf'(?P<name>{NAME})(?:@(?P<revision>[A-Za-z0-9._/-]+))?')
 _SAFETENSORS = ('.safetensors', '.safetensors.index.json')
 _PICKLED = ('.bin', '.bin.index.json')
 # Files of a model besides its weights: settings and tokenizers.
@@ -71,6 +72,11 @@ def repository(source: str) -> str:
   return source.partition(':')[2].partition('@')[0]
 
 
+def is_repository(source: str) -> bool:
+  """Whether a source names a repository, and not a folder here."""
+  return bool(_REPOSITORY.fullmatch(source)) and not file_access.exists(source)
+
+
 def pinned(source: str, revision: str) -> str:
   """Returns a source of the Hub with a revision, where it names none."""
   match = _REPOSITORY.fullmatch(source)
@@ -94,7 +100,8 @@ def _downloaded(name: str, revision: str | None, select: Select) -> tuple[str, s
       info = huggingface_hub.HfApi().model_info(name, revision=revision)
       files = select([file.rfilename for file in info.siblings or []])
       folder = huggingface_hub.snapshot_download(name, revision=info.sha, allow_patterns=files)
-  except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+  except (*errors.HfHubHTTPError.__bases__, errors.LocalEntryNotFoundError, ValueError) as error:
+    # The bases include the errors of the HTTP library, which is not the same in all versions.
     raise UserError(_mistake(name, revision, error)) from None
   # The cache has one folder per commit, named after it.
   return str(folder), str(folder).replace('\\', '/').rstrip('/').rsplit('/', 1)[-1]

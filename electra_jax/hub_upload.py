@@ -6,13 +6,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from electra_jax import file_access
+from electra_jax import file_access, hub
 from electra_jax.console import quantity, say
 from electra_jax.errors import UserError
 from electra_jax.version import __version__
 
-_NAME = r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?'
-_REPOSITORY = re.compile(rf'{_NAME}/{_NAME}')
 _PUBLIC = ':public'
 
 
@@ -43,7 +41,7 @@ def checked_target(text: str) -> Target:
       reached, or the repository is public without the text saying so.
   """
   target = Target(text.removesuffix(_PUBLIC), text.endswith(_PUBLIC))
-  if not _REPOSITORY.fullmatch(target.repository):
+  if not re.fullmatch(hub.NAME, target.repository):
     raise UserError(
       f'--push is {text!r}; expected org/name, a repository of the Hub, or org/name:public.'
     )

@@ -103,13 +103,18 @@ def may_pass(error: Exception, address: str) -> bool:
   code = _status(error)
   if code is not None and 400 <= code < 500:
     return code in _TEMPORARY_CODES
-  if isinstance(error, (*_LASTING, Changed)) or str(error).startswith(
-    'Forbidden'
-  ):  # as gcsfs raises it
+  if isinstance(error, (*_LASTING, Changed)) or lacks_credentials(error):
+    return False
+  if str(error).startswith('Forbidden'):  # as gcsfs raises it
     return False
   if address.partition('://')[0] in _REPEATING:
     return not type(error).__module__.startswith(_REPEATED)
   return True
+
+
+def lacks_credentials(error: Exception) -> bool:
+  """Whether a client of S3 found no credentials, or only a part of them."""
+  return type(error).__name__ in ('NoCredentialsError', 'PartialCredentialsError')
 
 
 def _status(error: Exception) -> int | None:

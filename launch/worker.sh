@@ -26,12 +26,12 @@ apt_install() {
   fail "apt-get could not install $*; another process may hold its lock: see 'ps aux | grep apt'."
 }
 
-# The TPU images are Ubuntu 22.04 with Python 3.10, and 3.11 or 3.12 is required. If there is none, uv installs one: without
+# The TPU images are Ubuntu 22.04 with Python 3.10, and 3.11 to 3.13 is required. If there is none, uv installs one: without
 # root or apt, the same on every worker.
 find_python() {
   local candidate
-  for candidate in python3.12 python3.11 python3; do
-    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2> /dev/null; then
+  for candidate in python3.12 python3.13 python3.11 python3; do
+    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' 2> /dev/null; then
       command -v "$candidate"
       return
     fi

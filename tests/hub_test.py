@@ -125,6 +125,14 @@ def test_pickled_weights_are_needed_only_where_there_are_no_others():
   ]
 
 
+def test_a_hub_that_cannot_be_reached_is_reported_in_one_sentence(cache, monkeypatch):
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+  client = huggingface_hub.HfApi
+  monkeypatch.setattr(huggingface_hub, 'HfApi', lambda: client(endpoint='http://127.0.0.1:9'))
+  with pytest.raises(UserError, match='hf:org/other is not a folder here.*cannot be downloaded'):
+    hub.find('org/other')
+
+
 def test_a_commit_is_pinned_unless_a_revision_is_named():
   assert hub.pinned('org/name', COMMIT) == f'org/name@{COMMIT}'
   assert hub.pinned('org/name@v1', COMMIT) == 'org/name@v1'

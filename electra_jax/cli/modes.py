@@ -147,6 +147,21 @@ FLAGS: dict[str, Flag] = {
       choices=('transformers', 'tensorflow'),
     ),
     Flag(
+      'license',
+      "License for the model card, by the Hugging Face Hub's name, such as apache-2.0.",
+    ),
+    Flag('language', 'Codes of the languages for the model card, such as en,de.', list, default=[]),
+    Flag(
+      'datasets',
+      'Training data for the model card, by names on the Hub, such as wikimedia/wikipedia.',
+      list,
+      default=[],
+    ),
+    Flag(
+      'base_model',
+      'Model that the run was initialized from, for the model card, by its name on the Hub.',
+    ),
+    Flag(
       'push',
       'Private repository of the Hugging Face Hub, org/name, to upload the export to: the '
       'discriminator of a pretrained run, or a fine-tuned run; org/name:public for a public one.',
@@ -223,6 +238,19 @@ FLAGS: dict[str, Flag] = {
       'Write the commands of all jobs to --output instead of running them: for slurm, queued '
       '(TPU queued resources) or shell.',
       choices=('slurm', 'queued', 'shell'),
+    ),
+    Flag(
+      'at_once',
+      'With --jobs=queued: slices that are requested at the same time, at most; default 4.',
+      int,
+      at_least=1,
+    ),
+    Flag(
+      'shared_files',
+      'With --jobs=queued: the workers see local files of the sweep by the same paths, as on a '
+      'shared disk. Otherwise files must be committed or at addresses.',
+      bool,
+      default=False,
     ),
     Flag('only', "Run one job, RUN:SEED, or only make the table of finished runs: 'table'."),
     Flag(
@@ -349,7 +377,18 @@ MODES: dict[str, Mode] = {
       'export',
       'Export a run to transformers or to the original TensorFlow program.',
       'electra_jax.export:export',
-      flags=('output', 'format', 'step', 'task', 'take_over', 'push'),
+      flags=(
+        'output',
+        'format',
+        'step',
+        'task',
+        'take_over',
+        'push',
+        'license',
+        'language',
+        'datasets',
+        'base_model',
+      ),
       required=('output',),
     ),
     Mode(
@@ -365,7 +404,7 @@ MODES: dict[str, Mode] = {
       'electra_jax.sweep.runner:sweep',
       config=SweepConfig,
       check='electra_jax.sweep.resolve:jobs_of',
-      flags=('jobs', 'output', 'only', 'results', 'take_over'),
+      flags=('jobs', 'output', 'at_once', 'shared_files', 'only', 'results', 'take_over'),
       together=(('jobs', 'output'),),
       exclusive=(('jobs', 'only'), ('jobs', 'take_over')),
       parameters={'arguments': 'arguments'},

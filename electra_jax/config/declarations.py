@@ -52,6 +52,8 @@ class Declaration:
     per_phase: whether a phase of config.phases may set the field.
     one_line: whether control characters, such as line breaks, are refused in a string.
     argument: short name after the colon of `--config=FILE:name=value`; '' for none.
+    files: 'read' or 'written' where the value names files or folders, by path, pattern or address;
+      a field of files to read also takes names, such as 'sample'.
     before: the value that configs written before the field existed imply, for fields newer than
       version 0.1.0 whose default is not what the program did before.
   """
@@ -67,6 +69,7 @@ class Declaration:
   per_phase: bool = False
   one_line: bool = False
   argument: str = ''
+  files: str = ''
   before: Any = UNSET
 
   def expectation(self) -> str:

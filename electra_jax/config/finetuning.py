@@ -42,11 +42,13 @@ class TaskDataConfig(Config):
   """Labeled data; see docs/finetuning.md."""
 
   source: str = field(
-    '', "Folder in the task's original layout, or tfds:glue/cola; '' where the files are named."
+    '',
+    "Folder in the task's original layout, or tfds:glue/cola; '' where the files are named.",
+    files='read',
   )
-  train: str = field('', 'File of training examples, here or at gs://.')
-  dev: str = field('', 'File of development examples.')
-  test: str = field('', 'File of test examples.')
+  train: str = field('', 'File of training examples, here or at gs://.', files='read')
+  dev: str = field('', 'File of development examples.', files='read')
+  test: str = field('', 'File of test examples.', files='read')
   format: str = field(
     'auto',
     "Format: auto (by the file's name), tsv, csv, jsonl, json, conll, conllu, parquet or arrow.",
@@ -58,7 +60,9 @@ class TaskDataConfig(Config):
     'auto', 'conll: column of the tags, from 0, -1 the last; conllu: upos, xpos or a key of MISC.'
   )
   label_names: str = field(
-    '', 'Names of labels or tags that are integers, separated by commas, or a file of them.'
+    '',
+    'Names of labels or tags that are integers, separated by commas, or a file of them.',
+    files='read',
   )
   label_separator: str = field(
     'auto', 'multilabel: what separates labels in text; auto: the first of | ; , that occurs.'
@@ -201,6 +205,7 @@ class FinetuningConfig(Config):
     '',
     "Pretrained run, a task's folder of a fine-tuned run, hf:FOLDER, hf:org/name, tf:CHECKPOINT, "
     'or none.',
+    files='read',
   )
   init_step: str = field(
     'last', 'Checkpoint of a run: last, best (by its held-out loss) or a step.'
@@ -208,6 +213,7 @@ class FinetuningConfig(Config):
   like: str = field(
     '',
     "With init='none': the run whose encoder sizes and tokenizer are taken, without its weights.",
+    files='read',
   )
   task: str = field('cola', 'Task, or several separated by commas; docs/finetuning.md lists them.')
   task_options: dict[str, Any] = options('Options of a task that user code registered.')
@@ -271,7 +277,7 @@ class FinetuningConfig(Config):
     at_least=1,
     resumable=True,
   )
-  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True, files='written')
   trackers: tuple[str, ...] = field(
     ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
   )

@@ -49,6 +49,7 @@ class ContinuedConfig(Config):
     '',
     "Generator: '' for that of config.init, hf:FOLDER, scratch, or narrowed (cut from the "
     'discriminator).',
+    files='read',
   )
   optimizer: str = field(
     'fresh',
@@ -75,6 +76,7 @@ class DataConfig(Config):
     'sample',
     'Corpus: sample (bundled), files, folders, globs, gs://..., tfds:NAME; options and weights.',
     argument='source',
+    files='read',
   )
   document_format: str = field(
     'blank_line', 'What separates documents in text files: blank_line, file or line.'
@@ -99,6 +101,7 @@ class DataConfig(Config):
     'unigram',
     'To train: unigram, bpe, wordpiece or byte_level_bpe; or an existing file or folder, '
     'hf:org/name, or init.',
+    files='read',
   )
   add_special_tokens: bool = field(
     False, 'Append [PAD], [UNK], [CLS], [SEP] and [MASK] to an existing tokenizer that lacks them.'
@@ -116,6 +119,7 @@ class DataConfig(Config):
   new_words: str = field(
     '',
     'With tokenizer init: file of words, one per line, that become tokens (continued.new_tokens).',
+    files='read',
   )
   tokenizer_options: dict[str, Any] = options('Options of a tokenizer that user code registered.')
   vocab_size: int = field(
@@ -126,6 +130,7 @@ class DataConfig(Config):
     'Rule of a trained tokenizer: auto, none, nfc, nfkc, nmt_nfkc, original (as in 0.1.0), or a '
     'file of rules.',
     before='original',
+    files='read',
   )
   lowercase: str = field(
     'auto',
@@ -154,6 +159,7 @@ class DataConfig(Config):
     'Corpus made by --mode=prepare --output=..., a folder or gs://; replaces all fields above.',
     resumable=True,
     per_phase=True,
+    files='read',
   )
   weights: tuple[Any, ...] = field(
     (),
@@ -170,6 +176,7 @@ class DataConfig(Config):
     'runs/cache',
     'Folder of prepared corpora and of shards fetched from remote stores.',
     resumable=True,
+    files='written',
   )
   workers: int = field(
     0,
@@ -260,6 +267,7 @@ class GeneratorConfig(Config):
     '',
     'sharing=none or disentangled: initial weights beside a fresh discriminator: '
     'hf:FOLDER, tf:CHECKPOINT or a run.',
+    files='read',
   )
   frozen: bool = field(
     False, 'Keep the weights of generator.init or config.init unchanged; forward pass only.'
@@ -385,6 +393,7 @@ class PretrainingConfig(Config):
     '',
     "Initial weights: hf:FOLDER, hf:org/name, tf:CHECKPOINT or a run's folder; '': random. "
     'Decides the sizes.',
+    files='read',
   )
   continued: ContinuedConfig = group(ContinuedConfig, 'With config.init: how its weights are used.')
   data: DataConfig = group(DataConfig, 'Text, tokenizer and rows.')
@@ -488,7 +497,7 @@ class PretrainingConfig(Config):
     'First and last step of a profiler trace in WORKDIR/profile; (0, 0): none.',
     resumable=True,
   )
-  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True)
+  compilation_cache: str = field(CACHE, CACHE_HELP, resumable=True, files='written')
   trackers: tuple[str, ...] = field(
     ('tensorboard',), TRACKERS_HELP, choices=registry.TRACKERS, resumable=True
   )

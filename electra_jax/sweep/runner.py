@@ -10,7 +10,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import jax
 from etils import epath
@@ -28,7 +28,7 @@ from electra_jax.pretrain import build, evaluation, run_start
 from electra_jax.pretrain.resolve import resolve_run
 from electra_jax.pretrain.train import train
 from electra_jax.pretrain.trained_run import Run, open_run
-from electra_jax.sweep.job_scripts import write_job_scripts
+from electra_jax.sweep.job_scripts import ScriptOptions, check_job_scripts, write_job_scripts
 from electra_jax.sweep.picture import write_report
 from electra_jax.sweep.resolve import ResolvedSweep, SweepJob, resolve_sweep
 from electra_jax.sweep.results import (
@@ -54,20 +54,6 @@ TABLE = 'table'
 # Names and differences that a line of the console lists, at most.
 _LISTED_JOBS = 6
 _LISTED_DIFFERENCES = 3
-
-
-class ScriptOptions(TypedDict, total=False):
-  """How to write the jobs of a sweep as commands.
-
-  Attributes:
-    jobs: 'slurm', 'queued' or 'shell'.
-    output: the folder of the commands.
-    arguments: the command line, which the commands repeat.
-  """
-
-  jobs: str | None
-  output: str | None
-  arguments: Sequence[str]
 
 
 def sweep(
@@ -100,14 +86,16 @@ def sweep(
   resolved = resolve_sweep(config, workdir)
   chosen = _chosen_jobs(resolved.jobs, only)
   console.heading(f'{resolved.config.name}: {len(resolved.jobs)} runs  ({resolved.workdir})')
+  if scripts.get('jobs'):
+    check_job_scripts(resolved, scripts)
   if not scripts.get('jobs') and only != TABLE:  # jobs may run on other machines
     used = {name for job in chosen for name in job.config.trackers}
     used |= {name for job in chosen for task in job.tasks.values() for name in task.trackers}
     hosts.from_first(lambda: check_trackers(sorted(used)))
   with console.phase('checking', 'the data and the sizes of all runs'):
     expected = expected_results(chosen, resolved.config.rows)
-  if jobs := scripts.get('jobs'):
-    write_job_scripts(jobs, scripts.get('output'), resolved, scripts.get('arguments', ()))
+  if scripts.get('jobs'):
+    write_job_scripts(resolved, scripts)
     return 0
   hosts.from_first(lambda: run_folder.check_writable(resolved.workdir))
   with FolderLock(_written_folder(resolved, chosen, only), take_over=take_over) as lock:

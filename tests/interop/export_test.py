@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -10,6 +11,7 @@ import made_tokenizers
 import micro_run
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 import electra_jax
 from electra_jax import export, main, verify
@@ -32,6 +34,10 @@ KINDS = {
   'modern': ('modern', 'all', 1.0),
   'modern, projected': ('modern', 'embeddings', 0.5),
 }
+
+
+def read_card(text):
+  return ModelCard(text).data
 
 
 def config_of(kind, heads_of=64):
@@ -180,22 +186,48 @@ def test_models_that_the_original_does_not_have_are_refused_with_the_reason(runs
   assert not any(path.name.startswith('model.ckpt') for path in tmp_path.iterdir())
 
 
-def test_the_card_describes_the_run_and_its_use(runs, tmp_path):
-  export.export(runs('electra'), str(tmp_path))
-  for tower, use in (
-    ('discriminator', 'AutoModelForPreTraining'),
-    ('generator', 'pipeline("fill-mask"'),
+@pytest.mark.parametrize(
+  'tower, use, metric',
+  [
+    ('discriminator', 'AutoModelForPreTraining', None),
+    ('generator', 'pipeline("fill-mask", model)', ('fill-mask', 'loss', 4.25)),
+  ],
+)
+def test_the_card_describes_the_run_and_its_use(runs, tmp_path, tower, use, metric):
+  export.export(runs('electra'), str(tmp_path), license='apache-2.0', language=['en'])
+  text = (tmp_path / tower / 'README.md').read_text()
+  for fact in (
+    f'weights of {tower} at step 7',
+    '1.79 k tokens',
+    '| generator loss | 4.2500 |',
+    '| batch | 8 rows of 32 tokens |',
+    '| `batch_size` | `8` |',
+    'Trained with electra_jax ',
+    '| FLOPs | ',
+    use,
   ):
-    card = (tmp_path / tower / 'README.md').read_text()
-    assert card.startswith('---\nlibrary_name: transformers\n') and use in card
-    for fact in (
-      f'weights of {tower} at step 7',
-      '1.79 k tokens',
-      '| generator loss | 4.2500 |',
-      '| batch | 8 rows of 32 tokens |',
-      '"mask_rate": 0.15',
-    ):
-      assert fact in card, fact
+    assert fact in text, fact
+  assert str(tmp_path.parent) not in text
+  data = read_card(text)
+  assert (data.license, data.language, data.library_name) == ('apache-2.0', ['en'], 'transformers')
+  measured = [(r.task_type, r.metric_type, r.metric_value) for r in data.eval_results or ()]
+  assert measured == ([metric] if metric else [])
+
+
+@pytest.mark.parametrize('kind', ['electra', 'modern'])
+def test_the_example_of_a_card_runs(kind, runs, tmp_path, monkeypatch, capsys):
+  export.export(runs(kind), str(tmp_path))
+  for tower, expected in (('discriminator', 'tensor'), ('generator', "'token_str'")):
+    monkeypatch.chdir(tmp_path / tower)
+    capsys.readouterr()
+    exec(example_of('README.md'), {})
+    assert expected in capsys.readouterr().out
+
+
+def example_of(card):
+  """The Python code of a model card."""
+  (code,) = re.findall(r'^```python\n(.*?)^```$', pathlib.Path(card).read_text(), re.M | re.S)
+  return code
 
 
 def test_earlier_exports_are_replaced_and_other_files_are_not(runs, tmp_path):
@@ -250,7 +282,7 @@ def test_a_checkpoint_without_metrics_is_exported_without_them(runs, tmp_path):
   export.export(str(tmp_path / 'run'), str(tmp_path / 'out'))
   card = (tmp_path / 'out' / 'generator' / 'README.md').read_text()
   assert (
-    'weights of generator at step 7' in card and '## Config' in card and '## Metrics' not in card
+    'weights of generator at step 7' in card and '## Recipe' in card and '## Metrics' not in card
   )
 
 
@@ -272,7 +304,9 @@ def test_mistakes_are_onetest_mistakes_are_reported_in_one_sentence(
   assert message in err and err.count('\n') == 1
 
 
-def test_a_fine_tuned_model_of_transformers_survives_import_and_export(tmp_path):
+def test_a_fine_tuned_model_of_transformers_survives_import_and_export(
+  tmp_path, monkeypatch, capsys
+):
   config = transformers.ElectraConfig(
     vocab_size=len(load_tokenizer(made_run.wordpiece(tmp_path / 'model')).tokens),
     hidden_size=32,
@@ -307,10 +341,11 @@ def test_a_fine_tuned_model_of_transformers_survives_import_and_export(tmp_path)
   assert not any(loaded.values())
   for (name, a), b in zip(model.state_dict().items(), back.state_dict().values(), strict=True):
     assert torch.equal(a, b), name
-  assert (
-    back.config.id2label == {0: '0', 1: '1'}
-    and 'text-classification' in (tmp_path / 'out' / 'README.md').read_text()
-  )
+  assert back.config.id2label == {0: '0', 1: '1'}
+  monkeypatch.chdir(tmp_path / 'out')
+  assert read_card(pathlib.Path('README.md').read_text()).pipeline_tag == 'text-classification'
+  exec(example_of('README.md'), {})
+  assert "'score'" in capsys.readouterr().out
   assert json.loads((tmp_path / 'out' / 'config.json').read_text())['architectures'] == [
     'ElectraForSequenceClassification'
   ]

@@ -261,7 +261,7 @@ def test_packages_are_installed_once_and_again_when_their_list_changes(cloud):
 def test_an_image_with_an_old_python_gets_one_from_uv(cloud):
   cloud.plan('exit 0')
   bin = cloud.folder / 'bin'
-  for name in ('python3.12', 'python3.11'):
+  for name in ('python3.13', 'python3.12', 'python3.11'):
     launch_cloud.executable(bin / name, '#!/bin/bash\nexit 1\n')
   # As Ubuntu 22.04's: it has pip and no more.
   launch_cloud.executable(

@@ -234,6 +234,26 @@ def test_an_export_has_bitwise_the_same_tensors(here, tmp_path, name):
       assert ours.exists(), path
 
 
+def test_the_card_of_a_fine_tuned_run_has_its_metrics_and_recipe(here, tmp_path):
+  flags = ['--base_model=google/electra-small-discriminator', '--datasets=nyu-mll/glue']
+  argv = ['--mode=export', '--workdir=finetuned', f'--output={tmp_path / "out"}', *flags]
+  assert main(['main', *argv]) == 0
+  text = (tmp_path / 'out' / 'README.md').read_text('utf-8')
+  data = pytest.importorskip('huggingface_hub').ModelCard(text).data
+  assert (data.pipeline_tag, data.base_model) == (
+    'text-classification',
+    ['google/electra-small-discriminator'],
+  )
+  (result,) = data.eval_results
+  assert (result.metric_type, result.dataset_type) == ('matthews_correlation', 'nyu-mll/glue')
+  trials = read_json(stored() / 'finetuned' / 'results.json')['trials']
+  assert round(result.metric_value, 6) in [
+    round(trial['figures']['dev']['matthews'], 6) for trial in trials
+  ]
+  assert 'The encoder of google/electra-small-discriminator, fine-tuned on cola' in text
+  assert '| `num_trials` | ' in text and 'glue/' not in text.partition('## Recipe')[2]
+
+
 @pytest.mark.parametrize('name', FINETUNED)
 def test_a_fine_tuned_run_gives_the_same_predictions(here, name):
   ours = electra_jax.load(name)(FINETUNED[name])

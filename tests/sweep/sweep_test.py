@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 import json
 import os
@@ -19,13 +20,14 @@ import micro_run
 import pytest
 
 from electra_jax import folder_lock
+from electra_jax.config import PretrainingConfig, SweepConfig
 from electra_jax.config.config_files import load_config_file
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.trial_summary import spread
 from electra_jax.folder_lock import FolderInUse, FolderLock
 from electra_jax.main import main
 from electra_jax.sweep import config as sweep_config
-from electra_jax.sweep import resolve, results, runner, summary
+from electra_jax.sweep import resolve, results, runner, summary, worker_files
 
 FINETUNE = 'tests/configs/finetune_micro.py'
 
@@ -420,8 +422,18 @@ def test_a_sweep_may_have_no_fine_tuning(config):
   assert all(not job.tasks for job in resolve.jobs_of(config))
 
 
+SHIPPED = sorted((micro_run.ROOT / 'configs' / 'sweeps').glob('*.py'))
+
+
+def test_the_sweep_for_a_laptop_needs_no_data():
+  (path,) = (path for path in SHIPPED if path.stem == 'laptop')
+  jobs = resolve.jobs_of(load_config_file(str(path)))
+  assert len(jobs) == 6 and {job.config.data.source for job in jobs} == {'sample'}
+  assert '--mode=sweep --config=configs/sweeps/laptop.py' in path.read_text()
+
+
 @pytest.mark.parametrize(
-  'path', sorted((micro_run.ROOT / 'configs' / 'sweeps').glob('*.py')), ids=lambda path: path.stem
+  'path', [path for path in SHIPPED if path.stem != 'laptop'], ids=lambda path: path.stem
 )
 def test_a_shipped_sweep_is_valid_and_documents_its_command(path):
   c = load_config_file(f'{path}:texts')
@@ -460,8 +472,8 @@ def write_scripts(data, tmp_path):
 def scripts(write_scripts, tmp_path):
   """A function that writes the job scripts of a kind, and returns the words of each command."""
 
-  def write(kind, workdir):
-    assert write_scripts(kind, workdir, '--output', str(tmp_path / kind)) == 0
+  def write(kind, workdir, *more):
+    assert write_scripts(kind, workdir, '--output', str(tmp_path / kind), *more) == 0
     subprocess.run(['bash', '-n', str(tmp_path / kind / 'jobs.sh')], check=True)
     assert '--only=table' in (tmp_path / kind / 'table.sh').read_text()
     lines = (tmp_path / kind / 'jobs.sh').read_text().splitlines()
@@ -470,7 +482,8 @@ def scripts(write_scripts, tmp_path):
     for words, job in zip(commands, jobs, strict=True):
       repeated = {f'--workdir={workdir}', write_scripts.config, '--mode=sweep'}
       assert repeated | {f'--only={job}'} <= set(words)
-      assert not [word for word in words if word.startswith(('--jobs', '--output'))]
+      once = ('--jobs', '--output', '--at_once', '--shared_files')
+      assert not [word for word in words if word.startswith(once)]
     return commands
 
   return write
@@ -496,15 +509,91 @@ def test_jobs_are_written_for_slurm(scripts, tmp_path):
 
 
 def test_jobs_are_written_for_queued_resources(scripts):
-  commands = scripts('queued', 'gs://bucket/sweep')
-  names = [words[2] for words in commands]
+  commands = scripts('queued', 'gs://bucket/sweep', '--shared_files', '--at_once', '3')
+  names = [words[1] for words in commands]
   assert len(set(names)) == 4 and names[2] == 'test-warmer-1-0'
-  start, end = commands[0].index('--'), commands[0].index('>')
-  options = commands[0][3:start]
-  assert '--topology=$topology' in options and '--delete-when-done' in options
-  command = commands[0][start:end]
+  command = ['--', *commands[0][3:]]
   output = launched('launch/tpu.sh', 'run', names[0], '--zone=z', '--dry-run', *command)
   assert '--only=small:0' in output
+
+
+# In place of launch/tpu.sh: notes its arguments and the number of jobs that run, and fails for one.
+STAND_IN = r"""#!/bin/bash
+printf '%s\n' "$*" >> calls
+touch "running/$2"
+ls running | wc -l >> together
+sleep 0.5
+rm "running/$2"
+[[ $2 != test-small-1 ]]
+"""
+
+
+def test_queued_jobs_run_a_few_at_a_time_and_report_those_that_fail(scripts, tmp_path):
+  scripts('queued', 'gs://bucket/sweep', '--shared_files', '--at_once=2')
+  (tmp_path / 'launch').mkdir()
+  (tmp_path / 'running').mkdir()
+  (tmp_path / 'launch' / 'tpu.sh').write_text(STAND_IN)
+  (tmp_path / 'launch' / 'tpu.sh').chmod(0o755)
+  env = {'PATH': '/usr/bin:/bin', 'ZONE': 'z'}
+  script = ['bash', str(tmp_path / 'queued' / 'jobs.sh'), '--on-demand', '--env=A=b c']
+  done = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, text=True)
+  calls = (tmp_path / 'calls').read_text().splitlines()
+  assert len(calls) == 4 and all(
+    call.startswith('resume test-')
+    and '--zone=z --topology=v5e-1 --delete-when-done --on-demand --env=A=b c -- --mode=' in call
+    for call in calls
+  )
+  assert max(map(int, (tmp_path / 'together').read_text().split())) == 2
+  assert done.returncode == 1 and done.stderr.count('\n') == 1
+  assert done.stderr.startswith(f'test-small-1 failed; its log is {tmp_path}')
+
+
+def test_queued_jobs_need_files_that_the_workers_have(write_scripts, data, tmp_path, capsys):
+  queued = functools.partial(write_scripts, 'queued', 'gs://bucket/sweep', '--output=never')
+  assert queued() == 1
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and not pathlib.Path('never').exists()
+  assert f"--config is '{tmp_path / 'sweep.py'}', a local file that is not committed" in error
+  assert 'expected an address (gs://...) or a committed file, or --shared_files where' in error
+  for flags in (['slurm', '--at_once=2'], ['shell', '--shared_files']):
+    kind, flag = flags
+    assert write_scripts(kind, str(tmp_path / 'runs'), '--output=never', flag) == 1
+    assert f'--jobs={kind}; it applies to --jobs=queued' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'field, value, missing',
+  [
+    ('data.source', 'sample', False),
+    ('data.source', 'gs://bucket/*.txt', False),
+    ('data.source', 'README.md;weight=2,docs/*.md;weight=1', False),
+    ('data.source', 'README.md;weight=2,{folder}/*.txt;weight=1', True),
+    ('data.source', 'tfds:wikipedia;data_dir={folder}', True),
+    ('data.store', '{folder}', True),
+    ('data.tokenizer', '{folder}/a.txt', True),
+    ('data.tokenizer', 'unigram', False),
+    ('init', 'tf:{folder}/model.ckpt-7', True),
+    ('init', 'hf:{folder}', True),
+    ('init', 'gs://bucket/run', False),
+    ('phases', ({'steps': 10, 'data.store': '{folder}'},), True),
+  ],
+)
+@pytest.mark.skipif(not pathlib.Path('.git').exists(), reason='requires a git checkout')
+def test_files_that_are_not_committed_are_found(field, value, missing, tmp_path):
+  for name in ('a.txt', 'model.ckpt-7.index'):
+    (tmp_path / name).write_text('text')
+  filled = (
+    tuple(entry | {'data.store': str(tmp_path)} for entry in value)
+    if field == 'phases'
+    else value.format(folder=tmp_path)
+  )
+  config = PretrainingConfig().replace({field: filled})
+  job = resolve.SweepJob('a', 0, {}, config, {})
+  base = SweepConfig(base='configs/tiny.py', known=('benchmarks/results/objectives.jsonl',))
+  sweep = resolve.ResolvedSweep(base, 'gs://bucket/sweep', (job,))
+  found = worker_files.first_missing_file(sweep, [('--config', 'configs/sweeps/objectives.py')])
+  expected = ('run a: config.data.store' if field == 'phases' else f'run a: config.{field}',)
+  assert (found[:1] if found else None) == (expected if missing else None)
 
 
 @pytest.mark.parametrize('kind', ['shell', 'slurm', 'queued'])
@@ -515,6 +604,7 @@ def test_names_and_paths_do_not_become_commands(write_scripts, tmp_path, kind):
   workdir = f'gs://bucket/{hostile}' if kind == 'queued' else str(tmp_path / local)
   output = tmp_path / 'scripts $(touch ran)'
   more = ('--output', str(output), f'--config.name={hostile}')
+  more += ('--shared_files',) * (kind == 'queued')
   assert write_scripts(kind, workdir, *more) == 0
   # Every program does nothing, so that only the scripts themselves could make the file.
   stubs = tmp_path / 'stubs'
