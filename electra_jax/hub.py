@@ -93,6 +93,12 @@ def _downloaded(name: str, revision: str | None, select: Select) -> tuple[str, s
       f'hf:{name} is not a folder here, and downloading it requires huggingface_hub, which is not '
       'installed; expected an existing folder, or: pip install huggingface_hub.'
     ) from None
+  # Also the errors of its HTTP library, which is not the same in all versions.
+  kinds: tuple[type[Exception], ...] = (
+    *errors.HfHubHTTPError.__bases__,
+    errors.LocalEntryNotFoundError,
+    ValueError,
+  )
   try:
     if constants.HF_HUB_OFFLINE:
       folder = huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
@@ -100,8 +106,7 @@ def _downloaded(name: str, revision: str | None, select: Select) -> tuple[str, s
       info = huggingface_hub.HfApi().model_info(name, revision=revision)
       files = select([file.rfilename for file in info.siblings or []])
       folder = huggingface_hub.snapshot_download(name, revision=info.sha, allow_patterns=files)
-  except (*errors.HfHubHTTPError.__bases__, errors.LocalEntryNotFoundError, ValueError) as error:
-    # The bases include the errors of the HTTP library, which is not the same in all versions.
+  except kinds as error:
     raise UserError(_mistake(name, revision, error)) from None
   # The cache has one folder per commit, named after it.
   return str(folder), str(folder).replace('\\', '/').rstrip('/').rsplit('/', 1)[-1]

@@ -425,7 +425,7 @@ def _without_folder(location: str) -> str:
   name, colon, path = location.partition(':')
   if not colon:
     return posixpath.basename(location.rstrip('/'))
-  if hub.is_repository(path):
+  if name == 'hf' and hub.is_repository(path):
     return location
   is_path = name in registry.WEIGHT_FORMATS or path.startswith(('/', '~', '.'))
   return f'{name}:{posixpath.basename(path.rstrip("/"))}' if is_path else location

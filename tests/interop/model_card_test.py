@@ -132,6 +132,7 @@ def test_names_that_the_library_refuses_are_refused(name):
     ('/home/me/text/*.txt;weight=6,my/wiki.txt.xz;weight=4', '*.txt;weight=6,wiki.txt.xz;weight=4'),
     ('gs://bucket/corpus/*.txt', 'gs://bucket/corpus/*.txt'),
     ('hf:/home/me/electra-small/', 'hf:electra-small'),
+    ('hf:org/name', 'hf:org/name'),
     ('tf:models/model.ckpt-7', 'tf:model.ckpt-7'),
     ('runs/small', 'small'),
     ('tfds:wikipedia/20230601.en;data_dir=/data/tfds', 'tfds:wikipedia/20230601.en;data_dir=tfds'),
