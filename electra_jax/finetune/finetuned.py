@@ -145,7 +145,7 @@ class FineTunedRun:
         counts as a list of one.
 
     Returns:
-      By the head of the task: `LabelPrediction`, `LabelsPrediction`, `ValuePrediction`,
+      By the task: `LabelPrediction`, `LabelsPrediction`, `ValuePrediction`, `RankPrediction`,
       `TagPrediction` or `AnswerPrediction`.
 
     Raises:
