@@ -145,8 +145,8 @@ class FineTunedRun:
         counts as a list of one.
 
     Returns:
-      By the head of the task: `LabelPrediction`, `LabelsPrediction`, `ValuePrediction`,
-      `ChoicePrediction`, `TagPrediction` or `AnswerPrediction`; of ranking a mapping.
+      By the task: `LabelPrediction`, `LabelsPrediction`, `ValuePrediction`, `ChoicePrediction`,
+      `RankPrediction`, `TagPrediction` or `AnswerPrediction`.
 
     Raises:
       UserError: an item is not what the task reads.

@@ -45,6 +45,19 @@ class ValuePrediction:
 
 
 @dataclasses.dataclass(frozen=True)
+class RankPrediction:
+  """How well a passage fits its query.
+
+  Attributes:
+    score: between 0 and 1.
+    rank: among the passages of the query that were given together, from 1.
+  """
+
+  score: float
+  rank: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TaggedWord:
   """A word and its tag.
 
@@ -145,6 +158,7 @@ Prediction: TypeAlias = (
   | LabelsPrediction
   | ValuePrediction
   | ChoicePrediction
+  | RankPrediction
   | TagPrediction
   | AnswerPrediction
   | Mapping[str, Any]
@@ -196,6 +210,8 @@ def typed_prediction(prediction: Mapping[str, Any], text: str | None = None) -> 
       tuple(AnswerSpan(**one) for one in prediction['n_best']),
       prediction.get('null_odds'),
     )
+  if 'score' in prediction and 'rank' in prediction:
+    return RankPrediction(prediction['score'], prediction['rank'])
   if 'value' in prediction:
     return ValuePrediction(prediction['value'])
   return prediction
@@ -261,18 +277,20 @@ def offsets_of_words(
 def count_labeled(task: Task, examples: Sequence[Any], features: Features) -> int:
   """The number of examples with a label, value, tags or answers that `Task.score` can use."""
   targets = features.targets
+  rows: np.ndarray | list[bool]  # whether each row has one; a long text has several rows
   if 'label' in targets:
-    return int((np.asarray(targets['label']) >= 0).sum())
-  if 'value' in targets:
-    return int(np.isfinite(targets['value']).sum())
-  if 'labels' in targets:
-    return int(np.isfinite(targets['labels']).all(-1).sum())
-  if 'choice' in targets:
+    rows = np.asarray(targets['label']) >= 0
+  elif 'value' in targets:
+    rows = np.isfinite(targets['value'])
+  elif 'labels' in targets:
+    rows = np.isfinite(targets['labels']).all(-1)
+  elif 'choice' in targets:
     right = np.asarray(targets['choice']).reshape(-1, features.choices)
     return int((right == 1).any(-1).sum())
-  if 'tags' in targets:
-    tagged = [bool((tags >= 0).any()) for tags in targets['tags']]
-    return len(np.unique(features.examples[tagged]))
-  if task.head == 'span':  # () is a known answer: there is none
+  elif 'tags' in targets:
+    rows = [bool((tags >= 0).any()) for tags in targets['tags']]
+  elif task.head == 'span':  # () is a known answer: there is none
     return sum(getattr(example, 'answers', None) is not None for example in examples)
-  return len(examples) if task.labeled('dev', features) else 0
+  else:
+    return len(examples) if task.labeled('dev', features) else 0
+  return len(np.unique(features.examples[rows]))

@@ -764,8 +764,8 @@ FINETUNING = [
   Break(
     'labels that a run does not have are not counted',
     'electra_jax/finetune/tasks/text_task.py',
-    'self._unknown[word] += 1',
-    'self._unknown[word] += 0',
+    'self._unknown[str(row.values[self._target])] += 1',
+    'self._unknown[str(row.values[self._target])] += 0',
     'finetune/python_predictions_test.py::test_scores_are_those_of_the_labeled_examples',
   ),
   Break(

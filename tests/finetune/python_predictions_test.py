@@ -12,6 +12,7 @@ import sklearn.metrics
 import electra_jax
 from electra_jax.errors import UserError
 from electra_jax.finetune import predictions, records
+from electra_jax.finetune.tasks.task import Features
 from electra_jax.main import main
 
 VERSIONS = pathlib.Path(__file__).parents[1] / 'versions' / '0.1.0.tar.xz'
@@ -152,6 +153,21 @@ def test_words_and_entities_have_their_characters():
     'entities': [{'label': 'PER', 'start': 9, 'end': 17, 'text': 'Ada\tKing'}]
   }
   assert predictions.typed_prediction(by_characters, text).entities == (second,)
+
+
+@pytest.mark.parametrize(
+  'targets, expected',
+  [
+    ({'label': np.array([1, 1, -1])}, 1),
+    ({'value': np.array([np.nan, 0.5, 0.5])}, 2),
+    ({'labels': np.array([[0, 1], [0, 1], [np.nan, np.nan]])}, 1),
+    ({'tags': [np.array([-1]), np.array([-1]), np.array([-1, 2])]}, 1),
+  ],
+)
+def test_labeled_texts_of_several_rows_count_once(targets, expected):
+  rows = [np.zeros(1, np.int32)] * 3
+  features = Features(rows, targets, np.array([0, 0, 1]), [None] * 3)
+  assert predictions.count_labeled(None, [None] * 2, features) == expected
 
 
 def test_predictions_of_each_kind_have_their_type_and_others_stay_mappings():
