@@ -78,7 +78,8 @@ class CharacterLosses:
   @property
   def kept(self) -> int:
     """Characters that tokens stand for as they are."""
-    return self.characters - sum(getattr(self, fate) for fate in FATES)
+    others: list[int] = [getattr(self, fate) for fate in FATES]
+    return self.characters - sum(others)
 
   @property
   def lost(self) -> int:

@@ -266,7 +266,7 @@ class SentencePieceTokenizer(Tokenizer):
 
   @classmethod
   def _train(
-    cls, lines: Iterable[str], settings: TokenizerSettings, fallback: bool, rule: dict[str, str]
+    cls, lines: Iterable[str], settings: TokenizerSettings, fallback: bool, rule: dict[str, Any]
   ) -> bytes:
     """The model file.
 
