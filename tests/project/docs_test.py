@@ -9,7 +9,7 @@ import shlex
 
 import pytest
 
-from electra_jax.cli.command_line import check_config, parse_flags
+from electra_jax.cli.command_line import check_config, parse_flags, with_mode_flag
 from electra_jax.config import (
   FinetuningConfig,
   PretrainingConfig,
@@ -26,7 +26,7 @@ PAGES = sorted((ROOT / 'docs').rglob('*.md'))
 def commands(text):
   """The indented lines that start the program, as lists of words as a shell makes them."""
   lines = re.findall(
-    r'^    (?:\w+=\S+ )*python -m electra_jax\.main(.*)$',
+    r'^    (?:\w+=\S+ )*(?:python -m electra_jax\.main|electra-jax)(.*)$',
     re.sub(r'\\\n\s*', '', text),
     re.MULTILINE,
   )
@@ -61,7 +61,7 @@ def test_links_fields_and_commands(page, monkeypatch):
   named = [re.sub(r'(options)\..*', r'\1', name) for name in fields_named(text)]
   assert not [name for name in named if name not in known]
   for words in commands(text):
-    values = parse_flags(['main', *words])
+    values = parse_flags(with_mode_flag(['main', *words]))
     if values.config is not None:
       if values.mode == 'timeline':  # says itself what to begin with
         values.config.init = values.workdir
@@ -86,6 +86,7 @@ def test_what_is_wrong_is_noticed(monkeypatch):
     '[a](LICENSE) [b](https://example.org)', ROOT
   )
   assert fields_named('`config.stepz` and `--config.keep=3` in `config.json`') == ['keep', 'stepz']
+  assert commands('    electra-jax train --quiet\n') == [['train', '--quiet']]
   (words,) = commands('    A=1 python -m electra_jax.main --config=configs/tiny.py:steps=20\n')
   with pytest.raises(UserError, match='warmup_steps'):
     checked_pretraining(parse_flags(['main', *words]).config)
