@@ -2,6 +2,9 @@
 
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -52,3 +55,19 @@ def test_locks_have_versions_that_the_metadata_allow(name):
 def test_issue_templates_have_their_metadata(path):
   _, metadata, text = path.read_text().split('---\n', 2)
   assert {'name', 'about', 'labels'} <= set(yaml.safe_load(metadata)) and '**' in text
+
+
+def test_a_release_of_uncommitted_changes_is_refused(tmp_path):
+  (tmp_path / '.ci').mkdir()
+  shutil.copy(ROOT / '.ci' / 'release', tmp_path / '.ci')
+  (tmp_path / 'CITATION.cff').write_text('version: 1\n')
+  git = ['git', '-c', 'user.name=a', '-c', 'user.email=a@example.org']
+  for words in (['init', '--quiet'], ['add', '.'], ['commit', '--quiet', '--message=first']):
+    subprocess.run([*git, *words], cwd=tmp_path, check=True)
+  (tmp_path / 'CITATION.cff').write_text('version: 2\n')
+  found = subprocess.run(
+    [tmp_path / '.ci' / 'release', sys.executable], capture_output=True, text=True
+  )
+  assert found.returncode == 1 and not found.stdout
+  assert 'changes that are not committed (CITATION.cff)' in found.stderr
+  assert [line.partition(' ')[0] for line in found.stderr.splitlines()] == ['The']
