@@ -71,3 +71,8 @@ def test_a_release_of_uncommitted_changes_is_refused(tmp_path):
   assert found.returncode == 1 and not found.stdout
   assert 'changes that are not committed (CITATION.cff)' in found.stderr
   assert [line.partition(' ')[0] for line in found.stderr.splitlines()] == ['The']
+
+
+def test_test_files_have_names_of_their_own():
+  names = [path.name for path in (ROOT / 'tests').rglob('*_test.py')]
+  assert sorted(set(names)) == sorted(names)  # pytest imports each as a module without a folder
