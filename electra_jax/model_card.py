@@ -121,7 +121,7 @@ class Use:
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class CardMetric:
   """A metric in the metadata of a card.
 
   Attributes:
@@ -149,7 +149,7 @@ class Measured:
 
   data: str
   split: str
-  metrics: Sequence[Metric] = ()
+  metrics: Sequence[CardMetric] = ()
 
 
 @dataclasses.dataclass(frozen=True)

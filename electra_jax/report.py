@@ -161,7 +161,7 @@ def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
       f'{path} has no metrics to report: its metrics.jsonl is missing or empty; train there first.'
     )
 
-  plugins.check(path)
+  plugins.require_recorded(path)
   config = read_json(path / 'config.json')
   return RunRecord(
     path,

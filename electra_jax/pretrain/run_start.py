@@ -255,6 +255,6 @@ def check_vocabulary(workdir: str | os.PathLike[str], size: int, tokenizer: Toke
     )
 
 
-def keep_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
+def keep_run_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
   """Saves the tokenizer in the run's folder: at once on this machine, file by file in a bucket."""
   tokenization.keep_tokenizer(run_folder.folder(workdir) / 'tokenizer', tokenizer)

@@ -105,7 +105,7 @@ def zip_kind(head: bytes) -> str | None:
   return next((kind for beginning, kind in _ZIP_KINDS if beginning.match(first)), None)
 
 
-def kind_of(head: bytes) -> str | None:
+def unreadable_kind(head: bytes) -> str | None:
   """What a file is that begins so, if a text format cannot read it; None if it is text."""
   if name := format_by_magic(head):
     title: str = registry.CORPUS_FORMATS.get(name).title

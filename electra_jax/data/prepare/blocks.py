@@ -342,7 +342,7 @@ def _losses(
   characters = sum(map(len, texts))
   of_block = max(1, sum(map(len, block.texts)))
   limit = LATER_SAMPLE if block.number else FIRST_SAMPLE
-  chosen = character_losses.sample(texts, -(-limit * characters // of_block))
+  chosen = character_losses.sample_texts(texts, -(-limit * characters // of_block))
   return character_losses.count(tokenizer, chosen, threads=threads)
 
 

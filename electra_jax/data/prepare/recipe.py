@@ -87,7 +87,7 @@ class CorpusRecipe:
     packing.check_row_length(self.row_length)
     if self.segmenter:
       registry.SEGMENTERS.entry(self.segmenter)
-    normalization.check(self.normalization)
+    normalization.check_rule(self.normalization)
     rules = {'normalization': ('auto', normalization.ORIGINAL), 'casing': ('unicode',)}
     for name, usual in rules.items():
       value = getattr(self, name)

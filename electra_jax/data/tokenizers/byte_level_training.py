@@ -19,7 +19,9 @@ SMALLEST_COUNT = 2
 BYTES = 256
 
 
-def train(lines: Sequence[str], vocab_size: int, normalizers: Sequence[Any] = ()) -> Pipeline:
+def train_byte_level(
+  lines: Sequence[str], vocab_size: int, normalizers: Sequence[Any] = ()
+) -> Pipeline:
   """Trains a pipeline; the same lines give the same one for any number of threads.
 
   The library orders pairs of the same count by the numbers of their tokens. The bytes are numbered

@@ -165,7 +165,7 @@ def count(
   return losses
 
 
-def sample(texts: Sequence[str], characters: int) -> list[str]:
+def sample_texts(texts: Sequence[str], characters: int) -> list[str]:
   """Texts, or parts of long ones, of about a number of characters together, evenly spaced.
 
   Parts begin and end at white space where it is near. Fewer characters are returned whole.

@@ -44,7 +44,7 @@ Normalizer: TypeAlias = Any  # of the library `tokenizers` or `sentencepiece`
 Table: TypeAlias = dict[str, str]
 
 
-def check(rule: str) -> None:
+def check_rule(rule: str) -> None:
   """Checks the value of config.data.normalization.
 
   Raises:

@@ -206,7 +206,7 @@ class PipelineTokenizer(Tokenizer):
   def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
     """See `Tokenizer.train`."""
     normalizers = normalization.byte_level_normalizers(settings.normalization, *settings.folding)
-    pipeline = byte_level_training.train(sample.lines, settings.vocab_size, normalizers)
+    pipeline = byte_level_training.train_byte_level(sample.lines, settings.vocab_size, normalizers)
     roles = {role_of(token): token for token in SPECIAL_TOKENS}
     return {
       PIPELINE_FILE: pipeline_files.serialized(pipeline),

@@ -208,7 +208,7 @@ class Tokenizer(abc.ABC):
     self.options = options
     self.origin = ''
     self.separators = 1
-    self.segment = segmenters.find(self.files, self.kind)
+    self.segment = segmenters.find_segmenter(self.files, self.kind)
     source = f'the tokenizer {self.kind!r}'
     ids = special_ids or find_special_tokens(self.tokens, OWN_NAMES, source)
     self.pad_id = ids['pad_id']
@@ -327,7 +327,7 @@ class Tokenizer(abc.ABC):
     Raises:
       UserError: no segmenter has this name.
     """
-    files = self.files | {segmenters.SEGMENTER_FILE: segmenters.record(name)}
+    files = self.files | {segmenters.SEGMENTER_FILE: segmenters.segmenter_record(name)}
     made = from_files(self.kind, files, self.kind, _plain_options(self.options))
     made.origin = self.origin
     return made
@@ -716,7 +716,7 @@ def train_tokenizer(
     lines = [segmenters.separated(line, segment)[0] for line in sample.lines]
     lines = [part for line in lines for part in training_sample.short_lines(line)]
     files = cls.train(dataclasses.replace(sample, lines=lines), settings)
-    files[segmenters.SEGMENTER_FILE] = segmenters.record(settings.segmenter)
+    files[segmenters.SEGMENTER_FILE] = segmenters.segmenter_record(settings.segmenter)
     return from_files(cls.kind, files, 'just trained', options)
 
   return training_sample.train_with_progress(
@@ -739,7 +739,7 @@ def settings_identity(settings: TokenizerSettings) -> list[Any]:
   if settings.characters != training_sample.TRAINING_CHARACTERS:
     relevant.append({'characters': settings.characters})
   if settings.segmenter:
-    relevant.append(segmenters.record(settings.segmenter).decode())
+    relevant.append(segmenters.segmenter_record(settings.segmenter).decode())
   return relevant
 
 

@@ -69,7 +69,7 @@ def saved_splits(folder: str) -> tuple[str, ...]:
   return tuple(names)
 
 
-def read_rows(path: str) -> list[dict[str, Any]]:
+def read_arrow_rows(path: str) -> list[dict[str, Any]]:
   """The rows of a file or of a dataset's folder, by column.
 
   A class of `ClassLabel` becomes its name, or None where it is -1 (unknown).

@@ -100,7 +100,9 @@ def read_arrow(path: str, columns: Sequence[str] | None = None) -> list[Row]:
   Raises:
     UserError: it cannot be read, has no rows, or lacks a column.
   """
-  rows = [Row(number, values) for number, values in enumerate(arrow_tables.read_rows(path), 1)]
+  rows = [
+    Row(number, values) for number, values in enumerate(arrow_tables.read_arrow_rows(path), 1)
+  ]
   if not rows:
     raise UserError(f'{shown(path)} has no rows; expected at least one')
   require_columns(columns or (), rows[0].values, path)

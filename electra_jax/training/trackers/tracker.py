@@ -132,12 +132,12 @@ def check_trackers(names: Sequence[str]) -> None:
       raise
     except Exception as error:  # of any kind, as a package raises that is not installed well
       raise UserError(
-        f'{what} cannot be used ({reason(error)}); install the extra {EXTRA}, or leave it out of '
-        'config.trackers.'
+        f'{what} cannot be used ({named_reason(error)}); install the extra {EXTRA}, or leave it '
+        'out of config.trackers.'
       ) from None
 
 
-def reason(error: BaseException) -> str:
+def named_reason(error: BaseException) -> str:
   """The first line of an error's text, with its type, for a message."""
   lines = str(error).strip().splitlines()
   text = lines[0][:200].rstrip('.') if lines else ''
