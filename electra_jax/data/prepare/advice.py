@@ -11,7 +11,8 @@ from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers import character_losses, comparison, loss_report, tokenization
 from electra_jax.data.tokenizers.comparison import Measures
-from electra_jax.data.tokenizers.tokenization import Tokenizer, UnsupportedSize
+from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import UnsupportedSize
 from electra_jax.errors import UserError
 
 # Characters that alternatives are trained and all are measured on, read from the beginning of each

@@ -8,7 +8,7 @@ from electra_jax import registry
 from electra_jax.data.corpus.readers import INVALID_UTF8
 from electra_jax.data.prepare import packing
 from electra_jax.data.tokenizers import normalization
-from electra_jax.data.tokenizers.tokenization import TokenizerSettings
+from electra_jax.data.tokenizers.tokenizer_settings import TokenizerSettings
 from electra_jax.data.tokenizers.training_sample import TRAINING_CHARACTERS
 from electra_jax.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from electra_jax.data.tokenizers import text_parts
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS
-from electra_jax.data.tokenizers.tokenization import UnsupportedSize
+from electra_jax.data.tokenizers.tokenizer_settings import UnsupportedSize
 
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`
 

@@ -28,7 +28,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from electra_jax.data.tokenizers.tokenization import NoOffsets, Tokenizer
+from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import NoOffsets
 
 # Fates of the characters that are not kept, in the order in which they are reported.
 FATES = ('unknown', 'removed', 'case_folded', 'white_space', 'changed', 'truncated')

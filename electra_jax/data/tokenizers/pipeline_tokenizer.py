@@ -19,12 +19,8 @@ from electra_jax.data.tokenizers import (
   word_marks,
 )
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
-from electra_jax.data.tokenizers.tokenization import (
-  Overrides,
-  Pipeline,
-  Tokenizer,
-  TokenizerSettings,
-)
+from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import Overrides, TokenizerSettings
 from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
 

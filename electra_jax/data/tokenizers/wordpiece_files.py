@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from electra_jax import input_limits, json_reader
 from electra_jax.data.tokenizers import special_tokens
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
-from electra_jax.data.tokenizers.tokenization import Overrides
+from electra_jax.data.tokenizers.tokenizer_settings import Overrides
 from electra_jax.errors import UserError
 
 VOCABULARY_FILE = 'vocab.txt'

@@ -17,10 +17,9 @@ from electra_jax.data.tokenizers import (
   wordpiece_files,
 )
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, UNK, role_of
-from electra_jax.data.tokenizers.tokenization import (
+from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import (
   Overrides,
-  Pipeline,
-  Tokenizer,
   TokenizerSettings,
   UnsupportedSize,
 )
