@@ -39,6 +39,22 @@ def quiet_libraries() -> None:
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 
+@contextlib.contextmanager
+def without_library_warnings() -> Iterator[None]:
+  """In the block, libraries that log with absl only log errors.
+
+  Orbax and TFDS warn of what this package asks them for on purpose.
+  """
+  from absl import logging as absl_logging
+
+  before = absl_logging.get_verbosity()
+  absl_logging.set_verbosity(min(before, absl_logging.ERROR))
+  try:
+    yield
+  finally:
+    absl_logging.set_verbosity(before)
+
+
 def _print_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
   """Prints an exception of a callback, except of writes that nobody waits for anymore.
 

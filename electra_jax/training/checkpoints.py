@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from electra_jax import file_access, registry
+from electra_jax import console, file_access, registry
 from electra_jax.config import PretrainingConfig
 from electra_jax.errors import UserError
 from electra_jax.training import checkpoint_files, run_folder
@@ -348,6 +348,7 @@ def _saved_counters(manager: ocp.CheckpointManager, step: int) -> tuple[str, ...
   return _COUNTERS if 'recent_skips' in names else _COUNTERS[:-1]
 
 
+@console.without_library_warnings()
 def find_step(workdir: PathLike, which: str | int, best_by: Criterion = HELDOUT_LOSS) -> int:
   """Finds the step of a kept checkpoint.
 
@@ -380,6 +381,7 @@ def find_step(workdir: PathLike, which: str | int, best_by: Criterion = HELDOUT_
   return int(step)
 
 
+@console.without_library_warnings()
 def all_steps(workdir: PathLike) -> list[int]:
   """Steps of the kept checkpoints, ascending.
 
@@ -391,6 +393,7 @@ def all_steps(workdir: PathLike) -> list[int]:
     return sorted(manager.all_steps())
 
 
+@console.without_library_warnings()
 def restore_params(
   workdir: PathLike,
   which: str | int,
@@ -420,6 +423,7 @@ def restore_params(
   return restored['params'], step
 
 
+@console.without_library_warnings()
 def restore_subtrees(workdir: PathLike, step: int, shapes: PyTree, shardings: PyTree) -> PyTree:
   """Restores the parameters whose names are in `shapes`; the others are not read.
 

@@ -11,6 +11,7 @@ import made_run
 import micro_run
 import numpy as np
 import pytest
+from absl import logging
 
 import electra_jax
 from electra_jax import file_access, main
@@ -43,6 +44,17 @@ def test_an_opened_run_has_its_config_tokenizer_model_and_parameters(run):
     )
     == []
   )
+
+
+def test_nothing_is_logged_where_a_run_is_opened(caplog):
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)  # as in a program that does not set it
+  try:
+    electra_jax.load(micro_run.finished()[0])
+    assert not [record.getMessage() for record in caplog.records if record.name == 'absl']
+    assert logging.get_verbosity() == logging.WARNING
+  finally:
+    logging.set_verbosity(before)
 
 
 def test_the_first_text_with_unknown_characters_is_warned_of():

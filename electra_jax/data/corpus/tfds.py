@@ -363,7 +363,7 @@ def _tf_records(builder: Builder, key: str, split: str, first: int, last: int) -
     num_parallel_calls_for_decode=1,
   )
   names = key.split('/')
-  with _quiet():
+  with console.without_library_warnings():
     dataset = builder.as_dataset(
       split=tfds.core.ReadInstruction(split, from_=first, to=last, unit='abs'),
       shuffle_files=False,
@@ -437,19 +437,6 @@ def _not_found(name: str, place: str) -> str:
       f'{named(near)}'
     )
   return sentence
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Suppresses warnings of TFDS about its own code."""
-  from absl import logging
-
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

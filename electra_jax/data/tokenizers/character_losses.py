@@ -79,8 +79,8 @@ class CharacterLosses:
   @property
   def kept(self) -> int:
     """Characters that tokens stand for as they are."""
-    kept: int = self.characters - sum(getattr(self, fate) for fate in FATES)
-    return kept
+    others: list[int] = [getattr(self, fate) for fate in FATES]
+    return self.characters - sum(others)
 
   @property
   def lost(self) -> int:
