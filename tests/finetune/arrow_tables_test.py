@@ -105,7 +105,7 @@ def test_damaged_files_and_folders_are_one_sentence(tmp_path):
   folder.mkdir()
   for files, message in (
     ([], 'lists no data files'),
-    ([{'filename': '../x.arrow'}], 'expected a name without a folder'),
+    ([{'filename': '../x.arrow'}], 'expected files inside of its folder'),
     ([{'filename': 'x.arrow'}], "lacks 'x.arrow'"),
     ([{}], 'is not valid JSON'),
   ):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from electra_jax import file_access, input_limits, json_reader
 from electra_jax.config.finetuning import TaskDataConfig
-from electra_jax.data.corpus import readers, tfds
+from electra_jax.data.corpus import dataset_folder, readers, tfds
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import arrow_tables
 
@@ -260,7 +260,7 @@ def saved_folders(source: str) -> dict[str, str]:
   """The folder of each split in a folder of `datasets.save_to_disk`; {} for other folders."""
   if source.startswith(tfds.PREFIX):
     return {}
-  there = arrow_tables.saved_splits(source)
+  there = dataset_folder.saved_splits(source)
   found = {split: next((n for n in _SPLIT_NAMES[split] if n in there), '') for split in SPLITS}
   return {split: file_access.join(source, theirs) for split, theirs in found.items() if theirs}
 
