@@ -119,7 +119,7 @@ def export(
   A pretrained run is written to OUTPUT/discriminator and OUTPUT/generator for transformers, or as
   one checkpoint OUTPUT/model.ckpt-STEP with both towers for the original program. A fine-tuned run
   is written to OUTPUT, with the head of its best trial. A generator that the format does not
-  support is left out, with a message.
+  support is omitted, with a message.
 
   Args:
     workdir: the run's folder.

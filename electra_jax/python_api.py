@@ -241,7 +241,7 @@ class _NoNotice(Notice):
     self._asked = self._heeding = False
 
   def heed(self) -> None:
-    """Leaves signals alone."""
+    """Installs no handlers of signals."""
 
 
 @contextlib.contextmanager

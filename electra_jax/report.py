@@ -328,7 +328,7 @@ def text(record: RunRecord, picture: str) -> str:
 
 
 def essentials(record: RunRecord) -> list[tuple[str, str]]:
-  """Names and values of the first table; an empty value is left out."""
+  """Names and values of the first table; empty values are omitted."""
   c = record.config
   r = record.resolved
   last = record.last

@@ -68,7 +68,7 @@ def verify(workdir: str, store: str | None = None) -> None:
     store: a prepared corpus to check as well.
 
   Raises:
-    UserError: something is damaged, or there is nothing to check.
+    UserError: something is damaged, or the folder has no files to check.
   """
   parts = []
   for folder in filter(None, (workdir, store)):

@@ -77,7 +77,7 @@ def prepare_data(
 
 
 def _recipe(config: PretrainingConfig, tokenizer: str | None) -> CorpusRecipe:
-  """The recipe of a config's corpus, with a tokenizer's folder in place of its own."""
+  """The recipe of a config's corpus; a folder replaces the tokenizer of the config."""
   d = config.data
   return CorpusRecipe(
     source=d.source,

@@ -114,7 +114,7 @@ def sweep(
 def _written_folder(sweep: ResolvedSweep, chosen: Sequence[SweepJob], only: str | None) -> str:
   """The folder that this process must be the only one to write into.
 
-  Jobs of --only run beside each other; each has a folder of its own.
+  Jobs of --only run concurrently, each in a separate folder.
   """
   if only in (None, TABLE):
     return str(sweep.workdir)

@@ -149,7 +149,7 @@ class MetricsWriter:
     return self._spool.now(METRICS)
 
   def close(self, outcome: Outcome = 'finished') -> None:
-    """Writes what is left, closes the files and ends the run for the trackers.
+    """Writes the remaining lines, closes the files and ends the run for the trackers.
 
     Args:
       outcome: 'stopped' where the run will be resumed.

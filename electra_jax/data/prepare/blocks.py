@@ -390,7 +390,8 @@ def read_array(path: str) -> np.ndarray:
   """An array that a worker wrote; a local one is mapped and not read.
 
   Raises:
-    UserError: the file is damaged. Nothing is allocated or executed that its header asks for.
+    UserError: the file is damaged. Its header cannot make the process execute code
+      or allocate memory.
   """
   try:
     if not file_access.is_remote(path):

@@ -39,7 +39,7 @@ class GatheredFacts:
       `duplicate_characters` dropped as near-duplicates, `characters`, `text_tokens` without special
       tokens, `unknown_tokens` among them, `dropped_tokens` that segment_pair cut off, `rows`,
       `tokens` with special tokens, `padding_share`, `longest` documents as [tokens, beginning],
-      `losses`: characters by what the tokenizer makes of them, counted in a sample, as of
+      `losses`: characters kept, unknown and so on, counted in a sample, as of
       `CharacterLosses.plain`.
       `sources`: location, weight and store of each, what reading it counted (`blank_documents`,
       `documents_with_replacements`, `replaced_bytes`), the counts of its training documents, and

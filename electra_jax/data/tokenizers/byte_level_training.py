@@ -1,7 +1,7 @@
 """Training of byte-level BPE (Radford et al. 2019), which has no unknown characters.
 
-Text is split into words by the regular expression of GPT-2, and a space belongs to the word after
-it. The bytes of a word are merged, the most frequent pair first. By default no normalization is
+Text is split into words by the regular expression of GPT-2, and a space begins the word after it.
+The bytes of a word are merged, the most frequent pair first. By default no normalization is
 applied, so that every text is decoded as it was.
 """
 

@@ -69,7 +69,7 @@ class PipelineTokenizer(Tokenizer):
     }
     self.notation = self._marks.notation
     self.keeps_spaces = self._marks.keeps_spaces
-    # No text becomes one of these, whatever the model makes of it.
+    # Text is never encoded as one of these, whatever the model returns.
     self._replaced = np.arange(len(tokens), dtype=np.int32)
     self._replaced[[i for i in self.special_ids if i != self.unk_id]] = self.unk_id
 

@@ -8,7 +8,7 @@ from electra_jax.errors import UserError
 
 
 def keep_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
-  """Saves a tokenizer in a folder of its own, unless it is there and whole.
+  """Saves a tokenizer as a folder, unless a complete one is there.
 
   A local folder gets its name when it is complete. In a bucket, files are replaced one by one.
 

@@ -220,7 +220,7 @@ def _append_missing(
   source: str,
   overrides: Overrides,
 ) -> None:
-  """Appends special tokens that a vocabulary lacks, if the user wants it.
+  """Appends special tokens that a vocabulary lacks, if `overrides` allows it.
 
   Args:
     tokens: the vocabulary; changed in place.

@@ -89,7 +89,7 @@ class Tracker:
       metrics.jsonl then calls it, and a line that a disk refuses (OSError) does not end it.
     id: its name of the run, kept in the run's folder for `TrackedRun.id` when the run resumes; ''
       for none.
-    address: where the run can be seen, for the console; '' where there is nothing to print.
+    address: where the run can be seen, for the console; '' for none.
   """
 
   writes_files: ClassVar[bool] = False
