@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from electra_jax import registry
+from electra_jax import file_access, registry
 from electra_jax.config import FinetuningConfig, PretrainingConfig, flat
 from electra_jax.config.declarations import Declaration, fields_of
 from electra_jax.errors import UserError, missing_package
@@ -139,8 +139,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def named_reason(error: BaseException) -> str:
   """The first line of an error's text, with its type, for a message."""
-  lines = str(error).strip().splitlines()
-  text = lines[0][:200].rstrip('.') if lines else ''
+  text = file_access.reason_text(str(error))
   return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
