@@ -188,6 +188,7 @@ def test_a_task_works_in_all_modes(path, tmp_path, capsys):
   assert electra_jax.load(workdir, plugins=[path]).task.name == c.task
 
 
+@pytest.mark.long
 @example(True)
 def test_a_task_works_inside_a_sweep(path, tmp_path, monkeypatch):
   train = runner.train

@@ -171,6 +171,7 @@ def test_a_run_killed_while_saving_ends_like_a_local_run(bucket, killed_and_resu
   assert not list(remote.glob('.probe*')) and not list(remote.glob('.writer*'))
 
 
+@pytest.mark.long
 def test_tensorboard_files_and_profiles_are_in_the_bucket(bucket, killed_and_resumed, tmp_path):
   remote = copied(bucket, 'run', tmp_path / 'remote')
   *_, last = sorted((remote / 'tensorboard').iterdir())
@@ -179,6 +180,7 @@ def test_tensorboard_files_and_profiles_are_in_the_bucket(bucket, killed_and_res
   assert list(remote.glob('profile/plugins/profile/*/*.xplane.pb'))
 
 
+@pytest.mark.long
 def test_it_is_evaluated_plotted_inspected_and_opened(bucket, killed_and_resumed, tmp_path):
   out, err = child(OPEN)
   assert not own(err)

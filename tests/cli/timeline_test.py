@@ -26,6 +26,7 @@ def run(tmp_path_factory):
   return folder
 
 
+@pytest.mark.long
 def test_every_checkpoint_is_evaluated_and_drawn(run, tmp_path, capsys):
   c = finetuning.default_config()
   c.name = 'timeline'

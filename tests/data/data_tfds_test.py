@@ -98,6 +98,7 @@ def texts_of(split, numbers):
   return [f'{split} {i} é' for i in numbers if i % 10]
 
 
+@pytest.mark.long
 def test_a_fresh_process_reads_by_name_and_by_folder_and_prints_nothing(data_dir):
   sources = [
     f'tfds:tiny_texts/en;data_dir={data_dir}/tfrecord;split=train[10:30]+test[:50%]',

@@ -121,8 +121,21 @@ RUNS = [(task, 'published') for task in TASKS] + [
 ]
 
 
+# A task of each head; the others are in make test-long.
+QUICK = ('sst2', 'stsb', 'ner', 'squad2', 'multilabel')
+
+
 @pytest.mark.parametrize(
-  'task, style', RUNS, ids=[task + f' {style}' * (style != 'published') for task, style in RUNS]
+  'task, style',
+  [
+    pytest.param(
+      task,
+      style,
+      id=task + f' {style}' * (style != 'published'),
+      marks=() if task in QUICK and style == 'published' else pytest.mark.long,
+    )
+    for task, style in RUNS
+  ],
 )
 def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
   workdir = tmp_path / 'run'

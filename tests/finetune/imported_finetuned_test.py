@@ -410,6 +410,7 @@ def started(source):
   return initial.open_initial(FinetuningConfig().replace({'init': source}))
 
 
+@pytest.mark.long
 def test_all_trials_have_the_same_initial_weights_and_do_not_need_the_folder_afterwards(
   folders, data, tmp_path, capsys
 ):
