@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from electra_jax.data.corpus import corpora
 from electra_jax.data.tokenizers import comparison, tokenization
+from electra_jax.data.tokenizers.tokenizer_settings import UnsupportedSize
 
 CHARACTERS = 60_000
 PHRASES_PER_LINE = 12
@@ -86,7 +87,7 @@ def trained(sample: str, size: int, **settings: object) -> tokenization.Tokenize
           [sample],
           tokenization.TokenizerSettings(vocab_size=size, normalization='auto', **settings),
         )
-    except tokenization.UnsupportedSize as error:
+    except UnsupportedSize as error:
       size = error.supported
 
 

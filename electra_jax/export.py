@@ -82,7 +82,7 @@ class _PretrainedRun:
     method = objective_of(config).description or f'the objective {config.objective.name}'
     weights_text = f'the weights of {tower} at step {self.weights.step:,}, pretrained by {method}'
     metrics = [
-      model_card.Metric(task, kind, titles[name], values[name])
+      model_card.CardMetric(task, kind, titles[name], values[name])
       for name, (task, kind) in model_card.HELDOUT_METRICS.items()
       if name in titles
       and values.get(name) is not None
@@ -119,7 +119,7 @@ def export(
   A pretrained run is written to OUTPUT/discriminator and OUTPUT/generator for transformers, or as
   one checkpoint OUTPUT/model.ckpt-STEP with both towers for the original program. A fine-tuned run
   is written to OUTPUT, with the head of its best trial. A generator that the format does not
-  support is left out, with a message.
+  support is omitted, with a message.
 
   Args:
     workdir: the run's folder.
@@ -350,7 +350,7 @@ def _finetuned_card(
     config = model_card.without_paths(run.config)
     sections += model_card.recipe_section(config, _trained_with(run.workdir))
   metrics = [
-    model_card.Metric(use.pipeline, model_card.TASK_METRICS.get(name, name), name, value)
+    model_card.CardMetric(use.pipeline, model_card.TASK_METRICS.get(name, name), name, value)
     for name, value in dev.items()
     if value is not None and (name in model_card.TASK_METRICS or name == run.task.metric)
   ]

@@ -44,7 +44,7 @@ _MAKE_ATTEMPTS = 3
 _READ_ATTEMPTS = 5
 _RELEASE_WAIT = 5.0  # seconds that a release waits for a renewal in progress
 _REQUEST_SECONDS = 30.0
-_COMMON_NAMES = ('', 'localhost', 'localhost.localdomain')  # of hosts; say nothing of the machine
+_COMMON_NAMES = ('', 'localhost', 'localhost.localdomain')  # of hosts; they identify no machine
 
 State = Literal['alive', 'gone', 'unknown']
 
@@ -54,7 +54,7 @@ class FolderInUse(UserError):
 
 
 def is_lock_file(name: str) -> bool:
-  """Whether a file of a folder, by its name, belongs to the lock."""
+  """Whether the file of this name is one of the lock."""
   return name.startswith(LOCK_FILE)
 
 

@@ -34,7 +34,7 @@ class HubFolder:
   Attributes:
     path: the folder.
     revision: commit of the repository; '' for a folder that is not of the Hub's cache.
-    note: sentence to print; '' where there was nothing to decide.
+    note: sentence to print; '' where the source was unambiguous.
   """
 
   path: str

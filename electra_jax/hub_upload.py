@@ -38,7 +38,7 @@ def checked_target(text: str) -> Target:
 
   Raises:
     UserError: the text is malformed, there is no token or an invalid one, the Hub cannot be
-      reached, or the repository is public without the text saying so.
+      reached, or the repository is public and the text does not allow it.
   """
   target = Target(text.removesuffix(_PUBLIC), text.endswith(_PUBLIC))
   if not re.fullmatch(hub.NAME, target.repository):

@@ -121,11 +121,11 @@ class Use:
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class CardMetric:
   """A metric in the metadata of a card.
 
   Attributes:
-    task: the Hub's name of the task that it is about.
+    task: the Hub's name of the evaluated task.
     kind: the Hub's name of the metric.
     name: its name in words.
     value: as measured.
@@ -149,7 +149,7 @@ class Measured:
 
   data: str
   split: str
-  metrics: Sequence[Metric] = ()
+  metrics: Sequence[CardMetric] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +283,7 @@ def _metadata(
     'metrics': list(dict.fromkeys(metric.kind for metric in known)),
   }
   if known:
-    # The Hub shows the metrics beside a data set; other text than one of its own has no name there.
+    # The Hub shows the metrics beside a data set, by its name there or else by ours.
     data = publication.datasets[0] if len(publication.datasets) == 1 else measured.data
     dataset = {'name': measured.data, 'type': data, 'split': measured.split}
     results = []

@@ -1,7 +1,7 @@
 """--mode=plan without a topology: which of the shipped configs fit a corpus, a device and a time.
 
-Durations are FLOPs divided by an assumed share of the device's peak. Nothing is compiled; with
---topology, `plan.py` compiles one config for a TPU slice.
+Durations are FLOPs divided by an assumed share of the device's peak. No program is compiled;
+with --topology, `plan.py` compiles one config for a TPU slice.
 """
 
 import dataclasses

@@ -17,8 +17,8 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import records
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned
 from electra_jax.finetune.run_files import RESULTS
-from electra_jax.finetune.train import finetune as run_finetuning
-from electra_jax.pretrain.train import train as run_pretraining
+from electra_jax.finetune.train import run_finetuning
+from electra_jax.pretrain.train import train
 from electra_jax.pretrain.trained_run import Run, open_run
 from electra_jax.training import progress, run_folder
 from electra_jax.training.preemption import Notice
@@ -102,7 +102,7 @@ def pretrain(
   else:
     changed.data.source = _documents_file(workdir, texts, field)
   with _requests_to_stop() as notice:
-    status = run_pretraining(changed, workdir, notice)
+    status = train(changed, workdir, notice)
   lines = progress.read_metrics(run_folder.folder(workdir))
   last = [line for line in lines if line['kind'] == 'heldout'][-1:]
   metrics = {name: x for line in last for name, x in line.items() if isinstance(x, float)}
@@ -241,7 +241,7 @@ class _NoNotice(Notice):
     self._asked = self._heeding = False
 
   def heed(self) -> None:
-    """Leaves signals alone."""
+    """Installs no handlers of signals."""
 
 
 @contextlib.contextmanager

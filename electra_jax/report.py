@@ -161,7 +161,7 @@ def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
       f'{path} has no metrics to report: its metrics.jsonl is missing or empty; train there first.'
     )
 
-  plugins.check(path)
+  plugins.require_recorded(path)
   config = read_json(path / 'config.json')
   return RunRecord(
     path,
@@ -328,7 +328,7 @@ def text(record: RunRecord, picture: str) -> str:
 
 
 def essentials(record: RunRecord) -> list[tuple[str, str]]:
-  """Names and values of the first table; an empty value is left out."""
+  """Names and values of the first table; empty values are omitted."""
   c = record.config
   r = record.resolved
   last = record.last

@@ -23,7 +23,7 @@ from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.train import finetune
+from electra_jax.finetune.train import run_finetuning
 from electra_jax.pretrain import evaluation
 from electra_jax.pretrain.build import build_model, build_settings, objective_of
 from electra_jax.pretrain.pretrain_step import jit_eval_step
@@ -149,7 +149,7 @@ def _finetune(
       live(done)
       folder = workdir / 'timeline' / f'step-{point["step"]}'
       of_step = config.replace({'init_step': str(point['step'])})
-      if notice or finetune(of_step, str(folder), notice) == PREEMPTED:
+      if notice or run_finetuning(of_step, str(folder), notice) == PREEMPTED:
         return False
       records = read_records(folder, config.tasks)
       point['tasks'] = {

@@ -32,7 +32,7 @@ _MOST_NAMED = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class CheckedPart:
   """A part of a folder that is checked as a whole.
 
   Attributes:
@@ -68,7 +68,7 @@ def verify(workdir: str, store: str | None = None) -> None:
     store: a prepared corpus to check as well.
 
   Raises:
-    UserError: something is damaged, or there is nothing to check.
+    UserError: something is damaged, or the folder has no files to check.
   """
   parts = []
   for folder in filter(None, (workdir, store)):
@@ -79,7 +79,7 @@ def verify(workdir: str, store: str | None = None) -> None:
         'export.'
       )
     parts += found
-  print('\n' + table(parts) + '\n')
+  print('\n' + _table(parts) + '\n')
   damaged = [part for part in parts if part.damage]
   if damaged:
     raise UserError(
@@ -91,7 +91,7 @@ def verify(workdir: str, store: str | None = None) -> None:
   )
 
 
-def check_folder(root: str) -> list[Part]:
+def check_folder(root: str) -> list[CheckedPart]:
   """Checks all parts of a folder.
 
   Args:
@@ -102,7 +102,7 @@ def check_folder(root: str) -> list[Part]:
   """
   names = file_access.files_below(root)
   folders = sorted({name.rpartition('/')[0] for name in names} | _above(names))
-  parts: list[Part] = []
+  parts: list[CheckedPart] = []
   with console.progress('verifying', len(folders)) as line:
     for done, folder in enumerate(folders, 1):
       present = {name.rpartition('/')[2] for name in names if name.rpartition('/')[0] == folder}
@@ -121,7 +121,7 @@ def _above(names: Sequence[str]) -> set[str]:
   return found
 
 
-def _check_parts(root: str, folder: str, present: set[str]) -> list[Part]:
+def _check_parts(root: str, folder: str, present: set[str]) -> list[CheckedPart]:
   """Checks what is directly in a folder, and what its checksums cover."""
   place = file_access.join(root, folder) if folder else root
   here = folder or '.'
@@ -137,48 +137,54 @@ def _check_parts(root: str, folder: str, present: set[str]) -> list[Part]:
     parts.append(_check_metrics(place, here))
   if plain := sorted(present.intersection(JSON_FILES)):
     damage = (_json_damage(file_access.join(place, name), name) for name in plain)
-    parts.append(Part(here, 'JSON', len(plain), tuple(filter(None, damage))))
+    parts.append(CheckedPart(here, 'JSON', len(plain), tuple(filter(None, damage))))
   return parts
 
 
-def _check_sums(place: str, here: str, what: str) -> Part:
+def _check_sums(place: str, here: str, what: str) -> CheckedPart:
   """Files that have checksums."""
   try:
     sums = checksums.read_sums(place) or {}
   except file_access.Unreachable:
     raise
   except UserError:
-    return Part(here, what, 1, (f'{checksums.SUMS} is damaged',))
+    return CheckedPart(here, what, 1, (f'{checksums.SUMS} is damaged',))
   damage = checksums.find_damage(place, sums)
-  return Part(here, what, len(sums), tuple(f'{name} {text}' for name, text in damage.items()))
+  return CheckedPart(
+    here, what, len(sums), tuple(f'{name} {text}' for name, text in damage.items())
+  )
 
 
-def _check_unsummed(place: str, here: str) -> Part:
+def _check_unsummed(place: str, here: str) -> CheckedPart:
   """A checkpoint of version 0.1.0. Only whether all arrays are there can be checked."""
   try:
     missing = checkpoint_files.missing_arrays(place)
   except Exception as error:  # of any kind: TensorStore reads through several libraries
     missing = [file_access.reason_text(str(error))]
   damage = tuple(f'{name} is missing' for name in missing)
-  return Part(here, 'checkpoint', len(file_access.files_below(place)), damage, 'no checksums')
+  return CheckedPart(
+    here, 'checkpoint', len(file_access.files_below(place)), damage, 'no checksums'
+  )
 
 
-def _check_store(place: str, here: str) -> Part:
+def _check_store(place: str, here: str) -> CheckedPart:
   """A token store. All shards are read, also those that were found right before."""
   try:
     shards = token_manifest.read_manifest(place)['shards']
   except file_access.Unreachable:
     raise
   except UserError as error:
-    return Part(here, 'token store', 1, (str(error),))
-  return Part(here, 'token store', 1 + len(shards), tuple(token_manifest.damage(place, shards)))
+    return CheckedPart(here, 'token store', 1, (str(error),))
+  return CheckedPart(
+    here, 'token store', 1 + len(shards), tuple(token_manifest.shard_damage(place, shards))
+  )
 
 
-def _check_metrics(place: str, here: str) -> Part:
+def _check_metrics(place: str, here: str) -> CheckedPart:
   content = file_access.read_bytes(file_access.join(place, progress.METRICS))
   _, damaged = progress.parse_metrics(content)
   damage = tuple(f'line {number} of {progress.METRICS}' for number in damaged)
-  return Part(here, 'metrics', 1, damage)
+  return CheckedPart(here, 'metrics', 1, damage)
 
 
 def _json_damage(path: str, name: str) -> str:
@@ -191,7 +197,7 @@ def _json_damage(path: str, name: str) -> str:
   return ''
 
 
-def table(parts: Sequence[Part]) -> str:
+def _table(parts: Sequence[CheckedPart]) -> str:
   """The parts as aligned text, one per line."""
   rows = [('part', 'kind', 'files', 'result')]
   rows += [(part.place, part.what, f'{part.files:,}', part.verdict) for part in parts]

@@ -29,7 +29,7 @@ def make(workdir, config, tokenizer, step: int = 7):
   """Writes the run of a config with a checkpoint of large random weights; returns the state."""
   config = freeze(PretrainingConfig, config)
   run_start.claim_workdir(workdir, config)
-  run_start.keep_tokenizer(workdir, tokenizer)
+  run_start.keep_run_tokenizer(workdir, tokenizer)
   model = build.build_model(config, tokenizer.size)
   optimizer, _ = build.build_optimizer(config)
   start = jax.jit(lambda params: fresh_state(optimizer, params))  # one program, not one per shape

@@ -336,7 +336,7 @@ MODES: dict[str, Mode] = {
     Mode(
       'finetune',
       'Fine-tune a pretrained run or other weights on tasks.',
-      'electra_jax.finetune.train:finetune',
+      'electra_jax.finetune.train:run_finetuning',
       config=FinetuningConfig,
       flags=('take_over',),
       joins=True,

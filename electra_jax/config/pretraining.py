@@ -213,9 +213,7 @@ class ModelConfig(Config):
     'Rows of the position table, the longest sequence; deberta-v2: longer distances are one.',
     at_least=1,
   )
-  position_buckets: int = field(
-    256, 'deberta-v2: distances that are told apart, to each side.', at_least=2
-  )
+  position_buckets: int = field(256, 'deberta-v2: buckets of distances, to each side.', at_least=2)
   type_vocab_size: int = field(2, 'Number of token types, in families that have them.', at_least=1)
   activation: str = field(
     'gelu', 'Of feed-forward layers: gelu, or gelu_tanh, its approximation.', choices=ACTIVATIONS

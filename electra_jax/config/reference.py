@@ -31,7 +31,7 @@ resumed with the same command. Fields marked *per phase* may be set by the phase
 """
 
 
-def notes(entry: Field) -> str:
+def _notes(entry: Field) -> str:
   """Choices or range, short name and marks of a field, for the reference page."""
   d = entry.declaration
   parts = [d.expectation()] if d.expectation() else []
@@ -41,7 +41,7 @@ def notes(entry: Field) -> str:
   return '; '.join(parts)
 
 
-def page() -> str:
+def reference_page() -> str:
   """docs/reference/config.md."""
   text = [INTRODUCTION]
   for kind, title, files in PROGRAMS:
@@ -58,7 +58,7 @@ def page() -> str:
 
 
 def _row(entry: Field) -> str:
-  cells = (f'`{entry.name}`', f'`{entry.default!r}`', entry.declaration.help, notes(entry))
+  cells = (f'`{entry.name}`', f'`{entry.default!r}`', entry.declaration.help, _notes(entry))
   return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
 
 
@@ -76,4 +76,4 @@ def fields_help(kind: type[Config], width: int = 100) -> str:
 
 
 if __name__ == '__main__':
-  print(page(), end='')
+  print(reference_page(), end='')

@@ -8,7 +8,7 @@ from electra_jax.config import FinetuningConfig
 from electra_jax.data.store.permutation import derived_seed, permutation
 from electra_jax.finetune.tasks.task import TARGET_PADDING, Features
 from electra_jax.training.length_batches import Shape, powers_of_two
-from electra_jax.training.row_predictor import padded
+from electra_jax.training.row_predictor import padded_rows
 
 # Number of batches whose rows are sorted by length together: enough for rows of similar length, and
 # few enough that epochs differ.
@@ -135,12 +135,12 @@ def assemble(
 
   shape = Shape(batch_size, length)
   batch = {
-    'token_ids': padded([features.token_ids[row] for row in rows], shape, pad_id),
+    'token_ids': padded_rows([features.token_ids[row] for row in rows], shape, pad_id),
     'weights': (np.arange(batch_size) < len(rows)).astype(np.float32),
   }
   for name, values in features.targets.items():
     if name in TARGET_PADDING:
-      batch[name] = padded([values[row] for row in rows], shape, TARGET_PADDING[name])
+      batch[name] = padded_rows([values[row] for row in rows], shape, TARGET_PADDING[name])
     else:
       array = np.asarray(values)
       batch[name] = np.zeros((batch_size, *array.shape[1:]), array.dtype)

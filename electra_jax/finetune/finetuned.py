@@ -131,7 +131,7 @@ class FineTunedRun:
     features, _ = self.features(examples)
     if self._warn_once.due():
       losses = task_losses.count_losses(self.task, examples, features, self.tokenizer)
-      self._warn_once(task_losses.warnings(losses, 'these examples'))
+      self._warn_once(task_losses.model_loss_warnings(losses, 'these examples'))
     return self.task.predictions(examples, features, self.outputs(features))
 
   def predict(self, data: records.Data) -> list[Prediction]:

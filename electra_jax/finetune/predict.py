@@ -73,10 +73,10 @@ def _report_losses(
   """
   losses = task_losses.count_losses(run.task, examples, features, run.tokenizer)
   if not allow_loss and not run.config.allow_loss:
-    task_losses.check(losses, what, '--allow_loss')
+    task_losses.check_model_losses(losses, what, '--allow_loss')
   if losses.lost or losses.truncated:
-    console.warn(f'of {losses.characters:,} characters {loss_report.summary(losses)}')
-  for warning in task_losses.warnings(losses, what):
+    console.warn(f'of {losses.characters:,} characters {loss_report.loss_summary(losses)}')
+  for warning in task_losses.model_loss_warnings(losses, what):
     console.warn(f'warning: {warning}')
 
 

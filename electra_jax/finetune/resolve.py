@@ -74,7 +74,7 @@ def resolve_saved_finetuning(workdir: str | os.PathLike[str]) -> ResolvedFinetun
   """
   folder = run_folder.folder(workdir)
   versions.read_versions(folder)
-  plugins.check(folder)
+  plugins.require_recorded(folder)
   c = from_plain(read_json(folder / 'config.json'), FinetuningConfig)
   # This kernel runs on all devices and takes rows of any length.
   return ResolvedFinetuning(c.replace({'model.attention': 'xla'}), folder)

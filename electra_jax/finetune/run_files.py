@@ -16,7 +16,7 @@ from etils import epath
 
 from electra_jax import file_access
 from electra_jax.config import FinetuningConfig, to_plain
-from electra_jax.data.tokenizers.tokenization import keep_tokenizer, saved_fingerprint
+from electra_jax.data.tokenizers.tokenizer_folders import keep_tokenizer, saved_fingerprint
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial, trial_summary
 from electra_jax.finetune.resolve import started

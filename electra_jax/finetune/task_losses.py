@@ -73,24 +73,24 @@ def report_losses(
   losses = count_losses(task, split.examples, split.features, tokenizer)
   what = f'the {name} data of {task.name}'
   if losses.characters:
-    say('', f'{name}: of {losses.characters:,} characters {loss_report.summary(losses)}')
+    say('', f'{name}: of {losses.characters:,} characters {loss_report.loss_summary(losses)}')
   if not config.allow_loss:
-    check(losses, what, '--config.allow_loss=True')
-  for warning in warnings(losses, what):
+    check_model_losses(losses, what, '--config.allow_loss=True')
+  for warning in model_loss_warnings(losses, what):
     say('warning', warning, always=True)
 
 
-def warnings(losses: CharacterLosses, what: str) -> list[str]:
+def model_loss_warnings(losses: CharacterLosses, what: str) -> list[str]:
   """Sentences about lost and truncated characters; empty where these are few.
 
   Args:
     losses: of `count_losses`.
     what: of which text.
   """
-  return loss_report.warnings(losses, what, loss_report.OTHER_MODEL)
+  return loss_report.loss_sentences(losses, what, loss_report.OTHER_MODEL)
 
 
-def check(losses: CharacterLosses, what: str, flag: str) -> None:
+def check_model_losses(losses: CharacterLosses, what: str, flag: str) -> None:
   """Refuses text of which much is lost.
 
   Args:
@@ -99,6 +99,6 @@ def check(losses: CharacterLosses, what: str, flag: str) -> None:
     flag: that continues anyway.
 
   Raises:
-    UserError: see `loss_report.check`.
+    UserError: see `loss_report.require_kept`.
   """
-  loss_report.check(losses, what, loss_report.OTHER_MODEL, flag)
+  loss_report.require_kept(losses, what, loss_report.OTHER_MODEL, flag)

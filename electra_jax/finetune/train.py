@@ -35,7 +35,7 @@ from electra_jax.training.status import Status
 from electra_jax.training.trackers.tracker import check_trackers
 
 
-def finetune(
+def run_finetuning(
   config: AnyConfig,
   workdir: str | os.PathLike[str],
   notice: Notice | None = None,
@@ -67,7 +67,7 @@ def finetune(
 def _finetune(
   config: AnyConfig, workdir: str | os.PathLike[str], notice: Notice, status: Status
 ) -> int:
-  """Does the work of `finetune`; `status` is the status file of the run."""
+  """Does the work of `run_finetuning`; `status` is the status file of the run."""
   run = _claim(config, workdir, status)
   layout = partitioning.make_layout(run.config)
   say('devices', devices.describe_devices(layout.mesh))

@@ -23,7 +23,7 @@ Axes: TypeAlias = Any  # of matplotlib
 _LOWER_IS_BETTER = ('mse',)
 _CORRELATIONS = ('matthews', 'pearson', 'spearman', 'glue')  # 'glue' may be a mean of correlations
 # With fewer trials than this, all of them are printed, and there is no interval: with two or three
-# it is so wide that it says nothing.
+# it is too wide to be useful.
 TRIALS_OF_INTERVAL = 5
 # Differences between metrics that are fractions, see collapsed_trials.
 _AT_LEVEL = 0.01

@@ -102,7 +102,7 @@ def architecture_class(fields: ConfigFields) -> str | None:
   return found[0].removeprefix('TF').removeprefix('Flax') if found else None
 
 
-def label_names(fields: ConfigFields) -> list[str]:
+def labels_by_id(fields: ConfigFields) -> list[str]:
   """Returns the names of the labels by id; LABEL_0 and so on if the config has none."""
   given = fields.group('id2label').values
   if not given:
@@ -132,7 +132,7 @@ def head_of_config(fields: ConfigFields, kind: str) -> tuple[str, tuple[str, ...
   """
   if kind == 'choice':
     return kind, ()
-  names = label_names(fields)
+  names = labels_by_id(fields)
   if kind == 'tagging':
     return kind, tuple(names)
   if kind == 'span':

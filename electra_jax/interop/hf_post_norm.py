@@ -106,7 +106,7 @@ class Names:
     """Removes tensors that are not read, and returns a note; see Architecture.complete.
 
     Raises:
-      UserError: a masked language model has output embeddings of its own.
+      UserError: a masked language model has untied output embeddings.
     """
     if kind == 'generator':
       fields.require('tie_word_embeddings', True)

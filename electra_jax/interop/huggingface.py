@@ -28,7 +28,7 @@ from electra_jax.interop.hf_config import (
   architecture_class,
   fields_of_head,
   head_of_config,
-  label_names,
+  labels_by_id,
   read_fields,
 )
 from electra_jax.interop.weights import (
@@ -219,7 +219,7 @@ def _kind_of(fields: ConfigFields, architecture: Architecture, names: set[str], 
     )
   if len(kinds) > 1:  # a token classifier with one label is a discriminator, unless marked
     tower = fields.group(MARK).get('tower', 'discriminator')
-    is_discriminator = len(label_names(fields)) == 1 and tower != 'finetuned'
+    is_discriminator = len(labels_by_id(fields)) == 1 and tower != 'finetuned'
     return 'discriminator' if is_discriminator else 'tagging'
   return kinds[0]
 

@@ -80,7 +80,7 @@ def _roles(tokenizer: Tokenizer) -> dict[str, str]:
 def _pipeline_file(pipeline: Pipeline, tokenizer: Tokenizer, token_types: bool) -> bytes:
   """The tokenizer.json of a pipeline with special tokens and rows as this package has them.
 
-  Where nothing has to be changed, it is the file that the tokenizer was read from.
+  Without a change, it is the file that the tokenizer was read from.
   """
   from tokenizers import AddedToken
 

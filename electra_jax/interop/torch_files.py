@@ -109,7 +109,7 @@ class _Machine:
 
   pickle.Unpickler is not used, even with its own `find_class`: small pickles make it allocate
   gigabytes (an index of the memo) or compute for years (the hash of a tuple of tuples). Here a key
-  is a string or an integer, and nothing is called.
+  is a string or an integer, and no function is called.
   """
 
   def __init__(self, path: str) -> None:
@@ -292,7 +292,7 @@ def _ordered_dict(*items: _Object) -> dict[Any, Any]:
   return {}
 
 
-# What a pickle may ask for, and what stands in for it.
+# Names that a pickle may use, and the functions that replace them.
 _GLOBALS: dict[tuple[str, str], Callable[..., _Object]] = {
   ('collections', 'OrderedDict'): _ordered_dict,
   ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,

@@ -224,7 +224,7 @@ def table(
   *,
   sort_by: Sequence[Sequence[Cell]] | None = None,
 ) -> Html:
-  """A table in a box of its own that scrolls sideways. The first column is to the left.
+  """A table in a box that scrolls sideways. The first column is aligned to the left.
 
   Args:
     header: titles of the columns.

@@ -53,7 +53,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-  """What the files of a run say.
+  """The contents of a run's files.
 
   Attributes:
     record: config, metrics and evaluation.
@@ -81,7 +81,7 @@ class RunFiles:
 
   @property
   def is_early(self) -> bool:
-    """Whether the run has only begun, so that a model that has not learned yet is usual."""
+    """Whether the run has just started, so that a model that has not learned yet is usual."""
     return self.progress < _EARLY
 
   @property

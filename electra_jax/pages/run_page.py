@@ -329,7 +329,7 @@ def _corpus(facts: Mapping[str, Any]) -> Iterator[Html]:
   yield tag('p', note, class_='notes')
   yield table(header, [[tag('code', isolated(row[0])), *row[1:]] for row in rows])
   if losses_of(facts['train']).characters:  # version 0.1.0 counted tokens only
-    yield tag('p', f'What the tokenizer makes of the characters. {loss_note(dict(facts))}')
+    yield tag('p', f'Characters that the tokenizer keeps and loses. {loss_note(dict(facts))}')
     header, *rows = loss_rows(dict(facts))
     yield table(header, [[*row[:-1], isolated(row[-1])] for row in rows])
     header, *rows = source_loss_rows(facts['sources'])

@@ -400,7 +400,7 @@ def blimp(
   scores = _score_with_progress(run, rows, batch_tokens, towers)
   seconds = time.perf_counter() - start
   right = {tower: verdicts(values[0::2], values[1::2]) for tower, values in scores.items()}
-  result = {'step': run.step, 'source': str(source), 'limit': limit, **summary(pairs, right)}
+  result = {'step': run.step, 'source': str(source), 'limit': limit, **_summary(pairs, right)}
   console.say(
     'scored',
     f'step {run.step:,} on {len(pairs):,} pairs in {console.seconds(seconds)}',
@@ -502,7 +502,7 @@ def verdicts(good: np.ndarray, bad: np.ndarray) -> np.ndarray:
   return np.where(good > bad, 1.0, np.where(good == bad, 0.5, 0.0))
 
 
-def summary(pairs: Sequence[Pair], right: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _summary(pairs: Sequence[Pair], right: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Shares of right pairs by tower: in total, and of each field, phenomenon and paradigm.
 
   Args:

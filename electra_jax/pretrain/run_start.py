@@ -24,7 +24,7 @@ from electra_jax.data.prepare.preparation import (
 )
 from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.store.mixture import Mixing, Mixture
-from electra_jax.data.tokenizers import tokenization
+from electra_jax.data.tokenizers import tokenizer_folders
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.pretrain.resolve import resolve_run
@@ -77,7 +77,7 @@ def prepare_data(
 
 
 def _recipe(config: PretrainingConfig, tokenizer: str | None) -> CorpusRecipe:
-  """The recipe of a config's corpus, with a tokenizer's folder in place of its own."""
+  """The recipe of a config's corpus; a folder replaces the tokenizer of the config."""
   d = config.data
   return CorpusRecipe(
     source=d.source,
@@ -255,6 +255,6 @@ def check_vocabulary(workdir: str | os.PathLike[str], size: int, tokenizer: Toke
     )
 
 
-def keep_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
+def keep_run_tokenizer(workdir: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
   """Saves the tokenizer in the run's folder: at once on this machine, file by file in a bucket."""
-  tokenization.keep_tokenizer(run_folder.folder(workdir) / 'tokenizer', tokenizer)
+  tokenizer_folders.keep_tokenizer(run_folder.folder(workdir) / 'tokenizer', tokenizer)

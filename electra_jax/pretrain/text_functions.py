@@ -64,7 +64,7 @@ class DetectedToken:
 
 @dataclasses.dataclass(frozen=True)
 class MaskCandidate:
-  """A token that may stand at a mask.
+  """A token that the generator predicts for a mask.
 
   Attributes:
     token: as the vocabulary has it.

@@ -95,7 +95,7 @@ def _train(
   layout = _make_layout(run)
   data = _open_data(run, folder, recorded)
   status.check_held(read=True)
-  hosts.from_first(lambda: run_start.keep_tokenizer(folder, data.tokenizer))
+  hosts.from_first(lambda: run_start.keep_run_tokenizer(folder, data.tokenizer))
   run = _with_steps(run, folder, data, layout, recorded)
   _check_rows(run, data)
   initial = None

@@ -131,9 +131,9 @@ class Run:
     """Texts as a list; a Python warning where the tokenizer loses many of their characters."""
     found = [texts] if isinstance(texts, str) else list(texts)
     if self._warn_once.due():
-      sample = character_losses.sample(found, _LOSS_SAMPLE)
+      sample = character_losses.sample_texts(found, _LOSS_SAMPLE)
       losses = character_losses.count(self.tokenizer, sample)
-      sentences = loss_report.warnings(losses, 'these texts', loss_report.OTHER_MODEL)
+      sentences = loss_report.loss_sentences(losses, 'these texts', loss_report.OTHER_MODEL)
       self._warn_once(sentences, depth=4)
     return found
 

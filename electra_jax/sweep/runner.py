@@ -22,7 +22,7 @@ from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import trial_summary
 from electra_jax.finetune.run_files import json_values, read_records
 from electra_jax.finetune.tasks import open_task
-from electra_jax.finetune.train import finetune
+from electra_jax.finetune.train import run_finetuning
 from electra_jax.folder_lock import FolderLock
 from electra_jax.pretrain import build, evaluation, run_start
 from electra_jax.pretrain.resolve import resolve_run
@@ -114,7 +114,7 @@ def sweep(
 def _written_folder(sweep: ResolvedSweep, chosen: Sequence[SweepJob], only: str | None) -> str:
   """The folder that this process must be the only one to write into.
 
-  Jobs of --only run beside each other; each has a folder of its own.
+  Jobs of --only run concurrently, each in a separate folder.
   """
   if only in (None, TABLE):
     return str(sweep.workdir)
@@ -478,7 +478,7 @@ def _measure_task(
   if notice:
     return None
   config = config.replace({'init': str(folder.parent.parent)})
-  if finetune(config, str(folder), notice, take_over) == PREEMPTED:
+  if run_finetuning(config, str(folder), notice, take_over) == PREEMPTED:
     return None
   read = functools.partial(read_records, folder, [config.task])
   records = hosts.from_first(read)[: config.num_trials]

@@ -42,7 +42,7 @@ _SYSTEM_ERRORS = (
   errno.ENAMETOOLONG,
   errno.ENOENT,
 )
-_STRAGGLERS = 60.0  # seconds to wait for what is left of a save that failed
+_STRAGGLERS = 60.0  # seconds to wait for other parts of a save that failed
 _COUNTERS = ('step', 'skipped', 'bad_step', 'recent_skips')  # fields of TrainState
 
 

@@ -50,7 +50,7 @@ Panel: TypeAlias = Callable[[int, slice, str, str], Axes]  # row, columns, title
 
 
 class CurvePanel(NamedTuple):
-  """A panel as a figure of its own.
+  """A panel as a separate figure.
 
   Attributes:
     title: what it shows.
@@ -150,7 +150,7 @@ def draw_curves(record: RunRecord, headline: str) -> Figure:
 
 
 def draw_single_panels(record: RunRecord, size: tuple[float, float]) -> list[CurvePanel]:
-  """Draws the panels of `draw_curves` as figures of their own, in its order.
+  """Draws each panel of `draw_curves` as a separate figure, in its order.
 
   Args:
     record: of the run.

@@ -186,7 +186,7 @@ def run_config(folder: epath.Path) -> PretrainingConfig:
     UserError: its config.json is missing, damaged, or not the config of a run.
   """
   versions.read_versions(folder)
-  plugins.check(folder)
+  plugins.require_recorded(folder)
   path = folder / 'config.json'
   plain = read_json(path)
   try:

@@ -28,7 +28,7 @@ def available() -> int:
 
 
 def _free_on_this_machine() -> int:
-  """Returns the bytes that this process can still take; 8 GiB where the system does not say."""
+  """Returns the bytes that this process can still take; 8 GiB where that is unknown."""
   free = [8 << 30]
   try:
     lines = pathlib.Path('/proc/meminfo').read_text().splitlines()

@@ -32,7 +32,7 @@ from electra_jax.training.trackers.tracker import (
   TrackedRun,
   Tracker,
   Tracking,
-  reason,
+  named_reason,
 )
 
 QUEUED = 1_000  # most lines that wait for a thread
@@ -149,7 +149,7 @@ class MetricsWriter:
     return self._spool.now(METRICS)
 
   def close(self, outcome: Outcome = 'finished') -> None:
-    """Writes what is left, closes the files and ends the run for the trackers.
+    """Writes the remaining lines, closes the files and ends the run for the trackers.
 
     Args:
       outcome: 'stopped' where the run will be resumed.
@@ -241,7 +241,9 @@ class MetricsWriter:
       raise
     except Exception as error:  # of any kind: no tracker is worth a run
       self._files.pop(name, None)
-      self._warn_once(f'the tracker {name!r} failed ({reason(error)}) and gets no more metrics')
+      self._warn_once(
+        f'the tracker {name!r} failed ({named_reason(error)}) and gets no more metrics'
+      )
 
   def _warn_once(self, text: str) -> None:
     if text not in self._warned:

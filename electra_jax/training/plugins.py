@@ -35,7 +35,7 @@ def record(workdir: str | os.PathLike[str], used: Mapping[str, Sequence[str]]) -
       path.unlink()
 
 
-def check(workdir: str | os.PathLike[str]) -> None:
+def require_recorded(workdir: str | os.PathLike[str]) -> None:
   """Checks that all user code that a run's folder records is loaded.
 
   Raises:

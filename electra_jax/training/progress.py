@@ -86,7 +86,7 @@ def _measured_flops(side: int = 1024, repeats: int = 4) -> float:
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """Reads WORKDIR/metrics.jsonl.
 
-  A damaged line, such as an incomplete one after a kill, is left out, and no other.
+  Damaged lines, such as an incomplete one after a kill, are skipped.
   """
   return parse_metrics(metrics_content(workdir))[0]
 

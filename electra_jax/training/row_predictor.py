@@ -14,7 +14,7 @@ PyTree: TypeAlias = Any
 Arrays: TypeAlias = dict[str, np.ndarray]
 
 
-def padded(rows: Sequence[np.ndarray], shape: Shape, fill: int) -> np.ndarray:
+def padded_rows(rows: Sequence[np.ndarray], shape: Shape, fill: int) -> np.ndarray:
   """Rows of different lengths as one array, int32 `[shape.rows, shape.length]`.
 
   Args:
@@ -79,10 +79,10 @@ class RowPredictor:
   ) -> dict[str, Any]:
     rows, shape = planned
     batch: dict[str, Any] = {
-      'token_ids': padded([token_ids[row] for row in rows], shape, self.pad_id)
+      'token_ids': padded_rows([token_ids[row] for row in rows], shape, self.pad_id)
     }
     for name, values in others.items():
-      batch[name] = padded([values[row] for row in rows], shape, 0)
+      batch[name] = padded_rows([values[row] for row in rows], shape, 0)
     # On one device the function takes NumPy arrays, which saves a third of a millisecond.
     return batch if self.mesh.size == 1 else partitioning.on_mesh(batch, self.mesh)
 

@@ -142,7 +142,7 @@ class Results:
   """Where a program writes what it found about a run: its folder, or another one.
 
   Results are printed, too. Where a run's folder cannot be written, as on read-only media, a warning
-  is enough. A folder that was asked for has to be writable, which is checked before the work.
+  is enough. A folder that was asked for must be writable, which is checked before the work.
   """
 
   def __init__(self, workdir: str | os.PathLike[str], output: str | None = None) -> None:

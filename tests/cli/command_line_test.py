@@ -185,14 +185,14 @@ def test_a_run_records_what_user_code_registered(plugin, tmp_path):
   workdir = tmp_path / 'run'
   workdir.mkdir()
   plugins.record(workdir, {'objective': ['mine'], 'optimizer': ['adamw'], 'tokenizer': ['x.txt']})
-  plugins.check(workdir)
+  plugins.require_recorded(workdir)
   registry.OBJECTIVES._entries.pop('mine')
   with pytest.raises(registry.UserError, match=f'set --plugins={plugin} '):
-    plugins.check(workdir)
+    plugins.require_recorded(workdir)
   # The folder of a run that uses no user code has no such file.
   plugins.record(workdir, {'objective': ['electra']})
   assert not list(workdir.iterdir())
-  plugins.check(workdir)
+  plugins.require_recorded(workdir)
 
 
 #### A training run ####

@@ -1068,7 +1068,7 @@ def test_a_wrong_config_is_reported_before_slow_imports(argv, status, text):
 
 def test_the_reference_page_is_that_of_the_declarations():
   page = (micro_run.ROOT / 'docs' / 'reference' / 'config.md').read_text('utf-8')
-  assert page == reference.page(), (
+  assert page == reference.reference_page(), (
     'write it with: python -m electra_jax.config.reference > docs/reference/config.md'
   )
 
@@ -1090,7 +1090,7 @@ def test_the_page_and_help_have_every_field(kind, entry):
 def section_of(kind):
   """The part of the reference page about one program."""
   title = next(title for found, title, _ in reference.PROGRAMS if found is kind)
-  _, _, rest = reference.page().partition(f'\n## {title}\n')
+  _, _, rest = reference.reference_page().partition(f'\n## {title}\n')
   return rest.partition('\n## ')[0]
 
 

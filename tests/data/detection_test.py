@@ -359,6 +359,14 @@ def test_a_state_that_names_a_file_elsewhere_is_refused(tmp_path):
   )
 
 
+def test_a_dataset_that_lists_nothing_is_refused(tmp_path):
+  assert 'lists no data files; save the dataset again' in refusal(saved(tmp_path / 'a', []))
+  (tmp_path / 'a' / 'dataset_dict.json').write_text('{"splits": []}')
+  assert 'lists no splits; save the dataset again' in refusal(tmp_path / 'a')
+  (tmp_path / 'a' / 'dataset_dict.json').write_text('{"splits": ["../b"]}')
+  assert 'expected files inside of its folder' in refusal(tmp_path / 'a')
+
+
 def test_what_the_datasets_library_wrote_is_read():
   """Made by datasets 5.2.0: three shards of shuffled rows, and a dictionary of two splits."""
   expected = json.loads((MADE / 'expected.json').read_text())

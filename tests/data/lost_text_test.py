@@ -217,7 +217,7 @@ def test_advice_measures_the_tokenizer_beside_two_others(folder, english):
   own, *others = [measures for _, measures in found.rows]
   assert own.losses.lost_share > 0.03 > max(other.losses.lost_share for other in others)
   assert [name for name, _ in found.scripts] == ['Latin', 'Devanagari']
-  lines = advice.table(found.rows)
+  lines = advice.measures_table(found.rows)
   assert len(lines) == 4 and len(set(map(len, lines))) == 1
 
 

@@ -128,12 +128,12 @@ def test_a_wrong_rule_is_named(tmp_path, line):
   path = tmp_path / 'rules.tsv'
   path.write_text(f'201C\t22\n{line}\n')
   with pytest.raises(UserError, match='line 2 of the rule file .* expected code points in hex'):
-    normalization.check(str(path))
+    normalization.check_rule(str(path))
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones():
   with pytest.raises(UserError, match="normalization is 'nfkd'; expected auto, original, none"):
-    normalization.check('nfkd')
+    normalization.check_rule('nfkd')
 
 
 def test_the_rule_is_part_of_the_identity_of_a_trained_tokenizer(tmp_path):

@@ -98,10 +98,10 @@ def test_words_that_are_not_those_of_the_text_are_refused():
 
 def test_an_unknown_segmenter_is_refused():
   with pytest.raises(UserError, match="config.data.segmenter is 'tai'.*did you mean 'thai'"):
-    segmenters.record('tai')
+    segmenters.segmenter_record('tai')
   registry.SEGMENTERS._entries.clear()
   with pytest.raises(UserError, match='expected one that the config file registers'):
-    segmenters.record('thai')
+    segmenters.segmenter_record('thai')
 
 
 def test_an_export_says_that_words_must_be_separated(capsys):

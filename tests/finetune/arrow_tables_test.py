@@ -35,7 +35,7 @@ def written(path, table, kind):
 
 @pytest.mark.parametrize('path', ['train', 'train.parquet'])
 def test_classes_of_a_saved_dataset_become_names(path):
-  assert arrow_tables.read_rows(str(SAVED / path)) == ROWS
+  assert arrow_tables.read_arrow_rows(str(SAVED / path)) == ROWS
 
 
 def test_a_folder_of_splits_is_a_source(tmp_path):
@@ -78,10 +78,10 @@ def test_selected_rows_of_a_saved_dataset_are_read_in_their_order(tmp_path):
   state['_indices_data_files'] = [{'filename': 'indices.arrow'}]
   (folder / 'state.json').write_text(json.dumps(state))
   written(folder / 'indices.arrow', pa.table({'indices': pa.array([2, 0], pa.uint64())}), 'stream')
-  assert arrow_tables.read_rows(str(folder)) == [ROWS[2], ROWS[0]]
+  assert arrow_tables.read_arrow_rows(str(folder)) == [ROWS[2], ROWS[0]]
   written(folder / 'indices.arrow', pa.table({'indices': pa.array([7], pa.uint64())}), 'stream')
   with pytest.raises(UserError, match='cannot be read'):
-    arrow_tables.read_rows(str(folder))
+    arrow_tables.read_arrow_rows(str(folder))
 
 
 @pytest.mark.parametrize('value', [None, float('nan'), float('inf')])
@@ -105,7 +105,7 @@ def test_damaged_files_and_folders_are_one_sentence(tmp_path):
   folder.mkdir()
   for files, message in (
     ([], 'lists no data files'),
-    ([{'filename': '../x.arrow'}], 'expected a name without a folder'),
+    ([{'filename': '../x.arrow'}], 'expected files inside of its folder'),
     ([{'filename': 'x.arrow'}], "lacks 'x.arrow'"),
     ([{}], 'is not valid JSON'),
   ):

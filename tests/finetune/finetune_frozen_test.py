@@ -21,7 +21,7 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step, initial, losses, resolve
 from electra_jax.finetune import config as finetune_config
 from electra_jax.finetune.finetuned import open_finetuned
-from electra_jax.finetune.train import finetune
+from electra_jax.finetune.train import run_finetuning
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.encoder import packed_inputs
 from electra_jax.model.heads import FineTuned, init_finetuned, pooled
@@ -179,7 +179,7 @@ def probe_config(pretrained, **fields):
 def test_a_probe_is_as_accurate_as_logistic_regression_on_the_same_states(
   pretrained, tmp_path, capsys
 ):
-  assert finetune(probe_config(pretrained), str(tmp_path / 'run')) == 0
+  assert run_finetuning(probe_config(pretrained), str(tmp_path / 'run')) == 0
   assert (
     '130 parameters of the head, on a frozen encoder, learning rate 0.01' in capsys.readouterr().out
   )

@@ -9,7 +9,7 @@ import pytest
 import electra_jax
 from electra_jax.finetune import predict
 from electra_jax.finetune.config import default_config
-from electra_jax.finetune.train import finetune
+from electra_jax.finetune.train import run_finetuning
 from electra_jax.registry import TASKS
 
 pytestmark = pytest.mark.usefixtures('on_one_device')
@@ -142,7 +142,7 @@ def test_a_task_runs_from_files_to_predictions(task, style, tmp_path, capsys):
   (tmp_path / 'data').mkdir()
   config = config_of(task, **data_of(tmp_path / 'data', task))
   config.head.style = style
-  assert finetune(config, str(workdir)) == 0
+  assert run_finetuning(config, str(workdir)) == 0
   record = json.loads((workdir / task / 'trial-1' / 'result.json').read_text())
   value = record['figures']['dev'][record['metric']]
   assert value is None or -1 <= value <= 1

@@ -28,7 +28,7 @@ from electra_jax.finetune import initial
 from electra_jax.finetune.adopt import adopt
 from electra_jax.finetune.config import default_config
 from electra_jax.finetune.predict import predict
-from electra_jax.finetune.train import finetune
+from electra_jax.finetune.train import run_finetuning
 from electra_jax.interop import huggingface
 from electra_jax.interop.weights import same_bits
 from electra_jax.training import partitioning
@@ -394,7 +394,7 @@ def test_complete_runs_are_not_replaced_and_incomplete_ones_are(folders, tmp_pat
   saved = default_config()
   saved.update(json.loads((run / 'config.json').read_text()))
   with pytest.raises(UserError, match=f'--config.init={run}/classification'):
-    finetune(saved, str(run))
+    run_finetuning(saved, str(run))
 
 
 #### Fine-tuning from files of transformers ####
@@ -426,7 +426,7 @@ def test_all_trials_have_the_same_initial_weights_and_do_not_need_the_folder_aft
   )
   # With this learning rate the trained encoder equals the initial one.
   config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-30, 0.0
-  assert finetune(config, str(run)) == 0
+  assert run_finetuning(config, str(run)) == 0
   out = capsys.readouterr().out
   assert f'hf:{tmp_path}/hf' in out and 'the head for classification is not used' in out
   theirs = huggingface.read_weights(str(tmp_path / 'hf'))
@@ -447,7 +447,7 @@ def test_all_trials_have_the_same_initial_weights_and_do_not_need_the_folder_aft
   with pytest.raises(UserError, match='has other weights than those that the run started from'):
     initial.open_initial(typed, origin)
   with pytest.raises(UserError, match='has other weights'):
-    finetune(config, str(run))
+    run_finetuning(config, str(run))
 
   shutil.rmtree(tmp_path / 'hf')
   for trial in (1, 2):

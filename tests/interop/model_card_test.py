@@ -52,9 +52,9 @@ def test_metadata_are_read_as_they_were_written(value):
 
 def test_the_library_of_the_hub_reads_the_metadata():
   metrics = [
-    model_card.Metric('token-classification', 'average_precision', 'average precision', 0.25),
-    model_card.Metric('token-classification', 'roc_auc', 'area under the curve', float('nan')),
-    model_card.Metric('fill-mask', 'loss', 'generator loss', 4.125),
+    model_card.CardMetric('token-classification', 'average_precision', 'average precision', 0.25),
+    model_card.CardMetric('token-classification', 'roc_auc', 'area under the curve', float('nan')),
+    model_card.CardMetric('fill-mask', 'loss', 'generator loss', 4.125),
   ]
   data = read_card(
     card(

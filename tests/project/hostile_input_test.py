@@ -262,7 +262,7 @@ PARSERS = {
   ),
   'plugins': (
     write(plugins__json={'plugins': [{'kind': 'objective', 'name': 'a', 'file': 'b.py'}]}),
-    plugins.check,
+    plugins.require_recorded,
     ('plugins.json',),
   ),
   'versions': (run_files, versions.read_versions, ('versions.json',)),

@@ -95,7 +95,7 @@ def measured(data, tmp_path_factory):
   with in_process.shared_programs(devices=1), contextlib.redirect_stdout(output):
     with pytest.MonkeyPatch.context() as stopped:
       stopped.setattr(runner, 'train', trained_before)
-      stopped.setattr(runner, 'finetune', lambda *_: PREEMPTED)
+      stopped.setattr(runner, 'run_finetuning', lambda *_: PREEMPTED)
       assert runner.sweep(c, str(folder), only='small:0') == PREEMPTED
       assert not (folder / 'results').exists()
     output.truncate(0)

@@ -1,7 +1,7 @@
 """Archives of files, zip and tar: each member is read in the format of its content.
 
-Nothing is unpacked into a folder. Members are read in the order in which the archive has them, one
-at a time. Names that lead out of the archive and links are refused, as hostile archives have them.
+Members are not unpacked into a folder: they are read one at a time, in the order of the archive.
+Names that lead out of the archive and links are refused, as hostile archives have them.
 """
 
 import contextlib

@@ -150,7 +150,9 @@ def is_held_out(text: str, fraction: float) -> bool:
 
 def notes(sources: Sequence[CorpusSource]) -> list[tuple[str, str]]:
   """(label, text) for the console of what was detected: formats, columns, skipped files."""
-  return [note for source in sources for note in detection.notes(source, detection.find(source))]
+  return [
+    note for source in sources for note in detection.notes(source, detection.detect_formats(source))
+  ]
 
 
 def skipped_files(sources: Sequence[CorpusSource]) -> list[dict[str, int]]:
@@ -160,18 +162,18 @@ def skipped_files(sources: Sequence[CorpusSource]) -> list[dict[str, int]]:
     is_folder = not source.spec.owns(source.location) and file_access.is_folder(
       os.path.expanduser(source.location)
     )
-    skipped = detection.find(source).skipped if is_folder else {}
+    skipped = detection.detect_formats(source).skipped if is_folder else {}
     counts.append({kind: len(names) for kind, names in skipped.items()})
   return counts
 
 
-def _parts(sources: Sequence[CorpusSource]) -> Iterator[tuple[int, detection.Part]]:
+def _parts(sources: Sequence[CorpusSource]) -> Iterator[tuple[int, detection.FormatPart]]:
   """Yields (index of the source, part) of what each source holds and no earlier one does."""
   check_sources(sources)
   claims: Claims = {}
   for index, source in enumerate(sources):
-    for part in detection.find(source).parts:
+    for part in detection.detect_formats(source).parts:
       spec = part.source.spec
       contents = spec.unclaimed(index, part.source, part.contents, claims)
       if contents or not part.contents:
-        yield index, detection.Part(part.source, contents)
+        yield index, detection.FormatPart(part.source, contents)

@@ -280,7 +280,7 @@ class FieldFormat(CorpusFormat):
   def detected_field(
     self, path: str, options: Mapping[str, str], reader: DocumentReader
   ) -> str | None:
-    """The field of a file that holds the documents; None if it cannot be told."""
+    """The field of a file that holds the documents; None if that is unknown."""
     try:
       found = self.text_fields(path, options, reader)
     except UserError:  # reported when the file is read

@@ -6,9 +6,10 @@ dataset_dict.json, and a folder for each split.
 """
 
 import bisect
+import itertools
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from electra_jax import file_access, json_reader
 from electra_jax.data.corpus import arrow_columns
@@ -27,6 +28,7 @@ SPLITS = 'dataset_dict.json'
 
 _INDICES = ('_indices_data_files', '_indices_files')  # names in versions 1.2 and earlier ones
 _USUAL = 'train'
+_REMEDY = 'save the dataset again'
 
 Arrow = Any  # objects of pyarrow, which has no annotations
 
@@ -47,7 +49,7 @@ class DatasetFolderFormat(FieldFormat):
     found = super().folder_source(source, name)
     options = {**found.options, 'split': '+'.join(_splits(found))}
     if 'field' not in source.given:
-      first = _data_files(_folders(found.location, options['split'])[0])[0]
+      first = saved_files(_folders(found.location, options['split'])[0]).data[0]
       options['field'] = ARROW.detected_field(first, options, DocumentReader()) or options['field']
     return CorpusSource(
       found.location, name, options, found.weight, found.heldout, given=found.given
@@ -66,15 +68,15 @@ class DatasetFolderFormat(FieldFormat):
     return {
       path: file_access.facts(path)
       for folder in _folders(source.location, source.options['split'])
-      for path in (*_data_files(folder), *_index_files(folder))
+      for path in itertools.chain(*saved_files(folder))
     }
 
   def groups(self, index: int, source: CorpusSource, contents: Contents) -> list[Group]:
     """See the base class. Rows that are selected by their numbers are one group per split."""
     groups = []
     for folder in _folders(source.location, source.options['split']):
-      indices = _index_files(folder)
-      files = [path for path in _data_files(folder) if path in contents]
+      listed, indices = saved_files(folder)
+      files = [path for path in listed if path in contents]
       if not indices:
         groups += super().groups(index, source, {path: contents[path] for path in files})
       elif files:
@@ -98,7 +100,76 @@ class DatasetFolderFormat(FieldFormat):
 DATASET_FOLDER = DatasetFolderFormat()
 
 
-#### Splits and files ####
+#### What a folder lists ####
+
+
+class SavedFiles(NamedTuple):
+  """Files of a data set, in their order.
+
+  Attributes:
+    data: Arrow files with the columns.
+    indices: Arrow files with the numbers of the selected rows; none where all are selected.
+  """
+
+  data: list[str]
+  indices: list[str]
+
+
+def is_saved_dataset(folder: str) -> bool:
+  """Whether a folder has one data set."""
+  return file_access.is_folder(folder) and file_access.exists(file_access.join(folder, STATE))
+
+
+def saved_splits(folder: str) -> tuple[str, ...]:
+  """Names of the splits of a folder that has several; () for other folders and files.
+
+  Raises:
+    UserError: dataset_dict.json is damaged, lists nothing, or names a folder elsewhere.
+  """
+  path = file_access.join(folder, SPLITS)
+  if not (file_access.is_folder(folder) and file_access.exists(path)):
+    return ()
+  names: list[str] = json_reader.read(path, {'splits': [str]}, _REMEDY)['splits']
+  if not names:
+    raise UserError(f'the file {path!r} lists no splits; {_REMEDY}')
+  for name in names:
+    _check_inside(name, path)
+  return tuple(names)
+
+
+def saved_files(folder: str) -> SavedFiles:
+  """The files that state.json lists, which may be missing.
+
+  Raises:
+    UserError: it is damaged, lists no data files, or names a file outside of the folder.
+  """
+  path = file_access.join(folder, STATE)
+  state = json_reader.read(path, {'_data_files': [{'filename': str}]}, _REMEDY)
+  data = _listed(state, '_data_files')
+  if not data:
+    raise UserError(f'the file {path!r} lists no data files; {_REMEDY}')
+  indices = next((found for key in _INDICES if (found := _listed(state, key))), [])
+  for name in (*data, *indices):
+    _check_inside(name, path)
+  return SavedFiles(
+    [file_access.join(folder, name) for name in data],
+    [file_access.join(folder, name) for name in indices],
+  )
+
+
+def _listed(state: Mapping[str, Any], key: str) -> list[str]:
+  entries = state.get(key)
+  entries = entries if isinstance(entries, list) else []
+  return [str(entry.get('filename', '')) for entry in entries if isinstance(entry, Mapping)]
+
+
+def _check_inside(name: str, path: str) -> None:
+  parts = name.split('/')
+  if posixpath.isabs(name) or not {'', '.', '..'}.isdisjoint(parts) or '\\' in name:
+    raise UserError(f'the file {path!r} lists {name!r}; expected files inside of its folder')
+
+
+#### Selected splits ####
 
 
 def _splits(source: CorpusSource) -> list[str]:
@@ -108,49 +179,23 @@ def _splits(source: CorpusSource) -> list[str]:
     UserError: a split is unknown, or none is selected of several.
   """
   given = source.options['split']
-  path = file_access.join(source.location, SPLITS)
-  if not file_access.exists(path):
+  known = saved_splits(source.location)
+  if not known:
     if given:
       raise UserError(f'the data set {source.location!r} has no splits; leave out ;split={given}')
     return []
-  known = json_reader.read(path, {'splits': [str]})['splits']
-  chosen = given.split('+') if given else [_USUAL] if _USUAL in known else known
+  chosen = given.split('+') if given else [_USUAL] if _USUAL in known else [*known]
   if not set(chosen) <= set(known) or (not given and len(chosen) != 1):
     raise UserError(
       f'the data set {source.location!r} has the splits {named(known)}; expected some of them, as '
       f';split={"+".join(known[:2]) or _USUAL}'
     )
-  return [str(name) for name in chosen]
+  return list(chosen)
 
 
 def _folders(location: str, splits: str) -> list[str]:
   location = file_access.normal(location)
   return [file_access.join(location, name) for name in splits.split('+')] if splits else [location]
-
-
-def _data_files(folder: str) -> list[str]:
-  return _listed(folder, ['_data_files'])
-
-
-def _index_files(folder: str) -> list[str]:
-  return _listed(folder, _INDICES)
-
-
-def _listed(folder: str, keys: Sequence[str]) -> list[str]:
-  """Files that state.json lists.
-
-  Raises:
-    UserError: it is damaged, or names a file outside of the folder.
-  """
-  state = json_reader.read(file_access.join(folder, STATE), {'_data_files': [{'filename': str}]})
-  found: list[Any] = next((state[key] for key in keys if state.get(key)), [])
-  names = [entry.get('filename', '') for entry in found if isinstance(entry, Mapping)]
-  for name in names:
-    if not name or posixpath.isabs(name) or '..' in name.split('/') or '\\' in name:
-      raise UserError(
-        f'the data set {folder!r} lists the file {name!r}; expected files inside of its folder'
-      )
-  return [file_access.join(folder, name) for name in names]
 
 
 #### Rows by their numbers ####

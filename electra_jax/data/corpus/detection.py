@@ -30,7 +30,7 @@ _SHOWN = 5
 Skipped = dict[str, list[str]]  # kind -> files of that kind that hold no corpus
 
 
-class Part(NamedTuple):
+class FormatPart(NamedTuple):
   """Files of a source that have one format.
 
   Attributes:
@@ -50,7 +50,7 @@ class Found(NamedTuple):
     skipped: files of a folder that hold no corpus.
   """
 
-  parts: list[Part]
+  parts: list[FormatPart]
   skipped: Skipped
 
 
@@ -66,7 +66,7 @@ class _NoCorpus(UserError):
     self.kind = kind
 
 
-def find(source: CorpusSource) -> Found:
+def detect_formats(source: CorpusSource) -> Found:
   """What a source holds: its files with their facts, sorted.
 
   The content of a file decides on its format, unless the source has `;format=NAME` or the name of
@@ -77,7 +77,7 @@ def find(source: CorpusSource) -> Found:
     UserError: a file is missing, cannot be read, or holds no corpus; a pattern matches no file.
   """
   if source.spec.owns(source.location):
-    return Found([Part(source, source.spec.contents(source))], {})
+    return Found([FormatPart(source, source.spec.contents(source))], {})
   location = os.path.expanduser(source.location)
   if file_access.exists(location):
     if file_access.is_folder(location):
@@ -129,7 +129,7 @@ def _in_folder(source: CorpusSource, location: str) -> Found:
     spec = registry.CORPUS_FORMATS.get(name)
     if spec.owns_folder(names):
       own = spec.folder_source(source, name)
-      return Found([Part(own, spec.contents(own))], {})
+      return Found([FormatPart(own, spec.contents(own))], {})
   below = {
     path: facts
     for path, facts in file_access.find_files(f'{file_access.escape(location)}/**').items()
@@ -202,7 +202,9 @@ def _of_files(
   _check_options(source, list(by_format))
   place = {path: number for number, path in enumerate(files)}
   ordered = sorted(by_format.items(), key=lambda item: place[next(iter(item[1]))])
-  return Found([Part(_with_format(source, name, found), found) for name, found in ordered], skipped)
+  return Found(
+    [FormatPart(_with_format(source, name, found), found) for name, found in ordered], skipped
+  )
 
 
 def _skip_texts_about_records(

@@ -97,7 +97,7 @@ def format_by_magic(head: bytes) -> str | None:
 def zip_kind(head: bytes) -> str | None:
   """What a file is that begins as a zip archive does and is none of files; None for others.
 
-  The name of the first member stands at byte 30 (APPNOTE.TXT, 4.3.7).
+  The name of the first member begins at byte 30 (APPNOTE.TXT, 4.3.7).
   """
   if not head.startswith(b'PK\x03\x04'):
     return None
@@ -105,7 +105,7 @@ def zip_kind(head: bytes) -> str | None:
   return next((kind for beginning, kind in _ZIP_KINDS if beginning.match(first)), None)
 
 
-def kind_of(head: bytes) -> str | None:
+def unreadable_kind(head: bytes) -> str | None:
   """What a file is that begins so, if a text format cannot read it; None if it is text."""
   if name := format_by_magic(head):
     title: str = registry.CORPUS_FORMATS.get(name).title
@@ -147,7 +147,7 @@ def binary_kind(head: bytes, whole: bool = False) -> str | None:
 
 
 def encoding_of(data: bytes) -> str:
-  """The likely encoding of text that is not UTF-8, as iconv names it; '' if it cannot be told."""
+  """The likely encoding of text that is not UTF-8, as iconv names it; '' if that is unknown."""
   mark = next((name for start, name in _MARKS.items() if data.startswith(start)), '')
   if mark or (name := _wide_encoding(data)):
     return mark or name

@@ -1,4 +1,4 @@
-"""The parts of a Parquet file's footer that say how much a column expands to.
+"""The expanded sizes of columns, from the footer of a Parquet file.
 
 pyarrow has them, too, but ends the process where its metadata of a column are damaged. The footer
 is a structure in the compact protocol of Thrift; the numbers of its fields are those of

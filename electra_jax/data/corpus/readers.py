@@ -230,7 +230,7 @@ class DocumentReader:
     """Raises UserError where the first line of a file is not text, whatever the file's name."""
     if any(map(line.startswith, self._own_magic)):
       return
-    kind = file_kinds.kind_of(line[: file_kinds.HEAD_BYTES])
+    kind = file_kinds.unreadable_kind(line[: file_kinds.HEAD_BYTES])
     if kind:
       raise not_text(path, kind)
 

@@ -11,7 +11,8 @@ from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare.recipe import CorpusRecipe
 from electra_jax.data.tokenizers import character_losses, comparison, loss_report, tokenization
 from electra_jax.data.tokenizers.comparison import Measures
-from electra_jax.data.tokenizers.tokenization import Tokenizer, UnsupportedSize
+from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import UnsupportedSize
 from electra_jax.errors import UserError
 
 # Characters that alternatives are trained and all are measured on, read from the beginning of each
@@ -61,12 +62,12 @@ def print_advice(advice: Advice) -> None:
   shown = [f'{name} {share:.1%}' for name, share in advice.scripts[:_SCRIPTS_SHOWN]]
   say('scripts', ', '.join(shown) or 'no letters')
   say('tokenizers', f'compared on {advice.characters:,} characters of the corpus:')
-  for line in table(advice.rows):
+  for line in measures_table(advice.rows):
     print(f'    {line}')
   say('', 'docs/languages.md lists the tokenizer that is recommended for each script.')
 
 
-def table(rows: Sequence[tuple[str, Measures]]) -> list[str]:
+def measures_table(rows: Sequence[tuple[str, Measures]]) -> list[str]:
   """Lines of a table of tokenizers."""
   cells = [
     ['tokenizer', 'size', 'tokens per word', 'per character', 'words whole', 'characters lost'],
@@ -115,8 +116,8 @@ def check_beginnings(
     texts = _beginning(of_source, recipe.invalid_utf8, SAMPLE)
     losses = character_losses.count(tokenizer, texts, threads=None)
     what = f'the beginning of the source {source.location!r}'
-    remedy = loss_report.remedy(losses, tokenizer)
-    loss_report.check(losses, what, remedy, loss_report.CORPUS_FLAG)
+    remedy = loss_report.loss_remedy(losses, tokenizer)
+    loss_report.require_kept(losses, what, remedy, loss_report.CORPUS_FLAG)
 
 
 def _sample(recipe: CorpusRecipe) -> list[str]:
@@ -128,7 +129,7 @@ def _sample(recipe: CorpusRecipe) -> list[str]:
   for index in range(len(sources)):
     of_source = [group for group in groups if group.source_index == index]
     texts = _beginning(of_source, recipe.invalid_utf8, 4 * size)
-    found += character_losses.sample(texts, size)
+    found += character_losses.sample_texts(texts, size)
   return found
 
 

@@ -342,7 +342,7 @@ def _losses(
   characters = sum(map(len, texts))
   of_block = max(1, sum(map(len, block.texts)))
   limit = LATER_SAMPLE if block.number else FIRST_SAMPLE
-  chosen = character_losses.sample(texts, -(-limit * characters // of_block))
+  chosen = character_losses.sample_texts(texts, -(-limit * characters // of_block))
   return character_losses.count(tokenizer, chosen, threads=threads)
 
 
@@ -390,7 +390,8 @@ def read_array(path: str) -> np.ndarray:
   """An array that a worker wrote; a local one is mapped and not read.
 
   Raises:
-    UserError: the file is damaged. Nothing is allocated or executed that its header asks for.
+    UserError: the file is damaged. Its header cannot make the process execute code
+      or allocate memory.
   """
   try:
     if not file_access.is_remote(path):

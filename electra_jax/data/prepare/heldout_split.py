@@ -113,7 +113,7 @@ def decide_split(
   cuts: dict[int, Mapping[Digest, int]] = {}
   for members in together:
     held = [i for i in members if fractions[i]]
-    trains = len(held) < len(members)  # a source of which nothing is held out
+    trains = len(held) < len(members)  # a source whose documents are all for training
     of_members = [group for group in groups if group.source_index in held]
     found = _cuts(of_members, fractions, invalid_utf8, trains)
     if found is not None:

@@ -39,7 +39,7 @@ class GatheredFacts:
       `duplicate_characters` dropped as near-duplicates, `characters`, `text_tokens` without special
       tokens, `unknown_tokens` among them, `dropped_tokens` that segment_pair cut off, `rows`,
       `tokens` with special tokens, `padding_share`, `longest` documents as [tokens, beginning],
-      `losses`: characters by what the tokenizer makes of them, counted in a sample, as of
+      `losses`: characters kept, unknown and so on, counted in a sample, as of
       `CharacterLosses.plain`.
       `sources`: location, weight and store of each, what reading it counted (`blank_documents`,
       `documents_with_replacements`, `replaced_bytes`), the counts of its training documents, and
@@ -125,7 +125,7 @@ def add_remedies(facts: Facts, tokenizer: Tokenizer) -> None:
   for entry in facts['sources']:
     losses = losses_of(entry)
     if losses.lost_share >= loss_report.LOSS_WARNING:
-      entry['remedy'] = loss_report.remedy(losses, tokenizer)
+      entry['remedy'] = loss_report.loss_remedy(losses, tokenizer)
 
 
 def check_losses(facts: Facts) -> None:
@@ -137,7 +137,7 @@ def check_losses(facts: Facts) -> None:
   for entry in facts['sources']:
     what = f'the source {entry["location"]!r}'
     remedy = entry.get('remedy', '')
-    loss_report.check(losses_of(entry), what, remedy, loss_report.CORPUS_FLAG)
+    loss_report.require_kept(losses_of(entry), what, remedy, loss_report.CORPUS_FLAG)
 
 
 def loss_warnings(facts: Facts) -> list[str]:
@@ -145,7 +145,7 @@ def loss_warnings(facts: Facts) -> list[str]:
   found = []
   for entry in facts['sources']:
     what = f'the source {entry["location"]!r}'
-    found += loss_report.warnings(losses_of(entry), what, entry.get('remedy', ''))
+    found += loss_report.loss_sentences(losses_of(entry), what, entry.get('remedy', ''))
   total = _total(facts, 1)
   truncated = total['dropped_tokens'] / max(1, total['text_tokens'])
   if truncated >= loss_report.TRUNCATION_WARNING:
@@ -168,7 +168,7 @@ def loss_rows(facts: Facts) -> list[list[str]]:
   Args:
     facts: of a finished corpus, or what a run keeps of them.
   """
-  return loss_report.table(losses_of(_total(facts, 1)))
+  return loss_report.fates_table(losses_of(_total(facts, 1)))
 
 
 def source_loss_rows(sources: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -228,7 +228,7 @@ def console_lines(facts: Facts) -> list[tuple[str, str]]:
   if losses.characters:
     sampled = losses.characters < total['characters']
     note = f' (in a sample of {losses.characters:,})' if sampled else ''
-    lines.append(('characters', f'{loss_report.summary(losses)}{note}'))
+    lines.append(('characters', f'{loss_report.loss_summary(losses)}{note}'))
     lines += [
       (name, f'most often {loss_report.examples(losses, name, 5)}')
       for name in ('unknown', 'removed')

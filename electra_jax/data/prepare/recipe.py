@@ -8,7 +8,7 @@ from electra_jax import registry
 from electra_jax.data.corpus.readers import INVALID_UTF8
 from electra_jax.data.prepare import packing
 from electra_jax.data.tokenizers import normalization
-from electra_jax.data.tokenizers.tokenization import TokenizerSettings
+from electra_jax.data.tokenizers.tokenizer_settings import TokenizerSettings
 from electra_jax.data.tokenizers.training_sample import TRAINING_CHARACTERS
 from electra_jax.errors import UserError
 
@@ -87,7 +87,7 @@ class CorpusRecipe:
     packing.check_row_length(self.row_length)
     if self.segmenter:
       registry.SEGMENTERS.entry(self.segmenter)
-    normalization.check(self.normalization)
+    normalization.check_rule(self.normalization)
     rules = {'normalization': ('auto', normalization.ORIGINAL), 'casing': ('unicode',)}
     for name, usual in rules.items():
       value = getattr(self, name)

@@ -95,7 +95,7 @@ def group_rows(
 ) -> RowGroups:
   """Groups rows of a store, at most `MOST_GROUPS` of them and one more per source.
 
-  A row belongs to the document that has most of its positions, the first of several. A group
+  A row is assigned to the document that has most of its positions, the first of several. A group
   consists of all rows of consecutive documents, so a document is never distributed over groups but
   for the part of a row that it shares with the next one. Groups depend only on the rows: not on
   batches, devices or processes.

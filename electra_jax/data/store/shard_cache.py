@@ -164,7 +164,7 @@ def _locked(path: pathlib.Path) -> Iterator[bool]:
   """Holds a lock file; yields whether it does.
 
   Where files cannot be locked, each process writes the same bytes. The kernel releases the lock
-  with the process, so that nothing is left to take over.
+  with the process, so that no stale lock remains.
   """
   with open(path, 'w') as file:
     locked = False

@@ -183,7 +183,7 @@ def complaint_of(manifest: Manifest) -> str | None:
 #### Checking the shards ####
 
 
-def verify(folder: pathlib.Path, manifest: Manifest) -> BackgroundCheck | None:
+def check_shards(folder: pathlib.Path, manifest: Manifest) -> BackgroundCheck | None:
   """Checks the sizes and checksums of the shards in a local folder.
 
   What was found right is recorded beside the shards. A shard whose size and time of change are as
@@ -245,7 +245,7 @@ def _read_record(record: pathlib.Path) -> dict[str, Any]:
   return known
 
 
-def damage(folder: str | os.PathLike[str], shards: Sequence[Shard]) -> Iterator[str]:
+def shard_damage(folder: str | os.PathLike[str], shards: Sequence[Shard]) -> Iterator[str]:
   """Reads all shards, whatever was recorded before.
 
   Args:

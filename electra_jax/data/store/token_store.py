@@ -20,9 +20,9 @@ from electra_jax.data.store.token_manifest import (
   MANIFEST_FILE,
   REMEDY,
   Manifest,
+  check_shards,
   read_manifest,
   rows_per_shard,
-  verify,
   write_manifest,
 )
 from electra_jax.data.store.token_shards import write_shard, writing
@@ -337,7 +337,7 @@ def open_store(
   manifest = read_manifest(path)
   if not file_access.is_remote(path):
     folder = pathlib.Path(path)
-    return Store(path, manifest, folder, verify(folder, manifest))
+    return Store(path, manifest, folder, check_shards(folder, manifest))
   cache = (
     shard_cache.default_cache() / 'shards' if local_cache is None else pathlib.Path(local_cache)
   )

@@ -1,7 +1,7 @@
 """Training of byte-level BPE (Radford et al. 2019), which has no unknown characters.
 
-Text is split into words by the regular expression of GPT-2, and a space belongs to the word after
-it. The bytes of a word are merged, the most frequent pair first. By default no normalization is
+Text is split into words by the regular expression of GPT-2, and a space begins the word after it.
+The bytes of a word are merged, the most frequent pair first. By default no normalization is
 applied, so that every text is decoded as it was.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from electra_jax.data.tokenizers import text_parts
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS
-from electra_jax.data.tokenizers.tokenization import UnsupportedSize
+from electra_jax.data.tokenizers.tokenizer_settings import UnsupportedSize
 
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`
 
@@ -19,7 +19,9 @@ SMALLEST_COUNT = 2
 BYTES = 256
 
 
-def train(lines: Sequence[str], vocab_size: int, normalizers: Sequence[Any] = ()) -> Pipeline:
+def train_byte_level(
+  lines: Sequence[str], vocab_size: int, normalizers: Sequence[Any] = ()
+) -> Pipeline:
   """Trains a pipeline; the same lines give the same one for any number of threads.
 
   The library orders pairs of the same count by the numbers of their tokens. The bytes are numbered

@@ -28,7 +28,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from electra_jax.data.tokenizers.tokenization import NoOffsets, Tokenizer
+from electra_jax.data.tokenizers.tokenization import Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import NoOffsets
 
 # Fates of the characters that are not kept, in the order in which they are reported.
 FATES = ('unknown', 'removed', 'case_folded', 'white_space', 'changed', 'truncated')
@@ -128,7 +129,7 @@ def count(
   used: Sequence[int] | None = None,
   threads: int | None = 1,
 ) -> CharacterLosses:
-  """Counts the characters of texts by what a tokenizer makes of them.
+  """Counts the characters of texts by their fates in a tokenizer.
 
   Args:
     tokenizer: of any kind.
@@ -165,7 +166,7 @@ def count(
   return losses
 
 
-def sample(texts: Sequence[str], characters: int) -> list[str]:
+def sample_texts(texts: Sequence[str], characters: int) -> list[str]:
   """Texts, or parts of long ones, of about a number of characters together, evenly spaced.
 
   Parts begin and end at white space where it is near. Fewer characters are returned whole.
@@ -370,7 +371,7 @@ def _fate(character: str, result: str, is_missing: bool, is_partial: bool) -> st
   Args:
     character: of the text.
     result: what became of it.
-    is_missing: whether nothing of it is left.
+    is_missing: whether no part of it was kept.
     is_partial: whether a part of it is missing, or became something else.
   """
   if is_missing:
@@ -389,7 +390,7 @@ def _fate(character: str, result: str, is_missing: bool, is_partial: bool) -> st
 
 
 def _folded(text: str) -> str:
-  """A text with one character for each of its own, the same for upper and lower case."""
+  """A text of the same length that does not depend on case."""
   folded = text.casefold()
   if len(folded) != len(text):
     folded = ''.join(c if len(c.casefold()) > 1 else c.casefold() for c in text)

@@ -17,7 +17,7 @@ _JOINERS = '\u200c\u200d'
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-  """What a tokenizer makes of texts.
+  """Sizes and losses of texts in a tokenizer.
 
   Attributes:
     size: of its vocabulary.

@@ -1,7 +1,7 @@
 """What users read of the characters that a tokenizer loses: lines, tables, warnings and errors."""
 
 import unicodedata
-import warnings as python_warnings
+import warnings
 from collections.abc import Sequence
 
 from electra_jax.data.tokenizers.character_losses import ARROW, FATES, CharacterLosses
@@ -68,10 +68,10 @@ class OneWarning:
       return
     for sentence in sentences:
       self.issued = True
-      python_warnings.warn(sentence, UserWarning, stacklevel=depth)
+      warnings.warn(sentence, UserWarning, stacklevel=depth)
 
 
-def summary(losses: CharacterLosses) -> str:
+def loss_summary(losses: CharacterLosses) -> str:
   """One line: the shares of all fates that occur."""
   shares = [
     f'{_percent(getattr(losses, fate), losses.characters)} {TITLES[fate]}'
@@ -81,7 +81,7 @@ def summary(losses: CharacterLosses) -> str:
   return ', '.join(shares) or 'all kept as they are'
 
 
-def table(losses: CharacterLosses) -> list[list[str]]:
+def fates_table(losses: CharacterLosses) -> list[list[str]]:
   """Rows of a table of all fates, its header first: number, share and examples."""
   rows = [['characters', 'number', 'share', 'most frequent']]
   for fate in ('kept', *FATES):
@@ -106,13 +106,13 @@ def examples(losses: CharacterLosses, fate: str, number: int = EXAMPLES) -> str:
   return ', '.join(f'{_shown_example(example)} {times:,}' for example, times in found)
 
 
-def warnings(losses: CharacterLosses, what: str, remedy: str) -> list[str]:
+def loss_sentences(losses: CharacterLosses, what: str, remedy: str) -> list[str]:
   """Sentences about characters that are lost or truncated; empty where these are few.
 
   Args:
     losses: what was counted.
     what: of which text, as 'the corpus'.
-    remedy: of `remedy`.
+    remedy: of `loss_remedy`.
   """
   found = []
   if losses.lost and losses.lost_share >= LOSS_WARNING:
@@ -123,13 +123,13 @@ def warnings(losses: CharacterLosses, what: str, remedy: str) -> list[str]:
   return found
 
 
-def check(losses: CharacterLosses, what: str, remedy: str, flag: str) -> None:
+def require_kept(losses: CharacterLosses, what: str, remedy: str, flag: str) -> None:
   """Refuses text of which much is lost.
 
   Args:
     losses: what was counted.
     what: of which text.
-    remedy: of `remedy`.
+    remedy: of `loss_remedy`.
     flag: that continues anyway, as on the command line.
 
   Raises:
@@ -142,7 +142,7 @@ def check(losses: CharacterLosses, what: str, remedy: str, flag: str) -> None:
     )
 
 
-def remedy(losses: CharacterLosses, tokenizer: Tokenizer, is_chosen: bool = True) -> str:
+def loss_remedy(losses: CharacterLosses, tokenizer: Tokenizer, is_chosen: bool = True) -> str:
   """What helps for this text, as the end of a sentence that begins with "use".
 
   Args:

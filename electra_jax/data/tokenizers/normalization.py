@@ -44,7 +44,7 @@ Normalizer: TypeAlias = Any  # of the library `tokenizers` or `sentencepiece`
 Table: TypeAlias = dict[str, str]
 
 
-def check(rule: str) -> None:
+def check_rule(rule: str) -> None:
   """Checks the value of config.data.normalization.
 
   Raises:
@@ -142,7 +142,7 @@ def compiled(rule: str, lowercase: bool, strip_accents: bool, casing: str) -> by
     strip_accents: whether accents are stripped.
     casing: 'unicode' or 'turkish'.
   """
-  if rule == 'auto' and not (lowercase or strip_accents):  # usual: no table has to be built
+  if rule == 'auto' and not (lowercase or strip_accents):  # usual, and needs no table
     return _auto_charsmap()
   rules = dict(_TABLES[rule]()) if rule in NAMES else read_rules(rule)
   if lowercase or strip_accents:

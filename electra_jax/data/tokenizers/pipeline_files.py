@@ -168,7 +168,7 @@ def separators(content: bytes, sep: str) -> int:
 def runtime_description(pipeline: Pipeline, role_ids: Mapping[str, int]) -> Settings:
   """A tokenizer.json that never gives one of the special tokens for its name.
 
-  Other tokens that were added to the vocabulary are matched in a text. Nothing is added to a text.
+  Other tokens that were added to the vocabulary are matched in a text. No token is added to a text.
 
   Args:
     pipeline: a `tokenizers.Tokenizer`, as its file has it.

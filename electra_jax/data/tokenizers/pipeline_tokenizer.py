@@ -19,12 +19,8 @@ from electra_jax.data.tokenizers import (
   word_marks,
 )
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
-from electra_jax.data.tokenizers.tokenization import (
-  Overrides,
-  Pipeline,
-  Tokenizer,
-  TokenizerSettings,
-)
+from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import Overrides, TokenizerSettings
 from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.data.tokenizers.wordpiece_files import PIPELINE_FILE, SETTINGS_FILE
 
@@ -73,7 +69,7 @@ class PipelineTokenizer(Tokenizer):
     }
     self.notation = self._marks.notation
     self.keeps_spaces = self._marks.keeps_spaces
-    # No text becomes one of these, whatever the model makes of it.
+    # Text is never encoded as one of these, whatever the model returns.
     self._replaced = np.arange(len(tokens), dtype=np.int32)
     self._replaced[[i for i in self.special_ids if i != self.unk_id]] = self.unk_id
 
@@ -206,7 +202,7 @@ class PipelineTokenizer(Tokenizer):
   def train(cls, sample: Sample, settings: TokenizerSettings) -> dict[str, bytes]:
     """See `Tokenizer.train`."""
     normalizers = normalization.byte_level_normalizers(settings.normalization, *settings.folding)
-    pipeline = byte_level_training.train(sample.lines, settings.vocab_size, normalizers)
+    pipeline = byte_level_training.train_byte_level(sample.lines, settings.vocab_size, normalizers)
     roles = {role_of(token): token for token in SPECIAL_TOKENS}
     return {
       PIPELINE_FILE: pipeline_files.serialized(pipeline),

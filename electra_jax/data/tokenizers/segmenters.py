@@ -21,7 +21,7 @@ SEGMENTER_FILE = 'segmenter.json'
 Segment: TypeAlias = Callable[[str], Iterable[str]]
 
 
-def record(name: str) -> bytes:
+def segmenter_record(name: str) -> bytes:
   """The file of a segmenter, which is part of the tokenizer's fingerprint.
 
   Raises:
@@ -31,7 +31,7 @@ def record(name: str) -> bytes:
   return (json.dumps({'name': name, 'version': version}) + '\n').encode()
 
 
-def find(files: Mapping[str, bytes], source: str) -> Segment | None:
+def find_segmenter(files: Mapping[str, bytes], source: str) -> Segment | None:
   """The segmenter of a tokenizer; None for none.
 
   Args:

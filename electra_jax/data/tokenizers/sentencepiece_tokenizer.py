@@ -36,10 +36,9 @@ from electra_jax.data.tokenizers.special_tokens import (
   UNK_ID,
   role_of,
 )
-from electra_jax.data.tokenizers.tokenization import (
+from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import (
   Overrides,
-  Pipeline,
-  Tokenizer,
   TokenizerSettings,
   UnsupportedSize,
 )

@@ -17,11 +17,17 @@ import numpy as np
 
 from electra_jax import checksums, console, file_access, hub, json_reader, registry
 from electra_jax.config import declarations
-from electra_jax.data.tokenizers import normalization, segmenters, text_parts, training_sample
+from electra_jax.data.tokenizers import segmenters, text_parts, training_sample
 from electra_jax.data.tokenizers.special_tokens import (
   OWN_NAMES,
   SPECIAL_TOKENS,
   find_special_tokens,
+)
+from electra_jax.data.tokenizers.tokenizer_settings import (
+  NoOffsets,
+  Options,
+  Overrides,
+  TokenizerSettings,
 )
 from electra_jax.data.tokenizers.training_sample import Sample
 from electra_jax.errors import UserError
@@ -53,94 +59,6 @@ _OTHER_FILES = ('config.json', 'README', 'model.safetensors', 'model.ckpt', 'che
 _HUB = 'hf:'
 
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`; the library is imported where it is used
-Options: TypeAlias = declarations.Config | Mapping[str, Any] | None
-
-
-class NoOffsets(UserError):
-  """A kind of tokenizer does not define which characters its tokens are made from."""
-
-
-class UnsupportedSize(UserError):
-  """A text does not support a vocabulary size.
-
-  Attributes:
-    supported: a size that it may support.
-  """
-
-  def __init__(self, message: str, supported: int) -> None:
-    """Sets the attributes."""
-    super().__init__(message)
-    self.supported = supported
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Overrides:
-  """What a user decides about an existing tokenizer.
-
-  Attributes:
-    lowercase: WordPiece: whether text is lower-cased. None for what was saved, or else yes, as in
-      uncased BERT.
-    strip_accents: WordPiece: whether accents are stripped. None for what was saved, or else the
-      value of `lowercase`.
-    add_special_tokens: whether special tokens that are missing are appended to the vocabulary.
-  """
-
-  lowercase: bool | None = None
-  strip_accents: bool | None = None
-  add_special_tokens: bool = False
-
-  def require_no_case(self, source: str, what: str) -> None:
-    """Raises UserError if a setting of WordPiece is given."""
-    if self.lowercase is not None or self.strip_accents is not None:
-      raise UserError(
-        f'the tokenizer {source!r} is {what}, which has its own normalization; remove lowercase '
-        'and strip_accents.'
-      )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerSettings:
-  """How to train a tokenizer.
-
-  Attributes:
-    kind: a name of `registry.TOKENIZERS`: 'unigram' (Kudo 2018) or 'bpe' (Sennrich et al. 2016),
-      both by SentencePiece; 'wordpiece', which merges the most frequent pairs as BPE does, and
-      normalizes and splits text as BERT; 'byte_level_bpe' (Radford et al. 2019); or one that user
-      code registered.
-    vocab_size: number of ids, special tokens included.
-    lowercase: whether text is lower-cased; None for yes in WordPiece, and no in SentencePiece,
-      where the rule 'original' does not support it.
-    strip_accents: whether accents are stripped from Latin, Greek and Cyrillic letters; None for no.
-      With the rule 'original' only in WordPiece, from all letters, and None for the value of
-      `lowercase`.
-    normalization: the rule of normalization, see `normalization`.
-    casing: 'unicode', or 'turkish' for the rules of Turkish and Azeri, which also set `lowercase`
-      where it is None.
-    byte_fallback: SentencePiece: whether characters outside the vocabulary become bytes instead of
-      [UNK]; None for yes in vocabularies of at least 8,192 tokens, where the 256 bytes cost little.
-    seed: seed of the choice of lines in a large corpus.
-    characters: most characters of the lines that are chosen.
-    segmenter: a name of `registry.SEGMENTERS`, or '' for none.
-    options: of a tokenizer that user code registered: a mapping, or its dataclass of options.
-      `Tokenizer.train` gets the dataclass.
-  """
-
-  kind: str = 'unigram'
-  vocab_size: int
-  lowercase: bool | None = None
-  strip_accents: bool | None = None
-  byte_fallback: bool | None = None
-  normalization: str = normalization.ORIGINAL
-  casing: str = 'unicode'
-  seed: int = 0
-  characters: int = training_sample.TRAINING_CHARACTERS
-  segmenter: str = ''
-  options: Options = None
-
-  @property
-  def folding(self) -> tuple[bool, bool, str]:
-    """Arguments of `normalization.fold`; not of WordPiece, and not of the rule 'original'."""
-    return normalization.folding(self.lowercase, self.strip_accents, self.casing)
 
 
 class Tokenizer(abc.ABC):
@@ -208,7 +126,7 @@ class Tokenizer(abc.ABC):
     self.options = options
     self.origin = ''
     self.separators = 1
-    self.segment = segmenters.find(self.files, self.kind)
+    self.segment = segmenters.find_segmenter(self.files, self.kind)
     source = f'the tokenizer {self.kind!r}'
     ids = special_ids or find_special_tokens(self.tokens, OWN_NAMES, source)
     self.pad_id = ids['pad_id']
@@ -327,7 +245,7 @@ class Tokenizer(abc.ABC):
     Raises:
       UserError: no segmenter has this name.
     """
-    files = self.files | {segmenters.SEGMENTER_FILE: segmenters.record(name)}
+    files = self.files | {segmenters.SEGMENTER_FILE: segmenters.segmenter_record(name)}
     made = from_files(self.kind, files, self.kind, _plain_options(self.options))
     made.origin = self.origin
     return made
@@ -634,50 +552,6 @@ def load_tokenizer(
   )
 
 
-def keep_tokenizer(folder: str | os.PathLike[str], tokenizer: Tokenizer) -> None:
-  """Saves a tokenizer in a folder of its own, unless it is there and whole.
-
-  A local folder gets its name when it is complete. In a bucket, files are replaced one by one.
-
-  Args:
-    folder: the folder, whose earlier content is removed, or an address.
-    tokenizer: the tokenizer.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  final = os.fspath(folder)
-  if saved_fingerprint(final) == tokenizer.fingerprint:
-    return
-  if file_access.is_remote(final):
-    file_access.remove(final)
-    tokenizer.save(final)
-    return
-  temporary = f'{final}.tmp'
-  file_access.remove(temporary)
-  tokenizer.save(temporary)
-  file_access.remove(final)
-  with file_access.reaching(final, 'written', local=True):
-    os.replace(temporary, final)
-    file_access.sync_folder(os.path.dirname(final))
-
-
-def saved_fingerprint(folder: str | os.PathLike[str]) -> str | None:
-  """The fingerprint of the tokenizer in a folder; None if there is none, or it is damaged.
-
-  Raises:
-    UserError: the folder cannot be reached.
-  """
-  if not file_access.exists(folder):
-    return None
-  try:
-    return load_tokenizer(folder).fingerprint
-  except file_access.Unreachable:
-    raise
-  except UserError:  # such as an earlier start that ended between two of its files
-    return None
-
-
 def holds_tokenizer(folder: str | os.PathLike[str]) -> bool:
   """Whether a folder has files that `load_tokenizer` opens, without reading them."""
   names = set(file_access.listing(folder))
@@ -716,7 +590,7 @@ def train_tokenizer(
     lines = [segmenters.separated(line, segment)[0] for line in sample.lines]
     lines = [part for line in lines for part in training_sample.short_lines(line)]
     files = cls.train(dataclasses.replace(sample, lines=lines), settings)
-    files[segmenters.SEGMENTER_FILE] = segmenters.record(settings.segmenter)
+    files[segmenters.SEGMENTER_FILE] = segmenters.segmenter_record(settings.segmenter)
     return from_files(cls.kind, files, 'just trained', options)
 
   return training_sample.train_with_progress(
@@ -739,7 +613,7 @@ def settings_identity(settings: TokenizerSettings) -> list[Any]:
   if settings.characters != training_sample.TRAINING_CHARACTERS:
     relevant.append({'characters': settings.characters})
   if settings.segmenter:
-    relevant.append(segmenters.record(settings.segmenter).decode())
+    relevant.append(segmenters.segmenter_record(settings.segmenter).decode())
   return relevant
 
 

@@ -188,7 +188,7 @@ class ByteMarks(Marks):
     return bool(content) and byte_begins_word(content[0], self.spaceless)
 
   def ends(self, token: str) -> bool:
-    """See `Marks.ends`: after a line break or a tab. A space belongs to what follows it."""
+    """See `Marks.ends`: after a line break or a tab. A space begins the next word."""
     content = token_bytes(token)
     return not content.strip() and content[-1:] in b'\t\n\v\f\r' and bool(content)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from electra_jax import input_limits, json_reader
 from electra_jax.data.tokenizers import special_tokens
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, role_of
-from electra_jax.data.tokenizers.tokenization import Overrides
+from electra_jax.data.tokenizers.tokenizer_settings import Overrides
 from electra_jax.errors import UserError
 
 VOCABULARY_FILE = 'vocab.txt'
@@ -220,7 +220,7 @@ def _append_missing(
   source: str,
   overrides: Overrides,
 ) -> None:
-  """Appends special tokens that a vocabulary lacks, if the user wants it.
+  """Appends special tokens that a vocabulary lacks, if `overrides` allows it.
 
   Args:
     tokens: the vocabulary; changed in place.

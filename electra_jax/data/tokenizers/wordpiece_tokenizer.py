@@ -17,10 +17,9 @@ from electra_jax.data.tokenizers import (
   wordpiece_files,
 )
 from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS, UNK, role_of
-from electra_jax.data.tokenizers.tokenization import (
+from electra_jax.data.tokenizers.tokenization import Pipeline, Tokenizer
+from electra_jax.data.tokenizers.tokenizer_settings import (
   Overrides,
-  Pipeline,
-  Tokenizer,
   TokenizerSettings,
   UnsupportedSize,
 )
@@ -209,8 +208,8 @@ class WordPieceTokenizer(Tokenizer):
         least,
       )
     # The trainer numbers tokens that it is not given in the order of a hash table, and equal counts
-    # are ordered by number. With all single characters given as special tokens, nothing is numbered
-    # so, and the result is the same in any process and for any number of threads.
+    # are ordered by number. With all single characters given as special tokens, no number depends
+    # on that order, and the result is the same in any process and for any number of threads.
     model = models.WordPiece(unk_token=UNK, continuing_subword_prefix=CONTINUATION)
     pipeline = tokenizers.Tokenizer(model)
     pipeline.normalizer = normalizer

@@ -1,18 +1,14 @@
-"""Parquet files, Arrow files and folders of `datasets.save_to_disk`, as rows with class names.
-
-A dataset's folder has `state.json`, which lists its Arrow files, and files of row numbers where
-rows were selected. A folder of several splits has `dataset_dict.json`, and a folder per split.
-"""
+"""Parquet files, Arrow files and folders of `datasets.save_to_disk`, as rows with class names."""
 
 import contextlib
 import datetime
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from electra_jax import file_access, input_limits, json_reader
-from electra_jax.data.corpus import parquet_footer
+from electra_jax.data.corpus import dataset_folder, parquet_footer
 from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
 
@@ -21,8 +17,6 @@ Json = Any
 
 PARQUET_EXTENSIONS = ('.parquet', '.pq')
 ARROW_EXTENSIONS = ('.arrow', '.feather')
-STATE = 'state.json'  # of a dataset's folder
-SPLITS = 'dataset_dict.json'  # of a folder of several splits
 
 FORMATS = ('parquet', 'arrow')  # as config.data.format names them
 
@@ -30,8 +24,6 @@ _PARQUET_MAGIC = b'PAR1'
 _FILE_MAGIC = b'ARROW1'  # of Arrow's file format; streams begin otherwise
 _ROWS = 1024  # of a batch of Parquet
 _METADATA = b'huggingface'  # key of a schema
-_INDICES = ('_indices_data_files', '_indices_files')  # in state.json, by version of `datasets`
-_REMEDY = 'save the dataset again'
 
 
 def is_arrow_data(path: str, format: str = 'auto') -> bool:
@@ -46,30 +38,10 @@ def is_arrow_data(path: str, format: str = 'auto') -> bool:
   suffix = pathlib.PurePosixPath(path).suffix.lower()
   if suffix in (*PARQUET_EXTENSIONS, *ARROW_EXTENSIONS):
     return True
-  return is_saved_dataset(path) or bool(saved_splits(path))
+  return dataset_folder.is_saved_dataset(path) or bool(dataset_folder.saved_splits(path))
 
 
-def is_saved_dataset(folder: str) -> bool:
-  """Whether a folder has one dataset of `datasets.save_to_disk`."""
-  return file_access.is_folder(folder) and file_access.exists(file_access.join(folder, STATE))
-
-
-def saved_splits(folder: str) -> tuple[str, ...]:
-  """Names of the splits of a folder that has several; () for other folders and files.
-
-  Raises:
-    UserError: the list of splits is not as `save_to_disk` writes it.
-  """
-  path = file_access.join(folder, SPLITS)
-  if not (file_access.is_folder(folder) and file_access.exists(path)):
-    return ()
-  names: list[str] = json_reader.read(path, {'splits': [str]}, _REMEDY)['splits']
-  for name in names:
-    _check_name(name, path)
-  return tuple(names)
-
-
-def read_rows(path: str) -> list[dict[str, Any]]:
+def read_arrow_rows(path: str) -> list[dict[str, Any]]:
   """The rows of a file or of a dataset's folder, by column.
 
   A class of `ClassLabel` becomes its name, or None where it is -1 (unknown).
@@ -128,42 +100,23 @@ def _plain(value: Json, names: tuple[str, ...] | None, where: str) -> Json:
 #### Files ####
 
 
-def _files(path: str) -> tuple[list[str], list[str]]:
+def _files(path: str) -> dataset_folder.SavedFiles:
   """The data files of a path, and the files of row numbers, in their order."""
-  if splits := saved_splits(path):
+  if splits := dataset_folder.saved_splits(path):
     raise UserError(
       f'the folder {path!r} has several splits: {named(splits)}; name the folder of one of them, '
       f'such as {file_access.join(path, splits[0])!r}'
     )
-  if not is_saved_dataset(path):
-    return [path], []
-  state = file_access.join(path, STATE)
-  found = json_reader.read(state, {'_data_files': [{'filename': str}]}, _REMEDY)
-  names = _listed(found, '_data_files')
-  if not names:
-    raise UserError(f'the file {state!r} lists no data files; {_REMEDY}')
-  selected = next((listed for key in _INDICES if (listed := _listed(found, key))), [])
-  for name in (*names, *selected):
-    _check_name(name, state)
-    if not file_access.exists(file_access.join(path, name)):
+  if not dataset_folder.is_saved_dataset(path):
+    return dataset_folder.SavedFiles([path], [])
+  listed = dataset_folder.saved_files(path)
+  for file in (*listed.data, *listed.indices):
+    if not file_access.exists(file):
       raise UserError(
-        f'the folder {path!r} lacks {name!r}, which its {STATE} lists; restore it, or {_REMEDY}'
+        f'the folder {path!r} lacks {file.removeprefix(path).lstrip("/")!r}, which its '
+        f'{dataset_folder.STATE} lists; restore it, or save the dataset again'
       )
-  return (
-    [file_access.join(path, name) for name in names],
-    [file_access.join(path, name) for name in selected],
-  )
-
-
-def _listed(state: Mapping[str, Json], key: str) -> list[str]:
-  entries = state.get(key)
-  entries = entries if isinstance(entries, list) else []
-  return [str(entry.get('filename', '')) for entry in entries if isinstance(entry, dict)]
-
-
-def _check_name(name: str, path: str) -> None:
-  if name in ('', '.', '..') or '/' in name or '\\' in name:
-    raise UserError(f'the file {path!r} lists {name!r}; expected a name without a folder')
+  return listed
 
 
 def _record_batches(path: str) -> Iterator[Arrow]:

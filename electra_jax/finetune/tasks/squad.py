@@ -446,7 +446,7 @@ class SquadTask(TaskDefaults):
 def _usable(questions: Sequence[Question], listed: str) -> tuple[list[Question], str]:
   """The questions to train on, without answers that are not in their contexts, and a note.
 
-  A question of which no answer is left is left out: it has an answer, though not in its context.
+  A question without any such answer is left out: it has an answer, though not in its context.
   """
   kept = [usable for question in questions if (usable := question.without_bad_answers())]
   left_out = len(questions) - len(kept)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from electra_jax import file_access, input_limits, json_reader
 from electra_jax.config.finetuning import TaskDataConfig
-from electra_jax.data.corpus import readers, tfds
+from electra_jax.data.corpus import dataset_folder, readers, tfds
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import arrow_tables
 
@@ -100,7 +100,9 @@ def read_arrow(path: str, columns: Sequence[str] | None = None) -> list[Row]:
   Raises:
     UserError: it cannot be read, has no rows, or lacks a column.
   """
-  rows = [Row(number, values) for number, values in enumerate(arrow_tables.read_rows(path), 1)]
+  rows = [
+    Row(number, values) for number, values in enumerate(arrow_tables.read_arrow_rows(path), 1)
+  ]
   if not rows:
     raise UserError(f'{shown(path)} has no rows; expected at least one')
   require_columns(columns or (), rows[0].values, path)
@@ -258,7 +260,7 @@ def saved_folders(source: str) -> dict[str, str]:
   """The folder of each split in a folder of `datasets.save_to_disk`; {} for other folders."""
   if source.startswith(tfds.PREFIX):
     return {}
-  there = arrow_tables.saved_splits(source)
+  there = dataset_folder.saved_splits(source)
   found = {split: next((n for n in _SPLIT_NAMES[split] if n in there), '') for split in SPLITS}
   return {split: file_access.join(source, theirs) for split, theirs in found.items() if theirs}
 

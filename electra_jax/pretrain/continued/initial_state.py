@@ -20,7 +20,7 @@ from electra_jax.pretrain.continued.source import (
   encoders_of,
   scheme_of,
 )
-from electra_jax.pretrain.continued.tokens import TokenRows, check_same_tokens, token_rows
+from electra_jax.pretrain.continued.tokens import TokenRows, carried_rows, check_same_tokens
 from electra_jax.training.update_step import TrainState
 
 PyTree: TypeAlias = Any
@@ -96,7 +96,7 @@ def _from_discriminator(
 ) -> InitialState:
   """The weights of config.init, with the vocabulary and the positions of the run."""
   weights, notes = _with_missing_towers(config, source.weights, tokenizer.size)
-  rows = token_rows(config, dataclasses.replace(source, weights=weights), tokenizer)
+  rows = carried_rows(config, dataclasses.replace(source, weights=weights), tokenizer)
   notes += [rows.note] if rows.note else []
   _, discriminator = encoders_of(config, tokenizer.size)
   old = weights.discriminator

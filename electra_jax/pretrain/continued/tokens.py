@@ -51,7 +51,7 @@ class TokenRows:
     return selected
 
 
-def token_rows(
+def carried_rows(
   config: PretrainingConfig, source: InitialWeights, tokenizer: Tokenizer
 ) -> TokenRows:
   """Where the embeddings of each token of the rows' tokenizer come from.
@@ -136,7 +136,7 @@ def tokenizer_path(
       add_special_tokens=config.data.add_special_tokens,
     )
     if config.init:
-      token_rows(config, source, tokenizer)
+      carried_rows(config, source, tokenizer)
     else:
       check_same_tokens(source, tokenizer)
   return path

@@ -92,7 +92,7 @@ class BackgroundTracker:
           return
         opened.add(item)
     except BaseException as error:  # of any kind: no tracker is worth a run
-      self._drop(f'failed ({tracker.reason(error)})')
+      self._drop(f'failed ({tracker.named_reason(error)})')
       if opened is not None:
         with contextlib.suppress(BaseException):
           opened.close('failed')

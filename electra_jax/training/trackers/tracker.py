@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from electra_jax import registry
+from electra_jax import file_access, registry
 from electra_jax.config import FinetuningConfig, PretrainingConfig, flat
 from electra_jax.config.declarations import Declaration, fields_of
 from electra_jax.errors import UserError, missing_package
@@ -89,7 +89,7 @@ class Tracker:
       metrics.jsonl then calls it, and a line that a disk refuses (OSError) does not end it.
     id: its name of the run, kept in the run's folder for `TrackedRun.id` when the run resumes; ''
       for none.
-    address: where the run can be seen, for the console; '' where there is nothing to print.
+    address: where the run can be seen, for the console; '' for none.
   """
 
   writes_files: ClassVar[bool] = False
@@ -132,15 +132,14 @@ def check_trackers(names: Sequence[str]) -> None:
       raise
     except Exception as error:  # of any kind, as a package raises that is not installed well
       raise UserError(
-        f'{what} cannot be used ({reason(error)}); install the extra {EXTRA}, or leave it out of '
-        'config.trackers.'
+        f'{what} cannot be used ({named_reason(error)}); install the extra {EXTRA}, or leave it '
+        'out of config.trackers.'
       ) from None
 
 
-def reason(error: BaseException) -> str:
+def named_reason(error: BaseException) -> str:
   """The first line of an error's text, with its type, for a message."""
-  lines = str(error).strip().splitlines()
-  text = lines[0][:200].rstrip('.') if lines else ''
+  text = file_access.reason_text(str(error))
   return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
