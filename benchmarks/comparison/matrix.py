@@ -7,6 +7,8 @@ OBJECTIVES = ('electra', 'mlm', 'replace_mlm', 'all_tokens_mlm', 'electra_15', '
 FAMILIES = ('electra', 'modern')
 SHARINGS = ('embeddings', 'none', 'all', 'disentangled')
 HEADS = ('classification', 'regression', 'tagging', 'span')
+# Version 0.1.0 does not have them, so that they cannot be compared with it.
+NEWER_HEADS = ('choice', 'multilabel')
 STEPS = 20
 Fields = dict[str, Any]
 NO_FIELDS: Fields = {}

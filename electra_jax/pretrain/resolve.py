@@ -68,7 +68,8 @@ def resolve_run(
   """
   c = checked_pretraining(config)
   folder = None if workdir is None else run_folder.folder(workdir)
-  if folder is not None and checkpoints.any_saved(folder):
+  saved = folder is not None and checkpoints.any_saved(folder)
+  if folder is not None and saved:
     c = as_started(folder, c)
   c, source = with_sizes(c, workdir)
   c = checked_pretraining(c, sizes_known=True)
@@ -77,7 +78,9 @@ def resolve_run(
   for phase in phases:
     build.build_model(phase.config, phase.config.data.vocab_size, platform)
   build.build_optimizer(c)
-  revisions = source.revisions if source else recorded_revisions(folder)
+  revisions: Mapping[str, str] = source.revisions if source else {}
+  if source is None and (saved or c.generator.init):
+    revisions = recorded_revisions(folder)
   return ResolvedRun(c, phases, folder, source, tokenizer_path(c, source, folder), revisions)
 
 

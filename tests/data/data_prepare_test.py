@@ -336,7 +336,7 @@ def test_of_two_preparations_at_one_address_the_second_waits_and_uses_the_rows(
 
   monkeypatch.setattr(finished, '_REMOTE_POLL', 0.01)
   monkeypatch.setattr(
-    finished.console, 'say', lambda label, _: said.set() if label == 'waiting' else None
+    finished.console, 'say', lambda label, *_, **__: said.set() if label == 'waiting' else None
   )
   monkeypatch.setattr(blocks, 'make_rows', make_rows)
   made = preparation.prepare_corpus(given, cache=tmp_path / 'first', output=address)
