@@ -48,8 +48,12 @@ def micro(objective, workdir, **fields):
   'objective, fields, judged, predicted, towers',
   [
     ('mlm', {}, False, False, ['generator']),
-    ('replace_mlm', {'generator.uniform': True}, False, True, []),
-    ('all_tokens_mlm', {}, True, True, ['discriminator', 'generator']),
+    pytest.param(
+      'replace_mlm', {'generator.uniform': True}, False, True, [], marks=pytest.mark.long
+    ),
+    pytest.param(
+      'all_tokens_mlm', {}, True, True, ['discriminator', 'generator'], marks=pytest.mark.long
+    ),
   ],
 )
 def test_every_mode_shows_the_metrics_and_towers_of_the_objective(

@@ -98,6 +98,7 @@ def test_the_environment_names_the_metadata_server(monkeypatch):
   assert preemption.metadata_server() is None
 
 
+@pytest.mark.long
 def test_a_run_saves_and_leaves_when_its_machine_is_preempted(tmp_path, monkeypatch):
   with metadata(preempted='FALSE', maintenance_event='MIGRATE_ON_HOST_MAINTENANCE') as (
     address,

@@ -50,6 +50,7 @@ def test_one_device_and_eight_train_equally():
   )
 
 
+@pytest.mark.long
 def test_micro_batches_over_eight_devices_train_equally():
   same_training(
     train_steps('modern', devices=8, micro_batches=2),
