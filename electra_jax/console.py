@@ -388,7 +388,7 @@ class _Screen:
 
     stream = LastingOutput(sys.stderr)
     self._live = Live(
-      console=Console(file=stream, force_terminal=True),  # type: ignore[arg-type]
+      console=Console(file=stream, force_terminal=True),  # type: ignore[arg-type]  # it forwards
       auto_refresh=False,
       transient=True,
       redirect_stdout=sys.stdout.isatty(),

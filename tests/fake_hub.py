@@ -43,7 +43,7 @@ class Hub:
         if self.command != 'HEAD':
           self.wfile.write(content)
 
-      do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _serve  # noqa: N815
+      do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _serve
 
     self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     self.address = f'http://127.0.0.1:{self._server.server_port}'

@@ -316,7 +316,7 @@ def _keywords(mode: Mode, values: flags.FlagValues, arguments: Sequence[str]) ->
   return called
 
 
-def _expanded(flag: str, value: Any) -> Any:  # noqa: ANN401  a value of any flag
+def _expanded(flag: str, value: object) -> object:
   """The value of a flag; the `~` of a path, which shells leave in --flag=~/folder, is expanded."""
   if flag in PATHS and isinstance(value, str) and value.startswith('~'):
     return os.path.expanduser(value)

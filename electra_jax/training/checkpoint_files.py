@@ -56,11 +56,12 @@ class _Checked:
       await asyncio.to_thread(_record_time, store, self._tmp_path)
       self._checkpoint_metadata_store = None
     await asyncio.to_thread(complete, self._tmp_path)
-    await super().finalize()  # type: ignore[misc]
+    await super().finalize()  # type: ignore[misc]  # of the other base class
     if not file_access.is_remote(self._final_path):
       await asyncio.to_thread(file_access.sync_folder, self._final_path.parent)
 
 
+# Orbax has no annotations, so that mypy knows nothing of the base classes.
 class CheckedRename(_Checked, ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
   """A checkpoint of a local folder: it is renamed when it is complete."""
 

@@ -224,7 +224,7 @@ class _MemberReader(DocumentReader):
   def stored(self, path: str) -> Iterator[tuple[BinaryIO, int]]:
     """See the base class. The member is copied to a temporary file, which can be read anywhere."""
     if self._copy is None:
-      self._copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  # closed by `close`
+      self._copy = cast(BinaryIO, tempfile.TemporaryFile())  # closed by `close`
       try:
         shutil.copyfileobj(self._raw, self._copy)
       except OSError as error:

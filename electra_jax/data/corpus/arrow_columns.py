@@ -12,12 +12,13 @@ Arrow = Any  # objects of pyarrow, which has no annotations
 
 
 @contextlib.contextmanager
-def naming_damage(path: str, title: str) -> Iterator[None]:
+def naming_damage(path: str, title: str, what: str = 'the corpus file') -> Iterator[None]:
   """Raises what reading a damaged file raises as a UserError that names the file.
 
   Args:
     path: of the file.
     title: what it should be, such as 'a Parquet file'.
+    what: how the message calls it.
   """
   import pyarrow as pa
 
@@ -30,7 +31,7 @@ def naming_damage(path: str, title: str) -> Iterator[None]:
     ):
       raise
     raise UserError(
-      f'the corpus file {path!r} is not {title}, damaged or cut short '
+      f'{what} {path!r} is not {title}, damaged or cut short '
       f'({file_access.reason(error)}); replace it'
     ) from None
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from electra_jax import file_access, input_limits, json_reader
-from electra_jax.data.corpus import dataset_folder, parquet_footer
+from electra_jax.data.corpus import arrow_columns, dataset_folder, parquet_footer
 from electra_jax.data.corpus.readers import named
 from electra_jax.errors import UserError
 
@@ -128,12 +128,11 @@ def _record_batches(path: str) -> Iterator[Arrow]:
   Raises:
     UserError: the file cannot be read, is damaged, or is too large.
   """
-  import pyarrow as pa
-
   parquet = pathlib.PurePosixPath(path).suffix.lower() in PARQUET_EXTENSIONS
   size = file_access.facts(path).size
   expanded = 0
-  try:
+  title = 'a Parquet file' if parquet else 'an Arrow file'
+  with arrow_columns.naming_damage(path, title, 'the file'):
     with file_access.open_binary(path) as raw, contextlib.ExitStack() as stack:
       parquet = parquet or raw.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
       raw.seek(0)
@@ -143,16 +142,6 @@ def _record_batches(path: str) -> Iterator[Arrow]:
         input_limits.check_expansion(expanded, size, f'the file {path!r}')
         input_limits.check(expanded, input_limits.TABLE_BYTES, f'the file {path!r}')
         yield batch
-  except Exception as error:
-    damage = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
-    if isinstance(error, UserError) or not (
-      isinstance(error, damage) or file_access.is_remote(path)
-    ):
-      raise
-    raise UserError(
-      f'the file {path!r} is not {"a Parquet" if parquet else "an Arrow"} file, damaged or cut '
-      f'short ({file_access.reason(error)}); replace it'
-    ) from None
 
 
 def _parquet_batches(raw: BinaryIO, stack: contextlib.ExitStack) -> Iterator[Arrow]:

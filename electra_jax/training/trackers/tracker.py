@@ -174,7 +174,7 @@ def sent_fields(config: PretrainingConfig | FinetuningConfig) -> dict[str, Any]:
   return {name: v for name, v in values.items() if _is_closed(v, known[name].declaration)}
 
 
-def _is_closed(value: Any, declaration: Declaration) -> bool:  # noqa: ANN401  a value of any field
+def _is_closed(value: object, declaration: Declaration) -> bool:
   """Whether a value holds no text but names of closed lists."""
   if isinstance(value, str):
     names = set(declaration.choices).union(*registry.LISTS.values(), ('',))
