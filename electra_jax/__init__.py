@@ -35,6 +35,7 @@ def load(
   store: str | None = None,
   task: str | None = None,
   plugins: Sequence[str | os.PathLike[str]] = (),
+  ensemble: bool | int = False,
 ) -> 'Run | FineTunedRun':
   """Opens a trained run: its config, model, parameters and tokenizer.
 
@@ -46,6 +47,8 @@ def load(
       rows are read from it.
     task: of a fine-tuned run, the task to open; None if the run has one task.
     plugins: Python files that register what user code added for the run (--plugins).
+    ensemble: of a fine-tuned run, True to average the predictions of all trials whose weights are
+      kept, or the number of the best ones.
 
   Returns:
     A pretrained run, with `embed`, `detect`, `fill_mask`, `minimal_pairs` and `evaluate`, or a
@@ -60,7 +63,7 @@ def load(
 
   registry.load_plugins(plugins)
   if is_finetuned(workdir):
-    return open_finetuned(workdir, task)
+    return open_finetuned(workdir, task, ensemble)
   from electra_jax.pretrain.trained_run import open_run
 
   return open_run(workdir, step, store)

@@ -58,15 +58,17 @@ class FinetuningResult:
     workdir: its folder, which `electra_jax.load` opens.
     metrics: by task and name the median over the trials on dev, as fractions.
     stopped: whether it was asked to stop before its end; the same call continues it.
+    settings: by task, what the setting that a search has chosen changes in the config.
   """
 
   workdir: str
   metrics: dict[str, dict[str, float]]
   stopped: bool
+  settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
-  def load(self, task: str | None = None) -> FineTunedRun:
-    """Opens the best trial of a task; None for the only one."""
-    return open_finetuned(self.workdir, task)
+  def load(self, task: str | None = None, ensemble: bool | int = False) -> FineTunedRun:
+    """Opens the best trial of a task, None for the only one, or an ensemble; see `load`."""
+    return open_finetuned(self.workdir, task, ensemble)
 
 
 def pretrain(
@@ -114,7 +116,7 @@ def finetune(
   workdir: str | os.PathLike[str],
   *,
   train: PathOrData,
-  dev: PathOrData,
+  dev: PathOrData = None,
   test: PathOrData = None,
   task: str = 'classification',
   config: AnyConfig = None,
@@ -129,12 +131,13 @@ def finetune(
     train: training examples: a data frame, or a list of mappings with text, for pairs text_pair,
       and label; question, context and answers; or tokens and tags. They are written to
       `workdir`/data/train.jsonl. Or the path of a file in any format that the task reads.
-    dev: examples to evaluate on, in the same way.
+    dev: examples to evaluate on, in the same way; None for a part of the training examples, by
+      config.data.dev_fraction.
     test: further examples to evaluate on; None for none.
     task: name of the task.
     config: the name of a shipped config, such as 'finetune/cola', a config file, or a ConfigDict;
-      or a dict of fields to change in the defaults, such as {'epochs': 5.0, 'num_trials': 1}; None
-      for the defaults.
+      or a dict of fields to change in the defaults, such as {'epochs': 5.0, 'num_trials': 1}, or
+      {'search': {'learning_rate': [1e-4, 3e-4]}} to compare settings; None for the defaults.
 
   Raises:
     electra_jax.errors.UserError: a field or the data is wrong, or a loss is not finite.
@@ -148,13 +151,15 @@ def finetune(
       changed.data[split] = _records_file(workdir, split, data, changed)
   with _requests_to_stop() as notice:
     status = run_finetuning(changed, workdir, notice)
-  results = run_folder.folder(workdir) / RESULTS
-  summaries = run_folder.read_json(results)['summaries'] if file_access.exists(results) else {}
+  path = run_folder.folder(workdir) / RESULTS
+  results = run_folder.read_json(path) if file_access.exists(path) else {}
+  summaries = results.get('summaries', {})
   metrics = {
     name: {metric: x['median'] for metric, x in summary['figures'].get('dev', {}).items()}
     for name, summary in summaries.items()
   }
-  return FinetuningResult(os.fspath(workdir), metrics, status != 0)
+  chosen = results.get('search', {})
+  return FinetuningResult(os.fspath(workdir), metrics, status != 0, chosen)
 
 
 #### Configs ####
@@ -171,7 +176,7 @@ def _config(config: AnyConfig, default: str) -> AnyConfig:
   if not isinstance(config, dict):
     return config.copy_and_resolve_references()
   found = load_config_file(default)
-  for name, value in config.items():
+  for name, value in _flat_fields(config, found).items():
     try:
       found.update_from_flattened_dict({name: value})
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -179,6 +184,26 @@ def _config(config: AnyConfig, default: str) -> AnyConfig:
         f'config has {name!r}: {value!r}; expected a field of docs/reference/config.md, with a '
         'value of its type.'
       ) from None
+  return found
+
+
+def _flat_fields(given: Mapping[str, Any], fields: AnyConfig) -> dict[str, Any]:
+  """Fields by their names with dots, of a dict that may hold groups as dicts and tuples as lists.
+
+  Args:
+    given: the dict.
+    fields: the ConfigDict that has them, or a group of it.
+  """
+  found: dict[str, Any] = {}
+  for name, value in given.items():
+    first, _, rest = name.partition('.')
+    of = fields.get(first)
+    if rest and hasattr(of, 'items'):
+      found |= {f'{first}.{n}': x for n, x in _flat_fields({rest: value}, of).items()}
+    elif isinstance(value, Mapping) and hasattr(of, 'items') and len(of):  # a group, not options
+      found |= {f'{name}.{n}': x for n, x in _flat_fields(value, of).items()}
+    else:
+      found[name] = tuple(value) if isinstance(value, list) and isinstance(of, tuple) else value
   return found
 
 

@@ -221,6 +221,11 @@ FLAGS: dict[str, Flag] = {
       bool,
       default=False,
     ),
+    Flag(
+      'ensemble',
+      'Trials whose predictions are averaged: all whose weights are kept, or a number of the best.',
+      example='all',
+    ),
     Flag('task', 'Task, where the run was fine-tuned on several.'),
     Flag(
       'split',
@@ -345,7 +350,7 @@ MODES: dict[str, Mode] = {
       'predict',
       'Predict with a fine-tuned run.',
       'electra_jax.finetune.predict:predict',
-      flags=('input', 'task', 'split', 'output', 'allow_loss'),
+      flags=('input', 'task', 'split', 'output', 'allow_loss', 'ensemble'),
       parameters={'input': 'source'},
     ),
     Mode(

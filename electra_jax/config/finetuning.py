@@ -4,6 +4,8 @@ The recipe is Clark et al. 2020, table 7, and configure_finetuning.py of the ori
 """
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from electra_jax import registry
@@ -49,6 +51,12 @@ class TaskDataConfig(Config):
   train: str = field('', 'File of training examples, here or at gs://.', files='read')
   dev: str = field('', 'File of development examples.', files='read')
   test: str = field('', 'File of test examples.', files='read')
+  dev_fraction: float = field(
+    0.1,
+    'Without dev data: the part of the training examples that becomes dev; 0: dev is required.',
+    at_least=0,
+    below=1,
+  )
   format: str = field(
     'auto',
     "Format: auto (by the file's name), tsv, csv, jsonl, json, conll, conllu, parquet or arrow.",
@@ -197,6 +205,50 @@ class FinetuningOptimizerConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchConfig(Config):
+  """What a search varies: all combinations of these values are compared on dev."""
+
+  learning_rate: tuple[Any, ...] = field(
+    (), 'Values of optimizer.learning_rate to compare, as (1e-4, 3e-4); (): no search over it.'
+  )
+  epochs: tuple[Any, ...] = field((), 'Values of epochs.')
+  batch_size: tuple[Any, ...] = field((), 'Values of batch_size; each compiles another step.')
+  warmup: tuple[Any, ...] = field((), 'Values of optimizer.warmup.')
+  layer_decay: tuple[Any, ...] = field(
+    (), 'Values of optimizer.layer_decay; each compiles another step.'
+  )
+  weight_decay: tuple[Any, ...] = field(
+    (), 'Values of optimizer.weight_decay; each compiles another step.'
+  )
+  clip: tuple[Any, ...] = field((), 'Values of optimizer.clip; each compiles another step.')
+  halving: int = field(
+    0,
+    'Successive halving: after growing parts of the training, only the best 1/halving of the '
+    'settings continue; 0: all train to the end.',
+    at_least=2,
+    also=(0,),
+  )
+
+  @property
+  def varied(self) -> dict[str, tuple[Any, ...]]:
+    """Field of the config -> the values to compare, for the fields that are varied."""
+    values = {target: getattr(self, name) for name, target in SEARCHED.items()}
+    return {target: given for target, given in values.items() if given}
+
+
+# Fields of config.search and what they vary. Batch sizes first: the first setting of each compiles.
+SEARCHED = {
+  'batch_size': 'batch_size',
+  'layer_decay': 'optimizer.layer_decay',
+  'weight_decay': 'optimizer.weight_decay',
+  'clip': 'optimizer.clip',
+  'warmup': 'optimizer.warmup',
+  'epochs': 'epochs',
+  'learning_rate': 'optimizer.learning_rate',
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class FinetuningConfig(Config):
   """A fine-tuning run: one or several tasks, in trials."""
 
@@ -249,13 +301,21 @@ class FinetuningConfig(Config):
     'Weights and metrics of a trial: last, as published, or best by the dev metric.',
     choices=('last', 'best'),
   )
+  best_by: str = field(
+    'metric',
+    "What decides which evaluation on dev is the best: the task's metric, or the loss.",
+    choices=('metric', 'loss'),
+  )
   patience: int = field(
-    0, 'End a trial after this many evaluations without improvement; 0: never.', at_least=0
+    0,
+    'End a trial after this many evaluations without improvement, by best_by; 0: never.',
+    at_least=0,
   )
   data: TaskDataConfig = group(TaskDataConfig, 'Labeled data.')
   head: HeadConfig = group(HeadConfig, "The task's head.")
   model: EncoderChoices = group(EncoderChoices, 'Fields of the pretrained encoder that may change.')
   optimizer: FinetuningOptimizerConfig = group(FinetuningOptimizerConfig, 'AdamW.')
+  search: SearchConfig = group(SearchConfig, 'Settings to compare; num_trials trials of each.')
   mesh: MeshConfig = group(MeshConfig, 'The devices as a grid: devices per axis.', resumable=True)
   sharding: ShardingConfig = group(
     ShardingConfig, 'Mesh axes that split each axis of the parameters.', resumable=True
@@ -287,6 +347,23 @@ class FinetuningConfig(Config):
   def tasks(self) -> tuple[str, ...]:
     """Names of the tasks, in their order."""
     return tuple(filter(None, (name.strip() for name in self.task.split(','))))
+
+  @property
+  def settings(self) -> tuple[dict[str, Any], ...]:
+    """The settings that a search compares: by field, what each changes; () without a search.
+
+    Raises:
+      UserError: a value has another type than its field.
+    """
+    varied, known = self.search.varied, declarations.fields_of(FinetuningConfig)
+    typed = [[declarations.typed_value(known[f], v) for v in given] for f, given in varied.items()]
+    if not varied:
+      return ()
+    return tuple(dict(zip(varied, values, strict=True)) for values in itertools.product(*typed))
+
+  def with_setting(self, setting: Mapping[str, Any]) -> 'FinetuningConfig':
+    """The config of a setting, without the search."""
+    return self.replace({**setting, 'search': SearchConfig()})
 
   @property
   def specs(self) -> dict[str, tuple[str, ...]]:

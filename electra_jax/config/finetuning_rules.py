@@ -3,7 +3,7 @@
 from electra_jax import registry
 from electra_jax.config import declarations
 from electra_jax.config.declarations import one_of, require, typed_options
-from electra_jax.config.finetuning import FinetuningConfig
+from electra_jax.config.finetuning import SEARCHED, FinetuningConfig
 
 
 def starts_from_something(c: FinetuningConfig) -> None:
@@ -84,6 +84,32 @@ def frozen_encoder_has_no_rates(c: FinetuningConfig) -> None:
   )
 
 
+def search_has_settings(c: FinetuningConfig) -> None:
+  """Each value of config.search is one of its field, once; halving has enough settings."""
+  names = {target: name for name, target in SEARCHED.items()}
+  known = declarations.fields_of(FinetuningConfig)
+  for field, values in c.search.varied.items():
+    for value in values:
+      typed = declarations.typed_value(known[field], value)
+      require(
+        known[field].declaration.accepts(typed),
+        f'config.search.{names[field]} has {value!r}; expected values of config.{field}: '
+        f'{known[field].declaration.expectation()}.',
+      )
+    require(
+      len(set(values)) == len(values),
+      f'config.search.{names[field]} is {values!r}; expected each value once.',
+    )
+  count, halving = len(c.settings), c.search.halving
+  require(
+    not halving or count >= halving,
+    f'config.search.halving is {halving}, and config.search has {count or "no"} settings; expected '
+    f'at least {halving}: add values, or remove it.',
+  )
+  for setting in c.settings:
+    check_finetuning(c.with_setting(setting))
+
+
 FINETUNING = (
   starts_from_something,
   tasks_are_named,
@@ -92,6 +118,7 @@ FINETUNING = (
   trial_micro_batches_divide,
   selection_has_evaluations,
   frozen_encoder_has_no_rates,
+  search_has_settings,
 )
 
 

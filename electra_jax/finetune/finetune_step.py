@@ -11,6 +11,7 @@ import optax
 
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.finetune import losses
+from electra_jax.finetune.dev_loss import SPAN_TARGETS
 from electra_jax.finetune.tasks.task import Features, Outputs
 from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.model.heads import FineTuned
@@ -151,15 +152,42 @@ def jit_predict(
   )
 
 
+def jit_evaluate(
+  model: FineTuned,
+  ids: SpecialIds,
+  layout: partitioning.Layout,
+  settings: losses.LossSettings,
+) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
+  """`evaluate(params, batch) -> outputs`, as `jit_predict` with the `loss` of each row, for span.
+
+  The outputs of other heads determine their losses, see dev_loss.py.
+  """
+  if model.kind != 'span':
+    return jit_predict(model, ids, layout)
+
+  def evaluate(params: PyTree, batch: Batch) -> PyTree:
+    inputs = _inputs(batch['token_ids'], ids)
+    found: PyTree = model.apply({'params': params}, inputs, batch, method='evaluation')
+    predicted, trained = found
+    terms = losses.span_terms(trained, batch, settings.impossible_weight)
+    return predicted | {'loss': terms['loss']}
+
+  return jax.jit(
+    partitioning.within(layout, evaluate), out_shardings=partitioning.replicated(layout.mesh)
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Predictor:
   """Computes the outputs of a model for any number of rows.
 
   Attributes:
-    rows: applies `jit_predict` to rows.
+    rows: applies `jit_predict` or `jit_evaluate` to rows.
+    targets: names of the targets of rows that this function takes, where rows have them.
   """
 
   rows: RowPredictor
+  targets: tuple[str, ...] = ('allowed',)
 
   def outputs(
     self,
@@ -177,10 +205,10 @@ class Predictor:
     Returns:
       Arrays by name, see finetune/tasks/task.py. Outputs per token are cut to the length of a row.
     """
-    allowed = {name: x for name, x in features.targets.items() if name == 'allowed'}
+    given = {name: x for name, x in features.targets.items() if name in self.targets}
     results: list[dict[str, np.ndarray]] = [{} for _ in range(len(features))]
     done = 0
-    for rows, outputs in self.rows.batches(params, features.token_ids, allowed):
+    for rows, outputs in self.rows.batches(params, features.token_ids, given):
       for i, row in enumerate(rows):
         results[row] = {name: value[i] for name, value in outputs.items()}
       done += len(rows)
@@ -194,6 +222,7 @@ def make_predictor(
   tokenizer: Tokenizer,
   layout: partitioning.Layout,
   sizes: PredictionSizes,
+  settings: losses.LossSettings | None = None,
 ) -> Predictor:
   """The predictor of a model.
 
@@ -202,6 +231,7 @@ def make_predictor(
     tokenizer: of the model.
     layout: the mesh.
     sizes: of its batches.
+    settings: of the losses, for the outputs of `jit_evaluate`; None for those of `jit_predict`.
   """
   ids = special_ids(tokenizer)
   shards = partitioning.row_shards(layout.mesh)
@@ -216,7 +246,13 @@ def make_predictor(
     between=sizes.bucketed,
     remember=sizes.remember,
   )
-  return Predictor(RowPredictor(jit_predict(model, ids, layout), planner, ids.pad_id, layout.mesh))
+  if settings is None:
+    return Predictor(
+      RowPredictor(jit_predict(model, ids, layout), planner, ids.pad_id, layout.mesh)
+    )
+  evaluate = jit_evaluate(model, ids, layout, settings)
+  rows = RowPredictor(evaluate, planner, ids.pad_id, layout.mesh)
+  return Predictor(rows, ('allowed', *SPAN_TARGETS))
 
 
 def _joined(

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from electra_jax import file_access
 from electra_jax.config import FinetuningConfig, ModelConfig, from_plain
@@ -19,7 +20,9 @@ from electra_jax.errors import UserError
 from electra_jax.finetune import finetune_step, initial, records, task_losses, task_program
 from electra_jax.finetune.predictions import Prediction, Score, count_labeled, typed_prediction
 from electra_jax.finetune.resolve import resolve_saved_finetuning
+from electra_jax.finetune.run_files import RESULT, chosen_setting
 from electra_jax.finetune.tasks import restore_task
+from electra_jax.finetune.tasks.probabilities import averaged
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.interop.weights import Head, Weights, trim_vocabulary
 from electra_jax.model.heads import FineTuned, init_finetuned
@@ -48,6 +51,7 @@ class FineTunedRun:
     layout: the mesh and how parameters are sharded.
     max_length: tokens per row at most.
     imported: whether another program trained the model.
+    others: of an ensemble, the parameters of its other trials; () for a single trial.
   """
 
   workdir: str
@@ -61,6 +65,7 @@ class FineTunedRun:
   layout: partitioning.Layout
   max_length: int
   imported: bool = False
+  others: tuple[PyTree, ...] = ()
 
   @functools.cached_property
   def _warn_once(self) -> OneWarning:
@@ -76,13 +81,17 @@ class FineTunedRun:
     return finetune_step.make_predictor(model, self.tokenizer, self.layout, sizes)
 
   def outputs(self, features: Features, progress: Callable[[int], None] | None = None) -> Outputs:
-    """The model's outputs for rows.
+    """The model's outputs for rows; of an ensemble see `tasks.probabilities.averaged`.
 
     Args:
       features: the rows.
       progress: called with the number of rows done.
     """
-    return self._predictor.outputs(self.params, features, progress)
+    found = self._predictor.outputs(self.params, features, progress)
+    if not self.others:
+      return found
+    more = [self._predictor.outputs(params, features) for params in self.others]
+    return averaged(self.task.head, self.task.logistic, features, [found, *more])
 
   def features(self, examples: Sequence[Any]) -> tuple[Features, dict[str, int]]:
     """The rows of examples, and counts of what was truncated or skipped."""
@@ -92,7 +101,15 @@ class FineTunedRun:
     """The encoder and the head in host memory, float32, for export.
 
     The outputs of a regression head are in the unit of the task's data, not scaled to [0, 1].
+
+    Raises:
+      UserError: the run is an ensemble.
     """
+    if self.others:
+      raise UserError(
+        f'the run is an ensemble of {1 + len(self.others)} trials, whose weights are not those of '
+        'one model; open a single trial (ensemble=False).'
+      )
     params = trim_vocabulary(self.params, self.tokenizer.size)
     head = params.pop('head')
     if self.task.head == 'regression':
@@ -255,12 +272,16 @@ def tasks_of(workdir: str | os.PathLike[str]) -> list[str]:
     )
 
 
-def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> FineTunedRun:
-  """Opens the best trial of a task on all devices.
+def open_finetuned(
+  workdir: str | os.PathLike[str], task: str | None = None, ensemble: bool | int = False
+) -> FineTunedRun:
+  """Opens the best trial of a task on all devices, or an ensemble of trials.
 
   Args:
     workdir: of the fine-tuned run.
     task: its name; None where the run has a single task.
+    ensemble: whether to average the predictions of all trials whose weights are kept, or the number
+      of the best ones.
 
   Raises:
     UserError: there is no such run or task, or its weights were not kept.
@@ -268,6 +289,7 @@ def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> 
   folder = run_folder.folder(workdir)
   task = _chosen_task(str(folder), tasks_of(workdir), task)
   config = resolve_saved_finetuning(folder).config
+  config = config.with_setting(chosen_setting(folder / task))
   description = read_json(folder / task / initial.TASK, {'max_length': int})
   restored = restore_task(description)
   encoder = read_json(folder / initial.ENCODER, initial.ENCODER_SHAPE)
@@ -278,17 +300,19 @@ def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> 
   model, _ = task_program.build_task_model(config, restored, start, description['max_length'])
   layout = partitioning.make_layout()
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
-  trial = initial.best_trial(folder / task)
-  params, step = checkpoints.restore_params(
-    folder / task / trial,
-    config.select,
-    nn.unbox(boxed),
-    partitioning.parameter_shardings(boxed, layout),
-    checkpoints.Criterion(restored.metric, 'max'),
-  )
+  trials = _chosen_trials(folder / task, ensemble)
+  shapes, shardings = nn.unbox(boxed), partitioning.parameter_shardings(boxed, layout)
+  best_by = initial.best_criterion(config.best_by, restored.metric)
+  opened = [
+    checkpoints.restore_params(folder / task / trial, config.select, shapes, shardings, best_by)
+    for trial in trials
+  ]
+  if len(trials) > 1:
+    restored = restored.tuned(_mean_metrics(folder / task, trials))
+  (params, step), *others = opened
   return FineTunedRun(
     workdir=str(folder),
-    trial=trial,
+    trial=', '.join(trials),
     step=step,
     config=config,
     task=restored,
@@ -298,7 +322,30 @@ def open_finetuned(workdir: str | os.PathLike[str], task: str | None = None) -> 
     layout=layout,
     max_length=description['max_length'],
     imported=bool(encoder['origin'].get('imported')),
+    others=tuple(params for params, _ in others),
   )
+
+
+def _chosen_trials(folder: epath.Path, ensemble: bool | int) -> list[str]:
+  """The folders of the trials to open, the best first."""
+  if ensemble is False:
+    return [initial.best_trial(folder)]
+  kept = initial.kept_trials(folder)
+  wanted = max(2, len(kept)) if ensemble is True else ensemble
+  if not 2 <= wanted <= len(kept):
+    raise UserError(
+      f'the ensemble has {wanted} trials, and {folder} has the weights of {len(kept)}; expected at '
+      f'least 2 and at most the latter: train with --config.keep_trials=all and '
+      '--config.num_trials=5.'
+    )
+  return [f'trial-{number}' for number in kept[:wanted]]
+
+
+def _mean_metrics(folder: epath.Path, trials: Sequence[str]) -> dict[str, float]:
+  """Means of the metrics on dev over trials, which have thresholds that tasks are tuned by."""
+  found = [read_json(folder / trial / RESULT)['figures']['dev'] for trial in trials]
+  values = {name: [one[name] for one in found if one.get(name) is not None] for name in found[0]}
+  return {name: float(np.mean(x)) for name, x in values.items() if x}
 
 
 def _chosen_task(folder: str, names: Sequence[str], task: str | None) -> str:

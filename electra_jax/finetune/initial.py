@@ -21,6 +21,7 @@ from electra_jax.interop import own
 from electra_jax.interop.origins import open_source, with_tokenizer
 from electra_jax.interop.weights import Weights, as_encoder, place_params
 from electra_jax.training import checkpoints, run_folder
+from electra_jax.training.checkpoints import Criterion
 from electra_jax.training.encoders import run_config
 from electra_jax.training.progress import read_metrics
 from electra_jax.training.run_folder import read_json
@@ -31,6 +32,7 @@ PyTree: TypeAlias = Any
 ENCODER = 'encoder.json'  # config.model of the pretraining run, and the origin of the weights
 TASK = 'task.json'  # in the folder of a task
 KEPT = 'kept.json'  # in the folder of a task: the trials whose weights are kept, the best first
+DEV_LOSS = 'dev_loss'  # the loss in evaluations on dev
 ENCODER_SHAPE = {'model': dict, 'origin': dict}
 # Fields of config.model that describe how an encoder is computed here, not the encoder.
 OWN_CHOICES = (
@@ -231,10 +233,21 @@ def _of_task(
     which = before['step']
   elif which in ('last', 'best'):  # the weights that the trial was scored with
     which = read_json(folder.parent / 'config.json').get('select', 'last')
-  best_by = checkpoints.Criterion(read_json(folder / TASK, {'metric': str})['metric'], 'max')
+  by = read_json(folder.parent / 'config.json').get('best_by', 'metric')
+  best_by = best_criterion(by, read_json(folder / TASK, {'metric': str})['metric'])
   step = checkpoints.find_step(folder / trial, which, best_by)
   origin |= {'step': step, 'trial': trial, 'tokens': saved['origin'].get('tokens')}
   return Initial(model, tokenizer, origin, str(folder / trial))
+
+
+def best_criterion(best_by: str, metric: str) -> Criterion:
+  """How the best evaluation on dev is chosen: by the task's metric, or by the loss.
+
+  Args:
+    best_by: config.best_by.
+    metric: of the task.
+  """
+  return Criterion(DEV_LOSS, 'min') if best_by == 'loss' else Criterion(metric, 'max')
 
 
 def best_trial(folder: epath.Path) -> str:

@@ -112,7 +112,7 @@ def head_loss(
       losses = optax.sigmoid_binary_cross_entropy(outputs['value'], target)
     terms = {'loss': losses}
   elif head == 'span':
-    terms = _span_terms(outputs, batch, settings.impossible_weight)
+    terms = span_terms(outputs, batch, settings.impossible_weight)
   else:
     raise ValueError(
       f'head is {head!r}; expected classification, multilabel, regression, choice, tagging or span.'
@@ -125,10 +125,16 @@ def head_loss(
   return sums['loss'], denominator, sums
 
 
-def _span_terms(
+def span_terms(
   outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], impossible_weight: float
 ) -> dict[str, jax.Array]:
-  """The terms of the span head's loss, float32 [batch] each."""
+  """The terms of the span head's loss, float32 [batch] each, of which `loss` is the sum.
+
+  Args:
+    outputs: of model.heads.FineTuned.training.
+    batch: `start`, `end` and `impossible`, see `tasks.task.Features`.
+    impossible_weight: see `LossSettings`.
+  """
   (start, start_correct), (end, end_correct) = (
     _cross_entropy(outputs[f'{side}_logits'], batch[side]) for side in ('start', 'end')
   )

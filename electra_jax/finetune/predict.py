@@ -12,10 +12,12 @@ from electra_jax import console, file_access
 from electra_jax.data.tokenizers import loss_report
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_losses
+from electra_jax.finetune.dev_split import open_split_task
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
 from electra_jax.finetune.predictions import Score
-from electra_jax.finetune.tasks import define_task, open_task
+from electra_jax.finetune.tasks import define_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
+from electra_jax.training import run_folder
 
 
 def predict(
@@ -26,6 +28,7 @@ def predict(
   split: str | None,
   output: str | None,
   allow_loss: bool = False,
+  ensemble: str | None = None,
 ) -> None:
   """Writes predictions as JSON lines, one per example.
 
@@ -41,6 +44,8 @@ def predict(
       `split` the folder to write to.
     allow_loss: whether the tokenizer may lose 20% or more of the characters, as it may where the
       run was made with config.allow_loss.
+    ensemble: 'all' to average the predictions of all trials whose weights are kept, or the number
+      of the best ones; None for the best trial.
 
   Raises:
     UserError: the run, the task or the data does not exist, the data is malformed, or the tokenizer
@@ -51,16 +56,26 @@ def predict(
       '--mode=predict requires exactly one of --input and --split: a file (--input=FILE, '
       "'-' for standard input), or a split of the run's own data (--split=test)."
     )
+  members = _members(ensemble)
   if source is not None:
-    _predict_file(open_finetuned(workdir, task), source, output, allow_loss)
+    _predict_file(open_finetuned(workdir, task, members), source, output, allow_loss)
     return
   names = [task] if task else tasks_of(workdir)
   if not names:
     open_finetuned(workdir)  # raises an error that names what is missing
   folder = output or file_access.join(str(workdir), 'predictions')
   for name in names:
-    run = open_finetuned(workdir, name)
+    run = open_finetuned(workdir, name, members)
     _predict_split(run, split or '', folder, len(names) == 1, allow_loss)
+
+
+def _members(ensemble: str | None) -> bool | int:
+  """The trials of --ensemble, as `open_finetuned` takes them."""
+  if ensemble is None or ensemble == 'all':
+    return ensemble is not None
+  if not ensemble.isascii() or not ensemble.isdecimal():
+    raise UserError(f'--ensemble is {ensemble!r}; expected all, or a number of trials.')
+  return int(ensemble)
 
 
 def _report_losses(
@@ -164,7 +179,7 @@ def _task_with_data(run: FineTunedRun) -> Task:
   if run.imported:
     task = define_task(name, run.config, run.task.labels)
   else:
-    task = open_task(name, run.config)
+    task, _ = open_split_task(name, run.config, run_folder.folder(run.workdir))
   if task.labels != run.task.labels:
     raise UserError(
       f"{name}: the run's training data has changed: its labels are {', '.join(task.labels)} and "

@@ -89,7 +89,8 @@ def started(folder: epath.Path) -> bool:
   with file_access.reaching(folder):
     if not folder.exists():
       return False
-    return any(folder.glob('*/trial-*')) or (folder / 'checkpoints').exists()
+    trials = any(any(folder.glob(place)) for place in ('*/trial-*', '*/search/*/trial-*'))
+    return trials or (folder / 'checkpoints').exists()
 
 
 def learning_rates(config: FinetuningConfig, hidden_size: int) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from electra_jax.training.kept_config import CONFIG, another_config_error, chang
 
 RESULT = 'result.json'  # in the folder of a trial
 RESULTS = 'results.json'  # in the folder of the run
+SEARCH = 'search.json'  # in the folder of a task: what a search compared and chose
 DATA = 'data.json'  # in the folder of a task: identity of its training data
 
 Json = Any
@@ -102,7 +103,7 @@ def check_data(folder: epath.Path, checksum: int) -> None:
   """
   path = folder / DATA
   changed = file_access.exists(path) and run_folder.read_json(path)['identity'] != checksum
-  if changed and any(folder.glob('trial-*')):
+  if changed and any(any(folder.glob(place)) for place in ('trial-*', 'search/*/trial-*')):
     raise UserError(
       f'the training data of {folder.name} is not what {folder} was started with; restore it, or '
       'use another --workdir.'
@@ -167,9 +168,38 @@ def read_records(workdir: epath.Path, tasks: Sequence[str]) -> list[Record]:
   return records
 
 
+def searched_records(folder: epath.Path) -> list[Record]:
+  """Records of finished trials of a search that are not (yet) the run's trials.
+
+  Args:
+    folder: of the task.
+  """
+  with file_access.reaching(folder):
+    paths = sorted(folder.glob(f'search/*/trial-*/{RESULT}')) if folder.exists() else []
+  return [run_folder.read_json(path) for path in paths]
+
+
+def chosen_setting(folder: epath.Path) -> dict[str, Any]:
+  """The setting that a search has chosen for a task: by field, what it changes; {} for none.
+
+  Args:
+    folder: of the task.
+  """
+  path = folder / SEARCH
+  if not file_access.exists(path):
+    return {}
+  changes: dict[str, Any] = run_folder.read_json(path, {'chosen': {'changes': dict}})['chosen'][
+    'changes'
+  ]
+  return changes
+
+
 def steps_of_trials(workdir: epath.Path, tasks: Sequence[str]) -> int:
-  """Optimizer steps of the finished trials, over all tasks."""
-  return sum(record['steps'] for record in read_records(workdir, tasks))
+  """Optimizer steps of the finished trials, over all tasks, those of searches included."""
+  found = read_records(workdir, tasks)
+  for task in tasks:
+    found += searched_records(workdir / task)
+  return sum(record['steps'] for record in found)
 
 
 def write_results(
@@ -177,8 +207,10 @@ def write_results(
 ) -> None:
   """Writes results.json, results.md and results.png of all trials."""
   summaries = trial_summary.summarize_trials(records)
+  chosen = {task: chosen_setting(workdir / task) for task in summaries}
   results = {
     'origin': start.origin,
+    'search': {task: setting for task, setting in chosen.items() if setting},
     'summaries': summaries,
     'glue': trial_summary.glue_average(summaries),
     'trials': records,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -15,12 +15,13 @@ from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
 from electra_jax.finetune import batches, finetune_step
 from electra_jax.finetune.finetune_step import PredictionSizes, Predictor, make_predictor
-from electra_jax.finetune.initial import Initial, with_choices
+from electra_jax.finetune.initial import Initial, best_criterion, with_choices
 from electra_jax.finetune.losses import LossSettings
 from electra_jax.finetune.resolve import learning_rates
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.heads import ROW_KINDS, FineTuned, init_finetuned
-from electra_jax.training import optimizers, partitioning, schedules
+from electra_jax.training import optimizers, partitioning, schedules, step_loop
+from electra_jax.training.checkpoints import Criterion
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.schedules import WarmupDecay
 from electra_jax.training.update_step import (
@@ -32,6 +33,26 @@ from electra_jax.training.update_step import (
 )
 
 PyTree = Any
+
+
+TrainStep: TypeAlias = Callable[
+  [TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]
+]
+
+
+@dataclasses.dataclass
+class Compiled:
+  """What trials have built so far; the settings of a search share it.
+
+  Attributes:
+    lengths: rows and length of batches that steps were compiled for, and the key of the step.
+    steps: training steps by the numbers that are constants in them.
+    sums: functions of the sums that a step returns; None before the first trial.
+  """
+
+  lengths: set[Any] = dataclasses.field(default_factory=set)
+  steps: dict[Any, TrainStep] = dataclasses.field(default_factory=dict)
+  sums: 'step_loop.SumFunctions | None' = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +79,12 @@ class TaskProgram:
     init_state: `parameters -> state` before the first step; the parameters are donated.
     batch_loss: the loss.
     train_step: `(state, batch) -> (state, sums)`.
-    predictor: computes outputs for rows.
+    loss_settings: settings of the losses.
+    predictor: computes outputs for rows, as `finetune_step.jit_evaluate` does.
     attention: attention kernel, and why it is used.
     constant: metrics on dev of the best constant answer.
-    compiled: lengths of rows that the step was compiled for so far.
+    step_key: of the step in `compiled.steps`.
+    compiled: what was compiled so far.
   """
 
   config: FinetuningConfig
@@ -82,16 +105,23 @@ class TaskProgram:
   init_params: Callable[[np.uint32], PyTree]
   init_state: Callable[[PyTree], TrainState]
   batch_loss: BatchLoss
-  train_step: Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
+  train_step: TrainStep
+  loss_settings: LossSettings
   predictor: Predictor
   attention: tuple[str, str]
   constant: dict[str, float]
-  compiled: set[int] = dataclasses.field(default_factory=set)
+  step_key: Any
+  compiled: Compiled
 
   @property
   def inputs(self) -> dict[str, Any]:
     """Constants of the learning rate's schedule, the `schedules` of a batch."""
     return schedules.constants({'learning_rate': self.schedule})
+
+  @property
+  def best_by(self) -> Criterion:
+    """How the best evaluation on dev is chosen."""
+    return best_criterion(self.config.best_by, self.task.metric)
 
   @property
   def batch_rows(self) -> int:
@@ -105,8 +135,13 @@ class TaskProgram:
     )
     return {**batch, 'seed': np.uint32(seed)}
 
-  def sum_shapes(self) -> PyTree:
-    """Shapes of the sums that a step returns."""
+  def sum_functions(self) -> 'step_loop.SumFunctions':
+    """Functions of the sums that a step returns."""
+    if self.compiled.sums is None:
+      self.compiled.sums = step_loop.SumFunctions(self._sum_shapes(), self.layout.mesh)
+    return self.compiled.sums
+
+  def _sum_shapes(self) -> PyTree:
     no_rows = batches.assemble(
       self.train,
       np.arange(0),
@@ -326,23 +361,15 @@ def build_task_program(
       '--config.batch_size.'
     )
   model, attention = build_task_model(config, task, initial, max_length)
-  o = config.optimizer
-  steps_per_epoch = batches.steps_per_epoch(len(train) // train.choices, config.batch_size)
-  steps = max(1, round((config.epochs or task.recipe.epochs) * steps_per_epoch))
-  rate, decay = learning_rates(config, model.config.hidden_size)
-  schedule = WarmupDecay(rate, int(o.warmup * steps), steps)
+  course = _course(config, task, train, model.config.hidden_size)
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
-  optimizer = _optimizer(config, schedule, boxed, model.config.num_layers, decay)
+  optimizer = _optimizer(config, course, boxed, model.config.num_layers)
   shapes, shardings = layout_of_state(boxed, optimizer, layout)
   ids = finetune_step.special_ids(initial.tokenizer)
-  batch_loss = finetune_step.finetuning_loss(model, ids, loss_settings(config, task, train))
-  options = UpdateOptions(
-    micro_batches=config.micro_batches,
-    skip_nonfinite=config.skip_nonfinite,
-    layout=layout,
-    moments=partitioning.moment_shardings(shapes.params, shardings.params, layout),
-    trained=('head',) if config.frozen else None,
-  )
+  settings = loss_settings(config, task, train)
+  batch_loss = finetune_step.finetuning_loss(model, ids, settings)
+  step = _train_step(config, batch_loss, optimizer, layout, shapes, shardings)
+  key = _step_key(config, course)
   lengths = batches.buckets(max_length, config.bucketed)
   # Without memory of earlier evaluations, so that a resumed run evaluates in the same batches.
   sizes = PredictionSizes(max_length, config.eval_batch_size, config.bucketed, remember=False)
@@ -355,11 +382,7 @@ def build_task_program(
     max_length=max_length,
     lengths=lengths,
     train=train,
-    steps=steps,
-    steps_per_epoch=steps_per_epoch,
-    schedule=schedule,
-    learning_rate=rate,
-    layer_decay=decay,
+    **course._asdict(),
     shapes=shapes,
     shardings=shardings,
     init_params=jax.jit(
@@ -369,11 +392,84 @@ def build_task_program(
       lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0
     ),
     batch_loss=batch_loss,
-    train_step=finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options),
-    predictor=make_predictor(model, initial.tokenizer, layout, sizes),
+    train_step=step,
+    step_key=key,
+    compiled=Compiled(steps={key: step}),
+    loss_settings=settings,
+    predictor=make_predictor(model, initial.tokenizer, layout, sizes, settings),
     attention=attention,
     constant=task.constant(),
   )
+
+
+def with_setting(p: TaskProgram, config: FinetuningConfig) -> TaskProgram:
+  """The program of another setting of a search.
+
+  Learning rates, numbers of steps and seeds are inputs of the compiled step, so that settings that
+  differ only in these share it. Another batch size compiles it again, and so do other constants of
+  the optimizer. Everything else is shared.
+
+  Args:
+    p: program of a setting.
+    config: of the other setting.
+
+  Raises:
+    UserError: rows do not divide over the mesh.
+  """
+  _check_batch(config, p.layout)
+  course = _course(config, p.task, p.train, p.model.config.hidden_size)
+  key = _step_key(config, course)
+  if key not in p.compiled.steps:
+    boxed = jax.eval_shape(lambda: init_finetuned(p.model, 0))
+    optimizer = _optimizer(config, course, boxed, p.model.config.num_layers)
+    p.compiled.steps[key] = _train_step(
+      config, p.batch_loss, optimizer, p.layout, p.shapes, p.shardings
+    )
+  return dataclasses.replace(
+    p, config=config, train_step=p.compiled.steps[key], step_key=key, **course._asdict()
+  )
+
+
+class _Course(NamedTuple):
+  """The fields of `TaskProgram` that follow from epochs, batch size and rates."""
+
+  steps: int
+  steps_per_epoch: int
+  schedule: WarmupDecay
+  learning_rate: float
+  layer_decay: float
+
+
+def _course(config: FinetuningConfig, task: Task, train: Features, hidden_size: int) -> _Course:
+  per_epoch = batches.steps_per_epoch(len(train) // train.choices, config.batch_size)
+  steps = max(1, round((config.epochs or task.recipe.epochs) * per_epoch))
+  rate, decay = learning_rates(config, hidden_size)
+  schedule = WarmupDecay(rate, int(config.optimizer.warmup * steps), steps)
+  return _Course(steps, per_epoch, schedule, rate, decay)
+
+
+def _step_key(config: FinetuningConfig, course: _Course) -> tuple[Any, ...]:
+  """What is a constant in the compiled step: all of the optimizer but the schedule's numbers."""
+  constants = config.optimizer.replace({'learning_rate': 0.0, 'warmup': 0.0})
+  return constants, course.layer_decay, course.schedule.warmup_steps > 0
+
+
+def _train_step(
+  config: FinetuningConfig,
+  batch_loss: BatchLoss,
+  optimizer: optax.GradientTransformation,
+  layout: partitioning.Layout,
+  shapes: TrainState,
+  shardings: TrainState,
+) -> TrainStep:
+  options = UpdateOptions(
+    micro_batches=config.micro_batches,
+    skip_nonfinite=config.skip_nonfinite,
+    layout=layout,
+    moments=partitioning.moment_shardings(shapes.params, shardings.params, layout),
+    trained=('head',) if config.frozen else None,
+  )
+  return finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options)
 
 
 def _check_batch(config: FinetuningConfig, layout: partitioning.Layout) -> None:
@@ -389,14 +485,14 @@ def _check_batch(config: FinetuningConfig, layout: partitioning.Layout) -> None:
 
 
 def _optimizer(
-  config: FinetuningConfig, schedule: WarmupDecay, boxed: PyTree, layers: int, decay: float
+  config: FinetuningConfig, course: _Course, boxed: PyTree, layers: int
 ) -> optax.GradientTransformation:
   """AdamW, with learning rates that decay layer by layer from the head downwards."""
   layer_rates = optimizers.layerwise_rates(
-    nn.unbox(boxed), layers, decay, config.optimizer.published_depths
+    nn.unbox(boxed), layers, course.layer_decay, config.optimizer.published_depths
   )
   return optimizers.adamw(
     optimizers.OptimizerSettings(
-      {'learning_rate': schedule}, config.optimizer, layer_rates=layer_rates
+      {'learning_rate': course.schedule}, config.optimizer, layer_rates=layer_rates
     )
   )

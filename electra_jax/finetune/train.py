@@ -8,23 +8,24 @@ import os
 from collections.abc import Mapping, Sequence
 
 import jax
-from etils import epath
 
 from electra_jax import console, file_access
-from electra_jax.config import AnyConfig, FinetuningConfig, to_plain
+from electra_jax.config import AnyConfig, to_plain
 from electra_jax.console import quantity, say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import batches, initial, run_files, trial_summary
+from electra_jax.finetune.dev_split import open_split_task
 from electra_jax.finetune.resolve import ResolvedFinetuning, resolve_finetuning
 from electra_jax.finetune.run_files import RESULT, RESULTS, Record, read_records
+from electra_jax.finetune.search import search
+from electra_jax.finetune.setup import FinetuningSetup, memory_errors
 from electra_jax.finetune.splits import (
   evaluation_splits,
   length_limit,
   training_features,
 )
 from electra_jax.finetune.task_losses import Split
-from electra_jax.finetune.task_program import TaskProgram, build_task_program
-from electra_jax.finetune.tasks import open_task
+from electra_jax.finetune.task_program import TaskProgram, build_task_program, with_setting
 from electra_jax.finetune.tasks.task import Task
 from electra_jax.finetune.trial import run_trial
 from electra_jax.folder_lock import FolderLock
@@ -72,7 +73,7 @@ def _finetune(
   layout = partitioning.make_layout(run.config)
   say('devices', devices.describe_devices(layout.mesh))
   devices.use_compilation_cache(run.config.compilation_cache)
-  tasks = _open_tasks(run.config)
+  tasks = _open_tasks(run)
   start = _open_encoder(run)
   names = run.config.tasks
   done = hosts.from_first(lambda: run_files.steps_of_trials(run.workdir, names))
@@ -81,32 +82,11 @@ def _finetune(
   if len(tasks) > 1:
     tasks = ()  # frees their data; each task is opened again in its turn
   for number, name in enumerate(names):
-    task = tasks[number] if tasks else open_task(name, run.config)
+    task = tasks[number] if tasks else open_split_task(name, run.config, run.workdir)[0]
     if _train_task(setup, task):
       return PREEMPTED
   _finish(setup)
   return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuningSetup:
-  """What the tasks of a run share.
-
-  Attributes:
-    config: the run's config.
-    workdir: the run's folder.
-    start: encoder and tokenizer that all trials start from.
-    layout: the mesh.
-    notice: true once this process is asked to stop.
-    status: status file of the run.
-  """
-
-  config: FinetuningConfig
-  workdir: epath.Path
-  start: initial.Initial
-  layout: partitioning.Layout
-  notice: Notice
-  status: Status
 
 
 #### Resolve, data, encoder ####
@@ -129,10 +109,10 @@ def _claim(
   return run
 
 
-def _open_tasks(config: FinetuningConfig) -> Sequence[Task]:
+def _open_tasks(run: ResolvedFinetuning) -> Sequence[Task]:
   """Opens all tasks and reads their data, so that errors are reported before the first step."""
-  tasks = [open_task(name, config) for name in config.tasks]
-  for task in tasks:
+  opened = [open_split_task(name, run.config, run.workdir) for name in run.config.tasks]
+  for task, about_split in opened:
     with console.phase('reading', f'the examples of {task.name}'):
       counts = {split: len(task.examples(split)) for split in task.splits}
     for split in ('train', 'dev'):
@@ -145,9 +125,9 @@ def _open_tasks(config: FinetuningConfig) -> Sequence[Task]:
     order = (*first, *(split for split in task.splits if split not in first))
     text = ', '.join(f'{counts[split]:,} {split}' for split in order)
     say(task.name, text + (f'; labels {_first_names(task.labels)}' if task.labels else ''))
-    for note in task.notes:
+    for note in filter(None, (*task.notes, about_split)):
       say('', note)
-  return tasks
+  return [task for task, _ in opened]
 
 
 def _first_names(labels: Sequence[str], most: int = 8) -> str:
@@ -188,7 +168,16 @@ def _train_task(setup: FinetuningSetup, task: Task) -> bool:
     checksum = run_files.data_checksum(p.train)
     hosts.same_everywhere(f'the data of {task.name}', str(checksum))
     hosts.from_first(lambda: run_files.check_data(folder, checksum))
+    if config.settings:
+      setting = search(setup, p, splits)
+      if setting is None:
+        return True
+      setup = dataclasses.replace(setup, config=config.with_setting(setting))
+      p = with_setting(p, setup.config)
     for number in todo:
+      # The search may have trained it.
+      if file_access.exists(folder / f'trial-{number}' / RESULT):
+        continue
       if _run_trial(setup, p, number, splits) is None:
         return True
   # Once more: an earlier start may have ended before it did this.
@@ -204,16 +193,8 @@ def _run_trial(
   config, task = setup.config, p.task
   folder = setup.workdir / task.name
   say(f'trial {number}', f'of {config.num_trials}, seed {config.seed + number - 1}')
-  try:
+  with memory_errors(task.name):
     record = run_trial(p, number, folder / f'trial-{number}', splits, setup.notice, setup.status)
-  except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    raise UserError(
-      f'{task.name} does not fit the memory of a device; split its batches '
-      '(--config.micro_batches=2), recompute activations (--config.model.remat=full), or lower '
-      '--config.eval_batch_size.'
-    ) from None
   if record is not None:
     setup.status.check_held()
     hosts.from_first(functools.partial(run_files.keep_weights, config, task, folder))
@@ -230,7 +211,8 @@ def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapp
     splits = evaluation_splits(config, task, start.tokenizer)
   max_length = length_limit(config, task)
   with console.phase('building', 'the model and the optimizer'):
-    p = build_task_program(config, task, start, setup.layout, train, max_length)
+    first = config.with_setting(config.settings[0]) if config.settings else config
+    p = build_task_program(first, task, start, setup.layout, train, max_length)
   epochs = p.steps / p.steps_per_epoch
   say(
     '',

@@ -14,7 +14,8 @@ from etils import epath
 
 from electra_jax import console
 from electra_jax.console import quantity
-from electra_jax.finetune import answers, batches
+from electra_jax.finetune import answers, batches, dev_loss
+from electra_jax.finetune.initial import DEV_LOSS
 from electra_jax.finetune.run_files import RESULT, Record, json_values
 from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram
@@ -28,7 +29,6 @@ from electra_jax.training.step_loop import (
   IntervalTimer,
   RunRecorder,
   StepRunner,
-  SumFunctions,
   is_due,
   skipped_line,
 )
@@ -38,7 +38,7 @@ from electra_jax.training.update_step import find_nonfinite
 PyTree = Any
 LINES_EVERY = 20  # of the log lines, one is printed where the console is not a terminal
 # Fields of an evaluation line of metrics.jsonl that are not metrics, and those left out of a curve.
-NOT_METRICS = ('kind', 'step', 'epoch', 'tokens', 'seconds', *answers.STATISTICS)
+NOT_METRICS = ('kind', 'step', 'epoch', 'tokens', 'seconds', DEV_LOSS, *answers.STATISTICS)
 NOT_IN_CURVE = ('kind', 'tokens', 'seconds', *answers.STATISTICS)
 
 Curve = list[dict[str, Any]]  # evaluations on dev, as in metrics.jsonl
@@ -93,19 +93,16 @@ def run_trial(
   Raises:
     UserError: a loss or gradient is not finite.
   """
-  best_by = Criterion(p.task.metric, 'max')
-  trial = _open(p, number, folder, status, best_by)
+  trial = _open(p, number, folder, status)
   with trial.recorder.writer:
-    stopped = _TrialLoop(p, trial, splits['dev']).run(notice)
+    stopped = _TrialLoop(p, trial, splits['dev'], p.steps).run(notice)
     params, step = trial.runner.state.params, int(jax.device_get(trial.runner.state.step))
     trial.recorder.finish(step, trial.runner)
     trial.recorder.close('stopped' if stopped else 'finished')
   if stopped:
     return None
   if p.config.select == 'best':
-    params, step = checkpoints.restore_params(
-      folder, 'best', p.shapes.params, p.shardings.params, best_by
-    )
+    params, step = selected_params(p, folder)
   with console.phase(f'trial {number}', 'evaluating'):
     found = {
       name: _known_evaluation(trial.curve, name, step) or evaluate_split(p, params, name, split)
@@ -117,26 +114,93 @@ def run_trial(
   return record
 
 
+def run_part(
+  p: TaskProgram,
+  number: int,
+  folder: epath.Path,
+  dev: Split,
+  notice: Notice,
+  status: Status,
+  until: int,
+) -> Curve | None:
+  """Trains a trial up to a step, from which `run_trial` or another part continues.
+
+  Args:
+    p: program of the task.
+    number: number of the trial, from 1.
+    folder: of the trial.
+    dev: to evaluate on; also at the end of the part.
+    notice: true once this process is asked to stop.
+    status: status file of the run.
+    until: number of steps, less than those of the trial.
+
+  Returns:
+    The evaluations on dev so far; None if the trial was asked to stop and is saved.
+
+  Raises:
+    UserError: a loss or gradient is not finite.
+  """
+  if (hosts.from_first(lambda: checkpoints.latest_saved(folder)) or 0) >= until:
+    return hosts.from_first(functools.partial(saved_curve, folder, until))
+  trial = _open(p, number, folder, status)
+  with trial.recorder.writer:
+    stopped = _TrialLoop(p, trial, dev, until).run(notice)
+    trial.recorder.finish(int(jax.device_get(trial.runner.state.step)), trial.runner)
+    trial.recorder.close('stopped')
+  return None if stopped else trial.curve
+
+
+def evaluate_further(
+  p: TaskProgram, folder: epath.Path, record: Record, splits: Mapping[str, Split]
+) -> Record:
+  """Evaluates a finished trial on further parts of the data, and adds them to its result.json.
+
+  Args:
+    p: program of the trial.
+    folder: of the trial, with its weights.
+    record: of the trial.
+    splits: all parts to evaluate on; those that the record has are not evaluated again.
+  """
+  missing = [name for name in splits if name not in record['figures']]
+  if not missing:
+    return record
+  params, _ = selected_params(p, folder)
+  found = {name: evaluate_split(p, params, name, splits[name]).metrics for name in missing}
+  record = record | {'figures': record['figures'] | found}
+  hosts.from_first(lambda: run_folder.write_json(folder / RESULT, json_values(record)))
+  return record
+
+
+def selected_params(p: TaskProgram, folder: epath.Path) -> tuple[PyTree, int]:
+  """The parameters of a finished trial that config.select selects, and their step."""
+  return checkpoints.restore_params(
+    folder, p.config.select, p.shapes.params, p.shardings.params, p.best_by
+  )
+
+
 class Evaluation(NamedTuple):
   """An evaluation of a part of the data.
 
   Attributes:
     metrics: of the task.
     answers: see answers.answer_statistics; of 'dev' only.
+    loss: of training, without dropout; of 'dev' only, else nan.
   """
 
   metrics: dict[str, float]
   answers: dict[str, float]
+  loss: float = math.nan
 
 
 def evaluate_split(p: TaskProgram, params: PyTree, name: str, split: Split) -> Evaluation:
   """Evaluates a part of the data."""
   outputs = p.predictor.outputs(params, split.features)
   metrics = p.task.score(name, split.examples, split.features, outputs)
-  given = {}
-  if name == 'dev':
-    given = answers.answer_statistics(p.task.head, split.features, outputs)
-  return Evaluation(metrics, given)
+  if name != 'dev':
+    return Evaluation(metrics, {})
+  given = answers.answer_statistics(p.task.head, split.features, outputs)
+  loss = dev_loss.evaluation_loss(p.task.head, split.features, outputs, p.loss_settings)
+  return Evaluation(metrics, given, loss)
 
 
 def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -151,12 +215,10 @@ def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
   } | {name: value / count for name, value in s.items() if name.endswith(('correct', '_loss'))}
 
 
-def _open(
-  p: TaskProgram, number: int, folder: epath.Path, status: Status, best_by: Criterion
-) -> _Trial:
+def _open(p: TaskProgram, number: int, folder: epath.Path, status: Status) -> _Trial:
   """Restores the state of a trial, or starts it."""
-  seed = p.config.seed + number - 1
-  functions = SumFunctions(p.sum_shapes(), p.layout.mesh)
+  seed, best_by = p.config.seed + number - 1, p.best_by
+  functions = p.sum_functions()
   manager = checkpoints.open_manager(folder, best_by=best_by)
   first = hosts.from_first(lambda: manager.latest_step() or 0)
   status.begin_trial(folder, p.task.name, number, first, p.steps)
@@ -178,27 +240,35 @@ def _open(
     first,
     StepRunner(state, sums, functions),
     RunRecorder(manager, writer, status, best_by),
-    hosts.from_first(functools.partial(_saved_curve, folder, first)),
+    hosts.from_first(functools.partial(saved_curve, folder, first)),
   )
 
 
-def _saved_curve(folder: epath.Path, last: int) -> Curve:
+def saved_curve(folder: epath.Path, last: int) -> Curve:
+  """The evaluations on dev of a trial up to a step, from its metrics."""
   lines = progress.read_metrics(folder)
   return [line for line in lines if line['kind'] == 'dev' and line['step'] <= last]
 
 
-class _TrialLoop:
-  """The training loop of a trial."""
+def evaluation_interval(p: TaskProgram) -> int:
+  """Steps between evaluations on dev: config.eval_every, or all."""
+  every = round(p.config.eval_every * p.steps_per_epoch)
+  return max(1, every) if p.config.eval_every else p.steps
 
-  def __init__(self, p: TaskProgram, trial: _Trial, dev: Split) -> None:
+
+class _TrialLoop:
+  """The training loop of a trial, up to a step."""
+
+  def __init__(self, p: TaskProgram, trial: _Trial, dev: Split, until: int) -> None:
     config = p.config
     self.p = p
     self.trial = trial
     self.dev = dev
+    self.until = until
     self.epochs = batches.epochs_of(config, p.train, trial.seed)
-    every = round(config.eval_every * p.steps_per_epoch)
-    self.eval_every = max(1, every) if config.eval_every else p.steps
-    self.out_of_patience = _out_of_patience(trial.curve, p.task.metric, config.patience)
+    self.eval_every = evaluation_interval(p)
+    self.best_by = trial.recorder.best_by
+    self.out_of_patience = _out_of_patience(trial.curve, self.best_by, config.patience)
     self.timer = IntervalTimer(trial.first)
     self.interval_tokens = 0
     self.log_lines = 0
@@ -206,16 +276,16 @@ class _TrialLoop:
 
   def run(self, notice: Notice) -> bool:
     """Takes the steps that are left. Returns whether the run was asked to stop before the end."""
-    p, trial = self.p, self.trial
+    p, trial, until = self.p, self.trial, self.until
     mesh = p.layout.mesh
     trial.tokens = sum(self._tokens(step) for step in range(trial.first))
     agreed = Agreement(mesh)
     constants = partitioning.replicate(p.inputs, mesh)
     notice.heed()
-    left = p.steps - trial.first
+    left = until - trial.first
     with console.progress(f'trial {trial.number}', left, 'rows', p.config.batch_size) as live:
       self.timer = IntervalTimer(trial.first)
-      for index in range(trial.first, p.steps):
+      for index in range(trial.first, until):
         if self.out_of_patience:
           break
         batch = p.assemble(self.epochs.rows(index), trial.seed)
@@ -232,7 +302,7 @@ class _TrialLoop:
         if is_due(step, p.config.log_every, p.steps):
           self._log(step, live)
         value = None
-        if is_due(step, self.eval_every, p.steps):
+        if is_due(step, self.eval_every, until):
           with live.phase('evaluating'), self.timer.paused():
             value = self._evaluate(step)
         if value is not None or stop or step % p.config.save_every == 0:
@@ -240,7 +310,7 @@ class _TrialLoop:
             self._save(step, value)
         else:
           trial.recorder.poll(step, trial.runner)
-        if stop and step < p.steps:
+        if stop and step < until:
           trial.recorder.finish(step, trial.runner)
           console.line(
             f'  asked to stop: saved step {step:,} of trial {trial.number}; the same command '
@@ -257,10 +327,11 @@ class _TrialLoop:
   @contextlib.contextmanager
   def _compiling(self, length: int, live: console.Progress) -> Iterator[None]:
     """Names the compilation of a step for rows of a new length, and leaves out its time."""
-    if length in self.p.compiled:
+    shape = self.p.step_key, self.p.batch_rows, length
+    if shape in self.p.compiled.lengths:
       yield
       return
-    self.p.compiled.add(length)
+    self.p.compiled.lengths.add(shape)
     console.say('compiling', f'the step for rows of {length}')
     with live.phase(f'compiling the step for rows of {length}'):
       yield
@@ -301,13 +372,12 @@ class _TrialLoop:
   def _evaluate(self, step: int) -> float:
     """Evaluates on dev. Returns the metric that the best checkpoint is chosen by."""
     p, trial = self.p, self.trial
-    metrics, given = evaluate_split(p, trial.runner.state.params, 'dev', self.dev)
-    epoch = step / p.steps_per_epoch
-    others = given | {'epoch': epoch, 'tokens': trial.tokens}
-    trial.recorder.log_evaluation('dev', step, metrics | others)
-    trial.curve.append({'kind': 'dev', 'step': step, 'epoch': epoch, **metrics, **given})
-    self.out_of_patience = _out_of_patience(trial.curve, p.task.metric, p.config.patience)
-    return float(metrics[p.task.metric])
+    dev = evaluate_split(p, trial.runner.state.params, 'dev', self.dev)
+    found = {'epoch': step / p.steps_per_epoch, **dev.metrics, DEV_LOSS: dev.loss, **dev.answers}
+    trial.recorder.log_evaluation('dev', step, found | {'tokens': trial.tokens})
+    trial.curve.append({'kind': 'dev', 'step': step, **found})
+    self.out_of_patience = _out_of_patience(trial.curve, self.best_by, p.config.patience)
+    return float(found[self.best_by.metric])
 
   def _save(self, step: int, value: float | None) -> None:
     self._check_finite(self.trial.runner.bad_step())
@@ -339,8 +409,9 @@ def _record(p: TaskProgram, trial: _Trial, found: Mapping[str, Evaluation], step
     'metric': p.task.metric,
     'figures': {name: evaluation.metrics for name, evaluation in found.items()},
     'answers': found['dev'].answers,
+    'dev_loss': found['dev'].loss,
     'selected_step': step,
-    'best': _best(trial.curve, p.task.metric),
+    'best': best_evaluation(trial.curve, trial.recorder.best_by),
     'curve': [
       {name: line[name] for name in line if name not in NOT_IN_CURVE} for line in trial.curve
     ],
@@ -363,21 +434,30 @@ def _known_evaluation(curve: Curve, name: str, step: int) -> Evaluation | None:
     for metric, value in line.items()
     if metric not in NOT_METRICS
   }
-  return Evaluation(metrics, {name: line[name] for name in answers.STATISTICS if name in line})
+  given = {name: line[name] for name in answers.STATISTICS if name in line}
+  loss = line.get(DEV_LOSS)  # trials of version 0.1.0 have none
+  return Evaluation(metrics, given, math.nan if loss is None else loss)
 
 
-def _best(curve: Curve, metric: str) -> dict[str, Any] | None:
-  """The evaluation with the highest value of a metric, the first of equal ones."""
-  defined = [line for line in curve if line[metric] is not None and np.isfinite(line[metric])]
-  best = max(defined, key=lambda line: line[metric], default=None)
+def best_evaluation(curve: Curve, best_by: Criterion) -> dict[str, Any] | None:
+  """The `epoch`, `step` and `value` of the best evaluation, the first of equal ones.
+
+  Args:
+    curve: evaluations on dev.
+    best_by: which one is the best.
+  """
+  sign = 1 if best_by.mode == 'max' else -1
+  name = best_by.metric
+  defined = [line for line in curve if line.get(name) is not None and np.isfinite(line[name])]
+  best = max(defined, key=lambda line: sign * line[name], default=None)
   if best is None:
     return None
-  return {'epoch': best['epoch'], 'step': best['step'], 'value': best[metric]}
+  return {'epoch': best['epoch'], 'step': best['step'], 'value': best[name]}
 
 
-def _out_of_patience(curve: Curve, metric: str, patience: int) -> bool:
+def _out_of_patience(curve: Curve, best_by: Criterion, patience: int) -> bool:
   """Whether none of the last `patience` evaluations was better than one before; 0: never."""
-  best = _best(curve, metric)
+  best = best_evaluation(curve, best_by)
   return bool(patience and best and sum(line['step'] > best['step'] for line in curve) >= patience)
 
 

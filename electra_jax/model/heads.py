@@ -482,7 +482,16 @@ class FineTuned(nn.Module):
       choice: `value` `[batch]`. Tagging: `logits` `[batch, length, labels]`. Span: `start_logits`
       and `end_logits` `[batch, length]` and, in the published style, `impossible` `[batch]`.
     """
-    hidden = self.hidden_states(inputs, keys)
+    return self._trained(self.hidden_states(inputs, keys), inputs, targets, keys)
+
+  def _trained(
+    self,
+    hidden: jax.Array,
+    inputs: Inputs,
+    targets: Mapping[str, jax.Array],
+    keys: jax.Array | None,
+  ) -> dict[str, jax.Array]:
+    """The outputs of `training`, from hidden states."""
     if self.kind != 'span':
       return self._outputs(hidden, inputs, fold_in(keys, _HEAD))
     if self.style == 'transformers':
@@ -507,7 +516,25 @@ class FineTuned(nn.Module):
     Returns:
       As of `training`; for span as of SpanHead.beam_search.
     """
+    return self._predicted(self.hidden_states(inputs), inputs, targets)
+
+  def evaluation(
+    self, inputs: Inputs, targets: Mapping[str, jax.Array]
+  ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The outputs of `predict` and of `training`, without dropout, from the same hidden states.
+
+    Args:
+      inputs: int32 `[batch, length]` each.
+      targets: as of `training`.
+    """
     hidden = self.hidden_states(inputs)
+    predicted = self._predicted(hidden, inputs, targets)
+    return predicted, self._trained(hidden, inputs, targets, None)
+
+  def _predicted(
+    self, hidden: jax.Array, inputs: Inputs, targets: Mapping[str, jax.Array]
+  ) -> dict[str, jax.Array]:
+    """The outputs of `predict`, from hidden states."""
     if self.kind == 'span' and self.style == 'transformers':
       start, end = jnp.moveaxis(self.head(hidden, inputs.segment_ids), -1, 0)
       return best_spans(start, end, targets['allowed'], self.beam, self.max_answer)

@@ -20,8 +20,8 @@ from electra_jax.config import AnyConfig, FinetuningConfig, PretrainingConfig, t
 from electra_jax.console import say
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.finetune import trial_summary
+from electra_jax.finetune.dev_split import open_split_task
 from electra_jax.finetune.run_files import json_values, read_records
-from electra_jax.finetune.tasks import open_task
 from electra_jax.finetune.train import run_finetuning
 from electra_jax.folder_lock import FolderLock
 from electra_jax.pretrain import build, evaluation, run_start
@@ -309,7 +309,7 @@ def _data_identities(job: SweepJob, stores: dict[str, Any]) -> list[str]:
 def _examples_checksum(name: str, config: FinetuningConfig) -> int:
   """A checksum of the examples of a task that trials are trained and evaluated on."""
   try:
-    task = open_task(config.task, config)
+    task, _ = open_split_task(config.task, config)
     checksum = 0
     for split in ('train', 'dev'):
       examples = task.examples(split) if split in task.splits else ()

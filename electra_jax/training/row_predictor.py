@@ -12,6 +12,7 @@ from electra_jax.training.length_batches import BatchPlanner, PlannedBatch, Shap
 
 PyTree: TypeAlias = Any
 Arrays: TypeAlias = dict[str, np.ndarray]
+RowInputs: TypeAlias = Sequence[np.ndarray] | np.ndarray  # values per token, or per row
 
 
 def padded_rows(rows: Sequence[np.ndarray], shape: Shape, fill: int) -> np.ndarray:
@@ -49,7 +50,7 @@ class RowPredictor:
     self,
     params: PyTree,
     token_ids: Sequence[np.ndarray],
-    others: Mapping[str, Sequence[np.ndarray]] | None = None,
+    others: Mapping[str, RowInputs] | None = None,
   ) -> Iterator[tuple[np.ndarray, Arrays]]:
     """Yields numbers of rows, int64 `[n]`, and their outputs, `[n, ...]` by name.
 
@@ -59,7 +60,8 @@ class RowPredictor:
     Args:
       params: parameters of the function.
       token_ids: the rows, int32 `[length]` each.
-      others: further inputs with one value per token, by name; they are padded with 0.
+      others: further inputs by name, with one value per token (a sequence of arrays) or per row (an
+        array); they are padded with 0.
     """
     pending: tuple[np.ndarray, dict[str, jax.Array]] | None = None
     lengths = np.array([len(row) for row in token_ids], np.int64)
@@ -75,14 +77,18 @@ class RowPredictor:
     self,
     planned: PlannedBatch,
     token_ids: Sequence[np.ndarray],
-    others: Mapping[str, Sequence[np.ndarray]],
+    others: Mapping[str, RowInputs],
   ) -> dict[str, Any]:
     rows, shape = planned
     batch: dict[str, Any] = {
       'token_ids': padded_rows([token_ids[row] for row in rows], shape, self.pad_id)
     }
     for name, values in others.items():
-      batch[name] = padded_rows([values[row] for row in rows], shape, 0)
+      if isinstance(values, np.ndarray):
+        batch[name] = np.zeros(shape.rows, values.dtype)
+        batch[name][: len(rows)] = values[rows]
+      else:
+        batch[name] = padded_rows([values[row] for row in rows], shape, 0)
     # On one device the function takes NumPy arrays, which saves a third of a millisecond.
     return batch if self.mesh.size == 1 else partitioning.on_mesh(batch, self.mesh)
 

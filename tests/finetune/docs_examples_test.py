@@ -1,14 +1,16 @@
 """The examples of docs/finetuning.md: their data and commands are read as the page says."""
 
+import json
 import pathlib
 import re
 import shlex
 
+import micro_run
 import pytest
 
 from electra_jax.cli.command_line import parse_flags
 from electra_jax.config import checked_finetuning
-from electra_jax.finetune.tasks import open_task
+from electra_jax.finetune.dev_split import open_split_task
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A block of data with the name of its file, and the command after it.
@@ -25,6 +27,7 @@ DETECTED = {
   'entities.jsonl': (('O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER'), "words 'text', tags 'entities'"),
   'tags.conll': (('O', 'B-PER', 'I-PER'), 'BILOU, as in B_TYPE'),
   'span.jsonl': ((), "question 'question', context 'context', answers 'answers'"),
+  'search.jsonl': (('negative', 'positive'), "text 'text', label 'label'"),
   'long.jsonl': (('negative', 'positive'), "text 'text', label 'label'"),
 }
 
@@ -41,7 +44,26 @@ def test_an_example_is_read(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / name).write_text(match['data'], 'utf-8')
   (task_name,) = config.tasks
-  task = open_task(task_name, config)
+  task, _ = open_split_task(task_name, config)
   labels, note = DETECTED[name]
   assert all(task.examples(split) for split in ('train', 'dev')) and task.labels == labels
   assert note in '; '.join(task.notes) and task.constant()
+
+
+def test_the_search_is_run(tmp_path):
+  match = FOUND['search.jsonl']
+  (tmp_path / 'search.jsonl').write_text(match['data'], 'utf-8')
+  replaced = {
+    'runs/small': str(micro_run.finished()[0]),
+    'search.jsonl': str(tmp_path / 'search.jsonl'),
+    'runs/search': str(tmp_path / 'run'),
+  }
+  command = match['command']
+  for name, value in replaced.items():
+    command = command.replace(name, value)
+  small = ('--config.max_length=16', f'--config.compilation_cache={micro_run.programs()}')
+  out, _ = micro_run.run(*shlex.split(command), *small)
+  folder = tmp_path / 'run' / 'classification'
+  found = json.loads((folder / 'search.json').read_text())
+  assert len(found['settings']) == 6 and f'setting {found["chosen"]["setting"]}:' in out
+  assert len(json.loads((folder / 'kept.json').read_text())['trials']) == 1

@@ -6,8 +6,7 @@ import pytest
 import transformers
 
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
-from electra_jax.finetune.tasks import text_task
-from electra_jax.finetune.tasks.text_task import Example
+from electra_jax.finetune.tasks import text_rows
 from electra_jax.interop import tokenizer_files
 
 PAIR = ('the quick brown fox', 'a lazy dog sleeps here')
@@ -22,10 +21,10 @@ def test_pairs_are_those_of_transformers_before_and_after_an_export(form, separa
   ours = load_tokenizer(tmp_path / 'theirs')
   assert ours.separators == separators
   expected = transformers.AutoTokenizer.from_pretrained(tmp_path / 'theirs')(*PAIR)['input_ids']
-  (row,), _ = text_task.token_rows([Example(None, *PAIR, -1)], ours, 64, True)
+  (row,), _ = text_rows.token_rows(PAIR[:1], PAIR[1:], ours, 64)
   assert row.tolist() == expected
   # Rows that are cut fit, too.
-  (short,), _ = text_task.token_rows([Example(None, *PAIR, -1)], ours, 12, True)
+  (short,), _ = text_rows.token_rows(PAIR[:1], PAIR[1:], ours, 12)
   assert len(short) == 12 and np.count_nonzero(short == ours.sep_id) == separators + 1
   for types in (False, True):
     folder = tmp_path / f'types {types}'

@@ -16,7 +16,7 @@ import pytest
 
 from electra_jax.data.tokenizers.tokenization import load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune.tasks import restore_task, text_task
+from electra_jax.finetune.tasks import restore_task, text_rows
 from electra_jax.finetune.tasks.text_task import Example
 
 TRAIN = 'text\tlabel\nbad cat\tno\ngood dog\tyes\ngood cat\tyes\n'
@@ -164,7 +164,7 @@ def test_the_longer_text_of_a_pair_is_truncated_token_by_token():
     for second in range(14):
       for room in range(2, 20):
         if first + second > room:
-          assert text_task.truncated_first(first, second, room) == slowly(first, second, room), (
+          assert text_rows.truncated_first(first, second, room) == slowly(first, second, room), (
             first,
             second,
             room,

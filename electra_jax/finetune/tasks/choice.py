@@ -11,13 +11,17 @@ from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
-from electra_jax.finetune.tasks import tables, text_task
+from electra_jax.finetune.tasks import tables, text_rows, text_task
 from electra_jax.finetune.tasks.task import (
+  ChooseDev,
   Features,
   Options,
   Outputs,
+  SplitKey,
   TaskDefaults,
   TaskRecipe,
+  parted,
+  plain_text,
 )
 
 _TEXTS = ('text', 'question', 'context', 'premise', 'sentence', 'sent1')
@@ -141,6 +145,19 @@ class Choice(TaskDefaults):
       raise text_task.no_data(self.name, split, self.splits)
     return self.load(split)
 
+  def split_off(self, choose: ChooseDev) -> Self:
+    """The task with some training examples as dev, all choices of equal texts on one side."""
+    examples = self.examples('train')
+    parts = parted(examples, choose([SplitKey(plain_text(one.text)) for one in examples]))
+    load = self.load
+    assert load is not None  # `examples` has used it
+    others = tuple(split for split in self.splits if split != 'train')
+    return dataclasses.replace(
+      self,
+      splits=('train', 'dev', *others),
+      load=lambda split: parts[split] if split in parts else load(split),
+    )
+
   def read(self, path: str) -> Sequence[ChoiceExample]:
     """Examples of a table, with or without labels."""
     rows = tables.read_table(path)
@@ -151,16 +168,18 @@ class Choice(TaskDefaults):
   ) -> tuple[Features, dict[str, int]]:
     """Rows of all choices. Each example has as many, the last of them may be empty fillers."""
     count = max([self.most, *(len(example.choices) for example in examples)])
-    pairs: list[text_task.Example] = []
+    texts: list[str] = []
+    choices: list[str] = []
     targets: list[float] = []
     for example in examples:
       for i in range(count):
         exists = i < len(example.choices)
         choice = example.choices[i] if exists else ''
-        pairs.append(text_task.Example(None, example.text if exists else '', choice, 0))
+        texts.append(example.text if exists else '')
+        choices.append(choice)
         right = np.nan if example.target < 0 else float(i == example.target)
         targets.append(right if exists else NONE)
-    rows, counts = text_task.token_rows(pairs, tokenizer, max_length, paired=True)
+    rows, counts = text_rows.token_rows(texts, choices, tokenizer, max_length)
     owners = np.repeat(np.arange(len(examples), dtype=np.int32), count)
     features = Features(
       rows, {'choice': np.array(targets, np.float32)}, owners, [None] * len(rows), choices=count

@@ -12,7 +12,8 @@ from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
 from electra_jax.finetune.tasks import tables
-from electra_jax.finetune.tasks.task import Features, Outputs
+from electra_jax.finetune.tasks.probabilities import sigmoid
+from electra_jax.finetune.tasks.task import Features, Outputs, SplitKey
 from electra_jax.finetune.tasks.text import TableTask, detected_columns
 from electra_jax.finetune.tasks.text_task import (
   Example,
@@ -199,6 +200,10 @@ class MultiLabel(TableTask):
     """The target of an example without one."""
     return None
 
+  def split_key(self, example: Example) -> SplitKey:
+    """The key of a training example, with all of its labels."""
+    return super().split_key(example)._replace(labels=tuple(example.target))
+
   #### Rows, metrics and predictions ####
 
   def targets_of(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -313,6 +318,4 @@ def _decision(value: tables.JsonValue) -> bool | None:
 
 def _probabilities(outputs: Outputs) -> np.ndarray:
   """Of each label, float64 [rows, labels]."""
-  logits = np.asarray(outputs['logits'], np.float64)
-  probabilities: np.ndarray = 1 / (1 + np.exp(-logits))
-  return probabilities
+  return sigmoid(outputs['logits'])

@@ -10,7 +10,8 @@ from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
 from electra_jax.finetune.tasks import tables
-from electra_jax.finetune.tasks.task import Features, Outputs
+from electra_jax.finetune.tasks.probabilities import sigmoid
+from electra_jax.finetune.tasks.task import Features, Outputs, SplitKey, plain_text
 from electra_jax.finetune.tasks.text import TableTask, detected_columns
 from electra_jax.finetune.tasks.text_task import Example, TextColumns, examples_of_rows
 
@@ -64,6 +65,10 @@ class Ranking(TableTask):
       )
     return dataclasses.replace(self, highest=float(max(values)))
 
+  def split_key(self, example: Example) -> SplitKey:
+    """The key of a training example: the passages of a query are a group."""
+    return SplitKey(plain_text(example.first))
+
   def targets_of(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """`value` of the examples, between 0 and 1; see `task.Features`."""
     values = np.array([example.target for example in examples], np.float64) / self.highest
@@ -105,7 +110,7 @@ class Ranking(TableTask):
     for members in _queries(examples).values():
       order = np.argsort(-logits[members], kind='stable')
       ranks[np.array(members)[order]] = np.arange(1, len(members) + 1)
-    scores = 1 / (1 + np.exp(-logits))
+    scores = sigmoid(logits)
     return [
       self.shown_example(i, example) | {'score': float(scores[i]), 'rank': int(ranks[i])}
       for i, example in enumerate(examples)

@@ -15,8 +15,19 @@ from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune.tasks import squad_data, squad_metrics
 from electra_jax.finetune.tasks.squad_data import Question, QuestionColumns
-from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskDefaults, TaskRecipe
-from electra_jax.finetune.tasks.text_task import no_data, window_starts
+from electra_jax.finetune.tasks.task import (
+  ChooseDev,
+  Features,
+  Options,
+  Outputs,
+  SplitKey,
+  TaskDefaults,
+  TaskRecipe,
+  parted,
+  plain_text,
+)
+from electra_jax.finetune.tasks.text_rows import window_starts
+from electra_jax.finetune.tasks.text_task import no_data
 
 # Tokens of a context that a row must have room for. With fewer, a text would become hundreds of
 # rows.
@@ -230,6 +241,20 @@ class SquadTask(TaskDefaults):
     if split not in self.splits or self.load is None:
       raise no_data(self.name, split, self.splits)
     return self.load(split)
+
+  def split_off(self, choose: ChooseDev) -> 'SquadTask':
+    """The task with some training questions as dev, all questions on a context on one side."""
+    questions = self.examples('train')
+    keys = [SplitKey(plain_text(question.context)) for question in questions]
+    parts = parted(questions, choose(keys))
+    load = self.load
+    assert load is not None  # `examples` has used it
+    others = tuple(split for split in self.splits if split != 'train')
+    return dataclasses.replace(
+      self,
+      splits=('train', 'dev', *others),
+      load=lambda split: parts[split] if split in parts else load(split),
+    )
 
   def read(self, path: str) -> Sequence[Question]:
     """Questions of a file in any format of `squad_data.read_questions`."""

@@ -19,11 +19,15 @@ from electra_jax.finetune.tasks.tables import place, shown
 from electra_jax.finetune.tasks.tag_schemes import Detected, TagCoding
 from electra_jax.finetune.tasks.task import (
   TARGET_PADDING,
+  ChooseDev,
   Features,
   Options,
   Outputs,
+  SplitKey,
   TaskDefaults,
   TaskRecipe,
+  parted,
+  plain_text,
 )
 
 
@@ -230,6 +234,15 @@ class TaggingTask(TaskDefaults):
       self.check_tags(split, sentences)
       self.cache[split] = sentences
     return self.cache[split]
+
+  def split_off(self, choose: ChooseDev) -> 'TaggingTask':
+    """The task with some training sentences as dev, equal ones on one side."""
+    sentences = self.examples('train')
+    keys = [SplitKey(tuple(map(plain_text, sentence.tokens))) for sentence in sentences]
+    parts = parted(sentences, choose(keys))
+    others = {split: path for split, path in self.paths.items() if split != 'train'}
+    paths = {'train': self.paths['train'], 'dev': self.paths['train']} | others
+    return dataclasses.replace(self, paths=paths, cache={**self.cache, **parts})
 
   def check_tags(self, split: str, sentences: Iterable[Sentence]) -> None:
     """Checks that sentences have tags, except in test data, and that training has these tags.

@@ -7,8 +7,8 @@ do not branch on names of tasks.
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeAlias, runtime_checkable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -219,6 +219,56 @@ class HasTexts(Protocol):
       features: the rows of the examples.
       tokenizer: that made the rows.
     """
+
+
+class SplitKey(NamedTuple):
+  """How an example counts where dev is split off the training data.
+
+  Attributes:
+    group: examples of one group are on one side, such as equal texts or questions on one context.
+    labels: indices of its labels, whose shares dev has, too; () for none.
+  """
+
+  group: Hashable
+  labels: tuple[int, ...] = ()
+
+
+# From the keys of the training examples to the indices of those that become dev.
+ChooseDev: TypeAlias = Callable[[Sequence[SplitKey]], np.ndarray]
+
+
+@runtime_checkable
+class SplitsOffDev(Protocol):
+  """A task that can make some of its training examples its dev data."""
+
+  def split_off(self, choose: ChooseDev) -> Task:
+    """The task without dev data, with some of the training examples as dev.
+
+    Args:
+      choose: which ones.
+    """
+
+
+E = TypeVar('E')
+
+
+def parted(examples: Sequence[E], dev: np.ndarray) -> dict[str, list[E]]:
+  """The examples of train and dev.
+
+  Args:
+    examples: all of them.
+    dev: indices of those of dev.
+  """
+  chosen = set(dev.tolist())
+  return {
+    'train': [example for i, example in enumerate(examples) if i not in chosen],
+    'dev': [examples[i] for i in sorted(chosen)],
+  }
+
+
+def plain_text(text: str) -> str:
+  """A text without differences of case and white space, by which equal texts are found."""
+  return ' '.join(text.split()).casefold()
 
 
 class TaskSpec(Protocol):

@@ -7,7 +7,7 @@ import gc
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -15,8 +15,19 @@ from electra_jax.data.corpus import readers
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
-from electra_jax.finetune.tasks import arrow_tables, tables
-from electra_jax.finetune.tasks.task import Features, Options, Outputs, TaskDefaults, TaskRecipe
+from electra_jax.finetune.tasks import arrow_tables, probabilities, tables
+from electra_jax.finetune.tasks.task import (
+  ChooseDev,
+  Features,
+  Options,
+  Outputs,
+  SplitKey,
+  TaskDefaults,
+  TaskRecipe,
+  parted,
+  plain_text,
+)
+from electra_jax.finetune.tasks.text_rows import token_rows, window_rows
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
   'accuracy': task_metrics.accuracy,
@@ -221,6 +232,14 @@ class TextTask(TaskDefaults):
 
   def examples(self, split: str) -> Sequence[Example]:
     """The examples of a split, read once; with swapped pairs for training."""
+    found = self._unswapped(split)
+    if self.swap and split == 'train':
+      found = found + [
+        example._replace(first=example.second or '', second=example.first) for example in found
+      ]
+    return found
+
+  def _unswapped(self, split: str) -> list[Example]:
     if split not in self.splits or self.load is None:
       raise no_data(self.name, split, self.splits)
     if split not in self._cache:
@@ -231,12 +250,22 @@ class TextTask(TaskDefaults):
       finally:
         if collecting:
           gc.enable()
-    found = self._cache[split]
-    if self.swap and split == 'train':
-      found = found + [
-        example._replace(first=example.second or '', second=example.first) for example in found
-      ]
-    return found
+    return self._cache[split]
+
+  def split_off(self, choose: ChooseDev) -> Self:
+    """The task with some training examples as dev; see `task.SplitsOffDev`."""
+    examples = self._unswapped('train')
+    parts = parted(examples, choose([self.split_key(example) for example in examples]))
+    others = tuple(split for split in self.splits if split != 'train')
+    return dataclasses.replace(
+      self, splits=('train', 'dev', *others), _cache={**self._cache, **parts}
+    )
+
+  def split_key(self, example: Example) -> SplitKey:
+    """The key of a training example: equal texts or pairs are a group, labels keep their shares."""
+    texts = [plain_text(text) for text in (example.first, example.second) if text is not None]
+    labels = (example.target,) if self.head == 'classification' else ()
+    return SplitKey(tuple(sorted(texts) if self.swap else texts), labels)
 
   def read(self, path: str) -> Sequence[Example]:
     """Examples of a table, or of plain lines: one text, or two separated by a tab."""
@@ -263,10 +292,12 @@ class TextTask(TaskDefaults):
     Longer texts are truncated, or become several rows, each with the target of its text. Windows of
     a pair are on the second text, beside the first, which has half of a row at most.
     """
+    firsts = [example.first for example in examples]
+    seconds = [example.second or '' for example in examples] if self.paired else None
     if self.long_texts == 'windows':
-      rows, owners, counts = _window_rows(examples, tokenizer, max_length, self.paired, self.stride)
+      rows, owners, counts = window_rows(firsts, seconds, tokenizer, max_length, self.stride)
     else:
-      rows, counts = token_rows(examples, tokenizer, max_length, self.paired)
+      rows, counts = token_rows(firsts, seconds, tokenizer, max_length)
       owners = np.arange(len(rows), dtype=np.int32)
     targets = {name: values[owners] for name, values in self.targets_of(examples).items()}
     return Features(rows, targets, owners, [None] * len(rows)), counts
@@ -310,10 +341,9 @@ class TextTask(TaskDefaults):
     if self.window_pooling == 'max':
       return {'logits': over_windows(logits)}
     if self.head == 'multilabel':
-      return {'logits': _log_odds(over_windows(1 / (1 + np.exp(-logits))))}
-    shares = np.exp(logits - logits.max(-1, keepdims=True))
-    means = over_windows(shares / shares.sum(-1, keepdims=True))
-    return {'logits': np.log(np.maximum(means, np.finfo(np.float64).tiny))}
+      return {'logits': probabilities.log_odds(over_windows(probabilities.sigmoid(logits)))}
+    means = over_windows(probabilities.softmax(logits))
+    return {'logits': probabilities.log_probabilities(means)}
 
   def targets_of(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """The targets of the examples, one per example; see `task.Features`."""
@@ -365,9 +395,7 @@ class TextTask(TaskDefaults):
     outputs = self.pooled(features, outputs)
     answers = self.answers(outputs)
     if self.head == 'classification':
-      logits = np.asarray(outputs['logits'], np.float64)
-      probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-      probabilities /= probabilities.sum(-1, keepdims=True)
+      shares = probabilities.softmax(outputs['logits'])
     found: list[dict[str, Any]] = []
     for i, example in enumerate(examples):
       one = self.shown_example(i, example)
@@ -375,8 +403,8 @@ class TextTask(TaskDefaults):
         one['value'] = float(answers[i])
       else:
         one['label'] = self.labels[answers[i]]
-        one['probability'] = float(probabilities[i, answers[i]])
-        one['probabilities'] = dict(zip(self.labels, probabilities[i].tolist(), strict=True))
+        one['probability'] = float(shares[i, answers[i]])
+        one['probabilities'] = dict(zip(self.labels, shares[i].tolist(), strict=True))
       found.append(one)
     return found
 
@@ -410,117 +438,6 @@ def no_data(name: str, split: str, splits: Collection[str]) -> UserError:
     f'the task {name!r} has no {split} data; it has {readers.named(splits)}: set '
     f'config.data.{field}'
   )
-
-
-#### Rows of token ids ####
-
-
-def truncated_first(first: int, second: int, room: int) -> int:
-  """The length of the first text of a pair after truncation.
-
-  The longer text loses its last tokens; of two equally long texts, the second does.
-
-  Args:
-    first: tokens of the first text.
-    second: tokens of the second text.
-    room: tokens of both texts at most; less than they have.
-  """
-  return min(first, max(room - second, (room + 1) // 2))
-
-
-def token_rows(
-  examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, paired: bool
-) -> tuple[list[np.ndarray], dict[str, int]]:
-  """Rows int32 [length] of at most `max_length` tokens, and counts of what was truncated.
-
-  Args:
-    examples: their texts are used.
-    tokenizer: of the encoder.
-    max_length: tokens of a row at most, special ones included.
-    paired: whether rows have both texts.
-
-  Raises:
-    UserError: `max_length` leaves no room for text.
-  """
-  room = max_length - (2 + tokenizer.separators if paired else 2)
-  if room < 2:
-    raise UserError(
-      f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
-    )
-  cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
-  between = np.repeat(sep, tokenizer.separators)
-  firsts = tokenizer.encode_arrays([example.first for example in examples])
-  seconds = firsts
-  if paired:
-    seconds = tokenizer.encode_arrays([example.second or '' for example in examples])
-  rows: list[np.ndarray] = []
-  truncated, removed = 0, 0
-  for first, second in zip(firsts, seconds, strict=True):
-    total = len(first) + (len(second) if paired else 0)
-    if total > room:
-      truncated, removed = truncated + 1, removed + total - room
-      keep = truncated_first(len(first), len(second), room) if paired else room
-      first, second = first[:keep], second[: room - keep]
-    rows.append(np.concatenate([cls, first, between, second, sep] if paired else [cls, first, sep]))
-  if not truncated:
-    return rows, {}
-  return rows, {f'texts cut to {max_length} tokens': truncated, 'tokens cut off': removed}
-
-
-def _window_rows(
-  examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, paired: bool, stride: int
-) -> tuple[list[np.ndarray], np.ndarray, dict[str, int]]:
-  """Rows int32 [length] of windows, the example of each, and counts."""
-  cls, sep = np.array([tokenizer.cls_id], np.int32), np.array([tokenizer.sep_id], np.int32)
-  texts = [(example.second if paired else example.first) or '' for example in examples]
-  encoded = tokenizer.encode_arrays(texts)
-  half = (max_length - 2 - tokenizer.separators) // 2
-  between = np.repeat(sep, tokenizer.separators)
-  heads = [cls] * len(examples)
-  cut = 0
-  if paired:
-    firsts = tokenizer.encode_arrays([example.first for example in examples])
-    cut = sum(max(0, len(first) - half) for first in firsts)
-    heads = [np.concatenate([cls, first[:half], between]) for first in firsts]
-  if max_length - 1 - len(heads[0] if heads else cls) < 2 or half < 2:
-    raise UserError(
-      f'config.max_length is {max_length}, which leaves no room for text; expected at least 16'
-    )
-  rows: list[np.ndarray] = []
-  owners: list[int] = []
-  for number, (head, ids) in enumerate(zip(heads, encoded, strict=True)):
-    room = max_length - len(head) - 1
-    for start in window_starts(len(ids), room, stride):
-      rows.append(np.concatenate([head, ids[start : start + room], sep]))
-      owners.append(number)
-  counts = {
-    f'further windows on texts longer than {max_length} tokens': len(rows) - len(examples),
-    'tokens of first texts cut off': cut,
-  }
-  shown = {name: count for name, count in counts.items() if count}
-  return rows, np.array(owners, np.int32), shown
-
-
-def window_starts(tokens: int, room: int, stride: int) -> range:
-  """First tokens of the windows on a text.
-
-  The next window starts `stride` tokens later, or half a window where that is less, so that any
-  part of half a window is in one window as a whole.
-
-  Args:
-    tokens: of the text.
-    room: tokens of a window at most.
-    stride: tokens from one window to the next at most.
-  """
-  step = min(stride, (room + 1) // 2)
-  return range(0, max(1, math.ceil((tokens - room) / step) * step + 1), step)
-
-
-def _log_odds(probabilities: np.ndarray) -> np.ndarray:
-  least = np.finfo(np.float64).eps
-  p = np.clip(probabilities, least, 1 - least)
-  odds: np.ndarray = np.log(p / (1 - p))
-  return odds
 
 
 #### Examples of tables ####

@@ -1,0 +1,152 @@
+"""Tables and a picture of a search, from the content of its search.json. All functions are pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from electra_jax.console import seconds
+from electra_jax.finetune.trial_summary import TRIALS_OF_INTERVAL
+from electra_jax.training.curves import BLUE, GREY, ORANGE, STYLE
+
+Search: TypeAlias = Mapping[str, Any]  # the content of search.json
+Figure: TypeAlias = Any  # of matplotlib, which is imported only where it is used
+Axes: TypeAlias = Any  # of matplotlib
+
+_LABELED = 12  # settings: a picture of more has only their numbers
+_EXPLANATION = (
+  'Mean of the trials on dev, times 100; sd: standard deviation over trials; values: of all '
+  f"trials, or from {TRIALS_OF_INTERVAL} trials on the 95% interval of the mean, by Student's t. "
+  'best epoch: of each trial. The score of the chosen setting is optimistic, as the best of '
+  'several on dev; other parts of the data were evaluated with it only.'
+)
+
+
+def described_setting(changes: Mapping[str, Any]) -> str:
+  """A setting in words: 'learning_rate 0.0003, batch_size 32'."""
+  return ', '.join(f'{field.split(".")[-1]} {value:g}' for field, value in changes.items())
+
+
+def ranked(search: Search) -> list[dict[str, Any]]:
+  """The settings, those trained to the end first, each by their mean."""
+  return sorted(
+    search['settings'], key=lambda one: (-(one['left_after'] or 1.0), -one['mean'], one['setting'])
+  )
+
+
+def _rows(search: Search) -> list[tuple[str, ...]]:
+  fields = [field.split('.')[-1] for field in search['settings'][0]['changes']]
+  header = ('setting', *fields, search['metric'], 'sd', 'values', 'best epoch', 'time', '')
+  return [header, *(_row(one) for one in ranked(search))]
+
+
+def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
+  values = ', '.join(f'{100 * value:.1f}' for value in one['values'])
+  if len(one['values']) >= TRIALS_OF_INTERVAL:
+    values = f'{100 * one["low"]:.1f} to {100 * one["high"]:.1f}'
+  epochs = ('-' if epoch is None else f'{epoch:.3g}' for epoch in one['best_epochs'])
+  state = 'chosen' if one['chosen'] else ''
+  if one['left_after']:
+    state = f'left after {one["left_after"]:.0%}'
+  return (
+    str(one['setting']),
+    *(f'{value:g}' for value in one['changes'].values()),
+    f'{100 * one["mean"]:.1f}',
+    '' if one['deviation'] is None else f'{100 * one["deviation"]:.1f}',
+    values,
+    ', '.join(epochs),
+    seconds(one['seconds']),
+    state,
+  )
+
+
+def search_table(search: Search) -> str:
+  """A table for the console: a line per setting, the best first."""
+  rows = _rows(search)
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = [
+    '  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True)).rstrip()
+    for row in rows
+  ]
+  return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
+
+
+def search_markdown(search: Search) -> str:
+  """The same table in Markdown, with an explanation."""
+  rows = [
+    tuple(f'**{cell}**' if cell and row[-1] == 'chosen' else cell for cell in row)
+    for row in _rows(search)
+  ]
+  lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+  rule = '|' + ' ---: |' * len(rows[0])
+  constant = search['constant']
+  below = '' if constant is None else f' A constant answer has {100 * constant:.1f}.'
+  halved = ''
+  if search['halving']:
+    halved = (
+      f' After parts of the training the best 1/{search["halving"]} of the settings continued; '
+      'scores of the others are those at the part where they were left.'
+    )
+  text = [f'# Search for {search["task"]}', '', lines[0], rule, *lines[1:], '']
+  return '\n'.join([*text, _EXPLANATION + below + halved]) + '\n'
+
+
+#### The picture ####
+
+
+def draw_search(search: Search) -> Figure:
+  """Scores of all settings, and their metric on dev during training.
+
+  Args:
+    search: the content of search.json.
+
+  Returns:
+    A matplotlib Figure.
+  """
+  from matplotlib import rc_context
+  from matplotlib.figure import Figure
+
+  order = ranked(search)
+  style: Any = STYLE  # of matplotlib's type for settings
+  with rc_context(style):
+    figure = Figure(figsize=(11, 1.6 + 0.24 * max(8, len(order))), layout='constrained')
+    key = 'point: mean over trials   ·   dot: a trial   ·   grey: left early   ·   dashes: constant'
+    title = f'{search["task"]}: {search["metric"]} on dev, x 100\n{key}'
+    figure.suptitle(title, x=0.015, ha='left', fontsize=9.5)
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    _draw_scores(left, order, search['constant'])
+    _draw_curves(right, order, search)
+  return figure
+
+
+def _color(one: Mapping[str, Any]) -> str:
+  if one['chosen']:
+    return ORANGE
+  return GREY if one['left_after'] else BLUE
+
+
+def _draw_scores(axes: Axes, order: Sequence[Mapping[str, Any]], constant: float | None) -> None:
+  for place, one in enumerate(order):
+    color, values = _color(one), [100 * value for value in one['values']]
+    axes.plot(values, [place] * len(values), '.', color=color, alpha=0.5, ms=6)
+    axes.plot([100 * one['mean']], [place], 'o', color=color, ms=6.5)
+  if constant is not None:
+    axes.axvline(100 * constant, color=GREY, ls='--', lw=1.2)
+  few = len(order) <= _LABELED
+  names = [
+    described_setting(one['changes']) if few else f'setting {one["setting"]}' for one in order
+  ]
+  axes.set_yticks(range(len(order)), names, fontsize=8 if few else 6.5)
+  axes.invert_yaxis()
+  axes.set_title('settings', loc='left', fontsize=10, fontweight='bold')
+
+
+def _draw_curves(axes: Axes, order: Sequence[Mapping[str, Any]], search: Search) -> None:
+  for one in reversed(order):  # the chosen one on top
+    for curve in one['curves']:
+      points = [(line['epoch'], line[search['metric']]) for line in curve]
+      known = [(epoch, 100 * value) for epoch, value in points if value is not None]
+      if known:
+        wide = 2.0 if one['chosen'] else 1.0
+        axes.plot(*zip(*known, strict=True), color=_color(one), lw=wide, marker='.', alpha=0.7)
+  axes.set_xlim(left=0)
+  axes.set_xlabel('epochs', fontsize=8.5, labelpad=1)
+  axes.set_title('during training', loc='left', fontsize=10, fontweight='bold')
