@@ -171,6 +171,7 @@ class _Search:
         value = self._advance(program, setting, trial, share)
         if value is None:
           return None
+        say('dev', f'{self.p.task.metric} {value:.4f}')
         values.append(value)
       scores[number] = statistics.fmean(values)
       if share == 1:

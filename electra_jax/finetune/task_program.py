@@ -353,13 +353,7 @@ def build_task_program(
   Raises:
     UserError: rows do not divide over the mesh, or what `build_task_model` raises.
   """
-  _check_batch(config, layout)
-  if train.choices > 1 and config.micro_batches > 1:
-    raise UserError(
-      f'config.micro_batches is {config.micro_batches}, and the choices of an example in '
-      f'{task.name} must be in one part; set --config.micro_batches=1 and a smaller '
-      '--config.batch_size.'
-    )
+  _check_batch(config, layout, train.choices)
   model, attention = build_task_model(config, task, initial, max_length)
   course = _course(config, task, train, model.config.hidden_size)
   boxed = jax.eval_shape(lambda: init_finetuned(model, 0))
@@ -416,7 +410,7 @@ def with_setting(p: TaskProgram, config: FinetuningConfig) -> TaskProgram:
   Raises:
     UserError: rows do not divide over the mesh.
   """
-  _check_batch(config, p.layout)
+  _check_batch(config, p.layout, p.train.choices)
   course = _course(config, p.task, p.train, p.model.config.hidden_size)
   key = _step_key(config, course)
   if key not in p.compiled.steps:
@@ -472,8 +466,13 @@ def _train_step(
   return finetune_step.jit_finetune_step(batch_loss, optimizer, shardings, layout, options)
 
 
-def _check_batch(config: FinetuningConfig, layout: partitioning.Layout) -> None:
+def _check_batch(config: FinetuningConfig, layout: partitioning.Layout, choices: int) -> None:
   """Checks that a batch divides over the devices and the micro-batches."""
+  if choices > 1 and config.micro_batches > 1:
+    raise UserError(
+      f'config.micro_batches is {config.micro_batches}, and the choices of an example must be in '
+      'one part; set --config.micro_batches=1 and a smaller --config.batch_size.'
+    )
   shards = partitioning.row_shards(layout.mesh)
   divisor = shards * config.micro_batches
   if config.batch_size % divisor:

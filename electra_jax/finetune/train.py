@@ -198,7 +198,8 @@ def _run_trial(
   if record is not None:
     setup.status.check_held()
     hosts.from_first(functools.partial(run_files.keep_weights, config, task, folder))
-    metrics = {name: x for name, x in record['figures']['dev'].items() if math.isfinite(x)}
+    found = {**record['figures']['dev'], 'loss': record['dev_loss']}
+    metrics = {name: x for name, x in found.items() if math.isfinite(x)}
     say('dev', ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()))
   return record
 

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import pathlib
 import shutil
 import signal
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 import electra_jax
+from electra_jax import file_access
 from electra_jax.config import FinetuningConfig, checked_finetuning
 from electra_jax.errors import UserError
 from electra_jax.finetune import halving, search, search_report
 from electra_jax.finetune.search import read_rungs
+from electra_jax.training import run_folder
 
 CLOCK = ('seconds', 'tokens_per_second')
 RATES, BATCHES = (1e-3, 3e-3), (8, 16)
@@ -264,3 +267,25 @@ def test_settings_are_all_combinations_with_the_types_of_their_fields():
   assert isinstance(config.settings[0]['epochs'], float)
   assert config.with_setting(config.settings[3]).batch_size == 16
   assert search_report.described_setting(config.settings[3]) == 'batch_size 16, epochs 2'
+
+
+def test_a_trial_is_moved_in_a_bucket_with_its_result_last(tmp_path, monkeypatch):
+  source, place = run_folder.folder(tmp_path / 'before'), run_folder.folder(tmp_path / 'trial-1')
+  names = ('checkpoints/1/params', 'metrics.jsonl', 'result.json', 'tensorboard/events')
+  for name in names:
+    file_access.write_bytes(source / name, name.encode())
+  file_access.write_bytes(place / 'metrics.jsonl', b'of a move that was interrupted')
+  written = []
+  monkeypatch.setattr(file_access, 'is_remote', lambda _: True)
+  monkeypatch.setattr(file_access, 'files_below', lambda _: names)
+  monkeypatch.setattr(file_access, 'read_bytes', lambda path: pathlib.Path(path).read_bytes())
+
+  def writes(path, content):
+    written.append(path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_bytes(content)
+
+  monkeypatch.setattr(file_access, 'write_bytes', writes)
+  search.move_trial(source, place)
+  assert written[-1] == 'result.json' and not source.exists()
+  assert all((place / name).read_text() == name for name in names)
