@@ -65,5 +65,5 @@ def test_the_search_is_run(tmp_path):
   out, _ = micro_run.run(*shlex.split(command), *small)
   folder = tmp_path / 'run' / 'classification'
   found = json.loads((folder / 'search.json').read_text())
-  assert len(found['settings']) == 6 and f'setting {found["chosen"]["setting"]}:' in out
+  assert len(found['settings']) == 4 and f'setting {found["chosen"]["setting"]}:' in out
   assert len(json.loads((folder / 'kept.json').read_text())['trials']) == 1
