@@ -100,7 +100,9 @@ def test_there_is_no_loss_without_targets():
   )
 
 
-@pytest.mark.parametrize('style', ['published', 'transformers'])
+@pytest.mark.parametrize(
+  'style', ['published', pytest.param('transformers', marks=pytest.mark.long)]
+)
 def test_spans_have_the_loss_of_training_without_dropout(style):
   config = conftest.tiny_electra(num_layers=1).discriminator_config
   model = FineTuned(config, 'span', dropout=0.0, style=style, beam=3)

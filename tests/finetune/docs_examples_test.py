@@ -50,6 +50,7 @@ def test_an_example_is_read(name, tmp_path, monkeypatch):
   assert note in '; '.join(task.notes) and task.constant()
 
 
+@pytest.mark.long
 def test_the_search_is_run(tmp_path):
   match = FOUND['search.jsonl']
   (tmp_path / 'search.jsonl').write_text(match['data'], 'utf-8')
