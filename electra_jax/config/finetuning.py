@@ -223,8 +223,8 @@ class SearchConfig(Config):
   clip: tuple[Any, ...] = field((), 'Values of optimizer.clip; each compiles another step.')
   halving: int = field(
     0,
-    'Successive halving: after growing parts of the training, only the best 1/halving of the '
-    'settings continue; 0: all train to the end.',
+    'Successive halving: after parts of the training the best 1/halving of the settings continue; '
+    '0: all do.',
     at_least=2,
     also=(0,),
   )

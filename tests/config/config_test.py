@@ -769,6 +769,21 @@ FINETUNING = [
     "config.select 'best' requires evaluations on dev",
   ),
   (
+    'search_has_settings',
+    {'search.learning_rate': (1e-4, -1.0)},
+    'config.search.learning_rate has -1.0; expected values of config.optimizer.learning_rate',
+  ),
+  (
+    'search_has_settings',
+    {'search.batch_size': (8, 8)},
+    'config.search.batch_size is (8, 8); expected each value once',
+  ),
+  (
+    'search_has_settings',
+    {'search.halving': 2},
+    'config.search.halving is 2, and config.search has no settings; expected at least 2',
+  ),
+  (
     'frozen_encoder_has_no_rates',
     {'frozen': True, 'optimizer.layer_decay': 0.8},
     'config.optimizer.layer_decay and published_depths have no effect where config.frozen',
