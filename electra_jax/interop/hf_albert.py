@@ -103,6 +103,7 @@ ARCHITECTURE = Architecture(
     'predictions.decoder.weight': hf_post_norm.WORD,
     'predictions.decoder.bias': 'predictions.bias',
   },
+  repeated=('predictions.decoder.bias',),
   buffers=('embeddings.position_ids', 'embeddings.token_type_ids'),
   renamed=hf_post_norm.RENAMED,
   poolings=('cls',),

@@ -72,6 +72,8 @@ class Architecture:
     convert_head: parameters of a head of style 'published' in the style of `transformers`; None
       if there are none that give the same logits.
     other_classes: further classes that are read: name to kind.
+    repeated: those of `copies` that are written, too, because `transformers` before 5 initializes
+      them, and with them what they repeat, to zero.
     finish: changes the tensors of a file before it is written: (tensors by name, ids of special
       tokens).
   """
@@ -94,6 +96,7 @@ class Architecture:
   unsupported: Callable[[EncoderConfig], Obstacle | None]
   convert_head: Callable[[Head], dict[str, Any] | None]
   other_classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  repeated: tuple[str, ...] = ()
   finish: Callable[[dict[str, np.ndarray], Mapping[str, int]], None] = lambda tensors, ids: None
 
   def full_name(self, name: str, kind: str) -> str:

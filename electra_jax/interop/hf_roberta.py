@@ -94,6 +94,7 @@ def _architecture(model_type: str, name: str) -> Architecture:
     tensors=_NAMES.tensors,
     heads=_NAMES.found_heads,
     copies={'lm_head.decoder.weight': hf_post_norm.WORD, 'lm_head.decoder.bias': 'lm_head.bias'},
+    repeated=('lm_head.decoder.bias',),
     buffers=('embeddings.position_ids', 'embeddings.token_type_ids'),
     renamed=hf_post_norm.RENAMED,
     poolings=('cls',),

@@ -292,6 +292,11 @@ def model_files(
   text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + '\n'
   tensors = hf_tensors.from_params(params, architecture, kind, config)
   architecture.finish(tensors, special_ids or {})
+  tensors |= {
+    name: tensors[architecture.copies[name]]
+    for name in architecture.repeated
+    if architecture.copies[name] in tensors
+  }
   return {CONFIG: text.encode(), TENSORS: tensor_files.to_safetensors(tensors)}
 
 

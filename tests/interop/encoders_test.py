@@ -256,6 +256,19 @@ def test_models_survive_the_way_in_and_out_bit_for_bit(family, kind, tmp_path):
   assert same_bits(parts(huggingface.read_weights(str(tmp_path / 'again'))), parts(weights))
 
 
+@pytest.mark.parametrize('family', ['roberta', 'xlm-roberta', 'camembert', 'albert'])
+def test_a_generator_repeats_the_bias_that_older_releases_read_twice(family, tmp_path):
+  """Before release 5, what is missing is initialized to zero, and what it is tied to with it."""
+  made(family, 'generator').save_pretrained(tmp_path / 'theirs')
+  weights = huggingface.read_weights(str(tmp_path / 'theirs'))
+  tensors = load_file(
+    pathlib.Path(written(weights, 'generator', tmp_path / 'ours')) / huggingface.TENSORS
+  )
+  ((copy, name),) = (item for item in architecture(family).copies.items() if 'bias' in item[0])
+  assert np.any(tensors[name])
+  np.testing.assert_array_equal(tensors[copy], tensors[name])
+
+
 def test_the_encoder_of_a_deberta_discriminator_survives_and_the_file_keeps_the_head(tmp_path):
   _, params = case('deberta-v2', tmp_path)
   weights = huggingface.read_weights(str(tmp_path / 'deberta-v2' / 'rtd'))
