@@ -14,16 +14,18 @@ from electra_jax import (
   checksums,
   console,
   file_access,
+  finetuned_report,
   hub,
   hub_upload,
   model_card,
   report,
   timeline,
 )
-from electra_jax.config import to_plain
+from electra_jax.config import ModelConfig, from_plain, to_plain
 from electra_jax.console import quantity, say
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
+from electra_jax.finetune import report_files
 from electra_jax.finetune.finetuned import FineTunedRun, is_finetuned, open_finetuned
 from electra_jax.finetune.run_files import RESULT
 from electra_jax.folder_lock import FolderLock, is_lock_file
@@ -346,7 +348,13 @@ def _finetuned_card(
   sections = model_card.finetuned_sections(description, _dev_results(folder, run.task.name))
   path = folder / run.task.name / run.trial / RESULT
   dev = run_folder.read_json(path)['figures']['dev'] if file_access.exists(path) else {}
+  found = report_files.read_trial_report(folder / run.task.name / run.trial).get('dev')
+  if found is not None:
+    sections += model_card.report_sections(found)
   if not run.imported:
+    model = run_folder.read_json(folder / 'encoder.json')['model']
+    settings = finetuned_report.main_settings(run.config, from_plain(model, ModelConfig))
+    sections += model_card.settings_section(settings)
     config = model_card.without_paths(run.config)
     sections += model_card.recipe_section(config, _trained_with(run.workdir))
   metrics = [

@@ -5,6 +5,7 @@ a model know, such as its license, comes from flags of --mode=export.
 """
 
 import dataclasses
+import html
 import json
 import math
 import posixpath
@@ -16,6 +17,7 @@ from electra_jax import file_access, hub, registry
 from electra_jax.config import Config
 from electra_jax.config.declarations import fields_of, flat
 from electra_jax.errors import UserError
+from electra_jax.finetune.report_blocks import Calibration, Cell, Report, ReportTable
 
 MADE = 'Made with electra_jax.'  # marks the cards of exports
 LIBRARY = 'transformers'  # the Hub's name of the library that opens a model
@@ -385,6 +387,46 @@ def finetuned_sections(description: str, results: Mapping[str, Any] | None) -> l
     ]
     lines.append('')
   return lines
+
+
+def settings_section(rows: Iterable[tuple[str, str]]) -> list[str]:
+  """Returns the section with the main settings of a fine-tuned model; empty ones are left out."""
+  shown = [f'| {name} | {_in_cell(value)} |' for name, value in rows if value]
+  return ['## Training', '', '| | |', '|---|---|', *shown, '']
+
+
+def report_sections(report: Report) -> list[str]:
+  """Returns the sections with metrics per class, and how well probabilities are calibrated.
+
+  Args:
+    report: of the exported trial on dev.
+  """
+  lines: list[str] = []
+  for block in report.blocks:
+    if isinstance(block, ReportTable) and block.name == 'classes':
+      lines += [f'## {block.title}', '']
+      lines += _markdown_table(block.header, block.rows)
+    elif isinstance(block, Calibration):
+      lines += ['## Calibration', '', *filter(None, [block.note]), '']
+      lines += _markdown_table(('', 'value'), block.values)
+  return lines
+
+
+def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> list[str]:
+  lines = [f'| {" | ".join(map(_in_cell, header))} |', f'|---|{"---:|" * (len(header) - 1)}']
+  lines += [f'| {" | ".join(map(_in_cell, row))} |' for row in rows]
+  return [*lines, '']
+
+
+def _in_cell(value: Cell) -> str:
+  """A value in a table of Markdown, whose text adds no column, line or element."""
+  if value is None:
+    return '-'
+  if isinstance(value, int):
+    return f'{value:,}'
+  if isinstance(value, float):
+    return f'{value:.4f}'
+  return html.escape(' '.join(value.split()), quote=False).replace('|', '\\|')
 
 
 #### Paths ####

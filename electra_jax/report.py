@@ -14,6 +14,8 @@ from electra_jax.data.prepare.finished import FACTS_FILE, read_facts
 from electra_jax.data.prepare.preparation_report import kept_facts
 from electra_jax.errors import UserError
 from electra_jax.file_access import exists, join, write_bytes
+from electra_jax.finetune.finetuned import is_finetuned
+from electra_jax.finetuned_report import finetuned_report
 from electra_jax.pages.colored_rows import example_rows
 from electra_jax.pages.html_page import Html
 from electra_jax.pages.run_checks import RunFiles
@@ -45,7 +47,8 @@ def report(
   """Writes a run's report and prints key metrics.
 
   The files are WORKDIR/report.html, a page of all that the run recorded, and WORKDIR/report.png and
-  report.md, its curves and a summary. Bootstrap intervals are added after `--mode=evaluate`.
+  report.md, its curves and a summary. Bootstrap intervals are added after `--mode=evaluate`. Of a
+  fine-tuned run the page is written only, see `finetuned_report.finetuned_report`.
 
   Args:
     workdir: the run's folder.
@@ -56,6 +59,9 @@ def report(
   Raises:
     UserError: no metrics have been recorded, a file is damaged, or the folder cannot be written.
   """
+  if is_finetuned(workdir):
+    finetuned_report(workdir)
+    return
   record = read_record(workdir)
   image = io.BytesIO()
   draw_curves(record, headline(record)).savefig(image, dpi=130, format='png')

@@ -226,6 +226,10 @@ FLAGS: dict[str, Flag] = {
       'Trials whose predictions are averaged: all whose weights are kept, or a number of the best.',
       example='all',
     ),
+    Flag(
+      'report',
+      'predict: HTML file to write about labeled data: metrics per class, errors, calibration.',
+    ),
     Flag('task', 'Task, where the run was fine-tuned on several.'),
     Flag(
       'split',
@@ -267,7 +271,7 @@ FLAGS: dict[str, Flag] = {
   )
 }
 # Flags whose value is a path or an address.
-PATHS = ('workdir', 'store', 'output', 'input', 'pairs')
+PATHS = ('workdir', 'store', 'output', 'input', 'pairs', 'report')
 # Flags of every mode.
 COMMON_FLAGS = ('plugins', 'input_limits', 'quiet')
 
@@ -312,7 +316,7 @@ MODES: dict[str, Mode] = {
     ),
     Mode(
       'report',
-      'Write a page about a run: checks, curves, metrics, held-out examples, data and settings.',
+      'Write a page about a run: checks, curves, metrics, examples or errors, data and settings.',
       'electra_jax.report:report_mode',
       flags=('examples', 'store'),
     ),
@@ -349,8 +353,8 @@ MODES: dict[str, Mode] = {
     Mode(
       'predict',
       'Predict with a fine-tuned run.',
-      'electra_jax.finetune.predict:predict',
-      flags=('input', 'task', 'split', 'output', 'allow_loss', 'ensemble'),
+      'electra_jax.finetuned_report:predict_mode',
+      flags=('input', 'task', 'split', 'output', 'allow_loss', 'ensemble', 'report'),
       parameters={'input': 'source'},
     ),
     Mode(

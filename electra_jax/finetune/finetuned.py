@@ -17,7 +17,14 @@ from electra_jax.config import FinetuningConfig, ModelConfig, from_plain
 from electra_jax.data.tokenizers.loss_report import OneWarning
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune import finetune_step, initial, records, task_losses, task_program
+from electra_jax.finetune import (
+  finetune_step,
+  initial,
+  records,
+  report_blocks,
+  task_losses,
+  task_program,
+)
 from electra_jax.finetune.predictions import Prediction, Score, count_labeled, typed_prediction
 from electra_jax.finetune.resolve import resolve_saved_finetuning
 from electra_jax.finetune.run_files import RESULT, chosen_setting
@@ -229,7 +236,9 @@ class FineTunedRun:
     if not labeled:
       return None
     metrics = self.task.score('dev', examples, features, outputs)
-    return Score(metrics, len(examples), labeled, dict(unknown))
+    blocks = report_blocks.report_blocks(self.task, examples, features, outputs)
+    report = report_blocks.Report(labeled, metrics, blocks)
+    return Score(metrics, len(examples), labeled, dict(unknown), report)
 
 
 def _in_unit(head: PyTree, low: float, high: float) -> PyTree:

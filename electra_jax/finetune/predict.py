@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from electra_jax import console, file_access
 from electra_jax.data.tokenizers import loss_report
@@ -15,9 +15,18 @@ from electra_jax.finetune import task_losses
 from electra_jax.finetune.dev_split import open_split_task
 from electra_jax.finetune.finetuned import FineTunedRun, open_finetuned, tasks_of
 from electra_jax.finetune.predictions import Score
+from electra_jax.finetune.report_blocks import Report, report_blocks
 from electra_jax.finetune.tasks import define_task
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.training import run_folder
+
+
+class Scored(NamedTuple):
+  """A report about a part of the data: the task, the name of the part or file, and the report."""
+
+  task: str
+  part: str
+  report: Report
 
 
 def predict(
@@ -29,7 +38,7 @@ def predict(
   output: str | None,
   allow_loss: bool = False,
   ensemble: str | None = None,
-) -> None:
+) -> list[Scored]:
   """Writes predictions as JSON lines, one per example.
 
   Either `source` or `split` is given.
@@ -47,6 +56,9 @@ def predict(
     ensemble: 'all' to average the predictions of all trials whose weights are kept, or the number
       of the best ones; None for the best trial.
 
+  Returns:
+    A report for each part of the data that has labels.
+
   Raises:
     UserError: the run, the task or the data does not exist, the data is malformed, or the tokenizer
       loses much of it.
@@ -58,15 +70,16 @@ def predict(
     )
   members = _members(ensemble)
   if source is not None:
-    _predict_file(open_finetuned(workdir, task, members), source, output, allow_loss)
-    return
+    return _predict_file(open_finetuned(workdir, task, members), source, output, allow_loss)
   names = [task] if task else tasks_of(workdir)
   if not names:
     open_finetuned(workdir)  # raises an error that names what is missing
   folder = output or file_access.join(str(workdir), 'predictions')
+  scored: list[Scored] = []
   for name in names:
     run = open_finetuned(workdir, name, members)
-    _predict_split(run, split or '', folder, len(names) == 1, allow_loss)
+    scored += _predict_split(run, split or '', folder, len(names) == 1, allow_loss)
+  return scored
 
 
 def _members(ensemble: str | None) -> bool | int:
@@ -95,7 +108,9 @@ def _report_losses(
     console.warn(f'warning: {warning}')
 
 
-def _predict_file(run: FineTunedRun, source: str, output: str | None, allow_loss: bool) -> None:
+def _predict_file(
+  run: FineTunedRun, source: str, output: str | None, allow_loss: bool
+) -> list[Scored]:
   """Predicts a file, and scores it where it has labels."""
   start = time.perf_counter()
   with console.phase('reading', 'the examples'):
@@ -108,17 +123,19 @@ def _predict_file(run: FineTunedRun, source: str, output: str | None, allow_loss
   outputs = _outputs(run, features)
   predictions = run.task.predictions(examples, features, outputs)
   score = run.score_of(examples, features, outputs, unknown)
+  scored = [Scored(run.task.name, source, score.report)] if score else []
   text = _json_lines(predictions)
   if output is None:
     sys.stdout.write(text)
     for line in _score_lines(score, unknown):
       console.warn(line)
-    return
+    return scored
   file_access.write_bytes(output, text.encode())
   for line in _score_lines(score, unknown):
     console.say(run.task.name, line, always=True)
   what = f'{len(predictions):,} predictions of {run.task.name}, {run.trial}, to {output}'
   console.say('written', f'{what}, in {console.seconds(time.perf_counter() - start)}', always=True)
+  return scored
 
 
 def _score_lines(score: Score | None, unknown: Mapping[str, int]) -> list[str]:
@@ -135,7 +152,7 @@ def _score_lines(score: Score | None, unknown: Mapping[str, int]) -> list[str]:
 
 def _predict_split(
   run: FineTunedRun, split: str, folder: str, required: bool, allow_loss: bool
-) -> None:
+) -> list[Scored]:
   """Predicts a split and its variants, such as dev_mismatched; with test also the diagnostic set.
 
   Args:
@@ -150,7 +167,8 @@ def _predict_split(
     if required:
       raise UserError(f'{task.name} has no {split} data; it has {", ".join(task.splits)}.')
     console.say(task.name, f'has no {split} data and is skipped', always=True)
-    return
+    return []
+  scored: list[Scored] = []
   for name in task.splits:
     diagnostic = split == 'test' and name == 'diagnostic'
     if not (name == split or name.startswith(split + '_') or diagnostic):
@@ -168,9 +186,13 @@ def _predict_split(
       file_access.write_bytes(file_access.join(folder, path), content)
     scores = ''
     if name != 'train' and run.task.labeled(name, features):
-      scores = _scores_text(run.task.score(name, examples, features, outputs))
+      metrics = run.task.score(name, examples, features, outputs)
+      scores = _scores_text(metrics)
+      blocks = report_blocks(run.task, examples, features, outputs)
+      scored.append(Scored(task.name, name, Report(len(examples), metrics, blocks)))
     console.say(task.name, f'{len(examples):,} {name}{scores}', always=True)
     console.say('written', f'{", ".join(written)} to {folder}', always=True)
+  return scored
 
 
 def _task_with_data(run: FineTunedRun) -> Task:

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from electra_jax.finetune.report_blocks import Report
 from electra_jax.finetune.tasks.task import Features, Task
 
 
@@ -175,12 +176,14 @@ class Score:
     labeled: number of those with a label that the task has.
     unknown: labels that the task does not have, and how many examples have them. These examples are
       not scored.
+    report: metrics per class, calibration, the worst errors and more, by the task.
   """
 
   metrics: dict[str, float]
   examples: int
   labeled: int
   unknown: dict[str, int]
+  report: Report = dataclasses.field(repr=False, compare=False)
 
 
 def typed_prediction(prediction: Mapping[str, Any], text: str | None = None) -> Prediction:

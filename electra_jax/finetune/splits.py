@@ -12,7 +12,7 @@ from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_losses
 from electra_jax.finetune.task_losses import Split
-from electra_jax.finetune.tasks.task import Features, Task
+from electra_jax.finetune.tasks.task import Task
 
 SAMPLE = 64  # examples by which a part counts as labeled, before all of it is tokenized
 
@@ -22,14 +22,14 @@ def length_limit(config: FinetuningConfig, task: Task) -> int:
   return config.max_length or task.recipe.max_length
 
 
-def training_features(config: FinetuningConfig, task: Task, tokenizer: Tokenizer) -> Features:
+def training_split(config: FinetuningConfig, task: Task, tokenizer: Tokenizer) -> Split:
   """Tokenizes the training examples of a task, or some of them by config.train_examples."""
   examples = task.examples('train')
   if 0 < config.train_examples < len(examples):
     chosen = np.sort(permutation(np.arange(config.train_examples), len(examples), config.seed, 0))
     examples = [examples[i] for i in chosen]
     say('', f'{config.train_examples:,} of the training examples, by config.train_examples')
-  return _tokenized(config, task, tokenizer, 'train', examples).features
+  return _tokenized(config, task, tokenizer, 'train', examples)
 
 
 def evaluation_splits(
@@ -64,6 +64,6 @@ def _tokenized(
   counted = ', '.join(f'{count:,} {what}' for what, count in notes.items() if count)
   if counted:
     say('', f'{name}: {counted}')
-  split = Split(examples, features)
-  task_losses.report_losses(config, task, name, split, tokenizer)
-  return split
+  split = Split(examples, features, notes)
+  losses = task_losses.report_losses(config, task, name, split, tokenizer)
+  return split._replace(losses=losses)

@@ -1,6 +1,6 @@
 """Characters of a task's examples that the tokenizer loses, or that rows are too short for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +22,14 @@ class Split(NamedTuple):
   Attributes:
     examples: the examples, of the task's own type.
     features: rows for the model.
+    counts: what was truncated or skipped, by a short description; None where it was not counted.
+    losses: characters that the tokenizer loses; None where they were not counted.
   """
 
   examples: Sequence[Any]
   features: Features
+  counts: Mapping[str, int] | None = None
+  losses: CharacterLosses | None = None
 
 
 def count_losses(
@@ -57,8 +61,8 @@ def report_losses(
   name: str,
   split: Split,
   tokenizer: Tokenizer,
-) -> None:
-  """Prints what is lost of a split.
+) -> CharacterLosses:
+  """Prints what is lost of a split, and returns it.
 
   Args:
     config: of the run.
@@ -78,6 +82,7 @@ def report_losses(
     check_model_losses(losses, what, '--config.allow_loss=True')
   for warning in model_loss_warnings(losses, what):
     say('warning', warning, always=True)
+  return losses
 
 
 def model_loss_warnings(losses: CharacterLosses, what: str) -> list[str]:

@@ -13,7 +13,7 @@ from electra_jax import console, file_access
 from electra_jax.config import AnyConfig, to_plain
 from electra_jax.console import quantity, say
 from electra_jax.errors import PREEMPTED, UserError
-from electra_jax.finetune import batches, initial, run_files, trial_summary
+from electra_jax.finetune import batches, initial, report_files, run_files, trial_summary
 from electra_jax.finetune.dev_split import open_split_task
 from electra_jax.finetune.resolve import ResolvedFinetuning, resolve_finetuning
 from electra_jax.finetune.run_files import RESULT, RESULTS, Record, read_records
@@ -22,7 +22,7 @@ from electra_jax.finetune.setup import FinetuningSetup, memory_errors
 from electra_jax.finetune.splits import (
   evaluation_splits,
   length_limit,
-  training_features,
+  training_split,
 )
 from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram, build_task_program, with_setting
@@ -208,17 +208,19 @@ def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapp
   """Tokenizes the data of a task, builds its program, and prints what its trials consist of."""
   config, start = setup.config, setup.start
   with console.phase('tokenizing', f'the examples of {task.name}'):
-    train = training_features(config, task, start.tokenizer)
+    train = training_split(config, task, start.tokenizer)
     splits = evaluation_splits(config, task, start.tokenizer)
+  folder = setup.workdir / task.name
+  hosts.from_first(lambda: report_files.write_texts(folder, {'train': train, **splits}))
   max_length = length_limit(config, task)
   with console.phase('building', 'the model and the optimizer'):
     first = config.with_setting(config.settings[0]) if config.settings else config
-    p = build_task_program(first, task, start, setup.layout, train, max_length)
+    p = build_task_program(first, task, start, setup.layout, train.features, max_length)
   epochs = p.steps / p.steps_per_epoch
   say(
     '',
-    f'{p.steps:,} steps of {config.batch_size} rows, {epochs:.3g} epochs of {len(train):,} rows of '
-    f'at most {max_length} tokens; {_padding(p):.0%} padding',
+    f'{p.steps:,} steps of {config.batch_size} rows, {epochs:.3g} epochs of {len(p.train):,} rows '
+    f'of at most {max_length} tokens; {_padding(p):.0%} padding',
   )
   if config.frozen:
     trainable = p.shapes.params['head']

@@ -14,11 +14,13 @@ from etils import epath
 
 from electra_jax import console
 from electra_jax.console import quantity
-from electra_jax.finetune import answers, batches, dev_loss
+from electra_jax.finetune import answers, batches, dev_loss, report_files
 from electra_jax.finetune.initial import DEV_LOSS
+from electra_jax.finetune.report_blocks import Report, report_blocks
 from electra_jax.finetune.run_files import RESULT, Record, json_values
 from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram
+from electra_jax.finetune.tasks.task import Outputs
 from electra_jax.training import checkpoints, hosts, partitioning, progress, run_folder
 from electra_jax.training.checkpoints import Criterion
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
@@ -57,6 +59,7 @@ class _Trial:
     recorder: writes metrics, status and checkpoints.
     curve: evaluations on dev so far.
     tokens: tokens so far, without padding.
+    outputs: step of the last evaluation, and the outputs for dev there.
   """
 
   number: int
@@ -67,6 +70,7 @@ class _Trial:
   recorder: RunRecorder
   curve: Curve
   tokens: int = 0
+  outputs: tuple[int, Outputs] | None = None
 
 
 def run_trial(
@@ -104,12 +108,10 @@ def run_trial(
   if p.config.select == 'best':
     params, step = selected_params(p, folder)
   with console.phase(f'trial {number}', 'evaluating'):
-    found = {
-      name: _known_evaluation(trial.curve, name, step) or evaluate_split(p, params, name, split)
-      for name, split in splits.items()
-    }
+    found, reports = _final_evaluations(p, trial, params, step, splits)
   record = _record(p, trial, found, step)
   status.check_held(read=True)
+  hosts.from_first(lambda: report_files.write_trial_report(folder, step, reports))
   hosts.from_first(lambda: run_folder.write_json(folder / RESULT, json_values(record)))
   return record
 
@@ -164,9 +166,16 @@ def evaluate_further(
   missing = [name for name in splits if name not in record['figures']]
   if not missing:
     return record
-  params, _ = selected_params(p, folder)
-  found = {name: evaluate_split(p, params, name, splits[name]).metrics for name in missing}
+  params, step = selected_params(p, folder)
+  found: dict[str, dict[str, float]] = {}
+  reports: dict[str, Report] = {}
+  for name in missing:
+    outputs = p.predictor.outputs(params, splits[name].features)
+    found[name] = evaluate_split(p, name, splits[name], outputs).metrics
+    dev = record['figures']['dev']
+    reports[name] = _report(p, splits[name], outputs, found[name], dev)
   record = record | {'figures': record['figures'] | found}
+  hosts.from_first(lambda: report_files.write_trial_report(folder, step, reports))
   hosts.from_first(lambda: run_folder.write_json(folder / RESULT, json_values(record)))
   return record
 
@@ -192,15 +201,59 @@ class Evaluation(NamedTuple):
   loss: float = math.nan
 
 
-def evaluate_split(p: TaskProgram, params: PyTree, name: str, split: Split) -> Evaluation:
-  """Evaluates a part of the data."""
-  outputs = p.predictor.outputs(params, split.features)
+def evaluate_split(p: TaskProgram, name: str, split: Split, outputs: Outputs) -> Evaluation:
+  """Evaluates a part of the data.
+
+  Args:
+    p: program of the task.
+    name: of the part.
+    split: the part.
+    outputs: of the model for its rows.
+  """
   metrics = p.task.score(name, split.examples, split.features, outputs)
   if name != 'dev':
     return Evaluation(metrics, {})
   given = answers.answer_statistics(p.task.head, split.features, outputs)
   loss = dev_loss.evaluation_loss(p.task.head, split.features, outputs, p.loss_settings)
   return Evaluation(metrics, given, loss)
+
+
+def _final_evaluations(
+  p: TaskProgram, trial: _Trial, params: PyTree, step: int, splits: Mapping[str, Split]
+) -> tuple[dict[str, Evaluation], dict[str, Report]]:
+  """Evaluates the parameters of `step`, and reports on them, by part of the data, dev first."""
+  found: dict[str, Evaluation] = {}
+  reports: dict[str, Report] = {}
+  for name, split in splits.items():
+    if name == 'dev' and trial.outputs and trial.outputs[0] == step:
+      outputs = trial.outputs[1]
+    else:
+      outputs = p.predictor.outputs(params, split.features)
+    known = _known_evaluation(trial.curve, name, step)
+    found[name] = known or evaluate_split(p, name, split, outputs)
+    metrics, dev = found[name].metrics, found['dev'].metrics
+    reports[name] = _report(p, split, outputs, metrics, dev)
+  return found, reports
+
+
+def _report(
+  p: TaskProgram,
+  split: Split,
+  outputs: Outputs,
+  metrics: Mapping[str, float],
+  dev: Mapping[str, float],
+) -> Report:
+  """The report about a part of the data, with the decisions that are best for dev.
+
+  Args:
+    p: program of the task.
+    split: the part.
+    outputs: of the model for its rows.
+    metrics: of the part.
+    dev: metrics of dev.
+  """
+  blocks = report_blocks(p.task.tuned(dev), split.examples, split.features, outputs)
+  return Report(len(split.examples), metrics, blocks)
 
 
 def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -372,7 +425,10 @@ class _TrialLoop:
   def _evaluate(self, step: int) -> float:
     """Evaluates on dev. Returns the metric that the best checkpoint is chosen by."""
     p, trial = self.p, self.trial
-    dev = evaluate_split(p, trial.runner.state.params, 'dev', self.dev)
+    trial.outputs = None  # frees those of the evaluation before
+    outputs = p.predictor.outputs(trial.runner.state.params, self.dev.features)
+    trial.outputs = step, outputs
+    dev = evaluate_split(p, 'dev', self.dev, outputs)
     found = {'epoch': step / p.steps_per_epoch, **dev.metrics, DEV_LOSS: dev.loss, **dev.answers}
     trial.recorder.log_evaluation('dev', step, found | {'tokens': trial.tokens})
     trial.curve.append({'kind': 'dev', 'step': step, **found})
@@ -416,6 +472,9 @@ def _record(p: TaskProgram, trial: _Trial, found: Mapping[str, Evaluation], step
       {name: line[name] for name in line if name not in NOT_IN_CURVE} for line in trial.curve
     ],
     'train_loss': hosts.from_first(functools.partial(_last_loss, trial.folder)),
+    'losses': hosts.from_first(
+      functools.partial(report_files.training_losses, trial.folder, p.steps_per_epoch)
+    ),
     'constant': p.constant,
     'steps': int(jax.device_get(trial.runner.state.step)),
     'skipped': trial.runner.skipped(),

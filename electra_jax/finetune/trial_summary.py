@@ -265,13 +265,7 @@ def trials_markdown(summaries: Mapping[str, Summary]) -> str:
   Args:
     summaries: of `summarize_trials`.
   """
-  rows: list[tuple[str, ...]] = []
-  for task, summary in summaries.items():
-    for split, metrics in summary['figures'].items():
-      main = summary['metric']
-      names = [name for name in metrics if name == main]
-      names += [name for name in metrics if name != main and not name.endswith('_thresh')]
-      rows += [_row(task, summary, split, name, bold=name == main) for name in names]
+  header, *rows = all_rows(summaries, bold=True)
 
   def line(cells: Iterable[str]) -> str:
     return '| ' + ' | '.join(cells) + ' |'
@@ -279,7 +273,7 @@ def trials_markdown(summaries: Mapping[str, Summary]) -> str:
   text = [
     '# Fine-tuning',
     '',
-    line(_HEADER),
+    line(header),
     line(['---', '---'] + ['---:'] * (len(_HEADER) - 2)),
     *map(line, rows),
     '',
@@ -297,6 +291,23 @@ def trials_markdown(summaries: Mapping[str, Summary]) -> str:
     trials, tokens = _count(summary['trials'], 'trial'), summary['tokens']
     text.append(f'- {task}: {trials}, {tokens:,} tokens, {seconds(summary["seconds"])}')
   return '\n'.join(text) + '\n'
+
+
+def all_rows(summaries: Mapping[str, Summary], bold: bool = False) -> list[tuple[str, ...]]:
+  """Rows of a table of all metrics of all tasks, its header first; fractions are times 100.
+
+  Args:
+    summaries: of `summarize_trials`.
+    bold: whether the metrics that trials are compared by are bold in Markdown.
+  """
+  rows: list[tuple[str, ...]] = [_HEADER]
+  for task, summary in summaries.items():
+    for split, metrics in summary['figures'].items():
+      main = summary['metric']
+      names = [name for name in metrics if name == main]
+      names += [name for name in metrics if name != main and not name.endswith('_thresh')]
+      rows += [_row(task, summary, split, name, bold=bold and name == main) for name in names]
+  return rows
 
 
 def _row(task: str, summary: Summary, split: str, name: str, bold: bool = False) -> tuple[str, ...]:
@@ -342,13 +353,17 @@ def _notes(summaries: Mapping[str, Summary]) -> list[str]:
       f'{_count(len(average["tasks"]), "task")} ({medians}); {missing}; WNLI does not count, as '
       'published.'
     )
-  for task, summary in summaries.items():
-    if collapsed := summary['collapsed']:
-      lines.append(
-        f'{task}: {_count(len(collapsed), "trial")} of {summary["trials"]} collapsed to one answer '
-        f'for everything ({", ".join(map(str, collapsed))}); all of them count above.'
-      )
-  return lines
+  return [*lines, *collapse_notes(summaries)]
+
+
+def collapse_notes(summaries: Mapping[str, Summary]) -> list[str]:
+  """Sentences about trials that collapsed."""
+  return [
+    f'{task}: {_count(len(collapsed), "trial")} of {summary["trials"]} collapsed to one answer for '
+    f'everything ({", ".join(map(str, collapsed))}); all of them count above.'
+    for task, summary in summaries.items()
+    if (collapsed := summary['collapsed'])
+  ]
 
 
 #### The picture ####

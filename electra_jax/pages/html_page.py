@@ -41,11 +41,11 @@ STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --text: #1c2128;
   --faint: #59626e; --line: #dde1e7; --link: #0a5fa5; --good: #0b6b4f; --good-back: #e5f4ee;
   --warn: #8a4b00; --warn-back: #fdf2e2; --bad: #a8201a; --bad-back: #fcebea; --note: #3d5a80;
-  --note-back: #eaf0f7; --heat: 213 94 0; }
+  --note-back: #eaf0f7; --heat: 213 94 0; --fit: 0 114 178; }
 @media (prefers-color-scheme: dark) { :root { --page: #111317; --card: #191c21; --text: #e6e9ee;
   --faint: #a3abb7; --line: #30353d; --link: #7cbcf0; --good: #6fd3ae; --good-back: #13291f;
   --warn: #f2b366; --warn-back: #2e2213; --bad: #ff9a92; --bad-back: #341917; --note: #a9c6ea;
-  --note-back: #1a2533; --heat: 235 112 20; } }
+  --note-back: #1a2533; --heat: 235 112 20; --fit: 60 150 215; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif;
@@ -129,14 +129,25 @@ summary { cursor: pointer; color: var(--link); margin-bottom: 8px; }
 .missed { box-shadow: inset 0 -2px var(--bad); }
 .alarm { box-shadow: inset 0 -2px var(--warn); }
 .kept { border-bottom: 1px dotted var(--faint); }
+.facts { display: flex; flex-wrap: wrap; gap: 2px 20px; font-size: .88rem; }
+.block { margin: 26px 0 6px; }
+.matrix { width: auto; }
+.matrix td { min-width: 3.2rem; }
+.pair { display: grid; gap: 12px; align-items: start;
+  grid-template-columns: minmax(0, 360px) minmax(0, 1fr); }
 .special { color: var(--faint); font-size: .75em; }
 footer { margin-top: 44px; font-size: .85rem; color: var(--faint); }
-@media (max-width: 600px) { .tiles { grid-template-columns: 1fr 1fr; }
+@media (max-width: 600px) { .pair { grid-template-columns: minmax(0, 1fr); }
+  .tiles { grid-template-columns: 1fr 1fr; }
   .tile { padding: 10px 12px; } main { padding: 20px 14px 32px; } h1 { font-size: 1.45rem; }
   th, td { padding: 6px 10px; } .fields th { width: 8.5rem; } .value { min-width: 0; }
   figcaption { min-height: 0; } }
 @media print { .scroll, figure.wide { overflow: visible; } }
-""" + ''.join(f'.p{i} {{ background: rgb(var(--heat) / {0.06 * i:.2f}); }}\n' for i in range(1, 11))
+""" + ''.join(
+  f'.{name}{i} {{ background: rgb(var({color}) / {0.06 * i:.2f}); }}\n'
+  for name, color in (('p', '--heat'), ('q', '--fit'))
+  for i in range(1, 11)
+)
 
 # Sorts the rows of a table by the column whose button is pressed: numbers by value, missing last.
 _SCRIPT = """

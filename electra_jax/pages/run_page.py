@@ -43,7 +43,7 @@ _FINE = (
   'Losses, gradients, speed, held-out metrics and the counts of the text, as far as they are '
   'recorded, are as they should be.'
 )
-_STATES = {
+STATES = {
   'preparing': 'note',
   'running': 'note',
   'stopped': 'note',
@@ -121,7 +121,7 @@ def _header(content: PageContent, name: str) -> Html:
   state = content.files.status.get('state')
   chip = Html()
   if state:
-    chip = tag('span', state, class_=f'state {_STATES.get(state, "note")}')
+    chip = tag('span', state, class_=f'state {STATES.get(state, "note")}')
   # The headline begins with the name, which is the heading here.
   lead = content.headline.removeprefix(f'{name}: ')
   return tag(
@@ -341,8 +341,6 @@ def _corpus(facts: Mapping[str, Any]) -> Iterator[Html]:
 
 def _settings(content: PageContent) -> Html:
   files = content.files
-  config, usual = _flat(files.record.config), _flat(to_plain(PretrainingConfig()))
-  changed = {name: value for name, value in config.items() if value != usual.get(name)}
   return joined_html(
     [
       tag(
@@ -351,9 +349,25 @@ def _settings(content: PageContent) -> Html:
         fields(_environment(files)),
         class_='columns',
       ),
+      config_tables(files.record.config, to_plain(PretrainingConfig())),
+    ]
+  )
+
+
+def config_tables(config: Mapping[str, Any], usual: Mapping[str, Any]) -> Html:
+  """The fields of a config that differ from the defaults, and folded all of them.
+
+  Args:
+    config: as config.json has it.
+    usual: the defaults, in the same form.
+  """
+  values, defaults = _flat(config), _flat(usual)
+  changed = {name: value for name, value in values.items() if value != defaults.get(name)}
+  return joined_html(
+    [
       tag('p', f'{len(changed)} fields differ from the defaults:', class_='notes'),
       _config_table(changed),
-      tag('details', tag('summary', f'All {len(config)} fields'), _config_table(config)),
+      tag('details', tag('summary', f'All {len(values)} fields'), _config_table(values)),
     ]
   )
 

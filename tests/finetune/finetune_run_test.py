@@ -9,10 +9,12 @@ import jax
 import micro_run
 import numpy as np
 import pytest
+from etils import epath
+from foreign_html import foreign, shown
 
 from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
-from electra_jax.finetune import initial
+from electra_jax.finetune import initial, report_files
 from electra_jax.main import main
 
 CLOCK = ('seconds', 'tokens_per_second')
@@ -232,3 +234,51 @@ def test_training_data_that_changed_between_two_starts_is_reported(whole, data, 
   (copy / 'config.json').write_text(json.dumps(config))
   assert main(['main', *arguments(copy, changed, '--config.num_trials=3')]) == 1
   assert 'the training data of cola is not what' in capsys.readouterr().err
+
+
+def test_the_report_has_what_the_trials_recorded(whole, capsys):
+  folder = whole[0]
+  assert main(['main', '--mode=report', f'--workdir={folder}']) == 0
+  page = (folder / 'report.html').read_text('utf-8')
+  assert foreign(page) == []
+  text = shown(page)
+  for words in (
+    'Learning curves',
+    'Confusion matrix',
+    'Worst errors',
+    'layer-wise decay',
+    'unknown',
+  ):
+    assert words in text, words
+  trial = json.loads((folder / 'cola' / 'kept.json').read_text())['trials'][0]
+  record = result(folder, trial)
+  reports = report_files.read_trial_report(epath.Path(folder / 'cola' / f'trial-{trial}'))
+  assert reports['dev'].metrics == record['figures']['dev'] and reports['dev'].examples == 12
+  assert sum(row[-1] for row in reports['dev']['classes'].rows[:2]) == 12
+  steps = [one['step'] for one in record['losses']]
+  assert steps == [
+    one['step'] for one in metrics(folder / 'cola' / f'trial-{trial}') if 'loss' in one
+  ]
+  texts = report_files.read_texts(epath.Path(folder / 'cola'))
+  assert texts['train']['examples'] == 60 and texts['dev']['losses'].characters > 100
+
+
+def test_a_labeled_file_gets_a_report(whole, data, tmp_path, capsys):
+  page = tmp_path / 'page.html'
+  argv = ['main', '--mode=predict', f'--workdir={whole[0]}', f'--report={page}']
+  assert main([*argv, f'--input={data / "CoLA" / "dev.tsv"}']) == 0
+  out = capsys.readouterr().out
+  assert len([json.loads(line) for line in out.splitlines()]) == 12  # predictions only
+  assert foreign(page.read_text('utf-8')) == [] and 'dev.tsv' in shown(page.read_text('utf-8'))
+  texts = tmp_path / 'texts'
+  texts.write_text('bako dufa\n')
+  assert main([*argv, f'--input={texts}']) == 1
+  assert 'has no label to compare with, which --report requires' in capsys.readouterr().err
+
+
+def test_the_card_has_the_metrics_of_the_report(whole, tmp_path):
+  assert main(['main', '--mode=export', f'--workdir={whole[0]}', f'--output={tmp_path / "e"}']) == 0
+  card = (tmp_path / 'e' / 'README.md').read_text('utf-8')
+  for words in ('## Per class', '## Calibration', '| expected calibration error |', '## Training'):
+    assert words in card
+  assert '| learning rate | ' in card and str(whole[0]) not in card

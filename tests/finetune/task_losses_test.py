@@ -36,7 +36,7 @@ def task(folder, *texts):
 
 
 def features_of(opened, tokenizer, **fields):
-  return splits.training_features(FinetuningConfig().replace(fields), opened, tokenizer)
+  return splits.training_split(FinetuningConfig().replace(fields), opened, tokenizer).features
 
 
 def test_fine_tuning_on_text_without_a_vocabulary_is_refused(tmp_path, tokenizer):

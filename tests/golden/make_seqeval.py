@@ -75,6 +75,7 @@ def verdict(name, gold, predicted):
     case['types'] = {
       kind: row['f1-score'] for kind, row in report.items() if not kind.endswith(' avg')
     }
+    case['report'] = report
   return case
 
 

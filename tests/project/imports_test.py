@@ -37,6 +37,7 @@ RANKS = {
   'plan_choices': 7,
   'plan': 8,
   'report': 8,
+  'finetuned_report': 7.5,
   'timeline': 8,
   'verify': 8,
   'python_api': 8,

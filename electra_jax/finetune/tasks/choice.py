@@ -11,7 +11,8 @@ from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
-from electra_jax.finetune.tasks import tables, text_rows, text_task
+from electra_jax.finetune.report_blocks import Blocks
+from electra_jax.finetune.tasks import tables, text_reports, text_rows, text_task
 from electra_jax.finetune.tasks.task import (
   ChooseDev,
   Features,
@@ -207,6 +208,17 @@ class Choice(TaskDefaults):
       shares = np.exp(row[: len(example.choices)] - row[: len(example.choices)].max())
       found.append(shares / shares.sum())
     return found
+
+  def report(
+    self, examples: Sequence[ChoiceExample], features: Features, outputs: Outputs
+  ) -> Blocks:
+    """See `report_blocks.HasReport`."""
+    return text_reports.choice_report(
+      [example.text for example in examples],
+      [example.choices for example in examples],
+      [example.target for example in examples],
+      self._probabilities(examples, features, outputs),
+    )
 
   def constant(self) -> dict[str, float]:
     """Accuracy on dev of the choice that is right most often in training, by its index."""

@@ -11,7 +11,8 @@ import numpy as np
 from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
-from electra_jax.finetune.tasks import tables
+from electra_jax.finetune.report_blocks import Blocks
+from electra_jax.finetune.tasks import tables, text_reports
 from electra_jax.finetune.tasks.probabilities import sigmoid
 from electra_jax.finetune.tasks.task import Features, Outputs, SplitKey
 from electra_jax.finetune.tasks.text import TableTask, detected_columns
@@ -247,6 +248,12 @@ class MultiLabel(TableTask):
     """The task with the threshold that is best for the dev set, according to its metrics there."""
     threshold = metrics.get('best_threshold')
     return self if threshold is None else dataclasses.replace(self, threshold=float(threshold))
+
+  def report(self, examples: Sequence[Example], features: Features, outputs: Outputs) -> Blocks:
+    """See `report_blocks.HasReport`."""
+    gold = self.targets_of(examples)['labels']
+    probabilities = _probabilities(self.pooled(features, outputs))
+    return text_reports.labels_report(self.labels, examples, gold, probabilities, self.threshold)
 
   def constant(self) -> dict[str, float]:
     """Metrics on dev where each text has the labels' frequencies in training as probabilities."""

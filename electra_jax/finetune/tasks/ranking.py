@@ -9,7 +9,8 @@ import numpy as np
 from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
-from electra_jax.finetune.tasks import tables
+from electra_jax.finetune.report_blocks import Blocks
+from electra_jax.finetune.tasks import tables, text_reports
 from electra_jax.finetune.tasks.probabilities import sigmoid
 from electra_jax.finetune.tasks.task import Features, Outputs, SplitKey, plain_text
 from electra_jax.finetune.tasks.text import TableTask, detected_columns
@@ -95,6 +96,11 @@ class Ranking(TableTask):
         )
     means = np.mean(found, axis=0) if found else np.full(3, np.nan)
     return dict(zip(('ndcg_at_10', 'mrr', 'map'), map(float, means), strict=True))
+
+  def report(self, examples: Sequence[Example], features: Features, outputs: Outputs) -> Blocks:
+    """See `report_blocks.HasReport`."""
+    scores = np.asarray(self.pooled(features, outputs)['value'], np.float64)
+    return text_reports.ranking_report(list(_queries(examples).items()), examples, scores)
 
   def constant(self) -> dict[str, float]:
     """Metrics on dev where all passages have the same score."""

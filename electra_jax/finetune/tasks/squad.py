@@ -13,7 +13,9 @@ import numpy as np
 from electra_jax.config.finetuning import TaskDataConfig
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
-from electra_jax.finetune.tasks import squad_data, squad_metrics
+from electra_jax.finetune.report_blocks import Blocks
+from electra_jax.finetune.tasks import question_reports, squad_data, squad_metrics
+from electra_jax.finetune.tasks.probabilities import sigmoid
 from electra_jax.finetune.tasks.squad_data import Question, QuestionColumns
 from electra_jax.finetune.tasks.task import (
   ChooseDev,
@@ -388,6 +390,38 @@ class SquadTask(TaskDefaults):
     indices = [i for i, _ in known]
     best = [_best_text(answers[i]) for i in indices]
     return self._metrics(best, [correct for _, correct in known], odds[indices])
+
+  def report(self, examples: Sequence[Question], features: Features, outputs: Outputs) -> Blocks:
+    """See `report_blocks.HasReport`."""
+    found: list[question_reports.AnsweredQuestion] = []
+    candidates, odds = self.answers(examples, features, outputs)
+    none = sigmoid(odds) if self.unanswerable else np.zeros(len(examples))
+    for i, (example, answers) in enumerate(zip(examples, candidates, strict=True)):
+      if example.answers is None:
+        continue
+      answer, span, probability = '', None, float(none[i])
+      if answers and not self._refuses(odds[i]):
+        shares = np.exp([one.score - answers[0].score for one in answers])
+        answer, span = answers[0].text, (answers[0].start, answers[0].end)
+        probability = float((1 - none[i]) / shares.sum())
+      exact, overlap = squad_metrics.scores(
+        [answer], [example.answers], 2 if self.unanswerable else 1, self.answer_units
+      )
+      found.append(
+        question_reports.AnsweredQuestion(
+          example.id,
+          example.question,
+          example.context,
+          example.answers,
+          example.starts,
+          answer,
+          span,
+          probability,
+          float(exact[0]),
+          float(overlap[0]),
+        )
+      )
+    return question_reports.answer_report(found, self.unanswerable)
 
   def _metrics(
     self, predictions: Sequence[str], correct: Sequence[Sequence[str]], odds: np.ndarray

@@ -13,7 +13,15 @@ from electra_jax.data.corpus.readers import named
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import entities, task_metrics
-from electra_jax.finetune.tasks import arrow_tables, conll, tables, tag_schemes, tagged_files
+from electra_jax.finetune.report_blocks import Blocks
+from electra_jax.finetune.tasks import (
+  arrow_tables,
+  conll,
+  tables,
+  tag_schemes,
+  tagged_files,
+  tagging_reports,
+)
 from electra_jax.finetune.tasks.conll import Sentence, SentenceLayout
 from electra_jax.finetune.tasks.tables import place, shown
 from electra_jax.finetune.tasks.tag_schemes import Detected, TagCoding
@@ -508,6 +516,27 @@ class TaggingTask(TaskDefaults):
         row['entities'] = [_described_entity(sentence, span, self.of_texts) for span in found]
       result.append(row)
     return result
+
+  def report(self, examples: Sequence[Sentence], features: Features, outputs: Outputs) -> Blocks:
+    """See `report_blocks.HasReport`."""
+    found = [
+      tagging_reports.TaggedSentence(
+        sentence.id or str(number),
+        sentence.tokens,
+        sentence.tags,
+        tags,
+        probabilities,
+        sentence.text,
+        sentence.offsets,
+      )
+      for number, (sentence, (tags, probabilities)) in enumerate(
+        zip(examples, self._predicted(examples, features, outputs), strict=True), 1
+      )
+      if sentence.tags is not None and self._has_known_tags(sentence)
+    ]
+    if self.metric == 'f1':
+      return tagging_reports.entity_report(found, self.types)
+    return tagging_reports.word_report(found, self.labels)
 
   def submission(
     self, split: str, examples: Sequence[Sentence], features: Features, outputs: Outputs

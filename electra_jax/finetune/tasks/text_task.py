@@ -15,7 +15,8 @@ from electra_jax.data.corpus import readers
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.finetune import task_metrics
-from electra_jax.finetune.tasks import arrow_tables, probabilities, tables
+from electra_jax.finetune.report_blocks import Blocks
+from electra_jax.finetune.tasks import arrow_tables, probabilities, tables, text_reports
 from electra_jax.finetune.tasks.task import (
   ChooseDev,
   Features,
@@ -369,6 +370,15 @@ class TextTask(TaskDefaults):
     if self.head == 'classification':
       gold = gold.astype(np.int64)
     return self.measure(split, gold, answers)
+
+  def report(self, examples: Sequence[Example], features: Features, outputs: Outputs) -> Blocks:
+    """See `report_blocks.HasReport`."""
+    outputs = self.pooled(features, outputs)
+    answers = self.answers(outputs)
+    if self.head == 'classification':
+      return text_reports.label_report(self.labels, examples, outputs['logits'], answers)
+    gold = np.array([example.target for example in examples], np.float64)
+    return text_reports.value_report(examples, gold, answers)
 
   def constant(self) -> dict[str, float]:
     """Metrics on dev of the most frequent label, or the mean value, of the training data.
