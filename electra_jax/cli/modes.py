@@ -8,7 +8,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from electra_jax.config import Config, FinetuningConfig, PretrainingConfig, SweepConfig
+from electra_jax.config import (
+  Config,
+  FinetuningConfig,
+  PretrainingConfig,
+  ProbingConfig,
+  SweepConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +142,8 @@ FLAGS: dict[str, Flag] = {
       'output',
       'Folder, file or gs:// address to write. prepare: default config.data.cache; plan: default '
       'runs/<name>; predict: a file, or with --split a folder, default WORKDIR/predictions; '
-      'sweep: folder of the job scripts; evaluate, timeline and blimp: folder of the results, '
-      'default WORKDIR.',
+      'sweep: folder of the job scripts; evaluate, timeline, blimp and probe: folder of the '
+      'results, default WORKDIR (probe: WORKDIR/probes/TASK).',
       example='exported',
     ),
     Flag(
@@ -358,6 +364,14 @@ MODES: dict[str, Mode] = {
       parameters={'input': 'source'},
     ),
     Mode(
+      'probe',
+      'Fit linear probes on the frozen states of each layer of an encoder.',
+      'electra_jax.probe:probe',
+      config=ProbingConfig,
+      flags=('output',),
+      required=('workdir',),
+    ),
+    Mode(
       'blimp',
       'Score minimal pairs of sentences with a pretrained run.',
       'electra_jax.cli.opened_run:score_minimal_pairs',
@@ -426,11 +440,13 @@ DEFAULT_MODE = 'train'
 CONFIG_NAMES: dict[type[Config], str] = {
   PretrainingConfig: 'a pretraining config',
   FinetuningConfig: 'a fine-tuning config',
+  ProbingConfig: 'a config of probes',
   SweepConfig: 'a sweep config',
 }
 CONFIG_EXAMPLES: dict[type[Config], str] = {
   PretrainingConfig: 'configs/tiny.py',
   FinetuningConfig: 'configs/finetune/cola.py',
+  ProbingConfig: 'configs/probe/pos.py',
   SweepConfig: 'configs/sweeps/objectives.py',
 }
 

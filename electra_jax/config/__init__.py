@@ -25,6 +25,7 @@ from electra_jax.config.pretraining import (
   default_config,
   with_arguments,
 )
+from electra_jax.config.probing import ProbingConfig, check_probing
 from electra_jax.config.rules import check_pretraining, has_budget
 from electra_jax.config.sweep_rules import check_sweep
 from electra_jax.config.sweeps import SweepConfig
@@ -38,11 +39,13 @@ __all__ = [
   'ModelConfig',
   'Phase',
   'PretrainingConfig',
+  'ProbingConfig',
   'SweepConfig',
   'UserError',
   'checked_config',
   'checked_finetuning',
   'checked_pretraining',
+  'checked_probing',
   'checked_sweep',
   'completed',
   'config_kind',
@@ -86,6 +89,17 @@ def checked_finetuning(config: AnyConfig) -> FinetuningConfig:
   return c
 
 
+def checked_probing(config: AnyConfig) -> ProbingConfig:
+  """The typed config of a ConfigDict of probes, its ranges and rules checked.
+
+  Raises:
+    UserError: for the first field or rule that is violated.
+  """
+  c = freeze(ProbingConfig, config)
+  check_probing(c)
+  return c
+
+
 def checked_sweep(config: AnyConfig) -> SweepConfig:
   """The typed config of a sweep's ConfigDict, checked. Configs of its runs are checked elsewhere.
 
@@ -101,11 +115,13 @@ def config_kind(config: AnyConfig) -> type[Config]:
   """The class of the typed config that a ConfigDict is for."""
   if 'runs' in config:
     return SweepConfig
+  if 'penalty' in config:
+    return ProbingConfig
   return FinetuningConfig if 'task' in config else PretrainingConfig
 
 
 def checked_config(config: AnyConfig) -> Config:
-  """The typed config of a ConfigDict of any of the three programs, checked.
+  """The typed config of a ConfigDict of any of the programs, checked.
 
   Raises:
     UserError: for the first field or rule that is violated.
@@ -113,4 +129,6 @@ def checked_config(config: AnyConfig) -> Config:
   kind = config_kind(config)
   if kind is SweepConfig:
     return checked_sweep(config)
+  if kind is ProbingConfig:
+    return checked_probing(config)
   return checked_finetuning(config) if kind is FinetuningConfig else checked_pretraining(config)

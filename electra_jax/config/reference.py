@@ -8,11 +8,13 @@ import textwrap
 from electra_jax.config.declarations import Config, Declaration, Field, fields_of, groups_of
 from electra_jax.config.finetuning import FinetuningConfig
 from electra_jax.config.pretraining import PretrainingConfig
+from electra_jax.config.probing import ProbingConfig
 from electra_jax.config.sweeps import SweepConfig
 
 PROGRAMS: tuple[tuple[type[Config], str, str], ...] = (
   (PretrainingConfig, 'Pretraining', 'configs/small.py; modes train, prepare, plan'),
   (FinetuningConfig, 'Fine-tuning', 'configs/finetune/cola.py; modes finetune, import, timeline'),
+  (ProbingConfig, 'Probes', 'configs/probe/pos.py; mode probe'),
   (SweepConfig, 'Sweeps', 'configs/sweeps/objectives.py; mode sweep'),
 )
 INTRODUCTION = """\

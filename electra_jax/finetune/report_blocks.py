@@ -24,7 +24,7 @@ WRONG = 'wrong'  # predicted, not given
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class ReportBlock:
   """A part of a report.
 
   Attributes:
@@ -41,7 +41,7 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportTable(Block):
+class ReportTable(ReportBlock):
   """A table. Fractions are not multiplied by 100; None is undefined.
 
   Attributes:
@@ -60,7 +60,7 @@ class ReportTable(Block):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConfusionMatrix(Block):
+class ConfusionMatrix(ReportBlock):
   """Counts of predicted labels for each given label.
 
   Attributes:
@@ -77,7 +77,7 @@ class ConfusionMatrix(Block):
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration(Block):
+class Calibration(ReportBlock):
   """Whether predictions with a probability of 80% are right in 80% of the cases.
 
   Attributes:
@@ -99,7 +99,7 @@ class Calibration(Block):
 
 
 @dataclasses.dataclass(frozen=True)
-class Scatter(Block):
+class Scatter(ReportBlock):
   """Predicted against given values, of at most a few thousand examples.
 
   Attributes:
@@ -136,7 +136,7 @@ class ReportError:
 
 
 @dataclasses.dataclass(frozen=True)
-class ErrorList(Block):
+class ErrorList(ReportBlock):
   """The worst errors, the worst first."""
 
   kind: ClassVar[str] = 'errors'
@@ -144,8 +144,8 @@ class ErrorList(Block):
   errors: tuple[ReportError, ...] = ()
 
 
-Blocks: TypeAlias = tuple[Block, ...]
-_KINDS: dict[str, type[Block]] = {
+Blocks: TypeAlias = tuple[ReportBlock, ...]
+_KINDS: dict[str, type[ReportBlock]] = {
   one.kind: one for one in (ReportTable, ConfusionMatrix, Calibration, Scatter, ErrorList)
 }
 
@@ -167,7 +167,7 @@ class Report:
   metrics: Mapping[str, float]
   blocks: Blocks
 
-  def __getitem__(self, name: str) -> Any:  # noqa: ANN401  a subclass of Block by the name
+  def __getitem__(self, name: str) -> Any:  # noqa: ANN401  a subclass of ReportBlock by the name
     for block in self.blocks:
       if block.name == name:
         return block

@@ -307,9 +307,15 @@ Carry = jax.Array | tuple[jax.Array, jax.Array]
 
 
 class Layer(nn.Module):
-  """One layer of any family, as the body of a scan over layers."""
+  """One layer of any family, as the body of a scan over layers.
+
+  Attributes:
+    config: of the encoder.
+    keeps_state: whether it outputs its state, so that the scan stacks those of all layers.
+  """
 
   config: EncoderConfig
+  keeps_state: bool = False
 
   def _attend(
     self,
@@ -364,7 +370,7 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(
     self, carry: Carry, shared: Mapping[str, Any], per_layer: Mapping[str, jax.Array]
-  ) -> tuple[Carry, None]:
+  ) -> tuple[Carry, jax.Array | None]:
     """Computes one layer.
 
     Args:
@@ -374,7 +380,8 @@ class Layer(nn.Module):
       per_layer: `index`, an int32 scalar, and `is_global`, a boolean scalar (`rotary`).
 
     Returns:
-      The carry for the next layer, and no output to stack.
+      The carry for the next layer, and what the scan stacks: `[batch, length, hidden]`, with
+      `pre_norm` the residual stream; nothing unless the layer keeps its state.
     """
     c = self.config
     keys = fold_in(shared['keys'], per_layer['index'])
@@ -385,7 +392,8 @@ class Layer(nn.Module):
       y = activation(c, dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_in')(x))
       y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output')(y)
       y = dropout(y, c.dropout, keys, 3, c.dropout_settings)
-      return by_rows(layer_norm(c, 'mlp_norm', wide)(x + y)), None
+      x = by_rows(layer_norm(c, 'mlp_norm', wide)(x + y))
+      return x, x if self.keeps_state else None
     # The first layer of ModernBERT has no norm before its attention, and a norm follows the last
     # layer. Each layer of the scan therefore has the norm that follows it: the parameters are the
     # same, and all layers have the same form.
@@ -396,7 +404,7 @@ class Layer(nn.Module):
     y = y * dense(c, c.intermediate_size, ('embed', 'mlp'), 'mlp_gate')(x)
     y = dense(c, c.hidden_size, ('mlp', 'embed'), 'mlp_output', init=self._output_init())(y)
     stream = by_rows(stream + dropout(y, c.dropout, keys, 3, c.dropout_settings))
-    return (stream, layer_norm(c, 'next_norm')(stream)), None
+    return (stream, layer_norm(c, 'next_norm')(stream)), stream if self.keeps_state else None
 
 
 class Encoder(nn.Module):
@@ -409,7 +417,11 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, embedded: jax.Array, inputs: Inputs, keys: jax.Array | None = None
+    self,
+    embedded: jax.Array,
+    inputs: Inputs,
+    keys: jax.Array | None = None,
+    every_layer: bool = False,
   ) -> jax.Array:
     """Computes hidden states.
 
@@ -417,9 +429,12 @@ class Encoder(nn.Module):
       embedded: of `Embeddings`, `[batch, length, embedding_size]`.
       inputs: int32 `[batch, length]` each.
       keys: of dropout, one threefry key per row; None for no dropout.
+      every_layer: whether the states of all layers are returned.
 
     Returns:
-      `[batch, length, hidden_size]`.
+      `[batch, length, hidden_size]`; of every layer `[layers + 1, batch, length, hidden_size]`: the
+      embeddings in the width of the layers, and the output of each layer as `transformers` has
+      them, with `pre_norm` the residual stream, but the normalized one of the last layer.
     """
     c = self.config
     x = embedded
@@ -469,8 +484,12 @@ class Encoder(nn.Module):
     stream = x.astype(c.residual_dtype)
     first = (stream, x.astype(c.dtype)) if c.traits.pre_norm else stream
     name = 'shared_layer' if c.traits.shared_layers else 'layers'
-    carry, _ = layers(c, name=name)(first, shared, per_layer)
-    return (carry[1] if isinstance(carry, tuple) else carry).astype(c.dtype)
+    carry, states = layers(c, every_layer, name=name)(first, shared, per_layer)
+    last = (carry[1] if isinstance(carry, tuple) else carry).astype(c.dtype)
+    if not every_layer:
+      return last
+    assert states is not None  # the layers keep their states
+    return jnp.concatenate([stream[None], states[:-1], last[None].astype(stream.dtype)])
 
   def _distances(self, length: int) -> jax.Array:
     """The normalized table rows of all distances in a row, `[2 * length - 1, hidden]`."""

@@ -466,6 +466,15 @@ class FineTuned(nn.Module):
     keys = fold_in(keys, _DISCRIMINATOR)
     return self.discriminator(self.embeddings(inputs, fold_in(keys, 0)), inputs, keys)
 
+  def layer_states(self, inputs: Inputs) -> jax.Array:
+    """The states of every layer without dropout, `[layers + 1, batch, length, hidden]`.
+
+    Args:
+      inputs: int32 `[batch, length]` each.
+    """
+    states: jax.Array = self.discriminator(self.embeddings(inputs), inputs, None, True)
+    return states
+
   def training(
     self, inputs: Inputs, targets: Mapping[str, jax.Array], keys: jax.Array | None = None
   ) -> dict[str, jax.Array]:

@@ -8,11 +8,11 @@ from electra_jax.finetune.report_blocks import (
   MISSED,
   RIGHT,
   WRONG,
-  Block,
   Blocks,
   Calibration,
   ConfusionMatrix,
   ErrorList,
+  ReportBlock,
   ReportError,
   ReportTable,
   Scatter,
@@ -208,7 +208,7 @@ def _part(part: TextPart) -> Html:
   return tag('span', part.text, label, class_=f'token marked {_MARKS[part.mark][0]}')
 
 
-_VIEWS: Mapping[type[Block], Callable[[Any], Html]] = {
+_VIEWS: Mapping[type[ReportBlock], Callable[[Any], Html]] = {
   ReportTable: _table,
   ConfusionMatrix: _matrix,
   Calibration: _calibration,

@@ -12,9 +12,11 @@ import pytest
 from etils import epath
 from foreign_html import foreign, shown
 
+from electra_jax import export, model_card
 from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial, report_files
+from electra_jax.finetune.finetuned import open_finetuned
 from electra_jax.main import main
 
 CLOCK = ('seconds', 'tokens_per_second')
@@ -276,9 +278,10 @@ def test_a_labeled_file_gets_a_report(whole, data, tmp_path, capsys):
   assert 'has no label to compare with, which --report requires' in capsys.readouterr().err
 
 
-def test_the_card_has_the_metrics_of_the_report(whole, tmp_path):
-  assert main(['main', '--mode=export', f'--workdir={whole[0]}', f'--output={tmp_path / "e"}']) == 0
-  card = (tmp_path / 'e' / 'README.md').read_text('utf-8')
+def test_the_card_has_the_metrics_of_the_report(whole):
+  use = model_card.use_of('classification')
+  run = open_finetuned(whole[0])
+  card = export._finetuned_card(run, use, model_card.Publication()).decode()
   for words in ('## Per class', '## Calibration', '| expected calibration error |', '## Training'):
     assert words in card
   assert '| learning rate | ' in card and str(whole[0]) not in card

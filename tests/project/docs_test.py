@@ -13,6 +13,7 @@ from electra_jax.cli.command_line import check_config, parse_flags, with_mode_fl
 from electra_jax.config import (
   FinetuningConfig,
   PretrainingConfig,
+  ProbingConfig,
   UserError,
   checked_config,
   checked_pretraining,
@@ -57,7 +58,7 @@ def test_links_fields_and_commands(page, monkeypatch):
   monkeypatch.chdir(ROOT)
   text = page.read_text('utf-8')
   assert not broken_links(text, page.parent)
-  known = fields_of(PretrainingConfig) | fields_of(FinetuningConfig)
+  known = fields_of(PretrainingConfig) | fields_of(FinetuningConfig) | fields_of(ProbingConfig)
   named = [re.sub(r'(options)\..*', r'\1', name) for name in fields_named(text)]
   assert not [name for name in named if name not in known]
   for words in commands(text):

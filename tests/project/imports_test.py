@@ -38,6 +38,7 @@ RANKS = {
   'plan': 8,
   'report': 8,
   'finetuned_report': 7.5,
+  'probe': 8,
   'timeline': 8,
   'verify': 8,
   'python_api': 8,

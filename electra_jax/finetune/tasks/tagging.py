@@ -430,6 +430,12 @@ class TaggingTask(TaskDefaults):
     every = sys.maxsize
     return [(' '.join(sentence.tokens), every) for sentence in examples]
 
+  def row_words(self, examples: Sequence[Sentence], features: Features) -> list[Sequence[str]]:
+    """See `probe_data.HasWords`."""
+    words = [iter(sentence.tokens) for sentence in examples]
+    rows = zip(features.examples, features.notes, strict=True)
+    return [[next(words[owner]) for _ in places] for owner, places in rows]
+
   def _has_known_tags(self, sentence: Sentence) -> bool:
     return sentence.tags is not None and set(self._model_tags(sentence.tags)) <= set(self.labels)
 

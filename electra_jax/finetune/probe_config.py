@@ -1,0 +1,5 @@
+"""`default_config` for config files of probes. Its fields are in config/probing.py."""
+
+from electra_jax.config.probing import default_config
+
+__all__ = ['default_config']
