@@ -123,7 +123,13 @@ def draw_probes(result: Mapping[str, Any]) -> Any:  # noqa: ANN401  a Figure of 
   return figure
 
 
-def _draw_line(axes: Any, result: Mapping[str, Any], name: str, color: str, label: str) -> None:  # noqa: ANN401
+def _draw_line(
+  axes: Any,  # noqa: ANN401  of matplotlib
+  result: Mapping[str, Any],
+  name: str,
+  color: str,
+  label: str,
+) -> None:
   """A value of each layer with its interval, and that of the mix as a horizontal line."""
   layers = [one['layer'] for one in result['layers']]
   found = [one[name] for one in result['layers']]

@@ -22,7 +22,13 @@ ELECTRA = Format(
 )
 
 
-@pytest.mark.parametrize('family', ['electra', 'modern', 'bert', 'deberta-v2', 'albert', 'roberta'])
+LONG = ('bert', 'deberta-v2', 'albert', 'roberta')
+
+
+@pytest.mark.parametrize(
+  'family',
+  ['electra', 'modern', *(pytest.param(name, marks=pytest.mark.long) for name in LONG)],
+)
 def test_states_of_every_layer_are_those_of_transformers(family, tmp_path):
   model = (FORMATS | {'electra': ELECTRA})[family].model('Model')
   model.save_pretrained(tmp_path)
