@@ -136,8 +136,8 @@ class _Search:
       hosts.from_first(functools.partial(self._write_rungs, rungs))
       self._remove_weights(numbers)
       if share < 1:
-        left = ', '.join(str(number) for number in numbers)
-        say('halving', f'after {share:.0%} of the training, these continue: setting {left}')
+        names = ', '.join(map(str, numbers))
+        say('halving', f'part {place + 1} of {len(shares) + 1} is done; setting {names} continues')
     self._report(rungs)
     return True
 
@@ -145,8 +145,13 @@ class _Search:
     config = self.setup.config
     names = ', '.join(field.split('.')[-1] for field in config.search.varied)
     seeds = f'{config.num_trials} trial{"s" * (config.num_trials > 1)} each'
-    parts = ''.join(f', {share:.0%}' for share in shares)
-    halved = f'; the best 1/{config.search.halving} continue after{parts[1:]}' if shares else ''
+    halved = ''
+    if shares:
+      parts = ', '.join(f'{share:.3g}' for share in shares)
+      halved = (
+        f'; the best 1/{config.search.halving} continue after {parts} of the training, at the '
+        'nearest evaluation'
+      )
     return f'{len(self.settings)} settings of {names}, {seeds}{halved}'
 
   def _write_rungs(self, rungs: Sequence[Rung]) -> None:

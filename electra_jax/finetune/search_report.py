@@ -45,7 +45,7 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
   epochs = ('-' if epoch is None else f'{epoch:.3g}' for epoch in one['best_epochs'])
   state = 'chosen' if one['chosen'] else ''
   if one['left_after']:
-    state = f'left after {one["left_after"]:.0%}'
+    state = f'left at epoch {max(line["epoch"] for curve in one["curves"] for line in curve):.3g}'
   return (
     str(one['setting']),
     *(f'{value:g}' for value in one['changes'].values()),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import electra_jax
-from electra_jax import file_access
+from electra_jax import file_access, python_api
 from electra_jax.config import FinetuningConfig, checked_finetuning
 from electra_jax.errors import UserError
 from electra_jax.finetune import halving, search, search_report
@@ -141,7 +141,7 @@ def test_the_page_and_the_picture_show_all_settings(searched):
   folder, _ = searched
   page = (folder / 'search.md').read_text()
   rows = [line for line in page.splitlines() if line.startswith('| ')][2:]
-  assert len(rows) == 4 and '**chosen**' in rows[0] and 'left after 25%' in rows[-1]
+  assert len(rows) == 4 and '**chosen**' in rows[0] and 'left at epoch 0.5' in rows[-1]
   assert (folder / 'search.png').stat().st_size > 10_000
 
 
@@ -289,3 +289,17 @@ def test_a_trial_is_moved_in_a_bucket_with_its_result_last(tmp_path, monkeypatch
   search.move_trial(source, place)
   assert written[-1] == 'result.json' and not source.exists()
   assert all((place / name).read_text() == name for name in names)
+
+
+def test_a_search_from_python_is_that_of_the_command_line(tmp_path, monkeypatch):
+  given = []
+  monkeypatch.setattr(python_api, 'run_finetuning', lambda *arguments: given.append(arguments) or 0)
+  rows = [{'text': 'one', 'label': 'a'}, {'text': 'two', 'label': 'b'}]
+  changes = {'search': {'learning_rate': [1e-4, 3e-4], 'halving': 2}, 'search.batch_size': [8, 16]}
+  result = electra_jax.finetune('run', tmp_path / 'run', train=rows, config=changes)
+  config = checked_finetuning(given[0][0])
+  assert config.search.learning_rate == (1e-4, 3e-4) and config.search.halving == 2
+  assert len(config.settings) == 4 and not config.data.dev and result.settings == {}
+  electra_jax.finetune('run', tmp_path / 'run', train=rows, config={'search': {'rate': [1]}})
+  with pytest.raises(UserError, match='config.search.rate is not a field'):
+    checked_finetuning(given[1][0])
