@@ -355,10 +355,11 @@ class _TrialLoop:
         if is_due(step, p.config.log_every, p.steps):
           self._log(step, live)
         value = None
-        if is_due(step, self.eval_every, until):
+        evaluated = is_due(step, self.eval_every, until)
+        if evaluated:
           with live.phase('evaluating'), self.timer.paused():
             value = self._evaluate(step)
-        if value is not None or stop or step % p.config.save_every == 0:
+        if evaluated or stop or step % p.config.save_every == 0:
           with live.phase('saving'), self.timer.paused():
             self._save(step, value)
         else:
@@ -422,8 +423,11 @@ class _TrialLoop:
     self.interval_tokens = 0
     return rate
 
-  def _evaluate(self, step: int) -> float:
-    """Evaluates on dev. Returns the metric that the best checkpoint is chosen by."""
+  def _evaluate(self, step: int) -> float | None:
+    """Evaluates on dev. Returns the value that the best checkpoint is chosen by.
+
+    It is None where an earlier evaluation was as good: of equal ones the first is the best.
+    """
     p, trial = self.p, self.trial
     trial.outputs = None  # frees those of the evaluation before
     outputs = p.predictor.outputs(trial.runner.state.params, self.dev.features)
@@ -433,7 +437,8 @@ class _TrialLoop:
     trial.recorder.log_evaluation('dev', step, found | {'tokens': trial.tokens})
     trial.curve.append({'kind': 'dev', 'step': step, **found})
     self.out_of_patience = _out_of_patience(trial.curve, self.best_by, p.config.patience)
-    return float(found[self.best_by.metric])
+    best = best_evaluation(trial.curve, self.best_by)
+    return float(found[self.best_by.metric]) if best and best['step'] == step else None
 
   def _save(self, step: int, value: float | None) -> None:
     self._check_finite(self.trial.runner.bad_step())
