@@ -142,7 +142,22 @@ def pytest_terminal_summary(terminalreporter, config):
   }
   path = pathlib.Path(config.option.record)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(record, indent=1) + '\n')
+  path.write_text(_record_text(record, _measured(terminalreporter.getreports('passed'))))
+
+
+def _measured(reports) -> list:
+  """What tests that passed have recorded as the property `measured`."""
+  properties = [item for report in reports for item in report.user_properties]
+  return sorted((value for name, value in properties if name == 'measured'), key=str)
+
+
+def _record_text(record, measured) -> str:
+  """A record as JSON, with each measurement in one line."""
+  text = json.dumps(record, indent=1)
+  if measured:
+    lines = ',\n  '.join(map(json.dumps, measured))
+    text = f'{text[:-2]},\n "measured": [\n  {lines}\n ]\n}}'
+  return text + '\n'
 
 
 @pytest.fixture
