@@ -15,6 +15,7 @@ from electra_jax import file_access
 from electra_jax.errors import UserError
 
 SUMS = 'SHA256SUMS'
+CARD = 'README.md'  # of an export: its authors edit it, so it is not compared
 
 _THREADS = 8  # hashing and reading release Python's lock
 _LINE = re.compile(r'([0-9a-f]{64})  (\S[^\n]*)')
@@ -62,6 +63,8 @@ def sums_of(files: Mapping[str, bytes]) -> bytes:
 def read_sums(folder: str | os.PathLike[str]) -> dict[str, str] | None:
   """The checksums that are recorded in a folder; None if there are none.
 
+  That of a model card, which earlier exports recorded, is left out.
+
   Raises:
     UserError: SHA256SUMS is damaged or cannot be read.
   """
@@ -74,7 +77,7 @@ def read_sums(folder: str | os.PathLike[str]) -> dict[str, str] | None:
     raise UserError(
       f'{path!r} is damaged; restore it, or remove it to read the files beside it unchecked.'
     )
-  return {match[2]: match[1] for match in found if match}
+  return {match[2]: match[1] for match in found if match and match[2] != CARD}
 
 
 def find_damage(

@@ -38,12 +38,13 @@ from electra_jax.training.curves import RunRecord
 from electra_jax.training.progress import read_metrics
 
 FORMATS = ('transformers', 'tensorflow')
-CARD = 'README.md'
+CARD = checksums.CARD
 TOWERS = ('discriminator', 'generator')
 # Files that exports write, in addition to checkpoints of TensorFlow.
 KNOWN = (
   'config.json',
   'model.safetensors',
+  huggingface.HEAD,
   'tokenizer.json',
   'tokenizer_config.json',
   'special_tokens_map.json',
@@ -241,10 +242,10 @@ def _use_of_tower(weights: Weights, tower: str) -> model_card.Use:
   assert weights.discriminator is not None
   if 'discriminator_head' not in weights.params:
     return model_card.use_of('encoder')
-  name = huggingface.auto_class(weights.discriminator)
+  name, is_beside = huggingface.detection_class(weights.discriminator)
   if name == 'AutoModel':  # which opens it without its head
     return model_card.use_of('encoder')
-  return model_card.use_of('discriminator', name)
+  return model_card.use_of('discriminator', name, huggingface.HEAD if is_beside else '')
 
 
 def _trained_with(workdir: str | os.PathLike[str]) -> str:
@@ -422,12 +423,13 @@ def _stale_files(output: str, names: Iterable[str]) -> list[str]:
 
 
 def _with_sums(output: str, files: Mapping[str, bytes], beside: Iterable[str]) -> dict[str, bytes]:
-  """SHA256SUMS of each folder of an export, by name."""
+  """SHA256SUMS of each folder of an export, by name, without the cards, which authors edit."""
   written = checksums.digests(output, beside)
   sums: dict[str, dict[str, str]] = {'': written} if written else {}
   for name, content in files.items():
     folder, _, file = name.rpartition('/')
-    sums.setdefault(folder, {})[file] = hashlib.sha256(content).hexdigest()
+    if file != CARD:
+      sums.setdefault(folder, {})[file] = hashlib.sha256(content).hexdigest()
   return {
     f'{folder}/{checksums.SUMS}'.lstrip('/'): checksums.sums_content(parts)
     for folder, parts in sums.items()

@@ -116,10 +116,12 @@ class Use:
   Attributes:
     pipeline: the Hub's name of its task.
     code: an example, which runs in the folder of the card.
+    note: a paragraph after it.
   """
 
   pipeline: str
   code: str
+  note: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,15 +207,16 @@ _USE_CHOICE = Use(
 )
 
 
-def use_of(kind: str, detection_class: str = '') -> Use:
+def use_of(kind: str, detection_class: str = '', head_file: str = '') -> Use:
   """Returns how a model is used.
 
   Args:
     kind: 'encoder', 'discriminator', 'generator', or the kind of a fine-tuned head.
     detection_class: the AutoModel class of the discriminator.
+    head_file: that has its head; '' where the class opens it.
   """
   if kind == 'discriminator':
-    return _use_of_discriminator(detection_class)
+    return _use_of_discriminator(detection_class, head_file)
   known = {
     'encoder': _USE_ENCODER,
     'generator': _USE_GENERATOR,
@@ -227,14 +230,27 @@ def use_of(kind: str, detection_class: str = '') -> Use:
   return Use(task, f'from transformers import pipeline\n\n{_MODEL}{call}')
 
 
-def _use_of_discriminator(auto_class: str) -> Use:
+def _use_of_discriminator(auto_class: str, head_file: str) -> Use:
+  imports = f'from transformers import AutoModel, {auto_class}, AutoTokenizer\n'
+  options = loading = note = ''
+  if head_file:
+    imports = f'from safetensors.torch import load_file\n{imports}'
+    imports += 'from transformers.utils import cached_file\n'
+    options = ', num_labels=1'
+    loading = f'head = load_file(cached_file(model, "{head_file}"))\n'
+    loading += 'discriminator.load_state_dict(head, strict=False)\n'
+    note = (
+      f'The model is an encoder without a head, from which every class of `transformers` starts. '
+      f'The head that was trained with it, which detects replaced tokens, is in `{head_file}`; '
+      'only the last lines of the example load it.'
+    )
   return Use(
     'feature-extraction',
-    f"""from transformers import AutoModel, {auto_class}, AutoTokenizer
-
-{_TOKENIZER}{_ENCODER}discriminator = {auto_class}.from_pretrained(model)
-{_INPUTS}# The probability that each token was replaced.
+    f"""{imports}
+{_TOKENIZER}{_ENCODER}discriminator = {auto_class}.from_pretrained(model{options})
+{loading}{_INPUTS}# The probability that each token was replaced.
 print(discriminator(**inputs).logits.sigmoid())""",
+    note,
   )
 
 
@@ -260,12 +276,14 @@ def model_card(
   """
   lines = ['---', *_yaml(_metadata(title, use, publication, measured)), '---', '', f'# {title}', '']
   missing = [name for name in ('license', 'language', 'datasets') if not getattr(publication, name)]
-  to_add = ['its intended use and limits']
+  to_add = ['To be added by its authors: the intended use and limits']
   if missing:
-    to_add.append(f'to the metadata: {", ".join(missing)}')
-  lines += [f'{MADE} Its authors still have to add {" and ".join(to_add)}.', '']
+    to_add.append(f'in the metadata above, {", ".join(missing)}')
+  lines += [f'{MADE} {"; ".join(to_add)}.', '']
   if use:
     lines += ['## Usage', '', '```python', use.code, '```', '']
+  if use and use.note:
+    lines += [use.note, '']
   return '\n'.join([*lines, *sections])
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from electra_jax.model.electra import Electra
 from electra_jax.model.encoder import Inputs
@@ -121,12 +122,9 @@ def change_config(folder, remove=(), **fields):
 def opened(files, folder, kind, family='electra'):
   """Opens files {name: content} with transformers and checks that all tensors fit."""
   write(files, folder)
-  auto = (
-    'AutoModelForTokenClassification'
-    if (family, kind) == ('modern', 'discriminator')
-    else AUTO[kind]
-  )
-  made, loaded = getattr(transformers, auto).from_pretrained(
+  if (family, kind) == ('modern', 'discriminator'):
+    return detector(folder)
+  made, loaded = getattr(transformers, AUTO[kind]).from_pretrained(
     folder, output_loading_info=True, attn_implementation='eager'
   )
   assert not any(
@@ -134,6 +132,18 @@ def opened(files, folder, kind, family='electra'):
   ), loaded
   assert type(made).__name__ == CLASSES[family][kind]
   return made.eval()
+
+
+def detector(folder):
+  """Opens an encoder and the discriminator's head beside it, as docs/interop.md describes."""
+  model, loaded = transformers.AutoModelForTokenClassification.from_pretrained(
+    folder, num_labels=1, output_loading_info=True, attn_implementation='eager'
+  )
+  head = load_file(pathlib.Path(folder) / 'discriminator_head.safetensors')
+  assert set(loaded['missing_keys']) == head.keys(), loaded
+  assert not any(loaded[name] for name in ('unexpected_keys', 'mismatched_keys', 'error_msgs'))
+  assert not model.load_state_dict(head, strict=False).unexpected_keys
+  return model.eval()
 
 
 def write(files, folder) -> str:

@@ -88,7 +88,7 @@ ARCHITECTURE = Architecture(
   encoder_names=('embeddings.', 'encoder.', 'pooler.'),
   classes={
     'encoder': 'AlbertModel',
-    # There is no class for a discriminator. A token classifier with one label has the same layers.
+    # Of earlier exports. Today's have a bare encoder, and the head in a file beside it.
     'discriminator': 'AlbertForTokenClassification',
     'generator': 'AlbertForMaskedLM',
     'classification': 'AlbertForSequenceClassification',
@@ -107,7 +107,7 @@ ARCHITECTURE = Architecture(
   buffers=('embeddings.position_ids', 'embeddings.token_type_ids'),
   renamed=hf_post_norm.RENAMED,
   poolings=('cls',),
-  discriminator_fields=hf_post_norm.DETECTION_FIELDS,
+  head_beside=True,
   complete=_NAMES.remove_unused,
   unsupported=_unsupported,
   convert_head=hf_post_norm.head_of_one_layer,

@@ -66,7 +66,9 @@ class Architecture:
     buffers: endings of the names of tensors that are not parameters.
     renamed: parts of tensor names in older releases, and today's.
     poolings: that a classifier may have; with several, the field `classifier_pooling` chooses.
-    discriminator_fields: fields of a discriminator's config.json.
+    head_beside: whether a discriminator, for which `transformers` has no class, is written as an
+      encoder without a head, and its head into a file beside it. Its tensors have the names of a
+      token classifier with one label, which computes the same.
     complete: adds tensors that a file may leave out; returns notes for the user.
     unsupported: why a config cannot be written; None where it can.
     convert_head: parameters of a head of style 'published' in the style of `transformers`; None
@@ -91,7 +93,7 @@ class Architecture:
   buffers: tuple[str, ...]
   renamed: Mapping[str, str]
   poolings: tuple[str, ...]
-  discriminator_fields: Mapping[str, Any]
+  head_beside: bool
   complete: Callable[[ConfigFields, EncoderConfig, str, dict[str, np.ndarray]], list[str]]
   unsupported: Callable[[EncoderConfig], Obstacle | None]
   convert_head: Callable[[Head], dict[str, Any] | None]
@@ -103,6 +105,11 @@ class Architecture:
     """Returns a tensor's name in a file of a kind of model."""
     has_prefix = kind != 'encoder' and name.startswith(self.encoder_names)
     return self.prefix + name if has_prefix else name
+
+  def head_names(self, config: EncoderConfig) -> set[str]:
+    """Returns the names of the tensors of a discriminator's head, which have no prefix."""
+    both = self.tensors(config, 'discriminator')
+    return both.keys() - self.tensors(config, 'encoder').keys()
 
   def short_name(self, name: str) -> str:
     """Returns today's name of a tensor of a file, without the prefix."""

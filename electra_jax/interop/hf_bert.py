@@ -52,7 +52,7 @@ ARCHITECTURE = Architecture(
   encoder_names=('embeddings.', 'encoder.', 'pooler.'),
   classes={
     'encoder': 'BertModel',
-    # There is no class for a discriminator. A token classifier with one label has the same layers.
+    # Of earlier exports. Today's have a bare encoder, and the head in a file beside it.
     'discriminator': 'BertForTokenClassification',
     'generator': 'BertForMaskedLM',
     'classification': 'BertForSequenceClassification',
@@ -70,7 +70,7 @@ ARCHITECTURE = Architecture(
   buffers=('embeddings.position_ids', 'embeddings.token_type_ids'),
   renamed=hf_post_norm.RENAMED,
   poolings=('cls',),
-  discriminator_fields=hf_post_norm.DETECTION_FIELDS,
+  head_beside=True,
   complete=_NAMES.remove_unused,
   unsupported=hf_post_norm.projection_unsupported('BERT'),
   convert_head=hf_post_norm.head_of_one_layer,

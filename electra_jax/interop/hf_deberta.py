@@ -128,7 +128,7 @@ ARCHITECTURE = Architecture(
     'lm_predictions.lm_head.bias': 'cls.predictions.bias',
   },
   poolings=('cls',),
-  discriminator_fields={},
+  head_beside=False,
   complete=_NAMES.remove_unused,
   unsupported=hf_post_norm.projection_unsupported('DeBERTa-v3'),
   convert_head=hf_post_norm.two_sided_head,

@@ -199,7 +199,7 @@ ARCHITECTURE = Architecture(
   encoder_names=('embeddings.', 'layers.', 'final_norm.'),
   classes={
     'encoder': 'ModernBertModel',
-    # There is no class for a discriminator. A token classifier with one label has the same layers.
+    # Of earlier exports. Today's have a bare encoder, and the head in a file beside it.
     'discriminator': 'ModernBertForTokenClassification',
     'generator': 'ModernBertForMaskedLM',
     'classification': 'ModernBertForSequenceClassification',
@@ -215,7 +215,7 @@ ARCHITECTURE = Architecture(
   buffers=('embeddings.position_ids', 'rotary_emb.inv_freq'),
   renamed={},
   poolings=('cls', 'mean'),
-  discriminator_fields=hf_post_norm.DETECTION_FIELDS,
+  head_beside=True,
   complete=_complete,
   unsupported=hf_post_norm.exact_gelu_unsupported('ModernBERT'),
   convert_head=lambda head: None,

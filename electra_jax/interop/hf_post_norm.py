@@ -33,8 +33,6 @@ ACTIVATIONS = {
   'gelu': ('gelu', 'gelu_python'),
   'gelu_tanh': ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast'),
 }
-# A discriminator is a token classifier with this one label, where there is no class for it.
-DETECTION_FIELDS = {'id2label': {'0': 'REPLACED'}, 'label2id': {'REPLACED': 0}}
 
 
 @dataclasses.dataclass(frozen=True)

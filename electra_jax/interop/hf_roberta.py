@@ -82,7 +82,7 @@ def _architecture(model_type: str, name: str) -> Architecture:
     encoder_names=('embeddings.', 'encoder.', 'pooler.'),
     classes={
       'encoder': f'{name}Model',
-      # There is no class for a discriminator. A token classifier with one label has its layers.
+      # Of earlier exports. Today's have a bare encoder, and the head in a file beside it.
       'discriminator': f'{name}ForTokenClassification',
       'generator': f'{name}ForMaskedLM',
       'classification': f'{name}ForSequenceClassification',
@@ -98,7 +98,7 @@ def _architecture(model_type: str, name: str) -> Architecture:
     buffers=('embeddings.position_ids', 'embeddings.token_type_ids'),
     renamed=hf_post_norm.RENAMED,
     poolings=('cls',),
-    discriminator_fields=hf_post_norm.DETECTION_FIELDS,
+    head_beside=True,
     complete=_complete,
     unsupported=hf_post_norm.exact_gelu_unsupported(name),
     convert_head=hf_post_norm.head_of_one_layer,

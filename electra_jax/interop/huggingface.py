@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from electra_jax import checksums, file_access, hub
 from electra_jax.data.tokenizers.tokenization import holds_tokenizer
 from electra_jax.errors import UserError
@@ -47,9 +49,11 @@ from electra_jax.model.heads import ROW_KINDS
 
 CONFIG = 'config.json'
 TENSORS = 'model.safetensors'
+# A discriminator's head beside its encoder; see Architecture.head_beside.
+HEAD = 'discriminator_head.safetensors'
 _MODEL_FILES = (CONFIG, '.safetensors', '.bin', '.index.json')  # that are read here
 # A field of the config.json that this package writes: {'tower': 'discriminator', 'generator' or
-# 'finetuned'}.
+# 'finetuned'}, and 'head': HEAD where there is such a file.
 MARK = 'electra_jax'
 # A config of a family is written in the first architecture of that family.
 ARCHITECTURES = (
@@ -125,11 +129,14 @@ def _read_model(path: str) -> Weights:
   fields = read_fields(file_access.join(path, CONFIG))
   architecture = _architecture_of(fields)
   config = architecture.read_config(fields)
-  file = hf_tensors.TensorFile(tensor_files.read_tensors(path), architecture, path)
-  kind = _kind_of(fields, architecture, set(file.tensors), path)
+  head_beside = _read_head(fields, architecture, path)
+  tensors = tensor_files.read_tensors(path) | head_beside
+  file = hf_tensors.TensorFile(tensors, architecture, path)
+  kind = 'discriminator' if head_beside else _kind_of(fields, architecture, set(file.tensors), path)
   notes = [f'{path} {note}' for note in architecture.complete(fields, config, kind, file.tensors)]
   if kind == 'encoder':
-    notes.append(f'{path} has no head: it is read as a discriminator without its head')
+    lacking = f' (the file {HEAD} is missing)' if fields.group(MARK).get('head') else ''
+    notes.append(f'{path} has no head{lacking}: it is read as a discriminator without its head')
   is_generator = kind == 'generator'
   weights = Weights(
     source=path,
@@ -153,6 +160,17 @@ def _read_model(path: str) -> Weights:
     dataclasses.replace(weights, params=params, head=head),
     optional=('discriminator_head',) if kind == 'encoder' else (),
   )
+
+
+def _read_head(
+  fields: ConfigFields, architecture: Architecture, path: str
+) -> dict[str, np.ndarray]:
+  """Returns the tensors of a discriminator's head that is beside a bare encoder; empty for none."""
+  is_bare = architecture_class(fields) == architecture.classes['encoder']
+  place = file_access.join(path, HEAD)
+  if not (architecture.head_beside and is_bare and file_access.exists(place)):
+    return {}
+  return tensor_files.read_tensors(place)
 
 
 def _head_of(fields: ConfigFields, architecture: Architecture, kind: str) -> Head:
@@ -247,6 +265,9 @@ def model_files(
 ) -> dict[str, bytes]:
   """Returns config.json and model.safetensors, which the AutoModel classes open.
 
+  A discriminator of an architecture without a class for it is written as an encoder without a head,
+  so that no classifier of `transformers` begins with that head. The head is in a third file, HEAD.
+
   Args:
     weights: with `tower`. A discriminator without its head is written as an encoder.
     tower: 'discriminator', 'generator', or 'finetuned' for the discriminator with `weights.head`.
@@ -270,7 +291,6 @@ def model_files(
     fields |= _head_fields(weights, architecture)
   else:
     kind, params, written = _pretrained(weights, tower, config)
-    fields |= architecture.discriminator_fields if kind == 'discriminator' else {}
   shapes = _tower_shapes(written, kind)
   if 'head' not in params:
     del shapes['head']
@@ -280,16 +300,6 @@ def model_files(
       f'the {tower} of {weights.source} cannot be written for transformers: by its config, '
       f'{mistakes[0]}.'
     )
-  fields |= {
-    'model_type': architecture.model_type,
-    'architectures': [architecture.classes[kind]],
-    'tie_word_embeddings': True,
-    'dtype': 'float32',
-    'torch_dtype': 'float32',
-    MARK: {'tower': tower},
-    **(extra or {}),
-  }
-  text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + '\n'
   tensors = hf_tensors.from_params(params, architecture, kind, config)
   architecture.finish(tensors, special_ids or {})
   tensors |= {
@@ -297,7 +307,23 @@ def model_files(
     for name in architecture.repeated
     if architecture.copies[name] in tensors
   }
-  return {CONFIG: text.encode(), TENSORS: tensor_files.to_safetensors(tensors)}
+  head: dict[str, np.ndarray] = {}
+  if kind == 'discriminator' and architecture.head_beside:
+    kind = 'encoder'
+    head = {name: tensors.pop(name) for name in architecture.head_names(config)}
+    tensors = {architecture.short_name(name): value for name, value in tensors.items()}
+  fields |= {
+    'model_type': architecture.model_type,
+    'architectures': [architecture.classes[kind]],
+    'tie_word_embeddings': True,
+    'dtype': 'float32',
+    'torch_dtype': 'float32',
+    MARK: {'tower': tower, **({'head': HEAD} if head else {})},
+    **(extra or {}),
+  }
+  text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + '\n'
+  files = {CONFIG: text.encode(), TENSORS: tensor_files.to_safetensors(tensors)}
+  return files | ({HEAD: tensor_files.to_safetensors(head)} if head else {})
 
 
 def obstacle(config: EncoderConfig) -> Obstacle | None:
@@ -305,15 +331,18 @@ def obstacle(config: EncoderConfig) -> Obstacle | None:
   return _architecture_for(config).unsupported(config)
 
 
-def auto_class(config: EncoderConfig) -> str:
-  """Returns the AutoModel class that opens a discriminator of a config with its head.
+def detection_class(config: EncoderConfig) -> tuple[str, bool]:
+  """Returns the AutoModel class that has the layers of a discriminator of a config.
 
-  It is AutoModel, without the head, where `transformers` has no class for it.
+  It is AutoModel, without the head, where `transformers` has no such class. The second value is
+  whether the head is in the file HEAD and has to be loaded from there.
   """
-  classes = _architecture_for(config).classes
-  known = {'tagging': 'AutoModelForTokenClassification', 'encoder': 'AutoModel'}
-  names = (name for kind, name in known.items() if classes[kind] == classes['discriminator'])
-  return next(names, 'AutoModelForPreTraining')
+  architecture = _architecture_for(config)
+  if architecture.head_beside:
+    return 'AutoModelForTokenClassification', True
+  classes = architecture.classes
+  is_encoder = classes['discriminator'] == classes['encoder']
+  return 'AutoModel' if is_encoder else 'AutoModelForPreTraining', False
 
 
 def _architecture_for(config: EncoderConfig) -> Architecture:

@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 
+import hf_files
 import jax
 import made_run
 import made_tokenizers
@@ -99,13 +100,13 @@ def test_transformers_gives_the_same_outputs(kind, runs, tmp_path, capsys):
     inputs['input_ids'], inputs['attention_mask'], reading.tokens, strict=True
   ):
     assert [run.tokenizer.token(i) for i in ids[mask == 1]] == tokens
-  auto = (
-    transformers.AutoModelForPreTraining
-    if KINDS[kind][0] == 'electra'
-    else transformers.AutoModelForTokenClassification
-  )
-  model, loaded = auto.from_pretrained(f'{output}/discriminator', output_loading_info=True)
-  assert not any(loaded.values()), loaded
+  if KINDS[kind][0] == 'electra':
+    model, loaded = transformers.AutoModelForPreTraining.from_pretrained(
+      f'{output}/discriminator', output_loading_info=True
+    )
+    assert not any(loaded.values()), loaded
+  else:
+    model = hf_files.detector(f'{output}/discriminator')
   encoder = transformers.AutoModel.from_pretrained(f'{output}/discriminator')
   with torch.no_grad():
     detected = model(**inputs).logits.sigmoid().reshape(inputs['input_ids'].shape).numpy()
@@ -225,9 +226,22 @@ def test_the_example_of_a_card_runs(kind, runs, tmp_path, monkeypatch, capsys):
 
 
 def example_of(card):
-  """The Python code of a model card."""
+  """The Python code of a model card, or of a page."""
   (code,) = re.findall(r'^```python\n(.*?)^```$', pathlib.Path(card).read_text(), re.M | re.S)
   return code
+
+
+def test_the_example_of_the_page_gives_the_verdicts_of_the_run(runs, tmp_path, monkeypatch):
+  page = pathlib.Path('docs/interop.md').resolve()
+  export.export(runs('modern'), str(tmp_path / 'published'))
+  run = electra_jax.load(runs('modern'))
+  monkeypatch.chdir(tmp_path)
+  found = {}
+  exec(example_of(page), found)
+  text = 'the chef ate the meal'
+  assert text in example_of(page)
+  (theirs,) = found['replaced'].detach().numpy()[..., 0]
+  np.testing.assert_allclose(run([text]).replaced[0, : len(theirs)], theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_earlier_exports_are_replaced_and_other_files_are_not(runs, tmp_path):
@@ -259,8 +273,14 @@ def test_an_export_has_checksums_that_are_compared_when_it_is_read(runs, tmp_pat
       verify.verify(str(tmp_path / 'hf'))
     content[-3] ^= 1
     path.write_bytes(content)
-  (tmp_path / 'hf' / 'discriminator' / 'README.md').write_text('a card of my own')
+  # A card may be edited, also beside checksums of earlier versions, which had it.
+  folder = tmp_path / 'hf' / 'discriminator'
+  assert 'README.md' not in (folder / 'SHA256SUMS').read_text()
+  (folder / 'README.md').write_text('a card of my own')
+  with (folder / 'SHA256SUMS').open('a') as sums:
+    sums.write(f'{"0" * 64}  README.md\n')
   huggingface.read_weights(str(tmp_path / 'hf'))
+  verify.verify(str(tmp_path / 'hf'))
 
 
 def test_no_file_of_an_earlier_export_remains(runs, tmp_path):

@@ -83,12 +83,11 @@ def test_the_library_of_the_hub_reads_the_metadata():
 
 def test_a_card_lists_what_its_authors_have_not_stated():
   empty = card(model_card.Measured('held-out documents', 'held out'))
-  assert (
-    'add its intended use and limits and to the metadata: license, language, datasets.' in empty
-  )
+  missing = 'the intended use and limits; in the metadata above, license, language, datasets.'
+  assert f'To be added by its authors: {missing}' in empty
   assert read_card(empty).eval_results is None and 'license' not in read_card(empty).to_dict()
   some = card(model_card.Measured('dev', 'dev'), license='mit', language=['en'], datasets=['a/b'])
-  assert 'add its intended use and limits.' in some
+  assert 'authors: the intended use and limits.' in some
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import finetune_files
 import flax.linen as nn
 import foreign_tokenizers
+import hf_files
 import jax
 import micro_run
 import numpy as np
@@ -92,13 +93,14 @@ def test_replaced_token_detection_continues_an_encoder_that_others_open(family, 
   for name in ('embeddings', 'discriminator', 'discriminator_head'):
     assert same_bits(theirs.params[name], ours[name]), name
   # Through transformers, and in again.
-  name = huggingface.auto_class(theirs.discriminator)
-  getattr(transformers, name).from_pretrained(place).save_pretrained(tmp_path / 'again')
+  name, is_beside = huggingface.detection_class(theirs.discriminator)
+  model = hf_files.detector(place) if is_beside else transformers.AutoModel.from_pretrained(place)
+  model.save_pretrained(tmp_path / 'again')
   again = huggingface.read_weights(str(tmp_path / 'again')).params
-  assert {'embeddings', 'discriminator'} <= again.keys()
+  assert ('discriminator_head' in again) == is_beside
   assert same_bits(again, {name: theirs.params[name] for name in again})
   card = (place / 'README.md').read_text()
-  assert name in card and ('.logits' in card) == (name != 'AutoModel')
+  assert name in card and ('.logits' in card) == is_beside == (huggingface.HEAD in card)
   assert 'base_model' not in card  # it is a folder
   # The tokenizer gives the ids of the run.
   text = 'ba ko ti rume salo'
