@@ -386,11 +386,6 @@ def _head_params(source: str, head: Head, architecture: Architecture) -> dict[st
   """Returns the parameters of a fine-tuned head in the style of transformers."""
   where = f'the head of {source} cannot be written for transformers: '
   kind = _kind_of_head(head)
-  if kind not in architecture.classes:
-    raise UserError(
-      f'{where}a head for {kind} is not supported for {architecture.model_type}; expected an '
-      'encoder of electra or modernbert.'
-    )
   if kind in ('classification', 'choice') and head.pooling not in architecture.poolings:
     raise UserError(
       f'{where}its pooling is {head.pooling}; expected {" or ".join(architecture.poolings)}, as '

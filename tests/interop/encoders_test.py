@@ -207,6 +207,7 @@ HEADS = {
   'generator': 'ForMaskedLM',
   'discriminator': 'ForTokenClassification',
   'classification': 'ForSequenceClassification',
+  'choice': 'ForMultipleChoice',
   'tagging': 'ForTokenClassification',
   'span': 'ForQuestionAnswering',
 }
@@ -219,8 +220,11 @@ def made(family, kind, **fields):
 
 def outputs(model, family):
   ids, types, real = encoder_formats.rows()
+  inputs = FORMATS[family].inputs(ids, real, types)
+  if 'MultipleChoice' in type(model).__name__:  # one choice per row
+    inputs = {name: value[:, None] for name, value in inputs.items()}
   with torch.no_grad():
-    found = model(**FORMATS[family].inputs(ids, real, types))
+    found = model(**inputs)
   names = ('logits', 'start_logits', 'end_logits', 'last_hidden_state')
   return [found[name].numpy() for name in names if name in found]
 
@@ -343,7 +347,7 @@ def test_the_encoder_of_a_deberta_discriminator_survives_and_the_file_keeps_the_
   assert same_bits(again.params, {name: weights.params[name] for name in again.params})
 
 
-@pytest.mark.parametrize('kind', ['classification', 'tagging', 'span'])
+@pytest.mark.parametrize('kind', ['classification', 'choice', 'tagging', 'span'])
 @pytest.mark.parametrize('family', COMPUTED)
 def test_heads_of_fine_tuned_models_give_the_logits_of_pytorch(family, kind, tmp_path):
   model = made(family, kind)
@@ -353,7 +357,7 @@ def test_heads_of_fine_tuned_models_give_the_logits_of_pytorch(family, kind, tmp
   inputs = FORMATS[family].inputs(ids, real, types)
   with torch.no_grad():
     hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state.numpy()
-  labels = {'classification': 3, 'tagging': 5, 'span': 2}[kind]
+  labels = {'classification': 3, 'choice': 1, 'tagging': 5, 'span': 2}[kind]
   head = TransformersHead(weights.discriminator, kind, labels, 0.0, weights.head.pooling)
   found = np.asarray(head.apply({'params': weights.head.params}, hidden, jnp.asarray(real)))
   expected = outputs(model, family)

@@ -4,6 +4,7 @@ import json
 import lzma
 import pathlib
 import random
+import re
 import subprocess
 import sys
 import unicodedata
@@ -14,7 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from electra_jax.data.tokenizers import charsmap, sentencepiece_model, tokenization
+from electra_jax.data.tokenizers import (
+  charsmap,
+  normalization,
+  portable_charsmap,
+  sentencepiece_model,
+  tokenization,
+  word_marks,
+)
 from electra_jax.errors import UserError
 from electra_jax.interop import tokenizer_files
 
@@ -390,31 +398,46 @@ def model_of(texts, **settings):
   return tokenization.from_files('sentencepiece', {'tokenizer.model': content}, 'another')
 
 
-@pytest.mark.parametrize('rule', ['nmt_nfkc', 'nmt_nfkc_cf', 'identity'])
-def test_every_rule_of_normalization_is_exported(sample, rule):
-  """All characters, all sources of rules and mixtures of them are mapped as by SentencePiece."""
-  import sentencepiece
+def normalizers_of(rules, is_portable):
+  """The rules of a model as a function of a text."""
   from tokenizers import normalizers
 
-  content = model_of(sample[:40_000].split('\n'), normalization_rule_name=rule).files[
-    'tokenizer.model'
-  ]
-  model = sentencepiece_model.parse_model(content)
-  table = charsmap.parse_rules(model.charsmap) if model.charsmap else {}
-  assert bool(table) == (rule != 'identity')
-  # Only the rules, without the treatment of spaces.
-  bare = content + sentencepiece_model._field(
-    3, b''.join(sentencepiece_model._field(number, 0) for number in (3, 4, 5))
+  module = portable_charsmap if is_portable else charsmap
+  return normalizers.Sequence(module.make_normalizers(rules)).normalize_str
+
+
+@pytest.mark.parametrize(
+  'rule, is_portable',
+  [
+    ('auto', True),
+    ('nmt_nfkc', True),
+    *[pytest.param(rule, False, marks=pytest.mark.long) for rule in ('nmt_nfkc', 'nfc')],
+    ('nmt_nfkc_cf', False),
+    ('none', False),
+  ],
+)
+def test_every_rule_of_normalization_is_exported(rule, is_portable):
+  """All characters, all sources of rules and mixtures of them are mapped as by SentencePiece."""
+  if rule == 'nmt_nfkc_cf':
+    rules = normalization._named_charsmap(rule)
+  else:
+    rules = normalization.compiled(rule, False, False, 'unicode')
+  table = charsmap.parse_rules(rules) if rules else {}
+  assert bool(table) == (rule != 'none')
+  made = normalizers_of(rules, is_portable)
+  assert (
+    is_portable
+    or not rules
+    or portable_charsmap.make_normalizers(rules) is None
+    or (rule == 'nmt_nfkc')
   )
-  reference = sentencepiece.SentencePieceProcessor()
-  reference.load_from_serialized_proto(bare)
-  made = normalizers.Sequence(charsmap.make_normalizers(model.charsmap))
   rng = random.Random(0)
   ranges = (
-    (0, 0x3400),
+    (1, 0x3400),
     (0xA000, 0xAC80),
     (0xF900, 0x11700),
     (0x16100, 0x16E00),
+    (0x1CC00, 0x1CD00),
     (0x1D000, 0x1F700),
   )
   alone = [chr(point) for first, last in ranges for point in range(first, last)]
@@ -422,12 +445,39 @@ def test_every_rule_of_normalization_is_exported(sample, rule):
   hangul = [source for source in several if '\uac00' <= table[source][0] <= '\ud7a3']
   several = [*sorted({*several} - {*hangul}), *rng.sample(hangul, min(3000, len(hangul)))]
   joined = sorted({source[-1] for source in several}) or ['\u0301']
-  pools = (alone, several or alone, joined, 'aeiou \r\n', '\u200d\ufe0f\u0e33\u0345')
+  marks = [chr(point) for first, last in MARKS for point in range(first, last)]
+  pools = (alone, several or alone, joined, marks, 'aeiou \r\n', '\u200d\u200c\ufe0f\u0e33\u0345')
   mixed = [''.join(rng.choice(rng.choice(pools)) for _ in range(8)) for _ in range(1500)]
   for texts in (alone, several, mixed):
     for start in range(0, len(texts), 50):
       text = '\n'.join(texts[start : start + 50])
-      assert made.normalize_str(text) == reference.normalize(text), ascii(text)
+      (expected,) = normalization.normalize_lines([text], rules)
+      assert made(text) == expected, ascii(text)
+
+
+# Of Latin, Hebrew, Arabic and Devanagari, which NFKC puts in order and SentencePiece does not.
+MARKS = ((0x300, 0x370), (0x591, 0x5C8), (0x64B, 0x660), (0x93C, 0x94E))
+
+
+@pytest.mark.parametrize('rule', ['auto', 'original', 'none'])
+def test_a_unigram_export_has_only_what_javascript_has(sample, tmp_path, rule):
+  """Components and regular expressions; clients_test runs JavaScript."""
+  texts = sample[:60_000].split('\n\n')
+  ours = made_tokenizers.train(texts, kind='unigram', vocab_size=400, normalization=rule)
+  content = (exported(ours, tmp_path) / 'tokenizer.json').read_text()
+  description = json.loads(content)
+  steps = [step for part in word_marks.STEPS for step in word_marks.components(description[part])]
+  used = {step['type'] for step in steps}
+  assert used <= {'Replace', 'NFKC', 'Precompiled', 'Metaspace', 'Split'}
+  assert ('NFKC' in used) == (rule != 'none')
+  patterns = [step['pattern']['Regex'] for step in steps if 'Regex' in step.get('pattern', {})]
+  assert len(patterns) >= 3
+  for pattern in patterns:
+    assert not re.search(r'\\[GKxuhH]|\(\?>|&&|\(\?<[^=!]|[+*?]\+', pattern), pattern
+  # JavaScript splits by a string with its separators, and maps all that it knows by `Precompiled`.
+  assert not [step for step in steps if step['type'] == 'Split' and 'String' in step['pattern']]
+  names = [step['type'] for step in steps]
+  assert 'Precompiled' not in names or names[names.index('Precompiled') + 1] == 'NFKC'
 
 
 @pytest.mark.parametrize(

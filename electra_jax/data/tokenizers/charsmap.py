@@ -120,10 +120,7 @@ def make_normalizers(charsmap: bytes) -> list[Normalizer] | None:
   extra = _extra_rules(table, several) if several else {}
   if extra is None:
     return None
-  # The library constructs this normalizer only from JSON.
-  precompiled = _from_json(
-    {'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(charsmap).decode()}
-  )
+  mapped = precompiled(charsmap)
   near = _continuing_characters(table, several, extra)
 
   def insert(separator: str, pattern: str) -> Normalizer:
@@ -131,12 +128,12 @@ def make_normalizers(charsmap: bytes) -> list[Normalizer] | None:
 
   # Never at the beginning: `Precompiled` fails where a text begins with the separator.
   if not several:
-    return [insert(_APART, f'(?<=[\\s\\S])(?={near})'), precompiled, Replace(_APART, '')]
+    return [insert(_APART, f'(?<=[\\s\\S])(?={near})'), mapped, Replace(_APART, '')]
   step = f'(?>[\\s\\S](?!{near})|{_alternatives(several)}|[\\s\\S])'
   return [
     insert(_APART, f'\\G(?>(?:{step}(?!{near}))*){step}\\K(?={near})'),
     insert(_TOGETHER, f'(?<=[^{_APART[1]}])(?={near})'),
-    precompiled,
+    mapped,
     Replace(_TOGETHER, ''),
     *(Replace(text, extra[text]) for text in sorted(extra, key=len, reverse=True)),
     NFC(),
@@ -168,9 +165,12 @@ def _continuing_characters(
   return f'[\\p{{M}}\\p{{Cn}}{_ranges(joined)}\\n&&[^{separators}]]'
 
 
-def _from_json(description: dict[str, Any]) -> Normalizer:
+def precompiled(charsmap: bytes) -> Normalizer:
+  """Returns the normalizer `Precompiled` of the library, which it constructs only from JSON."""
   from tokenizers import Tokenizer, models
 
+  content = base64.b64encode(charsmap).decode()
+  description = {'type': 'Precompiled', 'precompiled_charsmap': content}
   holder = json_reader.parse(Tokenizer(models.WordPiece()).to_str(), 'an empty tokenizer')
   return Tokenizer.from_str(json.dumps(holder | {'normalizer': description})).normalizer
 
@@ -230,13 +230,13 @@ def _expression(node: dict[str, Any]) -> str:
 
 def _ranges(characters: Iterable[str]) -> str:
   """The inside of a character class."""
-  runs = _runs(sorted(map(ord, characters)))
   return ''.join(
-    f'\\x{{{first:X}}}' + (f'-\\x{{{last:X}}}' if last > first else '') for first, last in runs
+    f'\\x{{{first:X}}}' + (f'-\\x{{{last:X}}}' if last > first else '')
+    for first, last in runs(sorted(map(ord, characters)))
   )
 
 
-def _runs(points: list[int]) -> Iterator[tuple[int, int]]:
+def runs(points: list[int]) -> Iterator[tuple[int, int]]:
   """(first, last) of each run of consecutive numbers."""
   start = None
   for i, point in enumerate(points):

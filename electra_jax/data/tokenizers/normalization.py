@@ -162,6 +162,7 @@ def compile_rules(rules: Mapping[str, str]) -> bytes:
 
   if not rules:
     return b''
+  sentencepiece.set_min_log_level(2)  # it logs the number of rules
   return _charsmap(sentencepiece.SentencePieceNormalizer(norm_map=sorted(rules.items())))
 
 

@@ -8,7 +8,7 @@ text; sooner in a run of one letter), either may be taken. BPE has no such ties.
 
 from typing import Any, TypeAlias
 
-from electra_jax.data.tokenizers import charsmap
+from electra_jax.data.tokenizers import charsmap, portable_charsmap
 from electra_jax.data.tokenizers.sentencepiece_model import (
   BPE_MODEL,
   NORMAL_PIECE,
@@ -78,7 +78,7 @@ def _obstacle(tokenizer: Tokenizer, model: SentencePieceModel) -> str | None:
     return 'its pieces end with the space of a word (treat_whitespace_as_suffix)'
   if not model.escape_whitespaces:
     return 'it keeps spaces as they are (escape_whitespaces)'
-  if charsmap.make_normalizers(model.charsmap) is None:
+  if _rules(model) is None:
     return (
       'its rules of normalization are not of the usual kind (nfkc, nmt_nfkc, either with _cf, or '
       'identity)'
@@ -143,6 +143,18 @@ def _splits_at_spaces(model: SentencePieceModel) -> bool:
   return SPACE in matched and all(SPACE not in text[1:] for text in matched)
 
 
+def _rules(model: SentencePieceModel) -> list[charsmap.Normalizer] | None:
+  """The rules of normalization, where possible in a form that JavaScript has, too.
+
+  That form hides the beginning of a text that begins with characters that are removed, unless
+  `_NO_SPACE` is inserted there.
+  """
+  found = None
+  if _splits_at_spaces(model):
+    found = portable_charsmap.make_normalizers(model.charsmap)
+  return charsmap.make_normalizers(model.charsmap) if found is None else found
+
+
 def _normalizer(model: SentencePieceModel) -> charsmap.Normalizer:
   """SentencePiece's normalizer.cc: first the rules, then spaces.
 
@@ -151,7 +163,7 @@ def _normalizer(model: SentencePieceModel) -> charsmap.Normalizer:
   """
   from tokenizers import Regex, normalizers
 
-  steps = list(charsmap.make_normalizers(model.charsmap) or ())
+  steps = list(_rules(model) or ())
   doubled = SPACE
   if model.remove_extra_whitespaces:
     steps.append(normalizers.Replace(Regex(f'[ {SPACE}]+{_END}'), ''))
@@ -185,6 +197,6 @@ def _pre_tokenizer(model: SentencePieceModel) -> PreTokenizer:
       *([first_space] if model.add_dummy_prefix else []),
       pre_tokenizers.Split(Regex(f' (?:{_NO_SPACE})?(?=[^ {SPACE}])'), 'removed'),
       pre_tokenizers.Metaspace(prepend_scheme='always'),
-      pre_tokenizers.Split(SPACE + _NO_SPACE, 'removed'),
+      pre_tokenizers.Split(Regex(SPACE + _NO_SPACE), 'removed'),
     ]
   )
