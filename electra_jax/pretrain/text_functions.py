@@ -152,7 +152,8 @@ class TextFunctions:
     for text, parts in zip(texts, pieces, strict=True):
       if len(parts) == 1:
         raise UserError(f'the text {text!r} has no {mask}; expected at least one.')
-    rows = self._framed([self._encoded_around_masks(parts) for parts in pieces])
+    encoded = [self.tokenizer.encode_around_masks(parts) for parts in pieces]
+    rows = self._framed([np.array(ids, np.int32) for ids in encoded])
     owners = [i for i, parts in enumerate(pieces) for _ in parts[1:]]
     places = [np.flatnonzero(row == self.tokenizer.mask_id) for row in rows]
     chosen: list[np.ndarray] = []
@@ -194,19 +195,6 @@ class TextFunctions:
         'the text.'
       )
     return rows
-
-  def _encoded_around_masks(self, parts: Sequence[str]) -> np.ndarray:
-    """Token ids of a text whose parts are separated by masks."""
-    found: list[int] = []
-    for i, part in enumerate(parts):
-      if i:
-        found.append(self.tokenizer.mask_id)
-      inside = i and part and not part[0].isspace()
-      encode = self.tokenizer.encode_inside_word if inside else self.tokenizer.encode
-      if inside and not part[0].isalnum():  # punctuation is no part of the masked word
-        encode = self.tokenizer.encode
-      found += encode(part)
-    return np.array(found, np.int32)
 
   def _candidate(
     self, token_id: int, probability: float, parts: Sequence[str], place: int

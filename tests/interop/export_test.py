@@ -148,19 +148,31 @@ def test_transformers_gives_the_same_outputs(kind, runs, tmp_path, capsys):
     rtol=1e-4,
     atol=2e-5,
   )
-  if kind == 'electra':
-    texts = ['the chef ate [MASK] meal', '[MASK] house of [MASK].']
-    pipe = transformers.pipeline('fill-mask', model=generator, tokenizer=tokenizer, top_k=3)
-    for found, expected in zip(run.fill_mask(texts, top=3), pipe(texts), strict=True):
-      for candidates, wanted in zip(
-        found, [expected] if isinstance(expected[0], dict) else expected, strict=True
-      ):
-        assert [one.token_id for one in candidates] == [one['token'] for one in wanted]
-        np.testing.assert_allclose(
-          [one.probability for one in candidates], [one['score'] for one in wanted], rtol=1e-4
-        )
+  texts = ['the chef ate [MASK] meal.', '[MASK] house of [MASK], it said [MASK].']
+  pipe = transformers.pipeline('fill-mask', model=generator, tokenizer=tokenizer, top_k=3)
+  for found, expected in zip(run.fill_mask(texts, top=3), pipe(texts), strict=True):
+    for candidates, wanted in zip(
+      found, [expected] if isinstance(expected[0], dict) else expected, strict=True
+    ):
+      assert [one.token_id for one in candidates] == [one['token'] for one in wanted]
+      np.testing.assert_allclose(
+        [one.probability for one in candidates], [one['score'] for one in wanted], atol=1e-5
+      )
   # No padding rows.
   assert generator.config.vocab_size == run.tokenizer.size == len(tokenizer)
+
+
+def test_the_length_of_an_exported_tokenizer_is_that_of_the_longest_phase(tmp_path):
+  config = main.parse_flags(['main', '--config=tests/configs/micro_phases.py']).config
+  config.model.update(num_layers=1)
+  lengths = [config.sequence_length, *(phase.get('sequence_length', 0) for phase in config.phases)]
+  assert len({*lengths}) > 1
+  tokenizer = load_tokenizer(made_run.wordpiece(tmp_path / 'vocabulary'))
+  made_run.make(str(tmp_path / 'run'), config, tokenizer)
+  export.export(str(tmp_path / 'run'), str(tmp_path / 'out'))
+  for tower in export.TOWERS:
+    settings = json.loads((tmp_path / 'out' / tower / 'tokenizer_config.json').read_text())
+    assert settings['model_max_length'] == max(lengths)
 
 
 @pytest.mark.parametrize('kind', ['electra', 'untied', 'one tower', 'modern'])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from electra_jax.data.tokenizers import text_parts
-from electra_jax.data.tokenizers.special_tokens import SPECIAL_TOKENS
+from electra_jax.data.tokenizers.special_tokens import MASK, SPECIAL_TOKENS
 from electra_jax.data.tokenizers.tokenizer_settings import UnsupportedSize
 
 Pipeline: TypeAlias = Any  # a `tokenizers.Tokenizer`
@@ -36,7 +36,7 @@ def train_byte_level(
     UnsupportedSize: for a vocabulary size that the lines do not support.
   """
   import tokenizers
-  from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+  from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
   from tokenizers import normalizers as library
 
   smallest = len(SPECIAL_TOKENS) + BYTES
@@ -56,7 +56,8 @@ def train_byte_level(
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
     min_frequency=SMALLEST_COUNT,
-    special_tokens=list(SPECIAL_TOKENS),
+    # The space before a masked word is a part of it.
+    special_tokens=[AddedToken(name, lstrip=name == MASK) for name in SPECIAL_TOKENS],
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )

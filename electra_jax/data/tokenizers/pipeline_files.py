@@ -204,6 +204,30 @@ def runtime_description(pipeline: Pipeline, role_ids: Mapping[str, int]) -> Sett
   }
 
 
+def masking_description(description: Settings, content: bytes, mask: tuple[int, str]) -> Settings:
+  """A result of `runtime_description` that also gives [MASK] for its name.
+
+  Args:
+    description: of the same tokenizer.
+    content: of its tokenizer.json.
+    mask: id and name of [MASK].
+  """
+  mask_id, name = mask
+  file = json_reader.parse(content, PIPELINE_FILE)
+  # As an export adds it, where the file does not have it among its added tokens.
+  token = {'id': mask_id, 'content': name, **dict.fromkeys(_FLAGS, False)}
+  for given in file.get('added_tokens') or []:
+    token |= given if given['id'] == mask_id else {}
+  model = dict(description['model'])
+  if model.get('type') == 'Unigram' and mask_id < len(model['vocab']):  # it was renamed
+    pieces = list(model['vocab'])
+    pieces[mask_id] = [name, pieces[mask_id][1]]
+    model['vocab'] = pieces
+  added = {one['id']: one for one in description['added_tokens']}
+  added[mask_id] = token | {'special': False}  # a special token would be text
+  return description | {'model': model, 'added_tokens': [added[i] for i in sorted(added)]}
+
+
 def _find_names(
   vocabulary: Mapping[str, int], settings: Settings, description: Settings
 ) -> dict[str, str]:

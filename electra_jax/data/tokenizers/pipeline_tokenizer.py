@@ -183,6 +183,19 @@ class PipelineTokenizer(Tokenizer):
       return [first, *rest]
     return [self.ordinary_ids.get(inside, first), *rest] if inside else rest
 
+  def encode_around_masks(self, parts: Sequence[str]) -> list[int]:
+    """See `Tokenizer.encode_around_masks`: as `transformers` does with the same file."""
+    text = self.tokens[self.mask_id].join(parts)
+    ids = self._masking_pipeline.encode(text, add_special_tokens=False).ids
+    return [i if i == self.mask_id else int(self._replaced[i]) for i in ids]
+
+  @functools.cached_property
+  def _masking_pipeline(self) -> Pipeline:
+    content = self.files[PIPELINE_FILE]
+    mask = self.mask_id, self.tokens[self.mask_id]
+    description = pipeline_files.masking_description(self._description, content, mask)
+    return pipeline_files.runtime_pipeline(description, self.kind)
+
   def to_pipeline(self) -> Pipeline:
     """See `Tokenizer.to_pipeline`: the file as it is."""
     return pipeline_files.open_pipeline(self.files[PIPELINE_FILE], self.kind)

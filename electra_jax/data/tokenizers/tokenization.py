@@ -17,7 +17,7 @@ import numpy as np
 
 from electra_jax import checksums, console, file_access, hub, json_reader, registry
 from electra_jax.config import declarations
-from electra_jax.data.tokenizers import segmenters, text_parts, training_sample
+from electra_jax.data.tokenizers import masked_text, segmenters, text_parts, training_sample
 from electra_jax.data.tokenizers.special_tokens import (
   OWN_NAMES,
   SPECIAL_TOKENS,
@@ -220,6 +220,10 @@ class Tokenizer(abc.ABC):
   def encode_inside_word(self, text: str) -> list[int]:
     """Ids of a text that continues a word."""
     return self.encode(text)
+
+  def encode_around_masks(self, parts: Sequence[str]) -> list[int]:
+    """Ids of a text whose parts are separated by [MASK]; see `masked_text`."""
+    return masked_text.encode(self, parts)
 
   def with_words(self, words: Sequence[str]) -> 'Tokenizer':
     """The tokenizer with more words, whose ids follow the present ones in the given order.
