@@ -35,8 +35,8 @@ _INVISIBLE = '\u061c\u200e\u200f\ufeff'
 # What auto removes before WordPiece: control characters that are not white space, soft hyphens, and
 # characters without width other than joiners. U+200B separates words in Thai and Khmer.
 _REMOVED = (
-  '[\\x{00}-\\x{08}\\x{0E}-\\x{1F}\\x{7F}-\\x{84}\\x{86}-\\x{9F}\\x{AD}\\x{61C}'
-  '\\x{200E}\\x{200F}\\x{202A}-\\x{202E}\\x{2060}-\\x{2064}\\x{2066}-\\x{206F}\\x{FEFF}]'
+  '[\\u0000-\\u0008\\u000E-\\u001F\\u007F-\\u0084\\u0086-\\u009F\\u00AD\\u061C'
+  '\\u200E\\u200F\\u202A-\\u202E\\u2060-\\u2064\\u2066-\\u206F\\uFEFF]'
 )
 _SEPARATOR = '\u200b'
 
