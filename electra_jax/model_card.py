@@ -240,9 +240,9 @@ def _use_of_discriminator(auto_class: str, head_file: str) -> Use:
     loading = f'head = load_file(cached_file(model, "{head_file}"))\n'
     loading += 'discriminator.load_state_dict(head, strict=False)\n'
     note = (
-      f'The model is an encoder without a head, from which every class of `transformers` starts. '
-      f'The head that was trained with it, which detects replaced tokens, is in `{head_file}`; '
-      'only the last lines of the example load it.'
+      'The model is an encoder without a head, from which every class of `transformers` starts. '
+      f'The head that was trained with it, which detects replaced tokens, is in `{head_file}`, and '
+      'used only where it is loaded as in the example.'
     )
   return Use(
     'feature-extraction',

@@ -410,8 +410,9 @@ def normalizers_of(rules, is_portable):
   'rule, is_portable',
   [
     ('auto', True),
-    ('nmt_nfkc', True),
-    *[pytest.param(rule, False, marks=pytest.mark.long) for rule in ('nmt_nfkc', 'nfc')],
+    pytest.param('nmt_nfkc', True, marks=pytest.mark.long),
+    pytest.param('nmt_nfkc', False, marks=pytest.mark.long),
+    pytest.param('nfc', False, marks=pytest.mark.long),
     ('nmt_nfkc_cf', False),
     ('none', False),
   ],
@@ -459,7 +460,7 @@ def test_every_rule_of_normalization_is_exported(rule, is_portable):
 MARKS = ((0x300, 0x370), (0x591, 0x5C8), (0x64B, 0x660), (0x93C, 0x94E))
 
 
-@pytest.mark.parametrize('rule', ['auto', 'original', 'none'])
+@pytest.mark.parametrize('rule', ['auto', 'none', pytest.param('original', marks=pytest.mark.long)])
 def test_a_unigram_export_has_only_what_javascript_has(sample, tmp_path, rule):
   """Components and regular expressions; clients_test runs JavaScript."""
   texts = sample[:60_000].split('\n\n')
