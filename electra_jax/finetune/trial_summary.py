@@ -416,11 +416,7 @@ def _draw_curves(
 ) -> None:
   metric = summary['metric']
   for record in records:
-    points = []
-    for line in record['curve']:
-      value = _finite(line.get(metric, line.get('dev', {}).get(metric)))
-      if value is not None:
-        points.append((line['epoch'], 100 * value))
+    points = [(epoch, 100 * value) for epoch, value in curve_points(record, metric)]
     style = {'color': PURPLE, 'ls': '-.'} if record in collapsed else {'color': BLUE}
     if points:
       axes.plot(*zip(*points, strict=True), lw=1.2, alpha=0.75, marker='.', clip_on=False, **style)
@@ -461,6 +457,17 @@ def _draw_dots(
       title += f'; constant {100 * level:.1f}, {"below" if 100 * level < low else "above"}'
   axes.set_title(title, loc='left', fontsize=9, color=GREY)
   _label_trials(axes, [record['trial'] for record in records])
+
+
+def curve_points(record: Record, name: str) -> list[tuple[float, float]]:
+  """Epoch and value of a metric in the evaluations on dev of a trial, where it is defined.
+
+  Args:
+    record: of the trial; one of version 0.1.0 has the metrics in a dict of their own.
+    name: of the metric.
+  """
+  values = ((line, line.get(name, line.get('dev', {}).get(name))) for line in record['curve'])
+  return [(line['epoch'], float(value)) for line, value in values if _finite(value) is not None]
 
 
 def _label_trials(axes: Axes, numbers: Sequence[int]) -> None:

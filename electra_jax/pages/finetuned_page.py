@@ -148,20 +148,10 @@ def _curves(records: Sequence[trial_summary.Record], task: str) -> Html:
     record['trial']: [(one['epoch'], one['loss']) for one in record.get('losses') or ()]
     for record in mine
   }
-  dev = {
-    record['trial']: [
-      (line['epoch'], line[metric]) for line in record['curve'] if line.get(metric) is not None
-    ]
-    for record in mine
-  }
-  dev_loss = {
-    record['trial']: [
-      (line['epoch'], line[initial.DEV_LOSS])
-      for line in record['curve']
-      if line.get(initial.DEV_LOSS) is not None
-    ]
-    for record in mine
-  }
+  dev, dev_loss = (
+    {record['trial']: trial_summary.curve_points(record, name) for record in mine}
+    for name in (metric, initial.DEV_LOSS)
+  )
   panels = (
     (f'{task}: training loss', 'Means since the point before, with dropout.', loss),
     (
@@ -171,15 +161,11 @@ def _curves(records: Sequence[trial_summary.Record], task: str) -> Html:
     ),
     (f'{task}: {metric} on dev', 'Evaluations during training; the ring is the selected one.', dev),
   )
-  selected = {record['trial']: record.get('selected_step') for record in mine}
-  steps = {
-    record['trial']: {line['epoch']: line['step'] for line in record['curve']} for record in mine
-  }
   rings = {
-    (trial, epoch)
-    for trial, points in dev.items()
-    for epoch, _ in points
-    if steps[trial][epoch] == selected[trial]
+    (record['trial'], line['epoch'])
+    for record in mine
+    for line in record['curve']
+    if 'step' in line and line['step'] == record.get('selected_step')
   }
   shown = [
     tag(

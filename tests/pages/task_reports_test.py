@@ -200,3 +200,16 @@ def test_long_texts_are_cut_where_nothing_is_marked():
   parts = report_blocks.marked_text(text, [(2000, 2006, report_blocks.WRONG, '')])
   assert [part.text for part in parts if part.mark] == ['MARKED']
   assert sum(len(part.text) for part in parts) < 700 and report_blocks.ELLIPSIS in parts[0].text
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_a_browser_shows_the_page_without_overflow_messages_or_requests(
+  browser, reports, tmp_path, width
+):
+  path = tmp_path / 'page.html'
+  path.write_text(scored_page(ATTACKS[1], 'Predictions.', reports), 'utf-8')
+  script = """[window.pwned ?? 0, document.querySelectorAll('th button').length,
+    getComputedStyle(document.querySelector('.q10')).backgroundColor]"""
+  opened = browser.open(path, width, script=script)
+  assert (opened.messages, opened.requests, opened.overflow) == ([], [], 0)
+  assert opened.result[0] == 0 and opened.result[1] > 10 and 'rgba(' in opened.result[2]

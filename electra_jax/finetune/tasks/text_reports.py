@@ -342,11 +342,9 @@ def _query_error(
   texts = []
   for rank in shown:
     example = examples[ranked[rank]]
-    relevant = example.target > 0
-    title = f'rank {rank + 1}, score {sigmoid(scores[ranked[rank]]):.3f}, '
-    title += f'relevance {example.target:g}'
-    part = TextPart(example.second or '', RIGHT if relevant else WRONG)
-    texts.append((title, shortened([part])))
+    score = sigmoid(scores[ranked[rank]])
+    title = f'rank {rank + 1}, score {score:.3f}, relevance {example.target:g}'
+    texts.append(unmarked_text(example.second or '', title))
   facts = (('nDCG at 10', value), ('first relevant', f'rank {best + 1} of {len(ranked)}'))
   return ReportError(facts, (unmarked_text(query, 'query'), *texts))
 
