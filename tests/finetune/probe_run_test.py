@@ -78,6 +78,20 @@ def test_the_page_shows_the_table(probed):
     assert words in shown(page)
 
 
+def test_a_folder_of_transformers_is_probed_as_the_run_that_it_is_exported_from(probed, tmp_path):
+  exported = tmp_path / 'exported'
+  micro_run.run('--mode=export', f'--workdir={micro_run.finished()[0]}', f'--output={exported}')
+  data = finetune_files.tagged(tmp_path / 'data', 'pos')
+  more = (f'--config.init=hf:{exported}/discriminator', '--config.mix=False')
+  few = ('--config.train_examples=12', '--config.num_trials=2')
+  micro_run.run(*arguments(tmp_path / 'results', data, *more, *few))
+  found = json.loads((tmp_path / 'results' / 'probes' / 'pos' / 'probe.json').read_text())
+  for ours, theirs in zip(found['layers'], probed[0]['layers'], strict=True):
+    assert ours['accuracy']['value'] == pytest.approx(theirs['accuracy']['value'])
+    assert ours['control']['value'] == pytest.approx(theirs['control']['value'])
+    assert ours['train_loss'] == pytest.approx(theirs['train_loss'], rel=1e-3)
+
+
 def test_classes_of_texts_are_probed_without_a_control_task(tmp_path):
   data = finetune_files.glue(tmp_path / 'glue', train=40)
   out, _ = micro_run.run(
