@@ -31,7 +31,7 @@ from electra_jax.finetune.trial import (
   run_trial,
   saved_curve,
 )
-from electra_jax.finetune.trial_summary import spread
+from electra_jax.finetune.trial_summary import AT_LEVEL, spread
 from electra_jax.training import hosts, run_folder
 
 RUNGS = 'rungs.json'  # in the folder of a search
@@ -138,8 +138,19 @@ class _Search:
       if share < 1:
         names = ', '.join(map(str, numbers))
         say('halving', f'part {place + 1} of {len(shares) + 1} is done; setting {names} continues')
+        self._warn_of_chance(scores)
     self._report(rungs)
     return True
+
+  def _warn_of_chance(self, scores: Mapping[int, float]) -> None:
+    """Warns where a part was too short for any setting to learn something."""
+    constant = self.p.constant.get(self.p.task.metric, -math.inf)
+    if max(scores.values()) <= constant + AT_LEVEL:
+      text = (
+        'no setting was better than a constant answer yet, so that chance decided which ones '
+        'continue; train longer (--config.epochs), or without --config.search.halving'
+      )
+      say('warning', text, always=True)
 
   def _describe(self, shares: Sequence[float]) -> str:
     config = self.setup.config

@@ -26,7 +26,7 @@ _CORRELATIONS = ('matthews', 'pearson', 'spearman', 'glue')  # 'glue' may be a m
 # it is too wide to be useful.
 TRIALS_OF_INTERVAL = 5
 # Differences between metrics that are fractions, see collapsed_trials.
-_AT_LEVEL = 0.01
+AT_LEVEL = 0.01
 _CLEARLY_ABOVE = 0.05
 _SAME = 1e-4
 _CORRELATED = 0.05
@@ -186,7 +186,7 @@ def _is_at_constant(record: Record, records: Sequence[Record]) -> bool:
     return False
   peers = [other for other in records if other['task'] == record['task']]
   best = max(_dev_value(other, metric) for other in peers)
-  at_level = _dev_value(record, metric) <= level + _AT_LEVEL
+  at_level = _dev_value(record, metric) <= level + AT_LEVEL
   return at_level and (best >= level + _CLEARLY_ABOVE or _equals_constant(record, constant))
 
 

@@ -62,7 +62,7 @@ def searched(tmp_path_factory, data):
       seen[fields['fun_name']] += 1
 
   jax.monitoring.register_event_duration_secs_listener(count)
-  micro_run.run(*arguments(folder, data, *VARIED))
+  (folder / 'printed.txt').write_text(micro_run.run(*arguments(folder, data, *VARIED))[0])
   compiled = dict(seen)  # later compilations are of other tests
   return folder / 'classification', compiled
 
@@ -105,6 +105,15 @@ def test_the_best_halves_continue_and_the_best_setting_is_chosen(searched):
   assert sorted(left) == [0.25, 0.25, 0.5]
 
 
+def test_a_part_in_which_nothing_was_learned_is_reported(searched):
+  folder, _ = searched
+  printed, constant = (folder.parent / 'printed.txt').read_text(), read(folder / 'search.json')
+  by_chance = [
+    max(rung.scores.values()) <= constant['constant'] + 0.01 for rung in read_rungs(folder)[:-1]
+  ]
+  assert printed.count('chance decided which ones continue') == sum(by_chance)
+
+
 def test_only_the_chosen_setting_is_evaluated_on_test_and_keeps_weights(searched):
   folder, _ = searched
   for n in (1, 2):
@@ -141,7 +150,7 @@ def test_the_page_and_the_picture_show_all_settings(searched):
   folder, _ = searched
   page = (folder / 'search.md').read_text()
   rows = [line for line in page.splitlines() if line.startswith('| ')][2:]
-  assert len(rows) == 4 and '**chosen**' in rows[0] and 'left at epoch 0.5' in rows[-1]
+  assert len(rows) == 4 and '**chosen**' in rows[0] and 'left at epoch 0.' in rows[-1]
   assert (folder / 'search.png').stat().st_size > 10_000
 
 
