@@ -119,10 +119,10 @@ def _locked(folder: pathlib.Path):
 
 
 def _reason(error: Exception) -> str:
-  """The last error that an installation printed, or what prevented it."""
+  """The first error that an installation printed, or what prevented it."""
   printed = (getattr(error, 'stderr', None) or '').strip().splitlines()
-  errors = [line for line in printed if 'error' in line.lower() and 'complete log' not in line]
-  return (errors or printed or [str(error)])[-1]
+  errors = [line for line in printed if 'error' in line.lower()]
+  return (errors or printed or [str(error)])[0]
 
 
 @functools.cache
