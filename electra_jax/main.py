@@ -12,7 +12,7 @@ import traceback
 
 from absl import logging
 
-from electra_jax import console
+from electra_jax import allocator, console
 from electra_jax.cli.command_line import parse_flags, run_mode, with_mode_flag
 from electra_jax.errors import INTERRUPTED, PREEMPTED, Preempted, UserError
 
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
   logging.set_verbosity(logging.FATAL)
   console.quiet_libraries()
   _choose_platform()
+  if _on_cpu():
+    allocator.keep_freed_memory()
   try:
     argv = with_mode_flag(sys.argv if argv is None else argv)
     status = run_mode(parse_flags(argv), argv[1:])
@@ -72,11 +74,22 @@ def _choose_platform() -> None:
 
   libtpu may be installed only for --mode=plan. JAX would look for a TPU, and warn at length.
   """
-  has_tpu = glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*')  # as Cloud TPU VMs show them
-  if has_tpu or not importlib.util.find_spec('libtpu'):
+  if _has_tpu() or not importlib.util.find_spec('libtpu'):
     return
   if not any(map(importlib.util.find_spec, GPU_PLUGINS)):
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+def _has_tpu() -> bool:
+  """Whether there are the device files that Cloud TPU VMs have."""
+  return bool(glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'))
+
+
+def _on_cpu() -> bool:
+  """Whether JAX will compute on the CPU, without importing it."""
+  if platforms := os.environ.get('JAX_PLATFORMS'):
+    return platforms == 'cpu'
+  return not _has_tpu() and not any(map(importlib.util.find_spec, GPU_PLUGINS))
 
 
 def _complain(sentence: str, status: int) -> int:

@@ -57,8 +57,9 @@ def run_mode(values: flags.FlagValues, arguments: Sequence[str]) -> int:
   check_flags(values)
   check_config(values)
   if mode.joins:
-    from electra_jax.training import hosts
+    from electra_jax.training import devices, hosts
 
+    devices.execute_in_main_thread()
     hosts.join_processes(values.distributed, values.coordinator, values.processes, values.process)
   function = _imported(mode.function)
   with contextlib.nullcontext() if mode.prints_only else console.lasting_output():

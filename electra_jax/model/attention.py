@@ -12,7 +12,7 @@ from electra_jax.config.declarations import one_of
 from electra_jax.model import kernels
 from electra_jax.model.config import KERNELS
 from electra_jax.model.dropout import DropoutSettings, dropout
-from electra_jax.model.products import precision_of
+from electra_jax.model.products import ProductSettings, batched_product, row_major
 
 # `auto` chooses splash from this length on. The reason is memory, not time, which was not measured
 # on a chip: compiled for a v5e, forward and backward pass of a base encoder on 8,192 tokens hold
@@ -32,7 +32,7 @@ class AttentionSettings:
     dropout_rate: dropout of the probabilities; above 0 it requires the kernel 'xla'.
     dropout_site: see model/dropout.py.
     dropout: see model/dropout.py.
-    precision: of float32 products, see model/products.py.
+    products: how products are computed.
 
   Raises:
     ValueError: the kernel does not support the dropout or the direction.
@@ -44,7 +44,7 @@ class AttentionSettings:
   dropout_rate: float = 0.0
   dropout_site: int = 1
   dropout: DropoutSettings = DropoutSettings()
-  precision: str = 'float32'
+  products: ProductSettings = ProductSettings()
 
   def __post_init__(self) -> None:
     if self.kernel == 'xla':
@@ -93,16 +93,32 @@ def attention(
   query = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
   if settings.kernel == 'splash':
     return kernels.splash(
-      query, key, value, segment_ids, is_global, settings.reach, settings.precision
+      query, key, value, segment_ids, is_global, settings.reach, settings.products.precision
     )
   visible = visible_positions(segment_ids, is_global, settings.reach, settings.direction)
   if settings.kernel == 'cudnn':
     return kernels.cudnn(query, key, value, visible)
-  precision = precision_of(settings.precision, query.dtype)
-  scores = jnp.einsum(
-    'bqnd,bknd->bnqk', query, key, precision=precision, preferred_element_type=jnp.float32
+  return weighted_values(
+    scores_of(query, key, settings.products), value, visible, settings, dropout_keys
   )
-  return weighted_values(scores, value, visible, settings, dropout_keys)
+
+
+def scores_of(query: jax.Array, key: jax.Array, products: ProductSettings) -> jax.Array:
+  """Products of each query and each key: float32 `[batch, heads, length, length]`."""
+  if products.here().row_major:
+    return batched_product(_by_head(query), _by_head(key), 1)
+  return jnp.einsum(
+    'bqnd,bknd->bnqk',
+    query,
+    key,
+    precision=products.of(query.dtype),
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _by_head(x: jax.Array) -> jax.Array:
+  """Exchanges the axes of positions and heads, in memory too."""
+  return row_major(x.swapaxes(1, 2))
 
 
 def weighted_values(
@@ -131,7 +147,10 @@ def weighted_values(
     probabilities, settings.dropout_rate, dropout_keys, settings.dropout_site, settings.dropout
   )
   probabilities = probabilities.astype(value.dtype)
-  precision = precision_of(settings.precision, value.dtype)
+  if settings.products.here().row_major:
+    values = batched_product(probabilities, _by_head(value), 0)
+    return _by_head(values.astype(value.dtype))
+  precision = settings.products.of(value.dtype)
   return jnp.einsum('bnqk,bknd->bqnd', probabilities, value, precision=precision)
 
 

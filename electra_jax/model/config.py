@@ -11,6 +11,7 @@ from electra_jax.config.declarations import fields_of, one_of
 from electra_jax.config.families import FAMILIES, Family
 from electra_jax.config.groups import PRECISIONS
 from electra_jax.model.dropout import DropoutSettings
+from electra_jax.model.products import ProductSettings
 
 KERNELS = ('xla', 'splash', 'cudnn')
 DIRECTIONS = ('both', 'left', 'right')
@@ -34,6 +35,7 @@ class EncoderConfig(ModelConfig):
     vocab_size: tokens. The embedding table has `padded_vocab_size` rows.
     dtype: of matrix products and activations. Parameters are float32 always.
     precision: arithmetic of products of float32 arrays, of PRECISIONS in config/groups.py.
+    row_major: form of products, see ProductSettings.
     direction: the positions that a position attends to: 'both' sides, or itself and those to its
       'left' or 'right'.
 
@@ -46,6 +48,7 @@ class EncoderConfig(ModelConfig):
   vocab_size: int = 30522
   dtype: DTypeLike = jnp.float32
   precision: str = 'float32'
+  row_major: bool = False
   direction: str = 'both'
 
   def __post_init__(self) -> None:
@@ -126,6 +129,11 @@ class EncoderConfig(ModelConfig):
   def dropout_settings(self) -> DropoutSettings:
     """How dropout is computed."""
     return DropoutSettings(self.dropout_generator, self.dropout_scale)
+
+  @property
+  def products(self) -> ProductSettings:
+    """How matrix products are computed."""
+    return ProductSettings(self.precision, self.row_major)
 
   @property
   def residual_dtype(self) -> DTypeLike:

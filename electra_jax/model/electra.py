@@ -55,7 +55,7 @@ class GeneratorHead(nn.Module):
       (c.padded_vocab_size,),
       jnp.float32,
     )
-    flat = product(x.reshape(-1, x.shape[-1]), word_embeddings.T, c.precision)
+    flat = product(x.reshape(-1, x.shape[-1]), word_embeddings.T, c.products)
     logits = flat.reshape(*x.shape[:2], -1) + bias
     real = jax.lax.iota(jnp.int32, c.padded_vocab_size) < c.vocab_size
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)

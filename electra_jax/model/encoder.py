@@ -19,7 +19,7 @@ from electra_jax.model.attention import (
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.kernels import RESIDUALS, divided
-from electra_jax.model.products import precision_of, product
+from electra_jax.model.products import ProductSettings, product
 from electra_jax.model.relative import bucket_rows, disentangled_attention
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
@@ -131,7 +131,7 @@ class Dense(nn.Module):
     kernel_init: initializer of the kernel.
     use_bias: whether it has a bias.
     dtype: of the product and the output.
-    precision: of a float32 product, see model/products.py.
+    products: how the product is computed.
   """
 
   features: int
@@ -139,13 +139,13 @@ class Dense(nn.Module):
   kernel_init: Initializer
   use_bias: bool
   dtype: DTypeLike
-  precision: str
+  products: ProductSettings
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """`[..., in]` -> `[..., features]`."""
     kernel = parameter(self, 'kernel', self.kernel_init, (x.shape[-1], self.features), self.axes)
-    y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel, self.precision)
+    y = product(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel, self.products)
     if self.use_bias:
       y += self.param(
         'bias',
@@ -184,7 +184,7 @@ def dense(
     init or truncated_normal(config.initializer_range),
     config.use_bias if use_bias is None else use_bias,
     dtype or config.dtype,
-    config.precision,
+    config.products,
     name=name,
   )
 
@@ -289,7 +289,7 @@ class Embeddings(nn.Module):
       x += jnp.take(tables['position'], inputs.positions, axis=0)
     if c.has_token_types:
       one_hot = jax.nn.one_hot(inputs.type_ids, c.type_vocab_size, dtype=x.dtype)
-      x += jnp.matmul(one_hot, tables['type'], precision=precision_of(c.precision, x.dtype))
+      x += jnp.matmul(one_hot, tables['type'], precision=c.products.of(x.dtype))
     elif c.traits.has_type_table:
       x += tables['type'][0]
     return by_rows(dropout(self.norm(x), c.dropout, keys, 0, c.dropout_settings))
@@ -344,7 +344,7 @@ class Layer(nn.Module):
       direction=c.direction,
       dropout_rate=c.attention_dropout,
       dropout=c.dropout_settings,
-      precision=c.precision,
+      products=c.products,
     )
     if c.traits.relative:
       distances = (split(layer(shared['distances'])) for layer in (of_query, of_key))

@@ -30,7 +30,7 @@ from electra_jax.model.encoder import (
   partitioned,
   truncated_normal,
 )
-from electra_jax.model.products import precision_of, product
+from electra_jax.model.products import product
 
 ROW_KINDS = ('classification', 'multilabel', 'regression', 'choice')  # with outputs per row
 KINDS = (*ROW_KINDS, 'tagging', 'span')
@@ -58,7 +58,7 @@ _glorot = nn.initializers.glorot_uniform()
 
 def _logits(config: EncoderConfig, features: int, axis: str = 'embed') -> Dense:
   """The last layer of a head. The axis of the labels is not split over devices."""
-  return Dense(features, (axis, 'one'), _glorot, True, jnp.float32, config.precision)
+  return Dense(features, (axis, 'one'), _glorot, True, jnp.float32, config.products)
 
 
 def pooled(hidden: jax.Array, segment_ids: jax.Array, pooling: str) -> jax.Array:
@@ -157,7 +157,7 @@ class SpanHead(nn.Module):
     self.start = _logits(c, 1)
     self.end_hidden = _Weights((2 * hidden, SPAN_SIZE), ('embed', 'mlp'))
     self.end = _Weights((SPAN_SIZE, 1), ('mlp', 'one'))
-    self.impossible_hidden = Dense(SPAN_SIZE, ('embed', 'mlp'), _glorot, True, c.dtype, c.precision)
+    self.impossible_hidden = Dense(SPAN_SIZE, ('embed', 'mlp'), _glorot, True, c.dtype, c.products)
     self.impossible = _logits(c, 1, 'mlp')
 
   def training(
@@ -212,7 +212,7 @@ class SpanHead(nn.Module):
   def _ends(self, hidden: jax.Array, allowed: jax.Array, starts: jax.Array) -> jax.Array:
     """Logits of the end for starts int32 `[batch, n]`: float32 `[batch, n, length]`."""
     dtype, (batch, length, size) = self.config.dtype, hidden.shape
-    precision = self.config.precision
+    products = self.config.products
     kernel, bias = self.end_hidden()
     last_kernel, last_bias = self.end()
 
@@ -220,7 +220,7 @@ class SpanHead(nn.Module):
     # token, so that the pairs [batch, n, length, 2 x hidden] never exist. Starts are processed one
     # by one, so that [batch, n, length, SPAN_SIZE] does not exist either.
     def part(x: jax.Array, rows: jax.Array) -> jax.Array:
-      flat = product(x.astype(dtype).reshape(-1, size), rows, precision)
+      flat = product(x.astype(dtype).reshape(-1, size), rows, products)
       return flat.reshape(*x.shape[:2], SPAN_SIZE)
 
     of_start = part(jnp.take_along_axis(hidden, starts[:, :, None], axis=1), kernel[:size])
@@ -228,7 +228,7 @@ class SpanHead(nn.Module):
 
     def given(of_start: jax.Array) -> jax.Array:
       x = gelu((of_token + of_start[:, None]).astype(dtype)).astype(jnp.float32)
-      flat = product(x.reshape(-1, SPAN_SIZE), last_kernel, precision)
+      flat = product(x.reshape(-1, SPAN_SIZE), last_kernel, products)
       return (flat + last_bias).reshape(batch, length)
 
     logits = jax.lax.map(given, of_start.swapaxes(0, 1)).swapaxes(0, 1)
@@ -240,7 +240,7 @@ class SpanHead(nn.Module):
       'bl,bld->bd',
       jax.nn.softmax(start_logits),
       hidden.astype(jnp.float32),
-      precision=precision_of(self.config.precision, jnp.float32),
+      precision=self.config.products.of(jnp.float32),
     )
     x = jnp.concatenate([hidden[:, 0], expected.astype(hidden.dtype)], axis=-1)
     return self.impossible(gelu(self.impossible_hidden(x)))[..., 0]

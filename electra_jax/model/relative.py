@@ -11,10 +11,10 @@ import numpy as np
 
 from electra_jax.model.attention import (
   AttentionSettings,
+  scores_of,
   visible_positions,
   weighted_values,
 )
-from electra_jax.model.products import precision_of
 
 _TERMS = 3  # summands of a score, by whose number its variance is divided
 
@@ -71,7 +71,7 @@ def disentangled_attention(
   """
   position_query, position_key = distances
   scale: float = (_TERMS * query.shape[-1]) ** -0.5
-  precision = precision_of(settings.precision, query.dtype)
+  precision = settings.products.of(query.dtype)
 
   def scaled(x: jax.Array) -> jax.Array:
     found: jax.Array = (x.astype(jnp.float32) * scale).astype(x.dtype)
@@ -84,7 +84,7 @@ def disentangled_attention(
     return found
 
   query = scaled(query)
-  scores = product('bqnd,bknd->bnqk', query, key)
+  scores = scores_of(query, key, settings.products)
   scores += _shifted(product('bqnd,rnd->bnqr', query, position_key))
   # For a key the distances are in the opposite order.
   of_keys = product('bknd,rnd->bnkr', key, scaled(position_query)[::-1])

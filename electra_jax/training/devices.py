@@ -14,6 +14,15 @@ def describe_devices(mesh: jax.sharding.Mesh) -> str:
   return f'{count}, mesh ' + ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
 
 
+def execute_in_main_thread() -> None:
+  """Lets the CPU compute in the thread that starts a computation; before the first computation.
+
+  Only there the C library keeps the memory that it frees (electra_jax/allocator.py). Other devices
+  compute as before.
+  """
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
+
+
 def use_compilation_cache(folder: str) -> None:
   """Keeps compiled programs in a folder for the next start. Does nothing if `folder` is empty.
 

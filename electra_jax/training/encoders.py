@@ -113,6 +113,7 @@ def encoder_config(
       vocab_size=vocab_size,
       dtype=compute_dtype(dtype, platform),
       precision=precision,
+      row_major=platform == 'cpu' and compute_dtype(dtype, platform) == jnp.bfloat16,
     )
   except ValueError as error:
     raise UserError(f'config.model: {error}') from None

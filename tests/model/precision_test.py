@@ -16,6 +16,7 @@ from electra_jax.model import kernels
 from electra_jax.model.attention import AttentionSettings, attention
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.heads import FineTuned, init_finetuned
+from electra_jax.model.products import ProductSettings
 from electra_jax.pretrain import build
 from electra_jax.training import partitioning
 from electra_jax.training.encoders import describe_products
@@ -97,7 +98,7 @@ def test_the_splash_kernel_follows_forward_and_backward(monkeypatch, precision):
   segment_ids = jnp.ones((1, 128), jnp.int32)
 
   def loss(*qkv):
-    settings = AttentionSettings('splash', 0, precision=precision)
+    settings = AttentionSettings('splash', 0, products=ProductSettings(precision))
     return attention(*qkv, segment_ids, None, settings).sum()
 
   text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays).as_text()

@@ -11,6 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[2] / 'electra_jax'
 # A layer may import itself and layers of lower rank. `__init__` has load(workdir).
 RANKS = {
+  'allocator': 0,
   'console': 0,
   'errors': 0,
   'input_limits': 0.5,  # below files, which are below JSON

@@ -1,0 +1,88 @@
+"""Products in the form for bfloat16 instructions of CPUs, beside products in the plain form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from electra_jax.config import ModelConfig
+from electra_jax.model.attention import AttentionSettings, attention
+from electra_jax.model.products import ProductSettings, batched_product, product
+from electra_jax.training.encoders import encoder_config
+
+PLAIN, ROW_MAJOR = ProductSettings(), ProductSettings(row_major=True)
+
+
+def arrays(*shapes, dtype=jnp.bfloat16):
+  rng = np.random.default_rng(0)
+  return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def with_gradients(function, *inputs):
+  """Output and gradients of a weighted sum of it, float32."""
+  out = jax.jit(function)(*inputs)
+  weights = jnp.asarray(np.random.default_rng(1).standard_normal(out.shape), jnp.float32)
+
+  def weighted_sum(*inputs):
+    return jnp.sum(weights * function(*inputs).astype(jnp.float32))
+
+  gradients = jax.jit(jax.grad(weighted_sum, tuple(range(len(inputs)))))(*inputs)
+  return [np.asarray(x, np.float32) for x in (out, *gradients)]
+
+
+def assert_close(found, expected, tolerance):
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize('transposed', [False, True])
+def test_a_dense_product_and_its_gradients_are_those_of_the_plain_form(transposed):
+  x, kernel = arrays((24, 16), (40, 16) if transposed else (16, 40))
+  kernel = kernel.astype(jnp.float32)
+
+  def of(settings):
+    return with_gradients(
+      lambda x, kernel: product(x, kernel.T if transposed else kernel, settings), x, kernel
+    )
+
+  assert_close(of(ROW_MAJOR), of(PLAIN), 1e-6)
+
+
+@pytest.mark.parametrize(('summed', 'form'), [(0, 'bmn,bnk->bmk'), (1, 'bmn,bkn->bmk')])
+def test_batched_products_and_their_gradients_are_those_of_einsum(summed, form):
+  x, y = arrays((3, 5, 7), (3, 7, 4) if summed == 0 else (3, 4, 7))
+  found = with_gradients(lambda x, y: batched_product(x, y, summed), x, y)
+  wide = x.astype(jnp.float32), y.astype(jnp.float32)
+  expected = with_gradients(lambda x, y: jnp.einsum(form, x, y, precision='highest'), *wide)
+  assert_close(found, expected, 0.01)  # the incoming gradient is rounded to bfloat16
+
+
+def test_attention_and_its_gradients_are_those_of_the_plain_form():
+  inputs = arrays(*[(2, 16, 3, 8)] * 3)
+  segments = jnp.asarray([[1] * 7 + [2] * 9, [1] * 12 + [0] * 4], jnp.int32)
+
+  def of(settings):
+    settings = AttentionSettings('xla', 0, products=settings)
+    return with_gradients(lambda *qkv: attention(*qkv, segments, None, settings), *inputs)
+
+  assert_close(of(ROW_MAJOR), of(PLAIN), 0.02)
+
+
+def test_arrays_that_are_split_over_devices_keep_the_plain_form():
+  x, kernel = arrays((16, 8), (8, 8))
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.grad(lambda k: product(x, k, ROW_MAJOR).sum())).lower(kernel).as_text()
+  assert 'LayoutConstraint' not in text
+  text = jax.jit(jax.grad(lambda k: product(x, k, ROW_MAJOR).sum())).lower(kernel).as_text()
+  assert 'LayoutConstraint' in text
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'platform', 'expected'),
+  [('bfloat16', 'cpu', True), ('float32', 'cpu', False), ('bfloat16', 'tpu', False)],
+)
+def test_only_bfloat16_on_cpus_has_the_form(dtype, platform, expected):
+  found = encoder_config(ModelConfig(), 100, 16, dtype, platform)
+  assert found.products.row_major == expected
