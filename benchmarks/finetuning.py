@@ -39,7 +39,9 @@ from electra_jax.finetune.tasks.task import Task
 from electra_jax.finetune.train import run_finetuning
 from electra_jax.finetune.trial_summary import spread, summarize_trials
 
-SIDES = ('trainer', 'ours')
+# Titles of the sides, and what of our config differs from the defaults.
+SIDES = {'trainer': 'Trainer', 'ours': 'ours', 'shuffled': 'ours, `bucketed=False`'}
+CHANGES: dict[str, dict[str, Any]] = {'ours': {}, 'shuffled': {'bucketed': False}}
 Trial = dict[str, Any]  # a line of trials.jsonl
 Splits = Mapping[str, Sequence[Any]]  # examples of a task by split
 Paths = Mapping[str, pathlib.Path]  # their files
@@ -341,9 +343,9 @@ class Trials:
     task, splits = examples_of(name, config, paths)
     start, processor = time.perf_counter(), time.process_time()
     rate = rates[0]
-    if side == 'ours':
-      folder = epath.Path(self.arguments.out / 'ours' / f'{name}-{seed}')
-      found = our_predictions(config, splits, folder)
+    if side in CHANGES:
+      folder = epath.Path(self.arguments.out / side / f'{name}-{seed}')
+      found = our_predictions(config.replace(CHANGES[side]), splits, folder)
       rate = chosen_setting(folder / task.name).get('optimizer.learning_rate', rate)
     else:
       found = peer_predictions(config, task, splits, self.arguments.encoder)
@@ -363,7 +365,7 @@ class Trials:
   def search(self, name: str, side: str) -> None:
     """Runs what is left of the trials of a task: all rates, then more seeds of the best."""
     rates = self.arguments.rates
-    for compared in [rates] if side == 'ours' else [[rate] for rate in rates]:
+    for compared in [rates] if side in CHANGES else [[rate] for rate in rates]:
       self.trial(name, side, compared, 0)
     for seed in range(1, self.arguments.seeds):
       self.trial(name, side, [best_rate(self.done, name, side)], seed)
@@ -372,10 +374,10 @@ class Trials:
 def best_rate(trials: Sequence[Trial], name: str, side: str) -> float:
   """The rate that is best on dev with the first seed; the first of equal ones.
 
-  Of our side there is only the trial with the rate that its search chose.
+  It is nan without trials. Of our side there is only the trial with the rate that its search chose.
   """
   first = [t for t in trials if (t['task'], t['side'], t['seed']) == (name, side, 0)]
-  return max(first, key=lambda trial: trial['dev'])['rate']
+  return max(first, key=lambda trial: trial['dev'])['rate'] if first else math.nan
 
 
 def chosen(trials: Sequence[Trial], name: str, side: str) -> list[Trial]:
@@ -396,6 +398,8 @@ def difference(ours: Sequence[float], peer: Sequence[float]) -> str:
   """The difference of two means times 100, with its 95% interval by Welch's t."""
   from scipy.stats import ttest_ind
 
+  if not ours or not peer:
+    return ''
   gap = 100 * (sum(ours) / len(ours) - sum(peer) / len(peer))
   if min(len(ours), len(peer)) < 2:
     return f'{gap:+.1f}'
@@ -405,17 +409,20 @@ def difference(ours: Sequence[float], peer: Sequence[float]) -> str:
 
 def trainer_table(trials: Sequence[Trial]) -> str:
   """The table: scores of the test examples with the rate that each side chose on dev."""
-  rows = [['task', 'train / dev / test', 'Trainer', 'rate', 'ours', 'rate', 'ours - Trainer']]
+  sides = [side for side in SIDES if any(trial['side'] == side for trial in trials)]
+  columns = [column for side in sides for column in (SIDES[side], 'rate')]
+  gaps = [side for side in sides if side in CHANGES]
+  rows = [['task', 'train / dev / test', *columns, *(f'{SIDES[side]} - Trainer' for side in gaps)]]
   for name in dict.fromkeys(trial['task'] for trial in trials):
-    cells = [SOURCES[name].title]
+    of_task = [trial for trial in trials if trial['task'] == name]
+    sizes = ' / '.join(f'{count:,}' for count in of_task[0]['examples'].values())
+    cells = [SOURCES[name].title, sizes]
     scores = {}
-    for side in SIDES:
-      mine = chosen(trials, name, side)
+    for side in sides:
+      mine = chosen(of_task, name, side)
       scores[side] = [trial['test'] for trial in mine]
-      if side == SIDES[0]:
-        cells.append(' / '.join(f'{count:,}' for count in mine[0]['examples'].values()))
-      cells += [interval(scores[side]), f'{mine[0]["rate"]:g}']
-    rows.append([*cells, difference(scores['ours'], scores['trainer'])])
+      cells += [interval(scores[side]), f'{mine[0]["rate"]:g}'] if mine else ['', '']
+    rows.append([*cells, *(difference(scores[side], scores['trainer']) for side in gaps)])
   lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
   return '\n'.join([lines[0], '|---' * len(rows[0]) + '|', *lines[1:]])
 
@@ -430,8 +437,7 @@ def trainer(arguments: argparse.Namespace) -> None:
   if arguments.json:
     lines = [{'environment': environment()}, *trials.done]
     arguments.json.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  if len(arguments.sides) == len(SIDES):
-    print(trainer_table([trial for trial in trials.done if trial['task'] in arguments.tasks]))
+  print(trainer_table(trials.done))
 
 
 #### With and without pretraining ####
@@ -553,7 +559,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
   p.add_argument('data', type=pathlib.Path)
   p.add_argument('out', type=pathlib.Path)
   p.add_argument('--tasks', nargs='+', choices=SOURCES, default=list(SOURCES))
-  p.add_argument('--sides', nargs='+', choices=SIDES, default=list(SIDES))
+  p.add_argument('--sides', nargs='+', choices=SIDES, default=list(SIDES)[:2])
   p.add_argument('--rates', nargs='+', type=float, default=[5e-4, 1e-3], help='that are searched')
   p.add_argument('--seeds', type=int, default=3)
   p.add_argument('--examples', type=int, default=0, help='of each split, at most')

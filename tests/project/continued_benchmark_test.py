@@ -11,6 +11,7 @@ import pytest
 import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / 'benchmarks/results/continued_objectives.jsonl'
 
 
 @pytest.fixture
@@ -84,3 +85,9 @@ def test_a_source_is_pretrained_exported_and_continued(continued, tmp_path, monk
   mlm, rtd = (next(r for r in lines if r.get('run') == f'modern-{n}') for n in ('mlm', 'rtd'))
   assert 1.5e9 < rtd['flops'] <= mlm['flops'] * 1.2 <= 2.4e9
   assert 'gain' in rtd['heldout'] and set(rtd['tasks']) == {'pos_frozen'}
+
+
+def test_the_table_of_the_page_is_that_of_the_results(continued):
+  results = [json.loads(line) for line in RESULTS.read_text('utf-8').splitlines()[1:]]
+  table = continued.objectives_table(results, list(continued.SHAPES))
+  assert table in (ROOT / 'docs/continued.md').read_text('utf-8')

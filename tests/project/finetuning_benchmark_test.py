@@ -13,6 +13,7 @@ import pytest
 from electra_jax import export
 
 ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / 'benchmarks/results/finetuning_trainer.jsonl'
 
 
 @pytest.fixture
@@ -102,3 +103,9 @@ def test_both_sides_fine_tune_and_go_on_where_they_were(finetuning, data, tmp_pa
   capsys.readouterr()
   finetuning.main(argv)
   assert '"task"' not in capsys.readouterr().out  # no trial ran again
+
+
+def test_the_table_of_the_page_is_that_of_the_results(finetuning):
+  trials = [json.loads(line) for line in RESULTS.read_text('utf-8').splitlines()[1:]]
+  assert finetuning.trainer_table(trials) in (ROOT / 'docs/results.md').read_text('utf-8')
+  assert {t['task'] for t in trials} == set(finetuning.SOURCES)
