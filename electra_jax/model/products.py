@@ -103,8 +103,7 @@ def _product_backward(
   gradient = gradient.astype(x.dtype)
   if settings.row_major:
     of_x = _float32_dot(gradient, kernel.astype(x.dtype), 1).astype(x.dtype)
-    # The result too: XLA would compute its transpose, for a transposed kernel, in another form.
-    return of_x, row_major(_float32_dot(row_major(x.T), gradient, 0))
+    return of_x, _kernel_gradient(x, gradient)
   p = settings.of(x.dtype)
   of_x = jax.lax.dot_general(
     gradient, kernel.astype(x.dtype), (((1,), (1,)), ((), ())), precision=p
@@ -116,6 +115,22 @@ def _product_backward(
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """The sum over rows of outer products of x and the gradient, with the narrower one transposed.
+
+  Args:
+    x: `[rows, in]`.
+    gradient: of the output, of the type of x, `[rows, out]`.
+
+  Returns:
+    float32 `[in, out]`.
+  """
+  # Results, too, have an order of axes: XLA would compute a transposed one in another form.
+  if x.shape[1] <= gradient.shape[1]:
+    return row_major(_float32_dot(row_major(x.T), gradient, 0))
+  return row_major(_float32_dot(row_major(gradient.T), x, 0)).T
 
 
 def _float32_dot(x: jax.Array, y: jax.Array, summed: int) -> jax.Array:
