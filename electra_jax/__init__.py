@@ -18,6 +18,7 @@ _LAZY = {
   'finetune': 'electra_jax.finetune',
   'pretrain': 'electra_jax.pretrain',
   'ElectraClassifier': 'electra_jax.estimator:ElectraClassifier',
+  'score_similarity': 'electra_jax.finetune.similarity:score_similarity',
 }
 
 
@@ -52,8 +53,8 @@ def load(
 
   Returns:
     A pretrained run, with `embed`, `detect`, `fill_mask`, `minimal_pairs` and `evaluate`, or a
-    fine-tuned run, with `predict` and `score`. Both can be called: with texts, or with examples or
-    the name of a file.
+    fine-tuned run, with `predict`, `score` and `embed`. Both can be called: with texts, or with
+    examples or the name of a file.
 
   Raises:
     electra_jax.errors.UserError: the folder holds no run, or no such checkpoint.

@@ -19,6 +19,7 @@ JSON_FILES = (
   'evaluation.json',
   'timeline.json',
   'blimp.json',
+  'similarity.json',
   'encoder.json',
   'task.json',
   'kept.json',

@@ -142,8 +142,8 @@ FLAGS: dict[str, Flag] = {
       'output',
       'Folder, file or gs:// address to write. prepare: default config.data.cache; plan: default '
       'runs/<name>; predict: a file, or with --split a folder, default WORKDIR/predictions; '
-      'sweep: folder of the job scripts; evaluate, timeline, blimp and probe: folder of the '
-      'results, default WORKDIR (probe: WORKDIR/probes/TASK).',
+      'sweep: folder of the job scripts; evaluate, timeline, blimp, similarity and probe: folder '
+      'of the results, default WORKDIR (probe: WORKDIR/probes/TASK).',
       example='exported',
     ),
     Flag(
@@ -219,11 +219,13 @@ FLAGS: dict[str, Flag] = {
       'input',
       "predict: file of texts, pairs, questions or sentences, '-' for standard input; it is scored "
       'where it has labels. evaluate: a corpus as config.data.source names it, or the folder of a '
-      "prepared one; the run's own is then not needed.",
+      "prepared one; the run's own is then not needed. similarity: a table with the columns "
+      'sentence1, sentence2 and score.',
+      example='sts.tsv',
     ),
     Flag(
       'allow_loss',
-      'Predict although the tokenizer loses 20% or more of the characters, as [UNK] or removed.',
+      'Continue although the tokenizer loses 20% or more of the characters, as [UNK] or removed.',
       bool,
       default=False,
     ),
@@ -377,6 +379,14 @@ MODES: dict[str, Mode] = {
       'electra_jax.cli.opened_run:score_minimal_pairs',
       flags=('step', 'pairs', 'limit', 'output'),
       required=('pairs',),
+    ),
+    Mode(
+      'similarity',
+      'Score sentence embeddings of a run on pairs with given similarities (STS).',
+      'electra_jax.cli.opened_run:score_similarity',
+      flags=('step', 'input', 'task', 'output', 'allow_loss'),
+      required=('input',),
+      parameters={'input': 'source'},
     ),
     Mode(
       'timeline',

@@ -1,8 +1,9 @@
-"""Modes that open a pretrained run: evaluate, inspect and blimp."""
+"""Modes that open a run: evaluate, inspect, blimp and similarity."""
 
 import electra_jax
 from electra_jax.errors import UserError
-from electra_jax.finetune.finetuned import is_finetuned
+from electra_jax.finetune import similarity
+from electra_jax.finetune.finetuned import is_finetuned, open_finetuned
 from electra_jax.pretrain import evaluation, inspect, minimal_pairs
 from electra_jax.pretrain.trained_run import Run
 from electra_jax.training.devices import use_compilation_cache
@@ -34,6 +35,35 @@ def score_minimal_pairs(
 ) -> None:
   """Scores minimal pairs, see `pretrain.minimal_pairs.blimp`."""
   minimal_pairs.blimp(_opened('blimp', workdir, step), pairs, output, limit=limit)
+
+
+def score_similarity(
+  workdir: str,
+  step: str,
+  task: str | None,
+  source: str,
+  output: str | None = None,
+  allow_loss: bool = False,
+) -> None:
+  """Scores embeddings of sentences, see `finetune.similarity.report_similarity`.
+
+  Raises:
+    UserError: --step is given for a fine-tuned run, or --task for a pretrained one.
+  """
+  if not is_finetuned(workdir):
+    if task is not None:
+      raise UserError(
+        f'--task is {task!r} and {workdir} is a pretrained run, which has no tasks; remove it.'
+      )
+    run = _opened('similarity', workdir, step)
+    similarity.report_similarity(run, source, output, allow_loss)
+    return
+  if step != 'last':
+    raise UserError(
+      f'--step is {step} and {workdir} is a fine-tuned run, which is opened at the step that '
+      'config.select chose; remove it.'
+    )
+  similarity.report_similarity(open_finetuned(workdir, task), source, output, allow_loss)
 
 
 def _opened(mode: str, workdir: str, step: str, store: str | None = None) -> Run:

@@ -32,7 +32,9 @@ from electra_jax.finetune.tasks import restore_task
 from electra_jax.finetune.tasks.probabilities import averaged
 from electra_jax.finetune.tasks.task import Features, Outputs, Task
 from electra_jax.interop.weights import Head, Weights, trim_vocabulary
+from electra_jax.model.electra import Electra
 from electra_jax.model.heads import FineTuned, init_finetuned
+from electra_jax.text_functions import TextFunctions
 from electra_jax.training import checkpoints, devices, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
@@ -43,8 +45,9 @@ PyTree: TypeAlias = Any
 class FineTunedRun:
   """A fine-tuned model with its task.
 
-  `predict` takes texts and returns typed predictions, `score` compares them with labels. Calling it
-  takes examples of the task, or a file, and returns predictions as `--mode=predict` writes them.
+  `predict` takes texts and returns typed predictions, `score` compares them with labels, `embed`
+  returns vectors of texts. Calling it takes examples of the task, or a file, and returns
+  predictions as `--mode=predict` writes them.
 
   Attributes:
     workdir: of the run.
@@ -104,6 +107,38 @@ class FineTunedRun:
     """The rows of examples, and counts of what was truncated or skipped."""
     return self.task.features(examples, self.tokenizer, self.max_length)
 
+  def _require_one_model(self) -> None:
+    if self.others:
+      raise UserError(
+        f'the run is an ensemble of {1 + len(self.others)} trials, whose weights are not those of '
+        'one model; open a single trial (ensemble=False).'
+      )
+
+  @functools.cached_property
+  def _text_functions(self) -> TextFunctions:
+    # This kernel supports all devices and lengths.
+    config = dataclasses.replace(self.model.config, attention='xla')
+    encoder = Electra(config, config, heads=())
+    return TextFunctions(encoder, self.params, self.tokenizer, self.layout, self.max_length)
+
+  def embed(self, texts: str | Sequence[str], pooling: str = 'mean') -> np.ndarray:
+    """A vector per text, of the last hidden states of the fine-tuned encoder, without its head.
+
+    Args:
+      texts: one text, or several. Each is read by itself and never truncated.
+      pooling: 'mean' over the tokens of a text, [CLS] and [SEP] included, or 'cls', the state of
+        [CLS].
+
+    Returns:
+      float32 `[texts, hidden]`.
+
+    Raises:
+      UserError: a text is longer than the positions of the encoder, the pooling is unknown, or the
+        run is an ensemble.
+    """
+    self._require_one_model()
+    return self._text_functions.embed(self._text_functions.checked(texts), pooling)
+
   def weights(self) -> Weights:
     """The encoder and the head in host memory, float32, for export.
 
@@ -112,11 +147,7 @@ class FineTunedRun:
     Raises:
       UserError: the run is an ensemble.
     """
-    if self.others:
-      raise UserError(
-        f'the run is an ensemble of {1 + len(self.others)} trials, whose weights are not those of '
-        'one model; open a single trial (ensemble=False).'
-      )
+    self._require_one_model()
     params = trim_vocabulary(self.params, self.tokenizer.size)
     head = params.pop('head')
     if self.task.head == 'regression':

@@ -14,7 +14,6 @@ from electra_jax import console, file_access
 from electra_jax.config import PretrainingConfig
 from electra_jax.data.prepare.preparation import HeldoutSource, Prepared
 from electra_jax.data.store.token_store import Store
-from electra_jax.data.tokenizers import character_losses, loss_report
 from electra_jax.data.tokenizers.tokenization import Tokenizer, load_tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
@@ -23,17 +22,11 @@ from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.pretrain.other_corpus import EvaluationCorpus, open_corpus
 from electra_jax.pretrain.pretrain_step import init_params
 from electra_jax.pretrain.resolve import ResolvedRun, resolve_saved_run
-from electra_jax.pretrain.text_functions import (
-  DetectedToken,
-  MaskCandidate,
-  Reading,
-  TextFunctions,
-)
+from electra_jax.text_functions import DetectedToken, MaskCandidate, Reading, TextFunctions
 from electra_jax.training import checkpoints, partitioning, run_folder
 from electra_jax.training.run_folder import read_json
 
 PyTree = Any
-_LOSS_SAMPLE = 100_000  # characters that are compared with their tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,20 +116,6 @@ class Run:
       self.model, self.params, self.tokenizer, self.layout, self.config.sequence_length
     )
 
-  @functools.cached_property
-  def _warn_once(self) -> loss_report.OneWarning:
-    return loss_report.OneWarning()
-
-  def _checked(self, texts: str | Sequence[str]) -> list[str]:
-    """Texts as a list; a Python warning where the tokenizer loses many of their characters."""
-    found = [texts] if isinstance(texts, str) else list(texts)
-    if self._warn_once.due():
-      sample = character_losses.sample_texts(found, _LOSS_SAMPLE)
-      losses = character_losses.count(self.tokenizer, sample)
-      sentences = loss_report.loss_sentences(losses, 'these texts', loss_report.OTHER_MODEL)
-      self._warn_once(sentences, depth=4)
-    return found
-
   def __call__(self, texts: str | Sequence[str]) -> Reading:
     """Reads texts. A text is never truncated.
 
@@ -150,7 +129,7 @@ class Run:
     Raises:
       UserError: a text is longer than the positions of the encoder.
     """
-    return self._functions.read(self._checked(texts))
+    return self._functions.read(self._functions.checked(texts))
 
   def embed(self, texts: str | Sequence[str], pooling: str = 'mean') -> np.ndarray:
     """A vector per text, of the discriminator's last hidden states.
@@ -166,7 +145,7 @@ class Run:
     Raises:
       UserError: a text is longer than the positions of the encoder, or the pooling is unknown.
     """
-    return self._functions.embed(self._checked(texts), pooling)
+    return self._functions.embed(self._functions.checked(texts), pooling)
 
   def detect(self, texts: str | Sequence[str]) -> list[tuple[DetectedToken, ...]]:
     """For each token of each text the probability that it was replaced.
@@ -178,7 +157,7 @@ class Run:
       UserError: the run has no discriminator, a text is longer than the positions of the encoder,
         or the tokenizer has no character offsets.
     """
-    return self._functions.detect(self._checked(texts))
+    return self._functions.detect(self._functions.checked(texts))
 
   def fill_mask(
     self, texts: str | Sequence[str], top: int = 5
@@ -198,7 +177,7 @@ class Run:
       UserError: the run has no generator, a text has no mask or is longer than the positions of the
         encoder.
     """
-    return self._functions.fill_mask(self._checked(texts), top)
+    return self._functions.fill_mask(self._functions.checked(texts), top)
 
   def minimal_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[minimal_pairs.PairScore]:
     """Scores of both sentences of each pair, see minimal_pairs.score_sentences.

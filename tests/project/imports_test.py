@@ -29,6 +29,7 @@ RANKS = {
   'data': 4,
   'training': 4,
   'interop': 5,
+  'text_functions': 5,
   'pretrain': 6,
   'finetune': 6,
   '__init__': 7,

@@ -70,7 +70,7 @@ def page(tmp_path_factory):
 
 def test_each_function_of_the_api_is_on_the_page():
   text = ''.join(blocks())
-  for name in ('load', 'pretrain', 'finetune', 'ElectraClassifier'):
+  for name in ('load', 'pretrain', 'finetune', 'ElectraClassifier', 'score_similarity'):
     assert name in text
   for name in ('predict', 'score', 'embed', 'detect', 'fill_mask', 'minimal_pairs', 'evaluate'):
     assert f'.{name}(' in text
@@ -92,6 +92,7 @@ def test_the_page_runs_and_its_results_are_typed(page):
   answer = page['answer']
   assert 'The chef ate the meal.'[answer.start : answer.end] == answer.answer
   np.testing.assert_allclose(sum(span.probability for span in answer.candidates), 1)
+  assert page['similarity'].pairs == 3 and len(page['similarity'].records()) == 8
   assert len(page['candidates'][0]) == 2 and len(page['candidates'][0][1]) == 3
 
 

@@ -1,4 +1,4 @@
-"""What a pretrained run computes of texts in Python: states, embeddings, verdicts, fillings."""
+"""What a run computes of texts in Python: states, embeddings, verdicts, fillings."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_jax.config.declarations import one_of
+from electra_jax.data.tokenizers import character_losses, loss_report
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import UserError
 from electra_jax.model.electra import Electra
@@ -28,6 +29,7 @@ from electra_jax.training.row_predictor import Arrays, RowPredictor
 
 PyTree: TypeAlias = Any
 Batch: TypeAlias = dict[str, Any]
+_LOSS_SAMPLE = 100_000  # characters that are compared with their tokens
 
 
 class Reading(NamedTuple):
@@ -96,6 +98,23 @@ class TextFunctions:
   tokenizer: Tokenizer
   layout: partitioning.Layout
   usual_length: int
+
+  @functools.cached_property
+  def _warn_once(self) -> loss_report.OneWarning:
+    return loss_report.OneWarning()
+
+  def checked(self, texts: str | Sequence[str]) -> list[str]:
+    """Texts as a list; a Python warning where the tokenizer loses many of their characters.
+
+    The warning is issued for the line that called the caller of this method.
+    """
+    found = [texts] if isinstance(texts, str) else list(texts)
+    if self._warn_once.due():
+      sample = character_losses.sample_texts(found, _LOSS_SAMPLE)
+      losses = character_losses.count(self.tokenizer, sample)
+      sentences = loss_report.loss_sentences(losses, 'these texts', loss_report.OTHER_MODEL)
+      self._warn_once(sentences, depth=4)
+    return found
 
   def read(self, texts: Sequence[str]) -> Reading:
     """Hidden states and verdicts; see `Reading`."""
