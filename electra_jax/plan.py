@@ -247,6 +247,7 @@ def _plan_phase(
         for x in hlo.collectives(text, of.slices)
       ],
       'hbm_traffic': hlo.hbm_traffic(text),
+      'kernels': [call._asdict() for call in hlo.kernel_calls(text)],
       'largest_array': hlo.largest_array(text),
     }
   if search:

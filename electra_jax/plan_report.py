@@ -5,6 +5,7 @@ from typing import Any
 
 from electra_jax import console
 from electra_jax.console import quantity, say
+from electra_jax.model import pallas_blocks
 from electra_jax.training import slices
 from electra_jax.training.slices import Slice
 
@@ -46,17 +47,39 @@ def _phase_costs(phase: Json, of: Slice) -> Json:
     over: sum(c['sent'] for c in phase['collectives'] if c['over'] == over)
     for over in ('ICI', 'DCN')
   }
+  kernels = [_kernel_costs(call, of) for call in phase.get('kernels', ())]
+  inside = of.chips * sum(kernel['times'] * kernel['flops'] for kernel in kernels)
   parts = {
-    'products': phase['flops']['products'] / of.chips / of.chip.flops,
+    'products': max(0.0, phase['flops']['products'] - inside) / of.chips / of.chip.flops,
     'HBM': phase['hbm_traffic'] / of.chip.hbm_bandwidth,
+    'kernels': sum(kernel['times'] * kernel['seconds'] for kernel in kernels),
     'ICI': sent['ICI'] / of.ici if of.ici else 0.0,
     'DCN': sent['DCN'] / of.chip.dcn if of.chip.dcn else 0.0,
   }
-  at_least = max(parts.values())
+  # A core runs one kernel or operation at a time; only communication can overlap with kernels.
+  on_core = max(parts['products'], parts['HBM']) + parts['kernels']
+  at_least = max(on_core, parts['ICI'], parts['DCN'])
   return {
+    'kernels': kernels,
     'seconds': {**parts, 'at_least': at_least, 'in_turn': sum(parts.values())},
     'bound': max(parts, key=lambda name: parts[name]),
     'mfu': phase['flops']['model'] / of.chips / of.chip.flops / at_least,
+  }
+
+
+def _kernel_costs(call: Json, of: Slice) -> Json:
+  """The modeled seconds of a kernel, and what they follow from."""
+  rates = of.chip.kernel_rates
+  described = pallas_blocks.described_call(call['metadata'])
+  work = pallas_blocks.work(described, rates.matrix_unit)
+  seconds = pallas_blocks.seconds(work, rates)
+  bound = max(seconds, key=lambda name: seconds[name])
+  return {
+    **call,
+    **described._asdict(),
+    **work._asdict(),
+    'seconds': seconds[bound],
+    'bound': bound,
   }
 
 
@@ -199,7 +222,7 @@ def _print_step(phase: Json) -> None:
   )
   parts = ', '.join(
     f'{name} {seconds[name] * 1e3:.3g}'
-    for name in ('products', 'HBM', 'ICI', 'DCN')
+    for name in ('products', 'HBM', 'kernels', 'ICI', 'DCN')
     if seconds[name]
   )
   say(
@@ -207,8 +230,20 @@ def _print_step(phase: Json) -> None:
     f'{seconds["at_least"] * 1e3:.3g} ms if all overlaps, {seconds["in_turn"] * 1e3:.3g} if '
     f'nothing does: {parts}; bound by {phase["bound"]}',
   )
+  for kernel in phase['kernels']:
+    _print_kernel(kernel)
   tokens = phase['batch'] * phase['length'] / seconds['at_least']
   say('at best', f'{phase["mfu"]:.0%} of the peak (MFU), {quantity(tokens)} tokens/s')
+
+
+def _print_kernel(kernel: Json) -> None:
+  shape = ' x '.join(map(str, kernel['shape']))
+  window = '' if kernel['reach'] is None else ', local'
+  say(
+    'kernel',
+    f'attention {kernel["direction"]}{window} of {shape}: {kernel["times"]:g} per step, '
+    f'{kernel["seconds"] * 1e6:.3g} us each by its {kernel["bound"]} (modeled, not measured)',
+  )
 
 
 def _print_run(run: Json) -> None:

@@ -267,14 +267,18 @@ def compiled_step(
   fsdp: int = 1,
   tensor: int = 1,
   optimizer: str = 'data',
+  **fields,
 ):
-  """The train step with dropout, compiled once per number of devices, for STEP_ROWS rows."""
-  return _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
+  """The train step with dropout, compiled once per number of devices, for STEP_ROWS rows.
+
+  `fields` are EncoderConfig's, for both towers.
+  """
+  return _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer, **fields)
 
 
 @functools.cache
-def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer):
-  model = tiny_electra(family, dropout=0.1, vocab_size=STEP_VOCAB, num_heads=2)
+def _compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer, **fields):
+  model = tiny_electra(family, dropout=0.1, vocab_size=STEP_VOCAB, num_heads=2, **fields)
   sizes = {'mesh.fsdp': fsdp, 'mesh.tensor': tensor, 'sharding.optimizer': optimizer}
   config = PretrainingConfig().replace(
     sizes | {'sharding.smallest': 0}
@@ -313,9 +317,10 @@ def train_steps(
   fsdp: int = 1,
   tensor: int = 1,
   optimizer: str = 'data',
+  **fields,
 ):
   """Some steps of compiled_step: the states before and after, and the sums of each, in NumPy."""
-  made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer)
+  made = compiled_step(family, devices, micro_batches, fsdp, tensor, optimizer, **fields)
   # In one program: without jit, JAX compiles one for each shape of a parameter.
   fresh = jax.jit(lambda params: pretrain_step.fresh_state(made.optimizer, params))
   before = jax.tree.map(np.asarray, fresh(random_params(made.model)))

@@ -271,6 +271,7 @@ def program_cells() -> list[Cell]:
     'unrolled': {'model.scan_unroll': 0},
     'bfloat16': {'dtype': 'bfloat16'},
     'skip_nonfinite': {'skip_nonfinite': True},
+    'hash': {'model.dropout_generator': 'hash'},
     'threefry': {'model.dropout_generator': 'threefry'},
     'no_dropout': {'model.dropout': 0.0, 'model.attention_dropout': 0.0},
     'embedding_size': {'model.embedding_size': 32},
@@ -279,6 +280,7 @@ def program_cells() -> list[Cell]:
   cells = [pretraining(f'program-{name}', fields=fields) for name, fields in variants.items()]
   modern: dict[str, Fields] = {
     'global': {'model.global_every': 1},
+    'hash': {'model.dropout_generator': 'hash'},
     'unrolled': {'model.scan_unroll': 0},
     'bfloat16': {'dtype': 'bfloat16'},
     'remat': {'model.remat': 'full'},

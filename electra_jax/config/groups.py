@@ -5,7 +5,8 @@ import dataclasses
 from electra_jax.config.declarations import Config, field
 
 DTYPES = ('auto', 'float32', 'bfloat16')
-KERNELS = ('auto', 'xla', 'splash', 'cudnn')
+KERNELS = ('auto', 'xla', 'pallas', 'splash', 'cudnn')
+GENERATORS = ('counter', 'hash', 'threefry')
 SCALES = ('float32', 'dtype')
 RESIDUALS = ('auto', 'float32', 'dtype')
 REMAT = ('none', 'dots', 'full')
@@ -37,7 +38,9 @@ RESIDUAL_HELP = (
 ALLOW_LOSS_HELP = (
   'Continue where a tokenizer loses 20% or more of the characters of a text, as [UNK] or removed.'
 )
-KERNEL_HELP = 'Attention kernel: xla, splash (TPU), cudnn (GPU) or auto; only xla has dropout.'
+KERNEL_HELP = (
+  'Attention kernel: xla, pallas or splash (TPU), cudnn (GPU) or auto; xla and pallas have dropout.'
+)
 
 
 TRACKERS_HELP = (

@@ -18,6 +18,7 @@ from electra_jax.config.groups import (
   DROPOUT_SCALE_HELP,
   DTYPE_HELP,
   DTYPES,
+  GENERATORS,
   KERNEL_HELP,
   KERNELS,
   PRECISION_HELP,
@@ -239,7 +240,10 @@ class ModelConfig(Config):
   )
   attention: str = field('auto', KERNEL_HELP, choices=KERNELS)
   dropout_generator: str = field(
-    'hash', 'Random bits of dropout: hash (cheap) or threefry.', choices=('hash', 'threefry')
+    'counter',
+    'Random bits of dropout: counter (also in kernels), hash (as in version 0.1.0) or threefry.',
+    choices=GENERATORS,
+    before='hash',
   )
   dropout_scale: str = field('float32', DROPOUT_SCALE_HELP, choices=SCALES, before='dtype')
   residual: str = field('auto', RESIDUAL_HELP, choices=RESIDUALS, before='dtype')

@@ -20,6 +20,7 @@ from electra_jax.finetune.losses import LossSettings
 from electra_jax.finetune.resolve import learning_rates
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.heads import ROW_KINDS, FineTuned, init_finetuned
+from electra_jax.model.kernel_choice import KERNELS
 from electra_jax.training import optimizers, partitioning, schedules, step_loop
 from electra_jax.training.checkpoints import Criterion
 from electra_jax.training.encoders import attention_kernel, encoder_config
@@ -199,12 +200,9 @@ def build_task_model(
   _check_encoder(fields, task, max_length)
   _check_head(config, fields, task)
   # Rows come in several lengths: the kernel must support all of them.
-  shortest = batches.buckets(max_length, config.bucketed)[0]
-  if fields.attention == 'splash' and shortest % 128:
-    raise UserError(
-      f"config.model.attention is 'splash' and rows have {shortest} tokens; expected multiples of "
-      '128: set --config.bucketed=False and such a --config.max_length.'
-    )
+  lengths = batches.buckets(max_length, config.bucketed)
+  shortest = lengths[0]
+  _check_lengths(fields.attention, lengths)
   encoder = encoder_config(
     fields, initial.tokenizer.size, shortest, config.dtype, precision=config.precision
   )
@@ -220,6 +218,22 @@ def build_task_model(
     max_answer=task.max_answer,
   )
   return model, attention_kernel(fields, shortest, config.dtype, jax.default_backend())
+
+
+def _check_lengths(attention: str, lengths: Sequence[int]) -> None:
+  """Checks that the attention kernel of a config supports the lengths of a task's rows.
+
+  Raises:
+    UserError: it does not.
+  """
+  if attention not in KERNELS:  # auto
+    return
+  for length in lengths:
+    if obstacle := KERNELS[attention].lengths(length):
+      raise UserError(
+        f'config.model.attention is {attention!r}, which {obstacle.reason}; set '
+        '--config.bucketed=False and such a --config.max_length.'
+      )
 
 
 def _check_encoder(fields: ModelConfig, task: Task, max_length: int) -> None:

@@ -1,23 +1,16 @@
-"""Attention: one function for all kernels, and the choice of the kernel."""
+"""Attention: one function for all kernels."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 
-from electra_jax.config.declarations import one_of
-from electra_jax.model import kernels
-from electra_jax.model.config import KERNELS
+from electra_jax.model import counter, kernels
 from electra_jax.model.dropout import DropoutSettings, dropout
+from electra_jax.model.kernel_choice import KERNELS, require_dropout
 from electra_jax.model.products import ProductSettings, batched_product, row_major
-
-# `auto` chooses splash from this length on. The reason is memory, not time, which was not measured
-# on a chip: compiled for a v5e, forward and backward pass of a base encoder on 8,192 tokens hold
-# 29% less with splash in rows of 512, 12% less in rows of 256, and 1% less in rows of 128.
-SPLASH_FROM_LENGTH = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +18,11 @@ class AttentionSettings:
   """What attention computes, and with which kernel.
 
   Attributes:
-    kernel: 'xla', 'splash' or 'cudnn', as `choose_attention` returns it.
+    kernel: a key of KERNELS in model/kernel_choice.py.
     reach: positions that a local layer attends to on each side.
     direction: 'both', 'left' or 'right': the side that a position attends to, itself included.
       One side requires the kernel 'xla'.
-    dropout_rate: dropout of the probabilities; above 0 it requires the kernel 'xla'.
+    dropout_rate: dropout of the probabilities.
     dropout_site: see model/dropout.py.
     dropout: see model/dropout.py.
     products: how products are computed.
@@ -47,14 +40,8 @@ class AttentionSettings:
   products: ProductSettings = ProductSettings()
 
   def __post_init__(self) -> None:
-    if self.kernel == 'xla':
-      return
-    if self.dropout_rate:
-      raise ValueError(
-        f'attention {self.kernel!r} has no dropout of its probabilities, and the rate is '
-        f'{self.dropout_rate}; expected 0, or attention xla.'
-      )
-    if self.direction != 'both':
+    require_dropout(self.kernel, self.dropout_rate, self.dropout)
+    if self.direction != 'both' and not KERNELS[self.kernel].general:
       raise ValueError(
         f'attention {self.kernel!r} does not support direction {self.direction!r}; expected both, '
         'or attention xla.'
@@ -89,15 +76,41 @@ def attention(
   Returns:
     `[batch, length, heads, head_size]`.
   """
+  function = _BY_KERNEL[settings.kernel]
+  return function(query, key, value, segment_ids, is_global, settings, dropout_keys)
+
+
+Function: TypeAlias = Callable[
+  [
+    jax.Array,
+    jax.Array,
+    jax.Array,
+    jax.Array,
+    jax.Array | bool | None,
+    AttentionSettings,
+    jax.Array | None,
+  ],
+  jax.Array,
+]
+
+
+def _scaled(query: jax.Array) -> jax.Array:
   # Scaling the query and not the scores saves a quarter of the time of attention on a CPU.
-  query = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
-  if settings.kernel == 'splash':
-    return kernels.splash(
-      query, key, value, segment_ids, is_global, settings.reach, settings.products.precision
-    )
+  scaled: jax.Array = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
+  return scaled
+
+
+def _by_xla(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segment_ids: jax.Array,
+  is_global: jax.Array | bool | None,
+  settings: AttentionSettings,
+  dropout_keys: jax.Array | None,
+) -> jax.Array:
+  query = _scaled(query)
   visible = visible_positions(segment_ids, is_global, settings.reach, settings.direction)
-  if settings.kernel == 'cudnn':
-    return kernels.cudnn(query, key, value, visible)
   return weighted_values(
     scores_of(query, key, settings.products), value, visible, settings, dropout_keys
   )
@@ -119,6 +132,62 @@ def scores_of(query: jax.Array, key: jax.Array, products: ProductSettings) -> ja
 def _by_head(x: jax.Array) -> jax.Array:
   """Exchanges the axes of positions and heads, in memory too."""
   return row_major(x.swapaxes(1, 2))
+
+
+def _by_pallas(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segment_ids: jax.Array,
+  is_global: jax.Array | bool | None,
+  settings: AttentionSettings,
+  dropout_keys: jax.Array | None,
+) -> jax.Array:
+  row_keys = None
+  if dropout_keys is not None and settings.dropout_rate:
+    row_keys = counter.row_keys(dropout_keys, settings.dropout_site)
+  computation = kernels.Pallas(
+    settings.reach, settings.products.precision, settings.dropout_rate, row_keys
+  )
+  return kernels.pallas(query, key, value, segment_ids, is_global, computation)
+
+
+def _by_splash(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segment_ids: jax.Array,
+  is_global: jax.Array | bool | None,
+  settings: AttentionSettings,
+  dropout_keys: jax.Array | None,
+) -> jax.Array:
+  del dropout_keys
+  return kernels.splash(
+    _scaled(query), key, value, segment_ids, is_global, settings.reach, settings.products.precision
+  )
+
+
+def _by_cudnn(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segment_ids: jax.Array,
+  is_global: jax.Array | bool | None,
+  settings: AttentionSettings,
+  dropout_keys: jax.Array | None,
+) -> jax.Array:
+  del dropout_keys
+  query = _scaled(query)
+  visible = visible_positions(segment_ids, is_global, settings.reach, settings.direction)
+  return kernels.cudnn(query, key, value, visible)
+
+
+_BY_KERNEL: dict[str, Function] = {
+  'xla': _by_xla,
+  'pallas': _by_pallas,
+  'splash': _by_splash,
+  'cudnn': _by_cudnn,
+}
 
 
 def weighted_values(
@@ -177,107 +246,6 @@ def visible_positions(
   if direction != 'both':
     visible &= ahead <= 0 if direction == 'left' else ahead >= 0
   return visible
-
-
-def choose_attention(
-  wanted: str,
-  *,
-  platform: str,
-  length: int,
-  head_size: int,
-  attention_dropout: float,
-  dtype: DTypeLike,
-  compute_capability: str | None = None,
-) -> tuple[str, str]:
-  """Chooses the attention kernel of a run.
-
-  `auto` is XLA's attention where attention_dropout is not 0, since the other kernels do not have
-  it. Without dropout it is XLA's on a CPU; splash on a TPU for rows of at least 512 tokens (because
-  of memory, not measured on a chip); and cuDNN on a GPU with 16-bit products, whose dense mask
-  takes 2 * batch * length**2 bytes (see kernels.cudnn) where XLA's probabilities take as much per
-  head.
-
-  Args:
-    wanted: 'auto', 'xla', 'splash' or 'cudnn'.
-    platform: of the devices: 'cpu', 'gpu' or 'tpu'.
-    length: of the rows.
-    head_size: of both towers.
-    attention_dropout: the rate.
-    dtype: of the products.
-    compute_capability: of the GPU, as JAX's devices have it ('8.0'); None if unknown.
-
-  Returns:
-    The kernel and, in a few words, why.
-
-  Raises:
-    ValueError: the wanted kernel is not available here.
-  """
-  if wanted not in ('auto', *KERNELS):
-    raise ValueError(f'attention is {wanted!r}; expected {one_of(("auto", *KERNELS))}.')
-  if wanted == 'xla':
-    return 'xla', 'as configured'
-  kernel = {'tpu': 'splash', 'gpu': 'cudnn'}.get(platform, 'xla') if wanted == 'auto' else wanted
-  if kernel == 'xla':
-    return 'xla', f'the only one on {platform.upper()}'
-  obstacle, remedy = _obstacle(
-    kernel, platform, length, head_size, attention_dropout, jnp.dtype(dtype), compute_capability
-  )
-  if wanted != 'auto':
-    if obstacle:
-      remedies = ' or '.join(filter(None, [remedy, 'attention to auto']))
-      raise ValueError(f'attention {kernel!r} {obstacle}; set {remedies}.')
-    return kernel, 'as configured'
-  if obstacle:
-    return 'xla', f'{kernel} {obstacle}' + (f'; set {remedy} to use it' if remedy else '')
-  if kernel == 'splash' and length < SPLASH_FROM_LENGTH:
-    return 'xla', f'rows of {length} are short; splash is used from {SPLASH_FROM_LENGTH} on'
-  return kernel, 'attention_dropout is 0' + (
-    '; segments are a dense mask' if kernel == 'cudnn' else ''
-  )
-
-
-def _obstacle(
-  kernel: str,
-  platform: str,
-  length: int,
-  head_size: int,
-  attention_dropout: float,
-  dtype: np.dtype[Any],
-  compute_capability: str | None,
-) -> tuple[str | None, str | None]:
-  """Why a fused kernel cannot be used, or None; and what to set so that it can, if possible."""
-  home = {'splash': 'tpu', 'cudnn': 'gpu'}[kernel]
-  if platform != home:
-    return f'runs on {home.upper()}, not on {platform.upper()}', None
-  if attention_dropout:
-    return 'has no attention dropout', 'attention_dropout to 0'
-  if kernel == 'splash':
-    if length % kernels.LANES:
-      return (
-        f'takes multiples of {kernels.LANES} positions, not {length}',
-        f'sequence_length to a multiple of {kernels.LANES}',
-      )
-    return None, None
-  # The limits of the implementation of jax.nn.dot_product_attention with a mask, on the oldest GPUs
-  # that it supports.
-  if dtype not in (jnp.bfloat16, jnp.float16):
-    return f'takes bfloat16 and float16, not {dtype}', 'dtype to bfloat16'
-  if head_size % 8 or head_size > 128:
-    return (
-      f'takes head sizes up to 128 that are multiples of 8, not {head_size}',
-      'hidden_size or num_heads',
-    )
-  if length % 2:
-    return f'takes even lengths, not {length}', 'sequence_length to an even number'
-  if compute_capability is not None and not _at_least(compute_capability, 8):
-    return f'requires a GPU of compute capability 8.0 or more, not {compute_capability}', None
-  return None, None
-
-
-def _at_least(compute_capability: str, major: int) -> bool:
-  """Whether a capability such as '8.0' is large enough; those of AMD ('gfx90a') are not numbers."""
-  number = compute_capability.partition('.')[0]
-  return number.isdigit() and int(number) >= major
 
 
 def rotary_tables(

@@ -11,9 +11,9 @@ from electra_jax.config.declarations import fields_of, one_of
 from electra_jax.config.families import FAMILIES, Family
 from electra_jax.config.groups import PRECISIONS
 from electra_jax.model.dropout import DropoutSettings
+from electra_jax.model.kernel_choice import KERNELS, require_dropout
 from electra_jax.model.products import ProductSettings
 
-KERNELS = ('xla', 'splash', 'cudnn')
 DIRECTIONS = ('both', 'left', 'right')
 
 
@@ -31,7 +31,7 @@ class EncoderConfig(ModelConfig):
 
   Attributes:
     scan_unroll: layers per iteration of the scan; num_layers unrolls it completely.
-    attention: 'xla' (any device), 'splash' (TPU) or 'cudnn' (GPU); see model/attention.py.
+    attention: a key of KERNELS in model/kernel_choice.py.
     vocab_size: tokens. The embedding table has `padded_vocab_size` rows.
     dtype: of matrix products and activations. Parameters are float32 always.
     precision: arithmetic of products of float32 arrays, of PRECISIONS in config/groups.py.
@@ -63,7 +63,7 @@ class EncoderConfig(ModelConfig):
       value = getattr(self, name)
       _require(value >= 1, f'{name} is {value!r}; expected at least 1.')
     for name, choices in (
-      ('attention', KERNELS),
+      ('attention', tuple(KERNELS)),
       ('direction', DIRECTIONS),
       ('precision', PRECISIONS),
     ):
@@ -84,18 +84,14 @@ class EncoderConfig(ModelConfig):
       f'max_positions is {self.max_positions}; expected more than half of position_buckets, '
       f'{self.position_buckets // 2 + 1}.',
     )
+    require_dropout(self.attention, self.attention_dropout, self.dropout_settings)
     _require(
-      self.attention == 'xla' or self.attention_dropout == 0,
-      f'attention {self.attention!r} has no dropout of its probabilities; set attention_dropout to '
-      '0 or attention to xla.',
-    )
-    _require(
-      self.attention == 'xla' or not self.traits.relative,
+      KERNELS[self.attention].general or not self.traits.relative,
       f'attention {self.attention!r} does not support the relative positions of the family '
       f'{self.family!r}; set attention to xla.',
     )
     _require(
-      self.attention == 'xla' or self.direction == 'both',
+      KERNELS[self.attention].general or self.direction == 'both',
       f'attention {self.attention!r} does not support direction {self.direction!r}; set attention '
       'to xla.',
     )

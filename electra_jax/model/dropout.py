@@ -1,11 +1,13 @@
 """Dropout from one key per row, independent of the mesh and of the number of micro-batches."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 
+from electra_jax.model import counter
 from electra_jax.model.randomness import threefry_bits
 
 
@@ -51,16 +53,36 @@ def _hash_bits(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return bits ^ (bits >> 16)
 
 
+def _below(
+  bits: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+) -> Callable[[jax.Array, tuple[int, ...], int, float], jax.Array]:
+  """A mask from random bits: what is kept has bits below a threshold."""
+
+  def mask(keys: jax.Array, shape: tuple[int, ...], site: int, rate: float) -> jax.Array:
+    below: jax.Array = bits(fold_in(keys, site), shape) < jnp.uint32(round((1 - rate) * 2**32))
+    return below
+
+  return mask
+
+
+_MASKS = {
+  'counter': counter.mask,
+  'hash': _below(_hash_bits),
+  'threefry': _below(threefry_bits),
+}
+
+
 class DropoutSettings(NamedTuple):
   """How dropout is computed.
 
   Attributes:
-    generator: of the random bits: 'hash' (cheap) or 'threefry' (that of JAX).
+    generator: of the random bits: 'counter' (model/counter.py, also inside kernels), 'hash' (as in
+      version 0.1.0) or 'threefry' (that of JAX).
     scale: type of the factor 1 / (1 - rate) and of the product with it: 'float32', or 'dtype' for
       that of the activations, where bfloat16 rounds 1 / 0.9 to 1.1094 and biases the mean.
   """
 
-  generator: str = 'hash'
+  generator: str = 'counter'
   scale: str = 'float32'
 
 
@@ -81,12 +103,7 @@ def dropout(
   """
   if keys is None or rate == 0:
     return x
-  keys = fold_in(keys, site)
-  if settings.generator == 'hash':
-    bits = _hash_bits(keys, x.shape[1:])
-  else:
-    bits = threefry_bits(keys, x.shape[1:])
-  keep = bits < jnp.uint32(round((1 - rate) * 2**32))
+  keep = _MASKS[settings.generator](keys, x.shape[1:], site, rate)
   dtype = jnp.float32 if settings.scale == 'float32' else x.dtype
   scaled = (x.astype(dtype) * jnp.asarray(1 / (1 - rate), dtype)).astype(x.dtype)
   return jnp.where(keep, scaled, jnp.zeros((), x.dtype))

@@ -1,29 +1,114 @@
-"""Fused attention kernels: Pallas splash (TPU) and cuDNN (GPU).
+"""Fused attention kernels: our own in Pallas (TPU), Pallas splash (TPU) and cuDNN (GPU).
 
-Neither holds the scores of all pairs of positions. Both take a scaled query and have no dropout.
-Shapes are those of model/attention.py.
+None holds the scores of all pairs of positions. Only our own has dropout; it scales the query
+itself, and the others take a scaled one. Shapes are those of model/attention.py.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from electra_jax.model.kernel_choice import KERNELS, LANES
 from electra_jax.model.products import precision_of
 
-LANES = 128  # of a TPU: splash takes lengths that are multiples of it
 # Positions per side of a block. Its float32 scores take 1 MiB of VMEM, of which a kernel may use 16
 # on a v5e.
 LARGEST_BLOCK = 512
-# Names what splash keeps for its backward pass, for policies of jax.checkpoint.
+# Names what Pallas kernels keep for their backward passes, for policies of jax.checkpoint.
 RESIDUALS = 'attention_residuals'
-INTERPRET = False  # tests set it, to run splash without a TPU
+INTERPRET: Any = False  # tests set it, to run Pallas kernels without a TPU
 
 Kernel: TypeAlias = Any  # a SplashAttentionKernel, a tree of the arrays of its mask
+
+
+class Pallas(NamedTuple):
+  """What our own kernel computes.
+
+  Attributes:
+    reach: positions that a local layer attends to on each side.
+    precision: as of `splash`.
+    dropout_rate: of the probabilities.
+    row_keys: of `counter.row_keys`, uint32 `[batch]`; None for no dropout.
+  """
+
+  reach: int
+  precision: str = 'float32'
+  dropout_rate: float = 0.0
+  row_keys: jax.Array | None = None
+
+
+def pallas(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  segment_ids: jax.Array,
+  is_global: jax.Array | bool | None,
+  computation: Pallas,
+) -> jax.Array:
+  """Attention of model/pallas_attention.py.
+
+  Args:
+    query: not scaled, `[batch, length, heads, head_size]`.
+    key: `[batch, length, heads, head_size]`.
+    value: `[batch, length, heads, head_size]`.
+    segment_ids: int32 `[batch, length]`.
+    is_global: as of `attention`.
+    computation: window, precision and dropout.
+
+  Returns:
+    `[batch, length, heads, head_size]`.
+
+  Raises:
+    ValueError: the length is not supported.
+  """
+  # It imports Pallas, which takes time.
+  from electra_jax.model import pallas_attention
+
+  _, length, heads, _ = query.shape
+  if obstacle := KERNELS['pallas'].lengths(length):
+    raise ValueError(f"attention 'pallas' {obstacle.reason}; set {obstacle.remedy}.")
+  row_keys, reach = computation.row_keys, computation.reach
+  given = pallas_attention.Computation(
+    rate=0.0 if row_keys is None else computation.dropout_rate,
+    exact=precision_of(computation.precision, query.dtype) is not None,
+    name=RESIDUALS,
+    interpret=INTERPRET,
+  )
+
+  def on_device(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    row_keys: jax.Array,
+    heads: jax.Array,
+    is_global: jax.Array | bool | None,
+  ) -> jax.Array:
+    def attend(reach: int | None) -> jax.Array:
+      computation = dataclasses.replace(given, reach=reach)
+      return pallas_attention.attend(computation, query, key, value, segment_ids, row_keys, heads)
+
+    if is_global is None or reach >= length - 1:
+      return attend(None)
+    by_kind: jax.Array = jax.lax.cond(is_global, lambda: attend(None), lambda: attend(reach))
+    return by_kind
+
+  by_head = [x.transpose(0, 2, 3, 1) for x in (query, key, value)]
+  if row_keys is None:
+    row_keys = jnp.zeros(query.shape[:1], jnp.uint32)
+  out = _on_each_device(
+    on_device,
+    (*by_head, segment_ids, row_keys, jnp.arange(heads), is_global),
+    (_BY_HEAD, _BY_HEAD, _BY_HEAD, _ROWS, _ROWS, ('heads',), ()),
+  )
+  return out.transpose(0, 3, 1, 2)
 
 
 def splash(
@@ -82,7 +167,8 @@ def splash(
     by_kind: jax.Array = jax.lax.cond(is_global, lambda: attend(None), lambda: attend(reach))
     return by_kind.swapaxes(1, 2)
 
-  return _on_each_device(on_device, query, key, value, segment_ids, is_global)
+  given = (query, key, value, segment_ids, is_global)
+  return _on_each_device(on_device, given, (_POSITIONS, _POSITIONS, _POSITIONS, _ROWS, ()))
 
 
 def _splash_row(length: int, heads: int, reach: int | None) -> Kernel:
@@ -197,13 +283,14 @@ def cudnn(
   # On each device separately: the partitioning of the kernel itself does not split the mask as it
   # splits the query.
   def on_device(
-    query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array, _: None
+    query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array
   ) -> jax.Array:
     return jax.nn.dot_product_attention(
       query, key, value, mask=visible, scale=1.0, implementation=implementation
     )
 
-  return _on_each_device(on_device, query, key, value, visible, None)
+  given = (query, key, value, visible)
+  return _on_each_device(on_device, given, (_POSITIONS, _POSITIONS, _POSITIONS, _ROWS))
 
 
 def divided(mesh: jax.sharding.AbstractMesh, name: str | None, size: int) -> tuple[str, ...] | None:
@@ -221,31 +308,37 @@ def divided(mesh: jax.sharding.AbstractMesh, name: str | None, size: int) -> tup
   return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
 
 
+# Logical axes of arrays, as far as they are split.
+_ROWS = ('batch',)
+_POSITIONS = ('batch', None, 'heads')  # [batch, length, heads, head_size]
+_BY_HEAD = ('batch', 'heads')  # [batch, heads, head_size, length]
+
+Axes: TypeAlias = tuple[str | None, ...]
+
+
 def _on_each_device(
-  function: Callable[..., jax.Array],
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  of_rows: jax.Array,
-  scalar: jax.Array | bool | None,
+  function: Callable[..., jax.Array], given: tuple[Any, ...], axes: tuple[Axes, ...]
 ) -> jax.Array:
   """Applies a function to each device's rows and heads, by the current mesh and logical axis rules.
 
-  XLA cannot partition a kernel that it did not generate. `of_rows` has the batch as its first axis
-  and no heads, and `scalar` is replicated. An axis that does not divide (`tensor` and a generator
-  of one head) is replicated too, and those devices compute the same.
+  XLA cannot partition a kernel that it did not generate. An axis that does not divide (`tensor` and
+  a generator of one head) is replicated, and those devices compute the same.
+
+  Args:
+    function: of the arrays; its result has the axes of the first one.
+    given: the arrays; None or a Python value is the same for all devices.
+    axes: of each array.
   """
   mesh = jax.sharding.get_abstract_mesh()
   # No mesh: one device, or the inside of a function that already runs on each device separately.
   if mesh.empty or not nn.get_logical_axis_rules():
-    return function(query, key, value, of_rows, scalar)
+    return function(*given)
 
-  rows, heads = divided(mesh, 'batch', query.shape[0]), divided(mesh, 'heads', query.shape[2])
-  inputs = PartitionSpec(rows, None, heads)
+  def spec(x: jax.Array | bool, names: Axes) -> PartitionSpec:
+    sizes = zip(names, jnp.shape(x), strict=False)
+    return PartitionSpec(*(name and divided(mesh, name, size) for name, size in sizes))
+
+  pairs = zip(given, axes, strict=True)
+  inputs = tuple(PartitionSpec() if x is None else spec(x, names) for x, names in pairs)
   # check_vma: Pallas kernels do not declare along which axes their results vary.
-  return jax.shard_map(
-    function,
-    in_specs=(inputs, inputs, inputs, PartitionSpec(rows), PartitionSpec()),
-    out_specs=inputs,
-    check_vma=False,
-  )(query, key, value, of_rows, scalar)
+  return jax.shard_map(function, in_specs=inputs, out_specs=inputs[0], check_vma=False)(*given)

@@ -12,8 +12,9 @@ from etils import epath
 from electra_jax.config import ModelConfig, PretrainingConfig, from_plain
 from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
-from electra_jax.model.attention import choose_attention
 from electra_jax.model.config import EncoderConfig, generator_config
+from electra_jax.model.dropout import DropoutSettings
+from electra_jax.model.kernel_choice import Request, choose_attention
 from electra_jax.training import plugins, versions
 from electra_jax.training.run_folder import read_json
 
@@ -68,15 +69,16 @@ def attention_kernel(model: ModelConfig, length: int, dtype: str, platform: str)
     return 'xla', 'the only one with relative positions'
   here = jax.devices()[0] if platform == jax.default_backend() else None
   try:
-    return choose_attention(
-      model.attention,
+    request = Request(
       platform=platform,
       length=length,
       head_size=model.hidden_size // model.num_heads,
       attention_dropout=model.attention_dropout,
       dtype=compute_dtype(dtype, platform),
+      dropout=DropoutSettings(model.dropout_generator, model.dropout_scale),
       compute_capability=getattr(here, 'compute_capability', None),
     )
+    return choose_attention(model.attention, request)
   except ValueError as error:
     raise UserError(f'config.model.attention: {error}') from None
 

@@ -5,6 +5,7 @@ The body of a loop counts as often as the loop runs it.
 
 import collections
 import functools
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ FREE = (
   'add-dependency',
 )
 _ARRAY = re.compile(r'\b(pred|bf16|[fsuc]\d+(?:e\dm\d\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?')
+_METADATA = re.compile(r'kernel_metadata=(\{[^}]*\})')
 _SLICING = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -185,6 +187,8 @@ def parse_program(text: str) -> tuple[Computations, str]:
   computations: Computations = {}
   entry = ''
   inside: Computation | None = None
+  # The description of a kernel has several lines.
+  text = _METADATA.sub(lambda match: match[0].replace('\n', ''), text)
   for line in text.splitlines():
     if not line.startswith(' '):
       match = re.match(r'(ENTRY )?%?([\w.\-]+)[ {].*\{$|(ENTRY )?%?([\w.\-]+) \{$', line)
@@ -466,7 +470,7 @@ def hbm_traffic(text: str) -> float:
 
   Each instruction reads its operands and writes its result once, except for arrays in faster
   memory. Slices and updates in place count as what they touch. Padding of tiles, and what the
-  runtime moves, are not included.
+  runtime moves, are not included, nor are kernels that describe themselves.
   """
   computations, entry = parse_program(text)
   fusions = _Fusions(computations)
@@ -486,7 +490,9 @@ def _moving_instructions(computation: Computation) -> Iterator[Instruction]:
   """Yields the instructions that move data."""
   for i in computation.values():
     is_free = i.opcode in FREE or i.opcode.endswith(('-done', '-update'))
-    if not is_free and not re.search('"(AllocateBuffer|ConcatBitcast)"', i.rest):
+    if is_free or _described(i):
+      continue
+    if not re.search('"(AllocateBuffer|ConcatBitcast)"', i.rest):
       yield i
 
 
@@ -534,6 +540,41 @@ def _traffic(instruction: Instruction, shapes: list[str], fusions: _Fusions) -> 
     for shape, size in zip(results, touched.writes, strict=False)
   )
   return reads + writes
+
+
+#### Kernels ####
+
+
+class KernelCall(NamedTuple):
+  """A call of a kernel that describes itself.
+
+  Attributes:
+    metadata: its description.
+    times: how often it runs per step.
+  """
+
+  metadata: dict[str, str]
+  times: float
+
+
+def _described(instruction: Instruction) -> dict[str, str]:
+  """The description of a kernel; empty for other instructions."""
+  match = _METADATA.search(instruction.rest)
+  if instruction.opcode != 'custom-call' or not match:
+    return {}
+  found: dict[str, str] = json.loads(match[1])
+  return found
+
+
+def kernel_calls(text: str) -> list[KernelCall]:
+  """Returns the calls of kernels that describe themselves, which `hbm_traffic` does not include."""
+  computations, entry = parse_program(text)
+  found = (
+    KernelCall(_described(i), run.times)
+    for name, run in executions(computations, entry).items()
+    for i in computations[name].values()
+  )
+  return [call for call in found if call.metadata]
 
 
 #### FLOPs ####

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import jax
 
 from electra_jax.errors import UserError
+from electra_jax.model.pallas_blocks import Rates
+
+VECTOR_SLOTS = 4  # operations on registers per cycle, by the schedules that libtpu 0.0.42 reports
 
 
 class Chip(NamedTuple):
@@ -24,6 +27,8 @@ class Chip(NamedTuple):
     ring: an axis is a ring if its length is a multiple of this number of chips.
     dcn: bytes per second and chip over the data center network; 0 if not stated.
     chips_per_host: chips of one machine.
+    matrix_unit: rows and columns of a matrix unit.
+    clock: cycles per second.
   """
 
   name: str
@@ -36,6 +41,14 @@ class Chip(NamedTuple):
   ring: int
   dcn: float
   chips_per_host: int
+  matrix_unit: int
+  clock: float
+
+  @property
+  def kernel_rates(self) -> Rates:
+    """What the chip does per second, for the models of kernels."""
+    vector = self.cores * VECTOR_SLOTS * self.clock
+    return Rates(self.matrix_unit, self.flops, vector, self.hbm_bandwidth)
 
 
 # Peaks, bandwidths and chips per host: cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e.
@@ -43,14 +56,33 @@ class Chip(NamedTuple):
 # 256 x 4, v6e 102.4 TB/s over 256 x 4); half of the stated 1,200 GB/s in both directions over 6
 # ports (v5p); 50 GB/s (v4: Jouppi et al. 2023, table 4).
 # Network: 2 x 100 and 4 x 200 Gbit/s per host of 8 chips (v5e, v6e), 50 Gbit/s per chip (v5p).
+# Clock: the peak over the operations per cycle of the matrix units, 4 of 128 x 128 per core (v4,
+# v5e, v5p) and, for want of a better number, 4 of 256 x 256 (v6e).
 # HBM: what libtpu 0.0.42 reports as available when it refuses a program that is too large.
 _GB = 1e9
 _GIB = 2**30
 CHIPS = {
-  'v4': Chip('v4', 'v4', 2, 275e12, int(30.75 * _GIB), 1200 * _GB, 50 * _GB, 4, 0, 4),
-  'v5e': Chip('v5e', 'v5e', 1, 197e12, int(15.75 * _GIB), 819 * _GB, 50 * _GB, 16, 3.125 * _GB, 4),
-  'v5p': Chip('v5p', 'v5', 2, 459e12, int(95.74 * _GIB), 2765 * _GB, 100 * _GB, 4, 6.25 * _GB, 4),
-  'v6e': Chip('v6e', 'v6e', 1, 918e12, int(31.25 * _GIB), 1638 * _GB, 100 * _GB, 16, 12.5 * _GB, 4),
+  'v4': Chip('v4', 'v4', 2, 275e12, int(30.75 * _GIB), 1200 * _GB, 50 * _GB, 4, 0, 4, 128, 1.05e9),
+  'v5e': Chip(
+    'v5e', 'v5e', 1, 197e12, int(15.75 * _GIB), 819 * _GB, 50 * _GB, 16, 3.125 * _GB, 4, 128, 1.5e9
+  ),
+  'v5p': Chip(
+    'v5p', 'v5', 2, 459e12, int(95.74 * _GIB), 2765 * _GB, 100 * _GB, 4, 6.25 * _GB, 4, 128, 1.75e9
+  ),
+  'v6e': Chip(
+    'v6e',
+    'v6e',
+    1,
+    918e12,
+    int(31.25 * _GIB),
+    1638 * _GB,
+    100 * _GB,
+    16,
+    12.5 * _GB,
+    4,
+    256,
+    1.75e9,
+  ),
 }
 ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'v6lite': 'v6e', 'trillium': 'v6e'}
 # Chips along each axis by number of chips: two axes for v5e and v6e, three for v4 and v5p, whose

@@ -110,9 +110,9 @@ MODEL = [
   ),
   Break(
     'all rows of a batch drop the same units',
-    'electra_jax/model/dropout.py',
-    'words[:, word].reshape(',
-    'words[:1, word].reshape(',
+    'electra_jax/model/counter.py',
+    'row_keys(keys, site)',
+    'row_keys(keys[:1], site)',
     'model/heads_test.py::test_dropout_depends_only_on_the_key_of_the_row[classification]',
   ),
   Break(

@@ -125,6 +125,40 @@ def test_times_and_prices_follow_from_peaks_and_bandwidths():
   assert over_network['phases'][0]['bound'] == 'DCN' and 'dollars' not in over_network['run']
 
 
+KERNEL = {
+  'times': 12,
+  'metadata': {
+    'direction': 'forward',
+    'shape': '16,12,64,512',
+    'itemsize': '2',
+    'rate': '0.1',
+    'reach': '',
+  },
+}
+
+
+def test_kernels_take_their_modeled_time_after_everything_else(capsys):
+  """A core runs one of them at a time; only communication can overlap with a kernel."""
+  of = slices.parse_slice('v5e-16')
+  without, found = (
+    plan_report.costs({'phases': [phase(kernels=kernels)], 'mesh': {}}, of, None)['phases'][0]
+    for kernels in ([], [KERNEL])
+  )
+  (kernel,) = found['kernels']
+  # 16 operations on each of 512 x 512 / 1024 registers of 192 heads, 4 per cycle.
+  assert kernel['bound'] == 'vector operations'
+  assert kernel['seconds'] == pytest.approx(192 * 256 * 16 / 4 / 1.5e9)
+  seconds = found['seconds']
+  assert seconds['kernels'] == pytest.approx(12 * kernel['seconds'])
+  # Its products are no longer among those that XLA computes.
+  flops = 12 * 192 * 2 * 2 * 512 * 512 * 64
+  assert seconds['products'] == pytest.approx(without['seconds']['products'] - flops / 197e12)
+  assert seconds['at_least'] == pytest.approx(seconds['products'] + seconds['kernels'])
+  plan_report._print_step(found)
+  assert '16 x 12 x 64 x 512: 12 per step' in (shown := capsys.readouterr().out)
+  assert 'by its vector operations (modeled, not measured)' in shown
+
+
 def test_a_phase_that_does_not_fit_gets_advice_with_numbers():
   of = slices.parse_slice('v5e-16')
   found = ' '.join(plan_report.advice(phase(fits=False, largest={'rows_per_chip': 6}), of))

@@ -16,15 +16,18 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from electra_jax.errors import UserError
+from electra_jax.finetune import task_program
 from electra_jax.model import kernels
 from electra_jax.model.attention import (
   AttentionSettings,
   attention,
-  choose_attention,
   visible_positions,
 )
 from electra_jax.model.config import EncoderConfig
+from electra_jax.model.dropout import DropoutSettings
 from electra_jax.model.encoder import Encoder, Inputs
+from electra_jax.model.kernel_choice import Request, choose_attention
 
 LENGTH, HEADS, HEAD_SIZE, REACH = 256, 2, 16, 20
 RULES = (('batch', ('data', 'fsdp')), ('heads', 'tensor'), ('embed', 'fsdp'))
@@ -335,15 +338,8 @@ def choose(
   dtype=jnp.bfloat16,
   **more,
 ):
-  return choose_attention(
-    wanted,
-    platform=platform,
-    length=length,
-    head_size=head_size,
-    attention_dropout=attention_dropout,
-    dtype=dtype,
-    **more,
-  )
+  request = Request(platform, length, head_size, attention_dropout, dtype, **more)
+  return choose_attention(wanted, request)
 
 
 @pytest.mark.parametrize(
@@ -351,16 +347,43 @@ def choose(
   [
     ({}, 'splash', 'attention_dropout is 0'),
     ({'dtype': jnp.float32}, 'splash', 'attention_dropout is 0'),
+    ({'attention_dropout': 0.1}, 'pallas', 'it has attention dropout'),
+    ({'attention_dropout': 0.1, 'length': 128}, 'pallas', 'it has attention dropout'),
+    ({'length': 328}, 'pallas', 'rows of 328 are no multiple of 128'),
     (
-      {'attention_dropout': 0.1},
+      {'attention_dropout': 0.1, 'dropout': DropoutSettings('hash')},
       'xla',
-      'splash has no attention dropout; set attention_dropout to 0 to use it',
+      "pallas does not support dropout_generator 'hash' for attention dropout; "
+      "set dropout_generator to 'counter' to use it",
+    ),
+    (
+      {'attention_dropout': 0.1, 'dropout': DropoutSettings(scale='dtype')},
+      'xla',
+      "pallas does not support dropout_scale 'dtype' for attention dropout; "
+      "set dropout_scale to 'float32' to use it",
+    ),
+    (
+      {'attention_dropout': 0.1, 'length': 64},
+      'xla',
+      'rows of 64 are short; pallas is used from 128 on',
+    ),
+    (
+      {'attention_dropout': 0.1, 'length': 2048},
+      'xla',
+      'pallas takes rows of up to 1024 positions, not 2048; '
+      'set a shorter sequence_length to use it',
+    ),
+    (
+      {'attention_dropout': 0.1, 'head_size': 160},
+      'xla',
+      'pallas takes head sizes up to 128 that are multiples of 8, not 160; '
+      'set hidden_size or num_heads to use it',
     ),
     ({'length': 128}, 'xla', 'rows of 128 are short; splash is used from 512 on'),
     (
       {'length': 600},
       'xla',
-      'splash takes multiples of 128 positions, not 600; '
+      'pallas takes multiples of 128 positions, not 600; '
       'set sequence_length to a multiple of 128 to use it',
     ),
     ({'wanted': 'splash', 'length': 128}, 'splash', 'as configured'),
@@ -437,7 +460,21 @@ def test_auto_depends_on_platform_dropout_length_and_dtype_and_gives_the_reason(
       "attention 'cudnn' takes head sizes up to 128 that are multiples of 8, not 100; "
       'set hidden_size or num_heads or attention to auto.',
     ),
-    ({'wanted': 'flash'}, "attention is 'flash'; expected auto, xla, splash or cudnn."),
+    (
+      {'wanted': 'pallas', 'platform': 'cpu'},
+      "attention 'pallas' runs on TPU, not on CPU; set attention to auto.",
+    ),
+    (
+      {'wanted': 'pallas', 'attention_dropout': 0.1, 'dropout': DropoutSettings('threefry')},
+      "attention 'pallas' does not support dropout_generator 'threefry' for attention dropout; "
+      "set dropout_generator to 'counter' or attention to auto.",
+    ),
+    (
+      {'wanted': 'pallas', 'length': 60},
+      "attention 'pallas' takes multiples of 8 positions, not 60; "
+      'set sequence_length to a multiple of 8 or attention to auto.',
+    ),
+    ({'wanted': 'flash'}, "attention is 'flash'; expected auto, xla, pallas, splash or cudnn."),
   ],
 )
 def test_an_unavailable_kernel_is_refused_with_one_sentence(given, sentence):
@@ -448,13 +485,31 @@ def test_an_unavailable_kernel_is_refused_with_one_sentence(given, sentence):
 
 @pytest.mark.parametrize('kernel', ['splash', 'cudnn'])
 def test_attention_dropout_is_never_ignored(kernel):
-  with pytest.raises(ValueError, match='no dropout'):
+  with pytest.raises(ValueError, match='no attention dropout'):
     EncoderConfig(attention=kernel, attention_dropout=0.1)
-  with pytest.raises(ValueError, match='no dropout'):
+  with pytest.raises(ValueError, match='no attention dropout'):
     AttentionSettings(kernel, reach=1, dropout_rate=0.1)
+
+
+def test_pallas_refuses_other_bits_than_those_of_its_counters():
+  with pytest.raises(ValueError, match="does not support dropout_generator 'hash'"):
+    EncoderConfig(attention='pallas', dropout_generator='hash')
+  with pytest.raises(ValueError, match="does not support dropout_scale 'dtype'"):
+    AttentionSettings('pallas', 1, dropout_rate=0.1, dropout=DropoutSettings(scale='dtype'))
 
 
 def test_splash_refuses_a_length_that_is_not_a_multiple_of_128():
   *arrays, _, segment_ids = rows(1, length=100)
   with pytest.raises(ValueError, match='100 positions, .* takes multiples of 128'):
     by('splash')(*arrays, segment_ids, None)
+
+
+@pytest.mark.parametrize('attention, lengths', [('auto', (16, 100)), ('pallas', (16, 32, 384))])
+def test_a_kernel_of_fine_tuning_supports_all_lengths(attention, lengths):
+  task_program._check_lengths(attention, lengths)
+
+
+@pytest.mark.parametrize('attention, lengths', [('splash', (16, 128)), ('pallas', (16, 32, 100))])
+def test_a_kernel_of_fine_tuning_that_does_not_is_refused(attention, lengths):
+  with pytest.raises(UserError, match=f'{attention}.*takes multiples of .*bucketed=False'):
+    task_program._check_lengths(attention, lengths)

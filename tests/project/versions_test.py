@@ -95,11 +95,12 @@ def resumed(tmp_path_factory):
       programs,
     ),
     ('--mode=finetune', '--config=configs/ner.py', '--workdir=finetuned_stopped', programs),
-    # A new run, with the bins of version 0.1.0 for AUC and average precision.
+    # A new run, with the bins of version 0.1.0 for AUC and average precision, and its dropout.
     (
       '--config=configs/continued.py',
       '--workdir=continued',
       '--config.logit_bins=uniform',
+      '--config.model.dropout_generator=hash',
       programs,
     ),
     *((f'--config=configs/{name}.py', f'--workdir={name}', programs) for name in PRETRAINED),

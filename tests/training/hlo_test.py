@@ -286,3 +286,43 @@ def test_product_flops_follow_from_the_shapes(compiled):
 def test_the_largest_array_is_found(compiled):
   # The weights of one layer; a device has 8 x 32 of the rows.
   assert hlo.largest_array(compiled[1].as_text()) == 32 * 32
+
+
+DESCRIBED = """HloModule step
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %p = (s32[], bf16[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[4,8]{1,0} get-tuple-element(%p), index=1
+  %attention_forward.1 = bf16[4,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"direction":"forward",
+"shape":"1,1,4,8"
+}}, backend_config={}
+  %splash.1 = bf16[4,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={}}
+  ROOT %next = (s32[], bf16[4,8]{1,0}) tuple(%i, %splash.1)
+}
+
+%condition (p: (s32[], bf16[4,8])) -> pred[] {
+  %p = (s32[], bf16[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(12)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %a = (s32[], bf16[4,8]{1,0}) parameter(0)
+  ROOT %loop = (s32[], bf16[4,8]{1,0}) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+def test_kernels_that_describe_themselves_are_listed_and_are_no_traffic():
+  """Their model counts it, with blocks that are read again; others move what they get."""
+  (call,) = hlo.kernel_calls(DESCRIBED)
+  assert call == ({'direction': 'forward', 'shape': '1,1,4,8'}, 12)
+  # The other kernel reads and writes 64 bytes; the condition compares two integers.
+  described = 12 * 2 * 64
+  other = DESCRIBED.replace('kernel_metadata={}', 'kernel_metadata={"direction":"backward"}')
+  assert hlo.hbm_traffic(DESCRIBED) - hlo.hbm_traffic(other) == described

@@ -94,7 +94,7 @@ def test_it_fits_without_micro_batches(name, compiled):
   assert found['memory']['peak'] <= found['memory']['budget']
 
 
-@pytest.mark.parametrize('name, kernel', [('small', 'xla'), ('modern_small', 'splash')])
+@pytest.mark.parametrize('name, kernel', [('small', 'pallas'), ('modern_small', 'splash')])
 def test_the_plan_has_the_attention_kernel(name, kernel, compiled):
   assert compiled[name]['attention'] == kernel
 
