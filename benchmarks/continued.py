@@ -231,7 +231,7 @@ def _gaps(results: Sequence[Result], shape: str, tasks: Sequence[str]) -> list[s
 
 
 def objectives(arguments: argparse.Namespace) -> None:
-  """Runs the comparison, or what is left of it, and prints its table."""
+  """Runs the comparison, or the rest of it, and prints its table."""
   arguments.out.mkdir(parents=True, exist_ok=True)
   sources = {shape: pretrain_source(shape, arguments) for shape in arguments.shapes}
   if status := sweep(objectives_sweep(sources, arguments), arguments.out / 'sweep'):

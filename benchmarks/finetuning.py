@@ -363,7 +363,7 @@ class Trials:
     }
 
   def search(self, name: str, side: str) -> None:
-    """Runs what is left of the trials of a task: all rates, then more seeds of the best."""
+    """Runs the remaining trials of a task: all rates, then more seeds of the best."""
     rates = self.arguments.rates
     for compared in [rates] if side in CHANGES else [[rate] for rate in rates]:
       self.trial(name, side, compared, 0)
@@ -428,7 +428,7 @@ def trainer_table(trials: Sequence[Trial]) -> str:
 
 
 def trainer(arguments: argparse.Namespace) -> None:
-  """Runs what is left of the trials, and prints the table."""
+  """Runs the remaining trials, and prints the table."""
   arguments.out.mkdir(parents=True, exist_ok=True)
   trials = Trials(arguments)
   for name in arguments.tasks:

@@ -86,7 +86,7 @@ def test_examples_of_train_and_dev_are_disjoint_and_the_same_each_time(finetunin
 
 @pytest.mark.long
 @pytest.mark.usefixtures('on_one_device')
-def test_both_sides_fine_tune_and_go_on_where_they_were(finetuning, data, tmp_path, capsys):
+def test_both_sides_fine_tune_and_repeat_no_trial(finetuning, data, tmp_path, capsys):
   """The peer only where accelerate is installed, which the Trainer requires."""
   export.export(str(micro_run.finished()[0]), str(tmp_path / 'hf'))
   peer = importlib.util.find_spec('accelerate') is not None
