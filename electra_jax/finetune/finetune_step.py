@@ -16,7 +16,7 @@ from electra_jax.finetune.tasks.task import Features, Outputs
 from electra_jax.model.encoder import Inputs, packed_inputs
 from electra_jax.model.heads import FineTuned
 from electra_jax.model.randomness import row_keys
-from electra_jax.training import partitioning
+from electra_jax.training import devices, partitioning
 from electra_jax.training.flops import encoder_flops
 from electra_jax.training.length_batches import (
   SHORTEST,
@@ -132,6 +132,7 @@ def jit_finetune_step(
     partitioning.within(layout, step),
     out_shardings=(shardings, partitioning.replicated(layout.mesh)),
     donate_argnums=0,
+    compiler_options=devices.compiler_options(layout.mesh),
   )
 
 
@@ -148,7 +149,9 @@ def jit_predict(
     return model.apply({'params': params}, inputs, batch, method='predict')
 
   return jax.jit(
-    partitioning.within(layout, predict), out_shardings=partitioning.replicated(layout.mesh)
+    partitioning.within(layout, predict),
+    out_shardings=partitioning.replicated(layout.mesh),
+    compiler_options=devices.compiler_options(layout.mesh),
   )
 
 
@@ -173,7 +176,9 @@ def jit_evaluate(
     return predicted | {'loss': terms['loss']}
 
   return jax.jit(
-    partitioning.within(layout, evaluate), out_shardings=partitioning.replicated(layout.mesh)
+    partitioning.within(layout, evaluate),
+    out_shardings=partitioning.replicated(layout.mesh),
+    compiler_options=devices.compiler_options(layout.mesh),
   )
 
 

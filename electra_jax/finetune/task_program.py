@@ -21,7 +21,7 @@ from electra_jax.finetune.resolve import learning_rates
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.model.heads import ROW_KINDS, FineTuned, init_finetuned
 from electra_jax.model.kernel_choice import KERNELS
-from electra_jax.training import optimizers, partitioning, schedules, step_loop
+from electra_jax.training import devices, optimizers, partitioning, schedules, step_loop
 from electra_jax.training.checkpoints import Criterion
 from electra_jax.training.encoders import attention_kernel, encoder_config
 from electra_jax.training.schedules import WarmupDecay
@@ -394,7 +394,9 @@ def build_task_program(
     shapes=shapes,
     shardings=shardings,
     init_params=jax.jit(
-      lambda seed: nn.unbox(init_finetuned(model, seed)), out_shardings=shardings.params
+      lambda seed: nn.unbox(init_finetuned(model, seed)),
+      out_shardings=shardings.params,
+      compiler_options=devices.compiler_options(layout.mesh),
     ),
     init_state=jax.jit(
       lambda params: fresh_state(optimizer, params), out_shardings=shardings, donate_argnums=0

@@ -19,7 +19,7 @@ from electra_jax.model.sharing.scheme import is_generator_parameter
 from electra_jax.pretrain import masking, pretrain_step
 from electra_jax.pretrain.objectives.objective import Objective
 from electra_jax.pretrain.objectives.settings import Settings
-from electra_jax.training import memory, optimizers, partitioning, schedules
+from electra_jax.training import devices, memory, optimizers, partitioning, schedules
 from electra_jax.training.encoders import sharing, towers
 from electra_jax.training.schedules import Inputs, Schedule
 from electra_jax.training.update_step import TrainState, UpdateOptions
@@ -316,6 +316,19 @@ def lower_step(p: Program, micro_batches: int) -> jax.stages.Lowered:
 def compile_step(p: Program, micro_batches: int) -> jax.stages.Compiled:
   """The train step of a program, `(state, batch) -> (state, sums)`, compiled for its mesh."""
   return lower_step(p, micro_batches).compile()
+
+
+def compile_initial(p: Program, run_config: PretrainingConfig) -> jax.stages.Compiled:
+  """The random initial state of a program, `() -> state`, compiled for its mesh."""
+
+  def init() -> TrainState:
+    length = run_config.sequence_length
+    return pretrain_step.init_state(p.model, p.optimizer, run_config.seed, length)
+
+  options = devices.compiler_options(p.layout.mesh)
+  jitted = jax.jit(init, out_shardings=p.shardings, compiler_options=options)
+  compiled: jax.stages.Compiled = jitted.lower().compile()
+  return compiled
 
 
 def _silent(label: str, text: str) -> None:

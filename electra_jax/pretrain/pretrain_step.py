@@ -21,7 +21,7 @@ from electra_jax.pretrain import metrics
 from electra_jax.pretrain.objectives.objective import Objective
 from electra_jax.pretrain.objectives.parts import Batch, LossContext, Params, Sums
 from electra_jax.pretrain.objectives.settings import Settings
-from electra_jax.training import partitioning, update_step
+from electra_jax.training import devices, partitioning, update_step
 from electra_jax.training.schedules import Schedule, values
 from electra_jax.training.update_step import TrainState, UpdateOptions, fresh_state
 
@@ -157,6 +157,7 @@ def jit_train_step(
     in_shardings=(shardings, batch),
     out_shardings=(shardings, partitioning.replicated(layout.mesh)),
     donate_argnums=0,
+    compiler_options=devices.compiler_options(layout.mesh),
   )
 
 
@@ -233,6 +234,7 @@ def jit_eval_step(
   return jax.jit(
     partitioning.within(layout, make_eval_step(model, objective, settings, seed=seed)),
     out_shardings=partitioning.replicated(layout.mesh),
+    compiler_options=devices.compiler_options(layout.mesh),
   )
 
 

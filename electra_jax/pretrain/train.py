@@ -1,5 +1,6 @@
 """The pretraining program: from a corpus to a pretrained encoder. The loop is in phase_loop.py."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -7,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from electra_jax.data.prepare.preparation import Prepared
 from electra_jax.data.tokenizers.tokenization import Tokenizer
 from electra_jax.errors import PREEMPTED, UserError
 from electra_jax.folder_lock import FolderLock
-from electra_jax.pretrain import budgets, build, guidance, pretrain_step, run_start
+from electra_jax.pretrain import budgets, build, guidance, run_start
 from electra_jax.pretrain.continued.initial_state import InitialState, initial_state, place_initial
 from electra_jax.pretrain.continued.source import RESOLVED, weights_digest
 from electra_jax.pretrain.phase_loop import PhasePlan, train_phase
@@ -44,7 +45,6 @@ from electra_jax.training.progress import PeakFlops
 from electra_jax.training.status import Status
 from electra_jax.training.step_loop import RunRecorder, StepRunner, SumFunctions
 from electra_jax.training.trackers.tracker import check_trackers, tracking_of
-from electra_jax.training.update_step import TrainState
 
 DATA_WAIT = 24 * 3600  # seconds that a process waits until the others have their data
 LONG_STEP = 60  # seconds of one step, at the peak, from which smaller steps are suggested
@@ -115,16 +115,19 @@ def _train(
   evaluate_first = bool(initial) and not saved
   runner = recorder = None
   stopped = False
+  init = None
+  if first < run.phases[-1].last and not saved:
+    init = _compile_initial(setup)
   for number, phase in enumerate(run.phases):
     if first >= phase.last:
       continue
     compiled = _compile_step(setup, number)
     if runner is None or recorder is None:
       functions = SumFunctions(compiled.out_info[1], layout.mesh)
-      if saved:
+      if init is None:
         runner = _restored(setup, manager, saved, functions)
       else:
-        runner = _fresh(setup, initial, functions)
+        runner = _fresh(setup, init, initial, functions)
       initial = None  # its weights are on the devices now
       status.check_held(read=True)  # compiling may have taken long
       writer = _writer(run, folder, saved, stack)
@@ -416,15 +419,31 @@ def _restored(
   return StepRunner(state, sums, functions)
 
 
-def _fresh(setup: RunSetup, initial: InitialState | None, functions: SumFunctions) -> StepRunner:
+def _compile_initial(setup: RunSetup) -> Callable[[], jax.stages.Compiled]:
+  """Starts to compile the initial state; returns a function that waits for it.
+
+  One process compiles it in a thread, while it compiles the step: XLA's passes over one program
+  occupy one core. Several processes compile in the same order.
+  """
+  compiling = functools.partial(build.compile_initial, setup.programs[0], setup.run.config)
+  if jax.process_count() > 1:
+    return compiling
+  executor = concurrent.futures.ThreadPoolExecutor(1, 'initial state')
+  future = executor.submit(compiling)
+  executor.shutdown(wait=False)
+  return future.result
+
+
+def _fresh(
+  setup: RunSetup,
+  init: Callable[[], jax.stages.Compiled],
+  initial: InitialState | None,
+  functions: SumFunctions,
+) -> StepRunner:
   """State before the first step: initial weights, and random parameters for the rest."""
   p, config = setup.programs[0], setup.run.config
-
-  def init() -> TrainState:
-    return pretrain_step.init_state(p.model, p.optimizer, config.seed, config.sequence_length)
-
   with console.phase('compiling', 'the initial state'):
-    state = jax.jit(init, out_shardings=p.shardings)()
+    state = init()()
   sums = functions.zeros()
   if initial:
     state = place_initial(initial, state, p.shardings)

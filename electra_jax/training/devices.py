@@ -1,8 +1,18 @@
 """The devices of a run: their description for the console, and the cache of compiled programs."""
 
+import contextlib
 import os
+import pathlib
+import re
 
 import jax
+
+CACHE_BYTES = 2 << 30  # of compiled programs that are kept: some thousand on a CPU
+CACHED_FROM = 0.1  # seconds of compilation; JAX's 1.0 leaves out short rows and small models
+# Names of JAX's files: a user may give a folder that has others, too.
+PROGRAM = re.compile(r'.+-[0-9a-f]{64}-cache')
+THRESHOLD = 'jax_persistent_cache_min_compile_time_secs'
+LLVM_LEVEL = 'xla_backend_optimization_level'
 
 
 def describe_devices(mesh: jax.sharding.Mesh) -> str:
@@ -26,8 +36,56 @@ def execute_in_main_thread() -> None:
 def use_compilation_cache(folder: str) -> None:
   """Keeps compiled programs in a folder for the next start. Does nothing if `folder` is empty.
 
+  Programs that were not used for longest are removed from a local folder of over CACHE_BYTES.
+  `jax_compilation_cache_max_size` would do so too, but requires a package that JAX does not, and
+  fails on folders that were filled without it.
+
   Args:
     folder: value of `config.compilation_cache`; `~` is expanded.
   """
-  if folder:
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
+  if not folder:
+    return
+  folder = os.path.expanduser(folder)
+  jax.config.update('jax_compilation_cache_dir', folder)
+  if THRESHOLD.upper() not in os.environ:
+    jax.config.update(THRESHOLD, CACHED_FROM)
+  if '://' not in folder:
+    remove_oldest(pathlib.Path(folder), CACHE_BYTES)
+
+
+def remove_oldest(folder: pathlib.Path, limit: int) -> None:
+  """Removes the compiled programs of a folder that were not read for longest.
+
+  Other processes may read, add and remove programs meanwhile.
+
+  Args:
+    folder: of JAX's compilation cache; it may be missing.
+    limit: bytes that may remain.
+  """
+  found = []
+  for path in folder.glob('*-cache'):
+    if not PROGRAM.fullmatch(path.name):
+      continue
+    with contextlib.suppress(OSError):  # removed by another process
+      status = path.stat()
+      found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+  for _, size, path in sorted(found, reverse=True):
+    limit -= size
+    if limit < 0:
+      with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, int]:
+  """Options of jax.jit for the devices of a mesh: on a CPU those that shorten compilation.
+
+  With LLVM's first level the step of `tiny` compiles in three quarters of the processor time, and
+  steps have equal speed and bitwise equal results (benchmarks/README.md). What XLA_FLAGS sets is
+  left as it is.
+
+  Args:
+    mesh: the mesh that a program is compiled for.
+  """
+  if mesh.devices.flat[0].platform != 'cpu' or LLVM_LEVEL in os.environ.get('XLA_FLAGS', ''):
+    return {}
+  return {LLVM_LEVEL: 1}

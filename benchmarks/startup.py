@@ -1,0 +1,165 @@
+"""Time from the command to the first step of training, and of a whole evaluation.
+
+  python benchmarks/startup.py                          # tiny and small, cold and warm
+  python benchmarks/startup.py --configs=tiny --rounds=3
+
+The corpus is prepared before. `cold` starts with an empty folder of compiled programs, `warm` with
+what the cold start left there. Processor seconds are those of all threads of the process.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+from environment import ROOT, environment
+
+MODULES = {'train': 'electra_jax.pretrain.train', 'evaluate': 'electra_jax.pretrain.evaluation'}
+
+
+def child(mode: str, argv: Sequence[str], output: str, start: float) -> None:
+  """Runs a command in this process and writes the times of its phases.
+
+  Args:
+    mode: 'train' or 'evaluate'.
+    argv: arguments of the command line.
+    output: file for the times.
+    start: when the process was started, of time.time.
+  """
+  sys.path.insert(0, str(ROOT))
+  import importlib
+
+  from electra_jax import main
+
+  importlib.import_module(MODULES[mode])
+  import jax.monitoring
+
+  from electra_jax.training.step_loop import StepRunner
+
+  marks = [time.process_time()]
+  counts = {'programs': 0, 'cached': 0}
+
+  def duration(name: str, seconds: float, **_: object) -> None:
+    if name.endswith('backend_compile_duration'):
+      counts['programs'] += 1
+    if name.endswith('jaxpr_to_mlir_module_duration') and seconds > 0.05 and len(marks) == 1:
+      marks.append(time.process_time())
+
+  def event(name: str, **_: object) -> None:
+    counts['cached'] += name.endswith('cache_hits')
+
+  def write() -> None:
+    if not pathlib.Path(output).exists():
+      marks.extend([time.process_time()] * (3 - len(marks)))
+      found = {'marks': marks, 'seconds': time.time() - start, **counts}
+      pathlib.Path(output).write_text(json.dumps(found), encoding='utf-8')
+
+  take_step = StepRunner.take_step
+
+  def first_step(*args: object) -> None:
+    write()
+    take_step(*args)
+
+  jax.monitoring.register_event_duration_secs_listener(duration)
+  jax.monitoring.register_event_listener(event)
+  StepRunner.take_step = first_step
+  status = main.main(['main', f'--mode={mode}', *argv])
+  write()
+  sys.exit(status)
+
+
+def measure(mode: str, argv: Sequence[str], folder: pathlib.Path) -> dict[str, float]:
+  """Starts a command once.
+
+  Returns:
+    Processor seconds of `imports`, `data and model` (until the first large program is lowered),
+    `programs` (until the first step, or the end) and `total`; `seconds` on the clock; `programs
+    compiled`, those read from the cache included, and `cached`.
+
+  Raises:
+    RuntimeError: the command failed.
+  """
+  output = folder / f'{time.time_ns()}.json'
+  command = [sys.executable, __file__, '--child', mode, str(output), repr(time.time()), *argv]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise RuntimeError(f'{" ".join(command)} failed:\n{done.stderr[-2000:]}')
+  found = json.loads(output.read_text(encoding='utf-8'))
+  imports, lowered, end = found['marks'][:3]
+  return {
+    'imports': imports,
+    'data and model': lowered - imports,
+    'programs': end - lowered,
+    'total': end,
+    'seconds': found['seconds'],
+    'programs compiled': found['programs'],
+    'cached': found['cached'],
+  }
+
+
+def rounds_of(config: str, rounds: int, folder: pathlib.Path) -> list[dict[str, object]]:
+  """Measures cold and warm starts of a config, interleaved."""
+  common = [
+    f'--config=configs/{config}.py',
+    '--config.steps=1',
+    '--config.optimizer.warmup_steps=0',
+  ]
+  common += [f'--config.data.cache={folder / "cache"}', '--config.eval_rows=8']
+  prepare = [sys.executable, '-m', 'electra_jax.main', '--mode=prepare', *common]
+  subprocess.run(prepare, cwd=ROOT, capture_output=True, check=True)
+  found: list[dict[str, object]] = []
+  for number in range(rounds):
+    xla = f'--config.compilation_cache={folder / f"xla-{config}-{number}"}'
+    for start in ('cold', 'warm'):
+      workdir = folder / f'{config}-{number}-{start}'
+      train = measure('train', [*common, xla, f'--workdir={workdir}'], folder)
+      found.append({'config': config, 'mode': 'train', 'start': start} | train)
+    evaluate = measure('evaluate', [f'--workdir={workdir}', '--rows=8'], folder)
+    found.append({'config': config, 'mode': 'evaluate', 'start': 'warm'} | evaluate)
+  return found
+
+
+def table(found: Sequence[dict[str, object]]) -> str:
+  """Medians over the rounds, as a Markdown table."""
+  names = ('imports', 'data and model', 'programs', 'total', 'seconds')
+  counts = ('programs compiled', 'cached')
+  lines = ['| config | mode | cache | ' + ' | '.join((*names, *counts)) + ' |']
+  lines.append('|' + '---|' * (3 + len(names) + len(counts)))
+  for key in dict.fromkeys((x['config'], x['mode'], x['start']) for x in found):
+    same = [x for x in found if (x['config'], x['mode'], x['start']) == key]
+    cells = [f'{statistics.median(float(str(x[name])) for x in same):.2f}' for name in names]
+    cells += [str(same[0][name]) for name in counts]
+    lines.append('| ' + ' | '.join((*map(str, key), *cells)) + ' |')
+  return '\n'.join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--configs', default='tiny,small', help='names, separated by commas')
+  parser.add_argument('--rounds', type=int, default=1)
+  parser.add_argument('--json', help='a file for the raw numbers')
+  options = parser.parse_args(argv)
+  with tempfile.TemporaryDirectory(prefix='electra_jax_startup_') as folder:
+    found = [
+      one
+      for config in options.configs.split(',')
+      for one in rounds_of(config, options.rounds, pathlib.Path(folder))
+    ]
+  print(table(found))
+  if options.json:
+    content = {'environment': environment(), 'starts': found}
+    pathlib.Path(options.json).write_text(json.dumps(content, indent=1), encoding='utf-8')
+
+
+if __name__ == '__main__':
+  if sys.argv[1:2] == ['--child']:
+    child(sys.argv[2], sys.argv[5:], sys.argv[3], float(sys.argv[4]))
+  main()
