@@ -119,8 +119,9 @@ def rounds_of(config: str, rounds: int, folder: pathlib.Path) -> list[dict[str, 
       workdir = folder / f'{config}-{number}-{start}'
       train = measure('train', [*common, xla, f'--workdir={workdir}'], folder)
       found.append({'config': config, 'mode': 'train', 'start': start} | train)
-    evaluate = measure('evaluate', [f'--workdir={workdir}', '--rows=8'], folder)
-    found.append({'config': config, 'mode': 'evaluate', 'start': 'warm'} | evaluate)
+    for start in ('cold', 'warm'):  # the program of this mode is not that of training
+      evaluate = measure('evaluate', [f'--workdir={workdir}', '--rows=8'], folder)
+      found.append({'config': config, 'mode': 'evaluate', 'start': start} | evaluate)
   return found
 
 
