@@ -422,8 +422,8 @@ def _restored(
 def _compile_initial(setup: RunSetup) -> Callable[[], jax.stages.Compiled]:
   """Starts to compile the initial state; returns a function that waits for it.
 
-  One process compiles it in a thread, while it compiles the step: XLA's passes over one program
-  occupy one core. Several processes compile in the same order.
+  One process compiles it in a thread while it compiles the step. Several processes compile one
+  program after the other, in the same order.
   """
   compiling = functools.partial(build.compile_initial, setup.programs[0], setup.run.config)
   if jax.process_count() > 1:
