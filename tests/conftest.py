@@ -21,7 +21,9 @@ os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {xla_flags.
 
 import jax
 
-assert len(jax.devices()) == 8
+from electra_jax.training import devices
+
+assert len(jax.devices()) == 8 and devices.XLA_FLAGS
 os.environ.pop('XLA_FLAGS') if _flags is None else os.environ.update(XLA_FLAGS=_flags)
 
 import datetime

@@ -13,6 +13,7 @@ CACHED_FROM = 0.1  # seconds of compilation; JAX's 1.0 leaves out short rows and
 PROGRAM = re.compile(r'.+-[0-9a-f]{64}-cache')
 THRESHOLD = 'jax_persistent_cache_min_compile_time_secs'
 LLVM_LEVEL = 'xla_backend_optimization_level'
+XLA_FLAGS = os.environ.get('XLA_FLAGS', '')  # XLA reads them once, too
 
 
 def describe_devices(mesh: jax.sharding.Mesh) -> str:
@@ -86,6 +87,6 @@ def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, int]:
   Args:
     mesh: the mesh that a program is compiled for.
   """
-  if mesh.devices.flat[0].platform != 'cpu' or LLVM_LEVEL in os.environ.get('XLA_FLAGS', ''):
+  if mesh.devices.flat[0].platform != 'cpu' or LLVM_LEVEL in XLA_FLAGS:
     return {}
   return {LLVM_LEVEL: 1}

@@ -44,9 +44,9 @@ def test_the_programs_read_last_are_kept_within_the_bound(tmp_path):
 
 def test_the_level_of_llvm_is_that_of_xla_flags_where_they_have_one(monkeypatch):
   mesh = partitioning.make_layout(devices=jax.devices()[:1]).mesh
-  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setattr(devices, 'XLA_FLAGS', '')
   assert devices.compiler_options(mesh) == {'xla_backend_optimization_level': 1}
-  monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
+  monkeypatch.setattr(devices, 'XLA_FLAGS', '--xla_backend_optimization_level=0')
   assert devices.compiler_options(mesh) == {}
 
 
