@@ -72,7 +72,7 @@ def _kernel_costs(call: Json, of: Slice) -> Json:
   rates = of.chip.kernel_rates
   described = pallas_blocks.described_call(call['metadata'])
   work = pallas_blocks.work(described, rates.matrix_unit)
-  seconds = pallas_blocks.seconds(work, rates)
+  seconds = pallas_blocks.bounds_in_seconds(work, rates)
   bound = max(seconds, key=lambda name: seconds[name])
   return {
     **call,

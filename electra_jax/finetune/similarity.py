@@ -117,7 +117,7 @@ def score_similarity(
     UserError: a column, a text or a similarity is missing, a similarity is no finite number, all
       are equal, or there are fewer than two pairs.
   """
-  return _score(run, read_pairs(data), POOLINGS if pooling is None else (pooling,))
+  return _score(run, read_rated_pairs(data), POOLINGS if pooling is None else (pooling,))
 
 
 def _score(run: Embedder, pairs: Sequence[Example], poolings: Sequence[str]) -> SimilarityScore:
@@ -182,7 +182,7 @@ class _PairTask(TextTask):
     return value
 
 
-def read_pairs(data: str | os.PathLike[str] | records.Data) -> list[Example]:
+def read_rated_pairs(data: str | os.PathLike[str] | records.Data) -> list[Example]:
   """Pairs of sentences with their similarities.
 
   Args:
@@ -236,7 +236,7 @@ def report_similarity(
     UserError: see `score_similarity`, or the tokenizer loses much of the text.
   """
   results = run_folder.Results(run.workdir, output)
-  pairs = read_pairs(source)
+  pairs = read_rated_pairs(source)
   texts = _texts(pairs)
   losses = character_losses.count(run.tokenizer, texts)
   if not allow_loss:

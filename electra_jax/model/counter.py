@@ -30,7 +30,7 @@ def mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-def fold(key: jax.Array, word: jax.Array) -> jax.Array:
+def fold_words(key: jax.Array, word: jax.Array) -> jax.Array:
   """Folds a number into a key.
 
   Args:
@@ -51,7 +51,9 @@ def row_keys(keys: jax.Array, site: int) -> jax.Array:
     uint32 `[batch]`.
   """
   words = jax.vmap(jax.random.key_data)(keys)  # [batch, 2]
-  return fold(fold(fold(jnp.zeros((), jnp.uint32), words[:, 0]), words[:, 1]), jnp.uint32(site))
+  return fold_words(
+    fold_words(fold_words(jnp.zeros((), jnp.uint32), words[:, 0]), words[:, 1]), jnp.uint32(site)
+  )
 
 
 def query_states(key: jax.Array, queries: jax.Array) -> jax.Array:
@@ -64,7 +66,7 @@ def query_states(key: jax.Array, queries: jax.Array) -> jax.Array:
   return mix(queries * _STEP + key)
 
 
-def kept(states: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
+def kept_mask(states: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
   """Whether elements are kept.
 
   The product of the position keeps neighbors apart: with the position only, masks of neighbors are
@@ -107,5 +109,5 @@ def mask(keys: jax.Array, shape: tuple[int, ...], site: int, rate: float) -> jax
 
   key = row_keys(keys, site).reshape((-1,) + (1,) * max(rank, 1))
   for axis in range(-rank, -2):
-    key = fold(key, index(axis))
-  return kept(query_states(key, index(-2)), index(-1), rate)
+    key = fold_words(key, index(axis))
+  return kept_mask(query_states(key, index(-2)), index(-1), rate)

@@ -18,7 +18,7 @@ PALLAS_LONGEST = 1024
 PALLAS_LARGEST_HEAD = 128
 
 
-class Obstacle(NamedTuple):
+class Limitation(NamedTuple):
   """Why a kernel cannot be used.
 
   Attributes:
@@ -53,31 +53,31 @@ class Request:
   compute_capability: str | None = None
 
 
-def _pallas_lengths(length: int) -> Obstacle | None:
+def _pallas_lengths(length: int) -> Limitation | None:
   multiple = 8 if length <= PALLAS_WHOLE_ROWS else LANES
   if length > PALLAS_LONGEST:
-    return Obstacle(
+    return Limitation(
       f'takes rows of up to {PALLAS_LONGEST} positions, not {length}', 'a shorter sequence_length'
     )
   return _multiples(length, multiple)
 
 
-def _splash_lengths(length: int) -> Obstacle | None:
+def _splash_lengths(length: int) -> Limitation | None:
   return _multiples(length, LANES)
 
 
-def _multiples(length: int, multiple: int) -> Obstacle | None:
+def _multiples(length: int, multiple: int) -> Limitation | None:
   if length % multiple:
-    return Obstacle(
+    return Limitation(
       f'takes multiples of {multiple} positions, not {length}',
       f'sequence_length to a multiple of {multiple}',
     )
   return None
 
 
-def _pallas_obstacle(request: Request) -> Obstacle | None:
+def _pallas_limitation(request: Request) -> Limitation | None:
   if request.head_size % 8 or request.head_size > PALLAS_LARGEST_HEAD:
-    return Obstacle(
+    return Limitation(
       f'takes head sizes up to {PALLAS_LARGEST_HEAD} that are multiples of 8, '
       f'not {request.head_size}',
       'hidden_size or num_heads',
@@ -85,25 +85,25 @@ def _pallas_obstacle(request: Request) -> Obstacle | None:
   return None
 
 
-def _cudnn_lengths(length: int) -> Obstacle | None:
+def _cudnn_lengths(length: int) -> Limitation | None:
   if length % 2:
-    return Obstacle(f'takes even lengths, not {length}', 'sequence_length to an even number')
+    return Limitation(f'takes even lengths, not {length}', 'sequence_length to an even number')
   return None
 
 
-def _cudnn_obstacle(request: Request) -> Obstacle | None:
+def _cudnn_limitation(request: Request) -> Limitation | None:
   """The limits of jax.nn.dot_product_attention with a mask, on the oldest GPUs it supports."""
   dtype, head_size = jnp.dtype(request.dtype), request.head_size
   if dtype not in (jnp.bfloat16, jnp.float16):
-    return Obstacle(f'takes bfloat16 and float16, not {dtype}', 'dtype to bfloat16')
+    return Limitation(f'takes bfloat16 and float16, not {dtype}', 'dtype to bfloat16')
   if head_size % 8 or head_size > 128:
-    return Obstacle(
+    return Limitation(
       f'takes head sizes up to 128 that are multiples of 8, not {head_size}',
       'hidden_size or num_heads',
     )
   capability = request.compute_capability
   if capability is not None and not _at_least(capability, 8):
-    return Obstacle(f'requires a GPU of compute capability 8.0 or more, not {capability}')
+    return Limitation(f'requires a GPU of compute capability 8.0 or more, not {capability}')
   return None
 
 
@@ -126,8 +126,8 @@ class Kernel(NamedTuple):
     shortest: rows that `auto` uses it for.
   """
 
-  lengths: Callable[[int], Obstacle | None] = lambda length: None
-  sizes: Callable[[Request], Obstacle | None] = lambda request: None
+  lengths: Callable[[int], Limitation | None] = lambda length: None
+  sizes: Callable[[Request], Limitation | None] = lambda request: None
   platform: str = ''
   generators: tuple[str, ...] = ()
   scales: tuple[str, ...] = ('float32',)
@@ -139,7 +139,7 @@ KERNELS = {
   'xla': Kernel(generators=GENERATORS, scales=SCALES, general=True),
   'pallas': Kernel(
     _pallas_lengths,
-    _pallas_obstacle,
+    _pallas_limitation,
     platform='tpu',
     generators=('counter',),
     # By the models of time of docs/tpu.md.
@@ -149,11 +149,11 @@ KERNELS = {
   # and backward pass of a base encoder on 8,192 tokens hold 29% less with splash in rows of 512,
   # 12% less in rows of 256, and 1% less in rows of 128.
   'splash': Kernel(_splash_lengths, platform='tpu', shortest=512),
-  'cudnn': Kernel(_cudnn_lengths, _cudnn_obstacle, platform='gpu'),
+  'cudnn': Kernel(_cudnn_lengths, _cudnn_limitation, platform='gpu'),
 }
 
 
-def dropout_obstacle(kernel: str, rate: float, dropout: DropoutSettings) -> Obstacle | None:
+def dropout_limitation(kernel: str, rate: float, dropout: DropoutSettings) -> Limitation | None:
   """Why a kernel does not have the dropout of a config; None where it has it.
 
   Args:
@@ -165,30 +165,30 @@ def dropout_obstacle(kernel: str, rate: float, dropout: DropoutSettings) -> Obst
   if not rate:
     return None
   if not supported.generators:
-    return Obstacle('has no attention dropout', 'attention_dropout to 0')
+    return Limitation('has no attention dropout', 'attention_dropout to 0')
   for name, value, values in (
     ('dropout_generator', dropout.generator, supported.generators),
     ('dropout_scale', dropout.scale, supported.scales),
   ):
     if value not in values:
-      return Obstacle(
+      return Limitation(
         f'does not support {name} {value!r} for attention dropout', f'{name} to {values[0]!r}'
       )
   return None
 
 
-def obstacle(kernel: str, request: Request) -> Obstacle | None:
+def limitation(kernel: str, request: Request) -> Limitation | None:
   """Why a kernel cannot be used; None where it can."""
   limits = KERNELS[kernel]
   if limits.platform not in ('', request.platform):
-    return Obstacle(f'runs on {limits.platform.upper()}, not on {request.platform.upper()}')
-  found = dropout_obstacle(kernel, request.attention_dropout, request.dropout)
+    return Limitation(f'runs on {limits.platform.upper()}, not on {request.platform.upper()}')
+  found = dropout_limitation(kernel, request.attention_dropout, request.dropout)
   return found or limits.lengths(request.length) or limits.sizes(request)
 
 
 def require_dropout(kernel: str, rate: float, dropout: DropoutSettings) -> None:
   """Raises ValueError if a kernel does not have the dropout of a config."""
-  if found := dropout_obstacle(kernel, rate, dropout):
+  if found := dropout_limitation(kernel, rate, dropout):
     raise ValueError(
       f'attention {kernel!r} {found.reason}; set {found.remedy} or attention to xla.'
     )
@@ -226,7 +226,7 @@ def choose_attention(wanted: str, request: Request) -> tuple[str, str]:
   if kernel == 'xla':
     only = f'the only one on {request.platform.upper()}'
     return kernel, 'as configured' if wanted == kernel else only
-  found = obstacle(kernel, request)
+  found = limitation(kernel, request)
   if wanted != 'auto':
     if found:
       remedies = ' or '.join(filter(None, [found.remedy, 'attention to auto']))

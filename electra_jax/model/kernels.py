@@ -75,7 +75,7 @@ def pallas(
   if obstacle := KERNELS['pallas'].lengths(length):
     raise ValueError(f"attention 'pallas' {obstacle.reason}; set {obstacle.remedy}.")
   row_keys, reach = computation.row_keys, computation.reach
-  given = pallas_attention.Computation(
+  given = pallas_attention.KernelSettings(
     rate=0.0 if row_keys is None else computation.dropout_rate,
     exact=precision_of(computation.precision, query.dtype) is not None,
     name=RESIDUALS,

@@ -44,7 +44,7 @@ Index: TypeAlias = Any  # an integer, which may be traced, or a slice
 
 
 @dataclasses.dataclass(frozen=True)
-class Computation:
+class KernelSettings:
   """What a kernel computes, apart from shapes.
 
   Attributes:
@@ -85,7 +85,7 @@ def _column(row: jax.Array) -> jax.Array:
 class _Step:
   """A step of the grid: where its queries and keys are, and which pairs are visible or kept."""
 
-  def __init__(self, refs: Refs, computation: Computation, blocks: Blocks) -> None:
+  def __init__(self, refs: Refs, computation: KernelSettings, blocks: Blocks) -> None:
     self.refs, self.computation, self.blocks = refs, computation, blocks
     length = refs['key'].shape[-1]
     split = blocks.queries < length
@@ -128,8 +128,8 @@ class _Step:
     of_row = self.refs['row_keys'][row + pl.program_id(0) * self.blocks.rows]
     of_head = self.refs['heads'][head + pl.program_id(1) * self.blocks.heads]
     key, query = (x.astype(jnp.uint32) for x in self._positions())
-    states = counter.query_states(counter.fold(of_row, of_head.astype(jnp.uint32)), query)
-    return counter.kept(states, key, self.computation.rate)
+    states = counter.query_states(counter.fold_words(of_row, of_head.astype(jnp.uint32)), query)
+    return counter.kept_mask(states, key, self.computation.rate)
 
   def scores(self, unit: Index, visible: jax.Array) -> jax.Array:
     """Scaled scores in units of log 2, `[keys, queries]`."""
@@ -139,7 +139,7 @@ class _Step:
     return jnp.where(visible, scores, np.float32(_HIDDEN))
 
 
-def _forward_kernel(refs: Refs, computation: Computation, blocks: Blocks) -> None:
+def _forward_kernel(refs: Refs, computation: KernelSettings, blocks: Blocks) -> None:
   """Outputs, and the logarithm (base 2) of the sum of the exponentials of each query's scores."""
   step = _Step(refs, computation, blocks)
   factor = 1 / (1 - computation.rate)
@@ -158,7 +158,7 @@ def _forward_kernel(refs: Refs, computation: Computation, blocks: Blocks) -> Non
     refs['log'][unit] = highest + jnp.log2(total)
 
 
-def _backward_kernel(refs: Refs, computation: Computation, blocks: Blocks) -> None:
+def _backward_kernel(refs: Refs, computation: KernelSettings, blocks: Blocks) -> None:
   """Gradients of query, key and value (Dao et al. 2022, appendix B.2, with dropout).
 
   With the probabilities P, the kept elements K and the factor c of dropout, the gradient of P is
@@ -252,8 +252,8 @@ def _block(name: str, blocks: Blocks, shape: tuple[int, ...]) -> pl.BlockSpec:
 
 
 def _call(
-  kernel: Callable[[Refs, Computation, Blocks], None],
-  computation: Computation,
+  kernel: Callable[[Refs, KernelSettings, Blocks], None],
+  computation: KernelSettings,
   scalars: dict[str, jax.Array],
   inputs: dict[str, jax.Array],
   outputs: dict[str, Array],
@@ -307,7 +307,7 @@ Saved = tuple[jax.Array, ...]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-  computation: Computation,
+  computation: KernelSettings,
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
@@ -332,7 +332,7 @@ def attend(
   return _forward(computation, query, key, value, segment_ids, row_keys, heads)[0]
 
 
-def _forward(computation: Computation, *given: jax.Array) -> tuple[jax.Array, Saved]:
+def _forward(computation: KernelSettings, *given: jax.Array) -> tuple[jax.Array, Saved]:
   query, key, value, segment_ids, row_keys, heads = given
   batch, count, _, length = query.shape
   out, log = _call(
@@ -347,7 +347,7 @@ def _forward(computation: Computation, *given: jax.Array) -> tuple[jax.Array, Sa
 
 
 def _backward(
-  computation: Computation, saved: Saved, gradient: jax.Array
+  computation: KernelSettings, saved: Saved, gradient: jax.Array
 ) -> tuple[jax.Array | None, ...]:
   query, key, value, segment_ids, row_keys, heads, out, log = saved
   arrays = {'query': query, 'key': key, 'value': value}

@@ -224,7 +224,7 @@ def work(call: Call, matrix_unit: int) -> Work:
   )
 
 
-def seconds(found: Work, rates: Rates) -> Mapping[str, float]:
+def bounds_in_seconds(found: Work, rates: Rates) -> Mapping[str, float]:
   """Seconds by what takes them; the kernel takes at least the longest."""
   return {
     'products': found.padded_flops / rates.flops,

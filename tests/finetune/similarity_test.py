@@ -97,7 +97,7 @@ def test_all_layouts_have_the_same_pairs(tmp_path):
     (tmp_path / name).write_text(text)
   mappings = [{'text': a, 'text_pair': b, 'label': x} for a, b, x in PAIRS]
   for data in (*(tmp_path / name for name in files), PAIRS, mappings, rows):
-    found = [(pair.first, pair.second, pair.target) for pair in similarity.read_pairs(data)]
+    found = [(pair.first, pair.second, pair.target) for pair in similarity.read_rated_pairs(data)]
     assert found == expected
 
 

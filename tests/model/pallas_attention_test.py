@@ -16,7 +16,7 @@ from electra_jax.model import counter, kernels, pallas_attention, pallas_blocks
 from electra_jax.model.attention import AttentionSettings, attention
 from electra_jax.model.encoder import Encoder, Inputs
 from electra_jax.model.kernel_choice import KERNELS
-from electra_jax.model.pallas_attention import Computation
+from electra_jax.model.pallas_attention import KernelSettings
 from electra_jax.model.pallas_blocks import Blocks, blocks_of
 from electra_jax.model.randomness import row_keys
 
@@ -130,7 +130,7 @@ def test_both_passes_have_the_mask_of_xla_bit_for_bit(length):
 
   def of_value(value):
     zeros = jnp.zeros(shape)
-    return attend(Computation(rate, interpret=True), zeros, zeros, value, ids, words)
+    return attend(KernelSettings(rate, interpret=True), zeros, zeros, value, ids, words)
 
   out, pullback = jax.vjp(of_value, unit)  # [.., key, query]
   (gradient,) = pullback(unit)  # [.., query, key]

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 
 from electra_jax.model import pallas_attention, pallas_blocks
-from electra_jax.model.pallas_attention import Computation
+from electra_jax.model.pallas_attention import KernelSettings
 from electra_jax.model.pallas_blocks import Blocks, Call, described_call
 
 CASES = {
-  'several rows and heads per step': ((4, 6, 16, 128), Computation(0.1), None),
-  'no dropout': ((1, 2, 16, 128), Computation(), None),
-  'a window': ((2, 1, 16, 256), Computation(0.1, reach=20), Blocks(1, 1, 128, 256)),
-  'blocks of queries': ((2, 3, 8, 256), Computation(0.1), Blocks(1, 1, 128, 256)),
-  'blocks of queries and keys': ((1, 2, 8, 512), Computation(0.1, reach=9), Blocks(1, 1, 128, 384)),
+  'several rows and heads per step': ((4, 6, 16, 128), KernelSettings(0.1), None),
+  'no dropout': ((1, 2, 16, 128), KernelSettings(), None),
+  'a window': ((2, 1, 16, 256), KernelSettings(0.1, reach=20), Blocks(1, 1, 128, 256)),
+  'blocks of queries': ((2, 3, 8, 256), KernelSettings(0.1), Blocks(1, 1, 128, 256)),
+  'blocks of queries and keys': (
+    (1, 2, 8, 512),
+    KernelSettings(0.1, reach=9),
+    Blocks(1, 1, 128, 384),
+  ),
 }
 
 
@@ -106,7 +110,7 @@ def test_bytes_and_products_equal_those_counted_in_the_grid(case, monkeypatch):
   if blocks:
     monkeypatch.setattr(pallas_blocks, 'blocks_of', lambda *_: blocks)
   observer = Observer(monkeypatch)
-  executed(shape, Computation(computation.rate, computation.reach, interpret=True))
+  executed(shape, KernelSettings(computation.rate, computation.reach, interpret=True))
   for direction in ('forward', 'backward'):
     name = f'attention_{direction}'
     call = Call(direction, shape, 4, computation.rate, computation.reach)
@@ -153,7 +157,7 @@ def test_vector_operations_equal_those_of_the_kernel(direction, rate, reach):
 
   def both(query, key, value, gradient, ids, words):
     def attend(query, key, value):
-      here = Computation(rate, reach, interpret=False)
+      here = KernelSettings(rate, reach, interpret=False)
       return pallas_attention.attend(here, query, key, value, ids, words, jnp.arange(1))
 
     return jax.vjp(attend, query, key, value)[1](gradient)
@@ -176,5 +180,5 @@ def test_a_description_in_a_program_is_read_back():
 
 def test_the_bound_is_the_longest_part():
   rates = pallas_blocks.Rates(matrix_unit=128, flops=2.0, vector=4.0, hbm=8.0)
-  found = pallas_blocks.seconds(pallas_blocks.Work(1, 4, 4, 4), rates)
+  found = pallas_blocks.bounds_in_seconds(pallas_blocks.Work(1, 4, 4, 4), rates)
   assert found == {'products': 2.0, 'vector operations': 1.0, 'HBM': 0.5}

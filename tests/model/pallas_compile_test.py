@@ -34,7 +34,7 @@ def array(shape, dtype):
   return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
 
 def temporaries(shape, dtype, rate, reach):
-  computation = pallas_attention.Computation(rate, reach)
+  computation = pallas_attention.KernelSettings(rate, reach)
   def both(query, key, value, gradient, *others):
     def attend(query, key, value):
       return pallas_attention.attend(computation, query, key, value, *others)
