@@ -5,11 +5,12 @@ The body of a loop counts as often as the loop runs it.
 
 import collections
 import functools
-import json
 import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from electra_jax import json_reader
 
 COLLECTIVES = (
   'all-reduce',
@@ -562,7 +563,7 @@ def _described(instruction: Instruction) -> dict[str, str]:
   match = _METADATA.search(instruction.rest)
   if instruction.opcode != 'custom-call' or not match:
     return {}
-  found: dict[str, str] = json.loads(match[1])
+  found: dict[str, str] = json_reader.parse(match[1], 'the description of a kernel')
   return found
 
 

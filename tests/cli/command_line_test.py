@@ -330,6 +330,7 @@ def test_a_resumed_run_continues_that_of_its_tracker(tmp_path, monkeypatch):
   assert lines == [(kind, step) for kind, step in logged if step > 20]
 
 
+@pytest.mark.long
 def test_tf_data_and_a_profile_do_not_change_the_run(tmp_path):
   pytest.importorskip('tensorflow')
   workdir = tmp_path / 'tf'

@@ -99,7 +99,7 @@ def _start(folder, readers, first_step, last_step):
   ]
 
 
-@pytest.mark.parametrize('data', ['store', 'mixture'])
+@pytest.mark.parametrize('data', [pytest.param('store', marks=pytest.mark.long), 'mixture'])
 def test_processes_together_read_the_batches_of_one(folder, runs, data):
   whole = _open(folder)[data]
   for (processes, first_step, last_step), printed in runs.items():

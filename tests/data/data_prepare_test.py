@@ -482,6 +482,7 @@ def test_folders_are_found_in_any_spelling(
   ]
 
 
+@pytest.mark.long
 def test_a_line_of_fifty_megabytes(tokenizer_folder, tmp_path):
   path = tmp_path / 'long.txt'
   line = ' '.join(' '.join(text.split()) for text in corpora.read_documents('sample'))[:5_000_000]

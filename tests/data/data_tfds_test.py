@@ -113,6 +113,7 @@ def test_a_fresh_process_reads_by_name_and_by_folder_and_prints_nothing(data_dir
   assert not done.stderr, 'TensorFlow and TFDS are kept quiet'
 
 
+@pytest.mark.long
 def test_array_records_need_no_tensorflow(data_dir):
   done = child(
     READ,

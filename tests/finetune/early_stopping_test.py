@@ -38,7 +38,7 @@ def test_a_trial_keeps_its_best_epoch(best_by, tmp_path):
     '--config.patience=2',
     '--config.eval_every=1.0',
     '--config.epochs=12.0',
-    '--config.optimizer.learning_rate=2e-2',  # it overfits within a few epochs
+    '--config.optimizer.learning_rate=0.2',  # too large, so that the loss soon increases
     '--config.num_trials=1',
   )
   micro_run.run(*micro_run.finetune_arguments(tmp_path / 'run', data, *argv))

@@ -185,6 +185,7 @@ def test_the_first_nonfinite_tensor_is_named(spoil, name):
   assert found.startswith(name)
 
 
+@pytest.mark.long
 def test_the_command_stops_and_names_the_step_or_skips_such_steps_if_configured(tmp_path):
   # The update of the first step is 0 (warm-up), that of the second is huge, and the third fails.
   absurd = micro_run.arguments(

@@ -104,6 +104,7 @@ def test_a_checkpoint_holds_the_state_of_its_step_though_training_continues_whil
   assert micro_run.figures(often) == micro_run.figures(whole)
 
 
+@pytest.mark.long
 def test_another_seed_gives_another_run(tmp_path):
   whole, _ = micro_run.finished()
   micro_run.run(*micro_run.arguments(tmp_path / 'other', '--config.seed=1'))

@@ -159,6 +159,7 @@ def outcomes(tmp_path_factory):
   return {tree.name: results.compare_programs((base, tree), cells[0]) for tree in others}
 
 
+@pytest.mark.long
 def test_a_tree_equals_itself(outcomes):
   assert outcomes['same'].programs == dict.fromkeys(results.ROLES, results.EQUAL)
   assert not outcomes['same'].notes

@@ -245,6 +245,7 @@ def sizes(shapes) -> int:
   return sum(math.prod(shape) for shape in shapes)
 
 
+@pytest.mark.long
 def test_no_loop_of_the_default_layout_has_a_collective():
   entry = re.search(
     r'^ENTRY .*?^}', compiled_step('modern', 8, 2).compiled.as_text(), re.MULTILINE | re.DOTALL
@@ -277,6 +278,7 @@ def test_each_gradient_is_sent_once_per_step_and_only_parameters_are_gathered(
   assert sizes(found['all-reduce']) == sizes(whole)
 
 
+@pytest.mark.long
 def test_with_a_replicated_optimizer_gradients_are_summed_once_and_nothing_is_gathered():
   made = compiled_step('electra', 8, 1, optimizer='')
   found = sent(made.compiled)
@@ -284,6 +286,7 @@ def test_with_a_replicated_optimizer_gradients_are_summed_once_and_nothing_is_ga
   assert sizes(found['all-reduce']) == sizes(x.shape for x in jax.tree.leaves(made.shapes.params))
 
 
+@pytest.mark.long
 def test_with_parameters_split_over_fsdp_no_activation_is_gathered():
   made = compiled_step('electra', 8, 1, fsdp=8)
   shapes = {x.shape for x in jax.tree.leaves(made.shapes.params)}
