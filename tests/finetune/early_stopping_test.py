@@ -29,7 +29,8 @@ def test_the_best_evaluation_is_by_metric_or_loss():
   assert not _out_of_patience(found, by_loss, 0)
 
 
-@pytest.mark.parametrize('best_by', ['loss', pytest.param('metric', marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('best_by', ['loss', 'metric'])
 def test_a_trial_keeps_its_best_epoch(best_by, tmp_path):
   data = finetune_files.glue(tmp_path / 'glue', train=40)
   argv = (

@@ -78,6 +78,7 @@ def without_clock(value):
   return [without_clock(x) for x in value] if isinstance(value, list) else value
 
 
+@pytest.mark.long
 def test_each_batch_size_is_compiled_once(searched):
   _, compiled = searched
   assert compiled['jit(train_step)'] == len(BATCHES)

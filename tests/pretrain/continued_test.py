@@ -139,6 +139,7 @@ def test_a_killed_run_resumes_bitwise_without_its_source(source, whole, tmp_path
   assert main.main(['main', '--mode=evaluate', f'--workdir={workdir}']) == 0
 
 
+@pytest.mark.long
 def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path, capsys):
   shutil.copytree(source / 'hf' / 'discriminator', tmp_path / 'discriminator')
   init = f'hf:{tmp_path / "discriminator"}'

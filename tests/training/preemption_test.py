@@ -21,6 +21,7 @@ def status_of(folder):
   return tuple(status[name] for name in names)
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_the_same_command_resumes_bitwise_equal(tmp_path):
   whole, _ = micro_run.finished()
   workdir = tmp_path / 'stopped'

@@ -98,6 +98,7 @@ def test_another_rate_or_length_compiles_no_other_program(name):
   assert all(x.dtype in (np.float32, np.int32) for x in jax.tree.leaves(schedule.inputs()))
 
 
+@pytest.mark.long
 def test_the_lowered_step_is_equal_for_other_rates_and_lengths():
   def lowered(*fields):
     p = program(checked(*fields))
@@ -116,6 +117,7 @@ SCHEDULES = (
 )
 
 
+@pytest.mark.long
 def test_a_scheduled_step_equals_a_step_with_its_values_on_any_mesh():
   config = checked(*SCHEDULES, 'model.dropout=0.0', 'model.attention_dropout=0.0')
   plain = program(config)

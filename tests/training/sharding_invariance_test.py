@@ -309,8 +309,8 @@ def test_with_the_vocabulary_split_over_tensor_no_logits_are_gathered():
     ('electra', 1, {}),
     ('modern', 2, {}),
     ('electra', 1, {'fsdp': 2, 'tensor': 2}),
-    ('electra', 1, {'fsdp': 4, 'tensor': 2}),
-    ('electra', 1, {'fsdp': 8}),
+    pytest.param('electra', 1, {'fsdp': 4, 'tensor': 2}, marks=pytest.mark.long),
+    pytest.param('electra', 1, {'fsdp': 8}, marks=pytest.mark.long),
   ],
   ids=str,
 )
