@@ -411,7 +411,7 @@ def trainer_table(trials: Sequence[Trial]) -> str:
   """The table: scores of the test examples with the rate that each side chose on dev."""
   sides = [side for side in SIDES if any(trial['side'] == side for trial in trials)]
   columns = [column for side in sides for column in (SIDES[side], 'rate')]
-  gaps = [side for side in sides if side in CHANGES]
+  gaps = [side for side in sides if side in CHANGES and 'trainer' in sides]
   rows = [['task', 'train / dev / test', *columns, *(f'{SIDES[side]} - Trainer' for side in gaps)]]
   for name in dict.fromkeys(trial['task'] for trial in trials):
     of_task = [trial for trial in trials if trial['task'] == name]
