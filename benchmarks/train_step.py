@@ -27,13 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from electra_jax import allocator
 from electra_jax.config.pretraining import OptimizerConfig
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking, pretrain_step
 from electra_jax.pretrain.objectives.electra import OBJECTIVE
 from electra_jax.pretrain.objectives.settings import Settings
-from electra_jax.training import optimizers, partitioning
+from electra_jax.training import devices, optimizers, partitioning
 
 # Clark et al. 2020, table 6: hidden, embedding and feed-forward size, heads, and the generator's
 # fraction of the width.
@@ -70,6 +71,7 @@ def towers(
     attention_dropout=dropout if attention == 'xla' else 0.0,
     attention=attention,
     dtype=dtype,
+    row_major=jax.default_backend() == 'cpu' and dtype == jnp.bfloat16,
     scan_unroll=unroll,
   )
   return generator_config(discriminator, fraction, 1.0), discriminator
@@ -288,6 +290,9 @@ def main() -> None:
   parser.add_argument('--json', metavar='FILE', help='a file for the results')
   flags = parser.parse_args()
 
+  devices.execute_in_main_thread()
+  if jax.default_backend() == 'cpu':  # as the program does, for both sides
+    allocator.keep_freed_memory()
   dtype = jnp.dtype(flags.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
   generator, discriminator = towers(
     flags.size, flags.length, flags.dropout, dtype, flags.unroll, flags.attention

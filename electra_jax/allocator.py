@@ -1,8 +1,8 @@
 """Freed memory stays with the process, so that a training step finds its buffers mapped.
 
 XLA allocates a step's temporary buffers from the C library in each step and frees them after it.
-glibc returns such blocks to the kernel at once, and the kernel maps and clears each page anew: a
-third of the processor time of a step of `small` on a CPU (benchmarks/README.md).
+glibc returns such blocks to the kernel at once, and the kernel maps and clears each page anew. What
+this costs, and how much more memory the process holds, is in benchmarks/README.md.
 """
 
 import ctypes

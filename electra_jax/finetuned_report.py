@@ -3,6 +3,8 @@
 import os
 from typing import Any, TypedDict, Unpack
 
+from etils import epath
+
 from electra_jax import console, file_access
 from electra_jax.config import FinetuningConfig, ModelConfig, from_plain
 from electra_jax.config.families import FAMILIES
@@ -74,7 +76,7 @@ def read_finetuned(workdir: str | os.PathLike[str]) -> FinetunedFiles:
   )
 
 
-def _optional(path: Any) -> dict[str, Any]:  # noqa: ANN401  a path of etils
+def _optional(path: epath.Path) -> dict[str, Any]:
   found: dict[str, Any] = read_json(path) if file_access.exists(path) else {}
   return found
 

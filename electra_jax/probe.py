@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from electra_jax import console
 from electra_jax.config import AnyConfig, ProbingConfig, checked_probing, to_plain
@@ -15,6 +15,10 @@ from electra_jax.pages.html_page import isolated, page, picture, section, tag
 from electra_jax.pages.run_page import config_tables
 from electra_jax.training import run_folder
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, STYLE
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 _NOTE = (
   'Accuracies on dev, means over the seeds, with 95% intervals by resampling the texts of dev. '
@@ -98,7 +102,7 @@ def _console_table(result: Mapping[str, Any]) -> str:
 #### The picture ####
 
 
-def draw_probes(result: Mapping[str, Any]) -> Any:  # noqa: ANN401  a Figure of matplotlib
+def draw_probes(result: Mapping[str, Any]) -> 'Figure':
   """Accuracy, selectivity and the weights of the mix over layers.
 
   Args:
@@ -124,7 +128,7 @@ def draw_probes(result: Mapping[str, Any]) -> Any:  # noqa: ANN401  a Figure of 
 
 
 def _draw_line(
-  axes: Any,  # noqa: ANN401  of matplotlib
+  axes: 'Axes',
   result: Mapping[str, Any],
   name: str,
   color: str,
@@ -140,7 +144,7 @@ def _draw_line(
     axes.axhline(result['mix'][name]['value'], color=color, ls=':', lw=1.4, label=f'{label}, mix')
 
 
-def _draw_accuracy(axes: Any, result: Mapping[str, Any]) -> None:  # noqa: ANN401  of matplotlib
+def _draw_accuracy(axes: 'Axes', result: Mapping[str, Any]) -> None:
   _draw_line(axes, result, 'accuracy', BLUE, 'accuracy')
   if result['control']:
     _draw_line(axes, result, 'control', ORANGE, 'control task')
@@ -151,14 +155,14 @@ def _draw_accuracy(axes: Any, result: Mapping[str, Any]) -> None:  # noqa: ANN40
   axes.legend(framealpha=0.85, edgecolor='none', fontsize=7.5)
 
 
-def _draw_selectivity(axes: Any, result: Mapping[str, Any]) -> None:  # noqa: ANN401  of matplotlib
+def _draw_selectivity(axes: 'Axes', result: Mapping[str, Any]) -> None:
   _draw_line(axes, result, 'selectivity', GREEN, 'selectivity')
   title = 'selectivity: accuracy minus control'
   axes.set_title(title, loc='left', fontsize=10, fontweight='bold')
   axes.legend(framealpha=0.85, edgecolor='none', fontsize=7.5)
 
 
-def _draw_weights(axes: Any, result: Mapping[str, Any]) -> None:  # noqa: ANN401  of matplotlib
+def _draw_weights(axes: 'Axes', result: Mapping[str, Any]) -> None:
   weights, center = result['mix']['weights'], result['mix']['center_of_gravity']
   axes.bar(range(len(weights)), weights, color=BLUE, alpha=0.7)
   axes.axvline(center, color=GREY, ls='--', lw=1.2)

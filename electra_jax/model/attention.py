@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,22 +76,19 @@ def attention(
   Returns:
     `[batch, length, heads, head_size]`.
   """
-  function = _BY_KERNEL[settings.kernel]
-  return function(query, key, value, segment_ids, is_global, settings, dropout_keys)
+  inputs = _Inputs(query, key, value, segment_ids, is_global, dropout_keys)
+  return _BY_KERNEL[settings.kernel](inputs, settings)
 
 
-Function: TypeAlias = Callable[
-  [
-    jax.Array,
-    jax.Array,
-    jax.Array,
-    jax.Array,
-    jax.Array | bool | None,
-    AttentionSettings,
-    jax.Array | None,
-  ],
-  jax.Array,
-]
+class _Inputs(NamedTuple):
+  """The arrays of `attention`."""
+
+  query: jax.Array
+  key: jax.Array
+  value: jax.Array
+  segment_ids: jax.Array
+  is_global: jax.Array | bool | None
+  dropout_keys: jax.Array | None
 
 
 def _scaled(query: jax.Array) -> jax.Array:
@@ -100,20 +97,10 @@ def _scaled(query: jax.Array) -> jax.Array:
   return scaled
 
 
-def _by_xla(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  segment_ids: jax.Array,
-  is_global: jax.Array | bool | None,
-  settings: AttentionSettings,
-  dropout_keys: jax.Array | None,
-) -> jax.Array:
-  query = _scaled(query)
-  visible = visible_positions(segment_ids, is_global, settings.reach, settings.direction)
-  return weighted_values(
-    scores_of(query, key, settings.products), value, visible, settings, dropout_keys
-  )
+def _by_xla(x: _Inputs, settings: AttentionSettings) -> jax.Array:
+  visible = visible_positions(x.segment_ids, x.is_global, settings.reach, settings.direction)
+  scores = scores_of(_scaled(x.query), x.key, settings.products)
+  return weighted_values(scores, x.value, visible, settings, x.dropout_keys)
 
 
 def scores_of(query: jax.Array, key: jax.Array, products: ProductSettings) -> jax.Array:
@@ -134,55 +121,28 @@ def _by_head(x: jax.Array) -> jax.Array:
   return row_major(x.swapaxes(1, 2))
 
 
-def _by_pallas(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  segment_ids: jax.Array,
-  is_global: jax.Array | bool | None,
-  settings: AttentionSettings,
-  dropout_keys: jax.Array | None,
-) -> jax.Array:
+def _by_pallas(x: _Inputs, settings: AttentionSettings) -> jax.Array:
   row_keys = None
-  if dropout_keys is not None and settings.dropout_rate:
-    row_keys = counter.row_keys(dropout_keys, settings.dropout_site)
+  if x.dropout_keys is not None and settings.dropout_rate:
+    row_keys = counter.row_keys(x.dropout_keys, settings.dropout_site)
   computation = kernels.Pallas(
     settings.reach, settings.products.precision, settings.dropout_rate, row_keys
   )
-  return kernels.pallas(query, key, value, segment_ids, is_global, computation)
+  return kernels.pallas(x.query, x.key, x.value, x.segment_ids, x.is_global, computation)
 
 
-def _by_splash(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  segment_ids: jax.Array,
-  is_global: jax.Array | bool | None,
-  settings: AttentionSettings,
-  dropout_keys: jax.Array | None,
-) -> jax.Array:
-  del dropout_keys
-  return kernels.splash(
-    _scaled(query), key, value, segment_ids, is_global, settings.reach, settings.products.precision
-  )
+def _by_splash(x: _Inputs, settings: AttentionSettings) -> jax.Array:
+  reach, precision = settings.reach, settings.products.precision
+  query = _scaled(x.query)
+  return kernels.splash(query, x.key, x.value, x.segment_ids, x.is_global, reach, precision)
 
 
-def _by_cudnn(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  segment_ids: jax.Array,
-  is_global: jax.Array | bool | None,
-  settings: AttentionSettings,
-  dropout_keys: jax.Array | None,
-) -> jax.Array:
-  del dropout_keys
-  query = _scaled(query)
-  visible = visible_positions(segment_ids, is_global, settings.reach, settings.direction)
-  return kernels.cudnn(query, key, value, visible)
+def _by_cudnn(x: _Inputs, settings: AttentionSettings) -> jax.Array:
+  visible = visible_positions(x.segment_ids, x.is_global, settings.reach, settings.direction)
+  return kernels.cudnn(_scaled(x.query), x.key, x.value, visible)
 
 
-_BY_KERNEL: dict[str, Function] = {
+_BY_KERNEL: dict[str, Callable[[_Inputs, AttentionSettings], jax.Array]] = {
   'xla': _by_xla,
   'pallas': _by_pallas,
   'splash': _by_splash,

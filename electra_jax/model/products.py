@@ -1,9 +1,9 @@
 """Matrix products: their precision and form, and those of dense layers and attention.
 
-XLA for CPUs has instructions for products of bfloat16 (AVX512-BF16, AMX) only in one form: the
-result is float32, and the last axis of the left side, in memory too, is that of the sum. Products
-in other forms are computed in float32 (XLA of jax 0.10: at 115 to 210 GFLOP/s instead of 310 to 420
-on one core of an AMD Zen 5). `ProductSettings.row_major` brings all products into that form.
+XLA for CPUs uses the bfloat16 instructions of a processor (measured with AVX512-BF16, not with AMX)
+only for products in one form: the result is float32, and the last axis of the left side, in memory
+too, is that of the sum. Products in other forms are computed in float32 (benchmarks/README.md).
+`ProductSettings.row_major` brings those of dense layers and of attention into that form.
 """
 
 import dataclasses

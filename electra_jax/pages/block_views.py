@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from electra_jax.finetune.report_blocks import (
   MISSED,
@@ -20,6 +20,10 @@ from electra_jax.finetune.report_blocks import (
 )
 from electra_jax.pages.html_page import Cell, Html, isolated, joined_html, picture, table, tag
 from electra_jax.training.curves import BLUE, GREY, ORANGE, STYLE
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 _SQUARE = (3.6, 3.4)  # inches
 _SHOWN = 8  # errors that are not folded
@@ -89,7 +93,7 @@ def _matrix(block: ConfusionMatrix) -> Html:
 #### Pictures ####
 
 
-def drawn(size: tuple[float, float], draw: Callable[[Any], None]) -> Any:  # noqa: ANN401  a Figure
+def drawn(size: tuple[float, float], draw: Callable[['Axes'], None]) -> 'Figure':
   """A figure of matplotlib with one panel in the style of all pictures.
 
   Args:
@@ -108,7 +112,7 @@ def drawn(size: tuple[float, float], draw: Callable[[Any], None]) -> Any:  # noq
 
 def _calibration(block: Calibration) -> Html:
 
-  def draw(axes: Any) -> None:  # noqa: ANN401  of matplotlib
+  def draw(axes: 'Axes') -> None:
     total = sum(one[4] for one in block.bins)
     axes.plot([0, 1], [0, 1], color=GREY, ls='--', lw=1.2)
     for low, high, _, right, count in block.bins:
@@ -140,13 +144,13 @@ def _calibration(block: Calibration) -> Html:
 
 def _scatter(block: Scatter) -> Html:
 
-  def against(axes: Any) -> None:  # noqa: ANN401  of matplotlib
+  def against(axes: 'Axes') -> None:
     low, high = min(*block.given, *block.predicted), max(*block.given, *block.predicted)
     axes.plot([low, high], [low, high], color=GREY, ls='--', lw=1.2)
     axes.plot(block.given, block.predicted, '.', color=BLUE, alpha=alpha, ms=5, mew=0)
     axes.set(xlabel='given', ylabel='predicted')
 
-  def residuals(axes: Any) -> None:  # noqa: ANN401  of matplotlib
+  def residuals(axes: 'Axes') -> None:
     values = [b - a for a, b in zip(block.given, block.predicted, strict=True)]
     axes.axhline(0, color=GREY, ls='--', lw=1.2)
     axes.plot(block.given, values, '.', color=ORANGE, alpha=alpha, ms=5, mew=0)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from electra_jax.config import FinetuningConfig, to_plain
 from electra_jax.console import quantity, seconds
@@ -27,6 +27,10 @@ from electra_jax.pages.html_page import (
 )
 from electra_jax.pages.run_page import STATES, config_tables
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 _PANEL = (4.6, 2.9)  # inches: readable at the width of a phone
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -181,7 +185,7 @@ def _curves(records: Sequence[trial_summary.Record], task: str) -> Html:
 
 def _lines(
   points: Mapping[int, Sequence[tuple[float, float]]], rings: set[tuple[int, float]]
-) -> Any:  # noqa: ANN401  a Figure
+) -> 'Figure':
   """A figure with a line for each trial.
 
   Args:
@@ -189,7 +193,7 @@ def _lines(
     rings: trials and epochs that are marked.
   """
 
-  def draw(axes: Any) -> None:  # noqa: ANN401  of matplotlib
+  def draw(axes: 'Axes') -> None:
     for i, (trial, of_trial) in enumerate(points.items()):
       color = _COLORS[i % len(_COLORS)]
       marker = '.' if len(of_trial) <= 30 else ''

@@ -80,9 +80,8 @@ def remove_oldest(folder: pathlib.Path, limit: int) -> None:
 def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, int]:
   """Options of jax.jit for the devices of a mesh: on a CPU those that shorten compilation.
 
-  With LLVM's first level the step of `tiny` compiles in three quarters of the processor time, and
-  steps have equal speed and bitwise equal results (benchmarks/README.md). What XLA_FLAGS sets is
-  left as it is.
+  With LLVM's first level a start takes a tenth less time on the clock. Results were bitwise equal
+  wherever they were compared (benchmarks/README.md). What XLA_FLAGS sets is left as it is.
 
   Args:
     mesh: the mesh that a program is compiled for.

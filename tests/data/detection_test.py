@@ -442,6 +442,18 @@ def test_links_and_devices_in_an_archive_are_refused(tmp_path, kind):
   assert 'is a link or a device' in refusal(tmp_path / 'a.zip')
 
 
+def test_a_compression_that_python_does_not_read_is_named_and_not_called_damage(tmp_path):
+  path = zipped(tmp_path / 'a.zip', [('a.txt', b'text')])
+  content = bytearray(path.read_bytes())
+  # The method, two bytes, in the header of the member and in the directory; 97 is WavPack.
+  for header, place in ((b'PK\x03\x04', 8), (b'PK\x01\x02', 10)):
+    start = content.index(header) + place
+    content[start : start + 2] = (97).to_bytes(2, 'little')
+  path.write_bytes(content)
+  sentence = refusal(path)
+  assert 'deflate, bzip2 or LZMA' in sentence and 'damaged' not in sentence
+
+
 def test_archives_may_not_expand_without_end(tmp_path, monkeypatch):
   monkeypatch.setattr(input_limits, 'FREE_BYTES', 1 << 16)
   monkeypatch.setattr(input_limits, 'EXPANSION', 20)

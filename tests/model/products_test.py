@@ -1,7 +1,12 @@
 """Products in the form for bfloat16 instructions of CPUs, beside products in the plain form."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
+import micro_run
 import numpy as np
 import pytest
 from jax.sharding import AxisType
@@ -86,3 +91,20 @@ def test_arrays_that_are_split_over_devices_keep_the_plain_form():
 def test_only_bfloat16_on_cpus_has_the_form(dtype, platform, expected):
   found = encoder_config(ModelConfig(), 100, 16, dtype, platform)
   assert found.products.row_major == expected
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('isa', ['', '--xla_cpu_max_isa=AVX2'])
+@pytest.mark.parametrize('family', ['electra', 'modern', 'deberta-v2'])
+def test_training_in_bfloat16_runs_with_all_optimizations(family, isa, tmp_path):
+  argv = micro_run.arguments(tmp_path / 'run', f'--config.model.family={family}')
+  argv += ['--config.dtype=bfloat16', '--config.steps=2', '--config.compilation_cache=']
+  environment = {name: x for name, x in os.environ.items() if name != 'XLA_FLAGS'}
+  environment |= {'JAX_PLATFORMS': 'cpu'} | ({'XLA_FLAGS': isa} if isa else {})
+  # With the optimizations of XLA that other tests switch off.
+  command = [sys.executable, '-m', 'electra_jax.main', *argv, '--config.optimizer.warmup_steps=1']
+  done = subprocess.run(
+    command, cwd=micro_run.ROOT, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert micro_run.last_step(tmp_path / 'run') == 2

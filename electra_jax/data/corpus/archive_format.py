@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _TAR_NAME = 257  # place of 'ustar' in the header of a member
 _ENCRYPTED = 1
 # What damaged archives raise beside the exceptions of damaged compressed files.
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,8 @@ class ZipFormat(ArchiveFormat):
 
   def members(self, opened: OpenedFile, path: str) -> Iterator[Member]:
     """See the base class."""
-    archive = zipfile.ZipFile(opened.raw)
+    with _naming_unsupported(path):
+      archive = zipfile.ZipFile(opened.raw)
     for info in archive.infolist():
       mode = info.external_attr >> 16
       _check_name(path, info.filename, bool(mode) and stat.S_ISLNK(mode))
@@ -92,7 +93,8 @@ class ZipFormat(ArchiveFormat):
         raise UserError(f'the member {info.filename!r} of {path!r} is encrypted; decrypt it')
 
       def open_member(info: zipfile.ZipInfo = info) -> BinaryIO:
-        return cast(BinaryIO, archive.open(info))
+        with _naming_unsupported(path):
+          return cast(BinaryIO, archive.open(info))
 
       yield Member(f'{path}/{info.filename}', open_member)
 
@@ -147,6 +149,18 @@ def _naming_damage(path: str) -> Iterator[None]:
   except _DAMAGE as error:
     raise UserError(
       f'the corpus file {path!r} is damaged or cut short ({file_access.reason(error)}); replace it'
+    ) from None
+
+
+@contextlib.contextmanager
+def _naming_unsupported(path: str) -> Iterator[None]:
+  """Names what zipfile does not implement: other ways of compression, and newer versions of zip."""
+  try:
+    yield
+  except NotImplementedError as error:
+    raise UserError(
+      f'the corpus file {path!r} cannot be read ({file_access.reason(error)}); expected a zip '
+      'archive compressed by deflate, bzip2 or LZMA: repack it'
     ) from None
 
 
