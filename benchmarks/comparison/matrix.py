@@ -57,6 +57,7 @@ PRETRAINING_FIELDS: Fields = {
   'model.max_positions': 64,
   'model.vocab_multiple': 8,
   'model.scan_unroll': 1,
+  'model.dropout_generator': 'hash',  # the default of version 0.1.0
   'model.global_every': 2,
   'model.local_window': 8,
   'generator.hidden_fraction': 0.5,
@@ -271,7 +272,6 @@ def program_cells() -> list[Cell]:
     'unrolled': {'model.scan_unroll': 0},
     'bfloat16': {'dtype': 'bfloat16'},
     'skip_nonfinite': {'skip_nonfinite': True},
-    'hash': {'model.dropout_generator': 'hash'},
     'threefry': {'model.dropout_generator': 'threefry'},
     'no_dropout': {'model.dropout': 0.0, 'model.attention_dropout': 0.0},
     'embedding_size': {'model.embedding_size': 32},
@@ -280,7 +280,6 @@ def program_cells() -> list[Cell]:
   cells = [pretraining(f'program-{name}', fields=fields) for name, fields in variants.items()]
   modern: dict[str, Fields] = {
     'global': {'model.global_every': 1},
-    'hash': {'model.dropout_generator': 'hash'},
     'unrolled': {'model.scan_unroll': 0},
     'bfloat16': {'dtype': 'bfloat16'},
     'remat': {'model.remat': 'full'},

@@ -134,6 +134,19 @@ def open_initial(config: FinetuningConfig, before: Mapping[str, Any] | None = No
   return _of_pretraining(folder, fresh, config.init_step, before)
 
 
+def with_choices_of(recorded: ModelConfig, start: Initial) -> Initial:
+  """An encoder that is computed as an earlier start of the run recorded it.
+
+  Weights of other programs come without such choices, and the defaults differ between versions.
+
+  Args:
+    recorded: config.model in the run's encoder.json.
+    start: the encoder as it is opened now.
+  """
+  choices = {name: getattr(recorded, name) for name in OWN_CHOICES}
+  return dataclasses.replace(start, model=start.model.replace(choices))
+
+
 def _pinned(source: str, before: Mapping[str, Any] | None) -> str:
   """The source at the commit that an earlier start used."""
   name, path = registry.split_source(source)

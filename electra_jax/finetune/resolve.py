@@ -10,7 +10,13 @@ from typing import Any
 from etils import epath
 
 from electra_jax import file_access
-from electra_jax.config import AnyConfig, FinetuningConfig, checked_finetuning, from_plain
+from electra_jax.config import (
+  AnyConfig,
+  FinetuningConfig,
+  ModelConfig,
+  checked_finetuning,
+  from_plain,
+)
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.training import plugins, run_folder, versions
@@ -32,11 +38,13 @@ class ResolvedFinetuning:
     workdir: the run's folder.
     origin: of the weights that an earlier start of the run used, for JSON; None where no trial was
       started. All trials start from the same weights.
+    encoder: config.model of the encoder as that start recorded it; None as `origin`.
   """
 
   config: FinetuningConfig
   workdir: epath.Path
   origin: dict[str, Any] | None = None
+  encoder: ModelConfig | None = None
 
 
 def resolve_finetuning(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
@@ -55,15 +63,16 @@ def resolve_finetuning(config: AnyConfig, workdir: str | os.PathLike[str]) -> Re
   resumed = started(folder)
   if resumed:
     c = as_started(folder, c)
-  origin = None
+  origin = model = None
   if resumed and file_access.exists(encoder):
-    origin = read_json(encoder, initial.ENCODER_SHAPE)['origin']
+    recorded = read_json(encoder, initial.ENCODER_SHAPE)
+    origin, model = recorded['origin'], from_plain(recorded['model'], ModelConfig)
   if origin and origin.get('imported'):
     raise UserError(
       f'{folder} holds a model that was imported; train it further in another --workdir, with '
       f'--config.init={folder}/{c.tasks[0]}.'
     )
-  return ResolvedFinetuning(c, folder, origin)
+  return ResolvedFinetuning(c, folder, origin, model)
 
 
 def resolve_saved_finetuning(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:

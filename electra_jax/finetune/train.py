@@ -74,7 +74,7 @@ def _finetune(
   say('devices', devices.describe_devices(layout.mesh))
   devices.use_compilation_cache(run.config.compilation_cache)
   tasks = _open_tasks(run)
-  start = _open_encoder(run)
+  start = open_encoder(run)
   names = run.config.tasks
   done = hosts.from_first(lambda: run_files.steps_of_trials(run.workdir, names))
   status.change(restored_step=done)
@@ -135,10 +135,16 @@ def _first_names(labels: Sequence[str], most: int = 8) -> str:
   return ', '.join(labels[:most]) + (f', ... ({len(labels)})' if len(labels) > most else '')
 
 
-def _open_encoder(run: ResolvedFinetuning) -> initial.Initial:
-  """Opens the encoder that all trials start from, and keeps it in the run's folder."""
+def open_encoder(run: ResolvedFinetuning) -> initial.Initial:
+  """Opens the encoder that all trials start from, and keeps it in the run's folder.
+
+  Raises:
+    UserError: the encoder cannot be opened, or is not the one that the run was started with.
+  """
   with console.phase('reading', f'the encoder of {run.config.init}'):
     start = initial.open_initial(run.config, run.origin)
+  if run.encoder is not None:
+    start = initial.with_choices_of(run.encoder, start)
   if 'checksum' in start.origin:
     checksum = str(start.origin['checksum'])
     hosts.same_everywhere(f'the weights of {run.config.init}', checksum)

@@ -24,10 +24,11 @@ from hf_runs import VOCABULARY, adopted, config_of, folder_of
 import electra_jax
 from electra_jax.config import FinetuningConfig, freeze
 from electra_jax.errors import UserError
-from electra_jax.finetune import initial
+from electra_jax.finetune import initial, run_files, train
 from electra_jax.finetune.adopt import adopt
 from electra_jax.finetune.config import default_config
 from electra_jax.finetune.predict import predict
+from electra_jax.finetune.resolve import resolve_finetuning
 from electra_jax.finetune.train import run_finetuning
 from electra_jax.interop import huggingface
 from electra_jax.interop.weights import same_bits
@@ -511,6 +512,24 @@ def test_a_checkpoint_of_the_original_initializes_fine_tuning(folders, tmp_path)
     start.weights, {name: weights.params[name] for name in ('embeddings', 'discriminator')}
   )
   assert start.model.num_heads == 2 and start.tokenizer.size == len(VOCABULARY)
+
+
+def test_a_resumed_run_is_computed_as_its_earlier_start_recorded(folders, tmp_path):
+  run, config = tmp_path / 'run', config_of(folders / 'discriminator', 'cola')
+  first = resolve_finetuning(config, run)
+  run_files.claim_finetuning(run, first.config)
+  assert train.open_encoder(first).model.dropout_generator == 'counter'
+  # As version 0.1.0 wrote it, when dropout had another default.
+  written = json.loads((run / 'encoder.json').read_text())
+  written['model']['dropout_generator'] = 'hash'
+  del written['model']['dropout_scale']
+  (run / 'encoder.json').write_text(json.dumps(written))
+  (run / 'cola' / 'trial-1').mkdir(parents=True)
+  for _ in range(2):
+    resumed = train.open_encoder(resolve_finetuning(config, run)).model
+    assert (resumed.dropout_generator, resumed.dropout_scale) == ('hash', 'dtype')
+  again = train.open_encoder(resolve_finetuning(config, tmp_path / 'another')).model
+  assert again.dropout_generator == 'counter'
 
 
 def test_import_and_prediction_do_not_require_torch_or_transformers(tmp_path):
