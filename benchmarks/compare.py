@@ -2,6 +2,7 @@
 
   python benchmarks/compare.py BASE                  # programs; 20 steps where they differ
   python benchmarks/compare.py BASE --steps-of=all   # 20 steps of every cell
+  python benchmarks/compare.py 641b850 --older --compilation=unfused    # with version 0.1.0
   python benchmarks/compare.py BASE --cells='mesh-*,phases' --steps-of=none
   python benchmarks/compare.py BASE --times --output=benchmarks/results/compare.md
 
@@ -40,9 +41,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     help='cells that take 20 steps in both trees',
   )
   parser.add_argument(
-    '--optimize',
+    '--compilation',
+    choices=trees.COMPILATIONS,
+    default='quick',
+    help='of the steps: quick (a third of the time), unfused (each operation by itself) or full',
+  )
+  parser.add_argument(
+    '--older',
     action='store_true',
-    help="take steps with XLA's default flags; default: flags that compile in a third of the time",
+    help='in this tree, give fields newer than version 0.1.0 the values that its runs have',
   )
   parser.add_argument(
     '--times', action='store_true', help='measure configs/tiny.py and configs/small.py instead'
@@ -77,7 +84,7 @@ def compare_cells(
   selected: list[Cell],
   steps_of: str,
   inputs: pathlib.Path,
-  quick: bool = True,
+  compilation: str = 'quick',
 ) -> dict[str, Outcome]:
   """Compares the selected cells of two trees.
 
@@ -87,13 +94,13 @@ def compare_cells(
     steps_of: 'differing', 'all' or 'none': cells that take steps. Runs that others start from
       always do.
     inputs: folder for the corpus and the labeled data.
-    quick: compile quickly, to slower programs.
+    compilation: of trees.COMPILATIONS, for the steps.
   """
   trees.write_samples(inputs)
   needed = {name for cell in selected for name in cell.needs}
   first = [cell for cell in matrix.cells() if cell.name in needed]
   cells = first + [cell for cell in selected if cell.name not in needed]
-  trees.record(both, 'steps', first, inputs, report, quick)
+  trees.record(both, 'steps', first, inputs, report, compilation)
   trees.record(both, 'lower', cells, inputs, report)
   outcomes = {cell.name: results.compare_programs(both, cell) for cell in cells}
   taking = {
@@ -103,7 +110,7 @@ def compare_cells(
   }[steps_of]
   taking = [cell for cell in cells if cell in taking]
   others = [cell for cell in taking if cell not in first]
-  trees.record(both, 'steps', others, inputs, report, quick)
+  trees.record(both, 'steps', others, inputs, report, compilation)
   for cell in taking:
     results.compare_steps(both, cell, outcomes[cell.name])
   return outcomes
@@ -137,15 +144,19 @@ def main(argv: list[str] | None = None) -> int:
     selected = select(options.cells)
     with work_folder(options.keep) as work, trees.checkout(options.base, work / 'tree') as path:
       head = pathlib.Path(options.head).resolve()
-      both = Tree('base', path, work / 'base'), Tree('head', head, work / 'head')
+      both = (
+        Tree('base', path, work / 'base'),
+        Tree('head', head, work / 'head', older=options.older),
+      )
       for tree in both:
         tree.work.mkdir(parents=True)
       if options.times:
         text, status = times.compare(both, options.rounds, report), 0
       else:
         (work / 'inputs').mkdir()
-        quick = not options.optimize
-        outcomes = compare_cells(both, selected, options.steps_of, work / 'inputs', quick)
+        outcomes = compare_cells(
+          both, selected, options.steps_of, work / 'inputs', options.compilation
+        )
         text, status = results.table(outcomes), results.exit_status(outcomes)
         text = f'{results.summary(outcomes)}\n\n{text}'
   except (ValueError, OSError, RuntimeError) as error:

@@ -57,7 +57,6 @@ PRETRAINING_FIELDS: Fields = {
   'model.max_positions': 64,
   'model.vocab_multiple': 8,
   'model.scan_unroll': 1,
-  'model.dropout_generator': 'hash',  # the default of version 0.1.0
   'model.global_every': 2,
   'model.local_window': 8,
   'generator.hidden_fraction': 0.5,

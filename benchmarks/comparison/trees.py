@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from comparison import samples
-from comparison.matrix import HEADS, Cell
+from comparison.matrix import HEADS, Cell, Fields
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECORDER = pathlib.Path(__file__).with_name('recorder.py')
@@ -27,10 +27,20 @@ from {module} import default_config
 
 def get_config():
   c = default_config()
-  for field, value in {fields}.items():
+  for field, value in ({older} | {fields}).items():
     *groups, name = field.split('.')
     functools.reduce(lambda group, name: group[name], groups, c)[name] = value
   return c
+"""
+
+
+# In a config: the fields of newer versions to which a run of version 0.1.0 gives another value than
+# their default, with that value.
+OLDER = """\
+from electra_jax.config import {kind}, flat, from_plain
+
+OLDER = {{k: v for k, v in flat(from_plain({{}}, {kind})).items() if v != flat({kind}())[k]}}
+
 """
 
 
@@ -42,11 +52,13 @@ class Tree:
     name: 'base' or 'head'.
     path: root of the checkout.
     work: folder of its runs, records and prepared corpora.
+    older: whether fields that are newer than version 0.1.0 have the values of its runs.
   """
 
   name: str
   path: pathlib.Path
   work: pathlib.Path
+  older: bool = False
 
   def record(self, mode: str, cell: Cell) -> pathlib.Path:
     """The folder of a cell's record."""
@@ -78,25 +90,32 @@ def checkout(base: str, folder: pathlib.Path) -> Iterator[pathlib.Path]:
     subprocess.run([*git, 'worktree', 'remove', '--force', str(folder)], check=True)
 
 
-def quick_flags() -> str:
-  """XLA flags with which programs compile in a third of the time.
+# How a process compiles: 'quick', to slower programs in a third of the time, with the same
+# optimizations of HLO; 'unfused', as quick with each operation computed by itself, so that the same
+# arithmetic gives the same bits whatever was fused; 'full', with the default flags of XLA.
+COMPILATIONS = ('quick', 'unfused', 'full')
 
-  The optimizations of HLO are the same.
-  """
+
+def compilation_flags(compilation: str) -> str:
+  """XLA flags of one of COMPILATIONS."""
+  if compilation == 'full':
+    return ''
   flags = '--xla_backend_optimization_level=0'
+  if compilation == 'unfused':
+    flags += ' --xla_disable_hlo_passes=fusion,multi-output-fusion'
   # A flag that XLA does not know ends the process.
   if importlib.metadata.version('jaxlib').startswith('0.10.'):
     flags += ' --xla_cpu_use_fusion_emitters=false'
   return flags
 
 
-def environment(tree: Tree, devices: int = 1, quick: bool = False) -> dict[str, str]:
+def environment(tree: Tree, devices: int = 1, compilation: str = 'full') -> dict[str, str]:
   """The environment of a process that runs a tree.
 
   Args:
     tree: the tree.
     devices: number of CPU devices.
-    quick: compile quickly, to slower programs.
+    compilation: of COMPILATIONS.
   """
   env = {
     name: value
@@ -107,7 +126,7 @@ def environment(tree: Tree, devices: int = 1, quick: bool = False) -> dict[str, 
   return env | {
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': str(tree.path),
-    'XLA_FLAGS': f'{count} {quick_flags() if quick else ""}',
+    'XLA_FLAGS': f'{count} {compilation_flags(compilation)}',
   }
 
 
@@ -116,6 +135,20 @@ def write_samples(folder: pathlib.Path) -> None:
   samples.corpus(folder / 'corpus.txt')
   for task in HEADS:
     samples.labeled(folder / 'data' / task, task)
+
+
+def config_file(module: str, cell: Cell, fields: Fields, older: bool) -> str:
+  """The text of a cell's config file.
+
+  Args:
+    module: of the package, with the default config.
+    cell: the cell.
+    fields: the values that the file sets.
+    older: as in `Tree`.
+  """
+  text = CONFIG.format(module=module, fields=repr(fields), older='OLDER' if older else '{}')
+  kind = 'FinetuningConfig' if cell.finetune else 'PretrainingConfig'
+  return OLDER.format(kind=kind) + text if older else text
 
 
 def arguments(tree: Tree, mode: str, cell: Cell, inputs: pathlib.Path) -> list[str]:
@@ -140,7 +173,7 @@ def arguments(tree: Tree, mode: str, cell: Cell, inputs: pathlib.Path) -> list[s
   module = 'electra_jax.finetune.config' if cell.finetune else 'electra_jax.config'
   path = tree.work / mode / 'configs' / f'{cell.name}.py'
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(CONFIG.format(module=module, fields=repr(fields)))
+  path.write_text(config_file(module, cell, fields, tree.older))
   return [
     *(['--mode=finetune'] if cell.finetune else []),
     f'--config={path}',
@@ -170,10 +203,11 @@ class Recorder:
   """The process that records cells of a tree; another takes its place if it crashes."""
 
   def __init__(
-    self, tree: Tree, mode: str, cells: Sequence[Cell], inputs: pathlib.Path, quick: bool
+    self, tree: Tree, mode: str, cells: Sequence[Cell], inputs: pathlib.Path, compilation: str
   ) -> None:
     """Starts nothing; the arguments are those of `record`."""
-    self._tree, self._mode, self._inputs, self._quick = tree, mode, inputs, quick
+    self._tree, self._mode, self._inputs = tree, mode, inputs
+    self._compilation = compilation
     self._cells = list(cells)
     self._process: subprocess.Popen | None = None
     self._errors = tempfile.TemporaryFile('w+')
@@ -212,7 +246,7 @@ class Recorder:
     self._process = subprocess.Popen(
       [sys.executable, '-P', str(RECORDER), str(path)],
       cwd=self._tree.path,
-      env=environment(self._tree, cells[0].devices, self._quick),
+      env=environment(self._tree, cells[0].devices, self._compilation),
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,
       stderr=self._errors,
@@ -225,7 +259,7 @@ def record(
   cells: Sequence[Cell],
   inputs: pathlib.Path,
   report: Callable[[str], None],
-  quick: bool = True,
+  compilation: str = 'quick',
 ) -> None:
   """Records cells in all trees, side by side.
 
@@ -235,11 +269,11 @@ def record(
     cells: the cells; those that are recorded already are left out.
     inputs: the folder of write_samples.
     report: called with a sentence after each group of cells.
-    quick: compile quickly, to slower programs.
+    compilation: of COMPILATIONS.
   """
   for devices in sorted({cell.devices for cell in cells}):
     group, start = [cell for cell in cells if cell.devices == devices], time.monotonic()
-    recorders = [Recorder(tree, mode, group, inputs, quick) for tree in trees]
+    recorders = [Recorder(tree, mode, group, inputs, compilation) for tree in trees]
     try:
       waiting = recorders
       while waiting := [recorder for recorder in waiting if not recorder.poll()]:

@@ -477,8 +477,9 @@ class Encoder(nn.Module):
       in_axes=(nn.broadcast, 0),
       length=c.num_layers,
       unroll=min(c.scan_unroll, c.num_layers),
-      # Traces a layer once more; only parameters of all layers require it.
-      check_constancy_invariants=c.traits.shared_layers,
+      # Traces a layer once more. Parameters of all layers require it. Initialization has it because
+      # random keys of parameters depend on it: a seed gives the same weights in all versions.
+      check_constancy_invariants=c.traits.shared_layers or self.is_initializing(),
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     stream = x.astype(c.residual_dtype)
