@@ -1,6 +1,7 @@
 """Times the jitted training step against the same step in transformers + PyTorch.
 
   python benchmarks/train_step.py               # small, batch 32, length 128, float32, CPU
+  python benchmarks/train_step.py --size=mini   # the encoder of configs/mini.py beside ModernBERT
   taskset -c 0 python benchmarks/train_step.py  # one core of a shared CPU: read the processor time
   python benchmarks/train_step.py --size=base --batch=128 --dtype=bfloat16 --compile
 
@@ -10,6 +11,7 @@ both. Requires neither TensorFlow nor ml_collections; PyTorch and transformers o
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # Both frameworks share one GPU here; by default JAX would reserve most of its memory.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
@@ -28,17 +31,66 @@ import jax.numpy as jnp
 import numpy as np
 
 from electra_jax import allocator
-from electra_jax.config.pretraining import OptimizerConfig
+from electra_jax.config.pretraining import ModelConfig, OptimizerConfig
 from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.electra import Electra
 from electra_jax.pretrain import masking, pretrain_step
 from electra_jax.pretrain.objectives.electra import OBJECTIVE
 from electra_jax.pretrain.objectives.settings import Settings
 from electra_jax.training import devices, optimizers, partitioning
+from electra_jax.training.encoders import encoder_config
 
-# Clark et al. 2020, table 6: hidden, embedding and feed-forward size, heads, and the generator's
-# fraction of the width.
-SIZES = {'small': (256, 128, 1024, 4, 1 / 4), 'base': (768, 768, 3072, 12, 1 / 3)}
+if TYPE_CHECKING:
+  import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """Two towers, or one that serves as both.
+
+  Attributes:
+    model: the discriminator, without dropout.
+    vocab_size: tokens.
+    fraction: of the discriminator's width that the generator has; None for one tower.
+    dropout: of activations and of attention probabilities.
+  """
+
+  model: ModelConfig
+  vocab_size: int
+  fraction: float | None
+  dropout: float
+
+
+def _published(hidden: int, embedding: int, intermediate: int, heads: int) -> ModelConfig:
+  return ModelConfig(
+    hidden_size=hidden,
+    embedding_size=embedding,
+    intermediate_size=intermediate,
+    num_heads=heads,
+    num_layers=12,
+  )
+
+
+# Clark et al. 2020, table 6, and configs/mini.py.
+SIZES = {
+  'small': Size(_published(256, 128, 1024, 4), 30_522, 1 / 4, 0.1),
+  'base': Size(_published(768, 768, 3072, 12), 30_522, 1 / 3, 0.1),
+  'mini': Size(
+    ModelConfig(
+      family='modern',
+      hidden_size=128,
+      embedding_size=128,
+      num_layers=6,
+      num_heads=4,
+      intermediate_size=256,
+      layer_norm_eps=1e-5,
+      global_every=1,
+    ),
+    8_192,
+    None,
+    0.0,
+  ),
+}
 LEARNING_RATE = 5e-4
 B1 = 0.9
 B2 = 0.999
@@ -55,26 +107,21 @@ FIRST_WORD = 5
 Run = Callable[[int], None]  # makes a number of steps and waits for them
 
 
-def towers(
-  size: str, length: int, dropout: float, dtype: jnp.dtype, unroll: int, attention: str
-) -> tuple[EncoderConfig, EncoderConfig]:
+def towers(size: Size, flags: argparse.Namespace) -> tuple[EncoderConfig, EncoderConfig]:
   """Generator and discriminator. Only XLA's attention has dropout of its probabilities."""
-  hidden, embedding, intermediate, heads, fraction = SIZES[size]
-  discriminator = EncoderConfig(
-    hidden_size=hidden,
-    embedding_size=embedding,
-    intermediate_size=intermediate,
-    num_heads=heads,
-    num_layers=12,
-    max_positions=max(512, length),
+  dropout = size.dropout if flags.dropout is None else flags.dropout
+  model = dataclasses.replace(
+    size.model,
+    max_positions=max(size.model.max_positions, flags.length),
     dropout=dropout,
-    attention_dropout=dropout if attention == 'xla' else 0.0,
-    attention=attention,
-    dtype=dtype,
-    row_major=jax.default_backend() == 'cpu' and dtype == jnp.bfloat16,
-    scan_unroll=unroll,
+    attention_dropout=dropout if flags.attention == 'xla' else 0.0,
+    attention=flags.attention,
+    scan_unroll=flags.unroll,
   )
-  return generator_config(discriminator, fraction, 1.0), discriminator
+  discriminator = encoder_config(model, size.vocab_size, flags.length, flags.dtype)
+  if size.fraction is None:
+    return discriminator, discriminator
+  return generator_config(discriminator, size.fraction, 1.0), discriminator
 
 
 def random_rows(config: EncoderConfig, batch: int, length: int) -> np.ndarray:
@@ -86,10 +133,16 @@ def random_rows(config: EncoderConfig, batch: int, length: int) -> np.ndarray:
   return ids
 
 
+def model_of(generator: EncoderConfig, discriminator: EncoderConfig) -> Electra:
+  """Both towers, which share their embeddings, or all their layers where they are the same."""
+  sharing = 'all' if generator is discriminator else 'embeddings'
+  return Electra(generator, discriminator, sharing)
+
+
 def ours(generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarray) -> Run:
   """Training steps of electra_jax."""
   batch, length = rows.shape
-  model = Electra(generator, discriminator)
+  model = model_of(generator, discriminator)
   settings = Settings(
     mask_rate=MASK_RATE,
     mask_share=MASK_SHARE,
@@ -127,17 +180,29 @@ def ours(generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarra
   return run
 
 
-def peer(
-  generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarray, compiled: bool
-) -> Run:
-  """The same steps with transformers' ElectraForMaskedLM and ElectraForPreTraining.
+class PeerModel(NamedTuple):
+  """Both towers in PyTorch.
 
-  Both share their embeddings. `compiled`: compile the forward pass with torch.compile.
+  Attributes:
+    modules: those that have the parameters.
+    masked_logits: `(ids, positions) -> logits` of the tokens at positions `[batch, predictions]`.
+    verdicts: `ids -> log-odds` that each was replaced.
   """
+
+  modules: tuple[Any, ...]
+  masked_logits: Callable[['torch.Tensor', 'torch.Tensor'], 'torch.Tensor']
+  verdicts: Callable[['torch.Tensor'], 'torch.Tensor']
+
+
+def at_positions(hidden: 'torch.Tensor', positions: 'torch.Tensor') -> 'torch.Tensor':
+  """The states `[batch, predictions, hidden]` at some positions."""
+  return hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[-1]))
+
+
+def electra_peer(generator: EncoderConfig, discriminator: EncoderConfig, device: str) -> PeerModel:
+  """ElectraForMaskedLM and ElectraForPreTraining of transformers, with the same embeddings."""
   import torch
   import transformers
-
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
 
   def build(kind, c):
     config = transformers.ElectraConfig(
@@ -158,7 +223,72 @@ def peer(
   proposal_tower = build(transformers.ElectraForMaskedLM, generator)
   proposal_tower.electra.embeddings = verdict_tower.electra.embeddings
   proposal_tower.generator_lm_head.weight = verdict_tower.electra.embeddings.word_embeddings.weight
-  parameters = list(dict.fromkeys([*verdict_tower.parameters(), *proposal_tower.parameters()]))
+
+  def masked_logits(ids, positions):
+    hidden = proposal_tower.electra(ids, attention_mask=torch.ones_like(ids))[0]
+    hidden = proposal_tower.generator_predictions(at_positions(hidden, positions))
+    return proposal_tower.generator_lm_head(hidden)
+
+  def verdicts(ids):
+    hidden = verdict_tower.electra(ids, attention_mask=torch.ones_like(ids))[0]
+    return verdict_tower.discriminator_predictions(hidden)
+
+  return PeerModel((verdict_tower, proposal_tower), masked_logits, verdicts)
+
+
+def modern_peer(_: EncoderConfig, c: EncoderConfig, device: str) -> PeerModel:
+  """ModernBertForMaskedLM, and the head of ModernBertForTokenClassification on the same encoder."""
+  import torch
+  import transformers
+
+  config = transformers.ModernBertConfig(
+    vocab_size=c.vocab_size,
+    hidden_size=c.hidden_size,
+    intermediate_size=c.intermediate_size,
+    num_hidden_layers=c.num_layers,
+    num_attention_heads=c.num_heads,
+    max_position_embeddings=c.max_positions,
+    layer_types=['full_attention'] * c.num_layers,
+    pad_token_id=0,
+    cls_token_id=CLS_ID,
+    bos_token_id=CLS_ID,
+    sep_token_id=SEP_ID,
+    eos_token_id=SEP_ID,
+    embedding_dropout=c.dropout,
+    mlp_dropout=c.dropout,
+    attention_dropout=c.attention_dropout,
+    num_labels=1,
+    attn_implementation='sdpa',
+  )
+  lm = transformers.ModernBertForMaskedLM(config).to(device).train()
+  tagger = transformers.ModernBertForTokenClassification(config).to(device).train()
+  tagger.model = lm.model
+
+  def masked_logits(ids, positions):
+    hidden = lm.model(ids, attention_mask=torch.ones_like(ids))[0]
+    return lm.decoder(lm.head(at_positions(hidden, positions)))
+
+  def verdicts(ids):
+    return tagger(ids, attention_mask=torch.ones_like(ids)).logits[..., 0]
+
+  return PeerModel((tagger, lm), masked_logits, verdicts)
+
+
+PEERS = {'electra': electra_peer, 'modern': modern_peer}
+
+
+def peer(
+  generator: EncoderConfig, discriminator: EncoderConfig, rows: np.ndarray, compiled: bool
+) -> Run:
+  """The same steps with models of transformers.
+
+  `compiled`: compile the forward pass with torch.compile.
+  """
+  import torch
+
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  model = PEERS[discriminator.family](generator, discriminator, device)
+  parameters = list(dict.fromkeys(p for module in model.modules for p in module.parameters()))
   decayed = [p for p in parameters if p.ndim > 1]
   kept = [p for p in parameters if p.ndim <= 1]
   optimizer = torch.optim.AdamW(
@@ -170,7 +300,6 @@ def peer(
     fused=True,
   )
   ids = torch.from_numpy(rows).long().to(device)
-  visible = torch.ones_like(ids)
   maskable = ids >= FIRST_WORD
   predictions = masking.max_predictions(MASK_RATE, ids.shape[1])
 
@@ -179,9 +308,7 @@ def peer(
     positions = scores.topk(predictions, dim=1).indices  # [batch, predictions]
     original = ids.gather(1, positions)
     shown = torch.where(torch.rand(positions.shape, device=device) < MASK_SHARE, MASK_ID, original)
-    hidden = proposal_tower.electra(ids.scatter(1, positions, shown), attention_mask=visible)[0]
-    hidden = hidden.gather(1, positions[:, :, None].expand(-1, -1, hidden.shape[-1]))
-    logits = proposal_tower.generator_lm_head(proposal_tower.generator_predictions(hidden)).float()
+    logits = model.masked_logits(ids.scatter(1, positions, shown), positions).float()
     generator_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), original.flatten())
     with torch.no_grad():
       samples = (logits - torch.empty_like(logits).exponential_().log()).argmax(
@@ -189,8 +316,7 @@ def peer(
       )  # -log of Exp(1) is Gumbel
       corrupted = ids.scatter(1, positions, samples)
       labels = (corrupted != ids).float()
-    hidden = verdict_tower.electra(corrupted, attention_mask=visible)[0]
-    verdicts = verdict_tower.discriminator_predictions(hidden).float()
+    verdicts = model.verdicts(corrupted).float()
     verdict_loss = torch.nn.functional.binary_cross_entropy_with_logits(verdicts, labels)
     return generator_loss + DISCRIMINATOR_WEIGHT * verdict_loss
 
@@ -270,7 +396,9 @@ def main() -> None:
     '--dtype', choices=['float32', 'bfloat16'], help='default: float32 on a CPU, bfloat16 elsewhere'
   )
   parser.add_argument(
-    '--dropout', type=float, default=0.1, help='of activations and of attention probabilities'
+    '--dropout',
+    type=float,
+    help='of activations and of attention probabilities; default: 0.1, of mini 0',
   )
   parser.add_argument(
     '--attention',
@@ -278,7 +406,9 @@ def main() -> None:
     default='xla',
     help='kernel; with cudnn attention has no dropout, here and in the peer',
   )
-  parser.add_argument('--unroll', type=int, default=12, help='layers in one iteration of our scan')
+  parser.add_argument(
+    '--unroll', type=int, default=0, help='layers in one iteration of our scan; 0: as the program'
+  )
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument(
     '--steps', type=int, help='in a round; default: as many as fill about two seconds'
@@ -293,14 +423,13 @@ def main() -> None:
   devices.execute_in_main_thread()
   if jax.default_backend() == 'cpu':  # as the program does, for both sides
     allocator.keep_freed_memory()
-  dtype = jnp.dtype(flags.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16'))
-  generator, discriminator = towers(
-    flags.size, flags.length, flags.dropout, dtype, flags.unroll, flags.attention
-  )
+  flags.dtype = flags.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  dtype = jnp.dtype(flags.dtype)
+  generator, discriminator = towers(SIZES[flags.size], flags)
   rows = random_rows(discriminator, flags.batch, flags.length)
   settings = Settings(max_predictions=masking.max_predictions(MASK_RATE, flags.length))
   work = OBJECTIVE.step_flops(
-    settings, Electra(generator, discriminator), (flags.batch, flags.length)
+    settings, model_of(generator, discriminator), (flags.batch, flags.length)
   )
   versions = f'jax {jax.__version__}'
   runs = {f'electra_jax, {flags.attention} attention': ours(generator, discriminator, rows)}
@@ -312,7 +441,7 @@ def main() -> None:
     runs['transformers + PyTorch'] = peer(generator, discriminator, rows, flags.compile)
   print(
     f'{machine()}; {versions}\n{flags.size}, batch {flags.batch}, length {flags.length}, {dtype}, '
-    f'dropout {flags.dropout:g}, of attention {discriminator.attention_dropout:g}: '
+    f'dropout {discriminator.dropout:g}, of attention {discriminator.attention_dropout:g}: '
     f'{work / 1e9:,.1f} GFLOP per step',
     flush=True,
   )
@@ -367,10 +496,10 @@ def main() -> None:
     'batch': flags.batch,
     'length': flags.length,
     'dtype': str(dtype),
-    'dropout': flags.dropout,
+    'dropout': discriminator.dropout,
     'attention': flags.attention,
     'attention_dropout': discriminator.attention_dropout,
-    'unroll': flags.unroll,
+    'unroll': discriminator.scan_unroll,
     'compile': flags.compile,
     'flops_per_step': work,
     'matrix_product_flops_per_second': summary(products),

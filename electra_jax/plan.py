@@ -220,7 +220,7 @@ def _plan_phase(
     'rows_per_chip': rows,
     'attention': kernel,
     'why': reason,
-    'remat': c.model.remat,
+    'remat': p.model.discriminator_config.remat,
     'memory': {
       'parameters': _parameter_bytes(p),
       'moments': _moment_bytes(p),

@@ -167,7 +167,7 @@ class EncoderChoices(Config):
     below=1,
   )
   attention: str = field('auto', KERNEL_HELP, choices=KERNELS)
-  remat: str = field('none', REMAT_HELP, choices=REMAT)
+  remat: str = field('auto', REMAT_HELP, choices=REMAT, before='none')
   scan_unroll: int = field(
     0, 'Layers per iteration of the scan; 0: all on CPU, 1 elsewhere.', at_least=0
   )

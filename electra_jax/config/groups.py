@@ -9,7 +9,7 @@ KERNELS = ('auto', 'xla', 'pallas', 'splash', 'cudnn')
 GENERATORS = ('counter', 'hash', 'threefry')
 SCALES = ('float32', 'dtype')
 RESIDUALS = ('auto', 'float32', 'dtype')
-REMAT = ('none', 'dots', 'full')
+REMAT = ('auto', 'none', 'dots', 'full')
 PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
 CACHE = '~/.cache/electra_jax/xla'
 
@@ -24,16 +24,16 @@ SKIP_HELP = (
   'stopping.'
 )
 REMAT_HELP = (
-  'What the backward pass recomputes: none, dots (all but matrix products) or full. On CPU layers '
-  'are then not unrolled.'
+  'What the backward pass recomputes: none, dots (all but products) or full; auto: dots in loops '
+  'over layers on CPU.'
 )
 DROPOUT_SCALE_HELP = (
   "Type of dropout's factor 1 / (1 - rate): float32, or dtype as in version 0.1.0 (in bfloat16 the "
   'mean is up to 0.2% off).'
 )
 RESIDUAL_HELP = (
-  'Type of what is added up from layer to layer: float32, or dtype; auto: float32 in the modern '
-  'family, dtype in electra.'
+  'Type of what is added up from layer to layer: float32, or dtype; auto: float32 on CPU and in '
+  'the modern family.'
 )
 ALLOW_LOSS_HELP = (
   'Continue where a tokenizer loses 20% or more of the characters of a text, as [UNK] or removed.'

@@ -232,7 +232,7 @@ class ModelConfig(Config):
   vocab_multiple: int = field(
     128, 'The embedding table is padded to a multiple of this many rows.', at_least=1
   )
-  remat: str = field('none', REMAT_HELP, choices=REMAT)
+  remat: str = field('auto', REMAT_HELP, choices=REMAT, before='none')
   scan_unroll: int = field(
     0,
     'Layers per iteration of the scan; 0: all on CPU (faster), 1 elsewhere (compiles faster).',

@@ -9,7 +9,7 @@ from electra_jax import input_limits
 from electra_jax.config import ModelConfig
 from electra_jax.config.declarations import fields_of, one_of
 from electra_jax.config.families import FAMILIES, Family
-from electra_jax.config.groups import PRECISIONS
+from electra_jax.config.groups import PRECISIONS, REMAT
 from electra_jax.model.dropout import DropoutSettings
 from electra_jax.model.kernel_choice import KERNELS, require_dropout
 from electra_jax.model.products import ProductSettings
@@ -32,6 +32,7 @@ class EncoderConfig(ModelConfig):
   Attributes:
     scan_unroll: layers per iteration of the scan; num_layers unrolls it completely.
     attention: a key of KERNELS in model/kernel_choice.py.
+    remat: what the backward pass recomputes, of REMAT in config/groups.py without 'auto'.
     vocab_size: tokens. The embedding table has `padded_vocab_size` rows.
     dtype: of matrix products and activations. Parameters are float32 always.
     precision: arithmetic of products of float32 arrays, of PRECISIONS in config/groups.py.
@@ -45,6 +46,7 @@ class EncoderConfig(ModelConfig):
 
   scan_unroll: int = 1
   attention: str = 'xla'
+  remat: str = 'none'
   vocab_size: int = 30522
   dtype: DTypeLike = jnp.float32
   precision: str = 'float32'
@@ -64,6 +66,7 @@ class EncoderConfig(ModelConfig):
       _require(value >= 1, f'{name} is {value!r}; expected at least 1.')
     for name, choices in (
       ('attention', tuple(KERNELS)),
+      ('remat', tuple(x for x in REMAT if x != 'auto')),
       ('direction', DIRECTIONS),
       ('precision', PRECISIONS),
     ):

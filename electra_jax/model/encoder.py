@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
@@ -19,7 +18,7 @@ from electra_jax.model.attention import (
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.kernels import RESIDUALS, divided
-from electra_jax.model.products import ProductSettings, product
+from electra_jax.model.products import ProductSettings, kept, product
 from electra_jax.model.relative import bucket_rows, disentangled_attention
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
@@ -153,7 +152,7 @@ class Dense(nn.Module):
         (self.features,),
         jnp.float32,
       )
-    named: jax.Array = checkpoint_name(y.astype(self.dtype), PRODUCT)
+    named = kept(y.astype(self.dtype), PRODUCT, self.products)
     return named.reshape(*x.shape[:-1], self.features)
 
 

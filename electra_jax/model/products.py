@@ -4,6 +4,9 @@ XLA for CPUs uses the bfloat16 instructions of a processor (measured with AVX512
 only for products in one form: the result is float32, and the last axis of the left side, in memory
 too, is that of the sum. Products in other forms are computed in float32 (benchmarks/README.md).
 `ProductSettings.row_major` brings those of dense layers and of attention into that form.
+
+It has no instructions for other work on bfloat16 arrays, and converts them to float32 and back. Of
+the outputs that a scan stacks, that is the whole stack in each iteration; `kept` avoids it.
 """
 
 import dataclasses
@@ -11,6 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
@@ -61,6 +65,42 @@ def row_major(x: jax.Array) -> jax.Array:
   """The same array, in memory in the order of its axes: a transposed one is copied."""
   ordered: jax.Array = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
   return ordered
+
+
+def kept(x: jax.Array, name: str, settings: ProductSettings) -> jax.Array:
+  """Names an array, so that a rematerialization policy can keep it for the backward pass.
+
+  With `row_major` a bfloat16 array is kept as integers of its bits.
+
+  Args:
+    x: the array.
+    name: for the policy.
+    settings: of the product that computed it.
+
+  Returns:
+    The same array.
+  """
+  if settings.here().row_major and x.dtype == jnp.bfloat16:
+    return _kept_as_integers(x, name)
+  named: jax.Array = checkpoint_name(x, name)
+  return named
+
+
+def _through_integers(x: jax.Array, name: str) -> jax.Array:
+  bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), name)
+  same: jax.Array = jax.lax.bitcast_convert_type(bits, x.dtype)
+  return same
+
+
+_kept_as_integers = jax.custom_jvp(_through_integers, nondiff_argnums=(1,))
+
+
+@_kept_as_integers.defjvp
+def _kept_tangent(
+  name: str, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+  # Not by the function itself, in which policies would not find the name.
+  return _through_integers(primals[0], name), tangents[0]
 
 
 def product(x: jax.Array, kernel: jax.Array, settings: ProductSettings) -> jax.Array:

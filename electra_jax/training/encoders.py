@@ -106,7 +106,10 @@ def encoder_config(
   """
   platform = platform or jax.default_backend()
   fields = dataclasses.asdict(model)
-  fields['scan_unroll'] = _layers_per_iteration(model, platform)
+  fields |= _loop_over_layers(model, platform)
+  in_bfloat16 = compute_dtype(dtype, platform) == jnp.bfloat16
+  if platform == 'cpu' and in_bfloat16 and model.residual == 'auto':
+    fields['residual'] = 'float32'  # a loop is slow whose state is bfloat16, see model/products.py
   try:
     EncoderConfig(**fields | {'attention': 'xla'})  # reports sizes before kernels
     fields['attention'], _ = attention_kernel(model, length, dtype, platform)
@@ -115,24 +118,32 @@ def encoder_config(
       vocab_size=vocab_size,
       dtype=compute_dtype(dtype, platform),
       precision=precision,
-      row_major=platform == 'cpu' and compute_dtype(dtype, platform) == jnp.bfloat16,
+      row_major=platform == 'cpu' and in_bfloat16,
     )
   except ValueError as error:
     raise UserError(f'config.model: {error}') from None
 
 
-def _layers_per_iteration(model: ModelConfig, platform: str) -> int:
-  """Layers per iteration of the scan, where the config leaves it to the platform.
+def _loop_over_layers(model: ModelConfig, platform: str) -> dict[str, int | str]:
+  """Layers per iteration of the scan, and what the backward pass recomputes.
 
   The compiler for CPUs removes the barriers that keep what remat recomputes apart from the forward
-  pass. There only a loop does, so layers that are recomputed are not unrolled.
+  pass. There only a loop does, so layers that are recomputed are not unrolled. What a loop keeps
+  for the backward pass is written to memory twice, first as zeros, and most of it takes less time
+  to compute again.
+
+  Returns:
+    The fields `scan_unroll` and `remat` of EncoderConfig.
   """
-  if platform == 'cpu' and model.remat != 'none':
-    return 1
-  if model.scan_unroll:
-    return model.scan_unroll
-  layers = model.num_layers
-  return layers if platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU else 1
+  layers, remat = model.num_layers, model.remat
+  if platform == 'cpu' and remat in ('dots', 'full'):
+    return {'scan_unroll': 1, 'remat': remat}
+  unrolled = platform == 'cpu' and layers <= UNROLLED_LAYERS_ON_CPU
+  per_iteration = min(model.scan_unroll or (layers if unrolled else 1), layers)
+  if remat == 'auto':
+    loops = per_iteration < layers and layers % per_iteration == 0
+    remat = 'dots' if platform == 'cpu' and loops else 'none'
+  return {'scan_unroll': per_iteration, 'remat': remat}
 
 
 def towers(

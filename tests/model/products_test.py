@@ -1,18 +1,22 @@
 """Products in the form for bfloat16 instructions of CPUs, beside products in the plain form."""
 
 import os
+import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import micro_run
 import numpy as np
 import pytest
+from conftest import packed_rows
 from jax.sharding import AxisType
 
 from electra_jax.config import ModelConfig
 from electra_jax.model.attention import AttentionSettings, attention
+from electra_jax.model.encoder import Encoder, packed_inputs
 from electra_jax.model.products import ProductSettings, batched_product, product
 from electra_jax.training.encoders import encoder_config
 
@@ -91,6 +95,22 @@ def test_arrays_that_are_split_over_devices_keep_the_plain_form():
 def test_only_bfloat16_on_cpus_has_the_form(dtype, platform, expected):
   found = encoder_config(ModelConfig(), 100, 16, dtype, platform)
   assert found.products.row_major == expected
+
+
+def test_a_loop_over_layers_stacks_bfloat16_arrays_as_integers():
+  model = ModelConfig(num_layers=7, hidden_size=16, embedding_size=16, intermediate_size=32)
+  config = encoder_config(model, 60, 8, 'bfloat16', 'cpu')
+  assert (config.scan_unroll, config.remat) == (1, 'dots')
+  encoder, inputs = Encoder(config), packed_inputs(packed_rows(2, 8, 60), 0, 2, 3)
+  embedded = jax.ShapeDtypeStruct((2, 8, 16), jnp.float32)
+  params = nn.unbox(jax.eval_shape(encoder.init, jax.random.key(0), embedded, inputs))
+
+  def loss(params, embedded):
+    return jnp.square(encoder.apply(params, embedded, inputs).astype(jnp.float32)).mean()
+
+  text = jax.jit(jax.grad(loss)).lower(params, embedded).as_text()
+  stacked = re.findall(r'stablehlo\.dynamic_update_slice.*tensor<7x[0-9x]*x(\w+)>$', text, re.M)
+  assert set(stacked) == {'f32', 'ui16'}
 
 
 @pytest.mark.long

@@ -51,6 +51,7 @@ NEW = {
   'precision': 'bfloat16',
   'model.dropout_scale': 'dtype',
   'model.residual': 'dtype',
+  'model.remat': 'none',
   'optimizer.update_counts': 'shared',
   'data.normalization': 'original',
 }
