@@ -1,6 +1,7 @@
 """Reports of fine-tuned runs: WORKDIR/report.html, and the page of predictions of labeled data."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
 
 from etils import epath
@@ -13,10 +14,11 @@ from electra_jax.finetune import initial, report_files
 from electra_jax.finetune.predict import predict
 from electra_jax.finetune.report_blocks import Report
 from electra_jax.finetune.resolve import learning_rates
-from electra_jax.finetune.run_files import read_records
+from electra_jax.finetune.run_files import SEARCH, read_records
+from electra_jax.finetune.search_report import Search
 from electra_jax.pages.finetuned_page import FinetunedFiles, finetuned_page, scored_page
 from electra_jax.training import plugins, run_folder, versions
-from electra_jax.training.run_folder import read_json
+from electra_jax.training.run_folder import read_json, read_json_if_any
 
 PAGE = 'report.html'
 
@@ -71,14 +73,16 @@ def read_finetuned(workdir: str | os.PathLike[str]) -> FinetunedFiles:
     records=records,
     reports=reports,
     texts={name: report_files.read_texts(folder / name) for name in tasks},
-    status=_optional(folder / 'status.json'),
-    versions=_optional(folder / versions.FILE),
+    searches=_searches(folder, list(tasks)),
+    status=read_json_if_any(folder / 'status.json') or {},
+    versions=read_json_if_any(folder / versions.FILE) or {},
   )
 
 
-def _optional(path: epath.Path) -> dict[str, Any]:
-  found: dict[str, Any] = read_json(path) if file_access.exists(path) else {}
-  return found
+def _searches(folder: epath.Path, tasks: Sequence[str]) -> dict[str, Search]:
+  """What searches compared and chose, by task."""
+  found = {name: read_json_if_any(folder / name / SEARCH) for name in tasks}
+  return {name: search for name, search in found.items() if search is not None}
 
 
 def _best_trial(records: list[dict[str, Any]]) -> int:

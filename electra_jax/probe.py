@@ -12,7 +12,7 @@ from electra_jax.finetune.report_blocks import Cell, ReportTable
 from electra_jax.finetune.run_files import json_values
 from electra_jax.pages.block_views import block_views, metric_tiles, shown_cell
 from electra_jax.pages.html_page import isolated, page, picture, section, tag
-from electra_jax.pages.run_page import config_tables
+from electra_jax.pages.run_parts import config_tables
 from electra_jax.training import run_folder
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, STYLE
 

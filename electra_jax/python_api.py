@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from electra_jax import file_access, registry
+from electra_jax import registry
 from electra_jax.config import AnyConfig
 from electra_jax.config.config_files import load_config_file
 from electra_jax.errors import UserError
@@ -151,8 +151,7 @@ def finetune(
       changed.data[split] = _records_file(workdir, split, data, changed)
   with _requests_to_stop() as notice:
     status = run_finetuning(changed, workdir, notice)
-  path = run_folder.folder(workdir) / RESULTS
-  results = run_folder.read_json(path) if file_access.exists(path) else {}
+  results: dict[str, Any] = run_folder.read_json_if_any(run_folder.folder(workdir) / RESULTS) or {}
   summaries = results.get('summaries', {})
   metrics = {
     name: {metric: x['median'] for metric, x in summary['figures'].get('dev', {}).items()}

@@ -6,7 +6,6 @@ import os
 from typing import Any, TypeAlias
 
 import jax
-from etils import epath
 
 from electra_jax import console, registry
 from electra_jax.console import quantity, say, seconds
@@ -27,7 +26,7 @@ from electra_jax.training import checkpoints, plugins, versions
 from electra_jax.training.curves import RunRecord, draw_curves
 from electra_jax.training.devices import use_compilation_cache
 from electra_jax.training.progress import read_metrics
-from electra_jax.training.run_folder import folder, read_json
+from electra_jax.training.run_folder import folder, read_json, read_json_if_any
 
 EXAMPLES = 3  # held-out rows on the page
 
@@ -92,11 +91,6 @@ def report(
       say(label, line)
 
 
-def _optional(path: epath.Path) -> dict[str, Any] | None:
-  """A JSON file of a run; None where it is missing."""
-  return read_json(path) if exists(path) else None
-
-
 def _read_files(record: RunRecord, store: str | None) -> RunFiles:
   """What the page shows besides the record. Counts of older runs are read from the store, if any.
 
@@ -112,8 +106,8 @@ def _read_files(record: RunRecord, store: str | None) -> RunFiles:
   return RunFiles(
     record,
     corpus,
-    _optional(path / 'status.json') or {},
-    _optional(path / versions.FILE) or {},
+    read_json_if_any(path / 'status.json') or {},
+    read_json_if_any(path / versions.FILE) or {},
   )
 
 
@@ -172,10 +166,10 @@ def read_record(workdir: str | os.PathLike[str]) -> RunRecord:
   return RunRecord(
     path,
     config=config,
-    resolved=_optional(path / 'resolved.json') or {},
+    resolved=read_json_if_any(path / 'resolved.json') or {},
     train=[line for line in lines if line['kind'] == 'train'],
     heldout=[line for line in lines if line['kind'] == 'heldout'],
-    evaluation=_optional(path / 'evaluation.json'),
+    evaluation=read_json_if_any(path / 'evaluation.json'),
     same_tower=_objective(config).one_tower or _one_encoder(config),
   )
 

@@ -365,6 +365,10 @@ class FinetuningConfig(Config):
     """The config of a setting, without the search."""
     return self.replace({**setting, 'search': SearchConfig()})
 
+  def seed_of(self, trial: int) -> int:
+    """The seed of a trial, which are counted from 1."""
+    return self.seed + trial - 1
+
   @property
   def specs(self) -> dict[str, tuple[str, ...]]:
     """Kind -> names of the specs that the config uses, as `registry.from_user_code` takes them."""

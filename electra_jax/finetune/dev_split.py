@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from electra_jax import file_access
 from electra_jax.config import FinetuningConfig
 from electra_jax.data.store.permutation import permutation
 from electra_jax.errors import UserError
@@ -73,8 +72,7 @@ def _chosen(
 
 def _read_record(folder: epath.Path) -> dict[str, object]:
   shape = {'fraction': float, 'identity': int, 'dev': [int]}
-  path = folder / SPLIT
-  return run_folder.read_json(path, shape) if file_access.exists(path) else {}
+  return run_folder.read_json_if_any(folder / SPLIT, shape) or {}
 
 
 def _write_record(folder: epath.Path, record: dict[str, object]) -> None:

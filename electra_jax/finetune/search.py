@@ -203,7 +203,7 @@ class _Search:
       return value_of(record)
     until = halving.steps_of_part(share, p.steps, evaluation_interval(p))
     setup, dev = self.setup, self.splits['dev']
-    say(f'trial {trial}', f'of {len(self.trials)}, seed {p.config.seed + trial - 1}')
+    say(f'trial {trial}', f'of {len(self.trials)}, seed {p.config.seed_of(trial)}')
     with memory_errors(p.task.name):
       if until < p.steps:
         curve = run_part(p, trial, folder, dev, setup.notice, setup.status, until)
@@ -259,6 +259,7 @@ class _Search:
       'metric': metric,
       'constant': self.p.constant.get(metric),
       'halving': self.setup.config.search.halving,
+      'seeds': [self.setup.config.seed_of(trial) for trial in self.trials],
       'settings': settings,
       'chosen': {'setting': chosen, 'changes': self.settings[chosen - 1].changes},
       'seconds': sum(one['seconds'] for one in settings),
@@ -325,8 +326,7 @@ def _defined(value: float | None, constant: float | None) -> float:
 
 def finished_record(folder: epath.Path) -> Record | None:
   """The record of a trial; None where it is not finished."""
-  path = folder / RESULT
-  return run_folder.read_json(path) if file_access.exists(path) else None
+  return run_folder.read_json_if_any(folder / RESULT)
 
 
 def read_rungs(folder: epath.Path) -> list[Rung]:

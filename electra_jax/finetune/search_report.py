@@ -22,7 +22,7 @@ _EXPLANATION = (
 
 def described_setting(changes: Mapping[str, Any]) -> str:
   """A setting in words: 'learning_rate 0.0003, batch_size 32'."""
-  return ', '.join(f'{field.split(".")[-1]} {value:g}' for field, value in changes.items())
+  return ', '.join(f'{field_name(field)} {value:g}' for field, value in changes.items())
 
 
 def ranked(search: Search) -> list[dict[str, Any]]:
@@ -32,8 +32,23 @@ def ranked(search: Search) -> list[dict[str, Any]]:
   )
 
 
+def varied_fields(search: Search) -> list[str]:
+  """The fields of the config whose values were compared."""
+  return list(search['settings'][0]['changes'])
+
+
+def field_name(field: str) -> str:
+  """A field of the config without its group: 'learning_rate'."""
+  return field.split('.')[-1]
+
+
+def last_epoch(one: Mapping[str, Any]) -> float:
+  """The epoch that the trials of a setting were trained to."""
+  return max((line['epoch'] for curve in one['curves'] for line in curve), default=0.0)
+
+
 def _rows(search: Search) -> list[tuple[str, ...]]:
-  fields = [field.split('.')[-1] for field in search['settings'][0]['changes']]
+  fields = map(field_name, varied_fields(search))
   header = ('setting', *fields, search['metric'], 'sd', 'values', 'best epoch', 'time', '')
   return [header, *(_row(one) for one in ranked(search))]
 
@@ -45,7 +60,7 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
   epochs = ('-' if epoch is None else f'{epoch:.3g}' for epoch in one['best_epochs'])
   state = 'chosen' if one['chosen'] else ''
   if one['left_after']:
-    state = f'left at epoch {max(line["epoch"] for curve in one["curves"] for line in curve):.3g}'
+    state = f'left at epoch {last_epoch(one):.3g}'
   return (
     str(one['setting']),
     *(f'{value:g}' for value in one['changes'].values()),
@@ -113,7 +128,8 @@ def draw_search(search: Search) -> Figure:
     figure.suptitle(title, x=0.015, ha='left', fontsize=9.5)
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     _draw_scores(left, order, search['constant'])
-    _draw_curves(right, order, search)
+    draw_settings_curves(right, search)
+    right.set_title('during training', loc='left', fontsize=10, fontweight='bold')
   return figure
 
 
@@ -139,8 +155,14 @@ def _draw_scores(axes: Axes, order: Sequence[Mapping[str, Any]], constant: float
   axes.set_title('settings', loc='left', fontsize=10, fontweight='bold')
 
 
-def _draw_curves(axes: Axes, order: Sequence[Mapping[str, Any]], search: Search) -> None:
-  for one in reversed(order):  # the chosen one on top
+def draw_settings_curves(axes: Axes, search: Search) -> None:
+  """Draws the metric on dev of each trial over its epochs, times 100.
+
+  Args:
+    axes: of matplotlib.
+    search: the content of search.json.
+  """
+  for one in reversed(ranked(search)):  # the chosen one on top
     for curve in one['curves']:
       points = [(line['epoch'], line[search['metric']]) for line in curve]
       known = [(epoch, 100 * value) for epoch, value in points if value is not None]
@@ -149,4 +171,35 @@ def _draw_curves(axes: Axes, order: Sequence[Mapping[str, Any]], search: Search)
         axes.plot(*zip(*known, strict=True), color=_color(one), lw=wide, marker='.', alpha=0.7)
   axes.set_xlim(left=0)
   axes.set_xlabel('epochs', fontsize=8.5, labelpad=1)
-  axes.set_title('during training', loc='left', fontsize=10, fontweight='bold')
+
+
+def draw_scores_by_field(axes: Axes, search: Search, field: str) -> None:
+  """Draws the score of each setting over its value of a field, times 100.
+
+  Values are at equal distances. Lines connect settings that were trained to the end and have the
+  same values of all other fields.
+
+  Args:
+    axes: of matplotlib.
+    search: the content of search.json.
+    field: one of `varied_fields`.
+  """
+  values = sorted({one['changes'][field] for one in search['settings']})
+  lines: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+  for one in reversed(ranked(search)):
+    place, color = values.index(one['changes'][field]), _color(one)
+    axes.plot(
+      [place] * len(one['values']), [100 * x for x in one['values']], '.', color=color, ms=4
+    )
+    fill = 'none' if one['left_after'] else color
+    axes.plot([place], [100 * one['mean']], 'o', mec=color, mfc=fill, ms=7)
+    if not one['left_after']:
+      others = tuple(value for name, value in one['changes'].items() if name != field)
+      lines.setdefault(others, []).append((place, 100 * one['mean']))
+  for points in lines.values():
+    axes.plot(*zip(*sorted(points), strict=True), color=BLUE, lw=1, alpha=0.6, zorder=1)
+  if search['constant'] is not None:
+    axes.axhline(100 * search['constant'], color=GREY, ls='--', lw=1.2)
+  axes.set_xticks(range(len(values)), [f'{value:g}' for value in values])
+  axes.margins(x=0.15, y=0.12)
+  axes.set_xlabel(field_name(field), fontsize=8.5, labelpad=1)

@@ -198,7 +198,7 @@ def _run_trial(
   """Runs a trial and removes weights that are not kept; None if the run was asked to stop."""
   config, task = setup.config, p.task
   folder = setup.workdir / task.name
-  say(f'trial {number}', f'of {config.num_trials}, seed {config.seed + number - 1}')
+  say(f'trial {number}', f'of {config.num_trials}, seed {config.seed_of(number)}')
   with memory_errors(task.name):
     record = run_trial(p, number, folder / f'trial-{number}', splits, setup.notice, setup.status)
   if record is not None:

@@ -270,7 +270,7 @@ def finetuning_metrics(sums: Mapping[str, Any]) -> dict[str, float]:
 
 def _open(p: TaskProgram, number: int, folder: epath.Path, status: Status) -> _Trial:
   """Restores the state of a trial, or starts it."""
-  seed, best_by = p.config.seed + number - 1, p.best_by
+  seed, best_by = p.config.seed_of(number), p.best_by
   functions = p.sum_functions()
   manager = checkpoints.open_manager(folder, best_by=best_by)
   first = hosts.from_first(lambda: manager.latest_step() or 0)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SQUARE = (3.6, 3.4)  # inches
 _SHOWN = 8  # errors that are not folded
+SORTED_ABOVE = 4  # rows: a table of more has buttons that sort it
 # Mark -> class of the page's style, and what it means.
 _MARKS = {
   RIGHT: ('caught', 'given and predicted'),
@@ -70,7 +71,7 @@ def _table(block: ReportTable) -> Html:
     return tag('p', 'There are none.')
   rows = [[shown_cell(cell) for cell in row] for row in block.rows]
   keys = [[_sort_key(cell) for cell in row] for row in block.rows]
-  return table(block.header, rows, sort_by=keys if len(rows) > 4 else None)
+  return table(block.header, rows, sort_by=keys if len(rows) > SORTED_ABOVE else None)
 
 
 def _matrix(block: ConfusionMatrix) -> Html:

@@ -10,6 +10,7 @@ from electra_jax.console import quantity, seconds
 from electra_jax.data.tokenizers import loss_report
 from electra_jax.finetune import initial, report_files, trial_summary
 from electra_jax.finetune.report_blocks import Report
+from electra_jax.finetune.search_report import Search
 from electra_jax.pages.block_views import block_views, drawn, metric_tiles
 from electra_jax.pages.html_page import (
   Cell,
@@ -20,21 +21,26 @@ from electra_jax.pages.html_page import (
   joined_html,
   notice,
   page,
-  picture,
   section,
   table,
   tag,
 )
-from electra_jax.pages.run_page import STATES, config_tables
+from electra_jax.pages.run_parts import (
+  PANEL,
+  config_tables,
+  environment_rows,
+  figures,
+  run_header,
+)
+from electra_jax.pages.search_view import search_view
 from electra_jax.training.curves import BLUE, GREEN, GREY, ORANGE, PURPLE
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-_PANEL = (4.6, 2.9)  # inches: readable at the width of a phone
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
-_SECTIONS = {'results': 'Results', 'curves': 'Learning curves'}
+_SECTIONS = {'results': 'Results', 'search': 'Search', 'curves': 'Learning curves'}
 _LAST_SECTIONS = {'texts': 'Texts', 'settings': 'Recipe and environment'}
 
 
@@ -50,6 +56,7 @@ class FinetunedFiles:
     records: of the finished trials.
     reports: by task: the trial, and its reports by part of the data.
     texts: by task and part of the data, what `report_files.read_texts` returns.
+    searches: by task the content of search.json, of tasks that have one.
     status: of status.json; empty where there is none.
     versions: of versions.json; empty where there is none.
   """
@@ -61,6 +68,7 @@ class FinetunedFiles:
   records: Sequence[trial_summary.Record]
   reports: Mapping[str, tuple[int, Mapping[str, Report]]]
   texts: Mapping[str, Mapping[str, Mapping[str, Any]]]
+  searches: Mapping[str, Search] = dataclasses.field(default_factory=dict)
   status: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -69,20 +77,20 @@ def finetuned_page(files: FinetunedFiles) -> str:
   """The page of a run as text."""
   summaries = trial_summary.summarize_trials(files.records)
   tasks = {f'task{chr(ord("a") + i)}': name for i, name in enumerate(summaries)}
-  titles = {**_SECTIONS, **tasks, **_LAST_SECTIONS}
+  searched = {name: files.searches[name] for name in summaries if name in files.searches}
   body = {
     'results': _results(summaries),
+    **({'search': joined_html(map(search_view, searched.values()))} if searched else {}),
     'curves': joined_html(_curves(files.records, name) for name in summaries),
     **{key: _task(files, name) for key, name in tasks.items()},
     'texts': _texts(files.texts),
     'settings': _settings(files),
   }
+  titles = {**_SECTIONS, **tasks, **_LAST_SECTIONS}
+  titles = {key: titles[key] for key in body}
   sections = [section(key, titles[key], part) for key, part in body.items()]
   name = str(files.config['name'])
-  state = files.status.get('state')
-  chip = tag('span', state, class_=f'state {STATES.get(state, "note")}') if state else Html()
-  lead = tag('p', isolated(files.encoder), '.', class_='lead')
-  header = tag('header', chip, tag('h1', isolated(name)), lead, contents(titles))
+  header = run_header(name, isolated(files.encoder), titles, files.status)
   return page(f'{name} - fine-tuning report', header, *sections)
 
 
@@ -171,16 +179,11 @@ def _curves(records: Sequence[trial_summary.Record], task: str) -> Html:
     for line in record['curve']
     if 'step' in line and line['step'] == record.get('selected_step')
   }
-  shown = [
-    tag(
-      'figure',
-      tag('figcaption', tag('h3', title), text),
-      picture(_lines(points, rings if points is dev else set()), f'{title} over epochs'),
-    )
+  return figures(
+    (title, text, _lines(points, rings if points is dev else set()), f'{title} over epochs')
     for title, text, points in panels
     if any(points.values())
-  ]
-  return tag('div', *shown, class_='figures')
+  )
 
 
 def _lines(
@@ -207,7 +210,7 @@ def _lines(
     if 1 < len(points) <= 10:
       axes.legend(title='trial', framealpha=0.85, edgecolor='none')
 
-  return drawn(_PANEL, draw)
+  return drawn(PANEL, draw)
 
 
 #### A task ####
@@ -286,24 +289,13 @@ def _losses(losses: Sequence[tuple[str, Any]]) -> Iterator[Html]:
 
 
 def _settings(files: FinetunedFiles) -> Html:
-  status = files.status
-  environment: list[tuple[str, Cell]] = [
-    ('folder', tag('code', isolated(files.workdir))),
-    ('state', status.get('state', '')),
-    ('exit reason', status.get('exit_reason') or ''),
-    ('host', status.get('host', '')),
-    ('started', status.get('started', '')),
-  ]
-  for name, title in (('started_with', 'started with'), ('last_run_with', 'last run with')):
-    found = files.versions.get(name) or {}
-    environment.append((title, ', '.join(f'{package} {one}' for package, one in found.items())))
   essentials = [*files.essentials, *_spent(files.records)]
   return joined_html(
     [
       tag(
         'div',
         fields([(name, isolated(value)) for name, value in essentials if value]),
-        fields([row for row in environment if str(row[1])]),
+        fields(environment_rows(files.workdir, files.status, files.versions)),
         class_='columns',
       ),
       config_tables(files.config, to_plain(FinetuningConfig())),

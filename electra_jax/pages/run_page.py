@@ -1,7 +1,6 @@
 """The page of a run, WORKDIR/report.html: checks, metrics, curves, examples, data and settings."""
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,36 +19,33 @@ from electra_jax.data.prepare.preparation_report import (
 from electra_jax.pages.html_page import (
   Cell,
   Html,
-  contents,
   fields,
   isolated,
   joined_html,
   notice,
   page,
-  picture,
   section,
   table,
   tag,
 )
 from electra_jax.pages.run_checks import LEVELS, Finding, RunFiles, findings
+from electra_jax.pages.run_parts import (
+  PANEL,
+  config_tables,
+  environment_rows,
+  figures,
+  run_header,
+)
 from electra_jax.training.curves import CurvePanel, Line, RunRecord, draw_single_panels
 
 # Value, low, high; None where there is none.
 Estimate: TypeAlias = tuple[float | None, float | None, float | None]
 
-_PANEL = (4.6, 2.9)  # inches: readable at the width of a phone
 _SPEED_PANELS = ('Tokens per second', 'Utilization')
 _FINE = (
   'Losses, gradients, speed, held-out metrics and the counts of the text, as far as they are '
   'recorded, are as they should be.'
 )
-STATES = {
-  'preparing': 'note',
-  'running': 'note',
-  'stopped': 'note',
-  'finished': 'good',
-  'failed': 'problem',
-}
 # Titles of what metrics.jsonl has besides the metrics of the objective.
 _OTHER_TITLES = {
   'loss': 'training loss (weighted sum)',
@@ -99,7 +95,7 @@ class PageContent:
 def run_page(content: PageContent) -> str:
   """The page as text."""
   files = content.files
-  panels = draw_single_panels(files.record, _PANEL)
+  panels = draw_single_panels(files.record, PANEL)
   curves = [panel for panel in panels if panel.title not in _SPEED_PANELS]
   speed = [panel for panel in panels if panel.title in _SPEED_PANELS]
   examples = content.examples
@@ -114,23 +110,9 @@ def run_page(content: PageContent) -> str:
   }
   sections = [section(name, _SECTIONS[name], part) for name, part in body.items()]
   name = str(files.record.config['name'])
-  return page(f'{name} - run report', _header(content, name), *sections)
-
-
-def _header(content: PageContent, name: str) -> Html:
-  state = content.files.status.get('state')
-  chip = Html()
-  if state:
-    chip = tag('span', state, class_=f'state {STATES.get(state, "note")}')
-  # The headline begins with the name, which is the heading here.
-  lead = content.headline.removeprefix(f'{name}: ')
-  return tag(
-    'header',
-    chip,
-    tag('h1', isolated(name)),
-    tag('p', f'{lead}.', class_='lead'),
-    contents(_SECTIONS),
-  )
+  lead = content.headline.removeprefix(f'{name}: ')  # the heading has the name already
+  header = run_header(name, lead, _SECTIONS, files.status)
+  return page(f'{name} - run report', header, *sections)
 
 
 #### Checks ####
@@ -270,15 +252,10 @@ def _curves_key(record: RunRecord) -> str:
 
 
 def _figures(panels: Sequence[CurvePanel]) -> Html:
-  shown = [
-    tag(
-      'figure',
-      tag('figcaption', tag('h3', panel.title), panel.good),
-      picture(panel.figure, f'{panel.title} over tokens seen; {panel.good}'),
-    )
+  return figures(
+    (panel.title, panel.good, panel.figure, f'{panel.title} over tokens seen; {panel.good}')
     for panel in panels
-  ]
-  return tag('div', *shown, class_='figures')
+  )
 
 
 def _speed(record: RunRecord) -> Html:
@@ -354,56 +331,8 @@ def _settings(content: PageContent) -> Html:
   )
 
 
-def config_tables(config: Mapping[str, Any], usual: Mapping[str, Any]) -> Html:
-  """The fields of a config that differ from the defaults, and folded all of them.
-
-  Args:
-    config: as config.json has it.
-    usual: the defaults, in the same form.
-  """
-  values, defaults = _flat(config), _flat(usual)
-  changed = {name: value for name, value in values.items() if value != defaults.get(name)}
-  return joined_html(
-    [
-      tag('p', f'{len(changed)} fields differ from the defaults:', class_='notes'),
-      _config_table(changed),
-      tag('details', tag('summary', f'All {len(values)} fields'), _config_table(values)),
-    ]
-  )
-
-
-def _config_table(values: Mapping[str, Any]) -> Html:
-  rows = [
-    (name, tag('code', json.dumps(value, ensure_ascii=False))) for name, value in values.items()
-  ]
-  return fields(rows)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Name with dots -> value."""
-  found: dict[str, Any] = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      found |= _flat(value, f'{prefix}{name}.')
-    else:
-      found[prefix + name] = value
-  return found
-
-
 def _environment(files: RunFiles) -> list[tuple[str, Cell]]:
-  resolved, status = files.record.resolved, files.status
-  mesh = resolved.get('mesh')
-  rows: list[tuple[str, Cell]] = [
-    ('folder', tag('code', isolated(str(files.record.workdir)))),
-    ('state', status.get('state', '')),
-    ('exit reason', status.get('exit_reason') or ''),
-    ('host', status.get('host', '')),
-    ('started', status.get('started', '')),
-    ('status written', status.get('updated', '')),
-    ('mesh', ', '.join(f'{axis} {size}' for axis, size in mesh.items()) if mesh else ''),
-  ]
-  for name, title in (('started_with', 'started with'), ('last_run_with', 'last run with')):
-    versions = files.versions.get(name) or {}
-    rows.append((title, ', '.join(f'{package} {version}' for package, version in versions.items())))
-  rows.append(('format of the folder', files.versions.get('format', '')))
-  return [row for row in rows if str(row[1])]
+  rows = environment_rows(str(files.record.workdir), files.status, files.versions)
+  if mesh := files.record.resolved.get('mesh'):
+    rows.append(('mesh', ', '.join(f'{axis} {size}' for axis, size in mesh.items())))
+  return rows

@@ -34,7 +34,7 @@ from electra_jax.training.kept_config import (
   another_config_error,
   changed_fields,
 )
-from electra_jax.training.run_folder import read_json, write_json
+from electra_jax.training.run_folder import read_json_if_any, write_json
 
 TRISTATE = {'auto': None, 'yes': True, 'no': False}  # values of three fields of config.data
 
@@ -229,7 +229,7 @@ def claim_workdir(workdir: str | os.PathLike[str], config: PretrainingConfig) ->
   if changed:  # a start that saved nothing does not bind the next one
     with file_access.reaching(resolved, 'removed'):
       resolved.unlink(missing_ok=True)
-  recorded = read_json(resolved) if file_access.exists(resolved) else {}
+  recorded: dict[str, Any] = read_json_if_any(resolved) or {}
   steps = {'steps': recorded['steps']} if 'steps' in recorded else {}
   write_json(folder / CONFIG, to_plain(config) | steps)
   versions.record_versions(folder, resumed=checkpoints.any_saved(folder))

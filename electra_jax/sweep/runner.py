@@ -439,9 +439,8 @@ def _heldout_metrics(run: Run, place: epath.Path, limit: int) -> tuple[dict[str,
 
   Those of an earlier evaluation of the same checkpoint on as many rows are used.
   """
-  path = place / 'evaluation.json'
   rows = min(run.heldout.rows, limit or run.heldout.rows)
-  before = run_folder.read_json(path) if file_access.exists(path) else {}
+  before: dict[str, Any] = run_folder.read_json_if_any(place / 'evaluation.json') or {}
   if (before.get('step'), before.get('rows')) != (run.step, rows):
     before = evaluation.evaluate(run, rows=limit or None)
   metrics: dict[str, Any] = before['figures']

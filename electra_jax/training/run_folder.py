@@ -138,6 +138,21 @@ def read_json(
   raise UserError(f'{path} is damaged{reason}; restore it, or start again in another --workdir.')
 
 
+def read_json_if_any(
+  path: str | os.PathLike[str], shape: json_reader.Shape = None
+) -> json_reader.Document | None:
+  """As `read_json`; None where the file is missing.
+
+  Args:
+    path: of the file.
+    shape: as of `read_json`.
+
+  Raises:
+    UserError: the file is damaged, or its bucket cannot be reached.
+  """
+  return read_json(path, shape) if file_access.exists(path) else None
+
+
 class Results:
   """Where a program writes what it found about a run: its folder, or another one.
 

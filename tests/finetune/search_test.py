@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import re
 import shutil
 import signal
 
@@ -11,6 +12,7 @@ import jax
 import micro_run
 import numpy as np
 import pytest
+from foreign_html import foreign
 
 import electra_jax
 from electra_jax import file_access, python_api
@@ -18,6 +20,7 @@ from electra_jax.config import FinetuningConfig, checked_finetuning
 from electra_jax.errors import UserError
 from electra_jax.finetune import halving, search, search_report
 from electra_jax.finetune.search import read_rungs
+from electra_jax.finetuned_report import finetuned_report
 from electra_jax.training import run_folder
 
 CLOCK = ('seconds', 'tokens_per_second')
@@ -153,6 +156,32 @@ def test_the_page_and_the_picture_show_all_settings(searched):
   rows = [line for line in page.splitlines() if line.startswith('| ')][2:]
   assert len(rows) == 4 and '**chosen**' in rows[0] and 'left at epoch 0.' in rows[-1]
   assert (folder / 'search.png').stat().st_size > 10_000
+
+
+def cells_of(page, section):
+  """The cells of each row of the tables of a section."""
+  part = page.split(f'<section id="{section}">')[1].split('</section>')[0]
+  rows = re.findall('<tr>(.*?)</tr>', part)
+  return [re.findall('<t[hd][^>]*>(.*?)</t[hd]>', row) for row in rows]
+
+
+def test_the_report_of_the_run_shows_all_settings_and_when_they_were_stopped(searched):
+  folder, _ = searched
+  finetuned_report(folder.parent)
+  page, found = (folder.parent / 'report.html').read_text(), read(folder / 'search.json')
+  assert foreign(page) == [] and page.count(' on dev by ') == 2 * len(found['chosen']['changes'])
+  header, *rows = cells_of(page, 'search')
+  assert header[1:5] == ['batch_size', 'learning_rate', 'accuracy', 'sd']
+  assert header[5] == 'by seed: 0, 1' and [row[-1] for row in rows[:4]].count('chosen') == 1
+  by_number = {int(row[0]): row for row in rows[:4]}
+  for one in found['settings']:
+    row = by_number[one['setting']]
+    assert row[1:3] == [f'{value:g}' for value in one['changes'].values()]
+    assert row[3] == f'{100 * one["mean"]:.1f}'
+    assert row[5] == ', '.join(f'{100 * value:.1f}' for value in one['values'])
+    if one['left_after']:
+      assert row[-1].startswith(f'stopped after {one["left_after"]:g} of its training, epoch ')
+  assert [row[:3] for row in rows[5:]] == [['0.25', '4', '2'], ['0.5', '2', '1'], ['1', '1', '0']]
 
 
 def test_a_search_that_ended_before_its_trials_were_moved_continues(searched, data, tmp_path):
