@@ -2,6 +2,8 @@ r"""Fine-tuning of a small encoder on several tasks: beside the Trainer, and wit
 
   python benchmarks/finetuning.py trainer ENCODER DATA OUT       # an hour on a core
   python benchmarks/finetuning.py pretrained RUN DATA OUT [TASK ...]  # an hour and a half on two
+  python benchmarks/finetuning.py speed FILE       # seven minutes, alone on two cores
+  python benchmarks/finetuning.py speed-page FILE  # its table into docs/finetuning.md
 
 trainer: our fine-tuning beside the Trainer of Hugging Face (pip install accelerate seqeval), with
 the same weights, examples, batch size, epochs, rates, weight decay and number of trials. ENCODER is
@@ -13,6 +15,9 @@ examples, and parts of the training sets are dev. Trials are lines of OUT/trials
 
 pretrained: a pretraining run and the same encoder with random weights, and minimal pairs of BLiMP.
 MODELS are `pretrained` and `scratch`.
+
+speed: prediction of one text and of many, training steps and the start of a process, beside
+transformers + PyTorch on the same weights at three lengths, see finetuning_speed.py. FILE is JSON.
 
 DATA has glue/, tagging/, squad/ and blimp.tar.xz. Killed, the same command resumes.
 """
@@ -544,6 +549,25 @@ def print_pretrained(out: pathlib.Path) -> None:
     print(f'| {title}, {split} | {best} | {scratch} | {trained} |')
 
 
+#### Speed ####
+
+# PyTorch and transformers are imported only where they run.
+
+
+def speed(arguments: argparse.Namespace) -> None:
+  """Measures, prints a table and writes the results."""
+  import finetuning_speed
+
+  finetuning_speed.speed(arguments)
+
+
+def speed_page(arguments: argparse.Namespace) -> None:
+  """Writes the section about speed of a page of the documentation."""
+  import finetuning_speed
+
+  finetuning_speed.write_page(arguments.file, arguments.page)
+
+
 #### Command line ####
 
 
@@ -574,6 +598,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
   p.add_argument('tasks', nargs='*', default=tasks, metavar='TASK', help=', '.join(tasks))
   models = ('pretrained', 'scratch')
   p.add_argument('--models', nargs='+', choices=models, default=list(models))
+  p = commands.add_parser('speed')
+  p.set_defaults(function=speed)
+  p.add_argument('file', type=pathlib.Path)
+  p.add_argument('--sizes', nargs='+', default=['mini', 'small'])
+  p.add_argument('--lengths', nargs='+', type=int, default=[16, 128, 256])
+  p.add_argument('--threads', type=int, default=2, help="PyTorch's; XLA uses all cores")
+  p.add_argument('--calls', type=int, default=200, help='with one text')
+  p.add_argument('--rounds', type=int, default=5, help='with many texts, and of training')
+  p.add_argument('--rows', type=int, default=32, help='of a training step')
+  p.add_argument('--starts', type=int, default=3, help='processes of each side')
+  clocks = ('seconds', 'processor_seconds')
+  p.add_argument('--clock', choices=clocks, default=clocks[0], help='that the table shows')
+  p = commands.add_parser('speed-page')
+  p.set_defaults(function=speed_page)
+  p.add_argument('file', type=pathlib.Path)
+  p.add_argument('--page', type=pathlib.Path, default=pathlib.Path('docs/finetuning.md'))
   return parser.parse_args(argv)
 
 

@@ -35,12 +35,14 @@ from electra_jax.data.corpus.text_format import SAMPLE_PATH
 from electra_jax.file_access import decompressed, open_binary
 from electra_jax.finetune.adopt import adopt
 from electra_jax.finetune.config import default_config
+from electra_jax.finetune.finetuned import FineTunedRun
 
 TorchModel: TypeAlias = Any  # of transformers
 
 LABELS = ('negative', 'positive')
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 SIZES = ('mini', 'small')
+LONGEST = 256  # tokens of a text
 PEER_START = """
 import sys, transformers
 pipe = transformers.pipeline('text-classification', model=sys.argv[1])
@@ -48,16 +50,24 @@ print(pipe(sys.stdin.read().strip()))
 """
 
 
-def peer_model(size: str) -> TorchModel:
-  """A classifier of transformers with random weights, of the size of a shipped config."""
+def peer_model(size: str, dropout: float = 0.0) -> TorchModel:
+  """A classifier of transformers with random weights, of the size of a shipped config.
+
+  Args:
+    size: one of SIZES.
+    dropout: of all layers and of attention probabilities, while it is trained.
+  """
   torch.manual_seed(0)
   shared = {'num_labels': 2, 'id2label': dict(enumerate(LABELS))}
+  shared |= {'classifier_dropout': dropout, 'attn_implementation': 'sdpa'}
   if size == 'small':
+    shared |= {'hidden_dropout_prob': dropout, 'attention_probs_dropout_prob': dropout}
     sizes = {'embedding_size': 128, 'hidden_size': 256, 'intermediate_size': 1024}
     config = transformers.ElectraConfig(
       vocab_size=30_522, num_hidden_layers=12, num_attention_heads=4, **sizes, **shared
     )
     return transformers.ElectraForSequenceClassification(config).eval()
+  shared |= {'embedding_dropout': dropout, 'mlp_dropout': dropout, 'attention_dropout': dropout}
   ids = {'pad_token_id': 0, 'cls_token_id': 2, 'sep_token_id': 3, 'bos_token_id': 2}
   config = transformers.ModernBertConfig(
     vocab_size=8_192,
@@ -95,7 +105,8 @@ def write_peer(folder: pathlib.Path, size: str, sentences: Sequence[str]) -> Tor
   vocabulary = [*known, *words][: made.config.vocab_size]
   vocabulary += [f'[unused{i}]' for i in range(made.config.vocab_size - len(vocabulary))]
   (folder / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n', 'utf-8')
-  settings = {'do_lower_case': True, 'tokenizer_class': 'BertTokenizer', 'model_max_length': 128}
+  settings = {'do_lower_case': True, 'tokenizer_class': 'BertTokenizer'}
+  settings['model_max_length'] = LONGEST
   (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
   return made
 
@@ -103,7 +114,7 @@ def write_peer(folder: pathlib.Path, size: str, sentences: Sequence[str]) -> Tor
 def our_run(folder: pathlib.Path, workdir: pathlib.Path) -> None:
   """Imports the model."""
   config = default_config()
-  config.update(init=f'hf:{folder}', task='classification', max_length=128)
+  config.update(init=f'hf:{folder}', task='classification', max_length=LONGEST)
   adopt(config, str(workdir))
 
 
@@ -119,7 +130,7 @@ class Peer:
   def batch(self, texts: Sequence[str]) -> list[list[float]]:
     """Probabilities of some texts, as one batch."""
     inputs = self.tokenizer(
-      list(texts), padding=True, truncation=True, max_length=128, return_tensors='pt'
+      list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors='pt'
     )
     if not self.types:
       inputs.pop('token_type_ids', None)
@@ -134,6 +145,21 @@ class Peer:
       for i, row in zip(chosen, self.batch([texts[i] for i in chosen]), strict=True):
         found[i] = row
     return found
+
+
+def open_sides(size: str, folder: pathlib.Path) -> tuple[FineTunedRun, Peer]:
+  """Makes the model of a size, and opens it on both sides.
+
+  Args:
+    size: one of SIZES.
+    folder: gets `hf` and `peer`, folders of transformers, and `run`, of this project.
+  """
+  made = write_peer(folder / 'hf', size, sample_sentences())
+  our_run(folder / 'hf', folder / 'run')
+  peer = Peer(folder / 'hf', made)
+  made.save_pretrained(folder / 'peer')
+  peer.tokenizer.save_pretrained(folder / 'peer')
+  return electra_jax.load(folder / 'run'), peer
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -151,10 +177,22 @@ def both(function: Callable[[], Any]) -> tuple[float, float]:
 
 
 def pairs_of(
-  ours: Callable[[], Any], theirs: Callable[[], Any], count: int
+  ours: Callable[[], Any], theirs: Callable[[], Any], count: int, block: int = 1
 ) -> dict[str, list[tuple[float, float]]]:
-  """Calls that alternate between the sides: pairs of seconds, and of processor seconds."""
-  calls = [(both(ours), both(theirs)) for _ in range(count)]
+  """Calls that alternate between the sides: pairs of seconds, and of processor seconds.
+
+  Args:
+    ours: a call.
+    theirs: the call that it is compared with.
+    count: calls of each.
+    block: calls of a side before the other one's turn. Threads of either may wait actively for a
+      while after a call, and then slow down the other's next one.
+  """
+  calls: list[tuple[tuple[float, float], tuple[float, float]]] = []
+  while len(calls) < count:
+    size = min(block, count - len(calls))
+    mine, other = ([both(call) for _ in range(size)] for call in (ours, theirs))
+    calls += zip(mine, other, strict=True)
   return {
     'seconds': [(a[0], b[0]) for a, b in calls],
     'processor_seconds': [(a[1], b[1]) for a, b in calls],
@@ -164,15 +202,11 @@ def pairs_of(
 def measure(size: str, folder: pathlib.Path, options: argparse.Namespace) -> dict[str, Any]:
   """All numbers of a size."""
   sentences = sample_sentences()
-  made = write_peer(folder / 'hf', size, sentences)
-  our_run(folder / 'hf', folder / 'run')
-  peer, run = Peer(folder / 'hf', made), electra_jax.load(folder / 'run')
-  made.save_pretrained(folder / 'peer')
-  peer.tokenizer.save_pretrained(folder / 'peer')
+  run, peer = open_sides(size, folder)
   lengths = [len(ids) + 2 for ids in run.tokenizer.encode_arrays(sentences)]
   one = next(text for text, n in zip(sentences, lengths, strict=True) if n == 16)
   texts = sentences[: options.texts]
-  tokens = sum(min(n, 128) for n in lengths[: options.texts])
+  tokens = sum(min(n, LONGEST) for n in lengths[: options.texts])
   ours = [[row.probabilities[name] for name in LABELS] for row in run.predict(texts[:64])]
   difference = max(
     abs(a - b)
@@ -197,11 +231,11 @@ def measure(size: str, folder: pathlib.Path, options: argparse.Namespace) -> dic
     'first_call_seconds': first,
     'bulk': rounds,
     'programs': len(run._predictor.rows.planner.compiled),
-    'start': starts(folder, one) if options.start else None,
+    'start': starts(folder, one, 3) if options.start else None,
   }
 
 
-def starts(folder: pathlib.Path, text: str) -> dict[str, list[tuple[float, float]]]:
+def starts(folder: pathlib.Path, text: str, count: int) -> dict[str, list[tuple[float, float]]]:
   """Pairs of seconds, and of processor seconds, from command to first prediction."""
   commands = (
     [
@@ -220,11 +254,19 @@ def starts(folder: pathlib.Path, text: str) -> dict[str, list[tuple[float, float
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, processor
 
-  calls = [tuple(map(started, commands)) for _ in range(3)]
+  calls = [tuple(map(started, commands)) for _ in range(count)]
   return {
     'seconds': [(ours[0], peer[0]) for ours, peer in calls],
     'processor_seconds': [(ours[1], peer[1]) for ours, peer in calls],
   }
+
+
+def ratio_text(ratios: Sequence[float]) -> str:
+  """The median and the range of ratios; of many without the twentieth at either end."""
+  low, high = min(ratios), max(ratios)
+  if len(ratios) >= 20:
+    low, *_, high = statistics.quantiles(ratios, n=20)
+  return f'{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})'
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -235,15 +277,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
   ]
 
   def add(size: str, name: str, pairs: Sequence[Sequence[float]], scale: float, unit: str) -> None:
-    ratios = [ours / theirs for ours, theirs in pairs]
+    ratios = ratio_text([ours / theirs for ours, theirs in pairs])
     cells = [statistics.median(side) * scale for side in zip(*pairs, strict=True)]
-    low, high = min(ratios), max(ratios)
-    if len(ratios) >= 20:  # without the twentieth at either end
-      low, *_, high = statistics.quantiles(ratios, n=20)
-    lines.append(
-      f'| {size} | {name} | {cells[0]:,.2f} {unit} | {cells[1]:,.2f} {unit} | '
-      f'{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}) |'
-    )
+    shown = (size, name, f'{cells[0]:,.2f} {unit}', f'{cells[1]:,.2f} {unit}', ratios)
+    lines.append(f'| {" | ".join(shown)} |')
 
   for result in results:
     for clock, name in (('seconds', ''), ('processor_seconds', ', processor')):

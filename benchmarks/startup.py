@@ -1,10 +1,12 @@
-"""Time from the command to the first step of training, and of a whole evaluation.
+"""Time from the command to the first step of training and fine-tuning, and to the end of others.
 
   python benchmarks/startup.py                          # tiny and small, cold and warm
   python benchmarks/startup.py --configs=tiny --rounds=3
 
 The corpus is prepared before. `cold` starts with an empty folder of compiled programs, `warm` with
-what the cold start left there. Processor seconds are those of all threads of the process.
+what the cold start left there. Evaluation is of 8 rows, prediction of one text, fine-tuning of
+batches of 8 short texts, whose first step is included, since it compiles. Processor seconds are
+those of all threads of the process.
 """
 
 import argparse
@@ -19,14 +21,20 @@ from collections.abc import Sequence
 
 from environment import ROOT, environment
 
-MODULES = {'train': 'electra_jax.pretrain.train', 'evaluate': 'electra_jax.pretrain.evaluation'}
+MODULES = {
+  'train': 'electra_jax.pretrain.train',
+  'evaluate': 'electra_jax.pretrain.evaluation',
+  'finetune': 'electra_jax.finetune.train',
+  'predict': 'electra_jax.finetuned_report',
+}
+COMPILE_IN_STEP = ('finetune',)  # modes whose first step compiles
 
 
 def child(mode: str, argv: Sequence[str], output: str, start: float) -> None:
   """Runs a command in this process and writes the times of its phases.
 
   Args:
-    mode: 'train' or 'evaluate'.
+    mode: a key of MODULES.
     argv: arguments of the command line.
     output: file for the times.
     start: when the process was started, of time.time.
@@ -61,9 +69,13 @@ def child(mode: str, argv: Sequence[str], output: str, start: float) -> None:
 
   take_step = StepRunner.take_step
 
-  def first_step(*args: object) -> None:
-    write()
-    take_step(*args)
+  def first_step(runner: StepRunner, *args: object) -> None:
+    if mode not in COMPILE_IN_STEP:
+      write()
+    take_step(runner, *args)
+    if not pathlib.Path(output).exists():
+      runner.wait()
+      write()
 
   jax.monitoring.register_event_duration_secs_listener(duration)
   jax.monitoring.register_event_listener(event)
@@ -113,16 +125,41 @@ def rounds_of(config: str, rounds: int, folder: pathlib.Path) -> list[dict[str, 
   prepare = [sys.executable, '-m', 'electra_jax.main', '--mode=prepare', *common]
   subprocess.run(prepare, cwd=ROOT, capture_output=True, check=True)
   found: list[dict[str, object]] = []
+
+  def start(mode: str, cache: str, *argv: str) -> None:
+    times = measure(mode, argv, folder)
+    found.append({'config': config, 'mode': mode, 'start': cache} | times)
+
   for number in range(rounds):
     xla = f'--config.compilation_cache={folder / f"xla-{config}-{number}"}'
-    for start in ('cold', 'warm'):
-      workdir = folder / f'{config}-{number}-{start}'
-      train = measure('train', [*common, xla, f'--workdir={workdir}'], folder)
-      found.append({'config': config, 'mode': 'train', 'start': start} | train)
-    for start in ('cold', 'warm'):  # the program of this mode is not that of training
-      evaluate = measure('evaluate', [f'--workdir={workdir}', '--rows=8'], folder)
-      found.append({'config': config, 'mode': 'evaluate', 'start': start} | evaluate)
+    run = folder / f'{config}-{number}'
+    for cache in ('cold', 'warm'):
+      start('train', cache, *common, xla, f'--workdir={run}-{cache}')
+    for cache in ('cold', 'warm'):  # the programs of other modes are not those of training
+      start('evaluate', cache, f'--workdir={run}-warm', '--rows=8')
+    for cache in ('cold', 'warm'):
+      flags = [*finetuning_flags(folder), f'--config.init={run}-warm', xla]
+      start('finetune', cache, *flags, f'--workdir={run}-tuned-{cache}')
+    for cache in ('cold', 'warm'):
+      start('predict', cache, f'--workdir={run}-tuned-warm', f'--input={folder / "text.txt"}')
   return found
+
+
+def finetuning_flags(folder: pathlib.Path) -> list[str]:
+  """Flags of a fine-tuning on a few short texts, which are written to the folder."""
+  texts = [f'the {word} river ran past the old mill' for word in ('wide', 'cold', 'slow', 'deep')]
+  rows = [{'text': text, 'label': text[4]} for text in 4 * texts]
+  file = folder / 'labeled.jsonl'
+  file.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+  (folder / 'text.txt').write_text(texts[0] + '\n', encoding='utf-8')
+  return [
+    '--config=configs/finetune/own.py',
+    f'--config.data.train={file}',
+    f'--config.data.dev={file}',
+    '--config.batch_size=8',
+    '--config.epochs=1.0',
+    '--config.num_trials=1',
+  ]
 
 
 def table(found: Sequence[dict[str, object]]) -> str:

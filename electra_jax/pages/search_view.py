@@ -83,14 +83,17 @@ def _settings_table(search: Search) -> Html:
   seeds = ', '.join(map(str, search.get('seeds') or ()))
   by_trial = '95% interval' if several else 'by seed' + (f': {seeds}' if seeds else '')
   fields = map(field_name, varied_fields(search))
-  header = ('setting', *fields, search['metric'], 'sd', by_trial, 'best epoch', 'time', 'result')
+  header = ('setting', 'result', *fields, search['metric'], 'sd', by_trial, 'best epoch', 'time')
   order = ranked(search)
   shown = table(
     header,
     [_cells(one, several) for one in order],
     sort_by=[_keys(one) for one in order] if len(order) > SORTED_ABOVE else None,
   )
-  note = 'sd: standard deviation over the trials. Best epoch: of each trial.'
+  note = (
+    'Stopped: at this share of the training. Sd: standard deviation over the trials. Best epoch: '
+    'of each trial.'
+  )
   return tag('div', tag('h3', 'Settings', class_='block'), tag('p', note, class_='notes'), shown)
 
 
@@ -101,24 +104,25 @@ def _cells(one: Mapping[str, Any], several: bool) -> list[str]:
   epochs = ('–' if epoch is None else f'{epoch:.3g}' for epoch in one['best_epochs'])
   result = 'chosen' if one['chosen'] else ''
   if one['left_after']:
-    result = f'stopped after {one["left_after"]:.3g} of its training, epoch {last_epoch(one):.3g}'
+    result = f'stopped at {one["left_after"]:.3g}, epoch {last_epoch(one):.3g}'
   return [
     str(one['setting']),
+    result,
     *(f'{value:g}' for value in one['changes'].values()),
     f'{100 * one["mean"]:.1f}',
     '–' if one['deviation'] is None else f'{100 * one["deviation"]:.1f}',
     values,
     ', '.join(epochs),
     seconds(one['seconds']),
-    result,
   ]
 
 
 def _keys(one: Mapping[str, Any]) -> list[str]:
   """What a row is sorted by in each of its columns."""
   best = next((epoch for epoch in one['best_epochs'] if epoch is not None), '')
-  found = [one['setting'], *one['changes'].values(), one['mean'], one['deviation'], one['mean']]
-  found += [best, one['seconds'], -(one['left_after'] or 1 + one['chosen'])]
+  trained = -(one['left_after'] or 1 + one['chosen'])
+  found = [one['setting'], trained, *one['changes'].values(), one['mean'], one['deviation']]
+  found += [one['mean'], best, one['seconds']]
   return ['' if key is None else str(key) for key in found]
 
 

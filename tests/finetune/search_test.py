@@ -171,16 +171,16 @@ def test_the_report_of_the_run_shows_all_settings_and_when_they_were_stopped(sea
   page, found = (folder.parent / 'report.html').read_text(), read(folder / 'search.json')
   assert foreign(page) == [] and page.count(' on dev by ') == 2 * len(found['chosen']['changes'])
   header, *rows = cells_of(page, 'search')
-  assert header[1:5] == ['batch_size', 'learning_rate', 'accuracy', 'sd']
-  assert header[5] == 'by seed: 0, 1' and [row[-1] for row in rows[:4]].count('chosen') == 1
+  assert header[1:6] == ['result', 'batch_size', 'learning_rate', 'accuracy', 'sd']
+  assert header[6] == 'by seed: 0, 1' and [row[1] for row in rows[:4]].count('chosen') == 1
   by_number = {int(row[0]): row for row in rows[:4]}
   for one in found['settings']:
     row = by_number[one['setting']]
-    assert row[1:3] == [f'{value:g}' for value in one['changes'].values()]
-    assert row[3] == f'{100 * one["mean"]:.1f}'
-    assert row[5] == ', '.join(f'{100 * value:.1f}' for value in one['values'])
+    assert row[2:4] == [f'{value:g}' for value in one['changes'].values()]
+    assert row[4] == f'{100 * one["mean"]:.1f}'
+    assert row[6] == ', '.join(f'{100 * value:.1f}' for value in one['values'])
     if one['left_after']:
-      assert row[-1].startswith(f'stopped after {one["left_after"]:g} of its training, epoch ')
+      assert row[1].startswith(f'stopped at {one["left_after"]:g}, epoch ')
   assert [row[:3] for row in rows[5:]] == [['0.25', '4', '2'], ['0.5', '2', '1'], ['1', '1', '0']]
 
 
