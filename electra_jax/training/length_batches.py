@@ -120,6 +120,9 @@ class BatchPlanner:
     """
     if not len(lengths):
       return []
+    if len(lengths) == 1 and (shape := self._row_that_fits(int(lengths[0]))):
+      self._wasted += shape.length - int(lengths[0])
+      return [PlannedBatch(np.zeros(1, np.int64), shape)]
     order = np.argsort(lengths, kind='stable')
     shapes = self._shapes(lengths[order])
     found = list(_cut(order, shapes))
@@ -132,6 +135,17 @@ class BatchPlanner:
     self._wasted += padded - int(lengths.sum())
     self.compiled |= chosen
     return found
+
+  def _row_that_fits(self, length: int) -> Shape | None:
+    """The shape of a single row, if it is compiled and no other one could be shorter.
+
+    It is what `_shapes` finds, in a twentieth of a millisecond less: one text after the other is
+    predicted in about one.
+    """
+    if not (self.remember and self.between and self.shards == 1):
+      return None
+    shape = Shape(1, min(rounded_up(length), self.lengths[-1]))
+    return shape if shape in self.compiled else None
 
   def _candidates(self, ascending: np.ndarray) -> list[int]:
     """Lengths that rows of these lengths may be padded to."""

@@ -52,6 +52,27 @@ def test_every_row_is_in_one_batch_that_holds_it(calls, shards, between, remembe
       assert between or shape.length in powers_of_two(128)
 
 
+class Searching(BatchPlanner):
+  """A planner that compares all shapes for a single row, too."""
+
+  def _row_that_fits(self, length):
+    return None
+
+
+@hypothesis.given(
+  st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=3), max_size=60),
+  st.sampled_from([46, 50, 64]),
+)
+def test_a_single_row_whose_shape_is_compiled_has_the_plan_of_the_search(calls, longest):
+  fields = {'tokens': 2048, 'program': 40.0}
+  made, other = (kind(powers_of_two(longest), **fields) for kind in (BatchPlanner, Searching))
+  for lengths in calls:
+    lengths = np.minimum(np.array(lengths), longest)
+    plans = [[(rows.tolist(), shape) for rows, shape in one.plan(lengths)] for one in (made, other)]
+    assert plans[0] == plans[1]
+  assert (made.compiled, made._wasted) == (other.compiled, other._wasted)
+
+
 def test_texts_that_come_one_by_one_take_a_program_per_power_of_two():
   made = planner()
   for length in [14, 9, 16, 20, 31, 100, 17, 3, 128, 64] * 3:
