@@ -74,7 +74,7 @@ release: $(VENV)/.installed ## build wheel, sdist and a small trained encoder wi
 docs: $(VENV)/.installed ## write docs/reference/config.md from the declarations of the config fields
 	$(BIN)/python -m electra_jax.config.reference > docs/reference/config.md
 
-SCRIPTS := .ci/run .ci/wheel .ci/release launch/*.sh launch/slurm.sbatch benchmarks/*.sh
+SCRIPTS := .ci/run .ci/wheel .ci/release launch/*.sh launch/slurm.sbatch
 lint: $(VENV)/.installed-test ## check style, types and shell scripts; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -4,11 +4,23 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PACKAGES = ('jax', 'jaxlib', 'flax', 'torch', 'transformers', 'scikit-learn', 'numpy')
+PACKAGES = (
+  'jax',
+  'jaxlib',
+  'jax-cuda13-plugin',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'torch',
+  'transformers',
+  'scikit-learn',
+  'numpy',
+)
 # Of the processor's features those that decide which matrix products a library has.
 FEATURES = ('avx', 'avx2', 'fma', 'avx512f', 'avx512_bf16', 'avx512_vnni', 'amx_bf16', 'asimd')
 
@@ -49,7 +61,9 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-  """The commit of this tree; None outside a git repository."""
+  """The commit of this tree; None outside a git repository, or without git."""
+  if not shutil.which('git'):
+    return None
   command = ['git', '-C', str(ROOT), 'rev-parse', '--short', 'HEAD']
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   return done.stdout.strip() or None

@@ -201,7 +201,6 @@ def at_positions(hidden: 'torch.Tensor', positions: 'torch.Tensor') -> 'torch.Te
 
 def electra_peer(generator: EncoderConfig, discriminator: EncoderConfig, device: str) -> PeerModel:
   """ElectraForMaskedLM and ElectraForPreTraining of transformers, with the same embeddings."""
-  import torch
   import transformers
 
   def build(kind, c):
@@ -225,12 +224,13 @@ def electra_peer(generator: EncoderConfig, discriminator: EncoderConfig, device:
   proposal_tower.generator_lm_head.weight = verdict_tower.electra.embeddings.word_embeddings.weight
 
   def masked_logits(ids, positions):
-    hidden = proposal_tower.electra(ids, attention_mask=torch.ones_like(ids))[0]
+    # No row has padding. torch.compile would make a dense mask of a mask of ones.
+    hidden = proposal_tower.electra(ids)[0]
     hidden = proposal_tower.generator_predictions(at_positions(hidden, positions))
     return proposal_tower.generator_lm_head(hidden)
 
   def verdicts(ids):
-    hidden = verdict_tower.electra(ids, attention_mask=torch.ones_like(ids))[0]
+    hidden = verdict_tower.electra(ids)[0]
     return verdict_tower.discriminator_predictions(hidden)
 
   return PeerModel((verdict_tower, proposal_tower), masked_logits, verdicts)

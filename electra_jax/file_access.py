@@ -411,11 +411,8 @@ def decompressed(
 
 def damage() -> tuple[type[Exception], ...]:
   """The exceptions that reading a damaged compressed file raises."""
-  import zstandard
-
-  zstd_error: type[Exception] = zstandard.ZstdError
   # A damaged header can claim a window that is larger than the memory.
-  return (OSError, EOFError, MemoryError, zlib.error, lzma.LZMAError, zstd_error)
+  return (OSError, EOFError, MemoryError, zlib.error, lzma.LZMAError)
 
 
 class _Expansion(io.RawIOBase):
@@ -441,7 +438,8 @@ class _Expansion(io.RawIOBase):
 class _ZstdReader(io.RawIOBase):
   """Zstandard frames in a row.
 
-  The stream reader of the zstandard package does not notice that a file is cut short.
+  The stream reader of the zstandard package does not notice that a file is cut short. The package
+  is imported only here, and its errors become OSErrors.
   """
 
   def __init__(self, raw: BinaryIO) -> None:
@@ -468,7 +466,10 @@ class _ZstdReader(io.RawIOBase):
       if ended:
         decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         self._frame = decompressor.decompressobj()
-      self._ready = memoryview(self._frame.decompress(piece))
+      try:
+        self._ready = memoryview(self._frame.decompress(piece))
+      except zstandard.ZstdError as error:
+        raise OSError(str(error)) from None
       amount = len(piece) * _BUFFER_BYTES // max(len(self._ready), 1)
       self._amount = max(_ZSTD_LEAST, min(amount, _ZSTD_MOST))
     count = min(len(target), len(self._ready))

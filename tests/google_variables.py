@@ -1,6 +1,6 @@
 """Checkpoints of the original TensorFlow program: variables of the golden runs, saved and read."""
 
-import golden_parity_test as golden
+import golden_tensors as golden
 import numpy as np
 import tensorflow as tf
 from conftest import random_params

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 
-import golden_parity_test as golden
+import golden_tensors as golden
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -5,7 +5,7 @@ import functools
 import pathlib
 
 import flax.linen as nn
-import golden_parity_test as golden
+import golden_tensors as golden
 import jax
 import jax.numpy as jnp
 import made_run
@@ -138,7 +138,7 @@ def compiled(ends_as_original: bool, gradients: bool = True):
   )
   batch = {'inputs': inputs, 'masks': masks, 'keys': None}
   counts = OBJECTIVE.counts(SETTINGS, batch)
-  # See golden_parity_test.
+  # See golden_tensors.
   samples = jnp.take_along_axis(jnp.asarray(file['fake_ids']), masks.positions, 1)
   context = LossContext(SETTINGS, model, batch, counts, train=False, samples=samples)
 
