@@ -325,6 +325,8 @@ def _build(
   more = "; xla in the generator's towers, which see one side" if one_sided else ''
   say('attention', f'{kernel} ({reason}){more}')
   say('products', describe_products(config.dtype, config.precision, platform))
+  if hint := devices.hint_on_bfloat16(config.dtype, layout.mesh):
+    say('', hint)
   # On another mesh the rows of a device may not divide by the recorded numbers.
   micro_batches = [0] * len(programs)
   shape = dict(layout.mesh.shape)
