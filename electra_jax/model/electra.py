@@ -56,9 +56,38 @@ class GeneratorHead(nn.Module):
       jnp.float32,
     )
     flat = product(x.reshape(-1, x.shape[-1]), word_embeddings.T, c.products)
-    logits = flat.reshape(*x.shape[:2], -1) + bias
+    logits = _with_bias(flat, bias).reshape(*x.shape[:2], -1)
     real = jax.lax.iota(jnp.int32, c.padded_vocab_size) < c.vocab_size
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)
+
+
+@jax.custom_vjp
+def _with_bias(flat: jax.Array, bias: jax.Array) -> jax.Array:
+  """Logits `[rows, padded vocab]` plus a bias `[padded vocab]`."""
+  return flat + bias
+
+
+def _with_bias_forward(flat: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+  return flat + bias, None
+
+
+def _with_bias_backward(saved: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  del saved
+  return gradient, jax.lax.platform_dependent(gradient, cpu=_sum_by_product, default=_sum)
+
+
+_with_bias.defvjp(_with_bias_forward, _with_bias_backward)
+
+
+def _sum(x: jax.Array) -> jax.Array:
+  return x.sum(0)
+
+
+def _sum_by_product(x: jax.Array) -> jax.Array:
+  """The sum over rows. XLA's for CPUs takes quadratic time in columns (benchmarks/README.md)."""
+  ones = jnp.ones((1, x.shape[0]), x.dtype)
+  total: jax.Array = jax.lax.dot(ones, x, precision=jax.lax.Precision.HIGHEST)[0]
+  return total
 
 
 class DiscriminatorHead(nn.Module):

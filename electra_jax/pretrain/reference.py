@@ -77,7 +77,7 @@ class Reference:
     at = np.where(at >= before, at + q[original], at)
     drawn = np.minimum(np.searchsorted(cumulative, at, 'right'), len(q) - 1)
     # Where rounding leads back to the original or to a token without probability.
-    first, second = np.argsort(-self.probabilities, kind='stable')[:2]
+    first, second = self._most_probable
     other = np.where(original == first, second, first)
     result: np.ndarray = np.where((drawn == original) | (q[drawn] == 0), other, drawn)
     return result
@@ -93,6 +93,12 @@ class Reference:
         q = p / (shares.sum() - shares)
         q = q / q.sum()
     return q, np.cumsum(q)
+
+  @functools.cached_property
+  def _most_probable(self) -> tuple[int, int]:
+    """The two most probable tokens, of equal ones those with the lowest ids."""
+    first, second = np.argsort(-self.probabilities, kind='stable')[:2]
+    return int(first), int(second)
 
   def ranks(self, bins: int) -> np.ndarray:
     """The order of tokens by unigram probability, in bins: the rarest are in the last one.

@@ -541,16 +541,16 @@ def _without_near_duplicates(job: blocks.PreparationJob, runner: _Runner) -> blo
           yield values
         update(done + 1, f'{len(owners):,} documents compared')
 
-  dropped: dict[str, tuple[int, ...]] = {}
+  dropped: dict[str, list[int]] = {}
   for document in duplicates.near_duplicates(signatures(), job.recipe.near_duplicates):
     name, number = owners[document]
-    dropped[name] = (*dropped.get(name, ()), number)
+    dropped.setdefault(name, []).append(number)
   console.say(
     'likeness',
     f'{sum(map(len, dropped.values())):,} of {len(owners):,} documents are near-duplicates and '
     'left out',
   )
-  return dataclasses.replace(job, dropped=dropped)
+  return dataclasses.replace(job, dropped={name: tuple(x) for name, x in dropped.items()})
 
 
 def _check_documents(plan: _Plan, documents: dict[str, int]) -> None:

@@ -18,7 +18,7 @@ from electra_jax import console, file_access
 from electra_jax.data.store.token_manifest import Shard
 from electra_jax.errors import UserError
 
-_AT_ONCE = 4
+_AT_ONCE = 16  # a connection of an object store has tens of MB/s, and waits for each answer
 _ATTEMPTS = 2
 _CHUNK_BYTES = 1 << 22
 
