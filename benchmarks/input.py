@@ -3,6 +3,12 @@
   python benchmarks/input.py                 # a store of the bundled corpus's size
   python benchmarks/input.py --gigabytes=10  # also a synthetic store of 10 GB in --folder (removed)
   python benchmarks/input.py --json=FILE
+  python -m venv /tmp/grain && /tmp/grain/bin/pip install grain numpy
+  python benchmarks/input.py beside --grain-python=/tmp/grain/bin/python  # Grain and plain tf.data
+  python benchmarks/input.py table           # writes the tables of `beside` in benchmarks/README.md
+
+`beside` measures our readers, Grain and tf.data on the same rows, from the disk and from a server
+with the latency and the bandwidth of an object store, beside what the shipped configs need.
 
 Each reader runs in its own process, so that its memory can be measured; rounds of the readers
 alternate. `resident` is the memory of the process after the first batch and at the end: anonymous
@@ -11,6 +17,7 @@ memory, and pages of files.
 
 import argparse
 import contextlib
+import importlib.metadata
 import io
 import json
 import os
@@ -22,20 +29,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import page_tables
+from environment import ROOT, environment
+from reading import beside, timing
+from reading.timing import BATCH, LENGTH
 
 from electra_jax import console
 from electra_jax.data.corpus import corpora
 from electra_jax.data.prepare import preparation, workers
 from electra_jax.data.prepare.recipe import CorpusRecipe
-from electra_jax.data.store import row_batches, token_store
+from electra_jax.data.store import row_batches, token_manifest, token_store
 from electra_jax.data.tokenizers import tokenization
 
-LENGTH = 128
-BATCH = 128
 VOCAB_SIZE = 32_768
 SEED = 0
 BUNDLED_ROWS = 11_000  # about the number of rows of the bundled corpus at this length
@@ -45,6 +55,9 @@ TARGET_SHARE = 0.8  # of the speed of the tokenizer's library
 TEXTS_PER_CALL = 256
 LATE_STEP = 1_000_000
 _BLOCK_ROWS = 65_536
+BESIDE = ROOT / 'benchmarks/results/input_beside.json'
+PAGE = ROOT / 'benchmarks/README.md'
+TABLE = 'input beside'  # in the page
 
 
 def synthetic_store(path: pathlib.Path, rows: int) -> None:
@@ -61,18 +74,6 @@ def synthetic_store(path: pathlib.Path, rows: int) -> None:
   )
 
 
-def resident() -> dict[str, float]:
-  """Memory of this process in MB: anonymous memory and pages of files. Empty without /proc."""
-  with contextlib.suppress(OSError):
-    lines = pathlib.Path('/proc/self/status').read_text().splitlines()
-    return {
-      line.split(':')[0]: int(line.split()[1]) / 1000
-      for line in lines
-      if line.startswith(('RssAnon', 'RssFile'))
-    }
-  return {}
-
-
 def forget_cached(path: pathlib.Path) -> None:
   """Asks the system to drop the store's pages from its cache."""
   for file in path.glob('rows-*.bin'):
@@ -82,37 +83,28 @@ def forget_cached(path: pathlib.Path) -> None:
 
 
 def measure(path: str, reader: str, seconds: float) -> dict:
-  """Reads batches for some seconds: tokens/s, seconds to the first batch, resident memory."""
+  """Reads batches for some seconds, see `timing.timed`, and finds a late step.
+
+  Of a store at an address, the first batch includes that its shards are fetched.
+  """
+  if '://' in path:
+    with tempfile.TemporaryDirectory() as cache:
+      return timing.timed(lambda: fetched(path, cache, reader), seconds, warm=False)
   store = token_store.open_store(path)
-  use_tf = reader == 'tf.data'
-  next(
-    iter(row_batches.batches(store, BATCH, SEED, LATE_STEP // 2, use_tf=use_tf))
-  )  # imports and one-time work
-  first = {}
-  for step in (0, LATE_STEP):
-    start = time.perf_counter()
-    next(iter(row_batches.batches(store, BATCH, SEED, step, use_tf=use_tf)))
-    first[step] = time.perf_counter() - start
-  iterator = row_batches.batches(store, BATCH, SEED, 0, use_tf=use_tf)
-  next(iterator)
-  before = resident()
-  count = 0
-  processor = time.process_time()
-  start = time.perf_counter()
-  while time.perf_counter() - start < seconds:
-    next(iterator)
-    count += 1
-  elapsed = time.perf_counter() - start
-  used = time.process_time() - processor
-  return {
-    'tokens_per_second': count * BATCH * LENGTH / elapsed,
-    'processor_share': used / elapsed,
-    'first_batch': first[0],
-    'first_batch_late': first[LATE_STEP],
-    'before': before,
-    'after': resident(),
-    'gigabytes_read': count * BATCH * LENGTH * 2 / 1e9,
-  }
+
+  def make(step: int = 0) -> Iterator[np.ndarray]:
+    return row_batches.batches(store, BATCH, SEED, step, use_tf=reader != 'numpy')
+
+  found = timing.timed(make, seconds)
+  late, _ = timing.first_batch(lambda: make(LATE_STEP))
+  return found | {'first_batch_late': late}
+
+
+def fetched(path: str, cache: str, reader: str) -> Iterator[np.ndarray]:
+  """Batches of a store at an address, as a run reads them."""
+  store = token_store.open_store(path, cache)
+  store.fetch()
+  return row_batches.batches(store, BATCH, SEED, 0, use_tf=reader != 'numpy')
 
 
 def in_a_process(path: pathlib.Path, reader: str, seconds: float) -> dict:
@@ -254,18 +246,60 @@ def tokenizing(arguments: argparse.Namespace) -> dict:
   return {'megabytes': megabytes, 'tokenizing': results}
 
 
+def sharded_store(path: pathlib.Path, rows: int, shard_bytes: int) -> None:
+  """Writes a synthetic store with shards of another size than usual."""
+  usual = token_manifest.SHARD_BYTES
+  token_manifest.SHARD_BYTES = shard_bytes
+  try:
+    synthetic_store(path, rows)
+  finally:
+    token_manifest.SHARD_BYTES = usual
+
+
+def measure_beside(arguments: argparse.Namespace) -> None:
+  """Measures all readers, and writes the results."""
+  results = beside.run(sharded_store, arguments)
+  where = environment()
+  where['versions'] |= versions(arguments.grain_python)
+  results |= {
+    'environment': where,
+    'machine': 'with nothing else running' if arguments.idle else 'beside other programs',
+    'rounds': arguments.rounds,
+  }
+  path = pathlib.Path(arguments.json or BESIDE)
+  path.write_text(json.dumps(results, indent=1) + '\n')
+  print(beside.markdown(results))
+
+
+def versions(grain_python: str) -> dict[str, str]:
+  """Versions of NumPy and TensorFlow here, and of Grain in its environment."""
+  script = 'import importlib.metadata as m; print(m.version("grain"))'
+  done = subprocess.run([grain_python, '-c', script], capture_output=True, text=True, check=True)
+  found = {name: importlib.metadata.version(name) for name in ('numpy',)}
+  tensorflow = ('tensorflow', 'tensorflow-cpu')
+  for name in tensorflow:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found['tensorflow'] = importlib.metadata.version(name)
+  return found | {'grain': done.stdout.strip()}
+
+
 def main() -> None:
   """Measures and prints tables."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument('command', nargs='?', choices=('beside', 'table'))
+  parser.add_argument('--grain-python', help='of an environment with Grain, for `beside`')
+  parser.add_argument('--idle', action='store_true', help='record that nothing else runs')
   parser.add_argument(
     '--gigabytes', type=float, default=0, help='size of an additional synthetic store'
   )
   parser.add_argument('--folder', default=tempfile.gettempdir(), help='folder of temporary stores')
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--seconds', type=float, default=3, help='of each measurement')
-  parser.add_argument('--megabytes', type=float, default=200, help='of text to tokenize')
+  parser.add_argument(
+    '--megabytes', type=float, default=200, help='of text; of the rows of `beside`'
+  )
   parser.add_argument(
     '--tokenizer',
     action='append',
@@ -277,6 +311,15 @@ def main() -> None:
   if arguments.measure:
     path, reader, seconds = arguments.measure
     print(json.dumps(measure(path, reader, float(seconds))))
+    return
+  if arguments.command == 'beside':
+    if not arguments.grain_python:
+      parser.error('beside requires --grain-python, the Python of an environment with Grain')
+    measure_beside(arguments)
+    return
+  if arguments.command == 'table':
+    results = json.loads(pathlib.Path(arguments.json or BESIDE).read_text())
+    page_tables.replace(PAGE, TABLE, beside.markdown(results))
     return
 
   sizes = {'bundled size': BUNDLED_ROWS}

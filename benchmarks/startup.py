@@ -12,6 +12,7 @@ those of all threads of the process.
 import argparse
 import json
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def child(mode: str, argv: Sequence[str], output: str, start: float) -> None:
   def write() -> None:
     if not pathlib.Path(output).exists():
       marks.extend([time.process_time()] * (3 - len(marks)))
-      found = {'marks': marks, 'seconds': time.time() - start, **counts}
+      memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+      found = {'marks': marks, 'seconds': time.time() - start, 'memory': memory, **counts}
       pathlib.Path(output).write_text(json.dumps(found), encoding='utf-8')
 
   take_step = StepRunner.take_step
@@ -90,8 +92,8 @@ def measure(mode: str, argv: Sequence[str], folder: pathlib.Path) -> dict[str, f
 
   Returns:
     Processor seconds of `imports`, `data and model` (until the first large program is lowered),
-    `programs` (until the first step, or the end) and `total`; `seconds` on the clock; `programs
-    compiled`, those read from the cache included, and `cached`.
+    `programs` (until the first step, or the end) and `total`; `seconds` on the clock; `memory`, the
+    most resident bytes; `programs compiled`, those read from the cache included, and `cached`.
 
   Raises:
     RuntimeError: the command failed.
@@ -109,6 +111,7 @@ def measure(mode: str, argv: Sequence[str], folder: pathlib.Path) -> dict[str, f
     'programs': end - lowered,
     'total': end,
     'seconds': found['seconds'],
+    'memory': found['memory'],
     'programs compiled': found['programs'],
     'cached': found['cached'],
   }

@@ -1,0 +1,1 @@
+"""What benchmarks/growth.py measures, and how it fits and shows it."""
