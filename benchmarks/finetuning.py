@@ -45,8 +45,17 @@ from electra_jax.finetune.train import run_finetuning
 from electra_jax.finetune.trial_summary import spread, summarize_trials
 
 # Titles of the sides, and what of our config differs from the defaults.
-SIDES = {'trainer': 'Trainer', 'ours': 'ours', 'shuffled': 'ours, `bucketed=False`'}
-CHANGES: dict[str, dict[str, Any]] = {'ours': {}, 'shuffled': {'bucketed': False}}
+SIDES = {
+  'trainer': 'Trainer',
+  'ours': 'ours',
+  'batch': 'ours, `head.loss_denominator=batch`',
+  'shuffled': 'ours, `bucketed=False`',
+}
+CHANGES: dict[str, dict[str, Any]] = {
+  'ours': {},
+  'batch': {'head.loss_denominator': 'batch'},
+  'shuffled': {'bucketed': False},
+}
 Trial = dict[str, Any]  # a line of trials.jsonl
 Splits = Mapping[str, Sequence[Any]]  # examples of a task by split
 Paths = Mapping[str, pathlib.Path]  # their files

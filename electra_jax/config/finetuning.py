@@ -145,6 +145,13 @@ class HeadConfig(Config):
     at_least=0,
     below=1,
   )
+  loss_denominator: str = field(
+    'average',
+    'Tagging, class_weights: divide the loss by the tokens or weights of an average batch, or of '
+    'this batch.',
+    choices=('average', 'batch'),
+    before='batch',
+  )
   impossible_weight: float = field(
     0.5, 'Span tasks: weight of the loss of whether there is an answer, as published.', at_least=0
   )

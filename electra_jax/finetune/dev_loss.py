@@ -1,4 +1,4 @@
-"""The loss of evaluated rows: that of training, without dropout, over all rows at once."""
+"""The loss of training over all rows of a set at once: its mean, and what it is divided by."""
 
 import dataclasses
 import functools
@@ -31,16 +31,33 @@ def evaluation_loss(
     return math.nan
   if 'loss' in outputs:
     return float(np.mean(outputs['loss'], dtype=np.float64))
-  targets, given = dict(features.targets), outputs
-  rows = len(features)
-  if 'tags' in targets:  # one row of all tokens
-    targets = {'tags': np.concatenate(targets['tags'])[None]}
+  batch, given = _as_batch(features), outputs
+  if 'tags' in batch:
     given = {'logits': np.concatenate(outputs['logits'])[None]}
-    rows = 1
-  batch = targets | {'weights': np.ones(rows, np.float32)}
   settings = dataclasses.replace(settings, choices=features.choices)
   total, count = jax.device_get(_head_loss(head, given, batch, settings))
   return float(total) / float(count) if count else math.nan
+
+
+def row_average(head: str, features: Features, settings: LossSettings) -> float:
+  """`losses.loss_denominator` of all rows, divided by their number; 0 without rows.
+
+  Args:
+    head: of model.heads.KINDS.
+    features: the rows, with their targets.
+    settings: of the losses.
+  """
+  if not len(features):
+    return 0.0
+  return float(losses.loss_denominator(head, _as_batch(features), settings)) / len(features)
+
+
+def _as_batch(features: Features) -> dict[str, Any]:
+  """All rows as a batch of their targets; where these are tags, one row of all tokens."""
+  targets, rows = dict(features.targets), len(features)
+  if 'tags' in targets:
+    targets, rows = {'tags': np.concatenate(targets['tags'])[None]}, 1
+  return targets | {'weights': np.ones(rows, np.float32)}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

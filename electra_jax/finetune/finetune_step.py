@@ -89,7 +89,7 @@ def finetuning_loss(model: FineTuned, ids: SpecialIds, settings: losses.LossSett
   def prepare(step: jax.Array | int, batch: Mapping[str, Any]) -> tuple[Batch, jax.Array]:
     examples = {name: value for name, value in batch.items() if name not in NOT_EXAMPLES}
     examples['keys'] = row_keys(batch['seed'], step, jnp.arange(batch['token_ids'].shape[0]))
-    return examples, losses.loss_denominator(model.kind, examples, settings)
+    return examples, losses.training_denominator(model.kind, examples, settings)
 
   def loss(
     params: PyTree, examples: Batch, count: jax.Array
@@ -103,7 +103,7 @@ def finetuning_loss(model: FineTuned, ids: SpecialIds, settings: losses.LossSett
     )
     total, _, sums = losses.head_loss(model.kind, outputs, examples, settings)
     others = {name: value for name, value in sums.items() if name != 'loss'}
-    return total / jnp.maximum(count, 1), others | {'total': total}
+    return total / jnp.where(count > 0, count, 1), others | {'total': total}
 
   return BatchLoss(prepare, loss)
 

@@ -21,6 +21,8 @@ class LossSettings:
     class_weights: classification: the weight of each label; () for equal ones.
     choices: choice: rows per example.
     logistic: regression: whether values are log-odds, with binary cross-entropy as the loss.
+    row_average: `loss_denominator` of the training set per row, see `training_denominator`; 0: the
+      loss of a batch is divided by `loss_denominator` of the batch.
   """
 
   impossible_weight: float = IMPOSSIBLE_WEIGHT
@@ -28,6 +30,7 @@ class LossSettings:
   class_weights: tuple[float, ...] = ()
   logistic: bool = False
   choices: int = 1
+  row_average: float = 0.0
 
 
 DEFAULTS = LossSettings()
@@ -36,7 +39,7 @@ DEFAULTS = LossSettings()
 def loss_denominator(
   head: str, batch: Mapping[str, jax.Array], settings: LossSettings = DEFAULTS
 ) -> jax.Array:
-  """What the loss of a batch is divided by, float32 scalar.
+  """What the sum of the losses of some rows is divided by for their mean, float32 scalar.
 
   It is the number of tokens with a tag, of examples with a known choice, of rows with a label,
   labels or a value, or of all rows (span). With class weights it is the sum of the weights of the
@@ -52,6 +55,26 @@ def loss_denominator(
   if settings.class_weights:
     weights = weights * _weights_of(batch['label'], settings)
   return weights.sum()
+
+
+def training_denominator(
+  head: str, batch: Mapping[str, jax.Array], settings: LossSettings = DEFAULTS
+) -> jax.Array:
+  """What the sum of the losses of a training batch is divided by, float32 scalar.
+
+  It is the number of rows times `row_average`. So each token of tagging, and each unit of class
+  weights, has the same weight in an epoch of full batches, whichever rows are batched together.
+  With the mean over the batch, a token in a batch of short sentences has a larger weight than one
+  in a batch of long sentences.
+
+  Args:
+    head: as in `loss_denominator`.
+    batch: as in `loss_denominator`.
+    settings: of the losses.
+  """
+  if not settings.row_average:
+    return loss_denominator(head, batch, settings)
+  return batch['weights'].astype(jnp.float32).sum() * settings.row_average
 
 
 def head_loss(
@@ -70,10 +93,12 @@ def head_loss(
 
   Label smoothing and class weights of classification are those of PyTorch's CrossEntropyLoss: with
   smoothing e of K labels and the weights w, the loss of label y is (1 - e) w_y (-log p_y) plus
-  e / K times the sum of w_c (-log p_c) over labels c, divided by the sum of w_y.
+  e / K times the sum of w_c (-log p_c) over labels c, divided by the sum of w_y; in training by
+  `training_denominator`.
 
-  One difference: the loss of tagging is a mean over tokens, where the original sums over each
-  sentence, so that long sentences do not dominate the clipping of gradients.
+  The original's loss of tagging is the sum over each sentence, averaged over rows. That of training
+  is proportional to it, so tokens weigh the same; see `training_denominator`. It is of the size of
+  a mean over tokens, which the clipping of gradients expects.
 
   Args:
     head: as in `loss_denominator`.

@@ -13,7 +13,7 @@ import optax
 from electra_jax.config import FinetuningConfig, ModelConfig
 from electra_jax.config.families import FAMILIES
 from electra_jax.errors import UserError
-from electra_jax.finetune import batches, finetune_step
+from electra_jax.finetune import batches, dev_loss, finetune_step
 from electra_jax.finetune.finetune_step import PredictionSizes, Predictor, make_predictor
 from electra_jax.finetune.initial import Initial, best_criterion, with_choices
 from electra_jax.finetune.losses import LossSettings
@@ -297,13 +297,17 @@ def loss_settings(config: FinetuningConfig, task: Task, train: Features) -> Loss
   if head.class_weights:
     counts = np.bincount(train.targets['label'], minlength=len(task.labels))
     weights = class_weights(head.class_weights, task.labels, counts)
-  return LossSettings(
+  settings = LossSettings(
     impossible_weight=head.impossible_weight,
     label_smoothing=head.label_smoothing,
     class_weights=weights,
     logistic=task.logistic,
     choices=train.choices,
   )
+  if head.loss_denominator == 'batch':
+    return settings
+  average = dev_loss.row_average(task.head, train, settings)
+  return dataclasses.replace(settings, row_average=average)
 
 
 def class_weights(text: str, labels: Sequence[str], counts: np.ndarray) -> tuple[float, ...]:
