@@ -2,7 +2,7 @@ r"""Fine-tuning of a small encoder on several tasks: beside the Trainer, and wit
 
   python benchmarks/finetuning.py trainer ENCODER DATA OUT       # an hour on a core
   python benchmarks/finetuning.py pretrained RUN DATA OUT [TASK ...]  # an hour and a half on two
-  python benchmarks/finetuning.py speed FILE       # seven minutes, alone on two cores
+  python benchmarks/finetuning.py speed FILE       # seven minutes on two idle cores
   python benchmarks/finetuning.py speed-page FILE  # its table into docs/finetuning.md
 
 trainer: our fine-tuning beside the Trainer of Hugging Face (pip install accelerate seqeval), with

@@ -34,7 +34,7 @@ IDLE, SHARED = 'with nothing else running', 'beside other programs'
 
 
 def in_a_process(part: str, points: object, cache: str) -> Any:  # noqa: ANN401  JSON
-  """What a part measures, in a process of its own.
+  """What a part measures, in its own process.
 
   Args:
     part: a key of PARTS.
