@@ -18,7 +18,7 @@ from electra_jax.model.encoder import (
   layer_norm,
   partitioned,
 )
-from electra_jax.model.products import product
+from electra_jax.model.products import on_several_devices, product
 from electra_jax.model.sharing.scheme import Modules, SharingScheme
 
 # Folded into the dropout keys, so that the towers have different masks. 3 is the head of
@@ -73,6 +73,8 @@ def _with_bias_forward(flat: jax.Array, bias: jax.Array) -> tuple[jax.Array, Non
 
 def _with_bias_backward(saved: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
   del saved
+  if on_several_devices():  # the partitioner would gather the gradient of all logits for a product
+    return gradient, _sum(gradient)
   return gradient, jax.lax.platform_dependent(gradient, cpu=_sum_by_product, default=_sum)
 
 

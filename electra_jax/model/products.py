@@ -37,6 +37,12 @@ def precision_of(name: str, dtype: DTypeLike) -> jax.lax.Precision | None:
   return PRECISIONS[name] if jnp.dtype(dtype) == jnp.float32 else None
 
 
+def on_several_devices() -> bool:
+  """Whether the mesh of the current trace has more than one device, so that arrays may be split."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
+
+
 @dataclasses.dataclass(frozen=True)
 class ProductSettings:
   """How products are computed.
@@ -52,9 +58,7 @@ class ProductSettings:
 
   def here(self) -> 'ProductSettings':
     """The settings for the mesh of the current trace."""
-    mesh = jax.sharding.get_abstract_mesh()
-    split = not mesh.empty and mesh.size > 1
-    return dataclasses.replace(self, row_major=False) if split else self
+    return dataclasses.replace(self, row_major=False) if on_several_devices() else self
 
   def of(self, dtype: DTypeLike) -> jax.lax.Precision | None:
     """The precision of a product of arrays of this type."""
