@@ -34,6 +34,7 @@ from electra_jax.config import (
 )
 from electra_jax.console import say
 from electra_jax.errors import UserError, missing_package
+from electra_jax.model.config import EncoderConfig
 from electra_jax.model.sharing.scheme import SharingScheme
 from electra_jax.plan_report import costs, print_plan
 from electra_jax.pretrain import budgets, build, pretrain_step
@@ -45,6 +46,7 @@ from electra_jax.training.update_step import UpdateOptions
 
 SEARCH_COMPILES = 3  # programs per phase that the search for the largest batch compiles at most
 SEARCH_SECONDS = 300  # after which the search compiles no further program
+LARGEST_TRAFFIC = 40  # instructions that move most, in the JSON of a plan
 # Without these, libtpu asks the machine that it believes to be on.
 CHILD = {
   'JAX_PLATFORMS': 'cpu',
@@ -241,12 +243,14 @@ def _plan_phase(
   found['memory']['peak'] = step.bytes
   if step.compiled is not None:
     text = step.compiled.as_text() or ''
+    traffic = hlo.memory_traffic(text)
     found |= {
       'collectives': [
         x._asdict() | {'sent': x.sent, 'shape': x.shape[:200]}
         for x in hlo.collectives(text, of.slices)
       ],
-      'hbm_traffic': hlo.hbm_traffic(text),
+      'hbm_traffic': sum(x.per_step for x in traffic),
+      'hbm_largest': [x._asdict() | {'shape': x.shape[:200]} for x in traffic[:LARGEST_TRAFFIC]],
       'kernels': [call._asdict() for call in hlo.kernel_calls(text)],
       'largest_array': hlo.largest_array(text),
     }
@@ -338,7 +342,9 @@ def _count_flops(p: build.Program) -> Json:
 def _lowered_flops(p: build.Program, generator_layers: int, layers: int) -> tuple[float, float]:
   """Returns the compiler's FLOPs of a step with other numbers of layers, and of its products."""
   g, d = (
-    dataclasses.replace(config, num_layers=n, scan_unroll=n, attention='xla')
+    dataclasses.replace(
+      config, num_layers=n, scan_unroll=n, attention='xla', remat=_recomputed_products(config)
+    )
     for config, n in (
       (p.model.generator_config, generator_layers),
       (p.model.discriminator_config, layers),
@@ -357,6 +363,15 @@ def _lowered_flops(p: build.Program, generator_layers: int, layers: int) -> tupl
   analysis: Any = lowered.cost_analysis()
   program: Any = lowered.compiler_ir('hlo')
   return analysis['flops'], hlo.product_flops(program.as_hlo_text())
+
+
+def _recomputed_products(config: EncoderConfig) -> str:
+  """The `remat` of an encoder with XLA's attention that computes as many products.
+
+  Kernels name what they keep, so that `dots` computes no product again. XLA's scores have no name.
+  """
+  names_all = config.remat == 'dots' and config.attention != 'xla'
+  return 'none' if names_all else config.remat
 
 
 class _RowSearch:

@@ -48,7 +48,7 @@ def _phase_costs(phase: Json, of: Slice) -> Json:
     for over in ('ICI', 'DCN')
   }
   kernels = [_kernel_costs(call, of) for call in phase.get('kernels', ())]
-  inside = of.chips * sum(kernel['times'] * kernel['flops'] for kernel in kernels)
+  inside = of.chips * sum(kernel['times'] * kernel['kept_flops'] for kernel in kernels)
   parts = {
     'products': max(0.0, phase['flops']['products'] - inside) / of.chips / of.chip.flops,
     'HBM': phase['hbm_traffic'] / of.chip.hbm_bandwidth,

@@ -24,8 +24,8 @@ SKIP_HELP = (
   'stopping.'
 )
 REMAT_HELP = (
-  'What the backward pass recomputes: none, dots (all but products) or full; auto: dots in loops '
-  'over layers on CPU.'
+  'What the backward pass recomputes: none, dots (all but products), full; auto: dots on TPU and '
+  'in loops on CPU.'
 )
 DROPOUT_SCALE_HELP = (
   "Type of dropout's factor 1 / (1 - rate): float32, or dtype as in version 0.1.0 (in bfloat16 the "

@@ -37,6 +37,7 @@ class EncoderConfig(ModelConfig):
     dtype: of matrix products and activations. Parameters are float32 always.
     precision: arithmetic of products of float32 arrays, of PRECISIONS in config/groups.py.
     row_major: form of products, see ProductSettings.
+    flat_products: form of products, see ProductSettings.
     direction: the positions that a position attends to: 'both' sides, or itself and those to its
       'left' or 'right'.
 
@@ -51,6 +52,7 @@ class EncoderConfig(ModelConfig):
   dtype: DTypeLike = jnp.float32
   precision: str = 'float32'
   row_major: bool = False
+  flat_products: bool = True
   direction: str = 'both'
 
   def __post_init__(self) -> None:
@@ -132,7 +134,7 @@ class EncoderConfig(ModelConfig):
   @property
   def products(self) -> ProductSettings:
     """How matrix products are computed."""
-    return ProductSettings(self.precision, self.row_major)
+    return ProductSettings(self.precision, self.row_major, self.flat_products)
 
   @property
   def residual_dtype(self) -> DTypeLike:

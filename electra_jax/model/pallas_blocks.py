@@ -125,6 +125,8 @@ class Work(NamedTuple):
 
   Attributes:
     flops: of its matrix products, without padding.
+    kept_flops: of those that attention outside of a kernel has as well. It keeps the probabilities,
+      of which the backward pass of a kernel computes the scores again.
     padded_flops: with contracted dimensions and columns rounded up to those of the matrix unit, and
       rows, which stream through it, to those of a register.
     vector: operations on registers of 8 x 128 numbers.
@@ -132,6 +134,7 @@ class Work(NamedTuple):
   """
 
   flops: float
+  kept_flops: float
   padded_flops: float
   vector: float
   hbm: float
@@ -216,8 +219,10 @@ def work(call: Call, matrix_unit: int) -> Work:
     _rounded(rows, SUBLANES) * _rounded(contracted, matrix_unit) * _rounded(columns, matrix_unit)
     for rows, contracted, columns in dimensions
   )
+  again = 0 if call.direction == 'forward' else 1
   return Work(
     flops=2.0 * units * sum(math.prod(d) for d in dimensions),
+    kept_flops=2.0 * units * sum(math.prod(d) for d in dimensions[again:]),
     padded_flops=2.0 * units * passes * padded,
     vector=float(steps * _vector(call, blocks)),
     hbm=float(_hbm(call, blocks)),

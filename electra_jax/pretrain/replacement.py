@@ -12,9 +12,18 @@ from electra_jax.pretrain.masking import Masks, write_tokens
 def argmax(scores: jax.Array) -> jax.Array:
   """The first index of the largest score: [..., vocab] -> int32 [...], as jnp.argmax.
 
-  It first finds the best block of 128. On CPUs XLA vectorizes a maximum, but neither an argmax nor
-  the noise inside of one.
+  On CPUs XLA vectorizes a maximum, but neither an argmax nor the noise inside of one, so the best
+  block of 128 is found first. On accelerators blocks would be copies of the scores.
   """
+  found: jax.Array = jax.lax.platform_dependent(
+    scores,
+    cpu=_argmax_by_blocks,
+    default=lambda scores: jnp.argmax(scores, axis=-1).astype(jnp.int32),
+  )
+  return found
+
+
+def _argmax_by_blocks(scores: jax.Array) -> jax.Array:
   block = math.gcd(scores.shape[-1], 128)
   blocks = scores.reshape(*scores.shape[:-1], -1, block)
   best = jnp.argmax(blocks.max(-1), axis=-1)

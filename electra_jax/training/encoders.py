@@ -119,6 +119,7 @@ def encoder_config(
       dtype=compute_dtype(dtype, platform),
       precision=precision,
       row_major=platform == 'cpu' and in_bfloat16,
+      flat_products=platform != 'tpu',
     )
   except ValueError as error:
     raise UserError(f'config.model: {error}') from None
@@ -130,7 +131,7 @@ def _loop_over_layers(model: ModelConfig, platform: str) -> dict[str, int | str]
   The compiler for CPUs removes the barriers that keep what remat recomputes apart from the forward
   pass. There only a loop does, so layers that are recomputed are not unrolled. What a loop keeps
   for the backward pass is written to memory twice, first as zeros, and most of it takes less time
-  to compute again.
+  to compute again. That holds on a TPU in any case (docs/tpu.md, by a model of the time).
 
   Returns:
     The fields `scan_unroll` and `remat` of EncoderConfig.
@@ -142,7 +143,7 @@ def _loop_over_layers(model: ModelConfig, platform: str) -> dict[str, int | str]
   per_iteration = min(model.scan_unroll or (layers if unrolled else 1), layers)
   if remat == 'auto':
     loops = per_iteration < layers and layers % per_iteration == 0
-    remat = 'dots' if platform == 'cpu' and loops else 'none'
+    remat = 'dots' if platform == 'tpu' or (platform == 'cpu' and loops) else 'none'
   return {'scan_unroll': per_iteration, 'remat': remat}
 
 

@@ -466,8 +466,31 @@ class _Fusions:
     return None
 
 
-def hbm_traffic(text: str) -> float:
-  """Returns the bytes that a program reads from and writes to a chip's main memory.
+class Traffic(NamedTuple):
+  """What an instruction moves between a chip's main memory and its cores.
+
+  Attributes:
+    bytes: that it reads and writes each time.
+    times: how often it runs per step.
+    opcode: such as 'fusion'.
+    shape: text of the result's shape.
+    origin: the operation of the traced program.
+  """
+
+  bytes: float
+  times: float
+  opcode: str
+  shape: str
+  origin: str
+
+  @property
+  def per_step(self) -> float:
+    """Bytes per step."""
+    return self.bytes * self.times
+
+
+def memory_traffic(text: str) -> list[Traffic]:
+  """Returns what a program reads from and writes to a chip's main memory, the most first.
 
   Each instruction reads its operands and writes its result once, except for arrays in faster
   memory. Slices and updates in place count as what they touch. Padding of tiles, and what the
@@ -475,7 +498,7 @@ def hbm_traffic(text: str) -> float:
   """
   computations, entry = parse_program(text)
   fusions = _Fusions(computations)
-  total = 0.0
+  found = []
   for name, run in executions(computations, entry).items():
     if run.fused:
       continue
@@ -483,8 +506,9 @@ def hbm_traffic(text: str) -> float:
     for i in _moving_instructions(inside):
       shapes = [inside[n].shape for n in i.operands if n in inside]
       moved = _started_traffic(i, shapes) if i.opcode.endswith('-start') else None
-      total += run.times * (_traffic(i, shapes, fusions) if moved is None else moved)
-  return total
+      moved = _traffic(i, shapes, fusions) if moved is None else moved
+      found.append(Traffic(moved, run.times, i.opcode, i.shape, _origin(i)))
+  return sorted(found, key=lambda traffic: -traffic.per_step)
 
 
 def _moving_instructions(computation: Computation) -> Iterator[Instruction]:
@@ -568,7 +592,7 @@ def _described(instruction: Instruction) -> dict[str, str]:
 
 
 def kernel_calls(text: str) -> list[KernelCall]:
-  """Returns the calls of kernels that describe themselves, which `hbm_traffic` does not include."""
+  """Returns the calls of kernels that describe themselves, which `memory_traffic` leaves out."""
   computations, entry = parse_program(text)
   found = (
     KernelCall(_described(i), run.times)

@@ -113,8 +113,11 @@ def activation_bytes(config: EncoderConfig, length: int) -> int:
   size = jnp.dtype(config.dtype).itemsize
   hidden = config.hidden_size
   residual = jnp.dtype(config.residual_dtype).itemsize
-  if config.remat != 'none':
+  if config.remat == 'full':
     return config.num_layers * length * hidden * residual
+  if config.remat == 'dots':  # the six or seven dense layers, and the output of attention
+    inner = (2 if config.gated_feed_forward else 1) * config.intermediate_size
+    return config.num_layers * length * ((6 * hidden + inner) * size + hidden * residual)
   per_token = (12 * hidden + 4 * config.intermediate_size) * size + 2 * hidden * residual
   attention = config.num_heads * length**2 * (2 * size + 5)
   if config.traits.relative:  # scores with all distances, before they are shifted

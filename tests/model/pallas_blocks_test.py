@@ -180,5 +180,5 @@ def test_a_description_in_a_program_is_read_back():
 
 def test_the_bound_is_the_longest_part():
   rates = pallas_blocks.Rates(matrix_unit=128, flops=2.0, vector=4.0, hbm=8.0)
-  found = pallas_blocks.bounds_in_seconds(pallas_blocks.Work(1, 4, 4, 4), rates)
+  found = pallas_blocks.bounds_in_seconds(pallas_blocks.Work(1, 1, 4, 4, 4), rates)
   assert found == {'products': 2.0, 'vector operations': 1.0, 'HBM': 0.5}

@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 
 from electra_jax.config import ModelConfig
 from electra_jax.model.attention import AttentionSettings, attention
-from electra_jax.model.encoder import Encoder, packed_inputs
+from electra_jax.model.encoder import Encoder, dense, packed_inputs
 from electra_jax.model.products import ProductSettings, batched_product, product
 from electra_jax.training.encoders import encoder_config
 
@@ -56,6 +56,23 @@ def test_a_dense_product_and_its_gradients_are_those_of_the_plain_form(transpose
     )
 
   assert_close(of(ROW_MAJOR), of(PLAIN), 1e-6)
+
+
+def test_a_product_that_keeps_the_axes_is_that_of_flat_matrices():
+  x, kernel = arrays((2, 12, 16), (16, 40))
+  flat = with_gradients(
+    lambda x, k: product(x.reshape(24, 16), k, PLAIN).reshape(2, 12, 40), x, kernel
+  )
+  assert_close(with_gradients(lambda x, k: product(x, k, PLAIN), x, kernel), flat, 1e-6)
+
+
+@pytest.mark.parametrize(('platform', 'flat'), [('cpu', True), ('gpu', True), ('tpu', False)])
+def test_dense_layers_keep_the_axes_of_rows_and_positions_on_tpus(platform, flat):
+  config = encoder_config(ModelConfig(attention='xla'), 100, 16, 'float32', platform)
+  layer = dense(config, 40, ('embed', 'mlp'), 'layer')
+  x = jax.ShapeDtypeStruct((2, 12, 16), jnp.float32)
+  text = str(jax.make_jaxpr(lambda x: layer.init_with_output(jax.random.key(0), x)[0])(x))
+  assert ('f32[24,40]' in text) == flat
 
 
 @pytest.mark.parametrize(('summed', 'form'), [(0, 'bmn,bnk->bmk'), (1, 'bmn,bkn->bmk')])

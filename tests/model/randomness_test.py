@@ -41,6 +41,13 @@ def test_argmax_by_blocks_equals_argmax_and_resolves_ties_to_the_first(vocab):
   np.testing.assert_array_equal(jax.jit(replacement.argmax)(scores), scores.argmax(-1))
 
 
+@pytest.mark.parametrize(('platform', 'blocks'), [('cpu', True), ('tpu', False), ('cuda', False)])
+def test_only_cpus_find_the_argmax_by_blocks(platform, blocks):
+  scores = jax.ShapeDtypeStruct((2, 3, 256), np.float32)
+  lowered = jax.jit(replacement.argmax).trace(scores).lower(lowering_platforms=(platform,))
+  assert ('2x3x2x128' in lowered.as_text()) == blocks
+
+
 def test_a_sample_is_the_argmax_of_logits_plus_noise_of_jax():
   keys, noise = by_row(jax.random.gumbel)
   logits = jax.random.normal(jax.random.key(1), noise.shape)

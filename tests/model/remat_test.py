@@ -96,14 +96,16 @@ def test_on_a_cpu_layers_are_not_unrolled_with_remat():
   assert on_tpu.scan_unroll == 3
 
 
-def test_by_default_loops_on_a_cpu_recompute_all_but_products():
+def test_by_default_tpus_and_loops_on_a_cpu_recompute_all_but_products():
   def chosen(platform, **fields):
     model = ModelConfig(attention='xla', **fields)
     return encoder_config(model, 60, LENGTH, 'float32', platform).remat
 
   assert chosen('cpu', num_layers=12) == chosen('cpu', num_layers=6, scan_unroll=2) == 'dots'
   assert chosen('cpu', num_layers=6) == chosen('cpu', num_layers=7, scan_unroll=2) == 'none'
-  assert chosen('cpu', num_layers=12, remat='none') == chosen('tpu', num_layers=12) == 'none'
+  assert chosen('tpu', num_layers=12) == chosen('tpu', num_layers=6, scan_unroll=6) == 'dots'
+  assert chosen('cpu', num_layers=12, remat='none') == chosen('gpu', num_layers=12) == 'none'
+  assert chosen('tpu', num_layers=12, remat='none') == 'none'
 
 
 @pytest.mark.parametrize('family, layers', [('electra', 3), ('modern', 2)])

@@ -29,6 +29,11 @@ def program(entry, others='', devices=4):
   )
 
 
+def hbm_traffic(text) -> float:
+  """Bytes that a program moves in a step."""
+  return sum(x.per_step for x in hlo.memory_traffic(text))
+
+
 def kinds(text, slices=1):
   return [(c.kind, c.group, c.payload, c.times, c.looped) for c in hlo.collectives(text, slices)]
 
@@ -188,7 +193,7 @@ def test_loops_count_as_often_as_they_run():
   assert kinds(program(known, LOOP.format(inner=''))) == [('all-reduce', 4, 4096, 7, True)]
   copied = '%c = f32[8,128]{1,0:T(8,128)S(1)} copy(%v)'
   # The reduction reads and writes, the copy into faster memory reads; the condition has few bytes.
-  assert hlo.hbm_traffic(program(loop, LOOP.format(inner=copied))) == pytest.approx(
+  assert hbm_traffic(program(loop, LOOP.format(inner=copied))) == pytest.approx(
     12 * 4096 * 3, rel=1e-3
   )
 
@@ -231,7 +236,20 @@ def test_slices_of_arrays_count_only_what_they_touch():
     '  %big = f32[12,8,128]{2,1,0} parameter(1)\n  %i = s32[]{:S(6)} parameter(2)\n'
     '  %f = f32[12,8,128]{2,1,0} fusion(%big, %i), kind=kLoop, calls=%outer'
   )
-  assert hlo.hbm_traffic(program(lines, others)) == 2 * 4096
+  assert hbm_traffic(program(lines, others)) == 2 * 4096
+
+
+def test_what_moves_most_comes_first_with_its_origin():
+  lines = (
+    '  %a = f32[8,128]{1,0} add(%x, %x), metadata={op_name="jit(f)/add"}\n'
+    '  %n = f32[8,128]{1,0} negate(%a), metadata={op_name="jit(f)/neg"}'
+  )
+  found = hlo.memory_traffic(program(lines))
+  assert [(x.bytes, x.times, x.opcode, x.origin) for x in found] == [
+    (3 * 4096, 1, 'add', 'jit(f)/add'),
+    (2 * 4096, 1, 'negate', 'jit(f)/neg'),
+  ]
+  assert hbm_traffic(program(lines)) == 5 * 4096
 
 
 def test_copies_between_memories_count_the_side_in_main_memory():
@@ -239,8 +257,8 @@ def test_copies_between_memories_count_the_side_in_main_memory():
     '  %c = (f32[8,128]{{1,0{0}}}, f32[8,128]{{1,0{1}}}, u32[]{{:S(2)}}) copy-start(%x)\n'
     '  %d = f32[8,128]{{1,0{0}}} copy-done(%c)'
   )
-  assert hlo.hbm_traffic(program(start.format(':T(8,128)S(1)', ':T(8,128)'))) == 4096
-  assert hlo.hbm_traffic(program(start.format(':T(8,128)', ':T(8,128)'))) == 8192
+  assert hbm_traffic(program(start.format(':T(8,128)S(1)', ':T(8,128)'))) == 4096
+  assert hbm_traffic(program(start.format(':T(8,128)', ':T(8,128)'))) == 8192
 
 
 #### A compiled program ####
@@ -325,4 +343,4 @@ def test_kernels_that_describe_themselves_are_listed_and_are_no_traffic():
   # The other kernel reads and writes 64 bytes; the condition compares two integers.
   described = 12 * 2 * 64
   other = DESCRIBED.replace('kernel_metadata={}', 'kernel_metadata={"direction":"backward"}')
-  assert hlo.hbm_traffic(DESCRIBED) - hlo.hbm_traffic(other) == described
+  assert hbm_traffic(DESCRIBED) - hbm_traffic(other) == described
