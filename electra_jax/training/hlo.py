@@ -41,7 +41,8 @@ FREE = (
   'add-dependency',
 )
 _ARRAY = re.compile(r'\b(pred|bf16|[fsuc]\d+(?:e\dm\d\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?')
-_METADATA = re.compile(r'kernel_metadata=(\{[^}]*\})')
+# Splash kernels have JSON in a string of theirs.
+_METADATA = re.compile(r'kernel_metadata=(\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\})')
 _SLICING = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -588,7 +589,7 @@ def _described(instruction: Instruction) -> dict[str, str]:
   if instruction.opcode != 'custom-call' or not match:
     return {}
   found: dict[str, str] = json_reader.parse(match[1], 'the description of a kernel')
-  return found
+  return found if 'direction' in found else {}
 
 
 def kernel_calls(text: str) -> list[KernelCall]:

@@ -344,3 +344,9 @@ def test_kernels_that_describe_themselves_are_listed_and_are_no_traffic():
   described = 12 * 2 * 64
   other = DESCRIBED.replace('kernel_metadata={}', 'kernel_metadata={"direction":"backward"}')
   assert hbm_traffic(DESCRIBED) - hbm_traffic(other) == described
+
+
+def test_descriptions_of_other_kernels_are_not_ours():
+  other = DESCRIBED.replace('"direction":"forward"', r'"xprof_metadata":"{\"q\": {\"k\": 1}}"')
+  before, after = (hlo.kernel_calls(text) for text in (DESCRIBED, other))
+  assert len(before) == 1 and after == []
