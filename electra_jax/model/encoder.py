@@ -18,7 +18,7 @@ from electra_jax.model.attention import (
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.dropout import dropout, fold_in
 from electra_jax.model.kernels import RESIDUALS, divided
-from electra_jax.model.products import ProductSettings, kept, product
+from electra_jax.model.products import ProductSettings, product, saved_as
 from electra_jax.model.relative import bucket_rows, disentangled_attention
 
 Initializer = Callable[..., jax.Array]  # (key, shape, dtype) -> array, as in jax.nn.initializers
@@ -152,8 +152,8 @@ class Dense(nn.Module):
         (self.features,),
         jnp.float32,
       )
-    named = kept(y.astype(self.dtype), PRODUCT, self.products)
-    return named.reshape(*x.shape[:-1], self.features)
+    output = saved_as(y.astype(self.dtype), PRODUCT, self.products)
+    return output.reshape(*x.shape[:-1], self.features)
 
 
 def dense(

@@ -6,7 +6,7 @@ too, is that of the sum. Products in other forms are computed in float32 (benchm
 `ProductSettings.row_major` brings those of dense layers and of attention into that form.
 
 It has no instructions for other work on bfloat16 arrays, and converts them to float32 and back. Of
-the outputs that a scan stacks, that is the whole stack in each iteration; `kept` avoids it.
+the outputs that a scan stacks, that is the whole stack in each iteration; `saved_as` avoids it.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ def row_major(x: jax.Array) -> jax.Array:
   return ordered
 
 
-def kept(x: jax.Array, name: str, settings: ProductSettings) -> jax.Array:
+def saved_as(x: jax.Array, name: str, settings: ProductSettings) -> jax.Array:
   """Names an array, so that a rematerialization policy can keep it for the backward pass.
 
   With `row_major` a bfloat16 array is kept as integers of its bits.
