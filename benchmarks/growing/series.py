@@ -153,8 +153,8 @@ SERIES = (
       Quantity('processor', 'preparation of 128 MB, processor', 's', 0.4),
       Quantity('clock', 'the same, clock', 's', -0.3),
     ),
-    reason='Starting two workers takes 0.9 s of processor time, for 16 MB as for 64. The rest is the '
-    'machine: two preparations of 128 MB by one process each take 7.0 s at the same time.',
+    reason='Starting two workers takes 0.9 s of processor time, for 16 MB as for 64. The rest is '
+    'the machine: two preparations of 128 MB by one process each take 7.0 s at the same time.',
     others={'megabytes': 128},
   ),
   Series(
