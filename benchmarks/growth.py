@@ -25,15 +25,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import page_tables
 from environment import ROOT, environment
 from growing import table
-from growing.series import PARTS, SERIES, Series
+from growing.series import PARTS, SERIES, Point, Series
 
 RESULTS = ROOT / 'benchmarks/results/growth.json'
 TABLE = 'growth'  # in the page
 PAGE = ROOT / 'benchmarks/README.md'
+Found = dict[str, float]  # what was measured at a point, by quantity
 IDLE, SHARED = 'with nothing else running', 'beside other programs'
 
 
-def in_a_process(part: str, points: object, cache: str) -> Any:  # noqa: ANN401  JSON
+def in_a_process(part: str, points: Point | list[Point], cache: str) -> Found | list[Found]:
   """What a part measures, in its own process.
 
   Args:

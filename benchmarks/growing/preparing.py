@@ -3,12 +3,14 @@
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import random
 import resource
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 
 import preparation as peers
 
@@ -26,7 +28,8 @@ def measure(point: dict[str, float]) -> dict[str, float]:
   """Prepares the bundled corpus, repeated, with a WordPiece tokenizer that exists.
 
   Args:
-    point: 'megabytes' of text and 'processes', each with a core.
+    point: 'megabytes' of text and 'processes', each with a core; 'busy', the number of cores in
+      use, of which those that remain prepare the same text for themselves.
 
   Returns:
     `processor` seconds of all processes, `clock` seconds, and `memory`, the most resident bytes of
@@ -36,15 +39,47 @@ def measure(point: dict[str, float]) -> dict[str, float]:
     folder = pathlib.Path(name)
     peers.make_tokenizer(folder / 'tokenizer', 'wordpiece')
     peers.make_corpus(folder / 'text.jsonl', point['megabytes'])
-    processes = int(point['processes'])
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processes])
-    clock, start = time.perf_counter(), peers.processor_seconds()
-    peers.ours(folder / 'text.jsonl', folder / 'tokenizer', folder, processes)
+    processes, busy = int(point['processes']), int(point.get('busy', 0))
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:processes])
+    with _others(cores[processes:busy], folder):
+      clock, start = time.perf_counter(), peers.processor_seconds()
+      peers.ours(folder / 'text.jsonl', folder / 'tokenizer', folder, processes)
+      clock, processor = time.perf_counter() - clock, peers.processor_seconds() - start
     return {
-      'processor': peers.processor_seconds() - start,
-      'clock': time.perf_counter() - clock,
+      'processor': processor,
+      'clock': clock,
       'memory': _most(),
     }
+
+
+@contextlib.contextmanager
+def _others(cores: Sequence[int], folder: pathlib.Path) -> Iterator[None]:
+  """Prepares the same text again and again on other cores, with one process on each."""
+  running = [
+    multiprocessing.get_context('spawn').Process(
+      target=_prepare_forever, args=(core, folder, folder / f'core-{core}'), daemon=True
+    )
+    for core in cores
+  ]
+  for process in running:
+    process.start()
+  try:
+    while not all((folder / f'core-{core}').exists() for core in cores):
+      time.sleep(0.05)
+    yield
+  finally:
+    for process in running:
+      process.kill()
+      process.join()
+
+
+def _prepare_forever(core: int, inputs: pathlib.Path, out: pathlib.Path) -> None:
+  os.sched_setaffinity(0, [core])
+  out.mkdir()
+  while True:
+    with tempfile.TemporaryDirectory(dir=out) as name:
+      peers.ours(inputs / 'text.jsonl', inputs / 'tokenizer', pathlib.Path(name), 1)
 
 
 def compare(point: dict[str, float]) -> dict[str, float]:

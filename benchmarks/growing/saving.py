@@ -31,7 +31,7 @@ def measure(point: dict[str, int]) -> dict[str, float]:
   whole = partitioning.replicated(layout.mesh)
   optimizer = optax.scale_by_adam()
 
-  def fresh():  # noqa: ANN202
+  def fresh() -> update_step.TrainState:
     # Not zeros, which would be compressed away.
     params = {
       'encoder': {f'{i}': jax.random.normal(jax.random.key(i), (side, side)) for i in range(ARRAYS)}

@@ -1,8 +1,13 @@
 """A training step: processor seconds, the compiler's count of memory, and resident memory."""
 
 import time
+from typing import TYPE_CHECKING
 
 from growing import resident
+
+if TYPE_CHECKING:  # XLA reads its flags when JAX is imported, so functions import it
+  from electra_jax.config import PretrainingConfig
+  from electra_jax.pretrain.build import Program
 
 BASE = {
   'batch': 8,
@@ -18,7 +23,7 @@ LEAST_STEPS = 3
 LEAST_SECONDS = 1.0  # of processor time
 
 
-def config_of(point: dict[str, float]):  # noqa: ANN201  imports after the environment is set
+def config_of(point: dict[str, float]) -> 'PretrainingConfig':
   """The checked config of an ELECTRA of some sizes.
 
   Args:
@@ -44,7 +49,7 @@ def config_of(point: dict[str, float]):  # noqa: ANN201  imports after the envir
   return checked_pretraining(c)
 
 
-def program_of(config, devices=None):  # noqa: ANN201
+def program_of(config: 'PretrainingConfig', devices: list | None = None) -> 'Program':
   """The program of a config's only phase, as the trainer builds it.
 
   Args:

@@ -1,5 +1,6 @@
 """Our readers beside Grain and tf.data, from a disk and from a slow object store."""
 
+import argparse
 import json
 import pathlib
 import statistics
@@ -25,10 +26,11 @@ LOCAL = ('numpy', 'tf', 'tf.data', 'grain')
 REMOTE = ('numpy', 'tf.data', 'grain')
 # Of the tables: machine, and what else ran there.
 Results = dict[str, Any]
+Rounds = dict[str, list[dict[str, Any]]]  # by reader: what was measured in each round
 
 
 def measured(reader: str, store: str, seconds: float, grain_python: str) -> dict[str, Any]:
-  """What a reader does with a store, in a process of its own.
+  """What a reader does with a store, in its own process.
 
   Args:
     reader: a key of TITLES.
@@ -53,7 +55,7 @@ def measured(reader: str, store: str, seconds: float, grain_python: str) -> dict
 
 def rounds_of(
   readers: Sequence[str], rounds: int, measure: Callable[[str], dict[str, Any]]
-) -> dict[str, list[dict[str, Any]]]:
+) -> Rounds:
   """Measures readers in alternating rounds."""
   found: dict[str, list[dict[str, Any]]] = {reader: [] for reader in readers}
   for _ in range(rounds):
@@ -64,7 +66,7 @@ def rounds_of(
   return found
 
 
-def local(store: pathlib.Path, options: Any) -> dict[str, list[dict[str, Any]]]:  # noqa: ANN401
+def local(store: pathlib.Path, options: argparse.Namespace) -> Rounds:
   """All readers on a local store, which has been read before.
 
   Args:
@@ -78,7 +80,7 @@ def local(store: pathlib.Path, options: Any) -> dict[str, list[dict[str, Any]]]:
   )
 
 
-def remote(store: pathlib.Path, options: Any) -> dict[str, list[dict[str, Any]]]:  # noqa: ANN401
+def remote(store: pathlib.Path, options: argparse.Namespace) -> Rounds:
   """Readers on a store behind a slow server; none has read it before."""
   with object_store.serving(store.parent, object_store.TYPICAL) as address:
     where = f'{address}/{store.name}'
@@ -89,7 +91,7 @@ def remote(store: pathlib.Path, options: Any) -> dict[str, list[dict[str, Any]]]
     return rounds_of(REMOTE, options.rounds, measure)
 
 
-def run(write_store: Callable[..., None], options: Any) -> Results:  # noqa: ANN401
+def run(write_store: Callable[..., None], options: argparse.Namespace) -> Results:
   """Measures all readers on a local store and on a slow one, and the needs of the configs.
 
   Args:

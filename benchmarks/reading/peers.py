@@ -16,13 +16,16 @@ import sys
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from reading.timing import BATCH, LENGTH, timed
+
+if TYPE_CHECKING:
+  import tensorflow
 
 ROW_BYTES = LENGTH * 2
 SHUFFLED = 10_000  # rows in the buffer of tf.data
@@ -108,12 +111,12 @@ def tf_data(store: str) -> Iterator[np.ndarray]:
 
   rows = rows_of(store)
   if '://' in store:
-    records = _remote_records(tf, rows)
+    records = _remote_records(rows)
   else:
     files = [os.path.join(store, entry['file']) for entry in rows.shards['shards']]
     records = tf.data.FixedLengthRecordDataset(files, ROW_BYTES)
 
-  def decode(batch: Any) -> Any:  # noqa: ANN401  a tensor
+  def decode(batch: tf.Tensor) -> tf.Tensor:
     ids = tf.cast(tf.io.decode_raw(batch, tf.uint16), tf.int32)
     return tf.ensure_shape(ids, [BATCH, LENGTH])
 
@@ -122,8 +125,10 @@ def tf_data(store: str) -> Iterator[np.ndarray]:
   return batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-def _remote_records(tf: Any, rows: Rows) -> Any:  # noqa: ANN401  a module and a dataset
+def _remote_records(rows: Rows) -> 'tensorflow.data.Dataset':
   """Rows of a store at an address as strings, of AT_ONCE chunks of shards that arrive together."""
+  import tensorflow as tf
+
   chunks = [
     (shard, start, min(CHUNK, entry['bytes'] - start))
     for shard, entry in enumerate(rows.shards['shards'])
