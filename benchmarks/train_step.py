@@ -71,7 +71,8 @@ def _published(hidden: int, embedding: int, intermediate: int, heads: int) -> Mo
   )
 
 
-# Clark et al. 2020, table 6, and configs/mini.py.
+# Those of configs/small.py, base.py and mini.py, which gpu.py could not read: config files need
+# ml_collections, and machines with GPUs may lack it.
 SIZES = {
   'small': Size(_published(256, 128, 1024, 4), 30_522, 1 / 4, 0.1),
   'base': Size(_published(768, 768, 3072, 12), 30_522, 1 / 3, 0.1),

@@ -69,30 +69,17 @@ def towers(file, **fields):
   """The model of a file; fields of EncoderConfig change how it is computed."""
   shapes = {name[4:-2]: file[name].shape for name in file.files if name.startswith('var/')}
   embedding = shapes['electra/embeddings/word_embeddings'][1]
-  discriminator = EncoderConfig(
-    vocab_size=300,
-    hidden_size=48,
-    embedding_size=embedding,
-    num_layers=3,
-    num_heads=4,
-    intermediate_size=96,
-    max_positions=40,
-    vocab_multiple=1,
-    **fields,
-  )
+  fields |= {
+    'vocab_size': 300,
+    'embedding_size': embedding,
+    'intermediate_size': 96,
+    'max_positions': 40,
+    'vocab_multiple': 1,
+  }
+  discriminator = EncoderConfig(hidden_size=48, num_layers=3, num_heads=4, **fields)
   if 'generator/encoder/layer_0/intermediate/dense/kernel' not in shapes:
     return Electra(discriminator, discriminator, sharing='all')
-  generator = EncoderConfig(
-    vocab_size=300,
-    hidden_size=24,
-    embedding_size=embedding,
-    num_layers=2,
-    num_heads=1,
-    intermediate_size=96,
-    max_positions=40,
-    vocab_multiple=1,
-    **fields,
-  )
+  generator = EncoderConfig(hidden_size=24, num_layers=2, num_heads=1, **fields)
   return Electra(generator, discriminator)
 
 
@@ -118,18 +105,15 @@ def load(file, model):
   return params
 
 
+def inputs_of(file):
+  """The batch of a file: 4 rows of 32 tokens."""
+  positions = np.tile(np.arange(32, dtype=np.int32), (4, 1))
+  arrays = (file['input_ids'], file['input_mask'], positions, file['segment_ids'])
+  return Inputs(*map(jnp.asarray, arrays))
+
+
 def run(file, model, params):
-  inputs = Inputs(
-    *(
-      jnp.asarray(x)
-      for x in (
-        file['input_ids'],
-        file['input_mask'],
-        np.tile(np.arange(32, dtype=np.int32), (4, 1)),
-        file['segment_ids'],
-      )
-    )
-  )
+  inputs = inputs_of(file)
   masks = Masks(
     positions=jnp.asarray(file['masked/masked_lm_positions']),
     weights=jnp.asarray(file['masked/masked_lm_weights']),

@@ -23,7 +23,7 @@ from electra_jax.interop.weights import same_bits
 from electra_jax.model import attention, electra
 from electra_jax.model.config import EncoderConfig
 from electra_jax.model.electra import Electra
-from electra_jax.model.encoder import Inputs, packed_inputs
+from electra_jax.model.encoder import packed_inputs
 from electra_jax.model.randomness import row_keys
 from electra_jax.pretrain import pretrain_step
 from electra_jax.pretrain.masking import Masks
@@ -119,17 +119,7 @@ def compiled(ends_as_original: bool, gradients: bool = True):
   """
   file = np.load(GOLDEN)
   model, params = original_model_and_params(file)
-  inputs = Inputs(
-    *(
-      jnp.asarray(x)
-      for x in (
-        file['input_ids'],
-        file['input_mask'],
-        np.tile(np.arange(32, dtype=np.int32), (4, 1)),
-        file['segment_ids'],
-      )
-    )
-  )
+  inputs = golden.inputs_of(file)
   masks = Masks(
     *(
       jnp.asarray(file[f'masked/{name}'])

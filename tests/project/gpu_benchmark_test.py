@@ -12,8 +12,21 @@ import numpy as np
 import pytest
 import xla_flags
 
+from electra_jax.config import PretrainingConfig, freeze
+from electra_jax.config.config_files import load_config_file
+
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / 'benchmarks'
+SHAPE = (
+  'family',
+  'num_layers',
+  'num_heads',
+  'hidden_size',
+  'embedding_size',
+  'intermediate_size',
+  'layer_norm_eps',
+  'global_every',
+)
 # What the program must not need.
 HIDDEN = ('tensorflow', 'tensorflow_datasets', 'ml_collections', 'tensorboardX', 'datasketch')
 
@@ -32,6 +45,18 @@ def session(module, tmp_path):
   made.device = {'platform': 'cpu', 'kind': 'cpu', 'memory': None}
   yield made
   made.close()
+
+
+@pytest.mark.parametrize('name', ['small', 'base', 'mini'])
+def test_sizes_are_those_of_the_shipped_configs(module, name):
+  size = module('train_step').SIZES[name]
+  shipped = freeze(PretrainingConfig, load_config_file(name))
+  for field in SHAPE:
+    assert getattr(size.model, field) == getattr(shipped.model, field), field
+  assert (size.vocab_size, size.dropout) == (shipped.data.vocab_size, shipped.model.dropout)
+  assert size.dropout == shipped.model.attention_dropout
+  one_tower = shipped.sharing == 'all'
+  assert size.fraction == (None if one_tower else shipped.generator.hidden_fraction)
 
 
 def without_packages(folder, hidden=HIDDEN):
