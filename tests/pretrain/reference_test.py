@@ -122,6 +122,15 @@ def test_the_original_is_never_drawn():
     )
 
 
+@pytest.mark.parametrize('original, expected', [(6, 7), (7, 6)])
+def test_where_rounding_leaves_no_other_token_the_most_probable_one_is_shown(original, expected):
+  p = np.zeros(10)
+  p[6], p[7] = 1.0, 1e-17  # the sum of both is 1 in float64
+  rows = np.full((5, 8), original, np.int32)
+  shown = reference.Reference(p, SPECIAL).corrupt(rows, np.arange(5))
+  assert set(shown[shown != rows]) == {expected} and (shown != rows).sum() == 5
+
+
 @pytest.mark.parametrize(
   'name, expected',
   [
