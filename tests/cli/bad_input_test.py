@@ -9,7 +9,7 @@ import micro_run
 import pytest
 
 from electra_jax import main
-from electra_jax.pretrain import pretrain_step, run_start
+from electra_jax.pretrain import build, pretrain_step, run_start
 from electra_jax.training.run_folder import write_json
 
 MICRO = f'--config={micro_run.CONFIG}'
@@ -221,7 +221,9 @@ def test_an_error_in_a_config_file_is_reported(
     ('whole', ['--config.data.store=nowhere'], "no prepared corpus at 'nowhere'"),
   ],
 )
-def test_a_corpus_that_cannot_be_used_is_reported(content, more, named, sentence, tmp_path):
+def test_a_corpus_that_cannot_be_used_is_reported(
+  content, more, named, sentence, tmp_path, monkeypatch
+):
   text = tmp_path / 'text.txt'
   if content is not None:
     text.write_bytes(micro_run.corpus().read_bytes() if content == 'whole' else content)
@@ -233,7 +235,9 @@ def test_a_corpus_that_cannot_be_used_is_reported(content, more, named, sentence
   assert named in sentence(
     *argv, f'--config.data.source={text}', f'--config.data.cache={tmp_path / "cache"}', *more
   )
-  # The failed start binds neither the folder nor the cache: after the fix the command gets further.
+  # The failed start binds neither the folder nor the cache: after the fix the command gets further,
+  # to the model, which is built from the data.
+  monkeypatch.setattr(build, 'program', refuse)
   with pytest.raises(LongWork):
     main.main(['main', *micro_run.arguments(tmp_path / 'run')])
 

@@ -300,7 +300,9 @@ def line(writer, step):
 
 
 def test_metrics_are_uploaded_in_the_background_and_before_a_save(sent, monkeypatch):
+  # A new run: nothing is in the bucket.
   monkeypatch.setattr(metrics_writer, 'read_metrics', lambda workdir: [])
+  monkeypatch.setattr(metrics_writer.file_access, 'exists', lambda path: False)
   writer = metrics_writer.MetricsWriter('gs://bucket/run', 0)
   line(writer, 1)
   assert not sent  # not due yet

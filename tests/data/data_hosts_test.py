@@ -44,24 +44,28 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def runs(folder):
-  """What every process of each run printed.
+def alone(folder):
+  """What this process reads by itself: steps 0 to 6."""
+  return _read_as_a_process(folder, 'numpy', 0, 6)
 
-  This process reads steps 0 to 6, two others 0 to 3, and four others 3 to 6. One of the two uses
-  tf.data if it is installed.
+
+@pytest.fixture(scope='module', params=[2, pytest.param(4, marks=pytest.mark.long)])
+def run(request, folder):
+  """A run of several processes: its first and last step, and what each process printed.
+
+  Two processes read steps 0 to 3, and four read 3 to 6. One of the four uses tf.data if it is
+  installed.
   """
-  second = 'tf' if importlib.util.find_spec('tensorflow') else 'numpy'
-  started = {
-    (2, 0, 3): _start(folder, ['numpy', second], 0, 3),
-    (4, 3, 6): _start(folder, ['numpy'] * 4, 3, 6),
-  }
-  printed = {(1, 0, 6): [_read_as_a_process(folder, 'numpy', 0, 6)]}
-  for run, processes in started.items():
-    ends = [process.communicate(timeout=120) for process in processes]
-    for process, (_, errors) in zip(processes, ends, strict=True):
-      assert process.returncode == 0, errors[-3000:]
-    printed[run] = [json.loads(output.splitlines()[-1]) for output, _ in ends]
-  return printed
+  last = 'tf' if importlib.util.find_spec('tensorflow') else 'numpy'
+  first_step, last_step, readers = {
+    2: (0, 3, ['numpy'] * 2),
+    4: (3, 6, ['numpy'] * 3 + [last]),
+  }[request.param]
+  started = _start(folder, readers, first_step, last_step)
+  ends = [process.communicate(timeout=120) for process in started]
+  for process, (_, errors) in zip(started, ends, strict=True):
+    assert process.returncode == 0, errors[-3000:]
+  return first_step, last_step, [json.loads(output.splitlines()[-1]) for output, _ in ends]
 
 
 def _start(folder, readers, first_step, last_step):
@@ -99,51 +103,44 @@ def _start(folder, readers, first_step, last_step):
   ]
 
 
-@pytest.mark.parametrize('data', [pytest.param('store', marks=pytest.mark.long), 'mixture'])
-def test_processes_together_read_the_batches_of_one(folder, runs, data):
+@pytest.mark.parametrize('data', ['store', 'mixture'])
+def test_processes_together_read_the_batches_of_one(folder, run, data):
   whole = _open(folder)[data]
-  for (processes, first_step, last_step), printed in runs.items():
-    expected = [
-      row_batches.read_batch(whole, step, BATCH, SEED)[:, 0].tolist()
-      for step in range(first_step, last_step)
-    ]
-    for i, batch in enumerate(expected):
-      rows = {}
-      for process in printed:
-        held = {int(row): value for row, value in process['held'][data][i].items()}
-        assert not rows.keys() & held.keys(), 'two processes hold a row'
-        rows |= held
-      assert rows == dict(enumerate(batch)), (processes, first_step + i)
-
-
-def test_two_processes_then_four_continue_as_one(runs):
-  def sums(run, data):
-    per_process = [process['sums'][data] for process in runs[run]]
-    assert all(each == per_process[0] for each in per_process)
-    return per_process[0]
-
-  for data in ('store', 'mixture'):
-    one = sums((1, 0, 6), data)
-    assert len(set(one)) == 6
-    assert one == sums((2, 0, 3), data) + sums((4, 3, 6), data)
-
-
-def test_each_process_reads_only_its_own_rows(runs):
-  for (processes, first_step, last_step), printed in runs.items():
+  first_step, last_step, printed = run
+  for i, step in enumerate(range(first_step, last_step)):
+    batch = row_batches.read_batch(whole, step, BATCH, SEED)[:, 0].tolist()
+    rows = {}
     for process in printed:
-      assert len(process['mine']) == BATCH // processes
-      assert process['read'] == dict.fromkeys(
-        ('store', 'mixture'), (last_step - first_step) * BATCH // processes
-      )
-    assert sorted(row for process in printed for row in process['mine']) == list(range(BATCH))
+      held = {int(row): value for row, value in process['held'][data][i].items()}
+      assert not rows.keys() & held.keys(), 'two processes hold a row'
+      rows |= held
+    assert rows == dict(enumerate(batch)), step
 
 
-def test_processes_together_read_the_held_out_rows_of_one(folder, runs):
+@pytest.mark.parametrize('data', ['store', 'mixture'])
+def test_a_run_continues_as_one_process_with_any_number_of_them(alone, run, data):
+  first_step, last_step, printed = run
+  sums = alone['sums'][data]
+  assert len(set(sums)) == 6
+  assert all(process['sums'][data] == sums[first_step:last_step] for process in printed)
+
+
+def test_each_process_reads_only_its_own_rows(run):
+  first_step, last_step, printed = run
+  for process in printed:
+    assert len(process['mine']) == BATCH // len(printed)
+    assert process['read'] == dict.fromkeys(
+      ('store', 'mixture'), (last_step - first_step) * BATCH // len(printed)
+    )
+  assert sorted(row for process in printed for row in process['mine']) == list(range(BATCH))
+
+
+def test_processes_together_read_the_held_out_rows_of_one(folder, alone, run):
   store = _open(folder)['store']
   expected = np.concatenate(list(row_batches.heldout_batches(store, BATCH, limit=HELDOUT_LIMIT)))[
     :, 0
   ].tolist()
-  for printed in runs.values():
+  for printed in ([alone], run[2]):
     together = [{}, {}]
     for process in printed:
       assert process['heldout read'] == sum(

@@ -54,44 +54,20 @@ def test_a_run_from_the_store_is_the_run_from_the_text(from_the_root, tmp_path, 
   )
   # The store may be moved; its content is checked.
   shutil.move(rows, tmp_path / 'moved')
-  capsys.readouterr()
-  assert (
-    main.main(
-      [
-        'main',
-        '--mode=inspect',
-        f'--workdir={tmp_path / "run"}',
-        '--rows=1',
-        f'--store={tmp_path / "moved"}',
-      ]
-    )
-    == 0
-  )
+  inspect = ('--mode=inspect', f'--workdir={tmp_path / "run"}', '--rows=1')
+  micro_run.run(*inspect, f'--store={tmp_path / "moved"}')
   prepare(
     capsys,
     f'--output={tmp_path / "other"}',
     f'--config.data.cache={tmp_path}',
     '--config.data.heldout_fraction=0.3',
   )
-  assert (
-    main.main(
-      [
-        'main',
-        '--mode=inspect',
-        f'--workdir={tmp_path / "run"}',
-        '--rows=1',
-        f'--store={tmp_path / "other"}',
-      ]
-    )
-    == 1
-  )
-  assert f"the corpus '{tmp_path / 'other'}' has changed" in capsys.readouterr().err
+  _, err = micro_run.run(*inspect, f'--store={tmp_path / "other"}', status=1)
+  assert f"the corpus '{tmp_path / 'other'}' has changed" in err
   assert micro_run.figures(tmp_path / 'run') == micro_run.figures(expected)
 
 
-def test_a_mixture_trains_evaluates_and_prints_the_epochs_of_each_source(
-  from_the_root, tmp_path, capsys
-):
+def test_a_mixture_trains_evaluates_and_prints_the_epochs_of_each_source(from_the_root, tmp_path):
   documents = micro_run.corpus().read_text().split('\n\n')
   for name, part in (('a', documents[:90]), ('b', documents[90:])):
     (tmp_path / f'{name}.txt').write_text('\n\n'.join(part))
@@ -102,20 +78,20 @@ def test_a_mixture_trains_evaluates_and_prints_the_epochs_of_each_source(
     *argv,
     f'--config.data.source={tmp_path}/a.txt;weight=1, {tmp_path}/b.txt;weight=3',
     f'--config.data.cache={tmp_path}',
+    '--config.steps=10',
   )
   prepared = open_prepared(
     next(path for path in (tmp_path / 'rows').iterdir() if not path.name.startswith('.'))
   )
   a, b = prepared.train.stores
   assert prepared.train.shares == (250, 750)
-  first = f'{60 / a.rows:.1f} of {tmp_path}/a.txt'
-  second = f'{180 / b.rows:.1f} of {tmp_path}/b.txt'
+  first = f'{20 / a.rows:.1f} of {tmp_path}/a.txt'
+  second = f'{60 / b.rows:.1f} of {tmp_path}/b.txt'
   assert f'epochs of each source: {first}, {second}' in screen
   lines = micro_run.figures(tmp_path / 'run')
-  assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10, 20, 30]
-  capsys.readouterr()
-  assert main.main(['main', '--mode=evaluate', f'--workdir={tmp_path / "run"}']) == 0
-  assert 'held-out metric' in capsys.readouterr().out
+  assert [line['step'] for line in lines if line['kind'] == 'heldout'] == [10]
+  out, _ = micro_run.run('--mode=evaluate', f'--workdir={tmp_path / "run"}')
+  assert 'held-out metric' in out
 
 
 def test_a_store_that_does_not_fit_the_config_is_refused(from_the_root, tmp_path, capsys):
@@ -169,14 +145,9 @@ def test_a_run_whose_tokenizer_was_replaced_is_refused(from_the_root, tmp_path, 
   assert sentence.count('\n') == 1 and 'the tokenizer has 200 tokens' in sentence
 
 
-def test_inspect_shows_rows_of_a_run(from_the_root, capsys):
-  assert (
-    main.main(['main', '--mode=inspect', f'--workdir={micro_run.finished()[0]}', '--rows=2']) == 0
-  )
-  screen = capsys.readouterr().out
+def test_inspect_shows_rows_of_a_run():
+  inspect = ('--mode=inspect', f'--workdir={micro_run.finished()[0]}')
+  screen, _ = micro_run.run(*inspect, '--rows=2')
   assert 'masked' in screen
-  assert (
-    main.main(['main', '--mode=inspect', f'--workdir={micro_run.finished()[0]}', '--first=100000'])
-    == 1
-  )
-  assert capsys.readouterr().err.count('\n') == 1
+  _, err = micro_run.run(*inspect, '--first=100000', status=1)
+  assert err.count('\n') == 1

@@ -142,33 +142,35 @@ def scale_loss(package: pathlib.Path) -> None:
     path.write_text(path.read_text('utf-8').replace(LOSS, f'1.01 * {LOSS}'), 'utf-8')
 
 
-@pytest.fixture(scope='module')
-def outcomes(tmp_path_factory):
-  """A cell of this tree, compared with itself and with a copy that has another loss."""
-  folder = tmp_path_factory.mktemp('compare')
-  shutil.copytree(ROOT / 'electra_jax', folder / 'changed' / 'electra_jax')
-  scale_loss(folder / 'changed' / 'electra_jax')
-  places = {'base': ROOT, 'same': ROOT, 'changed': folder / 'changed'}
-  base, *others = (trees.Tree(name, path, folder / 'work' / name) for name, path in places.items())
+def compared(folder: pathlib.Path, other: pathlib.Path) -> results.Outcome:
+  """A cell of this tree, compared with that of another tree."""
+  base, tree = (
+    trees.Tree(name, path, folder / 'work' / name)
+    for name, path in (('base', ROOT), ('other', other))
+  )
   inputs = folder / 'inputs'
-  for path in (inputs, *(tree.work for tree in (base, *others))):
+  for path in (inputs, base.work, tree.work):
     path.mkdir(parents=True)
   trees.write_samples(inputs)
   cells = compare.select('mlm-electra-embeddings')
-  trees.record((base, *others), 'lower', cells, inputs, print)
-  return {tree.name: results.compare_programs((base, tree), cells[0]) for tree in others}
+  trees.record((base, tree), 'lower', cells, inputs, print)
+  return results.compare_programs((base, tree), cells[0])
 
 
 @pytest.mark.long
-def test_a_tree_equals_itself(outcomes):
-  assert outcomes['same'].programs == dict.fromkeys(results.ROLES, results.EQUAL)
-  assert not outcomes['same'].notes
+def test_a_tree_equals_itself(tmp_path):
+  found = compared(tmp_path, ROOT)
+  assert found.programs == dict.fromkeys(results.ROLES, results.EQUAL)
+  assert not found.notes
 
 
-def test_a_changed_loss_is_reported(outcomes):
-  programs = outcomes['changed'].programs
-  assert (programs['init'], programs['train']) == (results.EQUAL, results.DIFFERS)
-  assert outcomes['changed'].notes[0].startswith('training step: line ')
+def test_a_changed_loss_is_reported(tmp_path):
+  changed = tmp_path / 'changed'
+  shutil.copytree(ROOT / 'electra_jax', changed / 'electra_jax')
+  scale_loss(changed / 'electra_jax')
+  found = compared(tmp_path, changed)
+  assert (found.programs['init'], found.programs['train']) == (results.EQUAL, results.DIFFERS)
+  assert found.notes[0].startswith('training step: line ')
 
 
 def test_an_unknown_base_and_an_unknown_cell_are_refused(capsys):

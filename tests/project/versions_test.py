@@ -5,22 +5,20 @@ another processor: stored bytes are compared bitwise, computed values to float32
 compiled for SSE4.2 instead of AVX-512 differed by at most 3e-7 relative in two of the runs.
 """
 
+import contextlib
 import functools
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import tarfile
 import zlib
 
+import in_process
 import jax
 import micro_run
 import numpy as np
 import pytest
 import tokenizers
-import xla_flags
 from safetensors.numpy import load_file
 
 import electra_jax
@@ -35,14 +33,6 @@ FINETUNED = {'finetuned': 'glue/CoLA/dev.tsv', 'finetuned_stopped': 'ner/dev.con
 CLOCK = (*micro_run.TIMES, 'total_seconds')
 # Version 0.1.0 gave intervals of two and three trials; they are null now.
 INTERVAL = ('low', 'high')
-# Several commands in one process: importing the package takes longer than most of them.
-COMMANDS = """
-import json, sys
-from electra_jax.main import main
-for argv in json.loads(sys.argv[1]):
-  if status := main(['main', *argv]):
-    sys.exit(f'{argv} ended with exit status {status}')
-"""
 
 
 @functools.cache
@@ -79,49 +69,48 @@ def here(original, monkeypatch):
   return original
 
 
+def run_commands(folder: pathlib.Path, *commands: list[str]) -> pathlib.Path:
+  """Runs commands after each other in a folder, on one device; returns the folder."""
+  with in_process.shared_programs(devices=1), contextlib.chdir(folder):
+    for argv in commands:
+      assert main(['main', *argv]) == 0, argv
+  return folder
+
+
 @pytest.fixture(scope='module')
 def resumed(tmp_path_factory):
-  """A copy in which the runs were evaluated, then resumed by the command that started them."""
+  """A copy in which runs were evaluated, then resumed by the command that started them."""
   folder = copied(tmp_path_factory.mktemp('resumed') / 'copy')
-  programs = f'--config.compilation_cache={micro_run.shared() / "xla"}'
-  commands = [
-    *(('--mode=evaluate', f'--workdir={name}') for name in PRETRAINED),
+  for name in PRETRAINED:
+    (folder / name / 'evaluation.json').unlink()
+  return run_commands(
+    folder,
+    *(['--mode=evaluate', f'--workdir={name}'] for name in PRETRAINED),
     # Fine-tuning first: resuming the other runs removes the checkpoints that it starts from.
-    (
+    ['--mode=finetune', '--config=configs/ner.py', '--workdir=finetuned_stopped'],
+    *([f'--config=configs/{name}.py', f'--workdir={name}'] for name in PRETRAINED),
+  )
+
+
+@pytest.fixture(scope='module')
+def extended(tmp_path_factory):
+  """A copy in which a fine-tuned run got a third trial, and an export was trained further."""
+  return run_commands(
+    copied(tmp_path_factory.mktemp('extended') / 'copy'),
+    [
       '--mode=finetune',
       '--config=configs/cola.py',
       '--workdir=finetuned',
       '--config.num_trials=3',
-      programs,
-    ),
-    ('--mode=finetune', '--config=configs/ner.py', '--workdir=finetuned_stopped', programs),
+    ],
     # A new run, with the bins of version 0.1.0 for AUC and average precision, and its dropout.
-    (
+    [
       '--config=configs/continued.py',
       '--workdir=continued',
       '--config.logit_bins=uniform',
       '--config.model.dropout_generator=hash',
-      programs,
-    ),
-    *((f'--config=configs/{name}.py', f'--workdir={name}', programs) for name in PRETRAINED),
-  ]
-  for name in PRETRAINED:
-    (folder / name / 'evaluation.json').unlink()
-  run_commands(folder, commands)
-  return folder
-
-
-def run_commands(folder: pathlib.Path, commands: list[list[str]]) -> None:
-  """Runs commands after each other in one child process, in the environment of micro_run's."""
-  env = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'PYTHONPATH': str(micro_run.ROOT),
-    'XLA_FLAGS': f'{xla_flags.QUICK} --xla_force_host_platform_device_count=1',
-  }
-  argv = [sys.executable, '-c', COMMANDS, json.dumps(commands)]
-  done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
-  assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
+    ],
+  )
 
 
 def read_json(path: pathlib.Path):
@@ -303,27 +292,32 @@ def same_parameters(ours: dict[str, np.ndarray], expected: dict[str, np.ndarray]
     np.testing.assert_allclose(ours[path], value, rtol=0, atol=1e-6, err_msg=path)
 
 
-def test_a_store_and_an_export_are_trained_from_to_the_same_end(resumed):
-  same_values(metrics(resumed / 'continued'), metrics(recorded() / 'continued'))
+@pytest.mark.long
+def test_a_store_and_an_export_are_trained_from_to_the_same_end(extended):
+  same_values(metrics(extended / 'continued'), metrics(recorded() / 'continued'))
   final = dict(np.load(recorded() / 'continued' / 'parameters.npz'))
-  same_parameters(parameters(resumed / 'continued'), final)
+  same_parameters(parameters(extended / 'continued'), final)
 
 
-@pytest.mark.parametrize('name', FINETUNED)
-def test_a_fine_tuned_run_resumes_to_the_same_results(resumed, name):
-  same_values(
-    read_json(resumed / name / 'results.json'), read_json(recorded() / name / 'results.json')
-  )
+def same_results(folder: pathlib.Path, name: str, task: str, complete: int) -> None:
+  """Asserts that a fine-tuned run has the recorded results, and did not repeat complete trials."""
+  path = pathlib.Path(name, 'results.json')
+  same_values(read_json(folder / path), read_json(recorded() / path))
+  for trial in range(1, complete + 1):
+    path = pathlib.Path(name, task, f'trial-{trial}', 'result.json')
+    assert read_json(folder / path) == read_json(stored() / path)  # times too
 
 
-def test_complete_trials_are_not_repeated(resumed):
-  for name, task, trials in (('finetuned', 'cola', (1, 2)), ('finetuned_stopped', 'ner', (1,))):
-    for trial in trials:
-      path = pathlib.Path(name, task, f'trial-{trial}', 'result.json')
-      assert read_json(resumed / path) == read_json(stored() / path)  # times too
+def test_a_stopped_fine_tuned_run_resumes_to_the_same_results(resumed):
+  same_results(resumed, 'finetuned_stopped', 'ner', 1)
   path = pathlib.Path('finetuned_stopped', 'ner', 'trial-2')
   before = metrics(stored() / path)
   assert before and metrics(resumed / path)[: len(before)] == before
+
+
+@pytest.mark.long
+def test_a_complete_fine_tuned_run_gets_another_trial_with_the_same_results(extended):
+  same_results(extended, 'finetuned', 'cola', 2)
 
 
 @pytest.mark.parametrize(
