@@ -1,9 +1,13 @@
 """Eight CPU devices in this process; models, rows and steps that several tests use."""
 
+import gc
 import os
 import shutil
 import signal
 import tempfile
+
+# Of millions of objects that live until the end: modules, and functions of tests.
+gc.disable()
 
 # Tests that are started in the background by a shell without job control would ignore Ctrl-C, and
 # so would their child processes.
@@ -122,6 +126,13 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
   rank = {f'{name}_test': place for place, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_collection_finish():
+  """Starts garbage collection, without what is loaded: a full one would visit all of it."""
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
+  gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Fields that no compiled program depends on; the tokenizer and its ids are compared themselves, and
 # the constants of schedules are inputs.
 UNRELATED = (
+  'budget_tokens',
   'compilation_cache',
   'data',
   'eval_every',

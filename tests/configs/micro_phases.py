@@ -24,6 +24,7 @@ def get_config(arguments=''):
     },
   )
   c.steps = 21
-  c.save_every = 2
+  c.save_every = 4
+  c.eval_every = 8
   c.optimizer.name = 'lamb'
   return with_arguments(c, arguments)

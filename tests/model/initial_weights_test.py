@@ -1,6 +1,7 @@
 """A seed gives the initial weights that it gave in version 0.1.0."""
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
@@ -32,7 +33,7 @@ EXPECTED = {
 @pytest.fixture(scope='module')
 def params():
   model = build_model(PretrainingConfig().replace(FIELDS), 32)
-  return nn.unbox(init_params(model, 3, 8))
+  return jax.jit(lambda: nn.unbox(init_params(model, 3, 8)))()
 
 
 @pytest.mark.parametrize('name', EXPECTED)

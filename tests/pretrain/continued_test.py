@@ -45,7 +45,7 @@ def steps_and_lines():
   return (
     f'--config.steps={STEPS}',
     '--config.eval_every=4',
-    '--config.save_every=2',
+    '--config.save_every=4',
     '--config.log_every=2',
     '--config.data.reader=numpy',
   )  # which starts faster

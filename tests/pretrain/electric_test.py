@@ -257,9 +257,8 @@ def example(sharing='embeddings'):
     generator_weight=0.7,
     discriminator_weight=3.0,
   )
-  ids = jnp.asarray(packed_rows(6, 24, 50, empty_rows=1))
-  batch = parts.mask_rows(settings, ids, row_keys(0, 0, jnp.arange(6)))
-  return model, settings, batch
+  masked = jax.jit(lambda ids: parts.mask_rows(settings, ids, row_keys(0, 0, jnp.arange(6))))
+  return model, settings, masked(packed_rows(6, 24, 50, empty_rows=1))
 
 
 def test_the_loss_equals_its_definition():

@@ -183,12 +183,10 @@ def test_one_device_and_eight_give_the_same_evaluation(run, tmp_path, capsys):
   )  # 16 of the 26 rows
 
 
-def test_results_are_printed_where_they_cannot_be_written(run, tmp_path, monkeypatch, capsys):
+def test_results_are_printed_where_they_cannot_be_written(run, tmp_path, monkeypatch):
   copy = shutil.copytree(run.workdir, tmp_path / 'copy')
-  write, argv = (
-    file_access.write_bytes,
-    ['main', '--mode=evaluate', f'--workdir={copy}', '--rows=8'],
-  )
+  write = file_access.write_bytes
+  argv = ['--mode=evaluate', f'--workdir={copy}', '--rows=8']
 
   def read_only(path, content):
     with file_access.reaching(path, 'written', local=True):
@@ -197,8 +195,7 @@ def test_results_are_printed_where_they_cannot_be_written(run, tmp_path, monkeyp
       write(path, content)
 
   monkeypatch.setattr(file_access, 'write_bytes', read_only)
-  assert main.main(argv) == 0
-  out, err = capsys.readouterr()
+  out, err = micro_run.run(*argv)
   assert 'held-out metric' in out and 'written' not in out
   assert err == (
     f"electra_jax: '{copy}/evaluation.json' cannot be written: Read-only file system; the results "
@@ -208,8 +205,8 @@ def test_results_are_printed_where_they_cannot_be_written(run, tmp_path, monkeyp
   assert results.write({'evaluation.json': b'{}'}) == f'{tmp_path}/other/evaluation.json'
   # A folder that was asked for is checked before the work.
   (tmp_path / 'file').touch()
-  assert main.main([*argv, f'--output={tmp_path}/file']) == 1
-  assert f'--output {tmp_path}/file cannot be written' in capsys.readouterr().err
+  _, err = micro_run.run(*argv, f'--output={tmp_path}/file', status=1)
+  assert f'--output {tmp_path}/file cannot be written' in err
 
 
 def test_a_tokenizer_of_another_size_is_named_and_not_the_checkpoint(run, tmp_path):
@@ -235,10 +232,8 @@ def test_a_damaged_tokenizer_is_named(run, tmp_path):
 
 
 def test_fewer_rows_can_be_evaluated(run, tmp_path):
-  copy = tmp_path / 'copy'
-  shutil.copytree(run.workdir, copy)
-  argv = ['main', '--mode=evaluate', f'--workdir={copy}', '--rows=16', '--step=20']
-  assert main.main(argv) == 0
+  copy = shutil.copytree(run.workdir, tmp_path / 'copy')
+  micro_run.run('--mode=evaluate', f'--workdir={copy}', '--rows=16', '--step=20')
   result = json.loads((copy / 'evaluation.json').read_text())
   assert (result['step'], result['rows']) == (20, 16)
   line = next(

@@ -3,6 +3,7 @@
 import functools
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import optax
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import packed_rows
+from conftest import packed_rows, random_params
 
 from electra_jax import registry
 from electra_jax.config import checked_pretraining, default_config, phases_of, with_arguments
@@ -61,7 +62,8 @@ def batch():
   """Settings, and rows that were masked with them."""
   settings = Settings(max_predictions=masking.max_predictions(0.15, LENGTH), temperature=2.0)
   ids = jnp.asarray(packed_rows(ROWS, LENGTH, VOCAB, empty_rows=1))
-  return settings, parts.mask_rows(settings, ids, row_keys(0, 0, jnp.arange(ROWS)))
+  masked = jax.jit(lambda ids: parts.mask_rows(settings, ids, row_keys(0, 0, jnp.arange(ROWS))))
+  return settings, masked(ids)
 
 
 @pytest.fixture(scope='module')
@@ -75,19 +77,21 @@ def evaluated(name, batch, **kwargs):
   settings, examples = batch
   settings = Settings(**{**vars(settings), 'name': name})
   model, objective = build_model(name, **kwargs), registry.OBJECTIVES.get(name)
-  params = jax.jit(lambda: pretrain_step.nn.unbox(pretrain_step.init_params(model, 0, LENGTH)))()
-  rng = np.random.default_rng(7)
-  params = jax.tree.map(
-    lambda x: np.asarray(x) + 0.05 * rng.standard_normal(x.shape, np.float32), params
-  )
+  params = random_params(model)
   counts = objective.counts(settings, examples)
   context = LossContext(settings, model, examples, counts, train=False)
-  (value, sums), gradients = jax.jit(
-    jax.value_and_grad(lambda params: objective.loss(params, context), has_aux=True)
-  )(params)
-  of_generator = has_generator(model) and jax.jit(
-    jax.grad(lambda params: parts.predict_masked(params, context).loss)
-  )(params)
+
+  @jax.jit
+  def differentiate(params):
+    of_generator = has_generator(model) and jax.grad(
+      lambda params: parts.predict_masked(params, context).loss
+    )(params)
+    return (
+      jax.value_and_grad(lambda params: objective.loss(params, context), has_aux=True)(params),
+      of_generator,
+    )
+
+  ((value, sums), gradients), of_generator = differentiate(params)
   return types.SimpleNamespace(
     objective=objective,
     of_generator=of_generator,
@@ -97,9 +101,7 @@ def evaluated(name, batch, **kwargs):
     value=float(value),
     sums=jax.device_get(sums),
     gradients=gradients,
-    apply=lambda *args, method: np.asarray(
-      model.apply({'params': params}, *args, method=method), np.float64
-    ),
+    apply=functools.partial(jax.jit(model.apply, static_argnames='method'), {'params': params}),
   )
 
 
@@ -110,10 +112,10 @@ def definition(name, batch, e) -> dict[str, float]:
   ids, positions, weights = (
     np.asarray(x) for x in (inputs.token_ids, masks.positions, masks.weights)
   )
-  generator = scipy.special.log_softmax(
-    e.apply(inputs._replace(token_ids=masks.token_ids), masks.positions, method='generator_logits'),
-    -1,
+  logits = e.apply(
+    inputs._replace(token_ids=masks.token_ids), masks.positions, method='generator_logits'
   )
+  generator = scipy.special.log_softmax(np.float64(logits), -1)
   masked = [
     (row, slot) for row in range(ROWS) for slot in range(positions.shape[1]) if weights[row, slot]
   ]
@@ -124,17 +126,13 @@ def definition(name, batch, e) -> dict[str, float]:
   }
   if name == 'mlm':
     return losses
-  logits = e.model.apply(
-    {'params': e.params},
-    inputs._replace(token_ids=masks.token_ids),
-    masks.positions,
-    method='generator_logits',
-  )
-  samples = np.asarray(
-    replacement.sample(
-      logits, masking.stream(examples['keys'], masking.GUMBEL), temperature=e.settings.temperature
-    )
-  )
+
+  @jax.jit
+  def sample(logits, keys):
+    keys = masking.stream(keys, masking.GUMBEL)
+    return replacement.sample(logits, keys, temperature=e.settings.temperature)
+
+  samples = np.asarray(sample(logits, examples['keys']))
   corrupted = ids.copy()
   for row, slot in masked:
     corrupted[row, positions[row, slot]] = samples[row, slot]
@@ -146,21 +144,21 @@ def definition(name, batch, e) -> dict[str, float]:
     if ids[row, place] != e.settings.pad_id
   ]
   if name in ('electra', 'electra_15', 'all_tokens_mlm'):
-    p_replaced = scipy.special.expit(e.apply(read, method='discriminator_logits'))
+    p_replaced = scipy.special.expit(np.float64(e.apply(read, method='discriminator_logits')))
   if name in ('electra', 'electra_15'):
     judged = tokens if name == 'electra' else [(row, positions[row, slot]) for row, slot in masked]
     losses['discriminator_loss'] = np.mean(
       [-np.log(p_replaced[at] if corrupted[at] != ids[at] else 1 - p_replaced[at]) for at in judged]
     )
   if name == 'replace_mlm':
-    main = scipy.special.log_softmax(e.apply(read, masks.positions, method='predictor_logits'), -1)
+    main = np.float64(e.apply(read, masks.positions, method='predictor_logits'))
+    main = scipy.special.log_softmax(main, -1)
     losses['prediction_loss'] = np.mean(
       [-main[row, slot, ids[row, positions[row, slot]]] for row, slot in masked]
     )
   if name == 'all_tokens_mlm':
-    softmax = scipy.special.softmax(
-      e.apply(e.apply(read, method='hidden_states').astype(np.float32), method='predictions'), -1
-    )
+    predictions = e.apply(e.apply(read, method='hidden_states'), method='predictions')
+    softmax = scipy.special.softmax(np.float64(predictions), -1)
 
     def copy(at):
       return 1 - p_replaced[at]
@@ -209,10 +207,13 @@ def test_a_uniform_generator_samples_all_tokens_equally(name, batch, evaluate):
   assert metrics.compute(e.sums)['generator_loss'] == pytest.approx(np.log(VOCAB), rel=1e-6)
   settings, examples = batch
   keys = jax.random.split(jax.random.key(3), 400)
-  logits = e.model.generator_logits(examples['inputs'], jnp.zeros((len(keys), 30), jnp.int32))
-  drawn = np.bincount(
-    np.asarray(replacement.sample(logits, keys, temperature=1.0)).ravel(), minlength=VOCAB
-  )
+
+  @jax.jit
+  def sample(inputs, keys):
+    logits = e.model.generator_logits(inputs, jnp.zeros((len(keys), 30), jnp.int32))
+    return replacement.sample(logits, keys, temperature=1.0)
+
+  drawn = np.bincount(np.asarray(sample(examples['inputs'], keys)).ravel(), minlength=VOCAB)
   assert len(drawn) == VOCAB  # padding of the vocabulary is never drawn
   assert scipy.stats.chisquare(drawn).pvalue > 1e-4
 
@@ -236,17 +237,23 @@ def test_the_disentangled_discriminator_has_no_gradient_to_the_generators_embedd
 def test_without_a_difference_the_disentangled_discriminator_reads_the_generators_embeddings(batch):
   _, examples = batch
   model = build_model('electra', 'disentangled')
-  params = pretrain_step.nn.unbox(pretrain_step.init_params(model, 0, LENGTH))
-  assert not params['embeddings_difference']['word'].any()
+  difference = jax.jit(
+    lambda: nn.unbox(pretrain_step.init_params(model, 0, LENGTH))['embeddings_difference']
+  )()
+  assert not difference['word'].any()
+  params = random_params(model)
+  params['embeddings_difference'] = difference | {'norm': params['generator_embeddings']['norm']}
   folded = {
     **{name: tree for name, tree in params.items() if name != 'embeddings_difference'},
     'embeddings': params['generator_embeddings'],
   }
-  ours = model.apply({'params': params}, examples['inputs'], method='discriminator_logits')
-  theirs = build_model('electra', 'none').apply(
-    {'params': folded}, examples['inputs'], method='discriminator_logits'
-  )
-  np.testing.assert_array_equal(ours, theirs)
+
+  def logits(model, params):
+    apply = jax.jit(functools.partial(model.apply, method='discriminator_logits'))
+    return apply({'params': params}, examples['inputs'])
+
+  ours = logits(model, params)
+  np.testing.assert_array_equal(ours, logits(build_model('electra', 'none'), folded))
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,8 @@ SETTINGS = Settings(mask_rate=0.5, max_predictions=16)
 def drawn():
   """Examples, the generator's logits, samples at a very high temperature and at 1."""
   model = tiny_electra()
-  examples = mask_rows(
-    SETTINGS, jnp.asarray(packed_rows(8, 32, 60, empty_rows=1)), row_keys(0, 0, jnp.arange(8))
-  )
+  masked = jax.jit(lambda ids: mask_rows(SETTINGS, ids, row_keys(0, 0, jnp.arange(8))))
+  examples = masked(packed_rows(8, 32, 60, empty_rows=1))
 
   @jax.jit
   def run(params, examples):

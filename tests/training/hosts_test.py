@@ -20,8 +20,9 @@ from electra_jax.errors import PREEMPTED
 from electra_jax.training.hosts import LOST
 
 STEPS = 18
-# The length of a run is an input of the step: the program is the same for all.
-PAIR = ('--config.sharding.smallest=0', f'--config.steps={STEPS}')
+# The length of a run is an input of the step: the program is the same for all. It is saved only at
+# the end: a save takes as long as many steps.
+PAIR = ('--config.sharding.smallest=0', f'--config.steps={STEPS}', '--config.save_every=20')
 
 
 # A mistake of the program: the first process fails when it logs.
@@ -123,7 +124,7 @@ def test_only_the_first_process_prints_and_writes(pair):
 @pytest.mark.faults
 def test_a_killed_process_ends_the_other_and_the_run_resumes_bitwise_equal(folder, pair):
   workdir = folder / 'killed'
-  processes = start_pair(workdir)
+  processes = start_pair(workdir, '--config.save_every=5')
   micro_run.wait_for(lambda: micro_run.last_step(workdir) >= 8, processes[0])
   processes[1].kill()
   start = time.monotonic()
@@ -137,7 +138,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_bitwise_equal(folde
   written = json.loads((workdir / 'status.json').read_text())
   assert (written['state'], written['exit_status']) == ('failed', LOST)
   assert written['exit_reason'].startswith('another process of the run ended')
-  for status, _, err in ends(start_pair(workdir)):
+  for status, _, err in ends(start_pair(workdir, '--config.save_every=5')):
     assert status == 0, err[-3000:]
   whole, _ = pair
   assert (

@@ -43,18 +43,19 @@ NAMES = [
 ]
 
 
-def test_one_device_and_eight_train_equally():
-  same_training(
-    train_steps('electra', devices=8, micro_batches=1),
-    train_steps('electra', devices=1, micro_batches=1),
-  )
+# Micro-batches over eight devices, of one family, are in make test, the others in make test-long.
+DEFAULT_LAYOUT = [
+  ('electra', 2),
+  pytest.param('electra', 1, marks=pytest.mark.long),
+  pytest.param('modern', 2, marks=pytest.mark.long),
+]
 
 
-@pytest.mark.long
-def test_micro_batches_over_eight_devices_train_equally():
+@pytest.mark.parametrize('family, micro_batches', DEFAULT_LAYOUT)
+def test_one_device_and_eight_train_equally(family, micro_batches):
   same_training(
-    train_steps('modern', devices=8, micro_batches=2),
-    train_steps('modern', devices=1, micro_batches=1),
+    train_steps(family, devices=8, micro_batches=micro_batches),
+    train_steps(family, devices=1, micro_batches=1),
   )
 
 
@@ -79,7 +80,7 @@ def on_meshes():
   """Results on one device and on eight, with dropout.
 
   Masks, noise, logits, samples of these and of given logits, and losses and gradients with given
-  samples.
+  samples. In make test, `on_layouts` and `train_steps` have all of these on the mesh with all axes.
   """
   model = tiny_electra(dropout=0.1)
   rng = np.random.default_rng(0)
@@ -131,6 +132,7 @@ def on_meshes():
   return on(1), on(8)
 
 
+@pytest.mark.long
 def test_masks_and_noise_are_bitwise_equal(on_meshes):
   one, eight = on_meshes
   for ours, theirs in zip(one['masks'], eight['masks'], strict=True):
@@ -138,11 +140,13 @@ def test_masks_and_noise_are_bitwise_equal(on_meshes):
   np.testing.assert_array_equal(one['noise'], eight['noise'])
 
 
+@pytest.mark.long
 def test_samples_of_equal_logits_are_bitwise_equal(on_meshes):
   one, eight = on_meshes
   assert np.array_equal(one['samples of given logits'], eight['samples of given logits'])
 
 
+@pytest.mark.long
 def test_samples_of_logits_equal_to_rounding_differ_at_most_in_near_ties(on_meshes):
   one, eight = on_meshes
   np.testing.assert_allclose(one['logits'], eight['logits'], rtol=1e-5, atol=1e-5)
@@ -152,6 +156,7 @@ def test_samples_of_logits_equal_to_rounding_differ_at_most_in_near_ties(on_mesh
   assert np.array_equal(one['samples'][~near_tie], eight['samples'][~near_tie])
 
 
+@pytest.mark.long
 def test_with_samples_forced_losses_and_gradients_agree_to_rounding(on_meshes):
   one, eight = on_meshes
   np.testing.assert_allclose(one['total'], eight['total'], rtol=1e-6)
@@ -258,7 +263,7 @@ def test_no_loop_of_the_default_layout_has_a_collective():
   assert ' while(' in entry  # loops over micro-batches and layers
 
 
-@pytest.mark.parametrize('family, micro_batches', [('electra', 1), ('modern', 2)])
+@pytest.mark.parametrize('family, micro_batches', DEFAULT_LAYOUT)
 def test_each_gradient_is_sent_once_per_step_and_only_parameters_are_gathered(
   family, micro_batches
 ):
@@ -306,9 +311,10 @@ def test_with_the_vocabulary_split_over_tensor_no_logits_are_gathered():
 @pytest.mark.parametrize(
   'family, micro_batches, sizes',
   [
-    ('electra', 1, {}),
-    ('modern', 2, {}),
+    ('electra', 2, {}),
     ('electra', 1, {'fsdp': 2, 'tensor': 2}),
+    pytest.param('electra', 1, {}, marks=pytest.mark.long),
+    pytest.param('modern', 2, {}, marks=pytest.mark.long),
     pytest.param('electra', 1, {'fsdp': 4, 'tensor': 2}, marks=pytest.mark.long),
     pytest.param('electra', 1, {'fsdp': 8}, marks=pytest.mark.long),
   ],
