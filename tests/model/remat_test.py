@@ -108,7 +108,9 @@ def test_by_default_tpus_and_loops_on_a_cpu_recompute_all_but_products():
   assert chosen('tpu', num_layers=12, remat='none') == 'none'
 
 
-@pytest.mark.parametrize('family, layers', [('electra', 3), ('modern', 2)])
+@pytest.mark.parametrize(
+  'family, layers', [('electra', 3), pytest.param('modern', 2, marks=pytest.mark.long)]
+)
 def test_remat_does_not_change_gradients(family, layers):
   of = encoder('none', layers, family)
   inputs = packed_inputs(packed_rows(ROWS, LENGTH, 60), 0, 2, 3)

@@ -86,7 +86,10 @@ def simple_scores(run, rows):
   return scores
 
 
-@pytest.mark.parametrize('family, sharing', [('modern', 'embeddings'), ('electra', 'none')])
+@pytest.mark.parametrize(
+  'family, sharing',
+  [('modern', 'embeddings'), pytest.param('electra', 'none', marks=pytest.mark.long)],
+)
 def test_scores_are_those_of_a_simple_program(tokenizer, family, sharing):
   run = make_run(tokenizer, family=family, sharing=sharing)
   rows = rows_of(tokenizer, TEXTS if family == 'modern' else TEXTS[:4])

@@ -87,8 +87,8 @@ def pair(folder):
 
 @pytest.fixture(scope='module')
 def single(folder):
-  """The folder of the same run by one process with four devices."""
-  micro_run.run(*micro_run.arguments(folder / 'single', *PAIR), devices=4)
+  """The folder of the same run by one process with one device, whose program other tests share."""
+  micro_run.run(*micro_run.arguments(folder / 'single', *PAIR[1:]))
   return folder / 'single'
 
 
@@ -245,10 +245,14 @@ def test_integers_above_32_bits_are_gathered():
       ['--coordinator=127.0.0.1:1', '--processes=2', '--process=0', '--distributed=off'],
       'contradict',
     ),
-    (['--distributed=cluster'], 'did not come together'),
   ],
 )
 def test_wrong_flags_are_named(tmp_path, arguments, sentence):
-  process = micro_run.start(*micro_run.arguments(tmp_path / 'run', *arguments))
-  _, err = process.communicate(timeout=120)
-  assert process.returncode == 1 and sentence in err and 'Traceback' not in err
+  _, err = micro_run.run(*micro_run.arguments(tmp_path / 'run', *arguments), status=1)
+  assert sentence in err and 'Traceback' not in err
+
+
+def test_a_cluster_that_is_none_is_named(tmp_path):
+  argv = micro_run.arguments(tmp_path / 'run', '--distributed=cluster')
+  _, err = micro_run.run_process(*argv, status=1)
+  assert 'did not come together' in err and 'Traceback' not in err
