@@ -6,6 +6,7 @@ leaves behind when it ends, or is killed, is tested with `micro_run.start`.
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -18,6 +19,8 @@ import jax
 
 from electra_jax import main
 from electra_jax.config import flat
+from electra_jax.finetune import finetune_step, task_program
+from electra_jax.finetune import train as finetune_train
 from electra_jax.pretrain import build, pretrain_step
 from electra_jax.training import partitioning, step_loop
 
@@ -55,7 +58,10 @@ class _Programs:
       'compile_step': build.compile_step,
       'jit_eval_step': pretrain_step.jit_eval_step,
       'SumFunctions': step_loop.SumFunctions,
+      'jit_predict': finetune_step.jit_predict,
+      'jit_evaluate': finetune_step.jit_evaluate,
     }
+    self._build_task_program = task_program.build_task_program
 
   def _once(self, name, key, *args, **kwargs):
     key = name, *key
@@ -85,6 +91,30 @@ class _Programs:
     key = repr(sorted((name, x.shape, str(x.dtype)) for name, x in shapes.items())), mesh
     return self._once('SumFunctions', key, shapes, mesh)
 
+  def jit_predict(self, model, ids, layout):
+    return self._once('jit_predict', (repr(model), ids, layout), model, ids, layout)
+
+  def jit_evaluate(self, model, ids, layout, settings):
+    key = repr(model), ids, layout, repr(settings)
+    return self._once('jit_evaluate', key, model, ids, layout, settings)
+
+  def build_task_program(self, config, task, initial, layout, *rest):
+    p = self._build_task_program(config, task, initial, layout, *rest)
+    # What the functions close over; the numbers of schedules are inputs.
+    constants = (
+      *(repr(p.model), finetune_step.special_ids(initial.tokenizer), layout, repr(p.loss_settings)),
+      *(p.step_key, config.micro_batches, config.skip_nonfinite, config.frozen),
+    )
+    made = p.init_params, p.init_state, p.train_step
+    init_params, init_state, step = self._kept.setdefault(('task', *constants), made)
+    return dataclasses.replace(
+      p,
+      init_params=init_params,
+      init_state=init_state,
+      train_step=step,
+      compiled=task_program.Compiled(steps={p.step_key: step}),
+    )
+
 
 @functools.cache
 def _programs() -> _Programs:
@@ -106,6 +136,9 @@ def shared_programs(devices):
     (build, 'compile_step', programs.compile_step),
     (pretrain_step, 'jit_eval_step', programs.jit_eval_step),
     (step_loop, 'SumFunctions', programs.sum_functions),
+    (finetune_step, 'jit_predict', programs.jit_predict),
+    (finetune_step, 'jit_evaluate', programs.jit_evaluate),
+    (finetune_train, 'build_task_program', programs.build_task_program),
   )
   before = os.getcwd()
   with contextlib.ExitStack() as stack:

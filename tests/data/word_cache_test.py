@@ -1,5 +1,6 @@
 """Encoding word by word gives the ids of the library, and each word is encoded once."""
 
+import functools
 import unicodedata
 
 import made_tokenizers
@@ -29,6 +30,7 @@ def tokenizer(request, texts):
   return made_tokenizers.train(texts, kind='wordpiece', vocab_size=2000, **request.param)
 
 
+@functools.cache  # for all settings
 def odd_text(seed, length=30_000):
   """Characters of all kinds: spaces, controls, marks, joiners, scripts, surrogate-free."""
   rng = np.random.default_rng(seed)

@@ -32,7 +32,6 @@ from electra_jax.finetune.resolve import resolve_finetuning
 from electra_jax.finetune.train import run_finetuning
 from electra_jax.interop import huggingface
 from electra_jax.interop.weights import same_bits
-from electra_jax.training import partitioning
 
 TEXTS = [
   'bako dufa',
@@ -41,16 +40,8 @@ TEXTS = [
   'nidufa tisalo bako bako bako dufa salo',
   'b',
 ]
+pytestmark = pytest.mark.usefixtures('on_one_device')
 FAMILIES = pytest.mark.parametrize('family', ['electra', 'modern'])
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  """Compiles for one device, in half the time; other tests show that a mesh changes nothing."""
-  make = partitioning.make_layout
-  monkeypatch.setattr(
-    partitioning, 'make_layout', lambda config=None: make(config, jax.devices()[:1])
-  )
 
 
 def torch_logits(made, folder, texts, pairs=None):

