@@ -159,6 +159,9 @@ def weighted_values(
 ) -> jax.Array:
   """Values weighted by the softmax of scores, with the kernel 'xla'.
 
+  The exponentials weight the values, and the sum of these is divided by that of the exponentials:
+  that saves a pass over all pairs of positions, and another one for the gradient.
+
   Args:
     scores: float32 `[batch, heads, length, length]`, scaled.
     value: `[batch, length, heads, head_size]`.
@@ -169,18 +172,27 @@ def weighted_values(
   Returns:
     `[batch, length, heads, head_size]`.
   """
-  probabilities = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(jnp.float32).min), axis=-1)
+  # Added, not selected, so that the gradient of the scores needs no mask.
+  scores += jnp.where(visible, 0.0, jnp.finfo(jnp.float32).min)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+  divisor = weights.sum(-1, keepdims=True)  # [batch, heads, length, 1]
   if settings.dropout.scale == 'dtype':
-    probabilities = probabilities.astype(value.dtype)
-  probabilities = dropout(
-    probabilities, settings.dropout_rate, dropout_keys, settings.dropout_site, settings.dropout
+    weights = weights.astype(value.dtype)
+  weights = dropout(
+    weights, settings.dropout_rate, dropout_keys, settings.dropout_site, settings.dropout
   )
-  probabilities = probabilities.astype(value.dtype)
+  weights = weights.astype(value.dtype)
   if settings.products.here().row_major:
-    values = batched_product(probabilities, _by_head(value), 0)
+    values = batched_product(weights, _by_head(value), 0) / divisor
     return _by_head(values.astype(value.dtype))
-  precision = settings.products.of(value.dtype)
-  return jnp.einsum('bnqk,bknd->bqnd', probabilities, value, precision=precision)
+  values = jnp.einsum(
+    'bnqk,bknd->bqnd',
+    weights,
+    value,
+    precision=settings.products.of(value.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return (values / divisor.swapaxes(1, 2)).astype(value.dtype)
 
 
 def visible_positions(
@@ -209,7 +221,7 @@ def visible_positions(
 
 
 def rotary_tables(
-  positions: jax.Array, head_size: int, theta: float
+  positions: jax.Array, head_size: int, theta: float, in_memory: bool = False
 ) -> tuple[jax.Array, jax.Array]:
   """Cosines and sines of rotary positions (Su et al. 2021, section 3.2.2).
 
@@ -217,13 +229,23 @@ def rotary_tables(
     positions: int32 `[batch, length]`.
     head_size: of the attention heads, even.
     theta: the base of the frequencies.
+    in_memory: whether XLA has to keep them. XLA for CPUs would fuse sines and cosines into what
+      uses them, and compute them again for each head of each layer.
 
   Returns:
     Two arrays, float32 `[batch, length, 1, head_size / 2]`.
   """
   frequencies = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
   angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-  return jnp.cos(angles), jnp.sin(angles)
+  if not in_memory:
+    return jnp.cos(angles), jnp.sin(angles)
+
+  def table(_: None, is_sine: jax.Array) -> tuple[None, jax.Array]:
+    return None, jnp.where(is_sine, jnp.sin(angles), jnp.cos(angles))
+
+  # Nothing is fused with a loop; a barrier would be removed before fusion.
+  _, (cos, sin) = jax.lax.scan(table, None, jnp.arange(2) == 1)
+  return cos, sin
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -38,6 +38,8 @@ class EncoderConfig(ModelConfig):
     precision: arithmetic of products of float32 arrays, of PRECISIONS in config/groups.py.
     row_major: form of products, see ProductSettings.
     flat_products: form of products, see ProductSettings.
+    for_cpu: whether what XLA for CPUs would compute slowly is written in another way: the gradients
+      of kernels, see `ProductSettings.transposes`, and rotary positions, see `rotary_tables`.
     direction: the positions that a position attends to: 'both' sides, or itself and those to its
       'left' or 'right'.
 
@@ -53,6 +55,7 @@ class EncoderConfig(ModelConfig):
   precision: str = 'float32'
   row_major: bool = False
   flat_products: bool = True
+  for_cpu: bool = False
   direction: str = 'both'
 
   def __post_init__(self) -> None:
@@ -134,7 +137,7 @@ class EncoderConfig(ModelConfig):
   @property
   def products(self) -> ProductSettings:
     """How matrix products are computed."""
-    return ProductSettings(self.precision, self.row_major, self.flat_products)
+    return ProductSettings(self.precision, self.row_major, self.flat_products, self.for_cpu)
 
   @property
   def residual_dtype(self) -> DTypeLike:

@@ -450,7 +450,7 @@ class Encoder(nn.Module):
       is_global = jnp.arange(c.num_layers) % c.global_every == 0
       per_layer['is_global'] = is_global
       shared['rotary'] = tuple(
-        rotary_tables(inputs.positions, c.head_size, theta)
+        rotary_tables(inputs.positions, c.head_size, theta, c.for_cpu)
         for theta in (c.global_rope_theta, c.local_rope_theta)
       )
     # By name: the policies of JAX that keep all products miss those with a custom gradient.

@@ -55,15 +55,22 @@ class ProductSettings:
       of a product that keeps the axes of rows and positions, but on a CPU its two gradients take
       half the time. On a TPU the kept axes can be in any order in memory, such as that of an
       attention kernel, so that nothing is transposed between the two.
+    transposes: whether the narrower side of the gradient of a kernel is transposed in memory before
+      the product. XLA's products on CPUs with AVX2 take up to twice as long where the sum is over
+      the first axis of both sides (benchmarks/README.md). Ignored where an array is split over
+      devices, and where `row_major` does the same.
   """
 
   precision: str = 'float32'
   row_major: bool = False
   flat: bool = True
+  transposes: bool = False
 
   def here(self) -> 'ProductSettings':
     """The settings for the mesh of the current trace."""
-    return dataclasses.replace(self, row_major=False) if on_several_devices() else self
+    if not on_several_devices():
+      return self
+    return dataclasses.replace(self, row_major=False, transposes=False)
 
   def of(self, dtype: DTypeLike) -> jax.lax.Precision | None:
     """The precision of a product of arrays of this type."""
@@ -71,7 +78,13 @@ class ProductSettings:
 
 
 def row_major(x: jax.Array) -> jax.Array:
-  """The same array, in memory in the order of its axes: a transposed one is copied."""
+  """The same array, in memory in the order of its axes: a transposed one is copied.
+
+  In a program with this, XLA for CPUs also chooses the order of axes of the results, and JAX 0.10
+  passes a result to the next program as if the order were the usual one, even where
+  `out_shardings` names it. Results that are donated arguments, those of one axis and those that are
+  read as NumPy arrays are right; any other must not depend on a transposed array.
+  """
   ordered: jax.Array = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
   return ordered
 
@@ -159,6 +172,8 @@ def _product_backward(
   of_x = jax.lax.dot_general(
     gradient, kernel.astype(x.dtype), (((last,), (1,)), ((), ())), precision=p
   )
+  if settings.transposes and x.ndim == 2:
+    return of_x, _transposed_kernel_gradient(x, gradient, p)
   of_kernel = jax.lax.dot_general(
     x, gradient, ((others, others), ((), ())), precision=p, preferred_element_type=jnp.float32
   )
@@ -166,6 +181,28 @@ def _product_backward(
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+def _transposed_kernel_gradient(
+  x: jax.Array, gradient: jax.Array, precision: jax.lax.Precision | None
+) -> jax.Array:
+  """As `_kernel_gradient`, but XLA chooses the order of axes of the result."""
+
+  def summed(left: jax.Array, right: jax.Array) -> jax.Array:
+    # Without the barrier XLA would undo the transposition.
+    found: jax.Array = jax.lax.dot_general(
+      jax.lax.optimization_barrier(left.T),
+      right,
+      (((1,), (0,)), ((), ())),
+      precision=precision,
+      preferred_element_type=jnp.float32,
+    )
+    return found
+
+  if x.shape[1] <= gradient.shape[1]:
+    return summed(x, gradient)
+  found: jax.Array = jax.lax.optimization_barrier(summed(gradient, x))
+  return found.T
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:

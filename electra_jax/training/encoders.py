@@ -120,6 +120,7 @@ def encoder_config(
       precision=precision,
       row_major=platform == 'cpu' and in_bfloat16,
       flat_products=platform != 'tpu',
+      for_cpu=platform == 'cpu',
     )
   except ValueError as error:
     raise UserError(f'config.model: {error}') from None

@@ -15,12 +15,13 @@ from conftest import packed_rows
 from jax.sharding import AxisType
 
 from electra_jax.config import ModelConfig
-from electra_jax.model.attention import AttentionSettings, attention
+from electra_jax.model.attention import AttentionSettings, attention, rotary_tables
 from electra_jax.model.encoder import Encoder, dense, packed_inputs
 from electra_jax.model.products import ProductSettings, batched_product, product
 from electra_jax.training.encoders import encoder_config
 
 PLAIN, ROW_MAJOR = ProductSettings(), ProductSettings(row_major=True)
+TRANSPOSES = ProductSettings(transposes=True)
 
 
 def arrays(*shapes, dtype=jnp.bfloat16):
@@ -45,9 +46,16 @@ def assert_close(found, expected, tolerance):
     np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), rtol=0)
 
 
+@pytest.mark.parametrize(
+  ('form', 'dtype'),
+  [(ROW_MAJOR, jnp.bfloat16), (TRANSPOSES, jnp.bfloat16), (TRANSPOSES, jnp.float32)],
+)
 @pytest.mark.parametrize('transposed', [False, True])
-def test_a_dense_product_and_its_gradients_are_those_of_the_plain_form(transposed):
-  x, kernel = arrays((24, 16), (40, 16) if transposed else (16, 40))
+@pytest.mark.parametrize('widths', [(16, 40), (40, 16)])
+def test_a_dense_product_and_its_gradients_are_those_of_the_plain_form(
+  widths, transposed, form, dtype
+):
+  x, kernel = arrays((24, widths[0]), widths[::-1] if transposed else widths, dtype=dtype)
   kernel = kernel.astype(jnp.float32)
 
   def of(settings):
@@ -55,7 +63,7 @@ def test_a_dense_product_and_its_gradients_are_those_of_the_plain_form(transpose
       lambda x, kernel: product(x, kernel.T if transposed else kernel, settings), x, kernel
     )
 
-  assert_close(of(ROW_MAJOR), of(PLAIN), 1e-6)
+  assert_close(of(form), of(PLAIN), 1e-6)
 
 
 def test_a_product_that_keeps_the_axes_is_that_of_flat_matrices():
@@ -95,14 +103,17 @@ def test_attention_and_its_gradients_are_those_of_the_plain_form():
   assert_close(of(ROW_MAJOR), of(PLAIN), 0.02)
 
 
-def test_arrays_that_are_split_over_devices_keep_the_plain_form():
+@pytest.mark.parametrize(
+  ('form', 'mark'), [(ROW_MAJOR, 'LayoutConstraint'), (TRANSPOSES, 'optimization_barrier')]
+)
+def test_arrays_that_are_split_over_devices_keep_the_plain_form(form, mark):
   x, kernel = arrays((16, 8), (8, 8))
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   with jax.set_mesh(mesh):
-    text = jax.jit(jax.grad(lambda k: product(x, k, ROW_MAJOR).sum())).lower(kernel).as_text()
-  assert 'LayoutConstraint' not in text
-  text = jax.jit(jax.grad(lambda k: product(x, k, ROW_MAJOR).sum())).lower(kernel).as_text()
-  assert 'LayoutConstraint' in text
+    text = jax.jit(jax.grad(lambda k: product(x, k, form).sum())).lower(kernel).as_text()
+  assert mark not in text
+  text = jax.jit(jax.grad(lambda k: product(x, k, form).sum())).lower(kernel).as_text()
+  assert mark in text
 
 
 @pytest.mark.parametrize(
@@ -128,6 +139,34 @@ def test_a_loop_over_layers_stacks_bfloat16_arrays_as_integers():
   text = jax.jit(jax.grad(loss)).lower(params, embedded).as_text()
   stacked = re.findall(r'stablehlo\.dynamic_update_slice.*tensor<7x[0-9x]*x(\w+)>$', text, re.M)
   assert set(stacked) == {'f32', 'ui16'}
+
+
+def test_rotary_tables_in_memory_are_the_same_bits():
+  positions = jnp.asarray([[0, 1, 2, 0, 1, 500]], jnp.int32)
+  for found, expected in zip(
+    jax.jit(rotary_tables, static_argnums=(1, 2, 3))(positions, 8, 1e4, True),
+    jax.jit(rotary_tables, static_argnums=(1, 2, 3))(positions, 8, 1e4, False),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_sines_of_positions_are_computed_once_on_a_cpu_and_not_in_each_layer():
+  model = ModelConfig(
+    family='modern',
+    num_layers=3,
+    hidden_size=16,
+    embedding_size=16,
+    intermediate_size=32,
+    num_heads=2,
+  )
+  encoder = Encoder(encoder_config(model, 60, 8, 'float32', 'cpu'))
+  inputs = packed_inputs(packed_rows(2, 8, 60), 0, 2, 3)
+  embedded = jnp.zeros((2, 8, 16))
+  params = nn.unbox(encoder.init(jax.random.key(0), embedded, inputs))
+  compiled = jax.jit(lambda p, x: encoder.apply(p, x, inputs)).lower(params, embedded).compile()
+  sines = re.findall(r' = f32\[[\d,]*\]\S* sine\(', compiled.as_text())
+  assert 1 <= len(sines) <= 2  # of global and of local layers
 
 
 @pytest.mark.long
