@@ -51,6 +51,7 @@ def arguments(folder, data, *more):
     f'--config.data.test={data}/test.jsonl',
     '--config.data.dev_fraction=0.25',
     '--config.keep_trials=all',
+    '--config.head.label_smoothing=0.1',  # no other test has compiled such steps before
     *more,
   ]
 
@@ -84,8 +85,7 @@ def without_clock(value):
 @pytest.mark.long
 def test_each_batch_size_is_compiled_once(searched):
   _, compiled = searched
-  # Fewer where an earlier test of this process has compiled one.
-  assert compiled.get('jit(train_step)', 0) <= len(BATCHES)
+  assert compiled['jit(train_step)'] == len(BATCHES)
   assert compiled['jit(predict)'] <= 2  # shapes of dev and test
 
 
@@ -237,7 +237,7 @@ def test_an_interrupted_search_continues_and_ends_as_one_that_was_not(
 def test_a_killed_search_ends_as_one_that_was_not(number, searched, data, tmp_path):
   argv = arguments(tmp_path / 'run', data, *VARIED)
   folder = tmp_path / 'run' / 'classification'
-  for setting, step in ((1, 2), (3, 3)):
+  for setting, step in ((1, 2), (3, 2)):
     process = micro_run.start(*argv)
     place = folder / 'search' / f'setting-{setting}' / 'trial-1'
     micro_run.wait_for(lambda place=place, step=step: micro_run.last_step(place) >= step, process)
