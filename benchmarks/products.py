@@ -93,7 +93,7 @@ def main() -> None:
   torch.set_num_threads(1)
   work = 2 * flags.rows * flags.width * flags.out / 1e9
 
-  forms = [('float32', 'plain')]
+  forms = [('float32', 'plain'), ('float32', 'row-major')]
   forms += [('bfloat16', form) for form in ('plain', 'float32', 'row-major')]
   titles = [f'XLA {dtype}, {form}' for dtype, form in forms]
   print(f'| product | {" | ".join(titles)} | PyTorch float32 | PyTorch bfloat16 |')

@@ -159,8 +159,9 @@ def weighted_values(
 ) -> jax.Array:
   """Values weighted by the softmax of scores, with the kernel 'xla'.
 
-  The exponentials weight the values, and the sum of these is divided by that of the exponentials:
-  that saves a pass over all pairs of positions, and another one for the gradient.
+  The values are multiplied by the exponentials of the scores, and the result is divided by the sum
+  of these. To divide the exponentials would take another pass over all pairs of positions, and one
+  more for the gradient.
 
   Args:
     scores: float32 `[batch, heads, length, length]`, scaled.

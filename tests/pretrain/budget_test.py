@@ -149,6 +149,7 @@ def test_the_command_trains_the_steps_of_its_budget_and_reports_them(tmp_path):
   arguments = micro_run.arguments(
     tmp_path / 'run',
     '--config.budget_tokens=3000',
+    '--config.optimizer.warmup_fraction=0.2',
     '--config.save_every=100',
   )
   first, _ = micro_run.run(*arguments)

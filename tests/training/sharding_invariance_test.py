@@ -80,7 +80,7 @@ def on_meshes():
   """Results on one device and on eight, with dropout.
 
   Masks, noise, logits, samples of these and of given logits, and losses and gradients with given
-  samples. In make test, `on_layouts` and `train_steps` have all of these on the mesh with all axes.
+  samples.
   """
   model = tiny_electra(dropout=0.1)
   rng = np.random.default_rng(0)
@@ -132,7 +132,6 @@ def on_meshes():
   return on(1), on(8)
 
 
-@pytest.mark.long
 def test_masks_and_noise_are_bitwise_equal(on_meshes):
   one, eight = on_meshes
   for ours, theirs in zip(one['masks'], eight['masks'], strict=True):
@@ -140,13 +139,11 @@ def test_masks_and_noise_are_bitwise_equal(on_meshes):
   np.testing.assert_array_equal(one['noise'], eight['noise'])
 
 
-@pytest.mark.long
 def test_samples_of_equal_logits_are_bitwise_equal(on_meshes):
   one, eight = on_meshes
   assert np.array_equal(one['samples of given logits'], eight['samples of given logits'])
 
 
-@pytest.mark.long
 def test_samples_of_logits_equal_to_rounding_differ_at_most_in_near_ties(on_meshes):
   one, eight = on_meshes
   np.testing.assert_allclose(one['logits'], eight['logits'], rtol=1e-5, atol=1e-5)
@@ -156,7 +153,6 @@ def test_samples_of_logits_equal_to_rounding_differ_at_most_in_near_ties(on_mesh
   assert np.array_equal(one['samples'][~near_tie], eight['samples'][~near_tie])
 
 
-@pytest.mark.long
 def test_with_samples_forced_losses_and_gradients_agree_to_rounding(on_meshes):
   one, eight = on_meshes
   np.testing.assert_allclose(one['total'], eight['total'], rtol=1e-6)
