@@ -6,12 +6,12 @@ r"""Fine-tuning of a small encoder on several tasks: beside the Trainer, and wit
   python benchmarks/finetuning.py speed-page FILE  # its table into docs/finetuning.md
 
 trainer: our fine-tuning beside the Trainer of Hugging Face (pip install accelerate seqeval), with
-the same weights, examples, batch size, epochs, rates, weight decay and number of trials. ENCODER is
-the folder `discriminator` of an export. Each side searches the peak rate with one seed on dev, ours
-by config.search, and the test examples are predicted with the chosen rate and several seeds;
-scikit-learn, scipy and seqeval score the predictions of both. GLUE's dev sets are the test
-examples, and parts of the training sets are dev. Trials are lines of OUT/trials.jsonl; with
---json=FILE they go there, with processor and versions.
+the same weights, examples, batch size, epochs, rates and their schedule, weight decay and number of
+trials. ENCODER is the folder `discriminator` of an export. Each side searches the peak rate with
+one seed on dev, ours by config.search, and the test examples are predicted with the chosen rate and
+several seeds; scikit-learn, scipy and seqeval score the predictions of both. GLUE's dev sets are
+the test examples, and parts of the training sets are dev. Trials are lines of OUT/trials.jsonl;
+with --json=FILE they go there, with processor and versions.
 
 pretrained: a pretraining run and the same encoder with random weights, and minimal pairs of BLiMP.
 MODELS are `pretrained` and `scratch`.

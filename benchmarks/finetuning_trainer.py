@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from electra_jax.finetune.tasks.task import Task
+from electra_jax.training.schedules import WarmupDecay
 
 # Names that configs of transformers have for dropout in the encoder, and in the head.
 ENCODER_DROPOUT = (
@@ -36,7 +37,7 @@ class Recipe:
   """Settings that both sides share.
 
   Attributes:
-    rate: peak learning rate, with linear warm-up and linear decay to 0.
+    rate: learning rate, times linear warm-up and linear decay from the first step, see WarmupDecay.
     seed: of head, order and dropout.
     epochs: passes over the training examples.
     batch_size: rows per step.
@@ -76,6 +77,22 @@ class Kind:
   predictions: Callable[..., list[Any]]
 
 
+class _Trainer(transformers.Trainer):
+  """The Trainer with our schedule; its own decays from the end of the warm-up."""
+
+  def create_scheduler(
+    self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+  ) -> torch.optim.lr_scheduler.LRScheduler:
+    """The rates of `WarmupDecay`, where the Trainer has not made its scheduler yet."""
+    if self.lr_scheduler is None:
+      warmup = self.args.get_warmup_steps(num_training_steps)
+      factor = WarmupDecay(1.0, warmup, num_training_steps)
+      self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer or self.optimizer, lambda step: float(factor(step))
+      )
+    return self.lr_scheduler
+
+
 def train_and_predict(
   encoder: pathlib.Path, task: Task, splits: Mapping[str, Sequence[Any]], recipe: Recipe
 ) -> dict[str, list[Any]]:
@@ -97,7 +114,7 @@ def train_and_predict(
   kind = KINDS[task.head]
   tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
   rows = {name: kind.rows(task, examples, tokenizer, recipe) for name, examples in splits.items()}
-  trainer = transformers.Trainer(
+  trainer = _Trainer(
     model=_model(encoder, task, kind, recipe),
     args=_arguments(recipe, len(rows['train'])),
     data_collator=kind.collator(tokenizer),
@@ -140,7 +157,6 @@ def _arguments(recipe: Recipe, rows: int) -> transformers.TrainingArguments:
     per_device_eval_batch_size=64,
     num_train_epochs=recipe.epochs,
     learning_rate=recipe.rate,
-    lr_scheduler_type='linear',
     warmup_steps=int(recipe.warmup * steps),
     optim='adamw_torch',
     weight_decay=recipe.weight_decay,

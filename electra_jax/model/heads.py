@@ -7,6 +7,7 @@ and ModernBertFor... classes, so that their files can be read and written. Logit
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -584,9 +585,13 @@ def init_finetuned(model: FineTuned, seed: int, length: int = 8) -> dict[str, An
     seed: of the parameters.
     length: of the row that the model is traced with.
   """
-  ids = jnp.zeros((1, length), jnp.int32)
   # Values do not matter here, and the other kernels do not lower on several devices at once.
   model = model.clone(config=dataclasses.replace(model.config, attention='xla'))
-  variables = model.init(jax.random.key(seed, impl='threefry2x32'), Inputs(ids, ids + 1, ids, ids))
-  params: dict[str, Any] = variables['params']
+  return _init_params(model, jax.random.key(seed, impl='threefry2x32'), length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))  # so that a model is traced for it once
+def _init_params(model: FineTuned, key: jax.Array, length: int) -> dict[str, Any]:
+  ids = jnp.zeros((1, length), jnp.int32)
+  params: dict[str, Any] = model.init(key, Inputs(ids, ids + 1, ids, ids))['params']
   return params

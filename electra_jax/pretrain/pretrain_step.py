@@ -4,6 +4,7 @@ A step masks rows and computes the objective's loss; update_step.py updates the 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -83,8 +84,6 @@ class Computation:
 
 def init_params(model: Electra, seed: int, length: int) -> PyTree:
   """Parameters of `model`, boxed with their logical axes. Pure, for jax.eval_shape and jax.jit."""
-  ids = jnp.zeros((1, length), jnp.int32)
-  key = jax.random.key(seed, impl='threefry2x32')
   # Parameters do not depend on the kernel, and kernels of other kinds do not lower on several
   # devices at once.
   model = model.clone(
@@ -93,6 +92,12 @@ def init_params(model: Electra, seed: int, length: int) -> PyTree:
       for name in ('generator_config', 'discriminator_config')
     }
   )
+  return _init_params(model, jax.random.key(seed, impl='threefry2x32'), length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))  # so that a model is traced for it once
+def _init_params(model: Electra, key: jax.Array, length: int) -> PyTree:
+  ids = jnp.zeros((1, length), jnp.int32)
   return model.init(key, Inputs(ids, ids + 1, ids, ids), jnp.zeros((1, 1), jnp.int32))['params']
 
 

@@ -1,7 +1,8 @@
 """Plans for TPU slices: names of slices, numbers that add up, and a compiler that may crash."""
 
+import contextlib
+import io
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -352,22 +353,12 @@ def test_phases_survive_the_way_to_the_child():
 @pytest.fixture(scope='module')
 def tiny_plan(tmp_path_factory):
   """Returns the plan of configs/tiny.py for a v5e-4, and what was printed."""
-  folder = tmp_path_factory.mktemp('plan')
-  program = (
-    'from configs import tiny\nfrom electra_jax.plan import plan\nc = tiny.get_config()\n'
-    # Without a kernel, `dots` recomputes products of attention, which our count does not include.
-    "c.model.remat = 'none'\n"
-    f"plan(c, 'v5e-4', output={str(folder)!r}, price=1.2, search=False)"
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', program],
-    cwd=pathlib.Path(__file__).parents[2],
-    capture_output=True,
-    text=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-  )
-  assert done.returncode == 0, done.stderr
-  return json.loads((folder / 'plan-v5e-4.json').read_text()), done.stdout
+  folder, c = tmp_path_factory.mktemp('plan'), tiny.get_config()
+  # Without a kernel, `dots` recomputes products of attention, which our count does not include.
+  c.model.remat = 'none'
+  with contextlib.redirect_stdout(io.StringIO()) as out:
+    plan.plan(c, 'v5e-4', output=str(folder), price=1.2, search=False)
+  return json.loads((folder / 'plan-v5e-4.json').read_text()), out.getvalue()
 
 
 @needs_libtpu

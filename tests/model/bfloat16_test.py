@@ -103,7 +103,7 @@ def test_a_float32_residual_stream_is_closer_to_a_float32_encoder():
   exact = EncoderConfig(family=family, **sizes)
   inputs = packed_inputs(packed_rows(4, 32, 60), 0, 2, 3)
   embedded = jax.random.normal(jax.random.key(0), (4, 32, 32))
-  params = Encoder(exact).init(jax.random.key(1), embedded, inputs)
+  params = jax.jit(Encoder(exact).init)(jax.random.key(1), embedded, inputs)
 
   def hidden(**fields):
     config = EncoderConfig(family=family, **sizes | fields)

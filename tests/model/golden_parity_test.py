@@ -47,16 +47,21 @@ def test_eight_steps_of_the_optimizer_equal_the_original():
       *scope, leaf = ours(name).split('.')
       value = file[prefix + name]
       nested.setdefault('/'.join(scope), {}).setdefault(
-        leaf, jnp.asarray(value if index is None else value[index])
+        leaf, np.asarray(value if index is None else value[index])
       )
     return {scope: {scope.split('/')[-1]: leaves} for scope, leaves in nested.items()}
 
   optimizer = adamw(schedules.WarmupDecay(1e-2, 3, 20))
+
+  @jax.jit
+  def update(gradients, state, params):
+    updates, state = optimizer.update(gradients, state, params)
+    return jax.tree.map(jnp.add, params, updates), state
+
   params = tree('pretrain/param/0/')
-  state = optimizer.init(params)
+  state = jax.jit(optimizer.init)(params)
   for step in range(8):
-    updates, state = optimizer.update(tree('pretrain/grad/', step), state, params)
-    params = jax.tree.map(jnp.add, params, updates)
+    params, state = update(tree('pretrain/grad/', step), state, params)
     for ours_leaf, theirs_leaf in zip(
       jax.tree.leaves(params), jax.tree.leaves(tree(f'pretrain/param/{step + 1}/')), strict=True
     ):

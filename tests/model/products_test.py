@@ -163,7 +163,7 @@ def test_sines_of_positions_are_computed_once_on_a_cpu_and_not_in_each_layer():
   encoder = Encoder(encoder_config(model, 60, 8, 'float32', 'cpu'))
   inputs = packed_inputs(packed_rows(2, 8, 60), 0, 2, 3)
   embedded = jnp.zeros((2, 8, 16))
-  params = nn.unbox(encoder.init(jax.random.key(0), embedded, inputs))
+  params = nn.unbox(jax.eval_shape(encoder.init, jax.random.key(0), embedded, inputs))
   compiled = jax.jit(lambda p, x: encoder.apply(p, x, inputs)).lower(params, embedded).compile()
   sines = re.findall(r' = f32\[[\d,]*\]\S* sine\(', compiled.as_text())
   assert 1 <= len(sines) <= 2  # of global and of local layers

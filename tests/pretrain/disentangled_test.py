@@ -71,8 +71,13 @@ def stepped():
     ),
     p.shapes.params,
   )
-  examples = p.objective.examples(p.settings, ROWS, jax.vmap(jax.random.key)(jnp.arange(4)))
-  counts = p.objective.counts(p.settings, examples)
+
+  @jax.jit
+  def prepare():
+    examples = p.objective.examples(p.settings, ROWS, jax.vmap(jax.random.key)(jnp.arange(4)))
+    return examples, p.objective.counts(p.settings, examples)
+
+  examples, counts = prepare()
 
   @jax.jit
   def gradients(params, generator_weight, discriminator_weight):
@@ -82,10 +87,14 @@ def stepped():
     context = LossContext(settings, p.model, examples, counts, train=False)
     return jax.grad(lambda params: p.objective.loss(params, context)[0])(params)
 
-  before, opt_state, update = params, p.optimizer.init(params), jax.jit(p.optimizer.update)
+  @jax.jit
+  def update(gradients, opt_state, params):
+    updates, opt_state = p.optimizer.update(gradients, opt_state, params)
+    return jax.tree.map(jnp.add, params, updates), opt_state
+
+  before, opt_state = params, jax.jit(p.optimizer.init)(params)
   for _ in range(3):
-    updates, opt_state = update(gradients(params, 1.0, 50.0), opt_state, params)
-    params = jax.tree.map(jnp.add, params, updates)
+    params, opt_state = update(gradients(params, 1.0, 50.0), opt_state, params)
   return (
     before,
     jax.device_get(params),

@@ -10,7 +10,6 @@ from electra_jax.pretrain import metrics
 from electra_jax.training.update_step import tower_norms
 
 BINS = metrics.NONLINEAR
-SUMMING = metrics.Summing()
 
 
 def verdicts(seed, rate=0.15, apart=1.0, shape=(16, 64)):
@@ -127,18 +126,19 @@ def test_narrow_logits_are_ranked_as_well_as_wide_ones(center):
 
 
 def test_groups_of_rows_are_added_up_apart():
-  logits, labels, weights = map(jnp.asarray, verdicts(5))
-  groups = jnp.asarray(np.random.default_rng(0).integers(0, 3, len(logits)))
-  losses = jnp.logaddexp(0, logits) * weights
-  found = metrics.verdict_sums(
-    logits, labels, weights, losses, metrics.Summing(groups=groups, count=4)
-  )
+  logits, labels, weights = verdicts(5)
+  groups = np.random.default_rng(0).integers(0, 3, len(logits))
+  losses = np.logaddexp(0, logits) * weights
+
+  def verdict_sums(arrays, groups=None):
+    summing = metrics.Summing(groups=groups, count=0 if groups is None else 4)
+    return metrics.verdict_sums(*arrays, summing)
+
+  found = jax.jit(verdict_sums)((logits, labels, weights, losses), groups)
   assert {len(x) for x in found.values()} == {4} and not found['scores'][3].any()
   for group in range(3):
     mine = np.flatnonzero(groups == group)
-    expected = metrics.verdict_sums(
-      logits[mine], labels[mine], weights[mine], losses[mine], SUMMING
-    )
+    expected = jax.jit(verdict_sums)([x[mine] for x in (logits, labels, weights, losses)])
     np.testing.assert_array_equal(found['scores'][group], expected['scores'])
     np.testing.assert_allclose(
       found['discriminator_loss'][group], expected['discriminator_loss'], rtol=1e-5

@@ -35,7 +35,7 @@ def same(a, b, step=STEPS):
   ) and micro_run.figures(a) == micro_run.figures(b)
 
 
-# One kill during a save, and one during the last save.
+# One kill during a save that is not the last one, and one during the last save.
 FEW = (('save', 10), ('save', STEPS))
 
 
@@ -51,7 +51,7 @@ def many():
 @pytest.mark.parametrize(
   'moments, delay',
   [
-    pytest.param(FEW, False, id='two'),
+    pytest.param(FEW[:1], False, id='one'),
     pytest.param((('start', 0), *FEW), False, id='three', marks=pytest.mark.long),
     pytest.param(many(), True, id='ten', marks=pytest.mark.faults),
   ],

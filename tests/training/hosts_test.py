@@ -6,6 +6,7 @@ The processes are real, on loopback: two with two devices each. Every tensor tha
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,11 @@ STEPS = 18
 # The length of a run is an input of the step: the program is the same for all. It is saved only at
 # the end: a save takes as long as many steps.
 PAIR = ('--config.sharding.smallest=0', f'--config.steps={STEPS}', '--config.save_every=20')
+# What Gloo prints on each connection, in pieces; those of several threads can alternate.
+GLOO = re.compile(
+  r'\[Gloo\] Rank |\d+| is connected to | peer ranks\. '
+  r'|Expected number of connected peer ranks is : |\n'
+)
 
 
 # A mistake of the program: the first process fails when it logs.
@@ -115,8 +121,7 @@ def test_two_processes_train_as_one_does(pair, single):
 def test_only_the_first_process_prints_and_writes(pair):
   workdir, ((_, first, first_err), (_, second, second_err)) = pair
   assert '4 x cpu of 2 processes, mesh data 4' in first and 'axis' in first
-  lines = [line for line in second.splitlines() if line and 'Gloo' not in line]
-  assert lines == [] and first_err == second_err == ''
+  assert GLOO.sub('', second) == '' and first_err == second_err == ''
   steps = [line['step'] for line in micro_run.figures(workdir) if line['kind'] == 'train']
   assert steps == sorted(set(steps)) and len(list((workdir / 'tensorboard').glob('events*'))) == 1
 
