@@ -587,7 +587,9 @@ def init_finetuned(model: FineTuned, seed: int, length: int = 8) -> dict[str, An
   """
   # Values do not matter here, and the other kernels do not lower on several devices at once.
   model = model.clone(config=dataclasses.replace(model.config, attention='xla'))
-  return _init_params(model, jax.random.key(seed, impl='threefry2x32'), length)
+  key = jax.random.key(seed, impl='threefry2x32')
+  params: dict[str, Any] = _init_params(model, key, length)
+  return params
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))  # so that a model is traced for it once
