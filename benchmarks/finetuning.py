@@ -137,8 +137,8 @@ _UNER = ('uner_ewt/en_ewt-ud-train.first-version.iob2', 'uner_ewt/en_ewt-ud-dev.
 _SQUAD = ('squad/train-v1.1.articlesplit.json', '', 'squad/dev-v1.1.articlesplit.json')
 SOURCES = {
   'cola': _glue('cola', 'CoLA, Matthews', 'CoLA', header=False, train=1_000, dev=300),
-  'sst2': _glue('sst2', 'SST-2, accuracy', 'SST-2', header=True, train=1_000, dev=300),
-  'stsb': _glue('stsb', 'STS-B, Spearman', 'STS-B', header=True, train=400, dev=200, test=800),
+  'sst2': _glue('sst2', 'SST-2, accuracy', 'SST-2', header=True, train=3_000, dev=500),
+  'stsb': _glue('stsb', 'STS-B, Spearman', 'STS-B', header=True, train=1_000, dev=300, test=800),
   'ud': _tagging(
     'pos',
     'UD EWT parts of speech, accuracy',

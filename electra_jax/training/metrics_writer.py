@@ -160,7 +160,10 @@ class MetricsWriter:
     if not self._thread.is_alive():
       return
     self._end_trackers(outcome, PATIENCE)
-    if not self._flush(last=True) or self._backlog:
+    answered = self._flush(last=True)
+    if answered:
+      self._thread.join()
+    if not answered or self._backlog:
       console.warn(
         f'the last metrics could not be written to {self._lines.path}; the run itself is complete.'
       )
@@ -204,13 +207,20 @@ class MetricsWriter:
       self._write_backlog(sync=isinstance(item, _Request))
       self._spool.soon()
       if isinstance(item, _Request):
+        if item.last:
+          self._close_files()
         item.done.set()
         if item.last:
-          self._lines.close()
-          for name, tracker in list(self._files.items()):
-            with self._without_error(name):
-              tracker.close('finished')
           return
+
+  def _close_files(self) -> None:
+    try:
+      self._lines.close()
+      for name, tracker in list(self._files.items()):
+        with self._without_error(name):
+          tracker.close('finished')
+    except OSError as error:
+      self._warn_once(f'a file of metrics could not be closed ({file_access.reason(error)})')
 
   def _write_backlog(self, sync: bool) -> None:
     """Writes the lines that wait. Other files are second: a line is in all or in the first.
@@ -301,7 +311,7 @@ class _Request:
   """Asks the thread to write all there is.
 
   Attributes:
-    last: whether to end then.
+    last: whether to close the files and end then.
     done: set when the thread has tried.
   """
 

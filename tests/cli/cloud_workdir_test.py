@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 import fake_gcs
 import micro_run
@@ -324,6 +325,24 @@ def test_metrics_are_uploaded_in_the_background_and_before_a_save(sent, monkeypa
   assert len([address for address, _ in sent if address.endswith('metrics.jsonl')]) == len(metrics)
   assert not writer._spool.path.exists()
   writer.close()  # a second time does nothing
+
+
+def test_what_a_tracker_writes_when_it_is_closed_is_uploaded(sent, monkeypatch):
+  monkeypatch.setattr(metrics_writer.file_access, 'exists', lambda path: False)
+  writer = metrics_writer.MetricsWriter('gs://bucket/run', 0)
+  (tracker,) = writer._files.values()
+  close = tracker.close
+
+  def close_slowly(outcome):
+    time.sleep(0.1)
+    close(outcome)
+    (writer._spool.path / 'last').write_text('all of it')
+
+  monkeypatch.setattr(tracker, 'close', close_slowly)
+  line(writer, 1)
+  writer.close()
+  assert ('gs://bucket/run/last', b'all of it') in sent
+  assert not writer._thread.is_alive()  # so that closing again does not wait for it
 
 
 def test_uploads_take_a_small_share_of_the_time(monkeypatch):
