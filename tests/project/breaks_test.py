@@ -83,7 +83,8 @@ def run(root: pathlib.Path, nodes: list[str], *options: str) -> Outcome:
       *(f'tests/{node}' for node in nodes),
     ],
     cwd=root,
-    env=environment | {'PYTHONPATH': str(root)},
+    # Of a file that changes twice in a second, bytecode could be that of the first change.
+    env=environment | {'PYTHONPATH': str(root), 'PYTHONDONTWRITEBYTECODE': '1'},
     stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
