@@ -76,7 +76,9 @@ def content(path):
   }
 
 
-@pytest.mark.parametrize('row_format', ['packed', 'segment_pair'])
+@pytest.mark.parametrize(
+  'row_format', ['packed', pytest.param('segment_pair', marks=pytest.mark.long)]
+)
 def test_any_number_of_processes_gives_the_same(recipe, expected, tmp_path, row_format):
   recipe = dataclasses.replace(recipe, row_format=row_format)
   if row_format == 'segment_pair':
@@ -94,7 +96,7 @@ def test_a_beam_pipeline_gives_the_same(recipe, expected, tmp_path):
   assert content(tmp_path / 'out') == expected
 
 
-@pytest.mark.parametrize('beam', [None, ''])
+@pytest.mark.parametrize('beam', [None, pytest.param('', marks=pytest.mark.long)])
 def test_shards_that_end_within_blocks_hold_the_same_rows(recipe, tmp_path, monkeypatch, beam):
   whole = preparation.prepare_corpus(recipe, cache=tmp_path, output=tmp_path / 'whole', processes=1)
   monkeypatch.setattr(token_manifest, 'SHARD_BYTES', 19 * 64 * 2)  # 19 rows

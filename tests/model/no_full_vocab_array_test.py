@@ -99,7 +99,9 @@ def test_no_array_of_batch_times_length_times_vocabulary(program, family):
   assert BATCH * SLOTS * VOCAB <= largest_array(program(Electra, family)) < BATCH * LENGTH * VOCAB
 
 
-@pytest.mark.parametrize('name', ['electric', 'all_tokens_mlm'])
+@pytest.mark.parametrize(
+  'name', ['electric', pytest.param('all_tokens_mlm', marks=pytest.mark.long)]
+)
 def test_gradients_of_objectives_that_score_every_position_have_none_either(name):
   assert (
     BATCH * SLOTS * VOCAB

@@ -51,7 +51,8 @@ def held(remat, layers) -> int:
   return compiled(remat, layers).memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize('layers', [3, 6])  # so few that they are unrolled without remat
+# So few layers that they are unrolled without remat.
+@pytest.mark.parametrize('layers', [3, pytest.param(6, marks=pytest.mark.long)])
 def test_full_holds_what_passes_between_layers_and_dots_the_products_too(layers):
   none, dots, full = (held(remat, layers) for remat in ('none', 'dots', 'full'))
   assert full < dots < none

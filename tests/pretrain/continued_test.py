@@ -190,7 +190,10 @@ def test_a_missing_generator_is_cut_out_and_trained_alone_first(source, tmp_path
 #### Steps of only the generator ####
 
 
-@pytest.mark.parametrize('init, sharing', [('', 'embeddings'), ('hf:somewhere', 'none')])
+@pytest.mark.parametrize(
+  'init, sharing',
+  [('', 'embeddings'), pytest.param('hf:somewhere', 'none', marks=pytest.mark.long)],
+)
 def test_steps_of_only_the_generator_leave_all_else_bitwise_unchanged(init, sharing):
   config = micro_config(f'sharing={sharing}', 'optimizer.weight_decay=0.5')
   config.init, config.generator.alone_steps = init, 4

@@ -16,7 +16,8 @@ STEPS = 250
 SETTINGS = Settings(max_predictions=5, temperature=20.0)
 
 
-@pytest.mark.parametrize('family', ['electra', pytest.param('modern', marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('family', ['electra', 'modern'])
 def test_both_towers_overfit_one_batch(family):
   model = tiny_electra(family)
   optimizer = adamw(schedules.WarmupDecay(3e-3, 10, STEPS))

@@ -164,6 +164,7 @@ def test_a_tree_equals_itself(tmp_path):
   assert not found.notes
 
 
+@pytest.mark.long
 def test_a_changed_loss_is_reported(tmp_path):
   changed = tmp_path / 'changed'
   shutil.copytree(ROOT / 'electra_jax', changed / 'electra_jax')

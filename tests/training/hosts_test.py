@@ -183,6 +183,7 @@ def test_different_configs_of_processes_are_reported_by_both(folder):
   assert not (folder / 'different' / 'config.json').exists()
 
 
+@pytest.mark.long  # as test_different_configs_of_processes_are_reported_by_both
 def test_an_error_is_reported_by_both_processes_and_neither_waits(folder, pair):
   workdir, _ = pair
   start = time.monotonic()
