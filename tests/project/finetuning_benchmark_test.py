@@ -13,7 +13,7 @@ import pytest
 from electra_jax import export
 
 ROOT = pathlib.Path(__file__).parents[2]
-RESULTS = ROOT / 'benchmarks/results/finetuning_trainer.jsonl'
+RESULTS = ROOT / 'benchmarks/results'
 
 
 @pytest.fixture
@@ -105,7 +105,9 @@ def test_both_sides_fine_tune_and_repeat_no_trial(finetuning, data, tmp_path, ca
   assert '"task"' not in capsys.readouterr().out  # no trial ran again
 
 
-def test_the_table_of_the_page_is_that_of_the_results(finetuning):
-  trials = [json.loads(line) for line in RESULTS.read_text('utf-8').splitlines()[1:]]
+@pytest.mark.parametrize('name', ['finetuning_trainer', 'finetuning_trainer_own_schedule'])
+def test_the_tables_of_the_page_are_those_of_the_results(finetuning, name):
+  lines = (RESULTS / f'{name}.jsonl').read_text('utf-8').splitlines()
+  trials = [json.loads(line) for line in lines[1:]]
   assert finetuning.trainer_table(trials) in (ROOT / 'docs/results.md').read_text('utf-8')
   assert {t['task'] for t in trials} == set(finetuning.SOURCES)
