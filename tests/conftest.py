@@ -139,11 +139,6 @@ def pytest_collection_finish():
   gc.enable()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish():
-  gc.freeze()  # pytest collects garbage several times before it ends, to report errors in it
-
-
 def pytest_terminal_summary(terminalreporter, config):
   """Writes the file of --record: what ran, at which commit, how it ended, and how long it took."""
   if not config.option.record or hasattr(config, 'workerinput'):

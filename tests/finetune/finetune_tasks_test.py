@@ -121,8 +121,7 @@ RUNS = [(task, 'published') for task in TASKS] + [
 ]
 
 
-# The heads of which an example has several labels or answers. finetune_run_test.py runs
-# classification; the others are in make test-long.
+# Tagging and questions. finetune_run_test.py runs classification; the others are in make test-long.
 QUICK = ('ner', 'squad2')
 
 

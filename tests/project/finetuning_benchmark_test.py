@@ -5,12 +5,14 @@ import importlib
 import json
 import pathlib
 import shutil
+import types
 
 import finetune_files
 import micro_run
 import pytest
 
 from electra_jax import export
+from electra_jax.training import schedules
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / 'benchmarks/results'
@@ -103,6 +105,23 @@ def test_both_sides_fine_tune_and_repeat_no_trial(finetuning, data, tmp_path, ca
   capsys.readouterr()
   finetuning.main(argv)
   assert '"task"' not in capsys.readouterr().out  # no trial ran again
+
+
+@pytest.mark.long  # importing the Trainer takes seconds
+def test_the_peer_has_our_rate_at_each_step(monkeypatch):
+  torch = pytest.importorskip('torch')
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+  peer = importlib.import_module('finetuning_trainer')._Trainer
+  trainer = object.__new__(peer)  # the constructor requires accelerate
+  trainer.lr_scheduler = None
+  trainer.args = types.SimpleNamespace(get_warmup_steps=lambda steps: 3)
+  trainer.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=5e-4)
+  scheduler = trainer.create_scheduler(12)
+  expected = schedules.WarmupDecay(5e-4, 3, 12)
+  for step in range(12):
+    assert scheduler.get_last_lr() == [pytest.approx(float(expected(step)), rel=1e-6)]
+    trainer.optimizer.step()
+    scheduler.step()
 
 
 @pytest.mark.parametrize('name', ['finetuning_trainer', 'finetuning_trainer_own_schedule'])

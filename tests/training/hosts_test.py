@@ -122,6 +122,7 @@ def test_only_the_first_process_prints_and_writes(pair):
   workdir, ((_, first, first_err), (_, second, second_err)) = pair
   assert '4 x cpu of 2 processes, mesh data 4' in first and 'axis' in first
   assert GLOO.sub('', second) == '' and first_err == second_err == ''
+  assert len(re.findall(r'\d+', second)) <= 3 * second.count('[Gloo] Rank ')  # no other numbers
   steps = [line['step'] for line in micro_run.figures(workdir) if line['kind'] == 'train']
   assert steps == sorted(set(steps)) and len(list((workdir / 'tensorboard').glob('events*'))) == 1
 

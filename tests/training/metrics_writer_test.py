@@ -70,6 +70,22 @@ def test_lines_that_cannot_be_written_at_all_cost_one_warning_and_no_error(tmp_p
   assert len(errors) == 2 and 'the last metrics could not be written' in errors[1]
 
 
+def test_a_file_that_cannot_be_closed_costs_one_warning_and_no_wait(tmp_path, monkeypatch, capsys):
+  writer = metrics_writer.MetricsWriter(tmp_path, 0)
+  (tracker,) = writer._files.values()
+
+  def close(outcome):
+    raise NO_SPACE
+
+  monkeypatch.setattr(tracker, 'close', close)
+  monkeypatch.setattr(metrics_writer, 'PATIENCE', 5.0)
+  writer.write('train', 1, {'loss': 1.0})
+  writer.close()
+  assert not writer._thread.is_alive() and steps(tmp_path) == [1]
+  (warning,) = capsys.readouterr().err.splitlines()
+  assert 'a file of metrics could not be closed (No space left on device)' in warning
+
+
 def test_a_disk_that_does_not_answer_delays_nothing(tmp_path, monkeypatch, capsys):
   answers = threading.Event()
   write = os.write
