@@ -39,12 +39,14 @@ class ResolvedFinetuning:
     origin: of the weights that an earlier start of the run used, for JSON; None where no trial was
       started. All trials start from the same weights.
     encoder: config.model of the encoder as that start recorded it; None as `origin`.
+    dtype: of matrix products, as that start recorded it; None as `origin`, and for runs of 0.1.0.
   """
 
   config: FinetuningConfig
   workdir: epath.Path
   origin: dict[str, Any] | None = None
   encoder: ModelConfig | None = None
+  dtype: str | None = None
 
 
 def resolve_finetuning(config: AnyConfig, workdir: str | os.PathLike[str]) -> ResolvedFinetuning:
@@ -63,16 +65,17 @@ def resolve_finetuning(config: AnyConfig, workdir: str | os.PathLike[str]) -> Re
   resumed = started(folder)
   if resumed:
     c = as_started(folder, c)
-  origin = model = None
+  origin = model = dtype = None
   if resumed and file_access.exists(encoder):
     recorded = read_json(encoder, initial.ENCODER_SHAPE)
     origin, model = recorded['origin'], from_plain(recorded['model'], ModelConfig)
+    dtype = recorded.get('dtype')
   if origin and origin.get('imported'):
     raise UserError(
       f'{folder} holds a model that was imported; train it further in another --workdir, with '
       f'--config.init={folder}/{c.tasks[0]}.'
     )
-  return ResolvedFinetuning(c, folder, origin, model)
+  return ResolvedFinetuning(c, folder, origin, model, dtype)
 
 
 def resolve_saved_finetuning(workdir: str | os.PathLike[str]) -> ResolvedFinetuning:

@@ -55,8 +55,13 @@ def claim_finetuning(workdir: str | os.PathLike[str], config: FinetuningConfig) 
   plugins.record(folder, config.specs)
 
 
-def keep_encoder(workdir: epath.Path, start: initial.Initial) -> None:
+def keep_encoder(workdir: epath.Path, start: initial.Initial, dtype: str | None = None) -> None:
   """Writes encoder.json and tokenizer/, so that the run opens without the run it started from.
+
+  Args:
+    workdir: the run's folder.
+    start: encoder and tokenizer.
+    dtype: of matrix products in training, for later starts of the run.
 
   Raises:
     UserError: trials were trained with another tokenizer, or the files cannot be written.
@@ -68,9 +73,8 @@ def keep_encoder(workdir: epath.Path, start: initial.Initial) -> None:
       f'the tokenizer of the encoder is not the one that {workdir} was started with; restore what '
       'config.init names, or use another --workdir.'
     )
-  run_folder.write_json(
-    workdir / initial.ENCODER, {'model': to_plain(start.model), 'origin': start.origin}
-  )
+  record = {'model': to_plain(start.model), 'origin': start.origin}
+  run_folder.write_json(workdir / initial.ENCODER, record | ({'dtype': dtype} if dtype else {}))
   keep_tokenizer(folder, start.tokenizer)
 
 

@@ -11,6 +11,7 @@ from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.training import partitioning
+from electra_jax.training.encoders import ProductType
 from electra_jax.training.preemption import Notice
 from electra_jax.training.status import Status
 
@@ -26,6 +27,7 @@ class FinetuningSetup:
     layout: the mesh.
     notice: true once this process is asked to stop.
     status: status file of the run.
+    products: the dtype of matrix products, which config.dtype names, and why it was chosen.
   """
 
   config: FinetuningConfig
@@ -34,6 +36,7 @@ class FinetuningSetup:
   layout: partitioning.Layout
   notice: Notice
   status: Status
+  products: ProductType
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from electra_jax.finetune.tasks.task import Task
 from electra_jax.finetune.trial import run_trial
 from electra_jax.folder_lock import FolderLock
 from electra_jax.training import devices, hosts, partitioning, run_folder
-from electra_jax.training.encoders import describe_products
+from electra_jax.training.encoders import choose_dtype, describe_products
 from electra_jax.training.preemption import Notice
 from electra_jax.training.status import Status
 from electra_jax.training.trackers.tracker import check_trackers
@@ -74,11 +74,13 @@ def _finetune(
   say('devices', devices.describe_devices(layout.mesh))
   devices.use_compilation_cache(run.config.compilation_cache)
   tasks = _open_tasks(run)
-  start = open_encoder(run)
+  products = choose_dtype(run.config.dtype, jax.default_backend(), run.dtype)
+  start = open_encoder(run, products.dtype)
   names = run.config.tasks
   done = hosts.from_first(lambda: run_files.steps_of_trials(run.workdir, names))
   status.change(restored_step=done)
-  setup = FinetuningSetup(run.config, run.workdir, start, layout, notice, status)
+  config = run.config.replace({'dtype': products.dtype})
+  setup = FinetuningSetup(config, run.workdir, start, layout, notice, status, products)
   if len(tasks) > 1:
     tasks = ()  # frees their data; each task is opened again in its turn
   for number, name in enumerate(names):
@@ -135,8 +137,12 @@ def _first_names(labels: Sequence[str], most: int = 8) -> str:
   return ', '.join(labels[:most]) + (f', ... ({len(labels)})' if len(labels) > most else '')
 
 
-def open_encoder(run: ResolvedFinetuning) -> initial.Initial:
+def open_encoder(run: ResolvedFinetuning, dtype: str) -> initial.Initial:
   """Opens the encoder that all trials start from, and keeps it in the run's folder.
+
+  Args:
+    run: the run.
+    dtype: of matrix products, which is recorded beside the encoder.
 
   Raises:
     UserError: the encoder cannot be opened, or is not the one that the run was started with.
@@ -151,7 +157,7 @@ def open_encoder(run: ResolvedFinetuning) -> initial.Initial:
   say('encoder', start.describe())
   for note in start.notes:
     say('', note)
-  hosts.from_first(lambda: run_files.keep_encoder(run.workdir, start))
+  hosts.from_first(lambda: run_files.keep_encoder(run.workdir, start, dtype))
   return start
 
 
@@ -242,7 +248,7 @@ def _prepare_task(setup: FinetuningSetup, task: Task) -> tuple[TaskProgram, Mapp
     f'({reason})',
   )
   platform = jax.default_backend()
-  products = describe_products(config.dtype, config.precision, platform)
+  products = describe_products(setup.products, config.precision, platform)
   say('', f'products {products}')
   for line in partitioning.sharding_table(p.shapes.params, p.shardings.params, setup.layout):
     say('', line)

@@ -45,6 +45,11 @@ class ResolvedRun:
   tokenizer: str | None = None
   revisions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+  def with_dtype(self, dtype: str) -> 'ResolvedRun':
+    """The run with the dtype that 'auto' stands for on its devices."""
+    config = self.config.replace({'dtype': dtype})
+    return dataclasses.replace(self, config=config, phases=phases_of(config))
+
   def with_steps(self, steps: int) -> 'ResolvedRun':
     """The run with another number of steps, checked again. Raises UserError."""
     config = checked_pretraining(self.config.replace({'steps': steps}), sizes_known=True)

@@ -38,7 +38,7 @@ from electra_jax.training import (
   progress,
   run_folder,
 )
-from electra_jax.training.encoders import attention_kernel, describe_products
+from electra_jax.training.encoders import attention_kernel, choose_dtype, describe_products
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
 from electra_jax.training.progress import PeakFlops
@@ -307,6 +307,11 @@ def _build(
   recorded: Recorded,
 ) -> RunSetup:
   """Builds the programs of all phases and prints what they consist of."""
+  platform = jax.devices()[0].platform
+  resumed = hosts.from_first(lambda: checkpoints.any_saved(workdir))
+  products = choose_dtype(run.config.dtype, platform, recorded.get('dtype') if resumed else None)
+  hint = devices.hint_on_bfloat16(run.config.dtype, layout.mesh)
+  run = run.with_dtype(products.dtype)
   config = run.config
   with console.phase('building', 'the model and the optimizer'):
     programs = tuple(build.program(config, phase, data.tokenizer, layout) for phase in run.phases)
@@ -319,13 +324,12 @@ def _build(
   say('parameters', f'{quantity(sum(parameters.values()))}: {parts}')
   for text in partitioning.sharding_table(p.shapes.params, p.shardings.params, layout):
     say('', text)
-  platform = jax.devices()[0].platform
   kernel, reason = attention_kernel(config.model, config.sequence_length, config.dtype, platform)
   one_sided = p.model.two_tower and kernel != 'xla'
   more = "; xla in the generator's towers, which see one side" if one_sided else ''
   say('attention', f'{kernel} ({reason}){more}')
-  say('products', describe_products(config.dtype, config.precision, platform))
-  if hint := devices.hint_on_bfloat16(config.dtype, layout.mesh):
+  say('products', describe_products(products, config.precision, platform))
+  if hint:
     say('', hint)
   # On another mesh the rows of a device may not divide by the recorded numbers.
   micro_batches = [0] * len(programs)

@@ -4,6 +4,7 @@ What a config leaves to the machine is decided here.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +24,43 @@ from electra_jax.training.run_folder import read_json
 UNROLLED_LAYERS_ON_CPU = 6
 
 
+class ProductType(NamedTuple):
+  """The dtype of matrix products, and why it was chosen."""
+
+  dtype: str
+  reason: str
+
+
+def choose_dtype(name: str, platform: str, recorded: str | None = None) -> ProductType:
+  """What config.dtype means: 'auto' is bfloat16 on TPU and GPU, and float32 on CPU.
+
+  Args:
+    name: config.dtype.
+    platform: of the devices: 'cpu', 'gpu' or 'tpu'.
+    recorded: what the first start of a run chose, which a run that is resumed keeps.
+  """
+  if name != 'auto':
+    return ProductType(name, 'as configured')
+  if recorded:
+    return ProductType(recorded, 'auto, as at the first start')
+  dtype = 'float32' if platform == 'cpu' else 'bfloat16'
+  return ProductType(dtype, f'auto, on {platform.upper()}')
+
+
 def compute_dtype(name: str, platform: str) -> jnp.dtype:
-  """The dtype of matrix products; 'auto' is bfloat16 on TPU and GPU, and float32 on CPU."""
-  return jnp.dtype(('float32' if platform == 'cpu' else 'bfloat16') if name == 'auto' else name)
+  """The dtype that `choose_dtype` chooses."""
+  return jnp.dtype(choose_dtype(name, platform).dtype)
 
 
-def describe_products(dtype: str, precision: str, platform: str) -> str:
+def describe_products(products: ProductType, precision: str, platform: str) -> str:
   """The arithmetic of matrix products, for the console.
 
   Args:
-    dtype: config.dtype.
+    products: their dtype.
     precision: config.precision.
     platform: of the devices: 'cpu', 'gpu' or 'tpu'.
   """
-  reason = f'auto, on {platform.upper()}' if dtype == 'auto' else 'as configured'
-  found = f'{compute_dtype(dtype, platform)} ({reason})'
+  found = f'{products.dtype} ({products.reason})'
   if platform == 'cpu' or precision == 'float32':
     return f'{found}, those of float32 arrays in float32'
   passes = {

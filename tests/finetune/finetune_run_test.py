@@ -96,6 +96,23 @@ def test_a_killed_and_resumed_fine_tuning_is_bitwise_equal(stops, whole, data, t
     assert not micro_run.differing(micro_run.checkpoint(a, last), micro_run.checkpoint(b, last))
 
 
+def test_a_resumed_run_keeps_the_dtype_of_its_first_start(whole, data, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(whole[0], folder)
+  shutil.rmtree(folder / 'cola' / 'trial-2')
+  encoder = json.loads((folder / 'encoder.json').read_text())
+  assert encoder['dtype'] == 'float32'
+  # As a TPU would have recorded it.
+  (folder / 'encoder.json').write_text(json.dumps(encoder | {'dtype': 'bfloat16'}))
+  out, _ = micro_run.run(*arguments(folder, data))
+  assert 'products bfloat16 (auto, as at the first start)' in out
+  assert json.loads((folder / 'encoder.json').read_text())['dtype'] == 'bfloat16'
+  losses = [
+    [line.get('loss') for line in metrics(x / 'cola' / 'trial-2')] for x in (folder, whole[0])
+  ]
+  assert losses[0] != losses[1]
+
+
 def test_a_run_writes_readable_results(whole):
   folder, out = whole
   assert 'encoder' in out and 'step 30' in out and 'trial 2' in out

@@ -509,7 +509,7 @@ def test_a_resumed_run_is_computed_as_its_earlier_start_recorded(folders, tmp_pa
   run, config = tmp_path / 'run', config_of(folders / 'discriminator', 'cola')
   first = resolve_finetuning(config, run)
   run_files.claim_finetuning(run, first.config)
-  assert train.open_encoder(first).model.dropout_generator == 'counter'
+  assert train.open_encoder(first, 'float32').model.dropout_generator == 'counter'
   # As version 0.1.0 wrote it, when dropout had another default.
   written = json.loads((run / 'encoder.json').read_text())
   written['model']['dropout_generator'] = 'hash'
@@ -517,9 +517,9 @@ def test_a_resumed_run_is_computed_as_its_earlier_start_recorded(folders, tmp_pa
   (run / 'encoder.json').write_text(json.dumps(written))
   (run / 'cola' / 'trial-1').mkdir(parents=True)
   for _ in range(2):
-    resumed = train.open_encoder(resolve_finetuning(config, run)).model
+    resumed = train.open_encoder(resolve_finetuning(config, run), 'float32').model
     assert (resumed.dropout_generator, resumed.dropout_scale) == ('hash', 'dtype')
-  again = train.open_encoder(resolve_finetuning(config, tmp_path / 'another')).model
+  again = train.open_encoder(resolve_finetuning(config, tmp_path / 'another'), 'float32').model
   assert again.dropout_generator == 'counter'
 
 

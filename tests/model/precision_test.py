@@ -19,7 +19,7 @@ from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.model.products import ProductSettings
 from electra_jax.pretrain import build
 from electra_jax.training import partitioning
-from electra_jax.training.encoders import describe_products
+from electra_jax.training.encoders import choose_dtype, describe_products
 
 ONE_LAYER = ('model.num_layers=1', 'model.scan_unroll=1')
 DOT = re.compile(r'stablehlo\.dot_general.*?precision = \[(\w+), (\w+)\].*?: \(tensor<([^>]*)>')
@@ -127,7 +127,7 @@ def test_the_splash_kernel_follows_forward_and_backward(monkeypatch, precision):
   ],
 )
 def test_the_arithmetic_is_named_at_the_start(dtype, precision, platform, said):
-  assert said in describe_products(dtype, precision, platform)
+  assert said in describe_products(choose_dtype(dtype, platform), precision, platform)
 
 
 def test_the_precision_of_a_config_reaches_both_towers():
