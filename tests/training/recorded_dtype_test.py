@@ -1,4 +1,4 @@
-"""A run keeps the dtype that 'auto' stood for when it was started, on whatever device it resumes."""
+"""A run keeps the dtype that 'auto' stood for when it was started, wherever it resumes."""
 
 import json
 import shutil
