@@ -50,7 +50,7 @@ VOCAB_SIZE = 32_768
 SEED = 0
 BUNDLED_ROWS = 11_000  # about the number of rows of the bundled corpus at this length
 TARGET = 2_000_000  # tokens per second
-STEP_SPEED = 828  # tokens/s of the training step of `small` on two CPU cores (benchmarks/README.md)
+STEP_SPEED = 4_399  # tokens/s of `small` on two CPU cores, in bfloat16 (benchmarks/README.md)
 TARGET_SHARE = 0.8  # of the speed of the tokenizer's library
 TEXTS_PER_CALL = 256
 LATE_STEP = 1_000_000
@@ -340,7 +340,7 @@ def main() -> None:
   }
   print(
     f'Batches of {BATCH} rows of {LENGTH}; target: {TARGET / 1e6:.0f} million tokens/s, and 20 '
-    f'times the {STEP_SPEED} of a CPU step of small\n'
+    f'times the {STEP_SPEED:,} of a CPU step of small\n'
   )
   print(
     '| store | reader | million tokens/s, median (range) | processors | first batch, ms '

@@ -21,7 +21,8 @@ from electra_jax.config import (
 from electra_jax.config.declarations import fields_of
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = sorted((ROOT / 'docs').rglob('*.md'))
+BENCHMARKS = ROOT / 'benchmarks/README.md'
+PAGES = [*sorted((ROOT / 'docs').rglob('*.md')), BENCHMARKS]
 
 
 def commands(text):
@@ -107,3 +108,21 @@ def test_the_table_of_languages_is_that_of_the_results(monkeypatch):
   rows = json.loads((ROOT / 'benchmarks/results/languages.json').read_text('utf-8'))
   assert languages.markdown(rows) in (ROOT / 'docs/languages.md').read_text('utf-8')
   assert len(rows) >= 25 and len({row['script'] for row in rows}) >= 15
+
+
+def test_the_page_of_benchmarks_names_all_files_of_raw_numbers():
+  text = BENCHMARKS.read_text('utf-8')
+  names = [path.name for path in (ROOT / 'benchmarks/results').iterdir()]
+  assert names and not [name for name in names if f'`{name}`' not in text]
+
+
+def test_the_page_of_benchmarks_has_the_ratios_of_the_training_steps():
+  lines = BENCHMARKS.read_text('utf-8').splitlines()
+  paths = sorted((ROOT / 'benchmarks/results').glob('cpu_*core*.json'))
+  found = {path.name: json.loads(path.read_text('utf-8')) for path in paths}
+  steps = {name: result for name, result in found.items() if 'speed_over_peer' in result}
+  assert len(steps) >= 10
+  for name, result in steps.items():
+    key = 'speed_by_processor_time_over_peer' if 'one_core' in name else 'speed_over_peer'
+    ratio = '{median:.2f} ({low:.2f} to {high:.2f})'.format(**result[key])
+    assert [line for line in lines if f'results/{name})' in line and ratio in line], name
