@@ -55,20 +55,21 @@ class GeneratorHead(nn.Module):
       (c.padded_vocab_size,),
       jnp.float32,
     )
-    flat = product(x.reshape(-1, x.shape[-1]), word_embeddings.T, c.products)
-    logits = _with_bias(flat, bias).reshape(*x.shape[:2], -1)
+    rows = x.reshape(-1, x.shape[-1]) if c.products.flat else x
+    logits = _with_bias(product(rows, word_embeddings.T, c.products), bias)
+    logits = logits.reshape(*x.shape[:2], -1)
     real = jax.lax.iota(jnp.int32, c.padded_vocab_size) < c.vocab_size
     return jnp.where(real, logits, jnp.finfo(jnp.float32).min)
 
 
 @jax.custom_vjp
-def _with_bias(flat: jax.Array, bias: jax.Array) -> jax.Array:
-  """Logits `[rows, padded vocab]` plus a bias `[padded vocab]`."""
-  return flat + bias
+def _with_bias(logits: jax.Array, bias: jax.Array) -> jax.Array:
+  """Logits `[..., padded vocab]` plus a bias `[padded vocab]`."""
+  return logits + bias
 
 
-def _with_bias_forward(flat: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
-  return flat + bias, None
+def _with_bias_forward(logits: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+  return logits + bias, None
 
 
 def _with_bias_backward(saved: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,13 +83,14 @@ _with_bias.defvjp(_with_bias_forward, _with_bias_backward)
 
 
 def _sum(x: jax.Array) -> jax.Array:
-  return x.sum(0)
+  return x.sum(range(x.ndim - 1))
 
 
 def _sum_by_product(x: jax.Array) -> jax.Array:
   """The sum over rows. XLA's for CPUs takes quadratic time in columns (benchmarks/README.md)."""
-  ones = jnp.ones((1, x.shape[0]), x.dtype)
-  total: jax.Array = jax.lax.dot(ones, x, precision=jax.lax.Precision.HIGHEST)[0]
+  rows = x.reshape(-1, x.shape[-1])
+  ones = jnp.ones((1, rows.shape[0]), x.dtype)
+  total: jax.Array = jax.lax.dot(ones, rows, precision=jax.lax.Precision.HIGHEST)[0]
   return total
 
 

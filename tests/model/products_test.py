@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 
 from electra_jax.config import ModelConfig
 from electra_jax.model.attention import AttentionSettings, attention, rotary_tables
+from electra_jax.model.electra import GeneratorHead
 from electra_jax.model.encoder import Encoder, dense, packed_inputs
 from electra_jax.model.products import ProductSettings, batched_product, product
 from electra_jax.training.encoders import encoder_config
@@ -81,6 +82,40 @@ def test_dense_layers_keep_the_axes_of_rows_and_positions_on_tpus(platform, flat
   x = jax.ShapeDtypeStruct((2, 12, 16), jnp.float32)
   text = str(jax.make_jaxpr(lambda x: layer.init_with_output(jax.random.key(0), x)[0])(x))
   assert ('f32[24,40]' in text) == flat
+
+
+def head_of(platform):
+  """The generator's head, as it is computed on a platform."""
+  model = ModelConfig(attention='xla', hidden_size=16, embedding_size=8, vocab_multiple=8)
+  return GeneratorHead(encoder_config(model, 60, 16, 'float32', platform), 8)
+
+
+@pytest.mark.parametrize(('platform', 'flat'), [('cpu', True), ('gpu', True), ('tpu', False)])
+def test_logits_keep_the_axes_of_rows_and_predictions_on_tpus(platform, flat):
+  head = head_of(platform)
+  shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in ((2, 3, 16), (64, 8))]
+  text = str(jax.make_jaxpr(lambda *x: head.init_with_output(jax.random.key(0), *x)[0])(*shapes))
+  assert ('f32[6,64]' in text) == flat
+
+
+def test_logits_and_their_gradients_are_the_same_in_both_forms():
+  hidden, words = (x.astype(jnp.float32) for x in arrays((2, 3, 16), (64, 8)))
+  params = nn.unbox(head_of('cpu').init(jax.random.key(0), hidden, words))
+  weights = jnp.where(jnp.arange(64) < 60, jnp.cos(jnp.arange(64.0)), 0)
+
+  def of(platform):
+    def loss(params, hidden, words):
+      logits = head_of(platform).apply(params, hidden, words)
+      return (logits * weights).sum(), logits
+
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(
+      params, hidden, words
+    )
+    return [logits[..., :60], *jax.tree.leaves(gradients)]
+
+  found = of('tpu')
+  assert all(np.abs(x).max() > 0 for x in found)
+  assert_close(found, of('cpu'), 1e-6)
 
 
 @pytest.mark.parametrize(('summed', 'form'), [(0, 'bmn,bnk->bmk'), (1, 'bmn,bkn->bmk')])
