@@ -124,6 +124,7 @@ class Kernel(NamedTuple):
     scales: of dropout.
     general: whether it supports one direction and relative positions.
     shortest: rows that `auto` uses it for.
+    shortest_with_dropout: the same where there is attention dropout.
   """
 
   lengths: Callable[[int], Limitation | None] = lambda length: None
@@ -133,6 +134,7 @@ class Kernel(NamedTuple):
   scales: tuple[str, ...] = ('float32',)
   general: bool = False
   shortest: int = 0
+  shortest_with_dropout: int = 0
 
 
 KERNELS = {
@@ -142,12 +144,10 @@ KERNELS = {
     _pallas_limitation,
     platform='tpu',
     generators=('counter',),
-    # By the models of time of docs/tpu.md.
-    shortest=128,
+    # By the models of time and memory of docs/tpu.md, not measured on a chip.
+    shortest=512,
+    shortest_with_dropout=128,
   ),
-  # The reason is memory, not time, which was not measured on a chip: compiled for a v5e, forward
-  # and backward pass of a base encoder on 8,192 tokens hold 29% less with splash in rows of 512,
-  # 12% less in rows of 256, and 1% less in rows of 128.
   'splash': Kernel(_splash_lengths, platform='tpu', shortest=512),
   'cudnn': Kernel(_cudnn_lengths, _cudnn_limitation, platform='gpu'),
 }
@@ -196,19 +196,21 @@ def require_dropout(kernel: str, rate: float, dropout: DropoutSettings) -> None:
 
 def _candidate(request: Request) -> str:
   """The kernel that `auto` uses if nothing is in its way."""
-  if request.platform == 'tpu':
-    return 'pallas' if request.attention_dropout or _splash_lengths(request.length) else 'splash'
-  return {'gpu': 'cudnn'}.get(request.platform, 'xla')
+  if request.platform != 'tpu':
+    return {'gpu': 'cudnn'}.get(request.platform, 'xla')
+  if limitation('pallas', request) and not limitation('splash', request):
+    return 'splash'
+  return 'pallas'
 
 
 def choose_attention(wanted: str, request: Request) -> tuple[str, str]:
   """Chooses the attention kernel of a run.
 
-  `auto` is XLA's attention on a CPU. On a TPU it is our own kernel in Pallas where there is dropout
-  or splash does not take the length, from rows of 128 tokens on (by a model of its time, not
-  measured on a chip); otherwise splash, for rows of at least 512 tokens (because of memory). On a
-  GPU it is cuDNN without dropout and with 16-bit products, whose dense mask takes
-  2 * batch * length**2 bytes (see kernels.cudnn) where XLA's probabilities take as much per head.
+  `auto` is XLA's attention on a CPU. On a TPU it is our own kernel in Pallas, with dropout from
+  rows of 128 tokens on, without from 512; where that does not take the sizes, as rows of more than
+  1,024 tokens, it is splash, which has no dropout. On a GPU it is cuDNN without dropout and with
+  16-bit products, whose dense mask takes 2 * batch * length**2 bytes (see kernels.cudnn) where
+  XLA's probabilities take as much per head.
 
   Args:
     wanted: 'auto', 'xla', 'pallas', 'splash' or 'cudnn'.
@@ -235,7 +237,9 @@ def choose_attention(wanted: str, request: Request) -> tuple[str, str]:
   if found:
     remedy = f'; set {found.remedy} to use it' if found.remedy else ''
     return 'xla', f'{kernel} {found.reason}{remedy}'
-  if request.length < (least := KERNELS[kernel].shortest):
+  limits = KERNELS[kernel]
+  least = limits.shortest_with_dropout if request.attention_dropout else limits.shortest
+  if request.length < least:
     return 'xla', f'rows of {request.length} are short; {kernel} is used from {least} on'
   return kernel, _reason(kernel, request)
 
@@ -243,6 +247,6 @@ def choose_attention(wanted: str, request: Request) -> tuple[str, str]:
 def _reason(kernel: str, request: Request) -> str:
   if request.attention_dropout:
     return 'it has attention dropout'
-  if KERNELS[kernel].generators:
-    return f'rows of {request.length} are no multiple of {LANES}'
+  if kernel == 'pallas':
+    return 'it never stores the scores'
   return 'attention_dropout is 0' + ('; segments are a dense mask' if kernel == 'cudnn' else '')

@@ -345,11 +345,14 @@ def choose(
 @pytest.mark.parametrize(
   'given, kernel, why',
   [
-    ({}, 'splash', 'attention_dropout is 0'),
-    ({'dtype': jnp.float32}, 'splash', 'attention_dropout is 0'),
+    ({}, 'pallas', 'it never stores the scores'),
+    ({'dtype': jnp.float32}, 'pallas', 'it never stores the scores'),
+    ({'length': 1024}, 'pallas', 'it never stores the scores'),
+    ({'length': 2048}, 'splash', 'attention_dropout is 0'),
+    ({'head_size': 160}, 'splash', 'attention_dropout is 0'),
     ({'attention_dropout': 0.1}, 'pallas', 'it has attention dropout'),
     ({'attention_dropout': 0.1, 'length': 128}, 'pallas', 'it has attention dropout'),
-    ({'length': 328}, 'pallas', 'rows of 328 are no multiple of 128'),
+    ({'length': 328}, 'xla', 'rows of 328 are short; pallas is used from 512 on'),
     (
       {'attention_dropout': 0.1, 'dropout': DropoutSettings('hash')},
       'xla',
@@ -379,7 +382,6 @@ def choose(
       'pallas takes head sizes up to 128 that are multiples of 8, not 160; '
       'set hidden_size or num_heads to use it',
     ),
-    ({'length': 128}, 'xla', 'rows of 128 are short; splash is used from 512 on'),
     (
       {'length': 600},
       'xla',
