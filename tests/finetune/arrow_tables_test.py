@@ -47,6 +47,20 @@ def test_a_folder_of_splits_is_a_source(tmp_path):
     opened('ner', train=str(SAVED))
 
 
+def test_columns_of_the_same_name_are_refused(tmp_path):
+  table = pa.table([['a'], ['b'], ['x']], names=['text', 'text', 'label'])
+  path = written(tmp_path / 'a.parquet', table, 'parquet')
+  with pytest.raises(UserError, match="a.parquet' has two columns named 'text'; rename one"):
+    arrow_tables.read_arrow_rows(path)
+
+
+def test_decimals_are_numbers(tmp_path):
+  column = pa.array([1, 2]).cast(pa.decimal128(20, 1))
+  path = written(tmp_path / 'a.parquet', pa.table({'text': ['a', 'b'], 'label': column}), 'parquet')
+  assert opened('classification', train=path).labels == ('1', '2')
+  assert opened('regression', train=path).high == 2
+
+
 def test_an_unknown_class_is_a_missing_label():
   with pytest.raises(UserError, match="row 3 of .* has no label: its column 'label' is null"):
     opened('classification', train=str(SAVED / 'train.parquet'), text='label')

@@ -36,7 +36,9 @@ def tokenizer(tmp_path_factory):
   'content, name, fields',
   [
     ('sent1,ending0,ending1,label\nq,a,b,1\nr,c,d,0\n', 'a.csv', {}),  # SWAG
+    ('startphrase,sent1,sent2,ending0,ending1,label\nq,s,t,a,b,1\nr,s,t,c,d,0\n', 'a.csv', {}),
     ('premise,choice1,choice2,label\nq,a,b,1\nr,c,d,0\n', 'a.csv', {}),  # COPA
+    ('question,premise,choice1,choice2,label\ncause,q,a,b,1.0\neffect,r,c,d,0.0\n', 'a.csv', {}),
     ('question,x,y,answer\nq,a,b,B\nr,c,d,A\n', 'a.csv', {'pair': 'x, y'}),
     ('text,x,y,label\nq,a,b,b\nr,c,d,c\n', 'a.csv', {'pair': 'x,y'}),
   ],

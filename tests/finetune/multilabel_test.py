@@ -28,6 +28,12 @@ def open_file(tmp_path, content, name='train.jsonl', **fields):
     ('a.jsonl', LISTS.replace('"x"', '0').replace('"y"', '1'), {'label_names': 'x,y'}, 'xy'),
     ('a.csv', 'text,label\na,x|y\nb,\nc,y\n', {}, 'xy'),
     ('a.csv', """text,label\na,"['x', 'y']"\nb,[]\nc,['y']\n""", {}, 'xy'),
+    ('a.csv', """text,label\na,"['x'\n 'y']"\nb,[]\nc,['y']\n""", {}, 'xy'),  # as NumPy prints them
+    ('a.csv', 'text,label\na,"[x, y]"\nb,[]\nc,[y]\n', {}, 'xy'),
+    ('a.csv', 'text,label\na,[1 1]\nb,[0 0]\nc,[0 1]\n', {'label_names': 'x,y'}, 'xy'),
+    ('a.csv', 'text,label\na,[1. 1.]\nb,[0. 0.]\nc,[0. 1.]\n', {}, '01'),
+    ('a.jsonl', LISTS.replace('"x"', '0').replace('"y"', '1.0'), {}, '01'),
+    ('a.jsonl', LISTS.replace('"x"', '" x"').replace('"y"', '"y "'), {}, 'xy'),
     ('a.csv', 'text,label\na,"[1, 1]"\nb,"[0, 0]"\nc,"[0, 1]"\n', {'label_names': 'x,y'}, 'xy'),
     (
       'a.jsonl',
@@ -73,6 +79,12 @@ def test_labels_of_all_forms_are_the_same(tmp_path, name, content, fields, label
   assert [example.target for example in task.examples('dev')] == TARGETS
 
 
+def test_lists_of_0_and_1_have_one_per_label_also_where_each_text_has_one_label(tmp_path):
+  rows = ['{"text": "a", "label": [0, 1]}', '{"text": "b", "label": [1, 0]}']
+  task = open_file(tmp_path, '\n'.join(rows))
+  assert [example.target for example in task.examples('dev')] == [(1,), (0,)]
+
+
 @pytest.mark.parametrize('value', ['null', 'NaN', 'Infinity', '"nan"', '["x", null]', '["x", NaN]'])
 def test_missing_labels_are_refused(tmp_path, value):
   with pytest.raises(UserError, match='line 4 .* (has no label|labels of which one is missing)'):
@@ -83,7 +95,7 @@ def test_missing_labels_are_refused(tmp_path, value):
   'content, fields, message',
   [
     ('text,x,y\na,1,2\n', {'label': 'x,y'}, "line 2 .* '2' in its column 'y'; expected 0 or 1"),
-    ('text,x,y\na,1,\n', {'label': 'x,y'}, 'line 2 .* has no label'),
+    ('text,x,y\na,1,\n', {'label': 'x,y'}, "line 2 .* has no label: its column 'y' is empty"),
     ('text,x\na,1\n', {'label': 'x,z'}, "has no column 'z'"),
     ('text,label\na,x\n', {}, 'has 1 label; expected at least two'),
     ('text,label\na,x||y\n', {}, "has an empty label in 'x||y'".replace('|', '[|]')),
@@ -106,6 +118,14 @@ def test_a_label_that_training_lacks_is_an_error(tmp_path):
   task = opened('multilabel', train=tmp_path / 'train.jsonl', dev=tmp_path / 'dev.jsonl')
   with pytest.raises(UserError, match="line 1 .*dev.jsonl' has the label 'z'; expected one of"):
     task.examples('dev')
+
+
+def test_unknown_labels_of_a_scored_file_are_counted_one_by_one(tmp_path):
+  task = open_file(tmp_path, LISTS)
+  (tmp_path / 'new.jsonl').write_text(LISTS + '{"text": "a", "label": ["x", "z", "v"]}\n')
+  examples, unknown = task.read_labeled(str(tmp_path / 'new.jsonl'))
+  assert [example.target for example in examples] == [*TARGETS, None]
+  assert unknown == {'z': 1, 'v': 1}
 
 
 def random_scores(seed, examples=60, labels=5):

@@ -73,6 +73,11 @@ def test_the_loss_is_binary_cross_entropy_of_log_odds():
   np.testing.assert_allclose(total, -(y * np.log(p) + (1 - y) * np.log(1 - p)).sum(), rtol=1e-6)
 
 
+def test_relevance_may_be_true_or_false(tmp_path):
+  task = open_rows(tmp_path, 'query,passage,relevance\nq,a,True\nq,b,false\n')
+  assert [example.target for example in task.examples('dev')] == [1, 0] and task.highest == 1
+
+
 @pytest.mark.parametrize(
   'content, message',
   [

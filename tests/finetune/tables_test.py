@@ -77,6 +77,13 @@ def test_json_keeps_its_types_and_lines(table):
   assert values(document) == [(2, 'a', 1), (4, 'b', 2.5)]
 
 
+def test_half_of_a_surrogate_pair_becomes_a_character_that_files_can_hold(table):
+  lines = '{"text": "a\\ud83d b \\ud83d\\ude00", "label": {"\\udc00": ["\\uD800"]}}'
+  expected = [(1, 'a\ufffd b \U0001f600', {'\ufffd': ['\ufffd']})]
+  assert values(table(lines + '\n', 't.jsonl')) == expected
+  assert values(table(f'[{lines}]', 't.json')) == expected
+
+
 @pytest.mark.parametrize('suffix, compress', [('.gz', gzip.compress), ('.xz', lzma.compress)])
 def test_compressed_tables_are_read(table, suffix, compress):
   content = b'text\tlabel\na\t1\n'

@@ -377,7 +377,28 @@ def test_metrics_without_labeled_examples_are_nan(folder):
   )
 
 
-@pytest.mark.parametrize('value', ['NaN', 'nan', 'Infinity', '-inf', 'null', 'NULL', '', ' '])
+@pytest.mark.parametrize(
+  'written, labels, others',
+  [
+    ('1.0 0 1', ('0', '1'), '1.0 0.0 1 "1.0"'),
+    ('true false true', ('false', 'true'), '"True" "FALSE" true "true"'),
+    ('"1.0" "0.0" "1.0"', ('0.0', '1.0'), '1 0 1.0 "1"'),
+  ],
+)
+def test_numbers_and_booleans_are_the_same_label_however_they_are_written(
+  folder, written, labels, others
+):
+  for name, values in (('t.jsonl', written), ('u.jsonl', others)):
+    rows = [f'{{"text": "a", "label": {value}}}' for value in values.split()]
+    (folder / name).write_text('\n'.join(rows))
+  task = opened('classification', folder, 't.jsonl', 'u.jsonl')
+  assert task.labels == labels
+  assert [example.target for example in task.examples('dev')] == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+  'value', ['NaN', 'nan', '<NA>', 'Infinity', '-inf', 'null', 'NULL', '', ' ']
+)
 @pytest.mark.parametrize('name', ['classification', 'regression'])
 def test_labels_that_stand_for_a_missing_value_are_refused(folder, value, name):
   (folder / 't.csv').write_text(f'text,label\na,1\nb,2\nc,{value}\n')
@@ -400,7 +421,7 @@ def test_a_column_that_is_not_read_may_be_nan(folder):
 
 
 def test_integers_are_named_by_a_field(folder):
-  (folder / 't.csv').write_text('text,label\na,0\nb,2\n')
+  (folder / 't.csv').write_text('text,label\na,0\nb,2.0\n')
   task = opened('classification', folder, 't.csv', 't.csv', label_names='bad,so so,good')
   assert task.labels == ('bad', 'so so', 'good')
   assert [example.target for example in task.examples('dev')] == [0, 2]
@@ -408,8 +429,10 @@ def test_integers_are_named_by_a_field(folder):
   assert [example.target for example in again.read(str(folder / 't.csv'))] == [0, 2]
   found = message(folder, 't.csv', '', label_names='bad,good')
   assert (
-    'line 3' in found and 'has the label 2; expected 0 to 1, as data.label_names has 2' in found
+    'line 3' in found and 'has the label 2.0; expected 0 to 1, as data.label_names has 2' in found
   )
+  found = message(folder, 't.csv', '', label_names='nosuch.txt')
+  assert "data.label_names is 'nosuch.txt', which is no file; expected names separated" in found
   (folder / 'u.csv').write_text('text,label\na,bad\nb,worse\n')
   found = message(folder, 'u.csv', '', label_names='bad,good')
   assert "has the label 'worse', which data.label_names lacks" in found

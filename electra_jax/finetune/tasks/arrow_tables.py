@@ -2,9 +2,10 @@
 
 import contextlib
 import datetime
+import decimal
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from electra_jax import file_access, input_limits, json_reader
@@ -67,12 +68,19 @@ def read_arrow_rows(path: str) -> list[dict[str, Any]]:
     raise UserError(
       f'the rows of {path!r} cannot be read ({file_access.reason(error)}); replace it'
     ) from None
+  _refuse_repeated_columns(table.column_names, path)
   names = class_names(table.schema)
   for number, row in enumerate(rows, 1):
     for column, value in row.items():
       where = f'row {number} of the file {path!r}'
       row[column] = _plain(value, names.get(column), f'{where} has in its column {column!r}')
   return rows
+
+
+def _refuse_repeated_columns(names: Sequence[str], path: str) -> None:
+  """Of two columns with a name, rows would have the last one."""
+  if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    raise UserError(f'the file {path!r} has two columns named {repeated[0]!r}; rename one')
 
 
 def _plain(value: Json, names: tuple[str, ...] | None, where: str) -> Json:
@@ -94,6 +102,8 @@ def _plain(value: Json, names: tuple[str, ...] | None, where: str) -> Json:
       raise UserError(f'{where} binary data; expected text in UTF-8') from None
   if isinstance(value, datetime.date | datetime.time):
     return value.isoformat()
+  if isinstance(value, decimal.Decimal):
+    return float(value)
   return value
 
 

@@ -25,7 +25,8 @@ from electra_jax.finetune.tasks.task import (
   plain_text,
 )
 
-_TEXTS = ('text', 'question', 'context', 'premise', 'sentence', 'sent1')
+# In COPA 'question' is cause or effect, and in SWAG 'sent1' lacks how the endings begin.
+_TEXTS = ('text', 'premise', 'startphrase', 'question', 'context', 'ctx', 'sentence', 'sent1')
 _CHOICES = ('choices', 'options', 'endings', 'answers')
 _NUMBERED = ('choice', 'ending', 'option', 'answer', 'alternative')
 _LABELS = ('label', 'answer', 'correct', 'gold')
@@ -319,5 +320,6 @@ def _index(label: str, choices: Sequence[str]) -> int:
   if len(label) == 1 and label.upper() in 'ABCDEFGHIJ':
     number = ord(label.upper()) - ord('A')
   else:
+    label = tables.plain_label(label)
     number = int(label) if label.isascii() and label.isdecimal() else -1
   return number if number < len(choices) else -1

@@ -516,7 +516,7 @@ def _is_object(line: str) -> bool:
 
 
 def _value(line: str, where: str) -> tables.JsonValue:
-  return json_reader.parse(line, where, 'fix it', tables.RULES)
+  return tables.parse_json(line, where)
 
 
 def _json_records(lines: Sequence[str], path: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 import ast
 import collections
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -26,6 +27,13 @@ from electra_jax.finetune.tasks.text_task import (
 )
 
 _SEPARATORS = '|;,'
+# Arrays of NumPy have no commas: ['a' 'b'], [0 1 1], [0. 1.].
+_PRINTED_ITEM = re.compile(r"""'[^']*'|"[^"]*"|\d+\.?|True|False""")
+_PRINTED_ARRAY = re.compile(
+  rf'\[\s*(?:(?:{_PRINTED_ITEM.pattern})\s+)+(?:{_PRINTED_ITEM.pattern})\s*\]'
+)
+# Texts such as [a, b]; a list of numbers is Python's, too.
+_UNQUOTED_LIST = re.compile(r"""\[(?=[^\]]*[^\d\s,.\]])[^\[\]'"]+(?:,[^\[\]'"]+)*\]""")
 _YES = ('1', 'true', 'yes')
 _NO = ('0', 'false', 'no')
 
@@ -137,8 +145,8 @@ class MultiLabel(TableTask):
       return False
     if self.label_names:
       return lengths == {len(self.label_names)}
-    repeated = any(len(set(value)) < len(value) for value in lists)
-    return repeated or any(isinstance(item, bool | float) for item in items)
+    # Two or more integers of labels that are 0 or 1 would name both in each row, or repeat one.
+    return lengths != {1} or any(isinstance(item, bool | float) for item in items)
 
   def names_in(self, row: tables.Row, path: str) -> list[str] | None:
     """The names of a row's labels; None where they are missing.
@@ -170,7 +178,7 @@ class MultiLabel(TableTask):
     if self.indicators:
       return self._names_of_indicators(items, where)
     try:
-      return list(dict.fromkeys(self.label_name(str(item)) for item in items))
+      return list(dict.fromkeys(self.label_name(tables.label_text(item)) for item in items))
     except ValueError as error:
       raise UserError(f'{where} {error}') from None
 
@@ -195,6 +203,20 @@ class MultiLabel(TableTask):
       return tuple(sorted(map(self.label_index, names)))
     except ValueError as error:
       raise UserError(f'{tables.place(path, row.line)} has {error}') from None
+
+  def unknown_labels(self, row: tables.Row, path: str, column: str) -> list[str]:
+    """See the base class."""
+    try:
+      names = self.names_in(row, path) or []
+    except UserError:  # it is malformed
+      names = []
+    unknown = [name for name in names if name not in self.labels]
+    return unknown or super().unknown_labels(row, path, column)
+
+  def missing_column(self, row: tables.Row, column: str) -> str:
+    """See the base class: of several columns the first without a value."""
+    missing = (name for name in self.label_columns if tables.is_missing(row.values.get(name)))
+    return next(missing, column)
 
   @property
   def no_target(self) -> Target:
@@ -304,10 +326,14 @@ def _names_of_decisions(
 
 
 def _list_in_text(value: str) -> str | list[Any]:
-  """The list that a text writes as JSON or Python do; else the text."""
+  """The list that a text writes as JSON, Python or NumPy do, or without quotes; else the text."""
   text = value.strip()
   if not (text.startswith('[') and text.endswith(']')):
     return value
+  if _PRINTED_ARRAY.fullmatch(text):  # Python would join its strings
+    return [ast.literal_eval(item) for item in _PRINTED_ITEM.findall(text)]
+  if _UNQUOTED_LIST.fullmatch(text):
+    return [item.strip() for item in text[1:-1].split(',')]
   try:
     found = ast.literal_eval(text)
   except (ValueError, SyntaxError, MemoryError, RecursionError):

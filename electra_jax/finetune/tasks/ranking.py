@@ -66,6 +66,11 @@ class Ranking(TableTask):
       )
     return dataclasses.replace(self, highest=float(max(values)))
 
+  def parse_target(self, word: str) -> int | float:
+    """See the base class. A passage may also be relevant (true) or not (false)."""
+    decisions = {'true': 1.0, 'false': 0.0}
+    return decisions[word.lower()] if word.lower() in decisions else super().parse_target(word)
+
   def split_key(self, example: Example) -> SplitKey:
     """The key of a training example: the passages of a query are a group."""
     return SplitKey(plain_text(example.first))

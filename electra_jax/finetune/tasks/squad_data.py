@@ -206,7 +206,7 @@ def _squad_document(text: str, place: str, found_format: str) -> list[Any] | Non
   if found_format not in ('json', '', 'txt') or not text.lstrip().startswith('{'):
     return None
   try:
-    document = json_reader.parse(text, tables.shown(place), 'fix it', tables.RULES)
+    document = tables.parse_json(text, tables.shown(place))
   except json_reader.InvalidJson as error:
     if found_format != 'json':  # it may be JSON lines
       return None

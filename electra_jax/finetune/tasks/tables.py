@@ -6,6 +6,7 @@ import io
 import json
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -35,7 +36,11 @@ _SUFFIXES = {
 # JSON of labeled data. Columns that no task reads may hold NaN, as pandas writes missing values.
 RULES = json_reader.Rules(control_characters=True, lone_surrogates=True, not_finite=True)
 # Texts that stand for a missing label, as programs write them into tables.
-_MISSING = ('nan', 'null', 'inf', 'infinity')
+_MISSING = ('nan', 'null', '<na>', 'inf', 'infinity')
+_WHOLE = re.compile(r'([+-]?\d+)\.0+')
+_LARGEST_EXACT = 2**53  # from here on a float stands for several integers
+_SURROGATES = re.compile('[\ud800-\udfff]')
+_MAYBE_SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 _BLANK = ' \t\r\n'
 
@@ -151,7 +156,7 @@ def parse_table(
       'them'
     )
   if not rows:
-    below = ' below its header' if header else ''
+    below = ' below its header' if header and format in ('tsv', 'csv') else ''
     raise UserError(f'{shown(path)} has no rows; expected at least one{below}')
   return rows
 
@@ -280,6 +285,11 @@ def label_names(text: str) -> tuple[str, ...]:
     names = [line.strip() for line in read_lines(text)]
   else:
     names = [name.strip() for name in text.split(',')]
+    if len(names) == 1:
+      raise UserError(
+        f'data.label_names is {text!r}, which is no file; expected names separated by commas, or a '
+        'file with one name per line'
+      )
   if '' in names or len(set(names)) < len(names):
     raise UserError(
       f'data.label_names is {text!r}; expected different names separated by commas, or a file with '
@@ -346,6 +356,27 @@ def text_value(path: str, row: Row, column: str) -> str:
   }
   kind = kinds.get(type(value), 'null' if value is None else f'a {type(value).__name__}')
   raise UserError(f'{place(path, row.line)} has {kind} in its column {column!r}; expected text')
+
+
+def label_text(value: JsonValue) -> str:
+  """A label as text: whole numbers without a fraction, booleans as in JSON, no white space around.
+
+  Integers beside missing values are floats in data frames and Parquet: 1.0 is the label 1.
+
+  Args:
+    value: text, a finite number or a boolean.
+  """
+  if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
+    return str(int(value))
+  return value.strip() if isinstance(value, str) else json.dumps(value)
+
+
+def plain_label(label: str) -> str:
+  """A label as `label_text` writes it, where other programs write it as 1.0 or True."""
+  if label.lower() in ('true', 'false'):
+    return label.lower()
+  whole = _WHOLE.fullmatch(label)
+  return whole[1] if whole else label
 
 
 def is_missing(value: JsonValue) -> bool:
@@ -428,12 +459,40 @@ def _csv_records(text: str, path: str, header: bool) -> _Records:
 #### JSON ####
 
 
+def parse_json(text: str, where: str) -> JsonValue:
+  """A JSON document of labeled data; see `whole_characters`.
+
+  Args:
+    text: the document.
+    where: it is, as the beginning of a sentence.
+
+  Raises:
+    UserError: it is not JSON.
+  """
+  value = json_reader.parse(text, where, 'fix it', RULES)
+  return whole_characters(value) if _MAYBE_SURROGATE.search(text) else value
+
+
+def whole_characters(value: JsonValue) -> JsonValue:
+  """A value with U+FFFD in place of each half of a surrogate pair, which has no UTF-8.
+
+  Tokenizers read it so; predictions and reports contain the text, and offsets stay the same.
+  """
+  if isinstance(value, str):
+    return _SURROGATES.sub('\ufffd', value)
+  if isinstance(value, list):
+    return [whole_characters(item) for item in value]
+  if isinstance(value, dict):
+    return {whole_characters(name): whole_characters(item) for name, item in value.items()}
+  return value
+
+
 def _json_lines(text: str, path: str) -> list[Row]:
   rows: list[Row] = []
   for number, line in enumerate(text.split('\n'), 1):
     if not line or line.isspace():
       continue
-    value = json_reader.parse(line, place(path, number), 'fix it', RULES)
+    value = parse_json(line, place(path, number))
     rows.append(Row(number, _object(value, path, number)))
   return rows
 
@@ -450,7 +509,10 @@ def _json_list(text: str, path: str) -> list[Row]:
   position = _after_blanks(text, position + 1)
   while text[position : position + 1] != ']':
     line, counted = line + text.count('\n', counted, position), position
-    value, position = json_reader.parse_next(text, position, place(path, line), 'fix it', RULES)
+    start = position
+    value, position = json_reader.parse_next(text, start, place(path, line), 'fix it', RULES)
+    if _MAYBE_SURROGATE.search(text, start, position):
+      value = whole_characters(value)
     rows.append(Row(line, _object(value, path, line)))
     position = _after_blanks(text, position)
     if text[position : position + 1] == ',':

@@ -155,20 +155,22 @@ class TextTask(TaskDefaults):
   def label_index(self, word: str) -> int:
     """The index of a label; raises ValueError as `parse_target` does."""
     name = self.label_name(word)
-    if name not in self._indices:
+    index = self._indices.get(name, self._plain_indices.get(tables.plain_label(name)))
+    if index is None:
       raise ValueError(f'the label {name!r}; expected one of {readers.named(self.labels)}')
-    return self._indices[name]
+    return index
 
   def label_name(self, word: str) -> str:
     """The name of a label, which may be an integer; raises ValueError as `parse_target` does."""
-    if not self.label_names or not word.lstrip('-').isdecimal():
+    number = tables.plain_label(word)
+    if not self.label_names or not number.lstrip('-').isdecimal():
       return word
-    if not 0 <= int(word) < len(self.label_names):
+    if not 0 <= int(number) < len(self.label_names):
       raise ValueError(
         f'the label {word}; expected 0 to {len(self.label_names) - 1}, as data.label_names has '
         f'{len(self.label_names)} names'
       )
-    return self.label_names[int(word)]
+    return self.label_names[int(number)]
 
   def row_target(self, row: tables.Row, path: str, column: str) -> Target:
     """The target in a row of a table; None where it is missing.
@@ -188,6 +190,19 @@ class TextTask(TaskDefaults):
       return self.parse_target(word)
     except ValueError as error:
       raise UserError(f'{tables.place(path, row.line)} has {error}') from None
+
+  def unknown_labels(self, row: tables.Row, path: str, column: str) -> list[str]:
+    """The labels in a row that the task does not have; arguments as of `row_target`."""
+    return [str(row.values[column])]
+
+  def missing_column(self, row: tables.Row, column: str) -> str:
+    """The column in which the target of a row is missing, for messages.
+
+    Args:
+      row: of the table.
+      column: of the targets.
+    """
+    return column
 
   @property
   def no_target(self) -> Target:
@@ -230,6 +245,12 @@ class TextTask(TaskDefaults):
   @functools.cached_property
   def _indices(self) -> dict[str, int]:
     return {**self.synonyms, **{label: i for i, label in enumerate(self.labels)}}
+
+  @functools.cached_property
+  def _plain_indices(self) -> dict[str, int]:
+    """Indices by `tables.plain_label`, without those that several labels share."""
+    plain = [tables.plain_label(label) for label in self.labels]
+    return {name: i for i, name in enumerate(plain) if plain.count(name) == 1}
 
   def examples(self, split: str) -> Sequence[Example]:
     """The examples of a split, read once; with swapped pairs for training."""
@@ -528,10 +549,11 @@ class _RowReader:
       except UserError:
         if self._unknown is None or self._task.head == 'regression':
           raise
-        self._unknown[str(row.values[self._target])] += 1
+        self._unknown.update(self._task.unknown_labels(row, self._path, self._target))
         return self._task.no_target
     if target is None and self._required:
-      raise missing_label(row, self._path, self._target or '')
+      column = self._task.missing_column(row, self._target or '')
+      raise missing_label(row, self._path, column)
     return self._task.no_target if target is None else target
 
   def _text(self, row: tables.Row, column: str) -> str:
@@ -571,7 +593,9 @@ def target_text(row: tables.Row, path: str, column: str) -> str | None:
       f'{tables.place(path, row.line)} has a list in its column {column!r}; expected one label: '
       'set config.task=multilabel if a text has several labels'
     )
-  return value.strip() if isinstance(value, str) else tables.text_value(path, row, column)
+  if not isinstance(value, str | bool | int | float):
+    tables.text_value(path, row, column)  # raises: it is an object
+  return tables.label_text(value)
 
 
 def missing_label(row: tables.Row, path: str, column: str) -> UserError:
