@@ -102,6 +102,38 @@ def test_the_config_has_all_schemes():
   assert set(TAG_SCHEMES) == set(SCHEMES)
 
 
+TYPES_ONLY = [['PER', 'PER', 'O', 'art-music'], ['O', 'LOC']]
+
+
+def test_types_without_marks_are_io_where_a_task_requires_entities(tmp_path):
+  detected = tag_schemes.detect(TYPES_ONLY, types_only=True)
+  assert detected.coding == tag_schemes.TYPES and detected.coding.describe() == 'IO, as in TYPE'
+  spans = detected.coding.spans(TYPES_ONLY[0])
+  assert spans == [('PER', 0, 2), ('art-music', 3, 4)]
+  assert detected.coding.encoded(spans, 4) == TYPES_ONLY[0]
+  assert tag_schemes.detect(TYPES_ONLY) is None
+  assert tag_schemes.detect(TYPES_ONLY, 'iob2', types_only=True) is None
+  path = tmp_path / 'train.conll'
+  path.write_text('Bob PER\nLee PER\nran O\n\nit O\n')
+  task = opened('ner', train=path, dev=path)
+  assert task.labels == ('O', 'B-PER', 'I-PER')
+  assert task.examples('dev')[0].tags == ('B-PER', 'I-PER', 'O')
+  assert opened('tagging', train=path, dev=path).metric == 'accuracy'
+
+
+@pytest.mark.parametrize('tag', ['b-PER', 'I-PER', 'PER_e', 'X', '1', '-', '2.5'])
+def test_tags_that_may_have_a_mark_are_no_types(tag):
+  assert tag_schemes.detect([*TYPES_ONLY, ['O', tag]], types_only=True) is None
+
+
+@pytest.mark.parametrize('task, tag', [('ner', 'O'), ('pos', 'NN'), ('tagging', 'O')])
+def test_a_single_tag_is_refused(tmp_path, task, tag):
+  path = tmp_path / 'train.conll'
+  path.write_text(f'Bob {tag}\nran {tag}\n')
+  with pytest.raises(UserError, match='the training data has (no entity|a single tag)'):
+    opened(task, train=path, dev=path)
+
+
 def test_the_scheme_can_be_given():
   assert tag_schemes.detect([['O', 'I-PER']], 'iob1').coding.scheme == 'iob1'
   assert tag_schemes.detect([['O', 'NOUN']]) is None and tag_schemes.detect([['O']]) is None
@@ -205,7 +237,8 @@ def test_integer_tags_are_named_by_a_field(tmp_path):
       opened('ner', train=tmp_path / name)
   assert opened('tagging', train=tmp_path / 'a.jsonl').labels == ('0', '1')
   with pytest.raises(UserError, match='line 1 .* the tag 1; expected 0 to 0, .* has 1 names'):
-    opened('ner', train=tmp_path / 'a.jsonl', label_names='O')
+    (tmp_path / 'one.txt').write_text('O\n')
+    opened('ner', train=tmp_path / 'a.jsonl', label_names=str(tmp_path / 'one.txt'))
   with pytest.raises(UserError, match="data.label_names is 'O,O'; expected different names"):
     opened('ner', train=tmp_path / 'a.jsonl', label_names='O,O')
 

@@ -349,7 +349,7 @@ def test_a_users_file_is_read_with_and_without_tags(
 
 
 def test_the_column_of_training_applies_only_to_the_same_layout(tmp_path):
-  task = open_task(tmp_path, 'pos', {'train.conllu': POS}, tags='xpos')
+  task = open_task(tmp_path, 'pos', {'train.conllu': POS.replace('\tX\t', '\tY\t', 1)}, tags='xpos')
   (tmp_path / 'other.conll').write_text('Mora X\nit X\n')
   assert task.read(str(tmp_path / 'other.conll'))[0].tags == ('X', 'X')
   task = open_task(tmp_path, 'pos', {'train.conll': 'Mora PROPN B\nit PRON O\n'}, tags='1')
@@ -382,7 +382,7 @@ def test_splits_are_found_in_a_folder_by_file_name(tmp_path, names, parts):
 
 BAD = [
   (
-    {'train.conll': 'a O\n', 'dev.conll': 'a I-PER\n'},
+    {'train.conll': 'a O\nb B-LOC\n', 'dev.conll': 'a I-PER\n'},
     {'tag_scheme': 'iob2'},
     "line 1 of the file '.*dev.conll' has the tag 'I-PER' after the start of the sentence, "
     'which violates IOB2',

@@ -7,6 +7,7 @@ as B-TYPE and I-TYPE.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ _MEANING = {
 }
 # In this order the first that fits all tags is used: the mark first, then last.
 _SEPARATORS = '-_:/|.'
+# What is no type by itself: a mark, or what may be one joined to a type, or a number.
+_NO_TYPE = re.compile(r'(?i:[a-z][-_:/|.].*|.*[-_:/|.][a-z]|.|[\W\d_]+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,8 @@ class TagCoding:
   Attributes:
     scheme: of SCHEMES.
     separator: between mark and type; '' for marks without types.
-    mark_first: whether the mark precedes the type.
+    mark_first: whether the mark precedes the type. False without a separator: types without marks,
+      in IO.
   """
 
   scheme: str = 'iob2'
@@ -112,13 +116,15 @@ class TagCoding:
   def tag(self, mark: str, kind: str) -> str:
     """The tag of a mark and a type."""
     if not self.separator:
-      return mark
+      return mark if self.mark_first else kind
     return self.separator.join((mark, kind) if self.mark_first else (kind, mark))
 
   def parts(self, tag: str) -> tuple[str, str] | None:
     """Mark and type of a tag; ('O', '') for O, None for other words."""
     if tag == OUTSIDE:
       return OUTSIDE, ''
+    if self == TYPES:
+      return 'I', tag
     if not self.separator:
       return (tag, UNTYPED) if tag in _MEANING else None
     if self.mark_first:
@@ -166,6 +172,7 @@ class TagCoding:
 
 
 IOB2 = TagCoding()
+TYPES = TagCoding('io', '', mark_first=False)  # as in Few-NERD
 
 
 class Detected(NamedTuple):
@@ -181,23 +188,30 @@ class Detected(NamedTuple):
 
 
 def detect(
-  sequences: Iterable[Sequence[str]], scheme: str = AUTO, ignore: Collection[str] = ()
+  sequences: Iterable[Sequence[str]],
+  scheme: str = AUTO,
+  ignore: Collection[str] = (),
+  types_only: bool = False,
 ) -> Detected | None:
   """How tags are written; None where they are no tags of entities.
 
   The first way of joining that fits all tags is used: a mark before the type, else after it, joined
-  by -, _, :, /, | or a dot; else marks without types. Of the schemes with these marks the one that
-  the fewest sequences violate is used, of several the first of SCHEMES. Tags of I and O only are
-  therefore IO; B, E and S where no word is O are BMES, as in word segmentation.
+  by -, _, :, /, | or a dot; else marks without types, or types without marks beside O. Of the
+  schemes with these marks the one that the fewest sequences violate is used, of several the first
+  of SCHEMES. Tags of I and O only are therefore IO; B, E and S where no word is O are BMES, as in
+  word segmentation.
 
   Args:
     sequences: the tags of sentences.
     scheme: of SCHEMES, the only one that is considered; 'auto' for all.
     ignore: types that count as O.
+    types_only: whether tags may be types without marks.
   """
   distinct = {tuple(tags) for tags in sequences}
   tags = {tag for sequence in distinct for tag in sequence}
   style = _style(tags)
+  if style is None and types_only and scheme in (AUTO, TYPES.scheme) and _are_types(tags):
+    return Detected(TYPES, 0)
   if style is None:
     return None
   distinct = {style.without(sequence, ignore) for sequence in distinct}
@@ -215,6 +229,12 @@ def detect(
     if not faults:
       break
   return best
+
+
+def _are_types(tags: set[str]) -> bool:
+  """Whether tags are O and types without marks."""
+  types = tags - {OUTSIDE}
+  return types < tags and bool(types) and not any(map(_NO_TYPE.fullmatch, types))
 
 
 def coding_of_labels(labels: Iterable[str]) -> TagCoding | None:

@@ -89,6 +89,8 @@ class TaggingSpec:
         f'data.ignore_labels is {data.ignore_labels!r}, which requires tags of entities; {name} '
         'here has other tags: remove it'
       )
+    elif len(found) == 1:
+      raise UserError(f'the training data has a single tag, {min(found)!r}; expected at least two')
     else:
       labels = tuple(sorted(found, key=lambda tag: (tag != 'O', tag)))
     task = dataclasses.replace(task, labels=labels, notes=_notes(task, columns), unread=read)
@@ -103,7 +105,7 @@ class TaggingSpec:
       return task
     sequences = [s.tags for sentences in read.values() for s in sentences if s.tags is not None]
     found = {tag for tags in sequences for tag in tags}
-    detected = tag_schemes.detect(sequences, scheme, task.ignore)
+    detected = tag_schemes.detect(sequences, scheme, task.ignore, self.entities is True)
     if self.entities is None and not _marks_entities(detected, found):
       return dataclasses.replace(task, metric='accuracy')
     coding = detected.coding if detected else tag_schemes.IOB2
@@ -606,6 +608,8 @@ def _entity_labels(task: TaggingTask, sentences: Sequence[Sentence]) -> tuple[st
       f'its types are {named(sorted(types))}'
     )
   kinds = sorted(types - set(task.ignore))
+  if tags and not kinds and all(map(task.coding.parts, tags)):  # others are reported later
+    raise UserError('the training data has no entity; expected at least one')
   marked = [f'{mark}-{kind}' for kind in kinds for mark in 'BI']
   # In segmentation each word is in an entity.
   always = tag_schemes.OUTSIDE not in tags and task.coding != tag_schemes.IOB2 and not task.ignore
