@@ -23,9 +23,11 @@ from electra_jax.pretrain.trained_run import Run, open_run
 from electra_jax.training import progress, run_folder
 from electra_jax.training.preemption import Notice
 
+FieldValue: TypeAlias = Any  # of a config
 PathOrData: TypeAlias = Any  # the path of a file, or data as of FineTunedRun.predict
 
 _SECOND = {'pair', 'text_pair', 'sentence2', 'context'}  # names of the second text of a pair
+_WORDS = {'tokens', 'words'}  # names of the words of a sentence
 DATA = 'data'  # folder of data that was given in memory, in a run's folder
 
 
@@ -128,7 +130,8 @@ def finetune(
   Args:
     init: what config.init takes: the folder of a pretraining run, hf:... or tf:...
     workdir: the run's folder, on this machine for data in memory.
-    train: training examples: a data frame, or a list of mappings with text, for pairs text_pair,
+    train: training examples: a data frame, a list of mappings or a mapping of lists, with text, for
+      pairs text_pair,
       and label; question, context and answers; or tokens and tags. They are written to
       `workdir`/data/train.jsonl. Or the path of a file in any format that the task reads.
     dev: examples to evaluate on, in the same way; None for a part of the training examples, by
@@ -202,8 +205,18 @@ def _flat_fields(given: Mapping[str, Any], fields: AnyConfig) -> dict[str, Any]:
     elif isinstance(value, Mapping) and hasattr(of, 'items') and len(of):  # a group, not options
       found |= {f'{name}.{n}': x for n, x in _flat_fields(value, of).items()}
     else:
-      found[name] = tuple(value) if isinstance(value, list) and isinstance(of, tuple) else value
+      plain = _without_numpy(value)
+      found[name] = tuple(plain) if isinstance(plain, list) and isinstance(of, tuple) else plain
   return found
+
+
+def _without_numpy(value: FieldValue) -> FieldValue:
+  """A value with Python's numbers and lists in place of NumPy's."""
+  if hasattr(value, 'tolist'):
+    return value.tolist()
+  if isinstance(value, list | tuple):
+    return type(value)(map(_without_numpy, value))
+  return value
 
 
 #### Data in memory ####
@@ -229,7 +242,7 @@ def _records_file(
   workdir: str | os.PathLike[str], split: str, data: records.Data, config: AnyConfig
 ) -> str:
   """Writes labeled records as JSON lines, by the names of the columns in the config."""
-  items = records.as_items(data)
+  items = records.as_items(data, words=isinstance(data, Mapping) and bool(_WORDS & data.keys()))
   if not items:
     raise UserError(f'{split} has no records; expected at least one.')
   paired = any(isinstance(item, Mapping) and _SECOND & item.keys() for item in items)

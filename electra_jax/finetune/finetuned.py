@@ -193,11 +193,11 @@ class FineTunedRun:
     """Returns one typed prediction per text, pair, question or sentence, in their order.
 
     Args:
-      data: a list, any other iterable, or a data frame of pandas or polars. Its items are, by task:
-        texts: strings; pairs: tuples of two strings; questions: tuples (question, context); tags:
-        strings, or lists of words. Each may also be a mapping with the task's columns, or with
-        usual names: text and text_pair, question and context, tokens. A single string or mapping
-        counts as a list of one.
+      data: a list, any other iterable, a data frame of pandas or polars, or a mapping with a list
+        per column. Its items are, by task: texts: strings; pairs: tuples of two strings; questions:
+        tuples (question, context); tags: strings, or lists of words. Each may also be a mapping
+        with the task's columns, or with usual names: text and text_pair, question and context,
+        tokens. A single string or mapping counts as a list of one.
 
     Returns:
       By the task: `LabelPrediction`, `LabelsPrediction`, `ValuePrediction`, `ChoicePrediction`,
@@ -206,7 +206,7 @@ class FineTunedRun:
     Raises:
       UserError: an item is not what the task reads.
     """
-    items = records.as_items(data)
+    items = records.as_items(data, words=self.task.head == 'tagging')
     if not items:
       return []
     examples = records.texts_as_examples(self.task, items)
@@ -235,7 +235,8 @@ class FineTunedRun:
       examples, unknown = self.task.read_labeled(source)
     else:
       source = 'the data'
-      rows = records.as_records(records.as_items(data), records.field_names(self.task))
+      items = records.as_items(data, words=self.task.head == 'tagging')
+      rows = records.as_records(items, records.field_names(self.task))
       with records.as_file(rows) as path:
         examples, unknown = self.task.read_labeled(path)
     features, _ = self.features(examples)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from electra_jax.errors import UserError
+from electra_jax.finetune.tasks.tables import whole_characters
 from electra_jax.finetune.tasks.task import Task
 from electra_jax.finetune.tasks.text_task import Example, TextTask
 
@@ -42,17 +43,25 @@ _ALIASES = {
 }
 
 
-def as_items(data: Data) -> list[Any]:
-  """The items of data: its rows as mappings for a data frame, one for a single text or mapping.
+def as_items(data: Data, words: bool = False) -> list[Any]:
+  """The items of data: its rows as mappings for a data frame or a mapping of columns.
+
+  Args:
+    data: as of `FineTunedRun.predict`.
+    words: whether a mapping of lists may be one sentence, with a list of its words.
 
   Raises:
-    UserError: it is neither.
+    UserError: it is nothing of this, or has two columns of the same name.
   """
-  if isinstance(data, str | Mapping):
+  if isinstance(data, str):
     return [data]
+  if isinstance(data, Mapping):
+    return _rows_of_columns(data) if _has_columns(data, words) else [data]
   if hasattr(data, 'to_dicts'):  # polars
     return list(data.to_dicts())
   if hasattr(data, 'columns') and hasattr(data, 'to_dict'):  # pandas
+    if repeated := [name for name in data.columns if list(data.columns).count(name) > 1]:
+      raise UserError(f'the data has two columns named {repeated[0]!r}; rename one.')
     # pandas has integers beside missing values as floats: 1 would be the label '1.0'.
     typed = data.convert_dtypes() if hasattr(data, 'convert_dtypes') else data
     return list(typed.to_dict('records'))
@@ -62,6 +71,24 @@ def as_items(data: Data) -> list[Any]:
       'frame.'
     )
   return list(data)
+
+
+def _has_columns(data: Mapping[Any, Value], words: bool) -> bool:
+  """Whether a mapping has a list per column, such as a part of a `datasets.Dataset`."""
+  if not data or not all(map(_is_list, data.values())):
+    return False
+  return not words or any(_is_list(item) for column in data.values() for item in column)
+
+
+def _is_list(value: Value) -> bool:
+  return hasattr(value, '__len__') and not isinstance(value, str | bytes | Mapping)
+
+
+def _rows_of_columns(data: Mapping[Any, Value]) -> list[Any]:
+  lengths = {name: len(column) for name, column in data.items()}
+  if len(set(lengths.values())) > 1:
+    raise UserError(f'the columns of the data have the lengths {lengths}; expected a single one.')
+  return [dict(zip(data, row, strict=True)) for row in zip(*data.values(), strict=True)]
 
 
 def field_names(task: Task) -> tuple[str, str, str]:
@@ -102,15 +129,15 @@ def _record(number: int, item: Value, names: tuple[str, str, str]) -> dict[str, 
         f'record {number} is a single text; expected a pair ({first}, {second}), such as '
         "('one', 'two')."
       )
-    return {first: item}
+    return {first: whole_characters(item)}
   if isinstance(item, Mapping):
-    record = {str(name): _plain(value) for name, value in item.items()}
+    record = {str(name): whole_characters(_plain(value)) for name, value in item.items()}
     for name in list(record):
       part = _ALIASES.get(name)
       if part is not None and names[part] and names[part] not in record:
         record[names[part]] = record.pop(name)
     return record
-  values = _plain(item)
+  values = whole_characters(_plain(item))
   if second and isinstance(values, list) and len(values) == 2:
     return {first: values[0], second: values[1]}
   if not second and isinstance(values, list) and all(isinstance(word, str) for word in values):

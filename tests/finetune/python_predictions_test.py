@@ -52,6 +52,7 @@ def test_lists_mappings_and_frames_give_the_same_predictions_in_order(run):
   as_dicts = [{'text': text} for text in TEXTS]
   assert found == run.predict(as_dicts) == run.predict(Frame(as_dicts))
   assert found == run.predict(iter(TEXTS)) == run.predict(np.array(TEXTS))
+  assert found == run.predict({'text': TEXTS}) == run.predict({'text': np.array(TEXTS)})
   assert [run.predict(text)[0].label for text in TEXTS] == [one.label for one in found]
   assert run.predict([]) == []
   old = run([records.texts_as_examples(run.task, [text])[0] for text in TEXTS])
@@ -109,6 +110,10 @@ def test_a_labeled_file_is_scored_by_predict_and_others_are_not(run, tmp_path, c
     ([7], 'record 1 is 7; expected a text or a mapping'),
     (['a', {'tex': 'b'}], "record 2 has no column 'sentence'; its columns are 'tex'"),
     ([('a', 'b')], "record 1 has a list in its column 'sentence'; expected text"),
+    (
+      {'text': ['a', 'b'], 'label': [1]},
+      r"the lengths \{'text': 2, 'label': 1\}; expected a single",
+    ),
   ],
 )
 def test_mistakes_are_one_sentence_that_names_the_record(run, data, message):
@@ -129,6 +134,40 @@ def test_items_become_records_with_the_columns_of_the_task():
   assert records.as_records([values], NAMES) == [{'text': 'a', 'label': 3, 'x': [1.5], 'y': None}]
   with pytest.raises(UserError, match='record 2 is a single text; expected a pair'):
     records.as_records([('a', 'b'), 'a'], pair)
+
+
+def test_a_mapping_of_lists_is_a_table_unless_it_is_one_sentence():
+  rows = [{'text': 'a', 'label': 1}, {'text': 'b', 'label': 0}]
+  assert records.as_items({'text': ['a', 'b'], 'label': np.array([1, 0])}) == rows
+  one = {'text': 'a', 'label': ['x', 'y']}
+  assert records.as_items(one) == [one]
+  words = {'tokens': ['a', 'b'], 'tags': ['B', 'O']}
+  assert records.as_items(words, words=True) == [words]
+  sentences = {'tokens': [['a', 'b'], ['c']], 'tags': [['B', 'O'], ['O']]}
+  found = records.as_items(sentences, words=True)
+  assert found == [words, {'tokens': ['c'], 'tags': ['O']}]
+
+
+def test_half_of_a_surrogate_pair_is_predicted(run, tmp_path):
+  path, out = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+  path.write_text('{"sentence": "bako\\ud83d dufa"}\n')
+  assert (
+    main(
+      ['main', '--mode=predict', f'--workdir={run.workdir}', f'--input={path}', f'--output={out}']
+    )
+    == 0
+  )
+  found = json.loads(out.read_text('utf-8'))
+  assert found['text'] == 'bako\ufffd dufa'
+  (one,) = run.predict([{'text': 'bako\ud83d dufa'}])
+  np.testing.assert_allclose(one.probability, found['probability'], rtol=1e-6)
+  assert run.predict(['bako\ud83d dufa']) == [one]
+
+
+def test_columns_of_the_same_name_are_refused(monkeypatch):
+  monkeypatch.setattr(Frame, 'columns', ('text', 'text'))
+  with pytest.raises(UserError, match="the data has two columns named 'text'; rename one"):
+    records.as_items(Frame([{'text': 'a'}]))
 
 
 def test_words_and_entities_have_their_characters():

@@ -335,7 +335,10 @@ def test_a_search_from_python_is_that_of_the_command_line(tmp_path, monkeypatch)
   given = []
   monkeypatch.setattr(python_api, 'run_finetuning', lambda *arguments: given.append(arguments) or 0)
   rows = [{'text': 'one', 'label': 'a'}, {'text': 'two', 'label': 'b'}]
-  changes = {'search': {'learning_rate': [1e-4, 3e-4], 'halving': 2}, 'search.batch_size': [8, 16]}
+  changes = {
+    'search': {'learning_rate': np.array([1e-4, 3e-4]), 'halving': np.int64(2)},
+    'search.batch_size': [np.int64(8), 16],
+  }
   result = electra_jax.finetune('run', tmp_path / 'run', train=rows, config=changes)
   config = checked_finetuning(given[0][0])
   assert config.search.learning_rate == (1e-4, 3e-4) and config.search.halving == 2
