@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import numbers
 import os
 import tarfile
 import tempfile
@@ -16,6 +17,7 @@ from electra_jax.python_api import finetune
 
 try:
   from sklearn.base import BaseEstimator, ClassifierMixin
+  from sklearn.utils import check_random_state
   from sklearn.utils.validation import check_consistent_length, check_is_fitted
 except ImportError as error:
   raise UserError(
@@ -41,9 +43,11 @@ class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     batch_size: rows per step.
     max_length: tokens per row at most; 0 for the task's default.
     dev_fraction: part of the texts that `fit` evaluates on and does not train on.
-    random_state: seed of the run and of the choice of these texts.
+    random_state: seed of the run and of the choice of these texts: a number, a RandomState, or None
+      for a random one.
     config: further config fields, such as {'head.pooling': 'mean'}; None for none.
-    workdir: the run's folder; None for a temporary one.
+    workdir: the run's folder, which holds one fit; None for a temporary one, which cross-validation
+      and searches require.
     verbose: whether `fit` prints what `--mode=finetune` prints.
   """
 
@@ -56,7 +60,7 @@ class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     batch_size: int = 32,
     max_length: int = 0,
     dev_fraction: float = 0.1,
-    random_state: int = 0,
+    random_state: int | np.random.RandomState | None = 0,
     config: dict[str, Any] | None = None,
     workdir: str | os.PathLike[str] | None = None,
     verbose: bool = False,
@@ -86,20 +90,28 @@ class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
       raise UserError(
         'init is None; expected the folder of a pretraining run, or hf:... or tf:... weights.'
       )
-    items, labels = _items(X), np.asarray(y)
+    if not 0 <= self.dev_fraction < 1:
+      raise UserError(f'dev_fraction is {self.dev_fraction}; expected at least 0 and below 1.')
+    items, labels = _items(X), _labels(y)
     check_consistent_length(items, labels)
-    self.classes_, targets = np.unique(labels, return_inverse=True)
+    try:
+      self.classes_, targets = np.unique(labels, return_inverse=True)
+    except TypeError:
+      raise UserError('y has labels of types that do not sort; expected a single type.') from None
     if len(self.classes_) < 2:
       raise UserError(f'y has {len(self.classes_)} class; expected at least two.')
     rows = [_labeled(item, name) for item, name in zip(items, self._names[targets], strict=True)]
-    dev = _held_out(targets, self.dev_fraction, self.random_state)
+    seed = self.random_state
+    if not isinstance(seed, numbers.Integral):
+      seed = check_random_state(seed).randint(2**31 - 1)
+    dev = _held_out(targets, self.dev_fraction, int(seed))
     train = np.setdiff1d(np.arange(len(rows)), dev)
     fields = {
       'epochs': float(self.epochs),
       'optimizer.learning_rate': float(self.learning_rate),
-      'batch_size': self.batch_size,
-      'max_length': self.max_length,
-      'seed': self.random_state,
+      'batch_size': int(self.batch_size),
+      'max_length': int(self.max_length),
+      'seed': int(seed),
       'num_trials': 1,
     }
     self._run: FineTunedRun | None = None
@@ -185,9 +197,12 @@ class ElectraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
 
 def _items(texts: Texts) -> list[Any]:
-  """Texts or pairs as a list; rows of an array `[texts, 2]` are pairs."""
+  """Texts or pairs as a list. Rows of an array or data frame with two columns are pairs."""
   if isinstance(texts, str):
     raise UserError('X is a single string; expected a list of texts, or of pairs of texts.')
+  if len(getattr(texts, 'shape', ())) == 2:  # iterating over a data frame would give its columns
+    table = np.asarray(texts, object)
+    texts = table[:, 0] if table.shape[1:] == (1,) else table
   items: list[Any] = []
   for number, item in enumerate(texts, 1):
     pair = item if isinstance(item, str | tuple) else tuple(np.atleast_1d(np.asarray(item, object)))
@@ -195,6 +210,27 @@ def _items(texts: Texts) -> list[Any]:
       raise UserError(f'text {number} of X is {item!r}; expected a string, or a pair of strings.')
     items.append(pair)
   return items
+
+
+def _labels(y: Sequence[Any] | np.ndarray) -> np.ndarray:
+  """The labels as an array `[texts]`.
+
+  Raises:
+    UserError: one is missing, or a text has several.
+  """
+  labels = np.asarray(y)
+  if labels.ndim == 2 and labels.shape[1] == 1:
+    labels = labels[:, 0]
+  if labels.ndim != 1:
+    shape = 'no list' if labels.ndim == 0 else f'an array of the shape {labels.shape}'
+    raise UserError(
+      f"y is {shape}; expected a label per text (several labels per text: the task 'multilabel' of "
+      'electra_jax.finetune).'
+    )
+  for number, label in enumerate(labels.tolist(), 1):
+    if label is None or type(label).__name__ in ('NAType', 'NaTType') or label != label:
+      raise UserError(f'label {number} of y is {label}; expected none to be missing.')
+  return labels
 
 
 def _labeled(item: str | tuple[str, str], label: str) -> dict[str, str]:

@@ -70,9 +70,64 @@ def test_labels_of_any_type_have_names_that_sort_like_them(labels, names):
   assert made._names.tolist() == names == sorted(names)
 
 
+@pytest.fixture
+def calls(monkeypatch):
+  """The keyword arguments of `electra_jax.finetune`, which does nothing."""
+  found = []
+  monkeypatch.setattr(estimator, 'finetune', lambda *_, **given: found.append(given))
+  return found
+
+
+class Frame:
+  """The part of a data frame that is used; iterating over one gives the names of its columns."""
+
+  def __init__(self, *columns):
+    self._values = np.array(columns, object).T
+    self.shape = self._values.shape
+
+  def __iter__(self):
+    return iter([f'column {i}' for i in range(self.shape[1])])
+
+  def __array__(self, dtype=None, copy=None):
+    return self._values
+
+
+@pytest.mark.parametrize(
+  'texts, expected',
+  [
+    (Frame(['a', 'b']), {'text': 'a'}),
+    (np.array([['a'], ['b']]), {'text': 'a'}),
+    (Frame(['a', 'b'], ['c', 'd']), {'text': 'a', 'pair': 'c'}),
+    (np.array([['a', 'c'], ['b', 'd']]), {'text': 'a', 'pair': 'c'}),
+  ],
+)
+def test_columns_of_frames_and_arrays_are_texts_or_pairs(calls, texts, expected):
+  ElectraClassifier('runs/mini', dev_fraction=0).fit(texts, np.array([['y'], ['n']]))
+  assert calls[0]['train'][0] == expected | {'label': 'y'} and len(calls[0]['train']) == 2
+
+
+def test_parameters_may_be_numbers_of_numpy_and_seeds_those_of_scikit_learn(calls):
+  for seed in (np.int64(3), np.random.RandomState(0), None):
+    made = ElectraClassifier('runs/mini', batch_size=np.int64(8), random_state=seed)
+    made.fit(['a', 'b'], ['x', 'y'])
+    config = calls[-1]['config']
+    assert config['batch_size'] == 8 and type(config['batch_size']) is type(config['seed']) is int
+  assert calls[0]['config']['seed'] == 3
+
+
 @pytest.mark.parametrize(
   'texts, labels, message',
   [
+    (['a', 'b'], ['x', None], 'label 2 of y is None; expected none to be missing'),
+    (['a', 'b'], [np.nan, 1.0], 'label 1 of y is nan'),
+    (['a', 'b'], np.array([1, 'x'], object), 'y has labels of types that do not sort'),
+    (['a', 'b'], None, 'y is no list; expected a label per text'),
+    (
+      ['a', 'b'],
+      [[0, 1], [1, 0]],
+      r'y is an array of the shape \(2, 2\); expected a label per text',
+    ),
+    (Frame(['a', 'b'], ['c', 'd'], ['e', 'f']), ['x', 'y'], 'text 1 of X'),
     ('a text', ['a'], 'X is a single string'),
     (['a', 'b'], ['x', 'x'], 'y has 1 class; expected at least two'),
     ([1, 2], ['x', 'y'], 'text 1 of X is 1; expected a string'),
@@ -82,6 +137,12 @@ def test_labels_of_any_type_have_names_that_sort_like_them(labels, names):
 def test_mistakes_are_one_sentence(texts, labels, message):
   with pytest.raises(UserError, match=message):
     ElectraClassifier('runs/mini').fit(texts, labels)
+
+
+@pytest.mark.parametrize('fraction', [-0.1, 1.0])
+def test_a_part_of_the_texts_remains_for_training(fraction):
+  with pytest.raises(UserError, match='dev_fraction is .*; expected at least 0 and below 1'):
+    ElectraClassifier('runs/mini', dev_fraction=fraction).fit(['a', 'b'], ['x', 'y'])
 
 
 def test_without_an_encoder_or_a_fit_nothing_is_predicted():
