@@ -20,6 +20,7 @@ from electra_jax.data.tokenizers.tokenizer_folders import keep_tokenizer, saved_
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial, trial_summary
 from electra_jax.finetune.resolve import started
+from electra_jax.finetune.tasks.tables import plain_label
 from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.training import plugins, run_folder, versions
 from electra_jax.training.kept_config import CONFIG, another_config_error, changed_fields
@@ -106,13 +107,33 @@ def check_data(folder: epath.Path, checksum: int) -> None:
     UserError: a trial was started with other data.
   """
   path = folder / DATA
-  changed = file_access.exists(path) and run_folder.read_json(path)['identity'] != checksum
-  if changed and any(any(folder.glob(place)) for place in ('trial-*', 'search/*/trial-*')):
+  if file_access.exists(path) and run_folder.read_json(path)['identity'] != checksum:
+    _refuse_other_data(folder)
+  run_folder.write_json(path, {'identity': checksum})
+
+
+def check_labels(folder: epath.Path, task: Task) -> None:
+  """Checks that the labels are those of earlier trials: targets are their indices.
+
+  Raises:
+    UserError: a trial was started with others.
+  """
+  path = folder / initial.TASK
+  if not file_access.exists(path):
+    return
+  recorded = run_folder.read_json(path).get('labels', task.labels)
+  # Earlier versions wrote the labels 1.0 and 2.0 of some tables with their fractions.
+  plain = [[plain_label(str(label)) for label in labels] for labels in (recorded, task.labels)]
+  if plain[0] != plain[1]:
+    _refuse_other_data(folder)
+
+
+def _refuse_other_data(folder: epath.Path) -> None:
+  if any(any(folder.glob(place)) for place in ('trial-*', 'search/*/trial-*')):
     raise UserError(
       f'the training data of {folder.name} is not what {folder} was started with; restore it, or '
       'use another --workdir.'
     )
-  run_folder.write_json(path, {'identity': checksum})
 
 
 def keep_weights(config: FinetuningConfig, task: Task, folder: epath.Path) -> None:

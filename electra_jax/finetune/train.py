@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import jax
+from etils import epath
 
 from electra_jax import console, file_access
 from electra_jax.config import AnyConfig, to_plain
@@ -26,7 +27,7 @@ from electra_jax.finetune.splits import (
 )
 from electra_jax.finetune.task_losses import Split
 from electra_jax.finetune.task_program import TaskProgram, build_task_program, with_setting
-from electra_jax.finetune.tasks.task import Task
+from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.finetune.trial import run_trial
 from electra_jax.folder_lock import FolderLock
 from electra_jax.training import devices, hosts, partitioning, run_folder
@@ -173,13 +174,15 @@ def _train_task(setup: FinetuningSetup, task: Task) -> bool:
     for number in range(1, config.num_trials + 1)
     if not file_access.exists(folder / f'trial-{number}' / RESULT)
   ]
+  hosts.from_first(lambda: run_files.check_labels(folder, task))
   if not file_access.exists(folder / initial.KEPT):
     hosts.from_first(lambda: run_files.write_task(config, task, folder))
+  if not todo and file_access.exists(folder / run_files.DATA):
+    # Otherwise results of other data would be those of this command.
+    _check_data(task, folder, training_split(config, task, setup.start.tokenizer).features)
   if todo:
     p, splits = _prepare_task(setup, task)
-    checksum = run_files.data_checksum(p.train)
-    hosts.same_everywhere(f'the data of {task.name}', str(checksum))
-    hosts.from_first(lambda: run_files.check_data(folder, checksum))
+    _check_data(task, folder, p.train)
     if config.settings:
       setting = search(setup, p, splits)
       if setting is None:
@@ -196,6 +199,13 @@ def _train_task(setup: FinetuningSetup, task: Task) -> bool:
   hosts.from_first(lambda: run_files.keep_weights(config, task, folder))
   _print_results(read_records(setup.workdir, [task.name]))
   return False
+
+
+def _check_data(task: Task, folder: epath.Path, train: Features) -> None:
+  """Checks that the training data is that of earlier trials, on all hosts."""
+  checksum = run_files.data_checksum(train)
+  hosts.same_everywhere(f'the data of {task.name}', str(checksum))
+  hosts.from_first(lambda: run_files.check_data(folder, checksum))
 
 
 def _run_trial(

@@ -1,5 +1,6 @@
 """Fine-tuning from the command line: trials that are stopped and resumed, and predictions."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -15,7 +16,7 @@ from foreign_html import foreign, shown
 from electra_jax import export, model_card
 from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
-from electra_jax.finetune import initial, report_files
+from electra_jax.finetune import initial, report_files, run_files
 from electra_jax.finetune.finetuned import open_finetuned
 from electra_jax.main import main
 
@@ -251,8 +252,21 @@ def test_training_data_that_changed_between_two_starts_is_reported(whole, data, 
   config = json.loads((copy / 'config.json').read_text())
   config['data']['source'] = str(changed)
   (copy / 'config.json').write_text(json.dumps(config))
-  assert main(['main', *arguments(copy, changed, '--config.num_trials=3')]) == 1
-  assert 'the training data of cola is not what' in capsys.readouterr().err
+  for trials in (2, 3):  # none to train, where results would be of the earlier data, and one
+    assert main(['main', *arguments(copy, changed, f'--config.num_trials={trials}')]) == 1
+    assert 'the training data of cola is not what' in capsys.readouterr().err
+
+
+def test_labels_that_were_renamed_between_two_starts_are_reported(tmp_path):
+  (tmp_path / 'trial-1').mkdir()
+  table = tmp_path / 'train.csv'
+  table.write_text('text,label\na,1.0\nb,0.0\n')
+  task = finetune_files.opened('classification', train=table)
+  (tmp_path / initial.TASK).write_text(json.dumps(task.describe()))
+  for labels in (('0.0', '1.0'), ('0', '1')):  # as two versions write the same numbers
+    run_files.check_labels(epath.Path(tmp_path), dataclasses.replace(task, labels=labels))
+  with pytest.raises(UserError, match='the training data of .* is not what .* was started with'):
+    run_files.check_labels(epath.Path(tmp_path), dataclasses.replace(task, labels=('no', 'yes')))
 
 
 def test_the_report_has_what_the_trials_recorded(whole, capsys):
