@@ -318,7 +318,10 @@ def main() -> None:
     measure_beside(arguments)
     return
   if arguments.command == 'table':
-    results = json.loads(pathlib.Path(arguments.json or BESIDE).read_text())
+    path = pathlib.Path(arguments.json or BESIDE)
+    # What the configs need follows from their plans, which are made anew more often.
+    results = json.loads(path.read_text()) | {'needs': beside.needs_of_configs()}
+    path.write_text(json.dumps(results, indent=1) + '\n')
     page_tables.replace(PAGE, TABLE, beside.markdown(results))
     return
 

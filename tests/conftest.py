@@ -58,7 +58,7 @@ from electra_jax.model.electra import Electra
 from electra_jax.pretrain import pretrain_step
 from electra_jax.pretrain.objectives.electra import OBJECTIVE
 from electra_jax.pretrain.objectives.settings import Settings
-from electra_jax.training import optimizers, partitioning
+from electra_jax.training import optimizers, partitioning, product_types
 from electra_jax.training.update_step import UpdateOptions
 
 hypothesis.settings.register_profile(
@@ -71,6 +71,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile('tests')
 
+# No test depends on the processor, also not in the programs that it starts.
+os.environ.setdefault(product_types.ON_CPUS, 'float32')
 # What a test reads from stderr does not depend on how long its programs take.
 os.environ[command_line.PROGRESS] = '0'
 console.log_every(0)

@@ -107,7 +107,7 @@ def run(write_store: Callable[..., None], options: argparse.Namespace) -> Result
   return found | {
     'megabytes': options.megabytes,
     'limits': vars(object_store.TYPICAL),
-    'needs': [vars(need) for need in needs.shipped()],
+    'needs': needs_of_configs(),
   }
 
 
@@ -139,6 +139,11 @@ def _reader_table(title: str, found: dict[str, list[dict[str, Any]]]) -> list[st
 
 def _rate(found: dict[str, list[dict[str, Any]]], reader: str) -> float:
   return statistics.median(one['tokens_per_second'] for one in found[reader])
+
+
+def needs_of_configs() -> list[dict[str, Any]]:
+  """The tokens per second that the shipped configs need, as JSON."""
+  return [vars(need) for need in needs.shipped()]
 
 
 def markdown(results: Results) -> str:

@@ -16,7 +16,6 @@ from electra_jax.config.groups import (
   CACHE,
   CACHE_HELP,
   DROPOUT_SCALE_HELP,
-  DTYPE_HELP,
   DTYPES,
   GENERATORS,
   KERNEL_HELP,
@@ -31,6 +30,7 @@ from electra_jax.config.groups import (
   SKIP_HELP,
   TRACKERS_HELP,
   TRACKING_HELP,
+  TRAINING_DTYPE_HELP,
   MeshConfig,
   ShardingConfig,
   TrackingConfig,
@@ -448,7 +448,7 @@ class PretrainingConfig(Config):
   sharding: ShardingConfig = group(
     ShardingConfig, 'Mesh axes that split each axis of the parameters.', resumable=True
   )
-  dtype: str = field('auto', DTYPE_HELP, choices=DTYPES, argument='dtype')
+  dtype: str = field('auto', TRAINING_DTYPE_HELP, choices=DTYPES, argument='dtype')
   precision: str = field('float32', PRECISION_HELP, choices=PRECISIONS, before='bfloat16')
   micro_batches: int = field(
     0,

@@ -11,8 +11,8 @@ from electra_jax.config import FinetuningConfig
 from electra_jax.errors import UserError
 from electra_jax.finetune import initial
 from electra_jax.training import partitioning
-from electra_jax.training.encoders import ProductType
 from electra_jax.training.preemption import Notice
+from electra_jax.training.product_types import ProductType
 from electra_jax.training.status import Status
 
 

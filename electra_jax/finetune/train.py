@@ -31,8 +31,8 @@ from electra_jax.finetune.tasks.task import Features, Task
 from electra_jax.finetune.trial import run_trial
 from electra_jax.folder_lock import FolderLock
 from electra_jax.training import devices, hosts, partitioning, run_folder
-from electra_jax.training.encoders import choose_dtype, describe_products
 from electra_jax.training.preemption import Notice
+from electra_jax.training.product_types import choose_dtype, describe_products
 from electra_jax.training.status import Status
 from electra_jax.training.trackers.tracker import check_trackers
 

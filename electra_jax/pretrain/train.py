@@ -38,9 +38,14 @@ from electra_jax.training import (
   progress,
   run_folder,
 )
-from electra_jax.training.encoders import attention_kernel, choose_dtype, describe_products
+from electra_jax.training.encoders import attention_kernel
 from electra_jax.training.metrics_writer import MetricsWriter, NoWriter
 from electra_jax.training.preemption import Notice
+from electra_jax.training.product_types import (
+  ProductType,
+  choose_training_dtype,
+  describe_products,
+)
 from electra_jax.training.progress import PeakFlops
 from electra_jax.training.status import Status
 from electra_jax.training.step_loop import RunRecorder, StepRunner, SumFunctions
@@ -309,8 +314,10 @@ def _build(
   """Builds the programs of all phases and prints what they consist of."""
   platform = jax.devices()[0].platform
   resumed = hosts.from_first(lambda: checkpoints.any_saved(workdir))
-  products = choose_dtype(run.config.dtype, platform, recorded.get('dtype') if resumed else None)
-  hint = devices.hint_on_bfloat16(run.config.dtype, layout.mesh)
+  before = recorded.get('dtype') if resumed else None
+  products = ProductType(
+    *hosts.from_first(lambda: choose_training_dtype(run.config.dtype, platform, before))
+  )
   run = run.with_dtype(products.dtype)
   config = run.config
   with console.phase('building', 'the model and the optimizer'):
@@ -329,8 +336,6 @@ def _build(
   more = "; xla in the generator's towers, which see one side" if one_sided else ''
   say('attention', f'{kernel} ({reason}){more}')
   say('products', describe_products(products, config.precision, platform))
-  if hint:
-    say('', hint)
   # On another mesh the rows of a device may not divide by the recorded numbers.
   micro_batches = [0] * len(programs)
   shape = dict(layout.mesh.shape)

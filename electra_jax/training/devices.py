@@ -13,10 +13,6 @@ CACHED_FROM = 0.1  # seconds of compilation; JAX's 1.0 leaves out short rows and
 PROGRAM = re.compile(r'.+-[0-9a-f]{64}-cache')
 THRESHOLD = 'jax_persistent_cache_min_compile_time_secs'
 LLVM_LEVEL = 'xla_backend_optimization_level'
-# Features of processors with which training in bfloat16 takes less time than in float32, as
-# measured (benchmarks/README.md): not those of which it is only expected.
-FAST_IN_BFLOAT16 = frozenset({'avx512_bf16'})
-CPUINFO = pathlib.Path('/proc/cpuinfo')
 XLA_FLAGS = os.environ.get('XLA_FLAGS', '')  # XLA reads them once, too
 
 
@@ -27,30 +23,6 @@ def describe_devices(mesh: jax.sharding.Mesh) -> str:
   if jax.process_count() > 1:
     count += f' of {jax.process_count()} processes'
   return f'{count}, mesh ' + ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
-
-
-def processor_features() -> frozenset[str]:
-  """The features of this machine's processor as Linux names them; none on other systems."""
-  try:
-    lines = CPUINFO.read_text(encoding='utf-8').splitlines()
-  except OSError:
-    return frozenset()
-  return frozenset(next((x.partition(':')[2] for x in lines if x.startswith('flags')), '').split())
-
-
-def hint_on_bfloat16(dtype: str, mesh: jax.sharding.Mesh) -> str | None:
-  """A sentence where config.dtype=bfloat16 would be faster than what 'auto' means on a CPU.
-
-  'auto' does not follow the processor: a run would depend on the machine that it was started on.
-
-  Args:
-    dtype: config.dtype.
-    mesh: the devices. Products of arrays that are split over CPU devices have no fast form.
-  """
-  alone = mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
-  if dtype != 'auto' or not alone or not FAST_IN_BFLOAT16 & processor_features():
-    return None
-  return 'config.dtype=bfloat16 is faster on this processor, and rounds products to bfloat16'
 
 
 def execute_in_main_thread() -> None:

@@ -4,7 +4,6 @@ What a config leaves to the machine is decided here.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,58 +16,12 @@ from electra_jax.model.config import EncoderConfig, generator_config
 from electra_jax.model.dropout import DropoutSettings
 from electra_jax.model.kernel_choice import Request, choose_attention
 from electra_jax.training import plugins, versions
+from electra_jax.training.product_types import compute_dtype
 from electra_jax.training.run_folder import read_json
 
 # On a CPU the loop over the layers is unrolled where compilation stays short: XLA optimizes the
 # body of a loop less well.
 UNROLLED_LAYERS_ON_CPU = 6
-
-
-class ProductType(NamedTuple):
-  """The dtype of matrix products, and why it was chosen."""
-
-  dtype: str
-  reason: str
-
-
-def choose_dtype(name: str, platform: str, recorded: str | None = None) -> ProductType:
-  """What config.dtype means: 'auto' is bfloat16 on TPU and GPU, and float32 on CPU.
-
-  Args:
-    name: config.dtype.
-    platform: of the devices: 'cpu', 'gpu' or 'tpu'.
-    recorded: what the first start of a run chose, which a run that is resumed keeps.
-  """
-  if name != 'auto':
-    return ProductType(name, 'as configured')
-  if recorded:
-    return ProductType(recorded, 'auto, as at the first start')
-  dtype = 'float32' if platform == 'cpu' else 'bfloat16'
-  return ProductType(dtype, f'auto, on {platform.upper()}')
-
-
-def compute_dtype(name: str, platform: str) -> jnp.dtype:
-  """The dtype that `choose_dtype` chooses."""
-  return jnp.dtype(choose_dtype(name, platform).dtype)
-
-
-def describe_products(products: ProductType, precision: str, platform: str) -> str:
-  """The arithmetic of matrix products, for the console.
-
-  Args:
-    products: their dtype.
-    precision: config.precision.
-    platform: of the devices: 'cpu', 'gpu' or 'tpu'.
-  """
-  found = f'{products.dtype} ({products.reason})'
-  if platform == 'cpu' or precision == 'float32':
-    return f'{found}, those of float32 arrays in float32'
-  passes = {
-    ('tpu', 'tensorfloat32'): 'three bfloat16 passes',
-    ('tpu', 'bfloat16'): 'a single bfloat16 pass',
-  }
-  how = passes.get((platform, precision), 'TF32')
-  return f'{found}, those of float32 arrays in {how} (config.precision {precision})'
 
 
 def attention_kernel(model: ModelConfig, length: int, dtype: str, platform: str) -> tuple[str, str]:

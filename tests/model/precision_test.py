@@ -19,7 +19,7 @@ from electra_jax.model.heads import FineTuned, init_finetuned
 from electra_jax.model.products import ProductSettings
 from electra_jax.pretrain import build
 from electra_jax.training import partitioning
-from electra_jax.training.encoders import choose_dtype, describe_products
+from electra_jax.training.product_types import choose_dtype, describe_products
 
 ONE_LAYER = ('model.num_layers=1', 'model.scan_unroll=1')
 DOT = re.compile(r'stablehlo\.dot_general.*?precision = \[(\w+), (\w+)\].*?: \(tensor<([^>]*)>')
