@@ -131,9 +131,9 @@ def finetune(
     init: what config.init takes: the folder of a pretraining run, hf:... or tf:...
     workdir: the run's folder, on this machine for data in memory.
     train: training examples: a data frame, a list of mappings or a mapping of lists, with text, for
-      pairs text_pair,
-      and label; question, context and answers; or tokens and tags. They are written to
-      `workdir`/data/train.jsonl. Or the path of a file in any format that the task reads.
+      pairs text_pair, and label; question, context and answers; or tokens and tags. They are
+      written to `workdir`/data/train.jsonl. Or the path of a file in any format that the task
+      reads.
     dev: examples to evaluate on, in the same way; None for a part of the training examples, by
       config.data.dev_fraction.
     test: further examples to evaluate on; None for none.

@@ -15,8 +15,8 @@ CACHE = '~/.cache/electra_jax/xla'
 
 DTYPE_HELP = 'Type of matrix products; auto: bfloat16 on TPU and GPU, float32 on CPU.'
 TRAINING_DTYPE_HELP = (
-  'Type of matrix products; auto: bfloat16 on TPU, GPU and CPUs with AVX512-BF16, float32 on '
-  'other CPUs.'
+  'Type of matrix products; auto: bfloat16 on TPU, GPU and CPUs with AVX512-BF16 or AMX, '
+  'float32 on other CPUs.'
 )
 PRECISION_HELP = (
   'Arithmetic of float32 products: float32, tensorfloat32 (TPU: three passes), bfloat16 (one; '

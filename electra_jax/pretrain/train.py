@@ -98,6 +98,7 @@ def _train(
   folder = run_folder.folder(workdir)
   run, recorded = _claim(config, folder, status)
   layout = _make_layout(run)
+  products = _choose_products(run, folder, recorded)
   data = _open_data(run, folder, recorded)
   status.check_held(read=True)
   hosts.from_first(lambda: run_start.keep_run_tokenizer(folder, data.tokenizer))
@@ -108,7 +109,8 @@ def _train(
     with console.phase('reading', run.config.init):
       initial = initial_state(run.config, run.source, data.tokenizer)
   run = dataclasses.replace(run, source=None)  # frees the weights of the source
-  setup = _build(run, folder, data, layout, recorded)
+  run = run.with_dtype(products.dtype)
+  setup = _build(run, folder, data, layout, recorded, products)
   best_by = checkpoints.run_criterion(run.config)
   manager = checkpoints.open_manager(folder, keep=run.config.keep, best_by=best_by)
   saved = hosts.from_first(lambda: manager.latest_step() or 0)
@@ -180,6 +182,15 @@ def _make_layout(run: ResolvedRun) -> partitioning.Layout:
     build.check_batch(phase.config, layout.mesh)
   say('devices', devices.describe_devices(layout.mesh))
   return layout
+
+
+def _choose_products(run: ResolvedRun, workdir: epath.Path, recorded: Recorded) -> ProductType:
+  """The dtype of matrix products, the same in all processes; a saved run keeps its own."""
+  platform = jax.devices()[0].platform
+  resumed = hosts.from_first(lambda: checkpoints.any_saved(workdir))
+  before = recorded.get('dtype') if resumed else None
+  chosen = hosts.from_first(lambda: choose_training_dtype(run.config.dtype, platform, before))
+  return ProductType(*chosen)
 
 
 #### Data ####
@@ -310,15 +321,9 @@ def _build(
   data: RunData,
   layout: partitioning.Layout,
   recorded: Recorded,
+  products: ProductType,
 ) -> RunSetup:
   """Builds the programs of all phases and prints what they consist of."""
-  platform = jax.devices()[0].platform
-  resumed = hosts.from_first(lambda: checkpoints.any_saved(workdir))
-  before = recorded.get('dtype') if resumed else None
-  products = ProductType(
-    *hosts.from_first(lambda: choose_training_dtype(run.config.dtype, platform, before))
-  )
-  run = run.with_dtype(products.dtype)
   config = run.config
   with console.phase('building', 'the model and the optimizer'):
     programs = tuple(build.program(config, phase, data.tokenizer, layout) for phase in run.phases)
@@ -331,6 +336,7 @@ def _build(
   say('parameters', f'{quantity(sum(parameters.values()))}: {parts}')
   for text in partitioning.sharding_table(p.shapes.params, p.shardings.params, layout):
     say('', text)
+  platform = jax.devices()[0].platform
   kernel, reason = attention_kernel(config.model, config.sequence_length, config.dtype, platform)
   one_sided = p.model.two_tower and kernel != 'xla'
   more = "; xla in the generator's towers, which see one side" if one_sided else ''

@@ -25,7 +25,7 @@ class ProductType(NamedTuple):
 
 
 def compute_dtype(name: str, platform: str) -> jnp.dtype:
-  """What config.dtype means outside of pretraining: 'auto' is float32 on CPU, bfloat16 elsewhere.
+  """The type that `choose_dtype` chooses: for 'auto' float32 on CPU, bfloat16 elsewhere.
 
   Args:
     name: config.dtype.

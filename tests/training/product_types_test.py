@@ -6,8 +6,11 @@ import shutil
 import micro_run
 import numpy as np
 import pytest
+from conftest import micro_config
 
 from electra_jax.errors import UserError
+from electra_jax.pretrain import run_start
+from electra_jax.pretrain.train import train
 from electra_jax.training import product_types
 from electra_jax.training.product_types import (
   ON_CPUS,
@@ -69,6 +72,13 @@ def test_an_environment_variable_replaces_the_processor(processor, monkeypatch):
   monkeypatch.setenv(ON_CPUS, 'float16')
   with pytest.raises(UserError, match="is 'float16'; expected float32 or bfloat16."):
     choose_training_dtype('auto', 'cpu')
+
+
+def test_a_wrong_value_of_the_variable_is_reported_before_data_is_prepared(monkeypatch, tmp_path):
+  monkeypatch.setenv(ON_CPUS, 'float16')
+  monkeypatch.setattr(run_start, 'prepare_data', lambda *_: pytest.fail('data was prepared'))
+  with pytest.raises(UserError, match="is 'float16'"):
+    train(micro_config(), tmp_path)
 
 
 @pytest.mark.parametrize('choose', [choose_dtype, choose_training_dtype])
